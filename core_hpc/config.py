@@ -14,8 +14,10 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
+from core_hpc.paths import TEAM
+
 NAME_PATTERN = r"^[a-z0-9][a-z0-9_-]{0,62}$"
-OPERATIONAL = {"operational": True}
+OPERATIONAL: dict[str, Any] = {"operational": True}
 
 PositiveInt = Annotated[int, Field(gt=0)]
 Weight = Annotated[float, Field(ge=0, le=100)]
@@ -54,8 +56,9 @@ class ModelSection(Section):
     trust_remote_code: bool = Field(False, description="run Python code that comes with the model")
     allow_pickle: bool = Field(False, description="load pickled weights (.bin); they can run code")
     engine: Literal["vllm", "transformers", "fake"] = Field("vllm", description="generation engine; fake is for tests of this software")
-    dtype: Literal["auto", "float32", "bfloat16"] = Field("auto", description="precision of the frozen base weights; auto: bfloat16 on GPU, float32 on CPU")
+    dtype: Literal["auto", "float32", "bfloat16"] = Field("auto", description="of the base weights; auto: bfloat16 on GPU, else float32")
     prompt_style: Literal["auto", "chat", "plain"] = Field("auto", description="auto: the model's own chat template where it has one")
+    stop_strings: list[str] | None = Field(None, description="generation ends there; default: none for chat, a new question for plain")
     max_context_tokens: int | None = Field(None, ge=16, description="prompt + hint + new tokens; default: what the run needs")
     lora: LoraSection = LoraSection()
 
@@ -88,6 +91,10 @@ class ProblemsSection(Section):
     train: ProblemSource
     evaluation: ProblemSource
     num_examples: int = Field(0, ge=0, le=16, description="worked examples shown in every prompt; they come from neither split")
+    instruction: str = Field(
+        "Solve the problem step by step. End with a line that has '#### ' and the final number only.",
+        description="said after each question (and hint); may be empty when the examples show the form",
+    )
 
 
 class SamplingSection(Section):
@@ -105,12 +112,11 @@ class ProtocolSection(Section):
     problems_per_part: PositiveInt = Field(256, description="problems of one generation task; changes the last digits of engines")
     cold_samples: PositiveInt = Field(2, description="K")
     rescue_samples: int = Field(1, ge=0, description="K'; 0 switches the rescue phase off")
-    scope: Literal["failed", "all"] = Field("failed", description="who samples again: models without a correct cold completion, or every model")
+    scope: Literal["failed", "all"] = Field("failed", description="who samples again: models with no correct cold completion, or all")
     hint_probability: float = Field(0.75, ge=0, le=1)
     hint_tokens: PositiveInt = Field(1536, description="a hint is cut to so many of the student's tokens")
     teacher_score: Literal["total", "exploit"] = "total"
     sampling: SamplingSection = SamplingSection()
-    stop_strings: list[str] = Field([], description="generation ends after any of these")
 
 
 class ExploitSection(Section):
@@ -139,7 +145,7 @@ class CrossSection(Section):
 class DistanceSection(Section):
     """Distance of two completions (Eq. 13)."""
 
-    embedder: str = Field("pypi:all-minilm-l6-v2", description="sentence-transformers folder, hub name, pypi:all-minilm-l6-v2, or fake:hashing for tests")
+    embedder: str = Field("pypi:all-minilm-l6-v2", description="folder, hub name, pypi:all-minilm-l6-v2, or fake:hashing (for tests)")
     embedding_weight: float = Field(0.6, ge=0, le=1, description="the rest is the weight of the operation signatures")
 
 
@@ -226,6 +232,8 @@ class RunConfig(Section):
         twice = sorted({n for n in names if names.count(n) > 1})
         if twice:
             raise ValueError(f"two models are called {', '.join(twice)}; give each model its own name")
+        if TEAM in names:
+            raise ValueError(f"no model may be called `{TEAM}`: in files and tables `{TEAM}` stands for all models together")
         return team
 
     @model_validator(mode="after")

@@ -131,6 +131,8 @@ SCORES = Table(
     frozenset({"cold_failed", "teacher_model"}),
 )
 
+REWARD_PARTS = ("exploit", "explore", "rescue", "trace_accuracy", "cross")
+
 STEPS = Table(
     "steps",
     {

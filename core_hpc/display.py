@@ -1,0 +1,163 @@
+"""What the launcher shows while it works: a live panel on a terminal, plain lines elsewhere.
+
+In: events of the scheduler. Out: text. It estimates the time left from the tasks that this start has seen end; it
+keeps no state that matters.
+"""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+
+from rich.console import Console, Group
+from rich.live import Live
+from rich.markup import escape
+from rich.progress_bar import ProgressBar
+from rich.table import Table
+from rich.text import Text
+
+from core_hpc.executors import Event, TaskRef
+from core_hpc.paths import TEAM, TaskKey
+from core_hpc.schedule import RunProgress
+from core_hpc.schema import GENERATION_PHASES
+
+REFRESHES_PER_S = 4
+
+
+@dataclass
+class _Active:
+    """A task in flight, as shown."""
+
+    started: float
+    first_progress: float | None = None
+    done: int = 0
+    total: int = 0
+    tokens: int = 0
+
+
+def duration(seconds: float) -> str:
+    """Human form of a time span.
+
+    >>> duration(42), duration(125), duration(7300)
+    ('42 s', '2 min 05 s', '2 h 01 min')
+    """
+    whole = round(seconds)
+    if whole < 60:
+        return f"{whole} s"
+    if whole < 3600:
+        return f"{whole // 60} min {whole % 60:02d} s"
+    return f"{whole // 3600} h {whole % 3600 // 60:02d} min"
+
+
+class Display:
+    """Listener that shows progress."""
+
+    def __init__(self, console: Console, sweep_name: str, runs: list[RunProgress]) -> None:
+        self._console = console
+        self._sweep_name = sweep_name
+        self._runs = runs
+        self._active: dict[TaskRef, _Active] = {}
+        self._spent: dict[tuple[str, str], list[float]] = {}
+        self._started = time.monotonic()
+        self._live = Live(console=console, refresh_per_second=REFRESHES_PER_S, get_renderable=self._panel) if console.is_terminal else None
+
+    def __enter__(self) -> Display:
+        if self._live is not None:
+            self._live.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._live is not None:
+            self._live.stop()
+
+    def on_poll(self) -> None:
+        """The live panel refreshes itself."""
+
+    def on_event(self, progress: RunProgress, event: Event) -> None:
+        task = event.task
+        if event.kind == "started":
+            self._active[task] = _Active(time.monotonic())
+        elif event.kind == "progress" and task in self._active:
+            self._progress(self._active[task], event)
+        elif event.kind == "done":
+            self._done(progress, task, event)
+        elif event.kind == "failed":
+            self._active.pop(task, None)
+            again = "stopping this run" if progress.stopped else "trying again"
+            self._console.print(f"[red]failed[/red] {task.key}: {escape(event.fields['message'])} ({again}; log: {event.fields['log']})")
+
+    def _progress(self, active: _Active, event: Event) -> None:
+        if active.first_progress is None:
+            active.first_progress = time.monotonic()
+        active.done, active.total, active.tokens = (event.fields[k] for k in ("done", "total", "tokens"))
+
+    def _done(self, progress: RunProgress, task: TaskRef, event: Event) -> None:
+        active = self._active.pop(task, None)
+        seconds = time.monotonic() - active.started if active else 0.0
+        self._spent.setdefault((task.key.phase, task.key.model), []).append(seconds)
+        what = f"{task.key.phase} {self._where(progress, task.key)}"
+        detail = describe_stats(task.key, event.fields)
+        done = len(progress.published & set(progress.graph.tasks()))
+        left = "" if progress.finished else f", about {duration(self._time_left())} left"
+        self._console.print(
+            f"[{done}/{len(progress.graph.tasks())}] {what}: {duration(seconds)}{detail}{left}", highlight=False, markup=False
+        )
+
+    def _where(self, progress: RunProgress, key: TaskKey) -> str:
+        part = f" part {key.part + 1}" if key.part or progress.graph.num_parts > 1 else ""
+        run = f"{progress.run.run_id} " if len(self._runs) > 1 else ""
+        model = "" if key.model == TEAM else f" {key.model}"
+        return f"{run}iteration {key.iteration}/{progress.graph.iterations}{model}{part}"
+
+    def _time_left(self) -> float:
+        """Work left by the mean time of finished tasks of the same phase and model, divided by the mean concurrency."""
+        known = {k: sum(v) / len(v) for k, v in self._spent.items()}
+        if not known:
+            return 0.0
+        fallback = sum(known.values()) / len(known)
+        open_tasks = [key for p in self._runs if p.open for key in p.graph.tasks() if key not in p.published]
+        work = sum(known.get((key.phase, key.model), fallback) for key in open_tasks)
+        spent = sum(sum(v) for v in self._spent.values())
+        concurrency = max(1.0, spent / max(time.monotonic() - self._started, 1e-9))
+        return work / concurrency
+
+    def _panel(self) -> Group:
+        head = Table.grid(padding=(0, 2))
+        for progress in self._runs:
+            tasks = progress.graph.tasks()
+            done = len(progress.published & set(tasks))
+            current = min((k.iteration for k in tasks if k not in progress.published), default=progress.graph.iterations)
+            state = "stopped" if progress.stopped else f"iteration {current}/{progress.graph.iterations}"
+            head.add_row(progress.run.run_id, state, ProgressBar(total=len(tasks), completed=done, width=30), f"{done}/{len(tasks)} tasks")
+        left = self._time_left()
+        title = Text(f"sweep {self._sweep_name}   {duration(time.monotonic() - self._started)}", style="bold")
+        title.append(f"   about {duration(left)} left" if left else "   estimating", style="dim")
+        return Group(title, head, self._active_table())
+
+    def _active_table(self) -> Table:
+        table = Table.grid(padding=(0, 2))
+        for task, active in sorted(self._active.items(), key=lambda item: item[1].started):
+            elapsed = time.monotonic() - (active.first_progress or active.started)
+            unit = "completions/s" if task.key.phase in GENERATION_PHASES else "steps/s" if task.key.phase == "update" else "problems/s"
+            speed = f"{active.done / elapsed:.1f} {unit}" if active.done and elapsed > 0 else "starting"
+            tokens = f"{active.tokens / elapsed:.0f} tokens/s" if active.tokens and elapsed > 0 else ""
+            bar = ProgressBar(total=max(active.total, 1), completed=active.done, width=30)
+            table.add_row(f"  {task.key.phase}", task.key.model, bar, f"{active.done}/{active.total or '?'}", speed, tokens)
+        return table
+
+
+def describe_stats(key: TaskKey, stats: dict[str, object]) -> str:
+    """One clause about a finished task, from its manifest's statistics."""
+    seconds = stats.get("seconds")
+    if key.phase in GENERATION_PHASES and isinstance(seconds, dict) and seconds.get("generate"):
+        completions, tokens = stats["num_completions"], stats["num_completion_tokens"]
+        assert isinstance(completions, int)
+        assert isinstance(tokens, int)
+        return f", {completions} completions ({completions / seconds['generate']:.1f}/s, {tokens / seconds['generate']:.0f} tokens/s)"
+    if key.phase == "hint":
+        return f", {stats['num_rescues']} rescues for {stats['num_cases']} cases"
+    if key.phase == "update" and isinstance(seconds, dict):
+        tokens = stats["num_tokens"]
+        assert isinstance(tokens, int)
+        return f", {stats['num_completions']} completions ({tokens / seconds['update']:.0f} tokens/s)"
+    return ""

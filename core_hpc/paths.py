@@ -1,0 +1,110 @@
+"""Every file name of a sweep, in one place; and the key of a task, which its file names are made of.
+
+    OUTPUT/SWEEP/                      claim.json  sweep.yaml
+    OUTPUT/SWEEP/RUN_ID/               run.json (identity, never changed)  config.json (as of the last start)  horizon.json
+                       problems/       train, evaluation, examples: frozen
+                       cold/iteration=0001/MODEL-p000.UID.parquet + MODEL-p000.manifest.json      likewise rescue, evaluate
+                       hint/iteration=0001/team-p000...    score/iteration=0001/team-p000...
+                       update/iteration=0001/MODEL-p000.UID/   adapter, optimizer, schedule, steps.parquet
+                       tensorboard/    logs/
+
+A file counts only when a manifest names it (store.py). This module does no I/O.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from core_hpc.schema import PHASES
+
+MANIFEST_SUFFIX = ".manifest.json"
+TEAM = "team"
+"""Stands for the model in the names of tasks which belong to the whole team."""
+
+
+@dataclass(frozen=True, order=True, slots=True)
+class TaskKey:
+    """Identity of one phase task within a run. `model` is TEAM for hint and score."""
+
+    iteration: int
+    phase: str
+    model: str
+    part: int = 0
+
+    def __str__(self) -> str:
+        return f"{self.phase}/{self.iteration:04d}/{self.model}/{self.part:03d}"
+
+    @classmethod
+    def parse(cls, text: str) -> TaskKey:
+        """Inverse of str().
+
+        >>> TaskKey.parse("cold/0001/smollm2/000")
+        TaskKey(iteration=1, phase='cold', model='smollm2', part=0)
+        """
+        phase, iteration, model, part = text.split("/")
+        if phase not in PHASES:
+            raise ValueError(f"unknown phase in task key {text!r}")
+        return cls(int(iteration), phase, model, int(part))
+
+
+@dataclass(frozen=True, slots=True)
+class RunPaths:
+    """File names of one run folder."""
+
+    root: Path
+
+    @property
+    def identity(self) -> Path:
+        return self.root / "run.json"
+
+    @property
+    def config(self) -> Path:
+        return self.root / "config.json"
+
+    @property
+    def horizon(self) -> Path:
+        return self.root / "horizon.json"
+
+    @property
+    def tensorboard(self) -> Path:
+        return self.root / "tensorboard"
+
+    @property
+    def logs(self) -> Path:
+        return self.root / "logs"
+
+    @property
+    def problems(self) -> Path:
+        return self.root / "problems"
+
+    def phase_folder(self, phase: str, iteration: int) -> Path:
+        return self.root / phase / f"iteration={iteration:04d}"
+
+    def task_folder(self, key: TaskKey) -> Path:
+        return self.phase_folder(key.phase, key.iteration)
+
+    def task_name(self, key: TaskKey) -> str:
+        """Stem of the task's published files within its folder."""
+        return f"{key.model}-p{key.part:03d}"
+
+    def task_manifest(self, key: TaskKey) -> Path:
+        return self.task_folder(key) / f"{self.task_name(key)}{MANIFEST_SUFFIX}"
+
+
+@dataclass(frozen=True, slots=True)
+class SweepPaths:
+    """File names of one sweep folder."""
+
+    root: Path
+
+    @property
+    def claim(self) -> Path:
+        return self.root / "claim.json"
+
+    @property
+    def source(self) -> Path:
+        return self.root / "sweep.yaml"
+
+    def run(self, run_id: str) -> RunPaths:
+        return RunPaths(self.root / run_id)

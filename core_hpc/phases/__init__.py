@@ -1,0 +1,30 @@
+"""The phases of an iteration as pure steps: read published inputs, compute, publish one result.
+
+`run_task` is all that an executor needs to know. A task may run twice at once without harm (store.py), knows
+nothing of Slurm or of the other tasks that run, and takes its warm engine or trainer from `Warm`.
+"""
+
+from __future__ import annotations
+
+from core_hpc import store
+from core_hpc.phases.context import TaskContext
+from core_hpc.schema import COLD, EVALUATE, HINT, RESCUE, SCORE, UPDATE
+
+__all__ = ["TaskContext", "run_task"]
+
+
+def run_task(context: TaskContext) -> None:
+    """Run one task and publish its result; returns at once when it is published already."""
+    from core_hpc.phases import generate, hint, score, update
+
+    steps = {
+        COLD: generate.run_cold,
+        HINT: hint.run,
+        RESCUE: generate.run_rescue,
+        SCORE: score.run,
+        UPDATE: update.run,
+        EVALUATE: generate.run_evaluate,
+    }
+    if not context.paths.task_manifest(context.key).exists():
+        store.make_folder(context.paths.task_folder(context.key))
+        steps[context.key.phase](context)

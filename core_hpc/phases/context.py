@@ -1,0 +1,187 @@
+"""What a phase task is given: its run and key, a way to report progress, and the warm parts of its process.
+
+`Warm` holds at most one engine, one trainer and one embedder: a worker serves one role (worker.py). Everything
+here is created on first use and thrown away when another task needs another one.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from functools import cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import psutil
+
+from core_hpc import store
+from core_hpc.config import ModelSection
+from core_hpc.engines import EngineSpec, create_engine
+from core_hpc.engines.base import AdapterRef, Engine
+from core_hpc.errors import StoreError
+from core_hpc.models import ResolvedModel, load_tokenizer, resolve_embedder, resolve_model
+from core_hpc.paths import RunPaths, TaskKey
+from core_hpc.prompts import PromptBuilder, stop_strings_of
+from core_hpc.protocol.embeddings import Embedder, create_embedder
+from core_hpc.runs import Run
+from core_hpc.schema import UPDATE
+
+if TYPE_CHECKING:
+    from core_hpc.training.trainer import Trainer
+
+Progress = Callable[[int, int, int], None]
+"""Called with (done, total, tokens so far)."""
+
+
+class Stopwatch:
+    """Seconds by name, for the statistics of a task."""
+
+    def __init__(self) -> None:
+        self.seconds: dict[str, float] = {}
+        self._last = time.perf_counter()
+
+    def lap(self, name: str) -> None:
+        """Add the time since the last lap to `name`."""
+        now = time.perf_counter()
+        self.seconds[name] = self.seconds.get(name, 0.0) + now - self._last
+        self._last = now
+
+
+@dataclass
+class Warm:
+    """The expensive things of a worker process, kept between its tasks."""
+
+    threads: int = 1
+    _engine: tuple[EngineSpec, Engine] | None = None
+    _trainer: tuple[Any, Trainer] | None = None
+    _embedder: tuple[str, Embedder] | None = None
+
+    def engine(self, spec: EngineSpec) -> Engine:
+        if self._engine is not None and self._engine[0] != spec:
+            self._engine[1].close()
+            self._engine = None
+        if self._engine is None:
+            self._engine = (spec, create_engine(spec))
+        return self._engine[1]
+
+    def trainer(self, identity: Any, make: Callable[[], Trainer]) -> Trainer:
+        if self._trainer is not None and self._trainer[0] != identity:
+            self._trainer[1].close()
+            self._trainer = None
+        if self._trainer is None:
+            self._trainer = (identity, make())
+        return self._trainer[1]
+
+    def embed(self, reference: str, texts: Sequence[str]) -> np.ndarray:
+        """Embeddings [n, d] of texts."""
+        if self._embedder is None or self._embedder[0] != reference:
+            self._embedder = (reference, create_embedder(resolve_embedder(reference)))
+        return self._embedder[1].embed(texts)
+
+
+@cache
+def _resolved(reference: str, revision: str | None, trust_remote_code: bool, allow_pickle: bool) -> ResolvedModel:
+    return resolve_model(reference, revision=revision, trust_remote_code=trust_remote_code, allow_pickle=allow_pickle)
+
+
+@cache
+def _tokenizer(folder: Path, trust_remote_code: bool) -> Any:
+    return load_tokenizer(folder, trust_remote_code=trust_remote_code)
+
+
+@dataclass
+class TaskContext:
+    """One task: its identity, its inputs and its surroundings."""
+
+    run: Run
+    key: TaskKey
+    warm: Warm
+    progress: Progress = lambda done, total, tokens: None
+    stopwatch: Stopwatch = field(default_factory=Stopwatch)
+
+    @property
+    def paths(self) -> RunPaths:
+        return self.run.paths
+
+    @property
+    def model(self) -> ModelSection:
+        return self.run.config.model(self.key.model)
+
+    def resolved(self, model: ModelSection) -> ResolvedModel:
+        """Weights and tokenizer of a team member on this machine; StoreError when they are not the run's."""
+        found = _resolved(model.model, model.revision, model.trust_remote_code, model.allow_pickle)
+        recorded = self.run.facts[model.name].fingerprint
+        if found.fingerprint != recorded:
+            raise StoreError(
+                f"{found.folder}: weights or tokenizer of {model.name} are not those that the run was started with "
+                f"(fingerprint {found.fingerprint[:12]}, recorded {recorded[:12]}); restore them or start another run"
+            )
+        return found
+
+    def tokenizer(self, model: ModelSection) -> Any:
+        return _tokenizer(self.resolved(model).folder, model.trust_remote_code)
+
+    def prompt_builder(self, model: ModelSection) -> PromptBuilder:
+        import json
+
+        examples = tuple(
+            (question, json.loads(metadata)["solution"])
+            for question, metadata in self.run.split("examples").select("question", "metadata").iter_rows()
+        )
+        style = self.run.facts[model.name].prompt_style
+        return PromptBuilder(self.tokenizer(model), style, self.run.config.problems.instruction, examples)
+
+    def stop_strings(self, model: ModelSection) -> tuple[str, ...]:
+        return stop_strings_of(self.run.facts[model.name].prompt_style, model.stop_strings)
+
+    def engine_spec(self) -> EngineSpec:
+        """Engine of the task's model, the same for every phase so that it stays warm."""
+        config, model = self.run.config, self.model
+        return EngineSpec(
+            kind=model.engine,
+            model_folder=self.resolved(model).folder,
+            dtype=model.dtype,
+            max_context_tokens=self.run.facts[model.name].context_tokens,
+            max_lora_rank=model.lora.rank,
+            trust_remote_code=model.trust_remote_code,
+            seed=config.seed,
+            kv_cache_gb=config.cluster.kv_cache_gb,
+            gpu_memory_share=config.cluster.gpu_memory_share,
+        )
+
+    def adapter_manifest(self, iteration: int) -> store.Manifest | None:
+        """Publication of the task's model after an iteration; None for the base weights. Checked completely."""
+        if iteration == 0:
+            return None
+        manifest = store.read_manifest(self.paths.task_manifest(TaskKey(iteration, UPDATE, self.key.model)))
+        store.check_files(manifest, checksum=True)
+        return manifest
+
+    def adapter(self, iteration: int) -> AdapterRef | None:
+        manifest = self.adapter_manifest(iteration)
+        if manifest is None:
+            return None
+        folder = manifest.file("adapter_model.safetensors").parent
+        return AdapterRef(folder, f"{self.run.run_id}-{folder.name}-{iteration:04d}")
+
+    def part(self, problem_rows: Sequence[int]) -> list[int]:
+        """The rows of this task's part."""
+        size = self.run.config.protocol.problems_per_part
+        return list(problem_rows[self.key.part * size : (self.key.part + 1) * size])
+
+    def stats(self, **more: Any) -> Callable[[], dict[str, Any]]:
+        """Statistics for the manifest, read when it is written."""
+
+        def read() -> dict[str, Any]:
+            self.stopwatch.lap("publish")
+            peak = psutil.Process().memory_info()
+            return {
+                "seconds": {k: round(v, 3) for k, v in self.stopwatch.seconds.items()},
+                "rss_gb": round(peak.rss / 2**30, 2),
+                "threads": self.warm.threads,
+                **more,
+            }
+
+        return read

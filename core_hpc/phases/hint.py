@@ -1,0 +1,77 @@
+"""The hint phase: who samples again, taught by whom, with which hint (METHOD 1.2 to 1.4).
+
+In: the cold rollouts of a part, of all models. Out: one shard of schema.HINTS, a row per (problem, student).
+It does not sample; the draws of `hint_probability` are made here so that the rescue phase has nothing to decide.
+"""
+
+from __future__ import annotations
+
+import polars as pl
+
+from core_hpc import shards
+from core_hpc.paths import TaskKey
+from core_hpc.phases.context import TaskContext
+from core_hpc.phases.score import score_rollouts
+from core_hpc.protocol.hints import make_hint
+from core_hpc.protocol.teacher import choose_teacher
+from core_hpc.schema import COLD, HINTS, ROLLOUTS
+from core_hpc.seeds import stable_uniform
+
+
+def run(context: TaskContext) -> None:
+    """Choose teachers and hints for one part and publish them."""
+    config, key = context.run.config, context.key
+    order = [m.name for m in config.team]
+    cold = shards.read_tasks(context.run.root, [TaskKey(key.iteration, COLD, m, key.part) for m in order], ROLLOUTS)
+    context.stopwatch.lap("read")
+    part = "reward" if config.protocol.teacher_score == "total" else "exploit"
+    cold = cold.with_columns(score_rollouts(context, cold)[part].alias("score"))
+    context.stopwatch.lap("score")
+    rows = []
+    for done, (_, group) in enumerate(cold.group_by("problem_id", maintain_order=True), start=1):
+        rows += [_hint_row(context, group, order, student) for student in order]
+        context.progress(done, cold["problem_id"].n_unique(), 0)
+    frame = pl.DataFrame(rows, schema=HINTS.schema)
+    context.stopwatch.lap("hint")
+    shards.publish_frame(
+        context.paths.task_folder(key), context.paths.task_name(key), frame, HINTS,
+        stats=context.stats(num_cases=frame.height, num_rescues=int((frame["reason"] == "rescue").sum())),
+    )
+
+
+def _hint_row(context: TaskContext, group: pl.DataFrame, order: list[str], student: str) -> dict[str, object]:
+    """What one student gets for one problem. `group`: the problem's cold completions with their scores."""
+    protocol = context.run.config.protocol
+    own = group.filter(pl.col("model") == student)
+    cold_failed = not own["correct"].any()
+    row: dict[str, object] = {
+        "run_id": context.run.run_id, "iteration": context.key.iteration, "model": student,
+        "problem_id": group["problem_id"][0], "cold_failed": cold_failed,
+        "teacher_model": None, "teacher_sample_index": None, "hint": None, "num_hint_tokens": 0, "hint_draws": [],
+    }
+    if protocol.scope == "failed" and not cold_failed:
+        return {**row, "reason": "solved"}
+    index = choose_teacher(
+        model_order=order, models=group["model"].to_list(), sample_indices=group["sample_index"].to_list(),
+        correct=group["correct"].to_list(), scores=group["score"].to_list(), student=student,
+    )
+    if index is None:
+        return {**row, "reason": "no_teacher"}
+    teacher = group.row(index, named=True)
+    row |= {"teacher_model": teacher["model"], "teacher_sample_index": teacher["sample_index"]}
+    tokenizer = context.tokenizer(context.run.config.model(student))
+    hint = make_hint(
+        teacher["text"], teacher["gold"], "number",
+        tokenize=lambda text: tokenizer(text, add_special_tokens=False)["input_ids"],
+        detokenize=lambda ids: tokenizer.decode(ids, skip_special_tokens=True),
+        max_tokens=protocol.hint_tokens,
+    )
+    if hint is None:
+        return {**row, "reason": "no_hint"}
+    draws = [
+        stable_uniform(context.run.config.seed, "hint", context.key.iteration, student, teacher["problem_id"], k)
+        < protocol.hint_probability
+        for k in range(protocol.rescue_samples)
+    ]
+    num_tokens = len(tokenizer(hint, add_special_tokens=False)["input_ids"])
+    return {**row, "hint": hint, "num_hint_tokens": num_tokens, "reason": "rescue", "hint_draws": draws}

@@ -1,0 +1,112 @@
+"""The update phase: one model learns from its own completions of the iteration (METHOD section 5).
+
+In: scores of all parts, the model's cold and rescue rollouts, its previous adapter. Out: a published folder with an
+ordinary PEFT adapter, the optimizer state and one row of schema.STEPS per optimizer step. The mathematics is
+training/'s. With several ranks every rank runs this; rank 0 publishes.
+"""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from pathlib import Path
+
+import polars as pl
+
+from core_hpc import shards, store
+from core_hpc.errors import StoreError
+from core_hpc.paths import TEAM, TaskKey
+from core_hpc.phases.context import TaskContext
+from core_hpc.schema import COLD, RESCUE, ROLLOUTS, ROW_KEY, SCORE, SCORES, STEPS, UPDATE
+from core_hpc.seeds import stable_seed
+from core_hpc.state import horizon_at, steps_per_iteration
+from core_hpc.training.batching import Row
+from core_hpc.training.trainer import Trainer, UpdateResult, UpdateTask
+
+ROLLOUT_COLUMNS = (*ROW_KEY, "prompt_token_ids", "completion_token_ids", "logprobs")
+
+
+def run(context: TaskContext) -> None:
+    """Update one model and publish the result."""
+    rows = training_rows(context)
+    context.stopwatch.lap("read")
+    trainer = _trainer(context)
+    context.stopwatch.lap("load")
+    if int(os.environ.get("RANK", "0")) != 0:
+        with tempfile.TemporaryDirectory() as unused:
+            trainer.update(_task(context, rows, Path(unused)))
+        return
+    key = context.key
+    result: list[UpdateResult] = []
+
+    def fill(folder: Path) -> dict[str, tuple[int, str]]:
+        result.append(trainer.update(_task(context, rows, folder)))
+        context.stopwatch.lap("update")
+        identity = {"run_id": pl.lit(context.run.run_id), "iteration": pl.lit(key.iteration, pl.Int32), "model": pl.lit(key.model)}
+        frame = result[0].steps.with_columns(**identity).select(list(STEPS.schema))
+        return {"steps.parquet": shards.write_frame(folder / "steps.parquet", frame, STEPS)}
+
+    def stats() -> dict[str, object]:
+        timings = vars(result[0].timings)
+        return context.stats(num_completions=len(rows), num_ranks=result[0].num_ranks, **timings)()
+
+    store.publish(context.paths.task_folder(key), context.paths.task_name(key), fill, as_folder=True, stats=stats)
+
+
+def training_rows(context: TaskContext) -> list[Row]:
+    """The model's completions of the iteration with advantage and weight, in a fixed order."""
+    run, key = context.run, context.key
+    graph = run.graph()
+    parts = range(graph.num_parts)
+    phases = (COLD, RESCUE) if graph.has_rescue else (COLD,)
+    own = [TaskKey(key.iteration, phase, key.model, p) for p in parts for phase in phases]
+    rollouts = shards.read_tasks(run.root, own, ROLLOUTS, columns=ROLLOUT_COLUMNS)
+    scores = shards.read_tasks(run.root, [TaskKey(key.iteration, SCORE, TEAM, p) for p in parts], SCORES)
+    advantages = scores.filter(pl.col("model") == key.model).select(*ROW_KEY, "advantage")
+    joined = rollouts.join(advantages, on=ROW_KEY, how="left", maintain_order="left")
+    if joined.height != advantages.height or joined["advantage"].null_count():
+        raise StoreError(
+            f"{key}: {rollouts.height} rollouts but {advantages.height} scores of {key.model}; "
+            f"remove the score manifests of iteration {key.iteration} in {run.root} and start again"
+        )
+    weights = {COLD: 1.0, RESCUE: run.config.update.rescue_weight}
+    return [
+        Row(
+            key=(r["problem_id"], r["phase"], r["sample_index"]), problem_id=r["problem_id"],
+            prompt_token_ids=r["prompt_token_ids"], completion_token_ids=r["completion_token_ids"],
+            behaviour_logprobs=r["logprobs"], advantage=r["advantage"], weight=weights[r["phase"]],
+        )
+        for r in joined.sort("problem_id", "phase", "sample_index").iter_rows(named=True)
+    ]
+
+
+def _trainer(context: TaskContext) -> Trainer:
+    model = context.model
+    folder = context.resolved(model).folder
+    checkpointing = context.run.config.update.gradient_checkpointing
+    identity = (folder, model.lora, model.dtype, checkpointing)
+    return context.warm.trainer(
+        identity,
+        lambda: Trainer(
+            folder, model.lora, model_name=model.model, dtype=model.dtype, gradient_checkpointing=checkpointing,
+            trust_remote_code=model.trust_remote_code, allow_pickle=model.allow_pickle,
+        ),
+    )
+
+
+def _task(context: TaskContext, rows: list[Row], out_folder: Path) -> UpdateTask:
+    run, key = context.run, context.key
+    previous = context.adapter_manifest(key.iteration - 1)
+    horizon = horizon_at(run.horizons(), key.iteration)
+    tokens = sum(len(r.completion_token_ids) for r in rows)
+    return UpdateTask(
+        rows=rows,
+        settings=run.config.update,
+        temperature=run.config.protocol.sampling.temperature,
+        total_steps=horizon * steps_per_iteration(run.config),
+        shuffle_seed=stable_seed(run.config.seed, UPDATE, "shuffle", key.iteration),
+        lora_seed=stable_seed(run.config.seed, UPDATE, "lora", key.model),
+        previous=previous.file("adapter_model.safetensors").parent if previous else None,
+        out_folder=out_folder,
+        on_progress=lambda done, total: context.progress(done, total, tokens * done // total),
+    )

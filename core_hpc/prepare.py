@@ -1,0 +1,90 @@
+"""Preparation of runs in a process of its own: find the models, check them against the configuration, measure prompts.
+
+In (standard input): {"configs": [...]}. Out (the file named on the command line): {"facts": [{model: facts}]} or
+{"error": text}. It loads transformers and torch, which the launcher must not; it creates nothing in run folders.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from core_hpc.config import ModelSection, RunConfig
+from core_hpc.errors import CoreHpcError, InputError
+from core_hpc.models import ResolvedModel, adapter_targets, load_tokenizer, resolve_embedder, resolve_model
+from core_hpc.problems import Splits, make_splits
+from core_hpc.prompts import PromptBuilder
+from core_hpc.runs import ModelFacts
+
+HINT_MARGIN_TOKENS = 4  # tokens at the seams of question, hint and instruction may merge differently
+
+
+def prepare(config: RunConfig) -> dict[str, ModelFacts]:
+    """Facts about every model of a run; InputError lists everything that does not fit."""
+    splits = make_splits(config.problems)
+    resolve_embedder(config.reward.distance.embedder)
+    facts, mistakes = {}, []
+    for index, model in enumerate(config.team):
+        try:
+            facts[model.name] = _model_facts(config, model, splits)
+        except InputError as e:
+            mistakes.append(f"team.{index} ({model.name}): {e}")
+    if mistakes:
+        raise InputError("\n".join(mistakes))
+    return facts
+
+
+def _model_facts(config: RunConfig, model: ModelSection, splits: Splits) -> ModelFacts:
+    resolved = resolve_model(
+        model.model, revision=model.revision, trust_remote_code=model.trust_remote_code, allow_pickle=model.allow_pickle
+    )
+    if model.prompt_style == "chat" and not resolved.has_chat_template:
+        raise InputError("prompt_style is chat, but its tokenizer has no chat template; write prompt_style: plain")
+    missing = adapter_targets(resolved.folder, model.lora.targets, trust_remote_code=model.trust_remote_code)
+    if missing:
+        raise InputError(f"lora.targets: {', '.join(missing)} not found among the linear layers of {model.model}")
+    style = model.prompt_style
+    if style == "auto":
+        style = "chat" if resolved.has_chat_template else "plain"
+    return ModelFacts(resolved.fingerprint, _context_tokens(config, model, resolved, style, splits), style)
+
+
+def _context_tokens(config: RunConfig, model: ModelSection, resolved: ResolvedModel, style: str, splits: Splits) -> int:
+    """Tokens that the longest prompt, a full hint and the new tokens need; InputError when the model has fewer."""
+    examples = tuple((q, json.loads(m)["solution"]) for q, m in splits.examples.select("question", "metadata").iter_rows())
+    tokenizer = load_tokenizer(resolved.folder, trust_remote_code=model.trust_remote_code)
+    builder = PromptBuilder(tokenizer, style, config.problems.instruction, examples)
+    protocol = config.protocol
+    hint = protocol.hint_tokens + HINT_MARGIN_TOKENS if protocol.rescue_samples else 0
+    longest_train = max(len(builder.build(q, "" if hint else None)) for q in splits.train["question"])
+    longest_evaluation = max(len(builder.build(q)) for q in splits.evaluation["question"])
+    needed = max(
+        longest_train + hint + protocol.sampling.max_new_tokens, longest_evaluation + config.evaluation.sampling.max_new_tokens
+    )
+    limit = min(model.max_context_tokens or resolved.max_context_tokens, resolved.max_context_tokens)
+    if needed > limit:
+        raise InputError(
+            f"needs {needed} tokens of context (longest prompt {longest_train} + hint {hint} + new {protocol.sampling.max_new_tokens}; "
+            f"evaluation {longest_evaluation} + {config.evaluation.sampling.max_new_tokens}), it has {limit}; "
+            "lower max_new_tokens or protocol.hint_tokens"
+        )
+    return model.max_context_tokens or needed
+
+
+def main(arguments: list[str]) -> int:
+    """Read configurations from standard input and write the facts as JSON to the named file."""
+    answer: dict[str, Any]
+    try:
+        configs = [RunConfig.model_validate(c) for c in json.load(sys.stdin)["configs"]]
+        answer = {"facts": [{name: asdict(f) for name, f in prepare(c).items()} for c in configs]}
+    except CoreHpcError as e:
+        answer = {"error": str(e)}
+    Path(arguments[0]).write_text(json.dumps(answer), encoding="utf-8")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

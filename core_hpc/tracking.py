@@ -1,0 +1,177 @@
+"""TensorBoard: one writer per run, fed from what is published.
+
+A start removes this writer's earlier event files and writes all published points again, so that a killed and
+continued run has each point once. In: manifests, scores, steps and evaluation rollouts. Tags are
+`group/part/model`; `team` stands for all models together. Nothing here is read back by the toolkit.
+"""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+import polars as pl
+
+from core_hpc import shards, store
+from core_hpc.config import flatten, scientific_fields
+from core_hpc.executors import Event
+from core_hpc.paths import TEAM, TaskKey
+from core_hpc.runs import Run
+from core_hpc.schedule import RunProgress
+from core_hpc.schema import COLD, EVALUATE, GENERATION_PHASES, RESCUE, REWARD_PARTS, ROLLOUTS, SCORE, SCORES, STEPS, UPDATE
+
+STEP_TAGS = {
+    "loss": "loss/total", "policy_loss": "loss/policy", "kl": "loss/kl", "clip_share": "loss/clip_share", "grad_norm": "loss/grad_norm",
+    "learning_rate": "loss/learning_rate", "entropy": "policy/entropy", "mismatch_mean": "mismatch/mean", "mismatch_max": "mismatch/max",
+    "importance_mean": "mismatch/importance", "ratio_max": "policy/ratio_max",
+}
+
+
+class RunTracker:
+    """Writes the event file of one run."""
+
+    def __init__(self, run: Run) -> None:
+        from tensorboard.summary.writer.event_file_writer import EventFileWriter
+
+        self._run = run
+        for old in run.paths.tensorboard.glob("events.out.tfevents.*"):
+            old.unlink()
+        self._writer = EventFileWriter(str(run.paths.tensorboard), flush_secs=5)
+        self._final: dict[str, float] = {}
+        self._write_hyperparameters()
+
+    def task_published(self, key: TaskKey, published: set[TaskKey]) -> None:
+        """Write the points that this task completes."""
+        manifest = store.read_manifest(self._run.paths.task_manifest(key))
+        time_s = manifest.writer["time"]
+        self._write_speed(key, manifest)
+        if key.phase == SCORE and self._complete(key, published):
+            self._write_scores(key, time_s)
+        elif key.phase == UPDATE:
+            self._write_steps(key, manifest, time_s)
+        elif key.phase == EVALUATE and self._complete(key, published):
+            self._write_evaluation(key.iteration, time_s)
+        self._writer.flush()
+
+    def close(self, *, finished: bool) -> None:
+        """End the hyper-parameter session and close the file."""
+        from tensorboard.compat.proto.summary_pb2 import Summary
+        from tensorboard.plugins.hparams import api_pb2, metadata, plugin_data_pb2
+
+        for tag, value in self._final.items():
+            self._scalar(f"final/{tag}", value, 0, None)
+        status = api_pb2.STATUS_SUCCESS if finished else api_pb2.STATUS_RUNNING
+        ended = plugin_data_pb2.HParamsPluginData(session_end_info=plugin_data_pb2.SessionEndInfo(status=status, end_time_secs=time.time()))
+        about = metadata.create_summary_metadata(ended)
+        self._emit(Summary(value=[Summary.Value(tag=metadata.SESSION_END_INFO_TAG, metadata=about)]), 0, None)
+        self._writer.close()
+
+    # --- points -----------------------------------------------------------------------------------------------------
+
+    def _complete(self, key: TaskKey, published: set[TaskKey]) -> bool:
+        alike = {k for k in self._run.graph().tasks() if (k.phase, k.iteration) == (key.phase, key.iteration)}
+        return alike <= published
+
+    def _write_speed(self, key: TaskKey, manifest: store.Manifest) -> None:
+        stats, time_s = manifest.stats, manifest.writer["time"]
+        where = f"{key.model}/part{key.part}" if key.part else key.model
+        for name, seconds in stats.get("seconds", {}).items():
+            self._scalar(f"seconds_{key.phase}/{name}/{where}", seconds, key.iteration, time_s)
+        if key.phase in GENERATION_PHASES and stats.get("num_completion_tokens"):
+            speed = stats["num_completion_tokens"] / max(stats["seconds"]["generate"], 1e-9)
+            self._scalar(f"speed/{key.phase}_tokens_per_s/{where}", speed, key.iteration, time_s)
+        if key.phase == UPDATE:
+            speed = stats["num_tokens"] / max(stats["seconds"]["update"], 1e-9)
+            self._scalar(f"speed/update_tokens_per_s/{where}", speed, key.iteration, time_s)
+
+    def _write_scores(self, key: TaskKey, time_s: float) -> None:
+        keys = [k for k in self._run.graph().tasks() if (k.phase, k.iteration) == (SCORE, key.iteration)]
+        scores = shards.read_tasks(self._run.root, keys, SCORES)
+        for model in (*scores["model"].unique(maintain_order=True), TEAM):
+            rows = scores if model == TEAM else scores.filter(pl.col("model") == model)
+            for tag, value in score_points(rows).items():
+                self._scalar(f"{tag}/{model}", value, key.iteration, time_s)
+
+    def _write_steps(self, key: TaskKey, manifest: store.Manifest, time_s: float) -> None:
+        for row in shards.read_manifest_table(manifest, STEPS).iter_rows(named=True):
+            for column, tag in STEP_TAGS.items():
+                self._scalar(f"{tag}/{key.model}", row[column], row["global_step"], time_s)
+
+    def _write_evaluation(self, iteration: int, time_s: float) -> None:
+        from analysis.counts import ROW_COLUMNS, count_rows
+        from analysis.passk import pass_at_k_table
+
+        keys = [k for k in self._run.graph().tasks() if (k.phase, k.iteration) == (EVALUATE, iteration)]
+        counts = count_rows(shards.read_tasks(self._run.root, keys, ROLLOUTS, columns=ROW_COLUMNS), source=str(self._run.root))
+        samples = self._run.config.evaluation.samples
+        ks = [k for k in (1, 2, 4, 8, 16) if k <= samples]
+        table = pass_at_k_table(counts, ks=ks, models=[m.name for m in self._run.config.team])
+        for row in table.filter(pl.col("estimate").is_not_null()).iter_rows(named=True):
+            tag = f"evaluation/{row['measure']}/{row['model']}" + (f"/k{row['k']}" if row["k"] is not None else "")
+            self._scalar(tag, row["estimate"], iteration, time_s)
+            self._final[f"{row['measure']}/{row['model']}" + (f"/k{row['k']}" if row["k"] is not None else "")] = row["estimate"]
+
+    # --- events -----------------------------------------------------------------------------------------------------
+
+    def _write_hyperparameters(self) -> None:
+        from tensorboard.plugins.hparams import summary_v2
+
+        fields = flatten(scientific_fields(self._run.config))
+        values = {k: v if isinstance(v, (bool, int, float, str)) else str(v) for k, v in fields.items()}
+        self._emit(summary_v2.hparams_pb(values, trial_id=self._run.run_id), 0, None)
+
+    def _scalar(self, tag: str, value: float | None, step: int, time_s: float | None) -> None:
+        from tensorboard.compat.proto.summary_pb2 import Summary
+
+        if value is not None:
+            self._emit(Summary(value=[Summary.Value(tag=tag, simple_value=float(value))]), step, time_s)
+
+    def _emit(self, summary: Any, step: int, time_s: float | None) -> None:
+        from tensorboard.compat.proto.event_pb2 import Event as TensorBoardEvent
+
+        self._writer.add_event(TensorBoardEvent(wall_time=time_s or time.time(), step=step, summary=summary))
+
+
+def score_points(rows: pl.DataFrame) -> dict[str, float | None]:
+    """Tags and values of one iteration's scores, of one model or of the team. None where there is nothing to average."""
+    cold, rescue = rows.filter(pl.col("phase") == COLD), rows.filter(pl.col("phase") == RESCUE)
+    hinted = rescue.filter(pl.col("hint_given") & pl.col("cold_failed"))
+    control = rescue.filter(~pl.col("hint_given") & pl.col("cold_failed"))
+    groups = rows.group_by("problem_id").agg(pl.col("zero_signal").first())
+    points = {f"reward/{part}": rows[part].mean() for part in (*REWARD_PARTS, "reward")}
+    points |= {
+        "correct/cold": cold["correct"].mean(),
+        "correct/rescue": rescue["correct"].mean(),
+        "rescue/per_attempt": hinted["correct"].mean(),
+        "rescue/control": control["correct"].mean(),
+        "rescue/num_attempts": float(hinted.height),
+        "advantage/zero_signal_share": groups["zero_signal"].mean(),
+        "advantage/mean": rows["advantage"].mean(),
+        "advantage/mean_abs": rows["advantage"].abs().mean(),
+        "length/mean": rows["num_completion_tokens"].mean(),
+        "length/max": rows["num_completion_tokens"].max(),
+        "length/truncated_share": rows["truncated"].mean(),
+        "explore/all_zero_share": rows.group_by("problem_id").agg((pl.col("explore") == 0).all())["explore"].mean(),
+    }
+    return points  # type: ignore[return-value]
+
+
+class Tracking:
+    """Listener that keeps a RunTracker for every run."""
+
+    def __init__(self, runs: list[RunProgress]) -> None:
+        self._trackers = {p.run.run_id: RunTracker(p.run) for p in runs}
+        for progress in runs:
+            for key in sorted(progress.published & set(progress.graph.tasks())):
+                self._trackers[progress.run.run_id].task_published(key, progress.published)
+
+    def on_event(self, progress: RunProgress, event: Event) -> None:
+        if event.kind == "done":
+            self._trackers[progress.run.run_id].task_published(event.task.key, progress.published)
+
+    def on_poll(self) -> None:
+        """Nothing to do between events."""
+
+    def close(self, runs: list[RunProgress]) -> None:
+        for progress in runs:
+            self._trackers[progress.run.run_id].close(finished=progress.finished)

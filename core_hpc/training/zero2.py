@@ -1,0 +1,135 @@
+"""DeepSpeed ZeRO-2 over the adapter's parameters: gradients in, one AdamW step out, the same on every rank.
+
+The engine sees the trainable parameters only, never the frozen base, so building it costs no broadcast of base
+weights, and it is rebuilt for every task: a warm process and a restarted one start alike. Losses are local sums over
+a global normaliser, hence gradients are summed over ranks, not averaged. This module knows no model and no loss.
+"""
+
+from __future__ import annotations
+
+import gc
+import os
+from collections.abc import Iterable
+from typing import Any
+
+import deepspeed
+import torch
+import torch.distributed as dist
+from deepspeed.utils import safe_get_full_fp32_param, safe_get_full_optimizer_state, safe_set_full_optimizer_state
+from torch import Tensor, nn
+
+from core_hpc.config import UpdateSection
+from core_hpc.errors import InputError
+from core_hpc.training.state_io import PARTS, TrainingState
+
+RANK_VARIABLES = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
+
+
+def start_process_group() -> torch.device:
+    """Join the process group named by the environment: NCCL on a GPU, gloo on a CPU. Returns this rank's device."""
+    missing = [name for name in RANK_VARIABLES if name not in os.environ]
+    if missing:
+        raise InputError(f"update: environment variables {', '.join(missing)} are not set; start ranks through core_hpc.launch")
+    cuda = torch.cuda.is_available()
+    device = torch.device("cuda", int(os.environ["LOCAL_RANK"])) if cuda else torch.device("cpu")
+    if cuda:
+        torch.cuda.set_device(device)
+    else:
+        # Else DeepSpeed compiles a C++ communication library for a minute at the first start.
+        deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+    deepspeed.init_distributed(dist_backend="nccl" if cuda else "gloo", auto_mpi_discovery=False, verbose=False)
+    return device
+
+
+def engine_config(settings: UpdateSection) -> dict[str, Any]:
+    """DeepSpeed's configuration. Its micro-batch and accumulation counters stay at 1: batching is ours."""
+    return {
+        "train_micro_batch_size_per_gpu": 1,
+        "gradient_accumulation_steps": 1,
+        "gradient_clipping": settings.max_grad_norm,
+        "gradient_allreduce_op": "sum",
+        "zero_optimization": {"stage": 2, "overlap_comm": False, "contiguous_gradients": True, "reduce_scatter": True},
+        "zero_allow_untested_optimizer": True,
+        "steps_per_print": None,
+    }
+
+
+class Zero2:
+    """One optimizer over the ranks, for one task. All methods are collective."""
+
+    def __init__(self, parameters: dict[str, nn.Parameter], settings: UpdateSection, state: TrainingState | None = None) -> None:
+        """`parameters` already hold the weights to start from; `state` adds the moments of a previous task."""
+        self.parameters = parameters
+        # A torch optimizer: DeepSpeed's own Adams are compiled at first use, which takes minutes.
+        optimizer = torch.optim.AdamW(
+            parameters.values(), lr=settings.learning_rate, betas=settings.adam_betas, weight_decay=settings.weight_decay
+        )
+        self.engine, self.optimizer, _, _ = deepspeed.initialize(
+            model=nn.ParameterList(parameters.values()),
+            model_parameters=list(parameters.values()),
+            optimizer=optimizer,
+            config=engine_config(settings),
+        )
+        if state is not None:
+            self._load_moments(state)
+
+    def backward(self, losses: Iterable[Tensor]) -> None:
+        """Sum the gradients of this rank's losses (there may be none), then of all ranks."""
+        with self.engine.coalesce_grad_reduction():
+            for loss in losses:
+                self.engine.backward(loss, scale_wrt_gas=False)
+            # Every rank must bring a gradient of every parameter: a rank may have no loss at all, and a layer may have
+            # seen no token on this rank (an expert). Else the reductions of the ranks do not match, and gloo aborts.
+            nothing = torch.stack([(p * 0.0).sum() for p in self.parameters.values()]).sum()
+            self.engine.backward(nothing, scale_wrt_gas=False)
+
+    def apply(self, learning_rate: float) -> float | None:
+        """Clip and step; the global gradient norm before clipping, or None if it was not finite and nothing changed."""
+        for group in self.optimizer.param_groups:
+            group["lr"] = learning_rate
+        self.engine.step()
+        return float(self.engine.get_global_grad_norm()) if self.engine.was_step_applied() else None
+
+    def state(self, steps_done: int) -> TrainingState:
+        """Float32 weights and moments of every parameter, gathered on every rank."""
+        self.optimizer._lazy_init_hp_params_optimizer_state()
+        parts: dict[str, dict[str, Tensor]] = {part: {} for part in PARTS}
+        for name, parameter in self.parameters.items():
+            for part in PARTS:
+                full = safe_get_full_fp32_param(parameter) if part == "weight" else safe_get_full_optimizer_state(parameter, part)
+                parts[part][name] = full.detach().cpu().clone()
+        return TrainingState(parts, steps_done)
+
+    def close(self) -> None:
+        """Detach DeepSpeed's hooks and buffers from the parameters."""
+        self.engine.destroy()
+        del self.engine, self.optimizer
+        gc.collect()
+
+    def _load_moments(self, state: TrainingState) -> None:
+        """Fill the partitioned optimizer state; torch would otherwise create it, empty, at the first step."""
+        for partition in self.optimizer.single_partition_of_fp32_groups:
+            self.optimizer.optimizer.state[partition] = {
+                "step": torch.tensor(float(state.steps_done)),
+                "exp_avg": torch.zeros_like(partition),
+                "exp_avg_sq": torch.zeros_like(partition),
+            }
+        self.optimizer._lazy_init_hp_params_optimizer_state()
+        for name, parameter in self.parameters.items():
+            for part in ("exp_avg", "exp_avg_sq"):
+                safe_set_full_optimizer_state(parameter, state.parts[part][name].to(parameter.device), part)
+
+
+def reduce_metrics(sums: Tensor, maxima: Tensor) -> None:
+    """Make both vectors global over ranks, in place."""
+    dist.all_reduce(sums, op=dist.ReduceOp.SUM)
+    dist.all_reduce(maxima, op=dist.ReduceOp.MAX)
+
+
+def rank_and_size() -> tuple[int, int]:
+    return dist.get_rank(), dist.get_world_size()
+
+
+def stop_process_group() -> None:
+    if dist.is_initialized():
+        dist.destroy_process_group()

@@ -1,0 +1,77 @@
+"""Kill the launcher at every phase boundary and tasks inside their publishing; in the end nothing is lost or different.
+
+One run is driven through a chain of starts. In each start a task of one phase dies by SIGKILL at a fault point within
+its publishing, and the launcher dies by SIGKILL as soon as that phase has published. The last start is left alone.
+"""
+
+from pathlib import Path
+
+import pytest
+from harness import differences, launch, launch_and_kill, leftovers, the_run
+from tiny import tiny_sweep
+
+from core_hpc import shards, store
+from core_hpc.paths import RunPaths
+from core_hpc.schema import COLD, EVALUATE, HINT, PHASES, RESCUE, SCORE, UPDATE
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
+
+CHAIN = [
+    (EVALUATE, 0, "publish.before_manifest"),
+    (COLD, 1, "publish.data_in_place"),
+    (HINT, 1, "publish.started"),
+    (RESCUE, 1, "publish.before_manifest"),
+    (SCORE, 1, "publish.data_in_place"),
+    (UPDATE, 1, "publish.before_manifest"),
+    (COLD, 2, "publish.done"),
+    (UPDATE, 2, "publish.data_in_place"),
+]
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tiny_models: list[Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("undisturbed")
+    done = launch(tiny_sweep(folder / "tiny.yaml", tiny_models, folder / "out"))
+    assert done.returncode == 0, done.stdout + done.stderr
+    return the_run(folder / "out" / "tiny")
+
+
+def test_killed_at_every_phase_boundary_and_inside_publishing(undisturbed: Path, tiny_models: list[Path], tmp_path: Path) -> None:
+    sweep = tiny_sweep(tmp_path / "tiny.yaml", tiny_models, tmp_path / "out")
+    fired = []
+    for number, (phase, iteration, point) in enumerate(CHAIN):
+        marker = tmp_path / f"marker-{number}"
+        where = f"/{phase}/iteration={iteration:04d}/"
+
+        def phase_published(phase: str = phase, iteration: int = iteration, marker: Path = marker) -> bool:
+            folder = tmp_path / "out" / "tiny"
+            return marker.exists() and bool(list(folder.glob(f"*/{phase}/iteration={iteration:04d}/*.manifest.json")))
+
+        killed = launch_and_kill(sweep, phase_published, tmp_path / "log", env={"CORE_HPC_FAULT": f"{point}@{where}:{marker}"})
+        fired.append((phase, iteration, point, marker.exists(), killed))
+    assert all(task_died and launcher_died for *_, task_died, launcher_died in fired), fired
+    done = launch(sweep)
+    assert done.returncode == 0, done.stdout + done.stderr
+    run = the_run(tmp_path / "out" / "tiny")
+    assert differences(undisturbed, run) == []
+    assert leftovers(run, PHASES) == []
+    assert not (tmp_path / "out" / "tiny" / "claim.json").exists()
+
+
+def test_a_damaged_shard_is_set_aside_and_made_again(undisturbed: Path, tiny_models: list[Path], tmp_path: Path) -> None:
+    """Damage that keeps the size is found by the task that reads it; a missing file at the next start."""
+    sweep = tiny_sweep(tmp_path / "tiny.yaml", tiny_models, tmp_path / "out")
+    folder = tmp_path / "out" / "tiny"
+    assert launch_and_kill(sweep, lambda: len(list(folder.glob("*/cold/iteration=0001/*.manifest.json"))) == 4, tmp_path / "log")
+    run = the_run(folder)
+    keys = [k for k in shards.published_keys(run) if k.phase == COLD]
+    paths = [store.read_manifest(RunPaths(run).task_manifest(k)).file(".parquet") for k in keys[:2]]
+    content = bytearray(paths[0].read_bytes())
+    content[len(content) // 2] ^= 255
+    paths[0].write_bytes(bytes(content))
+    paths[1].unlink()
+    done = launch(sweep)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "damaged:" in done.stdout
+    assert "checksum differs" in done.stdout
+    assert differences(undisturbed, run) == []

@@ -1,0 +1,90 @@
+"""Start the launcher as a user would, kill it, and compare what two runs published."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import polars as pl
+
+from core_hpc import shards, store
+from core_hpc.paths import RunPaths
+from core_hpc.schema import HINTS, ROLLOUTS, SCORES, STEPS, UPDATE
+
+ROOT = Path(__file__).parents[1]
+
+
+def launch(sweep: Path, *arguments: str, env: dict[str, str] | None = None, timeout_s: float = 300) -> subprocess.CompletedProcess[str]:
+    """Run the launcher to its end."""
+    return subprocess.run(
+        [sys.executable, "-m", "core_hpc.launch", str(sweep), *arguments], cwd=ROOT, env={**os.environ, "COLUMNS": "200", **(env or {})},
+        capture_output=True, text=True, timeout=timeout_s, check=False,
+    )  # fmt: skip
+
+
+def launch_and_kill(sweep: Path, when: Callable[[], bool], log: Path, *, env: dict[str, str] | None = None, timeout_s: float = 120) -> bool:
+    """Start the launcher and SIGKILL it as soon as `when()`; False if it ended before by itself."""
+    with log.open("ab") as out:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "core_hpc.launch", str(sweep)], cwd=ROOT, env={**os.environ, **(env or {})}, stdout=out, stderr=out
+        )
+    deadline = time.monotonic() + timeout_s
+    try:
+        while process.poll() is None:
+            if when():
+                process.send_signal(signal.SIGKILL)
+                return True
+            assert time.monotonic() < deadline, f"{when} never came true; see {log}"
+            time.sleep(0.02)
+        return False
+    finally:
+        process.kill()
+        process.wait()
+
+
+def the_run(sweep_folder: Path) -> Path:
+    """The only run of a sweep."""
+    (run,) = shards.list_runs(sweep_folder)
+    return run
+
+
+def published_content(run: Path) -> dict[str, pl.DataFrame | bytes]:
+    """Everything scientific that a run published: rows by task and table, adapter and optimizer bytes by task."""
+    content: dict[str, pl.DataFrame | bytes] = {}
+    for key in shards.published_keys(run):
+        manifest = store.read_manifest(RunPaths(run).task_manifest(key))
+        store.check_files(manifest, checksum=True)
+        for table in (ROLLOUTS, HINTS, SCORES, STEPS):
+            if any(f.table == table.name for f in manifest.files):
+                content[f"{key} {table.name}"] = shards.read_manifest_table(manifest, table, checksum=True)
+        if key.phase == UPDATE:
+            for suffix in ("adapter_model.safetensors", "optimizer.safetensors"):
+                content[f"{key} {suffix}"] = manifest.file(suffix).read_bytes()
+    return content
+
+
+def differences(a: Path, b: Path) -> list[str]:
+    """Names of what two runs published differently."""
+    left, right = published_content(a), published_content(b)
+    return [name for name in sorted({*left, *right}) if not _equal(left.get(name), right.get(name))]
+
+
+def _equal(x: pl.DataFrame | bytes | None, y: pl.DataFrame | bytes | None) -> bool:
+    if isinstance(x, pl.DataFrame) and isinstance(y, pl.DataFrame):
+        return x.equals(y)
+    return type(x) is type(y) and x == y
+
+
+def leftovers(run: Path, phases: Sequence[str]) -> list[Path]:
+    """Files below a run's phase folders which no manifest accounts for."""
+    found = []
+    for phase in phases:
+        for folder in (run / phase).glob("iteration=*"):
+            named = {e.name.split("/")[0] for p in store.list_manifests(folder) for e in store.read_manifest(p).files}
+            found += [p for p in folder.iterdir() if p.name not in named and not p.name.endswith(".manifest.json")]
+    return found

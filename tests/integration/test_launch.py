@@ -1,0 +1,240 @@
+"""The launcher as a user meets it, on tiny random models with the fake engine and the real ZeRO-2 update."""
+
+import json
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import polars as pl
+import pytest
+from harness import ROOT, differences, launch, leftovers, published_content, the_run
+from tiny import tiny_sweep
+
+from core_hpc import shards, store
+from core_hpc.paths import RunPaths, TaskKey
+from core_hpc.schema import COLD, HINTS, PHASES, RESCUE, ROLLOUTS, SCORES, STEPS
+
+pytestmark = pytest.mark.slow
+
+
+@pytest.fixture(scope="module")
+def sweep(tiny_models: list[Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("launch")
+    return tiny_sweep(folder / "tiny.yaml", tiny_models, folder / "out")
+
+
+@pytest.fixture(scope="module")
+def finished(sweep: Path) -> tuple[Path, str]:
+    """Folder of the finished sweep and what its first start printed."""
+    done = launch(sweep)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return sweep.parent / "out" / "tiny", done.stdout
+
+
+def snapshot(folder: Path) -> dict[Path, tuple[int, int]]:
+    return {p: (p.stat().st_mtime_ns, p.stat().st_size) for p in folder.rglob("*") if p.is_file()}
+
+
+def test_it_prints_progress_results_and_where_to_look(finished: tuple[Path, str]) -> None:
+    _, printed = finished
+    for expected in ("40 tasks", "completions (", " left", "Pass@1", "tensorboard --logdir", "python -m analysis report", "run folder:"):
+        assert expected in printed
+
+
+def test_rows_are_complete_and_consistent(finished: tuple[Path, str]) -> None:
+    run = the_run(finished[0])
+    rollouts = shards.read_rows(run, ROLLOUTS, phases=PHASES)
+    assert rollouts.filter(phase=COLD).height == 2 * 2 * 4 * 3  # iterations x models x problems x samples
+    assert rollouts.filter(phase="evaluate").height == 2 * 2 * 6 * 2
+    assert rollouts["seed"].n_unique() == rollouts.height
+    assert (rollouts["completion_token_ids"].list.len() == rollouts["logprobs"].list.len()).all()
+    scores = shards.read_rows(run, SCORES, phases=["score"])
+    assert scores.height == rollouts.filter(pl.col("phase").is_in([COLD, RESCUE])).height
+    sums = scores.group_by("iteration", "problem_id").agg(pl.col("advantage").sum())["advantage"]
+    assert sums.abs().max() < 1e-9
+    weights = {"exploit": 1.0, "explore": 0.2, "rescue": 0.15, "trace_accuracy": 0.2, "cross": 0.0}  # both iterations are epoch 1
+    assert (scores["reward"] - sum(scores[part] * w for part, w in weights.items())).abs().max() < 1e-12
+    steps = shards.read_rows(run, STEPS, phases=["update"])
+    assert steps.sort("model", "global_step")["global_step"].to_list() == [1, 2, 3, 4] * 2
+
+
+def test_rescue_follows_the_protocol(finished: tuple[Path, str]) -> None:
+    run = the_run(finished[0])
+    rollouts = shards.read_rows(run, ROLLOUTS, phases=[COLD, RESCUE])
+    hints = shards.read_rows(run, HINTS, phases=["hint"])
+    cold, rescue = rollouts.filter(phase=COLD), rollouts.filter(phase=RESCUE)
+    assert rescue.height > 0, "the fake engine must leave something to rescue"
+    for row in hints.iter_rows(named=True):
+        here = cold.filter(iteration=row["iteration"], problem_id=row["problem_id"])
+        own, peers = here.filter(model=row["model"]), here.filter(pl.col("model") != row["model"])
+        assert row["cold_failed"] == (not own["correct"].any())
+        expected = "solved" if own["correct"].any() else "rescue" if peers["correct"].any() else "no_teacher"
+        assert row["reason"] in (expected, "no_hint" if expected == "rescue" else expected)
+        again = rescue.filter(iteration=row["iteration"], problem_id=row["problem_id"], model=row["model"])
+        assert again.height == (2 if row["reason"] == "rescue" else 0)
+        assert again.sort("sample_index")["hint_given"].to_list() == row["hint_draws"]
+        if row["reason"] == "rescue":
+            assert row["teacher_model"] != row["model"]
+            plain = own["prompt_token_ids"][0].to_list()
+            for prompt, shown in again.select("prompt_token_ids", "hint_given").iter_rows():
+                assert (prompt == plain) != shown
+
+
+def test_second_start_changes_nothing(sweep: Path, finished: tuple[Path, str]) -> None:
+    before = snapshot(finished[0])
+    started = time.monotonic()
+    done = launch(sweep)
+    assert done.returncode == 0
+    assert "everything is done" in done.stdout
+    assert snapshot(finished[0]) == before
+    assert time.monotonic() - started < 60
+
+
+def test_no_leftovers_and_no_base_weights(finished: tuple[Path, str]) -> None:
+    run = the_run(finished[0])
+    assert leftovers(run, PHASES) == []
+    manifest = store.read_manifest(RunPaths(run).task_manifest(TaskKey(2, "update", "m0")))
+    names = sorted(f.name.rpartition("/")[2] for f in manifest.files)
+    assert {"adapter_config.json", "adapter_model.safetensors", "optimizer.safetensors", "steps.parquet", "trainer_state.json"} <= set(names)
+    assert not any(n.endswith((".bin", ".pt", ".pkl")) for n in names)
+    assert not [p for p in run.rglob("*") if p.suffix in (".bin", ".pt", ".pkl")]
+
+
+def test_a_changed_learning_rate_is_an_error_that_says_so(sweep: Path, finished: tuple[Path, str]) -> None:
+    before = snapshot(finished[0])
+    done = launch(sweep, "--set", "update.learning_rate=0.002")
+    assert done.returncode == 2
+    assert "update.learning_rate: 0.001 -> 0.002" in done.stderr
+    assert "Traceback" not in done.stderr
+    assert snapshot(finished[0]) == before
+
+
+def test_tensorboard_has_each_point_once(finished: tuple[Path, str]) -> None:
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    run = the_run(finished[0])
+    events = EventAccumulator(str(run / "tensorboard"))
+    events.Reload()
+    tags = events.Tags()["scalars"]
+    for tag in ("reward/reward/team", "correct/cold/m0", "rescue/per_attempt/team", "advantage/zero_signal_share/team", "loss/kl/m1",
+                "mismatch/mean/m0", "length/truncated_share/m1", "speed/cold_tokens_per_s/m0", "evaluation/pass/m0/k1"):  # fmt: skip
+        assert tag in tags, tags
+    assert [e.step for e in events.Scalars("reward/reward/team")] == [1, 2]
+    assert [e.step for e in events.Scalars("loss/total/m0")] == [1, 2, 3, 4]
+    assert [e.step for e in events.Scalars("evaluation/pass/m0/k1")] == [0, 2]
+    scores = shards.read_rows(run, SCORES, phases=["score"])
+    means = scores.group_by("iteration").agg(pl.col("reward").mean()).sort("iteration")["reward"].to_list()
+    assert [e.value for e in events.Scalars("reward/reward/team")] == pytest.approx(means, abs=1e-6)
+
+
+def test_more_iterations_go_on(sweep: Path, finished: tuple[Path, str], tmp_path: Path) -> None:
+    import shutil
+
+    folder = tmp_path / "tiny"
+    shutil.copytree(finished[0], folder)
+    before = published_content(the_run(folder))
+    done = launch(sweep, "--set", "iterations=3", "--output", str(tmp_path))
+    assert done.returncode == 0, done.stdout + done.stderr
+    after = published_content(the_run(folder))
+    assert [name for name in before if name not in after] == []
+    for name, content in before.items():
+        assert content.equals(after[name]) if isinstance(content, pl.DataFrame) else content == after[name]
+    new = {TaskKey.parse(name.split()[0]).iteration for name in after if name not in before}
+    assert new == {3}
+    assert json.loads((the_run(folder) / "horizon.json").read_text()) == [
+        {"from_iteration": 1, "iterations": 2}, {"from_iteration": 3, "iterations": 3},
+    ]  # fmt: skip
+
+
+def test_the_same_sweep_elsewhere_gives_the_same_rows_and_adapters(sweep: Path, finished: tuple[Path, str], tmp_path: Path) -> None:
+    done = launch(sweep, "--output", str(tmp_path), "--set", "cluster.num_running=1")
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert differences(the_run(finished[0]), the_run(tmp_path / "tiny")) == []
+
+
+def test_two_ranks_give_the_same_adapters_within_rounding(sweep: Path, finished: tuple[Path, str], tmp_path: Path) -> None:
+    from safetensors.numpy import load
+
+    done = launch(sweep, "--output", str(tmp_path), "--set", "cluster.update_ranks=2", "--set", "iterations=1")
+    assert done.returncode == 0, done.stdout + done.stderr
+    one, two = published_content(the_run(finished[0])), published_content(the_run(tmp_path / "tiny"))
+    name = "update/0001/m0/000 adapter_model.safetensors"
+    first, second = load(one[name]), load(two[name])  # type: ignore[arg-type]
+    assert first.keys() == second.keys()
+    assert max(abs(first[k] - second[k]).max() for k in first) < 1e-5
+    assert max(abs(v).max() for k, v in first.items() if "lora_B" in k) > 1e-4, "the update must have changed the adapter"
+
+
+def test_the_second_of_two_launchers_says_who_works(tiny_models: list[Path], tmp_path: Path) -> None:
+    sweep = tiny_sweep(tmp_path / "tiny.yaml", tiny_models, tmp_path / "out")
+    command = [sys.executable, "-m", "core_hpc.launch", str(sweep)]
+    first = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    try:
+        claim = tmp_path / "out" / "tiny" / "claim.json"
+        wait_for(lambda: claim.exists() and bool(list(claim.parent.glob("*/run.json"))))
+        second = launch(sweep)
+        assert second.returncode == 3
+        assert f"process {first.pid}" in second.stderr
+        first.terminate()
+        assert first.wait(30) == 130
+        assert not claim.exists()
+    finally:
+        first.kill()
+        first.wait()
+
+
+def wait_for(condition: Callable[[], bool], timeout_s: float = 60) -> None:
+    deadline = time.monotonic() + timeout_s
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+
+
+def test_a_task_that_keeps_failing_stops_its_run_with_the_traceback(tiny_models: list[Path], tmp_path: Path) -> None:
+    import shutil
+
+    models = [shutil.copytree(m, tmp_path / m.name) for m in tiny_models]
+    sweep = tiny_sweep(tmp_path / "tiny.yaml", models, tmp_path / "out")
+    kill = launch(sweep, "--set", "cluster.max_attempts=1", env={"CORE_HPC_FAULT": f"publish.started@/cold/:{tmp_path / 'marker'}"})
+    assert kill.returncode == 1
+    assert "signal SIGKILL" in kill.stdout
+    assert "log:" in kill.stdout
+    (models[0] / "tokenizer.json").write_text("{}")  # other files under the same path are noticed, not used
+    altered = launch(sweep, "--set", "cluster.max_attempts=1")
+    assert altered.returncode == 1
+    assert "are not those that the run was started with" in altered.stdout
+
+
+@pytest.mark.parametrize(
+    ("changes", "expected"),
+    [
+        ({"team.m0.model": "/no/such/folder"}, "team.0 (m0)"),
+        ({"team.m0.lora.targets": "[qqq_proj]"}, "qqq_proj"),
+        ({"protocol.hint_tokens": 5000}, "of context"),
+        ({"protocol.problems_per_iteration": 99}, "problems.train has 8"),
+        ({"output": "/dev/null/nothing"}, "is a file"),
+    ],
+)
+def test_bad_input_creates_nothing(tiny_models: list[Path], tmp_path: Path, changes: dict[str, object], expected: str) -> None:
+    sweep = tiny_sweep(tmp_path / "tiny.yaml", tiny_models, tmp_path / "out")
+    overrides = [argument for path, value in changes.items() for argument in ("--set", f"{path}={value}")]
+    done = launch(sweep, *overrides)
+    assert done.returncode == 2, done.stdout + done.stderr
+    assert expected in done.stderr
+    assert "Traceback" not in done.stderr
+    assert list(tmp_path.iterdir()) == [sweep]
+
+
+def test_dry_run_creates_nothing_and_loads_nothing_heavy(tiny_models: list[Path], tmp_path: Path) -> None:
+    sweep = tiny_sweep(tmp_path / "tiny.yaml", tiny_models, tmp_path / "out")
+    code = (
+        "import sys; from core_hpc.launch import main; status = main([sys.argv[1], '--dry-run']); "
+        "heavy = {'torch', 'transformers', 'vllm', 'deepspeed', 'peft', 'submitit', 'tensorboard'} & set(sys.modules); "
+        "sys.exit(f'loaded {heavy}' if heavy else status)"
+    )
+    done = subprocess.run([sys.executable, "-c", code, str(sweep)], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "40" in done.stdout
+    assert list(tmp_path.iterdir()) == [sweep]

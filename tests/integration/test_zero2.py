@@ -1,0 +1,262 @@
+"""ZeRO-2 on one and two real ranks against plain single-process torch, resume, failures, and the published folder."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import random
+import socket
+import subprocess
+import sys
+from itertools import chain
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+pytestmark = pytest.mark.slow
+SCRIPT = Path(__file__).with_name("zero2_rank.py")
+VOCABULARY = 128
+
+
+def make_rows(seed: int) -> list[dict[str, Any]]:
+    rng = random.Random(seed)
+    rows = []
+    for p in range(5):
+        # p4 has one completion only: alone in the last step, it leaves one of two ranks empty.
+        prompt = [rng.randrange(VOCABULARY) for _ in range(rng.randint(4, 9))]
+        for k in range(1 if p == 4 else 3):
+            # One long completion takes a rank of its own, the short ones make several micro-batches on the other.
+            ids = [rng.randrange(VOCABULARY) for _ in range(60 if (p, k) == (1, 2) else rng.randint(2, 8))]
+            rows.append({
+                "key": [p, k], "problem_id": f"p{p}", "prompt_token_ids": [*prompt, 7, 7] if k == 2 else prompt,
+                "completion_token_ids": ids, "behaviour_logprobs": [-4.8 + rng.gauss(0, 0.3) for _ in ids],
+                "advantage": rng.gauss(0, 1), "weight": 0.8 if k == 2 else 1.0,
+            })  # fmt: skip
+    return rows
+
+
+def step_order(rows: list[dict[str, Any]], seed: int) -> list[list[str]]:
+    problems = list(dict.fromkeys(r["problem_id"] for r in rows))
+    random.Random(seed).shuffle(problems)
+    return [problems[i : i + 2] for i in range(0, len(problems), 2)]
+
+
+def launch(folder: Path, name: str, num_ranks: int, *checks: str) -> list[dict[str, Any]]:
+    """Run the ranks to their end; what each of them saw."""
+    with socket.socket() as s:
+        s.bind(("127.0.0.1", 0))
+        port = s.getsockname()[1]
+    environment = {**os.environ, "WORLD_SIZE": str(num_ranks), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port),
+                   "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", "PYTHONPATH": str(Path(__file__).parents[2])}  # fmt: skip
+    command = [sys.executable, str(SCRIPT), str(folder), name, *checks]
+    logs = [folder / f"{name}.{rank}.log" for rank in range(num_ranks)]
+    ranks = []
+    for rank, log in enumerate(logs):
+        with log.open("w") as file:
+            own = {**environment, "RANK": str(rank), "LOCAL_RANK": str(rank)}
+            ranks.append(subprocess.Popen(command, env=own, stdout=file, stderr=file))
+    try:
+        codes = [process.wait(timeout=120) for process in ranks]
+    finally:
+        for process in ranks:
+            process.kill()
+            process.wait()
+    assert codes == [0] * num_ranks, "\n".join(log.read_text()[-3000:] for log in logs)
+    return [json.loads((folder / f"{name}.{rank}.json").read_text()) for rank in range(num_ranks)]
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    """All launches, once. one/two: warm processes; one_later/two_later: fresh processes which only resume."""
+    import transformers
+
+    folder = tmp_path_factory.mktemp("zero2")
+    torch.manual_seed(0)
+    config = transformers.LlamaConfig(
+        hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2, vocab_size=VOCABULARY
+    )
+    transformers.LlamaForCausalLM(config).save_pretrained(folder / "model")
+    for number in (1, 2):
+        (folder / f"rows{number}.json").write_text(json.dumps(make_rows(number)))
+    seed = next(s for s in range(100) if step_order(make_rows(1), s)[-1] == ["p4"])
+    order = step_order(make_rows(1), seed)
+    (folder / "inputs.json").write_text(json.dumps({"shuffle_seed": seed, "second_step_problem": order[1][0]}))
+    seen = {
+        "folder": folder,
+        "order": order,
+        "one": launch(folder, "one", 1, "both", "raw_resume"),
+        "two": launch(folder, "two", 2, "both", "raw_resume", "resume:one.1:one_two.2", "failures"),
+    }
+    launch(folder, "one_later", 1, "resume:one.1:one_later.2", "resume:two.1:two_one.2")
+    launch(folder, "two_later", 2, "resume:two.1:two_later.2")
+    return seen
+
+
+def weights(folder: Path, name: str = "adapter_model.safetensors") -> dict[str, torch.Tensor]:
+    from safetensors.torch import load_file
+
+    return load_file(folder / name)
+
+
+def largest_difference(left: dict[str, torch.Tensor], right: dict[str, torch.Tensor]) -> float:
+    assert left.keys() == right.keys()
+    return max(float((left[n].double() - right[n].double()).abs().max()) for n in left)
+
+
+def plain_torch(folder: Path, order: list[list[str]]) -> list[tuple[dict[str, torch.Tensor], list[dict[str, float]]]]:
+    """Both tasks again without DeepSpeed, micro-batches or any code of core_hpc: one row at a time, full logits."""
+    import peft
+    import transformers
+
+    base = transformers.AutoModelForCausalLM.from_pretrained(folder / "model")
+    names = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
+    torch.manual_seed(11)
+    model = peft.get_peft_model(base, peft.LoraConfig(r=4, lora_alpha=8, target_modules=names, task_type="CAUSAL_LM")).eval()
+    trainable = [p for p in model.parameters() if p.requires_grad]
+    optimizer = torch.optim.AdamW(trainable, lr=1.0, weight_decay=0.1)
+
+    def log_probs(row: dict[str, Any]) -> torch.Tensor:
+        prompt, completion = row["prompt_token_ids"], row["completion_token_ids"]
+        logits = model(torch.tensor([prompt + completion])).logits[0, len(prompt) - 1 : -1] / 0.7
+        return logits.log_softmax(-1)[torch.arange(len(completion)), completion]
+
+    results, done = [], 0
+    for number in (1, 2):
+        rows = make_rows(number)
+        with torch.no_grad():
+            old = [log_probs(r) for r in rows]
+            with model.disable_adapter():
+                reference = [log_probs(r) for r in rows]
+        metrics = []
+        for problems in order:
+            mine = [i for i, r in enumerate(rows) if r["problem_id"] in problems]
+            loss = torch.zeros(())
+            for i in mine:
+                current, advantage = log_probs(rows[i]), rows[i]["advantage"]
+                ratio = (current - old[i]).exp()
+                importance = (old[i] - torch.tensor(rows[i]["behaviour_logprobs"])).exp().clamp(max=2.0)
+                surrogate = torch.minimum(ratio * advantage, ratio.clamp(0.8, 1.2) * advantage) * importance
+                k3 = (reference[i] - current).exp() - (reference[i] - current) - 1
+                loss = loss + rows[i]["weight"] * (0.1 * k3 - surrogate).mean() / len(mine)
+            optimizer.zero_grad()
+            loss.backward()
+            norm = torch.nn.utils.clip_grad_norm_(trainable, 0.05)
+            share = (done + 1) / 3 if done < 3 else 0.5 * (1 + math.cos(math.pi * (done - 3) / 5))
+            optimizer.param_groups[0]["lr"] = 3e-3 * share
+            optimizer.step()
+            done += 1
+            metrics.append({"loss": loss.item(), "grad_norm": norm.item(), "learning_rate": 3e-3 * share})
+        state = {n.replace(".default", ""): p.detach().clone() for n, p in model.named_parameters() if p.requires_grad}
+        results.append((state, metrics))
+    return results
+
+
+def test_equals_plain_torch_on_one_and_two_ranks(runs: dict[str, Any]) -> None:
+    """Several steps with clipping, several micro-batches, other counts on the ranks, and one empty rank."""
+    counts = runs["two"][0]["both"]["micro_batches"]
+    assert any(0 in ranks for ranks in counts)
+    assert any(len(set(ranks) - {0}) == 2 for ranks in counts), counts
+    expected = plain_torch(runs["folder"], runs["order"])
+    for name in ("one", "two"):
+        for number, (state, metrics) in enumerate(expected, start=1):
+            assert largest_difference(weights(runs["folder"] / f"{name}.{number}"), state) < 1e-5
+            steps = runs[name][0]["both"]["steps"][number - 1]
+            assert len(steps) == len(metrics) == 3
+            for found, wanted in zip(steps, metrics, strict=True):
+                assert {k: found[k] for k in wanted} == pytest.approx(wanted, rel=1e-3, abs=1e-6)
+                assert found["grad_norm"] > 0.05
+
+
+def test_metrics_are_global_and_the_same_on_every_rank(runs: dict[str, Any]) -> None:
+    one, two, second = runs["one"][0]["both"], runs["two"][0]["both"], runs["two"][1]["both"]
+    assert two["steps"] == second["steps"]
+    for left, right in zip(chain(*one["steps"]), chain(*two["steps"]), strict=True):
+        assert left == pytest.approx(right, rel=1e-3, abs=1e-6)
+    assert one["steps_done"] == [3, 6]
+    assert one["progress"] == [[1, 3], [2, 3], [3, 3]] * 2
+    assert [s["global_step"] for s in chain(*one["steps"])] == [1, 2, 3, 4, 5, 6]
+
+
+def test_old_log_probs_are_those_before_the_update(runs: dict[str, Any]) -> None:
+    """Trap 2: recomputed after a step, the ratio would always be 1."""
+    for name in ("one", "two"):
+        for steps in runs[name][0]["both"]["steps"]:
+            assert steps[0]["ratio_max"] == 1.0
+            assert steps[1]["ratio_max"] > 1.0
+            assert steps[2]["ratio_max"] > 1.0
+        first, second = runs[name][0]["both"]["steps"]
+        assert first[0]["kl"] == 0.0
+        assert second[0]["kl"] > 0.0
+
+
+def test_resume_is_exact_with_as_many_ranks_and_close_with_others(runs: dict[str, Any]) -> None:
+    folder = runs["folder"]
+    for name in ("adapter_model.safetensors", "optimizer.safetensors"):
+        for warm, fresh in (("one.2", "one_later.2"), ("two.2", "two_later.2")):
+            assert (folder / warm / name).read_bytes() == (folder / fresh / name).read_bytes()
+        for warm, other in (("one.2", "one_two.2"), ("two.2", "two_one.2")):
+            assert largest_difference(weights(folder / warm, name), weights(folder / other, name)) < 1e-6
+    for name in ("one", "two"):
+        assert runs[name][0]["raw_resume"] == {"weight": 0.0, "exp_avg": 0.0, "exp_avg_sq": 0.0}
+
+
+def test_published_folder_is_an_ordinary_adapter(runs: dict[str, Any]) -> None:
+    import peft
+    import transformers
+
+    folder = runs["folder"]
+    for name in ("one", "two"):
+        out = folder / f"{name}.2"
+        assert {p.name for p in out.iterdir()} == {
+            "adapter_config.json", "adapter_model.safetensors", "optimizer.safetensors", "trainer_state.json",
+        }  # fmt: skip
+        assert json.loads((out / "adapter_config.json").read_text())["base_model_name_or_path"] == "org/tiny"
+        base = transformers.AutoModelForCausalLM.from_pretrained(folder / "model")
+        model = peft.PeftModel.from_pretrained(base, out)
+        for index, found in runs[name][0]["both"]["logp"].items():
+            row = make_rows(2)[int(index)]
+            prompt, completion = row["prompt_token_ids"], row["completion_token_ids"]
+            with torch.no_grad():
+                logits = model(torch.tensor([prompt + completion])).logits[0, len(prompt) - 1 : -1] / 0.7
+            expected = logits.log_softmax(-1)[torch.arange(len(completion)), completion]
+            assert found == pytest.approx(expected.tolist(), abs=1e-5)
+    assert all(runs[n][0]["both"]["base_unchanged"] for n in ("one", "two"))
+
+
+def test_non_finite_values_stop_every_rank_and_write_nothing(runs: dict[str, Any]) -> None:
+    folder, problem = runs["folder"], runs["order"][1][0]
+    for rank in runs["two"]:
+        for label in ("nan", "overflow", "inf"):
+            assert not rank["failures"][label]["written"]
+        assert "step 2 of 3" in rank["failures"]["nan"]["message"]
+        assert f"the loss is not finite for problems {problem};" in rank["failures"]["nan"]["message"]
+        assert "step 2 of 3" in rank["failures"]["overflow"]["message"]
+        assert problem in rank["failures"]["overflow"]["message"]
+        assert "step 1 of 3" in rank["failures"]["inf"]["message"]
+        assert ", ".join(runs["order"][0]) in rank["failures"]["inf"]["message"]
+    # The process is as good as new afterwards.
+    assert weights(folder / "two.1").keys() == weights(folder / "two.again").keys()
+    assert largest_difference(weights(folder / "two.1"), weights(folder / "two.again")) == 0
+
+
+def test_a_folder_that_does_not_fit_is_refused(runs: dict[str, Any], tmp_path: Path) -> None:
+    import shutil
+
+    from core_hpc.errors import StoreError
+    from core_hpc.training.state_io import read_state
+
+    folder = runs["folder"] / "one.1"
+    shapes = {n: t.shape for n, t in weights(folder).items()}
+    assert read_state(folder, shapes).steps_done == 3
+    first = next(iter(shapes))
+    with pytest.raises(StoreError, match=r"do not fit the model"):
+        read_state(folder, {**shapes, first: torch.Size([1, 1])})
+    torn = tmp_path / "torn"
+    shutil.copytree(folder, torn)
+    data = (torn / "optimizer.safetensors").read_bytes()
+    (torn / "optimizer.safetensors").write_bytes(data[: len(data) // 2])
+    with pytest.raises(StoreError, match="not a complete adapter folder"):
+        read_state(torn, shapes)

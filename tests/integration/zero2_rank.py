@@ -1,0 +1,159 @@
+"""One rank of the checks of test_zero2.py: runs what its argument names and lets rank 0 write what it saw as JSON.
+
+    RANK=.. WORLD_SIZE=.. LOCAL_RANK=.. MASTER_ADDR=.. MASTER_PORT=.. python zero2_rank.py FOLDER NAME [check ...]
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from core_hpc.config import LoraSection, UpdateSection
+from core_hpc.errors import NonFiniteError
+from core_hpc.training.batching import Row, collate, plan_steps
+from core_hpc.training.trainer import Trainer, UpdateResult, UpdateTask
+from core_hpc.training.zero2 import Zero2
+
+SETTINGS = UpdateSection(
+    learning_rate=3e-3, max_grad_norm=0.05, problems_per_step=2, kl_weight=0.1, micro_batch_tokens=40, warmup_share=0.3, weight_decay=0.1
+)
+LORA = LoraSection(rank=4, alpha=8)
+TEMPERATURE = 0.7
+TOTAL_STEPS = 8
+LORA_SEED = 11
+
+
+def read_rows(path: Path) -> list[Row]:
+    return [Row(**{**row, "key": tuple(row["key"])}) for row in json.loads(path.read_text())]
+
+
+class Checks:
+    """The checks; each returns plain data."""
+
+    def __init__(self, folder: Path, name: str) -> None:
+        self.folder, self.name = folder, name
+        self.progress: list[tuple[int, int]] = []
+        self.trainer = Trainer(folder / "model", LORA, model_name="org/tiny")
+        self.inputs = json.loads((folder / "inputs.json").read_text())
+
+    def update(self, number: int, previous: str | None, out: str, rows: list[Row] | None = None) -> UpdateResult:
+        return self.trainer.update(UpdateTask(
+            rows=rows or read_rows(self.folder / f"rows{number}.json"), settings=SETTINGS, temperature=TEMPERATURE,
+            total_steps=TOTAL_STEPS, shuffle_seed=self.inputs["shuffle_seed"], lora_seed=LORA_SEED,
+            previous=self.folder / previous if previous else None, out_folder=self.folder / out,
+            on_progress=lambda done, total: self.progress.append((done, total)),
+        ))  # fmt: skip
+
+    def base_hash(self) -> str:
+        digest = hashlib.sha256()
+        for name, p in sorted(self.trainer.policy.base.named_parameters()):
+            if "lora_" not in name:
+                digest.update(name.replace(".base_layer", "").encode() + p.detach().numpy().tobytes())
+        return digest.hexdigest()
+
+    def both(self) -> dict[str, Any]:
+        """Two tasks in one warm process, what the steps looked like, and log-probabilities after them."""
+        before = self.base_hash()
+        results = [self.update(1, None, f"{self.name}.1"), self.update(2, f"{self.name}.1", f"{self.name}.2")]
+        rows = read_rows(self.folder / "rows2.json")
+        (plan,) = plan_steps(rows[:2], problems_per_step=9, seed=0, num_ranks=1, max_tokens=999, max_shared_length=0)
+        sequences = [s for batch in plan.micro_batches[0] for s in batch]
+        batch = collate(rows, sequences, dtype=torch.float32)
+        logp, _ = self.trainer.policy.log_probs(batch, temperature=TEMPERATURE)
+        plans = plan_steps(
+            read_rows(self.folder / "rows1.json"), problems_per_step=2, seed=self.inputs["shuffle_seed"],
+            num_ranks=self.trainer.num_ranks, max_tokens=SETTINGS.micro_batch_tokens, max_shared_length=10**6,
+        )  # fmt: skip
+        return {
+            "steps": [r.steps.to_dicts() for r in results],
+            "steps_done": [r.steps_done for r in results],
+            "timings": [vars(r.timings) for r in results],
+            "base_unchanged": before == self.base_hash(),
+            "progress": self.progress,
+            "logp": {str(i): logp[batch.row_M == n].tolist() for n, i in enumerate(batch.rows)},
+            "micro_batches": [[len(rank) for rank in p.micro_batches] for p in plans],
+        }
+
+    def resume(self, previous: str, out: str) -> None:
+        self.update(2, previous, out)
+
+    def raw_resume(self) -> dict[str, float]:
+        """Five optimizer steps against three, saved and loaded, and two: largest difference of weights and moments."""
+        rank = self.trainer.rank
+
+        # Rank 0 has no gradient of the last parameter, as with an expert that saw no token.
+        def losses(p: dict[str, torch.nn.Parameter], step: int) -> list[torch.Tensor]:
+            return [((v - step - rank) ** 2).mean() + (v**3).sum() * 0.1 for v in p.values()][: 2 + rank]
+
+        def fresh(values: dict[str, torch.Tensor] | None = None) -> dict[str, torch.nn.Parameter]:
+            g = torch.Generator().manual_seed(0)
+            drawn = {f"p{i}": torch.randn(5, 3 + i, generator=g) for i in range(3)}
+            return {n: torch.nn.Parameter((values or drawn)[n].clone()) for n in drawn}
+
+        parameters = fresh()
+        zero = Zero2(parameters, SETTINGS)
+        for step in range(5):
+            zero.backward(losses(parameters, step))
+            zero.apply(0.01 * (step + 1))
+            if step == 2:
+                saved = zero.state(3)
+        whole = zero.state(5)
+        zero.close()
+        parameters = fresh(saved.parts["weight"])
+        zero = Zero2(parameters, SETTINGS, saved)
+        for step in (3, 4):
+            zero.backward(losses(parameters, step))
+            zero.apply(0.01 * (step + 1))
+        resumed = zero.state(5)
+        zero.close()
+        return {
+            part: max(float((whole.parts[part][n] - resumed.parts[part][n]).abs().max()) for n in whole.parts[part])
+            for part in whole.parts
+        }
+
+    def failures(self) -> dict[str, Any]:
+        """Messages of non-finite losses and gradients, and whether anything was written; then a good task again."""
+        found: dict[str, Any] = {}
+        for label, value in (("nan", float("nan")), ("overflow", 2e38)):
+            rows = read_rows(self.folder / "rows1.json")
+            index = next(i for i, r in enumerate(rows) if r.problem_id == self.inputs["second_step_problem"])
+            rows[index] = Row(**{**vars(rows[index]), "advantage": value})
+            found[label] = self.fails(rows, f"{self.name}.{label}")
+        weight = next(self.trainer.policy.base.parameters()).data
+        kept = weight.clone()
+        weight.fill_(float("inf"))
+        found["inf"] = self.fails(read_rows(self.folder / "rows1.json"), f"{self.name}.inf")
+        weight.copy_(kept)
+        self.update(1, None, f"{self.name}.again")
+        return found
+
+    def fails(self, rows: list[Row], out: str) -> dict[str, Any]:
+        try:
+            self.update(1, None, out, rows)
+        except NonFiniteError as error:
+            return {"message": str(error), "written": (self.folder / out).exists()}
+        return {"message": "", "written": True}
+
+
+def main() -> None:
+    start = time.perf_counter()
+    folder, name = Path(sys.argv[1]), sys.argv[2]
+    torch.set_num_threads(1)
+    checks = Checks(folder, name)
+    seen: dict[str, Any] = {"start_s": time.perf_counter() - start}
+    for check in sys.argv[3:]:
+        method, *arguments = check.split(":")
+        seen[method] = getattr(checks, method)(*arguments)
+    checks.trainer.close()
+    (folder / f"{name}.{os.environ['RANK']}.json").write_text(json.dumps(seen))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,60 @@
+"""A tiny random Llama with its own tokenizer, and small sweep files on it: what the quick tests of the system run on."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+WORDS = "What is Question Answer Hint Here the reasoning of another student with answer removed It may help".split()
+
+
+def make_tiny_model(folder: Path, *, seed: int = 0, chat: bool = False, hidden: int = 32) -> Path:
+    """Write a random two-layer Llama and a byte-level tokenizer as an ordinary model folder."""
+    import torch
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+    from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
+    letters = sorted(pre_tokenizers.ByteLevel.alphabet())
+    vocabulary = {token: i for i, token in enumerate(["<s>", "</s>", *letters])}
+    tokenizer = Tokenizer(models.BPE(vocab=vocabulary, merges=[]))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer, bos_token="<s>", eos_token="</s>", pad_token="</s>")
+    if chat:
+        fast.chat_template = "{% for m in messages %}<s>{{ m.role }}: {{ m.content }}</s>{% endfor %}<s>assistant:"
+    torch.manual_seed(seed)
+    config = LlamaConfig(
+        vocab_size=len(vocabulary), hidden_size=hidden, intermediate_size=2 * hidden, num_hidden_layers=2, num_attention_heads=4,
+        num_key_value_heads=2, max_position_embeddings=1024, bos_token_id=0, eos_token_id=1, pad_token_id=1, tie_word_embeddings=True,
+    )
+    LlamaForCausalLM(config).save_pretrained(folder)
+    fast.save_pretrained(folder)
+    return folder
+
+
+def tiny_sweep(path: Path, models: list[Path], output: Path, **changes: Any) -> Path:
+    """Write a sweep file of a small run on tiny models with the fake engine. `changes` replace top-level sections."""
+    data: dict[str, Any] = {
+        "name": "tiny",
+        "seed": 7,
+        "iterations": 2,
+        "output": str(output),
+        "team": [{"name": f"m{i}", "model": str(model), "engine": "fake", "lora": {"rank": 4}} for i, model in enumerate(models)],
+        "problems": {
+            "train": {"source": "generated", "task": "addition_chain", "count": 8, "seed": 1},
+            "evaluation": {"source": "generated", "task": "addition_chain", "count": 6, "seed": 2},
+            "num_examples": 1,
+        },
+        "protocol": {
+            "problems_per_iteration": 4, "problems_per_part": 2, "cold_samples": 3, "rescue_samples": 2, "hint_tokens": 64,
+            "hint_probability": 0.5, "sampling": {"max_new_tokens": 48, "temperature": 1.0, "top_p": 1.0},
+        },
+        "reward": {"distance": {"embedder": "fake:hashing"}},
+        "update": {"problems_per_step": 2, "learning_rate": 0.001},
+        "evaluation": {"samples": 2, "sampling": {"max_new_tokens": 48, "temperature": 1.0, "top_p": 1.0}},
+        "cluster": {"num_running": 2, "threads": 1},
+    }
+    path.write_text(yaml.safe_dump({**data, **changes}), encoding="utf-8")
+    return path

@@ -1,0 +1,180 @@
+"""Which rows share a step, a rank and a forward pass; and that a padded, shared or plain batch is the same maths."""
+
+from __future__ import annotations
+
+import random
+
+import pytest
+import torch
+import transformers
+
+from core_hpc.config import LoraSection
+from core_hpc.errors import InputError
+from core_hpc.training.batching import Row, Sequence, StepPlan, collate, plan_steps
+from core_hpc.training.policy import Policy
+
+VOCABULARY = 61
+
+
+def make_rows(num_problems: int = 7, *, seed: int = 0, long_prompts: bool = True) -> list[Row]:
+    """Two cold completions and a rescue completion (its prompt carries a hint) of every problem."""
+    rng = random.Random(seed)
+    rows = []
+    for p in range(num_problems):
+        prompt = [rng.randrange(VOCABULARY) for _ in range(rng.randint(12, 20) if long_prompts else 3)]
+        hinted = [*prompt, *(rng.randrange(VOCABULARY) for _ in range(5))]
+        for k in range(3):
+            ids = [rng.randrange(VOCABULARY) for _ in range(rng.randint(1, 11))]
+            logprobs = [-rng.random() for _ in ids]
+            rows.append(Row((p, k), f"p{p}", hinted if k == 2 else prompt, ids, logprobs, rng.gauss(0, 1), 0.8 if k == 2 else 1.0))
+    return rows
+
+
+def plan(
+    rows: list[Row], *, num_ranks: int = 1, max_tokens: int = 100, seed: int = 0, shared: int = 10**6, per_step: int = 3
+) -> list[StepPlan]:
+    return plan_steps(rows, problems_per_step=per_step, seed=seed, num_ranks=num_ranks, max_tokens=max_tokens, max_shared_length=shared)
+
+
+@pytest.mark.parametrize("num_ranks", [1, 2, 5])
+@pytest.mark.parametrize("shared", [0, 10**6])
+def test_every_row_is_dealt_once_with_its_problem(num_ranks: int, shared: int) -> None:
+    rows = make_rows()
+    plans = plan(rows, num_ranks=num_ranks, shared=shared)
+    assert [len(p.problem_ids) for p in plans] == [3, 3, 1]
+    assert sorted(i for p in plans for i in p.rows) == list(range(len(rows)))
+    for p in plans:
+        dealt = [i for rank in p.micro_batches for batch in rank for s in batch for i in s.rows]
+        assert sorted(dealt) == sorted(p.rows)
+        assert {rows[i].problem_id for i in dealt} == set(p.problem_ids)
+        for batch in (b for rank in p.micro_batches for b in rank):
+            assert len(batch) == 1 or len(batch) * max(s.num_tokens for s in batch) <= 100
+            for s in batch:
+                prompts = {tuple(rows[i].prompt_token_ids) for i in s.rows}
+                assert len(prompts) == 1
+                assert s.num_tokens == len(prompts.pop()) + sum(len(rows[i].completion_token_ids) for i in s.rows)
+
+
+def test_order_is_drawn_by_the_seed_and_steps_do_not_depend_on_ranks() -> None:
+    rows = make_rows()
+    first, again, other = plan(rows), plan(rows, num_ranks=4), plan(rows, seed=1)
+    assert [(p.problem_ids, p.rows) for p in first] == [(p.problem_ids, p.rows) for p in again]
+    assert [p.problem_ids for p in first] != [p.problem_ids for p in other]
+    assert plan(rows, num_ranks=4) == again
+
+
+def test_ranks_are_balanced_by_tokens() -> None:
+    rows = make_rows(40)
+    for p in plan(rows, num_ranks=2, per_step=20, max_tokens=200):
+        loads = [sum(s.num_tokens for b in rank for s in b) for rank in p.micro_batches]
+        assert max(loads) <= 1.1 * min(loads)
+
+
+def test_padding_is_small_and_prompts_are_shared() -> None:
+    rows = make_rows(40)
+    shared, separate = plan(rows, per_step=40, max_tokens=400)[0], plan(rows, per_step=40, max_tokens=400, shared=0)[0]
+    assert separate.num_padded_tokens < 1.1 * separate.num_tokens
+    assert shared.num_tokens < 0.85 * separate.num_tokens
+
+
+def test_rows_that_do_not_fit_together_are_named() -> None:
+    rows = make_rows(1)
+    broken = Row(("m", "p0", 2), "p0", [1], [1, 2], [-0.1], 0.0, 1.0)
+    with pytest.raises(InputError, match=r"'m', 'p0', 2.*1 log-probabilities for 2"):
+        plan([*rows, broken])
+    with pytest.raises(InputError, match="no completion"):
+        plan([])
+
+
+def test_an_empty_completion_counts_but_is_not_run() -> None:
+    rows = [*make_rows(1), Row(("e",), "p0", [1, 2], [], [], 1.0, 1.0)]
+    (step,) = plan(rows)
+    assert len(step.rows) == 4
+    assert sorted(i for b in step.micro_batches[0] for s in b for i in s.rows) == [0, 1, 2]
+
+
+def tiny(kind: str) -> torch.nn.Module:
+    torch.manual_seed(0)
+    shape = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 3, "num_attention_heads": 4, "num_key_value_heads": 2}
+    if kind == "gemma3":
+        config = transformers.Gemma3TextConfig(
+            **shape, head_dim=8, vocab_size=VOCABULARY, sliding_window=24, final_logit_softcapping=2.0, query_pre_attn_scalar=8,
+            layer_types=["sliding_attention", "full_attention", "sliding_attention"], pad_token_id=0, bos_token_id=1, eos_token_id=2,
+        )  # fmt: skip
+    elif kind == "granite":
+        # Scales its logits by a factor of its own: the shortcut past the model's own logits must be refused.
+        config = transformers.GraniteConfig(**shape, vocab_size=VOCABULARY, logits_scaling=3.0)
+    elif kind == "gpt2":
+        # Has dropout in the base, which must never be active, and no linear layers that LoRA could name.
+        ends = {"bos_token_id": 1, "eos_token_id": 2}
+        config = transformers.GPT2Config(n_embd=32, n_layer=2, n_head=4, vocab_size=VOCABULARY, n_positions=64, **ends)
+    else:
+        config = transformers.LlamaConfig(**shape, vocab_size=VOCABULARY, tie_word_embeddings=True)
+    return transformers.AutoModelForCausalLM.from_config(config).requires_grad_(False)
+
+
+@pytest.mark.parametrize("kind", ["llama", "gemma3", "granite"])
+@pytest.mark.parametrize("checkpointing", [False, True])
+def test_log_probs_equal_a_plain_forward_of_each_row(kind: str, checkpointing: bool) -> None:
+    """Trap 1: every completion is scored after exactly its own prompt ids, hinted or not."""
+    policy = Policy(tiny(kind), gradient_checkpointing=checkpointing)
+    assert policy.skips_logits is (kind != "granite")
+    assert policy.max_shared_length == (24 if kind == "gemma3" else 2**31)
+    parameters = policy.attach(LoraSection(rank=4), seed=3, name="m")
+    with torch.no_grad():
+        for name, p in parameters.items():
+            if "lora_B" in name:
+                p.normal_(std=0.1)
+    rows = make_rows(3)
+    (step,) = plan(rows, max_tokens=80, shared=policy.max_shared_length)
+    batches = step.micro_batches[0]
+    assert any(len(s.rows) > 1 for b in batches for s in b)
+    total = torch.zeros(())
+    seen = 0
+    for sequences in batches:
+        batch = collate(rows, sequences, dtype=torch.float32)
+        logp, _ = policy.log_probs(batch, temperature=0.7)
+        reference, _ = policy.log_probs(batch, temperature=0.7, reference=True)
+        assert not torch.allclose(logp, reference)
+        for n, index in enumerate(batch.rows):
+            row = rows[index]
+            ids = torch.tensor([[*row.prompt_token_ids, *row.completion_token_ids]])
+            naive = (policy.base(ids, use_cache=False).logits[0].float() / 0.7).log_softmax(-1)
+            start = len(row.prompt_token_ids)
+            expected = torch.stack([naive[start - 1 + t, token] for t, token in enumerate(row.completion_token_ids)])
+            torch.testing.assert_close(logp[batch.row_M == n], expected, atol=2e-5, rtol=1e-4)
+            assert batch.behaviour_M[batch.row_M == n].tolist() == pytest.approx(row.behaviour_logprobs)
+            total = total + (expected * (n + 1)).sum()
+            seen += 1
+        (logp * (batch.row_M + 1)).sum().backward()
+    assert seen == len(rows)
+    grads = {n: p.grad.clone() for n, p in parameters.items()}
+    for p in parameters.values():
+        p.grad = None
+    total.backward()
+    for name, p in parameters.items():
+        torch.testing.assert_close(grads[name], p.grad, atol=1e-3, rtol=1e-3)
+
+
+def test_adapter_is_drawn_by_its_seed_and_missing_targets_are_refused() -> None:
+    policy = Policy(tiny("llama"))
+    first = {n: p.detach().clone() for n, p in policy.attach(LoraSection(rank=2), seed=5, name="m").items()}
+    torch.rand(3)
+    again = policy.attach(LoraSection(rank=2), seed=5, name="m")
+    other = {n: p.detach().clone() for n, p in again.items()}
+    assert first.keys() == other.keys()
+    assert all(torch.equal(first[n], other[n]) for n in first)
+    changed = policy.attach(LoraSection(rank=2, targets=["q_proj"]), seed=6, name="m")
+    assert len(changed) == 6
+    assert not torch.equal(first[next(iter(changed))], next(iter(changed.values())))
+    with pytest.raises(InputError, match=r"no such layer.*q_proj"):
+        policy.attach(LoraSection(targets=["lm_head"]), seed=0, name="m")
+
+
+def test_base_dropout_is_never_active() -> None:
+    policy = Policy(tiny("gpt2").train())
+    rows = make_rows(1)
+    batch = collate(rows, [Sequence((0,), len(rows[0].prompt_token_ids) + len(rows[0].completion_token_ids))], dtype=torch.float32)
+    torch.testing.assert_close(policy.log_probs(batch, temperature=1)[0], policy.log_probs(batch, temperature=1)[0], atol=0, rtol=0)
+    with pytest.raises(InputError, match="no such layer"):
+        policy.attach(LoraSection(), seed=0, name="m")
