@@ -1,6 +1,6 @@
 """python -m core_hpc.launch SWEEP.yaml: from a sweep file to finished runs; the same command continues.
 
-Thin: reads the file (sweep.py), prepares what is new (prepare.py), holds the sweep's claim (store.py), drives the
+Thin: reads the file (sweep.py), prepares what is new (prepare.py), holds the sweep's claim (claims.py), drives the
 runs (schedule.py) and prints the result tables (analysis).
 """
 
@@ -24,6 +24,7 @@ from rich.table import Table
 
 from core_hpc import runs as runfolders
 from core_hpc import store
+from core_hpc.claims import claim
 from core_hpc.errors import CoreHpcError, InputError
 from core_hpc.executors import LocalExecutor, LocalLimits
 from core_hpc.paths import SweepPaths
@@ -77,7 +78,7 @@ def launch(sweep: Sweep, console: Console, *, verify: bool = False) -> int:
     runfolders.check_conflicts(sweep)
     store.require_writable(sweep.folder, min_free_gb=MIN_FREE_GB)
     prepared = _prepare_new(sweep, console)
-    with store.claim(SweepPaths(sweep.folder).claim):
+    with claim(SweepPaths(sweep.folder).claim):
         progress = _open_runs(sweep, prepared, console, verify=verify)
         work_left = any(p.open for p in progress)
         if work_left:
@@ -199,15 +200,17 @@ def _drive(sweep: Sweep, progress: list[RunProgress], console: Console) -> None:
 
 
 def _conclude(sweep: Sweep, progress: list[RunProgress], console: Console) -> int:
-    from analysis.report import main_tables, render
+    from analysis.data import load_run
+    from analysis.summary import summary_table
+    from analysis.tables import render
 
     stopped = [p for p in progress if p.stopped]
     for p in progress:
-        console.print(f"\n[bold]{escape(p.run.run_id)}[/bold]")
+        console.print()
         if p.stopped:
-            console.print(f"[red]stopped:[/red] {escape(p.stopped)}")
+            console.print(f"[red]{escape(p.run.run_id)} stopped:[/red] {escape(p.stopped)}")
         else:
-            render(main_tables(p.run.root), console)
+            render([summary_table(load_run(p.run.root))], console)
     console.print("look further:")
     console.print(f"  tensorboard --logdir {sweep.folder}", soft_wrap=True)
     console.print(f"  python -m analysis report {sweep.folder} --out {sweep.folder / 'report'}", soft_wrap=True)

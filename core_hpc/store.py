@@ -1,4 +1,4 @@
-"""Atomic publishing on a shared file system: data files first, the manifest last; and the claim of a controller.
+"""Atomic publishing on a shared file system: data files first, the manifest last.
 
 A publication is a manifest plus the files that it names. Data files carry a unique part in their names, so two
 tasks that publish the same key cannot tear each other's files: the first manifest wins and the loser removes
@@ -16,15 +16,12 @@ import shutil
 import socket
 import time
 import uuid
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-import psutil
-
-from core_hpc.errors import ClaimError, InputError, StoreError
+from core_hpc.errors import InputError, StoreError
 from core_hpc.faultpoints import fault_point
 from core_hpc.paths import MANIFEST_SUFFIX
 from core_hpc.schema import SCHEMA_VERSION
@@ -86,7 +83,8 @@ def _fsync(path: Path) -> None:
         os.close(fd)
 
 
-def _write_synced(path: Path, data: bytes) -> None:
+def write_synced(path: Path, data: bytes) -> None:
+    """Write a new file and wait until it is on disk."""
     with path.open("xb") as f:
         f.write(data)
         f.flush()
@@ -96,7 +94,7 @@ def _write_synced(path: Path, data: bytes) -> None:
 def write_json(path: Path, data: Any) -> None:
     """Replace a small JSON file atomically (for files with one writer; publications never change)."""
     temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.tmp")
-    _write_synced(temporary, json.dumps(data, indent=1, sort_keys=False).encode())
+    write_synced(temporary, json.dumps(data, indent=1, sort_keys=False).encode())
     temporary.replace(path)
     _fsync(path.parent)
 
@@ -174,7 +172,7 @@ def _commit(manifest: Manifest, uid: str) -> bool:
         "stats": manifest.stats, "writer": manifest.writer,
     }  # fmt: skip
     temporary = manifest.path.with_name(f".{manifest.path.name}.{uid}.tmp")
-    _write_synced(temporary, json.dumps(body, indent=1).encode())
+    write_synced(temporary, json.dumps(body, indent=1).encode())
     fault_point("publish.before_manifest", str(manifest.path))
     try:
         os.link(temporary, manifest.path)  # unlike rename, a link never replaces: the first writer wins
@@ -275,70 +273,6 @@ def _entries_or_none(path: Path) -> tuple[FileEntry, ...]:
         return tuple(FileEntry(**f) for f in json.loads(path.read_bytes())["files"])
     except (ValueError, KeyError, TypeError):
         return ()
-
-
-# --- claims -------------------------------------------------------------------------------------------------------
-
-
-def _process_start(pid: int) -> float | None:
-    try:
-        return psutil.Process(pid).create_time()
-    except psutil.NoSuchProcess:
-        return None
-
-
-@contextmanager
-def claim(path: Path) -> Iterator[None]:
-    """Hold the claim file while the block runs; ClaimError names the holder when another controller has it.
-
-    A claim is broken only on proof of death: same host, and that process (by id and start time) is gone.
-    """
-    make_folder(path.parent)
-    mine = {**writer_identity(), "process_start": _process_start(os.getpid())}
-    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.tmp")
-    _write_synced(temporary, json.dumps(mine, indent=1).encode())
-    try:
-        for _ in range(2):
-            try:
-                os.link(temporary, path)
-                break
-            except FileExistsError:
-                _break_dead_claim(path)
-        else:
-            raise ClaimError(f"{path}: another controller took this sweep just now; start again when it has ended")
-    finally:
-        temporary.unlink(missing_ok=True)
-    try:
-        yield
-    finally:
-        if read_json(path) == mine:
-            path.unlink()
-
-
-def _break_dead_claim(path: Path) -> None:
-    try:
-        holder = read_json(path)
-    except StoreError as e:
-        if not path.exists():
-            return
-        raise ClaimError(f"{path}: unreadable claim. If no controller of this sweep runs, remove this file") from e
-    who = f"host {holder['host']}, process {holder['pid']}, user {holder['user']}"
-    if holder["host"] != socket.gethostname():
-        raise ClaimError(
-            f"{path}: this sweep is being run from {who}. Look there; only if that process is surely dead, remove this file"
-        )
-    started = _process_start(holder["pid"])
-    if started is not None and abs(started - holder["process_start"]) < 1.0:
-        raise ClaimError(f"{path}: this sweep is already being run ({who}). Wait for it, or stop that process first")
-    # Two controllers may see the same dead claim: moving it to a unique name lets exactly one of them remove it.
-    grave = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.dead")
-    try:
-        path.rename(grave)
-    except FileNotFoundError:
-        return
-    if read_json(grave) != holder:  # it was a newer, living claim: give it back
-        os.link(grave, path)
-    grave.unlink()
 
 
 def require_writable(folder: Path, *, min_free_gb: float) -> None:

@@ -7,8 +7,6 @@ from typing import Any
 
 import yaml
 
-WORDS = "What is Question Answer Hint Here the reasoning of another student with answer removed It may help".split()
-
 
 def make_tiny_model(folder: Path, *, seed: int = 0, chat: bool = False, hidden: int = 32) -> Path:
     """Write a random two-layer Llama and a byte-level tokenizer as an ordinary model folder."""

@@ -1,9 +1,9 @@
 """FakeEngine: NOT a language model. For fast tests of the software around the engines, and of nothing else.
 
-In: prompt token ids. Out: invented completions, a function of seed, prompt and the bytes of the adapter, which end in `#### <number>`. The number is
-right with some probability when the prompt asks for a sum ("What is 4 + 7 - 3?"); that probability is higher with a
-hint in the prompt and grows with the last number in the adapter's version, so that runs show rescues and progress. Log-probabilities
-are invented too. Needs only the tokenizer.json of the model folder; loads neither torch nor transformers.
+In: prompt token ids. Out: invented completions, a function of seed, prompt and the bytes of the adapter, which end in
+`#### <number>`. The number is right with some probability when the prompt asks for a sum ("What is 4 + 7 - 3?"); that probability
+is higher with a hint in the prompt and grows with the last number in the adapter's version, so that runs show rescues and progress.
+Log-probabilities are invented too. Needs only the tokenizer.json of the model folder; loads neither torch nor transformers.
 """
 
 from __future__ import annotations

@@ -71,7 +71,7 @@ class VllmEngine:
         """Drop the engine. GPU memory is given back completely only when the process ends."""
         if self._llm is None:
             return
-        core = getattr(self._llm.llm_engine, "engine_core", None)
+        core: Any = getattr(self._llm.llm_engine, "engine_core", None)
         if hasattr(core, "shutdown"):
             core.shutdown()
         self._llm, self._adapter = None, None
@@ -144,7 +144,10 @@ def _engine_arguments(spec: EngineSpec, *, on_cpu: bool) -> dict[str, Any]:
     if on_cpu:
         arguments |= {
             "enforce_eager": True,
-            "max_num_batched_tokens": max(1024, spec.max_num_seqs),
+            # A prompt cut into chunks makes vLLM rewind the generator of a seeded request, which torch cannot do on CPU
+            # ("CPU Generator does not use offset"), so every prompt is read whole.
+            "enable_chunked_prefill": False,
+            "max_num_batched_tokens": max(1024, spec.max_context_tokens, spec.max_num_seqs),
             "kv_cache_memory_bytes": int((spec.kv_cache_gb or _CPU_KV_CACHE_GB) * 2**30),  # default: 92 % of the machine
         }
     else:

@@ -43,7 +43,8 @@ def install() -> bool:
         stock = getattr(lora_ops, name, None)
         if getattr(stock, "replaces_stock", False):
             return True
-        if stock is None or getattr(punica_cpu, name, None) is not stock or tuple(inspect.signature(stock).parameters) != parameters:
+        found = tuple(inspect.signature(stock).parameters) if stock is not None else ()
+        if found != parameters or stock is not getattr(punica_cpu, name, None):
             return _refuse(f"{name} is not the function that was expected")
     _replace(lora_ops, punica_cpu, "bgmv_shrink", _make_shrink(lora_ops.bgmv_shrink))
     _replace(lora_ops, punica_cpu, "bgmv_expand_slice", _make_expand_slice(lora_ops.bgmv_expand_slice))

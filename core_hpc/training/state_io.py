@@ -19,7 +19,7 @@ from typing import Any
 import torch
 from peft import LoraConfig
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import Tensor
 
 from core_hpc.errors import StoreError
@@ -45,9 +45,9 @@ def write_state(folder: Path, state: TrainingState, config: LoraConfig, details:
     fields = {k: sorted(v) if isinstance(v, set) else v for k, v in config.to_dict().items()}
     fields["inference_mode"] = True
     _write_json(folder / ADAPTER_CONFIG, fields)
-    save_file(state.parts["weight"], folder / ADAPTER, metadata={"format": "pt"})
+    _write_tensors(folder / ADAPTER, state.parts["weight"])
     flat = {f"{part}:{name}": tensor for part in PARTS for name, tensor in state.parts[part].items()}
-    save_file({**flat, "step": torch.tensor(state.steps_done, dtype=torch.int64)}, folder / OPTIMIZER, metadata={"format": "pt"})
+    _write_tensors(folder / OPTIMIZER, {**flat, "step": torch.tensor(state.steps_done, dtype=torch.int64)})
     versions = {p: importlib.metadata.version(p) for p in ("torch", "deepspeed", "peft", "transformers")}
     _write_json(folder / TRAINER, {"version": STATE_VERSION, "steps_done": state.steps_done, **details, "versions": versions})
 
@@ -75,6 +75,11 @@ def read_state(folder: Path, shapes: dict[str, torch.Size]) -> TrainingState:
         )
     parts = {part: {name: flat[f"{part}:{name}"] for name in shapes} for part in PARTS}
     return TrainingState(parts, step)
+
+
+def _write_tensors(path: Path, tensors: dict[str, Tensor]) -> None:
+    # Not safetensors' save_file: it makes files that the group cannot read, whatever the umask.
+    path.write_bytes(save(tensors, metadata={"format": "pt"}))
 
 
 def _write_json(path: Path, data: dict[str, Any]) -> None:

@@ -10,7 +10,7 @@ Shapes: N completions and M completion tokens of a micro-batch.
 """
 
 # Tensor names end in their shape.
-# ruff: noqa: N803, N806
+# ruff: noqa: N806
 
 from __future__ import annotations
 
@@ -19,24 +19,24 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import polars as pl
 import torch
 from torch import Tensor
 
 from core_hpc.config import LoraSection, UpdateSection
-from core_hpc.errors import NonFiniteError
+from core_hpc.errors import NonFiniteError, StoreError
 from core_hpc.schema import STEPS
 from core_hpc.training.batching import MicroBatch, Row, StepPlan, collate, plan_steps
-from core_hpc.training.losses import LossTerms, TokenBatch, importance_weights, objective
+from core_hpc.training.losses import TokenBatch, importance_weights, objective
+from core_hpc.training.metrics import StepTotals
 from core_hpc.training.policy import Dtype, Policy, load_base_model
 from core_hpc.training.schedule import learning_rate
 from core_hpc.training.state_io import TrainingState, read_state, write_state
-from core_hpc.training.zero2 import Zero2, rank_and_size, reduce_metrics, start_process_group, stop_process_group
+from core_hpc.training.zero2 import Zero2, all_true, rank_and_size, start_process_group, stop_process_group
 
 STEP_COLUMNS = {name: dtype for name, dtype in STEPS.schema.items() if name not in ("run_id", "iteration", "model")}
-SUMS = ("loss", "policy_loss", "kl", "clipped", "entropy", "mismatch", "importance")
-MAXIMA = ("mismatch_max", "ratio_max")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -195,7 +195,7 @@ class Trainer:
         spec, plan = task.spec, task.plans[index]
         global_step = task.first_step + index
         rate = learning_rate(spec.settings, steps_done=global_step, total_steps=spec.total_steps)
-        totals = _Totals(plan, spec.rows, self.device)
+        totals = StepTotals(plan, spec.rows, self.device)
         task.zero.backward(self._losses(task, index, totals))
         totals.reduce()
         where = f"update: optimizer step {index + 1} of {len(task.plans)} (global step {global_step + 1})"
@@ -210,7 +210,7 @@ class Trainer:
         values = totals.means(with_kl=spec.settings.kl_weight > 0)
         return {**values, "step": index + 1, "global_step": global_step + 1, "grad_norm": norm, "learning_rate": rate}
 
-    def _losses(self, task: _Task, index: int, totals: _Totals) -> Iterator[Tensor]:
+    def _losses(self, task: _Task, index: int, totals: StepTotals) -> Iterator[Tensor]:
         """Loss of each of this rank's micro-batches; the graph of one is freed before the next is built."""
         settings = task.spec.settings
         for number, batch in enumerate(self._batches(task, index)):
@@ -228,64 +228,28 @@ class Trainer:
             yield terms.loss
 
     def _write(self, task: _Task, steps_done: int) -> None:
+        """Rank 0 writes. No rank returns before the files are complete, and all fail where writing fails."""
         state = task.zero.state(steps_done)
-        if self.rank == 0:
-            settings = task.spec.settings
-            details = {
-                "total_steps": task.spec.total_steps,
-                "next_learning_rate": learning_rate(settings, steps_done=steps_done, total_steps=task.spec.total_steps),
-                "settings": settings.model_dump(mode="json"),
-                "lora": self.lora.model_dump(mode="json"),
-                "seeds": {"lora": task.spec.lora_seed, "shuffle": task.spec.shuffle_seed},
-                "num_ranks": self.num_ranks,
-            }
-            assert self.policy.config is not None
-            write_state(task.spec.out_folder, state, self.policy.config, details)
+        written = False
+        try:
+            if self.rank == 0:
+                assert self.policy.config is not None
+                write_state(task.spec.out_folder, state, self.policy.config, self._details(task.spec, steps_done))
+            written = True
+        finally:
+            agreed = all_true(written, self.device)
+        if not agreed:
+            raise StoreError(f"{task.spec.out_folder}: rank 0 could not write the adapter; its log says why")
 
-
-class _Totals:
-    """Sums and maxima of one optimizer step, over micro-batches and then over ranks."""
-
-    def __init__(self, plan: StepPlan, rows: Sequence[Row], device: torch.device) -> None:
-        self.plan = plan
-        self.rows = rows
-        self.sums = torch.zeros(len(SUMS), dtype=torch.float64, device=device)
-        self.maxima = torch.zeros(len(MAXIMA) + len(plan.problem_ids), dtype=torch.float64, device=device)
-
-    def add(self, batch: MicroBatch, tokens: TokenBatch, terms: LossTerms, entropy_M: Tensor) -> None:
-        mismatch_M = (tokens.old_M - batch.behaviour_M).abs()
-        parts = (terms.loss.detach(), terms.policy, terms.k3_N.sum(), terms.clipped_M.sum(), entropy_M.sum(), mismatch_M.sum(),
-                 tokens.importance_M.sum())  # fmt: skip
-        self.sums += torch.stack([p.double() for p in parts])
-        bad_N = ~torch.isfinite(terms.loss_N * tokens.weight_N)
-        problems = [self.plan.problem_ids.index(self.rows[i].problem_id) for i in batch.rows]
-        self.maxima[len(MAXIMA) :].index_add_(0, torch.tensor(problems, device=bad_N.device), bad_N.double())
-        highest = torch.stack([mismatch_M.max(), terms.ratio_M.max()]).double()
-        self.maxima[: len(MAXIMA)] = torch.maximum(self.maxima[: len(MAXIMA)], highest)
-
-    def reduce(self) -> None:
-        reduce_metrics(self.sums, self.maxima)
-
-    def bad_problems(self) -> list[str]:
-        flags = self.maxima[len(MAXIMA) :].tolist()
-        return [problem for problem, flag in zip(self.plan.problem_ids, flags, strict=True) if flag]
-
-    def means(self, *, with_kl: bool) -> dict[str, float | int]:
-        """Metrics of schema.STEPS; kl is NaN where no reference was computed."""
-        sums = dict(zip(SUMS, self.sums.tolist(), strict=True))
-        num_tokens, num_completions = self.plan.num_completion_tokens, len(self.plan.rows)
-        per_token = max(num_tokens, 1)
+    def _details(self, spec: UpdateTask, steps_done: int) -> dict[str, Any]:
+        """What trainer_state.json says besides the number of steps; nothing of it is needed to resume."""
         return {
-            "num_completions": num_completions,
-            "num_tokens": num_tokens,
-            "loss": sums["loss"],
-            "policy_loss": sums["policy_loss"],
-            "kl": sums["kl"] / num_completions if with_kl else float("nan"),
-            "clip_share": sums["clipped"] / per_token,
-            "entropy": sums["entropy"] / per_token,
-            "mismatch_mean": sums["mismatch"] / per_token,
-            "importance_mean": sums["importance"] / per_token,
-            **dict(zip(MAXIMA, self.maxima.tolist(), strict=False)),
+            "total_steps": spec.total_steps,
+            "next_learning_rate": learning_rate(spec.settings, steps_done=steps_done, total_steps=spec.total_steps),
+            "settings": spec.settings.model_dump(mode="json"),
+            "lora": self.lora.model_dump(mode="json"),
+            "seeds": {"lora": spec.lora_seed, "shuffle": spec.shuffle_seed},
+            "num_ranks": self.num_ranks,
         }
 
 

@@ -126,6 +126,13 @@ def reduce_metrics(sums: Tensor, maxima: Tensor) -> None:
     dist.all_reduce(maxima, op=dist.ReduceOp.MAX)
 
 
+def all_true(value: bool, device: torch.device) -> bool:
+    """Whether `value` is true on every rank; waits for all of them."""
+    flag = torch.tensor(int(value), device=device)
+    dist.all_reduce(flag, op=dist.ReduceOp.MIN)
+    return bool(flag.item())
+
+
 def rank_and_size() -> tuple[int, int]:
     return dist.get_rank(), dist.get_world_size()
 

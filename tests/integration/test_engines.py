@@ -106,6 +106,8 @@ class Setup:
             "base_after": _case([*short, *short, *long]),
             "stop": _case([short[1]] * 12, temperature=0.8, stop_strings=["\n\n", "####"], max_new_tokens=40),
             "brim": _case([brim], temperature=1.0),
+            # 12 different prompts of together some 3000 tokens: more than one step of an engine takes in.
+            "many_long": _case([[*ids(f"{i} {i * 7}"), *long[i % 2]] for i in range(12)], max_new_tokens=4),
         }
 
     def _save_adapter(self, path: Path, *, seed: int) -> None:
@@ -196,7 +198,7 @@ def test_greedy_tokens_of_both_engines_are_equal(setup: Setup) -> None:
 
 @slow
 @pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("case", ["greedy", "sampled", "nucleus", "adapter_a", "adapter_b", "adapter_a_again", "stop", "brim"])
+@pytest.mark.parametrize("case", ["greedy", "sampled", "nucleus", "adapter_a", "adapter_b", "adapter_a_again", "stop", "brim", "many_long"])
 def test_logprobs_equal_a_plain_forward_pass(setup: Setup, kind: str, case: str) -> None:
     for completion, expected in zip(setup.completions(kind, case), setup.reference(kind, case), strict=True):
         assert completion.logprobs == pytest.approx(expected, abs=TOLERANCE)

@@ -97,7 +97,8 @@ def test_no_leftovers_and_no_base_weights(finished: tuple[Path, str]) -> None:
     assert leftovers(run, PHASES) == []
     manifest = store.read_manifest(RunPaths(run).task_manifest(TaskKey(2, "update", "m0")))
     names = sorted(f.name.rpartition("/")[2] for f in manifest.files)
-    assert {"adapter_config.json", "adapter_model.safetensors", "optimizer.safetensors", "steps.parquet", "trainer_state.json"} <= set(names)
+    wanted = {"adapter_config.json", "adapter_model.safetensors", "optimizer.safetensors", "steps.parquet", "trainer_state.json"}
+    assert wanted <= set(names)
     assert not any(n.endswith((".bin", ".pt", ".pkl")) for n in names)
     assert not [p for p in run.rglob("*") if p.suffix in (".bin", ".pt", ".pkl")]
 

@@ -234,9 +234,10 @@ def test_non_finite_values_stop_every_rank_and_write_nothing(runs: dict[str, Any
         assert "step 2 of 3" in rank["failures"]["nan"]["message"]
         assert f"the loss is not finite for problems {problem};" in rank["failures"]["nan"]["message"]
         assert "step 2 of 3" in rank["failures"]["overflow"]["message"]
-        assert problem in rank["failures"]["overflow"]["message"]
+        assert f"gradients are not finite; its problems are {', '.join(runs['order'][1])};" in rank["failures"]["overflow"]["message"]
         assert "step 1 of 3" in rank["failures"]["inf"]["message"]
         assert ", ".join(runs["order"][0]) in rank["failures"]["inf"]["message"]
+    assert [rank["failures"]["unwritable"] for rank in runs["two"]] == ["NotADirectoryError", "StoreError"]
     # The process is as good as new afterwards.
     assert weights(folder / "two.1").keys() == weights(folder / "two.again").keys()
     assert largest_difference(weights(folder / "two.1"), weights(folder / "two.again")) == 0

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 
 from core_hpc.config import LoraSection, UpdateSection
-from core_hpc.errors import NonFiniteError
+from core_hpc.errors import NonFiniteError, StoreError
 from core_hpc.training.batching import Row, collate, plan_steps
 from core_hpc.training.trainer import Trainer, UpdateResult, UpdateTask
 from core_hpc.training.zero2 import Zero2
@@ -121,7 +121,7 @@ class Checks:
     def failures(self) -> dict[str, Any]:
         """Messages of non-finite losses and gradients, and whether anything was written; then a good task again."""
         found: dict[str, Any] = {}
-        for label, value in (("nan", float("nan")), ("overflow", 2e38)):
+        for label, value in (("nan", float("nan")), ("overflow", 1e30)):
             rows = read_rows(self.folder / "rows1.json")
             index = next(i for i, r in enumerate(rows) if r.problem_id == self.inputs["second_step_problem"])
             rows[index] = Row(**{**vars(rows[index]), "advantage": value})
@@ -131,6 +131,11 @@ class Checks:
         weight.fill_(float("inf"))
         found["inf"] = self.fails(read_rows(self.folder / "rows1.json"), f"{self.name}.inf")
         weight.copy_(kept)
+        found["unwritable"] = ""
+        try:
+            self.update(1, None, "inputs.json/below_a_file")
+        except (StoreError, OSError) as error:
+            found["unwritable"] = type(error).__name__
         self.update(1, None, f"{self.name}.again")
         return found
 

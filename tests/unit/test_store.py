@@ -1,10 +1,8 @@
-"""Publishing: complete or not at all, first writer wins, damage is found, claims are exclusive and survive crashes."""
+"""Publishing: complete or not at all, first writer wins, damage is found."""
 
 import errno
 import json
 import os
-import subprocess
-import sys
 import threading
 from pathlib import Path
 
@@ -12,7 +10,7 @@ import polars as pl
 import pytest
 
 from core_hpc import shards, store
-from core_hpc.errors import ClaimError, InputError, StoreError
+from core_hpc.errors import InputError, StoreError
 from core_hpc.schema import HINTS, PROBLEMS, TABLES, check_frame
 
 
@@ -161,46 +159,6 @@ def test_leftovers_are_removed_and_publications_kept(tmp_path: Path) -> None:
     (tmp_path / ".train.manifest.json.abc.tmp").touch()
     assert store.remove_leftovers(tmp_path) == 3
     assert {p.name for p in tmp_path.iterdir()} == kept
-
-
-# --- claims -------------------------------------------------------------------------------------------------------
-
-
-def test_a_living_claim_is_respected_and_named(tmp_path: Path) -> None:
-    path = tmp_path / "claim.json"
-    with store.claim(path), pytest.raises(ClaimError, match=f"process {os.getpid()}"), store.claim(path):
-        pass
-    assert list(tmp_path.iterdir()) == []
-    with store.claim(path):
-        assert path.exists()
-
-
-def test_the_claim_of_a_killed_process_is_broken(tmp_path: Path) -> None:
-    path = tmp_path / "claim.json"
-    code = f"import os, signal; from core_hpc import store\nwith store.claim(__import__('pathlib').Path({str(path)!r})): os.kill(os.getpid(), 9)"
-    done = subprocess.run([sys.executable, "-c", code], check=False)
-    assert done.returncode == -9
-    assert path.exists()
-    with store.claim(path):
-        assert json.loads(path.read_text())["pid"] == os.getpid()
-    assert list(tmp_path.iterdir()) == []
-
-
-def test_a_claim_of_another_host_is_never_broken(tmp_path: Path) -> None:
-    path = tmp_path / "claim.json"
-    path.write_text(json.dumps({"host": "elsewhere", "pid": 1, "user": "ann", "time": 0, "process_start": 0}))
-    with pytest.raises(ClaimError, match="host elsewhere, process 1, user ann"), store.claim(path):
-        pass
-    assert path.exists()
-
-
-def test_a_reused_process_id_is_not_the_holder(tmp_path: Path) -> None:
-    path = tmp_path / "claim.json"
-    with store.claim(path):
-        body = json.loads(path.read_text())
-    path.write_text(json.dumps({**body, "process_start": body["process_start"] - 1000}))
-    with store.claim(path):
-        pass
 
 
 def test_writable_checks(tmp_path: Path) -> None:

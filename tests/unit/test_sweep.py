@@ -3,8 +3,8 @@
 from pathlib import Path
 
 import pytest
-import yaml
 
+import yaml
 from core_hpc.config import flatten, scientific_fields
 from core_hpc.errors import ConfigError
 from core_hpc.sweep import load_sweep
@@ -80,7 +80,12 @@ def test_mistake(tmp_path: Path, changes: dict[str, object], expected: str) -> N
 
 @pytest.mark.parametrize(
     ("text", "expected"),
-    [("a: [", "not valid YAML"), ("- 1", "must be a mapping"), ("name: a\nname: b", "occurs twice"), ("!!python/object:os.system {}", "not valid")],
+    [
+        ("a: [", "not valid YAML"),
+        ("- 1", "must be a mapping"),
+        ("name: a\nname: b", "occurs twice"),
+        ("!!python/object:os.system {}", "not valid"),
+    ],
 )
 def test_bad_yaml(tmp_path: Path, text: str, expected: str) -> None:
     path = tmp_path / "bad.yaml"

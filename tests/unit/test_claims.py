@@ -1,0 +1,49 @@
+"""Claims are exclusive, name their holder, and survive crashes."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from core_hpc.claims import claim
+from core_hpc.errors import ClaimError
+
+
+def test_a_living_claim_is_respected_and_named(tmp_path: Path) -> None:
+    path = tmp_path / "claim.json"
+    with claim(path), pytest.raises(ClaimError, match=f"process {os.getpid()}"), claim(path):
+        pass
+    assert list(tmp_path.iterdir()) == []
+    with claim(path):
+        assert path.exists()
+
+
+def test_the_claim_of_a_killed_process_is_broken(tmp_path: Path) -> None:
+    path = tmp_path / "claim.json"
+    code = "import os, pathlib, sys; from core_hpc.claims import claim\nwith claim(pathlib.Path(sys.argv[1])): os.kill(os.getpid(), 9)"
+    done = subprocess.run([sys.executable, "-c", code, str(path)], check=False)
+    assert done.returncode == -9
+    assert path.exists()
+    with claim(path):
+        assert json.loads(path.read_text())["pid"] == os.getpid()
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_claim_of_another_host_is_never_broken(tmp_path: Path) -> None:
+    path = tmp_path / "claim.json"
+    path.write_text(json.dumps({"host": "elsewhere", "pid": 1, "user": "ann", "time": 0, "process_start": 0}))
+    with pytest.raises(ClaimError, match="host elsewhere, process 1, user ann"), claim(path):
+        pass
+    assert path.exists()
+
+
+def test_a_reused_process_id_is_not_the_holder(tmp_path: Path) -> None:
+    path = tmp_path / "claim.json"
+    with claim(path):
+        body = json.loads(path.read_text())
+    path.write_text(json.dumps({**body, "process_start": body["process_start"] - 1000}))
+    with claim(path):
+        pass
