@@ -20,8 +20,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any
 
-from core_hpc.config import ClusterSection
+from core_hpc.config import ClusterSection, config_hash, scientific_fields
 from core_hpc.engines import has_gpu, worker_environment
+from core_hpc.errors import InputError
 from core_hpc.paths import TaskKey
 from core_hpc.runs import Run
 from core_hpc.schema import GENERATION_PHASES, UPDATE
@@ -73,9 +74,13 @@ class LocalLimits:
 
     @classmethod
     def of(cls, cluster: ClusterSection, num_models: int) -> LocalLimits:
-        """Resolve the defaults of a cluster section for this machine."""
+        """Resolve the defaults of a cluster section for this machine; InputError when it cannot work here."""
         cores = len(os.sched_getaffinity(0))
         gpus = tuple(cluster.gpus) if cluster.gpus is not None else _visible_gpus()
+        if gpus and cluster.update_ranks > len(gpus):
+            raise InputError(
+                f"cluster.update_ranks: {cluster.update_ranks} ranks need as many GPUs, this machine shows {len(gpus)}; lower it"
+            )
         num_running = cluster.num_running or (len(gpus) + 1 if gpus else max(1, min(num_models, cores)))
         return cls(num_running, cluster.num_alive or 2 * num_models + 1, cluster.threads or max(1, cores // num_running), gpus)
 
@@ -186,9 +191,12 @@ class LocalExecutor:
     # --- workers ----------------------------------------------------------------------------------------------------
 
     def _role(self, run: Run, key: TaskKey) -> str:
-        if key.phase in GENERATION_PHASES:
-            return f"generate-{key.model}-{run.config.model(key.model).engine}"
-        return f"update-{key.model}" if key.phase == UPDATE else "score"
+        """Tasks of one role can follow each other in a warm process, also those of different runs of a sweep."""
+        if key.phase not in GENERATION_PHASES and key.phase != UPDATE:
+            return "score"
+        model, facts = run.config.model(key.model), run.facts[key.model]
+        digest = config_hash({"model": scientific_fields(model), "context_tokens": facts.context_tokens})
+        return f"{'update' if key.phase == UPDATE else 'generate'}-{key.model}-{digest}"
 
     def _start_group(self, role: str, run: Run, key: TaskKey) -> _Group | None:
         ranks = self._cluster.update_ranks if key.phase == UPDATE else 1

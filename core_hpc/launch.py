@@ -77,12 +77,13 @@ def launch(sweep: Sweep, console: Console, *, verify: bool = False) -> int:
     """Run a sweep on this machine to its end; 0 when every run finished."""
     runfolders.check_conflicts(sweep)
     store.require_writable(sweep.folder, min_free_gb=MIN_FREE_GB)
+    limits = LocalLimits.of(sweep.runs[0].config.cluster, max(len(plan.config.team) for plan in sweep.runs))
     prepared = _prepare_new(sweep, console)
     with claim(SweepPaths(sweep.folder).claim):
         progress = _open_runs(sweep, prepared, console, verify=verify)
         work_left = any(p.open for p in progress)
         if work_left:
-            _drive(sweep, progress, console)
+            _drive(sweep, progress, limits, console)
         else:
             console.print(f"everything is done: {len(progress)} run(s) of sweep {sweep.name} are finished; nothing was changed.")
     return _conclude(sweep, progress, console)
@@ -175,12 +176,11 @@ def most_work(plan: RunPlan, graph: Graph, num_evaluation: int) -> tuple[int, in
 # --- running ------------------------------------------------------------------------------------------------------
 
 
-def _drive(sweep: Sweep, progress: list[RunProgress], console: Console) -> None:
+def _drive(sweep: Sweep, progress: list[RunProgress], limits: LocalLimits, console: Console) -> None:
     from core_hpc.display import Display, duration
     from core_hpc.tracking import Tracking
 
     cluster = sweep.runs[0].config.cluster
-    limits = LocalLimits.of(cluster, max(len(plan.config.team) for plan in sweep.runs))
     done = sum(len(p.published & set(p.graph.tasks())) for p in progress)
     total = sum(len(p.graph.tasks()) for p in progress)
     console.print(

@@ -19,6 +19,7 @@ from core_hpc.problems import Splits, make_splits
 from core_hpc.prompts import PromptBuilder
 from core_hpc.runs import ModelFacts
 
+CONTEXT_STEP_TOKENS = 64
 HINT_MARGIN_TOKENS = 4  # tokens at the seams of question, hint and instruction may merge differently
 
 
@@ -71,7 +72,8 @@ def _context_tokens(config: RunConfig, model: ModelSection, resolved: ResolvedMo
             f"evaluation {longest_evaluation} + {config.evaluation.sampling.max_new_tokens}), it has {limit}; "
             "lower max_new_tokens or protocol.hint_tokens"
         )
-    return model.max_context_tokens or needed
+    # A round number, so that runs of a sweep with other problems can share a warm engine.
+    return model.max_context_tokens or min(limit, -(-needed // CONTEXT_STEP_TOKENS) * CONTEXT_STEP_TOKENS)
 
 
 def main(arguments: list[str]) -> int:

@@ -146,7 +146,6 @@ class TaskContext:
             max_context_tokens=self.run.facts[model.name].context_tokens,
             max_lora_rank=model.lora.rank,
             trust_remote_code=model.trust_remote_code,
-            seed=config.seed,
             kv_cache_gb=config.cluster.kv_cache_gb,
             gpu_memory_share=config.cluster.gpu_memory_share,
         )
