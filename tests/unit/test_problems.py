@@ -114,3 +114,18 @@ def test_iterations_cover_every_problem_once_an_epoch() -> None:
     assert epoch != second
     assert problems_of_iteration(12, 4, 1, seed=6) != epoch[0]
     assert len(problems_of_iteration(13, 4, 3, seed=5)) == 4
+
+
+GSM8K = Path(__file__).parents[3] / "shared" / "data" / "gsm8k"
+
+
+@pytest.mark.skipif(not GSM8K.is_dir(), reason="GSM8K's own files are not beside the checkout (../shared/data/gsm8k)")
+def test_gsm8k_itself() -> None:
+    train = FileProblems(source="gsm8k", path=str(GSM8K / "train.jsonl"), count=1000)
+    test = FileProblems(source="gsm8k", path=str(GSM8K / "test.jsonl"))
+    splits = make_splits(section(train, test, 4))
+    assert (splits.train.height, splits.evaluation.height, splits.examples.height) == (1000, 1319, 4)
+    from core_hpc.answers import extract_answer
+
+    for gold, metadata in splits.evaluation.select("gold", "metadata").iter_rows():
+        assert extract_answer(json.loads(metadata)["solution"], "number") == gold
