@@ -84,7 +84,8 @@ class Display:
         elif event.kind == "failed":
             self._active.pop(task, None)
             again = "stopping this run" if progress.stopped else "trying again"
-            self._console.print(f"[red]failed[/red] {task.key}: {escape(event.fields['message'])} ({again}; log: {event.fields['log']})")
+            what = f"{task.key}: {escape(event.fields['message'])} ({again}; log: {event.fields['log']})"
+            self._console.print(f"[red]failed[/red] {what}", soft_wrap=True)
 
     def _progress(self, active: _Active, event: Event) -> None:
         if active.first_progress is None:
@@ -100,7 +101,7 @@ class Display:
         done = len(progress.published & set(progress.graph.tasks()))
         left = "" if progress.finished else f", about {duration(self._time_left())} left"
         self._console.print(
-            f"[{done}/{len(progress.graph.tasks())}] {what}: {duration(seconds)}{detail}{left}", highlight=False, markup=False
+            f"[{done}/{len(progress.graph.tasks())}] {what}: {duration(seconds)}{detail}{left}", markup=False, soft_wrap=True
         )
 
     def _where(self, progress: RunProgress, key: TaskKey) -> str:

@@ -34,6 +34,7 @@ from core_hpc.schedule import RunProgress, Scheduler, inspect_run
 from core_hpc.state import Graph
 from core_hpc.sweep import RunPlan, Sweep, load_sweep
 
+LOG_WIDTH = 120
 MIN_FREE_GB = 1.0
 EXIT_INTERRUPTED = 130
 
@@ -53,7 +54,9 @@ def parse_arguments(arguments: Sequence[str]) -> argparse.Namespace:
 def main(arguments: Sequence[str]) -> int:
     """Command line; returns the exit status."""
     options = parse_arguments(arguments)
-    console = Console(highlight=False)
+    # Not on a terminal (a log file), tables would otherwise be squeezed into 80 columns.
+    width = None if sys.stdout.isatty() or "COLUMNS" in os.environ else LOG_WIDTH
+    console = Console(highlight=False, width=width)
     signal.signal(signal.SIGTERM, _interrupt)
     try:
         sweep = load_sweep(options.sweep, options.overrides, output=options.output)
@@ -65,7 +68,7 @@ def main(arguments: Sequence[str]) -> int:
         Console(stderr=True, highlight=False, soft_wrap=True).print(f"[bold red]error:[/bold red] {escape(str(e))}")
         return e.exit_code
     except KeyboardInterrupt:
-        console.print("\ninterrupted; nothing that was published is lost. The same command goes on from here.")
+        console.print("\ninterrupted; nothing that was published is lost. The same command goes on from here.", soft_wrap=True)
         return EXIT_INTERRUPTED
 
 
@@ -208,7 +211,7 @@ def _conclude(sweep: Sweep, progress: list[RunProgress], console: Console) -> in
     for p in progress:
         console.print()
         if p.stopped:
-            console.print(f"[red]{escape(p.run.run_id)} stopped:[/red] {escape(p.stopped)}")
+            console.print(f"[red]{escape(p.run.run_id)} stopped:[/red] {escape(p.stopped)}", soft_wrap=True)
         else:
             render([summary_table(load_run(p.run.root))], console)
     console.print("look further:")

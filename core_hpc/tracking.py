@@ -1,8 +1,8 @@
-"""TensorBoard: one writer per run, fed from what is published.
+"""TensorBoard: a run's curves, one line per model and one for the team in the same chart, fed from what is published.
 
-A start removes this writer's earlier event files and writes all published points again, so that a killed and
-continued run has each point once. In: manifests, scores, steps and evaluation rollouts. Tags are
-`group/part/model`; `team` stands for all models together. Nothing here is read back by the toolkit.
+TensorBoard overlays what has the same tag in different folders, so a run writes `tensorboard/MODEL` and
+`tensorboard/team`. A start removes earlier event files and writes all published points again, so that a killed and
+continued run has each point once. In: manifests, scores, steps and evaluation rollouts. Nothing here is read back.
 """
 
 from __future__ import annotations
@@ -20,6 +20,9 @@ from core_hpc.runs import Run
 from core_hpc.schedule import RunProgress
 from core_hpc.schema import COLD, EVALUATE, GENERATION_PHASES, RESCUE, REWARD_PARTS, ROLLOUTS, SCORE, SCORES, STEPS, UPDATE
 
+FINAL = "final"
+"""Group of the last evaluation's figures, which stand beside the hyper-parameters."""
+
 STEP_TAGS = {
     "loss": "loss/total", "policy_loss": "loss/policy", "kl": "loss/kl", "clip_share": "loss/clip_share", "grad_norm": "loss/grad_norm",
     "learning_rate": "loss/learning_rate", "entropy": "policy/entropy", "mismatch_mean": "mismatch/mean", "mismatch_max": "mismatch/max",
@@ -28,15 +31,16 @@ STEP_TAGS = {
 
 
 class RunTracker:
-    """Writes the event file of one run."""
+    """Writes the event files of one run."""
 
     def __init__(self, run: Run) -> None:
         from tensorboard.summary.writer.event_file_writer import EventFileWriter
 
         self._run = run
-        for old in run.paths.tensorboard.glob("events.out.tfevents.*"):
+        for old in run.paths.tensorboard.glob("*/events.out.tfevents.*"):
             old.unlink()
-        self._writer = EventFileWriter(str(run.paths.tensorboard), flush_secs=5)
+        names = (*(m.name for m in run.config.team), TEAM)
+        self._writers = {name: EventFileWriter(str(run.paths.tensorboard / name), flush_secs=5) for name in names}
         self._final: dict[str, float] = {}
         self._write_hyperparameters()
 
@@ -51,7 +55,8 @@ class RunTracker:
             self._write_steps(key, manifest, time_s)
         elif key.phase == EVALUATE and self._complete(key, published):
             self._write_evaluation(key.iteration, time_s)
-        self._writer.flush()
+        for writer in self._writers.values():
+            writer.flush()
 
     def close(self, *, finished: bool) -> None:
         """End the hyper-parameter session and close the file."""
@@ -59,12 +64,13 @@ class RunTracker:
         from tensorboard.plugins.hparams import api_pb2, metadata, plugin_data_pb2
 
         for tag, value in self._final.items():
-            self._scalar(f"final/{tag}", value, 0, None)
+            self._scalar(TEAM, f"{FINAL}/{tag}", value, 0, None)
         status = api_pb2.STATUS_SUCCESS if finished else api_pb2.STATUS_RUNNING
         ended = plugin_data_pb2.HParamsPluginData(session_end_info=plugin_data_pb2.SessionEndInfo(status=status, end_time_secs=time.time()))
         about = metadata.create_summary_metadata(ended)
-        self._emit(Summary(value=[Summary.Value(tag=metadata.SESSION_END_INFO_TAG, metadata=about)]), 0, None)
-        self._writer.close()
+        self._emit(TEAM, Summary(value=[Summary.Value(tag=metadata.SESSION_END_INFO_TAG, metadata=about)]), 0, None)
+        for writer in self._writers.values():
+            writer.close()
 
     # --- points -----------------------------------------------------------------------------------------------------
 
@@ -74,15 +80,15 @@ class RunTracker:
 
     def _write_speed(self, key: TaskKey, manifest: store.Manifest) -> None:
         stats, time_s = manifest.stats, manifest.writer["time"]
-        where = f"{key.model}/part{key.part}" if key.part else key.model
+        part = f"/part{key.part}" if key.part else ""
         for name, seconds in stats.get("seconds", {}).items():
-            self._scalar(f"seconds_{key.phase}/{name}/{where}", seconds, key.iteration, time_s)
+            self._scalar(key.model, f"seconds_{key.phase}/{name}{part}", seconds, key.iteration, time_s)
+        speed = None
         if key.phase in GENERATION_PHASES and stats.get("num_completion_tokens"):
             speed = stats["num_completion_tokens"] / max(stats["seconds"]["generate"], 1e-9)
-            self._scalar(f"speed/{key.phase}_tokens_per_s/{where}", speed, key.iteration, time_s)
-        if key.phase == UPDATE:
+        elif key.phase == UPDATE:
             speed = stats["num_tokens"] / max(stats["seconds"]["update"], 1e-9)
-            self._scalar(f"speed/update_tokens_per_s/{where}", speed, key.iteration, time_s)
+        self._scalar(key.model, f"speed/{key.phase}_tokens_per_s{part}", speed, key.iteration, time_s)
 
     def _write_scores(self, key: TaskKey, time_s: float) -> None:
         keys = [k for k in self._run.graph().tasks() if (k.phase, k.iteration) == (SCORE, key.iteration)]
@@ -90,12 +96,12 @@ class RunTracker:
         for model in (*scores["model"].unique(maintain_order=True), TEAM):
             rows = scores if model == TEAM else scores.filter(pl.col("model") == model)
             for tag, value in score_points(rows).items():
-                self._scalar(f"{tag}/{model}", value, key.iteration, time_s)
+                self._scalar(model, tag, value, key.iteration, time_s)
 
     def _write_steps(self, key: TaskKey, manifest: store.Manifest, time_s: float) -> None:
         for row in shards.read_manifest_table(manifest, STEPS).iter_rows(named=True):
             for column, tag in STEP_TAGS.items():
-                self._scalar(f"{tag}/{key.model}", row[column], row["global_step"], time_s)
+                self._scalar(key.model, tag, row[column], row["global_step"], time_s)
 
     def _write_evaluation(self, iteration: int, time_s: float) -> None:
         from analysis.counts import ROW_COLUMNS, count_rows
@@ -103,13 +109,17 @@ class RunTracker:
 
         keys = [k for k in self._run.graph().tasks() if (k.phase, k.iteration) == (EVALUATE, iteration)]
         counts = count_rows(shards.read_tasks(self._run.root, keys, ROLLOUTS, columns=ROW_COLUMNS), source=str(self._run.root))
-        samples = self._run.config.evaluation.samples
-        ks = [k for k in (1, 2, 4, 8, 16) if k <= samples]
-        table = pass_at_k_table(counts, ks=ks, models=[m.name for m in self._run.config.team])
+        table = pass_at_k_table(counts, ks=self._ks(), models=[m.name for m in self._run.config.team])
         for row in table.filter(pl.col("estimate").is_not_null()).iter_rows(named=True):
-            tag = f"evaluation/{row['measure']}/{row['model']}" + (f"/k{row['k']}" if row["k"] is not None else "")
-            self._scalar(tag, row["estimate"], iteration, time_s)
-            self._final[f"{row['measure']}/{row['model']}" + (f"/k{row['k']}" if row["k"] is not None else "")] = row["estimate"]
+            # The team's Pass@k belongs into the chart of the models' Pass@k.
+            tag = row["measure"].removeprefix("team_") + (f"/k{row['k']}" if row["k"] is not None else "")
+            self._scalar(row["model"], f"evaluation/{tag}", row["estimate"], iteration, time_s)
+            if tag.startswith("pass/"):
+                self._final[f"{tag}/{row['model']}"] = row["estimate"]
+
+    def _ks(self) -> list[int]:
+        """Completions per model that evaluations are shown for."""
+        return [k for k in (1, 2, 4, 8, 16) if k <= self._run.config.evaluation.samples]
 
     # --- events -----------------------------------------------------------------------------------------------------
 
@@ -118,18 +128,21 @@ class RunTracker:
 
         fields = flatten(scientific_fields(self._run.config))
         values = {k: v if isinstance(v, (bool, int, float, str)) else str(v) for k, v in fields.items()}
-        self._emit(summary_v2.hparams_pb(values, trial_id=self._run.run_id), 0, None)
+        names = (*(m.name for m in self._run.config.team), TEAM)
+        metrics = [summary_v2.Metric(f"{FINAL}/pass/k{k}/{name}") for k in self._ks() for name in names]
+        self._emit(TEAM, summary_v2.hparams_config_pb([summary_v2.HParam(k) for k in values], metrics), 0, None)
+        self._emit(TEAM, summary_v2.hparams_pb(values, trial_id=self._run.run_id), 0, None)
 
-    def _scalar(self, tag: str, value: float | None, step: int, time_s: float | None) -> None:
+    def _scalar(self, model: str, tag: str, value: float | None, step: int, time_s: float | None) -> None:
         from tensorboard.compat.proto.summary_pb2 import Summary
 
         if value is not None:
-            self._emit(Summary(value=[Summary.Value(tag=tag, simple_value=float(value))]), step, time_s)
+            self._emit(model, Summary(value=[Summary.Value(tag=tag, simple_value=float(value))]), step, time_s)
 
-    def _emit(self, summary: Any, step: int, time_s: float | None) -> None:
+    def _emit(self, model: str, summary: Any, step: int, time_s: float | None) -> None:
         from tensorboard.compat.proto.event_pb2 import Event as TensorBoardEvent
 
-        self._writer.add_event(TensorBoardEvent(wall_time=time_s or time.time(), step=step, summary=summary))
+        self._writers[model].add_event(TensorBoardEvent(wall_time=time_s or time.time(), step=step, summary=summary))
 
 
 def score_points(rows: pl.DataFrame) -> dict[str, float | None]:

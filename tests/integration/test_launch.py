@@ -116,18 +116,20 @@ def test_tensorboard_has_each_point_once(finished: tuple[Path, str]) -> None:
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
     run = the_run(finished[0])
-    events = EventAccumulator(str(run / "tensorboard"))
-    events.Reload()
-    tags = events.Tags()["scalars"]
-    for tag in ("reward/reward/team", "correct/cold/m0", "rescue/per_attempt/team", "advantage/zero_signal_share/team", "loss/kl/m1",
-                "mismatch/mean/m0", "length/truncated_share/m1", "speed/cold_tokens_per_s/m0", "evaluation/pass/m0/k1"):  # fmt: skip
-        assert tag in tags, tags
-    assert [e.step for e in events.Scalars("reward/reward/team")] == [1, 2]
-    assert [e.step for e in events.Scalars("loss/total/m0")] == [1, 2, 3, 4]
-    assert [e.step for e in events.Scalars("evaluation/pass/m0/k1")] == [0, 2]
+    events = {name: EventAccumulator(str(run / "tensorboard" / name)) for name in ("m0", "m1", "team")}
+    for accumulator in events.values():
+        accumulator.Reload()
+    expected = {"reward/reward", "reward/explore", "correct/cold", "advantage/zero_signal_share", "evaluation/pass/k1"}
+    for name, accumulator in events.items():
+        missing = expected - set(accumulator.Tags()["scalars"])
+        assert not missing, (name, missing)
+    assert {"loss/kl", "mismatch/mean", "policy/entropy", "speed/cold_tokens_per_s"} <= set(events["m1"].Tags()["scalars"])
+    assert [e.step for e in events["team"].Scalars("reward/reward")] == [1, 2]
+    assert [e.step for e in events["m0"].Scalars("loss/total")] == [1, 2, 3, 4]
+    assert [e.step for e in events["m0"].Scalars("evaluation/pass/k1")] == [0, 2]
     scores = shards.read_rows(run, SCORES, phases=["score"])
     means = scores.group_by("iteration").agg(pl.col("reward").mean()).sort("iteration")["reward"].to_list()
-    assert [e.value for e in events.Scalars("reward/reward/team")] == pytest.approx(means, abs=1e-6)
+    assert [e.value for e in events["team"].Scalars("reward/reward")] == pytest.approx(means, abs=1e-6)
 
 
 def test_more_iterations_go_on(sweep: Path, finished: tuple[Path, str], tmp_path: Path) -> None:

@@ -161,7 +161,7 @@ def test_leftovers_are_removed_and_publications_kept(tmp_path: Path) -> None:
     assert {p.name for p in tmp_path.iterdir()} == kept
 
 
-def test_writable_checks(tmp_path: Path) -> None:
+def test_writable_checks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     store.require_writable(tmp_path / "new" / "deeper", min_free_gb=0)
     assert list(tmp_path.iterdir()) == []
     (tmp_path / "file").touch()
@@ -169,3 +169,6 @@ def test_writable_checks(tmp_path: Path) -> None:
         store.require_writable(tmp_path / "file" / "x", min_free_gb=0)
     with pytest.raises(InputError, match="GB free"):
         store.require_writable(tmp_path, min_free_gb=1e9)
+    monkeypatch.setattr(os, "access", lambda *_: False)  # tests may run as root, who may write everywhere
+    with pytest.raises(InputError, match="no permission"):
+        store.require_writable(tmp_path, min_free_gb=0)
