@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import time
 from dataclasses import dataclass
+from typing import Any
 
 from rich.console import Console, Group
 from rich.live import Live
@@ -19,7 +20,7 @@ from rich.text import Text
 from core_hpc.executors import Event, TaskRef
 from core_hpc.paths import TEAM, TaskKey
 from core_hpc.schedule import RunProgress
-from core_hpc.schema import GENERATION_PHASES
+from core_hpc.schema import COLD, EVALUATE, GENERATION_PHASES, RESCUE, UPDATE
 
 REFRESHES_PER_S = 4
 
@@ -58,6 +59,8 @@ class Display:
         self._runs = runs
         self._active: dict[TaskRef, _Active] = {}
         self._spent: dict[tuple[str, str], list[float]] = {}
+        self._s_per_completion: dict[str, float] = {}
+        self._num_evaluated = {p.run.run_id: p.run.num_problems("evaluation") * p.run.config.evaluation.samples for p in runs}
         self._started = time.monotonic()
         self._live = Live(console=console, refresh_per_second=REFRESHES_PER_S, get_renderable=self._panel) if console.is_terminal else None
 
@@ -95,14 +98,21 @@ class Display:
     def _done(self, progress: RunProgress, task: TaskRef, event: Event) -> None:
         active = self._active.pop(task, None)
         seconds = time.monotonic() - active.started if active else 0.0
-        self._spent.setdefault((task.key.phase, task.key.model), []).append(seconds)
+        self._learn(task.key, event.fields)
         what = f"{task.key.phase} {self._where(progress, task.key)}"
         detail = describe_stats(task.key, event.fields)
         done = len(progress.published & set(progress.graph.tasks()))
-        left = "" if progress.finished else f", about {duration(self._time_left())} left"
+        left = f", about {duration(self._time_left())} left" if any(p.open for p in self._runs) else ""
         self._console.print(
             f"[{done}/{len(progress.graph.tasks())}] {what}: {duration(seconds)}{detail}{left}", markup=False, soft_wrap=True
         )
+
+    def _learn(self, key: TaskKey, stats: dict[str, Any]) -> None:
+        """Remember how long such a task takes once its worker is warm, from its manifest's statistics."""
+        work = sum(spent for name, spent in stats["seconds"].items() if name not in ("prepare", "load", "read"))
+        self._spent.setdefault((key.phase, key.model), []).append(work)
+        if key.phase in GENERATION_PHASES and stats.get("num_completions"):
+            self._s_per_completion[key.model] = stats["seconds"]["generate"] / stats["num_completions"]
 
     def _where(self, progress: RunProgress, key: TaskKey) -> str:
         part = f" part {key.part + 1}" if key.part or progress.graph.num_parts > 1 else ""
@@ -111,16 +121,28 @@ class Display:
         return f"{run}iteration {key.iteration}/{progress.graph.iterations}{model}{part}"
 
     def _time_left(self) -> float:
-        """Work left by the mean time of finished tasks of the same phase and model, divided by the mean concurrency."""
-        known = {k: sum(v) / len(v) for k, v in self._spent.items()}
-        if not known:
+        """Estimated work that is open, divided by the mean concurrency so far; 0 while nothing is known."""
+        if not self._s_per_completion:
             return 0.0
-        fallback = sum(known.values()) / len(known)
-        open_tasks = [key for p in self._runs if p.open for key in p.graph.tasks() if key not in p.published]
-        work = sum(known.get((key.phase, key.model), fallback) for key in open_tasks)
+        work = sum(self._estimate(p, key) for p in self._runs if p.open for key in p.graph.tasks() if key not in p.published)
         spent = sum(sum(v) for v in self._spent.values())
         concurrency = max(1.0, spent / max(time.monotonic() - self._started, 1e-9))
         return work / concurrency
+
+    def _estimate(self, progress: RunProgress, key: TaskKey) -> float:
+        """Seconds of an open task: the mean of tasks like it; before there is one, by its number of completions."""
+        like = self._spent.get((key.phase, key.model))
+        if like:
+            return sum(like) / len(like)
+        if key.model == TEAM:
+            return 0.0
+        config, graph = progress.run.config, progress.graph
+        cold = config.protocol.problems_per_iteration * config.protocol.cold_samples / graph.num_parts
+        num_evaluated = self._num_evaluated[progress.run.run_id] / graph.num_evaluation_parts
+        # A guess: few problems are rescued, and an update takes longer than the sampling of its completions.
+        expected = {COLD: cold, RESCUE: 0.2 * cold, UPDATE: 2 * cold * graph.num_parts, EVALUATE: num_evaluated}[key.phase]
+        known = self._s_per_completion
+        return expected * known.get(key.model, max(known.values()))
 
     def _panel(self) -> Group:
         head = Table.grid(padding=(0, 2))
@@ -132,14 +154,15 @@ class Display:
             head.add_row(progress.run.run_id, state, ProgressBar(total=len(tasks), completed=done, width=30), f"{done}/{len(tasks)} tasks")
         left = self._time_left()
         title = Text(f"sweep {self._sweep_name}   {duration(time.monotonic() - self._started)}", style="bold")
-        title.append(f"   about {duration(left)} left" if left else "   estimating", style="dim")
+        state = "   done" if not any(p.open for p in self._runs) else f"   about {duration(left)} left" if left else "   estimating"
+        title.append(state, style="dim")
         return Group(title, head, self._active_table())
 
     def _active_table(self) -> Table:
         table = Table.grid(padding=(0, 2))
         for task, active in sorted(self._active.items(), key=lambda item: item[1].started):
             elapsed = time.monotonic() - (active.first_progress or active.started)
-            unit = "completions/s" if task.key.phase in GENERATION_PHASES else "steps/s" if task.key.phase == "update" else "problems/s"
+            unit = "completions/s" if task.key.phase in GENERATION_PHASES else "steps/s" if task.key.phase == UPDATE else "problems/s"
             speed = f"{active.done / elapsed:.1f} {unit}" if active.done and elapsed > 0 else "starting"
             tokens = f"{active.tokens / elapsed:.0f} tokens/s" if active.tokens and elapsed > 0 else ""
             bar = ProgressBar(total=max(active.total, 1), completed=active.done, width=30)
