@@ -27,7 +27,7 @@ def launch(sweep: Path, *arguments: str, env: dict[str, str] | None = None, time
     )  # fmt: skip
 
 
-def launch_and_kill(sweep: Path, when: Callable[[], bool], log: Path, *, env: dict[str, str] | None = None, timeout_s: float = 120) -> bool:
+def launch_and_kill(sweep: Path, when: Callable[[], bool], log: Path, *, env: dict[str, str] | None = None, timeout_s: float = 300) -> bool:
     """Start the launcher and SIGKILL it as soon as `when()`; False if it ended before by itself."""
     with log.open("ab") as out:
         process = subprocess.Popen(

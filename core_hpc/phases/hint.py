@@ -27,9 +27,11 @@ def run(context: TaskContext) -> None:
     part = "reward" if config.protocol.teacher_score == "total" else "exploit"
     cold = cold.with_columns(score_rollouts(context, cold)[part].alias("score"))
     context.stopwatch.lap("score")
+    kinds: dict[str, str] = dict(context.run.split("train").select("problem_id", "answer_kind").rows())
     rows = []
     for done, (_, group) in enumerate(cold.group_by("problem_id", maintain_order=True), start=1):
-        rows += [_hint_row(context, group, order, student) for student in order]
+        kind = kinds[group["problem_id"][0]]
+        rows += [_hint_row(context, group, order, student, kind) for student in order]
         context.progress(done, cold["problem_id"].n_unique(), 0)
     frame = pl.DataFrame(rows, schema=HINTS.schema)
     context.stopwatch.lap("hint")
@@ -39,7 +41,7 @@ def run(context: TaskContext) -> None:
     )
 
 
-def _hint_row(context: TaskContext, group: pl.DataFrame, order: list[str], student: str) -> dict[str, object]:
+def _hint_row(context: TaskContext, group: pl.DataFrame, order: list[str], student: str, answer_kind: str) -> dict[str, object]:
     """What one student gets for one problem. `group`: the problem's cold completions with their scores."""
     protocol = context.run.config.protocol
     own = group.filter(pl.col("model") == student)
@@ -61,7 +63,7 @@ def _hint_row(context: TaskContext, group: pl.DataFrame, order: list[str], stude
     row |= {"teacher_model": teacher["model"], "teacher_sample_index": teacher["sample_index"]}
     tokenizer = context.tokenizer(context.run.config.model(student))
     hint = make_hint(
-        teacher["text"], teacher["gold"], "number",
+        teacher["text"], teacher["gold"], answer_kind,
         tokenize=lambda text: tokenizer(text, add_special_tokens=False)["input_ids"],
         detokenize=lambda ids: tokenizer.decode(ids, skip_special_tokens=True),
         max_tokens=protocol.hint_tokens,

@@ -84,12 +84,10 @@ def test_rescue_follows_the_protocol(finished: tuple[Path, str]) -> None:
 
 def test_second_start_changes_nothing(sweep: Path, finished: tuple[Path, str]) -> None:
     before = snapshot(finished[0])
-    started = time.monotonic()
     done = launch(sweep)
     assert done.returncode == 0
     assert "everything is done" in done.stdout
     assert snapshot(finished[0]) == before
-    assert time.monotonic() - started < 60
 
 
 def test_no_leftovers_and_no_base_weights(finished: tuple[Path, str]) -> None:

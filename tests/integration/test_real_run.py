@@ -32,7 +32,7 @@ problems:
 protocol:
   problems_per_iteration: 6
   cold_samples: 4
-  rescue_samples: 2
+  rescue_samples: 4
   scope: all
   hint_probability: 0.5
   sampling: {{temperature: 1.0, top_p: 1.0, max_new_tokens: 32}}
@@ -88,8 +88,7 @@ def test_behaviour_log_probabilities_equal_an_independent_forward(run: Path, mod
     rows = shards.read_rows(run, ROLLOUTS, phases=[COLD, RESCUE]).filter(model=model)
     some = pl.concat([rows.filter(phase=COLD).head(4), rows.filter(phase=RESCUE, hint_given=True).head(4),
                       rows.filter(phase=RESCUE, hint_given=False).head(4)])  # fmt: skip
-    assert some["hint_given"].any()
-    assert not some.filter(phase=RESCUE)["hint_given"].all()
+    assert set(some["hint_given"]) == {True, False}
     for row in some.iter_rows(named=True):
         ids = torch.tensor([row["prompt_token_ids"] + row["completion_token_ids"]])
         with torch.no_grad():
