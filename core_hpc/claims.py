@@ -21,8 +21,10 @@ from core_hpc.store import make_folder, read_json, write_synced, writer_identity
 
 
 def _process_start(pid: int) -> float | None:
+    """When a living process started; None when there is none. A killed process that nobody waited for is dead, too."""
     try:
-        return psutil.Process(pid).create_time()
+        process = psutil.Process(pid)
+        return None if process.status() in (psutil.STATUS_ZOMBIE, psutil.STATUS_DEAD) else process.create_time()
     except psutil.NoSuchProcess:
         return None
 

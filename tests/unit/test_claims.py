@@ -32,6 +32,16 @@ def test_the_claim_of_a_killed_process_is_broken(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
+def test_a_killed_process_that_nobody_waited_for_is_dead(tmp_path: Path) -> None:
+    path = tmp_path / "claim.json"
+    code = "import os, pathlib, sys; from core_hpc.claims import claim\nwith claim(pathlib.Path(sys.argv[1])): os.kill(os.getpid(), 9)"
+    process = subprocess.Popen([sys.executable, "-c", code, str(path)])
+    os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOWAIT)  # it has ended, and stays a zombie
+    with claim(path):
+        assert json.loads(path.read_text())["pid"] == os.getpid()
+    process.wait()
+
+
 def test_a_claim_of_another_host_is_never_broken(tmp_path: Path) -> None:
     path = tmp_path / "claim.json"
     path.write_text(json.dumps({"host": "elsewhere", "pid": 1, "user": "ann", "time": 0, "process_start": 0}))
