@@ -59,7 +59,7 @@ class Display:
         self._runs = runs
         self._active: dict[TaskRef, _Active] = {}
         self._spent: dict[tuple[str, str], list[float]] = {}
-        self._s_per_completion: dict[str, float] = {}
+        self._s_per_completion: dict[str, tuple[int, float]] = {}
         self._num_evaluated = {p.run.run_id: p.run.num_problems("evaluation") * p.run.config.evaluation.samples for p in runs}
         self._started = time.monotonic()
         self._live = Live(console=console, refresh_per_second=REFRESHES_PER_S, get_renderable=self._panel) if console.is_terminal else None
@@ -111,8 +111,10 @@ class Display:
         """Remember how long such a task takes once its worker is warm, from its manifest's statistics."""
         work = sum(spent for name, spent in stats["seconds"].items() if name not in ("prepare", "load", "read"))
         self._spent.setdefault((key.phase, key.model), []).append(work)
-        if key.phase in GENERATION_PHASES and stats.get("num_completions"):
-            self._s_per_completion[key.model] = stats["seconds"]["generate"] / stats["num_completions"]
+        num = stats.get("num_completions", 0)
+        # A handful of completions says little of the speed of many: believe the largest task.
+        if key.phase in GENERATION_PHASES and num and num >= self._s_per_completion.get(key.model, (0, 0.0))[0]:
+            self._s_per_completion[key.model] = (num, stats["seconds"]["generate"] / num)
 
     def _where(self, progress: RunProgress, key: TaskKey) -> str:
         part = f" part {key.part + 1}" if key.part or progress.graph.num_parts > 1 else ""
@@ -141,7 +143,7 @@ class Display:
         num_evaluated = self._num_evaluated[progress.run.run_id] / graph.num_evaluation_parts
         # A guess: few problems are rescued, and an update takes longer than the sampling of its completions.
         expected = {COLD: cold, RESCUE: 0.2 * cold, UPDATE: 2 * cold * graph.num_parts, EVALUATE: num_evaluated}[key.phase]
-        known = self._s_per_completion
+        known = {model: seconds for model, (_, seconds) in self._s_per_completion.items()}
         return expected * known.get(key.model, max(known.values()))
 
     def _panel(self) -> Group:
