@@ -239,3 +239,25 @@ def test_dry_run_creates_nothing_and_loads_nothing_heavy(tiny_models: list[Path]
     assert done.returncode == 0, done.stderr
     assert "40" in done.stdout
     assert list(tmp_path.iterdir()) == [sweep]
+
+
+def test_a_grid_runs_side_by_side_and_each_run_is_what_it_would_be_alone(
+    sweep: Path, finished: tuple[Path, str], tiny_models: list[Path], tmp_path: Path
+) -> None:
+    """Warm workers serve both runs in turn; the run with the seed of the single sweep must not notice."""
+    both = tiny_sweep(tmp_path / "grid.yaml", tiny_models, tmp_path / "out", grid={"seed": [7, 8]})
+    done = launch(both)
+    assert done.returncode == 0, done.stdout + done.stderr
+    runs = {run.name.rpartition("-")[0]: run for run in shards.list_runs(tmp_path / "out" / "tiny")}
+    assert sorted(runs) == ["seed-7", "seed-8"]
+    alone, with_another = published_content(the_run(finished[0])), published_content(runs["seed-7"])
+    assert alone.keys() == with_another.keys()
+    for name, content in alone.items():
+        other = with_another[name]
+        if isinstance(content, pl.DataFrame):
+            assert isinstance(other, pl.DataFrame)
+            assert content.drop("run_id").equals(other.drop("run_id")), name
+        else:
+            assert content == other, name
+    assert published_content(runs["seed-8"]).keys() == alone.keys()
+    assert len(list(runs["seed-7"].glob("logs/*.log"))) == 5, "one worker a role, shared by the runs"
