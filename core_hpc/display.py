@@ -73,9 +73,6 @@ class Display:
         if self._live is not None:
             self._live.stop()
 
-    def on_poll(self) -> None:
-        """The live panel refreshes itself."""
-
     def on_event(self, progress: RunProgress, event: Event) -> None:
         task = event.task
         if event.kind == "started":

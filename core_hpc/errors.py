@@ -47,9 +47,5 @@ class StoreError(CoreHpcError):
     """A published file is missing, torn, altered or of another schema version."""
 
 
-class TaskFailedError(CoreHpcError):
-    """A phase task failed as often as it may; the message carries its traceback and log path."""
-
-
 class NonFiniteError(CoreHpcError):
     """Loss or gradients became NaN or infinite; the last good adapter is kept."""

@@ -31,7 +31,7 @@ from core_hpc.paths import SweepPaths
 from core_hpc.problems import Splits, check_counts, make_splits
 from core_hpc.runs import ModelFacts
 from core_hpc.schedule import RunProgress, Scheduler, inspect_run
-from core_hpc.state import Graph
+from core_hpc.state import Graph, steps_per_iteration
 from core_hpc.sweep import RunPlan, Sweep, load_sweep
 
 LOG_WIDTH = 120
@@ -166,8 +166,6 @@ def print_plan(sweep: Sweep, console: Console) -> None:
 
 def most_work(plan: RunPlan, graph: Graph, num_evaluation: int) -> tuple[int, int, int]:
     """(completions, new tokens, optimizer steps of a model), each at most."""
-    from core_hpc.state import steps_per_iteration
-
     config = plan.config
     protocol, evaluation, models = config.protocol, config.evaluation, len(config.team)
     rollouts = config.iterations * protocol.problems_per_iteration * models * (protocol.cold_samples + protocol.rescue_samples)

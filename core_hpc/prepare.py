@@ -15,7 +15,7 @@ from typing import Any
 from core_hpc.config import ModelSection, RunConfig
 from core_hpc.errors import CoreHpcError, InputError
 from core_hpc.models import ResolvedModel, adapter_targets, load_tokenizer, resolve_embedder, resolve_model
-from core_hpc.problems import Splits, make_splits
+from core_hpc.problems import Splits, make_splits, worked_examples
 from core_hpc.prompts import PromptBuilder
 from core_hpc.runs import ModelFacts
 
@@ -55,9 +55,8 @@ def _model_facts(config: RunConfig, model: ModelSection, splits: Splits) -> Mode
 
 def _context_tokens(config: RunConfig, model: ModelSection, resolved: ResolvedModel, style: str, splits: Splits) -> int:
     """Tokens that the longest prompt, a full hint and the new tokens need; InputError when the model has fewer."""
-    examples = tuple((q, json.loads(m)["solution"]) for q, m in splits.examples.select("question", "metadata").iter_rows())
     tokenizer = load_tokenizer(resolved.folder, trust_remote_code=model.trust_remote_code)
-    builder = PromptBuilder(tokenizer, style, config.problems.instruction, examples)
+    builder = PromptBuilder(tokenizer, style, config.problems.instruction, worked_examples(splits.examples))
     protocol = config.protocol
     hint = protocol.hint_tokens + HINT_MARGIN_TOKENS if protocol.rescue_samples else 0
     longest_train = max(len(builder.build(q, "" if hint else None)) for q in splits.train["question"])

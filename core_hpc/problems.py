@@ -232,6 +232,11 @@ def _examples(section: ProblemsSection, taken: set[str]) -> list[_Item]:
     return spare[: section.num_examples]
 
 
+def worked_examples(examples: pl.DataFrame) -> tuple[tuple[str, str], ...]:
+    """(question, worked solution) of the examples split, as prompts show them."""
+    return tuple((question, json.loads(metadata)["solution"]) for question, metadata in examples.select("question", "metadata").rows())
+
+
 def check_counts(config: RunConfig, splits: Splits) -> None:
     """InputError when an iteration needs more problems than there are."""
     wanted = config.protocol.problems_per_iteration

@@ -16,9 +16,12 @@ from core_hpc import shards, store
 from core_hpc.executors import Event, TaskRef
 from core_hpc.paths import TaskKey
 from core_hpc.runs import Run
+from core_hpc.schema import EVALUATE, SCORE, UPDATE
 from core_hpc.state import Graph
 
 POLL_S = 0.5
+CONTROLLER_READS = (SCORE, UPDATE, EVALUATE)
+"""Phases whose rows TensorBoard takes in the controller itself, where no task could report the damage."""
 
 
 class Executor(Protocol):
@@ -35,8 +38,6 @@ class Listener(Protocol):
     """Who is told what happens: the display, TensorBoard."""
 
     def on_event(self, progress: RunProgress, event: Event) -> None: ...
-
-    def on_poll(self) -> None: ...
 
 
 @dataclass
@@ -64,19 +65,19 @@ def inspect_run(run: Run, *, clean: bool, checksum: bool = False) -> tuple[RunPr
 
     Only for the holder of the sweep's claim, while no task runs. Returns messages about what was set aside.
     """
-    published, messages = set(), []
+    graph, published, messages = run.graph(), set(), []
     for key in shards.published_keys(run.root):
         path = run.paths.task_manifest(key)
         try:
-            store.check_files(store.read_manifest(path), checksum=checksum)
+            store.check_files(store.read_manifest(path), checksum=checksum or key.phase in CONTROLLER_READS)
             published.add(key)
         except store.DamagedError as e:
             aside = store.set_aside(path)
             messages.append(f"{e}; set aside as {aside.name} and will be made again")
     if clean:
-        for folder in {run.paths.task_folder(key) for key in run.graph().tasks()}:
+        for folder in {run.paths.task_folder(key) for key in graph.tasks()}:
             store.remove_leftovers(folder)
-    return RunProgress(run, run.graph(), published), messages
+    return RunProgress(run, graph, published), messages
 
 
 class Scheduler:
@@ -94,8 +95,6 @@ class Scheduler:
             self._submit_ready()
             for event in self._executor.poll(POLL_S):
                 self._handle(event)
-            for listener in self._listeners:
-                listener.on_poll()
 
     def _submit_ready(self) -> None:
         for progress in self._runs.values():

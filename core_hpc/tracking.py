@@ -37,6 +37,7 @@ class RunTracker:
         from tensorboard.summary.writer.event_file_writer import EventFileWriter
 
         self._run = run
+        self._tasks = run.graph().tasks()
         for old in run.paths.tensorboard.glob("*/events.out.tfevents.*"):
             old.unlink()
         names = (*(m.name for m in run.config.team), TEAM)
@@ -49,12 +50,12 @@ class RunTracker:
         manifest = store.read_manifest(self._run.paths.task_manifest(key))
         time_s = manifest.writer["time"]
         self._write_speed(key, manifest)
-        if key.phase == SCORE and self._complete(key, published):
+        if key.phase == SCORE and published.issuperset(self._alike(key)):
             self._write_scores(key, time_s)
         elif key.phase == UPDATE:
             self._write_steps(key, manifest, time_s)
-        elif key.phase == EVALUATE and self._complete(key, published):
-            self._write_evaluation(key.iteration, time_s)
+        elif key.phase == EVALUATE and published.issuperset(self._alike(key)):
+            self._write_evaluation(key, time_s)
         for writer in self._writers.values():
             writer.flush()
 
@@ -74,9 +75,9 @@ class RunTracker:
 
     # --- points -----------------------------------------------------------------------------------------------------
 
-    def _complete(self, key: TaskKey, published: set[TaskKey]) -> bool:
-        alike = {k for k in self._run.graph().tasks() if (k.phase, k.iteration) == (key.phase, key.iteration)}
-        return alike <= published
+    def _alike(self, key: TaskKey) -> list[TaskKey]:
+        """All tasks of the same phase and iteration."""
+        return [k for k in self._tasks if (k.phase, k.iteration) == (key.phase, key.iteration)]
 
     def _write_speed(self, key: TaskKey, manifest: store.Manifest) -> None:
         stats, time_s = manifest.stats, manifest.writer["time"]
@@ -91,8 +92,7 @@ class RunTracker:
         self._scalar(key.model, f"speed/{key.phase}_tokens_per_s{part}", speed, key.iteration, time_s)
 
     def _write_scores(self, key: TaskKey, time_s: float) -> None:
-        keys = [k for k in self._run.graph().tasks() if (k.phase, k.iteration) == (SCORE, key.iteration)]
-        scores = shards.read_tasks(self._run.root, keys, SCORES)
+        scores = shards.read_tasks(self._run.root, self._alike(key), SCORES)
         for model in (*scores["model"].unique(maintain_order=True), TEAM):
             rows = scores if model == TEAM else scores.filter(pl.col("model") == model)
             for tag, value in score_points(rows).items():
@@ -103,17 +103,17 @@ class RunTracker:
             for column, tag in STEP_TAGS.items():
                 self._scalar(key.model, tag, row[column], row["global_step"], time_s)
 
-    def _write_evaluation(self, iteration: int, time_s: float) -> None:
+    def _write_evaluation(self, key: TaskKey, time_s: float) -> None:
         from analysis.counts import ROW_COLUMNS, count_rows
         from analysis.passk import pass_at_k_table
 
-        keys = [k for k in self._run.graph().tasks() if (k.phase, k.iteration) == (EVALUATE, iteration)]
-        counts = count_rows(shards.read_tasks(self._run.root, keys, ROLLOUTS, columns=ROW_COLUMNS), source=str(self._run.root))
+        rows = shards.read_tasks(self._run.root, self._alike(key), ROLLOUTS, columns=ROW_COLUMNS)
+        counts = count_rows(rows, source=str(self._run.root))
         table = pass_at_k_table(counts, ks=self._ks(), models=[m.name for m in self._run.config.team])
         for row in table.filter(pl.col("estimate").is_not_null()).iter_rows(named=True):
             # The team's Pass@k belongs into the chart of the models' Pass@k.
             tag = row["measure"].removeprefix("team_") + (f"/k{row['k']}" if row["k"] is not None else "")
-            self._scalar(row["model"], f"evaluation/{tag}", row["estimate"], iteration, time_s)
+            self._scalar(row["model"], f"evaluation/{tag}", row["estimate"], key.iteration, time_s)
             if tag.startswith("pass/"):
                 self._final[f"{tag}/{row['model']}"] = row["estimate"]
 
@@ -181,9 +181,6 @@ class Tracking:
     def on_event(self, progress: RunProgress, event: Event) -> None:
         if event.kind == "done":
             self._trackers[progress.run.run_id].task_published(event.task.key, progress.published)
-
-    def on_poll(self) -> None:
-        """Nothing to do between events."""
 
     def close(self, runs: list[RunProgress]) -> None:
         for progress in runs:

@@ -23,6 +23,7 @@ from core_hpc.engines.base import AdapterRef, Engine
 from core_hpc.errors import StoreError
 from core_hpc.models import ResolvedModel, load_tokenizer, resolve_embedder, resolve_model
 from core_hpc.paths import RunPaths, TaskKey
+from core_hpc.problems import worked_examples
 from core_hpc.prompts import PromptBuilder, stop_strings_of
 from core_hpc.protocol.embeddings import Embedder, create_embedder
 from core_hpc.runs import Run
@@ -124,12 +125,7 @@ class TaskContext:
         return _tokenizer(self.resolved(model).folder, model.trust_remote_code)
 
     def prompt_builder(self, model: ModelSection) -> PromptBuilder:
-        import json
-
-        examples = tuple(
-            (question, json.loads(metadata)["solution"])
-            for question, metadata in self.run.split("examples").select("question", "metadata").iter_rows()
-        )
+        examples = worked_examples(self.run.split("examples"))
         style = self.run.facts[model.name].prompt_style
         return PromptBuilder(self.tokenizer(model), style, self.run.config.problems.instruction, examples)
 
@@ -175,10 +171,9 @@ class TaskContext:
 
         def read() -> dict[str, Any]:
             self.stopwatch.lap("publish")
-            peak = psutil.Process().memory_info()
             return {
                 "seconds": {k: round(v, 3) for k, v in self.stopwatch.seconds.items()},
-                "rss_gb": round(peak.rss / 2**30, 2),
+                "rss_gb": round(psutil.Process().memory_info().rss / 2**30, 2),
                 "threads": self.warm.threads,
                 **more,
             }

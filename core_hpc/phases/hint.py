@@ -28,11 +28,12 @@ def run(context: TaskContext) -> None:
     cold = cold.with_columns(score_rollouts(context, cold)[part].alias("score"))
     context.stopwatch.lap("score")
     kinds: dict[str, str] = dict(context.run.split("train").select("problem_id", "answer_kind").rows())
+    num_problems = cold["problem_id"].n_unique()
     rows = []
     for done, (_, group) in enumerate(cold.group_by("problem_id", maintain_order=True), start=1):
         kind = kinds[group["problem_id"][0]]
         rows += [_hint_row(context, group, order, student, kind) for student in order]
-        context.progress(done, cold["problem_id"].n_unique(), 0)
+        context.progress(done, num_problems, 0)
     frame = pl.DataFrame(rows, schema=HINTS.schema)
     context.stopwatch.lap("hint")
     shards.publish_frame(

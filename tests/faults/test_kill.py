@@ -70,6 +70,11 @@ def test_a_damaged_shard_is_set_aside_and_made_again(undisturbed: Path, tiny_mod
     content[len(content) // 2] ^= 255
     paths[0].write_bytes(bytes(content))
     paths[1].unlink()
+    evaluated = next(k for k in shards.published_keys(run) if k.phase == EVALUATE)  # read by the controller, for TensorBoard
+    path = store.read_manifest(RunPaths(run).task_manifest(evaluated)).file(".parquet")
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 255
+    path.write_bytes(bytes(content))
     done = launch(sweep)
     assert done.returncode == 0, done.stdout + done.stderr
     assert "damaged:" in done.stdout
