@@ -49,3 +49,7 @@ class StoreError(CoreHpcError):
 
 class NonFiniteError(CoreHpcError):
     """Loss or gradients became NaN or infinite; the last good adapter is kept."""
+
+
+class StoppedError(CoreHpcError):
+    """A task stopped early because it was told to; what it saved is used by its next attempt."""

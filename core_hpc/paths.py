@@ -1,11 +1,12 @@
 """Every file name of a sweep, in one place; and the key of a task, which its file names are made of.
 
-    OUTPUT/SWEEP/                      claim.json  sweep.yaml
+    OUTPUT/SWEEP/                      claim.json  controller.json  sweep.yaml
     OUTPUT/SWEEP/RUN_ID/               run.json (identity, never changed)  config.json (as of the last start)  horizon.json
                        problems/       train, evaluation, examples: frozen
                        cold/iteration=0001/MODEL-p000.UID.parquet + MODEL-p000.manifest.json      likewise rescue, evaluate
                        hint/iteration=0001/team-p000...    score/iteration=0001/team-p000...
                        update/iteration=0001/MODEL-p000.UID/   adapter, optimizer, schedule, steps.parquet
+                       checkpoint/iteration=0001/MODEL-p000-step0012.UID/   while an update runs: optimizer, steps so far
                        tensorboard/    logs/
 
 A file counts only when a manifest names it (store.py). This module does no I/O.
@@ -75,6 +76,11 @@ class RunPaths:
         return self.root / "logs"
 
     @property
+    def slurm(self) -> Path:
+        """Submissions to SLURM: a record and a folder (scripts, logs, status) of each."""
+        return self.root / "slurm"
+
+    @property
     def problems(self) -> Path:
         return self.root / "problems"
 
@@ -91,6 +97,14 @@ class RunPaths:
     def task_manifest(self, key: TaskKey) -> Path:
         return self.task_folder(key) / f"{self.task_name(key)}{MANIFEST_SUFFIX}"
 
+    def checkpoint_folder(self, key: TaskKey) -> Path:
+        """Where an update that has not published yet keeps its position (phases/checkpoint.py)."""
+        return self.phase_folder("checkpoint", key.iteration)
+
+    def checkpoint_name(self, key: TaskKey, num_steps: int) -> str:
+        """Stem of the checkpoint after so many optimizer steps of the task."""
+        return f"{self.task_name(key)}-step{num_steps:04d}"
+
 
 @dataclass(frozen=True, slots=True)
 class SweepPaths:
@@ -101,6 +115,21 @@ class SweepPaths:
     @property
     def claim(self) -> Path:
         return self.root / "claim.json"
+
+    @property
+    def controller(self) -> Path:
+        """The last word of the sweep's controller on itself and its runs (controller.Heartbeat)."""
+        return self.root / "controller.json"
+
+    @property
+    def stop_request(self) -> Path:
+        """While it exists, no controller of this sweep submits anything."""
+        return self.root / "stop.json"
+
+    @property
+    def slurm(self) -> Path:
+        """Jobs of detached controllers."""
+        return self.root / "slurm"
 
     @property
     def source(self) -> Path:

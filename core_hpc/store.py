@@ -94,8 +94,12 @@ def write_synced(path: Path, data: bytes) -> None:
 def write_json(path: Path, data: Any) -> None:
     """Replace a small JSON file atomically (for files with one writer; publications never change)."""
     temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.tmp")
-    write_synced(temporary, json.dumps(data, indent=1, sort_keys=False).encode())
-    temporary.replace(path)
+    try:
+        write_synced(temporary, json.dumps(data, indent=1, sort_keys=False).encode())
+        temporary.replace(path)
+    except OSError:
+        temporary.unlink(missing_ok=True)
+        raise
     _fsync(path.parent)
 
 
@@ -216,7 +220,7 @@ def check_files(manifest: Manifest, *, checksum: bool) -> None:
     """DamagedError unless every named file is there with the recorded size (and checksum)."""
     for entry in manifest.files:
         path = manifest.path.parent / entry.name
-        if not _is_visible(path, published_s=manifest.writer["time"]):
+        if not is_visible(path, published_s=manifest.writer["time"]):
             raise DamagedError(manifest.path, f"{path}: named by its manifest but missing")
         size = path.stat().st_size
         if size != entry.bytes:
@@ -225,7 +229,7 @@ def check_files(manifest: Manifest, *, checksum: bool) -> None:
             raise DamagedError(manifest.path, f"{path}: checksum differs from its manifest")
 
 
-def _is_visible(path: Path, *, published_s: float) -> bool:
+def is_visible(path: Path, *, published_s: float) -> bool:
     """Whether a file is there; a network file system may hide a new one for a while, so refresh its folder and retry."""
     for delay_s in VISIBILITY_DELAYS_S:
         if path.is_file():

@@ -1,8 +1,9 @@
 """A worker process: serves phase tasks of one role, one after the other, and keeps its engine or trainer warm.
 
-In (standard input): one JSON line per task. Out (the pipe --events-fd): JSON lines ready, progress, done, failed.
-When standard input closes, because the launcher ended or died, the worker ends at once; what it was writing is
-unpublished and will be made again. Standard output and error go to the worker's log.
+In (standard input): one JSON line per task, and {"stop": true}: no further task, and an update saves its position and
+ends. Out (the pipe --events-fd): JSON lines ready, progress, done, failed, stopped. When standard input closes, because
+the launcher ended or died, the worker ends at once; what it was writing is unpublished and will be made again. Standard
+output and error go to the worker's log.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ import traceback
 from pathlib import Path
 from typing import Any
 
-from core_hpc.errors import CoreHpcError, NonFiniteError
+from core_hpc.errors import CoreHpcError, NonFiniteError, StoppedError
 from core_hpc.paths import TaskKey
 from core_hpc.store import DamagedError
 
@@ -43,9 +44,13 @@ class Events:
             self.send("progress", task=task, done=done, total=total, tokens=tokens)
 
 
-def _read_commands(commands: queue.SimpleQueue[str]) -> None:
+def _read_commands(commands: queue.SimpleQueue[dict[str, Any]], stop: threading.Event) -> None:
     for line in sys.stdin:
-        commands.put(line)
+        command = json.loads(line)
+        if command.get("stop"):
+            stop.set()
+        else:
+            commands.put(command)
     # The launcher is gone. A clean shutdown of engines could take long and has nothing to save.
     os._exit(0)
 
@@ -64,8 +69,9 @@ def _failure(error: BaseException) -> dict[str, Any]:
 
 def serve(events: Events, threads: int) -> None:
     """Run commands until the launcher goes away."""
-    commands: queue.SimpleQueue[str] = queue.SimpleQueue()
-    threading.Thread(target=_read_commands, args=(commands,), daemon=True).start()
+    commands: queue.SimpleQueue[dict[str, Any]] = queue.SimpleQueue()
+    stop = threading.Event()
+    threading.Thread(target=_read_commands, args=(commands, stop), daemon=True).start()
     from core_hpc.phases import TaskContext, run_task
     from core_hpc.phases.context import Warm
     from core_hpc.runs import open_run
@@ -73,16 +79,21 @@ def serve(events: Events, threads: int) -> None:
     warm = Warm(threads=threads)
     events.send("ready")
     while True:
-        command = json.loads(commands.get())
+        command = commands.get()
         task = command["task"]
         try:
+            if stop.is_set():
+                raise StoppedError(f"{task}: told to stop before it began")
             context = TaskContext(
                 run=open_run(Path(command["run"])),
                 key=TaskKey.parse(task),
                 warm=warm,
                 progress=lambda done, total, tokens, task=task: events.progress(task, done, total, tokens),  # type: ignore[misc]
+                should_stop=stop.is_set,
             )
             run_task(context)
+        except StoppedError as error:
+            events.send("stopped", task=task, message=str(error))
         except Exception as error:  # noqa: BLE001 - the boundary: every failure is reported to the launcher
             traceback.print_exc()
             events.send("failed", task=task, **_failure(error))

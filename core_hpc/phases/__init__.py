@@ -7,6 +7,7 @@ nothing of Slurm or of the other tasks that run, and takes its warm engine or tr
 from __future__ import annotations
 
 from core_hpc import store
+from core_hpc.faultpoints import fault_point
 from core_hpc.phases.context import TaskContext
 from core_hpc.schema import COLD, EVALUATE, HINT, RESCUE, SCORE, UPDATE
 
@@ -25,6 +26,7 @@ def run_task(context: TaskContext) -> None:
         UPDATE: update.run,
         EVALUATE: generate.run_evaluate,
     }
+    fault_point("task.started", str(context.key))
     if not context.paths.task_manifest(context.key).exists():
         store.make_folder(context.paths.task_folder(context.key))
         steps[context.key.phase](context)

@@ -100,6 +100,8 @@ class TaskContext:
     key: TaskKey
     warm: Warm
     progress: Progress = lambda done, total, tokens: None
+    should_stop: Callable[[], bool] = lambda: False
+    """Asked where a phase can stop early and go on later: update, between two optimizer steps."""
     stopwatch: Stopwatch = field(default_factory=Stopwatch)
 
     @property

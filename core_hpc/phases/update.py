@@ -2,25 +2,30 @@
 
 In: scores of all parts, the model's cold and rescue rollouts, its previous adapter. Out: a published folder with an
 ordinary PEFT adapter, the optimizer state and one row of schema.STEPS per optimizer step. The mathematics is
-training/'s. With several ranks every rank runs this; rank 0 publishes.
+training/'s. With several ranks every rank runs this; rank 0 publishes. Told to stop, it raises StoppedError between
+two optimizer steps; an attempt that stopped or died is continued from its last checkpoint (checkpoint.py).
 """
 
 from __future__ import annotations
 
-import os
-import tempfile
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import polars as pl
 
 from core_hpc import shards, store
 from core_hpc.errors import StoreError
+from core_hpc.faultpoints import fault_point
 from core_hpc.paths import TEAM, TaskKey
+from core_hpc.phases.checkpoint import CheckpointStore, remove_checkpoints, write_steps
 from core_hpc.phases.context import TaskContext
-from core_hpc.schema import COLD, RESCUE, ROLLOUTS, ROW_KEY, SCORE, SCORES, STEPS, UPDATE
+from core_hpc.schema import COLD, RESCUE, ROLLOUTS, ROW_KEY, SCORE, SCORES, UPDATE
 from core_hpc.seeds import stable_seed
 from core_hpc.state import horizon_at, steps_per_iteration
-from core_hpc.training.batching import Row
+from core_hpc.training.batching import Row, step_rows
+from core_hpc.training.checkpoint import Interruption, rows_digest
+from core_hpc.training.state_io import STATE_VERSION
 from core_hpc.training.trainer import Trainer, UpdateResult, UpdateTask
 
 ROLLOUT_COLUMNS = (*ROW_KEY, "prompt_token_ids", "completion_token_ids", "logprobs")
@@ -32,25 +37,29 @@ def run(context: TaskContext) -> None:
     context.stopwatch.lap("read")
     trainer = _trainer(context)
     context.stopwatch.lap("load")
-    if int(os.environ.get("RANK", "0")) != 0:
-        with tempfile.TemporaryDirectory() as unused:
-            trainer.update(_task(context, rows, Path(unused)))
+    key, previous = context.key, context.adapter_manifest(context.key.iteration - 1)
+    task = _task(context, rows, previous)
+    checkpoints = CheckpointStore(context.paths, key, _identity(context, task, previous))
+    task = replace(task, resume=checkpoints.find(trainer), interruption=_interruption(context, checkpoints))
+    if trainer.rank != 0:
+        trainer.update(task, None)
         return
-    key = context.key
     result: list[UpdateResult] = []
 
     def fill(folder: Path) -> dict[str, tuple[int, str]]:
-        result.append(trainer.update(_task(context, rows, folder)))
+        result.append(trainer.update(task, folder))
         context.stopwatch.lap("update")
-        identity = {"run_id": pl.lit(context.run.run_id), "iteration": pl.lit(key.iteration, pl.Int32), "model": pl.lit(key.model)}
-        frame = result[0].steps.with_columns(**identity).select(list(STEPS.schema))
-        return {"steps.parquet": shards.write_frame(folder / "steps.parquet", frame, STEPS)}
+        return {"steps.parquet": write_steps(folder, result[0].steps, context.run.run_id, key)}
 
     def stats() -> dict[str, object]:
         timings = vars(result[0].timings)
-        return context.stats(num_completions=len(rows), num_ranks=result[0].num_ranks, **timings)()
+        resumed_from_step = task.resume.steps.height if task.resume else 0
+        return context.stats(
+            num_completions=len(rows), num_ranks=result[0].num_ranks, resumed_from_step=resumed_from_step, **timings
+        )()
 
     store.publish(context.paths.task_folder(key), context.paths.task_name(key), fill, as_folder=True, stats=stats)
+    remove_checkpoints(context.paths, key)
 
 
 def training_rows(context: TaskContext) -> list[Row]:
@@ -94,11 +103,15 @@ def _trainer(context: TaskContext) -> Trainer:
     )
 
 
-def _task(context: TaskContext, rows: list[Row], out_folder: Path) -> UpdateTask:
+def _task(context: TaskContext, rows: list[Row], previous: store.Manifest | None) -> UpdateTask:
     run, key = context.run, context.key
-    previous = context.adapter_manifest(key.iteration - 1)
     horizon = horizon_at(run.horizons(), key.iteration)
     tokens = sum(len(r.completion_token_ids) for r in rows)
+
+    def on_progress(done: int, total: int) -> None:
+        context.progress(done, total, tokens * done // total)
+        fault_point("update.step", f"{key} step {done}")
+
     return UpdateTask(
         rows=rows,
         settings=run.config.update,
@@ -107,6 +120,24 @@ def _task(context: TaskContext, rows: list[Row], out_folder: Path) -> UpdateTask
         shuffle_seed=stable_seed(run.config.seed, UPDATE, "shuffle", key.iteration),
         lora_seed=stable_seed(run.config.seed, UPDATE, "lora", key.model),
         previous=previous.file("adapter_model.safetensors").parent if previous else None,
-        out_folder=out_folder,
-        on_progress=lambda done, total: context.progress(done, total, tokens * done // total),
+        on_progress=on_progress,
     )
+
+
+def _interruption(context: TaskContext, checkpoints: CheckpointStore) -> Interruption:
+    interval_s = 60.0 * context.run.config.update.checkpoint_min
+    return Interruption(should_stop=context.should_stop, interval_s=interval_s, save=checkpoints.save)
+
+
+def _identity(context: TaskContext, task: UpdateTask, previous: store.Manifest | None) -> dict[str, Any]:
+    """What two attempts must share so that one can go on where the other was; the number of ranks is not in it."""
+    return {
+        "version": STATE_VERSION,
+        "run_id": context.run.run_id,
+        "task": str(context.key),
+        "num_steps": len(step_rows(task.rows, problems_per_step=task.settings.problems_per_step, seed=task.shuffle_seed)),
+        "total_steps": task.total_steps,
+        "shuffle_seed": task.shuffle_seed,
+        "rows": rows_digest(task.rows),
+        "previous": [f.sha256 for f in previous.files if f.name.endswith("optimizer.safetensors")] if previous else [],
+    }

@@ -46,6 +46,11 @@ def write_state(folder: Path, state: TrainingState, config: LoraConfig, details:
     fields["inference_mode"] = True
     _write_json(folder / ADAPTER_CONFIG, fields)
     _write_tensors(folder / ADAPTER, state.parts["weight"])
+    write_position(folder, state, details)
+
+
+def write_position(folder: Path, state: TrainingState, details: dict[str, Any]) -> None:
+    """Write the two files that `read_state` reads: what it takes to go on, without the adapter for others."""
     flat = {f"{part}:{name}": tensor for part in PARTS for name, tensor in state.parts[part].items()}
     _write_tensors(folder / OPTIMIZER, {**flat, "step": torch.tensor(state.steps_done, dtype=torch.int64)})
     versions = {p: importlib.metadata.version(p) for p in ("torch", "deepspeed", "peft", "transformers")}

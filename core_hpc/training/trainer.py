@@ -2,9 +2,10 @@
 
 In: the model's completions of this iteration and its previously published adapter. Out: a folder with the new
 adapter (rank 0) and metrics of every optimizer step (all ranks). A `Trainer` keeps the base model between tasks;
-adapter and optimizer always start from the published state, so a warm process and a restarted one do the same.
+adapter and optimizer always start from the published state, so a warm process and a restarted one do the same. A
+task that was interrupted between two steps goes on at its checkpoint, and gives what it would have given.
 The only random draws are the initial adapter and the order of problems, both from seeds in the task.
-This module publishes nothing and knows no paths but the two folders it is given.
+This module publishes nothing and knows no paths but the folders it is given.
 
 Shapes: N completions and M completion tokens of a micro-batch.
 """
@@ -15,8 +16,7 @@ Shapes: N completions and M completion tokens of a micro-batch.
 from __future__ import annotations
 
 import resource
-import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -26,15 +26,17 @@ import torch
 from torch import Tensor
 
 from core_hpc.config import LoraSection, UpdateSection
-from core_hpc.errors import NonFiniteError, StoreError
+from core_hpc.errors import NonFiniteError, StoppedError, StoreError
 from core_hpc.schema import STEPS
 from core_hpc.training.batching import MicroBatch, Row, StepPlan, collate, plan_steps
+from core_hpc.training.checkpoint import Boundaries, Checkpoint, Interruption, ResumePoint
 from core_hpc.training.losses import TokenBatch, importance_weights, objective
 from core_hpc.training.metrics import StepTotals
 from core_hpc.training.policy import Dtype, Policy, load_base_model
 from core_hpc.training.schedule import learning_rate
 from core_hpc.training.state_io import TrainingState, read_state, write_state
-from core_hpc.training.zero2 import Zero2, all_true, rank_and_size, start_process_group, stop_process_group
+from core_hpc.training.timings import UpdateTimings
+from core_hpc.training.zero2 import Zero2, all_true, from_rank_zero, rank_and_size, start_process_group, stop_process_group
 
 STEP_COLUMNS = {name: dtype for name, dtype in STEPS.schema.items() if name not in ("run_id", "iteration", "model")}
 
@@ -52,26 +54,11 @@ class UpdateTask:
     lora_seed: int
     previous: Path | None
     """Published adapter folder to continue from; None: a fresh adapter and optimizer."""
-    out_folder: Path
     on_progress: Callable[[int, int], None] | None = None
     """Called with (optimizer steps done, optimizer steps of the task)."""
-
-
-@dataclass
-class UpdateTimings:
-    """Seconds are those of this rank; tokens are of all ranks, one pass over the data."""
-
-    prepare_s: float = 0.0
-    old_s: float = 0.0
-    reference_s: float = 0.0
-    train_s: float = 0.0
-    save_s: float = 0.0
-    num_tokens: int = 0
-    num_padded_tokens: int = 0
-    num_completion_tokens: int = 0
-    num_unshared_tokens: int = 0
-    """What num_tokens would be if no prompt were shared."""
-    peak_rss_mb: float = 0.0
+    interruption: Interruption = field(default_factory=Interruption)
+    resume: ResumePoint | None = None
+    """Checkpoint of this very task to go on from; the same on every rank."""
 
 
 @dataclass(frozen=True)
@@ -84,16 +71,23 @@ class UpdateResult:
     timings: UpdateTimings
 
 
+LogProbs = dict[tuple[int, int], Tensor]
+"""By (step of the task, micro-batch of this rank)."""
+
+
 @dataclass
 class _Task:
-    """What an update holds while it runs; log-probabilities are keyed by (step, micro-batch of this rank)."""
+    """What an update holds while it runs."""
 
     spec: UpdateTask
     plans: list[StepPlan]
     zero: Zero2
     first_step: int
-    old: dict[tuple[int, int], Tensor] = field(default_factory=dict)
-    reference: dict[tuple[int, int], Tensor] = field(default_factory=dict)
+    """Optimizer steps of the model before this task."""
+    old: LogProbs
+    reference: LogProbs
+    records: list[dict[str, Any]]
+    """Metrics of the steps done so far, those before an interruption included."""
 
 
 class Trainer:
@@ -117,78 +111,117 @@ class Trainer:
         """Leave the process group."""
         stop_process_group()
 
-    def update(self, spec: UpdateTask) -> UpdateResult:
-        """Run all optimizer steps of the task and write the new adapter.
+    def from_rank_zero(self, value: int) -> int:
+        """The value that rank 0 brings, on every rank. Collective."""
+        return from_rank_zero(value, self.device)
+
+    def update(self, spec: UpdateTask, out_folder: Path | None) -> UpdateResult:
+        """Run all optimizer steps of the task, or those after its checkpoint; rank 0 writes the new adapter to `out_folder`.
 
         Raises:
             InputError: rows, LoRA targets or environment are wrong.
             StoreError: the previous adapter folder is incomplete or of another model.
             NonFiniteError: a loss or gradient is NaN or infinite; raised on every rank, and nothing was written.
+            StoppedError: told to stop; raised on every rank once the position is stored.
         """
         timings = UpdateTimings()
-        with _Clock(timings, "prepare_s"):
+        with timings.clock("prepare_s"):
             plans = self._plan(spec, timings)
             parameters, state = self._reset_adapter(spec)
+        first_step = state.steps_done if state else 0
+        old, reference = self._measure_before(spec, plans, timings)
+        with timings.clock("prepare_s"):
+            if spec.resume is not None:
+                state = self._load_weights(spec.resume.folder, parameters)
+                assert state.steps_done == first_step + spec.resume.steps.height
             zero = Zero2(parameters, spec.settings, state)
         try:
-            task = _Task(spec, plans, zero, state.steps_done if state else 0)
-            self._measure_before(task, timings)
-            with _Clock(timings, "train_s"):
-                records = [self._step(task, index) for index in range(len(plans))]
-            steps_done = task.first_step + len(plans)
-            with _Clock(timings, "save_s"):
-                self._write(task, steps_done)
+            task = _Task(spec, plans, zero, first_step, old, reference, spec.resume.steps.to_dicts() if spec.resume else [])
+            with timings.clock("train_s"):
+                self._train(task)
+            steps_done = first_step + len(plans)
+            with timings.clock("save_s"):
+                self._write(task, steps_done, out_folder)
         finally:
             zero.close()
         timings.peak_rss_mb = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-        return UpdateResult(pl.DataFrame(records, schema=STEP_COLUMNS), steps_done, self.num_ranks, timings)
+        return UpdateResult(pl.DataFrame(task.records, schema=STEP_COLUMNS), steps_done, self.num_ranks, timings)
 
     def _plan(self, spec: UpdateTask, timings: UpdateTimings) -> list[StepPlan]:
         plans = plan_steps(
             spec.rows, problems_per_step=spec.settings.problems_per_step, seed=spec.shuffle_seed, num_ranks=self.num_ranks,
             max_tokens=spec.settings.micro_batch_tokens, max_shared_length=self.policy.max_shared_length,
         )  # fmt: skip
-        timings.num_tokens = sum(p.num_tokens for p in plans)
-        timings.num_padded_tokens = sum(p.num_padded_tokens for p in plans)
-        timings.num_completion_tokens = sum(p.num_completion_tokens for p in plans)
-        timings.num_unshared_tokens = sum(len(r.prompt_token_ids) + len(r.completion_token_ids) for r in spec.rows)
+        todo = plans[spec.resume.steps.height if spec.resume else 0 :]
+        rows = [spec.rows[i] for p in todo for i in p.rows]
+        timings.num_tokens = sum(p.num_tokens for p in todo)
+        timings.num_padded_tokens = sum(p.num_padded_tokens for p in todo)
+        timings.num_completion_tokens = sum(p.num_completion_tokens for p in todo)
+        timings.num_unshared_tokens = sum(len(r.prompt_token_ids) + len(r.completion_token_ids) for r in rows)
         return plans
 
     def _reset_adapter(self, spec: UpdateTask) -> tuple[dict[str, torch.nn.Parameter], TrainingState | None]:
         """A fresh adapter with the weights of the previous published state, if there is one."""
         parameters = self.policy.attach(self.lora, seed=spec.lora_seed, name=self.model_name)
-        if spec.previous is None:
-            return parameters, None
-        state = read_state(spec.previous, {name: p.shape for name, p in parameters.items()})
+        return parameters, None if spec.previous is None else self._load_weights(spec.previous, parameters)
+
+    def _load_weights(self, folder: Path, parameters: dict[str, torch.nn.Parameter]) -> TrainingState:
+        """Give the parameters the weights of a stored state; returns that state."""
+        state = read_state(folder, {name: p.shape for name, p in parameters.items()})
         with torch.no_grad():
             for name, parameter in parameters.items():
                 parameter.copy_(state.parts["weight"][name])
-        return parameters, state
+        return state
 
-    def _measure_before(self, task: _Task, timings: UpdateTimings) -> None:
-        """Old and reference log-probabilities, with the weights before any update of this task.
+    def _measure_before(self, spec: UpdateTask, plans: Sequence[StepPlan], timings: UpdateTimings) -> tuple[LogProbs, LogProbs]:
+        """Old and reference log-probabilities of the steps to be done, with the weights before any update of this task.
 
-        Those of the first step come from its own forward pass, which sees the same weights. A fresh adapter is the
-        reference (B = 0), so then one pass serves both.
+        Those of the task's first step come from its own forward pass, which sees the same weights. A fresh adapter is
+        the reference (B = 0), so then one pass serves both.
         """
-        with _Clock(timings, "old_s"):
-            task.old = self._log_probs(task, range(1, len(task.plans)), reference=False)
-        if task.spec.settings.kl_weight > 0 and task.spec.previous is not None:
-            with _Clock(timings, "reference_s"):
-                task.reference = self._log_probs(task, range(len(task.plans)), reference=True)
+        todo = range(spec.resume.steps.height if spec.resume else 0, len(plans))
+        reference: LogProbs = {}
+        with timings.clock("old_s"):
+            old = self._log_probs(spec, {step: plans[step] for step in todo if step > 0}, reference=False)
+        if spec.settings.kl_weight > 0 and spec.previous is not None:
+            with timings.clock("reference_s"):
+                reference = self._log_probs(spec, {step: plans[step] for step in todo}, reference=True)
+        return old, reference
 
     @torch.no_grad()
-    def _log_probs(self, task: _Task, steps: range, *, reference: bool) -> dict[tuple[int, int], Tensor]:
+    def _log_probs(self, spec: UpdateTask, plans: Mapping[int, StepPlan], *, reference: bool) -> LogProbs:
         found = {}
-        for step in steps:
-            for number, batch in enumerate(self._batches(task, step)):
-                found[step, number] = self.policy.log_probs(batch, temperature=task.spec.temperature, reference=reference)[0]
+        for step, plan in plans.items():
+            for number, batch in enumerate(self._batches(spec, plan)):
+                found[step, number] = self.policy.log_probs(batch, temperature=spec.temperature, reference=reference)[0]
         return found
 
-    def _batches(self, task: _Task, step: int) -> Iterator[MicroBatch]:
+    def _batches(self, spec: UpdateTask, plan: StepPlan) -> Iterator[MicroBatch]:
         """This rank's micro-batches of a step."""
-        for sequences in task.plans[step].micro_batches[self.rank]:
-            yield collate(task.spec.rows, sequences, dtype=self.policy.dtype).to(self.device)
+        for sequences in plan.micro_batches[self.rank]:
+            yield collate(spec.rows, sequences, dtype=self.policy.dtype).to(self.device)
+
+    def _train(self, task: _Task) -> None:
+        """The steps that are left; between two of them the task may be told to stop, or save its position."""
+        done, num_steps = len(task.records), len(task.plans)
+        boundaries = Boundaries(
+            task.spec.interruption, rank=self.rank, num_ranks=self.num_ranks, device=self.device, steps_saved=done
+        )
+        for index in range(done, num_steps):
+            stop, save = boundaries.decide(index)
+            saved = not save or self._save(task)
+            if stop:
+                kept = "" if all_true(saved, self.device) else "; its position could not be stored, the log of rank 0 says why"
+                raise StoppedError(f"update: told to stop after {index} of {num_steps} optimizer steps{kept}")
+            task.records.append(self._step(task, index))
+
+    def _save(self, task: _Task) -> bool:
+        """Gather the position and have rank 0 store it; returns whether this rank knows of no failure."""
+        state = task.zero.state(task.first_step + len(task.records))
+        if self.rank != 0:
+            return True
+        steps = pl.DataFrame(task.records, schema=STEP_COLUMNS)
+        return task.spec.interruption.save(Checkpoint(state, steps, self._details(task.spec, state.steps_done)))
 
     def _step(self, task: _Task, index: int) -> dict[str, float | int]:
         """One optimizer step; returns its row of metrics, global over ranks."""
@@ -213,7 +246,7 @@ class Trainer:
     def _losses(self, task: _Task, index: int, totals: StepTotals) -> Iterator[Tensor]:
         """Loss of each of this rank's micro-batches; the graph of one is freed before the next is built."""
         settings = task.spec.settings
-        for number, batch in enumerate(self._batches(task, index)):
+        for number, batch in enumerate(self._batches(task.spec, task.plans[index])):
             current_M, entropy_M = self.policy.log_probs(batch, temperature=task.spec.temperature)
             old_M = task.old.get((index, number), current_M.detach())
             reference_M = None
@@ -227,19 +260,20 @@ class Trainer:
             totals.add(batch, tokens, terms, entropy_M)
             yield terms.loss
 
-    def _write(self, task: _Task, steps_done: int) -> None:
+    def _write(self, task: _Task, steps_done: int, out_folder: Path | None) -> None:
         """Rank 0 writes. No rank returns before the files are complete, and all fail where writing fails."""
         state = task.zero.state(steps_done)
         written = False
         try:
             if self.rank == 0:
                 assert self.policy.config is not None
-                write_state(task.spec.out_folder, state, self.policy.config, self._details(task.spec, steps_done))
+                assert out_folder is not None
+                write_state(out_folder, state, self.policy.config, self._details(task.spec, steps_done))
             written = True
         finally:
             agreed = all_true(written, self.device)
         if not agreed:
-            raise StoreError(f"{task.spec.out_folder}: rank 0 could not write the adapter; its log says why")
+            raise StoreError("update: rank 0 could not write the adapter; its log says why")
 
     def _details(self, spec: UpdateTask, steps_done: int) -> dict[str, Any]:
         """What trainer_state.json says besides the number of steps; nothing of it is needed to resume."""
@@ -251,16 +285,3 @@ class Trainer:
             "seeds": {"lora": spec.lora_seed, "shuffle": spec.shuffle_seed},
             "num_ranks": self.num_ranks,
         }
-
-
-class _Clock:
-    """Adds the seconds of a block to one field of the timings."""
-
-    def __init__(self, timings: UpdateTimings, name: str) -> None:
-        self.timings, self.name = timings, name
-
-    def __enter__(self) -> None:
-        self.start = time.perf_counter()
-
-    def __exit__(self, *_: object) -> None:
-        setattr(self.timings, self.name, getattr(self.timings, self.name) + time.perf_counter() - self.start)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import gc
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import deepspeed
@@ -131,6 +131,20 @@ def all_true(value: bool, device: torch.device) -> bool:
     flag = torch.tensor(int(value), device=device)
     dist.all_reduce(flag, op=dist.ReduceOp.MIN)
     return bool(flag.item())
+
+
+def any_true(values: Sequence[bool], device: torch.device) -> list[bool]:
+    """For each of `values`, whether it is true on some rank; waits for all of them."""
+    flags = torch.tensor([int(v) for v in values], device=device)
+    dist.all_reduce(flags, op=dist.ReduceOp.MAX)
+    return [bool(flag) for flag in flags.tolist()]
+
+
+def from_rank_zero(value: int, device: torch.device) -> int:
+    """The value that rank 0 brings, on every rank."""
+    number = torch.tensor(value, dtype=torch.int64, device=device)
+    dist.broadcast(number, src=0)
+    return int(number.item())
 
 
 def rank_and_size() -> tuple[int, int]:

@@ -47,7 +47,7 @@ def test_killed_at_every_phase_boundary_and_inside_publishing(undisturbed: Path,
             folder = tmp_path / "out" / "tiny"
             return marker.exists() and bool(list(folder.glob(f"*/{phase}/iteration={iteration:04d}/*.manifest.json")))
 
-        killed = launch_and_kill(sweep, phase_published, tmp_path / "log", env={"CORE_HPC_FAULT": f"{point}@{where}:{marker}"})
+        killed = launch_and_kill(sweep, phase_published, tmp_path / "log", env={"CORE_HPC_FAULT": f"kill {point}@{where}:{marker}"})
         fired.append((phase, iteration, point, marker.exists(), killed))
     assert all(task_died and launcher_died for *_, task_died, launcher_died in fired), fired
     done = launch(sweep)

@@ -198,7 +198,7 @@ def test_a_task_that_keeps_failing_stops_its_run_with_the_traceback(tiny_models:
 
     models = [shutil.copytree(m, tmp_path / m.name) for m in tiny_models]
     sweep = tiny_sweep(tmp_path / "tiny.yaml", models, tmp_path / "out")
-    kill = launch(sweep, "--set", "cluster.max_attempts=1", env={"CORE_HPC_FAULT": f"publish.started@/cold/:{tmp_path / 'marker'}"})
+    kill = launch(sweep, "--set", "cluster.max_attempts=1", env={"CORE_HPC_FAULT": f"kill publish.started@/cold/:{tmp_path / 'marker'}"})
     assert kill.returncode == 1
     assert "signal SIGKILL" in kill.stdout
     assert "log:" in kill.stdout

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import math
 import os
@@ -9,7 +10,6 @@ import random
 import socket
 import subprocess
 import sys
-from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -87,11 +87,11 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     seen = {
         "folder": folder,
         "order": order,
-        "one": launch(folder, "one", 1, "both", "raw_resume"),
-        "two": launch(folder, "two", 2, "both", "raw_resume", "resume:one.1:one_two.2", "failures"),
+        "one": launch(folder, "one", 1, "both", "raw_resume", "interrupted"),
+        "two": launch(folder, "two", 2, "both", "raw_resume", "resume:one.1:one_two.2", "interrupted", "failures"),
     }
-    launch(folder, "one_later", 1, "resume:one.1:one_later.2", "resume:two.1:two_one.2")
-    launch(folder, "two_later", 2, "resume:two.1:two_later.2")
+    seen["one_later"] = launch(folder, "one_later", 1, "resume:one.1:one_later.2", "resume:two.1:two_one.2", "goes_on:two")
+    seen["two_later"] = launch(folder, "two_later", 2, "resume:two.1:two_later.2", "goes_on:one")
     return seen
 
 
@@ -173,11 +173,11 @@ def test_equals_plain_torch_on_one_and_two_ranks(runs: dict[str, Any]) -> None:
 def test_metrics_are_global_and_the_same_on_every_rank(runs: dict[str, Any]) -> None:
     one, two, second = runs["one"][0]["both"], runs["two"][0]["both"], runs["two"][1]["both"]
     assert two["steps"] == second["steps"]
-    for left, right in zip(chain(*one["steps"]), chain(*two["steps"]), strict=True):
+    for left, right in zip(itertools.chain(*one["steps"]), itertools.chain(*two["steps"]), strict=True):
         assert left == pytest.approx(right, rel=1e-3, abs=1e-6)
     assert one["steps_done"] == [3, 6]
     assert one["progress"] == [[1, 3], [2, 3], [3, 3]] * 2
-    assert [s["global_step"] for s in chain(*one["steps"])] == [1, 2, 3, 4, 5, 6]
+    assert [s["global_step"] for s in itertools.chain(*one["steps"])] == [1, 2, 3, 4, 5, 6]
 
 
 def test_old_log_probs_are_those_before_the_update(runs: dict[str, Any]) -> None:
@@ -201,6 +201,43 @@ def test_resume_is_exact_with_as_many_ranks_and_close_with_others(runs: dict[str
             assert largest_difference(weights(folder / warm, name), weights(folder / other, name)) < 1e-6
     for name in ("one", "two"):
         assert runs[name][0]["raw_resume"] == {"weight": 0.0, "exp_avg": 0.0, "exp_avg_sq": 0.0}
+
+
+ARTEFACTS = ("adapter_model.safetensors", "optimizer.safetensors")
+
+
+def test_an_interrupted_update_goes_on_where_it_was_and_gives_the_same(runs: dict[str, Any]) -> None:
+    """However often, from whichever checkpoint: the bytes of the undisturbed task at the same number of ranks."""
+    first, second = "tiny-p000-step0001.manifest.json", "tiny-p000-step0002.manifest.json"
+    for name in ("one", "two"):
+        for number, rank in enumerate(runs[name]):
+            seen, undisturbed = rank["interrupted"], rank["both"]["steps"][1]
+            for attempt, stopped, stored in (("at_start", 0, []), ("stopped", 1, [first]), ("again", 1, [first])):
+                assert seen[attempt]["stopped"] == f"update: told to stop after {stopped} of 3 optimizer steps"
+                assert number or seen[attempt]["stored"] == stored  # only rank 0 sees the folder before it goes on
+                assert not seen[attempt]["written"]
+            assert [seen[a]["from"] for a in ("stopped", "again", "resumed", "damaged", "foreign")] == [0, 1, 1, 1, 0]
+            assert seen["again"]["progress"] == []
+            assert seen["resumed"]["progress"] == [[2, 3], [3, 3]]
+            assert number or [seen[a]["stored"] for a in ("resumed", "damaged", "foreign")] == [[first, second], [first], []]
+            for attempt in ("resumed", "damaged", "foreign"):
+                assert seen[attempt]["steps"] == undisturbed
+        for file, attempt in itertools.product(ARTEFACTS, ("resumed", "damaged", "fresh")):
+            assert (runs["folder"] / f"{name}.{attempt}" / file).read_bytes() == (runs["folder"] / f"{name}.2" / file).read_bytes()
+        log = (runs["folder"] / f"{name}.0.log").read_text()
+        assert "checksum differs" in log
+        assert "of another update; they differ in rows" in log
+    assert "does not see it" in runs["two"][1]["interrupted"]["unseen"]
+
+
+def test_an_interrupted_update_goes_on_with_another_number_of_ranks(runs: dict[str, Any]) -> None:
+    for name, by in (("one", "two_later"), ("two", "one_later")):
+        for rank in runs[by]:
+            assert rank["goes_on"]["from"] == 1
+            for found, wanted in zip(rank["goes_on"]["steps"], runs[name][0]["both"]["steps"][1], strict=True):
+                assert found == pytest.approx(wanted, rel=1e-3, abs=1e-6)
+        for file in ARTEFACTS:
+            assert largest_difference(weights(runs["folder"] / f"{name}.by_{by}", file), weights(runs["folder"] / f"{name}.2", file)) < 1e-5
 
 
 def test_published_folder_is_an_ordinary_adapter(runs: dict[str, Any]) -> None:

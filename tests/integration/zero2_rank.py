@@ -6,8 +6,10 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
 import os
+import shutil
 import sys
 import time
 from pathlib import Path
@@ -15,9 +17,13 @@ from typing import Any
 
 import torch
 
+from core_hpc import store
 from core_hpc.config import LoraSection, UpdateSection
-from core_hpc.errors import NonFiniteError, StoreError
+from core_hpc.errors import NonFiniteError, StoppedError, StoreError
+from core_hpc.paths import RunPaths, TaskKey
+from core_hpc.phases.checkpoint import CheckpointStore
 from core_hpc.training.batching import Row, collate, plan_steps
+from core_hpc.training.checkpoint import Interruption
 from core_hpc.training.trainer import Trainer, UpdateResult, UpdateTask
 from core_hpc.training.zero2 import Zero2
 
@@ -28,6 +34,8 @@ LORA = LoraSection(rank=4, alpha=8)
 TEMPERATURE = 0.7
 TOTAL_STEPS = 8
 LORA_SEED = 11
+KEY = TaskKey(2, "update", "tiny")
+IDENTITY = {"run_id": "tiny", "rows": "mine"}
 
 
 def read_rows(path: Path) -> list[Row]:
@@ -43,13 +51,13 @@ class Checks:
         self.trainer = Trainer(folder / "model", LORA, model_name="org/tiny")
         self.inputs = json.loads((folder / "inputs.json").read_text())
 
-    def update(self, number: int, previous: str | None, out: str, rows: list[Row] | None = None) -> UpdateResult:
+    def update(self, number: int, previous: str | None, out: str, rows: list[Row] | None = None, **more: Any) -> UpdateResult:
         return self.trainer.update(UpdateTask(
             rows=rows or read_rows(self.folder / f"rows{number}.json"), settings=SETTINGS, temperature=TEMPERATURE,
             total_steps=TOTAL_STEPS, shuffle_seed=self.inputs["shuffle_seed"], lora_seed=LORA_SEED,
-            previous=self.folder / previous if previous else None, out_folder=self.folder / out,
-            on_progress=lambda done, total: self.progress.append((done, total)),
-        ))  # fmt: skip
+            previous=self.folder / previous if previous else None,
+            on_progress=lambda done, total: self.progress.append((done, total)), **more,
+        ), self.folder / out)  # fmt: skip
 
     def base_hash(self) -> str:
         digest = hashlib.sha256()
@@ -117,6 +125,59 @@ class Checks:
             part: max(float((whole.parts[part][n] - resumed.parts[part][n]).abs().max()) for n in whole.parts[part])
             for part in whole.parts
         }
+
+    def attempt(
+        self, root: Path, out: str, *, previous: str = "", stop_at: int = -1, interval_s: float = 0.0, rows: str = "mine"
+    ) -> dict[str, Any]:
+        """The second task once more, from its newest checkpoint below `root`; the last rank is told to stop at a boundary."""
+        checkpoints = CheckpointStore(RunPaths(root), KEY, {**IDENTITY, "rows": rows})
+        resume = checkpoints.find(self.trainer)
+        boundary = itertools.count(resume.steps.height if resume else 0)
+        told = self.trainer.rank == self.trainer.num_ranks - 1
+        interruption = Interruption(should_stop=lambda: next(boundary) == stop_at and told, interval_s=interval_s, save=checkpoints.save)
+        seen: dict[str, Any] = {"from": resume.steps.height if resume else 0, "steps": [], "stopped": ""}
+        self.progress = []
+        try:
+            seen["steps"] = self.update(2, previous or f"{self.name}.1", out, interruption=interruption, resume=resume).steps.to_dicts()
+        except StoppedError as error:
+            seen["stopped"] = str(error)
+        seen["progress"] = self.progress
+        seen["written"] = (self.folder / out).exists()
+        seen["stored"] = sorted(p.name for p in store.list_manifests(RunPaths(root).checkpoint_folder(KEY)))
+        return seen
+
+    def interrupted(self) -> dict[str, Any]:
+        """Attempts of one task, one after the other, on the same checkpoints."""
+        root, name = self.folder / f"{self.name}.run", self.name
+        folder = RunPaths(root).checkpoint_folder(KEY)
+        seen = {
+            "at_start": self.attempt(root, f"{name}.none", stop_at=0),
+            "stopped": self.attempt(root, f"{name}.none", stop_at=1),
+            "again": self.attempt(root, f"{name}.none", stop_at=1),
+            "resumed": self.attempt(root, f"{name}.resumed", interval_s=1e-9),
+        }
+        if self.trainer.rank == 0:
+            shutil.copytree(root, self.folder / f"{name}.foreign")
+            (newest,) = folder.glob("*-step0002.*/optimizer.safetensors")
+            content = bytearray(newest.read_bytes())
+            content[-1] ^= 255
+            newest.write_bytes(bytes(content))
+        seen["damaged"] = self.attempt(root, f"{name}.damaged")
+        seen["foreign"] = self.attempt(self.folder / f"{name}.foreign", f"{name}.fresh", rows="others")
+        # The last rank looks into an empty folder, as if its node did not see what rank 0 sees.
+        store.VISIBILITY_DELAYS_S = (0.01,)
+        elsewhere = root if self.trainer.rank == 0 else self.folder / "elsewhere"
+        try:
+            CheckpointStore(RunPaths(elsewhere), KEY, IDENTITY).find(self.trainer)
+            seen["unseen"] = ""
+        except StoreError as error:
+            seen["unseen"] = str(error)
+        return seen
+
+    def goes_on(self, other: str) -> dict[str, Any]:
+        """The second task of another launch, from what its last interrupted attempt left."""
+        root = self.folder / f"{other}.run"
+        return self.attempt(root, f"{other}.by_{self.name}", previous=f"{other}.1")
 
     def failures(self) -> dict[str, Any]:
         """Messages of non-finite losses and gradients, and whether anything was written; then a good task again."""

@@ -1,0 +1,85 @@
+"""Updates of a tiny run that are told to stop, or killed, go on from their checkpoint and publish what they would have."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import socket
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from harness import ROOT, differences, launch, the_run
+from tiny import tiny_sweep
+
+from core_hpc import store
+from core_hpc.paths import RunPaths, TaskKey
+from core_hpc.schema import UPDATE
+
+pytestmark = pytest.mark.slow
+KEY = TaskKey(1, UPDATE, "m0")
+
+
+@pytest.fixture(scope="module")
+def killed(tiny_models: list[Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run of one model and one iteration whose update, of four steps, died after its third one, and which then went on."""
+    folder = tmp_path_factory.mktemp("killed")
+    sampling = {"max_new_tokens": 48, "temperature": 1.0, "top_p": 1.0}
+    sweep = tiny_sweep(
+        folder / "tiny.yaml", tiny_models[:1], folder / "out", iterations=1,
+        protocol={"problems_per_iteration": 4, "cold_samples": 3, "rescue_samples": 0, "sampling": sampling},
+        update={"problems_per_step": 1, "learning_rate": 0.001, "checkpoint_min": 1e-9},
+    )  # fmt: skip
+    done = launch(sweep, env={"CORE_HPC_FAULT": f"kill update.step@{KEY} step 3:{folder / 'marker'}"})
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert (folder / "marker").exists()
+    return the_run(folder / "out" / "tiny")
+
+
+@pytest.fixture(scope="module")
+def attempts(killed: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    """The update again in two copies of the run: undisturbed, and as update_attempts.py says. What was seen of it."""
+    copies = {name: Path(shutil.copytree(killed, tmp_path_factory.mktemp("runs") / name)) for name in ("undisturbed", "interrupted")}
+    for copy in copies.values():
+        RunPaths(copy).task_manifest(KEY).unlink()
+        config = RunPaths(copy).config
+        config.write_text(config.read_text().replace("1e-09", "0.0"))  # no checkpoint but when told to stop
+    with socket.socket() as s:
+        s.bind(("127.0.0.1", 0))
+        port = s.getsockname()[1]
+    environment = {
+        **os.environ, "RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port),
+        "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", "PYTHONPATH": str(ROOT),
+    }  # fmt: skip
+    command = [sys.executable, str(Path(__file__).with_name("update_attempts.py")), *map(str, copies.values()), str(KEY)]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120, check=False)
+    assert done.returncode == 0, done.stderr
+    return {**copies, "seen": json.loads(done.stdout.splitlines()[-1]), "log": done.stderr}
+
+
+def resumed_from_step(run: Path) -> int:
+    found: int = store.read_manifest(RunPaths(run).task_manifest(KEY)).stats["resumed_from_step"]
+    return found
+
+
+def test_a_killed_update_loses_the_steps_since_its_last_checkpoint_only(killed: Path, attempts: dict[str, Any]) -> None:
+    assert (resumed_from_step(killed), resumed_from_step(attempts["undisturbed"])) == (2, 0)
+    assert differences(attempts["undisturbed"], killed) == []
+    assert not RunPaths(killed).checkpoint_folder(KEY).exists()
+
+
+def test_stopped_stopped_again_and_finished_from_an_older_checkpoint(attempts: dict[str, Any]) -> None:
+    undisturbed, first, second, third, fourth = attempts["seen"]
+    assert (undisturbed["progress"], undisturbed["stored"]) == ([1, 2, 3, 4], None)
+    assert first["message"] == "update: told to stop after 2 of 4 optimizer steps"
+    assert second["message"] == "update: told to stop after 3 of 4 optimizer steps"
+    assert (first["progress"], second["progress"], third["progress"], fourth["progress"]) == ([1, 2], [3], [3, 4], [])
+    assert [a["published"] for a in (first, second, third, fourth)] == [False, False, True, True]
+    assert [len(a["stored"]) for a in (first, second)] == [2, 4]  # a manifest and a folder each
+    assert third["stored"] is None
+    assert "a checkpoint is not used, and removed" in attempts["log"]
+    assert resumed_from_step(attempts["interrupted"]) == 2
+    assert differences(attempts["undisturbed"], attempts["interrupted"]) == []
