@@ -4,9 +4,14 @@ from __future__ import annotations
 
 import os
 import sys
+from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
+
+if TYPE_CHECKING:
+    from cluster import DevCluster
 
 sys.path.insert(0, str(Path(__file__).parent))
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
@@ -20,3 +25,16 @@ def tiny_models(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
 
     folder = tmp_path_factory.mktemp("models")
     return [make_tiny_model(folder / "m0", seed=0), make_tiny_model(folder / "m1", seed=1, chat=True)]
+
+
+@pytest.fixture(scope="session")
+def cluster() -> Iterator[DevCluster]:
+    """A real Slurm cluster of four nodes on this machine (tests/cluster.py); skips where Slurm cannot be had."""
+    from cluster import running_cluster
+
+    with running_cluster(nodes=4) as running:
+        yield running
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--fault-matrix", action="store_true", help="every fault at every phase (some 25 minutes), not the short list")
