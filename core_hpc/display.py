@@ -23,6 +23,7 @@ from core_hpc.schedule import RunProgress
 from core_hpc.schema import COLD, EVALUATE, GENERATION_PHASES, RESCUE, UPDATE
 
 REFRESHES_PER_S = 4
+MAX_ROWS = 12
 
 
 @dataclass
@@ -77,15 +78,18 @@ class Display:
         task = event.task
         if event.kind == "started":
             self._active[task] = _Active(time.monotonic())
+        elif event.kind == "waiting":
+            self._active.pop(task, None)
         elif event.kind == "progress" and task in self._active:
             self._progress(self._active[task], event)
         elif event.kind == "done":
             self._done(progress, task, event)
         elif event.kind == "failed":
             self._active.pop(task, None)
-            again = "stopping this run" if progress.stopped else "trying again"
+            counted = event.fields.get("counted", True)
+            again = "stopping this run" if progress.stopped else "trying again" if counted else "trying again; this does not count as a try"
             what = f"{task.key}: {escape(event.fields['message'])} ({again}; log: {event.fields['log']})"
-            self._console.print(f"[red]failed[/red] {what}", soft_wrap=True)
+            self._console.print(f"{'[red]failed[/red]' if counted else '[yellow]interrupted[/yellow]'} {what}", soft_wrap=True)
 
     def _progress(self, active: _Active, event: Event) -> None:
         if active.first_progress is None:
@@ -150,7 +154,11 @@ class Display:
             done = len(progress.published & set(tasks))
             current = min((k.iteration for k in tasks if k not in progress.published), default=progress.graph.iterations)
             state = "stopped" if progress.stopped else f"iteration {current}/{progress.graph.iterations}"
-            head.add_row(progress.run.run_id, state, ProgressBar(total=len(tasks), completed=done, width=30), f"{done}/{len(tasks)} tasks")
+            waiting = len(progress.waiting)
+            counts = f"{done}/{len(tasks)} tasks, {len(progress.in_flight) - waiting} running"
+            counts += f", {waiting} waiting" if waiting else ""
+            counts += f", {progress.failures} tries failed" if progress.failures else ""
+            head.add_row(progress.run.run_id, state, ProgressBar(total=len(tasks), completed=done, width=30), counts)
         left = self._time_left()
         title = Text(f"sweep {self._sweep_name}   {duration(time.monotonic() - self._started)}", style="bold")
         state = "   done" if not any(p.open for p in self._runs) else f"   about {duration(left)} left" if left else "   estimating"
@@ -159,13 +167,16 @@ class Display:
 
     def _active_table(self) -> Table:
         table = Table.grid(padding=(0, 2))
-        for task, active in sorted(self._active.items(), key=lambda item: item[1].started):
+        longest = sorted(self._active.items(), key=lambda item: item[1].started)
+        for task, active in longest[:MAX_ROWS]:
             elapsed = time.monotonic() - (active.first_progress or active.started)
             unit = "completions/s" if task.key.phase in GENERATION_PHASES else "steps/s" if task.key.phase == UPDATE else "problems/s"
             speed = f"{active.done / elapsed:.1f} {unit}" if active.done and elapsed > 0 else "starting"
             tokens = f"{active.tokens / elapsed:.0f} tokens/s" if active.tokens and elapsed > 0 else ""
             bar = ProgressBar(total=max(active.total, 1), completed=active.done, width=30)
             table.add_row(f"  {task.key.phase}", task.key.model, bar, f"{active.done}/{active.total or '?'}", speed, tokens)
+        if len(longest) > MAX_ROWS:
+            table.add_row(f"  and {len(longest) - MAX_ROWS} more")
         return table
 
 

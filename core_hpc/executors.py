@@ -6,19 +6,14 @@ engine, one model's trainer (one process per rank), or scoring. It decides nothi
 
 from __future__ import annotations
 
-import contextlib
-import json
 import os
 import selectors
-import signal
 import socket
-import subprocess
-import sys
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 from core_hpc.config import ClusterSection, config_hash, scientific_fields
 from core_hpc.engines import has_gpu, worker_environment
@@ -27,9 +22,9 @@ from core_hpc.paths import TaskKey
 from core_hpc.runs import Run
 from core_hpc.schema import GENERATION_PHASES, UPDATE
 from core_hpc.store import make_folder
+from core_hpc.worker_process import WorkerProcess, end_workers
 
-STOP_GRACE_S = 5.0
-LOG_TAIL_CHARACTERS = 4000
+POLL_S = 0.5
 
 
 @dataclass(frozen=True)
@@ -42,7 +37,7 @@ class TaskRef:
 
 @dataclass(frozen=True)
 class Event:
-    """Something that happened to a submitted task: `kind` is started, progress, done or failed."""
+    """Something that happened to a task: `kind` is started, waiting, progress, done or failed (see schedule.Executor)."""
 
     task: TaskRef
     kind: str
@@ -54,9 +49,7 @@ class _Group:
     """The processes of one role: one, or one per rank."""
 
     role: str
-    processes: list[subprocess.Popen[bytes]]
-    pipes: list[IO[bytes]]
-    log: Path
+    workers: list[WorkerProcess]
     gpus: tuple[int, ...]
     task: TaskRef | None = None
     waiting: set[int] = field(default_factory=set)
@@ -108,12 +101,30 @@ class LocalExecutor:
         self._limits = limits
         self._groups: dict[str, _Group] = {}
         self._selector = selectors.DefaultSelector()
-        self._buffers: dict[IO[bytes], bytes] = {}
+        self._started: list[Event] = []
 
-    def try_submit(self, run: Run, key: TaskKey) -> bool:
+    def adopt(self, runs: Sequence[Run]) -> list[TaskRef]:
+        """Nothing: workers end with their launcher."""
+        return []
+
+    def attempts(self, run: Run) -> dict[TaskKey, int]:
+        """Nothing: every start begins with new attempts."""
+        return {}
+
+    def abandon(self, run: Run) -> list[TaskRef]:
+        """Nothing: what runs may end."""
+        return []
+
+    def submit(self, wanted: Sequence[tuple[Run, TaskKey]]) -> list[TaskRef]:
+        """Start what fits now, in this order; returns what was started."""
+        taken = [TaskRef(run.run_id, key) for run, key in wanted if self._try_submit(run, key)]
+        self._started += [Event(task, "started", {}) for task in taken]
+        return taken
+
+    def _try_submit(self, run: Run, key: TaskKey) -> bool:
         """Start a task now, or return False when its worker or the machine is busy."""
         busy = [g for g in self._groups.values() if g.task is not None]
-        role = self._role(run, key)
+        role = role_of(run, key)
         group = self._groups.get(role)
         if len(busy) >= self._limits.num_running or (group is not None and group.task is not None):
             return False
@@ -122,32 +133,26 @@ class LocalExecutor:
             if group is None:
                 return False
         group.task = TaskRef(run.run_id, key)
-        group.waiting = set(range(len(group.processes)))
+        group.waiting = set(range(len(group.workers)))
         group.last_used = time.monotonic()
-        line = json.dumps({"run": str(run.root.absolute()), "task": str(key)}) + "\n"
-        for process in group.processes:
-            assert process.stdin is not None
-            with contextlib.suppress(BrokenPipeError):  # it has died: poll() sees the closed pipe and reports the failure
-                process.stdin.write(line.encode())
-                process.stdin.flush()
+        for worker in group.workers:
+            worker.send({"run": str(run.root.absolute()), "task": str(key)})
         return True
 
-    def poll(self, timeout_s: float) -> list[Event]:
-        """Events since the last poll; waits for the first one at most `timeout_s`."""
-        events: list[Event] = []
-        for selected, _ in self._selector.select(timeout_s):
-            role, rank, pipe = selected.data
-            group = self._groups.get(role)
-            if group is None or pipe not in group.pipes:  # stopped because of an event before this one
+    def poll(self) -> list[Event]:
+        """Events since the last poll; waits a moment for the first one."""
+        events, self._started = self._started, []
+        for selected, _ in self._selector.select(0 if events else POLL_S):
+            rank, worker = selected.data
+            group = self._groups.get(worker.role)
+            if group is None or worker not in group.workers:  # stopped because of an event before this one
                 continue
-            data = os.read(pipe.fileno(), 1 << 16)
-            if not data:
+            messages = worker.read()
+            if messages is None:
                 events += self._died(group, rank)
                 continue
-            *lines, rest = (self._buffers[pipe] + data).split(b"\n")
-            self._buffers[pipe] = rest
-            for line in lines:
-                events += self._handle(group, rank, json.loads(line))
+            for message in messages:
+                events += self._handle(group, rank, message)
         return events
 
     def close(self) -> None:
@@ -173,30 +178,20 @@ class LocalExecutor:
             return [Event(task, "done", {})]
         assert kind == "failed", kind
         group.task = None
-        if len(group.processes) > 1:
+        if len(group.workers) > 1:
             self._stop(group.role)  # the other ranks may wait for this one for ever
-        return [Event(task, "failed", {**message, "log": str(group.log)})]
+        return [Event(task, "failed", {**message, "log": str(group.workers[rank].log)})]
 
     def _died(self, group: _Group, rank: int) -> list[Event]:
-        code = group.processes[rank].wait()
-        how = f"signal {signal.Signals(-code).name}" if code < 0 else f"exit status {code}"
-        task = group.task
+        worker, task = group.workers[rank], group.task
+        how = worker.ending()
         self._stop(group.role)
         if task is None:
             return []
-        tail = group.log.read_bytes()[-LOG_TAIL_CHARACTERS:].decode(errors="replace")
         message = f"worker {group.role} (rank {rank}) ended with {how}"
-        return [Event(task, "failed", {"kind": "died", "message": message, "traceback": tail, "log": str(group.log)})]
+        return [Event(task, "failed", {"kind": "died", "message": message, "traceback": worker.log_tail(), "log": str(worker.log)})]
 
     # --- workers ----------------------------------------------------------------------------------------------------
-
-    def _role(self, run: Run, key: TaskKey) -> str:
-        """Tasks of one role can follow each other in a warm process, also those of different runs of a sweep."""
-        if key.phase not in GENERATION_PHASES and key.phase != UPDATE:
-            return "score"
-        model, facts = run.config.model(key.model), run.facts[key.model]
-        digest = config_hash({"model": scientific_fields(model), "context_tokens": facts.context_tokens})
-        return f"{'update' if key.phase == UPDATE else 'generate'}-{key.model}-{digest}"
 
     def _start_group(self, role: str, run: Run, key: TaskKey) -> _Group | None:
         ranks = self._cluster.update_ranks if key.phase == UPDATE else 1
@@ -205,11 +200,10 @@ class LocalExecutor:
             return None
         if len(self._groups) >= self._limits.num_alive and not self._evict(lambda group: True):
             return None
-        kind = run.config.model(key.model).engine if key.phase in GENERATION_PHASES else "transformers"
-        environment = {**os.environ, **worker_environment(kind, self._limits.threads)}
+        environment = {**os.environ, **worker_environment(engine_kind(run, key), self._limits.threads)}
         make_folder(run.paths.logs)
         log = run.paths.logs / f"{role}.log"
-        group = _Group(role, [], [], log, gpus)
+        group = _Group(role, [], gpus)
         port = str(_free_port())
         for rank in range(ranks):
             rank_environment = {
@@ -217,27 +211,11 @@ class LocalExecutor:
             }
             if self._limits.gpus:
                 rank_environment["CUDA_VISIBLE_DEVICES"] = str(gpus[rank]) if gpus else ""
-            self._start_process(group, rank, {**environment, **rank_environment})
+            worker = WorkerProcess(role, log, {**environment, **rank_environment})
+            self._selector.register(worker.pipe, selectors.EVENT_READ, (rank, worker))
+            group.workers.append(worker)
         self._groups[role] = group
         return group
-
-    def _start_process(self, group: _Group, rank: int, environment: dict[str, str]) -> None:
-        read_fd, write_fd = os.pipe()
-        command = [
-            sys.executable, "-m", "core_hpc.worker", "--role", group.role,
-            "--events-fd", str(write_fd), "--threads", environment["OMP_NUM_THREADS"],
-        ]
-        with group.log.open("ab") as log:
-            process = subprocess.Popen(
-                command, stdin=subprocess.PIPE, stdout=log, stderr=log, env=environment, pass_fds=(write_fd,),
-                start_new_session=True,  # Ctrl-C is for the launcher, which then ends its workers
-            )
-        os.close(write_fd)
-        pipe = os.fdopen(read_fd, "rb", buffering=0)
-        group.processes.append(process)
-        group.pipes.append(pipe)
-        self._buffers[pipe] = b""
-        self._selector.register(pipe, selectors.EVENT_READ, (group.role, rank, pipe))
 
     def _take_gpus(self, count: int) -> tuple[int, ...] | None:
         """Free GPUs, after ending idle workers that hold some; None when too many are busy."""
@@ -259,22 +237,20 @@ class LocalExecutor:
 
     def _stop(self, role: str) -> None:
         group = self._groups.pop(role)
-        for pipe in group.pipes:
-            self._selector.unregister(pipe)
-            self._buffers.pop(pipe)
-            pipe.close()
-        for process in group.processes:
-            assert process.stdin is not None
-            with contextlib.suppress(BrokenPipeError):
-                process.stdin.close()  # a worker ends at once when its input closes
-        _wait_or_kill(group.processes)
+        for worker in group.workers:
+            self._selector.unregister(worker.pipe)
+        end_workers(group.workers)
 
 
-def _wait_or_kill(processes: Sequence[subprocess.Popen[bytes]]) -> None:
-    deadline = time.monotonic() + STOP_GRACE_S
-    for process in processes:
-        try:
-            process.wait(max(0.0, deadline - time.monotonic()))
-        except subprocess.TimeoutExpired:
-            process.kill()
-            process.wait()
+def role_of(run: Run, key: TaskKey) -> str:
+    """Tasks of one role can follow each other in a warm process, also those of different runs of a sweep."""
+    if key.phase not in GENERATION_PHASES and key.phase != UPDATE:
+        return "score"
+    model, facts = run.config.model(key.model), run.facts[key.model]
+    digest = config_hash({"model": scientific_fields(model), "context_tokens": facts.context_tokens})
+    return f"{'update' if key.phase == UPDATE else 'generate'}-{key.model}-{digest}"
+
+
+def engine_kind(run: Run, key: TaskKey) -> str:
+    """Which environment the worker of a task must be started with (engines.worker_environment)."""
+    return run.config.model(key.model).engine if key.phase in GENERATION_PHASES else "transformers"

@@ -7,36 +7,37 @@ runs (schedule.py) and prints the result tables (analysis).
 from __future__ import annotations
 
 import argparse
+import errno
 import json
 import os
 import signal
 import subprocess
 import sys
 import tempfile
-import time
 from collections.abc import Sequence
 from pathlib import Path
 from types import FrameType
 
 from rich.console import Console
 from rich.markup import escape
-from rich.table import Table
 
 from core_hpc import runs as runfolders
 from core_hpc import store
 from core_hpc.claims import claim
+from core_hpc.cluster import Slurm, slurm_installed
+from core_hpc.controller import Prepared, Start, control
 from core_hpc.errors import CoreHpcError, InputError
-from core_hpc.executors import LocalExecutor, LocalLimits
+from core_hpc.executors import LocalLimits
 from core_hpc.paths import SweepPaths
-from core_hpc.problems import Splits, check_counts, make_splits
+from core_hpc.plan import print_plan, splits_of
 from core_hpc.runs import ModelFacts
-from core_hpc.schedule import RunProgress, Scheduler, inspect_run
-from core_hpc.state import Graph, steps_per_iteration
-from core_hpc.sweep import RunPlan, Sweep, load_sweep
+from core_hpc.schedule import RunProgress
+from core_hpc.sweep import Sweep, load_sweep
 
 LOG_WIDTH = 120
 MIN_FREE_GB = 1.0
 EXIT_INTERRUPTED = 130
+FULL_DISK = (errno.ENOSPC, errno.EDQUOT)
 
 
 def parse_arguments(arguments: Sequence[str]) -> argparse.Namespace:
@@ -46,7 +47,9 @@ def parse_arguments(arguments: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("sweep", type=Path, help="YAML file")
     parser.add_argument("--set", action="append", default=[], metavar="PATH=VALUE", dest="overrides", help="override a field (repeatable)")
     parser.add_argument("--output", help="folder of all sweeps, instead of the file's `output`")
-    parser.add_argument("--dry-run", action="store_true", help="print the resolved runs and the work they mean; create nothing")
+    parser.add_argument("--cluster", metavar="PROFILE", help="cluster profile, instead of the file's `cluster.profile`")
+    parser.add_argument("--detach", action="store_true", help="run the controller as a small SLURM job, and return")
+    parser.add_argument("--dry-run", action="store_true", help="print the resolved runs and what would be submitted; create nothing")
     parser.add_argument("--verify", action="store_true", help="check the checksums of everything that is published before going on")
     return parser.parse_args(arguments)
 
@@ -58,53 +61,93 @@ def main(arguments: Sequence[str]) -> int:
     width = None if sys.stdout.isatty() or "COLUMNS" in os.environ else LOG_WIDTH
     console = Console(highlight=False, width=width)
     signal.signal(signal.SIGTERM, _interrupt)
+    sweep = None
     try:
-        sweep = load_sweep(options.sweep, options.overrides, output=options.output)
+        sweep = load_sweep(options.sweep, options.overrides, output=options.output, profile=options.cluster)
         if options.dry_run:
             print_plan(sweep, console)
             return 0
-        return launch(sweep, console, verify=options.verify)
+        return launch(sweep, console, verify=options.verify, detached=options.detach)
     except CoreHpcError as e:
         Console(stderr=True, highlight=False, soft_wrap=True).print(f"[bold red]error:[/bold red] {escape(str(e))}")
         return e.exit_code
+    except OSError as e:
+        if e.errno not in FULL_DISK:
+            raise
+        message = f"{e.filename}: {e.strerror}; nothing that was published is lost. Free space (or raise the quota) and start again"
+        Console(stderr=True, highlight=False, soft_wrap=True).print(f"[bold red]error:[/bold red] {escape(message)}")
+        return CoreHpcError.exit_code
     except KeyboardInterrupt:
         console.print("\ninterrupted; nothing that was published is lost. The same command goes on from here.", soft_wrap=True)
+        if sweep is not None and _uses_slurm(sweep):
+            console.print(f"Jobs that are with SLURM go on; python -m core_hpc.cancel {sweep.folder} ends them.", soft_wrap=True)
         return EXIT_INTERRUPTED
+
+
+def _uses_slurm(sweep: Sweep) -> bool:
+    return sweep.runs[0].config.cluster.driver == "arrays"
 
 
 def _interrupt(signum: int, frame: FrameType | None) -> None:
     raise KeyboardInterrupt
 
 
-def launch(sweep: Sweep, console: Console, *, verify: bool = False) -> int:
-    """Run a sweep on this machine to its end; 0 when every run finished."""
+def launch(sweep: Sweep, console: Console, *, verify: bool = False, detached: bool = False) -> int:
+    """Run a sweep to its end, or hand it to a detached controller; 0 when every run finished (or was handed over)."""
+    cluster = sweep.runs[0].config.cluster
     runfolders.check_conflicts(sweep)
     store.require_writable(sweep.folder, min_free_gb=MIN_FREE_GB)
-    limits = LocalLimits.of(sweep.runs[0].config.cluster, max(len(plan.config.team) for plan in sweep.runs))
+    if _uses_slurm(sweep):
+        _check_slurm(sweep)
+    elif detached:
+        raise InputError("--detach: needs SLURM; name a cluster profile with `driver: arrays` (--cluster, or cluster.profile in the file)")
+    else:
+        LocalLimits.of(cluster, max(len(plan.config.team) for plan in sweep.runs))
     prepared = _prepare_new(sweep, console)
-    with claim(SweepPaths(sweep.folder).claim):
-        progress = _open_runs(sweep, prepared, console, verify=verify)
-        work_left = any(p.open for p in progress)
-        if work_left:
-            _drive(sweep, progress, limits, console)
-        else:
-            console.print(f"everything is done: {len(progress)} run(s) of sweep {sweep.name} are finished; nothing was changed.")
-    return _conclude(sweep, progress, console)
+    start = Start.new(verify=verify)
+    if detached:
+        return _detach(sweep, start, prepared, console)
+    progress, finished = control(sweep, start, prepared, console)
+    if not finished:
+        console.print("stopped by core_hpc.cancel; nothing that was published is lost. The same command goes on from here.")
+        return EXIT_INTERRUPTED
+    return conclude(sweep, progress, console)
+
+
+def _check_slurm(sweep: Sweep) -> None:
+    """Errors that SLURM can tell before anything is prepared or submitted."""
+    from core_hpc.detach import require_no_other
+    from core_hpc.submissions import check_accepted
+
+    if not slurm_installed():
+        raise InputError("cluster.driver: arrays needs SLURM, and sbatch is not on PATH. Load the site's module, or use `driver: local`")
+    if sweep.folder.exists():
+        require_no_other(sweep.folder, Slurm())
+    for cluster in {plan.config.cluster.model_dump_json(): plan.config.cluster for plan in sweep.runs}.values():
+        check_accepted(cluster)
+
+
+def _detach(sweep: Sweep, start: Start, prepared: Prepared, console: Console) -> int:
+    from core_hpc.detach import active_controllers, detach, require_no_other
+
+    slurm = Slurm()
+    with claim(SweepPaths(sweep.folder).claim, has_ended=slurm.has_ended):
+        require_no_other(sweep.folder, slurm)
+        active_controllers(sweep.folder, slurm, close=True)
+        log = detach(sweep, start, prepared, console)
+    console.print(f"  log: {log}", soft_wrap=True)
+    console.print(f"  python -m core_hpc.status {sweep.folder}", soft_wrap=True)
+    console.print(f"  python -m core_hpc.cancel {sweep.folder}", soft_wrap=True)
+    return 0
 
 
 # --- before -------------------------------------------------------------------------------------------------------
 
 
-def _splits(plan: RunPlan) -> Splits:
-    splits = make_splits(plan.config.problems)
-    check_counts(plan.config, splits)
-    return splits
-
-
-def _prepare_new(sweep: Sweep, console: Console) -> dict[str, tuple[Splits, dict[str, ModelFacts]]]:
+def _prepare_new(sweep: Sweep, console: Console) -> Prepared:
     """Splits and model facts of the runs whose folder does not exist yet, by run id."""
     new = [plan for plan in sweep.runs if not runfolders.exists(plan, sweep.folder)]
-    splits = [_splits(plan) for plan in new]
+    splits = [splits_of(plan) for plan in new]
     if not new:
         return {}
     console.print("preparing models and problems (the first time converts weights; a minute or two) ...")
@@ -125,82 +168,11 @@ def _prepare_new(sweep: Sweep, console: Console) -> dict[str, tuple[Splits, dict
     return {plan.run_id: (s, f) for plan, s, f in zip(new, splits, found, strict=True)}
 
 
-def _open_runs(
-    sweep: Sweep, prepared: dict[str, tuple[Splits, dict[str, ModelFacts]]], console: Console, *, verify: bool
-) -> list[RunProgress]:
-    source = SweepPaths(sweep.folder).source
-    if not source.exists():
-        source.write_text(sweep.text, encoding="utf-8")
-    opened = []
-    for plan in sweep.runs:
-        if runfolders.exists(plan, sweep.folder):
-            run = runfolders.start(plan, sweep.folder)
-        else:
-            run = runfolders.create(plan, sweep.folder, *prepared[plan.run_id])
-        progress, messages = inspect_run(run, clean=True, checksum=verify)
-        for message in messages:
-            console.print(f"[yellow]damaged:[/yellow] {escape(message)}")
-        opened.append(progress)
-    return opened
+# --- after --------------------------------------------------------------------------------------------------------
 
 
-# --- dry run ------------------------------------------------------------------------------------------------------
-
-
-def print_plan(sweep: Sweep, console: Console) -> None:
-    """The resolved runs and the work that they mean, without creating anything or loading a heavy package."""
-    table = Table(title=f"sweep {sweep.name}: {len(sweep.runs)} run(s) in {sweep.folder}", title_justify="left")
-    for column in ("run", "tasks", "completions at most", "new tokens at most", "optimizer steps a model", "state"):
-        table.add_column(column, justify="left" if column in ("run", "state") else "right")
-    for plan in sweep.runs:
-        splits = _splits(plan)
-        graph = Graph.of(plan.config, num_evaluation_problems=splits.evaluation.height)
-        completions, tokens, steps = most_work(plan, graph, splits.evaluation.height)
-        state = "exists: will continue" if runfolders.exists(plan, sweep.folder) else "new"
-        table.add_row(plan.run_id, f"{len(graph.tasks())}", f"{completions:,}", f"{tokens:,}", f"{steps:,}", state)
-    console.print(table)
-    console.print_json(json.dumps(sweep.runs[0].config.model_dump(mode="json")))
-    if len(sweep.runs) > 1:
-        console.print("(the configuration shown is that of the first run)")
-
-
-def most_work(plan: RunPlan, graph: Graph, num_evaluation: int) -> tuple[int, int, int]:
-    """(completions, new tokens, optimizer steps of a model), each at most."""
-    config = plan.config
-    protocol, evaluation, models = config.protocol, config.evaluation, len(config.team)
-    rollouts = config.iterations * protocol.problems_per_iteration * models * (protocol.cold_samples + protocol.rescue_samples)
-    evaluations = len(graph.evaluated()) * num_evaluation * models * evaluation.samples
-    tokens = rollouts * protocol.sampling.max_new_tokens + evaluations * evaluation.sampling.max_new_tokens
-    return rollouts + evaluations, tokens, config.iterations * steps_per_iteration(config)
-
-
-# --- running ------------------------------------------------------------------------------------------------------
-
-
-def _drive(sweep: Sweep, progress: list[RunProgress], limits: LocalLimits, console: Console) -> None:
-    from core_hpc.display import Display, duration
-    from core_hpc.tracking import Tracking
-
-    cluster = sweep.runs[0].config.cluster
-    done = sum(len(p.published & set(p.graph.tasks())) for p in progress)
-    total = sum(len(p.graph.tasks()) for p in progress)
-    console.print(
-        f"sweep {sweep.name}: {len(progress)} run(s), {total} tasks" + (f", {done} of them published already" if done else "")
-        + f"; {limits.num_running} task(s) at a time, {limits.threads} thread(s) each, {len(limits.gpus) or 'no'} GPU(s)"
-    )
-    started = time.monotonic()
-    executor = LocalExecutor(cluster, limits)
-    tracking = Tracking(progress)
-    try:
-        with Display(console, sweep.name, progress) as display:
-            Scheduler(progress, executor, [display, tracking], max_attempts=cluster.max_attempts).run()
-    finally:
-        executor.close()
-        tracking.close(progress)
-    console.print(f"this start took {duration(time.monotonic() - started)}")
-
-
-def _conclude(sweep: Sweep, progress: list[RunProgress], console: Console) -> int:
+def conclude(sweep: Sweep, progress: list[RunProgress], console: Console) -> int:
+    """Print the result of every run; 0 when none was stopped."""
     from analysis.data import load_run
     from analysis.summary import summary_table
     from analysis.tables import render

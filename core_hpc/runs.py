@@ -7,7 +7,7 @@ another configuration made is refused, naming the fields. Launching and scheduli
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -128,6 +128,15 @@ def start(plan: RunPlan, folder: Path) -> Run:
     if new != old:
         store.write_json(paths.horizon, [asdict(h) for h in new])
     return run
+
+
+def started_sweep(folder: Path, run_ids: Sequence[str]) -> Sweep:
+    """The sweep of these run folders as it was last started, independent of the file that it came from."""
+    plans = []
+    for run_id in run_ids:
+        root = folder / run_id
+        plans.append(RunPlan(shards.read_identity(root)["label"], run_id, shards.read_run_config(root)))
+    return Sweep(folder, "", plans[0].config.name, folder, tuple(plans))
 
 
 def open_run(root: Path) -> Run:

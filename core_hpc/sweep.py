@@ -23,6 +23,7 @@ from core_hpc.problems import generator_mistakes
 
 SWEEP_KEYS = ("grid", "runs", "base")
 MAX_RUNS = 1000
+PROFILES = Path(__file__).parents[1] / "yaml" / "cluster"
 
 
 @dataclass(frozen=True)
@@ -70,9 +71,13 @@ def parse_yaml(text: str) -> Any:
     return yaml.load(text, Loader=_UniqueKeyLoader)
 
 
-def load_sweep(source: Path, overrides: Sequence[str] = (), *, output: str | None = None) -> Sweep:
-    """Read, inherit, override and expand a sweep file; ConfigError lists every mistake."""
+def load_sweep(source: Path, overrides: Sequence[str] = (), *, output: str | None = None, profile: str | None = None) -> Sweep:
+    """Read, inherit, override and expand a sweep file; ConfigError lists every mistake.
+
+    `profile` names a cluster profile instead of the file's `cluster.profile`.
+    """
     text, data = _read_with_bases(source, ())
+    _apply_profile(source, data, profile)
     mistakes: list[str] = []
     for override in overrides:
         _apply_override(data, override, mistakes)
@@ -114,6 +119,28 @@ def _read_with_bases(path: Path, seen: tuple[Path, ...]) -> tuple[str, dict[str,
         raise ConfigError(str(path), ["base: must be the path of another sweep file, relative to this one"])
     _, inherited = _read_with_bases(resolved.parent / base, (*seen, resolved))
     return text, _merge(inherited, data)
+
+
+def _apply_profile(source: Path, data: dict[str, Any], named: str | None) -> None:
+    """Put the fields of a cluster profile below those of the sweep's own `cluster` section."""
+    own = data.get("cluster") or {}
+    if not isinstance(own, dict):
+        return  # reported when the section is validated
+    wanted = named or own.get("profile")
+    if not isinstance(wanted, str):
+        return
+    home = Path.cwd() if named else source.expanduser().resolve().parent
+    choices = [folder / f"{wanted}.yaml" for folder in (home / "cluster", PROFILES)]
+    if "/" in wanted or wanted.endswith((".yaml", ".yml")):
+        choices = [home / Path(wanted).expanduser()]
+    path = next((p for p in choices if p.is_file()), None)
+    if path is None:
+        shipped = ", ".join(sorted(p.stem for p in PROFILES.glob("*.yaml")))
+        looked = " and ".join(str(p) for p in choices)
+        raise ConfigError(str(source), [f"cluster.profile: no profile {wanted!r} (looked for {looked}); shipped profiles: {shipped}"])
+    _, profile = _read_with_bases(path, ())
+    profile.pop("base", None)
+    data["cluster"] = {**_merge(profile, own), "profile": wanted}
 
 
 def _merge(below: Any, above: Any) -> Any:

@@ -4,11 +4,13 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from core_hpc.claims import claim
+from core_hpc.cluster import SlurmUnavailableError
 from core_hpc.errors import ClaimError
 
 
@@ -57,3 +59,40 @@ def test_a_reused_process_id_is_not_the_holder(tmp_path: Path) -> None:
     path.write_text(json.dumps({**body, "process_start": body["process_start"] - 1000}))
     with claim(path):
         pass
+
+
+def foreign(job: int | None) -> str:
+    return json.dumps({"host": "elsewhere", "pid": 1, "user": "ann", "time": 0, "process_start": 0, "job": job})
+
+
+def test_a_job_of_another_host_is_dead_only_on_slurms_word(tmp_path: Path) -> None:
+    path = tmp_path / "claim.json"
+    path.write_text(foreign(12))
+    asked: list[int] = []
+
+    def has_ended(answer: bool) -> Callable[[int], bool]:
+        return lambda job: asked.append(job) or answer
+
+    with pytest.raises(ClaimError, match="SLURM job 12"), claim(path, has_ended=has_ended(False)):
+        pass
+    with claim(path, has_ended=has_ended(True)):
+        assert json.loads(path.read_text())["pid"] == os.getpid()
+    assert asked == [12, 12]
+
+    def no_answer(job: int) -> bool:
+        raise SlurmUnavailableError("squeue: no answer")
+
+    path.write_text(foreign(12))
+    with pytest.raises(SlurmUnavailableError), claim(path, has_ended=no_answer):
+        pass
+    path.write_text(foreign(None))  # an attached controller on another login node: nobody can prove its death
+    with pytest.raises(ClaimError, match="host elsewhere"), claim(path, has_ended=has_ended(True)):
+        pass
+
+
+def test_a_job_that_slurm_has_put_back_takes_its_own_claim_over(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "claim.json"
+    path.write_text(foreign(12))
+    monkeypatch.setenv("SLURM_JOB_ID", "12")
+    with claim(path):
+        assert json.loads(path.read_text())["job"] == 12

@@ -1,0 +1,173 @@
+"""Checks of the output folder: can results be published and claimed there, and is there room.
+
+Works in a folder of its own below the nearest folder that exists, and removes it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+import subprocess
+import tempfile
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+from core_hpc import store
+from core_hpc.doctor_checks import FAIL, OK, WARN, Finding, Subject
+from core_hpc.errors import InputError
+
+MIN_FREE_GB, FEW_FREE_GB = 1.0, 10.0
+MIN_FREE_FILES, FEW_FREE_FILES = 500, 20_000
+SLOW_SYNC_S = 1.0
+NUM_RENAMES = 50
+LOCAL_KINDS = frozenset({"ext2", "ext3", "ext4", "xfs", "btrfs", "zfs", "overlay", "tmpfs", "ramfs", "f2fs"})
+PASSING_KINDS = frozenset({"tmpfs", "ramfs"})
+
+
+def nearest_folder(path: Path) -> Path:
+    """The path itself, or the nearest folder above it that exists."""
+    path = path.absolute()
+    while not path.is_dir():
+        path = path.parent
+    return path
+
+
+@contextlib.contextmanager
+def probe_folder(near: Path) -> Iterator[Path]:
+    """A folder that is removed afterwards, on the file system of the output folder."""
+    folder = Path(tempfile.mkdtemp(prefix=".core_hpc-doctor-", dir=nearest_folder(near)))
+    try:
+        yield folder
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def check_output(subject: Subject) -> Iterator[Finding]:
+    """Everything about the output folder."""
+    folder = subject.sweep.folder
+    try:
+        store.require_writable(folder, min_free_gb=MIN_FREE_GB)
+        with probe_folder(folder) as probe:
+            yield Finding(OK, f"output folder {folder}: can be written")
+            yield _kind(probe, shared=subject.submits)
+            yield _space(probe)
+            yield _hard_links(probe)
+            yield _renames(probe)
+            yield _sync(probe)
+    except InputError as e:
+        yield Finding(FAIL, f"output folder {e}")
+        return
+    except OSError as e:
+        yield Finding(FAIL, f"output folder {folder}: {e}", "give another folder as `output`")
+        return
+    yield from _quota()
+
+
+def file_system(path: Path, mounts: str | None = None) -> tuple[str, str]:
+    """(kind, mount point) of the file system that holds a path, from /proc/self/mountinfo."""
+    text = mounts if mounts is not None else Path("/proc/self/mountinfo").read_text(encoding="utf-8")
+    best = ("unknown", "/")
+    for line in text.splitlines():
+        fields, _, rest = line.partition(" - ")
+        point = fields.split()[4].replace("\\040", " ")
+        inside = path == Path(point) or Path(point) in path.parents
+        if rest and inside and len(point) >= len(best[1]):  # of two mounts on one place the later one is seen
+            best = (rest.split()[0], point)
+    return best
+
+
+def _kind(probe: Path, *, shared: bool) -> Finding:
+    kind, point = file_system(probe.resolve())
+    what = f"output folder is on {kind} ({point})"
+    if kind in PASSING_KINDS:
+        return Finding(WARN, f"{what}: it is lost when this machine restarts", "give a folder on a disk as `output`")
+    if shared and kind in LOCAL_KINDS:
+        advice = "give a folder on the cluster's shared file system, unless the test job shows that the nodes see this one"
+        return Finding(WARN, f"{what}: most likely not shared with the compute nodes", advice)
+    return Finding(OK, what)
+
+
+def _space(probe: Path) -> Finding:
+    found = os.statvfs(probe)
+    free_gb = found.f_bavail * found.f_frsize / 1e9
+    counted = found.f_files > 0  # some file systems make inodes as they are needed
+    what = f"output folder: {free_gb:,.0f} GB free" + (f", room for {found.f_favail:,} files" if counted else "")
+    if counted and found.f_favail < MIN_FREE_FILES:
+        return Finding(FAIL, what, "remove files, or give another folder as `output`")
+    if free_gb < FEW_FREE_GB or (counted and found.f_favail < FEW_FREE_FILES):
+        return Finding(WARN, what, "see with --dry-run what the sweep will make; free space before it starts")
+    return Finding(OK, what)
+
+
+def _hard_links(probe: Path) -> Finding:
+    source, link = probe / "source", probe / "link"
+    source.write_bytes(b"x")
+    try:
+        link.hardlink_to(source)
+    except OSError as e:
+        advice = "the claim which keeps two controllers apart needs them: give a folder on another file system as `output`"
+        return Finding(FAIL, f"output folder: no hard links here ({e.strerror})", advice)
+    try:
+        link.hardlink_to(source)
+    except FileExistsError:
+        return Finding(OK, "output folder: hard links work, and never replace a file")
+    advice = "two controllers could claim one sweep: give a folder on another file system as `output`"
+    return Finding(FAIL, "output folder: a hard link replaced a file", advice)
+
+
+def _renames(probe: Path) -> Finding:
+    """Replace a file again and again while another thread reads it: the reader must always see one whole file."""
+    target, stop, torn = probe / "target", threading.Event(), []
+    sizes = (1000, 3000)
+    target.write_bytes(b"x" * sizes[0])
+
+    def read() -> None:
+        while not stop.is_set():
+            try:
+                if len(target.read_bytes()) not in sizes:
+                    torn.append("in part")
+            except OSError as e:
+                torn.append(str(e))
+
+    reader = threading.Thread(target=read)
+    reader.start()
+    try:
+        for i in range(NUM_RENAMES):
+            new = probe / f"new-{i}"
+            new.write_bytes(b"x" * sizes[i % 2])
+            new.replace(target)
+    finally:
+        stop.set()
+        reader.join()
+    if torn:
+        advice = "published files could be read torn: give a folder on another file system as `output`"
+        return Finding(FAIL, f"output folder: renaming is not atomic (a reader saw the file {torn[0]})", advice)
+    return Finding(OK, "output folder: renaming is atomic")
+
+
+def _sync(probe: Path) -> Finding:
+    started = time.perf_counter()
+    store.write_json(probe / "synced.json", {})  # writes, syncs, renames, syncs the folder
+    seconds = time.perf_counter() - started
+    what = f"output folder: fsync works ({1000 * seconds:.0f} ms for a small file)"
+    if seconds > SLOW_SYNC_S:
+        return Finding(WARN, f"{what}: slow", "the file system is very busy, or far away; many small parts would wait for it")
+    return Finding(OK, what)
+
+
+def _quota() -> Iterator[Finding]:
+    """What `quota -q` says, which speaks of file systems only where a quota is exceeded."""
+    if shutil.which("quota") is None:
+        return
+    try:
+        done = subprocess.run(["quota", "-q"], capture_output=True, text=True, timeout=30, check=False)
+    except (OSError, subprocess.SubprocessError):
+        return
+    words = " ".join(done.stdout.split())
+    if words:
+        yield Finding(WARN, f"quota: {words}", "free space, or ask for more, before a sweep stops on it")
+    else:
+        yield Finding(OK, "quota: nothing is exceeded")

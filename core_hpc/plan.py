@@ -1,0 +1,156 @@
+"""What `--dry-run` prints: the resolved runs, the work that they mean, and with SLURM exactly what would be submitted.
+
+In: a sweep. Out: text. Creates nothing, needs no SLURM, loads no heavy package.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+
+from rich.console import Console
+from rich.table import Table
+
+from core_hpc import runs as runfolders
+from core_hpc.config import ClusterSection, PhaseGroup
+from core_hpc.paths import RunPaths, TaskKey
+from core_hpc.problems import Splits, check_counts, make_splits
+from core_hpc.schema import COLD, EVALUATE, GENERATION_PHASES, UPDATE
+from core_hpc.state import Graph, steps_per_iteration
+from core_hpc.submissions import batch_script, group_of, job_parameters
+from core_hpc.sweep import RunPlan, Sweep
+
+
+def splits_of(plan: RunPlan) -> Splits:
+    """The problems of a run; errors name the file and row."""
+    splits = make_splits(plan.config.problems)
+    check_counts(plan.config, splits)
+    return splits
+
+
+def print_plan(sweep: Sweep, console: Console) -> None:
+    """Print the plan of a sweep."""
+    table = Table(title=f"sweep {sweep.name}: {len(sweep.runs)} run(s) in {sweep.folder}", title_justify="left")
+    for column in ("run", "tasks", "completions at most", "new tokens at most", "optimizer steps a model", "state"):
+        table.add_column(column, justify="left" if column in ("run", "state") else "right")
+    graphs = {}
+    for plan in sweep.runs:
+        splits = splits_of(plan)
+        graph = graphs[plan.run_id] = Graph.of(plan.config, num_evaluation_problems=splits.evaluation.height)
+        completions, tokens, steps = most_work(plan, graph, splits.evaluation.height)
+        state = "exists: will continue" if runfolders.exists(plan, sweep.folder) else "new"
+        table.add_row(plan.run_id, f"{len(graph.tasks())}", f"{completions:,}", f"{tokens:,}", f"{steps:,}", state)
+    console.print(table)
+    console.print_json(json.dumps(sweep.runs[0].config.model_dump(mode="json")))
+    if len(sweep.runs) > 1:
+        console.print("(the configuration shown is that of the first run)")
+    if sweep.runs[0].config.cluster.driver == "arrays":
+        _print_arrays(sweep, graphs, console)
+
+
+def most_work(plan: RunPlan, graph: Graph, num_evaluation: int) -> tuple[int, int, int]:
+    """(completions, new tokens, optimizer steps of a model), each at most."""
+    config = plan.config
+    protocol, evaluation, models = config.protocol, config.evaluation, len(config.team)
+    rollouts = config.iterations * protocol.problems_per_iteration * models * (protocol.cold_samples + protocol.rescue_samples)
+    evaluations = len(graph.evaluated()) * num_evaluation * models * evaluation.samples
+    tokens = rollouts * protocol.sampling.max_new_tokens + evaluations * evaluation.sampling.max_new_tokens
+    return rollouts + evaluations, tokens, config.iterations * steps_per_iteration(config)
+
+
+# --- SLURM ----------------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class PlannedArray:
+    """The array of one phase of one iteration, as long as all its tasks are ready at once."""
+
+    phase: str
+    group: PhaseGroup
+    num_tasks: int
+    num_elements: int
+    times: int
+    """How often it is submitted: iterations, or evaluations."""
+    gpus: int
+    time_min: int
+
+    @property
+    def gpu_hours(self) -> float:
+        """At most, over the run: every job for its whole time limit."""
+        return self.times * self.num_elements * self.gpus * self.time_min / 60
+
+
+def planned_arrays(cluster: ClusterSection, graph: Graph) -> list[PlannedArray]:
+    """The arrays of a run, one entry a phase."""
+    keys: dict[str, list[TaskKey]] = {}
+    for key in graph.tasks():
+        keys.setdefault(key.phase, []).append(key)
+    out = []
+    for phase, of_phase in keys.items():
+        iterations = sorted({k.iteration for k in of_phase})
+        tasks = [k for k in of_phase if k.iteration == iterations[-1]]
+        parts = len(tasks) // len({k.model for k in tasks})
+        size = cluster.slurm.generate.parts_per_job if phase in GENERATION_PHASES else 1
+        elements = len({k.model for k in tasks}) * -(-parts // size)
+        job = cluster.slurm.job(group_of(phase))
+        nodes = cluster.slurm.update.nodes if phase == UPDATE else 1
+        gpus = nodes * (job["gpus_per_node"] or gpus_of_gres(job["gres"]))
+        out.append(PlannedArray(phase, group_of(phase), len(tasks), elements, len(iterations), gpus, job["time_min"]))
+    return out
+
+
+def gpus_of_gres(gres: str | None) -> int:
+    """GPUs in a --gres value.
+
+    >>> gpus_of_gres("gpu:a100:4,lscratch:10"), gpus_of_gres("gpu"), gpus_of_gres(None)
+    (4, 1, 0)
+    """
+    total = 0
+    for item in (gres or "").split(","):
+        name, *rest = item.strip().partition("(")[0].split(":")
+        if name == "gpu":
+            total += int(rest[-1]) if rest and rest[-1].isdigit() else 1
+    return total
+
+
+def _print_arrays(sweep: Sweep, graphs: dict[str, Graph], console: Console) -> None:
+    cluster = sweep.runs[0].config.cluster
+    total = 0.0
+    for plan in sweep.runs:
+        arrays = planned_arrays(plan.config.cluster, graphs[plan.run_id])
+        hours = sum(a.gpu_hours for a in arrays)
+        total += hours
+        title = f"job arrays of {plan.run_id}: at most {hours:,.1f} GPU-hours (every job for its whole time limit)"
+        table = Table(title=title, title_justify="left")
+        for column in ("phase", "submitted", "elements", "tasks", "nodes", "ranks", "GPUs", "CPUs a process", "memory", "time limit"):
+            table.add_column(column, justify="left" if column == "phase" else "right")
+        for a in arrays:
+            job = cluster.slurm.job(a.group)
+            nodes, ranks = (cluster.slurm.update.nodes, cluster.update_ranks) if a.phase == UPDATE else (1, 1)
+            table.add_row(
+                a.phase, f"{a.times} times", str(a.num_elements), str(a.num_tasks), str(nodes), str(ranks), str(a.gpus),
+                str(job["cpus"]), f"{job['mem_gb']:g} GB", f"{a.time_min} min",
+            )  # fmt: skip
+        console.print(table)
+        if plan is not sweep.runs[-1]:
+            console.print("")
+    console.print(f"all {len(sweep.runs)} run(s): at most {total:,.1f} GPU-hours")
+    for what, script in planned_scripts(sweep, graphs[sweep.runs[0].run_id]).items():
+        console.print(f"\n[bold]--- batch script: {what} ---[/bold]")
+        console.print(script, markup=False, soft_wrap=True)
+
+
+def planned_scripts(sweep: Sweep, graph: Graph) -> dict[str, str]:
+    """Batch scripts of the first run, by what they are for; names end in a random part when they are really submitted."""
+    plan = sweep.runs[0]
+    cluster = plan.config.cluster
+    folder = RunPaths(sweep.folder / plan.run_id).slurm
+    scripts = {}
+    by_group = {a.group: a for a in planned_arrays(cluster, graph) if a.phase in (COLD, EVALUATE, UPDATE) or a.group == "score"}
+    for group, array in by_group.items():
+        name = f"{array.phase}-0001-0000abcd"
+        parameters = job_parameters(cluster, group, name=name, comment=f"core_hpc {plan.run_id}")
+        scripts[f"{group} (here {array.phase})"] = batch_script(cluster, folder / name, parameters, num_elements=array.num_elements)
+    parameters = job_parameters(cluster, "controller", name="controller-0001-0000abcd", comment=f"core_hpc {sweep.name}")
+    scripts["controller (--detach only)"] = batch_script(cluster, sweep.folder / "slurm" / "controller", parameters, num_elements=1)
+    return scripts

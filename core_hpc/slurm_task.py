@@ -1,0 +1,204 @@
+"""What runs inside a SLURM job: one array element does its tasks, one after the other, in one warm worker.
+
+In: an `ElementSpec`, pickled by submitit. Out: published tasks, and a status file that says how far it is and how it
+ended. This process only watches: it hears the signals of SLURM, tells the worker, and ends it when the time is over.
+Which tasks are in an element, and what follows from its end, is arrays.py's.
+"""
+
+from __future__ import annotations
+
+import os
+import selectors
+import signal
+import socket
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+from core_hpc import store
+from core_hpc.engines import worker_environment
+from core_hpc.errors import CoreHpcError
+from core_hpc.executors import engine_kind, role_of
+from core_hpc.paths import TaskKey
+from core_hpc.phases.checkpoint import stored_steps
+from core_hpc.runs import Run, open_run
+from core_hpc.schema import UPDATE
+from core_hpc.worker_process import WorkerProcess, end_workers
+
+STATUS_INTERVAL_S = 10.0
+TERM_GRACE_S = 20.0
+"""After SIGTERM (scancel, or a preemption without another signal); sites kill 30 s later if nothing else is set."""
+END_MARGIN_S = 8.0
+"""Left between the end of the worker and the end of the job, to write the status."""
+EARLY_WARNING_S = 65.0
+"""SLURM may send the warning signal up to a minute early."""
+TIME_LIMIT, PREEMPTED, TERMINATED = "time limit", "preempted", "terminated"
+
+
+class ElementError(CoreHpcError):
+    """Ends the job with an error, so that SLURM's own books show a failure."""
+
+
+@dataclass(frozen=True)
+class ElementSpec:
+    """One array element."""
+
+    run: str
+    tasks: tuple[str, ...]
+    status: str
+    threads: int
+    time_min: int
+    signal_delay_s: float
+    preemption_grace_s: float
+
+
+def job_end(time_min: int) -> float:
+    """When SLURM will end this job: counted from the start of its batch script, not of this process."""
+    return float(os.environ.get("CORE_HPC_JOB_START") or time.time()) + 60.0 * time_min
+
+
+class Stop:
+    """Whether SLURM wants this job to end, why, and until when the worker may go on."""
+
+    def __init__(self, spec: ElementSpec) -> None:
+        self._spec = spec
+        self._end = job_end(spec.time_min)
+        self.reason: str | None = None
+        self.deadline = float("inf")
+        for number in (signal.SIGUSR1, signal.SIGUSR2, signal.SIGTERM):
+            signal.signal(number, self._on_signal)
+        signal.signal(signal.SIGCONT, signal.SIG_IGN)
+
+    def _on_signal(self, number: int, frame: FrameType | None) -> None:
+        now = time.time()
+        left = self._end - now
+        if left <= self._spec.signal_delay_s + EARLY_WARNING_S:
+            reason, deadline = TIME_LIMIT, self._end - min(END_MARGIN_S, left / 4)
+        else:
+            reason, deadline = PREEMPTED, now + 0.8 * self._spec.preemption_grace_s
+        if number == signal.SIGTERM:
+            reason, deadline = self.reason or TERMINATED, now + TERM_GRACE_S
+        self.reason, self.deadline = reason, min(self.deadline, deadline)
+
+
+class Status:
+    """The element's status file. Rank 0 keeps it; another rank writes one of its own only when it fails."""
+
+    def __init__(self, spec: ElementSpec, rank: int) -> None:
+        path = Path(spec.status)
+        self._path = path if rank == 0 else path.with_suffix(f".rank{rank}.json")
+        self._rank = rank
+        self._body: dict[str, Any] = {
+            "job": os.environ.get("SLURM_JOB_ID", ""), "restarts": int(os.environ.get("SLURM_RESTART_COUNT", "0")),
+            "node": os.environ.get("SLURMD_NODENAME", socket.gethostname()), "pid": os.getpid(), "started": time.time(),
+            "published": 0, "progress": None, "stopping": None, "outcome": None,
+        }  # fmt: skip
+        self._written = 0.0
+
+    def progress(self, **fields: Any) -> None:
+        self._body["progress"] = {**fields, "time": time.time()}
+        if time.time() - self._written >= STATUS_INTERVAL_S:
+            self.write()
+
+    def published(self) -> None:
+        self._body["published"] += 1
+        self.write()
+
+    def stopping(self, reason: str) -> None:
+        """Written at once: SLURM may kill this job before it can say more."""
+        self._body["stopping"] = reason
+        self.write()
+
+    def end(self, kind: str, **fields: Any) -> None:
+        """How the element ended: done, stopped, or the kind of its failure."""
+        self._body["outcome"] = {"kind": kind, **fields}
+        if self._rank == 0 or kind not in ("done", "stopped"):
+            self.write(always=True)
+
+    def write(self, *, always: bool = False) -> None:
+        if self._rank == 0 or always:
+            self._written = time.time()
+            try:
+                store.write_json(self._path, self._body)
+            except OSError as e:  # a full disk must not hide what it says; the log has it, too
+                print(f"the status could not be written ({e}): {self._body}", flush=True)
+
+
+def run_element(spec: ElementSpec) -> None:
+    """Do the tasks of an element (every rank of an update runs this)."""
+    rank, size = int(os.environ.get("SLURM_PROCID", "0")), int(os.environ.get("SLURM_NTASKS", "1"))
+    stop, status = Stop(spec), Status(spec, rank)
+    status.write()
+    run, keys = open_run(Path(spec.run)), [TaskKey.parse(text) for text in spec.tasks]
+    environment = {**os.environ, **worker_environment(engine_kind(run, keys[0]), spec.threads)}
+    if keys[0].phase == UPDATE:
+        environment |= rank_environment(rank, size)
+    saved = _steps_saved(run, keys)
+    worker = WorkerProcess(role_of(run, keys[0]), None, environment, deaf=True)
+    try:
+        for key in keys:
+            outcome = _serve(worker, run, key, stop, status)
+            if outcome["kind"] == "done":
+                status.published()
+                if stop.reason is None:
+                    continue
+                outcome = {"kind": "stopped", "reason": stop.reason, "message": "between two tasks"}
+            break
+    finally:
+        end_workers([worker])
+    if outcome["kind"] == "stopped" and key == keys[-1] and run.paths.task_manifest(key).exists():
+        outcome = {"kind": "done"}
+    if outcome["kind"] == "stopped":
+        outcome["gained"] = _steps_saved(run, keys) > saved
+    status.end(**outcome)
+    if outcome["kind"] not in ("done", "stopped"):
+        raise ElementError(f"{key}: {outcome['message']}\n{outcome.get('traceback', '')}")
+
+
+def rank_environment(rank: int, size: int) -> dict[str, str]:
+    """torch.distributed's variables for this rank, from SLURM's."""
+    address, port = os.environ["CORE_HPC_RENDEZVOUS"].split()
+    gpus = [g for g in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if g]
+    local = int(os.environ.get("SLURM_LOCALID", "0"))
+    return {
+        "RANK": str(rank), "WORLD_SIZE": str(size), "LOCAL_RANK": str(local if local < len(gpus) else 0),
+        "MASTER_ADDR": address if size > 1 else "127.0.0.1", "MASTER_PORT": port,
+    }
+
+
+def _steps_saved(run: Run, keys: Sequence[TaskKey]) -> int:
+    """Optimizer steps in the newest checkpoint of an update."""
+    return max((n for key in keys if key.phase == UPDATE for n in stored_steps(run.paths, key)), default=0)
+
+
+def _serve(worker: WorkerProcess, run: Run, key: TaskKey, stop: Stop, status: Status) -> dict[str, Any]:
+    """One task; returns its outcome. Returns soon after the deadline whatever the worker does."""
+    worker.send({"run": str(run.root), "task": str(key)})
+    told = False
+    with selectors.DefaultSelector() as selector:
+        selector.register(worker.pipe, selectors.EVENT_READ)
+        while True:
+            if stop.reason is not None and not told:
+                told = True
+                worker.send({"stop": True})
+                status.stopping(stop.reason)
+            if time.time() > stop.deadline:
+                return {"kind": "stopped", "reason": stop.reason, "message": "had to be ended in the middle of a task"}
+            if not selector.select(min(1.0, max(0.0, stop.deadline - time.time()))):
+                continue
+            messages = worker.read()
+            if messages is None:
+                return {"kind": "died", "message": f"worker {worker.role} ended with {worker.ending()}", "traceback": ""}
+            for message in messages:
+                kind = message.pop("event")
+                if kind == "progress":
+                    status.progress(**message)
+                elif kind == "done":
+                    return {"kind": "done"}
+                elif kind == "stopped":
+                    return {"kind": "stopped", "reason": stop.reason, "message": message["message"]}
+                elif kind == "failed":
+                    return {k: v for k, v in message.items() if k != "task"}

@@ -1,0 +1,228 @@
+"""What can be seen of submitted elements: published files, SLURM's queue and books, status files.
+
+In: open submissions. Out: sightings since the last look. What is published decides; SLURM's words and the status files
+only explain why something is not, and from silence nothing is concluded. What follows from a sighting is arrays.py's.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from core_hpc import store
+from core_hpc.cluster import FINAL, AccountingEntry, JobId, QueueEntry, Slurm, SlurmUnavailableError
+from core_hpc.errors import StoreError
+from core_hpc.executors import TaskRef
+from core_hpc.outcomes import CANCELLED, INTERRUPTED, Outcome, explain
+from core_hpc.paths import TaskKey
+from core_hpc.runs import Run
+from core_hpc.submissions import Submission, SubmissionFolder
+from core_hpc.worker_process import log_tail
+
+UNSURE_WAIT_S = 20.0
+SETTLE_S = 8.0
+"""How long an ended job may take to show its status file."""
+PROGRESS_S = 10.0
+NEVER_REASONS = {
+    "DependencyNeverSatisfied": ("waits for a job that failed", False),
+    "launch_failed_requeued_held": ("could not be launched, and SLURM holds it", False),
+    "JobHoldMaxRequeue": ("was put back too often, and SLURM holds it", False),
+    "PartitionTimeLimit": ("asks for more time than its partition allows: lower time_min in the cluster profile", True),
+    "PartitionNodeLimit": ("asks for more nodes than its partition allows: mend the cluster profile", True),
+    "BadConstraints": ("asks for what no node has: mend the cluster profile", True),
+    "InvalidAccount": ("names an account that SLURM does not know: mend the cluster profile", True),
+    "InvalidQOS": ("names a QOS that SLURM does not know: mend the cluster profile", True),
+}
+"""Reasons for which a waiting job will never begin: what it means, and whether trying again is of no use."""
+
+
+@dataclass(eq=False)
+class OpenSubmission:
+    """A submission with elements that are not resolved, and what was seen of them so far."""
+
+    run: Run
+    folder: SubmissionFolder
+    submission: Submission
+    published: set[TaskKey] = field(default_factory=set)
+    running: set[int] = field(default_factory=set)
+    gone_since: dict[int, float] = field(default_factory=dict)
+    progress_read: float = 0.0
+
+    def tasks_left(self, index: int) -> list[TaskRef]:
+        """Tasks of an element that were not seen published."""
+        return [TaskRef(self.run.run_id, key) for key in self.submission.keys(index) if key not in self.published]
+
+    def status_files(self, index: int) -> list[dict[str, Any]]:
+        """What an element's ranks wrote, rank 0 first."""
+        path = self.folder.status_file(self.submission, index)
+        found = []
+        for file in sorted(path.parent.glob(f"{path.stem}*.json"), key=lambda p: (len(p.name), p.name)):
+            with contextlib.suppress(StoreError):
+                found.append(store.read_json(file))
+        return found
+
+    def log(self, index: int) -> Path:
+        return self.folder.log(self.submission, index)
+
+
+Kind = Literal["published", "complete", "started", "waiting", "progress", "ended"]
+
+
+@dataclass(frozen=True)
+class Sighting:
+    """Something new about an element. `key`: the task that was published. `outcome`: how it ended without being complete."""
+
+    item: OpenSubmission
+    index: int
+    kind: Kind
+    key: TaskKey | None = None
+    progress: dict[str, Any] | None = None
+    outcome: Outcome | None = None
+
+
+class Watch:
+    """Looks at open submissions. `num_active` is how many jobs this user had in the queue at the last look."""
+
+    def __init__(self, slurm: Slurm, *, lost_after_s: float, say: Callable[[str, str | None], None]) -> None:
+        """`say(topic, words)` tells the user once; words None: the topic is over."""
+        self.open: list[OpenSubmission] = []
+        self.num_active = 0
+        self._slurm = slurm
+        self._lost_after_s = lost_after_s
+        self._say = say
+
+    def look(self) -> list[Sighting]:
+        """One look at published files, one at the queue, and at SLURM's books if the queue does not know a job."""
+        queue = self._queue()
+        seen: list[Sighting] = []
+        for item in list(self.open):
+            if item.submission.job is None:
+                seen += self._find(item, queue)
+        visible = self._visible()
+        gone: list[tuple[OpenSubmission, int, QueueEntry | None]] = []
+        for item in self.open:
+            for index in item.submission.unresolved:
+                seen += self._published(item, index, visible)
+                job = item.submission.job_id(index)
+                if queue is not None and job is not None and item.tasks_left(index):
+                    seen += self._queued(item, index, queue.get(job), gone)
+        return seen + self._explained(gone)
+
+    def count_jobs(self) -> None:
+        """Only `num_active`: a controller that begins must know how much is in the queue already."""
+        self._queue()
+
+    def unavailable(self, error: SlurmUnavailableError) -> None:
+        self._say("slurm", f"SLURM does not answer ({error}); waiting, published files are still seen")
+
+    def _queue(self) -> dict[JobId, QueueEntry] | None:
+        try:
+            entries = self._slurm.queue()
+        except SlurmUnavailableError as e:
+            self.unavailable(e)
+            return None
+        self._say("slurm", None)
+        self.num_active = sum(e.active for e in entries)
+        return {e.id: e for e in entries}
+
+    def _find(self, item: OpenSubmission, queue: dict[JobId, QueueEntry] | None) -> list[Sighting]:
+        """A submission whose controller did not learn its job's id: look for the name."""
+        if queue is None:
+            return []
+        submission, folder = item.submission, item.folder
+        found = next((job.job for job, entry in queue.items() if entry.name == submission.name), None)
+        if found is not None:
+            if len(list(folder.folder(submission).glob(f"{found}*_submitted.pkl"))) == len(submission.elements):
+                submission.job = found
+                folder.write(submission)
+                return []
+            self._cancel([found])  # sbatch took it, but what its elements would read was never put in place
+        elif time.time() - submission.submitted < UNSURE_WAIT_S:
+            return []
+        folder.discard(submission)
+        self.open.remove(item)
+        message = "the controller was interrupted while it submitted this" if found is None else "was submitted incompletely and cancelled"
+        outcome = Outcome(INTERRUPTED, message, counted=False)
+        return [Sighting(item, index, "ended", outcome=outcome) for index in submission.unresolved]
+
+    def _visible(self) -> dict[Path, set[str]]:
+        """Names in the folders that open tasks publish into; listing also refreshes a network file system's view."""
+        folders = {o.run.paths.task_folder(key) for o in self.open for i in o.submission.unresolved for key in o.submission.keys(i)}
+        return {folder: {p.name for p in store.list_manifests(folder)} for folder in folders}
+
+    def _published(self, item: OpenSubmission, index: int, visible: dict[Path, set[str]]) -> list[Sighting]:
+        seen = []
+        for key in item.submission.keys(index):
+            manifest = item.run.paths.task_manifest(key)
+            if key not in item.published and manifest.name in visible.get(manifest.parent, ()):
+                item.published.add(key)
+                seen.append(Sighting(item, index, "published", key))
+        return seen if item.tasks_left(index) else [*seen, Sighting(item, index, "complete")]
+
+    def _queued(
+        self, item: OpenSubmission, index: int, entry: QueueEntry | None, gone: list[tuple[OpenSubmission, int, QueueEntry | None]]
+    ) -> list[Sighting]:
+        """What the queue says of an element that is not complete; those that ended, or are not known, go to `gone`."""
+        if entry is None or not entry.active:
+            item.gone_since.setdefault(index, time.time())
+            gone.append((item, index, entry))
+            return []
+        item.gone_since.pop(index, None)
+        if entry.state == "PENDING":
+            if entry.reason in NEVER_REASONS:
+                self._cancel([entry.id])
+                why, useless = NEVER_REASONS[entry.reason]
+                message = f"job {entry.id} {why} ({entry.reason}); cancelled"
+                return [Sighting(item, index, "ended", outcome=Outcome("final" if useless else CANCELLED, message))]
+            if index in item.running:
+                item.running.discard(index)
+                return [Sighting(item, index, "waiting")]
+        elif index not in item.running:
+            item.running.add(index)
+            return [Sighting(item, index, "started")]
+        elif time.time() - item.progress_read > PROGRESS_S:
+            item.progress_read = time.time()
+            return self._progress(item)
+        return []
+
+    def _progress(self, item: OpenSubmission) -> list[Sighting]:
+        seen = []
+        for index in item.running & set(item.submission.unresolved):
+            shown = next((s["progress"] for s in item.status_files(index) if s.get("progress")), None)
+            if shown:
+                seen.append(Sighting(item, index, "progress", TaskKey.parse(shown["task"]), progress=shown))
+        return seen
+
+    def _explained(self, gone: Sequence[tuple[OpenSubmission, int, QueueEntry | None]]) -> list[Sighting]:
+        """Elements that ended, or are unknown to the queue, without being complete, as far as it can be told why."""
+        books = self._books([item.submission for item, _, entry in gone if entry is None])
+        seen = []
+        for item, index, entry in gone:
+            job = item.submission.job_id(index)
+            assert job is not None
+            known = entry if entry is not None else books.get(job)
+            # The books lag behind the queue: what they call active is only unknown.
+            state = known.state if known is not None and known.state in FINAL else None
+            waited = time.time() - item.gone_since[index]
+            outcome = explain(
+                state, item.status_files(index), log_tail(item.log(index)), nodes=known.nodes if known is not None else "",
+                settled=waited > SETTLE_S, lost=waited > self._lost_after_s,
+            )  # fmt: skip
+            if outcome is not None:
+                seen.append(Sighting(item, index, "ended", outcome=outcome))
+        return seen
+
+    def _books(self, unknown: Sequence[Submission]) -> dict[JobId, AccountingEntry]:
+        jobs = {s.job for s in unknown if s.job is not None}
+        return (self._slurm.accounting(jobs, since=min(s.submitted for s in unknown)) or {}) if jobs else {}
+
+    def _cancel(self, jobs: Sequence[JobId | int]) -> None:
+        """If SLURM does not hear it, the next look finds the same again, or the job ends by itself."""
+        try:
+            self._slurm.cancel(jobs)
+        except SlurmUnavailableError as e:
+            self.unavailable(e)

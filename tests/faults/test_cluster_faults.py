@@ -1,0 +1,109 @@
+"""A sweep on a real SLURM cluster to which everything happens ends with what the undisturbed run published.
+
+The usual test run does the short list. The full matrix, every fault at every phase:
+
+    python -m pytest tests/faults/test_cluster_faults.py --fault-matrix -s
+"""
+
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from cluster import DevCluster
+from cluster_faults import Disturber, Fault
+from harness import differences, launch, leftovers, the_run
+from tiny import tiny_sweep
+
+from core_hpc.schema import PHASES
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(3600)]
+
+SLURM = {
+    "partition": "preempt", "cpus": 1, "mem_gb": 1.8, "time_min": 10, "signal_delay_s": 15, "preemption_grace_s": 3, "poll_s": [0.2, 1],
+    "lost_after_s": 12, "array_parallelism": 1, "exclude_after": 50,
+}  # fmt: skip
+ONE_PART: dict[str, Any] = {
+    "protocol": {
+        "problems_per_iteration": 4, "problems_per_part": 8, "cold_samples": 3, "rescue_samples": 2, "hint_tokens": 64,
+        "hint_probability": 0.5, "sampling": {"max_new_tokens": 48, "temperature": 1.0, "top_p": 1.0},
+    },
+}
+HOSTS = ["cold/{}/m0/000", "hint/{}/team/000", "rescue/{}/m0/000", "score/{}/team/000", "update/{}/m0/000"]
+
+SHORT = [
+    Fault("waiting element cancelled", "evaluate/0000/m0/000"),
+    Fault("slurmctld restarted", "cold/0001/m0/000"),
+    Fault("worker killed", "cold/0001/m0/000", "publish.before_manifest"),
+    Fault("element cancelled", "hint/0001/team/000"),
+    Fault("controller killed", "hint/0001/team/000", "publish.data_in_place"),
+    Fault("preempted", "rescue/0001/m0/000"),
+    Fault("power cut", "score/0001/team/000"),
+    Fault("job killed", "update/0001/m0/000", "update.step"),
+    Fault("disk full", "update/0001/m0/000", "publish.data_in_place"),
+    Fault("slurmdbd restarted", "update/0001/m0/000", "publish.before_manifest"),
+    Fault("file altered", "cold/0002/m0/000"),
+    Fault("file altered", "score/0002/team/000"),
+    Fault("time limit", "evaluate/0002/m0/000"),
+]
+
+
+def _first(task: str) -> list[Fault]:
+    kinds = ["worker killed", "element cancelled", "preempted", "disk full"]
+    return [Fault(kind, task) for kind in kinds] + [Fault("controller killed", task, "publish.data_in_place")]
+
+
+def _second(task: str) -> list[Fault]:
+    kinds = ["job killed", "power cut", "time limit", "file altered", "slurmctld restarted"]
+    return [Fault(kind, task) for kind in kinds] + [Fault("slurmdbd restarted", task, "publish.before_manifest")]
+
+
+FULL = (
+    [Fault("waiting element cancelled", "evaluate/0000/m0/000"), *_first("evaluate/0000/m0/000")]
+    + [fault for host in HOSTS for fault in _first(host.format("0001"))]
+    + [fault for host in HOSTS for fault in _second(host.format("0002"))]
+    + _second("evaluate/0002/m0/000")
+)
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tiny_models: list[Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("undisturbed")
+    done = launch(tiny_sweep(folder / "tiny.yaml", tiny_models, folder / "out", **ONE_PART))
+    assert done.returncode == 0, done.stdout + done.stderr
+    return the_run(folder / "out" / "tiny")
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A small file system of its own, which can be filled without harm."""
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    done = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1200m", "tmpfs", str(folder)], capture_output=True, text=True, check=False)
+    if done.returncode != 0:
+        pytest.skip(f"a small file system cannot be mounted here ({done.stderr.strip()}): needs root")
+    yield folder
+    subprocess.run(["umount", "--lazy", str(folder)], check=True)
+
+
+def test_everything_happens_and_nothing_is_lost(
+    cluster: DevCluster, tiny_models: list[Path], undisturbed: Path, small_disk: Path, tmp_path: Path, request: pytest.FixtureRequest
+) -> None:
+    faults = FULL if request.config.getoption("--fault-matrix") else SHORT
+    section = {"driver": "arrays", "threads": 1, "max_attempts": 30, "slurm": SLURM}
+    sweep = tiny_sweep(tmp_path / "tiny.yaml", tiny_models, small_disk / "out", **ONE_PART, cluster=section)
+    disturber = Disturber(cluster, sweep, tmp_path, small_disk / "out" / "tiny", list(faults))
+    try:
+        run = disturber.run()
+    finally:
+        print(f"\n{len(disturber.report)} of {len(faults)} faults, {disturber.starts} starts of the launcher", *disturber.report, sep="\n")
+        (tmp_path / "report.txt").write_text("\n".join(disturber.report))
+    assert len(disturber.report) == len(faults)
+    assert differences(undisturbed, run) == []
+    submitted = disturber.submissions()
+    too_often = {task: (n, 1 + disturber.extra[task]) for task, n in submitted.items() if n > 1 + disturber.extra[task]}
+    assert too_often == {}, "tasks that were submitted more often than the faults explain"
+    done = launch(sweep, env=cluster.environment())
+    assert "everything is done" in done.stdout
+    assert leftovers(run, PHASES) == []

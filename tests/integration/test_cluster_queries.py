@@ -1,0 +1,190 @@
+"""What cluster.py says about a real Slurm: each way in which a job can end, and what can be asked without one.
+
+And the doctor's test job, which rests on it.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from tiny import tiny_sweep
+
+from core_hpc import doctor, doctor_job
+from core_hpc.cluster import FINAL, AccountingEntry, JobId, QueueEntry, Slurm, SlurmUnavailableError
+
+pytestmark = pytest.mark.slow
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture
+def slurm(cluster: Any, monkeypatch: pytest.MonkeyPatch) -> Slurm:
+    for name, value in cluster.environment().items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setenv("SQUEUE_FORMAT", "%i")  # a user's own setting must not disturb
+    monkeypatch.chdir(ROOT)  # where the test job finds core_hpc, if it is not installed
+    return Slurm()
+
+
+def submit(cluster: Any, script: str, *options: str) -> int:
+    return int(cluster.run("sbatch", "--parsable", "--mem=50", "--output=/dev/null", *options, "--wrap", script).strip().partition(";")[0])
+
+
+def wait_for(what: Callable[[], bool], timeout_s: float = 20) -> None:
+    deadline = time.monotonic() + timeout_s
+    while not what():
+        assert time.monotonic() < deadline, f"{what} did not come true"
+        time.sleep(0.1)
+
+
+def entries(slurm: Slurm, job: int) -> dict[int | None, QueueEntry]:
+    return {e.id.index: e for e in slurm.queue() if e.id.job == job}
+
+
+ENDINGS = "case $SLURM_ARRAY_TASK_ID in 0) exit 0;; 1) exit 3;; 2) kill -9 $$;; *) sleep 300;; esac"
+
+
+def test_endings_of_array_elements(slurm: Slurm, cluster: Any) -> None:
+    began = time.time()
+    job = submit(cluster, ENDINGS, "-a", "0-4", "-J", "odd|na\x1fme, two\nlines")
+    held = submit(cluster, "true", "-H", "-a", "0-9%3")
+    begun = {3: {"RUNNING"}, **dict.fromkeys(range(3), FINAL)}
+    wait_for(lambda: all(i in (now := entries(slurm, job)) and now[i].state in states for i, states in begun.items()))
+    assert entries(slurm, job)[3].name == "odd|na\x1fme, two\nlines"
+    assert not slurm.has_ended(job)
+
+    slurm.cancel([JobId(job, 3), JobId(job, 4), JobId(job, 0), JobId(held, 7)])  # 0 has ended, 7 never began
+    wait_for(lambda: slurm.has_ended(job))
+    states = [entries(slurm, job)[i].state for i in range(5)]
+    assert states == ["COMPLETED", "FAILED", "FAILED", "CANCELLED", "CANCELLED"]
+    assert not any(e.active for e in entries(slurm, job).values())
+    assert set(entries(slurm, held)) == set(range(10)) - {7}  # it vanished
+    assert {e.state for e in entries(slurm, held).values()} == {"PENDING"}
+
+    slurm.cancel([held])
+    slurm.cancel([held, job])
+    assert {e.state for e in entries(slurm, held).values()} == {"CANCELLED"}
+    rows: dict[JobId, AccountingEntry] = {}
+
+    def all_booked() -> bool:
+        rows.update(slurm.accounting([job, held], since=began) or {})
+        return all(JobId(job, i) in rows and rows[JobId(job, i)].end is not None for i in range(5)) and JobId(held, 9) in rows
+
+    wait_for(all_booked)
+    booked = [rows[JobId(job, i)] for i in range(5)]
+    assert [(r.state, r.exit_code, r.signal) for r in booked[:3]] == [("COMPLETED", 0, 0), ("FAILED", 3, 0), ("FAILED", 0, 9)]
+    assert [r.state for r in booked[3:]] == ["CANCELLED", "CANCELLED"]
+    assert abs((rows[JobId(job, 0)].start or 0) - began) < 60
+    assert JobId(held, 7) not in rows
+
+
+def test_a_long_irregular_array_is_listed_in_full(slurm: Slurm, cluster: Any) -> None:
+    wanted = sorted({i * i % 2003 for i in range(120)})
+    began = time.time()
+    job = submit(cluster, "true", "-H", "-a", ",".join(map(str, wanted)))
+    try:
+        assert sorted(i for i in entries(slurm, job) if i is not None) == wanted
+        wait_for(lambda: JobId(job, wanted[-1]) in (slurm.accounting([job], since=began) or {}))
+    finally:
+        slurm.cancel([job])
+
+
+def test_a_requeued_job_is_waiting_again(slurm: Slurm, cluster: Any) -> None:
+    job = submit(cluster, "sleep 300", "--requeue")
+    try:
+        wait_for(lambda: entries(slurm, job)[None].state == "RUNNING")
+        cluster.run("scontrol", "requeue", str(job))
+        wait_for(lambda: entries(slurm, job)[None].restarts == 1)
+        assert entries(slurm, job)[None].active
+        assert not slurm.has_ended(job)
+    finally:
+        slurm.cancel([job])
+
+
+def test_the_site(slurm: Slurm, cluster: Any) -> None:
+    limits = slurm.limits(partition=None, qos=None, account=None)
+    assert limits.max_array_size == int(slurm.config()["MaxArraySize"])
+    job = submit(cluster, "true", "-H", "-a", f"0-{limits.max_array_size - 1}")  # as many elements as it says, and no more
+    slurm.cancel([job])
+    command = ["sbatch", "-H", "-a", f"0-{limits.max_array_size}", "--wrap", "true"]
+    assert "Invalid job array" in subprocess.run(command, capture_output=True, text=True, check=False).stderr
+    assert set(slurm.nodes(None)) == set(cluster.node_names)
+    assert slurm.nodes("no-such-partition") == {}
+    partitions = slurm.partitions()
+    assert [p.name for p in partitions.values() if p.is_default] == ["main"]
+    assert (partitions["main"].preemptible, partitions["preempt"].preemptible) == (False, True)
+    assert partitions["main"].state == "UP"
+    assert partitions["main"].cpus > 0
+    associations, qos = slurm.associations(), slurm.qos()
+    assert associations
+    assert qos
+    assert "normal" in qos
+    assert slurm.default_account() in {a.account for a in associations}
+    assert slurm.has_ended(3)
+
+
+def test_no_controller_is_no_answer(slurm: Slurm, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    # Nobody listens on this port: as seen from here, slurmctld is away.
+    text = Path(os.environ["SLURM_CONF"]).read_text()
+    conf = tmp_path / "slurm.conf"
+    conf.write_text("".join("SlurmctldPort=1\n" if s.startswith("SlurmctldPort=") else s for s in text.splitlines(True)))
+    monkeypatch.setenv("SLURM_CONF", str(conf))
+    away = Slurm(timeout_s=1)
+    for ask in (away.queue, lambda: away.has_ended(3), away.config, lambda: away.cancel([3])):
+        with pytest.raises(SlurmUnavailableError):
+            ask()
+
+
+
+# --- the doctor ---------------------------------------------------------------------------------------------------------
+
+
+def doctor_sweep(folder: Path, **slurm: Any) -> Path:
+    """A sweep whose model is not loaded, only looked at."""
+    model = folder / "model"
+    model.mkdir()
+    (model / "config.json").write_text('{"max_position_embeddings": 512}')
+    (model / "tokenizer.json").write_text("{}")
+    (model / "model.safetensors").write_bytes(b"weights")
+    cluster = {"driver": "arrays", "update_ranks": 2, "slurm": {"mem_gb": 2, "cpus": 1, "time_min": 30, "update": {"nodes": 2}, **slurm}}
+    return tiny_sweep(folder / "sweep.yaml", [model], folder / "out", cluster=cluster)
+
+
+def test_the_doctor_looks_at_the_nodes(
+    slurm: Slurm, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(doctor_job, "packages_of", lambda group, subject: ("torch",) if group == "update" else ())  # a few seconds less
+    status = doctor.main([str(doctor_sweep(tmp_path, generate={"gpus_per_node": 1}))])
+    told = capsys.readouterr().out
+    assert status == 0, told
+    for words in (
+        "SLURM would take its jobs", "test job of `generate` on ", "test job of `score` on ", "test job of `update` on ",
+        "import torch on ", "1 GPU(s) granted", "its answer here within",
+    ):  # fmt: skip
+        assert words in told
+    assert "meet" not in told.partition("test job of `update`")[2]
+    assert not [e for e in slurm.queue() if e.name == "core_hpc-doctor" and e.active]
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["model", "sweep.yaml"]
+
+
+def test_the_doctor_finds_a_broken_set_up(
+    slurm: Slurm, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(doctor_job, "SILENCE_WITH_LOG_S", 1.0)
+    assert doctor.main([str(doctor_sweep(tmp_path, setup=["echo no such module >&2", "exit 3"]))]) == 1
+    assert "no such module" in capsys.readouterr().out
+
+
+def test_the_doctor_does_not_wait_for_ever(
+    slurm: Slurm, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(doctor_job, "WAITING_S", 0.5)
+    assert doctor.main([str(doctor_sweep(tmp_path, options={"hold": True}))]) == 0
+    told = capsys.readouterr().out
+    assert "still waits" in told
+    assert not [e for e in slurm.queue() if e.name == "core_hpc-doctor" and e.active]

@@ -1,0 +1,164 @@
+"""A sweep on a real SLURM cluster: the same shards as the local driver, one controller, detached or not."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from cluster import DevCluster
+from harness import ROOT, differences, launch
+from tiny import tiny_sweep
+
+from core_hpc import shards
+from core_hpc.paths import RunPaths
+from core_hpc.submissions import ENDED, FAILED, OPEN, SubmissionFolder
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(1200)]
+
+SLURM: dict[str, Any] = {
+    "cpus": 1, "mem_gb": 1.8, "time_min": 10, "poll_s": [0.3, 1], "lost_after_s": 15, "gpus_per_node": 1, "signal_delay_s": 15,
+    "generate": {"parts_per_job": 2}, "update": {"nodes": 2, "gpus_per_node": 1},
+}  # fmt: skip
+GRID: dict[str, Any] = {"iterations": 3, "grid": {"seed": [7, 8]}}
+ONE_PART: dict[str, Any] = {
+    "iterations": 1,
+    "protocol": {
+        "problems_per_iteration": 4, "problems_per_part": 8, "cold_samples": 3, "rescue_samples": 2, "hint_tokens": 64,
+        "hint_probability": 0.5, "sampling": {"max_new_tokens": 48, "temperature": 1.0, "top_p": 1.0},
+    },
+}  # fmt: skip
+
+
+def arrays(**changes: Any) -> dict[str, Any]:
+    return {"driver": "arrays", "threads": 1, "slurm": {**SLURM, **changes}}
+
+
+def wait_for(ready: Callable[[], object], what: str, timeout_s: float = 180) -> None:
+    deadline = time.monotonic() + timeout_s
+    while not ready():
+        assert time.monotonic() < deadline, f"waited in vain for {what}"
+        time.sleep(0.1)
+
+
+def records(run: Path) -> list[str]:
+    return [name for name, _ in SubmissionFolder(RunPaths(run).slurm).names(OPEN, ENDED, FAILED)]
+
+
+def test_arrays_over_several_nodes_publish_what_the_local_driver_publishes(
+    cluster: DevCluster, tiny_models: list[Path], tmp_path: Path
+) -> None:
+    """2 runs x 3 iterations x 2 models, updates of 2 ranks on 2 nodes: bit-identical rows, adapters and optimizers."""
+    local = {"num_running": 1, "threads": 1, "update_ranks": 2}
+    here = launch(tiny_sweep(tmp_path / "local.yaml", tiny_models, tmp_path / "local", cluster=local, **GRID))
+    assert here.returncode == 0, here.stdout + here.stderr
+    section = {**arrays(), "update_ranks": 2}
+    sweep = tiny_sweep(tmp_path / "arrays.yaml", tiny_models, tmp_path / "arrays", cluster=section, **GRID)
+    there = launch(sweep, env=cluster.environment(), timeout_s=900)
+    assert there.returncode == 0, there.stdout + there.stderr
+    assert "2 run(s), 112 tasks; SLURM arrays" in there.stdout
+    assert "of a core" in there.stdout
+    runs = shards.list_runs(tmp_path / "local" / "tiny")
+    assert len(runs) == 2
+    for run in runs:
+        other = tmp_path / "arrays" / "tiny" / run.name
+        assert differences(run, other) == []
+        assert not [name for name, state in SubmissionFolder(RunPaths(other).slurm).names(OPEN, FAILED) if state]
+        updates = [s for s in SubmissionFolder(RunPaths(other).slurm).read(ENDED) if s.group == "update"]
+        (job,) = {s.job for s in updates if s.name.startswith("update-0001")}
+        assert cluster.run("sacct", "-X", "-n", "-P", "-j", str(job), "-o", "NNodes").split() == ["2", "2"]
+    again = launch(tmp_path / "arrays.yaml", env=cluster.environment())
+    assert "everything is done" in again.stdout
+    assert again.returncode == 0
+
+
+def test_ctrl_c_leaves_the_jobs_alone_and_a_second_controller_is_refused(
+    cluster: DevCluster, tiny_models: list[Path], tmp_path: Path
+) -> None:
+    sweep = tiny_sweep(tmp_path / "tiny.yaml", tiny_models, tmp_path / "out", cluster=arrays(), **ONE_PART)
+    hold = tmp_path / "hold"
+    environment = {**cluster.environment(), "CORE_HPC_FAULT": f"hold task.started@cold/0001/m0:{hold}"}
+    first = subprocess.Popen(
+        [sys.executable, "-m", "core_hpc.launch", str(sweep)], cwd=ROOT, env=environment, stdout=subprocess.PIPE, text=True
+    )
+    try:
+        wait_for(hold.exists, "the held task")
+        second = launch(sweep, env=cluster.environment())
+        assert second.returncode == 3
+        assert f"process {first.pid}" in second.stderr
+        first.send_signal(signal.SIGINT)
+        printed, _ = first.communicate(timeout=60)
+    finally:
+        first.kill()
+        first.wait()
+    assert first.returncode == 130
+    assert "Jobs that are with SLURM go on" in printed
+    (run,) = shards.list_runs(tmp_path / "out" / "tiny")
+    submitted = records(run)
+    assert "RUNNING" in cluster.run("squeue", "-h", "-o", "%T", "-j", hold.read_text().split()[1])
+    Path(f"{hold}.go").touch()
+    done = launch(sweep, env=cluster.environment())
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert set(submitted) <= set(records(run))
+    assert len([name for name in records(run) if name.startswith("cold-0001")]) == 1, "the cold task was submitted again"
+
+
+def test_a_detached_controller_hands_over_and_finishes(cluster: DevCluster, tiny_models: list[Path], tmp_path: Path) -> None:
+    """The first controller is warned by SLURM, the second is killed outright; the third finishes and leaves no job behind."""
+    sweep = tiny_sweep(tmp_path / "tiny.yaml", tiny_models, tmp_path / "out", cluster=arrays(), **ONE_PART)
+    holds = [tmp_path / f"hold{i}" for i in range(2)]
+    faults = ";".join(f"hold task.started@{t}:{m}" for t, m in zip(("cold/0001/m0", "update/0001/m0"), holds, strict=True))
+    started = launch(sweep, "--detach", env={**cluster.environment(), "CORE_HPC_FAULT": faults})
+    assert started.returncode == 0, started.stdout + started.stderr
+    assert "its controller is SLURM job" in started.stdout
+    refused = launch(sweep, env=cluster.environment())
+    assert refused.returncode == 3
+    assert "is the controller of this sweep" in refused.stderr
+    controllers = SubmissionFolder(tmp_path / "out" / "tiny" / "slurm")
+    claim = tmp_path / "out" / "tiny" / "claim.json"
+
+    def holder() -> int | None:
+        try:
+            return int(json.loads(claim.read_text())["job"])
+        except (OSError, ValueError):
+            return None
+
+    wait_for(holds[0].exists, "the cold task")
+    first = holder()
+    assert first is not None
+    cluster.run("scancel", "--signal=USR2", str(first))
+    wait_for(lambda: holder() not in (None, first), "the second controller")
+    second = holder()
+    Path(f"{holds[0]}.go").touch()
+    wait_for(holds[1].exists, "the update")
+    cluster.run("scancel", "--signal=KILL", str(second))
+    wait_for(lambda: holder() not in (None, second), "the third controller")
+    Path(f"{holds[1]}.go").touch()
+    (run,) = shards.list_runs(tmp_path / "out" / "tiny")
+    wait_for(lambda: not claim.exists() and not cluster.run("squeue", "-h", "-o", "%i").strip(), "the end of all jobs")
+    assert len(controllers.names(OPEN, ENDED)) >= 3
+    logs = "".join(p.read_text() for p in controllers.root.glob("*/*_log.out"))
+    assert "asked to end; the successor" in logs
+    assert "taking them over" in logs
+    assert "Pass@1" in logs
+    assert len([name for name in records(run) if name.startswith(("cold", "update"))]) == 2, "something was submitted twice"
+    done = launch(sweep, env=cluster.environment())
+    assert "everything is done" in done.stdout, done.stdout + done.stderr
+
+
+def test_what_slurm_would_refuse_is_said_before_anything_is_made(cluster: DevCluster, tiny_models: list[Path], tmp_path: Path) -> None:
+    section = arrays(partition="nowhere")
+    sweep = tiny_sweep(tmp_path / "tiny.yaml", tiny_models, tmp_path / "out", cluster=section)
+    done = launch(sweep, env=cluster.environment())
+    assert done.returncode == 2
+    assert "jobs of `generate`" in done.stderr
+    assert "invalid partition" in done.stderr.lower()
+    assert not (tmp_path / "out").exists()
+    nothing = launch(sweep, env={"PATH": f"{Path(sys.executable).parent}{os.pathsep}/nonexistent"})
+    assert nothing.returncode == 2
+    assert "sbatch is not on PATH" in nothing.stderr

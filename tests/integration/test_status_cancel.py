@@ -1,0 +1,159 @@
+"""core_hpc.status and core_hpc.cancel on a real SLURM: a sweep of two runs whose jobs have to wait, and a foreign job beside it."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from harness import ROOT, launch
+from tiny import tiny_sweep
+
+from core_hpc.errors import ClaimError
+from core_hpc.paths import RunPaths, SweepPaths
+from core_hpc.status import Manifests, SweepStatus, locate, read_status
+from core_hpc.submissions import FAILED, OPEN, SubmissionFolder
+
+pytestmark = pytest.mark.slow
+
+SLURM = {"cpus": 1, "mem_gb": 1.5, "time_min": 10, "poll_s": [0.5, 2], "lost_after_s": 15, "gpus_per_node": 0}
+NUM_READY = 2 * 10
+"""Tasks that both runs can begin with: 6 of evaluate and 4 of cold each."""
+
+
+def wait_for(what: Callable[[], bool], timeout_s: float = 40) -> None:
+    deadline = time.monotonic() + timeout_s
+    while not what():
+        assert time.monotonic() < deadline, f"{what} did not come true"
+        time.sleep(0.2)
+
+
+@pytest.fixture(scope="module")
+def waiting_sweep(tiny_models: list[Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("status")
+    jobs = {**SLURM, "generate": {"options": {"begin": "now+1hour"}}}
+    section = {"driver": "arrays", "threads": 1, "slurm": jobs}
+    return tiny_sweep(folder / "tiny.yaml", tiny_models, folder / "out", grid={"seed": [7, 8]}, cluster=section)
+
+
+@pytest.fixture(autouse=True)
+def _environment(waiting_sweep: Path, cluster: Any, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Slurm's commands reach the cluster; a test that fails in the middle leaves no jobs to the next one."""
+    for name, value in cluster.environment().items():
+        monkeypatch.setenv(name, value)
+    yield
+    command(cluster, "cancel", waiting_sweep)
+
+
+@pytest.fixture
+def foreign(cluster: Any) -> Iterator[int]:
+    """A job of this user that is not the sweep's."""
+    job = cluster.run("sbatch", "--parsable", "--mem=50", "--begin=now+1hour", "--output=/dev/null", "--wrap", "true").strip()
+    yield int(job)
+    cluster.run("scancel", job)
+
+
+def command(cluster: Any, module: str, *arguments: str | Path) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", f"core_hpc.{module}", *map(str, arguments)], cwd=ROOT, env=cluster.environment(), capture_output=True,
+        text=True, timeout=120, check=False,
+    )  # fmt: skip
+
+
+def log_of(sweep: Path) -> Path:
+    return sweep.with_suffix(".log")
+
+
+def attached(cluster: Any, sweep: Path) -> subprocess.Popen[bytes]:
+    """A controller that is no job."""
+    with log_of(sweep).open("ab") as log:
+        return subprocess.Popen(
+            [sys.executable, "-m", "core_hpc.launch", str(sweep)], cwd=ROOT, env=cluster.environment(), stdout=log, stderr=log
+        )
+
+
+def look(sweep: Path) -> SweepStatus:
+    (found,) = read_status([locate(sweep)], Manifests())
+    return found
+
+
+def jobs_in_queue(cluster: Any) -> set[int]:
+    return {int(line) for line in cluster.run("squeue", "-h", "-o", "%A").split()}
+
+
+def all_wait(sweep: Path) -> bool:
+    return (sweep.parent / "out" / "tiny").exists() and look(sweep).waiting_reasons == {"BeginTime": NUM_READY}
+
+
+def test_a_detached_sweep_is_shown_and_cancelled(waiting_sweep: Path, cluster: Any, foreign: int) -> None:
+    folder = waiting_sweep.parent / "out" / "tiny"
+    done = launch(waiting_sweep, "--detach", env=cluster.environment())
+    assert done.returncode == 0, done.stdout + done.stderr
+    wait_for(lambda: all_wait(waiting_sweep))
+    printed = command(cluster, "status", waiting_sweep, "--json")
+    assert printed.returncode == 0, printed.stderr
+    (found,) = json.loads(printed.stdout)["sweeps"]
+    assert {(run["state"], run["waiting"]) for run in found["runs"]} == {("waiting", NUM_READY // 2)}
+    controller, successor = found["controller"]["jobs"]
+    assert (controller["state"], successor["state"], successor["reason"]) == ("RUNNING", "PENDING", "Dependency")
+    assert str(controller["job"]) in done.stdout
+    assert found["controller"]["holder"]["job"] == controller["job"]
+    assert found["controller"]["alive"]
+    assert "tasks" in Path(controller["log"]).read_text()
+
+    run_id = found["runs"][0]["run_id"]
+    refused = command(cluster, "cancel", folder, "--run", run_id)
+    assert refused.returncode == ClaimError.exit_code
+    assert "cancel the whole sweep" in refused.stderr
+    assert len(jobs_in_queue(cluster)) > 2
+
+    cancelled = command(cluster, "cancel", waiting_sweep)
+    assert cancelled.returncode == 0, cancelled.stdout + cancelled.stderr
+    assert "22 job(s) were cancelled" in cancelled.stdout
+    assert jobs_in_queue(cluster) == {foreign}
+    assert not SweepPaths(folder).claim.exists()
+    after = look(folder)
+    assert {(run.state, run.waiting) for run in after.runs} == {("no controller", 0)}
+    assert after.failures == [], "what its user cancels is no failure"
+    assert after.controller.stop_request is not None
+    for root in (SweepPaths(folder).slurm, *(RunPaths(folder / run.run_id).slurm for run in after.runs)):
+        assert SubmissionFolder(root).names(OPEN) == []
+    again = command(cluster, "cancel", folder)
+    assert (again.returncode, again.stdout.startswith("nothing to cancel")) == (0, True)
+
+
+def test_jobs_of_one_run_after_its_controller_was_killed_and_then_all(waiting_sweep: Path, cluster: Any, foreign: int) -> None:
+    folder = waiting_sweep.parent / "out" / "tiny"
+    first = attached(cluster, waiting_sweep)
+    try:
+        wait_for(lambda: all_wait(waiting_sweep))
+        assert not SweepPaths(folder).stop_request.exists(), "a new start forgets that it was asked to stop"
+    finally:
+        first.kill()
+        first.wait()
+    assert "failed" not in log_of(waiting_sweep).read_text(), "what was cancelled before does not count"
+    found = look(folder)
+    assert found.controller.alive is False
+    assert {(run.state, run.waiting) for run in found.runs} == {("no controller", NUM_READY // 2)}
+    one, other = (run.run_id for run in found.runs)
+    done = command(cluster, "cancel", folder, "--run", one)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert {run.run_id: run.waiting for run in look(folder).runs} == {one: 0, other: NUM_READY // 2}
+    assert SubmissionFolder(RunPaths(folder / one).slurm).names(OPEN) == []
+    assert len(SubmissionFolder(RunPaths(folder / one).slurm).names(FAILED)) == 4
+
+    second = attached(cluster, waiting_sweep)
+    try:
+        wait_for(lambda: all_wait(waiting_sweep))
+        assert command(cluster, "cancel", folder).returncode == 0
+        assert second.wait(30) == 130
+    finally:
+        second.kill()
+        second.wait()
+    assert "stopped by core_hpc.cancel" in log_of(waiting_sweep).read_text()
+    assert jobs_in_queue(cluster) == {foreign}

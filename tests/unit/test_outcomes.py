@@ -1,0 +1,110 @@
+"""How the end of a job's element is read: SLURM's word, the status files, the log."""
+
+from typing import Any
+
+import pytest
+
+from core_hpc.outcomes import CANCELLED, DIED, LOST, NODE, OUT_OF_MEMORY, Outcome, explain
+from core_hpc.slurm_task import PREEMPTED, TERMINATED, TIME_LIMIT
+
+OOM_BY_POLLING = "slurmstepd: error: StepId=12.0 exceeded memory limit (2113929216 > 2097152000), being killed\n"
+OOM_BY_CGROUP = "slurmstepd: error: Detected 1 oom-kill event(s) in StepId=12.0. Some of your processes may have been killed\n"
+
+
+def status(outcome: dict[str, Any] | None = None, **changes: Any) -> dict[str, Any]:
+    body = {"node": "n7", "published": 0, "stopping": None, "outcome": outcome, "progress": None, "restarts": 0}
+    return {**body, **changes}
+
+
+def told(state: str | None, *statuses: dict[str, Any], log: str = "", settled: bool = True, lost: bool = False) -> Outcome | None:
+    return explain(state, statuses, log, nodes="n7", settled=settled, lost=lost)
+
+
+@pytest.mark.parametrize(
+    ("state", "kind", "counted"),
+    [
+        ("NODE_FAIL", NODE, False), ("BOOT_FAIL", NODE, False), ("OUT_OF_MEMORY", OUT_OF_MEMORY, True), ("PREEMPTED", PREEMPTED, False),
+        ("CANCELLED", CANCELLED, True), ("TIMEOUT", TIME_LIMIT, True), ("FAILED", DIED, True), ("COMPLETED", DIED, True),
+    ],
+)  # fmt: skip
+def test_without_a_word_of_the_job_slurm_decides(state: str, kind: str, counted: bool) -> None:
+    outcome = told(state, status())
+    assert outcome is not None
+    assert (outcome.kind, outcome.counted, outcome.node) == (kind, counted, "n7")
+
+
+def test_a_failure_that_the_task_reported_wins_over_slurms_word() -> None:
+    failed = {"kind": "error", "message": "ValueError: no", "traceback": "Traceback ..."}
+    for state in ("FAILED", "CANCELLED", "COMPLETED", "NODE_FAIL", None):
+        outcome = told(state, status(failed))
+        assert outcome is not None
+        assert (outcome.kind, outcome.message, outcome.traceback, outcome.counted) == ("error", "ValueError: no", "Traceback ...", True)
+
+
+def test_the_rank_that_failed_is_named_not_the_one_that_was_ended_for_it() -> None:
+    ended = status({"kind": "stopped", "reason": TERMINATED}, stopping=TERMINATED)
+    failed = status({"kind": "died", "message": "worker ended with signal SIGKILL"}, node="n9")
+    outcome = told("FAILED", ended, failed)
+    assert outcome is not None
+    assert (outcome.kind, outcome.node) == (DIED, "n9")
+
+
+@pytest.mark.parametrize("log", [OOM_BY_POLLING, OOM_BY_CGROUP])
+def test_out_of_memory_is_seen_in_the_log_where_slurm_says_failed(log: str) -> None:
+    died = {"kind": "died", "message": "worker ended with signal SIGKILL"}
+    for statuses in ([status()], [status(died)], []):
+        outcome = told("FAILED", *statuses, log=log)
+        assert outcome is not None
+        assert outcome.kind == OUT_OF_MEMORY
+
+
+def test_a_time_limit_counts_only_when_nothing_was_gained() -> None:
+    stopped = {"kind": "stopped", "reason": TIME_LIMIT, "message": "had to be ended in the middle of a task"}
+    nothing = told("COMPLETED", status(stopped))
+    part = told("COMPLETED", status(stopped, published=1))
+    saved = told("COMPLETED", status({**stopped, "gained": True}))
+    assert nothing is not None
+    assert part is not None
+    assert saved is not None
+    assert (nothing.counted, part.counted, saved.counted) == (True, False, False)
+    assert "raise time_min" in nothing.message
+
+
+def test_a_preemption_never_counts_and_a_cancellation_does() -> None:
+    preempted = told("COMPLETED", status({"kind": "stopped", "reason": PREEMPTED}))
+    killed_in_grace = told("PREEMPTED", status(stopping=PREEMPTED))
+    by_term = told("PREEMPTED", status({"kind": "stopped", "reason": TERMINATED}))
+    cancelled = told("CANCELLED", status({"kind": "stopped", "reason": TERMINATED}))
+    assert [o is not None and o.counted for o in (preempted, killed_in_grace, by_term, cancelled)] == [False, False, False, True]
+
+
+def test_slurms_time_out_wins_over_the_jobs_guess() -> None:
+    """An administrator may shorten the limit of a running job, which then takes the warning for a preemption."""
+    outcome = told("TIMEOUT", status({"kind": "stopped", "reason": PREEMPTED}))
+    assert outcome is not None
+    assert (outcome.kind, outcome.counted) == (TIME_LIMIT, True)
+
+
+def test_nothing_is_concluded_too_early() -> None:
+    assert told("FAILED", status(), settled=False) is None
+    assert told(None, settled=True) is None
+    assert told("COMPLETED", status({"kind": "done"})) is None
+    for state, statuses in (("COMPLETED", [status({"kind": "done"})]), (None, [])):
+        outcome = told(state, *statuses, lost=True)
+        assert outcome is not None
+        assert outcome.kind == LOST
+
+
+def test_a_full_disk_stops_the_run_at_once() -> None:
+    failed = {"kind": "error", "message": "OSError: [Errno 28] No space left on device: 'x'", "traceback": ""}
+    outcome = told("FAILED", status(failed))
+    assert outcome is not None
+    assert outcome.kind == "final"
+    assert "Free space" in outcome.message
+
+
+def test_a_damaged_input_is_passed_on_with_its_manifest() -> None:
+    failed = {"kind": "damaged", "message": "m: torn", "traceback": "", "manifest": "/runs/m.manifest.json"}
+    outcome = told("FAILED", status(failed))
+    assert outcome is not None
+    assert (outcome.kind, outcome.manifest) == ("damaged", "/runs/m.manifest.json")
