@@ -20,13 +20,13 @@ from rich.markup import escape
 
 from core_hpc import store
 from core_hpc.claims import claim, describe_holder, holder_lives
-from core_hpc.cluster import JobId, QueueEntry, Slurm, SlurmUnavailableError
-from core_hpc.detach import active_controllers
 from core_hpc.errors import ClaimError, CoreHpcError, InputError, StoreError
-from core_hpc.outcomes import ABANDONED, DONE
 from core_hpc.paths import RunPaths, SweepPaths
-from core_hpc.status import locate
-from core_hpc.submissions import OPEN, Submission, SubmissionFolder
+from core_hpc.slurm.commands import JobId, QueueEntry, Slurm, SlurmUnavailableError
+from core_hpc.slurm.detach import active_controllers
+from core_hpc.slurm.outcomes import ABANDONED, DONE
+from core_hpc.slurm.submissions import OPEN, Submission, SubmissionFolder
+from core_hpc.status.reading import locate
 
 WAIT_S = 60.0
 POLL_S = 1.0

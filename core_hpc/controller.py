@@ -21,7 +21,6 @@ from rich.markup import escape
 from core_hpc import runs as runfolders
 from core_hpc import store
 from core_hpc.claims import claim
-from core_hpc.cluster import Slurm
 from core_hpc.executors import LocalExecutor, LocalLimits
 from core_hpc.paths import SweepPaths
 from core_hpc.phases.checkpoint import remove_checkpoints
@@ -29,7 +28,8 @@ from core_hpc.problems import Splits
 from core_hpc.runs import ModelFacts
 from core_hpc.schedule import Executor, RunProgress, Scheduler, inspect_run
 from core_hpc.schema import UPDATE
-from core_hpc.submissions import OPEN, SubmissionFolder
+from core_hpc.slurm.commands import Slurm
+from core_hpc.slurm.submissions import OPEN, SubmissionFolder
 from core_hpc.sweep import RunPlan, Sweep
 
 HEARTBEAT_S = 60.0
@@ -63,7 +63,7 @@ def control(sweep: Sweep, start: Start, prepared: Prepared, console: Console) ->
         if any(p.open for p in progress):
             notify: Callable[[str], None] = lambda words: console.print(f"[yellow]{escape(words)}[/yellow]", soft_wrap=True)  # noqa: E731
             if slurm is not None:
-                from core_hpc.arrays import ArraysExecutor
+                from core_hpc.slurm.arrays import ArraysExecutor
 
                 executor: Executor = ArraysExecutor(cluster, slurm, [p.run for p in progress], start_id=start.start_id, notify=notify)
                 how = "SLURM arrays"

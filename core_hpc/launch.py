@@ -24,7 +24,6 @@ from rich.markup import escape
 from core_hpc import runs as runfolders
 from core_hpc import store
 from core_hpc.claims import claim
-from core_hpc.cluster import Slurm, slurm_installed
 from core_hpc.controller import Prepared, Start, control
 from core_hpc.errors import CoreHpcError, InputError
 from core_hpc.executors import LocalLimits
@@ -32,6 +31,7 @@ from core_hpc.paths import SweepPaths
 from core_hpc.plan import print_plan, splits_of
 from core_hpc.runs import ModelFacts
 from core_hpc.schedule import RunProgress
+from core_hpc.slurm.commands import Slurm, slurm_installed
 from core_hpc.sweep import Sweep, load_sweep
 
 LOG_WIDTH = 120
@@ -116,8 +116,8 @@ def launch(sweep: Sweep, console: Console, *, verify: bool = False, detached: bo
 
 def _check_slurm(sweep: Sweep) -> None:
     """Errors that SLURM can tell before anything is prepared or submitted."""
-    from core_hpc.detach import require_no_other
-    from core_hpc.submissions import check_accepted
+    from core_hpc.slurm.detach import require_no_other
+    from core_hpc.slurm.submissions import check_accepted
 
     if not slurm_installed():
         raise InputError("cluster.driver: arrays needs SLURM, and sbatch is not on PATH. Load the site's module, or use `driver: local`")
@@ -128,7 +128,7 @@ def _check_slurm(sweep: Sweep) -> None:
 
 
 def _detach(sweep: Sweep, start: Start, prepared: Prepared, console: Console) -> int:
-    from core_hpc.detach import active_controllers, detach, require_no_other
+    from core_hpc.slurm.detach import active_controllers, detach, require_no_other
 
     slurm = Slurm()
     with claim(SweepPaths(sweep.folder).claim, has_ended=slurm.has_ended):

@@ -16,8 +16,8 @@ from core_hpc.config import ClusterSection, PhaseGroup
 from core_hpc.paths import RunPaths, TaskKey
 from core_hpc.problems import Splits, check_counts, make_splits
 from core_hpc.schema import COLD, EVALUATE, GENERATION_PHASES, UPDATE
+from core_hpc.slurm.submissions import batch_script, group_of, job_parameters
 from core_hpc.state import Graph, steps_per_iteration
-from core_hpc.submissions import batch_script, group_of, job_parameters
 from core_hpc.sweep import RunPlan, Sweep
 
 

@@ -21,7 +21,7 @@ from harness import ROOT
 from core_hpc import shards, store
 from core_hpc.paths import RunPaths, TaskKey
 from core_hpc.runs import open_run
-from core_hpc.submissions import ENDED, FAILED, OPEN, SubmissionFolder
+from core_hpc.slurm.submissions import ENDED, FAILED, OPEN, SubmissionFolder
 
 WAIT_S = 120.0
 

@@ -15,8 +15,9 @@ from typing import Any
 import pytest
 from tiny import tiny_sweep
 
-from core_hpc import doctor, doctor_job
-from core_hpc.cluster import FINAL, AccountingEntry, JobId, QueueEntry, Slurm, SlurmUnavailableError
+from core_hpc.doctor import __main__ as doctor
+from core_hpc.doctor import job as doctor_job
+from core_hpc.slurm.commands import FINAL, AccountingEntry, JobId, QueueEntry, Slurm, SlurmUnavailableError
 
 pytestmark = pytest.mark.slow
 ROOT = Path(__file__).parents[2]

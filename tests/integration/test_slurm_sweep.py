@@ -17,7 +17,7 @@ from tiny import tiny_sweep
 
 from core_hpc import shards
 from core_hpc.paths import RunPaths
-from core_hpc.submissions import ENDED, FAILED, OPEN, SubmissionFolder
+from core_hpc.slurm.submissions import ENDED, FAILED, OPEN, SubmissionFolder
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1200)]
 
@@ -25,18 +25,16 @@ SLURM: dict[str, Any] = {
     "cpus": 1, "mem_gb": 1.8, "time_min": 10, "poll_s": [0.3, 1], "lost_after_s": 15, "gpus_per_node": 1, "signal_delay_s": 15,
     "generate": {"parts_per_job": 2}, "update": {"nodes": 2, "gpus_per_node": 1},
 }  # fmt: skip
-GRID: dict[str, Any] = {"iterations": 3, "grid": {"seed": [7, 8]}}
-ONE_PART: dict[str, Any] = {
-    "iterations": 1,
-    "protocol": {
-        "problems_per_iteration": 4, "problems_per_part": 8, "cold_samples": 3, "rescue_samples": 2, "hint_tokens": 64,
-        "hint_probability": 0.5, "sampling": {"max_new_tokens": 48, "temperature": 1.0, "top_p": 1.0},
-    },
+PROTOCOL = {
+    "problems_per_iteration": 4, "problems_per_part": 4, "cold_samples": 3, "rescue_samples": 2, "hint_tokens": 64,
+    "hint_probability": 0.5, "sampling": {"max_new_tokens": 48, "temperature": 1.0, "top_p": 1.0},
 }  # fmt: skip
+GRID: dict[str, Any] = {"iterations": 3, "grid": {"seed": [7, 8]}, "protocol": PROTOCOL}
+ONE_PART: dict[str, Any] = {"iterations": 1, "protocol": {**PROTOCOL, "problems_per_part": 8}}
 
 
 def arrays(**changes: Any) -> dict[str, Any]:
-    return {"driver": "arrays", "threads": 1, "slurm": {**SLURM, **changes}}
+    return {"driver": "arrays", "threads": 1, "update_ranks": 2, "slurm": {**SLURM, **changes}}
 
 
 def wait_for(ready: Callable[[], object], what: str, timeout_s: float = 180) -> None:
@@ -57,11 +55,11 @@ def test_arrays_over_several_nodes_publish_what_the_local_driver_publishes(
     local = {"num_running": 1, "threads": 1, "update_ranks": 2}
     here = launch(tiny_sweep(tmp_path / "local.yaml", tiny_models, tmp_path / "local", cluster=local, **GRID))
     assert here.returncode == 0, here.stdout + here.stderr
-    section = {**arrays(), "update_ranks": 2}
+    section = arrays()
     sweep = tiny_sweep(tmp_path / "arrays.yaml", tiny_models, tmp_path / "arrays", cluster=section, **GRID)
     there = launch(sweep, env=cluster.environment(), timeout_s=900)
     assert there.returncode == 0, there.stdout + there.stderr
-    assert "2 run(s), 112 tasks; SLURM arrays" in there.stdout
+    assert "2 run(s), 64 tasks; SLURM arrays" in there.stdout
     assert "of a core" in there.stdout
     runs = shards.list_runs(tmp_path / "local" / "tiny")
     assert len(runs) == 2

@@ -16,8 +16,10 @@ from tiny import tiny_sweep
 
 from core_hpc.errors import ClaimError
 from core_hpc.paths import RunPaths, SweepPaths
-from core_hpc.status import Manifests, SweepStatus, locate, read_status
-from core_hpc.submissions import FAILED, OPEN, SubmissionFolder
+from core_hpc.slurm.submissions import FAILED, OPEN, SubmissionFolder
+from core_hpc.status.answer import SweepStatus
+from core_hpc.status.conclude import read_status
+from core_hpc.status.reading import Manifests, locate
 
 pytestmark = pytest.mark.slow
 

@@ -9,14 +9,15 @@ from typing import Any
 import pytest
 
 import yaml
-from core_hpc import arrays, store, watch
-from core_hpc.arrays import ArraysExecutor
-from core_hpc.cluster import AccountingEntry, JobId, Limits, QueueEntry, Slurm, SlurmUnavailableError
+from core_hpc import store
 from core_hpc.config import ClusterSection
 from core_hpc.executors import Event, TaskRef
 from core_hpc.paths import RunPaths, TaskKey
 from core_hpc.runs import Run
-from core_hpc.submissions import ENDED, FAILED, OPEN, RefusedError, Submission, SubmissionFolder, new_submission
+from core_hpc.slurm import arrays, watch
+from core_hpc.slurm.arrays import ArraysExecutor
+from core_hpc.slurm.commands import AccountingEntry, JobId, Limits, QueueEntry, Slurm, SlurmUnavailableError
+from core_hpc.slurm.submissions import ENDED, FAILED, OPEN, RefusedError, Submission, SubmissionFolder, new_submission
 from core_hpc.sweep import load_sweep
 
 SWEEP = {

@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 
 from core_hpc.claims import claim
-from core_hpc.cluster import SlurmUnavailableError
 from core_hpc.errors import ClaimError
+from core_hpc.slurm.commands import SlurmUnavailableError
 
 
 def test_a_living_claim_is_respected_and_named(tmp_path: Path) -> None:

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from core_hpc.cluster import ACTIVE, FINAL, AccountingEntry, JobId, Limits, Slurm, SlurmUnavailableError, clean_environment, slurm_installed
-from core_hpc.cluster_answers import (
+from core_hpc.errors import CoreHpcError
+from core_hpc.slurm.answers import (
     expand_indices,
     parse_accounting,
     parse_associations,
@@ -18,7 +18,17 @@ from core_hpc.cluster_answers import (
     parse_partitions,
     parse_queue,
 )
-from core_hpc.errors import CoreHpcError
+from core_hpc.slurm.commands import (
+    ACTIVE,
+    FINAL,
+    AccountingEntry,
+    JobId,
+    Limits,
+    Slurm,
+    SlurmUnavailableError,
+    clean_environment,
+    slurm_installed,
+)
 
 
 def squeue_record(*fields: str) -> str:

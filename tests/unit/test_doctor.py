@@ -13,11 +13,16 @@ from typing import Any
 import pytest
 from tiny import tiny_sweep
 
-from core_hpc import doctor, doctor_checks, doctor_job, doctor_node, doctor_slurm, doctor_storage
-from core_hpc.cluster import Association, Partition, Slurm, SlurmUnavailableError
 from core_hpc.config import ClusterSection
-from core_hpc.doctor_checks import FAIL, OK, WARN, Finding, Subject
+from core_hpc.doctor import __main__ as doctor
+from core_hpc.doctor import checks as doctor_checks
+from core_hpc.doctor import job as doctor_job
+from core_hpc.doctor import node as doctor_node
+from core_hpc.doctor import slurm as doctor_slurm
+from core_hpc.doctor import storage as doctor_storage
+from core_hpc.doctor.checks import FAIL, OK, WARN, Finding, Subject
 from core_hpc.errors import InputError
+from core_hpc.slurm.commands import Association, Partition, Slurm, SlurmUnavailableError
 from core_hpc.sweep import load_sweep
 
 

@@ -35,7 +35,7 @@ def test_batch_scripts_of_every_shipped_sweep_are_sound(path: Path, profile: str
         assert "--kill-on-bad-exit=1" in script
         assert "submitit.core._submit /" in script, "a job may begin in another folder"
     (update,) = (s for name, s in scripts.items() if name.startswith("update"))
-    assert "core_hpc.rendezvous" in update
+    assert "core_hpc.slurm.rendezvous" in update
 
 
 @pytest.mark.parametrize("profile", PROFILE_NAMES)
@@ -62,7 +62,8 @@ def test_array_sizes_and_gpu_hours_by_hand() -> None:
 def test_dry_run_needs_no_slurm_and_creates_nothing(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "core_hpc.launch", str(ROOT / "yaml" / "quickstart.yaml"), "--cluster", "multi_node", "--dry-run"]
     environment = {**os.environ, "PATH": "/nonexistent", "COLUMNS": "200"}
-    done = subprocess.run([*command, "--output", str(tmp_path / "out")], env=environment, cwd=ROOT, capture_output=True, text=True, check=False)
+    command += ["--output", str(tmp_path / "out")]
+    done = subprocess.run(command, env=environment, cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert "#SBATCH --nodes=2" in done.stdout
     assert "at most 448.0 GPU-hours" in done.stdout
@@ -70,9 +71,8 @@ def test_dry_run_needs_no_slurm_and_creates_nothing(tmp_path: Path) -> None:
 
 
 def test_a_profile_lies_below_the_sweeps_own_section_and_unknown_names_are_explained(tmp_path: Path) -> None:
-    text = (ROOT / "yaml" / "quickstart.yaml").read_text().replace("cluster:", "cluster:\n  slurm: {account: mine, cpus: 3}\n  profile: preemptible")
     own = tmp_path / "own.yaml"
-    own.write_text(text if "profile: preemptible" in text else f"{text}\ncluster: {{slurm: {{account: mine, cpus: 3}}, profile: preemptible}}\n")
+    own.write_text(f"base: {ROOT}/yaml/quickstart.yaml\ncluster: {{slurm: {{account: mine, cpus: 3}}, profile: preemptible}}\n")
     cluster = load_sweep(own).runs[0].config.cluster
     assert (cluster.profile, cluster.slurm.account, cluster.slurm.cpus, cluster.slurm.time_min) == ("preemptible", "mine", 3, 120)
     assert cluster.slurm.generate.parts_per_job == 1
@@ -81,10 +81,10 @@ def test_a_profile_lies_below_the_sweeps_own_section_and_unknown_names_are_expla
     local.mkdir()
     (local / "preemptible.yaml").write_text("driver: arrays\nslurm: {partition: here}\n")
     assert load_sweep(own).runs[0].config.cluster.slurm.partition == "here"
-    with pytest.raises(ConfigError, match="no profile 'absent'.*shipped profiles: devcluster, multi_node, one_node, preemptible"):
+    with pytest.raises(ConfigError, match=r"no profile 'absent'.*shipped profiles: devcluster, multi_node, one_node, preemptible"):
         load_sweep(own, profile="absent")
     (local / "preemptible.yaml").write_text("driver: arrays\nslurm: {partitoin: here}\n")
-    with pytest.raises(ConfigError, match="cluster.slurm.partitoin: unknown key; did you mean `partition`"):
+    with pytest.raises(ConfigError, match=r"cluster.slurm.partitoin: unknown key; did you mean `partition`"):
         load_sweep(own)
 
 
@@ -94,5 +94,5 @@ def test_scientific_identity_does_not_depend_on_the_cluster() -> None:
 
 
 def test_ranks_must_fill_their_nodes(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="must be a multiple of slurm.update.nodes"):
+    with pytest.raises(ConfigError, match=r"must be a multiple of slurm.update.nodes"):
         load_sweep(ROOT / "yaml" / "quickstart.yaml", ["cluster.update_ranks=3"], profile="multi_node")

@@ -17,17 +17,20 @@ import pytest
 from harness import ROOT
 from tiny import tiny_sweep
 
-from core_hpc import cancel, runs, status, store
+from core_hpc import cancel, runs, store
 from core_hpc.claims import claim
-from core_hpc.cluster import JobId, QueueEntry, SlurmUnavailableError
 from core_hpc.controller import HEARTBEAT_S, Heartbeat, Start
 from core_hpc.errors import ClaimError, InputError
 from core_hpc.paths import SweepPaths, TaskKey
 from core_hpc.plan import splits_of
 from core_hpc.runs import ModelFacts, Run
 from core_hpc.schedule import inspect_run
+from core_hpc.slurm.commands import JobId, QueueEntry, SlurmUnavailableError
+from core_hpc.slurm.submissions import FAILED, OPEN, Submission, SubmissionFolder, new_submission
+from core_hpc.status import __main__ as command
+from core_hpc.status import conclude, reading
+from core_hpc.status.answer import ControllerStatus, RunStatus, SweepStatus
 from core_hpc.store import Manifest
-from core_hpc.submissions import FAILED, OPEN, Submission, SubmissionFolder, new_submission
 from core_hpc.sweep import load_sweep
 
 COLD = [TaskKey(1, "cold", model, part) for part in (0, 1) for model in ("m0", "m1")]
@@ -76,16 +79,16 @@ def failure(task: TaskKey, **changes: Any) -> dict[str, Any]:
     return {**fields, "task": str(task), "time": time.time(), **changes}
 
 
-def look(run: Run) -> status.SweepStatus:
-    (found,) = status.read_status([status.locate(run.root.parent)], status.Manifests())
+def look(run: Run) -> SweepStatus:
+    (found,) = conclude.read_status([reading.locate(run.root.parent)], reading.Manifests())
     return found
 
 
-def shown(found: status.SweepStatus, *, show_all: bool = False) -> str:
+def shown(found: SweepStatus, *, show_all: bool = False) -> str:
     from rich.console import Console
 
     console = Console(width=200, record=True, file=open(os.devnull, "w", encoding="utf-8"), highlight=False)  # noqa: PTH123, SIM115
-    console.print(status.render(found, show_all=show_all), soft_wrap=True)
+    console.print(command.render(found, show_all=show_all), soft_wrap=True)
     console.file.close()
     return console.export_text()
 
@@ -96,8 +99,8 @@ class FakeQueue:
     def __init__(self, monkeypatch: pytest.MonkeyPatch, *entries: QueueEntry) -> None:
         self.calls, self.entries = 0, list(entries)
         self.error: SlurmUnavailableError | None = None
-        monkeypatch.setattr(status, "slurm_installed", lambda: True)
-        monkeypatch.setattr("core_hpc.cluster.Slurm.queue", self.answer)
+        monkeypatch.setattr(reading, "slurm_installed", lambda: True)
+        monkeypatch.setattr("core_hpc.slurm.commands.Slurm.queue", self.answer)
 
     def answer(self, _: object = None) -> list[QueueEntry]:
         self.calls += 1
@@ -119,17 +122,17 @@ def test_a_finished_local_run(tmp_path: Path, no_slurm: None, capsys: pytest.Cap
     for key in run.graph().tasks():
         publish(run, key)
     before = {p: p.stat().st_mtime_ns for p in tmp_path.rglob("*")}
-    assert status.main([str(tmp_path / "tiny.yaml"), "--watch"]) == 0, "it must end by itself"
+    assert command.main([str(tmp_path / "tiny.yaml"), "--watch"]) == 0, "it must end by itself"
     assert "finished" in capsys.readouterr().out
-    assert status.main([str(run.root), "--json"]) == 0
+    assert command.main([str(run.root), "--json"]) == 0
     answer = json.loads(capsys.readouterr().out)
     assert set(answer) == {"time", "sweeps"}
     (sweep,) = answer["sweeps"]
-    assert set(sweep) == {f.name for f in fields(status.SweepStatus)}
-    assert set(sweep["controller"]) == {f.name for f in fields(status.ControllerStatus)}
+    assert set(sweep) == {f.name for f in fields(SweepStatus)}
+    assert set(sweep["controller"]) == {f.name for f in fields(ControllerStatus)}
     assert sweep["slurm"] == "not needed"
     (told,) = sweep["runs"]
-    assert set(told) == {f.name for f in fields(status.RunStatus)}
+    assert set(told) == {f.name for f in fields(RunStatus)}
     wanted = {"state": "finished", "iteration": 2, "iterations": 2, "done": 40, "total": 40, "waiting": 0, "left_s": None, "phases": []}
     assert {k: told[k] for k in wanted} == wanted
     assert {p: p.stat().st_mtime_ns for p in tmp_path.rglob("*")} == before, "it must not write"
@@ -187,11 +190,11 @@ def test_slurm_that_does_not_answer_is_no_error(tmp_path: Path, monkeypatch: pyt
 def test_one_squeue_for_several_sweeps_and_none_when_nothing_is_open(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     made = [make_run(tmp_path / name, cluster=ARRAYS) for name in ("a", "b")]
     queue = FakeQueue(monkeypatch)
-    status.read_status([status.locate(run.root.parent) for run in made], status.Manifests())
+    conclude.read_status([reading.locate(run.root.parent) for run in made], reading.Manifests())
     assert queue.calls == 0
     for run in made:
         submission_of(run, [[COLD[0]]])
-    status.read_status([status.locate(run.root.parent) for run in made], status.Manifests())
+    conclude.read_status([reading.locate(run.root.parent) for run in made], reading.Manifests())
     assert queue.calls == 1
 
 
@@ -239,7 +242,7 @@ def test_failures_of_the_last_start_with_their_logs(tmp_path: Path, no_slurm: No
     submission.outcomes = {str(i): failure(COLD[0], time=time.time() - i) for i in range(12)}
     submission.elements = [[str(COLD[0])]] * 12
     folder.close(submission)
-    assert shown(look(run)).count("log: /logs") == status.NUM_SHOWN + 1  # and once in the reason why the run was stopped
+    assert shown(look(run)).count("log: /logs") == command.NUM_SHOWN + 1  # and once in the reason why the run was stopped
     assert shown(look(run), show_all=True).count("log: /logs") == 12 + 1
 
 
@@ -328,12 +331,12 @@ def manifest_of(end: float, seconds: float, num_completions: int = 0) -> Manifes
 def test_time_left_is_work_at_the_pace_of_late() -> None:
     published = {key: manifest_of(100.0 + 10 * key.part, 10.0) for key in COLD}  # two at a time, 10 s each: 20 s in all
     rest = [TaskKey(2, "cold", model, part) for part in (0, 1, 2) for model in ("m0", "m1")]
-    assert status.estimate_left_s(rest, published, {}) == pytest.approx(30.0)
+    assert conclude.estimate_left_s(rest, published, {}) == pytest.approx(30.0)
     half = {rest[0]: {"progress": {"task": str(rest[0]), "done": 3, "total": 6}}}
-    assert status.estimate_left_s(rest, published, half) == pytest.approx(27.5)
-    assert status.estimate_left_s([*rest, TaskKey(2, "update", "m0")], published, {}) is None, "how long an update takes is not known"
+    assert conclude.estimate_left_s(rest, published, half) == pytest.approx(27.5)
+    assert conclude.estimate_left_s([*rest, TaskKey(2, "update", "m0")], published, {}) is None, "how long an update takes is not known"
     night = {**published, TaskKey(2, "cold", "m0", 9): manifest_of(90_000.0, 10.0)}  # nobody worked in between
-    told = status.estimate_left_s(rest, night, {})
+    told = conclude.estimate_left_s(rest, night, {})
     assert told is not None
     assert 30 < told < 130
 
@@ -342,8 +345,8 @@ def test_completions_per_second_are_of_the_last_minutes() -> None:
     now = 10_000.0
     published = {COLD[0]: manifest_of(now - 50, 50.0, 100), COLD[1]: manifest_of(now - 5000, 50.0, 1000)}
     running = {COLD[2]: {"started": now - 100, "progress": {"task": str(COLD[2]), "done": 60, "total": 99, "time": now - 1}}}
-    assert status.completions_per_s(published, running, now) == pytest.approx(1.6)
-    assert status.completions_per_s({COLD[1]: published[COLD[1]]}, {}, now) is None
+    assert conclude.completions_per_s(published, running, now) == pytest.approx(1.6)
+    assert conclude.completions_per_s({COLD[1]: published[COLD[1]]}, {}, now) is None
 
 
 # --- the command line -----------------------------------------------------------------------------------------------------
@@ -357,12 +360,12 @@ def test_it_loads_nothing_heavy() -> None:
 
 def test_what_is_no_sweep_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(InputError, match="neither a sweep's file nor its folder"):
-        status.locate(tmp_path)
+        reading.locate(tmp_path)
     sweep = tiny_sweep(tmp_path / "tiny.yaml", [Path("/m0")], tmp_path / "out")
     with pytest.raises(InputError, match=r"python -m core_hpc\.launch"):
-        status.locate(sweep)
+        reading.locate(sweep)
     monkeypatch.chdir(tmp_path)
-    assert status.main([]) == 2
+    assert command.main([]) == 2
     assert "no sweep below ./outputs" in capsys.readouterr().err
 
 
@@ -373,7 +376,7 @@ def test_without_arguments_all_sweeps_below_outputs(
         make_run(tmp_path, name=name)
     (tmp_path / "out").rename(tmp_path / "outputs")
     monkeypatch.chdir(tmp_path)
-    assert status.main([]) == 0
+    assert command.main([]) == 0
     printed = capsys.readouterr().out
     assert "sweep one" in printed
     assert "sweep two" in printed

@@ -9,13 +9,21 @@ from typing import Any
 
 import pytest
 
-from core_hpc import slurm_task
 from core_hpc.config import ClusterSection
 from core_hpc.paths import TaskKey
-from core_hpc.rendezvous import address_of_node, port_for
-from core_hpc.slurm_task import PREEMPTED, TERMINATED, TIME_LIMIT, ElementSpec, Stop, rank_environment
-from core_hpc.submissions import (
-    ENDED, FAILED, OPEN, RefusedError, SubmissionFolder, batch_script, job_parameters, new_submission, submission_environment,
+from core_hpc.slurm import element
+from core_hpc.slurm.element import PREEMPTED, TERMINATED, TIME_LIMIT, ElementSpec, Stop, rank_environment
+from core_hpc.slurm.rendezvous import address_of_node, port_for
+from core_hpc.slurm.submissions import (
+    ENDED,
+    FAILED,
+    OPEN,
+    RefusedError,
+    SubmissionFolder,
+    batch_script,
+    job_parameters,
+    new_submission,
+    submission_environment,
 )  # fmt: skip
 
 
@@ -44,7 +52,8 @@ def test_the_script_says_it_all(tmp_path: Path) -> None:
     parameters = job_parameters(section, "update", name="update-0001-0000abcd", comment="c", mem_gb=2.0, excluded=["n1", "n9"])
     script = batch_script(section, tmp_path, parameters, num_elements=20)
     for line in (
-        "--account=a", "--qos=q", "--constraint=c", "--reservation=r", "--exclude=n9,n1", "--no-requeue", "--cpus-per-task=3", "--mem=2048MB",
+        "--account=a", "--qos=q", "--constraint=c", "--reservation=r", "--exclude=n9,n1", "--no-requeue", "--cpus-per-task=3",
+        "--mem=2048MB",
         "--mail-type=FAIL", "--exclusive", "--array=0-19%7", "--signal=USR2@33", "--job-name=update-0001-0000abcd", "--ntasks-per-node=4",
     ):  # fmt: skip
         assert f"#SBATCH {line}\n" in script
@@ -140,7 +149,7 @@ def test_sigterm_alone_leaves_little_time(stop_of: Any) -> None:
     stop = stop_of(ran_s=60)
     os.kill(os.getpid(), signal.SIGTERM)
     assert stop.reason == TERMINATED
-    assert stop.deadline - time.time() <= slurm_task.TERM_GRACE_S
+    assert stop.deadline - time.time() <= element.TERM_GRACE_S
 
 
 def test_ranks_take_their_gpu_of_those_that_they_see(monkeypatch: pytest.MonkeyPatch) -> None:

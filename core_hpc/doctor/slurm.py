@@ -1,6 +1,6 @@
 """Checks of SLURM itself: does it answer, what does the site allow, and would it take the jobs of the profile.
 
-Asks through cluster.py and submits nothing (`sbatch --test-only`). What the nodes are like is doctor_job.py's.
+Asks through cluster.py and submits nothing (`sbatch --test-only`). What the nodes are like is job.py's.
 """
 
 from __future__ import annotations
@@ -11,11 +11,11 @@ from collections import Counter
 from collections.abc import Iterator
 from typing import Any
 
-from core_hpc.cluster import Partition
 from core_hpc.config import ClusterSection
-from core_hpc.doctor_checks import FAIL, OK, WARN, Check, Finding, Subject, run_checks
+from core_hpc.doctor.checks import FAIL, OK, WARN, Check, Finding, Subject, run_checks
 from core_hpc.errors import InputError
-from core_hpc.submissions import GROUPS, check_accepted
+from core_hpc.slurm.commands import Partition
+from core_hpc.slurm.submissions import GROUPS, check_accepted
 
 NEEDED_COMMANDS = ("sbatch", "srun", "squeue", "scancel", "scontrol", "sinfo")
 ACCOUNTING_COMMANDS = ("sacct", "sacctmgr")

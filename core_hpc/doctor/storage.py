@@ -16,7 +16,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from core_hpc import store
-from core_hpc.doctor_checks import FAIL, OK, WARN, Finding, Subject
+from core_hpc.doctor.checks import FAIL, OK, WARN, Finding, Subject
 from core_hpc.errors import InputError
 
 MIN_FREE_GB, FEW_FREE_GB = 1.0, 10.0

@@ -17,13 +17,13 @@ from pathlib import Path
 from typing import Any
 
 from core_hpc import store
-from core_hpc.cluster import JobId, QueueEntry, Slurm, SlurmUnavailableError
 from core_hpc.config import ClusterSection, PhaseGroup
-from core_hpc.doctor_checks import FAIL, OK, WARN, Finding, Subject, judge_gpus, model_folders
-from core_hpc.doctor_node import HELLO, PING, PONG, ProbeSpec, examine, report_name
-from core_hpc.doctor_storage import probe_folder
-from core_hpc.outcomes import OOM_WORDS
-from core_hpc.submissions import RefusedError, job_parameters, submit
+from core_hpc.doctor.checks import FAIL, OK, WARN, Finding, Subject, judge_gpus, model_folders
+from core_hpc.doctor.node import HELLO, PING, PONG, ProbeSpec, examine, report_name
+from core_hpc.doctor.storage import probe_folder
+from core_hpc.slurm.commands import JobId, QueueEntry, Slurm, SlurmUnavailableError
+from core_hpc.slurm.outcomes import OOM_WORDS
+from core_hpc.slurm.submissions import RefusedError, job_parameters, submit
 
 TIME_MIN = 10
 WAITING_S, ENDING_S = 300.0, 40.0

@@ -14,13 +14,13 @@ from pathlib import Path
 from typing import Any, Literal
 
 from core_hpc import store
-from core_hpc.cluster import FINAL, AccountingEntry, JobId, QueueEntry, Slurm, SlurmUnavailableError
 from core_hpc.errors import StoreError
 from core_hpc.executors import TaskRef
-from core_hpc.outcomes import CANCELLED, INTERRUPTED, Outcome, explain
 from core_hpc.paths import TaskKey
 from core_hpc.runs import Run
-from core_hpc.submissions import Submission, SubmissionFolder
+from core_hpc.slurm.commands import FINAL, AccountingEntry, JobId, QueueEntry, Slurm, SlurmUnavailableError
+from core_hpc.slurm.outcomes import CANCELLED, INTERRUPTED, Outcome, explain
+from core_hpc.slurm.submissions import Submission, SubmissionFolder
 from core_hpc.worker_process import log_tail
 
 UNSURE_WAIT_S = 20.0

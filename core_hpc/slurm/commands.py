@@ -22,7 +22,8 @@ import time
 from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
 
-from core_hpc.cluster_answers import (
+from core_hpc.errors import CoreHpcError
+from core_hpc.slurm.answers import (
     ACTIVE,
     FINAL,
     QUEUE_FORMAT,
@@ -41,7 +42,6 @@ from core_hpc.cluster_answers import (
     parse_queue,
     rows,
 )
-from core_hpc.errors import CoreHpcError
 
 __all__ = [
     "ACTIVE", "FINAL", "AccountingEntry", "Association", "JobId", "Limits", "Partition", "QueueEntry", "Slurm", "SlurmUnavailableError",

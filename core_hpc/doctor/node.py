@@ -1,6 +1,6 @@
 """What the doctor's test job does on a compute node: look, import, meet, and write a report into the shared folder.
 
-In: a `ProbeSpec`, pickled by submitit. Out: report-RANK.json. It judges nothing: that is doctor_job.py's.
+In: a `ProbeSpec`, pickled by submitit. Out: report-RANK.json. It judges nothing: that is job.py's.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from typing import Any
 import psutil
 
 from core_hpc import store
-from core_hpc.doctor_checks import gpu_facts, torch_cuda
+from core_hpc.doctor.checks import gpu_facts, torch_cuda
 from core_hpc.engines import worker_environment
 
 HELLO, PING, PONG = "hello.json", "ping.json", "pong.json"

@@ -19,14 +19,14 @@ from rich.console import Console
 
 from core_hpc import runs as runfolders
 from core_hpc import store
-from core_hpc.cluster import Slurm, SlurmUnavailableError
 from core_hpc.config import ClusterSection
 from core_hpc.controller import Prepared, Start, control, open_runs
 from core_hpc.errors import ClaimError, CoreHpcError, StoreError
-from core_hpc.outcomes import DIED, DONE
 from core_hpc.paths import SweepPaths
 from core_hpc.schedule import RunProgress
-from core_hpc.submissions import OPEN, RefusedError, Submission, SubmissionFolder, job_parameters, new_submission, submit
+from core_hpc.slurm.commands import Slurm, SlurmUnavailableError
+from core_hpc.slurm.outcomes import DIED, DONE
+from core_hpc.slurm.submissions import OPEN, RefusedError, Submission, SubmissionFolder, job_parameters, new_submission, submit
 from core_hpc.sweep import Sweep
 
 QUICK_S = 60.0

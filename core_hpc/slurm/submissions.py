@@ -29,12 +29,12 @@ from pathlib import Path
 from typing import Any
 
 from core_hpc import store
-from core_hpc.cluster import JobId
 from core_hpc.config import ClusterSection, PhaseGroup
 from core_hpc.errors import CoreHpcError, InputError, StoreError
-from core_hpc.outcomes import DONE
 from core_hpc.paths import TaskKey
 from core_hpc.schema import GENERATION_PHASES, UPDATE
+from core_hpc.slurm.commands import JobId
+from core_hpc.slurm.outcomes import DONE
 
 GROUPS: tuple[PhaseGroup, ...] = ("generate", "score", "update", "controller")
 OPEN, ENDED, FAILED = "open", "ended", "failed"
@@ -185,7 +185,7 @@ def job_parameters(
     nodes, ranks = (slurm.update.nodes, cluster.update_ranks) if group == "update" else (1, 1)
     setup = ['CORE_HPC_JOB_START="$(date +%s)"', "export CORE_HPC_JOB_START", *(job["setup"] or [])]
     if group == "update":
-        setup.append(f'CORE_HPC_RENDEZVOUS="$({python_command(cluster)} -m core_hpc.rendezvous)" || exit 1')
+        setup.append(f'CORE_HPC_RENDEZVOUS="$({python_command(cluster)} -m core_hpc.slurm.rendezvous)" || exit 1')
         setup.append("export CORE_HPC_RENDEZVOUS")
     more: dict[str, Any] = {"requeue" if slurm.requeue else "no-requeue": True, "kill-on-invalid-dep": "yes"}
     more |= {"reservation": job["reservation"]} if job["reservation"] else {}
@@ -252,7 +252,7 @@ def submit_elements(
     folder: SubmissionFolder, submission: Submission, cluster: ClusterSection, run_root: Path
 ) -> Submission:
     """Record, submit, record the job's id. The returned submission has its job."""
-    from core_hpc.slurm_task import ElementSpec, run_element
+    from core_hpc.slurm.element import ElementSpec, run_element
 
     slurm = cluster.slurm
     job = slurm.job(submission.group)

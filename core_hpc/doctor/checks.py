@@ -1,7 +1,7 @@
 """Checks of this machine: packages, models, problems, GPU, ports. Each yields findings; none changes or downloads anything.
 
-In: a `Subject` (the sweep that is looked at). Out: `Finding`s. The output folder is doctor_storage.py's, SLURM's
-configuration doctor_slurm.py's, the compute nodes are doctor_job.py's.
+In: a `Subject` (the sweep that is looked at). Out: `Finding`s. The output folder is storage.py's, SLURM's
+configuration slurm.py's, the compute nodes are job.py's.
 """
 
 from __future__ import annotations
@@ -25,7 +25,6 @@ import psutil
 from packaging.requirements import Requirement
 from packaging.specifiers import SpecifierSet
 
-from core_hpc.cluster import Slurm, slurm_installed
 from core_hpc.config import ClusterSection, ModelSection
 from core_hpc.convert_gguf import GGUF_MODELS, find_parts
 from core_hpc.engines import has_gpu
@@ -33,6 +32,7 @@ from core_hpc.errors import CoreHpcError, InputError
 from core_hpc.executors import LocalLimits
 from core_hpc.models import MINILM, PYPI, cache_folder, resolve_embedder, resolve_model
 from core_hpc.plan import splits_of
+from core_hpc.slurm.commands import Slurm, slurm_installed
 from core_hpc.sweep import Sweep
 
 OK, WARN, FAIL = "ok", "warn", "FAIL"

@@ -13,15 +13,15 @@ import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from core_hpc.cluster import Slurm, SlurmUnavailableError
 from core_hpc.config import ClusterSection
 from core_hpc.executors import Event, TaskRef
-from core_hpc.outcomes import ABANDONED, DONE, NODE_KINDS, OUT_OF_MEMORY, Outcome
 from core_hpc.paths import TaskKey
 from core_hpc.runs import Run
 from core_hpc.schema import GENERATION_PHASES
-from core_hpc.submissions import FAILED, OPEN, RefusedError, SubmissionFolder, group_of, new_submission, submit_elements
-from core_hpc.watch import OpenSubmission, Sighting, Watch
+from core_hpc.slurm.commands import Slurm, SlurmUnavailableError
+from core_hpc.slurm.outcomes import ABANDONED, DONE, NODE_KINDS, OUT_OF_MEMORY, Outcome
+from core_hpc.slurm.submissions import FAILED, OPEN, RefusedError, SubmissionFolder, group_of, new_submission, submit_elements
+from core_hpc.slurm.watch import OpenSubmission, Sighting, Watch
 
 REFUSED_WAIT_S = 30.0
 BACK_OFF = 1.5

@@ -1,4 +1,4 @@
-"""python -m core_hpc.rendezvous: prints "ADDRESS PORT" where the ranks of this SLURM job meet.
+"""python -m core_hpc.slurm.rendezvous: prints "ADDRESS PORT" where the ranks of this SLURM job meet.
 
 Run by the batch script on the job's first node, so that every rank gets the same words through its environment. The
 port follows from the job's id, below the range from which systems hand out ports: two jobs on one node get different

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from core_hpc.slurm_task import PREEMPTED, TERMINATED, TIME_LIMIT
+from core_hpc.slurm.element import PREEMPTED, TERMINATED, TIME_LIMIT
 
 NODE, OUT_OF_MEMORY, CANCELLED, LOST, DIED = "node", "out of memory", "cancelled", "lost", "died"
 DONE, INTERRUPTED, ABANDONED = "done", "interrupted", "abandoned"

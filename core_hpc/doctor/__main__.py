@@ -1,7 +1,7 @@
 """python -m core_hpc.doctor [SWEEP.yaml]: look for what would stop a sweep here, before anything is started.
 
 One line a check: ok, warn or FAIL, what was found, and what to do. The exit status is 1 when something FAILs. The checks
-are in doctor_checks.py (this machine), doctor_storage.py (the output folder), doctor_slurm.py and doctor_job.py (nodes).
+are in checks.py (this machine), storage.py (the output folder), slurm.py and job.py (nodes).
 """
 
 from __future__ import annotations
@@ -16,11 +16,11 @@ from pathlib import Path
 from rich.console import Console
 from rich.markup import escape
 
-from core_hpc.cluster import Slurm
-from core_hpc.doctor_checks import FAIL, MACHINE_CHECKS, OK, WARN, Check, Finding, Subject, run_checks
-from core_hpc.doctor_slurm import check_slurm
-from core_hpc.doctor_storage import check_output
+from core_hpc.doctor.checks import FAIL, MACHINE_CHECKS, OK, WARN, Check, Finding, Subject, run_checks
+from core_hpc.doctor.slurm import check_slurm
+from core_hpc.doctor.storage import check_output
 from core_hpc.errors import CoreHpcError
+from core_hpc.slurm.commands import Slurm
 from core_hpc.sweep import Sweep, load_sweep
 
 STYLES = {OK: "green", WARN: "yellow", FAIL: "bold red"}
@@ -100,7 +100,7 @@ def load_subject(source: Path | None, profile: str | None) -> Sweep:
 
 def _nodes(subject: Subject, *, wanted: bool, blocked: bool, tell: Callable[[str], None]) -> Iterator[Finding]:
     """The test job, where there is one to submit."""
-    from core_hpc.doctor_job import check_nodes
+    from core_hpc.doctor.job import check_nodes
 
     if not subject.submits:
         yield Finding(OK, "test job: none, tasks run on this machine")

@@ -1,0 +1,1 @@
+"""What would stop a sweep here (python -m core_hpc.doctor)."""

@@ -1,0 +1,1 @@
+"""How sweeps are getting on (python -m core_hpc.status)."""
