@@ -1,6 +1,6 @@
 """Checks of SLURM itself: does it answer, what does the site allow, and would it take the jobs of the profile.
 
-Asks through cluster.py and submits nothing (`sbatch --test-only`). What the nodes are like is job.py's.
+Asks through commands.py and submits nothing (`sbatch --test-only`). What the nodes are like is job.py's.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """What the commands of Slurm print, as plain records. Pure: text in, records out; no command is run here.
 
-The commands are run by cluster.py. Nothing is guessed: an answer that is not understood is a SlurmUnavailableError.
+The commands are run by commands.py. Nothing is guessed: an answer that is not understood is a SlurmUnavailableError.
 """
 
 from __future__ import annotations

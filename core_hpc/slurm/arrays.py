@@ -3,7 +3,7 @@
 In: tasks that are ready. Out: events. It submits what is ready at one moment as one array per run, phase and
 iteration, within what the site and the user's limits allow, and looks less often when nothing happens. It decides what
 counts as a try, what gets more memory and which nodes are avoided. Records and sbatch are submissions.py's, looking is
-watch.py's, SLURM's commands cluster.py's.
+watch.py's, SLURM's commands commands.py's.
 """
 
 from __future__ import annotations

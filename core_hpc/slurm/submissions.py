@@ -6,7 +6,7 @@ finds the job again by that name. A record's suffix says what it is good for, so
     RUN/slurm/NAME.open.json      elements of it may be waiting or running
     RUN/slurm/NAME.ended.json     all its elements did their tasks
     RUN/slurm/NAME.failed.json    closed, and some element failed (its outcomes say how)
-    RUN/slurm/NAME/               script, logs, element-0000.json: the status files of slurm_task.py
+    RUN/slurm/NAME/               script, logs, element-0000.json: the status files of element.py
 
 When something is submitted, and what follows from an outcome, is decided in arrays.py.
 """

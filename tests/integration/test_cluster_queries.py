@@ -1,4 +1,4 @@
-"""What cluster.py says about a real Slurm: each way in which a job can end, and what can be asked without one.
+"""What slurm.commands says about a real Slurm: each way in which a job can end, and what can be asked without one.
 
 And the doctor's test job, which rests on it.
 """

@@ -63,7 +63,7 @@ def submission_of(run: Run, elements: Sequence[Sequence[TaskKey]], *, start_id: 
 
 
 def write_status(run: Run, submission: Submission, index: int, **changes: Any) -> None:
-    """A status file as slurm_task.Status writes it."""
+    """A status file as slurm.element.Status writes it."""
     folder = SubmissionFolder(run.paths.slurm)
     folder.folder(submission).mkdir(exist_ok=True)
     body = {
