@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import resource
 import time
 import uuid
 from collections.abc import Callable, Sequence
@@ -26,7 +25,7 @@ from core_hpc.paths import SweepPaths
 from core_hpc.phases.checkpoint import remove_checkpoints
 from core_hpc.problems import Splits
 from core_hpc.runs import ModelFacts
-from core_hpc.schedule import Executor, RunProgress, Scheduler, inspect_run
+from core_hpc.schedule import Executor, RunProgress, Scheduler, cpu_seconds, inspect_run
 from core_hpc.schema import UPDATE
 from core_hpc.slurm.commands import Slurm
 from core_hpc.slurm.submissions import OPEN, SubmissionFolder
@@ -171,9 +170,3 @@ class Heartbeat:
         body = {**store.writer_identity(), **self._fixed, "cpu_s": round(self.cpu_s, 2), "runs": runs}
         with contextlib.suppress(OSError):  # a full disk must not end a controller for this
             store.write_json(self._path, body)
-
-
-def cpu_seconds() -> float:
-    """CPU time of this process and of the commands that it waited for (squeue, sbatch)."""
-    used = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
-    return sum(u.ru_utime + u.ru_stime for u in used)

@@ -6,6 +6,7 @@ truth: a task counts as done when its manifest can be read, whatever the executo
 
 from __future__ import annotations
 
+import resource
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -197,3 +198,9 @@ class Scheduler:
             progress.withdraw(shards.key_of_manifest(manifest))
         except StoreError:
             progress.withdraw(shards.key_of_manifest(manifest))
+
+
+def cpu_seconds() -> float:
+    """CPU time of this process and of the commands that it waited for (squeue, sbatch)."""
+    used = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
+    return sum(u.ru_utime + u.ru_stime for u in used)

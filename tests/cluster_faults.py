@@ -23,7 +23,7 @@ from core_hpc.paths import RunPaths, TaskKey
 from core_hpc.runs import open_run
 from core_hpc.slurm.submissions import ENDED, FAILED, OPEN, SubmissionFolder
 
-WAIT_S = 120.0
+WAIT_S = 240.0
 
 
 @dataclass(frozen=True)

@@ -17,6 +17,7 @@ from core_hpc.config import ClusterSection
 from core_hpc.executors import Event, TaskRef
 from core_hpc.paths import TaskKey
 from core_hpc.runs import Run
+from core_hpc.schedule import cpu_seconds
 from core_hpc.schema import GENERATION_PHASES
 from core_hpc.slurm.commands import Slurm, SlurmUnavailableError
 from core_hpc.slurm.outcomes import ABANDONED, DONE, NODE_KINDS, OUT_OF_MEMORY, Outcome
@@ -25,6 +26,8 @@ from core_hpc.slurm.watch import OpenSubmission, Sighting, Watch
 
 REFUSED_WAIT_S = 30.0
 BACK_OFF = 1.5
+CPU_SHARE, CPU_CREDIT_S = 0.008, 5.0
+"""What the controller may take of a core, and how many CPU-seconds of that it may use early: a login node is shared."""
 
 
 class ArraysExecutor:
@@ -47,6 +50,7 @@ class ArraysExecutor:
         self._num_submitted = 0
         """Elements submitted since the last look, which the watch cannot have counted."""
         self._interval = self._settings.poll_s[0]
+        self._began, self._cpu_before = time.time(), cpu_seconds()
         self._next_look = 0.0
         self._refused_until = 0.0
         self._said: dict[str, str] = {}
@@ -113,10 +117,16 @@ class ArraysExecutor:
             self._write_records()
             self._num_submitted = 0
         events, self._events = self._events, []
-        moved = any(e.kind != "progress" for e in events)
-        self._interval = self._settings.poll_s[0] if moved else min(self._settings.poll_s[1], self._interval * BACK_OFF)
-        self._next_look = time.time() + self._interval
+        self._set_interval(moved=any(e.kind != "progress" for e in events))
         return events
+
+    def _set_interval(self, *, moved: bool) -> None:
+        """Soon when something moves, but so seldom that the controller keeps to its share of a core in the long run."""
+        shortest, longest = self._settings.poll_s
+        used, elapsed = cpu_seconds() - self._cpu_before, time.time() - self._began
+        repaid = (used - CPU_CREDIT_S) / CPU_SHARE - elapsed  # until what was used is within the share
+        self._interval = min(longest, max(shortest, repaid, 0 if moved else self._interval * BACK_OFF))
+        self._next_look = time.time() + self._interval
 
     def abandon(self, run: Run) -> list[TaskRef]:
         """Cancel what has not begun; what runs may end, and the next start takes it over."""

@@ -33,7 +33,7 @@ from core_hpc.config import ClusterSection, PhaseGroup
 from core_hpc.errors import CoreHpcError, InputError, StoreError
 from core_hpc.paths import TaskKey
 from core_hpc.schema import GENERATION_PHASES, UPDATE
-from core_hpc.slurm.commands import JobId
+from core_hpc.slurm.commands import JobId, SlurmUnavailableError
 from core_hpc.slurm.outcomes import DONE
 
 GROUPS: tuple[PhaseGroup, ...] = ("generate", "score", "update", "controller")
@@ -289,7 +289,10 @@ def check_accepted(cluster: ClusterSection) -> None:
             continue
         asked.add(script)
         with submission_environment():
-            done = subprocess.run(["sbatch", "--test-only"], input=script, text=True, capture_output=True, timeout=60, check=False)
+            try:
+                done = subprocess.run(["sbatch", "--test-only"], input=script, text=True, capture_output=True, timeout=60, check=False)
+            except subprocess.TimeoutExpired as e:
+                raise SlurmUnavailableError("sbatch --test-only did not answer within 60 s; try again when SLURM is well") from e
         words = " ".join(done.stderr.split())
         if done.returncode != 0 and not PASSING.search(words):
             mistakes.append(f"cluster.slurm, jobs of `{group}`: {words.removeprefix('allocation failure: ')}")
