@@ -15,7 +15,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from core_hpc.config import ClusterSection, config_hash, scientific_fields
+from core_hpc.config import config_hash, scientific_fields
+from core_hpc.config_cluster import ClusterSection
 from core_hpc.engines import has_gpu, worker_environment
 from core_hpc.errors import InputError
 from core_hpc.paths import TaskKey

@@ -12,7 +12,7 @@ from rich.console import Console
 from rich.table import Table
 
 from core_hpc import runs as runfolders
-from core_hpc.config import ClusterSection, PhaseGroup
+from core_hpc.config_cluster import ClusterSection, PhaseGroup
 from core_hpc.paths import RunPaths, TaskKey
 from core_hpc.problems import Splits, check_counts, make_splits
 from core_hpc.schema import COLD, EVALUATE, GENERATION_PHASES, UPDATE

@@ -25,7 +25,8 @@ import psutil
 from packaging.requirements import Requirement
 from packaging.specifiers import SpecifierSet
 
-from core_hpc.config import ClusterSection, ModelSection
+from core_hpc.config import ModelSection
+from core_hpc.config_cluster import ClusterSection
 from core_hpc.convert_gguf import GGUF_MODELS, find_parts
 from core_hpc.engines import has_gpu
 from core_hpc.errors import CoreHpcError, InputError

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from core_hpc import store
-from core_hpc.config import ClusterSection, PhaseGroup
+from core_hpc.config_cluster import ClusterSection, PhaseGroup
 from core_hpc.doctor.checks import FAIL, OK, WARN, Finding, Subject, judge_gpus, model_folders
 from core_hpc.doctor.node import HELLO, PING, PONG, ProbeSpec, examine, report_name
 from core_hpc.doctor.storage import probe_folder

@@ -11,7 +11,7 @@ from collections import Counter
 from collections.abc import Iterator
 from typing import Any
 
-from core_hpc.config import ClusterSection
+from core_hpc.config_cluster import ClusterSection
 from core_hpc.doctor.checks import FAIL, OK, WARN, Check, Finding, Subject, run_checks
 from core_hpc.errors import InputError
 from core_hpc.slurm.commands import Partition

@@ -13,7 +13,7 @@ import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from core_hpc.config import ClusterSection
+from core_hpc.config_cluster import ClusterSection
 from core_hpc.executors import Event, TaskRef
 from core_hpc.paths import TaskKey
 from core_hpc.runs import Run

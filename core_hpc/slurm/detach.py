@@ -19,7 +19,7 @@ from rich.console import Console
 
 from core_hpc import runs as runfolders
 from core_hpc import store
-from core_hpc.config import ClusterSection
+from core_hpc.config_cluster import ClusterSection
 from core_hpc.controller import Prepared, Start, control, open_runs
 from core_hpc.errors import ClaimError, CoreHpcError, StoreError
 from core_hpc.paths import SweepPaths

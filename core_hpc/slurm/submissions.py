@@ -29,7 +29,7 @@ from pathlib import Path
 from typing import Any
 
 from core_hpc import store
-from core_hpc.config import ClusterSection, PhaseGroup
+from core_hpc.config_cluster import ClusterSection, PhaseGroup
 from core_hpc.errors import CoreHpcError, InputError, StoreError
 from core_hpc.paths import TaskKey
 from core_hpc.schema import GENERATION_PHASES, UPDATE

@@ -10,7 +10,7 @@ import pytest
 
 import yaml
 from core_hpc import store
-from core_hpc.config import ClusterSection
+from core_hpc.config_cluster import ClusterSection
 from core_hpc.executors import Event, TaskRef
 from core_hpc.paths import RunPaths, TaskKey
 from core_hpc.runs import Run

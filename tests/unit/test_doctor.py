@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 from tiny import tiny_sweep
 
-from core_hpc.config import ClusterSection
+from core_hpc.config_cluster import ClusterSection
 from core_hpc.doctor import __main__ as doctor
 from core_hpc.doctor import checks as doctor_checks
 from core_hpc.doctor import job as doctor_job

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from core_hpc.config import ClusterSection
+from core_hpc.config_cluster import ClusterSection
 from core_hpc.paths import TaskKey
 from core_hpc.slurm import element
 from core_hpc.slurm.element import PREEMPTED, TERMINATED, TIME_LIMIT, ElementSpec, Stop, rank_environment
