@@ -117,8 +117,7 @@ def _drive(sweep: Sweep, start: Start, progress: list[RunProgress], executor: Ex
     from core_hpc.tracking import Tracking
 
     cluster = sweep.runs[0].config.cluster
-    done = sum(len(p.published & set(p.graph.tasks())) for p in progress)
-    total = sum(len(p.graph.tasks()) for p in progress)
+    done, total = sum(p.num_done for p in progress), sum(p.num_tasks for p in progress)
     console.print(
         f"sweep {sweep.name}: {len(progress)} run(s), {total} tasks" + (f", {done} of them published already" if done else "")
         + f"; {how}"

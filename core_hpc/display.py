@@ -7,6 +7,7 @@ keeps no state that matters.
 from __future__ import annotations
 
 import time
+from collections import Counter
 from dataclasses import dataclass
 from typing import Any
 
@@ -102,10 +103,9 @@ class Display:
         self._learn(task.key, event.fields)
         what = f"{task.key.phase} {self._where(progress, task.key)}"
         detail = describe_stats(task.key, event.fields)
-        done = len(progress.published & set(progress.graph.tasks()))
         left = f", about {duration(self._time_left())} left" if any(p.open for p in self._runs) else ""
         self._console.print(
-            f"[{done}/{len(progress.graph.tasks())}] {what}: {duration(seconds)}{detail}{left}", markup=False, soft_wrap=True
+            f"[{progress.num_done}/{progress.num_tasks}] {what}: {duration(seconds)}{detail}{left}", markup=False, soft_wrap=True
         )
 
     def _learn(self, key: TaskKey, stats: dict[str, Any]) -> None:
@@ -127,10 +127,15 @@ class Display:
         """Estimated work that is open, divided by the mean concurrency so far; 0 while nothing is known."""
         if not self._s_per_completion:
             return 0.0
-        work = sum(self._estimate(p, key) for p in self._runs if p.open for key in p.graph.tasks() if key not in p.published)
+        work = sum(self._work(p) for p in self._runs if p.open)
         spent = sum(sum(v) for v in self._spent.values())
         concurrency = max(1.0, spent / max(time.monotonic() - self._started, 1e-9))
         return work / concurrency
+
+    def _work(self, progress: RunProgress) -> float:
+        """Seconds of a run's open tasks, all of one phase and model alike."""
+        kinds = Counter((key.phase, key.model) for key in progress.rest)
+        return sum(num * self._estimate(progress, TaskKey(1, phase, model)) for (phase, model), num in kinds.items())
 
     def _estimate(self, progress: RunProgress, key: TaskKey) -> float:
         """Seconds of an open task: the mean of tasks like it; before there is one, by its number of completions."""
@@ -150,15 +155,14 @@ class Display:
     def _panel(self) -> Group:
         head = Table.grid(padding=(0, 2))
         for progress in self._runs:
-            tasks = progress.graph.tasks()
-            done = len(progress.published & set(tasks))
-            current = min((k.iteration for k in tasks if k not in progress.published), default=progress.graph.iterations)
+            num, done = progress.num_tasks, progress.num_done
+            current = min((k.iteration for k in progress.rest), default=progress.graph.iterations)
             state = "stopped" if progress.stopped else f"iteration {current}/{progress.graph.iterations}"
             waiting = len(progress.waiting)
-            counts = f"{done}/{len(tasks)} tasks, {len(progress.in_flight) - waiting} running"
+            counts = f"{done}/{num} tasks, {len(progress.in_flight) - waiting} running"
             counts += f", {waiting} waiting" if waiting else ""
             counts += f", {progress.failures} tries failed" if progress.failures else ""
-            head.add_row(progress.run.run_id, state, ProgressBar(total=len(tasks), completed=done, width=30), counts)
+            head.add_row(progress.run.run_id, state, ProgressBar(total=num, completed=done, width=30), counts)
         left = self._time_left()
         title = Text(f"sweep {self._sweep_name}   {duration(time.monotonic() - self._started)}", style="bold")
         state = "   done" if not any(p.open for p in self._runs) else f"   about {duration(left)} left" if left else "   estimating"

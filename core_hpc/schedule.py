@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import resource
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
@@ -66,14 +66,31 @@ class RunProgress:
     failures: int = 0
     stopped: str | None = None
     _ready: list[TaskKey] | None = None
+    _rest: set[TaskKey] = field(default_factory=set)
+
+    def __post_init__(self) -> None:
+        self._rest = set(self.graph.tasks()) - self.published
 
     @property
     def finished(self) -> bool:
-        return self.graph.finished(self.published)
+        return not self._rest
 
     @property
     def open(self) -> bool:
         return self.stopped is None and not self.finished
+
+    @property
+    def num_tasks(self) -> int:
+        return len(self.graph.tasks())
+
+    @property
+    def num_done(self) -> int:
+        return self.num_tasks - len(self._rest)
+
+    @property
+    def rest(self) -> Collection[TaskKey]:
+        """Tasks of the graph that are not published."""
+        return self._rest
 
     def ready(self) -> list[TaskKey]:
         """Tasks that can be done now; worked out again only after something was published."""
@@ -83,10 +100,12 @@ class RunProgress:
 
     def add_published(self, key: TaskKey) -> None:
         self.published.add(key)
+        self._rest.discard(key)
         self._ready = None
 
     def withdraw(self, key: TaskKey) -> None:
         self.published.discard(key)
+        self._rest |= {key} & set(self.graph.tasks())
         self._ready = None
 
 

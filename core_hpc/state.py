@@ -9,6 +9,7 @@ reads is published. A longer run is a larger graph, so going on is the same as s
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Collection
 from dataclasses import dataclass
 
@@ -46,8 +47,11 @@ class Graph:
         every = self.evaluate_every
         return [i for i in range(self.iterations + 1) if i in (0, self.iterations) or (every and i % every == 0)]
 
-    def tasks(self) -> list[TaskKey]:
+    def tasks(self) -> tuple[TaskKey, ...]:
         """All tasks, in an order in which each comes after what it reads."""
+        return _tasks(self)
+
+    def _make_tasks(self) -> list[TaskKey]:
         out = self._evaluations(0)
         for i in range(1, self.iterations + 1):
             parts = range(self.num_parts)
@@ -87,11 +91,20 @@ class Graph:
     def ready(self, published: Collection[TaskKey]) -> list[TaskKey]:
         """Unpublished tasks whose inputs are all published, most urgent first."""
         done = set(published)
-        return [key for key in self.tasks() if key not in done and all(k in done for k in self.inputs(key))]
+        rest = [key for key in self.tasks() if key not in done]
+        # Nothing beyond the iteration after the first unfinished one can be ready: its adapters are missing.
+        last = 1 + min((key.iteration for key in rest if key.phase != EVALUATE), default=self.iterations)
+        return [key for key in rest if key.iteration <= last and all(k in done for k in self.inputs(key))]
 
     def finished(self, published: Collection[TaskKey]) -> bool:
         """Whether everything that the graph asks for is published."""
-        return not set(self.tasks()) - set(published)
+        return all(key in published for key in self.tasks())
+
+
+@functools.lru_cache(maxsize=256)
+def _tasks(graph: Graph) -> tuple[TaskKey, ...]:
+    """Kept: a graph may have thousands of tasks, and is asked for them again and again."""
+    return tuple(graph._make_tasks())
 
 
 def _ceil_div(a: int, b: int) -> int:

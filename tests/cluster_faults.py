@@ -191,6 +191,11 @@ def _cancel_pending(d: Disturber, fault: Fault, held: Held) -> None:
             d.extra[task] += 1
 
 
+def _cancel_pending_and_kill(d: Disturber, fault: Fault, held: Held) -> None:
+    _cancel_pending(d, fault, held)
+    _kill_worker(d, fault, held)
+
+
 def _power_cut(d: Disturber, fault: Fault, held: Held) -> None:
     """SLURM finds the node dead and puts its jobs back into the queue: no submission of ours."""
     d.cluster.kill_node(held.node)
@@ -282,6 +287,7 @@ DEEDS: dict[str, Callable[[Disturber, Fault, Held], None]] = {
     "job killed": _kill_job,
     "element cancelled": _cancel,
     "waiting element cancelled": _cancel_pending,
+    "waiting element cancelled, worker killed": _cancel_pending_and_kill,
     "power cut": _power_cut,
     "preempted": _preempt,
     "time limit": _time_limit,

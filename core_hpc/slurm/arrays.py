@@ -246,12 +246,16 @@ class ArraysExecutor:
 
     def _record(self, item: OpenSubmission, index: int, outcome: Outcome) -> None:
         left = item.tasks_left(index)
+        if outcome.kind == DONE:
+            item.submission.outcomes[str(index)] = {"kind": DONE, "counted": False}
+            if not item.submission.unresolved:  # what is published needs no record of its own
+                self._unwritten.append(item)
+            return
         item.submission.outcomes[str(index)] = {
             "kind": outcome.kind, "message": outcome.message, "node": outcome.node, "counted": outcome.counted,
             "task": str(left[0].key) if left else "", "log": str(item.log(index)), "time": time.time(),
         }  # fmt: skip
-        if outcome.kind != DONE or not item.submission.unresolved:  # what is published needs no record
-            self._unwritten.append(item)
+        self._unwritten.append(item)
 
     def _write_records(self) -> None:
         """Once for all elements that one look found: an array of a thousand may fail at one stroke."""

@@ -26,7 +26,8 @@ from core_hpc.worker_process import log_tail
 UNSURE_WAIT_S = 20.0
 SETTLE_S = 8.0
 """How long an ended job may take to show its status file."""
-PROGRESS_S = 10.0
+PROGRESS_S, MAX_PROGRESS_READS = 10.0, 30
+"""Progress of a running element is read so often at most, and of so many elements in one look: the display shows no more."""
 NEVER_REASONS = {
     "DependencyNeverSatisfied": ("waits for a job that failed", False),
     "launch_failed_requeued_held": ("could not be launched, and SLURM holds it", False),
@@ -50,7 +51,7 @@ class OpenSubmission:
     published: set[TaskKey] = field(default_factory=set)
     running: set[int] = field(default_factory=set)
     gone_since: dict[int, float] = field(default_factory=dict)
-    progress_read: float = 0.0
+    progress_read: dict[int, float] = field(default_factory=dict)
 
     def tasks_left(self, index: int) -> list[TaskRef]:
         """Tasks of an element that were not seen published."""
@@ -94,10 +95,12 @@ class Watch:
         self._slurm = slurm
         self._lost_after_s = lost_after_s
         self._say = say
+        self._num_progress_reads = 0
 
     def look(self) -> list[Sighting]:
         """One look at published files, one at the queue, and at SLURM's books if the queue does not know a job."""
         queue = self._queue()
+        self._num_progress_reads = 0
         seen: list[Sighting] = []
         for item in list(self.open):
             if item.submission.job is None:
@@ -184,18 +187,18 @@ class Watch:
         elif index not in item.running:
             item.running.add(index)
             return [Sighting(item, index, "started")]
-        elif time.time() - item.progress_read > PROGRESS_S:
-            item.progress_read = time.time()
-            return self._progress(item)
+        elif self._num_progress_reads < MAX_PROGRESS_READS and time.time() - item.progress_read.get(index, 0.0) > PROGRESS_S:
+            self._num_progress_reads += 1
+            item.progress_read[index] = time.time()
+            return self._progress(item, index)
         return []
 
-    def _progress(self, item: OpenSubmission) -> list[Sighting]:
-        seen = []
-        for index in item.running & set(item.submission.unresolved):
-            shown = next((s["progress"] for s in item.status_files(index) if s.get("progress")), None)
-            if shown:
-                seen.append(Sighting(item, index, "progress", TaskKey.parse(shown["task"]), progress=shown))
-        return seen
+    def _progress(self, item: OpenSubmission, index: int) -> list[Sighting]:
+        path = item.folder.status_file(item.submission, index)
+        with contextlib.suppress(StoreError):
+            if shown := store.read_json(path)["progress"]:
+                return [Sighting(item, index, "progress", TaskKey.parse(shown["task"]), progress=shown)]
+        return []
 
     def _explained(self, gone: Sequence[tuple[OpenSubmission, int, QueueEntry | None]]) -> list[Sighting]:
         """Elements that ended, or are unknown to the queue, without being complete, as far as it can be told why."""

@@ -51,9 +51,8 @@ SHORT = [
 
 def _first(task: str) -> list[Fault]:
     """In the order in which the attempts of a task pass the points."""
-    kinds = ["element cancelled", "preempted", "disk full"]
-    last = Fault("controller killed", task, "publish.data_in_place")
-    return [*(Fault(kind, task) for kind in kinds), Fault("worker killed", task, "publish.started"), last]
+    kinds = ["worker killed", "element cancelled", "preempted", "disk full"]
+    return [*(Fault(kind, task) for kind in kinds), Fault("controller killed", task, "publish.data_in_place")]
 
 
 def _second(task: str) -> list[Fault]:
@@ -62,8 +61,7 @@ def _second(task: str) -> list[Fault]:
 
 
 FULL = (
-    [Fault("waiting element cancelled", "evaluate/0000/m0/000"), Fault("worker killed", "evaluate/0000/m0/000", "publish.started")]
-    + _first("evaluate/0000/m0/000")
+    [Fault("waiting element cancelled, worker killed", "evaluate/0000/m0/000"), *_first("evaluate/0000/m0/000")]
     + [fault for host in HOSTS for fault in _first(host.format("0001"))]
     + [fault for host in HOSTS for fault in _second(host.format("0002"))]
     + _second("evaluate/0002/m0/000")
