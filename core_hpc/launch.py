@@ -74,7 +74,8 @@ def main(arguments: Sequence[str]) -> int:
     except OSError as e:
         if e.errno not in FULL_DISK:
             raise
-        message = f"{e.filename}: {e.strerror}; nothing that was published is lost. Free space (or raise the quota) and start again"
+        where = e.filename or (sweep.folder if sweep is not None else options.output or "output folder")
+        message = f"{where}: {e.strerror}; nothing that was published is lost. Free space (or raise the quota) and start again"
         Console(stderr=True, highlight=False, soft_wrap=True).print(f"[bold red]error:[/bold red] {escape(message)}")
         return CoreHpcError.exit_code
     except KeyboardInterrupt:

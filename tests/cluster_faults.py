@@ -139,7 +139,11 @@ class Disturber:
 
         def is_held() -> bool:
             assert not self._finished(), f"the sweep ended before {fault}"
-            return marker.exists() and len(marker.read_text().split()) == 3
+            if not marker.exists() or len(words := marker.read_text().split()) < 3:
+                return False
+            if not psutil.pid_exists(int(words[0])):  # an earlier fault has hit it, too: its next attempt is held
+                marker.unlink()
+            return marker.exists()
 
         self._wait(is_held, str(fault))
         pid, job, node = marker.read_text().split()
@@ -178,6 +182,12 @@ def _cancel(d: Disturber, fault: Fault, held: Held) -> None:
     d.extra[fault.task] += 1
 
 
+def _all_may_be_hit(d: Disturber) -> None:
+    """Every task under way may have to be submitted again."""
+    for record in SubmissionFolder(RunPaths(d.run_folder).slurm).read(OPEN):
+        d.extra.update(task for index in record.unresolved for task in record.elements[index])
+
+
 def _cancel_pending(d: Disturber, fault: Fault, held: Held) -> None:
     """The other elements of the held task's array wait for it (array_parallelism 1): they vanish."""
     array = d.cluster.run("squeue", "-h", "-j", held.job, "-O", "ArrayJobID").strip()
@@ -209,14 +219,14 @@ def _power_cut(d: Disturber, fault: Fault, held: Held) -> None:
 
 
 def _preempt(d: Disturber, fault: Fault, held: Held) -> None:
-    """A job of a higher partition takes the node. SLURM puts ours back, or it ends within the grace and we submit again."""
+    """A job of a higher partition takes the node. SLURM puts ours back, or they end within the grace and we submit again."""
+    _all_may_be_hit(d)
     blocker = d.cluster.run(
         "sbatch", "--parsable", "-p", "main", "-w", held.node, "--exclusive", "--time=5", "-o", "/dev/null", "--wrap", "sleep 300"
     ).strip()
     d.wait_gone(held)
     d._wait(lambda: d.cluster.run("squeue", "-h", "-j", blocker, "-o", "%T").strip() == "RUNNING", "the job that preempts")
     d.cluster.run("scancel", blocker)
-    d.extra[fault.task] += 1
 
 
 def _time_limit(d: Disturber, fault: Fault, held: Held) -> None:
@@ -243,8 +253,7 @@ def _restart_slurmdbd(d: Disturber, fault: Fault, held: Held) -> None:
 
 def _fill_disk(d: Disturber, fault: Fault, held: Held) -> None:
     """Nobody can write; the run stops with the reason, and goes on after space was made."""
-    for record in SubmissionFolder(RunPaths(d.run_folder).slurm).read(OPEN):
-        d.extra.update(task for index in record.unresolved for task in record.elements[index])
+    _all_may_be_hit(d)
     filler = d.output.parent / "filler"
     with filler.open("wb", buffering=0) as file:
         for size in (1 << 20, 1):
