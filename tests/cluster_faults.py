@@ -52,6 +52,7 @@ class Held:
     pid: int
     job: str
     node: str
+    marker: Path
 
 
 @dataclass
@@ -78,7 +79,7 @@ class Disturber:
                 began = time.monotonic()
                 held = self._wait_held(number, fault)
                 DEEDS[fault.kind](self, fault, held)
-                self._marker(number).with_suffix(".go").touch()
+                self._release(number, held)
                 self.report.append(f"{number + 1:3d}  {fault!s:70s} {time.monotonic() - began:6.1f} s")
             self._wait(self._finished, "the end of the sweep")
         finally:
@@ -135,19 +136,30 @@ class Disturber:
         return self.folder / f"fault{number:03d}"
 
     def _wait_held(self, number: int, fault: Fault) -> Held:
-        marker = self._marker(number)
+        """A process that is held where this fault wants it, if need be in the name of a later fault at the same place: an
+        earlier fault may have hit what was held for this one."""
+        alike = [n for n, f in enumerate(self.faults) if n >= number and (f.task, f.point) == (fault.task, fault.point)]
+        found: list[Held] = []
 
         def is_held() -> bool:
             assert not self._finished(), f"the sweep ended before {fault}"
-            if not marker.exists() or len(words := marker.read_text().split()) < 3:
-                return False
-            if not psutil.pid_exists(int(words[0])):  # an earlier fault has hit it, too: its next attempt is held
-                marker.unlink()
-            return marker.exists()
+            for marker in map(self._marker, alike):
+                words = marker.read_text().split() if marker.exists() else []
+                if len(words) == 3 and psutil.pid_exists(int(words[0])):
+                    found.append(Held(int(words[0]), words[1], words[2], marker))
+                    return True
+            return False
 
         self._wait(is_held, str(fault))
-        pid, job, node = marker.read_text().split()
-        return Held(int(pid), job, node)
+        return found[0]
+
+    def _release(self, number: int, held: Held) -> None:
+        held.marker.with_suffix(".go").touch()
+        if held.marker != self._marker(number):
+            time.sleep(1)  # longer than a held process takes to see it
+            held.marker.unlink()
+            held.marker.with_suffix(".go").unlink()
+            self._marker(number).touch()
 
     def _wait(self, ready: Callable[[], bool], what: str) -> None:
         deadline = time.monotonic() + WAIT_S
@@ -260,7 +272,7 @@ def _fill_disk(d: Disturber, fault: Fault, held: Held) -> None:
             with contextlib.suppress(OSError):
                 while file.write(b"\0" * size):
                     pass
-    d._marker(d.faults.index(fault)).with_suffix(".go").touch()
+    held.marker.with_suffix(".go").touch()
     process = d._process
     assert process is not None
     d._wait(lambda: process.poll() is not None, "the launcher to stop for the full disk")
