@@ -133,7 +133,7 @@ def _drive(sweep: Sweep, start: Start, progress: list[RunProgress], executor: Ex
         return paths.stop_request.exists()
 
     try:
-        with Display(console, sweep.name, progress) as display:
+        with Display(console, sweep.name, progress, refreshes_per_s=4 if cluster.driver == "local" else 0.5) as display:
             scheduler = Scheduler(progress, executor, [display, tracking], max_attempts=cluster.max_attempts, stop_requested=stop_requested)
             finished = scheduler.run()
     finally:

@@ -23,7 +23,6 @@ from core_hpc.paths import TEAM, TaskKey
 from core_hpc.schedule import RunProgress
 from core_hpc.schema import COLD, EVALUATE, GENERATION_PHASES, RESCUE, UPDATE
 
-REFRESHES_PER_S = 4
 MAX_ROWS = 12
 
 
@@ -55,7 +54,8 @@ def duration(seconds: float) -> str:
 class Display:
     """Listener that shows progress."""
 
-    def __init__(self, console: Console, sweep_name: str, runs: list[RunProgress]) -> None:
+    def __init__(self, console: Console, sweep_name: str, runs: list[RunProgress], *, refreshes_per_s: float) -> None:
+        """`refreshes_per_s`: on a terminal; drawing many runs costs CPU time of a login node."""
         self._console = console
         self._sweep_name = sweep_name
         self._runs = runs
@@ -64,7 +64,7 @@ class Display:
         self._s_per_completion: dict[str, tuple[int, float]] = {}
         self._num_evaluated = {p.run.run_id: p.run.num_problems("evaluation") * p.run.config.evaluation.samples for p in runs}
         self._started = time.monotonic()
-        self._live = Live(console=console, refresh_per_second=REFRESHES_PER_S, get_renderable=self._panel) if console.is_terminal else None
+        self._live = Live(console=console, refresh_per_second=refreshes_per_s, get_renderable=self._panel) if console.is_terminal else None
 
     def __enter__(self) -> Display:
         if self._live is not None:

@@ -59,6 +59,7 @@ class ArraysExecutor:
 
     def adopt(self, runs: Sequence[Run]) -> list[TaskRef]:
         """Take over what earlier controllers submitted."""
+        self._began, self._cpu_before = time.time(), cpu_seconds()
         taken = []
         for run in runs:
             folder = self._folders[run.run_id]
