@@ -43,9 +43,7 @@ SHORT = [
     Fault("job killed", "update/0001/m0/000", "update.step"),
     Fault("disk full", "update/0001/m0/000", "publish.data_in_place"),
     Fault("slurmdbd restarted", "update/0001/m0/000", "publish.before_manifest"),
-    Fault("file altered", "cold/0002/m0/000"),
     Fault("file altered", "score/0002/team/000"),
-    Fault("time limit", "evaluate/0002/m0/000"),
 ]
 
 

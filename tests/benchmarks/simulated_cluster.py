@@ -1,0 +1,209 @@
+"""SIMULATED SLURM, for benchmarks of the controller: a clock that jumps, a queue that follows it, commands that read files.
+
+In: what is submitted, and how long things take. Out: what `squeue` prints, status files and publications, when the clock says so.
+The controller is not changed: it runs its commands as processes, parses what they print, and lists real folders. What the
+simulation itself costs is kept apart (`Simulation.controller_cpu_s`).
+"""
+
+from __future__ import annotations
+
+import functools
+import heapq
+import itertools
+import json
+import random
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from time import struct_time
+from typing import Any
+
+from benchmarks.simulated_tasks import SimulatedTasks
+
+from core_hpc import store
+from core_hpc.paths import TaskKey
+from core_hpc.runs import Run
+from core_hpc.slurm.commands import JobId
+from core_hpc.slurm.submissions import Submission, SubmissionFolder
+
+MIN_JOB_AGE_S = 300.0
+"""How long squeue shows a job that has ended."""
+NUM_PROGRESS_WRITES = 4
+SPREAD = 0.5
+"""Waits and durations are drawn evenly from (1 - SPREAD .. 1 + SPREAD) times their mean, for each element by itself."""
+FIELD, RECORD = "\x1f", "\x1e\n"
+
+COMMANDS = {
+    "sbatch": 'read -r n <"{0}/jobs"; echo $((n + 1)) >"{0}/jobs"; echo "Submitted batch job $n"',
+    "squeue": 'exec cat "{0}/queue"',
+    "scontrol": 'echo "MaxArraySize = 1001"',
+    "srun": "exit 1", "sacct": "exit 1", "sacctmgr": "exit 1", "sinfo": "exit 1", "scancel": "exit 1",
+}  # fmt: skip
+
+
+@dataclass
+class Entry:
+    """A line of the queue."""
+
+    name: str
+    state: str = "PENDING"
+    reason: str = "Priority"
+    node: str = ""
+    ended: float | None = None
+
+
+@dataclass
+class Simulation:
+    """The clock and the queue. Stands where a module of the controller has imported `time`.
+
+    Args:
+        folder: for the simulated commands.
+        wait_s: mean time in the queue.
+        duration_s: mean time of a task, by phase.
+    """
+
+    folder: Path
+    wait_s: float
+    duration_s: dict[str, float]
+    tasks: SimulatedTasks
+    seed: int = 0
+    now: float = field(default_factory=time.time)
+    on_look: Callable[[], None] = lambda: None
+    """Called whenever the controller is about to look, aside."""
+    entries: dict[JobId, Entry] = field(default_factory=dict)
+    num_entries: list[int] = field(default_factory=list)
+    """Lines of the queue at each look."""
+    num_published: int = 0
+    num_submissions: int = 0
+
+    def __post_init__(self) -> None:
+        self._random = random.Random(self.seed)
+        self._due: list[tuple[float, int, Callable[[], None]]] = []
+        self._order = itertools.count()
+        self._aside_s, self._aside_thread_s = 0.0, 0.0
+        self._aside_since: tuple[float, float] | None = None
+        self.folder.mkdir()
+        (self.folder / "jobs").write_text("1000\n")
+        self._write_queue()
+        for name, body in COMMANDS.items():
+            path = self.folder / name
+            path.write_text(f"#!/bin/sh\n# SIMULATED {name}\n{body.format(self.folder)}\n")
+            path.chmod(0o755)
+
+    # --- time -------------------------------------------------------------------------------------------------------------
+
+    def time(self) -> float:
+        return self.now
+
+    def monotonic(self) -> float:
+        return self.now
+
+    def strftime(self, *arguments: Any) -> str:
+        return time.strftime(*arguments)
+
+    def localtime(self, *arguments: Any) -> struct_time:
+        return time.localtime(*arguments)
+
+    def sleep(self, seconds: float) -> None:
+        """Let everything happen that is due until then; costs the controller nothing."""
+        with self.aside():
+            until = self.now + seconds
+            while self._due and self._due[0][0] <= until:
+                self.now, _, act = heapq.heappop(self._due)
+                act()
+            self.now = until
+            self.entries = {id: e for id, e in self.entries.items() if e.ended is None or e.ended > until - MIN_JOB_AGE_S}
+            self._write_queue()
+            self.num_entries.append(len(self.entries))
+            self.on_look()
+
+    # --- whose CPU time -----------------------------------------------------------------------------------------------------
+
+    @contextmanager
+    def aside(self) -> Iterator[None]:
+        """What happens here is the simulation's, not the controller's."""
+        assert self._aside_since is None, "aside within aside"
+        self._aside_since = time.process_time(), time.thread_time()
+        try:
+            yield
+        finally:
+            process, thread = self._aside_since
+            self._aside_s += time.process_time() - process
+            self._aside_thread_s += time.thread_time() - thread
+            self._aside_since = None
+
+    def controller_cpu_s(self) -> float:
+        """CPU seconds of this process, all threads, without the simulation's."""
+        return (time.process_time() if self._aside_since is None else self._aside_since[0]) - self._aside_s
+
+    def controller_thread_s(self) -> float:
+        """The same of this thread alone: the timer of a profile."""
+        return (time.thread_time() if self._aside_since is None else self._aside_since[1]) - self._aside_thread_s
+
+    # --- jobs -------------------------------------------------------------------------------------------------------------
+
+    def submitted(self, run: Run, folder: SubmissionFolder, submission: Submission) -> None:
+        """SLURM has taken an array."""
+        self.num_submissions += 1
+        for index in range(len(submission.elements)):
+            job = submission.job_id(index)
+            assert job is not None
+            self.entries[job] = Entry(submission.name)
+            self._after(self._around(self.wait_s), self._starter(run, folder, submission, index))
+
+    def finish_everything(self) -> None:
+        """All that is in the queue is done while no controller looks, and has left the queue."""
+        while self._due:
+            self.now, _, act = heapq.heappop(self._due)
+            act()
+        self.now += MIN_JOB_AGE_S
+
+    def _after(self, seconds: float, act: Callable[[], None]) -> None:
+        heapq.heappush(self._due, (self.now + seconds, next(self._order), act))
+
+    def _around(self, mean: float) -> float:
+        return mean * self._random.uniform(1 - SPREAD, 1 + SPREAD)
+
+    def _starter(self, run: Run, folder: SubmissionFolder, submission: Submission, index: int) -> Callable[[], None]:
+        def start() -> None:
+            job, keys = submission.job_id(index), submission.keys(index)
+            assert job is not None
+            entry = self.entries[job]
+            entry.state, entry.reason, entry.node = "RUNNING", "None", f"node{self._random.randrange(64):03d}"
+            status = folder.status_file(submission, index)
+            at = 0.0
+            for number, key in enumerate(keys, start=1):
+                duration = self._around(self.duration_s[key.phase])
+                for step in range(NUM_PROGRESS_WRITES):
+                    share = step / NUM_PROGRESS_WRITES
+                    self._after(at + duration * share, functools.partial(_write_status, status, entry.node, key, share))
+                at += duration
+                self._after(at, functools.partial(self._end, run, key, entry if number == len(keys) else None))
+
+        return start
+
+    def _end(self, run: Run, key: TaskKey, entry: Entry | None) -> None:
+        self.tasks.publish(run, key)
+        self.num_published += 1
+        if entry is not None:
+            entry.state, entry.ended = "COMPLETED", self.now
+
+    def _write_queue(self) -> None:
+        rows = (
+            (str(id.job), str(id.index) if id.index is not None else "N/A", e.state, e.reason, "0", e.node, e.name)
+            for id, e in self.entries.items()
+        )
+        (self.folder / "queue").write_text("".join(FIELD.join(row) + RECORD for row in rows))
+
+
+def _write_status(path: Path, node: str, key: TaskKey, share: float) -> None:
+    """As slurm_task.Status writes it."""
+    progress = {"task": str(key), "done": round(500 * share), "total": 500, "tokens": round(300_000 * share), "time": 0.0}
+    body = {
+        "job": "1", "restarts": 0, "node": node, "pid": 1, "started": 0.0, "published": 0, "progress": progress, "stopping": None,
+        "outcome": None,
+    }  # fmt: skip
+    store.make_folder(path.parent)
+    path.write_text(json.dumps(body, indent=1))

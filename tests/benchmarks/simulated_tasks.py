@@ -1,0 +1,162 @@
+"""What simulated tasks publish: real publications with the real schemas and the phases' own statistics, but no models.
+
+In: a run and a key. Out: a publication of it. The rows of a phase are made once and published again under every key: the
+run and the iteration which they name are not those of the key, and texts are short. What the controller reads of them (scores,
+steps, evaluations) has the number of rows of a real task; phases that it does not read have one row.
+"""
+
+from __future__ import annotations
+
+import io
+import os
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+import polars as pl
+
+from core_hpc import store
+from core_hpc.paths import TaskKey
+from core_hpc.runs import Run
+from core_hpc.schema import (
+    CORRECT,
+    EVALUATE,
+    GENERATION_PHASES,
+    HINT,
+    HINTS,
+    RESCUE,
+    ROLLOUTS,
+    SCORE,
+    SCORES,
+    STEPS,
+    UPDATE,
+    WRONG,
+    Table,
+    check_frame,
+)  # fmt: skip
+from core_hpc.state import steps_per_iteration
+
+RESCUED_SHARE = 0.2
+NUM_TOKENS = 8
+TOKENS_A_COMPLETION = 600
+"""As the statistics say it; a row has NUM_TOKENS."""
+
+
+@dataclass
+class SimulatedTasks:
+    """Publishes tasks of one sweep. `update_bytes`: of an update's adapter and optimizer together."""
+
+    update_bytes: int = 1 << 18
+    _shards: dict[tuple[str, str, int], tuple[bytes, int]] = field(default_factory=dict)
+
+    def publish(self, run: Run, key: TaskKey) -> None:
+        """Publish a task, without waiting for the disk: that is the task's time, not the controller's."""
+        parquet, rows = self._shard(run, key)
+
+        def fill(folder: Path) -> dict[str, tuple[int, str]]:
+            if key.phase != UPDATE:
+                (folder / "shard.parquet").write_bytes(parquet)
+                return {"shard.parquet": (rows, _table(key).name)}
+            (folder / "steps.parquet").write_bytes(parquet)
+            for name, share in (("adapter_model.safetensors", 3), ("optimizer.safetensors", 1.5)):
+                (folder / name).write_bytes(os.urandom(round(self.update_bytes / share)))
+            return {"steps.parquet": (rows, STEPS.name)}
+
+        with mock.patch.object(os, "fsync"):
+            store.publish(
+                run.paths.task_folder(key), run.paths.task_name(key), fill, as_folder=key.phase == UPDATE, stats=statistics(key, rows)
+            )
+
+    def _shard(self, run: Run, key: TaskKey) -> tuple[bytes, int]:
+        kind = (key.phase, key.model, key.part)
+        if kind not in self._shards:
+            frame, buffer = rows_of(run, key), io.BytesIO()
+            check_frame(frame, _table(key), source=str(key))
+            frame.write_parquet(buffer, compression="zstd")
+            self._shards[kind] = buffer.getvalue(), frame.height
+        return self._shards[kind]
+
+
+def statistics(key: TaskKey, rows: int) -> Callable[[], dict[str, Any]]:
+    """A manifest's statistics, with the names that the phases give them."""
+    more: dict[str, Any] = {"num_completions": rows}
+    if key.phase in GENERATION_PHASES:
+        more |= {"num_prompt_tokens": 200 * rows, "num_completion_tokens": TOKENS_A_COMPLETION * rows, "engine": "fake"}
+    elif key.phase == HINT:
+        more = {"num_cases": rows, "num_rescues": rows}
+    elif key.phase == UPDATE:
+        more |= {"num_ranks": 1, "resumed_from_step": 0, "num_tokens": TOKENS_A_COMPLETION * rows, "train_s": 1600.0}
+    working = "generate" if key.phase in GENERATION_PHASES else key.phase
+    seconds = {"read": 1.5, "load": 30.0, working: 600.0, "publish": 0.2}
+    return lambda: {"seconds": seconds, "rss_gb": 4.0, "threads": 4, **more}
+
+
+def _table(key: TaskKey) -> Table:
+    return {HINT: HINTS, SCORE: SCORES, UPDATE: STEPS}.get(key.phase, ROLLOUTS)
+
+
+# --- rows ----------------------------------------------------------------------------------------------------------------
+
+
+def rows_of(run: Run, key: TaskKey) -> pl.DataFrame:
+    """The rows that a simulated task publishes."""
+    config = run.config
+    own = {"run_id": run.run_id, "iteration": key.iteration, "model": key.model}
+    if key.phase == UPDATE:
+        rows = [{**own, "step": s, "global_step": s, **_STEP} for s in range(1, steps_per_iteration(config) + 1)]
+    elif key.phase == HINT:
+        rows = [{**own, "problem_id": "p0", **_HINT}]
+    elif key.phase == SCORE:
+        rows = _score_rows(run, own, range(key.part * (size := config.protocol.problems_per_part), (key.part + 1) * size))
+    else:
+        size, samples = (config.protocol.problems_per_part, config.evaluation.samples) if key.phase == EVALUATE else (1, 1)
+        names = [f"{key.part}-{p}" for p in range(size)]
+        rows = [{**own, **_rollout(key.phase, k, p), "problem_id": name} for p, name in enumerate(names) for k in range(samples)]
+    return pl.DataFrame(rows, schema=_table(key).schema)
+
+
+def _score_rows(run: Run, own: dict[str, Any], problems: range) -> list[dict[str, Any]]:
+    protocol = run.config.protocol
+    rows = []
+    for p in problems:
+        for model in (m.name for m in run.config.team):
+            cold = [("cold", k) for k in range(protocol.cold_samples)]
+            rescue = [(RESCUE, k) for k in range(protocol.rescue_samples)] if p % round(1 / RESCUED_SHARE) == 0 else []
+            rows += [{**own, **_score(phase, k, p), "model": model, "problem_id": f"p{p}"} for phase, k in cold + rescue]
+    return rows
+
+
+def _rollout(phase: str, k: int, p: int) -> dict[str, Any]:
+    correct = (p + k) % 2 == 0
+    ids, rescue = list(range(NUM_TOKENS)), phase == RESCUE
+    return {
+        "phase": phase, "sample_index": k, "adapter_iteration": 0, "seed": k, "prompt_token_ids": ids, "completion_token_ids": ids,
+        "logprobs": [-0.5] * NUM_TOKENS, "temperature": 1.0, "top_p": 1.0, "num_prompt_tokens": NUM_TOKENS,
+        "num_completion_tokens": NUM_TOKENS, "finish_reason": "stop", "text": "4 + 7 = 11. #### 11", "answer": "11", "gold": "11",
+        "verdict": CORRECT if correct else WRONG, "correct": correct, "cold_failed": True if rescue else None, "hint_given": rescue,
+        "teacher_model": None, "teacher_sample_index": None,
+    }  # fmt: skip
+
+
+def _score(phase: str, k: int, p: int) -> dict[str, Any]:
+    correct, rescue = (p + k) % 2 == 0, phase == RESCUE
+    parts = {"exploit": float(correct), "explore": 0.1, "rescue": 0.0, "trace_accuracy": 0.5, "cross": 0.0}
+    return {
+        "phase": phase, "sample_index": k, "correct": correct, "verdict": CORRECT if correct else WRONG,
+        "cold_failed": True if rescue else None, "hint_given": rescue and p % 10 != 0, "teacher_model": None,
+        "num_completion_tokens": TOKENS_A_COMPLETION, "truncated": False, **parts, "reward": sum(parts.values()),
+        "advantage": 1.0 if correct else -1.0, "zero_signal": False,
+    }  # fmt: skip
+
+
+_HINT: dict[str, Any] = {
+    "cold_failed": True, "teacher_model": None, "teacher_sample_index": None, "hint": None, "num_hint_tokens": 0, "reason": "no_teacher",
+    "hint_draws": [],
+}  # fmt: skip
+_STEP: dict[str, Any] = {
+    "num_completions": 18, "num_tokens": 18 * TOKENS_A_COMPLETION, "loss": 0.1, "policy_loss": 0.1, "kl": 0.01, "clip_share": 0.02,
+    "entropy": 0.4, "grad_norm": 0.9, "learning_rate": 1e-5, "mismatch_mean": 0.01, "mismatch_max": 0.3, "importance_mean": 1.0,
+    "ratio_max": 1.2,
+}  # fmt: skip

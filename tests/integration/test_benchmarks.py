@@ -1,0 +1,42 @@
+"""The benchmarks of the controller still run: each once, much reduced. Their figures are not judged here."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from benchmarks import array_scale, controller_cpu
+from benchmarks.measure import report
+from cluster import DevCluster
+
+pytestmark = pytest.mark.slow
+
+
+def test_a_controller_on_simulated_slurm(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    settings = controller_cpu.Settings(
+        num_runs=2, hours=0.6, profiled_hours=0.1, published_iterations=1, iterations=3, problems=8, problems_per_part=2,
+        evaluation_problems=2, idle_s=0.1,
+    )  # fmt: skip
+    figures = controller_cpu.benchmark(tmp_path, settings, real_commands=False)
+    report(tmp_path / "out.json", figures)
+    controller_cpu.show(json.loads((tmp_path / "out.json").read_text()))
+    assert "SIMULATED" in capsys.readouterr().out
+    new, again = figures["start_new"], figures["start_again"]
+    assert new["num_published"] > 0  # waits of 10 and tasks of 20 minutes fit into 36
+    assert again["published_before"] >= 2 * (2 + 26)  # of each run: evaluation before, one iteration
+    assert new["loop_calls"]["squeue"] == new["num_looks"] > 36 * 60 / 30
+    hour = figures["hour_again"]
+    assert hour["percent_of_a_core"] == pytest.approx(hour["total_cpu_s"] / 36, abs=0.01)
+    assert any(f["function"].endswith(" poll") for f in figures["largest_in_loop"])
+
+
+def test_a_large_array(cluster: DevCluster, tmp_path: Path) -> None:
+    settings = array_scale.Settings(num_elements=6, num_running=2, iterations=2, num_handled=6, poll_s=(0.1, 0.5))
+    figures = array_scale.benchmark(tmp_path, settings, cluster)
+    report(tmp_path / "out.json", figures)
+    array_scale.show(json.loads((tmp_path / "out.json").read_text()))
+    events = {name: figures[f"poll_{name}"]["num_events"] for name in ("waiting", "starting", "running", "published", "cancelled")}
+    assert events == {"waiting": 0, "starting": 6, "running": 6, "published": 6, "cancelled": 6}
+    assert figures["really_run"]["closed_as"] == "ended"
+    cluster.wait_idle()
