@@ -61,6 +61,8 @@ def main(arguments: Sequence[str]) -> int:
     width = None if sys.stdout.isatty() or "COLUMNS" in os.environ else LOG_WIDTH
     console = Console(highlight=False, width=width)
     signal.signal(signal.SIGTERM, _interrupt)
+    if signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:  # else started with nohup
+        signal.signal(signal.SIGHUP, _interrupt)  # the login shell has ended: give the claim back, jobs go on
     sweep = None
     try:
         sweep = load_sweep(options.sweep, options.overrides, output=options.output, profile=options.cluster)

@@ -194,10 +194,10 @@ def _cancel(d: Disturber, fault: Fault, held: Held) -> None:
     d.extra[fault.task] += 1
 
 
-def _all_may_be_hit(d: Disturber) -> None:
-    """Every task under way may have to be submitted again."""
-    for record in SubmissionFolder(RunPaths(d.run_folder).slurm).read(OPEN):
-        d.extra.update(task for index in record.unresolved for task in record.elements[index])
+def _under_way(d: Disturber) -> set[str]:
+    """Tasks that a fault of a node or a disk may hit: each may have to be submitted again."""
+    records = SubmissionFolder(RunPaths(d.run_folder).slurm).read(OPEN)
+    return {task for record in records for index in record.unresolved for task in record.elements[index]}
 
 
 def _cancel_pending(d: Disturber, fault: Fault, held: Held) -> None:
@@ -232,13 +232,14 @@ def _power_cut(d: Disturber, fault: Fault, held: Held) -> None:
 
 def _preempt(d: Disturber, fault: Fault, held: Held) -> None:
     """A job of a higher partition takes the node. SLURM puts ours back, or they end within the grace and we submit again."""
-    _all_may_be_hit(d)
+    hit = _under_way(d)
     blocker = d.cluster.run(
         "sbatch", "--parsable", "-p", "main", "-w", held.node, "--exclusive", "--time=5", "-o", "/dev/null", "--wrap", "sleep 300"
     ).strip()
     d.wait_gone(held)
     d._wait(lambda: d.cluster.run("squeue", "-h", "-j", blocker, "-o", "%T").strip() == "RUNNING", "the job that preempts")
     d.cluster.run("scancel", blocker)
+    d.extra.update(hit | _under_way(d))
 
 
 def _time_limit(d: Disturber, fault: Fault, held: Held) -> None:
@@ -265,7 +266,7 @@ def _restart_slurmdbd(d: Disturber, fault: Fault, held: Held) -> None:
 
 def _fill_disk(d: Disturber, fault: Fault, held: Held) -> None:
     """Nobody can write; the run stops with the reason, and goes on after space was made."""
-    _all_may_be_hit(d)
+    hit = _under_way(d)
     filler = d.output.parent / "filler"
     with filler.open("wb", buffering=0) as file:
         for size in (1 << 20, 1):
@@ -276,6 +277,7 @@ def _fill_disk(d: Disturber, fault: Fault, held: Held) -> None:
     process = d._process
     assert process is not None
     d._wait(lambda: process.poll() is not None, "the launcher to stop for the full disk")
+    d.extra.update(hit | _under_way(d))
     filler.unlink()
     d._start()
 
@@ -284,7 +286,7 @@ def _corrupt(d: Disturber, fault: Fault, held: Held) -> None:
     """One byte of a published file that the held task is about to read."""
     run = open_run(d.run_folder)
     key = TaskKey.parse(fault.task)
-    source = run.graph().inputs(key)[0]
+    source = run.graph().inputs(key)[-1]  # a rescue without rescues does not read its adapter, which comes first
     manifest = store.read_manifest(run.paths.task_manifest(source))
     path = next(manifest.path.parent / f.name for f in manifest.files if f.name.endswith((".parquet", "adapter_model.safetensors")))
     content = bytearray(path.read_bytes())

@@ -38,7 +38,7 @@ from core_hpc.paths import TaskKey
 from core_hpc.plan import splits_of
 from core_hpc.prepare import prepare
 from core_hpc.runs import Run
-from core_hpc.schedule import Scheduler, inspect_run
+from core_hpc.schedule import RunProgress, Scheduler, inspect_run
 from core_hpc.schema import COLD
 from core_hpc.slurm.arrays import ArraysExecutor
 from core_hpc.slurm.commands import QueueEntry, Slurm
@@ -234,11 +234,10 @@ class Bench:
         with self.measure("publish"):
             for _, key in tasks(run):
                 simulated.publish(run, key)
-        progress, _ = inspect_run(run)
-        progress.published.clear()
+        progress = RunProgress(run, run.graph(), set())
         events = self.poll("poll_published", self.executor(run, Slurm()), adopt=run)
         assert sum(e.kind == "done" for e in events) == self.settings.num_elements
-        with Display(Console(file=io.StringIO(), width=120), "s", [progress]) as display:
+        with Display(Console(file=io.StringIO(), width=120), "s", [progress], refreshes_per_s=0.5) as display:
             tracking = Tracking([progress])
             turns = iter((False, True))
             given = GivenEvents(events[: self.settings.num_handled])

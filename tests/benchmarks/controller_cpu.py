@@ -43,7 +43,7 @@ from core_hpc.display import Display
 from core_hpc.paths import SweepPaths, TaskKey
 from core_hpc.plan import splits_of
 from core_hpc.runs import ModelFacts, Run
-from core_hpc.schedule import RunProgress, inspect_run
+from core_hpc.schedule import RunProgress, cpu_seconds, inspect_run
 from core_hpc.schema import UPDATE
 from core_hpc.slurm import arrays
 from core_hpc.slurm.commands import Slurm
@@ -162,6 +162,8 @@ class Bench:
             for name, module in list(sys.modules.items()):
                 if name.startswith("core_hpc.") and getattr(module, "time", None) is time:
                     stack.enter_context(mock.patch.object(module, "time", self.simulation))
+                if name.startswith("core_hpc.") and getattr(module, "cpu_seconds", None) is cpu_seconds:
+                    stack.enter_context(mock.patch.object(module, "cpu_seconds", self.simulation.cpu_seconds))
             assert tracking.time is self.simulation, "imported before its clock is replaced"
             stack.enter_context(mock.patch.object(arrays, "submit_elements", submit))
             # What the controller keeps to a share of a core: its own CPU time, not the simulation's.
@@ -239,7 +241,7 @@ def terminal_cpu_s_per_hour(progress: list[RunProgress], seconds: float) -> floa
     """What the live panel of an attached controller costs on a terminal, with nothing else to do; watched for so long."""
     with Path(os.devnull).open("w") as nowhere:
         console = Console(file=nowhere, force_terminal=True, width=160, height=50)
-        with Display(console, "simulated", progress), measured() as cost:
+        with Display(console, "simulated", progress, refreshes_per_s=0.5), measured() as cost:
             time.sleep(seconds)
     return cost.cpu_s * 3600 / cost.wall_s
 

@@ -20,6 +20,7 @@ from pathlib import Path
 from time import struct_time
 from typing import Any
 
+from benchmarks.measure import commands_cpu_s
 from benchmarks.simulated_tasks import SimulatedTasks
 
 from core_hpc import store
@@ -137,6 +138,10 @@ class Simulation:
     def controller_cpu_s(self) -> float:
         """CPU seconds of this process, all threads, without the simulation's."""
         return (time.process_time() if self._aside_since is None else self._aside_since[0]) - self._aside_s
+
+    def cpu_seconds(self) -> float:
+        """What the controller asks to know how much it has used: with its (simulated) commands."""
+        return self.controller_cpu_s() + commands_cpu_s()
 
     def controller_thread_s(self) -> float:
         """The same of this thread alone: the timer of a profile."""
