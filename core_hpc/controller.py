@@ -123,7 +123,7 @@ def _drive(sweep: Sweep, start: Start, progress: list[RunProgress], executor: Ex
         + f"; {how}"
     )
     started = time.monotonic()
-    tracking = Tracking(progress)
+    tracking = Tracking()
     paths = SweepPaths(sweep.folder)
     # The children of the local driver are its workers, which are no part of the controller.
     heartbeat = Heartbeat(paths.controller, start, progress, time.process_time if cluster.driver == "local" else cpu_seconds)

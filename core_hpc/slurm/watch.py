@@ -7,6 +7,8 @@ only explain why something is not, and from silence nothing is concluded. What f
 from __future__ import annotations
 
 import contextlib
+import functools
+import os
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -53,9 +55,18 @@ class OpenSubmission:
     gone_since: dict[int, float] = field(default_factory=dict)
     progress_read: dict[int, float] = field(default_factory=dict)
 
+    @functools.cached_property
+    def elements(self) -> list[list[tuple[TaskRef, Path, str]]]:
+        """Of each element, its tasks, each with the folder and the name of its manifest; kept, since every look needs them."""
+        found = []
+        for index in range(len(self.submission.elements)):
+            paths = [(key, self.run.paths.task_manifest(key)) for key in self.submission.keys(index)]
+            found.append([(TaskRef(self.run.run_id, key), path.parent, path.name) for key, path in paths])
+        return found
+
     def tasks_left(self, index: int) -> list[TaskRef]:
         """Tasks of an element that were not seen published."""
-        return [TaskRef(self.run.run_id, key) for key in self.submission.keys(index) if key not in self.published]
+        return [task for task, _, _ in self.elements[index] if task.key not in self.published]
 
     def status_files(self, index: int) -> list[dict[str, Any]]:
         """What an element's ranks wrote, rank 0 first."""
@@ -154,16 +165,15 @@ class Watch:
 
     def _visible(self) -> dict[Path, set[str]]:
         """Names in the folders that open tasks publish into; listing also refreshes a network file system's view."""
-        folders = {o.run.paths.task_folder(key) for o in self.open for i in o.submission.unresolved for key in o.submission.keys(i)}
-        return {folder: {p.name for p in store.list_manifests(folder)} for folder in folders}
+        folders = {folder for o in self.open for i in o.submission.unresolved for _, folder, _ in o.elements[i]}
+        return {folder: {entry.name for entry in os.scandir(folder)} if folder.is_dir() else set() for folder in folders}
 
     def _published(self, item: OpenSubmission, index: int, visible: dict[Path, set[str]]) -> list[Sighting]:
         seen = []
-        for key in item.submission.keys(index):
-            manifest = item.run.paths.task_manifest(key)
-            if key not in item.published and manifest.name in visible.get(manifest.parent, ()):
-                item.published.add(key)
-                seen.append(Sighting(item, index, "published", key))
+        for task, folder, name in item.elements[index]:
+            if task.key not in item.published and name in visible.get(folder, ()):
+                item.published.add(task.key)
+                seen.append(Sighting(item, index, "published", task.key))
         return seen if item.tasks_left(index) else [*seen, Sighting(item, index, "complete")]
 
     def _queued(

@@ -238,7 +238,7 @@ class Bench:
         events = self.poll("poll_published", self.executor(run, Slurm()), adopt=run)
         assert sum(e.kind == "done" for e in events) == self.settings.num_elements
         with Display(Console(file=io.StringIO(), width=120), "s", [progress], refreshes_per_s=0.5) as display:
-            tracking = Tracking([progress])
+            tracking = Tracking()
             turns = iter((False, True))
             given = GivenEvents(events[: self.settings.num_handled])
             scheduler = Scheduler([progress], given, [display, tracking], max_attempts=3, stop_requested=lambda: next(turns))
