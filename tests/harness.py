@@ -81,10 +81,11 @@ def _equal(x: pl.DataFrame | bytes | None, y: pl.DataFrame | bytes | None) -> bo
 
 
 def leftovers(run: Path, phases: Sequence[str]) -> list[Path]:
-    """Files below a run's phase folders which no manifest accounts for."""
+    """Files below a run's phase folders which no manifest accounts for, be it one that was set aside for inspection."""
     found = []
     for phase in phases:
         for folder in (run / phase).glob("iteration=*"):
-            named = {e.name.split("/")[0] for p in store.list_manifests(folder) for e in store.read_manifest(p).files}
-            found += [p for p in folder.iterdir() if p.name not in named and not p.name.endswith(".manifest.json")]
+            manifests = [p for p in folder.iterdir() if ".manifest.json" in p.name and not p.name.startswith(".")]
+            named = {e.name.split("/")[0] for p in manifests for e in store.read_manifest(p).files}
+            found += [p for p in folder.iterdir() if p.name not in named and p not in manifests]
     return found
