@@ -20,6 +20,7 @@ from core_hpc.schema import EVALUATE
 
 PREDICTIONS = "predictions"
 NO_BEFORE = "the evaluation before training (iteration 0) is not published yet"
+NOT_ASKED = "the untrained models are not evaluated in this run (evaluation.before)"
 NO_AFTER = "no evaluation after training is published yet"
 NO_PREDICTIONS = "no predictions on held-out problems"
 _CANDIDATES = "candidates: completions spent on a problem; bold: highest at the same number of candidates, whatever its interval"
@@ -46,7 +47,7 @@ def missing(data: RunData) -> list[str]:
     before, after = passk.before_and_after(data.counts, data.models)
     if data.config is None:
         return [] if (before, after) != (None, None) else [NO_PREDICTIONS]
-    return [NO_BEFORE] * (before is None) + [NO_AFTER] * (after is None)
+    return [NO_BEFORE if data.config.evaluation.before else NOT_ASKED] * (before is None) + [NO_AFTER] * (after is None)
 
 
 def evaluations(data: RunData) -> dict[int, str]:

@@ -170,6 +170,7 @@ class RewardSection(Section):
 class EvaluationSection(Section):
     """Held-out evaluation: before the first and after the last iteration, and after every n-th."""
 
+    before: bool = operational(True, description="of the untrained models too; arms that share a seed need it in one of them only")
     every: int = operational(0, ge=0, description="also after every n-th iteration; 0: only before and after")
     samples: PositiveInt = 8
     sampling: SamplingSection = SamplingSection(max_new_tokens=4096)

@@ -27,6 +27,7 @@ class Graph:
     num_parts: int
     num_evaluation_parts: int
     evaluate_every: int
+    evaluate_before: bool
     has_rescue: bool
 
     @classmethod
@@ -39,20 +40,22 @@ class Graph:
             num_parts=_ceil_div(protocol.problems_per_iteration, protocol.problems_per_part),
             num_evaluation_parts=_ceil_div(num_evaluation_problems, protocol.problems_per_part),
             evaluate_every=config.evaluation.every,
+            evaluate_before=config.evaluation.before,
             has_rescue=protocol.rescue_samples > 0,
         )
 
     def evaluated(self) -> list[int]:
         """Iterations after which the team is evaluated; 0 is before the first."""
         every = self.evaluate_every
-        return [i for i in range(self.iterations + 1) if i in (0, self.iterations) or (every and i % every == 0)]
+        later = [i for i in range(1, self.iterations + 1) if i == self.iterations or (every and i % every == 0)]
+        return [0, *later] if self.evaluate_before else later
 
     def tasks(self) -> tuple[TaskKey, ...]:
         """All tasks, in an order in which each comes after what it reads."""
         return _tasks(self)
 
     def _make_tasks(self) -> list[TaskKey]:
-        out = self._evaluations(0)
+        out = self._evaluations(0) if self.evaluate_before else []
         for i in range(1, self.iterations + 1):
             parts = range(self.num_parts)
             out += [TaskKey(i, COLD, m, p) for p in parts for m in self.models]

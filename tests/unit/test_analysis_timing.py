@@ -352,7 +352,7 @@ def random_schedule(draw: random.Random, graph: Graph) -> list[TaskTime]:
 @pytest.mark.parametrize("seed", range(20))
 def test_every_segment_of_a_random_schedule_is_what_was_going_on_then(seed: int) -> None:
     draw = random.Random(seed)
-    graph = Graph(("ada", "bob"), 2, draw.randint(1, 3), 1, 1, has_rescue=True)
+    graph = Graph(("ada", "bob"), 2, draw.randint(1, 3), 1, 1, evaluate_before=True, has_rescue=True)
     tasks = random_schedule(draw, graph)
     by_key = {t.key: t for t in tasks}
     for iteration in (1, 2):

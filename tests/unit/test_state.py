@@ -9,7 +9,8 @@ from core_hpc.state import Graph, Horizon, extend_horizon, horizon_at
 
 
 def graph(**changes: object) -> Graph:
-    fields = {"models": ("a", "b"), "iterations": 2, "num_parts": 2, "num_evaluation_parts": 1, "evaluate_every": 0, "has_rescue": True}
+    fields = {"models": ("a", "b"), "iterations": 2, "num_parts": 2, "num_evaluation_parts": 1, "evaluate_every": 0,
+              "evaluate_before": True, "has_rescue": True}
     return Graph(**{**fields, **changes})  # type: ignore[arg-type]
 
 
@@ -43,6 +44,8 @@ def test_without_rescue_there_is_neither_hint_nor_rescue() -> None:
 def test_evaluations() -> None:
     assert graph(iterations=5).evaluated() == [0, 5]
     assert graph(iterations=5, evaluate_every=2).evaluated() == [0, 2, 4, 5]
+    assert graph(iterations=5, evaluate_every=2, evaluate_before=False).evaluated() == [2, 4, 5]
+    assert not [k for k in graph(iterations=5, evaluate_before=False).tasks() if k.iteration == 0]
 
 
 @given(st.randoms(), st.integers(1, 3), st.integers(1, 3), st.booleans(), st.integers(0, 2))
