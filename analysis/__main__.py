@@ -15,13 +15,14 @@ from analysis.curves import curves_table
 from analysis.data import RunData, load_hints, load_runs
 from analysis.formats import FORMATS, table_text
 from analysis.overlap import overlap_table
-from analysis.passk import gain_table, pass_at_k_table
-from analysis.report import DEFAULT_KS, report_tables, rows_table, warnings_of, write_reports
+from analysis.passk import default_ks, gain_table, pass_at_k_table
+from analysis.report import report_tables, warnings_of, write_reports, write_table
 from analysis.rescue import GROUPS, rescue_table
 from analysis.strata import stratified
 from analysis.tables import ReportTable, render, tidy_table
+from analysis.training_tables import rows_table
 from analysis.votes import vote_table
-from core_hpc.errors import CoreHpcError
+from core_hpc.errors import CoreHpcError, InputError
 from core_hpc.schema import COLD, EVALUATE
 from core_hpc.shards import list_runs
 
@@ -73,9 +74,19 @@ def parser() -> argparse.ArgumentParser:
     for side in ("a", "b"):
         sub.add_argument(side, type=Path, metavar=side.upper(), help="run folder, or sweep folder whose runs differ in their seeds")
     _add_k(sub)
-    sub.add_argument("--iteration", type=int, help="evaluation after this iteration; default: each run's latest")
+    sub.add_argument(
+        "--iteration", nargs="+", type=int, metavar="I",
+        help="evaluation after this iteration (0: the untrained models); two: that of A and that of B; default: each run's latest",
+    )
     _add_lenient(sub)
     _add_format(sub)
+    sub = command("arms", "several configurations side by side, mean over seeds, beside the untrained models: table and figure")
+    sub.add_argument(
+        "folders", nargs="+", type=Path, metavar="FOLDER", help="one an arm: sweep folder whose runs differ in their seeds, or run folder"
+    )
+    sub.add_argument("--out", type=Path, metavar="DIR", required=True, help="folder for tables and figure")
+    _add_k(sub)
+    _add_lenient(sub)
     sub = command("time", "what each iteration spent its time on, beside its lower bound")
     sub.add_argument("folders", nargs="+", type=Path, metavar="RUN_OR_SWEEP", help="run folder, or sweep folder (all its runs)")
     _add_interchange(command)
@@ -177,7 +188,7 @@ def _table(args: argparse.Namespace, data: RunData, rows: pl.DataFrame) -> pl.Da
     """The command's table of these counts (for votes: answers) of a run."""
     if args.command == "rescue":
         return rescue_table(rows, groups=list(GROUPS), hints=load_hints(data.path))
-    ks = args.k or [k for k in DEFAULT_KS if k <= data.num_samples] or [1]
+    ks = args.k or default_ks(data.num_samples)
     if args.command == "overlap":
         answers = data.answers.join(rows.select("phase", "problem_id").unique(), on=["phase", "problem_id"], how="semi")
         return overlap_table(rows, ks=ks, models=data.models, phase=args.phase, answers=answers)
@@ -195,10 +206,31 @@ def _print(args: argparse.Namespace, table: ReportTable) -> None:
 def _compare(args: argparse.Namespace) -> None:
     from analysis.compare import compare_report
 
+    if args.iteration and len(args.iteration) > 2:
+        raise InputError(f"--iteration: {len(args.iteration)} numbers; give one, or two: of A and of B")
     a, b = (_load([path], answers=False, lenient=args.lenient) for path in (args.a, args.b))
-    most = min(data.num_samples for data in (*a, *b))
-    ks = args.k or [k for k in DEFAULT_KS if k <= most] or [1]
-    _print(args, compare_report(a, b, ks=ks, iteration=args.iteration))
+    ks = args.k or default_ks(min(data.num_samples for data in (*a, *b)))
+    iterations = (args.iteration[0], args.iteration[-1]) if args.iteration else None
+    _print(args, compare_report(a, b, ks=ks, iterations=iterations))
+
+
+def _arms(args: argparse.Namespace) -> None:
+    from analysis.arms import BASE, arms_of, arms_report, arms_table
+    from analysis.figures import arms_figure, write
+
+    folders = [path.resolve() for path in args.folders]
+    taken = [BASE, *(path.name for path in folders)]
+    names = [path.name if taken.count(path.name) == 1 else f"{path.parent.name}/{path.name}" for path in folders]
+    named = {name: _load([path], answers=False, lenient=args.lenient) for name, path in zip(names, folders, strict=True)}
+    ks = args.k or default_ks(min(data.num_samples for runs in named.values() for data in runs))
+    arms = arms_of(named)
+    frame = arms_table(arms, ks=ks)
+    tables = arms_report(arms, frame)
+    for table in tables:
+        write_table(table, args.out / "tables")
+    write(arms_figure(frame), args.out / "figures")
+    render(tables, _console())
+    print(f"written: {args.out / 'tables'} and {args.out / 'figures'}")
 
 
 def _time(args: argparse.Namespace) -> None:
@@ -240,7 +272,7 @@ def _rescore(args: argparse.Namespace) -> None:
 
 
 _COMMANDS: dict[str, Callable[[argparse.Namespace], None]] = {
-    **dict.fromkeys(TABLES, _tidy), "report": _report, "compare": _compare, "time": _time,
+    **dict.fromkeys(TABLES, _tidy), "report": _report, "compare": _compare, "arms": _arms, "time": _time,
     "import": _import, "export": _export, "rescore": _rescore,
 }  # fmt: skip
 

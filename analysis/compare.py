@@ -64,13 +64,16 @@ class _Figure(NamedTuple):
         return float(self.a.mean(axis=1).min()), float(self.b.mean(axis=1).min())
 
 
-def compare(a: Sequence[RunData], b: Sequence[RunData], *, ks: Sequence[int], iteration: int | None = None) -> pl.DataFrame:
+def compare(
+    a: Sequence[RunData], b: Sequence[RunData], *, ks: Sequence[int], iterations: tuple[int, int] | None = None
+) -> pl.DataFrame:
     """Pass@k, team Pass@k, matched budget, collaboration gain and coverage of B minus those of A.
 
     Args:
         a, b: each one run, or several seeds of one configuration (`pairs_of`).
         ks: completions per model.
-        iteration: of the evaluation; default: the latest one of each run. Imported predictions have one.
+        iterations: of the evaluations of A and of B, 0 being the untrained models: with a run as both sides, what training did.
+            Default: the latest one of each run. Imported predictions have one.
 
     Returns:
         `COMPARE_TABLE`; figures are fractions. Models are matched by name: with different teams, only the common models
@@ -79,7 +82,7 @@ def compare(a: Sequence[RunData], b: Sequence[RunData], *, ks: Sequence[int], it
     Raises:
         InputError: the runs cannot be compared; says why (see `pairs_of`).
     """
-    pairs = pairs_of(a, b, iteration)
+    pairs = pairs_of(a, b, iterations)
     rows = [row for pair in pairs for row in _rows(pair.seed, _figures(pair.a, pair.b, ks), pair.groups, pair.note)]
     return pl.DataFrame(rows + (_mean_rows(pairs, ks) if len(pairs) > 1 else []), schema=COMPARE_TABLE)
 
@@ -209,9 +212,11 @@ def _mean_rows(pairs: Sequence[Pair], ks: Sequence[int]) -> list[dict[str, Any]]
 # --- for reading ------------------------------------------------------------------------------------------------------
 
 
-def compare_report(a: Sequence[RunData], b: Sequence[RunData], *, ks: Sequence[int], iteration: int | None = None) -> ReportTable:
+def compare_report(
+    a: Sequence[RunData], b: Sequence[RunData], *, ks: Sequence[int], iterations: tuple[int, int] | None = None
+) -> ReportTable:
     """`compare` for reading: the mean over seeds where there are several (the tidy frame has each seed too)."""
-    frame = compare(a, b, ks=ks, iteration=iteration)
+    frame = compare(a, b, ks=ks, iterations=iterations)
     means = frame.filter(pl.col("seed") == MEAN)
     visible = means if means.height else frame
     shared = set.intersection(*(set(note.split("; ")) for note in visible["note"]))
@@ -227,7 +232,7 @@ def compare_report(a: Sequence[RunData], b: Sequence[RunData], *, ks: Sequence[i
     spread = ["sd over seeds [min, max]"] if means.height else []
     columns = ["model", "measure", "candidates", "A", "B", "B - A", *spread, "problems", "note"]
     notes = [f"{side}: {', '.join(str(data.path) for data in runs)}" for side, runs in (("A", a), ("B", b))]
-    notes += _changed_fields(a[0], b[0]) + sorted(shared - {""})
+    notes += (changed_fields(a[0], b[0], "A", "B") or ["A and B have the same configuration"]) + sorted(shared - {""})
     notes += [f"{int(visible['num_seeds'][0])} pairs of seeds" if means.height else "one pair of runs: the spread over seeds is unknown"]
     title = "B against A on held-out problems, paired by problem (percent, points)"
     return ReportTable("compare", title, frame, laid_out(columns, shown), [*notes, METHOD_NOTE])
@@ -241,12 +246,12 @@ def _spread_cell(row: dict[str, Any], *, several: bool) -> list[str]:
     return [f"{100 * row['seed_sd']:.1f} [{100 * row['seed_min']:+.1f}, {100 * row['seed_max']:+.1f}]"]
 
 
-def _changed_fields(a: RunData, b: RunData) -> list[str]:
-    """What the configurations differ in, a line each."""
+def changed_fields(a: RunData, b: RunData, name_a: str, name_b: str) -> list[str]:
+    """What the configurations of two runs differ in, a line each, with these names of theirs."""
     old, new = fields_of(a), fields_of(b)
     if not old or not new:
-        return []
+        return [f"{name}: imported, no run of this software" for name, fields in ((name_a, old), (name_b, new)) if not fields]
     changed = [key for key in sorted({*old, *new}) if old.get(key) != new.get(key)]
-    lines = [f"{key}: {old.get(key, 'absent')} in A, {new.get(key, 'absent')} in B" for key in changed[:_MAX_FIELDS]]
+    lines = [f"{key}: {old.get(key, 'absent')} in {name_a}, {new.get(key, 'absent')} in {name_b}" for key in changed[:_MAX_FIELDS]]
     more = len(changed) - len(lines)
-    return lines + [f"and {more} more fields"] * bool(more) or ["A and B have the same configuration"]
+    return lines + [f"and {more} more fields"] * bool(more)

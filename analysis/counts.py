@@ -2,7 +2,7 @@
 
 In: rollout rows (only columns that are cheap to scan: no text, no token ids). Out: the counts frame (`COUNTS`), the
 answer counts that votes need (`ANSWERS`), and `Panel`, the (model x problem) arrays of one phase and iteration on which
-the formulae work. A reader of runs (data.py) adds what is known of the problems (`ATTRIBUTES`) as further columns.
+the formulae work. A reader of runs (data.py) adds what is known of the problems (`schema.ATTRIBUTES`) as further columns.
 This module knows no formula of a metric and opens no file.
 """
 
@@ -73,17 +73,6 @@ class Counted:
 
     counts: pl.DataFrame  # COUNTS
     answers: pl.DataFrame  # ANSWERS
-
-
-ATTRIBUTES = pl.Schema(
-    {
-        "data_set": pl.String(),
-        "subject": pl.String(),  # null where the data has none; likewise level
-        "level": pl.String(),
-        "source_group": pl.String(),  # problems that are not independent (variants of one question); null: on its own
-    }
-)
-"""What is known of a problem; columns that counts and answers of a run carry in addition."""
 
 
 def count_rows(rows: pl.DataFrame, *, source: str = "rows") -> pl.DataFrame:
@@ -198,10 +187,3 @@ def iterations_of(counts: pl.DataFrame, *, models: Sequence[str], phase: str = E
     present = counts.filter((pl.col("phase") == phase) & pl.col("model").is_in(list(models)))
     per_iteration = present.group_by("iteration").agg(pl.col("model").n_unique())
     return sorted(per_iteration.filter(pl.col("model") == len(models))["iteration"].to_list())
-
-
-def strata(frame: pl.DataFrame, by: str) -> list[tuple[str, pl.DataFrame]]:
-    """The rows of each value of an attribute (`ATTRIBUTES`), values ascending; rows without a value are in none."""
-    named = frame.filter(pl.col(by).is_not_null())
-    parts = named.partition_by(by, as_dict=True)
-    return [(str(key[0]), parts[key]) for key in sorted(parts)]

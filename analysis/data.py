@@ -12,15 +12,16 @@ from pathlib import Path
 import polars as pl
 
 from analysis import kept
-from analysis.counts import ANSWERS, ATTRIBUTES, COUNTS, Counted, as_counts
+from analysis.counts import ANSWERS, COUNTS, Counted, as_counts
 from analysis.integrity import EXPECTED, GROUP, Finding, expected_rows, findings
 from analysis.reading import Shard, count_answers, damage, find_row, list_shards, tally
 from core_hpc import store
 from core_hpc.config import RunConfig
 from core_hpc.errors import InputError, StoreError
 from core_hpc.paths import RunPaths, TaskKey
-from core_hpc.schema import EVALUATE, GENERATION_PHASES, HINT, HINTS, PROBLEMS
-from core_hpc.shards import list_runs, published_keys, read_identity, read_manifest_table, read_rows, read_run_config
+from core_hpc.problems import EVALUATION, TRAIN, split_of
+from core_hpc.schema import ATTRIBUTES, EVALUATE, GENERATION_PHASES, HINT, HINTS, PROBLEMS
+from core_hpc.shards import key_of_manifest, list_runs, published_keys, read_identity, read_manifest_table, read_rows, read_run_config
 from core_hpc.store import DamagedError
 
 MAX_SHOWN = 5
@@ -30,9 +31,6 @@ BATCH_ROWS = 1_000_000
 """Rows that are counted at a time."""
 
 EMPTY = Counted(pl.DataFrame(schema=COUNTS), pl.DataFrame(schema=ANSWERS))
-
-TRAIN, EVALUATION = "train", "evaluation"
-"""Splits: evaluate rows are of problems of EVALUATION, all other rows of TRAIN."""
 
 
 @dataclass(frozen=True)
@@ -72,7 +70,7 @@ def load_run(run: Path, *, answers: bool = True, lenient: bool = False) -> RunDa
         StoreError: a published shard is damaged, or its rows are not what the configuration asks for; names file and row.
     """
     run = Path(run).resolve()
-    config, models = _configuration(run)
+    config, models = configuration(run)
     problems = problems_of(run, config)
     counted = kept.read(run, answers=answers) if not lenient else {}
     keys = [k for k in published_keys(run) if k.phase in GENERATION_PHASES and k.iteration not in counted]
@@ -84,7 +82,12 @@ def load_run(run: Path, *, answers: bool = True, lenient: bool = False) -> RunDa
     )  # fmt: skip
 
 
-def _configuration(run: Path) -> tuple[RunConfig | None, list[str]]:
+def configuration(run: Path) -> tuple[RunConfig | None, list[str]]:
+    """The configuration of a run (None: imported predictions, which have none), and the names of its models in their order.
+
+    Raises:
+        InputError: not a run folder.
+    """
     if not RunPaths(run).identity.is_file():
         raise InputError(f"{run}: not a run folder (no {RunPaths(run).identity.name} in it)")
     imported = read_identity(run).get("imported")
@@ -158,7 +161,8 @@ def keep_counts(run: Path, iteration: int) -> None:
         StoreError: its rows cannot be trusted.
     """
     config, listing = read_run_config(run), kept.sources(run, iteration)
-    keys = [k for k in published_keys(run) if k.phase in GENERATION_PHASES and k.iteration == iteration]
+    folders = [RunPaths(run).phase_folder(phase, iteration) for phase in GENERATION_PHASES]
+    keys = sorted(key_of_manifest(path) for folder in folders for path in store.list_manifests(folder))
     counted, _ = count_tasks(run, keys, problems_of(run, config), config, answers=True, lenient=False)
     kept.write(run, iteration, counted, listing)
 
@@ -200,7 +204,7 @@ def _source_name(config: RunConfig | None, split: str) -> str:
 
 def described(rows: pl.DataFrame, problems: pl.DataFrame) -> pl.DataFrame:
     """Rows with columns phase and problem_id, and the ATTRIBUTES of their problems."""
-    split = pl.when(pl.col("phase") == EVALUATE).then(pl.lit(EVALUATION)).otherwise(pl.lit(TRAIN))
+    split = pl.col("phase").replace_strict({phase: split_of(phase) for phase in GENERATION_PHASES}, return_dtype=pl.String)
     known = problems.select("split", "problem_id", *ATTRIBUTES)
     return rows.with_columns(split=split).join(known, on=["split", "problem_id"], how="left", maintain_order="left").drop("split")
 

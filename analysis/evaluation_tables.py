@@ -15,7 +15,19 @@ from analysis import overlap, passk, votes
 from analysis.data import RunData
 from analysis.intervals import METHOD_NOTE, join_notes
 from analysis.strata import stratified
-from analysis.tables import KIND, UNDEFINED, ReportTable, coefficient, is_best, laid_out, note_counts, note_marks, percent, with_marks
+from analysis.tables import (
+    KIND,
+    UNDEFINED,
+    ReportTable,
+    coefficient,
+    group_starts,
+    is_best,
+    laid_out,
+    note_counts,
+    note_marks,
+    percent,
+    with_marks,
+)
 from core_hpc.schema import EVALUATE
 
 PREDICTIONS = "predictions"
@@ -73,9 +85,8 @@ def pass_table(data: RunData, ks: Sequence[int]) -> ReportTable:
         _, after = passk.before_and_after(data.counts, data.models)
         notes += [f"after: {after} of {data.config.iterations} iterations"] if after and data.config is not None else []
         notes += [_CANDIDATES, "coverage: solved by at least one of all completions", METHOD_NOTE]
-    title = "Held-out problems, before and after training (percent), by candidates spent"
-    if data.config is None:
-        title = "Held-out problems (percent), by candidates spent"
+    when = "" if data.config is None else " after training" if NOT_ASKED in notes else ", before and after training"
+    title = f"Held-out problems{when} (percent), by candidates spent"
     return _levels(data, frame, _PASS_NAMES, name="pass", title=title, notes=notes)
 
 
@@ -162,7 +173,7 @@ def _levels(
     marks, legend = note_marks(row_notes)
     table = with_marks(laid_out([*lead, "candidates", "model", "measure", *order, "problems"], shown), marks)
     budget = len(lead) + 1
-    starts = [i for i in range(1, len(shown)) if shown[i][:budget] != shown[i - 1][:budget] or shown[i][budget + 1] == _WHOLE]
+    starts = group_starts([(row[:budget], row[budget + 1] == _WHOLE) for row in shown])
     return ReportTable(name, title, frame, table, [*notes, *legend], best, starts)
 
 
@@ -206,7 +217,7 @@ def overlap_table(data: RunData) -> ReportTable:
     columns = ["models A, B", "measure", *(f"{level}, {named[i]}" for level, i in order)]
     keys = sorted(cells, key=lambda key: ([k[0] for k in cells].index(key[0]), list(overlap.MEASURES).index(key[1])))
     shown = [[pair, _OVERLAP_NAMES[measure], *(cells[pair, measure].get(o, UNDEFINED) for o in order)] for pair, measure in keys]
-    starts = [i for i in range(1, len(keys)) if keys[i][0] != keys[i - 1][0]]
+    starts = group_starts([pair for pair, _ in keys])
     said = ["problem: a model fails when all its completions fail; sample: expected failure of one completion; shares in percent"]
     said += [f"{name}: {overlap.MEASURES[measure]}" for measure, name in _OVERLAP_NAMES.items() if name not in overlap.MEASURES[measure]]
     notes = missing(data) + (said + note_counts(frame["note"]) if shown else [])

@@ -13,8 +13,9 @@ from datetime import UTC, datetime
 from typing import Any
 
 from analysis.cost import Cost
-from analysis.data import EVALUATION, TRAIN, RunData, problems_of
+from analysis.data import RunData, problems_of
 from core_hpc.config import flatten
+from core_hpc.problems import EVALUATION, TRAIN
 from core_hpc.shards import read_identity
 
 
@@ -42,7 +43,8 @@ def _models(data: RunData, identity: Mapping[str, Any]) -> list[tuple[str, str]]
     for model in data.config.team:
         fingerprint = known.get(model.name, {}).get("fingerprint", "")
         weights = f", weights {fingerprint[:12]}" if fingerprint else ""
-        facts.append((f"model {model.name}", f"{model.model}, engine {model.engine}, LoRA rank {model.lora.rank}{weights}"))
+        trained = "all weights trained" if model.lora is None else f"LoRA rank {model.lora.rank}"
+        facts.append((f"model {model.name}", f"{model.model}, engine {model.engine}, {trained}{weights}"))
     return facts
 
 

@@ -15,11 +15,13 @@ from typing import TYPE_CHECKING
 import polars as pl
 
 from analysis import overlap, passk, plots, rescue
+from analysis.compare import MEAN
 from analysis.critical_path import QUEUE, WORK, tasks_of_iteration
 from analysis.data import RunData
+from analysis.evaluation_tables import evaluated
 from analysis.timing import RunTimes
 from core_hpc.paths import TEAM
-from core_hpc.schema import EVALUATE, REWARD_PARTS
+from core_hpc.schema import REWARD_PARTS
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -86,8 +88,7 @@ def shown_ks(num_samples: int) -> list[int]:
 def pass_figure(data: RunData) -> ReportFigure:
     """Pass@k of the models and the team against the candidates that they spend."""
     panels = _panels(data)
-    counts = data.counts.filter(pl.col("phase") == EVALUATE, pl.col("iteration").is_in(list(panels)))
-    frame = passk.pass_at_k_table(counts, ks=shown_ks(data.num_samples), models=data.models, teams=[])
+    frame = passk.pass_at_k_table(evaluated(data), ks=shown_ks(data.num_samples), models=data.models, teams=[])
     known = frame.filter(pl.col("measure").is_in([passk.PASS, passk.TEAM_PASS]), pl.col("estimate").is_not_null())
     points = known.select(
         pl.Series("panel", map(panels.get, known["iteration"]), pl.String),
@@ -177,6 +178,24 @@ def time_figure(data: RunData, times: RunTimes) -> ReportFigure:
         "team; pale: starting, loading, reading, writing. White: the model waits."
     )
     return ReportFigure("time", caption, points, lambda p: plots.strip(p))
+
+
+def arms_figure(frame: pl.DataFrame) -> ReportFigure:
+    """Team Pass@k of every arm, and what its models reach with as many candidates (frame: `arms.arms_table`)."""
+    measures = [passk.TEAM_PASS, passk.MATCHED_PASS] if frame.filter(measure=passk.TEAM_PASS).height else [passk.PASS]
+    known = frame.filter(pl.col("measure").is_in(measures), pl.col("estimate").is_not_null())
+    depth = pl.when(pl.col("measure") == passk.TEAM_PASS).then("k").otherwise("candidates")
+    plural = pl.when(pl.col("candidates") > 1).then(pl.lit("s")).otherwise(pl.lit(""))
+    name = pl.format("{} Pass@{}, {} candidate{}", "model", depth, "candidates", plural)
+    order = pl.col("measure").replace_strict({m: i for i, m in enumerate(measures)}, return_dtype=pl.Int64)
+    points = known.sort("k", order, maintain_order=True).select(
+        name.alias("row"), "measure", "model", "k", "candidates", "arm", "seed", "estimate", "low", "high", "num_problems"
+    )
+    caption = (
+        "Held-out problems solved by the team, and by each of its models alone with as many candidates, for every arm: the mean over seeds "
+        "with its 95 % interval, clustered by problem, and below it a dot for each seed. Dotted: the first arm."
+    )
+    return ReportFigure("arms", caption, points, lambda p: plots.arms(p, mean=MEAN))
 
 
 def _in_order(rows: pl.DataFrame, measures: Mapping[str, str]) -> pl.DataFrame:

@@ -15,7 +15,7 @@ import polars as pl
 
 from core_hpc.config import RunConfig
 from core_hpc.paths import TaskKey
-from core_hpc.problems import problems_of_iteration
+from core_hpc.problems import EVALUATION, TRAIN, problems_of_iteration, split_of
 from core_hpc.schema import COLD, EVALUATE, RESCUE
 
 GROUP = ("iteration", "phase", "model", "problem_id")
@@ -47,11 +47,11 @@ def expected_rows(keys: Sequence[TaskKey], problems: pl.DataFrame, config: RunCo
         problems: split, problem_id, gold, in the order of the frozen splits.
         config: None: imported predictions, where each task has all held-out problems.
     """
-    splits = {name: problems.filter(pl.col("split") == name).select("problem_id", expected_gold="gold") for name in ("train", "evaluation")}
+    splits = {name: problems.filter(pl.col("split") == name).select("problem_id", expected_gold="gold") for name in (TRAIN, EVALUATION)}
     orders: dict[int, list[int]] = {}
     frames = []
     for key in keys:
-        here = splits["evaluation" if key.phase == EVALUATE else "train"]
+        here = splits[split_of(key.phase)]
         if config is not None:
             size = config.protocol.problems_per_part
             if key.phase == EVALUATE:

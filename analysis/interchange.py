@@ -23,16 +23,16 @@ from typing import Any
 
 import polars as pl
 
-from analysis.counts import ATTRIBUTES
-from analysis.data import EVALUATION, TRAIN, problems_of
+from analysis.data import configuration, problems_of
 from analysis.prediction_lines import PER_COMPLETION, PER_PROBLEM
 from analysis.predictions import GIVEN, Predictions, read_predictions
 from core_hpc import answer_kinds, answers, latex_answers, number_answers, provenance, store, symbolic, verify
 from core_hpc.config import RunConfig
 from core_hpc.errors import InputError
 from core_hpc.paths import MANIFEST_SUFFIX, RunPaths, TaskKey
-from core_hpc.schema import COLD, CORRECT, EVALUATE, PROBLEMS, ROLLOUTS
-from core_hpc.shards import list_runs, publish_frame, published_keys, read_identity, read_manifest_table, read_run_config
+from core_hpc.problems import EVALUATION, split_of
+from core_hpc.schema import ATTRIBUTES, COLD, CORRECT, EVALUATE, PROBLEMS, ROLLOUTS
+from core_hpc.shards import list_runs, publish_frame, published_keys, read_manifest_table
 
 FORMS = (PER_PROBLEM, PER_COMPLETION)
 EXPORT_PHASES = (EVALUATE, COLD)
@@ -179,10 +179,9 @@ def export_predictions(
     run, out = one_run(run), Path(out).resolve()
     if out.is_dir():
         raise InputError(f"{out}: is a folder; give the name of a file")
-    config = read_run_config(run) if RunPaths(run).config.is_file() else None
-    models = [m.name for m in config.team] if config is not None else read_identity(run)["imported"]["models"]
+    config, models = configuration(run)
     keys = _keys(run, models, phase, iteration)
-    problems = _known_problems(run, config, EVALUATION if phase == EVALUATE else TRAIN)
+    problems = _known_problems(run, config, split_of(phase))
     lines = {PER_PROBLEM: _problem_lines, PER_COMPLETION: _completion_lines}[form]
     counts = dict.fromkeys(models, 0)
     store.make_folder(out.parent)

@@ -22,7 +22,7 @@ import polars as pl
 
 from analysis.counts import Panel, iterations_of, models_of, panel
 from analysis.estimators import FloatArray, IntArray, fail_at_k
-from analysis.intervals import ESTIMATE_COLUMNS, divide, from_draws, join_notes, resampled_means, share
+from analysis.intervals import ESTIMATE_COLUMNS, Estimate, divide, from_draws, join_notes, resampled_means, share
 from analysis.passk import too_few
 from analysis.votes import Ballots, ballots
 from core_hpc.schema import EVALUATE
@@ -158,6 +158,22 @@ def _pair_rows(p: Panel, i: int, j: int, ks: Sequence[int]) -> list[dict[str, An
         rows += [{"level": SAMPLE, "k": k, **row} for row in found]
         rows += [{"level": SAMPLE, "k": k, **_corrected(p, i, j, k)}] if i != j else []
     return rows
+
+
+def mean_phi(panels: Sequence[Panel], i: int, j: int) -> Estimate:
+    """Mean over runs, the seeds of one configuration, of the correlation of failure of one completion each of two models.
+
+    panels: of each run, on the same problems, which are drawn for all runs together. Of one run it is `phi` of
+    `overlap_table` at level sample and k = 1.
+    """
+    fails = [(fail_at_k(p.n[i], p.c[i], 1), fail_at_k(p.n[j], p.c[j], 1)) for p in panels]
+    columns = np.stack([column for a, b in fails for column in (a * b, a, b)], axis=1)
+
+    def phi(means: FloatArray) -> FloatArray:
+        return coefficients(*np.moveaxis(means.reshape(*means.shape[:-1], len(panels), 3), -1, 0))["phi"].mean(axis=-1)
+
+    value, draws, groups = float(phi(columns.mean(axis=0))), phi(resampled_means(columns, panels[0].groups)), panels[0].groups
+    return from_draws(value, draws, num_problems=len(columns), groups=groups, note=join_notes(*(p.note for p in panels)))
 
 
 def _corrected(p: Panel, i: int, j: int, k: int) -> dict[str, Any]:

@@ -24,6 +24,7 @@ FIRST, PASS_HAT = "first", "pass_hat"
 EQUAL_K, MATCHED_BUDGET = "equal_k", "matched_budget"
 BEST = "best"
 BEFORE, AFTER, DIFFERENCE = "before", "after", "difference"
+DEFAULT_KS = (1, 2, 4)
 
 _FIGURE = {"measure": pl.String(), "model": pl.String(), "k": pl.Int32(), "candidates": pl.Int32()}
 PASS_TABLE = pl.Schema({"phase": pl.String(), "iteration": pl.Int32(), **_FIGURE, **ESTIMATE_COLUMNS})
@@ -54,6 +55,11 @@ class Figure(NamedTuple):
         return share(self.values, groups=p.groups, samples_per_unit=self.samples, note=join_notes(self.note, p.note))
 
 
+def default_ks(num_samples: int) -> list[int]:
+    """The k that are shown unless others are asked for: those of `DEFAULT_KS` that there are completions for, at least 1."""
+    return [k for k in DEFAULT_KS if k <= num_samples] or [1]
+
+
 def too_few(n: IntArray, k: int) -> str:
     """Says that a figure is undefined because some problem has fewer than k completions; empty when none has.
 
@@ -76,7 +82,7 @@ def _team(p: Panel, k: int, *, name: str = TEAM) -> Figure:
     return Figure(TEAM_PASS, name, k, len(p.models) * k, values, samples, too_few(p.n, k))
 
 
-def _main_figures(p: Panel, ks: Sequence[int]) -> list[Figure]:
+def main_figures(p: Panel, ks: Sequence[int]) -> list[Figure]:
     """Models, team and matched budget of a panel with at least one problem."""
     size = len(p.models)
     out: list[Figure] = []
@@ -135,7 +141,7 @@ def pass_at_k_table(
     rows = []
     for iteration in iterations_of(counts, models=models, phase=phase):
         p = panel(counts, models=models, phase=phase, iteration=iteration)
-        for figure in [*_main_figures(p, ks), *_further_figures(p, ks, parts)] if p.num_problems else []:
+        for figure in [*main_figures(p, ks), *_further_figures(p, ks, parts)] if p.num_problems else []:
             rows.append({"phase": phase, "iteration": iteration, **figure.labels(), **figure.level(p).row()})
     return pl.DataFrame(rows, schema=PASS_TABLE)
 
@@ -165,7 +171,7 @@ def before_after_table(counts: pl.DataFrame, *, ks: Sequence[int], models: Seque
         {"when": when, "iteration": iteration, **figure.labels(), **figure.level(p).row()}
         for when, (iteration, p) in panels.items()
         if p.num_problems
-        for figure in _main_figures(p, ks)
+        for figure in main_figures(p, ks)
     ]
     if len(panels) == 2:
         rows += _difference_rows(panels[BEFORE][1], panels[AFTER][1], ks, iteration=panels[AFTER][0])
@@ -178,7 +184,7 @@ def _difference_rows(before: Panel, after: Panel, ks: Sequence[int], *, iteratio
         return []
     unpaired = before.num_problems + after.num_problems - 2 * a.num_problems
     note = f"{unpaired} problems left out: in one evaluation only" if unpaired else ""
-    pairs = list(zip(_main_figures(a, ks), _main_figures(b, ks), strict=True))
+    pairs = list(zip(main_figures(a, ks), main_figures(b, ks), strict=True))
     columns = np.stack([y.values - x.values for x, y in pairs], axis=1)
     draws = resampled_means(columns, a.groups)
     rows = []

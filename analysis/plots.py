@@ -183,6 +183,37 @@ def intervals_by_row(points: pl.DataFrame) -> Figure:
     return figure
 
 
+def arms(points: pl.DataFrame, *, mean: str) -> Figure:
+    """Figures of several arms below the name of their row: `mean` with its interval, every other seed as a dot below it.
+
+    points: row, arm, seed, estimate, low, high. A dotted line shows where the first arm is.
+    """
+    rows, names = (points[column].unique(maintain_order=True).to_list() for column in ("row", "arm"))
+    step, top = 0.13, 0.2  # inches of an arm, and of the name above the arms
+    height = top + step * len(names)
+    figure = _figure(0.6 + 0.15 * len(names) + height * len(rows))
+    axes = figure.subplots()
+    for n, name in enumerate(names):
+        part = points.filter(pl.col("arm") == name).with_columns(pl.col("estimate", "low", "high") * 100)
+        at = part["row"].replace_strict({row: i * height + top + step * n for i, row in enumerate(rows)}, return_dtype=pl.Float64)
+        own, seeds = (part.with_columns(at=at).filter((pl.col("seed") == mean) == of_mean) for of_mean in (True, False))
+        look: dict[str, Any] = {"color": _COLOURS[n % 6], "marker": _MARKERS[n % 6], "linestyle": ""}
+        # The seeds a little lower: on the line, the mean would cover them.
+        axes.plot(seeds["estimate"], seeds["at"] + step / 3, alpha=0.6, markersize=2, markeredgewidth=0, **look | {"marker": "o"})
+        x, low, high = (own[column].to_numpy() for column in ("estimate", "low", "high"))
+        axes.errorbar(x, own["at"].to_numpy(), xerr=[x - low, high - x], label=name, elinewidth=0.9, **look)
+        if n == 0:
+            down = own["at"].to_numpy() + step * (len(names) - 0.6)
+            axes.vlines(x, own["at"].to_numpy(), down, color="#888888", linestyle=":", linewidth=0.8)
+    for i, row in enumerate(rows):
+        axes.text(0, i * height + 0.08, _short(row, _LINE_CHARACTERS), transform=axes.get_yaxis_transform(), va="center", fontsize=6.5)
+    axes.set(ylim=(height * len(rows), -0.02), yticks=[], xlabel="solved (%)")
+    axes.spines["left"].set_visible(False)
+    axes.grid(axis="x")
+    _legend(figure, [axes])
+    return figure
+
+
 def curves(points: pl.DataFrame, titles: Mapping[str, str]) -> Figure:
     """Small charts of one measure each against the iteration, a line per model. points: measure, model, iteration, value.
 

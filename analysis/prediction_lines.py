@@ -24,9 +24,8 @@ import polars as pl
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 from pydantic_core import from_json
 
-from analysis.counts import ATTRIBUTES
 from core_hpc.answers import MAX_ANSWER_CHARS, answer_kind, extract_answer
-from core_hpc.schema import CORRECT, NO_ANSWER, WRONG
+from core_hpc.schema import ATTRIBUTES, CORRECT, NO_ANSWER, WRONG
 
 PER_PROBLEM, PER_COMPLETION = "problem", "completion"
 _NUMBER = "number"

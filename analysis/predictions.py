@@ -20,13 +20,12 @@ from typing import Any
 
 import polars as pl
 
-from analysis.counts import ATTRIBUTES
 from analysis.prediction_lines import LINES, PER_PROBLEM, ROWS, CompletionLine, ProblemLine, checked, form_of, parsed
 from core_hpc.answers import answer_kind, verify_many
 from core_hpc.config import NAME_PATTERN
 from core_hpc.errors import InputError
 from core_hpc.paths import TEAM
-from core_hpc.schema import PROBLEMS
+from core_hpc.schema import ATTRIBUTES, PROBLEMS
 
 GIVEN = "given"
 """answer_kind of an imported problem without a gold answer to verify against: its verdicts were given, and stay."""

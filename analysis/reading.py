@@ -15,7 +15,7 @@ from typing import Any, TypeVar
 
 import polars as pl
 
-from analysis.counts import ANSWER_KEYS, ANSWERS, COUNTS, FIGURES
+from analysis.counts import ANSWER_KEYS, ANSWERS, COUNTS, FIGURES, ROW_COLUMNS
 from core_hpc import store
 from core_hpc.errors import StoreError
 from core_hpc.paths import RunPaths, TaskKey
@@ -31,6 +31,7 @@ FILES_PER_SCAN = 16
 
 TALLY_KEYS = ("run_id", "iteration", "phase", "model", "problem_id", "hint_given", "cold_failed", "teacher_model", "gold")
 _TALLIED = {**FIGURES, "last_index": pl.col("sample_index").max(), "sum_index": pl.col("sample_index").cast(pl.Int64).sum()}
+_READ = list(dict.fromkeys((*TALLY_KEYS, *ROW_COLUMNS, *ANSWER_KEYS)))
 TALLY = pl.Schema(
     {**{name: ROLLOUTS.schema[name] for name in TALLY_KEYS}, **{name: COUNTS.get(name, pl.Int64()) for name in _TALLIED}}
 )
@@ -123,8 +124,7 @@ def _name_the_damaged(shards: Sequence[Shard]) -> None:
 def damage(shard: Shard) -> StoreError | None:
     """What is wrong with the file itself: not readable, another number of rows, missing columns."""
     try:
-        rows = pl.scan_parquet(shard.path, hive_partitioning=False).select(TALLY_KEYS).select(pl.len()).collect().item()
-        pl.read_parquet(shard.path, columns=[*TALLY_KEYS, "answer", "verdict", "sample_index", "correct"], hive_partitioning=False)
+        rows = pl.read_parquet(shard.path, columns=_READ, hive_partitioning=False).height
     except (pl.exceptions.PolarsError, OSError) as e:
         return store.DamagedError(shard.manifest, f"{shard.path}: not a readable shard of rollouts ({e})")
     if rows != shard.num_rows:

@@ -23,42 +23,32 @@ from analysis import evaluation_tables, figures, training_tables
 from analysis.cost import COST_TABLE, Cost, cost_of
 from analysis.counts import panel
 from analysis.curves import CURVES, curves_table
-from analysis.data import RunData, load_hints, load_run
+from analysis.data import RunData, load_hints
 from analysis.facts import configuration_text, facts_of
 from analysis.formats import table_text, to_markdown
 from analysis.intervals import FEW_PROBLEMS, SEED
 from analysis.page import Section, facts_html, folded_html, page, rescues_html
+from analysis.passk import default_ks
 from analysis.samples import RESCUES, sample_rescues
 from analysis.summary import headline_table, summary_table
 from analysis.tables import ReportTable
 from analysis.timing import RunTimes, times_of
 from analysis.timing_tables import time_report
-from analysis.training_tables import rows_table
 from core_hpc.errors import StoreError
 from core_hpc.schema import EVALUATE, PHASES, RESCUE, UPDATE
 from core_hpc.shards import published_keys
 
-__all__ = ["main_tables", "report_tables", "rows_table", "warnings_of", "write_report", "write_reports"]
-
-DEFAULT_KS = (1, 2, 4)
 _ENDS = {"csv": "csv", "json": "json", "markdown": "md", "latex": "tex"}
 _MUCH_TRUNCATED = 0.1
 
 T = TypeVar("T")
 
 
-def main_tables(run: Path, ks: Sequence[int] | None = None) -> list[ReportTable]:
+def report_tables(data: RunData, ks: Sequence[int] | None = None) -> list[ReportTable]:
     """The tables that a run is judged by: Pass@k before and after, collaboration gain, rescue, error overlap.
 
-    Args:
-        run: a run folder.
-        ks: completions per model; default: those of 1, 2, 4 that the evaluation has completions for.
+    ks: completions per model; default: those of 1, 2, 4 that the evaluation has completions for.
     """
-    return report_tables(load_run(run), ks)
-
-
-def report_tables(data: RunData, ks: Sequence[int] | None = None) -> list[ReportTable]:
-    """`main_tables` of a run that is already read."""
     ks = _ks(data, ks)
     tables = [evaluation_tables.pass_table(data, ks)]
     if len(data.models) > 1:
@@ -68,7 +58,7 @@ def report_tables(data: RunData, ks: Sequence[int] | None = None) -> list[Report
 
 
 def _ks(data: RunData, ks: Sequence[int] | None) -> list[int]:
-    return sorted(set(ks)) if ks else [k for k in DEFAULT_KS if k <= data.num_samples] or [1]
+    return sorted(set(ks)) if ks else default_ks(data.num_samples)
 
 
 # --- warnings --------------------------------------------------------------------------------------------------------------
@@ -130,7 +120,7 @@ def write_reports(runs: Sequence[RunData], out: Path, ks: Sequence[int] | None =
     folders = [name if names.count(name) == 1 else f"{data.path.parent.name}-{name}" for data, name in zip(runs, names, strict=True)]
     pages = [write_report(data, out / folder, ks) for data, folder in zip(runs, folders, strict=True)]
     table = headline_table(runs)
-    _write_table(table, out)
+    write_table(table, out)
     index = out / "index.html"
     lead = f"{len(runs)} runs. Differences between them have intervals of their own: python -m analysis compare."
     links = [(folder, f"{folder}/report.html") for folder in folders]
@@ -151,11 +141,12 @@ def write_report(data: RunData, out: Path, ks: Sequence[int] | None = None) -> P
     path.write_text(page(data.name, lead, warnings, sections), encoding="utf-8")
     for section in sections:
         for table in (*section.tables, *section.folded):
-            _write_table(table, out / "tables")
+            write_table(table, out / "tables")
     return path
 
 
-def _write_table(table: ReportTable, folder: Path) -> None:
+def write_table(table: ReportTable, folder: Path) -> None:
+    """Write NAME.csv, .json, .md and .tex; files of these names are replaced."""
     folder.mkdir(parents=True, exist_ok=True)
     for form, end in _ENDS.items():
         (folder / f"{table.name}.{end}").write_text(table_text(table, form), encoding="utf-8")
@@ -212,7 +203,7 @@ def _time_section(data: RunData, times: RunTimes, folder: Path) -> list[Section]
 
 def _run_section(data: RunData, cost: Cost, facts: Sequence[tuple[str, str]]) -> Section:
     """What was run, and what it took."""
-    tables = [training_tables.cost_table(cost.table), rows_table(data)]
+    tables = [training_tables.cost_table(cost.table), training_tables.rows_table(data)]
     return Section("run", "What was run", tables=tables, further=facts_html(facts) + folded_html("Configuration", configuration_text(data)))
 
 

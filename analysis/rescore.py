@@ -23,7 +23,7 @@ from typing import Any
 import polars as pl
 
 from analysis.counts import COUNTS, count_rows, panel
-from analysis.data import EVALUATION, TRAIN, described, problems_of
+from analysis.data import configuration, described, problems_of
 from analysis.estimators import pass_at_k
 from analysis.interchange import new_folder, one_run, require_free, verifier_version
 from analysis.intervals import ESTIMATE_COLUMNS, METHOD_NOTE, from_draws, resampled_means, share
@@ -34,8 +34,9 @@ from core_hpc.answer_kinds import KINDS
 from core_hpc.answers import extract_answer, verify_many
 from core_hpc.errors import InputError, StoreError
 from core_hpc.paths import MANIFEST_SUFFIX, RunPaths
+from core_hpc.problems import split_of
 from core_hpc.schema import COLD, CORRECT, EVALUATE, HINT, HINTS, NO_ANSWER, PROBLEMS, RESCUE, ROLLOUTS
-from core_hpc.shards import publish_frame, published_keys, read_identity, read_manifest_table, read_run_config
+from core_hpc.shards import publish_frame, published_keys, read_identity, read_manifest_table
 from core_hpc.store import Manifest
 
 _ORDER = (COLD, HINT, RESCUE, EVALUATE)  # cold first: rescue rows say what became of it
@@ -80,7 +81,7 @@ def rescore(run: Path, out: Path) -> Rescored:
         raise InputError(f"{out}: lies in the run folder, which is never written into; give another folder as --out")
     require_free(out)
     identity, verifier = read_identity(run), verifier_version()
-    config = read_run_config(run) if RunPaths(run).config.is_file() else None
+    config, _ = configuration(run)
     with new_folder(out) as folder:
         work = _Rescoring(run, folder, _copy_problems(run, folder))
         keys = [key for key in published_keys(run) if key.phase in _ORDER]
@@ -141,7 +142,7 @@ class _Rescoring:
             publish_frame(place, name, read_manifest_table(manifest, HINTS, checksum=True), HINTS, stats=lambda: manifest.stats)
             return
         old = read_manifest_table(manifest, ROLLOUTS, checksum=True)
-        new = self._verified(old, self.kinds.get(EVALUATION if phase == EVALUATE else TRAIN, {}), str(manifest.file(".parquet")))
+        new = self._verified(old, self.kinds.get(split_of(phase), {}), str(manifest.file(".parquet")))
         if phase == COLD:
             self.solved.append(new.group_by("iteration", "model", "problem_id").agg(solved=pl.col("correct").any()))
         if phase == RESCUE:

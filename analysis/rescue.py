@@ -159,7 +159,7 @@ def _rates(cases: pl.DataFrame, *, recovery: bool) -> list[dict[str, Any]]:
         {
             "rate": UPLIFT, "numerator": int(hinted_c.sum()), "denominator": int(hinted_n.sum()),
             "control_numerator": int(control_c.sum()), "control_denominator": int(control_n.sum()),
-            **uplift(hinted_c, hinted_n, control_c, control_n, groups).row(),
+            **_uplift(np.stack([hinted_c, hinted_n, control_c, control_n], axis=1)[None], groups).row(),
         },
         _row(PER_CASE, won, tries, groups),
     ]  # fmt: skip
@@ -171,20 +171,35 @@ def _row(rate: str, numerator: FloatArray, denominator: FloatArray, groups: IntA
     return {"rate": rate, **counts, **share(numerator, denominator, groups=groups).row()}
 
 
-def uplift(hinted_c: FloatArray, hinted_n: FloatArray, control_c: FloatArray, control_n: FloatArray, groups: IntArray) -> Estimate:
-    """sum(hinted_c)/sum(hinted_n) - sum(control_c)/sum(control_n) with a bootstrap over source groups.
+def mean_uplift(runs: Sequence[pl.DataFrame]) -> Estimate:
+    """Mean over runs, the seeds of one configuration, of their uplift over all cases; problems are drawn for all runs together.
 
-    All (P,): completions of each problem, and the codes of the problems' source groups.
+    runs: counts of each run. Of one run it is the uplift of all in `rescue_table`.
     """
-    seen = (hinted_n + control_n) > 0
-    columns, groups = np.stack([hinted_c, hinted_n, control_c, control_n], axis=1)[seen], groups[seen]
-    if not len(columns) or not columns[:, 1].sum():
+    sums = ("hinted_c", "hinted_n", "control_c", "control_n")
+    cases = [cases_of(counts) for counts in runs]
+    problems = pl.concat(cases).group_by("problem_id").agg(pl.col("source_group").first()).sort("problem_id")
+    per_run = [problems.join(own.group_by("problem_id").agg(pl.col(sums).sum()), on="problem_id", how="left") for own in cases]
+    tried = np.stack([own.sort("problem_id").select(pl.col(sums).fill_null(0).cast(pl.Float64)).to_numpy() for own in per_run])
+    return _uplift(tried, group_codes(problems["source_group"], problems["problem_id"]))
+
+
+def _uplift(tried: FloatArray, groups: IntArray) -> Estimate:
+    """Mean over runs of sum(hinted_c)/sum(hinted_n) - sum(control_c)/sum(control_n) with a bootstrap over source groups.
+
+    tried: (R, P, 4), hinted_c, hinted_n, control_c, control_n of each run and problem; groups: (P,) codes of source groups.
+    """
+    seen = tried[..., [1, 3]].sum(axis=(0, 2)) > 0
+    columns, groups = np.concatenate(tried[:, seen], axis=1), groups[seen]
+    totals = tried.sum(axis=1)
+    if not totals[:, 1].all():
         return undefined(len(columns), "no hinted rescue completions")
-    if not columns[:, 3].sum():
+    if not totals[:, 3].all():
         return undefined(len(columns), "no control: every rescue completion saw the hint")
 
     def difference(sums: FloatArray) -> FloatArray:
-        return divide(sums[..., 0], sums[..., 1]) - divide(sums[..., 2], sums[..., 3])
+        hinted_c, hinted_n, control_c, control_n = np.moveaxis(sums.reshape(*sums.shape[:-1], len(tried), 4), -1, 0)
+        return (divide(hinted_c, hinted_n) - divide(control_c, control_n)).mean(axis=-1)
 
     value = float(difference(columns.mean(axis=0)))
     return from_draws(value, difference(resampled_means(columns, groups)), num_problems=len(columns), groups=groups)

@@ -12,10 +12,11 @@ from pathlib import Path
 import numpy as np
 import polars as pl
 
-from analysis.data import TRAIN, RunData, problems_of
+from analysis.data import RunData, problems_of
 from analysis.intervals import SEED
 from core_hpc import store
 from core_hpc.paths import RunPaths
+from core_hpc.problems import TRAIN
 from core_hpc.schema import COLD, HINT, HINTS, RESCUE, ROLLOUTS, Table
 from core_hpc.shards import published_keys
 

@@ -10,7 +10,7 @@ from collections.abc import Callable
 
 import polars as pl
 
-from analysis.counts import ATTRIBUTES, strata
+from core_hpc.schema import ATTRIBUTES
 
 
 def stratified(table: Callable[[pl.DataFrame], pl.DataFrame], frame: pl.DataFrame, by: str) -> pl.DataFrame:
@@ -27,5 +27,11 @@ def stratified(table: Callable[[pl.DataFrame], pl.DataFrame], frame: pl.DataFram
     if by not in ATTRIBUTES or by not in frame.columns:
         known = ", ".join(name for name in ATTRIBUTES if name in frame.columns) or "none"
         raise ValueError(f"the problems have no attribute {by}; known: {known}")
-    parts = [(value, table(part)) for value, part in strata(frame, by)] or [("", table(frame.clear()))]
+    parts = [(value, table(part)) for value, part in _strata(frame, by)] or [("", table(frame.clear()))]
     return pl.concat(part.select(pl.lit(by).alias("by"), pl.lit(value).alias("value"), pl.all()) for value, part in parts)
+
+
+def _strata(frame: pl.DataFrame, by: str) -> list[tuple[str, pl.DataFrame]]:
+    """The rows of each value of an attribute, values ascending."""
+    parts = frame.filter(pl.col(by).is_not_null()).partition_by(by, as_dict=True)
+    return [(str(key[0]), parts[key]) for key in sorted(parts)]

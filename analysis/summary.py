@@ -12,14 +12,16 @@ import polars as pl
 
 from analysis import overlap, passk, rescue
 from analysis.data import RunData
+from analysis.evaluation_tables import NOT_ASKED, missing
 from analysis.intervals import ESTIMATE_COLUMNS, FEW_PROBLEMS, METHOD_NOTE
-from analysis.tables import UNDEFINED, ReportTable, coefficient, laid_out, percent
+from analysis.tables import UNDEFINED, ReportTable, coefficient, group_starts, laid_out, percent
+from analysis.training_tables import rescue_cell
 from core_hpc.schema import EVALUATE
 
 
 def summary_table(data: RunData) -> ReportTable:
     """Pass@k before and after, rescue per attempt and uplift, error overlap; percent with 95 % intervals."""
-    ks = [k for k in (1, 2, 4) if k <= data.num_samples]
+    ks = passk.default_ks(data.num_samples)
     scores = passk.before_after_table(data.counts, ks=ks, models=data.models)
     rescues = rescue.rescue_table(data.counts)
     shown: list[list[str]] = []
@@ -30,17 +32,20 @@ def summary_table(data: RunData) -> ReportTable:
     if len(data.models) > 1:
         for depth in ks:
             measure = f"Pass@{depth} ({depth * len(data.models)} candidates)"
-            shown.append(["team", measure, *_levels(scores, passk.TEAM_PASS, passk.TEAM, depth)])
+            shown.append([passk.TEAM, measure, *_levels(scores, passk.TEAM_PASS, passk.TEAM, depth)])
         shown += _rescue_rows(rescues, None)
         shown += _overlap_rows(data)
-    notes = [METHOD_NOTE]
+    notes = [*missing(data), METHOD_NOTE]
     num_problems = scores["num_problems"].max() if scores.height else 0
     if isinstance(num_problems, int) and 0 < num_problems < FEW_PROBLEMS:
         notes.append(f"{num_problems} held-out problems, fewer than {FEW_PROBLEMS}: intervals are wide, small differences mean nothing")
-    columns = ["model", "measure", "before", "after", "difference"]
-    starts = [i for i in range(1, len(shown)) if shown[i][0] != shown[i - 1][0]]
+    columns = ["model", "measure", passk.BEFORE, passk.AFTER, passk.DIFFERENCE]
+    table = laid_out(columns, shown)
+    if NOT_ASKED in notes:  # of a run without hints, nothing is left in these columns
+        table = table.drop(name for name in (passk.BEFORE, passk.DIFFERENCE) if set(table[name]) <= {UNDEFINED, ""})
+    starts = group_starts([row[0] for row in shown])
     title = f"{data.name}: held-out problems and rescues (percent)"
-    return ReportTable("summary", title, scores, laid_out(columns, shown), notes, starts=starts)
+    return ReportTable("summary", title, scores, table, notes, starts=starts)
 
 
 def _levels(scores: pl.DataFrame, measure: str, model: str, k: int) -> list[str]:
@@ -63,12 +68,8 @@ def _rescue_rows(rescues: pl.DataFrame, student: str | None) -> list[list[str]]:
     rows = {row["rate"]: row for row in here.iter_rows(named=True)}
     if not rows:
         return []
-    cells = []
-    for rate in (rescue.CONTROL, rescue.PER_ATTEMPT):
-        row = rows.get(rate)
-        cells.append(f"{_percent(row)} ({row['numerator']}/{row['denominator']})" if row else UNDEFINED)
-    uplift = _percent(rows.get(rescue.UPLIFT), signed=True)
-    return [[student or "team", "rescue: without -> with hint", *cells, uplift]]
+    cells = [rescue_cell(rows.get(rate)) for rate in (rescue.CONTROL, rescue.PER_ATTEMPT, rescue.UPLIFT)]
+    return [[student or passk.TEAM, "rescue: without -> with hint", *cells]]
 
 
 def _overlap_rows(data: RunData) -> list[list[str]]:

@@ -97,6 +97,15 @@ def text_frame(frame: pl.DataFrame) -> pl.DataFrame:
     return laid_out(frame.columns, [[number(cell) if isinstance(cell, float) else cell for cell in row] for row in frame.rows()])
 
 
+def group_starts(keys: Sequence[object]) -> list[int]:
+    """Rows whose key is not that of the row above: there a group begins. (The first row needs no line above it.)
+
+    >>> group_starts(["a", "a", "b", "a"])
+    [2, 3]
+    """
+    return [i for i in range(1, len(keys)) if keys[i] != keys[i - 1]]
+
+
 def note_marks(notes: Sequence[str]) -> tuple[list[str], list[str]]:
     """Letters for the notes of rows, and the lines that explain them; a note of most rows is a line without a letter.
 

@@ -11,7 +11,7 @@ from collections.abc import Mapping
 import polars as pl
 
 from analysis.critical_path import ELSEWHERE, GENERATE, ITEMS, QUEUE, START, TRAIN, WORK
-from analysis.tables import UNDEFINED, ReportTable, laid_out, percent
+from analysis.tables import UNDEFINED, ReportTable, group_starts, laid_out, percent
 from analysis.timing import RunTimes, in_order, iteration_table, time_table, waited_table
 from core_hpc.schema import PHASES
 
@@ -94,7 +94,7 @@ def waited_report(times: RunTimes) -> ReportTable:
     shown = [[item, *cells(total, item), *cells(last, item), ITEMS.get(item, "")] for item in ordered]
     columns = ["item", "all", "all (%)", "latest", "latest (%)", "what it is"]
     notes = ["each moment of an iteration counts once: for what the chain of tasks that made it as long as it was spent it on"]
-    starts = [i for i in range(1, len(ordered)) if _kind(ordered[i]) != _kind(ordered[i - 1])]
+    starts = group_starts([_kind(item) for item in ordered])
     title = "What the iterations were waiting for (seconds)" + (f", all and the latest, {latest}" if shown else "")
     return ReportTable("time_waited", title, frame, laid_out(columns, shown), notes if shown else _nothing(times), starts=starts)
 

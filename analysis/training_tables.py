@@ -13,7 +13,7 @@ import polars as pl
 
 from analysis import rescue
 from analysis.data import RunData
-from analysis.tables import UNDEFINED, ReportTable, laid_out, note_counts, number, percent
+from analysis.tables import UNDEFINED, ReportTable, group_starts, laid_out, note_counts, number, percent
 from core_hpc.paths import TEAM
 
 
@@ -31,8 +31,8 @@ def rescue_table(data: RunData, hints: pl.DataFrame | None = None) -> ReportTabl
             "iteration": f"iteration {row['iteration']}", "hint_length": f"hint of {row['bin']}",
             "difficulty": f"cold pass rate {row['bin']}",
         }  # fmt: skip
-        cells = {r["rate"]: _rescue_cell(r) for r in part.iter_rows(named=True)}
-        shown.append([who[row["group"]], *(cells.get(rate, UNDEFINED) for rate in rescue.RATES)])
+        rates = {r["rate"]: r for r in part.iter_rows(named=True)}
+        shown.append([who[row["group"]], *(rescue_cell(rates.get(rate)) for rate in rescue.RATES)])
         groups_shown.append(row["group"])
     if shown:
         notes = [*(f"{rate.replace('_', ' ')}: {meaning}" for rate, meaning in rescue.RATES.items()), *note_counts(frame["note"])]
@@ -43,12 +43,14 @@ def rescue_table(data: RunData, hints: pl.DataFrame | None = None) -> ReportTabl
     else:
         notes = ["no rescue completions of cold-failed cases are published yet"]
     columns = ["cases", *(rate.replace("_", " ") for rate in rescue.RATES)]
-    starts = [i for i in range(1, len(shown)) if groups_shown[i] != groups_shown[i - 1]]
     title = "Rescue of cold-failed cases (percent, counts)"
-    return ReportTable("rescue", title, frame, laid_out(columns, shown), notes, starts=starts)
+    return ReportTable("rescue", title, frame, laid_out(columns, shown), notes, starts=group_starts(groups_shown))
 
 
-def _rescue_cell(row: Mapping[str, Any]) -> str:
+def rescue_cell(row: Mapping[str, Any] | None) -> str:
+    """A rate of `rescue.rescue_table` with its interval and counts; UNDEFINED where there is none."""
+    if row is None:
+        return UNDEFINED
     if row["rate"] == rescue.UPLIFT:  # its two denominators stand in the cells of per_attempt and control
         return percent(row["estimate"], row["low"], row["high"], signed=True)
     return f"{percent(row['estimate'], row['low'], row['high'])} ({row['numerator']}/{row['denominator']})"
@@ -76,9 +78,9 @@ def curves_table(data: RunData, curves: pl.DataFrame) -> ReportTable:
         cells.setdefault(part["measure"][0], {})[part["model"][0]] = " → ".join(number(values.get(i)) or UNDEFINED for i in ends)
     models = [*data.models, TEAM]
     shown = [[measure, *(row.get(model, UNDEFINED) for model in models)] for measure, row in cells.items()]
-    starts = [i for i in range(1, len(shown)) if shown[i][0].split("/")[0] != shown[i - 1][0].split("/")[0]]
     notes = [] if shown else ["these predictions were imported without training" if data.config is None else "no scores are published yet"]
     title = f"Training curves, iteration {' → '.join(map(str, ends))}" if shown else "Training curves"
+    starts = group_starts([measure.split("/")[0] for measure in cells])
     return ReportTable("curves", title, curves, laid_out(["measure", *models], shown), notes, starts=starts)
 
 

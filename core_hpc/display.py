@@ -20,6 +20,7 @@ from rich.text import Text
 
 from core_hpc.executors import Event, TaskRef
 from core_hpc.paths import TEAM, TaskKey
+from core_hpc.problems import EVALUATION
 from core_hpc.schedule import RunProgress
 from core_hpc.schema import COLD, EVALUATE, GENERATION_PHASES, RESCUE, UPDATE
 
@@ -62,7 +63,7 @@ class Display:
         self._active: dict[TaskRef, _Active] = {}
         self._spent: dict[tuple[str, str], list[float]] = {}
         self._s_per_completion: dict[str, tuple[int, float]] = {}
-        self._num_evaluated = {p.run.run_id: p.run.num_problems("evaluation") * p.run.config.evaluation.samples for p in runs}
+        self._num_evaluated = {p.run.run_id: p.run.num_problems(EVALUATION) * p.run.config.evaluation.samples for p in runs}
         self._started = time.monotonic()
         self._live = Live(console=console, refresh_per_second=refreshes_per_s, get_renderable=self._panel) if console.is_terminal else None
 

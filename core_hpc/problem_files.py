@@ -17,9 +17,8 @@ import polars as pl
 
 from core_hpc.answer_kinds import KINDS, LETTERS
 from core_hpc.errors import InputError
+from core_hpc.schema import ATTRIBUTES
 
-ATTRIBUTES = ("data_set", "subject", "level", "source_group")
-"""Fields of the metadata that analysis reads; text or absent."""
 SHOWN_MISTAKES = 10
 _GOLD_WORDS = {
     "number": "a finite number",

@@ -20,11 +20,11 @@ from core_hpc.config_problems import DataSetProblems, FileProblems, GeneratedPro
 from core_hpc.duplicates import NearDuplicates
 from core_hpc.errors import InputError
 from core_hpc.problem_files import Item, own_row, read_items
-from core_hpc.schema import PROBLEMS
+from core_hpc.schema import EVALUATE, PROBLEMS
 from core_hpc.seeds import stable_seed
 from core_hpc.verify import require_algebra
 
-TRAIN, EVALUATION, EXAMPLES = "train", "evaluation", "examples"
+TRAIN, EVALUATION, EXAMPLES = SPLITS = ("train", "evaluation", "examples")
 
 
 @dataclass(frozen=True)
@@ -34,6 +34,11 @@ class Splits:
     train: pl.DataFrame
     evaluation: pl.DataFrame
     examples: pl.DataFrame
+
+
+def split_of(phase: str) -> str:
+    """The split whose problems a phase is about: held-out ones for evaluate, training problems for all others."""
+    return EVALUATION if phase == EVALUATE else TRAIN
 
 
 def source_mistakes(source: ProblemSource) -> list[tuple[str, str]]:

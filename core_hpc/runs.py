@@ -18,12 +18,10 @@ from core_hpc import provenance, shards, store
 from core_hpc.config import RunConfig, flatten, scientific_fields
 from core_hpc.errors import RunConflictError
 from core_hpc.paths import RunPaths, SweepPaths
-from core_hpc.problems import Splits
+from core_hpc.problems import EVALUATION, SPLITS, Splits
 from core_hpc.schema import PROBLEMS
 from core_hpc.state import Graph, Horizon, extend_horizon
 from core_hpc.sweep import RunPlan, Sweep
-
-SPLITS = ("train", "evaluation", "examples")
 
 
 @dataclass(frozen=True)
@@ -59,7 +57,7 @@ class Run:
         return manifest.files[0].rows or 0
 
     def graph(self) -> Graph:
-        return Graph.of(self.config, num_evaluation_problems=self.num_problems("evaluation"))
+        return Graph.of(self.config, num_evaluation_problems=self.num_problems(EVALUATION))
 
     def horizons(self) -> list[Horizon]:
         return [Horizon(**h) for h in store.read_json(self.paths.horizon)]

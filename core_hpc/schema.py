@@ -50,6 +50,16 @@ PROBLEMS = Table(
     ("problem_id",),
 )
 
+ATTRIBUTES = pl.Schema(
+    {
+        "data_set": pl.String(),
+        "subject": pl.String(),  # null where the data has none; likewise level
+        "level": pl.String(),
+        "source_group": pl.String(),  # problems that are not independent (variants of one question); null: on its own
+    }
+)
+"""Fields of a problem's metadata that analysis reads, as columns."""
+
 _ROW_KEY: dict[str, tuple[pl.DataType, str]] = {
     "run_id": (_S, "run that the row belongs to"),
     "iteration": (_I, "1-based; for phase evaluate: number of updates behind the evaluated adapter (0 = base)"),

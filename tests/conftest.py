@@ -8,12 +8,15 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import hypothesis
 import pytest
 
 if TYPE_CHECKING:
     from cluster import DevCluster
 
 sys.path.insert(0, str(Path(__file__).parent))
+hypothesis.settings.register_profile("shared_machine", deadline=None)  # a slow moment of the machine is no failure
+hypothesis.settings.load_profile("shared_machine")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 

@@ -12,6 +12,7 @@ from core_hpc import shards
 from core_hpc.paths import TaskKey
 from core_hpc.phases.context import TaskContext
 from core_hpc.phases.score import score_rollouts
+from core_hpc.problems import TRAIN
 from core_hpc.protocol.hints import make_hint
 from core_hpc.protocol.teacher import choose_teacher
 from core_hpc.schema import COLD, HINTS, ROLLOUTS
@@ -27,7 +28,7 @@ def run(context: TaskContext) -> None:
     part = "reward" if config.protocol.teacher_score == "total" else "exploit"
     cold = cold.with_columns(score_rollouts(context, cold)[part].alias("score"))
     context.stopwatch.lap("score")
-    kinds: dict[str, str] = dict(context.run.split("train").select("problem_id", "answer_kind").rows())
+    kinds: dict[str, str] = dict(context.run.split(TRAIN).select("problem_id", "answer_kind").rows())
     num_problems = cold["problem_id"].n_unique()
     rows = []
     for done, (_, group) in enumerate(cold.group_by("problem_id", maintain_order=True), start=1):

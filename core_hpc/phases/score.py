@@ -13,7 +13,7 @@ import polars as pl
 from core_hpc import shards
 from core_hpc.paths import TaskKey
 from core_hpc.phases.context import TaskContext
-from core_hpc.problems import iterations_per_epoch
+from core_hpc.problems import TRAIN, iterations_per_epoch
 from core_hpc.protocol.advantages import advantages
 from core_hpc.protocol.distance import operation_signature
 from core_hpc.protocol.rewards import ProblemGroup, score_problem
@@ -44,7 +44,7 @@ def schedule_index(context: TaskContext) -> int:
     config = context.run.config
     if config.reward.schedule_by == "iteration":
         return context.key.iteration - 1
-    per_epoch = iterations_per_epoch(context.run.num_problems("train"), config.protocol.problems_per_iteration)
+    per_epoch = iterations_per_epoch(context.run.num_problems(TRAIN), config.protocol.problems_per_iteration)
     return (context.key.iteration - 1) // per_epoch
 
 

@@ -6,6 +6,7 @@ Nothing is downloaded: what needs a data set is checked as far as its file goes.
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -75,11 +76,11 @@ def test_arms_of_the_replication_have_equal_budgets_seeds_and_problems() -> None
     changes = {arm: differing(first["core"].config, run.config) for arm, run in first.items()}
     assert changes["core_without_hints"] == {"protocol.hint_probability": 0}
     assert changes["independent"] == {"update.group": "model", "protocol.cold_samples": 6, "protocol.rescue_samples": 0}
+    assert {arm: run.config.evaluation.before for arm, run in first.items()} == {arm: arm == "core" for arm in ARMS}
     splits = splits_of(first["core"])
-    work = {
-        most_work(run, Graph.of(run.config, num_evaluation_problems=splits.evaluation.height), splits.evaluation.height)
-        for runs in arms.values() for run in runs
-    }  # fmt: skip
+    num_held_out = splits.evaluation.height
+    graphs = [(run, Graph.of(run.config, num_evaluation_problems=num_held_out)) for runs in arms.values() for run in runs]
+    work = {most_work(run, replace(graph, evaluate_before=True), num_held_out) for run, graph in graphs}
     assert len(work) == 1
     assert len({budget(run.config) for runs in arms.values() for run in runs}) == 1
     assert all(run.config.protocol.even_budget for runs in arms.values() for run in runs)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -64,6 +65,30 @@ def test_compare_with_itself_finds_nothing(run: Path, printed: Printed) -> None:
     frame = pl.read_csv(printed("compare", run, run, "--format", "csv")[0].encode())
     assert frame["estimate"].drop_nulls().abs().max() == 0
     assert "B against A" in printed("compare", run, run)[0]
+
+
+def test_compare_a_run_with_its_beginning(run: Path, printed: Printed, capsys: pytest.CaptureFixture[str]) -> None:
+    frame = pl.read_csv(printed("compare", run, run, "--iteration", "0", "1", "--k", "1", "--format", "csv")[0].encode())
+    ada = frame.filter(measure="pass", model="ada").row(0, named=True)
+    assert (ada["a"], ada["b"]) == (pytest.approx(5 / 12), pytest.approx(8 / 12))
+    assert "A untrained, B after iteration 1" in printed("compare", run, run, "--iteration", "0", "1")[0]
+    assert "A untrained, B untrained" in printed("compare", run, run, "--iteration", "0")[0]
+    assert main(["compare", str(run), str(run), "--iteration", "0", "1", "2"]) == 2
+    assert "3 numbers; give one, or two" in capsys.readouterr().err
+
+
+def test_arms(run: Path, tmp_path: Path, printed: Printed) -> None:
+    shutil.copytree(run.parent, tmp_path / "other" / "demo")
+    out, _ = printed("arms", run.parent, tmp_path / "other" / "demo", "--out", tmp_path / "out", "--k", "1", "2")
+    name = tmp_path.name
+    for part in ("Held-out problems by arm", "base", f"{name}/demo", "other/demo", "Rescues and errors by arm", "+50.0"):
+        assert part in out
+    frame = pl.read_csv(tmp_path / "out" / "tables" / "arms.csv")
+    levels = frame.filter(measure="pass", model="ada", k=1, seed="mean").select("arm", "estimate").rows()
+    assert levels == [("base", pytest.approx(5 / 12)), (f"{name}/demo", pytest.approx(8 / 12)), ("other/demo", pytest.approx(8 / 12))]
+    kinds = {path.relative_to(tmp_path / "out").as_posix() for path in (tmp_path / "out").rglob("*.*")}
+    tables = {f"tables/{table}.{end}" for table in ("arms", "arms_errors") for end in ("csv", "json", "md", "tex")}
+    assert kinds == tables | {f"figures/arms.{end}" for end in ("pdf", "svg", "png", "csv")}
 
 
 def test_export_import_and_rescore(run: Path, tmp_path: Path, printed: Printed) -> None:

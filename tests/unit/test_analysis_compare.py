@@ -17,6 +17,7 @@ from analysis.counts import ANSWERS
 from analysis.data import RunData
 from analysis.estimators import pass_at_k, team_pass_at_k
 from analysis.intervals import NUM_DRAWS
+from analysis.passk import before_after_table
 from core_hpc.errors import InputError
 from core_hpc.paths import RunPaths
 from core_hpc.schema import PROBLEMS
@@ -95,7 +96,7 @@ def test_the_interval_is_that_of_a_plain_paired_bootstrap() -> None:
     normal = statistics.NormalDist().inv_cdf(0.975) * error
     assert (row["low"], row["high"]) == pytest.approx((row["estimate"] - normal, row["estimate"] + normal), abs=error / 5)
     assert row["low"] > 0
-    assert row["note"] == ""
+    assert row["note"] == "A untrained, B untrained"
 
 
 def test_no_effect_is_covered() -> None:
@@ -215,15 +216,47 @@ def test_which_evaluations_are_compared() -> None:
     both = RunData(early.path, early.config, early.models, pl.concat([early.counts, late.counts]), early.answers)
     latest = pick(compare([early], [both], ks=[1]), measure="pass", model="ada")
     assert latest["estimate"] == pytest.approx(3 / 8)
-    assert "A after 0 iterations, B after 6" in latest["note"]
-    assert pick(compare([early], [both], ks=[1], iteration=0), measure="pass", model="ada")["estimate"] == 0
+    assert "A untrained, B after iteration 6" in latest["note"]
+    assert pick(compare([early], [both], ks=[1], iterations=(0, 0)), measure="pass", model="ada")["estimate"] == 0
+    assert pick(compare([both], [both], ks=[1], iterations=(6, 0)), measure="pass", model="ada")["estimate"] == pytest.approx(-3 / 8)
     with pytest.raises(InputError, match="evaluation 6 is not published; there is 0"):
-        compare([early], [both], ks=[1], iteration=6)
-    imported = pick(compare([data(ones(), seed=None)], [both], ks=[1], iteration=6), measure="pass", model="ada")
-    assert (imported["estimate"], imported["note"]) == (pytest.approx(3 / 8), "no interval: all problems alike")
+        compare([early], [both], ks=[1], iterations=(6, 6))
+    imported = pick(compare([data(ones(), seed=None)], [both], ks=[1], iterations=(6, 6)), measure="pass", model="ada")
+    assert (imported["estimate"], imported["note"]) == (pytest.approx(3 / 8), "B after iteration 6; no interval: all problems alike")
     nothing = RunData(early.path, early.config, early.models, early.counts.clear(), early.answers)
     with pytest.raises(InputError, match="no evaluation of all its models is published yet"):
         compare([early], [nothing], ks=[1])
+
+
+def test_a_run_against_its_own_beginning_is_before_and_after() -> None:
+    rng = np.random.default_rng(12)
+    skill = rng.beta(0.5, 0.5, (2, 300))
+    before, after = rng.binomial(8, skill), rng.binomial(8, np.clip(skill + 0.1, 0, 1))
+    run = data(before)
+    run = RunData(run.path, run.config, run.models, pl.concat([run.counts, data(after, iteration=4).counts]), run.answers)
+    frame = compare([run], [run], ks=[1, 2], iterations=(0, 4))
+    assert pick(frame, measure="pass", model="ada", k=1)["estimate"] == pytest.approx((after - before)[0].mean() / 8)
+    expected = before_after_table(run.counts, ks=[1, 2])
+    compared = 0
+    for row in expected.filter(when="difference").iter_rows(named=True):
+        own = pick(frame, measure=row["measure"], model=row["model"], k=row["k"])
+        assert own["estimate"] == pytest.approx(row["estimate"])
+        # The same bootstrap with other draws: a bound moves by its standard error, some 3 % of the interval.
+        assert (own["low"], own["high"]) == pytest.approx((row["low"], row["high"]), abs=0.1 * (row["high"] - row["low"]))
+        for side, when in (("a", "before"), ("b", "after")):
+            level = pick(expected, when=when, **{name: row[name] for name in ("measure", "model", "k")})
+            assert own[side] == pytest.approx(level["estimate"])
+        compared += 1
+    assert compared == 11  # two models, team and two matched budgets at two k, and coverage
+
+
+def test_untrained_models_that_a_run_does_not_have() -> None:
+    base, arm = data(ones()), data(ones() * 4, iteration=4, evaluation={"samples": 8, "before": False})
+    assert pick(compare([base], [arm], ks=[1], iterations=(0, 4)), measure="pass", model="ada")["estimate"] == pytest.approx(3 / 8)
+    with pytest.raises(InputError, match=r"/nowhere/run: the untrained models are not evaluated in this run \(evaluation.before: false\)"):
+        compare([arm], [arm], ks=[1], iterations=(0, 4))
+    with pytest.raises(InputError, match="evaluation 0 is not published; there is 4"):
+        compare([data(ones(), iteration=4)], [arm], ks=[1], iterations=(0, 4))
 
 
 def test_other_teams_share_only_the_common_models() -> None:

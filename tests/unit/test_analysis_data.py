@@ -13,11 +13,12 @@ import pytest
 from analysis import kept
 from analysis.counts import ANSWER_KEYS, ANSWERS, COUNTS, KEYS
 from analysis.data import keep_counts, load_run
+from analysis.reading import Shard, damage
 from core_hpc import shards, store
 from core_hpc.errors import InputError, StoreError
 from core_hpc.paths import RunPaths, TaskKey
 from core_hpc.schema import GENERATION_PHASES, ROLLOUTS
-from tests.unit.analysis_data import evaluation_rows, make_run, publish_rollouts, rollout
+from tests.unit.analysis_data import evaluation_rows, make_run, publish_rollouts, rollout, rollouts
 
 PROBLEMS = [f"t{i}" for i in range(5)]
 
@@ -149,6 +150,27 @@ def test_damaged_files_are_named_and_can_be_left_out(run: Path, monkeypatch: pyt
     torn.unlink()
     with pytest.raises(StoreError, match="named by its manifest but missing"):
         load_run(run)
+
+
+@pytest.mark.parametrize("column", ["finish_reason", "answer", "gold", "verdict"])
+def test_a_file_without_a_column_that_is_counted_is_damaged(tmp_path: Path, column: str) -> None:
+    frame = rollouts([rollout()])
+    frame.write_parquet(tmp_path / "whole.parquet")
+    frame.drop(column).write_parquet(tmp_path / "less.parquet")
+    key, manifest = TaskKey(1, "cold", "ada"), tmp_path / "m"
+    assert damage(Shard(key, manifest, tmp_path / "whole.parquet", 1)) is None
+    error = damage(Shard(key, manifest, tmp_path / "less.parquet", 1))
+    assert str(error).startswith(f"{tmp_path / 'less.parquet'}: not a readable shard")
+    assert "1 rows, its manifest says 2" in str(damage(Shard(key, manifest, tmp_path / "whole.parquet", 2)))
+
+
+def test_kept_counts_are_of_their_iteration_alone(run: Path) -> None:
+    later = [{**row, "iteration": 2} for row in all_rows() if row["phase"] == "cold"]
+    publish_rollouts(run, later)
+    keep_counts(run, 1)
+    assert set(kept.read(run, answers=True)) == {1}
+    counts = kept.read(run, answers=True)[1].counts
+    assert counts.sort(KEYS).equals(plain_counts([row for row in all_rows() if row["iteration"] == 1 and row["phase"] != "evaluate"]))
 
 
 def test_garbage_of_the_right_size_is_an_error(run: Path) -> None:

@@ -15,9 +15,10 @@ from matplotlib.figure import Figure
 from PIL import Image
 
 from analysis import figures, plots
+from analysis.arms import arms_of, arms_table
 from analysis.curves import CURVES
 from analysis.data import RunData
-from analysis.figures import ReportFigure, report_figures
+from analysis.figures import ReportFigure, arms_figure, report_figures
 from tests.unit.analysis_data import config, counts_frame, rescue_counts
 
 LONG = ("a-model-with-a-name-that-no-table-has-room-for", "deepseek-r1-distill-1.5b", "llama-3.1-8b-instruct", "q", "phi-4", "olmo", "g")
@@ -133,6 +134,19 @@ def test_lines_are_the_points(of_two: dict[str, ReportFigure]) -> None:
             assert line.get_ydata() == pytest.approx((part["estimate"] * 100).to_numpy())
 
 
+def test_arms_are_the_points() -> None:
+    """A line of dots for the seeds and one of marks for the means, of every arm."""
+    runs = {"one": [run_data(("ada", "bob"))], "two": [run_data(("ada", "bob"))]}
+    made = arms_figure(arms_table(arms_of(runs), ks=[1, 2]))
+    axes = drawn(made).axes[0]
+    means = {c.get_label(): c.lines[0] for c in axes.containers}
+    assert list(means) == ["base", "one", "two"]
+    for name, line in means.items():
+        part = made.points.filter(arm=name, seed="mean")
+        assert line.get_xdata() == pytest.approx((part["estimate"] * 100).to_numpy())
+    assert [text.get_text() for text in axes.texts] == made.points["row"].unique(maintain_order=True).to_list()
+
+
 def test_cells_are_the_points(of_two: dict[str, ReportFigure]) -> None:
     figure = drawn(of_two["overlap"])
     texts = [text.get_text() for text in figure.axes[0].texts]
@@ -143,8 +157,10 @@ def test_cells_are_the_points(of_two: dict[str, ReportFigure]) -> None:
 @pytest.mark.parametrize("models", [("ada", "bob"), LONG], ids=["two", "seven with long names"])
 def test_every_label_has_room(models: tuple[str, ...]) -> None:
     """Nothing leaves the page, no legend covers a chart, no number leaves its cell, no text lies on another one."""
-    made = report_figures(run_data(models, num_problems=8), made_up_curves(models, 30))
-    assert len(made) == 5
+    data = run_data(models, num_problems=8)
+    made = report_figures(data, made_up_curves(models, 30))
+    made.append(arms_figure(arms_table(arms_of({name: [data] for name in (LONG[0], "a", "b")}), ks=[1, 2, 4])))
+    assert len(made) == 6
     for report_figure in made:
         figure = drawn(report_figure)
         width, height = figure.get_size_inches()

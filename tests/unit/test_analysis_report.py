@@ -20,13 +20,24 @@ from analysis.cost import cost_of
 from analysis.data import RunData, load_run
 from analysis.facts import facts_of
 from analysis.interchange import import_predictions
-from analysis.report import main_tables, warnings_of, write_report, write_reports
+from analysis.report import report_tables, warnings_of, write_report, write_reports
+from analysis.summary import summary_table
 from analysis.tables import ReportTable, render
 from core_hpc import store
 from core_hpc.paths import RunPaths
 from core_hpc.schema import ROLLOUTS, STEPS
 from core_hpc.shards import publish_frame
-from tests.unit.analysis_data import config, counts_frame, evaluation_rows, make_run, pick, publish_rollouts, rollout, rollouts
+from tests.unit.analysis_data import (
+    config,
+    counts_frame,
+    evaluation_rows,
+    make_run,
+    pick,
+    publish_rollouts,
+    rescue_counts,
+    rollout,
+    rollouts,
+)
 from tests.unit.parsing import Page
 from tests.unit.report_data import AFTER, BEFORE, full_run, step
 
@@ -71,7 +82,7 @@ def row_of(table: ReportTable, **where: str) -> dict[str, Any]:
 
 
 def test_main_tables(run: Path) -> None:
-    tables = {t.name: t for t in main_tables(run)}
+    tables = {t.name: t for t in report_tables(load_run(run))}
     assert list(tables) == ["pass", "gain", "rescue", "overlap"]
     levels = tables["pass"].frame
     assert pick(levels, when="before", measure="pass", model="ada", k=1)["estimate"] == pytest.approx(5 / 12)
@@ -91,7 +102,7 @@ def test_main_tables(run: Path) -> None:
 
 
 def test_best_is_marked_among_equal_budgets(run: Path) -> None:
-    (table,) = [t for t in main_tables(run) if t.name == "pass"]
+    (table,) = [t for t in report_tables(load_run(run)) if t.name == "pass"]
     rows = table.shown.rows(named=True)
     # Before training, each model solves 5 and 6 of 12 with one candidate; with two, the team's 7/12 loses to bob's (5/6 + 1) / 3.
     marked = {(rows[i]["candidates"], rows[i]["model"]) for i, when in table.best if when == "before"}
@@ -103,7 +114,7 @@ def test_best_is_marked_among_equal_budgets(run: Path) -> None:
 
 
 def test_each_figure_of_a_budget_stands_once(run: Path) -> None:
-    (table,) = [t for t in main_tables(run) if t.name == "pass"]
+    (table,) = [t for t in report_tables(load_run(run)) if t.name == "pass"]
     keys = table.shown.select("candidates", "model", "measure")
     assert keys.is_unique().all()
     assert row_of(table, model="ada", candidates="2")["measure"] == "Pass@2"
@@ -134,17 +145,39 @@ def test_votes_and_reliability_by_hand(run: Path, tmp_path: Path) -> None:
 def test_what_is_missing_is_said_in_words(tmp_path: Path, rows: list, said: list[str]) -> None:
     folder = make_run(tmp_path / "run")
     publish_rollouts(folder, rows) if rows else None
-    text = " ".join(printed(main_tables(folder)).split())
+    text = " ".join(printed(report_tables(load_run(folder))).split())
     for part in said:
         assert part in text
+
+
+def test_a_run_that_does_not_evaluate_the_untrained_models(tmp_path: Path) -> None:
+    """Its tables have what there is, and say so; the summary has no empty columns, and keeps them where rescues fill them."""
+    folder = make_run(tmp_path / "run", config(evaluation={"samples": 4, "before": False}))
+    publish_rollouts(folder, evaluation_rows(AFTER, 2))
+    text = " ".join(printed(report_tables(load_run(folder))).split())
+    assert "the untrained models are not evaluated in this run (evaluation.before)" in text
+    assert "Held-out problems after training (percent)" in text
+    assert "not published yet" not in text.replace("no rescue completions of cold-failed cases are published yet", "")
+    data = load_run(folder)
+    assert "The untrained models are not evaluated in this run (evaluation.before)." in warnings_of(data)
+    table = summary_table(data)
+    assert table.shown.columns == ["model", "measure", "after"]
+    assert table.shown.filter(model="ada", measure="Pass@1")["after"][0].startswith("66.7 [")
+    cases = [{"problem": "t0", "student": "ada", "teacher": "bob", "hinted": (1, 2), "control": (0, 1)}]
+    rescued = RunData(data.path, data.config, data.models, pl.concat([data.counts, rescue_counts(cases)], how="diagonal"), data.answers)
+    row = row_of(summary_table(rescued), model="ada", measure="rescue: without -> with hint")
+    assert (row["before"].split()[0], row["after"].split()[0], row["difference"].split()[0]) == ("0.0", "50.0", "+50.0")
+    asked = RunData(data.path, config(evaluation={"samples": 4}), data.models, data.counts, data.answers)
+    assert summary_table(asked).shown.columns == ["model", "measure", "before", "after", "difference"]
+    assert evaluation_tables.NO_BEFORE in summary_table(asked).notes
 
 
 def test_a_team_of_one_has_no_team_tables(tmp_path: Path) -> None:
     alone = config(team=[{"name": "ada", "model": "fake:any", "engine": "fake"}], protocol={"rescue_samples": 0})
     folder = make_run(tmp_path / "run", alone)
     publish_rollouts(folder, evaluation_rows({"ada": BEFORE["ada"]}, 0))
-    assert [t.name for t in main_tables(folder)] == ["pass", "rescue"]
-    assert "switched off" in printed(main_tables(folder))
+    assert [t.name for t in report_tables(load_run(folder))] == ["pass", "rescue"]
+    assert "switched off" in printed(report_tables(load_run(folder)))
 
 
 def three_models() -> RunData:
