@@ -69,8 +69,29 @@ class ModelSection(Section):
     sampling: OwnSamplingSection = Field(OwnSamplingSection(), description="of this model; default: protocol.sampling")
     evaluation_sampling: OwnSamplingSection = Field(OwnSamplingSection(), description="of this model; default: evaluation.sampling")
     max_context_tokens: int | None = Field(None, ge=16, description="prompt + hint + new tokens; default: what the run needs")
-    lora: LoraSection = LoraSection()
+    tuning: Literal["lora", "qlora", "full"] = Field(
+        "lora",
+        description="what an update trains. lora: an adapter; qlora: an adapter on base weights of 4 bits (NF4, double quantisation, "
+        "computing in bfloat16), in the trainer and in the engine, which needs a GPU and the extra `qlora`; full: every weight",
+    )
+    lora: LoraSection | None = Field(None, validate_default=True, description="the adapter; none with tuning: full")
     learning_rate: float | None = Field(None, gt=0, le=1, description="of this model; default: update.learning_rate")
+
+    @field_validator("tuning")
+    @classmethod
+    def _four_bits_compute_in_bfloat16(cls, tuning: str, info: ValidationInfo) -> str:
+        if tuning == "qlora" and info.data.get("dtype") == "float32":
+            raise ValueError("qlora computes in bfloat16, and dtype says float32; leave dtype out")
+        return tuning
+
+    @field_validator("lora", mode="before")
+    @classmethod
+    def _adapter_of_the_tuning(cls, value: Any, info: ValidationInfo) -> Any:
+        if info.data.get("tuning") == "full":
+            if value is not None:
+                raise ValueError("tuning: full trains every weight and has no adapter; leave it out")
+            return None
+        return LoraSection() if value is None else value
 
 
 class ProtocolSection(Section):

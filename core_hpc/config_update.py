@@ -57,7 +57,7 @@ class ImportanceSection(Section):
 
 
 class UpdateSection(Section):
-    """Policy optimisation with LoRA under DeepSpeed ZeRO-2 (METHOD section 5).
+    """Policy optimisation under DeepSpeed ZeRO-2 (METHOD section 5); what is trained is the model's `tuning`.
 
     >>> settings = UpdateSection(loss="gspo")
     >>> settings.ratio, settings.clip_low, settings.clip_high, settings.kl_weight, settings.ratio_cap

@@ -19,10 +19,13 @@ PROMPT_TOKENS = 150
 for it is in its rate."""
 UNKNOWN_BILLIONS = 4.0
 """Assumption: parameters of a model whose name does not say how many it has, in billions."""
+FULL_TUNING = 1.2
+"""Training of every weight over training of an adapter: the backward pass computes their gradients too, and so 12 parts in place of
+10 (see the source of the first device). What 4-bit weights (qlora) cost to unpack is left out: not known."""
 FORMULA = (
     "hours = sum over models of billions of parameters x (sampled tokens / sampling rate + trained tokens / training rate) / 3600; "
     "sampled: completions x share x max_new_tokens; trained: the same without evaluation, share x hint_tokens more for a hinted one, "
-    f"and {PROMPT_TOKENS} (assumption) for the prompt, once a problem and phase"
+    f"and {PROMPT_TOKENS} (assumption) for the prompt, once a problem and phase, all x {FULL_TUNING} with tuning: full"
 )
 
 
@@ -90,5 +93,6 @@ def hours(config: RunConfig, num_evaluations: int, share: float, device: Device)
     total = 0.0
     for model in config.team:
         sampled, trained = tokens_of(config, model, num_evaluations, share)
+        trained *= FULL_TUNING if model.tuning == "full" else 1
         total += (billions_of(model.model) or UNKNOWN_BILLIONS) * (sampled / device.sampling + trained / device.training) / 3600
     return total

@@ -13,10 +13,12 @@ from pathlib import Path
 from typing import Any
 
 from core_hpc.config import ModelSection, RunConfig
+from core_hpc.engines import has_gpu
 from core_hpc.errors import CoreHpcError, InputError
 from core_hpc.models import ResolvedModel, adapter_targets, load_tokenizer, resolve_embedder, resolve_model
 from core_hpc.problems import Splits, make_splits, worked_examples
 from core_hpc.prompts import PromptBuilder
+from core_hpc.quantisation import no_gpu, require_package
 from core_hpc.runs import ModelFacts
 from core_hpc.schema import COLD, EVALUATE
 
@@ -45,13 +47,23 @@ def _model_facts(config: RunConfig, model: ModelSection, splits: Splits) -> Mode
     )
     if model.prompt_style == "chat" and not resolved.has_chat_template:
         raise InputError("prompt_style is chat, but its tokenizer has no chat template; write prompt_style: plain")
-    missing = adapter_targets(resolved.folder, model.lora.targets, trust_remote_code=model.trust_remote_code)
-    if missing:
-        raise InputError(f"lora.targets: {', '.join(missing)} not found among the linear layers of {model.model}")
+    if model.tuning == "qlora":
+        _check_four_bit(config)
+    if model.lora is not None:
+        missing = adapter_targets(resolved.folder, model.lora.targets, trust_remote_code=model.trust_remote_code)
+        if missing:
+            raise InputError(f"lora.targets: {', '.join(missing)} not found among the linear layers of {model.model}")
     style = model.prompt_style
     if style == "auto":
         style = "chat" if resolved.has_chat_template else "plain"
     return ModelFacts(resolved.fingerprint, _context_tokens(config, model, resolved, style, splits), style)
+
+
+def _check_four_bit(config: RunConfig) -> None:
+    """What can be known of tuning: qlora before a task starts: jobs get their GPUs elsewhere, but run the same Python."""
+    if not config.cluster.uses_slurm and not has_gpu():
+        raise no_gpu()
+    require_package()
 
 
 def _context_tokens(config: RunConfig, model: ModelSection, resolved: ResolvedModel, style: str, splits: Splits) -> int:

@@ -15,6 +15,7 @@ from typing import Literal
 
 from core_hpc.engines.base import AdapterRef, Completion, Engine, GenerationRequest, ProgressCallback, SamplingSettings
 from core_hpc.errors import InputError
+from core_hpc.quantisation import require_four_bit
 
 EngineKind = Literal["vllm", "transformers", "fake"]
 
@@ -34,7 +35,10 @@ class EngineSpec:
     """Longest prompt + completion, in tokens."""
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
     """auto: bfloat16 on a GPU, float32 on CPU."""
-    max_lora_rank: int = 16
+    max_lora_rank: int | None = 16
+    """None: no adapter is ever given (tuning: full)."""
+    four_bit: bool = False
+    """Base weights of 4 bits (tuning: qlora); needs a GPU."""
     trust_remote_code: bool = False
     seed: int = 0
     """Seed of the engine itself; completions depend on the seeds of their requests only."""
@@ -47,6 +51,8 @@ class EngineSpec:
 
 def create_engine(spec: EngineSpec) -> Engine:
     """Load the model and return the engine. The process should have been started with `worker_environment`."""
+    if spec.four_bit and spec.kind != "fake":
+        require_four_bit()
     if spec.kind == "vllm":
         from core_hpc.engines.vllm_engine import VllmEngine
 

@@ -18,6 +18,7 @@ from core_hpc.engines import EngineSpec, check_requests
 from core_hpc.engines.base import AdapterRef, Completion, FinishReason, GenerationRequest, ProgressCallback, SamplingSettings
 from core_hpc.engines.sampling import sample_tokens
 from core_hpc.errors import CoreHpcError, InputError
+from core_hpc.quantisation import four_bit_options
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -50,11 +51,14 @@ class TransformersEngine:
         self._device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         on_cpu = self._device.type == "cpu"
         dtype = spec.dtype if spec.dtype != "auto" else ("float32" if on_cpu else "bfloat16")
-        options = {"trust_remote_code": spec.trust_remote_code, "local_files_only": True}
+        options: dict[str, Any] = {"trust_remote_code": spec.trust_remote_code, "local_files_only": True}
         self._tokenizer = AutoTokenizer.from_pretrained(spec.model_folder, **options)
-        model = AutoModelForCausalLM.from_pretrained(spec.model_folder, dtype=getattr(torch, dtype), **options)
+        if spec.four_bit:
+            model = AutoModelForCausalLM.from_pretrained(spec.model_folder, **four_bit_options(self._device), **options)
+        else:
+            model = AutoModelForCausalLM.from_pretrained(spec.model_folder, dtype=getattr(torch, dtype), **options).to(self._device)
         # Frozen at once: PEFT would freeze it with the first adapter, and then other kernels give the base other last digits.
-        self._model: Any = model.to(self._device).requires_grad_(False).eval()
+        self._model: Any = model.requires_grad_(False).eval()
         self._end_ids = _end_token_ids(self._model, self._tokenizer)
         self._batch_tokens = _BATCH_TOKENS_CPU if on_cpu else _BATCH_TOKENS_GPU
         self._peft: Any = None

@@ -124,9 +124,6 @@ class VllmEngine:
 
 def _engine_arguments(spec: EngineSpec, *, on_cpu: bool) -> dict[str, Any]:
     """Arguments of vllm.LLM."""
-    rank = next((r for r in _LORA_RANKS if r >= spec.max_lora_rank), None)
-    if rank is None:
-        raise InputError(f"vLLM serves adapters up to rank {_LORA_RANKS[-1]}, not {spec.max_lora_rank}; lower lora.rank")
     arguments: dict[str, Any] = {
         "model": str(spec.model_folder),
         "dtype": spec.dtype if spec.dtype != "auto" else ("float32" if on_cpu else "bfloat16"),
@@ -134,13 +131,13 @@ def _engine_arguments(spec: EngineSpec, *, on_cpu: bool) -> dict[str, Any]:
         "max_model_len": spec.max_context_tokens,
         "max_num_seqs": spec.max_num_seqs,
         "trust_remote_code": spec.trust_remote_code,
-        "enable_lora": True,
-        "max_loras": 1,
-        "max_lora_rank": rank,
+        **_lora_arguments(spec.max_lora_rank),
         "logprobs_mode": "processed_logprobs",  # of the sampling distribution; vLLM's default is temperature 1
         "enable_prefix_caching": True,
         "disable_log_stats": True,
     }
+    if spec.four_bit:
+        arguments["quantization"] = "bitsandbytes"  # while loading, as the trainer does it
     if on_cpu:
         arguments |= {
             "enforce_eager": True,
@@ -155,6 +152,15 @@ def _engine_arguments(spec: EngineSpec, *, on_cpu: bool) -> dict[str, Any]:
         if spec.kv_cache_gb is not None:
             arguments["kv_cache_memory_bytes"] = int(spec.kv_cache_gb * 2**30)
     return arguments
+
+
+def _lora_arguments(max_rank: int | None) -> dict[str, Any]:
+    if max_rank is None:
+        return {}
+    rank = next((r for r in _LORA_RANKS if r >= max_rank), None)
+    if rank is None:
+        raise InputError(f"vLLM serves adapters up to rank {_LORA_RANKS[-1]}, not {max_rank}; lower lora.rank")
+    return {"enable_lora": True, "max_loras": 1, "max_lora_rank": rank}
 
 
 def _sampling_parameters(sampling: SamplingSettings, seed: int) -> Any:

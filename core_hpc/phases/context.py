@@ -24,7 +24,7 @@ from core_hpc.engines.base import AdapterRef, Engine
 from core_hpc.errors import StoreError
 from core_hpc.models import ResolvedModel, load_tokenizer, resolve_embedder, resolve_model
 from core_hpc.paths import RunPaths, TaskKey
-from core_hpc.problems import worked_examples
+from core_hpc.problems import EXAMPLES, worked_examples
 from core_hpc.prompts import PromptBuilder, stop_strings_of
 from core_hpc.protocol.embeddings import Embedder, create_embedder
 from core_hpc.runs import Run
@@ -141,28 +141,36 @@ class TaskContext:
         return _tokenizer(self.resolved(model).folder, model.trust_remote_code)
 
     def prompt_builder(self, model: ModelSection) -> PromptBuilder:
-        examples = worked_examples(self.run.split("examples"))
+        examples = worked_examples(self.run.split(EXAMPLES))
         style = self.run.facts[model.name].prompt_style
         return PromptBuilder(self.tokenizer(model), style, self.run.config.problems.instruction, examples)
 
     def stop_strings(self, model: ModelSection) -> tuple[str, ...]:
         return stop_strings_of(self.run.facts[model.name].prompt_style, model.stop_strings)
 
-    def engine_spec(self) -> EngineSpec:
-        """Engine of the task's model, the same for every phase so that it stays warm."""
+    def engine_spec(self, iteration: int = 0) -> EngineSpec:
+        """Engine of the task's model after an iteration.
+
+        An adapter is given to it with every call, so it is always the same one and stays warm. With tuning: full the weights
+        are others after every update: then the engine is loaded anew.
+        """
         config, model = self.run.config, self.model
+        folder = self.resolved(model).folder
+        if model.tuning == "full":
+            folder = self.update_folder(iteration) or folder
         return EngineSpec(
             kind=model.engine,
-            model_folder=self.resolved(model).folder,
+            model_folder=folder,
             dtype=model.dtype,
             max_context_tokens=self.run.facts[model.name].context_tokens,
-            max_lora_rank=model.lora.rank,
+            max_lora_rank=model.lora.rank if model.lora is not None else None,
+            four_bit=model.tuning == "qlora",
             trust_remote_code=model.trust_remote_code,
             kv_cache_gb=config.cluster.kv_cache_gb,
             gpu_memory_share=config.cluster.gpu_memory_share,
         )
 
-    def adapter_manifest(self, iteration: int) -> store.Manifest | None:
+    def update_manifest(self, iteration: int) -> store.Manifest | None:
         """Publication of the task's model after an iteration; None for the base weights. Checked completely."""
         if iteration == 0:
             return None
@@ -170,11 +178,16 @@ class TaskContext:
         store.check_files(manifest, checksum=True)
         return manifest
 
+    def update_folder(self, iteration: int) -> Path | None:
+        """Folder of that publication: an adapter, or with tuning: full a model."""
+        manifest = self.update_manifest(iteration)
+        return manifest.file("optimizer.safetensors").parent if manifest is not None else None
+
     def adapter(self, iteration: int) -> AdapterRef | None:
-        manifest = self.adapter_manifest(iteration)
-        if manifest is None:
+        """Adapter of the task's model after an iteration; None for the base weights, and always with tuning: full."""
+        folder = self.update_folder(iteration) if self.model.tuning != "full" else None
+        if folder is None:
             return None
-        folder = manifest.file("adapter_model.safetensors").parent
         return AdapterRef(folder, f"{self.run.run_id}-{folder.name}-{iteration:04d}")
 
     def part(self, problem_rows: Sequence[int]) -> list[int]:

@@ -18,7 +18,7 @@ from core_hpc.config import SamplingSection
 from core_hpc.engines.base import Completion, GenerationRequest, SamplingSettings
 from core_hpc.paths import TEAM, TaskKey
 from core_hpc.phases.context import TaskContext
-from core_hpc.problems import problems_of_iteration
+from core_hpc.problems import EVALUATION, TRAIN, problems_of_iteration
 from core_hpc.schema import COLD, CORRECT, EVALUATE, HINT, HINTS, RESCUE, ROLLOUTS, TIMEOUT
 from core_hpc.seeds import stable_seed
 
@@ -39,7 +39,7 @@ class _Wanted:
 def training_rows(context: TaskContext) -> pl.DataFrame:
     """The training problems of this task's iteration and part, in the iteration's order."""
     run = context.run
-    train = run.split("train")
+    train = run.split(TRAIN)
     rows = problems_of_iteration(
         train.height, run.config.protocol.problems_per_iteration, context.key.iteration, run.config.seed
     )
@@ -81,7 +81,7 @@ def run_rescue(context: TaskContext) -> None:
 def run_evaluate(context: TaskContext) -> None:
     """The held-out problems, sampled with the adapter after this iteration."""
     builder = context.prompt_builder(context.model)
-    problems = context.run.split("evaluation")
+    problems = context.run.split(EVALUATION)
     wanted = [
         _Wanted(problem, k, prompt)
         for problem in problems[context.part(range(problems.height))].to_dicts()
@@ -100,7 +100,7 @@ def _sample_and_publish(context: TaskContext, phase: str, wanted: Sequence[_Want
     context.stopwatch.lap("prepare")
     completions: list[Completion] = []
     if wanted:
-        engine = context.warm.engine(context.engine_spec())
+        engine = context.warm.engine(context.engine_spec(adapter_iteration))
         context.stopwatch.lap("load")
         context.progress(0, len(wanted), 0)
         completions = engine.generate(

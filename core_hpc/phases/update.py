@@ -1,14 +1,16 @@
 """The update phase: one model learns from its own completions of the iteration (METHOD section 5).
 
-In: scores of all parts, the model's cold and rescue rollouts, its previous adapter. Out: a published folder with an
-ordinary PEFT adapter, the optimizer state and one row of schema.STEPS per optimizer step. The mathematics is
-training/'s. With several ranks every rank runs this; rank 0 publishes. Told to stop, it raises StoppedError between
-two optimizer steps; an attempt that stopped or died is continued from its last checkpoint (checkpoint.py).
+In: scores of all parts, the model's cold and rescue rollouts, its previous weights. Out: a published folder with an
+ordinary PEFT adapter (or, with tuning: full, an ordinary model), the optimizer state and one row of schema.STEPS per
+optimizer step. The mathematics is training/'s. With several ranks every rank runs this; rank 0 publishes. Told to
+stop, it raises StoppedError between two optimizer steps; an attempt that stopped or died is continued from its last
+checkpoint (checkpoint.py).
 """
 
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -39,7 +41,7 @@ def run(context: TaskContext) -> None:
     context.stopwatch.lap("read")
     trainer = _trainer(context)
     context.stopwatch.lap("load")
-    key, previous = context.key, context.adapter_manifest(context.key.iteration - 1)
+    key, previous = context.key, context.update_manifest(context.key.iteration - 1)
     task = _task(context, rows, previous)
     checkpoints = CheckpointStore(context.paths, key, _identity(context, task, previous))
     task = replace(task, resume=checkpoints.find(trainer), interruption=_interruption(context, checkpoints))
@@ -94,15 +96,14 @@ def training_rows(context: TaskContext) -> list[Row]:
 def _trainer(context: TaskContext) -> Trainer:
     model = context.model
     folder = context.resolved(model).folder
-    checkpointing = context.run.config.update.gradient_checkpointing
-    identity = (folder, model.lora, model.dtype, checkpointing)
-    return context.warm.trainer(
-        identity,
-        lambda: Trainer(
-            folder, model.lora, model_name=model.model, dtype=model.dtype, gradient_checkpointing=checkpointing,
-            trust_remote_code=model.trust_remote_code, allow_pickle=model.allow_pickle,
-        ),
-    )
+    settings = context.run.config.update
+    options: dict[str, Any] = {
+        "dtype": model.dtype, "four_bit": model.tuning == "qlora", "with_reference": model.tuning == "full" and settings.kl_weight > 0,
+        "gradient_checkpointing": settings.gradient_checkpointing, "trust_remote_code": model.trust_remote_code,
+        "allow_pickle": model.allow_pickle,
+    }  # fmt: skip
+    make = partial(Trainer, folder, model.lora, model_name=model.model, **options)
+    return context.warm.trainer((folder, model.lora, options), make)
 
 
 def settings_of(config: RunConfig, model: ModelSection) -> UpdateSection:
@@ -128,7 +129,7 @@ def _task(context: TaskContext, rows: list[Row], previous: store.Manifest | None
         total_steps=horizon * steps_per_iteration(run.config),
         shuffle_seed=stable_seed(run.config.seed, UPDATE, "shuffle", key.iteration),
         lora_seed=stable_seed(run.config.seed, UPDATE, "lora", key.model),
-        previous=previous.file("adapter_model.safetensors").parent if previous else None,
+        previous=previous.file("optimizer.safetensors").parent if previous else None,
         on_progress=on_progress,
     )
 

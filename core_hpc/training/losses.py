@@ -20,6 +20,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils.checkpoint import checkpoint
 
 from core_hpc.config_update import ImportanceSection, UpdateSection
 
@@ -32,7 +33,7 @@ class _TokenLogProbs(torch.autograd.Function):
 
     A token's log-probability depends on its own hidden state only, so its derivative (a vector of H) can be taken
     while the chunk's logits exist, and backward is one multiplication: no logits are kept and none are computed
-    twice, as checkpointing would. The head must be frozen, which LoRA guarantees.
+    twice, as checkpointing would. The head must be frozen, which LoRA guarantees: it gets no gradient.
     """
 
     @staticmethod
@@ -46,14 +47,10 @@ class _TokenLogProbs(torch.autograd.Function):
             part = slice(start, start + chunk)
             hidden_CH = hidden_MH[part].detach().requires_grad_(want_grad)
             with torch.set_grad_enabled(want_grad):
-                logits_CV = head(hidden_CH).float() * inverse_temperature
-                log_probs_CV = logits_CV.log_softmax(-1)
-                logp_C = log_probs_CV.gather(1, targets_M[part, None])[:, 0]
+                logp_C, entropy_M[part] = _chunk_log_probs(hidden_CH, targets_M[part], head, inverse_temperature)
                 if want_grad:
                     (slope_MH[part],) = torch.autograd.grad(logp_C.sum(), hidden_CH)
             logp_M[part] = logp_C.detach()
-            log_probs_CV = log_probs_CV.detach()
-            entropy_M[part] = -(log_probs_CV.exp() * log_probs_CV).sum(-1)
         ctx.save_for_backward(slope_MH)
         ctx.mark_non_differentiable(entropy_M)
         return logp_M, entropy_M
@@ -64,16 +61,37 @@ class _TokenLogProbs(torch.autograd.Function):
         return (slope_MH * grads[0][:, None]).to(slope_MH.dtype), None, None, None, None
 
 
+def _chunk_log_probs(
+    hidden_CH: Tensor, targets_C: Tensor, head: Callable[[Tensor], Tensor], inverse_temperature: float
+) -> tuple[Tensor, Tensor]:
+    log_probs_CV = (head(hidden_CH).float() * inverse_temperature).log_softmax(-1)
+    logp_C = log_probs_CV.gather(1, targets_C[:, None])[:, 0]
+    log_probs_CV = log_probs_CV.detach()
+    return logp_C, -(log_probs_CV.exp() * log_probs_CV).sum(-1)
+
+
 def token_log_probs(
-    hidden_MH: Tensor, targets_M: Tensor, head: Callable[[Tensor], Tensor], *, temperature: float, vocabulary: int
+    hidden_MH: Tensor,
+    targets_M: Tensor,
+    head: Callable[[Tensor], Tensor],
+    *,
+    temperature: float,
+    vocabulary: int,
+    trains_head: bool = False,
 ) -> tuple[Tensor, Tensor]:
     """Float32 log-probability of each target and entropy (nats) of its distribution at the sampling temperature.
 
     Temperature 0 (greedy) stands for 1, as no distribution belongs to it. `head` maps [C, H] to logits [C, V], token
-    by token, and has no trainable parameter. The entropy carries no gradient.
+    by token. With `trains_head` its parameters get gradients, and the logits of a chunk are computed again in the
+    backward pass, as what a token's gradient is multiplied by is known only then. The entropy carries no gradient.
     """
     inverse = 1.0 / temperature if temperature > 0 else 1.0
     chunk = max(1, MAX_LOGITS // vocabulary)
+    if trains_head and len(targets_M):
+        parts = [slice(start, start + chunk) for start in range(0, len(targets_M), chunk)]
+        again = {"use_reentrant": False, "preserve_rng_state": False}
+        chunks = [checkpoint(_chunk_log_probs, hidden_MH[p], targets_M[p], head, inverse, **again) for p in parts]
+        return torch.cat([logp_C for logp_C, _ in chunks]), torch.cat([entropy_C for _, entropy_C in chunks])
     logp_M, entropy_M = _TokenLogProbs.apply(hidden_MH, targets_M, head, inverse, chunk)
     return logp_M, entropy_M
 

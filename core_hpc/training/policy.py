@@ -1,8 +1,9 @@
-"""The policy: a frozen causal language model with a LoRA adapter, and its token log-probabilities.
+"""The policy: a causal language model of which an adapter is trained, and its token log-probabilities.
 
-In: a folder with a Hugging Face model. Out: log-probabilities of completion tokens under the current weights or,
-with the adapter disabled, under the reference policy. This module does not compute losses or optimise, and holds
-nothing of a task but the adapter that is attached last.
+In: a folder with a Hugging Face model. Out: log-probabilities of completion tokens under the current weights or under
+the reference policy, which is the base weights. `Policy` is what every kind of tuning shares; `LoraPolicy` trains an
+adapter on frozen base weights (LoRA, QLoRA), full.py's every weight. This module does not compute losses or optimise,
+and holds nothing of a task but the adapter that is attached last.
 
 Shapes: B sequences, L padded length, H hidden size, V vocabulary, M completion tokens of a micro-batch.
 """
@@ -12,8 +13,10 @@ Shapes: B sequences, L padded length, H hidden size, V vocabulary, M completion 
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from contextlib import nullcontext
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager, nullcontext
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -25,23 +28,29 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 
 from core_hpc.config import LoraSection
 from core_hpc.errors import InputError
+from core_hpc.quantisation import four_bit_options, require_four_bit
 from core_hpc.training.batching import MicroBatch, Row, Sequence, collate
 from core_hpc.training.losses import token_log_probs
+from core_hpc.training.state_io import write_adapter
 
 Dtype = Literal["auto", "float32", "bfloat16"]
 
 
 def load_base_model(
-    folder: Path, *, dtype: Dtype, device: torch.device, trust_remote_code: bool = False, allow_pickle: bool = False
+    folder: Path, *, dtype: Dtype, device: torch.device, four_bit: bool = False, trust_remote_code: bool = False, allow_pickle: bool = False
 ) -> nn.Module:
-    """The frozen base weights; `auto` is bfloat16 on a GPU and float32 on a CPU."""
-    chosen = {"float32": torch.float32, "bfloat16": torch.bfloat16}.get(dtype) or (
-        torch.bfloat16 if device.type == "cuda" else torch.float32
-    )
-    model = AutoModelForCausalLM.from_pretrained(
-        folder, dtype=chosen, trust_remote_code=trust_remote_code, use_safetensors=None if allow_pickle else True, local_files_only=True
-    )
-    return model.to(device).requires_grad_(False).eval()
+    """The frozen base weights; `auto` is bfloat16 on a GPU and float32 on a CPU. `four_bit` needs a GPU (quantisation.py)."""
+    options: dict[str, Any] = {"trust_remote_code": trust_remote_code, "local_files_only": True}
+    options |= {"use_safetensors": None if allow_pickle else True}
+    if four_bit:
+        require_four_bit()
+        model = AutoModelForCausalLM.from_pretrained(folder, **four_bit_options(device), **options)
+    else:
+        chosen = {"float32": torch.float32, "bfloat16": torch.bfloat16}.get(dtype) or (
+            torch.bfloat16 if device.type == "cuda" else torch.float32
+        )
+        model = AutoModelForCausalLM.from_pretrained(folder, dtype=chosen, **options).to(device)
+    return model.requires_grad_(False).eval()
 
 
 def existing_targets(model: nn.Module, targets: Iterable[str]) -> list[str]:
@@ -54,15 +63,16 @@ def existing_targets(model: nn.Module, targets: Iterable[str]) -> list[str]:
     return found
 
 
-class Policy:
-    """Base model and adapter. The base is loaded once; `attach` replaces the adapter."""
+class Policy(ABC):
+    """A model of which something is trained. The base is loaded once; `start` begins a task."""
+
+    trains_head = False
+    """Whether the output embeddings are trained."""
 
     def __init__(self, base: nn.Module, *, gradient_checkpointing: bool = False) -> None:
         self.base = base.eval()
         self.device = next(base.parameters()).device
         self.dtype = next(base.parameters()).dtype
-        self.peft: Any = None
-        self.config: LoraConfig | None = None
         text_config = base.config.get_text_config()
         self.vocabulary: int = text_config.vocab_size
         self._softcap: float | None = getattr(text_config, "final_logit_softcapping", None)
@@ -76,35 +86,33 @@ class Policy:
         self.skips_logits = self._probe_head()
         self.max_shared_length = self._probe_sharing()
 
-    def attach(self, lora: LoraSection, *, seed: int, name: str) -> dict[str, nn.Parameter]:
-        """Replace the adapter by a fresh one (B = 0, A drawn by `seed`).
+    @abstractmethod
+    def start(self, *, seed: int, from_base: bool) -> dict[str, nn.Parameter]:
+        """Begin a task: the trainable float32 parameters by name, with what the first task of a run starts from.
 
-        `name` is the model reference that the published adapter carries. Returns the trainable float32 parameters
-        under the names of a PEFT adapter file.
+        Not `from_base`: the caller gives all of them other values. After any change of their values, `synchronise`.
         """
-        if self.peft is not None:
-            self.base = self.peft.unload()
-        self.config = LoraConfig(
-            r=lora.rank, lora_alpha=lora.alpha, lora_dropout=0.0, target_modules=existing_targets(self.base, lora.targets),
-            task_type="CAUSAL_LM",
-        )  # fmt: skip
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed)
-            self.peft = get_peft_model(self.base, self.config, autocast_adapter_dtype=True)
-        # PEFT puts this machine's folder here, which means nothing elsewhere.
-        self.config.base_model_name_or_path = name
-        for module in self.peft.modules():
-            if not isinstance(module, GradientCheckpointingLayer):
-                module.training = False
-        return {n.replace(".default.", "."): p for n, p in self.peft.named_parameters() if p.requires_grad}
+
+    @abstractmethod
+    def synchronise(self) -> None:
+        """Let the model compute with the present values of the trainable parameters."""
+
+    @abstractmethod
+    def write(self, folder: Path, weights: Mapping[str, Tensor]) -> None:
+        """Write what other programs load, with these values of the trainable parameters."""
+
+    @abstractmethod
+    def _model(self, *, reference: bool) -> Any:
+        """Context manager: the model that computes with the current weights, or with those of the reference policy."""
 
     def log_probs(self, batch: MicroBatch, *, temperature: float, reference: bool = False) -> tuple[Tensor, Tensor]:
-        """Log-probability and entropy of every completion token, [M] each; `reference`: with the adapter disabled."""
-        with self.peft.disable_adapter() if reference else nullcontext():
-            outputs = self._hidden(batch) if self.skips_logits else self._logits(batch)
+        """Log-probability and entropy of every completion token, [M] each; `reference`: under the base weights."""
+        with self._model(reference=reference) as model:
+            outputs = self._hidden(model, batch) if self.skips_logits else self._logits(model, batch)
+            head = partial(self._head, model) if self.skips_logits else _identity
             return token_log_probs(
-                outputs.flatten(0, 1)[batch.source_M], batch.targets_M, self._head if self.skips_logits else _identity,
-                temperature=temperature, vocabulary=self.vocabulary,
+                outputs.flatten(0, 1)[batch.source_M], batch.targets_M, head, temperature=temperature, vocabulary=self.vocabulary,
+                trains_head=self.trains_head,
             )  # fmt: skip
 
     def _inputs(self, batch: MicroBatch) -> dict[str, Any]:
@@ -115,14 +123,14 @@ class Policy:
             "use_cache": False,
         }
 
-    def _hidden(self, batch: MicroBatch) -> Tensor:
-        return self.base.base_model(**self._inputs(batch)).last_hidden_state
+    def _hidden(self, model: Any, batch: MicroBatch) -> Tensor:
+        return model.base_model(**self._inputs(batch)).last_hidden_state
 
-    def _logits(self, batch: MicroBatch) -> Tensor:
-        return self.base(**self._inputs(batch)).logits
+    def _logits(self, model: Any, batch: MicroBatch) -> Tensor:
+        return model(**self._inputs(batch)).logits
 
-    def _head(self, hidden_CH: Tensor) -> Tensor:
-        logits_CV = self.base.get_output_embeddings()(hidden_CH)
+    def _head(self, model: Any, hidden_CH: Tensor) -> Tensor:
+        logits_CV = model.get_output_embeddings()(hidden_CH)
         if self._softcap is not None:
             logits_CV = torch.tanh(logits_CV / self._softcap) * self._softcap
         return logits_CV
@@ -139,7 +147,7 @@ class Policy:
         if self.base.base_model is self.base or self.base.get_output_embeddings() is None:
             return False
         batch = self._probe_batch([(0,)])
-        return self._close(self._head(self._hidden(batch)), self._logits(batch))
+        return self._close(self._head(self.base, self._hidden(self.base, batch)), self._logits(self.base, batch))
 
     @torch.no_grad()
     def _probe_sharing(self) -> int:
@@ -150,7 +158,7 @@ class Policy:
             return 0
         shared, separate = self._probe_batch([(0, 1)]), self._probe_batch([(0,), (1,)])
         same = self._close(
-            *(self._logits(b).flatten(0, 1)[b.source_M] for b in (shared, separate)),
+            *(self._logits(self.base, b).flatten(0, 1)[b.source_M] for b in (shared, separate)),
         )
         # Within its window, sliding attention is full attention, so one mask serves both kinds of layers.
         return min([w for w in windows if w], default=2**31) if same else 0
@@ -158,6 +166,49 @@ class Policy:
     def _close(self, left: Tensor, right: Tensor) -> bool:
         tolerance = 1e-3 if self.dtype == torch.float32 else 5e-2
         return bool((left - right).float().norm() <= tolerance * right.float().norm())
+
+
+class LoraPolicy(Policy):
+    """An adapter on frozen base weights, be they of 16, 32 or 4 bits; `start` replaces it by a fresh one."""
+
+    def __init__(self, base: nn.Module, lora: LoraSection, *, name: str, gradient_checkpointing: bool = False) -> None:
+        """`name` is the model reference that published adapters carry."""
+        super().__init__(base, gradient_checkpointing=gradient_checkpointing)
+        self.lora = lora
+        self.name = name
+        self.peft: Any = None
+        self._config: LoraConfig | None = None
+
+    def start(self, *, seed: int, from_base: bool) -> dict[str, nn.Parameter]:
+        """Replace the adapter by a fresh one (B = 0, A drawn by `seed`); names are those of a PEFT adapter file."""
+        if self.peft is not None:
+            self.base = self.peft.unload()
+        self._config = LoraConfig(
+            r=self.lora.rank, lora_alpha=self.lora.alpha, lora_dropout=0.0, target_modules=existing_targets(self.base, self.lora.targets),
+            task_type="CAUSAL_LM",
+        )  # fmt: skip
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            self.peft = get_peft_model(self.base, self._config, autocast_adapter_dtype=True)
+        # PEFT puts this machine's folder here, which means nothing elsewhere.
+        self._config.base_model_name_or_path = self.name
+        for module in self.peft.modules():
+            if not isinstance(module, GradientCheckpointingLayer):
+                module.training = False
+        return {n.replace(".default.", "."): p for n, p in self.peft.named_parameters() if p.requires_grad}
+
+    def synchronise(self) -> None:
+        """Nothing: the adapter's layers compute with the parameters themselves."""
+
+    def write(self, folder: Path, weights: Mapping[str, Tensor]) -> None:
+        """An ordinary PEFT folder."""
+        assert self._config is not None
+        write_adapter(folder, weights, self._config)
+
+    @contextmanager
+    def _model(self, *, reference: bool) -> Iterator[Any]:
+        with self.peft.disable_adapter() if reference else nullcontext():
+            yield self.base
 
 
 def _identity(logits_CV: Tensor) -> Tensor:

@@ -1,17 +1,19 @@
-"""Files of a published adapter: an ordinary PEFT folder plus optimizer state, without pickles.
+"""Files of a published update: an ordinary PEFT or model folder plus optimizer state, without pickles.
 
-    adapter_config.json, adapter_model.safetensors    what PEFT and vLLM load
-    optimizer.safetensors                             per parameter: float32 weight, exp_avg, exp_avg_sq
+    adapter_config.json, adapter_model.safetensors    of an adapter: what PEFT and vLLM load
+    config.json, model*.safetensors, tokenizer files  of full tuning: what transformers and vLLM load (full.py)
+    optimizer.safetensors                             per trained parameter: float32 weight, exp_avg, exp_avg_sq
     trainer_state.json                                steps done, schedule, versions
 
 No random state is kept, since none exists: dropout is 0, and the order of problems and the initial adapter come from
-seeds. Base weights are never written. This module reads and writes files of one rank; it knows no process group.
+seeds. Frozen base weights are never written. This module reads and writes files of one rank; it knows no process group.
 """
 
 from __future__ import annotations
 
 import importlib.metadata
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,7 +21,7 @@ from typing import Any
 import torch
 from peft import LoraConfig
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save
+from safetensors.torch import save_file
 from torch import Tensor
 
 from core_hpc.errors import StoreError
@@ -33,24 +35,23 @@ ADAPTER_CONFIG, ADAPTER, OPTIMIZER, TRAINER = (
 
 @dataclass(frozen=True)
 class TrainingState:
-    """Adapter and optimizer of one model after `steps_done` optimizer steps; {part: {parameter: float32 tensor}}."""
+    """Trained weights and optimizer of one model after `steps_done` optimizer steps; {part: {parameter: float32 tensor}}."""
 
     parts: dict[str, dict[str, Tensor]]
     steps_done: int
 
 
-def write_state(folder: Path, state: TrainingState, config: LoraConfig, details: dict[str, Any]) -> None:
-    """Write the four files into `folder`; the caller publishes the folder."""
+def write_adapter(folder: Path, weights: Mapping[str, Tensor], config: LoraConfig) -> None:
+    """Write an adapter as PEFT and vLLM load it; the caller publishes the folder."""
     folder.mkdir(parents=True, exist_ok=True)
     fields = {k: sorted(v) if isinstance(v, set) else v for k, v in config.to_dict().items()}
     fields["inference_mode"] = True
     _write_json(folder / ADAPTER_CONFIG, fields)
-    _write_tensors(folder / ADAPTER, state.parts["weight"])
-    write_position(folder, state, details)
+    _write_tensors(folder / ADAPTER, weights)
 
 
 def write_position(folder: Path, state: TrainingState, details: dict[str, Any]) -> None:
-    """Write the two files that `read_state` reads: what it takes to go on, without the adapter for others."""
+    """Write the two files that `read_state` reads: what it takes to go on, without what other programs load."""
     flat = {f"{part}:{name}": tensor for part in PARTS for name, tensor in state.parts[part].items()}
     _write_tensors(folder / OPTIMIZER, {**flat, "step": torch.tensor(state.steps_done, dtype=torch.int64)})
     versions = {p: importlib.metadata.version(p) for p in ("torch", "deepspeed", "peft", "transformers")}
@@ -64,7 +65,7 @@ def read_state(folder: Path, shapes: dict[str, torch.Size]) -> TrainingState:
         with safe_open(folder / OPTIMIZER, framework="pt") as file:
             flat = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 - not a mapping
     except (OSError, ValueError, SafetensorError) as error:
-        raise StoreError(f"{folder}: not a complete adapter folder ({error}); remove it and run the same command again") from error
+        raise StoreError(f"{folder}: not a complete folder of an update ({error}); remove it and run the same command again") from error
     if meta.get("version") != STATE_VERSION:
         raise StoreError(f"{folder}: trainer state of version {meta.get('version')}; this software reads version {STATE_VERSION}")
     step = int(flat.pop("step", torch.tensor(-1)))
@@ -75,16 +76,21 @@ def read_state(folder: Path, shapes: dict[str, torch.Size]) -> TrainingState:
     if found != expected:
         differing = sorted(k for k in expected.keys() | found.keys() if expected.get(k) != found.get(k))
         raise StoreError(
-            f"{folder}: {len(differing)} tensors do not fit the model and its lora section, first {differing[0]}: "
+            f"{folder}: {len(differing)} tensors do not fit the model and its tuning, first {differing[0]}: "
             f"{found.get(differing[0])} in the file, {expected.get(differing[0])} in the model"
         )
     parts = {part: {name: flat[f"{part}:{name}"] for name in shapes} for part in PARTS}
     return TrainingState(parts, step)
 
 
-def _write_tensors(path: Path, tensors: dict[str, Tensor]) -> None:
-    # Not safetensors' save_file: it makes files that the group cannot read, whatever the umask.
-    path.write_bytes(save(tensors, metadata={"format": "pt"}))
+def share_with_group(path: Path) -> None:
+    """Undo what safetensors does to the files that it makes: nobody but the owner can read them, whatever the umask."""
+    path.chmod(0o644)  # who may enter the run's folder is the folder's matter
+
+
+def _write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
+    save_file(dict(tensors), path, metadata={"format": "pt"})
+    share_with_group(path)
 
 
 def _write_json(path: Path, data: dict[str, Any]) -> None:

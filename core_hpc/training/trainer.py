@@ -1,8 +1,8 @@
 """One update task of one model, in one of its rank processes (METHOD section 5).
 
-In: the model's completions of this iteration and its previously published adapter. Out: a folder with the new
-adapter (rank 0) and metrics of every optimizer step (all ranks). A `Trainer` keeps the base model between tasks;
-adapter and optimizer always start from the published state, so a warm process and a restarted one do the same. A
+In: the model's completions of this iteration and its previously published weights (an adapter, or the whole model). Out: a
+folder with the new ones (rank 0) and metrics of every optimizer step (all ranks). A `Trainer` keeps the base model between
+tasks; trained weights and optimizer always start from the published state, so a warm process and a restarted one do the same. A
 task that was interrupted between two steps goes on at its checkpoint, and gives what it would have given.
 The only random draws are the initial adapter and the order of problems, both from seeds in the task.
 This module publishes nothing and knows no paths but the folders it is given.
@@ -15,9 +15,11 @@ Shapes: N completions and M completion tokens of a micro-batch.
 
 from __future__ import annotations
 
+import gc
 import resource
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -31,13 +33,14 @@ from core_hpc.errors import NonFiniteError, StoppedError, StoreError
 from core_hpc.schema import STEPS
 from core_hpc.training.batching import MicroBatch, Row, StepPlan, collate, plan_steps
 from core_hpc.training.checkpoint import Boundaries, Checkpoint, Interruption, ResumePoint
+from core_hpc.training.full import FullPolicy
 from core_hpc.training.losses import StepSize, TokenBatch, importance_weights, objective
 from core_hpc.training.metrics import StepTotals
-from core_hpc.training.policy import Dtype, Policy, load_base_model
+from core_hpc.training.policy import Dtype, LoraPolicy, Policy, load_base_model
 from core_hpc.training.schedule import learning_rate
-from core_hpc.training.state_io import TrainingState, read_state, write_state
+from core_hpc.training.state_io import TrainingState, read_state, write_position
 from core_hpc.training.timings import UpdateTimings
-from core_hpc.training.zero2 import Zero2, all_true, from_rank_zero, rank_and_size, start_process_group, stop_process_group
+from core_hpc.training.zero2 import Zero2, all_true, from_rank_zero, rank_and_size, start_process_group
 
 STEP_COLUMNS = {name: dtype for name, dtype in STEPS.schema.items() if name not in ("run_id", "iteration", "model")}
 
@@ -56,7 +59,7 @@ class UpdateTask:
     shuffle_seed: int
     lora_seed: int
     previous: Path | None
-    """Published adapter folder to continue from; None: a fresh adapter and optimizer."""
+    """Published folder of an update to continue from; None: the base weights (a fresh adapter) and a fresh optimizer."""
     on_progress: Callable[[int, int], None] | None = None
     """Called with (optimizer steps done, optimizer steps of the task)."""
     interruption: Interruption = field(default_factory=Interruption)
@@ -97,40 +100,52 @@ class Trainer:
     """One rank of the update of one model."""
 
     def __init__(
-        self, model_folder: Path, lora: LoraSection, *, model_name: str, dtype: Dtype = "auto", gradient_checkpointing: bool = False,
-        trust_remote_code: bool = False, allow_pickle: bool = False,
+        self, model_folder: Path, lora: LoraSection | None, *, model_name: str, dtype: Dtype = "auto", four_bit: bool = False,
+        with_reference: bool = True, gradient_checkpointing: bool = False, trust_remote_code: bool = False, allow_pickle: bool = False,
     ) -> None:  # fmt: skip
-        """Join the process group and load the base model. `model_name` is the reference written into adapters."""
+        """Join the process group and load the base model.
+
+        Args:
+            lora: the adapter to train; None: every weight is trained.
+            model_name: the reference written into adapters.
+            four_bit: base weights of 4 bits under the adapter.
+            with_reference: some task has a KL term. An adapter can be disabled for it; else the base weights are kept beside.
+        """
         self.device = start_process_group()
         self.rank, self.num_ranks = rank_and_size()
         self.lora = lora
-        self.model_name = model_name
-        base = load_base_model(
-            model_folder, dtype=dtype, device=self.device, trust_remote_code=trust_remote_code, allow_pickle=allow_pickle
+        load = partial(
+            load_base_model, model_folder, dtype=dtype, device=self.device, four_bit=four_bit, trust_remote_code=trust_remote_code,
+            allow_pickle=allow_pickle,
         )
-        self.policy = Policy(base, gradient_checkpointing=gradient_checkpointing)
+        self.policy: Policy
+        if lora is None:
+            self.policy = FullPolicy(load, model_folder, with_reference=with_reference, gradient_checkpointing=gradient_checkpointing)
+        else:
+            self.policy = LoraPolicy(load(), lora, name=model_name, gradient_checkpointing=gradient_checkpointing)
 
     def close(self) -> None:
-        """Leave the process group."""
-        stop_process_group()
+        """Release the model. The process group stays, for another trainer: DeepSpeed holds on to the first one of a process."""
+        del self.policy
+        gc.collect()
 
     def from_rank_zero(self, value: int) -> int:
         """The value that rank 0 brings, on every rank. Collective."""
         return from_rank_zero(value, self.device)
 
     def update(self, spec: UpdateTask, out_folder: Path | None) -> UpdateResult:
-        """Run all optimizer steps of the task, or those after its checkpoint; rank 0 writes the new adapter to `out_folder`.
+        """Run all optimizer steps of the task, or those after its checkpoint; rank 0 writes the new weights to `out_folder`.
 
         Raises:
             InputError: rows, LoRA targets or environment are wrong.
-            StoreError: the previous adapter folder is incomplete or of another model.
+            StoreError: the previous folder is incomplete or of another model.
             NonFiniteError: a loss or gradient is NaN or infinite; raised on every rank, and nothing was written.
             StoppedError: told to stop; raised on every rank once the position is stored.
         """
         timings = UpdateTimings()
         with timings.clock("prepare_s"):
             plans = self._plan(spec, timings)
-            parameters, state = self._reset_adapter(spec)
+            parameters, state = self._reset(spec)
         first_step = state.steps_done if state else 0
         old, reference = self._measure_before(spec, plans, timings)
         with timings.clock("prepare_s"):
@@ -164,9 +179,9 @@ class Trainer:
         timings.num_unshared_tokens = sum(len(r.prompt_token_ids) + len(r.completion_token_ids) for r in rows)
         return plans
 
-    def _reset_adapter(self, spec: UpdateTask) -> tuple[dict[str, torch.nn.Parameter], TrainingState | None]:
-        """A fresh adapter with the weights of the previous published state, if there is one."""
-        parameters = self.policy.attach(self.lora, seed=spec.lora_seed, name=self.model_name)
+    def _reset(self, spec: UpdateTask) -> tuple[dict[str, torch.nn.Parameter], TrainingState | None]:
+        """Trainable parameters as they are before the first task, or with the weights of the previous published state."""
+        parameters = self.policy.start(seed=spec.lora_seed, from_base=spec.previous is None)
         return parameters, None if spec.previous is None else self._load_weights(spec.previous, parameters)
 
     def _load_weights(self, folder: Path, parameters: dict[str, torch.nn.Parameter]) -> TrainingState:
@@ -175,13 +190,14 @@ class Trainer:
         with torch.no_grad():
             for name, parameter in parameters.items():
                 parameter.copy_(state.parts["weight"][name])
+        self.policy.synchronise()
         return state
 
     def _measure_before(self, spec: UpdateTask, plans: Sequence[StepPlan], timings: UpdateTimings) -> tuple[LogProbs, LogProbs]:
         """Old and reference log-probabilities of the steps to be done, with the weights before any update of this task.
 
-        Those of the task's first step come from its own forward pass, which sees the same weights. A fresh adapter is
-        the reference (B = 0), so then one pass serves both.
+        Those of the task's first step come from its own forward pass, which sees the same weights. Before the first task
+        these are the reference (of a fresh adapter, B = 0), so then one pass serves both.
         """
         todo = range(spec.resume.steps.height if spec.resume else 0, len(plans))
         reference: LogProbs = {}
@@ -221,7 +237,7 @@ class Trainer:
 
     def _save(self, task: _Task) -> bool:
         """Gather the position and have rank 0 store it; returns whether this rank knows of no failure."""
-        state = task.zero.state(task.first_step + len(task.records))
+        state = task.zero.state(task.first_step + len(task.records), keep=self.rank == 0)
         if self.rank != 0:
             return True
         steps = pl.DataFrame(task.records, schema=STEP_COLUMNS)
@@ -236,12 +252,13 @@ class Trainer:
         task.zero.backward(self._losses(task, index, totals))
         totals.reduce()
         where = f"update: optimizer step {index + 1} of {len(task.plans)} (global step {global_step + 1})"
-        advice = "nothing was written and the last good adapter is kept; lower update.learning_rate or look at these problems' rows"
+        advice = "nothing was written and the last good weights are kept; lower update.learning_rate or look at these problems' rows"
         if bad := totals.bad_problems():
             raise NonFiniteError(f"{where}: the loss is not finite for problems {', '.join(bad)}; {advice}")
         norm = task.zero.apply(rate)
         if norm is None:
             raise NonFiniteError(f"{where}: gradients are not finite; its problems are {', '.join(plan.problem_ids)}; {advice}")
+        self.policy.synchronise()
         if spec.on_progress is not None:
             spec.on_progress(index + 1, len(task.plans))
         values = totals.means(with_kl=spec.settings.kl_weight > 0)
@@ -268,18 +285,18 @@ class Trainer:
 
     def _write(self, task: _Task, steps_done: int, out_folder: Path | None) -> None:
         """Rank 0 writes. No rank returns before the files are complete, and all fail where writing fails."""
-        state = task.zero.state(steps_done)
+        state = task.zero.state(steps_done, keep=self.rank == 0)
         written = False
         try:
             if self.rank == 0:
-                assert self.policy.config is not None
                 assert out_folder is not None
-                write_state(out_folder, state, self.policy.config, self._details(task.spec, steps_done))
+                self.policy.write(out_folder, state.parts["weight"])
+                write_position(out_folder, state, self._details(task.spec, steps_done))
             written = True
         finally:
             agreed = all_true(written, self.device)
         if not agreed:
-            raise StoreError("update: rank 0 could not write the adapter; its log says why")
+            raise StoreError("update: rank 0 could not write the new weights; its log says why")
 
     def _details(self, spec: UpdateTask, steps_done: int) -> dict[str, Any]:
         """What trainer_state.json says besides the number of steps; nothing of it is needed to resume."""
@@ -287,7 +304,7 @@ class Trainer:
             "total_steps": spec.total_steps,
             "next_learning_rate": learning_rate(spec.settings, steps_done=steps_done, total_steps=spec.total_steps),
             "settings": spec.settings.model_dump(mode="json"),
-            "lora": self.lora.model_dump(mode="json"),
+            "lora": self.lora.model_dump(mode="json") if self.lora is not None else None,
             "seeds": {"lora": spec.lora_seed, "shuffle": spec.shuffle_seed},
             "num_ranks": self.num_ranks,
         }

@@ -1,7 +1,7 @@
-"""DeepSpeed ZeRO-2 over the adapter's parameters: gradients in, one AdamW step out, the same on every rank.
+"""DeepSpeed ZeRO-2 over the trained parameters: gradients in, one AdamW step out, the same on every rank.
 
-The engine sees the trainable parameters only, never the frozen base, so building it costs no broadcast of base
-weights, and it is rebuilt for every task: a warm process and a restarted one start alike. Losses are local sums over
+The engine sees the trainable parameters only, never the model, so building it costs no broadcast of base weights, and
+it is rebuilt for every task: a warm process and a restarted one start alike. Losses are local sums over
 a global normaliser, hence gradients are summed over ranks, not averaged. This module knows no model and no loss.
 """
 
@@ -26,7 +26,7 @@ RANK_VARIABLES = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_POR
 
 
 def start_process_group() -> torch.device:
-    """Join the process group named by the environment: NCCL on a GPU, gloo on a CPU. Returns this rank's device."""
+    """Join the process group named by the environment, if not done before: NCCL on a GPU, gloo on a CPU. Returns this rank's device."""
     missing = [name for name in RANK_VARIABLES if name not in os.environ]
     if missing:
         raise InputError(f"update: environment variables {', '.join(missing)} are not set; start ranks through core_hpc.launch")
@@ -90,14 +90,15 @@ class Zero2:
         self.engine.step()
         return float(self.engine.get_global_grad_norm()) if self.engine.was_step_applied() else None
 
-    def state(self, steps_done: int) -> TrainingState:
-        """Float32 weights and moments of every parameter, gathered on every rank."""
+    def state(self, steps_done: int, *, keep: bool = True) -> TrainingState:
+        """Float32 weights and moments of every parameter, gathered on every rank; empty on one that does not `keep` them."""
         self.optimizer._lazy_init_hp_params_optimizer_state()
         parts: dict[str, dict[str, Tensor]] = {part: {} for part in PARTS}
         for name, parameter in self.parameters.items():
             for part in PARTS:
                 full = safe_get_full_fp32_param(parameter) if part == "weight" else safe_get_full_optimizer_state(parameter, part)
-                parts[part][name] = full.detach().cpu().clone()
+                if keep:
+                    parts[part][name] = full.detach().cpu().clone()
         return TrainingState(parts, steps_done)
 
     def close(self) -> None:
@@ -149,8 +150,3 @@ def from_rank_zero(value: int, device: torch.device) -> int:
 
 def rank_and_size() -> tuple[int, int]:
     return dist.get_rank(), dist.get_world_size()
-
-
-def stop_process_group() -> None:
-    if dist.is_initialized():
-        dist.destroy_process_group()

@@ -1,6 +1,8 @@
 """One rank of the checks of test_zero2.py: runs what its argument names and lets rank 0 write what it saw as JSON.
 
     RANK=.. WORLD_SIZE=.. LOCAL_RANK=.. MASTER_ADDR=.. MASTER_PORT=.. python zero2_rank.py FOLDER NAME [check ...]
+
+A NAME that begins with full_ trains every weight, in float32, one with half_ in bfloat16, and any other one an adapter.
 """
 
 from __future__ import annotations
@@ -50,7 +52,9 @@ class Checks:
     def __init__(self, folder: Path, name: str) -> None:
         self.folder, self.name = folder, name
         self.progress: list[tuple[int, int]] = []
-        self.trainer = Trainer(folder / "model", LORA, model_name="org/tiny")
+        kind = name.partition("_")[0]
+        lora, dtype = (None, {"full": "float32", "half": "bfloat16"}[kind]) if kind in ("full", "half") else (LORA, "auto")
+        self.trainer = Trainer(folder / "model", lora, model_name="org/tiny", dtype=dtype)  # type: ignore[arg-type]
         self.inputs = json.loads((folder / "inputs.json").read_text())
 
     def update(
@@ -67,7 +71,7 @@ class Checks:
         digest = hashlib.sha256()
         for name, p in sorted(self.trainer.policy.base.named_parameters()):
             if "lora_" not in name:
-                digest.update(name.replace(".base_layer", "").encode() + p.detach().numpy().tobytes())
+                digest.update(name.replace(".base_layer", "").encode() + p.detach().float().numpy().tobytes())
         return digest.hexdigest()
 
     def both(self) -> dict[str, Any]:
@@ -190,6 +194,12 @@ class Checks:
         """The second task of another launch, from what its last interrupted attempt left."""
         root = self.folder / f"{other}.run"
         return self.attempt(root, f"{other}.by_{self.name}", previous=f"{other}.1")
+
+    def instead(self, name: str) -> dict[str, Any]:
+        """`both` and `interrupted` under another name, with a trainer of its own."""
+        self.trainer.close()
+        self.__init__(self.folder, name)  # type: ignore[misc]
+        return {"both": self.both(), "interrupted": self.interrupted()}
 
     def failures(self) -> dict[str, Any]:
         """Messages of non-finite losses and gradients, and whether anything was written; then a good task again."""

@@ -16,7 +16,7 @@ from core_hpc.errors import InputError
 from core_hpc.training.batching import Row, Sequence, StepPlan, collate, plan_steps
 from core_hpc.training.losses import LOSSES, StepSize, TokenBatch, objective
 from core_hpc.training.metrics import StepTotals
-from core_hpc.training.policy import Policy
+from core_hpc.training.policy import LoraPolicy
 
 VOCABULARY = 61
 
@@ -133,8 +133,8 @@ def test_leaving_rows_out_changes_neither_loss_nor_gradient(loss: str) -> None:
     """Against the plain path, which runs every completion: same value, gradient and counts of every step."""
     settings = UpdateSection(loss=loss, kl_weight=0)
     rows, _ = zero_signal_rows()
-    policy = Policy(tiny("llama"))
-    parameters = policy.attach(LoraSection(rank=4), seed=3, name="m")
+    policy = LoraPolicy(tiny("llama"), LoraSection(rank=4), name="m")
+    parameters = policy.start(seed=3, from_base=True)
     results = []
     for with_kl in (False, True):
         found = []
@@ -189,10 +189,10 @@ def tiny(kind: str) -> torch.nn.Module:
 @pytest.mark.parametrize("checkpointing", [False, True])
 def test_log_probs_equal_a_plain_forward_of_each_row(kind: str, checkpointing: bool) -> None:
     """Trap 1: every completion is scored after exactly its own prompt ids, hinted or not."""
-    policy = Policy(tiny(kind), gradient_checkpointing=checkpointing)
+    policy = LoraPolicy(tiny(kind), LoraSection(rank=4), name="m", gradient_checkpointing=checkpointing)
     assert policy.skips_logits is (kind != "granite")
     assert policy.max_shared_length == (24 if kind == "gemma3" else 2**31)
-    parameters = policy.attach(LoraSection(rank=4), seed=3, name="m")
+    parameters = policy.start(seed=3, from_base=True)
     with torch.no_grad():
         for name, p in parameters.items():
             if "lora_B" in name:
@@ -229,24 +229,24 @@ def test_log_probs_equal_a_plain_forward_of_each_row(kind: str, checkpointing: b
 
 
 def test_adapter_is_drawn_by_its_seed_and_missing_targets_are_refused() -> None:
-    policy = Policy(tiny("llama"))
-    first = {n: p.detach().clone() for n, p in policy.attach(LoraSection(rank=2), seed=5, name="m").items()}
+    policy = LoraPolicy(tiny("llama"), LoraSection(rank=2), name="m")
+    first = {n: p.detach().clone() for n, p in policy.start(seed=5, from_base=True).items()}
     torch.rand(3)
-    again = policy.attach(LoraSection(rank=2), seed=5, name="m")
+    again = policy.start(seed=5, from_base=True)
     other = {n: p.detach().clone() for n, p in again.items()}
     assert first.keys() == other.keys()
     assert all(torch.equal(first[n], other[n]) for n in first)
-    changed = policy.attach(LoraSection(rank=2, targets=["q_proj"]), seed=6, name="m")
+    changed = LoraPolicy(tiny("llama"), LoraSection(rank=2, targets=["q_proj"]), name="m").start(seed=6, from_base=True)
     assert len(changed) == 6
     assert not torch.equal(first[next(iter(changed))], next(iter(changed.values())))
     with pytest.raises(InputError, match=r"no such layer.*q_proj"):
-        policy.attach(LoraSection(targets=["lm_head"]), seed=0, name="m")
+        LoraPolicy(tiny("llama"), LoraSection(targets=["lm_head"]), name="m").start(seed=0, from_base=True)
 
 
 def test_base_dropout_is_never_active() -> None:
-    policy = Policy(tiny("gpt2").train())
+    policy = LoraPolicy(tiny("gpt2").train(), LoraSection(), name="m")
     rows = make_rows(1)
     batch = collate(rows, [Sequence((0,), len(rows[0].prompt_token_ids) + len(rows[0].completion_token_ids))], dtype=torch.float32)
     torch.testing.assert_close(policy.log_probs(batch, temperature=1)[0], policy.log_probs(batch, temperature=1)[0], atol=0, rtol=0)
     with pytest.raises(InputError, match="no such layer"):
-        policy.attach(LoraSection(), seed=0, name="m")
+        policy.start(seed=0, from_base=True)

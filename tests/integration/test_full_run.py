@@ -1,0 +1,89 @@
+"""Two iterations of a team in which one model is tuned in full and one with an adapter, through the local driver; killed once."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import polars as pl
+import pytest
+from harness import launch, leftovers, the_run
+from ranks import weights
+from tiny import tiny_sweep
+
+from core_hpc import shards, store
+from core_hpc.paths import RunPaths, TaskKey
+from core_hpc.schema import COLD, EVALUATE, PHASES, ROLLOUTS, STEPS, UPDATE
+
+pytestmark = pytest.mark.slow
+SAMPLING = {"max_new_tokens": 16, "temperature": 1.0, "top_p": 1.0}
+
+
+@pytest.fixture(scope="module")
+def run(tiny_models: list[Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("full_run")
+    team = [
+        {"name": "m0", "model": str(tiny_models[0]), "engine": "transformers", "tuning": "full"},
+        {"name": "m1", "model": str(tiny_models[1]), "engine": "fake", "lora": {"rank": 4}},
+    ]
+    protocol = {"problems_per_iteration": 2, "cold_samples": 3, "rescue_samples": 0, "sampling": SAMPLING}
+    sweep = tiny_sweep(
+        folder / "tiny.yaml", [], folder / "out", team=team, protocol=protocol, evaluation={"samples": 2, "sampling": SAMPLING},
+        update={"problems_per_step": 1, "learning_rate": 0.02, "checkpoint_min": 1e-9},
+    )  # fmt: skip
+    fault = f"kill update.step@{TaskKey(2, UPDATE, 'm0')} step 2:{folder / 'marker'}"
+    done = launch(sweep, env={"CORE_HPC_FAULT": fault})
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert (folder / "marker").exists()
+    return the_run(folder / "out" / "tiny")
+
+
+def folder_of(run: Path, iteration: int) -> Path:
+    return store.read_manifest(RunPaths(run).task_manifest(TaskKey(iteration, UPDATE, "m0"))).file("trainer_state.json").parent
+
+
+def test_each_iteration_publishes_a_model_and_goes_on_from_it(run: Path, tiny_models: list[Path]) -> None:
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    first, second = (weights(folder_of(run, i), "model.safetensors") for i in (1, 2))
+    base = weights(tiny_models[0], "model.safetensors")
+    assert base.keys() == first.keys() == second.keys()
+    for before, after in ((base, first), (first, second)):
+        assert all(float((after[n] - before[n]).abs().max()) > 1e-3 for n in base)
+    for i in (1, 2):
+        assert AutoModelForCausalLM.from_pretrained(folder_of(run, i)).num_parameters() == sum(t.numel() for t in base.values())
+        assert AutoTokenizer.from_pretrained(folder_of(run, i))("2 + 3") == AutoTokenizer.from_pretrained(tiny_models[0])("2 + 3")
+    assert json.loads((folder_of(run, 2) / "trainer_state.json").read_text())["steps_done"] == 4
+    steps = shards.read_rows(run, STEPS, phases=[UPDATE]).filter(model="m0").sort("global_step")
+    assert steps["global_step"].to_list() == [1, 2, 3, 4]
+    assert steps["kl"][0] == 0.0
+    assert steps["kl"][2] > 0.0
+
+
+def test_a_killed_update_went_on_from_its_checkpoint(run: Path) -> None:
+    stats = store.read_manifest(RunPaths(run).task_manifest(TaskKey(2, UPDATE, "m0"))).stats
+    assert stats["resumed_from_step"] == 1
+    assert leftovers(run, PHASES) == []
+
+
+def test_the_engine_samples_with_the_weights_of_its_iteration(run: Path, tiny_models: list[Path]) -> None:
+    """Its log-probabilities are those of a plain forward pass with the published model, and of no other one."""
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    models = [AutoModelForCausalLM.from_pretrained(f).eval() for f in (tiny_models[0], folder_of(run, 1), folder_of(run, 2))]
+    rows = shards.read_rows(run, ROLLOUTS, phases=[COLD, EVALUATE]).filter(pl.col("model") == "m0", pl.col("num_completion_tokens") > 0)
+    assert set(rows["adapter_iteration"]) == {0, 1, 2}
+    for (iteration,), part in rows.group_by("adapter_iteration"):
+        for row in part.head(3).iter_rows(named=True):
+            prompt, completion = row["prompt_token_ids"], row["completion_token_ids"]
+            with torch.no_grad():
+                found = [
+                    m(torch.tensor([[*prompt, *completion]])).logits[0, len(prompt) - 1 : -1].log_softmax(-1)[
+                        torch.arange(len(completion)), completion
+                    ]
+                    for m in models
+                ]  # fmt: skip
+            off = [float((logprobs - torch.tensor(row["logprobs"])).abs().max()) for logprobs in found]
+            assert off[iteration] < 1e-4
+            assert all(o > 1e-2 for i, o in enumerate(off) if i != iteration)

@@ -1,0 +1,124 @@
+"""tuning: full on one and two real ranks against plain torch, exact resume, and the published folder as others load it."""
+
+from __future__ import annotations
+
+import copy
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from ranks import VOCABULARY, largest_difference, launch, log_probs, make_rows, plain_updates, prepare, weights
+
+pytestmark = pytest.mark.slow
+EMBEDDING, HEAD = "model.embed_tokens.weight", "lm_head.weight"
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    """All launches, once, on a model with tied embeddings: warm processes, and fresh ones which only resume."""
+    import transformers
+
+    folder = tmp_path_factory.mktemp("full")
+    torch.manual_seed(0)
+    config = transformers.LlamaConfig(
+        hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2, vocab_size=VOCABULARY,
+        tie_word_embeddings=True,
+    )  # fmt: skip
+    order = prepare(folder, transformers.LlamaForCausalLM(config))
+    (folder / "model" / "chat_template.jinja").write_text("{{ messages }}")
+    one, two = launch(folder, "full_one", 1, "both", "interrupted"), launch(folder, "full_two", 2, "both", "interrupted")
+    (later,) = launch(folder, "full_later", 1, "resume:full_one.1:full_later.2", "goes_on:full_two", "instead:half_one")
+    return {"folder": folder, "order": order, "full_one": one, "full_two": two, "half_one": [later["instead"]]}
+
+
+def load(folder: Path, **options: Any) -> Any:
+    import transformers
+
+    return transformers.AutoModelForCausalLM.from_pretrained(folder, **options)
+
+
+def masters(folder: Path) -> dict[str, torch.Tensor]:
+    return {n.removeprefix("weight:"): t for n, t in weights(folder, "optimizer.safetensors").items() if n.startswith("weight:")}
+
+
+def plain_torch(runs: dict[str, Any], dtype: torch.dtype) -> list[tuple[Any, list[dict[str, float]]]]:
+    """Copies of the model after each of the two tasks, with the metrics of their steps."""
+    model = load(runs["folder"] / "model", dtype=dtype).eval()
+    base = copy.deepcopy(model)
+    reference: Callable[[dict[str, Any]], torch.Tensor] = lambda row: log_probs(base, row)  # noqa: E731
+    return [(copy.deepcopy(model), metrics) for metrics in plain_updates(model, reference, runs["order"])]
+
+
+def test_equals_plain_adamw_on_one_and_two_ranks(runs: dict[str, Any]) -> None:
+    """Every weight moves as in a loop over rows: several steps, several micro-batches, one rank without any."""
+    base = load(runs["folder"] / "model", dtype=torch.float32)
+    expected = plain_torch(runs, torch.float32)
+    assert any(0 in ranks for ranks in runs["full_two"][0]["both"]["micro_batches"])
+    for name in ("full_one", "full_two"):
+        for number, (model, metrics) in enumerate(expected, start=1):
+            found, wanted = masters(runs["folder"] / f"{name}.{number}"), {n: p.detach() for n, p in model.named_parameters()}
+            assert largest_difference(found, wanted) < 5e-5
+            for parameter, before in base.named_parameters():
+                assert float((found[parameter] - before.detach()).abs().max()) > 1e-3, parameter
+            for step, plain in zip(runs[name][0]["both"]["steps"][number - 1], metrics, strict=True):
+                assert {k: step[k] for k in plain} == pytest.approx(plain, rel=1e-3, abs=1e-6)
+                assert step["grad_norm"] > 0.05
+    assert runs["full_two"][0]["both"]["steps"] == runs["full_two"][1]["both"]["steps"]
+
+
+def test_kl_is_to_the_base_weights(runs: dict[str, Any]) -> None:
+    for name in ("full_one", "full_two", "half_one"):
+        first, second = runs[name][0]["both"]["steps"]
+        assert (first[0]["kl"], first[0]["ratio_max"], second[0]["ratio_max"]) == (0.0, 1.0, 1.0)
+        assert second[0]["kl"] > 0.0
+
+
+def test_published_folder_is_an_ordinary_model_with_the_trainers_logits(runs: dict[str, Any]) -> None:
+    for name, tolerance in (("full_one", 1e-5), ("full_two", 1e-5), ("half_one", 5e-3)):
+        folder = runs["folder"] / f"{name}.2"
+        assert {p.name for p in folder.iterdir()} == {
+            "config.json", "generation_config.json", "chat_template.jinja", "model.safetensors", "optimizer.safetensors",
+            "trainer_state.json",
+        }  # fmt: skip
+        assert all(p.stat().st_mode & 0o044 == 0o044 for p in folder.iterdir())
+        assert EMBEDDING in weights(folder, "model.safetensors")
+        assert HEAD not in weights(folder, "model.safetensors")
+        model = load(folder).eval()
+        assert model.dtype == (torch.bfloat16 if name == "half_one" else torch.float32)
+        assert model.get_output_embeddings().weight is model.get_input_embeddings().weight
+        for index, found in runs[name][0]["both"]["logp"].items():
+            with torch.no_grad():
+                assert found == pytest.approx(log_probs(model, make_rows(2)[int(index)]).tolist(), abs=tolerance)
+
+
+def test_bfloat16_models_train_by_float32_masters(runs: dict[str, Any]) -> None:
+    """What is published for the engine are the masters, rounded (gradients: unit/test_full_policy.py)."""
+    for number, (_, metrics) in enumerate(plain_torch(runs, torch.bfloat16), start=1):
+        folder = runs["folder"] / f"half_one.{number}"
+        found, published = masters(folder), weights(folder, "model.safetensors")
+        assert all(t.dtype == torch.float32 for t in found.values())
+        assert all(torch.equal(published[n], t.to(torch.bfloat16)) for n, t in found.items())
+        assert any(not torch.equal(published[n].float(), t) for n, t in found.items())
+        for step, other in zip(runs["half_one"][0]["both"]["steps"][number - 1], metrics, strict=True):
+            assert step["grad_norm"] == pytest.approx(other["grad_norm"], rel=0.1)  # rows are batched and rounded otherwise
+
+
+def test_resume_is_exact(runs: dict[str, Any]) -> None:
+    """From a published folder in a fresh process, and from a checkpoint between two steps; close with other ranks."""
+    folder = runs["folder"]
+    for file in ("model.safetensors", "optimizer.safetensors"):
+        assert (folder / "full_one.2" / file).read_bytes() == (folder / "full_later.2" / file).read_bytes()
+        for name in ("full_one", "full_two", "half_one"):
+            for attempt in ("resumed", "damaged", "fresh"):
+                assert (folder / f"{name}.{attempt}" / file).read_bytes() == (folder / f"{name}.2" / file).read_bytes()
+        assert largest_difference(weights(folder / "full_two.by_full_later", file), weights(folder / "full_two.2", file)) < 5e-5
+    for name in ("full_one", "full_two", "half_one"):
+        seen = runs[name][0]["interrupted"]
+        assert seen["stopped"]["stopped"] == "update: told to stop after 1 of 3 optimizer steps"
+        assert [seen[attempt]["from"] for attempt in ("resumed", "damaged", "foreign")] == [1, 1, 0]
+        assert seen["resumed"]["steps"] == runs[name][0]["both"]["steps"][1]
+    state = json.loads((folder / "full_one.2" / "trainer_state.json").read_text())
+    assert (state["lora"], state["steps_done"]) == (None, 6)

@@ -1,0 +1,108 @@
+"""tuning: full in one process: gradients and weights of the masters against plain copies of the model, tied weights, the base."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+import transformers
+
+from core_hpc.training.batching import MicroBatch, Row, Sequence, collate
+from core_hpc.training.full import FullPolicy
+
+VOCABULARY = 48
+
+
+def tiny(dtype: torch.dtype, *, kind: str = "llama") -> torch.nn.Module:
+    torch.manual_seed(0)
+    shape = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2}
+    if kind == "gemma3":
+        config = transformers.Gemma3TextConfig(
+            **shape, head_dim=8, vocab_size=VOCABULARY, sliding_window=24, layer_types=["sliding_attention", "full_attention"],
+            pad_token_id=0, bos_token_id=1, eos_token_id=2,
+        )  # fmt: skip
+    else:
+        config = transformers.LlamaConfig(**shape, vocab_size=VOCABULARY, tie_word_embeddings=kind == "llama")
+    return transformers.AutoModelForCausalLM.from_config(config).to(dtype).requires_grad_(False)
+
+
+def loader(dtype: torch.dtype, kind: str = "llama") -> Callable[[], torch.nn.Module]:
+    return lambda: tiny(dtype, kind=kind)
+
+
+def batches(dtype: torch.dtype) -> list[MicroBatch]:
+    rows = [Row((k,), "p", range(5 + k), range(20, 26 + k), [0.0] * (6 + k), 1.0, 1.0) for k in range(2)]
+    return [collate(rows, [Sequence((k,), 11 + 2 * k)], dtype=dtype) for k in range(2)]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("kind", ["llama", "untied", "gemma3"])
+@pytest.mark.parametrize("checkpointing", [False, True])
+def test_masters_get_the_sum_of_the_gradients_in_float32(dtype: torch.dtype, kind: str, checkpointing: bool) -> None:
+    policy = FullPolicy(loader(dtype, kind), Path(), with_reference=True, gradient_checkpointing=checkpointing)
+    masters = policy.start(seed=0, from_base=True)
+    plain = tiny(dtype, kind=kind).requires_grad_(True).eval()
+    assert masters.keys() == dict(plain.named_parameters()).keys()
+    assert ("lm_head.weight" in masters) is (kind == "untied")
+    wanted = {name: torch.zeros(p.shape) for name, p in plain.named_parameters()}
+    for batch in batches(dtype):
+        policy.log_probs(batch, temperature=1.0)[0].sum().backward()
+        mask = batch.attention_mask
+        logits = plain(input_ids=batch.input_ids_BL, attention_mask=mask, position_ids=batch.position_ids_BL, use_cache=False).logits[0]
+        logits[batch.source_M].float().log_softmax(-1)[torch.arange(len(batch.targets_M)), batch.targets_M].sum().backward()
+        for name, p in plain.named_parameters():
+            wanted[name] += p.grad.float()
+            p.grad = None
+    for name, master in masters.items():
+        assert master.dtype == torch.float32
+        assert master.grad is not None
+        scale = float(wanted[name].abs().max())
+        assert scale > 0
+        # The logits are computed for other rows at a time, so in bfloat16 some are rounded otherwise.
+        torch.testing.assert_close(master.grad, wanted[name], atol=scale * (1e-5 if dtype == torch.float32 else 3e-2), rtol=0)
+    assert all(p.grad is None for p in policy.base.parameters())
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_the_model_computes_with_the_masters_and_the_reference_with_the_base(dtype: torch.dtype) -> None:
+    policy = FullPolicy(loader(dtype), Path(), with_reference=True)
+    masters = policy.start(seed=0, from_base=True)
+    (batch, _) = batches(dtype)
+    with torch.no_grad():
+        before, _ = policy.log_probs(batch, temperature=1.0)
+        torch.testing.assert_close(before, policy.log_probs(batch, temperature=1.0, reference=True)[0], atol=0, rtol=0)
+        for master in masters.values():
+            master.add_(torch.randn(master.shape), alpha=0.03)
+        policy.synchronise()
+        after, _ = policy.log_probs(batch, temperature=1.0)
+        other = FullPolicy(lambda: _with(tiny(dtype), masters), Path(), with_reference=False)
+        torch.testing.assert_close(after, other.log_probs(batch, temperature=1.0)[0], atol=0, rtol=0)
+        assert float((after - before).abs().max()) > 0.1
+        torch.testing.assert_close(before, policy.log_probs(batch, temperature=1.0, reference=True)[0], atol=0, rtol=0)
+
+
+@pytest.mark.parametrize("with_reference", [True, False])
+def test_a_new_task_from_the_base_forgets_the_one_before(with_reference: bool) -> None:
+    """A warm trainer that goes on to another run must not start from the weights of the last one."""
+    policy = FullPolicy(loader(torch.float32), Path(), with_reference=with_reference)
+    first = policy.start(seed=0, from_base=True)
+    base = {name: p.detach().clone() for name, p in first.items()}
+    with torch.no_grad():
+        for master in first.values():
+            master.add_(1.0)
+    policy.synchronise()
+    again = policy.start(seed=1, from_base=True)
+    assert all(torch.equal(again[name], p) for name, p in base.items())
+    assert all(torch.equal(p, base[name]) for name, p in policy.base.named_parameters())
+    assert all(again[name] is not first[name] and again[name].grad is None for name in base)
+
+
+def _with(model: torch.nn.Module, values: dict[str, torch.nn.Parameter]) -> torch.nn.Module:
+    model = copy.deepcopy(model)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            parameter.copy_(values[name])
+    return model
