@@ -108,7 +108,7 @@ class Cancellation:
                 if not rest:
                     folder.resolve(submission, index, Outcome(DONE, "", counted=False))
                 elif submission.job_id(index) in ids:
-                    folder.resolve(submission, index, Outcome(ABANDONED, "core_hpc.cancel", counted=False), task=str(rest[0]))
+                    folder.resolve(submission, index, Outcome(ABANDONED, "core_hpc.cancel", counted=False, task=str(rest[0])))
             if submission.is_resolved:
                 folder.close(submission)
             else:

@@ -39,6 +39,12 @@ class GenerateJobSection(JobSection):
     parts_per_job: PositiveInt = operational(1, description="parts that one array element does, one after the other, with a warm engine")
 
 
+class ResidentJobSection(JobSection):
+    """The job of the driver `resident`: a whole run, on one node, iteration after iteration."""
+
+    cpus: PositiveInt | None = operational(None, description="CPU cores of the job; its workers share them")
+
+
 class CpuJobSection(JobSection):
     """A job that needs no GPU."""
 
@@ -55,15 +61,36 @@ class ControllerJobSection(CpuJobSection):
 JOB_DEFAULTS = {"cpus": 4, "mem_gb": 32.0, "time_min": 240}
 """What a SLURM job asks for where neither the profile nor the sweep says so."""
 
-PhaseGroup = Literal["generate", "score", "update", "controller"]
+PhaseGroup = Literal["generate", "score", "update", "resident", "controller"]
+Driver = Literal["local", "arrays", "resident"]
+
+GROUPS: dict[Driver, tuple[PhaseGroup, ...]] = {
+    "local": (), "arrays": ("generate", "score", "update", "controller"), "resident": ("resident", "controller"),
+}  # fmt: skip
+"""The phase groups whose jobs a driver submits."""
+
+
+def gpus_of_gres(gres: str | None) -> int:
+    """GPUs in a --gres value.
+
+    >>> gpus_of_gres("gpu:a100:4,lscratch:10"), gpus_of_gres("gres/gpu:2"), gpus_of_gres("gpu"), gpus_of_gres(None)
+    (4, 2, 1, 0)
+    """
+    total = 0
+    for item in (gres or "").split(","):
+        name, *rest = item.strip().partition("(")[0].split(":")
+        if name.removeprefix("gres/") == "gpu":
+            total += int(rest[-1]) if rest and rest[-1].isdigit() else 1
+    return total
 
 
 class SlurmSection(JobSection):
-    """How the driver `arrays` submits. Fields of a job that stand here hold for all groups that do not set them."""
+    """How the drivers `arrays` and `resident` submit. Fields of a job that stand here hold for all groups that do not set them."""
 
     generate: GenerateJobSection = operational(GenerateJobSection(), description="cold, rescue, evaluate")
     score: CpuJobSection = operational(CpuJobSection(), description="hint and score")
     update: UpdateJobSection = operational(UpdateJobSection())
+    resident: ResidentJobSection = operational(ResidentJobSection(), description="one job a run, on one node (driver resident)")
     controller: ControllerJobSection = operational(ControllerJobSection())
     python: str | None = operational(None, description="command that starts Python on a node; default: the Python that runs the launcher")
     srun_args: list[str] = operational([], description="more arguments for srun")
@@ -98,21 +125,42 @@ class SlurmSection(JobSection):
             out[name] = JOB_DEFAULTS.get(name) if value is None else value
         return out
 
+    def num_gpus(self, group: PhaseGroup) -> int:
+        """GPUs of one node of a phase group's job."""
+        job = self.job(group)
+        return int(job["gpus_per_node"] or gpus_of_gres(job["gres"]))
+
 
 class ClusterSection(Section):
     """Where and how tasks run. Nothing here changes results beyond rounding."""
 
     profile: str | None = operational(None, description="cluster profile to inherit from: a name in yaml/cluster, or a YAML file")
-    driver: Literal["local", "arrays"] = operational("local", description="local: this machine; arrays: SLURM job arrays")
+    driver: Driver = operational(
+        "local", description="local: this machine; arrays: SLURM job arrays, one a phase; resident: one SLURM job a run, for all phases"
+    )
     num_running: PositiveInt | None = operational(None, description="tasks at the same time on this machine; default: by cores or GPUs")
     num_alive: PositiveInt | None = operational(None, description="warm workers kept in memory; default: all when there are no GPUs")
     threads: PositiveInt | None = operational(None, description="CPU threads of a task; default: cores / num_running, or the job's cores")
     gpus: list[int] | None = operational(None, description="GPU indices to use; default: all that are visible")
-    update_ranks: PositiveInt = operational(1, description="processes of one update task (ZeRO-2)")
+    gpu_sharing: Literal["evict", "split"] = operational(
+        "evict", description="evict: a GPU has one worker at a time, which ends when another needs it; split: engines and trainers stay "
+        "on a GPU together and take turns, each engine with its gpu_memory_share, trainers with the rest. Not for arrays",
+    )  # fmt: skip
+    update_ranks: PositiveInt = operational(1, description="processes of one update task (ZeRO-2); with resident, on its one node")
     max_attempts: PositiveInt = operational(3, description="tries of one task before its run is stopped")
     kv_cache_gb: float | None = operational(None, gt=0, description="vLLM's KV cache; default: 0.5 on CPU, by share of memory on GPU")
     gpu_memory_share: float = operational(0.85, gt=0, le=1, description="share of a GPU that one vLLM engine takes")
-    slurm: SlurmSection = operational(SlurmSection(), description="used by the driver arrays")
+    slurm: SlurmSection = operational(SlurmSection(), description="used by the drivers arrays and resident")
+
+    @property
+    def uses_slurm(self) -> bool:
+        """Whether tasks become SLURM jobs."""
+        return self.driver != "local"
+
+    @property
+    def groups(self) -> tuple[PhaseGroup, ...]:
+        """The phase groups whose jobs the driver submits."""
+        return GROUPS[self.driver]
 
     @model_validator(mode="after")
     def _ranks_fill_nodes(self) -> ClusterSection:
@@ -120,5 +168,15 @@ class ClusterSection(Section):
             raise ValueError(
                 f"update_ranks ({self.update_ranks}) must be a multiple of slurm.update.nodes ({self.slurm.update.nodes}), "
                 "so that every node gets as many ranks"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _resident_gpus(self) -> ClusterSection:
+        num_gpus = self.slurm.num_gpus("resident")
+        if self.driver == "resident" and 0 < num_gpus < self.update_ranks:
+            raise ValueError(
+                f"update_ranks ({self.update_ranks}) are ranks on one node with the driver resident, whose job has {num_gpus} GPU(s): "
+                "lower update_ranks, or raise slurm.resident.gpus_per_node"
             )
         return self

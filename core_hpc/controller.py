@@ -21,7 +21,7 @@ from core_hpc import store
 from core_hpc.claims import claim, own_job
 from core_hpc.errors import CoreHpcError
 from core_hpc.executors import Event, LocalExecutor, LocalLimits
-from core_hpc.paths import SweepPaths
+from core_hpc.paths import SweepPaths, TaskKey
 from core_hpc.phases.checkpoint import remove_checkpoints
 from core_hpc.problems import Splits
 from core_hpc.runs import ModelFacts
@@ -53,7 +53,7 @@ def control(sweep: Sweep, start: Start, prepared: Prepared, console: Console) ->
     """Drive a sweep to its end; returns its runs, and whether it came to its end (False: somebody asked to stop)."""
     cluster = sweep.runs[0].config.cluster
     paths = SweepPaths(sweep.folder)
-    slurm = Slurm() if cluster.driver == "arrays" else None
+    slurm = Slurm() if cluster.uses_slurm else None
     with claim(paths.claim, has_ended=slurm.has_ended if slurm is not None else None):
         if start.by_user:
             paths.stop_request.unlink(missing_ok=True)
@@ -63,9 +63,10 @@ def control(sweep: Sweep, start: Start, prepared: Prepared, console: Console) ->
             notify: Callable[[str], None] = lambda words: console.print(f"[yellow]{escape(words)}[/yellow]", soft_wrap=True)  # noqa: E731
             if slurm is not None:
                 from core_hpc.slurm.arrays import ArraysExecutor
+                from core_hpc.slurm.resident import ResidentExecutor
 
-                executor: Executor = ArraysExecutor(cluster, slurm, [p.run for p in progress], start_id=start.start_id, notify=notify)
-                how = "SLURM arrays"
+                kind, how = (ArraysExecutor, "SLURM arrays") if cluster.driver == "arrays" else (ResidentExecutor, "one SLURM job a run")
+                executor: Executor = kind(cluster, slurm, [p.run for p in progress], start_id=start.start_id, notify=notify)
             else:
                 limits = LocalLimits.of(cluster, max(len(plan.config.team) for plan in sweep.runs))
                 executor = LocalExecutor(cluster, limits)
@@ -123,7 +124,7 @@ def _drive(sweep: Sweep, start: Start, progress: list[RunProgress], executor: Ex
         + f"; {how}"
     )
     started = time.monotonic()
-    tracking, keeping = Tracking(), Keeping()
+    tracking, keeping = Tracking(), Keeping(progress)
     paths = SweepPaths(sweep.folder)
     # The children of the local driver are its workers, which are no part of the controller.
     heartbeat = Heartbeat(paths.controller, start, progress, time.process_time if cluster.driver == "local" else cpu_seconds)
@@ -151,6 +152,12 @@ def _drive(sweep: Sweep, start: Start, progress: list[RunProgress], executor: Ex
 class Keeping:
     """Listener that has the counts of every finished iteration kept, for analysis (analysis/kept.py)."""
 
+    def __init__(self, runs: Sequence[RunProgress]) -> None:
+        self._tasks: dict[str, dict[int, list[TaskKey]]] = {p.run.run_id: {} for p in runs}
+        for progress in runs:
+            for key in progress.graph.tasks():
+                self._tasks[progress.run.run_id].setdefault(key.iteration, []).append(key)
+
     def on_event(self, progress: RunProgress, event: Event) -> None:
         if event.kind == "done":
             self._keep(progress, {event.task.key.iteration})
@@ -165,7 +172,10 @@ class Keeping:
     def _keep(self, progress: RunProgress, iterations: set[int]) -> None:
         from analysis.data import keep_counts
 
-        for iteration in sorted(iterations - {key.iteration for key in progress.rest}):
+        for iteration in sorted(iterations):
+            own = self._tasks[progress.run.run_id].get(iteration, [])
+            if any(key in progress.rest for key in reversed(own)):  # mostly the last: after every task this is asked again
+                continue
             # Analysis does without, and says what is wrong with the rows.
             with contextlib.suppress(CoreHpcError, OSError):
                 keep_counts(progress.run.root, iteration)

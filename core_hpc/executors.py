@@ -1,7 +1,8 @@
 """The local driver's executor: a bounded pool of warm worker processes on this machine, which also assigns the GPUs.
 
 In: tasks that are ready. Out: events (progress, done, failed). A worker group serves one role: one model's
-engine, one model's trainer (one process per rank), or scoring. It decides nothing about order or retries.
+engine, one model's trainer (one process per rank), or scoring. It decides nothing about order or retries. Which GPUs a
+group gets is worked out in gpus.py. The driver `resident` uses it inside its job (slurm/resident_job.py).
 """
 
 from __future__ import annotations
@@ -10,15 +11,14 @@ import os
 import selectors
 import socket
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 from core_hpc.config import config_hash, scientific_fields
 from core_hpc.config_cluster import ClusterSection
-from core_hpc.engines import has_gpu, worker_environment
-from core_hpc.errors import InputError
+from core_hpc.engines import worker_environment
+from core_hpc.gpus import Holder, check_gpus, most_on_a_gpu, place_alone, place_beside, usable_gpus
 from core_hpc.paths import TaskKey
 from core_hpc.runs import Run
 from core_hpc.schema import GENERATION_PHASES, UPDATE
@@ -38,7 +38,10 @@ class TaskRef:
 
 @dataclass(frozen=True)
 class Event:
-    """Something that happened to a task: `kind` is started, waiting, progress, done or failed (see schedule.Executor)."""
+    """Something that happened to a task: `kind` is started, waiting, progress, done or failed (see schedule.Executor).
+
+    Also stopped, after `LocalExecutor.stop`.
+    """
 
     task: TaskRef
     kind: str
@@ -51,7 +54,7 @@ class _Group:
 
     role: str
     workers: list[WorkerProcess]
-    gpus: tuple[int, ...]
+    gpus: tuple[str, ...]
     task: TaskRef | None = None
     waiting: set[int] = field(default_factory=set)
     last_used: float = 0.0
@@ -64,28 +67,21 @@ class LocalLimits:
     num_running: int
     num_alive: int
     threads: int
-    gpus: tuple[int, ...]
+    gpus: tuple[str, ...]
+    num_models: int
 
     @classmethod
-    def of(cls, cluster: ClusterSection, num_models: int) -> LocalLimits:
-        """Resolve the defaults of a cluster section for this machine; InputError when it cannot work here."""
-        cores = len(os.sched_getaffinity(0))
-        gpus = tuple(cluster.gpus) if cluster.gpus is not None else _visible_gpus()
-        if gpus and cluster.update_ranks > len(gpus):
-            raise InputError(
-                f"cluster.update_ranks: {cluster.update_ranks} ranks need as many GPUs, this machine shows {len(gpus)}; lower it"
-            )
+    def of(cls, cluster: ClusterSection, num_models: int, *, cores: int | None = None) -> LocalLimits:
+        """Resolve the defaults of a cluster section for this machine; InputError when it cannot work here.
+
+        `cores`: those that may be used, if this process may see more (a SLURM job).
+        """
+        cores = cores or len(os.sched_getaffinity(0))
+        gpus = usable_gpus(cluster)
+        check_gpus(cluster, num_models, len(gpus))
         num_running = cluster.num_running or (len(gpus) + 1 if gpus else max(1, min(num_models, cores)))
-        return cls(num_running, cluster.num_alive or 2 * num_models + 1, cluster.threads or max(1, cores // num_running), gpus)
-
-
-def _visible_gpus() -> tuple[int, ...]:
-    if not has_gpu():
-        return ()
-    listed = os.environ.get("CUDA_VISIBLE_DEVICES")
-    if listed:
-        return tuple(range(len(listed.split(","))))
-    return tuple(range(len(list(Path("/dev").glob("nvidia[0-9]*")))))
+        threads = cluster.threads or max(1, cores // num_running)
+        return cls(num_running, cluster.num_alive or 2 * num_models + 1, threads, gpus, num_models)
 
 
 def _free_port() -> int:
@@ -97,9 +93,11 @@ def _free_port() -> int:
 class LocalExecutor:
     """Runs tasks in warm workers; `poll` reports what became of them."""
 
-    def __init__(self, cluster: ClusterSection, limits: LocalLimits) -> None:
+    def __init__(self, cluster: ClusterSection, limits: LocalLimits, *, deaf: bool = False) -> None:
+        """`deaf`: workers ignore a batch system's signals, which are for the process that calls `stop`."""
         self._cluster = cluster
         self._limits = limits
+        self._deaf = deaf
         self._groups: dict[str, _Group] = {}
         self._selector = selectors.DefaultSelector()
         self._started: list[Event] = []
@@ -127,7 +125,7 @@ class LocalExecutor:
         busy = [g for g in self._groups.values() if g.task is not None]
         role = role_of(run, key)
         group = self._groups.get(role)
-        if len(busy) >= self._limits.num_running or (group is not None and group.task is not None):
+        if len(busy) >= self._limits.num_running or (group is not None and self._in_use(group)):
             return False
         if group is None:
             group = self._start_group(role, run, key)
@@ -156,10 +154,21 @@ class LocalExecutor:
                 events += self._handle(group, rank, message)
         return events
 
+    def stop(self, deadline: Callable[[], float]) -> Iterator[Event]:
+        """Tell all workers to stop, and wait for what they do; yields events as they come. Nothing may be submitted any more.
+
+        An update saves its position and ends. Other tasks go on to their end, or until `deadline()` (seconds since 1970; it
+        may change meanwhile): what is under way then is given up, and its workers end with `close`.
+        """
+        for group in self._groups.values():
+            for worker in group.workers:
+                worker.send({"stop": True})
+        while any(group.task is not None for group in self._groups.values()) and time.time() < deadline():
+            yield from self.poll()
+
     def close(self) -> None:
         """End all workers; tasks in flight are given up."""
-        for role in list(self._groups):
-            self._stop(role)
+        self._end(list(self._groups))
         self._selector.close()
 
     # --- events -----------------------------------------------------------------------------------------------------
@@ -171,22 +180,22 @@ class LocalExecutor:
             return []
         if kind == "progress":
             return [Event(task, "progress", message)] if rank == 0 else []
-        if kind == "done":
+        if kind in ("done", "stopped"):
             group.waiting.discard(rank)
             if group.waiting:
                 return []
             group.task = None
-            return [Event(task, "done", {})]
+            return [Event(task, kind, {})]
         assert kind == "failed", kind
         group.task = None
         if len(group.workers) > 1:
-            self._stop(group.role)  # the other ranks may wait for this one for ever
+            self._end([group.role])  # the other ranks may wait for this one for ever
         return [Event(task, "failed", {**message, "log": str(group.workers[rank].log)})]
 
     def _died(self, group: _Group, rank: int) -> list[Event]:
         worker, task = group.workers[rank], group.task
         how = worker.ending()
-        self._stop(group.role)
+        self._end([group.role])
         if task is None:
             return []
         message = f"worker {group.role} (rank {rank}) ended with {how}"
@@ -196,10 +205,10 @@ class LocalExecutor:
 
     def _start_group(self, role: str, run: Run, key: TaskKey) -> _Group | None:
         ranks = self._cluster.update_ranks if key.phase == UPDATE else 1
-        gpus = self._take_gpus(ranks) if self._limits.gpus and not role.startswith("score") else ()
+        gpus = self._take_gpus(role, ranks) if self._limits.gpus and not role.startswith("score") else ()
         if gpus is None:
             return None
-        if len(self._groups) >= self._limits.num_alive and not self._evict(lambda group: True):
+        if len(self._groups) >= self._limits.num_alive and not self._evict():
             return None
         environment = {**os.environ, **worker_environment(engine_kind(run, key), self._limits.threads)}
         make_folder(run.paths.logs)
@@ -212,35 +221,48 @@ class LocalExecutor:
             }
             if self._limits.gpus:
                 rank_environment["CUDA_VISIBLE_DEVICES"] = str(gpus[rank]) if gpus else ""
-            worker = WorkerProcess(role, log, {**environment, **rank_environment})
+            worker = WorkerProcess(role, log, {**environment, **rank_environment}, deaf=self._deaf)
             self._selector.register(worker.pipe, selectors.EVENT_READ, (rank, worker))
             group.workers.append(worker)
         self._groups[role] = group
         return group
 
-    def _take_gpus(self, count: int) -> tuple[int, ...] | None:
-        """Free GPUs, after ending idle workers that hold some; None when too many are busy."""
-        while True:
-            held = {gpu for group in self._groups.values() for gpu in group.gpus}
-            free = [gpu for gpu in self._limits.gpus if gpu not in held]
-            if len(free) >= count:
-                return tuple(free[:count])
-            if not self._evict(lambda group: bool(group.gpus)):
-                return None
+    def _take_gpus(self, role: str, count: int) -> tuple[str, ...] | None:
+        """GPUs for a new group, after ending idle groups that stand in its way; None when too many are busy."""
+        limits, kind = self._limits, _kind(role)
+        holders = [Holder(g.role, _kind(g.role), g.gpus, g.task is not None, g.last_used) for g in self._groups.values()]
+        if self._cluster.gpu_sharing == "evict":
+            found = place_alone(count, limits.gpus, holders)
+        else:
+            most = most_on_a_gpu(limits.num_models, count, len(limits.gpus))
+            found = place_beside(kind, count, limits.gpus, holders, most=most)
+        if found is None:
+            return None
+        self._end(found[1])
+        return found[0]
 
-    def _evict(self, eligible: Any) -> bool:
+    def _in_use(self, group: _Group) -> bool:
+        """Whether a group, or another one on a GPU of its, is at work."""
+        return any(g.task is not None and (g is group or set(g.gpus) & set(group.gpus)) for g in self._groups.values())
+
+    def _evict(self) -> bool:
         """End the idle worker group that was used longest ago."""
-        idle = [g for g in self._groups.values() if g.task is None and eligible(g)]
+        idle = [g for g in self._groups.values() if g.task is None]
         if not idle:
             return False
-        self._stop(min(idle, key=lambda g: g.last_used).role)
+        self._end([min(idle, key=lambda g: g.last_used).role])
         return True
 
-    def _stop(self, role: str) -> None:
-        group = self._groups.pop(role)
-        for worker in group.workers:
+    def _end(self, roles: Sequence[str]) -> None:
+        workers = [worker for role in roles for worker in self._groups.pop(role).workers]
+        for worker in workers:
             self._selector.unregister(worker.pipe)
-        end_workers(group.workers)
+        end_workers(workers)
+
+
+def _kind(role: str) -> str:
+    """What workers of a role do: generate, update or score."""
+    return role.partition("-")[0]
 
 
 def role_of(run: Run, key: TaskKey) -> str:

@@ -17,6 +17,7 @@ import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from types import FrameType
+from typing import get_args
 
 from rich.console import Console
 from rich.markup import escape
@@ -24,9 +25,11 @@ from rich.markup import escape
 from core_hpc import runs as runfolders
 from core_hpc import store
 from core_hpc.claims import claim
+from core_hpc.config_cluster import Driver
 from core_hpc.controller import Prepared, Start, control
 from core_hpc.errors import CoreHpcError, InputError
 from core_hpc.executors import LocalLimits
+from core_hpc.gpus import check_gpus
 from core_hpc.paths import SweepPaths
 from core_hpc.plan import print_plan, splits_of
 from core_hpc.runs import ModelFacts
@@ -48,6 +51,7 @@ def parse_arguments(arguments: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--set", action="append", default=[], metavar="PATH=VALUE", dest="overrides", help="override a field (repeatable)")
     parser.add_argument("--output", help="folder of all sweeps, instead of the file's `output`")
     parser.add_argument("--cluster", metavar="PROFILE", help="cluster profile, instead of the file's `cluster.profile`")
+    parser.add_argument("--driver", choices=get_args(Driver), help="instead of the profile's `driver` (cluster.driver)")
     parser.add_argument("--detach", action="store_true", help="run the controller as a small SLURM job, and return")
     parser.add_argument("--dry-run", action="store_true", help="print the resolved runs and what would be submitted; create nothing")
     parser.add_argument("--verify", action="store_true", help="check the checksums of everything that is published before going on")
@@ -63,7 +67,8 @@ def main(arguments: Sequence[str]) -> int:
         signal.signal(signal.SIGHUP, _interrupt)  # the login shell has ended: give the claim back, jobs go on
     sweep = None
     try:
-        sweep = load_sweep(options.sweep, options.overrides, output=options.output, profile=options.cluster)
+        overrides = [*options.overrides, *([f"cluster.driver={options.driver}"] if options.driver else [])]
+        sweep = load_sweep(options.sweep, overrides, output=options.output, profile=options.cluster)
         if options.dry_run:
             print_plan(sweep, console)
             return 0
@@ -85,7 +90,12 @@ def main(arguments: Sequence[str]) -> int:
 
 
 def _uses_slurm(sweep: Sweep) -> bool:
-    return sweep.runs[0].config.cluster.driver == "arrays"
+    return sweep.runs[0].config.cluster.uses_slurm
+
+
+def _num_models(sweep: Sweep) -> int:
+    """Models of the largest team."""
+    return max(len(plan.config.team) for plan in sweep.runs)
 
 
 def _interrupt(signum: int, frame: FrameType | None) -> None:
@@ -100,9 +110,11 @@ def launch(sweep: Sweep, console: Console, *, verify: bool = False, detached: bo
     if _uses_slurm(sweep):
         _check_slurm(sweep)
     elif detached:
-        raise InputError("--detach: needs SLURM; name a cluster profile with `driver: arrays` (--cluster, or cluster.profile in the file)")
+        raise InputError(
+            "--detach: needs SLURM; name a cluster profile with `driver: arrays` or `resident` (--cluster, or cluster.profile in the file)"
+        )
     else:
-        LocalLimits.of(cluster, max(len(plan.config.team) for plan in sweep.runs))
+        LocalLimits.of(cluster, _num_models(sweep))
     prepared = _prepare_new(sweep, console)
     start = Start.new(verify=verify)
     if detached:
@@ -120,10 +132,13 @@ def _check_slurm(sweep: Sweep) -> None:
     from core_hpc.slurm.submissions import check_accepted
 
     if not slurm_installed():
-        raise InputError("cluster.driver: arrays needs SLURM, and sbatch is not on PATH. Load the site's module, or use `driver: local`")
+        driver = sweep.runs[0].config.cluster.driver
+        raise InputError(f"cluster.driver: {driver} needs SLURM, and sbatch is not on PATH. Load the site's module, or use `driver: local`")
     if sweep.folder.exists():
         require_no_other(sweep.folder, Slurm())
     for cluster in sweep.clusters:
+        if cluster.driver == "resident":
+            check_gpus(cluster, _num_models(sweep), cluster.slurm.num_gpus("resident"))
         check_accepted(cluster)
 
 

@@ -49,8 +49,12 @@ def print_plan(sweep: Sweep, console: Console) -> None:
     if len(sweep.runs) > 1:
         console.print("(the configuration shown is that of the first run)")
     _print_estimate(sweep, {name: len(graph.evaluated()) * held_out[name] for name, graph in graphs.items()}, console)
-    if sweep.runs[0].config.cluster.driver == "arrays":
-        _print_arrays(sweep, graphs, console)
+    cluster = sweep.runs[0].config.cluster
+    if cluster.uses_slurm:
+        _print_arrays(sweep, graphs, console) if cluster.driver == "arrays" else _print_jobs(sweep, graphs, console)
+        for what, script in planned_scripts(sweep, graphs[sweep.runs[0].run_id]).items():
+            console.print(f"\n[bold]--- batch script: {what} ---[/bold]")
+            console.print(script, markup=False, soft_wrap=True)
     for message in missing:
         console.print(f"\nbefore a start: {message}", markup=False, soft_wrap=True)
 
@@ -149,23 +153,9 @@ def planned_arrays(cluster: ClusterSection, graph: Graph) -> list[PlannedArray]:
         elements = len({k.model for k in tasks}) * -(-parts // size)
         job = cluster.slurm.job(group_of(phase))
         nodes = cluster.slurm.update.nodes if phase == UPDATE else 1
-        gpus = nodes * (job["gpus_per_node"] or gpus_of_gres(job["gres"]))
+        gpus = nodes * cluster.slurm.num_gpus(group_of(phase))
         out.append(PlannedArray(phase, group_of(phase), len(tasks), elements, len(iterations), gpus, job["time_min"]))
     return out
-
-
-def gpus_of_gres(gres: str | None) -> int:
-    """GPUs in a --gres value.
-
-    >>> gpus_of_gres("gpu:a100:4,lscratch:10"), gpus_of_gres("gres/gpu:2"), gpus_of_gres("gpu"), gpus_of_gres(None)
-    (4, 2, 1, 0)
-    """
-    total = 0
-    for item in (gres or "").split(","):
-        name, *rest = item.strip().partition("(")[0].split(":")
-        if name.removeprefix("gres/") == "gpu":
-            total += int(rest[-1]) if rest and rest[-1].isdigit() else 1
-    return total
 
 
 def _print_arrays(sweep: Sweep, graphs: dict[str, Graph], console: Console) -> None:
@@ -190,9 +180,21 @@ def _print_arrays(sweep: Sweep, graphs: dict[str, Graph], console: Console) -> N
         if plan is not sweep.runs[-1]:
             console.print("")
     console.print(f"all {len(sweep.runs)} run(s): at most {total:,.1f} GPU-hours")
-    for what, script in planned_scripts(sweep, graphs[sweep.runs[0].run_id]).items():
-        console.print(f"\n[bold]--- batch script: {what} ---[/bold]")
-        console.print(script, markup=False, soft_wrap=True)
+
+
+def _print_jobs(sweep: Sweep, graphs: dict[str, Graph], console: Console) -> None:
+    """The driver `resident`: how many jobs follow each other depends on how far each gets."""
+    table = Table(title="one job a run, and a successor each time it reaches its time limit before its run is done", title_justify="left")
+    for column in ("run", "tasks", "GPUs", "ranks of an update", "CPUs", "memory", "time limit", "GPU-hours of a job"):
+        table.add_column(column, justify="left" if column == "run" else "right")
+    for plan in sweep.runs:
+        cluster = plan.config.cluster
+        job, gpus = cluster.slurm.job("resident"), cluster.slurm.num_gpus("resident")
+        table.add_row(
+            plan.run_id, str(len(graphs[plan.run_id].tasks())), str(gpus), str(cluster.update_ranks), str(job["cpus"]),
+            f"{job['mem_gb']:g} GB", f"{job['time_min']} min", f"{gpus * job['time_min'] / 60:,.1f}",
+        )  # fmt: skip
+    console.print(table)
 
 
 def planned_scripts(sweep: Sweep, graph: Graph) -> dict[str, str]:
@@ -200,11 +202,15 @@ def planned_scripts(sweep: Sweep, graph: Graph) -> dict[str, str]:
     plan = sweep.runs[0]
     cluster = plan.config.cluster
     folder = RunPaths(sweep.folder / plan.run_id).slurm
+    jobs: list[tuple[str, PhaseGroup, str, int]] = [("resident", "resident", "resident", 1)]
+    if cluster.driver == "arrays":
+        one_of_each = [a for a in planned_arrays(cluster, graph) if a.phase in (COLD, SCORE, UPDATE)]
+        jobs = [(f"{a.group} (here {a.phase})", a.group, a.phase, a.num_elements) for a in one_of_each]
     scripts = {}
-    for array in (a for a in planned_arrays(cluster, graph) if a.phase in (COLD, SCORE, UPDATE)):  # one of each group
-        name = f"{array.phase}-0001-0000abcd"
-        parameters = job_parameters(cluster, array.group, name=name, comment=f"core_hpc {plan.run_id}")
-        scripts[f"{array.group} (here {array.phase})"] = batch_script(cluster, folder / name, parameters, num_elements=array.num_elements)
+    for what, group, prefix, num_elements in jobs:
+        name = f"{prefix}-0001-0000abcd"
+        parameters = job_parameters(cluster, group, name=name, comment=f"core_hpc {plan.run_id}")
+        scripts[what] = batch_script(cluster, folder / name, parameters, num_elements=num_elements)
     parameters = job_parameters(cluster, "controller", name="controller-0001-0000abcd", comment=f"core_hpc {sweep.name}")
     scripts["controller (--detach only)"] = batch_script(cluster, sweep.folder / "slurm" / "controller", parameters, num_elements=1)
     return scripts

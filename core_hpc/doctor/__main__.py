@@ -12,10 +12,12 @@ import sys
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from typing import get_args
 
 from rich.console import Console
 from rich.markup import escape
 
+from core_hpc.config_cluster import Driver
 from core_hpc.doctor.checks import FAIL, MACHINE_CHECKS, OK, WARN, Check, Finding, Subject, run_checks
 from core_hpc.doctor.slurm import check_slurm
 from core_hpc.doctor.storage import check_output
@@ -42,6 +44,7 @@ def parse_arguments(arguments: Sequence[str]) -> argparse.Namespace:
     )
     parser.add_argument("sweep", type=Path, nargs="?", help="YAML file; without one, the machine and the profile are looked at")
     parser.add_argument("--cluster", metavar="PROFILE", help="cluster profile, instead of the file's `cluster.profile`")
+    parser.add_argument("--driver", choices=get_args(Driver), help="instead of the profile's `driver` (cluster.driver)")
     parser.add_argument("--no-job", action="store_true", help="submit no test job")
     return parser.parse_args(arguments)
 
@@ -73,7 +76,7 @@ def render(finding: Finding) -> str:
 def examine(options: argparse.Namespace, *, tell: Callable[[str], None]) -> Iterator[Finding]:
     """All findings, as they are made."""
     try:
-        sweep = load_subject(options.sweep, options.cluster)
+        sweep = load_subject(options.sweep, options.cluster, options.driver)
     except CoreHpcError as e:
         yield Finding(FAIL, str(e), "mend the file; `python -m core_hpc.launch FILE --dry-run` shows what it means")
         return
@@ -88,14 +91,15 @@ def examine(options: argparse.Namespace, *, tell: Callable[[str], None]) -> Iter
     yield from _nodes(subject, wanted=not options.no_job, blocked=blocked, tell=tell)
 
 
-def load_subject(source: Path | None, profile: str | None) -> Sweep:
+def load_subject(source: Path | None, profile: str | None, driver: Driver | None = None) -> Sweep:
     """The named sweep, or one that stands in for it."""
+    overrides = [f"cluster.driver={driver}"] if driver else []
     if source is not None:
-        return load_sweep(source, profile=profile)
+        return load_sweep(source, overrides, profile=profile)
     with tempfile.TemporaryDirectory() as folder:
         stand_in = Path(folder, "doctor.yaml")
         stand_in.write_text(STAND_IN, encoding="utf-8")
-        return load_sweep(stand_in, profile=profile)
+        return load_sweep(stand_in, overrides, profile=profile)
 
 
 def _nodes(subject: Subject, *, wanted: bool, blocked: bool, tell: Callable[[str], None]) -> Iterator[Finding]:

@@ -63,7 +63,7 @@ class Subject:
     @property
     def submits(self) -> bool:
         """Whether the sweep's tasks become SLURM jobs."""
-        return any(cluster.driver == "arrays" for cluster in self.clusters)
+        return any(cluster.uses_slurm for cluster in self.clusters)
 
     @property
     def asks_slurm(self) -> bool:

@@ -21,7 +21,6 @@ from core_hpc.config_cluster import ClusterSection, PhaseGroup
 from core_hpc.doctor.checks import FAIL, OK, WARN, Finding, Subject, judge_gpus, model_folders
 from core_hpc.doctor.node import HELLO, PING, PONG, ProbeSpec, examine, report_name
 from core_hpc.doctor.storage import probe_folder
-from core_hpc.plan import gpus_of_gres
 from core_hpc.slurm.commands import JobId, QueueEntry, Slurm, SlurmUnavailableError
 from core_hpc.slurm.outcomes import OOM_WORDS
 from core_hpc.slurm.submissions import RefusedError, job_parameters, submit
@@ -32,7 +31,6 @@ LISTING_S, QUEUE_S = 0.1, 2.0
 SILENCE_S, SILENCE_WITH_LOG_S = 90.0, 15.0
 """How long after a job's end its report may take to be seen: before, and after its log has been seen."""
 SLOW_FILE_S, SLOW_IMPORT_S, SKEW_S = 10.0, 120.0, 30.0
-TASK_GROUPS: tuple[PhaseGroup, ...] = ("generate", "score", "update")
 
 
 @dataclass
@@ -88,7 +86,7 @@ def plan_probes(subject: Subject, root: Path) -> list[Probe]:
     """One test job for each different set of resources among the phase groups."""
     found: dict[str, Probe] = {}
     for cluster in subject.clusters:
-        for group in TASK_GROUPS:
+        for group in (g for g in cluster.groups if g != "controller"):
             job = {name: value for name, value in cluster.slurm.job(group).items() if name not in ("time_min", "max_mem_gb")}
             shape = (cluster.slurm.update.nodes, cluster.update_ranks) if group == "update" else (1, 1)
             key = json.dumps([job | {"gpus_per_node": job["gpus_per_node"] or 0}, shape, cluster.slurm.python])
@@ -100,6 +98,8 @@ def plan_probes(subject: Subject, root: Path) -> list[Probe]:
 
 def packages_of(group: PhaseGroup, subject: Subject) -> tuple[str, ...]:
     """Packages that the tasks of a group import."""
+    if group == "resident":
+        return tuple(dict.fromkeys(p for g in ("generate", "score", "update") for p in packages_of(g, subject)))
     if group == "update":
         return ("torch", "peft", "deepspeed")
     if group == "score":
@@ -258,7 +258,7 @@ def judge_reports(
         if report["missing_models"]:
             advice = "put the models on the shared file system, under the same path"
             yield Finding(FAIL, f"{name}: {report['node']} does not see {', '.join(report['missing_models'])}", advice)
-    yield from _gpus(name, first, wanted=job["gpus_per_node"] or gpus_of_gres(job["gres"]))
+    yield from _gpus(name, first, wanted=cluster.slurm.num_gpus(group))
 
 
 def _imports(name: str, report: dict[str, Any], *, given: bool) -> Iterator[Finding]:

@@ -15,7 +15,7 @@ from core_hpc.config_cluster import ClusterSection
 from core_hpc.doctor.checks import FAIL, OK, WARN, Check, Finding, Subject, run_checks
 from core_hpc.errors import InputError
 from core_hpc.slurm.commands import Partition
-from core_hpc.slurm.submissions import GROUPS, check_accepted
+from core_hpc.slurm.submissions import check_accepted
 
 NEEDED_COMMANDS = ("sbatch", "srun", "squeue", "scancel", "scontrol", "sinfo")
 ACCOUNTING_COMMANDS = ("sacct", "sacctmgr")
@@ -64,9 +64,8 @@ def _described(partition: Partition) -> str:
 
 def check_limits(subject: Subject) -> Iterator[Finding]:
     """How many jobs there may be. The controller keeps to it; this is for the user's expectations."""
-    asked = {
-        (job["partition"], job["qos"], job["account"]) for cluster in subject.clusters for job in map(cluster.slurm.job, GROUPS)
-    }  # fmt: skip
+    jobs = [cluster.slurm.job(group) for cluster in subject.clusters for group in cluster.groups or ("generate",)]
+    asked = {(job["partition"], job["qos"], job["account"]) for job in jobs}
     for partition, qos, account in sorted(asked, key=str):
         limits = subject.slurm.limits(partition=partition, qos=qos, account=account)
         where = ", ".join(f"{name} {value}" for name, value in (("partition", partition), ("qos", qos), ("account", account)) if value)
@@ -103,7 +102,7 @@ def check_accounting(subject: Subject) -> Iterator[Finding]:
 def check_profile(subject: Subject) -> Iterator[Finding]:
     """Partition, time, account and QOS of each phase group; then SLURM's own word."""
     if not subject.submits:
-        yield Finding(OK, "cluster profile: none is named; give one with --cluster NAME, or a sweep with `driver: arrays`")
+        yield Finding(OK, "cluster profile: none is named; give one with --cluster NAME, or a sweep with `driver: arrays` or `resident`")
         return
     partitions = subject.slurm.partitions()
     for cluster in subject.clusters:
@@ -120,7 +119,7 @@ def check_profile(subject: Subject) -> Iterator[Finding]:
 def _groups_by(cluster: ClusterSection, *fields: str) -> dict[tuple[Any, ...], str]:
     """Phase groups that ask for the same values of these fields, as words for a message."""
     groups: dict[tuple[Any, ...], list[str]] = {}
-    for group in GROUPS:
+    for group in cluster.groups:
         job = cluster.slurm.job(group)
         groups.setdefault(tuple(job[field] for field in fields), []).append(f"`{group}`")
     return {values: f"jobs of {', '.join(names)}" for values, names in groups.items()}

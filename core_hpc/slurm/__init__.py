@@ -1,4 +1,5 @@
-"""SLURM: its commands, submissions through submitit, what runs in a job, and the driver `arrays`.
+"""SLURM: its commands, submissions through submitit, what runs in a job, and the drivers `arrays` and `resident`.
 
-Modules import downwards only: answers, commands; element, rendezvous; outcomes, submissions; watch; arrays; detach.
+Modules import downwards only: answers, commands; element, rendezvous; outcomes, resident_job,
+submissions; watch; executor; arrays, resident; detach.
 """

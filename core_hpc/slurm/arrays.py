@@ -1,91 +1,26 @@
-"""The driver `arrays`: an executor that submits SLURM job arrays, and says what became of each task.
+"""The driver `arrays`: what is ready at one moment becomes one job array per run, phase and iteration.
 
-In: tasks that are ready. Out: events. It submits what is ready at one moment as one array per run, phase and
-iteration, within what the site and the user's limits allow, and looks less often when nothing happens. It decides what
-counts as a try, what gets more memory and which nodes are avoided. Records and sbatch are submissions.py's, looking is
-watch.py's, SLURM's commands commands.py's.
+In: tasks that are ready. Out: submissions, and events of each task. Everything that does not depend on what is in an
+element is executor.py's.
 """
 
 from __future__ import annotations
 
-import contextlib
 import time
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Sequence
 
-from core_hpc.config_cluster import ClusterSection
 from core_hpc.executors import Event, TaskRef
 from core_hpc.paths import TaskKey
 from core_hpc.runs import Run
-from core_hpc.schedule import cpu_seconds
 from core_hpc.schema import GENERATION_PHASES
-from core_hpc.slurm.commands import Slurm, SlurmUnavailableError
-from core_hpc.slurm.outcomes import ABANDONED, DONE, NODE_KINDS, OUT_OF_MEMORY, Outcome
-from core_hpc.slurm.submissions import FAILED, OPEN, RefusedError, SubmissionFolder, group_of, new_submission, submit_elements
-from core_hpc.slurm.watch import OpenSubmission, Sighting, Watch
-
-REFUSED_WAIT_S = 30.0
-BACK_OFF = 1.5
-CPU_SHARE, CPU_CREDIT_S = 0.008, 5.0
-"""What the controller may take of a core, and how many CPU-seconds of that it may use early: a login node is shared."""
+from core_hpc.slurm.executor import SlurmExecutor, failure_fields
+from core_hpc.slurm.outcomes import Outcome
+from core_hpc.slurm.submissions import group_of
+from core_hpc.slurm.watch import OpenSubmission, Sighting
 
 
-class ArraysExecutor:
-    """Implements schedule.Executor on SLURM. Whatever happens to it, the next one goes on from the records."""
-
-    def __init__(self, cluster: ClusterSection, slurm: Slurm, runs: Sequence[Run], *, start_id: str, notify: Callable[[str], None]) -> None:
-        self._cluster = cluster
-        self._settings = cluster.slurm
-        self._slurm = slurm
-        self._start_id = start_id
-        self._notify = notify
-        self._folders = {run.run_id: SubmissionFolder(run.paths.slurm) for run in runs}
-        self._watch = Watch(slurm, lost_after_s=cluster.slurm.lost_after_s, say=self._say)
-        self._events: list[Event] = []
-        self._unwritten: list[OpenSubmission] = []
-        self._attempts: dict[str, dict[TaskKey, int]] = {}
-        self._mem_gb: dict[TaskRef, float] = {}
-        self._streaks: dict[str, int] = {}
-        self._excluded: list[str] = []
-        self._num_submitted = 0
-        """Elements submitted since the last look, which the watch cannot have counted."""
-        self._interval = self._settings.poll_s[0]
-        self._began, self._cpu_before = time.time(), cpu_seconds()
-        self._next_look = 0.0
-        self._refused_until = 0.0
-        self._said: dict[str, str] = {}
-
-    # --- schedule.Executor ----------------------------------------------------------------------------------------------
-
-    def adopt(self, runs: Sequence[Run]) -> list[TaskRef]:
-        """Take over what earlier controllers submitted."""
-        self._began, self._cpu_before = time.time(), cpu_seconds()
-        taken = []
-        for run in runs:
-            folder = self._folders[run.run_id]
-            for submission in folder.read(OPEN):
-                if submission.is_resolved:  # a controller was killed while it closed the record
-                    folder.close(submission)
-                    continue
-                item = OpenSubmission(run, folder, submission)
-                self._watch.open.append(item)
-                taken += [task for index in submission.unresolved for task in item.tasks_left(index)]
-            counts: dict[TaskKey, int] = {}
-            for submission in folder.read(OPEN, FAILED):
-                if submission.start_id == self._start_id:
-                    self._excluded += [node for node in submission.excluded if node not in self._excluded]
-                    for outcome in submission.outcomes.values():
-                        if outcome["counted"]:
-                            key = TaskKey.parse(outcome["task"])
-                            counts[key] = counts.get(key, 0) + 1
-            self._attempts[run.run_id] = counts
-        self._watch.count_jobs()
-        if taken:
-            self._notify(f"{len(taken)} task(s) of an earlier start are still with SLURM; taking them over")
-        return taken
-
-    def attempts(self, run: Run) -> dict[TaskKey, int]:
-        return dict(self._attempts.get(run.run_id, {}))
+class ArraysExecutor(SlurmExecutor):
+    """An element does one task, or some parts of one model one after the other."""
 
     def submit(self, wanted: Sequence[tuple[Run, TaskKey]]) -> list[TaskRef]:
         """Submit arrays within the limits; what does not fit is asked for again later."""
@@ -93,61 +28,21 @@ class ArraysExecutor:
         if time.time() < self._refused_until:
             return taken
         for run, keys, mem_gb in self._batches(wanted):
-            limits = self._limits(keys[0])
+            group, what = group_of(keys[0].phase), f"{keys[0].phase}-{keys[0].iteration:04d}"
+            limits = self._limits(group)
             if limits is None:
                 break
             max_array, room = limits
             elements = self._elements(keys)
             for first in range(0, min(len(elements), room), max_array):
                 array = elements[first : min(first + max_array, room)]
-                if not self._submit(run, array, mem_gb):
+                if not self._submit(run, group, what, array, mem_gb):
                     return taken
                 taken += [TaskRef(run.run_id, key) for element in array for key in element]
             if len(elements) > room:
-                self._say("limit", f"the queue has room for {room} more job(s) of yours; the rest waits here")
+                self._say_full(room)
                 break
         return taken
-
-    def poll(self) -> list[Event]:
-        """Look at published files and at the queue, when it is time to."""
-        if not self._events:
-            time.sleep(max(0.0, min(self._next_look - time.time(), self._settings.poll_s[1])))
-        if time.time() >= self._next_look:
-            for sighting in self._watch.look():
-                self._handle(sighting)
-            self._write_records()
-            self._num_submitted = 0
-        events, self._events = self._events, []
-        self._set_interval(moved=any(e.kind != "progress" for e in events))
-        return events
-
-    def _set_interval(self, *, moved: bool) -> None:
-        """Soon when something moves, but so seldom that the controller keeps to its share of a core in the long run."""
-        shortest, longest = self._settings.poll_s
-        used, elapsed = cpu_seconds() - self._cpu_before, time.time() - self._began
-        repaid = (used - CPU_CREDIT_S) / CPU_SHARE - elapsed  # until what was used is within the share
-        self._interval = min(longest, max(shortest, repaid, 0 if moved else self._interval * BACK_OFF))
-        self._next_look = time.time() + self._interval
-
-    def abandon(self, run: Run) -> list[TaskRef]:
-        """Cancel what has not begun; what runs may end, and the next start takes it over."""
-        dropped = []
-        for item in [o for o in self._watch.open if o.run.run_id == run.run_id]:
-            dropped += [task for index in item.submission.unresolved for task in item.tasks_left(index)]
-            pending = [i for i in item.submission.unresolved if i not in item.running]
-            with contextlib.suppress(SlurmUnavailableError):
-                self._slurm.cancel([job for i in pending if (job := item.submission.job_id(i)) is not None])
-                for index in pending:
-                    self._record(item, index, Outcome(ABANDONED, "its run was stopped before it began", counted=False))
-            self._write_records()
-            if item in self._watch.open:
-                self._watch.open.remove(item)
-        return dropped
-
-    def close(self) -> None:
-        """Nothing: jobs go on without a controller."""
-
-    # --- submitting -----------------------------------------------------------------------------------------------------
 
     def _batches(self, wanted: Sequence[tuple[Run, TaskKey]]) -> list[tuple[Run, list[TaskKey], float]]:
         """Tasks that become one array: same run, phase, iteration, memory."""
@@ -166,125 +61,36 @@ class ArraysExecutor:
             by_model.setdefault(key.model, []).append(key)
         return [own[at : at + size] for own in by_model.values() for at in range(0, len(own), size)]
 
-    def _limits(self, key: TaskKey) -> tuple[int, int] | None:
-        """(elements of one array, elements that may still be submitted) for a task's group; None when SLURM does not answer."""
-        job = self._settings.job(group_of(key.phase))
-        try:
-            limits = self._slurm.limits(partition=job["partition"], qos=job["qos"], account=job["account"])
-        except SlurmUnavailableError as e:
-            self._watch.unavailable(e)
-            return None
-        allowed = [n for n in (limits.max_submitted, self._settings.max_submitted) if n is not None]
-        in_queue = self._watch.num_active + self._num_submitted
-        return limits.max_array_size, max(0, min(allowed) - in_queue) if allowed else 1_000_000
+    def _take_over(self) -> list[TaskRef]:
+        taken = _tasks_left(self._watch.open)
+        if taken:
+            self._notify(f"{len(taken)} task(s) of an earlier start are still with SLURM; taking them over")
+        return taken
 
-    def _submit(self, run: Run, elements: list[list[TaskKey]], mem_gb: float) -> bool:
-        first, folder = elements[0][0], self._folders[run.run_id]
-        what = f"{first.phase}-{first.iteration:04d}"
-        new = new_submission(group_of(first.phase), what, elements, start_id=self._start_id, mem_gb=mem_gb, excluded=self._excluded)
-        try:
-            submission = submit_elements(folder, new, self._cluster, run.root.absolute())
-        except RefusedError as e:
-            self._refused(OpenSubmission(run, folder, new), e)
-            return False
-        self._num_submitted += len(elements)
-        self._said.pop("sbatch", None)
-        self._watch.open.append(OpenSubmission(run, folder, submission))
-        return True
+    def _dropped(self, run: Run) -> list[TaskRef]:
+        return _tasks_left([o for o in self._watch.open if o.run.run_id == run.run_id])
 
-    def _refused(self, item: OpenSubmission, error: RefusedError) -> None:
-        if error.passing and (not error.limit or self._watch.num_active):
-            self._say("sbatch", f"sbatch: {error}; trying again in {REFUSED_WAIT_S:.0f} s")
-            self._refused_until = time.time() + REFUSED_WAIT_S
-            if not error.limit:  # it may have been taken all the same: looked for by its name
-                item.folder.write(item.submission)
-                self._watch.open.append(item)
-        elif self._excluded:
-            self._notify(f"sbatch: {error}; using the excluded nodes {', '.join(self._excluded)} again")
-            self._excluded = []
-        else:
-            fields = {"kind": "final", "message": f"sbatch refused the job: {error}; mend the cluster profile", "traceback": "", "log": ""}
-            tasks = [task for index in item.submission.unresolved for task in item.tasks_left(index)]
-            self._events += [Event(task, "failed", fields) for task in tasks]
+    def _ends_with_its_run(self, item: OpenSubmission, index: int) -> bool:
+        return index not in item.running
 
-    # --- what follows from a sighting -------------------------------------------------------------------------------------
+    def _under_way(self, sighting: Sighting) -> None:
+        run_id = sighting.item.run.run_id
+        if sighting.kind != "status":
+            self._events += [Event(task, sighting.kind, {}) for task in sighting.item.tasks_left(sighting.index)]
+        elif shown := (sighting.status or {}).get("progress"):
+            fields = {name: shown[name] for name in ("done", "total", "tokens")}
+            self._events.append(Event(TaskRef(run_id, TaskKey.parse(shown["task"])), "progress", fields))
 
-    def _handle(self, sighting: Sighting) -> None:
-        item, index = sighting.item, sighting.index
-        if sighting.kind == "published":
-            assert sighting.key is not None
-            self._events.append(Event(TaskRef(item.run.run_id, sighting.key), "done", {"log": str(item.log(index))}))
-        elif sighting.kind == "complete":
-            if self._streaks:
-                for status in item.status_files(index)[:1]:
-                    self._streaks.pop(status["node"], None)
-            self._record(item, index, Outcome(DONE, "", counted=False))
-        elif sighting.kind == "progress":
-            assert sighting.key is not None
-            assert sighting.progress is not None
-            fields = {name: sighting.progress[name] for name in ("done", "total", "tokens")}
-            self._events.append(Event(TaskRef(item.run.run_id, sighting.key), "progress", fields))
-        elif sighting.kind == "ended":
-            assert sighting.outcome is not None
-            self._fail(item, index, sighting.outcome)
-        else:
-            self._events += [Event(task, sighting.kind, {}) for task in item.tasks_left(index)]
-
-    def _fail(self, item: OpenSubmission, index: int, outcome: Outcome) -> None:
-        """Record how an element ended, and report the tasks that it did not do."""
-        outcome = self._more_memory(item, index, outcome)
-        if outcome.kind in NODE_KINDS and outcome.node:
-            self._blame(outcome.node)
-        fields: dict[str, Any] = {
-            "kind": outcome.kind, "message": outcome.message, "traceback": outcome.traceback, "log": str(item.log(index)),
-            "counted": outcome.counted, **({"manifest": outcome.manifest} if outcome.manifest else {}),
-        }  # fmt: skip
+    def _tell(self, item: OpenSubmission, index: int, outcome: Outcome, *, log: str) -> None:
+        fields = failure_fields(outcome, log=log)
         for number, task in enumerate(item.tasks_left(index)):
             # Only the first of them was being worked on; those after it never began.
             self._events.append(Event(task, "failed", fields if number == 0 else {**fields, "counted": False}))
-        if item in self._watch.open:
-            self._record(item, index, outcome)
 
-    def _record(self, item: OpenSubmission, index: int, outcome: Outcome) -> None:
+    def _task_of(self, item: OpenSubmission, index: int, outcome: Outcome) -> str:
         left = item.tasks_left(index)
-        item.folder.resolve(item.submission, index, outcome, task=str(left[0].key) if left else "")
-        if outcome.kind != DONE or item.submission.is_resolved:  # what is published needs no record of its own
-            self._unwritten.append(item)
+        return str(left[0].key) if left else ""
 
-    def _write_records(self) -> None:
-        """Once for all elements that one look found: an array of a thousand may fail at one stroke."""
-        for item in dict.fromkeys(self._unwritten):
-            if not item.submission.is_resolved:
-                item.folder.write(item.submission)
-            else:
-                item.folder.close(item.submission)
-                self._watch.open.remove(item)
-        self._unwritten = []
 
-    def _more_memory(self, item: OpenSubmission, index: int, outcome: Outcome) -> Outcome:
-        """A task that ran out of memory is tried once with more, if the profile allows it."""
-        most, had = self._settings.job(item.submission.group)["max_mem_gb"], item.submission.mem_gb
-        if outcome.kind != OUT_OF_MEMORY or most is None or had >= most:
-            return outcome
-        for task in item.tasks_left(index):
-            self._mem_gb[task] = most
-        return outcome.with_note(f"trying once with {most:g} GB in place of {had:g} GB", counted=False)
-
-    def _blame(self, node: str) -> None:
-        """Exclude a node that failed several times in a row, as long as most nodes remain."""
-        self._streaks[node] = self._streaks.get(node, 0) + 1
-        if self._streaks[node] < self._settings.exclude_after or node in self._excluded:
-            return
-        with contextlib.suppress(SlurmUnavailableError):
-            if 2 * (len(self._excluded) + 1) <= len(self._slurm.nodes(self._settings.partition)):
-                self._excluded.append(node)
-                self._notify(f"node {node} failed {self._streaks[node]} times in a row and is excluded from now on")
-
-    def _say(self, topic: str, words: str | None) -> None:
-        """Tell something once, until it changes or (None) is over."""
-        if words is None:
-            if self._said.pop(topic, None) and topic == "slurm":
-                self._notify("SLURM answers again")
-        elif self._said.get(topic) != words:
-            self._said[topic] = words
-            self._notify(words)
+def _tasks_left(items: Sequence[OpenSubmission]) -> list[TaskRef]:
+    return [task for item in items for index in item.submission.unresolved for task in item.tasks_left(index)]

@@ -2,7 +2,7 @@
 
 In: an `ElementSpec`, pickled by submitit. Out: published tasks, and a status file that says how far it is and how it
 ended. This process only watches: it hears the signals of SLURM, tells the worker, and ends it when the time is over.
-Which tasks are in an element, and what follows from its end, is arrays.py's.
+Which tasks are in an element, and what follows from its end, is arrays.py's. Jobs of the driver `resident` are resident_job.py's.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import selectors
 import signal
 import socket
 import time
-from collections.abc import Sequence
+from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
@@ -98,19 +98,24 @@ class Status:
         }  # fmt: skip
         self._written = 0.0
 
-    def progress(self, **fields: Any) -> None:
-        self._body["progress"] = {**fields, "time": time.time()}
-        if time.time() - self._written >= STATUS_INTERVAL_S:
+    def note(self, *, now: bool = False, **fields: Any) -> None:
+        """Change fields; without `now` they are written when the last time is long enough ago."""
+        self._body |= fields
+        if now or time.time() - self._written >= STATUS_INTERVAL_S:
             self.write()
 
-    def published(self) -> None:
-        self._body["published"] += 1
-        self.write()
+    @property
+    def num_published(self) -> int:
+        return int(self._body["published"])
+
+    def published(self, **fields: Any) -> None:
+        """One more task, and other fields that changed."""
+        self.note(now=True, published=self.num_published + 1, **fields)
 
     def stopping(self, reason: str) -> None:
         """Written at once: SLURM may kill this job before it can say more."""
-        self._body["stopping"] = reason
-        self.write()
+        if self._body["stopping"] != reason:
+            self.note(now=True, stopping=reason)
 
     def end(self, kind: str, **fields: Any) -> None:
         """How the element ended: done, stopped, or the kind of its failure."""
@@ -136,7 +141,7 @@ def run_element(spec: ElementSpec) -> None:
     environment = {**os.environ, **worker_environment(engine_kind(run, keys[0]), spec.threads)}
     if keys[0].phase == UPDATE:
         environment |= rank_environment(rank, size)
-    saved = _steps_saved(run, keys)
+    saved = steps_saved(run, keys)
     worker = WorkerProcess(role_of(run, keys[0]), None, environment, deaf=True)
     try:
         for key in keys:
@@ -152,7 +157,7 @@ def run_element(spec: ElementSpec) -> None:
     if outcome["kind"] == "stopped" and key == keys[-1] and run.paths.task_manifest(key).exists():
         outcome = {"kind": "done"}
     if outcome["kind"] == "stopped":
-        outcome["gained"] = _steps_saved(run, keys) > saved
+        outcome["gained"] = steps_saved(run, keys) > saved
     status.end(**outcome)
     if outcome["kind"] not in ("done", "stopped"):
         raise ElementError(f"{key}: {outcome['message']}\n{outcome.get('traceback', '')}")
@@ -169,9 +174,9 @@ def rank_environment(rank: int, size: int) -> dict[str, str]:
     }
 
 
-def _steps_saved(run: Run, keys: Sequence[TaskKey]) -> int:
-    """Optimizer steps in the newest checkpoint of an update."""
-    return max((n for key in keys if key.phase == UPDATE for n in stored_steps(run.paths, key)), default=0)
+def steps_saved(run: Run, keys: Collection[TaskKey]) -> int:
+    """Optimizer steps in the newest checkpoints of updates, together."""
+    return sum(max(stored_steps(run.paths, key), default=0) for key in keys if key.phase == UPDATE)
 
 
 def _serve(worker: WorkerProcess, run: Run, key: TaskKey, stop: Stop, status: Status) -> dict[str, Any]:
@@ -195,7 +200,7 @@ def _serve(worker: WorkerProcess, run: Run, key: TaskKey, stop: Stop, status: St
             for message in messages:
                 kind = message.pop("event")
                 if kind == "progress":
-                    status.progress(**message)
+                    status.note(progress={**message, "time": time.time()})
                 elif kind == "done":
                     return {"kind": "done"}
                 elif kind == "stopped":

@@ -1,7 +1,7 @@
 """Why a job's element ended without having published everything. Pure: from SLURM's word, status files and the log.
 
 In: what is known of an ended element. Out: an `Outcome`, or None while it is too early to tell. What is done about it
-(try again, more memory, stop the run) is decided by arrays.py and schedule.py.
+(try again, more memory, stop the run) is decided by executor.py and schedule.py.
 """
 
 from __future__ import annotations
@@ -14,6 +14,8 @@ from typing import Any
 from core_hpc.slurm.element import PREEMPTED, TERMINATED, TIME_LIMIT
 
 NODE, OUT_OF_MEMORY, CANCELLED, LOST, DIED = "node", "out of memory", "cancelled", "lost", "died"
+GAVE_UP = "gave up"
+"""Of a job of the driver `resident`: it stopped its run because of failures that its status file lists."""
 DONE, INTERRUPTED, ABANDONED = "done", "interrupted", "abandoned"
 """Kinds that are no failures: all published; never really submitted; given up by decision."""
 NODE_KINDS = frozenset({NODE, DIED, "error"})
@@ -34,7 +36,7 @@ STATE_KINDS = {
 
 @dataclass(frozen=True)
 class Outcome:
-    """How an element ended. `counted`: as one of the tries after which a run is stopped."""
+    """How an element ended. `counted`: as one of the tries after which a run is stopped. `task`: at which, if it said so."""
 
     kind: str
     message: str
@@ -42,6 +44,7 @@ class Outcome:
     node: str = ""
     traceback: str = ""
     manifest: str = ""
+    task: str = ""
 
     def with_note(self, note: str, *, counted: bool) -> Outcome:
         return replace(self, message=f"{self.message}; {note}", counted=counted)
@@ -62,7 +65,7 @@ def explain(
         return Outcome(OUT_OF_MEMORY, "used more memory than the job asked for (mem_gb)", node=node, traceback=log)
     failed = next((e for e in ends if e["kind"] not in ("done", "stopped")), None)
     if failed is not None:
-        return _failed(failed, node, log)
+        return of_failure(failed, node, log)
     if state in STATE_KINDS and state not in ("CANCELLED", "PREEMPTED", "TIMEOUT"):
         kind, message, counted = STATE_KINDS[state]
         return Outcome(kind, message, counted, node, log)
@@ -83,11 +86,13 @@ def explain(
     return None
 
 
-def _failed(end: dict[str, Any], node: str, log: str) -> Outcome:
+def of_failure(end: dict[str, Any], node: str, log: str) -> Outcome:
+    """What a failure that was reported from inside a job means; `log` is shown when a worker died without a word."""
     kind, message = end["kind"], end["message"]
     if FULL_DISK.search(message):
         kind, message = "final", f"{message}. Free space (or raise the quota) and start again"
-    return Outcome(kind, message, True, node, end.get("traceback") or (log if kind == DIED else ""), end.get("manifest", ""))
+    traceback = end.get("traceback") or (log if kind == DIED else "")
+    return Outcome(kind, message, True, node, traceback, end.get("manifest", ""), end.get("task", ""))
 
 
 def _stopped(reason: str, words: str, status: dict[str, Any], state: str | None, node: str) -> Outcome:

@@ -8,7 +8,7 @@ finds the job again by that name. A record's suffix says what it is good for, so
     RUN/slurm/NAME.failed.json    closed, and some element failed (its outcomes say how)
     RUN/slurm/NAME/               script, logs, element-0000.json: the status files of element.py
 
-When something is submitted, and what follows from an outcome, is decided in arrays.py.
+When something is submitted, and what follows from an outcome, is decided in executor.py, arrays.py and resident.py.
 """
 
 from __future__ import annotations
@@ -36,7 +36,6 @@ from core_hpc.schema import GENERATION_PHASES, UPDATE
 from core_hpc.slurm.commands import JobId, SlurmUnavailableError
 from core_hpc.slurm.outcomes import DONE, Outcome
 
-GROUPS: tuple[PhaseGroup, ...] = ("generate", "score", "update", "controller")
 OPEN, ENDED, FAILED = "open", "ended", "failed"
 NAME = re.compile(r"(?P<name>[a-z]+-\d{4,}-[0-9a-f]{8})\.(?P<state>open|ended|failed)\.json")
 OUTER_JOB = re.compile(
@@ -136,12 +135,12 @@ class SubmissionFolder:
         self.write(submission)
         (self.root / f"{submission.name}.{OPEN}.json").rename(self.root / f"{submission.name}.{FAILED if failed else ENDED}.json")
 
-    def resolve(self, submission: Submission, index: int, outcome: Outcome, *, task: str = "") -> None:
-        """Note how an element ended (`task`: at which of its tasks); the caller writes or closes the record."""
+    def resolve(self, submission: Submission, index: int, outcome: Outcome) -> None:
+        """Note how an element ended; the caller writes or closes the record."""
         noted: dict[str, Any] = {"kind": outcome.kind, "counted": outcome.counted}
         if outcome.kind != DONE:  # an array may have thousands of elements, most of which have nothing to tell
             log = str(self.log(submission, index))
-            noted |= {"message": outcome.message, "node": outcome.node, "task": task, "log": log, "time": time.time()}
+            noted |= {"message": outcome.message, "node": outcome.node, "task": outcome.task, "log": log, "time": time.time()}
         submission.outcomes[str(index)] = noted
 
     def tidy(self) -> None:
@@ -265,12 +264,13 @@ def submit_elements(
 ) -> Submission:
     """Record, submit, record the job's id. The returned submission has its job."""
     from core_hpc.slurm.element import ElementSpec, run_element
+    from core_hpc.slurm.resident_job import run_resident
 
     slurm = cluster.slurm
     job = slurm.job(submission.group)
     folder.write(submission)
     calls = [
-        functools.partial(run_element, ElementSpec(
+        functools.partial(run_resident if submission.group == "resident" else run_element, ElementSpec(
             str(run_root), tuple(tasks), str(folder.status_file(submission, i)), cluster.threads or job["cpus"],
             job["time_min"], slurm.signal_delay_s, slurm.preemption_grace_s,
         ))
@@ -294,7 +294,7 @@ def check_accepted(cluster: ClusterSection) -> None:
     """Ask SLURM whether it would take the jobs of a profile, without submitting any; InputError with its words if not."""
     asked = set()
     mistakes = []
-    for group in GROUPS:
+    for group in cluster.groups:
         parameters = job_parameters(cluster, group, name="core_hpc-check", comment="")
         script = batch_script(cluster, Path("/dev/null"), parameters, num_elements=1)
         if script in asked:

@@ -1,16 +1,15 @@
 """What can be seen of submitted elements: published files, SLURM's queue and books, status files.
 
 In: open submissions. Out: sightings since the last look. What is published decides; SLURM's words and the status files
-only explain why something is not, and from silence nothing is concluded. What follows from a sighting is arrays.py's.
+only explain why something is not, and from silence nothing is concluded. What follows from a sighting is executor.py's.
 """
 
 from __future__ import annotations
 
 import contextlib
-import functools
 import os
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -20,6 +19,7 @@ from core_hpc.errors import StoreError
 from core_hpc.executors import TaskRef
 from core_hpc.paths import TaskKey
 from core_hpc.runs import Run
+from core_hpc.schema import EVALUATE
 from core_hpc.slurm.commands import FINAL, AccountingEntry, JobId, QueueEntry, Slurm, SlurmUnavailableError
 from core_hpc.slurm.outcomes import CANCELLED, INTERRUPTED, Outcome, explain
 from core_hpc.slurm.submissions import Submission, SubmissionFolder
@@ -28,8 +28,8 @@ from core_hpc.worker_process import log_tail
 UNSURE_WAIT_S = 20.0
 SETTLE_S = 8.0
 """How long an ended job may take to show its status file."""
-PROGRESS_S, MAX_PROGRESS_READS = 10.0, 30
-"""Progress of a running element is read so often at most, and of so many elements in one look: the display shows no more."""
+STATUS_S, MAX_STATUS_READS = 10.0, 30
+"""The status of a running element is read so often at most, and of so many elements in one look: the display shows no more."""
 NEVER_REASONS = {
     "DependencyNeverSatisfied": ("waits for a job that failed", False),
     "launch_failed_requeued_held": ("could not be launched, and SLURM holds it", False),
@@ -43,6 +43,10 @@ NEVER_REASONS = {
 """Reasons for which a waiting job will never begin: what it means, and whether trying again is of no use."""
 
 
+Awaited = tuple[TaskRef, Path, str]
+"""A task that is not published, with the folder and the name of its manifest."""
+
+
 @dataclass(eq=False)
 class OpenSubmission:
     """A submission with elements that are not resolved, and what was seen of them so far."""
@@ -50,23 +54,44 @@ class OpenSubmission:
     run: Run
     folder: SubmissionFolder
     submission: Submission
-    published: set[TaskKey] = field(default_factory=set)
     running: set[int] = field(default_factory=set)
     gone_since: dict[int, float] = field(default_factory=dict)
-    progress_read: dict[int, float] = field(default_factory=dict)
+    status_read: dict[int, float] = field(default_factory=dict)
+    _left: list[dict[TaskKey, Awaited]] = field(init=False)
+    """Of each element, what was not seen published, in order; kept, since every look needs it."""
 
-    @functools.cached_property
-    def elements(self) -> list[list[tuple[TaskRef, Path, str]]]:
-        """Of each element, its tasks, each with the folder and the name of its manifest; kept, since every look needs them."""
-        found = []
-        for index in range(len(self.submission.elements)):
-            paths = [(key, self.run.paths.task_manifest(key)) for key in self.submission.keys(index)]
-            found.append([(TaskRef(self.run.run_id, key), path.parent, path.name) for key, path in paths])
-        return found
+    def __post_init__(self) -> None:
+        self._left = [{key: self._awaited(key) for key in self.submission.keys(i)} for i in range(len(self.submission.elements))]
+
+    def _awaited(self, key: TaskKey) -> Awaited:
+        path = self.run.paths.task_manifest(key)
+        return TaskRef(self.run.run_id, key), path.parent, path.name
 
     def tasks_left(self, index: int) -> list[TaskRef]:
         """Tasks of an element that were not seen published."""
-        return [task for task, _, _ in self.elements[index] if task.key not in self.published]
+        return [task for task, _, _ in self._left[index].values()]
+
+    def is_left(self, index: int, key: TaskKey) -> bool:
+        return key in self._left[index]
+
+    def is_complete(self, index: int) -> bool:
+        return not self._left[index]
+
+    def seen(self, index: int, key: TaskKey) -> None:
+        """A task is published."""
+        del self._left[index][key]
+
+    def withdrawn(self, index: int, key: TaskKey) -> None:
+        """A task that was published must be made again."""
+        self._left[index][key] = self._awaited(key)
+
+    def awaited(self, index: int) -> Collection[Awaited]:
+        """Tasks left that may be published before the next look: the jobs of a whole run leave out its later iterations."""
+        left = self._left[index]
+        if self.submission.group != "resident":
+            return left.values()
+        last = 1 + min((key.iteration for key in left if key.phase != EVALUATE), default=max((key.iteration for key in left), default=0))
+        return [awaited for key, awaited in left.items() if key.iteration <= last]  # as state.Graph.ready
 
     def status_files(self, index: int) -> list[dict[str, Any]]:
         """What an element's ranks wrote, rank 0 first."""
@@ -84,18 +109,21 @@ class OpenSubmission:
         return self.folder.log(self.submission, index)
 
 
-Kind = Literal["published", "complete", "started", "waiting", "progress", "ended"]
+Kind = Literal["published", "complete", "started", "waiting", "status", "ended"]
 
 
 @dataclass(frozen=True)
 class Sighting:
-    """Something new about an element. `key`: the task that was published. `outcome`: how it ended without being complete."""
+    """Something new about an element.
+
+    `key`: the task that was published. `status`: what the element wrote of itself. `outcome`: how it ended without being complete.
+    """
 
     item: OpenSubmission
     index: int
     kind: Kind
     key: TaskKey | None = None
-    progress: dict[str, Any] | None = None
+    status: dict[str, Any] | None = None
     outcome: Outcome | None = None
 
 
@@ -109,12 +137,12 @@ class Watch:
         self._slurm = slurm
         self._lost_after_s = lost_after_s
         self._say = say
-        self._num_progress_reads = 0
+        self._num_status_reads = 0
 
     def look(self) -> list[Sighting]:
         """One look at published files, one at the queue, and at SLURM's books if the queue does not know a job."""
         queue = self._queue()
-        self._num_progress_reads = 0
+        self._num_status_reads = 0
         seen: list[Sighting] = []
         for item in list(self.open):
             if item.submission.job is None:
@@ -125,7 +153,7 @@ class Watch:
             for index in item.submission.unresolved:
                 seen += self._published(item, index, visible)
                 job = item.submission.job_id(index)
-                if queue is not None and job is not None and item.tasks_left(index):
+                if queue is not None and job is not None and not item.is_complete(index):
                     seen += self._queued(item, index, queue.get(job), gone)
         return seen + self._explained(gone)
 
@@ -168,16 +196,15 @@ class Watch:
 
     def _visible(self) -> dict[Path, set[str]]:
         """Names in the folders that open tasks publish into; listing also refreshes a network file system's view."""
-        folders = {folder for o in self.open for i in o.submission.unresolved for _, folder, _ in o.elements[i]}
+        folders = {folder for o in self.open for i in o.submission.unresolved for _, folder, _ in o.awaited(i)}
         return {folder: {entry.name for entry in os.scandir(folder)} if folder.is_dir() else set() for folder in folders}
 
     def _published(self, item: OpenSubmission, index: int, visible: dict[Path, set[str]]) -> list[Sighting]:
-        seen = []
-        for task, folder, name in item.elements[index]:
-            if task.key not in item.published and name in visible.get(folder, ()):
-                item.published.add(task.key)
-                seen.append(Sighting(item, index, "published", task.key))
-        return seen if item.tasks_left(index) else [*seen, Sighting(item, index, "complete")]
+        seen = [task.key for task, folder, name in item.awaited(index) if name in visible.get(folder, ())]
+        for key in seen:
+            item.seen(index, key)
+        sightings = [Sighting(item, index, "published", key) for key in seen]
+        return [*sightings, Sighting(item, index, "complete")] if item.is_complete(index) else sightings
 
     def _queued(
         self, item: OpenSubmission, index: int, entry: QueueEntry | None, gone: list[tuple[OpenSubmission, int, QueueEntry | None]]
@@ -200,17 +227,11 @@ class Watch:
         elif index not in item.running:
             item.running.add(index)
             return [Sighting(item, index, "started")]
-        elif self._num_progress_reads < MAX_PROGRESS_READS and time.time() - item.progress_read.get(index, 0.0) > PROGRESS_S:
-            self._num_progress_reads += 1
-            item.progress_read[index] = time.time()
-            return self._progress(item, index)
-        return []
-
-    def _progress(self, item: OpenSubmission, index: int) -> list[Sighting]:
-        path = item.folder.status_file(item.submission, index)
-        with contextlib.suppress(StoreError):
-            if shown := store.read_json(path)["progress"]:
-                return [Sighting(item, index, "progress", TaskKey.parse(shown["task"]), progress=shown)]
+        elif self._num_status_reads < MAX_STATUS_READS and time.time() - item.status_read.get(index, 0.0) > STATUS_S:
+            self._num_status_reads += 1
+            item.status_read[index] = time.time()
+            with contextlib.suppress(StoreError):
+                return [Sighting(item, index, "status", status=store.read_json(item.folder.status_file(item.submission, index)))]
         return []
 
     def _explained(self, gone: Sequence[tuple[OpenSubmission, int, QueueEntry | None]]) -> list[Sighting]:

@@ -19,7 +19,7 @@ from core_hpc.paths import TEAM, SweepPaths, TaskKey
 from core_hpc.runs import Run, open_run
 from core_hpc.schema import EVALUATE, GENERATION_PHASES, PHASES
 from core_hpc.slurm.commands import QueueEntry
-from core_hpc.slurm.outcomes import ABANDONED, DONE
+from core_hpc.slurm.outcomes import ABANDONED, DONE, GAVE_UP
 from core_hpc.slurm.submissions import OPEN, Submission, SubmissionFolder
 from core_hpc.state import Graph
 from core_hpc.status.answer import (
@@ -142,16 +142,29 @@ def _under_way(run: Run, records: Records, queue: Queue, start_id: str, since: f
             pending = entry is not None and entry.state == "PENDING"
             status = {} if pending else read_or_none(folder.status_file(submission, index)) or {}
             place, end = _place(submission, entry, status, queue_known=queue.known), status.get("outcome")
+            for f in status.get("failures", ()):
+                told = (f["kind"], f["message"], status["node"], True, f["log"], f["time"])
+                out.failures.append(Failure(run.run_id, f["task"], *told))
             if place == RUNNING:
-                out.running |= dict.fromkeys(keys, status)
+                out.running |= _running(submission, keys, status)
             elif place == WAITING:
                 out.waiting |= set(keys)
                 out.reasons.update([entry.reason] if entry is not None else [])
             elif end and end["kind"] not in ("done", "stopped"):
-                task, at = str(keys[min(status["published"], len(keys) - 1)]), (status["progress"] or {}).get("time", status["started"])
+                task = end.get("task") or str(keys[min(status["published"], len(keys) - 1)])
+                at = (status["progress"] or {}).get("time", status["started"])
                 told = (end["kind"], end["message"], status["node"], None, str(folder.log(submission, index)), at)
                 out.failures.append(Failure(run.run_id, task, *told))
     return out
+
+
+def _running(submission: Submission, keys: Sequence[TaskKey], status: dict[str, Any]) -> dict[TaskKey, dict[str, Any]]:
+    """Tasks of a running element; the job of a whole run says itself which of its tasks are under way."""
+    if submission.group != "resident":
+        return dict.fromkeys(keys, status)
+    at_work = status.get("running", {})
+    own = {task: {"started": at["started"], "progress": {"task": task, **at} if "done" in at else None} for task, at in at_work.items()}
+    return {TaskKey.parse(task): {**status, **at} for task, at in own.items()}
 
 
 def _run_status(run: Run, under_way: _UnderWay, found: Found, controller: ControllerStatus, manifests: Manifests) -> RunStatus:
@@ -159,14 +172,15 @@ def _run_status(run: Run, under_way: _UnderWay, found: Found, controller: Contro
     tasks = graph.tasks()
     done, rest = [k for k in tasks if k in published], [k for k in tasks if k not in published]
     running = {k: status for k, status in under_way.running.items() if k not in published}
-    waiting = under_way.waiting - published - running.keys()
+    ready = graph.ready(published)
+    waiting = (under_way.waiting & set(ready)) - running.keys()  # of the job of a whole run, what it would begin with
     at_work, fresh, told = _word(found, controller, run.run_id)
     is_local = run.config.cluster.driver == "local"
     why = _why_stopped(under_way.failures, told, run.config.cluster.max_attempts) if fresh else ""
     state = FINISHED if not rest else STOPPED if why else NO_CONTROLLER if not at_work else RUNNING
     if state == RUNNING and not running and (waiting or controller.holder is None):
         state = WAITING
-    phases = {k.phase for k in (*running, *waiting)} or {k.phase for k in graph.ready(published) if state in (RUNNING, WAITING)}
+    phases = {k.phase for k in (*running, *waiting)} or {k.phase for k in ready if state in (RUNNING, WAITING)}
     window = manifests.of(run, {*done[-WINDOW_TASKS:], *{(k.phase, k.model): k for k in done}.values()})
     left_s, now = estimate_left_s(rest, window, running) if rest else None, time.time()
     return RunStatus(
@@ -210,7 +224,7 @@ def _why_stopped(failures: Sequence[Failure], told: Mapping[str, Any] | None, ma
         return str(told["stopped"])
     tries = Counter(f.task for f in failures if f.counted)
     for f in failures:
-        if f.kind == "final" or (f.counted and tries[f.task] >= max_attempts):
+        if f.kind in ("final", GAVE_UP) or (f.counted and tries[f.task] >= max_attempts):
             return f"{f.task} failed {max(1, tries[f.task])} time(s): {f.message}\nlog: {f.log}"
     return ""
 

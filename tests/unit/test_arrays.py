@@ -1,8 +1,7 @@
 """The arrays driver's decisions, on a fake of SLURM's books (the real SLURM is in tests/integration and tests/faults)."""
 
 from collections import Counter
-from collections.abc import Callable, Collection, Sequence
-from dataclasses import replace
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -10,72 +9,22 @@ import pytest
 
 import yaml
 from core_hpc import store
-from core_hpc.config_cluster import ClusterSection
 from core_hpc.executors import Event, TaskRef
 from core_hpc.paths import RunPaths, TaskKey
 from core_hpc.runs import Run
-from core_hpc.slurm import arrays, watch
+from core_hpc.slurm import executor as slurm_executor
+from core_hpc.slurm import watch
 from core_hpc.slurm.arrays import ArraysExecutor
-from core_hpc.slurm.commands import AccountingEntry, JobId, Limits, QueueEntry, Slurm, SlurmUnavailableError
-from core_hpc.slurm.submissions import ENDED, FAILED, OPEN, RefusedError, Submission, SubmissionFolder, new_submission
+from core_hpc.slurm.commands import JobId, Limits, QueueEntry
+from core_hpc.slurm.submissions import ENDED, FAILED, OPEN, SubmissionFolder, new_submission
 from core_hpc.sweep import load_sweep
-
-SWEEP = {
-    "name": "s", "iterations": 2, "team": [{"name": "a", "model": "x"}, {"name": "b", "model": "y"}],
-    "problems": {"train": {"source": "generated", "count": 40}, "evaluation": {"source": "generated", "count": 4}},
-}  # fmt: skip
-
-
-class FakeSlurm(Slurm):
-    """NOT SLURM: a queue that the test writes."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.entries: dict[JobId, QueueEntry] = {}
-        self.known = Limits(1000, None)
-        self.available = True
-        self.cancelled: list[JobId | int] = []
-        self.submitted: list[Submission] = []
-        self.refusals: list[str] = []
-
-    def queue(self) -> list[QueueEntry]:
-        if not self.available:
-            raise SlurmUnavailableError("squeue: Unable to contact slurm controller")
-        return list(self.entries.values())
-
-    def accounting(self, jobs: Collection[int], *, since: float) -> dict[JobId, AccountingEntry] | None:
-        return None
-
-    def limits(self, *, partition: str | None, qos: str | None, account: str | None) -> Limits:
-        return self.known
-
-    def cancel(self, jobs: Sequence[JobId | int]) -> None:
-        self.cancelled += jobs
-
-    def nodes(self, partition: str | None) -> dict[str, str]:
-        return dict.fromkeys(("n1", "n2", "n3", "n4"), "idle")
-
-    def set(self, submission: Submission, index: int, state: str, *, reason: str = "None", node: str = "n1") -> None:
-        job = submission.job_id(index)
-        assert job is not None
-        self.entries[job] = QueueEntry(job, submission.name, state, reason, node, 0)
-
-    def submit(self, folder: SubmissionFolder, submission: Submission, cluster: ClusterSection, run_root: Path) -> Submission:
-        if self.refusals:
-            raise RefusedError(self.refusals.pop(0))
-        taken = replace(submission, job=100 + len(self.submitted))
-        store.make_folder(folder.folder(taken))
-        folder.write(taken)
-        self.submitted.append(taken)
-        for index in range(len(taken.elements)):
-            self.set(taken, index, "PENDING", reason="Resources", node="")
-        return taken
+from tests.unit.fake_slurm import SWEEP, FakeSlurm, publish
 
 
 @pytest.fixture
 def slurm(monkeypatch: pytest.MonkeyPatch) -> FakeSlurm:
     fake = FakeSlurm()
-    monkeypatch.setattr(arrays, "submit_elements", fake.submit)
+    monkeypatch.setattr(slurm_executor, "submit_elements", fake.submit)
     monkeypatch.setattr(watch, "SETTLE_S", 0.0)
     return fake
 
@@ -100,16 +49,6 @@ def cold(model: str, part: int = 0) -> TaskKey:
 
 def wanted(run: Run, *keys: TaskKey) -> list[tuple[Run, TaskKey]]:
     return [(run, key) for key in keys]
-
-
-def publish(run: Run, key: TaskKey) -> None:
-    folder = run.paths.task_folder(key)
-
-    def fill(temporary: Path) -> dict[str, tuple[int, str]]:
-        (temporary / "shard.txt").write_text("")
-        return {}
-
-    store.publish(folder, run.paths.task_name(key), fill, as_folder=False)
 
 
 def told(executor: ArraysExecutor) -> list[tuple[str, TaskKey]]:
@@ -243,7 +182,7 @@ def test_a_success_in_between_forgives_a_node(make: Any, slurm: FakeSlurm) -> No
 def test_a_refusal_that_may_pass_is_waited_for_and_another_stops_the_run(
     make: Any, slurm: FakeSlurm, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(arrays, "REFUSED_WAIT_S", 0.05)
+    monkeypatch.setattr(slurm_executor, "REFUSED_WAIT_S", 0.05)
     executor, run, said = make()
     slurm.refusals = ["sbatch: error: Batch job submission failed: Invalid account or account/partition combination specified"]
     assert executor.submit(wanted(run, cold("a"))) == []

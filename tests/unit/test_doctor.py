@@ -323,6 +323,20 @@ def test_one_test_job_for_each_kind_of_job(tmp_path: Path) -> None:
     assert probe.group == "update"
 
 
+def test_a_run_in_one_job_has_one_test_job_and_its_other_groups_are_not_asked_about(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    jobs = {"partition": "gpu", "time_min": 60, "mem_gb": 1, "cpus": 1, "update": {"time_min": 500}, "generate": {"partition": "none"}}
+    (probe,) = doctor_job.plan_probes(subject(tmp_path, cluster={"driver": "resident", "slurm": jobs}), tmp_path)
+    assert (probe.groups, probe.num_ranks, probe.packages) == (["resident"], 1, ("torch", "peft", "deepspeed"))
+    looked_at = Subject(subject(tmp_path, cluster={"driver": "resident", "slurm": jobs}).sweep, True, Site(partition("gpu")))
+    asked: list[int] = []
+    monkeypatch.setattr("core_hpc.slurm.submissions.batch_script", lambda _, __, parameters, **___: asked.append(parameters["time"]))
+    monkeypatch.setattr("subprocess.run", lambda *_, **__: SimpleNamespace(returncode=0, stderr=""))
+    assert statuses(doctor_slurm.check_profile(looked_at)) == [OK]
+    assert asked == [60, 60]  # of the run's job and of the controller's
+
+
 def report(**changes: Any) -> dict[str, Any]:
     fields: dict[str, Any] = {
         "node": "n1", "host": "n1", "name_resolves": True, "python": "3.11.7", "executable": "/env/bin/python", "cpus": 8, "mem_gb": 64.0,

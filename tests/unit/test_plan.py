@@ -29,16 +29,17 @@ def graph_of(sweep: Sweep) -> Graph:
 @pytest.mark.parametrize("path", SWEEPS, ids=lambda p: p.stem)
 def test_batch_scripts_of_every_shipped_sweep_are_sound(path: Path, profile: str) -> None:
     sweep = load_sweep(path, profile=profile)
-    assert sweep.runs[0].config.cluster.driver == "arrays"
+    driver = sweep.runs[0].config.cluster.driver
+    assert driver == ("resident" if profile == "resident" else "arrays")
     scripts = planned_scripts(sweep, graph_of(sweep))
-    assert len(scripts) == 4
+    assert len(scripts) == (2 if driver == "resident" else 4)
     for script in scripts.values():
         checked = subprocess.run(["bash", "-n"], input=script, text=True, capture_output=True, check=False)
         assert checked.returncode == 0, checked.stderr
         assert "--kill-on-bad-exit=1" in script
         assert "submitit.core._submit /" in script, "a job may begin in another folder"
-    (update,) = (s for name, s in scripts.items() if name.startswith("update"))
-    assert "core_hpc.slurm.rendezvous" in update
+    # The ranks of an update that spans nodes meet at an address; those inside one job do not.
+    assert [name for name, s in scripts.items() if "core_hpc.slurm.rendezvous" in s] == [n for n in scripts if n.startswith("update")]
 
 
 @pytest.mark.parametrize("profile", PROFILE_NAMES)
@@ -89,6 +90,22 @@ def test_a_profile_lies_below_the_sweeps_own_section_and_unknown_names_are_expla
     (local / "preemptible.yaml").write_text("driver: arrays\nslurm: {partitoin: here}\n")
     with pytest.raises(ConfigError, match=r"cluster.slurm.partitoin: unknown key; did you mean `partition`"):
         load_sweep(own)
+
+
+def test_the_driver_on_the_command_line_wins_and_its_job_is_what_the_profile_says(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "core_hpc.launch", str(ROOT / "yaml" / "quickstart.yaml"), "--dry-run", "--output", str(tmp_path)]
+    environment = {**os.environ, "PATH": "/nonexistent", "COLUMNS": "200"}
+    options = ["--cluster", "devcluster", "--driver", "resident"]
+    done = subprocess.run([*command, *options], env=environment, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "one job a run" in done.stdout
+    assert "#SBATCH --gpus-per-node=2" in done.stdout
+    assert "job arrays" not in done.stdout
+    # one_node gives a job one GPU where it says nothing else, and asks for four ranks
+    options = ["--cluster", "one_node", "--driver", "resident"]
+    refused = subprocess.run([*command, *options], env=environment, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert refused.returncode == 2
+    assert "slurm.resident.gpus_per_node" in refused.stderr
 
 
 def test_scientific_identity_does_not_depend_on_the_cluster() -> None:

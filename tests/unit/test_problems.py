@@ -6,11 +6,9 @@ from pathlib import Path
 import polars as pl
 import pytest
 
-import analysis.counts
 from core_hpc.answers import verify
 from core_hpc.config_problems import FileProblems, GeneratedProblems, ProblemsSection
 from core_hpc.errors import InputError
-from core_hpc.problem_files import ATTRIBUTES
 from core_hpc.problems import make_splits, problems_of_iteration
 from core_hpc.schema import CORRECT
 
@@ -120,10 +118,6 @@ def test_bad_rows_of_parquet_are_named(tmp_path: Path, answer: float | None, exp
     pl.DataFrame({"id": ["a", "b"], "question": ["x", "y"], "answer": [1.0, answer]}).write_parquet(path)
     with pytest.raises(InputError, match=expected):
         make_splits(section(FileProblems(source="parquet", path=str(path)), generated(5)))
-
-
-def test_the_attributes_of_a_problem_are_those_that_analysis_reads() -> None:
-    assert set(ATTRIBUTES) == set(analysis.counts.ATTRIBUTES)
 
 
 def test_metadata_is_always_readable_json(tmp_path: Path) -> None:

@@ -232,7 +232,7 @@ def test_what_is_sampled_is_what_is_recorded_and_what_the_engine_is_told(
     context: Any = SimpleNamespace(
         run=SimpleNamespace(config=config, run_id="r"), key=TaskKey(1, phase, "a"), model=config.model("a"),
         stopwatch=SimpleNamespace(lap=lambda _: None), warm=SimpleNamespace(engine=lambda _: SimpleNamespace(generate=sample)),
-        engine_spec=lambda: None, progress=lambda *_: None, stop_strings=lambda _: (), adapter=lambda _: None,
+        engine_spec=lambda _: None, progress=lambda *_: None, stop_strings=lambda _: (), adapter=lambda _: None,
         prompt_builder=lambda _: PromptBuilder(PLAIN, "plain", ""), stats=lambda **_: None,
         paths=SimpleNamespace(task_folder=lambda _: None, task_name=lambda _: None),
     )  # fmt: skip

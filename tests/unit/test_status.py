@@ -167,6 +167,30 @@ def test_queue_and_records_give_counts_and_reasons(tmp_path: Path, monkeypatch: 
     assert "1 waiting: Priority; 1 waiting: Resources" in shown(found)
 
 
+def test_the_job_of_a_whole_run_says_what_is_under_way_and_what_failed_inside(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run, now = make_run(tmp_path, cluster={"driver": "resident", "threads": 1}), time.time()
+    submission = new_submission("resident", "resident-0000", [run.graph().tasks()], start_id="now", mem_gb=1)
+    submission.job = 70
+    SubmissionFolder(run.paths.slurm).write(submission)
+    pending = FakeQueue(monkeypatch, QueueEntry(JobId(70), submission.name, "PENDING", "Resources", "", 0))
+    with claim(SweepPaths(run.root.parent).claim):
+        found = look(run)
+        (told,) = found.runs
+        assert (told.state, told.running, told.waiting) == ("waiting", 0, len(run.graph().ready(()))), "not all that will follow"
+        assert found.waiting_reasons == {"Resources": 1}
+        pending.entries = [QueueEntry(JobId(70), submission.name, "RUNNING", "None", "n1", 0)]
+        publish(run, COLD[0])
+        at_work = {"started": now - 10, "done": 3, "total": 6, "tokens": 9, "time": now}
+        failed = {"task": str(COLD[1]), "kind": "error", "message": "ValueError: no", "traceback": "", "log": "/w.log", "time": now}
+        running = {str(COLD[1]): at_work, str(COLD[2]): {"started": now}}
+        write_status(run, submission, 0, published=1, running=running, failures=[failed])
+        (told,) = (found := look(run)).runs
+    assert (told.state, told.done, told.running, told.waiting, told.phases) == ("running", 1, 2, 0, ["cold"])
+    (inside,) = found.failures
+    assert (inside.task, inside.message, inside.counted, inside.node, inside.log) == (str(COLD[1]), "ValueError: no", True, "n1", "/w.log")
+    assert told.completions_per_s is not None
+
+
 def test_without_slurm_status_files_tell_what_runs(tmp_path: Path, no_slurm: None) -> None:
     run = make_run(tmp_path, cluster=ARRAYS)
     submission = submission_of(run, [[key] for key in COLD])

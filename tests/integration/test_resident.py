@@ -1,0 +1,83 @@
+"""The driver `resident` on a real SLURM cluster: one job a run over its iterations, a successor, the same results as elsewhere."""
+
+import subprocess
+import sys
+import time
+from collections import Counter, defaultdict
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from cluster import DevCluster
+from harness import ROOT, differences, launch, the_run
+from tiny import tiny_sweep
+
+from core_hpc import shards, store
+from core_hpc.paths import RunPaths, TaskKey
+from core_hpc.schema import GENERATION_PHASES
+from core_hpc.slurm.submissions import ENDED, FAILED, OPEN, SubmissionFolder
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(1200)]
+
+SLURM: dict[str, Any] = {
+    "mem_gb": 6, "time_min": 10, "poll_s": [0.3, 1], "lost_after_s": 15, "signal_delay_s": 15, "resident": {"cpus": 2, "gpus_per_node": 1},
+}  # fmt: skip
+PROTOCOL = {
+    "problems_per_iteration": 4, "problems_per_part": 8, "cold_samples": 3, "rescue_samples": 2, "hint_tokens": 64,
+    "hint_probability": 0.5, "sampling": {"max_new_tokens": 48, "temperature": 1.0, "top_p": 1.0},
+}  # fmt: skip
+
+
+def wait_for(ready: Callable[[], object], what: str, timeout_s: float = 300) -> None:
+    deadline = time.monotonic() + timeout_s
+    while not ready():
+        assert time.monotonic() < deadline, f"waited in vain for {what}"
+        time.sleep(0.1)
+
+
+def test_a_run_in_two_jobs_publishes_what_the_local_driver_publishes(
+    cluster: DevCluster, tiny_models: list[Path], tmp_path: Path
+) -> None:
+    """The first job is preempted in an update of the second iteration, and its successor goes on."""
+    local = {"num_running": 2, "threads": 1}
+    here = launch(tiny_sweep(tmp_path / "local.yaml", tiny_models, tmp_path / "local", cluster=local, protocol=PROTOCOL))
+    assert here.returncode == 0, here.stdout + here.stderr
+    section = {"driver": "resident", **local, "slurm": SLURM}
+    sweep = tiny_sweep(tmp_path / "resident.yaml", tiny_models, tmp_path / "resident", cluster=section, protocol=PROTOCOL)
+    hold = tmp_path / "hold"
+    environment = {**cluster.environment(), "CORE_HPC_FAULT": f"hold task.started@update/0002/m0:{hold}", "COLUMNS": "200"}
+    controller = subprocess.Popen(
+        [sys.executable, "-m", "core_hpc.launch", str(sweep)], cwd=ROOT, env=environment, stdout=subprocess.PIPE, text=True
+    )
+    try:
+        wait_for(hold.exists, "the update that is held")
+        job = hold.read_text().split()[1]
+        cluster.run("scancel", "--signal=USR2", job)
+        time.sleep(2)  # the worker has heard of it before it goes on
+        Path(f"{hold}.go").touch()
+        printed, _ = controller.communicate(timeout=300)
+    finally:
+        controller.kill()
+        controller.wait()
+    assert controller.returncode == 0, printed
+    assert "one SLURM job a run" in printed
+
+    run = the_run(tmp_path / "resident" / "tiny")
+    assert differences(the_run(tmp_path / "local" / "tiny"), run) == []
+    folder = SubmissionFolder(RunPaths(run).slurm)
+    first, _ = sorted(folder.read(OPEN, ENDED, FAILED), key=lambda s: s.submitted)
+    assert [state for _, state in folder.names(OPEN, ENDED, FAILED)] == [FAILED, ENDED]
+    assert (str(first.job), first.outcomes["0"]["kind"], first.outcomes["0"]["counted"]) == (job, "preempted", False)
+    assert len(first.elements[0]) == 2 * 8 + 4, "a job has all tasks of its run: 8 an iteration, two evaluations of 2"
+    by_worker: dict[tuple[str, int], list[TaskKey]] = defaultdict(list)
+    started: Counter[tuple[str, int]] = Counter()
+    for key in shards.published_keys(run):
+        manifest = store.read_manifest(RunPaths(run).task_manifest(key))
+        if key.phase in GENERATION_PHASES and key.model == "m0":
+            worker = (manifest.writer["host"], manifest.writer["pid"])
+            by_worker[worker].append(key)
+            started[worker] += "process_started" in manifest.stats
+    assert set(started.values()) == {1}, "an engine was started more than once in a job, or tasks do not say so"
+    assert {key.iteration for keys in by_worker.values() if len(keys) > 2 for key in keys} == {0, 1, 2}
+    assert sorted(len(keys) for keys in by_worker.values()) == [1, 5]

@@ -1,0 +1,73 @@
+"""NOT SLURM: a queue that the test writes, for what the drivers of SLURM decide; and publications without content."""
+
+from collections.abc import Collection, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from core_hpc import store
+from core_hpc.config_cluster import ClusterSection
+from core_hpc.paths import TaskKey
+from core_hpc.runs import Run
+from core_hpc.slurm.commands import AccountingEntry, JobId, Limits, QueueEntry, Slurm, SlurmUnavailableError
+from core_hpc.slurm.submissions import RefusedError, Submission, SubmissionFolder
+
+SWEEP = {
+    "name": "s", "iterations": 2, "team": [{"name": "a", "model": "x"}, {"name": "b", "model": "y"}],
+    "problems": {"train": {"source": "generated", "count": 40}, "evaluation": {"source": "generated", "count": 4}},
+}  # fmt: skip
+
+
+class FakeSlurm(Slurm):
+    """NOT SLURM: a queue that the test writes."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.entries: dict[JobId, QueueEntry] = {}
+        self.known = Limits(1000, None)
+        self.available = True
+        self.cancelled: list[JobId | int] = []
+        self.submitted: list[Submission] = []
+        self.refusals: list[str] = []
+
+    def queue(self) -> list[QueueEntry]:
+        if not self.available:
+            raise SlurmUnavailableError("squeue: Unable to contact slurm controller")
+        return list(self.entries.values())
+
+    def accounting(self, jobs: Collection[int], *, since: float) -> dict[JobId, AccountingEntry] | None:
+        return None
+
+    def limits(self, *, partition: str | None, qos: str | None, account: str | None) -> Limits:
+        return self.known
+
+    def cancel(self, jobs: Sequence[JobId | int]) -> None:
+        self.cancelled += jobs
+
+    def nodes(self, partition: str | None) -> dict[str, str]:
+        return dict.fromkeys(("n1", "n2", "n3", "n4"), "idle")
+
+    def set(self, submission: Submission, index: int, state: str, *, reason: str = "None", node: str = "n1") -> None:
+        job = submission.job_id(index)
+        assert job is not None
+        self.entries[job] = QueueEntry(job, submission.name, state, reason, node, 0)
+
+    def submit(self, folder: SubmissionFolder, submission: Submission, cluster: ClusterSection, run_root: Path) -> Submission:
+        if self.refusals:
+            raise RefusedError(self.refusals.pop(0))
+        taken = replace(submission, job=100 + len(self.submitted))
+        store.make_folder(folder.folder(taken))
+        folder.write(taken)
+        self.submitted.append(taken)
+        for index in range(len(taken.elements)):
+            self.set(taken, index, "PENDING", reason="Resources", node="")
+        return taken
+
+
+def publish(run: Run, key: TaskKey) -> None:
+    folder = run.paths.task_folder(key)
+
+    def fill(temporary: Path) -> dict[str, tuple[int, str]]:
+        (temporary / "shard.txt").write_text("")
+        return {}
+
+    store.publish(folder, run.paths.task_name(key), fill, as_folder=False)
