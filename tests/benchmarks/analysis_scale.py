@@ -13,17 +13,14 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
-import statistics
 import subprocess
-import sys
 import tempfile
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from benchmarks.measure import measured, print_table, report
+from benchmarks.measure import in_process, measured, medians, peak_mb, print_table, report
 from benchmarks.simulated_run import Size, make_run
 
 SIZES = {
@@ -118,28 +115,14 @@ def measure_one(way: str, run: Path) -> dict[str, float]:
 
     if way.startswith("duckdb"):
         import duckdb  # noqa: F401
-    before = _peak_mb()
+    before = peak_mb()
     with measured() as cost:
         result = WAYS[way](run)
-    return {"wall_s": cost.wall_s, "cpu_s": cost.cpu_s, "result": result, "peak_mb": _peak_mb(), "imports_mb": before}
-
-
-def _peak_mb() -> float:
-    """Peak memory of this process. Not getrusage's: that counts what the parent had when it started this one."""
-    (line,) = (text for text in Path("/proc/self/status").read_text().splitlines() if text.startswith("VmHWM:"))
-    return int(line.split()[1]) / 1024
-
-
-def _in_process(way: str, run: Path, **environment: str) -> dict[str, float]:
-    command = [sys.executable, "-m", "benchmarks.analysis_scale", "--one", way, "--run", str(run)]
-    done = subprocess.run(command, capture_output=True, text=True, check=True, env={**os.environ, **environment})
-    answer: dict[str, float] = json.loads(done.stdout)
-    return answer
+    return {"wall_s": cost.wall_s, "cpu_s": cost.cpu_s, "result": result, "peak_mb": peak_mb(), "imports_mb": before}
 
 
 def _median(way: str, run: Path, **environment: str) -> dict[str, float]:
-    runs = [_in_process(way, run, **environment) for _ in range(NUM_RUNS)]
-    return {name: statistics.median(r[name] for r in runs) for name in runs[0]}
+    return medians([in_process("analysis_scale", "--one", way, "--run", str(run), environment=environment) for _ in range(NUM_RUNS)])
 
 
 def benchmark(folder: Path, size: Size) -> dict[str, Any]:

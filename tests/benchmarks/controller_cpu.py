@@ -45,7 +45,7 @@ from core_hpc.plan import splits_of
 from core_hpc.runs import ModelFacts, Run
 from core_hpc.schedule import RunProgress, cpu_seconds, inspect_run
 from core_hpc.schema import UPDATE
-from core_hpc.slurm import arrays
+from core_hpc.slurm import executor
 from core_hpc.slurm.commands import Slurm
 from core_hpc.slurm.submissions import Submission, SubmissionFolder
 from core_hpc.sweep import load_sweep
@@ -150,7 +150,7 @@ class Bench:
     @contextlib.contextmanager
     def _simulated(self, slurm: Slurm) -> Iterator[None]:
         """The controller's clock and commands are the simulation's; what it submits becomes known to it."""
-        submit_elements = arrays.submit_elements
+        submit_elements = executor.submit_elements
 
         def submit(folder: SubmissionFolder, submission: Submission, cluster: ClusterSection, run_root: Path) -> Submission:
             taken = submit_elements(folder, submission, cluster, run_root)
@@ -165,9 +165,9 @@ class Bench:
                 if name.startswith("core_hpc.") and getattr(module, "cpu_seconds", None) is cpu_seconds:
                     stack.enter_context(mock.patch.object(module, "cpu_seconds", self.simulation.cpu_seconds))
             assert tracking.time is self.simulation, "imported before its clock is replaced"
-            stack.enter_context(mock.patch.object(arrays, "submit_elements", submit))
+            stack.enter_context(mock.patch.object(executor, "submit_elements", submit))
             # What the controller keeps to a share of a core: its own CPU time, not the simulation's.
-            stack.enter_context(mock.patch.object(arrays, "cpu_seconds", self.simulation.controller_cpu_s))
+            stack.enter_context(mock.patch.object(executor, "cpu_seconds", self.simulation.controller_cpu_s))
             stack.enter_context(mock.patch.object(controller, "Slurm", return_value=slurm))
             stack.enter_context(mock.patch.dict(os.environ, PATH=f"{self.simulation.folder}:{os.environ['PATH']}"))
             yield

@@ -1,6 +1,6 @@
-"""What the benchmarks of the controller share: seconds of a block, the machine, where CPU time goes, a report.
+"""What the benchmarks share: seconds and memory, processes of their own, medians, the machine, a report.
 
-CPU seconds are the measure: this machine may be busy with other work, and then wall seconds say little.
+On a machine that is busy with other work wall seconds say little: compare CPU seconds, or what took turns within one run.
 """
 
 from __future__ import annotations
@@ -10,8 +10,11 @@ import json
 import os
 import pstats
 import resource
+import statistics
+import subprocess
+import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -49,6 +52,45 @@ def measured() -> Iterator[Cost]:
     finally:
         after = time.perf_counter(), time.process_time(), commands_cpu_s()
         cost.wall_s, cost.cpu_s, cost.commands_cpu_s = (b - a for a, b in zip(before, after, strict=True))
+
+
+def peak_mb() -> float:
+    """Peak memory of this process, in MiB. Not getrusage's: that counts what the parent had when it started this one."""
+    return _status_mb("VmHWM")
+
+
+def memory_mb() -> float:
+    """Memory of this process now, in MiB."""
+    return _status_mb("VmRSS")
+
+
+def reset_peak() -> None:
+    """From here on `peak_mb` is that of what follows."""
+    Path("/proc/self/clear_refs").write_text("5")
+
+
+def _status_mb(name: str) -> float:
+    (line,) = (text for text in Path("/proc/self/status").read_text().splitlines() if text.startswith(f"{name}:"))
+    return int(line.split()[1]) / 1024
+
+
+def in_process(benchmark: str, *arguments: str, environment: Mapping[str, str] | None = None) -> dict[str, Any]:
+    """Run a benchmark's module in a process of its own; its answer is the last line that it prints, as JSON."""
+    command = [sys.executable, "-m", f"benchmarks.{benchmark}", *arguments]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, env={**os.environ, **(environment or {})})
+    if done.returncode:
+        raise RuntimeError(f"{' '.join(command)} ended with status {done.returncode}:\n{done.stderr[-4000:]}")
+    answer: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+    return answer
+
+
+def medians(runs: Sequence[Mapping[str, float]]) -> dict[str, float]:
+    """The median of each figure.
+
+    >>> medians([{"wall_s": 3.0}, {"wall_s": 1.0}, {"wall_s": 2.0}])
+    {'wall_s': 2.0}
+    """
+    return {name: statistics.median(r[name] for r in runs) for name in runs[0]}
 
 
 def largest(profile: cProfile.Profile, *, count: int = 16) -> list[dict[str, Any]]:

@@ -1,0 +1,174 @@
+"""The update on a GPU: tokens per second and memory for Qwen-shaped models, against what the card's matrix products allow.
+
+    PYTHONPATH=tests python -m benchmarks.gpu_update --out /tmp/gpu_update.json [--device cpu --size tiny]
+
+Random weights of the shapes of Qwen2.5-0.5B and Qwen3-4B in bfloat16, LoRA of rank 16 on all seven projections, grpo. For each length
+(512 to 4,096 tokens, of which the prompt is an eighth; completions of a problem share it in the data, and are computed apart
+where they are longer than it) one optimizer step over 64k tokens by `Trainer.update`, after a small one; the median of three. The
+roofline is 6 x parameters x tokens at the measured rate of a large product in the same precision; with frozen base weights
+4 x parameters are needed, so a share of it above 1 is possible. On a machine without GPU it says so and measures nothing, unless it
+is told to use the CPU.
+"""
+
+from __future__ import annotations
+
+import os
+import random
+import statistics
+import tempfile
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+import torch
+from benchmarks.measure import peak_mb, print_table, report, reset_peak
+from benchmarks.real_run import arguments
+
+from core_hpc.config import LoraSection
+from core_hpc.config_update import UpdateSection
+from core_hpc.training import trainer as trainer_module
+from core_hpc.training.batching import Row
+from core_hpc.training.trainer import Trainer, UpdateTask
+
+SHAPES: dict[str, dict[str, dict[str, int]]] = {
+    "usual": {
+        "Qwen2.5-0.5B": {
+            "hidden_size": 896, "intermediate_size": 4864, "num_hidden_layers": 24, "num_attention_heads": 14, "num_key_value_heads": 2,
+            "head_dim": 64, "vocab_size": 151936,
+        },
+        "Qwen3-4B": {
+            "hidden_size": 2560, "intermediate_size": 9728, "num_hidden_layers": 36, "num_attention_heads": 32, "num_key_value_heads": 8,
+            "head_dim": 128, "vocab_size": 151936,
+        },
+    },
+    "tiny": {
+        "tiny": {
+            "hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2,
+            "head_dim": 16, "vocab_size": 512,
+        },
+    },
+}  # fmt: skip
+LENGTHS = {"usual": (512, 1024, 2048, 4096), "tiny": (64, 128)}
+TOKENS = {"usual": 65536, "tiny": 1024}
+"""Of one update."""
+MATMUL = {"usual": 8192, "tiny": 512}
+"""Rows and columns of the product that the rate is measured with."""
+SAMPLES = 4
+ROUNDS = 3
+MICRO_BATCH_TOKENS = 16384
+CHECKPOINTED = ("Qwen3-4B",)
+"""Models whose activations are computed twice, as otherwise 16k tokens do not fit."""
+
+
+def matmul_rate(device: torch.device, size: int, *, repeats: int = 10) -> float:
+    """Floating-point operations per second of a bfloat16 product of two square matrices."""
+    x, y = (torch.randn(size, size, device=device, dtype=torch.bfloat16) for _ in range(2))
+    x @ y
+    _wait(device)
+    began = time.perf_counter()
+    for _ in range(repeats):
+        x @ y
+    _wait(device)
+    return repeats * 2 * size**3 / (time.perf_counter() - began)
+
+
+def _wait(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize()
+
+
+def make_rows(length: int, tokens: int, vocabulary: int) -> list[Row]:
+    """Random completions of one length, several of each problem."""
+    rng, rows, prompt_tokens = random.Random(0), [], length // 8
+    for p in range(max(1, tokens // length // SAMPLES)):
+        prompt = [rng.randrange(10, vocabulary) for _ in range(prompt_tokens)]
+        for k in range(SAMPLES):
+            ids = [rng.randrange(10, vocabulary) for _ in range(length - prompt_tokens)]
+            rows.append(Row((p, k), f"p{p}", prompt, ids, [-10.0] * len(ids), 1.0 if k % 2 else -1.0, 1.0))
+    return rows
+
+
+def make_trainer(shape: dict[str, int], device: torch.device, *, checkpointing: bool) -> tuple[Trainer, int]:
+    """A trainer of a model with random weights, and its number of parameters."""
+    from transformers import AutoModelForCausalLM, Qwen3Config
+
+    with torch.device(device):
+        config = Qwen3Config(**shape, tie_word_embeddings=True, max_position_embeddings=32768)
+        base = AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16).requires_grad_(False).eval()
+    with mock.patch.object(trainer_module, "load_base_model", return_value=base):
+        trainer = Trainer(Path(), LoraSection(), model_name="benchmark", dtype="bfloat16", gradient_checkpointing=checkpointing)
+    return trainer, sum(p.numel() for p in base.parameters())
+
+
+def update(trainer: Trainer, rows: list[Row], folder: Path, device: torch.device) -> dict[str, float]:
+    """One update from a fresh adapter: seconds of all of it and of its forward and backward passes; memory at its peak."""
+    settings = UpdateSection(problems_per_step=len(rows), micro_batch_tokens=MICRO_BATCH_TOKENS)
+    longest = max(len(r.completion_token_ids) for r in rows)
+    spec = UpdateTask(
+        rows=rows, settings=settings, temperature=1.0, max_new_tokens=longest, total_steps=100, shuffle_seed=0, lora_seed=0, previous=None
+    )
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats()
+    else:
+        reset_peak()
+    began = time.perf_counter()
+    timings = trainer.update(spec, folder).timings
+    _wait(device)
+    peak = torch.cuda.max_memory_allocated() / 2**20 if device.type == "cuda" else peak_mb()
+    return {"seconds": time.perf_counter() - began, "train_s": timings.train_s, "num_tokens": timings.num_tokens, "peak_mb": peak}
+
+
+def benchmark(folder: Path, size: str, device: torch.device) -> dict[str, Any]:
+    """All shapes and lengths."""
+    os.environ.update(RANK="0", WORLD_SIZE="1", LOCAL_RANK="0", MASTER_ADDR="127.0.0.1", MASTER_PORT="0")
+    rate, rows = matmul_rate(device, MATMUL[size]), []
+    for name, shape in SHAPES[size].items():
+        trainer, parameters = make_trainer(shape, device, checkpointing=name in CHECKPOINTED)
+        for length in LENGTHS[size]:
+            data = make_rows(length, TOKENS[size], shape["vocab_size"])
+            update(trainer, data[:SAMPLES], folder / "warm", device)
+            turns = [update(trainer, data, folder / "out", device) for _ in range(ROUNDS)]
+            middle = {key: statistics.median(t[key] for t in turns) for key in turns[0]}
+            speed = middle["num_tokens"] / middle["seconds"]
+            rows.append({
+                "model": name, "parameters": parameters, "length": length, **middle, "tokens_per_s": speed,
+                "train_tokens_per_s": middle["num_tokens"] / middle["train_s"], "roofline_tokens_per_s": rate / 6 / parameters,
+                "of_roofline": speed * 6 * parameters / rate,
+            })  # fmt: skip
+        trainer.close()
+        del trainer
+    card = torch.cuda.get_device_name() if device.type == "cuda" else "CPU"
+    return {"size": size, "device": card, "matmul_tflops": rate / 1e12, "updates": rows}
+
+
+def show(figures: dict[str, Any]) -> None:
+    """Print a report."""
+    rows = {
+        f"{r['model']} ({r['parameters'] / 1e9:.2f}B), {r['length']} tokens": f"{r['tokens_per_s']:9,.0f} tokens/s "
+        f"({r['train_tokens_per_s']:,.0f} in training), {r['of_roofline']:.0%} of the roofline, peak {r['peak_mb'] / 1024:.1f} GiB"
+        for r in figures["updates"]
+    }
+    print_table(f"{figures['device']}, {figures['matmul_tflops']:.2f} TFLOP/s in products of bfloat16", rows)
+
+
+def main(given: Sequence[str] | None = None) -> None:
+    """Command line."""
+    parser = arguments(__doc__, SHAPES)
+    parser.add_argument("--device", choices=("cuda", "cpu"), default="cuda")
+    options = parser.parse_args(given)
+    if options.device == "cpu":
+        os.environ["CUDA_VISIBLE_DEVICES"] = ""  # the trainer takes a GPU where there is one
+    elif not torch.cuda.is_available():
+        print("this machine shows no GPU: nothing was measured. To try the benchmark itself: --device cpu --size tiny")
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        figures = benchmark(Path(folder), options.size, torch.device(options.device))
+    show(figures)
+    if options.out:
+        report(options.out, figures)
+
+
+if __name__ == "__main__":
+    main()

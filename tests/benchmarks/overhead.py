@@ -1,0 +1,97 @@
+"""Overhead: how much of an iteration is not sampling, log-probabilities and training, once workers are warm.
+
+    PYTHONPATH=tests python -m benchmarks.overhead --out /tmp/overhead.json [--driver arrays] [--size small] [--keep FOLDER]
+
+The launcher runs the quickstart's models for three iterations of 24 problems x (4 + 2) completions, with the driver of this machine or
+with SLURM arrays on a development cluster (tests/cluster.py; two nodes, on each one job of one thread). The account of time then
+says for each iteration after the first: its seconds (waiting for other iterations and evaluations left out), its lower bound
+(max over models of sampled and trained tokens by their rates over the whole run), and the share above it, with and without what it
+waited in the queue of SLURM. One run is a sample of as many iterations; --keep leaves it there for `benchmarks.scoring --run`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import statistics
+import tempfile
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from benchmarks.measure import print_table, report
+from benchmarks.real_run import account, arguments, launched, settings
+from cluster import running_cluster
+
+SIZES = {"small": (4, 2, 1, 2), "usual": (24, 4, 2, 3)}
+"""Problems, cold and rescue samples, iterations."""
+MEDIANS = ("own_s", "bound_s", "queue_s", "overhead", "overhead_without_queue")
+NODES = 2
+JOB_GB = 7.5
+"""So that one job fills a node."""
+
+
+def driver_settings(driver: str) -> list[str]:
+    """`--set` values of a driver: two tasks at a time, one core each, on either."""
+    if driver != "arrays":
+        return [f"cluster.driver={driver}"]
+    return [
+        "cluster.driver=arrays", "cluster.threads=1", "cluster.slurm.cpus=1", f"cluster.slurm.mem_gb={JOB_GB}", "cluster.slurm.time_min=60",
+        "cluster.slurm.poll_s=[1, 5]",
+    ]  # fmt: skip
+
+
+@contextlib.contextmanager
+def surroundings(driver: str) -> Iterator[dict[str, str]]:
+    """The environment of the launcher: that of a cluster, which is taken down afterwards, or this process's."""
+    if driver != "arrays":
+        yield dict(os.environ)
+        return
+    with running_cluster(nodes=NODES) as cluster:
+        yield cluster.environment()
+
+
+def benchmark(folder: Path, size: str, driver: str, dtype: str) -> dict[str, Any]:
+    """One run; its iterations after the first."""
+    problems, cold, rescue, iterations = SIZES[size]
+    values = settings(problems=problems, cold=cold, rescue=rescue, iterations=iterations, dtype=dtype) + driver_settings(driver)
+    with surroundings(driver) as environment:
+        run, command_s = launched(folder, values, environment)
+    rows = account(run)
+    later = rows[1:]
+    middle = {name: statistics.median(r[name] for r in later) for name in MEDIANS}
+    items: dict[str, float] = {}
+    for r in later:
+        for item, seconds in r["waited"].items():
+            items[item] = items.get(item, 0.0) + seconds / len(later)
+    return {
+        "size": size, "driver": driver, "dtype": dtype, "command_s": command_s, "run": str(run), "iterations": rows,
+        "after_the_first": middle,
+        "waited_s_an_iteration": dict(sorted(items.items(), key=lambda pair: -pair[1])),
+    }  # fmt: skip
+
+
+def show(figures: dict[str, Any]) -> None:
+    """Print a report."""
+    middle = figures["after_the_first"]
+    rows = {name: f"{middle[name]:.1f} s" for name in ("own_s", "bound_s", "queue_s")}
+    rows |= {name: f"{middle[name]:.1%}" for name in ("overhead", "overhead_without_queue")}
+    print_table(f"an iteration after the first, driver {figures['driver']}, {figures['dtype']}", rows)
+    print_table("it waited for, seconds", {item: f"{seconds:.1f}" for item, seconds in figures["waited_s_an_iteration"].items()})
+
+
+def main(given: Sequence[str] | None = None) -> None:
+    """Command line."""
+    parser = arguments(__doc__, SIZES, "dtype")
+    parser.add_argument("--driver", choices=("local", "arrays"), default="local")
+    parser.add_argument("--keep", type=Path, help="folder that the run is made in and stays in")
+    options = parser.parse_args(given)
+    with tempfile.TemporaryDirectory() as folder:
+        figures = benchmark(options.keep or Path(folder), options.size, options.driver, options.dtype)
+    show(figures)
+    if options.out:
+        report(options.out, figures)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,108 @@
+"""Runs like the quickstart's, at the sizes of benchmarks: its models, problems and settings.
+
+In: how many problems, samples and iterations. Out: `--set` values for the launcher, a run folder, a launched run, and what its
+account of time says.
+"""
+
+from __future__ import annotations
+
+import argparse
+import time
+from collections.abc import Collection, Sequence
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+from harness import ROOT, launch, the_run
+
+from analysis.critical_path import GENERATE, LOG_PROBS, START, TRAIN
+from analysis.timing import iteration_table, times_of, waited_table
+from core_hpc import runs
+from core_hpc.paths import TaskKey
+from core_hpc.phases.context import TaskContext, Warm
+from core_hpc.plan import splits_of
+from core_hpc.prepare import prepare
+from core_hpc.runs import Run
+from core_hpc.schema import COLD
+from core_hpc.sweep import load_sweep
+
+SWEEP = ROOT / "yaml" / "quickstart.yaml"
+MODELS = ("smollm2", "gemma3")
+DTYPES = ("float32", "bfloat16")
+STARTING = (START, "import", "load")
+"""Items of the account that a warm process does not have."""
+TIMEOUT_S = 7200
+
+
+def settings(*, problems: int, cold: int, rescue: int = 0, iterations: int = 1, dtype: str = "float32") -> list[str]:
+    """`--set` values; every problem costs cold + rescue completions of every model, and almost nothing is held out."""
+    return [
+        f"iterations={iterations}", f"problems.train.count={problems}", "problems.evaluation.count=1",
+        f"protocol.problems_per_iteration={problems}", f"protocol.cold_samples={cold}", f"protocol.rescue_samples={rescue}",
+        f"protocol.even_budget={str(rescue > 0).lower()}", "evaluation.before=false", "evaluation.samples=1",
+        *(f"team.{name}.dtype={dtype}" for name in MODELS),
+    ]  # fmt: skip
+
+
+def make_run(folder: Path, values: Sequence[str]) -> Run:
+    """A run folder in which nothing is published yet."""
+    sweep = load_sweep(SWEEP, values, output=str(folder))
+    (plan,) = sweep.runs
+    return runs.create(plan, sweep.folder, splits_of(plan), prepare(plan.config))
+
+
+def cold_task(run: Run, model: str, warm: Warm) -> TaskContext:
+    """The first cold task of a model."""
+    return TaskContext(run=run, key=TaskKey(1, COLD, model, 0), warm=warm)
+
+
+def sampled_length(ids: Sequence[int], tokenizer: Any) -> int:
+    """Tokens of a completion in a row of transformers' generate, its end token included; behind that the row is padded."""
+    end, padding = tokenizer.eos_token_id, tokenizer.pad_token_id
+    if end in ids:
+        return ids.index(end) + 1
+    # A completion that a stop string ended has no end token.
+    return len(ids) - next((i for i, token in enumerate(reversed(ids)) if token != padding), len(ids))
+
+
+def launched(folder: Path, values: Sequence[str], env: dict[str, str] | None = None) -> tuple[Path, float]:
+    """Run the launcher to its end; the run folder, and the seconds of the command."""
+    began = time.perf_counter()
+    done = launch(SWEEP, "--output", str(folder), *(f"--set={v}" for v in values), env=env, timeout_s=TIMEOUT_S)
+    if done.returncode:
+        raise RuntimeError(f"the launcher ended with status {done.returncode}:\n{done.stdout[-2000:]}{done.stderr[-2000:]}")
+    return the_run(folder / "quickstart"), time.perf_counter() - began
+
+
+def account(run: Path) -> list[dict[str, Any]]:
+    """Of each iteration: its row of analysis.timing.ITERATIONS, and the seconds that it waited for each item."""
+    times = times_of(run)
+    waited = waited_table(times).group_by("iteration", "item").agg(pl.col("seconds").sum())
+    rows = []
+    for row in iteration_table(times).iter_rows(named=True):
+        spent = dict(waited.filter(pl.col("iteration") == row["iteration"]).select("item", "seconds").rows())
+        rows.append({**row, "waited": spent, **_split(row, spent)})
+    return rows
+
+
+def _split(row: dict[str, Any], spent: dict[str, float]) -> dict[str, float]:
+    own_s = row["wall_s"] - row["elsewhere_s"]
+    return {
+        "own_s": own_s, "warm_s": own_s - sum(spent.get(item, 0.0) for item in STARTING), "generate_s": spent.get(GENERATE, 0.0),
+        "update_s": spent.get(TRAIN, 0.0) + spent.get(LOG_PROBS, 0.0),
+    }  # fmt: skip
+
+
+def arguments(about: str | None, sizes: Collection[str], *more: str) -> argparse.ArgumentParser:
+    """The options of a benchmark; `more` names those of "dtype" and "rounds" that it has, and the hidden ones of its own processes."""
+    parser = argparse.ArgumentParser(description=about, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out", type=Path, help="JSON file of all figures")
+    parser.add_argument("--size", choices=sizes, default="usual")
+    for name in more:
+        if name == "dtype":
+            parser.add_argument("--dtype", choices=DTYPES, default="float32", help="of the base weights")
+        elif name == "rounds":
+            parser.add_argument("--rounds", type=int, help="how often each way takes its turn")
+        else:
+            parser.add_argument(f"--{name}", help=argparse.SUPPRESS)
+    return parser

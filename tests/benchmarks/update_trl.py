@@ -1,0 +1,224 @@
+"""The update: trained tokens per second and memory of ours against TRL's GRPOTrainer, on the same completions.
+
+    PYTHONPATH=tests python -m benchmarks.update_trl --out /tmp/update_trl.json [--size small] [--model gemma3] [--dtype bfloat16]
+
+Both: LoRA of rank 16 on all seven projections, AdamW, grpo with clipping and KL 0.04 (so a pass for the reference, and one for the
+log-probabilities before the update), four optimizer steps, no gradient checkpointing. TRL is given the completions by its
+`rollout_func`. Lengths are all the same, or long-tailed (log-normal). A token counts as often as it is in prompt + completion of
+a sequence, whether it is computed there or shared; TRL is tried with several batch sizes, and its fastest is what ours is compared
+with, speed and memory. Every turn is a process of its own; its memory is the peak after the model is loaded and warm. Needs trl.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import statistics
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from benchmarks.measure import in_process, medians, memory_mb, peak_mb, print_table, report, reset_peak
+from benchmarks.real_run import MODELS, SWEEP, arguments
+
+from core_hpc.config import LoraSection
+from core_hpc.config_update import UpdateSection
+from core_hpc.engines import worker_environment
+from core_hpc.models import load_tokenizer, resolve_model
+from core_hpc.sweep import load_sweep
+from core_hpc.training.batching import Row
+
+SIZES = {"small": (4, 2, 48, 1), "usual": (16, 4, 160, 3)}
+"""Problems, completions of each, mean length of a completion, rounds."""
+PROMPT_TOKENS = 96
+TAIL = 1.0
+"""Standard deviation of the logarithm of lengths: the longest of 64 is some six times the mean."""
+MICRO_BATCH_TOKENS = 1024
+STEPS = 4
+BATCHES = (2, 4, 8)
+"""Completions that TRL computes at a time."""
+KL_WEIGHT = 0.04
+TEMPERATURE = 0.7
+
+
+def lengths(mix: str, count: int, mean: int, *, seed: int = 0) -> list[int]:
+    """Lengths of completions with (about) the same sum, in random order.
+
+    >>> lengths("uniform", 3, 50)
+    [50, 50, 50]
+    >>> long = lengths("long_tail", 400, 50)
+    >>> abs(sum(long) / 400 - 50) < 1, min(long) >= 1, max(long) > 200
+    (True, True, True)
+    """
+    if mix == "uniform":
+        return [mean] * count
+    normal = statistics.NormalDist(0, TAIL)
+    # Quantiles, not draws: the tail must not depend on luck.
+    drawn = [2.718281828**normal.inv_cdf((i + 0.5) / count) for i in range(count)]
+    scaled = [max(1, round(mean * count * x / sum(drawn))) for x in drawn]
+    random.Random(seed).shuffle(scaled)
+    return scaled
+
+
+def make_rows(mix: str, size: str, vocabulary: int) -> list[Row]:
+    """Random ids; the completions of a problem have one prompt and advantages of both signs."""
+    problems, samples, mean, _ = SIZES[size]
+    rng, rows = random.Random(1), []
+    found = lengths(mix, problems * samples, mean)
+    for p in range(problems):
+        prompt = [rng.randrange(10, vocabulary) for _ in range(PROMPT_TOKENS)]
+        for k in range(samples):
+            ids = [rng.randrange(10, vocabulary) for _ in range(found[p * samples + k])]
+            rows.append(Row((p, k), f"p{p:03d}", prompt, ids, [-8.0] * len(ids), 1.0 if k % 2 else -1.0, 1.0))
+    return rows
+
+
+def num_tokens(rows: Sequence[Row]) -> int:
+    """Of all sequences, prompts once for each completion."""
+    return sum(len(r.prompt_token_ids) + len(r.completion_token_ids) for r in rows)
+
+
+def answer(rows: Sequence[Row], seconds: float, loaded_mb: float) -> dict[str, float]:
+    """What a turn found."""
+    return {"tokens_per_s": num_tokens(rows) / seconds, "seconds": seconds, "peak_mb": peak_mb(), "loaded_mb": loaded_mb}
+
+
+def ours(folder: Path, rows: list[Row], dtype: Any, threads: int) -> dict[str, float]:
+    """One update of Trainer, from the adapter that a short one before it has written."""
+    import torch
+
+    from core_hpc.training.trainer import Trainer, UpdateTask
+
+    torch.set_num_threads(threads)
+    os.environ.update(RANK="0", WORLD_SIZE="1", LOCAL_RANK="0", MASTER_ADDR="127.0.0.1", MASTER_PORT="0")
+    problems = len({r.problem_id for r in rows})
+    settings = UpdateSection(
+        problems_per_step=problems // STEPS, micro_batch_tokens=MICRO_BATCH_TOKENS, kl_weight=KL_WEIGHT, importance={"kind": "none"}
+    )
+    trainer = Trainer(folder, LoraSection(), model_name="benchmark", dtype=dtype)
+    common: dict[str, Any] = {
+        "settings": settings, "temperature": TEMPERATURE, "max_new_tokens": max(len(r.completion_token_ids) for r in rows),
+        "total_steps": 100, "shuffle_seed": 0, "lora_seed": 0,
+    }  # fmt: skip
+    with tempfile.TemporaryDirectory() as out:
+        short = [Row(r.key, r.problem_id, r.prompt_token_ids[:8], r.prompt_token_ids[8:16], [-8.0] * 8, r.advantage, 1.0) for r in rows[:2]]
+        trainer.update(UpdateTask(rows=short, previous=None, **common), Path(out, "first"))
+        loaded = memory_mb()
+        reset_peak()
+        began = time.perf_counter()
+        trainer.update(UpdateTask(rows=rows, previous=Path(out, "first"), **common), Path(out, "second"))
+        seconds = time.perf_counter() - began
+    trainer.close()
+    return answer(rows, seconds, loaded)
+
+
+def trl(folder: Path, rows: list[Row], dtype: Any, threads: int, batch: int) -> dict[str, float]:
+    """The same by GRPOTrainer: the time from when it has its completions to the end of its last optimizer step."""
+    sys.modules["vllm"] = None  # type: ignore[assignment] - TRL would import it, and vLLM changes the process
+    import torch
+    from datasets import Dataset
+    from peft import LoraConfig
+    from trl import GRPOConfig, GRPOTrainer
+
+    torch.set_num_threads(threads)
+    lora, samples = LoraSection(), len(rows) // len({r.problem_id for r in rows})
+    by_prompt = {str(rows[i].problem_id): rows[i : i + samples] for i in range(0, len(rows), samples)}
+    began, loaded = 0.0, 0.0
+
+    def rollout(prompts: list[str], trainer: Any) -> dict[str, Any]:
+        nonlocal began, loaded
+        given = [by_prompt[prompts[i]][i % samples] for i in range(len(prompts))]
+        _warm_up(trainer.model, torch)
+        loaded = memory_mb()
+        reset_peak()
+        began = time.perf_counter()
+        return {"prompt_ids": [list(r.prompt_token_ids) for r in given], "completion_ids": [list(r.completion_token_ids) for r in given],
+                "logprobs": [list(r.behaviour_logprobs) for r in given]}  # fmt: skip
+
+    with tempfile.TemporaryDirectory() as out:
+        config = GRPOConfig(
+            output_dir=out, per_device_train_batch_size=batch, gradient_accumulation_steps=len(rows) // STEPS // batch,
+            steps_per_generation=len(rows) // batch, num_generations=samples, max_steps=STEPS, beta=KL_WEIGHT, loss_type="grpo",
+            temperature=TEMPERATURE, gradient_checkpointing=False, bf16=dtype == "bfloat16", use_cpu=not torch.cuda.is_available(),
+            model_init_kwargs={"dtype": dtype}, max_completion_length=max(len(r.completion_token_ids) for r in rows), save_strategy="no",
+            report_to=[], disable_tqdm=True, logging_strategy="no", weight_decay=0.01, learning_rate=1e-5, seed=0,
+        )  # fmt: skip
+        trainer = GRPOTrainer(
+            model=str(folder), args=config, processing_class=load_tokenizer(folder), rollout_func=rollout,
+            reward_funcs=lambda completions, **_: [float(i % 2) for i in range(len(completions))],
+            train_dataset=Dataset.from_list([{"prompt": name} for name in by_prompt]),
+            peft_config=LoraConfig(r=lora.rank, lora_alpha=lora.alpha, target_modules=lora.targets, task_type="CAUSAL_LM"),
+        )  # fmt: skip
+        done = trainer.train()
+        assert done.global_step == STEPS
+    return answer(rows, time.perf_counter() - began, loaded)
+
+
+def _warm_up(model: Any, torch: Any) -> None:
+    """One pass forward and backward over a few tokens, as ours had."""
+    ids = torch.arange(10, 26, device=model.device)[None]
+    model(input_ids=ids).logits.float().logsumexp(-1).sum().backward()
+    model.zero_grad(set_to_none=True)
+
+
+def benchmark(size: str, model: str, dtype: str, rounds: int | None) -> dict[str, Any]:
+    """Both mixes: all batch sizes of TRL once, then ours and its fastest in turns."""
+    problems, samples, _, usual_rounds = SIZES[size]
+    rounds = rounds or usual_rounds
+    batches = [b for b in BATCHES if (problems * samples // STEPS) % b == 0]
+    found = {}
+    for mix in ("uniform", "long_tail"):
+        options = ["--mix", mix, "--size", size, "--model", model, "--dtype", dtype]
+
+        def turn(way: str, batch: int = 0, options: list[str] = options) -> dict[str, Any]:
+            environment = worker_environment("transformers", len(os.sched_getaffinity(0)))
+            return in_process("update_trl", "--one", way, "--batch", str(batch), *options, environment=environment)
+
+        tried = {b: turn("trl", b) for b in batches}
+        fastest = max(tried, key=lambda b: tried[b]["tokens_per_s"])
+        turns = [(turn("ours"), tried[fastest] if i == 0 else turn("trl", fastest)) for i in range(rounds)]
+        mine, theirs = medians([a for a, _ in turns]), medians([b for _, b in turns])
+        found[mix] = {
+            "ours": mine, "trl": theirs, "trl_batch": fastest, "trl_batches": tried,
+            "speed, ours / trl": statistics.median(a["tokens_per_s"] / b["tokens_per_s"] for a, b in turns),
+            "peak memory, ours / trl": statistics.median(a["peak_mb"] / b["peak_mb"] for a, b in turns),
+        }  # fmt: skip
+    return {"size": size, "model": model, "dtype": dtype, "rounds": rounds, "mixes": found}
+
+
+def show(figures: dict[str, Any]) -> None:
+    """Print a report."""
+    for mix, found in figures["mixes"].items():
+        ways = {"ours": found["ours"], **{f"trl, batches of {b}": cost for b, cost in found["trl_batches"].items()}}
+        rows = {
+            way: f"{c['tokens_per_s']:8.1f} tokens/s  peak {c['peak_mb']:7.0f} MB (before: {c['loaded_mb']:.0f})" for way, c in ways.items()
+        }
+        rows |= {name: f"{value:.2f}" for name, value in found.items() if " / " in name}
+        print_table(f"{mix}, {figures['model']}, {figures['dtype']}", rows)
+
+
+def main(given: Sequence[str] | None = None) -> None:
+    """Command line."""
+    parser = arguments(__doc__, SIZES, "dtype", "rounds", "one", "mix", "batch")
+    parser.add_argument("--model", choices=MODELS, default=MODELS[0])
+    options = parser.parse_args(given)
+    if options.one:
+        folder = resolve_model(load_sweep(SWEEP).runs[0].config.model(options.model).model).folder
+        rows = make_rows(options.mix, options.size, len(load_tokenizer(folder)) - 10)
+        threads = len(os.sched_getaffinity(0))
+        own = options.one == "ours"
+        turn = ours(folder, rows, options.dtype, threads) if own else trl(folder, rows, options.dtype, threads, int(options.batch))
+        print(json.dumps(turn))
+        return
+    figures = benchmark(options.size, options.model, options.dtype, options.rounds)
+    show(figures)
+    if options.out:
+        report(options.out, figures)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,184 @@
+"""Weak scaling of the arrays driver on a development cluster: 1 to 4 workers, each with the same work.
+
+    PYTHONPATH=tests python -m benchmarks.weak_scaling --out /tmp/weak_scaling.json [--size small]
+
+A worker is an element of the job array on a node of its own (tests/cluster.py), which does parts of a cold phase one after the other.
+The engine is the fake one, made to WAIT as long for each completion as a GPU might need, since a single machine has not the cores
+of a cluster: so what is measured is the software around the engines. Counted are completions per second of each worker, from the
+submission to the last publication as the driver sees it, and from the first start to the last end of the tasks; SLURM commands;
+and the operations that one task makes below its run's folder (by strace, where it is installed), per completion.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+from benchmarks.measure import print_table, report
+from benchmarks.real_run import arguments
+from cluster import running_cluster
+from tiny import make_tiny_model, tiny_sweep
+
+from analysis.timing import times_of
+from core_hpc import runs
+from core_hpc.paths import TaskKey
+from core_hpc.phases import run_task
+from core_hpc.phases.context import TaskContext, Warm
+from core_hpc.plan import splits_of
+from core_hpc.prepare import prepare
+from core_hpc.runs import Run, open_run
+from core_hpc.schema import COLD
+from core_hpc.slurm.arrays import ArraysExecutor
+from core_hpc.slurm.commands import Slurm
+from core_hpc.slurm.submissions import ENDED, FAILED, OPEN, SubmissionFolder
+from core_hpc.sweep import load_sweep
+
+SAMPLES = 8
+PROBLEMS_PER_PART = 32
+PARTS_PER_WORKER = 2
+ENGINE = """
+import time
+from core_hpc.engines import fake_engine
+plain = fake_engine.FakeEngine.generate
+def generate(self, requests, *args, **more):
+    time.sleep({wait_s} * len(requests))
+    return plain(self, requests, *args, **more)
+fake_engine.FakeEngine.generate = generate
+"""
+"""sitecustomize.py of the jobs."""
+_CALL = re.compile(r"^(?:\d+ +)?(\w+)\(")
+
+
+@dataclass(frozen=True)
+class Size:
+    """Of the benchmark. `wait_s`: for one completion."""
+
+    workers: tuple[int, ...]
+    wait_s: float
+
+
+SIZES = {"small": Size((1, 2), 0.005), "usual": Size((1, 2, 3, 4), 0.05)}
+
+
+def make_run(folder: Path, name: str, workers: int, parts: int, **slurm: Any) -> Run:
+    """A run of one tiny model with so many parts for every worker."""
+    problems = workers * parts * PROBLEMS_PER_PART
+    path = tiny_sweep(
+        folder / f"{name}.yaml", [folder / "model"], folder, name=name, iterations=1,
+        problems={
+            "train": {"source": "generated", "count": problems, "options": {"max_value": 99}},
+            "evaluation": {"source": "generated", "count": 1, "seed": 2}, "num_examples": 1,
+        },
+        protocol={
+            "problems_per_iteration": problems, "problems_per_part": PROBLEMS_PER_PART, "cold_samples": SAMPLES, "rescue_samples": 0,
+            "sampling": {"max_new_tokens": 48},
+        },
+        cluster={"driver": "arrays", "threads": 1, "slurm": {
+            "mem_gb": 7.5, "cpus": 1, "time_min": 30, "poll_s": [0.5, 2], "generate": {"parts_per_job": parts}, **slurm,
+        }},
+    )  # fmt: skip
+    sweep = load_sweep(path)
+    (plan,) = sweep.runs
+    return runs.create(plan, sweep.folder, splits_of(plan), prepare(plan.config))
+
+
+def one_phase(folder: Path, workers: int, wait_s: float) -> dict[str, Any]:
+    """The cold phase on so many workers."""
+    site = folder / "site"
+    site.mkdir(exist_ok=True)
+    (site / "sitecustomize.py").write_text(ENGINE.format(wait_s=wait_s))
+    run = make_run(folder, f"workers-{workers}", workers, PARTS_PER_WORKER, setup=[f"export PYTHONPATH={site}"])
+    slurm = Slurm()
+    executor = ArraysExecutor(run.config.cluster, slurm, [run], start_id="benchmark", notify=lambda words: None)
+    wanted = [(run, key) for key in run.graph().tasks() if key.phase == COLD]
+    began, done = time.perf_counter(), 0
+    executor.submit(wanted)
+    while done < len(wanted):
+        for event in executor.poll():
+            if event.kind == "failed":
+                raise RuntimeError(f"{event.task.key}: {event.fields}")
+            done += event.kind == "done"
+    wall_s = time.perf_counter() - began
+    tasks = times_of(run.root).tasks
+    working_s = max(t.ended for t in tasks) - min(t.began for t in tasks)
+    completions = len(wanted) * PROBLEMS_PER_PART * SAMPLES
+    submissions = len(SubmissionFolder(run.paths.slurm).names(OPEN, ENDED, FAILED))
+    calls = {**slurm.calls, "sbatch": submissions}
+    return {
+        "completions": completions, "wall_s": wall_s, "working_s": working_s, "slurm_calls": calls,
+        "completions_per_s_and_worker": completions / workers / wall_s,
+        "of_working_time": completions / workers / working_s,
+        "slurm_calls_per_completion": sum(calls.values()) / completions,
+    }  # fmt: skip
+
+
+def store_operations(folder: Path) -> dict[str, Any] | None:
+    """Operations below the run's folder of one cold task, by system call; None without strace."""
+    if shutil.which("strace") is None:
+        return None
+    run = make_run(folder, "operations", 1, 1)
+    trace = folder / "trace"
+    command = ["strace", "-f", "-y", "-e", "trace=%file,fsync,fdatasync,getdents64,read,write", "-o", str(trace)]
+    subprocess.run([*command, sys.executable, "-m", "benchmarks.weak_scaling", "--run", str(run.root)], check=True, capture_output=True)
+    counts: Counter[str] = Counter()
+    for line in trace.read_text(errors="replace").splitlines():
+        if str(run.root) in line and (found := _CALL.match(line)):
+            counts[found[1]] += 1
+    completions = PROBLEMS_PER_PART * SAMPLES
+    return {"calls": dict(counts), "total": counts.total(), "completions": completions, "per_completion": counts.total() / completions}
+
+
+def benchmark(folder: Path, size: Size) -> dict[str, Any]:
+    """All numbers of workers, one after the other; each is a phase of the same work a worker."""
+    make_tiny_model(folder / "model")
+    operations = store_operations(folder)
+    with running_cluster(nodes=max(size.workers)) as cluster, mock.patch.dict(os.environ, cluster.environment()):
+        found = {workers: one_phase(folder, workers, size.wait_s) for workers in size.workers}
+    first = found[size.workers[0]]
+    for workers, figures in found.items():
+        figures["efficiency"] = figures["completions_per_s_and_worker"] / first["completions_per_s_and_worker"]
+        figures["efficiency_of_working_time"] = figures["of_working_time"] / first["of_working_time"]
+        figures["ideal_of_working_time"] = 1 / size.wait_s
+        figures["workers"] = workers
+    return {"wait_s_a_completion": size.wait_s, "workers": found, "store_operations_of_a_task": operations}
+
+
+def show(figures: dict[str, Any]) -> None:
+    """Print a report."""
+    rows = {
+        f"{n} workers": f"{f['completions_per_s_and_worker']:6.1f} a worker from the submission ({f['efficiency']:.0%}), "
+        f"{f['of_working_time']:6.1f} of working time ({f['efficiency_of_working_time']:.0%}); {f['slurm_calls']}"
+        for n, f in figures["workers"].items()
+    }
+    print_table(f"completions/s, engine waits {figures['wait_s_a_completion']} s for each", rows)
+    operations = figures["store_operations_of_a_task"]
+    rows = {"per completion": f"{operations['per_completion']:.3f}", **operations["calls"]} if operations else {"not counted": "no strace"}
+    print_table("operations of one task below its run's folder", rows)
+
+
+def main(given: Sequence[str] | None = None) -> None:
+    """Command line."""
+    options = arguments(__doc__, SIZES, "run").parse_args(given)
+    if options.run:
+        run_task(TaskContext(run=open_run(Path(options.run)), key=TaskKey(1, COLD, "m0", 0), warm=Warm()))
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        figures = benchmark(Path(folder), SIZES[options.size])
+    show(figures)
+    if options.out:
+        report(options.out, figures)
+
+
+if __name__ == "__main__":
+    main()
