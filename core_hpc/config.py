@@ -238,6 +238,15 @@ class RunConfig(Section):
             )
         return self
 
+    @model_validator(mode="after")
+    def _rescues_to_share(self) -> RunConfig:
+        alone = len(self.team) == 1 or not self.protocol.rescue_samples or self.protocol.hint_probability == 0
+        if self.update.share_rescues and alone:
+            raise ValueError(
+                "update.share_rescues: there are no rescues by hints to share (one model, no rescue samples, or no hints); leave it out"
+            )
+        return self
+
     def model(self, name: str) -> ModelSection:
         """The team member of that name."""
         return next(m for m in self.team if m.name == name)

@@ -86,6 +86,10 @@ class UpdateSection(Section):
         "`model` no peer enters a reward (no rescue, no cross): independent training, once protocol.rescue_samples is 0 too",
     )
     rescue_weight: float = Field(0.8, ge=0, description="weight of rescue completions in the loss")
+    share_rescues: float = Field(
+        0.0, ge=0, description="weight of the peers' rescued completions, as text without the hint, in a model's own loss (buddy "
+        "distillation; not in the paper); 0: none",
+    )
     problems_per_step: PositiveInt = Field(4, description="problems of one optimizer step")
     learning_rate: float = Field(1e-5, gt=0, le=1, description="of every model that has none of its own")
     weight_decay: float = Field(0.01, ge=0)

@@ -65,6 +65,15 @@ class PromptBuilder:
         cuts = [c for c in (text.find(s) for s in stop_strings) if c >= 0]
         return self.opened_thinking + (text[: min(cuts)] if cuts else text)
 
+    def completion_ids(self, text: str, stop_strings: Sequence[str]) -> tuple[int, ...]:
+        """A text that somebody else wrote as this model would have had to sample it, with an end that stops the model."""
+        text = text.removeprefix(self.opened_thinking).strip()
+        if self.style == "plain":
+            text = f" {text}"  # after `Answer:`
+        ids = self.tokenizer(text + (stop_strings[0] if stop_strings else ""), add_special_tokens=False)["input_ids"]
+        end = [] if stop_strings else [self.tokenizer.eos_token_id]
+        return tuple(int(i) for i in [*ids, *end])
+
     @cached_property
     def _special_marks(self) -> dict[int, str]:
         """Marks of thinking that decoding leaves out, by token: they are special tokens of some tokenizers, and text to others."""

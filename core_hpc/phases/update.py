@@ -24,6 +24,7 @@ from core_hpc.faultpoints import fault_point
 from core_hpc.paths import TEAM, TaskKey
 from core_hpc.phases.checkpoint import CheckpointStore, remove_checkpoints, write_steps
 from core_hpc.phases.context import TaskContext
+from core_hpc.phases.shared_rescues import shared_rows
 from core_hpc.schema import COLD, RESCUE, ROLLOUTS, ROW_KEY, SCORE, SCORES, UPDATE
 from core_hpc.seeds import stable_seed
 from core_hpc.state import horizon_at, steps_per_iteration
@@ -67,7 +68,7 @@ def run(context: TaskContext) -> None:
 
 
 def training_rows(context: TaskContext) -> list[Row]:
-    """The model's completions of the iteration with advantage and weight, in a fixed order."""
+    """The model's completions of the iteration with advantage and weight, in a fixed order; then those that peers share."""
     run, key = context.run, context.key
     graph = run.graph()
     parts = range(graph.num_parts)
@@ -83,6 +84,7 @@ def training_rows(context: TaskContext) -> list[Row]:
             f"remove the score manifests of iteration {key.iteration} in {run.root} and start again"
         )
     weights = {COLD: 1.0, RESCUE: run.config.update.rescue_weight}
+    shared = shared_rows(context, scores) if run.config.update.share_rescues else []
     return [
         Row(
             key=(r["problem_id"], r["phase"], r["sample_index"]), problem_id=r["problem_id"],
@@ -90,7 +92,7 @@ def training_rows(context: TaskContext) -> list[Row]:
             behaviour_logprobs=r["logprobs"], advantage=r["advantage"], weight=weights[r["phase"]], rescue=r["phase"] == RESCUE,
         )
         for r in joined.sort("problem_id", "phase", "sample_index").iter_rows(named=True)
-    ]
+    ] + shared
 
 
 def _trainer(context: TaskContext) -> Trainer:

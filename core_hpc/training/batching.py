@@ -35,7 +35,8 @@ class Row:
     problem_id: str
     prompt_token_ids: Seq[int]
     completion_token_ids: Seq[int]
-    behaviour_logprobs: Seq[float]
+    behaviour_logprobs: Seq[float] | None
+    """None: this model has not sampled it (phases/shared_rescues.py)."""
     advantage: float
     weight: float
     rescue: bool = False
@@ -85,6 +86,7 @@ class MicroBatch:
     targets_M: Tensor
     row_M: Tensor
     behaviour_M: Tensor
+    """NaN where there are none."""
     lengths_N: Tensor
     advantage_N: Tensor
     weight_N: Tensor
@@ -100,7 +102,7 @@ def check_rows(rows: Seq[Row]) -> None:
     if not rows:
         raise InputError("update: there is no completion to learn from; were the rollouts of this iteration published?")
     for row in rows:
-        if len(row.behaviour_logprobs) != len(row.completion_token_ids):
+        if row.behaviour_logprobs is not None and len(row.behaviour_logprobs) != len(row.completion_token_ids):
             raise InputError(
                 f"update: row {row.key}: {len(row.behaviour_logprobs)} log-probabilities for "
                 f"{len(row.completion_token_ids)} completion tokens; sample this shard again"
@@ -252,13 +254,19 @@ def collate(rows: Seq[Row], sequences: Seq[Sequence], *, dtype: torch.dtype) -> 
         source_M=torch.cat(source),
         targets_M=torch.cat(targets),
         row_M=torch.repeat_interleave(torch.arange(len(members)), lengths_N),
-        behaviour_M=torch.cat([torch.as_tensor(rows[i].behaviour_logprobs, dtype=torch.float32) for i in members]),
+        behaviour_M=torch.cat([_behaviour(rows[i]) for i in members]),
         lengths_N=lengths_N,
         advantage_N=torch.tensor([rows[i].advantage for i in members], dtype=torch.float32),
         weight_N=torch.tensor([rows[i].weight for i in members], dtype=torch.float32),
         rescue_N=torch.tensor([rows[i].rescue for i in members]),
         rows=members,
     )
+
+
+def _behaviour(row: Row) -> Tensor:
+    if row.behaviour_logprobs is None:
+        return torch.full((len(row.completion_token_ids),), torch.nan)
+    return torch.as_tensor(row.behaviour_logprobs, dtype=torch.float32)
 
 
 def _shared_mask(segment_BL: Tensor, dtype: torch.dtype) -> Tensor:

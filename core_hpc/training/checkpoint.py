@@ -88,8 +88,9 @@ def rows_digest(rows: Sequence[Row]) -> str:
     """
     digest = hashlib.sha256()
     for row in rows:
-        sizes = (len(row.prompt_token_ids), len(row.completion_token_ids), len(row.behaviour_logprobs))
+        behaviour = () if row.behaviour_logprobs is None else row.behaviour_logprobs
+        sizes = (len(row.prompt_token_ids), len(row.completion_token_ids), len(behaviour))
         digest.update(repr((row.key, row.problem_id, row.advantage, row.weight, *sizes)).encode())
         digest.update(np.asarray([*row.prompt_token_ids, *row.completion_token_ids], np.int64).tobytes())
-        digest.update(np.asarray(row.behaviour_logprobs, np.float64).tobytes())
+        digest.update(np.asarray(behaviour, np.float64).tobytes())
     return digest.hexdigest()

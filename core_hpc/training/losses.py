@@ -115,9 +115,10 @@ def importance_weights(old_M: Tensor, behaviour_M: Tensor, row_M: Tensor, length
     """Weights of tokens for the step from the engine's distribution to the trainer's, without gradient.
 
     With d = old - behaviour, per token: min(exp d, cap); exp(sum d of the completion), 0 where that is above the cap
-    (both as in TRL); min(exp(mean d of the completion), cap), the geometric mean of the token weights; or 1.
+    (both as in TRL); min(exp(mean d of the completion), cap), the geometric mean of the token weights; or 1. A completion
+    without behaviour log-probabilities (NaN) has weight 1.
     """
-    difference_M = (old_M - behaviour_M).detach()
+    difference_M = torch.where(behaviour_M.isnan(), 0.0, (old_M - behaviour_M).detach())
     if settings.kind == "none":
         return torch.ones_like(difference_M)
     assert settings.cap is not None

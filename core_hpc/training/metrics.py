@@ -37,7 +37,7 @@ class StepTotals:
         self.maxima = torch.zeros(len(MAXIMA) + len(plan.problem_ids), dtype=torch.float64, device=device)
 
     def add(self, batch: MicroBatch, tokens: TokenBatch, terms: LossTerms, entropy_M: Tensor) -> None:
-        mismatch_M = (tokens.old_M - batch.behaviour_M).abs()
+        mismatch_M = torch.where(batch.behaviour_M.isnan(), 0.0, (tokens.old_M - batch.behaviour_M).abs())
         parts = (terms.loss.detach(), terms.policy, terms.k3_N.sum(), terms.clipped_M.sum(), entropy_M.sum(), mismatch_M.sum(),
                  tokens.importance_M.sum())  # fmt: skip
         self.sums += torch.stack([p.double() for p in parts])
@@ -58,7 +58,9 @@ class StepTotals:
         """Metrics of schema.STEPS; kl is NaN where no reference was computed."""
         sums = dict(zip(SUMS, self.sums.tolist(), strict=True))
         num_tokens, run = self.plan.num_completion_tokens, self.plan.rows_run
-        num_tokens_run = sum(len(self.rows[i].completion_token_ids) for i in run)
+        lengths = {i: len(self.rows[i].completion_token_ids) for i in run}
+        num_tokens_run = sum(lengths.values())
+        num_tokens_sampled = sum(length for i, length in lengths.items() if self.rows[i].behaviour_logprobs is not None)
         maxima = self.maxima.tolist() if run else [math.nan] * len(MAXIMA)
         return {
             "num_completions": len(self.plan.rows),
@@ -68,7 +70,7 @@ class StepTotals:
             "kl": _mean(sums["kl"], len(run)) if with_kl else math.nan,
             "clip_share": _mean(sums["clipped"], num_tokens),
             "entropy": _mean(sums["entropy"], num_tokens_run),
-            "mismatch_mean": _mean(sums["mismatch"], num_tokens_run),
+            "mismatch_mean": _mean(sums["mismatch"], num_tokens_sampled),
             "importance_mean": _mean(sums["importance"], num_tokens_run),
             **dict(zip(MAXIMA, maxima, strict=False)),
         }

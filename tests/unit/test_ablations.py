@@ -60,6 +60,7 @@ def test_arms_of_parts_change_what_their_label_says_and_nothing_else() -> None:
         "core": {},
         "independent": {"update.group": "model", "protocol.cold_samples": 3, "protocol.rescue_samples": 0},
         "without-hint": {"protocol.hint_probability": 0},
+        "shared-rescues": {"update.share_rescues": 0.2},
         "without-rescue-phase": {"protocol.cold_samples": 3, "protocol.rescue_samples": 0},
         "without-rescue-reward": {"reward.rescue.weight": 0},
         "without-cross": {"reward.cross.weight": 0},

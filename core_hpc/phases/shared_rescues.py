@@ -1,0 +1,57 @@
+"""Buddy distillation: a model also learns from the rescues of its peers (`update.share_rescues`; an extra, not in the paper).
+
+In: the scores of an iteration and its peers' rescue rollouts. Out: rows for the model's own update. A peer's text becomes
+what the model itself would have had to write without a hint: its own plain prompt, its own token ids, an end that it
+knows. Nobody sampled these tokens from this model, so they have no behaviour log-probabilities, and no importance
+correction: at the first step their gradient is that of their log-likelihood, times advantage and weight.
+"""
+
+from __future__ import annotations
+
+import polars as pl
+
+from core_hpc import shards
+from core_hpc.paths import TaskKey
+from core_hpc.phases.context import TaskContext
+from core_hpc.problems import TRAIN
+from core_hpc.prompts import PromptBuilder
+from core_hpc.schema import COLD, RESCUE, ROLLOUTS, ROW_KEY
+from core_hpc.training.batching import Row
+
+
+def shared_rows(context: TaskContext, scores: pl.DataFrame) -> list[Row]:
+    """Rows of the peers' rescues, weighted by `update.share_rescues`.
+
+    Args:
+        scores: rows of SCORES of the iteration, all models.
+    """
+    run, key, model = context.run, context.key, context.model
+    peers = [m.name for m in run.config.team if m.name != key.model]
+    tasks = [TaskKey(key.iteration, RESCUE, peer, part) for peer in peers for part in range(run.graph().num_parts)]
+    texts = shards.read_tasks(run.root, tasks, ROLLOUTS, columns=(*ROW_KEY, "text"))
+    found = rescues(scores, peers).join(texts, on=ROW_KEY, how="inner")
+    questions = dict(run.split(TRAIN).select("problem_id", "question").rows())
+    return rows_of(
+        found.with_columns(question=pl.col("problem_id").replace_strict(questions, return_dtype=pl.String)),
+        context.prompt_builder(model), context.stop_strings(model), weight=run.config.update.share_rescues,
+        max_tokens=run.config.sampling_of(model, COLD).max_new_tokens,
+    )  # fmt: skip
+
+
+def rescues(scores: pl.DataFrame, models: list[str]) -> pl.DataFrame:
+    """Rows of the completions by which one of `models` was rescued: it had failed, saw a hint, and is right, to its advantage."""
+    rescued = (pl.col("phase") == RESCUE) & pl.col("cold_failed") & pl.col("hint_given") & pl.col("correct") & (pl.col("advantage") > 0)
+    return scores.filter(pl.col("model").is_in(models), rescued).select(*ROW_KEY, "advantage")
+
+
+def rows_of(found: pl.DataFrame, builder: PromptBuilder, stops: tuple[str, ...], *, weight: float, max_tokens: int) -> list[Row]:
+    """`found` (ROW_KEY, advantage, text, question) as rows of the builder's model, in a fixed order."""
+    return [
+        Row(
+            key=(r["problem_id"], RESCUE, r["sample_index"], r["model"]), problem_id=r["problem_id"],
+            prompt_token_ids=builder.build(r["question"]),
+            completion_token_ids=builder.completion_ids(r["text"], stops)[:max_tokens],
+            behaviour_logprobs=None, advantage=r["advantage"], weight=weight, rescue=True,
+        )
+        for r in found.sort("problem_id", "model", "sample_index").iter_rows(named=True)
+    ]  # fmt: skip
