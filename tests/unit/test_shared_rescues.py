@@ -77,11 +77,10 @@ def test_a_text_becomes_what_the_model_itself_would_have_had_to_write(style: str
 
 def test_they_come_after_the_own_completions_of_a_run(tmp_path: Path) -> None:
     """Through the score phase: b was rescued, so a learns from b's text too, and b from nobody's but its own."""
-    from tests.unit.test_traps import context, rollout_rows, scored_run
-
     from core_hpc.paths import TaskKey
     from core_hpc.phases.update import training_rows
     from core_hpc.schema import UPDATE
+    from tests.unit.test_traps import context, rollout_rows, scored_run
 
     run = scored_run(tmp_path, share_rescues=0.2)
     learnt = {}
