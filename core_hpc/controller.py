@@ -21,7 +21,7 @@ from core_hpc import store
 from core_hpc.claims import claim, own_job
 from core_hpc.errors import CoreHpcError
 from core_hpc.executors import Event, LocalExecutor, LocalLimits
-from core_hpc.paths import SweepPaths, TaskKey
+from core_hpc.paths import SweepPaths
 from core_hpc.phases.checkpoint import remove_checkpoints
 from core_hpc.problems import Splits
 from core_hpc.runs import ModelFacts
@@ -68,7 +68,7 @@ def control(sweep: Sweep, start: Start, prepared: Prepared, console: Console) ->
                 kind, how = (ArraysExecutor, "SLURM arrays") if cluster.driver == "arrays" else (ResidentExecutor, "one SLURM job a run")
                 executor: Executor = kind(cluster, slurm, [p.run for p in progress], start_id=start.start_id, notify=notify)
             else:
-                limits = LocalLimits.of(cluster, max(len(plan.config.team) for plan in sweep.runs))
+                limits = LocalLimits.of(cluster, sweep.largest_team)
                 executor = LocalExecutor(cluster, limits)
                 how = f"{limits.num_running} task(s) at a time, {limits.threads} thread(s) each, {len(limits.gpus) or 'no'} GPU(s)"
             finished = _drive(sweep, start, progress, executor, how, console)
@@ -124,7 +124,7 @@ def _drive(sweep: Sweep, start: Start, progress: list[RunProgress], executor: Ex
         + f"; {how}"
     )
     started = time.monotonic()
-    tracking, keeping = Tracking(), Keeping(progress)
+    tracking, keeping = Tracking(), Keeping()
     paths = SweepPaths(sweep.folder)
     # The children of the local driver are its workers, which are no part of the controller.
     heartbeat = Heartbeat(paths.controller, start, progress, time.process_time if cluster.driver == "local" else cpu_seconds)
@@ -152,12 +152,6 @@ def _drive(sweep: Sweep, start: Start, progress: list[RunProgress], executor: Ex
 class Keeping:
     """Listener that has the counts of every finished iteration kept, for analysis (analysis/kept.py)."""
 
-    def __init__(self, runs: Sequence[RunProgress]) -> None:
-        self._tasks: dict[str, dict[int, list[TaskKey]]] = {p.run.run_id: {} for p in runs}
-        for progress in runs:
-            for key in progress.graph.tasks():
-                self._tasks[progress.run.run_id].setdefault(key.iteration, []).append(key)
-
     def on_event(self, progress: RunProgress, event: Event) -> None:
         if event.kind == "done":
             self._keep(progress, {event.task.key.iteration})
@@ -173,7 +167,7 @@ class Keeping:
         from analysis.data import keep_counts
 
         for iteration in sorted(iterations):
-            own = self._tasks[progress.run.run_id].get(iteration, [])
+            own = progress.graph.tasks_of(iteration)
             if any(key in progress.rest for key in reversed(own)):  # mostly the last: after every task this is asked again
                 continue
             # Analysis does without, and says what is wrong with the rows.

@@ -93,11 +93,6 @@ def _uses_slurm(sweep: Sweep) -> bool:
     return sweep.runs[0].config.cluster.uses_slurm
 
 
-def _num_models(sweep: Sweep) -> int:
-    """Models of the largest team."""
-    return max(len(plan.config.team) for plan in sweep.runs)
-
-
 def _interrupt(signum: int, frame: FrameType | None) -> None:
     raise KeyboardInterrupt
 
@@ -114,7 +109,7 @@ def launch(sweep: Sweep, console: Console, *, verify: bool = False, detached: bo
             "--detach: needs SLURM; name a cluster profile with `driver: arrays` or `resident` (--cluster, or cluster.profile in the file)"
         )
     else:
-        LocalLimits.of(cluster, _num_models(sweep))
+        LocalLimits.of(cluster, sweep.largest_team)
     prepared = _prepare_new(sweep, console)
     start = Start.new(verify=verify)
     if detached:
@@ -138,7 +133,7 @@ def _check_slurm(sweep: Sweep) -> None:
         require_no_other(sweep.folder, Slurm())
     for cluster in sweep.clusters:
         if cluster.driver == "resident":
-            check_gpus(cluster, _num_models(sweep), cluster.slurm.num_gpus("resident"))
+            check_gpus(cluster, sweep.largest_team, cluster.slurm.num_gpus("resident"))
         check_accepted(cluster)
 
 

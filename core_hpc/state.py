@@ -54,18 +54,19 @@ class Graph:
         """All tasks, in an order in which each comes after what it reads."""
         return _tasks(self)
 
-    def _make_tasks(self) -> list[TaskKey]:
-        out = self._evaluations(0) if self.evaluate_before else []
-        for i in range(1, self.iterations + 1):
+    def tasks_of(self, iteration: int) -> list[TaskKey]:
+        """Tasks of one iteration, in the order of `tasks`; those of iteration 0 evaluate the untrained models."""
+        out = []
+        if iteration > 0:
             parts = range(self.num_parts)
-            out += [TaskKey(i, COLD, m, p) for p in parts for m in self.models]
+            out += [TaskKey(iteration, COLD, m, p) for p in parts for m in self.models]
             if self.has_rescue:
-                out += [TaskKey(i, HINT, TEAM, p) for p in parts]
-                out += [TaskKey(i, RESCUE, m, p) for p in parts for m in self.models]
-            out += [TaskKey(i, SCORE, TEAM, p) for p in parts]
-            out += [TaskKey(i, UPDATE, m) for m in self.models]
-            if i in self.evaluated():
-                out += self._evaluations(i)
+                out += [TaskKey(iteration, HINT, TEAM, p) for p in parts]
+                out += [TaskKey(iteration, RESCUE, m, p) for p in parts for m in self.models]
+            out += [TaskKey(iteration, SCORE, TEAM, p) for p in parts]
+            out += [TaskKey(iteration, UPDATE, m) for m in self.models]
+        if iteration in self.evaluated():
+            out += self._evaluations(iteration)
         return out
 
     def _evaluations(self, iteration: int) -> list[TaskKey]:
@@ -107,7 +108,7 @@ class Graph:
 @functools.lru_cache(maxsize=256)
 def _tasks(graph: Graph) -> tuple[TaskKey, ...]:
     """Kept: a graph may have thousands of tasks, and is asked for them again and again."""
-    return tuple(graph._make_tasks())
+    return tuple(key for i in range(graph.iterations + 1) for key in graph.tasks_of(i))
 
 
 def _ceil_div(a: int, b: int) -> int:

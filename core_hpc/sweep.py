@@ -48,6 +48,11 @@ class Sweep:
     runs: tuple[RunPlan, ...]
 
     @property
+    def largest_team(self) -> int:
+        """Models of the run that has most."""
+        return max(len(plan.config.team) for plan in self.runs)
+
+    @property
     def clusters(self) -> list[ClusterSection]:
         """The different cluster sections of the runs."""
         return list({plan.config.cluster.model_dump_json(): plan.config.cluster for plan in self.runs}.values())

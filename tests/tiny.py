@@ -8,27 +8,36 @@ from typing import Any
 import yaml
 
 
-def make_tiny_model(folder: Path, *, seed: int = 0, chat: bool = False, hidden: int = 32) -> Path:
-    """Write a random two-layer Llama and a byte-level tokenizer as an ordinary model folder."""
-    import torch
+def byte_tokenizer(*, special: tuple[str, ...] = (), template: str | None = None) -> Any:
+    """A tokenizer with one token a byte; `special` are tokens of their own that decoding can leave out, `template` is of its chat."""
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers
-    from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+    from transformers import PreTrainedTokenizerFast
 
     letters = sorted(pre_tokenizers.ByteLevel.alphabet())
     vocabulary = {token: i for i, token in enumerate(["<s>", "</s>", *letters])}
     tokenizer = Tokenizer(models.BPE(vocab=vocabulary, merges=[]))
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
+    tokenizer.add_special_tokens(list(special))
     fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer, bos_token="<s>", eos_token="</s>", pad_token="</s>")
-    if chat:
-        fast.chat_template = "{% for m in messages %}<s>{{ m.role }}: {{ m.content }}</s>{% endfor %}<s>assistant:"
+    fast.chat_template = template
+    return fast
+
+
+def make_tiny_model(folder: Path, *, seed: int = 0, chat: bool = False, hidden: int = 32) -> Path:
+    """Write a random two-layer Llama and a byte-level tokenizer as an ordinary model folder."""
+    import torch
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    template = "{% for m in messages %}<s>{{ m.role }}: {{ m.content }}</s>{% endfor %}<s>assistant:" if chat else None
+    tokenizer = byte_tokenizer(template=template)
     torch.manual_seed(seed)
     config = LlamaConfig(
-        vocab_size=len(vocabulary), hidden_size=hidden, intermediate_size=2 * hidden, num_hidden_layers=2, num_attention_heads=4,
+        vocab_size=len(tokenizer), hidden_size=hidden, intermediate_size=2 * hidden, num_hidden_layers=2, num_attention_heads=4,
         num_key_value_heads=2, max_position_embeddings=1024, bos_token_id=0, eos_token_id=1, pad_token_id=1, tie_word_embeddings=True,
     )
     LlamaForCausalLM(config).save_pretrained(folder)
-    fast.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
     return folder
 
 

@@ -14,14 +14,13 @@ import json
 import os
 import shutil
 import statistics
-import tempfile
 import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import polars as pl
-from benchmarks.measure import in_process, print_table, report
+from benchmarks.measure import conclude, in_process, print_table
 from benchmarks.real_run import MODELS, arguments, cold_task, make_run, sampled_length, settings
 
 from core_hpc import shards
@@ -143,11 +142,7 @@ def main(given: Sequence[str] | None = None) -> None:
         way = in_engine if options.one == "vllm" else in_transformers
         print(json.dumps(way(open_run(Path(options.run)), options.model, options.rounds, int(options.threads))))
         return
-    with tempfile.TemporaryDirectory() as folder:
-        figures = benchmark(Path(folder), options.size, options.dtype, options.rounds)
-    show(figures)
-    if options.out:
-        report(options.out, figures)
+    conclude(lambda folder: benchmark(folder, options.size, options.dtype, options.rounds), show, options.out)
 
 
 if __name__ == "__main__":

@@ -15,7 +15,6 @@ from __future__ import annotations
 import os
 import random
 import statistics
-import tempfile
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -23,7 +22,7 @@ from typing import Any
 from unittest import mock
 
 import torch
-from benchmarks.measure import peak_mb, print_table, report, reset_peak
+from benchmarks.measure import conclude, peak_mb, print_table, reset_peak
 from benchmarks.real_run import arguments
 
 from core_hpc.config import LoraSection
@@ -163,11 +162,7 @@ def main(given: Sequence[str] | None = None) -> None:
     elif not torch.cuda.is_available():
         print("this machine shows no GPU: nothing was measured. To try the benchmark itself: --device cpu --size tiny")
         return
-    with tempfile.TemporaryDirectory() as folder:
-        figures = benchmark(Path(folder), options.size, torch.device(options.device))
-    show(figures)
-    if options.out:
-        report(options.out, figures)
+    conclude(lambda folder: benchmark(folder, options.size, torch.device(options.device)), show, options.out)
 
 
 if __name__ == "__main__":

@@ -12,14 +12,13 @@ from __future__ import annotations
 import json
 import os
 import statistics
-import tempfile
 import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from benchmarks.measure import in_process, memory_mb, print_table, report
+from benchmarks.measure import conclude, in_process, memory_mb, print_table
 from benchmarks.real_run import MODELS, arguments, cold_task, make_run, settings
 
 from core_hpc.config import LoraSection
@@ -120,11 +119,7 @@ def main(given: Sequence[str] | None = None) -> None:
         make = options.one == "make"
         print(json.dumps(make_adapters(run, options.model, folder) if make else swaps(run, options.model, folder, SIZES[options.size])))
         return
-    with tempfile.TemporaryDirectory() as folder:
-        figures = benchmark(Path(folder), options.size, options.dtype)
-    show(figures)
-    if options.out:
-        report(options.out, figures)
+    conclude(lambda folder: benchmark(folder, options.size, options.dtype), show, options.out)
 
 
 if __name__ == "__main__":

@@ -13,8 +13,9 @@ import resource
 import statistics
 import subprocess
 import sys
+import tempfile
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -113,6 +114,15 @@ def report(path: Path, figures: Mapping[str, Any]) -> None:
     """Write the figures with a description of the machine."""
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps({"machine": machine(), **figures}, indent=1), encoding="utf-8")
+
+
+def conclude(benchmark: Callable[[Path], dict[str, Any]], show: Callable[[dict[str, Any]], None], out: Path | None) -> None:
+    """Run a benchmark in a folder that goes away afterwards, print its figures, and write them where the user named a file."""
+    with tempfile.TemporaryDirectory() as folder:
+        figures = benchmark(Path(folder))
+    show(figures)
+    if out:
+        report(out, figures)
 
 
 def print_table(title: str, rows: Mapping[str, Any]) -> None:

@@ -14,12 +14,11 @@ from __future__ import annotations
 import contextlib
 import os
 import statistics
-import tempfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from benchmarks.measure import print_table, report
+from benchmarks.measure import conclude, print_table
 from benchmarks.real_run import account, arguments, launched, settings
 from cluster import running_cluster
 
@@ -86,11 +85,7 @@ def main(given: Sequence[str] | None = None) -> None:
     parser.add_argument("--driver", choices=("local", "arrays"), default="local")
     parser.add_argument("--keep", type=Path, help="folder that the run is made in and stays in")
     options = parser.parse_args(given)
-    with tempfile.TemporaryDirectory() as folder:
-        figures = benchmark(options.keep or Path(folder), options.size, options.driver, options.dtype)
-    show(figures)
-    if options.out:
-        report(options.out, figures)
+    conclude(lambda folder: benchmark(options.keep or folder, options.size, options.driver, options.dtype), show, options.out)
 
 
 if __name__ == "__main__":

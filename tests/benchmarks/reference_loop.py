@@ -15,7 +15,6 @@ from __future__ import annotations
 import json
 import os
 import statistics
-import tempfile
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -25,7 +24,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from benchmarks.measure import in_process, print_table, report
+from benchmarks.measure import conclude, in_process, print_table
 from benchmarks.real_run import MODELS, account, arguments, cold_task, launched, sampled_length, settings
 from torch import Tensor
 
@@ -288,11 +287,7 @@ def main(given: Sequence[str] | None = None) -> None:
         torch.set_num_threads(threads)
         print(json.dumps(Reference(open_run(Path(options.run)), Warm(threads=threads)).iteration()))
         return
-    with tempfile.TemporaryDirectory() as folder:
-        figures = benchmark(Path(folder), options.size, options.dtype, options.rounds)
-    show(figures)
-    if options.out:
-        report(options.out, figures)
+    conclude(lambda folder: benchmark(folder, options.size, options.dtype, options.rounds), show, options.out)
 
 
 if __name__ == "__main__":

@@ -17,7 +17,6 @@ import itertools
 import math
 import random
 import statistics
-import tempfile
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -26,7 +25,7 @@ from typing import Any
 import numpy as np
 import polars as pl
 import torch
-from benchmarks.measure import medians, print_table, report
+from benchmarks.measure import conclude, medians, print_table
 from benchmarks.real_run import MODELS, arguments, make_run, settings
 
 from analysis.critical_path import GENERATE, LOG_PROBS, TRAIN
@@ -210,11 +209,7 @@ def main(given: Sequence[str] | None = None) -> None:
     parser = arguments(__doc__, SIZES, "rounds")
     parser.add_argument("--run", type=Path, help="folder of a finished run of real models, for the rates of sampling and training")
     options = parser.parse_args(given)
-    with tempfile.TemporaryDirectory() as folder:
-        figures = benchmark(Path(folder), options.size, options.rounds, options.run)
-    show(figures)
-    if options.out:
-        report(options.out, figures)
+    conclude(lambda folder: benchmark(folder, options.size, options.rounds, options.run), show, options.out)
 
 
 if __name__ == "__main__":

@@ -22,7 +22,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from benchmarks.measure import in_process, medians, memory_mb, peak_mb, print_table, report, reset_peak
+from benchmarks.measure import conclude, in_process, medians, memory_mb, peak_mb, print_table, reset_peak
 from benchmarks.real_run import MODELS, SWEEP, arguments
 
 from core_hpc.config import LoraSection
@@ -214,10 +214,7 @@ def main(given: Sequence[str] | None = None) -> None:
         turn = ours(folder, rows, options.dtype, threads) if own else trl(folder, rows, options.dtype, threads, int(options.batch))
         print(json.dumps(turn))
         return
-    figures = benchmark(options.size, options.model, options.dtype, options.rounds)
-    show(figures)
-    if options.out:
-        report(options.out, figures)
+    conclude(lambda _: benchmark(options.size, options.model, options.dtype, options.rounds), show, options.out)
 
 
 if __name__ == "__main__":

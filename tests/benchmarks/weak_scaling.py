@@ -16,7 +16,6 @@ import re
 import shutil
 import subprocess
 import sys
-import tempfile
 import time
 from collections import Counter
 from collections.abc import Sequence
@@ -25,7 +24,7 @@ from pathlib import Path
 from typing import Any
 from unittest import mock
 
-from benchmarks.measure import print_table, report
+from benchmarks.measure import conclude, print_table
 from benchmarks.real_run import arguments
 from cluster import running_cluster
 from tiny import make_tiny_model, tiny_sweep
@@ -173,11 +172,7 @@ def main(given: Sequence[str] | None = None) -> None:
     if options.run:
         run_task(TaskContext(run=open_run(Path(options.run)), key=TaskKey(1, COLD, "m0", 0), warm=Warm()))
         return
-    with tempfile.TemporaryDirectory() as folder:
-        figures = benchmark(Path(folder), SIZES[options.size])
-    show(figures)
-    if options.out:
-        report(options.out, figures)
+    conclude(lambda folder: benchmark(folder, SIZES[options.size]), show, options.out)
 
 
 if __name__ == "__main__":

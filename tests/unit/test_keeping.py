@@ -39,7 +39,7 @@ def publish(keeping: Keeping, of: RunProgress, key: TaskKey) -> None:
 @pytest.mark.parametrize("backwards", [False, True])
 def test_an_iteration_is_kept_with_its_last_task(counted: list[int], backwards: bool) -> None:
     of = progress()
-    keeping = Keeping([of])
+    keeping = Keeping()
     for key in sorted(GRAPH.tasks(), reverse=backwards):
         before = {i for i in (0, 1, 2) if all(k in of.published for k in GRAPH.tasks() if k.iteration == i)}
         assert set(counted) == before
@@ -49,7 +49,7 @@ def test_an_iteration_is_kept_with_its_last_task(counted: list[int], backwards: 
 
 def test_a_withdrawn_task_opens_its_iteration_again(counted: list[int]) -> None:
     of = progress()
-    keeping = Keeping([of])
+    keeping = Keeping()
     for key in GRAPH.tasks():
         publish(keeping, of, key)
     counted.clear()
@@ -67,7 +67,7 @@ def test_what_an_earlier_controller_did_not_keep_is_made_up_for(counted: list[in
             of.add_published(key)
     of.add_published(TaskKey(2, COLD, "a"))
     counted.append(0)
-    Keeping([of]).close([of])
+    Keeping().close([of])
     assert counted == [0, 1]
 
 
@@ -77,6 +77,6 @@ def test_rows_that_cannot_be_trusted_do_not_end_the_controller(monkeypatch: pyte
 
     monkeypatch.setattr("analysis.data.keep_counts", fail)
     of = progress()
-    keeping = Keeping([of])
+    keeping = Keeping()
     for key in GRAPH.tasks():
         publish(keeping, of, key)

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from tiny import byte_tokenizer
 
 from core_hpc import data_sets, generators, prepare, shards
 from core_hpc.answers import extract_answer
@@ -26,26 +27,12 @@ from core_hpc.state import Horizon
 
 TURNS = "{% for m in messages %}<s>{{ m.role }}: {{ m.content }}</s>{% endfor %}"
 PLAIN_END = "{% if add_generation_prompt %}<s>assistant:{% endif %}"
+CHAT = TURNS + PLAIN_END
 SOURCE = {"source": "generated", "count": 4}
 
 
-def make_tokenizer(*, special: tuple[str, ...] = (), template: str = TURNS + PLAIN_END) -> Any:
-    """One token a byte; `special` are tokens of their own that decoding can leave out."""
-    from tokenizers import Tokenizer, decoders, models, pre_tokenizers
-    from transformers import PreTrainedTokenizerFast
-
-    letters = sorted(pre_tokenizers.ByteLevel.alphabet())
-    tokenizer = Tokenizer(models.BPE(vocab={token: i for i, token in enumerate(["<s>", "</s>", *letters])}, merges=[]))
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    tokenizer.decoder = decoders.ByteLevel()
-    tokenizer.add_special_tokens(list(special))
-    fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer, bos_token="<s>", eos_token="</s>", pad_token="</s>")
-    fast.chat_template = template
-    return fast
-
-
-PLAIN = make_tokenizer()
-MISTRAL = make_tokenizer(special=("[THINK]", "[/THINK]", "[INST]"))
+PLAIN = byte_tokenizer(template=CHAT)
+MISTRAL = byte_tokenizer(special=("[THINK]", "[/THINK]", "[INST]"), template=CHAT)
 
 
 def ids_of(tokenizer: Any, text: str) -> list[int]:
@@ -90,7 +77,7 @@ def test_marks_of_thinking_stay_where_they_are_special_tokens_and_the_answer_is_
 
 @pytest.mark.parametrize("mark", THINKING_MARKS)
 def test_every_mark_of_thinking_is_kept_whether_special_or_not(mark: str) -> None:
-    for tokenizer in (PLAIN, make_tokenizer(special=(mark,))):
+    for tokenizer in (PLAIN, byte_tokenizer(special=(mark,), template=CHAT)):
         text = PromptBuilder(tokenizer, "plain", "").completion_text(ids_of(tokenizer, f"a{mark}b{mark}"), ())
         assert text == f"a{mark}b{mark}"
 
@@ -105,7 +92,7 @@ def test_text_ends_before_the_first_stop_string() -> None:
     [("<s>assistant:<think>\n", "<think>\n"), ("<s>assistant:[THINK]", "[THINK]\n"), ("<s>assistant:<think>\n\n</think>\n\n", "")],
 )
 def test_a_thought_that_the_template_opens_is_marked_in_the_text(end: str, opened: str) -> None:
-    tokenizer = make_tokenizer(template=f"{TURNS}{{% if add_generation_prompt %}}{end}{{% endif %}}")
+    tokenizer = byte_tokenizer(template=f"{TURNS}{{% if add_generation_prompt %}}{end}{{% endif %}}")
     text = PromptBuilder(tokenizer, "chat", "").completion_text(ids_of(tokenizer, "Hm.\n8"), ("\n",))
     assert text == f"{opened}Hm."
     assert PromptBuilder(tokenizer, "plain", "").completion_text(ids_of(tokenizer, "Hm."), ()) == "Hm."

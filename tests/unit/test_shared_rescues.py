@@ -9,6 +9,7 @@ from typing import Any
 import polars as pl
 import pytest
 import torch
+from tiny import byte_tokenizer
 
 import yaml
 from core_hpc.config_update import ImportanceSection, UpdateSection
@@ -23,20 +24,7 @@ from core_hpc.training.losses import StepSize, TokenBatch, importance_weights, o
 from core_hpc.training.metrics import StepTotals
 
 KEY = {"run_id": "r", "iteration": 1}
-
-
-def tokenizer() -> Any:
-    """One token a byte."""
-    from tokenizers import Tokenizer, decoders, models, pre_tokenizers
-    from transformers import PreTrainedTokenizerFast
-
-    letters = sorted(pre_tokenizers.ByteLevel.alphabet())
-    own = Tokenizer(models.BPE(vocab={token: i for i, token in enumerate(["<s>", "</s>", *letters])}, merges=[]))
-    own.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    own.decoder = decoders.ByteLevel()
-    fast = PreTrainedTokenizerFast(tokenizer_object=own, bos_token="<s>", eos_token="</s>", pad_token="</s>")
-    fast.chat_template = "{% for m in messages %}<s>{{ m.content }}</s>{% endfor %}"
-    return fast
+TOKENIZER = byte_tokenizer(template="{% for m in messages %}<s>{{ m.content }}</s>{% endfor %}")
 
 
 def test_only_rescues_of_the_peers_are_shared() -> None:
@@ -58,7 +46,7 @@ def test_only_rescues_of_the_peers_are_shared() -> None:
 
 @pytest.mark.parametrize(("style", "stops"), [("chat", ()), ("plain", ("\n",))])
 def test_a_text_becomes_what_the_model_itself_would_have_had_to_write(style: str, stops: tuple[str, ...]) -> None:
-    builder = PromptBuilder(tokenizer(), style, "", (("1 + 1?", "2"),))
+    builder = PromptBuilder(TOKENIZER, style, "", (("1 + 1?", "2"),))
     found = pl.DataFrame([
         {**KEY, "phase": RESCUE, "model": "b", "problem_id": "p", "sample_index": k, "advantage": 1.5, "text": text, "question": "3 + 4?"}
         for k, text in enumerate((" 3 + 4 = 7.", "It is 7\n"))
@@ -87,14 +75,14 @@ def test_they_come_after_the_own_completions_of_a_run(tmp_path: Path) -> None:
     for model in "ab":
         task = context(run, TaskKey(1, UPDATE, model))
         task.model = run.config.model(model)
-        task.prompt_builder = lambda _: PromptBuilder(tokenizer(), "chat", "")
+        task.prompt_builder = lambda _: PromptBuilder(TOKENIZER, "chat", "")
         task.stop_strings = lambda _: ()
         learnt[model] = training_rows(task)
     shared = {model: [row for row in rows if row.behaviour_logprobs is None] for model, rows in learnt.items()}
     assert [row.key for row in shared["a"]] == [("hard", RESCUE, 0, "b")]
     assert learnt["a"][-1] is shared["a"][0]
     (text,) = {row["text"] for row in rollout_rows("b", RESCUE) if row["problem_id"] == "hard"}
-    assert tokenizer().decode(shared["a"][0].completion_token_ids) == f"{text}</s>"
+    assert TOKENIZER.decode(shared["a"][0].completion_token_ids) == f"{text}</s>"
     assert shared["b"] == []
 
 
