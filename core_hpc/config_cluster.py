@@ -97,6 +97,10 @@ class SlurmSection(JobSection):
     array_parallelism: PositiveInt | None = operational(None, description="elements of one array that may run at once")
     max_submitted: PositiveInt | None = operational(None, description="jobs of this user in the queue at most, beside the site's own limit")
     signal_delay_s: int = operational(120, ge=10, description="a job is warned so long before its time limit")
+    chain_wait_s: float | None = operational(
+        None, ge=0, description="driver arrays: a job goes on with what follows (hint and rescue after cold, update after score) if what "
+        "other jobs of its kind must do first is there within so many seconds; default: a job does one phase only",
+    )  # fmt: skip
     preemption_grace_s: float = operational(30, gt=0, description="what the partition leaves a job after the signal of a preemption")
     requeue: bool = operational(True, description="SLURM may put a job back into the queue when its node fails or it is preempted")
     exclude: list[str] = operational([], description="nodes not to use")

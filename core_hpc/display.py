@@ -111,7 +111,7 @@ class Display:
 
     def _learn(self, key: TaskKey, stats: dict[str, Any]) -> None:
         """Remember how long such a task takes once its worker is warm, from its manifest's statistics."""
-        work = sum(spent for name, spent in stats["seconds"].items() if name not in ("import", "prepare", "load", "read"))
+        work = sum(spent for name, spent in stats["seconds"].items() if name not in ("import", "prepare", "load", "compile", "read"))
         self._spent.setdefault((key.phase, key.model), []).append(work)
         num = stats.get("num_completions", 0)
         # A handful of completions says little of the speed of many: believe the largest task.

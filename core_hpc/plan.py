@@ -19,7 +19,7 @@ from core_hpc.config_problems import DataSetProblems
 from core_hpc.errors import InputError
 from core_hpc.paths import RunPaths, TaskKey
 from core_hpc.problems import Splits, check_counts, make_splits
-from core_hpc.schema import COLD, EVALUATE, GENERATION_PHASES, SCORE, UPDATE
+from core_hpc.schema import COLD, EVALUATE, HINT, RESCUE, SCORE, UPDATE
 from core_hpc.slurm.submissions import batch_script, group_of, job_parameters
 from core_hpc.state import Graph, steps_per_iteration
 from core_hpc.sweep import RunPlan, Sweep
@@ -122,9 +122,9 @@ def most_work(plan: RunPlan, graph: Graph, num_evaluation: int) -> tuple[int, in
 
 @dataclass(frozen=True)
 class PlannedArray:
-    """The array of one phase of one iteration, as long as all its tasks are ready at once."""
+    """The array of one or more phases of one iteration, as long as all its tasks are ready at once."""
 
-    phase: str
+    phases: tuple[str, ...]
     group: PhaseGroup
     num_tasks: int
     num_elements: int
@@ -140,21 +140,27 @@ class PlannedArray:
 
 
 def planned_arrays(cluster: ClusterSection, graph: Graph) -> list[PlannedArray]:
-    """The arrays of a run, one entry a phase."""
-    keys: dict[str, list[TaskKey]] = {}
+    """The arrays of a run, in the order of its first iteration; chains (slurm.chain_wait_s) as if none broke."""
+    slurm = cluster.slurm
+    chains = [(COLD, HINT, RESCUE), (SCORE, UPDATE)] if slurm.chain_wait_s is not None else []
+    by_phase = {key.phase: () for key in graph.tasks()} | {phase: chain for chain in chains for phase in chain}
+    keys: dict[tuple[str, ...], list[TaskKey]] = {}
     for key in graph.tasks():
-        keys.setdefault(key.phase, []).append(key)
+        keys.setdefault(by_phase[key.phase] or (key.phase,), []).append(key)
     out = []
-    for phase, of_phase in keys.items():
-        iterations = sorted({k.iteration for k in of_phase})
-        tasks = [k for k in of_phase if k.iteration == iterations[-1]]
-        parts = len(tasks) // len({k.model for k in tasks})
-        size = cluster.slurm.generate.parts_per_job if phase in GENERATION_PHASES else 1
-        elements = len({k.model for k in tasks}) * -(-parts // size)
-        job = cluster.slurm.job(group_of(phase))
-        nodes = cluster.slurm.update.nodes if phase == UPDATE else 1
-        gpus = nodes * cluster.slurm.num_gpus(group_of(phase))
-        out.append(PlannedArray(phase, group_of(phase), len(tasks), elements, len(iterations), gpus, job["time_min"]))
+    for phases, of_phases in keys.items():
+        iterations = sorted({k.iteration for k in of_phases})
+        tasks = [k for k in of_phases if k.iteration == iterations[-1]]
+        last = [k for k in tasks if k.phase == tasks[-1].phase]
+        models = {k.model for k in last}
+        group = group_of(last[0].phase)
+        size = slurm.generate.parts_per_job if group == "generate" else 1
+        elements = len(models) * -(-len(last) // len(models) // size)
+        nodes = slurm.update.nodes if group == "update" else 1
+        present = tuple(p for p in phases if any(k.phase == p for k in tasks))
+        out.append(
+            PlannedArray(present, group, len(tasks), elements, len(iterations), nodes * slurm.num_gpus(group), slurm.job(group)["time_min"])
+        )
     return out
 
 
@@ -167,13 +173,13 @@ def _print_arrays(sweep: Sweep, graphs: dict[str, Graph], console: Console) -> N
         total += hours
         title = f"job arrays of {plan.run_id}: at most {hours:,.1f} GPU-hours (every job for its whole time limit)"
         table = Table(title=title, title_justify="left")
-        for column in ("phase", "submitted", "elements", "tasks", "nodes", "ranks", "GPUs", "CPUs a process", "memory", "time limit"):
-            table.add_column(column, justify="left" if column == "phase" else "right")
+        for column in ("phases", "submitted", "elements", "tasks", "nodes", "ranks", "GPUs", "CPUs a process", "memory", "time limit"):
+            table.add_column(column, justify="left" if column == "phases" else "right")
         for a in arrays:
             job = cluster.slurm.job(a.group)
-            nodes, ranks = (cluster.slurm.update.nodes, cluster.update_ranks) if a.phase == UPDATE else (1, 1)
+            nodes, ranks = (cluster.slurm.update.nodes, cluster.update_ranks) if a.group == "update" else (1, 1)
             table.add_row(
-                a.phase, f"{a.times} times", str(a.num_elements), str(a.num_tasks), str(nodes), str(ranks), str(a.gpus),
+                ", ".join(a.phases), f"{a.times} times", str(a.num_elements), str(a.num_tasks), str(nodes), str(ranks), str(a.gpus),
                 str(job["cpus"]), f"{job['mem_gb']:g} GB", f"{a.time_min} min",
             )  # fmt: skip
         console.print(table)
@@ -204,8 +210,8 @@ def planned_scripts(sweep: Sweep, graph: Graph) -> dict[str, str]:
     folder = RunPaths(sweep.folder / plan.run_id).slurm
     jobs: list[tuple[str, PhaseGroup, str, int]] = [("resident", "resident", "resident", 1)]
     if cluster.driver == "arrays":
-        one_of_each = [a for a in planned_arrays(cluster, graph) if a.phase in (COLD, SCORE, UPDATE)]
-        jobs = [(f"{a.group} (here {a.phase})", a.group, a.phase, a.num_elements) for a in one_of_each]
+        one_of_each = {a.group: a for a in reversed(planned_arrays(cluster, graph)) if EVALUATE not in a.phases}
+        jobs = [(f"{g} (here {', '.join(a.phases)})", g, a.phases[0], a.num_elements) for g, a in reversed(one_of_each.items())]
     scripts = {}
     for what, group, prefix, num_elements in jobs:
         name = f"{prefix}-0001-0000abcd"

@@ -60,7 +60,12 @@ class Completion:
 
 
 class Engine(Protocol):
-    """One model, ready to generate. Same requests in the same call with the same adapter give the same result."""
+    """One model, ready to generate. Same requests in the same call with the same adapter give the same result.
+
+    `compile_s`: seconds of making it that went into compiling code for the device.
+    """
+
+    compile_s: float
 
     def generate(
         self,

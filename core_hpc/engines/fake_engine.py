@@ -27,6 +27,8 @@ _BASE_SKILL, _HINT_GAIN, _ADAPTER_GAIN, _GAIN_PER_ITERATION = 0.4, 0.3, 0.05, 0.
 class FakeEngine:
     """Implements the engine protocol without a model."""
 
+    compile_s = 0.0
+
     def __init__(self, spec: EngineSpec) -> None:
         from tokenizers import Tokenizer
 

@@ -43,6 +43,8 @@ class _Row:
 class TransformersEngine:
     """One model with at most one adapter beside it, which is never merged into the weights."""
 
+    compile_s = 0.0
+
     def __init__(self, spec: EngineSpec) -> None:
         import torch
         from transformers import AutoModelForCausalLM, AutoTokenizer

@@ -39,6 +39,7 @@ class VllmEngine:
 
             vllm_lora_cpu.install()
         self._llm: LLM | None = LLM(**_engine_arguments(spec, on_cpu=on_cpu))
+        self.compile_s = float(self._llm.llm_engine.vllm_config.compilation_config.compilation_time)
         self._num_adapters = 0
         self._adapter: tuple[AdapterRef, LoRARequest] | None = None
 

@@ -40,8 +40,8 @@ Progress = Callable[[int, int, int], None]
 class Stopwatch:
     """Seconds by name, for the statistics of a task."""
 
-    def __init__(self) -> None:
-        self.seconds: dict[str, float] = {}
+    def __init__(self, seconds: dict[str, float] | None = None) -> None:
+        self.seconds = seconds or {}
         self._last = time.perf_counter()
 
     def lap(self, name: str) -> None:
@@ -49,6 +49,19 @@ class Stopwatch:
         now = time.perf_counter()
         self.seconds[name] = self.seconds.get(name, 0.0) + now - self._last
         self._last = now
+
+    def split(self, name: str, part: str, seconds: float) -> None:
+        """Count so many of a lap's seconds under the name of a part of it, which followed the rest.
+
+        >>> watch = Stopwatch({"load": 30.0})
+        >>> watch.split("load", "compile", 20.0)
+        >>> watch.seconds
+        {'load': 10.0, 'compile': 20.0}
+        """
+        if seconds > 0:
+            seconds = min(seconds, self.seconds[name])
+            self.seconds[name] -= seconds
+            self.seconds[part] = self.seconds.get(part, 0.0) + seconds
 
 
 def _process_times() -> dict[str, float]:
@@ -67,6 +80,7 @@ class Warm:
     _trainer: tuple[Any, Trainer] | None = None
     _embedder: tuple[str, Embedder] | None = None
     _times: dict[str, float] = field(default_factory=_process_times)
+    _compile_s: float = 0.0
 
     def take_times(self) -> dict[str, float]:
         """When this process started, for the statistics of its first task; empty for all others."""
@@ -79,7 +93,13 @@ class Warm:
             self._engine = None
         if self._engine is None:
             self._engine = (spec, create_engine(spec))
+            self._compile_s = self._engine[1].compile_s
         return self._engine[1]
+
+    def take_compile_s(self) -> float:
+        """Seconds that went into compiling the engine, for the statistics of its first task; 0 for all others."""
+        seconds, self._compile_s = self._compile_s, 0.0
+        return seconds
 
     def trainer(self, identity: Any, make: Callable[[], Trainer]) -> Trainer:
         if self._trainer is not None and self._trainer[0] != identity:

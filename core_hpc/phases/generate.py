@@ -102,6 +102,7 @@ def _sample_and_publish(context: TaskContext, phase: str, wanted: Sequence[_Want
     if wanted:
         engine = context.warm.engine(context.engine_spec(adapter_iteration))
         context.stopwatch.lap("load")
+        context.stopwatch.split("load", "compile", context.warm.take_compile_s())
         context.progress(0, len(wanted), 0)
         completions = engine.generate(
             [GenerationRequest(w.prompt, seed) for w, seed in zip(wanted, seeds, strict=True)],

@@ -1,7 +1,9 @@
-"""What runs inside a SLURM job: one array element does its tasks, one after the other, in one warm worker.
+"""What runs inside a SLURM job: one array element does its tasks, one after the other, in one warm worker for each role.
 
 In: an `ElementSpec`, pickled by submitit. Out: published tasks, and a status file that says how far it is and how it
-ended. This process only watches: it hears the signals of SLURM, tells the worker, and ends it when the time is over.
+ended. This process only watches: it hears the signals of SLURM, tells the worker, and ends it when the time is over. Where
+an element does tasks of several phases (`slurm.chain_wait_s`), other elements do the same for their models: what they have
+published is not made again, and what is missing for long is left to another job.
 Which tasks are in an element, and what follows from its end, is arrays.py's. Jobs of the driver `resident` are resident_job.py's.
 """
 
@@ -22,10 +24,10 @@ from core_hpc import store
 from core_hpc.engines import worker_environment
 from core_hpc.errors import CoreHpcError
 from core_hpc.executors import engine_kind, role_of
-from core_hpc.paths import TaskKey
+from core_hpc.paths import RunPaths, TaskKey
 from core_hpc.phases.checkpoint import stored_steps
 from core_hpc.runs import Run, open_run
-from core_hpc.schema import UPDATE
+from core_hpc.schema import GENERATION_PHASES, UPDATE
 from core_hpc.worker_process import WorkerProcess, end_workers
 
 STATUS_INTERVAL_S = 10.0
@@ -35,6 +37,7 @@ END_MARGIN_S = 8.0
 """Left between the end of the worker and the end of the job, to write the status."""
 EARLY_WARNING_S = 65.0
 """SLURM may send the warning signal up to a minute early."""
+CHAIN_LOOK_S = 1.0
 TIME_LIMIT, PREEMPTED, TERMINATED = "time limit", "preempted", "terminated"
 
 
@@ -53,6 +56,7 @@ class ElementSpec:
     time_min: int
     signal_delay_s: float
     preemption_grace_s: float
+    chain_wait_s: float = 0.0
 
 
 def job_end(time_min: int) -> float:
@@ -138,29 +142,80 @@ def run_element(spec: ElementSpec) -> None:
     stop, status = Stop(spec), Status(spec, rank)
     status.write()
     run, keys = open_run(Path(spec.run)), [TaskKey.parse(text) for text in spec.tasks]
-    environment = {**os.environ, **worker_environment(engine_kind(run, keys[0]), spec.threads)}
-    if keys[0].phase == UPDATE:
-        environment |= rank_environment(rank, size)
-    saved = steps_saved(run, keys)
-    worker = WorkerProcess(role_of(run, keys[0]), None, environment, deaf=True)
+    outcome: dict[str, Any] | None = None
+    graph, saved, workers = run.graph(), steps_saved(run, keys), _Workers(run, spec.threads, rank, size)
     try:
         for key in keys:
-            outcome = _serve(worker, run, key, stop, status)
-            if outcome["kind"] == "done":
-                status.published()
+            if rank and key.phase != UPDATE:  # what comes before an update is done by rank 0
+                outcome = _begin(key, [key], run.paths, stop, float("inf"))
+            else:
+                inputs = graph.inputs(key)
+                # All was there at the submission, unless the element itself does a part of it.
+                outcome = _begin(key, inputs if set(inputs) & set(keys) else (), run.paths, stop, spec.chain_wait_s)
+            if outcome is None:
+                outcome = _serve(workers.of(key), run, key, stop, status)
+                if outcome["kind"] == "done":
+                    status.published()
+            if outcome["kind"] == "done" and "left" not in outcome:
                 if stop.reason is None:
                     continue
                 outcome = {"kind": "stopped", "reason": stop.reason, "message": "between two tasks"}
             break
     finally:
-        end_workers([worker])
+        workers.end()
+    assert outcome is not None, "an element has tasks"
+    if "left" in outcome:
+        outcome["left"] = [str(k) for k in keys[keys.index(key) :]]
     if outcome["kind"] == "stopped" and key == keys[-1] and run.paths.task_manifest(key).exists():
         outcome = {"kind": "done"}
     if outcome["kind"] == "stopped":
         outcome["gained"] = steps_saved(run, keys) > saved
-    status.end(**outcome)
-    if outcome["kind"] not in ("done", "stopped"):
+    failed = outcome["kind"] not in ("done", "stopped")
+    status.end(**outcome, **({"task": str(key)} if failed else {}))
+    if failed:
         raise ElementError(f"{key}: {outcome['message']}\n{outcome.get('traceback', '')}")
+
+
+class _Workers:
+    """The workers of an element by role; each begins with its first task."""
+
+    def __init__(self, run: Run, threads: int, rank: int, size: int) -> None:
+        self._run, self._threads, self._rank, self._size = run, threads, rank, size
+        self._workers: dict[str, WorkerProcess] = {}
+
+    def of(self, key: TaskKey) -> WorkerProcess:
+        role = role_of(self._run, key)
+        if role not in self._workers:
+            environment = {**os.environ, **worker_environment(engine_kind(self._run, key), self._threads)}
+            if self._workers:
+                del environment["CORE_HPC_JOB_START"]  # this one has not waited since the job began (statistics of first tasks)
+            if key.phase == UPDATE:
+                environment |= rank_environment(self._rank, self._size)
+            elif key.phase not in GENERATION_PHASES:
+                environment["CUDA_VISIBLE_DEVICES"] = ""  # of a job with GPUs they are the engine's, or the trainer's
+            self._workers[role] = WorkerProcess(role, None, environment, deaf=True)
+        return self._workers[role]
+
+    def end(self) -> None:
+        end_workers(list(self._workers.values()))
+
+
+def _begin(key: TaskKey, inputs: Collection[TaskKey], paths: RunPaths, stop: Stop, wait_s: float) -> dict[str, Any] | None:
+    """Wait for what must be published before a task; its outcome if that ends it, or if it is published already."""
+    deadline = time.time() + wait_s
+    while missing := _missing(paths, inputs):
+        if stop.reason is not None:
+            return {"kind": "stopped", "reason": stop.reason, "message": f"while it waited for {missing[0]}"}
+        if time.time() >= deadline:
+            return {"kind": "done", "left": [], "message": f"{missing[0]} was not there after {wait_s:g} s"}
+        time.sleep(CHAIN_LOOK_S)
+    return None if _missing(paths, [key]) else {"kind": "done"}
+
+
+def _missing(paths: RunPaths, keys: Collection[TaskKey]) -> list[TaskKey]:
+    """Those that are not published. Folders are listed, which also refreshes a network file system's view."""
+    names = {folder: {p.name for p in store.list_manifests(folder)} for folder in {paths.task_folder(key) for key in keys}}
+    return [key for key in keys if paths.task_manifest(key).name not in names[paths.task_folder(key)]]
 
 
 def rank_environment(rank: int, size: int) -> dict[str, str]:

@@ -7,7 +7,7 @@ In: what is known of an ended element. Out: an `Outcome`, or None while it is to
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -17,7 +17,7 @@ NODE, OUT_OF_MEMORY, CANCELLED, LOST, DIED = "node", "out of memory", "cancelled
 GAVE_UP = "gave up"
 """Of a job of the driver `resident`: it stopped its run because of failures that its status file lists."""
 DONE, INTERRUPTED, ABANDONED = "done", "interrupted", "abandoned"
-"""Kinds that are no failures: all published; never really submitted; given up by decision."""
+"""Kinds that are no failures: all published, or left to other jobs; never really submitted; given up by decision."""
 NODE_KINDS = frozenset({NODE, DIED, "error"})
 """Kinds for which the node may be to blame."""
 
@@ -51,12 +51,13 @@ class Outcome:
 
 
 def explain(
-    state: str | None, statuses: Sequence[dict[str, Any]], log: str, *, nodes: str, settled: bool, lost: bool
+    state: str | None, statuses: Sequence[dict[str, Any]], log: str, *, nodes: str, settled: bool, lost: bool, unseen: Collection[str] = ()
 ) -> Outcome | None:
     """The outcome of an element which SLURM does not run any more.
 
     `state` is SLURM's last word (None: it knows nothing), `statuses` what its ranks wrote, rank 0 first; `settled` and
-    `lost` say that enough time has passed for a status file to be seen, or for any trace of the job to appear.
+    `lost` say that enough time has passed for a status file to be seen, or for any trace of the job to appear; `unseen` are
+    its tasks that were not seen published.
     """
     ends = [s["outcome"] for s in statuses if s.get("outcome")]
     node = next((s["node"] for s in statuses if s.get("outcome") and s["outcome"]["kind"] not in ("done", "stopped")), "")
@@ -77,7 +78,10 @@ def explain(
     if state in STATE_KINDS:
         kind, message, counted = STATE_KINDS[state]
         return Outcome(kind, message, counted, node, log)
-    if any(e["kind"] == "done" for e in ends):
+    done = next((e for e in ends if e["kind"] == "done"), None)
+    if done is not None and "left" in done and set(unseen) <= set(done["left"]):
+        return Outcome(DONE, done["message"], counted=False, node=node)
+    if done is not None:
         return Outcome(LOST, "says that it is done, but its files did not become visible", node=node) if lost else None
     if state is not None:
         return Outcome(DIED, f"its job ended ({state}) without a word", node=node, traceback=log) if settled else None

@@ -272,7 +272,7 @@ def submit_elements(
     calls = [
         functools.partial(run_resident if submission.group == "resident" else run_element, ElementSpec(
             str(run_root), tuple(tasks), str(folder.status_file(submission, i)), cluster.threads or job["cpus"],
-            job["time_min"], slurm.signal_delay_s, slurm.preemption_grace_s,
+            job["time_min"], slurm.signal_delay_s, slurm.preemption_grace_s, slurm.chain_wait_s or 0.0,
         ))
         for i, tasks in enumerate(submission.elements)
     ]  # fmt: skip

@@ -247,7 +247,7 @@ class Watch:
             waited = time.time() - item.gone_since[index]
             outcome = explain(
                 state, item.status_files(index), log_tail(item.log(index)), nodes=known.nodes if known is not None else "",
-                settled=waited > SETTLE_S, lost=waited > self._lost_after_s,
+                settled=waited > SETTLE_S, lost=waited > self._lost_after_s, unseen=[str(task.key) for task in item.tasks_left(index)],
             )  # fmt: skip
             if outcome is not None:
                 seen.append(Sighting(item, index, "ended", outcome=outcome))

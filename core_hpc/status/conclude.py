@@ -151,7 +151,7 @@ def _under_way(run: Run, records: Records, queue: Queue, start_id: str, since: f
                 out.waiting |= set(keys)
                 out.reasons.update([entry.reason] if entry is not None else [])
             elif end and end["kind"] not in ("done", "stopped"):
-                task = end.get("task") or str(keys[min(status["published"], len(keys) - 1)])
+                task = end.get("task") or str(keys[-1])
                 at = (status["progress"] or {}).get("time", status["started"])
                 told = (end["kind"], end["message"], status["node"], None, str(folder.log(submission, index)), at)
                 out.failures.append(Failure(run.run_id, task, *told))
@@ -171,8 +171,8 @@ def _run_status(run: Run, under_way: _UnderWay, found: Found, controller: Contro
     graph, published = run.graph(), set(shards.published_keys(run.root))
     tasks = graph.tasks()
     done, rest = [k for k in tasks if k in published], [k for k in tasks if k not in published]
-    running = {k: status for k, status in under_way.running.items() if k not in published}
     ready = graph.ready(published)
+    running = {k: status for k, status in under_way.running.items() if k in ready}  # a chain's later phases are not yet
     waiting = (under_way.waiting & set(ready)) - running.keys()  # of the job of a whole run, what it would begin with
     at_work, fresh, told = _word(found, controller, run.run_id)
     is_local = run.config.cluster.driver == "local"

@@ -1,12 +1,13 @@
 """Overhead: how much of an iteration is not sampling, log-probabilities and training, once workers are warm.
 
-    PYTHONPATH=tests python -m benchmarks.overhead --out /tmp/overhead.json [--driver arrays] [--size small] [--keep FOLDER]
+    PYTHONPATH=tests python -m benchmarks.overhead --out /tmp/overhead.json [--driver arrays|chained] [--size small] [--keep FOLDER]
 
 The launcher runs the quickstart's models for three iterations of 24 problems x (4 + 2) completions, with the driver of this machine or
-with SLURM arrays on a development cluster (tests/cluster.py; two nodes, on each one job of one thread). The account of time then
-says for each iteration after the first: its seconds (waiting for other iterations and evaluations left out), its lower bound
-(max over models of sampled and trained tokens by their rates over the whole run), and the share above it, with and without what it
-waited in the queue of SLURM. One run is a sample of as many iterations; --keep leaves it there for `benchmarks.scoring --run`.
+with SLURM arrays on a development cluster (tests/cluster.py; two nodes, on each one job of one thread), one a phase or chained
+(slurm.chain_wait_s). The account of time then says for each iteration after the first: its seconds (waiting for other iterations and
+evaluations left out), its lower bound (max over models of sampled and trained tokens by their rates over the whole run), and the
+share above it, with and without what it waited in the queue of SLURM. One run is a sample of as many iterations; --keep leaves it
+there for `benchmarks.scoring --run`.
 """
 
 from __future__ import annotations
@@ -32,18 +33,18 @@ JOB_GB = 7.5
 
 def driver_settings(driver: str) -> list[str]:
     """`--set` values of a driver: two tasks at a time, one core each, on either."""
-    if driver != "arrays":
-        return [f"cluster.driver={driver}"]
+    if driver == "local":
+        return ["cluster.driver=local"]
     return [
         "cluster.driver=arrays", "cluster.threads=1", "cluster.slurm.cpus=1", f"cluster.slurm.mem_gb={JOB_GB}", "cluster.slurm.time_min=60",
-        "cluster.slurm.poll_s=[1, 5]",
+        "cluster.slurm.poll_s=[1, 5]", f"cluster.slurm.chain_wait_s={120 if driver == 'chained' else 'null'}",
     ]  # fmt: skip
 
 
 @contextlib.contextmanager
 def surroundings(driver: str) -> Iterator[dict[str, str]]:
     """The environment of the launcher: that of a cluster, which is taken down afterwards, or this process's."""
-    if driver != "arrays":
+    if driver == "local":
         yield dict(os.environ)
         return
     with running_cluster(nodes=NODES) as cluster:
@@ -82,7 +83,7 @@ def show(figures: dict[str, Any]) -> None:
 def main(given: Sequence[str] | None = None) -> None:
     """Command line."""
     parser = arguments(__doc__, SIZES, "dtype")
-    parser.add_argument("--driver", choices=("local", "arrays"), default="local")
+    parser.add_argument("--driver", choices=("local", "arrays", "chained"), default="local")
     parser.add_argument("--keep", type=Path, help="folder that the run is made in and stays in")
     options = parser.parse_args(given)
     conclude(lambda folder: benchmark(options.keep or folder, options.size, options.driver, options.dtype), show, options.out)

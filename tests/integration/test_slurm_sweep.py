@@ -15,7 +15,7 @@ from cluster import DevCluster
 from harness import ROOT, differences, launch
 from tiny import tiny_sweep
 
-from core_hpc import shards
+from core_hpc import shards, store
 from core_hpc.paths import RunPaths
 from core_hpc.slurm.submissions import ENDED, FAILED, OPEN, SubmissionFolder
 
@@ -160,3 +160,44 @@ def test_what_slurm_would_refuse_is_said_before_anything_is_made(cluster: DevClu
     nothing = launch(sweep, env={"PATH": f"{Path(sys.executable).parent}{os.pathsep}/nonexistent"})
     assert nothing.returncode == 2
     assert "sbatch is not on PATH" in nothing.stderr
+
+
+def test_chained_phases_publish_the_same_in_two_arrays_an_iteration(cluster: DevCluster, tiny_models: list[Path], tmp_path: Path) -> None:
+    """In iteration 1 one model is late, so the other's job leaves its rescue to a third; in iteration 2 nobody waits long."""
+    sections = {"iterations": 2, "protocol": {**PROTOCOL, "problems_per_part": 8}}
+    local = {"num_running": 1, "threads": 1, "update_ranks": 2}
+    here = launch(tiny_sweep(tmp_path / "local.yaml", tiny_models, tmp_path / "local", cluster=local, **sections))
+    assert here.returncode == 0, here.stdout + here.stderr
+    sweep = tiny_sweep(tmp_path / "chained.yaml", tiny_models, tmp_path / "chained", cluster=arrays(chain_wait_s=20), **sections)
+    hold = tmp_path / "hold"
+    environment = {**cluster.environment(), "CORE_HPC_FAULT": f"hold task.started@cold/0001/m1:{hold}"}
+    controller = subprocess.Popen(
+        [sys.executable, "-m", "core_hpc.launch", str(sweep)], cwd=ROOT, env=environment, stdout=subprocess.PIPE, text=True
+    )
+    try:
+        wait_for(hold.exists, "the held task")
+        (run,) = shards.list_runs(tmp_path / "chained" / "tiny")
+        folder = SubmissionFolder(RunPaths(run).slurm)
+
+        def end_of_the_other() -> Any:
+            (submission,) = (s for s in folder.read(OPEN) if s.name.startswith("cold-0001"))
+            path = folder.status_file(submission, 0)
+            return path.exists() and store.read_json(path)["outcome"]
+
+        wait_for(end_of_the_other, "the end of the job of the model that was not held")
+        assert end_of_the_other()["left"] == ["hint/0001/team/000", "rescue/0001/m0/000"]
+        assert not (RunPaths(run).phase_folder("hint", 1)).exists()
+        Path(f"{hold}.go").touch()
+        printed, _ = controller.communicate(timeout=600)
+    finally:
+        controller.kill()
+        controller.wait()
+    assert controller.returncode == 0, printed
+    (reference,) = shards.list_runs(tmp_path / "local" / "tiny")
+    assert differences(reference, run) == []
+    # No array of hints, of updates, or of rescues but for the job that did not wait. A model may begin iteration 2 before the other.
+    submitted = {name.rpartition("-")[0] for name in records(run)}
+    assert {name for name in submitted if not name.startswith("evaluate")} == {
+        "cold-0001", "cold-0002", "rescue-0001", "score-0001", "score-0002",
+    }  # fmt: skip
+    assert folder.names(OPEN, FAILED) == []

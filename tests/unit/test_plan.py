@@ -32,7 +32,8 @@ def test_batch_scripts_of_every_shipped_sweep_are_sound(path: Path, profile: str
     driver = sweep.runs[0].config.cluster.driver
     assert driver == ("resident" if profile == "resident" else "arrays")
     scripts = planned_scripts(sweep, graph_of(sweep))
-    assert len(scripts) == (2 if driver == "resident" else 4)
+    chained = sweep.runs[0].config.cluster.slurm.chain_wait_s is not None
+    assert len(scripts) == (2 if driver == "resident" else 3 if chained else 4)
     for script in scripts.values():
         checked = subprocess.run(["bash", "-n"], input=script, text=True, capture_output=True, check=False)
         assert checked.returncode == 0, checked.stderr
@@ -55,12 +56,18 @@ def test_batch_scripts_pass_shellcheck(profile: str) -> None:
 
 def test_array_sizes_and_gpu_hours_by_hand() -> None:
     """Quickstart, one part a phase: 2 models x (2 evaluations + 3 cold + 3 rescue) x 1 GPU x 4 h + 2 x 3 updates x 4 GPUs x 4 h."""
-    sweep = load_sweep(ROOT / "yaml" / "quickstart.yaml", profile="one_node")
+    sweep = load_sweep(ROOT / "yaml" / "quickstart.yaml", ["cluster.slurm.chain_wait_s=null"], profile="one_node")
     arrays = planned_arrays(sweep.runs[0].config.cluster, graph_of(sweep))
-    assert {a.phase: (a.times, a.num_elements) for a in arrays} == {
-        "evaluate": (2, 2), "cold": (3, 2), "hint": (3, 1), "rescue": (3, 2), "score": (3, 1), "update": (3, 2),
+    assert {a.phases: (a.times, a.num_elements) for a in arrays} == {
+        ("evaluate",): (2, 2), ("cold",): (3, 2), ("hint",): (3, 1), ("rescue",): (3, 2), ("score",): (3, 1), ("update",): (3, 2),
     }  # fmt: skip
     assert sum(a.gpu_hours for a in arrays) == 2 * 8 * 1 * 4 + 2 * 3 * 4 * 4
+    chained = load_sweep(ROOT / "yaml" / "quickstart.yaml", profile="one_node")
+    arrays = planned_arrays(chained.runs[0].config.cluster, graph_of(chained))
+    assert {a.phases: (a.group, a.times, a.num_elements, a.num_tasks) for a in arrays} == {
+        ("evaluate",): ("generate", 2, 2, 2), ("cold", "hint", "rescue"): ("generate", 3, 2, 5), ("score", "update"): ("update", 3, 2, 3),
+    }  # fmt: skip
+    assert sum(a.gpu_hours for a in arrays) == 2 * 5 * 1 * 4 + 2 * 3 * 4 * 4
 
 
 def test_dry_run_needs_no_slurm_and_creates_nothing(tmp_path: Path) -> None:
@@ -70,7 +77,7 @@ def test_dry_run_needs_no_slurm_and_creates_nothing(tmp_path: Path) -> None:
     done = subprocess.run(command, env=environment, cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert "#SBATCH --nodes=2" in done.stdout
-    assert "at most 448.0 GPU-hours" in done.stdout
+    assert "at most 424.0 GPU-hours" in done.stdout
     assert list(tmp_path.iterdir()) == []
 
 
