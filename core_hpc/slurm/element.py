@@ -38,6 +38,7 @@ END_MARGIN_S = 8.0
 EARLY_WARNING_S = 65.0
 """SLURM may send the warning signal up to a minute early."""
 CHAIN_LOOK_S = 1.0
+"""Between two looks for what other elements of a chain publish."""
 TIME_LIMIT, PREEMPTED, TERMINATED = "time limit", "preempted", "terminated"
 
 
@@ -188,7 +189,7 @@ class _Workers:
         if role not in self._workers:
             environment = {**os.environ, **worker_environment(engine_kind(self._run, key), self._threads)}
             if self._workers:
-                del environment["CORE_HPC_JOB_START"]  # this one has not waited since the job began (statistics of first tasks)
+                environment.pop("CORE_HPC_JOB_START", None)  # this one has not waited since the job began (statistics of first tasks)
             if key.phase == UPDATE:
                 environment |= rank_environment(self._rank, self._size)
             elif key.phase not in GENERATION_PHASES:
