@@ -19,7 +19,8 @@ from core_hpc.config_problems import DataSetProblems
 from core_hpc.errors import InputError
 from core_hpc.paths import RunPaths, TaskKey
 from core_hpc.problems import Splits, check_counts, make_splits
-from core_hpc.schema import COLD, EVALUATE, HINT, RESCUE, SCORE, UPDATE
+from core_hpc.schema import COLD, EVALUATE
+from core_hpc.slurm.arrays import CHAINS
 from core_hpc.slurm.submissions import batch_script, group_of, job_parameters
 from core_hpc.state import Graph, steps_per_iteration
 from core_hpc.sweep import RunPlan, Sweep
@@ -142,11 +143,10 @@ class PlannedArray:
 def planned_arrays(cluster: ClusterSection, graph: Graph) -> list[PlannedArray]:
     """The arrays of a run, in the order of its first iteration; chains (slurm.chain_wait_s) as if none broke."""
     slurm = cluster.slurm
-    chains = [(COLD, HINT, RESCUE), (SCORE, UPDATE)] if slurm.chain_wait_s is not None else []
-    by_phase = {key.phase: () for key in graph.tasks()} | {phase: chain for chain in chains for phase in chain}
+    chain_of: dict[str, tuple[str, ...]] = {phase: chain for chain in CHAINS for phase in chain if slurm.chain_wait_s is not None}
     keys: dict[tuple[str, ...], list[TaskKey]] = {}
     for key in graph.tasks():
-        keys.setdefault(by_phase[key.phase] or (key.phase,), []).append(key)
+        keys.setdefault(chain_of.get(key.phase, (key.phase,)), []).append(key)
     out = []
     for phases, of_phases in keys.items():
         iterations = sorted({k.iteration for k in of_phases})

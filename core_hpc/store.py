@@ -257,6 +257,11 @@ def list_manifests(folder: Path) -> list[Path]:
     return sorted(p for p in folder.iterdir() if p.name.endswith(MANIFEST_SUFFIX) and not p.name.startswith("."))
 
 
+def list_names(folder: Path) -> set[str]:
+    """Names in a folder; empty when it does not exist. Unlike a look for one file, this refreshes a network file system's view."""
+    return {path.name for path in folder.iterdir()} if folder.is_dir() else set()
+
+
 def remove_leftovers(folder: Path) -> int:
     """Remove what killed writers left in a folder: temporary names and data that no manifest names.
 

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import polars as pl
@@ -42,6 +43,28 @@ def launch_and_kill(sweep: Path, when: Callable[[], bool], log: Path, *, env: di
             assert time.monotonic() < deadline, f"{when} never came true; see {log}"
             time.sleep(0.02)
         return False
+    finally:
+        process.kill()
+        process.wait()
+
+
+def wait_for(ready: Callable[[], object], what: str, timeout_s: float = 180) -> None:
+    """Until `ready()`; `what` is said when it does not come true."""
+    deadline = time.monotonic() + timeout_s
+    while not ready():
+        assert time.monotonic() < deadline, f"waited in vain for {what}"
+        time.sleep(0.1)
+
+
+@contextlib.contextmanager
+def launched_and_held(sweep: Path, step: str, hold: Path, *, env: dict[str, str]) -> Iterator[subprocess.Popen[str]]:
+    """The launcher, once a task of its is held at a step (core_hpc.faultpoints; it goes on when {hold}.go is there). Killed in the end."""
+    environment = {**os.environ, **env, "CORE_HPC_FAULT": f"hold {step}:{hold}", "COLUMNS": "200"}
+    command = [sys.executable, "-m", "core_hpc.launch", str(sweep)]
+    process = subprocess.Popen(command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, text=True)
+    try:
+        wait_for(hold.exists, f"a task held at {step}")
+        yield process
     finally:
         process.kill()
         process.wait()

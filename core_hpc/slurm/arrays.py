@@ -12,29 +12,25 @@ they are submitted: the scheduler asks for them later, and is told that they are
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Collection, Sequence
 
 from core_hpc import shards
-from core_hpc.config_cluster import ClusterSection
 from core_hpc.executors import Event, TaskRef
 from core_hpc.paths import TEAM, TaskKey
 from core_hpc.runs import Run
 from core_hpc.schema import COLD, GENERATION_PHASES, HINT, RESCUE, SCORE, UPDATE
-from core_hpc.slurm.commands import Slurm
 from core_hpc.slurm.executor import SlurmExecutor, failure_fields
 from core_hpc.slurm.outcomes import DONE, Outcome
 from core_hpc.slurm.submissions import group_of
 from core_hpc.slurm.watch import OpenSubmission, Sighting
 from core_hpc.state import Graph
 
+CHAINS = ((COLD, HINT, RESCUE), (SCORE, UPDATE))
+"""Phases that one element does with `slurm.chain_wait_s`."""
+
 
 class ArraysExecutor(SlurmExecutor):
     """An element does one task, some parts of one model one after the other, or a chain of phases of one model."""
-
-    def __init__(self, cluster: ClusterSection, slurm: Slurm, runs: Sequence[Run], *, start_id: str, notify: Callable[[str], None]) -> None:
-        super().__init__(cluster, slurm, runs, start_id=start_id, notify=notify)
-        self._asked: set[TaskRef] = set()
-        """What the scheduler has in flight."""
 
     def submit(self, wanted: Sequence[tuple[Run, TaskKey]]) -> list[TaskRef]:
         """Submit arrays within the limits; what does not fit is asked for again later."""
@@ -84,13 +80,12 @@ class ArraysExecutor(SlurmExecutor):
 
     def _elements(self, run: Run, keys: Sequence[TaskKey]) -> list[list[TaskKey]]:
         """Parts of one model may share an element, whose engine then stays warm."""
-        phase, size = keys[0].phase, self._settings.generate.parts_per_job
-        goes_on = phase == SCORE or (phase in (COLD, HINT) and run.config.protocol.rescue_samples > 0)
-        if self._settings.chain_wait_s is not None and goes_on:
+        phase, per_job = keys[0].phase, self._settings.generate.parts_per_job
+        if self._settings.chain_wait_s is not None and any(phase in chain[:-1] for chain in CHAINS):
             published = set(shards.published_keys(run.root))
-            if chains := chains_of(run.graph(), keys, published, size if phase != SCORE else len(keys)):
+            if chains := chains_of(run.graph(), keys, published, per_job):
                 return chains
-        size = size if phase in GENERATION_PHASES else 1
+        size = per_job if phase in GENERATION_PHASES else 1
         by_model: dict[str, list[TaskKey]] = {}
         for key in keys:
             by_model.setdefault(key.model, []).append(key)
@@ -108,11 +103,6 @@ class ArraysExecutor(SlurmExecutor):
 
     def _ends_with_its_run(self, item: OpenSubmission, index: int) -> bool:
         return index not in item.running
-
-    def _handle(self, sighting: Sighting) -> None:
-        super()._handle(sighting)
-        if sighting.key is not None:
-            self._asked.discard(TaskRef(sighting.item.run.run_id, sighting.key))
 
     def _under_way(self, sighting: Sighting) -> None:
         run_id = sighting.item.run.run_id
@@ -138,12 +128,16 @@ class ArraysExecutor(SlurmExecutor):
 def chains_of(graph: Graph, keys: Sequence[TaskKey], published: Collection[TaskKey], size: int) -> list[list[TaskKey]]:
     """Elements that begin with these tasks (of one phase) and go on with what follows; none where nothing does.
 
-    `size`: parts of one element. What the team needs once is in the elements of all models, from another part on in each, so that
-    they share the work.
+    `size`: parts of one element that samples; one that updates needs all of them. What the team needs once is in the elements
+    of all models, from another part on in each, so that they share the work.
     """
     iteration, phase, chains = keys[0].iteration, keys[0].phase, list[list[TaskKey]]()
-    if phase == SCORE and any(k.phase == SCORE and k not in published and k not in keys for k in graph.tasks_of(iteration)):
-        return []  # the update needs all of them
+    if phase != SCORE and not graph.has_rescue:
+        return []
+    if phase == SCORE:
+        if any(k.phase == SCORE and k not in published and k not in keys for k in graph.tasks_of(iteration)):
+            return []
+        size = len(keys)
     for number, model in enumerate(graph.models):
         parts = sorted(key.part for key in keys if key.model in (model, TEAM))
         for some in [parts[at : at + size] for at in range(0, len(parts), size)]:

@@ -143,20 +143,18 @@ def run_element(spec: ElementSpec) -> None:
     stop, status = Stop(spec), Status(spec, rank)
     status.write()
     run, keys = open_run(Path(spec.run)), [TaskKey.parse(text) for text in spec.tasks]
-    outcome: dict[str, Any] | None = None
     graph, saved, workers = run.graph(), steps_saved(run, keys), _Workers(run, spec.threads, rank, size)
     try:
         for key in keys:
             if rank and key.phase != UPDATE:  # what comes before an update is done by rank 0
-                outcome = _begin(key, [key], run.paths, stop, float("inf"))
+                ended = _begin(key, [key], run.paths, stop, float("inf"))
             else:
                 inputs = graph.inputs(key)
                 # All was there at the submission, unless the element itself does a part of it.
-                outcome = _begin(key, inputs if set(inputs) & set(keys) else (), run.paths, stop, spec.chain_wait_s)
-            if outcome is None:
-                outcome = _serve(workers.of(key), run, key, stop, status)
-                if outcome["kind"] == "done":
-                    status.published()
+                ended = _begin(key, inputs if set(inputs) & set(keys) else (), run.paths, stop, spec.chain_wait_s)
+            outcome = ended or _serve(workers.of(key), run, key, stop, status)
+            if ended is None and outcome["kind"] == "done":
+                status.published()
             if outcome["kind"] == "done" and "left" not in outcome:
                 if stop.reason is None:
                     continue
@@ -164,7 +162,6 @@ def run_element(spec: ElementSpec) -> None:
             break
     finally:
         workers.end()
-    assert outcome is not None, "an element has tasks"
     if "left" in outcome:
         outcome["left"] = [str(k) for k in keys[keys.index(key) :]]
     if outcome["kind"] == "stopped" and key == keys[-1] and run.paths.task_manifest(key).exists():
@@ -214,8 +211,8 @@ def _begin(key: TaskKey, inputs: Collection[TaskKey], paths: RunPaths, stop: Sto
 
 
 def _missing(paths: RunPaths, keys: Collection[TaskKey]) -> list[TaskKey]:
-    """Those that are not published. Folders are listed, which also refreshes a network file system's view."""
-    names = {folder: {p.name for p in store.list_manifests(folder)} for folder in {paths.task_folder(key) for key in keys}}
+    """Those that are not published."""
+    names = {folder: store.list_names(folder) for folder in {paths.task_folder(key) for key in keys}}
     return [key for key in keys if paths.task_manifest(key).name not in names[paths.task_folder(key)]]
 
 

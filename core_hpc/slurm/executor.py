@@ -44,6 +44,8 @@ class SlurmExecutor(ABC):
         self._folders = {run.run_id: SubmissionFolder(run.paths.slurm) for run in runs}
         self._watch = Watch(slurm, lost_after_s=cluster.slurm.lost_after_s, say=self._say)
         self._events: list[Event] = []
+        self._asked: set[TaskRef] = set()
+        """What the scheduler has in flight."""
         self._unwritten: list[OpenSubmission] = []
         self._attempts: dict[str, dict[TaskKey, int]] = {}
         self._mem_gb: dict[TaskRef, float] = {}
@@ -209,7 +211,9 @@ class SlurmExecutor(ABC):
         item, index = sighting.item, sighting.index
         if sighting.kind == "published":
             assert sighting.key is not None
-            self._events.append(Event(TaskRef(item.run.run_id, sighting.key), "done", {"log": str(item.log(index))}))
+            task = TaskRef(item.run.run_id, sighting.key)
+            self._asked.discard(task)
+            self._events.append(Event(task, "done", {"log": str(item.log(index))}))
         elif sighting.kind == "complete":
             if self._streaks:
                 for status in item.status_files(index)[:1]:

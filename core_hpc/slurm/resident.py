@@ -30,8 +30,6 @@ class ResidentExecutor(SlurmExecutor):
     def __init__(self, cluster: ClusterSection, slurm: Slurm, runs: Sequence[Run], *, start_id: str, notify: Callable[[str], None]) -> None:
         super().__init__(cluster, slurm, runs, start_id=start_id, notify=notify)
         self._runs = {run.run_id: run for run in runs}
-        self._asked: dict[str, set[TaskKey]] = {run.run_id: set() for run in runs}
-        """By run: what the scheduler has in flight."""
         self._shown: dict[str, set[str]] = {}
         """By submission: what was under way when its status was read last."""
         self._num_told: dict[tuple[str, float], int] = {}
@@ -49,19 +47,21 @@ class ResidentExecutor(SlurmExecutor):
             if self._job_of(run_id) is None:
                 self._submit_job(run_id, keys)
             if (job := self._job_of(run_id)) is not None:
-                mine = [key for key in keys if job.is_left(0, key)]
-                self._asked[run_id].update(mine)
-                taken += [TaskRef(run_id, key) for key in mine]
+                taken += [TaskRef(run_id, key) for key in keys if job.is_left(0, key)]
+        self._asked.update(taken)
         return taken
 
     def poll(self) -> list[Event]:
-        for run_id, asked in self._asked.items():
-            if asked and self._job_of(run_id) is None:  # its job has ended, and the run was not stopped for it
+        for run_id in {task.run_id for task in self._asked}:
+            if self._job_of(run_id) is None:  # its job has ended, and the run was not stopped for it
                 self._submit_job(run_id, ())
         return super().poll()
 
     def _job_of(self, run_id: str) -> OpenSubmission | None:
         return next((item for item in self._watch.open if item.run.run_id == run_id), None)
+
+    def _asked_of(self, run_id: str) -> list[TaskRef]:
+        return [task for task in self._asked if task.run_id == run_id]
 
     def _submit_job(self, run_id: str, keys: Collection[TaskKey]) -> None:
         """Submit a job for all that is left of a run, with `keys` in any case."""
@@ -71,7 +71,8 @@ class ResidentExecutor(SlurmExecutor):
             self._say_full(0)
             return
         run, published = self._runs[run_id], set(shards.published_keys(self._runs[run_id].root))
-        wanted = self._asked[run_id].union(keys)  # of these the scheduler must hear, even if they have been published meanwhile
+        # Of these the scheduler must hear, even if they have been published meanwhile.
+        wanted = {*keys, *(task.key for task in self._asked_of(run_id))}
         left = [key for key in run.graph().tasks() if key in wanted or key not in published]
         mem_gb = max((gb for task, gb in self._mem_gb.items() if task.run_id == run_id), default=self._settings.job("resident")["mem_gb"])
         self._submit(run, "resident", f"resident-{left[0].iteration:04d}", [left], mem_gb)
@@ -94,21 +95,17 @@ class ResidentExecutor(SlurmExecutor):
         return []
 
     def _dropped(self, run: Run) -> list[TaskRef]:
-        asked, self._asked[run.run_id] = self._asked[run.run_id], set()
-        return [TaskRef(run.run_id, key) for key in asked]
+        dropped = self._asked_of(run.run_id)
+        self._asked.difference_update(dropped)
+        return dropped
 
     def _ends_with_its_run(self, item: OpenSubmission, index: int) -> bool:
         return True
 
-    def _handle(self, sighting: Sighting) -> None:
-        super()._handle(sighting)
-        if sighting.key is not None:
-            self._asked[sighting.item.run.run_id].discard(sighting.key)
-
     def _under_way(self, sighting: Sighting) -> None:
         item, run_id = sighting.item, sighting.item.run.run_id
         if sighting.kind == "waiting":
-            self._events += [Event(TaskRef(run_id, key), "waiting", {}) for key in self._asked[run_id]]
+            self._events += [Event(task, "waiting", {}) for task in self._asked_of(run_id)]
         elif sighting.status is not None:
             running, before = sighting.status.get("running", {}), self._shown.get(item.submission.name, set())
             self._shown[item.submission.name] = set(running)
@@ -126,11 +123,12 @@ class ResidentExecutor(SlurmExecutor):
         """Tell of tasks that failed inside since the last time; returns whether any has failed in this job so far."""
         run_id = item.run.run_id
         for failure in self._new_failures(item, status):
-            key, fields = TaskKey.parse(failure["task"]), failure_fields(of_failure(failure, status["node"], ""), log=failure["log"])
+            task = TaskRef(run_id, TaskKey.parse(failure["task"]))
+            fields = failure_fields(of_failure(failure, status["node"], ""), log=failure["log"])
             if "manifest" in fields and not item.is_left(0, damaged := shards.key_of_manifest(Path(fields["manifest"]))):
                 item.withdrawn(0, damaged)
-            self._asked[run_id].discard(key)
-            self._events.append(Event(TaskRef(run_id, key), "failed", fields))
+            self._asked.discard(task)
+            self._events.append(Event(task, "failed", fields))
         return bool(status.get("failures"))
 
     def _new_failures(self, item: OpenSubmission, status: dict[str, Any]) -> list[dict[str, Any]]:
@@ -144,13 +142,13 @@ class ResidentExecutor(SlurmExecutor):
         failed_inside = any(self._pass_on(item, status) for status in item.status_files(0)[:1])
         if (outcome.kind == GAVE_UP and failed_inside) or not outcome.task:
             return  # the scheduler outside has counted the same failures; or all is published
-        key = TaskKey.parse(outcome.task)
-        self._asked[run_id].discard(key)
-        self._events.append(Event(TaskRef(run_id, key), "failed", failure_fields(outcome, log=log)))
-        self._events += [Event(TaskRef(run_id, key), "waiting", {}) for key in self._asked[run_id]]
+        task = TaskRef(run_id, TaskKey.parse(outcome.task))
+        self._asked.discard(task)
+        self._events.append(Event(task, "failed", failure_fields(outcome, log=log)))
+        self._events += [Event(other, "waiting", {}) for other in self._asked_of(run_id)]
 
     def _task_of(self, item: OpenSubmission, index: int, outcome: Outcome) -> str:
         """The task that it named, or else the first that was asked for."""
-        left = [task.key for task in item.tasks_left(index)]
-        asked = [key for key in left if key in self._asked[item.run.run_id]]
-        return outcome.task or next(map(str, asked or left), "")
+        left = item.tasks_left(index)
+        asked = [task for task in left if task in self._asked]
+        return outcome.task or next((str(task.key) for task in asked or left), "")

@@ -7,7 +7,6 @@ only explain why something is not, and from silence nothing is concluded. What f
 from __future__ import annotations
 
 import contextlib
-import os
 import time
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field
@@ -195,9 +194,9 @@ class Watch:
         return [Sighting(item, index, "ended", outcome=outcome) for index in submission.unresolved]
 
     def _visible(self) -> dict[Path, set[str]]:
-        """Names in the folders that open tasks publish into; listing also refreshes a network file system's view."""
+        """Names in the folders that open tasks publish into."""
         folders = {folder for o in self.open for i in o.submission.unresolved for _, folder, _ in o.awaited(i)}
-        return {folder: {entry.name for entry in os.scandir(folder)} if folder.is_dir() else set() for folder in folders}
+        return {folder: store.list_names(folder) for folder in folders}
 
     def _published(self, item: OpenSubmission, index: int, visible: dict[Path, set[str]]) -> list[Sighting]:
         seen = [task.key for task, folder, name in item.awaited(index) if name in visible.get(folder, ())]

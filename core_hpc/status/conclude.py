@@ -171,9 +171,9 @@ def _run_status(run: Run, under_way: _UnderWay, found: Found, controller: Contro
     graph, published = run.graph(), set(shards.published_keys(run.root))
     tasks = graph.tasks()
     done, rest = [k for k in tasks if k in published], [k for k in tasks if k not in published]
-    ready = graph.ready(published)
+    ready = set(graph.ready(published))
     running = {k: status for k, status in under_way.running.items() if k in ready}  # a chain's later phases are not yet
-    waiting = (under_way.waiting & set(ready)) - running.keys()  # of the job of a whole run, what it would begin with
+    waiting = (under_way.waiting & ready) - running.keys()  # of the job of a whole run, what it would begin with
     at_work, fresh, told = _word(found, controller, run.run_id)
     is_local = run.config.cluster.driver == "local"
     why = _why_stopped(under_way.failures, told, run.config.cluster.max_attempts) if fresh else ""

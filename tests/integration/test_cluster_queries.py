@@ -8,11 +8,11 @@ from __future__ import annotations
 import os
 import subprocess
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
+from harness import wait_for
 from tiny import tiny_sweep
 
 from core_hpc.doctor import __main__ as doctor
@@ -36,13 +36,6 @@ def submit(cluster: Any, script: str, *options: str) -> int:
     return int(cluster.run("sbatch", "--parsable", "--mem=50", "--output=/dev/null", *options, "--wrap", script).strip().partition(";")[0])
 
 
-def wait_for(what: Callable[[], bool], timeout_s: float = 20) -> None:
-    deadline = time.monotonic() + timeout_s
-    while not what():
-        assert time.monotonic() < deadline, f"{what} did not come true"
-        time.sleep(0.1)
-
-
 def entries(slurm: Slurm, job: int) -> dict[int | None, QueueEntry]:
     return {e.id.index: e for e in slurm.queue() if e.id.job == job}
 
@@ -55,12 +48,12 @@ def test_endings_of_array_elements(slurm: Slurm, cluster: Any) -> None:
     job = submit(cluster, ENDINGS, "-a", "0-4", "-J", "odd|na\x1fme, two\nlines")
     held = submit(cluster, "true", "-H", "-a", "0-9%3")
     begun = {3: {"RUNNING"}, **dict.fromkeys(range(3), FINAL)}
-    wait_for(lambda: all(i in (now := entries(slurm, job)) and now[i].state in states for i, states in begun.items()))
+    wait_for(lambda: all(i in (now := entries(slurm, job)) and now[i].state in states for i, states in begun.items()), "the states")
     assert entries(slurm, job)[3].name == "odd|na\x1fme, two\nlines"
     assert not slurm.has_ended(job)
 
     slurm.cancel([JobId(job, 3), JobId(job, 4), JobId(job, 0), JobId(held, 7)])  # 0 has ended, 7 never began
-    wait_for(lambda: slurm.has_ended(job))
+    wait_for(lambda: slurm.has_ended(job), "the end")
     states = [entries(slurm, job)[i].state for i in range(5)]
     assert states == ["COMPLETED", "FAILED", "FAILED", "CANCELLED", "CANCELLED"]
     assert not any(e.active for e in entries(slurm, job).values())
@@ -76,7 +69,7 @@ def test_endings_of_array_elements(slurm: Slurm, cluster: Any) -> None:
         rows.update(slurm.accounting([job, held], since=began) or {})
         return all(JobId(job, i) in rows and rows[JobId(job, i)].end is not None for i in range(5)) and JobId(held, 9) in rows
 
-    wait_for(all_booked)
+    wait_for(all_booked, "the accounting")
     booked = [rows[JobId(job, i)] for i in range(5)]
     assert [(r.state, r.exit_code, r.signal) for r in booked[:3]] == [("COMPLETED", 0, 0), ("FAILED", 3, 0), ("FAILED", 0, 9)]
     assert [r.state for r in booked[3:]] == ["CANCELLED", "CANCELLED"]
@@ -90,7 +83,7 @@ def test_a_long_irregular_array_is_listed_in_full(slurm: Slurm, cluster: Any) ->
     job = submit(cluster, "true", "-H", "-a", ",".join(map(str, wanted)))
     try:
         assert sorted(i for i in entries(slurm, job) if i is not None) == wanted
-        wait_for(lambda: JobId(job, wanted[-1]) in (slurm.accounting([job], since=began) or {}))
+        wait_for(lambda: JobId(job, wanted[-1]) in (slurm.accounting([job], since=began) or {}), "the accounting")
     finally:
         slurm.cancel([job])
 
@@ -98,9 +91,9 @@ def test_a_long_irregular_array_is_listed_in_full(slurm: Slurm, cluster: Any) ->
 def test_a_requeued_job_is_waiting_again(slurm: Slurm, cluster: Any) -> None:
     job = submit(cluster, "sleep 300", "--requeue")
     try:
-        wait_for(lambda: entries(slurm, job)[None].state == "RUNNING")
+        wait_for(lambda: entries(slurm, job)[None].state == "RUNNING", "the start")
         cluster.run("scontrol", "requeue", str(job))
-        wait_for(lambda: entries(slurm, job)[None].restarts == 1)
+        wait_for(lambda: entries(slurm, job)[None].restarts == 1, "the requeue")
         assert entries(slurm, job)[None].active
         assert not slurm.has_ended(job)
     finally:

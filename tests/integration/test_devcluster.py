@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from cluster import SCRIPT, ClusterError, DevCluster
+from harness import wait_for
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(180)]
 
@@ -28,13 +28,6 @@ def submit(cluster: DevCluster, *arguments: str) -> str:
 
 def states(cluster: DevCluster, job: str) -> list[str]:
     return cluster.run("squeue", "-h", "-r", "-t", "all", "-j", job, "-o", "%T").split()
-
-
-def wait_for(true: Callable[[], bool], timeout_s: float) -> None:
-    deadline = time.monotonic() + timeout_s
-    while not true():
-        assert time.monotonic() < deadline, f"not within {timeout_s} s"
-        time.sleep(0.2)
 
 
 def test_an_array_gets_gpus_and_resolvable_node_names(cluster: DevCluster, tmp_path: Path) -> None:
@@ -60,7 +53,7 @@ def test_a_submit_limit_is_enforced(cluster: DevCluster) -> None:
 def test_memory_above_the_request_kills_the_job(cluster: DevCluster, tmp_path: Path) -> None:
     code = "python3 -c 'import time; x = bytearray(300 << 20); time.sleep(60)'"
     job = submit(cluster, "--mem=100", f"--output={tmp_path}/log", "--wrap", code)
-    wait_for(lambda: states(cluster, job) == ["FAILED"], timeout_s=20)
+    wait_for(lambda: states(cluster, job) == ["FAILED"], "the failure", timeout_s=20)
     assert "exceeded memory limit" in (tmp_path / "log").read_text()
 
 
@@ -73,7 +66,7 @@ def test_the_controller_template_runs_the_launcher(cluster: DevCluster, tmp_path
 
 def test_slurm_goes_away_and_comes_back(cluster: DevCluster) -> None:
     job = submit(cluster, "--wrap", "sleep 4")
-    wait_for(lambda: states(cluster, job) == ["RUNNING"], timeout_s=10)
+    wait_for(lambda: states(cluster, job) == ["RUNNING"], "the start", timeout_s=10)
     cluster.stop_dbd()
     with pytest.raises(ClusterError):
         cluster.run("sacct", "-j", job)
@@ -82,15 +75,15 @@ def test_slurm_goes_away_and_comes_back(cluster: DevCluster) -> None:
         cluster.run("scontrol", "ping")  # answers at once; squeue would try for 9 s
     cluster.start_dbd()
     cluster.start_ctld()
-    wait_for(lambda: states(cluster, job) == ["COMPLETED"], timeout_s=20)
+    wait_for(lambda: states(cluster, job) == ["COMPLETED"], "the end", timeout_s=20)
 
 
 def test_a_power_cut_is_noticed_and_the_node_comes_back(cluster: DevCluster) -> None:
     node = cluster.node_names[-1]
     again = submit(cluster, "--requeue", f"--nodelist={node}", "--mem=100", "--wrap", "sleep 300")
     lost = submit(cluster, "--no-requeue", f"--nodelist={node}", "--mem=100", "--wrap", "sleep 300")
-    wait_for(lambda: states(cluster, again) == states(cluster, lost) == ["RUNNING"], timeout_s=10)
+    wait_for(lambda: states(cluster, again) == states(cluster, lost) == ["RUNNING"], "both starts", timeout_s=10)
     cluster.kill_node(node)
-    wait_for(lambda: states(cluster, again) == ["PENDING"] and states(cluster, lost) == ["NODE_FAIL"], timeout_s=40)
+    wait_for(lambda: states(cluster, again) == ["PENDING"] and states(cluster, lost) == ["NODE_FAIL"], "the loss of the node", timeout_s=40)
     cluster.start_node(node)
     submit(cluster, "--wait", f"--nodelist={node}", "--mem=100", "--wrap", "true")

@@ -3,13 +3,11 @@
 import json
 import subprocess
 import sys
-import time
-from collections.abc import Callable
 from pathlib import Path
 
 import polars as pl
 import pytest
-from harness import ROOT, differences, launch, leftovers, published_content, the_run
+from harness import ROOT, differences, launch, leftovers, published_content, the_run, wait_for
 from tiny import tiny_sweep
 
 from analysis import kept
@@ -190,7 +188,7 @@ def test_the_second_of_two_launchers_says_who_works(tiny_models: list[Path], tmp
     first = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     try:
         claim = tmp_path / "out" / "tiny" / "claim.json"
-        wait_for(lambda: claim.exists() and bool(list(claim.parent.glob("*/run.json"))))
+        wait_for(lambda: claim.exists() and list(claim.parent.glob("*/run.json")), "the run")
         second = launch(sweep)
         assert second.returncode == 3
         assert f"process {first.pid}" in second.stderr
@@ -200,13 +198,6 @@ def test_the_second_of_two_launchers_says_who_works(tiny_models: list[Path], tmp
     finally:
         first.kill()
         first.wait()
-
-
-def wait_for(condition: Callable[[], bool], timeout_s: float = 60) -> None:
-    deadline = time.monotonic() + timeout_s
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.02)
 
 
 def test_a_task_that_keeps_failing_stops_its_run_with_the_traceback(tiny_models: list[Path], tmp_path: Path) -> None:

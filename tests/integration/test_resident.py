@@ -1,16 +1,13 @@
 """The driver `resident` on a real SLURM cluster: one job a run over its iterations, a successor, the same results as elsewhere."""
 
-import subprocess
-import sys
 import time
 from collections import Counter, defaultdict
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 from cluster import DevCluster
-from harness import ROOT, differences, launch, the_run
+from harness import differences, launch, launched_and_held, the_run
 from tiny import tiny_sweep
 
 from core_hpc import shards, store
@@ -29,13 +26,6 @@ PROTOCOL = {
 }  # fmt: skip
 
 
-def wait_for(ready: Callable[[], object], what: str, timeout_s: float = 300) -> None:
-    deadline = time.monotonic() + timeout_s
-    while not ready():
-        assert time.monotonic() < deadline, f"waited in vain for {what}"
-        time.sleep(0.1)
-
-
 def test_a_run_in_two_jobs_publishes_what_the_local_driver_publishes(
     cluster: DevCluster, tiny_models: list[Path], tmp_path: Path
 ) -> None:
@@ -46,20 +36,12 @@ def test_a_run_in_two_jobs_publishes_what_the_local_driver_publishes(
     section = {"driver": "resident", **local, "slurm": SLURM}
     sweep = tiny_sweep(tmp_path / "resident.yaml", tiny_models, tmp_path / "resident", cluster=section, protocol=PROTOCOL)
     hold = tmp_path / "hold"
-    environment = {**cluster.environment(), "CORE_HPC_FAULT": f"hold task.started@update/0002/m0:{hold}", "COLUMNS": "200"}
-    controller = subprocess.Popen(
-        [sys.executable, "-m", "core_hpc.launch", str(sweep)], cwd=ROOT, env=environment, stdout=subprocess.PIPE, text=True
-    )
-    try:
-        wait_for(hold.exists, "the update that is held")
+    with launched_and_held(sweep, "task.started@update/0002/m0", hold, env=cluster.environment()) as controller:
         job = hold.read_text().split()[1]
         cluster.run("scancel", "--signal=USR2", job)
         time.sleep(2)  # the worker has heard of it before it goes on
         Path(f"{hold}.go").touch()
         printed, _ = controller.communicate(timeout=300)
-    finally:
-        controller.kill()
-        controller.wait()
     assert controller.returncode == 0, printed
     assert "one SLURM job a run" in printed
 

@@ -3,16 +3,13 @@
 import json
 import os
 import signal
-import subprocess
 import sys
-import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 from cluster import DevCluster
-from harness import ROOT, differences, launch
+from harness import differences, launch, launched_and_held, wait_for
 from tiny import tiny_sweep
 
 from core_hpc import shards, store
@@ -35,13 +32,6 @@ ONE_PART: dict[str, Any] = {"iterations": 1, "protocol": {**PROTOCOL, "problems_
 
 def arrays(**changes: Any) -> dict[str, Any]:
     return {"driver": "arrays", "threads": 1, "update_ranks": 2, "slurm": {**SLURM, **changes}}
-
-
-def wait_for(ready: Callable[[], object], what: str, timeout_s: float = 180) -> None:
-    deadline = time.monotonic() + timeout_s
-    while not ready():
-        assert time.monotonic() < deadline, f"waited in vain for {what}"
-        time.sleep(0.1)
 
 
 def records(run: Path) -> list[str]:
@@ -80,20 +70,12 @@ def test_ctrl_c_leaves_the_jobs_alone_and_a_second_controller_is_refused(
 ) -> None:
     sweep = tiny_sweep(tmp_path / "tiny.yaml", tiny_models, tmp_path / "out", cluster=arrays(), **ONE_PART)
     hold = tmp_path / "hold"
-    environment = {**cluster.environment(), "CORE_HPC_FAULT": f"hold task.started@cold/0001/m0:{hold}"}
-    first = subprocess.Popen(
-        [sys.executable, "-m", "core_hpc.launch", str(sweep)], cwd=ROOT, env=environment, stdout=subprocess.PIPE, text=True
-    )
-    try:
-        wait_for(hold.exists, "the held task")
+    with launched_and_held(sweep, "task.started@cold/0001/m0", hold, env=cluster.environment()) as first:
         second = launch(sweep, env=cluster.environment())
         assert second.returncode == 3
         assert f"process {first.pid}" in second.stderr
         first.send_signal(signal.SIGINT)
         printed, _ = first.communicate(timeout=60)
-    finally:
-        first.kill()
-        first.wait()
     assert first.returncode == 130
     assert "Jobs that are with SLURM go on" in printed
     (run,) = shards.list_runs(tmp_path / "out" / "tiny")
@@ -170,12 +152,7 @@ def test_chained_phases_publish_the_same_in_two_arrays_an_iteration(cluster: Dev
     assert here.returncode == 0, here.stdout + here.stderr
     sweep = tiny_sweep(tmp_path / "chained.yaml", tiny_models, tmp_path / "chained", cluster=arrays(chain_wait_s=20), **sections)
     hold = tmp_path / "hold"
-    environment = {**cluster.environment(), "CORE_HPC_FAULT": f"hold task.started@cold/0001/m1:{hold}"}
-    controller = subprocess.Popen(
-        [sys.executable, "-m", "core_hpc.launch", str(sweep)], cwd=ROOT, env=environment, stdout=subprocess.PIPE, text=True
-    )
-    try:
-        wait_for(hold.exists, "the held task")
+    with launched_and_held(sweep, "task.started@cold/0001/m1", hold, env=cluster.environment()) as controller:
         (run,) = shards.list_runs(tmp_path / "chained" / "tiny")
         folder = SubmissionFolder(RunPaths(run).slurm)
 
@@ -189,9 +166,6 @@ def test_chained_phases_publish_the_same_in_two_arrays_an_iteration(cluster: Dev
         assert not (RunPaths(run).phase_folder("hint", 1)).exists()
         Path(f"{hold}.go").touch()
         printed, _ = controller.communicate(timeout=600)
-    finally:
-        controller.kill()
-        controller.wait()
     assert controller.returncode == 0, printed
     (reference,) = shards.list_runs(tmp_path / "local" / "tiny")
     assert differences(reference, run) == []

@@ -5,13 +5,12 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
-from harness import ROOT, launch
+from harness import ROOT, launch, wait_for
 from tiny import tiny_sweep
 
 from core_hpc.errors import ClaimError
@@ -26,13 +25,6 @@ pytestmark = pytest.mark.slow
 SLURM = {"cpus": 1, "mem_gb": 1.5, "time_min": 10, "poll_s": [0.5, 2], "lost_after_s": 15, "gpus_per_node": 0}
 NUM_READY = 2 * 10
 """Tasks that both runs can begin with: 6 of evaluate and 4 of cold each."""
-
-
-def wait_for(what: Callable[[], bool], timeout_s: float = 40) -> None:
-    deadline = time.monotonic() + timeout_s
-    while not what():
-        assert time.monotonic() < deadline, f"{what} did not come true"
-        time.sleep(0.2)
 
 
 @pytest.fixture(scope="module")
@@ -96,7 +88,7 @@ def test_a_detached_sweep_is_shown_and_cancelled(waiting_sweep: Path, cluster: A
     folder = waiting_sweep.parent / "out" / "tiny"
     done = launch(waiting_sweep, "--detach", env=cluster.environment())
     assert done.returncode == 0, done.stdout + done.stderr
-    wait_for(lambda: all_wait(waiting_sweep))
+    wait_for(lambda: all_wait(waiting_sweep), "jobs that wait")
     printed = command(cluster, "status", waiting_sweep, "--json")
     assert printed.returncode == 0, printed.stderr
     (found,) = json.loads(printed.stdout)["sweeps"]
@@ -133,7 +125,7 @@ def test_jobs_of_one_run_after_its_controller_was_killed_and_then_all(waiting_sw
     folder = waiting_sweep.parent / "out" / "tiny"
     first = attached(cluster, waiting_sweep)
     try:
-        wait_for(lambda: all_wait(waiting_sweep))
+        wait_for(lambda: all_wait(waiting_sweep), "jobs that wait")
         assert not SweepPaths(folder).stop_request.exists(), "a new start forgets that it was asked to stop"
     finally:
         first.kill()
@@ -151,7 +143,7 @@ def test_jobs_of_one_run_after_its_controller_was_killed_and_then_all(waiting_sw
 
     second = attached(cluster, waiting_sweep)
     try:
-        wait_for(lambda: all_wait(waiting_sweep))
+        wait_for(lambda: all_wait(waiting_sweep), "jobs that wait")
         assert command(cluster, "cancel", folder).returncode == 0
         assert second.wait(30) == 130
     finally:

@@ -1,15 +1,19 @@
-"""NOT SLURM: a queue that the test writes, for what the drivers of SLURM decide; and publications without content."""
+"""NOT SLURM: a queue that the test writes, for what the drivers of SLURM decide; a run for them, and publications without content."""
 
 from collections.abc import Collection, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
-from core_hpc import store
+import yaml
+from core_hpc import runs, store
 from core_hpc.config_cluster import ClusterSection
 from core_hpc.paths import TaskKey
-from core_hpc.runs import Run
+from core_hpc.plan import splits_of
+from core_hpc.runs import ModelFacts, Run
 from core_hpc.slurm.commands import AccountingEntry, JobId, Limits, QueueEntry, Slurm, SlurmUnavailableError
 from core_hpc.slurm.submissions import RefusedError, Submission, SubmissionFolder
+from core_hpc.sweep import load_sweep
 
 SWEEP = {
     "name": "s", "iterations": 2, "team": [{"name": "a", "model": "x"}, {"name": "b", "model": "y"}],
@@ -61,6 +65,19 @@ class FakeSlurm(Slurm):
         for index in range(len(taken.elements)):
             self.set(taken, index, "PENDING", reason="Resources", node="")
         return taken
+
+
+def run_of(folder: Path, driver: str, *, protocol: dict[str, Any] | None = None, **slurm: Any) -> Run:
+    """The run of SWEEP below a folder, begun or taken up again, with a cluster section of quick looks."""
+    section = {"driver": driver, "slurm": {"poll_s": [0.001, 0.002], "lost_after_s": 0.2, "mem_gb": 10, **slurm}}
+    path = folder / "sweep.yaml"
+    path.write_text(yaml.safe_dump({**SWEEP, "output": str(folder), "cluster": section, "protocol": protocol or {}}))
+    sweep = load_sweep(path)
+    (plan,) = sweep.runs
+    if runs.exists(plan, sweep.folder):
+        return runs.start(plan, sweep.folder)
+    facts = {m.name: ModelFacts("0" * 64, 512, "plain") for m in plan.config.team}
+    return runs.create(plan, sweep.folder, splits_of(plan), facts)
 
 
 def publish(run: Run, key: TaskKey) -> None:

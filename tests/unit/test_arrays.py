@@ -7,38 +7,23 @@ from typing import Any
 
 import pytest
 
-import yaml
 from core_hpc import store
 from core_hpc.executors import Event, TaskRef
-from core_hpc.paths import RunPaths, TaskKey
+from core_hpc.paths import TaskKey
 from core_hpc.runs import Run
 from core_hpc.slurm import executor as slurm_executor
 from core_hpc.slurm import watch
 from core_hpc.slurm.arrays import ArraysExecutor
 from core_hpc.slurm.commands import JobId, Limits, QueueEntry
 from core_hpc.slurm.submissions import ENDED, FAILED, OPEN, SubmissionFolder, new_submission
-from core_hpc.sweep import load_sweep
-from tests.unit.fake_slurm import SWEEP, FakeSlurm, publish
-
-
-@pytest.fixture
-def slurm(monkeypatch: pytest.MonkeyPatch) -> FakeSlurm:
-    fake = FakeSlurm()
-    monkeypatch.setattr(slurm_executor, "submit_elements", fake.submit)
-    monkeypatch.setattr(watch, "SETTLE_S", 0.0)
-    return fake
+from tests.unit.fake_slurm import FakeSlurm, publish, run_of
 
 
 @pytest.fixture
 def make(tmp_path: Path, slurm: FakeSlurm) -> Callable[..., tuple[ArraysExecutor, Run, list[str]]]:
     def build(start_id: str = "start001", **changes: Any) -> tuple[ArraysExecutor, Run, list[str]]:
-        section = {"driver": "arrays", "slurm": {"poll_s": [0.001, 0.002], "lost_after_s": 0.2, "mem_gb": 10, **changes}}
-        path = tmp_path / "sweep.yaml"
-        path.write_text(yaml.safe_dump({**SWEEP, "cluster": section}))
-        (plan,) = load_sweep(path).runs
-        run = Run(plan.run_id, RunPaths(tmp_path / plan.run_id), plan.config, {})
-        said: list[str] = []
-        return ArraysExecutor(plan.config.cluster, slurm, [run], start_id=start_id, notify=said.append), run, said
+        run, said = run_of(tmp_path, "arrays", **changes), list[str]()
+        return ArraysExecutor(run.config.cluster, slurm, [run], start_id=start_id, notify=said.append), run, said
 
     return build
 

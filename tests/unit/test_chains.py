@@ -8,19 +8,14 @@ from typing import Any
 
 import pytest
 
-import yaml
-from core_hpc import runs, store
+from core_hpc import store
 from core_hpc.executors import Event
 from core_hpc.paths import TEAM, TaskKey
-from core_hpc.plan import splits_of
-from core_hpc.runs import ModelFacts, Run
-from core_hpc.slurm import executor as slurm_executor
-from core_hpc.slurm import watch
+from core_hpc.runs import Run
 from core_hpc.slurm.arrays import ArraysExecutor, chains_of
 from core_hpc.slurm.submissions import ENDED, OPEN, Submission, SubmissionFolder
 from core_hpc.state import Graph
-from core_hpc.sweep import load_sweep
-from tests.unit.fake_slurm import SWEEP, FakeSlurm, publish
+from tests.unit.fake_slurm import FakeSlurm, publish, run_of
 
 GRAPH = Graph(("a", "b"), iterations=2, num_parts=4, num_evaluation_parts=1, evaluate_every=0, evaluate_before=True, has_rescue=True)
 
@@ -28,24 +23,10 @@ Make = Callable[..., tuple[ArraysExecutor, Run]]
 
 
 @pytest.fixture
-def slurm(monkeypatch: pytest.MonkeyPatch) -> FakeSlurm:
-    fake = FakeSlurm()
-    monkeypatch.setattr(slurm_executor, "submit_elements", fake.submit)
-    monkeypatch.setattr(watch, "SETTLE_S", 0.0)
-    return fake
-
-
-@pytest.fixture
 def make(tmp_path: Path, slurm: FakeSlurm) -> Make:
     def build(**protocol: Any) -> tuple[ArraysExecutor, Run]:
-        section = {"driver": "arrays", "slurm": {"poll_s": [0.001, 0.002], "lost_after_s": 0.2, "mem_gb": 10, "chain_wait_s": 5}}
-        path = tmp_path / "sweep.yaml"
-        path.write_text(yaml.safe_dump({**SWEEP, "output": str(tmp_path), "cluster": section, "protocol": protocol}))
-        sweep = load_sweep(path)
-        (plan,) = sweep.runs
-        facts = {m.name: ModelFacts("0" * 64, 512, "plain") for m in plan.config.team}
-        run = runs.create(plan, sweep.folder, splits_of(plan), facts)
-        return ArraysExecutor(plan.config.cluster, slurm, [run], start_id="start001", notify=print), run
+        run = run_of(tmp_path, "arrays", protocol=protocol, chain_wait_s=5)
+        return ArraysExecutor(run.config.cluster, slurm, [run], start_id="start001", notify=print), run
 
     return build
 

@@ -9,33 +9,19 @@ from typing import Any
 
 import pytest
 
-import yaml
-from core_hpc import runs, store
+from core_hpc import store
 from core_hpc.errors import InputError
 from core_hpc.executors import Event
 from core_hpc.paths import TaskKey
-from core_hpc.plan import splits_of
-from core_hpc.runs import ModelFacts, Run
+from core_hpc.runs import Run
 from core_hpc.schedule import RunProgress, Scheduler, inspect_run
-from core_hpc.slurm import executor as slurm_executor
-from core_hpc.slurm import watch
 from core_hpc.slurm.outcomes import GAVE_UP
 from core_hpc.slurm.resident import ResidentExecutor
 from core_hpc.slurm.submissions import ENDED, FAILED, OPEN, SubmissionFolder, new_submission
-from core_hpc.sweep import load_sweep
-from tests.unit.fake_slurm import SWEEP, FakeSlurm, publish
+from tests.unit.fake_slurm import FakeSlurm, publish, run_of
 
 A, B = (TaskKey(1, "cold", model, 0) for model in "ab")
 TIME_LIMIT = {"kind": "stopped", "reason": "time limit", "message": "between two tasks"}
-
-
-@pytest.fixture
-def slurm(monkeypatch: pytest.MonkeyPatch) -> FakeSlurm:
-    fake = FakeSlurm()
-    monkeypatch.setattr(slurm_executor, "submit_elements", fake.submit)
-    monkeypatch.setattr(watch, "SETTLE_S", 0.0)
-    monkeypatch.setattr(watch, "STATUS_S", 0.0)
-    return fake
 
 
 Make = Callable[..., tuple[ResidentExecutor, Run, list[str]]]
@@ -44,16 +30,8 @@ Make = Callable[..., tuple[ResidentExecutor, Run, list[str]]]
 @pytest.fixture
 def make(tmp_path: Path, slurm: FakeSlurm) -> Make:
     def build(start_id: str = "start001", **changes: Any) -> tuple[ResidentExecutor, Run, list[str]]:
-        slurm_section = {"poll_s": [0.001, 0.002], "lost_after_s": 0.2, "mem_gb": 10, **changes}
-        path = tmp_path / "sweep.yaml"
-        data = {**SWEEP, "output": str(tmp_path), "cluster": {"driver": "resident", "slurm": slurm_section}}
-        path.write_text(yaml.safe_dump(data))
-        sweep = load_sweep(path)
-        (plan,) = sweep.runs
-        facts = {m.name: ModelFacts("0" * 64, 512, "plain") for m in plan.config.team}
-        run = runs.start(plan, sweep.folder) if runs.exists(plan, sweep.folder) else runs.create(plan, sweep.folder, splits_of(plan), facts)
-        said: list[str] = []
-        return ResidentExecutor(plan.config.cluster, slurm, [run], start_id=start_id, notify=said.append), run, said
+        run, said = run_of(tmp_path, "resident", **changes), list[str]()
+        return ResidentExecutor(run.config.cluster, slurm, [run], start_id=start_id, notify=said.append), run, said
 
     return build
 
