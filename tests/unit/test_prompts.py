@@ -20,6 +20,7 @@ from core_hpc.engines.base import Completion
 from core_hpc.instructions import default_instruction
 from core_hpc.paths import TaskKey
 from core_hpc.phases import generate, update
+from core_hpc.phases.context import Stopwatch
 from core_hpc.prompts import THINKING_MARKS, PromptBuilder
 from core_hpc.protocol.hints import make_hint
 from core_hpc.schema import COLD, EVALUATE, RESCUE
@@ -218,7 +219,7 @@ def test_what_is_sampled_is_what_is_recorded_and_what_the_engine_is_told(
     problem = {"problem_id": "p", "question": "q", "gold": "8", "answer_kind": "number"}
     context: Any = SimpleNamespace(
         run=SimpleNamespace(config=config, run_id="r"), key=TaskKey(1, phase, "a"), model=config.model("a"),
-        stopwatch=SimpleNamespace(lap=lambda _: None), warm=SimpleNamespace(engine=lambda _: SimpleNamespace(generate=sample)),
+        stopwatch=Stopwatch(), warm=SimpleNamespace(engine=lambda _: SimpleNamespace(generate=sample), take_compile_s=lambda: 0.0),
         engine_spec=lambda _: None, progress=lambda *_: None, stop_strings=lambda _: (), adapter=lambda _: None,
         prompt_builder=lambda _: PromptBuilder(PLAIN, "plain", ""), stats=lambda **_: None,
         paths=SimpleNamespace(task_folder=lambda _: None, task_name=lambda _: None),
