@@ -10,6 +10,7 @@ import json
 import os
 import pstats
 import resource
+import signal
 import statistics
 import subprocess
 import sys
@@ -75,10 +76,19 @@ def _status_mb(name: str) -> float:
     return int(line.split()[1]) / 1024
 
 
+class KilledError(Exception):
+    """A benchmark's process got SIGKILL: on a machine that nobody else ends processes on, it wanted more memory than there is."""
+
+
 def in_process(benchmark: str, *arguments: str, environment: Mapping[str, str] | None = None) -> dict[str, Any]:
-    """Run a benchmark's module in a process of its own; its answer is the last line that it prints, as JSON."""
+    """Run a benchmark's module in a process of its own; its answer is the last line that it prints, as JSON.
+
+    KilledError when it was killed, RuntimeError when it failed.
+    """
     command = [sys.executable, "-m", f"benchmarks.{benchmark}", *arguments]
     done = subprocess.run(command, capture_output=True, text=True, check=False, env={**os.environ, **(environment or {})})
+    if done.returncode == -signal.SIGKILL:
+        raise KilledError(" ".join(command))
     if done.returncode:
         raise RuntimeError(f"{' '.join(command)} ended with status {done.returncode}:\n{done.stderr[-4000:]}")
     answer: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])

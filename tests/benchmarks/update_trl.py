@@ -5,12 +5,13 @@
 Both: LoRA of rank 16 on all seven projections, AdamW, grpo with clipping and KL 0.04 (so a pass for the reference, and one for the
 log-probabilities before the update), four optimizer steps, no gradient checkpointing. TRL is given the completions by its
 `rollout_func`. Lengths are all the same, or long-tailed (log-normal). A token counts as often as it is in prompt + completion of
-a sequence, whether it is computed there or shared; TRL is tried with several batch sizes, and its fastest is what ours is compared
-with, speed and memory. Every turn is a process of its own; its memory is the peak after the model is loaded and warm. Needs trl.
+a sequence, whether it is computed there or shared; TRL is tried with several batch sizes, from small to large until one does not fit
+into memory, and its fastest is what ours is compared with, speed and memory. Every turn is a process of its own; its memory is the peak after the model is loaded and warm. Needs trl.
 """
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import random
@@ -22,7 +23,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from benchmarks.measure import conclude, in_process, medians, memory_mb, peak_mb, print_table, reset_peak
+from benchmarks.measure import KilledError, conclude, in_process, medians, memory_mb, peak_mb, print_table, reset_peak
 from benchmarks.real_run import MODELS, SWEEP, arguments
 
 from core_hpc.config import LoraSection
@@ -178,12 +179,16 @@ def benchmark(size: str, model: str, dtype: str, rounds: int | None) -> dict[str
             environment = worker_environment("transformers", len(os.sched_getaffinity(0)))
             return in_process("update_trl", "--one", way, "--batch", str(batch), *options, environment=environment)
 
-        tried = {b: turn("trl", b) for b in batches}
+        tried = {}
+        with contextlib.suppress(KilledError):
+            for batch in batches:
+                tried[batch] = turn("trl", batch)
         fastest = max(tried, key=lambda b: tried[b]["tokens_per_s"])
         turns = [(turn("ours"), tried[fastest] if i == 0 else turn("trl", fastest)) for i in range(rounds)]
         mine, theirs = medians([a for a, _ in turns]), medians([b for _, b in turns])
         found[mix] = {
             "ours": mine, "trl": theirs, "trl_batch": fastest, "trl_batches": tried,
+            "trl_batches_that_do_not_fit": [b for b in batches if b not in tried],
             "speed, ours / trl": statistics.median(a["tokens_per_s"] / b["tokens_per_s"] for a, b in turns),
             "peak memory, ours / trl": statistics.median(a["peak_mb"] / b["peak_mb"] for a, b in turns),
         }  # fmt: skip
@@ -197,6 +202,7 @@ def show(figures: dict[str, Any]) -> None:
         rows = {
             way: f"{c['tokens_per_s']:8.1f} tokens/s  peak {c['peak_mb']:7.0f} MB (before: {c['loaded_mb']:.0f})" for way, c in ways.items()
         }
+        rows |= {f"trl, batches of {b}": "do not fit into memory" for b in found["trl_batches_that_do_not_fit"]}
         rows |= {name: f"{value:.2f}" for name, value in found.items() if " / " in name}
         print_table(f"{mix}, {figures['model']}, {figures['dtype']}", rows)
 
