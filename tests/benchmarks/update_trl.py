@@ -2,11 +2,12 @@
 
     PYTHONPATH=tests python -m benchmarks.update_trl --out /tmp/update_trl.json [--size small] [--model gemma3] [--dtype bfloat16]
 
-Both: LoRA of rank 16 on all seven projections, AdamW, grpo with clipping and KL 0.04 (so a pass for the reference, and one for the
-log-probabilities before the update), four optimizer steps, no gradient checkpointing. TRL is given the completions by its
+Both: LoRA of rank 16 on all seven projections, AdamW, grpo with clipping and KL 0.04 (so a pass for the reference, and one for
+the log-probabilities before the update), four optimizer steps, no gradient checkpointing. TRL is given the completions by its
 `rollout_func`. Lengths are all the same, or long-tailed (log-normal). A token counts as often as it is in prompt + completion of
-a sequence, whether it is computed there or shared; TRL is tried with several batch sizes, from small to large until one does not fit
-into memory, and its fastest is what ours is compared with, speed and memory. Every turn is a process of its own; its memory is the peak after the model is loaded and warm. Needs trl.
+a sequence, whether it is computed there or shared; TRL is tried with several batch sizes, from small to large until one does not
+fit into memory, and its fastest is what ours is compared with, speed and memory. Every turn is a process of its own; its memory
+is the peak after the model is loaded and warm. Needs trl.
 """
 
 from __future__ import annotations
