@@ -6,13 +6,14 @@ that wait. Hours of a task are those its manifest tells, from its start to its p
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import polars as pl
 
+from analysis.critical_path import shared_seconds
 from core_hpc import store
 from core_hpc.paths import RunPaths, TaskKey
 from core_hpc.schema import GENERATION_PHASES, PHASES, ROLLOUTS, STEPS, UPDATE
@@ -49,7 +50,8 @@ def cost_of(run: Path) -> Cost:
     """The cost of a run, finished or in progress."""
     paths, on_cpu = RunPaths(run), _is_cpu_build(read_identity(run))
     manifests = [(key, store.read_manifest(paths.task_manifest(key))) for key in published_keys(run)]
-    rows = pl.DataFrame([_row(key, manifest, on_cpu=on_cpu) for key, manifest in manifests], schema=COST_TABLE)
+    seconds = _own_seconds(manifests)
+    rows = pl.DataFrame([_row(key, m, seconds[str(key)] / 3600, on_cpu=on_cpu) for key, m in manifests], schema=COST_TABLE)
     # The sum of nothing known is unknown, not 0.
     sums = [pl.when(pl.col(c).is_not_null().any()).then(pl.col(c).sum()).alias(c) for c in COST_TABLE if c != "phase"]
     per_phase = rows.group_by("phase").agg(sums).sort(pl.col("phase").replace_strict({p: i for i, p in enumerate(PHASES)}))
@@ -62,12 +64,24 @@ def cost_of(run: Path) -> Cost:
     )
 
 
+def _own_seconds(manifests: Sequence[tuple[TaskKey, Manifest]]) -> dict[str, float]:
+    """By task; what tasks of one process did at once (cluster.parts_in_engine) is divided among them."""
+    by_process: dict[tuple[str, int], list[tuple[str, float, float]]] = {}
+    for key, m in manifests:
+        span = (str(key), m.writer["time"] - _seconds(m), m.writer["time"])
+        by_process.setdefault((m.writer["host"], m.writer["pid"]), []).append(span)
+    found = {str(key): 0.0 for key, _ in manifests}
+    for spans in by_process.values():
+        found |= shared_seconds(spans)
+    return found
+
+
 def _seconds(manifest: Manifest) -> float:
     return float(sum(manifest.stats.get("seconds", {}).values()))
 
 
-def _row(key: TaskKey, manifest: Manifest, *, on_cpu: bool) -> dict[str, Any]:
-    stats, hours = manifest.stats, _seconds(manifest) / 3600
+def _row(key: TaskKey, manifest: Manifest, hours: float, *, on_cpu: bool) -> dict[str, Any]:
+    stats = manifest.stats
     num_ranks, num_gpus = stats.get("num_ranks", 1), stats.get("num_gpus", 0 if on_cpu else None)
     row: dict[str, Any] = {
         "phase": key.phase,

@@ -11,6 +11,7 @@ order of tasks, a task gets less time, never less than none.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
@@ -198,12 +199,13 @@ def shared_seconds(spans: Iterable[tuple[str, float, float]]) -> dict[str, float
     spans = [(name, a, b) for name, a, b in spans if b > a]
     ends = sorted([(a, 1, name) for name, a, _ in spans] + [(b, -1, name) for name, _, b in spans])
     total = {name: 0.0 for name, *_ in spans}
-    active = dict.fromkeys(total, 0)
+    active: Counter[str] = Counter()
     before = 0.0
     for at, change, name in ends:
-        if num := sum(active.values()):
-            for other, n in active.items():
-                total[other] += (at - before) * n / num
+        for other, n in active.items():
+            total[other] += (at - before) * n / active.total()
         active[name] += change
+        if not active[name]:
+            del active[name]  # thousands of spans follow each other
         before = at
     return total

@@ -150,6 +150,10 @@ class ClusterSection(Section):
         "evict", description="evict: a GPU has one worker at a time, which ends when another needs it; split: engines and trainers stay "
         "on a GPU together and take turns, each engine with its gpu_memory_share, trainers with the rest. Not for arrays",
     )  # fmt: skip
+    parts_in_engine: PositiveInt = operational(
+        1, description="parts of one model that an engine samples at once (vllm; not with arrays): with more than one, the rescue of parts "
+        "that are done goes on beside the longest completions of others. Last digits then depend on what happened to run together",
+    )  # fmt: skip
     update_ranks: PositiveInt = operational(1, description="processes of one update task (ZeRO-2); with resident, on its one node")
     max_attempts: PositiveInt = operational(3, description="tries of one task before its run is stopped")
     kv_cache_gb: float | None = operational(None, gt=0, description="vLLM's KV cache; default: 0.5 on CPU, by share of memory on GPU")

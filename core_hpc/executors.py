@@ -18,6 +18,7 @@ from typing import Any
 from core_hpc.config import config_hash, scientific_fields
 from core_hpc.config_cluster import ClusterSection
 from core_hpc.engines import worker_environment
+from core_hpc.engines.sharing import SHARED_KINDS
 from core_hpc.gpus import Holder, check_gpus, most_on_a_gpu, place_alone, place_beside, usable_gpus
 from core_hpc.paths import TaskKey
 from core_hpc.runs import Run
@@ -49,14 +50,23 @@ class Event:
 
 
 @dataclass
+class _Assigned:
+    """A task that a group works on. `waiting`: ranks that have not ended it."""
+
+    task: TaskRef
+    waiting: set[int]
+
+
+@dataclass
 class _Group:
-    """The processes of one role: one, or one per rank."""
+    """The processes of one role: one, or one per rank. `capacity`: tasks that they do at once."""
 
     role: str
     workers: list[WorkerProcess]
     gpus: tuple[str, ...]
-    task: TaskRef | None = None
-    waiting: set[int] = field(default_factory=set)
+    capacity: int
+    assigned: dict[tuple[str, str], _Assigned] = field(default_factory=dict)
+    """By run folder and task, as its workers name them."""
     last_used: float = 0.0
 
 
@@ -122,20 +132,24 @@ class LocalExecutor:
 
     def _try_submit(self, run: Run, key: TaskKey) -> bool:
         """Start a task now, or return False when its worker or the machine is busy."""
-        busy = [g for g in self._groups.values() if g.task is not None]
         role = role_of(run, key)
         group = self._groups.get(role)
-        if len(busy) >= self._limits.num_running or (group is not None and self._in_use(group)):
-            return False
+        if group is not None and group.assigned:
+            if len(group.assigned) >= group.capacity:
+                return False
+        else:
+            num_busy = sum(bool(g.assigned) for g in self._groups.values())
+            if num_busy >= self._limits.num_running or (group is not None and self._in_use(group)):
+                return False
         if group is None:
             group = self._start_group(role, run, key)
             if group is None:
                 return False
-        group.task = TaskRef(run.run_id, key)
-        group.waiting = set(range(len(group.workers)))
+        command = {"run": str(run.root.absolute()), "task": str(key)}
+        group.assigned[command["run"], command["task"]] = _Assigned(TaskRef(run.run_id, key), set(range(len(group.workers))))
         group.last_used = time.monotonic()
         for worker in group.workers:
-            worker.send({"run": str(run.root.absolute()), "task": str(key)})
+            worker.send(command)
         return True
 
     def poll(self) -> list[Event]:
@@ -163,7 +177,7 @@ class LocalExecutor:
         for group in self._groups.values():
             for worker in group.workers:
                 worker.send({"stop": True})
-        while any(group.task is not None for group in self._groups.values()) and time.time() < deadline():
+        while any(group.assigned for group in self._groups.values()) and time.time() < deadline():
             yield from self.poll()
 
     def close(self) -> None:
@@ -174,32 +188,31 @@ class LocalExecutor:
     # --- events -----------------------------------------------------------------------------------------------------
 
     def _handle(self, group: _Group, rank: int, message: dict[str, Any]) -> list[Event]:
-        kind = message.pop("event")
-        task = group.task
-        if task is None or message.get("task") != str(task.key):
+        kind, identity = message.pop("event"), (message.pop("run", ""), message.pop("task", ""))
+        assigned = group.assigned.get(identity)
+        if assigned is None:
             return []
+        task = assigned.task
         if kind == "progress":
             return [Event(task, "progress", message)] if rank == 0 else []
         if kind in ("done", "stopped"):
-            group.waiting.discard(rank)
-            if group.waiting:
+            assigned.waiting.discard(rank)
+            if assigned.waiting:
                 return []
-            group.task = None
+            del group.assigned[identity]
             return [Event(task, kind, {})]
         assert kind == "failed", kind
-        group.task = None
+        del group.assigned[identity]
         if len(group.workers) > 1:
             self._end([group.role])  # the other ranks may wait for this one for ever
         return [Event(task, "failed", {**message, "log": str(group.workers[rank].log)})]
 
     def _died(self, group: _Group, rank: int) -> list[Event]:
-        worker, task = group.workers[rank], group.task
-        how = worker.ending()
+        worker = group.workers[rank]
+        message = f"worker {group.role} (rank {rank}) ended with {worker.ending()}"
         self._end([group.role])
-        if task is None:
-            return []
-        message = f"worker {group.role} (rank {rank}) ended with {how}"
-        return [Event(task, "failed", {"kind": "died", "message": message, "traceback": worker.log_tail(), "log": str(worker.log)})]
+        fields = {"kind": "died", "message": message, "traceback": worker.log_tail(), "log": str(worker.log)}
+        return [Event(assigned.task, "failed", fields) for assigned in group.assigned.values()]
 
     # --- workers ----------------------------------------------------------------------------------------------------
 
@@ -213,7 +226,7 @@ class LocalExecutor:
         environment = {**os.environ, **worker_environment(engine_kind(run, key), self._limits.threads)}
         make_folder(run.paths.logs)
         log = run.paths.logs / f"{role}.log"
-        group = _Group(role, [], gpus)
+        group = _Group(role, [], gpus, parts_at_once(self._cluster, run, key))
         port = str(_free_port())
         for rank in range(ranks):
             rank_environment = {
@@ -221,7 +234,9 @@ class LocalExecutor:
             }
             if self._limits.gpus:
                 rank_environment["CUDA_VISIBLE_DEVICES"] = str(gpus[rank]) if gpus else ""
-            worker = WorkerProcess(role, log, {**environment, **rank_environment}, deaf=self._deaf)
+            worker = WorkerProcess(
+                role, log, {**environment, **rank_environment}, deaf=self._deaf, shared_engine=group.capacity > 1
+            )
             self._selector.register(worker.pipe, selectors.EVENT_READ, (rank, worker))
             group.workers.append(worker)
         self._groups[role] = group
@@ -230,7 +245,7 @@ class LocalExecutor:
     def _take_gpus(self, role: str, count: int) -> tuple[str, ...] | None:
         """GPUs for a new group, after ending idle groups that stand in its way; None when too many are busy."""
         limits, kind = self._limits, _kind(role)
-        holders = [Holder(g.role, _kind(g.role), g.gpus, g.task is not None, g.last_used) for g in self._groups.values()]
+        holders = [Holder(g.role, _kind(g.role), g.gpus, bool(g.assigned), g.last_used) for g in self._groups.values()]
         if self._cluster.gpu_sharing == "evict":
             found = place_alone(count, limits.gpus, holders)
         else:
@@ -243,11 +258,11 @@ class LocalExecutor:
 
     def _in_use(self, group: _Group) -> bool:
         """Whether a group, or another one on a GPU of its, is at work."""
-        return any(g.task is not None and (g is group or set(g.gpus) & set(group.gpus)) for g in self._groups.values())
+        return any(g.assigned and (g is group or set(g.gpus) & set(group.gpus)) for g in self._groups.values())
 
     def _evict(self) -> bool:
         """End the idle worker group that was used longest ago."""
-        idle = [g for g in self._groups.values() if g.task is None]
+        idle = [g for g in self._groups.values() if not g.assigned]
         if not idle:
             return False
         self._end([min(idle, key=lambda g: g.last_used).role])
@@ -272,6 +287,12 @@ def role_of(run: Run, key: TaskKey) -> str:
     model, facts = run.config.model(key.model), run.facts[key.model]
     digest = config_hash({"model": scientific_fields(model), "context_tokens": facts.context_tokens})
     return f"{'update' if key.phase == UPDATE else 'generate'}-{key.model}-{digest}"
+
+
+def parts_at_once(cluster: ClusterSection, run: Run, key: TaskKey) -> int:
+    """Tasks that the worker of a task may do at once (cluster.parts_in_engine)."""
+    is_shared = key.phase in GENERATION_PHASES and engine_kind(run, key) in SHARED_KINDS
+    return cluster.parts_in_engine if is_shared else 1
 
 
 def engine_kind(run: Run, key: TaskKey) -> str:

@@ -25,17 +25,20 @@ STOP_SIGNALS = (signal.SIGUSR1, signal.SIGUSR2, signal.SIGTERM)
 class WorkerProcess:
     """One worker. `pipe` becomes readable when it has events or has ended."""
 
-    def __init__(self, role: str, log: Path | None, environment: Mapping[str, str], *, deaf: bool = False) -> None:
+    def __init__(
+        self, role: str, log: Path | None, environment: Mapping[str, str], *, deaf: bool = False, shared_engine: bool = False
+    ) -> None:
         """Start it; without a log it writes where its parent writes.
 
-        A deaf worker ignores the signals of a batch system: its parent gets them too and decides.
+        A deaf worker ignores the signals of a batch system: its parent gets them too and decides. With a shared engine it does all
+        tasks at once that it is sent.
         """
         self.role = role
         self.log = log
         read_fd, write_fd = os.pipe()
         command = [
             sys.executable, "-m", "core_hpc.worker", "--role", role, "--events-fd", str(write_fd),
-            "--threads", environment["OMP_NUM_THREADS"],
+            "--threads", environment["OMP_NUM_THREADS"], *(["--shared-engine"] if shared_engine else []),
         ]
         with contextlib.ExitStack() as stack:
             file = stack.enter_context(log.open("ab")) if log is not None else None

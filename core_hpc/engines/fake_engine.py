@@ -16,7 +16,8 @@ from collections.abc import Sequence
 from typing import Any
 
 from core_hpc.engines import EngineSpec, check_requests
-from core_hpc.engines.base import AdapterRef, Completion, GenerationRequest, ProgressCallback, SamplingSettings
+from core_hpc.engines.base import AdapterRef, Completion, GenerationRequest, SamplingSettings
+from core_hpc.engines.sharing import StepEngine
 from core_hpc.errors import CoreHpcError, InputError
 
 _EXPRESSION = re.compile(r"What is (\d+(?:\s*[+-]\s*\d+)+)\?")
@@ -24,7 +25,7 @@ _OPENINGS = ("", "Let us see. ", "Step by step: ", "First, ", "We count. ")
 _BASE_SKILL, _HINT_GAIN, _ADAPTER_GAIN, _GAIN_PER_ITERATION = 0.4, 0.3, 0.05, 0.03
 
 
-class FakeEngine:
+class FakeEngine(StepEngine):
     """Implements the engine protocol without a model."""
 
     compile_s = 0.0
@@ -39,25 +40,28 @@ class FakeEngine:
         self._end_id = _end_token_id(spec, self._tokenizer)
         self._context = spec.max_context_tokens
         self._closed = False
+        self._num_requests = 0
+        self._under_way: dict[str, tuple[GenerationRequest, SamplingSettings, AdapterRef | None]] = {}
 
-    def generate(
-        self,
-        requests: Sequence[GenerationRequest],
-        sampling: SamplingSettings,
-        *,
-        adapter: AdapterRef | None,
-        on_progress: ProgressCallback | None = None,
-    ) -> list[Completion]:
-        """Invent one completion per request."""
+    def add(self, requests: Sequence[GenerationRequest], sampling: SamplingSettings, adapter: AdapterRef | None) -> list[str]:
+        """Begin requests."""
         if self._closed:
             raise CoreHpcError("this engine was closed")
         check_requests(requests, self._context)
-        done: list[Completion] = []
-        for request in requests:
-            done.append(self._complete(request, sampling, adapter))
-            if on_progress is not None:
-                on_progress(len(done), sum(len(c.token_ids) for c in done))
-        return done
+        ids = [str(self._num_requests + i) for i in range(len(requests))]
+        self._num_requests += len(requests)
+        self._under_way.update((i, (request, sampling, adapter)) for i, request in zip(ids, requests, strict=True))
+        return ids
+
+    def step(self) -> list[tuple[str, Completion]]:
+        """Invent the completion of the oldest request."""
+        request_id = next(iter(self._under_way))
+        return [(request_id, self._complete(*self._under_way.pop(request_id)))]
+
+    def abort(self, ids: Sequence[str]) -> None:
+        """Forget requests."""
+        for request_id in ids:
+            self._under_way.pop(request_id, None)
 
     def close(self) -> None:
         """Nothing is held; only forbids further use."""

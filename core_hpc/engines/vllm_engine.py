@@ -13,7 +13,8 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from core_hpc.engines import EngineSpec, check_requests
-from core_hpc.engines.base import AdapterRef, Completion, GenerationRequest, ProgressCallback, SamplingSettings
+from core_hpc.engines.base import AdapterRef, Completion, GenerationRequest, SamplingSettings
+from core_hpc.engines.sharing import StepEngine
 from core_hpc.errors import CoreHpcError, InputError
 
 if TYPE_CHECKING:
@@ -24,8 +25,8 @@ _LORA_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)  # sizes that vLLM reserves
 _CPU_KV_CACHE_GB = 0.5
 
 
-class VllmEngine:
-    """One vLLM engine. Between calls nothing is kept that could change a result: see `generate`."""
+class VllmEngine(StepEngine):
+    """One vLLM engine. Between calls nothing is kept that could change a result: see `add`."""
 
     def __init__(self, spec: EngineSpec) -> None:
         os.environ.setdefault("VLLM_ENABLE_V1_MULTIPROCESSING", "0")
@@ -40,33 +41,42 @@ class VllmEngine:
             vllm_lora_cpu.install()
         self._llm: LLM | None = LLM(**_engine_arguments(spec, on_cpu=on_cpu))
         self.compile_s = float(self._llm.llm_engine.vllm_config.compilation_config.compilation_time)
+        self._internal_ids: dict[str, str] = {}
+        """Of requests that are under way."""
         self._num_adapters = 0
         self._adapter: tuple[AdapterRef, LoRARequest] | None = None
 
-    def generate(
-        self,
-        requests: Sequence[GenerationRequest],
-        sampling: SamplingSettings,
-        *,
-        adapter: AdapterRef | None,
-        on_progress: ProgressCallback | None = None,
-    ) -> list[Completion]:
-        """Sample one completion per request. All requests of a call use the same adapter.
+    def add(self, requests: Sequence[GenerationRequest], sampling: SamplingSettings, adapter: AdapterRef | None) -> list[str]:
+        """Begin requests, of which all that are under way use the same adapter.
 
-        The prefix cache is emptied first: prompts that an earlier call left there would change the last digits, so that a warm
-        worker and a fresh one would disagree. Within the call, equal prompts still share their keys and values.
+        If there are none, the prefix cache is emptied first: prompts that an earlier call left there would change the last digits, so
+        that a warm worker and a fresh one would disagree. Within the call, equal prompts still share their keys and values.
         """
         check_requests(requests, self._spec.max_context_tokens)
         llm = self._require()
-        if not llm.reset_prefix_cache():
+        if not self._internal_ids and not llm.reset_prefix_cache():
             raise CoreHpcError("vLLM could not empty its prefix cache; requests of an earlier call are still running")
-        ids = llm.enqueue(
+        internal = llm.enqueue(
             [{"prompt_token_ids": list(r.prompt_token_ids)} for r in requests],
             [_sampling_parameters(sampling, r.seed) for r in requests],
             lora_request=self._lora_request(adapter),
             use_tqdm=False,
         )
-        return self._run(llm, ids, on_progress)
+        # What `enqueue` returns carries a random suffix; outputs have the counter before it.
+        ids = [i.partition("-")[0] for i in internal]
+        self._internal_ids.update(zip(ids, internal, strict=True))
+        return ids
+
+    def step(self) -> list[tuple[str, Completion]]:
+        """One forward pass of all that are under way."""
+        finished = [output for output in self._require().llm_engine.step() if output.finished]
+        for output in finished:
+            del self._internal_ids[output.request_id]
+        return [(output.request_id, _completion(output.outputs[0])) for output in finished]
+
+    def abort(self, ids: Sequence[str]) -> None:
+        """Take requests out."""
+        self._require().llm_engine.abort_request([self._internal_ids.pop(i) for i in ids if i in self._internal_ids], internal=True)
 
     def close(self) -> None:
         """Drop the engine. GPU memory is given back completely only when the process ends."""
@@ -103,24 +113,6 @@ class VllmEngine:
         request = LoRARequest(f"{adapter.version}#{self._num_adapters}", self._num_adapters, str(adapter.path))
         self._adapter = (adapter, request)
         return request
-
-    def _run(self, llm: LLM, ids: list[str], on_progress: ProgressCallback | None) -> list[Completion]:
-        """Step the engine until all requests are finished; on any interruption take them out of it again."""
-        engine, done, num_tokens = llm.llm_engine, {}, 0
-        try:
-            while engine.has_unfinished_requests():
-                for output in engine.step():
-                    if output.finished:
-                        completion = _completion(output.outputs[0])
-                        done[output.request_id] = completion
-                        num_tokens += len(completion.token_ids)
-                        if on_progress is not None:
-                            on_progress(len(done), num_tokens)
-        finally:
-            if len(done) < len(ids):
-                engine.abort_request(ids, internal=True)
-        # The ids that `enqueue` returns carry a random suffix; outputs have the plain counter, in the order of the requests.
-        return [done[key] for key in sorted(done, key=int)]
 
 
 def _engine_arguments(spec: EngineSpec, *, on_cpu: bool) -> dict[str, Any]:

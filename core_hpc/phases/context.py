@@ -21,6 +21,7 @@ from core_hpc import store
 from core_hpc.config import ModelSection
 from core_hpc.engines import EngineSpec, create_engine, has_gpu
 from core_hpc.engines.base import AdapterRef, Engine
+from core_hpc.engines.sharing import EngineOwner
 from core_hpc.errors import StoreError
 from core_hpc.models import ResolvedModel, load_tokenizer, resolve_embedder, resolve_model
 from core_hpc.paths import RunPaths, TaskKey
@@ -81,13 +82,22 @@ class Warm:
     _embedder: tuple[str, Embedder] | None = None
     _times: dict[str, float] = field(default_factory=_process_times)
     _compile_s: float = 0.0
+    _owner: EngineOwner | None = None
 
     def take_times(self) -> dict[str, float]:
         """When this process started, for the statistics of its first task; empty for all others."""
         times, self._times = self._times, {}
         return times
 
+    def share_engine(self) -> EngineOwner:
+        """From now on tasks have threads of their own, and the engine is that of the thread which runs the owner."""
+        self._owner = EngineOwner(self._own_engine)
+        return self._owner
+
     def engine(self, spec: EngineSpec) -> Engine:
+        return self._own_engine(spec) if self._owner is None else self._owner.engine(spec)
+
+    def _own_engine(self, spec: EngineSpec) -> Engine:
         if self._engine is not None and self._engine[0] != spec:
             self._engine[1].close()
             self._engine = None

@@ -259,4 +259,4 @@ def _serve(worker: WorkerProcess, run: Run, key: TaskKey, stop: Stop, status: St
                 elif kind == "stopped":
                     return {"kind": "stopped", "reason": stop.reason, "message": message["message"]}
                 elif kind == "failed":
-                    return {k: v for k, v in message.items() if k != "task"}
+                    return {k: v for k, v in message.items() if k not in ("run", "task")}

@@ -29,7 +29,7 @@ from core_hpc.sweep import load_sweep
 SWEEP = ROOT / "yaml" / "quickstart.yaml"
 MODELS = ("smollm2", "gemma3")
 DTYPES = ("float32", "bfloat16")
-STARTING = (START, "import", "load")
+STARTING = (START, "import", "load", "compile")
 """Items of the account that a warm process does not have."""
 TIMEOUT_S = 7200
 

@@ -19,6 +19,7 @@ from typing import Any
 import pytest
 
 from core_hpc.engines import AdapterRef, Completion, EngineSpec, GenerationRequest, SamplingSettings, create_engine, worker_environment
+from core_hpc.engines.sharing import StepEngine
 from core_hpc.errors import CoreHpcError, InputError
 
 KINDS = ("vllm", "transformers")
@@ -33,7 +34,12 @@ def _run_cases(kind: str, cases_file: Path, out_file: Path) -> None:
     spec_and_cases = json.loads(cases_file.read_text())
     engine = create_engine(EngineSpec(kind, Path(spec_and_cases["folder"]), CONTEXT, max_lora_rank=16, kv_cache_gb=0.25))  # type: ignore[arg-type]
     out: dict[str, Any] = {}
+    if kind == "vllm":
+        assert isinstance(engine, StepEngine)
+        out["joined"] = {"completions": [[c.token_ids, c.logprobs, c.finish_reason] for c in _joined(engine, spec_and_cases["cases"])]}
     for name, case in spec_and_cases["cases"].items():
+        if name in out:
+            continue
         progress: list[tuple[int, int]] = []
         requests = [GenerationRequest(tuple(p), s) for p, s in case["requests"]]
         sampling = SamplingSettings(case["temperature"], case["top_p"], case["max_new_tokens"], tuple(case["stop_strings"]))
@@ -46,6 +52,23 @@ def _run_cases(kind: str, cases_file: Path, out_file: Path) -> None:
         out["patched"] = getattr(punica_cpu.bgmv_shrink, "replaces_stock", False)
     engine.close()
     out_file.write_text(json.dumps(out))
+
+
+def _joined(engine: StepEngine, cases: dict[str, Any]) -> list[Completion]:
+    """The requests of the case "joined": half of them, the other half while those are under way, and some that are taken out again."""
+    case = cases["joined"]
+    requests = [GenerationRequest(tuple(p), s) for p, s in case["requests"]]
+    settings = SamplingSettings(case["temperature"], case["top_p"], case["max_new_tokens"])
+    ids = engine.add(requests[:5], settings, None)
+    done = [finished for _ in range(4) for finished in engine.step()]
+    others = engine.add(requests[:2], settings, None)
+    done += engine.step()
+    ids += engine.add(requests[5:], settings, None)
+    engine.abort(others)
+    while len(done) < len(ids):
+        done += engine.step()
+    by_id = dict(done)
+    return [by_id[i] for i in ids]
 
 
 def _case(
@@ -98,6 +121,7 @@ class Setup:
             "greedy": _case([*short, *long], temperature=0, max_new_tokens=24),
             "sampled": _case([*short, *short, *long]),
             "sampled_again": _case([*short, *short, *long]),
+            "joined": _case([*short, *short, *long]),
             "alone": _case([short[2]], seed=3),
             "nucleus": _case([*short, *short], temperature=0.8, top_p=0.8),
             "adapter_a": _case([*long, *short], adapter=a),
@@ -219,6 +243,15 @@ def test_seed_decides_and_the_batch_does_not(setup: Setup, kind: str) -> None:
     sampled = setup.completions(kind, "sampled")
     assert setup.completions(kind, "alone")[0].token_ids == sampled[2].token_ids
     assert [c.token_ids for c in sampled[:4]] != [c.token_ids for c in sampled[4:8]], "same prompts, other seeds"
+
+
+@slow
+def test_requests_that_join_others_under_way_are_sampled_as_alone(setup: Setup) -> None:
+    """vLLM only: from the same distribution to its last digits, hence the same tokens."""
+    joined, together = setup.results["vllm"]["joined"]["completions"], setup.completions("vllm", "sampled")
+    assert [tuple(tokens) for tokens, _, _ in joined] == [c.token_ids for c in together]
+    for (_, logprobs, _), completion in zip(joined, together, strict=True):
+        assert logprobs == pytest.approx(completion.logprobs, abs=TOLERANCE)
 
 
 @slow

@@ -15,7 +15,7 @@ from analysis.counts import ANSWER_KEYS, KEYS
 from analysis.data import count_tasks, load_run, problems_of
 from core_hpc import shards, store
 from core_hpc.paths import RunPaths, TaskKey
-from core_hpc.schema import COLD, GENERATION_PHASES, HINTS, PHASES, RESCUE, ROLLOUTS, SCORES, STEPS
+from core_hpc.schema import COLD, EVALUATE, GENERATION_PHASES, HINTS, PHASES, RESCUE, ROLLOUTS, SCORES, STEPS
 
 pytestmark = pytest.mark.slow
 
@@ -164,9 +164,14 @@ def test_more_iterations_go_on(sweep: Path, finished: tuple[Path, str], tmp_path
 
 
 def test_the_same_sweep_elsewhere_gives_the_same_rows_and_adapters(sweep: Path, finished: tuple[Path, str], tmp_path: Path) -> None:
-    done = launch(sweep, "--output", str(tmp_path), "--set", "cluster.num_running=1")
+    """Also with parts that share an engine: the fake one's completions do not depend on what is sampled beside them."""
+    done = launch(sweep, "--output", str(tmp_path), "--set", "cluster.num_running=1", "--set", "cluster.parts_in_engine=3")
     assert done.returncode == 0, done.stdout + done.stderr
-    assert differences(the_run(finished[0]), the_run(tmp_path / "tiny")) == []
+    run = the_run(tmp_path / "tiny")
+    assert differences(the_run(finished[0]), run) == []
+    first, second = (store.read_manifest(RunPaths(run).task_manifest(TaskKey(0, EVALUATE, "m0", part))) for part in (0, 1))
+    assert first.writer["pid"] == second.writer["pid"]
+    assert second.writer["time"] - sum(second.stats["seconds"].values()) < first.writer["time"], "they were not in the engine together"
 
 
 def test_two_ranks_give_the_same_adapters_within_rounding(sweep: Path, finished: tuple[Path, str], tmp_path: Path) -> None:

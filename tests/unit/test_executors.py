@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import random
@@ -105,7 +106,10 @@ class FakeWorker:
 
     started: list[FakeWorker]
 
-    def __init__(self, role: str, log: Path | None, environment: Mapping[str, str], *, deaf: bool = False) -> None:
+    def __init__(
+        self, role: str, log: Path | None, environment: Mapping[str, str], *, deaf: bool = False, shared_engine: bool = False
+    ) -> None:
+        self.shared_engine = shared_engine
         self.role, self.log, self.gpus, self.deaf = role, log, environment.get("CUDA_VISIBLE_DEVICES"), deaf
         read_fd, self._events = os.pipe()
         self.pipe: IO[bytes] = os.fdopen(read_fd, "rb", buffering=0)
@@ -118,14 +122,27 @@ class FakeWorker:
         self.commands.append(command)
 
     def say(self, event: str, **fields: Any) -> None:
-        task = next(c["task"] for c in reversed(self.commands) if "task" in c)
-        os.write(self._events, (json.dumps({"event": event, "task": task, **fields}) + "\n").encode())
+        """Of the task that it was sent last, unless the fields name another."""
+        last = next(c for c in reversed(self.commands) if "task" in c)
+        os.write(self._events, (json.dumps({"event": event, **last, **fields}) + "\n").encode())
 
-    def read(self) -> list[dict[str, Any]]:
-        return [json.loads(line) for line in os.read(self.pipe.fileno(), 1 << 16).splitlines()]
+    def read(self) -> list[dict[str, Any]] | None:
+        return [json.loads(line) for line in os.read(self.pipe.fileno(), 1 << 16).splitlines()] or None
+
+    def die(self) -> None:
+        os.close(self._events)
+        self._events = -1
+
+    def ending(self) -> str:
+        return "signal SIGKILL"
+
+    def log_tail(self) -> str:
+        return ""
 
     def close_input(self) -> None:
         self.alive = False
+        if self._events < 0:
+            return
         os.close(self._events)
 
     def wait(self, timeout: float) -> int:
@@ -219,3 +236,47 @@ def test_a_pool_that_is_stopped_waits_for_what_can_end_until_the_deadline(pool: 
     until[0] = time.time() + 0.05  # SLURM may ask for more haste meanwhile
     assert list(stopping) == []
     assert hangs.alive, "it is ended by close"
+
+
+def test_an_engine_does_as_many_parts_at_once_as_the_profile_says(pool: Any) -> None:
+    executor, run = pool(num_running=1, parts_in_engine=2)
+    parts = [TaskKey(1, "cold", "a", p) for p in range(3)]
+    assert [t.key for t in executor.submit([(run, key) for key in (*parts, task("cold", "b"))])] == parts[:2]
+    (engine,) = FakeWorker.started
+    assert engine.shared_engine
+    engine.say("progress", task=str(parts[0]), done=1, total=2, tokens=3)
+    engine.say("failed", task=str(parts[1]), kind="error", message="no", traceback="")
+    found: list[Any] = []
+    while not any(e.kind == "failed" for e in found):
+        found += executor.poll()
+    assert [(e.kind, e.task.key) for e in found if e.kind != "started"] == [("progress", parts[0]), ("failed", parts[1])]
+    assert [t.key for t in executor.submit([(run, parts[2])])] == [parts[2]], "its place is free again"
+    engine.die()
+    found = []
+    while len(found) < 3:
+        found += executor.poll()
+    assert {(e.kind, e.task.key) for e in found[1:]} == {("failed", parts[0]), ("failed", parts[2])}, "both were in the process that died"
+    assert [t.key for t in executor.submit([(run, task("update", "a"))])] == [task("update", "a")]
+    assert executor.submit([(run, task("update", "b")), (run, parts[0])]) == []
+    assert not FakeWorker.started[-1].shared_engine
+
+
+def test_tasks_of_the_same_name_of_two_runs_are_told_apart(pool: Any, tmp_path: Path) -> None:
+    executor, run = pool(parts_in_engine=2)
+    other = dataclasses.replace(run, run_id="other", paths=RunPaths(tmp_path / "other"))
+    cold = task("cold", "a")
+    assert len(executor.submit([(run, cold), (other, cold)])) == 2
+    (engine,) = FakeWorker.started
+    engine.say("done", run=str(run.root.absolute()))
+    found: list[Any] = []
+    while not any(e.kind == "done" for e in found):
+        found += executor.poll()
+    assert [e.task.run_id for e in found if e.kind == "done"] == [run.run_id]
+
+
+def test_an_engine_that_takes_one_call_at_a_time_gets_one_part_at_a_time(pool: Any) -> None:
+    executor, run = pool(parts_in_engine=2)
+    team = [m.model_copy(update={"engine": "transformers"}) for m in run.config.team]
+    slow = dataclasses.replace(run, config=run.config.model_copy(update={"team": team}))
+    parts = [TaskKey(1, "cold", "a", p) for p in range(2)]
+    assert [t.key for t in executor.submit([(slow, key) for key in parts])] == parts[:1]

@@ -53,7 +53,7 @@ def test_a_worker_told_to_stop() -> None:
             send({"run": "r", "task": "update/0001/m1/000"})
             assert [event()["event"] for _ in range(4)] == ["ready", "progress", "done", "progress"]
             send({"stop": True})  # overtakes the third command
-            assert event() == {"event": "stopped", "task": "update/0001/m0/000", "message": "stopped after step 1"}
+            assert event() == {"event": "stopped", "run": "r", "task": "update/0001/m0/000", "message": "stopped after step 1"}
             answer = event()
             assert (answer["event"], answer["task"]) == ("stopped", "update/0001/m1/000")
             assert "before it began" in answer["message"]

@@ -1,0 +1,85 @@
+"""Streaming by problem: sampling of an iteration when rescues begin beside the longest cold completions of other parts.
+
+    PYTHONPATH=tests python -m benchmarks.streaming --out /tmp/streaming.json [--size small] [--dtype bfloat16]
+
+The launcher runs one iteration of the quickstart's models in three ways, in turns: all problems in one part; four parts, which an
+engine does one after the other; the same four parts at once (cluster.parts_in_engine). Engines are warm: the untrained models are
+evaluated first. Measured is the time from the first cold task's begin to the last rescue's end, in completion tokens a second, and
+how many of all completions are token for token those of the first way: what is decoded together changes last digits.
+"""
+
+from __future__ import annotations
+
+import shutil
+import statistics
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from benchmarks.measure import conclude, print_table
+from benchmarks.real_run import arguments, launched, settings
+
+from analysis.timing import times_of
+from core_hpc import shards
+from core_hpc.schema import COLD, RESCUE, ROLLOUTS
+
+SIZES = {"small": (4, 2, 1, 1), "usual": (32, 4, 2, 3)}
+"""Problems, cold and rescue samples, rounds."""
+NUM_PARTS = 4
+WAYS = {"one part": (1, 1), "parts in turns": (NUM_PARTS, 1), "parts at once": (NUM_PARTS, NUM_PARTS)}
+"""Parts, and how many of them share an engine."""
+IDENTITY = ["phase", "model", "problem_id", "sample_index"]
+
+
+def turn(folder: Path, way: str, size: str, dtype: str) -> dict[str, Any]:
+    """One run: its seconds of sampling, and what it sampled."""
+    problems, cold, rescue, _ = SIZES[size]
+    num_parts, at_once = WAYS[way]
+    values = [
+        *settings(problems=problems, cold=cold, rescue=rescue, dtype=dtype), "evaluation.before=true",
+        f"protocol.problems_per_part={problems // num_parts}", f"cluster.parts_in_engine={at_once}",
+    ]  # fmt: skip
+    run, _ = launched(folder, values)
+    spans = [(t.began, t.ended) for t in times_of(run).tasks if t.key.phase in (COLD, RESCUE)]
+    rows = shards.read_rows(run, ROLLOUTS, phases=[COLD, RESCUE]).select(*IDENTITY, "completion_token_ids", "num_completion_tokens")
+    shutil.rmtree(folder)
+    seconds = max(end for _, end in spans) - min(begin for begin, _ in spans)
+    return {"seconds": seconds, "tokens_per_s": rows["num_completion_tokens"].sum() / seconds, "rows": rows}
+
+
+def benchmark(folder: Path, size: str, dtype: str, rounds: int | None) -> dict[str, Any]:
+    """All ways in turns."""
+    rounds = rounds or SIZES[size][-1]
+    turns = [{way: turn(folder / f"{i}-{number}", way, size, dtype) for number, way in enumerate(WAYS)} for i in range(rounds)]
+    first = turns[0]["one part"]["rows"].rename({"completion_token_ids": "first"}).drop("num_completion_tokens")
+    equal = {}
+    for way in WAYS:
+        both = turns[0][way]["rows"].join(first, on=IDENTITY)
+        equal[way] = (both["completion_token_ids"] == both["first"]).mean()
+    rates = {way: [t[way]["tokens_per_s"] for t in turns] for way in WAYS}
+    ratios = {
+        f"parts at once / {way}": statistics.median(t["parts at once"]["tokens_per_s"] / t[way]["tokens_per_s"] for t in turns)
+        for way in WAYS if way != "parts at once"
+    }  # fmt: skip
+    return {
+        "size": size, "dtype": dtype, "rounds": rounds, "num_completions": first.height, "tokens_per_s": rates,
+        "seconds": {way: [t[way]["seconds"] for t in turns] for way in WAYS}, "same completions as with one part": equal, "ratios": ratios,
+    }  # fmt: skip
+
+
+def show(figures: dict[str, Any]) -> None:
+    """Print a report."""
+    rows = {way: ", ".join(f"{rate:.0f}" for rate in rates) + " tokens/s" for way, rates in figures["tokens_per_s"].items()}
+    rows |= {name: f"{value:.2f}" for name, value in figures["ratios"].items()}
+    rows |= {f"{way}, the same as with one part": f"{part:.1%}" for way, part in figures["same completions as with one part"].items()}
+    print_table(f"sampling, {figures['num_completions']} completions, {figures['dtype']}", rows)
+
+
+def main(given: Sequence[str] | None = None) -> None:
+    """Command line."""
+    options = arguments(__doc__, SIZES, "dtype", "rounds").parse_args(given)
+    conclude(lambda folder: benchmark(folder, options.size, options.dtype, options.rounds), show, options.out)
+
+
+if __name__ == "__main__":
+    main()
