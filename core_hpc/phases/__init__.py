@@ -6,6 +6,8 @@ nothing of Slurm or of the other tasks that run, and takes its warm engine or tr
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from core_hpc import store
 from core_hpc.faultpoints import fault_point
 from core_hpc.phases.context import TaskContext
@@ -16,18 +18,28 @@ __all__ = ["TaskContext", "run_task"]
 
 def run_task(context: TaskContext) -> None:
     """Run one task and publish its result; returns at once when it is published already."""
-    from core_hpc.phases import generate, hint, score, update
-
+    step = _step(context.key.phase)
     context.stopwatch.lap("import")
-    steps = {
-        COLD: generate.run_cold,
-        HINT: hint.run,
-        RESCUE: generate.run_rescue,
-        SCORE: score.run,
-        UPDATE: update.run,
-        EVALUATE: generate.run_evaluate,
-    }
     fault_point("task.started", str(context.key))
     if not context.paths.task_manifest(context.key).exists():
         store.make_folder(context.paths.task_folder(context.key))
-        steps[context.key.phase](context)
+        step(context)
+
+
+def _step(phase: str) -> Callable[[TaskContext], None]:
+    """Imports what the phase needs only: the update's DeepSpeed costs seconds."""
+    if phase == HINT:
+        from core_hpc.phases import hint
+
+        return hint.run
+    if phase == SCORE:
+        from core_hpc.phases import score
+
+        return score.run
+    if phase == UPDATE:
+        from core_hpc.phases import update
+
+        return update.run
+    from core_hpc.phases import generate
+
+    return {COLD: generate.run_cold, RESCUE: generate.run_rescue, EVALUATE: generate.run_evaluate}[phase]
