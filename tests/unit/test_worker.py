@@ -60,3 +60,12 @@ def test_a_worker_told_to_stop() -> None:
         finally:
             worker.stdin.close()
             assert worker.wait(10) == 0
+
+
+def test_only_an_update_imports_what_trains() -> None:
+    code = (
+        "import sys; from core_hpc import phases; steps = [phases._step(p) for p in ('cold', 'rescue', 'evaluate', 'hint', 'score')]; "
+        "assert len(set(steps)) == 5; assert not {'torch', 'transformers', 'deepspeed'} & set(sys.modules); "
+        "phases._step('update'); assert 'deepspeed' in sys.modules"
+    )
+    subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True)
