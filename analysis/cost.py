@@ -65,13 +65,14 @@ def cost_of(run: Path) -> Cost:
 
 
 def _own_seconds(manifests: Sequence[tuple[TaskKey, Manifest]]) -> dict[str, float]:
-    """By task; what tasks of one process did at once (cluster.parts_in_engine) is divided among them."""
-    by_process: dict[tuple[str, int], list[tuple[str, float, float]]] = {}
+    """By task; what an engine did for several generation tasks at once (cluster.parts_in_engine) is divided among them."""
+    found = {str(key): _seconds(m) for key, m in manifests}
+    by_engine: dict[tuple[str, int, str], list[tuple[str, float, float]]] = {}
     for key, m in manifests:
-        span = (str(key), m.writer["time"] - _seconds(m), m.writer["time"])
-        by_process.setdefault((m.writer["host"], m.writer["pid"]), []).append(span)
-    found = {str(key): 0.0 for key, _ in manifests}
-    for spans in by_process.values():
+        if key.phase in GENERATION_PHASES and found[str(key)]:
+            span = (str(key), m.writer["time"] - found[str(key)], m.writer["time"])
+            by_engine.setdefault((m.writer["host"], m.writer["pid"], key.model), []).append(span)
+    for spans in by_engine.values():
         found |= shared_seconds(spans)
     return found
 

@@ -354,6 +354,17 @@ def test_cost_by_hand(tmp_path: Path) -> None:
     assert cost.began == pytest.approx(cost.ended - 3600, abs=1800)
 
 
+def test_an_engine_that_samples_several_parts_at_once_is_counted_once(tmp_path: Path) -> None:
+    folder = make_run(tmp_path / "run")
+    hour = {"seconds": {"generate": 3600.0}, "threads": 1, "num_gpus": 1}
+    for model, part in (("ada", 0), ("ada", 1), ("bob", 0)):  # all by this process, and published now
+        frame = rollouts([rollout(model=model)])
+        publish_frame(RunPaths(folder).phase_folder("cold", 1), f"{model}-p{part:03d}", frame, ROLLOUTS, stats=lambda: hour)
+    cold = pick(cost_of(folder).table, phase="cold")
+    assert cold["tasks"] == 3
+    assert cold["gpu_hours"] == pytest.approx(1 + 1, abs=0.01)  # one for each model's engine
+
+
 @pytest.mark.parametrize(("torch", "hours"), [("2.13.0+cpu", 0.0), ("2.13.0+cu130", None)])
 def test_gpus_that_were_not_recorded(tmp_path: Path, torch: str, hours: float | None) -> None:
     folder = make_run(tmp_path / "run")
