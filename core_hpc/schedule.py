@@ -6,6 +6,7 @@ truth: a task counts as done when its manifest can be read, whatever the executo
 
 from __future__ import annotations
 
+import contextlib
 import resource
 import time
 from collections.abc import Callable, Collection, Sequence
@@ -122,8 +123,9 @@ def inspect_run(run: Run, *, checksum: bool = False) -> tuple[RunProgress, list[
             store.check_files(store.read_manifest(path), checksum=checksum or key.phase in CONTROLLER_READS, tables_only=not checksum)
             published.add(key)
         except store.DamagedError as e:
-            aside = store.set_aside(path)
-            messages.append(f"{e}; set aside as {aside.name} and will be made again")
+            with contextlib.suppress(FileNotFoundError):  # a resident job looks as well, and may be first
+                aside = store.set_aside(path)
+                messages.append(f"{e}; set aside as {aside.name} and will be made again")
     return RunProgress(run, graph, published), messages
 
 
@@ -214,7 +216,8 @@ class Scheduler:
         try:
             store.check_files(store.read_manifest(manifest), checksum=True)
         except store.DamagedError:
-            store.set_aside(manifest)
+            with contextlib.suppress(FileNotFoundError):  # as above
+                store.set_aside(manifest)
             progress.withdraw(shards.key_of_manifest(manifest))
         except StoreError:
             progress.withdraw(shards.key_of_manifest(manifest))

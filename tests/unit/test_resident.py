@@ -11,7 +11,7 @@ import pytest
 
 from core_hpc import store
 from core_hpc.errors import InputError
-from core_hpc.executors import Event
+from core_hpc.executors import Event, TaskRef
 from core_hpc.paths import TaskKey
 from core_hpc.runs import Run
 from core_hpc.schedule import RunProgress, Scheduler, inspect_run
@@ -205,6 +205,31 @@ def test_what_was_damaged_and_made_again_inside_is_seen_again(make: Make, slurm:
     assert [t.key for t in executor.submit([(run, A)])] == [A], "its job makes it again"
     job.publish(A)
     assert ("done", A) in kinds(events(executor))
+
+
+def test_controller_and_job_may_set_the_same_file_aside(make: Make, slurm: FakeSlurm, monkeypatch: pytest.MonkeyPatch) -> None:
+    executor, run, _ = make()
+    publish(run, A)
+    progress = state_of(run)
+    manifest = run.paths.task_manifest(A)
+    set_aside = store.set_aside
+
+    def second(path: Path) -> Path:
+        """The other one was quicker, between this one's look and its own."""
+        set_aside(path)
+        return set_aside(path)
+
+    monkeypatch.setattr(store, "set_aside", second)
+    manifest.write_text("torn")
+    assert inspect_run(run)[0].published == set(), "not published, and no error"
+    assert not manifest.exists()
+
+    publish(run, A)
+    manifest.write_text("torn")
+    scheduler = Scheduler([progress], executor, [], max_attempts=3)
+    damaged = {"kind": "damaged", "message": "torn", "traceback": "", "log": "", "manifest": str(manifest)}
+    scheduler._handle(Event(TaskRef(run.run_id, B), "failed", damaged))
+    assert (A in progress.published, manifest.exists(), progress.stopped) == (False, False, None)
 
 
 def test_a_worker_that_died_ends_the_job_and_out_of_memory_gets_more(make: Make, slurm: FakeSlurm) -> None:
