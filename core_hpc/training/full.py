@@ -23,6 +23,7 @@ import torch
 from torch import Tensor, nn
 
 from core_hpc.training.policy import Policy
+from core_hpc.training.prefix_tree import TREE_ATTENTION
 from core_hpc.training.state_io import share_with_group
 
 
@@ -39,6 +40,8 @@ class FullPolicy(Policy):
         self._load = load
         self._folder = folder
         self._reference = load() if with_reference else None
+        if self._reference is not None and self.layout == "tree":
+            self._reference.set_attn_implementation(TREE_ATTENTION)
         self._weights: dict[str, nn.Parameter] = dict(self.base.named_parameters())
         self._masters: dict[str, nn.Parameter] = {}
         for name, weight in self._weights.items():

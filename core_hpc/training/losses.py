@@ -5,8 +5,8 @@ one is divided by the size of the WHOLE optimizer step. A loss is a gain of a to
 in the sum; a new one is a function, a line in LOSSES, and its options in config_update.LOSS_OPTIONS.
 This module runs no model and no optimizer.
 
-Shapes: N completions of a micro-batch, M completion tokens of all of them in one flat row, H hidden size,
-V vocabulary, C tokens of a chunk. `row_M` says which completion a token belongs to.
+Shapes: N completions of a micro-batch, M completion tokens of all of them in one flat row. `row_M` says which completion a
+token belongs to.
 """
 
 # Tensor names end in their shape.
@@ -16,84 +16,11 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils.checkpoint import checkpoint
 
 from core_hpc.config_update import ImportanceSection, UpdateSection
-
-MAX_LOGITS = 2**25
-"""Elements of the largest logits tensor that is held at once (128 MiB in float32)."""
-
-
-class _TokenLogProbs(torch.autograd.Function):
-    """Log-probabilities and entropies of single tokens, chunk by chunk.
-
-    A token's log-probability depends on its own hidden state only, so its derivative (a vector of H) can be taken
-    while the chunk's logits exist, and backward is one multiplication: no logits are kept and none are computed
-    twice, as checkpointing would. The head must be frozen, which LoRA guarantees: it gets no gradient.
-    """
-
-    @staticmethod
-    def forward(ctx: Any, hidden_MH: Tensor, targets_M: Tensor, head: Callable[[Tensor], Tensor], inverse_temperature: float,
-                chunk: int) -> tuple[Tensor, Tensor]:  # fmt: skip
-        want_grad = ctx.needs_input_grad[0]
-        logp_M = torch.empty(len(targets_M), dtype=torch.float32, device=hidden_MH.device)
-        entropy_M = torch.empty_like(logp_M)
-        slope_MH = torch.empty_like(hidden_MH) if want_grad else hidden_MH.new_empty(0)
-        for start in range(0, len(targets_M), chunk):
-            part = slice(start, start + chunk)
-            hidden_CH = hidden_MH[part].detach().requires_grad_(want_grad)
-            with torch.set_grad_enabled(want_grad):
-                logp_C, entropy_M[part] = _chunk_log_probs(hidden_CH, targets_M[part], head, inverse_temperature)
-                if want_grad:
-                    (slope_MH[part],) = torch.autograd.grad(logp_C.sum(), hidden_CH)
-            logp_M[part] = logp_C.detach()
-        ctx.save_for_backward(slope_MH)
-        ctx.mark_non_differentiable(entropy_M)
-        return logp_M, entropy_M
-
-    @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        (slope_MH,) = ctx.saved_tensors
-        return (slope_MH * grads[0][:, None]).to(slope_MH.dtype), None, None, None, None
-
-
-def _chunk_log_probs(
-    hidden_CH: Tensor, targets_C: Tensor, head: Callable[[Tensor], Tensor], inverse_temperature: float
-) -> tuple[Tensor, Tensor]:
-    log_probs_CV = (head(hidden_CH).float() * inverse_temperature).log_softmax(-1)
-    logp_C = log_probs_CV.gather(1, targets_C[:, None])[:, 0]
-    log_probs_CV = log_probs_CV.detach()
-    return logp_C, -(log_probs_CV.exp() * log_probs_CV).sum(-1)
-
-
-def token_log_probs(
-    hidden_MH: Tensor,
-    targets_M: Tensor,
-    head: Callable[[Tensor], Tensor],
-    *,
-    temperature: float,
-    vocabulary: int,
-    trains_head: bool = False,
-) -> tuple[Tensor, Tensor]:
-    """Float32 log-probability of each target and entropy (nats) of its distribution at the sampling temperature.
-
-    Temperature 0 (greedy) stands for 1, as no distribution belongs to it. `head` maps [C, H] to logits [C, V], token
-    by token. With `trains_head` its parameters get gradients, and the logits of a chunk are computed again in the
-    backward pass, as what a token's gradient is multiplied by is known only then. The entropy carries no gradient.
-    """
-    inverse = 1.0 / temperature if temperature > 0 else 1.0
-    chunk = max(1, MAX_LOGITS // vocabulary)
-    if trains_head and len(targets_M):
-        parts = [slice(start, start + chunk) for start in range(0, len(targets_M), chunk)]
-        again = {"use_reentrant": False, "preserve_rng_state": False}
-        chunks = [checkpoint(_chunk_log_probs, hidden_MH[p], targets_M[p], head, inverse, **again) for p in parts]
-        return torch.cat([logp_C for logp_C, _ in chunks]), torch.cat([entropy_C for _, entropy_C in chunks])
-    logp_M, entropy_M = _TokenLogProbs.apply(hidden_MH, targets_M, head, inverse, chunk)
-    return logp_M, entropy_M
 
 
 def k3(current_M: Tensor, reference_M: Tensor) -> Tensor:

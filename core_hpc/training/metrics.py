@@ -19,8 +19,9 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from core_hpc.training.batching import MicroBatch, Row, StepPlan
+from core_hpc.training.batching import Row, StepPlan
 from core_hpc.training.losses import LossTerms, TokenBatch
+from core_hpc.training.micro_batch import MicroBatch
 from core_hpc.training.zero2 import reduce_metrics
 
 SUMS = ("loss", "policy_loss", "kl", "clipped", "entropy", "mismatch", "importance")

@@ -5,7 +5,7 @@ the reference policy, which is the base weights. `Policy` is what every kind of 
 adapter on frozen base weights (LoRA, QLoRA), full.py's every weight. This module does not compute losses or optimise,
 and holds nothing of a task but the adapter that is attached last.
 
-Shapes: B sequences, L padded length, H hidden size, V vocabulary, M completion tokens of a micro-batch.
+Shapes: B sequences, L length, H hidden size, V vocabulary, M completion tokens of a micro-batch, U distinct predictions among them.
 """
 
 # Tensor names end in their shape.
@@ -16,6 +16,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal
@@ -29,9 +30,12 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 from core_hpc.config import LoraSection
 from core_hpc.errors import InputError
 from core_hpc.quantisation import four_bit_options, require_four_bit
-from core_hpc.training.batching import MicroBatch, Row, Sequence, collate
-from core_hpc.training.losses import token_log_probs
+from core_hpc.training.batching import Layout, Row
+from core_hpc.training.lora_linear import LoraLinear
+from core_hpc.training.micro_batch import MicroBatch, collate
+from core_hpc.training.prefix_tree import TREE_ATTENTION
 from core_hpc.training.state_io import write_adapter
+from core_hpc.training.token_log_probs import token_log_probs
 
 Dtype = Literal["auto", "float32", "bfloat16"]
 
@@ -84,7 +88,7 @@ class Policy(ABC):
                 if isinstance(module, GradientCheckpointingLayer):
                     module.training = True
         self.skips_logits = self._probe_head()
-        self.max_shared_length = self._probe_sharing()
+        self.layout: Layout = self._probe_layout()
 
     @abstractmethod
     def start(self, *, seed: int, from_base: bool) -> dict[str, nn.Parameter]:
@@ -109,19 +113,17 @@ class Policy(ABC):
         """Log-probability and entropy of every completion token, [M] each; `reference`: under the base weights."""
         with self._model(reference=reference) as model:
             outputs = self._hidden(model, batch) if self.skips_logits else self._logits(model, batch)
-            head = partial(self._head, model) if self.skips_logits else _identity
-            return token_log_probs(
-                outputs.flatten(0, 1)[batch.source_M], batch.targets_M, head, temperature=temperature, vocabulary=self.vocabulary,
+            head = partial(self._head, model) if self.skips_logits else torch.clone
+            logp_U, entropy_U = token_log_probs(
+                outputs.flatten(0, 1)[batch.source_U], batch.targets_U, head, temperature=temperature, vocabulary=self.vocabulary,
                 trains_head=self.trains_head,
             )  # fmt: skip
+            return logp_U[batch.distinct_M], entropy_U[batch.distinct_M]
 
     def _inputs(self, batch: MicroBatch) -> dict[str, Any]:
-        return {
-            "input_ids": batch.input_ids_BL,
-            "position_ids": batch.position_ids_BL,
-            "attention_mask": batch.attention_mask,
-            "use_cache": False,
-        }
+        inputs = {"input_ids": batch.input_ids_BL, "position_ids": batch.position_ids_BL, "attention_mask": batch.attention_mask_BL}
+        more = {} if batch.segments is None else {"segments": batch.segments}
+        return {**inputs, **more, "use_cache": False}
 
     def _hidden(self, model: Any, batch: MicroBatch) -> Tensor:
         return model.base_model(**self._inputs(batch)).last_hidden_state
@@ -135,33 +137,56 @@ class Policy(ABC):
             logits_CV = torch.tanh(logits_CV / self._softcap) * self._softcap
         return logits_CV
 
-    def _probe_batch(self, sequences: list[tuple[int, ...]]) -> MicroBatch:
-        ids = [(7 * i + 3) % self.vocabulary for i in range(20)]
-        rows = [Row((k,), "probe", ids[:8], ids[8 + 4 * k : 12 + 4 * k], [0.0] * 4, 0.0, 1.0) for k in range(2)]
-        planned = [Sequence(s, 8 + 4 * len(s)) for s in sequences]
-        return collate(rows, planned, dtype=self.dtype).to(self.device)
+    def _probe_batch(self, layout: Layout) -> MicroBatch:
+        """Three rows of which two share a prompt, and one only the beginning of it."""
+        ids = [(7 * i + 3) % self.vocabulary for i in range(24)]
+        prompts = (ids[:8], ids[:8], [*ids[:5], *ids[9:13]])
+        rows = [Row((k,), "probe", prompt, ids[8 + 4 * k : 12 + 4 * k], [0.0] * 4, 0.0, 1.0) for k, prompt in enumerate(prompts)]
+        return collate(rows, sorted(range(3), key=lambda k: rows[k].inputs), layout).to(self.device)
+
+    def _probe_logits(self, batch: MicroBatch) -> Tensor:
+        return self._logits(self.base, batch).flatten(0, 1)[batch.source_U][batch.distinct_M]
 
     @torch.no_grad()
     def _probe_head(self) -> bool:
         """Does backbone + output embeddings give the model's own logits? Families differ in scales and caps."""
         if self.base.base_model is self.base or self.base.get_output_embeddings() is None:
             return False
-        batch = self._probe_batch([(0,)])
+        batch = self._probe_batch("padded")
         return self._close(self._head(self.base, self._hidden(self.base, batch)), self._logits(self.base, batch))
 
     @torch.no_grad()
-    def _probe_sharing(self) -> int:
-        """Length up to which prompts may be shared: 0 where the model does not honour the mask of shared prompts."""
+    def _probe_layout(self) -> Layout:
+        """The tree, where the model computes it as it computes its rows apart; it then keeps the attention of trees."""
+        wanted = self._probe_logits(self._probe_batch("padded"))
+        before = self.base.config._attn_implementation
+        found = self._tree_logits()
+        if isinstance(found, Tensor) and self._close(found, wanted):
+            return "tree"
+        self.base.set_attn_implementation(before)
+        why = found if isinstance(found, str) else "its results differ"
+        print(f"update: {type(self.base).__name__} computes padded batches, what rows share each time: {why}", flush=True)
+        return "padded"
+
+    def _tree_logits(self) -> Tensor | str:
+        """Of the probe's rows as a tree, or why they cannot be had."""
         config = self.base.config.get_text_config()
-        windows = [getattr(config, n, None) for n in ("sliding_window", "attention_chunk_size")]
-        if getattr(config, "_attn_implementation", None) not in ("sdpa", "eager"):
-            return 0
-        shared, separate = self._probe_batch([(0, 1)]), self._probe_batch([(0,), (1,)])
-        same = self._close(
-            *(self._logits(self.base, b).flatten(0, 1)[b.source_M] for b in (shared, separate)),
-        )
-        # Within its window, sliding attention is full attention, so one mask serves both kinds of layers.
-        return min([w for w in windows if w], default=2**31) if same else 0
+        kinds = set(getattr(config, "layer_types", None) or ()) - {"full_attention", "sliding_attention"}
+        if kinds or getattr(config, "attention_chunk_size", None):
+            return f"layers of other kinds ({', '.join(sorted(kinds)) or 'chunked attention'})"
+        batch = self._probe_batch("tree")
+        assert batch.segments is not None
+        windows: set[int | None] = set()
+        try:
+            self.base.set_attn_implementation(TREE_ATTENTION)
+            found = self._probe_logits(replace(batch, segments=replace(batch.segments, windows=windows)))
+        except (AttributeError, KeyError, NotImplementedError, RuntimeError, TypeError, ValueError) as error:
+            return f"{type(error).__name__}: {error}"
+        if not windows:
+            return "its attention cannot be replaced"
+        if _slides(config) and windows == {None}:
+            return "its attention does not say how far it sees"
+        return found
 
     def _close(self, left: Tensor, right: Tensor) -> bool:
         tolerance = 1e-3 if self.dtype == torch.float32 else 5e-2
@@ -187,6 +212,9 @@ class LoraPolicy(Policy):
             r=self.lora.rank, lora_alpha=self.lora.alpha, lora_dropout=0.0, target_modules=existing_targets(self.base, self.lora.targets),
             task_type="CAUSAL_LM",
         )  # fmt: skip
+        targets = [m for name, m in self.base.named_modules() if name.rpartition(".")[2] in self._config.target_modules]
+        if all(type(m) is nn.Linear for m in targets):
+            self._config._register_custom_module({nn.Linear: LoraLinear})
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             self.peft = get_peft_model(self.base, self._config, autocast_adapter_dtype=True)
@@ -211,5 +239,9 @@ class LoraPolicy(Policy):
             yield self.base
 
 
-def _identity(logits_CV: Tensor) -> Tensor:
-    return logits_CV
+def _slides(config: Any) -> bool:
+    """Whether some layer sees a window of tokens only."""
+    kinds = getattr(config, "layer_types", None)
+    if kinds:
+        return "sliding_attention" in kinds
+    return getattr(config, "sliding_window", None) is not None and getattr(config, "use_sliding_window", True)

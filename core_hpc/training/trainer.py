@@ -31,11 +31,12 @@ from core_hpc.config import LoraSection
 from core_hpc.config_update import UpdateSection
 from core_hpc.errors import NonFiniteError, StoppedError, StoreError
 from core_hpc.schema import STEPS
-from core_hpc.training.batching import MicroBatch, Row, StepPlan, collate, plan_steps
+from core_hpc.training.batching import Row, StepPlan, plan_steps
 from core_hpc.training.checkpoint import Boundaries, Checkpoint, Interruption, ResumePoint
 from core_hpc.training.full import FullPolicy
 from core_hpc.training.losses import StepSize, TokenBatch, importance_weights, objective
 from core_hpc.training.metrics import StepTotals
+from core_hpc.training.micro_batch import MicroBatch, collate
 from core_hpc.training.policy import Dtype, LoraPolicy, Policy, load_base_model
 from core_hpc.training.schedule import learning_rate
 from core_hpc.training.state_io import TrainingState, read_state, write_position
@@ -168,8 +169,7 @@ class Trainer:
     def _plan(self, spec: UpdateTask, timings: UpdateTimings) -> list[StepPlan]:
         plans = plan_steps(
             spec.rows, problems_per_step=spec.settings.problems_per_step, seed=spec.shuffle_seed, num_ranks=self.num_ranks,
-            max_tokens=spec.settings.micro_batch_tokens, max_shared_length=self.policy.max_shared_length,
-            with_kl=spec.settings.kl_weight > 0,
+            max_tokens=spec.settings.micro_batch_tokens, layout=self.policy.layout, with_kl=spec.settings.kl_weight > 0,
         )  # fmt: skip
         todo = plans[spec.resume.steps.height if spec.resume else 0 :]
         rows = [spec.rows[i] for p in todo for i in p.rows_run]
@@ -218,8 +218,8 @@ class Trainer:
 
     def _batches(self, spec: UpdateTask, plan: StepPlan) -> Iterator[MicroBatch]:
         """This rank's micro-batches of a step."""
-        for sequences in plan.micro_batches[self.rank]:
-            yield collate(spec.rows, sequences, dtype=self.policy.dtype).to(self.device)
+        for planned in plan.micro_batches[self.rank]:
+            yield collate(spec.rows, planned.rows, self.policy.layout).to(self.device)
 
     def _train(self, task: _Task) -> None:
         """The steps that are left; between two of them the task may be told to stop, or save its position."""

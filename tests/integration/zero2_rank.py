@@ -26,8 +26,9 @@ from core_hpc.config_update import UpdateSection
 from core_hpc.errors import NonFiniteError, StoppedError, StoreError
 from core_hpc.paths import RunPaths, TaskKey
 from core_hpc.phases.checkpoint import CheckpointStore
-from core_hpc.training.batching import Row, collate, plan_steps, step_rows
+from core_hpc.training.batching import Row, plan_steps, step_rows
 from core_hpc.training.checkpoint import Interruption
+from core_hpc.training.micro_batch import collate
 from core_hpc.training.trainer import Trainer, UpdateResult, UpdateTask
 from core_hpc.training.zero2 import Zero2
 
@@ -79,13 +80,12 @@ class Checks:
         before = self.base_hash()
         results = [self.update(1, None, f"{self.name}.1"), self.update(2, f"{self.name}.1", f"{self.name}.2")]
         rows = read_rows(self.folder / "rows2.json")
-        (plan,) = plan_steps(rows[:2], problems_per_step=9, seed=0, num_ranks=1, max_tokens=999, max_shared_length=0)
-        sequences = [s for batch in plan.micro_batches[0] for s in batch]
-        batch = collate(rows, sequences, dtype=torch.float32)
+        (plan,) = plan_steps(rows[:2], problems_per_step=9, seed=0, num_ranks=1, max_tokens=999, layout="tree")
+        batch = collate(rows, plan.micro_batches[0][0].rows, "tree")
         logp, _ = self.trainer.policy.log_probs(batch, temperature=TEMPERATURE)
         plans = plan_steps(
             read_rows(self.folder / "rows1.json"), problems_per_step=2, seed=self.inputs["shuffle_seed"],
-            num_ranks=self.trainer.num_ranks, max_tokens=SETTINGS.micro_batch_tokens, max_shared_length=10**6,
+            num_ranks=self.trainer.num_ranks, max_tokens=SETTINGS.micro_batch_tokens, layout="tree",
         )  # fmt: skip
         return {
             "steps": [r.steps.to_dicts() for r in results],

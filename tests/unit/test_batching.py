@@ -1,11 +1,13 @@
-"""Which rows share a step, a rank and a forward pass; and that a padded, shared or plain batch is the same maths."""
+"""Which rows share a step, a rank and a forward pass; and that a tree, a padded batch and plain rows are the same maths."""
 
 from __future__ import annotations
 
 import math
 import random
 from dataclasses import replace
+from typing import Any
 
+import peft
 import pytest
 import torch
 import transformers
@@ -13,20 +15,26 @@ import transformers
 from core_hpc.config import LoraSection
 from core_hpc.config_update import UpdateSection
 from core_hpc.errors import InputError
-from core_hpc.training.batching import Row, Sequence, StepPlan, collate, plan_steps
+from core_hpc.training.batching import KEYS_PER_TOKEN, Layout, Row, StepPlan, plan_steps
+from core_hpc.training.lora_linear import LoraLinear
 from core_hpc.training.losses import LOSSES, StepSize, TokenBatch, objective
 from core_hpc.training.metrics import StepTotals
+from core_hpc.training.micro_batch import collate
 from core_hpc.training.policy import LoraPolicy
 
 VOCABULARY = 61
 
 
-def make_rows(num_problems: int = 7, *, seed: int = 0, long_prompts: bool = True) -> list[Row]:
-    """Two cold completions and a rescue completion (its prompt carries a hint) of every problem."""
+LAYOUTS: tuple[Layout, ...] = ("tree", "padded")
+
+
+def make_rows(num_problems: int = 7, *, seed: int = 0) -> list[Row]:
+    """Two cold completions and a rescue completion (its prompt carries a hint) of every problem; all prompts begin alike."""
     rng = random.Random(seed)
+    examples = [rng.randrange(VOCABULARY) for _ in range(6)]
     rows = []
     for p in range(num_problems):
-        prompt = [rng.randrange(VOCABULARY) for _ in range(rng.randint(12, 20) if long_prompts else 3)]
+        prompt = [*examples, *(rng.randrange(VOCABULARY) for _ in range(rng.randint(6, 14)))]
         hinted = [*prompt, *(rng.randrange(VOCABULARY) for _ in range(5))]
         for k in range(3):
             ids = [rng.randrange(VOCABULARY) for _ in range(rng.randint(1, 11))]
@@ -35,32 +43,41 @@ def make_rows(num_problems: int = 7, *, seed: int = 0, long_prompts: bool = True
     return rows
 
 
-def plan(
-    rows: list[Row], *, num_ranks: int = 1, max_tokens: int = 100, seed: int = 0, shared: int = 10**6, per_step: int = 3,
-    with_kl: bool = True,
-) -> list[StepPlan]:  # fmt: skip
-    return plan_steps(
-        rows, problems_per_step=per_step, seed=seed, num_ranks=num_ranks, max_tokens=max_tokens, max_shared_length=shared, with_kl=with_kl
-    )
+def plan(rows: list[Row], *, per_step: int = 3, **changes: Any) -> list[StepPlan]:
+    options: dict[str, Any] = {"num_ranks": 1, "max_tokens": 100, "seed": 0, "layout": "tree", "with_kl": True}
+    return plan_steps(rows, problems_per_step=per_step, **{**options, **changes})
+
+
+def tree_size(rows: list[list[int]]) -> int:
+    """Nodes of the tree of some sequences: their distinct beginnings."""
+    return len({tuple(ids[:n]) for ids in rows for n in range(1, len(ids) + 1)})
 
 
 @pytest.mark.parametrize("num_ranks", [1, 2, 5])
-@pytest.mark.parametrize("shared", [0, 10**6])
-def test_every_row_is_dealt_once_with_its_problem(num_ranks: int, shared: int) -> None:
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_every_row_is_dealt_once_with_its_problem(num_ranks: int, layout: Layout) -> None:
     rows = make_rows()
-    plans = plan(rows, num_ranks=num_ranks, shared=shared)
+    plans = plan(rows, num_ranks=num_ranks, layout=layout)
     assert [len(p.problem_ids) for p in plans] == [3, 3, 1]
     assert sorted(i for p in plans for i in p.rows) == list(range(len(rows)))
     for p in plans:
-        dealt = [i for rank in p.micro_batches for batch in rank for s in batch for i in s.rows]
-        assert sorted(dealt) == sorted(p.rows)
-        assert {rows[i].problem_id for i in dealt} == set(p.problem_ids)
+        assert len(p.micro_batches) == num_ranks
+        assert sorted(p.rows_run) == sorted(p.rows)
+        assert {rows[i].problem_id for i in p.rows_run} == set(p.problem_ids)
         for batch in (b for rank in p.micro_batches for b in rank):
-            assert len(batch) == 1 or len(batch) * max(s.num_tokens for s in batch) <= 100
-            for s in batch:
-                prompts = {tuple(rows[i].prompt_token_ids) for i in s.rows}
-                assert len(prompts) == 1
-                assert s.num_tokens == len(prompts.pop()) + sum(len(rows[i].completion_token_ids) for i in s.rows)
+            inputs = [rows[i].inputs for i in batch.rows]
+            if layout == "tree":
+                assert batch.num_tokens == batch.num_padded_tokens == tree_size(inputs)
+                assert collate(rows, batch.rows, layout).input_ids_BL.shape == (1, batch.num_tokens)
+            else:
+                assert batch.num_tokens == sum(map(len, inputs))
+                assert batch.num_padded_tokens == len(inputs) * max(map(len, inputs))
+            assert len(batch.rows) == 1 or batch.num_padded_tokens <= 100
+
+
+def test_what_a_row_reads_is_all_but_its_last_token() -> None:
+    assert Row((), "p", [1, 2], [3, 4], None, 0.0, 1.0).inputs == [1, 2, 3]
+    assert Row((), "p", [1, 2], [3], None, 0.0, 1.0).inputs == [1, 2]
 
 
 def test_order_is_drawn_by_the_seed_and_steps_do_not_depend_on_ranks() -> None:
@@ -71,18 +88,33 @@ def test_order_is_drawn_by_the_seed_and_steps_do_not_depend_on_ranks() -> None:
     assert plan(rows, num_ranks=4) == again
 
 
-def test_ranks_are_balanced_by_tokens() -> None:
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_ranks_are_balanced_by_tokens(layout: Layout) -> None:
     rows = make_rows(40)
-    for p in plan(rows, num_ranks=2, per_step=20, max_tokens=200):
-        loads = [sum(s.num_tokens for b in rank for s in b) for rank in p.micro_batches]
-        assert max(loads) <= 1.1 * min(loads)
+    for num_ranks in (2, 3):
+        for p in plan(rows, num_ranks=num_ranks, per_step=20, max_tokens=200, layout=layout):
+            loads = [sum(b.num_tokens for b in rank) for rank in p.micro_batches]
+            assert max(loads) <= 1.1 * min(loads)
 
 
-def test_padding_is_small_and_prompts_are_shared() -> None:
+def test_padding_is_small_and_what_rows_share_costs_once() -> None:
     rows = make_rows(40)
-    shared, separate = plan(rows, per_step=40, max_tokens=400)[0], plan(rows, per_step=40, max_tokens=400, shared=0)[0]
-    assert separate.num_padded_tokens < 1.1 * separate.num_tokens
-    assert shared.num_tokens < 0.85 * separate.num_tokens
+    tree, padded = (plan(rows, per_step=40, max_tokens=400, layout=layout)[0] for layout in LAYOUTS)
+    assert padded.num_padded_tokens < 1.1 * padded.num_tokens
+    assert padded.num_tokens == sum(len(r.inputs) for r in rows)
+    assert tree.num_tokens < 0.65 * padded.num_tokens
+    (whole,) = plan(rows, per_step=40, max_tokens=10**6)
+    assert whole.num_tokens == tree_size([r.inputs for r in rows])
+
+
+def test_keys_of_a_micro_batch_are_bounded() -> None:
+    """Short completions behind a long common prompt: few tokens, but each has a copy of the prompt's keys."""
+    rows = [Row((k,), "p", range(90), [k, 7], None, 1.0, 1.0) for k in range(40)]
+    (step,) = plan(rows, per_step=1)
+    assert len(step.micro_batches[0]) > 1
+    for batch in step.micro_batches[0]:
+        assert sum(len(rows[i].inputs) for i in batch.rows) <= KEYS_PER_TOKEN * 100
+    assert sorted(step.rows_run) == list(range(40))
 
 
 def test_rows_that_do_not_fit_together_are_named() -> None:
@@ -140,8 +172,8 @@ def test_leaving_rows_out_changes_neither_loss_nor_gradient(loss: str) -> None:
         found = []
         for step in plan(rows, with_kl=with_kl):
             totals = StepTotals(step, rows, torch.device("cpu"))
-            for sequences in step.micro_batches[0]:
-                batch = collate(rows, sequences, dtype=torch.float32)
+            for planned in step.micro_batches[0]:
+                batch = collate(rows, planned.rows, policy.layout)
                 current, entropy = policy.log_probs(batch, temperature=0.7)
                 # Some ratios beyond the clip, the same for a row in whatever micro-batch it is.
                 shift = torch.tensor([0.001 * (i % 3 - 1) if loss == "gspo" else 0.4 * (i % 3 - 1) for i in batch.rows])
@@ -173,6 +205,8 @@ def tiny(kind: str) -> torch.nn.Module:
             **shape, head_dim=8, vocab_size=VOCABULARY, sliding_window=24, final_logit_softcapping=2.0, query_pre_attn_scalar=8,
             layer_types=["sliding_attention", "full_attention", "sliding_attention"], pad_token_id=0, bos_token_id=1, eos_token_id=2,
         )  # fmt: skip
+    elif kind == "gemma2":
+        config = transformers.Gemma2Config(**shape, head_dim=8, vocab_size=VOCABULARY, query_pre_attn_scalar=8, attn_logit_softcapping=3.0)
     elif kind == "granite":
         # Scales its logits by a factor of its own: the shortcut past the model's own logits must be refused.
         config = transformers.GraniteConfig(**shape, vocab_size=VOCABULARY, logits_scaling=3.0)
@@ -185,47 +219,83 @@ def tiny(kind: str) -> torch.nn.Module:
     return transformers.AutoModelForCausalLM.from_config(config).requires_grad_(False)
 
 
-@pytest.mark.parametrize("kind", ["llama", "gemma3", "granite"])
+def naive_log_probs(model: torch.nn.Module, row: Row, temperature: float) -> torch.Tensor:
+    """Of a row's completion, by one forward pass of transformers with full logits."""
+    ids, start = torch.tensor([[*row.prompt_token_ids, *row.completion_token_ids]]), len(row.prompt_token_ids)
+    distribution = (model(ids, use_cache=False).logits[0].float() / temperature).log_softmax(-1)
+    return torch.stack([distribution[start - 1 + t, token] for t, token in enumerate(row.completion_token_ids)])
+
+
+@pytest.mark.parametrize("kind", ["llama", "gemma3", "granite", "gemma2"])
 @pytest.mark.parametrize("checkpointing", [False, True])
 def test_log_probs_equal_a_plain_forward_of_each_row(kind: str, checkpointing: bool) -> None:
-    """Trap 1: every completion is scored after exactly its own prompt ids, hinted or not."""
-    policy = LoraPolicy(tiny(kind), LoraSection(rank=4), name="m", gradient_checkpointing=checkpointing)
+    """Trap 1: every completion is scored after exactly its own prompt ids, hinted or not. Against PEFT's own layers, row by row."""
+    section = LoraSection(rank=4)
+    policy = LoraPolicy(tiny(kind), section, name="m", gradient_checkpointing=checkpointing)
     assert policy.skips_logits is (kind != "granite")
-    assert policy.max_shared_length == (24 if kind == "gemma3" else 2**31)
+    assert policy.layout == ("padded" if kind == "gemma2" else "tree")  # capped scores are not what flash attention computes
     parameters = policy.start(seed=3, from_base=True)
     with torch.no_grad():
         for name, p in parameters.items():
             if "lora_B" in name:
                 p.normal_(std=0.1)
-    rows = make_rows(3)
-    (step,) = plan(rows, max_tokens=80, shared=policy.max_shared_length)
-    batches = step.micro_batches[0]
-    assert any(len(s.rows) > 1 for b in batches for s in b)
+    config = peft.LoraConfig(r=4, lora_alpha=32, target_modules=section.targets, task_type="CAUSAL_LM")
+    plain = peft.get_peft_model(tiny(kind), config).eval()
+    expected = {n.replace(".default.", "."): p for n, p in plain.named_parameters() if p.requires_grad}
+    assert expected.keys() == parameters.keys()
+    with torch.no_grad():
+        for name, p in expected.items():
+            p.copy_(parameters[name])
+    rows = [*make_rows(3), replace(make_rows(1)[0], key=("again",))]  # the last is there twice
+    (step,) = plan(rows, max_tokens=80, layout=policy.layout)
+    assert len(step.micro_batches[0]) > 1
     total = torch.zeros(())
-    seen = 0
-    for sequences in batches:
-        batch = collate(rows, sequences, dtype=torch.float32)
-        logp, _ = policy.log_probs(batch, temperature=0.7)
-        reference, _ = policy.log_probs(batch, temperature=0.7, reference=True)
+    for planned in step.micro_batches[0]:
+        batch = collate(rows, planned.rows, policy.layout)
+        logp, entropy = policy.log_probs(batch, temperature=0.7)
+        with torch.no_grad():
+            reference, _ = policy.log_probs(batch, temperature=0.7, reference=True)
         assert not torch.allclose(logp, reference)
+        assert entropy.shape == logp.shape
         for n, index in enumerate(batch.rows):
-            row = rows[index]
-            ids = torch.tensor([[*row.prompt_token_ids, *row.completion_token_ids]])
-            naive = (policy.base(ids, use_cache=False).logits[0].float() / 0.7).log_softmax(-1)
-            start = len(row.prompt_token_ids)
-            expected = torch.stack([naive[start - 1 + t, token] for t, token in enumerate(row.completion_token_ids)])
-            torch.testing.assert_close(logp[batch.row_M == n], expected, atol=2e-5, rtol=1e-4)
-            assert batch.behaviour_M[batch.row_M == n].tolist() == pytest.approx(row.behaviour_logprobs)
-            total = total + (expected * (n + 1)).sum()
-            seen += 1
-        (logp * (batch.row_M + 1)).sum().backward()
-    assert seen == len(rows)
-    grads = {n: p.grad.clone() for n, p in parameters.items()}
-    for p in parameters.values():
-        p.grad = None
+            wanted = naive_log_probs(plain, rows[index], 0.7)
+            torch.testing.assert_close(logp[batch.row_M == n], wanted, atol=2e-5, rtol=1e-4)
+            with torch.no_grad(), plain.disable_adapter():
+                torch.testing.assert_close(reference[batch.row_M == n], naive_log_probs(plain, rows[index], 0.7), atol=2e-5, rtol=1e-4)
+            assert batch.behaviour_M[batch.row_M == n].tolist() == pytest.approx(rows[index].behaviour_logprobs)
+            total = total + (wanted * (index + 1)).sum()
+        (logp * (torch.tensor(batch.rows)[batch.row_M] + 1)).sum().backward()
     total.backward()
     for name, p in parameters.items():
-        torch.testing.assert_close(grads[name], p.grad, atol=1e-3, rtol=1e-3)
+        torch.testing.assert_close(p.grad, expected[name].grad, atol=1e-3, rtol=1e-3)
+
+
+def test_gradients_in_bfloat16_are_as_exact_as_those_of_peft(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Trees with our layers, and padded batches with PEFT's, which computes adapters in float32: both against all in float32."""
+    rows, found = make_rows(6), {}
+    for way, dtype in (("exact", torch.float32), ("ours", torch.bfloat16), ("peft", torch.bfloat16)):
+        if way == "peft":
+            monkeypatch.setattr(LoraPolicy, "_probe_layout", lambda _: "padded")
+            monkeypatch.setattr(peft.LoraConfig, "_register_custom_module", lambda *_: None)
+        model = tiny("llama").to(dtype)
+        policy = LoraPolicy(model, LoraSection(rank=4), name="m")
+        parameters = policy.start(seed=3, from_base=True)
+        assert policy.layout == ("padded" if way == "peft" else "tree")
+        assert (type(model.model.layers[0].self_attn.q_proj) is LoraLinear) is (way != "peft")
+        with torch.no_grad(), torch.random.fork_rng():
+            torch.manual_seed(5)
+            for key, p in parameters.items():
+                assert p.dtype == torch.float32
+                if "lora_B" in key:
+                    p.normal_(std=0.01)
+        (step,) = plan(rows, max_tokens=10**6, per_step=6, layout=policy.layout)
+        for planned in step.micro_batches[0]:
+            batch = collate(rows, planned.rows, policy.layout)
+            logp, _ = policy.log_probs(batch, temperature=0.7)
+            (logp * batch.advantage_N[batch.row_M]).sum().backward()
+        found[way] = torch.cat([p.grad.flatten() for p in parameters.values()])
+    errors = {way: float((found[way] - found["exact"]).norm() / found["exact"].norm()) for way in ("ours", "peft")}
+    assert errors["ours"] < 1.3 * errors["peft"] < 0.1, errors
 
 
 def test_adapter_is_drawn_by_its_seed_and_missing_targets_are_refused() -> None:
@@ -246,7 +316,7 @@ def test_adapter_is_drawn_by_its_seed_and_missing_targets_are_refused() -> None:
 def test_base_dropout_is_never_active() -> None:
     policy = LoraPolicy(tiny("gpt2").train(), LoraSection(), name="m")
     rows = make_rows(1)
-    batch = collate(rows, [Sequence((0,), len(rows[0].prompt_token_ids) + len(rows[0].completion_token_ids))], dtype=torch.float32)
+    batch = collate(rows, [0], policy.layout)
     torch.testing.assert_close(policy.log_probs(batch, temperature=1)[0], policy.log_probs(batch, temperature=1)[0], atol=0, rtol=0)
     with pytest.raises(InputError, match="no such layer"):
         policy.start(seed=0, from_base=True)

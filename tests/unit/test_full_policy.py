@@ -10,8 +10,9 @@ import pytest
 import torch
 import transformers
 
-from core_hpc.training.batching import MicroBatch, Row, Sequence, collate
+from core_hpc.training.batching import Row
 from core_hpc.training.full import FullPolicy
+from core_hpc.training.micro_batch import MicroBatch, collate
 
 VOCABULARY = 48
 
@@ -33,9 +34,10 @@ def loader(dtype: torch.dtype, kind: str = "llama") -> Callable[[], torch.nn.Mod
     return lambda: tiny(dtype, kind=kind)
 
 
-def batches(dtype: torch.dtype) -> list[MicroBatch]:
+def batches() -> list[MicroBatch]:
+    """Two of one completion each."""
     rows = [Row((k,), "p", range(5 + k), range(20, 26 + k), [0.0] * (6 + k), 1.0, 1.0) for k in range(2)]
-    return [collate(rows, [Sequence((k,), 11 + 2 * k)], dtype=dtype) for k in range(2)]
+    return [collate(rows, [k], "tree") for k in range(2)]
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
@@ -43,16 +45,16 @@ def batches(dtype: torch.dtype) -> list[MicroBatch]:
 @pytest.mark.parametrize("checkpointing", [False, True])
 def test_masters_get_the_sum_of_the_gradients_in_float32(dtype: torch.dtype, kind: str, checkpointing: bool) -> None:
     policy = FullPolicy(loader(dtype, kind), Path(), with_reference=True, gradient_checkpointing=checkpointing)
+    assert policy.layout == "tree"
     masters = policy.start(seed=0, from_base=True)
     plain = tiny(dtype, kind=kind).requires_grad_(True).eval()
     assert masters.keys() == dict(plain.named_parameters()).keys()
     assert ("lm_head.weight" in masters) is (kind == "untied")
     wanted = {name: torch.zeros(p.shape) for name, p in plain.named_parameters()}
-    for batch in batches(dtype):
+    for batch in batches():
         policy.log_probs(batch, temperature=1.0)[0].sum().backward()
-        mask = batch.attention_mask
-        logits = plain(input_ids=batch.input_ids_BL, attention_mask=mask, position_ids=batch.position_ids_BL, use_cache=False).logits[0]
-        logits[batch.source_M].float().log_softmax(-1)[torch.arange(len(batch.targets_M)), batch.targets_M].sum().backward()
+        logits = plain(input_ids=batch.input_ids_BL, use_cache=False).logits[0]
+        logits[batch.source_U].float().log_softmax(-1)[torch.arange(len(batch.targets_U)), batch.targets_U].sum().backward()
         for name, p in plain.named_parameters():
             wanted[name] += p.grad.float()
             p.grad = None
@@ -70,7 +72,7 @@ def test_masters_get_the_sum_of_the_gradients_in_float32(dtype: torch.dtype, kin
 def test_the_model_computes_with_the_masters_and_the_reference_with_the_base(dtype: torch.dtype) -> None:
     policy = FullPolicy(loader(dtype), Path(), with_reference=True)
     masters = policy.start(seed=0, from_base=True)
-    (batch, _) = batches(dtype)
+    (batch, _) = batches()
     with torch.no_grad():
         before, _ = policy.log_probs(batch, temperature=1.0)
         torch.testing.assert_close(before, policy.log_probs(batch, temperature=1.0, reference=True)[0], atol=0, rtol=0)

@@ -11,8 +11,7 @@ import pytest
 import torch
 
 from core_hpc.config_update import LOSS_OPTIONS, ImportanceSection, UpdateSection
-from core_hpc.training import losses
-from core_hpc.training.losses import LOSSES, StepSize, TokenBatch, importance_weights, k3, objective, token_log_probs
+from core_hpc.training.losses import LOSSES, LossTerms, StepSize, TokenBatch, importance_weights, k3, objective
 from core_hpc.training.schedule import learning_rate
 
 STEP = StepSize(num_completions=11, num_tokens=53, max_new_tokens=16)
@@ -118,7 +117,7 @@ def reference_loss(
     return loss
 
 
-def check(name: str, completions: list[Completion], settings: UpdateSection, **options: object) -> losses.LossTerms:
+def check(name: str, completions: list[Completion], settings: UpdateSection, **options: object) -> LossTerms:
     """Value and every derivative (central differences of the loop) of the loss."""
     current, batch = tensors(completions, settings)
     terms = objective(current, batch, settings, STEP)
@@ -319,37 +318,6 @@ def test_importance_does_not_hide_what_is_not_a_number(kind: str) -> None:
         ImportanceSection(kind=kind),
     )  # fmt: skip
     assert weights.isnan().all()
-
-
-@pytest.mark.parametrize("temperature", [0.0, 0.7, 1.0])
-@pytest.mark.parametrize("bias", [False, True])
-@pytest.mark.parametrize("trains_head", [False, True])
-def test_chunked_log_softmax_equals_naive(monkeypatch: pytest.MonkeyPatch, temperature: float, bias: bool, trains_head: bool) -> None:
-    torch.manual_seed(0)
-    head = torch.nn.Linear(8, 37, bias=bias).requires_grad_(trains_head)
-    targets = torch.randint(37, (23,))
-    upstream = torch.randn(23)
-    results = []
-    for budget in (37 * 5, 10**6):
-        monkeypatch.setattr(losses, "MAX_LOGITS", budget)
-        hidden = (torch.randn(23, 8, generator=torch.Generator().manual_seed(1)) * 3).requires_grad_()
-        head.zero_grad()
-        logp, entropy = token_log_probs(hidden, targets, head, temperature=temperature, vocabulary=37, trains_head=trains_head)
-        (logp * upstream).sum().backward()
-        assert not entropy.requires_grad
-        results.append((logp.detach(), entropy, hidden.grad, [p.grad for p in head.parameters()]))
-    hidden = (torch.randn(23, 8, generator=torch.Generator().manual_seed(1)) * 3).requires_grad_()
-    distribution = (head(hidden) / (temperature or 1)).log_softmax(-1)
-    naive = distribution[torch.arange(23), targets]
-    head.zero_grad()
-    (naive * upstream).sum().backward()
-    for logp, entropy, grad, head_grads in results:
-        torch.testing.assert_close(logp, naive.detach(), atol=1e-5, rtol=1e-5)
-        torch.testing.assert_close(entropy, torch.distributions.Categorical(logits=distribution.detach()).entropy(), atol=1e-5, rtol=1e-5)
-        torch.testing.assert_close(grad, hidden.grad, atol=1e-5, rtol=1e-5)
-        for found, wanted in zip(head_grads, head.parameters(), strict=True):
-            assert (found is not None) is trains_head
-            torch.testing.assert_close(found, wanted.grad, atol=1e-4, rtol=1e-5)
 
 
 @pytest.mark.parametrize("total", [1, 2, 9, 10, 500])

@@ -18,10 +18,11 @@ from core_hpc.phases.shared_rescues import rescues, rows_of
 from core_hpc.prompts import PromptBuilder
 from core_hpc.schema import COLD, RESCUE
 from core_hpc.sweep import load_sweep
-from core_hpc.training.batching import Row, collate, plan_steps
+from core_hpc.training.batching import Row, plan_steps
 from core_hpc.training.checkpoint import rows_digest
 from core_hpc.training.losses import StepSize, TokenBatch, importance_weights, objective
 from core_hpc.training.metrics import StepTotals
+from core_hpc.training.micro_batch import collate
 
 KEY = {"run_id": "r", "iteration": 1}
 TOKENIZER = byte_tokenizer(template="{% for m in messages %}<s>{{ m.content }}</s>{% endfor %}")
@@ -93,8 +94,8 @@ SHARED = Row(("p", 1), "p", [5, 6, 7], [9, 4, 3], None, 2.0, 0.2, rescue=True)
 @pytest.mark.parametrize("kind", ["token_truncate", "sequence_mask", "geometric_truncate", "none"])
 def test_a_shared_completion_has_no_importance_correction_and_changes_no_other(kind: Any) -> None:
     settings = ImportanceSection(kind=kind)
-    (plan,) = plan_steps([SAMPLED, SHARED], problems_per_step=1, seed=0, num_ranks=1, max_tokens=100, max_shared_length=100)
-    batch = collate([SAMPLED, SHARED], plan.micro_batches[0][0], dtype=torch.float32)
+    (plan,) = plan_steps([SAMPLED, SHARED], problems_per_step=1, seed=0, num_ranks=1, max_tokens=100, layout="tree")
+    batch = collate([SAMPLED, SHARED], plan.micro_batches[0][0].rows, "tree")
     old = torch.tensor([-0.6, -0.9, -2.0, -3.0, -1.0])
     weights = importance_weights(old, batch.behaviour_M, batch.row_M, batch.lengths_N, settings)
     alone = importance_weights(old[:2], torch.tensor([-0.5, -0.7]), torch.tensor([0, 0]), torch.tensor([2]), settings)
@@ -105,8 +106,8 @@ def test_its_gradient_is_that_of_its_likelihood() -> None:
     """Before the first step, the loss of GRPO has the slope -A w / (completions x tokens) at each of its tokens."""
     settings = UpdateSection(loss="grpo", kl_weight=0.0)
     rows = [SAMPLED, SHARED]
-    (plan,) = plan_steps(rows, problems_per_step=1, seed=0, num_ranks=1, max_tokens=100, max_shared_length=100, with_kl=False)
-    batch = collate(rows, plan.micro_batches[0][0], dtype=torch.float32)
+    (plan,) = plan_steps(rows, problems_per_step=1, seed=0, num_ranks=1, max_tokens=100, layout="tree", with_kl=False)
+    batch = collate(rows, plan.micro_batches[0][0].rows, "tree")
     current = torch.tensor([-0.5, -0.7, -2.0, -3.0, -1.0], requires_grad=True)
     tokens = TokenBatch(
         old_M=current.detach(), reference_M=None, row_M=batch.row_M, lengths_N=batch.lengths_N, advantage_N=batch.advantage_N,

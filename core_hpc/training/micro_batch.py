@@ -1,0 +1,100 @@
+"""The tensors of one forward pass.
+
+In: rows of a micro-batch in the order of its plan. Out: ids and positions of the tokens to compute, how attention goes (a tree's
+segments, or a mask of padding), and where the predictions of every completion token are found. What two completions have in common
+is predicted once, too. This module runs no model.
+
+Shapes: B sequences of L tokens (a tree is one sequence), N completions, M completion tokens of all of them, U distinct predictions.
+"""
+
+# Tensor names end in their shape.
+# ruff: noqa: N806, N815
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from core_hpc.training.batching import Layout, Row
+from core_hpc.training.prefix_tree import Segments, build_tree
+
+
+@dataclass(frozen=True)
+class MicroBatch:
+    """`source_U` indexes the flat [B * L] hidden states which predict `targets_U`; `distinct_M` says which prediction a token is."""
+
+    input_ids_BL: Tensor
+    position_ids_BL: Tensor
+    attention_mask_BL: Tensor | None
+    segments: Segments | None
+    source_U: Tensor
+    targets_U: Tensor
+    distinct_M: Tensor
+    row_M: Tensor
+    behaviour_M: Tensor
+    """NaN where there are none."""
+    lengths_N: Tensor
+    advantage_N: Tensor
+    weight_N: Tensor
+    rescue_N: Tensor
+    rows: tuple[int, ...]
+
+    def to(self, device: torch.device) -> MicroBatch:
+        moved: dict[str, Any] = {k: v.to(device) for k, v in vars(self).items() if isinstance(v, Tensor | Segments)}
+        return replace(self, **moved)
+
+
+def collate(rows: Sequence[Row], members: Sequence[int], layout: Layout) -> MicroBatch:
+    """The micro-batch of the rows `members`; for a tree they are in lexicographic order of their inputs."""
+    inputs = [rows[i].inputs for i in members]
+    if layout == "tree":
+        tree = build_tree(inputs)
+        ids_BL, positions_BL, mask_BL, segments = tree.token_ids_T[None], tree.depth_T[None], None, tree.segments
+        places = tree.places
+    else:
+        ids_BL, positions_BL, mask_BL = _padded(inputs)
+        segments = None
+        places = [torch.arange(b * ids_BL.shape[1], b * ids_BL.shape[1] + len(ids)) for b, ids in enumerate(inputs)]
+    # The last token of a prompt predicts the first one of its completion.
+    source_M = torch.cat([place[len(rows[i].prompt_token_ids) - 1 :] for place, i in zip(places, members, strict=True)])
+    targets_M = torch.cat([torch.as_tensor(rows[i].completion_token_ids) for i in members])
+    base = int(targets_M.max()) + 1
+    pairs_U, distinct_M = (source_M * base + targets_M).unique(return_inverse=True)
+    lengths_N = torch.tensor([len(rows[i].completion_token_ids) for i in members])
+    return MicroBatch(
+        input_ids_BL=ids_BL,
+        position_ids_BL=positions_BL,
+        attention_mask_BL=mask_BL,
+        segments=segments,
+        source_U=pairs_U // base,
+        targets_U=pairs_U % base,
+        distinct_M=distinct_M,
+        row_M=torch.repeat_interleave(torch.arange(len(members)), lengths_N),
+        behaviour_M=torch.cat([_behaviour(rows[i]) for i in members]),
+        lengths_N=lengths_N,
+        advantage_N=torch.tensor([rows[i].advantage for i in members], dtype=torch.float32),
+        weight_N=torch.tensor([rows[i].weight for i in members], dtype=torch.float32),
+        rescue_N=torch.tensor([rows[i].rescue for i in members]),
+        rows=tuple(members),
+    )
+
+
+def _padded(inputs: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor, Tensor]:
+    """Ids, positions and mask, padded on the right."""
+    size = len(inputs), max(map(len, inputs))
+    ids_BL = torch.zeros(size, dtype=torch.long)
+    mask_BL = torch.zeros(size, dtype=torch.long)
+    for b, ids in enumerate(inputs):
+        ids_BL[b, : len(ids)] = torch.as_tensor(ids)
+        mask_BL[b, : len(ids)] = 1
+    return ids_BL, torch.arange(size[1]) * mask_BL, mask_BL
+
+
+def _behaviour(row: Row) -> Tensor:
+    if row.behaviour_logprobs is None:
+        return torch.full((len(row.completion_token_ids),), torch.nan)
+    return torch.as_tensor(row.behaviour_logprobs, dtype=torch.float32)
