@@ -37,7 +37,7 @@ ITEMS = {
     "import": "the first task of a process imports libraries",
     "prepare": "prompts, tokenizer, adapter; the first task of a process imports the tokenizer's library here",
     "load": "engine or trainer: weights; next to 0 where it is warm",
-    "compile": "engine: code is compiled for the device (GPU); next to 0 where the compiler's cache has it",
+    "compile": "engine or trainer: code is compiled for the device (GPU); next to 0 where the compiler's cache has it",
     "read": "published inputs are read and checked",
     "verify": "answers are extracted and verified",
     "score": "rewards and advantages, with embeddings",

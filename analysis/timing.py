@@ -146,8 +146,9 @@ def _laps(stats: Mapping[str, Any]) -> Iterable[tuple[str, float]]:
             yield TRAIN, float(seconds)
         else:
             passes, train, save = stats.get("old_s", 0.0) + stats.get("reference_s", 0.0), stats["train_s"], stats.get("save_s", 0.0)
-            yield "prepare", max(0.0, float(seconds) - passes - train - save)
-            yield from ((LOG_PROBS, passes), (TRAIN, train), ("save", save))
+            compiled = stats.get("compile_s", 0.0)
+            yield "prepare", max(0.0, float(seconds) - compiled - passes - train - save)
+            yield from (("compile", compiled), (LOG_PROBS, passes), (TRAIN, train), ("save", save))
 
 
 def with_submissions(tasks: Sequence[TaskTime], folder: Path) -> list[TaskTime]:

@@ -98,8 +98,16 @@ class UpdateSection(Section):
     schedule: Literal["cosine", "constant"] = "cosine"
     max_grad_norm: float = Field(1.0, gt=0)
     importance: ImportanceSection = ImportanceSection()
-    gradient_checkpointing: bool = operational(False)
-    micro_batch_tokens: PositiveInt = operational(4096, description="padded tokens of one forward pass at most")
+    gradient_checkpointing: bool | None = operational(
+        None, description="compute activations again in the backward pass: of all layers, or of none; default: of as many as the memory "
+        "of the GPU demands (of none on a CPU)",
+    )  # fmt: skip
+    compile: bool | None = operational(
+        None, description="compile the model's layers, on a GPU: faster after half a minute; default: yes, where a compiler is found"
+    )
+    micro_batch_tokens: PositiveInt = operational(
+        4096, description="tokens of one forward pass at most, what completions begin with alike counted once"
+    )
     checkpoint_min: float = operational(15, ge=0, description="minutes between checkpoints of a running update; 0: only when told to stop")
 
     @field_validator("loss")

@@ -42,13 +42,13 @@ def step_order(rows: list[dict[str, Any]], seed: int) -> list[list[str]]:
     return [problems[i : i + 2] for i in range(0, len(problems), 2)]
 
 
-def launch(folder: Path, name: str, num_ranks: int, *checks: str) -> list[dict[str, Any]]:
-    """Run the ranks to their end; what each of them saw."""
+def launch(folder: Path, name: str, num_ranks: int, *checks: str, gpus: str = "") -> list[dict[str, Any]]:
+    """Run the ranks to their end; what each of them saw. `gpus`: CUDA_VISIBLE_DEVICES, none by default."""
     with socket.socket() as s:
         s.bind(("127.0.0.1", 0))
         port = s.getsockname()[1]
     environment = {**os.environ, "WORLD_SIZE": str(num_ranks), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port),
-                   "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", "PYTHONPATH": str(Path(__file__).parents[1])}  # fmt: skip
+                   "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": gpus, "PYTHONPATH": str(Path(__file__).parents[1])}  # fmt: skip
     command = [sys.executable, str(SCRIPT), str(folder), name, *checks]
     logs = [folder / f"{name}.{rank}.log" for rank in range(num_ranks)]
     ranks = []
@@ -138,3 +138,23 @@ def plain_updates(
             done += 1
             metrics.append({"loss": total, "grad_norm": norm.item(), "learning_rate": 3e-3 * share})
         yield metrics
+
+
+def plain_adapters(folder: Path, order: list[list[str]]) -> list[tuple[dict[str, torch.Tensor], list[dict[str, float]]]]:
+    """Adapters after both tasks, with the metrics of their steps, without DeepSpeed, micro-batches or any code of core_hpc."""
+    import peft
+    import transformers
+
+    base = transformers.AutoModelForCausalLM.from_pretrained(folder / "model")
+    names = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
+    torch.manual_seed(11)
+    model = peft.get_peft_model(base, peft.LoraConfig(r=4, lora_alpha=8, target_modules=names, task_type="CAUSAL_LM")).eval()
+
+    def reference(row: dict[str, Any]) -> torch.Tensor:
+        with model.disable_adapter():
+            return log_probs(model, row)
+
+    results = []
+    for metrics in plain_updates(model, reference, order):
+        results.append(({n.replace(".default", ""): p.detach().clone() for n, p in model.named_parameters() if p.requires_grad}, metrics))
+    return results

@@ -101,8 +101,8 @@ def _trainer(context: TaskContext) -> Trainer:
     settings = context.run.config.update
     options: dict[str, Any] = {
         "dtype": model.dtype, "four_bit": model.tuning == "qlora", "with_reference": model.tuning == "full" and settings.kl_weight > 0,
-        "gradient_checkpointing": settings.gradient_checkpointing, "trust_remote_code": model.trust_remote_code,
-        "allow_pickle": model.allow_pickle,
+        "gradient_checkpointing": settings.gradient_checkpointing, "compile_layers": settings.compile,
+        "trust_remote_code": model.trust_remote_code, "allow_pickle": model.allow_pickle,
     }  # fmt: skip
     make = partial(Trainer, folder, model.lora, model_name=model.model, **options)
     return context.warm.trainer((folder, model.lora, options), make)

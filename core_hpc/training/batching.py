@@ -53,6 +53,8 @@ class MicroBatchPlan:
     num_tokens: int
     num_padded_tokens: int
     """With the padding."""
+    num_keys: int
+    """Tokens of all rows: what a tree's attention has copies of."""
 
 
 @dataclass(frozen=True)
@@ -146,9 +148,10 @@ class _Line:
         return _Line(self.layout, self.indices[start:end], self.lengths[start:end], self.common[start:end])
 
     def micro_batch(self, start: int, end: int) -> MicroBatchPlan:
-        num_tokens = sum(self.lengths[start:end]) - sum(self.common[start + 1 : end])
+        num_keys = sum(self.lengths[start:end])
+        num_tokens = num_keys - sum(self.common[start + 1 : end])
         padded = num_tokens if self.layout == "tree" else (end - start) * self.lengths[end - 1]
-        return MicroBatchPlan(tuple(self.indices[start:end]), num_tokens, padded)
+        return MicroBatchPlan(tuple(self.indices[start:end]), num_tokens, padded, num_keys)
 
 
 def _line(rows: Sequence[Row], indices: Sequence[int], layout: Layout) -> _Line:

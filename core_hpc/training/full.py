@@ -33,13 +33,14 @@ class FullPolicy(Policy):
     trains_head = True
 
     def __init__(
-        self, load: Callable[[], nn.Module], folder: Path, *, with_reference: bool, gradient_checkpointing: bool = False
+        self, load: Callable[[], nn.Module], folder: Path, *, with_reference: bool, gradient_checkpointing: bool | None = None
     ) -> None:
         """`load` gives the frozen base weights of `folder`; without reference, `log_probs` can only use the current weights."""
         super().__init__(load(), gradient_checkpointing=gradient_checkpointing)
         self._load = load
         self._folder = folder
         self._reference = load() if with_reference else None
+        self._references = (False, True) if with_reference else (False,)
         if self._reference is not None and self.layout == "tree":
             self._reference.set_attn_implementation(TREE_ATTENTION)
         self._weights: dict[str, nn.Parameter] = dict(self.base.named_parameters())
@@ -53,6 +54,9 @@ class FullPolicy(Policy):
         self._masters = {name: nn.Parameter(source[name].detach().to(torch.float32, copy=True)) for name in self._weights}
         self.synchronise()
         return self._masters
+
+    def _models(self) -> list[nn.Module]:
+        return [self.base] if self._reference is None else [self.base, self._reference]
 
     @torch.no_grad()
     def synchronise(self) -> None:

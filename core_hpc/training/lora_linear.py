@@ -28,7 +28,7 @@ class _LoraProduct(torch.autograd.Function):
     def forward(ctx: Any, x: Tensor, weight_OI: Tensor, bias_O: Tensor | None, a_RI: Tensor, b_OR: Tensor, scale: float) -> Tensor:
         x_NI, a_RI, b_OR = x.reshape(-1, x.shape[-1]), a_RI.to(x.dtype), b_OR.to(x.dtype)
         down_NR = x_NI @ a_RI.T
-        y_NO = F.linear(x_NI, weight_OI, bias_O).addmm_(down_NR, b_OR.T, alpha=scale)
+        y_NO = torch.add(F.linear(x_NI, weight_OI, bias_O), down_NR @ b_OR.T, alpha=scale)
         ctx.save_for_backward(x_NI, weight_OI, a_RI, b_OR, down_NR)
         ctx.scale, ctx.shape = scale, x.shape
         return y_NO.view(*x.shape[:-1], -1)
@@ -42,7 +42,7 @@ class _LoraProduct(torch.autograd.Function):
         grad_b_OR = _product(grad_NO.T, down_NR).mul_(ctx.scale)
         grad_x = None
         if ctx.needs_input_grad[0]:
-            grad_x = (grad_NO @ weight_OI).addmm_(up_NR, a_RI, alpha=ctx.scale).view(ctx.shape)
+            grad_x = torch.add(grad_NO @ weight_OI, up_NR @ a_RI, alpha=ctx.scale).view(ctx.shape)
         return grad_x, None, None, grad_a_RI, grad_b_OR, None
 
 

@@ -31,6 +31,15 @@ from core_hpc.config import LoraSection
 from core_hpc.errors import InputError
 from core_hpc.quantisation import four_bit_options, require_four_bit
 from core_hpc.training.batching import Layout, Row
+from core_hpc.training.device import (
+    ActivationSize,
+    GpuMemoryError,
+    compile_layers,
+    free_memory,
+    is_close,
+    layers_of,
+    layers_to_checkpoint,
+)
 from core_hpc.training.lora_linear import LoraLinear
 from core_hpc.training.micro_batch import MicroBatch, collate
 from core_hpc.training.prefix_tree import TREE_ATTENTION
@@ -38,6 +47,8 @@ from core_hpc.training.state_io import write_adapter
 from core_hpc.training.token_log_probs import token_log_probs
 
 Dtype = Literal["auto", "float32", "bfloat16"]
+MEASURED_TOKENS = 1024
+"""Of the forward pass that tells how much memory activations take."""
 
 
 def load_base_model(
@@ -72,23 +83,41 @@ class Policy(ABC):
 
     trains_head = False
     """Whether the output embeddings are trained."""
+    _references: tuple[bool, ...] = (False, True)
+    """Values of `reference` that `log_probs` can be called with."""
 
-    def __init__(self, base: nn.Module, *, gradient_checkpointing: bool = False) -> None:
+    def __init__(self, base: nn.Module, *, gradient_checkpointing: bool | None = None) -> None:
+        """`gradient_checkpointing`: of all layers, or none; None: of as many as memory demands, on a GPU."""
         self.base = base.eval()
         self.device = next(base.parameters()).device
         self.dtype = next(base.parameters()).dtype
         text_config = base.config.get_text_config()
         self.vocabulary: int = text_config.vocab_size
         self._softcap: float | None = getattr(text_config, "final_logit_softcapping", None)
-        if gradient_checkpointing:
+        self._layers = layers_of(base)
+        self._checkpoints = gradient_checkpointing
+        if gradient_checkpointing or (gradient_checkpointing is None and self._on_gpu and base.supports_gradient_checkpointing):
             base.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
-            # Checkpointing asks `training` of its own layers. Everything else stays in eval mode, so that old and
-            # current log-probabilities never differ by a dropout that some base model has.
-            for module in base.modules():
-                if isinstance(module, GradientCheckpointingLayer):
-                    module.training = True
+            base.disable_input_require_grads()
+        self.checkpoint(len(self._layers) if gradient_checkpointing else 0)
+        self._activations: ActivationSize | None = None
+        self.is_compiled = self._tried_to_compile = False
         self.skips_logits = self._probe_head()
         self.layout: Layout = self._probe_layout()
+
+    @property
+    def _on_gpu(self) -> bool:
+        return self.device.type == "cuda"
+
+    def checkpoint(self, num_layers: int) -> None:
+        """Have the first layers compute their activations again in the backward pass.
+
+        Checkpointing asks `training` of its own layers. Everything else stays in eval mode, so that old and current
+        log-probabilities never differ by a dropout that some base model has.
+        """
+        self.num_checkpointed = num_layers
+        for n, layer in enumerate(self._layers):
+            layer.training = n < num_layers
 
     @abstractmethod
     def start(self, *, seed: int, from_base: bool) -> dict[str, nn.Parameter]:
@@ -116,9 +145,79 @@ class Policy(ABC):
             head = partial(self._head, model) if self.skips_logits else torch.clone
             logp_U, entropy_U = token_log_probs(
                 outputs.flatten(0, 1)[batch.source_U], batch.targets_U, head, temperature=temperature, vocabulary=self.vocabulary,
-                trains_head=self.trains_head,
+                trains_head=self.trains_head, compiled=self.is_compiled,
             )  # fmt: skip
             return logp_U[batch.distinct_M], entropy_U[batch.distinct_M]
+
+    def compile(self) -> None:
+        """Compile the layers, once, on a GPU; after `start`. Where that fails they compute as they did, and it is said why."""
+        if self._tried_to_compile or not self._on_gpu or self.layout != "tree":
+            return
+        self._tried_to_compile = True
+        # Else the first layer, whose input would need no gradient, is another one to the compiler.
+        self.base.get_input_embeddings().register_forward_hook(_need_gradient)
+        why = compile_layers([layer for model in self._models() for layer in layers_of(model)], self._all_ways)
+        self.is_compiled = why is None
+        if why is not None:
+            print(f"update: {type(self.base).__name__} is not compiled: {why}", flush=True)
+
+    def _models(self) -> list[nn.Module]:
+        """Those that compute log-probabilities."""
+        return [self.base]
+
+    def _all_ways(self, compiled: bool) -> tuple[Tensor, Tensor]:
+        """Log-probabilities and gradients of the probe's rows, with gradients (checkpointed and not), without, and of the reference."""
+        self.is_compiled = compiled
+        batch, values, grads, kept = self._probe_batch("tree"), list[Tensor](), list[Tensor](), self.num_checkpointed
+        # A few are enough to compare, and of all weights of a model (tuning: full) there would be no room for the gradients.
+        trained = sorted((p for p in self.base.parameters() if p.requires_grad), key=Tensor.numel)[:64]
+        for count in {0, len(self._layers)} if self._checkpoints is None else {kept}:
+            self.checkpoint(count)
+            logp_M, _ = self.log_probs(batch, temperature=1.0)
+            values.append(logp_M.detach())
+            grads += [g.flatten() for g in torch.autograd.grad(logp_M.sum(), trained, allow_unused=True) if g is not None]
+        self.checkpoint(kept)
+        with torch.no_grad():
+            values += [self.log_probs(batch, temperature=1.0, reference=reference)[0] for reference in self._references]
+        return torch.cat(values).to(self.dtype), torch.cat(grads).to(self.dtype)
+
+    def fit(self, num_tokens: int, num_keys: int) -> None:
+        """Checkpoint as many layers as the memory of the GPU demands for the largest micro-batch, where the user leaves it open.
+
+        GpuMemoryError, with what to do, when it will not fit even so.
+        """
+        if self._checkpoints is not None or not self._on_gpu or not self.base.supports_gradient_checkpointing:
+            return
+        if self._activations is None:
+            self._activations = self._measure_activations()
+        free = free_memory(self.device)
+        count = layers_to_checkpoint(
+            self._activations, num_layers=len(self._layers), num_tokens=num_tokens, num_keys=num_keys, free=free
+        )
+        if count is None:
+            raise GpuMemoryError(
+                f"update: a micro-batch of {num_tokens} tokens does not fit into the {free / 2**30:.1f} GiB that are free on the GPU, even "
+                "with all activations computed again; lower update.micro_batch_tokens, or leave the update more of the GPU"
+            )
+        self.checkpoint(count)
+
+    def _measure_activations(self) -> ActivationSize:
+        """By a forward pass of a few tokens."""
+        kept = self.num_checkpointed
+        self.checkpoint(0)
+        ids = [(7 * i + 3) % self.vocabulary for i in range(MEASURED_TOKENS + 1)]
+        batch = collate([Row((), "probe", ids[:1], ids[1:], None, 0.0, 1.0)], [0], self.layout).to(self.device)
+        before = torch.cuda.memory_allocated(self.device)
+        with self._model(reference=False) as model:
+            hidden = self._hidden(model, batch) if self.skips_logits else self._logits(model, batch)
+        per_token = (torch.cuda.memory_allocated(self.device) - before) / MEASURED_TOKENS
+        del hidden
+        self.checkpoint(kept)
+        config = self.base.config.get_text_config()
+        size = torch.finfo(self.dtype).bits // 8
+        head = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+        key = 2 * (getattr(config, "num_key_value_heads", None) or config.num_attention_heads) * head * size * len(self._layers)
+        return ActivationSize(per_token, config.hidden_size * size, key)
 
     def _inputs(self, batch: MicroBatch) -> dict[str, Any]:
         inputs = {"input_ids": batch.input_ids_BL, "position_ids": batch.position_ids_BL, "attention_mask": batch.attention_mask_BL}
@@ -153,7 +252,7 @@ class Policy(ABC):
         if self.base.base_model is self.base or self.base.get_output_embeddings() is None:
             return False
         batch = self._probe_batch("padded")
-        return self._close(self._head(self.base, self._hidden(self.base, batch)), self._logits(self.base, batch))
+        return is_close(self._head(self.base, self._hidden(self.base, batch)), self._logits(self.base, batch))
 
     @torch.no_grad()
     def _probe_layout(self) -> Layout:
@@ -161,7 +260,7 @@ class Policy(ABC):
         wanted = self._probe_logits(self._probe_batch("padded"))
         before = self.base.config._attn_implementation
         found = self._tree_logits()
-        if isinstance(found, Tensor) and self._close(found, wanted):
+        if isinstance(found, Tensor) and is_close(found, wanted):
             return "tree"
         self.base.set_attn_implementation(before)
         why = found if isinstance(found, str) else "its results differ"
@@ -188,15 +287,11 @@ class Policy(ABC):
             return "its attention does not say how far it sees"
         return found
 
-    def _close(self, left: Tensor, right: Tensor) -> bool:
-        tolerance = 1e-3 if self.dtype == torch.float32 else 5e-2
-        return bool((left - right).float().norm() <= tolerance * right.float().norm())
-
 
 class LoraPolicy(Policy):
     """An adapter on frozen base weights, be they of 16, 32 or 4 bits; `start` replaces it by a fresh one."""
 
-    def __init__(self, base: nn.Module, lora: LoraSection, *, name: str, gradient_checkpointing: bool = False) -> None:
+    def __init__(self, base: nn.Module, lora: LoraSection, *, name: str, gradient_checkpointing: bool | None = None) -> None:
         """`name` is the model reference that published adapters carry."""
         super().__init__(base, gradient_checkpointing=gradient_checkpointing)
         self.lora = lora
@@ -218,6 +313,7 @@ class LoraPolicy(Policy):
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             self.peft = get_peft_model(self.base, self._config, autocast_adapter_dtype=True)
+        self.base.disable_input_require_grads()  # PEFT wants them for a kind of checkpointing that is not used here
         # PEFT puts this machine's folder here, which means nothing elsewhere.
         self._config.base_model_name_or_path = self.name
         for module in self.peft.modules():
@@ -237,6 +333,11 @@ class LoraPolicy(Policy):
     def _model(self, *, reference: bool) -> Iterator[Any]:
         with self.peft.disable_adapter() if reference else nullcontext():
             yield self.base
+
+
+def _need_gradient(module: nn.Module, inputs: Any, output: Tensor) -> None:
+    if torch.is_grad_enabled():
+        output.requires_grad_(True)
 
 
 def _slides(config: Any) -> bool:

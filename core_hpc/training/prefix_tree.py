@@ -41,8 +41,8 @@ class Segments:
 
     num_queries: tuple[int, ...]
     num_keys: tuple[int, ...]
-    key_index_K: Tensor | None
-    """Token of each key; None where sequences share nothing, so that the keys are the tokens."""
+    key_index_K: Tensor
+    """Token of each key."""
     query_starts: Tensor
     """[S + 1], int32."""
     key_starts: Tensor
@@ -56,8 +56,8 @@ class Segments:
     """Where there is a set, layers note the sliding window that they ask for."""
 
     def to(self, device: torch.device) -> Segments:
-        keys = None if self.key_index_K is None else self.key_index_K.to(device)
-        return replace(self, key_index_K=keys, query_starts=self.query_starts.to(device), key_starts=self.key_starts.to(device), masks={})
+        tensors = {name: getattr(self, name).to(device) for name in ("key_index_K", "query_starts", "key_starts")}
+        return replace(self, **tensors, masks={})
 
 
 @dataclass(frozen=True)
@@ -100,7 +100,7 @@ def build_tree(sequences: Sequence[Sequence[int]]) -> Tree:
             num_keys.append(len(ids))
             keys.append(place)
     segments = Segments(
-        num_queries=tuple(num_queries), num_keys=tuple(num_keys), key_index_K=None if num_keys == num_queries else torch.cat(keys),
+        num_queries=tuple(num_queries), num_keys=tuple(num_keys), key_index_K=torch.cat(keys),
         query_starts=_starts(num_queries), key_starts=_starts(num_keys), most_queries=_power_of_two(max(num_queries)),
         most_keys=_power_of_two(max(num_keys)),
     )  # fmt: skip
@@ -146,12 +146,11 @@ def tree_attention(
     if segments.windows is not None:
         segments.windows.add(sliding_window)
     query_QHD, key_THD, value_THD = (x[0].transpose(0, 1) for x in (query, key, value))
-    if segments.key_index_K is not None:
-        key_THD, value_THD = (_Gather.apply(x, segments.key_index_K) for x in (key_THD, value_THD))
+    key_KHD, value_KHD = (_Gather.apply(x, segments.key_index_K) for x in (key_THD, value_THD))
     head = query.shape[-1]
     flash = query.is_cuda and query.dtype in _FLASH_DTYPES and head <= _FLASH_HEAD and head % 8 == 0
     attend = _flash if flash else _one_by_one
-    return attend(query_QHD, key_THD, value_THD, segments, scaling, sliding_window)[None], None
+    return attend(query_QHD, key_KHD, value_KHD, segments, scaling, sliding_window)[None], None
 
 
 def _flash(query_QHD: Tensor, key_KHD: Tensor, value_KHD: Tensor, segments: Segments, scale: float | None, window: int | None) -> Tensor:

@@ -15,6 +15,7 @@ class UpdateTimings:
     """Seconds are those of this rank; tokens are of all ranks, one pass over the rows of the steps that were done here."""
 
     prepare_s: float = 0.0
+    compile_s: float = 0.0
     old_s: float = 0.0
     reference_s: float = 0.0
     train_s: float = 0.0
@@ -25,6 +26,9 @@ class UpdateTimings:
     num_unshared_tokens: int = 0
     """What num_tokens would be if no prompt were shared."""
     peak_rss_mb: float = 0.0
+    peak_gpu_mb: float = 0.0
+    num_checkpointed: int = 0
+    """Layers that computed their activations again."""
 
     @contextmanager
     def clock(self, name: str) -> Iterator[None]:

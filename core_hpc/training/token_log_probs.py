@@ -37,12 +37,12 @@ class _TokenLogProbs(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, hidden_MH: Tensor, targets_M: Tensor, head: Head, inverse_temperature: float, chunk: int
+        ctx: Any, hidden_MH: Tensor, targets_M: Tensor, head: Head, inverse_temperature: float, chunk: int, compiled: bool
     ) -> tuple[Tensor, Tensor]:
         logp_M = torch.empty(len(targets_M), dtype=torch.float32, device=hidden_MH.device)
         entropy_M = torch.empty_like(logp_M)
         slope_MH = torch.empty_like(hidden_MH)
-        terms = _compiled_terms() if hidden_MH.is_cuda else _terms
+        terms = _compiled_terms() if compiled else _terms
         for part in _parts(len(targets_M), chunk):
             hidden_CH = hidden_MH[part].detach().requires_grad_()
             with torch.enable_grad():
@@ -56,7 +56,7 @@ class _TokenLogProbs(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         (slope_MH,) = ctx.saved_tensors
-        return (slope_MH * grads[0][:, None]).to(slope_MH.dtype), None, None, None, None
+        return (slope_MH * grads[0][:, None]).to(slope_MH.dtype), None, None, None, None, None
 
 
 def _terms(logits_CV: Tensor, targets_C: Tensor, inverse_temperature: float) -> tuple[Tensor, Tensor, Tensor]:
@@ -85,13 +85,15 @@ def _chunk(hidden_CH: Tensor, targets_C: Tensor, head: Head, inverse_temperature
 
 
 def token_log_probs(
-    hidden_MH: Tensor, targets_M: Tensor, head: Head, *, temperature: float, vocabulary: int, trains_head: bool = False
-) -> tuple[Tensor, Tensor]:
+    hidden_MH: Tensor, targets_M: Tensor, head: Head, *, temperature: float, vocabulary: int, trains_head: bool = False,
+    compiled: bool = False,
+) -> tuple[Tensor, Tensor]:  # fmt: skip
     """Float32 log-probability of each target and entropy (nats) of its distribution at the sampling temperature.
 
     Temperature 0 (greedy) stands for 1, as no distribution belongs to it. With `trains_head` the head's parameters get gradients,
     and the logits of a chunk are computed again in the backward pass, as what a token's gradient is multiplied by is known only
-    then. The entropy carries no gradient; it is NaN where no gradient is asked for, as only optimizer steps report it.
+    then. The entropy carries no gradient; it is NaN where no gradient is asked for, as only optimizer steps report it. `compiled`:
+    what follows the head is one kernel.
     """
     inverse = 1.0 / temperature if temperature > 0 else 1.0
     chunk = max(1, MAX_LOGITS[hidden_MH.device.type] // vocabulary)
@@ -103,7 +105,7 @@ def token_log_probs(
         again = {"use_reentrant": False, "preserve_rng_state": False}
         chunks = [checkpoint(_chunk, hidden_MH[p], targets_M[p], head, inverse, **again) for p in _parts(len(targets_M), chunk)]
         return torch.cat([logp_C for logp_C, _ in chunks]), torch.cat([entropy_C for _, entropy_C in chunks])
-    logp_M, entropy_M = _TokenLogProbs.apply(hidden_MH, targets_M, head, inverse, chunk)
+    logp_M, entropy_M = _TokenLogProbs.apply(hidden_MH, targets_M, head, inverse, chunk, compiled)
     return logp_M, entropy_M
 
 

@@ -102,7 +102,8 @@ class Trainer:
 
     def __init__(
         self, model_folder: Path, lora: LoraSection | None, *, model_name: str, dtype: Dtype = "auto", four_bit: bool = False,
-        with_reference: bool = True, gradient_checkpointing: bool = False, trust_remote_code: bool = False, allow_pickle: bool = False,
+        with_reference: bool = True, gradient_checkpointing: bool | None = None, compile_layers: bool | None = None,
+        trust_remote_code: bool = False, allow_pickle: bool = False,
     ) -> None:  # fmt: skip
         """Join the process group and load the base model.
 
@@ -111,7 +112,10 @@ class Trainer:
             model_name: the reference written into adapters.
             four_bit: base weights of 4 bits under the adapter.
             with_reference: some task has a KL term. An adapter can be disabled for it; else the base weights are kept beside.
+            gradient_checkpointing: of all layers or none; None: of as many as memory demands, on a GPU.
+            compile_layers: None: as True. It has an effect on a GPU.
         """
+        self.compile_layers = compile_layers is not False
         self.device = start_process_group()
         self.rank, self.num_ranks = rank_and_size()
         self.lora = lora
@@ -144,9 +148,14 @@ class Trainer:
             StoppedError: told to stop; raised on every rank once the position is stored.
         """
         timings = UpdateTimings()
+        if self.device.type == "cuda":
+            torch.cuda.reset_peak_memory_stats(self.device)
         with timings.clock("prepare_s"):
             plans = self._plan(spec, timings)
             parameters, state = self._reset(spec)
+        with timings.clock("compile_s"):
+            if self.compile_layers:
+                self.policy.compile()
         first_step = state.steps_done if state else 0
         old, reference = self._measure_before(spec, plans, timings)
         with timings.clock("prepare_s"):
@@ -156,6 +165,8 @@ class Trainer:
             zero = Zero2(parameters, spec.settings, state)
         try:
             task = _Task(spec, plans, zero, first_step, old, reference, spec.resume.steps.to_dicts() if spec.resume else [])
+            with timings.clock("prepare_s"):
+                self._fit(plans)
             with timings.clock("train_s"):
                 self._train(task)
             steps_done = first_step + len(plans)
@@ -164,6 +175,9 @@ class Trainer:
         finally:
             zero.close()
         timings.peak_rss_mb = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+        timings.num_checkpointed = self.policy.num_checkpointed
+        if self.device.type == "cuda":
+            timings.peak_gpu_mb = torch.cuda.max_memory_allocated(self.device) / 2**20
         return UpdateResult(pl.DataFrame(task.records, schema=STEP_COLUMNS), steps_done, self.num_ranks, timings)
 
     def _plan(self, spec: UpdateTask, timings: UpdateTimings) -> list[StepPlan]:
@@ -220,6 +234,12 @@ class Trainer:
         """This rank's micro-batches of a step."""
         for planned in plan.micro_batches[self.rank]:
             yield collate(spec.rows, planned.rows, self.policy.layout).to(self.device)
+
+    def _fit(self, plans: Sequence[StepPlan]) -> None:
+        """Let the policy make room for the largest micro-batches."""
+        mine = [batch for plan in plans for batch in plan.micro_batches[self.rank]]
+        if mine:
+            self.policy.fit(max(batch.num_padded_tokens for batch in mine), max(batch.num_keys for batch in mine))
 
     def _train(self, task: _Task) -> None:
         """The steps that are left; between two of them the task may be told to stop, or save its position."""

@@ -3,15 +3,17 @@
     PYTHONPATH=tests python -m benchmarks.gpu_update --out /tmp/gpu_update.json [--device cpu --size tiny]
 
 Random weights of the shapes of Qwen2.5-0.5B and Qwen3-4B in bfloat16, LoRA of rank 16 on all seven projections, grpo. For each length
-(512 to 4,096 tokens, of which the prompt is an eighth; completions of a problem share it in the data, and are computed apart
-where they are longer than it) one optimizer step over 64k tokens by `Trainer.update`, after a small one; the median of three. The
-roofline is 6 x parameters x tokens at the measured rate of a large product in the same precision; with frozen base weights
-4 x parameters are needed, so a share of it above 1 is possible. On a machine without GPU it says so and measures nothing, unless it
-is told to use the CPU.
+(512 to 4,096 tokens, of which the prompt is an eighth, which the four completions of a problem share) one optimizer step over some
+32k tokens by `Trainer.update`, in micro-batches of 16k, after a small one that compiles; the median of three. At one length also
+without compiling. Tokens are those that are computed: a shared prompt counts once. The roofline is 6 x parameters x tokens at the
+measured rate of a large product in the same precision; with frozen base weights 4 x parameters are needed where no activations are
+computed again, so a share of it above 1 would be possible. On a machine without GPU it says so and measures nothing, unless it is told
+to use the CPU.
 """
 
 from __future__ import annotations
 
+import itertools
 import os
 import random
 import statistics
@@ -22,7 +24,7 @@ from typing import Any
 from unittest import mock
 
 import torch
-from benchmarks.measure import conclude, peak_mb, print_table, reset_peak
+from benchmarks.measure import conclude, peak_mb, reset_peak
 from benchmarks.real_run import arguments
 
 from core_hpc.config import LoraSection
@@ -50,15 +52,15 @@ SHAPES: dict[str, dict[str, dict[str, int]]] = {
     },
 }  # fmt: skip
 LENGTHS = {"usual": (512, 1024, 2048, 4096), "tiny": (64, 128)}
-TOKENS = {"usual": 65536, "tiny": 1024}
+TOKENS = {"usual": 32768, "tiny": 1024}
 """Of one update."""
 MATMUL = {"usual": 8192, "tiny": 512}
 """Rows and columns of the product that the rate is measured with."""
 SAMPLES = 4
 ROUNDS = 3
 MICRO_BATCH_TOKENS = 16384
-CHECKPOINTED = ("Qwen3-4B",)
-"""Models whose activations are computed twice, as otherwise 16k tokens do not fit."""
+PLAIN_LENGTH = {"usual": 2048, "tiny": 64}
+"""Length that is measured without compiling, too."""
 
 
 def matmul_rate(device: torch.device, size: int, *, repeats: int = 10) -> float:
@@ -89,7 +91,7 @@ def make_rows(length: int, tokens: int, vocabulary: int) -> list[Row]:
     return rows
 
 
-def make_trainer(shape: dict[str, int], device: torch.device, *, checkpointing: bool) -> tuple[Trainer, int]:
+def make_trainer(shape: dict[str, int], device: torch.device, *, compile_layers: bool) -> tuple[Trainer, int]:
     """A trainer of a model with random weights, and its number of parameters."""
     from transformers import AutoModelForCausalLM, Qwen3Config
 
@@ -97,7 +99,7 @@ def make_trainer(shape: dict[str, int], device: torch.device, *, checkpointing: 
         config = Qwen3Config(**shape, tie_word_embeddings=True, max_position_embeddings=32768)
         base = AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16).requires_grad_(False).eval()
     with mock.patch.object(trainer_module, "load_base_model", return_value=base):
-        trainer = Trainer(Path(), LoraSection(), model_name="benchmark", dtype="bfloat16", gradient_checkpointing=checkpointing)
+        trainer = Trainer(Path(), LoraSection(), model_name="benchmark", dtype="bfloat16", compile_layers=compile_layers)
     return trainer, sum(p.numel() for p in base.parameters())
 
 
@@ -108,48 +110,54 @@ def update(trainer: Trainer, rows: list[Row], folder: Path, device: torch.device
     spec = UpdateTask(
         rows=rows, settings=settings, temperature=1.0, max_new_tokens=longest, total_steps=100, shuffle_seed=0, lora_seed=0, previous=None
     )
-    if device.type == "cuda":
-        torch.cuda.reset_peak_memory_stats()
-    else:
-        reset_peak()
+    reset_peak()
     began = time.perf_counter()
     timings = trainer.update(spec, folder).timings
     _wait(device)
-    peak = torch.cuda.max_memory_allocated() / 2**20 if device.type == "cuda" else peak_mb()
-    return {"seconds": time.perf_counter() - began, "train_s": timings.train_s, "num_tokens": timings.num_tokens, "peak_mb": peak}
+    names = ("train_s", "compile_s", "num_tokens", "num_checkpointed")
+    found = {name: float(getattr(timings, name)) for name in names}
+    return {**found, "seconds": time.perf_counter() - began, "peak_mb": timings.peak_gpu_mb or peak_mb()}
 
 
 def benchmark(folder: Path, size: str, device: torch.device) -> dict[str, Any]:
     """All shapes and lengths."""
     os.environ.update(RANK="0", WORLD_SIZE="1", LOCAL_RANK="0", MASTER_ADDR="127.0.0.1", MASTER_PORT="0")
     rate, rows = matmul_rate(device, MATMUL[size]), []
-    for name, shape in SHAPES[size].items():
-        trainer, parameters = make_trainer(shape, device, checkpointing=name in CHECKPOINTED)
-        for length in LENGTHS[size]:
+    for (name, shape), compile_layers in itertools.product(SHAPES[size].items(), (True, False)):
+        trainer, parameters = make_trainer(shape, device, compile_layers=compile_layers)
+        compile_s = 0.0
+        for length in LENGTHS[size] if compile_layers else (PLAIN_LENGTH[size],):
             data = make_rows(length, TOKENS[size], shape["vocab_size"])
-            update(trainer, data[:SAMPLES], folder / "warm", device)
+            compile_s = max(compile_s, update(trainer, data[:SAMPLES], folder / "warm", device)["compile_s"])
             turns = [update(trainer, data, folder / "out", device) for _ in range(ROUNDS)]
             middle = {key: statistics.median(t[key] for t in turns) for key in turns[0]}
             speed = middle["num_tokens"] / middle["seconds"]
             rows.append({
-                "model": name, "parameters": parameters, "length": length, **middle, "tokens_per_s": speed,
-                "train_tokens_per_s": middle["num_tokens"] / middle["train_s"], "roofline_tokens_per_s": rate / 6 / parameters,
-                "of_roofline": speed * 6 * parameters / rate,
+                "model": name, "parameters": parameters, "length": length, "compiled": trainer.policy.is_compiled, **middle, "tokens_per_s": speed,
+                "compile_s": compile_s, "train_tokens_per_s": middle["num_tokens"] / middle["train_s"],
+                "roofline_tokens_per_s": rate / 6 / parameters, "of_roofline": speed * 6 * parameters / rate,
             })  # fmt: skip
+            print(_line(rows[-1]), flush=True)
         trainer.close()
         del trainer
     card = torch.cuda.get_device_name() if device.type == "cuda" else "CPU"
     return {"size": size, "device": card, "matmul_tflops": rate / 1e12, "updates": rows}
 
 
+def _line(row: dict[str, Any]) -> str:
+    name = f"{row['model']} ({row['parameters'] / 1e9:.2f}B), {row['length']} tokens, {'' if row['compiled'] else 'not '}compiled"
+    again = f"{row['num_checkpointed']:g} checkpointed layers, {row['compile_s']:.0f} s to compile"
+    return (
+        f"{name:<50}{row['tokens_per_s']:9,.0f} tokens/s ({row['train_tokens_per_s']:,.0f} in training), {row['of_roofline']:.0%} of "
+        f"the roofline, peak {row['peak_mb'] / 1024:.1f} GiB, {again}"
+    )
+
+
 def show(figures: dict[str, Any]) -> None:
     """Print a report."""
-    rows = {
-        f"{r['model']} ({r['parameters'] / 1e9:.2f}B), {r['length']} tokens": f"{r['tokens_per_s']:9,.0f} tokens/s "
-        f"({r['train_tokens_per_s']:,.0f} in training), {r['of_roofline']:.0%} of the roofline, peak {r['peak_mb'] / 1024:.1f} GiB"
-        for r in figures["updates"]
-    }
-    print_table(f"{figures['device']}, {figures['matmul_tflops']:.2f} TFLOP/s in products of bfloat16", rows)
+    print(f"{figures['device']}, {figures['matmul_tflops']:.2f} TFLOP/s in products of bfloat16")
+    for row in figures["updates"]:
+        print(f"  {_line(row)}")
 
 
 def main(given: Sequence[str] | None = None) -> None:

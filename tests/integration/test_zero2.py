@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 import torch
-from ranks import VOCABULARY, largest_difference, launch, log_probs, make_rows, plain_updates, prepare, weights
+from ranks import VOCABULARY, largest_difference, launch, make_rows, plain_adapters, prepare, weights
 
 pytestmark = pytest.mark.slow
 
@@ -37,32 +37,12 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     return seen
 
 
-def plain_torch(folder: Path, order: list[list[str]]) -> list[tuple[dict[str, torch.Tensor], list[dict[str, float]]]]:
-    """Both tasks again without DeepSpeed, micro-batches or any code of core_hpc."""
-    import peft
-    import transformers
-
-    base = transformers.AutoModelForCausalLM.from_pretrained(folder / "model")
-    names = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
-    torch.manual_seed(11)
-    model = peft.get_peft_model(base, peft.LoraConfig(r=4, lora_alpha=8, target_modules=names, task_type="CAUSAL_LM")).eval()
-
-    def reference(row: dict[str, Any]) -> torch.Tensor:
-        with model.disable_adapter():
-            return log_probs(model, row)
-
-    results = []
-    for metrics in plain_updates(model, reference, order):
-        results.append(({n.replace(".default", ""): p.detach().clone() for n, p in model.named_parameters() if p.requires_grad}, metrics))
-    return results
-
-
 def test_equals_plain_torch_on_one_and_two_ranks(runs: dict[str, Any]) -> None:
     """Several steps with clipping, several micro-batches, other counts on the ranks, and one empty rank."""
     counts = runs["two"][0]["both"]["micro_batches"]
     assert any(0 in ranks for ranks in counts)
     assert any(len(set(ranks) - {0}) == 2 for ranks in counts), counts
-    expected = plain_torch(runs["folder"], runs["order"])
+    expected = plain_adapters(runs["folder"], runs["order"])
     for name in ("one", "two"):
         for number, (state, metrics) in enumerate(expected, start=1):
             assert largest_difference(weights(runs["folder"] / f"{name}.{number}"), state) < 1e-5

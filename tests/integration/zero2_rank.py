@@ -54,7 +54,7 @@ class Checks:
         self.folder, self.name = folder, name
         self.progress: list[tuple[int, int]] = []
         kind = name.partition("_")[0]
-        lora, dtype = (None, {"full": "float32", "half": "bfloat16"}[kind]) if kind in ("full", "half") else (LORA, "auto")
+        lora, dtype = (None, {"full": "float32", "half": "bfloat16"}[kind]) if kind in ("full", "half") else (LORA, "float32")
         self.trainer = Trainer(folder / "model", lora, model_name="org/tiny", dtype=dtype)  # type: ignore[arg-type]
         self.inputs = json.loads((folder / "inputs.json").read_text())
 
@@ -72,7 +72,7 @@ class Checks:
         digest = hashlib.sha256()
         for name, p in sorted(self.trainer.policy.base.named_parameters()):
             if "lora_" not in name:
-                digest.update(name.replace(".base_layer", "").encode() + p.detach().float().numpy().tobytes())
+                digest.update(name.replace(".base_layer", "").encode() + p.detach().float().cpu().numpy().tobytes())
         return digest.hexdigest()
 
     def both(self) -> dict[str, Any]:
@@ -81,7 +81,7 @@ class Checks:
         results = [self.update(1, None, f"{self.name}.1"), self.update(2, f"{self.name}.1", f"{self.name}.2")]
         rows = read_rows(self.folder / "rows2.json")
         (plan,) = plan_steps(rows[:2], problems_per_step=9, seed=0, num_ranks=1, max_tokens=999, layout="tree")
-        batch = collate(rows, plan.micro_batches[0][0].rows, "tree")
+        batch = collate(rows, plan.micro_batches[0][0].rows, "tree").to(self.trainer.device)
         logp, _ = self.trainer.policy.log_probs(batch, temperature=TEMPERATURE)
         plans = plan_steps(
             read_rows(self.folder / "rows1.json"), problems_per_step=2, seed=self.inputs["shuffle_seed"],
