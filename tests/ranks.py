@@ -47,8 +47,9 @@ def launch(folder: Path, name: str, num_ranks: int, *checks: str, gpus: str = ""
     with socket.socket() as s:
         s.bind(("127.0.0.1", 0))
         port = s.getsockname()[1]
+    path = os.pathsep.join([str(Path(__file__).parents[1]), *filter(None, [os.environ.get("PYTHONPATH")])])
     environment = {**os.environ, "WORLD_SIZE": str(num_ranks), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port),
-                   "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": gpus, "PYTHONPATH": str(Path(__file__).parents[1])}  # fmt: skip
+                   "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": gpus, "PYTHONPATH": path}  # fmt: skip
     command = [sys.executable, str(SCRIPT), str(folder), name, *checks]
     logs = [folder / f"{name}.{rank}.log" for rank in range(num_ranks)]
     ranks = []

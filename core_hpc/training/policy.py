@@ -92,6 +92,7 @@ class Policy(ABC):
         self.device = next(base.parameters()).device
         self.dtype = next(base.parameters()).dtype
         text_config = base.config.get_text_config()
+        self.num_weights = sum(p.numel() for p in base.parameters())
         self.vocabulary: int = text_config.vocab_size
         self._softcap: float | None = getattr(text_config, "final_logit_softcapping", None)
         self._layers = layers_of(base)

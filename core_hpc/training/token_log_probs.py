@@ -43,11 +43,13 @@ class _TokenLogProbs(torch.autograd.Function):
         entropy_M = torch.empty_like(logp_M)
         slope_MH = torch.empty_like(hidden_MH)
         terms = _compiled_terms() if compiled else _terms
+        # A tensor, as compiled code would be made for one temperature only.
+        inverse = torch.tensor(inverse_temperature, dtype=torch.float32, device=hidden_MH.device)
         for part in _parts(len(targets_M), chunk):
             hidden_CH = hidden_MH[part].detach().requires_grad_()
             with torch.enable_grad():
                 logits_CV = head(hidden_CH)
-            logp_M[part], entropy_M[part], slope_CV = terms(logits_CV.detach(), targets_M[part], inverse_temperature)
+            logp_M[part], entropy_M[part], slope_CV = terms(logits_CV.detach(), targets_M[part], inverse)
             (slope_MH[part],) = torch.autograd.grad(logits_CV, hidden_CH, slope_CV)
         ctx.save_for_backward(slope_MH)
         ctx.mark_non_differentiable(entropy_M)
@@ -59,14 +61,14 @@ class _TokenLogProbs(torch.autograd.Function):
         return (slope_MH * grads[0][:, None]).to(slope_MH.dtype), None, None, None, None, None
 
 
-def _terms(logits_CV: Tensor, targets_C: Tensor, inverse_temperature: float) -> tuple[Tensor, Tensor, Tensor]:
+def _terms(logits_CV: Tensor, targets_C: Tensor, inverse_temperature: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Log-probability and entropy of each token, and the derivative of the former by the logits: (1[v = target] - p_v) / temperature."""
     log_probs_CV = (logits_CV.float() * inverse_temperature).log_softmax(-1)
     logp_C = log_probs_CV.gather(1, targets_C[:, None])[:, 0]
     probs_CV = log_probs_CV.exp()
     entropy_C = -log_probs_CV.mul_(probs_CV).sum(-1)
     slope_CV = probs_CV.mul_(-inverse_temperature)
-    slope_CV.scatter_add_(1, targets_C[:, None], torch.full_like(logp_C, inverse_temperature)[:, None])
+    slope_CV.scatter_add_(1, targets_C[:, None], inverse_temperature.expand(len(targets_C), 1))
     return logp_C, entropy_C, slope_CV.to(logits_CV.dtype)
 
 

@@ -33,6 +33,7 @@ from core_hpc.errors import NonFiniteError, StoppedError, StoreError
 from core_hpc.schema import STEPS
 from core_hpc.training.batching import Row, StepPlan, plan_steps
 from core_hpc.training.checkpoint import Boundaries, Checkpoint, Interruption, ResumePoint
+from core_hpc.training.device import COMPILE_FLOP, FLOP_PER_WEIGHT
 from core_hpc.training.full import FullPolicy
 from core_hpc.training.losses import StepSize, TokenBatch, importance_weights, objective
 from core_hpc.training.metrics import StepTotals
@@ -113,9 +114,9 @@ class Trainer:
             four_bit: base weights of 4 bits under the adapter.
             with_reference: some task has a KL term. An adapter can be disabled for it; else the base weights are kept beside.
             gradient_checkpointing: of all layers or none; None: of as many as memory demands, on a GPU.
-            compile_layers: None: as True. It has an effect on a GPU.
+            compile_layers: on a GPU; None: where a task is long enough for it to pay.
         """
-        self.compile_layers = compile_layers is not False
+        self.compile_layers = compile_layers
         self.device = start_process_group()
         self.rank, self.num_ranks = rank_and_size()
         self.lora = lora
@@ -154,7 +155,7 @@ class Trainer:
             plans = self._plan(spec, timings)
             parameters, state = self._reset(spec)
         with timings.clock("compile_s"):
-            if self.compile_layers:
+            if self._pays_to_compile(plans):
                 self.policy.compile()
         first_step = state.steps_done if state else 0
         old, reference = self._measure_before(spec, plans, timings)
@@ -234,6 +235,12 @@ class Trainer:
         """This rank's micro-batches of a step."""
         for planned in plan.micro_batches[self.rank]:
             yield collate(spec.rows, planned.rows, self.policy.layout).to(self.device)
+
+    def _pays_to_compile(self, plans: Sequence[StepPlan]) -> bool:
+        """By the whole task, also where a checkpoint has a part of it, so that all attempts compute alike."""
+        if self.compile_layers is not None:
+            return self.compile_layers
+        return FLOP_PER_WEIGHT * self.policy.num_weights * sum(p.num_tokens for p in plans) > COMPILE_FLOP
 
     def _fit(self, plans: Sequence[StepPlan]) -> None:
         """Let the policy make room for the largest micro-batches."""

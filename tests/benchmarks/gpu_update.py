@@ -133,8 +133,8 @@ def benchmark(folder: Path, size: str, device: torch.device) -> dict[str, Any]:
             middle = {key: statistics.median(t[key] for t in turns) for key in turns[0]}
             speed = middle["num_tokens"] / middle["seconds"]
             rows.append({
-                "model": name, "parameters": parameters, "length": length, "compiled": trainer.policy.is_compiled, **middle, "tokens_per_s": speed,
-                "compile_s": compile_s, "train_tokens_per_s": middle["num_tokens"] / middle["train_s"],
+                "model": name, "parameters": parameters, "length": length, "compiled": trainer.policy.is_compiled, **middle,
+                "tokens_per_s": speed, "compile_s": compile_s, "train_tokens_per_s": middle["num_tokens"] / middle["train_s"],
                 "roofline_tokens_per_s": rate / 6 / parameters, "of_roofline": speed * 6 * parameters / rate,
             })  # fmt: skip
             print(_line(rows[-1]), flush=True)
