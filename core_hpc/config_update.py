@@ -103,7 +103,7 @@ class UpdateSection(Section):
         "of the GPU demands (of none on a CPU)",
     )  # fmt: skip
     compile: bool | None = operational(
-        None, description="compile the model's layers, on a GPU: it takes a minute or two; default: where an update is long enough to pay"
+        None, description="compile the model's layers, on a GPU: it takes a minute or two; default: where updates are long enough to pay"
     )
     micro_batch_tokens: PositiveInt = operational(
         4096, description="tokens of one forward pass at most, what completions begin with alike counted once"

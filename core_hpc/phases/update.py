@@ -133,6 +133,7 @@ def _task(context: TaskContext, rows: list[Row], previous: store.Manifest | None
         lora_seed=stable_seed(run.config.seed, UPDATE, "lora", key.model),
         previous=previous.file("optimizer.safetensors").parent if previous else None,
         on_progress=on_progress,
+        num_alike=1 if run.config.cluster.driver == "arrays" else run.config.iterations,
     )
 
 

@@ -67,6 +67,8 @@ class UpdateTask:
     interruption: Interruption = field(default_factory=Interruption)
     resume: ResumePoint | None = None
     """Checkpoint of this very task to go on from; the same on every rank."""
+    num_alike: int = 1
+    """Tasks of about this length, this one included, that a process does in the run: what it compiles serves all of them."""
 
 
 @dataclass(frozen=True)
@@ -114,7 +116,7 @@ class Trainer:
             four_bit: base weights of 4 bits under the adapter.
             with_reference: some task has a KL term. An adapter can be disabled for it; else the base weights are kept beside.
             gradient_checkpointing: of all layers or none; None: of as many as memory demands, on a GPU.
-            compile_layers: on a GPU; None: where a task is long enough for it to pay.
+            compile_layers: on a GPU; None: where tasks are long enough for it to pay.
         """
         self.compile_layers = compile_layers
         self.device = start_process_group()
@@ -155,7 +157,7 @@ class Trainer:
             plans = self._plan(spec, timings)
             parameters, state = self._reset(spec)
         with timings.clock("compile_s"):
-            if self._pays_to_compile(plans):
+            if self._pays_to_compile(spec, plans):
                 self.policy.compile()
         first_step = state.steps_done if state else 0
         old, reference = self._measure_before(spec, plans, timings)
@@ -236,11 +238,12 @@ class Trainer:
         for planned in plan.micro_batches[self.rank]:
             yield collate(spec.rows, planned.rows, self.policy.layout).to(self.device)
 
-    def _pays_to_compile(self, plans: Sequence[StepPlan]) -> bool:
+    def _pays_to_compile(self, spec: UpdateTask, plans: Sequence[StepPlan]) -> bool:
         """By the whole task, also where a checkpoint has a part of it, so that all attempts compute alike."""
         if self.compile_layers is not None:
             return self.compile_layers
-        return FLOP_PER_WEIGHT * self.policy.num_weights * sum(p.num_tokens for p in plans) > COMPILE_FLOP
+        num_tokens = spec.num_alike * sum(p.num_tokens for p in plans)
+        return FLOP_PER_WEIGHT * self.policy.num_weights * num_tokens > COMPILE_FLOP
 
     def _fit(self, plans: Sequence[StepPlan]) -> None:
         """Let the policy make room for the largest micro-batches."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -93,14 +94,15 @@ def test_no_layer_is_checkpointed_without_need() -> None:
 
 
 def test_it_pays_to_compile_for_long_updates_only() -> None:
-    class Plan:
-        def __init__(self, num_tokens: int) -> None:
-            self.num_tokens = num_tokens
+    policy = SimpleNamespace(num_weights=4 * 10**9)
 
-    def pays(wish: bool | None, num_tokens: int) -> bool:
-        self = type("Stub", (), {"compile_layers": wish, "policy": type("P", (), {"num_weights": 4 * 10**9})})
-        return trainer.Trainer._pays_to_compile(self, [Plan(num_tokens), Plan(0)])  # type: ignore[arg-type,list-item]
+    def pays(wish: bool | None, num_tokens: int, num_alike: int = 1) -> bool:
+        plans: Any = [SimpleNamespace(num_tokens=num_tokens), SimpleNamespace(num_tokens=0)]
+        task: Any = SimpleNamespace(num_alike=num_alike)
+        mine: Any = SimpleNamespace(compile_layers=wish, policy=policy)
+        return trainer.Trainer._pays_to_compile(mine, task, plans)
 
-    assert [pays(None, n) for n in (10**4, 10**7)] == [False, True]
+    assert [pays(None, n) for n in (10**4, 10**5, 10**7)] == [False, False, True]
+    assert pays(None, 10**5, num_alike=50), "a warm process compiles once"
     assert pays(True, 1)
     assert not pays(False, 10**9)
