@@ -15,10 +15,12 @@ from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
-from typing import Any
+from typing import Any, TypeVar
 
 from core_hpc.paths import TEAM, TaskKey
 from core_hpc.schema import EVALUATE
+
+Name = TypeVar("Name", bound=str | tuple[str, str])
 
 QUEUE, START, EVALUATION, OTHER_ITERATION = "queue", "start", "evaluation", "another iteration"
 OTHER_MODEL, OTHER_PART, IDLE = "another model", "another part", "idle"
@@ -190,7 +192,7 @@ def _reason(task: TaskTime, running: Sequence[TaskTime], iteration: int) -> str:
     return OTHER_ITERATION if running else IDLE
 
 
-def shared_seconds(spans: Iterable[tuple[str, float, float]]) -> dict[str, float]:
+def shared_seconds(spans: Iterable[tuple[Name, float, float]]) -> dict[Name, float]:
     """Seconds by name of spans (name, from, to); a second that n spans share counts 1/n for each.
 
     >>> shared_seconds([("a", 0.0, 4.0), ("b", 2.0, 6.0)])
@@ -199,7 +201,7 @@ def shared_seconds(spans: Iterable[tuple[str, float, float]]) -> dict[str, float
     spans = [(name, a, b) for name, a, b in spans if b > a]
     ends = sorted([(a, 1, name) for name, a, _ in spans] + [(b, -1, name) for name, _, b in spans])
     total = {name: 0.0 for name, *_ in spans}
-    active: Counter[str] = Counter()
+    active: Counter[Name] = Counter()
     before = 0.0
     for at, change, name in ends:
         for other, n in active.items():

@@ -48,7 +48,7 @@ TIMES = pl.Schema(
         "tasks": pl.Int64(),  # that spent time on it
         "seconds": pl.Float64(),  # sum over tasks
         "share": pl.Float64(),  # of the iteration's time; tasks side by side add up to more than 1. Null for evaluations
-        "tokens": pl.Int64(),  # generate: completion tokens; train: tokens of one pass, prompts once where they are shared
+        "tokens": pl.Int64(),  # generate: completion tokens; passes and train: tokens computed, what sequences share once
         "tokens_per_s": pl.Float64(),
         "prompt_tokens": pl.Int64(),  # generate
         "padding_share": pl.Float64(),  # train: of the tokens computed with
@@ -64,7 +64,7 @@ ITERATIONS = pl.Schema(
         "wall_s": pl.Float64(),
         "elsewhere_s": pl.Float64(),  # of it: waiting for an evaluation or another iteration
         "queue_s": pl.Float64(),  # of it: waiting in the queue of SLURM
-        "bound_s": pl.Float64(),  # max over models of cold, rescue and trained tokens, each by its rate; null: no rate is known
+        "bound_s": pl.Float64(),  # max over models of sampled, passed and trained tokens, each by its rate; null: no rate is known
         "bound_model": pl.String(),
         "overhead": pl.Float64(),  # share of wall_s - elsewhere_s that is above the bound
         "overhead_without_queue": pl.Float64(),  # the same of wall_s - elsewhere_s - queue_s
@@ -82,6 +82,10 @@ WAITED = pl.Schema(
         "share": pl.Float64(),  # of the iteration's time: they add up to 1
     }
 )
+
+
+WORKED_TOKENS = {GENERATE: "num_completion_tokens", LOG_PROBS: "num_pass_tokens", TRAIN: "num_tokens"}
+"""Statistic of a task that says how much of an item of work it did."""
 
 
 @dataclass(frozen=True)
@@ -219,15 +223,17 @@ def _tokens(tasks: Sequence[TaskTime], item: str, seconds: float) -> dict[str, f
         known = [t.stats[name] for t in tasks if name in t.stats]
         return sum(known) if known else None
 
-    if item not in (GENERATE, TRAIN):
+    if item not in WORK:
         return {}
-    tokens = total("num_completion_tokens" if item == GENERATE else "num_tokens")
+    tokens = total(WORKED_TOKENS[item])
     speed = tokens / seconds if tokens is not None and seconds > 0 else None
     out: dict[str, float | None] = {"tokens": tokens, "tokens_per_s": speed}
     if item == GENERATE:
-        return out | {"prompt_tokens": total("num_prompt_tokens")}
-    padded = total("num_padded_tokens")
-    return out | {"padding_share": 1 - tokens / padded if tokens is not None and padded else None}
+        out |= {"prompt_tokens": total("num_prompt_tokens")}
+    if item == TRAIN:
+        padded = total("num_padded_tokens")
+        out |= {"padding_share": 1 - tokens / padded if tokens is not None and padded else None}
+    return out
 
 
 def in_order(items: Iterable[str]) -> list[str]:
@@ -257,7 +263,7 @@ def iteration_table(times: RunTimes) -> pl.DataFrame:
     return pl.DataFrame([_iteration(times, iteration, rates) for iteration in times.paths], schema=ITERATIONS)
 
 
-def _iteration(times: RunTimes, iteration: int, rates: Mapping[tuple[str, str], float]) -> dict[str, Any]:
+def _iteration(times: RunTimes, iteration: int, rates: Rates) -> dict[str, Any]:
     own = tasks_of_iteration(times.tasks, iteration)
     spent: dict[str, float] = {}
     for s in times.paths[iteration]:
@@ -278,31 +284,37 @@ def _iteration(times: RunTimes, iteration: int, rates: Mapping[tuple[str, str], 
     }  # fmt: skip
 
 
-def _bound(tasks: Sequence[TaskTime], rates: Mapping[tuple[str, str], float]) -> tuple[float | None, str | None]:
+Rates = Mapping[tuple[str, str, str], float]
+"""Tokens per second by model, phase and item of work."""
+
+
+def _bound(tasks: Sequence[TaskTime], rates: Rates) -> tuple[float | None, str | None]:
     """Seconds that the slowest model needs for its tokens, and which model that is."""
     needed: dict[str, float] = {}
-    for t in tasks:
-        if (t.key.model, t.key.phase) in rates:
-            needed[t.key.model] = needed.get(t.key.model, 0.0) + _worked_tokens(t) / rates[t.key.model, t.key.phase]
+    for (model, phase, item), rate in rates.items():
+        mine = [t for t in tasks if (t.key.model, t.key.phase) == (model, phase)]
+        if mine:
+            needed[model] = needed.get(model, 0.0) + sum(_worked_tokens(t, item) for t in mine) / rate
     slowest = max(needed, key=lambda model: needed[model], default=None)
     return (needed[slowest], slowest) if slowest is not None else (None, None)
 
 
-def _rates(times: RunTimes) -> dict[tuple[str, str], float]:
-    """Tokens per second of each model in cold, rescue and update, over the whole run.
+def _rates(times: RunTimes) -> Rates:
+    """Tokens per second of each model's work, over the whole run.
 
     Seconds are those in which the model's tasks do work: of several at the same time, each has its part of a second.
     """
     rates = {}
     for model in {t.key.model for t in times.tasks} - {TEAM}:
         own = [t for t in times.tasks if t.key.model == model and t.key.phase in (COLD, RESCUE, UPDATE)]
-        seconds = shared_seconds((t.key.phase, a, b) for t in own for item, a, b in t.spans if item in WORK)
-        for phase, s in seconds.items():
-            tokens = sum(_worked_tokens(t) for t in own if t.key.phase == phase)
+        seconds = shared_seconds(((t.key.phase, item), a, b) for t in own for item, a, b in t.spans if item in WORK)
+        for (phase, item), s in seconds.items():
+            tokens = sum(_worked_tokens(t, item) for t in own if t.key.phase == phase)
             if s > 0 and tokens > 0:
-                rates[model, phase] = tokens / s
+                rates[model, phase, item] = tokens / s
     return rates
 
 
-def _worked_tokens(task: TaskTime) -> int:
-    return int(task.stats.get("num_tokens" if task.key.phase == UPDATE else "num_completion_tokens", 0))
+def _worked_tokens(task: TaskTime, item: str) -> int:
+    """Earlier versions did not count the tokens of passes: they stand for those that were trained."""
+    return int(task.stats.get(WORKED_TOKENS[item], task.stats.get("num_tokens", 0)))

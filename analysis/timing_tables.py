@@ -50,7 +50,7 @@ def iterations_report(times: RunTimes) -> ReportTable:
     notes = [
         "time: seconds from the first submission, or start of a process or task, to the last publication",
         "elsewhere: of it, waiting for an evaluation or another iteration; queue: of it, waiting in the queue of SLURM",
-        "lower bound: max over models of (cold tokens / rate + rescue tokens / rate + trained tokens / rate), rates of the whole run",
+        "lower bound: max over models of the sum of cold, rescue, passed and trained tokens, each divided by its rate over the whole run",
         "rates are those of models that share a machine, if they do; the lower bound takes each model for itself",
         "overhead: share above the lower bound, elsewhere left out; largest item: of what is neither work nor elsewhere",
     ]

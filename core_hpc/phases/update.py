@@ -31,7 +31,8 @@ from core_hpc.state import horizon_at, steps_per_iteration
 from core_hpc.training.batching import Row, step_rows
 from core_hpc.training.checkpoint import Interruption, rows_digest
 from core_hpc.training.state_io import STATE_VERSION
-from core_hpc.training.trainer import Trainer, UpdateResult, UpdateTask
+from core_hpc.training.task import UpdateResult, UpdateTask
+from core_hpc.training.trainer import Trainer
 
 ROLLOUT_COLUMNS = (*ROW_KEY, "prompt_token_ids", "completion_token_ids", "logprobs")
 

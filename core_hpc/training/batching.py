@@ -133,6 +133,11 @@ def plan_steps(
     return plans
 
 
+def plan_pass(rows: Sequence[Row], indices: Sequence[int], *, max_tokens: int, layout: Layout) -> list[MicroBatchPlan]:
+    """Micro-batches for a pass over rows whose order does not matter."""
+    return _cut(_line(rows, indices, layout), max_tokens)
+
+
 @dataclass(frozen=True)
 class _Line:
     """Rows in an order in which neighbours go well together."""

@@ -1,9 +1,10 @@
-"""The policy: a causal language model of which an adapter is trained, and its token log-probabilities.
+"""The policy: a causal language model of which something is trained, and its token log-probabilities.
 
 In: a folder with a Hugging Face model. Out: log-probabilities of completion tokens under the current weights or under
-the reference policy, which is the base weights. `Policy` is what every kind of tuning shares; `LoraPolicy` trains an
-adapter on frozen base weights (LoRA, QLoRA), full.py's every weight. This module does not compute losses or optimise,
-and holds nothing of a task but the adapter that is attached last.
+the reference policy, which is the base weights. `Policy` is what every kind of tuning shares: lora.py trains an adapter on
+frozen base weights, full.py every weight. When it is loaded it tries out what the model can do: whether its layers give the logits
+without the model's own head, whether it computes trees. This module does not compute losses or optimise, and holds nothing
+of a task but what `start` made.
 
 Shapes: B sequences, L length, H hidden size, V vocabulary, M completion tokens of a micro-batch, U distinct predictions among them.
 """
@@ -14,21 +15,16 @@ Shapes: B sequences, L length, H hidden size, V vocabulary, M completion tokens 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager, nullcontext
+from collections.abc import Mapping
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from peft import LoraConfig, get_peft_model
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM
-from transformers.modeling_layers import GradientCheckpointingLayer
 
-from core_hpc.config import LoraSection
-from core_hpc.errors import InputError
 from core_hpc.quantisation import four_bit_options, require_four_bit
 from core_hpc.training.batching import Layout, Row
 from core_hpc.training.device import (
@@ -40,10 +36,8 @@ from core_hpc.training.device import (
     layers_of,
     layers_to_checkpoint,
 )
-from core_hpc.training.lora_linear import LoraLinear
 from core_hpc.training.micro_batch import MicroBatch, collate
 from core_hpc.training.prefix_tree import TREE_ATTENTION
-from core_hpc.training.state_io import write_adapter
 from core_hpc.training.token_log_probs import token_log_probs
 
 Dtype = Literal["auto", "float32", "bfloat16"]
@@ -66,16 +60,6 @@ def load_base_model(
         )
         model = AutoModelForCausalLM.from_pretrained(folder, dtype=chosen, **options).to(device)
     return model.requires_grad_(False).eval()
-
-
-def existing_targets(model: nn.Module, targets: Iterable[str]) -> list[str]:
-    """Those of `targets` which name a linear layer of the model; InputError when there is none."""
-    layers = {name.rpartition(".")[2] for name, module in model.named_modules() if isinstance(module, nn.Linear)}
-    head = next((n.rpartition(".")[2] for n, m in model.named_modules() if m is model.get_output_embeddings()), None)
-    found = [t for t in targets if t in layers - {head}]
-    if not found:
-        raise InputError(f"lora.targets {list(targets)}: the model has no such layer; it has {sorted(layers - {head})}")
-    return found
 
 
 class Policy(ABC):
@@ -287,53 +271,6 @@ class Policy(ABC):
         if _slides(config) and windows == {None}:
             return "its attention does not say how far it sees"
         return found
-
-
-class LoraPolicy(Policy):
-    """An adapter on frozen base weights, be they of 16, 32 or 4 bits; `start` replaces it by a fresh one."""
-
-    def __init__(self, base: nn.Module, lora: LoraSection, *, name: str, gradient_checkpointing: bool | None = None) -> None:
-        """`name` is the model reference that published adapters carry."""
-        super().__init__(base, gradient_checkpointing=gradient_checkpointing)
-        self.lora = lora
-        self.name = name
-        self.peft: Any = None
-        self._config: LoraConfig | None = None
-
-    def start(self, *, seed: int, from_base: bool) -> dict[str, nn.Parameter]:
-        """Replace the adapter by a fresh one (B = 0, A drawn by `seed`); names are those of a PEFT adapter file."""
-        if self.peft is not None:
-            self.base = self.peft.unload()
-        self._config = LoraConfig(
-            r=self.lora.rank, lora_alpha=self.lora.alpha, lora_dropout=0.0, target_modules=existing_targets(self.base, self.lora.targets),
-            task_type="CAUSAL_LM",
-        )  # fmt: skip
-        targets = [m for name, m in self.base.named_modules() if name.rpartition(".")[2] in self._config.target_modules]
-        if all(type(m) is nn.Linear for m in targets):
-            self._config._register_custom_module({nn.Linear: LoraLinear})
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed)
-            self.peft = get_peft_model(self.base, self._config, autocast_adapter_dtype=True)
-        self.base.disable_input_require_grads()  # PEFT wants them for a kind of checkpointing that is not used here
-        # PEFT puts this machine's folder here, which means nothing elsewhere.
-        self._config.base_model_name_or_path = self.name
-        for module in self.peft.modules():
-            if not isinstance(module, GradientCheckpointingLayer):
-                module.training = False
-        return {n.replace(".default.", "."): p for n, p in self.peft.named_parameters() if p.requires_grad}
-
-    def synchronise(self) -> None:
-        """Nothing: the adapter's layers compute with the parameters themselves."""
-
-    def write(self, folder: Path, weights: Mapping[str, Tensor]) -> None:
-        """An ordinary PEFT folder."""
-        assert self._config is not None
-        write_adapter(folder, weights, self._config)
-
-    @contextmanager
-    def _model(self, *, reference: bool) -> Iterator[Any]:
-        with self.peft.disable_adapter() if reference else nullcontext():
-            yield self.base
 
 
 def _need_gradient(module: nn.Module, inputs: Any, output: Tensor) -> None:

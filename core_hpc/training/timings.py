@@ -22,6 +22,8 @@ class UpdateTimings:
     save_s: float = 0.0
     num_tokens: int = 0
     num_padded_tokens: int = 0
+    num_pass_tokens: int = 0
+    """Of the passes before training."""
     num_completion_tokens: int = 0
     num_unshared_tokens: int = 0
     """What num_tokens would be if no prompt were shared."""

@@ -17,8 +17,8 @@ from __future__ import annotations
 
 import gc
 import resource
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -28,61 +28,24 @@ import torch
 from torch import Tensor
 
 from core_hpc.config import LoraSection
-from core_hpc.config_update import UpdateSection
 from core_hpc.errors import NonFiniteError, StoppedError, StoreError
 from core_hpc.schema import STEPS
-from core_hpc.training.batching import Row, StepPlan, plan_steps
-from core_hpc.training.checkpoint import Boundaries, Checkpoint, Interruption, ResumePoint
+from core_hpc.training.batching import StepPlan, plan_steps
+from core_hpc.training.checkpoint import Boundaries, Checkpoint
 from core_hpc.training.device import COMPILE_FLOP, FLOP_PER_WEIGHT
 from core_hpc.training.full import FullPolicy
+from core_hpc.training.lora import LoraPolicy
 from core_hpc.training.losses import StepSize, TokenBatch, importance_weights, objective
 from core_hpc.training.metrics import StepTotals
-from core_hpc.training.micro_batch import MicroBatch, collate
-from core_hpc.training.policy import Dtype, LoraPolicy, Policy, load_base_model
+from core_hpc.training.passes import LogProbs, Passes, micro_batches
+from core_hpc.training.policy import Dtype, Policy, load_base_model
 from core_hpc.training.schedule import learning_rate
 from core_hpc.training.state_io import TrainingState, read_state, write_position
+from core_hpc.training.task import UpdateResult, UpdateTask
 from core_hpc.training.timings import UpdateTimings
 from core_hpc.training.zero2 import Zero2, all_true, from_rank_zero, rank_and_size, start_process_group
 
 STEP_COLUMNS = {name: dtype for name, dtype in STEPS.schema.items() if name not in ("run_id", "iteration", "model")}
-
-
-@dataclass(frozen=True, kw_only=True)
-class UpdateTask:
-    """Everything that one update computes from, the same on every rank."""
-
-    rows: Sequence[Row]
-    settings: UpdateSection
-    temperature: float
-    max_new_tokens: int
-    """Longest completion that may be sampled."""
-    total_steps: int
-    """Optimizer steps of this model in the whole run: horizon of warm-up and cosine."""
-    shuffle_seed: int
-    lora_seed: int
-    previous: Path | None
-    """Published folder of an update to continue from; None: the base weights (a fresh adapter) and a fresh optimizer."""
-    on_progress: Callable[[int, int], None] | None = None
-    """Called with (optimizer steps done, optimizer steps of the task)."""
-    interruption: Interruption = field(default_factory=Interruption)
-    resume: ResumePoint | None = None
-    """Checkpoint of this very task to go on from; the same on every rank."""
-    num_alike: int = 1
-    """Tasks of about this length, this one included, that a process does in the run: what it compiles serves all of them."""
-
-
-@dataclass(frozen=True)
-class UpdateResult:
-    """`steps` has the columns of schema.STEPS without run_id, iteration and model."""
-
-    steps: pl.DataFrame
-    steps_done: int
-    num_ranks: int
-    timings: UpdateTimings
-
-
-LogProbs = dict[tuple[int, int], Tensor]
-"""By (step of the task, micro-batch of this rank)."""
 
 
 @dataclass
@@ -95,7 +58,8 @@ class _Task:
     first_step: int
     """Optimizer steps of the model before this task."""
     old: LogProbs
-    reference: LogProbs
+    reference: LogProbs | None
+    """None: that of the weights before the task."""
     records: list[dict[str, Any]]
     """Metrics of the steps done so far, those before an interruption included."""
 
@@ -160,7 +124,12 @@ class Trainer:
             if self._pays_to_compile(spec, plans):
                 self.policy.compile()
         first_step = state.steps_done if state else 0
-        old, reference = self._measure_before(spec, plans, timings)
+        passes = Passes(self.policy, spec, plans, rank=self.rank, num_ranks=self.num_ranks)
+        with timings.clock("old_s"):
+            old = passes.old()
+        with timings.clock("reference_s"):
+            reference = passes.reference()
+        timings.num_pass_tokens = passes.num_tokens
         with timings.clock("prepare_s"):
             if spec.resume is not None:
                 state = self._load_weights(spec.resume.folder, parameters)
@@ -209,34 +178,6 @@ class Trainer:
                 parameter.copy_(state.parts["weight"][name])
         self.policy.synchronise()
         return state
-
-    def _measure_before(self, spec: UpdateTask, plans: Sequence[StepPlan], timings: UpdateTimings) -> tuple[LogProbs, LogProbs]:
-        """Old and reference log-probabilities of the steps to be done, with the weights before any update of this task.
-
-        Those of the task's first step come from its own forward pass, which sees the same weights. Before the first task
-        these are the reference (of a fresh adapter, B = 0), so then one pass serves both.
-        """
-        todo = range(spec.resume.steps.height if spec.resume else 0, len(plans))
-        reference: LogProbs = {}
-        with timings.clock("old_s"):
-            old = self._log_probs(spec, {step: plans[step] for step in todo if step > 0}, reference=False)
-        if spec.settings.kl_weight > 0 and spec.previous is not None:
-            with timings.clock("reference_s"):
-                reference = self._log_probs(spec, {step: plans[step] for step in todo}, reference=True)
-        return old, reference
-
-    @torch.no_grad()
-    def _log_probs(self, spec: UpdateTask, plans: Mapping[int, StepPlan], *, reference: bool) -> LogProbs:
-        found = {}
-        for step, plan in plans.items():
-            for number, batch in enumerate(self._batches(spec, plan)):
-                found[step, number] = self.policy.log_probs(batch, temperature=spec.temperature, reference=reference)[0]
-        return found
-
-    def _batches(self, spec: UpdateTask, plan: StepPlan) -> Iterator[MicroBatch]:
-        """This rank's micro-batches of a step."""
-        for planned in plan.micro_batches[self.rank]:
-            yield collate(spec.rows, planned.rows, self.policy.layout).to(self.device)
 
     def _pays_to_compile(self, spec: UpdateTask, plans: Sequence[StepPlan]) -> bool:
         """By the whole task, also where a checkpoint has a part of it, so that all attempts compute alike."""
@@ -298,12 +239,12 @@ class Trainer:
         """Loss of each of this rank's micro-batches; the graph of one is freed before the next is built."""
         settings, plan = task.spec.settings, task.plans[index]
         step = StepSize(len(plan.rows), plan.num_completion_tokens, task.spec.max_new_tokens)
-        for number, batch in enumerate(self._batches(task.spec, plan)):
+        for batch in micro_batches(task.spec.rows, plan.micro_batches[self.rank], self.policy.layout, self.device):
             current_M, entropy_M = self.policy.log_probs(batch, temperature=task.spec.temperature)
-            old_M = task.old.get((index, number), current_M.detach())
+            old_M = torch.cat([task.old[i] for i in batch.rows]) if index else current_M.detach()
             reference_M = None
             if settings.kl_weight > 0:
-                reference_M = task.reference.get((index, number), old_M)
+                reference_M = torch.cat([task.reference[i] for i in batch.rows]) if task.reference is not None else old_M
             importance_M = importance_weights(old_M, batch.behaviour_M, batch.row_M, batch.lengths_N, settings.importance)
             tokens = TokenBatch(
                 old_M=old_M, reference_M=reference_M, importance_M=importance_M, row_M=batch.row_M, lengths_N=batch.lengths_N,

@@ -31,7 +31,8 @@ from core_hpc.config import LoraSection
 from core_hpc.config_update import UpdateSection
 from core_hpc.training import trainer as trainer_module
 from core_hpc.training.batching import Row
-from core_hpc.training.trainer import Trainer, UpdateTask
+from core_hpc.training.task import UpdateTask
+from core_hpc.training.trainer import Trainer
 
 SHAPES: dict[str, dict[str, dict[str, int]]] = {
     "usual": {

@@ -93,7 +93,8 @@ def ours(folder: Path, rows: list[Row], dtype: Any, threads: int) -> dict[str, f
     """One update of Trainer, from the adapter that a short one before it has written."""
     import torch
 
-    from core_hpc.training.trainer import Trainer, UpdateTask
+    from core_hpc.training.task import UpdateTask
+    from core_hpc.training.trainer import Trainer
 
     torch.set_num_threads(threads)
     os.environ.update(RANK="0", WORLD_SIZE="1", LOCAL_RANK="0", MASTER_ADDR="127.0.0.1", MASTER_PORT="0")

@@ -20,8 +20,8 @@ from core_hpc.training import device as device_module
 from core_hpc.training import policy as policy_module
 from core_hpc.training.batching import Row, plan_steps
 from core_hpc.training.device import GpuMemoryError
+from core_hpc.training.lora import LoraPolicy
 from core_hpc.training.micro_batch import collate
-from core_hpc.training.policy import LoraPolicy
 from core_hpc.training.prefix_tree import build_tree, tree_attention
 from tests.unit.test_batching import make_rows, tiny
 from tests.unit.test_prefix_tree import dense, sequences

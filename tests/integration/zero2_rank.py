@@ -26,10 +26,12 @@ from core_hpc.config_update import UpdateSection
 from core_hpc.errors import NonFiniteError, StoppedError, StoreError
 from core_hpc.paths import RunPaths, TaskKey
 from core_hpc.phases.checkpoint import CheckpointStore
+from core_hpc.training import passes
 from core_hpc.training.batching import Row, plan_steps, step_rows
 from core_hpc.training.checkpoint import Interruption
 from core_hpc.training.micro_batch import collate
-from core_hpc.training.trainer import Trainer, UpdateResult, UpdateTask
+from core_hpc.training.task import UpdateResult, UpdateTask
+from core_hpc.training.trainer import Trainer
 from core_hpc.training.zero2 import Zero2
 
 SETTINGS = UpdateSection(
@@ -38,6 +40,7 @@ SETTINGS = UpdateSection(
 LORA = LoraSection(rank=4, alpha=8)
 TEMPERATURE = 0.7
 TOTAL_STEPS = 8
+passes.PASS_STEPS = 2  # of three: the rows of a task are passed over in two groups
 LORA_SEED = 11
 KEY = TaskKey(2, "update", "tiny")
 IDENTITY = {"run_id": "tiny", "rows": "mine"}

@@ -138,6 +138,20 @@ def test_rates_are_those_of_the_whole_run(tmp_path: Path) -> None:
     assert bounds == pytest.approx([float(30 / rate) + 6 + 14, float(90 / rate) + 6 + 14], abs=1e-3)
 
 
+def test_passes_that_only_later_iterations_need_are_work_of_theirs(tmp_path: Path) -> None:
+    """The first iteration has no pass for the reference; it must not make the bound of the others too low."""
+    run = make_run(tmp_path / "run")
+    publish(run, key(COLD, "ada"), 0, {"generate": 10}, num_completion_tokens=50)
+    publish(run, key(UPDATE, "ada"), 10, {"update": 14}, num_tokens=300, num_pass_tokens=200, old_s=4.0, train_s=10.0)
+    publish(run, key(COLD, "ada", iteration=2), 24, {"generate": 10}, num_completion_tokens=50)
+    parts = {"old_s": 4.0, "reference_s": 6.0, "train_s": 10.0}
+    publish(run, key(UPDATE, "ada", iteration=2), 34, {"update": 20}, num_tokens=300, num_pass_tokens=500, **parts)
+    assert iteration_table(times_of(run))["bound_s"].to_list() == pytest.approx([10 + 4 + 10, 10 + 10 + 10], abs=1e-3)
+    passes = time_table(times_of(run)).filter(item="log-probabilities")
+    assert passes["tokens"].to_list() == [200, 500]
+    assert passes["tokens_per_s"].to_list() == pytest.approx([50, 50])
+
+
 def test_seconds_and_tokens_of_tasks(tmp_path: Path) -> None:
     publish_iteration(run := make_run(tmp_path / "run"))
     table = time_table(times_of(run))

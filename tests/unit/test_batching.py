@@ -16,11 +16,10 @@ from core_hpc.config import LoraSection
 from core_hpc.config_update import UpdateSection
 from core_hpc.errors import InputError
 from core_hpc.training.batching import KEYS_PER_TOKEN, Layout, Row, StepPlan, plan_steps
-from core_hpc.training.lora_linear import LoraLinear
+from core_hpc.training.lora import LoraLinear, LoraPolicy
 from core_hpc.training.losses import LOSSES, StepSize, TokenBatch, objective
 from core_hpc.training.metrics import StepTotals
 from core_hpc.training.micro_batch import collate
-from core_hpc.training.policy import LoraPolicy
 
 VOCABULARY = 61
 

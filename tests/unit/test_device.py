@@ -14,8 +14,9 @@ from core_hpc.training import device, prefix_tree, trainer
 from core_hpc.training.batching import plan_steps
 from core_hpc.training.device import ActivationSize, layers_to_checkpoint
 from core_hpc.training.full import FullPolicy
+from core_hpc.training.lora import LoraPolicy
 from core_hpc.training.micro_batch import collate
-from core_hpc.training.policy import LoraPolicy, Policy
+from core_hpc.training.policy import Policy
 from tests.unit.test_batching import make_rows, tiny
 
 

@@ -1,0 +1,134 @@
+"""The policies of `tuning: lora` and `qlora`: an adapter of PEFT on frozen base weights.
+
+In: a model. Out: an adapter to train, and an ordinary PEFT folder. A linear layer is computed in the dtype of the frozen weights,
+x W^T + bias + scale (x A^T) B^T, as PEFT's layer gives it, but for rounding; the adapter stays in float32, and so do its
+gradients. PEFT casts activations to the adapter's float32 and the sum back again, which on a GPU takes longer than the frozen
+product, and keeps float32 copies of every input for the backward pass; an engine computes an adapter in the base's dtype, too.
+PEFT's own layer remains for what is not a plain linear layer (4 bits).
+
+Shapes: N tokens, I inputs, O outputs, R rank.
+"""
+
+# Tensor names end in their shape.
+# ruff: noqa: N803, N806
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager, nullcontext
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from peft import LoraConfig, get_peft_model
+from peft.tuners.lora import Linear
+from torch import Tensor, nn
+from transformers.modeling_layers import GradientCheckpointingLayer
+
+from core_hpc.config import LoraSection
+from core_hpc.errors import InputError
+from core_hpc.training.policy import Policy
+from core_hpc.training.state_io import write_adapter
+
+
+class _LoraProduct(torch.autograd.Function):
+    """The frozen weights get no gradient."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight_OI: Tensor, bias_O: Tensor | None, a_RI: Tensor, b_OR: Tensor, scale: float) -> Tensor:
+        x_NI, a_RI, b_OR = x.reshape(-1, x.shape[-1]), a_RI.to(x.dtype), b_OR.to(x.dtype)
+        down_NR = x_NI @ a_RI.T
+        y_NO = torch.add(F.linear(x_NI, weight_OI, bias_O), down_NR @ b_OR.T, alpha=scale)
+        ctx.save_for_backward(x_NI, weight_OI, a_RI, b_OR, down_NR)
+        ctx.scale, ctx.shape = scale, x.shape
+        return y_NO.view(*x.shape[:-1], -1)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        x_NI, weight_OI, a_RI, b_OR, down_NR = ctx.saved_tensors
+        grad_NO = grads[0].reshape(len(x_NI), -1)
+        up_NR = grad_NO @ b_OR
+        grad_a_RI = _product(up_NR.T, x_NI).mul_(ctx.scale)
+        grad_b_OR = _product(grad_NO.T, down_NR).mul_(ctx.scale)
+        grad_x = None
+        if ctx.needs_input_grad[0]:
+            grad_x = torch.add(grad_NO @ weight_OI, up_NR @ a_RI, alpha=ctx.scale).view(ctx.shape)
+        return grad_x, None, None, grad_a_RI, grad_b_OR, None
+
+
+def _product(left: Tensor, right: Tensor) -> Tensor:
+    """In float32, whatever the factors have. A CPU rounds the result to their dtype before."""
+    if left.is_cuda and left.dtype != torch.float32:
+        return torch.mm(left, right, out_dtype=torch.float32)
+    return (left @ right).float()
+
+
+class LoraLinear(Linear):
+    """PEFT's layer with another way to compute it."""
+
+    def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        """[..., I] to [..., O]."""
+        if self.disable_adapters:
+            return self.base_layer(x)
+        (name,) = self.active_adapters
+        return _LoraProduct.apply(
+            x, self.base_layer.weight, self.base_layer.bias, self.lora_A[name].weight, self.lora_B[name].weight, self.scaling[name]
+        )
+
+
+class LoraPolicy(Policy):
+    """An adapter on frozen base weights, be they of 16, 32 or 4 bits; `start` replaces it by a fresh one."""
+
+    def __init__(self, base: nn.Module, lora: LoraSection, *, name: str, gradient_checkpointing: bool | None = None) -> None:
+        """`name` is the model reference that published adapters carry."""
+        super().__init__(base, gradient_checkpointing=gradient_checkpointing)
+        self.lora = lora
+        self.name = name
+        self.peft: Any = None
+        self._config: LoraConfig | None = None
+
+    def start(self, *, seed: int, from_base: bool) -> dict[str, nn.Parameter]:
+        """Replace the adapter by a fresh one (B = 0, A drawn by `seed`); names are those of a PEFT adapter file."""
+        if self.peft is not None:
+            self.base = self.peft.unload()
+        self._config = LoraConfig(
+            r=self.lora.rank, lora_alpha=self.lora.alpha, lora_dropout=0.0, target_modules=existing_targets(self.base, self.lora.targets),
+            task_type="CAUSAL_LM",
+        )  # fmt: skip
+        targets = [m for name, m in self.base.named_modules() if name.rpartition(".")[2] in self._config.target_modules]
+        if all(type(m) is nn.Linear for m in targets):
+            self._config._register_custom_module({nn.Linear: LoraLinear})
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            self.peft = get_peft_model(self.base, self._config, autocast_adapter_dtype=True)
+        self.base.disable_input_require_grads()  # PEFT wants them for a kind of checkpointing that is not used here
+        # PEFT puts this machine's folder here, which means nothing elsewhere.
+        self._config.base_model_name_or_path = self.name
+        for module in self.peft.modules():
+            if not isinstance(module, GradientCheckpointingLayer):
+                module.training = False
+        return {n.replace(".default.", "."): p for n, p in self.peft.named_parameters() if p.requires_grad}
+
+    def synchronise(self) -> None:
+        """Nothing: the adapter's layers compute with the parameters themselves."""
+
+    def write(self, folder: Path, weights: Mapping[str, Tensor]) -> None:
+        """An ordinary PEFT folder."""
+        assert self._config is not None
+        write_adapter(folder, weights, self._config)
+
+    @contextmanager
+    def _model(self, *, reference: bool) -> Iterator[Any]:
+        with self.peft.disable_adapter() if reference else nullcontext():
+            yield self.base
+
+
+def existing_targets(model: nn.Module, targets: Iterable[str]) -> list[str]:
+    """Those of `targets` which name a linear layer of the model; InputError when there is none."""
+    layers = {name.rpartition(".")[2] for name, module in model.named_modules() if isinstance(module, nn.Linear)}
+    head = next((n.rpartition(".")[2] for n, m in model.named_modules() if m is model.get_output_embeddings()), None)
+    found = [t for t in targets if t in layers - {head}]
+    if not found:
+        raise InputError(f"lora.targets {list(targets)}: the model has no such layer; it has {sorted(layers - {head})}")
+    return found
