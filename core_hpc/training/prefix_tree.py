@@ -23,16 +23,19 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.nn.attention.varlen import varlen_attn
 from transformers import AttentionInterface
+
+if torch.cuda.is_available():  # it brings torch's compiler: a second that a CPU need not spend
+    from torch.nn.attention.varlen import varlen_attn
+
+    # torch before 2.12 accepts keys of fewer heads without being told.
+    _GROUPED_HEADS = {"enable_gqa": True} if "enable_gqa" in inspect.signature(varlen_attn).parameters else {}
 
 TREE_ATTENTION = "core_hpc_tree"
 """Name of the attention function in transformers; a model that uses it needs `segments` in every call."""
 _FLASH_DTYPES = (torch.bfloat16, torch.float16)
 _FLASH_HEAD = 256
 """Largest head that flash attention computes with; sizes are multiples of 8."""
-_GROUPED_HEADS = {"enable_gqa": True} if "enable_gqa" in inspect.signature(varlen_attn).parameters else {}
-"""torch before 2.12 accepts keys of fewer heads without being told."""
 
 
 @dataclass(frozen=True)
