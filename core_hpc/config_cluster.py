@@ -146,9 +146,11 @@ class ClusterSection(Section):
     num_alive: PositiveInt | None = operational(None, description="warm workers kept in memory; default: all when there are no GPUs")
     threads: PositiveInt | None = operational(None, description="CPU threads of a task; default: cores / num_running, or the job's cores")
     gpus: list[int] | None = operational(None, description="GPU indices to use; default: all that are visible")
-    gpu_sharing: Literal["evict", "split"] = operational(
+    gpu_sharing: Literal["auto", "evict", "split", "sleep"] = operational(
         "evict", description="evict: a GPU has one worker at a time, which ends when another needs it; split: engines and trainers stay "
-        "on a GPU together and take turns, each engine with its gpu_memory_share, trainers with the rest. Not for arrays",
+        "on a GPU together and take turns, each engine with its gpu_memory_share, trainers with the rest; sleep: likewise, but an engine "
+        "(vllm) leaves its memory while another worker has its turn, and its share follows from the sizes of models and GPU; auto: "
+        "the best of split, sleep and evict that memory allows. Not for arrays",
     )  # fmt: skip
     parts_in_engine: PositiveInt = operational(
         1, description="parts of one model that an engine samples at once (vllm; not with arrays): with more than one, the rescue of parts "
@@ -176,6 +178,15 @@ class ClusterSection(Section):
             raise ValueError(
                 f"update_ranks ({self.update_ranks}) must be a multiple of slurm.update.nodes ({self.slurm.update.nodes}), "
                 "so that every node gets as many ranks"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _sleeping_engines(self) -> ClusterSection:
+        if self.gpu_sharing in ("auto", "sleep") and self.parts_in_engine > 1:
+            raise ValueError(
+                f"gpu_sharing: {self.gpu_sharing} lets engines sleep between two parts: leave out parts_in_engine "
+                f"({self.parts_in_engine}), or write gpu_sharing: split or evict"
             )
         return self
 

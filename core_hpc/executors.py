@@ -11,14 +11,17 @@ import os
 import selectors
 import socket
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
+
+import psutil
 
 from core_hpc.config import config_hash, scientific_fields
 from core_hpc.config_cluster import ClusterSection
 from core_hpc.engines import worker_environment
 from core_hpc.engines.sharing import SHARED_KINDS
+from core_hpc.gpu_sharing import Needs, Sharing, choose, gpu_memory
 from core_hpc.gpus import Holder, check_gpus, most_on_a_gpu, place_alone, place_beside, usable_gpus
 from core_hpc.paths import TaskKey
 from core_hpc.runs import Run
@@ -68,6 +71,8 @@ class _Group:
     assigned: dict[tuple[str, str], _Assigned] = field(default_factory=dict)
     """By run folder and task, as its workers name them."""
     last_used: float = 0.0
+    rest: Literal["awake", "told", "asleep"] = "awake"
+    """Of an engine that sleeps in turns with others on its GPU."""
 
 
 @dataclass(frozen=True)
@@ -79,19 +84,28 @@ class LocalLimits:
     threads: int
     gpus: tuple[str, ...]
     num_models: int
+    sharing: Sharing
 
     @classmethod
-    def of(cls, cluster: ClusterSection, num_models: int, *, cores: int | None = None) -> LocalLimits:
+    def of(cls, cluster: ClusterSection, num_models: int, *, cores: int | None = None, needs: Sequence[Needs] = ()) -> LocalLimits:
         """Resolve the defaults of a cluster section for this machine; InputError when it cannot work here.
 
-        `cores`: those that may be used, if this process may see more (a SLURM job).
+        `cores`: those that may be used, if this process may see more (a SLURM job). `needs`: of the models, where they are known.
         """
         cores = cores or len(os.sched_getaffinity(0))
         gpus = usable_gpus(cluster)
         check_gpus(cluster, num_models, len(gpus))
         num_running = cluster.num_running or (len(gpus) + 1 if gpus else max(1, min(num_models, cores)))
         threads = cluster.threads or max(1, cores // num_running)
-        return cls(num_running, cluster.num_alive or 2 * num_models + 1, threads, gpus, num_models)
+        host_gb = psutil.virtual_memory().total / 2**30
+        sharing = choose(cluster, needs, num_gpus=len(gpus), gpu_gb=gpu_memory(gpus) if gpus else None, host_gb=host_gb)
+        return cls(num_running, cluster.num_alive or 2 * num_models + 1, threads, gpus, num_models, sharing)
+
+    @property
+    def words(self) -> str:
+        """For the user: how much at once, and how GPUs are shared."""
+        how = f"{self.num_running} task(s) at a time, {self.threads} thread(s) each, {len(self.gpus) or 'no'} GPU(s)"
+        return f"{how}; sharing: {self.sharing.kind} ({self.sharing.why})" if self.sharing.why else how
 
 
 def _free_port() -> int:
@@ -141,6 +155,8 @@ class LocalExecutor:
             num_busy = sum(bool(g.assigned) for g in self._groups.values())
             if num_busy >= self._limits.num_running or (group is not None and self._in_use(group)):
                 return False
+            if group is not None and not self._others_sleep(group.gpus, group):
+                return False
         if group is None:
             group = self._start_group(role, run, key)
             if group is None:
@@ -148,9 +164,22 @@ class LocalExecutor:
         command = {"run": str(run.root.absolute()), "task": str(key)}
         group.assigned[command["run"], command["task"]] = _Assigned(TaskRef(run.run_id, key), set(range(len(group.workers))))
         group.last_used = time.monotonic()
+        group.rest = "awake"
         for worker in group.workers:
             worker.send(command)
         return True
+
+    def _others_sleep(self, gpus: Collection[str], group: _Group | None) -> bool:
+        """Whether no other engine on these GPUs keeps its memory; those that do are told to sleep, and are idle."""
+        if self._limits.sharing.kind != "sleep":
+            return True
+        others = [g for g in self._groups.values() if g is not group and _kind(g.role) == "generate" and set(g.gpus) & set(gpus)]
+        for other in others:
+            if other.rest == "awake":
+                other.rest = "told"
+                for worker in other.workers:
+                    worker.send({"sleep": True})
+        return all(other.rest == "asleep" for other in others)
 
     def poll(self) -> list[Event]:
         """Events since the last poll; waits a moment for the first one."""
@@ -189,6 +218,8 @@ class LocalExecutor:
 
     def _handle(self, group: _Group, rank: int, message: dict[str, Any]) -> list[Event]:
         kind, identity = message.pop("event"), (message.pop("run", ""), message.pop("task", ""))
+        if kind == "asleep" and group.rest == "told":  # else it was given a task meanwhile
+            group.rest = "asleep"
         assigned = group.assigned.get(identity)
         if assigned is None:
             return []
@@ -223,7 +254,8 @@ class LocalExecutor:
             return None
         if len(self._groups) >= self._limits.num_alive and not self._evict():
             return None
-        environment = {**os.environ, **worker_environment(engine_kind(run, key), self._limits.threads)}
+        sharing = self._limits.sharing
+        environment = {**os.environ, **worker_environment(engine_kind(run, key), self._limits.threads), **sharing.environment()}
         make_folder(run.paths.logs)
         log = run.paths.logs / f"{role}.log"
         group = _Group(role, [], gpus, parts_at_once(self._cluster, run, key))
@@ -246,12 +278,12 @@ class LocalExecutor:
         """GPUs for a new group, after ending idle groups that stand in its way; None when too many are busy."""
         limits, kind = self._limits, _kind(role)
         holders = [Holder(g.role, _kind(g.role), g.gpus, bool(g.assigned), g.last_used) for g in self._groups.values()]
-        if self._cluster.gpu_sharing == "evict":
+        if limits.sharing.kind == "evict":
             found = place_alone(count, limits.gpus, holders)
         else:
             most = most_on_a_gpu(limits.num_models, count, len(limits.gpus))
             found = place_beside(kind, count, limits.gpus, holders, most=most)
-        if found is None:
+        if found is None or not self._others_sleep(found[0], None):
             return None
         self._end(found[1])
         return found[0]
@@ -273,6 +305,12 @@ class LocalExecutor:
         for worker in workers:
             self._selector.unregister(worker.pipe)
         end_workers(workers)
+
+
+def needs_of(runs: Sequence[Run]) -> list[Needs]:
+    """Of the team that needs most."""
+    teams = [[Needs.of(m, r.facts[m.name].num_weights, r.config.cluster.update_ranks) for m in r.config.team] for r in runs]
+    return max(teams, key=lambda team: sum(n.engine_gb + n.trainer_gb for n in team), default=[])
 
 
 def _kind(role: str) -> str:

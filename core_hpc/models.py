@@ -11,6 +11,7 @@ import contextlib
 import fcntl
 import hashlib
 import json
+import math
 import os
 import re
 import shutil
@@ -110,6 +111,17 @@ def adapter_targets(folder: Path, targets: Sequence[str], *, trust_remote_code: 
         have = ", ".join(sorted(linear - {"lm_head"}))
         raise InputError(f"model {folder}: none of lora.targets ({', '.join(targets)}) is a linear layer of it; it has: {have}")
     return missing
+
+
+def num_weights(folder: Path) -> int:
+    """Numbers in the weights of a model, tied ones once; 0 where they are not safetensors."""
+    from safetensors import safe_open
+
+    total = 0
+    for path in folder.glob("*.safetensors"):
+        with safe_open(path, framework="numpy") as file:
+            total += sum(math.prod(file.get_slice(name).get_shape()) for name in file.keys())  # noqa: SIM118 - not a mapping
+    return total
 
 
 def check_folder(folder: Path, *, allow_pickle: bool = False) -> dict[str, Any]:

@@ -15,7 +15,7 @@ from typing import Any
 from core_hpc.config import ModelSection, RunConfig
 from core_hpc.engines import has_gpu
 from core_hpc.errors import CoreHpcError, InputError
-from core_hpc.models import ResolvedModel, adapter_targets, load_tokenizer, resolve_embedder, resolve_model
+from core_hpc.models import ResolvedModel, adapter_targets, load_tokenizer, num_weights, resolve_embedder, resolve_model
 from core_hpc.problems import Splits, make_splits, worked_examples
 from core_hpc.prompts import PromptBuilder
 from core_hpc.quantisation import no_gpu, require_package
@@ -56,7 +56,8 @@ def _model_facts(config: RunConfig, model: ModelSection, splits: Splits) -> Mode
     style = model.prompt_style
     if style == "auto":
         style = "chat" if resolved.has_chat_template else "plain"
-    return ModelFacts(resolved.fingerprint, _context_tokens(config, model, resolved, style, splits), style)
+    context_tokens = _context_tokens(config, model, resolved, style, splits)
+    return ModelFacts(resolved.fingerprint, context_tokens, style, num_weights(resolved.folder))
 
 
 def _check_four_bit(config: RunConfig) -> None:

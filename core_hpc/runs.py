@@ -31,6 +31,8 @@ class ModelFacts:
     fingerprint: str
     context_tokens: int
     prompt_style: str
+    num_weights: int = 0
+    """0: not known (runs of earlier versions, weights that are not safetensors)."""
 
 
 @dataclass(frozen=True)

@@ -2,8 +2,9 @@
 
 It does one task after the other, or with --shared-engine all that it is given at once (engines/sharing.py).
 
-In (standard input): one JSON line per task, and {"stop": true}: no further task, and an update saves its position and ends.
-Out (the pipe --events-fd): JSON lines ready, progress, done, failed, stopped. When standard input closes, because the launcher
+In (standard input): one JSON line per task, {"sleep": true}: the engine leaves the memory of its GPU until the next task, and
+{"stop": true}: no further task, and an update saves its position and ends. Out (the pipe --events-fd): JSON lines ready, progress,
+done, failed, stopped, asleep. When standard input closes, because the launcher
 ended or died, the worker ends at once; what it was writing is unpublished and will be made again. Standard output and error go
 to the worker's log.
 """
@@ -100,7 +101,12 @@ def serve(events: Events, threads: int, *, shared: bool) -> None:
         owner.run()
     events.send("ready")
     while True:
-        _run(commands.get(), events, warm, stop)
+        command = commands.get()
+        if command.get("sleep"):
+            warm.sleep()
+            events.send("asleep")
+        else:
+            _run(command, events, warm, stop)
 
 
 def _run(command: dict[str, Any], events: Events, warm: Warm, stop: threading.Event) -> None:

@@ -47,6 +47,8 @@ class EngineSpec:
     gpu_memory_share: float = 0.85
     max_num_seqs: int = 64
     """Completions decoded at the same time."""
+    sleeps: bool = False
+    """It will be told to `sleep`."""
 
 
 def create_engine(spec: EngineSpec) -> Engine:

@@ -78,6 +78,10 @@ class Engine(Protocol):
         """Sample one completion per request, in the order of the requests. `adapter` None = base weights."""
         ...
 
+    def sleep(self) -> None:
+        """Leave the memory of the GPU until `generate` is called again, if the engine was made for that; nothing is under way."""
+        ...
+
     def close(self) -> None:
         """Release memory; the engine cannot be used afterwards."""
         ...

@@ -63,6 +63,9 @@ class FakeEngine(StepEngine):
         for request_id in ids:
             self._under_way.pop(request_id, None)
 
+    def sleep(self) -> None:
+        """Nothing is held."""
+
     def close(self) -> None:
         """Nothing is held; only forbids further use."""
         self._closed = True

@@ -60,6 +60,10 @@ class StepEngine(ABC):
         """Take requests out that are under way."""
 
     @abstractmethod
+    def sleep(self) -> None:
+        """Leave the memory of the GPU until requests come again."""
+
+    @abstractmethod
     def close(self) -> None:
         """Release memory; the engine cannot be used afterwards."""
 
@@ -213,6 +217,9 @@ class _SharedEngine:
     ) -> list[Completion]:
         """Sample one completion per request, while the engine also does those of other tasks."""
         return self._owner.ask(self._spec, _Call(requests, sampling, adapter, on_progress))
+
+    def sleep(self) -> None:
+        """Nothing: it is the owner's, and other tasks may use it."""
 
     def close(self) -> None:
         """Nothing: it is the owner's."""

@@ -81,6 +81,8 @@ class TransformersEngine:
         if self._model is None:
             raise CoreHpcError("this engine was closed")
         check_requests(requests, self._spec.max_context_tokens)
+        if self._spec.sleeps and not self._spec.four_bit:
+            self._move(self._device)
         rows = [self._row(i, r, sampling) for i, r in enumerate(requests)]
         done: list[_Row] = []
         with torch.inference_mode(), self._with_adapter(adapter):
@@ -91,6 +93,18 @@ class TransformersEngine:
                         on_progress(len(done), sum(len(r.token_ids) for r in done))
         done.sort(key=lambda r: r.index)
         return [Completion(tuple(r.token_ids), tuple(r.logprobs), r.finish_reason or "length") for r in done]
+
+    def sleep(self) -> None:
+        """The model goes to the machine's memory; weights of 4 bits stay, as they cannot be moved."""
+        if self._spec.sleeps and not self._spec.four_bit:
+            self._move("cpu")
+
+    def _move(self, device: Any) -> None:
+        import torch
+
+        (self._peft if self._peft is not None else self._model).to(device)
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
 
     def close(self) -> None:
         """Release the model."""

@@ -34,7 +34,8 @@ class VllmEngine(StepEngine):
         from vllm.platforms import current_platform
 
         self._spec = spec
-        on_cpu = current_platform.is_cpu()
+        self._on_cpu = on_cpu = current_platform.is_cpu()
+        self._asleep = False
         if on_cpu:
             from core_hpc.engines import vllm_lora_cpu
 
@@ -54,6 +55,9 @@ class VllmEngine(StepEngine):
         """
         check_requests(requests, self._spec.max_context_tokens)
         llm = self._require()
+        if self._asleep:
+            llm.wake_up()
+            self._asleep = False
         if not self._internal_ids and not llm.reset_prefix_cache():
             raise CoreHpcError("vLLM could not empty its prefix cache; requests of an earlier call are still running")
         internal = llm.enqueue(
@@ -77,6 +81,14 @@ class VllmEngine(StepEngine):
     def abort(self, ids: Sequence[str]) -> None:
         """Take requests out."""
         self._require().llm_engine.abort_request([self._internal_ids.pop(i) for i in ids if i in self._internal_ids], internal=True)
+
+    def sleep(self) -> None:
+        """Weights go to the machine's memory, the KV cache is dropped. The adapter is loaded anew afterwards: it lies in neither."""
+        if not self._spec.sleeps or self._asleep or self._on_cpu:
+            return
+        self._drop_adapter()
+        self._require().sleep(level=1)
+        self._asleep = True
 
     def close(self) -> None:
         """Drop the engine. GPU memory is given back completely only when the process ends."""
@@ -106,13 +118,16 @@ class VllmEngine(StepEngine):
             return self._adapter[1]
         if not (adapter.path / "adapter_config.json").is_file():
             raise InputError(f"adapter {adapter.version}: {adapter.path} is not a PEFT adapter folder (no adapter_config.json)")
-        if self._adapter is not None:
-            self._require().llm_engine.remove_lora(self._adapter[1].lora_int_id)
-            self._adapter = None
+        self._drop_adapter()
         self._num_adapters += 1
         request = LoRARequest(f"{adapter.version}#{self._num_adapters}", self._num_adapters, str(adapter.path))
         self._adapter = (adapter, request)
         return request
+
+    def _drop_adapter(self) -> None:
+        if self._adapter is not None:
+            self._require().llm_engine.remove_lora(self._adapter[1].lora_int_id)
+            self._adapter = None
 
 
 def _engine_arguments(spec: EngineSpec, *, on_cpu: bool) -> dict[str, Any]:
@@ -141,7 +156,7 @@ def _engine_arguments(spec: EngineSpec, *, on_cpu: bool) -> dict[str, Any]:
             "kv_cache_memory_bytes": int((spec.kv_cache_gb or _CPU_KV_CACHE_GB) * 2**30),  # default: 92 % of the machine
         }
     else:
-        arguments["gpu_memory_utilization"] = spec.gpu_memory_share
+        arguments |= {"gpu_memory_utilization": spec.gpu_memory_share, "enable_sleep_mode": spec.sleeps}
         if spec.kv_cache_gb is not None:
             arguments["kv_cache_memory_bytes"] = int(spec.kv_cache_gb * 2**30)
     return arguments

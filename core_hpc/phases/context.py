@@ -23,6 +23,7 @@ from core_hpc.engines import EngineSpec, create_engine, has_gpu
 from core_hpc.engines.base import AdapterRef, Engine
 from core_hpc.engines.sharing import EngineOwner
 from core_hpc.errors import StoreError
+from core_hpc.gpu_sharing import Sharing
 from core_hpc.models import ResolvedModel, load_tokenizer, resolve_embedder, resolve_model
 from core_hpc.paths import RunPaths, TaskKey
 from core_hpc.problems import EXAMPLES, worked_examples
@@ -106,6 +107,11 @@ class Warm:
             self._compile_s = self._engine[1].compile_s
         return self._engine[1]
 
+    def sleep(self) -> None:
+        """Let the engine, if there is one, leave the memory of its GPU until its next task."""
+        if self._engine is not None:
+            self._engine[1].sleep()
+
     def take_compile_s(self) -> float:
         """Seconds that went into compiling the engine, for the statistics of its first task; 0 for all others."""
         seconds, self._compile_s = self._compile_s, 0.0
@@ -188,6 +194,7 @@ class TaskContext:
         folder = self.resolved(model).folder
         if model.tuning == "full":
             folder = self.update_folder(iteration) or folder
+        sharing = Sharing.of_worker(config.cluster)
         return EngineSpec(
             kind=model.engine,
             model_folder=folder,
@@ -197,7 +204,8 @@ class TaskContext:
             four_bit=model.tuning == "qlora",
             trust_remote_code=model.trust_remote_code,
             kv_cache_gb=config.cluster.kv_cache_gb,
-            gpu_memory_share=config.cluster.gpu_memory_share,
+            gpu_memory_share=sharing.engine_share,
+            sleeps=sharing.kind == "sleep",
         )
 
     def update_manifest(self, iteration: int) -> store.Manifest | None:

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from core_hpc.errors import CoreHpcError
-from core_hpc.executors import Event, LocalExecutor, LocalLimits
+from core_hpc.executors import Event, LocalExecutor, LocalLimits, needs_of
 from core_hpc.runs import Run, open_run
 from core_hpc.schedule import RunProgress, Scheduler, inspect_run
 from core_hpc.slurm.element import ElementError, ElementSpec, Status, Stop, steps_saved
@@ -85,7 +85,9 @@ def _drive(run: Run, stop: Stop, status: Status) -> dict[str, Any]:
     rest, cluster = set(progress.rest), run.config.cluster
     saved = steps_saved(run, rest)
     cores = int(os.environ.get("SLURM_CPUS_PER_TASK") or 0) or None
-    executor = LocalExecutor(cluster, LocalLimits.of(cluster, len(run.config.team), cores=cores), deaf=True)
+    limits = LocalLimits.of(cluster, len(run.config.team), cores=cores, needs=needs_of([run]))
+    print(limits.words, flush=True)
+    executor = LocalExecutor(cluster, limits, deaf=True)
     reporter = Reporter(status)
 
     def should_stop() -> bool:

@@ -146,6 +146,8 @@ class Trainer:
                 self._write(task, steps_done, out_folder)
         finally:
             zero.close()
+            if self.device.type == "cuda":
+                torch.cuda.empty_cache()  # an engine may have its turn on this GPU
         timings.peak_rss_mb = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
         timings.num_checkpointed = self.policy.num_checkpointed
         if self.device.type == "cuda":

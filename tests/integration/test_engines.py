@@ -13,7 +13,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import pytest
@@ -32,7 +32,8 @@ HINT = "\n\nA classmate's notes, without the result: first add the two larger nu
 def _run_cases(kind: str, cases_file: Path, out_file: Path) -> None:
     """Body of the engine process."""
     spec_and_cases = json.loads(cases_file.read_text())
-    engine = create_engine(EngineSpec(kind, Path(spec_and_cases["folder"]), CONTEXT, max_lora_rank=16, kv_cache_gb=0.25))  # type: ignore[arg-type]
+    spec = EngineSpec(kind, Path(spec_and_cases["folder"]), CONTEXT, max_lora_rank=16, kv_cache_gb=0.25, sleeps=True)  # type: ignore[arg-type]
+    engine = create_engine(spec)
     out: dict[str, Any] = {}
     if kind == "vllm":
         assert isinstance(engine, StepEngine)
@@ -44,6 +45,7 @@ def _run_cases(kind: str, cases_file: Path, out_file: Path) -> None:
         requests = [GenerationRequest(tuple(p), s) for p, s in case["requests"]]
         sampling = SamplingSettings(case["temperature"], case["top_p"], case["max_new_tokens"], tuple(case["stop_strings"]))
         adapter = AdapterRef(Path(case["adapter"]), case["version"]) if case["adapter"] else None
+        engine.sleep()  # changes nothing that can be seen
         done = engine.generate(requests, sampling, adapter=adapter, on_progress=lambda n, t, p=progress: p.append((n, t)))  # type: ignore[misc]
         out[name] = {"completions": [[c.token_ids, c.logprobs, c.finish_reason] for c in done], "progress": progress}
     if kind == "vllm":
@@ -296,6 +298,45 @@ def test_progress_counts_completions_and_tokens(setup: Setup, kind: str) -> None
 @slow
 def test_vllm_uses_our_lora_arithmetic_on_cpu(setup: Setup) -> None:
     assert setup.results["vllm"]["patched"] is True
+
+
+def test_vllm_leaves_its_memory_and_loads_the_adapter_anew(tmp_path: Path) -> None:
+    """What is asked of vLLM where it has a GPU, in order. NOT vLLM: it cannot sleep on a CPU."""
+    from core_hpc.engines.vllm_engine import VllmEngine
+
+    (tmp_path / "adapter_config.json").write_text("{}")
+    calls: list[Any] = []
+
+    class Llm:
+        llm_engine = SimpleNamespace(remove_lora=lambda number: calls.append(("remove", number)))
+
+        def sleep(self, *, level: int) -> None:
+            calls.append(("sleep", level))
+
+        def wake_up(self) -> None:
+            calls.append("wake up")
+
+        def reset_prefix_cache(self) -> bool:
+            return True
+
+        def enqueue(self, prompts: list[Any], settings: Any, *, lora_request: Any, use_tqdm: bool) -> list[str]:
+            calls.append(("enqueue", lora_request.lora_int_id, lora_request.lora_name))
+            return [f"{len(calls)}-x"]
+
+    engine = object.__new__(VllmEngine)
+    vars(engine).update(
+        _spec=EngineSpec("vllm", tmp_path, CONTEXT, sleeps=True), _llm=Llm(), _on_cpu=False, _asleep=False, _internal_ids={},
+        _num_adapters=0, _adapter=None,
+    )  # fmt: skip
+    adapter = AdapterRef(tmp_path, "one")
+    for _ in range(2):
+        engine.add([GenerationRequest((1, 2), 3)], SamplingSettings(1.0, 1.0, 4), adapter)
+        engine._internal_ids.clear()
+        engine.sleep()
+        engine.sleep()
+    assert calls == [
+        ("enqueue", 1, "one#1"), ("remove", 1), ("sleep", 1), "wake up", ("enqueue", 2, "one#2"), ("remove", 2), ("sleep", 1),
+    ]  # fmt: skip
 
 
 def test_sampler_draws_from_the_distribution_that_it_reports() -> None:

@@ -17,7 +17,7 @@ import yaml
 from core_hpc import executors, gpus
 from core_hpc.config_cluster import ClusterSection
 from core_hpc.errors import InputError
-from core_hpc.executors import LocalExecutor, LocalLimits
+from core_hpc.executors import LocalExecutor, LocalLimits, needs_of
 from core_hpc.gpus import Holder, check_gpus, place_alone, place_beside, usable_gpus
 from core_hpc.paths import RunPaths, TaskKey
 from core_hpc.runs import ModelFacts, Run
@@ -111,6 +111,7 @@ class FakeWorker:
     ) -> None:
         self.shared_engine = shared_engine
         self.role, self.log, self.gpus, self.deaf = role, log, environment.get("CUDA_VISIBLE_DEVICES"), deaf
+        self.environment = environment
         read_fd, self._events = os.pipe()
         self.pipe: IO[bytes] = os.fdopen(read_fd, "rb", buffering=0)
         self.commands: list[dict[str, Any]] = []
@@ -157,7 +158,7 @@ def pool(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
     made: list[LocalExecutor] = []
 
-    def build(**cluster: Any) -> tuple[LocalExecutor, Run]:
+    def build(num_weights: int = 0, **cluster: Any) -> tuple[LocalExecutor, Run]:
         path = tmp_path / "sweep.yaml"
         data = {
             "name": "s", "iterations": 1, "team": [{"name": name, "model": f"/{name}", "engine": "fake"} for name in "ab"],
@@ -166,9 +167,10 @@ def pool(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
         }  # fmt: skip
         path.write_text(yaml.safe_dump(data))
         (plan,) = load_sweep(path).runs
-        run = Run(plan.run_id, RunPaths(tmp_path / "run"), plan.config, {m.name: ModelFacts("", 64, "plain") for m in plan.config.team})
+        facts = {m.name: ModelFacts("", 64, "plain", num_weights) for m in plan.config.team}
+        run = Run(plan.run_id, RunPaths(tmp_path / "run"), plan.config, facts)
         section = plan.config.cluster
-        made.append(LocalExecutor(section, LocalLimits.of(section, 2), deaf=True))
+        made.append(LocalExecutor(section, LocalLimits.of(section, 2, needs=needs_of([run])), deaf=True))
         return made[-1], run
 
     yield build
@@ -205,6 +207,46 @@ def test_split_keeps_engines_and_trainers_on_one_gpu_and_lets_one_work_at_a_time
     assert all(w.alive for w in FakeWorker.started), "nobody was ended for another"
     assert [c["task"] for c in engine_a.commands] == [str(cold_a)] * 2
     assert [w.gpus for w in (engine_b, trainer)] == ["0", "0"]
+
+
+def test_engines_that_sleep_leave_their_gpu_before_another_worker_begins(pool: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(executors, "gpu_memory", lambda gpus: 24.0)
+    executor, run = pool(gpus=[0], gpu_sharing="sleep", num_weights=10**9)
+    cold_a, cold_b, update_a = task("cold", "a"), task("cold", "b"), task("update", "a")
+    assert [t.key for t in executor.submit([(run, cold_a)])] == [cold_a]
+    (engine_a,) = FakeWorker.started
+    assert engine_a.environment["CORE_HPC_GPU_SHARING"].split()[0] == "sleep"
+    share = float(engine_a.environment["CORE_HPC_GPU_SHARING"].split()[1])
+    assert 0.3 < share < 0.9, "more than where engines share a GPU's memory"
+    assert executor.submit([(run, cold_b)]) == []
+    assert engine_a.commands[-1] == {"run": engine_a.commands[0]["run"], "task": str(cold_a)}, "it is at work"
+    finish(executor, engine_a)
+
+    def goes_on_once_it_sleeps(key: TaskKey, sleeper: FakeWorker) -> FakeWorker:
+        known = len(FakeWorker.started)
+        assert executor.submit([(run, key)]) == []
+        assert executor.submit([(run, key)]) == []
+        assert (len(FakeWorker.started), sleeper.commands[-1], sleeper.commands[-2]) == (known, {"sleep": True}, sleeper.commands[-2])
+        assert "sleep" not in sleeper.commands[-2], "it is told once"
+        os.write(sleeper._events, b'{"event": "asleep"}\n')
+        assert executor.poll() == []
+        assert [t.key for t in executor.submit([(run, key)])] == [key]
+        executor.poll()
+        return FakeWorker.started[-1]
+
+    engine_b = goes_on_once_it_sleeps(cold_b, engine_a)
+    finish(executor, engine_b)
+    trainer = goes_on_once_it_sleeps(update_a, engine_b)
+    assert {"sleep": True} not in trainer.commands
+    finish(executor, trainer)
+    assert [t.key for t in executor.submit([(run, cold_a)])] == [cold_a], "both others on the GPU sleep, or are a trainer"
+    assert all(w.alive for w in FakeWorker.started)
+    # What it says late, when it has been given a task, does not count.
+    os.write(engine_a._events, b'{"event": "asleep"}\n')
+    executor.poll()
+    finish(executor, engine_a)
+    assert executor.submit([(run, cold_b)]) == []
+    assert engine_a.commands[-1] == {"sleep": True}
 
 
 def test_evict_ends_an_idle_worker_for_another_that_needs_its_gpu(pool: Any) -> None:

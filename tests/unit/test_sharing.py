@@ -59,6 +59,9 @@ class Recorder(StepEngine):
         for i in ids:
             del self.under_way[i]
 
+    def sleep(self) -> None:
+        """Never asked."""
+
     def close(self) -> None:
         self.closed = True
 

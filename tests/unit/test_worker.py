@@ -1,4 +1,4 @@
-"""A worker that is told to stop: the task that runs hears of it at once, and no further one begins."""
+"""A worker that is told to sleep says when it does; told to stop, the task that runs hears of it at once, and no further one begins."""
 
 from __future__ import annotations
 
@@ -48,10 +48,12 @@ def test_a_worker_told_to_stop() -> None:
             return found
 
         try:
+            send({"sleep": True})
+            assert [event()["event"] for _ in range(2)] == ["ready", "asleep"]
             send({"run": "r", "task": "cold/0001/m0/000"})
             send({"run": "r", "task": "update/0001/m0/000"})
             send({"run": "r", "task": "update/0001/m1/000"})
-            assert [event()["event"] for _ in range(4)] == ["ready", "progress", "done", "progress"]
+            assert [event()["event"] for _ in range(3)] == ["progress", "done", "progress"]
             send({"stop": True})  # overtakes the third command
             assert event() == {"event": "stopped", "run": "r", "task": "update/0001/m0/000", "message": "stopped after step 1"}
             answer = event()
