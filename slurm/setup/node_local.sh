@@ -7,6 +7,10 @@
 # has a folder of its own, removed when its script ends; what remains after a power cut, and on the further nodes of a
 # cancelled job, is the node's own cleaning to remove. XDG_CACHE_HOME and HF_HOME are left alone: the model weights lie
 # there, and are read by all nodes. This file sets the script's EXIT trap.
+#
+# Compiling takes a minute or two. With CORE_HPC_COMPILED=/shared/folder a job begins with what earlier ones have compiled,
+# and leaves what it had to compile itself, in one file. Take another folder for another kind of GPU, and after an update of
+# torch or vLLM; what does not fit is compiled as without it. A folder gets 20 files at most.
 
 CORE_HPC_NODE_LOCAL=$(mktemp -d "${SLURM_TMPDIR:-${TMPDIR:-/tmp}}/core_hpc-${SLURM_JOB_ID:-$$}-XXXXXX") || exit
 export CORE_HPC_NODE_LOCAL
@@ -17,7 +21,26 @@ export VLLM_CACHE_ROOT=$CORE_HPC_NODE_LOCAL/vllm
 export FLASHINFER_WORKSPACE_BASE=$CORE_HPC_NODE_LOCAL/flashinfer
 export CUDA_CACHE_PATH=$CORE_HPC_NODE_LOCAL/cuda
 
+if [[ -n ${CORE_HPC_COMPILED:-} ]]; then
+    mkdir -p "$CORE_HPC_COMPILED"
+    for core_hpc_file in "$CORE_HPC_COMPILED"/*.tar; do
+        [[ ! -e $core_hpc_file ]] || tar -xf "$core_hpc_file" -C "$CORE_HPC_NODE_LOCAL" || echo "$core_hpc_file is left out" >&2
+    done
+    sleep 0.01 # so that what comes is newer than what was there, by the clock of the file system
+    touch "$CORE_HPC_NODE_LOCAL/.begun"
+fi
+
+core_hpc_keep_compiled() {
+    local name=$CORE_HPC_COMPILED/${SLURM_JOB_ID:-$$} known=("$CORE_HPC_COMPILED"/*.tar)
+    cd "$CORE_HPC_NODE_LOCAL" || return
+    find . -type f -newer .begun ! -path ./.new -print0 >.new
+    if [[ -s .new ]] && ((${#known[@]} < 20)); then
+        tar -cf "$name.part" --null -T .new && mv "$name.part" "$name.tar"
+    fi
+}
+
 core_hpc_remove_node_local() {
+    [[ -z ${CORE_HPC_COMPILED:-} ]] || (core_hpc_keep_compiled) || echo "what was compiled could not be kept" >&2
     if ((${SLURM_JOB_NUM_NODES:-1} > 1)); then # the other nodes made the folder under the same name
         timeout 30 srun --overlap --ntasks="$SLURM_JOB_NUM_NODES" --ntasks-per-node=1 rm -rf "$CORE_HPC_NODE_LOCAL" >/dev/null 2>&1
     fi

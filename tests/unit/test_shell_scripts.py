@@ -51,6 +51,29 @@ def test_node_local_caches_live_as_long_as_the_job(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
+def test_node_local_hands_on_what_was_compiled(tmp_path: Path) -> None:
+    script, kept = ROOT / "slurm" / "setup" / "node_local.sh", tmp_path / "kept"
+
+    def job(number: int, commands: str) -> str:
+        env = {"SLURM_TMPDIR": str(tmp_path), "SLURM_JOB_ID": str(number), "CORE_HPC_COMPILED": str(kept)}
+        code = 'set -eu; source "$1"; mkdir -p "$TRITON_CACHE_DIR"; cd "$TRITON_CACHE_DIR"; '
+        return bash(code + commands, str(script), cwd=tmp_path, **env)
+
+    assert job(1, "ls") == ""
+    assert list(kept.iterdir()) == [], "nothing was compiled"
+    job(2, "echo two >kernel; mkdir more; echo deep >more/other")
+    job(3, "echo three >another")
+    assert job(4, "cat kernel more/other another") == "two\ndeep\nthree\n"
+    assert sorted(p.name for p in kept.iterdir()) == ["2.tar", "3.tar"], "a job that compiles nothing leaves nothing"
+    (kept / "2.tar").write_bytes((kept / "2.tar").read_bytes()[:700])
+    assert job(5, "cat another; echo again >kernel") == "three\n", "a torn file is left out"
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["kept"]
+    for number in range(100, 200):
+        (kept / f"{number}.tar").symlink_to(kept / "3.tar")
+    job(6, "echo six >six")
+    assert not (kept / "6.tar").exists(), "the folder does not grow for ever"
+
+
 def test_node_local_keeps_the_status_of_the_script(tmp_path: Path) -> None:
     script = ROOT / "slurm" / "setup" / "node_local.sh"
     done = subprocess.run(["bash", "-c", f'source "{script}"; exit 7'], env={**os.environ, "TMPDIR": str(tmp_path)}, check=False)
