@@ -6,8 +6,8 @@ The launcher runs the quickstart's models for three iterations of 24 problems x 
 two of 384), with the driver of this machine or with SLURM arrays on a development cluster (tests/cluster.py; two nodes, on each one
 job of one thread), one a phase or chained (slurm.chain_wait_s). The account of time then says for each iteration after the first: its
 seconds (waiting for other iterations and evaluations left out), its lower bound (max over models of sampled and trained tokens by
-their rates over the whole run), and the share above it, with and without what it waited in the queue of SLURM. One run is a sample of as many
-iterations; --keep leaves it there for `benchmarks.scoring --run`.
+their rates over the whole run), and the share above it, with and without what it waited in the queue of SLURM. One run is a sample of
+as many iterations; --keep leaves it there for `benchmarks.scoring --run`.
 """
 
 from __future__ import annotations

@@ -34,11 +34,11 @@ from core_hpc.models import load_tokenizer, resolve_model
 from core_hpc.sweep import load_sweep
 from core_hpc.training.batching import Row
 
-SIZES = {"small": (4, 2, 48, 1), "usual": (16, 4, 160, 3)}
+SIZES = {"small": (4, 2, 48, 1), "usual": (8, 4, 160, 3)}
 """Problems, completions of each, mean length of a completion, rounds."""
 PROMPT_TOKENS = 96
 TAIL = 1.0
-"""Standard deviation of the logarithm of lengths: the longest of 64 is some six times the mean."""
+"""Standard deviation of the logarithm of lengths: the longest of 32 is some five times the mean."""
 MICRO_BATCH_TOKENS = 1024
 STEPS = 4
 BATCHES = (2, 4, 8)
