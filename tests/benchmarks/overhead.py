@@ -3,11 +3,11 @@
     PYTHONPATH=tests python -m benchmarks.overhead --out /tmp/overhead.json [--driver arrays|chained] [--size large|huge] [--keep FOLDER]
 
 The launcher runs the quickstart's models for three iterations of 24 problems x (4 + 2) completions (large: two of 96 problems, huge:
-two of 384), with the driver of this machine or with SLURM arrays on a development cluster (tests/cluster.py; two nodes, on each one
-job of one thread), one a phase or chained (slurm.chain_wait_s). The account of time then says for each iteration after the first: its
-seconds (waiting for other iterations and evaluations left out), its lower bound (max over models of sampled and trained tokens by
-their rates over the whole run), and the share above it, with and without what it waited in the queue of SLURM. One run is a sample of
-as many iterations; --keep leaves it there for `benchmarks.scoring --run`.
+two of 192 x (8 + 4)), with the driver of this machine or with SLURM arrays on a development cluster (tests/cluster.py; two nodes, on
+each one job of one thread), one a phase or chained (slurm.chain_wait_s). The account of time then says for each iteration after the
+first: its seconds (waiting for other iterations and evaluations left out), its lower bound (max over models of sampled and trained
+tokens by their rates over the whole run), and the share above it, with and without what it waited in the queue of SLURM. One run is a
+sample of as many iterations; --keep leaves it there for `benchmarks.scoring --run`.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from benchmarks.measure import conclude, print_table
 from benchmarks.real_run import account, arguments, launched, settings
 from cluster import running_cluster
 
-SIZES = {"small": (4, 2, 1, 2), "usual": (24, 4, 2, 3), "large": (96, 4, 2, 2), "huge": (384, 4, 2, 2)}
+SIZES = {"small": (4, 2, 1, 2), "usual": (24, 4, 2, 3), "large": (96, 4, 2, 2), "huge": (192, 8, 4, 2)}
 """Problems, cold and rescue samples, iterations."""
 MEDIANS = ("own_s", "bound_s", "queue_s", "overhead", "overhead_without_queue")
 NODES = 2
