@@ -23,6 +23,9 @@ if TYPE_CHECKING:
 
 _LORA_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)  # sizes that vLLM reserves; a smaller adapter fits a larger one
 _CPU_KV_CACHE_GB = 0.5
+CPU_BLOCK_TOKENS = 32
+"""Only whole blocks of the KV cache are shared between prompts, and vLLM's block for CPUs, 128 tokens, is longer than many a question.
+Its fast attention needs a multiple of 32."""
 
 
 class VllmEngine(StepEngine):
@@ -154,6 +157,7 @@ def _engine_arguments(spec: EngineSpec, *, on_cpu: bool) -> dict[str, Any]:
             "enable_chunked_prefill": False,
             "max_num_batched_tokens": max(1024, spec.max_context_tokens, spec.max_num_seqs),
             "kv_cache_memory_bytes": int((spec.kv_cache_gb or _CPU_KV_CACHE_GB) * 2**30),  # default: 92 % of the machine
+            "block_size": CPU_BLOCK_TOKENS,
         }
     else:
         arguments |= {"gpu_memory_utilization": spec.gpu_memory_share, "enable_sleep_mode": spec.sleeps}

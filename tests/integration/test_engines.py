@@ -20,6 +20,7 @@ import pytest
 
 from core_hpc.engines import AdapterRef, Completion, EngineSpec, GenerationRequest, SamplingSettings, create_engine, worker_environment
 from core_hpc.engines.sharing import StepEngine
+from core_hpc.engines.vllm_engine import CPU_BLOCK_TOKENS
 from core_hpc.errors import CoreHpcError, InputError
 
 KINDS = ("vllm", "transformers")
@@ -52,6 +53,10 @@ def _run_cases(kind: str, cases_file: Path, out_file: Path) -> None:
         from vllm.lora.punica_wrapper import punica_cpu
 
         out["patched"] = getattr(punica_cpu.bgmv_shrink, "replaces_stock", False)
+        llm: Any = engine._require()  # type: ignore[attr-defined]
+        assert llm.reset_prefix_cache()
+        prompt = {"prompt_token_ids": spec_and_cases["cases"]["stop"]["requests"][0][0]}
+        out["cached"] = [output.num_cached_tokens for output in llm.generate([prompt] * 3, use_tqdm=False)]
     engine.close()
     out_file.write_text(json.dumps(out))
 
@@ -116,7 +121,7 @@ class Setup:
         ids = lambda text: self.tokenizer(text).input_ids  # noqa: E731
         short = [ids(t) for t in ("The capital of France is", EXAMPLE, "Once upon a time there was a", "1, 2, 3, 4,")]
         long = [ids(EXAMPLE[:-7] + HINT + "\nAnswer:"), ids(HINT + EXAMPLE)]
-        assert all(128 < len(p) < CONTEXT - 20 for p in long), "must exceed a block of vLLM's prefix cache (128 tokens on CPU)"
+        assert all(128 < len(p) < CONTEXT - 20 for p in long), "must exceed some blocks of vLLM's prefix cache"
         a, b = self.adapters
         brim = (ids(HINT) * 9)[: CONTEXT - 4]
         return {
@@ -298,6 +303,14 @@ def test_progress_counts_completions_and_tokens(setup: Setup, kind: str) -> None
 @slow
 def test_vllm_uses_our_lora_arithmetic_on_cpu(setup: Setup) -> None:
     assert setup.results["vllm"]["patched"] is True
+
+
+@slow
+def test_vllm_reads_the_prompt_of_a_question_once(setup: Setup) -> None:
+    prompt = setup.cases["stop"]["requests"][0][0]
+    assert CPU_BLOCK_TOKENS < len(prompt) < 128, "shorter than a block of vLLM's own choice"
+    shared = (len(prompt) - 1) // CPU_BLOCK_TOKENS * CPU_BLOCK_TOKENS
+    assert setup.results["vllm"]["cached"] == [0, shared, shared]
 
 
 def test_vllm_leaves_its_memory_and_loads_the_adapter_anew(tmp_path: Path) -> None:
