@@ -14,6 +14,7 @@ Shapes: B sequences, L length, H hidden size, V vocabulary, M completion tokens 
 
 from __future__ import annotations
 
+import inspect
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import replace
@@ -258,13 +259,15 @@ class Policy(ABC):
         kinds = set(getattr(config, "layer_types", None) or ()) - {"full_attention", "sliding_attention"}
         if kinds or getattr(config, "attention_chunk_size", None):
             return f"layers of other kinds ({', '.join(sorted(kinds)) or 'chunked attention'})"
+        if not all(_passes_on(model, "segments") for model in (self.base, self.base.base_model)):
+            return "it takes no arguments for its attention"
         batch = self._probe_batch("tree")
         assert batch.segments is not None
         windows: set[int | None] = set()
         try:
             self.base.set_attn_implementation(TREE_ATTENTION)
             found = self._probe_logits(replace(batch, segments=replace(batch.segments, windows=windows)))
-        except (AttributeError, KeyError, NotImplementedError, RuntimeError, TypeError, ValueError) as error:
+        except (RuntimeError, ValueError) as error:  # shapes of another attention, and what `tree_attention` cannot do
             return f"{type(error).__name__}: {error}"
         if not windows:
             return "its attention cannot be replaced"
@@ -276,6 +279,12 @@ class Policy(ABC):
 def _need_gradient(module: nn.Module, inputs: Any, output: Tensor) -> None:
     if torch.is_grad_enabled():
         output.requires_grad_(True)
+
+
+def _passes_on(model: nn.Module, argument: str) -> bool:
+    """Whether a model's forward takes an argument, by name or as one of any name."""
+    parameters = inspect.signature(model.forward).parameters
+    return argument in parameters or any(p.kind is inspect.Parameter.VAR_KEYWORD for p in parameters.values())
 
 
 def _slides(config: Any) -> bool:

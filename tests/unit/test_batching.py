@@ -269,6 +269,18 @@ def test_log_probs_equal_a_plain_forward_of_each_row(kind: str, checkpointing: b
         torch.testing.assert_close(p.grad, expected[name].grad, atol=1e-3, rtol=1e-3)
 
 
+def test_a_model_that_takes_no_arguments_for_its_attention_gets_padded_batches(capsys: pytest.CaptureFixture[str]) -> None:
+    class OfOldForm(transformers.LlamaForCausalLM):
+        def forward(self, input_ids: Any = None, position_ids: Any = None, attention_mask: Any = None, use_cache: Any = None) -> Any:
+            return super().forward(input_ids, attention_mask, position_ids, use_cache=use_cache)
+
+    torch.manual_seed(0)
+    policy = LoraPolicy(OfOldForm(tiny("llama").config), LoraSection(rank=4), name="m")
+    assert policy.layout == "padded"
+    assert "OfOldForm computes padded batches" in (said := capsys.readouterr().out)
+    assert "takes no arguments for its attention" in said
+
+
 def test_gradients_in_bfloat16_are_as_exact_as_those_of_peft(monkeypatch: pytest.MonkeyPatch) -> None:
     """Trees with our layers, and padded batches with PEFT's, which computes adapters in float32: both against all in float32."""
     rows, found = make_rows(6), {}
