@@ -1,0 +1,67 @@
+"""A reorganisation of the code must not change results: a small run equals the one that was recorded before.
+
+The recorded file holds digests of everything exact (ids, seeds, texts, verdicts, hints) and figures of everything that
+another processor may round differently (rewards, adapters). Record anew only after a deliberate change of results:
+
+    python -m pytest tests/integration/test_recorded_run.py --record
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+import pytest
+from harness import ROOT, launch, published_content, the_run
+from tiny import tiny_sweep
+
+from core_hpc.sweep import load_sweep
+
+pytestmark = pytest.mark.slow
+RECORDED = Path(__file__).with_name("recorded_run.json")
+NOT_EXACT = (pl.Float32, pl.Float64, pl.List(pl.Float32))
+
+
+def digest_and_figures(content: pl.DataFrame | bytes) -> dict[str, Any]:
+    """What is compared of one published table or weight file."""
+    if isinstance(content, bytes):
+        from safetensors.torch import load
+
+        tensors = load(content)
+        norms = {key: float(tensor.double().norm()) for key, tensor in sorted(tensors.items())}
+        first = {f"norm {i}": norm for i, norm in enumerate(list(norms.values())[:4])}
+        return {"names": digest("\n".join(norms)), "norm": sum(norms.values()), **first}
+    exact = [c for c, dtype in content.schema.items() if c != "run_id" and dtype not in NOT_EXACT]
+    floats = [c for c, dtype in content.schema.items() if dtype in NOT_EXACT[:2]]
+    rows = content.select(exact).rows()
+    return {"rows": len(rows), "exact": digest(json.dumps(rows)), **{c: float(content[c].cast(pl.Float64).abs().sum()) for c in floats}}
+
+
+def digest(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def test_a_small_run_is_what_it_was(tiny_models: list[Path], tmp_path: Path, pytestconfig: pytest.Config) -> None:
+    """One model samples with the transformers engine; the other (fake engine) succeeds often enough to be its teacher."""
+    team = [
+        {"name": "m0", "model": str(tiny_models[0]), "engine": "transformers", "lora": {"rank": 4}},
+        {"name": "m1", "model": str(tiny_models[1]), "engine": "fake", "lora": {"rank": 4}},
+    ]
+    sweep = tiny_sweep(tmp_path / "tiny.yaml", [], tmp_path / "out", team=team)
+    done = launch(sweep)
+    assert done.returncode == 0, done.stdout + done.stderr
+    run = the_run(tmp_path / "out" / "tiny")
+    found = {name: digest_and_figures(content) for name, content in sorted(published_content(run).items())}
+    found["quickstart"] = {"run_id": load_sweep(ROOT / "yaml" / "quickstart.yaml").runs[0].run_id}
+    if pytestconfig.getoption("--record"):
+        RECORDED.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
+        pytest.skip(f"recorded {len(found)} results in {RECORDED.name}")
+    recorded = json.loads(RECORDED.read_text(encoding="utf-8"))
+    assert found.keys() == recorded.keys()
+    for name, expected in recorded.items():
+        for what, value in expected.items():
+            close = pytest.approx(value, rel=2e-3, abs=1e-5) if isinstance(value, float) else value
+            assert found[name][what] == close, f"{name}: {what}"
