@@ -4,8 +4,8 @@
 
 In a notebook:
 
-    from analysis.data import load_run
-    from analysis.passk import pass_at_k_table
+    from analysis.counts.run import load_run
+    from analysis.metrics.passk import pass_at_k_table
     pass_at_k_table(load_run(Path("outputs/demo/demo-1a2b3c4d")).counts, ks=[1, 2])
 
 Every table function (passk, votes, rescue, overlap, compare) takes the counts or answer counts of a run and returns a tidy

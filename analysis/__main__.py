@@ -11,20 +11,20 @@ from pathlib import Path
 import polars as pl
 from rich.console import Console
 
-from analysis.curves import curves_table
-from analysis.data import RunData, load_hints, load_runs
-from analysis.formats import FORMATS, table_text
-from analysis.overlap import overlap_table
-from analysis.passk import default_ks, gain_table, pass_at_k_table
-from analysis.report import report_tables, warnings_of, write_reports, write_table
-from analysis.rescue import GROUPS, rescue_table
-from analysis.strata import stratified
-from analysis.tables import ReportTable, render, tidy_table
-from analysis.training_tables import rows_table
-from analysis.votes import vote_table
-from core_hpc.errors import CoreHpcError, InputError
-from core_hpc.schema import COLD, EVALUATE
-from core_hpc.shards import list_runs
+from analysis.counts.run import RunData, load_hints, load_runs
+from analysis.layout.formats import FORMATS, table_text
+from analysis.layout.tables import ReportTable, render, tidy_table
+from analysis.metrics.curves import curves_table
+from analysis.metrics.overlap import overlap_table
+from analysis.metrics.passk import default_ks, gain_table, pass_at_k_table
+from analysis.metrics.rescue import GROUPS, rescue_table
+from analysis.metrics.strata import stratified
+from analysis.metrics.votes import vote_table
+from analysis.report.report import report_tables, warnings_of, write_reports, write_table
+from analysis.report.training_tables import rows_table
+from core_hpc.common.errors import CoreHpcError, InputError
+from core_hpc.store.schema import COLD, EVALUATE
+from core_hpc.store.shards import list_runs
 
 STRATA = ("data_set", "subject", "level")
 TABLE = FORMATS[0]
@@ -94,7 +94,7 @@ def parser() -> argparse.ArgumentParser:
 
 
 def _add_interchange(command: Callable[[str, str], argparse.ArgumentParser]) -> None:
-    from analysis.interchange import EXPORT_PHASES, FORMS, PER_COMPLETION
+    from analysis.exchange.folder import EXPORT_PHASES, FORMS, PER_COMPLETION
 
     sub = command("import", "predictions of other software (JSON lines) as a folder that all commands read")
     sub.add_argument("file", type=Path, metavar="FILE")
@@ -204,7 +204,7 @@ def _print(args: argparse.Namespace, table: ReportTable) -> None:
 
 
 def _compare(args: argparse.Namespace) -> None:
-    from analysis.compare import compare_report
+    from analysis.metrics.compare import compare_report
 
     if args.iteration and len(args.iteration) > 2:
         raise InputError(f"--iteration: {len(args.iteration)} numbers; give one, or two: of A and of B")
@@ -215,8 +215,8 @@ def _compare(args: argparse.Namespace) -> None:
 
 
 def _arms(args: argparse.Namespace) -> None:
-    from analysis.arms import BASE, arms_of, arms_report, arms_table
-    from analysis.figures import arms_figure, write
+    from analysis.metrics.arms import BASE, arms_of, arms_report, arms_table
+    from analysis.report.figures import arms_figure, write
 
     folders = [path.resolve() for path in args.folders]
     taken = [BASE, *(path.name for path in folders)]
@@ -234,8 +234,8 @@ def _arms(args: argparse.Namespace) -> None:
 
 
 def _time(args: argparse.Namespace) -> None:
-    from analysis.timing import times_of
-    from analysis.timing_tables import time_report
+    from analysis.timing.account import times_of
+    from analysis.timing.tables import time_report
 
     console = _console()
     for run in dict.fromkeys(run.resolve() for path in args.folders for run in list_runs(path)):
@@ -244,7 +244,7 @@ def _time(args: argparse.Namespace) -> None:
 
 
 def _import(args: argparse.Namespace) -> None:
-    from analysis.interchange import import_predictions
+    from analysis.exchange.folder import import_predictions
 
     made = import_predictions(args.file, args.out, lenient=args.lenient)
     for line in made.left_out:
@@ -256,7 +256,7 @@ def _import(args: argparse.Namespace) -> None:
 
 
 def _export(args: argparse.Namespace) -> None:
-    from analysis.interchange import export_predictions
+    from analysis.exchange.folder import export_predictions
 
     made = export_predictions(args.run, args.out, args.form, phase=args.phase, iteration=args.iteration)
     for note in made.notes:
@@ -266,7 +266,7 @@ def _export(args: argparse.Namespace) -> None:
 
 
 def _rescore(args: argparse.Namespace) -> None:
-    from analysis.rescore import rescore, rescore_report
+    from analysis.exchange.rescore import rescore, rescore_report
 
     render(rescore_report(rescore(args.run, args.out)), _console())
 

@@ -17,16 +17,16 @@ from pathlib import Path
 
 from rich.console import Console
 
-from core_hpc import store
-from core_hpc.claims import claim, describe_holder, holder_lives
-from core_hpc.errors import ClaimError, CoreHpcError, InputError, StoreError
-from core_hpc.paths import RunPaths, SweepPaths
+from core_hpc.common.errors import ClaimError, CoreHpcError, InputError, StoreError
+from core_hpc.common.terminal import show_error
+from core_hpc.controller.detach import active_controllers
 from core_hpc.slurm.commands import JobId, QueueEntry, Slurm, SlurmUnavailableError
-from core_hpc.slurm.detach import active_controllers
 from core_hpc.slurm.outcomes import ABANDONED, DONE, Outcome
-from core_hpc.slurm.submissions import OPEN, Submission, SubmissionFolder
-from core_hpc.status.reading import locate
-from core_hpc.terminal import show_error
+from core_hpc.slurm.submit import OPEN, Submission, SubmissionFolder
+from core_hpc.status.collect import locate
+from core_hpc.store import manifests
+from core_hpc.store.claims import claim, describe_holder, holder_lives
+from core_hpc.store.paths import RunPaths, SweepPaths
 
 WAIT_S = 60.0
 POLL_S = 1.0
@@ -121,7 +121,7 @@ def cancel_sweep(sweep: Path, slurm: Slurm, console: Console) -> None:
 
     def controller() -> str | None:
         try:
-            holder = store.read_json(paths.claim)
+            holder = manifests.read_json(paths.claim)
         except StoreError:
             if not paths.claim.exists():
                 return None
@@ -132,7 +132,7 @@ def cancel_sweep(sweep: Path, slurm: Slurm, console: Console) -> None:
         work.say(f"nothing to cancel: no controller works on {sweep}, and SLURM has no jobs of it")
         return
     if not paths.stop_request.exists():
-        store.write_json(paths.stop_request, store.writer_identity())
+        manifests.write_json(paths.stop_request, manifests.writer_identity())
     left = work.wait(controller)
     if (who := controller()) is not None:
         raise CoreHpcError(

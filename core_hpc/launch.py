@@ -22,21 +22,21 @@ from typing import get_args
 from rich.console import Console
 from rich.markup import escape
 
-from core_hpc import runs as runfolders
-from core_hpc import store
-from core_hpc.claims import claim
-from core_hpc.config_cluster import Driver
-from core_hpc.controller import Prepared, Start, control
-from core_hpc.errors import CoreHpcError, InputError
-from core_hpc.executors import LocalLimits
-from core_hpc.gpus import check_gpus
-from core_hpc.paths import SweepPaths
-from core_hpc.plan import print_plan, splits_of
-from core_hpc.runs import ModelFacts
-from core_hpc.schedule import RunProgress
+from core_hpc.common.errors import CoreHpcError, InputError
+from core_hpc.common.terminal import show_error, standard_console
+from core_hpc.config.cluster import Driver
+from core_hpc.controller.control import Prepared, Start, control
+from core_hpc.controller.plan import print_plan, splits_of
+from core_hpc.local.executor import LocalLimits
+from core_hpc.local.gpus import check_gpus
+from core_hpc.runs import folder as runfolders
+from core_hpc.runs.folder import ModelFacts
+from core_hpc.runs.sweep import Sweep, load_sweep
+from core_hpc.schedule.scheduler import RunProgress
 from core_hpc.slurm.commands import Slurm, slurm_installed
-from core_hpc.sweep import Sweep, load_sweep
-from core_hpc.terminal import show_error, standard_console
+from core_hpc.store import manifests
+from core_hpc.store.claims import claim
+from core_hpc.store.paths import SweepPaths
 
 MIN_FREE_GB = 1.0
 EXIT_INTERRUPTED = 130
@@ -101,7 +101,7 @@ def launch(sweep: Sweep, console: Console, *, verify: bool = False, detached: bo
     """Run a sweep to its end, or hand it to a detached controller; 0 when every run finished (or was handed over)."""
     cluster = sweep.runs[0].config.cluster
     runfolders.check_conflicts(sweep)
-    store.require_writable(sweep.folder, min_free_gb=MIN_FREE_GB)
+    manifests.require_writable(sweep.folder, min_free_gb=MIN_FREE_GB)
     if _uses_slurm(sweep):
         _check_slurm(sweep)
     elif detached:
@@ -123,8 +123,8 @@ def launch(sweep: Sweep, console: Console, *, verify: bool = False, detached: bo
 
 def _check_slurm(sweep: Sweep) -> None:
     """Errors that SLURM can tell before anything is prepared or submitted."""
-    from core_hpc.slurm.detach import require_no_other
-    from core_hpc.slurm.submissions import check_accepted
+    from core_hpc.controller.detach import require_no_other
+    from core_hpc.slurm.submit import check_accepted
 
     if not slurm_installed():
         driver = sweep.runs[0].config.cluster.driver
@@ -138,7 +138,7 @@ def _check_slurm(sweep: Sweep) -> None:
 
 
 def _detach(sweep: Sweep, start: Start, prepared: Prepared, console: Console) -> int:
-    from core_hpc.slurm.detach import active_controllers, detach, require_no_other
+    from core_hpc.controller.detach import active_controllers, detach, require_no_other
 
     slurm = Slurm()
     with claim(SweepPaths(sweep.folder).claim, has_ended=slurm.has_ended):
@@ -165,7 +165,7 @@ def _prepare_new(sweep: Sweep, console: Console) -> Prepared:
         answer = Path(folder, "facts.json")
         request = json.dumps({"configs": [plan.config.model_dump(mode="json") for plan in new]})
         done = subprocess.run(
-            [sys.executable, "-m", "core_hpc.prepare", str(answer)], input=request.encode(), capture_output=True, check=False,
+            [sys.executable, "-m", "core_hpc.controller.prepare", str(answer)], input=request.encode(), capture_output=True, check=False,
             env={**os.environ, "TOKENIZERS_PARALLELISM": "false"},
         )
         if not answer.exists():
@@ -183,9 +183,9 @@ def _prepare_new(sweep: Sweep, console: Console) -> Prepared:
 
 def conclude(sweep: Sweep, progress: list[RunProgress], console: Console) -> int:
     """Print the result of every run; 0 when none was stopped."""
-    from analysis.data import load_run
-    from analysis.summary import summary_table
-    from analysis.tables import render
+    from analysis.counts.run import load_run
+    from analysis.layout.tables import render
+    from analysis.report.summary import summary_table
 
     stopped = [p for p in progress if p.stopped]
     for p in progress:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -12,9 +11,8 @@ import hypothesis
 import pytest
 
 if TYPE_CHECKING:
-    from cluster import DevCluster
+    from tests.support.cluster import DevCluster
 
-sys.path.insert(0, str(Path(__file__).parent))
 hypothesis.settings.register_profile("shared_machine", deadline=None)  # a slow moment of the machine is no failure
 hypothesis.settings.load_profile("shared_machine")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
@@ -24,7 +22,7 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 @pytest.fixture(scope="session")
 def tiny_models(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
     """Two tiny random models of different weights; the second has a chat template."""
-    from tiny import make_tiny_model
+    from tests.support.tiny import make_tiny_model
 
     folder = tmp_path_factory.mktemp("models")
     return [make_tiny_model(folder / "m0", seed=0), make_tiny_model(folder / "m1", seed=1, chat=True)]
@@ -32,8 +30,8 @@ def tiny_models(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
 
 @pytest.fixture(scope="session")
 def cluster() -> Iterator[DevCluster]:
-    """A real Slurm cluster of four nodes on this machine (tests/cluster.py); skips where Slurm cannot be had."""
-    from cluster import running_cluster
+    """A real Slurm cluster of four nodes on this machine (tests/support/cluster.py); skips where Slurm cannot be had."""
+    from tests.support.cluster import running_cluster
 
     with running_cluster(nodes=4) as running:
         yield running

@@ -17,13 +17,13 @@ from typing import get_args
 from rich.console import Console
 from rich.markup import escape
 
-from core_hpc.config_cluster import Driver
+from core_hpc.common.errors import CoreHpcError
+from core_hpc.config.cluster import Driver
 from core_hpc.doctor.checks import FAIL, MACHINE_CHECKS, OK, WARN, Check, Finding, Subject, run_checks
 from core_hpc.doctor.slurm import check_slurm
 from core_hpc.doctor.storage import check_output
-from core_hpc.errors import CoreHpcError
+from core_hpc.runs.sweep import Sweep, load_sweep
 from core_hpc.slurm.commands import Slurm
-from core_hpc.sweep import Sweep, load_sweep
 
 STYLES = {OK: "green", WARN: "yellow", FAIL: "bold red"}
 JOB_NEEDS: tuple[Check, ...] = (check_output, check_slurm)

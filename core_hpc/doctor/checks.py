@@ -25,16 +25,16 @@ import psutil
 from packaging.requirements import Requirement
 from packaging.specifiers import SpecifierSet
 
-from core_hpc.config import ModelSection
-from core_hpc.config_cluster import ClusterSection
-from core_hpc.convert_gguf import GGUF_MODELS, find_parts
+from core_hpc.common.errors import CoreHpcError, InputError
+from core_hpc.config.cluster import ClusterSection
+from core_hpc.config.run import ModelSection
+from core_hpc.controller.plan import splits_of
 from core_hpc.engines import has_gpu
-from core_hpc.errors import CoreHpcError, InputError
-from core_hpc.executors import LocalLimits
-from core_hpc.models import MINILM, PYPI, cache_folder, resolve_embedder, resolve_model
-from core_hpc.plan import splits_of
+from core_hpc.local.executor import LocalLimits
+from core_hpc.models.gguf import GGUF_MODELS, find_parts
+from core_hpc.models.resolve import MINILM, PYPI, cache_folder, resolve_embedder, resolve_model
+from core_hpc.runs.sweep import Sweep
 from core_hpc.slurm.commands import Slurm, slurm_installed
-from core_hpc.sweep import Sweep
 
 OK, WARN, FAIL = "ok", "warn", "FAIL"
 

@@ -16,14 +16,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from core_hpc import store
-from core_hpc.config_cluster import ClusterSection, PhaseGroup
+from core_hpc.config.cluster import ClusterSection, PhaseGroup
 from core_hpc.doctor.checks import FAIL, OK, WARN, Finding, Subject, judge_gpus, model_folders
 from core_hpc.doctor.node import HELLO, PING, PONG, ProbeSpec, examine, report_name
 from core_hpc.doctor.storage import probe_folder
 from core_hpc.slurm.commands import JobId, QueueEntry, Slurm, SlurmUnavailableError
 from core_hpc.slurm.outcomes import OOM_WORDS
-from core_hpc.slurm.submissions import RefusedError, job_parameters, submit
+from core_hpc.slurm.submit import RefusedError, job_parameters, submit
+from core_hpc.store import manifests
 
 TIME_MIN = 10
 WAITING_S, ENDING_S = 300.0, 40.0
@@ -136,7 +136,7 @@ def _finished(probes: list[Probe], slurm: Slurm, tell: Callable[[str], None]) ->
             names = {p.name for p in probe.folder.iterdir()}  # listing refreshes a network file system's view
             now = time.monotonic()
             if HELLO in names and probe.pinged is None:
-                store.write_json(probe.folder / PING, {})
+                manifests.write_json(probe.folder / PING, {})
                 probe.pinged = now
             if PONG in names and probe.answered is None:
                 probe.answered = now
@@ -183,7 +183,7 @@ def judge(probe: Probe, *, given: bool) -> Iterator[Finding]:
     for rank in range(probe.num_ranks):
         path = probe.folder / report_name(rank)
         if path.exists():
-            reports.append(store.read_json(path))
+            reports.append(manifests.read_json(path))
     if not reports and probe.state == "PENDING":
         what = f"{probe.name}: job {probe.job} still waits after {WAITING_S:.0f} s"
         yield Finding(WARN, what, "it was cancelled; see squeue --start for when such a job may begin, and run this again then")

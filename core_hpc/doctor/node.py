@@ -21,10 +21,10 @@ from typing import Any
 
 import psutil
 
-from core_hpc import store
 from core_hpc.doctor.checks import gpu_facts, torch_cuda
 from core_hpc.engines import worker_environment
 from core_hpc.slurm.rendezvous import resolves
+from core_hpc.store import manifests
 
 HELLO, PING, PONG = "hello.json", "ping.json", "pong.json"
 PING_WAIT_S, MEETING_WAIT_S, IMPORT_WAIT_S = 120.0, 60.0, 300.0
@@ -56,16 +56,16 @@ def examine(spec: ProbeSpec) -> None:
         **_node(), "rank": rank, "answered_at": answered_at, "meeting": meeting, "imports": imports, "torch_gpus": torch_gpus,
         "missing_models": [m for m in spec.models if not Path(m).is_dir()] if first_here else [],
     }  # fmt: skip
-    store.write_json(folder / report_name(rank), report)
+    manifests.write_json(folder / report_name(rank), report)
 
 
 def _answer_ping(folder: Path) -> float | None:
     """Say hello, wait for a file from the other side, answer it; returns when it was answered (this node's clock)."""
-    store.write_json(folder / HELLO, {})
+    manifests.write_json(folder / HELLO, {})
     deadline = time.monotonic() + PING_WAIT_S
     while time.monotonic() < deadline:
         if PING in {p.name for p in folder.iterdir()}:
-            store.write_json(folder / PONG, {})
+            manifests.write_json(folder / PONG, {})
             return time.time()
         time.sleep(0.1)
     return None

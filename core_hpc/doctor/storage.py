@@ -15,9 +15,9 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-from core_hpc import store
+from core_hpc.common.errors import InputError
 from core_hpc.doctor.checks import FAIL, OK, WARN, Finding, Subject
-from core_hpc.errors import InputError
+from core_hpc.store import manifests
 
 MIN_FREE_GB, FEW_FREE_GB = 1.0, 10.0
 MIN_FREE_FILES, FEW_FREE_FILES = 500, 20_000
@@ -49,7 +49,7 @@ def check_output(subject: Subject) -> Iterator[Finding]:
     """Everything about the output folder."""
     folder = subject.sweep.folder
     try:
-        store.require_writable(folder, min_free_gb=MIN_FREE_GB)
+        manifests.require_writable(folder, min_free_gb=MIN_FREE_GB)
         with probe_folder(folder) as probe:
             yield Finding(OK, f"output folder {folder}: can be written")
             yield _kind(probe, shared=subject.submits)
@@ -150,7 +150,7 @@ def _renames(probe: Path) -> Finding:
 
 def _sync(probe: Path) -> Finding:
     started = time.perf_counter()
-    store.write_json(probe / "synced.json", {})  # writes, syncs, renames, syncs the folder
+    manifests.write_json(probe / "synced.json", {})  # writes, syncs, renames, syncs the folder
     seconds = time.perf_counter() - started
     what = f"output folder: fsync works ({1000 * seconds:.0f} ms for a small file)"
     if seconds > SLOW_SYNC_S:

@@ -13,9 +13,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from core_hpc.common.errors import InputError
 from core_hpc.engines.base import AdapterRef, Completion, Engine, GenerationRequest, ProgressCallback, SamplingSettings
-from core_hpc.errors import InputError
-from core_hpc.quantisation import require_four_bit
+from core_hpc.models.quantization import require_four_bit
 
 EngineKind = Literal["vllm", "transformers", "fake"]
 
@@ -56,15 +56,15 @@ def create_engine(spec: EngineSpec) -> Engine:
     if spec.four_bit and spec.kind != "fake":
         require_four_bit()
     if spec.kind == "vllm":
-        from core_hpc.engines.vllm_engine import VllmEngine
+        from core_hpc.engines.vllm import VllmEngine
 
         return VllmEngine(spec)
     if spec.kind == "transformers":
-        from core_hpc.engines.transformers_engine import TransformersEngine
+        from core_hpc.engines.transformers import TransformersEngine
 
         return TransformersEngine(spec)
     if spec.kind == "fake":
-        from core_hpc.engines.fake_engine import FakeEngine
+        from core_hpc.engines.fake import FakeEngine
 
         return FakeEngine(spec)
     raise InputError(f"engine {spec.kind!r} is not known; write vllm, transformers or fake")

@@ -8,10 +8,10 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from core_hpc import store
-from core_hpc.faultpoints import fault_point
+from core_hpc.common.faults import fault_point
 from core_hpc.phases.context import TaskContext
-from core_hpc.schema import COLD, EVALUATE, HINT, RESCUE, SCORE, UPDATE
+from core_hpc.store import manifests
+from core_hpc.store.schema import COLD, EVALUATE, HINT, RESCUE, SCORE, UPDATE
 
 __all__ = ["TaskContext", "run_task"]
 
@@ -22,7 +22,7 @@ def run_task(context: TaskContext) -> None:
     context.stopwatch.lap("import")
     fault_point("task.started", str(context.key))
     if not context.paths.task_manifest(context.key).exists():
-        store.make_folder(context.paths.task_folder(context.key))
+        manifests.make_folder(context.paths.task_folder(context.key))
         step(context)
 
 

@@ -20,13 +20,13 @@ from typing import TYPE_CHECKING, Any
 
 import polars as pl
 
-from core_hpc import shards, store
-from core_hpc.errors import StoreError
-from core_hpc.paths import MANIFEST_SUFFIX, RunPaths, TaskKey
-from core_hpc.schema import STEPS
+from core_hpc.common.errors import StoreError
+from core_hpc.store import manifests, shards
+from core_hpc.store.paths import MANIFEST_SUFFIX, RunPaths, TaskKey
+from core_hpc.store.schema import STEPS
 
 if TYPE_CHECKING:
-    from core_hpc.training.checkpoint import Checkpoint, ResumePoint
+    from core_hpc.training.interruption import Checkpoint, ResumePoint
     from core_hpc.training.trainer import Trainer
 
 NUM_KEPT = 2
@@ -64,7 +64,7 @@ class CheckpointStore:
 
         name = self._paths.checkpoint_name(self._key, num_steps)
         try:
-            store.publish(self._folder, name, fill, as_folder=True, stats=lambda: {"identity": self._identity})
+            manifests.publish(self._folder, name, fill, as_folder=True, stats=lambda: {"identity": self._identity})
             oldest_kept = min(self._stored()[:NUM_KEPT], default=0)
         except (OSError, StoreError, pl.exceptions.PolarsError) as e:
             log.warning("%s: no checkpoint after step %d (%s: %s)", self._key, num_steps, type(e).__name__, e)
@@ -94,20 +94,20 @@ class CheckpointStore:
 
     def _chosen(self, num_steps: int) -> ResumePoint:
         path = self._manifest_path(num_steps)
-        if not store.is_visible(path, published_s=time.time()):
+        if not manifests.is_visible(path, published_s=time.time()):
             raise StoreError(
                 f"{path}: rank 0 goes on from this checkpoint, but {socket.gethostname()} does not see it; "
                 "is the run folder on a file system that all nodes of the update share?"
             )
         try:
             return self._load(num_steps)
-        except store.DamagedError as e:  # rank 0 has just found it whole; what reports damage would make a phase task again
+        except manifests.DamagedError as e:  # rank 0 has just found it whole; what reports damage would make a phase task again
             raise StoreError(f"{e}; rank 0 goes on from this checkpoint, but {socket.gethostname()} reads it otherwise") from e
 
     def _load(self, num_steps: int) -> ResumePoint:
-        from core_hpc.training.checkpoint import ResumePoint
+        from core_hpc.training.interruption import ResumePoint
 
-        manifest = store.read_manifest(self._manifest_path(num_steps))
+        manifest = manifests.read_manifest(self._manifest_path(num_steps))
         stored = manifest.stats.get("identity", {})
         if differing := sorted(k for k in {*stored, *self._identity} if stored.get(k) != self._identity.get(k)):
             raise StoreError(f"{manifest.path}: of another update; they differ in {', '.join(differing)}")
@@ -120,7 +120,7 @@ class CheckpointStore:
 def stored_steps(paths: RunPaths, key: TaskKey) -> list[int]:
     """Steps done at each checkpoint of an update, newest first."""
     names, folder = _names(paths, key), paths.checkpoint_folder(key)
-    return sorted((int(m[1]) for p in store.list_manifests(folder) if (m := names.fullmatch(p.name))), reverse=True)
+    return sorted((int(m[1]) for p in manifests.list_manifests(folder) if (m := names.fullmatch(p.name))), reverse=True)
 
 
 def write_steps(folder: Path, steps: pl.DataFrame, run_id: str, key: TaskKey) -> tuple[int, str]:

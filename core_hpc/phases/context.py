@@ -17,20 +17,20 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import psutil
 
-from core_hpc import store
-from core_hpc.config import ModelSection
+from core_hpc.common.errors import StoreError
+from core_hpc.config.run import ModelSection
 from core_hpc.engines import EngineSpec, create_engine, has_gpu
 from core_hpc.engines.base import AdapterRef, Engine
-from core_hpc.engines.sharing import EngineOwner
-from core_hpc.errors import StoreError
-from core_hpc.gpu_sharing import Sharing
-from core_hpc.models import ResolvedModel, load_tokenizer, resolve_embedder, resolve_model
-from core_hpc.paths import RunPaths, TaskKey
-from core_hpc.problems import EXAMPLES, worked_examples
-from core_hpc.prompts import PromptBuilder, stop_strings_of
+from core_hpc.engines.shared import EngineOwner
+from core_hpc.local.memory import Sharing
+from core_hpc.models.prompts import PromptBuilder, stop_strings_of
+from core_hpc.models.resolve import ResolvedModel, load_tokenizer, resolve_embedder, resolve_model
+from core_hpc.problems.splits import EXAMPLES, worked_examples
 from core_hpc.protocol.embeddings import Embedder, create_embedder
-from core_hpc.runs import Run
-from core_hpc.schema import GENERATION_PHASES, UPDATE
+from core_hpc.runs.folder import Run
+from core_hpc.store import manifests
+from core_hpc.store.paths import RunPaths, TaskKey
+from core_hpc.store.schema import GENERATION_PHASES, UPDATE
 
 if TYPE_CHECKING:
     from core_hpc.training.trainer import Trainer
@@ -208,12 +208,12 @@ class TaskContext:
             sleeps=sharing.kind == "sleep",
         )
 
-    def update_manifest(self, iteration: int) -> store.Manifest | None:
+    def update_manifest(self, iteration: int) -> manifests.Manifest | None:
         """Publication of the task's model after an iteration; None for the base weights. Checked completely."""
         if iteration == 0:
             return None
-        manifest = store.read_manifest(self.paths.task_manifest(TaskKey(iteration, UPDATE, self.key.model)))
-        store.check_files(manifest, checksum=True)
+        manifest = manifests.read_manifest(self.paths.task_manifest(TaskKey(iteration, UPDATE, self.key.model)))
+        manifests.check_files(manifest, checksum=True)
         return manifest
 
     def update_folder(self, iteration: int) -> Path | None:
@@ -242,7 +242,7 @@ class TaskContext:
                 "seconds": {k: round(v, 3) for k, v in self.stopwatch.seconds.items()},
                 "rss_gb": round(psutil.Process().memory_info().rss / 2**30, 2),
                 "threads": self.warm.threads,
-                # Of one rank, for the cost of the run (analysis/cost.py).
+                # Of one rank, for the cost of the run (analysis/timing/cost.py).
                 "num_gpus": int(self.key.phase in (*GENERATION_PHASES, UPDATE) and has_gpu()),
                 **self.warm.take_times(),
                 **more,

@@ -12,15 +12,15 @@ from typing import Any
 
 import polars as pl
 
-from core_hpc import shards
-from core_hpc.answers import extract_answer, verify_many
-from core_hpc.config import SamplingSection
+from core_hpc.answers.extract import extract_answer, verify_many
+from core_hpc.common.seeds import stable_seed
+from core_hpc.config.run import SamplingSection
 from core_hpc.engines.base import Completion, GenerationRequest, SamplingSettings
-from core_hpc.paths import TEAM, TaskKey
 from core_hpc.phases.context import TaskContext
-from core_hpc.problems import EVALUATION, TRAIN, problems_of_iteration
-from core_hpc.schema import COLD, CORRECT, EVALUATE, HINT, HINTS, RESCUE, ROLLOUTS, TIMEOUT
-from core_hpc.seeds import stable_seed
+from core_hpc.problems.splits import EVALUATION, TRAIN, problems_of_iteration
+from core_hpc.store import shards
+from core_hpc.store.paths import TEAM, TaskKey
+from core_hpc.store.schema import COLD, CORRECT, EVALUATE, HINT, HINTS, RESCUE, ROLLOUTS, TIMEOUT
 
 
 @dataclass(frozen=True)

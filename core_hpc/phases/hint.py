@@ -8,15 +8,15 @@ from __future__ import annotations
 
 import polars as pl
 
-from core_hpc import shards
-from core_hpc.paths import TaskKey
+from core_hpc.common.seeds import stable_uniform
 from core_hpc.phases.context import TaskContext
 from core_hpc.phases.score import score_rollouts
-from core_hpc.problems import TRAIN
+from core_hpc.problems.splits import TRAIN
 from core_hpc.protocol.hints import make_hint
 from core_hpc.protocol.teacher import choose_teacher
-from core_hpc.schema import COLD, HINTS, ROLLOUTS
-from core_hpc.seeds import stable_uniform
+from core_hpc.store import shards
+from core_hpc.store.paths import TaskKey
+from core_hpc.store.schema import COLD, HINTS, ROLLOUTS
 
 
 def run(context: TaskContext) -> None:

@@ -10,14 +10,14 @@ from __future__ import annotations
 import numpy as np
 import polars as pl
 
-from core_hpc import shards
-from core_hpc.paths import TaskKey
 from core_hpc.phases.context import TaskContext
-from core_hpc.problems import TRAIN, iterations_per_epoch
+from core_hpc.problems.splits import TRAIN, iterations_per_epoch
 from core_hpc.protocol.advantages import advantages
 from core_hpc.protocol.distance import operation_signature
 from core_hpc.protocol.rewards import ProblemGroup, score_problem
-from core_hpc.schema import COLD, RESCUE, REWARD_PARTS, ROLLOUTS, SCORES
+from core_hpc.store import shards
+from core_hpc.store.paths import TaskKey
+from core_hpc.store.schema import COLD, RESCUE, REWARD_PARTS, ROLLOUTS, SCORES
 
 
 def run(context: TaskContext) -> None:

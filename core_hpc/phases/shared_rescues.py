@@ -10,12 +10,12 @@ from __future__ import annotations
 
 import polars as pl
 
-from core_hpc import shards
-from core_hpc.paths import TaskKey
+from core_hpc.models.prompts import PromptBuilder
 from core_hpc.phases.context import TaskContext
-from core_hpc.problems import TRAIN
-from core_hpc.prompts import PromptBuilder
-from core_hpc.schema import COLD, RESCUE, ROLLOUTS, ROW_KEY
+from core_hpc.problems.splits import TRAIN
+from core_hpc.store import shards
+from core_hpc.store.paths import TaskKey
+from core_hpc.store.schema import COLD, RESCUE, ROLLOUTS, ROW_KEY
 from core_hpc.training.batching import Row
 
 

@@ -16,20 +16,20 @@ from typing import Any
 
 import polars as pl
 
-from core_hpc import shards, store
-from core_hpc.config import ModelSection, RunConfig
-from core_hpc.config_update import UpdateSection
-from core_hpc.errors import StoreError
-from core_hpc.faultpoints import fault_point
-from core_hpc.paths import TEAM, TaskKey
+from core_hpc.common.errors import StoreError
+from core_hpc.common.faults import fault_point
+from core_hpc.common.seeds import stable_seed
+from core_hpc.config.run import ModelSection, RunConfig
+from core_hpc.config.update import UpdateSection
 from core_hpc.phases.checkpoint import CheckpointStore, remove_checkpoints, write_steps
 from core_hpc.phases.context import TaskContext
 from core_hpc.phases.shared_rescues import shared_rows
-from core_hpc.schema import COLD, RESCUE, ROLLOUTS, ROW_KEY, SCORE, SCORES, UPDATE
-from core_hpc.seeds import stable_seed
-from core_hpc.state import horizon_at, steps_per_iteration
+from core_hpc.runs.graph import horizon_at, steps_per_iteration
+from core_hpc.store import manifests, shards
+from core_hpc.store.paths import TEAM, TaskKey
+from core_hpc.store.schema import COLD, RESCUE, ROLLOUTS, ROW_KEY, SCORE, SCORES, UPDATE
 from core_hpc.training.batching import Row, step_rows
-from core_hpc.training.checkpoint import Interruption, rows_digest
+from core_hpc.training.interruption import Interruption, rows_digest
 from core_hpc.training.state_io import STATE_VERSION
 from core_hpc.training.task import UpdateResult, UpdateTask
 from core_hpc.training.trainer import Trainer
@@ -64,7 +64,7 @@ def run(context: TaskContext) -> None:
             num_completions=len(rows), num_ranks=result[0].num_ranks, resumed_from_step=resumed_from_step, **timings
         )()
 
-    store.publish(context.paths.task_folder(key), context.paths.task_name(key), fill, as_folder=True, stats=stats)
+    manifests.publish(context.paths.task_folder(key), context.paths.task_name(key), fill, as_folder=True, stats=stats)
     remove_checkpoints(context.paths, key)
 
 
@@ -115,7 +115,7 @@ def settings_of(config: RunConfig, model: ModelSection) -> UpdateSection:
     return config.update.model_copy(update=own)
 
 
-def _task(context: TaskContext, rows: list[Row], previous: store.Manifest | None) -> UpdateTask:
+def _task(context: TaskContext, rows: list[Row], previous: manifests.Manifest | None) -> UpdateTask:
     run, key = context.run, context.key
     horizon = horizon_at(run.horizons(), key.iteration)
     tokens = sum(len(r.completion_token_ids) for r in rows)
@@ -143,7 +143,7 @@ def _interruption(context: TaskContext, checkpoints: CheckpointStore) -> Interru
     return Interruption(should_stop=context.should_stop, interval_s=interval_s, save=checkpoints.save)
 
 
-def _identity(context: TaskContext, task: UpdateTask, previous: store.Manifest | None) -> dict[str, Any]:
+def _identity(context: TaskContext, task: UpdateTask, previous: manifests.Manifest | None) -> dict[str, Any]:
     """What two attempts must share so that one can go on where the other was; the number of ranks is not in it."""
     return {
         "version": STATE_VERSION,

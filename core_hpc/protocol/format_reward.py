@@ -11,8 +11,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from core_hpc.answers import after_thinking
-from core_hpc.config import FormatSection
+from core_hpc.answers.extract import after_thinking
+from core_hpc.config.run import FormatSection
 from core_hpc.protocol.distance import FloatArray
 from core_hpc.protocol.hints import strategy_blocks
 

@@ -12,24 +12,24 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterator, Sequence
 
-from core_hpc import answers
+from core_hpc.answers import extract
 from core_hpc.protocol.compression import compress
-from core_hpc.schema import CORRECT
+from core_hpc.store.schema import CORRECT
 
 Span = tuple[int, int]
 
 _FLAGS = re.IGNORECASE | re.MULTILINE
 _STRATEGY_TAG = re.compile(r"<(?P<close>/?)strategy(?:\s[^<>]{0,200})?>", _FLAGS)
 _OUTCOME_TAG = r"(?:outcome|result|strategy_\w{1,32}_outcome)"
-_OUTCOME_BEHIND = re.compile(rf"\s{{0,64}}<{_OUTCOME_TAG}(?:\s[^<>]{{0,200}})?>[^<]{{0,{answers.MAX_ANSWER_CHARS}}}", _FLAGS)
-_TAG = re.compile(rf"(?P<open>{answers.OPEN_TAG})|{answers.CLOSE_TAG}", _FLAGS)
-_BOX = re.compile(rf"\\{{0,4}}{answers.BOX}", _FLAGS)
+_OUTCOME_BEHIND = re.compile(rf"\s{{0,64}}<{_OUTCOME_TAG}(?:\s[^<>]{{0,200}})?>[^<]{{0,{extract.MAX_ANSWER_CHARS}}}", _FLAGS)
+_TAG = re.compile(rf"(?P<open>{extract.OPEN_TAG})|{extract.CLOSE_TAG}", _FLAGS)
+_BOX = re.compile(rf"\\{{0,4}}{extract.BOX}", _FLAGS)
 _BARE_BOX = re.compile(r"\\(?:boxed|fbox)\s{0,8}[^\s{]{1,64}", _FLAGS)
 # Wider than what extraction reads ("the answer to the question is", "the final result is"): a hint rather loses
 # a line too many than that it shows an answer.
 _LABEL = re.compile(
-    rf"\#{{4,8}}|{answers.HEADING}|[*_]{{0,3}}(?:\bthe[ \t]{{1,4}})?(?:\bfinal[ \t]{{1,4}})?"
-    rf"(?:{answers.SAYS}|\b(?:final_)?answers?\b[^\n.:=<]{{0,60}}?(?::|=|\b(?:is|are|be)\b)"
+    rf"\#{{4,8}}|{extract.HEADING}|[*_]{{0,3}}(?:\bthe[ \t]{{1,4}})?(?:\bfinal[ \t]{{1,4}})?"
+    rf"(?:{extract.SAYS}|\b(?:final_)?answers?\b[^\n.:=<]{{0,60}}?(?::|=|\b(?:is|are|be)\b)"
     r"|\b(?:final_)?(?:outcome|result)\b[\s*_`\"']{0,8}(?::|=|\bis\b))",
     _FLAGS,
 )
@@ -58,8 +58,8 @@ def _source(text: str, gold: str, kind: str, style: str) -> str | None:
     if _STRATEGY_TAG.search(text) is None:
         return None if style == "strategy" else text
     for content, with_outcome in strategy_blocks(text):
-        answer = answers.extract_answer(with_outcome, kind)
-        if answers.verify(answer, gold, kind) == CORRECT:
+        answer = extract.extract_answer(with_outcome, kind)
+        if extract.verify(answer, gold, kind) == CORRECT:
             return content
     return None
 
@@ -83,7 +83,7 @@ def _box_spans(text: str) -> Iterator[Span]:
     r"""`\boxed{..}` with nested braces; up to the end of the text when its braces are not closed."""
     position = 0
     while (box := _BOX.search(text, position)) is not None:
-        end = answers.closing_brace(text, box.end(), len(text))
+        end = extract.closing_brace(text, box.end(), len(text))
         position = end + 1 if end >= 0 else len(text)
         yield box.start(), position
     for match in _BARE_BOX.finditer(text):
@@ -151,8 +151,8 @@ def _is_gold(hint: str, gold: str, kind: str) -> bool:
     bare = hint.strip(" \t\n.,;:!*_`$()[]{}<>\"'")
     if bare.casefold() == gold.strip().casefold():
         return True
-    candidates = (answers.answer_kind(kind).normalize(bare), answers.extract_answer(hint, kind))
-    return any(answers.verify(candidate, gold, kind) == CORRECT for candidate in candidates)
+    candidates = (extract.answer_kind(kind).normalize(bare), extract.extract_answer(hint, kind))
+    return any(extract.verify(candidate, gold, kind) == CORRECT for candidate in candidates)
 
 
 def make_hint(
@@ -167,7 +167,7 @@ def make_hint(
     tokens). None: no block verifies, or what remains is empty, has no letter or digit, or is itself the gold answer.
     Raises ValueError for an unknown kind or a gold answer that is not of it.
     """
-    source = _source(answers.after_thinking(text), gold, kind, style)
+    source = _source(extract.after_thinking(text), gold, kind, style)
     if source is None:
         return None
     stripped = remove_answers(source)

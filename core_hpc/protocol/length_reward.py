@@ -9,7 +9,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from core_hpc.config import LengthSection
+from core_hpc.config.run import LengthSection
 from core_hpc.protocol.distance import FloatArray
 
 

@@ -17,13 +17,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from core_hpc.answers import token_f1
-from core_hpc.config import RewardSection, weight_at
+from core_hpc.answers.extract import token_f1
+from core_hpc.config.run import RewardSection, weight_at
 from core_hpc.protocol import explore
 from core_hpc.protocol.distance import FloatArray, Signature, distance_matrix, similarity_matrix
 from core_hpc.protocol.format_reward import format_rewards
 from core_hpc.protocol.length_reward import length_rewards
-from core_hpc.schema import COLD, RESCUE
+from core_hpc.store.schema import COLD, RESCUE
 
 BoolArray = NDArray[np.bool_]
 StrArray = NDArray[np.str_]

@@ -14,16 +14,16 @@ from __future__ import annotations
 import time
 from collections.abc import Collection, Sequence
 
-from core_hpc import shards
-from core_hpc.executors import Event, TaskRef
-from core_hpc.paths import TEAM, TaskKey
-from core_hpc.runs import Run
-from core_hpc.schema import COLD, GENERATION_PHASES, HINT, RESCUE, SCORE, UPDATE
+from core_hpc.local.executor import Event, TaskRef
+from core_hpc.runs.folder import Run
+from core_hpc.runs.graph import Graph
 from core_hpc.slurm.executor import SlurmExecutor, failure_fields
 from core_hpc.slurm.outcomes import DONE, Outcome
-from core_hpc.slurm.submissions import group_of
+from core_hpc.slurm.submit import group_of
 from core_hpc.slurm.watch import OpenSubmission, Sighting
-from core_hpc.state import Graph
+from core_hpc.store import shards
+from core_hpc.store.paths import TEAM, TaskKey
+from core_hpc.store.schema import COLD, GENERATION_PHASES, HINT, RESCUE, SCORE, UPDATE
 
 CHAINS = ((COLD, HINT, RESCUE), (SCORE, UPDATE))
 """Phases that one element does with `slurm.chain_wait_s`."""

@@ -22,8 +22,8 @@ import time
 from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
 
-from core_hpc.errors import CoreHpcError
-from core_hpc.slurm.answers import (
+from core_hpc.common.errors import CoreHpcError
+from core_hpc.slurm.parse import (
     ACTIVE,
     FINAL,
     QUEUE_FORMAT,

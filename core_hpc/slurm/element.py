@@ -20,15 +20,15 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
-from core_hpc import store
+from core_hpc.common.errors import CoreHpcError
 from core_hpc.engines import worker_environment
-from core_hpc.errors import CoreHpcError
-from core_hpc.executors import engine_kind, role_of
-from core_hpc.paths import RunPaths, TaskKey
+from core_hpc.local.executor import engine_kind, role_of
+from core_hpc.local.process import WorkerProcess, end_workers
 from core_hpc.phases.checkpoint import stored_steps
-from core_hpc.runs import Run, open_run
-from core_hpc.schema import GENERATION_PHASES, UPDATE
-from core_hpc.worker_process import WorkerProcess, end_workers
+from core_hpc.runs.folder import Run, open_run
+from core_hpc.store import manifests
+from core_hpc.store.paths import RunPaths, TaskKey
+from core_hpc.store.schema import GENERATION_PHASES, UPDATE
 
 STATUS_INTERVAL_S = 10.0
 TERM_GRACE_S = 20.0
@@ -132,7 +132,7 @@ class Status:
         if self._rank == 0 or always:
             self._written = time.time()
             try:
-                store.write_json(self._path, self._body)
+                manifests.write_json(self._path, self._body)
             except OSError as e:  # a full disk must not hide what it says; the log has it, too
                 print(f"the status could not be written ({e}): {self._body}", flush=True)
 
@@ -212,7 +212,7 @@ def _begin(key: TaskKey, inputs: Collection[TaskKey], paths: RunPaths, stop: Sto
 
 def _missing(paths: RunPaths, keys: Collection[TaskKey]) -> list[TaskKey]:
     """Those that are not published."""
-    names = {folder: store.list_names(folder) for folder in {paths.task_folder(key) for key in keys}}
+    names = {folder: manifests.list_names(folder) for folder in {paths.task_folder(key) for key in keys}}
     return [key for key in keys if paths.task_manifest(key).name not in names[paths.task_folder(key)]]
 
 

@@ -15,16 +15,16 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
 
-from core_hpc.config_cluster import ClusterSection, PhaseGroup
-from core_hpc.errors import InputError
-from core_hpc.executors import Event, TaskRef
-from core_hpc.paths import TaskKey
-from core_hpc.runs import Run
-from core_hpc.schedule import cpu_seconds
+from core_hpc.common.errors import InputError
+from core_hpc.config.cluster import ClusterSection, PhaseGroup
+from core_hpc.local.executor import Event, TaskRef
+from core_hpc.runs.folder import Run
+from core_hpc.schedule.scheduler import cpu_seconds
 from core_hpc.slurm.commands import Slurm, SlurmUnavailableError
 from core_hpc.slurm.outcomes import ABANDONED, DONE, NODE_KINDS, OUT_OF_MEMORY, Outcome
-from core_hpc.slurm.submissions import FAILED, OPEN, RefusedError, SubmissionFolder, new_submission, submit_elements
+from core_hpc.slurm.submit import FAILED, OPEN, RefusedError, SubmissionFolder, new_submission, submit_elements
 from core_hpc.slurm.watch import OpenSubmission, Sighting, Watch
+from core_hpc.store.paths import TaskKey
 
 REFUSED_WAIT_S = 30.0
 BACK_OFF = 1.5

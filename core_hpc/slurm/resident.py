@@ -13,15 +13,15 @@ from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 from typing import Any
 
-from core_hpc import shards
-from core_hpc.config_cluster import ClusterSection
-from core_hpc.executors import Event, TaskRef
-from core_hpc.paths import TaskKey
-from core_hpc.runs import Run
+from core_hpc.config.cluster import ClusterSection
+from core_hpc.local.executor import Event, TaskRef
+from core_hpc.runs.folder import Run
 from core_hpc.slurm.commands import Slurm
 from core_hpc.slurm.executor import SlurmExecutor, failure_fields
 from core_hpc.slurm.outcomes import GAVE_UP, Outcome, of_failure
 from core_hpc.slurm.watch import OpenSubmission, Sighting
+from core_hpc.store import shards
+from core_hpc.store.paths import TaskKey
 
 
 class ResidentExecutor(SlurmExecutor):

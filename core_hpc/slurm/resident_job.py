@@ -13,10 +13,10 @@ import time
 from pathlib import Path
 from typing import Any
 
-from core_hpc.errors import CoreHpcError
-from core_hpc.executors import Event, LocalExecutor, LocalLimits, needs_of
-from core_hpc.runs import Run, open_run
-from core_hpc.schedule import RunProgress, Scheduler, inspect_run
+from core_hpc.common.errors import CoreHpcError
+from core_hpc.local.executor import Event, LocalExecutor, LocalLimits, needs_of
+from core_hpc.runs.folder import Run, open_run
+from core_hpc.schedule.scheduler import RunProgress, Scheduler, inspect_run
 from core_hpc.slurm.element import ElementError, ElementSpec, Status, Stop, steps_saved
 from core_hpc.slurm.outcomes import DIED, GAVE_UP
 

@@ -13,16 +13,16 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from core_hpc import store
-from core_hpc.errors import StoreError
-from core_hpc.executors import TaskRef
-from core_hpc.paths import TaskKey
-from core_hpc.runs import Run
-from core_hpc.schema import EVALUATE
+from core_hpc.common.errors import StoreError
+from core_hpc.local.executor import TaskRef
+from core_hpc.local.process import log_tail
+from core_hpc.runs.folder import Run
 from core_hpc.slurm.commands import FINAL, AccountingEntry, JobId, QueueEntry, Slurm, SlurmUnavailableError
 from core_hpc.slurm.outcomes import CANCELLED, INTERRUPTED, Outcome, explain
-from core_hpc.slurm.submissions import Submission, SubmissionFolder
-from core_hpc.worker_process import log_tail
+from core_hpc.slurm.submit import Submission, SubmissionFolder
+from core_hpc.store import manifests
+from core_hpc.store.paths import TaskKey
+from core_hpc.store.schema import EVALUATE
 
 UNSURE_WAIT_S = 20.0
 SETTLE_S = 8.0
@@ -101,7 +101,7 @@ class OpenSubmission:
         found = []
         for file in files:
             with contextlib.suppress(StoreError):
-                found.append(store.read_json(file))
+                found.append(manifests.read_json(file))
         return found
 
     def log(self, index: int) -> Path:
@@ -196,7 +196,7 @@ class Watch:
     def _visible(self) -> dict[Path, set[str]]:
         """Names in the folders that open tasks publish into."""
         folders = {folder for o in self.open for i in o.submission.unresolved for _, folder, _ in o.awaited(i)}
-        return {folder: store.list_names(folder) for folder in folders}
+        return {folder: manifests.list_names(folder) for folder in folders}
 
     def _published(self, item: OpenSubmission, index: int, visible: dict[Path, set[str]]) -> list[Sighting]:
         seen = [task.key for task, folder, name in item.awaited(index) if name in visible.get(folder, ())]
@@ -230,7 +230,7 @@ class Watch:
             self._num_status_reads += 1
             item.status_read[index] = time.time()
             with contextlib.suppress(StoreError):
-                return [Sighting(item, index, "status", status=store.read_json(item.folder.status_file(item.submission, index)))]
+                return [Sighting(item, index, "status", status=manifests.read_json(item.folder.status_file(item.submission, index)))]
         return []
 
     def _explained(self, gone: Sequence[tuple[OpenSubmission, int, QueueEntry | None]]) -> list[Sighting]:

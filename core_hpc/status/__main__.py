@@ -23,13 +23,13 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
-from core_hpc.claims import describe_holder
-from core_hpc.display import duration
-from core_hpc.errors import CoreHpcError, InputError
-from core_hpc.status.answer import FINISHED, NO_CONTROLLER, STOPPED, UNREADABLE, WAITING, ControllerStatus, RunStatus, SweepStatus
-from core_hpc.status.conclude import read_status
-from core_hpc.status.reading import Manifests, locate
-from core_hpc.terminal import show_error, standard_console
+from core_hpc.common.errors import CoreHpcError, InputError
+from core_hpc.common.terminal import show_error, standard_console
+from core_hpc.controller.display import duration
+from core_hpc.status.collect import Manifests, locate
+from core_hpc.status.compute import read_status
+from core_hpc.status.model import FINISHED, NO_CONTROLLER, STOPPED, UNREADABLE, WAITING, ControllerStatus, RunStatus, SweepStatus
+from core_hpc.store.claims import describe_holder
 
 WATCH_S = 10.0
 NUM_SHOWN = 10
@@ -124,7 +124,7 @@ def parse_arguments(arguments: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("sweeps", type=Path, nargs="*", metavar="SWEEP", help=words)
     parser.add_argument("--all", action="store_true", dest="show_all", help=f"show all failures, not only the last {NUM_SHOWN}")
     how = parser.add_mutually_exclusive_group()
-    how.add_argument("--json", action="store_true", help="everything as JSON (the fields are described in core_hpc/status/answer.py)")
+    how.add_argument("--json", action="store_true", help="everything as JSON (the fields are described in core_hpc/status/model.py)")
     words = f"show again every so many seconds ({WATCH_S:.0f}), until all is finished"
     how.add_argument("--watch", type=float, nargs="?", const=WATCH_S, metavar="SECONDS", help=words)
     options = parser.parse_args(arguments)

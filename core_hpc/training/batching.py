@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from core_hpc.errors import InputError
+from core_hpc.common.errors import InputError
 from core_hpc.training.prefix_tree import num_common
 
 Layout = Literal["tree", "padded"]

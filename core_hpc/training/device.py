@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from transformers.modeling_layers import GradientCheckpointingLayer
 
-from core_hpc.errors import CoreHpcError
+from core_hpc.common.errors import CoreHpcError
 from core_hpc.training.token_log_probs import MAX_LOGITS
 
 COMPILER = "inductor"

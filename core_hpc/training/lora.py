@@ -26,8 +26,8 @@ from peft.tuners.lora import Linear
 from torch import Tensor, nn
 from transformers.modeling_layers import GradientCheckpointingLayer
 
-from core_hpc.config import LoraSection
-from core_hpc.errors import InputError
+from core_hpc.common.errors import InputError
+from core_hpc.config.run import LoraSection
 from core_hpc.training.policy import Policy
 from core_hpc.training.state_io import write_adapter
 

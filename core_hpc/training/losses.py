@@ -20,7 +20,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from core_hpc.config_update import ImportanceSection, UpdateSection
+from core_hpc.config.update import ImportanceSection, UpdateSection
 
 
 def k3(current_M: Tensor, reference_M: Tensor) -> Tensor:

@@ -26,7 +26,7 @@ import torch
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM
 
-from core_hpc.quantisation import four_bit_options, require_four_bit
+from core_hpc.models.quantization import four_bit_options, require_four_bit
 from core_hpc.training.batching import Layout, Row
 from core_hpc.training.device import (
     ActivationSize,

@@ -24,7 +24,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from core_hpc.errors import StoreError
+from core_hpc.common.errors import StoreError
 
 STATE_VERSION = 1
 PARTS = ("weight", "exp_avg", "exp_avg_sq")

@@ -8,9 +8,9 @@ from pathlib import Path
 
 import polars as pl
 
-from core_hpc.config_update import UpdateSection
+from core_hpc.config.update import UpdateSection
 from core_hpc.training.batching import Row
-from core_hpc.training.checkpoint import Interruption, ResumePoint
+from core_hpc.training.interruption import Interruption, ResumePoint
 from core_hpc.training.timings import UpdateTimings
 
 

@@ -27,19 +27,19 @@ import polars as pl
 import torch
 from torch import Tensor
 
-from core_hpc.config import LoraSection
-from core_hpc.errors import NonFiniteError, StoppedError, StoreError
-from core_hpc.schema import STEPS
+from core_hpc.common.errors import NonFiniteError, StoppedError, StoreError
+from core_hpc.config.run import LoraSection
+from core_hpc.store.schema import STEPS
 from core_hpc.training.batching import StepPlan, plan_steps
-from core_hpc.training.checkpoint import Boundaries, Checkpoint
 from core_hpc.training.device import COMPILE_FLOP, FLOP_PER_WEIGHT
 from core_hpc.training.full import FullPolicy
+from core_hpc.training.interruption import Boundaries, Checkpoint
+from core_hpc.training.learning_rate import learning_rate
 from core_hpc.training.lora import LoraPolicy
 from core_hpc.training.losses import StepSize, TokenBatch, importance_weights, objective
 from core_hpc.training.metrics import StepTotals
 from core_hpc.training.passes import LogProbs, Passes, micro_batches
 from core_hpc.training.policy import Dtype, Policy, load_base_model
-from core_hpc.training.schedule import learning_rate
 from core_hpc.training.state_io import TrainingState, read_state, write_position
 from core_hpc.training.task import UpdateResult, UpdateTask
 from core_hpc.training.timings import UpdateTimings

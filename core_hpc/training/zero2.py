@@ -18,8 +18,8 @@ import torch.distributed as dist
 from deepspeed.utils import safe_get_full_fp32_param, safe_get_full_optimizer_state, safe_set_full_optimizer_state
 from torch import Tensor, nn
 
-from core_hpc.config import UpdateSection
-from core_hpc.errors import InputError
+from core_hpc.common.errors import InputError
+from core_hpc.config.run import UpdateSection
 from core_hpc.training.state_io import PARTS, TrainingState
 
 RANK_VARIABLES = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")

@@ -1,6 +1,6 @@
 """How analysis scales: reading a run of 10 million completions (or 100), from shards and from kept counts.
 
-    PYTHONPATH=tests python -m benchmarks.analysis_scale --out /tmp/analysis_scale.json [--size large] [--slow-files]
+    python -m tests.benchmarks.analysis_scale --out /tmp/analysis_scale.json [--size large] [--slow-files]
 
 Each way of reading is a process of its own, so that its peak memory is its own; the median of three. The alternatives: decoding the
 columns that are needed and counting with numpy.bincount (`decode_and_count`: what nothing can be faster than by much), decoding alone,
@@ -20,8 +20,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from benchmarks.measure import in_process, measured, medians, peak_mb, print_table, report
-from benchmarks.simulated_run import Size, make_run
+from tests.benchmarks.measure import in_process, measured, medians, peak_mb, print_table, report
+from tests.benchmarks.simulated_run import Size, make_run
 
 SIZES = {
     "small": Size(problems=200, iterations=3, parts=2, cold=8, rescue=4, evaluation=8),
@@ -48,15 +48,15 @@ def _files(run: Path) -> list[Path]:
 
 
 def _ours(run: Path) -> int:
-    from analysis.data import load_run
+    from analysis.counts.run import load_run
 
     return int(load_run(run, answers=False).counts["n"].sum())
 
 
 def _report(run: Path) -> int:
     """From reading to a table of Pass@k."""
-    from analysis.data import load_run
-    from analysis.passk import pass_at_k_table
+    from analysis.counts.run import load_run
+    from analysis.metrics.passk import pass_at_k_table
 
     data = load_run(run, answers=False)
     return pass_at_k_table(data.counts, ks=[1, 2, 4], models=data.models).height
@@ -111,7 +111,7 @@ def measure_one(way: str, run: Path) -> dict[str, float]:
     import numpy as np  # noqa: F401
     import polars as pl  # noqa: F401
 
-    import analysis.data  # noqa: F401
+    import analysis.counts.run  # noqa: F401
 
     if way.startswith("duckdb"):
         import duckdb  # noqa: F401
@@ -127,7 +127,7 @@ def _median(way: str, run: Path, **environment: str) -> dict[str, float]:
 
 def benchmark(folder: Path, size: Size) -> dict[str, Any]:
     """All ways on one run; then the counts are kept, and it is read from them."""
-    from analysis.data import keep_counts
+    from analysis.counts.run import keep_counts
 
     run = folder / "run"
     rows = make_run(run, size)

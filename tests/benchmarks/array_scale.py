@@ -1,6 +1,6 @@
 """How submitting, watching and taking over a job array of 1,000 elements scales, on a real SLURM development cluster.
 
-    PYTHONPATH=tests python -m benchmarks.array_scale --out /tmp/array_scale.json
+    python -m tests.benchmarks.array_scale --out /tmp/array_scale.json
 
 The cold phase of one run on two tiny models has 1,000 tasks, held in the queue (sbatch --hold); a smaller array really runs. What is
 measured is the arrays driver itself: submit(), a poll while everything waits, everything runs (states SIMULATED: one machine
@@ -25,27 +25,28 @@ from pathlib import Path
 from typing import Any
 from unittest import mock
 
-from benchmarks.measure import Cost, largest, measured, print_largest, print_table, report
-from benchmarks.simulated_tasks import SimulatedTasks
-from cluster import DevCluster, running_cluster
 from rich.console import Console
-from tiny import make_tiny_model, tiny_sweep
 
-from core_hpc import runs, store
-from core_hpc.display import Display
-from core_hpc.executors import Event, TaskRef
-from core_hpc.paths import TaskKey
-from core_hpc.plan import splits_of
-from core_hpc.prepare import prepare
-from core_hpc.runs import Run
-from core_hpc.schedule import RunProgress, Scheduler, inspect_run
-from core_hpc.schema import COLD
+from core_hpc.controller.display import Display
+from core_hpc.controller.plan import splits_of
+from core_hpc.controller.prepare import prepare
+from core_hpc.controller.tracking import Tracking
+from core_hpc.local.executor import Event, TaskRef
+from core_hpc.runs import folder as runs
+from core_hpc.runs.folder import Run
+from core_hpc.runs.graph import Graph
+from core_hpc.runs.sweep import load_sweep
+from core_hpc.schedule.scheduler import RunProgress, Scheduler, inspect_run
 from core_hpc.slurm.arrays import ArraysExecutor
 from core_hpc.slurm.commands import QueueEntry, Slurm
-from core_hpc.slurm.submissions import ENDED, FAILED, OPEN, SubmissionFolder
-from core_hpc.state import Graph
-from core_hpc.sweep import load_sweep
-from core_hpc.tracking import Tracking
+from core_hpc.slurm.submit import ENDED, FAILED, OPEN, SubmissionFolder
+from core_hpc.store import manifests
+from core_hpc.store.paths import TaskKey
+from core_hpc.store.schema import COLD
+from tests.benchmarks.measure import Cost, largest, measured, print_largest, print_table, report
+from tests.benchmarks.simulated_tasks import SimulatedTasks
+from tests.support.cluster import DevCluster, running_cluster
+from tests.support.tiny import make_tiny_model, tiny_sweep
 
 MODELS = ("m0", "m1")
 
@@ -222,7 +223,7 @@ class Bench:
             progress = {"task": str(key), "done": 1, "total": 2, "tokens": 3, "time": time.time()}
             body = {"job": "1", "node": "n1", "published": 0, "progress": progress, "stopping": None, "outcome": None}
             with mock.patch.object(os, "fsync"):
-                store.write_json(folder.status_file(submission, index), body)
+                manifests.write_json(folder.status_file(submission, index), body)
         executor = self.executor(run, AllRunning())
         self.poll("poll_starting", executor, adopt=run)
         time.sleep(self.settings.poll_s[0])

@@ -1,6 +1,6 @@
 """Sampling: our cold phase against bare vLLM in the same engine, and against batched generate of transformers.
 
-    PYTHONPATH=tests python -m benchmarks.cold_phase --out /tmp/cold_phase.json [--size small] [--dtype bfloat16]
+    python -m tests.benchmarks.cold_phase --out /tmp/cold_phase.json [--size small] [--dtype bfloat16]
 
 For each model of the quickstart one process holds a warm engine. In turns the cold phase runs (prompts, sampling, texts, answers,
 verdicts, a published shard) and `LLM.generate` alone, with the very same prompts, sampling parameters and seeds; both must
@@ -20,16 +20,16 @@ from pathlib import Path
 from typing import Any
 
 import polars as pl
-from benchmarks.measure import conclude, in_process, print_table
-from benchmarks.real_run import MODELS, arguments, cold_task, make_run, sampled_length, settings
 
-from core_hpc import shards
 from core_hpc.engines import worker_environment
 from core_hpc.engines.base import SamplingSettings
 from core_hpc.phases import run_task
 from core_hpc.phases.context import TaskContext, Warm
-from core_hpc.runs import Run, open_run
-from core_hpc.schema import COLD, ROLLOUTS
+from core_hpc.runs.folder import Run, open_run
+from core_hpc.store import shards
+from core_hpc.store.schema import COLD, ROLLOUTS
+from tests.benchmarks.measure import conclude, in_process, print_table
+from tests.benchmarks.real_run import MODELS, arguments, cold_task, make_run, sampled_length, settings
 
 SIZES = {"small": (4, 2, 2), "usual": (64, 4, 3)}
 """Problems, samples of each, rounds."""
@@ -48,7 +48,7 @@ def rate_of_phase(run: Run, model: str, warm: Warm) -> tuple[float, pl.DataFrame
 
 def rate_of_vllm(llm: Any, rows: pl.DataFrame, sampling: SamplingSettings) -> float:
     """The rate of LLM.generate on the prompts and seeds of these rows; it must sample the same tokens."""
-    from core_hpc.engines.vllm_engine import _sampling_parameters
+    from core_hpc.engines.vllm import _sampling_parameters
 
     llm.reset_prefix_cache()
     prompts = [{"prompt_token_ids": ids} for ids in rows["prompt_token_ids"].to_list()]

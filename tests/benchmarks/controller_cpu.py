@@ -1,6 +1,6 @@
 """CPU time of one controller that drives a sweep of 50 runs on SIMULATED SLURM, as a share of one core.
 
-    PYTHONPATH=tests python -m benchmarks.controller_cpu --out /tmp/controller_cpu.json
+    python -m tests.benchmarks.controller_cpu --out /tmp/controller_cpu.json
 
 The runs have the paper's shape: two models, 15 iterations of 1,000 problems in 4 parts, 4 problems an optimizer step. Jobs only
 exist in a simulated queue, and the controller's clock jumps from look to look (simulated_cluster.py); everything that the
@@ -29,33 +29,36 @@ from typing import Any
 from unittest import mock
 
 import pytest
-from benchmarks.measure import largest, measured, print_largest, print_table, report
-from benchmarks.simulated_cluster import Simulation
-from benchmarks.simulated_tasks import SimulatedTasks
-from cluster import running_cluster
 from rich.console import Console
 
 import yaml
-from core_hpc import controller, runs, shards, tracking
-from core_hpc.config import ClusterSection
-from core_hpc.controller import Prepared, Start, control
-from core_hpc.display import Display
-from core_hpc.paths import SweepPaths, TaskKey
-from core_hpc.plan import splits_of
-from core_hpc.runs import ModelFacts, Run
-from core_hpc.schedule import RunProgress, cpu_seconds, inspect_run
-from core_hpc.schema import UPDATE
+from core_hpc.config.run import ClusterSection
+from core_hpc.controller import control as controller
+from core_hpc.controller import tracking
+from core_hpc.controller.control import Prepared, Start, control
+from core_hpc.controller.display import Display
+from core_hpc.controller.plan import splits_of
+from core_hpc.runs import folder as runs
+from core_hpc.runs.folder import ModelFacts, Run
+from core_hpc.runs.sweep import load_sweep
+from core_hpc.schedule.scheduler import RunProgress, cpu_seconds, inspect_run
 from core_hpc.slurm import executor
 from core_hpc.slurm.commands import Slurm
-from core_hpc.slurm.submissions import Submission, SubmissionFolder
-from core_hpc.sweep import load_sweep
+from core_hpc.slurm.submit import Submission, SubmissionFolder
+from core_hpc.store import shards
+from core_hpc.store.paths import SweepPaths, TaskKey
+from core_hpc.store.schema import UPDATE
+from tests.benchmarks.measure import largest, measured, print_largest, print_table, report
+from tests.benchmarks.simulated_cluster import Simulation
+from tests.benchmarks.simulated_tasks import SimulatedTasks
+from tests.support.cluster import running_cluster
 
 WAIT_S = 600.0
 DURATION_S = {"cold": 1200.0, "hint": 120.0, "rescue": 480.0, "score": 120.0, "update": 1800.0, "evaluate": 1200.0}
 TARGET_SHARE = 0.01
 REAL_UPDATE_GB = 0.5
 """LoRA of rank 16 on all linear layers of 7 billion parameters: 40 million weights, of 12 bytes with their optimizer state."""
-IMPORTS = "import core_hpc.launch, core_hpc.slurm.arrays, core_hpc.display, core_hpc.tracking, analysis.curves, analysis.passk"
+IMPORTS = "import core_hpc.launch, core_hpc.slurm.arrays, core_hpc.controller.display, core_hpc.controller.tracking, analysis.metrics.curves, analysis.metrics.passk"
 ARRAY_SIZE = 8
 
 Profiles = tuple[cProfile.Profile, cProfile.Profile]

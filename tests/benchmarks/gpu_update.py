@@ -1,6 +1,6 @@
 """The update on a GPU: tokens per second and memory for Qwen-shaped models, against what the card's matrix products allow.
 
-    PYTHONPATH=tests python -m benchmarks.gpu_update --out /tmp/gpu_update.json [--device cpu --size tiny]
+    python -m tests.benchmarks.gpu_update --out /tmp/gpu_update.json [--device cpu --size tiny]
 
 Random weights of the shapes of Qwen2.5-0.5B and Qwen3-4B in bfloat16, LoRA of rank 16 on all seven projections, grpo. For each length
 (512 to 4,096 tokens, of which the prompt is an eighth, which the four completions of a problem share) one optimizer step over some
@@ -24,15 +24,15 @@ from typing import Any
 from unittest import mock
 
 import torch
-from benchmarks.measure import conclude, peak_mb, reset_peak
-from benchmarks.real_run import arguments
 
-from core_hpc.config import LoraSection
-from core_hpc.config_update import UpdateSection
+from core_hpc.config.run import LoraSection
+from core_hpc.config.update import UpdateSection
 from core_hpc.training import trainer as trainer_module
 from core_hpc.training.batching import Row
 from core_hpc.training.task import UpdateTask
 from core_hpc.training.trainer import Trainer
+from tests.benchmarks.measure import conclude, peak_mb, reset_peak
+from tests.benchmarks.real_run import arguments
 
 SHAPES: dict[str, dict[str, dict[str, int]]] = {
     "usual": {

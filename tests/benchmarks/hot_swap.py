@@ -1,6 +1,6 @@
 """A new adapter in a running vLLM engine: how long it takes, and whether memory grows with every swap.
 
-    PYTHONPATH=tests python -m benchmarks.hot_swap --out /tmp/hot_swap.json [--size small] [--dtype bfloat16]
+    python -m tests.benchmarks.hot_swap --out /tmp/hot_swap.json [--size small] [--dtype bfloat16]
 
 For each model of the quickstart one engine samples one token with an adapter of rank 16 that it has not seen, and then one with the
 same adapter, 100 times. The price of a swap is the median of the differences. Growth is the slope of a line through the memory
@@ -18,14 +18,14 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from benchmarks.measure import conclude, in_process, memory_mb, print_table
-from benchmarks.real_run import MODELS, arguments, cold_task, make_run, settings
 
-from core_hpc.config import LoraSection
+from core_hpc.config.run import LoraSection
 from core_hpc.engines import worker_environment
 from core_hpc.engines.base import AdapterRef, Engine, GenerationRequest, SamplingSettings
 from core_hpc.phases.context import Warm
-from core_hpc.runs import Run, open_run
+from core_hpc.runs.folder import Run, open_run
+from tests.benchmarks.measure import conclude, in_process, memory_mb, print_table
+from tests.benchmarks.real_run import MODELS, arguments, cold_task, make_run, settings
 
 SIZES = {"small": 10, "usual": 100}
 """Swaps."""

@@ -1,6 +1,6 @@
 """How often do the intervals of the analysis hold the truth? Simulated studies of 200 problems, at nominal 95 %.
 
-    PYTHONPATH=tests python -m benchmarks.interval_coverage --out /tmp/interval_coverage.json
+    python -m tests.benchmarks.interval_coverage --out /tmp/interval_coverage.json
 
 A study is what a run publishes: 8 completions of two models for each problem, before and after training, their answers, and
 rescue completions of one model with and without a hint. The chance that a model solves a problem is beta distributed, with
@@ -20,15 +20,15 @@ from typing import Any
 
 import numpy as np
 import polars as pl
-from benchmarks.measure import measured, print_table, report
 
-from analysis.counts import ANSWERS, COUNTS
-from analysis.estimators import FloatArray, IntArray, wins_at_k
-from analysis.overlap import overlap_table
-from analysis.passk import before_after_table, gain_table, pass_at_k_table
-from analysis.rescue import rescue_table
-from analysis.votes import Ballots, agreement, vote_table
-from core_hpc.schema import COLD, EVALUATE, RESCUE
+from analysis.counts.counts import ANSWERS, COUNTS
+from analysis.metrics.overlap import overlap_table
+from analysis.metrics.passk import before_after_table, gain_table, pass_at_k_table
+from analysis.metrics.rescue import rescue_table
+from analysis.metrics.votes import Ballots, agreement, vote_table
+from analysis.stats.estimators import FloatArray, IntArray, wins_at_k
+from core_hpc.store.schema import COLD, EVALUATE, RESCUE
+from tests.benchmarks.measure import measured, print_table, report
 
 MODELS = ("ada", "bob")
 PROBLEMS, SAMPLES, RESCUES = 200, 8, 4

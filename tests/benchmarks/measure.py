@@ -22,7 +22,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from core_hpc import provenance
+from core_hpc.runs import provenance
 
 
 @dataclass
@@ -85,7 +85,7 @@ def in_process(benchmark: str, *arguments: str, environment: Mapping[str, str] |
 
     KilledError when it was killed, RuntimeError when it failed.
     """
-    command = [sys.executable, "-m", f"benchmarks.{benchmark}", *arguments]
+    command = [sys.executable, "-m", f"tests.benchmarks.{benchmark}", *arguments]
     done = subprocess.run(command, capture_output=True, text=True, check=False, env={**os.environ, **(environment or {})})
     if done.returncode == -signal.SIGKILL:
         raise KilledError(" ".join(command))

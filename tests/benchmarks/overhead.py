@@ -1,13 +1,13 @@
 """Overhead: how much of an iteration is not sampling, log-probabilities and training, once workers are warm.
 
-    PYTHONPATH=tests python -m benchmarks.overhead --out /tmp/overhead.json [--driver arrays|chained] [--size large|huge] [--keep FOLDER]
+    python -m tests.benchmarks.overhead --out /tmp/overhead.json [--driver arrays|chained] [--size large|huge] [--keep FOLDER]
 
 The launcher runs the quickstart's models for three iterations of 24 problems x (4 + 2) completions (large: two of 96 problems, huge:
-two of 192 x (8 + 4)), with the driver of this machine or with SLURM arrays on a development cluster (tests/cluster.py; two nodes, on
+two of 192 x (8 + 4)), with the driver of this machine or with SLURM arrays on a development cluster (tests/support/cluster.py; two nodes, on
 each one job of one thread), one a phase or chained (slurm.chain_wait_s). The account of time then says for each iteration after the
 first: its seconds (waiting for other iterations and evaluations left out), its lower bound (max over models of sampled and trained
 tokens by their rates over the whole run), and the share above it, with and without what it waited in the queue of SLURM. One run is a
-sample of as many iterations; --keep leaves it there for `benchmarks.scoring --run`.
+sample of as many iterations; --keep leaves it there for `tests.benchmarks.scoring --run`.
 """
 
 from __future__ import annotations
@@ -19,9 +19,9 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from benchmarks.measure import conclude, print_table
-from benchmarks.real_run import account, arguments, launched, settings
-from cluster import running_cluster
+from tests.benchmarks.measure import conclude, print_table
+from tests.benchmarks.real_run import account, arguments, launched, settings
+from tests.support.cluster import running_cluster
 
 SIZES = {"small": (4, 2, 1, 2), "usual": (24, 4, 2, 3), "large": (96, 4, 2, 2), "huge": (192, 8, 4, 2)}
 """Problems, cold and rescue samples, iterations."""

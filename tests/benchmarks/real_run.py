@@ -13,18 +13,18 @@ from pathlib import Path
 from typing import Any
 
 import polars as pl
-from harness import ROOT, launch, the_run
 
-from analysis.critical_path import GENERATE, LOG_PROBS, START, TRAIN
-from analysis.timing import iteration_table, times_of, waited_table
-from core_hpc import runs
-from core_hpc.paths import TaskKey
+from analysis.timing.account import iteration_table, times_of, waited_table
+from analysis.timing.critical_path import GENERATE, LOG_PROBS, START, TRAIN
+from core_hpc.controller.plan import splits_of
+from core_hpc.controller.prepare import prepare
 from core_hpc.phases.context import TaskContext, Warm
-from core_hpc.plan import splits_of
-from core_hpc.prepare import prepare
-from core_hpc.runs import Run
-from core_hpc.schema import COLD
-from core_hpc.sweep import load_sweep
+from core_hpc.runs import folder as runs
+from core_hpc.runs.folder import Run
+from core_hpc.runs.sweep import load_sweep
+from core_hpc.store.paths import TaskKey
+from core_hpc.store.schema import COLD
+from tests.support.harness import ROOT, launch, the_run
 
 SWEEP = ROOT / "yaml" / "quickstart.yaml"
 MODELS = ("smollm2", "gemma3")
@@ -75,7 +75,7 @@ def launched(folder: Path, values: Sequence[str], env: dict[str, str] | None = N
 
 
 def account(run: Path) -> list[dict[str, Any]]:
-    """Of each iteration: its row of analysis.timing.ITERATIONS, and the seconds that it waited for each item."""
+    """Of each iteration: its row of analysis.timing.account.ITERATIONS, and the seconds that it waited for each item."""
     times = times_of(run)
     waited = waited_table(times).group_by("iteration", "item").agg(pl.col("seconds").sum())
     rows = []

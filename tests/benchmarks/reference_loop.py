@@ -1,6 +1,6 @@
 """One iteration end to end: ours against a plain loop that does what the method says, one prompt and one completion at a time.
 
-    PYTHONPATH=tests python -m benchmarks.reference_loop --out /tmp/reference_loop.json [--size small] [--dtype bfloat16]
+    python -m tests.benchmarks.reference_loop --out /tmp/reference_loop.json [--size small] [--dtype bfloat16]
 
 32 problems of the quickstart, two models, 2 + 1 completions of each (`even_budget`: every model samples again). Ours is the
 launcher on a new sweep: with the start of its processes, and without (the account of time, less start, imports and loading). The
@@ -24,15 +24,12 @@ from typing import Any
 
 import numpy as np
 import torch
-from benchmarks.measure import conclude, in_process, print_table
-from benchmarks.real_run import MODELS, account, arguments, cold_task, launched, sampled_length, settings
 from torch import Tensor
 
-from core_hpc import shards
-from core_hpc.answers import extract_answer
-from core_hpc.config_update import UpdateSection
+from core_hpc.answers.extract import extract_answer
+from core_hpc.answers.verifier import verify
+from core_hpc.config.update import UpdateSection
 from core_hpc.engines import worker_environment
-from core_hpc.paths import TaskKey
 from core_hpc.phases.context import Stopwatch, Warm
 from core_hpc.phases.generate import training_rows
 from core_hpc.protocol.advantages import advantages
@@ -40,9 +37,12 @@ from core_hpc.protocol.distance import operation_signature
 from core_hpc.protocol.hints import make_hint
 from core_hpc.protocol.rewards import ProblemGroup, score_problem
 from core_hpc.protocol.teacher import choose_teacher
-from core_hpc.runs import Run, open_run
-from core_hpc.schema import COLD, CORRECT, RESCUE, ROLLOUTS
-from core_hpc.verify import verify
+from core_hpc.runs.folder import Run, open_run
+from core_hpc.store import shards
+from core_hpc.store.paths import TaskKey
+from core_hpc.store.schema import COLD, CORRECT, RESCUE, ROLLOUTS
+from tests.benchmarks.measure import conclude, in_process, print_table
+from tests.benchmarks.real_run import MODELS, account, arguments, cold_task, launched, sampled_length, settings
 
 SIZES = {"small": (4, 1), "usual": (32, 1)}
 """Problems, rounds."""

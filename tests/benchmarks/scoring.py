@@ -1,6 +1,6 @@
 """Scoring at the paper's size: 1,000 problems x 6 completions; seconds, and their share of what an iteration takes at least.
 
-    PYTHONPATH=tests python -m benchmarks.scoring --out /tmp/scoring.json [--size small] [--run FINISHED_RUN]
+    python -m tests.benchmarks.scoring --out /tmp/scoring.json [--size small] [--run FINISHED_RUN]
 
 Two models, 2 + 1 completions of each, texts of varied length like solutions of word problems. Ours: what the phases hint and score
 compute, with embeddings by all-MiniLM-L6-v2 (the cold texts are embedded in both), one distance matrix a problem, and the
@@ -8,7 +8,7 @@ verification of all answers (number, and latex, which needs algebra). The altern
 distance is wanted, and one verification at a time, on a sample, its time scaled to all problems. Both with the threads that the
 launcher gives a task here. The lower bound of an iteration is that of `python -m analysis time`: max over models of cold, rescue and
 trained tokens, each by the rate that was measured in --run, a finished run of real models on the same machine (with one task of
-each model at a time: `benchmarks.overhead --keep` leaves such a run).
+each model at a time: `tests.benchmarks.overhead --keep` leaves such a run).
 """
 
 from __future__ import annotations
@@ -25,22 +25,22 @@ from typing import Any
 import numpy as np
 import polars as pl
 import torch
-from benchmarks.measure import conclude, medians, print_table
-from benchmarks.real_run import MODELS, arguments, make_run, settings
 
-from analysis.critical_path import GENERATE, LOG_PROBS, TRAIN
-from analysis.timing import time_table, times_of
-from core_hpc.answers import extract_answer
-from core_hpc.executors import LocalLimits
-from core_hpc.models import resolve_embedder
-from core_hpc.paths import TEAM, TaskKey
+from analysis.timing.account import time_table, times_of
+from analysis.timing.critical_path import GENERATE, LOG_PROBS, TRAIN
+from core_hpc.answers.extract import extract_answer
+from core_hpc.answers.verifier import Verifier
+from core_hpc.local.executor import LocalLimits
+from core_hpc.models.resolve import resolve_embedder
 from core_hpc.phases.context import TaskContext, Warm
 from core_hpc.phases.score import score_rollouts
 from core_hpc.protocol.distance import operation_signature
 from core_hpc.protocol.embeddings import create_embedder
-from core_hpc.runs import Run
-from core_hpc.schema import COLD, CORRECT, RESCUE, SCORE, UPDATE
-from core_hpc.verify import Verifier
+from core_hpc.runs.folder import Run
+from core_hpc.store.paths import TEAM, TaskKey
+from core_hpc.store.schema import COLD, CORRECT, RESCUE, SCORE, UPDATE
+from tests.benchmarks.measure import conclude, medians, print_table
+from tests.benchmarks.real_run import MODELS, arguments, make_run, settings
 
 SIZES = {"small": (20, 2, 1), "usual": (1000, 10, 1)}
 """Problems, problems of the alternative, rounds."""

@@ -20,14 +20,13 @@ from pathlib import Path
 from time import struct_time
 from typing import Any
 
-from benchmarks.measure import commands_cpu_s
-from benchmarks.simulated_tasks import SimulatedTasks
-
-from core_hpc import store
-from core_hpc.paths import TaskKey
-from core_hpc.runs import Run
+from core_hpc.runs.folder import Run
 from core_hpc.slurm.commands import JobId
-from core_hpc.slurm.submissions import Submission, SubmissionFolder
+from core_hpc.slurm.submit import Submission, SubmissionFolder
+from core_hpc.store import manifests
+from core_hpc.store.paths import TaskKey
+from tests.benchmarks.measure import commands_cpu_s
+from tests.benchmarks.simulated_tasks import SimulatedTasks
 
 MIN_JOB_AGE_S = 300.0
 """How long squeue shows a job that has ended."""
@@ -210,5 +209,5 @@ def _write_status(path: Path, node: str, key: TaskKey, share: float) -> None:
         "job": "1", "restarts": 0, "node": node, "pid": 1, "started": 0.0, "published": 0, "progress": progress, "stopping": None,
         "outcome": None,
     }  # fmt: skip
-    store.make_folder(path.parent)
+    manifests.make_folder(path.parent)
     path.write_text(json.dumps(body, indent=1))

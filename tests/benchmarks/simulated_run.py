@@ -13,12 +13,12 @@ from unittest import mock
 import numpy as np
 import polars as pl
 
-from core_hpc import store
-from core_hpc.config import RunConfig
-from core_hpc.paths import RunPaths, TaskKey
-from core_hpc.problems import problems_of_iteration
-from core_hpc.schema import COLD, EVALUATE, PROBLEMS, RESCUE, ROLLOUTS
-from core_hpc.shards import publish_frame
+from core_hpc.config.run import RunConfig
+from core_hpc.problems.splits import problems_of_iteration
+from core_hpc.store import manifests
+from core_hpc.store.paths import RunPaths, TaskKey
+from core_hpc.store.schema import COLD, EVALUATE, PROBLEMS, RESCUE, ROLLOUTS
+from core_hpc.store.shards import publish_frame
 
 MODELS = ("ada", "bob")
 ANSWERS = 6  # different wrong answers to a problem
@@ -52,9 +52,9 @@ class Size:
 def make_run(folder: Path, size: Size, seed: int = 0) -> int:
     """Write the run; returns its number of rollout rows."""
     config, paths, rng = size.config(), RunPaths(folder), np.random.default_rng(seed)
-    store.make_folder(folder)
+    manifests.make_folder(folder)
     ids = {split: [f"addition_chain-{split}-{i:05d}" for i in range(size.problems)] for split in ("train", "evaluation")}
-    with mock.patch.object(store, "_fsync"), mock.patch("os.fsync"):
+    with mock.patch.object(manifests, "_fsync"), mock.patch("os.fsync"):
         for split, names in ids.items():
             golds = [str(i) for i in range(len(names))]
             columns = {"problem_id": names, "question": names, "gold": golds, "answer_kind": "number", "metadata": "{}"}
@@ -70,8 +70,8 @@ def make_run(folder: Path, size: Size, seed: int = 0) -> int:
                     here = order[part * per_part : (part + 1) * per_part]
                     for model in MODELS:
                         num_rows += _part(paths, TaskKey(iteration, phase, model, part), here, ids, size, rng)
-    store.write_json(paths.config, config.model_dump(mode="json"))
-    store.write_json(paths.identity, {"run_id": folder.name})
+    manifests.write_json(paths.config, config.model_dump(mode="json"))
+    manifests.write_json(paths.identity, {"run_id": folder.name})
     return num_rows
 
 

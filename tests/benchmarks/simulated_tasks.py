@@ -17,10 +17,11 @@ from unittest import mock
 
 import polars as pl
 
-from core_hpc import store
-from core_hpc.paths import TaskKey
-from core_hpc.runs import Run
-from core_hpc.schema import (
+from core_hpc.runs.folder import Run
+from core_hpc.runs.graph import steps_per_iteration
+from core_hpc.store import manifests
+from core_hpc.store.paths import TaskKey
+from core_hpc.store.schema import (
     CORRECT,
     EVALUATE,
     GENERATION_PHASES,
@@ -36,7 +37,6 @@ from core_hpc.schema import (
     Table,
     check_frame,
 )  # fmt: skip
-from core_hpc.state import steps_per_iteration
 
 RESCUED_SHARE = 0.2
 NUM_TOKENS = 8
@@ -65,7 +65,7 @@ class SimulatedTasks:
             return {"steps.parquet": (rows, STEPS.name)}
 
         with mock.patch.object(os, "fsync"):
-            store.publish(
+            manifests.publish(
                 run.paths.task_folder(key), run.paths.task_name(key), fill, as_folder=key.phase == UPDATE, stats=statistics(key, rows)
             )
 

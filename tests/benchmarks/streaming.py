@@ -1,6 +1,6 @@
 """Streaming by problem: sampling of an iteration when rescues begin beside the longest cold completions of other parts.
 
-    PYTHONPATH=tests python -m benchmarks.streaming --out /tmp/streaming.json [--size small] [--dtype bfloat16]
+    python -m tests.benchmarks.streaming --out /tmp/streaming.json [--size small] [--dtype bfloat16]
 
 The launcher runs one iteration of the quickstart's models in three ways, in turns: all problems in one part; four parts, which an
 engine does one after the other; the same four parts at once (cluster.parts_in_engine). Engines are warm: the untrained models are
@@ -16,12 +16,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from benchmarks.measure import conclude, print_table
-from benchmarks.real_run import arguments, launched, settings
-
-from analysis.timing import times_of
-from core_hpc import shards
-from core_hpc.schema import COLD, RESCUE, ROLLOUTS
+from analysis.timing.account import times_of
+from core_hpc.store import shards
+from core_hpc.store.schema import COLD, RESCUE, ROLLOUTS
+from tests.benchmarks.measure import conclude, print_table
+from tests.benchmarks.real_run import arguments, launched, settings
 
 SIZES = {"small": (4, 2, 1, 1), "usual": (32, 4, 2, 3)}
 """Problems, cold and rescue samples, rounds."""

@@ -1,6 +1,6 @@
 """The update: trained tokens per second and memory of ours against TRL's GRPOTrainer, on the same completions.
 
-    PYTHONPATH=tests python -m benchmarks.update_trl --out /tmp/update_trl.json [--size small] [--model gemma3] [--dtype bfloat16]
+    python -m tests.benchmarks.update_trl --out /tmp/update_trl.json [--size small] [--model gemma3] [--dtype bfloat16]
 
 Both: LoRA of rank 16 on all seven projections, AdamW, grpo with clipping and KL 0.04 (so a pass for the reference, and one for
 the log-probabilities before the update), four optimizer steps, no gradient checkpointing. TRL is given the completions by its
@@ -24,15 +24,14 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from benchmarks.measure import KilledError, conclude, in_process, medians, memory_mb, peak_mb, print_table, reset_peak
-from benchmarks.real_run import MODELS, SWEEP, arguments
-
-from core_hpc.config import LoraSection
-from core_hpc.config_update import UpdateSection
+from core_hpc.config.run import LoraSection
+from core_hpc.config.update import UpdateSection
 from core_hpc.engines import worker_environment
-from core_hpc.models import load_tokenizer, resolve_model
-from core_hpc.sweep import load_sweep
+from core_hpc.models.resolve import load_tokenizer, resolve_model
+from core_hpc.runs.sweep import load_sweep
 from core_hpc.training.batching import Row
+from tests.benchmarks.measure import KilledError, conclude, in_process, medians, memory_mb, peak_mb, print_table, reset_peak
+from tests.benchmarks.real_run import MODELS, SWEEP, arguments
 
 SIZES = {"small": (4, 2, 48, 1), "usual": (8, 4, 160, 3)}
 """Problems, completions of each, mean length of a completion, rounds."""

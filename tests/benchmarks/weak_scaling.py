@@ -1,8 +1,8 @@
 """Weak scaling of the arrays driver on a development cluster: 1 to 4 workers, each with the same work.
 
-    PYTHONPATH=tests python -m benchmarks.weak_scaling --out /tmp/weak_scaling.json [--size small]
+    python -m tests.benchmarks.weak_scaling --out /tmp/weak_scaling.json [--size small]
 
-A worker is an element of the job array on a node of its own (tests/cluster.py), which does parts of a cold phase one after the other.
+A worker is an element of the job array on a node of its own (tests/support/cluster.py), which does parts of a cold phase one after the other.
 The engine is the fake one, made to WAIT as long for each completion as a GPU might need, since a single machine has not the cores
 of a cluster: so what is measured is the software around the engines. Counted are completions per second of each worker, from the
 submission to the last publication as the driver sees it, and from the first start to the last end of the tasks; SLURM commands;
@@ -24,24 +24,23 @@ from pathlib import Path
 from typing import Any
 from unittest import mock
 
-from benchmarks.measure import conclude, print_table
-from benchmarks.real_run import arguments
-from cluster import running_cluster
-from tiny import make_tiny_model, tiny_sweep
-
-from analysis.timing import times_of
-from core_hpc import runs
-from core_hpc.paths import TaskKey
+from analysis.timing.account import times_of
+from core_hpc.controller.plan import splits_of
+from core_hpc.controller.prepare import prepare
 from core_hpc.phases import run_task
 from core_hpc.phases.context import TaskContext, Warm
-from core_hpc.plan import splits_of
-from core_hpc.prepare import prepare
-from core_hpc.runs import Run, open_run
-from core_hpc.schema import COLD
+from core_hpc.runs import folder as runs
+from core_hpc.runs.folder import Run, open_run
+from core_hpc.runs.sweep import load_sweep
 from core_hpc.slurm.arrays import ArraysExecutor
 from core_hpc.slurm.commands import Slurm
-from core_hpc.slurm.submissions import ENDED, FAILED, OPEN, SubmissionFolder
-from core_hpc.sweep import load_sweep
+from core_hpc.slurm.submit import ENDED, FAILED, OPEN, SubmissionFolder
+from core_hpc.store.paths import TaskKey
+from core_hpc.store.schema import COLD
+from tests.benchmarks.measure import conclude, print_table
+from tests.benchmarks.real_run import arguments
+from tests.support.cluster import running_cluster
+from tests.support.tiny import make_tiny_model, tiny_sweep
 
 SAMPLES = 8
 PROBLEMS_PER_PART = 32
@@ -129,7 +128,7 @@ def store_operations(folder: Path) -> dict[str, Any] | None:
     run = make_run(folder, "operations", 1, 1)
     trace = folder / "trace"
     command = ["strace", "-f", "-y", "-e", "trace=%file,fsync,fdatasync,getdents64,read,write", "-o", str(trace)]
-    subprocess.run([*command, sys.executable, "-m", "benchmarks.weak_scaling", "--run", str(run.root)], check=True, capture_output=True)
+    subprocess.run([*command, sys.executable, "-m", "tests.benchmarks.weak_scaling", "--run", str(run.root)], check=True, capture_output=True)
     counts: Counter[str] = Counter()
     for line in trace.read_text(errors="replace").splitlines():
         if str(run.root) in line and (found := _CALL.match(line)):

@@ -11,12 +11,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from cluster import DevCluster
-from cluster_faults import Disturber, Fault
-from harness import differences, launch, leftovers, the_run
-from tiny import tiny_sweep
 
-from core_hpc.schema import PHASES
+from core_hpc.store.schema import PHASES
+from tests.support.cluster import DevCluster
+from tests.support.cluster_faults import Disturber, Fault
+from tests.support.harness import differences, launch, leftovers, the_run
+from tests.support.tiny import tiny_sweep
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(3600)]
 

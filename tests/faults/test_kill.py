@@ -7,12 +7,12 @@ its publishing, and the launcher dies by SIGKILL as soon as that phase has publi
 from pathlib import Path
 
 import pytest
-from harness import differences, launch, launch_and_kill, leftovers, the_run
-from tiny import tiny_sweep
 
-from core_hpc import shards, store
-from core_hpc.paths import RunPaths
-from core_hpc.schema import COLD, EVALUATE, HINT, PHASES, RESCUE, SCORE, UPDATE
+from core_hpc.store import manifests, shards
+from core_hpc.store.paths import RunPaths
+from core_hpc.store.schema import COLD, EVALUATE, HINT, PHASES, RESCUE, SCORE, UPDATE
+from tests.support.harness import differences, launch, launch_and_kill, leftovers, the_run
+from tests.support.tiny import tiny_sweep
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 
@@ -65,13 +65,13 @@ def test_a_damaged_shard_is_set_aside_and_made_again(undisturbed: Path, tiny_mod
     assert launch_and_kill(sweep, lambda: len(list(folder.glob("*/cold/iteration=0001/*.manifest.json"))) == 4, tmp_path / "log")
     run = the_run(folder)
     keys = [k for k in shards.published_keys(run) if k.phase == COLD]
-    paths = [store.read_manifest(RunPaths(run).task_manifest(k)).file(".parquet") for k in keys[:2]]
+    paths = [manifests.read_manifest(RunPaths(run).task_manifest(k)).file(".parquet") for k in keys[:2]]
     content = bytearray(paths[0].read_bytes())
     content[len(content) // 2] ^= 255
     paths[0].write_bytes(bytes(content))
     paths[1].unlink()
     evaluated = next(k for k in shards.published_keys(run) if k.phase == EVALUATE)  # read by the controller, for TensorBoard
-    path = store.read_manifest(RunPaths(run).task_manifest(evaluated)).file(".parquet")
+    path = manifests.read_manifest(RunPaths(run).task_manifest(evaluated)).file(".parquet")
     content = bytearray(path.read_bytes())
     content[len(content) // 2] ^= 255
     path.write_bytes(bytes(content))

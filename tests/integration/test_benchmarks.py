@@ -6,10 +6,11 @@ import json
 from pathlib import Path
 
 import pytest
-from benchmarks import analysis_scale, array_scale, controller_cpu, interval_coverage
-from benchmarks.measure import report
-from benchmarks.simulated_run import make_run
-from cluster import DevCluster
+
+from tests.benchmarks import analysis_scale, array_scale, controller_cpu, interval_coverage
+from tests.benchmarks.measure import report
+from tests.benchmarks.simulated_run import make_run
+from tests.support.cluster import DevCluster
 
 pytestmark = pytest.mark.slow
 

@@ -12,12 +12,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from harness import ROOT, differences, launch, the_run
-from tiny import tiny_sweep
 
-from core_hpc import store
-from core_hpc.paths import RunPaths, TaskKey
-from core_hpc.schema import UPDATE
+from core_hpc.store import manifests
+from core_hpc.store.paths import RunPaths, TaskKey
+from core_hpc.store.schema import UPDATE
+from tests.support.harness import ROOT, differences, launch, the_run
+from tests.support.tiny import tiny_sweep
 
 pytestmark = pytest.mark.slow
 KEY = TaskKey(1, UPDATE, "m0")
@@ -61,7 +61,7 @@ def attempts(killed: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str
 
 
 def resumed_from_step(run: Path) -> int:
-    found: int = store.read_manifest(RunPaths(run).task_manifest(KEY)).stats["resumed_from_step"]
+    found: int = manifests.read_manifest(RunPaths(run).task_manifest(KEY)).stats["resumed_from_step"]
     return found
 
 

@@ -12,12 +12,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from harness import wait_for
-from tiny import tiny_sweep
 
 from core_hpc.doctor import __main__ as doctor
 from core_hpc.doctor import job as doctor_job
 from core_hpc.slurm.commands import FINAL, AccountingEntry, JobId, QueueEntry, Slurm, SlurmUnavailableError
+from tests.support.harness import wait_for
+from tests.support.tiny import tiny_sweep
 
 pytestmark = pytest.mark.slow
 ROOT = Path(__file__).parents[2]

@@ -6,8 +6,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from cluster import SCRIPT, ClusterError, DevCluster
-from harness import wait_for
+
+from tests.support.cluster import SCRIPT, ClusterError, DevCluster
+from tests.support.harness import wait_for
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(180)]
 

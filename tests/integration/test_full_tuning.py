@@ -10,7 +10,8 @@ from typing import Any
 
 import pytest
 import torch
-from ranks import VOCABULARY, largest_difference, launch, log_probs, make_rows, plain_updates, prepare, weights
+
+from tests.support.ranks import VOCABULARY, largest_difference, launch, log_probs, make_rows, plain_updates, prepare, weights
 
 pytestmark = pytest.mark.slow
 EMBEDDING, HEAD = "model.embed_tokens.weight", "lm_head.weight"

@@ -13,9 +13,8 @@ from typing import Any
 import pytest
 import torch
 import transformers
-from ranks import VOCABULARY, largest_difference, launch, plain_adapters, prepare, weights
 
-from core_hpc.config import LoraSection
+from core_hpc.config.run import LoraSection
 from core_hpc.training import device as device_module
 from core_hpc.training import policy as policy_module
 from core_hpc.training.batching import Row, plan_steps
@@ -23,8 +22,9 @@ from core_hpc.training.device import GpuMemoryError
 from core_hpc.training.lora import LoraPolicy
 from core_hpc.training.micro_batch import collate
 from core_hpc.training.prefix_tree import build_tree, tree_attention
-from tests.unit.test_batching import make_rows, tiny
-from tests.unit.test_prefix_tree import dense, sequences
+from tests.support.ranks import VOCABULARY, largest_difference, launch, plain_adapters, prepare, weights
+from tests.unit.training.test_batching import make_rows, tiny
+from tests.unit.training.test_prefix_tree import dense, sequences
 
 pytestmark = [pytest.mark.slow, pytest.mark.skipif(not torch.cuda.is_available(), reason="this machine shows no GPU")]
 GPU = torch.device("cuda", 0)

@@ -7,15 +7,15 @@ from pathlib import Path
 
 import polars as pl
 import pytest
-from harness import ROOT, differences, launch, leftovers, published_content, the_run, wait_for
-from tiny import tiny_sweep
 
-from analysis import kept
-from analysis.counts import ANSWER_KEYS, KEYS
-from analysis.data import count_tasks, load_run, problems_of
-from core_hpc import shards, store
-from core_hpc.paths import RunPaths, TaskKey
-from core_hpc.schema import COLD, EVALUATE, GENERATION_PHASES, HINTS, PHASES, RESCUE, ROLLOUTS, SCORES, STEPS
+from analysis.counts import kept
+from analysis.counts.counts import ANSWER_KEYS, KEYS
+from analysis.counts.run import count_tasks, load_run, problems_of
+from core_hpc.store import manifests, shards
+from core_hpc.store.paths import RunPaths, TaskKey
+from core_hpc.store.schema import COLD, EVALUATE, GENERATION_PHASES, HINTS, PHASES, RESCUE, ROLLOUTS, SCORES, STEPS
+from tests.support.harness import ROOT, differences, launch, leftovers, published_content, the_run, wait_for
+from tests.support.tiny import tiny_sweep
 
 pytestmark = pytest.mark.slow
 
@@ -107,7 +107,7 @@ def test_second_start_changes_nothing(sweep: Path, finished: tuple[Path, str]) -
 def test_no_leftovers_and_no_base_weights(finished: tuple[Path, str]) -> None:
     run = the_run(finished[0])
     assert leftovers(run, PHASES) == []
-    manifest = store.read_manifest(RunPaths(run).task_manifest(TaskKey(2, "update", "m0")))
+    manifest = manifests.read_manifest(RunPaths(run).task_manifest(TaskKey(2, "update", "m0")))
     names = sorted(f.name.rpartition("/")[2] for f in manifest.files)
     wanted = {"adapter_config.json", "adapter_model.safetensors", "optimizer.safetensors", "steps.parquet", "trainer_state.json"}
     assert wanted <= set(names)
@@ -169,7 +169,7 @@ def test_the_same_sweep_elsewhere_gives_the_same_rows_and_adapters(sweep: Path, 
     assert done.returncode == 0, done.stdout + done.stderr
     run = the_run(tmp_path / "tiny")
     assert differences(the_run(finished[0]), run) == []
-    first, second = (store.read_manifest(RunPaths(run).task_manifest(TaskKey(0, EVALUATE, "m0", part))) for part in (0, 1))
+    first, second = (manifests.read_manifest(RunPaths(run).task_manifest(TaskKey(0, EVALUATE, "m0", part))) for part in (0, 1))
     assert first.writer["pid"] == second.writer["pid"]
     assert second.writer["time"] - sum(second.stats["seconds"].values()) < first.writer["time"], "they were not in the engine together"
 

@@ -10,13 +10,13 @@ from pathlib import Path
 import numpy as np
 import polars as pl
 import pytest
-from harness import differences, launch, launch_and_kill, the_run
 
-from core_hpc import shards, store
-from core_hpc.models import resolve_model
-from core_hpc.paths import RunPaths, TaskKey
-from core_hpc.schema import COLD, PHASES, RESCUE, ROLLOUTS, SCORES, STEPS, UPDATE
-from core_hpc.sweep import load_sweep
+from core_hpc.models.resolve import resolve_model
+from core_hpc.runs.sweep import load_sweep
+from core_hpc.store import manifests, shards
+from core_hpc.store.paths import RunPaths, TaskKey
+from core_hpc.store.schema import COLD, PHASES, RESCUE, ROLLOUTS, SCORES, STEPS, UPDATE
+from tests.support.harness import differences, launch, launch_and_kill, the_run
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1200)]
 
@@ -101,7 +101,7 @@ def test_adapters_are_ordinary_peft_folders_that_changed_the_model(run: Path) ->
     from safetensors.numpy import load_file
 
     for model in ("smollm2", "gemma3"):
-        manifest = store.read_manifest(RunPaths(run).task_manifest(TaskKey(1, UPDATE, model)))
+        manifest = manifests.read_manifest(RunPaths(run).task_manifest(TaskKey(1, UPDATE, model)))
         weights = load_file(manifest.file("adapter_model.safetensors"))
         assert max(np.abs(v).max() for k, v in weights.items() if "lora_B" in k) > 0
         config = json.loads(manifest.file("adapter_config.json").read_text())
@@ -116,7 +116,7 @@ def test_a_shard_made_again_by_fresh_processes_is_bit_identical(run: Path, sweep
     shutil.copytree(run.parent, folder)
     copy = the_run(folder)
     for key in (TaskKey(1, COLD, "smollm2"), TaskKey(1, "evaluate", "smollm2")):
-        store.set_aside(RunPaths(copy).task_manifest(key))
+        manifests.set_aside(RunPaths(copy).task_manifest(key))
     done = launch(sweep, "--output", str(tmp_path), timeout_s=600)
     assert done.returncode == 0, done.stdout + done.stderr
     assert differences(run, copy) == []

@@ -15,10 +15,10 @@ from typing import Any
 
 import polars as pl
 import pytest
-from harness import ROOT, launch, published_content, the_run
-from tiny import tiny_sweep
 
-from core_hpc.sweep import load_sweep
+from core_hpc.runs.sweep import load_sweep
+from tests.support.harness import ROOT, launch, published_content, the_run
+from tests.support.tiny import tiny_sweep
 
 pytestmark = pytest.mark.slow
 RECORDED = Path(__file__).with_name("recorded_run.json")

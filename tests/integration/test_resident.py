@@ -6,14 +6,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from cluster import DevCluster
-from harness import differences, launch, launched_and_held, the_run
-from tiny import tiny_sweep
 
-from core_hpc import shards, store
-from core_hpc.paths import RunPaths, TaskKey
-from core_hpc.schema import GENERATION_PHASES
-from core_hpc.slurm.submissions import ENDED, FAILED, OPEN, SubmissionFolder
+from core_hpc.slurm.submit import ENDED, FAILED, OPEN, SubmissionFolder
+from core_hpc.store import manifests, shards
+from core_hpc.store.paths import RunPaths, TaskKey
+from core_hpc.store.schema import GENERATION_PHASES
+from tests.support.cluster import DevCluster
+from tests.support.harness import differences, launch, launched_and_held, the_run
+from tests.support.tiny import tiny_sweep
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1200)]
 
@@ -55,7 +55,7 @@ def test_a_run_in_two_jobs_publishes_what_the_local_driver_publishes(
     by_worker: dict[tuple[str, int], list[TaskKey]] = defaultdict(list)
     started: Counter[tuple[str, int]] = Counter()
     for key in shards.published_keys(run):
-        manifest = store.read_manifest(RunPaths(run).task_manifest(key))
+        manifest = manifests.read_manifest(RunPaths(run).task_manifest(key))
         if key.phase in GENERATION_PHASES and key.model == "m0":
             worker = (manifest.writer["host"], manifest.writer["pid"])
             by_worker[worker].append(key)

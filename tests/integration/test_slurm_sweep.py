@@ -8,13 +8,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from cluster import DevCluster
-from harness import differences, launch, launched_and_held, wait_for
-from tiny import tiny_sweep
 
-from core_hpc import shards, store
-from core_hpc.paths import RunPaths
-from core_hpc.slurm.submissions import ENDED, FAILED, OPEN, SubmissionFolder
+from core_hpc.slurm.submit import ENDED, FAILED, OPEN, SubmissionFolder
+from core_hpc.store import manifests, shards
+from core_hpc.store.paths import RunPaths
+from tests.support.cluster import DevCluster
+from tests.support.harness import differences, launch, launched_and_held, wait_for
+from tests.support.tiny import tiny_sweep
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1200)]
 
@@ -159,7 +159,7 @@ def test_chained_phases_publish_the_same_in_two_arrays_an_iteration(cluster: Dev
         def end_of_the_other() -> Any:
             (submission,) = (s for s in folder.read(OPEN) if s.name.startswith("cold-0001"))
             path = folder.status_file(submission, 0)
-            return path.exists() and store.read_json(path)["outcome"]
+            return path.exists() and manifests.read_json(path)["outcome"]
 
         wait_for(end_of_the_other, "the end of the job of the model that was not held")
         assert end_of_the_other()["left"] == ["hint/0001/team/000", "rescue/0001/m0/000"]

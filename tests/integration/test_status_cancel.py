@@ -10,15 +10,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from harness import ROOT, launch, wait_for
-from tiny import tiny_sweep
 
-from core_hpc.errors import ClaimError
-from core_hpc.paths import RunPaths, SweepPaths
-from core_hpc.slurm.submissions import FAILED, OPEN, SubmissionFolder
-from core_hpc.status.answer import SweepStatus
-from core_hpc.status.conclude import read_status
-from core_hpc.status.reading import Manifests, locate
+from core_hpc.common.errors import ClaimError
+from core_hpc.slurm.submit import FAILED, OPEN, SubmissionFolder
+from core_hpc.status.collect import Manifests, locate
+from core_hpc.status.compute import read_status
+from core_hpc.status.model import SweepStatus
+from core_hpc.store.paths import RunPaths, SweepPaths
+from tests.support.harness import ROOT, launch, wait_for
+from tests.support.tiny import tiny_sweep
 
 pytestmark = pytest.mark.slow
 

@@ -10,7 +10,8 @@ from typing import Any
 
 import pytest
 import torch
-from ranks import VOCABULARY, largest_difference, launch, make_rows, plain_adapters, prepare, weights
+
+from tests.support.ranks import VOCABULARY, largest_difference, launch, make_rows, plain_adapters, prepare, weights
 
 pytestmark = pytest.mark.slow
 
@@ -179,7 +180,7 @@ def test_non_finite_values_stop_every_rank_and_write_nothing(runs: dict[str, Any
 def test_a_folder_that_does_not_fit_is_refused(runs: dict[str, Any], tmp_path: Path) -> None:
     import shutil
 
-    from core_hpc.errors import StoreError
+    from core_hpc.common.errors import StoreError
     from core_hpc.training.state_io import read_state
 
     folder = runs["folder"] / "one.1"

@@ -11,11 +11,11 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from core_hpc.errors import StoppedError
-from core_hpc.paths import RunPaths, TaskKey
+from core_hpc.common.errors import StoppedError
 from core_hpc.phases import TaskContext, run_task
 from core_hpc.phases.context import Warm
-from core_hpc.runs import open_run
+from core_hpc.runs.folder import open_run
+from core_hpc.store.paths import RunPaths, TaskKey
 
 
 def attempt(root: Path, key: TaskKey, warm: Warm, *, stop_at: int = -1) -> dict[str, Any]:

@@ -20,15 +20,15 @@ from typing import Any
 
 import torch
 
-from core_hpc import store
-from core_hpc.config import LoraSection
-from core_hpc.config_update import UpdateSection
-from core_hpc.errors import NonFiniteError, StoppedError, StoreError
-from core_hpc.paths import RunPaths, TaskKey
+from core_hpc.common.errors import NonFiniteError, StoppedError, StoreError
+from core_hpc.config.run import LoraSection
+from core_hpc.config.update import UpdateSection
 from core_hpc.phases.checkpoint import CheckpointStore
+from core_hpc.store import manifests
+from core_hpc.store.paths import RunPaths, TaskKey
 from core_hpc.training import passes
 from core_hpc.training.batching import Row, plan_steps, step_rows
-from core_hpc.training.checkpoint import Interruption
+from core_hpc.training.interruption import Interruption
 from core_hpc.training.micro_batch import collate
 from core_hpc.training.task import UpdateResult, UpdateTask
 from core_hpc.training.trainer import Trainer
@@ -162,7 +162,7 @@ class Checks:
             seen["stopped"] = str(error)
         seen["progress"] = self.progress
         seen["written"] = (self.folder / out).exists()
-        seen["stored"] = sorted(p.name for p in store.list_manifests(RunPaths(root).checkpoint_folder(KEY)))
+        seen["stored"] = sorted(p.name for p in manifests.list_manifests(RunPaths(root).checkpoint_folder(KEY)))
         return seen
 
     def interrupted(self) -> dict[str, Any]:
@@ -184,7 +184,7 @@ class Checks:
         seen["damaged"] = self.attempt(root, f"{name}.damaged")
         seen["foreign"] = self.attempt(self.folder / f"{name}.foreign", f"{name}.fresh", rows="others")
         # The last rank looks into an empty folder, as if its node did not see what rank 0 sees.
-        store.VISIBILITY_DELAYS_S = (0.01,)
+        manifests.VISIBILITY_DELAYS_S = (0.01,)
         elsewhere = root if self.trainer.rank == 0 else self.folder / "elsewhere"
         try:
             CheckpointStore(RunPaths(elsewhere), KEY, IDENTITY).find(self.trainer)

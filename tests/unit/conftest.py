@@ -3,7 +3,7 @@
 import pytest
 
 from core_hpc.slurm import executor, watch
-from tests.unit.fake_slurm import FakeSlurm
+from tests.support.fake_slurm import FakeSlurm
 
 
 @pytest.fixture

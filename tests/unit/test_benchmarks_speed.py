@@ -7,12 +7,12 @@ import random
 
 import pytest
 import torch
-from benchmarks import gpu_update, hot_swap, overhead, reference_loop, scoring, update_trl
-from benchmarks.real_run import MODELS, SWEEP, sampled_length, settings
 
-from core_hpc.config_update import UpdateSection
-from core_hpc.sweep import load_sweep
+from core_hpc.config.update import UpdateSection
+from core_hpc.runs.sweep import load_sweep
 from core_hpc.training.losses import StepSize, TokenBatch, objective
+from tests.benchmarks import gpu_update, hot_swap, overhead, reference_loop, scoring, update_trl
+from tests.benchmarks.real_run import MODELS, SWEEP, sampled_length, settings
 
 
 class Tokens:

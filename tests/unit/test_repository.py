@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from core_hpc.problems import check_counts, make_splits
-from core_hpc.sweep import load_sweep
+from core_hpc.problems.splits import check_counts, make_splits
+from core_hpc.runs.sweep import load_sweep
 
 ROOT = Path(__file__).parents[2]
 SWEEPS = sorted((ROOT / "yaml").glob("*.yaml"))
@@ -35,7 +35,7 @@ def test_every_shipped_sweep_is_valid(path: Path) -> None:
             check_counts(run.config, make_splits(run.config.problems))
 
 
-@pytest.mark.parametrize("module", ["core_hpc.launch", "core_hpc.executors", "core_hpc.schedule", "core_hpc.runs", "analysis"])
+@pytest.mark.parametrize("module", ["core_hpc.launch", "core_hpc.local.executor", "core_hpc.schedule.scheduler", "core_hpc.runs.folder", "analysis"])
 def test_light_modules_load_nothing_heavy(module: str) -> None:
     heavy = "{'torch', 'transformers', 'vllm', 'deepspeed', 'peft', 'sentence_transformers', 'submitit'}"
     assert python(f"import sys, {module}; print({heavy} & set(sys.modules))").strip() == "set()"

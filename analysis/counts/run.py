@@ -1,0 +1,219 @@
+"""One run as the tables need it: its configuration, its counts and what is known of its problems.
+
+In: a run folder. Out: `RunData`. Reading a run never writes into it; `keep_counts` is for the run itself.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import polars as pl
+
+from analysis.counts import kept
+from analysis.counts.counts import ANSWERS, COUNTS, Counted, as_counts
+from analysis.counts.integrity import EXPECTED, GROUP, Finding, expected_rows, findings
+from analysis.counts.scan import Shard, count_answers, damage, find_row, list_shards, tally
+from core_hpc.common.errors import InputError, StoreError
+from core_hpc.config.run import RunConfig
+from core_hpc.problems.splits import EVALUATION, TRAIN, split_of
+from core_hpc.store import manifests
+from core_hpc.store.manifests import DamagedError
+from core_hpc.store.paths import RunPaths, TaskKey
+from core_hpc.store.schema import ATTRIBUTES, EVALUATE, GENERATION_PHASES, HINT, HINTS, PROBLEMS
+from core_hpc.store.shards import key_of_manifest, list_runs, published_keys, read_identity, read_manifest_table, read_rows, read_run_config
+
+MAX_SHOWN = 5
+"""Faults that one error names."""
+
+BATCH_ROWS = 1_000_000
+"""Rows that are counted at a time."""
+
+EMPTY = Counted(pl.DataFrame(schema=COUNTS), pl.DataFrame(schema=ANSWERS))
+
+
+@dataclass(frozen=True)
+class RunData:
+    """One run, read at one moment."""
+
+    path: Path
+    config: RunConfig | None  # None: imported predictions, which no configuration of ours made
+    models: list[str]  # the team, in the order of the configuration
+    counts: pl.DataFrame  # COUNTS and ATTRIBUTES
+    answers: pl.DataFrame  # ANSWERS and ATTRIBUTES
+    left_out: list[str] = field(default_factory=list)  # --lenient: what could not be used, a line each
+
+    @property
+    def name(self) -> str:
+        return self.path.name
+
+    @property
+    def num_samples(self) -> int:
+        """Completions per held-out problem and model."""
+        if self.config is not None:
+            return self.config.evaluation.samples
+        most = self.counts.filter(pl.col("phase") == EVALUATE)["n"].max()
+        return most if isinstance(most, int) else 0
+
+
+def load_run(run: Path, *, answers: bool = True, lenient: bool = False) -> RunData:
+    """Counts and configuration of a run, finished or in progress, or of imported predictions.
+
+    Args:
+        run: its folder.
+        answers: also count answers, which votes need and which take as long as all the rest.
+        lenient: leave out what cannot be used, and say so in `left_out`, in place of an error.
+
+    Raises:
+        InputError: not a run folder.
+        StoreError: a published shard is damaged, or its rows are not what the configuration asks for; names file and row.
+    """
+    run = Path(run).resolve()
+    config, models = configuration(run)
+    problems = problems_of(run, config)
+    counted = kept.read(run, answers=answers) if not lenient else {}
+    keys = [k for k in published_keys(run) if k.phase in GENERATION_PHASES and k.iteration not in counted]
+    fresh, left_out = count_tasks(run, keys, problems, config, answers=answers, lenient=lenient)
+    parts = [*counted.values(), fresh]
+    return RunData(
+        run, config, models, described(pl.concat(p.counts for p in parts), problems),
+        described(pl.concat(p.answers for p in parts), problems), left_out,
+    )  # fmt: skip
+
+
+def configuration(run: Path) -> tuple[RunConfig | None, list[str]]:
+    """The configuration of a run (None: imported predictions, which have none), and the names of its models in their order.
+
+    Raises:
+        InputError: not a run folder.
+    """
+    if not RunPaths(run).identity.is_file():
+        raise InputError(f"{run}: not a run folder (no {RunPaths(run).identity.name} in it)")
+    imported = read_identity(run).get("imported")
+    if imported is not None:
+        return None, list(imported["models"])
+    config = read_run_config(run)
+    return config, [m.name for m in config.team]
+
+
+def count_tasks(
+    run: Path, keys: Sequence[TaskKey], problems: pl.DataFrame, config: RunConfig | None, *, answers: bool, lenient: bool
+) -> tuple[Counted, list[str]]:
+    """Counts of these published tasks, checked; and what had to be left out, a line each.
+
+    Raises:
+        StoreError: unless lenient, everything that is wrong.
+    """
+    shards, errors = list_shards(run, keys)
+    if lenient:
+        errors += [e for e in map(damage, shards) if e is not None]
+        bad = {e.manifest_path for e in errors if isinstance(e, DamagedError)}
+        shards = [s for s in shards if s.manifest not in bad]
+    elif errors:
+        raise errors[0]
+    run_id = str(read_identity(run)["run_id"])
+    parts, left_out = [EMPTY], [f"{e}; its rows are left out" for e in errors]
+    for batch in _batches(shards):
+        rows = tally(batch)
+        found = findings(rows, expected_rows([s.key for s in batch], problems, config), config, run_id=run_id)
+        if found and not lenient:
+            raise _untrusted(run, batch, found)
+        part = Counted(as_counts(rows), count_answers(batch if answers else []))
+        if found:
+            bad_groups = pl.DataFrame([f.group for f in found], schema={name: EXPECTED[name] for name in GROUP}).unique()
+            part = Counted(*(frame.join(bad_groups, on=GROUP, how="anti") for frame in (part.counts, part.answers)))
+        parts.append(part)
+        left_out += [f"{_line(batch, finding)}; the problem is left out" for finding in found]
+    return Counted(pl.concat(p.counts for p in parts), pl.concat(p.answers for p in parts)), left_out
+
+
+def _batches(shards: Sequence[Shard]) -> list[list[Shard]]:
+    """Shards in order, some `BATCH_ROWS` at a time: what is in memory does not grow with the run."""
+    batches: list[list[Shard]] = []
+    num_rows = BATCH_ROWS
+    for shard in shards:
+        if num_rows >= BATCH_ROWS:
+            batches.append([])
+            num_rows = 0
+        batches[-1].append(shard)
+        num_rows += shard.num_rows
+    return batches
+
+
+def _untrusted(run: Path, shards: Sequence[Shard], found: Sequence[Finding]) -> StoreError:
+    lines = [_line(shards, finding) for finding in found[:MAX_SHOWN]]
+    more = [f"and {len(found) - MAX_SHOWN} more"] if len(found) > MAX_SHOWN else []
+    said = "\n  ".join([f"{run}: rows that cannot be trusted:", *lines, *more])
+    return StoreError(f"{said}\nWith --lenient these problems are left out, and listed.")
+
+
+def load_hints(run: Path) -> pl.DataFrame:
+    """Length of every published hint: iteration, model (the student), problem_id, num_hint_tokens."""
+    rows = read_rows(run, HINTS, phases=[HINT], columns=["iteration", "model", "problem_id", "num_hint_tokens", "hint"])
+    return rows.filter(pl.col("hint").is_not_null()).drop("hint")
+
+
+def keep_counts(run: Path, iteration: int) -> None:
+    """Count an iteration, all of whose tasks are published, and keep the counts beside its shards (kept.py).
+
+    Raises:
+        StoreError: its rows cannot be trusted.
+    """
+    config, listing = read_run_config(run), kept.sources(run, iteration)
+    folders = [RunPaths(run).phase_folder(phase, iteration) for phase in GENERATION_PHASES]
+    keys = sorted(key_of_manifest(path) for folder in folders for path in manifests.list_manifests(folder))
+    counted, _ = count_tasks(run, keys, problems_of(run, config), config, answers=True, lenient=False)
+    kept.write(run, iteration, counted, listing)
+
+
+def _line(shards: Sequence[Shard], finding: Finding) -> str:
+    """A finding in words, with the file and row that it is about."""
+    group = finding.group
+    at = (group["iteration"], group["phase"], group["model"])
+    own = [s for s in shards if (s.key.iteration, s.key.phase, s.key.model) == at and finding.part in (None, s.key.part)]
+    where = find_row(own or shards, finding.where, twice=finding.twice) if finding.where else str(own[0].manifest)
+    return f"{where}: {group['phase']} {group['iteration']}, {group['model']}, problem {group['problem_id']}: {finding.what}"
+
+
+def problems_of(run: Path, config: RunConfig | None) -> pl.DataFrame:
+    """The frozen problems of both splits: split, problem_id, question, gold, and ATTRIBUTES.
+
+    Attributes are the fields of those names in a problem's metadata; a problem without `data_set` is of the data set that
+    its source is called after.
+    """
+    frames = []
+    for split in (TRAIN, EVALUATION):
+        path = RunPaths(run).problems / f"{split}.manifest.json"
+        if not path.is_file():
+            continue
+        frame = read_manifest_table(manifests.read_manifest(path), PROBLEMS)
+        metadata = frame["metadata"].str.json_decode(pl.Struct({name: pl.String() for name in ATTRIBUTES}))
+        known = frame.select(pl.lit(split).alias("split"), "problem_id", "question", "gold").hstack(metadata.struct.unnest())
+        frames.append(known.with_columns(pl.col("data_set").fill_null(_source_name(config, split))))
+    schema = {"split": pl.String(), "problem_id": pl.String(), "question": pl.String(), "gold": pl.String(), **ATTRIBUTES}
+    return pl.concat(frames).select(list(schema)) if frames else pl.DataFrame(schema=schema)
+
+
+def _source_name(config: RunConfig | None, split: str) -> str:
+    if config is None:
+        return "imported"
+    source = getattr(config.problems, split)
+    return source.task if source.source == "generated" else source.source
+
+
+def described(rows: pl.DataFrame, problems: pl.DataFrame) -> pl.DataFrame:
+    """Rows with columns phase and problem_id, and the ATTRIBUTES of their problems."""
+    split = pl.col("phase").replace_strict({phase: split_of(phase) for phase in GENERATION_PHASES}, return_dtype=pl.String)
+    known = problems.select("split", "problem_id", *ATTRIBUTES)
+    return rows.with_columns(split=split).join(known, on=["split", "problem_id"], how="left", maintain_order="left").drop("split")
+
+
+def load_runs(paths: Sequence[Path], *, answers: bool = True, lenient: bool = False) -> list[RunData]:
+    """`load_run` of all runs of these run and sweep folders, each once.
+
+    Raises:
+        InputError: a path is neither a run nor a sweep folder.
+    """
+    runs = dict.fromkeys(run.resolve() for path in paths for run in list_runs(Path(path)))
+    return [load_run(run, answers=answers, lenient=lenient) for run in runs]

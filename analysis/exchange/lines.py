@@ -1,0 +1,221 @@
+"""One line of foreign predictions: what it may say in each of the two forms, and what that means.
+
+    `PER_PROBLEM`     one line per model and problem: example_id, model, gold, completions[, token_counts, truncated]
+    `PER_COMPLETION`  one line per completion: problem, model, sample, answer and/or text, correct
+                      [, gold, verdict, token_count, truncated]; without `correct` it needs gold, and is verified here
+Both may say answer_kind (of answer_kinds.KINDS; default: number), question, subject, level, data_set, source_group, and
+phase, which can only be evaluate.
+
+In: bytes of a line. Out: a checked line, which gives its completions as rows of `ROWS`; or ValueError in words.
+This module knows one line only: what lines say of each other is predictions.py's.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+import reprlib
+from collections.abc import Iterator
+from functools import lru_cache
+from typing import Annotated, Any, Literal
+
+import polars as pl
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+from pydantic_core import from_json
+
+from core_hpc.answers.extract import MAX_ANSWER_CHARS, answer_kind, extract_answer
+from core_hpc.store.schema import ATTRIBUTES, CORRECT, NO_ANSWER, WRONG
+
+PER_PROBLEM, PER_COMPLETION = "problem", "completion"
+_NUMBER = "number"
+
+ROWS = pl.Schema(
+    {
+        "line": pl.Int64(), "problem_id": pl.String(), "sample_index": pl.Int32(), "num_completion_tokens": pl.Int32(),
+        "finish_reason": pl.String(), "text": pl.String(), "answer": pl.String(), "verdict": pl.String(),
+    }
+)  # fmt: skip
+"""What a line says of a completion, named as in schema.ROLLOUTS, and the line of the file. Verdict null: not yet verified."""
+
+
+def _as_text(value: Any) -> str:
+    """Ids and labels: text, or a number as it is written."""
+    if isinstance(value, bool) or not isinstance(value, (str, int, float)):
+        raise ValueError(f"must be text or a number, not {reprlib.repr(value)}")
+    if isinstance(value, float) and not math.isfinite(value):
+        raise ValueError(f"is {value}, which is not a finite number")
+    text = str(value).strip()
+    if not text:
+        raise ValueError("is empty")
+    return text
+
+
+def _as_answer(value: Any) -> str | None:
+    """Null and blank: the completion has none."""
+    return None if value is None or (isinstance(value, str) and not value.strip()) else _as_text(value)
+
+
+def _as_kind(value: Any) -> Any:
+    if isinstance(value, str):
+        answer_kind(value)
+    return value
+
+
+@lru_cache(maxsize=1 << 14)
+def _canonical_gold(kind: str, gold: str) -> str | None:
+    """A file says the gold answer of a problem many times."""
+    return answer_kind(kind).gold(gold)
+
+
+Text = Annotated[str, BeforeValidator(_as_text)]
+Answer = Annotated[str | None, BeforeValidator(_as_answer)]
+Kind = Annotated[str, BeforeValidator(_as_kind)]
+Whole = Annotated[int, Field(ge=0, lt=2**31)]
+
+
+class _Line(BaseModel):
+    """What lines of both forms say."""
+
+    model_config = ConfigDict(strict=True, frozen=True, protected_namespaces=())
+
+    model: Text
+    gold: Text | None = None
+    answer_kind: Kind | None = None
+    question: Text | None = None
+    data_set: Text | None = None
+    subject: Text | None = None
+    level: Text | None = None
+    source_group: Text | None = None
+    phase: Literal["evaluate"] | None = None
+
+    @property
+    def kind(self) -> str:
+        return self.answer_kind or _NUMBER
+
+    def of_problem(self) -> dict[str, str]:
+        """What the line says of its problem, the gold answer in canonical form; other lines must say the same."""
+        gold = self.gold and (_canonical_gold(self.kind, self.gold) or self.gold)
+        said = {name: getattr(self, name) for name in ("question", *ATTRIBUTES)}
+        return {name: value for name, value in {"answer_kind": self.kind, "gold": gold, **said}.items() if value is not None}
+
+    def require_gold(self) -> None:
+        """ValueError unless there is a gold answer to verify against."""
+        if self.gold is None or _canonical_gold(self.kind, self.gold) is None:
+            shown = "no 'gold'" if self.gold is None else f"'gold' {reprlib.repr(self.gold)} is no answer of kind {self.kind}"
+            raise ValueError(f"{shown}, so nothing can be verified; mend it or 'answer_kind', or give completions with 'correct'")
+
+
+class ProblemLine(_Line):
+    """`PER_PROBLEM`."""
+
+    example_id: Text
+    gold: Text
+    completions: list[str] = Field(min_length=1, fail_fast=True)
+    token_counts: list[Whole] | None = Field(None, fail_fast=True)
+    truncated: list[bool] | None = Field(None, fail_fast=True)
+
+    @property
+    def problem(self) -> str:
+        return self.example_id
+
+    @model_validator(mode="after")
+    def _fits(self) -> ProblemLine:
+        for name, values in (("token_counts", self.token_counts), ("truncated", self.truncated)):
+            if values is not None and len(values) != len(self.completions):
+                raise ValueError(f"{len(self.completions)} completions, but {len(values)} entries in '{name}'; give one for each")
+        self.require_gold()
+        return self
+
+    def rows(self, line: int) -> Iterator[tuple[Any, ...]]:
+        """Rows of `ROWS`, to be verified."""
+        tokens = self.token_counts or [0] * len(self.completions)
+        truncated = self.truncated or [False] * len(self.completions)
+        for sample, (text, num_tokens, cut) in enumerate(zip(self.completions, tokens, truncated, strict=True)):
+            yield line, self.problem, sample, num_tokens, _reason(cut), text, extract_answer(text, self.kind), None
+
+
+class CompletionLine(_Line):
+    """`PER_COMPLETION`."""
+
+    problem: Text
+    sample: Whole
+    text: str | None = None
+    answer: Answer = None
+    correct: bool | None = None
+    verdict: Literal["correct", "wrong", "no_answer", "timeout"] | None = None
+    token_count: Whole = 0
+    truncated: bool = False
+
+    @model_validator(mode="after")
+    def _fits(self) -> CompletionLine:
+        if self.text is None and "answer" not in self.model_fields_set:
+            raise ValueError("no field 'text' or 'answer'; give one of them ('answer': null where the completion has none)")
+        if self.verdict is not None and self.correct is not (self.verdict == CORRECT):
+            raise ValueError(f"'verdict' is {self.verdict}, so 'correct' must be {json.dumps(self.verdict == CORRECT)}")
+        if self.correct and self.text is None and self.answer is None:
+            raise ValueError("'correct' is true, but there is no answer; give 'answer' or 'text'")
+        if self.correct is None:
+            self.require_gold()
+        return self
+
+    def rows(self, line: int) -> Iterator[tuple[Any, ...]]:
+        """The row of `ROWS`; what the line says of answer and verdict is taken, the rest is found out."""
+        text = self.text or ""
+        answer = None
+        if self.answer is not None:
+            answer = answer_kind(self.kind).normalize(self.answer) or self.answer[:MAX_ANSWER_CHARS]
+        # null beside `correct` says that there is no answer; alone it says nothing.
+        elif self.correct is None or "answer" not in self.model_fields_set:
+            answer = extract_answer(text, self.kind)
+        found = CORRECT if self.correct else NO_ANSWER if answer is None else WRONG
+        verdict = None if self.correct is None else self.verdict or found
+        yield line, self.problem, self.sample, self.token_count, _reason(self.truncated), text, answer, verdict
+
+
+def _reason(truncated: bool) -> str:
+    return "length" if truncated else "stop"
+
+
+LINES: dict[str, type[ProblemLine] | type[CompletionLine]] = {PER_PROBLEM: ProblemLine, PER_COMPLETION: CompletionLine}
+_MARKS = {PER_PROBLEM: ("example_id", "completions"), PER_COMPLETION: ("problem", "sample")}
+
+
+def parsed(line: bytes) -> dict[str, Any]:
+    """The JSON object of a line; ValueError when it is none."""
+    try:
+        row = from_json(line, allow_inf_nan=False)
+    except ValueError as e:
+        raise ValueError(f"not JSON ({re.sub(' at line 1 column ', ', character ', str(e))}); write one object a line, in UTF-8") from e
+    if not isinstance(row, dict):
+        raise ValueError(f"not a JSON object, but {reprlib.repr(row)}")
+    return row
+
+
+def form_of(row: dict[str, Any]) -> str:
+    """`PER_PROBLEM` or `PER_COMPLETION`, by the fields; ValueError when they do not tell."""
+    found = [form for form, marks in _MARKS.items() if not row.keys().isdisjoint(marks)]
+    if len(found) != 1:
+        asked = " or ".join(f"'{first}' and '{second}'" for first, second in _MARKS.values())
+        raise ValueError(f"neither form: give {asked} (it has {', '.join(map(reprlib.repr, row)) or 'no field'})")
+    return found[0]
+
+
+def checked(row: dict[str, Any], form: str) -> ProblemLine | CompletionLine:
+    """The line in its form; ValueError lists all its mistakes."""
+    try:
+        return LINES[form].model_validate(row)
+    except ValidationError as e:
+        raise ValueError("; ".join(_explain(error) for error in e.errors(include_url=False))) from e
+
+
+def _explain(error: Any) -> str:
+    """A mistake that pydantic found, in words."""
+    field = f"'{error['loc'][0]}'" if error["loc"] else ""
+    if error["type"] == "missing":
+        return f"no field {field}"
+    message = error["msg"].removeprefix("Value error, ").replace("Input should", "should").replace("List should", "list should")
+    if error["type"] in ("value_error", "too_short"):
+        return f"{field} {message}".strip()
+    entry = f" (entry {error['loc'][1]})" if len(error["loc"]) > 1 else ""
+    return f"{field}{entry} {message}, not {reprlib.repr(error['input'])}"

@@ -1,0 +1,252 @@
+"""Predictions that other software made: a file of JSON lines, checked as a whole.
+
+In: a file in one of the two forms of prediction_lines.py; its fields tell which. Out: `Predictions` in memory, or an
+error that lists the bad lines of the whole file: bad alone, said twice, contradicting another, missing for one model.
+This module writes nothing; interchange.py makes a run folder of it.
+"""
+
+from __future__ import annotations
+
+import codecs
+import hashlib
+import json
+import re
+import reprlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import count
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+
+from analysis.exchange.lines import LINES, PER_PROBLEM, ROWS, CompletionLine, ProblemLine, checked, form_of, parsed
+from core_hpc.answers.extract import answer_kind, verify_many
+from core_hpc.common.errors import InputError
+from core_hpc.config.run import NAME_PATTERN
+from core_hpc.store.paths import TEAM
+from core_hpc.store.schema import ATTRIBUTES, PROBLEMS
+
+GIVEN = "given"
+"""answer_kind of an imported problem without a gold answer to verify against: its verdicts were given, and stay."""
+
+MAX_LINE_BYTES = 256 << 20
+MAX_LISTED = 20
+_CHUNK_ROWS = 20_000  # completions held as Python objects before they become columns
+
+
+@dataclass(frozen=True)
+class Predictions:
+    """A checked file."""
+
+    file: Path
+    sha256: str
+    form: str
+    num_lines: int
+    models: dict[str, str]  # name used here -> name in the file, in the order of the file
+    problems: pl.DataFrame  # schema.PROBLEMS, in the order of the file
+    rows: dict[str, pl.DataFrame]  # name -> ROWS, in the order of problems and samples
+    left_out: list[str]  # lenient: problems that some model lacks, a line each
+    unread: list[str]  # fields that mean nothing here
+
+
+def valid_name(model: str) -> str:
+    """The model's name as files can bear it; empty when nothing is left.
+
+    >>> valid_name("Qwen/Qwen2.5-7B-Instruct")
+    'qwen-qwen2-5-7b-instruct'
+    """
+    if re.fullmatch(NAME_PATTERN, model):
+        return model
+    return re.sub(r"[^a-z0-9_]+", "-", model.lower()).strip("-_")[:63]
+
+
+def read_predictions(file: Path, *, lenient: bool = False) -> Predictions:
+    """Read and check a whole file; verifies the completions that need it.
+
+    Args:
+        file: JSON lines in one of the two forms; which one, its fields tell.
+        lenient: leave out problems that some model lacks, and say so in `left_out`, instead of refusing the file.
+
+    Raises:
+        InputError: lists the bad lines, with number, what is wrong and what to do (the first `MAX_LISTED` of them).
+    """
+    reading = _Reading(Path(file))
+    try:
+        for number, line in reading.lines():
+            reading.take(number, line)
+    except OSError as e:
+        raise InputError(f"{file}: cannot be read ({e.strerror or e})") from e
+    return reading.result(lenient=lenient)
+
+
+class _Reading:
+    """What is known of a file so far."""
+
+    def __init__(self, file: Path) -> None:
+        self.file = file
+        self.digest = hashlib.sha256()
+        self.form: str | None = None
+        self.num_lines = 0
+        self.models: dict[str, str] = {}
+        self.refused: set[str] = set()  # names of models that cannot be used, each said once
+        self.problems: dict[str, dict[str, tuple[str, int]]] = {}  # id -> field -> (value, line that says it first)
+        self.chunks: dict[str, list[pl.DataFrame]] = {}
+        self.waiting: dict[str, list[tuple[Any, ...]]] = {}
+        self.unread: dict[str, None] = {}
+        self.mistakes: list[tuple[int, str]] = []
+        self.num_mistakes = 0
+
+    def lines(self) -> Iterator[tuple[int, bytes | None]]:
+        """Number and content of each line that is not blank; None: too long to be read."""
+        with self.file.open("rb") as f:
+            for number in count(1):
+                line = f.readline(MAX_LINE_BYTES + 1)
+                if not line:
+                    return
+                self.digest.update(line)
+                rest = line
+                while len(line) > MAX_LINE_BYTES and rest and not rest.endswith(b"\n"):
+                    rest = f.readline(MAX_LINE_BYTES)
+                    self.digest.update(rest)
+                if number == 1:
+                    line = line.removeprefix(codecs.BOM_UTF8)
+                if line.strip():
+                    yield number, None if len(line) > MAX_LINE_BYTES else line
+
+    def mistake(self, number: int, what: str) -> None:
+        self.num_mistakes += 1
+        if len(self.mistakes) < MAX_LISTED:
+            self.mistakes.append((number, what))
+
+    def take(self, number: int, line: bytes | None) -> None:
+        """Check one line and keep what it says."""
+        try:
+            row = self._checked(line)
+        except ValueError as e:
+            self.mistake(number, str(e))
+            return
+        name = self._name(number, row.model)
+        if self._agrees(number, row) and name is not None:
+            self.num_lines += 1
+            self.waiting.setdefault(name, []).extend(row.rows(number))
+            if len(self.waiting[name]) >= _CHUNK_ROWS:
+                self._pack(name)
+
+    def _checked(self, line: bytes | None) -> ProblemLine | CompletionLine:
+        if line is None:
+            raise ValueError(f"longer than {MAX_LINE_BYTES >> 20} MiB; write one line per completion")
+        fields = parsed(line)
+        form = form_of(fields)
+        self.form = self.form or form
+        if form != self.form:
+            raise ValueError(f"has the fields of one line per {form}, earlier lines are one line per {self.form}; split the file")
+        self.unread |= dict.fromkeys(field for field in fields if field not in LINES[form].model_fields)
+        return checked(fields, form)
+
+    def _name(self, number: int, model: str) -> str | None:
+        """The name that the model gets here."""
+        name = valid_name(model)
+        if self.models.setdefault(name, model) == model and name and name != TEAM:
+            return name
+        if model not in self.refused:
+            self.refused.add(model)
+            if not name:
+                why = "has no character that a file name may have"
+            elif name == TEAM:
+                why = "is called as all models together are"
+            else:
+                why = f"would be called `{name}` in files, like model {self.models[name]!r}"
+            self.mistake(number, f"model {model!r} {why}; give it another name (a-z, 0-9, _ and -)")
+        return None
+
+    def _agrees(self, number: int, row: ProblemLine | CompletionLine) -> bool:
+        """Whether the line says of its problem what earlier lines say."""
+        known = self.problems.setdefault(row.problem, {})
+        for field, value in row.of_problem().items():
+            said, line = known.setdefault(field, (value, number))
+            if said != value:
+                here, there = reprlib.repr(value), reprlib.repr(said)
+                self.mistake(number, f"'{field}' of problem {row.problem!r} is {here}, line {line} says {there}; make them agree")
+                return False
+        return True
+
+    def _pack(self, name: str) -> None:
+        """Verify what waits, and make columns of it: they take a fraction of the memory of Python's objects."""
+        rows = self.waiting.pop(name)
+        known = (self.problems[problem] for _, problem, *_, verdict in rows if verdict is None)
+        answers = (answer for *_, answer, verdict in rows if verdict is None)
+        claims = [(a, fields["gold"][0], fields["answer_kind"][0]) for a, fields in zip(answers, known, strict=True)]
+        verdicts = iter(verify_many(claims))
+        verified = [row if row[-1] is not None else (*row[:-1], next(verdicts)) for row in rows]
+        self.chunks.setdefault(name, []).append(pl.DataFrame(verified, schema=ROWS, orient="row"))
+
+    def result(self, *, lenient: bool) -> Predictions:
+        """What the file holds; InputError when that cannot be used."""
+        for name in list(self.waiting):
+            self._pack(name)
+        rows = {name: self._ordered(pl.concat(self.chunks.pop(name))) for name in self.models if name in self.chunks}
+        for name, frame in rows.items():
+            self._find_duplicates(name, frame)
+        missing = {} if self.num_mistakes else self._missing(rows)
+        if missing and not lenient:
+            for problem, (number, names) in missing.items():
+                self.mistake(number, f"problem {problem!r} is missing for {', '.join(names)}; add it, or import with --lenient")
+        self._raise_mistakes()
+        if len(missing) == len(self.problems):
+            raise InputError(f"{self.file}: no problem has predictions of every model; nothing was written")
+        left_out = [f"problem {problem!r}: missing for {', '.join(names)}" for problem, (_, names) in missing.items()]
+        kept = {problem: fields for problem, fields in self.problems.items() if problem not in missing}
+        rows = {name: frame.filter(~pl.col("problem_id").is_in(list(missing))) for name, frame in rows.items()}
+        assert self.form is not None  # there are lines
+        return Predictions(
+            file=self.file, sha256=self.digest.hexdigest(), form=self.form, num_lines=self.num_lines,
+            models={name: self.models[name] for name in rows}, problems=_problems(kept), rows=rows,
+            left_out=left_out, unread=list(self.unread),
+        )  # fmt: skip
+
+    def _ordered(self, frame: pl.DataFrame) -> pl.DataFrame:
+        order = pl.DataFrame({"problem_id": list(self.problems)}, schema={"problem_id": pl.String}).with_row_index("position")
+        return frame.join(order, on="problem_id", how="left").sort("position", "sample_index", "line").drop("position")
+
+    def _find_duplicates(self, name: str, frame: pl.DataFrame) -> None:
+        key = ["problem_id", "sample_index"]
+        is_first = pl.struct(key).is_first_distinct()
+        firsts = frame.filter(is_first).select(*key, first="line")
+        again = frame.filter(~is_first).join(firsts, on=key, how="left").unique("line").sort("line")
+        for number, problem, sample, first in again.select("line", *key, "first").head(MAX_LISTED).iter_rows():
+            sampled = "" if self.form == PER_PROBLEM else f", sample {sample}"
+            self.mistake(number, f"model {self.models[name]!r}, problem {problem!r}{sampled} is on line {first} too; remove one")
+        self.num_mistakes += max(0, again.height - MAX_LISTED)
+
+    def _missing(self, rows: dict[str, pl.DataFrame]) -> dict[str, tuple[int, list[str]]]:
+        """Problems that some model lacks -> (a line that has the problem, models as the file calls them)."""
+        if not rows:
+            return {}
+        lines = pl.concat([frame.select("problem_id", "line", model=pl.lit(name)) for name, frame in rows.items()])
+        seen = lines.group_by("problem_id", maintain_order=True).agg(pl.col("line").min(), pl.col("model").unique())
+        partly = seen.filter(pl.col("model").list.len() < len(rows))
+        return {p: (line, [self.models[name] for name in rows if name not in present]) for p, line, present in partly.iter_rows()}
+
+    def _raise_mistakes(self) -> None:
+        if not self.num_mistakes and not self.num_lines:
+            raise InputError(f"{self.file}: has no predictions; nothing was written")
+        if not self.num_mistakes:
+            return
+        more = self.num_mistakes - len(self.mistakes)
+        raise InputError("\n".join([
+            f"{self.file}: {self.num_mistakes} bad line{'s' if self.num_mistakes != 1 else ''}; nothing was written",
+            *(f"  - {self.file}, line {number}: {what}" for number, what in sorted(self.mistakes)),
+            *[f"  - and {more} more"] * bool(more),
+        ]))  # fmt: skip
+
+
+def _problems(known: dict[str, dict[str, tuple[str, int]]]) -> pl.DataFrame:
+    rows = []
+    for problem, fields in known.items():
+        said = {name: value for name, (value, _) in fields.items()}
+        gold, kind = said.get("gold", ""), said["answer_kind"]
+        metadata = json.dumps({name: said[name] for name in ATTRIBUTES if name in said}, sort_keys=True)
+        kind = kind if answer_kind(kind).gold(gold) is not None else GIVEN
+        rows.append((problem, said.get("question", ""), gold, kind, metadata))
+    return pl.DataFrame(rows, schema=PROBLEMS.schema, orient="row")

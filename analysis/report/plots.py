@@ -1,0 +1,285 @@
+"""How a figure looks: from plotted points to a matplotlib figure, at the width of a paper's column.
+
+In: frames of points, as figures.py makes them and writes beside the figure. Out: matplotlib figures, made with the
+object API inside `style()`, so that nothing global changes. Nothing is computed here, and nothing is written.
+Colours are those of Okabe and Ito (2008), which readers with colour-blindness can tell apart; every model has its own
+marker too, for print in grey.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import AbstractContextManager
+from typing import TYPE_CHECKING, Any
+
+import polars as pl
+
+from core_hpc.store.paths import TEAM
+
+if TYPE_CHECKING:
+    from matplotlib.artist import Artist
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+COLUMN_WIDTH_IN = 3.3
+ARROW = " → "
+"""Between teacher and student."""
+_COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00")
+_MARKERS = ("o", "s", "^", "D", "v", "P")
+_LINES = ("-", "--", ":")
+_STRONG = {"color": "#000000", "marker": "*", "markersize": 5.5, "linewidth": 1.6, "zorder": 3}
+_NUM_MARKERS = 5  # of a line against the iteration; more would run together
+_CHARACTER_IN = 0.05  # mean width of a character of a legend or tick label
+_LONGEST_TICK_IN = 0.5
+_LINE_CHARACTERS = int(COLUMN_WIDTH_IN / _CHARACTER_IN)
+_ROW_CHARACTERS = 54  # of a name and counts that share a line with nothing else
+_STYLE = {
+    "font.size": 7, "axes.titlesize": 7.5, "axes.labelsize": 7, "xtick.labelsize": 6.5, "ytick.labelsize": 6.5, "legend.fontsize": 6.5,
+    "axes.titlelocation": "left", "axes.spines.top": False, "axes.spines.right": False, "axes.linewidth": 0.6, "axes.axisbelow": True,
+    "axes.ymargin": 0.1, "xtick.major.width": 0.6, "ytick.major.width": 0.6, "grid.color": "#dddddd", "grid.linewidth": 0.5,
+    "lines.linewidth": 1.1, "lines.markersize": 3.2, "legend.frameon": False, "legend.handlelength": 1.8, "legend.columnspacing": 1.2,
+    "figure.constrained_layout.use": True, "savefig.dpi": 300, "pdf.fonttype": 42, "svg.hashsalt": "core_hpc",
+}  # fmt: skip
+
+
+def style() -> AbstractContextManager[None]:
+    """The settings under which figures are made and written."""
+    import matplotlib
+
+    context: AbstractContextManager[None] = matplotlib.rc_context(_STYLE)
+    return context
+
+
+def _figure(height_in: float) -> Figure:
+    from matplotlib.figure import Figure
+
+    return Figure(figsize=(COLUMN_WIDTH_IN, height_in))
+
+
+def _looks(names: Sequence[str], *, strong: str = TEAM) -> dict[str, dict[str, Any]]:
+    """Colour, marker and line of each name; `strong` is the one that all others make up."""
+    others = [name for name in names if name != strong]
+    looks = {name: {"color": _COLOURS[i % 6], "marker": _MARKERS[i % 6], "linestyle": _LINES[i // 6 % 3]} for i, name in enumerate(others)}
+    return looks | ({strong: _STRONG} if strong in names else {})
+
+
+def _names(points: pl.DataFrame) -> list[str]:
+    return points["model"].unique(maintain_order=True).to_list()
+
+
+def _legend(figure: Figure, grid: Iterable[Axes]) -> None:
+    """One legend for all axes, above them, where it covers nothing."""
+    _key(figure, {label: handle for axes in grid for handle, label in zip(*axes.get_legend_handles_labels(), strict=True)})
+
+
+def _key(figure: Figure, handles: Mapping[str, Artist], **look: Any) -> None:
+    labels = [_short(label, 48) for label in handles]
+    columns = max(1, min(len(labels), _LINE_CHARACTERS // (max(map(len, labels)) + 6)))
+    figure.legend(handles.values(), labels, loc="outside upper center", ncols=columns, **look)
+
+
+def _short(name: str, most: int) -> str:
+    """Beginning and end of a name that is too long for its place."""
+    return name if len(name) <= most else f"{name[: most - most // 3 - 1]}…{name[-(most // 3) :]}"
+
+
+def _short_pair(names: str, most: int) -> str:
+    """The same for two names with an arrow between them, each of which has half of the place."""
+    parts = names.split(ARROW)
+    return names if len(names) <= most else ARROW.join(_short(name, most // len(parts) - 1) for name in parts)
+
+
+def pass_at_k(points: pl.DataFrame) -> Figure:
+    """Pass@k against the candidates that it spends. points: panel, model, candidates, estimate, low, high."""
+    panels = points.partition_by("panel", maintain_order=True)
+    figure = _figure(0.5 + 1.75 * len(panels))
+    grid = figure.subplots(len(panels), 1, sharex=True, sharey=True, squeeze=False)[:, 0]
+    looks = _looks(_names(points))
+    most = int(points["candidates"].max())  # type: ignore[arg-type]
+    for axes, panel in zip(grid, panels, strict=True):
+        for name, look in looks.items():
+            line = panel.filter(pl.col("model") == name).sort("candidates")
+            x, estimate, low, high = line.select("candidates", pl.col("estimate", "low", "high") * 100).to_numpy().T
+            axes.fill_between(x, low, high, color=look["color"], alpha=0.13, linewidth=0)
+            axes.plot(x, estimate, label=name, **look)
+        axes.set_xscale("log", base=2)
+        axes.set_xticks(ticks := [2**i for i in range(most.bit_length())], [str(tick) for tick in ticks])
+        axes.set_title(panel["panel"][0])
+        axes.set_ylabel("solved (%)")
+        axes.grid()
+    grid[-1].set_xlabel("candidates spent on a problem")
+    _legend(figure, grid)
+    return figure
+
+
+def heat_maps(points: pl.DataFrame, titles: Mapping[str, str]) -> Figure:
+    """A matrix of models for each measure and panel, with its numbers. points: measure, panel, row, column, estimate.
+
+    `titles` are those of the measures; one that ends in (%) is a share, any other is a coefficient between -1 and 1.
+    """
+    from matplotlib.lines import Line2D
+
+    names = points["row"].unique(maintain_order=True).to_list()
+    panels, measures = (points[column].unique(maintain_order=True).to_list() for column in ("panel", "measure"))
+    # Names that are too long for the axes become numbers, which a key above explains.
+    longest_in = _CHARACTER_IN * max(map(len, names))
+    numbered = len(names) > 3 or longest_in > _LONGEST_TICK_IN
+    ticks = [str(i + 1) for i in range(len(names))] if numbered else names
+    margin_in = 0.3 if numbered else longest_in + 0.2
+    cell_in = min(0.5, (COLUMN_WIDTH_IN - margin_in) / len(panels) / len(names) - 0.03)
+    figure = _figure(0.6 + len(measures) * (cell_in * len(names) + 0.42) + (0.14 * len(names) if numbered else 0))
+    grid = figure.subplots(len(measures), len(panels), sharex=True, sharey=True, squeeze=False)
+    for measure, line in zip(measures, grid, strict=True):
+        for panel, axes in zip(panels, line, strict=True):
+            here = points.filter(pl.col("measure") == measure, pl.col("panel") == panel)
+            _matrix(axes, here, names, is_share=titles[measure].endswith("(%)"), size_in=cell_in)
+            axes.set_title(f"{titles[measure]}\n{panel}" if axes is line[0] else f"\n{panel}")
+            axes.set(xticks=(at := [i + 0.5 for i in range(len(names))]), xticklabels=ticks, yticks=at, yticklabels=ticks)
+    if numbered:
+        _key(figure, {f"{i}  {name}": Line2D([], []) for i, name in zip(ticks, names, strict=True)}, handlelength=0, handletextpad=0)
+    return figure
+
+
+def _matrix(axes: Axes, points: pl.DataFrame, names: Sequence[str], *, is_share: bool, size_in: float) -> None:
+    import numpy as np
+    from matplotlib import colormaps
+
+    values = np.full((len(names), len(names)), np.nan)
+    for row, column, estimate in points.select("row", "column", "estimate").drop_nulls().iter_rows():
+        values[names.index(row), names.index(column)] = estimate
+    colours = colormaps["Blues" if is_share else "RdBu_r"]
+    axes.pcolormesh(values, cmap=colours, vmin=0 if is_share else -1, vmax=1, edgecolors="white", linewidth=1)
+    for (i, j), value in np.ndenumerate(values):
+        if not np.isnan(value):
+            is_dark = sum(colours(value if is_share else (value + 1) / 2)[:3]) < 1.5
+            text = f"{value * 100:.0f}" if is_share else f"{value:.2f}".replace("0.", ".")
+            look: dict[str, Any] = {"color": "white" if is_dark else "black", "fontsize": min(7, 22 * size_in)}
+            axes.text(j + 0.5, i + 0.5, text, ha="center", va="center", **look)
+    axes.set(aspect="equal", ylim=(len(names), 0))
+    axes.tick_params(length=0)
+    axes.spines[:].set_visible(False)
+
+
+def intervals_by_row(points: pl.DataFrame) -> Figure:
+    """Figures with their intervals, below the name of their row. points: row, series, estimate, low, high, label (at the right)."""
+    rows, series = (points[column].unique(maintain_order=True).to_list() for column in ("row", "series"))
+    figure = _figure(0.75 + 0.4 * len(rows))
+    axes = figure.subplots()
+    for n, name in enumerate(series):
+        part = points.filter(pl.col("series") == name, pl.col("estimate").is_not_null())
+        # A row is one unit high: its name, its intervals close below, and room that sets it apart from the next.
+        at = [rows.index(row) + 0.45 + 0.22 * n for row in part["row"]]
+        x, low, high = (part[column].to_numpy() * 100 for column in ("estimate", "low", "high"))
+        look: dict[str, Any] = {"color": _COLOURS[n], "marker": _MARKERS[n], "markerfacecolor": "white" if n else _COLOURS[n]}
+        axes.errorbar(x, at, xerr=[x - low, high - x], label=name, linestyle="", elinewidth=0.9, **look)
+    labels = points.group_by("row", maintain_order=True).agg(pl.col("label").str.join(", "))
+    for i, (row, label) in enumerate(labels.iter_rows()):
+        for place, text, side in ((0, _short_pair(row, _ROW_CHARACTERS - len(label)), "left"), (100, label, "right")):
+            axes.text(place, i + 0.16, text, ha=side, va="center", fontsize=6.5)
+    axes.set(xlim=(-3, 103), ylim=(len(rows), -0.1), yticks=[], xlabel="correct completions (%)")
+    axes.spines["left"].set_visible(False)
+    axes.grid(axis="x")
+    _legend(figure, [axes])
+    return figure
+
+
+def arms(points: pl.DataFrame, *, mean: str) -> Figure:
+    """Figures of several arms below the name of their row: `mean` with its interval, every other seed as a dot below it.
+
+    points: row, arm, seed, estimate, low, high. A dotted line shows where the first arm is.
+    """
+    rows, names = (points[column].unique(maintain_order=True).to_list() for column in ("row", "arm"))
+    step, top = 0.13, 0.2  # inches of an arm, and of the name above the arms
+    height = top + step * len(names)
+    figure = _figure(0.6 + 0.15 * len(names) + height * len(rows))
+    axes = figure.subplots()
+    for n, name in enumerate(names):
+        part = points.filter(pl.col("arm") == name).with_columns(pl.col("estimate", "low", "high") * 100)
+        at = part["row"].replace_strict({row: i * height + top + step * n for i, row in enumerate(rows)}, return_dtype=pl.Float64)
+        own, seeds = (part.with_columns(at=at).filter((pl.col("seed") == mean) == of_mean) for of_mean in (True, False))
+        look: dict[str, Any] = {"color": _COLOURS[n % 6], "marker": _MARKERS[n % 6], "linestyle": ""}
+        # The seeds a little lower: on the line, the mean would cover them.
+        axes.plot(seeds["estimate"], seeds["at"] + step / 3, alpha=0.6, markersize=2, markeredgewidth=0, **look | {"marker": "o"})
+        x, low, high = (own[column].to_numpy() for column in ("estimate", "low", "high"))
+        axes.errorbar(x, own["at"].to_numpy(), xerr=[x - low, high - x], label=name, elinewidth=0.9, **look)
+        if n == 0:
+            down = own["at"].to_numpy() + step * (len(names) - 0.6)
+            axes.vlines(x, own["at"].to_numpy(), down, color="#888888", linestyle=":", linewidth=0.8)
+    for i, row in enumerate(rows):
+        axes.text(0, i * height + 0.08, _short(row, _LINE_CHARACTERS), transform=axes.get_yaxis_transform(), va="center", fontsize=6.5)
+    axes.set(ylim=(height * len(rows), -0.02), yticks=[], xlabel="solved (%)")
+    axes.spines["left"].set_visible(False)
+    axes.grid(axis="x")
+    _legend(figure, [axes])
+    return figure
+
+
+def curves(points: pl.DataFrame, titles: Mapping[str, str]) -> Figure:
+    """Small charts of one measure each against the iteration, a line per model. points: measure, model, iteration, value.
+
+    `titles` are those of the measures; one that ends in (%) is a share.
+    """
+    measures = points["measure"].unique(maintain_order=True).to_list()
+    num_lines = -(-len(measures) // 2)
+    figure = _figure(0.5 + 1.05 * num_lines)
+    grid = figure.subplots(num_lines, 2, sharex=True, squeeze=False)
+    looks = _looks(_names(points))
+    used, unused = grid.flat[: len(measures)], grid.flat[len(measures) :]
+    for axes, measure in zip(used, measures, strict=True):
+        is_share = titles[measure].endswith("(%)")
+        here = points.filter(pl.col("measure") == measure).with_columns(pl.col("value") * (100 if is_share else 1))
+        _lines(axes, here, looks)
+        axes.set_title(titles[measure])
+        if is_share:
+            axes.set_ylim(bottom=0)
+    for axes in unused:
+        axes.remove()
+    for axes in used[-2:]:  # the lowest of each column
+        axes.tick_params("x", labelbottom=True)
+        axes.set_xlabel("iteration")
+    _legend(figure, used)
+    return figure
+
+
+def parts(points: pl.DataFrame, *, total: str) -> Figure:
+    """Parts of a sum, and the sum, against the iteration. points: part, iteration, value; `total` is the part that is the sum."""
+    points = points.rename({"part": "model"})
+    figure = _figure(2.2)
+    axes = figure.subplots()
+    _lines(axes, points, _looks(_names(points), strong=total))
+    axes.set(xlabel="iteration", ylabel="mean of completions")
+    _legend(figure, [axes])
+    return figure
+
+
+def strip(points: pl.DataFrame) -> Figure:
+    """Bars of time in a row for each model, in their colours by phase; work is dark. points: model, phase, is_work, began_s, ended_s."""
+    names, phases = (points[column].unique(maintain_order=True).to_list() for column in ("model", "phase"))
+    figure = _figure(0.65 + 0.28 * len(names))
+    axes = figure.subplots()
+    for i, phase in enumerate(phases):
+        for is_work in (False, True):
+            here = points.filter(pl.col("phase") == phase, pl.col("is_work") == is_work)
+            at = [names.index(name) for name in here["model"]]
+            began, ended = (here[column].to_numpy() for column in ("began_s", "ended_s"))
+            label = phase if is_work or not points.filter(phase=phase, is_work=True).height else None
+            look: dict[str, Any] = {"color": _COLOURS[i % 6], "alpha": 1 if is_work else 0.35, "linewidth": 0}
+            axes.barh(at, ended - began, left=began, height=0.7, label=label, **look)
+    axes.set(yticks=range(len(names)), yticklabels=[_short(name, 14) for name in names], ylim=(len(names) - 0.4, -0.6), xlim=(0, None))
+    axes.set_xlabel("seconds")
+    axes.grid(axis="x")
+    _legend(figure, [axes])
+    return figure
+
+
+def _lines(axes: Axes, points: pl.DataFrame, looks: Mapping[str, dict[str, Any]]) -> None:
+    from matplotlib.ticker import MaxNLocator
+
+    for name, look in looks.items():
+        line = points.filter(pl.col("model") == name).sort("iteration")
+        if line.height:
+            x, y = line["iteration"].to_numpy(), line["value"].to_numpy()
+            axes.plot(x, y, label=name, markevery=max(1, -(-line.height // _NUM_MARKERS)), **look)
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=5))
+    axes.yaxis.set_major_locator(MaxNLocator(nbins=4))
+    axes.grid()

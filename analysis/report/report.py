@@ -1,0 +1,230 @@
+"""The report of a run: its main tables, and the folder that `report --out` writes.
+
+In: `RunData`, of a run that is finished or in progress, or of imported predictions. Out: `ReportTable`s, and with
+`write_reports` for each run
+
+    report.html  report.md         the whole report; report.html is one file that needs no network
+    tables/NAME.csv .json .md .tex
+    figures/NAME.pdf .svg .png .csv
+
+and, for several runs, an index.html that links them, with runs.csv .json .md .tex. This module chooses what is in a report
+and in which order; tables are laid out in evaluation_tables and training_tables, figures made in figures, pages in page.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TypeVar
+
+import polars as pl
+
+from analysis.counts.counts import panel
+from analysis.counts.run import RunData, load_hints
+from analysis.layout.formats import table_text, to_markdown
+from analysis.layout.tables import ReportTable
+from analysis.metrics.curves import CURVES, curves_table
+from analysis.metrics.passk import default_ks
+from analysis.report import evaluation_tables, figures, training_tables
+from analysis.report.facts import configuration_text, facts_of
+from analysis.report.page import Section, facts_html, folded_html, page, rescues_html
+from analysis.report.samples import RESCUES, sample_rescues
+from analysis.report.summary import headline_table, summary_table
+from analysis.stats.intervals import FEW_PROBLEMS, SEED
+from analysis.timing.account import RunTimes, times_of
+from analysis.timing.cost import COST_TABLE, Cost, cost_of
+from analysis.timing.tables import time_report
+from core_hpc.common.errors import StoreError
+from core_hpc.store.schema import EVALUATE, PHASES, RESCUE, UPDATE
+from core_hpc.store.shards import published_keys
+
+_ENDS = {"csv": "csv", "json": "json", "markdown": "md", "latex": "tex"}
+_MUCH_TRUNCATED = 0.1
+
+T = TypeVar("T")
+
+
+def report_tables(data: RunData, ks: Sequence[int] | None = None) -> list[ReportTable]:
+    """The tables that a run is judged by: Pass@k before and after, collaboration gain, rescue, error overlap.
+
+    ks: completions per model; default: those of 1, 2, 4 that the evaluation has completions for.
+    """
+    ks = _ks(data, ks)
+    tables = [evaluation_tables.pass_table(data, ks)]
+    if len(data.models) > 1:
+        tables.append(evaluation_tables.gain_table(data, ks))
+    tables.append(training_tables.rescue_table(data))
+    return [*tables, evaluation_tables.overlap_table(data)] if len(data.models) > 1 else tables
+
+
+def _ks(data: RunData, ks: Sequence[int] | None) -> list[int]:
+    return sorted(set(ks)) if ks else default_ks(data.num_samples)
+
+
+# --- warnings --------------------------------------------------------------------------------------------------------------
+
+
+def warnings_of(data: RunData) -> list[str]:
+    """What a reader of the tables has to know."""
+    found = [*_unfinished(data), *evaluation_tables.missing(data)]
+    total, timeouts, truncated = (int(data.counts[c].sum()) for c in ("n", "num_timeout", "num_truncated"))
+    if timeouts:
+        found.append(f"verification of {timeouts} of {total} completions timed out; they are in every denominator, as not correct")
+    if truncated > _MUCH_TRUNCATED * total:
+        found.append(f"{truncated} of {total} completions were cut at the token limit")
+    for iteration in evaluation_tables.evaluations(data):
+        p = panel(data.counts, models=data.models, phase=EVALUATE, iteration=iteration)
+        if p.note:
+            found.append(f"evaluation {iteration}: {p.note}")
+        if p.num_problems < FEW_PROBLEMS:
+            found.append(f"evaluation {iteration}: {p.num_problems} problems, fewer than {FEW_PROBLEMS}; small differences mean nothing")
+    if data.config is not None and data.config.protocol.rescue_samples and data.config.protocol.hint_probability == 1:
+        found.append(f"protocol.hint_probability is 1: phase {RESCUE} has no control, so the uplift of hints is unknown")
+    return [f"{text[0].upper()}{text[1:]}." for text in [*found, *(f"left out: {line}" for line in data.left_out)]]
+
+
+def _unfinished(data: RunData) -> list[str]:
+    """Says how far a run is, as long as it is not done."""
+    if data.config is None:
+        return []
+    keys = published_keys(data.path)
+    updated = [k.iteration for k in keys if k.phase == UPDATE]
+    done = sum(updated.count(i) == len(data.models) for i in set(updated))
+    if done >= data.config.iterations:
+        return []
+    under_way = {k.phase for k in keys if k.iteration == done + 1 and k.phase != EVALUATE}
+    phases = f"; published of iteration {done + 1}: {', '.join(p for p in PHASES if p in under_way)}" if under_way else ""
+    return [f"not finished: {done} of {data.config.iterations} iterations are done{phases}"]
+
+
+# --- files -----------------------------------------------------------------------------------------------------------------
+
+
+def write_reports(runs: Sequence[RunData], out: Path, ks: Sequence[int] | None = None) -> list[Path]:
+    """Write the report of each run, in a folder of its own if there are several, and then an index.html.
+
+    Files of the same names are replaced.
+
+    Args:
+        runs: at least one.
+        out: folder, made if need be.
+        ks: completions per model; default: those of 1, 2, 4 that the evaluation has completions for.
+
+    Returns:
+        The pages to open: report.html of each run, then index.html if there are several.
+    """
+    if len(runs) == 1:
+        return [write_report(runs[0], out, ks)]
+    names = [data.name for data in runs]
+    # Runs of two sweeps may share a name; their sweep's name keeps them apart.
+    folders = [name if names.count(name) == 1 else f"{data.path.parent.name}-{name}" for data, name in zip(runs, names, strict=True)]
+    pages = [write_report(data, out / folder, ks) for data, folder in zip(runs, folders, strict=True)]
+    table = headline_table(runs)
+    write_table(table, out)
+    index = out / "index.html"
+    lead = f"{len(runs)} runs. Differences between them have intervals of their own: python -m analysis compare."
+    links = [(folder, f"{folder}/report.html") for folder in folders]
+    index.write_text(page("Reports", lead, [], [Section("runs", "Runs", tables=[table], links=links)]), encoding="utf-8")
+    return [*pages, index]
+
+
+def write_report(data: RunData, out: Path, ks: Sequence[int] | None = None) -> Path:
+    """Write the report of one run; returns its report.html."""
+    out.mkdir(parents=True, exist_ok=True)
+    warnings = warnings_of(data)
+    cost = _read(lambda: cost_of(data.path), Cost(pl.DataFrame(schema=COST_TABLE), None, None, ()), data, warnings)
+    facts, lead, path = facts_of(data, cost), _lead(data), out / "report.html"
+    times = _read(lambda: times_of(data.path), RunTimes((), None), data, warnings)
+    sections = [*_results(data, _ks(data, ks), out / "figures", warnings), *_time_section(data, times, out / "figures")]
+    sections.append(_run_section(data, cost, facts))
+    (out / "report.md").write_text(_markdown(data, lead, warnings, sections, facts), encoding="utf-8")
+    path.write_text(page(data.name, lead, warnings, sections), encoding="utf-8")
+    for section in sections:
+        for table in (*section.tables, *section.folded):
+            write_table(table, out / "tables")
+    return path
+
+
+def write_table(table: ReportTable, folder: Path) -> None:
+    """Write NAME.csv, .json, .md and .tex; files of these names are replaced."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for form, end in _ENDS.items():
+        (folder / f"{table.name}.{end}").write_text(table_text(table, form), encoding="utf-8")
+
+
+def _read(read: Callable[[], T], otherwise: T, data: RunData, warnings: list[str]) -> T:
+    """What `read` reads. What is damaged is an error, unless the run was read leniently: then it is a warning."""
+    try:
+        return read()
+    except StoreError as e:
+        if not data.left_out:
+            raise
+        warnings.append(str(e))
+        return otherwise
+
+
+def _results(data: RunData, ks: Sequence[int], folder: Path, warnings: list[str]) -> list[Section]:
+    """The parts of the report with results, in order. Writes the figures into the folder."""
+    curves = _read(lambda: curves_table(data.path), pl.DataFrame(schema=CURVES), data, warnings)
+    hints = _read(lambda: load_hints(data.path), None, data, warnings)
+    rescues, num_rescued = _read(lambda: sample_rescues(data), (pl.DataFrame(schema=RESCUES), 0), data, warnings)
+    made = figures.report_figures(data, curves)
+    drawn = {figure.name: (figure.name, figure.caption, figures.write(figure, folder)) for figure in made}
+
+    def of(*names: str) -> list[tuple[str, str, str]]:
+        return [drawn[name] for name in names if name in drawn]
+
+    team = len(data.models) > 1
+    strata = evaluation_tables.strata_table(data, [ks[0]])
+    parts = [evaluation_tables.teams_table(data, ks)] if len(data.models) > 2 else []
+    solved = [evaluation_tables.pass_table(data, ks), *([evaluation_tables.gain_table(data, ks)] if team else [])]
+    further = [evaluation_tables.further_table(data, ks), *parts, *([strata] if strata.shown.height else [])]
+    return [
+        *([Section("summary", "Summary", tables=[summary_table(data)])] if data.config is not None else []),
+        Section("passk", "Pass@k", of("pass_at_k"), solved, further),
+        Section("votes", "Votes", tables=[evaluation_tables.votes_table(data, ks)]),
+        Section(
+            "rescue", "Rescue", of("rescue"), [training_tables.rescue_table(data, hints)], further=rescues_html(rescues, num_rescued, SEED)
+        ),
+        *([Section("overlap", "Error overlap", of("overlap"), [evaluation_tables.overlap_table(data)])] if team else []),
+        Section("training", "Training", of("rewards", "training"), folded=[training_tables.curves_table(data, curves)]),
+    ]
+
+
+def _time_section(data: RunData, times: RunTimes, folder: Path) -> list[Section]:
+    """Where the time went; nothing for imported predictions."""
+    if not times.tasks:
+        return []
+    figure = figures.time_figure(data, times)
+    drawn = [(figure.name, figure.caption, figures.write(figure, folder))] if figure.points.height else []
+    first, *others = time_report(times)
+    return [Section("time", "Where the time went", drawn, [first], others)]
+
+
+def _run_section(data: RunData, cost: Cost, facts: Sequence[tuple[str, str]]) -> Section:
+    """What was run, and what it took."""
+    tables = [training_tables.cost_table(cost.table), training_tables.rows_table(data)]
+    return Section("run", "What was run", tables=tables, further=facts_html(facts) + folded_html("Configuration", configuration_text(data)))
+
+
+def _lead(data: RunData) -> str:
+    """One line: what this is."""
+    named = evaluation_tables.evaluations(data)
+    sizes = [panel(data.counts, models=data.models, iteration=iteration).num_problems for iteration in named]
+    if data.config is None:
+        return f"Imported predictions of {', '.join(data.models)} on {max(sizes, default=0):,} problems."
+    at = " and ".join("before training" if i == 0 else f"after iteration {i}" for i in named)
+    evaluated = f"evaluated {at} on {max(sizes):,} held-out problems" if sizes else "not evaluated yet"
+    team = ", ".join(data.models)
+    return f"{team}: {data.config.iterations} iterations of cross teaching with seed {data.config.seed}; {evaluated}."
+
+
+def _markdown(data: RunData, lead: str, warnings: Sequence[str], sections: Sequence[Section], facts: Sequence[tuple[str, str]]) -> str:
+    parts = [f"# {data.name}", lead, "## Warnings", "\n".join(f"- {warning}" for warning in warnings) or "None."]
+    for section in sections:
+        parts.append(f"## {section.title}")
+        parts += [to_markdown(table).strip() for table in section.tables]
+        parts += [f"![{name}](figures/{name}.svg)\n\n{caption}" for name, caption, _ in section.figures]
+        parts += [to_markdown(table).strip() for table in section.folded]
+    parts += ["\n".join(f"- {name}: {value}" for name, value in facts), "## Configuration", f"```\n{configuration_text(data)}\n```\n"]
+    return "\n\n".join(parts)

@@ -1,0 +1,83 @@
+"""A few rescues to read: question, hint, what the student wrote without it, and what it wrote with it.
+
+In: a run and its counts. Out: a frame of texts. The same run gives the same sample. Of the texts, only those of the sample
+are read. A sample is for reading: how often hints help is in rescue.py.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import polars as pl
+
+from analysis.counts.run import RunData, problems_of
+from analysis.stats.intervals import SEED
+from core_hpc.problems.splits import TRAIN
+from core_hpc.store import manifests
+from core_hpc.store.paths import RunPaths
+from core_hpc.store.schema import COLD, HINT, HINTS, RESCUE, ROLLOUTS, Table
+from core_hpc.store.shards import published_keys
+
+NUM_RESCUES = 6
+_CASE = ["iteration", "model", "problem_id"]
+
+RESCUES = pl.Schema(
+    {
+        "iteration": pl.Int32(),
+        "model": pl.String(),  # the student
+        "problem_id": pl.String(),
+        "teacher_model": pl.String(),
+        "question": pl.String(),
+        "gold": pl.String(),
+        "hint": pl.String(),
+        "cold_text": pl.String(),  # its first cold completion, which is wrong as all of them are
+        "cold_answer": pl.String(),
+        "rescued_text": pl.String(),  # its first correct completion with the hint
+        "rescued_answer": pl.String(),
+    }
+)
+
+
+def sample_rescues(data: RunData, *, num: int = NUM_RESCUES) -> tuple[pl.DataFrame, int]:
+    """Some of the cases that failed cold and succeeded with the hint (`RESCUES`), and how many there are in all.
+
+    Raises:
+        StoreError: a shard that holds their texts is missing or damaged.
+    """
+    rescued = data.counts.filter(pl.col("phase") == RESCUE, pl.col("hint_given"), pl.col("cold_failed"), pl.col("c") > 0)
+    cases = rescued.select(*_CASE, "teacher_model").unique().sort(_CASE)
+    drawn = np.sort(np.random.default_rng(SEED).choice(cases.height, size=min(num, cases.height), replace=False))
+    cases = cases[drawn]
+    if not cases.height:
+        return pl.DataFrame(schema=RESCUES), 0
+    texts = ("sample_index", "text", "answer")
+    cold = _rows(data.path, COLD, ROLLOUTS, cases, texts)
+    hinted = _rows(data.path, RESCUE, ROLLOUTS, cases, (*texts, "hint_given", "correct")).filter("hint_given", "correct")
+    hints = _rows(data.path, HINT, HINTS, cases, ("hint",))
+    questions = problems_of(data.path, data.config).filter(pl.col("split") == TRAIN).select("problem_id", "question", "gold")
+    frame = cases.join(questions, on="problem_id", how="left").join(hints, on=_CASE, how="left")
+    for name, rows in (("cold", cold), ("rescued", hinted)):
+        first = rows.sort("sample_index").group_by(_CASE).first()
+        frame = frame.join(first.select(*_CASE, pl.col("text", "answer").name.prefix(f"{name}_")), on=_CASE, how="left")
+    return frame.select(list(RESCUES)).sort(_CASE), rescued.select(_CASE).unique().height
+
+
+def _rows(run: Path, phase: str, table: Table, cases: pl.DataFrame, columns: Sequence[str]) -> pl.DataFrame:
+    """These columns of the cases' rows in one phase."""
+    iterations, problems = set(cases["iteration"]), cases["problem_id"].unique().implode()
+    frames = [pl.DataFrame(schema={name: table.schema[name] for name in (*_CASE, *columns)})]
+    for key in published_keys(run):
+        if key.phase != phase or key.iteration not in iterations:
+            continue
+        manifest = manifests.read_manifest(RunPaths(run).task_manifest(key))
+        manifests.check_files(manifest, checksum=False)
+        for path in (manifest.path.parent / entry.name for entry in manifest.files if entry.table == table.name):
+            # Polars reads the problems' names first, and of the texts only the rows that pass.
+            rows = pl.scan_parquet(path, hive_partitioning=False).filter(pl.col("problem_id").is_in(problems)).select(*_CASE, *columns)
+            try:
+                frames.append(rows.collect())
+            except (pl.exceptions.PolarsError, OSError) as e:
+                raise manifests.DamagedError(manifest.path, f"{path}: not a readable Parquet file ({e})") from e
+    return pl.concat(frames).join(cases, on=_CASE, how="semi")

@@ -1,0 +1,124 @@
+"""The shortest tables: one run on few columns, which the launcher prints when it ends; and several runs, a line each.
+
+In: `RunData`. Out: `ReportTable`s. Every figure comes from passk, rescue and overlap; the full tables are report.py's.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import polars as pl
+
+from analysis.counts.run import RunData
+from analysis.layout.tables import UNDEFINED, ReportTable, coefficient, group_starts, laid_out, percent
+from analysis.metrics import overlap, passk, rescue
+from analysis.report.evaluation_tables import NOT_ASKED, missing
+from analysis.report.training_tables import rescue_cell
+from analysis.stats.intervals import ESTIMATE_COLUMNS, FEW_PROBLEMS, METHOD_NOTE
+from core_hpc.store.schema import EVALUATE
+
+
+def summary_table(data: RunData) -> ReportTable:
+    """Pass@k before and after, rescue per attempt and uplift, error overlap; percent with 95 % intervals."""
+    ks = passk.default_ks(data.num_samples)
+    scores = passk.before_after_table(data.counts, ks=ks, models=data.models)
+    rescues = rescue.rescue_table(data.counts)
+    shown: list[list[str]] = []
+    for model in data.models:
+        for depth in ks:
+            shown.append([model, f"Pass@{depth}", *_levels(scores, passk.PASS, model, depth)])
+        shown += _rescue_rows(rescues, model)
+    if len(data.models) > 1:
+        for depth in ks:
+            measure = f"Pass@{depth} ({depth * len(data.models)} candidates)"
+            shown.append([passk.TEAM, measure, *_levels(scores, passk.TEAM_PASS, passk.TEAM, depth)])
+        shown += _rescue_rows(rescues, None)
+        shown += _overlap_rows(data)
+    notes = [*missing(data), METHOD_NOTE]
+    num_problems = scores["num_problems"].max() if scores.height else 0
+    if isinstance(num_problems, int) and 0 < num_problems < FEW_PROBLEMS:
+        notes.append(f"{num_problems} held-out problems, fewer than {FEW_PROBLEMS}: intervals are wide, small differences mean nothing")
+    columns = ["model", "measure", passk.BEFORE, passk.AFTER, passk.DIFFERENCE]
+    table = laid_out(columns, shown)
+    if NOT_ASKED in notes:  # of a run without hints, nothing is left in these columns
+        table = table.drop(name for name in (passk.BEFORE, passk.DIFFERENCE) if set(table[name]) <= {UNDEFINED, ""})
+    starts = group_starts([row[0] for row in shown])
+    title = f"{data.name}: held-out problems and rescues (percent)"
+    return ReportTable("summary", title, scores, table, notes, starts=starts)
+
+
+def _levels(scores: pl.DataFrame, measure: str, model: str, k: int) -> list[str]:
+    """Cells before, after and difference of one figure."""
+    here = scores.filter(pl.col("measure") == measure, pl.col("model") == model, pl.col("k") == k)
+    rows = {row["when"]: row for row in here.iter_rows(named=True)}
+    return [_percent(rows.get(when), signed=when == passk.DIFFERENCE) for when in (passk.BEFORE, passk.AFTER, passk.DIFFERENCE)]
+
+
+def _percent(row: dict[str, Any] | None, *, signed: bool = False) -> str:
+    return percent(row["estimate"], row["low"], row["high"], signed=signed) if row else UNDEFINED
+
+
+def _rescue_rows(rescues: pl.DataFrame, student: str | None) -> list[list[str]]:
+    """Rescue during training: correct with the hint, without it (the control), and the difference."""
+    if student is None:
+        here = rescues.filter(pl.col("group") == "all")
+    else:
+        here = rescues.filter(pl.col("group") == "student", pl.col("student") == student)
+    rows = {row["rate"]: row for row in here.iter_rows(named=True)}
+    if not rows:
+        return []
+    cells = [rescue_cell(rows.get(rate)) for rate in (rescue.CONTROL, rescue.PER_ATTEMPT, rescue.UPLIFT)]
+    return [[student or passk.TEAM, "rescue: without -> with hint", *cells]]
+
+
+def _overlap_rows(data: RunData) -> list[list[str]]:
+    """Expected joint failure of one completion each, and its correlation, for every pair."""
+    before, after = passk.before_and_after(data.counts, data.models)
+    iterations = [i for i in (before, after) if i is not None]
+    table = overlap.overlap_table(data.counts, models=data.models, iterations=iterations)
+    table = table.filter(pl.col("level") == overlap.SAMPLE, pl.col("model_a") != pl.col("model_b"))
+    out = []
+    for measure, name, form in (("joint_failure", "both fail", percent), ("phi", "error correlation", coefficient)):
+        for (a, b), pair in table.filter(pl.col("measure") == measure).group_by("model_a", "model_b", maintain_order=True):
+            cells = {row["iteration"]: form(row["estimate"], row["low"], row["high"]) for row in pair.iter_rows(named=True)}
+            cell = [UNDEFINED if i is None else cells.get(i, UNDEFINED) for i in (before, after)]
+            out.append([f"{a}, {b}", name, *cell, ""])
+    return out
+
+
+def headline_table(runs: Sequence[RunData]) -> ReportTable:
+    """A line for each run: its latest evaluation and its rescues; percent with 95 % intervals."""
+    rows, frames = [], []
+    for data in runs:
+        frame = _headline(data)
+        frames.append(frame.select(pl.lit(data.name).alias("run"), pl.all()))
+        cells = {row["figure"]: row for row in frame.iter_rows(named=True)}
+        single, gain = cells.get("best_model", {}), cells.get("gain", {})
+        iteration = max((row["iteration"] for row in cells.values() if row["iteration"] is not None), default=None)
+        rows.append([
+            data.name, UNDEFINED if iteration is None else f"iteration {iteration}", single.get("num_problems", UNDEFINED),
+            single.get("model", UNDEFINED), _percent(single), _percent(cells.get("team")), _percent(gain, signed=True),
+            _percent(cells.get("uplift"), signed=True),
+        ])  # fmt: skip
+    columns = ["run", "evaluated", "problems", "best model", "its Pass@1", "team Pass@1", "gain at matched budget", "rescue uplift"]
+    notes = ["gain at matched budget: team Pass@1 - Pass@N of the best model, in points", METHOD_NOTE]
+    return ReportTable("runs", "Latest evaluation of every run (percent)", pl.concat(frames), laid_out(columns, rows), notes)
+
+
+def _headline(data: RunData) -> pl.DataFrame:
+    """The figures of a run's line: figure, iteration, model, and the columns of an estimate."""
+    latest = next((i for i in reversed(passk.before_and_after(data.counts, data.models)) if i is not None), None)
+    counts = data.counts.filter(pl.col("phase") == EVALUATE, pl.col("iteration") == pl.lit(latest, pl.Int32))
+    scores = passk.pass_at_k_table(counts, ks=[1], models=data.models, teams=[])
+    singles = scores.filter(pl.col("measure") == passk.PASS).sort("estimate", descending=True, nulls_last=True).head(1)
+    gains = passk.gain_table(counts, ks=[1], models=data.models)
+    gains = gains.filter(pl.col("baseline") == passk.MATCHED_BUDGET, pl.col("against") == passk.BEST)
+    uplift = rescue.rescue_table(data.counts, groups=["all"]).filter(pl.col("rate") == rescue.UPLIFT)
+    parts = {
+        "best_model": singles.select("iteration", "model", *ESTIMATE_COLUMNS),
+        "team": scores.filter(pl.col("measure") == passk.TEAM_PASS).select("iteration", "model", *ESTIMATE_COLUMNS),
+        "gain": gains.select("iteration", pl.col("best_model").alias("model"), *ESTIMATE_COLUMNS),
+        "uplift": uplift.select("iteration", pl.lit(None, pl.String).alias("model"), *ESTIMATE_COLUMNS),
+    }
+    return pl.concat(part.select(pl.lit(name).alias("figure"), pl.all()) for name, part in parts.items())

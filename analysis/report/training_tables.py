@@ -1,0 +1,98 @@
+"""The tables of a report that say how the run went: rescue, training curves, cost, what is published; laid out.
+
+In: `RunData`, curves and cost of a run. Out: `ReportTable`s, and in words what is not published yet. Every figure comes
+from rescue, curves and cost; this module chooses, names and arranges.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import polars as pl
+
+from analysis.counts.run import RunData
+from analysis.layout.tables import UNDEFINED, ReportTable, group_starts, laid_out, note_counts, number, percent
+from analysis.metrics import rescue
+from core_hpc.store.paths import TEAM
+
+
+def rescue_table(data: RunData, hints: pl.DataFrame | None = None) -> ReportTable:
+    """Rescue rates of all cases, by student, pair, iteration and difficulty; with hints, by their length too."""
+    groups = [group for group in rescue.GROUPS if group != "hint_length" or (hints is not None and hints.height)]
+    frame = rescue.rescue_table(data.counts, groups=groups, hints=hints)
+    # In a team of two, a student has one teacher: the pairs say the same.
+    visible = frame.filter(pl.col("group") != "student") if len(data.models) == 2 else frame
+    shown, groups_shown = [], []
+    for part in visible.partition_by("group", "teacher", "student", "iteration", "bin", maintain_order=True):
+        row = part.row(0, named=True)
+        who = {
+            "all": "all", "student": f"all -> {row['student']}", "pair": f"{row['teacher']} -> {row['student']}",
+            "iteration": f"iteration {row['iteration']}", "hint_length": f"hint of {row['bin']}",
+            "difficulty": f"cold pass rate {row['bin']}",
+        }  # fmt: skip
+        rates = {r["rate"]: r for r in part.iter_rows(named=True)}
+        shown.append([who[row["group"]], *(rescue_cell(rates.get(rate)) for rate in rescue.RATES)])
+        groups_shown.append(row["group"])
+    if shown:
+        notes = [*(f"{rate.replace('_', ' ')}: {meaning}" for rate, meaning in rescue.RATES.items()), *note_counts(frame["note"])]
+    elif data.config is None:
+        notes = ["these predictions were imported without rescue completions"]
+    elif data.config.protocol.rescue_samples == 0:
+        notes = ["the rescue phase is switched off (protocol.rescue_samples: 0)"]
+    else:
+        notes = ["no rescue completions of cold-failed cases are published yet"]
+    columns = ["cases", *(rate.replace("_", " ") for rate in rescue.RATES)]
+    title = "Rescue of cold-failed cases (percent, counts)"
+    return ReportTable("rescue", title, frame, laid_out(columns, shown), notes, starts=group_starts(groups_shown))
+
+
+def rescue_cell(row: Mapping[str, Any] | None) -> str:
+    """A rate of `rescue.rescue_table` with its interval and counts; UNDEFINED where there is none."""
+    if row is None:
+        return UNDEFINED
+    if row["rate"] == rescue.UPLIFT:  # its two denominators stand in the cells of per_attempt and control
+        return percent(row["estimate"], row["low"], row["high"], signed=True)
+    return f"{percent(row['estimate'], row['low'], row['high'])} ({row['numerator']}/{row['denominator']})"
+
+
+def rows_table(data: RunData) -> ReportTable:
+    """How much is published."""
+    frame = (
+        data.counts.group_by("phase", "iteration", "model")
+        .agg(pl.col("problem_id").n_unique().alias("problems"), pl.col("n", "c", "num_timeout", "num_truncated").sum())
+        .sort("phase", "iteration", "model")
+        .rename({"n": "completions", "c": "correct", "num_timeout": "verification time-outs", "num_truncated": "truncated"})
+    )
+    notes = [] if frame.height else ["nothing is published yet"]
+    return ReportTable("rows", "Published completions", frame, laid_out(frame.columns, frame.rows()), notes)
+
+
+def curves_table(data: RunData, curves: pl.DataFrame) -> ReportTable:
+    """Training curves: first and last iteration; the CSV has all."""
+    iterations = curves["iteration"].unique().sort().to_list()
+    ends = [*iterations[:1], *iterations[1:][-1:]]
+    cells: dict[str, dict[str, str]] = {}
+    for part in curves.partition_by("measure", "model", maintain_order=True):
+        values = dict(part.select("iteration", "value").rows())
+        cells.setdefault(part["measure"][0], {})[part["model"][0]] = " → ".join(number(values.get(i)) or UNDEFINED for i in ends)
+    models = [*data.models, TEAM]
+    shown = [[measure, *(row.get(model, UNDEFINED) for model in models)] for measure, row in cells.items()]
+    notes = [] if shown else ["these predictions were imported without training" if data.config is None else "no scores are published yet"]
+    title = f"Training curves, iteration {' → '.join(map(str, ends))}" if shown else "Training curves"
+    starts = group_starts([measure.split("/")[0] for measure in cells])
+    return ReportTable("curves", title, curves, laid_out(["measure", *models], shown), notes, starts=starts)
+
+
+def cost_table(cost: pl.DataFrame) -> ReportTable:
+    """Hours and tokens by phase."""
+    names = [name.replace("_", " ") for name in cost.columns]
+    shown = [[UNDEFINED if cell is None else _amount(cell) for cell in row] for row in cost.rows()]
+    notes = ["work behind published results, from the start of a task to its publication; failed tries and waiting workers are not in it"]
+    if cost["gpu_hours"].null_count():
+        notes.append("GPU-hours: not recorded by all tasks")
+    return ReportTable("cost", "Cost by phase", cost, laid_out(names, shown), notes, starts=[cost.height - 1])
+
+
+def _amount(cell: float | str) -> str:
+    return f"{cell:,.2f}" if isinstance(cell, float) else f"{cell:,}" if isinstance(cell, int) else cell

@@ -1,0 +1,223 @@
+"""Confidence intervals that respect clustering: the problem is the unit, its completions are not independent.
+
+Shares get Wilson's interval with an effective number of observations (`share`); differences and coefficients get a
+percentile bootstrap over problems (`resampled_means`, then `from_draws`), paired because all columns of a problem are
+drawn together; the smallest of several figures has its own rule (`smallest_from_draws`). The seed is fixed, so that the
+same counts give the same interval.
+This module does not know what the figures mean.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+import polars as pl
+
+from analysis.stats.estimators import FloatArray, IntArray
+
+CONFIDENCE = 0.95
+Z = 1.959963984540054  # normal quantile of (1 + CONFIDENCE) / 2
+NUM_DRAWS = 2000
+SEED = 42
+FEW_PROBLEMS = 100
+METHOD_NOTE = (
+    f"[low, high]: {CONFIDENCE:.0%} intervals, clustered by problem; shares: Wilson with effective n; "
+    f"differences and coefficients: bootstrap over problems, {NUM_DRAWS} draws, seed {SEED}"
+)
+_UNDEFINED_DRAWS = 0.05  # more undefined draws than this: no interval
+_TAILS = ((1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2)
+_ALIKE = "no interval: all problems alike"
+_MANY_ROWS = 500  # distinct rows from which drawing problems one after another is faster
+_CHUNK_CELLS = 500_000  # cells of one block of draws: 4 MB, which stays in the cache
+
+ESTIMATE_COLUMNS: dict[str, pl.DataType] = {
+    "estimate": pl.Float64(),
+    "low": pl.Float64(),
+    "high": pl.Float64(),
+    "num_problems": pl.Int64(),
+    "note": pl.String(),
+}
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """One figure: None is undefined, and `note` says why."""
+
+    estimate: float | None
+    low: float | None
+    high: float | None
+    num_problems: int
+    note: str = ""
+
+    def row(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+def join_notes(*notes: str) -> str:
+    """The notes that say something, each once.
+
+    >>> join_notes("a", "", "b", "a")
+    'a; b'
+    """
+    return "; ".join(dict.fromkeys(note for note in notes if note))
+
+
+def few(num_problems: int, groups: IntArray | None = None) -> str:
+    """The flag of a figure that stands on too few problems (or source groups of problems) to trust its interval."""
+    if num_problems < FEW_PROBLEMS:
+        return f"fewer than {FEW_PROBLEMS} problems"
+    return f"fewer than {FEW_PROBLEMS} source groups" if groups is not None and len(np.unique(groups)) < FEW_PROBLEMS else ""
+
+
+def summed_by_group(columns: FloatArray, groups: IntArray) -> FloatArray:
+    """Sums over the problems of each source group. columns: (P, F); groups: (P,) codes from 0 on. Returns (G, F).
+
+    >>> summed_by_group(np.array([[1.0, 2.0], [3.0, 4.0], [5.0, 6.0]]), np.array([1, 0, 1])).tolist()
+    [[3.0, 4.0], [6.0, 8.0]]
+    """
+    _, codes = np.unique(groups, return_inverse=True)
+    return np.stack([np.bincount(codes, weights=column) for column in columns.T], axis=1)
+
+
+def undefined(num_problems: int, why: str) -> Estimate:
+    """A figure that cannot be computed."""
+    return Estimate(None, None, None, num_problems, why)
+
+
+def divide(a: FloatArray, b: FloatArray) -> FloatArray:
+    """a / b, NaN where b is 0 or undefined."""
+    a, b = np.broadcast_arrays(np.asarray(a, dtype=np.float64), np.asarray(b, dtype=np.float64))
+    return np.divide(a, b, out=np.full(a.shape, np.nan), where=b != 0)
+
+
+def wilson(p: float, n: float) -> tuple[float, float]:
+    """Wilson's score interval of a share p seen in n independent observations (n need not be whole).
+
+    >>> [round(x, 4) for x in wilson(0.5, 10)]
+    [0.2366, 0.7634]
+    """
+    centre = (p + Z**2 / (2 * n)) / (1 + Z**2 / n)
+    half = Z / (1 + Z**2 / n) * math.sqrt(p * (1 - p) / n + Z**2 / (4 * n**2))
+    # At p = 0 and p = 1 the bound is exact; without this it misses by rounding.
+    return (0.0 if p <= 0 else max(0.0, centre - half)), (1.0 if p >= 1 else min(1.0, centre + half))
+
+
+def effective_n(numerator: FloatArray, denominator: FloatArray, *, samples_per_unit: float = 1.0) -> float:
+    """Number of independent observations worth as much as these problems: p(1-p) / var(p).
+
+    var(p) is the linearised variance of a ratio of sums over problems. Bounded below by Kish's effective number of
+    problems, (sum d)^2 / sum d^2 (all completions of a problem alike; also taken where p is 0 or 1 and the data say
+    nothing of the clustering), and above by the number of completions, sum d * samples_per_unit.
+    """
+    total = denominator.sum()
+    count = int((denominator > 0).sum())
+    p = float(numerator.sum() / total)
+    lower = float(total**2 / (denominator**2).sum())
+    upper = max(lower, float(total) * samples_per_unit)
+    if count < 2 or p <= 0 or p >= 1:
+        return lower
+    variance = count / (count - 1) * float(((numerator - p * denominator) ** 2).sum()) / float(total) ** 2
+    return upper if variance <= p * (1 - p) / upper else max(lower, p * (1 - p) / variance)
+
+
+def share(
+    numerator: FloatArray, denominator: FloatArray | None = None, *,
+    groups: IntArray | None = None, samples_per_unit: float = 1.0, note: str = "",
+) -> Estimate:
+    """sum(numerator) / sum(denominator), with 0 <= numerator <= denominator for each problem, and its interval.
+
+    Args:
+        numerator: (P,) per problem; a NaN makes the share undefined.
+        denominator: (P,) per problem; default: every problem counts 1, which gives the mean over problems.
+        groups: (P,) codes of source groups, whose problems are not independent; default: every problem is its own.
+        samples_per_unit: completions behind one unit of the denominator.
+        note: said beside the figure.
+    """
+    numerator = np.asarray(numerator, dtype=np.float64)
+    denominator = np.ones_like(numerator) if denominator is None else np.asarray(denominator, dtype=np.float64)
+    if np.isnan(numerator).any() or np.isnan(denominator).any():
+        return undefined(len(numerator), note)
+    count = int((denominator > 0).sum())
+    if count == 0:
+        return undefined(0, join_notes(note, "denominator is 0"))
+    p = min(1.0, max(0.0, float(numerator.sum() / denominator.sum())))
+    few_note = few(count, None if groups is None else groups[denominator > 0])
+    if groups is not None:
+        numerator, denominator = summed_by_group(np.stack([numerator, denominator], axis=1), groups).T
+        # At most as many observations as if each group had one of its problems.
+        samples_per_unit *= int((denominator > 0).sum()) / count
+    low, high = wilson(p, effective_n(numerator, denominator, samples_per_unit=samples_per_unit))
+    return Estimate(p, low, high, count, join_notes(note, few_note))
+
+
+def resampled_means(columns: FloatArray, groups: IntArray | None = None) -> FloatArray:
+    """Means of each column over problems drawn with replacement. columns: (P, F). Returns (NUM_DRAWS, F).
+
+    With `groups` ((P,) codes of source groups) whole groups are drawn. Problems (groups) with equal rows are drawn
+    together, by a multinomial over the distinct rows: the same law as drawing one after another, at the cost of the
+    distinct rows; where these are many, one after another is faster. A column with a NaN has only NaN means.
+    """
+    if groups is not None:
+        sums = summed_by_group(np.concatenate([columns, np.ones((len(columns), 1))], axis=1), groups)
+        drawn = resampled_means(sums)
+        return drawn[:, :-1] / drawn[:, -1:]
+    rows, multiplicity = np.unique(columns, axis=0, return_counts=True)
+    rng = np.random.default_rng(SEED)
+    size, row_of = len(columns), np.repeat(np.arange(len(rows)), multiplicity)
+
+    def weights(num_draws: int) -> FloatArray:
+        if len(rows) < _MANY_ROWS:
+            return rng.multinomial(size, multiplicity / size, size=num_draws).astype(np.float64)
+        drawn = np.empty((num_draws, len(rows)))
+        for draw in drawn:
+            draw[:] = np.bincount(row_of[rng.integers(0, size, size)], minlength=len(rows))
+        return drawn
+
+    chunk = max(1, _CHUNK_CELLS // len(rows))
+    blocks = [weights(min(chunk, NUM_DRAWS - start)) @ rows for start in range(0, NUM_DRAWS, chunk)]
+    return np.concatenate(blocks) / size
+
+
+def from_draws(value: float, draws: FloatArray, *, num_problems: int, groups: IntArray | None = None, note: str = "") -> Estimate:
+    """A figure with the percentile interval of its bootstrap draws (NaN: undefined in that draw).
+
+    groups: the source groups that were drawn; default: problems were.
+    """
+    if not math.isfinite(value):
+        return undefined(num_problems, note or "undefined: division by 0")
+    note = join_notes(note, few(num_problems, groups))
+    defined = draws[np.isfinite(draws)]
+    if len(defined) < (1 - _UNDEFINED_DRAWS) * len(draws):
+        return Estimate(value, None, None, num_problems, join_notes(note, "no interval: undefined in too many draws"))
+    if np.ptp(defined) < 1e-12:
+        # A zero-width interval would claim certainty where the problems at hand merely all agree.
+        return Estimate(value, None, None, num_problems, join_notes(note, _ALIKE))
+    low, high = np.quantile(defined, _TAILS)
+    return Estimate(value, float(low), float(high), num_problems, note)
+
+
+def smallest_from_draws(
+    values: FloatArray, draws: FloatArray, *, num_problems: int, groups: IntArray | None = None, note: str = ""
+) -> Estimate:
+    """The smallest of several figures (a difference from the best of several models), with its interval.
+
+    The smallest of noisy figures is too small, and a percentile interval of the smallest of each draw doubles that: with
+    two equal models on 200 problems it covered the truth in 65 % of 600 studies, this one in 98 % (never below 95 %,
+    a third wider). The true smallest is at least the least of the lower bounds, and at most the least of upper bounds
+    which hold for all figures together.
+
+    Args:
+        values: (M,) the figures, none undefined.
+        draws: (NUM_DRAWS, M) their joint bootstrap draws.
+        num_problems, groups, note: as in `from_draws`.
+    """
+    note = join_notes(note, few(num_problems, groups))
+    value = float(values.min())
+    low = float(np.quantile(draws, _TAILS[0], axis=0).min())
+    high = float((values + np.quantile((draws - values).max(axis=1), _TAILS[1])).min())
+    if high - low < 1e-12:
+        return Estimate(value, None, None, num_problems, join_notes(note, _ALIKE))
+    return Estimate(value, min(low, value), max(high, value), num_problems, note)

@@ -1,0 +1,208 @@
+"""The detached controller: the same loop as a tiny SLURM job, which hands over to its successor.
+
+Each controller submits its successor when it begins, to start when it has ended: whatever ends it (its own time limit, a
+preemption, a lost node), the sweep is taken up again. A controller that finishes the sweep cancels its successor.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import os
+import signal
+import time
+from dataclasses import dataclass, replace
+from pathlib import Path
+from types import FrameType
+
+from rich.console import Console
+
+from core_hpc.common.errors import ClaimError, CoreHpcError, StoreError
+from core_hpc.common.terminal import standard_console
+from core_hpc.config.cluster import ClusterSection
+from core_hpc.controller.control import Prepared, Start, control, open_runs
+from core_hpc.runs import folder as runfolders
+from core_hpc.runs.sweep import Sweep
+from core_hpc.schedule.scheduler import RunProgress
+from core_hpc.slurm.commands import Slurm, SlurmUnavailableError
+from core_hpc.slurm.outcomes import DIED, DONE, Outcome
+from core_hpc.slurm.submit import OPEN, RefusedError, Submission, SubmissionFolder, job_parameters, new_submission, submit
+from core_hpc.store import manifests
+from core_hpc.store.paths import SweepPaths
+
+QUICK_S = 60.0
+MAX_QUICK_ENDS = 3
+PATIENCE_S = 600.0
+"""How long a controller waits for SLURM to take its successor."""
+CLAIM_WAIT_S = 60.0
+"""The claim of the launcher, or of the controller before, may stay visible for so long."""
+RETRY_S, CLAIM_RETRY_S = 10.0, 2.0
+SUBMITTING_S = 60.0
+
+
+@dataclass(frozen=True)
+class ControllerSpec:
+    """What a controller's job is given. `quick_ends`: controllers in a row before it that lived less than a minute; -1: the first."""
+
+    sweep_folder: str
+    run_ids: tuple[str, ...]
+    start_id: str
+    quick_ends: int
+    submitted: float
+
+
+# --- seen from outside -----------------------------------------------------------------------------------------------------
+
+
+def detach(sweep: Sweep, start: Start, prepared: Prepared, console: Console) -> Path:
+    """Create what is new and submit the first controller; returns its log. The claim must be held."""
+    open_runs(sweep, prepared, console, verify=start.verify)
+    SweepPaths(sweep.folder).stop_request.unlink(missing_ok=True)
+    spec = ControllerSpec(str(sweep.folder.absolute()), tuple(p.run_id for p in sweep.runs), start.start_id, -1, time.time())
+    folder, submission = _submit_controller(spec, sweep.runs[0].config.cluster, after=None)
+    console.print(f"sweep {sweep.name}: its controller is SLURM job {submission.job}")
+    return folder.log(submission, 0)
+
+
+def active_controllers(sweep_folder: Path, slurm: Slurm, *, close: bool) -> list[Submission]:
+    """Controllers that wait or run as jobs. With `close` (only for the holder of the claim) records of ended ones are closed."""
+    folder = SubmissionFolder(SweepPaths(sweep_folder).slurm)
+    active = []
+    for submission in folder.read(OPEN):
+        if submission.job is None:
+            named = [e for e in slurm.queue() if e.name == submission.name and e.active]
+            submission.job = named[0].id.job if named else None
+        if submission.job is None:
+            if time.time() - submission.submitted < SUBMITTING_S:
+                active.append(submission)
+            elif close:
+                folder.discard(submission)
+        elif not slurm.has_ended(submission.job):
+            active.append(submission)
+        elif close:
+            folder.resolve(submission, 0, _end_of(folder, submission))
+            folder.close(submission)
+    return active
+
+
+def _end_of(folder: SubmissionFolder, submission: Submission) -> Outcome:
+    """How a controller ended, from what it wrote last (`_note_end`)."""
+    try:
+        return Outcome(**manifests.read_json(folder.status_file(submission, 0)), counted=False)
+    except StoreError:
+        return Outcome(DIED, "the controller ended without a word", counted=False)
+
+
+def require_no_other(sweep_folder: Path, slurm: Slurm) -> None:
+    """ClaimError when a detached controller of this sweep waits or runs."""
+    for submission in active_controllers(sweep_folder, slurm, close=False):
+        who = f"SLURM job {submission.job}" if submission.job is not None else "a job that is being submitted"
+        raise ClaimError(
+            f"{sweep_folder}: {who} is the controller of this sweep. See python -m core_hpc.status {sweep_folder}; "
+            f"python -m core_hpc.cancel {sweep_folder} ends it and the sweep's jobs"
+        )
+
+
+# --- inside the job ----------------------------------------------------------------------------------------------------------
+
+
+def run_controller(spec: ControllerSpec) -> None:
+    """The controller's job."""
+    from core_hpc.launch import conclude
+
+    signal.signal(signal.SIGUSR2, _interrupt)
+    signal.signal(signal.SIGTERM, _interrupt)
+    console = standard_console()
+    folder, slurm = Path(spec.sweep_folder), Slurm()
+    stop = SweepPaths(folder).stop_request
+    if stop.exists():
+        console.print("this sweep was asked to stop; nothing is done")
+        _note_end(DONE, "asked to stop before it began")
+        return
+    sweep = runfolders.started_sweep(folder, spec.run_ids)
+    successor, goes_on = None, True
+    try:
+        successor = _ensure_successor(spec, sweep.runs[0].config.cluster, slurm, console)
+        progress, finished = _control_patiently(sweep, Start(spec.start_id, by_user=False), console)
+        goes_on = not finished and not stop.exists()
+        if finished:
+            conclude(sweep, progress, console)
+        _note_end(DONE, "finished" if finished else "asked to stop")
+    except (KeyboardInterrupt, SlurmUnavailableError) as e:
+        goes_on = not stop.exists()
+        why = "asked to end" if isinstance(e, KeyboardInterrupt) else str(e)
+        console.print(f"{why}; the successor, job {successor}, goes on" if goes_on else f"{why}; the sweep was asked to stop")
+        _note_end(DONE, why)
+    except CoreHpcError as e:
+        goes_on = False  # another controller, or something that the next one would meet as well
+        _note_end(DIED, str(e))
+        raise
+    finally:
+        if not goes_on and successor is not None:
+            with contextlib.suppress(SlurmUnavailableError):  # then it finds nothing to do
+                slurm.cancel([successor])
+
+
+def _interrupt(signum: int, frame: FrameType | None) -> None:
+    signal.signal(signal.SIGUSR2, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    raise KeyboardInterrupt
+
+
+def _note_end(kind: str, message: str) -> None:
+    """For the record: active_controllers of a later controller reads it."""
+    with contextlib.suppress(OSError):
+        path = Path(os.environ["SUBMITIT_FOLDER"], "element-0000.json")
+        manifests.write_json(path, {"kind": kind, "message": message, "node": os.environ.get("SLURMD_NODENAME", "")})
+
+
+def _control_patiently(sweep: Sweep, start: Start, console: Console) -> tuple[list[RunProgress], bool]:
+    """As `control`, but a claim may take a while to go: of the launcher that submitted this job, or of the job before."""
+    deadline = time.monotonic() + CLAIM_WAIT_S
+    while True:
+        try:
+            return control(sweep, start, {}, console)
+        except ClaimError:
+            if time.monotonic() > deadline:
+                raise
+            time.sleep(CLAIM_RETRY_S)
+
+
+def _ensure_successor(spec: ControllerSpec, cluster: ClusterSection, slurm: Slurm, console: Console) -> int | None:
+    """The job that follows this one; None when there were too many quick ends, or SLURM takes none."""
+    mine = int(os.environ["SLURM_JOB_ID"])
+    quick_ends = spec.quick_ends + 1 if spec.quick_ends >= 0 and time.time() - spec.submitted < QUICK_S else 0
+    if quick_ends > MAX_QUICK_ENDS:
+        console.print(f"{MAX_QUICK_ENDS} controllers ended within {QUICK_S:.0f} s each; this one gets no successor")
+        return None
+    deadline = time.monotonic() + PATIENCE_S
+    while True:
+        try:
+            waiting = [s.job for s in active_controllers(Path(spec.sweep_folder), slurm, close=False) if s.job is not None and s.job > mine]
+            if waiting:  # SLURM has put this job back into the queue: its first life has submitted the successor
+                return waiting[0]
+            following = replace(spec, quick_ends=quick_ends, submitted=time.time())
+            return _submit_controller(following, cluster, after=mine)[1].job
+        except (SlurmUnavailableError, RefusedError) as e:
+            if time.monotonic() > deadline or (isinstance(e, RefusedError) and not e.passing):
+                console.print(f"no successor: {e}")
+                return None
+            time.sleep(RETRY_S)
+
+
+def _submit_controller(spec: ControllerSpec, cluster: ClusterSection, *, after: int | None) -> tuple[SubmissionFolder, Submission]:
+    folder = SubmissionFolder(SweepPaths(Path(spec.sweep_folder)).slurm)
+    mem_gb = cluster.slurm.job("controller")["mem_gb"]
+    submission = new_submission("controller", "controller-0001", [[]], start_id=spec.start_id, mem_gb=mem_gb)
+    parameters = job_parameters(
+        cluster, "controller", name=submission.name, comment=f"core_hpc {Path(spec.sweep_folder).name}",
+        dependency=f"afterany:{after}" if after is not None else None,
+    )
+    folder.write(submission)
+    try:
+        submission.job = submit(cluster, folder.folder(submission), parameters, [functools.partial(run_controller, spec)])
+    except RefusedError:
+        folder.discard(submission)
+        raise
+    folder.write(submission)
+    return folder, submission

@@ -1,0 +1,222 @@
+"""What `--dry-run` prints: the resolved runs, the work and the hours that they mean, and with SLURM exactly what would be submitted.
+
+In: a sweep. Out: text. Creates nothing, needs no SLURM, loads no heavy package. Problems that are not at hand are counted as
+the file says, and their absence is named.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+
+from rich.console import Console
+from rich.table import Table
+
+from core_hpc.common.errors import InputError
+from core_hpc.config.cluster import ClusterSection, PhaseGroup
+from core_hpc.config.problems import DataSetProblems
+from core_hpc.controller import estimate
+from core_hpc.problems.splits import Splits, check_counts, make_splits
+from core_hpc.runs import folder as runfolders
+from core_hpc.runs.graph import Graph, steps_per_iteration
+from core_hpc.runs.sweep import RunPlan, Sweep
+from core_hpc.slurm.arrays import CHAINS
+from core_hpc.slurm.submit import batch_script, group_of, job_parameters
+from core_hpc.store.paths import RunPaths, TaskKey
+from core_hpc.store.schema import COLD, EVALUATE
+
+
+def splits_of(plan: RunPlan) -> Splits:
+    """The problems of a run; errors name the file and row."""
+    splits = make_splits(plan.config.problems)
+    check_counts(plan.config, splits)
+    return splits
+
+
+def print_plan(sweep: Sweep, console: Console) -> None:
+    """Print the plan of a sweep."""
+    held_out, missing = _held_out(sweep)
+    graphs = {plan.run_id: Graph.of(plan.config, num_evaluation_problems=held_out[plan.run_id]) for plan in sweep.runs}
+    table = Table(title=f"sweep {sweep.name}: {len(sweep.runs)} run(s) in {sweep.folder}", title_justify="left")
+    for column in ("run", "tasks", "completions at most", "new tokens at most", "optimizer steps a model", "state"):
+        table.add_column(column, justify="left" if column in ("run", "state") else "right")
+    for plan in sweep.runs:
+        graph = graphs[plan.run_id]
+        completions, tokens, steps = most_work(plan, graph, held_out[plan.run_id])
+        state = "exists: will continue" if runfolders.exists(plan, sweep.folder) else "new"
+        table.add_row(plan.run_id, f"{len(graph.tasks())}", f"{completions:,}", f"{tokens:,}", f"{steps:,}", state)
+    console.print(table)
+    console.print_json(json.dumps(sweep.runs[0].config.model_dump(mode="json")))
+    if len(sweep.runs) > 1:
+        console.print("(the configuration shown is that of the first run)")
+    _print_estimate(sweep, {name: len(graph.evaluated()) * held_out[name] for name, graph in graphs.items()}, console)
+    cluster = sweep.runs[0].config.cluster
+    if cluster.uses_slurm:
+        _print_arrays(sweep, graphs, console) if cluster.driver == "arrays" else _print_jobs(sweep, graphs, console)
+        for what, script in planned_scripts(sweep, graphs[sweep.runs[0].run_id]).items():
+            console.print(f"\n[bold]--- batch script: {what} ---[/bold]")
+            console.print(script, markup=False, soft_wrap=True)
+    for message in missing:
+        console.print(f"\nbefore a start: {message}", markup=False, soft_wrap=True)
+
+
+def _held_out(sweep: Sweep) -> tuple[dict[str, int], list[str]]:
+    """Held-out problems by run, and what stands in the way of making the problems here.
+
+    Raises:
+        InputError: problems that cannot be made, unless they come from the hub and the file says how many.
+    """
+    found: dict[tuple[str, int], int] = {}
+    by_run, missing = {}, []
+    for plan in sweep.runs:
+        problems = plan.config.problems
+        asked = problems.model_dump_json(), plan.config.protocol.problems_per_iteration
+        if asked not in found:  # runs of a sweep mostly have the same problems
+            try:
+                found[asked] = splits_of(plan).evaluation.height
+            except InputError as e:
+                from_hub = any(isinstance(s, DataSetProblems) and s.path is None for s in (problems.train, problems.evaluation))
+                if not from_hub or problems.evaluation.count is None:
+                    raise
+                found[asked] = problems.evaluation.count
+                missing.append(str(e))
+        by_run[plan.run_id] = found[asked]
+    return by_run, list(dict.fromkeys(missing))
+
+
+def _print_estimate(sweep: Sweep, evaluations: dict[str, int], console: Console) -> None:
+    table = Table(title=f"estimated hours of one device, all {len(sweep.runs)} run(s)", title_justify="left")
+    table.add_column("device, if completions have on average")
+    for share in estimate.LENGTH_SHARES:
+        table.add_column(f"{share:.0%} of max_new_tokens", justify="right")
+    for device in estimate.DEVICES:
+        totals = [
+            sum(estimate.hours(plan.config, evaluations[plan.run_id], share, device) for plan in sweep.runs)
+            for share in estimate.LENGTH_SHARES
+        ]
+        table.add_row(device.name, *(f"{hours:,.1f}" for hours in totals))
+    console.print(table)
+    console.print(estimate.FORMULA, markup=False)
+    for device in estimate.DEVICES:
+        rates = f"sampling {device.sampling:,g} and training {device.training:,g} billions of parameters x tokens/s"
+        console.print(f"{device.name}: {rates} ({device.source})", markup=False)
+    models = dict.fromkeys(model.model for plan in sweep.runs for model in plan.config.team)
+    if unknown := [name for name in models if estimate.billions_of(name) is None]:
+        console.print(f"taken to have {estimate.UNKNOWN_BILLIONS:g} billion parameters (assumption): {', '.join(unknown)}", markup=False)
+
+
+def most_work(plan: RunPlan, graph: Graph, num_evaluation: int) -> tuple[int, int, int]:
+    """(completions, new tokens, optimizer steps of a model), each at most."""
+    config = plan.config
+    protocol, models = config.protocol, len(config.team)
+    rollouts = config.iterations * protocol.problems_per_iteration * (protocol.cold_samples + protocol.rescue_samples)
+    evaluations = len(graph.evaluated()) * num_evaluation * config.evaluation.samples
+    tokens = sum(
+        num * config.sampling_of(model, phase).max_new_tokens
+        for model in config.team for phase, num in ((COLD, rollouts), (EVALUATE, evaluations))
+    )  # fmt: skip
+    return (rollouts + evaluations) * models, tokens, config.iterations * steps_per_iteration(config)
+
+
+# --- SLURM ----------------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class PlannedArray:
+    """The array of one or more phases of one iteration, as long as all its tasks are ready at once."""
+
+    phases: tuple[str, ...]
+    group: PhaseGroup
+    num_tasks: int
+    num_elements: int
+    times: int
+    """How often it is submitted: iterations, or evaluations."""
+    gpus: int
+    time_min: int
+
+    @property
+    def gpu_hours(self) -> float:
+        """At most, over the run: every job for its whole time limit."""
+        return self.times * self.num_elements * self.gpus * self.time_min / 60
+
+
+def planned_arrays(cluster: ClusterSection, graph: Graph) -> list[PlannedArray]:
+    """The arrays of a run, in the order of its first iteration; chains (slurm.chain_wait_s) as if none broke."""
+    slurm = cluster.slurm
+    chain_of: dict[str, tuple[str, ...]] = {phase: chain for chain in CHAINS for phase in chain if slurm.chain_wait_s is not None}
+    keys: dict[tuple[str, ...], list[TaskKey]] = {}
+    for key in graph.tasks():
+        keys.setdefault(chain_of.get(key.phase, (key.phase,)), []).append(key)
+    out = []
+    for phases, of_phases in keys.items():
+        iterations = sorted({k.iteration for k in of_phases})
+        tasks = [k for k in of_phases if k.iteration == iterations[-1]]
+        last = [k for k in tasks if k.phase == tasks[-1].phase]
+        models = {k.model for k in last}
+        group = group_of(last[0].phase)
+        size = slurm.generate.parts_per_job if group == "generate" else 1
+        elements = len(models) * -(-len(last) // len(models) // size)
+        nodes = slurm.update.nodes if group == "update" else 1
+        present = tuple(p for p in phases if any(k.phase == p for k in tasks))
+        out.append(
+            PlannedArray(present, group, len(tasks), elements, len(iterations), nodes * slurm.num_gpus(group), slurm.job(group)["time_min"])
+        )
+    return out
+
+
+def _print_arrays(sweep: Sweep, graphs: dict[str, Graph], console: Console) -> None:
+    cluster = sweep.runs[0].config.cluster
+    total = 0.0
+    for plan in sweep.runs:
+        arrays = planned_arrays(plan.config.cluster, graphs[plan.run_id])
+        hours = sum(a.gpu_hours for a in arrays)
+        total += hours
+        title = f"job arrays of {plan.run_id}: at most {hours:,.1f} GPU-hours (every job for its whole time limit)"
+        table = Table(title=title, title_justify="left")
+        for column in ("phases", "submitted", "elements", "tasks", "nodes", "ranks", "GPUs", "CPUs a process", "memory", "time limit"):
+            table.add_column(column, justify="left" if column == "phases" else "right")
+        for a in arrays:
+            job = cluster.slurm.job(a.group)
+            nodes, ranks = (cluster.slurm.update.nodes, cluster.update_ranks) if a.group == "update" else (1, 1)
+            table.add_row(
+                ", ".join(a.phases), f"{a.times} times", str(a.num_elements), str(a.num_tasks), str(nodes), str(ranks), str(a.gpus),
+                str(job["cpus"]), f"{job['mem_gb']:g} GB", f"{a.time_min} min",
+            )  # fmt: skip
+        console.print(table)
+        if plan is not sweep.runs[-1]:
+            console.print("")
+    console.print(f"all {len(sweep.runs)} run(s): at most {total:,.1f} GPU-hours")
+
+
+def _print_jobs(sweep: Sweep, graphs: dict[str, Graph], console: Console) -> None:
+    """The driver `resident`: how many jobs follow each other depends on how far each gets."""
+    table = Table(title="one job a run, and a successor each time it reaches its time limit before its run is done", title_justify="left")
+    for column in ("run", "tasks", "GPUs", "ranks of an update", "CPUs", "memory", "time limit", "GPU-hours of a job"):
+        table.add_column(column, justify="left" if column == "run" else "right")
+    for plan in sweep.runs:
+        cluster = plan.config.cluster
+        job, gpus = cluster.slurm.job("resident"), cluster.slurm.num_gpus("resident")
+        table.add_row(
+            plan.run_id, str(len(graphs[plan.run_id].tasks())), str(gpus), str(cluster.update_ranks), str(job["cpus"]),
+            f"{job['mem_gb']:g} GB", f"{job['time_min']} min", f"{gpus * job['time_min'] / 60:,.1f}",
+        )  # fmt: skip
+    console.print(table)
+
+
+def planned_scripts(sweep: Sweep, graph: Graph) -> dict[str, str]:
+    """Batch scripts of the first run, by what they are for; names end in a random part when they are really submitted."""
+    plan = sweep.runs[0]
+    cluster = plan.config.cluster
+    folder = RunPaths(sweep.folder / plan.run_id).slurm
+    jobs: list[tuple[str, PhaseGroup, str, int]] = [("resident", "resident", "resident", 1)]
+    if cluster.driver == "arrays":
+        one_of_each = {a.group: a for a in reversed(planned_arrays(cluster, graph)) if EVALUATE not in a.phases}
+        jobs = [(f"{g} (here {', '.join(a.phases)})", g, a.phases[0], a.num_elements) for g, a in reversed(one_of_each.items())]
+    scripts = {}
+    for what, group, prefix, num_elements in jobs:
+        name = f"{prefix}-0001-0000abcd"
+        parameters = job_parameters(cluster, group, name=name, comment=f"core_hpc {plan.run_id}")
+        scripts[what] = batch_script(cluster, folder / name, parameters, num_elements=num_elements)
+    parameters = job_parameters(cluster, "controller", name="controller-0001-0000abcd", comment=f"core_hpc {sweep.name}")
+    scripts["controller (--detach only)"] = batch_script(cluster, sweep.folder / "slurm" / "controller", parameters, num_elements=1)
+    return scripts

@@ -1,0 +1,197 @@
+"""TensorBoard: a run's curves, one line per model and one for the team in the same chart, fed from what is published.
+
+TensorBoard overlays what has the same tag in different folders, so a run writes `tensorboard/MODEL` and
+`tensorboard/team`. A start removes earlier event files and writes all published points again, so that a killed and
+continued run has each point once. In: manifests, scores, steps and evaluation rollouts. Nothing here is read back.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from typing import TYPE_CHECKING, Any
+
+import polars as pl
+
+from core_hpc.config.run import flatten, scientific_fields
+from core_hpc.local.executor import Event
+from core_hpc.runs.folder import Run
+from core_hpc.schedule.scheduler import RunProgress
+from core_hpc.store import manifests, shards
+from core_hpc.store.paths import TEAM, TaskKey
+from core_hpc.store.schema import EVALUATE, GENERATION_PHASES, ROLLOUTS, SCORE, SCORES, STEPS, UPDATE
+
+if TYPE_CHECKING:
+    from analysis.timing.critical_path import TaskTime
+
+FINAL = "final"
+"""Group of the last evaluation's figures, which stand beside the hyper-parameters."""
+
+
+class RunTracker:
+    """Writes the event files of one run."""
+
+    def __init__(self, run: Run) -> None:
+        from tensorboard.summary.writer.event_file_writer import EventFileWriter
+
+        self._run = run
+        self._tasks = run.graph().tasks()
+        for old in run.paths.tensorboard.glob("*/events.out.tfevents.*"):
+            old.unlink()
+        names = (*(m.name for m in run.config.team), TEAM)
+        self._writers = {name: EventFileWriter(str(run.paths.tensorboard / name), flush_secs=600, max_queue_size=1000) for name in names}
+        self._final: dict[str, float] = {}
+        self._times: list[TaskTime] = []
+        self._write_hyperparameters()
+
+    def task_published(self, key: TaskKey, published: set[TaskKey]) -> None:
+        """Write the points that this task completes."""
+        from analysis.timing.account import task_time
+
+        manifest = manifests.read_manifest(self._run.paths.task_manifest(key))
+        time_s = manifest.writer["time"]
+        self._times.append(task_time(key, manifest))
+        self._write_speed(key, manifest)
+        if key.phase == SCORE and published.issuperset(self._alike(key)):
+            self._write_scores(key, time_s)
+        elif key.phase == UPDATE:
+            self._write_steps(key, manifest, time_s)
+            if {t.key for t in self._times}.issuperset(self._alike(key)):
+                self._write_time(key, time_s)
+        elif key.phase == EVALUATE and published.issuperset(self._alike(key)):
+            self._write_evaluation(key, time_s)
+        for writer in self._writers.values():
+            writer.flush()
+
+    def close(self, *, finished: bool) -> None:
+        """End the hyper-parameter session and close the file."""
+        from tensorboard.compat.proto.summary_pb2 import Summary
+        from tensorboard.plugins.hparams import api_pb2, metadata, plugin_data_pb2
+
+        for tag, value in self._final.items():
+            self._scalar(TEAM, f"{FINAL}/{tag}", value, 0, None)
+        status = api_pb2.STATUS_SUCCESS if finished else api_pb2.STATUS_RUNNING
+        ended = plugin_data_pb2.HParamsPluginData(session_end_info=plugin_data_pb2.SessionEndInfo(status=status, end_time_secs=time.time()))
+        about = metadata.create_summary_metadata(ended)
+        self._emit(TEAM, Summary(value=[Summary.Value(tag=metadata.SESSION_END_INFO_TAG, metadata=about)]), 0, None)
+        for writer in self._writers.values():
+            writer.close()
+
+    # --- points -----------------------------------------------------------------------------------------------------
+
+    def _alike(self, key: TaskKey) -> list[TaskKey]:
+        """All tasks of the same phase and iteration."""
+        return [k for k in self._tasks if (k.phase, k.iteration) == (key.phase, key.iteration)]
+
+    def _write_speed(self, key: TaskKey, manifest: manifests.Manifest) -> None:
+        stats, time_s = manifest.stats, manifest.writer["time"]
+        part = f"/part{key.part}" if key.part else ""
+        for name, seconds in stats.get("seconds", {}).items():
+            self._scalar(key.model, f"seconds_{key.phase}/{name}{part}", seconds, key.iteration, time_s)
+        speed = None
+        if key.phase in GENERATION_PHASES and stats.get("num_completion_tokens"):
+            speed = stats["num_completion_tokens"] / max(stats["seconds"]["generate"], 1e-9)
+        elif key.phase == UPDATE:
+            speed = stats["num_tokens"] / max(stats["seconds"]["update"], 1e-9)
+            padding_share = 1 - stats["num_tokens"] / max(stats["num_padded_tokens"], 1)
+            self._scalar(key.model, "speed/update_padding_share", padding_share, key.iteration, time_s)
+        self._scalar(key.model, f"speed/{key.phase}_tokens_per_s{part}", speed, key.iteration, time_s)
+
+    def _write_time(self, key: TaskKey, time_s: float) -> None:
+        """Of an iteration whose training is published: its time, its overhead, and what it was waiting for."""
+        from analysis.timing.account import RunTimes, iteration_table, waited_table, with_submissions
+
+        self._times = [t for t in self._times if t.key.iteration >= key.iteration - 1]  # it may have waited for the one before
+        times = RunTimes(tuple(with_submissions(self._times, self._run.paths.slurm)), self._run.graph())
+        row = iteration_table(times).filter(iteration=key.iteration).row(0, named=True)
+        points = {f"time/{name}": row[name] for name in ("wall_s", "bound_s", "overhead", "overhead_without_queue")}
+        waited = waited_table(times).filter(iteration=key.iteration).group_by("item").agg(pl.col("seconds").sum())
+        self._scalars(TEAM, {**points, **{f"waited_s/{item}": s for item, s in waited.rows()}}, key.iteration, time_s)
+
+    def _write_scores(self, key: TaskKey, time_s: float) -> None:
+        from analysis.metrics.curves import score_points
+
+        scores = shards.read_tasks(self._run.root, self._alike(key), SCORES)
+        for model in (*scores["model"].unique(maintain_order=True), TEAM):
+            rows = scores if model == TEAM else scores.filter(pl.col("model") == model)
+            self._scalars(model, score_points(rows), key.iteration, time_s)
+
+    def _write_steps(self, key: TaskKey, manifest: manifests.Manifest, time_s: float) -> None:
+        from analysis.metrics.curves import STEP_MEASURES
+
+        for row in shards.read_manifest_table(manifest, STEPS).iter_rows(named=True):
+            self._scalars(key.model, {tag: row[column] for column, tag in STEP_MEASURES.items()}, row["global_step"], time_s)
+
+    def _write_evaluation(self, key: TaskKey, time_s: float) -> None:
+        from analysis.counts.counts import ROW_COLUMNS, count_rows
+        from analysis.metrics.passk import FIRST, PASS_HAT, pass_at_k_table
+
+        rows = shards.read_tasks(self._run.root, self._alike(key), ROLLOUTS, columns=ROW_COLUMNS)
+        counts = count_rows(rows, source=str(self._run.root))
+        table = pass_at_k_table(counts, ks=self._ks(), models=[m.name for m in self._run.config.team], teams=[])
+        shown = table.filter(pl.col("estimate").is_not_null(), ~pl.col("measure").is_in([FIRST, PASS_HAT]))
+        for row in shown.iter_rows(named=True):
+            # The team's Pass@k belongs into the chart of the models' Pass@k.
+            tag = row["measure"].removeprefix("team_") + (f"/k{row['k']}" if row["k"] is not None else "")
+            self._scalar(row["model"], f"evaluation/{tag}", row["estimate"], key.iteration, time_s)
+            if tag.startswith("pass/"):
+                self._final[f"{tag}/{row['model']}"] = row["estimate"]
+
+    def _ks(self) -> list[int]:
+        """Completions per model that evaluations are shown for."""
+        return [k for k in (1, 2, 4, 8, 16) if k <= self._run.config.evaluation.samples]
+
+    # --- events -----------------------------------------------------------------------------------------------------
+
+    def _write_hyperparameters(self) -> None:
+        from tensorboard.plugins.hparams import summary_v2
+
+        fields = flatten(scientific_fields(self._run.config))
+        values = {k: v if isinstance(v, (bool, int, float, str)) else str(v) for k, v in fields.items()}
+        names = (*(m.name for m in self._run.config.team), TEAM)
+        metrics = [summary_v2.Metric(f"{FINAL}/pass/k{k}/{name}") for k in self._ks() for name in names]
+        self._emit(TEAM, summary_v2.hparams_config_pb([summary_v2.HParam(k) for k in values], metrics), 0, None)
+        self._emit(TEAM, summary_v2.hparams_pb(values, trial_id=self._run.run_id), 0, None)
+
+    def _scalar(self, model: str, tag: str, value: float | None, step: int, time_s: float | None) -> None:
+        self._scalars(model, {tag: value}, step, time_s)
+
+    def _scalars(self, model: str, values: dict[str, float | None], step: int, time_s: float | None) -> None:
+        """Points of one step, in one event: that costs a tenth of an event for each."""
+        from tensorboard.compat.proto.summary_pb2 import Summary
+
+        known = {tag: float(value) for tag, value in values.items() if value is not None and not math.isnan(value)}
+        points = [Summary.Value(tag=tag, simple_value=value) for tag, value in known.items()]
+        if points:
+            self._emit(model, Summary(value=points), step, time_s)
+
+    def _emit(self, model: str, summary: Any, step: int, time_s: float | None) -> None:
+        from tensorboard.compat.proto.event_pb2 import Event as TensorBoardEvent
+
+        self._writers[model].add_event(TensorBoardEvent(wall_time=time_s or time.time(), step=step, summary=summary))
+
+
+class Tracking:
+    """Listener that keeps a RunTracker for every run, from the run's first publication on: nobody waits for old points at a start."""
+
+    def __init__(self) -> None:
+        self._trackers: dict[str, RunTracker] = {}
+
+    def on_event(self, progress: RunProgress, event: Event) -> None:
+        if event.kind == "done" and progress.run.run_id in self._trackers:
+            self._trackers[progress.run.run_id].task_published(event.task.key, progress.published)
+        elif event.kind == "done":
+            self._tracker(progress)
+
+    def _tracker(self, progress: RunProgress) -> RunTracker:
+        if progress.run.run_id not in self._trackers:
+            tracker = self._trackers[progress.run.run_id] = RunTracker(progress.run)
+            for key in sorted(progress.published & set(progress.graph.tasks())):
+                tracker.task_published(key, progress.published)
+        return self._trackers[progress.run.run_id]
+
+    def close(self, runs: list[RunProgress]) -> None:
+        for progress in runs:
+            # A run of which nothing was published in this start keeps its files, unless it is finished: then they must be complete.
+            if progress.run.run_id in self._trackers or progress.finished:
+                self._tracker(progress).close(finished=progress.finished)

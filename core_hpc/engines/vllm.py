@@ -1,0 +1,197 @@
+"""Generation with vLLM, in this process (GPU or CPU).
+
+In: prompt token ids. Out: all sampled token ids with the log-probabilities of the distribution they were drawn from. A process
+that built this engine is altered for good (environment, threads, memory binding): generate in it, train elsewhere. Start it with
+`worker_environment("vllm", ...)`.
+"""
+
+from __future__ import annotations
+
+import gc
+import os
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+from core_hpc.common.errors import CoreHpcError, InputError
+from core_hpc.engines import EngineSpec, check_requests
+from core_hpc.engines.base import AdapterRef, Completion, GenerationRequest, SamplingSettings
+from core_hpc.engines.shared import StepEngine
+
+if TYPE_CHECKING:
+    from vllm import LLM
+    from vllm.lora.request import LoRARequest
+
+_LORA_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)  # sizes that vLLM reserves; a smaller adapter fits a larger one
+_CPU_KV_CACHE_GB = 0.5
+CPU_BLOCK_TOKENS = 32
+"""Only whole blocks of the KV cache are shared between prompts, and vLLM's block for CPUs, 128 tokens, is longer than many a question.
+Its fast attention needs a multiple of 32."""
+
+
+class VllmEngine(StepEngine):
+    """One vLLM engine. Between calls nothing is kept that could change a result: see `add`."""
+
+    def __init__(self, spec: EngineSpec) -> None:
+        os.environ.setdefault("VLLM_ENABLE_V1_MULTIPROCESSING", "0")
+        from vllm import LLM
+        from vllm.platforms import current_platform
+
+        self._spec = spec
+        self._on_cpu = on_cpu = current_platform.is_cpu()
+        self._asleep = False
+        if on_cpu:
+            from core_hpc.engines import vllm_lora_cpu
+
+            vllm_lora_cpu.install()
+        self._llm: LLM | None = LLM(**_engine_arguments(spec, on_cpu=on_cpu))
+        self.compile_s = float(self._llm.llm_engine.vllm_config.compilation_config.compilation_time)
+        self._internal_ids: dict[str, str] = {}
+        """Of requests that are under way."""
+        self._num_adapters = 0
+        self._adapter: tuple[AdapterRef, LoRARequest] | None = None
+
+    def add(self, requests: Sequence[GenerationRequest], sampling: SamplingSettings, adapter: AdapterRef | None) -> list[str]:
+        """Begin requests, of which all that are under way use the same adapter.
+
+        If there are none, the prefix cache is emptied first: prompts that an earlier call left there would change the last digits, so
+        that a warm worker and a fresh one would disagree. Within the call, equal prompts still share their keys and values.
+        """
+        check_requests(requests, self._spec.max_context_tokens)
+        llm = self._require()
+        if self._asleep:
+            llm.wake_up()
+            self._asleep = False
+        if not self._internal_ids and not llm.reset_prefix_cache():
+            raise CoreHpcError("vLLM could not empty its prefix cache; requests of an earlier call are still running")
+        internal = llm.enqueue(
+            [{"prompt_token_ids": list(r.prompt_token_ids)} for r in requests],
+            [_sampling_parameters(sampling, r.seed) for r in requests],
+            lora_request=self._lora_request(adapter),
+            use_tqdm=False,
+        )
+        # What `enqueue` returns carries a random suffix; outputs have the counter before it.
+        ids = [i.partition("-")[0] for i in internal]
+        self._internal_ids.update(zip(ids, internal, strict=True))
+        return ids
+
+    def step(self) -> list[tuple[str, Completion]]:
+        """One forward pass of all that are under way."""
+        finished = [output for output in self._require().llm_engine.step() if output.finished]
+        for output in finished:
+            del self._internal_ids[output.request_id]
+        return [(output.request_id, _completion(output.outputs[0])) for output in finished]
+
+    def abort(self, ids: Sequence[str]) -> None:
+        """Take requests out."""
+        self._require().llm_engine.abort_request([self._internal_ids.pop(i) for i in ids if i in self._internal_ids], internal=True)
+
+    def sleep(self) -> None:
+        """Weights go to the machine's memory, the KV cache is dropped. The adapter is loaded anew afterwards: it lies in neither."""
+        if not self._spec.sleeps or self._asleep or self._on_cpu:
+            return
+        self._drop_adapter()
+        self._require().sleep(level=1)
+        self._asleep = True
+
+    def close(self) -> None:
+        """Drop the engine. GPU memory is given back completely only when the process ends."""
+        if self._llm is None:
+            return
+        core: Any = getattr(self._llm.llm_engine, "engine_core", None)
+        if hasattr(core, "shutdown"):
+            core.shutdown()
+        self._llm, self._adapter = None, None
+        gc.collect()
+
+    def _require(self) -> LLM:
+        if self._llm is None:
+            raise CoreHpcError("this engine was closed")
+        return self._llm
+
+    def _lora_request(self, adapter: AdapterRef | None) -> LoRARequest | None:
+        """The request object of an adapter; a new version gets an id and a name that were never used before.
+
+        vLLM keeps the old weights when an id comes again, and the old prefix cache when a name comes again.
+        """
+        from vllm.lora.request import LoRARequest
+
+        if adapter is None:
+            return None
+        if self._adapter is not None and self._adapter[0] == adapter:
+            return self._adapter[1]
+        if not (adapter.path / "adapter_config.json").is_file():
+            raise InputError(f"adapter {adapter.version}: {adapter.path} is not a PEFT adapter folder (no adapter_config.json)")
+        self._drop_adapter()
+        self._num_adapters += 1
+        request = LoRARequest(f"{adapter.version}#{self._num_adapters}", self._num_adapters, str(adapter.path))
+        self._adapter = (adapter, request)
+        return request
+
+    def _drop_adapter(self) -> None:
+        if self._adapter is not None:
+            self._require().llm_engine.remove_lora(self._adapter[1].lora_int_id)
+            self._adapter = None
+
+
+def _engine_arguments(spec: EngineSpec, *, on_cpu: bool) -> dict[str, Any]:
+    """Arguments of vllm.LLM."""
+    arguments: dict[str, Any] = {
+        "model": str(spec.model_folder),
+        "dtype": spec.dtype if spec.dtype != "auto" else ("float32" if on_cpu else "bfloat16"),
+        "seed": spec.seed,
+        "max_model_len": spec.max_context_tokens,
+        "max_num_seqs": spec.max_num_seqs,
+        "trust_remote_code": spec.trust_remote_code,
+        **_lora_arguments(spec.max_lora_rank),
+        "logprobs_mode": "processed_logprobs",  # of the sampling distribution; vLLM's default is temperature 1
+        "enable_prefix_caching": True,
+        "disable_log_stats": True,
+    }
+    if spec.four_bit:
+        arguments["quantization"] = "bitsandbytes"  # while loading, as the trainer does it
+    if on_cpu:
+        arguments |= {
+            "enforce_eager": True,
+            # A prompt cut into chunks makes vLLM rewind the generator of a seeded request, which torch cannot do on CPU
+            # ("CPU Generator does not use offset"), so every prompt is read whole.
+            "enable_chunked_prefill": False,
+            "max_num_batched_tokens": max(1024, spec.max_context_tokens, spec.max_num_seqs),
+            "kv_cache_memory_bytes": int((spec.kv_cache_gb or _CPU_KV_CACHE_GB) * 2**30),  # default: 92 % of the machine
+            "block_size": CPU_BLOCK_TOKENS,
+        }
+    else:
+        arguments |= {"gpu_memory_utilization": spec.gpu_memory_share, "enable_sleep_mode": spec.sleeps}
+        if spec.kv_cache_gb is not None:
+            arguments["kv_cache_memory_bytes"] = int(spec.kv_cache_gb * 2**30)
+    return arguments
+
+
+def _lora_arguments(max_rank: int | None) -> dict[str, Any]:
+    if max_rank is None:
+        return {}
+    rank = next((r for r in _LORA_RANKS if r >= max_rank), None)
+    if rank is None:
+        raise InputError(f"vLLM serves adapters up to rank {_LORA_RANKS[-1]}, not {max_rank}; lower lora.rank")
+    return {"enable_lora": True, "max_loras": 1, "max_lora_rank": rank}
+
+
+def _sampling_parameters(sampling: SamplingSettings, seed: int) -> Any:
+    from vllm import SamplingParams
+    from vllm.sampling_params import RequestOutputKind
+
+    return SamplingParams(
+        temperature=sampling.temperature,
+        top_p=sampling.top_p if sampling.temperature > 0 else 1.0,
+        max_tokens=sampling.max_new_tokens,
+        stop=list(sampling.stop_strings),
+        seed=seed,
+        logprobs=0,  # of the sampled token only
+        output_kind=RequestOutputKind.FINAL_ONLY,
+    )
+
+
+def _completion(output: Any) -> Completion:
+    """vLLM's token ids hold the end token and the tokens of a stop string, as the protocol wants."""
+    token_ids = tuple(output.token_ids)
+    logprobs = tuple(float(step[token].logprob) for token, step in zip(token_ids, output.logprobs[: len(token_ids)], strict=True))
+    return Completion(token_ids, logprobs, "length" if output.finish_reason == "length" else "stop")

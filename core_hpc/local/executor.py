@@ -1,0 +1,338 @@
+"""The local driver's executor: a bounded pool of warm worker processes on this machine, which also assigns the GPUs.
+
+In: tasks that are ready. Out: events (progress, done, failed). A worker group serves one role: one model's
+engine, one model's trainer (one process per rank), or scoring. It decides nothing about order or retries. Which GPUs a
+group gets is worked out in gpus.py. The driver `resident` uses it inside its job (slurm/resident_job.py).
+"""
+
+from __future__ import annotations
+
+import os
+import selectors
+import socket
+import time
+from collections.abc import Callable, Collection, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import psutil
+
+from core_hpc.config.cluster import ClusterSection
+from core_hpc.config.run import config_hash, scientific_fields
+from core_hpc.engines import worker_environment
+from core_hpc.engines.shared import SHARED_KINDS
+from core_hpc.local.gpus import Holder, check_gpus, most_on_a_gpu, place_alone, place_beside, usable_gpus
+from core_hpc.local.memory import Needs, Sharing, choose, gpu_memory
+from core_hpc.local.process import WorkerProcess, end_workers
+from core_hpc.runs.folder import Run
+from core_hpc.store.manifests import make_folder
+from core_hpc.store.paths import TaskKey
+from core_hpc.store.schema import GENERATION_PHASES, UPDATE
+
+POLL_S = 0.5
+
+
+@dataclass(frozen=True)
+class TaskRef:
+    """A task of a run."""
+
+    run_id: str
+    key: TaskKey
+
+
+@dataclass(frozen=True)
+class Event:
+    """Something that happened to a task: `kind` is started, waiting, progress, done or failed (see schedule.Executor).
+
+    Also stopped, after `LocalExecutor.stop`.
+    """
+
+    task: TaskRef
+    kind: str
+    fields: dict[str, Any]
+
+
+@dataclass
+class _Assigned:
+    """A task that a group works on. `waiting`: ranks that have not ended it."""
+
+    task: TaskRef
+    waiting: set[int]
+
+
+@dataclass
+class _Group:
+    """The processes of one role: one, or one per rank. `capacity`: tasks that they do at once."""
+
+    role: str
+    workers: list[WorkerProcess]
+    gpus: tuple[str, ...]
+    capacity: int
+    assigned: dict[tuple[str, str], _Assigned] = field(default_factory=dict)
+    """By run folder and task, as its workers name them."""
+    last_used: float = 0.0
+    rest: Literal["awake", "told", "asleep"] = "awake"
+    """Of an engine that sleeps in turns with others on its GPU."""
+
+
+@dataclass(frozen=True)
+class LocalLimits:
+    """How much of this machine the pool may use at once."""
+
+    num_running: int
+    num_alive: int
+    threads: int
+    gpus: tuple[str, ...]
+    num_models: int
+    sharing: Sharing
+
+    @classmethod
+    def of(cls, cluster: ClusterSection, num_models: int, *, cores: int | None = None, needs: Sequence[Needs] = ()) -> LocalLimits:
+        """Resolve the defaults of a cluster section for this machine; InputError when it cannot work here.
+
+        `cores`: those that may be used, if this process may see more (a SLURM job). `needs`: of the models, where they are known.
+        """
+        cores = cores or len(os.sched_getaffinity(0))
+        gpus = usable_gpus(cluster)
+        check_gpus(cluster, num_models, len(gpus))
+        num_running = cluster.num_running or (len(gpus) + 1 if gpus else max(1, min(num_models, cores)))
+        threads = cluster.threads or max(1, cores // num_running)
+        host_gb = psutil.virtual_memory().total / 2**30
+        sharing = choose(cluster, needs, num_gpus=len(gpus), gpu_gb=gpu_memory(gpus) if gpus else None, host_gb=host_gb)
+        return cls(num_running, cluster.num_alive or 2 * num_models + 1, threads, gpus, num_models, sharing)
+
+    @property
+    def words(self) -> str:
+        """For the user: how much at once, and how GPUs are shared."""
+        how = f"{self.num_running} task(s) at a time, {self.threads} thread(s) each, {len(self.gpus) or 'no'} GPU(s)"
+        return f"{how}; sharing: {self.sharing.kind} ({self.sharing.why})" if self.sharing.why else how
+
+
+def _free_port() -> int:
+    with socket.socket() as s:
+        s.bind(("127.0.0.1", 0))
+        return int(s.getsockname()[1])
+
+
+class LocalExecutor:
+    """Runs tasks in warm workers; `poll` reports what became of them."""
+
+    def __init__(self, cluster: ClusterSection, limits: LocalLimits, *, deaf: bool = False) -> None:
+        """`deaf`: workers ignore a batch system's signals, which are for the process that calls `stop`."""
+        self._cluster = cluster
+        self._limits = limits
+        self._deaf = deaf
+        self._groups: dict[str, _Group] = {}
+        self._selector = selectors.DefaultSelector()
+        self._started: list[Event] = []
+
+    def adopt(self, runs: Sequence[Run]) -> list[TaskRef]:
+        """Nothing: workers end with their launcher."""
+        return []
+
+    def attempts(self, run: Run) -> dict[TaskKey, int]:
+        """Nothing: every start begins with new attempts."""
+        return {}
+
+    def abandon(self, run: Run) -> list[TaskRef]:
+        """Nothing: what runs may end."""
+        return []
+
+    def submit(self, wanted: Sequence[tuple[Run, TaskKey]]) -> list[TaskRef]:
+        """Start what fits now, in this order; returns what was started."""
+        taken = [TaskRef(run.run_id, key) for run, key in wanted if self._try_submit(run, key)]
+        self._started += [Event(task, "started", {}) for task in taken]
+        return taken
+
+    def _try_submit(self, run: Run, key: TaskKey) -> bool:
+        """Start a task now, or return False when its worker or the machine is busy."""
+        role = role_of(run, key)
+        group = self._groups.get(role)
+        if group is not None and group.assigned:
+            if len(group.assigned) >= group.capacity:
+                return False
+        else:
+            num_busy = sum(bool(g.assigned) for g in self._groups.values())
+            if num_busy >= self._limits.num_running or (group is not None and self._in_use(group)):
+                return False
+            if group is not None and not self._others_sleep(group.gpus, group):
+                return False
+        if group is None:
+            group = self._start_group(role, run, key)
+            if group is None:
+                return False
+        command = {"run": str(run.root.absolute()), "task": str(key)}
+        group.assigned[command["run"], command["task"]] = _Assigned(TaskRef(run.run_id, key), set(range(len(group.workers))))
+        group.last_used = time.monotonic()
+        group.rest = "awake"
+        for worker in group.workers:
+            worker.send(command)
+        return True
+
+    def _others_sleep(self, gpus: Collection[str], group: _Group | None) -> bool:
+        """Whether no other engine on these GPUs keeps its memory; those that do are told to sleep, and are idle."""
+        if self._limits.sharing.kind != "sleep":
+            return True
+        others = [g for g in self._groups.values() if g is not group and _kind(g.role) == "generate" and set(g.gpus) & set(gpus)]
+        for other in others:
+            if other.rest == "awake":
+                other.rest = "told"
+                for worker in other.workers:
+                    worker.send({"sleep": True})
+        return all(other.rest == "asleep" for other in others)
+
+    def poll(self) -> list[Event]:
+        """Events since the last poll; waits a moment for the first one."""
+        events, self._started = self._started, []
+        for selected, _ in self._selector.select(0 if events else POLL_S):
+            rank, worker = selected.data
+            group = self._groups.get(worker.role)
+            if group is None or worker not in group.workers:  # stopped because of an event before this one
+                continue
+            messages = worker.read()
+            if messages is None:
+                events += self._died(group, rank)
+                continue
+            for message in messages:
+                events += self._handle(group, rank, message)
+        return events
+
+    def stop(self, deadline: Callable[[], float]) -> Iterator[Event]:
+        """Tell all workers to stop, and wait for what they do; yields events as they come. Nothing may be submitted any more.
+
+        An update saves its position and ends. Other tasks go on to their end, or until `deadline()` (seconds since 1970; it
+        may change meanwhile): what is under way then is given up, and its workers end with `close`.
+        """
+        for group in self._groups.values():
+            for worker in group.workers:
+                worker.send({"stop": True})
+        while any(group.assigned for group in self._groups.values()) and time.time() < deadline():
+            yield from self.poll()
+
+    def close(self) -> None:
+        """End all workers; tasks in flight are given up."""
+        self._end(list(self._groups))
+        self._selector.close()
+
+    # --- events -----------------------------------------------------------------------------------------------------
+
+    def _handle(self, group: _Group, rank: int, message: dict[str, Any]) -> list[Event]:
+        kind, identity = message.pop("event"), (message.pop("run", ""), message.pop("task", ""))
+        if kind == "asleep" and group.rest == "told":  # else it was given a task meanwhile
+            group.rest = "asleep"
+        assigned = group.assigned.get(identity)
+        if assigned is None:
+            return []
+        task = assigned.task
+        if kind == "progress":
+            return [Event(task, "progress", message)] if rank == 0 else []
+        if kind in ("done", "stopped"):
+            assigned.waiting.discard(rank)
+            if assigned.waiting:
+                return []
+            del group.assigned[identity]
+            return [Event(task, kind, {})]
+        assert kind == "failed", kind
+        del group.assigned[identity]
+        if len(group.workers) > 1:
+            self._end([group.role])  # the other ranks may wait for this one for ever
+        return [Event(task, "failed", {**message, "log": str(group.workers[rank].log)})]
+
+    def _died(self, group: _Group, rank: int) -> list[Event]:
+        worker = group.workers[rank]
+        message = f"worker {group.role} (rank {rank}) ended with {worker.ending()}"
+        self._end([group.role])
+        fields = {"kind": "died", "message": message, "traceback": worker.log_tail(), "log": str(worker.log)}
+        return [Event(assigned.task, "failed", fields) for assigned in group.assigned.values()]
+
+    # --- workers ----------------------------------------------------------------------------------------------------
+
+    def _start_group(self, role: str, run: Run, key: TaskKey) -> _Group | None:
+        ranks = self._cluster.update_ranks if key.phase == UPDATE else 1
+        gpus = self._take_gpus(role, ranks) if self._limits.gpus and not role.startswith("score") else ()
+        if gpus is None:
+            return None
+        if len(self._groups) >= self._limits.num_alive and not self._evict():
+            return None
+        sharing = self._limits.sharing
+        environment = {**os.environ, **worker_environment(engine_kind(run, key), self._limits.threads), **sharing.environment()}
+        make_folder(run.paths.logs)
+        log = run.paths.logs / f"{role}.log"
+        group = _Group(role, [], gpus, parts_at_once(self._cluster, run, key))
+        port = str(_free_port())
+        for rank in range(ranks):
+            rank_environment = {
+                "RANK": str(rank), "WORLD_SIZE": str(ranks), "LOCAL_RANK": "0", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port,
+            }
+            if self._limits.gpus:
+                rank_environment["CUDA_VISIBLE_DEVICES"] = str(gpus[rank]) if gpus else ""
+            worker = WorkerProcess(
+                role, log, {**environment, **rank_environment}, deaf=self._deaf, shared_engine=group.capacity > 1
+            )
+            self._selector.register(worker.pipe, selectors.EVENT_READ, (rank, worker))
+            group.workers.append(worker)
+        self._groups[role] = group
+        return group
+
+    def _take_gpus(self, role: str, count: int) -> tuple[str, ...] | None:
+        """GPUs for a new group, after ending idle groups that stand in its way; None when too many are busy."""
+        limits, kind = self._limits, _kind(role)
+        holders = [Holder(g.role, _kind(g.role), g.gpus, bool(g.assigned), g.last_used) for g in self._groups.values()]
+        if limits.sharing.kind == "evict":
+            found = place_alone(count, limits.gpus, holders)
+        else:
+            most = most_on_a_gpu(limits.num_models, count, len(limits.gpus))
+            found = place_beside(kind, count, limits.gpus, holders, most=most)
+        if found is None or not self._others_sleep(found[0], None):
+            return None
+        self._end(found[1])
+        return found[0]
+
+    def _in_use(self, group: _Group) -> bool:
+        """Whether a group, or another one on a GPU of its, is at work."""
+        return any(g.assigned and (g is group or set(g.gpus) & set(group.gpus)) for g in self._groups.values())
+
+    def _evict(self) -> bool:
+        """End the idle worker group that was used longest ago."""
+        idle = [g for g in self._groups.values() if not g.assigned]
+        if not idle:
+            return False
+        self._end([min(idle, key=lambda g: g.last_used).role])
+        return True
+
+    def _end(self, roles: Sequence[str]) -> None:
+        workers = [worker for role in roles for worker in self._groups.pop(role).workers]
+        for worker in workers:
+            self._selector.unregister(worker.pipe)
+        end_workers(workers)
+
+
+def needs_of(runs: Sequence[Run]) -> list[Needs]:
+    """Of the team that needs most."""
+    teams = [[Needs.of(m, r.facts[m.name].num_weights, r.config.cluster.update_ranks) for m in r.config.team] for r in runs]
+    return max(teams, key=lambda team: sum(n.engine_gb + n.trainer_gb for n in team), default=[])
+
+
+def _kind(role: str) -> str:
+    """What workers of a role do: generate, update or score."""
+    return role.partition("-")[0]
+
+
+def role_of(run: Run, key: TaskKey) -> str:
+    """Tasks of one role can follow each other in a warm process, also those of different runs of a sweep."""
+    if key.phase not in GENERATION_PHASES and key.phase != UPDATE:
+        return "score"
+    model, facts = run.config.model(key.model), run.facts[key.model]
+    digest = config_hash({"model": scientific_fields(model), "context_tokens": facts.context_tokens})
+    return f"{'update' if key.phase == UPDATE else 'generate'}-{key.model}-{digest}"
+
+
+def parts_at_once(cluster: ClusterSection, run: Run, key: TaskKey) -> int:
+    """Tasks that the worker of a task may do at once (cluster.parts_in_engine)."""
+    is_shared = key.phase in GENERATION_PHASES and engine_kind(run, key) in SHARED_KINDS
+    return cluster.parts_in_engine if is_shared else 1
+
+
+def engine_kind(run: Run, key: TaskKey) -> str:
+    """Which environment the worker of a task must be started with (engines.worker_environment)."""
+    return run.config.model(key.model).engine if key.phase in GENERATION_PHASES else "transformers"

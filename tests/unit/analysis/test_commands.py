@@ -1,0 +1,133 @@
+"""Every command of `python -m analysis`, as a user types it: what it prints, what it writes, and its exit status."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import polars as pl
+import pytest
+
+from analysis.__main__ import TABLES, main
+from analysis.layout.formats import FORMATS
+from core_hpc.store import manifests
+from core_hpc.store.paths import RunPaths, TaskKey
+from tests.support.parsing import Page
+from tests.support.report_data import full_run
+
+Printed = Callable[..., tuple[str, str]]
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> Path:
+    return full_run(tmp_path / "demo" / "demo-1")
+
+
+@pytest.fixture
+def printed(capsys: pytest.CaptureFixture[str]) -> Printed:
+    """Runs a command that must succeed; its standard output and error."""
+
+    def call(*arguments: object) -> tuple[str, str]:
+        assert main([str(a) for a in arguments]) == 0
+        said = capsys.readouterr()
+        return said.out, said.err
+
+    return call
+
+
+@pytest.mark.parametrize("command", TABLES)
+def test_formats_hold_the_same_rows(command: str, run: Path, printed: Printed) -> None:
+    out = {form: printed(command, run, "--format", form)[0] for form in FORMATS}
+    rows = json.loads(out["json"])
+    assert rows
+    assert {row["run"] for row in rows} == {"demo-1"}
+    assert pl.read_csv(out["csv"].encode()).height == len(rows)
+    assert sum(line.startswith("| ") for line in out["markdown"].splitlines()) == len(rows) + 2
+    assert out["latex"].count(r" \\") == len(rows) + 1
+    assert len(Page(out["html"]).tables[0]) == len(rows) + 1
+    assert TABLES[command][0] in out["table"]
+
+
+def test_tables_by_data_set(run: Path, printed: Printed) -> None:
+    for command in ("passk", "gain", "votes", "rescue", "overlap"):
+        out, _ = printed(command, run, "--by", "data_set", "--format", "csv")
+        frame = pl.read_csv(out.encode())
+        assert set(frame["value"]) == {"addition_chain"}
+        alone = pl.read_csv(printed(command, run, "--format", "csv")[0].encode())
+        assert frame.drop("by", "value").equals(alone), "one data set is the whole run"
+    _, said = printed("passk", run, "--by", "level", "--format", "csv")
+    assert "no problem has a level" in said
+
+
+def test_compare_with_itself_finds_nothing(run: Path, printed: Printed) -> None:
+    frame = pl.read_csv(printed("compare", run, run, "--format", "csv")[0].encode())
+    assert frame["estimate"].drop_nulls().abs().max() == 0
+    assert "B against A" in printed("compare", run, run)[0]
+
+
+def test_compare_a_run_with_its_beginning(run: Path, printed: Printed, capsys: pytest.CaptureFixture[str]) -> None:
+    frame = pl.read_csv(printed("compare", run, run, "--iteration", "0", "1", "--k", "1", "--format", "csv")[0].encode())
+    ada = frame.filter(measure="pass", model="ada").row(0, named=True)
+    assert (ada["a"], ada["b"]) == (pytest.approx(5 / 12), pytest.approx(8 / 12))
+    assert "A untrained, B after iteration 1" in printed("compare", run, run, "--iteration", "0", "1")[0]
+    assert "A untrained, B untrained" in printed("compare", run, run, "--iteration", "0")[0]
+    assert main(["compare", str(run), str(run), "--iteration", "0", "1", "2"]) == 2
+    assert "3 numbers; give one, or two" in capsys.readouterr().err
+
+
+def test_arms(run: Path, tmp_path: Path, printed: Printed) -> None:
+    shutil.copytree(run.parent, tmp_path / "other" / "demo")
+    out, _ = printed("arms", run.parent, tmp_path / "other" / "demo", "--out", tmp_path / "out", "--k", "1", "2")
+    name = tmp_path.name
+    for part in ("Held-out problems by arm", "base", f"{name}/demo", "other/demo", "Rescues and errors by arm", "+50.0"):
+        assert part in out
+    frame = pl.read_csv(tmp_path / "out" / "tables" / "arms.csv")
+    levels = frame.filter(measure="pass", model="ada", k=1, seed="mean").select("arm", "estimate").rows()
+    assert levels == [("base", pytest.approx(5 / 12)), (f"{name}/demo", pytest.approx(8 / 12)), ("other/demo", pytest.approx(8 / 12))]
+    kinds = {path.relative_to(tmp_path / "out").as_posix() for path in (tmp_path / "out").rglob("*.*")}
+    tables = {f"tables/{table}.{end}" for table in ("arms", "arms_errors") for end in ("csv", "json", "md", "tex")}
+    assert kinds == tables | {f"figures/arms.{end}" for end in ("pdf", "svg", "png", "csv")}
+
+
+def test_export_import_and_rescore(run: Path, tmp_path: Path, printed: Printed) -> None:
+    said, _ = printed("export", run, "--out", tmp_path / "out.jsonl")
+    assert "evaluate of iteration 1" in said
+    said, _ = printed("import", tmp_path / "out.jsonl", "--out", tmp_path / "imported")
+    assert "3 problems; ada (12 completions), bob (12 completions)" in said
+
+    def after(folder: Path, iteration: int) -> pl.DataFrame:
+        frame = pl.read_csv(printed("passk", folder, "--format", "csv")[0].encode())
+        return frame.filter(pl.col("iteration") == iteration).drop("run", "iteration")
+
+    assert after(tmp_path / "imported", 0).equals(after(run, 1))
+    said, _ = printed("rescore", run, "--out", tmp_path / "again")
+    assert "verdicts changed" in said
+    printed("report", tmp_path / "imported", "--out", tmp_path / "report")
+    assert (tmp_path / "report" / "report.html").is_file()
+
+
+def test_what_is_damaged_is_an_error_and_can_be_left_out(
+    run: Path, printed: Printed, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = manifests.read_manifest(RunPaths(run).task_manifest(TaskKey(1, "cold", "ada"))).file(".parquet")
+    path.write_bytes(path.read_bytes()[:-10])
+    assert main(["rescue", str(run)]) != 0
+    assert f"{path}: " in capsys.readouterr().err
+    out, said = printed("rescue", run, "--lenient", "--format", "csv")
+    assert f"left out: {path}: " in said
+    assert pl.read_csv(out.encode()).height > 0
+
+
+def test_bad_input_is_an_error_that_says_what_to_do(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "bad.jsonl").write_text('{"example_id": "a"}\n')
+    assert main(["import", str(tmp_path / "bad.jsonl"), "--out", str(tmp_path / "x")]) == 2
+    assert "bad.jsonl" in capsys.readouterr().err
+    assert not (tmp_path / "x").exists()
+    assert main(["export", str(run), "--out", str(tmp_path / "y"), "--iteration", "9"]) == 2
+    assert main(["rescore", str(run), "--out", str(run)]) == 2
+    assert main(["compare", str(tmp_path), str(run)]) == 2
+    with pytest.raises(SystemExit) as error:
+        main(["passk", str(run), "--k", "0"])
+    assert error.value.code == 2

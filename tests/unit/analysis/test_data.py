@@ -1,0 +1,246 @@
+"""Reading a run: the counts are those of a plain loop over the rows, and rows that cannot be trusted are named."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+import pytest
+
+from analysis.counts import kept
+from analysis.counts.counts import ANSWER_KEYS, ANSWERS, COUNTS, KEYS
+from analysis.counts.run import keep_counts, load_run
+from analysis.counts.scan import Shard, damage
+from core_hpc.common.errors import InputError, StoreError
+from core_hpc.store import manifests, shards
+from core_hpc.store.paths import RunPaths, TaskKey
+from core_hpc.store.schema import GENERATION_PHASES, ROLLOUTS
+from tests.support.analysis_data import evaluation_rows, make_run, publish_rollouts, rollout, rollouts
+
+PROBLEMS = [f"t{i}" for i in range(5)]
+
+
+def all_rows() -> list[dict[str, Any]]:
+    """An evaluation, then an iteration in which ada fails on t0 and t1, and tries again with bob's hint or without."""
+    held_out = evaluation_rows({"ada": [[True, False], [False, True], [False, False]], "bob": [[True, True]] * 3}, 0)
+    cold = [
+        rollout(
+            model=m, problem_id=p, sample_index=s, correct=m == "bob" or p > "t1", answer=str(s), finish_reason="length" if s else "stop"
+        )
+        for m in ("ada", "bob")
+        for p in PROBLEMS
+        for s in range(2)
+    ]
+    rescue = [
+        rollout(
+            phase="rescue", model="ada", problem_id=p, sample_index=s, hint_given=s < 2, correct=s == 1, cold_failed=True,
+            teacher_model="bob", teacher_sample_index=0, verdict="timeout" if s == 2 else ("correct" if s == 1 else "wrong"),
+        )
+        for p in ("t0", "t1")
+        for s in range(3)
+    ]  # fmt: skip
+    return [*held_out, *cold, *rescue]
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> Path:
+    folder = make_run(tmp_path / "demo-1")
+    publish_rollouts(folder, all_rows())
+    return folder
+
+
+def plain_counts(rows: list[dict[str, Any]]) -> pl.DataFrame:
+    """The counts by a loop."""
+    groups: dict[tuple[Any, ...], dict[str, Any]] = {}
+    for row in rows:
+        zero = {"n": 0, "c": 0, "num_timeout": 0, "num_truncated": 0, "first_correct": None}
+        group = groups.setdefault(tuple(row[k] for k in KEYS), zero)
+        group["n"] += 1
+        group["c"] += row["correct"]
+        group["num_timeout"] += row["verdict"] == "timeout"
+        group["num_truncated"] += row["finish_reason"] == "length"
+        if row["correct"] and (group["first_correct"] is None or row["sample_index"] < group["first_correct"]):
+            group["first_correct"] = row["sample_index"]
+    return pl.DataFrame([{**dict(zip(KEYS, key, strict=True)), **group} for key, group in groups.items()], schema=COUNTS).sort(KEYS)
+
+
+def test_counts_are_those_of_a_loop(run: Path) -> None:
+    data = load_run(run)
+    assert data.counts.select(list(COUNTS)).sort(KEYS).equals(plain_counts(all_rows()))
+    answers = Counter(tuple(row[k] for k in ANSWER_KEYS) for row in all_rows() if row["phase"] != "rescue")
+    found = {tuple(row[:-1]): row[-1] for row in data.answers.select(list(ANSWERS)).rows()}
+    assert found == answers
+    assert data.counts["data_set"].unique().to_list() == ["addition_chain"]
+    assert load_run(run, answers=False).answers.height == 0
+
+
+def replace_shard(run: Path, key: TaskKey, change: Any) -> Path:
+    """Publish other rows under a task's key, as if the task had made them."""
+    paths = RunPaths(run)
+    frame = shards.read_task(run, key, ROLLOUTS)
+    paths.task_manifest(key).unlink()
+    changed = pl.DataFrame(change(frame.to_dicts()), schema=ROLLOUTS.schema)
+
+    def fill(temporary: Path) -> dict[str, tuple[int, str]]:
+        changed.write_parquet(temporary / "shard.parquet")  # not checked: a shard of other software, or of a bug
+        return {"shard.parquet": (changed.height, ROLLOUTS.name)}
+
+    return manifests.publish(paths.task_folder(key), paths.task_name(key), fill, as_folder=False).file(".parquet")
+
+
+COLD_ADA = TaskKey(1, "cold", "ada")
+RESCUE_ADA = TaskKey(1, "rescue", "ada")
+EVALUATE_ADA = TaskKey(0, "evaluate", "ada")
+
+
+def with_row(index: int, **values: Any) -> Any:
+    return lambda rows: [{**row, **values} if i == index else row for i, row in enumerate(rows)]
+
+
+FAULTS = [
+    (COLD_ADA, lambda rows: [*rows, rows[3]], "row 10: cold 1, ada, problem t1: 3 completions, 2 are asked for; a sample is there", "t1"),
+    (COLD_ADA, with_row(3, sample_index=0), "row 3: cold 1, ada, problem t1: 2 completions, 2 are asked for; a sample is there", "t1"),
+    (COLD_ADA, lambda rows: rows[:3] + rows[4:], "row 2: cold 1, ada, problem t1: 1 completions, 2 are asked for", "t1"),
+    (COLD_ADA, lambda rows: rows[:2] + rows[4:], "manifest.json: cold 1, ada, problem t1: no row", "t1"),
+    (COLD_ADA, with_row(4, run_id="other"), "row 4: cold 1, ada, problem t2: a row of run other, not of demo", "t2"),
+    (COLD_ADA, with_row(4, problem_id="t9"), "row 4: cold 1, ada, problem t9: a problem that is not of this task", "t2"),
+    (COLD_ADA, with_row(4, iteration=2), "row 4: cold 2, ada, problem t2: a problem that is not of this task", "t2"),
+    (COLD_ADA, with_row(5, gold="3"), "row 5: cold 1, ada, problem t2: gold answer '3', the problem's is '2'", "t2"),
+    (COLD_ADA, with_row(6, hint_given=True), "row 6: cold 1, ada, problem t3: a hinted row", "t3"),
+    (EVALUATE_ADA, with_row(0, hint_given=True), "row 0: evaluate 0, ada, problem p0: a hinted row", "p0"),
+    (RESCUE_ADA, lambda rows: rows[:5], "row 3: rescue 1, ada, problem t1: 2 completions, 3 are asked for", "t1"),
+    (RESCUE_ADA, with_row(5, sample_index=1), "row 5: rescue 1, ada, problem t1: 3 completions, 3 are asked for; a sample", "t1"),
+]
+
+
+@pytest.mark.parametrize(("key", "change", "said", "problem"), FAULTS, ids=[said for *_, said, _ in FAULTS])
+def test_rows_that_cannot_be_trusted_are_named(run: Path, key: TaskKey, change: Any, said: str, problem: str) -> None:
+    path = replace_shard(run, key, change)
+    with pytest.raises(StoreError) as error:
+        load_run(run)
+    assert said in str(error.value)
+    if "row" in said.split(":")[0]:
+        assert f"{path}: {said}" in str(error.value)
+    assert "--lenient" in str(error.value)
+    data = load_run(run, lenient=True)
+    here = (pl.col("iteration") == key.iteration) & (pl.col("phase") == key.phase) & (pl.col("model") == key.model)
+    expected = plain_counts(all_rows()).filter(~(here & (pl.col("problem_id") == problem)))
+    assert data.counts.select(list(COUNTS)).sort(KEYS).equals(expected)
+    assert any(said in line for line in data.left_out)
+    assert data.answers.filter(here & (pl.col("problem_id") == problem)).height == 0
+
+
+
+def test_damaged_files_are_named_and_can_be_left_out(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(manifests, "VISIBILITY_DELAYS_S", (0.0,))  # a file that was just published is not missed at once
+    torn = manifests.read_manifest(RunPaths(run).task_manifest(COLD_ADA)).file(".parquet")
+    torn.write_bytes(torn.read_bytes()[:-100])
+    garbled = manifests.read_manifest(RunPaths(run).task_manifest(EVALUATE_ADA)).file(".parquet")
+    garbled.write_bytes(b"x" * garbled.stat().st_size)
+    with pytest.raises(StoreError, match=rf"{torn.name}: \d+ bytes, its manifest says"):
+        load_run(run)
+    data = load_run(run, lenient=True)
+    assert len(data.left_out) == 2
+    assert {torn.name in line or garbled.name in line for line in data.left_out} == {True}
+    kept_rows = [r for r in all_rows() if (r["phase"], r["model"]) not in {("cold", "ada"), ("evaluate", "ada")}]
+    assert data.counts.select(list(COUNTS)).sort(KEYS).equals(plain_counts(kept_rows))
+    torn.unlink()
+    with pytest.raises(StoreError, match="named by its manifest but missing"):
+        load_run(run)
+
+
+@pytest.mark.parametrize("column", ["finish_reason", "answer", "gold", "verdict"])
+def test_a_file_without_a_column_that_is_counted_is_damaged(tmp_path: Path, column: str) -> None:
+    frame = rollouts([rollout()])
+    frame.write_parquet(tmp_path / "whole.parquet")
+    frame.drop(column).write_parquet(tmp_path / "less.parquet")
+    key, manifest = TaskKey(1, "cold", "ada"), tmp_path / "m"
+    assert damage(Shard(key, manifest, tmp_path / "whole.parquet", 1)) is None
+    error = damage(Shard(key, manifest, tmp_path / "less.parquet", 1))
+    assert str(error).startswith(f"{tmp_path / 'less.parquet'}: not a readable shard")
+    assert "1 rows, its manifest says 2" in str(damage(Shard(key, manifest, tmp_path / "whole.parquet", 2)))
+
+
+def test_kept_counts_are_of_their_iteration_alone(run: Path) -> None:
+    later = [{**row, "iteration": 2} for row in all_rows() if row["phase"] == "cold"]
+    publish_rollouts(run, later)
+    keep_counts(run, 1)
+    assert set(kept.read(run, answers=True)) == {1}
+    counts = kept.read(run, answers=True)[1].counts
+    assert counts.sort(KEYS).equals(plain_counts([row for row in all_rows() if row["iteration"] == 1 and row["phase"] != "evaluate"]))
+
+
+def test_garbage_of_the_right_size_is_an_error(run: Path) -> None:
+    path = manifests.read_manifest(RunPaths(run).task_manifest(COLD_ADA)).file(".parquet")
+    path.write_bytes(b"x" * path.stat().st_size)
+    with pytest.raises(StoreError, match=f"{path}: not a readable shard of rollouts"):
+        load_run(run)
+
+
+def test_another_schema_version_is_an_error_that_names_the_file(run: Path) -> None:
+    manifest = RunPaths(run).task_manifest(COLD_ADA)
+    manifest.write_text(json.dumps({**json.loads(manifest.read_text()), "schema_version": 99}))
+    with pytest.raises(StoreError, match=f"{manifest}: schema version 99"):
+        load_run(run)
+    assert any("schema version 99" in line for line in load_run(run, lenient=True).left_out)
+
+
+def test_unpublished_files_are_not_read(run: Path) -> None:
+    before = load_run(run).counts
+    path = manifests.read_manifest(RunPaths(run).task_manifest(COLD_ADA)).file(".parquet")
+    (path.parent / "carl-p000.0123456789ab.parquet").write_bytes(path.read_bytes())
+    assert load_run(run).counts.sort(KEYS).equals(before.sort(KEYS))
+
+
+def test_neither_run_nor_imported(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="not a run folder"):
+        load_run(tmp_path)
+
+
+class Untouchable:
+    """Stands in for reading shards where it must not happen."""
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        raise AssertionError("shards were read")
+
+
+def test_kept_counts_are_used_while_they_match(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    before = load_run(run)
+    for iteration in (0, 1):
+        keep_counts(run, iteration)
+    assert kept.iterations(run) == {0, 1}
+    with monkeypatch.context() as patch:
+        patch.setattr("analysis.counts.scan._scan", Untouchable())
+        again = load_run(run)
+    assert again.counts.sort(KEYS).equals(before.counts.sort(KEYS))
+    assert again.answers.sort(ANSWER_KEYS).equals(before.answers.sort(ANSWER_KEYS))
+
+    replace_shard(run, COLD_ADA, lambda rows: [{**row, "correct": True, "verdict": "correct"} for row in rows])
+    assert kept.iterations(run) == {0}
+    changed = load_run(run).counts.filter(pl.col("phase") == "cold", pl.col("model") == "ada")
+    assert changed["c"].sum() == changed["n"].sum()
+    keep_counts(run, 1)
+    assert kept.iterations(run) == {0, 1}
+    assert len(list(RunPaths(run).kept.iterdir())) == 4, "the counts that no longer match are gone"
+
+
+def test_kept_counts_that_are_damaged_or_of_another_kind_are_ignored(run: Path) -> None:
+    before = load_run(run).counts.sort(KEYS)
+    for iteration in (0, 1):
+        keep_counts(run, iteration)
+    folder = RunPaths(run).kept
+    next(folder.glob("iteration=0000.*/counts.parquet")).write_bytes(b"nothing")
+    assert load_run(run).counts.sort(KEYS).equals(before)
+    (folder / "iteration=0001.manifest.json").write_text("{")
+    assert load_run(run).counts.sort(KEYS).equals(before)
+
+
+def test_rows_of_a_damaged_run_are_not_kept(run: Path) -> None:
+    replace_shard(run, COLD_ADA, lambda rows: rows[1:])
+    with pytest.raises(StoreError):
+        keep_counts(run, 1)
+    assert not RunPaths(run).kept.exists()
+    assert [k.phase for k in shards.published_keys(run) if k.phase in GENERATION_PHASES]

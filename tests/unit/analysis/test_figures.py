@@ -1,0 +1,203 @@
+"""Figures: their points against counts, what is drawn against the points, their files, and room for every label."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+import numpy as np
+import polars as pl
+import pytest
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from PIL import Image
+
+from analysis.counts.run import RunData
+from analysis.metrics.arms import arms_of, arms_table
+from analysis.metrics.curves import CURVES
+from analysis.report import figures, plots
+from analysis.report.figures import ReportFigure, arms_figure, report_figures
+from tests.support.analysis_data import config, counts_frame, rescue_counts
+
+LONG = ("a-model-with-a-name-that-no-table-has-room-for", "deepseek-r1-distill-1.5b", "llama-3.1-8b-instruct", "q", "phi-4", "olmo", "g")
+NUM_SAMPLES = 4
+
+
+def run_data(models: tuple[str, ...], *, iterations: tuple[int, ...] = (0, 2), num_problems: int = 30) -> RunData:
+    """Random counts of two evaluations and of rescues between all models."""
+    rng = np.random.default_rng(3)
+    shape = (len(models), num_problems)
+    frames = [counts_frame(NUM_SAMPLES, rng.integers(0, NUM_SAMPLES + 1, shape), models=models, iteration=i) for i in iterations]
+    cases = [
+        {"problem": f"{t}{p}", "student": s, "teacher": t, "hinted": (int(rng.integers(0, 3)), 2), "control": (int(rng.integers(0, 2)), 1)}
+        for s in models for t in models for p in range(4) if s != t
+    ]  # fmt: skip
+    team = [{"name": name.replace(".", "-"), "model": "fake:any", "engine": "fake"} for name in models]
+    counts = pl.concat([*frames, rescue_counts(cases)])
+    return RunData(Path("run"), config(team=team, evaluation={"samples": NUM_SAMPLES}), list(models), counts, pl.DataFrame())
+
+
+def made_up_curves(models: tuple[str, ...], num_iterations: int) -> pl.DataFrame:
+    rows = [
+        (i, model, measure, 0.1 * i + m, 5)
+        for measure in (*figures._TRAINING_TITLES, *figures._PART_NAMES)
+        for m, model in enumerate((*models, "team"))
+        for i in range(1, num_iterations + 1)
+    ]
+    return pl.DataFrame(rows, schema=CURVES, orient="row").unique(["iteration", "model", "measure"], maintain_order=True)
+
+
+@pytest.fixture(scope="module")
+def of_two() -> dict[str, ReportFigure]:
+    return {f.name: f for f in report_figures(run_data(("ada", "bob")), made_up_curves(("ada", "bob"), 3))}
+
+
+def only(points: pl.DataFrame, **where: Any) -> dict[str, Any]:
+    return points.row(by_predicate=pl.all_horizontal(pl.col(k) == v for k, v in where.items()), named=True)
+
+
+def drawn(figure: ReportFigure) -> Figure:
+    with plots.style():
+        made = figure.draw(figure.points)
+        FigureCanvasAgg(made).draw()
+        return made
+
+
+# --- points ----------------------------------------------------------------------------------------------------------------
+
+
+def test_pass_points_stand_at_what_they_spend(of_two: dict[str, ReportFigure]) -> None:
+    counts, points = run_data(("ada", "bob")).counts, of_two["pass_at_k"].points
+    assert points["panel"].unique(maintain_order=True).to_list() == ["before training", "after iteration 2"]
+    assert sorted(points.filter(panel="before training", model="ada")["candidates"]) == [1, 2, 3, 4]
+    assert sorted(points.filter(panel="before training", model="team")["candidates"]) == [2, 4, 6, 8]
+    for panel, iteration in (("before training", 0), ("after iteration 2", 2)):
+        here = counts.filter(phase="evaluate", iteration=iteration)
+        correct = {m: here.filter(model=m).sort("problem_id")["c"].to_list() for m in ("ada", "bob")}
+        fails = {m: [math.comb(NUM_SAMPLES - c, 2) / math.comb(NUM_SAMPLES, 2) for c in correct[m]] for m in correct}
+        single = 1 - sum(fails["ada"]) / len(fails["ada"])
+        team = 1 - sum(a * b for a, b in zip(fails["ada"], fails["bob"], strict=True)) / len(fails["ada"])
+        assert only(points, panel=panel, model="ada", candidates=2)["estimate"] == pytest.approx(single)
+        assert only(points, panel=panel, model="team", candidates=4)["estimate"] == pytest.approx(team)
+
+
+def test_overlap_points_say_column_given_row(of_two: dict[str, ReportFigure]) -> None:
+    counts, points = run_data(("ada", "bob")).counts.filter(phase="evaluate", iteration=2), of_two["overlap"].points
+    fails = {m: 1 - counts.filter(model=m).sort("problem_id")["c"].to_numpy() / NUM_SAMPLES for m in ("ada", "bob")}
+    both = float((fails["ada"] * fails["bob"]).mean())
+    for row, column in (("ada", "bob"), ("bob", "ada")):
+        at = {"panel": "after iteration 2", "row": row, "column": column}
+        assert only(points, measure="joint_failure", **at)["estimate"] == pytest.approx(both)
+        assert only(points, measure="b_fails_given_a", **at)["estimate"] == pytest.approx(both / fails[row].mean())
+
+
+def test_rescue_points_are_counts(of_two: dict[str, ReportFigure]) -> None:
+    counts, points = run_data(("ada", "bob")).counts.filter(phase="rescue", model="ada"), of_two["rescue"].points
+    for hint, series in ((True, "with hint"), (False, "without")):
+        part = counts.filter(hint_given=hint)
+        row = only(points, row="bob → ada", series=series)
+        assert row["label"] == f"{part['c'].sum()}/{part['n'].sum()}"
+        assert row["estimate"] == pytest.approx(part["c"].sum() / part["n"].sum())
+
+
+def test_training_points_are_the_curves(of_two: dict[str, ReportFigure]) -> None:
+    curves = made_up_curves(("ada", "bob"), 3)
+    points = of_two["training"].points
+    assert points.join(curves, on=["measure", "model", "iteration", "value", "num"], how="anti").height == 0
+    assert points.filter(measure="advantage/zero_signal_share")["model"].unique().to_list() == ["team"]
+    assert points.filter(measure="reward/reward").height == 9
+    assert set(of_two["rewards"].points["part"]) == {"exploit", "explore", "rescue", "trace accuracy", "cross", "reward"}
+
+
+def test_nothing_published_makes_no_figure() -> None:
+    data = run_data(("ada", "bob"))
+    empty = RunData(data.path, data.config, data.models, data.counts.clear(), pl.DataFrame())
+    assert report_figures(empty, pl.DataFrame(schema=CURVES)) == []
+    alone = run_data(("ada",), iterations=(0,))
+    assert [f.name for f in report_figures(alone, pl.DataFrame(schema=CURVES))] == ["pass_at_k"]
+
+
+# --- drawing ---------------------------------------------------------------------------------------------------------------
+
+
+def test_lines_are_the_points(of_two: dict[str, ReportFigure]) -> None:
+    figure = drawn(of_two["pass_at_k"])
+    assert len(figure.axes) == 2
+    for axes, panel in zip(figure.axes, of_two["pass_at_k"].points.partition_by("panel", maintain_order=True), strict=True):
+        lines = {line.get_label(): line for line in axes.get_lines()}
+        assert set(lines) == {"ada", "bob", "team"}
+        for name, line in lines.items():
+            part = panel.filter(model=name).sort("candidates")
+            assert line.get_xdata().tolist() == part["candidates"].to_list()
+            assert line.get_ydata() == pytest.approx((part["estimate"] * 100).to_numpy())
+
+
+def test_arms_are_the_points() -> None:
+    """A line of dots for the seeds and one of marks for the means, of every arm."""
+    runs = {"one": [run_data(("ada", "bob"))], "two": [run_data(("ada", "bob"))]}
+    made = arms_figure(arms_table(arms_of(runs), ks=[1, 2]))
+    axes = drawn(made).axes[0]
+    means = {c.get_label(): c.lines[0] for c in axes.containers}
+    assert list(means) == ["base", "one", "two"]
+    for name, line in means.items():
+        part = made.points.filter(arm=name, seed="mean")
+        assert line.get_xdata() == pytest.approx((part["estimate"] * 100).to_numpy())
+    assert [text.get_text() for text in axes.texts] == made.points["row"].unique(maintain_order=True).to_list()
+
+
+def test_cells_are_the_points(of_two: dict[str, ReportFigure]) -> None:
+    figure = drawn(of_two["overlap"])
+    texts = [text.get_text() for text in figure.axes[0].texts]
+    points = of_two["overlap"].points.filter(measure="joint_failure", panel="before training")
+    assert texts == [f"{100 * only(points, row=a, column=b)['estimate']:.0f}" for a in ("ada", "bob") for b in ("ada", "bob")]
+
+
+@pytest.mark.parametrize("models", [("ada", "bob"), LONG], ids=["two", "seven with long names"])
+def test_every_label_has_room(models: tuple[str, ...]) -> None:
+    """Nothing leaves the page, no legend covers a chart, no number leaves its cell, no text lies on another one."""
+    data = run_data(models, num_problems=8)
+    made = report_figures(data, made_up_curves(models, 30))
+    made.append(arms_figure(arms_table(arms_of({name: [data] for name in (LONG[0], "a", "b")}), ks=[1, 2, 4])))
+    assert len(made) == 6
+    for report_figure in made:
+        figure = drawn(report_figure)
+        width, height = figure.get_size_inches()
+        assert width == pytest.approx(plots.COLUMN_WIDTH_IN)
+        tight = figure.get_tightbbox()
+        assert min(tight.x0, tight.y0, width - tight.x1, height - tight.y1) > -0.01, report_figure.name
+        charts = [axes.get_window_extent() for axes in figure.axes]
+        assert all(chart.width > 0.25 * figure.bbox.width for chart in charts), report_figure.name
+        for legend in figure.legends:
+            assert not any(legend.get_window_extent().overlaps(chart) for chart in charts), report_figure.name
+        for axes in figure.axes:
+            texts = [t.get_window_extent() for t in (*axes.texts, axes.title, axes._left_title) if t.get_text().strip()]
+            assert not any(a.overlaps(b) for i, a in enumerate(texts) for b in texts[:i]), report_figure.name
+        if report_figure.name == "overlap":
+            axes = figure.axes[0]
+            cell = axes.get_window_extent().width / len(models)
+            assert all(text.get_window_extent().width < cell for text in axes.texts)
+
+
+# --- files -----------------------------------------------------------------------------------------------------------------
+
+
+def test_files(of_two: dict[str, ReportFigure], tmp_path: Path) -> None:
+    settings = dict(matplotlib.rcParams)
+    for name, figure in of_two.items():
+        svg = figures.write(figure, tmp_path / "a")
+        assert svg.startswith("<?xml")
+        assert pl.read_csv(tmp_path / "a" / f"{name}.csv").rows() == figure.points.rows()
+        with Image.open(tmp_path / "a" / f"{name}.png") as image:
+            assert image.width == round(plots.COLUMN_WIDTH_IN * 300)
+            dark = sum(image.convert("L").histogram()[:200])
+            assert 0.005 < dark / (image.width * image.height) < 0.6, "blank"
+        pdf = (tmp_path / "a" / f"{name}.pdf").read_bytes()
+        assert b"/CIDFontType2" in pdf
+        assert b"/Type3" not in pdf
+    figures.write(of_two["training"], tmp_path / "b")
+    for suffix in ("csv", "svg", "png", "pdf"):
+        path = Path(f"training.{suffix}")
+        assert (tmp_path / "a" / path).read_bytes() == (tmp_path / "b" / path).read_bytes(), f"{suffix}: not the same bytes again"
+    assert dict(matplotlib.rcParams) == settings, "a figure changed settings of others"

@@ -1,0 +1,496 @@
+"""Foreign predictions in, a run's completions out: what is read, every bad line with its words, round trips, all or nothing."""
+
+from __future__ import annotations
+
+import codecs
+import hashlib
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+import pytest
+
+from analysis.counts.counts import count_rows
+from analysis.counts.run import load_run
+from analysis.exchange import predictions
+from analysis.exchange.folder import export_predictions, import_predictions, verifier_version
+from analysis.exchange.lines import PER_COMPLETION, PER_PROBLEM
+from analysis.exchange.predictions import valid_name
+from core_hpc.common.errors import InputError, StoreError
+from core_hpc.config.run import NAME_PATTERN
+from core_hpc.store import manifests
+from core_hpc.store.paths import RunPaths
+from core_hpc.store.schema import EVALUATE, PROBLEMS, ROLLOUTS
+from core_hpc.store.shards import publish_frame, published_keys, read_identity, read_manifest_table, read_rows
+from tests.support.analysis_data import evaluation_rows, make_run, publish_rollouts, rollout
+
+RIGHT, WRONG, NONE = "So it is #### 72", "The answer is 71.", "I do not know"
+
+
+def problem_line(problem: Any = "q1", model: str = "ada", **changes: Any) -> dict[str, Any]:
+    line = {"example_id": problem, "model": model, "gold": "72", "completions": [RIGHT, WRONG, NONE], **changes}
+    return {key: value for key, value in line.items() if value is not ...}
+
+
+def completion_line(problem: str = "q1", model: str = "ada", sample: int = 0, **changes: Any) -> dict[str, Any]:
+    line = {"problem": problem, "model": model, "sample": sample, "answer": "72", "correct": True, "gold": "72", **changes}
+    return {key: value for key, value in line.items() if value is not ...}
+
+
+def write(path: Path, lines: list[Any]) -> Path:
+    path.write_text("".join((line if isinstance(line, str) else json.dumps(line)) + "\n" for line in lines), encoding="utf-8")
+    return path
+
+
+def rows_of(run: Path) -> pl.DataFrame:
+    return read_rows(run, ROLLOUTS, phases=[EVALUATE])
+
+
+def problems_in(run: Path) -> pl.DataFrame:
+    return read_manifest_table(manifests.read_manifest(RunPaths(run).problems / "evaluation.manifest.json"), PROBLEMS)
+
+
+def refused(tmp_path: Path, lines: list[Any], **options: Any) -> str:
+    """The message about a file that must not be read, and nothing is left of the attempt."""
+    file = write(tmp_path / "foreign.jsonl", lines)
+    with pytest.raises(InputError) as e:
+        import_predictions(file, tmp_path / "out", **options)
+    assert [p.name for p in tmp_path.iterdir()] == ["foreign.jsonl"]
+    return str(e.value)
+
+
+# --- import -----------------------------------------------------------------------------------------------------------
+
+
+def test_one_line_per_problem_is_verified(tmp_path: Path) -> None:
+    lines = [
+        problem_line("q1", "ada", token_counts=[5, 6, 7], truncated=[False, False, True], subject="algebra", level=3),
+        problem_line(2, "ada", gold=1200, completions=["\\boxed{1,200.0}", "1200"], question="How many?"),
+        problem_line("q1", "bob", gold="72.0", completions=["72"], data_set="gsm8k", source_group="g1"),
+        problem_line(2, "bob", gold="1200", completions=["-1200"]),
+    ]
+    done = import_predictions(write(tmp_path / "foreign.jsonl", lines), tmp_path / "out")
+    assert (done.num_problems, done.num_completions, done.left_out, done.notes) == (2, {"ada": 5, "bob": 2}, [], [])
+    rows = rows_of(done.path)
+    assert rows.select("model", "problem_id", "sample_index", "answer", "verdict", "gold").rows() == [
+        ("ada", "q1", 0, "72", "correct", "72"),
+        ("ada", "q1", 1, "71", "wrong", "72"),
+        ("ada", "q1", 2, None, "no_answer", "72"),
+        ("ada", "2", 0, "1200", "correct", "1200"),
+        ("ada", "2", 1, "1200", "correct", "1200"),
+        ("bob", "q1", 0, "72", "correct", "72"),
+        ("bob", "2", 0, "-1200", "wrong", "1200"),
+    ]
+    assert rows["num_completion_tokens"].to_list() == [5, 6, 7, 0, 0, 0, 0]
+    assert rows["finish_reason"].to_list() == ["stop", "stop", "length", *["stop"] * 4]
+    assert (rows["correct"] == (rows["verdict"] == "correct")).all()
+    problems = problems_in(done.path)
+    assert problems.select("problem_id", "question", "gold").rows() == [("q1", "", "72"), ("2", "How many?", "1200")]
+    said = {"data_set": "gsm8k", "level": "3", "source_group": "g1", "subject": "algebra"}
+    assert [json.loads(m) for m in problems["metadata"]] == [said, {}]
+    data = load_run(done.path)
+    assert (data.config, data.models) == (None, ["ada", "bob"])
+    assert data.counts.group_by("model").agg(pl.col("n", "c").sum()).sort("model").rows() == [("ada", 5, 3), ("bob", 2, 1)]
+    assert data.counts.filter(pl.col("problem_id") == "q1")["source_group"].unique().to_list() == ["g1"]
+
+
+def test_one_line_per_completion(tmp_path: Path) -> None:
+    lines = [
+        completion_line(sample=1, answer=72.0),
+        completion_line(sample=0, correct=False, answer="71", token_count=9, truncated=True),
+        completion_line(sample=2, correct=..., answer=..., text=RIGHT),
+        completion_line(sample=3, correct=..., answer=..., text=NONE),
+        completion_line(sample=4, correct=..., answer="72.00"),
+        completion_line(sample=5, correct=False, answer=None),
+        completion_line(sample=6, correct=False, answer="72", verdict="timeout"),
+        completion_line(sample=7, correct=False, answer=..., text=RIGHT),  # what is given is taken
+        completion_line(sample=8, correct=..., answer=None, text=RIGHT),
+    ]
+    done = import_predictions(write(tmp_path / "foreign.jsonl", lines), tmp_path / "out")
+    rows = rows_of(done.path)
+    assert rows.select("sample_index", "answer", "verdict", "correct").rows() == [
+        (0, "71", "wrong", False), (1, "72", "correct", True), (2, "72", "correct", True), (3, None, "no_answer", False),
+        (4, "72", "correct", True), (5, None, "no_answer", False), (6, "72", "timeout", False), (7, "72", "wrong", False),
+        (8, "72", "correct", True),
+    ]  # fmt: skip
+    assert rows.select("num_completion_tokens", "finish_reason").row(0) == (9, "length")
+
+
+def test_golds_that_are_not_needed_may_be_anything(tmp_path: Path) -> None:
+    lines = [completion_line("q1", gold=..., answer="X"), completion_line("q2", gold="see page 3", answer="page 3", text="It is on page 3")]
+    done = import_predictions(write(tmp_path / "foreign.jsonl", lines), tmp_path / "out")
+    assert problems_in(done.path).select("gold", "answer_kind").rows() == [("", "given"), ("see page 3", "given")]
+    assert rows_of(done.path)["correct"].to_list() == [True, True]
+    assert load_run(done.path).counts["c"].to_list() == [1, 1]
+
+
+def test_other_kinds_of_answers(tmp_path: Path) -> None:
+    letters = problem_line("q1", gold="b", answer_kind="letter", completions=["The answer is (B).", "\\boxed{C}", "a proton"])
+    formulas = problem_line("q2", gold="\\frac12", answer_kind="latex", completions=["\\boxed{\\dfrac{1}{2}}", "\\boxed{0.51}"])
+    done = import_predictions(write(tmp_path / "foreign.jsonl", [letters, formulas]), tmp_path / "out")
+    assert rows_of(done.path)["verdict"].to_list() == ["correct", "wrong", "no_answer", "correct", "wrong"]
+    assert problems_in(done.path)["answer_kind"].to_list() == ["letter", "latex"]
+
+
+def test_identity_says_where_it_comes_from(tmp_path: Path) -> None:
+    file = write(tmp_path / "foreign.jsonl", ["", problem_line(), "   "])
+    file.write_bytes(codecs.BOM_UTF8 + file.read_bytes())
+    done = import_predictions(file, tmp_path / "sub" / "out")
+    identity = read_identity(done.path)
+    assert identity["run_id"] == "out" == rows_of(done.path)["run_id"][0]
+    imported = identity["imported"]
+    assert imported["sha256"] == hashlib.sha256(file.read_bytes()).hexdigest()
+    assert (imported["form"], imported["lines"], imported["models"]) == (PER_PROBLEM, 1, ["ada"])
+    assert imported["file"] == str(file)
+    assert imported["verifier"] == verifier_version()
+    assert not RunPaths(done.path).config.exists()
+    assert [str(key) for key in published_keys(done.path)] == ["evaluate/0000/ada/000"]
+
+
+def test_names_that_files_cannot_bear_are_mapped_and_said(tmp_path: Path) -> None:
+    lines = [problem_line(model="Qwen/Qwen2.5-7B"), problem_line(model="ada", vote=3, Gold="x")]
+    done = import_predictions(write(tmp_path / "foreign.jsonl", lines), tmp_path / "out")
+    assert list(done.num_completions) == ["qwen-qwen2-5-7b", "ada"]
+    assert done.notes == ["model 'Qwen/Qwen2.5-7B' is called `qwen-qwen2-5-7b` here", "fields that were not read: vote, Gold"]
+    assert read_identity(done.path)["imported"]["model_names"] == {"qwen-qwen2-5-7b": "Qwen/Qwen2.5-7B", "ada": "ada"}
+
+
+@pytest.mark.parametrize("name", ["x" * 80, "--A b--", "É", "ada\n", "../../etc"])
+def test_valid_names_are_valid(name: str) -> None:
+    assert valid_name(name) == "" or re.fullmatch(NAME_PATTERN, valid_name(name))
+
+
+def test_adversarial_texts_are_only_data(tmp_path: Path) -> None:
+    texts = ["\\boxed{" * 5000, "((((" * 5000, "9" * 100_000, "#### 1e999999", "<answer>" * 3000 + "72", "\x00#### 72", "😀#### 72"]
+    done = import_predictions(write(tmp_path / "foreign.jsonl", [problem_line(completions=texts)]), tmp_path / "out")
+    rows = rows_of(done.path)
+    assert rows["text"].to_list() == texts
+    assert rows["correct"].to_list() == [False, False, False, False, True, True, True]
+
+
+# --- bad files --------------------------------------------------------------------------------------------------------
+
+BAD_LINES: list[tuple[Any, str]] = [
+    (problem_line(gold=...), "no field 'gold'"),
+    (problem_line(completions=...), "no field 'completions'"),
+    (problem_line(model=...), "no field 'model'"),
+    (problem_line(completions="72"), "'completions' should be a valid list, not '72'"),
+    (problem_line(completions=[]), "'completions' list should have at least 1 item after validation, not 0"),
+    (problem_line(completions=["a", 5]), "'completions' (entry 1) should be a valid string, not 5"),
+    (problem_line(token_counts=[1, 2]), "3 completions, but 2 entries in 'token_counts'; give one for each"),
+    (problem_line(token_counts=[1, -2, 3]), "'token_counts' (entry 1) should be greater than or equal to 0, not -2"),
+    (problem_line(truncated=[True]), "3 completions, but 1 entries in 'truncated'"),
+    (problem_line(gold="x + 1"), "'gold' 'x + 1' is no answer of kind number, so nothing can be verified"),
+    (problem_line(gold=True), "'gold' must be text or a number, not True"),
+    (problem_line(answer_kind="colour"), "'answer_kind' unknown answer kind 'colour'; known: "),
+    (problem_line(example_id=["q1"]), "'example_id' must be text or a number, not ['q1']"),
+    (problem_line(example_id=" "), "'example_id' is empty"),
+    (problem_line(subject={}), "'subject' must be text or a number, not {}"),
+    (problem_line(phase="cold"), "'phase' should be 'evaluate', not 'cold'"),
+    (problem_line(model="team"), "model 'team' is called as all models together are; give it another name"),
+    (problem_line(model="模型"), "model '模型' has no character that a file name may have"),
+    ('{"example_id": "q1", "gold": NaN}', "not JSON (expected value, character 30)"),
+    ('{"example_id": "q1", "model": "ada", "gold": 1e999, "completions": ["1"]}', "'gold' is inf, which is not a finite number"),
+    ('{"example_id": "q1"', "not JSON"),
+    ('{"example_id": "q1", "model": "ada", "gold": "1", "completions": ["\\ud800"]}', "not JSON"),
+    ("[" * 3000, "not JSON (recursion limit exceeded"),
+    ('["q1"]', "not a JSON object, but ['q1']"),
+    ({"question": "why?"}, "neither form: give 'example_id' and 'completions' or 'problem' and 'sample' (it has 'question')"),
+    ({"example_id": "q1", "sample": 1}, "neither form"),
+    (completion_line(), "has the fields of one line per completion, earlier lines are one line per problem; split the file"),
+]
+
+BAD_COMPLETIONS: list[tuple[Any, str]] = [
+    (completion_line(sample=-1), "'sample' should be greater than or equal to 0, not -1"),
+    (completion_line(sample=2**31), "'sample' should be less than 2147483648"),
+    (completion_line(sample=1.5), "'sample' should be a valid integer, not 1.5"),
+    (completion_line(sample=True), "'sample' should be a valid integer, not True"),
+    (completion_line(correct=1), "'correct' should be a valid boolean, not 1"),
+    (completion_line(answer=...), "no field 'text' or 'answer'; give one of them"),
+    (completion_line(answer=None), "'correct' is true, but there is no answer; give 'answer' or 'text'"),
+    (completion_line(correct=..., gold=...), "no 'gold', so nothing can be verified"),
+    (completion_line(correct=..., gold="B"), "'gold' 'B' is no answer of kind number"),
+    (completion_line(verdict="timeout"), "'verdict' is timeout, so 'correct' must be false"),
+    (completion_line(verdict="correct", correct=...), "'verdict' is correct, so 'correct' must be true"),
+    (completion_line(verdict="maybe"), "'verdict' should be 'correct', 'wrong', 'no_answer' or 'timeout', not 'maybe'"),
+    (completion_line(text=7), "'text' should be a valid string, not 7"),
+    (completion_line(gold="73"), "'gold' of problem 'q1' is '73', line 1 says '72'; make them agree"),
+    (completion_line(question="Who?"), "'question' of problem 'q1' is 'Who?', line 1 says 'How many?'"),
+    (completion_line(level="5"), "'level' of problem 'q1' is '5', line 1 says '4'"),
+    (completion_line(sample=0), "model 'ada', problem 'q1', sample 0 is on line 1 too; remove one"),
+    (completion_line(model="ADA", sample=9), "model 'ADA' would be called `ada` in files, like model 'ada'; give it another name"),
+]
+
+
+@pytest.mark.parametrize(("bad", "said"), BAD_LINES)
+def test_a_bad_line_of_problems(tmp_path: Path, bad: Any, said: str) -> None:
+    text = refused(tmp_path, [problem_line("q0"), bad])
+    assert f"foreign.jsonl, line 2: {said}" in text
+    assert "1 bad line; nothing was written" in text
+
+
+@pytest.mark.parametrize(("bad", "said"), BAD_COMPLETIONS)
+def test_a_bad_line_of_completions(tmp_path: Path, bad: Any, said: str) -> None:
+    text = refused(tmp_path, [completion_line(sample=0, question="How many?", level=4), bad])
+    assert f"foreign.jsonl, line 2: {said}" in text
+
+
+def test_all_bad_lines_are_listed_in_order(tmp_path: Path) -> None:
+    lines = [problem_line("q0"), problem_line(gold=..., model=...), problem_line("q0"), problem_line("q3"), "{", problem_line("q3", gold=5)]
+    text = refused(tmp_path, lines)
+    assert "4 bad lines" in text
+    found = [line.split("jsonl, ")[1].split(":")[0] for line in text.splitlines()[1:]]
+    assert found == ["line 2", "line 3", "line 5", "line 6"]
+    assert "line 2: no field 'model'; no field 'gold'" in text
+    assert "line 3: model 'ada', problem 'q0' is on line 1 too" in text
+
+
+def test_a_long_list_is_cut_and_counted(tmp_path: Path) -> None:
+    text = refused(tmp_path, ["{"] * 50 + [problem_line()] * 50)
+    assert "99 bad lines" in text
+    assert len(text.splitlines()) == 1 + predictions.MAX_LISTED + 1
+    assert text.endswith("and 79 more")
+
+
+def test_a_model_is_refused_once(tmp_path: Path) -> None:
+    assert "1 bad line;" in refused(tmp_path, [problem_line(f"q{i}", model="team") for i in range(5)])
+
+
+def test_a_huge_line_is_refused_without_reading_it_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(predictions, "MAX_LINE_BYTES", 1 << 20)
+    huge = problem_line("q1", completions=["x" * (5 << 20)])
+    text = refused(tmp_path, [problem_line("q0"), huge, "{"])
+    assert "line 2: longer than 1 MiB; write one line per completion" in text
+    assert "line 3: not JSON" in text
+
+
+@pytest.mark.parametrize("lines", [[], ["", "  "]])
+def test_an_empty_file(tmp_path: Path, lines: list[str]) -> None:
+    assert "has no predictions" in refused(tmp_path, lines)
+
+
+def test_files_that_cannot_be_read(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="No such file"):
+        import_predictions(tmp_path / "absent.jsonl", tmp_path / "out")
+    with pytest.raises(InputError, match="Is a directory"):
+        import_predictions(tmp_path, tmp_path / "out")
+    (tmp_path / "foreign.jsonl").write_bytes(b'{"example_id": "\xff"}\n')
+    with pytest.raises(InputError, match=r"line 1: not JSON .*UTF-8"):
+        import_predictions(tmp_path / "foreign.jsonl", tmp_path / "out")
+    assert [p.name for p in tmp_path.iterdir()] == ["foreign.jsonl"]
+
+
+MISSING = [problem_line("q1", "ada"), problem_line("q2", "ada"), problem_line("q2", "bob"), problem_line("q3", "bob")]
+
+
+def test_a_problem_missing_for_a_model(tmp_path: Path) -> None:
+    text = refused(tmp_path, MISSING)
+    assert "2 bad lines" in text
+    assert "line 1: problem 'q1' is missing for bob; add it, or import with --lenient" in text
+    assert "line 4: problem 'q3' is missing for ada" in text
+
+
+def test_lenient_leaves_such_problems_out_and_says_so(tmp_path: Path) -> None:
+    done = import_predictions(write(tmp_path / "foreign.jsonl", MISSING), tmp_path / "out", lenient=True)
+    assert done.left_out == ["problem 'q1': missing for bob", "problem 'q3': missing for ada"]
+    assert problems_in(done.path)["problem_id"].to_list() == ["q2"]
+    assert rows_of(done.path)["problem_id"].unique().to_list() == ["q2"]
+    assert load_run(done.path).counts.height == 2
+
+
+def test_lenient_needs_a_problem_that_all_have_and_forgives_nothing_else(tmp_path: Path) -> None:
+    assert "no problem has predictions of every model" in refused(tmp_path, [MISSING[0], MISSING[3]], lenient=True)
+    assert "line 5: no field 'gold'" in refused(tmp_path, [*MISSING, problem_line(gold=...)], lenient=True)
+
+
+def test_a_folder_with_something_in_it_is_left_alone(tmp_path: Path) -> None:
+    file = write(tmp_path / "foreign.jsonl", [problem_line()])
+    (tmp_path / "out").mkdir()
+    import_predictions(file, tmp_path / "out")
+    with pytest.raises(InputError, match="is not empty"):
+        import_predictions(file, tmp_path / "out")
+    with pytest.raises(InputError, match="is a file"):
+        import_predictions(file, file)
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["foreign.jsonl", "out"]
+
+
+def test_a_failure_while_writing_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(path: Path, data: Any) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(manifests, "write_json", full)
+    file = write(tmp_path / "foreign.jsonl", [problem_line()])
+    with pytest.raises(OSError, match="No space"):
+        import_predictions(file, tmp_path / "out")
+    assert [p.name for p in tmp_path.iterdir()] == ["foreign.jsonl"]
+
+
+# --- export -----------------------------------------------------------------------------------------------------------
+
+
+def real_run(folder: Path) -> Path:
+    """Two models, two parts, problems with attributes, a time-out, a truncated completion; evaluations 0 and 2."""
+    run = make_run(folder)
+    problems = [(f"p{i}", f"What is {i}?", str(i), "number", json.dumps({"level": str(i % 2), "subject": "sums"})) for i in range(6)]
+    publish_frame(RunPaths(run).problems, "evaluation", pl.DataFrame(problems, schema=PROBLEMS.schema, orient="row"), PROBLEMS)
+    texts = {"correct": "#### {}", "wrong": "#### -1", "no_answer": "hm", "timeout": "#### {}"}
+    for iteration in (0, 2):
+        for m, model in enumerate(("ada", "bob")):
+            for part in (0, 1):
+                rows = []
+                for i in range(3 * part, 3 * part + 3):
+                    for s in range(4):
+                        verdict = ("correct", "wrong", "no_answer", "timeout")[(i * s + m + iteration) % (4 if model == "bob" else 3)]
+                        text = texts[verdict].format(i)
+                        rows.append(rollout(
+                            phase=EVALUATE, iteration=iteration, model=model, problem_id=f"p{i}", sample_index=s, verdict=verdict,
+                            correct=verdict == "correct", text=text, gold=str(i), num_completion_tokens=i + s,
+                            answer={"wrong": "-1", "no_answer": None}.get(verdict, str(i)), finish_reason="length" if s == 3 else "stop",
+                        ))  # fmt: skip
+                frame = pl.DataFrame(rows, schema=ROLLOUTS.schema)
+                publish_frame(RunPaths(run).phase_folder(EVALUATE, iteration), f"{model}-p{part:03d}", frame, ROLLOUTS)
+    return run
+
+
+def lines_of(path: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+
+
+def tallied(run: Path, iteration: int) -> list[tuple[Any, ...]]:
+    """Everything that tables stand on, counted with a dictionary instead of count_rows."""
+    tally: dict[tuple[str, str], list[Any]] = {}
+    for row in rows_of(run).filter(pl.col("iteration") == iteration).iter_rows(named=True):
+        cell = tally.setdefault((row["model"], row["problem_id"]), [0, 0, 0, 0, 0, set(), []])
+        cell[0] += 1
+        cell[1] += row["correct"]
+        cell[2] += row["verdict"] == "timeout"
+        cell[3] += row["finish_reason"] == "length"
+        cell[4] += row["num_completion_tokens"]
+        cell[5].add(row["gold"])
+        cell[6].append((row["sample_index"], row["answer"], row["text"]))
+    return sorted((key, *cell[:5], sorted(cell[5]), sorted(cell[6])) for key, cell in tally.items())
+
+
+def counted(run: Path, iteration: int) -> list[tuple[Any, ...]]:
+    """Counts as the tables see them, whatever the iteration is called."""
+    return count_rows(rows_of(run).filter(pl.col("iteration") == iteration)).drop("iteration").rows()
+
+
+@pytest.mark.parametrize("iteration", [None, 0])
+def test_what_is_exported_comes_back_the_same(tmp_path: Path, iteration: int | None) -> None:
+    run = real_run(tmp_path / "run")
+    done = export_predictions(run, tmp_path / "out.jsonl", iteration=iteration)
+    which = 2 if iteration is None else iteration
+    assert (done.iteration, done.num_completions, done.notes) == (which, {"ada": 24, "bob": 24}, [])
+    back = import_predictions(done.path, tmp_path / "back")
+    assert counted(back.path, 0) == counted(run, which)
+    assert tallied(back.path, 0) == tallied(run, which)
+    columns = ["problem_id", "question", "gold", "answer_kind"]
+    original = read_manifest_table(manifests.read_manifest(RunPaths(run).problems / "evaluation.manifest.json"), PROBLEMS)
+    assert problems_in(back.path).select(columns).rows() == original.select(columns).rows()
+    assert load_run(back.path).counts.select("level", "subject", "data_set").unique().height == 2
+    again = export_predictions(back.path, tmp_path / "again.jsonl")
+    assert again.path.read_bytes() == done.path.read_bytes()
+
+
+def test_one_line_per_problem_comes_back_up_to_what_verification_says(tmp_path: Path) -> None:
+    run = real_run(tmp_path / "run")
+    done = export_predictions(run, tmp_path / "out.jsonl", PER_PROBLEM)
+    lines = lines_of(done.path)
+    assert [(line["model"], line["example_id"]) for line in lines] == [(m, f"p{i}") for m in ("ada", "bob") for i in range(6)]
+    assert lines[1]["token_counts"] == [1, 2, 3, 4]
+    assert lines[1]["truncated"] == [False, False, False, True]
+    back = import_predictions(done.path, tmp_path / "back")
+    as_right = [(key, n, c + timeouts, 0, *rest) for key, n, c, timeouts, *rest in tallied(run, 2)]  # these texts are right
+    assert tallied(back.path, 0) == as_right
+    assert sum(timeouts for _, _, _, timeouts, *_ in tallied(run, 2)) > 0
+
+
+def test_given_verdicts_and_other_kinds_come_back_the_same(tmp_path: Path) -> None:
+    lines = [
+        completion_line("q1", gold=..., answer="X", correct=False),
+        completion_line("q2", gold="see page 3", answer="page 3", text="It is on page 3"),
+        completion_line("q3", gold="b", answer_kind="letter", answer="(B)"),
+        completion_line("q4", gold="5", answer=None, correct=False, verdict="timeout"),
+    ]
+    once = import_predictions(write(tmp_path / "foreign.jsonl", lines), tmp_path / "once").path
+    twice = import_predictions(export_predictions(once, tmp_path / "out.jsonl").path, tmp_path / "twice").path
+    assert tallied(twice, 0) == tallied(once, 0)
+    assert problems_in(twice).drop("metadata").equals(problems_in(once).drop("metadata"))
+    assert problems_in(twice)["answer_kind"].to_list() == ["given", "given", "letter", "number"]
+    assert rows_of(twice)["verdict"].to_list() == ["wrong", "correct", "correct", "timeout"]
+    assert rows_of(twice)["answer"].to_list() == ["X", "page 3", "B", None]
+
+
+def test_lines_are_in_order_and_the_same_each_time(tmp_path: Path) -> None:
+    run = real_run(tmp_path / "run")
+    (tmp_path / "a.jsonl").write_text("old")
+    first, second = (export_predictions(run, tmp_path / name).path for name in ("a.jsonl", "b.jsonl"))
+    assert first.read_bytes() == second.read_bytes()
+    keys = [(line["model"], line["problem"], line["sample"]) for line in lines_of(first)]
+    assert keys == sorted(keys)
+    assert len(set(keys)) == 48
+    assert {line["phase"] for line in lines_of(first)} == {"evaluate"}
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["a.jsonl", "b.jsonl", "run"]
+
+
+def test_cold_completions_are_exported_and_not_taken_for_held_out_ones(tmp_path: Path) -> None:
+    run = make_run(tmp_path / "run")
+    problem = pl.DataFrame([("t0", "What?", "2", "number", "{}")], schema=PROBLEMS.schema, orient="row")
+    publish_frame(RunPaths(run).problems, "train", problem, PROBLEMS)
+    publish_rollouts(run, [rollout(problem_id="t0", sample_index=s, model=m) for m in ("ada", "bob") for s in range(2)])
+    done = export_predictions(run, tmp_path / "cold.jsonl", phase="cold")
+    assert (done.iteration, done.num_completions) == (1, {"ada": 2, "bob": 2})
+    assert lines_of(done.path)[0]["question"] == "What?"
+    with pytest.raises(InputError, match="line 1: 'phase' should be 'evaluate', not 'cold'"):
+        import_predictions(done.path, tmp_path / "back")
+
+
+def test_what_cannot_be_exported(tmp_path: Path) -> None:
+    run = real_run(tmp_path / "sweep" / "run")
+    out = tmp_path / "out.jsonl"
+    for options, said in [
+        ({"iteration": 7}, "iteration 7 of phase evaluate is not published; published in part or whole: 0, 2"),
+        ({"phase": "cold"}, "no iteration of phase cold is published for every model; published in part or whole: none"),
+        ({"phase": "rescue"}, "the phase one of evaluate, cold"),
+        ({"form": "csv"}, "the form is one of problem, completion"),
+    ]:
+        with pytest.raises(InputError, match=said):
+            export_predictions(run, out, **options)
+    with pytest.raises(InputError, match="is a folder"):
+        export_predictions(run, tmp_path)
+    make_run(tmp_path / "sweep" / "other")
+    with pytest.raises(InputError, match="has 2 runs; give one of other, run"):
+        export_predictions(tmp_path / "sweep", out)
+    assert not out.exists()
+
+
+def test_answers_without_texts_need_one_line_per_completion(tmp_path: Path) -> None:
+    run = import_predictions(write(tmp_path / "foreign.jsonl", [completion_line()]), tmp_path / "run").path
+    with pytest.raises(InputError, match="answers without texts; export one line per completion"):
+        export_predictions(run, tmp_path / "out.jsonl", PER_PROBLEM)
+    assert lines_of(export_predictions(run, tmp_path / "out.jsonl", PER_COMPLETION).path)[0]["answer"] == "72"
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["foreign.jsonl", "out.jsonl", "run"]
+
+
+def test_a_damaged_file_is_named_and_nothing_is_written(tmp_path: Path) -> None:
+    run = real_run(tmp_path / "run")
+    damaged = next((run / "evaluate" / "iteration=0002").glob("bob-p001.*.parquet"))
+    data = bytearray(damaged.read_bytes())
+    data[len(data) // 2] ^= 1
+    damaged.write_bytes(data)
+    with pytest.raises(StoreError, match=str(damaged)):
+        export_predictions(run, tmp_path / "out.jsonl")
+    assert [p.name for p in tmp_path.iterdir()] == ["run"]
+    export_predictions(run, tmp_path / "out.jsonl", iteration=0)
+
+
+def test_the_latest_iteration_is_one_that_every_model_has(tmp_path: Path) -> None:
+    run = real_run(tmp_path / "run")
+    publish_rollouts(run, evaluation_rows({"ada": [[True]]}, 4))
+    assert export_predictions(run, tmp_path / "out.jsonl").iteration == 2
+    part = export_predictions(run, tmp_path / "out.jsonl", iteration=4)
+    assert part.num_completions == {"ada": 1, "bob": 0}
+    assert part.notes == ["not as many for every model (is the run in progress?): ada 1, bob 0"]

@@ -1,0 +1,147 @@
+"""Intervals against scipy, closed forms and a bootstrap in plain Python; and how often they cover the truth."""
+
+from __future__ import annotations
+
+import random
+
+import numpy as np
+import pytest
+from scipy.stats import binomtest
+
+from analysis.stats.intervals import NUM_DRAWS, effective_n, from_draws, resampled_means, share, smallest_from_draws, wilson
+
+
+@pytest.mark.parametrize(("hits", "n"), [(0, 7), (3, 7), (50, 200), (200, 200)])
+def test_wilson_is_scipys(hits: int, n: int) -> None:
+    expected = binomtest(hits, n).proportion_ci(method="wilson")
+    assert wilson(hits / n, n) == pytest.approx((expected.low, expected.high), abs=1e-12)
+
+
+def test_one_completion_per_problem_is_the_binomial_case() -> None:
+    """Then problems are independent observations: effective n is their number, up to the (P-1)/P of the variance."""
+    values = np.array([1.0] * 60 + [0.0] * 140)
+    assert effective_n(values, np.ones(200)) == pytest.approx(200, rel=0.01)
+    expected = binomtest(60, 200).proportion_ci(method="wilson")
+    got = share(values)
+    assert (got.estimate, got.num_problems, got.note) == (0.3, 200, "")
+    assert (got.low, got.high) == pytest.approx((expected.low, expected.high), abs=2e-3)
+
+
+def test_samples_of_a_problem_that_agree_add_nothing() -> None:
+    """8 equal completions a problem must give the interval of one, not that of 8 times as many observations."""
+    values = np.array([1.0] * 60 + [0.0] * 140)
+    assert share(values, samples_per_unit=8) == share(values)
+    counted = share(values * 8, np.full(200, 8.0))
+    assert (counted.low, counted.high) == pytest.approx((share(values).low, share(values).high))
+
+
+def test_equal_problems_give_as_much_as_all_their_samples() -> None:
+    assert effective_n(np.full(100, 0.5), np.ones(100), samples_per_unit=8) == 800
+
+
+@pytest.mark.parametrize("value", [0.0, 1.0])
+def test_all_or_nothing_still_has_a_width_that_counts_problems(value: float) -> None:
+    got = share(np.full(150, value), samples_per_unit=8)
+    expected = binomtest(int(150 * value), 150).proportion_ci(method="wilson")
+    assert (got.low, got.high) == pytest.approx((expected.low, expected.high), abs=1e-12)
+
+
+def test_undefined_and_few() -> None:
+    assert share(np.zeros(3), np.zeros(3)).estimate is None
+    assert "denominator" in share(np.zeros(0)).note
+    assert share(np.array([1.0, np.nan]), note="why").estimate is None
+    assert "fewer than 100 problems" in share(np.array([1.0, 0.0])).note
+    assert from_draws(float("nan"), np.zeros(3), num_problems=2).estimate is None
+
+
+def test_no_zero_width_interval() -> None:
+    got = from_draws(0.0, np.zeros(NUM_DRAWS), num_problems=500)
+    assert (got.estimate, got.low, got.high) == (0.0, None, None)
+    assert "alike" in got.note
+
+
+def test_bootstrap_is_a_plain_one() -> None:
+    """The multinomial over distinct rows has the law of drawing problems one by one."""
+    rng = np.random.default_rng(3)
+    columns = np.stack([rng.integers(0, 3, 120) / 2, rng.integers(0, 2, 120)], axis=1)
+    fast = resampled_means(columns)
+    assert fast.shape == (NUM_DRAWS, 2)
+    dice, rows = random.Random(5), columns.tolist()
+    slow = []
+    for _ in range(NUM_DRAWS):
+        drawn = dice.choices(rows, k=len(rows))
+        slow.append(sum(a - b for a, b in drawn) / len(rows))
+    got, expected = np.quantile(fast[:, 0] - fast[:, 1], [0.025, 0.5, 0.975]), np.quantile(slow, [0.025, 0.5, 0.975])
+    assert got == pytest.approx(expected, abs=0.012)  # 4 standard errors of a quantile of 2000 draws
+
+
+def test_bootstrap_of_many_distinct_problems_is_a_plain_one() -> None:
+    """Then problems are drawn one after another; here against the normal law of a mean of 3,000."""
+    values = np.random.default_rng(8).random((3000, 2))
+    draws = resampled_means(values)
+    error = values.std(axis=0) / np.sqrt(3000)
+    assert draws.mean(axis=0) == pytest.approx(values.mean(axis=0), abs=5 * error.max() / np.sqrt(NUM_DRAWS))
+    assert draws.std(axis=0) == pytest.approx(error, rel=0.08)  # 5 standard errors of a deviation of 2000 draws
+    assert np.corrcoef(draws.T)[0, 1] == pytest.approx(np.corrcoef(values.T)[0, 1], abs=0.12)
+
+
+def test_bootstrap_with_source_groups_is_a_plain_one() -> None:
+    """Whole groups of unequal sizes are drawn; the mean stays one over problems."""
+    rng = np.random.default_rng(4)
+    groups = np.repeat(np.arange(80), rng.integers(1, 6, 80))
+    values = (rng.random(80) < 0.5)[groups] * 0.5 + rng.integers(0, 3, len(groups)) / 4
+    fast = resampled_means(values[:, None], groups)[:, 0]
+    dice, members = random.Random(6), [values[groups == g].tolist() for g in range(80)]
+    slow = []
+    for _ in range(NUM_DRAWS):
+        drawn = [value for member in dice.choices(members, k=80) for value in member]
+        slow.append(sum(drawn) / len(drawn))
+    assert np.quantile(fast, [0.025, 0.5, 0.975]) == pytest.approx(np.quantile(slow, [0.025, 0.5, 0.975]), abs=0.012)
+    assert np.ptp(np.quantile(fast, [0.025, 0.975])) > 1.2 * np.ptp(np.quantile(resampled_means(values[:, None]), [0.025, 0.975]))
+
+
+@pytest.mark.parametrize("spread", [0.0, 0.5])
+def test_copies_in_one_source_group_change_no_interval(spread: float) -> None:
+    """Also where problems are so alike that the number of completions bounds the effective n."""
+    rng = np.random.default_rng(2)
+    values, parts = np.clip(0.5 + spread * rng.standard_normal(120).round(1), 0, 1), rng.integers(1, 5, 120).astype(float)
+    copied, groups = np.repeat(values, 3), np.repeat(np.arange(120), 3)
+    one, three = share(values, samples_per_unit=8), share(copied, groups=groups, samples_per_unit=8)
+    assert (three.estimate, three.low, three.high) == pytest.approx((one.estimate, one.low, one.high), abs=1e-12)
+    ratio, ratios = share(values * parts, parts), share(copied * np.repeat(parts, 3), np.repeat(parts, 3), groups=groups)
+    assert (ratios.estimate, ratios.low, ratios.high) == pytest.approx((ratio.estimate, ratio.low, ratio.high), abs=1e-12)
+    assert (three.num_problems, three.note) == (360, "")
+    columns = np.stack([values, parts], axis=1)
+    assert resampled_means(np.repeat(columns, 3, axis=0), groups) == pytest.approx(resampled_means(columns), abs=1e-12)
+
+
+def test_few_source_groups_are_said() -> None:
+    groups = np.repeat(np.arange(50), 4)
+    values = np.random.default_rng(0).random(200)
+    assert share(values, groups=groups).note == "fewer than 100 source groups"
+    draws = resampled_means(values[:, None], groups)
+    assert from_draws(0.5, draws[:, 0], num_problems=200, groups=groups).note == "fewer than 100 source groups"
+    assert smallest_from_draws(np.array([0.5]), draws, num_problems=200, groups=groups).note == "fewer than 100 source groups"
+
+
+def test_bootstrap_is_repeatable_and_ignores_the_order_of_problems() -> None:
+    columns = np.random.default_rng(1).random((50, 2)).round(1)
+    assert (resampled_means(columns) == resampled_means(columns[::-1])).all()
+
+
+def test_a_column_with_an_undefined_problem_has_no_means() -> None:
+    columns = np.array([[1.0, np.nan], [0.0, 1.0], [1.0, 0.0]])
+    means = resampled_means(columns)
+    assert np.isnan(means[:, 1]).all()
+    assert np.isfinite(means[:, 0]).all()
+
+
+def test_shares_cover_the_truth() -> None:
+    """Clustered data, nominal 95 %: 400 simulated studies; the naive interval over samples covers 60 % here."""
+    rng = np.random.default_rng(11)
+    num_problems, samples, studies, covered = 200, 8, 400, 0
+    for _ in range(studies):
+        skill = rng.beta(0.4, 0.6, num_problems)  # mean 0.4
+        got = share(rng.binomial(samples, skill) / samples, samples_per_unit=samples)
+        covered += got.low <= 0.4 <= got.high
+    assert covered / studies >= 0.93 - 2 * np.sqrt(0.05 * 0.95 / studies)

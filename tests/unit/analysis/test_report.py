@@ -1,0 +1,430 @@
+"""From published shards to the report: numbers by hand, what is missing in words, files, several runs, and the command line."""
+
+from __future__ import annotations
+
+import io
+import json
+import resource
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+import pytest
+from rich.console import Console
+
+from analysis.__main__ import main
+from analysis.counts.run import RunData, load_run
+from analysis.exchange.folder import import_predictions
+from analysis.layout.tables import ReportTable, render
+from analysis.report import evaluation_tables
+from analysis.report.facts import facts_of
+from analysis.report.report import report_tables, warnings_of, write_report, write_reports
+from analysis.report.summary import summary_table
+from analysis.timing.cost import cost_of
+from core_hpc.store import manifests
+from core_hpc.store.paths import RunPaths
+from core_hpc.store.schema import ROLLOUTS, STEPS
+from core_hpc.store.shards import publish_frame
+from tests.support.analysis_data import (
+    config,
+    counts_frame,
+    evaluation_rows,
+    make_run,
+    pick,
+    publish_rollouts,
+    rescue_counts,
+    rollout,
+    rollouts,
+)
+from tests.support.parsing import Page
+from tests.support.report_data import AFTER, BEFORE, full_run, step
+
+TABLES = ["summary", "pass", "gain", "reliability", "votes", "rescue", "overlap", "curves", "cost", "rows"]
+TABLES += ["time_iterations", "time_waited", "time_speed"]
+FIGURES = ["pass_at_k", "overlap", "rescue", "rewards", "training"]
+
+
+@pytest.fixture
+def no_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Reports without drawing, which takes longer than all else and has tests of its own."""
+    monkeypatch.setattr("analysis.report.figures.write", lambda figure, folder: "<svg/>")
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> Path:
+    """A finished run: two evaluations and one iteration with rescues."""
+    folder = make_run(tmp_path / "demo" / "demo-1")
+    cold = [rollout(model=m, problem_id="t0", sample_index=s, correct=m == "bob") for m in ("ada", "bob") for s in range(2)]
+    rescues = [
+        rollout(
+            phase="rescue", model="ada", problem_id="t0", sample_index=s, hint_given=s < 2, correct=s == 0,
+            cold_failed=True, teacher_model="bob", teacher_sample_index=0,
+        )
+        for s in range(3)
+    ]  # fmt: skip
+    publish_rollouts(folder, [*evaluation_rows(BEFORE, 0), *evaluation_rows(AFTER, 2), *cold, *rescues])
+    return folder
+
+
+def printed(tables: list[ReportTable]) -> str:
+    console = Console(file=io.StringIO(), width=200)
+    render(tables, console)
+    return console.file.getvalue()
+
+
+def row_of(table: ReportTable, **where: str) -> dict[str, Any]:
+    return table.shown.row(by_predicate=pl.all_horizontal(pl.col(k) == v for k, v in where.items()), named=True)
+
+
+# --- the main tables -------------------------------------------------------------------------------------------------------
+
+
+def test_main_tables(run: Path) -> None:
+    tables = {t.name: t for t in report_tables(load_run(run))}
+    assert list(tables) == ["pass", "gain", "rescue", "overlap"]
+    levels = tables["pass"].frame
+    assert pick(levels, when="before", measure="pass", model="ada", k=1)["estimate"] == pytest.approx(5 / 12)
+    assert pick(levels, when="after", measure="pass", model="ada", k=1)["estimate"] == pytest.approx(8 / 12)
+    assert pick(levels, when="difference", measure="pass", model="ada", k=1)["estimate"] == pytest.approx(3 / 12)
+    assert pick(levels, when="before", measure="team_pass", k=1)["estimate"] == pytest.approx((1 / 4 + 1 / 2 + 1) / 3)
+    row = row_of(tables["pass"], model="ada", measure="Pass@1")
+    assert row["before"].startswith("41.7 [")
+    assert row["difference"].startswith("+25.0 [")
+    assert "seed 42" in " ".join(tables["pass"].notes)
+    assert pick(tables["rescue"].frame, group="pair", teacher="bob", student="ada", rate="uplift")["estimate"] == pytest.approx(1 / 2)
+    text = printed(list(tables.values()))
+    for part in ("team Pass@2", "matched budget", "(1/2)", "bob -> ada", "fewer than 100 problems", "Cohen's kappa"):
+        assert part in text
+    assert "nan" not in text.lower()
+    assert "100.0 [100.0" not in text  # no certainty from three problems
+
+
+def test_best_is_marked_among_equal_budgets(run: Path) -> None:
+    (table,) = [t for t in report_tables(load_run(run)) if t.name == "pass"]
+    rows = table.shown.rows(named=True)
+    # Before training, each model solves 5 and 6 of 12 with one candidate; with two, the team's 7/12 loses to bob's (5/6 + 1) / 3.
+    marked = {(rows[i]["candidates"], rows[i]["model"]) for i, when in table.best if when == "before"}
+    assert marked == {("1", "bob"), ("2", "bob"), ("4", "team")}
+    assert {when for _, when in table.best} == {"before", "after"}
+    assert [(rows[i]["candidates"], rows[i]["measure"]) for i in table.starts] == [
+        ("2", "Pass@2"), ("4", "Pass@4"), ("8", "Pass@8"), ("8", "coverage")
+    ]  # fmt: skip
+
+
+def test_each_figure_of_a_budget_stands_once(run: Path) -> None:
+    (table,) = [t for t in report_tables(load_run(run)) if t.name == "pass"]
+    keys = table.shown.select("candidates", "model", "measure")
+    assert keys.is_unique().all()
+    assert row_of(table, model="ada", candidates="2")["measure"] == "Pass@2"
+    assert row_of(table, model="team", candidates="2")["measure"] == "team Pass@1"
+
+
+@pytest.mark.usefixtures("no_pictures")
+def test_votes_and_reliability_by_hand(run: Path, tmp_path: Path) -> None:
+    write_report(load_run(run), tmp_path / "out")
+    reliability = pl.read_csv(tmp_path / "out" / "tables" / "reliability.csv")
+    # pass^2 of ada before: only its third problem has two correct completions, of which it has four.
+    assert pick(reliability, when="before", measure="pass_hat", model="ada", k=2)["estimate"] == pytest.approx(1 / 3)
+    assert pick(reliability, when="before", measure="first", model="bob", k=1)["estimate"] == pytest.approx(1 / 3)
+    votes = pl.read_csv(tmp_path / "out" / "tables" / "votes.csv")
+    # All completions answer 2, which is correct in some rows only: answers that are correct vote together.
+    assert pick(votes, when="before", measure="maj", model="bob", k=1)["estimate"] == pytest.approx(1 / 2)
+
+
+@pytest.mark.parametrize(
+    ("rows", "said"),
+    [
+        ([], ["iteration 0) is not published yet", "no evaluation after training", "no rescue completions"]),
+        (evaluation_rows(BEFORE, 0), ["no evaluation after training"]),
+        (evaluation_rows(AFTER, 2), ["iteration 0) is not published yet"]),
+        (evaluation_rows({"ada": BEFORE["ada"]}, 0), ["iteration 0) is not published yet"]),
+    ],
+)
+def test_what_is_missing_is_said_in_words(tmp_path: Path, rows: list, said: list[str]) -> None:
+    folder = make_run(tmp_path / "run")
+    publish_rollouts(folder, rows) if rows else None
+    text = " ".join(printed(report_tables(load_run(folder))).split())
+    for part in said:
+        assert part in text
+
+
+def test_a_run_that_does_not_evaluate_the_untrained_models(tmp_path: Path) -> None:
+    """Its tables have what there is, and say so; the summary has no empty columns, and keeps them where rescues fill them."""
+    folder = make_run(tmp_path / "run", config(evaluation={"samples": 4, "before": False}))
+    publish_rollouts(folder, evaluation_rows(AFTER, 2))
+    text = " ".join(printed(report_tables(load_run(folder))).split())
+    assert "the untrained models are not evaluated in this run (evaluation.before)" in text
+    assert "Held-out problems after training (percent)" in text
+    assert "not published yet" not in text.replace("no rescue completions of cold-failed cases are published yet", "")
+    data = load_run(folder)
+    assert "The untrained models are not evaluated in this run (evaluation.before)." in warnings_of(data)
+    table = summary_table(data)
+    assert table.shown.columns == ["model", "measure", "after"]
+    assert table.shown.filter(model="ada", measure="Pass@1")["after"][0].startswith("66.7 [")
+    cases = [{"problem": "t0", "student": "ada", "teacher": "bob", "hinted": (1, 2), "control": (0, 1)}]
+    rescued = RunData(data.path, data.config, data.models, pl.concat([data.counts, rescue_counts(cases)], how="diagonal"), data.answers)
+    row = row_of(summary_table(rescued), model="ada", measure="rescue: without -> with hint")
+    assert (row["before"].split()[0], row["after"].split()[0], row["difference"].split()[0]) == ("0.0", "50.0", "+50.0")
+    asked = RunData(data.path, config(evaluation={"samples": 4}), data.models, data.counts, data.answers)
+    assert summary_table(asked).shown.columns == ["model", "measure", "before", "after", "difference"]
+    assert evaluation_tables.NO_BEFORE in summary_table(asked).notes
+
+
+def test_a_team_of_one_has_no_team_tables(tmp_path: Path) -> None:
+    alone = config(team=[{"name": "ada", "model": "fake:any", "engine": "fake"}], protocol={"rescue_samples": 0})
+    folder = make_run(tmp_path / "run", alone)
+    publish_rollouts(folder, evaluation_rows({"ada": BEFORE["ada"]}, 0))
+    assert [t.name for t in report_tables(load_run(folder))] == ["pass", "rescue"]
+    assert "switched off" in printed(report_tables(load_run(folder)))
+
+
+def three_models() -> RunData:
+    """Six problems of two data sets, two completions a model: ada and bob solve the first three always, cy the others."""
+    first, last = [2, 2, 2, 0, 0, 0], [0, 0, 0, 2, 2, 1]
+    models = ("ada", "bob", "cy")
+    counts = counts_frame(2, [first, first, last], models=models)
+    in_first = pl.col("problem_id") < "p00003"
+    counts = counts.with_columns(data_set=pl.when(in_first).then(pl.lit("one")).otherwise(pl.lit("two")), level=pl.lit("hard"))
+    team = [{"name": name, "model": "fake:any", "engine": "fake"} for name in models]
+    return RunData(Path("run"), config(team=team, evaluation={"samples": 2}), list(models), counts, pl.DataFrame())
+
+
+def test_parts_of_the_team() -> None:
+    table = evaluation_tables.teams_table(three_models(), [1])
+    rows = {(row["candidates"], row["model"]): row["before"] for row in table.shown.iter_rows(named=True)}
+    assert list(rows) == [
+        ("1", "ada"), ("1", "bob"), ("1", "cy"),
+        ("2", "ada"), ("2", "bob"), ("2", "cy"), ("2", "ada+bob"), ("2", "ada+cy"), ("2", "bob+cy"),
+        ("3", "ada"), ("3", "bob"), ("3", "cy"), ("3", "team"),
+    ]  # fmt: skip
+    expected = {("2", "ada+bob"): 3 / 6, ("2", "ada+cy"): 5.5 / 6, ("2", "cy"): 3 / 6, ("3", "team"): 5.5 / 6}
+    assert {key: float(rows[key].split()[0]) for key in expected} == pytest.approx({k: 100 * v for k, v in expected.items()}, abs=0.05)
+    assert rows["3", "ada"] == "–"
+    shown = table.shown.rows(named=True)
+    assert {(shown[i]["candidates"], shown[i]["model"]) for i, _ in table.best} == {
+        ("1", "ada"), ("1", "bob"), ("2", "ada+cy"), ("2", "bob+cy")
+    }  # fmt: skip
+
+
+def test_gain_over_each_model() -> None:
+    row = evaluation_tables.gain_table(three_models(), [1]).shown.row(0, named=True)
+    assert (row["comparison"], row["best model"]) == ("equal k", "ada")
+    assert [row[f"over {name}"].split()[0] for name in ("the best", "ada", "bob", "cy")] == ["+41.7", "+41.7", "+41.7", "+50.0"]
+
+
+def test_strata_where_there_are_several() -> None:
+    table = evaluation_tables.strata_table(three_models(), [1])
+    assert table.shown["by"].unique().to_list() == ["data_set"]  # all problems have one level
+    found = {(row["value"], row["model"], row["measure"]): row["before"].split()[0] for row in table.shown.iter_rows(named=True)}
+    assert found["one", "ada", "Pass@1"] == "100.0"
+    assert found["two", "ada", "Pass@1"] == "0.0"
+    assert found["two", "cy", "Pass@1"] == "83.3"
+    assert found["two", "team", "coverage"] == "100.0"
+
+
+# --- the folder ------------------------------------------------------------------------------------------------------------
+
+
+def test_report_writes_every_table_and_figure(tmp_path: Path) -> None:
+    data, out = load_run(full_run(tmp_path / "run")), tmp_path / "out"
+    assert write_report(data, out, [1, 8]) == out / "report.html"
+    assert {p.name for p in out.iterdir()} == {"report.md", "report.html", "tables", "figures"}
+    assert {p.name for p in (out / "tables").iterdir()} == {f"{n}.{end}" for n in TABLES for end in ("csv", "json", "md", "tex")}
+    assert {p.name for p in (out / "figures").iterdir()} == {f"{n}.{end}" for n in FIGURES for end in ("pdf", "svg", "png", "csv")}
+    text = (out / "report.md").read_text()
+    assert 'team.0.name: "ada"' in text
+    assert "| evaluate | 0 | ada | 3 | 12 | 5 | 0 | 0 |" in text
+    assert all(f"](figures/{name}.svg)" in text for name in FIGURES)
+    levels = pl.read_csv(out / "tables" / "pass.csv")
+    assert pick(levels, when="before", measure="pass", model="ada", k=8)["estimate"] is None
+    assert "fewer than 8 completions" in text
+    assert json.loads((out / "tables" / "pass.json").read_text()) == [
+        {k: v if v != "" else None for k, v in row.items()} | {"note": row["note"] or ""} for row in levels.to_dicts()
+    ]
+
+
+def test_a_run_with_nothing_published(tmp_path: Path) -> None:
+    data = load_run(make_run(tmp_path / "run"))
+    write_report(data, tmp_path / "out")
+    text = Page((tmp_path / "out" / "report.html").read_text()).text
+    for part in ("nothing is published yet", "no scores are published yet", "No rescue to read", "not evaluated yet", "0 of 2 iterations"):
+        assert part in text
+    assert not (tmp_path / "out" / "figures").exists()
+
+
+@pytest.mark.usefixtures("no_pictures")
+def test_imported_predictions(tmp_path: Path) -> None:
+    lines = [
+        {"example_id": f"q{i}", "model": model, "gold": "2", "completions": ["#### 2" if (i + m) % 3 else "#### 3", "#### 2"]}
+        for m, model in enumerate(("a & b", "c")) for i in range(6)
+    ]  # fmt: skip
+    (tmp_path / "file.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    import_predictions(tmp_path / "file.jsonl", tmp_path / "run")
+    data = load_run(tmp_path / "run")
+    write_report(data, tmp_path / "out")
+    page = Page((tmp_path / "out" / "report.html").read_text())
+    assert "training" not in {row[0] for table in page.tables for row in table if row}
+    assert f"Imported predictions of {', '.join(data.models)} on 6 problems." in page.text
+    assert str(tmp_path / "file.jsonl") in page.text
+    (table,) = [t for t in page.tables if t and t[0][:4] == ["candidates", "model", "measure", "predictions"]][:1]
+    assert table[1][3].startswith("83.3 [")  # of the first model, 4 of 6 first and all second completions
+    assert "before" not in page.text.split("Configuration")[0].replace("before they are weighted", "")
+
+
+@pytest.mark.usefixtures("no_pictures")
+def test_several_runs_get_an_index(tmp_path: Path) -> None:
+    runs = [full_run(tmp_path / sweep / "run-1") for sweep in ("one", "two")] + [make_run(tmp_path / "two" / "run-2")]
+    pages = write_reports([load_run(r) for r in runs], tmp_path / "out", [1])
+    assert [str(p.relative_to(tmp_path / "out")) for p in pages] == [
+        "one-run-1/report.html", "two-run-1/report.html", "run-2/report.html", "index.html"
+    ]  # fmt: skip
+    assert all(path.is_file() for path in pages)
+    index = Page(pages[-1].read_text())
+    links = [a["href"] for tag, a in index.tags if tag == "a"]
+    assert [tmp_path / "out" / str(link) for link in links] == pages[:-1]
+    head, first, _, empty = index.tables[0]
+    # After training, both models solve 8 of 12.
+    assert dict(zip(head, first, strict=True))["best model"] in ("ada", "bob")
+    assert dict(zip(head, first, strict=True))["its Pass@1"].startswith("66.7 [")
+    assert empty[1:] == ["–"] * 7
+    frame = pl.read_csv(tmp_path / "out" / "runs.csv")
+    assert frame["run"].to_list() == ["run-1"] * 8
+    assert pick(frame.head(4), figure="team")["estimate"] == pytest.approx((1 - 1 / 4 * 3 / 4 + 1 - 3 / 4 * 1 / 4 + 1) / 3)
+
+
+def test_warnings(tmp_path: Path) -> None:
+    folder = make_run(tmp_path / "run", config(protocol={"hint_probability": 1.0}))
+    rows = evaluation_rows(BEFORE, 0)
+    rows[0] |= {"verdict": "timeout", "correct": False}
+    for row in rows[:6]:
+        row["finish_reason"] = "length"
+    publish_rollouts(folder, rows)
+    data = load_run(folder)
+    text = "\n".join(warnings_of(data))
+    for part in (
+        "Not finished: 0 of 2 iterations", "No evaluation after training", "Verification of 1 of 24", "6 of 24 completions were cut",
+        "3 problems, fewer than 100", "no control",
+    ):  # fmt: skip
+        assert part in text
+    assert warnings_of(load_run(full_run(tmp_path / "done")))[0].startswith("Not finished: 1 of 2 iterations are done")
+
+
+@pytest.mark.usefixtures("no_pictures")
+def test_what_was_left_out_is_a_warning_and_not_an_error(tmp_path: Path) -> None:
+    folder = full_run(tmp_path / "run")
+    (shard,) = folder.glob("score/iteration=0001/*.parquet")
+    shard.write_bytes(shard.read_bytes()[:-1])
+    data = load_run(folder)
+    with pytest.raises(manifests.DamagedError, match=shard.name):
+        write_report(data, tmp_path / "strict")
+    (cold,) = folder.glob("cold/iteration=0001/ada*.parquet")
+    cold.write_bytes(b"")
+    data = load_run(folder, lenient=True)
+    assert data.left_out
+    write_report(data, tmp_path / "out")
+    text = (tmp_path / "out" / "report.md").read_text()
+    assert "Left out: " in text
+    assert shard.name in text
+
+
+# --- cost and facts --------------------------------------------------------------------------------------------------------
+
+
+def test_cost_by_hand(tmp_path: Path) -> None:
+    folder = make_run(tmp_path / "run")
+    manifests.write_json(RunPaths(folder).identity, {"run_id": "demo", "provenance": {"packages": {"torch": "2.13.0+cu130"}}})
+    paths = RunPaths(folder)
+    tokens = {"num_prompt_tokens": 50, "num_completion_tokens": 20}
+    gpu = {"seconds": {"load": 600.0, "generate": 3000.0}, "threads": 4, "num_gpus": 1, **tokens}
+    publish_frame(paths.phase_folder("cold", 1), "ada-p000", rollouts([rollout(), rollout(sample_index=1)]), ROLLOUTS, stats=lambda: gpu)
+    update = {"seconds": {"update": 1800.0}, "threads": 2, "num_gpus": 1, "num_ranks": 8, "num_completion_tokens": 1}
+    steps = pl.DataFrame([step(num_tokens=30), step(step=2, num_tokens=12)], schema=STEPS.schema)
+    publish_frame(paths.phase_folder("update", 1), "ada-p000", steps, STEPS, stats=lambda: update)
+    cost = cost_of(folder)
+    cold = pick(cost.table, phase="cold")
+    assert (cold["tasks"], cold["completions"], cold["prompt_tokens"], cold["sampled_tokens"]) == (1, 2, 50, 20)
+    assert (cold["process_hours"], cold["core_hours"], cold["gpu_hours"]) == pytest.approx((1, 4, 1))
+    assert cold["trained_tokens"] is None
+    total = pick(cost.table, phase="all")
+    assert (total["process_hours"], total["core_hours"], total["gpu_hours"]) == pytest.approx((1 + 4, 4 + 8, 1 + 4))
+    assert (total["sampled_tokens"], total["trained_tokens"]) == (20, 42)  # all steps, also those before a stop
+    assert cost.ended is not None
+    assert cost.began == pytest.approx(cost.ended - 3600, abs=1800)
+
+
+def test_an_engine_that_samples_several_parts_at_once_is_counted_once(tmp_path: Path) -> None:
+    folder = make_run(tmp_path / "run")
+    hour = {"seconds": {"generate": 3600.0}, "threads": 1, "num_gpus": 1}
+    for model, part in (("ada", 0), ("ada", 1), ("bob", 0)):  # all by this process, and published now
+        frame = rollouts([rollout(model=model)])
+        publish_frame(RunPaths(folder).phase_folder("cold", 1), f"{model}-p{part:03d}", frame, ROLLOUTS, stats=lambda: hour)
+    cold = pick(cost_of(folder).table, phase="cold")
+    assert cold["tasks"] == 3
+    assert cold["gpu_hours"] == pytest.approx(1 + 1, abs=0.01)  # one for each model's engine
+
+
+@pytest.mark.parametrize(("torch", "hours"), [("2.13.0+cpu", 0.0), ("2.13.0+cu130", None)])
+def test_gpus_that_were_not_recorded(tmp_path: Path, torch: str, hours: float | None) -> None:
+    folder = make_run(tmp_path / "run")
+    manifests.write_json(RunPaths(folder).identity, {"run_id": "demo", "provenance": {"packages": {"torch": torch}}})
+    publish_rollouts(folder, [rollout()])
+    assert pick(cost_of(folder).table, phase="all")["gpu_hours"] == hours
+
+
+def test_facts_say_where_a_run_comes_from(tmp_path: Path) -> None:
+    folder = full_run(tmp_path / "run")
+    provenance = {
+        "core_hpc": "0.1.0", "git_commit": "abc123", "git_modified": True, "packages": {"torch": "2.13.0+cpu"}, "python": "3.11.7",
+        "platform": "Linux-x", "num_cores": 2, "mem_gb": 23.5, "command": ["launch.py", "a file.yaml"],
+    }  # fmt: skip
+    manifests.write_json(RunPaths(folder).identity, {"run_id": "demo", "models": {"ada": {"fingerprint": "f" * 64}}, "provenance": provenance})
+    text = "\n".join(": ".join(fact) for fact in facts_of(load_run(folder), cost_of(folder)))
+    for part in (
+        "git abc123, with changes that are not committed", "torch 2.13.0+cpu", "23.5 GB", "launch.py 'a file.yaml'", "fake:any",
+        "weights ffffffffffff", "2 of addition_chain", "3 of addition_chain", "60 trained on", "0.00 GPU-hours",
+    ):  # fmt: skip
+        assert part in text
+
+
+# --- the command line ------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.usefixtures("no_pictures")
+def test_the_command_prints_and_writes(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = tmp_path / "out"
+    assert main(["report", str(run.parent), "--out", str(out), "--k", "1", "8"]) == 0
+    shown = capsys.readouterr().out
+    assert "demo-1" in shown
+    assert "team Pass@1" in shown
+    assert f"written: {out / 'report.html'}" in shown
+    assert (out / "report.md").is_file()
+
+
+def test_a_wrong_folder_is_a_message(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["report", str(tmp_path)]) == 2
+    assert "neither a run folder nor a sweep folder" in capsys.readouterr().err
+
+
+def test_commands_on_a_run_with_nothing_published(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    make_run(tmp_path / "run")
+    assert main(["report", str(tmp_path / "run"), "--out", str(tmp_path / "out")]) == 0
+    assert "nothing is published yet" in capsys.readouterr().out
+    assert main(["passk", str(tmp_path / "run"), "--format", "csv"]) == 0
+    assert "published yet" in capsys.readouterr().err
+
+
+def test_import_and_help_are_light() -> None:
+    """Below one second of processor time (wall time is the machine's business), and without the heavy packages."""
+    code = (
+        "import sys, analysis, analysis.report.report\n"
+        "from analysis.__main__ import main\n"
+        "try: main(['--help'])\n"
+        "except SystemExit: pass\n"
+        "assert not {'torch', 'submitit', 'transformers', 'vllm', 'matplotlib', 'scipy'} & set(sys.modules)\n"
+    )
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
+    subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, cwd=Path(__file__).parents[3], timeout=60)
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    assert after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime < 1

@@ -1,0 +1,426 @@
+"""The account of time: intervals made by hand, with sums done by hand; random schedules against brute force."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import time
+from collections import defaultdict
+from fractions import Fraction
+from itertools import pairwise, permutations
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+from rich.console import Console
+
+from analysis.__main__ import main
+from analysis.counts.run import load_run
+from analysis.layout.formats import FORMATS, table_text
+from analysis.layout.tables import render
+from analysis.report.figures import time_figure, write
+from analysis.timing.account import RunTimes, iteration_table, time_table, times_of, waited_table
+from analysis.timing.critical_path import ITEMS, Segment, TaskTime, critical_path, shared_seconds
+from analysis.timing.tables import IMPORTED, NOTHING, time_report
+from core_hpc.phases.context import Warm
+from core_hpc.runs.graph import Graph
+from core_hpc.store import manifests
+from core_hpc.store.paths import TEAM, RunPaths, TaskKey
+from core_hpc.store.schema import COLD, EVALUATE, HINT, RESCUE, SCHEMA_VERSION, SCORE, UPDATE
+from core_hpc.training.timings import UpdateTimings
+from tests.support.analysis_data import config, make_run
+
+T0 = 1.7e9
+"""Second 0 of the made-up runs."""
+
+
+def publish(
+    run: Path, key: TaskKey, began: float, laps: dict[str, float], *, host: str = "n1", pid: int = 0, clock: float = 0.0, **stats: Any
+) -> None:
+    """A manifest as a task leaves it that began at a second and did so; `clock`: what its host's clock is ahead."""
+    path = RunPaths(run).task_manifest(key)
+    manifests.make_folder(path.parent)
+    writer = {"host": host, "pid": pid, "user": "u", "time": T0 + clock + began + sum(laps.values())}
+    body = {"schema_version": SCHEMA_VERSION, "files": [], "stats": {"seconds": laps, **stats} if laps else stats, "writer": writer}
+    path.write_text(json.dumps(body))
+
+
+def submit(run: Path, name: str, submitted: float, elements: list[list[TaskKey]]) -> None:
+    """The record of an array."""
+    folder = RunPaths(run).slurm
+    manifests.make_folder(folder)
+    record = {"name": name, "submitted": T0 + submitted, "elements": [[str(key) for key in keys] for keys in elements]}
+    manifests.write_json(folder / f"{name}.ended.json", record)
+
+
+def key(phase: str, model: str = TEAM, *, iteration: int = 1, part: int = 0) -> TaskKey:
+    return TaskKey(iteration, phase, model, part)
+
+
+def publish_iteration(run: Path, at: float = 0, *, iteration: int = 1) -> None:
+    """Two models, a process each for sampling and one each for updating; bob's update waits for ada's. Ends at 63.
+
+    seconds  0    4         10        20 21  23  25     31 32   33      43     45        63
+    ada      load generate              hint  rescue      score update
+    bob      load   generate            hint   rescue     score                (start) update
+    """
+    tokens = {"num_prompt_tokens": 100, "num_padded_tokens": 500}
+    publish(run, key(COLD, "ada", iteration=iteration), at, {"load": 4, "generate": 6}, pid=1, num_completion_tokens=60, **tokens)
+    publish(run, key(COLD, "bob", iteration=iteration), at, {"load": 5, "generate": 15}, pid=2, num_completion_tokens=30, **tokens)
+    publish(run, key(HINT, iteration=iteration), at + 21, {"read": 0.5, "hint": 1.5}, pid=3)
+    publish(run, key(RESCUE, "ada", iteration=iteration), at + 23, {"generate": 2}, pid=1, num_completion_tokens=10, **tokens)
+    publish(run, key(RESCUE, "bob", iteration=iteration), at + 23, {"generate": 6, "publish": 2}, pid=2, num_completion_tokens=12, **tokens)
+    publish(run, key(SCORE, iteration=iteration), at + 31, {"score": 1}, pid=3)
+    parts = {"old_s": 2.0, "reference_s": 1.0, "train_s": 5.0, "save_s": 1.0, "prepare_s": 0.5}
+    publish(run, key(UPDATE, "ada", iteration=iteration), at + 33, {"update": 10}, pid=4, num_tokens=400, **parts, **tokens)
+    parts = {"old_s": 4.0, "reference_s": 0.0, "train_s": 10.0, "save_s": 1.0, "prepare_s": 1.0}
+    times = {"process_started": T0 + at + 44, "process_ready": T0 + at + 45} if iteration == 1 else {}
+    laps = {"load": 1, "update": 17}
+    publish(run, key(UPDATE, "bob", iteration=iteration), at + 45, laps, pid=5, num_tokens=450, **parts, **tokens, **times)
+
+
+def seconds_of(times: RunTimes, iteration: int = 1) -> dict[str, float]:
+    """What an iteration was waiting for, seconds by item."""
+    out: dict[str, float] = defaultdict(float)
+    for row in waited_table(times).filter(iteration=iteration).iter_rows(named=True):
+        out[row["item"]] += row["seconds"]
+    return {item: pytest.approx(seconds, abs=1e-3) for item, seconds in out.items()}
+
+
+# --- one iteration, by hand ------------------------------------------------------------------------------------------------
+
+
+def test_each_moment_of_an_iteration_counts_once_for_what_it_was_waiting_for(tmp_path: Path) -> None:
+    publish_iteration(run := make_run(tmp_path / "run"))
+    assert seconds_of(times_of(run)) == {
+        "load": 5 + 1,  # bob's engine and trainer
+        "generate": 15 + 6,  # bob's
+        "publish": 2,
+        "read": 0.5,
+        "hint": 1.5,
+        "score": 1,
+        "another model": 10,  # 33 to 43: ada's update
+        "start": 1,  # 44 to 45: the process of bob's
+        "log-probabilities": 4,
+        "train": 10,
+        "prepare": 17 - 4 - 10 - 1,
+        "save": 1,
+        "idle": 1 + 1 + 1,  # 20 to 21, 32 to 33, 43 to 44
+    }
+    table = waited_table(times_of(run))
+    assert table["seconds"].sum() == pytest.approx(63, abs=1e-3)
+    assert table["share"].sum() == pytest.approx(1)
+    models = dict(table.filter(item="generate").select("phase", "model").rows())
+    assert models == {COLD: "bob", RESCUE: "bob"}
+
+
+def test_an_iteration_beside_its_lower_bound(tmp_path: Path) -> None:
+    publish_iteration(run := make_run(tmp_path / "run"))
+    (row,) = iteration_table(times_of(run)).iter_rows(named=True)
+    assert (row["tasks"], row["of_tasks"]) == (8, 8)
+    assert row["wall_s"] == pytest.approx(63, abs=1e-3)
+    assert (row["elsewhere_s"], row["queue_s"]) == (0, 0)
+    # One iteration alone: tokens by their rate are the seconds themselves. ada: 6 + 2 + 3 + 5.
+    assert (row["bound_s"], row["bound_model"]) == (pytest.approx(15 + 6 + 4 + 10, abs=1e-3), "bob")
+    assert row["overhead"] == row["overhead_without_queue"] == pytest.approx(1 - 35 / 63, abs=1e-4)
+    assert (row["largest"], row["largest_s"]) == ("another model", pytest.approx(10, abs=1e-3))
+
+
+def test_rates_are_those_of_the_whole_run(tmp_path: Path) -> None:
+    run = make_run(tmp_path / "run")
+    publish_iteration(run, 0)
+    publish_iteration(run, 100, iteration=2)
+    publish(run, key(COLD, "bob", iteration=2), 100, {"load": 5, "generate": 15}, pid=2, num_completion_tokens=90)
+    rate = Fraction(30 + 90, 15 + 15)
+    bounds = iteration_table(times_of(run))["bound_s"].to_list()
+    assert bounds == pytest.approx([float(30 / rate) + 6 + 14, float(90 / rate) + 6 + 14], abs=1e-3)
+
+
+def test_passes_that_only_later_iterations_need_are_work_of_theirs(tmp_path: Path) -> None:
+    """The first iteration has no pass for the reference; it must not make the bound of the others too low."""
+    run = make_run(tmp_path / "run")
+    publish(run, key(COLD, "ada"), 0, {"generate": 10}, num_completion_tokens=50)
+    publish(run, key(UPDATE, "ada"), 10, {"update": 14}, num_tokens=300, num_pass_tokens=200, old_s=4.0, train_s=10.0)
+    publish(run, key(COLD, "ada", iteration=2), 24, {"generate": 10}, num_completion_tokens=50)
+    parts = {"old_s": 4.0, "reference_s": 6.0, "train_s": 10.0}
+    publish(run, key(UPDATE, "ada", iteration=2), 34, {"update": 20}, num_tokens=300, num_pass_tokens=500, **parts)
+    assert iteration_table(times_of(run))["bound_s"].to_list() == pytest.approx([10 + 4 + 10, 10 + 10 + 10], abs=1e-3)
+    passes = time_table(times_of(run)).filter(item="log-probabilities")
+    assert passes["tokens"].to_list() == [200, 500]
+    assert passes["tokens_per_s"].to_list() == pytest.approx([50, 50])
+
+
+def test_seconds_and_tokens_of_tasks(tmp_path: Path) -> None:
+    publish_iteration(run := make_run(tmp_path / "run"))
+    table = time_table(times_of(run))
+
+    def row(phase: str, model: str, item: str) -> dict[str, Any]:
+        return table.filter(phase=phase, model=model, item=item).row(0, named=True)
+
+    cold = row(COLD, "ada", "generate")
+    assert (cold["seconds"], cold["share"]) == (pytest.approx(6), pytest.approx(6 / 63, abs=1e-4))
+    assert (cold["tokens"], cold["tokens_per_s"], cold["prompt_tokens"], cold["padding_share"]) == (60, pytest.approx(10), 100, None)
+    train = row(UPDATE, "bob", "train")
+    assert (train["tokens"], train["tokens_per_s"], train["padding_share"]) == (450, pytest.approx(45), pytest.approx(0.1))
+    assert row(UPDATE, "bob", "log-probabilities")["seconds"] == pytest.approx(4)
+    assert row(UPDATE, "bob", "start")["seconds"] == pytest.approx(1, abs=1e-3)
+    everything = 10 + 20 + 2 + 2 + 8 + 1 + 10 + 18 + 1  # of the tasks, and the start of a process
+    assert table["seconds"].sum() == pytest.approx(everything, abs=1e-3)
+
+
+def test_evaluations_and_other_iterations_are_work_of_elsewhere(tmp_path: Path) -> None:
+    run = make_run(tmp_path / "run")
+    # bob's process samples held-out problems until 30, while ada's cold begins at 10.
+    publish(run, key(EVALUATE, "bob", iteration=0), 0, {"generate": 30}, pid=2, num_completion_tokens=5)
+    publish(run, key(COLD, "ada"), 10, {"generate": 8}, pid=1, num_completion_tokens=8)
+    publish(run, key(COLD, "bob"), 30, {"generate": 12}, pid=2, num_completion_tokens=12)
+    times = times_of(run)
+    assert seconds_of(times) == {"evaluation": 20, "generate": 12}
+    (row,) = iteration_table(times).iter_rows(named=True)
+    assert (row["tasks"], row["of_tasks"], row["elsewhere_s"]) == (2, 8, pytest.approx(20, abs=1e-3))
+    assert row["overhead"] == pytest.approx(0, abs=1e-3)
+    assert row["largest"] is None
+    assert time_table(times).filter(phase=EVALUATE)["share"].to_list() == [None]
+    # Iteration 2 of ada begins while bob is still being updated in iteration 1.
+    publish(run, key(UPDATE, "ada"), 50, {"update": 10}, pid=4, num_tokens=1)
+    publish(run, key(UPDATE, "bob"), 50, {"update": 40}, pid=5, num_tokens=1)
+    publish(run, key(COLD, "ada", iteration=2), 60, {"generate": 5}, pid=1, num_completion_tokens=5)
+    publish(run, key(COLD, "bob", iteration=2), 91, {"generate": 7}, pid=2, num_completion_tokens=7)
+    assert seconds_of(times_of(run), 2) == {"another iteration": 30, "idle": 1, "generate": 7}
+
+
+# --- missing laps, clocks, queue, nothing ----------------------------------------------------------------------------------
+
+
+def test_tasks_that_do_not_tell_what_they_did(tmp_path: Path) -> None:
+    publish_iteration(run := make_run(tmp_path / "run"))
+    publish(run, key(RESCUE, "bob"), 31, {}, pid=2)  # no statistics at all
+    publish(run, key(UPDATE, "ada"), 33, {"read": 3, "update": 7}, pid=4)  # and none of its parts
+    times = times_of(run)
+    row = time_table(times).filter(phase=UPDATE, model="ada", item="train").row(0, named=True)
+    assert (row["seconds"], row["tokens"], row["tokens_per_s"]) == (pytest.approx(7), None, None)
+    spent = seconds_of(times)
+    assert (spent["generate"], spent["idle"]) == (15, 3 + 6)  # of bob's rescue nothing is known: 25 to 31; to 25 ada's ran
+    assert spent["another model"] == 10 + 2
+    notes = time_report(times)[0].notes
+    assert any("1 of 8 tasks did not record" in note for note in notes)
+
+
+def test_clocks_of_two_hosts_never_make_time_negative(tmp_path: Path) -> None:
+    run = make_run(tmp_path / "run")
+    # What really happens: cold 0 to 20, hint 20 to 25, rescue 25 to 30. The clock of n2 is 7 s ahead.
+    publish(run, key(COLD, "ada"), 0, {"generate": 10}, num_completion_tokens=10, pid=1)
+    publish(run, key(COLD, "bob"), 0, {"generate": 20}, num_completion_tokens=10, host="n2", clock=7, pid=1)
+    publish(run, key(HINT), 20, {"hint": 5}, pid=2)
+    publish(run, key(RESCUE, "bob"), 25, {"generate": 5}, num_completion_tokens=5, host="n2", clock=7, pid=9)
+    times = times_of(run)
+    assert all(s.seconds > 0 for s in times.paths[1])
+    # By the clocks: rescue 32 to 37, hint 20 to 25, bob's cold 7 to 27, of which 7 to 20 is before the hint; ada's runs from 0.
+    assert seconds_of(times) == {"generate": 5 + 13, "idle": 5, "another part": 2, "hint": 5, "another model": 7}
+    notes = time_report(times)[0].notes
+    assert "clocks of n1, n2 differ by at least 7.0 s: figures near such joints are off by that much" in notes
+
+
+def test_several_hosts_with_clocks_that_agree_are_said_to_be_several(tmp_path: Path) -> None:
+    publish_iteration(run := make_run(tmp_path / "run"))
+    assert not any("clocks" in note for note in time_report(times_of(run))[0].notes)
+    publish(run, key(SCORE), 31, {"score": 1}, pid=3, host="n2")
+    assert any(note.startswith("several hosts: where their clocks differ") for note in time_report(times_of(run))[0].notes)
+
+
+@pytest.mark.parametrize("order", list(permutations((0, 40, 500))))
+def test_the_queue_of_slurm(tmp_path: Path, order: tuple[int, ...]) -> None:
+    """Submitted at 0 and lost, at 40 and done, at 500 when all had begun."""
+    run = make_run(tmp_path / "run", config(protocol={"problems_per_iteration": 20, "problems_per_part": 10}))
+    parts = [key(COLD, "ada", part=p) for p in (0, 1)]
+    for name, submitted in zip("abc", order, strict=True):
+        submit(run, f"cold-0001-0000000{name}", submitted, [parts])
+    times = {"job_started": T0 + 100, "process_started": T0 + 103, "process_ready": T0 + 110}
+    publish(run, parts[0], 110, {"load": 5, "generate": 20}, pid=1, num_completion_tokens=20, **times)
+    publish(run, parts[1], 136, {"load": 0, "generate": 10}, pid=1, num_completion_tokens=10)
+    found = times_of(run)
+    assert seconds_of(found) == {"queue": 60, "start": 10, "load": 5, "generate": 30, "idle": 1}
+    (row,) = iteration_table(found).iter_rows(named=True)
+    assert row["began"] == pytest.approx(T0 + 40)
+    assert (row["wall_s"], row["queue_s"], row["largest"]) == (pytest.approx(106, abs=1e-3), pytest.approx(60, abs=1e-3), "queue")
+    assert row["overhead"] == pytest.approx(1 - 30 / 106, abs=1e-4)
+    assert row["overhead_without_queue"] == pytest.approx(1 - 30 / 46, abs=1e-4)
+    table = time_table(found)
+    assert table.filter(item="queue").select("tasks", "seconds").row(0) == (1, pytest.approx(60, abs=1e-3))
+
+
+def test_a_job_that_begins_before_its_submission_by_another_clock(tmp_path: Path) -> None:
+    run = make_run(tmp_path / "run")
+    submit(run, "cold-0001-00000001", 30, [[key(COLD, "ada")]])
+    publish(run, key(COLD, "ada"), 20, {"generate": 5}, pid=1, num_completion_tokens=1)
+    assert seconds_of(times_of(run)) == {"generate": 5}
+
+
+@pytest.mark.parametrize(("submitted", "start", "ready", "began"), list(permutations((0.0, 1.0, 2.0, 3.0))))
+def test_waits_follow_each_other_up_to_the_task_whatever_the_clocks_say(submitted: float, start: float, ready: float, began: float) -> None:
+    task = TaskTime(key(COLD, "ada"), began, began + 5, "n", 1, process=(start, ready), submitted=submitted)
+    (queue, a, b), (process, c, d) = task.waits
+    assert (queue, process) == ("queue", "start")
+    assert a <= b == c <= d <= began
+    assert task.appeared == min(submitted, start, ready, began)
+    if submitted < start < ready < began:
+        assert (a, b, d) == (submitted, start, ready)
+
+
+def test_nothing_published_and_nothing_run(tmp_path: Path) -> None:
+    run, imported = make_run(tmp_path / "run"), make_run(tmp_path / "imported")
+    manifests.write_json(RunPaths(imported).identity, {"run_id": "demo", "imported": {"models": ["ada"]}})
+    for folder, said in ((run, NOTHING), (imported, IMPORTED)):
+        times = times_of(folder)
+        assert [frame(times).height for frame in (time_table, iteration_table, waited_table)] == [0, 0, 0]
+        tables = time_report(times)
+        assert [table.notes for table in tables] == [[said]] * 3
+        for form in FORMATS[1:]:
+            assert all(table_text(table, form) for table in tables)
+
+
+def test_only_an_evaluation_is_published(tmp_path: Path) -> None:
+    publish(run := make_run(tmp_path / "run"), key(EVALUATE, "ada", iteration=0), 0, {"generate": 3}, num_completion_tokens=6)
+    times = times_of(run)
+    assert iteration_table(times).height == waited_table(times).height == 0
+    assert time_table(times).select("seconds", "tokens_per_s").row(0) == (pytest.approx(3), pytest.approx(2))
+    assert time_report(times)[2].shown.height == 1
+
+
+def test_the_tables_as_they_are_read(tmp_path: Path) -> None:
+    publish_iteration(run := make_run(tmp_path / "run"))
+    tables = time_report(times_of(run))
+    console = Console(width=200)
+    with console.capture() as capture:
+        render(tables, console)
+    assert "another model: 10.0 s" in capture.get()
+    iterations, waited, speed = tables
+    assert iterations.shown.row(0, named=True)["overhead (%)"] == "44.4"  # 1 - 35 / 63
+    first = waited.shown.row(0, named=True)
+    assert (first["item"], first["all"], first["all (%)"], first["latest"]) == ("generate", "21.0", "33.3", "21.0")
+    update = speed.shown.filter(phase=UPDATE, model="ada").row(0, named=True)
+    assert (update["log-probabilities"], update["train"], update["tokens/s"], update["padding (%)"]) == ("3.0", "5.0", "80.0", "20.0")
+
+
+def test_the_figure_shows_the_tasks_of_the_iteration_when_they_ran(tmp_path: Path) -> None:
+    publish_iteration(run := make_run(tmp_path / "run"), at=100)
+    figure = time_figure(load_run(run), times_of(run))
+    assert "iteration 1" in figure.caption
+    spans = {(row["model"], row["phase"], row["item"]): (row["began_s"], row["ended_s"]) for row in figure.points.iter_rows(named=True)}
+    expected = {  # the drawing above publish_iteration
+        ("ada", COLD, "load"): (0, 4), ("ada", COLD, "generate"): (4, 10), ("bob", RESCUE, "generate"): (23, 29),
+        (TEAM, SCORE, "score"): (31, 32),
+    }  # fmt: skip
+    for name, span in expected.items():
+        assert spans[name] == pytest.approx(span)
+    assert max(end for _, end in spans.values()) == pytest.approx(63)
+    assert figure.points["model"].unique(maintain_order=True).to_list() == ["ada", "bob", TEAM]
+    assert len(write(figure, tmp_path / "figures")) > 1000
+
+
+def test_the_command_prints_the_tables(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    publish_iteration(run := make_run(tmp_path / "demo" / "run"))
+    assert main(["time", str(run.parent)]) == 0
+    assert "another model: 10.0 s" in capsys.readouterr().out
+
+
+def test_a_run_that_went_on_from_a_checkpoint_beyond_its_last_configuration(tmp_path: Path) -> None:
+    run = make_run(tmp_path / "run")  # asks for 2 iterations
+    publish(run, key(UPDATE, "ada", iteration=3), 0, {"mystery": 2, "update": 3}, num_tokens=3, resumed_from_step=4)
+    times = times_of(run)
+    assert iteration_table(times).select("tasks", "of_tasks").row(0) == (1, 8)
+    assert list(seconds_of(times, 3).items()) == [("train", 3), ("mystery", 2)]  # what it has no name for comes last
+    assert any(note.startswith("1 updates went on from a checkpoint") for note in time_report(times)[0].notes)
+
+
+# --- random schedules ------------------------------------------------------------------------------------------------------
+
+
+def test_shared_seconds_are_those_of_a_count_second_by_second() -> None:
+    draw = random.Random(3)
+    for _ in range(50):
+        spans = [(draw.choice("abc"), a, a + draw.randrange(9)) for a in (draw.randrange(30) for _ in range(draw.randrange(8)))]
+        expected: dict[str, Fraction] = {name: Fraction(0) for name, a, b in spans if b > a}
+        for second in range(40):
+            active = [name for name, a, b in spans if a <= second < b]
+            for name in active:
+                expected[name] += Fraction(1, len(active))
+        found = shared_seconds((name, float(a), float(b)) for name, a, b in spans)
+        assert found == pytest.approx({name: float(s) for name, s in expected.items()})
+
+
+def random_schedule(draw: random.Random, graph: Graph) -> list[TaskTime]:
+    """All tasks run for whole seconds, on a few processes, each as soon as it is published what it reads and one is free, or later."""
+    free, ended, tasks = [0] * draw.randint(1, 3), {}, []
+    for k in graph.tasks():
+        pid = min(range(len(free)), key=lambda p: free[p])
+        began = max([free[pid], *(ended[i] for i in graph.inputs(k))]) + draw.choice((0, 0, 0, 2))
+        laps = tuple((name, float(draw.randrange(4))) for name in ("load", "generate", "publish"))
+        free[pid] = ended[k] = began + int(sum(s for _, s in laps))
+        tasks.append(TaskTime(k, float(began), float(ended[k]), "n", pid, laps))
+    return tasks
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_every_segment_of_a_random_schedule_is_what_was_going_on_then(seed: int) -> None:
+    draw = random.Random(seed)
+    graph = Graph(("ada", "bob"), 2, draw.randint(1, 3), 1, 1, evaluate_before=True, has_rescue=True)
+    tasks = random_schedule(draw, graph)
+    by_key = {t.key: t for t in tasks}
+    for iteration in (1, 2):
+        own = [t for t in tasks if t.key.iteration == iteration and t.key.phase != EVALUATE]
+        path = critical_path(tasks, iteration, graph.inputs)
+        assert path[0].began == min(t.began for t in own)
+        assert path[-1].ended == max(t.ended for t in own)
+        assert all(a.ended == b.began for a, b in pairwise(path))
+        for segment in path:
+            check_segment(segment, tasks, by_key[segment.key], iteration)
+
+
+def check_segment(segment: Segment, tasks: list[TaskTime], task: TaskTime, iteration: int) -> None:
+    """Second by second: a task's own lap, or whether anything ran while it waited."""
+    assert segment.seconds > 0
+    for second in range(int(segment.began), int(segment.ended)):
+        running = [t for t in tasks if t.began <= second < t.ended]
+        if segment.item in ("load", "generate", "publish"):
+            done = second - task.began
+            names = [name for name, s in task.laps for _ in range(int(s))]
+            assert names[int(done)] == segment.item
+        elif segment.item == "evaluation":
+            assert any(t.key.phase == EVALUATE for t in running)
+        elif segment.item == "another iteration":
+            assert any(t.key.iteration != iteration for t in running)
+        elif segment.item == "idle":
+            assert not running
+        else:
+            assert segment.item in ("another model", "another part")
+            assert task not in running
+            assert any(t.key.iteration == iteration and t.key.phase != EVALUATE for t in running)
+            assert segment.item in ITEMS
+
+
+# --- what tasks record -----------------------------------------------------------------------------------------------------
+
+
+def test_a_process_tells_its_start_with_its_first_task_only(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CORE_HPC_JOB_START", "1700000000")
+    before = time.time()
+    warm = Warm()
+    times = warm.take_times()
+    assert before <= times["process_ready"] <= time.time()
+    assert times["process_started"] == psutil.Process(os.getpid()).create_time() < before
+    assert times["job_started"] == 1.7e9
+    assert warm.take_times() == {}
+    monkeypatch.delenv("CORE_HPC_JOB_START")
+    assert "job_started" not in Warm().take_times()
+
+
+def test_a_clock_waits_for_what_a_gpu_was_told_to_do(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("torch.cuda.is_initialized", lambda: True)
+    monkeypatch.setattr("torch.cuda.synchronize", lambda: time.sleep(0.05))
+    timings = UpdateTimings()
+    with timings.clock("train_s"):
+        pass
+    assert timings.train_s >= 0.05

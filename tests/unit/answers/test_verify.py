@@ -1,0 +1,263 @@
+"""Verdicts by algebra in worker processes: right and stable ones, deadlines, replaced workers, nothing left behind."""
+
+from __future__ import annotations
+
+import itertools
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+import time
+from collections.abc import Iterator
+from fractions import Fraction
+
+import psutil
+import pytest
+
+from core_hpc.answers import verifier as verify_module
+from core_hpc.answers.extract import extract_answer
+from core_hpc.answers.latex import clean_latex, compare_latex, gold_latex
+from core_hpc.answers.symbolic import equal
+from core_hpc.answers.verifier import Verifier, require_algebra
+from core_hpc.common.errors import CoreHpcError, InputError
+from core_hpc.store.schema import CORRECT, NO_ANSWER, TIMEOUT, VERDICTS, WRONG
+
+CPU_LIMIT_S = 1.0
+HANGS = "9^{9^{9^{9}}}"
+
+
+@pytest.fixture(scope="module")
+def verifier() -> Iterator[Verifier]:
+    made = Verifier(num_workers=2, cpu_limit_s=CPU_LIMIT_S)
+    yield made
+    made.close()
+
+
+# (answer, gold, equal?), from the rules of arithmetic and algebra.
+PAIRS = [
+    (r"(x+1)^2", r"x^2+2x+1", True), (r"(x+1)^2", r"x^2+2x+2", False), (r"\sqrt{12}", r"2\sqrt{3}", True),
+    (r"4\sqrt(2)", r"4\sqrt{2}", True),
+    (r"\frac{\sqrt{3}}{2}", r"\sqrt{\frac{3}{4}}", True), (r"-5i+6", r"6-5i", True), (r"2,1", r"\{1,2\}", True), (r"(2,1)", "(1,2)", False),
+    (r"[1,2]", "(1,2)", False), (r"\begin{pmatrix}1\\2\end{pmatrix}", r"\begin{pmatrix} 1 \\ 2 \end{pmatrix}", True),
+    (r"\pi r^2", r"r^2\pi", True),
+    (r"\begin{pmatrix}1\\2\end{pmatrix}", r"\begin{pmatrix}2\\1\end{pmatrix}", False), ("5", "x=5", True), (r"5\text{ cm}", "5", True),
+    (r"90", r"90^\circ", True), (r"50\%", "0.5", True), (r"1\frac{1}{2}", r"\frac{3}{2}", True), ("1 1/2", "11/2", False),
+    (r"2^{10}", "1024", True),
+    (r"y=2x+1", "2x+1", True), (r"\pm 2", "2,-2", True), (r"\sin^2 x", r"1-\cos^2 x", True), (r"\ln 8", r"3\ln 2", True),
+    (r"x", "y", False),
+    (r"[0,1)\cup(2,3]", r"(2,3]\cup[0,1)", True), (r"\infty", r"-\infty", False), (r"0.5x", r"\frac{x}{2}", True),
+    ("42 and 7", "42", False),
+    ("41, 42", "42", False), ("garbage 42", "42", False), ("f(2)", "f(3)", False), (r"x<5", "x>5", False), (r"5>x", "x<5", True),
+]  # fmt: skip
+# STACK.md and the like: math-verify alone calls these equal.
+FALSE_EQUALITIES = [
+    (r"\frac{1}{2006!}", r"\frac{1}{2004!}"), (r"0.333333", r"\frac{\pi}{3\pi}"), (r"4\sqrt(2)", "4"),
+    (r"\frac{x}{2006!}", r"\frac{x}{2004!}"),
+    (r"\{1,\frac{1}{2006!}\}", r"\{1,\frac{1}{2004!}\}"),
+    (r"\begin{pmatrix}1\\0.333333\end{pmatrix}", r"\begin{pmatrix}1\\\frac13\end{pmatrix}"),
+    (r"3.14159265", r"\pi"), (r"\text{neEvly}", r"\text{Evelyn}"),
+]  # fmt: skip
+
+
+def test_algebra(verifier: Verifier) -> None:
+    verdicts = verifier.verify_many([(answer, gold, "latex") for answer, gold, _ in PAIRS])
+    expected = [CORRECT if same else WRONG for _, _, same in PAIRS]
+    assert dict(zip(PAIRS, verdicts, strict=True)) == dict(zip(PAIRS, expected, strict=True))
+
+
+@pytest.mark.parametrize("pair", FALSE_EQUALITIES)
+def test_known_false_equalities_are_wrong(verifier: Verifier, pair: tuple[str, str]) -> None:
+    assert verifier.verify_many([(*pair, "latex"), (*pair[::-1], "latex")]) == [WRONG, WRONG]
+
+
+def test_a_batch_of_all_kinds_in_any_order_has_the_same_verdicts(verifier: Verifier) -> None:
+    claims = [
+        ("42", "42", "number"), ("1/3", "0.333333", "number"), ("042", "42", "integer"), ("b", "B", "letter"), ("Paris.", "paris", "text"),
+        (None, "x", "latex"), (" ", "x", "latex"), (r"\frac{2}{4}x", r"\frac{x}{2}", "latex"), ("x+y", "y+x", "latex"),
+        (HANGS, "2", "latex"),
+        ("x+y", "y+x", "latex"), ("C", "B", "letter"), (r"\boxed", "x", "latex"),
+    ]  # fmt: skip
+    expected = [
+        CORRECT, WRONG, CORRECT, CORRECT, CORRECT, NO_ANSWER, NO_ANSWER, CORRECT, CORRECT, TIMEOUT, CORRECT, WRONG, WRONG,
+    ]  # fmt: skip
+    assert verifier.verify_many(claims) == expected
+    other = Verifier(num_workers=1, cpu_limit_s=CPU_LIMIT_S)
+    try:
+        assert other.verify_many(claims[::-1]) == expected[::-1]
+    finally:
+        other.close()
+    assert set(expected) == set(VERDICTS)
+    assert verifier.verify_many([]) == []
+
+
+def test_what_notation_decides_is_what_algebra_says() -> None:
+    """The fast path against exact fractions, and against math-verify on formulas."""
+    values = [Fraction(n, d) for n, d in ((1, 2), (-3, 4), (7, 1), (5, 8), (-12, 1), (1, 3), (1200, 1))]
+    notations = [
+        lambda v: str(v), lambda v: rf"\frac{{{v.numerator}}}{{{v.denominator}}}",
+        lambda v: rf"$\dfrac{{{v.numerator}}}{{{v.denominator}}}$",
+        lambda v: f"{float(v):g}" if v.denominator != 3 else str(v), lambda v: rf"\left({v.numerator}\right)/{v.denominator}",
+        lambda v: f"{v.numerator:,}" if v.denominator == 1 else rf"x = {v}",
+    ]  # fmt: skip
+    decided = disagreed = 0
+    for a, b in itertools.product(values, repeat=2):
+        for i, j in ((0, 1), (1, 3), (2, 4), (3, 5), (5, 0)):
+            answer, gold = notations[i](a), gold_latex(notations[j](b)) or ""
+            verdict = compare_latex(answer, gold)
+            if verdict is not None:
+                decided += 1
+                disagreed += (verdict == CORRECT) != (a == b)
+    assert decided > 150
+    assert disagreed == 0
+    for answer, gold, same in PAIRS:
+        if (verdict := compare_latex(answer, gold_latex(gold) or "")) is not None:
+            assert (verdict == CORRECT) == same == equal(clean_latex(answer), clean_latex(gold))
+
+
+def children() -> list[psutil.Process]:
+    return psutil.Process().children(recursive=True)
+
+
+def test_only_latex_that_notation_cannot_decide_starts_processes() -> None:
+    code = """
+        import sys, psutil
+        from core_hpc.answers.extract import verify, verify_many
+        heavy = {"sympy", "pebble", "math_verify", "torch"}
+        verify_many([("1", "2", "number"), ("A", "B", "letter"), ("x", "x", "latex"), ("1/2", "0.5", "latex"), (None, "x^2", "latex")])
+        print(len(psutil.Process().children()), sorted(heavy & set(sys.modules)))
+        if __name__ == "__main__":
+            print(verify("x + y", "y + x", "latex"), len(psutil.Process().children()) > 0, sorted(heavy & set(sys.modules)))
+    """
+    done = subprocess.run([sys.executable, "-c", textwrap.dedent(code)], capture_output=True, text=True, check=False, timeout=60)
+    assert done.stdout.splitlines() == ["0 []", "correct True ['pebble']"], done.stderr
+    assert done.stderr == ""
+
+
+def test_workers_load_no_torch(verifier: Verifier) -> None:
+    pool = verifier._running_pool()
+    loaded = pool.schedule(eval, args=["sorted({'torch', 'polars', 'sympy', 'vllm'} & set(__import__('sys').modules))"]).result(timeout=30)
+    assert loaded == ["sympy"]
+
+
+def test_a_hanging_comparison_is_ended_by_processor_time_and_its_worker_replaced(verifier: Verifier) -> None:
+    verifier.verify_many([("x+1", "1+x", "latex")])
+    before = {p.pid for p in children()}
+    start = time.monotonic()
+    hanging = [(rf"{HANGS}+{i}", "2", "latex") for i in range(3)]
+    assert verifier.verify_many([*hanging, ("x+2", "2+x", "latex")]) == [TIMEOUT] * 3 + [CORRECT]
+    assert time.monotonic() - start >= 2 * CPU_LIMIT_S * 0.9  # two workers, three hang
+    assert {p.pid for p in children()} - before  # new workers
+    start = time.monotonic()
+    assert verifier.verify_many(hanging) == [TIMEOUT] * 3
+    assert time.monotonic() - start < 0.2  # from the cache
+
+
+def test_waiting_does_not_count_but_has_an_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(verify_module, "WALL_FACTOR", 2)
+    verifier = Verifier(num_workers=1, cpu_limit_s=0.5)
+    try:
+        pool = verifier._running_pool()
+        assert pool.schedule(time.sleep, args=[0.7], timeout=30).result() is None
+        monkeypatch.setattr(verify_module.symbolic, "equal_within", sleeping)
+        start = time.monotonic()
+        assert verifier._ask([("a", "b")]) == {("a", "b"): TIMEOUT}
+        assert time.monotonic() - start < 10
+    finally:
+        verifier.close()
+
+
+def sleeping(answer: str, gold: str, cpu_limit_s: float) -> bool:
+    """Stands for a comparison that gets no processor."""
+    time.sleep(60)
+    return True
+
+
+def suicide(answer: str, gold: str, cpu_limit_s: float) -> bool:
+    os.kill(os.getpid(), signal.SIGKILL)
+    return True
+
+
+def out_of_memory(answer: str, gold: str, cpu_limit_s: float) -> bool:
+    return len(bytearray(8 << 30)) > 0
+
+
+@pytest.mark.parametrize("fate", [suicide, out_of_memory])
+def test_a_worker_that_dies_or_runs_out_of_memory_gives_a_timeout(fate: object, monkeypatch: pytest.MonkeyPatch) -> None:
+    verifier = Verifier(num_workers=1, cpu_limit_s=CPU_LIMIT_S)
+    try:
+        with monkeypatch.context() as patch:
+            patch.setattr(verify_module.symbolic, "equal_within", fate)
+            assert verifier.verify_many([("x+y", "y+x", "latex")]) == [TIMEOUT]
+        assert verifier.verify_many([("x+z", "z+x", "latex")]) == [CORRECT]
+    finally:
+        verifier.close()
+
+
+def no_start(memory_gb: float) -> None:
+    """Stands for limits that this system refuses."""
+    raise OSError("refused")
+
+
+def test_workers_that_cannot_start_are_an_error_that_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(verify_module.symbolic, "initialise_worker", no_start)
+    verifier = Verifier(num_workers=1, cpu_limit_s=CPU_LIMIT_S)
+    try:
+        with pytest.raises(CoreHpcError, match="worker processes end before they answer"):
+            verifier.verify_many([("x+y", "y+x", "latex")])
+    finally:
+        verifier.close()
+
+
+def test_closing_ends_the_workers_and_a_later_question_starts_them_again() -> None:
+    verifier = Verifier(num_workers=2, cpu_limit_s=CPU_LIMIT_S)
+    before = {p.pid for p in children()}
+    assert verifier.verify_many([("x+y", "y+x", "latex")]) == [CORRECT]
+    workers = [p for p in children() if p.pid not in before and "forkserver" in " ".join(p.cmdline())]
+    verifier.close()
+    verifier.close()
+    gone, _ = psutil.wait_procs(workers, timeout=10)
+    assert len(gone) >= 2
+    assert verifier.verify_many([("x+z", "z+x", "latex")]) == [CORRECT]
+    verifier.close()
+
+
+def test_nothing_outlives_a_killed_process() -> None:
+    code = f"""
+        import os, signal, threading, time
+        from core_hpc.answers.verifier import Verifier
+        if __name__ == "__main__":
+            verifier = Verifier(num_workers=1, cpu_limit_s=1.0)
+            verifier.verify_many([("x+y", "y+x", "latex")])
+            threading.Thread(target=verifier.verify_many, args=[[("{HANGS}", "x", "latex")]], daemon=True).start()
+            time.sleep(0.3)
+            print("ready", flush=True)
+            time.sleep(60)
+    """
+    command = [sys.executable, "-c", textwrap.dedent(code)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "ready\n"
+        started = psutil.Process(process.pid).children(recursive=True)
+        assert len(started) >= 2
+        process.kill()
+    _, alive = psutil.wait_procs(started, timeout=10)
+    assert alive == []
+
+
+def test_a_bad_gold_answer_is_an_error(verifier: Verifier) -> None:
+    for gold in ("", "{", r"\frac{1}{2", "1" * 600):
+        with pytest.raises(ValueError, match="is not of the kind latex; correct the problem data"):
+            verifier.verify_many([("1", gold, "latex")])
+
+
+def test_missing_packages_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    require_algebra()
+    monkeypatch.setattr(verify_module, "find_spec", lambda name: None)
+    with pytest.raises(InputError, match=r"needs math-verify and pebble; run: pip install 'core_hpc\[latex\]'"):
+        require_algebra()
+
+
+def test_extraction_and_verification_together(verifier: Verifier) -> None:
+    text = r"We get $x = \frac{6}{4}$, so the answer is \boxed{\frac{\sqrt{9}}{2}}."
+    assert verifier.verify_many([(extract_answer(text, "latex"), r"\frac{3}{2}", "latex")]) == [CORRECT]

@@ -1,0 +1,106 @@
+"""Shipped sweeps of arms: all are valid, budgets are equal where a file says so, and a paper's file says what it costs.
+
+Nothing is downloaded: what needs a data set is checked as far as its file goes.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from core_hpc.config.problems import DataSetProblems
+from core_hpc.config.run import RunConfig, flatten, scientific_fields
+from core_hpc.controller import estimate
+from core_hpc.controller.plan import most_work, splits_of
+from core_hpc.runs.graph import Graph, steps_per_iteration
+from core_hpc.runs.sweep import RunPlan, load_sweep
+from tests.support.harness import ROOT
+
+FOLDERS = ("ablations", "paper", "replication")
+SWEEPS = [path for folder in FOLDERS for path in sorted((ROOT / "yaml" / folder).glob("*.yaml"))]
+PAPER = sorted((ROOT / "yaml" / "paper").glob("*.yaml"))
+ARMS = ("core", "core_without_hints", "independent")
+
+
+def runs_of(name: str) -> dict[str, RunPlan]:
+    return {run.label: run for run in load_sweep(ROOT / "yaml" / f"{name}.yaml").runs}
+
+
+def differing(a: RunConfig, b: RunConfig) -> dict[str, object]:
+    """Scientific fields of `b` that are not those of `a`."""
+    ours, theirs = flatten(scientific_fields(a)), flatten(scientific_fields(b))
+    return {key: theirs.get(key) for key in {*ours, *theirs} if ours.get(key) != theirs.get(key)}
+
+
+def budget(config: RunConfig) -> tuple[int, ...]:
+    """(completions of a problem and model at most, problems, optimizer steps)."""
+    protocol = config.protocol
+    steps = config.iterations * steps_per_iteration(config)
+    return protocol.cold_samples + protocol.rescue_samples, config.iterations * protocol.problems_per_iteration, steps
+
+
+@pytest.mark.parametrize("path", SWEEPS, ids=lambda p: f"{p.parent.name}-{p.stem}")
+def test_every_sweep_is_valid(path: Path) -> None:
+    for run in load_sweep(path).runs:
+        if run.config.problems.train.source == "generated":
+            assert splits_of(run).evaluation.height >= 200
+
+
+def test_no_two_sweeps_share_a_folder() -> None:
+    folders = [load_sweep(path).folder for path in SWEEPS]
+    assert len(set(folders)) == len(folders)
+
+
+def test_arms_of_parts_change_what_their_label_says_and_nothing_else() -> None:
+    runs = {label: run.config for label, run in runs_of("ablations/parts").items()}
+    assert {label: differing(runs["core"], config) for label, config in runs.items()} == {
+        "core": {},
+        "independent": {"update.group": "model", "protocol.cold_samples": 3, "protocol.rescue_samples": 0},
+        "without-hint": {"protocol.hint_probability": 0},
+        "shared-rescues": {"update.share_rescues": 0.2},
+        "without-rescue-phase": {"protocol.cold_samples": 3, "protocol.rescue_samples": 0},
+        "without-rescue-reward": {"reward.rescue.weight": 0},
+        "without-cross": {"reward.cross.weight": 0},
+        "without-trace-accuracy": {"reward.trace_accuracy.weight": 0},
+    }
+    assert len({budget(config) for config in runs.values()}) == 1
+    assert all(config.protocol.even_budget for config in runs.values())
+
+
+def test_arms_of_the_replication_have_equal_budgets_seeds_and_problems() -> None:
+    arms = {arm: list(runs_of(f"replication/{arm}").values()) for arm in ARMS}
+    assert {arm: [run.config.seed for run in runs] for arm, runs in arms.items()} == {arm: [1, 2, 3] for arm in ARMS}
+    first = {arm: runs[0] for arm, runs in arms.items()}
+    changes = {arm: differing(first["core"].config, run.config) for arm, run in first.items()}
+    assert changes["core_without_hints"] == {"protocol.hint_probability": 0}
+    assert changes["independent"] == {"update.group": "model", "protocol.cold_samples": 6, "protocol.rescue_samples": 0}
+    assert {arm: run.config.evaluation.before for arm, run in first.items()} == {arm: arm == "core" for arm in ARMS}
+    splits = splits_of(first["core"])
+    num_held_out = splits.evaluation.height
+    graphs = [(run, Graph.of(run.config, num_evaluation_problems=num_held_out)) for runs in arms.values() for run in runs]
+    work = {most_work(run, replace(graph, evaluate_before=True), num_held_out) for run, graph in graphs}
+    assert len(work) == 1
+    assert len({budget(run.config) for runs in arms.values() for run in runs}) == 1
+    assert all(run.config.protocol.even_budget for runs in arms.values() for run in runs)
+    assert splits.train.height == first["core"].config.iterations * 24, "every training problem once"
+
+
+@pytest.mark.parametrize("path", PAPER, ids=lambda p: p.stem)
+def test_a_paper_run_has_the_papers_budget_and_says_its_cost(path: Path) -> None:
+    (run,) = load_sweep(path).runs
+    config, protocol = run.config, run.config.protocol
+    train, held_out = config.problems.train, config.problems.evaluation
+    assert isinstance(train, DataSetProblems)
+    assert isinstance(held_out, DataSetProblems)
+    assert (train.source, train.count) in {("gsm8k", 1000), ("math", 1000), ("aime", 792), ("gpqa", 348)}
+    assert config.iterations * protocol.problems_per_iteration == 2 * train.count, "two epochs, no problem left out"
+    assert protocol.problems_per_iteration % config.update.problems_per_step == 0, "no smaller last step"
+    assert (protocol.cold_samples, protocol.rescue_samples, config.update.problems_per_step, config.seed) == (2, 1, 4, 42)
+    said = re.search(r"Estimated cost: ([\d.]+) H100-hours if completions have 10 % .* ([\d.]+) if all", path.read_text())
+    h100 = estimate.DEVICES[0]
+    hours = [estimate.hours(config, 2 * held_out.count, share, h100) for share in (0.1, 1.0)]
+    assert said is not None
+    assert [float(x) for x in said.groups()] == [round(x, 1) for x in hours]

@@ -1,0 +1,157 @@
+"""Sweep files: every mistake is reported at once, with its path and what to write; grids, bases and overrides."""
+
+from pathlib import Path
+
+import pytest
+
+import yaml
+from core_hpc.common.errors import ConfigError
+from core_hpc.config.run import flatten, scientific_fields
+from core_hpc.runs.sweep import load_sweep
+
+MINIMAL = {
+    "name": "s", "iterations": 1, "team": [{"name": "a", "model": "x"}, {"name": "b", "model": "y"}],
+    "problems": {"train": {"source": "generated", "count": 40}, "evaluation": {"source": "generated", "count": 4}},
+}  # fmt: skip
+
+
+def write(tmp_path: Path, **changes: object) -> Path:
+    path = tmp_path / "sweep.yaml"
+    path.write_text(yaml.safe_dump({**MINIMAL, **changes}))
+    return path
+
+
+def mistakes(tmp_path: Path, *overrides: str, **changes: object) -> list[str]:
+    with pytest.raises(ConfigError) as caught:
+        load_sweep(write(tmp_path, **changes), overrides)
+    return caught.value.problems
+
+
+def test_minimal_file_has_the_papers_defaults(tmp_path: Path) -> None:
+    (run,) = load_sweep(write(tmp_path)).runs
+    assert run.label == "run"
+    assert (run.config.protocol.cold_samples, run.config.protocol.rescue_samples, run.config.update.kl_weight) == (2, 1, 0.04)
+    assert run.config.reward.explore.rule == "leave_one_out"
+
+
+def test_all_mistakes_are_reported_at_once_with_path_and_advice(tmp_path: Path) -> None:
+    found = mistakes(
+        tmp_path, seed="x", protocol={"cold_sample": 3, "scope": "everyone", "sampling": {"top_p": 0}}, update={"learning_rate": -1}
+    )
+    text = "\n".join(found)
+    assert "protocol.cold_sample: unknown key; did you mean `cold_samples`?" in text
+    assert any(m.startswith("protocol.scope:") and "'failed' or 'all'" in m for m in found)
+    assert any(m.startswith("protocol.sampling.top_p:") and "greater than 0" in m for m in found)
+    assert any(m.startswith("update.learning_rate:") and "-1" in m for m in found)
+    assert any(m.startswith("seed:") for m in found)
+    assert len(found) == 5
+
+
+@pytest.mark.parametrize(
+    ("changes", "expected"),
+    [
+        ({"itertions": 3}, "did you mean `iterations`?"),
+        ({"team": []}, "team: list should have at least 1 item"),
+        ({"team": [{"name": "a", "model": "x"}, {"name": "a", "model": "y"}]}, "two models are called a"),
+        ({"team": [{"name": "A b", "model": "x"}]}, "team.0.name:"),
+        ({"team": [{"name": "team", "model": "x"}]}, "`team` stands for all models together"),
+        ({"grid": {}}, "grid: is empty"),
+        ({"grid": {"seed": []}}, "grid.seed: must be a list with at least one value"),
+        ({"grid": {"seed": [1]}, "runs": [{}]}, "give one of them, not both"),
+        ({"grid": {"seed": [1, 1]}}, "compute the same thing"),
+        ({"grid": {"iterations": [1, 2]}}, "compute the same thing"),
+        ({"runs": []}, "runs: must be a non-empty list"),
+        ({"runs": [{"label": "x", "seed": 1}, {"label": "x", "seed": 2}]}, "two runs are labelled 'x'"),
+        ({"update": {"learning_rate": float("nan")}}, "update.learning_rate:"),
+        ({"problems": {**MINIMAL["problems"], "train": {"source": "generated", "count": 1, "task": "sums"}}}, "unknown generator 'sums'"),
+        (
+            {"problems": {**MINIMAL["problems"], "train": {"source": "generated", "count": 1, "options": {"terms": 2}}}},
+            "problems.train.options.terms: unknown option; addition_chain has num_terms",
+        ),
+        (
+            {"problems": {"train": {"source": "web"}, "evaluation": MINIMAL["problems"]["evaluation"]}},
+            "'generated', 'reasoning_gym', 'jsonl', 'parquet', 'gsm8k'",
+        ),
+        ({"problems": {"train": MINIMAL["problems"]["train"]}}, "problems.evaluation: is missing"),
+        ({"reward": {"explore": {"weights": 1}}}, "reward.explore.weights: unknown key; did you mean `weight`?"),
+        ({"team": [{"name": "a", "model": "x", "lora": {"rnk": 1}}]}, "team.0.lora.rnk: unknown key; did you mean `rank`?"),
+    ],
+)
+def test_mistake(tmp_path: Path, changes: dict[str, object], expected: str) -> None:
+    assert expected in "\n".join(mistakes(tmp_path, **changes))
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("a: [", "not valid YAML"),
+        ("- 1", "must be a mapping"),
+        ("name: a\nname: b", "occurs twice"),
+        ("!!python/object:os.system {}", "not valid"),
+    ],
+)
+def test_bad_yaml(tmp_path: Path, text: str, expected: str) -> None:
+    path = tmp_path / "bad.yaml"
+    path.write_text(text)
+    with pytest.raises(ConfigError, match=expected):
+        load_sweep(path)
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_grid_multiplies_and_names_its_points(tmp_path: Path) -> None:
+    sweep = load_sweep(write(tmp_path, grid={"seed": [1, 2], "update.learning_rate": ["1e-5", 1e-4]}), ["iterations=3"])
+    assert [r.label for r in sweep.runs] == [
+        "seed-1-learning-rate-1e-05", "seed-1-learning-rate-0.0001", "seed-2-learning-rate-1e-05", "seed-2-learning-rate-0.0001",
+    ]  # fmt: skip
+    assert {(r.config.seed, r.config.update.learning_rate, r.config.iterations) for r in sweep.runs} == {
+        (1, 1e-5, 3), (1, 1e-4, 3), (2, 1e-5, 3), (2, 1e-4, 3),
+    }  # fmt: skip
+    assert len({r.run_id for r in sweep.runs}) == 4
+
+
+def test_runs_list_overrides_and_team_members_by_name(tmp_path: Path) -> None:
+    sweep = load_sweep(write(tmp_path, runs=[{"label": "plain"}, {"label": "Wide", "team.b.lora.rank": 32}]))
+    assert [r.label for r in sweep.runs] == ["plain", "wide"]
+    assert [r.config.model("b").lora.rank for r in sweep.runs] == [16, 32]
+
+
+def test_base_is_inherited_and_cycles_are_refused(tmp_path: Path) -> None:
+    base = write(tmp_path, seed=5)
+    child = tmp_path / "child.yaml"
+    child.write_text("base: sweep.yaml\nname: child\nupdate: {learning_rate: 1e-4}\n")
+    (run,) = load_sweep(child).runs
+    assert (run.config.name, run.config.seed, run.config.update.learning_rate) == ("child", 5, 1e-4)
+    base.write_text("base: child.yaml")
+    with pytest.raises(ConfigError, match="inherits from itself"):
+        load_sweep(child)
+
+
+@pytest.mark.parametrize(
+    ("override", "expected"),
+    [
+        ("iterations", "write --set path.to.field=value"),
+        ("team.zz.model=x", "no list member 'zz'"),
+        ("name.x=1", "is below a plain value"),
+        ("update.lr=1", "update.lr: unknown key; valid here: "),
+    ],
+)
+def test_bad_override(tmp_path: Path, override: str, expected: str) -> None:
+    assert expected in "\n".join(mistakes(tmp_path, override))
+
+
+def test_run_id_depends_on_scientific_fields_only(tmp_path: Path) -> None:
+    def run_id(*overrides: str) -> str:
+        return load_sweep(write(tmp_path), overrides).runs[0].run_id
+
+    same = {run_id(), run_id("iterations=9"), run_id("name=other"), run_id("cluster.num_running=1"), run_id("output=elsewhere")}
+    assert len(same) == 1
+    other = {run_id("seed=1"), run_id("update.learning_rate=1e-3"), run_id("team.a.model=z"), run_id("protocol.hint_tokens=7")}
+    assert len(other | same) == 5
+
+
+def test_every_field_is_scientific_or_operational(tmp_path: Path) -> None:
+    config = load_sweep(write(tmp_path)).runs[0].config
+    everything, science = flatten(config.model_dump(mode="json")), flatten(scientific_fields(config))
+    outside = {path.split(".")[0] for path in set(everything) - set(science)}
+    assert outside == {"name", "output", "iterations", "cluster", "evaluation", "update"}
+    assert "evaluation.samples" in science

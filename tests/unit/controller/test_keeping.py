@@ -1,0 +1,82 @@
+"""When the controller has the counts of an iteration kept: once all of its tasks are published, and again after one was withdrawn."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+
+from core_hpc.common.errors import StoreError
+from core_hpc.controller.control import Keeping
+from core_hpc.local.executor import Event, TaskRef
+from core_hpc.runs.graph import Graph
+from core_hpc.schedule.scheduler import RunProgress
+from core_hpc.store.paths import TEAM, TaskKey
+from core_hpc.store.schema import COLD, SCORE
+
+GRAPH = Graph(("a", "b"), iterations=2, num_parts=2, num_evaluation_parts=1, evaluate_every=0, evaluate_before=True, has_rescue=True)
+
+
+def progress() -> RunProgress:
+    return RunProgress(SimpleNamespace(run_id="run", root=Path("/nowhere/run")), GRAPH, set())  # type: ignore[arg-type]
+
+
+@pytest.fixture
+def counted(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """Iterations in the order in which their counts were kept."""
+    seen: list[int] = []
+    monkeypatch.setattr("analysis.counts.run.keep_counts", lambda run, iteration: seen.append(iteration))
+    monkeypatch.setattr("analysis.counts.kept.iterations", lambda run: set(seen))
+    return seen
+
+
+def publish(keeping: Keeping, of: RunProgress, key: TaskKey) -> None:
+    of.add_published(key)
+    keeping.on_event(of, Event(TaskRef("run", key), "done", {}))
+
+
+@pytest.mark.parametrize("backwards", [False, True])
+def test_an_iteration_is_kept_with_its_last_task(counted: list[int], backwards: bool) -> None:
+    of = progress()
+    keeping = Keeping()
+    for key in sorted(GRAPH.tasks(), reverse=backwards):
+        before = {i for i in (0, 1, 2) if all(k in of.published for k in GRAPH.tasks() if k.iteration == i)}
+        assert set(counted) == before
+        publish(keeping, of, key)
+    assert sorted(counted) == [0, 1, 2]
+
+
+def test_a_withdrawn_task_opens_its_iteration_again(counted: list[int]) -> None:
+    of = progress()
+    keeping = Keeping()
+    for key in GRAPH.tasks():
+        publish(keeping, of, key)
+    counted.clear()
+    of.withdraw(TaskKey(1, COLD, "a", 1))
+    publish(keeping, of, TaskKey(1, SCORE, TEAM, 1))
+    assert counted == []
+    publish(keeping, of, TaskKey(1, COLD, "a", 1))
+    assert counted == [1]
+
+
+def test_what_an_earlier_controller_did_not_keep_is_made_up_for(counted: list[int]) -> None:
+    of = progress()
+    for key in GRAPH.tasks():
+        if key.iteration < 2:
+            of.add_published(key)
+    of.add_published(TaskKey(2, COLD, "a"))
+    counted.append(0)
+    Keeping().close([of])
+    assert counted == [0, 1]
+
+
+def test_rows_that_cannot_be_trusted_do_not_end_the_controller(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(run: Path, iteration: int) -> None:
+        raise StoreError("damaged")
+
+    monkeypatch.setattr("analysis.counts.run.keep_counts", fail)
+    of = progress()
+    keeping = Keeping()
+    for key in GRAPH.tasks():
+        publish(keeping, of, key)

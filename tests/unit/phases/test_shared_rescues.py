@@ -1,0 +1,140 @@
+"""Buddy distillation: which completions are shared, as what tokens, and how they enter the loss."""
+
+from __future__ import annotations
+
+import itertools
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+import pytest
+import torch
+
+import yaml
+from core_hpc.common.errors import InputError
+from core_hpc.config.update import ImportanceSection, UpdateSection
+from core_hpc.models.prompts import PromptBuilder
+from core_hpc.phases.shared_rescues import rescues, rows_of
+from core_hpc.runs.sweep import load_sweep
+from core_hpc.store.schema import COLD, RESCUE
+from core_hpc.training.batching import Row, plan_steps
+from core_hpc.training.interruption import rows_digest
+from core_hpc.training.losses import StepSize, TokenBatch, importance_weights, objective
+from core_hpc.training.metrics import StepTotals
+from core_hpc.training.micro_batch import collate
+from tests.support.tiny import byte_tokenizer
+
+KEY = {"run_id": "r", "iteration": 1}
+TOKENIZER = byte_tokenizer(template="{% for m in messages %}<s>{{ m.content }}</s>{% endfor %}")
+
+
+def test_only_rescues_of_the_peers_are_shared() -> None:
+    values = itertools.product((COLD, RESCUE), ("a", "b", "c"), (True, False, None), (True, False), (True, False), (-1.0, 0.0, 2.0))
+    rows = [
+        {**KEY, "phase": phase, "model": model, "problem_id": "p", "sample_index": k, "cold_failed": failed, "hint_given": hint,
+         "correct": correct, "advantage": advantage}
+        for k, (phase, model, failed, hint, correct, advantage) in enumerate(values)
+    ]  # fmt: skip
+    found = rescues(pl.DataFrame(rows), ["b", "c"])
+    wanted = [
+        row["sample_index"] for row in rows
+        if row["phase"] == RESCUE and row["model"] != "a" and row["cold_failed"] and row["hint_given"] and row["correct"]
+        and row["advantage"] > 0
+    ]  # fmt: skip
+    assert found["sample_index"].to_list() == wanted
+    assert len(wanted) == 2
+
+
+@pytest.mark.parametrize(("style", "stops"), [("chat", ()), ("plain", ("\n",))])
+def test_a_text_becomes_what_the_model_itself_would_have_had_to_write(style: str, stops: tuple[str, ...]) -> None:
+    builder = PromptBuilder(TOKENIZER, style, "", (("1 + 1?", "2"),))
+    found = pl.DataFrame([
+        {**KEY, "phase": RESCUE, "model": "b", "problem_id": "p", "sample_index": k, "advantage": 1.5, "text": text, "question": "3 + 4?"}
+        for k, text in enumerate((" 3 + 4 = 7.", "It is 7\n"))
+    ])  # fmt: skip
+    rows = rows_of(found, builder, stops, weight=0.2, max_tokens=100)
+    assert [row.key for row in rows] == [("p", RESCUE, 0, "b"), ("p", RESCUE, 1, "b")]
+    lead = " " if style == "plain" else ""
+    for row, text in zip(rows, ("3 + 4 = 7.", "It is 7"), strict=True):
+        assert row.prompt_token_ids == builder.build("3 + 4?")
+        assert builder.completion_text(row.completion_token_ids, stops) == lead + text
+        end = builder.tokenizer.decode(row.completion_token_ids[-1:])
+        assert end == (stops[0] if stops else "</s>")
+        assert (row.behaviour_logprobs, row.advantage, row.weight, row.rescue) == (None, 1.5, 0.2, True)
+    assert [len(row.completion_token_ids) for row in rows_of(found, builder, stops, weight=0.2, max_tokens=3)] == [3, 3]
+
+
+def test_they_come_after_the_own_completions_of_a_run(tmp_path: Path) -> None:
+    """Through the score phase: b was rescued, so a learns from b's text too, and b from nobody's but its own."""
+    from core_hpc.phases.update import training_rows
+    from core_hpc.store.paths import TaskKey
+    from core_hpc.store.schema import UPDATE
+    from tests.unit.phases.test_traps import context, rollout_rows, scored_run
+
+    run = scored_run(tmp_path, share_rescues=0.2)
+    learnt = {}
+    for model in "ab":
+        task = context(run, TaskKey(1, UPDATE, model))
+        task.model = run.config.model(model)
+        task.prompt_builder = lambda _: PromptBuilder(TOKENIZER, "chat", "")
+        task.stop_strings = lambda _: ()
+        learnt[model] = training_rows(task)
+    shared = {model: [row for row in rows if row.behaviour_logprobs is None] for model, rows in learnt.items()}
+    assert [row.key for row in shared["a"]] == [("hard", RESCUE, 0, "b")]
+    assert learnt["a"][-1] is shared["a"][0]
+    (text,) = {row["text"] for row in rollout_rows("b", RESCUE) if row["problem_id"] == "hard"}
+    assert TOKENIZER.decode(shared["a"][0].completion_token_ids) == f"{text}</s>"
+    assert shared["b"] == []
+
+
+SAMPLED = Row(("p", 0), "p", [5, 6, 7], [8, 9], [-0.5, -0.7], 1.0, 1.0)
+SHARED = Row(("p", 1), "p", [5, 6, 7], [9, 4, 3], None, 2.0, 0.2, rescue=True)
+
+
+@pytest.mark.parametrize("kind", ["token_truncate", "sequence_mask", "geometric_truncate", "none"])
+def test_a_shared_completion_has_no_importance_correction_and_changes_no_other(kind: Any) -> None:
+    settings = ImportanceSection(kind=kind)
+    (plan,) = plan_steps([SAMPLED, SHARED], problems_per_step=1, seed=0, num_ranks=1, max_tokens=100, layout="tree")
+    batch = collate([SAMPLED, SHARED], plan.micro_batches[0][0].rows, "tree")
+    old = torch.tensor([-0.6, -0.9, -2.0, -3.0, -1.0])
+    weights = importance_weights(old, batch.behaviour_M, batch.row_M, batch.lengths_N, settings)
+    alone = importance_weights(old[:2], torch.tensor([-0.5, -0.7]), torch.tensor([0, 0]), torch.tensor([2]), settings)
+    assert torch.equal(weights, torch.cat([alone, torch.ones(3)]))
+
+
+def test_its_gradient_is_that_of_its_likelihood() -> None:
+    """Before the first step, the loss of GRPO has the slope -A w / (completions x tokens) at each of its tokens."""
+    settings = UpdateSection(loss="grpo", kl_weight=0.0)
+    rows = [SAMPLED, SHARED]
+    (plan,) = plan_steps(rows, problems_per_step=1, seed=0, num_ranks=1, max_tokens=100, layout="tree", with_kl=False)
+    batch = collate(rows, plan.micro_batches[0][0].rows, "tree")
+    current = torch.tensor([-0.5, -0.7, -2.0, -3.0, -1.0], requires_grad=True)
+    tokens = TokenBatch(
+        old_M=current.detach(), reference_M=None, row_M=batch.row_M, lengths_N=batch.lengths_N, advantage_N=batch.advantage_N,
+        weight_N=batch.weight_N, rescue_N=batch.rescue_N,
+        importance_M=importance_weights(current.detach(), batch.behaviour_M, batch.row_M, batch.lengths_N, settings.importance),
+    )  # fmt: skip
+    terms = objective(current, tokens, settings, StepSize(2, 5, 8))
+    terms.loss.backward()
+    assert current.grad is not None
+    assert current.grad.tolist() == pytest.approx([-1.0 / (2 * 2)] * 2 + [-2.0 * 0.2 / (2 * 3)] * 3)
+
+    totals = StepTotals(plan, rows, torch.device("cpu"))
+    totals.add(batch, tokens, terms, torch.zeros(5))
+    means = totals.means(with_kl=False)
+    assert (means["mismatch_mean"], means["mismatch_max"]) == (pytest.approx(0.0), pytest.approx(0.0)), "of what was sampled only"
+    assert rows_digest(rows) != rows_digest([SAMPLED])
+
+
+@pytest.mark.parametrize("change", [{"rescue_samples": 0}, {"hint_probability": 0}])
+def test_nothing_to_share_is_an_error(tmp_path: Path, change: dict[str, Any]) -> None:
+    path = tmp_path / "s.yaml"
+    sweep = {
+        "name": "s", "iterations": 1, "team": [{"name": n, "model": "x"} for n in "ab"], "update": {"share_rescues": 0.2},
+        "problems": {split: {"source": "generated", "count": 40} for split in ("train", "evaluation")}, "protocol": {},
+    }  # fmt: skip
+    path.write_text(yaml.safe_dump(sweep))
+    assert load_sweep(path).runs[0].config.update.share_rescues == 0.2
+    path.write_text(yaml.safe_dump({**sweep, "protocol": change}))
+    with pytest.raises(InputError, match=r"update\.share_rescues"):
+        load_sweep(path)

@@ -1,0 +1,211 @@
+"""The user's own problem files and the splits: bad rows named with their numbers, what training and evaluation may share."""
+
+import json
+from pathlib import Path
+
+import polars as pl
+import pytest
+
+from core_hpc.answers.extract import verify
+from core_hpc.common.errors import InputError
+from core_hpc.config.problems import FileProblems, GeneratedProblems, ProblemsSection
+from core_hpc.problems.splits import make_splits, problems_of_iteration
+from core_hpc.store.schema import CORRECT
+
+
+def generated(count: int, seed: int = 0, **options: int) -> GeneratedProblems:
+    return GeneratedProblems(source="generated", count=count, seed=seed, options=options)
+
+
+def section(train: object, evaluation: object, num_examples: int = 0, **more: object) -> ProblemsSection:
+    return ProblemsSection(train=train, evaluation=evaluation, num_examples=num_examples, **more)  # type: ignore[arg-type]
+
+
+# --- the user's own files --------------------------------------------------------------------------------------------
+
+
+def write(path: Path, *rows: object) -> str:
+    path.write_text("\n".join(r if isinstance(r, str) else json.dumps(r) for r in rows))
+    return str(path)
+
+
+def jsonl(path: Path, *rows: object, **more: object) -> FileProblems:
+    return FileProblems(source="jsonl", path=write(path, *rows), **more)  # type: ignore[arg-type]
+
+
+GOOD = {"id": "a", "question": "1+1?", "answer": 2, "subject": "sums"}
+
+
+def test_jsonl(tmp_path: Path) -> None:
+    rows = [{**GOOD, "id": i, "question": f"{i}+1?", "answer": f"{i + 1:,}"} for i in range(1000, 1010)]
+    splits = make_splits(section(jsonl(tmp_path / "t.jsonl", *rows, count=4, seed=3), generated(5)))
+    assert splits.train.height == 4
+    assert set(splits.train["gold"]) <= {str(i + 1) for i in range(1000, 1010)}
+    assert json.loads(splits.train["metadata"][0]) == {"subject": "sums"}
+
+
+def test_parquet_is_read_as_jsonl_is(tmp_path: Path) -> None:
+    rows = [{"id": str(i), "question": f"How much is {i} + 1?", "answer": float(i + 1), "level": i, "more": [i, None]} for i in range(9)]
+    pl.DataFrame(rows).write_parquet(tmp_path / "t.parquet")
+    parquet = FileProblems(source="parquet", path=str(tmp_path / "t.parquet"))
+    ours = make_splits(section(parquet, generated(5))).train
+    assert ours.equals(make_splits(section(jsonl(tmp_path / "t.jsonl", *rows), generated(5))).train)
+    assert ours["gold"].to_list() == [str(i + 1) for i in range(9)]
+    assert json.loads(ours["metadata"][3]) == {"level": "3", "more": [3, None]}
+
+
+def test_answer_kinds_of_a_source_and_of_a_row(tmp_path: Path) -> None:
+    rows = [
+        {"id": "l", "question": "q1", "answer": r"$\dfrac12$"}, {"id": "n", "question": "q2", "answer": "1,000", "answer_kind": "number"},
+        {"id": "i", "question": "q3", "answer": "007", "answer_kind": "integer"},
+        {"id": "c", "question": "q4", "answer": "(b)", "answer_kind": "letter", "options": ["x", "y"]},
+        {"id": "t", "question": "q5", "answer": " New  York ", "answer_kind": "text"},
+        {"id": "d", "question": "q6", "answer": "x", "answer_kind": None},
+    ]  # fmt: skip
+    train = make_splits(section(jsonl(tmp_path / "t.jsonl", *rows, answer_kind="latex"), generated(5))).train
+    assert train["answer_kind"].to_list() == ["latex", "number", "integer", "letter", "text", "latex"]
+    assert train["gold"].to_list() == [r"\frac{1}{2}", "1000", "7", "B", "New York", "x"]
+    for gold, kind in train.select("gold", "answer_kind").iter_rows():
+        assert verify(gold, gold, kind) == CORRECT
+
+
+@pytest.mark.parametrize(
+    ("rows", "expected"),
+    [
+        ([GOOD, {"id": "b", "question": "x"}], "line 2: no field 'answer'"),
+        ([GOOD, {**GOOD, "id": "b", "question": " "}], "line 2: 'question' is empty"),
+        ([GOOD, {**GOOD, "id": ""}], "line 2: 'id' is empty"),
+        ([GOOD, {**GOOD, "id": "b", "answer": None}], "line 2: 'answer' must be text or a number, not NoneType"),
+        ([GOOD, {**GOOD, "id": True}], "line 2: 'id' must be text or a number, not bool"),
+        ([GOOD, '{"id": "b", "question": "x", "answer": NaN}'], "line 2: 'answer' is nan"),
+        ([GOOD, '{"id": "b", "question": "x", "answer": 1e999}'], "line 2: 'answer' is inf"),
+        ([GOOD, {**GOOD, "id": "b", "answer": "many"}], "line 2: the answer 'many' is not a finite number"),
+        ([GOOD, {**GOOD, "question": "y"}], "line 2: id 'a' is also that of line 1"),
+        ([GOOD, "", {**GOOD, "question": "y"}], "line 3: id 'a' is also that of line 1"),
+        ([GOOD, "{"], "line 2: not JSON"),
+        ([GOOD, "[" * 100_000], "line 2: not JSON that can be read"),
+        ([GOOD, '{"id": ' + "9" * 5000 + "}"], "line 2: not JSON that can be read"),
+        (["[1]"], "line 1: not a JSON object"),
+        ([], "has no problems"),
+        ([GOOD, '{"id": "b", "question": "\\ud800", "answer": 1}'], "line 2: 'question' has half a character"),
+        ([{**GOOD, "answer_kind": "colour"}], "line 1: unknown answer_kind 'colour'; there is number, integer, latex, letter, text"),
+        ([{**GOOD, "answer_kind": "integer", "answer": 1000}], "line 1: the answer '1000' is not an integer from 0 to 999"),
+        ([{**GOOD, "answer_kind": "latex", "answer": "\\frac{1}{2"}], "line 1: the answer .* is not LaTeX with matching braces"),
+        ([{**GOOD, "answer_kind": "letter", "answer": "K"}], "line 1: the answer 'K' is not a letter from A to J"),
+        ([{**GOOD, "answer_kind": "letter", "answer": "C", "options": ["x", "y"]}], "line 1: the answer C is none of its 2 options"),
+        ([{**GOOD, "answer_kind": "text", "answer": "..."}], "line 1: the answer '...' is not text"),
+        ([{**GOOD, "level": [1]}], "line 1: 'level' must be text or a number, not list"),
+    ],
+)  # fmt: skip
+def test_bad_rows_are_named(tmp_path: Path, rows: list[object], expected: str) -> None:
+    with pytest.raises(InputError, match=expected):
+        make_splits(section(jsonl(tmp_path / "t.jsonl", *rows), generated(5)))
+
+
+def test_all_bad_rows_are_named_at_once_up_to_ten(tmp_path: Path) -> None:
+    rows = [{**GOOD, "id": i, "question": f"q{i}", "answer": "many" if i % 2 else i} for i in range(40)]
+    with pytest.raises(InputError) as caught:
+        make_splits(section(jsonl(tmp_path / "t.jsonl", *rows, "{"), generated(5)))
+    lines = str(caught.value).splitlines()
+    assert lines[0].endswith("t.jsonl: 21 bad rows")
+    assert [line.split(":")[0].strip(" -") for line in lines[1:11]] == [f"line {n}" for n in range(2, 22, 2)]
+    assert lines[11:] == ["  ... and 11 more"]
+
+
+@pytest.mark.parametrize(("answer", "expected"), [(float("nan"), "row 2: 'answer' is nan"), (None, "row 2: 'answer' must be text")])
+def test_bad_rows_of_parquet_are_named(tmp_path: Path, answer: float | None, expected: str) -> None:
+    path = tmp_path / "t.parquet"
+    pl.DataFrame({"id": ["a", "b"], "question": ["x", "y"], "answer": [1.0, answer]}).write_parquet(path)
+    with pytest.raises(InputError, match=expected):
+        make_splits(section(FileProblems(source="parquet", path=str(path)), generated(5)))
+
+
+def test_metadata_is_always_readable_json(tmp_path: Path) -> None:
+    row = '{"id": "a", "question": "x", "answer": 1, "score": NaN, "deep": [{"x": -Infinity}], "odd": "\\ud800z", "subject": null}'
+    (metadata,) = make_splits(section(jsonl(tmp_path / "t.jsonl", row), generated(5))).train["metadata"]
+    assert json.loads(metadata, parse_constant=pytest.fail) == {"score": None, "deep": [{"x": None}], "odd": "?z", "subject": None}
+
+
+def test_other_file_mistakes(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="no such file"):
+        make_splits(section(FileProblems(source="jsonl", path=str(tmp_path / "none")), generated(5)))
+    with pytest.raises(InputError, match="has 1 problems, the configuration asks for 2"):
+        make_splits(section(jsonl(tmp_path / "t.jsonl", GOOD, count=2), generated(5)))
+    with pytest.raises(InputError, match="num_examples"):
+        make_splits(section(jsonl(tmp_path / "t.jsonl", GOOD), generated(5), 1))
+    (tmp_path / "bad.parquet").write_bytes(b"nothing")
+    with pytest.raises(InputError, match=r"bad\.parquet: cannot be read"):
+        make_splits(section(FileProblems(source="parquet", path=str(tmp_path / "bad.parquet")), generated(5)))
+    (tmp_path / "bad.jsonl").write_bytes(b"\xff\xfe")
+    with pytest.raises(InputError, match=r"bad\.jsonl: cannot be read"):
+        make_splits(section(FileProblems(source="jsonl", path=str(tmp_path / "bad.jsonl")), generated(5)))
+
+
+# --- what training and evaluation share ------------------------------------------------------------------------------
+
+
+WORDS = "A farmer has seven cows and sells two of them to his neighbour for ninety coins each before the winter comes to the valley"
+
+
+def question(i: int, text: str = WORDS) -> dict[str, object]:
+    return {"id": f"q{i}", "question": f"{text} {' '.join(f'w{i}x{j}' for j in range(24))}", "answer": i, "solution": f"#### {i}"}
+
+
+def test_a_shared_question_is_an_error(tmp_path: Path) -> None:
+    train, evaluation = jsonl(tmp_path / "t.jsonl", GOOD), jsonl(tmp_path / "e.jsonl", {**GOOD, "id": "z", "question": "1+1?  "})
+    for choice in ("error", "allow"):
+        with pytest.raises(InputError, match=r"share 1 question.*for example a of training and z of evaluation"):
+            make_splits(section(train, evaluation, near_duplicates=choice))
+
+
+def test_near_duplicates_are_an_error_are_dropped_or_are_kept(tmp_path: Path) -> None:
+    rows = [question(i) for i in range(6)]
+    changed = {**question(3), "id": "e3", "question": str(question(3)["question"]).replace("seven", "eight")}
+    train, evaluation = jsonl(tmp_path / "t.jsonl", *rows), jsonl(tmp_path / "e.jsonl", question(7), changed, {**question(5), "id": "e5"})
+    with pytest.raises(InputError, match="share 1 question"):
+        make_splits(section(train, evaluation))
+    dropped = make_splits(section(train, evaluation, near_duplicates="drop"))
+    assert dropped.train["problem_id"].to_list() == ["q0", "q1", "q2", "q4"]
+    assert dropped.evaluation["problem_id"].to_list() == ["q7", "e3", "e5"]
+    evaluation = jsonl(tmp_path / "e.jsonl", question(7), changed)
+    with pytest.raises(InputError, match=r"1 training problem\(s\) are nearly .*q3 of training and e3 of evaluation.*to 9\d%"):
+        make_splits(section(train, evaluation))
+    assert make_splits(section(train, evaluation, near_duplicates="allow")).train.height == 6
+
+
+def test_two_draws_from_one_file_are_disjoint(tmp_path: Path) -> None:
+    rows = [question(i) for i in range(20)]
+    for choice in ("error", "drop"):
+        one = jsonl(tmp_path / "t.jsonl", *rows, count=13, seed=1)
+        splits = make_splits(section(one, jsonl(tmp_path / "t.jsonl", *rows, count=7, seed=1), near_duplicates=choice))
+        assert set(splits.train["problem_id"]) | set(splits.evaluation["problem_id"]) == {f"q{i}" for i in range(20)}
+        with pytest.raises(InputError, match=r"has 20 problems, 1\d? of them used|has 20 problems, 8 of them used"):
+            make_splits(section(one, jsonl(tmp_path / "t.jsonl", *rows, count=8, seed=1), near_duplicates=choice))
+    with pytest.raises(InputError, match="share 13 question"):
+        make_splits(section(one, jsonl(tmp_path / "t.jsonl", *rows)))
+
+
+def test_worked_examples_are_in_no_split_and_near_no_held_out_problem(tmp_path: Path) -> None:
+    near = {**question(9), "id": "near", "question": str(question(9)["question"]).replace("seven", "eight")}
+    train = jsonl(tmp_path / "t.jsonl", near, *[question(i) for i in range(4)], count=2, seed=0)
+    splits = make_splits(section(train, jsonl(tmp_path / "e.jsonl", question(9)), 2, near_duplicates="drop"))
+    names = {*splits.train["problem_id"], *splits.examples["problem_id"]}
+    assert names == {"q0", "q1", "q2", "q3"}
+
+
+def test_generated_problems_are_near_duplicates_by_nature_and_only_the_same_are_refused() -> None:
+    splits = make_splits(section(generated(60, num_terms=30), generated(60, seed=2, num_terms=30)))
+    assert splits.train.height == splits.evaluation.height == 60
+
+
+# --- iterations ------------------------------------------------------------------------------------------------------
+
+
+def test_iterations_cover_every_problem_once_an_epoch() -> None:
+    epoch = [problems_of_iteration(12, 4, i, seed=5) for i in (1, 2, 3)]
+    assert sorted(r for rows in epoch for r in rows) == list(range(12))
+    second = [problems_of_iteration(12, 4, i, seed=5) for i in (4, 5, 6)]
+    assert sorted(r for rows in second for r in rows) == list(range(12))
+    assert epoch != second
+    assert problems_of_iteration(12, 4, 1, seed=6) != epoch[0]
+    assert len(problems_of_iteration(13, 4, 3, seed=5)) == 4

@@ -1,0 +1,126 @@
+"""Advantages without the division by the standard deviation (with it: test_rewards.py), and which completions are compared.
+
+The references are exact fractions, and for `update.group: model` the runs of each model alone.
+"""
+
+from __future__ import annotations
+
+import random
+import zlib
+from fractions import Fraction
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import polars as pl
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from core_hpc.config.run import RunConfig
+from core_hpc.phases.context import Warm
+from core_hpc.phases.score import score_rollouts
+from core_hpc.protocol.advantages import advantages
+from core_hpc.store.paths import TEAM, TaskKey
+from core_hpc.store.schema import COLD, RESCUE, SCORE
+
+REWARDS = st.lists(st.integers(-40, 40).map(lambda n: n / 16), min_size=1, max_size=8)
+
+
+@given(REWARDS)
+def test_centred_only(rewards: list[float]) -> None:
+    exact = [Fraction(r) for r in rewards]
+    mean = sum(exact) / len(exact)
+    assert advantages(rewards, scale="none").tolist() == pytest.approx([float(r - mean) for r in exact], abs=1e-12)
+
+
+@given(REWARDS, st.integers(1, 50))
+def test_only_without_division_larger_rewards_give_larger_advantages(rewards: list[float], factor: int) -> None:
+    larger = [factor * r for r in rewards]
+    assert advantages(larger, scale="none").tolist() == pytest.approx((factor * advantages(rewards, scale="none")).tolist(), abs=1e-9)
+    assert advantages(larger).tolist() == pytest.approx(advantages(rewards).tolist(), abs=1e-5)
+
+
+@given(st.floats(-100, 100), st.integers(1, 6))
+def test_equal_rewards_give_exactly_zero(value: float, n: int) -> None:
+    assert advantages([value] * n, scale="none").tolist() == [0.0] * n
+
+
+# --- which completions are compared ---------------------------------------------------------------------------------
+
+
+class _Embedder:
+    """The same random direction for the same text, whoever asks."""
+
+    def embed(self, texts: list[str]) -> np.ndarray:
+        return np.stack([np.random.default_rng(zlib.crc32(text.encode())).normal(size=6) for text in texts])
+
+
+WORDS = ("add", "divide by", "so x =", "check", "simplify", "half of", "square")
+
+
+def rollouts_of(seed: int, models: str, phases: dict[str, int]) -> pl.DataFrame:
+    """Random completions of three problems, in a random order; models that failed cold are rescued with a hint."""
+    draw = random.Random(seed)
+    rows = []
+    for problem in ("p", "q", "r"):
+        for model in models:
+            solved = False
+            for phase, num in phases.items():
+                for _ in range(num if phase == COLD or not solved else 0):
+                    correct = draw.random() < 0.5
+                    solved |= correct and phase == COLD
+                    rows.append({
+                        "model": model, "problem_id": problem, "phase": phase, "correct": correct, "hint_given": phase == RESCUE,
+                        "answer": "12" if correct else draw.choice([None, "7", "12 3"]), "gold": "12",
+                        "text": " ".join(draw.choices(WORDS, k=4)),
+                    })  # fmt: skip
+    draw.shuffle(rows)
+    return pl.DataFrame(rows, schema_overrides={"answer": pl.String})
+
+
+def scored(rollouts: pl.DataFrame, models: str, *, iteration: int = 1, rule: str = "leave_one_out", **update: Any) -> pl.DataFrame:
+    """The score phase's own columns of a run with these models."""
+    config = RunConfig.model_validate({
+        "name": "s", "iterations": 2, "team": [{"name": m, "model": "x"} for m in models],
+        "problems": {split: {"source": "generated", "count": 3} for split in ("train", "evaluation")},
+        "protocol": {"problems_per_iteration": 3, "rescue_samples": 0}, "update": update,
+        "reward": {"explore": {"rule": rule}, "distance": {"embedder": "fake:none"}},
+    })  # fmt: skip
+    context = SimpleNamespace(
+        run=SimpleNamespace(config=config, num_problems=lambda split: 3), key=TaskKey(iteration, SCORE, TEAM),
+        warm=Warm(_embedder=("fake:none", _Embedder())), progress=lambda *_: None,  # type: ignore[arg-type]
+    )  # fmt: skip
+    return score_rollouts(context, rollouts)  # type: ignore[arg-type]
+
+
+@settings(max_examples=15, deadline=None)
+@given(st.integers(0, 10**6), st.sampled_from(["leave_one_out", "greedy_outsider", "dpp"]), st.sampled_from([1, 2]))
+def test_models_by_themselves_in_a_team_are_scored_as_if_trained_alone(seed: int, rule: str, iteration: int) -> None:
+    """The reference: a run of one model, given the same completions. Iteration 2 is epoch 2, in which cross has a weight."""
+    rollouts = rollouts_of(seed, "abc", {COLD: 3})
+    together = scored(rollouts, "abc", iteration=iteration, rule=rule, group="model")
+    for model in "abc":
+        mine = (rollouts["model"] == model).to_numpy()
+        alone = scored(rollouts.filter(mine), model, iteration=iteration, rule=rule)
+        assert together.filter(mine).equals(alone)
+
+
+def test_whether_a_peer_is_compared_makes_a_difference() -> None:
+    """Else the test above could not fail: in a team, every part that looks at peers says something else."""
+    rollouts = rollouts_of(0, "ab", {COLD: 2, RESCUE: 2})
+    team, alone = (scored(rollouts, "ab", iteration=2, group=group) for group in ("team", "model"))
+    for part in ("explore", "rescue", "trace_accuracy", "cross", "reward", "advantage"):
+        assert not np.allclose(team[part], alone[part]), part
+    assert team["exploit"].equals(alone["exploit"])
+    assert alone["rescue"].to_list() == alone["cross"].to_list() == [0.0] * rollouts.height
+
+
+def test_advantages_of_a_model_by_itself_are_over_its_own_completions_of_the_problem() -> None:
+    rollouts = rollouts_of(11, "ab", {COLD: 4, RESCUE: 2})
+    table = pl.concat([rollouts, scored(rollouts, "ab", group="model", advantage_scale="none")], how="horizontal")
+    for row in table.iter_rows(named=True):
+        same = [r for r in table.iter_rows(named=True) if (r["model"], r["problem_id"]) == (row["model"], row["problem_id"])]
+        own = [Fraction(r["reward"]) for r in same]
+        assert row["advantage"] == pytest.approx(float(Fraction(row["reward"]) - sum(own) / len(own)), abs=1e-12)
+        assert row["zero_signal"] == (len(set(own)) == 1)

@@ -1,0 +1,196 @@
+"""Reward parts, their sum and advantages of one problem, against loops over completions."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from core_hpc.answers.extract import token_f1
+from core_hpc.config.run import RewardSection
+from core_hpc.protocol.advantages import advantages
+from core_hpc.protocol.distance import distance_matrix
+from core_hpc.protocol.rewards import ProblemGroup, cross_rewards, own_cold_failed, score_problem
+from core_hpc.store.schema import COLD, RESCUE
+
+MODELS = ("a", "b", "c")
+PARTS = ("exploit", "explore", "rescue", "trace_accuracy", "cross")
+SETTINGS = RewardSection()
+
+
+def make_group(rows, *, gold="12", seed=0):
+    """rows: (model, phase, correct, hint_given)."""
+    rng = np.random.default_rng(seed)
+    models, phases, correct, hints = (np.array(column) for column in zip(*rows, strict=True))
+    correct = correct.astype(bool)
+    return ProblemGroup(
+        models=models, phases=phases, correct=correct, hint_given=hints.astype(bool), gold=gold,
+        answers=[gold if c else [None, "13", "7"][int(rng.integers(3))] for c in correct],
+        cold_failed=own_cold_failed(models, phases, correct),
+        signatures=[frozenset(rng.choice(list("abcde"), size=rng.integers(0, 4), replace=False)) for _ in rows],
+        embeddings=rng.normal(size=(len(rows), 6)),
+    )
+
+
+@st.composite
+def groups(draw, min_size=1, max_size=9):
+    row = st.tuples(st.sampled_from(MODELS), st.sampled_from((COLD, COLD, RESCUE)), st.booleans(), st.booleans())
+    return make_group(draw(st.lists(row, min_size=min_size, max_size=max_size)), seed=draw(st.integers(0, 10**6)))
+
+
+def reorder(group, order):
+    return replace(
+        group, models=group.models[order], phases=group.phases[order], correct=group.correct[order], hint_given=group.hint_given[order],
+        cold_failed=group.cold_failed[order], answers=[group.answers[i] for i in order], signatures=[group.signatures[i] for i in order],
+        embeddings=group.embeddings[order],
+    )
+
+
+def reference_cross(d, group, exploit, margin, gate):
+    out = []
+    for i, (me, phase) in enumerate(zip(group.models, group.phases, strict=True)):
+        terms = []
+        for partner in MODELS:
+            theirs = [j for j in range(len(d)) if group.models[j] == partner and group.phases[j] == phase]
+            if partner == me or not theirs:
+                continue
+            indicator = 1.0 if max(exploit[j] for j in theirs) >= gate else 0.0
+            terms.append(indicator * max(0.0, min(d[i, j] for j in theirs) - margin))
+        out.append(sum(terms) / len(terms) if terms else 0.0)
+    return out
+
+
+def reference_rescue(group):
+    out = []
+    cold = [(m, c) for m, p, c in zip(group.models, group.phases, group.correct, strict=True) if p == COLD]
+    for m, p, c, h in zip(group.models, group.phases, group.correct, group.hint_given, strict=True):
+        own = [right for model, right in cold if model == m]
+        out.append(float(p == RESCUE and c and h and len(own) > 0 and not any(own) and any(right for model, right in cold if model != m)))
+    return out
+
+
+@given(groups())
+def test_every_part_is_that_of_its_definition(group):
+    scored = score_problem(group, SETTINGS, 1)
+    exploit = [float(c) + 0.3 * token_f1(a, group.gold) for c, a in zip(group.correct, group.answers, strict=True)]
+    assert scored.exploit.tolist() == pytest.approx(exploit)
+    assert scored.rescue.tolist() == reference_rescue(group)
+    for i, (c, phase) in enumerate(zip(group.correct, group.phases, strict=True)):
+        same = [bool(x) for x, p in zip(group.correct, group.phases, strict=True) if p == phase]
+        assert scored.trace_accuracy[i] == pytest.approx(c * (1 - sum(same) / len(same)))
+    d = distance_matrix(group.embeddings, group.signatures)
+    assert scored.cross.tolist() == pytest.approx(reference_cross(d, group, exploit, 0.15, 0.1))
+    total = scored.exploit + 0.05 * scored.explore + 0.15 * scored.rescue + 0.2 * scored.trace_accuracy + 0.1 * scored.cross
+    assert scored.total.tolist() == pytest.approx(total.tolist())
+
+
+@given(groups(min_size=2), st.randoms(use_true_random=False), st.sampled_from(["leave_one_out", "dpp"]))
+def test_permuting_completions_permutes_every_reward_and_advantage(group, random, rule):
+    settings = RewardSection.model_validate({"explore": {"rule": rule}})
+    order = list(range(len(group.models)))
+    random.shuffle(order)
+    before, after = score_problem(group, settings, 0), score_problem(reorder(group, order), settings, 0)
+    for name in (*PARTS, "total"):
+        assert np.allclose(getattr(before, name)[order], getattr(after, name), atol=1e-9), name
+    if np.ptp(before.total) > 1e-6:
+        assert np.allclose(advantages(before.total)[order], advantages(after.total), atol=1e-5)
+
+
+@given(groups())
+def test_a_wrong_completion_earns_no_rescue_and_no_trace_accuracy(group):
+    scored = score_problem(group, SETTINGS, 0)
+    assert not scored.rescue[~group.correct].any()
+    assert not scored.trace_accuracy[~group.correct].any()
+    assert not scored.rescue[group.phases == COLD].any()
+
+
+def test_a_rescue_can_fire_and_needs_every_condition():
+    """Trap 4: the condition for a hint and the condition for a rescue must be possible together."""
+    cold = [("a", COLD, False, False), ("a", COLD, False, False), ("b", COLD, True, False), ("b", COLD, False, False)]
+    rows = [*cold, ("a", RESCUE, True, True)]
+    assert score_problem(make_group(rows), SETTINGS, 0).rescue.tolist() == [0, 0, 0, 0, 1]
+    changes = {
+        "wrong": (4, ("a", RESCUE, False, True)),
+        "no hint": (4, ("a", RESCUE, True, False)),
+        "own cold right": (0, ("a", COLD, True, False)),
+        "no peer right": (2, ("b", COLD, False, False)),
+        "own answer is no peer": (2, ("a", COLD, True, False)),
+    }
+    for name, (row, value) in changes.items():
+        changed = list(rows)
+        changed[row] = value
+        assert not score_problem(make_group(changed), SETTINGS, 0).rescue.any(), name
+    assert not score_problem(make_group(rows[2:]), SETTINGS, 0).rescue.any(), "own cold absent"
+
+
+def test_with_three_models_the_peer_may_be_any_other():
+    cold = [("a", COLD, False, False), ("b", COLD, False, False), ("c", COLD, True, False)]
+    rows = [*cold, ("a", RESCUE, True, True), ("b", RESCUE, True, True)]
+    assert score_problem(make_group(rows), SETTINGS, 0).rescue.tolist() == [0, 0, 0, 1, 1]
+
+
+def test_weights_follow_the_schedule():
+    group = make_group([("a", COLD, True, False), ("b", COLD, True, False), ("b", COLD, False, False)], seed=3)
+    first, second, third = (score_problem(group, SETTINGS, i) for i in (0, 1, 5))
+    assert (first.cross == second.cross).all()
+    assert np.allclose(second.total - first.total, -0.15 * first.explore + 0.1 * first.cross)
+    assert (second.total == third.total).all()
+    assert first.cross.any()
+    assert first.explore.any()
+
+
+def test_the_gate_of_cross_is_inclusive_and_the_phases_are_apart():
+    d = np.array([[0, 0.5, 0.9], [0.5, 0, 0.7], [0.9, 0.7, 0]])
+    models, phases = np.array(["a", "b", "b"]), np.array([COLD, COLD, RESCUE])
+    got = cross_rewards(d, models, phases, np.array([0.0, 0.1, 1.0]), margin=0.15, gate=0.1)
+    assert got.tolist() == pytest.approx([0.35, 0.0, 0.0])
+
+
+def test_partial_credit_can_be_switched_off():
+    group = replace(make_group([("a", COLD, False, False), ("a", COLD, True, False)], gold="12"), answers=["12", "12"])
+    none = RewardSection.model_validate({"exploit": {"partial": "none"}})
+    assert score_problem(group, none, 0).exploit.tolist() == [0, 1]
+    assert score_problem(group, SETTINGS, 0).exploit.tolist() == pytest.approx([0.3, 1.3])
+
+
+def test_one_completion_alone():
+    for rule in ("leave_one_out", "dpp", "greedy_outsider"):
+        settings = RewardSection.model_validate({"explore": {"rule": rule}})
+        scored = score_problem(make_group([("a", COLD, True, False)]), settings, 0)
+        assert scored.explore.tolist() == scored.cross.tolist() == scored.trace_accuracy.tolist() == [0]
+        assert advantages(scored.total).tolist() == [0]
+
+
+def test_contradictory_groups_are_refused():
+    group = make_group([("a", COLD, False, False), ("b", COLD, True, False), ("a", RESCUE, True, True)])
+    with pytest.raises(ValueError, match=r"row 2 \(a\): cold_failed is False"):
+        replace(group, cold_failed=np.zeros(3, dtype=bool))
+    with pytest.raises(ValueError, match="differ in length"):
+        replace(group, answers=["1"])
+    with pytest.raises(ValueError, match="evaluate"):
+        replace(group, phases=np.array([COLD, COLD, "evaluate"]))
+
+
+@given(st.lists(st.floats(-100, 100), min_size=1, max_size=12))
+def test_advantages_are_centred_and_scaled_by_the_population_deviation(rewards):
+    got = advantages(rewards)
+    assert abs(got.sum()) < 1e-3
+    mean = sum(rewards) / len(rewards)
+    deviation = (sum((r - mean) ** 2 for r in rewards) / len(rewards)) ** 0.5
+    if deviation > 1e-6:
+        assert got.tolist() == pytest.approx([(r - mean) / (deviation + 1e-8) for r in rewards], rel=1e-5, abs=1e-5)
+
+
+@given(st.floats(-1e6, 1e6), st.integers(0, 9))
+def test_constant_groups_have_exactly_no_advantage(value, n):
+    assert advantages([value] * n).tolist() == [0.0] * n
+
+
+def test_advantages_of_nonsense_are_refused():
+    with pytest.raises(ValueError, match="row 1"):
+        advantages([0.0, float("nan")])
+    with pytest.raises(ValueError, match="axes"):
+        advantages([[0.0]])

@@ -1,0 +1,87 @@
+"""The task graph: what is ready, in which order, and how learning-rate horizons extend."""
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from core_hpc.runs.graph import Graph, Horizon, extend_horizon, horizon_at
+from core_hpc.store.paths import TEAM, TaskKey
+from core_hpc.store.schema import COLD, EVALUATE, HINT, RESCUE, SCORE, UPDATE
+
+
+def graph(**changes: object) -> Graph:
+    fields = {"models": ("a", "b"), "iterations": 2, "num_parts": 2, "num_evaluation_parts": 1, "evaluate_every": 0,
+              "evaluate_before": True, "has_rescue": True}
+    return Graph(**{**fields, **changes})  # type: ignore[arg-type]
+
+
+def test_nothing_published_starts_with_evaluation_and_cold() -> None:
+    ready = graph().ready(set())
+    assert {k.phase for k in ready} == {EVALUATE, COLD}
+    assert {k.iteration for k in ready if k.phase == COLD} == {1}
+    assert ready[0] == TaskKey(0, EVALUATE, "a")
+
+
+def test_a_part_goes_on_without_waiting_for_the_other() -> None:
+    published = {TaskKey(1, COLD, m, 0) for m in "ab"}
+    assert TaskKey(1, HINT, TEAM, 0) in graph().ready(published)
+    assert TaskKey(1, HINT, TEAM, 1) not in graph().ready(published)
+
+
+def test_update_needs_all_scores_but_not_the_other_model() -> None:
+    g = graph()
+    published = {k for k in g.tasks() if k.iteration == 1 and k.phase in (COLD, HINT, RESCUE, SCORE)}
+    assert TaskKey(1, UPDATE, "a") in g.ready(published)
+    assert TaskKey(1, UPDATE, "a") not in g.ready(published - {TaskKey(1, SCORE, TEAM, 1)})
+    ready = g.ready({*published, TaskKey(1, UPDATE, "a")})
+    assert TaskKey(2, COLD, "a", 0) in ready
+    assert TaskKey(2, COLD, "b", 0) not in ready
+
+
+def test_without_rescue_there_is_neither_hint_nor_rescue() -> None:
+    assert {k.phase for k in graph(has_rescue=False).tasks()} == {EVALUATE, COLD, SCORE, UPDATE}
+
+
+def test_evaluations() -> None:
+    assert graph(iterations=5).evaluated() == [0, 5]
+    assert graph(iterations=5, evaluate_every=2).evaluated() == [0, 2, 4, 5]
+    assert graph(iterations=5, evaluate_every=2, evaluate_before=False).evaluated() == [2, 4, 5]
+    assert not [k for k in graph(iterations=5, evaluate_before=False).tasks() if k.iteration == 0]
+
+
+@given(st.randoms(), st.integers(1, 3), st.integers(1, 3), st.booleans(), st.integers(0, 2))
+def test_any_order_of_work_ends_with_every_task_once(rng: object, models: int, parts: int, has_rescue: bool, every: int) -> None:
+    g = graph(models=tuple("abc"[:models]), num_parts=parts, has_rescue=has_rescue, evaluate_every=every)
+    published: set[TaskKey] = set()
+    while not g.finished(published):
+        ready = g.ready(published)
+        assert ready
+        assert not published & set(ready)
+        published.add(rng.choice(ready))  # type: ignore[attr-defined]
+    assert published == set(g.tasks())
+    assert g.ready(published) == []
+
+
+@given(st.integers(1, 4), st.integers(1, 4))
+def test_a_longer_run_contains_the_shorter_one_except_its_last_evaluation(short: int, more: int) -> None:
+    shorter, longer = graph(iterations=short).tasks(), set(graph(iterations=short + more).tasks())
+    assert {k for k in shorter if k not in longer} <= {k for k in shorter if k.phase == EVALUATE and k.iteration == short}
+
+
+def test_tasks_come_after_what_they_read() -> None:
+    g = graph()
+    seen: set[TaskKey] = set()
+    for key in g.tasks():
+        assert set(g.inputs(key)) <= seen
+        seen.add(key)
+
+
+def test_horizons() -> None:
+    first = extend_horizon([], 3, set())
+    assert first == [Horizon(1, 3)]
+    assert extend_horizon(first, 2, set()) == first
+    assert extend_horizon(first, 6, set()) == [Horizon(1, 6)]  # nothing updated yet: as if it had been asked for at once
+    updated = {TaskKey(i, UPDATE, "a") for i in (1, 2, 3)}
+    longer = extend_horizon(first, 6, updated)
+    assert longer == [Horizon(1, 3), Horizon(4, 6)]
+    assert [horizon_at(longer, i) for i in (1, 3, 4, 6)] == [3, 3, 6, 6]
+    assert extend_horizon(longer, 6, updated) == longer

@@ -1,0 +1,234 @@
+"""The arrays driver's decisions, on a fake of SLURM's books (the real SLURM is in tests/integration and tests/faults)."""
+
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from core_hpc.local.executor import Event, TaskRef
+from core_hpc.runs.folder import Run
+from core_hpc.slurm import executor as slurm_executor
+from core_hpc.slurm import watch
+from core_hpc.slurm.arrays import ArraysExecutor
+from core_hpc.slurm.commands import JobId, Limits, QueueEntry
+from core_hpc.slurm.submit import ENDED, FAILED, OPEN, SubmissionFolder, new_submission
+from core_hpc.store import manifests
+from core_hpc.store.paths import TaskKey
+from tests.support.fake_slurm import FakeSlurm, publish, run_of
+
+
+@pytest.fixture
+def make(tmp_path: Path, slurm: FakeSlurm) -> Callable[..., tuple[ArraysExecutor, Run, list[str]]]:
+    def build(start_id: str = "start001", **changes: Any) -> tuple[ArraysExecutor, Run, list[str]]:
+        run, said = run_of(tmp_path, "arrays", **changes), list[str]()
+        return ArraysExecutor(run.config.cluster, slurm, [run], start_id=start_id, notify=said.append), run, said
+
+    return build
+
+
+def cold(model: str, part: int = 0) -> TaskKey:
+    return TaskKey(1, "cold", model, part)
+
+
+def wanted(run: Run, *keys: TaskKey) -> list[tuple[Run, TaskKey]]:
+    return [(run, key) for key in keys]
+
+
+def told(executor: ArraysExecutor) -> list[tuple[str, TaskKey]]:
+    return [(e.kind, e.task.key) for e in executor.poll()]
+
+
+def poll_until(executor: ArraysExecutor, kind: str, *, polls: int = 400) -> list[Event]:
+    for _ in range(polls):
+        if found := [e for e in executor.poll() if e.kind == kind]:
+            return found
+    raise AssertionError(f"no {kind} event")
+
+
+def test_what_is_ready_at_once_is_one_array_and_parts_share_an_element(make: Any, slurm: FakeSlurm) -> None:
+    executor, run, _ = make(generate={"parts_per_job": 2})
+    keys = [cold(m, p) for p in range(3) for m in ("a", "b")]
+    hint = TaskKey(1, "hint", "team")
+    taken = executor.submit(wanted(run, *keys, hint))
+    assert {t.key for t in taken} == {*keys, hint}
+    first, second = slurm.submitted
+    assert first.elements == [[str(cold(m, p)) for p in parts] for m in ("a", "b") for parts in ((0, 1), (2,))]
+    assert second.elements == [[str(hint)]]
+    assert second.job_id(0) == JobId(101)
+    assert first.job_id(0) == JobId(100, 0)
+
+
+def test_an_element_reports_each_of_its_tasks_when_it_is_published(make: Any, slurm: FakeSlurm) -> None:
+    executor, run, _ = make(generate={"parts_per_job": 2})
+    executor.submit(wanted(run, cold("a", 0), cold("a", 1)))
+    (submission,) = slurm.submitted
+    slurm.set(submission, 0, "RUNNING")
+    assert [e.kind for e in poll_until(executor, "started")] == ["started", "started"]
+    publish(run, cold("a", 0))
+    assert [e.task.key for e in poll_until(executor, "done")] == [cold("a", 0)]
+    publish(run, cold("a", 1))
+    assert [e.task.key for e in poll_until(executor, "done")] == [cold("a", 1)]
+    folder = SubmissionFolder(run.paths.slurm)
+    assert (folder.names(OPEN), len(folder.names(ENDED)), folder.names(FAILED)) == ([], 1, [])
+
+
+def test_arrays_are_cut_to_the_sites_and_the_users_limits(make: Any, slurm: FakeSlurm) -> None:
+    executor, run, said = make()
+    slurm.known = Limits(max_array_size=3, max_submitted=7)
+    slurm.entries = {JobId(1, i): QueueEntry(JobId(1, i), "of something else", "RUNNING", "None", "n1", 0) for i in range(2)}
+    executor.poll()
+    keys = [cold("a", p) for p in range(9)]
+    assert [t.key for t in executor.submit(wanted(run, *keys))] == keys[:5]
+    assert [len(s.elements) for s in slurm.submitted] == [3, 2]
+    assert any("room for 5 more" in words for words in said)
+    assert executor.submit(wanted(run, *keys[5:])) == []
+    slurm.entries.clear()
+    poll_until(executor, "failed")  # the five are unknown to the queue now: lost
+    assert len(executor.submit(wanted(run, *keys[5:]))) == 4
+
+
+def test_a_later_controller_takes_over_and_remembers_failures_of_the_same_start(make: Any, slurm: FakeSlurm) -> None:
+    executor, run, _ = make()
+    executor.submit(wanted(run, cold("a"), cold("b")))
+    (submission,) = slurm.submitted
+    slurm.set(submission, 0, "RUNNING")
+    slurm.set(submission, 1, "OUT_OF_MEMORY")
+    assert [e.task.key for e in poll_until(executor, "failed")] == [cold("b")]
+    later, run, said = make()
+    assert [t.key for t in later.adopt([run])] == [cold("a")]
+    assert later.attempts(run) == {cold("b"): 1}
+    assert any("taking them over" in words for words in said)
+    publish(run, cold("a"))
+    assert [e.task.key for e in poll_until(later, "done")] == [cold("a")]
+    by_user, run, _ = make(start_id="start002")
+    assert by_user.adopt([run]) == []
+    assert by_user.attempts(run) == {}
+    assert len(slurm.submitted) == 1
+
+
+def test_slurm_away_proves_nothing_and_published_files_are_still_seen(make: Any, slurm: FakeSlurm) -> None:
+    executor, run, said = make()
+    executor.submit(wanted(run, cold("a"), cold("b")))
+    slurm.entries.clear()
+    slurm.available = False
+    publish(run, cold("b"))
+    assert [e.task.key for e in poll_until(executor, "done")] == [cold("b")]
+    for _ in range(200):
+        assert executor.poll() == []
+    assert sum("does not answer" in words for words in said) == 1
+    slurm.available = True
+    (lost,) = poll_until(executor, "failed")
+    assert (lost.fields["kind"], lost.task.key) == ("lost", cold("a"))
+    assert "SLURM answers again" in said
+
+
+def test_out_of_memory_is_tried_once_with_more(make: Any, slurm: FakeSlurm) -> None:
+    executor, run, _ = make(max_mem_gb=25)
+    for mem_gb, counted in ((10, False), (25, True)):
+        executor.submit(wanted(run, cold("a")))
+        submission = slurm.submitted[-1]
+        assert submission.mem_gb == mem_gb
+        slurm.set(submission, 0, "OUT_OF_MEMORY")
+        (failed,) = poll_until(executor, "failed")
+        assert failed.fields["counted"] is counted
+
+
+def test_a_node_that_fails_twice_in_a_row_is_excluded_but_never_most_nodes(make: Any, slurm: FakeSlurm) -> None:
+    executor, run, said = make()
+    for node in ("n1", "n1", "n2", "n2", "n3", "n3"):
+        executor.submit(wanted(run, cold("a")))
+        slurm.set(slurm.submitted[-1], 0, "NODE_FAIL", node=node)
+        (failed,) = poll_until(executor, "failed")
+        assert failed.fields["counted"] is False
+    executor.submit(wanted(run, cold("a")))
+    assert [s.excluded for s in slurm.submitted] == [[], [], ["n1"], ["n1"], ["n1", "n2"], ["n1", "n2"], ["n1", "n2"]]
+    assert sum("excluded from now on" in words for words in said) == 2
+
+
+def test_a_success_in_between_forgives_a_node(make: Any, slurm: FakeSlurm) -> None:
+    executor, run, _ = make()
+    for part, fails in enumerate((True, False, True, True)):
+        executor.submit(wanted(run, cold("a", part)))
+        submission = slurm.submitted[-1]
+        if fails:
+            slurm.set(submission, 0, "NODE_FAIL", node="n1")
+            poll_until(executor, "failed")
+        else:
+            manifests.write_json(SubmissionFolder(run.paths.slurm).status_file(submission, 0), {"node": "n1"})
+            publish(run, cold("a", part))
+            poll_until(executor, "done")
+        assert submission.excluded == []
+    executor.submit(wanted(run, cold("b")))
+    assert slurm.submitted[-1].excluded == ["n1"]
+
+
+def test_a_refusal_that_may_pass_is_waited_for_and_another_stops_the_run(
+    make: Any, slurm: FakeSlurm, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(slurm_executor, "REFUSED_WAIT_S", 0.05)
+    executor, run, said = make()
+    slurm.refusals = ["sbatch: error: Batch job submission failed: Invalid account or account/partition combination specified"]
+    assert executor.submit(wanted(run, cold("a"))) == []
+    (failed,) = executor.poll()
+    assert failed.fields["kind"] == "final"
+    assert "Invalid account" in failed.fields["message"]
+    slurm.entries[JobId(1)] = QueueEntry(JobId(1), "other", "RUNNING", "None", "n1", 0)
+    while executor.poll() or not executor._watch.num_active:
+        pass
+    slurm.refusals = ["sbatch: error: AssocMaxSubmitJobLimit Batch job submission failed: Job violates accounting/QOS policy"]
+    assert executor.submit(wanted(run, cold("a"))) == []
+    assert executor.submit(wanted(run, cold("a"))) == []
+    assert "trying again" in said[-1]
+    for _ in range(200):
+        if taken := executor.submit(wanted(run, cold("a"))):
+            break
+        executor.poll()
+    assert taken == [TaskRef(run.run_id, cold("a"))]
+
+
+@pytest.mark.parametrize("known", ["complete", "incomplete", "unknown"])
+def test_a_submission_whose_controller_died_meanwhile_is_found_by_its_name(
+    known: str, make: Any, slurm: FakeSlurm, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(watch, "UNSURE_WAIT_S", 0.02)
+    executor, run, _ = make()
+    folder = SubmissionFolder(run.paths.slurm)
+    submission = new_submission("generate", "cold-0001", [[cold("a")]], start_id="start001", mem_gb=10)
+    folder.write(submission)
+    manifests.make_folder(folder.folder(submission))
+    if known != "unknown":
+        slurm.entries[JobId(77)] = QueueEntry(JobId(77), submission.name, "RUNNING", "None", "n1", 0)
+    if known == "complete":
+        (folder.folder(submission) / "77_submitted.pkl").write_text("")
+    assert [t.key for t in executor.adopt([run])] == [cold("a")]
+    if known == "complete":
+        assert [e.task.key for e in poll_until(executor, "started")] == [cold("a")]
+        assert folder.read(OPEN)[0].job == 77
+        return
+    (failed,) = poll_until(executor, "failed")
+    assert (failed.fields["kind"], failed.fields["counted"]) == ("interrupted", False)
+    assert slurm.cancelled == ([77] if known == "incomplete" else [])
+    assert folder.names(OPEN, FAILED) == []
+
+
+def test_a_dependency_that_can_never_be_satisfied_is_cancelled_and_counts(make: Any, slurm: FakeSlurm) -> None:
+    executor, run, _ = make()
+    executor.submit(wanted(run, cold("a")))
+    slurm.set(slurm.submitted[0], 0, "PENDING", reason="DependencyNeverSatisfied", node="")
+    (failed,) = poll_until(executor, "failed")
+    assert failed.fields["counted"]
+    assert "DependencyNeverSatisfied" in failed.fields["message"]
+    assert slurm.cancelled == [JobId(100)]
+
+
+def test_a_stopped_run_cancels_what_waits_and_leaves_what_runs(make: Any, slurm: FakeSlurm) -> None:
+    executor, run, _ = make()
+    executor.submit(wanted(run, cold("a"), cold("b")))
+    slurm.set(slurm.submitted[0], 0, "RUNNING")
+    poll_until(executor, "started")
+    assert Counter(t.key for t in executor.abandon(run)) == Counter([cold("a"), cold("b")])
+    assert slurm.cancelled == [JobId(100, 1)]
+    later, run, _ = make(start_id="start002")
+    assert [t.key for t in later.adopt([run])] == [cold("a")]

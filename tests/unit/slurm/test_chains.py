@@ -1,0 +1,189 @@
+"""Chains of phases in one element of an array (slurm.chain_wait_s): what is in them, and what becomes of those that broke."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from core_hpc.local.executor import Event
+from core_hpc.runs.folder import Run
+from core_hpc.runs.graph import Graph
+from core_hpc.slurm.arrays import ArraysExecutor, chains_of
+from core_hpc.slurm.submit import ENDED, OPEN, Submission, SubmissionFolder
+from core_hpc.store import manifests
+from core_hpc.store.paths import TEAM, TaskKey
+from tests.support.fake_slurm import FakeSlurm, publish, run_of
+
+GRAPH = Graph(("a", "b"), iterations=2, num_parts=4, num_evaluation_parts=1, evaluate_every=0, evaluate_before=True, has_rescue=True)
+
+Make = Callable[..., tuple[ArraysExecutor, Run]]
+
+
+@pytest.fixture
+def make(tmp_path: Path, slurm: FakeSlurm) -> Make:
+    def build(**protocol: Any) -> tuple[ArraysExecutor, Run]:
+        run = run_of(tmp_path, "arrays", protocol=protocol, chain_wait_s=5)
+        return ArraysExecutor(run.config.cluster, slurm, [run], start_id="start001", notify=print), run
+
+    return build
+
+
+def cold(model: str, part: int = 0) -> TaskKey:
+    return TaskKey(1, "cold", model, part)
+
+
+def rescue(model: str, part: int = 0) -> TaskKey:
+    return TaskKey(1, "rescue", model, part)
+
+
+def hint(part: int = 0) -> TaskKey:
+    return TaskKey(1, "hint", TEAM, part)
+
+
+def score(part: int = 0) -> TaskKey:
+    return TaskKey(1, "score", TEAM, part)
+
+
+def update(model: str) -> TaskKey:
+    return TaskKey(1, "update", model)
+
+
+def ask(executor: ArraysExecutor, run: Run, *keys: TaskKey) -> list[TaskKey]:
+    return [task.key for task in executor.submit([(run, key) for key in keys])]
+
+
+def events(executor: ArraysExecutor, *, polls: int = 40) -> list[Event]:
+    return [event for _ in range(polls) for event in executor.poll()]
+
+
+def left(slurm: FakeSlurm, run: Run, submission: Submission, index: int, *keys: TaskKey) -> None:
+    """An element ends, and leaves tasks to others."""
+    body = {"kind": "done", "left": [str(key) for key in keys], "message": f"{keys[0]} was not there after 5 s"}
+    path = SubmissionFolder(run.paths.slurm).status_file(submission, index)
+    manifests.write_json(path, {"node": "n1", "published": 1, "stopping": None, "outcome": body})
+    slurm.set(submission, index, "COMPLETED")
+
+
+def test_cold_hint_and_rescue_follow_each_other_and_models_begin_with_different_parts() -> None:
+    keys = [cold(m, p) for p in range(4) for m in "ab"]
+    chains = chains_of(GRAPH, keys, set(), 2)
+    assert chains == [
+        [cold("a", 0), cold("a", 1), hint(0), rescue("a", 0), hint(1), rescue("a", 1)],
+        [cold("a", 2), cold("a", 3), hint(2), rescue("a", 2), hint(3), rescue("a", 3)],
+        [cold("b", 0), cold("b", 1), hint(1), rescue("b", 1), hint(0), rescue("b", 0)],
+        [cold("b", 2), cold("b", 3), hint(3), rescue("b", 3), hint(2), rescue("b", 2)],
+    ]
+    for chain in chains:  # what an element does itself comes before what reads it
+        for place, key in enumerate(chain):
+            assert not set(GRAPH.inputs(key)) & set(chain[place:])
+
+
+def test_a_cold_task_that_is_tried_again_brings_no_other_model() -> None:
+    assert chains_of(GRAPH, [cold("b", 3)], {cold("a", 3)}, 2) == [[cold("b", 3), hint(3), rescue("b", 3)]]
+
+
+def test_an_update_follows_when_all_scores_of_its_iteration_are_there_or_asked_for() -> None:
+    assert chains_of(GRAPH, [score(2), score(3)], {score(0)}, 9) == []
+    assert chains_of(GRAPH, [score(2), score(3)], {score(0), score(1)}, 9) == [
+        [score(2), score(3), update("a")], [score(3), score(2), update("b")],
+    ]  # fmt: skip
+
+
+def test_what_is_published_is_left_out_and_an_element_that_goes_on_with_nothing_is_no_chain() -> None:
+    assert chains_of(GRAPH, [hint(0)], {rescue("a", 0)}, 1) == [[hint(0), rescue("b", 0)]]
+    assert chains_of(GRAPH, [hint(0)], {rescue("a", 0), rescue("b", 0)}, 1) == []
+    assert chains_of(GRAPH, [cold("a")], {rescue("a"), hint()}, 1) == []
+
+
+def test_what_an_element_does_later_is_not_submitted_again(make: Make, slurm: FakeSlurm) -> None:
+    executor, run = make()
+    assert ask(executor, run, cold("a"), cold("b")) == [cold("a"), cold("b")]
+    (submission,) = slurm.submitted
+    assert submission.group == "generate"
+    assert submission.elements == [[str(k) for k in (cold(m), hint(), rescue(m))] for m in "ab"]
+    for index in (0, 1):
+        slurm.set(submission, index, "RUNNING")
+    assert [(e.kind, e.task.key) for e in events(executor)] == [("started", cold("a")), ("started", cold("b"))]
+    for key in (cold("a"), cold("b")):
+        publish(run, key)
+    assert {e.task.key for e in events(executor)} == {cold("a"), cold("b")}
+    assert ask(executor, run, hint()) == [hint()]
+    assert [(e.kind, e.task.key) for e in events(executor)] == [("started", hint())]
+    publish(run, hint())
+    events(executor)
+    assert ask(executor, run, rescue("a"), rescue("b")) == [rescue("a"), rescue("b")]
+    for key in (rescue("a"), rescue("b")):
+        publish(run, key)
+    assert {e.kind for e in events(executor)} == {"started", "done"}
+    assert len(slurm.submitted) == 1
+    assert len(SubmissionFolder(run.paths.slurm).names(ENDED)) == 1
+    assert ask(executor, run, score()) == [score()]
+    assert slurm.submitted[1].group == "update"
+    assert slurm.submitted[1].elements == [[str(score()), str(update(m))] for m in "ab"]
+
+
+def test_what_an_element_left_is_submitted_when_it_is_ready(make: Make, slurm: FakeSlurm) -> None:
+    """Model b comes late: the element of a ends without its rescue, and that is no failure."""
+    executor, run = make()
+    ask(executor, run, cold("a"), cold("b"))
+    (submission,) = slurm.submitted
+    publish(run, cold("a"))
+    left(slurm, run, submission, 0, hint(), rescue("a"))
+    assert [(e.kind, e.task.key) for e in events(executor)] == [("done", cold("a"))]
+    publish(run, cold("b"))
+    events(executor)
+    assert ask(executor, run, hint()) == [hint()]
+    publish(run, hint())
+    publish(run, rescue("b"))
+    events(executor)
+    assert ask(executor, run, rescue("a")) == [rescue("a")]
+    assert [s.elements for s in slurm.submitted[1:]] == [[[str(rescue("a"))]]]
+    assert [name for name, _ in SubmissionFolder(run.paths.slurm).names(ENDED)] == [submission.name]
+
+
+def test_an_element_that_left_what_was_asked_for_meanwhile_gives_it_back(make: Make, slurm: FakeSlurm) -> None:
+    executor, run = make()
+    ask(executor, run, cold("a"), cold("b"))
+    (submission,) = slurm.submitted
+    for key in (cold("a"), cold("b")):
+        publish(run, key)
+    events(executor)
+    assert ask(executor, run, hint()) == [hint()]
+    for index, model in enumerate("ab"):
+        left(slurm, run, submission, index, hint(), rescue(model))
+    (failed,) = [e for e in events(executor) if e.kind == "failed"]
+    assert (failed.task.key, failed.fields["counted"]) == (hint(), False)
+    assert ask(executor, run, hint()) == [hint()]
+    assert slurm.submitted[-1].elements == [[str(hint()), str(rescue(m))] for m in "ab"]
+
+
+def test_what_an_element_says_that_it_did_must_be_seen_before_it_counts_as_ended(make: Make, slurm: FakeSlurm) -> None:
+    executor, run = make()
+    ask(executor, run, cold("a"))
+    left(slurm, run, slurm.submitted[0], 0, hint(), rescue("a"))
+    assert executor.poll() == []
+    publish(run, cold("a"))
+    assert [(e.kind, e.task.key) for e in events(executor)] == [("done", cold("a"))]
+    assert SubmissionFolder(run.paths.slurm).names(OPEN) == []
+
+
+def test_a_failure_in_what_follows_is_told_and_counts_once(make: Make, slurm: FakeSlurm) -> None:
+    executor, run = make()
+    ask(executor, run, cold("a"), cold("b"))
+    (submission,) = slurm.submitted
+    for key in (cold("a"), cold("b")):
+        publish(run, key)
+    slurm.set(submission, 0, "NODE_FAIL")
+    told = [(e.kind, e.task.key) for e in events(executor) if e.kind == "failed"]
+    assert told == [("failed", hint())]
+
+
+def test_without_rescue_every_phase_is_an_array_of_its_own_but_the_update_follows_the_scores(make: Make, slurm: FakeSlurm) -> None:
+    executor, run = make(rescue_samples=0)
+    ask(executor, run, cold("a"), cold("b"))
+    assert slurm.submitted[0].elements == [[str(cold("a"))], [str(cold("b"))]]
+    ask(executor, run, score())
+    assert slurm.submitted[1].elements == [[str(score()), str(update(m))] for m in "ab"]

@@ -1,0 +1,288 @@
+"""The driver `resident` outside its jobs, on a fake of SLURM's books (a real job is in tests/integration/test_resident.py)."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from core_hpc.common.errors import InputError
+from core_hpc.local.executor import Event, TaskRef
+from core_hpc.runs.folder import Run
+from core_hpc.schedule.scheduler import RunProgress, Scheduler, inspect_run
+from core_hpc.slurm.outcomes import GAVE_UP
+from core_hpc.slurm.resident import ResidentExecutor
+from core_hpc.slurm.submit import ENDED, FAILED, OPEN, SubmissionFolder, new_submission
+from core_hpc.store import manifests
+from core_hpc.store.paths import TaskKey
+from tests.support.fake_slurm import FakeSlurm, publish, run_of
+
+A, B = (TaskKey(1, "cold", model, 0) for model in "ab")
+TIME_LIMIT = {"kind": "stopped", "reason": "time limit", "message": "between two tasks"}
+
+
+Make = Callable[..., tuple[ResidentExecutor, Run, list[str]]]
+
+
+@pytest.fixture
+def make(tmp_path: Path, slurm: FakeSlurm) -> Make:
+    def build(start_id: str = "start001", **changes: Any) -> tuple[ResidentExecutor, Run, list[str]]:
+        run, said = run_of(tmp_path, "resident", **changes), list[str]()
+        return ResidentExecutor(run.config.cluster, slurm, [run], start_id=start_id, notify=said.append), run, said
+
+    return build
+
+
+class Job:
+    """What the last job that was submitted writes and does."""
+
+    def __init__(self, run: Run, slurm: FakeSlurm) -> None:
+        self._run, self._slurm, self.submission = run, slurm, slurm.submitted[-1]
+        self._body: dict[str, Any] = {
+            "node": "n1", "started": time.time(), "published": 0, "progress": None, "stopping": None, "outcome": None, "running": {},
+            "failures": [],
+        }  # fmt: skip
+        slurm.set(self.submission, 0, "RUNNING")
+
+    def publish(self, key: TaskKey) -> None:
+        publish(self._run, key)
+        self.write(published=self._body["published"] + 1)
+
+    def fail(self, key: TaskKey, **fields: Any) -> None:
+        failure = {"kind": "error", "message": "ValueError: no", "traceback": "Traceback", "log": "/w.log", "task": str(key), "time": 0.0}
+        self.write(failures=[*self._body["failures"], {**failure, **fields}])
+
+    def write(self, **changes: Any) -> None:
+        self._body |= changes
+        manifests.write_json(SubmissionFolder(self._run.paths.slurm).status_file(self.submission, 0), self._body)
+
+    def end(self, outcome: dict[str, Any], state: str = "COMPLETED") -> None:
+        self.write(outcome=outcome)
+        self._slurm.set(self.submission, 0, state)
+
+
+def events(executor: ResidentExecutor, *, polls: int = 20) -> list[Event]:
+    return [event for _ in range(polls) for event in executor.poll()]
+
+
+def kinds(found: list[Event]) -> list[tuple[str, TaskKey]]:
+    return [(e.kind, e.task.key) for e in found]
+
+
+def state_of(run: Run) -> RunProgress:
+    return inspect_run(run)[0]
+
+
+def test_a_run_gets_one_job_for_all_that_is_left_and_nothing_is_submitted_for_what_follows(make: Make, slurm: FakeSlurm) -> None:
+    executor, run, _ = make()
+    publish(run, A)
+    assert [t.key for t in executor.submit([(run, B)])] == [B]
+    (submission,) = slurm.submitted
+    assert submission.keys(0) == [key for key in run.graph().tasks() if key != A]
+    assert (submission.group, submission.mem_gb) == ("resident", 10)
+    job = Job(run, slurm)
+    job.write(running={str(B): {"started": 1.0, "done": 3, "total": 8, "tokens": 9, "time": 2.0}})
+    assert kinds(events(executor))[:2] == [("started", B), ("progress", B)]
+    job.publish(B)
+    hint = TaskKey(1, "hint", "team", 0)
+    job.publish(hint)  # before the scheduler has asked for it
+    assert kinds(events(executor)) == [("done", B), ("done", hint)]
+    rescue = TaskKey(1, "rescue", "a", 0)
+    assert [t.key for t in executor.submit([(run, rescue)])] == [rescue]
+    assert len(slurm.submitted) == 1
+
+
+def test_the_successor_takes_what_is_left_at_once_and_a_limit_that_gained_something_is_no_try(make: Make, slurm: FakeSlurm) -> None:
+    """The scheduler drives a run to its end through jobs that each publish five tasks and then reach their time limit."""
+    executor, run, _ = make()
+    jobs: list[Job] = []
+    done: list[list[TaskKey]] = []
+    look = slurm.queue
+
+    def queue() -> Any:
+        if not slurm.submitted:
+            return look()
+        if len(slurm.submitted) > len(jobs):
+            jobs.append(Job(run, slurm))
+            done.append([])
+        left = [key for key in jobs[-1].submission.keys(0) if not run.paths.task_manifest(key).exists()]
+        if len(done[-1]) == 5 and left:
+            jobs[-1].end(TIME_LIMIT)
+        elif left:  # in graph order: one after the other
+            jobs[-1].publish(left[0])
+            done[-1].append(left[0])
+        return look()
+
+    slurm.queue = queue  # type: ignore[method-assign]
+    progress = state_of(run)
+    told: list[Event] = []
+
+    class Ear:
+        def on_event(self, progress: RunProgress, event: Event) -> None:
+            told.append(event)
+
+    assert Scheduler([progress], executor, [Ear()], max_attempts=1).run()
+    assert progress.finished
+    assert progress.stopped is None
+    tasks = list(run.graph().tasks())
+    assert [key for keys in done for key in keys] == tasks
+    assert len(jobs) == -(-len(tasks) // 5) > 3
+    assert [j.submission.keys(0) for j in jobs] == [tasks[5 * i :] for i in range(len(jobs))]
+    assert [e.task.key for e in told if e.kind == "done"] == tasks
+    failed = [e.fields for e in told if e.kind == "failed"]
+    assert len(failed) == len(jobs) - 1
+    assert not any(f["counted"] for f in failed)
+    assert "reached its time limit" in failed[0]["message"]
+    folder = SubmissionFolder(run.paths.slurm)
+    assert [len(folder.names(state)) for state in (OPEN, FAILED, ENDED)] == [0, len(jobs) - 1, 1]
+
+
+def test_a_limit_without_gain_counts_for_the_first_task_that_was_asked_for(make: Make, slurm: FakeSlurm) -> None:
+    executor, run, _ = make()
+    executor.submit([(run, A), (run, B)])
+    Job(run, slurm).end({**TIME_LIMIT, "gained": False})
+    found = events(executor)
+    assert kinds(found) == [("failed", A), ("waiting", B)]
+    assert found[0].fields["counted"]
+    assert len(slurm.submitted) == 2, "B is in flight still, so a job is needed, whatever the scheduler asks for next"
+    later, run, _ = make()
+    assert later.adopt([run]) == []
+    assert later.attempts(run) == {A: 1}
+
+
+def test_failures_inside_count_as_under_the_other_drivers_and_stop_the_run_with_the_same_words(make: Make, slurm: FakeSlurm) -> None:
+    executor, run, _ = make()
+    progress = state_of(run)
+    looks = 0
+    look = slurm.queue
+    jobs: list[Job] = []
+
+    def queue() -> Any:
+        nonlocal looks
+        looks += bool(slurm.submitted)
+        if not jobs and slurm.submitted:
+            jobs.append(Job(run, slurm))
+        if looks in (2, 4, 6):
+            jobs[0].fail(A)
+        if looks == 6:
+            jobs[0].end({"kind": GAVE_UP, "message": "...", "traceback": ""}, "FAILED")
+        return look()
+
+    slurm.queue = queue  # type: ignore[method-assign]
+    assert Scheduler([progress], executor, [], max_attempts=3).run()
+    assert progress.stopped == f"{A} failed 3 times: ValueError: no\nTraceback\nlog: /w.log"
+    assert progress.failures == 3
+    assert progress.in_flight == {}
+    assert len(slurm.submitted) == 1
+
+
+def test_a_full_disk_inside_is_final_and_the_job_is_cancelled(make: Make, slurm: FakeSlurm) -> None:
+    executor, run, _ = make()
+    assert len(executor.submit([(run, A), (run, B)])) == 2
+    Job(run, slurm).fail(A, message="OSError: [Errno 28] No space left on device")
+    (failed,) = [e for e in events(executor) if e.kind == "failed"]
+    assert failed.fields["kind"] == "final"
+    assert [t.key for t in executor.abandon(run)] == [B]
+    assert slurm.cancelled == [slurm.submitted[0].job_id(0)]
+    events(executor)
+    assert len(slurm.submitted) == 1, "a run that was stopped gets no successor"
+
+
+def test_what_was_damaged_and_made_again_inside_is_seen_again(make: Make, slurm: FakeSlurm) -> None:
+    executor, run, _ = make()
+    for key in (A, B):
+        publish(run, key)
+    hint = TaskKey(1, "hint", "team", 0)
+    executor.submit([(run, hint)])
+    job, manifest = Job(run, slurm), run.paths.task_manifest(A)
+    manifests.set_aside(manifest)
+    job.fail(hint, kind="damaged", message="torn", manifest=str(manifest))
+    (failed,) = [e for e in events(executor) if e.kind == "failed"]
+    assert (failed.task.key, failed.fields["manifest"]) == (hint, str(manifest))
+    assert [t.key for t in executor.submit([(run, A)])] == [A], "its job makes it again"
+    job.publish(A)
+    assert ("done", A) in kinds(events(executor))
+
+
+def test_controller_and_job_may_set_the_same_file_aside(make: Make, slurm: FakeSlurm, monkeypatch: pytest.MonkeyPatch) -> None:
+    executor, run, _ = make()
+    publish(run, A)
+    progress = state_of(run)
+    manifest = run.paths.task_manifest(A)
+    set_aside = manifests.set_aside
+
+    def second(path: Path) -> Path:
+        """The other one was quicker, between this one's look and its own."""
+        set_aside(path)
+        return set_aside(path)
+
+    monkeypatch.setattr(manifests, "set_aside", second)
+    manifest.write_text("torn")
+    assert inspect_run(run)[0].published == set(), "not published, and no error"
+    assert not manifest.exists()
+
+    publish(run, A)
+    manifest.write_text("torn")
+    scheduler = Scheduler([progress], executor, [], max_attempts=3)
+    damaged = {"kind": "damaged", "message": "torn", "traceback": "", "log": "", "manifest": str(manifest)}
+    scheduler._handle(Event(TaskRef(run.run_id, B), "failed", damaged))
+    assert (A in progress.published, manifest.exists(), progress.stopped) == (False, False, None)
+
+
+def test_a_worker_that_died_ends_the_job_and_out_of_memory_gets_more(make: Make, slurm: FakeSlurm) -> None:
+    executor, run, _ = make(max_mem_gb=25)
+    executor.submit([(run, A), (run, B)])
+    job = Job(run, slurm)
+    died = {"kind": "died", "message": "worker ended with signal SIGKILL", "traceback": "", "task": str(B)}
+    job.end(died, "OUT_OF_MEMORY")
+    log = SubmissionFolder(run.paths.slurm).log(job.submission, 0)
+    log.write_text("slurmstepd: error: Detected 1 oom-kill event(s) in StepId=100.0.")
+    (failed,) = [e for e in events(executor) if e.kind == "failed"]
+    assert (failed.fields["kind"], failed.fields["counted"]) == ("out of memory", False)
+    assert [s.mem_gb for s in slurm.submitted] == [10, 25]
+    Job(run, slurm).end(died, "FAILED")
+    (failed,) = [e for e in events(executor) if e.kind == "failed"]
+    assert (failed.task.key, failed.fields["kind"], failed.fields["counted"]) == (B, "died", True)
+
+
+def test_a_later_controller_takes_a_running_job_over(make: Make, slurm: FakeSlurm) -> None:
+    executor, run, _ = make()
+    executor.submit([(run, A), (run, B)])
+    job = Job(run, slurm)
+    job.fail(B)
+    progress = state_of(run)
+    job.publish(A)  # after the new controller has looked at the run, before it takes the job over
+    later, run, said = make()
+    assert later.adopt([run]) == []
+    assert later.attempts(run) == {B: 1}
+    assert any("1 job(s) of an earlier start" in words for words in said)
+    assert [t.key for t in later.submit([(run, key) for key in progress.ready() if key.phase == "cold"])] == [B]
+    assert kinds(events(later)) == [("done", A)], "the failure was told before"
+    by_user, run, _ = make(start_id="start002")
+    by_user.adopt([run])
+    assert by_user.attempts(run) == {}
+    assert len(slurm.submitted) == 1
+
+
+def test_a_full_queue_is_waited_for(make: Make, slurm: FakeSlurm) -> None:
+    executor, run, said = make(max_submitted=1)
+    other = new_submission("generate", "cold-0001", [[A]], start_id="x", mem_gb=1)
+    other.job = 1
+    slurm.set(other, 0, "RUNNING")
+    executor.poll()
+    assert executor.submit([(run, A)]) == []
+    assert any("room for 0 more" in words for words in said)
+    slurm.entries.clear()
+    events(executor)
+    assert [t.key for t in executor.submit([(run, A)])] == [A]
+
+
+def test_jobs_of_another_driver_are_not_taken_over(make: Make) -> None:
+    executor, run, _ = make()
+    folder = SubmissionFolder(run.paths.slurm)
+    folder.write(new_submission("generate", "cold-0001", [[A]], start_id="x", mem_gb=1))
+    with pytest.raises(InputError, match=r"of another driver.*core_hpc\.cancel"):
+        executor.adopt([run])

@@ -1,0 +1,174 @@
+"""Publishing: complete or not at all, first writer wins, damage is found."""
+
+import errno
+import json
+import os
+import threading
+from pathlib import Path
+
+import polars as pl
+import pytest
+
+from core_hpc.common.errors import InputError, StoreError
+from core_hpc.store import manifests, shards
+from core_hpc.store.schema import HINTS, PROBLEMS, TABLES, check_frame
+
+
+def problems(count: int = 3) -> pl.DataFrame:
+    rows = [(f"p{i}", f"What is {i}?", str(i), "number", "{}") for i in range(count)]
+    return pl.DataFrame(rows, schema=PROBLEMS.schema, orient="row")
+
+
+def publish(folder: Path, frame: pl.DataFrame | None = None) -> manifests.Manifest:
+    return shards.publish_frame(folder, "train", problems() if frame is None else frame, PROBLEMS)
+
+
+def test_round_trip(tmp_path: Path) -> None:
+    manifest = publish(tmp_path)
+    assert shards.read_manifest_table(manifest, PROBLEMS, checksum=True).equals(problems())
+    assert shards.read_manifest_table(manifest, PROBLEMS, columns=["gold"]).columns == ["gold"]
+    assert manifest.files[0].rows == 3
+    assert sorted(p.name for p in tmp_path.iterdir()) == sorted([manifest.files[0].name, "train.manifest.json"])
+
+
+def test_every_table_survives_parquet_empty_and_documented(tmp_path: Path) -> None:
+    for table in TABLES.values():
+        frame = pl.DataFrame(schema=table.schema)
+        manifest = shards.publish_frame(tmp_path, table.name, frame, table)
+        assert shards.read_manifest_table(manifest, table).schema == table.schema
+        assert all(meaning for _, meaning in table.columns.values())
+
+
+def test_the_first_of_two_writers_wins_and_the_other_leaves_nothing(tmp_path: Path) -> None:
+    first, second = publish(tmp_path), publish(tmp_path, problems(2))
+    assert second.files == first.files
+    assert len(list(tmp_path.iterdir())) == 2
+
+
+def test_many_writers_at_once_leave_one_whole_publication(tmp_path: Path) -> None:
+    threads = [threading.Thread(target=publish, args=(tmp_path, problems(i + 1))) for i in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    manifest = manifests.read_manifest(tmp_path / "train.manifest.json")
+    assert shards.read_manifest_table(manifest, PROBLEMS, checksum=True).height == manifest.files[0].rows
+    assert len(list(tmp_path.iterdir())) == 2
+
+
+def test_a_failing_writer_leaves_nothing(tmp_path: Path) -> None:
+    def full_disk(folder: Path) -> dict[str, tuple[int, str]]:
+        (folder / "half").write_bytes(b"x" * 1000)
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with pytest.raises(OSError, match="No space left"):
+        manifests.publish(tmp_path, "train", full_disk, as_folder=True)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_without_hard_links_the_publication_is_still_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def no_link(*_: object) -> None:
+        raise OSError(errno.EPERM, "Operation not permitted")
+
+    monkeypatch.setattr(os, "link", no_link)
+    publish(tmp_path)
+    manifest = publish(tmp_path, problems(2))
+    assert shards.read_manifest_table(manifest, PROBLEMS, checksum=True).height == 2
+
+
+def test_folders(tmp_path: Path) -> None:
+    def fill(folder: Path) -> dict[str, tuple[int, str]]:
+        (folder / "a.bin").write_bytes(b"abc")
+        return {"t.parquet": shards.write_frame(folder / "t.parquet", problems(), PROBLEMS)}
+
+    manifest = manifests.publish(tmp_path, "m", fill, as_folder=True, stats=lambda: {"x": 1})
+    assert manifest.file("a.bin").read_bytes() == b"abc"
+    assert manifest.stats == {"x": 1}
+    assert shards.read_manifest_table(manifest, PROBLEMS).height == 3
+
+
+@pytest.mark.parametrize("damage", ["truncate", "alter", "remove", "manifest"])
+def test_damage_is_found_and_set_aside(tmp_path: Path, damage: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(manifests, "VISIBILITY_DELAYS_S", (0.01,))
+    manifest = publish(tmp_path)
+    data = tmp_path / manifest.files[0].name
+    if damage == "truncate":
+        data.write_bytes(data.read_bytes()[:-1])
+    elif damage == "alter":
+        content = bytearray(data.read_bytes())
+        content[len(content) // 2] ^= 255
+        data.write_bytes(bytes(content))
+    elif damage == "remove":
+        data.unlink()
+    else:
+        manifest.path.write_bytes(manifest.path.read_bytes()[:-20])
+    with pytest.raises(manifests.DamagedError) as caught:
+        manifests.check_files(manifests.read_manifest(manifest.path), checksum=True)
+    assert caught.value.manifest_path == manifest.path
+    manifests.set_aside(manifest.path)
+    assert manifests.list_manifests(tmp_path) == []
+    assert shards.read_manifest_table(publish(tmp_path), PROBLEMS, checksum=True).equals(problems())
+
+
+def test_a_file_that_becomes_visible_late_is_waited_for(tmp_path: Path) -> None:
+    manifest = publish(tmp_path)
+    data = tmp_path / manifest.files[0].name
+    hidden = data.rename(tmp_path / "hidden")
+    timer = threading.Timer(0.5, hidden.rename, [data])
+    timer.start()
+    manifests.check_files(manifest, checksum=True)
+    timer.join()
+
+
+def test_another_schema_version_is_refused(tmp_path: Path) -> None:
+    manifest = publish(tmp_path)
+    body = json.loads(manifest.path.read_text())
+    manifest.path.write_text(json.dumps({**body, "schema_version": 999}))
+    with pytest.raises(StoreError, match="schema version 999"):
+        manifests.read_manifest(manifest.path)
+
+
+@pytest.mark.parametrize(
+    ("frame", "expected"),
+    [
+        (problems().drop("gold"), "missing \\['gold'\\]"),
+        (problems().with_columns(x=1), "unknown \\['x'\\]"),
+        (problems().with_columns(gold=pl.lit(None, pl.String)), "row 0: null in \\['gold'\\]"),
+        (problems().with_columns(problem_id=pl.lit("p")), "occurs twice"),
+        (problems().with_columns(gold=pl.lit(1)), "gold is Int32"),
+    ],
+)
+def test_frames_are_checked_when_written(tmp_path: Path, frame: pl.DataFrame, expected: str) -> None:
+    with pytest.raises(StoreError, match=expected):
+        publish(tmp_path, frame)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_nullable_columns_may_be_null() -> None:
+    row = {"run_id": "r", "iteration": 1, "model": "m", "problem_id": "p", "cold_failed": True, "num_hint_tokens": 0,
+           "reason": "no_teacher", "hint_draws": []}  # fmt: skip
+    check_frame(pl.DataFrame([row], schema=HINTS.schema), HINTS, source="test")
+
+
+def test_leftovers_are_removed_and_publications_kept(tmp_path: Path) -> None:
+    manifest = publish(tmp_path)
+    aside = manifests.set_aside(manifest.path)
+    kept = {aside.name, manifest.files[0].name, *(f.name for f in publish(tmp_path).files), "train.manifest.json"}
+    (tmp_path / "train.abc.parquet").touch()
+    (tmp_path / ".train.abc.tmp").mkdir()
+    (tmp_path / ".train.manifest.json.abc.tmp").touch()
+    assert manifests.remove_leftovers(tmp_path) == 3
+    assert {p.name for p in tmp_path.iterdir()} == kept
+
+
+def test_writable_checks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    manifests.require_writable(tmp_path / "new" / "deeper", min_free_gb=0)
+    assert list(tmp_path.iterdir()) == []
+    (tmp_path / "file").touch()
+    with pytest.raises(InputError, match="is a file"):
+        manifests.require_writable(tmp_path / "file" / "x", min_free_gb=0)
+    with pytest.raises(InputError, match="GB free"):
+        manifests.require_writable(tmp_path, min_free_gb=1e9)
+    monkeypatch.setattr(os, "access", lambda *_: False)  # tests may run as root, who may write everywhere
+    with pytest.raises(InputError, match="no permission"):
+        manifests.require_writable(tmp_path, min_free_gb=0)

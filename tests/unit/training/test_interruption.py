@@ -1,0 +1,191 @@
+"""Checkpoints of an update: the newest whole one of the same task is found, old ones go, nothing of them is a result."""
+
+from __future__ import annotations
+
+import errno
+import json
+import logging
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, cast
+
+import polars as pl
+import pytest
+
+from core_hpc.phases.checkpoint import CheckpointStore, remove_checkpoints
+from core_hpc.store import manifests, shards
+from core_hpc.store.paths import RunPaths, TaskKey
+from core_hpc.store.schema import STEPS, UPDATE
+from core_hpc.training.interruption import Checkpoint
+from core_hpc.training.trainer import Trainer
+
+KEY = TaskKey(1, UPDATE, "m0")
+IDENTITY = {"run_id": "r", "rows": "abc", "total_steps": 40}
+
+
+def steps(num_steps: int) -> pl.DataFrame:
+    values = {c: [1] * num_steps if t.is_integer() else [0.1] * num_steps for c, t in STEPS.schema.items() if c not in ("run_id", "model")}
+    frame = pl.DataFrame({**values, "step": range(1, num_steps + 1)}).drop("iteration")
+    return frame.cast({c: t for c, t in STEPS.schema.items() if c in frame.columns})  # type: ignore[arg-type]
+
+
+@dataclass
+class FakeCheckpoint:
+    steps: pl.DataFrame
+    error: OSError | None = None
+
+    def write(self, folder: Path) -> None:
+        (folder / "optimizer.safetensors").write_bytes(b"weights of step %d" % self.steps.height)
+        if self.error is not None:
+            raise self.error
+
+
+class RankZero:
+    rank = 0
+
+    def from_rank_zero(self, value: int) -> int:
+        return value
+
+
+def save(checkpoints: CheckpointStore, num_steps: int, error: OSError | None = None) -> bool:
+    return checkpoints.save(cast(Checkpoint, FakeCheckpoint(steps(num_steps), error)))
+
+
+def found_step(paths: RunPaths, key: TaskKey = KEY, **identity: Any) -> int:
+    """Steps done at the checkpoint that a new attempt would go on from."""
+    found = CheckpointStore(paths, key, {**IDENTITY, **identity}).find(cast(Trainer, RankZero()))
+    if found is None:
+        return 0
+    assert (found.folder / "optimizer.safetensors").read_bytes() == b"weights of step %d" % found.steps.height
+    assert found.steps.equals(steps(found.steps.height))
+    return found.steps.height
+
+
+@pytest.fixture
+def paths(tmp_path: Path) -> RunPaths:
+    return RunPaths(tmp_path)
+
+
+@pytest.fixture
+def checkpoints(paths: RunPaths) -> CheckpointStore:
+    return CheckpointStore(paths, KEY, IDENTITY)
+
+
+def names(paths: RunPaths) -> list[str]:
+    return sorted(p.name for p in paths.checkpoint_folder(KEY).iterdir())
+
+
+def test_the_newest_two_are_kept(paths: RunPaths, checkpoints: CheckpointStore) -> None:
+    assert found_step(paths) == 0
+    for num_steps in (3, 20, 100, 9999, 10000):
+        assert save(checkpoints, num_steps)
+        assert found_step(paths) == num_steps
+    assert len(names(paths)) == 4
+    assert [n for n in names(paths) if n.endswith(".json")] == ["m0-p000-step10000.manifest.json", "m0-p000-step9999.manifest.json"]
+
+
+def test_a_checkpoint_is_no_result(paths: RunPaths, checkpoints: CheckpointStore) -> None:
+    save(checkpoints, 1)
+    assert shards.published_keys(paths.root) == []
+
+
+def test_models_do_not_see_each_others(paths: RunPaths, checkpoints: CheckpointStore) -> None:
+    other = TaskKey(1, UPDATE, "m0-p000-step0007")
+    save(checkpoints, 1)
+    save(CheckpointStore(paths, other, IDENTITY), 5)
+    assert (found_step(paths), found_step(paths, other)) == (1, 5)
+    remove_checkpoints(paths, KEY)
+    assert (found_step(paths), found_step(paths, other)) == (0, 5)
+    remove_checkpoints(paths, other)
+    assert not paths.checkpoint_folder(KEY).exists()
+    remove_checkpoints(paths, other)
+
+
+def lose_data(folder: Path) -> None:
+    (folder / "optimizer.safetensors").unlink()
+
+
+def alter_data(folder: Path) -> None:
+    (folder / "optimizer.safetensors").write_bytes(b"weights of step 9")
+
+
+def alter_steps(folder: Path) -> None:
+    content = bytearray((folder / "steps.parquet").read_bytes())
+    content[len(content) // 2] ^= 255
+    (folder / "steps.parquet").write_bytes(bytes(content))
+
+
+def tear_manifest(folder: Path) -> None:
+    path = folder.parent / "m0-p000-step0002.manifest.json"
+    path.write_bytes(path.read_bytes()[:-20])
+
+
+def other_schema(folder: Path) -> None:
+    path = folder.parent / "m0-p000-step0002.manifest.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "schema_version": 999}))
+
+
+@pytest.mark.parametrize("damage", [lose_data, alter_data, alter_steps, tear_manifest, other_schema])
+def test_a_damaged_one_is_removed_and_the_next_older_one_used(
+    paths: RunPaths, checkpoints: CheckpointStore, damage: Callable[[Path], None], monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:  # fmt: skip
+    monkeypatch.setattr(manifests, "VISIBILITY_DELAYS_S", (0.01,))
+    save(checkpoints, 1)
+    save(checkpoints, 2)
+    (folder,) = (p for p in paths.checkpoint_folder(KEY).glob("m0-p000-step0002.*") if p.is_dir())
+    damage(folder)
+    assert found_step(paths) == 1
+    assert "a checkpoint is not used, and removed" in caplog.text
+    assert not [n for n in names(paths) if "step0002" in n]
+    assert save(checkpoints, 2)
+    assert found_step(paths) == 2
+
+
+def test_one_of_another_update_is_refused(paths: RunPaths, checkpoints: CheckpointStore, caplog: pytest.LogCaptureFixture) -> None:
+    save(checkpoints, 1)
+    save(checkpoints, 2)
+    assert found_step(paths, rows="abd", seed=1) == 0
+    assert caplog.text.count("they differ in rows, seed") == 2
+    assert names(paths) == []
+
+
+def test_a_full_disk_costs_the_checkpoint_only(paths: RunPaths, checkpoints: CheckpointStore, caplog: pytest.LogCaptureFixture) -> None:
+    save(checkpoints, 1)
+    assert not save(checkpoints, 2, OSError(errno.ENOSPC, "No space left on device"))
+    assert "no checkpoint after step 2" in caplog.text
+    assert found_step(paths) == 1
+
+
+def test_what_killed_writers_left_goes_with_the_rest(paths: RunPaths, checkpoints: CheckpointStore) -> None:
+    save(checkpoints, 1)
+    folder = paths.checkpoint_folder(KEY)
+    for name in (".m0-p000-step0002.abc.tmp", "m0-p000-step0002.abc"):
+        (folder / name).mkdir()
+        (folder / name / "optimizer.safetensors").touch()
+    (folder / ".m0-p000-step0002.manifest.json.abc.tmp").touch()
+    assert found_step(paths) == 1
+    save(checkpoints, 3)
+    save(checkpoints, 4)
+    assert not [n for n in names(paths) if "step0002" in n]
+    (folder / ".m0-p000-step0009.abc.tmp").mkdir()
+    remove_checkpoints(paths, KEY)
+    assert not folder.exists()
+
+
+def test_checkpoints_that_another_attempt_removes_meanwhile_are_no_error(
+    paths: RunPaths, checkpoints: CheckpointStore, caplog: pytest.LogCaptureFixture
+) -> None:
+    class Removing(FakeCheckpoint):
+        def write(self, folder: Path) -> None:
+            super().write(folder)
+            remove_checkpoints(paths, KEY)
+
+    assert not checkpoints.save(cast(Checkpoint, Removing(steps(1))))
+    assert save(checkpoints, 2)
+
+
+@pytest.fixture(autouse=True)
+def _log_level(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO)
