@@ -31,11 +31,20 @@ TABLE = FORMATS[0]
 
 
 TABLES: dict[str, tuple[str, str]] = {
-    "passk": ("Pass@k", "Pass@k of models, sub-teams and team for every iteration, with pass^k, first-k and matched budgets"),
-    "gain": ("Collaboration gain", "what the team gains over its best model and over each, at equal k and at matched budget"),
+    "passk": (
+        "Pass@k",
+        "Pass@k of models, sub-teams and team for every iteration, with pass^k, first-k and matched budgets",
+    ),
+    "gain": (
+        "Collaboration gain",
+        "what the team gains over its best model and over each, at equal k and at matched budget",
+    ),
     "votes": ("Votes", "majority votes of models and team, and the team's vote where its models agree"),
     "rescue": ("Rescue", "rescue rates with their denominators, and the uplift over the un-hinted control"),
-    "overlap": ("Error overlap", "overlap of errors between models for every iteration, with each model's overlap with itself"),
+    "overlap": (
+        "Error overlap",
+        "overlap of errors between models for every iteration, with each model's overlap with itself",
+    ),
     "curves": ("Training curves", "rewards, advantages, lengths and losses for every iteration and model"),
 }
 """Commands that print one tidy table: its title, and what it has."""
@@ -53,7 +62,9 @@ _positive.__name__ = "positive whole number"  # argparse shows it
 
 def parser() -> argparse.ArgumentParser:
     """The command line."""
-    top = argparse.ArgumentParser(prog="python -m analysis", description="Tables from published shards, of a run in progress too.")
+    top = argparse.ArgumentParser(
+        prog="python -m analysis", description="Tables from published shards, of a run in progress too."
+    )
     commands = top.add_subparsers(dest="command", required=True)
 
     def command(name: str, does: str) -> argparse.ArgumentParser:
@@ -70,25 +81,40 @@ def parser() -> argparse.ArgumentParser:
             sub.add_argument("--phase", choices=(EVALUATE, COLD), default=EVALUATE, help="default: %(default)s")
         if name != "curves":
             sub.add_argument("--by", choices=STRATA, help="for each value of this attribute of the problems")
-    sub = command("compare", "B against A, paired by problem; several runs of a side are the seeds of one configuration")
+    sub = command(
+        "compare", "B against A, paired by problem; several runs of a side are the seeds of one configuration"
+    )
     for side in ("a", "b"):
-        sub.add_argument(side, type=Path, metavar=side.upper(), help="run folder, or sweep folder whose runs differ in their seeds")
+        sub.add_argument(
+            side, type=Path, metavar=side.upper(), help="run folder, or sweep folder whose runs differ in their seeds"
+        )
     _add_k(sub)
     sub.add_argument(
-        "--iteration", nargs="+", type=int, metavar="I",
+        "--iteration",
+        nargs="+",
+        type=int,
+        metavar="I",
         help="evaluation after this iteration (0: the untrained models); two: that of A and that of B; default: each run's latest",
     )
     _add_lenient(sub)
     _add_format(sub)
-    sub = command("arms", "several configurations side by side, mean over seeds, beside the untrained models: table and figure")
+    sub = command(
+        "arms", "several configurations side by side, mean over seeds, beside the untrained models: table and figure"
+    )
     sub.add_argument(
-        "folders", nargs="+", type=Path, metavar="FOLDER", help="one an arm: sweep folder whose runs differ in their seeds, or run folder"
+        "folders",
+        nargs="+",
+        type=Path,
+        metavar="FOLDER",
+        help="one an arm: sweep folder whose runs differ in their seeds, or run folder",
     )
     sub.add_argument("--out", type=Path, metavar="DIR", required=True, help="folder for tables and figure")
     _add_k(sub)
     _add_lenient(sub)
     sub = command("time", "what each iteration spent its time on, beside its lower bound")
-    sub.add_argument("folders", nargs="+", type=Path, metavar="RUN_OR_SWEEP", help="run folder, or sweep folder (all its runs)")
+    sub.add_argument(
+        "folders", nargs="+", type=Path, metavar="RUN_OR_SWEEP", help="run folder, or sweep folder (all its runs)"
+    )
     _add_interchange(command)
     return top
 
@@ -98,7 +124,9 @@ def _add_interchange(command: Callable[[str, str], argparse.ArgumentParser]) -> 
 
     sub = command("import", "predictions of other software (JSON lines) as a folder that all commands read")
     sub.add_argument("file", type=Path, metavar="FILE")
-    sub.add_argument("--out", type=Path, metavar="DIR", required=True, help="folder to make; must not exist or be empty")
+    sub.add_argument(
+        "--out", type=Path, metavar="DIR", required=True, help="folder to make; must not exist or be empty"
+    )
     sub.add_argument("--lenient", action="store_true", help="leave out problems that some model lacks, and list them")
     sub = command("export", "the completions of a run as JSON lines, as import reads them")
     sub.add_argument("run", type=Path, metavar="RUN")
@@ -108,22 +136,34 @@ def _add_interchange(command: Callable[[str, str], argparse.ArgumentParser]) -> 
     sub.add_argument("--iteration", type=int, help="default: the latest")
     sub = command("rescore", "verify the stored completions of a run again, into a new folder")
     sub.add_argument("run", type=Path, metavar="RUN")
-    sub.add_argument("--out", type=Path, metavar="DIR", required=True, help="folder to make; must not exist or be empty")
+    sub.add_argument(
+        "--out", type=Path, metavar="DIR", required=True, help="folder to make; must not exist or be empty"
+    )
 
 
 def _add_runs(sub: argparse.ArgumentParser, *, with_k: bool = True) -> None:
-    sub.add_argument("folders", nargs="+", type=Path, metavar="RUN_OR_SWEEP", help="run folder, or sweep folder (all its runs)")
+    sub.add_argument(
+        "folders", nargs="+", type=Path, metavar="RUN_OR_SWEEP", help="run folder, or sweep folder (all its runs)"
+    )
     if with_k:
         _add_k(sub)
     _add_lenient(sub)
 
 
 def _add_k(sub: argparse.ArgumentParser) -> None:
-    sub.add_argument("--k", nargs="+", type=_positive, metavar="K", help="completions per model; default: 1, 2, 4 as far as there are")
+    sub.add_argument(
+        "--k",
+        nargs="+",
+        type=_positive,
+        metavar="K",
+        help="completions per model; default: 1, 2, 4 as far as there are",
+    )
 
 
 def _add_lenient(sub: argparse.ArgumentParser) -> None:
-    sub.add_argument("--lenient", action="store_true", help="leave out what is damaged or not as it should be, and list it")
+    sub.add_argument(
+        "--lenient", action="store_true", help="leave out what is damaged or not as it should be, and list it"
+    )
 
 
 def _add_format(sub: argparse.ArgumentParser) -> None:
@@ -170,7 +210,10 @@ def _tidy(args: argparse.Namespace) -> None:
         frames = [(data.name, _frame(args, data)) for data in loaded]
     frame = pl.concat(frame.select(pl.lit(name).alias("run"), pl.all()) for name, frame in frames)
     if not frame.height:
-        _say("no figures: nothing that this table needs is published yet" + (f", or no problem has a {args.by}" if _by(args) else ""))
+        _say(
+            "no figures: nothing that this table needs is published yet"
+            + (f", or no problem has a {args.by}" if _by(args) else "")
+        )
     _print(args, tidy_table(frame, name=args.command, title=TABLES[args.command][0]))
 
 
@@ -221,7 +264,9 @@ def _arms(args: argparse.Namespace) -> None:
     folders = [path.resolve() for path in args.folders]
     taken = [BASE, *(path.name for path in folders)]
     names = [path.name if taken.count(path.name) == 1 else f"{path.parent.name}/{path.name}" for path in folders]
-    named = {name: _load([path], answers=False, lenient=args.lenient) for name, path in zip(names, folders, strict=True)}
+    named = {
+        name: _load([path], answers=False, lenient=args.lenient) for name, path in zip(names, folders, strict=True)
+    }
     ks = args.k or default_ks(min(data.num_samples for runs in named.values() for data in runs))
     arms = arms_of(named)
     frame = arms_table(arms, ks=ks)
@@ -272,9 +317,15 @@ def _rescore(args: argparse.Namespace) -> None:
 
 
 _COMMANDS: dict[str, Callable[[argparse.Namespace], None]] = {
-    **dict.fromkeys(TABLES, _tidy), "report": _report, "compare": _compare, "arms": _arms, "time": _time,
-    "import": _import, "export": _export, "rescore": _rescore,
-}  # fmt: skip
+    **dict.fromkeys(TABLES, _tidy),
+    "report": _report,
+    "compare": _compare,
+    "arms": _arms,
+    "time": _time,
+    "import": _import,
+    "export": _export,
+    "rescore": _rescore,
+}
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -53,7 +53,10 @@ class Cancellation:
         """Open submissions, controllers first."""
         roots = [SweepPaths(self._sweep).slurm] if self._run_ids is None else []
         run_ids = [p.parent.name for p in self._sweep.glob("*/run.json")] if self._run_ids is None else self._run_ids
-        folders = [SubmissionFolder(root) for root in (*roots, *(RunPaths(self._sweep / run_id).slurm for run_id in sorted(run_ids)))]
+        folders = [
+            SubmissionFolder(root)
+            for root in (*roots, *(RunPaths(self._sweep / run_id).slurm for run_id in sorted(run_ids)))
+        ]
         return [(folder, submission) for folder in folders for _, submission in folder.read_with_state(OPEN)]
 
     def active(self) -> list[tuple[Submission, list[QueueEntry]]]:
@@ -74,7 +77,9 @@ class Cancellation:
                 job = entries[0].id.job
                 self._slurm.cancel([job])
                 known |= new
-                states = ", ".join(f"{num} {state.lower()}" for state, num in Counter(e.state for e in entries if e.id in new).items())
+                states = ", ".join(
+                    f"{num} {state.lower()}" for state, num in Counter(e.state for e in entries if e.id in new).items()
+                )
                 self.say(f"cancelled job {job} ({submission.name}): {states}")
         return sum(len(entries) for _, entries in active)
 
@@ -108,7 +113,9 @@ class Cancellation:
                 if not rest:
                     folder.resolve(submission, index, Outcome(DONE, "", counted=False))
                 elif submission.job_id(index) in ids:
-                    folder.resolve(submission, index, Outcome(ABANDONED, "core_hpc.cancel", counted=False, task=str(rest[0])))
+                    folder.resolve(
+                        submission, index, Outcome(ABANDONED, "core_hpc.cancel", counted=False, task=str(rest[0]))
+                    )
             if submission.is_resolved:
                 folder.close(submission)
             else:
@@ -169,15 +176,21 @@ def cancel_runs(sweep: Path, run_ids: Sequence[str], slurm: Slurm, console: Cons
 
 
 def _conclude(work: Cancellation, left: Sequence[str], what: str) -> None:
-    work.say(f"{what}; {work.num_cancelled()} job(s) were cancelled. What is published stays, and the next launch goes on from it")
+    work.say(
+        f"{what}; {work.num_cancelled()} job(s) were cancelled. What is published stays, and the next launch goes on from it"
+    )
     if left:
         work.say(f"left: {' and '.join(left)}")
 
 
 def parse_arguments(arguments: Sequence[str]) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(prog="python -m core_hpc.cancel", description="End the jobs of a sweep. What is published stays.")
+    parser = argparse.ArgumentParser(
+        prog="python -m core_hpc.cancel", description="End the jobs of a sweep. What is published stays."
+    )
     parser.add_argument("sweep", type=Path, help="the sweep's folder or YAML file")
-    parser.add_argument("--run", action="append", metavar="RUN_ID", dest="run_ids", help="only the jobs of this run (repeatable)")
+    parser.add_argument(
+        "--run", action="append", metavar="RUN_ID", dest="run_ids", help="only the jobs of this run (repeatable)"
+    )
     return parser.parse_args(arguments)
 
 
@@ -188,7 +201,9 @@ def main(arguments: Sequence[str]) -> int:
     try:
         sweep, runs = locate(options.sweep)
         if RunPaths(options.sweep).identity.is_file():
-            raise InputError(f"{options.sweep}: is one run; write python -m core_hpc.cancel {sweep} --run {runs[0].name}")
+            raise InputError(
+                f"{options.sweep}: is one run; write python -m core_hpc.cancel {sweep} --run {runs[0].name}"
+            )
         if options.run_ids:
             cancel_runs(sweep, list(dict.fromkeys(options.run_ids)), Slurm(), console)
         else:

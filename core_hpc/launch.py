@@ -48,13 +48,24 @@ def parse_arguments(arguments: Sequence[str]) -> argparse.Namespace:
         prog="python -m core_hpc.launch", description="Run a sweep. The same command again continues where it was."
     )
     parser.add_argument("sweep", type=Path, help="YAML file")
-    parser.add_argument("--set", action="append", default=[], metavar="PATH=VALUE", dest="overrides", help="override a field (repeatable)")
+    parser.add_argument(
+        "--set",
+        action="append",
+        default=[],
+        metavar="PATH=VALUE",
+        dest="overrides",
+        help="override a field (repeatable)",
+    )
     parser.add_argument("--output", help="folder of all sweeps, instead of the file's `output`")
     parser.add_argument("--cluster", metavar="PROFILE", help="cluster profile, instead of the file's `cluster.profile`")
     parser.add_argument("--driver", choices=get_args(Driver), help="instead of the profile's `driver` (cluster.driver)")
     parser.add_argument("--detach", action="store_true", help="run the controller as a small SLURM job, and return")
-    parser.add_argument("--dry-run", action="store_true", help="print the resolved runs and what would be submitted; create nothing")
-    parser.add_argument("--verify", action="store_true", help="check the checksums of everything that is published before going on")
+    parser.add_argument(
+        "--dry-run", action="store_true", help="print the resolved runs and what would be submitted; create nothing"
+    )
+    parser.add_argument(
+        "--verify", action="store_true", help="check the checksums of everything that is published before going on"
+    )
     return parser.parse_args(arguments)
 
 
@@ -80,12 +91,18 @@ def main(arguments: Sequence[str]) -> int:
         if e.errno not in FULL_DISK:
             raise
         where = e.filename or (sweep.folder if sweep is not None else options.output or "output folder")
-        show_error(f"{where}: {e.strerror}; nothing that was published is lost. Free space (or raise the quota) and start again")
+        show_error(
+            f"{where}: {e.strerror}; nothing that was published is lost. Free space (or raise the quota) and start again"
+        )
         return CoreHpcError.exit_code
     except KeyboardInterrupt:
-        console.print("\ninterrupted; nothing that was published is lost. The same command goes on from here.", soft_wrap=True)
+        console.print(
+            "\ninterrupted; nothing that was published is lost. The same command goes on from here.", soft_wrap=True
+        )
         if sweep is not None and _uses_slurm(sweep):
-            console.print(f"Jobs that are with SLURM go on; python -m core_hpc.cancel {sweep.folder} ends them.", soft_wrap=True)
+            console.print(
+                f"Jobs that are with SLURM go on; python -m core_hpc.cancel {sweep.folder} ends them.", soft_wrap=True
+            )
         return EXIT_INTERRUPTED
 
 
@@ -116,7 +133,9 @@ def launch(sweep: Sweep, console: Console, *, verify: bool = False, detached: bo
         return _detach(sweep, start, prepared, console)
     progress, finished = control(sweep, start, prepared, console)
     if not finished:
-        console.print("stopped by core_hpc.cancel; nothing that was published is lost. The same command goes on from here.")
+        console.print(
+            "stopped by core_hpc.cancel; nothing that was published is lost. The same command goes on from here."
+        )
         return EXIT_INTERRUPTED
     return conclude(sweep, progress, console)
 
@@ -128,7 +147,9 @@ def _check_slurm(sweep: Sweep) -> None:
 
     if not slurm_installed():
         driver = sweep.runs[0].config.cluster.driver
-        raise InputError(f"cluster.driver: {driver} needs SLURM, and sbatch is not on PATH. Load the site's module, or use `driver: local`")
+        raise InputError(
+            f"cluster.driver: {driver} needs SLURM, and sbatch is not on PATH. Load the site's module, or use `driver: local`"
+        )
     if sweep.folder.exists():
         require_no_other(sweep.folder, Slurm())
     for cluster in sweep.clusters:
@@ -151,7 +172,7 @@ def _detach(sweep: Sweep, start: Start, prepared: Prepared, console: Console) ->
     return 0
 
 
-# --- before -------------------------------------------------------------------------------------------------------
+# --- before --------------------------------------------------------------------------------------
 
 
 def _prepare_new(sweep: Sweep, console: Console) -> Prepared:
@@ -165,7 +186,10 @@ def _prepare_new(sweep: Sweep, console: Console) -> Prepared:
         answer = Path(folder, "facts.json")
         request = json.dumps({"configs": [plan.config.model_dump(mode="json") for plan in new]})
         done = subprocess.run(
-            [sys.executable, "-m", "core_hpc.controller.prepare", str(answer)], input=request.encode(), capture_output=True, check=False,
+            [sys.executable, "-m", "core_hpc.controller.prepare", str(answer)],
+            input=request.encode(),
+            capture_output=True,
+            check=False,
             env={**os.environ, "TOKENIZERS_PARALLELISM": "false"},
         )
         if not answer.exists():
@@ -178,7 +202,7 @@ def _prepare_new(sweep: Sweep, console: Console) -> Prepared:
     return {plan.run_id: (s, f) for plan, s, f in zip(new, splits, found, strict=True)}
 
 
-# --- after --------------------------------------------------------------------------------------------------------
+# --- after ---------------------------------------------------------------------------------------
 
 
 def conclude(sweep: Sweep, progress: list[RunProgress], console: Console) -> int:

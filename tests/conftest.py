@@ -38,5 +38,9 @@ def cluster() -> Iterator[DevCluster]:
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    parser.addoption("--full", action="store_true", help="cluster tests in full: every fault at every phase (some 35 minutes)")
-    parser.addoption("--record", action="store_true", help="test_recorded_run.py: record the run anew in place of comparing it")
+    parser.addoption(
+        "--full", action="store_true", help="cluster tests in full: every fault at every phase (some 35 minutes)"
+    )
+    parser.addoption(
+        "--record", action="store_true", help="test_recorded_run.py: record the run anew in place of comparing it"
+    )

@@ -118,7 +118,9 @@ class Panel:
         """The same panel for these problems only (each must be in it)."""
         index = np.searchsorted(self.problem_ids, problem_ids)
         arrays = {name: getattr(self, name)[:, index] for name in ("n", "c", "first")}
-        return replace(self, problem_ids=problem_ids, groups=None if self.groups is None else self.groups[index], **arrays)
+        return replace(
+            self, problem_ids=problem_ids, groups=None if self.groups is None else self.groups[index], **arrays
+        )
 
     def of(self, models: Sequence[int]) -> Panel:
         """The same panel for a part of the team, by position."""
@@ -131,7 +133,9 @@ def panel(counts: pl.DataFrame, *, models: Sequence[str], phase: str = EVALUATE,
     here = counts.filter((pl.col("phase") == phase) & (pl.col("iteration") == iteration))
     figures = {"n": pl.col("n").sum(), "c": pl.col("c").sum(), "first": pl.col("first_correct").min()}
     per_model = [
-        here.filter(pl.col("model") == model).group_by("problem_id").agg(**{f"{name}{i}": figure for name, figure in figures.items()})
+        here.filter(pl.col("model") == model)
+        .group_by("problem_id")
+        .agg(**{f"{name}{i}": figure for name, figure in figures.items()})
         for i, model in enumerate(models)
     ]
     joined = per_model[0]
@@ -168,7 +172,12 @@ def group_codes(source_group: pl.Series, problem_id: pl.Series) -> IntArray:
     frame = pl.DataFrame({"source_group": source_group, "problem_id": problem_id})
     # A pair, not a text: a group may be called as some problem is.
     alone = pl.when(pl.col("source_group").is_null()).then("problem_id")
-    return frame.select(pl.struct("source_group", alone.alias("alone")).rank("dense") - 1).to_series().cast(pl.Int64).to_numpy()
+    return (
+        frame.select(pl.struct("source_group", alone.alias("alone")).rank("dense") - 1)
+        .to_series()
+        .cast(pl.Int64)
+        .to_numpy()
+    )
 
 
 def paired(a: Panel, b: Panel) -> tuple[Panel, Panel]:

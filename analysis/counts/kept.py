@@ -55,7 +55,10 @@ def _iteration_of(manifest: Manifest) -> int:
 def _frames(manifest: Manifest, *, answers: bool) -> Counted | None:
     try:
         manifests.check_files(manifest, checksum=True)
-        frames = [pl.read_parquet(manifest.file(f"/{name}"), n_rows=None if answers or name == _COUNTS_FILE else 0) for name in _FILES]
+        frames = [
+            pl.read_parquet(manifest.file(f"/{name}"), n_rows=None if answers or name == _COUNTS_FILE else 0)
+            for name in _FILES
+        ]
     except (StoreError, ValueError, pl.exceptions.PolarsError, OSError):
         return None
     if any(frame.schema != schema for frame, schema in zip(frames, _FILES.values(), strict=True)):

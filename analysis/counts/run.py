@@ -22,7 +22,15 @@ from core_hpc.store import manifests
 from core_hpc.store.manifests import DamagedError
 from core_hpc.store.paths import RunPaths, TaskKey
 from core_hpc.store.schema import ATTRIBUTES, EVALUATE, GENERATION_PHASES, HINT, HINTS, PROBLEMS
-from core_hpc.store.shards import key_of_manifest, list_runs, published_keys, read_identity, read_manifest_table, read_rows, read_run_config
+from core_hpc.store.shards import (
+    key_of_manifest,
+    list_runs,
+    published_keys,
+    read_identity,
+    read_manifest_table,
+    read_rows,
+    read_run_config,
+)
 
 MAX_SHOWN = 5
 """Faults that one error names."""
@@ -77,9 +85,13 @@ def load_run(run: Path, *, answers: bool = True, lenient: bool = False) -> RunDa
     fresh, left_out = count_tasks(run, keys, problems, config, answers=answers, lenient=lenient)
     parts = [*counted.values(), fresh]
     return RunData(
-        run, config, models, described(pl.concat(p.counts for p in parts), problems),
-        described(pl.concat(p.answers for p in parts), problems), left_out,
-    )  # fmt: skip
+        run,
+        config,
+        models,
+        described(pl.concat(p.counts for p in parts), problems),
+        described(pl.concat(p.answers for p in parts), problems),
+        left_out,
+    )
 
 
 def configuration(run: Path) -> tuple[RunConfig | None, list[str]]:
@@ -98,7 +110,13 @@ def configuration(run: Path) -> tuple[RunConfig | None, list[str]]:
 
 
 def count_tasks(
-    run: Path, keys: Sequence[TaskKey], problems: pl.DataFrame, config: RunConfig | None, *, answers: bool, lenient: bool
+    run: Path,
+    keys: Sequence[TaskKey],
+    problems: pl.DataFrame,
+    config: RunConfig | None,
+    *,
+    answers: bool,
+    lenient: bool,
 ) -> tuple[Counted, list[str]]:
     """Counts of these published tasks, checked; and what had to be left out, a line each.
 
@@ -121,7 +139,9 @@ def count_tasks(
             raise _untrusted(run, batch, found)
         part = Counted(as_counts(rows), count_answers(batch if answers else []))
         if found:
-            bad_groups = pl.DataFrame([f.group for f in found], schema={name: EXPECTED[name] for name in GROUP}).unique()
+            bad_groups = pl.DataFrame(
+                [f.group for f in found], schema={name: EXPECTED[name] for name in GROUP}
+            ).unique()
             part = Counted(*(frame.join(bad_groups, on=GROUP, how="anti") for frame in (part.counts, part.answers)))
         parts.append(part)
         left_out += [f"{_line(batch, finding)}; the problem is left out" for finding in found]
@@ -171,7 +191,9 @@ def _line(shards: Sequence[Shard], finding: Finding) -> str:
     """A finding in words, with the file and row that it is about."""
     group = finding.group
     at = (group["iteration"], group["phase"], group["model"])
-    own = [s for s in shards if (s.key.iteration, s.key.phase, s.key.model) == at and finding.part in (None, s.key.part)]
+    own = [
+        s for s in shards if (s.key.iteration, s.key.phase, s.key.model) == at and finding.part in (None, s.key.part)
+    ]
     where = find_row(own or shards, finding.where, twice=finding.twice) if finding.where else str(own[0].manifest)
     return f"{where}: {group['phase']} {group['iteration']}, {group['model']}, problem {group['problem_id']}: {finding.what}"
 
@@ -189,9 +211,17 @@ def problems_of(run: Path, config: RunConfig | None) -> pl.DataFrame:
             continue
         frame = read_manifest_table(manifests.read_manifest(path), PROBLEMS)
         metadata = frame["metadata"].str.json_decode(pl.Struct({name: pl.String() for name in ATTRIBUTES}))
-        known = frame.select(pl.lit(split).alias("split"), "problem_id", "question", "gold").hstack(metadata.struct.unnest())
+        known = frame.select(pl.lit(split).alias("split"), "problem_id", "question", "gold").hstack(
+            metadata.struct.unnest()
+        )
         frames.append(known.with_columns(pl.col("data_set").fill_null(_source_name(config, split))))
-    schema = {"split": pl.String(), "problem_id": pl.String(), "question": pl.String(), "gold": pl.String(), **ATTRIBUTES}
+    schema = {
+        "split": pl.String(),
+        "problem_id": pl.String(),
+        "question": pl.String(),
+        "gold": pl.String(),
+        **ATTRIBUTES,
+    }
     return pl.concat(frames).select(list(schema)) if frames else pl.DataFrame(schema=schema)
 
 
@@ -204,9 +234,15 @@ def _source_name(config: RunConfig | None, split: str) -> str:
 
 def described(rows: pl.DataFrame, problems: pl.DataFrame) -> pl.DataFrame:
     """Rows with columns phase and problem_id, and the ATTRIBUTES of their problems."""
-    split = pl.col("phase").replace_strict({phase: split_of(phase) for phase in GENERATION_PHASES}, return_dtype=pl.String)
+    split = pl.col("phase").replace_strict(
+        {phase: split_of(phase) for phase in GENERATION_PHASES}, return_dtype=pl.String
+    )
     known = problems.select("split", "problem_id", *ATTRIBUTES)
-    return rows.with_columns(split=split).join(known, on=["split", "problem_id"], how="left", maintain_order="left").drop("split")
+    return (
+        rows.with_columns(split=split)
+        .join(known, on=["split", "problem_id"], how="left", maintain_order="left")
+        .drop("split")
+    )
 
 
 def load_runs(paths: Sequence[Path], *, answers: bool = True, lenient: bool = False) -> list[RunData]:

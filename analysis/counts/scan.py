@@ -29,11 +29,28 @@ NUM_SCANS = 8  # at once, of small files: one scan has few reads under way, and 
 SMALL_ROWS = 20_000  # of a small file
 FILES_PER_SCAN = 16
 
-TALLY_KEYS = ("run_id", "iteration", "phase", "model", "problem_id", "hint_given", "cold_failed", "teacher_model", "gold")
-_TALLIED = {**FIGURES, "last_index": pl.col("sample_index").max(), "sum_index": pl.col("sample_index").cast(pl.Int64).sum()}
+TALLY_KEYS = (
+    "run_id",
+    "iteration",
+    "phase",
+    "model",
+    "problem_id",
+    "hint_given",
+    "cold_failed",
+    "teacher_model",
+    "gold",
+)
+_TALLIED = {
+    **FIGURES,
+    "last_index": pl.col("sample_index").max(),
+    "sum_index": pl.col("sample_index").cast(pl.Int64).sum(),
+}
 _READ = list(dict.fromkeys((*TALLY_KEYS, *ROW_COLUMNS, *ANSWER_KEYS)))
 TALLY = pl.Schema(
-    {**{name: ROLLOUTS.schema[name] for name in TALLY_KEYS}, **{name: COUNTS.get(name, pl.Int64()) for name in _TALLIED}}
+    {
+        **{name: ROLLOUTS.schema[name] for name in TALLY_KEYS},
+        **{name: COUNTS.get(name, pl.Int64()) for name in _TALLIED},
+    }
 )
 
 
@@ -67,10 +84,14 @@ def list_shards(run: Path, keys: Sequence[TaskKey]) -> tuple[list[Shard], list[S
         except StoreError as e:
             return e
         folder = manifest.path.parent
-        return [Shard(key, manifest.path, folder / f.name, f.rows or 0) for f in manifest.files if f.table == ROLLOUTS.name]
+        return [
+            Shard(key, manifest.path, folder / f.name, f.rows or 0) for f in manifest.files if f.table == ROLLOUTS.name
+        ]
 
     found = in_threads(open_shard, keys)
-    return [s for shards in found if isinstance(shards, list) for s in shards], [e for e in found if isinstance(e, StoreError)]
+    return [s for shards in found if isinstance(shards, list) for s in shards], [
+        e for e in found if isinstance(e, StoreError)
+    ]
 
 
 def tally(shards: Sequence[Shard]) -> pl.DataFrame:
@@ -108,7 +129,9 @@ def _scan(shards: Sequence[Shard], keys: Sequence[str], figures: dict[str, pl.Ex
         return rows.group_by(keys).agg(**figures).collect(engine="streaming")
 
     try:
-        return in_threads(one, [[s.path for s in shards[i::num_scans]] for i in range(num_scans)], num_threads=num_scans)
+        return in_threads(
+            one, [[s.path for s in shards[i::num_scans]] for i in range(num_scans)], num_threads=num_scans
+        )
     except (pl.exceptions.PolarsError, OSError):
         _name_the_damaged(shards)
         raise

@@ -42,8 +42,17 @@ EXPORT_PHASES = (EVALUATE, COLD)
 """Rescue completions saw hints, which neither form can say."""
 
 _EXPORTED = (
-    "model", "problem_id", "sample_index", "text", "answer", "verdict", "correct", "gold", "num_completion_tokens", "finish_reason",
-)  # fmt: skip
+    "model",
+    "problem_id",
+    "sample_index",
+    "text",
+    "answer",
+    "verdict",
+    "correct",
+    "gold",
+    "num_completion_tokens",
+    "finish_reason",
+)
 _OF_PROBLEM = ("answer_kind", "question", *ATTRIBUTES)
 
 
@@ -84,7 +93,7 @@ def new_folder(out: Path) -> Iterator[Path]:
         raise
 
 
-# --- in -------------------------------------------------------------------------------------------------------------
+# --- in ------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -120,7 +129,11 @@ def import_predictions(file: Path, out: Path, *, lenient: bool = False) -> Impor
             key = TaskKey(0, EVALUATE, name)
             publish_frame(RunPaths(folder).task_folder(key), RunPaths(folder).task_name(key), frame, ROLLOUTS)
         manifests.write_json(RunPaths(folder).identity, {"run_id": out.name, "imported": _origin(predictions)})
-    renamed = [f"model {original!r} is called `{name}` here" for name, original in predictions.models.items() if name != original]
+    renamed = [
+        f"model {original!r} is called `{name}` here"
+        for name, original in predictions.models.items()
+        if name != original
+    ]
     unread = [f"fields that were not read: {', '.join(predictions.unread)}"] * bool(predictions.unread)
     num_completions = {name: rows.height for name, rows in predictions.rows.items()}
     return Imported(out, predictions.problems.height, num_completions, predictions.left_out, renamed + unread)
@@ -128,25 +141,44 @@ def import_predictions(file: Path, out: Path, *, lenient: bool = False) -> Impor
 
 def _origin(predictions: Predictions) -> dict[str, Any]:
     return {
-        "file": str(predictions.file.resolve()), "sha256": predictions.sha256, "form": predictions.form, "lines": predictions.num_lines,
-        "verifier": verifier_version(), "models": list(predictions.models), "model_names": predictions.models,
-    }  # fmt: skip
+        "file": str(predictions.file.resolve()),
+        "sha256": predictions.sha256,
+        "form": predictions.form,
+        "lines": predictions.num_lines,
+        "verifier": verifier_version(),
+        "models": list(predictions.models),
+        "model_names": predictions.models,
+    }
 
 
 def _rollouts(run_id: str, model: str, rows: pl.DataFrame, problems: pl.DataFrame) -> pl.DataFrame:
     """One model's rows as schema.ROLLOUTS."""
-    known = rows.drop("line").join(problems.select("problem_id", "gold"), on="problem_id", how="left", maintain_order="left")
+    known = rows.drop("line").join(
+        problems.select("problem_id", "gold"), on="problem_id", how="left", maintain_order="left"
+    )
     said = {"run_id": run_id, "phase": EVALUATE, "model": model, "correct": pl.col("verdict") == CORRECT}
     unknown: dict[str, Any] = {
-        "iteration": 0, "adapter_iteration": 0, "seed": 0, "prompt_token_ids": [], "completion_token_ids": [], "logprobs": [],
-        "temperature": 0.0, "top_p": 0.0, "num_prompt_tokens": 0, "cold_failed": None, "hint_given": False,
-        "teacher_model": None, "teacher_sample_index": None,
-    }  # fmt: skip
-    values = {name: value if isinstance(value, pl.Expr) else pl.lit(value) for name, value in {**said, **unknown}.items()}
+        "iteration": 0,
+        "adapter_iteration": 0,
+        "seed": 0,
+        "prompt_token_ids": [],
+        "completion_token_ids": [],
+        "logprobs": [],
+        "temperature": 0.0,
+        "top_p": 0.0,
+        "num_prompt_tokens": 0,
+        "cold_failed": None,
+        "hint_given": False,
+        "teacher_model": None,
+        "teacher_sample_index": None,
+    }
+    values = {
+        name: value if isinstance(value, pl.Expr) else pl.lit(value) for name, value in {**said, **unknown}.items()
+    }
     return known.with_columns(**values).select(pl.col(name).cast(dtype) for name, dtype in ROLLOUTS.schema.items())
 
 
-# --- out ------------------------------------------------------------------------------------------------------------
+# --- out -----------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -195,12 +227,16 @@ def export_predictions(
                 manifest = manifests.read_manifest(RunPaths(run).task_manifest(key))
                 rows = read_manifest_table(manifest, ROLLOUTS, columns=_EXPORTED, checksum=True)
                 counts[key.model] += rows.height
-                lines(rows.sort("problem_id", "sample_index"), problems).with_columns(phase=pl.lit(phase)).write_ndjson(f)
+                lines(rows.sort("problem_id", "sample_index"), problems).with_columns(phase=pl.lit(phase)).write_ndjson(
+                    f
+                )
         temporary.replace(out)
     finally:
         temporary.unlink(missing_ok=True)
     uneven = len(set(counts.values())) > 1
-    notes = [f"not as many for every model (is the run in progress?): {', '.join(f'{m} {n}' for m, n in counts.items())}"] * uneven
+    notes = [
+        f"not as many for every model (is the run in progress?): {', '.join(f'{m} {n}' for m, n in counts.items())}"
+    ] * uneven
     return Exported(out, keys[0].iteration, counts, notes)
 
 
@@ -222,7 +258,9 @@ def _keys(run: Path, models: Sequence[str], phase: str, iteration: int | None) -
 
 def _known_problems(run: Path, config: RunConfig | None, split: str) -> pl.DataFrame:
     """problem_id and what lines say of a problem beside its gold answer; null where it is not known."""
-    kinds = read_manifest_table(manifests.read_manifest(RunPaths(run).problems / f"{split}{MANIFEST_SUFFIX}"), PROBLEMS, checksum=True)
+    kinds = read_manifest_table(
+        manifests.read_manifest(RunPaths(run).problems / f"{split}{MANIFEST_SUFFIX}"), PROBLEMS, checksum=True
+    )
     problems = problems_of(run, config).filter(pl.col("split") == split).drop("split", "gold")
     known = problems.join(kinds.select("problem_id", "answer_kind"), on="problem_id", how="left", maintain_order="left")
     return known.with_columns(pl.col("question").replace("", None), pl.col("answer_kind").replace(GIVEN, None))
@@ -230,22 +268,40 @@ def _known_problems(run: Path, config: RunConfig | None, split: str) -> pl.DataF
 
 def _completion_lines(rows: pl.DataFrame, problems: pl.DataFrame) -> pl.DataFrame:
     return rows.join(problems, on="problem_id", how="left", maintain_order="left").select(
-        pl.col("problem_id").alias("problem"), "model", pl.col("sample_index").alias("sample"), "answer", "text", "correct", "verdict",
-        pl.col("gold").replace("", None), pl.col("num_completion_tokens").alias("token_count"),
-        (pl.col("finish_reason") == "length").alias("truncated"), *_OF_PROBLEM,
-    )  # fmt: skip
+        pl.col("problem_id").alias("problem"),
+        "model",
+        pl.col("sample_index").alias("sample"),
+        "answer",
+        "text",
+        "correct",
+        "verdict",
+        pl.col("gold").replace("", None),
+        pl.col("num_completion_tokens").alias("token_count"),
+        (pl.col("finish_reason") == "length").alias("truncated"),
+        *_OF_PROBLEM,
+    )
 
 
 def _problem_lines(rows: pl.DataFrame, problems: pl.DataFrame) -> pl.DataFrame:
-    unsaid = rows.filter((pl.col("gold") == "") | ((pl.col("text") == "") & (pl.col("answer").is_not_null() | pl.col("correct"))))
+    unsaid = rows.filter(
+        (pl.col("gold") == "") | ((pl.col("text") == "") & (pl.col("answer").is_not_null() | pl.col("correct")))
+    )
     if unsaid.height:
         problem, model = unsaid.select("problem_id", "model").row(0)
         why = "no gold answer, or answers without texts"
         raise InputError(f"problem {problem!r}, model {model}: {why}; export one line per {PER_COMPLETION}")
     grouped = rows.group_by("problem_id", "model", maintain_order=True).agg(
-        pl.col("gold").first(), pl.col("text").alias("completions"), pl.col("num_completion_tokens").alias("token_counts"),
+        pl.col("gold").first(),
+        pl.col("text").alias("completions"),
+        pl.col("num_completion_tokens").alias("token_counts"),
         (pl.col("finish_reason") == "length").alias("truncated"),
-    )  # fmt: skip
+    )
     return grouped.join(problems, on="problem_id", how="left", maintain_order="left").select(
-        pl.col("problem_id").alias("example_id"), "model", "gold", "completions", "token_counts", "truncated", *_OF_PROBLEM
+        pl.col("problem_id").alias("example_id"),
+        "model",
+        "gold",
+        "completions",
+        "token_counts",
+        "truncated",
+        *_OF_PROBLEM,
     )

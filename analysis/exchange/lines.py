@@ -32,10 +32,16 @@ _NUMBER = "number"
 
 ROWS = pl.Schema(
     {
-        "line": pl.Int64(), "problem_id": pl.String(), "sample_index": pl.Int32(), "num_completion_tokens": pl.Int32(),
-        "finish_reason": pl.String(), "text": pl.String(), "answer": pl.String(), "verdict": pl.String(),
+        "line": pl.Int64(),
+        "problem_id": pl.String(),
+        "sample_index": pl.Int32(),
+        "num_completion_tokens": pl.Int32(),
+        "finish_reason": pl.String(),
+        "text": pl.String(),
+        "answer": pl.String(),
+        "verdict": pl.String(),
     }
-)  # fmt: skip
+)
 """What a line says of a completion, named as in schema.ROLLOUTS, and the line of the file. Verdict null: not yet verified."""
 
 
@@ -97,13 +103,21 @@ class _Line(BaseModel):
         """What the line says of its problem, the gold answer in canonical form; other lines must say the same."""
         gold = self.gold and (_canonical_gold(self.kind, self.gold) or self.gold)
         said = {name: getattr(self, name) for name in ("question", *ATTRIBUTES)}
-        return {name: value for name, value in {"answer_kind": self.kind, "gold": gold, **said}.items() if value is not None}
+        return {
+            name: value for name, value in {"answer_kind": self.kind, "gold": gold, **said}.items() if value is not None
+        }
 
     def require_gold(self) -> None:
         """ValueError unless there is a gold answer to verify against."""
         if self.gold is None or _canonical_gold(self.kind, self.gold) is None:
-            shown = "no 'gold'" if self.gold is None else f"'gold' {reprlib.repr(self.gold)} is no answer of kind {self.kind}"
-            raise ValueError(f"{shown}, so nothing can be verified; mend it or 'answer_kind', or give completions with 'correct'")
+            shown = (
+                "no 'gold'"
+                if self.gold is None
+                else f"'gold' {reprlib.repr(self.gold)} is no answer of kind {self.kind}"
+            )
+            raise ValueError(
+                f"{shown}, so nothing can be verified; mend it or 'answer_kind', or give completions with 'correct'"
+            )
 
 
 class ProblemLine(_Line):
@@ -123,7 +137,9 @@ class ProblemLine(_Line):
     def _fits(self) -> ProblemLine:
         for name, values in (("token_counts", self.token_counts), ("truncated", self.truncated)):
             if values is not None and len(values) != len(self.completions):
-                raise ValueError(f"{len(self.completions)} completions, but {len(values)} entries in '{name}'; give one for each")
+                raise ValueError(
+                    f"{len(self.completions)} completions, but {len(values)} entries in '{name}'; give one for each"
+                )
         self.require_gold()
         return self
 
@@ -150,7 +166,9 @@ class CompletionLine(_Line):
     @model_validator(mode="after")
     def _fits(self) -> CompletionLine:
         if self.text is None and "answer" not in self.model_fields_set:
-            raise ValueError("no field 'text' or 'answer'; give one of them ('answer': null where the completion has none)")
+            raise ValueError(
+                "no field 'text' or 'answer'; give one of them ('answer': null where the completion has none)"
+            )
         if self.verdict is not None and self.correct is not (self.verdict == CORRECT):
             raise ValueError(f"'verdict' is {self.verdict}, so 'correct' must be {json.dumps(self.verdict == CORRECT)}")
         if self.correct and self.text is None and self.answer is None:
@@ -186,7 +204,9 @@ def parsed(line: bytes) -> dict[str, Any]:
     try:
         row = from_json(line, allow_inf_nan=False)
     except ValueError as e:
-        raise ValueError(f"not JSON ({re.sub(' at line 1 column ', ', character ', str(e))}); write one object a line, in UTF-8") from e
+        raise ValueError(
+            f"not JSON ({re.sub(' at line 1 column ', ', character ', str(e))}); write one object a line, in UTF-8"
+        ) from e
     if not isinstance(row, dict):
         raise ValueError(f"not a JSON object, but {reprlib.repr(row)}")
     return row
@@ -214,7 +234,12 @@ def _explain(error: Any) -> str:
     field = f"'{error['loc'][0]}'" if error["loc"] else ""
     if error["type"] == "missing":
         return f"no field {field}"
-    message = error["msg"].removeprefix("Value error, ").replace("Input should", "should").replace("List should", "list should")
+    message = (
+        error["msg"]
+        .removeprefix("Value error, ")
+        .replace("Input should", "should")
+        .replace("List should", "list should")
+    )
     if error["type"] in ("value_error", "too_short"):
         return f"{field} {message}".strip()
     entry = f" (entry {error['loc'][1]})" if len(error["loc"]) > 1 else ""

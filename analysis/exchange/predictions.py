@@ -140,7 +140,9 @@ class _Reading:
         form = form_of(fields)
         self.form = self.form or form
         if form != self.form:
-            raise ValueError(f"has the fields of one line per {form}, earlier lines are one line per {self.form}; split the file")
+            raise ValueError(
+                f"has the fields of one line per {form}, earlier lines are one line per {self.form}; split the file"
+            )
         self.unread |= dict.fromkeys(field for field in fields if field not in LINES[form].model_fields)
         return checked(fields, form)
 
@@ -167,7 +169,9 @@ class _Reading:
             said, line = known.setdefault(field, (value, number))
             if said != value:
                 here, there = reprlib.repr(value), reprlib.repr(said)
-                self.mistake(number, f"'{field}' of problem {row.problem!r} is {here}, line {line} says {there}; make them agree")
+                self.mistake(
+                    number, f"'{field}' of problem {row.problem!r} is {here}, line {line} says {there}; make them agree"
+                )
                 return False
         return True
 
@@ -191,7 +195,9 @@ class _Reading:
         missing = {} if self.num_mistakes else self._missing(rows)
         if missing and not lenient:
             for problem, (number, names) in missing.items():
-                self.mistake(number, f"problem {problem!r} is missing for {', '.join(names)}; add it, or import with --lenient")
+                self.mistake(
+                    number, f"problem {problem!r} is missing for {', '.join(names)}; add it, or import with --lenient"
+                )
         self._raise_mistakes()
         if len(missing) == len(self.problems):
             raise InputError(f"{self.file}: no problem has predictions of every model; nothing was written")
@@ -200,13 +206,21 @@ class _Reading:
         rows = {name: frame.filter(~pl.col("problem_id").is_in(list(missing))) for name, frame in rows.items()}
         assert self.form is not None  # there are lines
         return Predictions(
-            file=self.file, sha256=self.digest.hexdigest(), form=self.form, num_lines=self.num_lines,
-            models={name: self.models[name] for name in rows}, problems=_problems(kept), rows=rows,
-            left_out=left_out, unread=list(self.unread),
-        )  # fmt: skip
+            file=self.file,
+            sha256=self.digest.hexdigest(),
+            form=self.form,
+            num_lines=self.num_lines,
+            models={name: self.models[name] for name in rows},
+            problems=_problems(kept),
+            rows=rows,
+            left_out=left_out,
+            unread=list(self.unread),
+        )
 
     def _ordered(self, frame: pl.DataFrame) -> pl.DataFrame:
-        order = pl.DataFrame({"problem_id": list(self.problems)}, schema={"problem_id": pl.String}).with_row_index("position")
+        order = pl.DataFrame({"problem_id": list(self.problems)}, schema={"problem_id": pl.String}).with_row_index(
+            "position"
+        )
         return frame.join(order, on="problem_id", how="left").sort("position", "sample_index", "line").drop("position")
 
     def _find_duplicates(self, name: str, frame: pl.DataFrame) -> None:
@@ -216,7 +230,9 @@ class _Reading:
         again = frame.filter(~is_first).join(firsts, on=key, how="left").unique("line").sort("line")
         for number, problem, sample, first in again.select("line", *key, "first").head(MAX_LISTED).iter_rows():
             sampled = "" if self.form == PER_PROBLEM else f", sample {sample}"
-            self.mistake(number, f"model {self.models[name]!r}, problem {problem!r}{sampled} is on line {first} too; remove one")
+            self.mistake(
+                number, f"model {self.models[name]!r}, problem {problem!r}{sampled} is on line {first} too; remove one"
+            )
         self.num_mistakes += max(0, again.height - MAX_LISTED)
 
     def _missing(self, rows: dict[str, pl.DataFrame]) -> dict[str, tuple[int, list[str]]]:
@@ -226,7 +242,10 @@ class _Reading:
         lines = pl.concat([frame.select("problem_id", "line", model=pl.lit(name)) for name, frame in rows.items()])
         seen = lines.group_by("problem_id", maintain_order=True).agg(pl.col("line").min(), pl.col("model").unique())
         partly = seen.filter(pl.col("model").list.len() < len(rows))
-        return {p: (line, [self.models[name] for name in rows if name not in present]) for p, line, present in partly.iter_rows()}
+        return {
+            p: (line, [self.models[name] for name in rows if name not in present])
+            for p, line, present in partly.iter_rows()
+        }
 
     def _raise_mistakes(self) -> None:
         if not self.num_mistakes and not self.num_lines:
@@ -234,11 +253,15 @@ class _Reading:
         if not self.num_mistakes:
             return
         more = self.num_mistakes - len(self.mistakes)
-        raise InputError("\n".join([
-            f"{self.file}: {self.num_mistakes} bad line{'s' if self.num_mistakes != 1 else ''}; nothing was written",
-            *(f"  - {self.file}, line {number}: {what}" for number, what in sorted(self.mistakes)),
-            *[f"  - and {more} more"] * bool(more),
-        ]))  # fmt: skip
+        raise InputError(
+            "\n".join(
+                [
+                    f"{self.file}: {self.num_mistakes} bad line{'s' if self.num_mistakes != 1 else ''}; nothing was written",
+                    *(f"  - {self.file}, line {number}: {what}" for number, what in sorted(self.mistakes)),
+                    *[f"  - and {more} more"] * bool(more),
+                ]
+            )
+        )
 
 
 def _problems(known: dict[str, dict[str, tuple[str, int]]]) -> pl.DataFrame:

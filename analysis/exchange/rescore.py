@@ -137,9 +137,14 @@ class _Rescoring:
 
     def take(self, manifest: Manifest, phase: str) -> None:
         """Publish one shard anew."""
-        place, name = self.folder / manifest.path.parent.relative_to(self.run), manifest.path.name.removesuffix(MANIFEST_SUFFIX)
+        place, name = (
+            self.folder / manifest.path.parent.relative_to(self.run),
+            manifest.path.name.removesuffix(MANIFEST_SUFFIX),
+        )
         if phase == HINT:
-            publish_frame(place, name, read_manifest_table(manifest, HINTS, checksum=True), HINTS, stats=lambda: manifest.stats)
+            publish_frame(
+                place, name, read_manifest_table(manifest, HINTS, checksum=True), HINTS, stats=lambda: manifest.stats
+            )
             return
         old = read_manifest_table(manifest, ROLLOUTS, checksum=True)
         new = self._verified(old, self.kinds.get(split_of(phase), {}), str(manifest.file(".parquet")))
@@ -157,12 +162,20 @@ class _Rescoring:
     def _verified(self, old: pl.DataFrame, kinds: Mapping[str, str], source: str) -> pl.DataFrame:
         unknown = set(old["problem_id"]) - kinds.keys()
         if unknown:
-            raise StoreError(f"{source}: problem {min(unknown)!r} is not among the run's problems; the folder is not complete")
+            raise StoreError(
+                f"{source}: problem {min(unknown)!r} is not among the run's problems; the folder is not complete"
+            )
         rows = list(old.select("problem_id", "text", "gold", "answer", "verdict").iter_rows())
-        checked = [kinds[problem] in KINDS and (text != "" or verdict == NO_ANSWER) for problem, text, _, _, verdict in rows]
+        checked = [
+            kinds[problem] in KINDS and (text != "" or verdict == NO_ANSWER) for problem, text, _, _, verdict in rows
+        ]
         self.num_kept += checked.count(False)
-        answers = [extract_answer(row[1], kinds[row[0]]) if fresh else row[3] for row, fresh in zip(rows, checked, strict=True)]
-        claims = [(answer, row[2], kinds[row[0]]) for answer, row, fresh in zip(answers, rows, checked, strict=True) if fresh]
+        answers = [
+            extract_answer(row[1], kinds[row[0]]) if fresh else row[3] for row, fresh in zip(rows, checked, strict=True)
+        ]
+        claims = [
+            (answer, row[2], kinds[row[0]]) for answer, row, fresh in zip(answers, rows, checked, strict=True) if fresh
+        ]
         found = iter(verify_many(claims))
         verdicts = [next(found) if fresh else row[4] for row, fresh in zip(rows, checked, strict=True)]
         new = [pl.Series("answer", answers, pl.String), pl.Series("verdict", verdicts, pl.String)]
@@ -218,6 +231,8 @@ def rescore_report(rescored: Rescored) -> list[ReportTable]:
     columns = ["phase", "iteration", "model", BEFORE, AFTER, DIFFERENCE, "problems", "note"]
     title = "Pass@1 before and after verifying again (percent)"
     return [
-        ReportTable("verdicts", "Verdicts that changed", rescored.changes, laid_out(changed.columns, changed.rows()), said),
+        ReportTable(
+            "verdicts", "Verdicts that changed", rescored.changes, laid_out(changed.columns, changed.rows()), said
+        ),
         ReportTable("rescored", title, rescored.passes, laid_out(columns, shown), [METHOD_NOTE]),
     ]

@@ -17,10 +17,23 @@ FORMATS = ("table", "csv", "json", "markdown", "latex", "html")
 """Formats of the command line; `table` is the terminal's (tables.render)."""
 
 _LATEX = {
-    "\\": r"\textbackslash{}", "{": r"\{", "}": r"\}", "$": r"\$", "&": r"\&", "#": r"\#", "%": r"\%", "_": r"\_",
-    "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "<": r"\textless{}", ">": r"\textgreater{}", "|": r"\textbar{}",
-    "–": "--", "→": r"$\rightarrow$", "\n": " ",
-}  # fmt: skip
+    "\\": r"\textbackslash{}",
+    "{": r"\{",
+    "}": r"\}",
+    "$": r"\$",
+    "&": r"\&",
+    "#": r"\#",
+    "%": r"\%",
+    "_": r"\_",
+    "~": r"\textasciitilde{}",
+    "^": r"\textasciicircum{}",
+    "<": r"\textless{}",
+    ">": r"\textgreater{}",
+    "|": r"\textbar{}",
+    "–": "--",
+    "→": r"$\rightarrow$",
+    "\n": " ",
+}
 
 
 def table_text(table: ReportTable, form: str) -> str:
@@ -52,7 +65,10 @@ def to_markdown(table: ReportTable) -> str:
 
     columns = table.shown.columns
     lines = [[text(column) for column in columns], ["---"] * len(columns)]
-    lines += [[cell(i, c, content) for c, content in zip(columns, row, strict=True)] for i, row in enumerate(table.shown.rows())]
+    lines += [
+        [cell(i, c, content) for c, content in zip(columns, row, strict=True)]
+        for i, row in enumerate(table.shown.rows())
+    ]
     body = "\n".join(f"| {' | '.join(line)} |" for line in lines) if table.shown.height else ""
     notes = "\n".join(f"- {text(note)}" for note in table.notes)
     return "\n\n".join(part for part in (text(table.title), body, notes) if part) + "\n"
@@ -90,14 +106,25 @@ def to_latex(table: ReportTable) -> str:
         return f"{guard}{' & '.join(cells)} \\\\"
 
     alignment = "".join("r" if n else "l" for n in numeric)
-    lines = [r"\begin{table}[htbp]", r"\centering", rf"\caption{{{latex_text(table.title)}}}", rf"\label{{tab:{table.name}}}"]
+    lines = [
+        r"\begin{table}[htbp]",
+        r"\centering",
+        rf"\caption{{{latex_text(table.title)}}}",
+        rf"\label{{tab:{table.name}}}",
+    ]
     lines += [r"\footnotesize\setlength{\tabcolsep}{3pt}", rf"\begin{{tabular}}{{{alignment}}}", r"\toprule"]
     lines += [line([latex_text(c) for c in columns]), r"\midrule"]
     for i, row in enumerate(table.shown.rows()):
-        lines += [r"\addlinespace"] * (i in table.starts and i > 0) + [line([cell(i, j, content) for j, content in enumerate(row)])]
+        lines += [r"\addlinespace"] * (i in table.starts and i > 0) + [
+            line([cell(i, j, content) for j, content in enumerate(row)])
+        ]
     lines += [r"\bottomrule", r"\end{tabular}"]
     if table.notes:
-        lines += [r"\begin{flushleft}\footnotesize", "\\par\n".join(latex_text(note) for note in table.notes), r"\end{flushleft}"]
+        lines += [
+            r"\begin{flushleft}\footnotesize",
+            "\\par\n".join(latex_text(note) for note in table.notes),
+            r"\end{flushleft}",
+        ]
     return "\n".join([*lines, r"\end{table}", ""])
 
 
@@ -110,13 +137,17 @@ def to_html(table: ReportTable) -> str:
         return f'<{tag} class="number">{inner}</{tag}>' if numeric[index] else f"<{tag}>{inner}</{tag}>"
 
     def cell(row: int, index: int, content: str) -> str:
-        figure, interval, rest = (html.escape(part) for part in (parts(content) if numeric[index] else (content, "", "")))
+        figure, interval, rest = (
+            html.escape(part) for part in (parts(content) if numeric[index] else (content, "", ""))
+        )
         figure = f"<strong>{figure}</strong>" if (row, columns[index]) in table.best else figure
         return element("td", index, f"{figure}{f'<small>{interval}</small>' if interval else ''}{rest}")
 
     lines = ["<table>", f"<caption>{html.escape(table.title)}</caption>"]
     if table.shown.height:
-        lines.append(f"<thead><tr>{''.join(element('th', j, html.escape(c)) for j, c in enumerate(columns))}</tr></thead>")
+        lines.append(
+            f"<thead><tr>{''.join(element('th', j, html.escape(c)) for j, c in enumerate(columns))}</tr></thead>"
+        )
         lines.append("<tbody>")
         for i, row in enumerate(table.shown.rows()):
             start = ' class="start"' if i in table.starts else ""

@@ -83,7 +83,7 @@ def number(value: float | None) -> str:
     return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.4f}".rstrip("0").rstrip(".")
 
 
-# --- layout ----------------------------------------------------------------------------------------------------------------
+# --- layout --------------------------------------------------------------------------------------
 
 
 def laid_out(columns: Sequence[str], rows: Sequence[Sequence[object]]) -> pl.DataFrame:
@@ -94,7 +94,9 @@ def laid_out(columns: Sequence[str], rows: Sequence[Sequence[object]]) -> pl.Dat
 
 def text_frame(frame: pl.DataFrame) -> pl.DataFrame:
     """Every cell as text."""
-    return laid_out(frame.columns, [[number(cell) if isinstance(cell, float) else cell for cell in row] for row in frame.rows()])
+    return laid_out(
+        frame.columns, [[number(cell) if isinstance(cell, float) else cell for cell in row] for row in frame.rows()]
+    )
 
 
 def group_starts(keys: Sequence[object]) -> list[int]:
@@ -163,11 +165,19 @@ def tidy_table(frame: pl.DataFrame, *, name: str, title: str) -> ReportTable:
         for estimate, low, high in frame.select("estimate", "low", "high").iter_rows()
     ]
     marks, notes = note_marks(frame["note"].to_list())
-    shown = shown.with_columns(pl.Series("estimate", figures, pl.String), problems=text_frame(frame.select("num_problems")).to_series())
+    shown = shown.with_columns(
+        pl.Series("estimate", figures, pl.String), problems=text_frame(frame.select("num_problems")).to_series()
+    )
     best = pl.Series([False] * frame.height, dtype=pl.Boolean)
     if {"model", "measure", "candidates"} <= set(frame.columns):
-        best = frame.with_columns(KIND).select(is_best(["kind", *(c for c in _COMPARABLE if c in frame.columns)])).to_series()
-    return ReportTable(name, title, frame, with_marks(shown, marks), notes, {(int(row), "estimate") for row in best.arg_true()})
+        best = (
+            frame.with_columns(KIND)
+            .select(is_best(["kind", *(c for c in _COMPARABLE if c in frame.columns)]))
+            .to_series()
+        )
+    return ReportTable(
+        name, title, frame, with_marks(shown, marks), notes, {(int(row), "estimate") for row in best.arg_true()}
+    )
 
 
 def with_marks(shown: pl.DataFrame, marks: Sequence[str]) -> pl.DataFrame:
@@ -190,18 +200,28 @@ def parts(cell: str) -> tuple[str, str, str]:
     return (figure, rest[0], rest[1]) if rest else (figure, "", "")
 
 
-# --- terminal --------------------------------------------------------------------------------------------------------------
+# --- terminal ------------------------------------------------------------------------------------
 
 
 def rich_table(table: ReportTable) -> Table:
     """A terminal table; its cells are data, so markup in them is not interpreted."""
-    out = Table(title=escape(table.title) if table.title else None, title_justify="left", title_style="bold", header_style="bold")
+    out = Table(
+        title=escape(table.title) if table.title else None,
+        title_justify="left",
+        title_style="bold",
+        header_style="bold",
+    )
     for column in table.shown.columns:
         out.add_column(escape(column), justify="right" if is_numeric(table.shown[column]) else "left", overflow="fold")
     for i, row in enumerate(table.shown.rows()):
         if i in table.starts and i > 0:
             out.add_section()
-        out.add_row(*(Text(c, style="bold" if (i, n) in table.best else "") for n, c in zip(table.shown.columns, row, strict=True)))
+        out.add_row(
+            *(
+                Text(c, style="bold" if (i, n) in table.best else "")
+                for n, c in zip(table.shown.columns, row, strict=True)
+            )
+        )
     return out
 
 

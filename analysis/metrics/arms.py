@@ -37,12 +37,15 @@ ARMS_TABLE = pl.Schema(
         "seed": pl.String(),  # or MEAN: the mean over the arm's seeds
         "measure": pl.String(),  # PASS, TEAM_PASS, MATCHED_PASS; UPLIFT (rescue in training), PHI (error correlation, one completion)
         "model": pl.String(),  # for PHI two of them
-        "k": pl.Int32(), "candidates": pl.Int32(),
+        "k": pl.Int32(),
+        "candidates": pl.Int32(),
         **{name: dtype for name, dtype in ESTIMATE_COLUMNS.items() if name != "note"},
-        "num_seeds": pl.Int64(), "seed_min": pl.Float64(), "seed_max": pl.Float64(),  # of the seeds' figures; MEAN only
+        "num_seeds": pl.Int64(),
+        "seed_min": pl.Float64(),
+        "seed_max": pl.Float64(),  # of the seeds' figures; MEAN only
         "note": pl.String(),
     }
-)  # fmt: skip
+)
 
 
 class Arm(NamedTuple):
@@ -73,7 +76,9 @@ def arms_of(named: Mapping[str, Sequence[RunData]]) -> list[Arm]:
     arms = [Arm(name, sorted(runs, key=_order), []) for name, runs in named.items()]
     for arm in arms:
         arm.iterations.extend(evaluation_of(data) for data in arm.runs)
-        untrained = [data.path for data, at in zip(arm.runs, arm.iterations, strict=True) if data.config is not None and at == 0]
+        untrained = [
+            data.path for data, at in zip(arm.runs, arm.iterations, strict=True) if data.config is not None and at == 0
+        ]
         if untrained:
             raise InputError(f"{untrained[0]}: no evaluation after training is published yet")
     bases = [[data for data in arm.runs if data.config is not None and 0 in _published(data)] for arm in arms]
@@ -88,7 +93,7 @@ def _published(data: RunData) -> list[int]:
     return iterations_of(data.counts, models=data.models)
 
 
-# --- figures ----------------------------------------------------------------------------------------------------------
+# --- figures -------------------------------------------------------------------------------------
 
 
 def arms_table(arms: Sequence[Arm], *, ks: Sequence[int]) -> pl.DataFrame:
@@ -106,7 +111,11 @@ def arms_table(arms: Sequence[Arm], *, ks: Sequence[int]) -> pl.DataFrame:
         InputError: the runs have no held-out problem in common.
     """
     panels = [
-        [panel(data.counts, models=data.models, iteration=at) for data, at in zip(arm.runs, arm.iterations, strict=True)] for arm in arms
+        [
+            panel(data.counts, models=data.models, iteration=at)
+            for data, at in zip(arm.runs, arm.iterations, strict=True)
+        ]
+        for arm in arms
     ]
     common = reduce(np.intersect1d, [p.problem_ids for own in panels for p in own])
     if not len(common):
@@ -118,7 +127,9 @@ def arms_table(arms: Sequence[Arm], *, ks: Sequence[int]) -> pl.DataFrame:
         rows += _held_out_rows(arm, [p.restricted(common) for p in whole], ks, note)
         if arm.name != BASE:
             of_seeds = [mean_uplift([data.counts]) for data in arm.runs]
-            rows += _rows(arm, {"measure": UPLIFT, "model": TEAM}, of_seeds, mean_uplift([data.counts for data in arm.runs]))
+            rows += _rows(
+                arm, {"measure": UPLIFT, "model": TEAM}, of_seeds, mean_uplift([data.counts for data in arm.runs])
+            )
     return pl.DataFrame(rows, schema=ARMS_TABLE)
 
 
@@ -126,7 +137,10 @@ def _held_out_rows(arm: Arm, panels: Sequence[Panel], ks: Sequence[int], note: s
     rows = []
     for own in zip(*(main_figures(p, ks) for p in panels), strict=True):
         if own[0].measure != COVERAGE:
-            of_seeds = [figure._replace(note=join_notes(figure.note, note)).level(p) for figure, p in zip(own, panels, strict=True)]
+            of_seeds = [
+                figure._replace(note=join_notes(figure.note, note)).level(p)
+                for figure, p in zip(own, panels, strict=True)
+            ]
             rows += _rows(arm, own[0].labels(), of_seeds, _mean(own, note).level(panels[0]))
     for i, j in combinations(range(len(panels[0].models)), 2):
         labels = {"measure": PHI, "model": f"{panels[0].models[i]}, {panels[0].models[j]}", "k": 1, "candidates": 2}
@@ -144,10 +158,13 @@ def _rows(arm: Arm, labels: dict[str, Any], of_seeds: Sequence[Estimate], mean: 
     known = [e.estimate for e in of_seeds if e.estimate is not None]
     spread = {"seed_min": min(known), "seed_max": max(known)} if len(known) > 1 else {}
     rows = [{"seed": seed_of(data), **e.row()} for data, e in zip(arm.runs, of_seeds, strict=True)]
-    return [{"arm": arm.name, **labels, **row} for row in [*rows, {"seed": MEAN, "num_seeds": len(arm.runs), **spread, **mean.row()}]]
+    return [
+        {"arm": arm.name, **labels, **row}
+        for row in [*rows, {"seed": MEAN, "num_seeds": len(arm.runs), **spread, **mean.row()}]
+    ]
 
 
-# --- for reading ------------------------------------------------------------------------------------------------------
+# --- for reading ---------------------------------------------------------------------------------
 
 
 def arms_report(arms: Sequence[Arm], frame: pl.DataFrame) -> list[ReportTable]:
@@ -157,35 +174,63 @@ def arms_report(arms: Sequence[Arm], frame: pl.DataFrame) -> list[ReportTable]:
     models = arms[0].runs[0].models
     columns = {f"{model} Pass@k": (PASS, model) for model in models}
     if len(models) > 1:
-        columns |= {"team Pass@k": (TEAM_PASS, TEAM)} | {f"{model} Pass@{len(models)}k": (MATCHED_PASS, model) for model in models}
+        columns |= {"team Pass@k": (TEAM_PASS, TEAM)} | {
+            f"{model} Pass@{len(models)}k": (MATCHED_PASS, model) for model in models
+        }
     ks = means.filter(measure=PASS)["k"].unique().sort().to_list()
     shown = [[k, arm.name, *(cells[arm.name, *column, k] for column in columns.values())] for k in ks for arm in arms]
     scores = frame.filter(pl.col("measure").is_in([PASS, TEAM_PASS, MATCHED_PASS]))
     said = [f"team Pass@k and Pass@{len(models)}k of a model spend the same number of candidates"] * (len(models) > 1)
-    notes = [*_arm_notes(arms), *said, *_spread_notes(means), *note_counts(means.filter(pl.col("measure") != UPLIFT)["note"]), METHOD_NOTE]
+    notes = [
+        *_arm_notes(arms),
+        *said,
+        *_spread_notes(means),
+        *note_counts(means.filter(pl.col("measure") != UPLIFT)["note"]),
+        METHOD_NOTE,
+    ]
     table = laid_out(["k", "arm", *columns], shown)
     title = "Held-out problems by arm (percent)"
-    return [ReportTable("arms", title, scores, table, notes, starts=group_starts([row[0] for row in shown])), _errors(arms, frame, cells)]
+    return [
+        ReportTable("arms", title, scores, table, notes, starts=group_starts([row[0] for row in shown])),
+        _errors(arms, frame, cells),
+    ]
 
 
-def _errors(arms: Sequence[Arm], frame: pl.DataFrame, cells: Mapping[tuple[str, str, str, int | None], str]) -> ReportTable:
+def _errors(
+    arms: Sequence[Arm], frame: pl.DataFrame, cells: Mapping[tuple[str, str, str, int | None], str]
+) -> ReportTable:
     """What hints and the diversity of errors are: a row for each arm."""
     pairs = frame.filter(measure=PHI)["model"].unique(maintain_order=True).to_list()
-    shown = [[arm.name, cells.get((arm.name, UPLIFT, TEAM, None), UNDEFINED), *(cells[arm.name, PHI, p, 1] for p in pairs)] for arm in arms]
+    shown = [
+        [arm.name, cells.get((arm.name, UPLIFT, TEAM, None), UNDEFINED), *(cells[arm.name, PHI, p, 1] for p in pairs)]
+        for arm in arms
+    ]
     own = frame.filter(pl.col("measure").is_in([UPLIFT, PHI]))
     notes = ["rescue uplift: correct with a hint minus correct without one, of cold-failed cases in training (points)"]
-    notes += ["error correlation: phi of failure on held-out problems, of one completion each; 0: uncorrelated"] * bool(pairs)
+    notes += ["error correlation: phi of failure on held-out problems, of one completion each; 0: uncorrelated"] * bool(
+        pairs
+    )
     means = own.filter(seed=MEAN)
-    why = [f"{row['arm']}: {row['note']}" for row in means.filter(pl.col("estimate").is_null(), measure=UPLIFT).iter_rows(named=True)]
+    why = [
+        f"{row['arm']}: {row['note']}"
+        for row in means.filter(pl.col("estimate").is_null(), measure=UPLIFT).iter_rows(named=True)
+    ]
     columns = ["arm", "rescue uplift", *(f"error correlation {pair}" for pair in pairs)]
     title = "Rescues and errors by arm"
-    return ReportTable("arms_errors", title, own, laid_out(columns, shown), [*notes, *why, *_spread_notes(means), METHOD_NOTE])
+    return ReportTable(
+        "arms_errors", title, own, laid_out(columns, shown), [*notes, *why, *_spread_notes(means), METHOD_NOTE]
+    )
 
 
 def _cell(row: Mapping[str, Any]) -> str:
     """A mean with its interval and the range of the seeds."""
+
     def shown(estimate: float | None, low: float | None = None, high: float | None = None) -> str:
-        return coefficient(estimate, low, high) if row["measure"] == PHI else percent(estimate, low, high, signed=row["measure"] == UPLIFT)
+        return (
+            coefficient(estimate, low, high)
+            if row["measure"] == PHI
+            else percent(estimate, low, high, signed=row["measure"] == UPLIFT)
+        )
 
     between = " to " if row["measure"] in (PHI, UPLIFT) else "–"  # which could be taken for a sign
     seeds = f" ({shown(row['seed_min'])}{between}{shown(row['seed_max'])})" if row["seed_min"] is not None else ""
@@ -202,7 +247,11 @@ def _arm_notes(arms: Sequence[Arm]) -> list[str]:
     trained = [arm for arm in arms if arm.name != BASE]
     lines = []
     for arm in arms:
-        evaluated = " and ".join(dict.fromkeys(when(at) for at in arm.iterations)) if arm.runs[0].config is not None else "imported"
+        evaluated = (
+            " and ".join(dict.fromkeys(when(at) for at in arm.iterations))
+            if arm.runs[0].config is not None
+            else "imported"
+        )
         lines.append(f"{arm.name}: {evaluated}, seeds {', '.join(map(seed_of, arm.runs))} of {arm.runs[0].path.parent}")
     for arm in trained[1:]:
         lines += changed_fields(trained[0].runs[0], arm.runs[0], trained[0].name, arm.name)

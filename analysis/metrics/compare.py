@@ -22,29 +22,47 @@ from analysis.layout.tables import UNDEFINED, ReportTable, laid_out, percent
 from analysis.metrics.pairs import Pair, fields_of, pairs_of
 from analysis.metrics.passk import COVERAGE, EQUAL_K, MATCHED_BUDGET, MATCHED_PASS, PASS, TEAM, TEAM_PASS, too_few
 from analysis.stats.estimators import FloatArray, IntArray, coverage, pass_at_k, team_pass_at_k
-from analysis.stats.intervals import CONFIDENCE, ESTIMATE_COLUMNS, METHOD_NOTE, Estimate, from_draws, join_notes, resampled_means, undefined
+from analysis.stats.intervals import (
+    CONFIDENCE,
+    ESTIMATE_COLUMNS,
+    METHOD_NOTE,
+    Estimate,
+    from_draws,
+    join_notes,
+    resampled_means,
+    undefined,
+)
 from core_hpc.common.errors import InputError
 
 MEAN = "mean"
 GAIN = {EQUAL_K: f"gain_{EQUAL_K}", MATCHED_BUDGET: f"gain_{MATCHED_BUDGET}"}
 _MEASURE_NAMES = {
-    PASS: "Pass@{k}", TEAM_PASS: "team Pass@{k}", MATCHED_PASS: "Pass@{candidates}, matched budget", COVERAGE: "coverage",
-    GAIN[EQUAL_K]: "team Pass@{k} - best Pass@{k}", GAIN[MATCHED_BUDGET]: "team Pass@{k} - best at matched budget",
-}  # fmt: skip
+    PASS: "Pass@{k}",
+    TEAM_PASS: "team Pass@{k}",
+    MATCHED_PASS: "Pass@{candidates}, matched budget",
+    COVERAGE: "coverage",
+    GAIN[EQUAL_K]: "team Pass@{k} - best Pass@{k}",
+    GAIN[MATCHED_BUDGET]: "team Pass@{k} - best at matched budget",
+}
 _MAX_FIELDS = 12  # fields of the configurations that the report names
 
 COMPARE_TABLE = pl.Schema(
     {
         "seed": pl.String(),  # of the pair (two, if they differ), or MEAN: the mean over all pairs
-        "measure": pl.String(), "model": pl.String(), "k": pl.Int32(),
+        "measure": pl.String(),
+        "model": pl.String(),
+        "k": pl.Int32(),
         "candidates": pl.Int32(),  # completions spent on a problem; null: not the same in A and B
-        "a": pl.Float64(), "b": pl.Float64(),  # levels, on the common problems
+        "a": pl.Float64(),
+        "b": pl.Float64(),  # levels, on the common problems
         **{name: dtype for name, dtype in ESTIMATE_COLUMNS.items() if name != "note"},  # of b - a
         "num_seeds": pl.Int64(),
-        "seed_sd": pl.Float64(), "seed_min": pl.Float64(), "seed_max": pl.Float64(),  # of the seeds' differences; MEAN only
+        "seed_sd": pl.Float64(),
+        "seed_min": pl.Float64(),
+        "seed_max": pl.Float64(),  # of the seeds' differences; MEAN only
         "note": pl.String(),
     }
-)  # fmt: skip
+)
 
 
 class _Figure(NamedTuple):
@@ -87,7 +105,7 @@ def compare(
     return pl.DataFrame(rows + (_mean_rows(pairs, ks) if len(pairs) > 1 else []), schema=COMPARE_TABLE)
 
 
-# --- figures ----------------------------------------------------------------------------------------------------------
+# --- figures -------------------------------------------------------------------------------------
 
 
 def _figures(a: Panel, b: Panel, ks: Sequence[int]) -> list[_Figure]:
@@ -104,7 +122,11 @@ def _figures(a: Panel, b: Panel, ks: Sequence[int]) -> list[_Figure]:
             out += [_gain(a, b, k, baseline) for baseline in GAIN]
     spent = a.n.sum(axis=0), b.n.sum(axis=0)
     why = "" if (spent[0] == spent[1]).all() else "not comparable: other numbers of completions"
-    out.append(_Figure(COVERAGE, TEAM, None, None if why else int(spent[0].max()), coverage(a.c)[None], coverage(b.c)[None], why))
+    out.append(
+        _Figure(
+            COVERAGE, TEAM, None, None if why else int(spent[0].max()), coverage(a.c)[None], coverage(b.c)[None], why
+        )
+    )
     return out
 
 
@@ -140,11 +162,15 @@ def _gain(a: Panel, b: Panel, k: int, baseline: str) -> _Figure:
     return _Figure(GAIN[baseline], TEAM, k, candidates, rows[0], rows[1], why, note)
 
 
-# --- differences ------------------------------------------------------------------------------------------------------
+# --- differences ---------------------------------------------------------------------------------
 
 
 def _rows(
-    seed: str, figures: Sequence[_Figure], groups: IntArray | None, note: str, spreads: Sequence[dict[str, Any]] | None = None
+    seed: str,
+    figures: Sequence[_Figure],
+    groups: IntArray | None,
+    note: str,
+    spreads: Sequence[dict[str, Any]] | None = None,
 ) -> list[dict[str, Any]]:
     """Rows of `COMPARE_TABLE` for figures of the same problems, which are drawn together."""
     draws = resampled_means(np.concatenate([side for f in figures for side in (f.a, f.b)]).T, groups)
@@ -172,14 +198,20 @@ def _difference(f: _Figure, draws_a: FloatArray, draws_b: FloatArray, groups: In
         return undefined(num_problems, join_notes(f.why_undefined, note))
     level_a, level_b = f.levels()
     estimates = [
-        from_draws(level_b - level_a, draws_b[:, j] - draws_a[:, i], num_problems=num_problems, groups=groups, note=note)
+        from_draws(
+            level_b - level_a, draws_b[:, j] - draws_a[:, i], num_problems=num_problems, groups=groups, note=note
+        )
         for i in _best(f.a, draws_a)
         for j in _best(f.b, draws_b)
     ]
     bounds = [(e.low, e.high) for e in estimates if e.low is not None and e.high is not None]
     if not bounds:
         return estimates[0]
-    return replace(next(e for e in estimates if e.low is not None), low=min(low for low, _ in bounds), high=max(high for _, high in bounds))
+    return replace(
+        next(e for e in estimates if e.low is not None),
+        low=min(low for low, _ in bounds),
+        high=max(high for _, high in bounds),
+    )
 
 
 def _best(values: FloatArray, draws: FloatArray) -> list[int]:
@@ -203,13 +235,15 @@ def _mean_rows(pairs: Sequence[Pair], ks: Sequence[int]) -> list[dict[str, Any]]
         why = join_notes(*(f.why_undefined for f in own))
         differences = np.array([b - a for a, b in (f.levels() for f in own)])
         spread = {"seed_sd": differences.std(ddof=1), "seed_min": differences.min(), "seed_max": differences.max()}
-        spreads.append({"num_seeds": len(pairs), **({} if why else {name: float(value) for name, value in spread.items()})})
+        spreads.append(
+            {"num_seeds": len(pairs), **({} if why else {name: float(value) for name, value in spread.items()})}
+        )
         a, b = np.mean([f.a for f in own], axis=0), np.mean([f.b for f in own], axis=0)
         figures.append(own[0]._replace(a=a, b=b, why_undefined=why))
     return _rows(MEAN, figures, restricted[0].groups, note, spreads)
 
 
-# --- for reading ------------------------------------------------------------------------------------------------------
+# --- for reading ---------------------------------------------------------------------------------
 
 
 def compare_report(
@@ -222,18 +256,27 @@ def compare_report(
     shared = set.intersection(*(set(note.split("; ")) for note in visible["note"]))
     shown = [
         [
-            row["model"], _MEASURE_NAMES[row["measure"]].format(**row), row["candidates"] or UNDEFINED,
-            percent(row["a"], None, None), percent(row["b"], None, None),
-            percent(row["estimate"], row["low"], row["high"], signed=True), *_spread_cell(row, several=means.height > 0),
-            row["num_problems"], join_notes(*(part for part in row["note"].split("; ") if part not in shared)),
+            row["model"],
+            _MEASURE_NAMES[row["measure"]].format(**row),
+            row["candidates"] or UNDEFINED,
+            percent(row["a"], None, None),
+            percent(row["b"], None, None),
+            percent(row["estimate"], row["low"], row["high"], signed=True),
+            *_spread_cell(row, several=means.height > 0),
+            row["num_problems"],
+            join_notes(*(part for part in row["note"].split("; ") if part not in shared)),
         ]
         for row in visible.iter_rows(named=True)
-    ]  # fmt: skip
+    ]
     spread = ["sd over seeds [min, max]"] if means.height else []
     columns = ["model", "measure", "candidates", "A", "B", "B - A", *spread, "problems", "note"]
     notes = [f"{side}: {', '.join(str(data.path) for data in runs)}" for side, runs in (("A", a), ("B", b))]
     notes += (changed_fields(a[0], b[0], "A", "B") or ["A and B have the same configuration"]) + sorted(shared - {""})
-    notes += [f"{int(visible['num_seeds'][0])} pairs of seeds" if means.height else "one pair of runs: the spread over seeds is unknown"]
+    notes += [
+        f"{int(visible['num_seeds'][0])} pairs of seeds"
+        if means.height
+        else "one pair of runs: the spread over seeds is unknown"
+    ]
     title = "B against A on held-out problems, paired by problem (percent, points)"
     return ReportTable("compare", title, frame, laid_out(columns, shown), [*notes, METHOD_NOTE])
 
@@ -250,8 +293,15 @@ def changed_fields(a: RunData, b: RunData, name_a: str, name_b: str) -> list[str
     """What the configurations of two runs differ in, a line each, with these names of theirs."""
     old, new = fields_of(a), fields_of(b)
     if not old or not new:
-        return [f"{name}: imported, no run of this software" for name, fields in ((name_a, old), (name_b, new)) if not fields]
+        return [
+            f"{name}: imported, no run of this software"
+            for name, fields in ((name_a, old), (name_b, new))
+            if not fields
+        ]
     changed = [key for key in sorted({*old, *new}) if old.get(key) != new.get(key)]
-    lines = [f"{key}: {old.get(key, 'absent')} in {name_a}, {new.get(key, 'absent')} in {name_b}" for key in changed[:_MAX_FIELDS]]
+    lines = [
+        f"{key}: {old.get(key, 'absent')} in {name_a}, {new.get(key, 'absent')} in {name_b}"
+        for key in changed[:_MAX_FIELDS]
+    ]
     more = len(changed) - len(lines)
     return lines + [f"and {more} more fields"] * bool(more)

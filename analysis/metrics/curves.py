@@ -28,16 +28,35 @@ CURVES = pl.Schema(
 )
 
 STEP_MEASURES = {
-    "loss": "loss/total", "policy_loss": "loss/policy", "kl": "loss/kl", "clip_share": "loss/clip_share", "grad_norm": "loss/grad_norm",
-    "learning_rate": "loss/learning_rate", "entropy": "policy/entropy", "mismatch_mean": "mismatch/mean", "mismatch_max": "mismatch/max",
-    "importance_mean": "mismatch/importance", "ratio_max": "policy/ratio_max",
-}  # fmt: skip
+    "loss": "loss/total",
+    "policy_loss": "loss/policy",
+    "kl": "loss/kl",
+    "clip_share": "loss/clip_share",
+    "grad_norm": "loss/grad_norm",
+    "learning_rate": "loss/learning_rate",
+    "entropy": "policy/entropy",
+    "mismatch_mean": "mismatch/mean",
+    "mismatch_max": "mismatch/max",
+    "importance_mean": "mismatch/importance",
+    "ratio_max": "policy/ratio_max",
+}
 """Columns of STEPS and the names of their curves."""
 
 SCORE_COLUMNS = (
-    "phase", "model", "problem_id", "correct", "cold_failed", "hint_given", "teacher_model", "num_completion_tokens", "truncated",
-    *REWARD_PARTS, "reward", "advantage", "zero_signal",
-)  # fmt: skip
+    "phase",
+    "model",
+    "problem_id",
+    "correct",
+    "cold_failed",
+    "hint_given",
+    "teacher_model",
+    "num_completion_tokens",
+    "truncated",
+    *REWARD_PARTS,
+    "reward",
+    "advantage",
+    "zero_signal",
+)
 
 _MAXIMA = ("length/max", "mismatch/max", "policy/ratio_max")
 _COUNTS = ("rescue/num_attempts",)
@@ -52,7 +71,10 @@ def score_points(rows: pl.DataFrame) -> dict[str, float | None]:
     Args:
         rows: rows of SCORES (`SCORE_COLUMNS` are enough).
     """
-    return {measure: _value(measure, *sums) for (_, measure), sums in _score_sums(rows.with_columns(model=pl.lit(TEAM))).items()}
+    return {
+        measure: _value(measure, *sums)
+        for (_, measure), sums in _score_sums(rows.with_columns(model=pl.lit(TEAM))).items()
+    }
 
 
 def curves_table(run: Path) -> pl.DataFrame:
@@ -86,7 +108,9 @@ def _read_sums(run: Path, key: TaskKey) -> _Sums:
     manifest = manifests.read_manifest(RunPaths(run).task_manifest(key))
     if key.phase == UPDATE:
         steps = read_manifest_table(manifest, STEPS, columns=("model", *STEP_MEASURES))
-        return _by_measure(steps.group_by("model").agg(_sum(name, pl.col(column)) for column, name in STEP_MEASURES.items()))
+        return _by_measure(
+            steps.group_by("model").agg(_sum(name, pl.col(column)) for column, name in STEP_MEASURES.items())
+        )
     rows = read_manifest_table(manifest, SCORES, columns=SCORE_COLUMNS)
     return _score_sums(rows) | _score_sums(rows.with_columns(model=pl.lit(TEAM)))
 
@@ -109,7 +133,9 @@ def _score_sums(rows: pl.DataFrame) -> _Sums:
         "length/truncated_share": pl.col("truncated"),
     }
     of_rows = rows.group_by("model").agg(_sum(measure, value) for measure, value in values.items())
-    problems = rows.group_by("model", "problem_id").agg(pl.col("zero_signal").all(), all_zero=(pl.col("explore") == 0).all())
+    problems = rows.group_by("model", "problem_id").agg(
+        pl.col("zero_signal").all(), all_zero=(pl.col("explore") == 0).all()
+    )
     of_problems = problems.group_by("model").agg(
         _sum("advantage/zero_signal_share", pl.col("zero_signal")), _sum("explore/all_zero_share", pl.col("all_zero"))
     )

@@ -50,10 +50,16 @@ _MIRRORED |= {b: a for a, b in _MIRRORED.items()}
 
 OVERLAP_TABLE = pl.Schema(
     {
-        "phase": pl.String(), "iteration": pl.Int32(), "model_a": pl.String(), "model_b": pl.String(), "level": pl.String(),
-        "k": pl.Int32(), "measure": pl.String(), **ESTIMATE_COLUMNS,
+        "phase": pl.String(),
+        "iteration": pl.Int32(),
+        "model_a": pl.String(),
+        "model_b": pl.String(),
+        "level": pl.String(),
+        "k": pl.Int32(),
+        "measure": pl.String(),
+        **ESTIMATE_COLUMNS,
     }
-)  # fmt: skip
+)
 
 
 def coefficients(joint: FloatArray, a: FloatArray, b: FloatArray) -> dict[str, FloatArray]:
@@ -76,8 +82,13 @@ def coefficients(joint: FloatArray, a: FloatArray, b: FloatArray) -> dict[str, F
 
 
 def overlap_of(
-    a: FloatArray, b: FloatArray, joint: FloatArray | None = None, *,
-    groups: IntArray | None = None, samples: float = 1.0, note: str = "",
+    a: FloatArray,
+    b: FloatArray,
+    joint: FloatArray | None = None,
+    *,
+    groups: IntArray | None = None,
+    samples: float = 1.0,
+    note: str = "",
 ) -> list[dict[str, Any]]:
     """All measures of one pair that its failures decide: rows with measure and estimate columns.
 
@@ -101,7 +112,10 @@ def overlap_of(
     columns = np.stack([joint, a, b], axis=1)
     values = coefficients(*columns.mean(axis=0))
     draws = coefficients(*resampled_means(columns, groups).T)
-    others = {name: from_draws(float(values[name]), draws[name], num_problems=len(a), groups=groups, note=note) for name in values}
+    others = {
+        name: from_draws(float(values[name]), draws[name], num_problems=len(a), groups=groups, note=note)
+        for name in values
+    }
     return [{"measure": name, **figure.row()} for name, figure in {**shares, **others}.items()]
 
 
@@ -172,8 +186,14 @@ def mean_phi(panels: Sequence[Panel], i: int, j: int) -> Estimate:
     def phi(means: FloatArray) -> FloatArray:
         return coefficients(*np.moveaxis(means.reshape(*means.shape[:-1], len(panels), 3), -1, 0))["phi"].mean(axis=-1)
 
-    value, draws, groups = float(phi(columns.mean(axis=0))), phi(resampled_means(columns, panels[0].groups)), panels[0].groups
-    return from_draws(value, draws, num_problems=len(columns), groups=groups, note=join_notes(*(p.note for p in panels)))
+    value, draws, groups = (
+        float(phi(columns.mean(axis=0))),
+        phi(resampled_means(columns, panels[0].groups)),
+        panels[0].groups,
+    )
+    return from_draws(
+        value, draws, num_problems=len(columns), groups=groups, note=join_notes(*(p.note for p in panels))
+    )
 
 
 def _corrected(p: Panel, i: int, j: int, k: int) -> dict[str, Any]:
@@ -182,12 +202,18 @@ def _corrected(p: Panel, i: int, j: int, k: int) -> dict[str, Any]:
     twice_a, twice_b = (fail_at_k(p.n[m], p.c[m], 2 * k) for m in (i, j))
     columns = np.stack([a * b, twice_a, twice_b, a, b], axis=1)
 
-    def corrected(joint: FloatArray, both_a: FloatArray, both_b: FloatArray, a: FloatArray, b: FloatArray) -> FloatArray:
+    def corrected(
+        joint: FloatArray, both_a: FloatArray, both_b: FloatArray, a: FloatArray, b: FloatArray
+    ) -> FloatArray:
         # phi_AB / sqrt(phi_AA phi_BB), in which the variances of single draws cancel.
-        return divide(joint - a * b, np.sqrt(np.maximum(_zeroed(both_a - a * a), 0) * np.maximum(_zeroed(both_b - b * b), 0)))
+        return divide(
+            joint - a * b, np.sqrt(np.maximum(_zeroed(both_a - a * a), 0) * np.maximum(_zeroed(both_b - b * b), 0))
+        )
 
     value = float(corrected(*columns.mean(axis=0)))
-    note = too_few(np.minimum(p.n[i], p.n[j]), 2 * k) or ("" if np.isfinite(value) else "undefined: a self-correlation is not positive")
+    note = too_few(np.minimum(p.n[i], p.n[j]), 2 * k) or (
+        "" if np.isfinite(value) else "undefined: a self-correlation is not positive"
+    )
     draws = corrected(*resampled_means(columns, p.groups).T)
     estimate = from_draws(value, draws, num_problems=p.num_problems, groups=p.groups, note=join_notes(note, p.note))
     return {"measure": "phi_corrected", **estimate.row()}

@@ -74,9 +74,13 @@ def check_one_configuration(name: str, side: Sequence[RunData]) -> None:
     seeds = [seed_of(data) for data in side]
     twice = sorted({seed for seed in seeds if seeds.count(seed) > 1})
     fields = [fields_of(data) for data in side]
-    differing = sorted({key for other in fields for key in {*fields[0], *other} if fields[0].get(key) != other.get(key)})
+    differing = sorted(
+        {key for other in fields for key in {*fields[0], *other} if fields[0].get(key) != other.get(key)}
+    )
     if differing:
-        raise InputError(f"{name} is not one configuration: its runs differ in {', '.join(differing)}; give the seeds of one of them")
+        raise InputError(
+            f"{name} is not one configuration: its runs differ in {', '.join(differing)}; give the seeds of one of them"
+        )
     if twice:
         raise InputError(f"{name} has several runs of seed {', '.join(twice)}; give one of each")
 
@@ -88,7 +92,9 @@ def seed_of(data: RunData) -> str:
 
 def fields_of(data: RunData) -> dict[str, Any]:
     """Scientific fields beside the seed."""
-    return {} if data.config is None else {k: v for k, v in flatten(scientific_fields(data.config)).items() if k != "seed"}
+    return (
+        {} if data.config is None else {k: v for k, v in flatten(scientific_fields(data.config)).items() if k != "seed"}
+    )
 
 
 def _partners(a: Sequence[RunData], b: Sequence[RunData]) -> list[tuple[RunData, RunData]]:
@@ -96,7 +102,9 @@ def _partners(a: Sequence[RunData], b: Sequence[RunData]) -> list[tuple[RunData,
         return [(x, y) for x in a for y in b]
     of_a, of_b = ({seed_of(data): data for data in side} for side in (a, b))
     sides = (("A", set(of_a), set(of_b)), ("B", set(of_b), set(of_a)))
-    alone = [f"{name} alone has seed {', '.join(sorted(own - other, key=int))}" for name, own, other in sides if own - other]
+    alone = [
+        f"{name} alone has seed {', '.join(sorted(own - other, key=int))}" for name, own, other in sides if own - other
+    ]
     if alone:
         raise InputError(f"seeds without a partner: {'; '.join(alone)}; give runs of the same seeds on both sides")
     return [(of_a[seed], of_b[seed]) for seed in sorted(of_a, key=int)]
@@ -118,12 +126,17 @@ def check_same_problems(runs: Sequence[RunData]) -> None:
 
 
 def _pair(x: RunData, at_x: int, y: RunData, at_y: int) -> Pair:
-    whole_a, whole_b = panel(x.counts, models=x.models, iteration=at_x), panel(y.counts, models=y.models, iteration=at_y)
+    whole_a, whole_b = (
+        panel(x.counts, models=x.models, iteration=at_x),
+        panel(y.counts, models=y.models, iteration=at_y),
+    )
     a, b = paired(whole_a, whole_b)
     if not a.num_problems:
         raise InputError(f"{x.path} and {y.path} have no held-out problem in common: problems are matched by their id")
     alone = whole_a.num_problems + whole_b.num_problems - 2 * a.num_problems
-    trained = ", ".join(f"{side} {when(at)}" for side, data, at in (("A", x, at_x), ("B", y, at_y)) if data.config is not None)
+    trained = ", ".join(
+        f"{side} {when(at)}" for side, data, at in (("A", x, at_x), ("B", y, at_y)) if data.config is not None
+    )
     said = [f"{alone} problems left out: in A or B only"] if alone else []
     said += [f"{side}: {p.note}" for side, p in (("A", whole_a), ("B", whole_b)) if p.note]
     seeds = dict.fromkeys((seed_of(x), seed_of(y)))
@@ -148,5 +161,7 @@ def evaluation_of(data: RunData, iteration: int | None = None) -> int:
             "and held-out problems that has them, or start this one again with --set evaluation.before=true"
         )
     if iteration not in published:
-        raise InputError(f"{data.path}: evaluation {iteration} is not published; there is {', '.join(map(str, published))}")
+        raise InputError(
+            f"{data.path}: evaluation {iteration} is not published; there is {', '.join(map(str, published))}"
+        )
     return iteration

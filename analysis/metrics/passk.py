@@ -40,10 +40,16 @@ PASS_TABLE = pl.Schema({"phase": pl.String(), "iteration": pl.Int32(), **_FIGURE
 BEFORE_AFTER_TABLE = pl.Schema({"when": pl.String(), "iteration": pl.Int32(), **_FIGURE, **ESTIMATE_COLUMNS})
 GAIN_TABLE = pl.Schema(
     {
-        "phase": pl.String(), "iteration": pl.Int32(), "baseline": pl.String(), "k": pl.Int32(), "candidates": pl.Int32(),
-        "against": pl.String(), "best_model": pl.String(), **ESTIMATE_COLUMNS,
+        "phase": pl.String(),
+        "iteration": pl.Int32(),
+        "baseline": pl.String(),
+        "k": pl.Int32(),
+        "candidates": pl.Int32(),
+        "against": pl.String(),
+        "best_model": pl.String(),
+        **ESTIMATE_COLUMNS,
     }
-)  # fmt: skip
+)
 
 
 class Figure(NamedTuple):
@@ -102,7 +108,17 @@ def main_figures(p: Panel, ks: Sequence[int]) -> list[Figure]:
             out += [_single(p, m, k, spent=size * k, measure=MATCHED_PASS) for m in range(size)]
     spent = p.n.sum(axis=0)
     # All completions of a problem give one answer here, so a problem counts as one observation at most.
-    out.append(Figure(COVERAGE, TEAM, None, int(spent.max()), coverage(p.c), 1.0, "" if spent.min() == spent.max() else "candidates vary"))
+    out.append(
+        Figure(
+            COVERAGE,
+            TEAM,
+            None,
+            int(spent.max()),
+            coverage(p.c),
+            1.0,
+            "" if spent.min() == spent.max() else "candidates vary",
+        )
+    )
     return out
 
 
@@ -173,7 +189,9 @@ def before_after_table(counts: pl.DataFrame, *, ks: Sequence[int], models: Seque
     models = models or models_of(counts)
     panels = {
         when: (iteration, panel(counts, models=models, iteration=iteration))
-        for when, iteration in zip((BEFORE, AFTER), before_and_after(counts, models) if models else (None, None), strict=True)
+        for when, iteration in zip(
+            (BEFORE, AFTER), before_and_after(counts, models) if models else (None, None), strict=True
+        )
         if iteration is not None
     }
     rows = [

@@ -43,11 +43,19 @@ DIFFICULTIES = ("0", "(0, 1/4]", "(1/4, 1/2]", "> 1/2")
 
 RESCUE_TABLE = pl.Schema(
     {
-        "group": pl.String(), "teacher": pl.String(), "student": pl.String(), "iteration": pl.Int32(), "bin": pl.String(),
-        "rate": pl.String(), "numerator": pl.Int64(), "denominator": pl.Int64(),
-        "control_numerator": pl.Int64(), "control_denominator": pl.Int64(), **ESTIMATE_COLUMNS,
+        "group": pl.String(),
+        "teacher": pl.String(),
+        "student": pl.String(),
+        "iteration": pl.Int32(),
+        "bin": pl.String(),
+        "rate": pl.String(),
+        "numerator": pl.Int64(),
+        "denominator": pl.Int64(),
+        "control_numerator": pl.Int64(),
+        "control_denominator": pl.Int64(),
+        **ESTIMATE_COLUMNS,
     }
-)  # fmt: skip
+)
 
 
 def cases_of(counts: pl.DataFrame) -> pl.DataFrame:
@@ -57,12 +65,16 @@ def cases_of(counts: pl.DataFrame) -> pl.DataFrame:
     Cold failures of iterations whose rescue phase is not published yet are left out.
     """
     key = ["iteration", "student", "problem_id"]
-    counts = counts.rename({"model": "student", "teacher_model": "teacher"}).filter(pl.col("phase").is_in([COLD, RESCUE]))
+    counts = counts.rename({"model": "student", "teacher_model": "teacher"}).filter(
+        pl.col("phase").is_in([COLD, RESCUE])
+    )
     if "source_group" not in counts.columns:
         counts = counts.with_columns(source_group=pl.lit(None, pl.String()))
     rescue = counts.filter((pl.col("phase") == RESCUE) & pl.col("cold_failed"))
     hint = pl.col("hint_given")
-    control = ~hint & pl.col("teacher").is_not_null()  # without a hint to be shown there is nothing to compare (even_budget)
+    control = (
+        ~hint & pl.col("teacher").is_not_null()
+    )  # without a hint to be shown there is nothing to compare (even_budget)
     cases = rescue.group_by(key).agg(
         pl.col("teacher").max(),
         hinted_n=pl.col("n").filter(hint).sum(),
@@ -82,7 +94,9 @@ def cases_of(counts: pl.DataFrame) -> pl.DataFrame:
 def _difficulties(cold: pl.DataFrame) -> pl.DataFrame:
     rate = pl.col("c").sum() / pl.col("n").sum()
     none, low, middle, high = map(pl.lit, DIFFICULTIES)
-    bin_of = pl.when(rate == 0).then(none).when(rate <= 1 / 4).then(low).when(rate <= 1 / 2).then(middle).otherwise(high)
+    bin_of = (
+        pl.when(rate == 0).then(none).when(rate <= 1 / 4).then(low).when(rate <= 1 / 2).then(middle).otherwise(high)
+    )
     return cold.group_by("iteration", "problem_id").agg(difficulty=bin_of.cast(pl.Enum(DIFFICULTIES)))
 
 
@@ -146,8 +160,10 @@ def _rates(cases: pl.DataFrame, *, recovery: bool) -> list[dict[str, Any]]:
     per_problem = cases.group_by("problem_id", maintain_order=True).agg(
         pl.col("hinted_n", "hinted_c", "control_n", "control_c").sum(),
         pl.col("source_group").first(),
-        rescued=rescued.sum(), tried=tried.sum(), cases=pl.len(),
-    )  # fmt: skip
+        rescued=rescued.sum(),
+        tried=tried.sum(),
+        cases=pl.len(),
+    )
     groups = group_codes(per_problem["source_group"], per_problem["problem_id"])
     hinted_c, hinted_n, control_c, control_n, won, tries, all_cases = (
         per_problem[name].to_numpy().astype(np.float64)
@@ -157,12 +173,15 @@ def _rates(cases: pl.DataFrame, *, recovery: bool) -> list[dict[str, Any]]:
         _row(PER_ATTEMPT, hinted_c, hinted_n, groups),
         _row(CONTROL, control_c, control_n, groups),
         {
-            "rate": UPLIFT, "numerator": int(hinted_c.sum()), "denominator": int(hinted_n.sum()),
-            "control_numerator": int(control_c.sum()), "control_denominator": int(control_n.sum()),
+            "rate": UPLIFT,
+            "numerator": int(hinted_c.sum()),
+            "denominator": int(hinted_n.sum()),
+            "control_numerator": int(control_c.sum()),
+            "control_denominator": int(control_n.sum()),
             **_uplift(np.stack([hinted_c, hinted_n, control_c, control_n], axis=1)[None], groups).row(),
         },
         _row(PER_CASE, won, tries, groups),
-    ]  # fmt: skip
+    ]
     return [*rows, _row(RECOVERY, won, all_cases, groups)] if recovery else rows
 
 
@@ -179,8 +198,12 @@ def mean_uplift(runs: Sequence[pl.DataFrame]) -> Estimate:
     sums = ("hinted_c", "hinted_n", "control_c", "control_n")
     cases = [cases_of(counts) for counts in runs]
     problems = pl.concat(cases).group_by("problem_id").agg(pl.col("source_group").first()).sort("problem_id")
-    per_run = [problems.join(own.group_by("problem_id").agg(pl.col(sums).sum()), on="problem_id", how="left") for own in cases]
-    tried = np.stack([own.sort("problem_id").select(pl.col(sums).fill_null(0).cast(pl.Float64)).to_numpy() for own in per_run])
+    per_run = [
+        problems.join(own.group_by("problem_id").agg(pl.col(sums).sum()), on="problem_id", how="left") for own in cases
+    ]
+    tried = np.stack(
+        [own.sort("problem_id").select(pl.col(sums).fill_null(0).cast(pl.Float64)).to_numpy() for own in per_run]
+    )
     return _uplift(tried, group_codes(problems["source_group"], problems["problem_id"]))
 
 

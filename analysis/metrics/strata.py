@@ -28,7 +28,9 @@ def stratified(table: Callable[[pl.DataFrame], pl.DataFrame], frame: pl.DataFram
         known = ", ".join(name for name in ATTRIBUTES if name in frame.columns) or "none"
         raise ValueError(f"the problems have no attribute {by}; known: {known}")
     parts = [(value, table(part)) for value, part in _strata(frame, by)] or [("", table(frame.clear()))]
-    return pl.concat(part.select(pl.lit(by).alias("by"), pl.lit(value).alias("value"), pl.all()) for value, part in parts)
+    return pl.concat(
+        part.select(pl.lit(by).alias("by"), pl.lit(value).alias("value"), pl.all()) for value, part in parts
+    )
 
 
 def _strata(frame: pl.DataFrame, by: str) -> list[tuple[str, pl.DataFrame]]:

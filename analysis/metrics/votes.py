@@ -62,7 +62,9 @@ def ballots(answers: pl.DataFrame, *, models: Sequence[str], phase: str = EVALUA
     """The answers of one phase and iteration; without problems when some model has none."""
     if "source_group" not in answers.columns:
         answers = answers.with_columns(source_group=pl.lit(None, pl.String()))
-    team = pl.DataFrame({"model": list(models), "m": range(len(models))}, schema={"model": pl.String(), "m": pl.Int64()})
+    team = pl.DataFrame(
+        {"model": list(models), "m": range(len(models))}, schema={"model": pl.String(), "m": pl.Int64()}
+    )
     here = answers.filter((pl.col("phase") == phase) & (pl.col("iteration") == iteration)).join(team, on="model")
     seen = here.group_by("problem_id").agg(pl.col("m").n_unique(), pl.col("source_group").first())
     problems = seen.filter(pl.col("m") == len(models)).drop("m").sort("problem_id").with_row_index("p")
@@ -90,7 +92,9 @@ def _completions(rows: pl.DataFrame, axes: tuple[str, ...], shape: tuple[int, ..
     return out
 
 
-def vote_table(answers: pl.DataFrame, *, ks: Sequence[int], models: Sequence[str] | None = None, phase: str = EVALUATE) -> pl.DataFrame:
+def vote_table(
+    answers: pl.DataFrame, *, ks: Sequence[int], models: Sequence[str] | None = None, phase: str = EVALUATE
+) -> pl.DataFrame:
     """Majority votes per model, of the team and gated by agreement, for every iteration of a phase.
 
     Exact for any k, at a cost that grows fast for a team: 5,000 problems of 64 completions take 0.5 s for two models at
@@ -139,7 +143,9 @@ def _single(b: Ballots, m: int, k: int, *, spent: int, measure: str) -> dict[str
     return {"measure": measure, "model": b.models[m], "k": k, "candidates": spent, **estimate.row()}
 
 
-def _team_row(b: Ballots, measure: str, k: int, numerator: FloatArray, denominator: FloatArray | None = None) -> dict[str, Any]:
+def _team_row(
+    b: Ballots, measure: str, k: int, numerator: FloatArray, denominator: FloatArray | None = None
+) -> dict[str, Any]:
     samples, note = float(b.n.sum(axis=0).mean()), join_notes(too_few(b.n, k), b.note)
     estimate = share(numerator, denominator, groups=b.groups, samples_per_unit=samples, note=note)
     return {"measure": measure, "model": TEAM, "k": k, "candidates": len(b.models) * k, **estimate.row()}
@@ -151,7 +157,9 @@ def agreement(b: Ballots, k: int) -> tuple[FloatArray, FloatArray]:
     A model's tie is decided by lot, and a model without any vote agrees with none. Models are sampled independently, so
     the chance is sum_a prod_m P(a wins the vote of model m). Returns two arrays (P,); NaN where some model has fewer than k.
     """
-    classes = np.concatenate([b.correct[..., None], b.wrong], axis=2)  # (M, P, 1 + W): the correct answers are one class
+    classes = np.concatenate(
+        [b.correct[..., None], b.wrong], axis=2
+    )  # (M, P, 1 + W): the correct answers are one class
     problem, chosen = np.nonzero((classes > 0).all(axis=0))  # a class that some model never gave cannot be agreed on
     together = np.ones(len(problem))
     for counts, blank in zip(classes, b.blank, strict=True):

@@ -35,23 +35,39 @@ NO_BEFORE = "the evaluation before training (iteration 0) is not published yet"
 NOT_ASKED = "the untrained models are not evaluated in this run (evaluation.before)"
 NO_AFTER = "no evaluation after training is published yet"
 NO_PREDICTIONS = "no predictions on held-out problems"
-_CANDIDATES = "candidates: completions spent on a problem; bold: highest at the same number of candidates, whatever its interval"
+_CANDIDATES = (
+    "candidates: completions spent on a problem; bold: highest at the same number of candidates, whatever its interval"
+)
 _WHOLE = "coverage"
 _PASS_NAMES = {
-    passk.PASS: "Pass@{spent}", passk.MATCHED_PASS: "Pass@{spent}", passk.TEAM_PASS: "team Pass@{k}", passk.COVERAGE: _WHOLE,
-}  # fmt: skip
+    passk.PASS: "Pass@{spent}",
+    passk.MATCHED_PASS: "Pass@{spent}",
+    passk.TEAM_PASS: "team Pass@{k}",
+    passk.COVERAGE: _WHOLE,
+}
 _FURTHER_NAMES = {passk.PASS_HAT: "pass^{k}", passk.FIRST: "first-{k}"}
 _VOTE_NAMES = {
-    votes.MAJ: "maj@{spent}", votes.MATCHED_MAJ: "maj@{spent}", votes.TEAM_MAJ: "team maj@{k}",
-    votes.GATED_ANSWERED: "gated, k = {k}: answered", votes.GATED_ACCURACY: "gated, k = {k}: correct of answered",
+    votes.MAJ: "maj@{spent}",
+    votes.MATCHED_MAJ: "maj@{spent}",
+    votes.TEAM_MAJ: "team maj@{k}",
+    votes.GATED_ANSWERED: "gated, k = {k}: answered",
+    votes.GATED_ACCURACY: "gated, k = {k}: correct of answered",
     votes.GATED_CORRECT: "gated, k = {k}: correct of all",
-}  # fmt: skip
+}
 _OVERLAP_NAMES = {
-    "joint_failure": "both fail", "jaccard": "Jaccard",
-    "b_fails_given_a": "B fails where A fails", "a_fails_given_b": "A fails where B fails",
-    "only_a": "only A solves", "only_b": "only B solves", "lift": "lift", "kappa": "Cohen's kappa", "phi": "phi", "yule_q": "Yule's Q",
-    "phi_corrected": "phi, corrected", "same_wrong_answer": "same wrong answer",
-}  # fmt: skip
+    "joint_failure": "both fail",
+    "jaccard": "Jaccard",
+    "b_fails_given_a": "B fails where A fails",
+    "a_fails_given_b": "A fails where B fails",
+    "only_a": "only A solves",
+    "only_b": "only B solves",
+    "lift": "lift",
+    "kappa": "Cohen's kappa",
+    "phi": "phi",
+    "yule_q": "Yule's Q",
+    "phi_corrected": "phi, corrected",
+    "same_wrong_answer": "same wrong answer",
+}
 
 
 def missing(data: RunData) -> list[str]:
@@ -65,7 +81,11 @@ def missing(data: RunData) -> list[str]:
 def evaluations(data: RunData) -> dict[int, str]:
     """Iterations of the evaluations that are shown, and what they are called."""
     before, after = passk.before_and_after(data.counts, data.models)
-    named = {before: passk.BEFORE, after: passk.AFTER} if data.config is not None else {before: PREDICTIONS, after: PREDICTIONS}
+    named = (
+        {before: passk.BEFORE, after: passk.AFTER}
+        if data.config is not None
+        else {before: PREDICTIONS, after: PREDICTIONS}
+    )
     return {iteration: name for iteration, name in named.items() if iteration is not None}
 
 
@@ -74,7 +94,7 @@ def evaluated(data: RunData) -> pl.DataFrame:
     return data.counts.filter(pl.col("phase") == EVALUATE, pl.col("iteration").is_in(list(evaluations(data))))
 
 
-# --- Pass@k and votes ------------------------------------------------------------------------------------------------------
+# --- Pass@k and votes ----------------------------------------------------------------------------
 
 
 def pass_table(data: RunData, ks: Sequence[int]) -> ReportTable:
@@ -92,7 +112,9 @@ def pass_table(data: RunData, ks: Sequence[int]) -> ReportTable:
 
 def gain_table(data: RunData, ks: Sequence[int]) -> ReportTable:
     """Team against the best single model and against each, at equal k and at matched budget."""
-    frame = passk.gain_table(data.counts, ks=ks, models=data.models).filter(pl.col("iteration").is_in(list(evaluations(data))))
+    frame = passk.gain_table(data.counts, ks=ks, models=data.models).filter(
+        pl.col("iteration").is_in(list(evaluations(data)))
+    )
     rows, notes = [], []
     for part in frame.partition_by("iteration", "k", "baseline", maintain_order=True):
         cells = {row["against"]: row for row in part.iter_rows(named=True)}
@@ -100,13 +122,27 @@ def gain_table(data: RunData, ks: Sequence[int]) -> ReportTable:
         comparison = "equal k" if best["baseline"] == passk.EQUAL_K else "matched budget"
         over = [cells[name] for name in (passk.BEST, *data.models)]
         gains = [percent(cell["estimate"], cell["low"], cell["high"], signed=True) for cell in over]
-        rows.append([
-            evaluations(data)[best["iteration"]], comparison, f"team Pass@{best['k']} - Pass@{best['candidates']}",
-            best["best_model"] or UNDEFINED, *gains, best["num_problems"],
-        ])  # fmt: skip
+        rows.append(
+            [
+                evaluations(data)[best["iteration"]],
+                comparison,
+                f"team Pass@{best['k']} - Pass@{best['candidates']}",
+                best["best_model"] or UNDEFINED,
+                *gains,
+                best["num_problems"],
+            ]
+        )
         notes.append(join_notes(*part["note"]))
     marks, legend = note_marks(notes)
-    columns = ["when", "comparison", "difference", "best model", "over the best", *(f"over {m}" for m in data.models), "problems"]
+    columns = [
+        "when",
+        "comparison",
+        "difference",
+        "best model",
+        "over the best",
+        *(f"over {m}" for m in data.models),
+        "problems",
+    ]
     said = ["which model is best is uncertain too; the interval over the best holds that"] if rows else []
     shown = with_marks(laid_out(columns, rows), marks)
     return ReportTable("gain", "Collaboration gain of the team (points)", frame, shown, missing(data) + said + legend)
@@ -116,8 +152,12 @@ def further_table(data: RunData, ks: Sequence[int]) -> ReportTable:
     """All completions correct (pass^k), and the first k completions as they came."""
     frame = passk.pass_at_k_table(evaluated(data), ks=ks, models=data.models, teams=[])
     frame = frame.filter(pl.col("measure").is_in(list(_FURTHER_NAMES)))
-    said = ["pass^k: all k completions are correct; first-k: one of the first k is, without the average over all choices of k"]
-    return _levels(data, frame, _FURTHER_NAMES, name="reliability", title="Reliability (percent)", notes=missing(data) + said)
+    said = [
+        "pass^k: all k completions are correct; first-k: one of the first k is, without the average over all choices of k"
+    ]
+    return _levels(
+        data, frame, _FURTHER_NAMES, name="reliability", title="Reliability (percent)", notes=missing(data) + said
+    )
 
 
 def teams_table(data: RunData, ks: Sequence[int]) -> ReportTable:
@@ -137,7 +177,14 @@ def votes_table(data: RunData, ks: Sequence[int]) -> ReportTable:
         "gated: answered only where the votes of all models agree; else the team abstains",
         _CANDIDATES,
     ]
-    return _levels(data, frame, _VOTE_NAMES, name="votes", title="Votes (percent)", notes=missing(data) + (said if frame.height else []))
+    return _levels(
+        data,
+        frame,
+        _VOTE_NAMES,
+        name="votes",
+        title="Votes (percent)",
+        notes=missing(data) + (said if frame.height else []),
+    )
 
 
 def strata_table(data: RunData, ks: Sequence[int]) -> ReportTable:
@@ -148,13 +195,24 @@ def strata_table(data: RunData, ks: Sequence[int]) -> ReportTable:
         for by in ("data_set", "subject", "level")
         if by in counts.columns and counts[by].drop_nulls().n_unique() > 1
     ]
-    frame = pl.concat(frames) if frames else pl.DataFrame(schema={"by": pl.String, "value": pl.String, **passk.BEFORE_AFTER_TABLE})
+    frame = (
+        pl.concat(frames)
+        if frames
+        else pl.DataFrame(schema={"by": pl.String, "value": pl.String, **passk.BEFORE_AFTER_TABLE})
+    )
     title = "Held-out problems by data set, subject and level (percent)"
     return _levels(data, frame, _PASS_NAMES, name="strata", title=title, notes=[_CANDIDATES], lead=("by", "value"))
 
 
 def _levels(
-    data: RunData, frame: pl.DataFrame, names: Mapping[str, str], *, name: str, title: str, notes: Sequence[str], lead: Sequence[str] = ()
+    data: RunData,
+    frame: pl.DataFrame,
+    names: Mapping[str, str],
+    *,
+    name: str,
+    title: str,
+    notes: Sequence[str],
+    lead: Sequence[str] = (),
 ) -> ReportTable:
     """A row for each figure, a column for each evaluation; `lead` are columns that come first."""
     if "when" not in frame.columns:
@@ -164,7 +222,9 @@ def _levels(
     order = [when for when in (passk.BEFORE, PREDICTIONS, passk.AFTER, passk.DIFFERENCE) if when in set(frame["when"])]
     shown: list[list[object]] = []
     row_notes, best = [], set()
-    for part in _in_order(data, frame, names, lead).partition_by(*lead, "candidates", "model", "label", maintain_order=True):
+    for part in _in_order(data, frame, names, lead).partition_by(
+        *lead, "candidates", "model", "label", maintain_order=True
+    ):
         cells = {row["when"]: row for row in part.iter_rows(named=True)}
         texts = [_level(cells.get(when)) for when in order]
         shown.append([*part.select(*lead, "candidates", "model", "label").row(0), *texts, part["num_problems"].max()])
@@ -182,7 +242,9 @@ def _in_order(data: RunData, frame: pl.DataFrame, names: Mapping[str, str], lead
     rows = frame.filter(pl.col("measure").is_in(list(names))).with_columns(KIND)
     labels = [names[row["measure"]].format(k=row["k"], spent=row["candidates"]) for row in rows.iter_rows(named=True)]
     kinds = list(dict.fromkeys(name.split("_")[-1] for name in names))
-    singles = {model: i for i, model in enumerate(data.models)} | {passk.TEAM: 1 << 30}  # parts of the team stand between
+    singles = {model: i for i, model in enumerate(data.models)} | {
+        passk.TEAM: 1 << 30
+    }  # parts of the team stand between
     rows = rows.with_columns(pl.Series("label", labels, pl.String))
     # Pass@2 of a model is Pass@2, whether it stands there for itself or for the budget of a team of two.
     rows = rows.unique([*lead, "candidates", "model", "label", "when"], keep="first", maintain_order=True)
@@ -198,10 +260,12 @@ def _in_order(data: RunData, frame: pl.DataFrame, names: Mapping[str, str], lead
 
 
 def _level(row: Mapping[str, Any] | None) -> str:
-    return percent(row["estimate"], row["low"], row["high"], signed=row["when"] == passk.DIFFERENCE) if row else UNDEFINED
+    return (
+        percent(row["estimate"], row["low"], row["high"], signed=row["when"] == passk.DIFFERENCE) if row else UNDEFINED
+    )
 
 
-# --- overlap ---------------------------------------------------------------------------------------------------------------
+# --- overlap -------------------------------------------------------------------------------------
 
 
 def overlap_table(data: RunData) -> ReportTable:
@@ -216,9 +280,20 @@ def overlap_table(data: RunData) -> ReportTable:
     order = [(level, i) for level in (overlap.PROBLEM, overlap.SAMPLE) for i in named]
     columns = ["models A, B", "measure", *(f"{level}, {named[i]}" for level, i in order)]
     keys = sorted(cells, key=lambda key: ([k[0] for k in cells].index(key[0]), list(overlap.MEASURES).index(key[1])))
-    shown = [[pair, _OVERLAP_NAMES[measure], *(cells[pair, measure].get(o, UNDEFINED) for o in order)] for pair, measure in keys]
+    shown = [
+        [pair, _OVERLAP_NAMES[measure], *(cells[pair, measure].get(o, UNDEFINED) for o in order)]
+        for pair, measure in keys
+    ]
     starts = group_starts([pair for pair, _ in keys])
-    said = ["problem: a model fails when all its completions fail; sample: expected failure of one completion; shares in percent"]
-    said += [f"{name}: {overlap.MEASURES[measure]}" for measure, name in _OVERLAP_NAMES.items() if name not in overlap.MEASURES[measure]]
+    said = [
+        "problem: a model fails when all its completions fail; sample: expected failure of one completion; shares in percent"
+    ]
+    said += [
+        f"{name}: {overlap.MEASURES[measure]}"
+        for measure, name in _OVERLAP_NAMES.items()
+        if name not in overlap.MEASURES[measure]
+    ]
     notes = missing(data) + (said + note_counts(frame["note"]) if shown else [])
-    return ReportTable("overlap", "Error overlap on held-out problems", frame, laid_out(columns, shown), notes, starts=starts)
+    return ReportTable(
+        "overlap", "Error overlap on held-out problems", frame, laid_out(columns, shown), notes, starts=starts
+    )

@@ -30,7 +30,9 @@ def configuration_text(data: RunData) -> str:
     """The resolved configuration, a field a line."""
     if data.config is None:
         return "imported: no run of this software"
-    return "\n".join(f"{key}: {json.dumps(value)}" for key, value in flatten(data.config.model_dump(mode="json")).items())
+    return "\n".join(
+        f"{key}: {json.dumps(value)}" for key, value in flatten(data.config.model_dump(mode="json")).items()
+    )
 
 
 def _models(data: RunData, identity: Mapping[str, Any]) -> list[tuple[str, str]]:

@@ -36,10 +36,15 @@ _OVERLAP_TITLES = {
 }
 _PART_NAMES = {**{f"reward/{part}": part.replace("_", " ") for part in REWARD_PARTS}, "reward/reward": "reward"}
 _TRAINING_TITLES = {
-    "reward/reward": "reward", "correct/cold": "cold correct (%)", "advantage/zero_signal_share": "no signal (%)",
-    "length/truncated_share": "truncated (%)", "length/mean": "length (tokens)", "loss/kl": "KL to reference",
-    "mismatch/mean": "mismatch |Δ log p|", "policy/entropy": "entropy (nats)",
-}  # fmt: skip
+    "reward/reward": "reward",
+    "correct/cold": "cold correct (%)",
+    "advantage/zero_signal_share": "no signal (%)",
+    "length/truncated_share": "truncated (%)",
+    "length/mean": "length (tokens)",
+    "loss/kl": "KL to reference",
+    "mismatch/mean": "mismatch |Δ log p|",
+    "policy/entropy": "entropy (nats)",
+}
 
 
 @dataclass(frozen=True)
@@ -71,7 +76,13 @@ def report_figures(data: RunData, curves: pl.DataFrame) -> list[ReportFigure]:
         data: a run.
         curves: its `curves.curves_table`.
     """
-    made = [pass_figure(data), overlap_figure(data), rescue_figure(data), reward_figure(curves), training_figure(data, curves)]
+    made = [
+        pass_figure(data),
+        overlap_figure(data),
+        rescue_figure(data),
+        reward_figure(curves),
+        training_figure(data, curves),
+    ]
     return [figure for figure in made if figure.points.height]
 
 
@@ -93,8 +104,15 @@ def pass_figure(data: RunData) -> ReportFigure:
     known = frame.filter(pl.col("measure").is_in([passk.PASS, passk.TEAM_PASS]), pl.col("estimate").is_not_null())
     points = known.select(
         pl.Series("panel", map(panels.get, known["iteration"]), pl.String),
-        "measure", "model", "k", "candidates", "estimate", "low", "high", "num_problems",
-    )  # fmt: skip
+        "measure",
+        "model",
+        "k",
+        "candidates",
+        "estimate",
+        "low",
+        "high",
+        "num_problems",
+    )
     caption = (
         "Held-out problems solved by at least one of so many candidates. The team draws its candidates evenly from its models, so lines "
         "above each other at one place of the axis have spent the same. Bands: 95 % intervals, clustered by problem."
@@ -111,7 +129,13 @@ def overlap_figure(data: RunData) -> ReportFigure:
     matrices = [
         overlap.matrix(frame, measure, level=overlap.SAMPLE, k=1, iteration=iteration)
         .unpivot(index="model", variable_name="column", value_name="estimate")
-        .select(pl.lit(measure).alias("measure"), pl.lit(panel).alias("panel"), pl.col("model").alias("row"), "column", "estimate")
+        .select(
+            pl.lit(measure).alias("measure"),
+            pl.lit(panel).alias("panel"),
+            pl.col("model").alias("row"),
+            "column",
+            "estimate",
+        )
         for measure in _OVERLAP_TITLES
         for iteration, panel in panels.items()
     ]
@@ -125,12 +149,27 @@ def overlap_figure(data: RunData) -> ReportFigure:
 
 def rescue_figure(data: RunData) -> ReportFigure:
     """Rescue of cold-failed cases with the hint and without it, for every pair of teacher and student."""
-    frame = rescue.rescue_table(data.counts, groups=["all", "pair"]).filter(pl.col("rate").is_in([rescue.PER_ATTEMPT, rescue.CONTROL]))
-    who = pl.when(pl.col("group") == "all").then(pl.lit("all")).otherwise(pl.col("teacher") + plots.ARROW + pl.col("student"))
+    frame = rescue.rescue_table(data.counts, groups=["all", "pair"]).filter(
+        pl.col("rate").is_in([rescue.PER_ATTEMPT, rescue.CONTROL])
+    )
+    who = (
+        pl.when(pl.col("group") == "all")
+        .then(pl.lit("all"))
+        .otherwise(pl.col("teacher") + plots.ARROW + pl.col("student"))
+    )
     points = frame.select(
-        who.alias("row"), pl.when(pl.col("rate") == rescue.CONTROL).then(pl.lit("without")).otherwise(pl.lit("with hint")).alias("series"),
-        "estimate", "low", "high", "numerator", "denominator", "num_problems",
-    )  # fmt: skip
+        who.alias("row"),
+        pl.when(pl.col("rate") == rescue.CONTROL)
+        .then(pl.lit("without"))
+        .otherwise(pl.lit("with hint"))
+        .alias("series"),
+        "estimate",
+        "low",
+        "high",
+        "numerator",
+        "denominator",
+        "num_problems",
+    )
     points = points.with_columns(label=pl.format("{}/{}", "numerator", "denominator"))
     caption = (
         "Completions that are correct, of models that had failed cold, with a peer's hint and (the control) without it, by teacher → "
@@ -142,7 +181,9 @@ def rescue_figure(data: RunData) -> ReportFigure:
 def reward_figure(curves: pl.DataFrame) -> ReportFigure:
     """The parts of the reward, team mean, by iteration."""
     here = _in_order(curves.filter(pl.col("model") == TEAM, pl.col("value").is_not_null()), _PART_NAMES)
-    points = here.with_columns(part=pl.col("measure").replace(_PART_NAMES)).select("measure", "part", "iteration", "value", "num")
+    points = here.with_columns(part=pl.col("measure").replace(_PART_NAMES)).select(
+        "measure", "part", "iteration", "value", "num"
+    )
     caption = "Mean reward of the team's completions by iteration: its parts, before they are weighted, and the reward, their weighted sum."
     return ReportFigure("rewards", caption, points, lambda p: plots.parts(p, total="reward"))
 
@@ -152,7 +193,10 @@ def training_figure(data: RunData, curves: pl.DataFrame) -> ReportFigure:
     # A problem has its signal from the completions of all models, so the models' lines would hide each other.
     curves = curves.filter((pl.col("measure") != "advantage/zero_signal_share") | (pl.col("model") == TEAM))
     order = pl.DataFrame({"model": [*data.models, TEAM]})
-    points = _in_order(order.join(curves.filter(pl.col("value").is_not_null()), on="model", maintain_order="left_right"), _TRAINING_TITLES)
+    points = _in_order(
+        order.join(curves.filter(pl.col("value").is_not_null()), on="model", maintain_order="left_right"),
+        _TRAINING_TITLES,
+    )
     caption = (
         "Training by iteration. No signal: problems whose completions all have the same reward, which teaches nothing. "
         "Mismatch: mean difference between the log-probabilities of the trainer and of the engine that sampled."
@@ -168,8 +212,10 @@ def time_figure(data: RunData, times: RunTimes) -> ReportFigure:
     first = min((t.appeared for t in own), default=0.0)
     rows = [
         (t.key.model, t.key.phase, t.key.part, item, item in WORK or t.key.model == TEAM, a - first, b - first)
-        for t in own for item, a, b in (*t.waits, *t.spans) if b > a and item != QUEUE
-    ]  # fmt: skip
+        for t in own
+        for item, a, b in (*t.waits, *t.spans)
+        if b > a and item != QUEUE
+    ]
     columns = {"model": pl.String, "phase": pl.String, "part": pl.Int64, "item": pl.String, "is_work": pl.Boolean}
     points = pl.DataFrame(rows, schema={**columns, "began_s": pl.Float64, "ended_s": pl.Float64}, orient="row")
     order = pl.DataFrame({"model": [*data.models, TEAM]})
@@ -190,7 +236,17 @@ def arms_figure(frame: pl.DataFrame) -> ReportFigure:
     name = pl.format("{} Pass@{}, {} candidate{}", "model", depth, "candidates", plural)
     order = pl.col("measure").replace_strict({m: i for i, m in enumerate(measures)}, return_dtype=pl.Int64)
     points = known.sort("k", order, maintain_order=True).select(
-        name.alias("row"), "measure", "model", "k", "candidates", "arm", "seed", "estimate", "low", "high", "num_problems"
+        name.alias("row"),
+        "measure",
+        "model",
+        "k",
+        "candidates",
+        "arm",
+        "seed",
+        "estimate",
+        "low",
+        "high",
+        "num_problems",
     )
     caption = (
         "Held-out problems solved by the team, and by each of its models alone with as many candidates, for every arm: the mean over seeds "

@@ -73,7 +73,18 @@ def page(title: str, lead: str, warnings: Sequence[str], sections: Sequence[Sect
         f"<title>{html.escape(title)}</title>",
         f"<style>{_STYLE}</style>",
     ]
-    lines = ["<!DOCTYPE html>", '<html lang="en">', "<head>", *head, "</head>", "<body>", *filter(None, body), "</body>", "</html>", ""]
+    lines = [
+        "<!DOCTYPE html>",
+        '<html lang="en">',
+        "<head>",
+        *head,
+        "</head>",
+        "<body>",
+        *filter(None, body),
+        "</body>",
+        "</html>",
+        "",
+    ]
     return "\n".join(lines)
 
 
@@ -81,9 +92,15 @@ def _section(section: Section) -> str:
     parts = [f'<section id="{section.name}">', f"<h2>{html.escape(section.title)}</h2>"]
     links = [f'<li><a href="{html.escape(address)}">{html.escape(name)}</a></li>' for name, address in section.links]
     parts += [f"<ul>{''.join(links)}</ul>"] if links else []
-    parts += [f'<div class="figures">{"".join(_figure(*figure) for figure in section.figures)}</div>'] if section.figures else []
+    parts += (
+        [f'<div class="figures">{"".join(_figure(*figure) for figure in section.figures)}</div>']
+        if section.figures
+        else []
+    )
     parts += [_table(table) for table in section.tables]
-    parts += [f"<details><summary>{html.escape(table.title)}</summary>{_table(table)}</details>" for table in section.folded]
+    parts += [
+        f"<details><summary>{html.escape(table.title)}</summary>{_table(table)}</details>" for table in section.folded
+    ]
     return "\n".join([*parts, section.further, "</section>"])
 
 
@@ -119,7 +136,8 @@ def rescues_html(rescues: pl.DataFrame, num_cases: int, seed: int) -> str:
             ("with the hint", text["rescued_text"], text["rescued_answer"]),
         )
         texts = "".join(
-            f"<div><h4>{name}{'' if answer is None else f': {answer}'}</h4><pre>{content}</pre></div>" for name, content, answer in columns
+            f"<div><h4>{name}{'' if answer is None else f': {answer}'}</h4><pre>{content}</pre></div>"
+            for name, content, answer in columns
         )
         cards.append(
             f'<div class="rescue"><p><strong>{text["model"]}</strong>, iteration {text["iteration"]}, problem {text["problem_id"]}; '

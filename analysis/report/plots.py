@@ -34,12 +34,32 @@ _LONGEST_TICK_IN = 0.5
 _LINE_CHARACTERS = int(COLUMN_WIDTH_IN / _CHARACTER_IN)
 _ROW_CHARACTERS = 54  # of a name and counts that share a line with nothing else
 _STYLE = {
-    "font.size": 7, "axes.titlesize": 7.5, "axes.labelsize": 7, "xtick.labelsize": 6.5, "ytick.labelsize": 6.5, "legend.fontsize": 6.5,
-    "axes.titlelocation": "left", "axes.spines.top": False, "axes.spines.right": False, "axes.linewidth": 0.6, "axes.axisbelow": True,
-    "axes.ymargin": 0.1, "xtick.major.width": 0.6, "ytick.major.width": 0.6, "grid.color": "#dddddd", "grid.linewidth": 0.5,
-    "lines.linewidth": 1.1, "lines.markersize": 3.2, "legend.frameon": False, "legend.handlelength": 1.8, "legend.columnspacing": 1.2,
-    "figure.constrained_layout.use": True, "savefig.dpi": 300, "pdf.fonttype": 42, "svg.hashsalt": "core_hpc",
-}  # fmt: skip
+    "font.size": 7,
+    "axes.titlesize": 7.5,
+    "axes.labelsize": 7,
+    "xtick.labelsize": 6.5,
+    "ytick.labelsize": 6.5,
+    "legend.fontsize": 6.5,
+    "axes.titlelocation": "left",
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.linewidth": 0.6,
+    "axes.axisbelow": True,
+    "axes.ymargin": 0.1,
+    "xtick.major.width": 0.6,
+    "ytick.major.width": 0.6,
+    "grid.color": "#dddddd",
+    "grid.linewidth": 0.5,
+    "lines.linewidth": 1.1,
+    "lines.markersize": 3.2,
+    "legend.frameon": False,
+    "legend.handlelength": 1.8,
+    "legend.columnspacing": 1.2,
+    "figure.constrained_layout.use": True,
+    "savefig.dpi": 300,
+    "pdf.fonttype": 42,
+    "svg.hashsalt": "core_hpc",
+}
 
 
 def style() -> AbstractContextManager[None]:
@@ -59,7 +79,10 @@ def _figure(height_in: float) -> Figure:
 def _looks(names: Sequence[str], *, strong: str = TEAM) -> dict[str, dict[str, Any]]:
     """Colour, marker and line of each name; `strong` is the one that all others make up."""
     others = [name for name in names if name != strong]
-    looks = {name: {"color": _COLOURS[i % 6], "marker": _MARKERS[i % 6], "linestyle": _LINES[i // 6 % 3]} for i, name in enumerate(others)}
+    looks = {
+        name: {"color": _COLOURS[i % 6], "marker": _MARKERS[i % 6], "linestyle": _LINES[i // 6 % 3]}
+        for i, name in enumerate(others)
+    }
     return looks | ({strong: _STRONG} if strong in names else {})
 
 
@@ -69,7 +92,10 @@ def _names(points: pl.DataFrame) -> list[str]:
 
 def _legend(figure: Figure, grid: Iterable[Axes]) -> None:
     """One legend for all axes, above them, where it covers nothing."""
-    _key(figure, {label: handle for axes in grid for handle, label in zip(*axes.get_legend_handles_labels(), strict=True)})
+    _key(
+        figure,
+        {label: handle for axes in grid for handle, label in zip(*axes.get_legend_handles_labels(), strict=True)},
+    )
 
 
 def _key(figure: Figure, handles: Mapping[str, Artist], **look: Any) -> None:
@@ -134,9 +160,16 @@ def heat_maps(points: pl.DataFrame, titles: Mapping[str, str]) -> Figure:
             here = points.filter(pl.col("measure") == measure, pl.col("panel") == panel)
             _matrix(axes, here, names, is_share=titles[measure].endswith("(%)"), size_in=cell_in)
             axes.set_title(f"{titles[measure]}\n{panel}" if axes is line[0] else f"\n{panel}")
-            axes.set(xticks=(at := [i + 0.5 for i in range(len(names))]), xticklabels=ticks, yticks=at, yticklabels=ticks)
+            axes.set(
+                xticks=(at := [i + 0.5 for i in range(len(names))]), xticklabels=ticks, yticks=at, yticklabels=ticks
+            )
     if numbered:
-        _key(figure, {f"{i}  {name}": Line2D([], []) for i, name in zip(ticks, names, strict=True)}, handlelength=0, handletextpad=0)
+        _key(
+            figure,
+            {f"{i}  {name}": Line2D([], []) for i, name in zip(ticks, names, strict=True)},
+            handlelength=0,
+            handletextpad=0,
+        )
     return figure
 
 
@@ -170,7 +203,11 @@ def intervals_by_row(points: pl.DataFrame) -> Figure:
         # A row is one unit high: its name, its intervals close below, and room that sets it apart from the next.
         at = [rows.index(row) + 0.45 + 0.22 * n for row in part["row"]]
         x, low, high = (part[column].to_numpy() * 100 for column in ("estimate", "low", "high"))
-        look: dict[str, Any] = {"color": _COLOURS[n], "marker": _MARKERS[n], "markerfacecolor": "white" if n else _COLOURS[n]}
+        look: dict[str, Any] = {
+            "color": _COLOURS[n],
+            "marker": _MARKERS[n],
+            "markerfacecolor": "white" if n else _COLOURS[n],
+        }
         axes.errorbar(x, at, xerr=[x - low, high - x], label=name, linestyle="", elinewidth=0.9, **look)
     labels = points.group_by("row", maintain_order=True).agg(pl.col("label").str.join(", "))
     for i, (row, label) in enumerate(labels.iter_rows()):
@@ -195,18 +232,34 @@ def arms(points: pl.DataFrame, *, mean: str) -> Figure:
     axes = figure.subplots()
     for n, name in enumerate(names):
         part = points.filter(pl.col("arm") == name).with_columns(pl.col("estimate", "low", "high") * 100)
-        at = part["row"].replace_strict({row: i * height + top + step * n for i, row in enumerate(rows)}, return_dtype=pl.Float64)
+        at = part["row"].replace_strict(
+            {row: i * height + top + step * n for i, row in enumerate(rows)}, return_dtype=pl.Float64
+        )
         own, seeds = (part.with_columns(at=at).filter((pl.col("seed") == mean) == of_mean) for of_mean in (True, False))
         look: dict[str, Any] = {"color": _COLOURS[n % 6], "marker": _MARKERS[n % 6], "linestyle": ""}
         # The seeds a little lower: on the line, the mean would cover them.
-        axes.plot(seeds["estimate"], seeds["at"] + step / 3, alpha=0.6, markersize=2, markeredgewidth=0, **look | {"marker": "o"})
+        axes.plot(
+            seeds["estimate"],
+            seeds["at"] + step / 3,
+            alpha=0.6,
+            markersize=2,
+            markeredgewidth=0,
+            **look | {"marker": "o"},
+        )
         x, low, high = (own[column].to_numpy() for column in ("estimate", "low", "high"))
         axes.errorbar(x, own["at"].to_numpy(), xerr=[x - low, high - x], label=name, elinewidth=0.9, **look)
         if n == 0:
             down = own["at"].to_numpy() + step * (len(names) - 0.6)
             axes.vlines(x, own["at"].to_numpy(), down, color="#888888", linestyle=":", linewidth=0.8)
     for i, row in enumerate(rows):
-        axes.text(0, i * height + 0.08, _short(row, _LINE_CHARACTERS), transform=axes.get_yaxis_transform(), va="center", fontsize=6.5)
+        axes.text(
+            0,
+            i * height + 0.08,
+            _short(row, _LINE_CHARACTERS),
+            transform=axes.get_yaxis_transform(),
+            va="center",
+            fontsize=6.5,
+        )
     axes.set(ylim=(height * len(rows), -0.02), yticks=[], xlabel="solved (%)")
     axes.spines["left"].set_visible(False)
     axes.grid(axis="x")
@@ -265,7 +318,12 @@ def strip(points: pl.DataFrame) -> Figure:
             label = phase if is_work or not points.filter(phase=phase, is_work=True).height else None
             look: dict[str, Any] = {"color": _COLOURS[i % 6], "alpha": 1 if is_work else 0.35, "linewidth": 0}
             axes.barh(at, ended - began, left=began, height=0.7, label=label, **look)
-    axes.set(yticks=range(len(names)), yticklabels=[_short(name, 14) for name in names], ylim=(len(names) - 0.4, -0.6), xlim=(0, None))
+    axes.set(
+        yticks=range(len(names)),
+        yticklabels=[_short(name, 14) for name in names],
+        ylim=(len(names) - 0.4, -0.6),
+        xlim=(0, None),
+    )
     axes.set_xlabel("seconds")
     axes.grid(axis="x")
     _legend(figure, [axes])

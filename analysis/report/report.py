@@ -61,7 +61,7 @@ def _ks(data: RunData, ks: Sequence[int] | None) -> list[int]:
     return sorted(set(ks)) if ks else default_ks(data.num_samples)
 
 
-# --- warnings --------------------------------------------------------------------------------------------------------------
+# --- warnings ------------------------------------------------------------------------------------
 
 
 def warnings_of(data: RunData) -> list[str]:
@@ -69,7 +69,9 @@ def warnings_of(data: RunData) -> list[str]:
     found = [*_unfinished(data), *evaluation_tables.missing(data)]
     total, timeouts, truncated = (int(data.counts[c].sum()) for c in ("n", "num_timeout", "num_truncated"))
     if timeouts:
-        found.append(f"verification of {timeouts} of {total} completions timed out; they are in every denominator, as not correct")
+        found.append(
+            f"verification of {timeouts} of {total} completions timed out; they are in every denominator, as not correct"
+        )
     if truncated > _MUCH_TRUNCATED * total:
         found.append(f"{truncated} of {total} completions were cut at the token limit")
     for iteration in evaluation_tables.evaluations(data):
@@ -77,9 +79,13 @@ def warnings_of(data: RunData) -> list[str]:
         if p.note:
             found.append(f"evaluation {iteration}: {p.note}")
         if p.num_problems < FEW_PROBLEMS:
-            found.append(f"evaluation {iteration}: {p.num_problems} problems, fewer than {FEW_PROBLEMS}; small differences mean nothing")
+            found.append(
+                f"evaluation {iteration}: {p.num_problems} problems, fewer than {FEW_PROBLEMS}; small differences mean nothing"
+            )
     if data.config is not None and data.config.protocol.rescue_samples and data.config.protocol.hint_probability == 1:
-        found.append(f"protocol.hint_probability is 1: phase {RESCUE} has no control, so the uplift of hints is unknown")
+        found.append(
+            f"protocol.hint_probability is 1: phase {RESCUE} has no control, so the uplift of hints is unknown"
+        )
     return [f"{text[0].upper()}{text[1:]}." for text in [*found, *(f"left out: {line}" for line in data.left_out)]]
 
 
@@ -93,11 +99,13 @@ def _unfinished(data: RunData) -> list[str]:
     if done >= data.config.iterations:
         return []
     under_way = {k.phase for k in keys if k.iteration == done + 1 and k.phase != EVALUATE}
-    phases = f"; published of iteration {done + 1}: {', '.join(p for p in PHASES if p in under_way)}" if under_way else ""
+    phases = (
+        f"; published of iteration {done + 1}: {', '.join(p for p in PHASES if p in under_way)}" if under_way else ""
+    )
     return [f"not finished: {done} of {data.config.iterations} iterations are done{phases}"]
 
 
-# --- files -----------------------------------------------------------------------------------------------------------------
+# --- files ---------------------------------------------------------------------------------------
 
 
 def write_reports(runs: Sequence[RunData], out: Path, ks: Sequence[int] | None = None) -> list[Path]:
@@ -117,14 +125,19 @@ def write_reports(runs: Sequence[RunData], out: Path, ks: Sequence[int] | None =
         return [write_report(runs[0], out, ks)]
     names = [data.name for data in runs]
     # Runs of two sweeps may share a name; their sweep's name keeps them apart.
-    folders = [name if names.count(name) == 1 else f"{data.path.parent.name}-{name}" for data, name in zip(runs, names, strict=True)]
+    folders = [
+        name if names.count(name) == 1 else f"{data.path.parent.name}-{name}"
+        for data, name in zip(runs, names, strict=True)
+    ]
     pages = [write_report(data, out / folder, ks) for data, folder in zip(runs, folders, strict=True)]
     table = headline_table(runs)
     write_table(table, out)
     index = out / "index.html"
     lead = f"{len(runs)} runs. Differences between them have intervals of their own: python -m analysis compare."
     links = [(folder, f"{folder}/report.html") for folder in folders]
-    index.write_text(page("Reports", lead, [], [Section("runs", "Runs", tables=[table], links=links)]), encoding="utf-8")
+    index.write_text(
+        page("Reports", lead, [], [Section("runs", "Runs", tables=[table], links=links)]), encoding="utf-8"
+    )
     return [*pages, index]
 
 
@@ -184,9 +197,17 @@ def _results(data: RunData, ks: Sequence[int], folder: Path, warnings: list[str]
         Section("passk", "Pass@k", of("pass_at_k"), solved, further),
         Section("votes", "Votes", tables=[evaluation_tables.votes_table(data, ks)]),
         Section(
-            "rescue", "Rescue", of("rescue"), [training_tables.rescue_table(data, hints)], further=rescues_html(rescues, num_rescued, SEED)
+            "rescue",
+            "Rescue",
+            of("rescue"),
+            [training_tables.rescue_table(data, hints)],
+            further=rescues_html(rescues, num_rescued, SEED),
         ),
-        *([Section("overlap", "Error overlap", of("overlap"), [evaluation_tables.overlap_table(data)])] if team else []),
+        *(
+            [Section("overlap", "Error overlap", of("overlap"), [evaluation_tables.overlap_table(data)])]
+            if team
+            else []
+        ),
         Section("training", "Training", of("rewards", "training"), folded=[training_tables.curves_table(data, curves)]),
     ]
 
@@ -204,7 +225,12 @@ def _time_section(data: RunData, times: RunTimes, folder: Path) -> list[Section]
 def _run_section(data: RunData, cost: Cost, facts: Sequence[tuple[str, str]]) -> Section:
     """What was run, and what it took."""
     tables = [training_tables.cost_table(cost.table), training_tables.rows_table(data)]
-    return Section("run", "What was run", tables=tables, further=facts_html(facts) + folded_html("Configuration", configuration_text(data)))
+    return Section(
+        "run",
+        "What was run",
+        tables=tables,
+        further=facts_html(facts) + folded_html("Configuration", configuration_text(data)),
+    )
 
 
 def _lead(data: RunData) -> str:
@@ -219,12 +245,18 @@ def _lead(data: RunData) -> str:
     return f"{team}: {data.config.iterations} iterations of cross teaching with seed {data.config.seed}; {evaluated}."
 
 
-def _markdown(data: RunData, lead: str, warnings: Sequence[str], sections: Sequence[Section], facts: Sequence[tuple[str, str]]) -> str:
+def _markdown(
+    data: RunData, lead: str, warnings: Sequence[str], sections: Sequence[Section], facts: Sequence[tuple[str, str]]
+) -> str:
     parts = [f"# {data.name}", lead, "## Warnings", "\n".join(f"- {warning}" for warning in warnings) or "None."]
     for section in sections:
         parts.append(f"## {section.title}")
         parts += [to_markdown(table).strip() for table in section.tables]
         parts += [f"![{name}](figures/{name}.svg)\n\n{caption}" for name, caption, _ in section.figures]
         parts += [to_markdown(table).strip() for table in section.folded]
-    parts += ["\n".join(f"- {name}: {value}" for name, value in facts), "## Configuration", f"```\n{configuration_text(data)}\n```\n"]
+    parts += [
+        "\n".join(f"- {name}: {value}" for name, value in facts),
+        "## Configuration",
+        f"```\n{configuration_text(data)}\n```\n",
+    ]
     return "\n\n".join(parts)

@@ -46,7 +46,9 @@ def sample_rescues(data: RunData, *, num: int = NUM_RESCUES) -> tuple[pl.DataFra
     Raises:
         StoreError: a shard that holds their texts is missing or damaged.
     """
-    rescued = data.counts.filter(pl.col("phase") == RESCUE, pl.col("hint_given"), pl.col("cold_failed"), pl.col("c") > 0)
+    rescued = data.counts.filter(
+        pl.col("phase") == RESCUE, pl.col("hint_given"), pl.col("cold_failed"), pl.col("c") > 0
+    )
     cases = rescued.select(*_CASE, "teacher_model").unique().sort(_CASE)
     drawn = np.sort(np.random.default_rng(SEED).choice(cases.height, size=min(num, cases.height), replace=False))
     cases = cases[drawn]
@@ -54,9 +56,13 @@ def sample_rescues(data: RunData, *, num: int = NUM_RESCUES) -> tuple[pl.DataFra
         return pl.DataFrame(schema=RESCUES), 0
     texts = ("sample_index", "text", "answer")
     cold = _rows(data.path, COLD, ROLLOUTS, cases, texts)
-    hinted = _rows(data.path, RESCUE, ROLLOUTS, cases, (*texts, "hint_given", "correct")).filter("hint_given", "correct")
+    hinted = _rows(data.path, RESCUE, ROLLOUTS, cases, (*texts, "hint_given", "correct")).filter(
+        "hint_given", "correct"
+    )
     hints = _rows(data.path, HINT, HINTS, cases, ("hint",))
-    questions = problems_of(data.path, data.config).filter(pl.col("split") == TRAIN).select("problem_id", "question", "gold")
+    questions = (
+        problems_of(data.path, data.config).filter(pl.col("split") == TRAIN).select("problem_id", "question", "gold")
+    )
     frame = cases.join(questions, on="problem_id", how="left").join(hints, on=_CASE, how="left")
     for name, rows in (("cold", cold), ("rescued", hinted)):
         first = rows.sort("sample_index").group_by(_CASE).first()
@@ -75,7 +81,11 @@ def _rows(run: Path, phase: str, table: Table, cases: pl.DataFrame, columns: Seq
         manifests.check_files(manifest, checksum=False)
         for path in (manifest.path.parent / entry.name for entry in manifest.files if entry.table == table.name):
             # Polars reads the problems' names first, and of the texts only the rows that pass.
-            rows = pl.scan_parquet(path, hive_partitioning=False).filter(pl.col("problem_id").is_in(problems)).select(*_CASE, *columns)
+            rows = (
+                pl.scan_parquet(path, hive_partitioning=False)
+                .filter(pl.col("problem_id").is_in(problems))
+                .select(*_CASE, *columns)
+            )
             try:
                 frames.append(rows.collect())
             except (pl.exceptions.PolarsError, OSError) as e:

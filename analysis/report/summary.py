@@ -38,7 +38,9 @@ def summary_table(data: RunData) -> ReportTable:
     notes = [*missing(data), METHOD_NOTE]
     num_problems = scores["num_problems"].max() if scores.height else 0
     if isinstance(num_problems, int) and 0 < num_problems < FEW_PROBLEMS:
-        notes.append(f"{num_problems} held-out problems, fewer than {FEW_PROBLEMS}: intervals are wide, small differences mean nothing")
+        notes.append(
+            f"{num_problems} held-out problems, fewer than {FEW_PROBLEMS}: intervals are wide, small differences mean nothing"
+        )
     columns = ["model", "measure", passk.BEFORE, passk.AFTER, passk.DIFFERENCE]
     table = laid_out(columns, shown)
     if NOT_ASKED in notes:  # of a run without hints, nothing is left in these columns
@@ -52,7 +54,10 @@ def _levels(scores: pl.DataFrame, measure: str, model: str, k: int) -> list[str]
     """Cells before, after and difference of one figure."""
     here = scores.filter(pl.col("measure") == measure, pl.col("model") == model, pl.col("k") == k)
     rows = {row["when"]: row for row in here.iter_rows(named=True)}
-    return [_percent(rows.get(when), signed=when == passk.DIFFERENCE) for when in (passk.BEFORE, passk.AFTER, passk.DIFFERENCE)]
+    return [
+        _percent(rows.get(when), signed=when == passk.DIFFERENCE)
+        for when in (passk.BEFORE, passk.AFTER, passk.DIFFERENCE)
+    ]
 
 
 def _percent(row: dict[str, Any] | None, *, signed: bool = False) -> str:
@@ -80,8 +85,12 @@ def _overlap_rows(data: RunData) -> list[list[str]]:
     table = table.filter(pl.col("level") == overlap.SAMPLE, pl.col("model_a") != pl.col("model_b"))
     out = []
     for measure, name, form in (("joint_failure", "both fail", percent), ("phi", "error correlation", coefficient)):
-        for (a, b), pair in table.filter(pl.col("measure") == measure).group_by("model_a", "model_b", maintain_order=True):
-            cells = {row["iteration"]: form(row["estimate"], row["low"], row["high"]) for row in pair.iter_rows(named=True)}
+        for (a, b), pair in table.filter(pl.col("measure") == measure).group_by(
+            "model_a", "model_b", maintain_order=True
+        ):
+            cells = {
+                row["iteration"]: form(row["estimate"], row["low"], row["high"]) for row in pair.iter_rows(named=True)
+            }
             cell = [UNDEFINED if i is None else cells.get(i, UNDEFINED) for i in (before, after)]
             out.append([f"{a}, {b}", name, *cell, ""])
     return out
@@ -96,14 +105,32 @@ def headline_table(runs: Sequence[RunData]) -> ReportTable:
         cells = {row["figure"]: row for row in frame.iter_rows(named=True)}
         single, gain = cells.get("best_model", {}), cells.get("gain", {})
         iteration = max((row["iteration"] for row in cells.values() if row["iteration"] is not None), default=None)
-        rows.append([
-            data.name, UNDEFINED if iteration is None else f"iteration {iteration}", single.get("num_problems", UNDEFINED),
-            single.get("model", UNDEFINED), _percent(single), _percent(cells.get("team")), _percent(gain, signed=True),
-            _percent(cells.get("uplift"), signed=True),
-        ])  # fmt: skip
-    columns = ["run", "evaluated", "problems", "best model", "its Pass@1", "team Pass@1", "gain at matched budget", "rescue uplift"]
+        rows.append(
+            [
+                data.name,
+                UNDEFINED if iteration is None else f"iteration {iteration}",
+                single.get("num_problems", UNDEFINED),
+                single.get("model", UNDEFINED),
+                _percent(single),
+                _percent(cells.get("team")),
+                _percent(gain, signed=True),
+                _percent(cells.get("uplift"), signed=True),
+            ]
+        )
+    columns = [
+        "run",
+        "evaluated",
+        "problems",
+        "best model",
+        "its Pass@1",
+        "team Pass@1",
+        "gain at matched budget",
+        "rescue uplift",
+    ]
     notes = ["gain at matched budget: team Pass@1 - Pass@N of the best model, in points", METHOD_NOTE]
-    return ReportTable("runs", "Latest evaluation of every run (percent)", pl.concat(frames), laid_out(columns, rows), notes)
+    return ReportTable(
+        "runs", "Latest evaluation of every run (percent)", pl.concat(frames), laid_out(columns, rows), notes
+    )
 
 
 def _headline(data: RunData) -> pl.DataFrame:

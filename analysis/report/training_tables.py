@@ -27,15 +27,21 @@ def rescue_table(data: RunData, hints: pl.DataFrame | None = None) -> ReportTabl
     for part in visible.partition_by("group", "teacher", "student", "iteration", "bin", maintain_order=True):
         row = part.row(0, named=True)
         who = {
-            "all": "all", "student": f"all -> {row['student']}", "pair": f"{row['teacher']} -> {row['student']}",
-            "iteration": f"iteration {row['iteration']}", "hint_length": f"hint of {row['bin']}",
+            "all": "all",
+            "student": f"all -> {row['student']}",
+            "pair": f"{row['teacher']} -> {row['student']}",
+            "iteration": f"iteration {row['iteration']}",
+            "hint_length": f"hint of {row['bin']}",
             "difficulty": f"cold pass rate {row['bin']}",
-        }  # fmt: skip
+        }
         rates = {r["rate"]: r for r in part.iter_rows(named=True)}
         shown.append([who[row["group"]], *(rescue_cell(rates.get(rate)) for rate in rescue.RATES)])
         groups_shown.append(row["group"])
     if shown:
-        notes = [*(f"{rate.replace('_', ' ')}: {meaning}" for rate, meaning in rescue.RATES.items()), *note_counts(frame["note"])]
+        notes = [
+            *(f"{rate.replace('_', ' ')}: {meaning}" for rate, meaning in rescue.RATES.items()),
+            *note_counts(frame["note"]),
+        ]
     elif data.config is None:
         notes = ["these predictions were imported without rescue completions"]
     elif data.config.protocol.rescue_samples == 0:
@@ -62,7 +68,9 @@ def rows_table(data: RunData) -> ReportTable:
         data.counts.group_by("phase", "iteration", "model")
         .agg(pl.col("problem_id").n_unique().alias("problems"), pl.col("n", "c", "num_timeout", "num_truncated").sum())
         .sort("phase", "iteration", "model")
-        .rename({"n": "completions", "c": "correct", "num_timeout": "verification time-outs", "num_truncated": "truncated"})
+        .rename(
+            {"n": "completions", "c": "correct", "num_timeout": "verification time-outs", "num_truncated": "truncated"}
+        )
     )
     notes = [] if frame.height else ["nothing is published yet"]
     return ReportTable("rows", "Published completions", frame, laid_out(frame.columns, frame.rows()), notes)
@@ -75,10 +83,18 @@ def curves_table(data: RunData, curves: pl.DataFrame) -> ReportTable:
     cells: dict[str, dict[str, str]] = {}
     for part in curves.partition_by("measure", "model", maintain_order=True):
         values = dict(part.select("iteration", "value").rows())
-        cells.setdefault(part["measure"][0], {})[part["model"][0]] = " → ".join(number(values.get(i)) or UNDEFINED for i in ends)
+        cells.setdefault(part["measure"][0], {})[part["model"][0]] = " → ".join(
+            number(values.get(i)) or UNDEFINED for i in ends
+        )
     models = [*data.models, TEAM]
     shown = [[measure, *(row.get(model, UNDEFINED) for model in models)] for measure, row in cells.items()]
-    notes = [] if shown else ["these predictions were imported without training" if data.config is None else "no scores are published yet"]
+    notes = (
+        []
+        if shown
+        else [
+            "these predictions were imported without training" if data.config is None else "no scores are published yet"
+        ]
+    )
     title = f"Training curves, iteration {' → '.join(map(str, ends))}" if shown else "Training curves"
     starts = group_starts([measure.split("/")[0] for measure in cells])
     return ReportTable("curves", title, curves, laid_out(["measure", *models], shown), notes, starts=starts)
@@ -88,7 +104,9 @@ def cost_table(cost: pl.DataFrame) -> ReportTable:
     """Hours and tokens by phase."""
     names = [name.replace("_", " ") for name in cost.columns]
     shown = [[UNDEFINED if cell is None else _amount(cell) for cell in row] for row in cost.rows()]
-    notes = ["work behind published results, from the start of a task to its publication; failed tries and waiting workers are not in it"]
+    notes = [
+        "work behind published results, from the start of a task to its publication; failed tries and waiting workers are not in it"
+    ]
     if cost["gpu_hours"].null_count():
         notes.append("GPU-hours: not recorded by all tasks")
     return ReportTable("cost", "Cost by phase", cost, laid_out(names, shown), notes, starts=[cost.height - 1])

@@ -134,7 +134,9 @@ def wins_at_k(target: IntArray, others: IntArray, blank: IntArray, k: int) -> Fl
     order = np.lexsort((*others, -others.sum(axis=0)), axis=-1)
     ranked = np.take_along_axis(others, np.broadcast_to(order, others.shape), axis=2)
     profiles = np.concatenate([target[..., None], blank[..., None], ranked], axis=2).swapaxes(0, 1)
-    distinct, where = np.unique(profiles.reshape(num_problems, num_models * (2 + num_others)), axis=0, return_inverse=True)
+    distinct, where = np.unique(
+        profiles.reshape(num_problems, num_models * (2 + num_others)), axis=0, return_inverse=True
+    )
     distinct = distinct.reshape(len(distinct), num_models, 2 + num_others)
     n = distinct.sum(axis=2)
     wins = np.full(len(distinct), np.nan)

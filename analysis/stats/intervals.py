@@ -69,7 +69,11 @@ def few(num_problems: int, groups: IntArray | None = None) -> str:
     """The flag of a figure that stands on too few problems (or source groups of problems) to trust its interval."""
     if num_problems < FEW_PROBLEMS:
         return f"fewer than {FEW_PROBLEMS} problems"
-    return f"fewer than {FEW_PROBLEMS} source groups" if groups is not None and len(np.unique(groups)) < FEW_PROBLEMS else ""
+    return (
+        f"fewer than {FEW_PROBLEMS} source groups"
+        if groups is not None and len(np.unique(groups)) < FEW_PROBLEMS
+        else ""
+    )
 
 
 def summed_by_group(columns: FloatArray, groups: IntArray) -> FloatArray:
@@ -124,8 +128,12 @@ def effective_n(numerator: FloatArray, denominator: FloatArray, *, samples_per_u
 
 
 def share(
-    numerator: FloatArray, denominator: FloatArray | None = None, *,
-    groups: IntArray | None = None, samples_per_unit: float = 1.0, note: str = "",
+    numerator: FloatArray,
+    denominator: FloatArray | None = None,
+    *,
+    groups: IntArray | None = None,
+    samples_per_unit: float = 1.0,
+    note: str = "",
 ) -> Estimate:
     """sum(numerator) / sum(denominator), with 0 <= numerator <= denominator for each problem, and its interval.
 
@@ -181,7 +189,9 @@ def resampled_means(columns: FloatArray, groups: IntArray | None = None) -> Floa
     return np.concatenate(blocks) / size
 
 
-def from_draws(value: float, draws: FloatArray, *, num_problems: int, groups: IntArray | None = None, note: str = "") -> Estimate:
+def from_draws(
+    value: float, draws: FloatArray, *, num_problems: int, groups: IntArray | None = None, note: str = ""
+) -> Estimate:
     """A figure with the percentile interval of its bootstrap draws (NaN: undefined in that draw).
 
     groups: the source groups that were drawn; default: problems were.

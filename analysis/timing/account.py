@@ -106,10 +106,12 @@ class RunTimes:
     @cached_property
     def num_tasks(self) -> Counter[int]:
         """How many tasks the training of each iteration has."""
-        return Counter(key.iteration for key in self.graph.tasks() if key.phase != EVALUATE) if self.graph else Counter()
+        return (
+            Counter(key.iteration for key in self.graph.tasks() if key.phase != EVALUATE) if self.graph else Counter()
+        )
 
 
-# --- reading ---------------------------------------------------------------------------------------------------------------
+# --- reading -------------------------------------------------------------------------------------
 
 
 def times_of(run: Path) -> RunTimes:
@@ -149,7 +151,11 @@ def _laps(stats: Mapping[str, Any]) -> Iterable[tuple[str, float]]:
         elif "train_s" not in stats:
             yield TRAIN, float(seconds)
         else:
-            passes, train, save = stats.get("old_s", 0.0) + stats.get("reference_s", 0.0), stats["train_s"], stats.get("save_s", 0.0)
+            passes, train, save = (
+                stats.get("old_s", 0.0) + stats.get("reference_s", 0.0),
+                stats["train_s"],
+                stats.get("save_s", 0.0),
+            )
             compiled = stats.get("compile_s", 0.0)
             yield "prepare", max(0.0, float(seconds) - compiled - passes - train - save)
             yield from (("compile", compiled), (LOG_PROBS, passes), (TRAIN, train), ("save", save))
@@ -169,7 +175,9 @@ def with_submissions(tasks: Sequence[TaskTime], folder: Path) -> list[TaskTime]:
                 submitted.setdefault(first.key, []).append(float(record["submitted"]))
     # Of several tries, the last before a task began is the one that did it.
     return [
-        replace(t, submitted=max((at for at in times if at <= t.began), default=min(times))) if (times := submitted.get(t.key)) else t
+        replace(t, submitted=max((at for at in times if at <= t.began), default=min(times)))
+        if (times := submitted.get(t.key))
+        else t
         for t in tasks
     ]
 
@@ -185,7 +193,7 @@ def _record(path: Path) -> dict[str, Any]:
     return record
 
 
-# --- frames ----------------------------------------------------------------------------------------------------------------
+# --- frames --------------------------------------------------------------------------------------
 
 
 def time_table(times: RunTimes) -> pl.DataFrame:
@@ -203,7 +211,13 @@ def time_table(times: RunTimes) -> pl.DataFrame:
         for item in in_order({item for t in alike for item in _spent(t)}):
             spent = [s for t in alike if (s := _spent(t).get(item)) is not None]
             seconds = sum(spent)
-            row = {"iteration": key.iteration, "phase": key.phase, "model": key.model, "item": item, "tasks": len(spent)}
+            row = {
+                "iteration": key.iteration,
+                "phase": key.phase,
+                "model": key.model,
+                "item": item,
+                "tasks": len(spent),
+            }
             row |= {"seconds": seconds, "share": seconds / wall if wall else None, **_tokens(alike, item, seconds)}
             rows.append(row)
     return pl.DataFrame(rows, schema=TIMES)
@@ -277,11 +291,21 @@ def _iteration(times: RunTimes, iteration: int, rates: Rates) -> dict[str, Any]:
         return max(0.0, 1 - bound_s / of_s) if bound_s is not None and of_s > 0 else None
 
     return {
-        "iteration": iteration, "tasks": len(own), "of_tasks": times.num_tasks[iteration],
-        "began": min(t.appeared for t in own), "ended": max(t.ended for t in own), "wall_s": wall, "elsewhere_s": elsewhere,
-        "queue_s": queue, "bound_s": bound_s, "bound_model": bound_model, "overhead": overhead(wall - elsewhere),
-        "overhead_without_queue": overhead(wall - elsewhere - queue), "largest": largest, "largest_s": above.get(largest or ""),
-    }  # fmt: skip
+        "iteration": iteration,
+        "tasks": len(own),
+        "of_tasks": times.num_tasks[iteration],
+        "began": min(t.appeared for t in own),
+        "ended": max(t.ended for t in own),
+        "wall_s": wall,
+        "elsewhere_s": elsewhere,
+        "queue_s": queue,
+        "bound_s": bound_s,
+        "bound_model": bound_model,
+        "overhead": overhead(wall - elsewhere),
+        "overhead_without_queue": overhead(wall - elsewhere - queue),
+        "largest": largest,
+        "largest_s": above.get(largest or ""),
+    }
 
 
 Rates = Mapping[tuple[str, str, str], float]

@@ -51,10 +51,14 @@ def cost_of(run: Path) -> Cost:
     paths, on_cpu = RunPaths(run), _is_cpu_build(read_identity(run))
     manifests = [(key, store.read_manifest(paths.task_manifest(key))) for key in published_keys(run)]
     seconds = _own_seconds(manifests)
-    rows = pl.DataFrame([_row(key, m, seconds[str(key)] / 3600, on_cpu=on_cpu) for key, m in manifests], schema=COST_TABLE)
+    rows = pl.DataFrame(
+        [_row(key, m, seconds[str(key)] / 3600, on_cpu=on_cpu) for key, m in manifests], schema=COST_TABLE
+    )
     # The sum of nothing known is unknown, not 0.
     sums = [pl.when(pl.col(c).is_not_null().any()).then(pl.col(c).sum()).alias(c) for c in COST_TABLE if c != "phase"]
-    per_phase = rows.group_by("phase").agg(sums).sort(pl.col("phase").replace_strict({p: i for i, p in enumerate(PHASES)}))
+    per_phase = (
+        rows.group_by("phase").agg(sums).sort(pl.col("phase").replace_strict({p: i for i, p in enumerate(PHASES)}))
+    )
     table = pl.concat([per_phase, rows.select(pl.lit(ALL).alias("phase"), *sums)]) if rows.height else rows
     return Cost(
         table,

@@ -115,7 +115,9 @@ def tasks_of_iteration(tasks: Iterable[TaskTime], iteration: int) -> list[TaskTi
     return [t for t in tasks if t.key.iteration == iteration and t.key.phase != EVALUATE]
 
 
-def critical_path(tasks: Sequence[TaskTime], iteration: int, inputs: Callable[[TaskKey], Sequence[TaskKey]]) -> list[Segment]:
+def critical_path(
+    tasks: Sequence[TaskTime], iteration: int, inputs: Callable[[TaskKey], Sequence[TaskKey]]
+) -> list[Segment]:
     """Segments from the first sign to the last publication of an iteration, in order and without a gap.
 
     Args:
@@ -141,13 +143,16 @@ def critical_path(tasks: Sequence[TaskTime], iteration: int, inputs: Callable[[T
     return found[::-1]
 
 
-def _before(task: TaskTime, tasks: Iterable[TaskTime], read: Collection[TaskKey], seen: Collection[TaskKey]) -> TaskTime | None:
+def _before(
+    task: TaskTime, tasks: Iterable[TaskTime], read: Collection[TaskKey], seen: Collection[TaskKey]
+) -> TaskTime | None:
     """The last to end of what the task reads and of what its process did before; None: nothing of the time in question."""
     process = (task.host, task.pid)
     causes = [
-        t for t in tasks
+        t
+        for t in tasks
         if t.key not in seen and (t.key in read or ((t.host, t.pid) == process and t.began < task.began))
-    ]  # fmt: skip
+    ]
     return max(causes, key=lambda t: t.ended, default=None)
 
 

@@ -37,16 +37,31 @@ def iterations_report(times: RunTimes) -> ReportTable:
     frame = iteration_table(times)
     shown = [
         [
-            row["iteration"], f"{row['tasks']} of {row['of_tasks']}", _seconds(row["wall_s"]), _seconds(row["elsewhere_s"]),
-            _seconds(row["queue_s"]), _seconds(row["bound_s"]), row["bound_model"] or UNDEFINED, percent(row["overhead"], None, None),
+            row["iteration"],
+            f"{row['tasks']} of {row['of_tasks']}",
+            _seconds(row["wall_s"]),
+            _seconds(row["elsewhere_s"]),
+            _seconds(row["queue_s"]),
+            _seconds(row["bound_s"]),
+            row["bound_model"] or UNDEFINED,
+            percent(row["overhead"], None, None),
             percent(row["overhead_without_queue"], None, None),
             f"{row['largest']}: {_seconds(row['largest_s'])} s" if row["largest"] else UNDEFINED,
         ]
         for row in frame.iter_rows(named=True)
-    ]  # fmt: skip
+    ]
     columns = [
-        "iteration", "tasks", "time", "elsewhere", "queue", "lower bound", "of model", "overhead (%)", "without queue (%)", "largest item",
-    ]  # fmt: skip
+        "iteration",
+        "tasks",
+        "time",
+        "elsewhere",
+        "queue",
+        "lower bound",
+        "of model",
+        "overhead (%)",
+        "without queue (%)",
+        "largest item",
+    ]
     notes = [
         "time: seconds from the first submission, or start of a process or task, to the last publication",
         "elsewhere: of it, waiting for an evaluation or another iteration; queue: of it, waiting in the queue of SLURM",
@@ -66,16 +81,24 @@ def _doubts(times: RunTimes) -> list[str]:
     pairs = [(by_key[key], t) for t in times.tasks for key in times.graph.inputs(t.key) if key in by_key]
     skew = max((before.ended - t.began for before, t in pairs), default=0.0)
     if skew > MIN_SKEW_S:
-        hosts = ", ".join(sorted({t.host for pair in pairs if pair[0].ended - pair[1].began > MIN_SKEW_S for t in pair}))
-        notes.append(f"clocks of {hosts} differ by at least {skew:.1f} s: figures near such joints are off by that much")
+        hosts = ", ".join(
+            sorted({t.host for pair in pairs if pair[0].ended - pair[1].began > MIN_SKEW_S for t in pair})
+        )
+        notes.append(
+            f"clocks of {hosts} differ by at least {skew:.1f} s: figures near such joints are off by that much"
+        )
     elif len({t.host for t in times.tasks}) > 1:
         notes.append("several hosts: where their clocks differ, figures are off by that much")
     if bare := sum(not t.laps for t in times.tasks):
         notes.append(f"{bare} of {len(times.tasks)} tasks did not record what they spent their seconds on")
     if not any(t.process for t in times.tasks):
-        notes.append("an older version ran this: the start of processes is in idle or queue, imports are in prepare or read")
+        notes.append(
+            "an older version ran this: the start of processes is in idle or queue, imports are in prepare or read"
+        )
     if resumed := sum(bool(t.stats.get("resumed_from_step")) for t in times.tasks):
-        notes.append(f"{resumed} updates went on from a checkpoint: their earlier tries are in idle, with tokens that are not counted")
+        notes.append(
+            f"{resumed} updates went on from a checkpoint: their earlier tries are in idle, with tokens that are not counted"
+        )
     return notes
 
 
@@ -84,19 +107,28 @@ def waited_report(times: RunTimes) -> ReportTable:
     frame = waited_table(times)
     latest = max(times.paths, default=0)
     total, last = (
-        dict(part.group_by("item").agg(pl.col("seconds").sum()).rows()) for part in (frame, frame.filter(pl.col("iteration") == latest))
+        dict(part.group_by("item").agg(pl.col("seconds").sum()).rows())
+        for part in (frame, frame.filter(pl.col("iteration") == latest))
     )
 
     def cells(spent: Mapping[str, float], item: str) -> list[str]:
-        return [_seconds(spent[item]), percent(spent[item] / sum(spent.values()), None, None)] if item in spent else ["", ""]
+        return (
+            [_seconds(spent[item]), percent(spent[item] / sum(spent.values()), None, None)]
+            if item in spent
+            else ["", ""]
+        )
 
     ordered = in_order(total)
     shown = [[item, *cells(total, item), *cells(last, item), ITEMS.get(item, "")] for item in ordered]
     columns = ["item", "all", "all (%)", "latest", "latest (%)", "what it is"]
-    notes = ["each moment of an iteration counts once: for what the chain of tasks that made it as long as it was spent it on"]
+    notes = [
+        "each moment of an iteration counts once: for what the chain of tasks that made it as long as it was spent it on"
+    ]
     starts = group_starts([_kind(item) for item in ordered])
     title = "What the iterations were waiting for (seconds)" + (f", all and the latest, {latest}" if shown else "")
-    return ReportTable("time_waited", title, frame, laid_out(columns, shown), notes if shown else _nothing(times), starts=starts)
+    return ReportTable(
+        "time_waited", title, frame, laid_out(columns, shown), notes if shown else _nothing(times), starts=starts
+    )
 
 
 def _kind(item: str) -> int:

@@ -18,9 +18,21 @@ from core_hpc.answers.numbers import MAX_ANSWER_CHARS, normalize_number
 from core_hpc.answers.verifier import verify, verify_many
 
 __all__ = [
-    "BOX", "CLOSE_TAG", "HEADING", "MAX_ANSWER_CHARS", "OPEN_TAG", "SAYS", "after_thinking", "answer_kind", "closing_brace",
-    "extract_answer", "normalize_number", "token_f1", "verify", "verify_many",
-]  # fmt: skip
+    "BOX",
+    "CLOSE_TAG",
+    "HEADING",
+    "MAX_ANSWER_CHARS",
+    "OPEN_TAG",
+    "SAYS",
+    "after_thinking",
+    "answer_kind",
+    "closing_brace",
+    "extract_answer",
+    "normalize_number",
+    "token_f1",
+    "verify",
+    "verify_many",
+]
 
 ANSWER_TAG = r"(?:final_answer|answer|outcome|result|strategy_\w{1,32}_outcome)"
 OPEN_TAG = rf"<{ANSWER_TAG}(?:\s[^<>]{{0,200}})?>"

@@ -99,7 +99,9 @@ def read_letter(payload: str) -> str | None:
     if match is None or _SECOND_LETTER.match(payload, match.start("next")):
         return None
     letter = match["letter"]
-    if match["next"] not in _CLOSING and (letter.islower() or (letter in "AI" and _NOUN.match(payload, match.start("next")))):
+    if match["next"] not in _CLOSING and (
+        letter.islower() or (letter in "AI" and _NOUN.match(payload, match.start("next")))
+    ):
         return None
     return letter.upper()
 
@@ -138,26 +140,46 @@ def _bare_text(text: str) -> str | None:
 
 KINDS = {
     "number": AnswerKind(
-        normalize=normalize_number, read=read_number, read_sentence=lambda t: read_number(_first_sentence(t)),
-        gold=normalize_number, compare=_same(normalize_number),
+        normalize=normalize_number,
+        read=read_number,
+        read_sentence=lambda t: read_number(_first_sentence(t)),
+        gold=normalize_number,
+        compare=_same(normalize_number),
     ),
     "integer": AnswerKind(
-        normalize=normalize_integer, read=read_number, read_sentence=lambda t: read_number(_first_sentence(t)),
-        gold=normalize_integer, compare=_same(normalize_integer),
+        normalize=normalize_integer,
+        read=read_number,
+        read_sentence=lambda t: read_number(_first_sentence(t)),
+        gold=normalize_integer,
+        compare=_same(normalize_integer),
     ),
     "latex": AnswerKind(
-        normalize=whole_latex, read=read_latex, read_sentence=read_latex_sentence, gold=gold_latex, compare=compare_latex,
+        normalize=whole_latex,
+        read=read_latex,
+        read_sentence=read_latex_sentence,
+        gold=gold_latex,
+        compare=compare_latex,
         worded=True,
     ),
     "letter": AnswerKind(
-        normalize=normalize_letter, read=read_letter, read_sentence=lambda t: read_letter(_first_sentence(t)),
-        gold=normalize_letter, compare=_same(normalize_letter), worded=True, strong_first=True,
+        normalize=normalize_letter,
+        read=read_letter,
+        read_sentence=lambda t: read_letter(_first_sentence(t)),
+        gold=normalize_letter,
+        compare=_same(normalize_letter),
+        worded=True,
+        strong_first=True,
     ),
     "text": AnswerKind(
-        normalize=_bare_text, read=_read_text, read_sentence=lambda t: _read_text(_first_sentence(t)),
-        gold=_gold_text, compare=_same(normalize_text), worded=True, strong_first=True,
+        normalize=_bare_text,
+        read=_read_text,
+        read_sentence=lambda t: _read_text(_first_sentence(t)),
+        gold=_gold_text,
+        compare=_same(normalize_text),
+        worded=True,
+        strong_first=True,
     ),
-}  # fmt: skip
+}
 """Name -> kind. A problem's `answer_kind` names one of them."""
 
 

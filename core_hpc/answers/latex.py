@@ -36,15 +36,48 @@ _ASSIGNED = re.compile(r"[A-Za-z](?:_\w|_\{\w{1,8}\})?=([^=,;<>]+)")
 _COMMAND = re.compile(r"\\(?:begin|end)\{[a-z*]{1,16}\}|\\[A-Za-z]+")
 _PROSE_WORD = re.compile(r"[^\W\d_]{3,}|\b(?:is|of|in|it|to|be|we|so|no|if|as|at|by|an|on)\b", re.IGNORECASE)
 _FUNCTIONS = frozenset(
-    ["sin", "cos", "tan", "cot", "sec", "csc", "arcsin", "arccos", "arctan", "log", "exp", "sqrt", "min", "max", "gcd", "lcm", "mod", "and"]
+    [
+        "sin",
+        "cos",
+        "tan",
+        "cot",
+        "sec",
+        "csc",
+        "arcsin",
+        "arccos",
+        "arctan",
+        "log",
+        "exp",
+        "sqrt",
+        "min",
+        "max",
+        "gcd",
+        "lcm",
+        "mod",
+        "and",
+    ]
 )
 _UNICODE = str.maketrans(
     {
-        "\u00d7": r"\times ", "\u00b7": r"\cdot ", "\u22c5": r"\cdot ", "\u00f7": "/", "\u03c0": r"\pi ", "\u221e": r"\infty ",
-        "\u2264": r"\leq ", "\u2265": r"\geq ", "\u2260": r"\neq ", "\u00b1": r"\pm ", "\u221a": r"\sqrt ", "\u00b0": r"^\circ ",
-        "\u00b2": "^2", "\u00b3": "^3", "\u222a": r"\cup ", "\u2208": r"\in ", "\u03b8": r"\theta ",
+        "\u00d7": r"\times ",
+        "\u00b7": r"\cdot ",
+        "\u22c5": r"\cdot ",
+        "\u00f7": "/",
+        "\u03c0": r"\pi ",
+        "\u221e": r"\infty ",
+        "\u2264": r"\leq ",
+        "\u2265": r"\geq ",
+        "\u2260": r"\neq ",
+        "\u00b1": r"\pm ",
+        "\u221a": r"\sqrt ",
+        "\u00b0": r"^\circ ",
+        "\u00b2": "^2",
+        "\u00b3": "^3",
+        "\u222a": r"\cup ",
+        "\u2208": r"\in ",
+        "\u03b8": r"\theta ",
     }
-)  # fmt: skip
+)
 
 _MATH = {"$$": "$$", "$": "$", r"\[": r"\]", r"\(": r"\)"}
 _OPEN_MATH = re.compile(r"\$\$?|\\\[|\\\(")

@@ -22,7 +22,9 @@ _PROSE = re.compile(r"(?:[^\W\d_]|[\s.,:;'\"()!?&-])*")
 _REASON = re.compile(r"\b(?:because|since)\b", re.IGNORECASE)
 _FRAC = re.compile(r"\\[dt]?frac\s*\{([^{}]*)\}\s*\{([^{}]*)\}")
 # Decoration becomes a space, never nothing: "3*4" and "5%3" must not turn into the numbers 34 and 53.
-_MARKUP = re.compile(r"\\(?:text|textbf|mathrm|mathbf|mbox)\s*\{|\\(?:left|right)(?![a-z])|\\[()\[\],;!:]|\\%|\\\$|[$€£¥₹%*_`{}°~]")
+_MARKUP = re.compile(
+    r"\\(?:text|textbf|mathrm|mathbf|mbox)\s*\{|\\(?:left|right)(?![a-z])|\\[()\[\],;!:]|\\%|\\\$|[$€£¥₹%*_`{}°~]"
+)
 THOUSANDS = re.compile(r"(?<=[0-9])(?:\\[,!;:]|\{,\})(?=[0-9]{3}(?![0-9]))")
 _UNIT_POWER = re.compile(r"(?:(?<=\bm)|(?<=[ckmd]m)|(?<=ft)|(?<=in)|(?<=yd))\s{0,2}(?:\^\s?[23]|[²³])")
 MINUS_SIGNS = str.maketrans({"\u2212": "-", "\u2013": "-", "\uff0d": "-", "\ufe63": "-", "\u00a0": " ", "\u202f": " "})
@@ -90,7 +92,7 @@ def _lone_number(text: str) -> str | None:
     found = _LONE_NUMBER.search(cleaned)
     if found is None or _LONE_NUMBER.search(cleaned, found.end()):
         return None
-    rest = f"{cleaned[:found.start()]} {cleaned[found.end():]}"
+    rest = f"{cleaned[: found.start()]} {cleaned[found.end() :]}"
     return normalize_number(found.group()) if _PROSE.fullmatch(rest) else None
 
 

@@ -56,7 +56,12 @@ def equal(answer: str, gold: str) -> bool:
     sympy_random.seed(0)
     try:
         wanted, given = _parse(gold), _parse(answer)
-        return bool(wanted and given and verify(wanted, given, timeout_seconds=None) and not _certainly_differ(wanted[0], given[0]))
+        return bool(
+            wanted
+            and given
+            and verify(wanted, given, timeout_seconds=None)
+            and not _certainly_differ(wanted[0], given[0])
+        )
     except MemoryError:
         raise
     except Exception:  # noqa: BLE001 - hostile input reaches every corner of three libraries; what they cannot compare is not equal
@@ -68,7 +73,9 @@ def _parse(text: str) -> list[Any]:
 
     # In a box, and only the box is read: never a number somewhere in it.
     settings = [LatexExtractionConfig(boxed_match_priority=0)]
-    return parse(rf"\boxed{{{text}}}", settings, fallback_mode="no_fallback", extraction_mode="first_match", parsing_timeout=None)
+    return parse(
+        rf"\boxed{{{text}}}", settings, fallback_mode="no_fallback", extraction_mode="first_match", parsing_timeout=None
+    )
 
 
 def _certainly_differ(left: Any, right: Any) -> bool:
@@ -85,7 +92,9 @@ def _certainly_differ(left: Any, right: Any) -> bool:
         return False
     values = {s: _FIRST_PROBE + _PROBE_STEP * i for i, s in enumerate(sorted(symbols, key=str))}
     try:
-        numbers = [sorted((_value(e, values) for e in side), key=lambda z: (z.real, z.imag)) for side in (lefts, rights)]
+        numbers = [
+            sorted((_value(e, values) for e in side), key=lambda z: (z.real, z.imag)) for side in (lefts, rights)
+        ]
     except (TypeError, ValueError):  # f(2), a truth value: nothing that has a value
         return False
     return any(abs(a - b) > _DIFFERENT * max(abs(a), abs(b)) for a, b in zip(*numbers, strict=True))

@@ -106,7 +106,9 @@ class Verifier:
         wall_s = WALL_FACTOR * self._cpu_limit_s
         try:
             pool = self._running_pool()
-            asked = [pool.schedule(symbolic.equal_within, args=[*pair, self._cpu_limit_s], timeout=wall_s) for pair in pairs]
+            asked = [
+                pool.schedule(symbolic.equal_within, args=[*pair, self._cpu_limit_s], timeout=wall_s) for pair in pairs
+            ]
             for pair, future in zip(pairs, asked, strict=True):
                 try:
                     verdicts[pair] = CORRECT if future.result() else WRONG
@@ -125,9 +127,12 @@ class Verifier:
             context = multiprocessing.get_context("forkserver")
             context.set_forkserver_preload(["math_verify", "core_hpc.answers.symbolic"])
             self._pool = ProcessPool(
-                max_workers=self._num_workers, max_tasks=_TASKS_PER_WORKER, initializer=symbolic.initialise_worker,
-                initargs=[MEMORY_GB], context=context,
-            )  # fmt: skip
+                max_workers=self._num_workers,
+                max_tasks=_TASKS_PER_WORKER,
+                initializer=symbolic.initialise_worker,
+                initargs=[MEMORY_GB],
+                context=context,
+            )
             with _environment(_WORKER_ENVIRONMENT):
                 if not self._pool.active:  # asking starts it
                     raise BrokenProcessPool("did not start")
@@ -162,7 +167,11 @@ def _at_once(claim: Claim) -> str | None:
 
 def require_algebra() -> None:
     """InputError unless the packages that latex answers need are installed."""
-    missing = [package for module, package in (("math_verify", "math-verify"), ("pebble", "pebble")) if find_spec(module) is None]
+    missing = [
+        package
+        for module, package in (("math_verify", "math-verify"), ("pebble", "pebble"))
+        if find_spec(module) is None
+    ]
     if missing:
         raise InputError(f"answer_kind latex needs {' and '.join(missing)}; run: pip install 'core_hpc[latex]'")
 

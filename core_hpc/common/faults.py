@@ -32,7 +32,11 @@ def fault_point(point: str, detail: str = "") -> None:
 def _is_first(marker: Path) -> bool:
     try:
         with marker.open("x", encoding="utf-8") as file:  # says who is here
-            file.write(" ".join([str(os.getpid()), os.environ.get("SLURM_JOB_ID", "-"), os.environ.get("SLURMD_NODENAME", "-")]))
+            file.write(
+                " ".join(
+                    [str(os.getpid()), os.environ.get("SLURM_JOB_ID", "-"), os.environ.get("SLURMD_NODENAME", "-")]
+                )
+            )
     except FileExistsError:
         return False
     return True

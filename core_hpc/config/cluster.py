@@ -17,26 +17,36 @@ class JobSection(Section):
     qos: str | None = operational(None, description="sbatch --qos")
     constraint: str | None = operational(None, description="sbatch --constraint")
     reservation: str | None = operational(None, description="sbatch --reservation")
-    gres: str | None = operational(None, description="sbatch --gres, for example gpu:a100:1 (per node); or give gpus_per_node")
+    gres: str | None = operational(
+        None, description="sbatch --gres, for example gpu:a100:1 (per node); or give gpus_per_node"
+    )
     gpus_per_node: int | None = operational(None, ge=0, description="sbatch --gpus-per-node")
     cpus: PositiveInt | None = operational(None, description="CPU cores of one process (a rank, an engine)")
     mem_gb: float | None = operational(None, gt=0, description="memory of a node of the job")
-    max_mem_gb: float | None = operational(None, gt=0, description="memory of the one retry after running out; default: no such retry")
+    max_mem_gb: float | None = operational(
+        None, gt=0, description="memory of the one retry after running out; default: no such retry"
+    )
     time_min: PositiveInt | None = operational(None, description="time limit of one job")
     setup: list[str] | None = operational(None, description="shell lines before Python: modules, containers, caches")
-    options: dict[str, str | int | bool] | None = operational(None, description="more sbatch options by their long name")
+    options: dict[str, str | int | bool] | None = operational(
+        None, description="more sbatch options by their long name"
+    )
 
 
 class UpdateJobSection(JobSection):
     """The job of one update task."""
 
-    nodes: PositiveInt = operational(1, description="nodes of one update task; update_ranks are spread evenly over them")
+    nodes: PositiveInt = operational(
+        1, description="nodes of one update task; update_ranks are spread evenly over them"
+    )
 
 
 class GenerateJobSection(JobSection):
     """The job of the phases with an engine: cold, rescue, evaluate."""
 
-    parts_per_job: PositiveInt = operational(1, description="parts that one array element does, one after the other, with a warm engine")
+    parts_per_job: PositiveInt = operational(
+        1, description="parts that one array element does, one after the other, with a warm engine"
+    )
 
 
 class ResidentJobSection(JobSection):
@@ -65,8 +75,10 @@ PhaseGroup = Literal["generate", "score", "update", "resident", "controller"]
 Driver = Literal["local", "arrays", "resident"]
 
 GROUPS: dict[Driver, tuple[PhaseGroup, ...]] = {
-    "local": (), "arrays": ("generate", "score", "update", "controller"), "resident": ("resident", "controller"),
-}  # fmt: skip
+    "local": (),
+    "arrays": ("generate", "score", "update", "controller"),
+    "resident": ("resident", "controller"),
+}
 """The phase groups whose jobs a driver submits."""
 
 
@@ -90,24 +102,40 @@ class SlurmSection(JobSection):
     generate: GenerateJobSection = operational(GenerateJobSection(), description="cold, rescue, evaluate")
     score: CpuJobSection = operational(CpuJobSection(), description="hint and score")
     update: UpdateJobSection = operational(UpdateJobSection())
-    resident: ResidentJobSection = operational(ResidentJobSection(), description="one job a run, on one node (driver resident)")
+    resident: ResidentJobSection = operational(
+        ResidentJobSection(), description="one job a run, on one node (driver resident)"
+    )
     controller: ControllerJobSection = operational(ControllerJobSection())
-    python: str | None = operational(None, description="command that starts Python on a node; default: the Python that runs the launcher")
+    python: str | None = operational(
+        None, description="command that starts Python on a node; default: the Python that runs the launcher"
+    )
     srun_args: list[str] = operational([], description="more arguments for srun")
     array_parallelism: PositiveInt | None = operational(None, description="elements of one array that may run at once")
-    max_submitted: PositiveInt | None = operational(None, description="jobs of this user in the queue at most, beside the site's own limit")
+    max_submitted: PositiveInt | None = operational(
+        None, description="jobs of this user in the queue at most, beside the site's own limit"
+    )
     signal_delay_s: int = operational(120, ge=10, description="a job is warned so long before its time limit")
     chain_wait_s: float | None = operational(
-        None, ge=0, description="driver arrays: a job goes on with what follows (hint and rescue after cold, update after score) if what "
+        None,
+        ge=0,
+        description="driver arrays: a job goes on with what follows (hint and rescue after cold, update after score) if what "
         "other jobs of its kind must do first is there within so many seconds; default: a job does one phase only",
-    )  # fmt: skip
-    preemption_grace_s: float = operational(30, gt=0, description="what the partition leaves a job after the signal of a preemption")
-    requeue: bool = operational(True, description="SLURM may put a job back into the queue when its node fails or it is preempted")
+    )
+    preemption_grace_s: float = operational(
+        30, gt=0, description="what the partition leaves a job after the signal of a preemption"
+    )
+    requeue: bool = operational(
+        True, description="SLURM may put a job back into the queue when its node fails or it is preempted"
+    )
     exclude: list[str] = operational([], description="nodes not to use")
     exclude_after: PositiveInt = operational(2, description="failures in a row after which a node is not used any more")
-    poll_s: tuple[float, float] = operational((2, 30), description="shortest and longest time between two looks at the queue")
+    poll_s: tuple[float, float] = operational(
+        (2, 30), description="shortest and longest time between two looks at the queue"
+    )
     lost_after_s: float = operational(
-        90, gt=0, description="how long a job may be unknown to SLURM, or its published files invisible, before it counts as lost"
+        90,
+        gt=0,
+        description="how long a job may be unknown to SLURM, or its published files invisible, before it counts as lost",
     )
 
     @field_validator("poll_s")
@@ -138,27 +166,42 @@ class SlurmSection(JobSection):
 class ClusterSection(Section):
     """Where and how tasks run. Nothing here changes results beyond rounding."""
 
-    profile: str | None = operational(None, description="cluster profile to inherit from: a name in yaml/cluster, or a YAML file")
-    driver: Driver = operational(
-        "local", description="local: this machine; arrays: SLURM job arrays, one a phase; resident: one SLURM job a run, for all phases"
+    profile: str | None = operational(
+        None, description="cluster profile to inherit from: a name in yaml/cluster, or a YAML file"
     )
-    num_running: PositiveInt | None = operational(None, description="tasks at the same time on this machine; default: by cores or GPUs")
-    num_alive: PositiveInt | None = operational(None, description="warm workers kept in memory; default: all when there are no GPUs")
-    threads: PositiveInt | None = operational(None, description="CPU threads of a task; default: cores / num_running, or the job's cores")
+    driver: Driver = operational(
+        "local",
+        description="local: this machine; arrays: SLURM job arrays, one a phase; resident: one SLURM job a run, for all phases",
+    )
+    num_running: PositiveInt | None = operational(
+        None, description="tasks at the same time on this machine; default: by cores or GPUs"
+    )
+    num_alive: PositiveInt | None = operational(
+        None, description="warm workers kept in memory; default: all when there are no GPUs"
+    )
+    threads: PositiveInt | None = operational(
+        None, description="CPU threads of a task; default: cores / num_running, or the job's cores"
+    )
     gpus: list[int] | None = operational(None, description="GPU indices to use; default: all that are visible")
     gpu_sharing: Literal["auto", "evict", "split", "sleep"] = operational(
-        "evict", description="evict: a GPU has one worker at a time, which ends when another needs it; split: engines and trainers stay "
+        "evict",
+        description="evict: a GPU has one worker at a time, which ends when another needs it; split: engines and trainers stay "
         "on a GPU together and take turns, each engine with its gpu_memory_share, trainers with the rest; sleep: likewise, but an engine "
         "(vllm) leaves its memory while another worker has its turn, and its share follows from the sizes of models and GPU; auto: "
         "the best of split, sleep and evict that memory allows. Not for arrays",
-    )  # fmt: skip
+    )
     parts_in_engine: PositiveInt = operational(
-        1, description="parts of one model that an engine samples at once (vllm; not with arrays): with more than one, the rescue of parts "
+        1,
+        description="parts of one model that an engine samples at once (vllm; not with arrays): with more than one, the rescue of parts "
         "that are done goes on beside the longest completions of others. Last digits then depend on what happened to run together",
-    )  # fmt: skip
-    update_ranks: PositiveInt = operational(1, description="processes of one update task (ZeRO-2); with resident, on its one node")
+    )
+    update_ranks: PositiveInt = operational(
+        1, description="processes of one update task (ZeRO-2); with resident, on its one node"
+    )
     max_attempts: PositiveInt = operational(3, description="tries of one task before its run is stopped")
-    kv_cache_gb: float | None = operational(None, gt=0, description="vLLM's KV cache; default: 0.5 on CPU, by share of memory on GPU")
+    kv_cache_gb: float | None = operational(
+        None, gt=0, description="vLLM's KV cache; default: 0.5 on CPU, by share of memory on GPU"
+    )
     gpu_memory_share: float = operational(0.85, gt=0, le=1, description="share of a GPU that one vLLM engine takes")
     slurm: SlurmSection = operational(SlurmSection(), description="used by the drivers arrays and resident")
 

@@ -18,9 +18,12 @@ _ENDS = {
     "text": "End with a line that has 'Answer: ' and the final answer only.",
 }
 _RESULTS = {
-    "number": "number", "integer": "integer from 0 to 999", "latex": "answer in LaTeX", "letter": "letter of the right option",
+    "number": "number",
+    "integer": "integer from 0 to 999",
+    "latex": "answer in LaTeX",
+    "letter": "letter of the right option",
     "text": "answer",
-}  # fmt: skip
+}
 _BOXED = frozenset({"number", "integer", "latex"})
 
 

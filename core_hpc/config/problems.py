@@ -18,8 +18,13 @@ _KIND = "number: by exact value; integer: 0 to 999 (AIME); latex: by algebra; le
 _DRAW = "use only so many, drawn by seed; evaluation draws from what training does not use"
 COMMIT_PATTERN = r"^[0-9a-f]{40}$"
 ANSWER_KINDS: dict[str, AnswerKindName] = {
-    "generated": "number", "gsm8k": "number", "math": "latex", "aime": "integer", "gpqa": "letter", "medmcqa": "letter",
-}  # fmt: skip
+    "generated": "number",
+    "gsm8k": "number",
+    "math": "latex",
+    "aime": "integer",
+    "gpqa": "letter",
+    "medmcqa": "letter",
+}
 """Source -> kind of its answers, where the source decides it and no field does."""
 
 
@@ -58,13 +63,18 @@ class DataSetProblems(Section):
     """Problems of a published data set: from the hub at a pinned commit, or from a file in its own row format."""
 
     source: Literal["gsm8k", "math", "aime", "gpqa", "medmcqa"]
-    path: str | None = Field(None, min_length=1, description="a file (.jsonl, .parquet, .csv) in the format of the data set, not the hub")
+    path: str | None = Field(
+        None, min_length=1, description="a file (.jsonl, .parquet, .csv) in the format of the data set, not the hub"
+    )
     subset: str | None = Field(
-        None, coerce_numbers_to_str=True,
+        None,
+        coerce_numbers_to_str=True,
         description="math: full or math-500; aime: 1983-2024, 2024 or 2025; gpqa: main, diamond or extended; default: the first",
     )
     split: str | None = Field(None, description="default: the first split for training, the last for evaluation")
-    repository: str | None = Field(None, description="another hub repository in the same row format; needs revision and files")
+    repository: str | None = Field(
+        None, description="another hub repository in the same row format; needs revision and files"
+    )
     revision: str | None = Field(None, pattern=COMMIT_PATTERN, description="commit hash of `repository`")
     files: list[str] | None = Field(None, min_length=1, description="files of `repository`")
     count: PositiveInt | None = Field(None, description=_DRAW)
@@ -77,11 +87,15 @@ class DataSetProblems(Section):
             raise ValueError(f"path names a file of yours, {' and '.join(hub)} the hub; give one of them")
         own = [getattr(self, n) is not None for n in ("repository", "revision", "files")]
         if any(own) and (not all(own) or len(hub) > 3):
-            raise ValueError("another repository needs all of repository, revision and files, and neither subset nor split")
+            raise ValueError(
+                "another repository needs all of repository, revision and files, and neither subset nor split"
+            )
         return self
 
 
-ProblemSource = Annotated[GeneratedProblems | GymProblems | FileProblems | DataSetProblems, Field(discriminator="source")]
+ProblemSource = Annotated[
+    GeneratedProblems | GymProblems | FileProblems | DataSetProblems, Field(discriminator="source")
+]
 PROBLEM_SOURCES: dict[str, type[Section]] = {
     name: section
     for section in (GeneratedProblems, GymProblems, FileProblems, DataSetProblems)
@@ -107,12 +121,16 @@ class ProblemsSection(Section):
         description="training problems that are nearly the same as held-out ones, when both come from files: stop, leave them out of "
         "training (the very same ones too), or keep them knowingly (never the very same)",
     )
-    num_examples: int = Field(0, ge=0, le=16, description="worked examples shown in every prompt; they come from neither split")
+    num_examples: int = Field(
+        0, ge=0, le=16, description="worked examples shown in every prompt; they come from neither split"
+    )
     instruction_style: Literal["direct", "strategies"] = Field(
-        "direct", description="of the default instruction: solve it; or solve it in several ways, each in a <strategy> block"
+        "direct",
+        description="of the default instruction: solve it; or solve it in several ways, each in a <strategy> block",
     )
     instruction: str = Field(
-        None, validate_default=True,
+        None,
+        validate_default=True,
         description="said after each question (and hint); default: by style, and asks for the form of the problems' answers; may be "
         "empty when the examples show it",
     )
@@ -130,5 +148,7 @@ class ProblemsSection(Section):
         kinds = {answer_kind_of(train), answer_kind_of(evaluation)}
         found = default_instruction(kinds, style)
         if found is None:
-            raise ValueError(f"training and evaluation ask for answers of different kinds ({', '.join(sorted(kinds))}); write one for both")
+            raise ValueError(
+                f"training and evaluation ask for answers of different kinds ({', '.join(sorted(kinds))}); write one for both"
+            )
         return found

@@ -34,7 +34,8 @@ class LoraSection(Section):
     alpha: float = Field(32, gt=0)
     targets: list[str] = Field(
         ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"],
-        min_length=1, description="last parts of the names of the linear layers that get an adapter",
+        min_length=1,
+        description="last parts of the names of the linear layers that get an adapter",
     )
 
 
@@ -58,17 +59,31 @@ class ModelSection(Section):
     """One member of the team."""
 
     name: str = Field(pattern=NAME_PATTERN, description="short name used in files, tables and plots")
-    model: str = Field(min_length=1, description="hub name, local folder, or pypi:<name> for a model shipped by a registry package")
+    model: str = Field(
+        min_length=1, description="hub name, local folder, or pypi:<name> for a model shipped by a registry package"
+    )
     revision: str | None = Field(None, description="hub revision (a commit hash makes it exact)")
     trust_remote_code: bool = Field(False, description="run Python code that comes with the model")
     allow_pickle: bool = Field(False, description="load pickled weights (.bin); they can run code")
-    engine: Literal["vllm", "transformers", "fake"] = Field("vllm", description="generation engine; fake is for tests of this software")
-    dtype: Literal["auto", "float32", "bfloat16"] = Field("auto", description="of the base weights; auto: bfloat16 on GPU, else float32")
-    prompt_style: Literal["auto", "chat", "plain"] = Field("auto", description="auto: the model's own chat template where it has one")
-    stop_strings: list[str] | None = Field(None, description="generation ends there; default: none for chat, a new question for plain")
+    engine: Literal["vllm", "transformers", "fake"] = Field(
+        "vllm", description="generation engine; fake is for tests of this software"
+    )
+    dtype: Literal["auto", "float32", "bfloat16"] = Field(
+        "auto", description="of the base weights; auto: bfloat16 on GPU, else float32"
+    )
+    prompt_style: Literal["auto", "chat", "plain"] = Field(
+        "auto", description="auto: the model's own chat template where it has one"
+    )
+    stop_strings: list[str] | None = Field(
+        None, description="generation ends there; default: none for chat, a new question for plain"
+    )
     sampling: OwnSamplingSection = Field(OwnSamplingSection(), description="of this model; default: protocol.sampling")
-    evaluation_sampling: OwnSamplingSection = Field(OwnSamplingSection(), description="of this model; default: evaluation.sampling")
-    max_context_tokens: int | None = Field(None, ge=16, description="prompt + hint + new tokens; default: what the run needs")
+    evaluation_sampling: OwnSamplingSection = Field(
+        OwnSamplingSection(), description="of this model; default: evaluation.sampling"
+    )
+    max_context_tokens: int | None = Field(
+        None, ge=16, description="prompt + hint + new tokens; default: what the run needs"
+    )
     tuning: Literal["lora", "qlora", "full"] = Field(
         "lora",
         description="what an update trains. lora: an adapter; qlora: an adapter on base weights of 4 bits (NF4, double quantisation, "
@@ -98,12 +113,17 @@ class ProtocolSection(Section):
     """The CORE protocol: cold samples, teacher, hint, rescue samples (METHOD section 1)."""
 
     problems_per_iteration: PositiveInt = Field(32, description="training problems of one iteration")
-    problems_per_part: PositiveInt = Field(256, description="problems of one generation task; changes the last digits of engines")
+    problems_per_part: PositiveInt = Field(
+        256, description="problems of one generation task; changes the last digits of engines"
+    )
     cold_samples: PositiveInt = Field(2, description="K")
     rescue_samples: int = Field(1, ge=0, description="K'; 0 switches the rescue phase off")
-    scope: Literal["failed", "all"] = Field("failed", description="who samples again: models with no correct cold completion, or all")
+    scope: Literal["failed", "all"] = Field(
+        "failed", description="who samples again: models with no correct cold completion, or all"
+    )
     even_budget: bool = Field(
-        False, description="who gets no hint samples again too, without one, so that every problem costs K + K' completions of every model"
+        False,
+        description="who gets no hint samples again too, without one, so that every problem costs K + K' completions of every model",
     )
     hint_probability: float = Field(0.75, ge=0, le=1)
     hint_tokens: PositiveInt = Field(1536, description="a hint is cut to so many of the student's tokens")
@@ -142,7 +162,9 @@ class CrossSection(Section):
 class DistanceSection(Section):
     """Distance of two completions (Eq. 13)."""
 
-    embedder: str = Field("pypi:all-minilm-l6-v2", description="folder, hub name, pypi:all-minilm-l6-v2, or fake:hashing (for tests)")
+    embedder: str = Field(
+        "pypi:all-minilm-l6-v2", description="folder, hub name, pypi:all-minilm-l6-v2, or fake:hashing (for tests)"
+    )
     embedding_weight: float = Field(0.6, ge=0, le=1, description="the rest is the weight of the operation signatures")
 
 
@@ -151,7 +173,9 @@ class FormatSection(Section):
 
     weight: Schedule = Field(0.0, description="the authors' runs with strategies: 0.1")
     per_strategy: float = Field(0.2, ge=0, le=1, description="for each closed strategy block")
-    final_answer: float = Field(0.5, ge=0, le=1, description="for a closed <final_answer>; both together give 1 at most")
+    final_answer: float = Field(
+        0.5, ge=0, le=1, description="for a closed <final_answer>; both together give 1 at most"
+    )
 
 
 class LengthSection(Section):
@@ -177,7 +201,9 @@ class RewardSection(Section):
     same amount, so where all models think, advantages do not see it; what one completion adds to it is nowhere defined.
     """
 
-    schedule_by: Literal["epoch", "iteration"] = Field("epoch", description="what an entry of a list of weights stands for")
+    schedule_by: Literal["epoch", "iteration"] = Field(
+        "epoch", description="what an entry of a list of weights stands for"
+    )
     exploit: ExploitSection = ExploitSection()
     explore: ExploreSection = ExploreSection()
     rescue: WeightSection = WeightSection(weight=0.15)
@@ -191,7 +217,9 @@ class RewardSection(Section):
 class EvaluationSection(Section):
     """Held-out evaluation: before the first and after the last iteration, and after every n-th."""
 
-    before: bool = operational(True, description="of the untrained models too; arms that share a seed need it in one of them only")
+    before: bool = operational(
+        True, description="of the untrained models too; arms that share a seed need it in one of them only"
+    )
     every: int = operational(0, ge=0, description="also after every n-th iteration; 0: only before and after")
     samples: PositiveInt = 8
     sampling: SamplingSection = SamplingSection(max_new_tokens=4096)
@@ -203,7 +231,9 @@ class RunConfig(Section):
     name: str = operational(pattern=NAME_PATTERN, description="name of the sweep: its folder under output")
     output: str = operational("outputs", description="folder of all sweeps")
     seed: int = Field(42, ge=0, lt=2**31)
-    iterations: PositiveInt = operational(description="cold -> hint -> rescue -> score -> update, so many times; may be raised later")
+    iterations: PositiveInt = operational(
+        description="cold -> hint -> rescue -> score -> update, so many times; may be raised later"
+    )
     team: list[ModelSection] = Field(min_length=1)
     problems: ProblemsSection
     protocol: ProtocolSection = ProtocolSection()
@@ -220,13 +250,17 @@ class RunConfig(Section):
         if twice:
             raise ValueError(f"two models are called {', '.join(twice)}; give each model its own name")
         if TEAM in names:
-            raise ValueError(f"no model may be called `{TEAM}`: in files and tables `{TEAM}` stands for all models together")
+            raise ValueError(
+                f"no model may be called `{TEAM}`: in files and tables `{TEAM}` stands for all models together"
+            )
         return team
 
     @model_validator(mode="after")
     def _rescue_needs_cold(self) -> RunConfig:
         if self.protocol.rescue_samples and len(self.team) == 1 and self.protocol.hint_probability == 1:
-            raise ValueError("a team of one has no peer to give hints: set protocol.rescue_samples to 0, or add a model")
+            raise ValueError(
+                "a team of one has no peer to give hints: set protocol.rescue_samples to 0, or add a model"
+            )
         return self
 
     @model_validator(mode="after")
@@ -280,7 +314,11 @@ def scientific_fields(config: Section) -> dict[str, Any]:
 def flatten(data: Any, prefix: str = "") -> dict[str, Any]:
     """Nested plain data as {dotted path: value}; lists of mappings are indexed, other lists are values."""
     if isinstance(data, dict) and data:
-        return {k: v for key, value in data.items() for k, v in flatten(value, f"{prefix}.{key}" if prefix else str(key)).items()}
+        return {
+            k: v
+            for key, value in data.items()
+            for k, v in flatten(value, f"{prefix}.{key}" if prefix else str(key)).items()
+        }
     if isinstance(data, list) and data and all(isinstance(v, dict) for v in data):
         return {k: v for i, value in enumerate(data) for k, v in flatten(value, f"{prefix}.{i}").items()}
     return {prefix: data}

@@ -27,7 +27,12 @@ LOSS_OPTIONS: dict[str, dict[str, Any]] = {
 }
 """Options of every loss with their defaults: METHOD's where it has one, else those of the loss's source (training/losses.py)."""
 
-IMPORTANCE_CAPS: dict[str, float | None] = {"token_truncate": 2.0, "sequence_mask": 3.0, "geometric_truncate": 2.0, "none": None}
+IMPORTANCE_CAPS: dict[str, float | None] = {
+    "token_truncate": 2.0,
+    "sequence_mask": 3.0,
+    "geometric_truncate": 2.0,
+    "none": None,
+}
 """Default cap of every kind of importance correction; TRL's for sequence_mask."""
 
 
@@ -43,7 +48,9 @@ class ImportanceSection(Section):
         description="weight of a token: min(exp(d_t), cap); exp(sum of the completion's d_t), 0 above the cap; "
         "min(exp(mean of the completion's d_t), cap); 1",
     )
-    cap: float | None = Field(None, validate_default=True, ge=1, description="largest weight; default: 2, for sequence_mask 3")
+    cap: float | None = Field(
+        None, validate_default=True, ge=1, description="largest weight; default: 2, for sequence_mask 3"
+    )
 
     @field_validator("cap", mode="before")
     @classmethod
@@ -66,28 +73,49 @@ class UpdateSection(Section):
 
     loss: str = Field("grpo", description=f"one of {', '.join(LOSS_OPTIONS)}")
     ratio: Literal["token", "sequence"] = Field(
-        None, validate_default=True, description="policy ratio of a token, or exp(mean log-ratio) of its completion; gspo: sequence"
+        None,
+        validate_default=True,
+        description="policy ratio of a token, or exp(mean log-ratio) of its completion; gspo: sequence",
     )
-    clip_low: float | None = Field(None, validate_default=True, gt=0, lt=1, description="grpo and its kin: ratios below 1 - clip_low")
-    clip_high: float | None = Field(None, validate_default=True, gt=0, description="grpo and its kin: ratios above 1 + clip_high")
-    ratio_cap: float | None = Field(None, validate_default=True, ge=1, description="cispo: largest weight, the ratio itself")
-    tau_positive: float | None = Field(None, validate_default=True, gt=0, description="sapo: temperature of the gate where A > 0")
+    clip_low: float | None = Field(
+        None, validate_default=True, gt=0, lt=1, description="grpo and its kin: ratios below 1 - clip_low"
+    )
+    clip_high: float | None = Field(
+        None, validate_default=True, gt=0, description="grpo and its kin: ratios above 1 + clip_high"
+    )
+    ratio_cap: float | None = Field(
+        None, validate_default=True, ge=1, description="cispo: largest weight, the ratio itself"
+    )
+    tau_positive: float | None = Field(
+        None, validate_default=True, gt=0, description="sapo: temperature of the gate where A > 0"
+    )
     tau_negative: float | None = Field(None, validate_default=True, gt=0, description="sapo: where A <= 0")
-    tau_rescue: float | None = Field(None, validate_default=True, gt=0, description="sapo: of completions of the rescue phase, both signs")
-    advantage_scale: Literal["std", "none"] = Field(
-        None, validate_default=True, description="are centred rewards divided by their standard deviation; dr_grpo: none"
+    tau_rescue: float | None = Field(
+        None, validate_default=True, gt=0, description="sapo: of completions of the rescue phase, both signs"
     )
-    kl_weight: float = Field(None, validate_default=True, ge=0, description="beta of Eq. 21; 0.04 for grpo, bnpo and sapo, else 0")
+    advantage_scale: Literal["std", "none"] = Field(
+        None,
+        validate_default=True,
+        description="are centred rewards divided by their standard deviation; dr_grpo: none",
+    )
+    kl_weight: float = Field(
+        None, validate_default=True, ge=0, description="beta of Eq. 21; 0.04 for grpo, bnpo and sapo, else 0"
+    )
     kl_times_ratio: bool = Field(
-        None, validate_default=True, description="multiply k3 by the token's ratio: its gradient is then that of the reverse KL"
+        None,
+        validate_default=True,
+        description="multiply k3 by the token's ratio: its gradient is then that of the reverse KL",
     )
     group: Literal["team", "model"] = Field(
-        "team", description="completions of a problem that rewards and advantages compare: of all models, or of one model alone. With "
+        "team",
+        description="completions of a problem that rewards and advantages compare: of all models, or of one model alone. With "
         "`model` no peer enters a reward (no rescue, no cross): independent training, once protocol.rescue_samples is 0 too",
     )
     rescue_weight: float = Field(0.8, ge=0, description="weight of rescue completions in the loss")
     share_rescues: float = Field(
-        0.0, ge=0, description="weight of the peers' rescued completions, as text without the hint, in a model's own loss (buddy "
+        0.0,
+        ge=0,
+        description="weight of the peers' rescued completions, as text without the hint, in a model's own loss (buddy "
         "distillation; not in the paper); 0: none",
     )
     problems_per_step: PositiveInt = Field(4, description="problems of one optimizer step")
@@ -99,16 +127,20 @@ class UpdateSection(Section):
     max_grad_norm: float = Field(1.0, gt=0)
     importance: ImportanceSection = ImportanceSection()
     gradient_checkpointing: bool | None = operational(
-        None, description="compute activations again in the backward pass: of all layers, or of none; default: of as many as the memory "
+        None,
+        description="compute activations again in the backward pass: of all layers, or of none; default: of as many as the memory "
         "of the GPU demands (of none on a CPU)",
-    )  # fmt: skip
+    )
     compile: bool | None = operational(
-        None, description="compile the model's layers, on a GPU: it takes a minute or two; default: where updates are long enough to pay"
+        None,
+        description="compile the model's layers, on a GPU: it takes a minute or two; default: where updates are long enough to pay",
     )
     micro_batch_tokens: PositiveInt = operational(
         4096, description="tokens of one forward pass at most, what completions begin with alike counted once"
     )
-    checkpoint_min: float = operational(15, ge=0, description="minutes between checkpoints of a running update; 0: only when told to stop")
+    checkpoint_min: float = operational(
+        15, ge=0, description="minutes between checkpoints of a running update; 0: only when told to stop"
+    )
 
     @field_validator("loss")
     @classmethod
@@ -118,9 +150,18 @@ class UpdateSection(Section):
         return loss
 
     @field_validator(
-        "ratio", "clip_low", "clip_high", "ratio_cap", "tau_positive", "tau_negative", "tau_rescue", "advantage_scale", "kl_weight",
-        "kl_times_ratio", mode="before",
-    )  # fmt: skip
+        "ratio",
+        "clip_low",
+        "clip_high",
+        "ratio_cap",
+        "tau_positive",
+        "tau_negative",
+        "tau_rescue",
+        "advantage_scale",
+        "kl_weight",
+        "kl_times_ratio",
+        mode="before",
+    )
     @classmethod
     def _option_of_the_loss(cls, value: Any, info: ValidationInfo) -> Any:
         loss, name = info.data.get("loss"), str(info.field_name)

@@ -60,20 +60,30 @@ def control(sweep: Sweep, start: Start, prepared: Prepared, console: Console) ->
         progress = open_runs(sweep, prepared, console, verify=start.verify)
         finished = True
         if any(p.open for p in progress):
-            notify: Callable[[str], None] = lambda words: console.print(f"[yellow]{escape(words)}[/yellow]", soft_wrap=True)  # noqa: E731
+            notify: Callable[[str], None] = lambda words: console.print(
+                f"[yellow]{escape(words)}[/yellow]", soft_wrap=True
+            )
             if slurm is not None:
                 from core_hpc.slurm.arrays import ArraysExecutor
                 from core_hpc.slurm.resident import ResidentExecutor
 
-                kind, how = (ArraysExecutor, "SLURM arrays") if cluster.driver == "arrays" else (ResidentExecutor, "one SLURM job a run")
-                executor: Executor = kind(cluster, slurm, [p.run for p in progress], start_id=start.start_id, notify=notify)
+                kind, how = (
+                    (ArraysExecutor, "SLURM arrays")
+                    if cluster.driver == "arrays"
+                    else (ResidentExecutor, "one SLURM job a run")
+                )
+                executor: Executor = kind(
+                    cluster, slurm, [p.run for p in progress], start_id=start.start_id, notify=notify
+                )
             else:
                 limits = LocalLimits.of(cluster, sweep.largest_team)
                 executor = LocalExecutor(cluster, limits)
                 how = f"{limits.num_running} task(s) at a time, {limits.threads} thread(s) each, {len(limits.gpus) or 'no'} GPU(s)"
             finished = _drive(sweep, start, progress, executor, how, console)
         else:
-            console.print(f"everything is done: {len(progress)} run(s) of sweep {sweep.name} are finished; nothing was changed.")
+            console.print(
+                f"everything is done: {len(progress)} run(s) of sweep {sweep.name} are finished; nothing was changed."
+            )
         for p in progress:
             if p.finished:
                 _clean(p)
@@ -87,7 +97,11 @@ def open_runs(sweep: Sweep, prepared: Prepared, console: Console, *, verify: boo
         source.write_text(sweep.text, encoding="utf-8")
     opened = []
     for plan in sweep.runs:
-        run = runfolders.start(plan, sweep.folder) if runfolders.exists(plan, sweep.folder) else _create(plan, sweep.folder, prepared)
+        run = (
+            runfolders.start(plan, sweep.folder)
+            if runfolders.exists(plan, sweep.folder)
+            else _create(plan, sweep.folder, prepared)
+        )
         progress, messages = inspect_run(run, checksum=verify)
         for message in messages:
             console.print(f"[yellow]damaged:[/yellow] {escape(message)}", soft_wrap=True)
@@ -113,21 +127,26 @@ def _clean(progress: RunProgress) -> None:
             manifests.remove_leftovers(folder)
 
 
-def _drive(sweep: Sweep, start: Start, progress: list[RunProgress], executor: Executor, how: str, console: Console) -> bool:
+def _drive(
+    sweep: Sweep, start: Start, progress: list[RunProgress], executor: Executor, how: str, console: Console
+) -> bool:
     from core_hpc.controller.display import Display, duration
     from core_hpc.controller.tracking import Tracking
 
     cluster = sweep.runs[0].config.cluster
     done, total = sum(p.num_done for p in progress), sum(p.num_tasks for p in progress)
     console.print(
-        f"sweep {sweep.name}: {len(progress)} run(s), {total} tasks" + (f", {done} of them published already" if done else "")
+        f"sweep {sweep.name}: {len(progress)} run(s), {total} tasks"
+        + (f", {done} of them published already" if done else "")
         + f"; {how}"
     )
     started = time.monotonic()
     tracking, keeping = Tracking(), Keeping()
     paths = SweepPaths(sweep.folder)
     # The children of the local driver are its workers, which are no part of the controller.
-    heartbeat = Heartbeat(paths.controller, start, progress, time.process_time if cluster.driver == "local" else cpu_seconds)
+    heartbeat = Heartbeat(
+        paths.controller, start, progress, time.process_time if cluster.driver == "local" else cpu_seconds
+    )
 
     def stop_requested() -> bool:
         heartbeat.beat()  # asked in every turn of the loop
@@ -136,7 +155,11 @@ def _drive(sweep: Sweep, start: Start, progress: list[RunProgress], executor: Ex
     try:
         with Display(console, sweep.name, progress, refreshes_per_s=4 if cluster.driver == "local" else 0.5) as display:
             scheduler = Scheduler(
-                progress, executor, [display, tracking, keeping], max_attempts=cluster.max_attempts, stop_requested=stop_requested
+                progress,
+                executor,
+                [display, tracking, keeping],
+                max_attempts=cluster.max_attempts,
+                stop_requested=stop_requested,
             )
             finished = scheduler.run()
     finally:
@@ -145,7 +168,9 @@ def _drive(sweep: Sweep, start: Start, progress: list[RunProgress], executor: Ex
         tracking.close(progress)
         keeping.close(progress)
     seconds, cpu = time.monotonic() - started, heartbeat.cpu_s
-    console.print(f"this start took {duration(seconds)}; the controller used {cpu:.0f} CPU-seconds ({100 * cpu / seconds:.1f} % of a core)")
+    console.print(
+        f"this start took {duration(seconds)}; the controller used {cpu:.0f} CPU-seconds ({100 * cpu / seconds:.1f} % of a core)"
+    )
     return finished
 
 
@@ -168,7 +193,9 @@ class Keeping:
 
         for iteration in sorted(iterations):
             own = progress.graph.tasks_of(iteration)
-            if any(key in progress.rest for key in reversed(own)):  # mostly the last: after every task this is asked again
+            if any(
+                key in progress.rest for key in reversed(own)
+            ):  # mostly the last: after every task this is asked again
                 continue
             # Analysis does without, and says what is wrong with the rows.
             with contextlib.suppress(CoreHpcError, OSError):

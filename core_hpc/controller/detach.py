@@ -26,7 +26,15 @@ from core_hpc.runs.sweep import Sweep
 from core_hpc.schedule.scheduler import RunProgress
 from core_hpc.slurm.commands import Slurm, SlurmUnavailableError
 from core_hpc.slurm.outcomes import DIED, DONE, Outcome
-from core_hpc.slurm.submit import OPEN, RefusedError, Submission, SubmissionFolder, job_parameters, new_submission, submit
+from core_hpc.slurm.submit import (
+    OPEN,
+    RefusedError,
+    Submission,
+    SubmissionFolder,
+    job_parameters,
+    new_submission,
+    submit,
+)
 from core_hpc.store import manifests
 from core_hpc.store.paths import SweepPaths
 
@@ -51,14 +59,16 @@ class ControllerSpec:
     submitted: float
 
 
-# --- seen from outside -----------------------------------------------------------------------------------------------------
+# --- seen from outside ---------------------------------------------------------------------------
 
 
 def detach(sweep: Sweep, start: Start, prepared: Prepared, console: Console) -> Path:
     """Create what is new and submit the first controller; returns its log. The claim must be held."""
     open_runs(sweep, prepared, console, verify=start.verify)
     SweepPaths(sweep.folder).stop_request.unlink(missing_ok=True)
-    spec = ControllerSpec(str(sweep.folder.absolute()), tuple(p.run_id for p in sweep.runs), start.start_id, -1, time.time())
+    spec = ControllerSpec(
+        str(sweep.folder.absolute()), tuple(p.run_id for p in sweep.runs), start.start_id, -1, time.time()
+    )
     folder, submission = _submit_controller(spec, sweep.runs[0].config.cluster, after=None)
     console.print(f"sweep {sweep.name}: its controller is SLURM job {submission.job}")
     return folder.log(submission, 0)
@@ -103,7 +113,7 @@ def require_no_other(sweep_folder: Path, slurm: Slurm) -> None:
         )
 
 
-# --- inside the job ----------------------------------------------------------------------------------------------------------
+# --- inside the job ------------------------------------------------------------------------------
 
 
 def run_controller(spec: ControllerSpec) -> None:
@@ -131,7 +141,9 @@ def run_controller(spec: ControllerSpec) -> None:
     except (KeyboardInterrupt, SlurmUnavailableError) as e:
         goes_on = not stop.exists()
         why = "asked to end" if isinstance(e, KeyboardInterrupt) else str(e)
-        console.print(f"{why}; the successor, job {successor}, goes on" if goes_on else f"{why}; the sweep was asked to stop")
+        console.print(
+            f"{why}; the successor, job {successor}, goes on" if goes_on else f"{why}; the sweep was asked to stop"
+        )
         _note_end(DONE, why)
     except CoreHpcError as e:
         goes_on = False  # another controller, or something that the next one would meet as well
@@ -178,7 +190,11 @@ def _ensure_successor(spec: ControllerSpec, cluster: ClusterSection, slurm: Slur
     deadline = time.monotonic() + PATIENCE_S
     while True:
         try:
-            waiting = [s.job for s in active_controllers(Path(spec.sweep_folder), slurm, close=False) if s.job is not None and s.job > mine]
+            waiting = [
+                s.job
+                for s in active_controllers(Path(spec.sweep_folder), slurm, close=False)
+                if s.job is not None and s.job > mine
+            ]
             if waiting:  # SLURM has put this job back into the queue: its first life has submitted the successor
                 return waiting[0]
             following = replace(spec, quick_ends=quick_ends, submitted=time.time())
@@ -190,17 +206,24 @@ def _ensure_successor(spec: ControllerSpec, cluster: ClusterSection, slurm: Slur
             time.sleep(RETRY_S)
 
 
-def _submit_controller(spec: ControllerSpec, cluster: ClusterSection, *, after: int | None) -> tuple[SubmissionFolder, Submission]:
+def _submit_controller(
+    spec: ControllerSpec, cluster: ClusterSection, *, after: int | None
+) -> tuple[SubmissionFolder, Submission]:
     folder = SubmissionFolder(SweepPaths(Path(spec.sweep_folder)).slurm)
     mem_gb = cluster.slurm.job("controller")["mem_gb"]
     submission = new_submission("controller", "controller-0001", [[]], start_id=spec.start_id, mem_gb=mem_gb)
     parameters = job_parameters(
-        cluster, "controller", name=submission.name, comment=f"core_hpc {Path(spec.sweep_folder).name}",
+        cluster,
+        "controller",
+        name=submission.name,
+        comment=f"core_hpc {Path(spec.sweep_folder).name}",
         dependency=f"afterany:{after}" if after is not None else None,
     )
     folder.write(submission)
     try:
-        submission.job = submit(cluster, folder.folder(submission), parameters, [functools.partial(run_controller, spec)])
+        submission.job = submit(
+            cluster, folder.folder(submission), parameters, [functools.partial(run_controller, spec)]
+        )
     except RefusedError:
         folder.discard(submission)
         raise

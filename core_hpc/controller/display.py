@@ -63,9 +63,15 @@ class Display:
         self._active: dict[TaskRef, _Active] = {}
         self._spent: dict[tuple[str, str], list[float]] = {}
         self._s_per_completion: dict[str, tuple[int, float]] = {}
-        self._num_evaluated = {p.run.run_id: p.run.num_problems(EVALUATION) * p.run.config.evaluation.samples for p in runs}
+        self._num_evaluated = {
+            p.run.run_id: p.run.num_problems(EVALUATION) * p.run.config.evaluation.samples for p in runs
+        }
         self._started = time.monotonic()
-        self._live = Live(console=console, refresh_per_second=refreshes_per_s, get_renderable=self._panel) if console.is_terminal else None
+        self._live = (
+            Live(console=console, refresh_per_second=refreshes_per_s, get_renderable=self._panel)
+            if console.is_terminal
+            else None
+        )
 
     def __enter__(self) -> Display:
         if self._live is not None:
@@ -89,9 +95,17 @@ class Display:
         elif event.kind == "failed":
             self._active.pop(task, None)
             counted = event.fields.get("counted", True)
-            again = "stopping this run" if progress.stopped else "trying again" if counted else "trying again; this does not count as a try"
+            again = (
+                "stopping this run"
+                if progress.stopped
+                else "trying again"
+                if counted
+                else "trying again; this does not count as a try"
+            )
             what = f"{task.key}: {escape(event.fields['message'])} ({again}; log: {event.fields['log']})"
-            self._console.print(f"{'[red]failed[/red]' if counted else '[yellow]interrupted[/yellow]'} {what}", soft_wrap=True)
+            self._console.print(
+                f"{'[red]failed[/red]' if counted else '[yellow]interrupted[/yellow]'} {what}", soft_wrap=True
+            )
 
     def _progress(self, active: _Active, event: Event) -> None:
         if active.first_progress is None:
@@ -106,12 +120,18 @@ class Display:
         detail = describe_stats(task.key, event.fields)
         left = f", about {duration(self._time_left())} left" if any(p.open for p in self._runs) else ""
         self._console.print(
-            f"[{progress.num_done}/{progress.num_tasks}] {what}: {duration(seconds)}{detail}{left}", markup=False, soft_wrap=True
+            f"[{progress.num_done}/{progress.num_tasks}] {what}: {duration(seconds)}{detail}{left}",
+            markup=False,
+            soft_wrap=True,
         )
 
     def _learn(self, key: TaskKey, stats: dict[str, Any]) -> None:
         """Remember how long such a task takes once its worker is warm, from its manifest's statistics."""
-        work = sum(spent for name, spent in stats["seconds"].items() if name not in ("import", "prepare", "load", "compile", "read"))
+        work = sum(
+            spent
+            for name, spent in stats["seconds"].items()
+            if name not in ("import", "prepare", "load", "compile", "read")
+        )
         self._spent.setdefault((key.phase, key.model), []).append(work)
         num = stats.get("num_completions", 0)
         # A handful of completions says little of the speed of many: believe the largest task.
@@ -149,7 +169,9 @@ class Display:
         cold = config.protocol.problems_per_iteration * config.protocol.cold_samples / graph.num_parts
         num_evaluated = self._num_evaluated[progress.run.run_id] / graph.num_evaluation_parts
         # A guess: few problems are rescued, and an update takes longer than the sampling of its completions.
-        expected = {COLD: cold, RESCUE: 0.2 * cold, UPDATE: 2 * cold * graph.num_parts, EVALUATE: num_evaluated}[key.phase]
+        expected = {COLD: cold, RESCUE: 0.2 * cold, UPDATE: 2 * cold * graph.num_parts, EVALUATE: num_evaluated}[
+            key.phase
+        ]
         known = {model: seconds for model, (_, seconds) in self._s_per_completion.items()}
         return expected * known.get(key.model, max(known.values()))
 
@@ -166,7 +188,13 @@ class Display:
             head.add_row(progress.run.run_id, state, ProgressBar(total=num, completed=done, width=30), counts)
         left = self._time_left()
         title = Text(f"sweep {self._sweep_name}   {duration(time.monotonic() - self._started)}", style="bold")
-        state = "   done" if not any(p.open for p in self._runs) else f"   about {duration(left)} left" if left else "   estimating"
+        state = (
+            "   done"
+            if not any(p.open for p in self._runs)
+            else f"   about {duration(left)} left"
+            if left
+            else "   estimating"
+        )
         title.append(state, style="dim")
         return Group(title, head, self._active_table())
 
@@ -175,11 +203,19 @@ class Display:
         longest = sorted(self._active.items(), key=lambda item: item[1].started)
         for task, active in longest[:MAX_ROWS]:
             elapsed = time.monotonic() - (active.first_progress or active.started)
-            unit = "completions/s" if task.key.phase in GENERATION_PHASES else "steps/s" if task.key.phase == UPDATE else "problems/s"
+            unit = (
+                "completions/s"
+                if task.key.phase in GENERATION_PHASES
+                else "steps/s"
+                if task.key.phase == UPDATE
+                else "problems/s"
+            )
             speed = f"{active.done / elapsed:.1f} {unit}" if active.done and elapsed > 0 else "starting"
             tokens = f"{active.tokens / elapsed:.0f} tokens/s" if active.tokens and elapsed > 0 else ""
             bar = ProgressBar(total=max(active.total, 1), completed=active.done, width=30)
-            table.add_row(f"  {task.key.phase}", task.key.model, bar, f"{active.done}/{active.total or '?'}", speed, tokens)
+            table.add_row(
+                f"  {task.key.phase}", task.key.model, bar, f"{active.done}/{active.total or '?'}", speed, tokens
+            )
         if len(longest) > MAX_ROWS:
             table.add_row(f"  and {len(longest) - MAX_ROWS} more")
         return table

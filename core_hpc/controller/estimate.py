@@ -42,17 +42,21 @@ class Device:
 
 DEVICES = (
     Device(
-        "H100", sampling=20_000, training=40_000,
+        "H100",
+        sampling=20_000,
+        training=40_000,
         source="sampling: assumption, 5,000 tokens/s for 4B parameters; training: measured, 20,000 tokens/s in the optimizer steps of 4B "
         "with LoRA r 16, compiled (tests.benchmarks.gpu_update), x 4/8, as these are forward and backward (2 parts each) and the passes for the "
         "old and the reference policy (2 parts each) come on top",
     ),
     Device(
-        "2 CPU cores", sampling=46, training=75,
+        "2 CPU cores",
+        sampling=46,
+        training=75,
         source="measured in the quickstart, a core for each model: smollm2 (0.135B) samples 169 and trains 280 tokens/s, gemma3 (0.27B) "
         "110 and 194; prompts of 150 tokens, completions of 14; twice the lower of the two",
     ),
-)  # fmt: skip
+)
 """Sampling on the first was not measured by us."""
 
 _BILLIONS = re.compile(r"(?<![\w.])(\d+(?:\.\d+)?)([bm])(?![a-z0-9])", re.IGNORECASE)
@@ -84,7 +88,9 @@ def tokens_of(config: RunConfig, model: ModelSection, num_evaluations: int, shar
     hinted = problems * protocol.rescue_samples * protocol.hint_probability
     prompts = problems * (2 if protocol.rescue_samples else 1)
     training = completions * share * config.sampling_of(model, COLD).max_new_tokens
-    evaluation = num_evaluations * config.evaluation.samples * share * config.sampling_of(model, EVALUATE).max_new_tokens
+    evaluation = (
+        num_evaluations * config.evaluation.samples * share * config.sampling_of(model, EVALUATE).max_new_tokens
+    )
     return training + evaluation, training + prompts * PROMPT_TOKENS + hinted * share * protocol.hint_tokens
 
 
@@ -94,5 +100,9 @@ def hours(config: RunConfig, num_evaluations: int, share: float, device: Device)
     for model in config.team:
         sampled, trained = tokens_of(config, model, num_evaluations, share)
         trained *= FULL_TUNING if model.tuning == "full" else 1
-        total += (billions_of(model.model) or UNKNOWN_BILLIONS) * (sampled / device.sampling + trained / device.training) / 3600
+        total += (
+            (billions_of(model.model) or UNKNOWN_BILLIONS)
+            * (sampled / device.sampling + trained / device.training)
+            / 3600
+        )
     return total

@@ -75,7 +75,9 @@ def _held_out(sweep: Sweep) -> tuple[dict[str, int], list[str]]:
             try:
                 found[asked] = splits_of(plan).evaluation.height
             except InputError as e:
-                from_hub = any(isinstance(s, DataSetProblems) and s.path is None for s in (problems.train, problems.evaluation))
+                from_hub = any(
+                    isinstance(s, DataSetProblems) and s.path is None for s in (problems.train, problems.evaluation)
+                )
                 if not from_hub or problems.evaluation.count is None:
                     raise
                 found[asked] = problems.evaluation.count
@@ -102,7 +104,10 @@ def _print_estimate(sweep: Sweep, evaluations: dict[str, int], console: Console)
         console.print(f"{device.name}: {rates} ({device.source})", markup=False)
     models = dict.fromkeys(model.model for plan in sweep.runs for model in plan.config.team)
     if unknown := [name for name in models if estimate.billions_of(name) is None]:
-        console.print(f"taken to have {estimate.UNKNOWN_BILLIONS:g} billion parameters (assumption): {', '.join(unknown)}", markup=False)
+        console.print(
+            f"taken to have {estimate.UNKNOWN_BILLIONS:g} billion parameters (assumption): {', '.join(unknown)}",
+            markup=False,
+        )
 
 
 def most_work(plan: RunPlan, graph: Graph, num_evaluation: int) -> tuple[int, int, int]:
@@ -113,12 +118,13 @@ def most_work(plan: RunPlan, graph: Graph, num_evaluation: int) -> tuple[int, in
     evaluations = len(graph.evaluated()) * num_evaluation * config.evaluation.samples
     tokens = sum(
         num * config.sampling_of(model, phase).max_new_tokens
-        for model in config.team for phase, num in ((COLD, rollouts), (EVALUATE, evaluations))
-    )  # fmt: skip
+        for model in config.team
+        for phase, num in ((COLD, rollouts), (EVALUATE, evaluations))
+    )
     return (rollouts + evaluations) * models, tokens, config.iterations * steps_per_iteration(config)
 
 
-# --- SLURM ----------------------------------------------------------------------------------------------------------------
+# --- SLURM ---------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -143,7 +149,9 @@ class PlannedArray:
 def planned_arrays(cluster: ClusterSection, graph: Graph) -> list[PlannedArray]:
     """The arrays of a run, in the order of its first iteration; chains (slurm.chain_wait_s) as if none broke."""
     slurm = cluster.slurm
-    chain_of: dict[str, tuple[str, ...]] = {phase: chain for chain in CHAINS for phase in chain if slurm.chain_wait_s is not None}
+    chain_of: dict[str, tuple[str, ...]] = {
+        phase: chain for chain in CHAINS for phase in chain if slurm.chain_wait_s is not None
+    }
     keys: dict[tuple[str, ...], list[TaskKey]] = {}
     for key in graph.tasks():
         keys.setdefault(chain_of.get(key.phase, (key.phase,)), []).append(key)
@@ -159,7 +167,15 @@ def planned_arrays(cluster: ClusterSection, graph: Graph) -> list[PlannedArray]:
         nodes = slurm.update.nodes if group == "update" else 1
         present = tuple(p for p in phases if any(k.phase == p for k in tasks))
         out.append(
-            PlannedArray(present, group, len(tasks), elements, len(iterations), nodes * slurm.num_gpus(group), slurm.job(group)["time_min"])
+            PlannedArray(
+                present,
+                group,
+                len(tasks),
+                elements,
+                len(iterations),
+                nodes * slurm.num_gpus(group),
+                slurm.job(group)["time_min"],
+            )
         )
     return out
 
@@ -173,15 +189,34 @@ def _print_arrays(sweep: Sweep, graphs: dict[str, Graph], console: Console) -> N
         total += hours
         title = f"job arrays of {plan.run_id}: at most {hours:,.1f} GPU-hours (every job for its whole time limit)"
         table = Table(title=title, title_justify="left")
-        for column in ("phases", "submitted", "elements", "tasks", "nodes", "ranks", "GPUs", "CPUs a process", "memory", "time limit"):
+        for column in (
+            "phases",
+            "submitted",
+            "elements",
+            "tasks",
+            "nodes",
+            "ranks",
+            "GPUs",
+            "CPUs a process",
+            "memory",
+            "time limit",
+        ):
             table.add_column(column, justify="left" if column == "phases" else "right")
         for a in arrays:
             job = cluster.slurm.job(a.group)
             nodes, ranks = (cluster.slurm.update.nodes, cluster.update_ranks) if a.group == "update" else (1, 1)
             table.add_row(
-                ", ".join(a.phases), f"{a.times} times", str(a.num_elements), str(a.num_tasks), str(nodes), str(ranks), str(a.gpus),
-                str(job["cpus"]), f"{job['mem_gb']:g} GB", f"{a.time_min} min",
-            )  # fmt: skip
+                ", ".join(a.phases),
+                f"{a.times} times",
+                str(a.num_elements),
+                str(a.num_tasks),
+                str(nodes),
+                str(ranks),
+                str(a.gpus),
+                str(job["cpus"]),
+                f"{job['mem_gb']:g} GB",
+                f"{a.time_min} min",
+            )
         console.print(table)
         if plan is not sweep.runs[-1]:
             console.print("")
@@ -190,16 +225,25 @@ def _print_arrays(sweep: Sweep, graphs: dict[str, Graph], console: Console) -> N
 
 def _print_jobs(sweep: Sweep, graphs: dict[str, Graph], console: Console) -> None:
     """The driver `resident`: how many jobs follow each other depends on how far each gets."""
-    table = Table(title="one job a run, and a successor each time it reaches its time limit before its run is done", title_justify="left")
+    table = Table(
+        title="one job a run, and a successor each time it reaches its time limit before its run is done",
+        title_justify="left",
+    )
     for column in ("run", "tasks", "GPUs", "ranks of an update", "CPUs", "memory", "time limit", "GPU-hours of a job"):
         table.add_column(column, justify="left" if column == "run" else "right")
     for plan in sweep.runs:
         cluster = plan.config.cluster
         job, gpus = cluster.slurm.job("resident"), cluster.slurm.num_gpus("resident")
         table.add_row(
-            plan.run_id, str(len(graphs[plan.run_id].tasks())), str(gpus), str(cluster.update_ranks), str(job["cpus"]),
-            f"{job['mem_gb']:g} GB", f"{job['time_min']} min", f"{gpus * job['time_min'] / 60:,.1f}",
-        )  # fmt: skip
+            plan.run_id,
+            str(len(graphs[plan.run_id].tasks())),
+            str(gpus),
+            str(cluster.update_ranks),
+            str(job["cpus"]),
+            f"{job['mem_gb']:g} GB",
+            f"{job['time_min']} min",
+            f"{gpus * job['time_min'] / 60:,.1f}",
+        )
     console.print(table)
 
 
@@ -211,12 +255,19 @@ def planned_scripts(sweep: Sweep, graph: Graph) -> dict[str, str]:
     jobs: list[tuple[str, PhaseGroup, str, int]] = [("resident", "resident", "resident", 1)]
     if cluster.driver == "arrays":
         one_of_each = {a.group: a for a in reversed(planned_arrays(cluster, graph)) if EVALUATE not in a.phases}
-        jobs = [(f"{g} (here {', '.join(a.phases)})", g, a.phases[0], a.num_elements) for g, a in reversed(one_of_each.items())]
+        jobs = [
+            (f"{g} (here {', '.join(a.phases)})", g, a.phases[0], a.num_elements)
+            for g, a in reversed(one_of_each.items())
+        ]
     scripts = {}
     for what, group, prefix, num_elements in jobs:
         name = f"{prefix}-0001-0000abcd"
         parameters = job_parameters(cluster, group, name=name, comment=f"core_hpc {plan.run_id}")
         scripts[what] = batch_script(cluster, folder / name, parameters, num_elements=num_elements)
-    parameters = job_parameters(cluster, "controller", name="controller-0001-0000abcd", comment=f"core_hpc {sweep.name}")
-    scripts["controller (--detach only)"] = batch_script(cluster, sweep.folder / "slurm" / "controller", parameters, num_elements=1)
+    parameters = job_parameters(
+        cluster, "controller", name="controller-0001-0000abcd", comment=f"core_hpc {sweep.name}"
+    )
+    scripts["controller (--detach only)"] = batch_script(
+        cluster, sweep.folder / "slurm" / "controller", parameters, num_elements=1
+    )
     return scripts

@@ -17,7 +17,14 @@ from core_hpc.config.run import ModelSection, RunConfig
 from core_hpc.engines import has_gpu
 from core_hpc.models.prompts import PromptBuilder
 from core_hpc.models.quantization import no_gpu, require_package
-from core_hpc.models.resolve import ResolvedModel, adapter_targets, load_tokenizer, num_weights, resolve_embedder, resolve_model
+from core_hpc.models.resolve import (
+    ResolvedModel,
+    adapter_targets,
+    load_tokenizer,
+    num_weights,
+    resolve_embedder,
+    resolve_model,
+)
 from core_hpc.problems.splits import Splits, make_splits, worked_examples
 from core_hpc.runs.folder import ModelFacts
 from core_hpc.store.schema import COLD, EVALUATE

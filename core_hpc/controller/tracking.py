@@ -39,7 +39,10 @@ class RunTracker:
         for old in run.paths.tensorboard.glob("*/events.out.tfevents.*"):
             old.unlink()
         names = (*(m.name for m in run.config.team), TEAM)
-        self._writers = {name: EventFileWriter(str(run.paths.tensorboard / name), flush_secs=600, max_queue_size=1000) for name in names}
+        self._writers = {
+            name: EventFileWriter(str(run.paths.tensorboard / name), flush_secs=600, max_queue_size=1000)
+            for name in names
+        }
         self._final: dict[str, float] = {}
         self._times: list[TaskTime] = []
         self._write_hyperparameters()
@@ -71,13 +74,15 @@ class RunTracker:
         for tag, value in self._final.items():
             self._scalar(TEAM, f"{FINAL}/{tag}", value, 0, None)
         status = api_pb2.STATUS_SUCCESS if finished else api_pb2.STATUS_RUNNING
-        ended = plugin_data_pb2.HParamsPluginData(session_end_info=plugin_data_pb2.SessionEndInfo(status=status, end_time_secs=time.time()))
+        ended = plugin_data_pb2.HParamsPluginData(
+            session_end_info=plugin_data_pb2.SessionEndInfo(status=status, end_time_secs=time.time())
+        )
         about = metadata.create_summary_metadata(ended)
         self._emit(TEAM, Summary(value=[Summary.Value(tag=metadata.SESSION_END_INFO_TAG, metadata=about)]), 0, None)
         for writer in self._writers.values():
             writer.close()
 
-    # --- points -----------------------------------------------------------------------------------------------------
+    # --- points ----------------------------------------------------------------------------------
 
     def _alike(self, key: TaskKey) -> list[TaskKey]:
         """All tasks of the same phase and iteration."""
@@ -101,7 +106,9 @@ class RunTracker:
         """Of an iteration whose training is published: its time, its overhead, and what it was waiting for."""
         from analysis.timing.account import RunTimes, iteration_table, waited_table, with_submissions
 
-        self._times = [t for t in self._times if t.key.iteration >= key.iteration - 1]  # it may have waited for the one before
+        self._times = [
+            t for t in self._times if t.key.iteration >= key.iteration - 1
+        ]  # it may have waited for the one before
         times = RunTimes(tuple(with_submissions(self._times, self._run.paths.slurm)), self._run.graph())
         row = iteration_table(times).filter(iteration=key.iteration).row(0, named=True)
         points = {f"time/{name}": row[name] for name in ("wall_s", "bound_s", "overhead", "overhead_without_queue")}
@@ -120,7 +127,9 @@ class RunTracker:
         from analysis.metrics.curves import STEP_MEASURES
 
         for row in shards.read_manifest_table(manifest, STEPS).iter_rows(named=True):
-            self._scalars(key.model, {tag: row[column] for column, tag in STEP_MEASURES.items()}, row["global_step"], time_s)
+            self._scalars(
+                key.model, {tag: row[column] for column, tag in STEP_MEASURES.items()}, row["global_step"], time_s
+            )
 
     def _write_evaluation(self, key: TaskKey, time_s: float) -> None:
         from analysis.counts.counts import ROW_COLUMNS, count_rows
@@ -141,7 +150,7 @@ class RunTracker:
         """Completions per model that evaluations are shown for."""
         return [k for k in (1, 2, 4, 8, 16) if k <= self._run.config.evaluation.samples]
 
-    # --- events -----------------------------------------------------------------------------------------------------
+    # --- events ----------------------------------------------------------------------------------
 
     def _write_hyperparameters(self) -> None:
         from tensorboard.plugins.hparams import summary_v2

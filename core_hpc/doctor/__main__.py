@@ -40,9 +40,12 @@ problems:
 
 def parse_arguments(arguments: Sequence[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
-        prog="python -m core_hpc.doctor", description="Look for what would stop a sweep here. Changes nothing; removes its own traces."
+        prog="python -m core_hpc.doctor",
+        description="Look for what would stop a sweep here. Changes nothing; removes its own traces.",
     )
-    parser.add_argument("sweep", type=Path, nargs="?", help="YAML file; without one, the machine and the profile are looked at")
+    parser.add_argument(
+        "sweep", type=Path, nargs="?", help="YAML file; without one, the machine and the profile are looked at"
+    )
     parser.add_argument("--cluster", metavar="PROFILE", help="cluster profile, instead of the file's `cluster.profile`")
     parser.add_argument("--driver", choices=get_args(Driver), help="instead of the profile's `driver` (cluster.driver)")
     parser.add_argument("--no-job", action="store_true", help="submit no test job")
@@ -111,7 +114,9 @@ def _nodes(subject: Subject, *, wanted: bool, blocked: bool, tell: Callable[[str
     elif not wanted:
         yield Finding(OK, "test job: skipped (--no-job); nothing is known about the compute nodes")
     elif blocked:
-        yield Finding(WARN, "test job: not submitted, because SLURM or the output folder fails", "mend that and run this again")
+        yield Finding(
+            WARN, "test job: not submitted, because SLURM or the output folder fails", "mend that and run this again"
+        )
     else:
         yield from run_checks([lambda s: check_nodes(s, tell=tell)], subject)
 

@@ -98,7 +98,7 @@ def run_checks(checks: Iterable[Check], subject: Subject) -> Iterator[Finding]:
             yield Finding(FAIL, str(e))
 
 
-# --- packages -------------------------------------------------------------------------------------------------------
+# --- packages ------------------------------------------------------------------------------------
 
 
 def _declared() -> tuple[str, list[tuple[str, Requirement]]]:
@@ -130,7 +130,11 @@ def check_python(subject: Subject) -> Iterator[Finding]:
         if version is None:
             yield Finding(FAIL, f"package {requirement.name} is missing", f"run: pip install '{requirement}'")
         elif not requirement.specifier.contains(version, prereleases=True):
-            yield Finding(WARN, f"package {requirement.name} {version} is not {requirement.specifier}", f"run: pip install '{requirement}'")
+            yield Finding(
+                WARN,
+                f"package {requirement.name} {version} is not {requirement.specifier}",
+                f"run: pip install '{requirement}'",
+            )
         else:
             good.append(f"{requirement.name} {version}")
     yield Finding(OK, f"packages in range: {', '.join(good) or 'none'}")
@@ -145,9 +149,15 @@ def _vllm(subject: Subject, builds: list[Requirement]) -> Iterator[Finding]:
         if requirement.specifier.contains(version, prereleases=True):
             yield Finding(OK, f"{requirement.name} {version}")
         else:
-            yield Finding(WARN, f"{requirement.name} {version} is not {requirement.specifier}", f"run: pip install '{requirement}'")
+            yield Finding(
+                WARN,
+                f"{requirement.name} {version} is not {requirement.specifier}",
+                f"run: pip install '{requirement}'",
+            )
     if len(installed) > 1:
-        yield Finding(WARN, "several builds of vLLM are installed over each other", "make a new environment with one of them")
+        yield Finding(
+            WARN, "several builds of vLLM are installed over each other", "make a new environment with one of them"
+        )
     if not installed and subject.given and "vllm" not in subject.engines:
         yield Finding(OK, "vLLM is not installed and not used by this sweep")
     elif not installed:
@@ -163,7 +173,7 @@ def _version(package: str) -> str | None:
         return None
 
 
-# --- what the sweep names -------------------------------------------------------------------------------------------
+# --- what the sweep names ------------------------------------------------------------------------
 
 
 def check_models(subject: Subject) -> Iterator[Finding]:
@@ -176,11 +186,18 @@ def check_models(subject: Subject) -> Iterator[Finding]:
             if model.model.startswith(PYPI) and name in GGUF_MODELS:
                 find_parts(name)
                 home = cache_folder() / "models"
-                state = "converted in" if any(home.glob(f"{name}-*")) else "its package is there; the launcher converts it into"
+                state = (
+                    "converted in"
+                    if any(home.glob(f"{name}-*"))
+                    else "its package is there; the launcher converts it into"
+                )
                 yield Finding(OK, f"model {model.model}: {state} {home}")
                 continue
             found = resolve_model(
-                model.model, revision=model.revision, trust_remote_code=model.trust_remote_code, allow_pickle=model.allow_pickle
+                model.model,
+                revision=model.revision,
+                trust_remote_code=model.trust_remote_code,
+                allow_pickle=model.allow_pickle,
             )
         except InputError as e:
             yield Finding(FAIL, str(e))
@@ -202,9 +219,10 @@ def _embedder(reference: str) -> Finding:
     if isinstance(huggingface_hub.try_to_load_from_cache(reference, "modules.json"), str):
         return Finding(OK, f"embedder {reference}: in the local cache of the hub")
     return Finding(
-        FAIL, f"embedder {reference}: not in the local cache of the hub",
+        FAIL,
+        f"embedder {reference}: not in the local cache of the hub",
         f"run `hf download {reference}` where there is a network (and share HF_HOME), or write a folder or {MINILM}",
-    )  # fmt: skip
+    )
 
 
 def model_folders(subject: Subject) -> list[Path]:
@@ -235,7 +253,7 @@ def check_problems(subject: Subject) -> Iterator[Finding]:
         yield Finding(OK, f"problems of run {plan.label}: {counts}")
 
 
-# --- this machine ---------------------------------------------------------------------------------------------------
+# --- this machine --------------------------------------------------------------------------------
 
 
 def check_machine(subject: Subject) -> Iterator[Finding]:
@@ -249,7 +267,9 @@ def check_machine(subject: Subject) -> Iterator[Finding]:
         limits = LocalLimits.of(cluster, max(len(plan.config.team) for plan in subject.sweep.runs))
         plan = f"{limits.num_running} task(s) at a time with {limits.threads} thread(s) each"
         if limits.num_running * limits.threads > cores:
-            yield Finding(WARN, f"{here}; {plan}: more threads than cores", "lower cluster.num_running or cluster.threads")
+            yield Finding(
+                WARN, f"{here}; {plan}: more threads than cores", "lower cluster.num_running or cluster.threads"
+            )
         else:
             yield Finding(OK, f"{here}; {plan}")
 
@@ -299,12 +319,17 @@ def judge_gpus(where: str, facts: dict[str, Any], built_for: str | None) -> Find
     """The driver against the CUDA version of torch. Within a major version of CUDA an older driver will do."""
     gpus = f"{where}: {len(facts['gpus'])} x {facts['gpus'][0]}, driver {facts['driver']} (CUDA {facts['cuda'] or 'unknown'})"
     if built_for is None:
-        return Finding(WARN, f"{gpus}, but torch is a build for CPU only", "install the extra `gpu` in place of `cpu` (a new environment)")
+        return Finding(
+            WARN,
+            f"{gpus}, but torch is a build for CPU only",
+            "install the extra `gpu` in place of `cpu` (a new environment)",
+        )
     if facts["cuda"] and int(facts["cuda"].split(".")[0]) < int(built_for.split(".")[0]):
         return Finding(
-            FAIL, f"{gpus} is too old for torch, which was built for CUDA {built_for}",
+            FAIL,
+            f"{gpus} is too old for torch, which was built for CUDA {built_for}",
             f"ask for a newer driver, or install a torch built for CUDA {facts['cuda']}",
-        )  # fmt: skip
+        )
     return Finding(OK, f"{gpus}; torch was built for CUDA {built_for}")
 
 
@@ -314,7 +339,9 @@ def check_gpu(subject: Subject) -> Iterator[Finding]:
     if facts is not None:
         yield judge_gpus("GPU", facts, torch_cuda())
     elif has_gpu() and not subject.submits:
-        yield Finding(WARN, "there are GPU devices, but nvidia-smi does not answer", "look at the driver: run nvidia-smi")
+        yield Finding(
+            WARN, "there are GPU devices, but nvidia-smi does not answer", "look at the driver: run nvidia-smi"
+        )
     elif subject.submits:
         yield Finding(OK, "no GPU on this machine; the test job looks at the nodes")
     else:

@@ -87,7 +87,11 @@ def plan_probes(subject: Subject, root: Path) -> list[Probe]:
     found: dict[str, Probe] = {}
     for cluster in subject.clusters:
         for group in (g for g in cluster.groups if g != "controller"):
-            job = {name: value for name, value in cluster.slurm.job(group).items() if name not in ("time_min", "max_mem_gb")}
+            job = {
+                name: value
+                for name, value in cluster.slurm.job(group).items()
+                if name not in ("time_min", "max_mem_gb")
+            }
             shape = (cluster.slurm.update.nodes, cluster.update_ranks) if group == "update" else (1, 1)
             key = json.dumps([job | {"gpus_per_node": job["gpus_per_node"] or 0}, shape, cluster.slurm.python])
             probe = found.setdefault(key, Probe([], cluster, (), root / f"job-{len(found)}"))
@@ -125,7 +129,7 @@ def _end(jobs: list[int], slurm: Slurm) -> None:
             time.sleep(0.5)
 
 
-# --- waiting --------------------------------------------------------------------------------------------------------
+# --- waiting -------------------------------------------------------------------------------------
 
 
 def _finished(probes: list[Probe], slurm: Slurm, tell: Callable[[str], None]) -> Iterator[Probe]:
@@ -168,13 +172,15 @@ def _look(probes: list[Probe], slurm: Slurm, tell: Callable[[str], None]) -> Non
             probe.waiting_since = time.monotonic()
         if (entry is None or not entry.active) and probe.ended is None:
             probe.ended = time.monotonic()
-        words = f"{probe.name}: job {probe.job} is {probe.state}" + (f" ({entry.reason})" if entry and entry.state == "PENDING" else "")
+        words = f"{probe.name}: job {probe.job} is {probe.state}" + (
+            f" ({entry.reason})" if entry and entry.state == "PENDING" else ""
+        )
         if words not in probe.said:
             probe.said.add(words)
             tell(words)
 
 
-# --- judging --------------------------------------------------------------------------------------------------------
+# --- judging -------------------------------------------------------------------------------------
 
 
 def judge(probe: Probe, *, given: bool) -> Iterator[Finding]:
@@ -186,7 +192,9 @@ def judge(probe: Probe, *, given: bool) -> Iterator[Finding]:
             reports.append(manifests.read_json(path))
     if not reports and probe.state == "PENDING":
         what = f"{probe.name}: job {probe.job} still waits after {WAITING_S:.0f} s"
-        yield Finding(WARN, what, "it was cancelled; see squeue --start for when such a job may begin, and run this again then")
+        yield Finding(
+            WARN, what, "it was cancelled; see squeue --start for when such a job may begin, and run this again then"
+        )
         return
     if len(reports) < probe.num_ranks:
         yield _no_report(probe, len(reports))
@@ -207,16 +215,19 @@ def _no_report(probe: Probe, count: int) -> Finding:
             advice = "raise mem_gb: not even the packages could be imported"
         return Finding(FAIL, f"{what}; its log ends with:\n{words}", advice)
     return Finding(
-        FAIL, f"{what} and no log in {probe.folder}",
+        FAIL,
+        f"{what} and no log in {probe.folder}",
         "the nodes do not see this folder, or not under this name: give a folder on the shared file system as `output`",
-    )  # fmt: skip
+    )
 
 
 def _visibility(probe: Probe, report: dict[str, Any]) -> Finding:
     """How long a file takes to be seen on the other side, there and back; and whether the clocks agree."""
     if probe.pinged is None or probe.answered is None:
         what = f"{probe.name}: a file written here was not seen on {report['node']} within {SILENCE_S:.0f} s"
-        return Finding(FAIL, what, "the nodes do not see new files of `output`: give a folder on the shared file system")
+        return Finding(
+            FAIL, what, "the nodes do not see new files of `output`: give a folder on the shared file system"
+        )
     seconds = probe.answered - probe.pinged
     skew = report["answered_at"] - time.time() + (time.monotonic() - probe.answered)
     if abs(skew) > SKEW_S + seconds:
@@ -242,14 +253,24 @@ def judge_reports(
         f"{first['tmp_free_gb']:.0f} GB free in {first['tmp']}"
     )
     if first["cpus"] < job["cpus"]:
-        yield Finding(WARN, f"{what}: fewer cores than asked ({job['cpus']})", "tasks will be slow: see the site's rules for cpus-per-task")
+        yield Finding(
+            WARN,
+            f"{what}: fewer cores than asked ({job['cpus']})",
+            "tasks will be slow: see the site's rules for cpus-per-task",
+        )
     elif first["mem_gb"] < job["mem_gb"]:
-        yield Finding(WARN, f"{what}: less memory than asked ({job['mem_gb']:g} GB)", "lower mem_gb, or take other nodes")
+        yield Finding(
+            WARN, f"{what}: less memory than asked ({job['mem_gb']:g} GB)", "lower mem_gb, or take other nodes"
+        )
     else:
         yield Finding(OK, what)
     if not first["name_resolves"]:
         advice = "ranks on several nodes meet at the address that SLURM uses instead; add the node to DNS or /etc/hosts"
-        yield Finding(WARN if cluster.slurm.update.nodes > 1 else OK, f"{name}: {first['node']} does not resolve its own name", advice)
+        yield Finding(
+            WARN if cluster.slurm.update.nodes > 1 else OK,
+            f"{name}: {first['node']} does not resolve its own name",
+            advice,
+        )
     for report in reports:
         yield from _imports(name, report, given=given)
         if report["meeting"]:
@@ -268,7 +289,11 @@ def _imports(name: str, report: dict[str, Any], *, given: bool) -> Iterator[Find
             advice = f"run `{report['executable']} -c 'import {package}'` on a node; mend the environment or cluster.slurm.setup"
             yield Finding(FAIL if given else WARN, f"{where} failed: {error}", advice)
         elif seconds > SLOW_IMPORT_S:
-            yield Finding(WARN, f"{where} took {seconds:.0f} s", "put the environment on a faster file system, or into a container")
+            yield Finding(
+                WARN,
+                f"{where} took {seconds:.0f} s",
+                "put the environment on a faster file system, or into a container",
+            )
         else:
             yield Finding(OK, f"{where} took {seconds:.1f} s")
 
@@ -282,7 +307,9 @@ def _gpus(name: str, report: dict[str, Any], *, wanted: int) -> Iterator[Finding
         return
     if report["gpu"] is None:
         advice = "if these are real GPUs, their driver is not in order there: tell the site"
-        yield Finding(WARN, f"{name}: {wanted} GPU(s) granted, but nvidia-smi does not answer on {report['node']}", advice)
+        yield Finding(
+            WARN, f"{name}: {wanted} GPU(s) granted, but nvidia-smi does not answer on {report['node']}", advice
+        )
         return
     yield judge_gpus(f"{name}: {report['node']}", report["gpu"], report["torch_cuda"])
     seen = report["torch_gpus"]

@@ -53,9 +53,14 @@ def examine(spec: ProbeSpec) -> None:
     first_here = os.environ.get("SLURM_LOCALID", "0") == "0"
     imports, torch_gpus = _imports(spec) if first_here else ({}, None)
     report = {
-        **_node(), "rank": rank, "answered_at": answered_at, "meeting": meeting, "imports": imports, "torch_gpus": torch_gpus,
+        **_node(),
+        "rank": rank,
+        "answered_at": answered_at,
+        "meeting": meeting,
+        "imports": imports,
+        "torch_gpus": torch_gpus,
         "missing_models": [m for m in spec.models if not Path(m).is_dir()] if first_here else [],
-    }  # fmt: skip
+    }
     manifests.write_json(folder / report_name(rank), report)
 
 
@@ -77,12 +82,20 @@ def _node() -> dict[str, Any]:
     visible = [g for g in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if g and g != "-1"]
     gpu = gpu_facts()
     return {
-        "node": name, "host": socket.gethostname(), "name_resolves": resolves(name), "python": platform.python_version(),
-        "executable": sys.executable, "cpus": len(os.sched_getaffinity(0)), "mem_gb": psutil.virtual_memory().total / 2**30,
+        "node": name,
+        "host": socket.gethostname(),
+        "name_resolves": resolves(name),
+        "python": platform.python_version(),
+        "executable": sys.executable,
+        "cpus": len(os.sched_getaffinity(0)),
+        "mem_gb": psutil.virtual_memory().total / 2**30,
         "mem_limit_gb": memory_limit_gb(Path("/proc/self/cgroup").read_text(encoding="utf-8"), Path("/sys/fs/cgroup")),
-        "gpus_visible": len(visible) or len((gpu or {"gpus": []})["gpus"]), "gpu": gpu, "torch_cuda": torch_cuda(),
-        "tmp": tmp, "tmp_free_gb": shutil.disk_usage(tmp).free / 1e9,
-    }  # fmt: skip
+        "gpus_visible": len(visible) or len((gpu or {"gpus": []})["gpus"]),
+        "gpu": gpu,
+        "torch_cuda": torch_cuda(),
+        "tmp": tmp,
+        "tmp_free_gb": shutil.disk_usage(tmp).free / 1e9,
+    }
 
 
 def memory_limit_gb(membership: str, root: Path) -> float | None:
@@ -106,7 +119,10 @@ def memory_limit_gb(membership: str, root: Path) -> float | None:
 
 def _imports(spec: ProbeSpec) -> tuple[dict[str, tuple[float, str]], int | None]:
     """{package: (seconds, what went wrong or '')}, each in a process of its own; and how many GPUs torch sees."""
-    environment = {**os.environ, **worker_environment("vllm" if "vllm" in spec.packages else "transformers", spec.threads)}
+    environment = {
+        **os.environ,
+        **worker_environment("vllm" if "vllm" in spec.packages else "transformers", spec.threads),
+    }
     found, torch_gpus = {}, None
     for package in spec.packages:
         code = f"import {package}"
@@ -115,12 +131,19 @@ def _imports(spec: ProbeSpec) -> tuple[dict[str, tuple[float, str]], int | None]
         started = time.monotonic()
         try:
             done = subprocess.run(
-                [sys.executable, "-c", code], capture_output=True, text=True, timeout=IMPORT_WAIT_S, check=False, env=environment
+                [sys.executable, "-c", code],
+                capture_output=True,
+                text=True,
+                timeout=IMPORT_WAIT_S,
+                check=False,
+                env=environment,
             )
         except subprocess.TimeoutExpired:
             found[package] = (IMPORT_WAIT_S, f"not done after {IMPORT_WAIT_S:.0f} s")
             continue
-        error = "" if done.returncode == 0 else (done.stderr.strip().splitlines() or [f"exit status {done.returncode}"])[-1]
+        error = (
+            "" if done.returncode == 0 else (done.stderr.strip().splitlines() or [f"exit status {done.returncode}"])[-1]
+        )
         found[package] = (time.monotonic() - started, error[:500])
         for line in done.stdout.splitlines():
             if line.startswith("GPUS "):
@@ -128,7 +151,7 @@ def _imports(spec: ProbeSpec) -> tuple[dict[str, tuple[float, str]], int | None]
     return found, torch_gpus
 
 
-# --- do ranks find each other ---------------------------------------------------------------------------------------
+# --- do ranks find each other --------------------------------------------------------------------
 
 
 def _meet(rank: int, size: int) -> str:

@@ -21,7 +21,9 @@ NEEDED_COMMANDS = ("sbatch", "srun", "squeue", "scancel", "scontrol", "sinfo")
 ACCOUNTING_COMMANDS = ("sacct", "sacctmgr")
 SLOW_ANSWER_S = 5.0
 FEW_JOBS = 20
-ACCOUNTING_ADVICE = "jobs which have left the queue cannot be looked up; endings are told by status files and logs alone"
+ACCOUNTING_ADVICE = (
+    "jobs which have left the queue cannot be looked up; endings are told by status files and logs alone"
+)
 
 
 def check_slurm(subject: Subject) -> Iterator[Finding]:
@@ -68,11 +70,19 @@ def check_limits(subject: Subject) -> Iterator[Finding]:
     asked = {(job["partition"], job["qos"], job["account"]) for job in jobs}
     for partition, qos, account in sorted(asked, key=str):
         limits = subject.slurm.limits(partition=partition, qos=qos, account=account)
-        where = ", ".join(f"{name} {value}" for name, value in (("partition", partition), ("qos", qos), ("account", account)) if value)
-        most = "no limit of jobs in the queue" if limits.max_submitted is None else f"at most {limits.max_submitted} jobs in the queue"
+        where = ", ".join(
+            f"{name} {value}" for name, value in (("partition", partition), ("qos", qos), ("account", account)) if value
+        )
+        most = (
+            "no limit of jobs in the queue"
+            if limits.max_submitted is None
+            else f"at most {limits.max_submitted} jobs in the queue"
+        )
         what = f"limits{f' ({where})' if where else ''}: arrays of up to {limits.max_array_size} elements, {most}"
         if limits.max_submitted is not None and limits.max_submitted < FEW_JOBS:
-            yield Finding(WARN, what, "the sweep will go in small steps; raise generate.parts_per_job, or ask for another QOS")
+            yield Finding(
+                WARN, what, "the sweep will go in small steps; raise generate.parts_per_job, or ask for another QOS"
+            )
         else:
             yield Finding(OK, what)
 
@@ -96,13 +106,16 @@ def check_accounting(subject: Subject) -> Iterator[Finding]:
         yield Finding(OK, f"accounting answers; your default account: {subject.slurm.default_account() or 'none'}")
 
 
-# --- the profile ----------------------------------------------------------------------------------------------------
+# --- the profile ---------------------------------------------------------------------------------
 
 
 def check_profile(subject: Subject) -> Iterator[Finding]:
     """Partition, time, account and QOS of each phase group; then SLURM's own word."""
     if not subject.submits:
-        yield Finding(OK, "cluster profile: none is named; give one with --cluster NAME, or a sweep with `driver: arrays` or `resident`")
+        yield Finding(
+            OK,
+            "cluster profile: none is named; give one with --cluster NAME, or a sweep with `driver: arrays` or `resident`",
+        )
         return
     partitions = subject.slurm.partitions()
     for cluster in subject.clusters:
@@ -135,16 +148,26 @@ def _partition_findings(cluster: ClusterSection, partitions: dict[str, Partition
             yield Finding(FAIL, f"{jobs}: {what}", f"write one of {', '.join(partitions)} as cluster.slurm.partition")
             continue
         if partition.state != "UP":
-            yield Finding(WARN, f"{jobs} would wait: partition {name} is {partition.state}", "see sinfo, or take another partition")
+            yield Finding(
+                WARN,
+                f"{jobs} would wait: partition {name} is {partition.state}",
+                "see sinfo, or take another partition",
+            )
         limit = partition.time_limit_min
         if limit is not None and time_min > limit:
             what = f"{jobs} ask for {time_min} min, partition {name} allows {limit:g}: they might wait for ever"
             yield Finding(FAIL, what, f"lower time_min to {int(limit)}")
         if partition.preemptible and not cluster.slurm.requeue:
-            yield Finding(WARN, f"partition {name} is preemptible, and requeue is false", "set cluster.slurm.requeue: true")
+            yield Finding(
+                WARN, f"partition {name} is preemptible, and requeue is false", "set cluster.slurm.requeue: true"
+            )
         if partition.preemptible and partition.grace_s < cluster.slurm.preemption_grace_s:
             what = f"partition {name} leaves a preempted job {partition.grace_s} s, the profile says {cluster.slurm.preemption_grace_s:g}"
-            yield Finding(WARN, what, f"set cluster.slurm.preemption_grace_s: {max(1, partition.grace_s)}, so that jobs stop in time")
+            yield Finding(
+                WARN,
+                what,
+                f"set cluster.slurm.preemption_grace_s: {max(1, partition.grace_s)}, so that jobs stop in time",
+            )
 
 
 def _permission_findings(subject: Subject, cluster: ClusterSection) -> Iterator[Finding]:
@@ -156,11 +179,15 @@ def _permission_findings(subject: Subject, cluster: ClusterSection) -> Iterator[
         mine = [a for a in associations or [] if account is None or a.account == account]
         if account is not None and associations and not mine:
             accounts = ", ".join(sorted({a.account for a in associations}))
-            yield Finding(status, f"{jobs}: you are not in account {account}{ending}", f"write one of {accounts} as account")
+            yield Finding(
+                status, f"{jobs}: you are not in account {account}{ending}", f"write one of {accounts} as account"
+            )
         if qos is None or known_qos is None:
             continue
         if qos not in known_qos:
-            yield Finding(status, f"{jobs}: there is no QOS {qos}{ending}", f"write one of {', '.join(known_qos)} as qos")
+            yield Finding(
+                status, f"{jobs}: there is no QOS {qos}{ending}", f"write one of {', '.join(known_qos)} as qos"
+            )
         elif mine and not any(qos in a.qos for a in mine):
             allowed = ", ".join(sorted({q for a in mine for q in a.qos})) or "none"
             yield Finding(status, f"{jobs}: QOS {qos} is not open to you{ending}", f"QOS that are: {allowed}")

@@ -85,7 +85,9 @@ def _kind(probe: Path, *, shared: bool) -> Finding:
     if kind in PASSING_KINDS:
         return Finding(WARN, f"{what}: it is lost when this machine restarts", "give a folder on a disk as `output`")
     if shared and kind in LOCAL_KINDS:
-        advice = "give a folder on the cluster's shared file system, unless the test job shows that the nodes see this one"
+        advice = (
+            "give a folder on the cluster's shared file system, unless the test job shows that the nodes see this one"
+        )
         return Finding(WARN, f"{what}: most likely not shared with the compute nodes", advice)
     return Finding(OK, what)
 
@@ -108,7 +110,9 @@ def _hard_links(probe: Path) -> Finding:
     try:
         link.hardlink_to(source)
     except OSError as e:
-        advice = "the claim which keeps two controllers apart needs them: give a folder on another file system as `output`"
+        advice = (
+            "the claim which keeps two controllers apart needs them: give a folder on another file system as `output`"
+        )
         return Finding(FAIL, f"output folder: no hard links here ({e.strerror})", advice)
     try:
         link.hardlink_to(source)
@@ -154,7 +158,9 @@ def _sync(probe: Path) -> Finding:
     seconds = time.perf_counter() - started
     what = f"output folder: fsync works ({1000 * seconds:.0f} ms for a small file)"
     if seconds > SLOW_SYNC_S:
-        return Finding(WARN, f"{what}: slow", "the file system is very busy, or far away; many small parts would wait for it")
+        return Finding(
+            WARN, f"{what}: slow", "the file system is very busy, or far away; many small parts would wait for it"
+        )
     return Finding(OK, what)
 
 

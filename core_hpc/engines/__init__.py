@@ -20,8 +20,18 @@ from core_hpc.models.quantization import require_four_bit
 EngineKind = Literal["vllm", "transformers", "fake"]
 
 __all__ = [
-    "AdapterRef", "Completion", "Engine", "EngineKind", "EngineSpec", "GenerationRequest", "ProgressCallback", "SamplingSettings",
-    "check_requests", "create_engine", "has_gpu", "worker_environment",
+    "AdapterRef",
+    "Completion",
+    "Engine",
+    "EngineKind",
+    "EngineSpec",
+    "GenerationRequest",
+    "ProgressCallback",
+    "SamplingSettings",
+    "check_requests",
+    "create_engine",
+    "has_gpu",
+    "worker_environment",
 ]
 
 

@@ -35,7 +35,9 @@ class FakeEngine(StepEngine):
 
         path = spec.model_folder / "tokenizer.json"
         if not path.is_file():
-            raise InputError(f"engine fake: {path} is missing; it needs the tokenizer of a model, saved by transformers")
+            raise InputError(
+                f"engine fake: {path} is missing; it needs the tokenizer of a model, saved by transformers"
+            )
         self._tokenizer: Any = Tokenizer.from_file(str(path))
         self._end_id = _end_token_id(spec, self._tokenizer)
         self._context = spec.max_context_tokens
@@ -43,7 +45,9 @@ class FakeEngine(StepEngine):
         self._num_requests = 0
         self._under_way: dict[str, tuple[GenerationRequest, SamplingSettings, AdapterRef | None]] = {}
 
-    def add(self, requests: Sequence[GenerationRequest], sampling: SamplingSettings, adapter: AdapterRef | None) -> list[str]:
+    def add(
+        self, requests: Sequence[GenerationRequest], sampling: SamplingSettings, adapter: AdapterRef | None
+    ) -> list[str]:
         """Begin requests."""
         if self._closed:
             raise CoreHpcError("this engine was closed")
@@ -70,7 +74,9 @@ class FakeEngine(StepEngine):
         """Nothing is held; only forbids further use."""
         self._closed = True
 
-    def _complete(self, request: GenerationRequest, sampling: SamplingSettings, adapter: AdapterRef | None) -> Completion:
+    def _complete(
+        self, request: GenerationRequest, sampling: SamplingSettings, adapter: AdapterRef | None
+    ) -> Completion:
         seed = request.seed if sampling.temperature > 0 else 0
         version = adapter.version if adapter is not None else ""
         rng = random.Random(_stable_hash(f"{seed}|{_weights_digest(adapter)}|{request.prompt_token_ids}"))

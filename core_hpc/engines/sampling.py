@@ -17,7 +17,9 @@ if TYPE_CHECKING:
 _NUM_CANDIDATES = 1024
 
 
-def sample_tokens(logits: Tensor, generators: Sequence[Generator], temperature: float, top_p: float) -> tuple[Tensor, Tensor]:
+def sample_tokens(
+    logits: Tensor, generators: Sequence[Generator], temperature: float, top_p: float
+) -> tuple[Tensor, Tensor]:
     """One token per row.
 
     Args:

@@ -48,7 +48,9 @@ class StepEngine(ABC):
         return call.completions
 
     @abstractmethod
-    def add(self, requests: Sequence[GenerationRequest], sampling: SamplingSettings, adapter: AdapterRef | None) -> list[str]:
+    def add(
+        self, requests: Sequence[GenerationRequest], sampling: SamplingSettings, adapter: AdapterRef | None
+    ) -> list[str]:
         """Begin requests; returns their ids, which never come again."""
 
     @abstractmethod
@@ -113,7 +115,7 @@ class EngineOwner:
         self._live: dict[str, _Call] = {}
         self._engine: tuple[EngineSpec, StepEngine] | None = None
 
-    # --- in the threads of tasks ------------------------------------------------------------------------------------------
+    # --- in the threads of tasks -----------------------------------------------------------------
 
     def engine(self, spec: EngineSpec) -> Engine:
         """The engine, loaded; waits until tasks with another one have ended."""
@@ -132,7 +134,7 @@ class EngineOwner:
             raise call.error
         return call.completions
 
-    # --- in the owner's ---------------------------------------------------------------------------------------------------
+    # --- in the owner's --------------------------------------------------------------------------
 
     def close(self) -> None:
         """Let `run` return when all calls have been served."""
@@ -165,7 +167,9 @@ class EngineOwner:
         if not self._live:
             return True
         assert self._engine is not None
-        return self._engine[0] == spec and (not call.requests or next(iter(self._live.values())).adapter == call.adapter)
+        return self._engine[0] == spec and (
+            not call.requests or next(iter(self._live.values())).adapter == call.adapter
+        )
 
     def _begin(self, spec: EngineSpec, call: _Call) -> None:
         try:

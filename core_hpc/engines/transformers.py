@@ -16,7 +16,14 @@ from typing import TYPE_CHECKING, Any
 
 from core_hpc.common.errors import CoreHpcError, InputError
 from core_hpc.engines import EngineSpec, check_requests
-from core_hpc.engines.base import AdapterRef, Completion, FinishReason, GenerationRequest, ProgressCallback, SamplingSettings
+from core_hpc.engines.base import (
+    AdapterRef,
+    Completion,
+    FinishReason,
+    GenerationRequest,
+    ProgressCallback,
+    SamplingSettings,
+)
 from core_hpc.engines.sampling import sample_tokens
 from core_hpc.models.quantization import four_bit_options
 
@@ -58,7 +65,9 @@ class TransformersEngine:
         if spec.four_bit:
             model = AutoModelForCausalLM.from_pretrained(spec.model_folder, **four_bit_options(self._device), **options)
         else:
-            model = AutoModelForCausalLM.from_pretrained(spec.model_folder, dtype=getattr(torch, dtype), **options).to(self._device)
+            model = AutoModelForCausalLM.from_pretrained(spec.model_folder, dtype=getattr(torch, dtype), **options).to(
+                self._device
+            )
         # Frozen at once: PEFT would freeze it with the first adapter, and then other kernels give the base other last digits.
         self._model: Any = model.requires_grad_(False).eval()
         self._end_ids = _end_token_ids(self._model, self._tokenizer)
@@ -176,7 +185,12 @@ class TransformersEngine:
         """Logits [B, V] of the last position. Padding is on the left, so positions count the mask."""
         positions = (mask.cumsum(dim=1) - 1).clamp(min=0)[:, -ids.shape[1] :]
         out = self._model(
-            input_ids=ids, attention_mask=mask, position_ids=positions, past_key_values=cache, use_cache=True, logits_to_keep=1
+            input_ids=ids,
+            attention_mask=mask,
+            position_ids=positions,
+            past_key_values=cache,
+            use_cache=True,
+            logits_to_keep=1,
         )
         return out.logits[:, -1]
 
@@ -209,11 +223,15 @@ class TransformersEngine:
         if adapter == self._adapter:
             return
         if not (adapter.path / "adapter_config.json").is_file():
-            raise InputError(f"adapter {adapter.version}: {adapter.path} is not a PEFT adapter folder (no adapter_config.json)")
+            raise InputError(
+                f"adapter {adapter.version}: {adapter.path} is not a PEFT adapter folder (no adapter_config.json)"
+            )
         old, self._num_adapters = f"adapter{self._num_adapters}", self._num_adapters + 1
         name = f"adapter{self._num_adapters}"  # versions may contain dots, which PEFT forbids in names
         if self._peft is None:
-            self._peft = PeftModel.from_pretrained(self._model, str(adapter.path), adapter_name=name)  # adds layers to self._model
+            self._peft = PeftModel.from_pretrained(
+                self._model, str(adapter.path), adapter_name=name
+            )  # adds layers to self._model
         else:
             self._peft.load_adapter(str(adapter.path), adapter_name=name)
             self._peft.set_adapter(name)

@@ -50,7 +50,9 @@ class VllmEngine(StepEngine):
         self._num_adapters = 0
         self._adapter: tuple[AdapterRef, LoRARequest] | None = None
 
-    def add(self, requests: Sequence[GenerationRequest], sampling: SamplingSettings, adapter: AdapterRef | None) -> list[str]:
+    def add(
+        self, requests: Sequence[GenerationRequest], sampling: SamplingSettings, adapter: AdapterRef | None
+    ) -> list[str]:
         """Begin requests, of which all that are under way use the same adapter.
 
         If there are none, the prefix cache is emptied first: prompts that an earlier call left there would change the last digits, so
@@ -83,7 +85,9 @@ class VllmEngine(StepEngine):
 
     def abort(self, ids: Sequence[str]) -> None:
         """Take requests out."""
-        self._require().llm_engine.abort_request([self._internal_ids.pop(i) for i in ids if i in self._internal_ids], internal=True)
+        self._require().llm_engine.abort_request(
+            [self._internal_ids.pop(i) for i in ids if i in self._internal_ids], internal=True
+        )
 
     def sleep(self) -> None:
         """Weights go to the machine's memory, the KV cache is dropped. The adapter is loaded anew afterwards: it lies in neither."""
@@ -120,7 +124,9 @@ class VllmEngine(StepEngine):
         if self._adapter is not None and self._adapter[0] == adapter:
             return self._adapter[1]
         if not (adapter.path / "adapter_config.json").is_file():
-            raise InputError(f"adapter {adapter.version}: {adapter.path} is not a PEFT adapter folder (no adapter_config.json)")
+            raise InputError(
+                f"adapter {adapter.version}: {adapter.path} is not a PEFT adapter folder (no adapter_config.json)"
+            )
         self._drop_adapter()
         self._num_adapters += 1
         request = LoRARequest(f"{adapter.version}#{self._num_adapters}", self._num_adapters, str(adapter.path))
@@ -156,7 +162,9 @@ def _engine_arguments(spec: EngineSpec, *, on_cpu: bool) -> dict[str, Any]:
             # ("CPU Generator does not use offset"), so every prompt is read whole.
             "enable_chunked_prefill": False,
             "max_num_batched_tokens": max(1024, spec.max_context_tokens, spec.max_num_seqs),
-            "kv_cache_memory_bytes": int((spec.kv_cache_gb or _CPU_KV_CACHE_GB) * 2**30),  # default: 92 % of the machine
+            "kv_cache_memory_bytes": int(
+                (spec.kv_cache_gb or _CPU_KV_CACHE_GB) * 2**30
+            ),  # default: 92 % of the machine
             "block_size": CPU_BLOCK_TOKENS,
         }
     else:
@@ -193,5 +201,7 @@ def _sampling_parameters(sampling: SamplingSettings, seed: int) -> Any:
 def _completion(output: Any) -> Completion:
     """vLLM's token ids hold the end token and the tokens of a stop string, as the protocol wants."""
     token_ids = tuple(output.token_ids)
-    logprobs = tuple(float(step[token].logprob) for token, step in zip(token_ids, output.logprobs[: len(token_ids)], strict=True))
+    logprobs = tuple(
+        float(step[token].logprob) for token, step in zip(token_ids, output.logprobs[: len(token_ids)], strict=True)
+    )
     return Completion(token_ids, logprobs, "length" if output.finish_reason == "length" else "stop")

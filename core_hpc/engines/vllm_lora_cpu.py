@@ -19,17 +19,41 @@ if TYPE_CHECKING:
 _EXPECTED = {
     "bgmv_shrink": ("inputs", "lora_b_weights", "output_tensor", "lora_indices_tensor", "scaling"),
     "bgmv_expand_slice": (
-        "inputs", "lora_b_weights", "output_tensor", "lora_indices_tensor", "slice_offset", "slice_size", "add_inputs",
+        "inputs",
+        "lora_b_weights",
+        "output_tensor",
+        "lora_indices_tensor",
+        "slice_offset",
+        "slice_size",
+        "add_inputs",
     ),
     "sgmv_shrink": (
-        "inputs", "lora_a_weights", "output_tensor", "b_seq_start_loc", "seq_len_tensor", "lora_indices_tensor", "batches",
-        "max_seq_length", "token_nums", "scaling",
+        "inputs",
+        "lora_a_weights",
+        "output_tensor",
+        "b_seq_start_loc",
+        "seq_len_tensor",
+        "lora_indices_tensor",
+        "batches",
+        "max_seq_length",
+        "token_nums",
+        "scaling",
     ),
     "sgmv_expand_slice": (
-        "inputs", "lora_b_weights", "output_tensor", "b_seq_start_loc", "seq_len_tensor", "lora_indices_tensor", "batches",
-        "max_seq_length", "token_nums", "slice_offset", "slice_size", "add_inputs",
+        "inputs",
+        "lora_b_weights",
+        "output_tensor",
+        "b_seq_start_loc",
+        "seq_len_tensor",
+        "lora_indices_tensor",
+        "batches",
+        "max_seq_length",
+        "token_nums",
+        "slice_offset",
+        "slice_size",
+        "add_inputs",
     ),
-}  # fmt: skip
+}
 
 
 def install() -> bool:
@@ -52,7 +76,11 @@ def install() -> bool:
 
 
 def _refuse(why: str) -> bool:
-    warnings.warn(f"vLLM's CPU LoRA functions are left as they are ({why}); results are right, but slower", RuntimeWarning, stacklevel=3)
+    warnings.warn(
+        f"vLLM's CPU LoRA functions are left as they are ({why}); results are right, but slower",
+        RuntimeWarning,
+        stacklevel=3,
+    )
     return False
 
 

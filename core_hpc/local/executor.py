@@ -87,7 +87,9 @@ class LocalLimits:
     sharing: Sharing
 
     @classmethod
-    def of(cls, cluster: ClusterSection, num_models: int, *, cores: int | None = None, needs: Sequence[Needs] = ()) -> LocalLimits:
+    def of(
+        cls, cluster: ClusterSection, num_models: int, *, cores: int | None = None, needs: Sequence[Needs] = ()
+    ) -> LocalLimits:
         """Resolve the defaults of a cluster section for this machine; InputError when it cannot work here.
 
         `cores`: those that may be used, if this process may see more (a SLURM job). `needs`: of the models, where they are known.
@@ -162,7 +164,9 @@ class LocalExecutor:
             if group is None:
                 return False
         command = {"run": str(run.root.absolute()), "task": str(key)}
-        group.assigned[command["run"], command["task"]] = _Assigned(TaskRef(run.run_id, key), set(range(len(group.workers))))
+        group.assigned[command["run"], command["task"]] = _Assigned(
+            TaskRef(run.run_id, key), set(range(len(group.workers)))
+        )
         group.last_used = time.monotonic()
         group.rest = "awake"
         for worker in group.workers:
@@ -173,7 +177,11 @@ class LocalExecutor:
         """Whether no other engine on these GPUs keeps its memory; those that do are told to sleep, and are idle."""
         if self._limits.sharing.kind != "sleep":
             return True
-        others = [g for g in self._groups.values() if g is not group and _kind(g.role) == "generate" and set(g.gpus) & set(gpus)]
+        others = [
+            g
+            for g in self._groups.values()
+            if g is not group and _kind(g.role) == "generate" and set(g.gpus) & set(gpus)
+        ]
         for other in others:
             if other.rest == "awake":
                 other.rest = "told"
@@ -214,7 +222,7 @@ class LocalExecutor:
         self._end(list(self._groups))
         self._selector.close()
 
-    # --- events -----------------------------------------------------------------------------------------------------
+    # --- events ----------------------------------------------------------------------------------
 
     def _handle(self, group: _Group, rank: int, message: dict[str, Any]) -> list[Event]:
         kind, identity = message.pop("event"), (message.pop("run", ""), message.pop("task", ""))
@@ -245,7 +253,7 @@ class LocalExecutor:
         fields = {"kind": "died", "message": message, "traceback": worker.log_tail(), "log": str(worker.log)}
         return [Event(assigned.task, "failed", fields) for assigned in group.assigned.values()]
 
-    # --- workers ----------------------------------------------------------------------------------------------------
+    # --- workers ---------------------------------------------------------------------------------
 
     def _start_group(self, role: str, run: Run, key: TaskKey) -> _Group | None:
         ranks = self._cluster.update_ranks if key.phase == UPDATE else 1
@@ -255,14 +263,22 @@ class LocalExecutor:
         if len(self._groups) >= self._limits.num_alive and not self._evict():
             return None
         sharing = self._limits.sharing
-        environment = {**os.environ, **worker_environment(engine_kind(run, key), self._limits.threads), **sharing.environment()}
+        environment = {
+            **os.environ,
+            **worker_environment(engine_kind(run, key), self._limits.threads),
+            **sharing.environment(),
+        }
         make_folder(run.paths.logs)
         log = run.paths.logs / f"{role}.log"
         group = _Group(role, [], gpus, parts_at_once(self._cluster, run, key))
         port = str(_free_port())
         for rank in range(ranks):
             rank_environment = {
-                "RANK": str(rank), "WORLD_SIZE": str(ranks), "LOCAL_RANK": "0", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port,
+                "RANK": str(rank),
+                "WORLD_SIZE": str(ranks),
+                "LOCAL_RANK": "0",
+                "MASTER_ADDR": "127.0.0.1",
+                "MASTER_PORT": port,
             }
             if self._limits.gpus:
                 rank_environment["CUDA_VISIBLE_DEVICES"] = str(gpus[rank]) if gpus else ""
@@ -309,7 +325,9 @@ class LocalExecutor:
 
 def needs_of(runs: Sequence[Run]) -> list[Needs]:
     """Of the team that needs most."""
-    teams = [[Needs.of(m, r.facts[m.name].num_weights, r.config.cluster.update_ranks) for m in r.config.team] for r in runs]
+    teams = [
+        [Needs.of(m, r.facts[m.name].num_weights, r.config.cluster.update_ranks) for m in r.config.team] for r in runs
+    ]
     return max(teams, key=lambda team: sum(n.engine_gb + n.trainer_gb for n in team), default=[])
 
 

@@ -42,7 +42,9 @@ def usable_gpus(cluster: ClusterSection) -> tuple[str, ...]:
     if cluster.gpus is None:
         return tuple(listed or (str(i) for i in range(len(list(Path("/dev").glob("nvidia[0-9]*"))))))
     if listed and any(not 0 <= i < len(listed) for i in cluster.gpus):
-        raise InputError(f"cluster.gpus: {cluster.gpus}, but CUDA_VISIBLE_DEVICES shows {len(listed)} GPU(s), counted from 0")
+        raise InputError(
+            f"cluster.gpus: {cluster.gpus}, but CUDA_VISIBLE_DEVICES shows {len(listed)} GPU(s), counted from 0"
+        )
     return tuple(listed[i] if listed else str(i) for i in cluster.gpus)
 
 
@@ -58,7 +60,9 @@ def most_on_a_gpu(num_models: int, num_ranks: int, num_gpus: int) -> int:
 def check_gpus(cluster: ClusterSection, num_models: int, num_gpus: int) -> None:
     """InputError when so many GPUs of one machine are too few for the ranks, or cannot be shared as asked."""
     if num_gpus and cluster.update_ranks > num_gpus:
-        raise InputError(f"cluster.update_ranks: {cluster.update_ranks} ranks need as many GPUs, this machine shows {num_gpus}; lower it")
+        raise InputError(
+            f"cluster.update_ranks: {cluster.update_ranks} ranks need as many GPUs, this machine shows {num_gpus}; lower it"
+        )
     if num_gpus and cluster.gpu_sharing == "split":
         engines = most_on_a_gpu(num_models, 1, num_gpus)
         if engines * cluster.gpu_memory_share > MOST_FOR_ENGINES:
@@ -81,12 +85,16 @@ def place_alone(count: int, gpus: Sequence[str], holders: Sequence[Holder]) -> P
     return (tuple(gpu for gpu in gpus if gpu in free)[:count], ended) if len(free) >= count else None
 
 
-def place_beside(kind: str, count: int, gpus: Sequence[str], holders: Sequence[Holder], *, most: int) -> Placement | None:
+def place_beside(
+    kind: str, count: int, gpus: Sequence[str], holders: Sequence[Holder], *, most: int
+) -> Placement | None:
     """GPUs that a new group shares with others: those with the fewest of its kind; None while one of them is busy.
 
     A GPU never holds more than `most` of a kind (models of other runs): idle groups beyond that are named to be ended.
     """
-    alike = {gpu: sorted((h for h in holders if h.kind == kind and gpu in h.gpus), key=lambda h: h.last_used) for gpu in gpus}
+    alike = {
+        gpu: sorted((h for h in holders if h.kind == kind and gpu in h.gpus), key=lambda h: h.last_used) for gpu in gpus
+    }
     busy = {gpu for h in holders if h.busy for gpu in h.gpus}
     chosen = sorted(gpus, key=lambda gpu: (len(alike[gpu]), gpu in busy))[:count]
     if len(chosen) < count or busy & set(chosen):

@@ -66,7 +66,9 @@ class Sharing:
         return cls(cast(Kind, kind), float(share))
 
 
-def choose(cluster: ClusterSection, needs: Sequence[Needs], *, num_gpus: int, gpu_gb: float | None, host_gb: float) -> Sharing:
+def choose(
+    cluster: ClusterSection, needs: Sequence[Needs], *, num_gpus: int, gpu_gb: float | None, host_gb: float
+) -> Sharing:
     """What the user asked for; for `auto`, the best way that memory allows: split, else sleep, else evict.
 
     Args:
@@ -83,12 +85,18 @@ def choose(cluster: ClusterSection, needs: Sequence[Needs], *, num_gpus: int, gp
     if asked == "auto" and needs and len(needs) * (1 + cluster.update_ranks) <= num_gpus:
         return Sharing("evict", share, "every engine and trainer has a GPU of its own")
     if unknown:
-        return Sharing("evict", share, "the memory of the GPU, or the size of a model, is not known, so workers take turns")
+        return Sharing(
+            "evict", share, "the memory of the GPU, or the size of a model, is not known, so workers take turns"
+        )
     assert gpu_gb is not None
     room = _Room.of(needs, engines, trainers, gpu_gb)
     has = f"{engines} engine(s) and {trainers} trainer(s) on a GPU of {gpu_gb:.0f} GiB"
     if asked == "auto" and room.split_gb >= room.least_engine_gb:
-        return Sharing("split", round(room.split_gb / gpu_gb, 3), f"{has}: all stay in memory, {room.split_gb:.0f} GiB for each engine")
+        return Sharing(
+            "split",
+            round(room.split_gb / gpu_gb, 3),
+            f"{has}: all stay in memory, {room.split_gb:.0f} GiB for each engine",
+        )
     host = engines * num_gpus * max(n.engine_gb for n in needs)
     if room.sleep_gb < room.least_engine_gb or room.update_gb < 0 or host > HOST_SHARE * host_gb:
         short = f"{host:.0f} GiB of weights in the machine's {host_gb:.0f} GiB" if host > HOST_SHARE * host_gb else has
@@ -126,7 +134,10 @@ def gpu_memory(names: Sequence[str]) -> float | None:
 
         pynvml.nvmlInit()
         try:
-            handles = [pynvml.nvmlDeviceGetHandleByIndex(int(n)) if n.isdigit() else pynvml.nvmlDeviceGetHandleByUUID(n) for n in names]
+            handles = [
+                pynvml.nvmlDeviceGetHandleByIndex(int(n)) if n.isdigit() else pynvml.nvmlDeviceGetHandleByUUID(n)
+                for n in names
+            ]
             return min(float(pynvml.nvmlDeviceGetMemoryInfo(handle).total) for handle in handles) / 2**30
         finally:
             pynvml.nvmlShutdown()

@@ -26,7 +26,13 @@ class WorkerProcess:
     """One worker. `pipe` becomes readable when it has events or has ended."""
 
     def __init__(
-        self, role: str, log: Path | None, environment: Mapping[str, str], *, deaf: bool = False, shared_engine: bool = False
+        self,
+        role: str,
+        log: Path | None,
+        environment: Mapping[str, str],
+        *,
+        deaf: bool = False,
+        shared_engine: bool = False,
     ) -> None:
         """Start it; without a log it writes where its parent writes.
 
@@ -37,14 +43,27 @@ class WorkerProcess:
         self.log = log
         read_fd, write_fd = os.pipe()
         command = [
-            sys.executable, "-m", "core_hpc.phases.worker", "--role", role, "--events-fd", str(write_fd),
-            "--threads", environment["OMP_NUM_THREADS"], *(["--shared-engine"] if shared_engine else []),
+            sys.executable,
+            "-m",
+            "core_hpc.phases.worker",
+            "--role",
+            role,
+            "--events-fd",
+            str(write_fd),
+            "--threads",
+            environment["OMP_NUM_THREADS"],
+            *(["--shared-engine"] if shared_engine else []),
         ]
         with contextlib.ExitStack() as stack:
             file = stack.enter_context(log.open("ab")) if log is not None else None
             stack.enter_context(_ignored(STOP_SIGNALS if deaf else ()))
             self.process = subprocess.Popen(
-                command, stdin=subprocess.PIPE, stdout=file, stderr=file, env=dict(environment), pass_fds=(write_fd,),
+                command,
+                stdin=subprocess.PIPE,
+                stdout=file,
+                stderr=file,
+                env=dict(environment),
+                pass_fds=(write_fd,),
                 start_new_session=True,  # Ctrl-C is for the launcher, which then ends its workers
             )
         os.close(write_fd)

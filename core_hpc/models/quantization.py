@@ -22,12 +22,16 @@ _ELSE = "or train with tuning: lora"
 def require_package() -> None:
     """InputError when bitsandbytes is not installed."""
     if find_spec("bitsandbytes") is None:
-        raise InputError(f"tuning: qlora needs bitsandbytes, which is not installed; run: pip install 'core_hpc[qlora]', {_ELSE}")
+        raise InputError(
+            f"tuning: qlora needs bitsandbytes, which is not installed; run: pip install 'core_hpc[qlora]', {_ELSE}"
+        )
 
 
 def no_gpu() -> InputError:
     """What to say where there is no GPU."""
-    return InputError(f"tuning: qlora keeps base weights in 4 bits, which needs a GPU, and this machine shows none; use another, {_ELSE}")
+    return InputError(
+        f"tuning: qlora keeps base weights in 4 bits, which needs a GPU, and this machine shows none; use another, {_ELSE}"
+    )
 
 
 def require_four_bit() -> None:
@@ -45,6 +49,9 @@ def four_bit_options(device: torch.device) -> dict[str, Any]:
     from transformers import BitsAndBytesConfig
 
     quantisation = BitsAndBytesConfig(
-        load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True, bnb_4bit_compute_dtype=torch.bfloat16
+        load_in_4bit=True,
+        bnb_4bit_quant_type="nf4",
+        bnb_4bit_use_double_quant=True,
+        bnb_4bit_compute_dtype=torch.bfloat16,
     )
     return {"quantization_config": quantisation, "device_map": {"": device}, "dtype": torch.bfloat16}

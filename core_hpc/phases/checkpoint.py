@@ -101,8 +101,12 @@ class CheckpointStore:
             )
         try:
             return self._load(num_steps)
-        except manifests.DamagedError as e:  # rank 0 has just found it whole; what reports damage would make a phase task again
-            raise StoreError(f"{e}; rank 0 goes on from this checkpoint, but {socket.gethostname()} reads it otherwise") from e
+        except (
+            manifests.DamagedError
+        ) as e:  # rank 0 has just found it whole; what reports damage would make a phase task again
+            raise StoreError(
+                f"{e}; rank 0 goes on from this checkpoint, but {socket.gethostname()} reads it otherwise"
+            ) from e
 
     def _load(self, num_steps: int) -> ResumePoint:
         from core_hpc.training.interruption import ResumePoint
@@ -126,7 +130,9 @@ def stored_steps(paths: RunPaths, key: TaskKey) -> list[int]:
 def write_steps(folder: Path, steps: pl.DataFrame, run_id: str, key: TaskKey) -> tuple[int, str]:
     """Write the metrics of an update's steps as a complete table; returns (rows, table name) for its manifest."""
     identity = {"run_id": pl.lit(run_id), "iteration": pl.lit(key.iteration, pl.Int32), "model": pl.lit(key.model)}
-    return shards.write_frame(folder / "steps.parquet", steps.with_columns(**identity).select(list(STEPS.schema)), STEPS)
+    return shards.write_frame(
+        folder / "steps.parquet", steps.with_columns(**identity).select(list(STEPS.schema)), STEPS
+    )
 
 
 def remove_checkpoints(paths: RunPaths, key: TaskKey) -> None:

@@ -67,9 +67,14 @@ def run_rescue(context: TaskContext) -> None:
     hints = shards.read_task(context.run.root, TaskKey(context.key.iteration, HINT, TEAM, context.key.part), HINTS)
     problems = {p["problem_id"]: p for p in training_rows(context).to_dicts()}
     wanted = []
-    for row in hints.filter(pl.col("model") == context.key.model, pl.col("hint_draws").list.len() > 0).iter_rows(named=True):
+    for row in hints.filter(pl.col("model") == context.key.model, pl.col("hint_draws").list.len() > 0).iter_rows(
+        named=True
+    ):
         problem = problems[row["problem_id"]]
-        prompts = {shown: builder.build(problem["question"], row["hint"] if shown else None) for shown in set(row["hint_draws"])}
+        prompts = {
+            shown: builder.build(problem["question"], row["hint"] if shown else None)
+            for shown in set(row["hint_draws"])
+        }
         teacher = (row["teacher_model"], row["teacher_sample_index"]) if row["hint"] is not None else (None, None)
         wanted += [
             _Wanted(problem, k, prompts[shown], shown, row["cold_failed"], *teacher)
@@ -95,7 +100,8 @@ def _sample_and_publish(context: TaskContext, phase: str, wanted: Sequence[_Want
     run, key = context.run, context.key
     sampling = run.config.sampling_of(context.model, phase)
     seeds = [
-        stable_seed(run.config.seed, phase, key.iteration, key.model, w.problem["problem_id"], w.sample_index) for w in wanted
+        stable_seed(run.config.seed, phase, key.iteration, key.model, w.problem["problem_id"], w.sample_index)
+        for w in wanted
     ]
     context.stopwatch.lap("prepare")
     completions: list[Completion] = []
@@ -106,7 +112,9 @@ def _sample_and_publish(context: TaskContext, phase: str, wanted: Sequence[_Want
         context.progress(0, len(wanted), 0)
         completions = engine.generate(
             [GenerationRequest(w.prompt, seed) for w, seed in zip(wanted, seeds, strict=True)],
-            SamplingSettings(sampling.temperature, sampling.top_p, sampling.max_new_tokens, context.stop_strings(context.model)),
+            SamplingSettings(
+                sampling.temperature, sampling.top_p, sampling.max_new_tokens, context.stop_strings(context.model)
+            ),
             adapter=context.adapter(adapter_iteration),
             on_progress=lambda done, tokens: context.progress(done, len(wanted), tokens),
         )
@@ -114,7 +122,10 @@ def _sample_and_publish(context: TaskContext, phase: str, wanted: Sequence[_Want
     frame = _rows(context, phase, wanted, seeds, completions, sampling, adapter_iteration)
     context.stopwatch.lap("verify")
     shards.publish_frame(
-        context.paths.task_folder(key), context.paths.task_name(key), frame, ROLLOUTS,
+        context.paths.task_folder(key),
+        context.paths.task_name(key),
+        frame,
+        ROLLOUTS,
         stats=context.stats(
             num_completions=frame.height,
             num_prompt_tokens=frame["num_prompt_tokens"].sum(),
@@ -126,25 +137,51 @@ def _sample_and_publish(context: TaskContext, phase: str, wanted: Sequence[_Want
 
 
 def _rows(
-    context: TaskContext, phase: str, wanted: Sequence[_Wanted], seeds: Sequence[int], completions: Sequence[Completion],
-    sampling: SamplingSection, adapter_iteration: int,
+    context: TaskContext,
+    phase: str,
+    wanted: Sequence[_Wanted],
+    seeds: Sequence[int],
+    completions: Sequence[Completion],
+    sampling: SamplingSection,
+    adapter_iteration: int,
 ) -> pl.DataFrame:
     builder, stops = context.prompt_builder(context.model), context.stop_strings(context.model)
     texts = [builder.completion_text(completion.token_ids, stops) for completion in completions]
     answers = [extract_answer(text, w.problem["answer_kind"]) for w, text in zip(wanted, texts, strict=True)]
-    verdicts = verify_many([(answer, w.problem["gold"], w.problem["answer_kind"]) for w, answer in zip(wanted, answers, strict=True)])
+    verdicts = verify_many(
+        [(answer, w.problem["gold"], w.problem["answer_kind"]) for w, answer in zip(wanted, answers, strict=True)]
+    )
     rows = []
-    for w, seed, completion, text, answer, verdict in zip(wanted, seeds, completions, texts, answers, verdicts, strict=True):
-        rows.append({
-            "run_id": context.run.run_id, "iteration": context.key.iteration, "phase": phase, "model": context.key.model,
-            "problem_id": w.problem["problem_id"], "sample_index": w.sample_index,
-            "adapter_iteration": adapter_iteration, "seed": seed,
-            "prompt_token_ids": w.prompt, "completion_token_ids": completion.token_ids, "logprobs": completion.logprobs,
-            "temperature": sampling.temperature, "top_p": sampling.top_p,
-            "num_prompt_tokens": len(w.prompt), "num_completion_tokens": len(completion.token_ids),
-            "finish_reason": completion.finish_reason, "text": text,
-            "answer": answer, "gold": w.problem["gold"], "verdict": verdict, "correct": verdict == CORRECT,
-            "cold_failed": w.cold_failed, "hint_given": w.hint_given,
-            "teacher_model": w.teacher_model, "teacher_sample_index": w.teacher_sample_index,
-        })
+    for w, seed, completion, text, answer, verdict in zip(
+        wanted, seeds, completions, texts, answers, verdicts, strict=True
+    ):
+        rows.append(
+            {
+                "run_id": context.run.run_id,
+                "iteration": context.key.iteration,
+                "phase": phase,
+                "model": context.key.model,
+                "problem_id": w.problem["problem_id"],
+                "sample_index": w.sample_index,
+                "adapter_iteration": adapter_iteration,
+                "seed": seed,
+                "prompt_token_ids": w.prompt,
+                "completion_token_ids": completion.token_ids,
+                "logprobs": completion.logprobs,
+                "temperature": sampling.temperature,
+                "top_p": sampling.top_p,
+                "num_prompt_tokens": len(w.prompt),
+                "num_completion_tokens": len(completion.token_ids),
+                "finish_reason": completion.finish_reason,
+                "text": text,
+                "answer": answer,
+                "gold": w.problem["gold"],
+                "verdict": verdict,
+                "correct": verdict == CORRECT,
+                "cold_failed": w.cold_failed,
+                "hint_given": w.hint_given,
+                "teacher_model": w.teacher_model,
+                "teacher_sample_index": w.teacher_sample_index,
+            }
+        )
     return pl.DataFrame(rows, schema=ROLLOUTS.schema)

@@ -38,27 +38,42 @@ def run(context: TaskContext) -> None:
     frame = pl.DataFrame(rows, schema=HINTS.schema)
     context.stopwatch.lap("hint")
     shards.publish_frame(
-        context.paths.task_folder(key), context.paths.task_name(key), frame, HINTS,
+        context.paths.task_folder(key),
+        context.paths.task_name(key),
+        frame,
+        HINTS,
         stats=context.stats(num_cases=frame.height, num_rescues=int((frame["reason"] == "rescue").sum())),
     )
 
 
-def _hint_row(context: TaskContext, group: pl.DataFrame, order: list[str], student: str, answer_kind: str) -> dict[str, object]:
+def _hint_row(
+    context: TaskContext, group: pl.DataFrame, order: list[str], student: str, answer_kind: str
+) -> dict[str, object]:
     """What one student gets for one problem. `group`: the problem's cold completions with their scores."""
     protocol = context.run.config.protocol
     own = group.filter(pl.col("model") == student)
     cold_failed = not own["correct"].any()
     row: dict[str, object] = {
-        "run_id": context.run.run_id, "iteration": context.key.iteration, "model": student,
-        "problem_id": group["problem_id"][0], "cold_failed": cold_failed,
-        "teacher_model": None, "teacher_sample_index": None, "hint": None, "num_hint_tokens": 0,
+        "run_id": context.run.run_id,
+        "iteration": context.key.iteration,
+        "model": student,
+        "problem_id": group["problem_id"][0],
+        "cold_failed": cold_failed,
+        "teacher_model": None,
+        "teacher_sample_index": None,
+        "hint": None,
+        "num_hint_tokens": 0,
         "hint_draws": [False] * protocol.rescue_samples if protocol.even_budget else [],
     }
     if protocol.scope == "failed" and not cold_failed:
         return {**row, "reason": "solved"}
     index = choose_teacher(
-        model_order=order, models=group["model"].to_list(), sample_indices=group["sample_index"].to_list(),
-        correct=group["correct"].to_list(), scores=group["score"].to_list(), student=student,
+        model_order=order,
+        models=group["model"].to_list(),
+        sample_indices=group["sample_index"].to_list(),
+        correct=group["correct"].to_list(),
+        scores=group["score"].to_list(),
+        student=student,
     )
     if index is None:
         return {**row, "reason": "no_teacher"}
@@ -66,7 +81,9 @@ def _hint_row(context: TaskContext, group: pl.DataFrame, order: list[str], stude
     row |= {"teacher_model": teacher["model"], "teacher_sample_index": teacher["sample_index"]}
     tokenizer = context.tokenizer(context.run.config.model(student))
     hint = make_hint(
-        teacher["text"], teacher["gold"], answer_kind,
+        teacher["text"],
+        teacher["gold"],
+        answer_kind,
         tokenize=lambda text: tokenizer(text, add_special_tokens=False)["input_ids"],
         detokenize=lambda ids: tokenizer.decode(ids, skip_special_tokens=True),
         max_tokens=protocol.hint_tokens,

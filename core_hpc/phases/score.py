@@ -34,7 +34,10 @@ def run(context: TaskContext) -> None:
         truncated=rollouts["finish_reason"] == "length"
     )
     shards.publish_frame(
-        context.paths.task_folder(key), context.paths.task_name(key), frame.select(list(SCORES.schema)), SCORES,
+        context.paths.task_folder(key),
+        context.paths.task_name(key),
+        frame.select(list(SCORES.schema)),
+        SCORES,
         stats=context.stats(num_completions=frame.height),
     )
 

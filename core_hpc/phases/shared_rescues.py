@@ -33,25 +33,39 @@ def shared_rows(context: TaskContext, scores: pl.DataFrame) -> list[Row]:
     questions = dict(run.split(TRAIN).select("problem_id", "question").rows())
     return rows_of(
         found.with_columns(question=pl.col("problem_id").replace_strict(questions, return_dtype=pl.String)),
-        context.prompt_builder(model), context.stop_strings(model), weight=run.config.update.share_rescues,
+        context.prompt_builder(model),
+        context.stop_strings(model),
+        weight=run.config.update.share_rescues,
         max_tokens=run.config.sampling_of(model, COLD).max_new_tokens,
-    )  # fmt: skip
+    )
 
 
 def rescues(scores: pl.DataFrame, models: list[str]) -> pl.DataFrame:
     """Rows of the completions by which one of `models` was rescued: it had failed, saw a hint, and is right, to its advantage."""
-    rescued = (pl.col("phase") == RESCUE) & pl.col("cold_failed") & pl.col("hint_given") & pl.col("correct") & (pl.col("advantage") > 0)
+    rescued = (
+        (pl.col("phase") == RESCUE)
+        & pl.col("cold_failed")
+        & pl.col("hint_given")
+        & pl.col("correct")
+        & (pl.col("advantage") > 0)
+    )
     return scores.filter(pl.col("model").is_in(models), rescued).select(*ROW_KEY, "advantage")
 
 
-def rows_of(found: pl.DataFrame, builder: PromptBuilder, stops: tuple[str, ...], *, weight: float, max_tokens: int) -> list[Row]:
+def rows_of(
+    found: pl.DataFrame, builder: PromptBuilder, stops: tuple[str, ...], *, weight: float, max_tokens: int
+) -> list[Row]:
     """`found` (ROW_KEY, advantage, text, question) as rows of the builder's model, in a fixed order."""
     return [
         Row(
-            key=(r["problem_id"], RESCUE, r["sample_index"], r["model"]), problem_id=r["problem_id"],
+            key=(r["problem_id"], RESCUE, r["sample_index"], r["model"]),
+            problem_id=r["problem_id"],
             prompt_token_ids=builder.build(r["question"]),
             completion_token_ids=builder.completion_ids(r["text"], stops)[:max_tokens],
-            behaviour_logprobs=None, advantage=r["advantage"], weight=weight, rescue=True,
+            behaviour_logprobs=None,
+            advantage=r["advantage"],
+            weight=weight,
+            rescue=True,
         )
         for r in found.sort("problem_id", "model", "sample_index").iter_rows(named=True)
-    ]  # fmt: skip
+    ]

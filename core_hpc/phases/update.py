@@ -88,9 +88,14 @@ def training_rows(context: TaskContext) -> list[Row]:
     shared = shared_rows(context, scores) if run.config.update.share_rescues else []
     return [
         Row(
-            key=(r["problem_id"], r["phase"], r["sample_index"]), problem_id=r["problem_id"],
-            prompt_token_ids=r["prompt_token_ids"], completion_token_ids=r["completion_token_ids"],
-            behaviour_logprobs=r["logprobs"], advantage=r["advantage"], weight=weights[r["phase"]], rescue=r["phase"] == RESCUE,
+            key=(r["problem_id"], r["phase"], r["sample_index"]),
+            problem_id=r["problem_id"],
+            prompt_token_ids=r["prompt_token_ids"],
+            completion_token_ids=r["completion_token_ids"],
+            behaviour_logprobs=r["logprobs"],
+            advantage=r["advantage"],
+            weight=weights[r["phase"]],
+            rescue=r["phase"] == RESCUE,
         )
         for r in joined.sort("problem_id", "phase", "sample_index").iter_rows(named=True)
     ] + shared
@@ -101,10 +106,14 @@ def _trainer(context: TaskContext) -> Trainer:
     folder = context.resolved(model).folder
     settings = context.run.config.update
     options: dict[str, Any] = {
-        "dtype": model.dtype, "four_bit": model.tuning == "qlora", "with_reference": model.tuning == "full" and settings.kl_weight > 0,
-        "gradient_checkpointing": settings.gradient_checkpointing, "compile_layers": settings.compile,
-        "trust_remote_code": model.trust_remote_code, "allow_pickle": model.allow_pickle,
-    }  # fmt: skip
+        "dtype": model.dtype,
+        "four_bit": model.tuning == "qlora",
+        "with_reference": model.tuning == "full" and settings.kl_weight > 0,
+        "gradient_checkpointing": settings.gradient_checkpointing,
+        "compile_layers": settings.compile,
+        "trust_remote_code": model.trust_remote_code,
+        "allow_pickle": model.allow_pickle,
+    }
     make = partial(Trainer, folder, model.lora, model_name=model.model, **options)
     return context.warm.trainer((folder, model.lora, options), make)
 
@@ -149,7 +158,9 @@ def _identity(context: TaskContext, task: UpdateTask, previous: manifests.Manife
         "version": STATE_VERSION,
         "run_id": context.run.run_id,
         "task": str(context.key),
-        "num_steps": len(step_rows(task.rows, problems_per_step=task.settings.problems_per_step, seed=task.shuffle_seed)),
+        "num_steps": len(
+            step_rows(task.rows, problems_per_step=task.settings.problems_per_step, seed=task.shuffle_seed)
+        ),
         "total_steps": task.total_steps,
         "shuffle_seed": task.shuffle_seed,
         "rows": rows_digest(task.rows),

@@ -65,7 +65,11 @@ def _read_commands(commands: queue.SimpleQueue[dict[str, Any]], stop: threading.
 
 def _failure(error: BaseException) -> dict[str, Any]:
     """What the launcher needs to know of a failure: its kind decides what is done about it."""
-    fields: dict[str, Any] = {"kind": "error", "message": f"{type(error).__name__}: {error}", "traceback": traceback.format_exc()}
+    fields: dict[str, Any] = {
+        "kind": "error",
+        "message": f"{type(error).__name__}: {error}",
+        "traceback": traceback.format_exc(),
+    }
     if isinstance(error, DamagedError):
         fields |= {"kind": "damaged", "message": str(error), "manifest": str(error.manifest_path)}
     elif isinstance(error, NonFiniteError):

@@ -38,23 +38,35 @@ def _parquet(*splits: str, folder: str = "data") -> dict[str, tuple[str, ...]]:
 
 _GPQA = ("Idavidrein/gpqa", "633f5ee89ab8ad4522a9f850766b73f62147ffdd")
 HUB: dict[str, dict[str, HubFiles]] = {
-    "gsm8k": {"main": HubFiles("openai/gsm8k", "740312add88f781978c0658806c59bc2815b9866", _parquet("train", "test", folder="main"))},
+    "gsm8k": {
+        "main": HubFiles(
+            "openai/gsm8k", "740312add88f781978c0658806c59bc2815b9866", _parquet("train", "test", folder="main")
+        )
+    },
     "math": {
-        "full": HubFiles("DigitalLearningGmbH/MATH-lighteval", "f06834690385b29df31ccc717250746a3ba0322b", _parquet("train", "test")),
-        "math-500": HubFiles("HuggingFaceH4/MATH-500", "6e4ed1a2a79af7d8630a6b768ec859cb5af4d3be", {"test": ("test.jsonl",)}),
+        "full": HubFiles(
+            "DigitalLearningGmbH/MATH-lighteval", "f06834690385b29df31ccc717250746a3ba0322b", _parquet("train", "test")
+        ),
+        "math-500": HubFiles(
+            "HuggingFaceH4/MATH-500", "6e4ed1a2a79af7d8630a6b768ec859cb5af4d3be", {"test": ("test.jsonl",)}
+        ),
     },
     "aime": {
         "1983-2024": HubFiles(
-            "gneubig/aime-1983-2024", "5d610df981dec508dd93d0a16333a029ac1739d8", {"train": ("AIME_Dataset_1983_2024.csv",)}
+            "gneubig/aime-1983-2024",
+            "5d610df981dec508dd93d0a16333a029ac1739d8",
+            {"train": ("AIME_Dataset_1983_2024.csv",)},
         ),
         "2024": HubFiles("HuggingFaceH4/aime_2024", "2fe88a2f1091d5048c0f36abc874fb997b3dd99a", _parquet("train")),
         "2025": HubFiles("math-ai/aime25", "563bb8404243c5f09de6ec262f2db674fe5bce9b", {"test": ("test.jsonl",)}),
     },
     "gpqa": {name: HubFiles(*_GPQA, {"train": (f"gpqa_{name}.csv",)}) for name in ("main", "diamond", "extended")},
     "medmcqa": {
-        "all": HubFiles("openlifescienceai/medmcqa", "91c6572c454088bf71b679ad90aa8dffcd0d5868", _parquet("train", "validation")),
+        "all": HubFiles(
+            "openlifescienceai/medmcqa", "91c6572c454088bf71b679ad90aa8dffcd0d5868", _parquet("train", "validation")
+        ),
     },
-}  # fmt: skip
+}
 """Source -> subset -> files. The first subset is the default."""
 
 _CONTAINERS = {".parquet": "parquet", ".csv": "csv"}
@@ -69,7 +81,12 @@ def mistakes_in(source: DataSetProblems) -> list[tuple[str, str]]:
     if subset not in subsets:
         return [("subset", f"unknown subset {subset!r}; {source.source} has {', '.join(subsets)}")]
     if source.split is not None and source.split not in subsets[subset].splits:
-        return [("split", f"unknown split {source.split!r}; {subset} of {source.source} has {', '.join(subsets[subset].splits)}")]
+        return [
+            (
+                "split",
+                f"unknown split {source.split!r}; {subset} of {source.source} has {', '.join(subsets[subset].splits)}",
+            )
+        ]
     return []
 
 
@@ -86,10 +103,14 @@ def read_data_set(source: DataSetProblems, label: str) -> list[Item]:
         split = source.split or list(hub.splits)[0 if label == "train" else -1]
     name = "-".join(filter(None, (source.subset, split))) or source.source
     names = [name] if len(hub.splits[split]) == 1 else [f"{name}-{i}" for i in range(len(hub.splits[split]))]
-    items = [item for file, n in zip(hub.splits[split], names, strict=True) for item in _read(fetch(hub, file), source, n)]
+    items = [
+        item for file, n in zip(hub.splits[split], names, strict=True) for item in _read(fetch(hub, file), source, n)
+    ]
     twice = [name for name, times in Counter(i.problem_id for i in items).items() if times > 1]
     if twice:
-        raise InputError(f"data set {hub.repository}: {len(twice)} id(s) are in more than one of its files, for example {twice[0]!r}")
+        raise InputError(
+            f"data set {hub.repository}: {len(twice)} id(s) are in more than one of its files, for example {twice[0]!r}"
+        )
     return items
 
 
@@ -114,20 +135,27 @@ def fetch(hub: HubFiles, file: str) -> Path:
             )
         )
     except errors.GatedRepoError as e:
-        raise InputError(f"{where}: its owners ask you to accept terms; do so on its hub page, then run: hf auth login") from e
+        raise InputError(
+            f"{where}: its owners ask you to accept terms; do so on its hub page, then run: hf auth login"
+        ) from e
     except (errors.LocalEntryNotFoundError, errors.OfflineModeIsEnabled) as e:
         why = "HF_HUB_OFFLINE is set" if offline else "the hub cannot be reached"
         raise InputError(
             f"{where}: {file} is not in the local cache, and {why}; run `{command}` where there is a network "
             "(and share HF_HOME), or write `path:` with a file of the same format"
         ) from e
-    except (errors.EntryNotFoundError, errors.RepositoryNotFoundError, errors.RevisionNotFoundError, errors.HFValidationError) as e:
+    except (
+        errors.EntryNotFoundError,
+        errors.RepositoryNotFoundError,
+        errors.RevisionNotFoundError,
+        errors.HFValidationError,
+    ) as e:
         raise InputError(f"{where}: {file} is not there: {str(e).splitlines()[0]}") from e
     except (errors.HfHubHTTPError, OSError) as e:
         raise InputError(f"{where}: {file} could not be fetched ({type(e).__name__}: {e}); try `{command}`") from e
 
 
-# --- row formats ----------------------------------------------------------------------------------------------------
+# --- row formats ---------------------------------------------------------------------------------
 
 
 def _gsm8k(row: Row, problem_id: str, seed: int) -> Item:
@@ -135,7 +163,9 @@ def _gsm8k(row: Row, problem_id: str, seed: int) -> Item:
     if not mark:
         raise RowError("'answer' has no '#### <number>' at its end")
     worked = f"{solution.strip()}\n#### {final.strip()}"
-    return Item(problem_id, text_field(row, "question"), gold_of(final, "number"), {"data_set": "gsm8k", "solution": worked})
+    return Item(
+        problem_id, text_field(row, "question"), gold_of(final, "number"), {"data_set": "gsm8k", "solution": worked}
+    )
 
 
 def last_box(text: str) -> str | None:
@@ -156,7 +186,12 @@ def _math(row: Row, problem_id: str, seed: int) -> Item:
     if answer is None:
         raise RowError(r"'solution' has no \boxed{..}, and there is no 'answer'")
     level = None if row.get("level") is None else str(row["level"]).removeprefix("Level ")
-    metadata = {"data_set": "math", "subject": row.get("subject", row.get("type")), "level": level, "solution": solution}
+    metadata = {
+        "data_set": "math",
+        "subject": row.get("subject", row.get("type")),
+        "level": level,
+        "solution": solution,
+    }
     name = text_field(row, "unique_id") if "unique_id" in row else problem_id
     return Item(name, text_field(row, "problem"), gold_of(answer, "latex"), plain_metadata(metadata), "latex")
 
@@ -167,7 +202,13 @@ def _aime(row: Row, problem_id: str, seed: int) -> Item:
     question = text_field(lower, "question" if "question" in lower else "problem")
     name = text_field(lower, "id") if "id" in lower else problem_id
     rest = {k: lower[k] for k in ("year", "part", "problem number", "url") if lower.get(k) is not None}
-    return Item(name, question, gold_of(text_field(lower, "answer"), "integer"), plain_metadata({"data_set": "aime", **rest}), "integer")
+    return Item(
+        name,
+        question,
+        gold_of(text_field(lower, "answer"), "integer"),
+        plain_metadata({"data_set": "aime", **rest}),
+        "integer",
+    )
 
 
 def _choice(problem_id: str, stem: str, options: Sequence[str], gold: str, why: Any, metadata: dict[str, Any]) -> Item:
@@ -185,9 +226,11 @@ def _gpqa(row: Row, problem_id: str, seed: int) -> Item:
     order = list(range(len(options)))
     random.Random(stable_seed(seed, "options", name)).shuffle(order)
     metadata = {
-        "data_set": "gpqa", "subject": row.get("High-level domain"), "subdomain": row.get("Subdomain"),
+        "data_set": "gpqa",
+        "subject": row.get("High-level domain"),
+        "subdomain": row.get("Subdomain"),
         "level": row.get("Writer's Difficulty Estimate"),
-    }  # fmt: skip
+    }
     shown, gold = [options[i] for i in order], LETTERS[order.index(0)]
     return _choice(name, text_field(row, "Question"), shown, gold, row.get("Explanation"), metadata)
 
@@ -200,10 +243,16 @@ def _medmcqa(row: Row, problem_id: str, seed: int) -> Item:
         raise RowError(f"'cop' must be the number of the right option, 0 to 3, not {right!r}")
     options = [text_field(row, field) for field in ("opa", "opb", "opc", "opd")]
     metadata = {"data_set": "medmcqa", "subject": row.get("subject_name"), "topic": row.get("topic_name")}
-    return _choice(text_field(row, "id"), text_field(row, "question"), options, LETTERS[right], row.get("exp"), metadata)
+    return _choice(
+        text_field(row, "id"), text_field(row, "question"), options, LETTERS[right], row.get("exp"), metadata
+    )
 
 
 ROW_FORMATS: dict[str, Callable[[Row, str, int], Item]] = {
-    "gsm8k": _gsm8k, "math": _math, "aime": _aime, "gpqa": _gpqa, "medmcqa": _medmcqa,
-}  # fmt: skip
+    "gsm8k": _gsm8k,
+    "math": _math,
+    "aime": _aime,
+    "gpqa": _gpqa,
+    "medmcqa": _medmcqa,
+}
 """Source -> function of (row, id where the row has none, seed)."""

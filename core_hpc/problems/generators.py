@@ -97,7 +97,7 @@ def _own(source: GeneratedProblems, count: int, label: str, taken: set[str]) -> 
     return items
 
 
-# --- reasoning-gym --------------------------------------------------------------------------------------------------
+# --- reasoning-gym -------------------------------------------------------------------------------
 
 
 def _gym_mistakes(source: GymProblems) -> list[tuple[str, str]]:
@@ -113,7 +113,9 @@ def _gym(source: GymProblems, count: int, label: str, taken: set[str]) -> list[I
     request = {"task": source.task, "options": source.options, "seed": seed, "count": count, "taken": sorted(taken)}
     answer = _ask_gym(request)
     if "error" in answer:
-        raise InputError(f"problems: reasoning-gym task {source.task} with {source.options or 'its defaults'}: {answer['error']}")
+        raise InputError(
+            f"problems: reasoning-gym task {source.task} with {source.options or 'its defaults'}: {answer['error']}"
+        )
     if len(answer["items"]) < count:
         raise _too_few(source, len(answer["items"]), count, label)
     return [_gym_item(source, f"{source.task}-{label}-{i:05d}", made) for i, made in enumerate(answer["items"])]
@@ -124,10 +126,18 @@ def _ask_gym(request: dict[str, Any]) -> dict[str, Any]:
     environment = os.environ | {"PYTHONHASHSEED": "0", "PYTHONWARNINGS": "ignore"}
     try:
         done = subprocess.run(
-            command, input=json.dumps(request), capture_output=True, text=True, check=False, env=environment, timeout=GYM_TIMEOUT_S
+            command,
+            input=json.dumps(request),
+            capture_output=True,
+            text=True,
+            check=False,
+            env=environment,
+            timeout=GYM_TIMEOUT_S,
         )
     except subprocess.TimeoutExpired as e:
-        raise InputError(f"problems: reasoning-gym made no {request['count']} problems of {request['task']} in {GYM_TIMEOUT_S} s") from e
+        raise InputError(
+            f"problems: reasoning-gym made no {request['count']} problems of {request['task']} in {GYM_TIMEOUT_S} s"
+        ) from e
     if done.returncode != 0:
         raise CoreHpcError(f"reasoning-gym ended with status {done.returncode}; its last words:\n{done.stderr[-3000:]}")
     return dict(json.loads(done.stdout))

@@ -22,7 +22,9 @@ def make(task: str, options: dict[str, Any], seed: int, count: int, taken: set[s
 
     if task not in DATASETS:
         near = difflib.get_close_matches(task, DATASETS, n=3)
-        return {"error": f"there is no such task; {'near it: ' + ', '.join(near) if near else 'see its documentation for their names'}"}
+        return {
+            "error": f"there is no such task; {'near it: ' + ', '.join(near) if near else 'see its documentation for their names'}"
+        }
     items: list[dict[str, Any]] = []
     for part in range(MAX_ROUNDS):
         # Problem i of a data set has the seed of the data set plus i, so these rounds are one long data set.
@@ -33,10 +35,15 @@ def make(task: str, options: dict[str, Any], seed: int, count: int, taken: set[s
             if len(items) < count and question not in taken and answer is not None:
                 taken.add(question)
                 solution = made["metadata"].get("answer_cot")
-                items.append({
-                    "question": question, "answer": str(answer), "index": part * count + index, "category": data_set.category,
-                    "solution": solution if isinstance(solution, str) else None,
-                })  # fmt: skip
+                items.append(
+                    {
+                        "question": question,
+                        "answer": str(answer),
+                        "index": part * count + index,
+                        "category": data_set.category,
+                        "solution": solution if isinstance(solution, str) else None,
+                    }
+                )
         if len(items) == count:
             break
     return {"items": items}

@@ -17,7 +17,14 @@ import polars as pl
 from core_hpc.answers.verifier import require_algebra
 from core_hpc.common.errors import InputError
 from core_hpc.common.seeds import stable_seed
-from core_hpc.config.problems import DataSetProblems, FileProblems, GeneratedProblems, GymProblems, ProblemSource, ProblemsSection
+from core_hpc.config.problems import (
+    DataSetProblems,
+    FileProblems,
+    GeneratedProblems,
+    GymProblems,
+    ProblemSource,
+    ProblemsSection,
+)
 from core_hpc.config.run import RunConfig
 from core_hpc.problems import datasets, generators
 from core_hpc.problems.duplicates import NearDuplicates
@@ -102,15 +109,19 @@ def _draw_all(section: ProblemsSection, files: dict[str, list[Item]]) -> dict[st
 def _draw(items: list[Item], source: FileProblems | DataSetProblems, label: str, *, num_read: int) -> list[Item]:
     name, count = source.path or source.source, source.count
     if not items or (count is not None and count > len(items)):
-        left = "" if len(items) == num_read else f", {num_read - len(items)} of them used or left out for the other split"
-        raise InputError(f"problems.{label}: {name} has {num_read} problems{left}, the configuration asks for {count or 'all the others'}")
+        left = (
+            "" if len(items) == num_read else f", {num_read - len(items)} of them used or left out for the other split"
+        )
+        raise InputError(
+            f"problems.{label}: {name} has {num_read} problems{left}, the configuration asks for {count or 'all the others'}"
+        )
     if count is None:
         return items
     chosen = random.Random(stable_seed(source.seed, "draw", label)).sample(range(len(items)), count)
     return [items[i] for i in sorted(chosen)]
 
 
-# --- what splits may share ------------------------------------------------------------------------------------------
+# --- what splits may share -----------------------------------------------------------------------
 
 
 def _folded(question: str) -> str:
@@ -141,7 +152,9 @@ def _check_near(train: Sequence[Item], evaluation: Sequence[Item], near: NearDup
         )
 
 
-def _examples(section: ProblemsSection, read: Sequence[Item], taken: set[str], near: NearDuplicates | None) -> list[Item]:
+def _examples(
+    section: ProblemsSection, read: Sequence[Item], taken: set[str], near: NearDuplicates | None
+) -> list[Item]:
     """Worked examples from the training source which are in neither split, nor nearly in evaluation."""
     source, count = section.train, section.num_examples
     if count == 0:
@@ -177,7 +190,10 @@ def _frame(items: Sequence[Item]) -> pl.DataFrame:
 
 def worked_examples(examples: pl.DataFrame) -> tuple[tuple[str, str], ...]:
     """(question, worked solution) of the examples split, as prompts show them."""
-    return tuple((question, json.loads(metadata)["solution"]) for question, metadata in examples.select("question", "metadata").rows())
+    return tuple(
+        (question, json.loads(metadata)["solution"])
+        for question, metadata in examples.select("question", "metadata").rows()
+    )
 
 
 def check_counts(config: RunConfig, splits: Splits) -> None:

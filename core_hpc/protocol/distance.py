@@ -90,7 +90,9 @@ def jaccard_matrix(signatures: Sequence[Signature]) -> FloatArray:
     [[1.0, 0.333, 0.0], [0.333, 1.0, 0.0], [0.0, 0.0, 1.0]]
     """
     kinds = sorted(frozenset[str]().union(*signatures))
-    members = np.array([[k in s for k in kinds] for s in signatures], dtype=np.float64).reshape(len(signatures), len(kinds))
+    members = np.array([[k in s for k in kinds] for s in signatures], dtype=np.float64).reshape(
+        len(signatures), len(kinds)
+    )
     shared = members @ members.T
     size = members.sum(axis=1)
     union = size[:, None] + size[None, :] - shared
@@ -106,7 +108,9 @@ def _features(embeddings: ArrayLike, signatures: Sequence[Signature], weight: fl
     return cosine, jaccard_matrix(signatures)
 
 
-def distance_matrix(embeddings: ArrayLike, signatures: Sequence[Signature], embedding_weight: float = 0.6) -> FloatArray:
+def distance_matrix(
+    embeddings: ArrayLike, signatures: Sequence[Signature], embedding_weight: float = 0.6
+) -> FloatArray:
     """Eq. 13: weight * (1 - cosine) + (1 - weight) * (1 - Jaccard) of every pair of completions.
 
     embeddings [n, d]; signatures: n sets; returns float64 [n, n], symmetric, zero diagonal, in [0, 1 + weight].
@@ -119,7 +123,9 @@ def distance_matrix(embeddings: ArrayLike, signatures: Sequence[Signature], embe
     return embedding_weight * (1 - cosine) + (1 - embedding_weight) * (1 - jaccard)
 
 
-def similarity_matrix(embeddings: ArrayLike, signatures: Sequence[Signature], embedding_weight: float = 0.6) -> FloatArray:
+def similarity_matrix(
+    embeddings: ArrayLike, signatures: Sequence[Signature], embedding_weight: float = 0.6
+) -> FloatArray:
     """Positive semi-definite similarity [n, n] in [0, 1], diagonal 1: weight * (1 + cosine) / 2 + (1 - weight) * Jaccard.
 
     Both kernels are positive semi-definite, and so is their mixture; 1 - distance would not be in [0, 1], and

@@ -93,5 +93,7 @@ def create_embedder(reference: str | Path, *, device: str = "cpu", batch_size: i
     if name == FAKE_HASHING:
         return HashingEmbedder()
     if name.startswith(("pypi:", "fake:")):
-        raise ValueError(f"embedder {name!r}: give a folder, a hub name or {FAKE_HASHING!r}; resolve pypi: references to a folder first")
+        raise ValueError(
+            f"embedder {name!r}: give a folder, a hub name or {FAKE_HASHING!r}; resolve pypi: references to a folder first"
+        )
     return SentenceEmbedder(name, device=device, batch_size=batch_size)

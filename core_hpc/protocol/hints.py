@@ -21,7 +21,9 @@ Span = tuple[int, int]
 _FLAGS = re.IGNORECASE | re.MULTILINE
 _STRATEGY_TAG = re.compile(r"<(?P<close>/?)strategy(?:\s[^<>]{0,200})?>", _FLAGS)
 _OUTCOME_TAG = r"(?:outcome|result|strategy_\w{1,32}_outcome)"
-_OUTCOME_BEHIND = re.compile(rf"\s{{0,64}}<{_OUTCOME_TAG}(?:\s[^<>]{{0,200}})?>[^<]{{0,{extract.MAX_ANSWER_CHARS}}}", _FLAGS)
+_OUTCOME_BEHIND = re.compile(
+    rf"\s{{0,64}}<{_OUTCOME_TAG}(?:\s[^<>]{{0,200}})?>[^<]{{0,{extract.MAX_ANSWER_CHARS}}}", _FLAGS
+)
 _TAG = re.compile(rf"(?P<open>{extract.OPEN_TAG})|{extract.CLOSE_TAG}", _FLAGS)
 _BOX = re.compile(rf"\\{{0,4}}{extract.BOX}", _FLAGS)
 _BARE_BOX = re.compile(r"\\(?:boxed|fbox)\s{0,8}[^\s{]{1,64}", _FLAGS)
@@ -110,7 +112,9 @@ def remove_answers(text: str) -> str:
     >>> remove_answers("Add them: \\boxed{\\text{so {8}}}.\nThe final answer is: 8\nCheck it.")
     'Add them:  .\n\nCheck it.'
     """
-    spans = sorted([*_tag_spans(text), *_box_spans(text), *_label_spans(text), *(m.span() for m in _THINK_TAG.finditer(text))])
+    spans = sorted(
+        [*_tag_spans(text), *_box_spans(text), *_label_spans(text), *(m.span() for m in _THINK_TAG.finditer(text))]
+    )
     kept, position = [], 0
     for start, end in spans:
         if start > position:
@@ -156,8 +160,14 @@ def _is_gold(hint: str, gold: str, kind: str) -> bool:
 
 
 def make_hint(
-    text: str, gold: str, kind: str, tokenize: Callable[[str], Sequence[int]], detokenize: Callable[[Sequence[int]], str],
-    max_tokens: int, *, style: str = "full",
+    text: str,
+    gold: str,
+    kind: str,
+    tokenize: Callable[[str], Sequence[int]],
+    detokenize: Callable[[Sequence[int]], str],
+    max_tokens: int,
+    *,
+    style: str = "full",
 ) -> str | None:
     """The hint for a student from its teacher's `text` (METHOD 1.3), or None when there is none.
 

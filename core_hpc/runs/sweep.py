@@ -83,7 +83,9 @@ def parse_yaml(text: str) -> Any:
     return yaml.load(text, Loader=_UniqueKeyLoader)
 
 
-def load_sweep(source: Path, overrides: Sequence[str] = (), *, output: str | None = None, profile: str | None = None) -> Sweep:
+def load_sweep(
+    source: Path, overrides: Sequence[str] = (), *, output: str | None = None, profile: str | None = None
+) -> Sweep:
     """Read, inherit, override and expand a sweep file; ConfigError lists every mistake.
 
     `profile` names a cluster profile instead of the file's `cluster.profile`.
@@ -149,7 +151,9 @@ def _apply_profile(source: Path, data: dict[str, Any], named: str | None) -> Non
     if path is None:
         shipped = ", ".join(sorted(p.stem for p in PROFILES.glob("*.yaml")))
         looked = " and ".join(str(p) for p in choices)
-        raise ConfigError(str(source), [f"cluster.profile: no profile {wanted!r} (looked for {looked}); shipped profiles: {shipped}"])
+        raise ConfigError(
+            str(source), [f"cluster.profile: no profile {wanted!r} (looked for {looked}); shipped profiles: {shipped}"]
+        )
     _, profile = _read_with_bases(path, ())
     profile.pop("base", None)
     data["cluster"] = {**_merge(profile, own), "profile": wanted}
@@ -181,11 +185,16 @@ def _with_value(data: Any, path: str, value: Any, where: str, mistakes: list[str
     """A copy of `data` with the value at a dotted path replaced; list members are named by index or by `name`."""
     head, _, rest = path.partition(".")
     if isinstance(data, list):
-        index = next((i for i, v in enumerate(data) if str(i) == head or (isinstance(v, dict) and v.get("name") == head)), None)
+        index = next(
+            (i for i, v in enumerate(data) if str(i) == head or (isinstance(v, dict) and v.get("name") == head)), None
+        )
         if index is None:
             mistakes.append(f"{where}: no list member {head!r}")
             return data
-        return [(_with_value(v, rest, value, where, mistakes) if rest else value) if i == index else v for i, v in enumerate(data)]
+        return [
+            (_with_value(v, rest, value, where, mistakes) if rest else value) if i == index else v
+            for i, v in enumerate(data)
+        ]
     if data is None:
         data = {}
     if not isinstance(data, dict):
@@ -210,7 +219,12 @@ def _expand(data: dict[str, Any], mistakes: list[str]) -> list[tuple[str, dict[s
     points = []
     for i, run in enumerate(runs):
         label = str(run.get("label") or f"run{i}")
-        points.append((_slug(label), flatten({k: v for k, v in run.items() if k != "label"}) if len(run) > ("label" in run) else {}))
+        points.append(
+            (
+                _slug(label),
+                flatten({k: v for k, v in run.items() if k != "label"}) if len(run) > ("label" in run) else {},
+            )
+        )
     twice = {label for label, _ in points if [p[0] for p in points].count(label) > 1}
     mistakes += [f"runs: two runs are labelled {label!r}" for label in sorted(twice)]
     return points
@@ -229,7 +243,10 @@ def _expand_grid(grid: Any, mistakes: list[str]) -> list[tuple[str, dict[str, An
     if len(points) > MAX_RUNS:
         mistakes.append(f"grid: makes {len(points)} runs, more than {MAX_RUNS}")
         return []
-    return [(_slug("_".join(f"{path.rpartition('.')[2]}-{value}" for path, value in point.items())), point) for point in points]
+    return [
+        (_slug("_".join(f"{path.rpartition('.')[2]}-{value}" for path, value in point.items())), point)
+        for point in points
+    ]
 
 
 def _slug(text: str) -> str:
@@ -254,16 +271,20 @@ def _clashes(runs: Iterable[RunPlan]) -> list[str]:
     for run in runs:
         identity = run.run_id.rpartition("-")[2]
         if identity in by_hash:
-            found.append(f"grid/runs: {run.label} and {by_hash[identity]} compute the same thing (they differ in no scientific field)")
+            found.append(
+                f"grid/runs: {run.label} and {by_hash[identity]} compute the same thing (they differ in no scientific field)"
+            )
         by_hash.setdefault(identity, run.label)
     return found
 
 
-# --- words for pydantic's errors -------------------------------------------------------------------------------------
+# --- words for pydantic's errors -----------------------------------------------------------------
 
 
 def _explain(error: Any, data: Any) -> str:
-    location = [p for p in error["loc"] if p not in PROBLEM_SOURCES and not str(p).startswith(("constrained-", "list["))]
+    location = [
+        p for p in error["loc"] if p not in PROBLEM_SOURCES and not str(p).startswith(("constrained-", "list["))
+    ]
     path = ".".join(str(p) for p in location) or "file"
     kind = error["type"]
     if kind == "extra_forbidden":
@@ -288,8 +309,11 @@ def _valid_keys(model: type[BaseModel], location: Sequence[Any], data: Any) -> l
     for part in location:
         if isinstance(part, int):
             continue
-        models = [m for parent in models for m in _sections(parent.model_fields[part].annotation)] if all(
-            part in parent.model_fields for parent in models) else []
+        models = (
+            [m for parent in models for m in _sections(parent.model_fields[part].annotation)]
+            if all(part in parent.model_fields for parent in models)
+            else []
+        )
     return sorted({key for m in models for key in m.model_fields})
 
 

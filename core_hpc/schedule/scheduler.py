@@ -120,7 +120,11 @@ def inspect_run(run: Run, *, checksum: bool = False) -> tuple[RunProgress, list[
         path = run.paths.task_manifest(key)
         try:
             # Of an update, the controller reads the steps; its weights are checked by the tasks that load them.
-            manifests.check_files(manifests.read_manifest(path), checksum=checksum or key.phase in CONTROLLER_READS, tables_only=not checksum)
+            manifests.check_files(
+                manifests.read_manifest(path),
+                checksum=checksum or key.phase in CONTROLLER_READS,
+                tables_only=not checksum,
+            )
             published.add(key)
         except manifests.DamagedError as e:
             with contextlib.suppress(FileNotFoundError):  # a resident job looks as well, and may be first
@@ -133,7 +137,12 @@ class Scheduler:
     """Drives runs to their end. A run that cannot go on stops; the others go on."""
 
     def __init__(
-        self, runs: Sequence[RunProgress], executor: Executor, listeners: Sequence[Listener], *, max_attempts: int,
+        self,
+        runs: Sequence[RunProgress],
+        executor: Executor,
+        listeners: Sequence[Listener],
+        *,
+        max_attempts: int,
         stop_requested: Callable[[], bool] = lambda: False,
     ) -> None:
         self._runs = {p.run.run_id: p for p in runs}
@@ -191,9 +200,15 @@ class Scheduler:
         try:
             manifest = manifests.read_manifest(path)
         except manifests.StoreError as e:
-            kind = {"kind": "damaged", "manifest": str(path)} if isinstance(e, manifests.DamagedError) else {"kind": "error"}
+            kind = (
+                {"kind": "damaged", "manifest": str(path)}
+                if isinstance(e, manifests.DamagedError)
+                else {"kind": "error"}
+            )
             message = f"ended without publishing: {e}"
-            return Event(event.task, "failed", {**kind, "message": message, "traceback": "", "log": event.fields.get("log", "")})
+            return Event(
+                event.task, "failed", {**kind, "message": message, "traceback": "", "log": event.fields.get("log", "")}
+            )
         progress.add_published(event.task.key)
         return Event(event.task, "done", manifest.stats)
 

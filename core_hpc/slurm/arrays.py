@@ -44,7 +44,12 @@ class ArraysExecutor(SlurmExecutor):
         """Tasks that an open element does after others."""
         if self._settings.chain_wait_s is None:
             return []
-        places = {task: (item, i) for item in self._watch.open for i in item.submission.unresolved for task in item.tasks_left(i)}
+        places = {
+            task: (item, i)
+            for item in self._watch.open
+            for i in item.submission.unresolved
+            for task in item.tasks_left(i)
+        }
         taken = [task for run, key in wanted if (task := TaskRef(run.run_id, key)) in places]
         self._events += [Event(task, "started", {}) for task in taken if places[task][1] in places[task][0].running]
         return taken
@@ -107,7 +112,11 @@ class ArraysExecutor(SlurmExecutor):
     def _under_way(self, sighting: Sighting) -> None:
         run_id = sighting.item.run.run_id
         if sighting.kind != "status":
-            self._events += [Event(task, sighting.kind, {}) for task in sighting.item.tasks_left(sighting.index) if task in self._asked]
+            self._events += [
+                Event(task, sighting.kind, {})
+                for task in sighting.item.tasks_left(sighting.index)
+                if task in self._asked
+            ]
         elif shown := (sighting.status or {}).get("progress"):
             fields = {name: shown[name] for name in ("done", "total", "tokens")}
             self._events.append(Event(TaskRef(run_id, TaskKey.parse(shown["task"])), "progress", fields))

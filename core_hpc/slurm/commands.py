@@ -44,9 +44,19 @@ from core_hpc.slurm.parse import (
 )
 
 __all__ = [
-    "ACTIVE", "FINAL", "AccountingEntry", "Association", "JobId", "Limits", "Partition", "QueueEntry", "Slurm", "SlurmUnavailableError",
-    "clean_environment", "slurm_installed",
-]  # fmt: skip
+    "ACTIVE",
+    "FINAL",
+    "AccountingEntry",
+    "Association",
+    "JobId",
+    "Limits",
+    "Partition",
+    "QueueEntry",
+    "Slurm",
+    "SlurmUnavailableError",
+    "clean_environment",
+    "slurm_installed",
+]
 
 _ACCOUNTING_FIELDS = "JobID,State,ExitCode,NodeList,Start,End"
 _ENDED_WORDS = ("Invalid job id", "already completing or completed")
@@ -70,7 +80,7 @@ class Slurm:
         self.calls: Counter[str] = Counter()
         self._limits: dict[tuple[str | None, str | None, str | None], tuple[float, Limits]] = {}
 
-    # --- jobs -------------------------------------------------------------------------------------------------------
+    # --- jobs ------------------------------------------------------------------------------------
 
     def queue(self) -> list[QueueEntry]:
         """All jobs of this user, array elements one by one, with those that ended within MinJobAge. One squeue."""
@@ -107,7 +117,7 @@ class Slurm:
             if complaints and done.returncode != 0:
                 raise SlurmUnavailableError(f"scancel: {complaints[-1].strip()}")
 
-    # --- the site ---------------------------------------------------------------------------------------------------
+    # --- the site --------------------------------------------------------------------------------
 
     def config(self) -> dict[str, str]:
         """Slurm's configuration as `scontrol show config` prints it; asked once."""
@@ -126,7 +136,9 @@ class Slurm:
     def partitions(self) -> dict[str, Partition]:
         """The partitions that this user sees, by name. Two calls."""
         described = self._answer("scontrol", "-o", "show", "partition")
-        return parse_partitions(described, self._answer("sinfo", "-h", "-o", "%R|%G|%c|%m"), self.config().get("PreemptType", ""))
+        return parse_partitions(
+            described, self._answer("sinfo", "-h", "-o", "%R|%G|%c|%m"), self.config().get("PreemptType", "")
+        )
 
     def associations(self) -> list[Association] | None:
         """What accounting allows this user on this cluster; None when it is off or does not answer."""
@@ -162,12 +174,19 @@ class Slurm:
             associations, by_qos = self.associations(), self.qos()
             if associations is None or by_qos is None:
                 return limits
-            limits = Limits(min(sizes), self._max_submitted(associations, by_qos, partition, qos, account or self.default_account()))
+            limits = Limits(
+                min(sizes), self._max_submitted(associations, by_qos, partition, qos, account or self.default_account())
+            )
         self._limits[asked] = (now, limits)
         return limits
 
     def _max_submitted(
-        self, associations: list[Association], by_qos: dict[str, int | None], partition: str | None, qos: str | None, account: str | None
+        self,
+        associations: list[Association],
+        by_qos: dict[str, int | None],
+        partition: str | None,
+        qos: str | None,
+        account: str | None,
     ) -> int | None:
         partitions = self.partitions()
         partition = partition or next((p.name for p in partitions.values() if p.is_default), None)
@@ -179,17 +198,25 @@ class Slurm:
         known = [a.max_submitted for a in mine[:1]] + [by_qos.get(name) for name in names]
         return min((n for n in known if n is not None), default=None)
 
-    # --- running commands -------------------------------------------------------------------------------------------
+    # --- running commands ------------------------------------------------------------------------
 
     def _run(self, *command: str) -> subprocess.CompletedProcess[str]:
         self.calls[command[0]] += 1
         try:
             return subprocess.run(
-                command, capture_output=True, text=True, errors="replace", check=False, timeout=self.timeout_s,
-                stdin=subprocess.DEVNULL, env=clean_environment(os.environ),
-            )  # fmt: skip
+                command,
+                capture_output=True,
+                text=True,
+                errors="replace",
+                check=False,
+                timeout=self.timeout_s,
+                stdin=subprocess.DEVNULL,
+                env=clean_environment(os.environ),
+            )
         except FileNotFoundError as e:
-            raise CoreHpcError(f"{command[0]} is not on PATH: this machine has no Slurm, or its module is not loaded") from e
+            raise CoreHpcError(
+                f"{command[0]} is not on PATH: this machine has no Slurm, or its module is not loaded"
+            ) from e
         except subprocess.TimeoutExpired as e:
             raise SlurmUnavailableError(f"{command[0]} did not answer within {self.timeout_s:.0f} s") from e
         except OSError as e:  # no process or no memory left on a busy login node, Slurm's folder not mounted just now

@@ -97,10 +97,16 @@ class Status:
         self._path = path if rank == 0 else path.with_suffix(f".rank{rank}.json")
         self._rank = rank
         self._body: dict[str, Any] = {
-            "job": os.environ.get("SLURM_JOB_ID", ""), "restarts": int(os.environ.get("SLURM_RESTART_COUNT", "0")),
-            "node": os.environ.get("SLURMD_NODENAME", socket.gethostname()), "pid": os.getpid(), "started": time.time(),
-            "published": 0, "progress": None, "stopping": None, "outcome": None,
-        }  # fmt: skip
+            "job": os.environ.get("SLURM_JOB_ID", ""),
+            "restarts": int(os.environ.get("SLURM_RESTART_COUNT", "0")),
+            "node": os.environ.get("SLURMD_NODENAME", socket.gethostname()),
+            "pid": os.getpid(),
+            "started": time.time(),
+            "published": 0,
+            "progress": None,
+            "stopping": None,
+            "outcome": None,
+        }
         self._written = 0.0
 
     def note(self, *, now: bool = False, **fields: Any) -> None:
@@ -186,7 +192,9 @@ class _Workers:
         if role not in self._workers:
             environment = {**os.environ, **worker_environment(engine_kind(self._run, key), self._threads)}
             if self._workers:
-                environment.pop("CORE_HPC_JOB_START", None)  # this one has not waited since the job began (statistics of first tasks)
+                environment.pop(
+                    "CORE_HPC_JOB_START", None
+                )  # this one has not waited since the job began (statistics of first tasks)
             if key.phase == UPDATE:
                 environment |= rank_environment(self._rank, self._size)
             elif key.phase not in GENERATION_PHASES:
@@ -198,7 +206,9 @@ class _Workers:
         end_workers(list(self._workers.values()))
 
 
-def _begin(key: TaskKey, inputs: Collection[TaskKey], paths: RunPaths, stop: Stop, wait_s: float) -> dict[str, Any] | None:
+def _begin(
+    key: TaskKey, inputs: Collection[TaskKey], paths: RunPaths, stop: Stop, wait_s: float
+) -> dict[str, Any] | None:
     """Wait for what must be published before a task; its outcome if that ends it, or if it is published already."""
     deadline = time.time() + wait_s
     while missing := _missing(paths, inputs):
@@ -222,8 +232,11 @@ def rank_environment(rank: int, size: int) -> dict[str, str]:
     gpus = [g for g in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if g]
     local = int(os.environ.get("SLURM_LOCALID", "0"))
     return {
-        "RANK": str(rank), "WORLD_SIZE": str(size), "LOCAL_RANK": str(local if local < len(gpus) else 0),
-        "MASTER_ADDR": address if size > 1 else "127.0.0.1", "MASTER_PORT": port,
+        "RANK": str(rank),
+        "WORLD_SIZE": str(size),
+        "LOCAL_RANK": str(local if local < len(gpus) else 0),
+        "MASTER_ADDR": address if size > 1 else "127.0.0.1",
+        "MASTER_PORT": port,
     }
 
 
@@ -249,7 +262,11 @@ def _serve(worker: WorkerProcess, run: Run, key: TaskKey, stop: Stop, status: St
                 continue
             messages = worker.read()
             if messages is None:
-                return {"kind": "died", "message": f"worker {worker.role} ended with {worker.ending()}", "traceback": ""}
+                return {
+                    "kind": "died",
+                    "message": f"worker {worker.role} ended with {worker.ending()}",
+                    "traceback": "",
+                }
             for message in messages:
                 kind = message.pop("event")
                 if kind == "progress":

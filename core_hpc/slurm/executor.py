@@ -35,7 +35,15 @@ CPU_SHARE, CPU_CREDIT_S = 0.008, 5.0
 class SlurmExecutor(ABC):
     """Implements schedule.Executor on SLURM. Whatever happens to it, the next one goes on from the records."""
 
-    def __init__(self, cluster: ClusterSection, slurm: Slurm, runs: Sequence[Run], *, start_id: str, notify: Callable[[str], None]) -> None:
+    def __init__(
+        self,
+        cluster: ClusterSection,
+        slurm: Slurm,
+        runs: Sequence[Run],
+        *,
+        start_id: str,
+        notify: Callable[[str], None],
+    ) -> None:
         self._cluster = cluster
         self._settings = cluster.slurm
         self._slurm = slurm
@@ -59,7 +67,7 @@ class SlurmExecutor(ABC):
         self._refused_until = 0.0
         self._said: dict[str, str] = {}
 
-    # --- schedule.Executor ----------------------------------------------------------------------------------------------
+    # --- schedule.Executor -----------------------------------------------------------------------
 
     def adopt(self, runs: Sequence[Run]) -> list[TaskRef]:
         """Take over what earlier controllers submitted."""
@@ -132,7 +140,7 @@ class SlurmExecutor(ABC):
     def close(self) -> None:  # noqa: B027 - the same for all
         """Nothing: jobs go on without a controller."""
 
-    # --- submitting -----------------------------------------------------------------------------------------------------
+    # --- submitting ------------------------------------------------------------------------------
 
     def _limits(self, group: PhaseGroup) -> tuple[int, int] | None:
         """(elements of one array, elements that may still be submitted) for a phase group; None when SLURM does not answer."""
@@ -179,7 +187,7 @@ class SlurmExecutor(ABC):
                 outcome = Outcome("final", words)
                 self._tell(item, index, replace(outcome, task=self._task_of(item, index, outcome)), log="")
 
-    # --- what the drivers do differently ----------------------------------------------------------------------------------
+    # --- what the drivers do differently ---------------------------------------------------------
 
     @abstractmethod
     def _take_over(self) -> list[TaskRef]:
@@ -205,7 +213,7 @@ class SlurmExecutor(ABC):
     def _task_of(self, item: OpenSubmission, index: int, outcome: Outcome) -> str:
         """At which of its tasks an element ended."""
 
-    # --- what follows from a sighting -------------------------------------------------------------------------------------
+    # --- what follows from a sighting ------------------------------------------------------------
 
     def _handle(self, sighting: Sighting) -> None:
         item, index = sighting.item, sighting.index
@@ -281,6 +289,10 @@ class SlurmExecutor(ABC):
 def failure_fields(outcome: Outcome, *, log: str) -> dict[str, Any]:
     """The fields of an event `failed`."""
     return {
-        "kind": outcome.kind, "message": outcome.message, "traceback": outcome.traceback, "log": log, "counted": outcome.counted,
+        "kind": outcome.kind,
+        "message": outcome.message,
+        "traceback": outcome.traceback,
+        "log": log,
+        "counted": outcome.counted,
         **({"manifest": outcome.manifest} if outcome.manifest else {}),
-    }  # fmt: skip
+    }

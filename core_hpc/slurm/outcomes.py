@@ -22,16 +22,20 @@ NODE_KINDS = frozenset({NODE, DIED, "error"})
 """Kinds for which the node may be to blame."""
 
 OOM_WORDS = re.compile(
-    r"oom[-_ ]?kill|slurmstepd.*out[- ]of[- ]memory|exceeded (job|step|its)? ?memory limit|memory limit \(.*being killed", re.IGNORECASE
+    r"oom[-_ ]?kill|slurmstepd.*out[- ]of[- ]memory|exceeded (job|step|its)? ?memory limit|memory limit \(.*being killed",
+    re.IGNORECASE,
 )
 FULL_DISK = re.compile(r"No space left on device|Disk quota exceeded", re.IGNORECASE)
 STATE_KINDS = {
-    "NODE_FAIL": (NODE, "SLURM lost the node", False), "BOOT_FAIL": (NODE, "the node did not boot", False),
+    "NODE_FAIL": (NODE, "SLURM lost the node", False),
+    "BOOT_FAIL": (NODE, "the node did not boot", False),
     "OUT_OF_MEMORY": (OUT_OF_MEMORY, "used more memory than the job asked for (mem_gb)", True),
-    "PREEMPTED": (PREEMPTED, "was preempted", False), "CANCELLED": (CANCELLED, "was cancelled", True),
-    "REVOKED": (CANCELLED, "was revoked", True), "DEADLINE": (TIME_LIMIT, "missed its deadline", True),
+    "PREEMPTED": (PREEMPTED, "was preempted", False),
+    "CANCELLED": (CANCELLED, "was cancelled", True),
+    "REVOKED": (CANCELLED, "was revoked", True),
+    "DEADLINE": (TIME_LIMIT, "missed its deadline", True),
     "TIMEOUT": (TIME_LIMIT, "reached the time limit before it could stop", True),
-}  # fmt: skip
+}
 
 
 @dataclass(frozen=True)
@@ -51,7 +55,14 @@ class Outcome:
 
 
 def explain(
-    state: str | None, statuses: Sequence[dict[str, Any]], log: str, *, nodes: str, settled: bool, lost: bool, unseen: Collection[str] = ()
+    state: str | None,
+    statuses: Sequence[dict[str, Any]],
+    log: str,
+    *,
+    nodes: str,
+    settled: bool,
+    lost: bool,
+    unseen: Collection[str] = (),
 ) -> Outcome | None:
     """The outcome of an element which SLURM does not run any more.
 
@@ -60,7 +71,9 @@ def explain(
     its tasks that were not seen published.
     """
     ends = [s["outcome"] for s in statuses if s.get("outcome")]
-    node = next((s["node"] for s in statuses if s.get("outcome") and s["outcome"]["kind"] not in ("done", "stopped")), "")
+    node = next(
+        (s["node"] for s in statuses if s.get("outcome") and s["outcome"]["kind"] not in ("done", "stopped")), ""
+    )
     node = node or (statuses[0]["node"] if statuses else nodes)
     if OOM_WORDS.search(log) and not any(e["kind"] in ("done", "damaged", "final") for e in ends):
         return Outcome(OUT_OF_MEMORY, "used more memory than the job asked for (mem_gb)", node=node, traceback=log)

@@ -11,14 +11,41 @@ from dataclasses import dataclass
 
 from core_hpc.common.errors import CoreHpcError
 
-ACTIVE = frozenset({
-    "PENDING", "RUNNING", "SUSPENDED", "COMPLETING", "CONFIGURING", "REQUEUED", "REQUEUE_FED", "REQUEUE_HOLD", "SPECIAL_EXIT",
-    "RESIZING", "RESV_DEL_HOLD", "SIGNALING", "STAGE_OUT", "STOPPED", "EXPEDITING", "POWER_UP_NODE", "UPDATE_DB",
-})  # fmt: skip
+ACTIVE = frozenset(
+    {
+        "PENDING",
+        "RUNNING",
+        "SUSPENDED",
+        "COMPLETING",
+        "CONFIGURING",
+        "REQUEUED",
+        "REQUEUE_FED",
+        "REQUEUE_HOLD",
+        "SPECIAL_EXIT",
+        "RESIZING",
+        "RESV_DEL_HOLD",
+        "SIGNALING",
+        "STAGE_OUT",
+        "STOPPED",
+        "EXPEDITING",
+        "POWER_UP_NODE",
+        "UPDATE_DB",
+    }
+)
 """States in which a job may still run or run again."""
-FINAL = frozenset({
-    "BOOT_FAIL", "CANCELLED", "COMPLETED", "DEADLINE", "FAILED", "NODE_FAIL", "OUT_OF_MEMORY", "PREEMPTED", "TIMEOUT",
-})  # fmt: skip
+FINAL = frozenset(
+    {
+        "BOOT_FAIL",
+        "CANCELLED",
+        "COMPLETED",
+        "DEADLINE",
+        "FAILED",
+        "NODE_FAIL",
+        "OUT_OF_MEMORY",
+        "PREEMPTED",
+        "TIMEOUT",
+    }
+)
 """States in which Slurm has done with a job. A state of neither set (of a later Slurm) proves nothing."""
 
 _FIELD, _RECORD = "\x1f", "\x1e\n"  # job names may hold anything else, also line breaks
@@ -173,14 +200,22 @@ def parse_partitions(described: str, nodes: str, preempt_type: str) -> dict[str,
         if "PartitionName" not in values:
             continue
         name = values["PartitionName"]
-        preemptible = preempt_type == "preempt/partition_prio" and values.get("PreemptMode", "OFF").split(",")[0] != "OFF"
+        preemptible = (
+            preempt_type == "preempt/partition_prio" and values.get("PreemptMode", "OFF").split(",")[0] != "OFF"
+        )
         mine = kinds.get(name, [])
         found[name] = Partition(
-            name, values.get("Default") == "YES", parse_minutes(values.get("MaxTime", "")), values.get("State", "UNKNOWN"),
-            _given(values.get("QoS", "")), preemptible, _leading_int(values.get("GraceTime", "")),
+            name,
+            values.get("Default") == "YES",
+            parse_minutes(values.get("MaxTime", "")),
+            values.get("State", "UNKNOWN"),
+            _given(values.get("QoS", "")),
+            preemptible,
+            _leading_int(values.get("GraceTime", "")),
             tuple(sorted({g for k in mine if (g := _given(k[0]))})),
-            max((_leading_int(k[1]) for k in mine), default=0), max((_leading_int(k[2]) for k in mine), default=0) / 1024,
-        )  # fmt: skip
+            max((_leading_int(k[1]) for k in mine), default=0),
+            max((_leading_int(k[2]) for k in mine), default=0) / 1024,
+        )
     return found
 
 
@@ -199,7 +234,9 @@ def parse_minutes(text: str) -> float | None:
 
 def parse_associations(text: str) -> list[Association]:
     return [
-        Association(account, partition or None, tuple(q for q in qos.split(",") if q), default_qos or None, least(limits))
+        Association(
+            account, partition or None, tuple(q for q in qos.split(",") if q), default_qos or None, least(limits)
+        )
         for account, partition, qos, default_qos, *limits in rows(text)
     ]
 

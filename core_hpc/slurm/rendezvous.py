@@ -33,7 +33,9 @@ def address_of_node(name: str) -> str:
     """The node's name if it resolves, else the address that SLURM uses for it."""
     if resolves(name):
         return name
-    shown = subprocess.run(["scontrol", "show", "node", name], capture_output=True, text=True, timeout=60, check=False).stdout
+    shown = subprocess.run(
+        ["scontrol", "show", "node", name], capture_output=True, text=True, timeout=60, check=False
+    ).stdout
     found = re.search(r"NodeAddr=(\S+)", shown)
     return found[1] if found else socket.gethostname()
 

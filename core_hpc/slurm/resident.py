@@ -27,7 +27,15 @@ from core_hpc.store.paths import TaskKey
 class ResidentExecutor(SlurmExecutor):
     """At most one open job a run. A task that was asked for stays in flight until a job has done it, whichever that is."""
 
-    def __init__(self, cluster: ClusterSection, slurm: Slurm, runs: Sequence[Run], *, start_id: str, notify: Callable[[str], None]) -> None:
+    def __init__(
+        self,
+        cluster: ClusterSection,
+        slurm: Slurm,
+        runs: Sequence[Run],
+        *,
+        start_id: str,
+        notify: Callable[[str], None],
+    ) -> None:
         super().__init__(cluster, slurm, runs, start_id=start_id, notify=notify)
         self._runs = {run.run_id: run for run in runs}
         self._shown: dict[str, set[str]] = {}
@@ -35,7 +43,7 @@ class ResidentExecutor(SlurmExecutor):
         self._num_told: dict[tuple[str, float], int] = {}
         """By submission and start of its job (SLURM may start it again): how many failures inside were passed on."""
 
-    # --- schedule.Executor ----------------------------------------------------------------------------------------------
+    # --- schedule.Executor -----------------------------------------------------------------------
 
     def submit(self, wanted: Sequence[tuple[Run, TaskKey]]) -> list[TaskRef]:
         """Take what the run's job will do; a run without a job gets one, as far as the limits allow."""
@@ -74,10 +82,13 @@ class ResidentExecutor(SlurmExecutor):
         # Of these the scheduler must hear, even if they have been published meanwhile.
         wanted = {*keys, *(task.key for task in self._asked_of(run_id))}
         left = [key for key in run.graph().tasks() if key in wanted or key not in published]
-        mem_gb = max((gb for task, gb in self._mem_gb.items() if task.run_id == run_id), default=self._settings.job("resident")["mem_gb"])
+        mem_gb = max(
+            (gb for task, gb in self._mem_gb.items() if task.run_id == run_id),
+            default=self._settings.job("resident")["mem_gb"],
+        )
         self._submit(run, "resident", f"resident-{left[0].iteration:04d}", [left], mem_gb)
 
-    # --- what is seen of a job --------------------------------------------------------------------------------------------
+    # --- what is seen of a job -------------------------------------------------------------------
 
     def _take_over(self) -> list[TaskRef]:
         """No task is in flight for it: `submit` takes those that are ready."""
@@ -116,7 +127,9 @@ class ResidentExecutor(SlurmExecutor):
                 if text not in before:
                     self._events.append(Event(task, "started", {}))
                 if "done" in at:
-                    self._events.append(Event(task, "progress", {name: at[name] for name in ("done", "total", "tokens")}))
+                    self._events.append(
+                        Event(task, "progress", {name: at[name] for name in ("done", "total", "tokens")})
+                    )
             self._pass_on(item, sighting.status)
 
     def _pass_on(self, item: OpenSubmission, status: dict[str, Any]) -> bool:
@@ -125,7 +138,9 @@ class ResidentExecutor(SlurmExecutor):
         for failure in self._new_failures(item, status):
             task = TaskRef(run_id, TaskKey.parse(failure["task"]))
             fields = failure_fields(of_failure(failure, status["node"], ""), log=failure["log"])
-            if "manifest" in fields and not item.is_left(0, damaged := shards.key_of_manifest(Path(fields["manifest"]))):
+            if "manifest" in fields and not item.is_left(
+                0, damaged := shards.key_of_manifest(Path(fields["manifest"]))
+            ):
                 item.withdrawn(0, damaged)
             self._asked.discard(task)
             self._events.append(Event(task, "failed", fields))

@@ -99,7 +99,9 @@ def _drive(run: Run, stop: Stop, status: Status) -> dict[str, Any]:
         return stop.deadline
 
     try:
-        scheduler = Scheduler([progress], executor, [reporter], max_attempts=cluster.max_attempts, stop_requested=should_stop)
+        scheduler = Scheduler(
+            [progress], executor, [reporter], max_attempts=cluster.max_attempts, stop_requested=should_stop
+        )
         if not scheduler.run():
             for event in executor.stop(deadline):
                 reporter.on_event(progress, event)
@@ -111,6 +113,8 @@ def _drive(run: Run, stop: Stop, status: Status) -> dict[str, Any]:
         return {"kind": GAVE_UP, "message": progress.stopped, "traceback": ""}
     if stop.reason is None or progress.finished:
         return {"kind": "done"}
-    given_up = f"{reporter.num_running} task(s) under way were given up" if reporter.num_running else "between two tasks"
+    given_up = (
+        f"{reporter.num_running} task(s) under way were given up" if reporter.num_running else "between two tasks"
+    )
     gained = status.num_published > 0 or steps_saved(run, rest) > saved
     return {"kind": "stopped", "reason": stop.reason, "message": given_up, "gained": gained}

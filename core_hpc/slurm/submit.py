@@ -44,8 +44,9 @@ OUTER_JOB = re.compile(
 RANK_VARIABLES = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
 PASSING = re.compile(
     r"socket timed out|unable to contact slurm|connection refused|zero bytes|temporarily|backup controller|try again"
-    r"|accounting/qos policy|submit ?job|submit limit|job limit|too many|slurmdbd", re.IGNORECASE,
-)  # fmt: skip
+    r"|accounting/qos policy|submit ?job|submit limit|job limit|too many|slurmdbd",
+    re.IGNORECASE,
+)
 LIMIT = re.compile(r"accounting/qos policy|submit ?job|submit limit|job limit|too many", re.IGNORECASE)
 
 
@@ -133,14 +134,22 @@ class SubmissionFolder:
         """Write the record for the last time."""
         failed = any(o["kind"] != DONE for o in submission.outcomes.values())
         self.write(submission)
-        (self.root / f"{submission.name}.{OPEN}.json").rename(self.root / f"{submission.name}.{FAILED if failed else ENDED}.json")
+        (self.root / f"{submission.name}.{OPEN}.json").rename(
+            self.root / f"{submission.name}.{FAILED if failed else ENDED}.json"
+        )
 
     def resolve(self, submission: Submission, index: int, outcome: Outcome) -> None:
         """Note how an element ended; the caller writes or closes the record."""
         noted: dict[str, Any] = {"kind": outcome.kind, "counted": outcome.counted}
         if outcome.kind != DONE:  # an array may have thousands of elements, most of which have nothing to tell
             log = str(self.log(submission, index))
-            noted |= {"message": outcome.message, "node": outcome.node, "task": outcome.task, "log": log, "time": time.time()}
+            noted |= {
+                "message": outcome.message,
+                "node": outcome.node,
+                "task": outcome.task,
+                "log": log,
+                "time": time.time(),
+            }
         submission.outcomes[str(index)] = noted
 
     def tidy(self) -> None:
@@ -167,7 +176,13 @@ class SubmissionFolder:
 
 
 def new_submission(
-    group: PhaseGroup, what: str, elements: Sequence[Sequence[TaskKey]], *, start_id: str, mem_gb: float, excluded: Sequence[str] = ()
+    group: PhaseGroup,
+    what: str,
+    elements: Sequence[Sequence[TaskKey]],
+    *,
+    start_id: str,
+    mem_gb: float,
+    excluded: Sequence[str] = (),
 ) -> Submission:
     """A record not yet submitted; `what` is like cold-0001."""
     texts = [[str(key) for key in keys] for keys in elements]
@@ -179,7 +194,7 @@ def group_of(phase: str) -> PhaseGroup:
     return "generate" if phase in GENERATION_PHASES else "update" if phase == UPDATE else "score"
 
 
-# --- what is asked for ---------------------------------------------------------------------------------------------------
+# --- what is asked for ---------------------------------------------------------------------------
 
 
 def python_command(cluster: ClusterSection) -> str:
@@ -187,7 +202,13 @@ def python_command(cluster: ClusterSection) -> str:
 
 
 def job_parameters(
-    cluster: ClusterSection, group: PhaseGroup, *, name: str, comment: str, mem_gb: float | None = None, excluded: Sequence[str] = (),
+    cluster: ClusterSection,
+    group: PhaseGroup,
+    *,
+    name: str,
+    comment: str,
+    mem_gb: float | None = None,
+    excluded: Sequence[str] = (),
     dependency: str | None = None,
 ) -> dict[str, Any]:
     """submitit's parameters of a job of this group."""
@@ -203,15 +224,30 @@ def job_parameters(
     more |= {k: v for k, v in (job["options"] or {}).items() if v is not False}
     exclude = ",".join(dict.fromkeys([*slurm.exclude, *excluded]))
     parameters = {
-        "job_name": name, "comment": comment, "time": job["time_min"], "nodes": nodes, "ntasks_per_node": ranks // nodes,
-        "cpus_per_task": job["cpus"], "mem": f"{round((mem_gb or job['mem_gb']) * 1024)}MB",
-        "gpus_per_node": job["gpus_per_node"] or None, "gres": job["gres"], "partition": job["partition"], "account": job["account"],
-        "qos": job["qos"], "constraint": job["constraint"], "exclude": exclude or None, "dependency": dependency,
-        "signal_delay_s": slurm.signal_delay_s, "array_parallelism": slurm.array_parallelism or 100_000,
-        "stderr_to_stdout": True, "wckey": None, "setup": setup, "additional_parameters": more,
+        "job_name": name,
+        "comment": comment,
+        "time": job["time_min"],
+        "nodes": nodes,
+        "ntasks_per_node": ranks // nodes,
+        "cpus_per_task": job["cpus"],
+        "mem": f"{round((mem_gb or job['mem_gb']) * 1024)}MB",
+        "gpus_per_node": job["gpus_per_node"] or None,
+        "gres": job["gres"],
+        "partition": job["partition"],
+        "account": job["account"],
+        "qos": job["qos"],
+        "constraint": job["constraint"],
+        "exclude": exclude or None,
+        "dependency": dependency,
+        "signal_delay_s": slurm.signal_delay_s,
+        "array_parallelism": slurm.array_parallelism or 100_000,
+        "stderr_to_stdout": True,
+        "wckey": None,
+        "setup": setup,
+        "additional_parameters": more,
         # Since Slurm 22.05 a step does not inherit cpus-per-task. A rank that fails must end the others, which wait for it.
         "srun_args": [f"--cpus-per-task={job['cpus']}", "--kill-on-bad-exit=1", "--wait=120", *slurm.srun_args],
-    }  # fmt: skip
+    }
     return {k: v for k, v in parameters.items() if v is not None or k == "wckey"}
 
 
@@ -221,10 +257,14 @@ def batch_script(cluster: ClusterSection, folder: Path, parameters: dict[str, An
 
     folder = folder.absolute()
     command = f"{python_command(cluster)} -u -m submitit.core._submit {shlex.quote(str(folder))}"
-    return str(_make_sbatch_string(command=command, folder=folder, map_count=num_elements if num_elements > 1 else None, **parameters))
+    return str(
+        _make_sbatch_string(
+            command=command, folder=folder, map_count=num_elements if num_elements > 1 else None, **parameters
+        )
+    )
 
 
-# --- submitting ----------------------------------------------------------------------------------------------------------
+# --- submitting ----------------------------------------------------------------------------------
 
 
 @contextlib.contextmanager
@@ -240,7 +280,9 @@ def submission_environment() -> Iterator[None]:
         os.environ.update(hidden)
 
 
-def submit(cluster: ClusterSection, folder: Path, parameters: dict[str, Any], calls: Sequence[Callable[[], Any]]) -> int:
+def submit(
+    cluster: ClusterSection, folder: Path, parameters: dict[str, Any], calls: Sequence[Callable[[], Any]]
+) -> int:
     """Submit one array (a plain job if there is one call only); returns its job id. RefusedError has sbatch's words."""
     from submitit.core.utils import FailedJobError
     from submitit.slurm.slurm import SlurmExecutor
@@ -270,14 +312,27 @@ def submit_elements(
     job = slurm.job(submission.group)
     folder.write(submission)
     calls = [
-        functools.partial(run_resident if submission.group == "resident" else run_element, ElementSpec(
-            str(run_root), tuple(tasks), str(folder.status_file(submission, i)), cluster.threads or job["cpus"],
-            job["time_min"], slurm.signal_delay_s, slurm.preemption_grace_s, slurm.chain_wait_s or 0.0,
-        ))
+        functools.partial(
+            run_resident if submission.group == "resident" else run_element,
+            ElementSpec(
+                str(run_root),
+                tuple(tasks),
+                str(folder.status_file(submission, i)),
+                cluster.threads or job["cpus"],
+                job["time_min"],
+                slurm.signal_delay_s,
+                slurm.preemption_grace_s,
+                slurm.chain_wait_s or 0.0,
+            ),
+        )
         for i, tasks in enumerate(submission.elements)
-    ]  # fmt: skip
+    ]
     parameters = job_parameters(
-        cluster, submission.group, name=submission.name, comment=f"core_hpc {run_root.name}", mem_gb=submission.mem_gb,
+        cluster,
+        submission.group,
+        name=submission.name,
+        comment=f"core_hpc {run_root.name}",
+        mem_gb=submission.mem_gb,
         excluded=submission.excluded,
     )
     try:
@@ -302,11 +357,17 @@ def check_accepted(cluster: ClusterSection) -> None:
         asked.add(script)
         with submission_environment():
             try:
-                done = subprocess.run(["sbatch", "--test-only"], input=script, text=True, capture_output=True, timeout=60, check=False)
+                done = subprocess.run(
+                    ["sbatch", "--test-only"], input=script, text=True, capture_output=True, timeout=60, check=False
+                )
             except subprocess.TimeoutExpired as e:
-                raise SlurmUnavailableError("sbatch --test-only did not answer within 60 s; try again when SLURM is well") from e
+                raise SlurmUnavailableError(
+                    "sbatch --test-only did not answer within 60 s; try again when SLURM is well"
+                ) from e
         words = " ".join(done.stderr.split())
         if done.returncode != 0 and not PASSING.search(words):
             mistakes.append(f"cluster.slurm, jobs of `{group}`: {words.removeprefix('allocation failure: ')}")
     if mistakes:
-        raise InputError("SLURM would refuse these jobs; nothing was submitted\n" + "\n".join(f"  - {m}" for m in mistakes))
+        raise InputError(
+            "SLURM would refuse these jobs; nothing was submitted\n" + "\n".join(f"  - {m}" for m in mistakes)
+        )

@@ -60,7 +60,9 @@ class OpenSubmission:
     """Of each element, what was not seen published, in order; kept, since every look needs it."""
 
     def __post_init__(self) -> None:
-        self._left = [{key: self._awaited(key) for key in self.submission.keys(i)} for i in range(len(self.submission.elements))]
+        self._left = [
+            {key: self._awaited(key) for key in self.submission.keys(i)} for i in range(len(self.submission.elements))
+        ]
 
     def _awaited(self, key: TaskKey) -> Awaited:
         path = self.run.paths.task_manifest(key)
@@ -89,7 +91,10 @@ class OpenSubmission:
         left = self._left[index]
         if self.submission.group != "resident":
             return left.values()
-        last = 1 + min((key.iteration for key in left if key.phase != EVALUATE), default=max((key.iteration for key in left), default=0))
+        last = 1 + min(
+            (key.iteration for key in left if key.phase != EVALUATE),
+            default=max((key.iteration for key in left), default=0),
+        )
         return [awaited for key, awaited in left.items() if key.iteration <= last]  # as state.Graph.ready
 
     def status_files(self, index: int) -> list[dict[str, Any]]:
@@ -189,7 +194,11 @@ class Watch:
             return []
         folder.discard(submission)
         self.open.remove(item)
-        message = "the controller was interrupted while it submitted this" if found is None else "was submitted incompletely and cancelled"
+        message = (
+            "the controller was interrupted while it submitted this"
+            if found is None
+            else "was submitted incompletely and cancelled"
+        )
         outcome = Outcome(INTERRUPTED, message, counted=False)
         return [Sighting(item, index, "ended", outcome=outcome) for index in submission.unresolved]
 
@@ -206,7 +215,11 @@ class Watch:
         return [*sightings, Sighting(item, index, "complete")] if item.is_complete(index) else sightings
 
     def _queued(
-        self, item: OpenSubmission, index: int, entry: QueueEntry | None, gone: list[tuple[OpenSubmission, int, QueueEntry | None]]
+        self,
+        item: OpenSubmission,
+        index: int,
+        entry: QueueEntry | None,
+        gone: list[tuple[OpenSubmission, int, QueueEntry | None]],
     ) -> list[Sighting]:
         """What the queue says of an element that is not complete; those that ended, or are not known, go to `gone`."""
         if entry is None or not entry.active:
@@ -230,7 +243,14 @@ class Watch:
             self._num_status_reads += 1
             item.status_read[index] = time.time()
             with contextlib.suppress(StoreError):
-                return [Sighting(item, index, "status", status=manifests.read_json(item.folder.status_file(item.submission, index)))]
+                return [
+                    Sighting(
+                        item,
+                        index,
+                        "status",
+                        status=manifests.read_json(item.folder.status_file(item.submission, index)),
+                    )
+                ]
         return []
 
     def _explained(self, gone: Sequence[tuple[OpenSubmission, int, QueueEntry | None]]) -> list[Sighting]:
@@ -245,9 +265,14 @@ class Watch:
             state = known.state if known is not None and known.state in FINAL else None
             waited = time.time() - item.gone_since[index]
             outcome = explain(
-                state, item.status_files(index), log_tail(item.log(index)), nodes=known.nodes if known is not None else "",
-                settled=waited > SETTLE_S, lost=waited > self._lost_after_s, unseen=[str(task.key) for task in item.tasks_left(index)],
-            )  # fmt: skip
+                state,
+                item.status_files(index),
+                log_tail(item.log(index)),
+                nodes=known.nodes if known is not None else "",
+                settled=waited > SETTLE_S,
+                lost=waited > self._lost_after_s,
+                unseen=[str(task.key) for task in item.tasks_left(index)],
+            )
             if outcome is not None:
                 seen.append(Sighting(item, index, "ended", outcome=outcome))
         return seen

@@ -28,7 +28,16 @@ from core_hpc.common.terminal import show_error, standard_console
 from core_hpc.controller.display import duration
 from core_hpc.status.collect import Manifests, locate
 from core_hpc.status.compute import read_status
-from core_hpc.status.model import FINISHED, NO_CONTROLLER, STOPPED, UNREADABLE, WAITING, ControllerStatus, RunStatus, SweepStatus
+from core_hpc.status.model import (
+    FINISHED,
+    NO_CONTROLLER,
+    STOPPED,
+    UNREADABLE,
+    WAITING,
+    ControllerStatus,
+    RunStatus,
+    SweepStatus,
+)
 from core_hpc.store.claims import describe_holder
 
 WATCH_S = 10.0
@@ -39,19 +48,32 @@ STYLES = {FINISHED: "green", WAITING: "cyan", NO_CONTROLLER: "yellow", STOPPED: 
 def render(status: SweepStatus, *, show_all: bool = False) -> Group:
     """The table of a sweep and what stands below it."""
     lines = [_controller_line(status.controller)]
-    lines += [Text(f"  SLURM job {j['job']}: {j['state']}{_in_brackets(j['reason'])}; log: {j['log']}") for j in status.controller.jobs]
+    lines += [
+        Text(f"  SLURM job {j['job']}: {j['state']}{_in_brackets(j['reason'])}; log: {j['log']}")
+        for j in status.controller.jobs
+    ]
     if status.slurm not in ("ok", "not needed"):
-        lines.append(Text(f"SLURM: {status.slurm}; what runs and waits is counted by what the jobs wrote", style="yellow"))
+        lines.append(
+            Text(f"SLURM: {status.slurm}; what runs and waits is counted by what the jobs wrote", style="yellow")
+        )
     if status.waiting_reasons:
-        lines.append(Text("queue: " + "; ".join(f"{num} waiting: {reason}" for reason, num in status.waiting_reasons.items())))
+        lines.append(
+            Text("queue: " + "; ".join(f"{num} waiting: {reason}" for reason, num in status.waiting_reasons.items()))
+        )
     for run in status.runs:
         lines += [Text(f"{run.run_id} {run.state}: {_brief(run.detail)}", style="red")] if run.detail else []
     shown = status.failures if show_all else status.failures[:NUM_SHOWN]
     if shown:
-        count = f"all {len(shown)}" if len(shown) == len(status.failures) else f"{len(shown)} of {len(status.failures)}; --all shows all"
+        count = (
+            f"all {len(shown)}"
+            if len(shown) == len(status.failures)
+            else f"{len(shown)} of {len(status.failures)}; --all shows all"
+        )
         lines.append(Text(f"failures of the last start, newest first ({count}):"))
     for f in shown:
-        known = "" if f.counted else "; not seen by a controller yet" if f.counted is None else "; does not count as a try"
+        known = (
+            "" if f.counted else "; not seen by a controller yet" if f.counted is None else "; does not count as a try"
+        )
         when = time.strftime("%m-%d %H:%M:%S", time.localtime(f.time))
         lines.append(Text(f"  {when} {f.run_id} {f.task}: {f.kind}: {_brief(f.message)} (node {f.node or '?'}{known})"))
         lines.append(Text(f"    log: {f.log or '?'}"))
@@ -62,21 +84,46 @@ def render(status: SweepStatus, *, show_all: bool = False) -> Group:
 def _table(runs: Sequence[RunStatus]) -> Table:
     table = Table(box=None, pad_edge=False, header_style="dim")
     left = ("run", "phase", "overhead", "expected end", "state")
-    names = ("run", "iteration", "phase", "tasks done", "running", "waiting", "failed", "compl./s", "overhead", "expected end", "state")
+    names = (
+        "run",
+        "iteration",
+        "phase",
+        "tasks done",
+        "running",
+        "waiting",
+        "failed",
+        "compl./s",
+        "overhead",
+        "expected end",
+        "state",
+    )
     for name in names:
         table.add_column(name, justify="left" if name in left else "right", overflow="fold")
     for r in runs:
-        running, speed = ("-" if x is None else form % x for x, form in ((r.running, "%d"), (r.completions_per_s, "%.1f")))
+        running, speed = (
+            "-" if x is None else form % x for x, form in ((r.running, "%d"), (r.completions_per_s, "%.1f"))
+        )
         table.add_row(
-            r.run_id, f"{r.iteration}/{r.iterations}", ", ".join(r.phases) or "-", f"{r.done}/{r.total}", running, str(r.waiting),
-            str(r.failed), speed, _overhead(r), _end(r), Text(r.state, style=STYLES.get(r.state, "")),
-        )  # fmt: skip
+            r.run_id,
+            f"{r.iteration}/{r.iterations}",
+            ", ".join(r.phases) or "-",
+            f"{r.done}/{r.total}",
+            running,
+            str(r.waiting),
+            str(r.failed),
+            speed,
+            _overhead(r),
+            _end(r),
+            Text(r.state, style=STYLES.get(r.state, "")),
+        )
     return table
 
 
 def _overhead(run: RunStatus) -> str:
     """Of the last finished iteration, with its largest item."""
-    return "-" if run.overhead is None else f"{run.overhead:.0%}" + (f" ({run.largest_item})" if run.largest_item else "")
+    return (
+        "-" if run.overhead is None else f"{run.overhead:.0%}" + (f" ({run.largest_item})" if run.largest_item else "")
+    )
 
 
 def _end(run: RunStatus) -> str:
@@ -90,7 +137,13 @@ def _controller_line(c: ControllerStatus) -> Text:
     now = time.time()
     words, style = ["none"], "yellow"
     if c.holder is not None:
-        alive = "alive" if c.alive else "not known whether it lives" if c.alive is None else "dead: the next start takes over"
+        alive = (
+            "alive"
+            if c.alive
+            else "not known whether it lives"
+            if c.alive is None
+            else "dead: the next start takes over"
+        )
         words, style = [describe_holder(c.holder), alive], "" if c.alive else "yellow"
     elif c.jobs:
         words, style = ["waits as a job"], "cyan"
@@ -99,7 +152,9 @@ def _controller_line(c: ControllerStatus) -> Text:
     if c.cpu_s_per_hour is not None:
         words.append(f"{c.cpu_s_per_hour:.0f} CPU-seconds an hour")
     if c.stop_request is not None:
-        words.append(f"stop requested by {c.stop_request['user']} on {c.stop_request['host']} {duration(now - c.stop_request['time'])} ago")
+        words.append(
+            f"stop requested by {c.stop_request['user']} on {c.stop_request['host']} {duration(now - c.stop_request['time'])} ago"
+        )
     if c.last_log is not None and not c.jobs:
         words.append(f"log: {c.last_log}")
     return Text(f"controller: {'; '.join(words)}", style=style)
@@ -115,16 +170,22 @@ def _in_brackets(words: str) -> str:
     return f" ({words})" if words and words != "None" else ""
 
 
-# --- the command line -----------------------------------------------------------------------------------------------------
+# --- the command line ----------------------------------------------------------------------------
 
 
 def parse_arguments(arguments: Sequence[str]) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(prog="python -m core_hpc.status", description="How sweeps are getting on. Reads only.")
+    parser = argparse.ArgumentParser(
+        prog="python -m core_hpc.status", description="How sweeps are getting on. Reads only."
+    )
     words = "a sweep's folder or YAML file, or a run's folder; default: all in ./outputs"
     parser.add_argument("sweeps", type=Path, nargs="*", metavar="SWEEP", help=words)
-    parser.add_argument("--all", action="store_true", dest="show_all", help=f"show all failures, not only the last {NUM_SHOWN}")
+    parser.add_argument(
+        "--all", action="store_true", dest="show_all", help=f"show all failures, not only the last {NUM_SHOWN}"
+    )
     how = parser.add_mutually_exclusive_group()
-    how.add_argument("--json", action="store_true", help="everything as JSON (the fields are described in core_hpc/status/model.py)")
+    how.add_argument(
+        "--json", action="store_true", help="everything as JSON (the fields are described in core_hpc/status/model.py)"
+    )
     words = f"show again every so many seconds ({WATCH_S:.0f}), until all is finished"
     how.add_argument("--watch", type=float, nargs="?", const=WATCH_S, metavar="SECONDS", help=words)
     options = parser.parse_args(arguments)

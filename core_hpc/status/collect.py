@@ -40,8 +40,12 @@ class Found:
 
     @property
     def needs_queue(self) -> bool:
-        elsewhere = self.holder is not None and self.holder["job"] is not None and self.holder["host"] != socket.gethostname()
-        return elsewhere or any(state == OPEN for records in (self.controllers, *self.runs.values()) for state, _ in records)
+        elsewhere = (
+            self.holder is not None and self.holder["job"] is not None and self.holder["host"] != socket.gethostname()
+        )
+        return elsewhere or any(
+            state == OPEN for records in (self.controllers, *self.runs.values()) for state, _ in records
+        )
 
     def last_start(self) -> tuple[str, float]:
         """Id of the last start by the user, and when it is heard of first."""
@@ -58,12 +62,16 @@ def locate(path: Path) -> tuple[Path, list[Path]]:
     if path.is_file() or path.suffix in (".yaml", ".yml"):
         folder = load_sweep(path).folder
         if not folder.is_dir():
-            raise InputError(f"{path}: there is no {folder}. Start it (python -m core_hpc.launch {path}), or name the sweep's folder")
+            raise InputError(
+                f"{path}: there is no {folder}. Start it (python -m core_hpc.launch {path}), or name the sweep's folder"
+            )
     if RunPaths(folder).identity.is_file():
         return folder.absolute().parent, [folder.absolute()]
     paths, runs = SweepPaths(folder), sorted(p.parent for p in folder.glob("*/run.json"))
     if not runs and not any(p.exists() for p in (paths.claim, paths.source, paths.slurm)):
-        raise InputError(f"{path}: neither a sweep's file nor its folder nor a run's folder (no run.json in it or one level below)")
+        raise InputError(
+            f"{path}: neither a sweep's file nor its folder nor a run's folder (no run.json in it or one level below)"
+        )
     return folder.absolute(), [run.absolute() for run in runs]
 
 

@@ -30,7 +30,7 @@ from core_hpc.status.model import (
     Failure,
     RunStatus,
     SweepStatus,
-)  # fmt: skip
+)
 from core_hpc.store import shards
 from core_hpc.store.claims import holder_lives
 from core_hpc.store.manifests import Manifest
@@ -94,7 +94,14 @@ def _controller(found: Found, queue: Queue) -> ControllerStatus:
         entry = queue.entry(submission, 0)
         if entry is not None or not queue.known:
             job, log = entry.id.job if entry is not None else submission.job, str(folder.log(submission, 0))
-            jobs.append({"job": job, "state": entry.state if entry else "unknown", "reason": entry.reason if entry else "", "log": log})
+            jobs.append(
+                {
+                    "job": job,
+                    "state": entry.state if entry else "unknown",
+                    "reason": entry.reason if entry else "",
+                    "log": log,
+                }
+            )
     jobs.sort(key=lambda j: j["job"] or 0)
     begun = [s for _, s in found.controllers if folder.log(s, 0).exists()]
     last = max(begun, key=lambda s: s.submitted, default=None)
@@ -102,9 +109,14 @@ def _controller(found: Found, queue: Queue) -> ControllerStatus:
     if beat is not None and beat["time"] - beat["started"] >= beat["interval_s"]:
         cpu = round(3600 * beat["cpu_s"] / (beat["time"] - beat["started"]), 1)
     return ControllerStatus(
-        found.holder, _is_alive(found, queue), jobs, str(folder.log(last, 0)) if last is not None else None,
-        beat["time"] if beat is not None else None, cpu, read_or_none(SweepPaths(found.folder).stop_request),
-    )  # fmt: skip
+        found.holder,
+        _is_alive(found, queue),
+        jobs,
+        str(folder.log(last, 0)) if last is not None else None,
+        beat["time"] if beat is not None else None,
+        cpu,
+        read_or_none(SweepPaths(found.folder).stop_request),
+    )
 
 
 def _is_alive(found: Found, queue: Queue) -> bool | None:
@@ -117,10 +129,14 @@ def _is_alive(found: Found, queue: Queue) -> bool | None:
 
 
 def _wrote(holder: Mapping[str, Any], heartbeat: Mapping[str, Any]) -> bool:
-    return (heartbeat["host"], heartbeat["pid"]) == (holder["host"], holder["pid"]) and heartbeat["time"] >= holder["time"]
+    return (heartbeat["host"], heartbeat["pid"]) == (holder["host"], holder["pid"]) and heartbeat["time"] >= holder[
+        "time"
+    ]
 
 
-def _place(submission: Submission, entry: QueueEntry | None, status: Mapping[str, Any], *, queue_known: bool) -> str | None:
+def _place(
+    submission: Submission, entry: QueueEntry | None, status: Mapping[str, Any], *, queue_known: bool
+) -> str | None:
     """Where an element is: RUNNING, WAITING, or None when it has ended; by what its job wrote if the queue is not known."""
     if entry is not None:
         return WAITING if entry.state == "PENDING" else RUNNING
@@ -135,7 +151,14 @@ def _under_way(run: Run, records: Records, queue: Queue, start_id: str, since: f
         for number, o in submission.outcomes.items():
             if o["kind"] not in NOT_FAILURES and (submission.start_id == start_id or o.get("time", 0.0) >= since):
                 task = o.get("task") or submission.elements[int(number)][0]
-                told = (o["kind"], o["message"], o.get("node", ""), o["counted"], o.get("log", ""), o.get("time", submission.submitted))
+                told = (
+                    o["kind"],
+                    o["message"],
+                    o.get("node", ""),
+                    o["counted"],
+                    o.get("log", ""),
+                    o.get("time", submission.submitted),
+                )
                 out.failures.append(Failure(run.run_id, task, *told))
         for index in submission.unresolved if state == OPEN else ():
             keys, entry = submission.keys(index), queue.entry(submission, index)
@@ -163,11 +186,16 @@ def _running(submission: Submission, keys: Sequence[TaskKey], status: dict[str, 
     if submission.group != "resident":
         return dict.fromkeys(keys, status)
     at_work = status.get("running", {})
-    own = {task: {"started": at["started"], "progress": {"task": task, **at} if "done" in at else None} for task, at in at_work.items()}
+    own = {
+        task: {"started": at["started"], "progress": {"task": task, **at} if "done" in at else None}
+        for task, at in at_work.items()
+    }
     return {TaskKey.parse(task): {**status, **at} for task, at in own.items()}
 
 
-def _run_status(run: Run, under_way: _UnderWay, found: Found, controller: ControllerStatus, manifests: Manifests) -> RunStatus:
+def _run_status(
+    run: Run, under_way: _UnderWay, found: Found, controller: ControllerStatus, manifests: Manifests
+) -> RunStatus:
     graph, published = run.graph(), set(shards.published_keys(run.root))
     tasks = graph.tasks()
     done, rest = [k for k in tasks if k in published], [k for k in tasks if k not in published]
@@ -184,15 +212,27 @@ def _run_status(run: Run, under_way: _UnderWay, found: Found, controller: Contro
     window = manifests.of(run, {*done[-WINDOW_TASKS:], *{(k.phase, k.model): k for k in done}.values()})
     left_s, now = estimate_left_s(rest, window, running) if rest else None, time.time()
     return RunStatus(
-        run.run_id, state, why if state == STOPPED else "", min((k.iteration for k in rest), default=graph.iterations), graph.iterations,
-        sorted(phases, key=PHASES.index), len(done), None if is_local and state == RUNNING else len(running), len(waiting), len(tasks),
+        run.run_id,
+        state,
+        why if state == STOPPED else "",
+        min((k.iteration for k in rest), default=graph.iterations),
+        graph.iterations,
+        sorted(phases, key=PHASES.index),
+        len(done),
+        None if is_local and state == RUNNING else len(running),
+        len(waiting),
+        len(tasks),
         max(sum(bool(f.counted) for f in under_way.failures), told["failed"] if told is not None else 0),
         completions_per_s(window, running, now) if state == RUNNING else None,
-        left_s, now + left_s if left_s is not None and state == RUNNING else None, *_last_iteration(run, graph, window),
-    )  # fmt: skip
+        left_s,
+        now + left_s if left_s is not None and state == RUNNING else None,
+        *_last_iteration(run, graph, window),
+    )
 
 
-def _last_iteration(run: Run, graph: Graph, window: Mapping[TaskKey, Manifest]) -> tuple[float | None, float | None, str | None]:
+def _last_iteration(
+    run: Run, graph: Graph, window: Mapping[TaskKey, Manifest]
+) -> tuple[float | None, float | None, str | None]:
     """Time, overhead and largest item of the last iteration whose training is in the window."""
     from analysis.timing.account import RunTimes, iteration_table, task_time, with_submissions
 
@@ -202,7 +242,11 @@ def _last_iteration(run: Run, graph: Graph, window: Mapping[TaskKey, Manifest]) 
     if last is None:
         return None, None, None
     near = [task_time(k, m) for k, m in window.items() if k.iteration in (last - 1, last)]
-    row = iteration_table(RunTimes(tuple(with_submissions(near, run.paths.slurm)), graph)).filter(iteration=last).row(0, named=True)
+    row = (
+        iteration_table(RunTimes(tuple(with_submissions(near, run.paths.slurm)), graph))
+        .filter(iteration=last)
+        .row(0, named=True)
+    )
     return row["wall_s"], row["overhead"], row["largest"]
 
 
@@ -231,7 +275,10 @@ def _why_stopped(failures: Sequence[Failure], told: Mapping[str, Any] | None, ma
 
 def _spans(manifests: Mapping[TaskKey, Manifest]) -> dict[TaskKey, tuple[float, float]]:
     """When published tasks began and ended."""
-    return {key: (m.writer["time"] - sum(m.stats.get("seconds", {}).values()), m.writer["time"]) for key, m in manifests.items()}
+    return {
+        key: (m.writer["time"] - sum(m.stats.get("seconds", {}).values()), m.writer["time"])
+        for key, m in manifests.items()
+    }
 
 
 def estimate_left_s(rest: Sequence[TaskKey], published: Mapping[TaskKey, Manifest], running: Statuses) -> float | None:
@@ -260,7 +307,11 @@ def estimate_left_s(rest: Sequence[TaskKey], published: Mapping[TaskKey, Manifes
 
 def completions_per_s(published: Mapping[TaskKey, Manifest], running: Statuses, now: float) -> float | None:
     """Mean over the last ten minutes, or since the first of these tasks began; a task's completions are spread evenly over its time."""
-    pieces = [(*span, published[key].stats["num_completions"]) for key, span in _spans(published).items() if key.phase in GENERATION_PHASES]
+    pieces = [
+        (*span, published[key].stats["num_completions"])
+        for key, span in _spans(published).items()
+        if key.phase in GENERATION_PHASES
+    ]
     for key, status in running.items():
         progress = status.get("progress") or {}
         if key.phase in GENERATION_PHASES and progress.get("task") == str(key):
@@ -269,6 +320,6 @@ def completions_per_s(published: Mapping[TaskKey, Manifest], running: Statuses, 
     if not pieces:
         return None
     since = max(now - SPEED_S, min(begin for begin, *_ in pieces))
-    return sum(num * (end - max(begin, since)) / max(1e-9, end - begin) for begin, end, num in pieces) / max(1.0, now - since)
-
-
+    return sum(num * (end - max(begin, since)) / max(1e-9, end - begin) for begin, end, num in pieces) / max(
+        1.0, now - since
+    )

@@ -8,7 +8,14 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
-FINISHED, RUNNING, WAITING, NO_CONTROLLER, STOPPED, UNREADABLE = "finished", "running", "waiting", "no controller", "stopped", "unreadable"
+FINISHED, RUNNING, WAITING, NO_CONTROLLER, STOPPED, UNREADABLE = (
+    "finished",
+    "running",
+    "waiting",
+    "no controller",
+    "stopped",
+    "unreadable",
+)
 
 
 @dataclass(frozen=True)
@@ -94,5 +101,3 @@ class SweepStatus:
     """SLURM's reason -> array elements that wait for it."""
     failures: list[Failure]
     """Of the last start, newest first."""
-
-

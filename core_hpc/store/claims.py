@@ -97,7 +97,9 @@ def _break_dead_claim(path: Path, my_job: int | None, has_ended: HasEnded | None
     if not mine:  # else of an earlier life of this job, which SLURM has put back into the queue
         lives = holder_lives(holder, has_ended)
         if lives:
-            raise ClaimError(f"{path}: this sweep is already being run ({who}). Wait for it, or stop it: python -m core_hpc.cancel")
+            raise ClaimError(
+                f"{path}: this sweep is already being run ({who}). Wait for it, or stop it: python -m core_hpc.cancel"
+            )
         if lives is None:
             raise ClaimError(
                 f"{path}: this sweep is being run from {who}. Look there, or stop it: python -m core_hpc.cancel; "

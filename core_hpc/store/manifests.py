@@ -172,9 +172,11 @@ def _move_into_place(
 def _commit(manifest: Manifest, uid: str) -> bool:
     """Put the manifest in place; False if another writer was first."""
     body = {
-        "schema_version": SCHEMA_VERSION, "files": [asdict(f) for f in manifest.files],
-        "stats": manifest.stats, "writer": manifest.writer,
-    }  # fmt: skip
+        "schema_version": SCHEMA_VERSION,
+        "files": [asdict(f) for f in manifest.files],
+        "stats": manifest.stats,
+        "writer": manifest.writer,
+    }
     temporary = manifest.path.with_name(f".{manifest.path.name}.{uid}.tmp")
     write_synced(temporary, json.dumps(body, indent=1).encode())
     fault_point("publish.before_manifest", str(manifest.path))
@@ -212,7 +214,9 @@ def read_manifest(path: Path) -> Manifest:
     except (ValueError, KeyError, TypeError) as e:
         raise DamagedError(path, f"{path}: torn or altered manifest ({e})") from e
     if version != SCHEMA_VERSION:
-        raise StoreError(f"{path}: schema version {version}, this software reads {SCHEMA_VERSION}; use the version that wrote it")
+        raise StoreError(
+            f"{path}: schema version {version}, this software reads {SCHEMA_VERSION}; use the version that wrote it"
+        )
     return manifest
 
 
@@ -295,4 +299,6 @@ def require_writable(folder: Path, *, min_free_gb: float) -> None:
         raise InputError(f"{existing}: no permission to write here; give another folder as `output`")
     free_gb = shutil.disk_usage(existing).free / 1e9
     if free_gb < min_free_gb:
-        raise InputError(f"{existing}: only {free_gb:.1f} GB free, {min_free_gb:.1f} GB are needed; free space or give another `output`")
+        raise InputError(
+            f"{existing}: only {free_gb:.1f} GB free, {min_free_gb:.1f} GB are needed; free space or give another `output`"
+        )

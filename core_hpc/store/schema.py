@@ -44,7 +44,10 @@ PROBLEMS = Table(
         "problem_id": (_S, "unique within the split"),
         "question": (_S, "text shown to the model"),
         "gold": (_S, "gold answer, normalised by the data source"),
-        "answer_kind": (_S, "how an answer is verified: number, integer, latex, letter, text; given: not by us (imported)"),
+        "answer_kind": (
+            _S,
+            "how an answer is verified: number, integer, latex, letter, text; given: not by us (imported)",
+        ),
         "metadata": (_S, "JSON object: whatever else the source said of the problem"),
     },
     ("problem_id",),
@@ -78,7 +81,10 @@ ROLLOUTS = Table(
         "seed": (pl.Int64(), "seed of the request, a stable hash of run seed and row key"),
         "prompt_token_ids": (pl.List(pl.UInt32()), "exactly what the model was given"),
         "completion_token_ids": (pl.List(pl.UInt32()), "all sampled tokens, end token included; never re-tokenised"),
-        "logprobs": (pl.List(pl.Float32()), "behaviour log-probability of each completion token (temperature and top-p applied)"),
+        "logprobs": (
+            pl.List(pl.Float32()),
+            "behaviour log-probability of each completion token (temperature and top-p applied)",
+        ),
         "temperature": (pl.Float32(), "sampling temperature that logprobs refer to; 0 = greedy"),
         "top_p": (pl.Float32(), "nucleus mass that logprobs refer to"),
         "num_prompt_tokens": (_I, "length of prompt_token_ids"),
@@ -115,7 +121,10 @@ HINTS = Table(
         "hint": (_S, "hint as the student sees it, answers removed, cut to hint_tokens; null when there is none"),
         "num_hint_tokens": (_I, "length of the hint in the student's tokens, 0 when there is none"),
         "reason": (_S, "rescue: there is a hint; otherwise why not: solved, no_teacher, no_hint"),
-        "hint_draws": (pl.List(pl.Boolean()), "for each rescue sample: is the hint shown; empty: the student does not sample again"),
+        "hint_draws": (
+            pl.List(pl.Boolean()),
+            "for each rescue sample: is the hint shown; empty: the student does not sample again",
+        ),
     },
     ("run_id", "iteration", "model", "problem_id"),
     frozenset({"teacher_model", "teacher_sample_index", "hint"}),
@@ -138,7 +147,10 @@ SCORES = Table(
         "trace_accuracy": (_F, "Eq. 5, unweighted"),
         "cross": (_F, "Eq. 6, unweighted"),
         "reward": (_F, "Eq. 7: weighted sum with the weights of this iteration"),
-        "advantage": (_F, "(reward - mean) / (population std + 1e-8) over the completions of the problem that are compared (update.group)"),
+        "advantage": (
+            _F,
+            "(reward - mean) / (population std + 1e-8) over the completions of the problem that are compared (update.group)",
+        ),
         "zero_signal": (_B, "all completions that are compared have the same reward: every advantage is 0"),
     },
     ROW_KEY,
@@ -181,9 +193,14 @@ def check_frame(frame: pl.DataFrame, table: Table, *, source: str) -> None:
     if frame.schema != expected:
         missing = [c for c in expected if c not in frame.schema]
         extra = [c for c in frame.schema if c not in expected]
-        wrong = [f"{c} is {frame.schema[c]}, not {expected[c]}" for c in expected if c in frame.schema and frame.schema[c] != expected[c]]
+        wrong = [
+            f"{c} is {frame.schema[c]}, not {expected[c]}"
+            for c in expected
+            if c in frame.schema and frame.schema[c] != expected[c]
+        ]
         detail = "; ".join(
-            [f"missing {missing}"] * bool(missing) + [f"unknown {extra}"] * bool(extra) + wrong or ["column order differs"]
+            [f"missing {missing}"] * bool(missing) + [f"unknown {extra}"] * bool(extra) + wrong
+            or ["column order differs"]
         )
         raise StoreError(f"{source}: not a {table.name} table of schema version {SCHEMA_VERSION}: {detail}")
     nulls = [c for c in expected if c not in table.nullable and frame[c].null_count() > 0]
@@ -193,4 +210,6 @@ def check_frame(frame: pl.DataFrame, table: Table, *, source: str) -> None:
     duplicated = frame.select(table.key).is_duplicated()
     if duplicated.any():
         row = duplicated.arg_true()[0]
-        raise StoreError(f"{source}: row {row}: {dict(zip(table.key, frame.select(table.key).row(row), strict=True))} occurs twice")
+        raise StoreError(
+            f"{source}: row {row}: {dict(zip(table.key, frame.select(table.key).row(row), strict=True))} occurs twice"
+        )

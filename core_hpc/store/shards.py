@@ -52,7 +52,9 @@ def read_manifest_table(
             continue
         path = manifest.path.parent / entry.name
         try:
-            frame = pl.read_parquet(path, columns=list(columns) if columns is not None else None, hive_partitioning=False)
+            frame = pl.read_parquet(
+                path, columns=list(columns) if columns is not None else None, hive_partitioning=False
+            )
         except (pl.exceptions.PolarsError, OSError) as e:
             raise manifests.DamagedError(manifest.path, f"{path}: not a readable Parquet file ({e})") from e
         if frame.height != entry.rows:
@@ -74,7 +76,9 @@ def read_task(run: Path, key: TaskKey, table: Table, *, columns: Sequence[str] |
     return read_manifest_table(manifest, table, columns=columns, checksum=True)
 
 
-def read_tasks(run: Path, keys: Sequence[TaskKey], table: Table, *, columns: Sequence[str] | None = None) -> pl.DataFrame:
+def read_tasks(
+    run: Path, keys: Sequence[TaskKey], table: Table, *, columns: Sequence[str] | None = None
+) -> pl.DataFrame:
     """What several tasks published, in the order of the keys."""
     frames = [read_task(run, key, table, columns=columns) for key in keys]
     return pl.concat(frames) if frames else _empty(table, columns)

@@ -95,7 +95,9 @@ def check_rows(rows: Sequence[Row]) -> None:
             raise InputError(f"update: row {row.key}: no prompt ids; sample this shard again")
 
 
-def step_rows(rows: Sequence[Row], *, problems_per_step: int, seed: int) -> list[tuple[tuple[str, ...], tuple[int, ...]]]:
+def step_rows(
+    rows: Sequence[Row], *, problems_per_step: int, seed: int
+) -> list[tuple[tuple[str, ...], tuple[int, ...]]]:
     """(problem ids, row indices) of every optimizer step: each problem once, in an order drawn by `seed`."""
     by_problem: dict[str, list[int]] = {}
     for index, row in enumerate(rows):
@@ -115,7 +117,14 @@ def moves_weights(row: Row, *, with_kl: bool) -> bool:
 
 
 def plan_steps(
-    rows: Sequence[Row], *, problems_per_step: int, seed: int, num_ranks: int, max_tokens: int, layout: Layout, with_kl: bool = True
+    rows: Sequence[Row],
+    *,
+    problems_per_step: int,
+    seed: int,
+    num_ranks: int,
+    max_tokens: int,
+    layout: Layout,
+    with_kl: bool = True,
 ) -> list[StepPlan]:
     """The optimizer steps of a task, dealt to ranks.
 

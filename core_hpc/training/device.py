@@ -86,7 +86,9 @@ class ActivationSize:
     """Of a key beyond the tokens (prefix_tree.py)."""
 
 
-def layers_to_checkpoint(size: ActivationSize, *, num_layers: int, num_tokens: int, num_keys: int, free: float) -> int | None:
+def layers_to_checkpoint(
+    size: ActivationSize, *, num_layers: int, num_tokens: int, num_keys: int, free: float
+) -> int | None:
     """How many layers have to compute their activations again so that a micro-batch fits; None: it fits in no way.
 
     >>> size = ActivationSize(token=100.0, checkpointed_token=1.0, key=0.0)

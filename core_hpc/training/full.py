@@ -33,7 +33,12 @@ class FullPolicy(Policy):
     trains_head = True
 
     def __init__(
-        self, load: Callable[[], nn.Module], folder: Path, *, with_reference: bool, gradient_checkpointing: bool | None = None
+        self,
+        load: Callable[[], nn.Module],
+        folder: Path,
+        *,
+        with_reference: bool,
+        gradient_checkpointing: bool | None = None,
     ) -> None:
         """`load` gives the frozen base weights of `folder`; without reference, `log_probs` can only use the current weights."""
         super().__init__(load(), gradient_checkpointing=gradient_checkpointing)
@@ -51,7 +56,9 @@ class FullPolicy(Policy):
     def start(self, *, seed: int, from_base: bool) -> dict[str, nn.Parameter]:
         """New masters; nothing is drawn by the seed."""
         source = dict((self._reference or self._load()).named_parameters()) if from_base else self._weights
-        self._masters = {name: nn.Parameter(source[name].detach().to(torch.float32, copy=True)) for name in self._weights}
+        self._masters = {
+            name: nn.Parameter(source[name].detach().to(torch.float32, copy=True)) for name in self._weights
+        }
         self.synchronise()
         return self._masters
 

@@ -59,7 +59,9 @@ class Interruption:
 class Boundaries:
     """Decides at each boundary of two optimizer steps, alike on every rank."""
 
-    def __init__(self, asked: Interruption, *, rank: int, num_ranks: int, device: torch.device, steps_saved: int) -> None:
+    def __init__(
+        self, asked: Interruption, *, rank: int, num_ranks: int, device: torch.device, steps_saved: int
+    ) -> None:
         self._asked = asked
         self._keeps_time = rank == 0 and asked.interval_s > 0
         self._alone = num_ranks == 1

@@ -36,7 +36,9 @@ class _LoraProduct(torch.autograd.Function):
     """The frozen weights get no gradient."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, weight_OI: Tensor, bias_O: Tensor | None, a_RI: Tensor, b_OR: Tensor, scale: float) -> Tensor:
+    def forward(
+        ctx: Any, x: Tensor, weight_OI: Tensor, bias_O: Tensor | None, a_RI: Tensor, b_OR: Tensor, scale: float
+    ) -> Tensor:
         x_NI, a_RI, b_OR = x.reshape(-1, x.shape[-1]), a_RI.to(x.dtype), b_OR.to(x.dtype)
         down_NR = x_NI @ a_RI.T
         y_NO = torch.add(F.linear(x_NI, weight_OI, bias_O), down_NR @ b_OR.T, alpha=scale)
@@ -73,14 +75,21 @@ class LoraLinear(Linear):
             return self.base_layer(x)
         (name,) = self.active_adapters
         return _LoraProduct.apply(
-            x, self.base_layer.weight, self.base_layer.bias, self.lora_A[name].weight, self.lora_B[name].weight, self.scaling[name]
+            x,
+            self.base_layer.weight,
+            self.base_layer.bias,
+            self.lora_A[name].weight,
+            self.lora_B[name].weight,
+            self.scaling[name],
         )
 
 
 class LoraPolicy(Policy):
     """An adapter on frozen base weights, be they of 16, 32 or 4 bits; `start` replaces it by a fresh one."""
 
-    def __init__(self, base: nn.Module, lora: LoraSection, *, name: str, gradient_checkpointing: bool | None = None) -> None:
+    def __init__(
+        self, base: nn.Module, lora: LoraSection, *, name: str, gradient_checkpointing: bool | None = None
+    ) -> None:
         """`name` is the model reference that published adapters carry."""
         super().__init__(base, gradient_checkpointing=gradient_checkpointing)
         self.lora = lora
@@ -93,9 +102,12 @@ class LoraPolicy(Policy):
         if self.peft is not None:
             self.base = self.peft.unload()
         self._config = LoraConfig(
-            r=self.lora.rank, lora_alpha=self.lora.alpha, lora_dropout=0.0, target_modules=existing_targets(self.base, self.lora.targets),
+            r=self.lora.rank,
+            lora_alpha=self.lora.alpha,
+            lora_dropout=0.0,
+            target_modules=existing_targets(self.base, self.lora.targets),
             task_type="CAUSAL_LM",
-        )  # fmt: skip
+        )
         targets = [m for name, m in self.base.named_modules() if name.rpartition(".")[2] in self._config.target_modules]
         if all(type(m) is nn.Linear for m in targets):
             self._config._register_custom_module({nn.Linear: LoraLinear})

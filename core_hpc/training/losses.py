@@ -38,7 +38,9 @@ def completion_sum(values_M: Tensor, row_M: Tensor, num_completions: int) -> Ten
     return torch.zeros(num_completions, dtype=values_M.dtype, device=values_M.device).index_add(0, row_M, values_M)
 
 
-def importance_weights(old_M: Tensor, behaviour_M: Tensor, row_M: Tensor, lengths_N: Tensor, settings: ImportanceSection) -> Tensor:
+def importance_weights(
+    old_M: Tensor, behaviour_M: Tensor, row_M: Tensor, lengths_N: Tensor, settings: ImportanceSection
+) -> Tensor:
     """Weights of tokens for the step from the engine's distribution to the trainer's, without gradient.
 
     With d = old - behaviour, per token: min(exp d, cap); exp(sum d of the completion), 0 where that is above the cap
@@ -89,7 +91,7 @@ class TokenBatch:
         return completion_sum(values_M, self.row_M, len(self.lengths_N))
 
 
-# --- gain of a token: what is to be maximised ------------------------------------------------------------------------
+# --- gain of a token: what is to be maximised ----------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -128,7 +130,9 @@ def gated_gain(tokens: Tokens, settings: UpdateSection) -> Gain:
     assert settings.tau_negative is not None
     assert settings.tau_rescue is not None
     tau_M = torch.full_like(tokens.advantage_M, settings.tau_negative)
-    tau_M = tau_M.masked_fill(tokens.advantage_M > 0, settings.tau_positive).masked_fill(tokens.rescue_M, settings.tau_rescue)
+    tau_M = tau_M.masked_fill(tokens.advantage_M > 0, settings.tau_positive).masked_fill(
+        tokens.rescue_M, settings.tau_rescue
+    )
     gate_M = 4 / tau_M * torch.sigmoid(tau_M * (tokens.ratio_M - 1))
     return Gain(gate_M * tokens.advantage_M, torch.zeros_like(tokens.rescue_M))
 
@@ -144,7 +148,7 @@ def capped_weight_gain(tokens: Tokens, settings: UpdateSection) -> Gain:
     return Gain(weight_M * tokens.advantage_M * tokens.current_M, capped_M)
 
 
-# --- share of each token of a completion in the sum over a step -------------------------------------------------------
+# --- share of each token of a completion in the sum over a step ----------------------------------
 
 
 def completion_mean(batch: TokenBatch, step: StepSize) -> Tensor:
@@ -162,7 +166,7 @@ def constant_length(batch: TokenBatch, step: StepSize) -> Tensor:
     return batch.weight_N / (step.num_completions * step.max_new_tokens)
 
 
-# --- losses -----------------------------------------------------------------------------------------------------------
+# --- losses --------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -175,7 +179,9 @@ class Loss:
 
 LOSSES = {
     "grpo": Loss(clipped_gain, completion_mean),  # Eq. 21; DeepSeekMath, arXiv 2402.03300
-    "dapo": Loss(clipped_gain, token_mean),  # arXiv 2503.14476: token mean over the batch, clip_high above clip_low, no KL
+    "dapo": Loss(
+        clipped_gain, token_mean
+    ),  # arXiv 2503.14476: token mean over the batch, clip_high above clip_low, no KL
     "dr_grpo": Loss(clipped_gain, constant_length),  # arXiv 2503.20783: no length, no standard deviation, no KL
     # TRL's bnpo is a token mean over the local batch, whose value depends on how a step is cut. Here the batch is the
     # step, so bnpo is dapo with grpo's clip and KL.
@@ -205,7 +211,9 @@ def objective(current_M: Tensor, batch: TokenBatch, settings: UpdateSection, ste
     loss = LOSSES[settings.loss]
     log_ratio_M = current_M - batch.old_M
     token_ratio_M = log_ratio_M.exp()
-    ratio_M = (batch.sum(log_ratio_M) / batch.lengths_N).exp()[batch.row_M] if settings.ratio == "sequence" else token_ratio_M
+    ratio_M = (
+        (batch.sum(log_ratio_M) / batch.lengths_N).exp()[batch.row_M] if settings.ratio == "sequence" else token_ratio_M
+    )
     gain = loss.gain(Tokens(current_M, ratio_M, batch.advantage_N[batch.row_M], batch.rescue_N[batch.row_M]), settings)
     share_N = loss.share(batch, step)
     policy_N = -batch.sum(gain.value_M * batch.importance_M) * share_N

@@ -39,8 +39,15 @@ class StepTotals:
 
     def add(self, batch: MicroBatch, tokens: TokenBatch, terms: LossTerms, entropy_M: Tensor) -> None:
         mismatch_M = torch.where(batch.behaviour_M.isnan(), 0.0, (tokens.old_M - batch.behaviour_M).abs())
-        parts = (terms.loss.detach(), terms.policy, terms.k3_N.sum(), terms.clipped_M.sum(), entropy_M.sum(), mismatch_M.sum(),
-                 tokens.importance_M.sum())  # fmt: skip
+        parts = (
+            terms.loss.detach(),
+            terms.policy,
+            terms.k3_N.sum(),
+            terms.clipped_M.sum(),
+            entropy_M.sum(),
+            mismatch_M.sum(),
+            tokens.importance_M.sum(),
+        )
         self.sums += torch.stack([p.double() for p in parts])
         bad_N = ~torch.isfinite(terms.loss_N)
         problems = [self.plan.problem_ids.index(self.rows[i].problem_id) for i in batch.rows]

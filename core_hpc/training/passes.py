@@ -30,7 +30,9 @@ PASS_STEPS = 8
 class Passes:
     """The passes of one task on one rank. `num_tokens`: computed so far, on all ranks."""
 
-    def __init__(self, policy: Policy, task: UpdateTask, plans: Sequence[StepPlan], *, rank: int, num_ranks: int) -> None:
+    def __init__(
+        self, policy: Policy, task: UpdateTask, plans: Sequence[StepPlan], *, rank: int, num_ranks: int
+    ) -> None:
         self.num_tokens = 0
         self._policy, self._task, self._plans = policy, task, plans
         self._rank, self._num_ranks = rank, num_ranks
@@ -59,16 +61,22 @@ class Passes:
                 self.num_tokens += sum(batch.num_tokens for batch in planned)
                 if rank == self._rank:
                     for batch in micro_batches(self._task.rows, planned, self._policy.layout, self._policy.device):
-                        logp_M, _ = self._policy.log_probs(batch, temperature=self._task.temperature, reference=reference)
+                        logp_M, _ = self._policy.log_probs(
+                            batch, temperature=self._task.temperature, reference=reference
+                        )
                         found.update(zip(batch.rows, logp_M.split(batch.lengths_N.tolist()), strict=True))
         return found
 
     def _plan(self, steps: Sequence[int], rank: int) -> list[MicroBatchPlan]:
         indices = [i for step in steps for batch in self._plans[step].micro_batches[rank] for i in batch.rows]
-        return plan_pass(self._task.rows, indices, max_tokens=self._task.settings.micro_batch_tokens, layout=self._policy.layout)
+        return plan_pass(
+            self._task.rows, indices, max_tokens=self._task.settings.micro_batch_tokens, layout=self._policy.layout
+        )
 
 
-def micro_batches(rows: Sequence[Row], planned: Sequence[MicroBatchPlan], layout: Layout, device: torch.device) -> Iterator[MicroBatch]:
+def micro_batches(
+    rows: Sequence[Row], planned: Sequence[MicroBatchPlan], layout: Layout, device: torch.device
+) -> Iterator[MicroBatch]:
     """The tensors of each, one after the other."""
     for batch in planned:
         yield collate(rows, batch.rows, layout).to(device)

@@ -47,7 +47,13 @@ MEASURED_TOKENS = 1024
 
 
 def load_base_model(
-    folder: Path, *, dtype: Dtype, device: torch.device, four_bit: bool = False, trust_remote_code: bool = False, allow_pickle: bool = False
+    folder: Path,
+    *,
+    dtype: Dtype,
+    device: torch.device,
+    four_bit: bool = False,
+    trust_remote_code: bool = False,
+    allow_pickle: bool = False,
 ) -> nn.Module:
     """The frozen base weights; `auto` is bfloat16 on a GPU and float32 on a CPU. `four_bit` needs a GPU (quantisation.py)."""
     options: dict[str, Any] = {"trust_remote_code": trust_remote_code, "local_files_only": True}
@@ -82,7 +88,9 @@ class Policy(ABC):
         self._softcap: float | None = getattr(text_config, "final_logit_softcapping", None)
         self._layers = layers_of(base)
         self._checkpoints = gradient_checkpointing
-        if gradient_checkpointing or (gradient_checkpointing is None and self._on_gpu and base.supports_gradient_checkpointing):
+        if gradient_checkpointing or (
+            gradient_checkpointing is None and self._on_gpu and base.supports_gradient_checkpointing
+        ):
             base.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
             base.disable_input_require_grads()
         self.checkpoint(len(self._layers) if gradient_checkpointing else 0)
@@ -130,9 +138,14 @@ class Policy(ABC):
             outputs = self._hidden(model, batch) if self.skips_logits else self._logits(model, batch)
             head = partial(self._head, model) if self.skips_logits else torch.clone
             logp_U, entropy_U = token_log_probs(
-                outputs.flatten(0, 1)[batch.source_U], batch.targets_U, head, temperature=temperature, vocabulary=self.vocabulary,
-                trains_head=self.trains_head, compiled=self.is_compiled,
-            )  # fmt: skip
+                outputs.flatten(0, 1)[batch.source_U],
+                batch.targets_U,
+                head,
+                temperature=temperature,
+                vocabulary=self.vocabulary,
+                trains_head=self.trains_head,
+                compiled=self.is_compiled,
+            )
             return logp_U[batch.distinct_M], entropy_U[batch.distinct_M]
 
     def compile(self) -> None:
@@ -161,7 +174,9 @@ class Policy(ABC):
             self.checkpoint(count)
             logp_M, _ = self.log_probs(batch, temperature=1.0)
             values.append(logp_M.detach())
-            grads += [g.flatten() for g in torch.autograd.grad(logp_M.sum(), trained, allow_unused=True) if g is not None]
+            grads += [
+                g.flatten() for g in torch.autograd.grad(logp_M.sum(), trained, allow_unused=True) if g is not None
+            ]
         self.checkpoint(kept)
         with torch.no_grad():
             values += [self.log_probs(batch, temperature=1.0, reference=reference)[0] for reference in self._references]
@@ -202,11 +217,21 @@ class Policy(ABC):
         config = self.base.config.get_text_config()
         size = torch.finfo(self.dtype).bits // 8
         head = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
-        key = 2 * (getattr(config, "num_key_value_heads", None) or config.num_attention_heads) * head * size * len(self._layers)
+        key = (
+            2
+            * (getattr(config, "num_key_value_heads", None) or config.num_attention_heads)
+            * head
+            * size
+            * len(self._layers)
+        )
         return ActivationSize(per_token, config.hidden_size * size, key)
 
     def _inputs(self, batch: MicroBatch) -> dict[str, Any]:
-        inputs = {"input_ids": batch.input_ids_BL, "position_ids": batch.position_ids_BL, "attention_mask": batch.attention_mask_BL}
+        inputs = {
+            "input_ids": batch.input_ids_BL,
+            "position_ids": batch.position_ids_BL,
+            "attention_mask": batch.attention_mask_BL,
+        }
         more = {} if batch.segments is None else {"segments": batch.segments}
         return {**inputs, **more, "use_cache": False}
 
@@ -226,7 +251,10 @@ class Policy(ABC):
         """Three rows of which two share a prompt, and one only the beginning of it."""
         ids = [(7 * i + 3) % self.vocabulary for i in range(24)]
         prompts = (ids[:8], ids[:8], [*ids[:5], *ids[9:13]])
-        rows = [Row((k,), "probe", prompt, ids[8 + 4 * k : 12 + 4 * k], [0.0] * 4, 0.0, 1.0) for k, prompt in enumerate(prompts)]
+        rows = [
+            Row((k,), "probe", prompt, ids[8 + 4 * k : 12 + 4 * k], [0.0] * 4, 0.0, 1.0)
+            for k, prompt in enumerate(prompts)
+        ]
         return collate(rows, sorted(range(3), key=lambda k: rows[k].inputs), layout).to(self.device)
 
     def _probe_logits(self, batch: MicroBatch) -> Tensor:
@@ -250,7 +278,9 @@ class Policy(ABC):
             return "tree"
         self.base.set_attn_implementation(before)
         why = found if isinstance(found, str) else "its results differ"
-        print(f"update: {type(self.base).__name__} computes padded batches, what rows share each time: {why}", flush=True)
+        print(
+            f"update: {type(self.base).__name__} computes padded batches, what rows share each time: {why}", flush=True
+        )
         return "padded"
 
     def _tree_logits(self) -> Tensor | str:

@@ -103,10 +103,14 @@ def build_tree(sequences: Sequence[Sequence[int]]) -> Tree:
             num_keys.append(len(ids))
             keys.append(place)
     segments = Segments(
-        num_queries=tuple(num_queries), num_keys=tuple(num_keys), key_index_K=torch.cat(keys),
-        query_starts=_starts(num_queries), key_starts=_starts(num_keys), most_queries=_power_of_two(max(num_queries)),
+        num_queries=tuple(num_queries),
+        num_keys=tuple(num_keys),
+        key_index_K=torch.cat(keys),
+        query_starts=_starts(num_queries),
+        key_starts=_starts(num_keys),
+        most_queries=_power_of_two(max(num_queries)),
         most_keys=_power_of_two(max(num_keys)),
-    )  # fmt: skip
+    )
     return Tree(torch.tensor(token_ids), torch.tensor(depths), places, segments)
 
 
@@ -136,16 +140,28 @@ class _Gather(torch.autograd.Function):
 
 
 def tree_attention(
-    module: Any, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None, *, segments: Segments | None = None,
-    scaling: float | None = None, dropout: float = 0.0, sliding_window: int | None = None, softcap: float | None = None,
-    s_aux: Tensor | None = None, **more: Any,
-) -> tuple[Tensor, None]:  # fmt: skip
+    module: Any,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    *,
+    segments: Segments | None = None,
+    scaling: float | None = None,
+    dropout: float = 0.0,
+    sliding_window: int | None = None,
+    softcap: float | None = None,
+    s_aux: Tensor | None = None,
+    **more: Any,
+) -> tuple[Tensor, None]:
     """Attention as transformers calls it, [1, H, T, D] each; returns [1, T, H, D].
 
     ValueError for what it cannot do (the policy then computes padded batches).
     """
     if segments is None or attention_mask is not None or dropout or softcap is not None or s_aux is not None:
-        raise ValueError("tree attention: no segments, or a mask, dropout, capped scores or sinks, which it does not know")
+        raise ValueError(
+            "tree attention: no segments, or a mask, dropout, capped scores or sinks, which it does not know"
+        )
     if segments.windows is not None:
         segments.windows.add(sliding_window)
     query_QHD, key_THD, value_THD = (x[0].transpose(0, 1) for x in (query, key, value))
@@ -156,19 +172,34 @@ def tree_attention(
     return attend(query_QHD, key_KHD, value_KHD, segments, scaling, sliding_window)[None], None
 
 
-def _flash(query_QHD: Tensor, key_KHD: Tensor, value_KHD: Tensor, segments: Segments, scale: float | None, window: int | None) -> Tensor:
+def _flash(
+    query_QHD: Tensor, key_KHD: Tensor, value_KHD: Tensor, segments: Segments, scale: float | None, window: int | None
+) -> Tensor:
     """torch's own flash attention over sequences of several lengths; without sharing or with, the last query sees the last key."""
     return varlen_attn(
-        query_QHD, key_KHD, value_KHD, segments.query_starts, segments.key_starts, segments.most_queries, segments.most_keys,
-        scale=scale, window_size=(-1 if window is None else window - 1, 0), **_GROUPED_HEADS,
-    )  # fmt: skip
+        query_QHD,
+        key_KHD,
+        value_KHD,
+        segments.query_starts,
+        segments.key_starts,
+        segments.most_queries,
+        segments.most_keys,
+        scale=scale,
+        window_size=(-1 if window is None else window - 1, 0),
+        **_GROUPED_HEADS,
+    )
 
 
 def _one_by_one(
     query_QHD: Tensor, key_KHD: Tensor, value_KHD: Tensor, segments: Segments, scale: float | None, window: int | None
 ) -> Tensor:
     """Segment by segment. A slice of a tensor would have a gradient of the whole tensor's size; `split` has not."""
-    parts = zip(query_QHD.split(segments.num_queries), key_KHD.split(segments.num_keys), value_KHD.split(segments.num_keys), strict=True)
+    parts = zip(
+        query_QHD.split(segments.num_queries),
+        key_KHD.split(segments.num_keys),
+        value_KHD.split(segments.num_keys),
+        strict=True,
+    )
     out = []
     for query, key, value in parts:
         q, k, v = (x.transpose(0, 1)[None] for x in (query, key, value))

@@ -29,8 +29,11 @@ from core_hpc.common.errors import StoreError
 STATE_VERSION = 1
 PARTS = ("weight", "exp_avg", "exp_avg_sq")
 ADAPTER_CONFIG, ADAPTER, OPTIMIZER, TRAINER = (
-    "adapter_config.json", "adapter_model.safetensors", "optimizer.safetensors", "trainer_state.json",
-)  # fmt: skip
+    "adapter_config.json",
+    "adapter_model.safetensors",
+    "optimizer.safetensors",
+    "trainer_state.json",
+)
 
 
 @dataclass(frozen=True)
@@ -55,7 +58,9 @@ def write_position(folder: Path, state: TrainingState, details: dict[str, Any]) 
     flat = {f"{part}:{name}": tensor for part in PARTS for name, tensor in state.parts[part].items()}
     _write_tensors(folder / OPTIMIZER, {**flat, "step": torch.tensor(state.steps_done, dtype=torch.int64)})
     versions = {p: importlib.metadata.version(p) for p in ("torch", "deepspeed", "peft", "transformers")}
-    _write_json(folder / TRAINER, {"version": STATE_VERSION, "steps_done": state.steps_done, **details, "versions": versions})
+    _write_json(
+        folder / TRAINER, {"version": STATE_VERSION, "steps_done": state.steps_done, **details, "versions": versions}
+    )
 
 
 def read_state(folder: Path, shapes: dict[str, torch.Size]) -> TrainingState:
@@ -65,12 +70,18 @@ def read_state(folder: Path, shapes: dict[str, torch.Size]) -> TrainingState:
         with safe_open(folder / OPTIMIZER, framework="pt") as file:
             flat = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 - not a mapping
     except (OSError, ValueError, SafetensorError) as error:
-        raise StoreError(f"{folder}: not a complete folder of an update ({error}); remove it and run the same command again") from error
+        raise StoreError(
+            f"{folder}: not a complete folder of an update ({error}); remove it and run the same command again"
+        ) from error
     if meta.get("version") != STATE_VERSION:
-        raise StoreError(f"{folder}: trainer state of version {meta.get('version')}; this software reads version {STATE_VERSION}")
+        raise StoreError(
+            f"{folder}: trainer state of version {meta.get('version')}; this software reads version {STATE_VERSION}"
+        )
     step = int(flat.pop("step", torch.tensor(-1)))
     if step != meta["steps_done"]:
-        raise StoreError(f"{folder}: optimizer is at step {step}, {TRAINER} at {meta['steps_done']}: files of different updates")
+        raise StoreError(
+            f"{folder}: optimizer is at step {step}, {TRAINER} at {meta['steps_done']}: files of different updates"
+        )
     expected = {f"{part}:{name}": shape for part in PARTS for name, shape in shapes.items()}
     found = {key: tensor.shape for key, tensor in flat.items()}
     if found != expected:

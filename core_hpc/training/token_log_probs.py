@@ -37,7 +37,13 @@ class _TokenLogProbs(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, hidden_MH: Tensor, targets_M: Tensor, head: Head, inverse_temperature: float, chunk: int, compiled: bool
+        ctx: Any,
+        hidden_MH: Tensor,
+        targets_M: Tensor,
+        head: Head,
+        inverse_temperature: float,
+        chunk: int,
+        compiled: bool,
     ) -> tuple[Tensor, Tensor]:
         logp_M = torch.empty(len(targets_M), dtype=torch.float32, device=hidden_MH.device)
         entropy_M = torch.empty_like(logp_M)
@@ -87,9 +93,15 @@ def _chunk(hidden_CH: Tensor, targets_C: Tensor, head: Head, inverse_temperature
 
 
 def token_log_probs(
-    hidden_MH: Tensor, targets_M: Tensor, head: Head, *, temperature: float, vocabulary: int, trains_head: bool = False,
+    hidden_MH: Tensor,
+    targets_M: Tensor,
+    head: Head,
+    *,
+    temperature: float,
+    vocabulary: int,
+    trains_head: bool = False,
     compiled: bool = False,
-) -> tuple[Tensor, Tensor]:  # fmt: skip
+) -> tuple[Tensor, Tensor]:
     """Float32 log-probability of each target and entropy (nats) of its distribution at the sampling temperature.
 
     Temperature 0 (greedy) stands for 1, as no distribution belongs to it. With `trains_head` the head's parameters get gradients,
@@ -101,11 +113,16 @@ def token_log_probs(
     chunk = max(1, MAX_LOGITS[hidden_MH.device.type] // vocabulary)
     if not torch.is_grad_enabled():
         parts = _parts(len(targets_M), chunk)
-        found = [-F.cross_entropy(head(hidden_MH[p]).float().mul_(inverse), targets_M[p], reduction="none") for p in parts]
+        found = [
+            -F.cross_entropy(head(hidden_MH[p]).float().mul_(inverse), targets_M[p], reduction="none") for p in parts
+        ]
         return torch.cat(found), hidden_MH.new_full((len(targets_M),), torch.nan, dtype=torch.float32)
     if trains_head:
         again = {"use_reentrant": False, "preserve_rng_state": False}
-        chunks = [checkpoint(_chunk, hidden_MH[p], targets_M[p], head, inverse, **again) for p in _parts(len(targets_M), chunk)]
+        chunks = [
+            checkpoint(_chunk, hidden_MH[p], targets_M[p], head, inverse, **again)
+            for p in _parts(len(targets_M), chunk)
+        ]
         return torch.cat([logp_C for logp_C, _ in chunks]), torch.cat([entropy_C for _, entropy_C in chunks])
     logp_M, entropy_M = _TokenLogProbs.apply(hidden_MH, targets_M, head, inverse, chunk, compiled)
     return logp_M, entropy_M

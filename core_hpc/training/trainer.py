@@ -68,10 +68,19 @@ class Trainer:
     """One rank of the update of one model."""
 
     def __init__(
-        self, model_folder: Path, lora: LoraSection | None, *, model_name: str, dtype: Dtype = "auto", four_bit: bool = False,
-        with_reference: bool = True, gradient_checkpointing: bool | None = None, compile_layers: bool | None = None,
-        trust_remote_code: bool = False, allow_pickle: bool = False,
-    ) -> None:  # fmt: skip
+        self,
+        model_folder: Path,
+        lora: LoraSection | None,
+        *,
+        model_name: str,
+        dtype: Dtype = "auto",
+        four_bit: bool = False,
+        with_reference: bool = True,
+        gradient_checkpointing: bool | None = None,
+        compile_layers: bool | None = None,
+        trust_remote_code: bool = False,
+        allow_pickle: bool = False,
+    ) -> None:
         """Join the process group and load the base model.
 
         Args:
@@ -87,12 +96,19 @@ class Trainer:
         self.rank, self.num_ranks = rank_and_size()
         self.lora = lora
         load = partial(
-            load_base_model, model_folder, dtype=dtype, device=self.device, four_bit=four_bit, trust_remote_code=trust_remote_code,
+            load_base_model,
+            model_folder,
+            dtype=dtype,
+            device=self.device,
+            four_bit=four_bit,
+            trust_remote_code=trust_remote_code,
             allow_pickle=allow_pickle,
         )
         self.policy: Policy
         if lora is None:
-            self.policy = FullPolicy(load, model_folder, with_reference=with_reference, gradient_checkpointing=gradient_checkpointing)
+            self.policy = FullPolicy(
+                load, model_folder, with_reference=with_reference, gradient_checkpointing=gradient_checkpointing
+            )
         else:
             self.policy = LoraPolicy(load(), lora, name=model_name, gradient_checkpointing=gradient_checkpointing)
 
@@ -136,7 +152,9 @@ class Trainer:
                 assert state.steps_done == first_step + spec.resume.steps.height
             zero = Zero2(parameters, spec.settings, state)
         try:
-            task = _Task(spec, plans, zero, first_step, old, reference, spec.resume.steps.to_dicts() if spec.resume else [])
+            task = _Task(
+                spec, plans, zero, first_step, old, reference, spec.resume.steps.to_dicts() if spec.resume else []
+            )
             with timings.clock("prepare_s"):
                 self._fit(plans)
             with timings.clock("train_s"):
@@ -156,9 +174,14 @@ class Trainer:
 
     def _plan(self, spec: UpdateTask, timings: UpdateTimings) -> list[StepPlan]:
         plans = plan_steps(
-            spec.rows, problems_per_step=spec.settings.problems_per_step, seed=spec.shuffle_seed, num_ranks=self.num_ranks,
-            max_tokens=spec.settings.micro_batch_tokens, layout=self.policy.layout, with_kl=spec.settings.kl_weight > 0,
-        )  # fmt: skip
+            spec.rows,
+            problems_per_step=spec.settings.problems_per_step,
+            seed=spec.shuffle_seed,
+            num_ranks=self.num_ranks,
+            max_tokens=spec.settings.micro_batch_tokens,
+            layout=self.policy.layout,
+            with_kl=spec.settings.kl_weight > 0,
+        )
         todo = plans[spec.resume.steps.height if spec.resume else 0 :]
         rows = [spec.rows[i] for p in todo for i in p.rows_run]
         timings.num_tokens = sum(p.num_tokens for p in todo)
@@ -204,7 +227,11 @@ class Trainer:
             stop, save = boundaries.decide(index)
             saved = not save or self._save(task)
             if stop:
-                kept = "" if all_true(saved, self.device) else "; its position could not be stored, the log of rank 0 says why"
+                kept = (
+                    ""
+                    if all_true(saved, self.device)
+                    else "; its position could not be stored, the log of rank 0 says why"
+                )
                 raise StoppedError(f"update: told to stop after {index} of {num_steps} optimizer steps{kept}")
             task.records.append(self._step(task, index))
 
@@ -230,7 +257,9 @@ class Trainer:
             raise NonFiniteError(f"{where}: the loss is not finite for problems {', '.join(bad)}; {advice}")
         norm = task.zero.apply(rate)
         if norm is None:
-            raise NonFiniteError(f"{where}: gradients are not finite; its problems are {', '.join(plan.problem_ids)}; {advice}")
+            raise NonFiniteError(
+                f"{where}: gradients are not finite; its problems are {', '.join(plan.problem_ids)}; {advice}"
+            )
         self.policy.synchronise()
         if spec.on_progress is not None:
             spec.on_progress(index + 1, len(task.plans))
@@ -246,12 +275,22 @@ class Trainer:
             old_M = torch.cat([task.old[i] for i in batch.rows]) if index else current_M.detach()
             reference_M = None
             if settings.kl_weight > 0:
-                reference_M = torch.cat([task.reference[i] for i in batch.rows]) if task.reference is not None else old_M
-            importance_M = importance_weights(old_M, batch.behaviour_M, batch.row_M, batch.lengths_N, settings.importance)
+                reference_M = (
+                    torch.cat([task.reference[i] for i in batch.rows]) if task.reference is not None else old_M
+                )
+            importance_M = importance_weights(
+                old_M, batch.behaviour_M, batch.row_M, batch.lengths_N, settings.importance
+            )
             tokens = TokenBatch(
-                old_M=old_M, reference_M=reference_M, importance_M=importance_M, row_M=batch.row_M, lengths_N=batch.lengths_N,
-                advantage_N=batch.advantage_N, weight_N=batch.weight_N, rescue_N=batch.rescue_N,
-            )  # fmt: skip
+                old_M=old_M,
+                reference_M=reference_M,
+                importance_M=importance_M,
+                row_M=batch.row_M,
+                lengths_N=batch.lengths_N,
+                advantage_N=batch.advantage_N,
+                weight_N=batch.weight_N,
+                rescue_N=batch.rescue_N,
+            )
             terms = objective(current_M, tokens, settings, step)
             totals.add(batch, tokens, terms, entropy_M)
             yield terms.loss

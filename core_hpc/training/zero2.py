@@ -29,7 +29,9 @@ def start_process_group() -> torch.device:
     """Join the process group named by the environment, if not done before: NCCL on a GPU, gloo on a CPU. Returns this rank's device."""
     missing = [name for name in RANK_VARIABLES if name not in os.environ]
     if missing:
-        raise InputError(f"update: environment variables {', '.join(missing)} are not set; start ranks through core_hpc.launch")
+        raise InputError(
+            f"update: environment variables {', '.join(missing)} are not set; start ranks through core_hpc.launch"
+        )
     cuda = torch.cuda.is_available()
     device = torch.device("cuda", int(os.environ["LOCAL_RANK"])) if cuda else torch.device("cpu")
     if cuda:
@@ -57,12 +59,17 @@ def engine_config(settings: UpdateSection) -> dict[str, Any]:
 class Zero2:
     """One optimizer over the ranks, for one task. All methods are collective."""
 
-    def __init__(self, parameters: dict[str, nn.Parameter], settings: UpdateSection, state: TrainingState | None = None) -> None:
+    def __init__(
+        self, parameters: dict[str, nn.Parameter], settings: UpdateSection, state: TrainingState | None = None
+    ) -> None:
         """`parameters` already hold the weights to start from; `state` adds the moments of a previous task."""
         self.parameters = parameters
         # A torch optimizer: DeepSpeed's own Adams are compiled at first use, which takes minutes.
         optimizer = torch.optim.AdamW(
-            parameters.values(), lr=settings.learning_rate, betas=settings.adam_betas, weight_decay=settings.weight_decay
+            parameters.values(),
+            lr=settings.learning_rate,
+            betas=settings.adam_betas,
+            weight_decay=settings.weight_decay,
         )
         self.engine, self.optimizer, _, _ = deepspeed.initialize(
             model=nn.ParameterList(parameters.values()),
@@ -96,7 +103,11 @@ class Zero2:
         parts: dict[str, dict[str, Tensor]] = {part: {} for part in PARTS}
         for name, parameter in self.parameters.items():
             for part in PARTS:
-                full = safe_get_full_fp32_param(parameter) if part == "weight" else safe_get_full_optimizer_state(parameter, part)
+                full = (
+                    safe_get_full_fp32_param(parameter)
+                    if part == "weight"
+                    else safe_get_full_optimizer_state(parameter, part)
+                )
                 if keep:
                     parts[part][name] = full.detach().cpu().clone()
         return TrainingState(parts, steps_done)

@@ -32,8 +32,19 @@ FILES = Size(problems=500, iterations=20, parts=8, cold=8, rescue=4, evaluation=
 NUM_RUNS = 3
 LOOP_ROWS = 200_000
 OPERATION_US = 2000
-COLUMNS = ["iteration", "phase", "model", "problem_id", "hint_given", "cold_failed", "teacher_model", "sample_index", "correct", "verdict",
-           "finish_reason"]  # fmt: skip
+COLUMNS = [
+    "iteration",
+    "phase",
+    "model",
+    "problem_id",
+    "hint_given",
+    "cold_failed",
+    "teacher_model",
+    "sample_index",
+    "correct",
+    "verdict",
+    "finish_reason",
+]
 _KEYS = "iteration, phase, model, problem_id, hint_given, cold_failed, teacher_model"
 _SAME = (
     f"select run_id, gold, {_KEYS}, count(*) n, sum(correct::int) c, sum((verdict = 'timeout')::int) t, "
@@ -122,7 +133,12 @@ def measure_one(way: str, run: Path) -> dict[str, float]:
 
 
 def _median(way: str, run: Path, **environment: str) -> dict[str, float]:
-    return medians([in_process("analysis_scale", "--one", way, "--run", str(run), environment=environment) for _ in range(NUM_RUNS)])
+    return medians(
+        [
+            in_process("analysis_scale", "--one", way, "--run", str(run), environment=environment)
+            for _ in range(NUM_RUNS)
+        ]
+    )
 
 
 def benchmark(folder: Path, size: Size) -> dict[str, Any]:
@@ -163,14 +179,19 @@ def slow_files(folder: Path) -> dict[str, Any]:
     slow = {"LD_PRELOAD": str(shim), "SLOW_PREFIX": str(run), "SLOW_US": str(OPERATION_US)}
     ways = {way: {"fast": _median(way, run), "slow": _median(way, run, **slow)} for way in ("ours", "duckdb_same")}
     wall = {way: figures["slow"]["wall_s"] for way, figures in ways.items()}
-    return {"rows": rows, "files": len(_files(run)), "ways": ways, "ours / duckdb_same, slow": round(wall["ours"] / wall["duckdb_same"], 2)}
+    return {
+        "rows": rows,
+        "files": len(_files(run)),
+        "ways": ways,
+        "ours / duckdb_same, slow": round(wall["ours"] / wall["duckdb_same"], 2),
+    }
 
 
 def show(figures: dict[str, Any]) -> None:
     """Print a report."""
     rows = {}
     for way, cost in figures["ways"].items():
-        for name, one in ([("", cost)] if "wall_s" in cost else [(f" ({k})", v) for k, v in cost.items()]):
+        for name, one in [("", cost)] if "wall_s" in cost else [(f" ({k})", v) for k, v in cost.items()]:
             peak = f"peak {one['peak_mb']:6.0f} MB ({one['imports_mb']:.0f} of it imports)"
             rows[f"{way}{name}"] = f"{one['wall_s']:8.3f} s  {one['cpu_s']:8.3f} CPU-s  {peak}"
     print_table(f"{figures['rows']:,} completions in {figures['files']:,} files", rows)

@@ -67,7 +67,10 @@ class AllRunning(Slurm):
     """The real queue, with what waits in it SHOWN AS RUNNING."""
 
     def queue(self) -> list[QueueEntry]:
-        return [replace(e, state="RUNNING", reason="None", nodes="n1") if e.state == "PENDING" else e for e in super().queue()]
+        return [
+            replace(e, state="RUNNING", reason="None", nodes="n1") if e.state == "PENDING" else e
+            for e in super().queue()
+        ]
 
 
 class GivenEvents:
@@ -123,18 +126,27 @@ class Bench:
         num_problems = -(-num_tasks // len(MODELS))
         section = {"mem_gb": 2, "cpus": 1, "time_min": 30, "poll_s": list(self.settings.poll_s), **slurm}
         path = tiny_sweep(
-            self.folder / f"{name}.yaml", self.models, self.folder, name=name, iterations=self.settings.iterations,
+            self.folder / f"{name}.yaml",
+            self.models,
+            self.folder,
+            name=name,
+            iterations=self.settings.iterations,
             problems={
                 "train": {"source": "generated", "count": num_problems, "options": {"max_value": 99}},
-                "evaluation": {"source": "generated", "count": 1, "seed": 2}, "num_examples": 1,
+                "evaluation": {"source": "generated", "count": 1, "seed": 2},
+                "num_examples": 1,
             },
             protocol={
-                "problems_per_iteration": num_problems, "problems_per_part": 1, "cold_samples": 2, "rescue_samples": 1, "hint_tokens": 64,
+                "problems_per_iteration": num_problems,
+                "problems_per_part": 1,
+                "cold_samples": 2,
+                "rescue_samples": 1,
+                "hint_tokens": 64,
                 "sampling": {"max_new_tokens": 16},
             },
             evaluation={"samples": 1, "sampling": {"max_new_tokens": 16}},
             cluster={"driver": "arrays", "slurm": section},
-        )  # fmt: skip
+        )
         sweep = load_sweep(path)
         (plan,) = sweep.runs
         return runs.create(plan, sweep.folder, splits_of(plan), prepare(plan.config))
@@ -142,7 +154,7 @@ class Bench:
     def executor(self, run: Run, slurm: Slurm) -> ArraysExecutor:
         return ArraysExecutor(run.config.cluster, slurm, [run], start_id="benchmark", notify=lambda words: None)
 
-    # --- an array that runs ---------------------------------------------------------------------------------------------
+    # --- an array that runs ----------------------------------------------------------------------
 
     def really_run(self) -> None:
         """A smaller array from its submission to its end: files of a task, commands in a minute."""
@@ -159,16 +171,19 @@ class Bench:
         folder.tidy()
         files["after tidy"] = self.files_per_task(run, len(wanted))
         self.figures["really_run"] = {
-            **cost.figures(), "num_tasks": len(wanted), "files_per_task": files, "closed_as": folder.names(ENDED, FAILED)[0][1],
+            **cost.figures(),
+            "num_tasks": len(wanted),
+            "files_per_task": files,
+            "closed_as": folder.names(ENDED, FAILED)[0][1],
             "commands_per_min": round(60 * slurm.calls.total() / cost.wall_s, 1),
-        }  # fmt: skip
+        }
 
     def files_per_task(self, run: Run, num_tasks: int) -> dict[str, float]:
         """Files (and links) below the run's slurm folder and its phase folder, per task."""
         counts = {name: sum(not p.is_dir() for p in (run.root / name).rglob("*")) for name in ("slurm", COLD)}
         return {name: round(count / num_tasks, 2) for name, count in counts.items()}
 
-    # --- the large array ------------------------------------------------------------------------------------------------
+    # --- the large array -------------------------------------------------------------------------
 
     def submit(self, run: Run, iteration: int, name: str) -> tuple[ArraysExecutor, Slurm]:
         slurm = Slurm()
@@ -183,7 +198,9 @@ class Bench:
         """The alternative."""
         last = self.settings.num_elements - 1
         with self.measure("bare_sbatch"):
-            job = self.cluster.run("sbatch", "--parsable", "--hold", f"--array=0-{last}", "--mem=2048", "--wrap", "true").strip()
+            job = self.cluster.run(
+                "sbatch", "--parsable", "--hold", f"--array=0-{last}", "--mem=2048", "--wrap", "true"
+            ).strip()
         self.cluster.run("scancel", job)
 
     def watch(self, run: Run, executor: ArraysExecutor, slurm: Slurm) -> None:
@@ -242,7 +259,9 @@ class Bench:
             tracking = Tracking()
             turns = iter((False, True))
             given = GivenEvents(events[: self.settings.num_handled])
-            scheduler = Scheduler([progress], given, [display, tracking], max_attempts=3, stop_requested=lambda: next(turns))
+            scheduler = Scheduler(
+                [progress], given, [display, tracking], max_attempts=3, stop_requested=lambda: next(turns)
+            )
             with self.measure("handle_published"):
                 scheduler.run()
             tracking.close([progress])
@@ -316,8 +335,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="Scale of the arrays driver on a real development cluster")
     parser.add_argument("--out", type=Path, required=True, help="JSON file of all figures")
     parser.add_argument("--elements", type=int, default=Settings.num_elements)
-    parser.add_argument("--running", type=int, default=Settings.num_running, help="elements of the array that really runs")
-    parser.add_argument("--profile", action="store_true", help="say where CPU time goes; the figures are then too large")
+    parser.add_argument(
+        "--running", type=int, default=Settings.num_running, help="elements of the array that really runs"
+    )
+    parser.add_argument(
+        "--profile", action="store_true", help="say where CPU time goes; the figures are then too large"
+    )
     options = parser.parse_args()
     settings = Settings(num_elements=options.elements, num_running=options.running)
     with running_cluster(nodes=2) as running, tempfile.TemporaryDirectory() as folder:
@@ -329,11 +352,14 @@ def main() -> None:
 def show(figures: dict[str, Any]) -> None:
     """The small table."""
     timed = {k: v for k, v in figures.items() if isinstance(v, dict) and "wall_s" in v}
-    print_table("seconds: on the clock, CPU of this process, CPU of commands" + (" (PROFILED)" if figures["profiled"] else ""), {
-        name: f"{v['wall_s']:9.3f} {v['cpu_s']:9.3f} {v['commands_cpu_s']:9.3f}   "
-        + " ".join(f"{k}={v[k]}" for k in ("num_events", "num_tasks", "commands_per_min", "cpu_percent") if k in v)
-        for name, v in timed.items()
-    })  # fmt: skip
+    print_table(
+        "seconds: on the clock, CPU of this process, CPU of commands" + (" (PROFILED)" if figures["profiled"] else ""),
+        {
+            name: f"{v['wall_s']:9.3f} {v['cpu_s']:9.3f} {v['commands_cpu_s']:9.3f}   "
+            + " ".join(f"{k}={v[k]}" for k in ("num_events", "num_tasks", "commands_per_min", "cpu_percent") if k in v)
+            for name, v in timed.items()
+        },
+    )
     others = ("num_queue_lines", "num_tasks_of_graph", "record_bytes", "files_per_task_of_held_array")
     print_table("and", {**{k: figures[k] for k in others}, "files_per_task": figures["really_run"]["files_per_task"]})
     for name, v in timed.items():

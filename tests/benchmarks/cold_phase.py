@@ -73,13 +73,19 @@ def in_engine(run: Run, model: str, rounds: int, threads: int) -> dict[str, Any]
         rates["ours"].append(ours)
         rates["vllm"].append(rate_of_vllm(engine._require(), rows, sampling))
     ratios = [a / b for a, b in zip(rates["ours"], rates["vllm"], strict=True)]
-    return {**{name: found[1:] for name, found in rates.items()}, "ratios": ratios[1:], "num_tokens": rows["num_completion_tokens"].sum()}
+    return {
+        **{name: found[1:] for name, found in rates.items()},
+        "ratios": ratios[1:],
+        "num_tokens": rows["num_completion_tokens"].sum(),
+    }
 
 
 def sampling_of(context: TaskContext) -> SamplingSettings:
     """What the cold phase asks of its engine."""
     sampling = context.run.config.sampling_of(context.model, COLD)
-    return SamplingSettings(sampling.temperature, sampling.top_p, sampling.max_new_tokens, context.stop_strings(context.model))
+    return SamplingSettings(
+        sampling.temperature, sampling.top_p, sampling.max_new_tokens, context.stop_strings(context.model)
+    )
 
 
 def in_transformers(run: Run, model: str, rounds: int, threads: int) -> dict[str, Any]:
@@ -98,13 +104,21 @@ def in_transformers(run: Run, model: str, rounds: int, threads: int) -> dict[str
     for _ in range(rounds + 1):
         began, num_tokens = time.perf_counter(), 0
         for start in range(0, len(prompts), spec.max_num_seqs):
-            padded = tokenizer.pad({"input_ids": prompts[start : start + spec.max_num_seqs]}, padding_side="left", return_tensors="pt")
+            padded = tokenizer.pad(
+                {"input_ids": prompts[start : start + spec.max_num_seqs]}, padding_side="left", return_tensors="pt"
+            )
             with torch.inference_mode():
                 out = language_model.generate(
-                    **padded, do_sample=True, temperature=sampling.temperature, top_p=sampling.top_p, top_k=0,
-                    max_new_tokens=sampling.max_new_tokens, stop_strings=list(sampling.stop_strings) or None, tokenizer=tokenizer,
+                    **padded,
+                    do_sample=True,
+                    temperature=sampling.temperature,
+                    top_p=sampling.top_p,
+                    top_k=0,
+                    max_new_tokens=sampling.max_new_tokens,
+                    stop_strings=list(sampling.stop_strings) or None,
+                    tokenizer=tokenizer,
                     pad_token_id=tokenizer.pad_token_id,
-                )  # fmt: skip
+                )
             num_tokens += sum(sampled_length(row, tokenizer) for row in out[:, padded["input_ids"].shape[1] :].tolist())
         rates.append(num_tokens / (time.perf_counter() - began))
     return {"transformers": rates[1:]}
@@ -116,14 +130,27 @@ def benchmark(folder: Path, size: str, dtype: str, rounds: int | None) -> dict[s
     run = make_run(folder, settings(problems=problems, cold=samples, dtype=dtype))
     threads, found = len(os.sched_getaffinity(0)), {}
     for model in MODELS:
-        options = ["--run", str(run.root), "--model", model, "--rounds", str(rounds or usual_rounds), "--threads", str(threads)]
+        options = [
+            "--run",
+            str(run.root),
+            "--model",
+            model,
+            "--rounds",
+            str(rounds or usual_rounds),
+            "--threads",
+            str(threads),
+        ]
         rates = in_process("cold_phase", "--one", "vllm", *options, environment=worker_environment("vllm", threads))
-        rates |= in_process("cold_phase", "--one", "transformers", *options, environment=worker_environment("transformers", threads))
+        rates |= in_process(
+            "cold_phase", "--one", "transformers", *options, environment=worker_environment("transformers", threads)
+        )
         middle = {way: statistics.median(rates[way]) for way in ("ours", "vllm", "transformers")}
         found[model] = {
-            "tokens_per_s": middle, "ours / vllm": statistics.median(rates["ratios"]), "rounds": rates,
+            "tokens_per_s": middle,
+            "ours / vllm": statistics.median(rates["ratios"]),
+            "rounds": rates,
             "ours / transformers": middle["ours"] / middle["transformers"],
-        }  # fmt: skip
+        }
     return {"size": size, "dtype": dtype, "num_completions": problems * samples, "threads": threads, "models": found}
 
 

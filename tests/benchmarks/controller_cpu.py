@@ -107,15 +107,18 @@ def sweep_file(path: Path, settings: Settings) -> Path:
     """A sweep of runs that differ in their seeds."""
     options = {"source": "generated", "options": {"max_value": 99}}
     data = {
-        "name": "simulated", "iterations": settings.iterations, "output": str(path.parent),
+        "name": "simulated",
+        "iterations": settings.iterations,
+        "output": str(path.parent),
         "team": [{"name": name, "model": name, "engine": "fake"} for name in ("a", "b")],
         "problems": {
-            "train": {**options, "count": settings.problems}, "evaluation": {**options, "count": settings.evaluation_problems, "seed": 5},
+            "train": {**options, "count": settings.problems},
+            "evaluation": {**options, "count": settings.evaluation_problems, "seed": 5},
         },
         "protocol": {"problems_per_iteration": settings.problems, "problems_per_part": settings.problems_per_part},
         "cluster": {"driver": "arrays"},
         "grid": {"seed": list(range(settings.num_runs))},
-    }  # fmt: skip
+    }
     path.write_text(yaml.safe_dump(data), encoding="utf-8")
     return path
 
@@ -136,7 +139,15 @@ class Bench:
 
     def start(self, hours: float, *, idle_s: float = 0.0, profiles: Profiles | None = None) -> StartFigures:
         """Start the sweep, and ask it to stop after some simulated hours."""
-        watch = _Watch(self.simulation, Slurm(), hours, self.paths.stop_request, StartFigures(self.num_published()), idle_s, profiles)
+        watch = _Watch(
+            self.simulation,
+            Slurm(),
+            hours,
+            self.paths.stop_request,
+            StartFigures(self.num_published()),
+            idle_s,
+            profiles,
+        )
         self.simulation.on_look = watch.look
         if profiles is not None:
             profiles[0].enable()
@@ -155,7 +166,9 @@ class Bench:
         """The controller's clock and commands are the simulation's; what it submits becomes known to it."""
         submit_elements = executor.submit_elements
 
-        def submit(folder: SubmissionFolder, submission: Submission, cluster: ClusterSection, run_root: Path) -> Submission:
+        def submit(
+            folder: SubmissionFolder, submission: Submission, cluster: ClusterSection, run_root: Path
+        ) -> Submission:
             taken = submit_elements(folder, submission, cluster, run_root)
             with self.simulation.aside():
                 self.simulation.submitted(runs.open_run(run_root), folder, taken)
@@ -196,7 +209,13 @@ class _Watch:
     """Looks at one start from inside the simulated clock."""
 
     def __init__(
-        self, simulation: Simulation, slurm: Slurm, hours: float, stop_request: Path, figures: StartFigures, idle_s: float,
+        self,
+        simulation: Simulation,
+        slurm: Slurm,
+        hours: float,
+        stop_request: Path,
+        figures: StartFigures,
+        idle_s: float,
         profiles: Profiles | None,
     ) -> None:
         self.slurm = slurm
@@ -237,7 +256,7 @@ class _Watch:
         return figures
 
 
-# --- what the simulation leaves out ------------------------------------------------------------------------------------------
+# --- what the simulation leaves out --------------------------------------------------------------
 
 
 def terminal_cpu_s_per_hour(progress: list[RunProgress], seconds: float) -> float:
@@ -275,7 +294,14 @@ def real_commands_cpu_s(num_elements: int) -> dict[str, float] | None:
             num_arrays = max(1, round(num_elements / ARRAY_SIZE))
             with measured() as submitting:
                 for _ in range(num_arrays):
-                    running.run("sbatch", "--hold", "--job-name=cold-0001-0123abcd", f"--array=0-{ARRAY_SIZE - 1}", "--wrap", "true")
+                    running.run(
+                        "sbatch",
+                        "--hold",
+                        "--job-name=cold-0001-0123abcd",
+                        f"--array=0-{ARRAY_SIZE - 1}",
+                        "--wrap",
+                        "true",
+                    )
             slurm = Slurm()
             with measured() as looking:
                 for _ in range(10):
@@ -284,17 +310,22 @@ def real_commands_cpu_s(num_elements: int) -> dict[str, float] | None:
         print(f"no Slurm here, its commands are left out: {e}")
         return None
     return {
-        "num_elements": len(entries), "squeue": looking.commands_cpu_s / 10, "squeue_wall_s": looking.wall_s / 10,
+        "num_elements": len(entries),
+        "squeue": looking.commands_cpu_s / 10,
+        "squeue_wall_s": looking.wall_s / 10,
         "sbatch": submitting.commands_cpu_s / num_arrays,
-    }  # fmt: skip
+    }
 
 
-# --- the whole --------------------------------------------------------------------------------------------------------------
+# --- the whole -----------------------------------------------------------------------------------
 
 
 def per_hour(figures: StartFigures, num_submissions: int, commands: dict[str, float] | None) -> dict[str, float]:
     """CPU seconds of one simulated hour, by what they go into, and their share of a core."""
-    items = {"controller_cpu_s": figures.loop_cpu_s / figures.hours, "idle_threads_cpu_s": figures.idle_threads_cpu_s_per_hour}
+    items = {
+        "controller_cpu_s": figures.loop_cpu_s / figures.hours,
+        "idle_threads_cpu_s": figures.idle_threads_cpu_s_per_hour,
+    }
     if commands is not None:
         items["squeue_cpu_s"] = figures.loop_calls.get("squeue", 0) * commands["squeue"] / figures.hours
         items["sbatch_cpu_s"] = num_submissions * commands["sbatch"] / figures.hours
@@ -316,7 +347,10 @@ def benchmark(folder: Path, settings: Settings, *, real_commands: bool = True) -
         counted[name] = figures, bench.simulation.num_submissions - before
     bench.simulation.finish_everything()
     print("start under a profiler ...", file=sys.stderr)
-    profiles = cProfile.Profile(bench.simulation.controller_thread_s), cProfile.Profile(bench.simulation.controller_thread_s)
+    profiles = (
+        cProfile.Profile(bench.simulation.controller_thread_s),
+        cProfile.Profile(bench.simulation.controller_thread_s),
+    )
     bench.start(settings.profiled_hours, profiles=profiles)
     commands = real_commands_cpu_s(round(counted["again"][0].mean_queue_lines)) if real_commands else None
     num_updates = settings.num_runs * settings.published_iterations * len(bench.sweep.runs[0].config.team)
@@ -353,17 +387,31 @@ def show(figures: dict[str, Any]) -> None:
     runs_, threads = figures["settings"]["num_runs"], figures["start_again"]["num_threads"]
     for name in ("new", "again"):
         start = figures[f"start_{name}"]
-        print_table(f"one hour of {runs_} runs on SIMULATED SLURM, start `{name}` (target: {figures['target_percent']} %)", {
-            **figures[f"hour_{name}"], "looks": start["num_looks"], "published": start["num_published"], "calls": start["loop_calls"],
-        })  # fmt: skip
+        print_table(
+            f"one hour of {runs_} runs on SIMULATED SLURM, start `{name}` (target: {figures['target_percent']} %)",
+            {
+                **figures[f"hour_{name}"],
+                "looks": start["num_looks"],
+                "published": start["num_published"],
+                "calls": start["loop_calls"],
+            },
+        )
     start = figures["start_again"]
-    print_table(f"until the first look, with {start['published_before']:,} publications", {
-        "imports of a fresh process, CPU s": figures["import_cpu_s"],
-        "reading them, TensorBoard's points, submitting, CPU s": round(start["until_first_look_cpu_s"], 1),
-        "of a new sweep, CPU s": round(figures["start_new"]["until_first_look_cpu_s"], 1),
-        f"checks of updates of {REAL_UPDATE_GB} GB each, CPU s (extrapolated)": figures["update_check_extrapolated_cpu_s"],
-    })  # fmt: skip
-    print_table(f"beside it, CPU s an hour ({threads} threads)", {"live panel on a terminal": figures["terminal_cpu_s_per_hour"]})
+    print_table(
+        f"until the first look, with {start['published_before']:,} publications",
+        {
+            "imports of a fresh process, CPU s": figures["import_cpu_s"],
+            "reading them, TensorBoard's points, submitting, CPU s": round(start["until_first_look_cpu_s"], 1),
+            "of a new sweep, CPU s": round(figures["start_new"]["until_first_look_cpu_s"], 1),
+            f"checks of updates of {REAL_UPDATE_GB} GB each, CPU s (extrapolated)": figures[
+                "update_check_extrapolated_cpu_s"
+            ],
+        },
+    )
+    print_table(
+        f"beside it, CPU s an hour ({threads} threads)",
+        {"live panel on a terminal": figures["terminal_cpu_s_per_hour"]},
+    )
     print_largest("largest until the first look (profiled)", figures["largest_until_first_look"])
     print_largest("largest from there on (profiled)", figures["largest_in_loop"])
 

@@ -37,21 +37,36 @@ from tests.benchmarks.real_run import arguments
 SHAPES: dict[str, dict[str, dict[str, int]]] = {
     "usual": {
         "Qwen2.5-0.5B": {
-            "hidden_size": 896, "intermediate_size": 4864, "num_hidden_layers": 24, "num_attention_heads": 14, "num_key_value_heads": 2,
-            "head_dim": 64, "vocab_size": 151936,
+            "hidden_size": 896,
+            "intermediate_size": 4864,
+            "num_hidden_layers": 24,
+            "num_attention_heads": 14,
+            "num_key_value_heads": 2,
+            "head_dim": 64,
+            "vocab_size": 151936,
         },
         "Qwen3-4B": {
-            "hidden_size": 2560, "intermediate_size": 9728, "num_hidden_layers": 36, "num_attention_heads": 32, "num_key_value_heads": 8,
-            "head_dim": 128, "vocab_size": 151936,
+            "hidden_size": 2560,
+            "intermediate_size": 9728,
+            "num_hidden_layers": 36,
+            "num_attention_heads": 32,
+            "num_key_value_heads": 8,
+            "head_dim": 128,
+            "vocab_size": 151936,
         },
     },
     "tiny": {
         "tiny": {
-            "hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2,
-            "head_dim": 16, "vocab_size": 512,
+            "hidden_size": 64,
+            "intermediate_size": 128,
+            "num_hidden_layers": 2,
+            "num_attention_heads": 4,
+            "num_key_value_heads": 2,
+            "head_dim": 16,
+            "vocab_size": 512,
         },
     },
-}  # fmt: skip
+}
 LENGTHS = {"usual": (512, 1024, 2048, 4096), "tiny": (64, 128)}
 TOKENS = {"usual": 32768, "tiny": 1024}
 """Of one update."""
@@ -100,7 +115,9 @@ def make_trainer(shape: dict[str, int], device: torch.device, *, compile_layers:
         config = Qwen3Config(**shape, tie_word_embeddings=True, max_position_embeddings=32768)
         base = AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16).requires_grad_(False).eval()
     with mock.patch.object(trainer_module, "load_base_model", return_value=base):
-        trainer = Trainer(Path(), LoraSection(), model_name="benchmark", dtype="bfloat16", compile_layers=compile_layers)
+        trainer = Trainer(
+            Path(), LoraSection(), model_name="benchmark", dtype="bfloat16", compile_layers=compile_layers
+        )
     return trainer, sum(p.numel() for p in base.parameters())
 
 
@@ -109,7 +126,14 @@ def update(trainer: Trainer, rows: list[Row], folder: Path, device: torch.device
     settings = UpdateSection(problems_per_step=len(rows), micro_batch_tokens=MICRO_BATCH_TOKENS)
     longest = max(len(r.completion_token_ids) for r in rows)
     spec = UpdateTask(
-        rows=rows, settings=settings, temperature=1.0, max_new_tokens=longest, total_steps=100, shuffle_seed=0, lora_seed=0, previous=None
+        rows=rows,
+        settings=settings,
+        temperature=1.0,
+        max_new_tokens=longest,
+        total_steps=100,
+        shuffle_seed=0,
+        lora_seed=0,
+        previous=None,
     )
     reset_peak()
     began = time.perf_counter()
@@ -133,11 +157,20 @@ def benchmark(folder: Path, size: str, device: torch.device) -> dict[str, Any]:
             turns = [update(trainer, data, folder / "out", device) for _ in range(ROUNDS)]
             middle = {key: statistics.median(t[key] for t in turns) for key in turns[0]}
             speed = middle["num_tokens"] / middle["seconds"]
-            rows.append({
-                "model": name, "parameters": parameters, "length": length, "compiled": trainer.policy.is_compiled, **middle,
-                "tokens_per_s": speed, "compile_s": compile_s, "train_tokens_per_s": middle["num_tokens"] / middle["train_s"],
-                "roofline_tokens_per_s": rate / 6 / parameters, "of_roofline": speed * 6 * parameters / rate,
-            })  # fmt: skip
+            rows.append(
+                {
+                    "model": name,
+                    "parameters": parameters,
+                    "length": length,
+                    "compiled": trainer.policy.is_compiled,
+                    **middle,
+                    "tokens_per_s": speed,
+                    "compile_s": compile_s,
+                    "train_tokens_per_s": middle["num_tokens"] / middle["train_s"],
+                    "roofline_tokens_per_s": rate / 6 / parameters,
+                    "of_roofline": speed * 6 * parameters / rate,
+                }
+            )
             print(_line(rows[-1]), flush=True)
         trainer.close()
         del trainer

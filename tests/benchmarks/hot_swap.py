@@ -54,7 +54,9 @@ def make_adapters(run: Run, model: str, folder: Path) -> dict[str, Any]:
     torch.manual_seed(0)
     base = AutoModelForCausalLM.from_pretrained(cold_task(run, model, Warm()).engine_spec().model_folder)
     lora = LoraSection()
-    policy = get_peft_model(base, LoraConfig(r=lora.rank, lora_alpha=lora.alpha, target_modules=lora.targets, task_type="CAUSAL_LM"))
+    policy = get_peft_model(
+        base, LoraConfig(r=lora.rank, lora_alpha=lora.alpha, target_modules=lora.targets, task_type="CAUSAL_LM")
+    )
     for number in range(NUM_ADAPTERS):
         for parameter in (p for p in policy.parameters() if p.requires_grad):
             torch.nn.init.normal_(parameter, std=0.01)
@@ -76,10 +78,15 @@ def swaps(run: Run, model: str, folder: Path, count: int) -> dict[str, Any]:
         found["same_s"].append(_call(engine, folder, version))
     differences = [a - b for a, b in zip(found["new_s"], found["same_s"], strict=True)]
     return {
-        "swap_ms": 1000 * statistics.median(differences), "call_ms": 1000 * statistics.median(found["same_s"]),
-        "slowest_swap_ms": 1000 * max(differences), "mb_per_swap": growth(found["new_mb"]), "mb_per_call": growth(found["same_mb"]),
-        "first_mb": found["new_mb"][0], "last_mb": found["new_mb"][-1], "memory_mb": found["new_mb"],
-    }  # fmt: skip
+        "swap_ms": 1000 * statistics.median(differences),
+        "call_ms": 1000 * statistics.median(found["same_s"]),
+        "slowest_swap_ms": 1000 * max(differences),
+        "mb_per_swap": growth(found["new_mb"]),
+        "mb_per_call": growth(found["same_mb"]),
+        "first_mb": found["new_mb"][0],
+        "last_mb": found["new_mb"][-1],
+        "memory_mb": found["new_mb"],
+    }
 
 
 def _call(engine: Engine, folder: Path, version: int) -> float:
@@ -100,7 +107,10 @@ def benchmark(folder: Path, size: str, dtype: str) -> dict[str, Any]:
         options = ["--run", str(run.root), "--model", model, "--adapters", str(adapters), "--size", size]
         threads = len(os.sched_getaffinity(0))
         made = in_process("hot_swap", "--one", "make", *options)
-        found[model] = {**made, **in_process("hot_swap", "--one", "swap", *options, environment=worker_environment("vllm", threads))}
+        found[model] = {
+            **made,
+            **in_process("hot_swap", "--one", "swap", *options, environment=worker_environment("vllm", threads)),
+        }
     return {"size": size, "dtype": dtype, "num_swaps": SIZES[size], "models": found}
 
 
@@ -117,7 +127,13 @@ def main(given: Sequence[str] | None = None) -> None:
     if options.one:
         run, folder = open_run(Path(options.run)), Path(options.adapters)
         make = options.one == "make"
-        print(json.dumps(make_adapters(run, options.model, folder) if make else swaps(run, options.model, folder, SIZES[options.size])))
+        print(
+            json.dumps(
+                make_adapters(run, options.model, folder)
+                if make
+                else swaps(run, options.model, folder, SIZES[options.size])
+            )
+        )
         return
     conclude(lambda folder: benchmark(folder, options.size, options.dtype), show, options.out)
 

@@ -73,9 +73,11 @@ def rescued(rng: np.random.Generator, problems: Problems, solves: FloatArray) ->
     hinted = rng.binomial(RESCUES, 0.5, len(solves))
     helped = solves + problems.help * (1 - solves)
     return {
-        "hinted_n": hinted, "hinted_c": rng.binomial(hinted, helped),
-        "control_n": RESCUES - hinted, "control_c": rng.binomial(RESCUES - hinted, solves),
-    }  # fmt: skip
+        "hinted_n": hinted,
+        "hinted_c": rng.binomial(hinted, helped),
+        "control_n": RESCUES - hinted,
+        "control_c": rng.binomial(RESCUES - hinted, solves),
+    }
 
 
 def truth(rng: np.random.Generator, size: int) -> dict[str, float]:
@@ -104,7 +106,8 @@ def truth(rng: np.random.Generator, size: int) -> dict[str, float]:
         "Jaccard, problem": (all_a * all_b).mean() / (all_a + all_b - all_a * all_b).mean(),
         "P(B fails | A fails), sample": joint / one,
         "lift, sample": joint / (one * two),
-        "kappa, sample": (1 + 2 * joint - one - two - (one * two + (1 - one) * (1 - two))) / (1 - one * two - (1 - one) * (1 - two)),
+        "kappa, sample": (1 + 2 * joint - one - two - (one * two + (1 - one) * (1 - two)))
+        / (1 - one * two - (1 - one) * (1 - two)),
         "phi, sample": (joint - one * two) / np.sqrt(one * (1 - one) * two * (1 - two)),
         "phi without noise": covariance[0, 1] / np.sqrt(covariance[0, 0] * covariance[1, 1]),
         "self-correlation": covariance[0, 0] / (one * (1 - one)),
@@ -134,7 +137,9 @@ def _rescues(rng: np.random.Generator, p: Problems) -> dict[str, float]:
     solves = p.solves[0]
     failed = (1 - solves) ** SAMPLES  # chance to be a case
     counts = rescued(rng, p, solves)
-    helped, resampled = ((failed * counts[f"{kind}_c"]).sum() / (failed * counts[f"{kind}_n"]).sum() for kind in ("hinted", "control"))
+    helped, resampled = (
+        (failed * counts[f"{kind}_c"]).sum() / (failed * counts[f"{kind}_n"]).sum() for kind in ("hinted", "control")
+    )
     won = (failed * (counts["hinted_c"] > 0)).sum()
     return {
         "rescue per attempt": helped,
@@ -147,25 +152,47 @@ def _rescues(rng: np.random.Generator, p: Problems) -> dict[str, float]:
 def long_counts(c: IntArray, *, iteration: int, phase: str = EVALUATE, **columns: Any) -> pl.DataFrame:
     """COUNTS of (2, P) correct completions of SAMPLES."""
     size = c.shape[1]
-    frame = pl.DataFrame({
-        "iteration": iteration, "phase": phase, "model": np.repeat(MODELS, size), "problem_id": np.tile(np.arange(size).astype(str), 2),
-        "hint_given": False, "cold_failed": None, "teacher_model": None, "n": SAMPLES, "c": c.ravel(), "num_timeout": 0, "num_truncated": 0,
-        **columns,
-    })  # fmt: skip
+    frame = pl.DataFrame(
+        {
+            "iteration": iteration,
+            "phase": phase,
+            "model": np.repeat(MODELS, size),
+            "problem_id": np.tile(np.arange(size).astype(str), 2),
+            "hint_given": False,
+            "cold_failed": None,
+            "teacher_model": None,
+            "n": SAMPLES,
+            "c": c.ravel(),
+            "num_timeout": 0,
+            "num_truncated": 0,
+            **columns,
+        }
+    )
     return frame.with_columns(first_correct=None).select(pl.col(name).cast(dtype) for name, dtype in COUNTS.items())
 
 
 def long_answers(correct: IntArray, wrong: IntArray, blank: IntArray) -> pl.DataFrame:
     """ANSWERS of the completions."""
-    classes = [("right", True, correct), (None, False, blank), *((f"w{w}", False, wrong[..., w]) for w in range(WRONG_ANSWERS))]
+    classes = [
+        ("right", True, correct),
+        (None, False, blank),
+        *((f"w{w}", False, wrong[..., w]) for w in range(WRONG_ANSWERS)),
+    ]
     size = correct.shape[1]
     frames = [
-        pl.DataFrame({
-            "iteration": 0, "phase": EVALUATE, "model": np.repeat(MODELS, size), "problem_id": np.tile(np.arange(size).astype(str), 2),
-            "answer": answer, "correct": is_correct, "n": n.ravel(),
-        }).select(pl.col(name).cast(dtype) for name, dtype in ANSWERS.items())
+        pl.DataFrame(
+            {
+                "iteration": 0,
+                "phase": EVALUATE,
+                "model": np.repeat(MODELS, size),
+                "problem_id": np.tile(np.arange(size).astype(str), 2),
+                "answer": answer,
+                "correct": is_correct,
+                "n": n.ravel(),
+            }
+        ).select(pl.col(name).cast(dtype) for name, dtype in ANSWERS.items())
         for answer, is_correct, n in classes
-    ]  # fmt: skip
+    ]
     return pl.concat(frames).filter(pl.col("n") > 0)
 
 
@@ -180,7 +207,11 @@ def study(rng: np.random.Generator) -> Iterator[tuple[str, Interval]]:
     after = long_counts(rng.binomial(SAMPLES, p.later), iteration=1)
     answers = long_answers(correct, wrong, blank)
     levels, change = pass_at_k_table(before, ks=[1, 2, 4]), before_after_table(pl.concat([before, after]), ks=[1, 4])
-    gains, overlap, votes = gain_table(before, ks=[2]), overlap_table(before, answers=answers), vote_table(answers, ks=[VOTE_K])
+    gains, overlap, votes = (
+        gain_table(before, ks=[2]),
+        overlap_table(before, answers=answers),
+        vote_table(answers, ks=[VOTE_K]),
+    )
     between = overlap.filter(pl.col("model_a") != pl.col("model_b"))
     one, best = {"model": "ada"}, {"against": "best"}
     of_sample, of_problem = {"level": "sample"}, {"level": "problem"}
@@ -218,8 +249,20 @@ def rescue_intervals(rng: np.random.Generator, p: Problems, cold: IntArray) -> I
     parts = [long_counts(cold, iteration=1, phase=COLD)]
     for kind in ("hinted", "control"):
         n, c = (np.tile(counts[f"{kind}_{x}"], (2, 1)) for x in "nc")
-        rows = long_counts(c, iteration=1, phase=RESCUE, hint_given=kind == "hinted", cold_failed=True, teacher_model="bob", n=n.ravel())
-        parts.append(rows.filter((pl.col("model") == "ada") & pl.col("problem_id").is_in(failed.astype(str).tolist()) & (pl.col("n") > 0)))
+        rows = long_counts(
+            c,
+            iteration=1,
+            phase=RESCUE,
+            hint_given=kind == "hinted",
+            cold_failed=True,
+            teacher_model="bob",
+            n=n.ravel(),
+        )
+        parts.append(
+            rows.filter(
+                (pl.col("model") == "ada") & pl.col("problem_id").is_in(failed.astype(str).tolist()) & (pl.col("n") > 0)
+            )
+        )
     table = rescue_table(pl.concat(parts), groups=["student"]).filter(pl.col("student") == "ada")
     for name in ("per_attempt", "per_case", "recovery", "uplift"):
         yield f"rescue {name.replace('_', ' ')}", interval(table, rate=name)
@@ -229,9 +272,12 @@ def group_intervals(rng: np.random.Generator) -> Iterator[tuple[str, Interval]]:
     """As many source groups as there are problems elsewhere; the variants of a question are solved with the same chance."""
     p = drawn(rng, PROBLEMS)
     before, after = (
-        long_counts(rng.binomial(SAMPLES, np.repeat(s, GROUP_SIZE, axis=1)), iteration=i) for i, s in enumerate((p.solves, p.later))
+        long_counts(rng.binomial(SAMPLES, np.repeat(s, GROUP_SIZE, axis=1)), iteration=i)
+        for i, s in enumerate((p.solves, p.later))
     )
-    both = pl.concat([before, after]).with_columns(source_group=(pl.col("problem_id").cast(pl.Int64) // GROUP_SIZE).cast(pl.String))
+    both = pl.concat([before, after]).with_columns(
+        source_group=(pl.col("problem_id").cast(pl.Int64) // GROUP_SIZE).cast(pl.String)
+    )
     table = before_after_table(both, ks=[1])
     yield "Pass@1, source groups", interval(table, when="before", measure="pass", model="ada")
     yield "difference, source groups", interval(table, when="difference", measure="pass", model="ada")
@@ -279,15 +325,21 @@ def main() -> None:
     settings = {"studies": options.studies, "problems": PROBLEMS, "samples": SAMPLES, "seed": options.seed}
     target = {"target_percent": TARGET_PERCENT, "standard_error_percent": round(error, 2)}
     report(options.out, {**settings, **target, "cost": cost.figures(), "figures": figures})
-    title = f"{options.studies} studies of {PROBLEMS} problems; target {TARGET_PERCENT:g} %, standard error {error:.1f} %"
+    title = (
+        f"{options.studies} studies of {PROBLEMS} problems; target {TARGET_PERCENT:g} %, standard error {error:.1f} %"
+    )
     print_table(title, {name: _line(figure, error) for name, figure in figures.items()})
 
 
 def _line(figure: dict[str, float], error: float) -> str:
-    shares = "   ".join(f"{name} {figure[f'{name}_percent']:5.1f} %" for name in ("covered", "above", "below", "no_interval"))
+    shares = "   ".join(
+        f"{name} {figure[f'{name}_percent']:5.1f} %" for name in ("covered", "above", "below", "no_interval")
+    )
     # Of thirty figures some are below by chance.
     missed = figure["covered_percent"] < TARGET_PERCENT - 2 * error
-    return f"{shares}   width {figure['mean_width']:.3f}" + ("   BELOW TARGET by more than 2 standard errors" if missed else "")
+    return f"{shares}   width {figure['mean_width']:.3f}" + (
+        "   BELOW TARGET by more than 2 standard errors" if missed else ""
+    )
 
 
 if __name__ == "__main__":

@@ -86,7 +86,9 @@ def in_process(benchmark: str, *arguments: str, environment: Mapping[str, str] |
     KilledError when it was killed, RuntimeError when it failed.
     """
     command = [sys.executable, "-m", f"tests.benchmarks.{benchmark}", *arguments]
-    done = subprocess.run(command, capture_output=True, text=True, check=False, env={**os.environ, **(environment or {})})
+    done = subprocess.run(
+        command, capture_output=True, text=True, check=False, env={**os.environ, **(environment or {})}
+    )
     if done.returncode == -signal.SIGKILL:
         raise KilledError(" ".join(command))
     if done.returncode:
@@ -116,7 +118,11 @@ def largest(profile: cProfile.Profile, *, count: int = 16) -> list[dict[str, Any
 
 def machine() -> dict[str, Any]:
     """Versions, processor, cores, memory, and how busy the machine was."""
-    names = [line.partition(":")[2].strip() for line in Path("/proc/cpuinfo").read_text().splitlines() if line.startswith("model name")]
+    names = [
+        line.partition(":")[2].strip()
+        for line in Path("/proc/cpuinfo").read_text().splitlines()
+        if line.startswith("model name")
+    ]
     return {**provenance.collect(), "processor": names[0] if names else "unknown", "load_average": os.getloadavg()}
 
 
@@ -126,7 +132,9 @@ def report(path: Path, figures: Mapping[str, Any]) -> None:
     path.write_text(json.dumps({"machine": machine(), **figures}, indent=1), encoding="utf-8")
 
 
-def conclude(benchmark: Callable[[Path], dict[str, Any]], show: Callable[[dict[str, Any]], None], out: Path | None) -> None:
+def conclude(
+    benchmark: Callable[[Path], dict[str, Any]], show: Callable[[dict[str, Any]], None], out: Path | None
+) -> None:
     """Run a benchmark in a folder that goes away afterwards, print its figures, and write them where the user named a file."""
     with tempfile.TemporaryDirectory() as folder:
         figures = benchmark(Path(folder))

@@ -36,9 +36,14 @@ def driver_settings(driver: str) -> list[str]:
     if driver == "local":
         return ["cluster.driver=local"]
     return [
-        "cluster.driver=arrays", "cluster.threads=1", "cluster.slurm.cpus=1", f"cluster.slurm.mem_gb={JOB_GB}", "cluster.slurm.time_min=60",
-        "cluster.slurm.poll_s=[1, 5]", f"cluster.slurm.chain_wait_s={120 if driver == 'chained' else 'null'}",
-    ]  # fmt: skip
+        "cluster.driver=arrays",
+        "cluster.threads=1",
+        "cluster.slurm.cpus=1",
+        f"cluster.slurm.mem_gb={JOB_GB}",
+        "cluster.slurm.time_min=60",
+        "cluster.slurm.poll_s=[1, 5]",
+        f"cluster.slurm.chain_wait_s={120 if driver == 'chained' else 'null'}",
+    ]
 
 
 @contextlib.contextmanager
@@ -54,7 +59,9 @@ def surroundings(driver: str) -> Iterator[dict[str, str]]:
 def benchmark(folder: Path, size: str, driver: str, dtype: str) -> dict[str, Any]:
     """One run; its iterations after the first."""
     problems, cold, rescue, iterations = SIZES[size]
-    values = settings(problems=problems, cold=cold, rescue=rescue, iterations=iterations, dtype=dtype) + driver_settings(driver)
+    values = settings(
+        problems=problems, cold=cold, rescue=rescue, iterations=iterations, dtype=dtype
+    ) + driver_settings(driver)
     with surroundings(driver) as environment:
         run, command_s = launched(folder, values, environment)
     rows = account(run)
@@ -65,10 +72,15 @@ def benchmark(folder: Path, size: str, driver: str, dtype: str) -> dict[str, Any
         for item, seconds in r["waited"].items():
             items[item] = items.get(item, 0.0) + seconds / len(later)
     return {
-        "size": size, "driver": driver, "dtype": dtype, "command_s": command_s, "run": str(run), "iterations": rows,
+        "size": size,
+        "driver": driver,
+        "dtype": dtype,
+        "command_s": command_s,
+        "run": str(run),
+        "iterations": rows,
         "after_the_first": middle,
         "waited_s_an_iteration": dict(sorted(items.items(), key=lambda pair: -pair[1])),
-    }  # fmt: skip
+    }
 
 
 def show(figures: dict[str, Any]) -> None:
@@ -77,7 +89,9 @@ def show(figures: dict[str, Any]) -> None:
     rows = {name: f"{middle[name]:.1f} s" for name in ("own_s", "bound_s", "queue_s")}
     rows |= {name: f"{middle[name]:.1%}" for name in ("overhead", "overhead_without_queue")}
     print_table(f"an iteration after the first, driver {figures['driver']}, {figures['dtype']}", rows)
-    print_table("it waited for, seconds", {item: f"{seconds:.1f}" for item, seconds in figures["waited_s_an_iteration"].items()})
+    print_table(
+        "it waited for, seconds", {item: f"{seconds:.1f}" for item, seconds in figures["waited_s_an_iteration"].items()}
+    )
 
 
 def main(given: Sequence[str] | None = None) -> None:
@@ -86,7 +100,9 @@ def main(given: Sequence[str] | None = None) -> None:
     parser.add_argument("--driver", choices=("local", "arrays", "chained"), default="local")
     parser.add_argument("--keep", type=Path, help="folder that the run is made in and stays in")
     options = parser.parse_args(given)
-    conclude(lambda folder: benchmark(options.keep or folder, options.size, options.driver, options.dtype), show, options.out)
+    conclude(
+        lambda folder: benchmark(options.keep or folder, options.size, options.driver, options.dtype), show, options.out
+    )
 
 
 if __name__ == "__main__":

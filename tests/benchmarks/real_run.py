@@ -37,11 +37,17 @@ TIMEOUT_S = 7200
 def settings(*, problems: int, cold: int, rescue: int = 0, iterations: int = 1, dtype: str = "float32") -> list[str]:
     """`--set` values; every problem costs cold + rescue completions of every model, and almost nothing is held out."""
     return [
-        f"iterations={iterations}", f"problems.train.count={problems}", "problems.evaluation.count=1",
-        f"protocol.problems_per_iteration={problems}", f"protocol.cold_samples={cold}", f"protocol.rescue_samples={rescue}",
-        f"protocol.even_budget={str(rescue > 0).lower()}", "evaluation.before=false", "evaluation.samples=1",
+        f"iterations={iterations}",
+        f"problems.train.count={problems}",
+        "problems.evaluation.count=1",
+        f"protocol.problems_per_iteration={problems}",
+        f"protocol.cold_samples={cold}",
+        f"protocol.rescue_samples={rescue}",
+        f"protocol.even_budget={str(rescue > 0).lower()}",
+        "evaluation.before=false",
+        "evaluation.samples=1",
         *(f"team.{name}.dtype={dtype}" for name in MODELS),
-    ]  # fmt: skip
+    ]
 
 
 def make_run(folder: Path, values: Sequence[str]) -> Run:
@@ -70,7 +76,9 @@ def launched(folder: Path, values: Sequence[str], env: dict[str, str] | None = N
     began = time.perf_counter()
     done = launch(SWEEP, "--output", str(folder), *(f"--set={v}" for v in values), env=env, timeout_s=TIMEOUT_S)
     if done.returncode:
-        raise RuntimeError(f"the launcher ended with status {done.returncode}:\n{done.stdout[-2000:]}{done.stderr[-2000:]}")
+        raise RuntimeError(
+            f"the launcher ended with status {done.returncode}:\n{done.stdout[-2000:]}{done.stderr[-2000:]}"
+        )
     return the_run(folder / "quickstart"), time.perf_counter() - began
 
 
@@ -88,9 +96,11 @@ def account(run: Path) -> list[dict[str, Any]]:
 def _split(row: dict[str, Any], spent: dict[str, float]) -> dict[str, float]:
     own_s = row["wall_s"] - row["elsewhere_s"]
     return {
-        "own_s": own_s, "warm_s": own_s - sum(spent.get(item, 0.0) for item in STARTING), "generate_s": spent.get(GENERATE, 0.0),
+        "own_s": own_s,
+        "warm_s": own_s - sum(spent.get(item, 0.0) for item in STARTING),
+        "generate_s": spent.get(GENERATE, 0.0),
         "update_s": spent.get(TRAIN, 0.0) + spent.get(LOG_PROBS, 0.0),
-    }  # fmt: skip
+    }
 
 
 def arguments(about: str | None, sizes: Collection[str], *more: str) -> argparse.ArgumentParser:

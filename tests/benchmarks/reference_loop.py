@@ -65,7 +65,7 @@ class Sampled:
     advantage: float = 0.0
 
 
-# --- the update, as plainly as possible -----------------------------------------------------------------------------------
+# --- the update, as plainly as possible ----------------------------------------------------------
 
 
 def log_probs(model: Any, prompt: Sequence[int], completion: Sequence[int], temperature: float) -> Tensor:
@@ -85,7 +85,7 @@ def grpo_loss(current: Tensor, old: Tensor, reference: Tensor, advantage: float,
     return (options.kl_weight * k3 - gain).mean()
 
 
-# --- the loop ------------------------------------------------------------------------------------------------------------
+# --- the loop ------------------------------------------------------------------------------------
 
 
 @dataclass
@@ -110,16 +110,20 @@ class Reference:
             self._update(model, [[s for s in group if s.model == model] for group in groups])
         sampled = [s for group in groups for s in group]
         return {
-            "seconds": self.stopwatch.seconds, "num_completions": len(sampled), "num_tokens": sum(len(s.ids) for s in sampled),
+            "seconds": self.stopwatch.seconds,
+            "num_completions": len(sampled),
+            "num_tokens": sum(len(s.ids) for s in sampled),
             "share_correct": float(np.mean([s.correct for s in sampled])),
-        }  # fmt: skip
+        }
 
     def _load(self) -> None:
         from transformers import AutoModelForCausalLM
 
         for model, task in self.tasks.items():
             spec = task.engine_spec()
-            self.models[model] = AutoModelForCausalLM.from_pretrained(spec.model_folder, dtype=getattr(torch, spec.dtype)).eval()
+            self.models[model] = AutoModelForCausalLM.from_pretrained(
+                spec.model_folder, dtype=getattr(torch, spec.dtype)
+            ).eval()
             self.models[model].requires_grad_(False)
         self.warm.embed(self.run.config.reward.distance.embedder, ["warm"])
 
@@ -137,7 +141,9 @@ class Reference:
             group += self._sample(model, RESCUE, problem, shown, protocol.rescue_samples)
         self.stopwatch.lap("generate")
         rewards = self._score(problem, group).total
-        for sampled, advantage in zip(group, advantages(rewards, scale=self.run.config.update.advantage_scale), strict=True):
+        for sampled, advantage in zip(
+            group, advantages(rewards, scale=self.run.config.update.advantage_scale), strict=True
+        ):
             sampled.advantage = float(advantage)
         self.stopwatch.lap("score")
         return group
@@ -149,10 +155,18 @@ class Reference:
         prompt = builder.build(problem["question"], hint)
         tokenizer, ids = builder.tokenizer, torch.tensor([prompt])
         out = self.models[model].generate(
-            ids, attention_mask=torch.ones_like(ids), do_sample=True, temperature=sampling.temperature, top_p=sampling.top_p, top_k=0,
-            max_new_tokens=sampling.max_new_tokens, num_return_sequences=count, stop_strings=list(stops) or None, tokenizer=tokenizer,
+            ids,
+            attention_mask=torch.ones_like(ids),
+            do_sample=True,
+            temperature=sampling.temperature,
+            top_p=sampling.top_p,
+            top_k=0,
+            max_new_tokens=sampling.max_new_tokens,
+            num_return_sequences=count,
+            stop_strings=list(stops) or None,
+            tokenizer=tokenizer,
             pad_token_id=tokenizer.pad_token_id,
-        )  # fmt: skip
+        )
         found = []
         for index, row in enumerate(out[:, len(prompt) :].tolist()):
             kept = row[: sampled_length(row, tokenizer)]
@@ -167,31 +181,44 @@ class Reference:
         solved = {s.model for s in group if s.phase == COLD and s.correct}
         return score_problem(
             ProblemGroup(
-                models=np.array([s.model for s in group]), phases=np.array([s.phase for s in group]),
-                correct=np.array([s.correct for s in group]), answers=[s.answer for s in group], gold=problem["gold"],
-                hint_given=np.array([s.hint_given for s in group]), cold_failed=np.array([s.model not in solved for s in group]),
-                signatures=[operation_signature(t) for t in texts], texts=texts,
+                models=np.array([s.model for s in group]),
+                phases=np.array([s.phase for s in group]),
+                correct=np.array([s.correct for s in group]),
+                answers=[s.answer for s in group],
+                gold=problem["gold"],
+                hint_given=np.array([s.hint_given for s in group]),
+                cold_failed=np.array([s.model not in solved for s in group]),
+                signatures=[operation_signature(t) for t in texts],
+                texts=texts,
                 embeddings=self.warm.embed(reward.distance.embedder, texts),
             ),
-            reward, 0,
-        )  # fmt: skip
+            reward,
+            0,
+        )
 
     def _hint(self, problem: dict[str, Any], cold: Sequence[Sampled], student: str) -> str | None:
         """The hint of a student, if it failed and a peer did not."""
         if any(s.correct for s in cold if s.model == student):
             return None
         index = choose_teacher(
-            MODELS, models=[s.model for s in cold], sample_indices=[s.index for s in cold], correct=[s.correct for s in cold],
-            scores=self._score(problem, cold).total, student=student,
-        )  # fmt: skip
+            MODELS,
+            models=[s.model for s in cold],
+            sample_indices=[s.index for s in cold],
+            correct=[s.correct for s in cold],
+            scores=self._score(problem, cold).total,
+            student=student,
+        )
         if index is None:
             return None
         tokenizer = self.builders[student].tokenizer
         return make_hint(
-            cold[index].text, problem["gold"], problem["answer_kind"],
+            cold[index].text,
+            problem["gold"],
+            problem["answer_kind"],
             tokenize=lambda text: tokenizer(text, add_special_tokens=False)["input_ids"],
-            detokenize=lambda ids: tokenizer.decode(ids, skip_special_tokens=True), max_tokens=self.run.config.protocol.hint_tokens,
-        )  # fmt: skip
+            detokenize=lambda ids: tokenizer.decode(ids, skip_special_tokens=True),
+            max_tokens=self.run.config.protocol.hint_tokens,
+        )
 
     def _update(self, name: str, groups: list[list[Sampled]]) -> None:
         """All optimizer steps of one model."""
@@ -199,10 +226,17 @@ class Reference:
 
         section, options = self.run.config.model(name), self.run.config.update
         temperature = self.run.config.sampling_of(section, COLD).temperature
-        lora = LoraConfig(r=section.lora.rank, lora_alpha=section.lora.alpha, target_modules=section.lora.targets, task_type="CAUSAL_LM")
+        lora = LoraConfig(
+            r=section.lora.rank,
+            lora_alpha=section.lora.alpha,
+            target_modules=section.lora.targets,
+            task_type="CAUSAL_LM",
+        )
         model = get_peft_model(self.models[name], lora).eval()
         trained = [p for p in model.parameters() if p.requires_grad]
-        optimizer = torch.optim.AdamW(trained, lr=options.learning_rate, betas=options.adam_betas, weight_decay=options.weight_decay)
+        optimizer = torch.optim.AdamW(
+            trained, lr=options.learning_rate, betas=options.adam_betas, weight_decay=options.weight_decay
+        )
         self.stopwatch.lap("load")
         old: dict[int, Tensor] = {}
         reference: dict[int, Tensor] = {}
@@ -224,7 +258,7 @@ class Reference:
         self.stopwatch.lap("train")
 
 
-# --- both --------------------------------------------------------------------------------------------------------------------
+# --- both ----------------------------------------------------------------------------------------
 
 
 def ours(folder: Path, values: Sequence[str]) -> dict[str, Any]:
@@ -234,10 +268,16 @@ def ours(folder: Path, values: Sequence[str]) -> dict[str, Any]:
     keys = [TaskKey(1, phase, name, 0) for name in MODELS for phase in (COLD, RESCUE)]
     rows = shards.read_tasks(run, keys, ROLLOUTS, columns=["num_completion_tokens", "correct"])
     return {
-        "run": str(run), "command_s": command_s, "iteration_s": row["own_s"], "warm_s": row["warm_s"], "waited": row["waited"],
-        "share_generate": row["generate_s"] / row["warm_s"], "num_completions": rows.height,
-        "num_tokens": int(rows["num_completion_tokens"].sum()), "share_correct": rows["correct"].mean(),
-    }  # fmt: skip
+        "run": str(run),
+        "command_s": command_s,
+        "iteration_s": row["own_s"],
+        "warm_s": row["warm_s"],
+        "waited": row["waited"],
+        "share_generate": row["generate_s"] / row["warm_s"],
+        "num_completions": rows.height,
+        "num_tokens": int(rows["num_completion_tokens"].sum()),
+        "share_correct": rows["correct"].mean(),
+    }
 
 
 def reference(run: str) -> dict[str, Any]:
@@ -247,7 +287,12 @@ def reference(run: str) -> dict[str, Any]:
     found = in_process("reference_loop", "--run", run, environment=worker_environment("transformers", threads))
     seconds = found["seconds"]
     warm_s = sum(seconds.values()) - seconds["load"]
-    return {**found, "command_s": time.perf_counter() - began, "warm_s": warm_s, "share_generate": seconds["generate"] / warm_s}
+    return {
+        **found,
+        "command_s": time.perf_counter() - began,
+        "warm_s": warm_s,
+        "share_generate": seconds["generate"] / warm_s,
+    }
 
 
 def benchmark(folder: Path, size: str, dtype: str, rounds: int | None) -> dict[str, Any]:

@@ -48,11 +48,20 @@ COLD_SAMPLES, RESCUE_SAMPLES = 2, 1
 TOKENS_PER_WORD = 1.4
 """To reckon with where texts have no tokens: digits and signs are tokens of their own."""
 PROMPT_TOKENS = 150
-_OPENINGS = ("First we look at what is given", "Let us write x for what is asked", "We add up what is known", "Consider each part")
+_OPENINGS = (
+    "First we look at what is given",
+    "Let us write x for what is asked",
+    "We add up what is known",
+    "Consider each part",
+)
 _STEPS = (
-    "There are {a} boxes with {b} apples each, so {a} * {b} = {c}", "We subtract {b} from {a} and get {d}", "Half of {c} is needed",
-    "The ratio of {a} to {b} is simplified", "Therefore x = {c}, which we check by multiplying", "Adding {a} and {b} gives {e}",
-)  # fmt: skip
+    "There are {a} boxes with {b} apples each, so {a} * {b} = {c}",
+    "We subtract {b} from {a} and get {d}",
+    "Half of {c} is needed",
+    "The ratio of {a} to {b} is simplified",
+    "Therefore x = {c}, which we check by multiplying",
+    "Adding {a} and {b} gives {e}",
+)
 _LATEX = (r"\frac{{{a}}}{{{b}}}", r"\frac{{{c}}}{{{bb}}}", r"\sqrt{{{aa}}}/{b}", r"{a}/{b}", r"{a}")
 """Forms of a / b: some are equal to others only by algebra, and the last is wrong."""
 
@@ -70,10 +79,21 @@ def make_rows(num_problems: int, seed: int = 0) -> pl.DataFrame:
                 text += f" {rng.choice(_STEPS).format(**numbers)}."
             correct = rng.random() < 0.5
             result = a * b if correct else a * b + rng.randint(1, 9)
-            rows.append({
-                "problem_id": f"p{p:04d}", "model": model, "phase": phase, "sample_index": k, "text": f"{text} #### {result}",
-                "answer": str(result), "gold": str(a * b), "correct": correct, "hint_given": phase == RESCUE, "a": a, "b": b,
-            })  # fmt: skip
+            rows.append(
+                {
+                    "problem_id": f"p{p:04d}",
+                    "model": model,
+                    "phase": phase,
+                    "sample_index": k,
+                    "text": f"{text} #### {result}",
+                    "answer": str(result),
+                    "gold": str(a * b),
+                    "correct": correct,
+                    "hint_given": phase == RESCUE,
+                    "a": a,
+                    "b": b,
+                }
+            )
     return pl.DataFrame(rows)
 
 
@@ -112,7 +132,9 @@ def ours(run: Run, warm: TimedWarm, rows: pl.DataFrame) -> dict[str, float]:
 
     warm.embed(run.config.reward.distance.embedder, ["load"])
     lap("load")
-    claims = [(extract_answer(text, "number"), gold, "number") for text, gold in rows.select("text", "gold").iter_rows()]
+    claims = [
+        (extract_answer(text, "number"), gold, "number") for text, gold in rows.select("text", "gold").iter_rows()
+    ]
     verifier = Verifier()
     assert [v == CORRECT for v in verifier.verify_many(claims)] == rows["correct"].to_list()
     lap("verify numbers")
@@ -175,15 +197,26 @@ def benchmark(folder: Path, size: str, rounds: int | None, finished: Path | None
     embedder = create_embedder(resolve_embedder(distance.embedder))
     threads = LocalLimits.of(run.config.cluster, len(MODELS)).threads
     torch.set_num_threads(threads)
-    turns = [(ours(run, warm, rows), per_pair(embedder, few, distance.embedding_weight)) for _ in range(rounds or usual_rounds)]
+    turns = [
+        (ours(run, warm, rows), per_pair(embedder, few, distance.embedding_weight))
+        for _ in range(rounds or usual_rounds)
+    ]
     mine = {**medians([a for a, _ in turns]), "load": turns[0][0]["load"]}
     theirs = {name: s * num_problems / num_pairwise for name, s in medians([b for _, b in turns]).items()}
-    theirs["distances of cold, for hints"] = theirs["distances"] * _num_pairs(COLD_SAMPLES) / _num_pairs(COLD_SAMPLES + RESCUE_SAMPLES)
+    theirs["distances of cold, for hints"] = (
+        theirs["distances"] * _num_pairs(COLD_SAMPLES) / _num_pairs(COLD_SAMPLES + RESCUE_SAMPLES)
+    )
     scoring_s = mine["hint: score cold"] + mine["score"] + mine["verify latex"] + mine["verify numbers"]
     figures: dict[str, Any] = {
-        "size": size, "num_problems": num_problems, "num_completions": rows.height, "threads": threads, "seconds": mine,
-        "scoring_s": scoring_s, "per_pair_s": theirs, "per pair / ours": sum(theirs.values()) / scoring_s,
-    }  # fmt: skip
+        "size": size,
+        "num_problems": num_problems,
+        "num_completions": rows.height,
+        "threads": threads,
+        "seconds": mine,
+        "scoring_s": scoring_s,
+        "per_pair_s": theirs,
+        "per pair / ours": sum(theirs.values()) / scoring_s,
+    }
     if finished is not None:
         bounds = bound_s(finished, rows)
         figures |= {"bound_s": bounds, "share_of_iteration": scoring_s / max(bounds.values())}
@@ -194,7 +227,8 @@ def show(figures: dict[str, Any]) -> None:
     """Print a report."""
     print_table(
         f"{figures['num_problems']:,} problems, {figures['num_completions']:,} completions, seconds",
-        {name: f"{s:9.2f}" for name, s in figures["seconds"].items()} | {"all, without load": f"{figures['scoring_s']:9.2f}"},
+        {name: f"{s:9.2f}" for name, s in figures["seconds"].items()}
+        | {"all, without load": f"{figures['scoring_s']:9.2f}"},
     )
     print_table("pair by pair, seconds (scaled)", {name: f"{s:9.2f}" for name, s in figures["per_pair_s"].items()})
     rows = {"per pair / ours": f"{figures['per pair / ours']:.1f}"}
@@ -207,7 +241,9 @@ def show(figures: dict[str, Any]) -> None:
 def main(given: Sequence[str] | None = None) -> None:
     """Command line."""
     parser = arguments(__doc__, SIZES, "rounds")
-    parser.add_argument("--run", type=Path, help="folder of a finished run of real models, for the rates of sampling and training")
+    parser.add_argument(
+        "--run", type=Path, help="folder of a finished run of real models, for the rates of sampling and training"
+    )
     options = parser.parse_args(given)
     conclude(lambda folder: benchmark(folder, options.size, options.rounds, options.run), show, options.out)
 

@@ -39,8 +39,12 @@ COMMANDS = {
     "sbatch": 'read -r n <"{0}/jobs"; echo $((n + 1)) >"{0}/jobs"; echo "Submitted batch job $n"',
     "squeue": 'exec cat "{0}/queue"',
     "scontrol": 'echo "MaxArraySize = 1001"',
-    "srun": "exit 1", "sacct": "exit 1", "sacctmgr": "exit 1", "sinfo": "exit 1", "scancel": "exit 1",
-}  # fmt: skip
+    "srun": "exit 1",
+    "sacct": "exit 1",
+    "sacctmgr": "exit 1",
+    "sinfo": "exit 1",
+    "scancel": "exit 1",
+}
 
 
 @dataclass
@@ -92,7 +96,7 @@ class Simulation:
             path.write_text(f"#!/bin/sh\n# SIMULATED {name}\n{body.format(self.folder)}\n")
             path.chmod(0o755)
 
-    # --- time -------------------------------------------------------------------------------------------------------------
+    # --- time ------------------------------------------------------------------------------------
 
     def time(self) -> float:
         return self.now
@@ -114,12 +118,14 @@ class Simulation:
                 self.now, _, act = heapq.heappop(self._due)
                 act()
             self.now = until
-            self.entries = {id: e for id, e in self.entries.items() if e.ended is None or e.ended > until - MIN_JOB_AGE_S}
+            self.entries = {
+                id: e for id, e in self.entries.items() if e.ended is None or e.ended > until - MIN_JOB_AGE_S
+            }
             self._write_queue()
             self.num_entries.append(len(self.entries))
             self.on_look()
 
-    # --- whose CPU time -----------------------------------------------------------------------------------------------------
+    # --- whose CPU time --------------------------------------------------------------------------
 
     @contextmanager
     def aside(self) -> Iterator[None]:
@@ -146,7 +152,7 @@ class Simulation:
         """The same of this thread alone: the timer of a profile."""
         return (time.thread_time() if self._aside_since is None else self._aside_since[1]) - self._aside_thread_s
 
-    # --- jobs -------------------------------------------------------------------------------------------------------------
+    # --- jobs ------------------------------------------------------------------------------------
 
     def submitted(self, run: Run, folder: SubmissionFolder, submission: Submission) -> None:
         """SLURM has taken an array."""
@@ -204,10 +210,23 @@ class Simulation:
 
 def _write_status(path: Path, node: str, key: TaskKey, share: float) -> None:
     """As slurm_task.Status writes it."""
-    progress = {"task": str(key), "done": round(500 * share), "total": 500, "tokens": round(300_000 * share), "time": 0.0}
+    progress = {
+        "task": str(key),
+        "done": round(500 * share),
+        "total": 500,
+        "tokens": round(300_000 * share),
+        "time": 0.0,
+    }
     body = {
-        "job": "1", "restarts": 0, "node": node, "pid": 1, "started": 0.0, "published": 0, "progress": progress, "stopping": None,
+        "job": "1",
+        "restarts": 0,
+        "node": node,
+        "pid": 1,
+        "started": 0.0,
+        "published": 0,
+        "progress": progress,
+        "stopping": None,
         "outcome": None,
-    }  # fmt: skip
+    }
     manifests.make_folder(path.parent)
     path.write_text(json.dumps(body, indent=1))

@@ -37,23 +37,30 @@ class Size:
 
     def config(self) -> RunConfig:
         problems = {"source": "generated", "count": self.problems}
-        return RunConfig.model_validate({
-            "name": "simulated", "iterations": self.iterations,
-            "team": [{"name": m, "model": "fake:any", "engine": "fake"} for m in MODELS],
-            "problems": {"train": problems, "evaluation": problems},
-            "protocol": {
-                "problems_per_iteration": self.problems, "problems_per_part": -(-self.problems // self.parts), "cold_samples": self.cold,
-                "rescue_samples": self.rescue,
-            },
-            "evaluation": {"every": 1, "samples": self.evaluation},
-        })  # fmt: skip
+        return RunConfig.model_validate(
+            {
+                "name": "simulated",
+                "iterations": self.iterations,
+                "team": [{"name": m, "model": "fake:any", "engine": "fake"} for m in MODELS],
+                "problems": {"train": problems, "evaluation": problems},
+                "protocol": {
+                    "problems_per_iteration": self.problems,
+                    "problems_per_part": -(-self.problems // self.parts),
+                    "cold_samples": self.cold,
+                    "rescue_samples": self.rescue,
+                },
+                "evaluation": {"every": 1, "samples": self.evaluation},
+            }
+        )
 
 
 def make_run(folder: Path, size: Size, seed: int = 0) -> int:
     """Write the run; returns its number of rollout rows."""
     config, paths, rng = size.config(), RunPaths(folder), np.random.default_rng(seed)
     manifests.make_folder(folder)
-    ids = {split: [f"addition_chain-{split}-{i:05d}" for i in range(size.problems)] for split in ("train", "evaluation")}
+    ids = {
+        split: [f"addition_chain-{split}-{i:05d}" for i in range(size.problems)] for split in ("train", "evaluation")
+    }
     with mock.patch.object(manifests, "_fsync"), mock.patch("os.fsync"):
         for split, names in ids.items():
             golds = [str(i) for i in range(len(names))]
@@ -75,7 +82,9 @@ def make_run(folder: Path, size: Size, seed: int = 0) -> int:
     return num_rows
 
 
-def _part(paths: RunPaths, key: TaskKey, problems: np.ndarray, ids: dict[str, list[str]], size: Size, rng: np.random.Generator) -> int:
+def _part(
+    paths: RunPaths, key: TaskKey, problems: np.ndarray, ids: dict[str, list[str]], size: Size, rng: np.random.Generator
+) -> int:
     """One cold task with its rescue task, or one evaluation task."""
     chances = (np.sin(problems * 12.9898 + MODELS.index(key.model)) % 1) ** 2
     names = np.array(ids["evaluation" if key.phase == EVALUATE else "train"])[problems]
@@ -90,26 +99,46 @@ def _part(paths: RunPaths, key: TaskKey, problems: np.ndarray, ids: dict[str, li
     return correct.size + rescued.size
 
 
-def _shard(paths: RunPaths, key: TaskKey, names: np.ndarray, golds: np.ndarray, correct: np.ndarray, rng: np.random.Generator) -> None:
+def _shard(
+    paths: RunPaths, key: TaskKey, names: np.ndarray, golds: np.ndarray, correct: np.ndarray, rng: np.random.Generator
+) -> None:
     num_problems, samples = correct.shape
     num, hit, rescue = correct.size, correct.reshape(-1), key.phase == RESCUE
     gold = pl.Series(np.repeat(golds, samples)).cast(pl.String)
     other = pl.Series(rng.integers(0, ANSWERS, num) + 100_000).cast(pl.String)
     nothing = pl.Series([[]]).new_from_index(0, num)
     constants = {
-        "run_id": paths.root.name, "iteration": key.iteration, "phase": key.phase, "model": key.model, "adapter_iteration": key.iteration,
-        "seed": 0, "temperature": 0.7, "top_p": 0.9, "num_prompt_tokens": 100, "num_completion_tokens": 300, "text": "",
-        "cold_failed": True if rescue else None, "teacher_model": next(m for m in MODELS if m != key.model) if rescue else None,
+        "run_id": paths.root.name,
+        "iteration": key.iteration,
+        "phase": key.phase,
+        "model": key.model,
+        "adapter_iteration": key.iteration,
+        "seed": 0,
+        "temperature": 0.7,
+        "top_p": 0.9,
+        "num_prompt_tokens": 100,
+        "num_completion_tokens": 300,
+        "text": "",
+        "cold_failed": True if rescue else None,
+        "teacher_model": next(m for m in MODELS if m != key.model) if rescue else None,
         "teacher_sample_index": 0 if rescue else None,
-    }  # fmt: skip
-    frame = pl.DataFrame({
-        "problem_id": np.repeat(names, samples), "sample_index": np.tile(np.arange(samples), num_problems), "correct": hit, "gold": gold,
-        "prompt_token_ids": nothing, "completion_token_ids": nothing, "logprobs": nothing,
-        "hint_given": rng.random(num) < 0.75 if rescue else np.zeros(num, dtype=bool),
-        "finish_reason": pl.Series(np.where(rng.random(num) < 0.05, "length", "stop")),
-        "verdict": pl.Series(np.where(hit, "correct", "wrong")),
-    })  # fmt: skip
-    frame = frame.with_columns(answer=pl.when("correct").then(gold).otherwise(other), **{k: pl.lit(v) for k, v in constants.items()})
+    }
+    frame = pl.DataFrame(
+        {
+            "problem_id": np.repeat(names, samples),
+            "sample_index": np.tile(np.arange(samples), num_problems),
+            "correct": hit,
+            "gold": gold,
+            "prompt_token_ids": nothing,
+            "completion_token_ids": nothing,
+            "logprobs": nothing,
+            "hint_given": rng.random(num) < 0.75 if rescue else np.zeros(num, dtype=bool),
+            "finish_reason": pl.Series(np.where(rng.random(num) < 0.05, "length", "stop")),
+            "verdict": pl.Series(np.where(hit, "correct", "wrong")),
+        }
+    )
+    frame = frame.with_columns(
+        answer=pl.when("correct").then(gold).otherwise(other), **{k: pl.lit(v) for k, v in constants.items()}
+    )
     frame = frame.select(pl.col(name).cast(dtype) for name, dtype in ROLLOUTS.schema.items())
     publish_frame(paths.task_folder(key), paths.task_name(key), frame, ROLLOUTS)
-

@@ -36,7 +36,7 @@ from core_hpc.store.schema import (
     WRONG,
     Table,
     check_frame,
-)  # fmt: skip
+)
 
 RESCUED_SHARE = 0.2
 NUM_TOKENS = 8
@@ -66,7 +66,11 @@ class SimulatedTasks:
 
         with mock.patch.object(os, "fsync"):
             manifests.publish(
-                run.paths.task_folder(key), run.paths.task_name(key), fill, as_folder=key.phase == UPDATE, stats=statistics(key, rows)
+                run.paths.task_folder(key),
+                run.paths.task_name(key),
+                fill,
+                as_folder=key.phase == UPDATE,
+                stats=statistics(key, rows),
             )
 
     def _shard(self, run: Run, key: TaskKey) -> tuple[bytes, int]:
@@ -88,7 +92,12 @@ def statistics(key: TaskKey, rows: int) -> Callable[[], dict[str, Any]]:
         more = {"num_cases": rows, "num_rescues": rows}
     elif key.phase == UPDATE:
         more |= {"num_ranks": 1, "resumed_from_step": 0, "num_tokens": TOKENS_A_COMPLETION * rows, "train_s": 1600.0}
-        more |= {"num_padded_tokens": TOKENS_A_COMPLETION * rows + 1000, "prepare_s": 1.0, "reference_s": 150.0, "save_s": 1.0}
+        more |= {
+            "num_padded_tokens": TOKENS_A_COMPLETION * rows + 1000,
+            "prepare_s": 1.0,
+            "reference_s": 150.0,
+            "save_s": 1.0,
+        }
     working = "generate" if key.phase in GENERATION_PHASES else key.phase
     seconds = {"read": 1.5, "load": 30.0, working: 600.0, "publish": 0.2}
     return lambda: {"seconds": seconds, "rss_gb": 4.0, "threads": 4, **more}
@@ -98,7 +107,7 @@ def _table(key: TaskKey) -> Table:
     return {HINT: HINTS, SCORE: SCORES, UPDATE: STEPS}.get(key.phase, ROLLOUTS)
 
 
-# --- rows ----------------------------------------------------------------------------------------------------------------
+# --- rows ----------------------------------------------------------------------------------------
 
 
 def rows_of(run: Run, key: TaskKey) -> pl.DataFrame:
@@ -110,11 +119,19 @@ def rows_of(run: Run, key: TaskKey) -> pl.DataFrame:
     elif key.phase == HINT:
         rows = [{**own, "problem_id": "p0", **_HINT}]
     elif key.phase == SCORE:
-        rows = _score_rows(run, own, range(key.part * (size := config.protocol.problems_per_part), (key.part + 1) * size))
+        rows = _score_rows(
+            run, own, range(key.part * (size := config.protocol.problems_per_part), (key.part + 1) * size)
+        )
     else:
-        size, samples = (config.protocol.problems_per_part, config.evaluation.samples) if key.phase == EVALUATE else (1, 1)
+        size, samples = (
+            (config.protocol.problems_per_part, config.evaluation.samples) if key.phase == EVALUATE else (1, 1)
+        )
         names = [f"{key.part}-{p}" for p in range(size)]
-        rows = [{**own, **_rollout(key.phase, k, p), "problem_id": name} for p, name in enumerate(names) for k in range(samples)]
+        rows = [
+            {**own, **_rollout(key.phase, k, p), "problem_id": name}
+            for p, name in enumerate(names)
+            for k in range(samples)
+        ]
     return pl.DataFrame(rows, schema=_table(key).schema)
 
 
@@ -125,7 +142,9 @@ def _score_rows(run: Run, own: dict[str, Any], problems: range) -> list[dict[str
         for model in (m.name for m in run.config.team):
             cold = [("cold", k) for k in range(protocol.cold_samples)]
             rescue = [(RESCUE, k) for k in range(protocol.rescue_samples)] if p % round(1 / RESCUED_SHARE) == 0 else []
-            rows += [{**own, **_score(phase, k, p), "model": model, "problem_id": f"p{p}"} for phase, k in cold + rescue]
+            rows += [
+                {**own, **_score(phase, k, p), "model": model, "problem_id": f"p{p}"} for phase, k in cold + rescue
+            ]
     return rows
 
 
@@ -133,31 +152,71 @@ def _rollout(phase: str, k: int, p: int) -> dict[str, Any]:
     correct = (p + k) % 2 == 0
     ids, rescue = list(range(NUM_TOKENS)), phase == RESCUE
     return {
-        "phase": phase, "sample_index": k, "adapter_iteration": 0, "seed": k, "prompt_token_ids": ids, "completion_token_ids": ids,
-        "logprobs": [-0.5] * NUM_TOKENS, "temperature": 1.0, "top_p": 1.0, "num_prompt_tokens": NUM_TOKENS,
-        "num_completion_tokens": NUM_TOKENS, "finish_reason": "stop", "text": "4 + 7 = 11. #### 11", "answer": "11", "gold": "11",
-        "verdict": CORRECT if correct else WRONG, "correct": correct, "cold_failed": True if rescue else None, "hint_given": rescue,
-        "teacher_model": None, "teacher_sample_index": None,
-    }  # fmt: skip
+        "phase": phase,
+        "sample_index": k,
+        "adapter_iteration": 0,
+        "seed": k,
+        "prompt_token_ids": ids,
+        "completion_token_ids": ids,
+        "logprobs": [-0.5] * NUM_TOKENS,
+        "temperature": 1.0,
+        "top_p": 1.0,
+        "num_prompt_tokens": NUM_TOKENS,
+        "num_completion_tokens": NUM_TOKENS,
+        "finish_reason": "stop",
+        "text": "4 + 7 = 11. #### 11",
+        "answer": "11",
+        "gold": "11",
+        "verdict": CORRECT if correct else WRONG,
+        "correct": correct,
+        "cold_failed": True if rescue else None,
+        "hint_given": rescue,
+        "teacher_model": None,
+        "teacher_sample_index": None,
+    }
 
 
 def _score(phase: str, k: int, p: int) -> dict[str, Any]:
     correct, rescue = (p + k) % 2 == 0, phase == RESCUE
     parts = {"exploit": float(correct), "explore": 0.1, "rescue": 0.0, "trace_accuracy": 0.5, "cross": 0.0}
     return {
-        "phase": phase, "sample_index": k, "correct": correct, "verdict": CORRECT if correct else WRONG,
-        "cold_failed": True if rescue else None, "hint_given": rescue and p % 10 != 0, "teacher_model": None,
-        "num_completion_tokens": TOKENS_A_COMPLETION, "truncated": False, **parts, "reward": sum(parts.values()),
-        "advantage": 1.0 if correct else -1.0, "zero_signal": False,
-    }  # fmt: skip
+        "phase": phase,
+        "sample_index": k,
+        "correct": correct,
+        "verdict": CORRECT if correct else WRONG,
+        "cold_failed": True if rescue else None,
+        "hint_given": rescue and p % 10 != 0,
+        "teacher_model": None,
+        "num_completion_tokens": TOKENS_A_COMPLETION,
+        "truncated": False,
+        **parts,
+        "reward": sum(parts.values()),
+        "advantage": 1.0 if correct else -1.0,
+        "zero_signal": False,
+    }
 
 
 _HINT: dict[str, Any] = {
-    "cold_failed": True, "teacher_model": None, "teacher_sample_index": None, "hint": None, "num_hint_tokens": 0, "reason": "no_teacher",
+    "cold_failed": True,
+    "teacher_model": None,
+    "teacher_sample_index": None,
+    "hint": None,
+    "num_hint_tokens": 0,
+    "reason": "no_teacher",
     "hint_draws": [],
-}  # fmt: skip
+}
 _STEP: dict[str, Any] = {
-    "num_completions": 18, "num_tokens": 18 * TOKENS_A_COMPLETION, "loss": 0.1, "policy_loss": 0.1, "kl": 0.01, "clip_share": 0.02,
-    "entropy": 0.4, "grad_norm": 0.9, "learning_rate": 1e-5, "mismatch_mean": 0.01, "mismatch_max": 0.3, "importance_mean": 1.0,
+    "num_completions": 18,
+    "num_tokens": 18 * TOKENS_A_COMPLETION,
+    "loss": 0.1,
+    "policy_loss": 0.1,
+    "kl": 0.01,
+    "clip_share": 0.02,
+    "entropy": 0.4,
+    "grad_norm": 0.9,
+    "learning_rate": 1e-5,
+    "mismatch_mean": 0.01,
+    "mismatch_max": 0.3,
+    "importance_mean": 1.0,
     "ratio_max": 1.2,
-}  # fmt: skip
+}

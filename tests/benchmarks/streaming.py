@@ -35,12 +35,16 @@ def turn(folder: Path, way: str, size: str, dtype: str) -> dict[str, Any]:
     problems, cold, rescue, _ = SIZES[size]
     num_parts, at_once = WAYS[way]
     values = [
-        *settings(problems=problems, cold=cold, rescue=rescue, dtype=dtype), "evaluation.before=true",
-        f"protocol.problems_per_part={problems // num_parts}", f"cluster.parts_in_engine={at_once}",
-    ]  # fmt: skip
+        *settings(problems=problems, cold=cold, rescue=rescue, dtype=dtype),
+        "evaluation.before=true",
+        f"protocol.problems_per_part={problems // num_parts}",
+        f"cluster.parts_in_engine={at_once}",
+    ]
     run, _ = launched(folder, values)
     spans = [(t.began, t.ended) for t in times_of(run).tasks if t.key.phase in (COLD, RESCUE)]
-    rows = shards.read_rows(run, ROLLOUTS, phases=[COLD, RESCUE]).select(*IDENTITY, "completion_token_ids", "num_completion_tokens")
+    rows = shards.read_rows(run, ROLLOUTS, phases=[COLD, RESCUE]).select(
+        *IDENTITY, "completion_token_ids", "num_completion_tokens"
+    )
     shutil.rmtree(folder)
     seconds = max(end for _, end in spans) - min(begin for begin, _ in spans)
     return {"seconds": seconds, "tokens_per_s": rows["num_completion_tokens"].sum() / seconds, "rows": rows}
@@ -49,7 +53,10 @@ def turn(folder: Path, way: str, size: str, dtype: str) -> dict[str, Any]:
 def benchmark(folder: Path, size: str, dtype: str, rounds: int | None) -> dict[str, Any]:
     """All ways in turns."""
     rounds = rounds or SIZES[size][-1]
-    turns = [{way: turn(folder / f"{i}-{number}", way, size, dtype) for number, way in enumerate(WAYS)} for i in range(rounds)]
+    turns = [
+        {way: turn(folder / f"{i}-{number}", way, size, dtype) for number, way in enumerate(WAYS)}
+        for i in range(rounds)
+    ]
     first = turns[0]["one part"]["rows"].rename({"completion_token_ids": "first"}).drop("num_completion_tokens")
     equal = {}
     for way in WAYS:
@@ -57,20 +64,34 @@ def benchmark(folder: Path, size: str, dtype: str, rounds: int | None) -> dict[s
         equal[way] = (both["completion_token_ids"] == both["first"]).mean()
     rates = {way: [t[way]["tokens_per_s"] for t in turns] for way in WAYS}
     ratios = {
-        f"parts at once / {way}": statistics.median(t["parts at once"]["tokens_per_s"] / t[way]["tokens_per_s"] for t in turns)
-        for way in WAYS if way != "parts at once"
-    }  # fmt: skip
+        f"parts at once / {way}": statistics.median(
+            t["parts at once"]["tokens_per_s"] / t[way]["tokens_per_s"] for t in turns
+        )
+        for way in WAYS
+        if way != "parts at once"
+    }
     return {
-        "size": size, "dtype": dtype, "rounds": rounds, "num_completions": first.height, "tokens_per_s": rates,
-        "seconds": {way: [t[way]["seconds"] for t in turns] for way in WAYS}, "same completions as with one part": equal, "ratios": ratios,
-    }  # fmt: skip
+        "size": size,
+        "dtype": dtype,
+        "rounds": rounds,
+        "num_completions": first.height,
+        "tokens_per_s": rates,
+        "seconds": {way: [t[way]["seconds"] for t in turns] for way in WAYS},
+        "same completions as with one part": equal,
+        "ratios": ratios,
+    }
 
 
 def show(figures: dict[str, Any]) -> None:
     """Print a report."""
-    rows = {way: ", ".join(f"{rate:.0f}" for rate in rates) + " tokens/s" for way, rates in figures["tokens_per_s"].items()}
+    rows = {
+        way: ", ".join(f"{rate:.0f}" for rate in rates) + " tokens/s" for way, rates in figures["tokens_per_s"].items()
+    }
     rows |= {name: f"{value:.2f}" for name, value in figures["ratios"].items()}
-    rows |= {f"{way}, the same as with one part": f"{part:.1%}" for way, part in figures["same completions as with one part"].items()}
+    rows |= {
+        f"{way}, the same as with one part": f"{part:.1%}"
+        for way, part in figures["same completions as with one part"].items()
+    }
     print_table(f"sampling, {figures['num_completions']} completions, {figures['dtype']}", rows)
 
 

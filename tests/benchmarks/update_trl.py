@@ -30,7 +30,16 @@ from core_hpc.engines import worker_environment
 from core_hpc.models.resolve import load_tokenizer, resolve_model
 from core_hpc.runs.sweep import load_sweep
 from core_hpc.training.batching import Row
-from tests.benchmarks.measure import KilledError, conclude, in_process, medians, memory_mb, peak_mb, print_table, reset_peak
+from tests.benchmarks.measure import (
+    KilledError,
+    conclude,
+    in_process,
+    medians,
+    memory_mb,
+    peak_mb,
+    print_table,
+    reset_peak,
+)
 from tests.benchmarks.real_run import MODELS, SWEEP, arguments
 
 SIZES = {"small": (4, 2, 48, 1), "usual": (8, 4, 160, 3)}
@@ -59,7 +68,7 @@ def lengths(mix: str, count: int, mean: int, *, seed: int = 0) -> list[int]:
         return [mean] * count
     normal = statistics.NormalDist(0, TAIL)
     # Quantiles, not draws: the tail must not depend on luck.
-    drawn = [2.718281828**normal.inv_cdf((i + 0.5) / count) for i in range(count)]
+    drawn = [2.718281828 ** normal.inv_cdf((i + 0.5) / count) for i in range(count)]
     scaled = [max(1, round(mean * count * x / sum(drawn))) for x in drawn]
     random.Random(seed).shuffle(scaled)
     return scaled
@@ -85,7 +94,12 @@ def num_tokens(rows: Sequence[Row]) -> int:
 
 def answer(rows: Sequence[Row], seconds: float, loaded_mb: float) -> dict[str, float]:
     """What a turn found."""
-    return {"tokens_per_s": num_tokens(rows) / seconds, "seconds": seconds, "peak_mb": peak_mb(), "loaded_mb": loaded_mb}
+    return {
+        "tokens_per_s": num_tokens(rows) / seconds,
+        "seconds": seconds,
+        "peak_mb": peak_mb(),
+        "loaded_mb": loaded_mb,
+    }
 
 
 def ours(folder: Path, rows: list[Row], dtype: Any, threads: int) -> dict[str, float]:
@@ -99,15 +113,25 @@ def ours(folder: Path, rows: list[Row], dtype: Any, threads: int) -> dict[str, f
     os.environ.update(RANK="0", WORLD_SIZE="1", LOCAL_RANK="0", MASTER_ADDR="127.0.0.1", MASTER_PORT="0")
     problems = len({r.problem_id for r in rows})
     settings = UpdateSection(
-        problems_per_step=problems // STEPS, micro_batch_tokens=MICRO_BATCH_TOKENS, kl_weight=KL_WEIGHT, importance={"kind": "none"}
+        problems_per_step=problems // STEPS,
+        micro_batch_tokens=MICRO_BATCH_TOKENS,
+        kl_weight=KL_WEIGHT,
+        importance={"kind": "none"},
     )
     trainer = Trainer(folder, LoraSection(), model_name="benchmark", dtype=dtype)
     common: dict[str, Any] = {
-        "settings": settings, "temperature": TEMPERATURE, "max_new_tokens": max(len(r.completion_token_ids) for r in rows),
-        "total_steps": 100, "shuffle_seed": 0, "lora_seed": 0,
-    }  # fmt: skip
+        "settings": settings,
+        "temperature": TEMPERATURE,
+        "max_new_tokens": max(len(r.completion_token_ids) for r in rows),
+        "total_steps": 100,
+        "shuffle_seed": 0,
+        "lora_seed": 0,
+    }
     with tempfile.TemporaryDirectory() as out:
-        short = [Row(r.key, r.problem_id, r.prompt_token_ids[:8], r.prompt_token_ids[8:16], [-8.0] * 8, r.advantage, 1.0) for r in rows[:2]]
+        short = [
+            Row(r.key, r.problem_id, r.prompt_token_ids[:8], r.prompt_token_ids[8:16], [-8.0] * 8, r.advantage, 1.0)
+            for r in rows[:2]
+        ]
         trainer.update(UpdateTask(rows=short, previous=None, **common), Path(out, "first"))
         loaded = memory_mb()
         reset_peak()
@@ -138,23 +162,47 @@ def trl(folder: Path, rows: list[Row], dtype: Any, threads: int, batch: int) -> 
         loaded = memory_mb()
         reset_peak()
         began = time.perf_counter()
-        return {"prompt_ids": [list(r.prompt_token_ids) for r in given], "completion_ids": [list(r.completion_token_ids) for r in given],
-                "logprobs": [list(r.behaviour_logprobs) for r in given]}  # fmt: skip
+        return {
+            "prompt_ids": [list(r.prompt_token_ids) for r in given],
+            "completion_ids": [list(r.completion_token_ids) for r in given],
+            "logprobs": [list(r.behaviour_logprobs) for r in given],
+        }
 
     with tempfile.TemporaryDirectory() as out:
         config = GRPOConfig(
-            output_dir=out, per_device_train_batch_size=batch, gradient_accumulation_steps=len(rows) // STEPS // batch,
-            steps_per_generation=len(rows) // batch, num_generations=samples, max_steps=STEPS, beta=KL_WEIGHT, loss_type="grpo",
-            temperature=TEMPERATURE, gradient_checkpointing=False, bf16=dtype == "bfloat16", use_cpu=not torch.cuda.is_available(),
-            model_init_kwargs={"dtype": dtype}, max_completion_length=max(len(r.completion_token_ids) for r in rows), save_strategy="no",
-            report_to=[], disable_tqdm=True, logging_strategy="no", weight_decay=0.01, learning_rate=1e-5, seed=0,
-        )  # fmt: skip
+            output_dir=out,
+            per_device_train_batch_size=batch,
+            gradient_accumulation_steps=len(rows) // STEPS // batch,
+            steps_per_generation=len(rows) // batch,
+            num_generations=samples,
+            max_steps=STEPS,
+            beta=KL_WEIGHT,
+            loss_type="grpo",
+            temperature=TEMPERATURE,
+            gradient_checkpointing=False,
+            bf16=dtype == "bfloat16",
+            use_cpu=not torch.cuda.is_available(),
+            model_init_kwargs={"dtype": dtype},
+            max_completion_length=max(len(r.completion_token_ids) for r in rows),
+            save_strategy="no",
+            report_to=[],
+            disable_tqdm=True,
+            logging_strategy="no",
+            weight_decay=0.01,
+            learning_rate=1e-5,
+            seed=0,
+        )
         trainer = GRPOTrainer(
-            model=str(folder), args=config, processing_class=load_tokenizer(folder), rollout_func=rollout,
+            model=str(folder),
+            args=config,
+            processing_class=load_tokenizer(folder),
+            rollout_func=rollout,
             reward_funcs=lambda completions, **_: [float(i % 2) for i in range(len(completions))],
             train_dataset=Dataset.from_list([{"prompt": name} for name in by_prompt]),
-            peft_config=LoraConfig(r=lora.rank, lora_alpha=lora.alpha, target_modules=lora.targets, task_type="CAUSAL_LM"),
-        )  # fmt: skip
+            peft_config=LoraConfig(
+                r=lora.rank, lora_alpha=lora.alpha, target_modules=lora.targets, task_type="CAUSAL_LM"
+            ),
+        )
         done = trainer.train()
         assert done.global_step == STEPS
     return answer(rows, time.perf_counter() - began, loaded)
@@ -188,11 +236,14 @@ def benchmark(size: str, model: str, dtype: str, rounds: int | None) -> dict[str
         turns = [(turn("ours"), tried[fastest] if i == 0 else turn("trl", fastest)) for i in range(rounds)]
         mine, theirs = medians([a for a, _ in turns]), medians([b for _, b in turns])
         found[mix] = {
-            "ours": mine, "trl": theirs, "trl_batch": fastest, "trl_batches": tried,
+            "ours": mine,
+            "trl": theirs,
+            "trl_batch": fastest,
+            "trl_batches": tried,
             "trl_batches_that_do_not_fit": [b for b in batches if b not in tried],
             "speed, ours / trl": statistics.median(a["tokens_per_s"] / b["tokens_per_s"] for a, b in turns),
             "peak memory, ours / trl": statistics.median(a["peak_mb"] / b["peak_mb"] for a, b in turns),
-        }  # fmt: skip
+        }
     return {"size": size, "model": model, "dtype": dtype, "rounds": rounds, "mixes": found}
 
 
@@ -201,7 +252,8 @@ def show(figures: dict[str, Any]) -> None:
     for mix, found in figures["mixes"].items():
         ways = {"ours": found["ours"], **{f"trl, batches of {b}": cost for b, cost in found["trl_batches"].items()}}
         rows = {
-            way: f"{c['tokens_per_s']:8.1f} tokens/s  peak {c['peak_mb']:7.0f} MB (before: {c['loaded_mb']:.0f})" for way, c in ways.items()
+            way: f"{c['tokens_per_s']:8.1f} tokens/s  peak {c['peak_mb']:7.0f} MB (before: {c['loaded_mb']:.0f})"
+            for way, c in ways.items()
         }
         rows |= {f"trl, batches of {b}": "do not fit into memory" for b in found["trl_batches_that_do_not_fit"]}
         rows |= {name: f"{value:.2f}" for name, value in found.items() if " / " in name}
@@ -218,7 +270,11 @@ def main(given: Sequence[str] | None = None) -> None:
         rows = make_rows(options.mix, options.size, len(load_tokenizer(folder)) - 10)
         threads = len(os.sched_getaffinity(0))
         own = options.one == "ours"
-        turn = ours(folder, rows, options.dtype, threads) if own else trl(folder, rows, options.dtype, threads, int(options.batch))
+        turn = (
+            ours(folder, rows, options.dtype, threads)
+            if own
+            else trl(folder, rows, options.dtype, threads, int(options.batch))
+        )
         print(json.dumps(turn))
         return
     conclude(lambda _: benchmark(options.size, options.model, options.dtype, options.rounds), show, options.out)

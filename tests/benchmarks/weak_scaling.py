@@ -73,19 +73,36 @@ def make_run(folder: Path, name: str, workers: int, parts: int, **slurm: Any) ->
     """A run of one tiny model with so many parts for every worker."""
     problems = workers * parts * PROBLEMS_PER_PART
     path = tiny_sweep(
-        folder / f"{name}.yaml", [folder / "model"], folder, name=name, iterations=1,
+        folder / f"{name}.yaml",
+        [folder / "model"],
+        folder,
+        name=name,
+        iterations=1,
         problems={
             "train": {"source": "generated", "count": problems, "options": {"max_value": 99}},
-            "evaluation": {"source": "generated", "count": 1, "seed": 2}, "num_examples": 1,
+            "evaluation": {"source": "generated", "count": 1, "seed": 2},
+            "num_examples": 1,
         },
         protocol={
-            "problems_per_iteration": problems, "problems_per_part": PROBLEMS_PER_PART, "cold_samples": SAMPLES, "rescue_samples": 0,
+            "problems_per_iteration": problems,
+            "problems_per_part": PROBLEMS_PER_PART,
+            "cold_samples": SAMPLES,
+            "rescue_samples": 0,
             "sampling": {"max_new_tokens": 48},
         },
-        cluster={"driver": "arrays", "threads": 1, "slurm": {
-            "mem_gb": 7.5, "cpus": 1, "time_min": 30, "poll_s": [0.5, 2], "generate": {"parts_per_job": parts}, **slurm,
-        }},
-    )  # fmt: skip
+        cluster={
+            "driver": "arrays",
+            "threads": 1,
+            "slurm": {
+                "mem_gb": 7.5,
+                "cpus": 1,
+                "time_min": 30,
+                "poll_s": [0.5, 2],
+                "generate": {"parts_per_job": parts},
+                **slurm,
+            },
+        },
+    )
     sweep = load_sweep(path)
     (plan,) = sweep.runs
     return runs.create(plan, sweep.folder, splits_of(plan), prepare(plan.config))
@@ -114,11 +131,14 @@ def one_phase(folder: Path, workers: int, wait_s: float) -> dict[str, Any]:
     submissions = len(SubmissionFolder(run.paths.slurm).names(OPEN, ENDED, FAILED))
     calls = {**slurm.calls, "sbatch": submissions}
     return {
-        "completions": completions, "wall_s": wall_s, "working_s": working_s, "slurm_calls": calls,
+        "completions": completions,
+        "wall_s": wall_s,
+        "working_s": working_s,
+        "slurm_calls": calls,
         "completions_per_s_and_worker": completions / workers / wall_s,
         "of_working_time": completions / workers / working_s,
         "slurm_calls_per_completion": sum(calls.values()) / completions,
-    }  # fmt: skip
+    }
 
 
 def store_operations(folder: Path) -> dict[str, Any] | None:
@@ -128,13 +148,22 @@ def store_operations(folder: Path) -> dict[str, Any] | None:
     run = make_run(folder, "operations", 1, 1)
     trace = folder / "trace"
     command = ["strace", "-f", "-y", "-e", "trace=%file,fsync,fdatasync,getdents64,read,write", "-o", str(trace)]
-    subprocess.run([*command, sys.executable, "-m", "tests.benchmarks.weak_scaling", "--run", str(run.root)], check=True, capture_output=True)
+    subprocess.run(
+        [*command, sys.executable, "-m", "tests.benchmarks.weak_scaling", "--run", str(run.root)],
+        check=True,
+        capture_output=True,
+    )
     counts: Counter[str] = Counter()
     for line in trace.read_text(errors="replace").splitlines():
         if str(run.root) in line and (found := _CALL.match(line)):
             counts[found[1]] += 1
     completions = PROBLEMS_PER_PART * SAMPLES
-    return {"calls": dict(counts), "total": counts.total(), "completions": completions, "per_completion": counts.total() / completions}
+    return {
+        "calls": dict(counts),
+        "total": counts.total(),
+        "completions": completions,
+        "per_completion": counts.total() / completions,
+    }
 
 
 def benchmark(folder: Path, size: Size) -> dict[str, Any]:
@@ -161,7 +190,11 @@ def show(figures: dict[str, Any]) -> None:
     }
     print_table(f"completions/s, engine waits {figures['wait_s_a_completion']} s for each", rows)
     operations = figures["store_operations_of_a_task"]
-    rows = {"per completion": f"{operations['per_completion']:.3f}", **operations["calls"]} if operations else {"not counted": "no strace"}
+    rows = (
+        {"per completion": f"{operations['per_completion']:.3f}", **operations["calls"]}
+        if operations
+        else {"not counted": "no strace"}
+    )
     print_table("operations of one task below its run's folder", rows)
 
 

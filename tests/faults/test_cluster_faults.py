@@ -21,13 +21,26 @@ from tests.support.tiny import tiny_sweep
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(3600)]
 
 SLURM = {
-    "partition": "preempt", "cpus": 1, "mem_gb": 1.8, "time_min": 10, "signal_delay_s": 15, "preemption_grace_s": 3, "poll_s": [0.2, 1],
-    "lost_after_s": 12, "array_parallelism": 1, "exclude_after": 50,
-}  # fmt: skip
+    "partition": "preempt",
+    "cpus": 1,
+    "mem_gb": 1.8,
+    "time_min": 10,
+    "signal_delay_s": 15,
+    "preemption_grace_s": 3,
+    "poll_s": [0.2, 1],
+    "lost_after_s": 12,
+    "array_parallelism": 1,
+    "exclude_after": 50,
+}
 ONE_PART: dict[str, Any] = {
     "protocol": {
-        "problems_per_iteration": 4, "problems_per_part": 8, "cold_samples": 3, "rescue_samples": 2, "hint_tokens": 64,
-        "hint_probability": 0.5, "sampling": {"max_new_tokens": 48, "temperature": 1.0, "top_p": 1.0},
+        "problems_per_iteration": 4,
+        "problems_per_part": 8,
+        "cold_samples": 3,
+        "rescue_samples": 2,
+        "hint_tokens": 64,
+        "hint_probability": 0.5,
+        "sampling": {"max_new_tokens": 48, "temperature": 1.0, "top_p": 1.0},
     },
 }
 HOSTS = ["cold/{}/m0/000", "hint/{}/team/000", "rescue/{}/m0/000", "score/{}/team/000", "update/{}/m0/000"]
@@ -60,11 +73,12 @@ def _second(task: str) -> list[Fault]:
 
 MATRIX = {
     "first": [
-        Fault("waiting element cancelled, worker killed", "evaluate/0000/m0/000"), *_first("evaluate/0000/m0/000"),
+        Fault("waiting element cancelled, worker killed", "evaluate/0000/m0/000"),
+        *_first("evaluate/0000/m0/000"),
         *(fault for host in HOSTS for fault in _first(host.format("0001"))),
     ],
     "second": [*(fault for host in HOSTS for fault in _second(host.format("0002"))), *_second("evaluate/0002/m0/000")],
-}  # fmt: skip
+}
 """Every fault at every phase, in two sweeps: one is disturbed in its first iteration, the other in its second."""
 
 
@@ -81,7 +95,9 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
     """A small file system of its own, which can be filled without harm."""
     folder = tmp_path / "disk"
     folder.mkdir()
-    done = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1200m", "tmpfs", str(folder)], capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=1200m", "tmpfs", str(folder)], capture_output=True, text=True, check=False
+    )
     if done.returncode != 0:
         pytest.skip(f"a small file system cannot be mounted here ({done.stderr.strip()}): needs root")
     yield folder
@@ -90,7 +106,12 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
 
 @pytest.mark.parametrize("chosen", ["short", *MATRIX])
 def test_everything_happens_and_nothing_is_lost(
-    chosen: str, cluster: DevCluster, tiny_models: list[Path], undisturbed: Path, small_disk: Path, tmp_path: Path,
+    chosen: str,
+    cluster: DevCluster,
+    tiny_models: list[Path],
+    undisturbed: Path,
+    small_disk: Path,
+    tmp_path: Path,
     request: pytest.FixtureRequest,
 ) -> None:
     if (chosen == "short") == request.config.getoption("--full"):
@@ -102,7 +123,11 @@ def test_everything_happens_and_nothing_is_lost(
     try:
         run = disturber.run()
     finally:
-        print(f"\n{len(disturber.report)} of {len(faults)} faults, {disturber.starts} starts of the launcher", *disturber.report, sep="\n")
+        print(
+            f"\n{len(disturber.report)} of {len(faults)} faults, {disturber.starts} starts of the launcher",
+            *disturber.report,
+            sep="\n",
+        )
         (tmp_path / "report.txt").write_text("\n".join(disturber.report))
     assert len(disturber.report) == len(faults)
     assert differences(undisturbed, run) == []

@@ -36,7 +36,9 @@ def undisturbed(tiny_models: list[Path], tmp_path_factory: pytest.TempPathFactor
     return the_run(folder / "out" / "tiny")
 
 
-def test_killed_at_every_phase_boundary_and_inside_publishing(undisturbed: Path, tiny_models: list[Path], tmp_path: Path) -> None:
+def test_killed_at_every_phase_boundary_and_inside_publishing(
+    undisturbed: Path, tiny_models: list[Path], tmp_path: Path
+) -> None:
     sweep = tiny_sweep(tmp_path / "tiny.yaml", tiny_models, tmp_path / "out")
     fired = []
     for number, (phase, iteration, point) in enumerate(CHAIN):
@@ -47,7 +49,9 @@ def test_killed_at_every_phase_boundary_and_inside_publishing(undisturbed: Path,
             folder = tmp_path / "out" / "tiny"
             return marker.exists() and bool(list(folder.glob(f"*/{phase}/iteration={iteration:04d}/*.manifest.json")))
 
-        killed = launch_and_kill(sweep, phase_published, tmp_path / "log", env={"CORE_HPC_FAULT": f"kill {point}@{where}:{marker}"})
+        killed = launch_and_kill(
+            sweep, phase_published, tmp_path / "log", env={"CORE_HPC_FAULT": f"kill {point}@{where}:{marker}"}
+        )
         fired.append((phase, iteration, point, marker.exists(), killed))
     assert all(task_died and launcher_died for *_, task_died, launcher_died in fired), fired
     done = launch(sweep)
@@ -58,11 +62,15 @@ def test_killed_at_every_phase_boundary_and_inside_publishing(undisturbed: Path,
     assert not (tmp_path / "out" / "tiny" / "claim.json").exists()
 
 
-def test_a_damaged_shard_is_set_aside_and_made_again(undisturbed: Path, tiny_models: list[Path], tmp_path: Path) -> None:
+def test_a_damaged_shard_is_set_aside_and_made_again(
+    undisturbed: Path, tiny_models: list[Path], tmp_path: Path
+) -> None:
     """Damage that keeps the size is found by the task that reads it; a missing file at the next start."""
     sweep = tiny_sweep(tmp_path / "tiny.yaml", tiny_models, tmp_path / "out")
     folder = tmp_path / "out" / "tiny"
-    assert launch_and_kill(sweep, lambda: len(list(folder.glob("*/cold/iteration=0001/*.manifest.json"))) == 4, tmp_path / "log")
+    assert launch_and_kill(
+        sweep, lambda: len(list(folder.glob("*/cold/iteration=0001/*.manifest.json"))) == 4, tmp_path / "log"
+    )
     run = the_run(folder)
     keys = [k for k in shards.published_keys(run) if k.phase == COLD]
     paths = [manifests.read_manifest(RunPaths(run).task_manifest(k)).file(".parquet") for k in keys[:2]]
@@ -70,7 +78,9 @@ def test_a_damaged_shard_is_set_aside_and_made_again(undisturbed: Path, tiny_mod
     content[len(content) // 2] ^= 255
     paths[0].write_bytes(bytes(content))
     paths[1].unlink()
-    evaluated = next(k for k in shards.published_keys(run) if k.phase == EVALUATE)  # read by the controller, for TensorBoard
+    evaluated = next(
+        k for k in shards.published_keys(run) if k.phase == EVALUATE
+    )  # read by the controller, for TensorBoard
     path = manifests.read_manifest(RunPaths(run).task_manifest(evaluated)).file(".parquet")
     content = bytearray(path.read_bytes())
     content[len(content) // 2] ^= 255

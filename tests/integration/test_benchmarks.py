@@ -17,9 +17,16 @@ pytestmark = pytest.mark.slow
 
 def test_a_controller_on_simulated_slurm(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     settings = controller_cpu.Settings(
-        num_runs=2, hours=0.6, profiled_hours=0.1, published_iterations=1, iterations=3, problems=8, problems_per_part=2,
-        evaluation_problems=2, idle_s=0.1,
-    )  # fmt: skip
+        num_runs=2,
+        hours=0.6,
+        profiled_hours=0.1,
+        published_iterations=1,
+        iterations=3,
+        problems=8,
+        problems_per_part=2,
+        evaluation_problems=2,
+        idle_s=0.1,
+    )
     figures = controller_cpu.benchmark(tmp_path, settings, real_commands=False)
     report(tmp_path / "out.json", figures)
     controller_cpu.show(json.loads((tmp_path / "out.json").read_text()))
@@ -38,7 +45,10 @@ def test_a_large_array(cluster: DevCluster, tmp_path: Path) -> None:
     figures = array_scale.benchmark(tmp_path, settings, cluster)
     report(tmp_path / "out.json", figures)
     array_scale.show(json.loads((tmp_path / "out.json").read_text()))
-    events = {name: figures[f"poll_{name}"]["num_events"] for name in ("waiting", "starting", "running", "published", "cancelled")}
+    events = {
+        name: figures[f"poll_{name}"]["num_events"]
+        for name in ("waiting", "starting", "running", "published", "cancelled")
+    }
     assert events == {"waiting": 0, "starting": 6, "running": 6, "published": 6, "cancelled": 6}
     assert figures["really_run"]["closed_as"] == "ended"
     cluster.wait_idle()
@@ -48,7 +58,10 @@ def test_reading_a_run(tmp_path: Path) -> None:
     """Without DuckDB, which only the comparison needs: the rows of every way of reading are the same."""
     run = tmp_path / "run"
     rows = make_run(run, analysis_scale.SIZES["small"])
-    found = {way: analysis_scale.measure_one(way, run)["result"] for way in ("ours", "decode", "decode_and_count", "pass_table")}
+    found = {
+        way: analysis_scale.measure_one(way, run)["result"]
+        for way in ("ours", "decode", "decode_and_count", "pass_table")
+    }
     assert found["ours"] == found["decode"] == found["decode_and_count"] == rows
     assert found["pass_table"] > 0
 

@@ -29,10 +29,13 @@ def killed(tiny_models: list[Path], tmp_path_factory: pytest.TempPathFactory) ->
     folder = tmp_path_factory.mktemp("killed")
     sampling = {"max_new_tokens": 48, "temperature": 1.0, "top_p": 1.0}
     sweep = tiny_sweep(
-        folder / "tiny.yaml", tiny_models[:1], folder / "out", iterations=1,
+        folder / "tiny.yaml",
+        tiny_models[:1],
+        folder / "out",
+        iterations=1,
         protocol={"problems_per_iteration": 4, "cold_samples": 3, "rescue_samples": 0, "sampling": sampling},
         update={"problems_per_step": 1, "learning_rate": 0.001, "checkpoint_min": 1e-9},
-    )  # fmt: skip
+    )
     done = launch(sweep, env={"CORE_HPC_FAULT": f"kill update.step@{KEY} step 3:{folder / 'marker'}"})
     assert done.returncode == 0, done.stdout + done.stderr
     assert (folder / "marker").exists()
@@ -42,7 +45,10 @@ def killed(tiny_models: list[Path], tmp_path_factory: pytest.TempPathFactory) ->
 @pytest.fixture(scope="module")
 def attempts(killed: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     """The update again in two copies of the run: undisturbed, and as update_attempts.py says. What was seen of it."""
-    copies = {name: Path(shutil.copytree(killed, tmp_path_factory.mktemp("runs") / name)) for name in ("undisturbed", "interrupted")}
+    copies = {
+        name: Path(shutil.copytree(killed, tmp_path_factory.mktemp("runs") / name))
+        for name in ("undisturbed", "interrupted")
+    }
     for copy in copies.values():
         RunPaths(copy).task_manifest(KEY).unlink()
         config = RunPaths(copy).config
@@ -51,10 +57,22 @@ def attempts(killed: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str
         s.bind(("127.0.0.1", 0))
         port = s.getsockname()[1]
     environment = {
-        **os.environ, "RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port),
-        "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", "PYTHONPATH": str(ROOT),
-    }  # fmt: skip
-    command = [sys.executable, str(Path(__file__).with_name("update_attempts.py")), *map(str, copies.values()), str(KEY)]
+        **os.environ,
+        "RANK": "0",
+        "WORLD_SIZE": "1",
+        "LOCAL_RANK": "0",
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": str(port),
+        "OMP_NUM_THREADS": "1",
+        "CUDA_VISIBLE_DEVICES": "",
+        "PYTHONPATH": str(ROOT),
+    }
+    command = [
+        sys.executable,
+        str(Path(__file__).with_name("update_attempts.py")),
+        *map(str, copies.values()),
+        str(KEY),
+    ]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120, check=False)
     assert done.returncode == 0, done.stderr
     return {**copies, "seen": json.loads(done.stdout.splitlines()[-1]), "log": done.stderr}

@@ -33,7 +33,11 @@ def slurm(cluster: Any, monkeypatch: pytest.MonkeyPatch) -> Slurm:
 
 
 def submit(cluster: Any, script: str, *options: str) -> int:
-    return int(cluster.run("sbatch", "--parsable", "--mem=50", "--output=/dev/null", *options, "--wrap", script).strip().partition(";")[0])
+    return int(
+        cluster.run("sbatch", "--parsable", "--mem=50", "--output=/dev/null", *options, "--wrap", script)
+        .strip()
+        .partition(";")[0]
+    )
 
 
 def entries(slurm: Slurm, job: int) -> dict[int | None, QueueEntry]:
@@ -48,7 +52,10 @@ def test_endings_of_array_elements(slurm: Slurm, cluster: Any) -> None:
     job = submit(cluster, ENDINGS, "-a", "0-4", "-J", "odd|na\x1fme, two\nlines")
     held = submit(cluster, "true", "-H", "-a", "0-9%3")
     begun = {3: {"RUNNING"}, **dict.fromkeys(range(3), FINAL)}
-    wait_for(lambda: all(i in (now := entries(slurm, job)) and now[i].state in states for i, states in begun.items()), "the states")
+    wait_for(
+        lambda: all(i in (now := entries(slurm, job)) and now[i].state in states for i, states in begun.items()),
+        "the states",
+    )
     assert entries(slurm, job)[3].name == "odd|na\x1fme, two\nlines"
     assert not slurm.has_ended(job)
 
@@ -72,7 +79,11 @@ def test_endings_of_array_elements(slurm: Slurm, cluster: Any) -> None:
 
     wait_for(all_booked, "the accounting")
     booked = [rows[JobId(job, i)] for i in range(5)]
-    assert [(r.state, r.exit_code, r.signal) for r in booked[:3]] == [("COMPLETED", 0, 0), ("FAILED", 3, 0), ("FAILED", 0, 9)]
+    assert [(r.state, r.exit_code, r.signal) for r in booked[:3]] == [
+        ("COMPLETED", 0, 0),
+        ("FAILED", 3, 0),
+        ("FAILED", 0, 9),
+    ]
     assert [r.state for r in booked[3:]] == ["CANCELLED", "CANCELLED"]
     assert abs((rows[JobId(job, 0)].start or 0) - began) < 60
     assert JobId(held, 7) not in rows
@@ -104,7 +115,9 @@ def test_a_requeued_job_is_waiting_again(slurm: Slurm, cluster: Any) -> None:
 def test_the_site(slurm: Slurm, cluster: Any) -> None:
     limits = slurm.limits(partition=None, qos=None, account=None)
     assert limits.max_array_size == int(slurm.config()["MaxArraySize"])
-    job = submit(cluster, "true", "-H", "-a", f"0-{limits.max_array_size - 1}")  # as many elements as it says, and no more
+    job = submit(
+        cluster, "true", "-H", "-a", f"0-{limits.max_array_size - 1}"
+    )  # as many elements as it says, and no more
     slurm.cancel([job])
     command = ["sbatch", "-H", "-a", f"0-{limits.max_array_size}", "--wrap", "true"]
     assert "Invalid job array" in subprocess.run(command, capture_output=True, text=True, check=False).stderr
@@ -127,7 +140,9 @@ def test_no_controller_is_no_answer(slurm: Slurm, monkeypatch: pytest.MonkeyPatc
     # Nobody listens on this port: as seen from here, slurmctld is away.
     text = Path(os.environ["SLURM_CONF"]).read_text()
     conf = tmp_path / "slurm.conf"
-    conf.write_text("".join("SlurmctldPort=1\n" if s.startswith("SlurmctldPort=") else s for s in text.splitlines(True)))
+    conf.write_text(
+        "".join("SlurmctldPort=1\n" if s.startswith("SlurmctldPort=") else s for s in text.splitlines(True))
+    )
     monkeypatch.setenv("SLURM_CONF", str(conf))
     away = Slurm(timeout_s=1)
     for ask in (away.queue, lambda: away.has_ended(3), away.config, lambda: away.cancel([3])):
@@ -135,8 +150,7 @@ def test_no_controller_is_no_answer(slurm: Slurm, monkeypatch: pytest.MonkeyPatc
             ask()
 
 
-
-# --- the doctor ---------------------------------------------------------------------------------------------------------
+# --- the doctor ----------------------------------------------------------------------------------
 
 
 def doctor_sweep(folder: Path, **slurm: Any) -> Path:
@@ -146,21 +160,32 @@ def doctor_sweep(folder: Path, **slurm: Any) -> Path:
     (model / "config.json").write_text('{"max_position_embeddings": 512}')
     (model / "tokenizer.json").write_text("{}")
     (model / "model.safetensors").write_bytes(b"weights")
-    cluster = {"driver": "arrays", "update_ranks": 2, "slurm": {"mem_gb": 2, "cpus": 1, "time_min": 30, "update": {"nodes": 2}, **slurm}}
+    cluster = {
+        "driver": "arrays",
+        "update_ranks": 2,
+        "slurm": {"mem_gb": 2, "cpus": 1, "time_min": 30, "update": {"nodes": 2}, **slurm},
+    }
     return tiny_sweep(folder / "sweep.yaml", [model], folder / "out", cluster=cluster)
 
 
 def test_the_doctor_looks_at_the_nodes(
     slurm: Slurm, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(doctor_job, "packages_of", lambda group, subject: ("torch",) if group == "update" else ())  # a few seconds less
+    monkeypatch.setattr(
+        doctor_job, "packages_of", lambda group, subject: ("torch",) if group == "update" else ()
+    )  # a few seconds less
     status = doctor.main([str(doctor_sweep(tmp_path, generate={"gpus_per_node": 1}))])
     told = capsys.readouterr().out
     assert status == 0, told
     for words in (
-        "SLURM would take its jobs", "test job of `generate` on ", "test job of `score` on ", "test job of `update` on ",
-        "import torch on ", "1 GPU(s) granted", "its answer here within",
-    ):  # fmt: skip
+        "SLURM would take its jobs",
+        "test job of `generate` on ",
+        "test job of `score` on ",
+        "test job of `update` on ",
+        "import torch on ",
+        "1 GPU(s) granted",
+        "its answer here within",
+    ):
         assert words in told
     assert "meet" not in told.partition("test job of `update`")[2]
     assert not [e for e in slurm.queue() if e.name == "core_hpc-doctor" and e.active]

@@ -61,7 +61,15 @@ def test_memory_above_the_request_kills_the_job(cluster: DevCluster, tmp_path: P
 def test_the_controller_template_runs_the_launcher(cluster: DevCluster, tmp_path: Path) -> None:
     log = tmp_path / "log"
     with pytest.raises(ClusterError, match="status 2"):  # argparse: the launcher's own status, through the template
-        submit(cluster, "--wait", f"--output={log}", f"--chdir={SCRIPT.parents[1]}", str(CONTROLLER), "two words.yaml", "--no-such-option")
+        submit(
+            cluster,
+            "--wait",
+            f"--output={log}",
+            f"--chdir={SCRIPT.parents[1]}",
+            str(CONTROLLER),
+            "two words.yaml",
+            "--no-such-option",
+        )
     assert "unrecognized arguments: --no-such-option" in log.read_text()
 
 
@@ -85,6 +93,10 @@ def test_a_power_cut_is_noticed_and_the_node_comes_back(cluster: DevCluster) -> 
     lost = submit(cluster, "--no-requeue", f"--nodelist={node}", "--mem=100", "--wrap", "sleep 300")
     wait_for(lambda: states(cluster, again) == states(cluster, lost) == ["RUNNING"], "both starts", timeout_s=10)
     cluster.kill_node(node)
-    wait_for(lambda: states(cluster, again) == ["PENDING"] and states(cluster, lost) == ["NODE_FAIL"], "the loss of the node", timeout_s=40)
+    wait_for(
+        lambda: states(cluster, again) == ["PENDING"] and states(cluster, lost) == ["NODE_FAIL"],
+        "the loss of the node",
+        timeout_s=40,
+    )
     cluster.start_node(node)
     submit(cluster, "--wait", f"--nodelist={node}", "--mem=100", "--wrap", "true")

@@ -19,7 +19,15 @@ from typing import Any
 import pytest
 
 from core_hpc.common.errors import CoreHpcError, InputError
-from core_hpc.engines import AdapterRef, Completion, EngineSpec, GenerationRequest, SamplingSettings, create_engine, worker_environment
+from core_hpc.engines import (
+    AdapterRef,
+    Completion,
+    EngineSpec,
+    GenerationRequest,
+    SamplingSettings,
+    create_engine,
+    worker_environment,
+)
 from core_hpc.engines.shared import StepEngine
 from core_hpc.engines.vllm import CPU_BLOCK_TOKENS
 
@@ -27,7 +35,10 @@ KINDS = ("vllm", "transformers")
 CONTEXT = 512
 TOLERANCE = 1e-3
 EXAMPLE = "Question: What is 4 + 5?\nAnswer: 4 + 5 = 9. #### 9\n\nQuestion: What is 2 + 6 - 3?\nAnswer:"
-HINT = "\n\nA classmate's notes, without the result: first add the two larger numbers, then take away the smallest one. " * 6
+HINT = (
+    "\n\nA classmate's notes, without the result: first add the two larger numbers, then take away the smallest one. "
+    * 6
+)
 
 
 def _run_cases(kind: str, cases_file: Path, out_file: Path) -> None:
@@ -38,16 +49,24 @@ def _run_cases(kind: str, cases_file: Path, out_file: Path) -> None:
     out: dict[str, Any] = {}
     if kind == "vllm":
         assert isinstance(engine, StepEngine)
-        out["joined"] = {"completions": [[c.token_ids, c.logprobs, c.finish_reason] for c in _joined(engine, spec_and_cases["cases"])]}
+        out["joined"] = {
+            "completions": [
+                [c.token_ids, c.logprobs, c.finish_reason] for c in _joined(engine, spec_and_cases["cases"])
+            ]
+        }
     for name, case in spec_and_cases["cases"].items():
         if name in out:
             continue
         progress: list[tuple[int, int]] = []
         requests = [GenerationRequest(tuple(p), s) for p, s in case["requests"]]
-        sampling = SamplingSettings(case["temperature"], case["top_p"], case["max_new_tokens"], tuple(case["stop_strings"]))
+        sampling = SamplingSettings(
+            case["temperature"], case["top_p"], case["max_new_tokens"], tuple(case["stop_strings"])
+        )
         adapter = AdapterRef(Path(case["adapter"]), case["version"]) if case["adapter"] else None
         engine.sleep()  # changes nothing that can be seen
-        done = engine.generate(requests, sampling, adapter=adapter, on_progress=lambda n, t, p=progress: p.append((n, t)))  # type: ignore[misc]
+        done = engine.generate(
+            requests, sampling, adapter=adapter, on_progress=lambda n, t, p=progress: p.append((n, t))
+        )  # type: ignore[misc]
         out[name] = {"completions": [[c.token_ids, c.logprobs, c.finish_reason] for c in done], "progress": progress}
     if kind == "vllm":
         from vllm.lora.punica_wrapper import punica_cpu
@@ -167,12 +186,16 @@ class Setup:
         import torch
 
         spec = self.cases[case]
-        pairs = [(tuple(p), c.token_ids) for (p, _), c in zip(spec["requests"], self.completions(kind, case), strict=True)]
+        pairs = [
+            (tuple(p), c.token_ids) for (p, _), c in zip(spec["requests"], self.completions(kind, case), strict=True)
+        ]
         todo = [pair for pair in dict.fromkeys(pairs) if (spec["adapter"], *pair) not in self._forwards]
         if todo:  # engines mostly sample different tokens, but the same case is looked at again under other names
             with torch.inference_mode(), self._adapted(spec["adapter"]) as model:
                 for prompt, tokens in todo:
-                    logits = model(input_ids=torch.tensor([[*prompt, *tokens]]), logits_to_keep=len(tokens) + 1).logits[0, :-1]
+                    logits = model(input_ids=torch.tensor([[*prompt, *tokens]]), logits_to_keep=len(tokens) + 1).logits[
+                        0, :-1
+                    ]
                     self._forwards[spec["adapter"], prompt, tokens] = logits.clone()
         out = []
         for prompt, tokens in pairs:
@@ -229,7 +252,9 @@ def test_greedy_tokens_of_both_engines_are_equal(setup: Setup) -> None:
 
 @slow
 @pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("case", ["greedy", "sampled", "nucleus", "adapter_a", "adapter_b", "adapter_a_again", "stop", "brim", "many_long"])
+@pytest.mark.parametrize(
+    "case", ["greedy", "sampled", "nucleus", "adapter_a", "adapter_b", "adapter_a_again", "stop", "brim", "many_long"]
+)
 def test_logprobs_equal_a_plain_forward_pass(setup: Setup, kind: str, case: str) -> None:
     for completion, expected in zip(setup.completions(kind, case), setup.reference(kind, case), strict=True):
         assert completion.logprobs == pytest.approx(expected, abs=TOLERANCE)
@@ -338,9 +363,14 @@ def test_vllm_leaves_its_memory_and_loads_the_adapter_anew(tmp_path: Path) -> No
 
     engine = object.__new__(VllmEngine)
     vars(engine).update(
-        _spec=EngineSpec("vllm", tmp_path, CONTEXT, sleeps=True), _llm=Llm(), _on_cpu=False, _asleep=False, _internal_ids={},
-        _num_adapters=0, _adapter=None,
-    )  # fmt: skip
+        _spec=EngineSpec("vllm", tmp_path, CONTEXT, sleeps=True),
+        _llm=Llm(),
+        _on_cpu=False,
+        _asleep=False,
+        _internal_ids={},
+        _num_adapters=0,
+        _adapter=None,
+    )
     adapter = AdapterRef(tmp_path, "one")
     for _ in range(2):
         engine.add([GenerationRequest((1, 2), 3)], SamplingSettings(1.0, 1.0, 4), adapter)
@@ -348,8 +378,14 @@ def test_vllm_leaves_its_memory_and_loads_the_adapter_anew(tmp_path: Path) -> No
         engine.sleep()
         engine.sleep()
     assert calls == [
-        ("enqueue", 1, "one#1"), ("remove", 1), ("sleep", 1), "wake up", ("enqueue", 2, "one#2"), ("remove", 2), ("sleep", 1),
-    ]  # fmt: skip
+        ("enqueue", 1, "one#1"),
+        ("remove", 1),
+        ("sleep", 1),
+        "wake up",
+        ("enqueue", 2, "one#2"),
+        ("remove", 2),
+        ("sleep", 1),
+    ]
 
 
 def test_sampler_draws_from_the_distribution_that_it_reports() -> None:
@@ -404,7 +440,9 @@ def test_lora_arithmetic_is_left_alone_in_an_unknown_vllm(monkeypatch: pytest.Mo
 
     def renamed(x: int, weights: int) -> None: ...
 
-    modules = {name: ModuleType(name) for name in ("vllm.lora.ops.torch_ops.lora_ops", "vllm.lora.punica_wrapper.punica_cpu")}
+    modules = {
+        name: ModuleType(name) for name in ("vllm.lora.ops.torch_ops.lora_ops", "vllm.lora.punica_wrapper.punica_cpu")
+    }
     for name, module in modules.items():
         for function in vllm_lora_cpu._EXPECTED:
             setattr(module, function, renamed)

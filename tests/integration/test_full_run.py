@@ -28,9 +28,14 @@ def run(tiny_models: list[Path], tmp_path_factory: pytest.TempPathFactory) -> Pa
     ]
     protocol = {"problems_per_iteration": 2, "cold_samples": 3, "rescue_samples": 0, "sampling": SAMPLING}
     sweep = tiny_sweep(
-        folder / "tiny.yaml", [], folder / "out", team=team, protocol=protocol, evaluation={"samples": 2, "sampling": SAMPLING},
+        folder / "tiny.yaml",
+        [],
+        folder / "out",
+        team=team,
+        protocol=protocol,
+        evaluation={"samples": 2, "sampling": SAMPLING},
         update={"problems_per_step": 1, "learning_rate": 0.02, "checkpoint_min": 1e-9},
-    )  # fmt: skip
+    )
     fault = f"kill update.step@{TaskKey(2, UPDATE, 'm0')} step 2:{folder / 'marker'}"
     done = launch(sweep, env={"CORE_HPC_FAULT": fault})
     assert done.returncode == 0, done.stdout + done.stderr
@@ -39,7 +44,11 @@ def run(tiny_models: list[Path], tmp_path_factory: pytest.TempPathFactory) -> Pa
 
 
 def folder_of(run: Path, iteration: int) -> Path:
-    return manifests.read_manifest(RunPaths(run).task_manifest(TaskKey(iteration, UPDATE, "m0"))).file("trainer_state.json").parent
+    return (
+        manifests.read_manifest(RunPaths(run).task_manifest(TaskKey(iteration, UPDATE, "m0")))
+        .file("trainer_state.json")
+        .parent
+    )
 
 
 def test_each_iteration_publishes_a_model_and_goes_on_from_it(run: Path, tiny_models: list[Path]) -> None:
@@ -51,8 +60,12 @@ def test_each_iteration_publishes_a_model_and_goes_on_from_it(run: Path, tiny_mo
     for before, after in ((base, first), (first, second)):
         assert all(float((after[n] - before[n]).abs().max()) > 1e-3 for n in base)
     for i in (1, 2):
-        assert AutoModelForCausalLM.from_pretrained(folder_of(run, i)).num_parameters() == sum(t.numel() for t in base.values())
-        assert AutoTokenizer.from_pretrained(folder_of(run, i))("2 + 3") == AutoTokenizer.from_pretrained(tiny_models[0])("2 + 3")
+        assert AutoModelForCausalLM.from_pretrained(folder_of(run, i)).num_parameters() == sum(
+            t.numel() for t in base.values()
+        )
+        assert AutoTokenizer.from_pretrained(folder_of(run, i))("2 + 3") == AutoTokenizer.from_pretrained(
+            tiny_models[0]
+        )("2 + 3")
     assert json.loads((folder_of(run, 2) / "trainer_state.json").read_text())["steps_done"] == 4
     steps = shards.read_rows(run, STEPS, phases=[UPDATE]).filter(model="m0").sort("global_step")
     assert steps["global_step"].to_list() == [1, 2, 3, 4]
@@ -71,19 +84,23 @@ def test_the_engine_samples_with_the_weights_of_its_iteration(run: Path, tiny_mo
     import torch
     from transformers import AutoModelForCausalLM
 
-    models = [AutoModelForCausalLM.from_pretrained(f).eval() for f in (tiny_models[0], folder_of(run, 1), folder_of(run, 2))]
-    rows = shards.read_rows(run, ROLLOUTS, phases=[COLD, EVALUATE]).filter(pl.col("model") == "m0", pl.col("num_completion_tokens") > 0)
+    models = [
+        AutoModelForCausalLM.from_pretrained(f).eval() for f in (tiny_models[0], folder_of(run, 1), folder_of(run, 2))
+    ]
+    rows = shards.read_rows(run, ROLLOUTS, phases=[COLD, EVALUATE]).filter(
+        pl.col("model") == "m0", pl.col("num_completion_tokens") > 0
+    )
     assert set(rows["adapter_iteration"]) == {0, 1, 2}
     for (iteration,), part in rows.group_by("adapter_iteration"):
         for row in part.head(3).iter_rows(named=True):
             prompt, completion = row["prompt_token_ids"], row["completion_token_ids"]
             with torch.no_grad():
                 found = [
-                    m(torch.tensor([[*prompt, *completion]])).logits[0, len(prompt) - 1 : -1].log_softmax(-1)[
-                        torch.arange(len(completion)), completion
-                    ]
+                    m(torch.tensor([[*prompt, *completion]]))
+                    .logits[0, len(prompt) - 1 : -1]
+                    .log_softmax(-1)[torch.arange(len(completion)), completion]
                     for m in models
-                ]  # fmt: skip
+                ]
             off = [float((logprobs - torch.tensor(row["logprobs"])).abs().max()) for logprobs in found]
             assert off[iteration] < 1e-4
             assert all(o > 1e-2 for i, o in enumerate(off) if i != iteration)

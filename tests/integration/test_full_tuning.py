@@ -11,7 +11,16 @@ from typing import Any
 import pytest
 import torch
 
-from tests.support.ranks import VOCABULARY, largest_difference, launch, log_probs, make_rows, plain_updates, prepare, weights
+from tests.support.ranks import (
+    VOCABULARY,
+    largest_difference,
+    launch,
+    log_probs,
+    make_rows,
+    plain_updates,
+    prepare,
+    weights,
+)
 
 pytestmark = pytest.mark.slow
 EMBEDDING, HEAD = "model.embed_tokens.weight", "lm_head.weight"
@@ -25,12 +34,20 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     folder = tmp_path_factory.mktemp("full")
     torch.manual_seed(0)
     config = transformers.LlamaConfig(
-        hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2, vocab_size=VOCABULARY,
+        hidden_size=32,
+        intermediate_size=64,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        vocab_size=VOCABULARY,
         tie_word_embeddings=True,
-    )  # fmt: skip
+    )
     order = prepare(folder, transformers.LlamaForCausalLM(config))
     (folder / "model" / "chat_template.jinja").write_text("{{ messages }}")
-    one, two = launch(folder, "full_one", 1, "both", "interrupted"), launch(folder, "full_two", 2, "both", "interrupted")
+    one, two = (
+        launch(folder, "full_one", 1, "both", "interrupted"),
+        launch(folder, "full_two", 2, "both", "interrupted"),
+    )
     (later,) = launch(folder, "full_later", 1, "resume:full_one.1:full_later.2", "goes_on:full_two", "instead:half_one")
     return {"folder": folder, "order": order, "full_one": one, "full_two": two, "half_one": [later["instead"]]}
 
@@ -42,7 +59,11 @@ def load(folder: Path, **options: Any) -> Any:
 
 
 def masters(folder: Path) -> dict[str, torch.Tensor]:
-    return {n.removeprefix("weight:"): t for n, t in weights(folder, "optimizer.safetensors").items() if n.startswith("weight:")}
+    return {
+        n.removeprefix("weight:"): t
+        for n, t in weights(folder, "optimizer.safetensors").items()
+        if n.startswith("weight:")
+    }
 
 
 def plain_torch(runs: dict[str, Any], dtype: torch.dtype) -> list[tuple[Any, list[dict[str, float]]]]:
@@ -60,7 +81,10 @@ def test_equals_plain_adamw_on_one_and_two_ranks(runs: dict[str, Any]) -> None:
     assert any(0 in ranks for ranks in runs["full_two"][0]["both"]["micro_batches"])
     for name in ("full_one", "full_two"):
         for number, (model, metrics) in enumerate(expected, start=1):
-            found, wanted = masters(runs["folder"] / f"{name}.{number}"), {n: p.detach() for n, p in model.named_parameters()}
+            found, wanted = (
+                masters(runs["folder"] / f"{name}.{number}"),
+                {n: p.detach() for n, p in model.named_parameters()},
+            )
             assert largest_difference(found, wanted) < 5e-5
             for parameter, before in base.named_parameters():
                 assert float((found[parameter] - before.detach()).abs().max()) > 1e-3, parameter
@@ -81,9 +105,13 @@ def test_published_folder_is_an_ordinary_model_with_the_trainers_logits(runs: di
     for name, tolerance in (("full_one", 1e-5), ("full_two", 1e-5), ("half_one", 5e-3)):
         folder = runs["folder"] / f"{name}.2"
         assert {p.name for p in folder.iterdir()} == {
-            "config.json", "generation_config.json", "chat_template.jinja", "model.safetensors", "optimizer.safetensors",
+            "config.json",
+            "generation_config.json",
+            "chat_template.jinja",
+            "model.safetensors",
+            "optimizer.safetensors",
             "trainer_state.json",
-        }  # fmt: skip
+        }
         assert all(p.stat().st_mode & 0o044 == 0o044 for p in folder.iterdir())
         assert EMBEDDING in weights(folder, "model.safetensors")
         assert HEAD not in weights(folder, "model.safetensors")
@@ -104,7 +132,9 @@ def test_bfloat16_models_train_by_float32_masters(runs: dict[str, Any]) -> None:
         assert all(torch.equal(published[n], t.to(torch.bfloat16)) for n, t in found.items())
         assert any(not torch.equal(published[n].float(), t) for n, t in found.items())
         for step, other in zip(runs["half_one"][0]["both"]["steps"][number - 1], metrics, strict=True):
-            assert step["grad_norm"] == pytest.approx(other["grad_norm"], rel=0.1)  # rows are batched and rounded otherwise
+            assert step["grad_norm"] == pytest.approx(
+                other["grad_norm"], rel=0.1
+            )  # rows are batched and rounded otherwise
 
 
 def test_resume_is_exact(runs: dict[str, Any]) -> None:
@@ -115,7 +145,10 @@ def test_resume_is_exact(runs: dict[str, Any]) -> None:
         for name in ("full_one", "full_two", "half_one"):
             for attempt in ("resumed", "damaged", "fresh"):
                 assert (folder / f"{name}.{attempt}" / file).read_bytes() == (folder / f"{name}.2" / file).read_bytes()
-        assert largest_difference(weights(folder / "full_two.by_full_later", file), weights(folder / "full_two.2", file)) < 5e-5
+        assert (
+            largest_difference(weights(folder / "full_two.by_full_later", file), weights(folder / "full_two.2", file))
+            < 5e-5
+        )
     for name in ("full_one", "full_two", "half_one"):
         seen = runs[name][0]["interrupted"]
         assert seen["stopped"]["stopped"] == "update: told to stop after 1 of 3 optimizer steps"

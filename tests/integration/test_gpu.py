@@ -1,6 +1,6 @@
 """The update on a real GPU against the same on the CPU. Skipped where there is none.
 
-    python -m pytest tests/integration/test_gpu.py -s
+python -m pytest tests/integration/test_gpu.py -s
 """
 
 from __future__ import annotations
@@ -56,11 +56,19 @@ def test_flash_attention_of_trees_equals_a_dense_mask(window: int | None, shared
 
 
 def learned(
-    kind: str, device: torch.device, dtype: torch.dtype, rows: list[Row], *, compiled: bool = False, checkpointing: bool | None = None,
+    kind: str,
+    device: torch.device,
+    dtype: torch.dtype,
+    rows: list[Row],
+    *,
+    compiled: bool = False,
+    checkpointing: bool | None = None,
     max_tokens: int = 10**6,
-) -> dict[str, torch.Tensor]:  # fmt: skip
+) -> dict[str, torch.Tensor]:
     """Log-probabilities under policy and reference by row, and gradients."""
-    policy = LoraPolicy(tiny(kind).to(device, dtype), LoraSection(rank=4), name="m", gradient_checkpointing=checkpointing)
+    policy = LoraPolicy(
+        tiny(kind).to(device, dtype), LoraSection(rank=4), name="m", gradient_checkpointing=checkpointing
+    )
     assert policy.layout == "tree"
     parameters = policy.start(seed=3, from_base=True)
     if compiled:
@@ -87,7 +95,10 @@ def learned(
     if compiled:
         assert not torch._dynamo.utils.counters["frames"], "all ways were compiled before"
     gradient = torch.cat([p.grad.flatten() for p in parameters.values()])
-    return {"gradient": gradient, **{name: torch.cat([values[i] for i in sorted(values)]) for name, values in found.items()}}
+    return {
+        "gradient": gradient,
+        **{name: torch.cat([values[i] for i in sorted(values)]) for name, values in found.items()},
+    }
 
 
 @pytest.mark.parametrize("kind", ["llama", "gemma3"])
@@ -109,7 +120,13 @@ def test_policies_on_a_gpu_equal_those_on_the_cpu(kind: str) -> None:
 def test_no_more_is_computed_again_than_memory_demands(monkeypatch: pytest.MonkeyPatch) -> None:
     """Bytes at the peak stay below what was said to be free, with fewer layers checkpointed than all."""
     monkeypatch.setattr(device_module, "LOGITS_BYTES", 0)
-    shape = {"hidden_size": 256, "intermediate_size": 1024, "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 64}
+    shape = {
+        "hidden_size": 256,
+        "intermediate_size": 1024,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "head_dim": 64,
+    }
     config = transformers.Qwen3Config(**shape, num_hidden_layers=12, vocab_size=512)
     with torch.device(GPU):
         model = transformers.AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16).requires_grad_(False)
@@ -144,7 +161,12 @@ def test_zero2_with_nccl_equals_plain_torch(tmp_path: Path) -> None:
     """Two tasks, in float32, and a resumed one."""
     torch.manual_seed(0)
     config = transformers.LlamaConfig(
-        hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2, vocab_size=VOCABULARY
+        hidden_size=32,
+        intermediate_size=64,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        vocab_size=VOCABULARY,
     )
     order = prepare(tmp_path, transformers.LlamaForCausalLM(config))
     gpus = os.environ.get("CUDA_VISIBLE_DEVICES") or "0"

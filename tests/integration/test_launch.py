@@ -40,7 +40,15 @@ def snapshot(folder: Path) -> dict[Path, tuple[int, int]]:
 
 def test_it_prints_progress_results_and_where_to_look(finished: tuple[Path, str]) -> None:
     _, printed = finished
-    for expected in ("40 tasks", "completions (", " left", "Pass@1", "tensorboard --logdir", "python -m analysis report", "run folder:"):
+    for expected in (
+        "40 tasks",
+        "completions (",
+        " left",
+        "Pass@1",
+        "tensorboard --logdir",
+        "python -m analysis report",
+        "run folder:",
+    ):
         assert expected in printed
 
 
@@ -55,7 +63,13 @@ def test_rows_are_complete_and_consistent(finished: tuple[Path, str]) -> None:
     assert scores.height == rollouts.filter(pl.col("phase").is_in([COLD, RESCUE])).height
     sums = scores.group_by("iteration", "problem_id").agg(pl.col("advantage").sum())["advantage"]
     assert sums.abs().max() < 1e-9
-    weights = {"exploit": 1.0, "explore": 0.2, "rescue": 0.15, "trace_accuracy": 0.2, "cross": 0.0}  # both iterations are epoch 1
+    weights = {
+        "exploit": 1.0,
+        "explore": 0.2,
+        "rescue": 0.15,
+        "trace_accuracy": 0.2,
+        "cross": 0.0,
+    }  # both iterations are epoch 1
     assert (scores["reward"] - sum(scores[part] * w for part, w in weights.items())).abs().max() < 1e-12
     steps = shards.read_rows(run, STEPS, phases=["update"])
     assert steps.sort("model", "global_step")["global_step"].to_list() == [1, 2, 3, 4] * 2
@@ -65,9 +79,13 @@ def test_counts_are_kept_for_analysis(finished: tuple[Path, str]) -> None:
     run = the_run(finished[0])
     assert kept.iterations(run) == {0, 1, 2}
     fresh, _ = count_tasks(
-        run, [k for k in shards.published_keys(run) if k.phase in GENERATION_PHASES], problems_of(run, None), shards.read_run_config(run),
-        answers=True, lenient=False,
-    )  # fmt: skip
+        run,
+        [k for k in shards.published_keys(run) if k.phase in GENERATION_PHASES],
+        problems_of(run, None),
+        shards.read_run_config(run),
+        answers=True,
+        lenient=False,
+    )
     data = load_run(run)
     for name, keys in (("counts", KEYS), ("answers", ANSWER_KEYS)):
         frame = getattr(fresh, name)
@@ -109,7 +127,13 @@ def test_no_leftovers_and_no_base_weights(finished: tuple[Path, str]) -> None:
     assert leftovers(run, PHASES) == []
     manifest = manifests.read_manifest(RunPaths(run).task_manifest(TaskKey(2, "update", "m0")))
     names = sorted(f.name.rpartition("/")[2] for f in manifest.files)
-    wanted = {"adapter_config.json", "adapter_model.safetensors", "optimizer.safetensors", "steps.parquet", "trainer_state.json"}
+    wanted = {
+        "adapter_config.json",
+        "adapter_model.safetensors",
+        "optimizer.safetensors",
+        "steps.parquet",
+        "trainer_state.json",
+    }
     assert wanted <= set(names)
     assert not any(n.endswith((".bin", ".pt", ".pkl")) for n in names)
     assert not [p for p in run.rglob("*") if p.suffix in (".bin", ".pt", ".pkl")]
@@ -135,7 +159,9 @@ def test_tensorboard_has_each_point_once(finished: tuple[Path, str]) -> None:
     for name, accumulator in events.items():
         missing = expected - set(accumulator.Tags()["scalars"])
         assert not missing, (name, missing)
-    assert {"loss/kl", "mismatch/mean", "policy/entropy", "speed/cold_tokens_per_s"} <= set(events["m1"].Tags()["scalars"])
+    assert {"loss/kl", "mismatch/mean", "policy/entropy", "speed/cold_tokens_per_s"} <= set(
+        events["m1"].Tags()["scalars"]
+    )
     assert [e.step for e in events["team"].Scalars("reward/reward")] == [1, 2]
     assert [e.step for e in events["m0"].Scalars("loss/total")] == [1, 2, 3, 4]
     assert [e.step for e in events["m0"].Scalars("evaluation/pass/k1")] == [0, 2]
@@ -159,22 +185,33 @@ def test_more_iterations_go_on(sweep: Path, finished: tuple[Path, str], tmp_path
     new = {TaskKey.parse(name.split()[0]).iteration for name in after if name not in before}
     assert new == {3}
     assert json.loads((the_run(folder) / "horizon.json").read_text()) == [
-        {"from_iteration": 1, "iterations": 2}, {"from_iteration": 3, "iterations": 3},
-    ]  # fmt: skip
+        {"from_iteration": 1, "iterations": 2},
+        {"from_iteration": 3, "iterations": 3},
+    ]
 
 
-def test_the_same_sweep_elsewhere_gives_the_same_rows_and_adapters(sweep: Path, finished: tuple[Path, str], tmp_path: Path) -> None:
+def test_the_same_sweep_elsewhere_gives_the_same_rows_and_adapters(
+    sweep: Path, finished: tuple[Path, str], tmp_path: Path
+) -> None:
     """Also with parts that share an engine: the fake one's completions do not depend on what is sampled beside them."""
-    done = launch(sweep, "--output", str(tmp_path), "--set", "cluster.num_running=1", "--set", "cluster.parts_in_engine=3")
+    done = launch(
+        sweep, "--output", str(tmp_path), "--set", "cluster.num_running=1", "--set", "cluster.parts_in_engine=3"
+    )
     assert done.returncode == 0, done.stdout + done.stderr
     run = the_run(tmp_path / "tiny")
     assert differences(the_run(finished[0]), run) == []
-    first, second = (manifests.read_manifest(RunPaths(run).task_manifest(TaskKey(0, EVALUATE, "m0", part))) for part in (0, 1))
+    first, second = (
+        manifests.read_manifest(RunPaths(run).task_manifest(TaskKey(0, EVALUATE, "m0", part))) for part in (0, 1)
+    )
     assert first.writer["pid"] == second.writer["pid"]
-    assert second.writer["time"] - sum(second.stats["seconds"].values()) < first.writer["time"], "they were not in the engine together"
+    assert second.writer["time"] - sum(second.stats["seconds"].values()) < first.writer["time"], (
+        "they were not in the engine together"
+    )
 
 
-def test_two_ranks_give_the_same_adapters_within_rounding(sweep: Path, finished: tuple[Path, str], tmp_path: Path) -> None:
+def test_two_ranks_give_the_same_adapters_within_rounding(
+    sweep: Path, finished: tuple[Path, str], tmp_path: Path
+) -> None:
     from safetensors.numpy import load
 
     done = launch(sweep, "--output", str(tmp_path), "--set", "cluster.update_ranks=2", "--set", "iterations=1")
@@ -184,7 +221,9 @@ def test_two_ranks_give_the_same_adapters_within_rounding(sweep: Path, finished:
     first, second = load(one[name]), load(two[name])  # type: ignore[arg-type]
     assert first.keys() == second.keys()
     assert max(abs(first[k] - second[k]).max() for k in first) < 1e-5
-    assert max(abs(v).max() for k, v in first.items() if "lora_B" in k) > 1e-4, "the update must have changed the adapter"
+    assert max(abs(v).max() for k, v in first.items() if "lora_B" in k) > 1e-4, (
+        "the update must have changed the adapter"
+    )
 
 
 def test_the_second_of_two_launchers_says_who_works(tiny_models: list[Path], tmp_path: Path) -> None:
@@ -210,7 +249,12 @@ def test_a_task_that_keeps_failing_stops_its_run_with_the_traceback(tiny_models:
 
     models = [shutil.copytree(m, tmp_path / m.name) for m in tiny_models]
     sweep = tiny_sweep(tmp_path / "tiny.yaml", models, tmp_path / "out")
-    kill = launch(sweep, "--set", "cluster.max_attempts=1", env={"CORE_HPC_FAULT": f"kill publish.started@/cold/:{tmp_path / 'marker'}"})
+    kill = launch(
+        sweep,
+        "--set",
+        "cluster.max_attempts=1",
+        env={"CORE_HPC_FAULT": f"kill publish.started@/cold/:{tmp_path / 'marker'}"},
+    )
     assert kill.returncode == 1
     assert "signal SIGKILL" in kill.stdout
     assert "log:" in kill.stdout
@@ -230,7 +274,9 @@ def test_a_task_that_keeps_failing_stops_its_run_with_the_traceback(tiny_models:
         ({"output": "/dev/null/nothing"}, "is a file"),
     ],
 )
-def test_bad_input_creates_nothing(tiny_models: list[Path], tmp_path: Path, changes: dict[str, object], expected: str) -> None:
+def test_bad_input_creates_nothing(
+    tiny_models: list[Path], tmp_path: Path, changes: dict[str, object], expected: str
+) -> None:
     sweep = tiny_sweep(tmp_path / "tiny.yaml", tiny_models, tmp_path / "out")
     overrides = [argument for path, value in changes.items() for argument in ("--set", f"{path}={value}")]
     done = launch(sweep, *overrides)
@@ -247,7 +293,9 @@ def test_dry_run_creates_nothing_and_loads_nothing_heavy(tiny_models: list[Path]
         "heavy = {'torch', 'transformers', 'vllm', 'deepspeed', 'peft', 'submitit', 'tensorboard'} & set(sys.modules); "
         "sys.exit(f'loaded {heavy}' if heavy else status)"
     )
-    done = subprocess.run([sys.executable, "-c", code, str(sweep)], cwd=ROOT, capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        [sys.executable, "-c", code, str(sweep)], cwd=ROOT, capture_output=True, text=True, check=False
+    )
     assert done.returncode == 0, done.stderr
     assert "40" in done.stdout
     assert list(tmp_path.iterdir()) == [sweep]

@@ -54,7 +54,9 @@ def run(sweep: Path) -> Path:
     """The finished run; its launcher was killed once, when the first cold shard was there."""
     folder = sweep.parent / "out" / "small"
     log = sweep.parent / "log"
-    assert launch_and_kill(sweep, lambda: bool(list(folder.glob("*/cold/*/*.manifest.json"))), log, timeout_s=600), log.read_text()
+    assert launch_and_kill(sweep, lambda: bool(list(folder.glob("*/cold/*/*.manifest.json"))), log, timeout_s=600), (
+        log.read_text()
+    )
     done = launch(sweep, timeout_s=900)
     assert done.returncode == 0, done.stdout + done.stderr
     assert "published already" in done.stdout
@@ -71,7 +73,9 @@ def test_every_phase_published_real_rows(run: Path) -> None:
     assert scores["explore"].max() > 0
     assert scores["advantage"].abs().max() > 0
     steps = shards.read_rows(run, STEPS, phases=[UPDATE])
-    assert steps.filter(step=1)["ratio_max"].max() == pytest.approx(1.0, abs=1e-6)  # old = the weights before the update
+    assert steps.filter(step=1)["ratio_max"].max() == pytest.approx(
+        1.0, abs=1e-6
+    )  # old = the weights before the update
     assert steps["grad_norm"].min() > 0
     assert steps["mismatch_max"].max() < 1e-2
     assert steps["mismatch_mean"].max() < 1e-4
@@ -86,8 +90,13 @@ def test_behaviour_log_probabilities_equal_an_independent_forward(run: Path, mod
     section = shards.read_run_config(run).model(model)
     network = AutoModelForCausalLM.from_pretrained(resolve_model(section.model).folder, dtype=torch.float32)
     rows = shards.read_rows(run, ROLLOUTS, phases=[COLD, RESCUE]).filter(model=model)
-    some = pl.concat([rows.filter(phase=COLD).head(4), rows.filter(phase=RESCUE, hint_given=True).head(4),
-                      rows.filter(phase=RESCUE, hint_given=False).head(4)])  # fmt: skip
+    some = pl.concat(
+        [
+            rows.filter(phase=COLD).head(4),
+            rows.filter(phase=RESCUE, hint_given=True).head(4),
+            rows.filter(phase=RESCUE, hint_given=False).head(4),
+        ]
+    )
     assert set(some["hint_given"]) == {True, False}
     for row in some.iter_rows(named=True):
         ids = torch.tensor([row["prompt_token_ids"] + row["completion_token_ids"]])

@@ -37,7 +37,11 @@ def digest_and_figures(content: pl.DataFrame | bytes) -> dict[str, Any]:
     exact = [c for c, dtype in content.schema.items() if c != "run_id" and dtype not in NOT_EXACT]
     floats = [c for c, dtype in content.schema.items() if dtype in NOT_EXACT[:2]]
     rows = content.select(exact).rows()
-    return {"rows": len(rows), "exact": digest(json.dumps(rows)), **{c: float(content[c].cast(pl.Float64).abs().sum()) for c in floats}}
+    return {
+        "rows": len(rows),
+        "exact": digest(json.dumps(rows)),
+        **{c: float(content[c].cast(pl.Float64).abs().sum()) for c in floats},
+    }
 
 
 def digest(text: str) -> str:

@@ -18,12 +18,22 @@ from tests.support.tiny import tiny_sweep
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1200)]
 
 SLURM: dict[str, Any] = {
-    "mem_gb": 6, "time_min": 10, "poll_s": [0.3, 1], "lost_after_s": 15, "signal_delay_s": 15, "resident": {"cpus": 2, "gpus_per_node": 1},
-}  # fmt: skip
+    "mem_gb": 6,
+    "time_min": 10,
+    "poll_s": [0.3, 1],
+    "lost_after_s": 15,
+    "signal_delay_s": 15,
+    "resident": {"cpus": 2, "gpus_per_node": 1},
+}
 PROTOCOL = {
-    "problems_per_iteration": 4, "problems_per_part": 8, "cold_samples": 3, "rescue_samples": 2, "hint_tokens": 64,
-    "hint_probability": 0.5, "sampling": {"max_new_tokens": 48, "temperature": 1.0, "top_p": 1.0},
-}  # fmt: skip
+    "problems_per_iteration": 4,
+    "problems_per_part": 8,
+    "cold_samples": 3,
+    "rescue_samples": 2,
+    "hint_tokens": 64,
+    "hint_probability": 0.5,
+    "sampling": {"max_new_tokens": 48, "temperature": 1.0, "top_p": 1.0},
+}
 
 
 def test_a_run_in_two_jobs_publishes_what_the_local_driver_publishes(
@@ -31,10 +41,14 @@ def test_a_run_in_two_jobs_publishes_what_the_local_driver_publishes(
 ) -> None:
     """The first job is preempted in an update of the second iteration, and its successor goes on."""
     local = {"num_running": 2, "threads": 1}
-    here = launch(tiny_sweep(tmp_path / "local.yaml", tiny_models, tmp_path / "local", cluster=local, protocol=PROTOCOL))
+    here = launch(
+        tiny_sweep(tmp_path / "local.yaml", tiny_models, tmp_path / "local", cluster=local, protocol=PROTOCOL)
+    )
     assert here.returncode == 0, here.stdout + here.stderr
     section = {"driver": "resident", **local, "slurm": SLURM}
-    sweep = tiny_sweep(tmp_path / "resident.yaml", tiny_models, tmp_path / "resident", cluster=section, protocol=PROTOCOL)
+    sweep = tiny_sweep(
+        tmp_path / "resident.yaml", tiny_models, tmp_path / "resident", cluster=section, protocol=PROTOCOL
+    )
     hold = tmp_path / "hold"
     with launched_and_held(sweep, "task.started@update/0002/m0", hold, env=cluster.environment()) as controller:
         job = hold.read_text().split()[1]

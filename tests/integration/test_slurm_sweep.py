@@ -19,13 +19,25 @@ from tests.support.tiny import tiny_sweep
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1200)]
 
 SLURM: dict[str, Any] = {
-    "cpus": 1, "mem_gb": 1.8, "time_min": 10, "poll_s": [0.3, 1], "lost_after_s": 15, "gpus_per_node": 1, "signal_delay_s": 15,
-    "generate": {"parts_per_job": 2}, "update": {"nodes": 2, "gpus_per_node": 1},
-}  # fmt: skip
+    "cpus": 1,
+    "mem_gb": 1.8,
+    "time_min": 10,
+    "poll_s": [0.3, 1],
+    "lost_after_s": 15,
+    "gpus_per_node": 1,
+    "signal_delay_s": 15,
+    "generate": {"parts_per_job": 2},
+    "update": {"nodes": 2, "gpus_per_node": 1},
+}
 PROTOCOL = {
-    "problems_per_iteration": 4, "problems_per_part": 4, "cold_samples": 3, "rescue_samples": 2, "hint_tokens": 64,
-    "hint_probability": 0.5, "sampling": {"max_new_tokens": 48, "temperature": 1.0, "top_p": 1.0},
-}  # fmt: skip
+    "problems_per_iteration": 4,
+    "problems_per_part": 4,
+    "cold_samples": 3,
+    "rescue_samples": 2,
+    "hint_tokens": 64,
+    "hint_probability": 0.5,
+    "sampling": {"max_new_tokens": 48, "temperature": 1.0, "top_p": 1.0},
+}
 GRID: dict[str, Any] = {"grid": {"seed": [7, 8]}, "protocol": PROTOCOL}
 ONE_PART: dict[str, Any] = {"iterations": 1, "protocol": {**PROTOCOL, "problems_per_part": 8}}
 
@@ -44,12 +56,20 @@ def test_arrays_over_several_nodes_publish_what_the_local_driver_publishes(
     """2 runs x 2 models x 3 iterations (without --full: 1), updates of 2 ranks on 2 nodes: bit-identical rows, adapters and optimizers."""
     iterations = 3 if request.config.getoption("--full") else 1
     local = {"num_running": 1, "threads": 1, "update_ranks": 2}
-    here = launch(tiny_sweep(tmp_path / "local.yaml", tiny_models, tmp_path / "local", iterations=iterations, cluster=local, **GRID))
+    here = launch(
+        tiny_sweep(
+            tmp_path / "local.yaml", tiny_models, tmp_path / "local", iterations=iterations, cluster=local, **GRID
+        )
+    )
     assert here.returncode == 0, here.stdout + here.stderr
-    sweep = tiny_sweep(tmp_path / "arrays.yaml", tiny_models, tmp_path / "arrays", iterations=iterations, cluster=arrays(), **GRID)
+    sweep = tiny_sweep(
+        tmp_path / "arrays.yaml", tiny_models, tmp_path / "arrays", iterations=iterations, cluster=arrays(), **GRID
+    )
     there = launch(sweep, env=cluster.environment(), timeout_s=900)
     assert there.returncode == 0, there.stdout + there.stderr
-    assert f"2 run(s), {2 * (8 + 8 * iterations)} tasks; SLURM arrays" in there.stdout  # two evaluations of 4, 8 an iteration
+    assert (
+        f"2 run(s), {2 * (8 + 8 * iterations)} tasks; SLURM arrays" in there.stdout
+    )  # two evaluations of 4, 8 an iteration
     assert "of a core" in there.stdout
     runs = shards.list_runs(tmp_path / "local" / "tiny")
     assert len(runs) == 2
@@ -85,14 +105,20 @@ def test_ctrl_c_leaves_the_jobs_alone_and_a_second_controller_is_refused(
     done = launch(sweep, env=cluster.environment())
     assert done.returncode == 0, done.stdout + done.stderr
     assert set(submitted) <= set(records(run))
-    assert len([name for name in records(run) if name.startswith("cold-0001")]) == 1, "the cold task was submitted again"
+    assert len([name for name in records(run) if name.startswith("cold-0001")]) == 1, (
+        "the cold task was submitted again"
+    )
 
 
-def test_a_detached_controller_hands_over_and_finishes(cluster: DevCluster, tiny_models: list[Path], tmp_path: Path) -> None:
+def test_a_detached_controller_hands_over_and_finishes(
+    cluster: DevCluster, tiny_models: list[Path], tmp_path: Path
+) -> None:
     """The first controller is warned by SLURM, the second is killed outright; the third finishes and leaves no job behind."""
     sweep = tiny_sweep(tmp_path / "tiny.yaml", tiny_models, tmp_path / "out", cluster=arrays(), **ONE_PART)
     holds = [tmp_path / f"hold{i}" for i in range(2)]
-    faults = ";".join(f"hold task.started@{t}:{m}" for t, m in zip(("cold/0001/m0", "update/0001/m0"), holds, strict=True))
+    faults = ";".join(
+        f"hold task.started@{t}:{m}" for t, m in zip(("cold/0001/m0", "update/0001/m0"), holds, strict=True)
+    )
     started = launch(sweep, "--detach", env={**cluster.environment(), "CORE_HPC_FAULT": faults})
     assert started.returncode == 0, started.stdout + started.stderr
     assert "its controller is SLURM job" in started.stdout
@@ -126,12 +152,16 @@ def test_a_detached_controller_hands_over_and_finishes(cluster: DevCluster, tiny
     assert "asked to end; the successor" in logs
     assert "taking them over" in logs
     assert "Pass@1" in logs
-    assert len([name for name in records(run) if name.startswith(("cold", "update"))]) == 2, "something was submitted twice"
+    assert len([name for name in records(run) if name.startswith(("cold", "update"))]) == 2, (
+        "something was submitted twice"
+    )
     done = launch(sweep, env=cluster.environment())
     assert "everything is done" in done.stdout, done.stdout + done.stderr
 
 
-def test_what_slurm_would_refuse_is_said_before_anything_is_made(cluster: DevCluster, tiny_models: list[Path], tmp_path: Path) -> None:
+def test_what_slurm_would_refuse_is_said_before_anything_is_made(
+    cluster: DevCluster, tiny_models: list[Path], tmp_path: Path
+) -> None:
     section = arrays(partition="nowhere")
     sweep = tiny_sweep(tmp_path / "tiny.yaml", tiny_models, tmp_path / "out", cluster=section)
     done = launch(sweep, env=cluster.environment())
@@ -144,13 +174,17 @@ def test_what_slurm_would_refuse_is_said_before_anything_is_made(cluster: DevClu
     assert "sbatch is not on PATH" in nothing.stderr
 
 
-def test_chained_phases_publish_the_same_in_two_arrays_an_iteration(cluster: DevCluster, tiny_models: list[Path], tmp_path: Path) -> None:
+def test_chained_phases_publish_the_same_in_two_arrays_an_iteration(
+    cluster: DevCluster, tiny_models: list[Path], tmp_path: Path
+) -> None:
     """In iteration 1 one model is late, so the other's job leaves its rescue to a third; in iteration 2 nobody waits long."""
     sections = {"iterations": 2, "protocol": {**PROTOCOL, "problems_per_part": 8}}
     local = {"num_running": 1, "threads": 1, "update_ranks": 2}
     here = launch(tiny_sweep(tmp_path / "local.yaml", tiny_models, tmp_path / "local", cluster=local, **sections))
     assert here.returncode == 0, here.stdout + here.stderr
-    sweep = tiny_sweep(tmp_path / "chained.yaml", tiny_models, tmp_path / "chained", cluster=arrays(chain_wait_s=20), **sections)
+    sweep = tiny_sweep(
+        tmp_path / "chained.yaml", tiny_models, tmp_path / "chained", cluster=arrays(chain_wait_s=20), **sections
+    )
     hold = tmp_path / "hold"
     with launched_and_held(sweep, "task.started@cold/0001/m1", hold, env=cluster.environment()) as controller:
         (run,) = shards.list_runs(tmp_path / "chained" / "tiny")
@@ -172,6 +206,10 @@ def test_chained_phases_publish_the_same_in_two_arrays_an_iteration(cluster: Dev
     # No array of hints, of updates, or of rescues but for the job that did not wait. On a slow machine one may be late again.
     submitted = {name.rpartition("-")[0] for name in records(run)} - {"rescue-0002"}
     assert {name for name in submitted if not name.startswith("evaluate")} == {
-        "cold-0001", "cold-0002", "rescue-0001", "score-0001", "score-0002",
-    }  # fmt: skip
+        "cold-0001",
+        "cold-0002",
+        "rescue-0001",
+        "score-0001",
+        "score-0002",
+    }
     assert folder.names(OPEN, FAILED) == []

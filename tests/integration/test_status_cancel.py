@@ -47,16 +47,23 @@ def _environment(waiting_sweep: Path, cluster: Any, monkeypatch: pytest.MonkeyPa
 @pytest.fixture
 def foreign(cluster: Any) -> Iterator[int]:
     """A job of this user that is not the sweep's."""
-    job = cluster.run("sbatch", "--parsable", "--mem=50", "--begin=now+1hour", "--output=/dev/null", "--wrap", "true").strip()
+    job = cluster.run(
+        "sbatch", "--parsable", "--mem=50", "--begin=now+1hour", "--output=/dev/null", "--wrap", "true"
+    ).strip()
     yield int(job)
     cluster.run("scancel", job)
 
 
 def command(cluster: Any, module: str, *arguments: str | Path) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        [sys.executable, "-m", f"core_hpc.{module}", *map(str, arguments)], cwd=ROOT, env=cluster.environment(), capture_output=True,
-        text=True, timeout=120, check=False,
-    )  # fmt: skip
+        [sys.executable, "-m", f"core_hpc.{module}", *map(str, arguments)],
+        cwd=ROOT,
+        env=cluster.environment(),
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
 
 
 def log_of(sweep: Path) -> Path:
@@ -67,7 +74,11 @@ def attached(cluster: Any, sweep: Path) -> subprocess.Popen[bytes]:
     """A controller that is no job."""
     with log_of(sweep).open("ab") as log:
         return subprocess.Popen(
-            [sys.executable, "-m", "core_hpc.launch", str(sweep)], cwd=ROOT, env=cluster.environment(), stdout=log, stderr=log
+            [sys.executable, "-m", "core_hpc.launch", str(sweep)],
+            cwd=ROOT,
+            env=cluster.environment(),
+            stdout=log,
+            stderr=log,
         )
 
 
@@ -121,7 +132,9 @@ def test_a_detached_sweep_is_shown_and_cancelled(waiting_sweep: Path, cluster: A
     assert (again.returncode, again.stdout.startswith("nothing to cancel")) == (0, True)
 
 
-def test_jobs_of_one_run_after_its_controller_was_killed_and_then_all(waiting_sweep: Path, cluster: Any, foreign: int) -> None:
+def test_jobs_of_one_run_after_its_controller_was_killed_and_then_all(
+    waiting_sweep: Path, cluster: Any, foreign: int
+) -> None:
     folder = waiting_sweep.parent / "out" / "tiny"
     first = attached(cluster, waiting_sweep)
     try:

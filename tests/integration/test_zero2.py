@@ -24,16 +24,25 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     folder = tmp_path_factory.mktemp("zero2")
     torch.manual_seed(0)
     config = transformers.LlamaConfig(
-        hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2, vocab_size=VOCABULARY
+        hidden_size=32,
+        intermediate_size=64,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        vocab_size=VOCABULARY,
     )
     order = prepare(folder, transformers.LlamaForCausalLM(config))
     seen = {
         "folder": folder,
         "order": order,
         "one": launch(folder, "one", 1, "both", "raw_resume", "silent_step", "interrupted"),
-        "two": launch(folder, "two", 2, "both", "raw_resume", "silent_step", "resume:one.1:one_two.2", "interrupted", "failures"),
+        "two": launch(
+            folder, "two", 2, "both", "raw_resume", "silent_step", "resume:one.1:one_two.2", "interrupted", "failures"
+        ),
     }
-    seen["one_later"] = launch(folder, "one_later", 1, "resume:one.1:one_later.2", "resume:two.1:two_one.2", "goes_on:two")
+    seen["one_later"] = launch(
+        folder, "one_later", 1, "resume:one.1:one_later.2", "resume:two.1:two_one.2", "goes_on:two"
+    )
     seen["two_later"] = launch(folder, "two_later", 2, "resume:two.1:two_later.2", "goes_on:one")
     return seen
 
@@ -70,9 +79,10 @@ def test_a_step_that_no_rank_runs_still_counts(runs: dict[str, Any]) -> None:
     for name in ("one", "two"):
         first, silent, last = runs[name][0]["silent_step"]
         assert (silent["loss"], silent["grad_norm"]) == (0.0, 0.0)
-        assert (silent["num_completions"], silent["num_tokens"]) == (6, sum(
-            len(r["completion_token_ids"]) for r in make_rows(1) if r["problem_id"] in runs["order"][1]
-        ))  # fmt: skip
+        assert (silent["num_completions"], silent["num_tokens"]) == (
+            6,
+            sum(len(r["completion_token_ids"]) for r in make_rows(1) if r["problem_id"] in runs["order"][1]),
+        )
         assert math.isnan(silent["entropy"])
         assert min(first["grad_norm"], last["grad_norm"]) > 0
 
@@ -116,11 +126,17 @@ def test_an_interrupted_update_goes_on_where_it_was_and_gives_the_same(runs: dic
             assert [seen[a]["from"] for a in ("stopped", "again", "resumed", "damaged", "foreign")] == [0, 1, 1, 1, 0]
             assert seen["again"]["progress"] == []
             assert seen["resumed"]["progress"] == [[2, 3], [3, 3]]
-            assert number or [seen[a]["stored"] for a in ("resumed", "damaged", "foreign")] == [[first, second], [first], []]
+            assert number or [seen[a]["stored"] for a in ("resumed", "damaged", "foreign")] == [
+                [first, second],
+                [first],
+                [],
+            ]
             for attempt in ("resumed", "damaged", "foreign"):
                 assert seen[attempt]["steps"] == undisturbed
         for file, attempt in itertools.product(ARTEFACTS, ("resumed", "damaged", "fresh")):
-            assert (runs["folder"] / f"{name}.{attempt}" / file).read_bytes() == (runs["folder"] / f"{name}.2" / file).read_bytes()
+            assert (runs["folder"] / f"{name}.{attempt}" / file).read_bytes() == (
+                runs["folder"] / f"{name}.2" / file
+            ).read_bytes()
         log = (runs["folder"] / f"{name}.0.log").read_text()
         assert "checksum differs" in log
         assert "of another update; they differ in rows" in log
@@ -134,7 +150,12 @@ def test_an_interrupted_update_goes_on_with_another_number_of_ranks(runs: dict[s
             for found, wanted in zip(rank["goes_on"]["steps"], runs[name][0]["both"]["steps"][1], strict=True):
                 assert found == pytest.approx(wanted, rel=1e-3, abs=1e-6)
         for file in ARTEFACTS:
-            assert largest_difference(weights(runs["folder"] / f"{name}.by_{by}", file), weights(runs["folder"] / f"{name}.2", file)) < 1e-5
+            assert (
+                largest_difference(
+                    weights(runs["folder"] / f"{name}.by_{by}", file), weights(runs["folder"] / f"{name}.2", file)
+                )
+                < 1e-5
+            )
 
 
 def test_published_folder_is_an_ordinary_adapter(runs: dict[str, Any]) -> None:
@@ -145,8 +166,11 @@ def test_published_folder_is_an_ordinary_adapter(runs: dict[str, Any]) -> None:
     for name in ("one", "two"):
         out = folder / f"{name}.2"
         assert {p.name for p in out.iterdir()} == {
-            "adapter_config.json", "adapter_model.safetensors", "optimizer.safetensors", "trainer_state.json",
-        }  # fmt: skip
+            "adapter_config.json",
+            "adapter_model.safetensors",
+            "optimizer.safetensors",
+            "trainer_state.json",
+        }
         assert json.loads((out / "adapter_config.json").read_text())["base_model_name_or_path"] == "org/tiny"
         base = transformers.AutoModelForCausalLM.from_pretrained(folder / "model")
         model = peft.PeftModel.from_pretrained(base, out)
@@ -168,7 +192,10 @@ def test_non_finite_values_stop_every_rank_and_write_nothing(runs: dict[str, Any
         assert "step 2 of 3" in rank["failures"]["nan"]["message"]
         assert f"the loss is not finite for problems {problem};" in rank["failures"]["nan"]["message"]
         assert "step 2 of 3" in rank["failures"]["overflow"]["message"]
-        assert f"gradients are not finite; its problems are {', '.join(runs['order'][1])};" in rank["failures"]["overflow"]["message"]
+        assert (
+            f"gradients are not finite; its problems are {', '.join(runs['order'][1])};"
+            in rank["failures"]["overflow"]["message"]
+        )
         assert "step 1 of 3" in rank["failures"]["inf"]["message"]
         assert ", ".join(runs["order"][0]) in rank["failures"]["inf"]["message"]
     assert [rank["failures"]["unwritable"] for rank in runs["two"]] == ["NotADirectoryError", "StoreError"]

@@ -1,6 +1,6 @@
 """Attempts of an update task in one warm process: undisturbed in one copy of a run, stopped and gone on in another.
 
-    RANK=0 WORLD_SIZE=1 .. python update_attempts.py UNDISTURBED INTERRUPTED TASK
+RANK=0 WORLD_SIZE=1 .. python update_attempts.py UNDISTURBED INTERRUPTED TASK
 """
 
 from __future__ import annotations
@@ -22,9 +22,12 @@ def attempt(root: Path, key: TaskKey, warm: Warm, *, stop_at: int = -1) -> dict[
     """Run the task; it is told to stop when it asks for the `stop_at`-th time, counted from 0."""
     asked, progress = itertools.count(), []
     context = TaskContext(
-        run=open_run(root), key=key, warm=warm, should_stop=lambda: next(asked) == stop_at,
+        run=open_run(root),
+        key=key,
+        warm=warm,
+        should_stop=lambda: next(asked) == stop_at,
         progress=lambda done, total, tokens: progress.append(done),
-    )  # fmt: skip
+    )
     message = ""
     try:
         run_task(context)
@@ -32,7 +35,12 @@ def attempt(root: Path, key: TaskKey, warm: Warm, *, stop_at: int = -1) -> dict[
         message = str(error)
     folder = RunPaths(root).checkpoint_folder(key)
     stored = sorted(p.name for p in folder.iterdir()) if folder.exists() else None
-    return {"message": message, "progress": progress, "published": context.paths.task_manifest(key).exists(), "stored": stored}
+    return {
+        "message": message,
+        "progress": progress,
+        "published": context.paths.task_manifest(key).exists(),
+        "stored": stored,
+    }
 
 
 def main() -> None:

@@ -35,7 +35,13 @@ from core_hpc.training.trainer import Trainer
 from core_hpc.training.zero2 import Zero2
 
 SETTINGS = UpdateSection(
-    learning_rate=3e-3, max_grad_norm=0.05, problems_per_step=2, kl_weight=0.1, micro_batch_tokens=40, warmup_share=0.3, weight_decay=0.1
+    learning_rate=3e-3,
+    max_grad_norm=0.05,
+    problems_per_step=2,
+    kl_weight=0.1,
+    micro_batch_tokens=40,
+    warmup_share=0.3,
+    weight_decay=0.1,
 )
 LORA = LoraSection(rank=4, alpha=8)
 TEMPERATURE = 0.7
@@ -57,19 +63,36 @@ class Checks:
         self.folder, self.name = folder, name
         self.progress: list[tuple[int, int]] = []
         kind = name.partition("_")[0]
-        lora, dtype = (None, {"full": "float32", "half": "bfloat16"}[kind]) if kind in ("full", "half") else (LORA, "float32")
+        lora, dtype = (
+            (None, {"full": "float32", "half": "bfloat16"}[kind]) if kind in ("full", "half") else (LORA, "float32")
+        )
         self.trainer = Trainer(folder / "model", lora, model_name="org/tiny", dtype=dtype)  # type: ignore[arg-type]
         self.inputs = json.loads((folder / "inputs.json").read_text())
 
     def update(
-        self, number: int, previous: str | None, out: str, rows: list[Row] | None = None, settings: UpdateSection = SETTINGS, **more: Any
+        self,
+        number: int,
+        previous: str | None,
+        out: str,
+        rows: list[Row] | None = None,
+        settings: UpdateSection = SETTINGS,
+        **more: Any,
     ) -> UpdateResult:
-        return self.trainer.update(UpdateTask(
-            rows=rows or read_rows(self.folder / f"rows{number}.json"), settings=settings, temperature=TEMPERATURE, max_new_tokens=64,
-            total_steps=TOTAL_STEPS, shuffle_seed=self.inputs["shuffle_seed"], lora_seed=LORA_SEED,
-            previous=self.folder / previous if previous else None,
-            on_progress=lambda done, total: self.progress.append((done, total)), **more,
-        ), self.folder / out)  # fmt: skip
+        return self.trainer.update(
+            UpdateTask(
+                rows=rows or read_rows(self.folder / f"rows{number}.json"),
+                settings=settings,
+                temperature=TEMPERATURE,
+                max_new_tokens=64,
+                total_steps=TOTAL_STEPS,
+                shuffle_seed=self.inputs["shuffle_seed"],
+                lora_seed=LORA_SEED,
+                previous=self.folder / previous if previous else None,
+                on_progress=lambda done, total: self.progress.append((done, total)),
+                **more,
+            ),
+            self.folder / out,
+        )
 
     def base_hash(self) -> str:
         digest = hashlib.sha256()
@@ -87,9 +110,13 @@ class Checks:
         batch = collate(rows, plan.micro_batches[0][0].rows, "tree").to(self.trainer.device)
         logp, _ = self.trainer.policy.log_probs(batch, temperature=TEMPERATURE)
         plans = plan_steps(
-            read_rows(self.folder / "rows1.json"), problems_per_step=2, seed=self.inputs["shuffle_seed"],
-            num_ranks=self.trainer.num_ranks, max_tokens=SETTINGS.micro_batch_tokens, layout="tree",
-        )  # fmt: skip
+            read_rows(self.folder / "rows1.json"),
+            problems_per_step=2,
+            seed=self.inputs["shuffle_seed"],
+            num_ranks=self.trainer.num_ranks,
+            max_tokens=SETTINGS.micro_batch_tokens,
+            layout="tree",
+        )
         return {
             "steps": [r.steps.to_dicts() for r in results],
             "steps_done": [r.steps_done for r in results],
@@ -146,18 +173,29 @@ class Checks:
         }
 
     def attempt(
-        self, root: Path, out: str, *, previous: str = "", stop_at: int = -1, interval_s: float = 0.0, rows: str = "mine"
+        self,
+        root: Path,
+        out: str,
+        *,
+        previous: str = "",
+        stop_at: int = -1,
+        interval_s: float = 0.0,
+        rows: str = "mine",
     ) -> dict[str, Any]:
         """The second task once more, from its newest checkpoint below `root`; the last rank is told to stop at a boundary."""
         checkpoints = CheckpointStore(RunPaths(root), KEY, {**IDENTITY, "rows": rows})
         resume = checkpoints.find(self.trainer)
         boundary = itertools.count(resume.steps.height if resume else 0)
         told = self.trainer.rank == self.trainer.num_ranks - 1
-        interruption = Interruption(should_stop=lambda: next(boundary) == stop_at and told, interval_s=interval_s, save=checkpoints.save)
+        interruption = Interruption(
+            should_stop=lambda: next(boundary) == stop_at and told, interval_s=interval_s, save=checkpoints.save
+        )
         seen: dict[str, Any] = {"from": resume.steps.height if resume else 0, "steps": [], "stopped": ""}
         self.progress = []
         try:
-            seen["steps"] = self.update(2, previous or f"{self.name}.1", out, interruption=interruption, resume=resume).steps.to_dicts()
+            seen["steps"] = self.update(
+                2, previous or f"{self.name}.1", out, interruption=interruption, resume=resume
+            ).steps.to_dicts()
         except StoppedError as error:
             seen["stopped"] = str(error)
         seen["progress"] = self.progress

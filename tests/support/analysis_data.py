@@ -16,18 +16,27 @@ from core_hpc.store.schema import COLD, CORRECT, EVALUATE, PROBLEMS, RESCUE, ROL
 from core_hpc.store.shards import publish_frame
 
 
-def counts_frame(n: Any, c: Any, *, models: tuple[str, ...] = ("ada", "bob"), phase: str = EVALUATE, iteration: int = 0) -> pl.DataFrame:
+def counts_frame(
+    n: Any, c: Any, *, models: tuple[str, ...] = ("ada", "bob"), phase: str = EVALUATE, iteration: int = 0
+) -> pl.DataFrame:
     """Counts of un-hinted completions from (M, P) arrays."""
     n, c = np.broadcast_arrays(np.asarray(n), np.asarray(c))
     rows = [
         {
-            "iteration": iteration, "phase": phase, "model": model, "problem_id": f"p{p:05d}", "hint_given": False,
-            "n": int(n[m, p]), "c": int(c[m, p]), "num_timeout": 0, "num_truncated": 0,
+            "iteration": iteration,
+            "phase": phase,
+            "model": model,
+            "problem_id": f"p{p:05d}",
+            "hint_given": False,
+            "n": int(n[m, p]),
+            "c": int(c[m, p]),
+            "num_timeout": 0,
+            "num_truncated": 0,
             "first_correct": None if c[m, p] == 0 else 0,
         }
         for m, model in enumerate(models)
         for p in range(c.shape[1])
-    ]  # fmt: skip
+    ]
     return pl.DataFrame(rows, schema=COUNTS)
 
 
@@ -35,27 +44,55 @@ def rescue_counts(cases: list[dict[str, Any]], *, iteration: int = 1) -> pl.Data
     """Counts of rescue completions; a case: problem, student, teacher, hinted (c, n), control (c, n), cold_failed."""
     rows = [
         {
-            "iteration": case.get("iteration", iteration), "phase": RESCUE, "model": case["student"], "problem_id": case["problem"],
-            "hint_given": hint, "cold_failed": case.get("cold_failed", True), "teacher_model": case["teacher"],
-            "n": case[kind][1], "c": case[kind][0], "num_timeout": 0, "num_truncated": 0,
+            "iteration": case.get("iteration", iteration),
+            "phase": RESCUE,
+            "model": case["student"],
+            "problem_id": case["problem"],
+            "hint_given": hint,
+            "cold_failed": case.get("cold_failed", True),
+            "teacher_model": case["teacher"],
+            "n": case[kind][1],
+            "c": case[kind][0],
+            "num_timeout": 0,
+            "num_truncated": 0,
             "first_correct": None if case[kind][0] == 0 else 0,
         }
         for case in cases
         for hint, kind in ((True, "hinted"), (False, "control"))
         if case[kind][1]
-    ]  # fmt: skip
+    ]
     return pl.DataFrame(rows, schema=COUNTS)
 
 
 def rollout(**values: Any) -> dict[str, Any]:
     """One full rollout row."""
     row = {
-        "run_id": "demo", "iteration": 1, "phase": "cold", "model": "ada", "problem_id": "p0", "sample_index": 0,
-        "adapter_iteration": 0, "seed": 1, "prompt_token_ids": [1], "completion_token_ids": [2], "logprobs": [-0.5],
-        "temperature": 0.7, "top_p": 0.9, "num_prompt_tokens": 1, "num_completion_tokens": 1, "finish_reason": "stop",
-        "text": "2", "answer": "2", "gold": "2", "correct": False, "cold_failed": None, "hint_given": False,
-        "teacher_model": None, "teacher_sample_index": None, **values,
-    }  # fmt: skip
+        "run_id": "demo",
+        "iteration": 1,
+        "phase": "cold",
+        "model": "ada",
+        "problem_id": "p0",
+        "sample_index": 0,
+        "adapter_iteration": 0,
+        "seed": 1,
+        "prompt_token_ids": [1],
+        "completion_token_ids": [2],
+        "logprobs": [-0.5],
+        "temperature": 0.7,
+        "top_p": 0.9,
+        "num_prompt_tokens": 1,
+        "num_completion_tokens": 1,
+        "finish_reason": "stop",
+        "text": "2",
+        "answer": "2",
+        "gold": "2",
+        "correct": False,
+        "cold_failed": None,
+        "hint_given": False,
+        "teacher_model": None,
+        "teacher_sample_index": None,
+        **values,
+    }
     return {"verdict": CORRECT if row["correct"] else WRONG, **row}
 
 
@@ -98,17 +135,30 @@ def publish_rollouts(run: Path, rows: list[dict[str, Any]]) -> None:
 
 def _publish_problems(run: Path, frame: pl.DataFrame) -> None:
     for split, phases in (("train", [COLD, RESCUE]), ("evaluation", [EVALUATE])):
-        used = frame.filter(pl.col("phase").is_in(phases)).select("problem_id", "gold").unique("problem_id").sort("problem_id")
+        used = (
+            frame.filter(pl.col("phase").is_in(phases))
+            .select("problem_id", "gold")
+            .unique("problem_id")
+            .sort("problem_id")
+        )
         if used.height and not (RunPaths(run).problems / f"{split}.manifest.json").exists():
             constants = {"question": "What?", "answer_kind": "number", "metadata": "{}"}
-            problems = used.with_columns(**{name: pl.lit(text) for name, text in constants.items()}).select(list(PROBLEMS.columns))
+            problems = used.with_columns(**{name: pl.lit(text) for name, text in constants.items()}).select(
+                list(PROBLEMS.columns)
+            )
             publish_frame(RunPaths(run).problems, split, problems, PROBLEMS)
 
 
 def _ask_for(run: Path, frame: pl.DataFrame) -> None:
     plain = manifests.read_json(RunPaths(run).config)
-    sizes = dict(frame.group_by("phase").agg(pl.len() // pl.struct("iteration", "model", "problem_id").n_unique()).rows())
-    fields = {COLD: ("protocol", "cold_samples"), RESCUE: ("protocol", "rescue_samples"), EVALUATE: ("evaluation", "samples")}
+    sizes = dict(
+        frame.group_by("phase").agg(pl.len() // pl.struct("iteration", "model", "problem_id").n_unique()).rows()
+    )
+    fields = {
+        COLD: ("protocol", "cold_samples"),
+        RESCUE: ("protocol", "rescue_samples"),
+        EVALUATE: ("evaluation", "samples"),
+    }
     for phase, (section, field) in fields.items():
         plain[section][field] = sizes.get(phase, plain[section][field])
     practised = frame.filter(pl.col("phase") != EVALUATE)["problem_id"].n_unique()
@@ -128,6 +178,8 @@ def evaluation_rows(correct: dict[str, list[list[bool]]], iteration: int) -> lis
 
 def pick(frame: pl.DataFrame, **where: Any) -> dict[str, Any]:
     """The only row with these values."""
-    rows = frame.filter(pl.all_horizontal(pl.col(k).is_null() if v is None else pl.col(k) == v for k, v in where.items()))
+    rows = frame.filter(
+        pl.all_horizontal(pl.col(k).is_null() if v is None else pl.col(k) == v for k, v in where.items())
+    )
     assert rows.height == 1, f"{rows.height} rows for {where}"
     return rows.row(0, named=True)

@@ -113,7 +113,10 @@ def running_cluster(nodes: int = 4) -> Iterator[DevCluster]:
     require_slurm()
     remove_abandoned()
     port = free_ports(2 + nodes)
-    with tempfile.TemporaryDirectory(prefix=FOLDER_PREFIX, dir="/tmp", ignore_cleanup_errors=True) as folder, _owned(Path(folder)):
+    with (
+        tempfile.TemporaryDirectory(prefix=FOLDER_PREFIX, dir="/tmp", ignore_cleanup_errors=True) as folder,
+        _owned(Path(folder)),
+    ):
         cluster = DevCluster(Path(folder, "c"), port=port, prefix=f"t{port}n")
         try:
             cluster.up(nodes)
@@ -173,5 +176,7 @@ def _run(command: tuple[str, ...], env: dict[str, str]) -> str:
         raise ClusterError(f"no {command[0]} on this machine")
     done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=180, check=False)
     if done.returncode:
-        raise ClusterError(f"{' '.join(command)} ended with status {done.returncode}: {done.stderr.strip() or done.stdout.strip()}")
+        raise ClusterError(
+            f"{' '.join(command)} ended with status {done.returncode}: {done.stderr.strip() or done.stdout.strip()}"
+        )
     return done.stdout

@@ -98,14 +98,18 @@ class Disturber:
         records = SubmissionFolder(RunPaths(self.run_folder).slurm).read(OPEN, ENDED, FAILED)
         return Counter(task for record in records for element in record.elements for task in element)
 
-    # --- the launcher ---------------------------------------------------------------------------------------------------
+    # --- the launcher ----------------------------------------------------------------------------
 
     def _start(self) -> None:
         entries = ";".join(f"hold {f.point}@{f.place}:{self._marker(n)}" for n, f in enumerate(self.faults))
         environment = {**self.cluster.environment(), "CORE_HPC_FAULT": entries}
         with (self.folder / "launcher.log").open("ab") as log:
             self._process = subprocess.Popen(
-                [sys.executable, "-m", "core_hpc.launch", str(self.sweep)], cwd=ROOT, env=environment, stdout=log, stderr=log
+                [sys.executable, "-m", "core_hpc.launch", str(self.sweep)],
+                cwd=ROOT,
+                env=environment,
+                stdout=log,
+                stderr=log,
             )
         self.starts += 1
 
@@ -130,7 +134,7 @@ class Disturber:
         self._wait(lambda: process.poll() is not None, "the end of the launcher")
         self._start()
 
-    # --- waiting --------------------------------------------------------------------------------------------------------
+    # --- waiting ---------------------------------------------------------------------------------
 
     def _marker(self, number: int) -> Path:
         return self.folder / f"fault{number:03d}"
@@ -166,7 +170,9 @@ class Disturber:
         while not ready():
             if time.monotonic() > deadline:
                 log = (self.folder / "launcher.log").read_text()[-3000:]
-                raise AssertionError(f"waited in vain for {what}; queue:\n{self.cluster.run('squeue', '-a')}\nlauncher:\n{log}")
+                raise AssertionError(
+                    f"waited in vain for {what}; queue:\n{self.cluster.run('squeue', '-a')}\nlauncher:\n{log}"
+                )
             time.sleep(0.1)
 
     def wait_gone(self, held: Held) -> None:
@@ -174,7 +180,7 @@ class Disturber:
         self._wait(lambda: not psutil.pid_exists(held.pid), f"the end of process {held.pid}")
 
 
-# --- deeds -----------------------------------------------------------------------------------------------------------------
+# --- deeds ---------------------------------------------------------------------------------------
 
 
 def _kill_worker(d: Disturber, fault: Fault, held: Held) -> None:
@@ -205,7 +211,10 @@ def _cancel_pending(d: Disturber, fault: Fault, held: Held) -> None:
     array = d.cluster.run("squeue", "-h", "-j", held.job, "-O", "ArrayJobID").strip()
     folder = SubmissionFolder(RunPaths(d.run_folder).slurm)
     (record,) = (s for s in folder.read(OPEN) if str(s.job) == array)
-    waiting = [line.split() for line in d.cluster.run("squeue", "-h", "-r", "-j", array, "-t", "PD", "-o", "%K %T").splitlines()]
+    waiting = [
+        line.split()
+        for line in d.cluster.run("squeue", "-h", "-r", "-j", array, "-t", "PD", "-o", "%K %T").splitlines()
+    ]
     assert waiting, "no element waits"
     for index, _ in waiting:
         d.cluster.run("scancel", f"{array}_{index}")
@@ -234,10 +243,23 @@ def _preempt(d: Disturber, fault: Fault, held: Held) -> None:
     """A job of a higher partition takes the node. SLURM puts ours back, or they end within the grace and we submit again."""
     hit = _under_way(d)
     blocker = d.cluster.run(
-        "sbatch", "--parsable", "-p", "main", "-w", held.node, "--exclusive", "--time=5", "-o", "/dev/null", "--wrap", "sleep 300"
+        "sbatch",
+        "--parsable",
+        "-p",
+        "main",
+        "-w",
+        held.node,
+        "--exclusive",
+        "--time=5",
+        "-o",
+        "/dev/null",
+        "--wrap",
+        "sleep 300",
     ).strip()
     d.wait_gone(held)
-    d._wait(lambda: d.cluster.run("squeue", "-h", "-j", blocker, "-o", "%T").strip() == "RUNNING", "the job that preempts")
+    d._wait(
+        lambda: d.cluster.run("squeue", "-h", "-j", blocker, "-o", "%T").strip() == "RUNNING", "the job that preempts"
+    )
     d.cluster.run("scancel", blocker)
     d.extra.update(hit | _under_way(d))
 
@@ -288,7 +310,11 @@ def _corrupt(d: Disturber, fault: Fault, held: Held) -> None:
     key = TaskKey.parse(fault.task)
     source = run.graph().inputs(key)[-1]  # a rescue without rescues does not read its adapter, which comes first
     manifest = manifests.read_manifest(run.paths.task_manifest(source))
-    path = next(manifest.path.parent / f.name for f in manifest.files if f.name.endswith((".parquet", "adapter_model.safetensors")))
+    path = next(
+        manifest.path.parent / f.name
+        for f in manifest.files
+        if f.name.endswith((".parquet", "adapter_model.safetensors"))
+    )
     content = bytearray(path.read_bytes())
     content[len(content) // 2] ^= 255
     path.write_bytes(bytes(content))

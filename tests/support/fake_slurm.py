@@ -17,9 +17,11 @@ from core_hpc.store import manifests
 from core_hpc.store.paths import TaskKey
 
 SWEEP = {
-    "name": "s", "iterations": 2, "team": [{"name": "a", "model": "x"}, {"name": "b", "model": "y"}],
+    "name": "s",
+    "iterations": 2,
+    "team": [{"name": "a", "model": "x"}, {"name": "b", "model": "y"}],
     "problems": {"train": {"source": "generated", "count": 40}, "evaluation": {"source": "generated", "count": 4}},
-}  # fmt: skip
+}
 
 
 class FakeSlurm(Slurm):
@@ -56,7 +58,9 @@ class FakeSlurm(Slurm):
         assert job is not None
         self.entries[job] = QueueEntry(job, submission.name, state, reason, node, 0)
 
-    def submit(self, folder: SubmissionFolder, submission: Submission, cluster: ClusterSection, run_root: Path) -> Submission:
+    def submit(
+        self, folder: SubmissionFolder, submission: Submission, cluster: ClusterSection, run_root: Path
+    ) -> Submission:
         if self.refusals:
             raise RefusedError(self.refusals.pop(0))
         taken = replace(submission, job=100 + len(self.submitted))

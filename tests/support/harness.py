@@ -21,19 +21,32 @@ from core_hpc.store.schema import HINTS, ROLLOUTS, SCORES, STEPS, UPDATE
 ROOT = Path(__file__).parents[2]
 
 
-def launch(sweep: Path, *arguments: str, env: dict[str, str] | None = None, timeout_s: float = 300) -> subprocess.CompletedProcess[str]:
+def launch(
+    sweep: Path, *arguments: str, env: dict[str, str] | None = None, timeout_s: float = 300
+) -> subprocess.CompletedProcess[str]:
     """Run the launcher to its end."""
     return subprocess.run(
-        [sys.executable, "-m", "core_hpc.launch", str(sweep), *arguments], cwd=ROOT, env={**os.environ, "COLUMNS": "200", **(env or {})},
-        capture_output=True, text=True, timeout=timeout_s, check=False,
-    )  # fmt: skip
+        [sys.executable, "-m", "core_hpc.launch", str(sweep), *arguments],
+        cwd=ROOT,
+        env={**os.environ, "COLUMNS": "200", **(env or {})},
+        capture_output=True,
+        text=True,
+        timeout=timeout_s,
+        check=False,
+    )
 
 
-def launch_and_kill(sweep: Path, when: Callable[[], bool], log: Path, *, env: dict[str, str] | None = None, timeout_s: float = 300) -> bool:
+def launch_and_kill(
+    sweep: Path, when: Callable[[], bool], log: Path, *, env: dict[str, str] | None = None, timeout_s: float = 300
+) -> bool:
     """Start the launcher and SIGKILL it as soon as `when()`; False if it ended before by itself."""
     with log.open("ab") as out:
         process = subprocess.Popen(
-            [sys.executable, "-m", "core_hpc.launch", str(sweep)], cwd=ROOT, env={**os.environ, **(env or {})}, stdout=out, stderr=out
+            [sys.executable, "-m", "core_hpc.launch", str(sweep)],
+            cwd=ROOT,
+            env={**os.environ, **(env or {})},
+            stdout=out,
+            stderr=out,
         )
     deadline = time.monotonic() + timeout_s
     try:

@@ -46,11 +46,25 @@ class Page(HTMLParser):
 
 
 ESCAPES = {
-    r"\textbackslash{}": "\\", r"\textasciitilde{}": "~", r"\textasciicircum{}": "^", r"\textless{}": "<", r"\textgreater{}": ">",
-    r"\textbar{}": "|", r"$\rightarrow$": "→", r"$-$": "-", r"\{": "{", r"\}": "}", r"\$": "$", r"\&": "&", r"\#": "#", r"\%": "%",
+    r"\textbackslash{}": "\\",
+    r"\textasciitilde{}": "~",
+    r"\textasciicircum{}": "^",
+    r"\textless{}": "<",
+    r"\textgreater{}": ">",
+    r"\textbar{}": "|",
+    r"$\rightarrow$": "→",
+    r"$-$": "-",
+    r"\{": "{",
+    r"\}": "}",
+    r"\$": "$",
+    r"\&": "&",
+    r"\#": "#",
+    r"\%": "%",
     r"\_": "_",
-}  # fmt: skip
-_TOKEN = re.compile("|".join(re.escape(code) for code in sorted(ESCAPES, key=len, reverse=True)) + r"|\\[a-zA-Z]+\*?|[{}$&#%~^_\\]")
+}
+_TOKEN = re.compile(
+    "|".join(re.escape(code) for code in sorted(ESCAPES, key=len, reverse=True)) + r"|\\[a-zA-Z]+\*?|[{}$&#%~^_\\]"
+)
 
 
 def latex_rows(text: str) -> list[list[str]]:
@@ -103,4 +117,7 @@ def markdown_rows(text: str) -> list[list[str]]:
     lines = [line for line in text.splitlines() if line.startswith("| ")]
     rows = [re.split(r"(?<!\\)\|", line)[1:-1] for line in lines]
     assert all(set(cell.strip()) == {"-"} for cell in rows[1])
-    return [[re.sub(r"\\([\\|*<`])", r"\1", re.sub(r"(?<!\\)\*\*", "", cell)).strip() for cell in row] for row in (rows[0], *rows[2:])]
+    return [
+        [re.sub(r"\\([\\|*<`])", r"\1", re.sub(r"(?<!\\)\*\*", "", cell)).strip() for cell in row]
+        for row in (rows[0], *rows[2:])
+    ]

@@ -28,11 +28,17 @@ def make_rows(seed: int) -> list[dict[str, Any]]:
         for k in range(1 if p == 4 else 3):
             # One long completion takes a rank of its own, the short ones make several micro-batches on the other.
             ids = [rng.randrange(VOCABULARY) for _ in range(60 if (p, k) == (1, 2) else rng.randint(2, 8))]
-            rows.append({
-                "key": [p, k], "problem_id": f"p{p}", "prompt_token_ids": [*prompt, 7, 7] if k == 2 else prompt,
-                "completion_token_ids": ids, "behaviour_logprobs": [-4.8 + rng.gauss(0, 0.3) for _ in ids],
-                "advantage": rng.gauss(0, 1), "weight": 0.8 if k == 2 else 1.0,
-            })  # fmt: skip
+            rows.append(
+                {
+                    "key": [p, k],
+                    "problem_id": f"p{p}",
+                    "prompt_token_ids": [*prompt, 7, 7] if k == 2 else prompt,
+                    "completion_token_ids": ids,
+                    "behaviour_logprobs": [-4.8 + rng.gauss(0, 0.3) for _ in ids],
+                    "advantage": rng.gauss(0, 1),
+                    "weight": 0.8 if k == 2 else 1.0,
+                }
+            )
     return rows
 
 
@@ -48,8 +54,15 @@ def launch(folder: Path, name: str, num_ranks: int, *checks: str, gpus: str = ""
         s.bind(("127.0.0.1", 0))
         port = s.getsockname()[1]
     path = os.pathsep.join([str(Path(__file__).parents[2]), *filter(None, [os.environ.get("PYTHONPATH")])])
-    environment = {**os.environ, "WORLD_SIZE": str(num_ranks), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port),
-                   "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": gpus, "PYTHONPATH": path}  # fmt: skip
+    environment = {
+        **os.environ,
+        "WORLD_SIZE": str(num_ranks),
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": str(port),
+        "OMP_NUM_THREADS": "1",
+        "CUDA_VISIBLE_DEVICES": gpus,
+        "PYTHONPATH": path,
+    }
     command = [sys.executable, str(SCRIPT), str(folder), name, *checks]
     logs = [folder / f"{name}.{rank}.log" for rank in range(num_ranks)]
     ranks = []
@@ -141,7 +154,9 @@ def plain_updates(
         yield metrics
 
 
-def plain_adapters(folder: Path, order: list[list[str]]) -> list[tuple[dict[str, torch.Tensor], list[dict[str, float]]]]:
+def plain_adapters(
+    folder: Path, order: list[list[str]]
+) -> list[tuple[dict[str, torch.Tensor], list[dict[str, float]]]]:
     """Adapters after both tasks, with the metrics of their steps, without DeepSpeed, micro-batches or any code of core_hpc."""
     import peft
     import transformers
@@ -149,7 +164,9 @@ def plain_adapters(folder: Path, order: list[list[str]]) -> list[tuple[dict[str,
     base = transformers.AutoModelForCausalLM.from_pretrained(folder / "model")
     names = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
     torch.manual_seed(11)
-    model = peft.get_peft_model(base, peft.LoraConfig(r=4, lora_alpha=8, target_modules=names, task_type="CAUSAL_LM")).eval()
+    model = peft.get_peft_model(
+        base, peft.LoraConfig(r=4, lora_alpha=8, target_modules=names, task_type="CAUSAL_LM")
+    ).eval()
 
     def reference(row: dict[str, Any]) -> torch.Tensor:
         with model.disable_adapter():
@@ -157,5 +174,10 @@ def plain_adapters(folder: Path, order: list[list[str]]) -> list[tuple[dict[str,
 
     results = []
     for metrics in plain_updates(model, reference, order):
-        results.append(({n.replace(".default", ""): p.detach().clone() for n, p in model.named_parameters() if p.requires_grad}, metrics))
+        results.append(
+            (
+                {n.replace(".default", ""): p.detach().clone() for n, p in model.named_parameters() if p.requires_grad},
+                metrics,
+            )
+        )
     return results

@@ -22,11 +22,29 @@ AFTER = {"ada": [[1, 1, 1, 0], [0, 0, 0, 1], [1, 1, 1, 1]], "bob": [[0, 0, 1, 0]
 def score(**values: Any) -> dict[str, Any]:
     """One full score row."""
     return {
-        "run_id": "demo", "iteration": 1, "phase": COLD, "model": "ada", "problem_id": "p0", "sample_index": 0,
-        "correct": False, "verdict": "wrong", "cold_failed": None, "hint_given": False, "teacher_model": None,
-        "num_completion_tokens": 1, "truncated": False, "exploit": 0.0, "explore": 0.0, "rescue": 0.0, "trace_accuracy": 0.0,
-        "cross": 0.0, "reward": 0.0, "advantage": 0.0, "zero_signal": True, **values,
-    }  # fmt: skip
+        "run_id": "demo",
+        "iteration": 1,
+        "phase": COLD,
+        "model": "ada",
+        "problem_id": "p0",
+        "sample_index": 0,
+        "correct": False,
+        "verdict": "wrong",
+        "cold_failed": None,
+        "hint_given": False,
+        "teacher_model": None,
+        "num_completion_tokens": 1,
+        "truncated": False,
+        "exploit": 0.0,
+        "explore": 0.0,
+        "rescue": 0.0,
+        "trace_accuracy": 0.0,
+        "cross": 0.0,
+        "reward": 0.0,
+        "advantage": 0.0,
+        "zero_signal": True,
+        **values,
+    }
 
 
 def step(**values: Any) -> dict[str, Any]:
@@ -50,25 +68,46 @@ def full_run(folder: Path) -> Path:
     """A finished run of one iteration: ada failed t0 and t1 cold, bob taught it, and its first hinted completions are correct."""
     run = make_run(folder)
     cold = [
-        rollout(model=m, problem_id=t, sample_index=s, correct=m == "bob", text=f"cold {m} {t} {s} {MARKUP}", answer="7")
-        for m in ("ada", "bob") for t in ("t0", "t1") for s in range(2)
-    ]  # fmt: skip
+        rollout(
+            model=m, problem_id=t, sample_index=s, correct=m == "bob", text=f"cold {m} {t} {s} {MARKUP}", answer="7"
+        )
+        for m in ("ada", "bob")
+        for t in ("t0", "t1")
+        for s in range(2)
+    ]
     rescues = [
         rollout(
-            phase=RESCUE, model="ada", problem_id=t, sample_index=s, hint_given=s < 2, correct=s == 1, cold_failed=True,
-            teacher_model="bob", teacher_sample_index=0, text=f"rescue {t} {s} {MARKUP}",
+            phase=RESCUE,
+            model="ada",
+            problem_id=t,
+            sample_index=s,
+            hint_given=s < 2,
+            correct=s == 1,
+            cold_failed=True,
+            teacher_model="bob",
+            teacher_sample_index=0,
+            text=f"rescue {t} {s} {MARKUP}",
         )
-        for t in ("t0", "t1") for s in range(3)
-    ]  # fmt: skip
+        for t in ("t0", "t1")
+        for s in range(3)
+    ]
     publish_rollouts(run, [*evaluation_rows(BEFORE, 0), *evaluation_rows(AFTER, 1), *cold, *rescues])
     hints = [
         {
-            "run_id": "demo", "iteration": 1, "model": "ada", "problem_id": t, "cold_failed": True,
-            "teacher_model": "bob", "teacher_sample_index": 0, "hint": f"hint {t} {MARKUP}", "num_hint_tokens": 5,
-            "reason": "rescue", "hint_draws": [True, True, False],
+            "run_id": "demo",
+            "iteration": 1,
+            "model": "ada",
+            "problem_id": t,
+            "cold_failed": True,
+            "teacher_model": "bob",
+            "teacher_sample_index": 0,
+            "hint": f"hint {t} {MARKUP}",
+            "num_hint_tokens": 5,
+            "reason": "rescue",
+            "hint_draws": [True, True, False],
         }
         for t in ("t0", "t1")
-    ]  # fmt: skip
+    ]
     publish_frame(RunPaths(run).phase_folder(HINT, 1), f"{TEAM}-p000", pl.DataFrame(hints, schema=HINTS.schema), HINTS)
     publish_scores(run, [score(**{name: row[name] for name in (*_KEY, "correct")}) for row in (*cold, *rescues)])
     for model in ("ada", "bob"):

@@ -33,8 +33,17 @@ def make_tiny_model(folder: Path, *, seed: int = 0, chat: bool = False, hidden: 
     tokenizer = byte_tokenizer(template=template)
     torch.manual_seed(seed)
     config = LlamaConfig(
-        vocab_size=len(tokenizer), hidden_size=hidden, intermediate_size=2 * hidden, num_hidden_layers=2, num_attention_heads=4,
-        num_key_value_heads=2, max_position_embeddings=1024, bos_token_id=0, eos_token_id=1, pad_token_id=1, tie_word_embeddings=True,
+        vocab_size=len(tokenizer),
+        hidden_size=hidden,
+        intermediate_size=2 * hidden,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        max_position_embeddings=1024,
+        bos_token_id=0,
+        eos_token_id=1,
+        pad_token_id=1,
+        tie_word_embeddings=True,
     )
     LlamaForCausalLM(config).save_pretrained(folder)
     tokenizer.save_pretrained(folder)
@@ -48,15 +57,23 @@ def tiny_sweep(path: Path, models: list[Path], output: Path, **changes: Any) -> 
         "seed": 7,
         "iterations": 2,
         "output": str(output),
-        "team": [{"name": f"m{i}", "model": str(model), "engine": "fake", "lora": {"rank": 4}} for i, model in enumerate(models)],
+        "team": [
+            {"name": f"m{i}", "model": str(model), "engine": "fake", "lora": {"rank": 4}}
+            for i, model in enumerate(models)
+        ],
         "problems": {
             "train": {"source": "generated", "task": "addition_chain", "count": 8, "seed": 1},
             "evaluation": {"source": "generated", "task": "addition_chain", "count": 6, "seed": 2},
             "num_examples": 1,
         },
         "protocol": {
-            "problems_per_iteration": 4, "problems_per_part": 2, "cold_samples": 3, "rescue_samples": 2, "hint_tokens": 64,
-            "hint_probability": 0.5, "sampling": {"max_new_tokens": 48, "temperature": 1.0, "top_p": 1.0},
+            "problems_per_iteration": 4,
+            "problems_per_part": 2,
+            "cold_samples": 3,
+            "rescue_samples": 2,
+            "hint_tokens": 64,
+            "hint_probability": 0.5,
+            "sampling": {"max_new_tokens": 48, "temperature": 1.0, "top_p": 1.0},
         },
         "reward": {"distance": {"embedder": "fake:hashing"}},
         "update": {"problems_per_step": 2, "learning_rate": 0.001},

@@ -53,7 +53,11 @@ def test_both_mixes_have_the_same_work(size: str) -> None:
     assert max(len(r.completion_token_ids) for r in long) > 3 * mean
     for rows in (uniform, long):
         assert len({r.problem_id for r in rows}) == problems
-        assert all(a.prompt_token_ids == b.prompt_token_ids for a, b in itertools.pairwise(rows) if a.problem_id == b.problem_id)
+        assert all(
+            a.prompt_token_ids == b.prompt_token_ids
+            for a, b in itertools.pairwise(rows)
+            if a.problem_id == b.problem_id
+        )
         # TRL's batches must fill its optimizer steps exactly.
         assert len(rows) % (update_trl.STEPS * min(update_trl.BATCHES)) == 0
 
@@ -72,14 +76,23 @@ def test_the_plain_loss_is_ours() -> None:
     generator, lengths = torch.Generator().manual_seed(0), [3, 1, 7, 4]
     total, row = sum(lengths), torch.repeat_interleave(torch.arange(4), torch.tensor(lengths))
     old, reference, shift = (-3 * torch.rand(total, generator=generator, dtype=torch.float64) for _ in range(3))
-    advantage, weight = torch.tensor([1.3, -0.7, -0.2, 0.9], dtype=torch.float64), torch.tensor([1.0, 1.0, 0.8, 0.8], dtype=torch.float64)
+    advantage, weight = (
+        torch.tensor([1.3, -0.7, -0.2, 0.9], dtype=torch.float64),
+        torch.tensor([1.0, 1.0, 0.8, 0.8], dtype=torch.float64),
+    )
     options = UpdateSection(importance={"kind": "none"})
 
     mine = (old + 0.3 * (shift + 1.5)).requires_grad_()
     batch = TokenBatch(
-        old_M=old, reference_M=reference, importance_M=torch.ones_like(old), row_M=row, lengths_N=torch.tensor(lengths),
-        advantage_N=advantage, weight_N=weight, rescue_N=weight < 1,
-    )  # fmt: skip
+        old_M=old,
+        reference_M=reference,
+        importance_M=torch.ones_like(old),
+        row_M=row,
+        lengths_N=torch.tensor(lengths),
+        advantage_N=advantage,
+        weight_N=weight,
+        rescue_N=weight < 1,
+    )
     terms = objective(mine, batch, options, StepSize(4, total, 16))
     assert terms.clipped_M.any()
     terms.loss.backward()

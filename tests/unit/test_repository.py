@@ -35,7 +35,10 @@ def test_every_shipped_sweep_is_valid(path: Path) -> None:
             check_counts(run.config, make_splits(run.config.problems))
 
 
-@pytest.mark.parametrize("module", ["core_hpc.launch", "core_hpc.local.executor", "core_hpc.schedule.scheduler", "core_hpc.runs.folder", "analysis"])
+@pytest.mark.parametrize(
+    "module",
+    ["core_hpc.launch", "core_hpc.local.executor", "core_hpc.schedule.scheduler", "core_hpc.runs.folder", "analysis"],
+)
 def test_light_modules_load_nothing_heavy(module: str) -> None:
     heavy = "{'torch', 'transformers', 'vllm', 'deepspeed', 'peft', 'sentence_transformers', 'submitit'}"
     assert python(f"import sys, {module}; print({heavy} & set(sys.modules))").strip() == "set()"

@@ -14,7 +14,12 @@ SCRIPTS = sorted(p for p in (ROOT / "slurm").rglob("*") if p.suffix in (".sh", "
 
 def bash(code: str, *arguments: str, cwd: Path, **env: str) -> str:
     done = subprocess.run(
-        ["bash", "-c", code, "bash", *arguments], cwd=cwd, env={**os.environ, **env}, capture_output=True, text=True, check=False
+        ["bash", "-c", code, "bash", *arguments],
+        cwd=cwd,
+        env={**os.environ, **env},
+        capture_output=True,
+        text=True,
+        check=False,
     )
     assert done.returncode == 0, done.stderr
     return done.stdout
@@ -41,7 +46,9 @@ def test_shellcheck_finds_nothing(path: Path) -> None:
 def test_node_local_caches_live_as_long_as_the_job(tmp_path: Path) -> None:
     script = ROOT / "slurm" / "setup" / "node_local.sh"
     code = 'set -eu; source "$1"; mkdir -p "$TRITON_CACHE_DIR"; ls "$SLURM_TMPDIR"; env'
-    told = bash(code, str(script), cwd=tmp_path, SLURM_TMPDIR=str(tmp_path), SLURM_JOB_ID="17", XDG_CACHE_HOME="/weights").splitlines()
+    told = bash(
+        code, str(script), cwd=tmp_path, SLURM_TMPDIR=str(tmp_path), SLURM_JOB_ID="17", XDG_CACHE_HOME="/weights"
+    ).splitlines()
     folder = told[0]
     assert folder.startswith("core_hpc-17-")
     env = dict(line.split("=", 1) for line in told[1:] if "=" in line)
@@ -76,7 +83,9 @@ def test_node_local_hands_on_what_was_compiled(tmp_path: Path) -> None:
 
 def test_node_local_keeps_the_status_of_the_script(tmp_path: Path) -> None:
     script = ROOT / "slurm" / "setup" / "node_local.sh"
-    done = subprocess.run(["bash", "-c", f'source "{script}"; exit 7'], env={**os.environ, "TMPDIR": str(tmp_path)}, check=False)
+    done = subprocess.run(
+        ["bash", "-c", f'source "{script}"; exit 7'], env={**os.environ, "TMPDIR": str(tmp_path)}, check=False
+    )
     assert done.returncode == 7
     assert list(tmp_path.iterdir()) == []
 
@@ -90,10 +99,19 @@ def test_container_passes_arguments_and_binds_folders(tmp_path: Path) -> None:
     apptainer.write_text("#!/bin/bash\nprintf '%s\\n' \"$@\"\n")
     apptainer.chmod(0o755)
     told = bash(
-        '"$@"', str(ROOT / "slurm" / "setup" / "container.sh"), "image.sif", "python", "-c", "two words", "",
-        cwd=tmp_path / "project", PATH=f"{tmp_path / 'bin'}:{os.environ['PATH']}", CORE_HPC_CACHE=str(tmp_path / "weights"),
-        HF_HOME="", CORE_HPC_NODE_LOCAL="",
-    ).split("\n")[:-1]  # fmt: skip
+        '"$@"',
+        str(ROOT / "slurm" / "setup" / "container.sh"),
+        "image.sif",
+        "python",
+        "-c",
+        "two words",
+        "",
+        cwd=tmp_path / "project",
+        PATH=f"{tmp_path / 'bin'}:{os.environ['PATH']}",
+        CORE_HPC_CACHE=str(tmp_path / "weights"),
+        HF_HOME="",
+        CORE_HPC_NODE_LOCAL="",
+    ).split("\n")[:-1]
     assert told[:2] == ["exec", "--nv"]
     assert told[-5:] == ["image.sif", "python", "-c", "two words", ""]
     bound = [b for a, b in itertools.pairwise(told) if a == "--bind"]

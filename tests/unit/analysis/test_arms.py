@@ -30,7 +30,9 @@ def data(seed: int | None, *counts: pl.DataFrame, models: tuple[str, ...] = TEAM
     """A run of these counts; seed None: imported predictions."""
     team = [{"name": name, "model": "fake:any", "engine": "fake"} for name in models]
     run_config = None if seed is None else config(seed=seed, team=team, evaluation={"samples": 4}, **changes)
-    return RunData(Path(f"/nowhere/sweep/{seed}"), run_config, list(models), pl.concat(counts), pl.DataFrame(schema=ANSWERS))
+    return RunData(
+        Path(f"/nowhere/sweep/{seed}"), run_config, list(models), pl.concat(counts), pl.DataFrame(schema=ANSWERS)
+    )
 
 
 def held_out(c: Any, iteration: int, n: int = 4) -> pl.DataFrame:
@@ -39,8 +41,13 @@ def held_out(c: Any, iteration: int, n: int = 4) -> pl.DataFrame:
 
 def cases(rng: np.random.Generator, num_problems: int = 60) -> pl.DataFrame:
     """Rescues of ada, hard and easy problems, with and without the hint."""
-    tried = [(f"t{p:03d}", *(int(rng.binomial(n, x)) for n, x in ((3, rng.beta(1, 1)), (2, 0.3)))) for p in range(num_problems)]
-    return rescue_counts([{"problem": p, "student": "ada", "teacher": "bob", "hinted": (a, 3), "control": (b, 2)} for p, a, b in tried])
+    tried = [
+        (f"t{p:03d}", *(int(rng.binomial(n, x)) for n, x in ((3, rng.beta(1, 1)), (2, 0.3))))
+        for p in range(num_problems)
+    ]
+    return rescue_counts(
+        [{"problem": p, "student": "ada", "teacher": "bob", "hinted": (a, 3), "control": (b, 2)} for p, a, b in tried]
+    )
 
 
 def table(named: dict[str, list[RunData]], ks: tuple[int, ...] = (1, 2)) -> pl.DataFrame:
@@ -51,19 +58,27 @@ def table(named: dict[str, list[RunData]], ks: tuple[int, ...] = (1, 2)) -> pl.D
 
 def test_levels_by_hand() -> None:
     """Two seeds, two problems, four completions a model; the second arm has no evaluation of the untrained models."""
-    first = [data(s, held_out([[0, 2], [1, 0]], 0), held_out(c, 3)) for s, c in ((2, [[4, 2], [1, 1]]), (1, [[4, 0], [1, 1]]))]
+    first = [
+        data(s, held_out([[0, 2], [1, 0]], 0), held_out(c, 3))
+        for s, c in ((2, [[4, 2], [1, 1]]), (1, [[4, 0], [1, 1]]))
+    ]
     second = [data(s, held_out([[4, 4], [4, 4]], 2), update={"kl_weight": 0.0}) for s in (1, 2)]
     frame = table({"one": first, "two": second})
     assert frame["arm"].unique(maintain_order=True).to_list() == [BASE, "one", "two"]
     ada = pick(frame, arm="one", seed=MEAN, measure="pass", model="ada", k=1)
     assert ada["estimate"] == pytest.approx((6 / 8 + 4 / 8) / 2)
     assert (ada["num_seeds"], ada["seed_min"], ada["seed_max"], ada["num_problems"]) == (2, 4 / 8, 6 / 8, 2)
-    of_two = pick(frame, arm="one", seed="2", measure="team_pass", k=1)  # only one problem can be failed: by both at once
+    of_two = pick(
+        frame, arm="one", seed="2", measure="team_pass", k=1
+    )  # only one problem can be failed: by both at once
     assert of_two["estimate"] == pytest.approx(1 - (2 / 4) * (3 / 4) / 2)
     team = pick(frame, arm="one", seed=MEAN, measure="team_pass", k=1)
     assert team["estimate"] == pytest.approx(((1 - (2 / 4) * (3 / 4) / 2) + (1 - (4 / 4) * (3 / 4) / 2)) / 2)
     matched = pick(frame, arm="one", seed=MEAN, measure="matched_pass", model="bob", k=1)
-    assert (matched["candidates"], matched["estimate"]) == (2, pytest.approx(1 / 2))  # one of four is right: half of all pairs have it
+    assert (matched["candidates"], matched["estimate"]) == (
+        2,
+        pytest.approx(1 / 2),
+    )  # one of four is right: half of all pairs have it
     assert pick(frame, arm=BASE, seed=MEAN, measure="pass", model="ada", k=1)["estimate"] == 2 / 8
     assert pick(frame, arm="two", seed=MEAN, measure="team_pass", k=2)["estimate"] == 1
     assert frame.filter(arm=BASE)["measure"].unique().sort().to_list() == ["matched_pass", "pass", PHI, "team_pass"]
@@ -127,7 +142,9 @@ def test_the_correlation_of_seeds_is_the_mean_of_theirs() -> None:
         for c in sides:
             a, b = 1 - c[:, problems] / 4
             # two draws that are right or wrong: covariance of the chances, over the standard deviations of the draws
-            out.append(float(np.cov(a, b, ddof=0)[0, 1] / np.sqrt(a.mean() * (1 - a.mean()) * b.mean() * (1 - b.mean()))))
+            out.append(
+                float(np.cov(a, b, ddof=0)[0, 1] / np.sqrt(a.mean() * (1 - a.mean()) * b.mean() * (1 - b.mean())))
+            )
         return out
 
     each = phis(list(range(120)))
@@ -143,7 +160,9 @@ def test_equal_seeds_are_no_more_than_one() -> None:
     for measure in ("team_pass", "pass", PHI):
         where = {"measure": measure, "k": 1} | ({"model": "ada"} if measure == "pass" else {})
         one, mean = pick(frame, seed="2", **where), pick(frame, seed=MEAN, **where)
-        assert (mean["estimate"], mean["low"], mean["high"]) == pytest.approx((one["estimate"], one["low"], one["high"]))
+        assert (mean["estimate"], mean["low"], mean["high"]) == pytest.approx(
+            (one["estimate"], one["low"], one["high"])
+        )
 
 
 def test_all_arms_stand_on_the_same_problems() -> None:
@@ -162,19 +181,31 @@ def test_what_is_no_arm() -> None:
     good = [data(1, held_out([[1], [1]], 1))]
     cases_of_error = [
         ([data(1, held_out([[1], [1]], 0))], "no evaluation after training is published yet"),
-        ([data(1, held_out([[1], [1]], 1)), data(2, held_out([[1], [1]], 1), update={"kl_weight": 0.0})], "bad is not one configuration"),
-        ([data(1, counts_frame(4, [[1], [1]], models=("ada", "cy"), iteration=1), models=("ada", "cy"))], "bad has ada, cy: arms are of"),
+        (
+            [data(1, held_out([[1], [1]], 1)), data(2, held_out([[1], [1]], 1), update={"kl_weight": 0.0})],
+            "bad is not one configuration",
+        ),
+        (
+            [data(1, counts_frame(4, [[1], [1]], models=("ada", "cy"), iteration=1), models=("ada", "cy"))],
+            "bad has ada, cy: arms are of",
+        ),
     ]
     for runs, said in cases_of_error:
         with pytest.raises(InputError, match=said):
             arms_of({"good": good, "bad": runs})
     imported = data(None, held_out([[1], [1]], 0))
-    assert [arm.name for arm in arms_of({"imported": [imported], "good": good})] == ["imported", "good"]  # its evaluation 0 is no base
+    assert [arm.name for arm in arms_of({"imported": [imported], "good": good})] == [
+        "imported",
+        "good",
+    ]  # its evaluation 0 is no base
 
 
 def test_report() -> None:
     rng = np.random.default_rng(4)
-    one = [data(s, held_out(rng.integers(0, 3, (2, 20)), 0), held_out(rng.integers(0, 5, (2, 20)), 2), cases(rng)) for s in (1, 2)]
+    one = [
+        data(s, held_out(rng.integers(0, 3, (2, 20)), 0), held_out(rng.integers(0, 5, (2, 20)), 2), cases(rng))
+        for s in (1, 2)
+    ]
     two = [data(s, held_out(rng.integers(0, 5, (2, 20)), 2), protocol={"rescue_samples": 0}) for s in (1, 2)]
     arms = arms_of({"one": one, "two": two})
     frame = arms_table(arms, ks=[1, 4])
@@ -202,7 +233,12 @@ def test_figure_points() -> None:
     frame = table({"one": runs}, ks=(1, 2, 4))
     points = arms_figure(frame).points
     # of k = 4, only the team's figure is defined
-    rows = ["team Pass@1, 2 candidates", "ada Pass@2, 2 candidates", "bob Pass@2, 2 candidates", "team Pass@2, 4 candidates"]
+    rows = [
+        "team Pass@1, 2 candidates",
+        "ada Pass@2, 2 candidates",
+        "bob Pass@2, 2 candidates",
+        "team Pass@2, 4 candidates",
+    ]
     rows += ["ada Pass@4, 4 candidates", "bob Pass@4, 4 candidates", "team Pass@4, 8 candidates"]
     assert points["row"].unique(maintain_order=True).to_list() == rows
     own = pick(points, row="bob Pass@4, 4 candidates", arm="one", seed="2")

@@ -68,7 +68,9 @@ def test_compare_with_itself_finds_nothing(run: Path, printed: Printed) -> None:
 
 
 def test_compare_a_run_with_its_beginning(run: Path, printed: Printed, capsys: pytest.CaptureFixture[str]) -> None:
-    frame = pl.read_csv(printed("compare", run, run, "--iteration", "0", "1", "--k", "1", "--format", "csv")[0].encode())
+    frame = pl.read_csv(
+        printed("compare", run, run, "--iteration", "0", "1", "--k", "1", "--format", "csv")[0].encode()
+    )
     ada = frame.filter(measure="pass", model="ada").row(0, named=True)
     assert (ada["a"], ada["b"]) == (pytest.approx(5 / 12), pytest.approx(8 / 12))
     assert "A untrained, B after iteration 1" in printed("compare", run, run, "--iteration", "0", "1")[0]
@@ -81,11 +83,22 @@ def test_arms(run: Path, tmp_path: Path, printed: Printed) -> None:
     shutil.copytree(run.parent, tmp_path / "other" / "demo")
     out, _ = printed("arms", run.parent, tmp_path / "other" / "demo", "--out", tmp_path / "out", "--k", "1", "2")
     name = tmp_path.name
-    for part in ("Held-out problems by arm", "base", f"{name}/demo", "other/demo", "Rescues and errors by arm", "+50.0"):
+    for part in (
+        "Held-out problems by arm",
+        "base",
+        f"{name}/demo",
+        "other/demo",
+        "Rescues and errors by arm",
+        "+50.0",
+    ):
         assert part in out
     frame = pl.read_csv(tmp_path / "out" / "tables" / "arms.csv")
     levels = frame.filter(measure="pass", model="ada", k=1, seed="mean").select("arm", "estimate").rows()
-    assert levels == [("base", pytest.approx(5 / 12)), (f"{name}/demo", pytest.approx(8 / 12)), ("other/demo", pytest.approx(8 / 12))]
+    assert levels == [
+        ("base", pytest.approx(5 / 12)),
+        (f"{name}/demo", pytest.approx(8 / 12)),
+        ("other/demo", pytest.approx(8 / 12)),
+    ]
     kinds = {path.relative_to(tmp_path / "out").as_posix() for path in (tmp_path / "out").rglob("*.*")}
     tables = {f"tables/{table}.{end}" for table in ("arms", "arms_errors") for end in ("csv", "json", "md", "tex")}
     assert kinds == tables | {f"figures/arms.{end}" for end in ("pdf", "svg", "png", "csv")}
@@ -120,7 +133,9 @@ def test_what_is_damaged_is_an_error_and_can_be_left_out(
     assert pl.read_csv(out.encode()).height > 0
 
 
-def test_bad_input_is_an_error_that_says_what_to_do(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_bad_input_is_an_error_that_says_what_to_do(
+    run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     (tmp_path / "bad.jsonl").write_text('{"example_id": "a"}\n')
     assert main(["import", str(tmp_path / "bad.jsonl"), "--out", str(tmp_path / "x")]) == 2
     assert "bad.jsonl" in capsys.readouterr().err

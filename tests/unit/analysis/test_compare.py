@@ -29,7 +29,14 @@ TEAM = ("ada", "bob")
 
 
 def data(
-    c: Any, n: Any = 8, *, seed: int | None = 1, models: tuple[str, ...] = TEAM, iteration: int = 0, path: Path = NOWHERE, **changes: Any
+    c: Any,
+    n: Any = 8,
+    *,
+    seed: int | None = 1,
+    models: tuple[str, ...] = TEAM,
+    iteration: int = 0,
+    path: Path = NOWHERE,
+    **changes: Any,
 ) -> RunData:
     """A run with these (M, P) counts; seed None: imported predictions."""
     team = [{"name": name, "model": "fake:any", "engine": "fake"} for name in models]
@@ -55,7 +62,7 @@ def plain_bootstrap(values: list[float], groups: list[int] | None = None) -> tup
     return cuts[0], cuts[-1]
 
 
-# --- two runs ---------------------------------------------------------------------------------------------------------
+# --- two runs ------------------------------------------------------------------------------------
 
 
 def test_levels_and_differences_by_hand() -> None:
@@ -79,7 +86,10 @@ def test_levels_and_differences_by_hand() -> None:
     in_b = (1 + 1 + 1 + 1 / 2) / 4 - 8 / 16  # both models have 8 of 16
     assert (gain["a"], gain["b"], gain["estimate"]) == pytest.approx((in_a, in_b, in_b - in_a))
     budget = pick(frame, measure="gain_matched_budget", k=2)
-    assert (budget["candidates"], budget["a"]) == (4, pytest.approx((1 + 35 / 36 + 1) / 4 - 2 / 4))  # Pass@4 is 2 of 4 for both
+    assert (budget["candidates"], budget["a"]) == (
+        4,
+        pytest.approx((1 + 35 / 36 + 1) / 4 - 2 / 4),
+    )  # Pass@4 is 2 of 4 for both
     assert frame["note"].str.contains("fewer than 100 problems").all()
 
 
@@ -91,10 +101,14 @@ def test_the_interval_is_that_of_a_plain_paired_bootstrap() -> None:
     row = pick(compare([data(before)], [data(after)], ks=[1]), measure="pass", model="ada")
     change = ((after - before)[0] / 8).tolist()
     assert row["estimate"] == pytest.approx(statistics.fmean(change))
-    assert (row["low"], row["high"]) == pytest.approx(plain_bootstrap(change), abs=6e-4)  # 4 standard errors of a quantile
+    assert (row["low"], row["high"]) == pytest.approx(
+        plain_bootstrap(change), abs=6e-4
+    )  # 4 standard errors of a quantile
     error = statistics.stdev(change) / 400**0.5
     normal = statistics.NormalDist().inv_cdf(0.975) * error
-    assert (row["low"], row["high"]) == pytest.approx((row["estimate"] - normal, row["estimate"] + normal), abs=error / 5)
+    assert (row["low"], row["high"]) == pytest.approx(
+        (row["estimate"] - normal, row["estimate"] + normal), abs=error / 5
+    )
     assert row["low"] > 0
     assert row["note"] == "A untrained, B untrained"
 
@@ -175,7 +189,10 @@ def test_gains_with_equal_models_in_one_run_cover_the_truth() -> None:
     def sides(seed: int, num_problems: int) -> list[np.ndarray]:
         rng = np.random.default_rng(seed)
         skill = rng.beta(0.5, 0.5, num_problems)
-        return [rng.binomial(8, np.stack([skill * share for share in shares])) for shares in ((1, 1, 1, 1), (1, 0.8, 0.8, 0.8))]
+        return [
+            rng.binomial(8, np.stack([skill * share for share in shares]))
+            for shares in ((1, 1, 1, 1), (1, 0.8, 0.8, 0.8))
+        ]
 
     truth = 0.0
     for sign, c in zip((-1, 1), sides(10**6, 300_000), strict=True):
@@ -193,7 +210,11 @@ def test_problems_of_one_side_only_are_left_out_and_counted() -> None:
     b = data(ones(150) * 2, 2)
     b = RunData(b.path, b.config, b.models, b.counts.filter(pl.col("problem_id") < "p00120"), b.answers)
     short = b.counts.filter(~((pl.col("model") == "bob") & (pl.col("problem_id") < "p00010")))
-    row = pick(compare([data(ones(150), 2)], [RunData(b.path, b.config, b.models, short, b.answers)], ks=[1]), measure="pass", model="ada")
+    row = pick(
+        compare([data(ones(150), 2)], [RunData(b.path, b.config, b.models, short, b.answers)], ks=[1]),
+        measure="pass",
+        model="ada",
+    )
     assert (row["num_problems"], row["a"], row["b"]) == (110, 0.5, 1.0)
     assert "40 problems left out: in A or B only" in row["note"]
     assert "B: 10 problems left out: not published for every model" in row["note"]
@@ -208,7 +229,10 @@ def test_too_few_completions_is_null_and_says_so() -> None:
     covered = pick(frame, measure="coverage")
     assert (covered["a"], covered["estimate"], covered["candidates"]) == (1.0, None, None)
     assert "not comparable: other numbers of completions" in covered["note"]
-    assert pick(compare([data(ones(), 4)], [data(ones(), 4)], ks=[4]), measure="matched_pass", model="bob")["estimate"] is None
+    assert (
+        pick(compare([data(ones(), 4)], [data(ones(), 4)], ks=[4]), measure="matched_pass", model="bob")["estimate"]
+        is None
+    )
 
 
 def test_which_evaluations_are_compared() -> None:
@@ -218,11 +242,16 @@ def test_which_evaluations_are_compared() -> None:
     assert latest["estimate"] == pytest.approx(3 / 8)
     assert "A untrained, B after iteration 6" in latest["note"]
     assert pick(compare([early], [both], ks=[1], iterations=(0, 0)), measure="pass", model="ada")["estimate"] == 0
-    assert pick(compare([both], [both], ks=[1], iterations=(6, 0)), measure="pass", model="ada")["estimate"] == pytest.approx(-3 / 8)
+    assert pick(compare([both], [both], ks=[1], iterations=(6, 0)), measure="pass", model="ada")[
+        "estimate"
+    ] == pytest.approx(-3 / 8)
     with pytest.raises(InputError, match="evaluation 6 is not published; there is 0"):
         compare([early], [both], ks=[1], iterations=(6, 6))
     imported = pick(compare([data(ones(), seed=None)], [both], ks=[1], iterations=(6, 6)), measure="pass", model="ada")
-    assert (imported["estimate"], imported["note"]) == (pytest.approx(3 / 8), "B after iteration 6; no interval: all problems alike")
+    assert (imported["estimate"], imported["note"]) == (
+        pytest.approx(3 / 8),
+        "B after iteration 6; no interval: all problems alike",
+    )
     nothing = RunData(early.path, early.config, early.models, early.counts.clear(), early.answers)
     with pytest.raises(InputError, match="no evaluation of all its models is published yet"):
         compare([early], [nothing], ks=[1])
@@ -233,7 +262,9 @@ def test_a_run_against_its_own_beginning_is_before_and_after() -> None:
     skill = rng.beta(0.5, 0.5, (2, 300))
     before, after = rng.binomial(8, skill), rng.binomial(8, np.clip(skill + 0.1, 0, 1))
     run = data(before)
-    run = RunData(run.path, run.config, run.models, pl.concat([run.counts, data(after, iteration=4).counts]), run.answers)
+    run = RunData(
+        run.path, run.config, run.models, pl.concat([run.counts, data(after, iteration=4).counts]), run.answers
+    )
     frame = compare([run], [run], ks=[1, 2], iterations=(0, 4))
     assert pick(frame, measure="pass", model="ada", k=1)["estimate"] == pytest.approx((after - before)[0].mean() / 8)
     expected = before_after_table(run.counts, ks=[1, 2])
@@ -242,7 +273,9 @@ def test_a_run_against_its_own_beginning_is_before_and_after() -> None:
         own = pick(frame, measure=row["measure"], model=row["model"], k=row["k"])
         assert own["estimate"] == pytest.approx(row["estimate"])
         # The same bootstrap with other draws: a bound moves by its standard error, some 3 % of the interval.
-        assert (own["low"], own["high"]) == pytest.approx((row["low"], row["high"]), abs=0.1 * (row["high"] - row["low"]))
+        assert (own["low"], own["high"]) == pytest.approx(
+            (row["low"], row["high"]), abs=0.1 * (row["high"] - row["low"])
+        )
         for side, when in (("a", "before"), ("b", "after")):
             level = pick(expected, when=when, **{name: row[name] for name in ("measure", "model", "k")})
             assert own[side] == pytest.approx(level["estimate"])
@@ -252,8 +285,13 @@ def test_a_run_against_its_own_beginning_is_before_and_after() -> None:
 
 def test_untrained_models_that_a_run_does_not_have() -> None:
     base, arm = data(ones()), data(ones() * 4, iteration=4, evaluation={"samples": 8, "before": False})
-    assert pick(compare([base], [arm], ks=[1], iterations=(0, 4)), measure="pass", model="ada")["estimate"] == pytest.approx(3 / 8)
-    with pytest.raises(InputError, match=r"/nowhere/run: the untrained models are not evaluated in this run \(evaluation.before: false\)"):
+    assert pick(compare([base], [arm], ks=[1], iterations=(0, 4)), measure="pass", model="ada")[
+        "estimate"
+    ] == pytest.approx(3 / 8)
+    with pytest.raises(
+        InputError,
+        match=r"/nowhere/run: the untrained models are not evaluated in this run \(evaluation.before: false\)",
+    ):
         compare([arm], [arm], ks=[1], iterations=(0, 4))
     with pytest.raises(InputError, match="evaluation 0 is not published; there is 4"):
         compare([data(ones(), iteration=4)], [arm], ks=[1], iterations=(0, 4))
@@ -263,8 +301,12 @@ def test_other_teams_share_only_the_common_models() -> None:
     a, b = data(ones(), 8), data(np.ones((3, 120), dtype=int) * 2, 8, models=("cy", "bob", "dee"))
     frame = compare([a], [b], ks=[1])
     assert set(zip(frame["measure"], frame["model"], strict=True)) == {
-        ("pass", "bob"), ("team_pass", "team"), ("gain_equal_k", "team"), ("gain_matched_budget", "team"), ("coverage", "team"),
-    }  # fmt: skip
+        ("pass", "bob"),
+        ("team_pass", "team"),
+        ("gain_equal_k", "team"),
+        ("gain_matched_budget", "team"),
+        ("coverage", "team"),
+    }
     team = pick(frame, measure="team_pass")
     assert team["candidates"] is None
     assert "A spends 2 candidates on a problem, B 3" in team["note"]
@@ -279,7 +321,7 @@ def test_other_teams_share_only_the_common_models() -> None:
         compare([a], [data(ones()[:1], models=("cy",))], ks=[1])
 
 
-# --- seeds ------------------------------------------------------------------------------------------------------------
+# --- seeds ---------------------------------------------------------------------------------------
 
 
 def seeds(rng: np.random.Generator, skill: np.ndarray, names: list[int], effect: float = 0.0) -> list[RunData]:
@@ -306,7 +348,9 @@ def test_seeds_are_paired_and_their_spread_is_by_hand() -> None:
     values = [float(change.mean()) for change in changes.values()]
     assert row["estimate"] == pytest.approx(statistics.fmean(values))
     assert (row["num_seeds"], row["num_problems"]) == (3, 150)
-    assert (row["seed_sd"], row["seed_min"], row["seed_max"]) == pytest.approx((statistics.stdev(values), min(values), max(values)))
+    assert (row["seed_sd"], row["seed_min"], row["seed_max"]) == pytest.approx(
+        (statistics.stdev(values), min(values), max(values))
+    )
     per_problem = (sum(changes.values()) / 3).tolist()
     assert (row["low"], row["high"]) == pytest.approx(plain_bootstrap(per_problem), abs=3e-3)
     assert "seeds as spread, not pooled" in row["note"]
@@ -319,12 +363,17 @@ def test_equal_seeds_are_no_more_than_one() -> None:
     frame = compare([data(ca, seed=s) for s in (1, 2, 3)], [data(cb, seed=s) for s in (1, 2, 3)], ks=[1])
     for measure in ("team_pass", "gain_equal_k", "coverage"):
         one, mean = pick(frame, seed="2", measure=measure), pick(frame, seed=MEAN, measure=measure)
-        assert (mean["estimate"], mean["low"], mean["high"]) == pytest.approx((one["estimate"], one["low"], one["high"]))
+        assert (mean["estimate"], mean["low"], mean["high"]) == pytest.approx(
+            (one["estimate"], one["low"], one["high"])
+        )
         assert mean["seed_sd"] == pytest.approx(0, abs=1e-12)
 
 
 def test_the_mean_stands_on_the_problems_of_all_seeds() -> None:
-    a, b = [data(ones(), seed=s) for s in (1, 2)], [data(ones() * 2, seed=1), data(np.tile([2] * 110 + [8] * 10, (2, 1)), seed=2)]
+    a, b = (
+        [data(ones(), seed=s) for s in (1, 2)],
+        [data(ones() * 2, seed=1), data(np.tile([2] * 110 + [8] * 10, (2, 1)), seed=2)],
+    )
     cut = b[0].counts.filter(pl.col("problem_id") < "p00110")
     frame = compare(a, [RunData(NOWHERE, b[0].config, b[0].models, cut, b[0].answers), b[1]], ks=[1])
     row = pick(frame, seed=MEAN, measure="pass", model="ada")
@@ -352,7 +401,9 @@ def test_one_run_against_several_seeds() -> None:
 
 def test_undefined_in_one_seed_is_undefined_in_the_mean() -> None:
     a = [data(ones(), 8, seed=1), data(ones(), 8, seed=2)]
-    row = pick(compare(a, [data(ones(), 8, seed=1), data(ones(), 2, seed=2)], ks=[4]), seed=MEAN, measure="pass", model="ada")
+    row = pick(
+        compare(a, [data(ones(), 8, seed=1), data(ones(), 2, seed=2)], ks=[4]), seed=MEAN, measure="pass", model="ada"
+    )
     assert (row["estimate"], row["seed_sd"], row["num_seeds"]) == (None, None, 2)
     assert "fewer than 4 completions" in row["note"]
 
@@ -360,7 +411,11 @@ def test_undefined_in_one_seed_is_undefined_in_the_mean() -> None:
 @pytest.mark.parametrize(
     ("a", "b", "said"),
     [
-        ([1, 2, 3], [3, 2, 4, 10], "seeds without a partner: A alone has seed 1; B alone has seed 4, 10; give runs of the same seeds"),
+        (
+            [1, 2, 3],
+            [3, 2, 4, 10],
+            "seeds without a partner: A alone has seed 1; B alone has seed 4, 10; give runs of the same seeds",
+        ),
         ([1, 1], [1, 2], "A has several runs of seed 1; give one of each"),
         ([1, 2], [1, None], "B has several runs, but /nowhere/run has no seed"),
         ([1], [], "B has no run; give a run folder"),
@@ -379,13 +434,16 @@ def test_a_side_is_one_configuration() -> None:
     assert compare(longer, longer, ks=[1]).height
 
 
-# --- problems ---------------------------------------------------------------------------------------------------------
+# --- problems ------------------------------------------------------------------------------------
 
 
 def with_problems(folder: Path, **changes: Any) -> RunData:
     """A run whose frozen held-out problems are p00000, p00001, .. with one of them changed."""
     run = make_run(folder)
-    rows = [{"problem_id": f"p{i:05d}", "question": f"Q{i}", "gold": str(i), "answer_kind": "number", "metadata": "{}"} for i in range(5)]
+    rows = [
+        {"problem_id": f"p{i:05d}", "question": f"Q{i}", "gold": str(i), "answer_kind": "number", "metadata": "{}"}
+        for i in range(5)
+    ]
     rows[3] |= changes
     publish_frame(RunPaths(run).problems, "evaluation", pl.DataFrame(rows, schema=PROBLEMS.schema), PROBLEMS)
     return data(ones(5), path=run)
@@ -395,7 +453,9 @@ def with_problems(folder: Path, **changes: Any) -> RunData:
 def test_a_problem_that_is_not_the_same(tmp_path: Path, column: str, value: str) -> None:
     a, b = with_problems(tmp_path / "a"), with_problems(tmp_path / "b", **{column: value})
     assert compare([a], [a], ks=[1]).height
-    with pytest.raises(InputError, match=rf"problem 'p00003' is not the same: its {column} is .* in {a.path} and '{value}' in {b.path}"):
+    with pytest.raises(
+        InputError, match=rf"problem 'p00003' is not the same: its {column} is .* in {a.path} and '{value}' in {b.path}"
+    ):
         compare([a], [b], ks=[1])
     unknown = with_problems(tmp_path / "c", **{column: ""})
     assert compare([a], [unknown], ks=[1]).height
@@ -408,7 +468,7 @@ def test_nothing_in_common() -> None:
         compare([data(ones())], [other], ks=[1])
 
 
-# --- report -----------------------------------------------------------------------------------------------------------
+# --- report --------------------------------------------------------------------------------------
 
 
 def test_report_of_two_runs() -> None:

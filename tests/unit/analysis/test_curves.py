@@ -27,14 +27,26 @@ def random_scores(seed: int, *, iteration: int, problems: range) -> list[Row]:
             for phase, num in ((COLD, 3), (RESCUE, draw.randrange(3))):
                 for sample in range(num):
                     correct, hint_given = draw.random() < 0.5, phase == RESCUE and draw.random() < 0.6
-                    rows.append(score(
-                        iteration=iteration, phase=phase, model=model, problem_id=f"p{problem}", sample_index=sample, correct=correct,
-                        cold_failed=None if phase == COLD else draw.random() < 0.7, hint_given=hint_given,
-                        teacher_model="carl" if hint_given or (phase == RESCUE and draw.random() < 0.7) else None,
-                        num_completion_tokens=draw.randrange(1, 50), truncated=draw.random() < 0.2, zero_signal=zero_signal,
-                        explore=draw.choice([0.0, 0.0, 0.5]), reward=draw.random(), advantage=draw.uniform(-1, 1),
-                        **{part: draw.random() for part in REWARD_PARTS if part != "explore"},
-                    ))  # fmt: skip
+                    rows.append(
+                        score(
+                            iteration=iteration,
+                            phase=phase,
+                            model=model,
+                            problem_id=f"p{problem}",
+                            sample_index=sample,
+                            correct=correct,
+                            cold_failed=None if phase == COLD else draw.random() < 0.7,
+                            hint_given=hint_given,
+                            teacher_model="carl" if hint_given or (phase == RESCUE and draw.random() < 0.7) else None,
+                            num_completion_tokens=draw.randrange(1, 50),
+                            truncated=draw.random() < 0.2,
+                            zero_signal=zero_signal,
+                            explore=draw.choice([0.0, 0.0, 0.5]),
+                            reward=draw.random(),
+                            advantage=draw.uniform(-1, 1),
+                            **{part: draw.random() for part in REWARD_PARTS if part != "explore"},
+                        )
+                    )
     return rows
 
 
@@ -55,15 +67,21 @@ def reference(rows: list[Row]) -> dict[str, float | None]:
         "correct/cold": of("correct", lambda row: row["phase"] == COLD),
         "correct/rescue": of("correct", lambda row: row["phase"] == RESCUE),
         "rescue/per_attempt": mean([float(row["correct"]) for row in tried if row["hint_given"]]),
-        "rescue/control": mean([float(row["correct"]) for row in tried if not row["hint_given"] and row["teacher_model"] is not None]),
+        "rescue/control": mean(
+            [float(row["correct"]) for row in tried if not row["hint_given"] and row["teacher_model"] is not None]
+        ),
         "rescue/num_attempts": float(sum(row["hint_given"] for row in tried)),
         "advantage/mean": of("advantage"),
         "advantage/mean_abs": mean([abs(row["advantage"]) for row in rows]),
-        "advantage/zero_signal_share": mean([float(all(r["zero_signal"] for r in rows if r["problem_id"] == p)) for p in problems]),
+        "advantage/zero_signal_share": mean(
+            [float(all(r["zero_signal"] for r in rows if r["problem_id"] == p)) for p in problems]
+        ),
         "length/mean": of("num_completion_tokens"),
         "length/max": float(max(row["num_completion_tokens"] for row in rows)),
         "length/truncated_share": of("truncated"),
-        "explore/all_zero_share": mean([float(all(r["explore"] == 0 for r in rows if r["problem_id"] == p)) for p in problems]),
+        "explore/all_zero_share": mean(
+            [float(all(r["explore"] == 0 for r in rows if r["problem_id"] == p)) for p in problems]
+        ),
     }
 
 
@@ -82,8 +100,11 @@ def test_nothing_to_average_is_none() -> None:
 
 def test_shards_of_an_iteration_add_up(tmp_path: Path) -> None:
     run = make_run(tmp_path / "run")
-    rows = {(1, 0): random_scores(1, iteration=1, problems=range(4)), (1, 1): random_scores(2, iteration=1, problems=range(4, 9)),
-            (2, 0): random_scores(3, iteration=2, problems=range(3))}  # fmt: skip
+    rows = {
+        (1, 0): random_scores(1, iteration=1, problems=range(4)),
+        (1, 1): random_scores(2, iteration=1, problems=range(4, 9)),
+        (2, 0): random_scores(3, iteration=2, problems=range(3)),
+    }
     for (iteration, part), shard in rows.items():
         publish_scores(run, shard, iteration=iteration, part=part)
     table = curves_table(run)
@@ -108,7 +129,9 @@ def test_steps_are_means_and_maxima(tmp_path: Path) -> None:
     for column, measure in STEP_MEASURES.items():
         values = [s[column] for s in steps]
         row = pick(table, measure=measure)
-        assert row["value"] == pytest.approx(max(values) if measure in ("mismatch/max", "policy/ratio_max") else sum(values) / 3)
+        assert row["value"] == pytest.approx(
+            max(values) if measure in ("mismatch/max", "policy/ratio_max") else sum(values) / 3
+        )
         assert row["num"] == 3
 
 

@@ -28,7 +28,12 @@ def all_rows() -> list[dict[str, Any]]:
     held_out = evaluation_rows({"ada": [[True, False], [False, True], [False, False]], "bob": [[True, True]] * 3}, 0)
     cold = [
         rollout(
-            model=m, problem_id=p, sample_index=s, correct=m == "bob" or p > "t1", answer=str(s), finish_reason="length" if s else "stop"
+            model=m,
+            problem_id=p,
+            sample_index=s,
+            correct=m == "bob" or p > "t1",
+            answer=str(s),
+            finish_reason="length" if s else "stop",
         )
         for m in ("ada", "bob")
         for p in PROBLEMS
@@ -36,12 +41,20 @@ def all_rows() -> list[dict[str, Any]]:
     ]
     rescue = [
         rollout(
-            phase="rescue", model="ada", problem_id=p, sample_index=s, hint_given=s < 2, correct=s == 1, cold_failed=True,
-            teacher_model="bob", teacher_sample_index=0, verdict="timeout" if s == 2 else ("correct" if s == 1 else "wrong"),
+            phase="rescue",
+            model="ada",
+            problem_id=p,
+            sample_index=s,
+            hint_given=s < 2,
+            correct=s == 1,
+            cold_failed=True,
+            teacher_model="bob",
+            teacher_sample_index=0,
+            verdict="timeout" if s == 2 else ("correct" if s == 1 else "wrong"),
         )
         for p in ("t0", "t1")
         for s in range(3)
-    ]  # fmt: skip
+    ]
     return [*held_out, *cold, *rescue]
 
 
@@ -64,7 +77,9 @@ def plain_counts(rows: list[dict[str, Any]]) -> pl.DataFrame:
         group["num_truncated"] += row["finish_reason"] == "length"
         if row["correct"] and (group["first_correct"] is None or row["sample_index"] < group["first_correct"]):
             group["first_correct"] = row["sample_index"]
-    return pl.DataFrame([{**dict(zip(KEYS, key, strict=True)), **group} for key, group in groups.items()], schema=COUNTS).sort(KEYS)
+    return pl.DataFrame(
+        [{**dict(zip(KEYS, key, strict=True)), **group} for key, group in groups.items()], schema=COUNTS
+    ).sort(KEYS)
 
 
 def test_counts_are_those_of_a_loop(run: Path) -> None:
@@ -101,18 +116,43 @@ def with_row(index: int, **values: Any) -> Any:
 
 
 FAULTS = [
-    (COLD_ADA, lambda rows: [*rows, rows[3]], "row 10: cold 1, ada, problem t1: 3 completions, 2 are asked for; a sample is there", "t1"),
-    (COLD_ADA, with_row(3, sample_index=0), "row 3: cold 1, ada, problem t1: 2 completions, 2 are asked for; a sample is there", "t1"),
-    (COLD_ADA, lambda rows: rows[:3] + rows[4:], "row 2: cold 1, ada, problem t1: 1 completions, 2 are asked for", "t1"),
+    (
+        COLD_ADA,
+        lambda rows: [*rows, rows[3]],
+        "row 10: cold 1, ada, problem t1: 3 completions, 2 are asked for; a sample is there",
+        "t1",
+    ),
+    (
+        COLD_ADA,
+        with_row(3, sample_index=0),
+        "row 3: cold 1, ada, problem t1: 2 completions, 2 are asked for; a sample is there",
+        "t1",
+    ),
+    (
+        COLD_ADA,
+        lambda rows: rows[:3] + rows[4:],
+        "row 2: cold 1, ada, problem t1: 1 completions, 2 are asked for",
+        "t1",
+    ),
     (COLD_ADA, lambda rows: rows[:2] + rows[4:], "manifest.json: cold 1, ada, problem t1: no row", "t1"),
     (COLD_ADA, with_row(4, run_id="other"), "row 4: cold 1, ada, problem t2: a row of run other, not of demo", "t2"),
-    (COLD_ADA, with_row(4, problem_id="t9"), "row 4: cold 1, ada, problem t9: a problem that is not of this task", "t2"),
+    (
+        COLD_ADA,
+        with_row(4, problem_id="t9"),
+        "row 4: cold 1, ada, problem t9: a problem that is not of this task",
+        "t2",
+    ),
     (COLD_ADA, with_row(4, iteration=2), "row 4: cold 2, ada, problem t2: a problem that is not of this task", "t2"),
     (COLD_ADA, with_row(5, gold="3"), "row 5: cold 1, ada, problem t2: gold answer '3', the problem's is '2'", "t2"),
     (COLD_ADA, with_row(6, hint_given=True), "row 6: cold 1, ada, problem t3: a hinted row", "t3"),
     (EVALUATE_ADA, with_row(0, hint_given=True), "row 0: evaluate 0, ada, problem p0: a hinted row", "p0"),
     (RESCUE_ADA, lambda rows: rows[:5], "row 3: rescue 1, ada, problem t1: 2 completions, 3 are asked for", "t1"),
-    (RESCUE_ADA, with_row(5, sample_index=1), "row 5: rescue 1, ada, problem t1: 3 completions, 3 are asked for; a sample", "t1"),
+    (
+        RESCUE_ADA,
+        with_row(5, sample_index=1),
+        "row 5: rescue 1, ada, problem t1: 3 completions, 3 are asked for; a sample",
+        "t1",
+    ),
 ]
 
 
@@ -133,9 +173,10 @@ def test_rows_that_cannot_be_trusted_are_named(run: Path, key: TaskKey, change: 
     assert data.answers.filter(here & (pl.col("problem_id") == problem)).height == 0
 
 
-
 def test_damaged_files_are_named_and_can_be_left_out(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(manifests, "VISIBILITY_DELAYS_S", (0.0,))  # a file that was just published is not missed at once
+    monkeypatch.setattr(
+        manifests, "VISIBILITY_DELAYS_S", (0.0,)
+    )  # a file that was just published is not missed at once
     torn = manifests.read_manifest(RunPaths(run).task_manifest(COLD_ADA)).file(".parquet")
     torn.write_bytes(torn.read_bytes()[:-100])
     garbled = manifests.read_manifest(RunPaths(run).task_manifest(EVALUATE_ADA)).file(".parquet")
@@ -170,7 +211,9 @@ def test_kept_counts_are_of_their_iteration_alone(run: Path) -> None:
     keep_counts(run, 1)
     assert set(kept.read(run, answers=True)) == {1}
     counts = kept.read(run, answers=True)[1].counts
-    assert counts.sort(KEYS).equals(plain_counts([row for row in all_rows() if row["iteration"] == 1 and row["phase"] != "evaluate"]))
+    assert counts.sort(KEYS).equals(
+        plain_counts([row for row in all_rows() if row["iteration"] == 1 and row["phase"] != "evaluate"])
+    )
 
 
 def test_garbage_of_the_right_size_is_an_error(run: Path) -> None:

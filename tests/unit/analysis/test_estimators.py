@@ -23,14 +23,18 @@ def enumerated_draws(n: int, c: int, k: int) -> list[bool]:
 def test_pass_at_k_is_the_share_of_all_draws(n: int) -> None:
     for c, k in product(range(n + 1), range(1, n + 1)):
         draws = enumerated_draws(n, c, k)
-        assert pass_at_k(np.array([n]), np.array([c]), k)[0] == pytest.approx(float(Fraction(sum(draws), len(draws))), abs=1e-14)
+        assert pass_at_k(np.array([n]), np.array([c]), k)[0] == pytest.approx(
+            float(Fraction(sum(draws), len(draws))), abs=1e-14
+        )
 
 
 @pytest.mark.parametrize("n", [1, 2, 5, 7])
 def test_pass_hat_k_is_the_share_of_draws_without_an_error(n: int) -> None:
     for c, k in product(range(n + 1), range(1, n + 1)):
         draws = [all(draw) for draw in combinations([True] * c + [False] * (n - c), k)]
-        assert pass_hat_k(np.array([n]), np.array([c]), k)[0] == pytest.approx(float(Fraction(sum(draws), len(draws))), abs=1e-14)
+        assert pass_hat_k(np.array([n]), np.array([c]), k)[0] == pytest.approx(
+            float(Fraction(sum(draws), len(draws))), abs=1e-14
+        )
 
 
 def test_first_k_looks_at_the_first_completions_and_is_unbiased() -> None:
@@ -50,7 +54,9 @@ def test_team_pass_at_k_is_the_share_of_all_joint_draws() -> None:
         n = rng.integers(2, 5, size=3)
         c = rng.integers(0, n + 1)
         k = int(rng.integers(1, n.min() + 1))
-        joint = [any(draw) for draw in product(*(enumerated_draws(int(a), int(b), k) for a, b in zip(n, c, strict=True)))]
+        joint = [
+            any(draw) for draw in product(*(enumerated_draws(int(a), int(b), k) for a, b in zip(n, c, strict=True)))
+        ]
         got = team_pass_at_k(n[:, None], c[:, None], k)
         assert got.shape == (1,)
         assert got[0] == pytest.approx(float(Fraction(sum(joint), len(joint))), abs=1e-14)
@@ -60,7 +66,9 @@ def test_fewer_completions_than_k_is_undefined_and_never_one() -> None:
     assert np.isnan(pass_at_k(np.array([2, 2]), np.array([2, 0]), 3)).all()
     assert np.isnan(pass_hat_k(np.array([2, 2]), np.array([2, 0]), 3)).all()
     assert np.isnan(first_k(np.array([2, 2]), np.array([0, 1]), 3)).all()
-    assert np.isnan(wins_at_k(np.array([[2, 3]]), np.zeros((1, 2, 0), dtype=int), np.zeros((1, 2), dtype=int), 3)).tolist() == [True, False]
+    assert np.isnan(
+        wins_at_k(np.array([[2, 3]]), np.zeros((1, 2, 0), dtype=int), np.zeros((1, 2), dtype=int), 3)
+    ).tolist() == [True, False]
     assert np.isnan(team_pass_at_k(np.array([[4], [2]]), np.array([[4], [0]]), 3)).all()
 
 
@@ -134,7 +142,9 @@ def test_votes_stay_exact_for_many_completions(n: int, k: int) -> None:
                     for j in range(min(count, k - t - drawn, t if votes else k) + 1):
                         further[drawn + j, ties + (votes and j == t)] += number * comb(count, j)
                 ways = further
-            won += sum(Fraction(comb(target, t) * number, 1 + ties) for (drawn, ties), number in ways.items() if drawn == k - t)
+            won += sum(
+                Fraction(comb(target, t) * number, 1 + ties) for (drawn, ties), number in ways.items() if drawn == k - t
+            )
         got = wins_at_k(np.array([[target]]), np.array([[others]]), np.array([[blank]]), k)[0]
         assert got == pytest.approx(float(won / comb(n, k)), rel=1e-12, abs=1e-15)
 

@@ -21,7 +21,15 @@ from analysis.report import figures, plots
 from analysis.report.figures import ReportFigure, arms_figure, report_figures
 from tests.support.analysis_data import config, counts_frame, rescue_counts
 
-LONG = ("a-model-with-a-name-that-no-table-has-room-for", "deepseek-r1-distill-1.5b", "llama-3.1-8b-instruct", "q", "phi-4", "olmo", "g")
+LONG = (
+    "a-model-with-a-name-that-no-table-has-room-for",
+    "deepseek-r1-distill-1.5b",
+    "llama-3.1-8b-instruct",
+    "q",
+    "phi-4",
+    "olmo",
+    "g",
+)
 NUM_SAMPLES = 4
 
 
@@ -29,14 +37,28 @@ def run_data(models: tuple[str, ...], *, iterations: tuple[int, ...] = (0, 2), n
     """Random counts of two evaluations and of rescues between all models."""
     rng = np.random.default_rng(3)
     shape = (len(models), num_problems)
-    frames = [counts_frame(NUM_SAMPLES, rng.integers(0, NUM_SAMPLES + 1, shape), models=models, iteration=i) for i in iterations]
+    frames = [
+        counts_frame(NUM_SAMPLES, rng.integers(0, NUM_SAMPLES + 1, shape), models=models, iteration=i)
+        for i in iterations
+    ]
     cases = [
-        {"problem": f"{t}{p}", "student": s, "teacher": t, "hinted": (int(rng.integers(0, 3)), 2), "control": (int(rng.integers(0, 2)), 1)}
-        for s in models for t in models for p in range(4) if s != t
-    ]  # fmt: skip
+        {
+            "problem": f"{t}{p}",
+            "student": s,
+            "teacher": t,
+            "hinted": (int(rng.integers(0, 3)), 2),
+            "control": (int(rng.integers(0, 2)), 1),
+        }
+        for s in models
+        for t in models
+        for p in range(4)
+        if s != t
+    ]
     team = [{"name": name.replace(".", "-"), "model": "fake:any", "engine": "fake"} for name in models]
     counts = pl.concat([*frames, rescue_counts(cases)])
-    return RunData(Path("run"), config(team=team, evaluation={"samples": NUM_SAMPLES}), list(models), counts, pl.DataFrame())
+    return RunData(
+        Path("run"), config(team=team, evaluation={"samples": NUM_SAMPLES}), list(models), counts, pl.DataFrame()
+    )
 
 
 def made_up_curves(models: tuple[str, ...], num_iterations: int) -> pl.DataFrame:
@@ -46,7 +68,9 @@ def made_up_curves(models: tuple[str, ...], num_iterations: int) -> pl.DataFrame
         for m, model in enumerate((*models, "team"))
         for i in range(1, num_iterations + 1)
     ]
-    return pl.DataFrame(rows, schema=CURVES, orient="row").unique(["iteration", "model", "measure"], maintain_order=True)
+    return pl.DataFrame(rows, schema=CURVES, orient="row").unique(
+        ["iteration", "model", "measure"], maintain_order=True
+    )
 
 
 @pytest.fixture(scope="module")
@@ -65,7 +89,7 @@ def drawn(figure: ReportFigure) -> Figure:
         return made
 
 
-# --- points ----------------------------------------------------------------------------------------------------------------
+# --- points --------------------------------------------------------------------------------------
 
 
 def test_pass_points_stand_at_what_they_spend(of_two: dict[str, ReportFigure]) -> None:
@@ -108,7 +132,14 @@ def test_training_points_are_the_curves(of_two: dict[str, ReportFigure]) -> None
     assert points.join(curves, on=["measure", "model", "iteration", "value", "num"], how="anti").height == 0
     assert points.filter(measure="advantage/zero_signal_share")["model"].unique().to_list() == ["team"]
     assert points.filter(measure="reward/reward").height == 9
-    assert set(of_two["rewards"].points["part"]) == {"exploit", "explore", "rescue", "trace accuracy", "cross", "reward"}
+    assert set(of_two["rewards"].points["part"]) == {
+        "exploit",
+        "explore",
+        "rescue",
+        "trace accuracy",
+        "cross",
+        "reward",
+    }
 
 
 def test_nothing_published_makes_no_figure() -> None:
@@ -119,13 +150,15 @@ def test_nothing_published_makes_no_figure() -> None:
     assert [f.name for f in report_figures(alone, pl.DataFrame(schema=CURVES))] == ["pass_at_k"]
 
 
-# --- drawing ---------------------------------------------------------------------------------------------------------------
+# --- drawing -------------------------------------------------------------------------------------
 
 
 def test_lines_are_the_points(of_two: dict[str, ReportFigure]) -> None:
     figure = drawn(of_two["pass_at_k"])
     assert len(figure.axes) == 2
-    for axes, panel in zip(figure.axes, of_two["pass_at_k"].points.partition_by("panel", maintain_order=True), strict=True):
+    for axes, panel in zip(
+        figure.axes, of_two["pass_at_k"].points.partition_by("panel", maintain_order=True), strict=True
+    ):
         lines = {line.get_label(): line for line in axes.get_lines()}
         assert set(lines) == {"ada", "bob", "team"}
         for name, line in lines.items():
@@ -151,7 +184,9 @@ def test_cells_are_the_points(of_two: dict[str, ReportFigure]) -> None:
     figure = drawn(of_two["overlap"])
     texts = [text.get_text() for text in figure.axes[0].texts]
     points = of_two["overlap"].points.filter(measure="joint_failure", panel="before training")
-    assert texts == [f"{100 * only(points, row=a, column=b)['estimate']:.0f}" for a in ("ada", "bob") for b in ("ada", "bob")]
+    assert texts == [
+        f"{100 * only(points, row=a, column=b)['estimate']:.0f}" for a in ("ada", "bob") for b in ("ada", "bob")
+    ]
 
 
 @pytest.mark.parametrize("models", [("ada", "bob"), LONG], ids=["two", "seven with long names"])
@@ -180,7 +215,7 @@ def test_every_label_has_room(models: tuple[str, ...]) -> None:
             assert all(text.get_window_extent().width < cell for text in axes.texts)
 
 
-# --- files -----------------------------------------------------------------------------------------------------------------
+# --- files ---------------------------------------------------------------------------------------
 
 
 def test_files(of_two: dict[str, ReportFigure], tmp_path: Path) -> None:
@@ -199,5 +234,7 @@ def test_files(of_two: dict[str, ReportFigure], tmp_path: Path) -> None:
     figures.write(of_two["training"], tmp_path / "b")
     for suffix in ("csv", "svg", "png", "pdf"):
         path = Path(f"training.{suffix}")
-        assert (tmp_path / "a" / path).read_bytes() == (tmp_path / "b" / path).read_bytes(), f"{suffix}: not the same bytes again"
+        assert (tmp_path / "a" / path).read_bytes() == (tmp_path / "b" / path).read_bytes(), (
+            f"{suffix}: not the same bytes again"
+        )
     assert dict(matplotlib.rcParams) == settings, "a figure changed settings of others"

@@ -35,12 +35,22 @@ def problem_line(problem: Any = "q1", model: str = "ada", **changes: Any) -> dic
 
 
 def completion_line(problem: str = "q1", model: str = "ada", sample: int = 0, **changes: Any) -> dict[str, Any]:
-    line = {"problem": problem, "model": model, "sample": sample, "answer": "72", "correct": True, "gold": "72", **changes}
+    line = {
+        "problem": problem,
+        "model": model,
+        "sample": sample,
+        "answer": "72",
+        "correct": True,
+        "gold": "72",
+        **changes,
+    }
     return {key: value for key, value in line.items() if value is not ...}
 
 
 def write(path: Path, lines: list[Any]) -> Path:
-    path.write_text("".join((line if isinstance(line, str) else json.dumps(line)) + "\n" for line in lines), encoding="utf-8")
+    path.write_text(
+        "".join((line if isinstance(line, str) else json.dumps(line)) + "\n" for line in lines), encoding="utf-8"
+    )
     return path
 
 
@@ -61,7 +71,7 @@ def refused(tmp_path: Path, lines: list[Any], **options: Any) -> str:
     return str(e.value)
 
 
-# --- import -----------------------------------------------------------------------------------------------------------
+# --- import --------------------------------------------------------------------------------------
 
 
 def test_one_line_per_problem_is_verified(tmp_path: Path) -> None:
@@ -92,7 +102,10 @@ def test_one_line_per_problem_is_verified(tmp_path: Path) -> None:
     assert [json.loads(m) for m in problems["metadata"]] == [said, {}]
     data = load_run(done.path)
     assert (data.config, data.models) == (None, ["ada", "bob"])
-    assert data.counts.group_by("model").agg(pl.col("n", "c").sum()).sort("model").rows() == [("ada", 5, 3), ("bob", 2, 1)]
+    assert data.counts.group_by("model").agg(pl.col("n", "c").sum()).sort("model").rows() == [
+        ("ada", 5, 3),
+        ("bob", 2, 1),
+    ]
     assert data.counts.filter(pl.col("problem_id") == "q1")["source_group"].unique().to_list() == ["g1"]
 
 
@@ -111,15 +124,24 @@ def test_one_line_per_completion(tmp_path: Path) -> None:
     done = import_predictions(write(tmp_path / "foreign.jsonl", lines), tmp_path / "out")
     rows = rows_of(done.path)
     assert rows.select("sample_index", "answer", "verdict", "correct").rows() == [
-        (0, "71", "wrong", False), (1, "72", "correct", True), (2, "72", "correct", True), (3, None, "no_answer", False),
-        (4, "72", "correct", True), (5, None, "no_answer", False), (6, "72", "timeout", False), (7, "72", "wrong", False),
+        (0, "71", "wrong", False),
+        (1, "72", "correct", True),
+        (2, "72", "correct", True),
+        (3, None, "no_answer", False),
+        (4, "72", "correct", True),
+        (5, None, "no_answer", False),
+        (6, "72", "timeout", False),
+        (7, "72", "wrong", False),
         (8, "72", "correct", True),
-    ]  # fmt: skip
+    ]
     assert rows.select("num_completion_tokens", "finish_reason").row(0) == (9, "length")
 
 
 def test_golds_that_are_not_needed_may_be_anything(tmp_path: Path) -> None:
-    lines = [completion_line("q1", gold=..., answer="X"), completion_line("q2", gold="see page 3", answer="page 3", text="It is on page 3")]
+    lines = [
+        completion_line("q1", gold=..., answer="X"),
+        completion_line("q2", gold="see page 3", answer="page 3", text="It is on page 3"),
+    ]
     done = import_predictions(write(tmp_path / "foreign.jsonl", lines), tmp_path / "out")
     assert problems_in(done.path).select("gold", "answer_kind").rows() == [("", "given"), ("see page 3", "given")]
     assert rows_of(done.path)["correct"].to_list() == [True, True]
@@ -127,8 +149,12 @@ def test_golds_that_are_not_needed_may_be_anything(tmp_path: Path) -> None:
 
 
 def test_other_kinds_of_answers(tmp_path: Path) -> None:
-    letters = problem_line("q1", gold="b", answer_kind="letter", completions=["The answer is (B).", "\\boxed{C}", "a proton"])
-    formulas = problem_line("q2", gold="\\frac12", answer_kind="latex", completions=["\\boxed{\\dfrac{1}{2}}", "\\boxed{0.51}"])
+    letters = problem_line(
+        "q1", gold="b", answer_kind="letter", completions=["The answer is (B).", "\\boxed{C}", "a proton"]
+    )
+    formulas = problem_line(
+        "q2", gold="\\frac12", answer_kind="latex", completions=["\\boxed{\\dfrac{1}{2}}", "\\boxed{0.51}"]
+    )
     done = import_predictions(write(tmp_path / "foreign.jsonl", [letters, formulas]), tmp_path / "out")
     assert rows_of(done.path)["verdict"].to_list() == ["correct", "wrong", "no_answer", "correct", "wrong"]
     assert problems_in(done.path)["answer_kind"].to_list() == ["letter", "latex"]
@@ -153,7 +179,10 @@ def test_names_that_files_cannot_bear_are_mapped_and_said(tmp_path: Path) -> Non
     lines = [problem_line(model="Qwen/Qwen2.5-7B"), problem_line(model="ada", vote=3, Gold="x")]
     done = import_predictions(write(tmp_path / "foreign.jsonl", lines), tmp_path / "out")
     assert list(done.num_completions) == ["qwen-qwen2-5-7b", "ada"]
-    assert done.notes == ["model 'Qwen/Qwen2.5-7B' is called `qwen-qwen2-5-7b` here", "fields that were not read: vote, Gold"]
+    assert done.notes == [
+        "model 'Qwen/Qwen2.5-7B' is called `qwen-qwen2-5-7b` here",
+        "fields that were not read: vote, Gold",
+    ]
     assert read_identity(done.path)["imported"]["model_names"] == {"qwen-qwen2-5-7b": "Qwen/Qwen2.5-7B", "ada": "ada"}
 
 
@@ -163,14 +192,22 @@ def test_valid_names_are_valid(name: str) -> None:
 
 
 def test_adversarial_texts_are_only_data(tmp_path: Path) -> None:
-    texts = ["\\boxed{" * 5000, "((((" * 5000, "9" * 100_000, "#### 1e999999", "<answer>" * 3000 + "72", "\x00#### 72", "😀#### 72"]
+    texts = [
+        "\\boxed{" * 5000,
+        "((((" * 5000,
+        "9" * 100_000,
+        "#### 1e999999",
+        "<answer>" * 3000 + "72",
+        "\x00#### 72",
+        "😀#### 72",
+    ]
     done = import_predictions(write(tmp_path / "foreign.jsonl", [problem_line(completions=texts)]), tmp_path / "out")
     rows = rows_of(done.path)
     assert rows["text"].to_list() == texts
     assert rows["correct"].to_list() == [False, False, False, False, True, True, True]
 
 
-# --- bad files --------------------------------------------------------------------------------------------------------
+# --- bad files -----------------------------------------------------------------------------------
 
 BAD_LINES: list[tuple[Any, str]] = [
     (problem_line(gold=...), "no field 'gold'"),
@@ -192,14 +229,23 @@ BAD_LINES: list[tuple[Any, str]] = [
     (problem_line(model="team"), "model 'team' is called as all models together are; give it another name"),
     (problem_line(model="模型"), "model '模型' has no character that a file name may have"),
     ('{"example_id": "q1", "gold": NaN}', "not JSON (expected value, character 30)"),
-    ('{"example_id": "q1", "model": "ada", "gold": 1e999, "completions": ["1"]}', "'gold' is inf, which is not a finite number"),
+    (
+        '{"example_id": "q1", "model": "ada", "gold": 1e999, "completions": ["1"]}',
+        "'gold' is inf, which is not a finite number",
+    ),
     ('{"example_id": "q1"', "not JSON"),
     ('{"example_id": "q1", "model": "ada", "gold": "1", "completions": ["\\ud800"]}', "not JSON"),
     ("[" * 3000, "not JSON (recursion limit exceeded"),
     ('["q1"]', "not a JSON object, but ['q1']"),
-    ({"question": "why?"}, "neither form: give 'example_id' and 'completions' or 'problem' and 'sample' (it has 'question')"),
+    (
+        {"question": "why?"},
+        "neither form: give 'example_id' and 'completions' or 'problem' and 'sample' (it has 'question')",
+    ),
     ({"example_id": "q1", "sample": 1}, "neither form"),
-    (completion_line(), "has the fields of one line per completion, earlier lines are one line per problem; split the file"),
+    (
+        completion_line(),
+        "has the fields of one line per completion, earlier lines are one line per problem; split the file",
+    ),
 ]
 
 BAD_COMPLETIONS: list[tuple[Any, str]] = [
@@ -220,7 +266,10 @@ BAD_COMPLETIONS: list[tuple[Any, str]] = [
     (completion_line(question="Who?"), "'question' of problem 'q1' is 'Who?', line 1 says 'How many?'"),
     (completion_line(level="5"), "'level' of problem 'q1' is '5', line 1 says '4'"),
     (completion_line(sample=0), "model 'ada', problem 'q1', sample 0 is on line 1 too; remove one"),
-    (completion_line(model="ADA", sample=9), "model 'ADA' would be called `ada` in files, like model 'ada'; give it another name"),
+    (
+        completion_line(model="ADA", sample=9),
+        "model 'ADA' would be called `ada` in files, like model 'ada'; give it another name",
+    ),
 ]
 
 
@@ -238,7 +287,14 @@ def test_a_bad_line_of_completions(tmp_path: Path, bad: Any, said: str) -> None:
 
 
 def test_all_bad_lines_are_listed_in_order(tmp_path: Path) -> None:
-    lines = [problem_line("q0"), problem_line(gold=..., model=...), problem_line("q0"), problem_line("q3"), "{", problem_line("q3", gold=5)]
+    lines = [
+        problem_line("q0"),
+        problem_line(gold=..., model=...),
+        problem_line("q0"),
+        problem_line("q3"),
+        "{",
+        problem_line("q3", gold=5),
+    ]
     text = refused(tmp_path, lines)
     assert "4 bad lines" in text
     found = [line.split("jsonl, ")[1].split(":")[0] for line in text.splitlines()[1:]]
@@ -327,14 +383,19 @@ def test_a_failure_while_writing_leaves_nothing(tmp_path: Path, monkeypatch: pyt
     assert [p.name for p in tmp_path.iterdir()] == ["foreign.jsonl"]
 
 
-# --- export -----------------------------------------------------------------------------------------------------------
+# --- export --------------------------------------------------------------------------------------
 
 
 def real_run(folder: Path) -> Path:
     """Two models, two parts, problems with attributes, a time-out, a truncated completion; evaluations 0 and 2."""
     run = make_run(folder)
-    problems = [(f"p{i}", f"What is {i}?", str(i), "number", json.dumps({"level": str(i % 2), "subject": "sums"})) for i in range(6)]
-    publish_frame(RunPaths(run).problems, "evaluation", pl.DataFrame(problems, schema=PROBLEMS.schema, orient="row"), PROBLEMS)
+    problems = [
+        (f"p{i}", f"What is {i}?", str(i), "number", json.dumps({"level": str(i % 2), "subject": "sums"}))
+        for i in range(6)
+    ]
+    publish_frame(
+        RunPaths(run).problems, "evaluation", pl.DataFrame(problems, schema=PROBLEMS.schema, orient="row"), PROBLEMS
+    )
     texts = {"correct": "#### {}", "wrong": "#### -1", "no_answer": "hm", "timeout": "#### {}"}
     for iteration in (0, 2):
         for m, model in enumerate(("ada", "bob")):
@@ -342,13 +403,26 @@ def real_run(folder: Path) -> Path:
                 rows = []
                 for i in range(3 * part, 3 * part + 3):
                     for s in range(4):
-                        verdict = ("correct", "wrong", "no_answer", "timeout")[(i * s + m + iteration) % (4 if model == "bob" else 3)]
+                        verdict = ("correct", "wrong", "no_answer", "timeout")[
+                            (i * s + m + iteration) % (4 if model == "bob" else 3)
+                        ]
                         text = texts[verdict].format(i)
-                        rows.append(rollout(
-                            phase=EVALUATE, iteration=iteration, model=model, problem_id=f"p{i}", sample_index=s, verdict=verdict,
-                            correct=verdict == "correct", text=text, gold=str(i), num_completion_tokens=i + s,
-                            answer={"wrong": "-1", "no_answer": None}.get(verdict, str(i)), finish_reason="length" if s == 3 else "stop",
-                        ))  # fmt: skip
+                        rows.append(
+                            rollout(
+                                phase=EVALUATE,
+                                iteration=iteration,
+                                model=model,
+                                problem_id=f"p{i}",
+                                sample_index=s,
+                                verdict=verdict,
+                                correct=verdict == "correct",
+                                text=text,
+                                gold=str(i),
+                                num_completion_tokens=i + s,
+                                answer={"wrong": "-1", "no_answer": None}.get(verdict, str(i)),
+                                finish_reason="length" if s == 3 else "stop",
+                            )
+                        )
                 frame = pl.DataFrame(rows, schema=ROLLOUTS.schema)
                 publish_frame(RunPaths(run).phase_folder(EVALUATE, iteration), f"{model}-p{part:03d}", frame, ROLLOUTS)
     return run
@@ -388,7 +462,9 @@ def test_what_is_exported_comes_back_the_same(tmp_path: Path, iteration: int | N
     assert counted(back.path, 0) == counted(run, which)
     assert tallied(back.path, 0) == tallied(run, which)
     columns = ["problem_id", "question", "gold", "answer_kind"]
-    original = read_manifest_table(manifests.read_manifest(RunPaths(run).problems / "evaluation.manifest.json"), PROBLEMS)
+    original = read_manifest_table(
+        manifests.read_manifest(RunPaths(run).problems / "evaluation.manifest.json"), PROBLEMS
+    )
     assert problems_in(back.path).select(columns).rows() == original.select(columns).rows()
     assert load_run(back.path).counts.select("level", "subject", "data_set").unique().height == 2
     again = export_predictions(back.path, tmp_path / "again.jsonl")
@@ -399,11 +475,15 @@ def test_one_line_per_problem_comes_back_up_to_what_verification_says(tmp_path: 
     run = real_run(tmp_path / "run")
     done = export_predictions(run, tmp_path / "out.jsonl", PER_PROBLEM)
     lines = lines_of(done.path)
-    assert [(line["model"], line["example_id"]) for line in lines] == [(m, f"p{i}") for m in ("ada", "bob") for i in range(6)]
+    assert [(line["model"], line["example_id"]) for line in lines] == [
+        (m, f"p{i}") for m in ("ada", "bob") for i in range(6)
+    ]
     assert lines[1]["token_counts"] == [1, 2, 3, 4]
     assert lines[1]["truncated"] == [False, False, False, True]
     back = import_predictions(done.path, tmp_path / "back")
-    as_right = [(key, n, c + timeouts, 0, *rest) for key, n, c, timeouts, *rest in tallied(run, 2)]  # these texts are right
+    as_right = [
+        (key, n, c + timeouts, 0, *rest) for key, n, c, timeouts, *rest in tallied(run, 2)
+    ]  # these texts are right
     assert tallied(back.path, 0) == as_right
     assert sum(timeouts for _, _, _, timeouts, *_ in tallied(run, 2)) > 0
 
@@ -453,7 +533,10 @@ def test_what_cannot_be_exported(tmp_path: Path) -> None:
     out = tmp_path / "out.jsonl"
     for options, said in [
         ({"iteration": 7}, "iteration 7 of phase evaluate is not published; published in part or whole: 0, 2"),
-        ({"phase": "cold"}, "no iteration of phase cold is published for every model; published in part or whole: none"),
+        (
+            {"phase": "cold"},
+            "no iteration of phase cold is published for every model; published in part or whole: none",
+        ),
         ({"phase": "rescue"}, "the phase one of evaluate, cold"),
         ({"form": "csv"}, "the form is one of problem, completion"),
     ]:

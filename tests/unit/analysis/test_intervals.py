@@ -8,7 +8,15 @@ import numpy as np
 import pytest
 from scipy.stats import binomtest
 
-from analysis.stats.intervals import NUM_DRAWS, effective_n, from_draws, resampled_means, share, smallest_from_draws, wilson
+from analysis.stats.intervals import (
+    NUM_DRAWS,
+    effective_n,
+    from_draws,
+    resampled_means,
+    share,
+    smallest_from_draws,
+    wilson,
+)
 
 
 @pytest.mark.parametrize(("hits", "n"), [(0, 7), (3, 7), (50, 200), (200, 200)])
@@ -97,19 +105,29 @@ def test_bootstrap_with_source_groups_is_a_plain_one() -> None:
         drawn = [value for member in dice.choices(members, k=80) for value in member]
         slow.append(sum(drawn) / len(drawn))
     assert np.quantile(fast, [0.025, 0.5, 0.975]) == pytest.approx(np.quantile(slow, [0.025, 0.5, 0.975]), abs=0.012)
-    assert np.ptp(np.quantile(fast, [0.025, 0.975])) > 1.2 * np.ptp(np.quantile(resampled_means(values[:, None]), [0.025, 0.975]))
+    assert np.ptp(np.quantile(fast, [0.025, 0.975])) > 1.2 * np.ptp(
+        np.quantile(resampled_means(values[:, None]), [0.025, 0.975])
+    )
 
 
 @pytest.mark.parametrize("spread", [0.0, 0.5])
 def test_copies_in_one_source_group_change_no_interval(spread: float) -> None:
     """Also where problems are so alike that the number of completions bounds the effective n."""
     rng = np.random.default_rng(2)
-    values, parts = np.clip(0.5 + spread * rng.standard_normal(120).round(1), 0, 1), rng.integers(1, 5, 120).astype(float)
+    values, parts = (
+        np.clip(0.5 + spread * rng.standard_normal(120).round(1), 0, 1),
+        rng.integers(1, 5, 120).astype(float),
+    )
     copied, groups = np.repeat(values, 3), np.repeat(np.arange(120), 3)
     one, three = share(values, samples_per_unit=8), share(copied, groups=groups, samples_per_unit=8)
     assert (three.estimate, three.low, three.high) == pytest.approx((one.estimate, one.low, one.high), abs=1e-12)
-    ratio, ratios = share(values * parts, parts), share(copied * np.repeat(parts, 3), np.repeat(parts, 3), groups=groups)
-    assert (ratios.estimate, ratios.low, ratios.high) == pytest.approx((ratio.estimate, ratio.low, ratio.high), abs=1e-12)
+    ratio, ratios = (
+        share(values * parts, parts),
+        share(copied * np.repeat(parts, 3), np.repeat(parts, 3), groups=groups),
+    )
+    assert (ratios.estimate, ratios.low, ratios.high) == pytest.approx(
+        (ratio.estimate, ratio.low, ratio.high), abs=1e-12
+    )
     assert (three.num_problems, three.note) == (360, "")
     columns = np.stack([values, parts], axis=1)
     assert resampled_means(np.repeat(columns, 3, axis=0), groups) == pytest.approx(resampled_means(columns), abs=1e-12)
@@ -121,7 +139,10 @@ def test_few_source_groups_are_said() -> None:
     assert share(values, groups=groups).note == "fewer than 100 source groups"
     draws = resampled_means(values[:, None], groups)
     assert from_draws(0.5, draws[:, 0], num_problems=200, groups=groups).note == "fewer than 100 source groups"
-    assert smallest_from_draws(np.array([0.5]), draws, num_problems=200, groups=groups).note == "fewer than 100 source groups"
+    assert (
+        smallest_from_draws(np.array([0.5]), draws, num_problems=200, groups=groups).note
+        == "fewer than 100 source groups"
+    )
 
 
 def test_bootstrap_is_repeatable_and_ignores_the_order_of_problems() -> None:

@@ -32,7 +32,11 @@ def test_against_scikit_learn_and_sets(seed: int) -> None:
     got = {name: row["estimate"] for name, row in figures(a, b).items()}
     failed_a, failed_b = set(np.flatnonzero(a)), set(np.flatnonzero(b))
     both = len(failed_a & failed_b)
-    only_a_fails, only_b_fails, none = len(failed_a - failed_b), len(failed_b - failed_a), 250 - len(failed_a | failed_b)
+    only_a_fails, only_b_fails, none = (
+        len(failed_a - failed_b),
+        len(failed_b - failed_a),
+        250 - len(failed_a | failed_b),
+    )
     assert got == pytest.approx(
         {
             "joint_failure": both / 250,
@@ -94,7 +98,9 @@ def test_sample_level_is_the_expectation_over_samples() -> None:
     fail_a, fail_b = (sum(Fraction(n - int(x), n) for x in row) / 4 for row in c)
     expected_joint = sum(joint) / 4
     table = overlap_table(counts_frame(n, c))
-    got = {m: pick(table, level="sample", k=1, measure=m, model_a="ada", model_b="bob")["estimate"] for m in OF_FAILURES}
+    got = {
+        m: pick(table, level="sample", k=1, measure=m, model_a="ada", model_b="bob")["estimate"] for m in OF_FAILURES
+    }
     assert got["joint_failure"] == pytest.approx(float(expected_joint))
     assert got["b_fails_given_a"] == pytest.approx(float(expected_joint / fail_a))
     assert got["lift"] == pytest.approx(float(expected_joint / (fail_a * fail_b)))
@@ -118,7 +124,10 @@ def test_self_overlap_is_that_of_two_draws_with_no_completion_in_common() -> Non
             draws = [(order[:k], order[k : 2 * k]) for order in permutations(completions, 2 * k)]
             both += Fraction(sum(not any(x) and not any(y) for x, y in draws), len(draws)) / 4
             one += Fraction(sum(not any(x) for x, _ in draws), len(draws)) / 4
-        got = {m: pick(table, model_a=model, model_b=model, level="sample", k=k, measure=m)["estimate"] for m in OF_FAILURES}
+        got = {
+            m: pick(table, model_a=model, model_b=model, level="sample", k=k, measure=m)["estimate"]
+            for m in OF_FAILURES
+        }
         assert got["joint_failure"] == pytest.approx(float(both), abs=1e-12)
         assert got["b_fails_given_a"] == got["a_fails_given_b"] == pytest.approx(float(both / one), abs=1e-12)
         assert got["only_a"] == pytest.approx(float(one - both), abs=1e-12)
@@ -168,8 +177,10 @@ def test_same_wrong_answer_is_the_share_of_all_pairs_of_wrong_completions() -> N
     answers = {m: [rng.choice(choices, n).tolist() for _ in range(5)] for m, n in (("ada", 4), ("bob", 3))}
     rows = [
         (0, "evaluate", m, f"p{p:05d}", a, a == "right", n)
-        for m, problems in answers.items() for p, given in enumerate(problems) for a, n in Counter(given).items()
-    ]  # fmt: skip
+        for m, problems in answers.items()
+        for p, given in enumerate(problems)
+        for a, n in Counter(given).items()
+    ]
     counted = pl.DataFrame(rows, schema=ANSWERS, orient="row")
     c = [[row.count("right") for row in answers[m]] for m in ("ada", "bob")]
     table = overlap_table(counts_frame([[4], [3]], c), ks=[2], answers=counted)
@@ -194,12 +205,18 @@ def test_matrices_read_from_row_to_column() -> None:
     assert given["model"].to_list() == list(names)
     for i, j in permutations(range(3), 2):
         assert given[names[j]][i] == pytest.approx((failed[i] & failed[j]).sum() / failed[i].sum())
-        assert matrix(table, "only_a", level="problem", k=None, iteration=0)[names[j]][i] == pytest.approx((failed[j] & ~failed[i]).mean())
+        assert matrix(table, "only_a", level="problem", k=None, iteration=0)[names[j]][i] == pytest.approx(
+            (failed[j] & ~failed[i]).mean()
+        )
         reverse = matrix(table, "a_fails_given_b", level="problem", k=None, iteration=0)
         assert reverse[names[i]][j] == given[names[j]][i]
     assert [given[name][i] for i, name in enumerate(names)] == [None] * 3
     phi = matrix(table, "phi", level="sample", k=1, iteration=0)
-    assert phi["ada"][0] == phi["zoe"][1] == pick(table, level="sample", measure="phi", model_a="zoe", model_b="ada")["estimate"]
+    assert (
+        phi["ada"][0]
+        == phi["zoe"][1]
+        == pick(table, level="sample", measure="phi", model_a="zoe", model_b="ada")["estimate"]
+    )
     assert phi["mia"][2] == pick(table, level="sample", measure="phi", model_a="mia", model_b="mia")["estimate"]
 
 
@@ -207,11 +224,19 @@ def test_copies_in_one_source_group_change_no_interval() -> None:
     rng = np.random.default_rng(8)
     counts = counts_frame(4, rng.integers(0, 4, (2, 120)))
     wrong = counts.select(
-        "iteration", "phase", "model", "problem_id", answer=pl.Series(rng.integers(0, 3, 240)).cast(pl.String), correct=False, n="n"
+        "iteration",
+        "phase",
+        "model",
+        "problem_id",
+        answer=pl.Series(rng.integers(0, 3, 240)).cast(pl.String),
+        correct=False,
+        n="n",
     )
     right = wrong.with_columns(answer=pl.lit("right"), correct=pl.lit(True), n=counts["c"])
     answers = pl.concat([wrong.with_columns(n=counts["n"] - counts["c"]), right], how="vertical_relaxed")
-    once, thrice = (overlap_table(f(counts), answers=f(answers), ks=[1, 2]) for f in (lambda x: x, lambda x: grouped(x, 3)))
+    once, thrice = (
+        overlap_table(f(counts), answers=f(answers), ks=[1, 2]) for f in (lambda x: x, lambda x: grouped(x, 3))
+    )
     assert_same_figures(once, thrice)
 
 

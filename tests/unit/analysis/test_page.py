@@ -38,13 +38,17 @@ def test_the_page_needs_nothing_else(out: Path) -> None:
     assert "http://" not in text
     assert "https://" not in text
     assert "url(" not in text
-    (policy,) = [a["content"] for tag, a in parsed.tags if tag == "meta" and a.get("http-equiv") == "Content-Security-Policy"]
+    (policy,) = [
+        a["content"] for tag, a in parsed.tags if tag == "meta" and a.get("http-equiv") == "Content-Security-Policy"
+    ]
     assert policy == "default-src 'none'; style-src 'unsafe-inline'; img-src data:"
     assert sum(tag == "img" for tag, _ in parsed.tags) == 5  # figures; of its times nothing is known
     anchors = {a["id"] for _, a in parsed.tags if "id" in a}
-    assert {(a["href"] or "")[1:] for tag, a in parsed.tags if tag == "a"} == anchors == {
-        "summary", "passk", "votes", "rescue", "overlap", "training", "time", "run"
-    }  # fmt: skip
+    assert (
+        {(a["href"] or "")[1:] for tag, a in parsed.tags if tag == "a"}
+        == anchors
+        == {"summary", "passk", "votes", "rescue", "overlap", "training", "time", "run"}
+    )
 
 
 def test_completions_stay_text(out: Path) -> None:
@@ -59,7 +63,11 @@ def test_completions_stay_text(out: Path) -> None:
 
 def test_figures_on_the_page_are_those_of_the_csv(out: Path) -> None:
     tables = Page((out / "report.html").read_text()).tables
-    (shown,) = [t for t in tables if t and t[0][:3] == ["candidates", "model", "measure"] and "difference" in t[0] and "coverage" in t[-1]]
+    (shown,) = [
+        t
+        for t in tables
+        if t and t[0][:3] == ["candidates", "model", "measure"] and "difference" in t[0] and "coverage" in t[-1]
+    ]
     levels = pl.read_csv(out / "tables" / "pass.csv")
     compared = 0
     for cells in shown[1:]:
@@ -89,7 +97,7 @@ def test_links_and_names_are_escaped() -> None:
     assert [a["alt"] for tag, a in parsed.tags if tag == "img"] == [name]
 
 
-# --- the sample of rescues -------------------------------------------------------------------------------------------------
+# --- the sample of rescues -----------------------------------------------------------------------
 
 
 def test_sample_shows_first_failure_and_first_rescue(tmp_path: Path) -> None:
@@ -97,21 +105,33 @@ def test_sample_shows_first_failure_and_first_rescue(tmp_path: Path) -> None:
     assert frame.schema == RESCUES
     assert num == 2
     assert frame.select("model", "problem_id", "teacher_model", "gold", "cold_text", "hint", "rescued_text").rows() == [
-        ("ada", t, "bob", "2", f"cold ada {t} 0 {MARKUP}", f"hint {t} {MARKUP}", f"rescue {t} 1 {MARKUP}") for t in ("t0", "t1")
+        ("ada", t, "bob", "2", f"cold ada {t} 0 {MARKUP}", f"hint {t} {MARKUP}", f"rescue {t} 1 {MARKUP}")
+        for t in ("t0", "t1")
     ]
 
 
 def test_sample_is_the_same_again_and_small(tmp_path: Path) -> None:
     run = make_run(tmp_path / "run")
     problems = [f"t{i:02d}" for i in range(30)]
-    cold = [rollout(model=m, problem_id=t, correct=m == "bob", text=f"cold {m} {t}") for t in problems for m in ("ada", "bob")]
+    cold = [
+        rollout(model=m, problem_id=t, correct=m == "bob", text=f"cold {m} {t}")
+        for t in problems
+        for m in ("ada", "bob")
+    ]
     rescues = [
         rollout(
-            phase="rescue", model="ada", problem_id=t, hint_given=i % 3 > 0, correct=i % 2 == 0, cold_failed=True, teacher_model="bob",
-            teacher_sample_index=0, text=f"again {t}",
+            phase="rescue",
+            model="ada",
+            problem_id=t,
+            hint_given=i % 3 > 0,
+            correct=i % 2 == 0,
+            cold_failed=True,
+            teacher_model="bob",
+            teacher_sample_index=0,
+            text=f"again {t}",
         )
         for i, t in enumerate(problems)
-    ]  # fmt: skip
+    ]
     publish_rollouts(run, [*cold, *rescues])
     rescued = [t for i, t in enumerate(problems) if i % 3 > 0 and i % 2 == 0]
     frame, num = sample_rescues(load_run(run))

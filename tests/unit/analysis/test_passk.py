@@ -53,7 +53,10 @@ def test_too_few_completions_is_null_and_says_so() -> None:
         assert "150 problems have fewer than" in row["note"]
     for measure in ("first", "pass_hat"):
         assert pick(table, measure=measure, model="bob", k=2)["estimate"] == (1.0 if measure == "first" else 0.0)
-        assert pick(table, measure=measure, model="bob", k=4)["note"] == "undefined: 150 problems have fewer than 4 completions"
+        assert (
+            pick(table, measure=measure, model="bob", k=4)["note"]
+            == "undefined: 150 problems have fewer than 4 completions"
+        )
     gains = gain_table(counts_frame(2, np.ones((2, 150), dtype=int)), ks=[2])
     for against in ("best", "ada", "bob"):
         gain = pick(gains, baseline="matched_budget", against=against)
@@ -78,7 +81,9 @@ def test_every_part_of_the_team_with_its_budget() -> None:
     names = ("d", "a", "c", "b")
     table = pass_at_k_table(counts_frame(8, c, models=names), ks=[1, 2], models=names)
     teams = table.filter(pl.col("measure") == "team_pass", pl.col("k") == 2)["model"].to_list()
-    assert sorted(teams) == sorted(["team", "d+a", "d+c", "d+b", "a+c", "a+b", "c+b", "d+a+c", "d+a+b", "d+c+b", "a+c+b"])
+    assert sorted(teams) == sorted(
+        ["team", "d+a", "d+c", "d+b", "a+c", "a+b", "c+b", "d+a+c", "d+a+b", "d+c+b", "a+c+b"]
+    )
     for part in ((0, 2), (1, 2, 3)):
         members = [names[m] for m in part]
         alone = pass_at_k_table(counts_frame(8, c[list(part)], models=tuple(members)), ks=[2], models=members)
@@ -94,7 +99,9 @@ def test_every_part_of_the_team_with_its_budget() -> None:
 
 def test_copies_in_one_source_group_change_no_interval() -> None:
     rng = np.random.default_rng(9)
-    counts = pl.concat([counts_frame(4, rng.integers(0, 5, (3, 110)), models=("a", "b", "c"), iteration=i) for i in (0, 1)])
+    counts = pl.concat(
+        [counts_frame(4, rng.integers(0, 5, (3, 110)), models=("a", "b", "c"), iteration=i) for i in (0, 1)]
+    )
     copied = grouped(counts, 3)
     assert_same_figures(pass_at_k_table(counts, ks=[1, 2]), pass_at_k_table(copied, ks=[1, 2]))
     assert_same_figures(before_after_table(counts, ks=[1, 2]), before_after_table(copied, ks=[1, 2]))
@@ -128,7 +135,9 @@ def test_difference_is_paired_by_problem() -> None:
     assert row["estimate"] == pytest.approx((after - before)[0].mean() / 8)
     # normal theory for the paired difference
     error = ((after - before)[0] / 8).std(ddof=1) / np.sqrt(200)
-    assert (row["low"], row["high"]) == pytest.approx((row["estimate"] - 1.96 * error, row["estimate"] + 1.96 * error), abs=error / 4)
+    assert (row["low"], row["high"]) == pytest.approx(
+        (row["estimate"] - 1.96 * error, row["estimate"] + 1.96 * error), abs=error / 4
+    )
 
 
 def test_problems_in_one_evaluation_only_are_left_out_of_the_difference() -> None:
@@ -140,7 +149,9 @@ def test_problems_in_one_evaluation_only_are_left_out_of_the_difference() -> Non
 
 
 def test_a_problem_missing_for_one_model_is_left_out_for_all_and_said() -> None:
-    counts = counts_frame(2, np.ones((2, 150), dtype=int)).filter(~((pl.col("model") == "bob") & (pl.col("problem_id") == "p00000")))
+    counts = counts_frame(2, np.ones((2, 150), dtype=int)).filter(
+        ~((pl.col("model") == "bob") & (pl.col("problem_id") == "p00000"))
+    )
     row = pick(pass_at_k_table(counts, ks=[1]), measure="pass", model="ada")
     assert row["num_problems"] == 149
     assert row["note"].startswith("1 problems left out")
@@ -169,7 +180,9 @@ def test_gain_over_a_clearly_best_model_against_a_plain_bootstrap() -> None:
     for _ in range(NUM_DRAWS):
         index = rng.integers(0, 150, 150)
         draws.append(team[index].mean() - single[:, index].mean(axis=1))
-    for model, value, (low, high) in zip(("ada", "bob"), single, np.quantile(draws, [0.025, 0.975], axis=0).T, strict=True):
+    for model, value, (low, high) in zip(
+        ("ada", "bob"), single, np.quantile(draws, [0.025, 0.975], axis=0).T, strict=True
+    ):
         over = pick(table, baseline="equal_k", against=model)
         assert over["estimate"] == pytest.approx(team.mean() - value.mean())
         assert (over["low"], over["high"]) == pytest.approx((low, high), abs=0.006)

@@ -56,14 +56,23 @@ def no_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
 def run(tmp_path: Path) -> Path:
     """A finished run: two evaluations and one iteration with rescues."""
     folder = make_run(tmp_path / "demo" / "demo-1")
-    cold = [rollout(model=m, problem_id="t0", sample_index=s, correct=m == "bob") for m in ("ada", "bob") for s in range(2)]
+    cold = [
+        rollout(model=m, problem_id="t0", sample_index=s, correct=m == "bob") for m in ("ada", "bob") for s in range(2)
+    ]
     rescues = [
         rollout(
-            phase="rescue", model="ada", problem_id="t0", sample_index=s, hint_given=s < 2, correct=s == 0,
-            cold_failed=True, teacher_model="bob", teacher_sample_index=0,
+            phase="rescue",
+            model="ada",
+            problem_id="t0",
+            sample_index=s,
+            hint_given=s < 2,
+            correct=s == 0,
+            cold_failed=True,
+            teacher_model="bob",
+            teacher_sample_index=0,
         )
         for s in range(3)
-    ]  # fmt: skip
+    ]
     publish_rollouts(folder, [*evaluation_rows(BEFORE, 0), *evaluation_rows(AFTER, 2), *cold, *rescues])
     return folder
 
@@ -78,7 +87,7 @@ def row_of(table: ReportTable, **where: str) -> dict[str, Any]:
     return table.shown.row(by_predicate=pl.all_horizontal(pl.col(k) == v for k, v in where.items()), named=True)
 
 
-# --- the main tables -------------------------------------------------------------------------------------------------------
+# --- the main tables -----------------------------------------------------------------------------
 
 
 def test_main_tables(run: Path) -> None:
@@ -93,7 +102,9 @@ def test_main_tables(run: Path) -> None:
     assert row["before"].startswith("41.7 [")
     assert row["difference"].startswith("+25.0 [")
     assert "seed 42" in " ".join(tables["pass"].notes)
-    assert pick(tables["rescue"].frame, group="pair", teacher="bob", student="ada", rate="uplift")["estimate"] == pytest.approx(1 / 2)
+    assert pick(tables["rescue"].frame, group="pair", teacher="bob", student="ada", rate="uplift")[
+        "estimate"
+    ] == pytest.approx(1 / 2)
     text = printed(list(tables.values()))
     for part in ("team Pass@2", "matched budget", "(1/2)", "bob -> ada", "fewer than 100 problems", "Cohen's kappa"):
         assert part in text
@@ -109,8 +120,11 @@ def test_best_is_marked_among_equal_budgets(run: Path) -> None:
     assert marked == {("1", "bob"), ("2", "bob"), ("4", "team")}
     assert {when for _, when in table.best} == {"before", "after"}
     assert [(rows[i]["candidates"], rows[i]["measure"]) for i in table.starts] == [
-        ("2", "Pass@2"), ("4", "Pass@4"), ("8", "Pass@8"), ("8", "coverage")
-    ]  # fmt: skip
+        ("2", "Pass@2"),
+        ("4", "Pass@4"),
+        ("8", "Pass@8"),
+        ("8", "coverage"),
+    ]
 
 
 def test_each_figure_of_a_budget_stands_once(run: Path) -> None:
@@ -164,7 +178,13 @@ def test_a_run_that_does_not_evaluate_the_untrained_models(tmp_path: Path) -> No
     assert table.shown.columns == ["model", "measure", "after"]
     assert table.shown.filter(model="ada", measure="Pass@1")["after"][0].startswith("66.7 [")
     cases = [{"problem": "t0", "student": "ada", "teacher": "bob", "hinted": (1, 2), "control": (0, 1)}]
-    rescued = RunData(data.path, data.config, data.models, pl.concat([data.counts, rescue_counts(cases)], how="diagonal"), data.answers)
+    rescued = RunData(
+        data.path,
+        data.config,
+        data.models,
+        pl.concat([data.counts, rescue_counts(cases)], how="diagonal"),
+        data.answers,
+    )
     row = row_of(summary_table(rescued), model="ada", measure="rescue: without -> with hint")
     assert (row["before"].split()[0], row["after"].split()[0], row["difference"].split()[0]) == ("0.0", "50.0", "+50.0")
     asked = RunData(data.path, config(evaluation={"samples": 4}), data.models, data.counts, data.answers)
@@ -186,7 +206,9 @@ def three_models() -> RunData:
     models = ("ada", "bob", "cy")
     counts = counts_frame(2, [first, first, last], models=models)
     in_first = pl.col("problem_id") < "p00003"
-    counts = counts.with_columns(data_set=pl.when(in_first).then(pl.lit("one")).otherwise(pl.lit("two")), level=pl.lit("hard"))
+    counts = counts.with_columns(
+        data_set=pl.when(in_first).then(pl.lit("one")).otherwise(pl.lit("two")), level=pl.lit("hard")
+    )
     team = [{"name": name, "model": "fake:any", "engine": "fake"} for name in models]
     return RunData(Path("run"), config(team=team, evaluation={"samples": 2}), list(models), counts, pl.DataFrame())
 
@@ -195,44 +217,71 @@ def test_parts_of_the_team() -> None:
     table = evaluation_tables.teams_table(three_models(), [1])
     rows = {(row["candidates"], row["model"]): row["before"] for row in table.shown.iter_rows(named=True)}
     assert list(rows) == [
-        ("1", "ada"), ("1", "bob"), ("1", "cy"),
-        ("2", "ada"), ("2", "bob"), ("2", "cy"), ("2", "ada+bob"), ("2", "ada+cy"), ("2", "bob+cy"),
-        ("3", "ada"), ("3", "bob"), ("3", "cy"), ("3", "team"),
-    ]  # fmt: skip
+        ("1", "ada"),
+        ("1", "bob"),
+        ("1", "cy"),
+        ("2", "ada"),
+        ("2", "bob"),
+        ("2", "cy"),
+        ("2", "ada+bob"),
+        ("2", "ada+cy"),
+        ("2", "bob+cy"),
+        ("3", "ada"),
+        ("3", "bob"),
+        ("3", "cy"),
+        ("3", "team"),
+    ]
     expected = {("2", "ada+bob"): 3 / 6, ("2", "ada+cy"): 5.5 / 6, ("2", "cy"): 3 / 6, ("3", "team"): 5.5 / 6}
-    assert {key: float(rows[key].split()[0]) for key in expected} == pytest.approx({k: 100 * v for k, v in expected.items()}, abs=0.05)
+    assert {key: float(rows[key].split()[0]) for key in expected} == pytest.approx(
+        {k: 100 * v for k, v in expected.items()}, abs=0.05
+    )
     assert rows["3", "ada"] == "–"
     shown = table.shown.rows(named=True)
     assert {(shown[i]["candidates"], shown[i]["model"]) for i, _ in table.best} == {
-        ("1", "ada"), ("1", "bob"), ("2", "ada+cy"), ("2", "bob+cy")
-    }  # fmt: skip
+        ("1", "ada"),
+        ("1", "bob"),
+        ("2", "ada+cy"),
+        ("2", "bob+cy"),
+    }
 
 
 def test_gain_over_each_model() -> None:
     row = evaluation_tables.gain_table(three_models(), [1]).shown.row(0, named=True)
     assert (row["comparison"], row["best model"]) == ("equal k", "ada")
-    assert [row[f"over {name}"].split()[0] for name in ("the best", "ada", "bob", "cy")] == ["+41.7", "+41.7", "+41.7", "+50.0"]
+    assert [row[f"over {name}"].split()[0] for name in ("the best", "ada", "bob", "cy")] == [
+        "+41.7",
+        "+41.7",
+        "+41.7",
+        "+50.0",
+    ]
 
 
 def test_strata_where_there_are_several() -> None:
     table = evaluation_tables.strata_table(three_models(), [1])
     assert table.shown["by"].unique().to_list() == ["data_set"]  # all problems have one level
-    found = {(row["value"], row["model"], row["measure"]): row["before"].split()[0] for row in table.shown.iter_rows(named=True)}
+    found = {
+        (row["value"], row["model"], row["measure"]): row["before"].split()[0]
+        for row in table.shown.iter_rows(named=True)
+    }
     assert found["one", "ada", "Pass@1"] == "100.0"
     assert found["two", "ada", "Pass@1"] == "0.0"
     assert found["two", "cy", "Pass@1"] == "83.3"
     assert found["two", "team", "coverage"] == "100.0"
 
 
-# --- the folder ------------------------------------------------------------------------------------------------------------
+# --- the folder ----------------------------------------------------------------------------------
 
 
 def test_report_writes_every_table_and_figure(tmp_path: Path) -> None:
     data, out = load_run(full_run(tmp_path / "run")), tmp_path / "out"
     assert write_report(data, out, [1, 8]) == out / "report.html"
     assert {p.name for p in out.iterdir()} == {"report.md", "report.html", "tables", "figures"}
-    assert {p.name for p in (out / "tables").iterdir()} == {f"{n}.{end}" for n in TABLES for end in ("csv", "json", "md", "tex")}
-    assert {p.name for p in (out / "figures").iterdir()} == {f"{n}.{end}" for n in FIGURES for end in ("pdf", "svg", "png", "csv")}
+    assert {p.name for p in (out / "tables").iterdir()} == {
+        f"{n}.{end}" for n in TABLES for end in ("csv", "json", "md", "tex")
+    }
+    assert {p.name for p in (out / "figures").iterdir()} == {
+        f"{n}.{end}" for n in FIGURES for end in ("pdf", "svg", "png", "csv")
+    }
     text = (out / "report.md").read_text()
     assert 'team.0.name: "ada"' in text
     assert "| evaluate | 0 | ada | 3 | 12 | 5 | 0 | 0 |" in text
@@ -249,7 +298,13 @@ def test_a_run_with_nothing_published(tmp_path: Path) -> None:
     data = load_run(make_run(tmp_path / "run"))
     write_report(data, tmp_path / "out")
     text = Page((tmp_path / "out" / "report.html").read_text()).text
-    for part in ("nothing is published yet", "no scores are published yet", "No rescue to read", "not evaluated yet", "0 of 2 iterations"):
+    for part in (
+        "nothing is published yet",
+        "no scores are published yet",
+        "No rescue to read",
+        "not evaluated yet",
+        "0 of 2 iterations",
+    ):
         assert part in text
     assert not (tmp_path / "out" / "figures").exists()
 
@@ -257,9 +312,15 @@ def test_a_run_with_nothing_published(tmp_path: Path) -> None:
 @pytest.mark.usefixtures("no_pictures")
 def test_imported_predictions(tmp_path: Path) -> None:
     lines = [
-        {"example_id": f"q{i}", "model": model, "gold": "2", "completions": ["#### 2" if (i + m) % 3 else "#### 3", "#### 2"]}
-        for m, model in enumerate(("a & b", "c")) for i in range(6)
-    ]  # fmt: skip
+        {
+            "example_id": f"q{i}",
+            "model": model,
+            "gold": "2",
+            "completions": ["#### 2" if (i + m) % 3 else "#### 3", "#### 2"],
+        }
+        for m, model in enumerate(("a & b", "c"))
+        for i in range(6)
+    ]
     (tmp_path / "file.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     import_predictions(tmp_path / "file.jsonl", tmp_path / "run")
     data = load_run(tmp_path / "run")
@@ -278,8 +339,11 @@ def test_several_runs_get_an_index(tmp_path: Path) -> None:
     runs = [full_run(tmp_path / sweep / "run-1") for sweep in ("one", "two")] + [make_run(tmp_path / "two" / "run-2")]
     pages = write_reports([load_run(r) for r in runs], tmp_path / "out", [1])
     assert [str(p.relative_to(tmp_path / "out")) for p in pages] == [
-        "one-run-1/report.html", "two-run-1/report.html", "run-2/report.html", "index.html"
-    ]  # fmt: skip
+        "one-run-1/report.html",
+        "two-run-1/report.html",
+        "run-2/report.html",
+        "index.html",
+    ]
     assert all(path.is_file() for path in pages)
     index = Page(pages[-1].read_text())
     links = [a["href"] for tag, a in index.tags if tag == "a"]
@@ -291,7 +355,9 @@ def test_several_runs_get_an_index(tmp_path: Path) -> None:
     assert empty[1:] == ["–"] * 7
     frame = pl.read_csv(tmp_path / "out" / "runs.csv")
     assert frame["run"].to_list() == ["run-1"] * 8
-    assert pick(frame.head(4), figure="team")["estimate"] == pytest.approx((1 - 1 / 4 * 3 / 4 + 1 - 3 / 4 * 1 / 4 + 1) / 3)
+    assert pick(frame.head(4), figure="team")["estimate"] == pytest.approx(
+        (1 - 1 / 4 * 3 / 4 + 1 - 3 / 4 * 1 / 4 + 1) / 3
+    )
 
 
 def test_warnings(tmp_path: Path) -> None:
@@ -304,9 +370,13 @@ def test_warnings(tmp_path: Path) -> None:
     data = load_run(folder)
     text = "\n".join(warnings_of(data))
     for part in (
-        "Not finished: 0 of 2 iterations", "No evaluation after training", "Verification of 1 of 24", "6 of 24 completions were cut",
-        "3 problems, fewer than 100", "no control",
-    ):  # fmt: skip
+        "Not finished: 0 of 2 iterations",
+        "No evaluation after training",
+        "Verification of 1 of 24",
+        "6 of 24 completions were cut",
+        "3 problems, fewer than 100",
+        "no control",
+    ):
         assert part in text
     assert warnings_of(load_run(full_run(tmp_path / "done")))[0].startswith("Not finished: 1 of 2 iterations are done")
 
@@ -329,16 +399,24 @@ def test_what_was_left_out_is_a_warning_and_not_an_error(tmp_path: Path) -> None
     assert shard.name in text
 
 
-# --- cost and facts --------------------------------------------------------------------------------------------------------
+# --- cost and facts ------------------------------------------------------------------------------
 
 
 def test_cost_by_hand(tmp_path: Path) -> None:
     folder = make_run(tmp_path / "run")
-    manifests.write_json(RunPaths(folder).identity, {"run_id": "demo", "provenance": {"packages": {"torch": "2.13.0+cu130"}}})
+    manifests.write_json(
+        RunPaths(folder).identity, {"run_id": "demo", "provenance": {"packages": {"torch": "2.13.0+cu130"}}}
+    )
     paths = RunPaths(folder)
     tokens = {"num_prompt_tokens": 50, "num_completion_tokens": 20}
     gpu = {"seconds": {"load": 600.0, "generate": 3000.0}, "threads": 4, "num_gpus": 1, **tokens}
-    publish_frame(paths.phase_folder("cold", 1), "ada-p000", rollouts([rollout(), rollout(sample_index=1)]), ROLLOUTS, stats=lambda: gpu)
+    publish_frame(
+        paths.phase_folder("cold", 1),
+        "ada-p000",
+        rollouts([rollout(), rollout(sample_index=1)]),
+        ROLLOUTS,
+        stats=lambda: gpu,
+    )
     update = {"seconds": {"update": 1800.0}, "threads": 2, "num_gpus": 1, "num_ranks": 8, "num_completion_tokens": 1}
     steps = pl.DataFrame([step(num_tokens=30), step(step=2, num_tokens=12)], schema=STEPS.schema)
     publish_frame(paths.phase_folder("update", 1), "ada-p000", steps, STEPS, stats=lambda: update)
@@ -359,7 +437,9 @@ def test_an_engine_that_samples_several_parts_at_once_is_counted_once(tmp_path: 
     hour = {"seconds": {"generate": 3600.0}, "threads": 1, "num_gpus": 1}
     for model, part in (("ada", 0), ("ada", 1), ("bob", 0)):  # all by this process, and published now
         frame = rollouts([rollout(model=model)])
-        publish_frame(RunPaths(folder).phase_folder("cold", 1), f"{model}-p{part:03d}", frame, ROLLOUTS, stats=lambda: hour)
+        publish_frame(
+            RunPaths(folder).phase_folder("cold", 1), f"{model}-p{part:03d}", frame, ROLLOUTS, stats=lambda: hour
+        )
     cold = pick(cost_of(folder).table, phase="cold")
     assert cold["tasks"] == 3
     assert cold["gpu_hours"] == pytest.approx(1 + 1, abs=0.01)  # one for each model's engine
@@ -376,19 +456,37 @@ def test_gpus_that_were_not_recorded(tmp_path: Path, torch: str, hours: float | 
 def test_facts_say_where_a_run_comes_from(tmp_path: Path) -> None:
     folder = full_run(tmp_path / "run")
     provenance = {
-        "core_hpc": "0.1.0", "git_commit": "abc123", "git_modified": True, "packages": {"torch": "2.13.0+cpu"}, "python": "3.11.7",
-        "platform": "Linux-x", "num_cores": 2, "mem_gb": 23.5, "command": ["launch.py", "a file.yaml"],
-    }  # fmt: skip
-    manifests.write_json(RunPaths(folder).identity, {"run_id": "demo", "models": {"ada": {"fingerprint": "f" * 64}}, "provenance": provenance})
+        "core_hpc": "0.1.0",
+        "git_commit": "abc123",
+        "git_modified": True,
+        "packages": {"torch": "2.13.0+cpu"},
+        "python": "3.11.7",
+        "platform": "Linux-x",
+        "num_cores": 2,
+        "mem_gb": 23.5,
+        "command": ["launch.py", "a file.yaml"],
+    }
+    manifests.write_json(
+        RunPaths(folder).identity,
+        {"run_id": "demo", "models": {"ada": {"fingerprint": "f" * 64}}, "provenance": provenance},
+    )
     text = "\n".join(": ".join(fact) for fact in facts_of(load_run(folder), cost_of(folder)))
     for part in (
-        "git abc123, with changes that are not committed", "torch 2.13.0+cpu", "23.5 GB", "launch.py 'a file.yaml'", "fake:any",
-        "weights ffffffffffff", "2 of addition_chain", "3 of addition_chain", "60 trained on", "0.00 GPU-hours",
-    ):  # fmt: skip
+        "git abc123, with changes that are not committed",
+        "torch 2.13.0+cpu",
+        "23.5 GB",
+        "launch.py 'a file.yaml'",
+        "fake:any",
+        "weights ffffffffffff",
+        "2 of addition_chain",
+        "3 of addition_chain",
+        "60 trained on",
+        "0.00 GPU-hours",
+    ):
         assert part in text
 
 
-# --- the command line ------------------------------------------------------------------------------------------------------
+# --- the command line ----------------------------------------------------------------------------
 
 
 @pytest.mark.usefixtures("no_pictures")
@@ -425,6 +523,8 @@ def test_import_and_help_are_light() -> None:
         "assert not {'torch', 'submitit', 'transformers', 'vllm', 'matplotlib', 'scipy'} & set(sys.modules)\n"
     )
     before = resource.getrusage(resource.RUSAGE_CHILDREN)
-    subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, cwd=Path(__file__).parents[3], timeout=60)
+    subprocess.run(
+        [sys.executable, "-c", code], check=True, capture_output=True, cwd=Path(__file__).parents[3], timeout=60
+    )
     after = resource.getrusage(resource.RUSAGE_CHILDREN)
     assert after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime < 1

@@ -32,9 +32,17 @@ def stored_run(folder: Path) -> Path:
     """Cold: ada's t0 was taken for wrong and is right, her t1 the other way round, t2 stays wrong. Rescues of t0 and t2."""
     run = make_run(folder)
     for split, names in (("train", ("t0", "t1", "t2")), ("evaluation", ("p0", "p1", "p2"))):
-        problems = [(name, "What?", "2", "number", json.dumps({"source_group": "g" if name == "p0" else "h"})) for name in names]
-        publish_frame(RunPaths(run).problems, split, pl.DataFrame(problems, schema=PROBLEMS.schema, orient="row"), PROBLEMS)
-    cold = [row(RIGHT, "wrong", problem_id="t0"), row(OFF, "correct", problem_id="t1"), row(OFF, "wrong", problem_id="t2")]
+        problems = [
+            (name, "What?", "2", "number", json.dumps({"source_group": "g" if name == "p0" else "h"})) for name in names
+        ]
+        publish_frame(
+            RunPaths(run).problems, split, pl.DataFrame(problems, schema=PROBLEMS.schema, orient="row"), PROBLEMS
+        )
+    cold = [
+        row(RIGHT, "wrong", problem_id="t0"),
+        row(OFF, "correct", problem_id="t1"),
+        row(OFF, "wrong", problem_id="t2"),
+    ]
     cold += [row(RIGHT, "correct", problem_id=t, model="bob") for t in ("t0", "t1", "t2")]
     again: dict[str, Any] = {"phase": RESCUE, "teacher_model": "bob", "teacher_sample_index": 0}
     rescues = [
@@ -44,13 +52,28 @@ def stored_run(folder: Path) -> Path:
         row(OFF, "wrong", problem_id="t1", cold_failed=False, **again),
     ]
     held_out: dict[str, Any] = {"phase": EVALUATE, "iteration": 0}
-    evaluated = [row(RIGHT, "wrong", problem_id="p0", **held_out), row("well", "no_answer", problem_id="p1", **held_out)]
-    evaluated += [row(OFF, "correct", problem_id="p2", **held_out), row(RIGHT, "correct", problem_id="p2", sample_index=1, **held_out)]
+    evaluated = [
+        row(RIGHT, "wrong", problem_id="p0", **held_out),
+        row("well", "no_answer", problem_id="p1", **held_out),
+    ]
+    evaluated += [
+        row(OFF, "correct", problem_id="p2", **held_out),
+        row(RIGHT, "correct", problem_id="p2", sample_index=1, **held_out),
+    ]
     publish_rollouts(run, [*cold, *rescues, *evaluated])
     hint = {
-        "run_id": "demo", "iteration": 1, "model": "ada", "problem_id": "t0", "cold_failed": True, "teacher_model": "bob",
-        "teacher_sample_index": 0, "hint": "think", "num_hint_tokens": 1, "reason": "rescue", "hint_draws": [True, False],
-    }  # fmt: skip
+        "run_id": "demo",
+        "iteration": 1,
+        "model": "ada",
+        "problem_id": "t0",
+        "cold_failed": True,
+        "teacher_model": "bob",
+        "teacher_sample_index": 0,
+        "hint": "think",
+        "num_hint_tokens": 1,
+        "reason": "rescue",
+        "hint_draws": [True, False],
+    }
     publish_frame(RunPaths(run).phase_folder("hint", 1), "team-p000", pl.DataFrame([hint], schema=HINTS.schema), HINTS)
     (run / "horizon.json").write_text("[]")
     manifests.make_folder(RunPaths(run).phase_folder("score", 1))
@@ -58,7 +81,11 @@ def stored_run(folder: Path) -> Path:
 
 
 def checksums(folder: Path) -> dict[str, str]:
-    return {str(p.relative_to(folder)): hashlib.sha256(p.read_bytes()).hexdigest() for p in sorted(folder.rglob("*")) if p.is_file()}
+    return {
+        str(p.relative_to(folder)): hashlib.sha256(p.read_bytes()).hexdigest()
+        for p in sorted(folder.rglob("*"))
+        if p.is_file()
+    }
 
 
 def rows_of(run: Path, phase: str) -> pl.DataFrame:
@@ -78,10 +105,21 @@ def test_the_original_is_not_touched_and_the_copy_is_whole(tmp_path: Path) -> No
         assert new.select(stays).equals(old.select(stays))
     for name in ("problems/train", "problems/evaluation", "hint/iteration=0001/team-p000"):
         table = HINTS if name.startswith("hint") else PROBLEMS
-        old, new = (read_manifest_table(manifests.read_manifest(root / f"{name}.manifest.json"), table) for root in (run, done.path))
+        old, new = (
+            read_manifest_table(manifests.read_manifest(root / f"{name}.manifest.json"), table)
+            for root in (run, done.path)
+        )
         assert new.equals(old)
     assert manifests.read_json(done.path / "config.json") == manifests.read_json(run / "config.json")
-    assert sorted(p.name for p in done.path.iterdir()) == ["cold", "config.json", "evaluate", "hint", "problems", "rescue", "run.json"]
+    assert sorted(p.name for p in done.path.iterdir()) == [
+        "cold",
+        "config.json",
+        "evaluate",
+        "hint",
+        "problems",
+        "rescue",
+        "run.json",
+    ]
 
 
 def test_new_verdicts_by_hand(tmp_path: Path) -> None:
@@ -107,24 +145,38 @@ def test_new_verdicts_by_hand(tmp_path: Path) -> None:
 
 def test_cold_failures_follow_the_new_verdicts(tmp_path: Path) -> None:
     done = rescore(stored_run(tmp_path / "run"), tmp_path / "out")
-    cases = rows_of(done.path, RESCUE).select("problem_id", "sample_index", "cold_failed").sort("problem_id", "sample_index")
+    cases = (
+        rows_of(done.path, RESCUE)
+        .select("problem_id", "sample_index", "cold_failed")
+        .sort("problem_id", "sample_index")
+    )
     assert cases.rows() == [("t0", 0, False), ("t0", 1, False), ("t1", 0, True), ("t2", 0, True)]
     assert "of the cases that were sampled again, 1 are cold failures no more, and 1 are now" in done.notes
-    hint = read_manifest_table(manifests.read_manifest(done.path / "hint/iteration=0001/team-p000.manifest.json"), HINTS)
+    hint = read_manifest_table(
+        manifests.read_manifest(done.path / "hint/iteration=0001/team-p000.manifest.json"), HINTS
+    )
     assert hint["cold_failed"].to_list() == [True]  # what the draw knew
 
 
 def test_cold_failed_stays_where_no_cold_completion_is_published(tmp_path: Path) -> None:
     run = stored_run(tmp_path / "run")
     (run / "cold/iteration=0001/ada-p000.manifest.json").unlink()
-    cases = rows_of(rescore(run, tmp_path / "out").path, RESCUE).select("problem_id", "cold_failed").unique().sort("problem_id")
+    cases = (
+        rows_of(rescore(run, tmp_path / "out").path, RESCUE)
+        .select("problem_id", "cold_failed")
+        .unique()
+        .sort("problem_id")
+    )
     assert cases.rows() == [("t0", True), ("t1", False), ("t2", True)]
 
 
 def test_pass_at_1_before_and_after(tmp_path: Path) -> None:
     passes = rescore(stored_run(tmp_path / "run"), tmp_path / "out").passes
     assert passes.schema == PASS_CHANGE_TABLE
-    of = {when: pick(passes, phase="evaluate", iteration=0, model="ada", when=when) for when in ("before", "after", "difference")}
+    of = {
+        when: pick(passes, phase="evaluate", iteration=0, model="ada", when=when)
+        for when in ("before", "after", "difference")
+    }
     assert of["before"]["estimate"] == pytest.approx((0 + 0 + 1) / 3)
     assert of["after"]["estimate"] == pytest.approx((1 + 0 + 1 / 2) / 3)
     assert of["difference"]["estimate"] == pytest.approx(1 / 6)
@@ -137,7 +189,10 @@ def test_pass_at_1_before_and_after(tmp_path: Path) -> None:
 
 def test_the_new_folder_says_what_it_is(tmp_path: Path) -> None:
     run = stored_run(tmp_path / "run")
-    manifests.write_json(RunPaths(run).identity, {"run_id": "demo", "provenance": {"core_hpc": "0.1", "git_commit": "abc", "python": "3"}})
+    manifests.write_json(
+        RunPaths(run).identity,
+        {"run_id": "demo", "provenance": {"core_hpc": "0.1", "git_commit": "abc", "python": "3"}},
+    )
     done = rescore(run, tmp_path / "out")
     identity = read_identity(done.path)
     assert identity["run_id"] == "demo"
@@ -157,9 +212,13 @@ def test_what_cannot_be_verified_keeps_its_verdict(tmp_path: Path) -> None:
     (tmp_path / "foreign.jsonl").write_text("\n".join(map(json.dumps, lines)))
     done = rescore(import_predictions(tmp_path / "foreign.jsonl", tmp_path / "run").path, tmp_path / "out")
     assert rows_of(done.path, EVALUATE).select("problem_id", "answer", "verdict").rows() == [
-        ("q1", "7", "correct"), ("q1", "72", "correct"), ("q2", "5", "correct"),
-    ]  # fmt: skip
-    assert done.notes == ["2 completions kept their verdicts: no text is stored, or their answers are not verified here"]
+        ("q1", "7", "correct"),
+        ("q1", "72", "correct"),
+        ("q2", "5", "correct"),
+    ]
+    assert done.notes == [
+        "2 completions kept their verdicts: no text is stored, or their answers are not verified here"
+    ]
     assert "imported" in read_identity(done.path)
     assert not (done.path / "config.json").exists()
 
@@ -178,14 +237,20 @@ def test_damage_is_named_and_nothing_is_written(tmp_path: Path) -> None:
 def test_an_unknown_problem_is_an_error(tmp_path: Path) -> None:
     run = stored_run(tmp_path / "run")
     publish_rollouts(run, [row(RIGHT, "correct", problem_id="t9", iteration=2)])
-    with pytest.raises(StoreError, match=r"cold/iteration=0002/ada.*parquet: problem 't9' is not among the run's problems"):
+    with pytest.raises(
+        StoreError, match=r"cold/iteration=0002/ada.*parquet: problem 't9' is not among the run's problems"
+    ):
         rescore(run, tmp_path / "out")
 
 
 def test_places_that_are_refused(tmp_path: Path) -> None:
     run = stored_run(tmp_path / "sweep" / "run")
     before = checksums(run)
-    for out, said in [(run / "again", "lies in the run folder"), (run, "lies in the run folder"), (tmp_path, "is not empty")]:
+    for out, said in [
+        (run / "again", "lies in the run folder"),
+        (run, "lies in the run folder"),
+        (tmp_path, "is not empty"),
+    ]:
         with pytest.raises(InputError, match=said):
             rescore(run, out)
     with pytest.raises(InputError, match="neither a run folder nor a sweep folder"):

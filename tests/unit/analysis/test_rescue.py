@@ -21,9 +21,18 @@ def small() -> pl.DataFrame:
         {"problem": "p00001", "student": "ada", "teacher": "bob", "hinted": (0, 2), "control": (1, 2)},
         {"problem": "p00002", "student": "bob", "teacher": "ada", "hinted": (0, 0), "control": (0, 4)},
         # scope: all lets models that had solved the problem sample again; that is no rescue
-        {"problem": "p00003", "student": "bob", "teacher": "ada", "hinted": (4, 4), "control": (0, 0), "cold_failed": False},
+        {
+            "problem": "p00003",
+            "student": "bob",
+            "teacher": "ada",
+            "hinted": (4, 4),
+            "control": (0, 0),
+            "cold_failed": False,
+        },
     ]
-    cold = counts_frame(2, [[0, 0, 1, 1, 0], [2, 1, 0, 1, 0]], phase="cold", iteration=1)  # nobody solves p4: no teacher
+    cold = counts_frame(
+        2, [[0, 0, 1, 1, 0], [2, 1, 0, 1, 0]], phase="cold", iteration=1
+    )  # nobody solves p4: no teacher
     return pl.concat([cold, rescue_counts(cases)])
 
 
@@ -31,10 +40,18 @@ def test_numerators_and_denominators() -> None:
     table = rescue_table(small())
     got = {rate: pick(table, group="all", rate=rate) for rate in RATES}
     fractions = {rate: (row["numerator"], row["denominator"]) for rate, row in got.items()}
-    assert fractions == {"per_attempt": (1, 5), "control": (1, 7), "uplift": (1, 5), "per_case": (1, 2), "recovery": (1, 5)}
+    assert fractions == {
+        "per_attempt": (1, 5),
+        "control": (1, 7),
+        "uplift": (1, 5),
+        "per_case": (1, 2),
+        "recovery": (1, 5),
+    }
     assert (got["uplift"]["control_numerator"], got["uplift"]["control_denominator"]) == (1, 7)
     assert got["uplift"]["estimate"] == pytest.approx(1 / 5 - 1 / 7)
-    assert all(row["estimate"] == row["numerator"] / row["denominator"] for rate, row in got.items() if rate != "uplift")
+    assert all(
+        row["estimate"] == row["numerator"] / row["denominator"] for rate, row in got.items() if rate != "uplift"
+    )
     assert all("fewer than 100 problems" in row["note"] for row in got.values())
 
 
@@ -66,11 +83,13 @@ def simulated(effect: float, *, seed: int, num_problems: int = 400) -> pl.DataFr
             hinted = int(rng.binomial(4, 0.5))
             cases.append(
                 {
-                    "problem": f"p{p:05d}", "student": student, "teacher": teacher,
+                    "problem": f"p{p:05d}",
+                    "student": student,
+                    "teacher": teacher,
                     "hinted": (int(rng.binomial(hinted, skill + effect)), hinted),
                     "control": (int(rng.binomial(4 - hinted, skill)), 4 - hinted),
                 }
-            )  # fmt: skip
+            )
     return rescue_counts(cases)
 
 
@@ -89,13 +108,17 @@ def test_a_known_effect_is_found() -> None:
 
 
 def test_uplift_covers_no_effect_as_often_as_it_says() -> None:
-    rows = [pick(rescue_table(simulated(0.0, seed=s, num_problems=100), groups=["all"]), rate="uplift") for s in range(60)]
+    rows = [
+        pick(rescue_table(simulated(0.0, seed=s, num_problems=100), groups=["all"]), rate="uplift") for s in range(60)
+    ]
     covered = sum(row["low"] <= 0 <= row["high"] for row in rows)
     assert covered >= 52  # 57 expected; fewer than 52 has probability 0.02 at 95 %
 
 
 def test_no_control_no_uplift() -> None:
-    table = rescue_table(rescue_counts([{"problem": "p", "student": "ada", "teacher": "bob", "hinted": (1, 2), "control": (0, 0)}]))
+    table = rescue_table(
+        rescue_counts([{"problem": "p", "student": "ada", "teacher": "bob", "hinted": (1, 2), "control": (0, 0)}])
+    )
     uplift = pick(table, group="all", rate="uplift")
     assert (uplift["estimate"], uplift["low"]) == (None, None)
     assert "no control" in uplift["note"]
@@ -106,13 +129,29 @@ def test_by_difficulty() -> None:
     """p0: 2 of 4 cold completions of the team are correct, p1 and p2: 1 of 4, p3: its student was no case, p4: none."""
     table = rescue_table(small(), groups=["difficulty"])
     assert table["bin"].unique(maintain_order=True).to_list() == ["0", "(0, 1/4]", "(1/4, 1/2]"]
-    got = {row["bin"]: (row["numerator"], row["denominator"]) for row in table.filter(pl.col("rate") == "recovery").iter_rows(named=True)}
+    got = {
+        row["bin"]: (row["numerator"], row["denominator"])
+        for row in table.filter(pl.col("rate") == "recovery").iter_rows(named=True)
+    }
     assert got == {"0": (0, 2), "(0, 1/4]": (0, 2), "(1/4, 1/2]": (1, 1)}
     easy = pick(table, bin="(1/4, 1/2]", rate="uplift")
-    assert (easy["numerator"], easy["denominator"], easy["control_numerator"], easy["control_denominator"]) == (1, 3, 0, 1)
+    assert (easy["numerator"], easy["denominator"], easy["control_numerator"], easy["control_denominator"]) == (
+        1,
+        3,
+        0,
+        1,
+    )
     mostly_right = [counts_frame(4, [[0], [4], [3]], models=("ada", "bob", "cyd"), phase="cold", iteration=1)]
-    case: dict[str, Any] = {"problem": "p00000", "student": "ada", "teacher": "bob", "hinted": (1, 1), "control": (0, 1)}
-    assert rescue_table(pl.concat([*mostly_right, rescue_counts([case])]), groups=["difficulty"])["bin"].unique().to_list() == ["> 1/2"]
+    case: dict[str, Any] = {
+        "problem": "p00000",
+        "student": "ada",
+        "teacher": "bob",
+        "hinted": (1, 1),
+        "control": (0, 1),
+    }
+    assert rescue_table(pl.concat([*mostly_right, rescue_counts([case])]), groups=["difficulty"])[
+        "bin"
+    ].unique().to_list() == ["> 1/2"]
 
 
 def test_by_length_of_the_hint() -> None:
@@ -130,8 +169,11 @@ def test_by_length_of_the_hint() -> None:
     table = rescue_table(rescue_counts([*cases, nobody]), groups=["hint_length"], hints=hints)
     attempts = table.filter(pl.col("rate") == "per_attempt")
     assert attempts.select("bin", "numerator", "denominator").rows() == [
-        ("3-9 tokens", 0, 6), ("10-10 tokens", 0, 2), ("11-41 tokens", 4, 4), ("42-100 tokens", 4, 4),
-    ]  # fmt: skip
+        ("3-9 tokens", 0, 6),
+        ("10-10 tokens", 0, 2),
+        ("11-41 tokens", 4, 4),
+        ("42-100 tokens", 4, 4),
+    ]
     assert pick(table, bin="11-41 tokens", rate="uplift")["estimate"] == pytest.approx(1 - 2 / 4)
     assert "recovery" not in table["rate"].to_list()
     alike = rescue_table(rescue_counts(cases), groups=["hint_length"], hints=hints.with_columns(num_hint_tokens=7))

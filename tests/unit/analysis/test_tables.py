@@ -20,7 +20,18 @@ from analysis.layout.tables import ReportTable, laid_out, note_marks, number, pe
 from analysis.metrics.passk import PASS_TABLE
 from tests.support.parsing import Page, latex_rows, markdown_rows
 
-NAMES = ["a_b", "50% $x$", "<script>alert(1)</script>", "A & B", r"\input{x}", "[x] *y*", "#1 {z}", "~^|`", "-", "plain"]
+NAMES = [
+    "a_b",
+    "50% $x$",
+    "<script>alert(1)</script>",
+    "A & B",
+    r"\input{x}",
+    "[x] *y*",
+    "#1 {z}",
+    "~^|`",
+    "-",
+    "plain",
+]
 
 
 @pytest.fixture
@@ -31,11 +42,27 @@ def frame() -> pl.DataFrame:
     for k in (1, 2):
         for name in NAMES:
             estimate = round(draw.random(), 6)
-            rows.append({
-                "phase": "evaluate", "iteration": 3, "measure": "pass", "model": name, "k": k, "candidates": k, "estimate": estimate,
-                "low": estimate / 2, "high": (1 + estimate) / 2, "num_problems": 120, "note": "",
-            })  # fmt: skip
-    rows[3] |= {"estimate": None, "low": None, "high": None, "note": "undefined: 7 problems have fewer than 1 completions"}
+            rows.append(
+                {
+                    "phase": "evaluate",
+                    "iteration": 3,
+                    "measure": "pass",
+                    "model": name,
+                    "k": k,
+                    "candidates": k,
+                    "estimate": estimate,
+                    "low": estimate / 2,
+                    "high": (1 + estimate) / 2,
+                    "num_problems": 120,
+                    "note": "",
+                }
+            )
+    rows[3] |= {
+        "estimate": None,
+        "low": None,
+        "high": None,
+        "note": "undefined: 7 problems have fewer than 1 completions",
+    }
     rows[5]["estimate"] = rows[6]["estimate"] = 0.9999
     return pl.DataFrame(rows, schema=PASS_TABLE)
 
@@ -67,8 +94,12 @@ def test_formats_agree(frame: pl.DataFrame) -> None:
                 assert row["estimate"] == ""
                 assert cell["estimate"] in ("–", "--")
             else:
-                assert [float(row[name]) for name in ("estimate", "low", "high")] == [other[name] for name in ("estimate", "low", "high")]
-                assert figures(cell["estimate"]) == pytest.approx([other[n] for n in ("estimate", "low", "high")], abs=6e-5), form
+                assert [float(row[name]) for name in ("estimate", "low", "high")] == [
+                    other[name] for name in ("estimate", "low", "high")
+                ]
+                assert figures(cell["estimate"]) == pytest.approx(
+                    [other[n] for n in ("estimate", "low", "high")], abs=6e-5
+                ), form
 
 
 def test_best_at_each_budget_is_bold(frame: pl.DataFrame) -> None:
@@ -76,7 +107,9 @@ def test_best_at_each_budget_is_bold(frame: pl.DataFrame) -> None:
     for k in (1, 2):
         rows = [row for row in frame.iter_rows(named=True) if row["k"] == k and row["estimate"] is not None]
         highest = max(round(row["estimate"], 3) for row in rows)
-        expected += [f"{row['estimate']:.4f}".rstrip("0").rstrip(".") for row in rows if round(row["estimate"], 3) == highest]
+        expected += [
+            f"{row['estimate']:.4f}".rstrip("0").rstrip(".") for row in rows if round(row["estimate"], 3) == highest
+        ]
     assert len(expected) == 3  # a tie at k = 1
     assert re.findall(r"\\textbf\{([^}]*)\}", to_format(frame, "latex")) == expected
     assert Page(to_format(frame, "html")).strong == expected
@@ -88,7 +121,9 @@ def test_other_measures_and_lone_figures_are_not_bold(frame: pl.DataFrame) -> No
     assert not tidy_table(alone, name="t", title="").best
     mixed = pl.concat([alone, alone.with_columns(measure=pl.lit("pass_hat"), model=pl.lit("other"))])
     assert not tidy_table(mixed, name="t", title="").best
-    rivals = pl.concat([alone, alone.with_columns(measure=pl.lit("team_pass"), model=pl.lit("team"), estimate=pl.lit(0.0))])
+    rivals = pl.concat(
+        [alone, alone.with_columns(measure=pl.lit("team_pass"), model=pl.lit("team"), estimate=pl.lit(0.0))]
+    )
     assert tidy_table(rivals, name="t", title="").best == {(0, "estimate"), (1, "estimate")}
 
 
@@ -116,12 +151,21 @@ def test_letters_that_latex_does_not_have() -> None:
 @pytest.mark.skipif(shutil.which("pdflatex") is None, reason="no TeX on this machine")
 def test_latex_compiles_with_booktabs_only(frame: pl.DataFrame, tmp_path: Path) -> None:
     all_letters = "".join(map(chr, range(32, 0x180)))
-    difficult = ReportTable("u", all_letters, pl.DataFrame(), laid_out(["[", "*"], [["[1]", "*"], ["*", "["]]), ["[low]"])
+    difficult = ReportTable(
+        "u", all_letters, pl.DataFrame(), laid_out(["[", "*"], [["[1]", "*"], ["*", "["]]), ["[low]"]
+    )
     tables = to_format(frame, "latex", title=" ".join(NAMES)) + to_latex(difficult)
     (tmp_path / "a.tex").write_text(
-        f"\\documentclass{{article}}\\usepackage{{booktabs}}\\begin{{document}}{tables}\\end{{document}}", encoding="utf-8"
+        f"\\documentclass{{article}}\\usepackage{{booktabs}}\\begin{{document}}{tables}\\end{{document}}",
+        encoding="utf-8",
     )
-    done = subprocess.run(["pdflatex", "-draftmode", "-halt-on-error", "a.tex"], cwd=tmp_path, capture_output=True, timeout=60, check=False)
+    done = subprocess.run(
+        ["pdflatex", "-draftmode", "-halt-on-error", "a.tex"],
+        cwd=tmp_path,
+        capture_output=True,
+        timeout=60,
+        check=False,
+    )
     assert done.returncode == 0, done.stdout.decode(errors="replace")[-2000:]
 
 
@@ -154,4 +198,6 @@ def test_note_marks_explain_each_note_once() -> None:
     assert legend[0] == "6 of 10 rows: w"
     explained = dict(line.split(": ") for line in legend[1:])
     for note, mark in zip(notes, marks, strict=True):
-        assert {explained[letter] for letter in mark.split(", ") if letter} == {part for part in note.split("; ") if part not in ("", "w")}
+        assert {explained[letter] for letter in mark.split(", ") if letter} == {
+            part for part in note.split("; ") if part not in ("", "w")
+        }

@@ -37,13 +37,26 @@ T0 = 1.7e9
 
 
 def publish(
-    run: Path, key: TaskKey, began: float, laps: dict[str, float], *, host: str = "n1", pid: int = 0, clock: float = 0.0, **stats: Any
+    run: Path,
+    key: TaskKey,
+    began: float,
+    laps: dict[str, float],
+    *,
+    host: str = "n1",
+    pid: int = 0,
+    clock: float = 0.0,
+    **stats: Any,
 ) -> None:
     """A manifest as a task leaves it that began at a second and did so; `clock`: what its host's clock is ahead."""
     path = RunPaths(run).task_manifest(key)
     manifests.make_folder(path.parent)
     writer = {"host": host, "pid": pid, "user": "u", "time": T0 + clock + began + sum(laps.values())}
-    body = {"schema_version": SCHEMA_VERSION, "files": [], "stats": {"seconds": laps, **stats} if laps else stats, "writer": writer}
+    body = {
+        "schema_version": SCHEMA_VERSION,
+        "files": [],
+        "stats": {"seconds": laps, **stats} if laps else stats,
+        "writer": writer,
+    }
     path.write_text(json.dumps(body))
 
 
@@ -67,18 +80,54 @@ def publish_iteration(run: Path, at: float = 0, *, iteration: int = 1) -> None:
     bob      load   generate            hint   rescue     score                (start) update
     """
     tokens = {"num_prompt_tokens": 100, "num_padded_tokens": 500}
-    publish(run, key(COLD, "ada", iteration=iteration), at, {"load": 4, "generate": 6}, pid=1, num_completion_tokens=60, **tokens)
-    publish(run, key(COLD, "bob", iteration=iteration), at, {"load": 5, "generate": 15}, pid=2, num_completion_tokens=30, **tokens)
+    publish(
+        run,
+        key(COLD, "ada", iteration=iteration),
+        at,
+        {"load": 4, "generate": 6},
+        pid=1,
+        num_completion_tokens=60,
+        **tokens,
+    )
+    publish(
+        run,
+        key(COLD, "bob", iteration=iteration),
+        at,
+        {"load": 5, "generate": 15},
+        pid=2,
+        num_completion_tokens=30,
+        **tokens,
+    )
     publish(run, key(HINT, iteration=iteration), at + 21, {"read": 0.5, "hint": 1.5}, pid=3)
-    publish(run, key(RESCUE, "ada", iteration=iteration), at + 23, {"generate": 2}, pid=1, num_completion_tokens=10, **tokens)
-    publish(run, key(RESCUE, "bob", iteration=iteration), at + 23, {"generate": 6, "publish": 2}, pid=2, num_completion_tokens=12, **tokens)
+    publish(
+        run,
+        key(RESCUE, "ada", iteration=iteration),
+        at + 23,
+        {"generate": 2},
+        pid=1,
+        num_completion_tokens=10,
+        **tokens,
+    )
+    publish(
+        run,
+        key(RESCUE, "bob", iteration=iteration),
+        at + 23,
+        {"generate": 6, "publish": 2},
+        pid=2,
+        num_completion_tokens=12,
+        **tokens,
+    )
     publish(run, key(SCORE, iteration=iteration), at + 31, {"score": 1}, pid=3)
     parts = {"old_s": 2.0, "reference_s": 1.0, "train_s": 5.0, "save_s": 1.0, "prepare_s": 0.5}
-    publish(run, key(UPDATE, "ada", iteration=iteration), at + 33, {"update": 10}, pid=4, num_tokens=400, **parts, **tokens)
+    publish(
+        run, key(UPDATE, "ada", iteration=iteration), at + 33, {"update": 10}, pid=4, num_tokens=400, **parts, **tokens
+    )
     parts = {"old_s": 4.0, "reference_s": 0.0, "train_s": 10.0, "save_s": 1.0, "prepare_s": 1.0}
     times = {"process_started": T0 + at + 44, "process_ready": T0 + at + 45} if iteration == 1 else {}
     laps = {"load": 1, "update": 17}
-    publish(run, key(UPDATE, "bob", iteration=iteration), at + 45, laps, pid=5, num_tokens=450, **parts, **tokens, **times)
+    publish(
+        run, key(UPDATE, "bob", iteration=iteration), at + 45, laps, pid=5, num_tokens=450, **parts, **tokens, **times
+    )
 
 
 def seconds_of(times: RunTimes, iteration: int = 1) -> dict[str, float]:
@@ -89,7 +138,7 @@ def seconds_of(times: RunTimes, iteration: int = 1) -> dict[str, float]:
     return {item: pytest.approx(seconds, abs=1e-3) for item, seconds in out.items()}
 
 
-# --- one iteration, by hand ------------------------------------------------------------------------------------------------
+# --- one iteration, by hand ----------------------------------------------------------------------
 
 
 def test_each_moment_of_an_iteration_counts_once_for_what_it_was_waiting_for(tmp_path: Path) -> None:
@@ -161,9 +210,18 @@ def test_seconds_and_tokens_of_tasks(tmp_path: Path) -> None:
 
     cold = row(COLD, "ada", "generate")
     assert (cold["seconds"], cold["share"]) == (pytest.approx(6), pytest.approx(6 / 63, abs=1e-4))
-    assert (cold["tokens"], cold["tokens_per_s"], cold["prompt_tokens"], cold["padding_share"]) == (60, pytest.approx(10), 100, None)
+    assert (cold["tokens"], cold["tokens_per_s"], cold["prompt_tokens"], cold["padding_share"]) == (
+        60,
+        pytest.approx(10),
+        100,
+        None,
+    )
     train = row(UPDATE, "bob", "train")
-    assert (train["tokens"], train["tokens_per_s"], train["padding_share"]) == (450, pytest.approx(45), pytest.approx(0.1))
+    assert (train["tokens"], train["tokens_per_s"], train["padding_share"]) == (
+        450,
+        pytest.approx(45),
+        pytest.approx(0.1),
+    )
     assert row(UPDATE, "bob", "log-probabilities")["seconds"] == pytest.approx(4)
     assert row(UPDATE, "bob", "start")["seconds"] == pytest.approx(1, abs=1e-3)
     everything = 10 + 20 + 2 + 2 + 8 + 1 + 10 + 18 + 1  # of the tasks, and the start of a process
@@ -191,7 +249,7 @@ def test_evaluations_and_other_iterations_are_work_of_elsewhere(tmp_path: Path) 
     assert seconds_of(times_of(run), 2) == {"another iteration": 30, "idle": 1, "generate": 7}
 
 
-# --- missing laps, clocks, queue, nothing ----------------------------------------------------------------------------------
+# --- missing laps, clocks, queue, nothing --------------------------------------------------------
 
 
 def test_tasks_that_do_not_tell_what_they_did(tmp_path: Path) -> None:
@@ -202,7 +260,10 @@ def test_tasks_that_do_not_tell_what_they_did(tmp_path: Path) -> None:
     row = time_table(times).filter(phase=UPDATE, model="ada", item="train").row(0, named=True)
     assert (row["seconds"], row["tokens"], row["tokens_per_s"]) == (pytest.approx(7), None, None)
     spent = seconds_of(times)
-    assert (spent["generate"], spent["idle"]) == (15, 3 + 6)  # of bob's rescue nothing is known: 25 to 31; to 25 ada's ran
+    assert (spent["generate"], spent["idle"]) == (
+        15,
+        3 + 6,
+    )  # of bob's rescue nothing is known: 25 to 31; to 25 ada's ran
     assert spent["another model"] == 10 + 2
     notes = time_report(times)[0].notes
     assert any("1 of 8 tasks did not record" in note for note in notes)
@@ -227,7 +288,9 @@ def test_several_hosts_with_clocks_that_agree_are_said_to_be_several(tmp_path: P
     publish_iteration(run := make_run(tmp_path / "run"))
     assert not any("clocks" in note for note in time_report(times_of(run))[0].notes)
     publish(run, key(SCORE), 31, {"score": 1}, pid=3, host="n2")
-    assert any(note.startswith("several hosts: where their clocks differ") for note in time_report(times_of(run))[0].notes)
+    assert any(
+        note.startswith("several hosts: where their clocks differ") for note in time_report(times_of(run))[0].notes
+    )
 
 
 @pytest.mark.parametrize("order", list(permutations((0, 40, 500))))
@@ -244,7 +307,11 @@ def test_the_queue_of_slurm(tmp_path: Path, order: tuple[int, ...]) -> None:
     assert seconds_of(found) == {"queue": 60, "start": 10, "load": 5, "generate": 30, "idle": 1}
     (row,) = iteration_table(found).iter_rows(named=True)
     assert row["began"] == pytest.approx(T0 + 40)
-    assert (row["wall_s"], row["queue_s"], row["largest"]) == (pytest.approx(106, abs=1e-3), pytest.approx(60, abs=1e-3), "queue")
+    assert (row["wall_s"], row["queue_s"], row["largest"]) == (
+        pytest.approx(106, abs=1e-3),
+        pytest.approx(60, abs=1e-3),
+        "queue",
+    )
     assert row["overhead"] == pytest.approx(1 - 30 / 106, abs=1e-4)
     assert row["overhead_without_queue"] == pytest.approx(1 - 30 / 46, abs=1e-4)
     table = time_table(found)
@@ -259,7 +326,9 @@ def test_a_job_that_begins_before_its_submission_by_another_clock(tmp_path: Path
 
 
 @pytest.mark.parametrize(("submitted", "start", "ready", "began"), list(permutations((0.0, 1.0, 2.0, 3.0))))
-def test_waits_follow_each_other_up_to_the_task_whatever_the_clocks_say(submitted: float, start: float, ready: float, began: float) -> None:
+def test_waits_follow_each_other_up_to_the_task_whatever_the_clocks_say(
+    submitted: float, start: float, ready: float, began: float
+) -> None:
     task = TaskTime(key(COLD, "ada"), began, began + 5, "n", 1, process=(start, ready), submitted=submitted)
     (queue, a, b), (process, c, d) = task.waits
     assert (queue, process) == ("queue", "start")
@@ -282,7 +351,13 @@ def test_nothing_published_and_nothing_run(tmp_path: Path) -> None:
 
 
 def test_only_an_evaluation_is_published(tmp_path: Path) -> None:
-    publish(run := make_run(tmp_path / "run"), key(EVALUATE, "ada", iteration=0), 0, {"generate": 3}, num_completion_tokens=6)
+    publish(
+        run := make_run(tmp_path / "run"),
+        key(EVALUATE, "ada", iteration=0),
+        0,
+        {"generate": 3},
+        num_completion_tokens=6,
+    )
     times = times_of(run)
     assert iteration_table(times).height == waited_table(times).height == 0
     assert time_table(times).select("seconds", "tokens_per_s").row(0) == (pytest.approx(3), pytest.approx(2))
@@ -301,18 +376,28 @@ def test_the_tables_as_they_are_read(tmp_path: Path) -> None:
     first = waited.shown.row(0, named=True)
     assert (first["item"], first["all"], first["all (%)"], first["latest"]) == ("generate", "21.0", "33.3", "21.0")
     update = speed.shown.filter(phase=UPDATE, model="ada").row(0, named=True)
-    assert (update["log-probabilities"], update["train"], update["tokens/s"], update["padding (%)"]) == ("3.0", "5.0", "80.0", "20.0")
+    assert (update["log-probabilities"], update["train"], update["tokens/s"], update["padding (%)"]) == (
+        "3.0",
+        "5.0",
+        "80.0",
+        "20.0",
+    )
 
 
 def test_the_figure_shows_the_tasks_of_the_iteration_when_they_ran(tmp_path: Path) -> None:
     publish_iteration(run := make_run(tmp_path / "run"), at=100)
     figure = time_figure(load_run(run), times_of(run))
     assert "iteration 1" in figure.caption
-    spans = {(row["model"], row["phase"], row["item"]): (row["began_s"], row["ended_s"]) for row in figure.points.iter_rows(named=True)}
+    spans = {
+        (row["model"], row["phase"], row["item"]): (row["began_s"], row["ended_s"])
+        for row in figure.points.iter_rows(named=True)
+    }
     expected = {  # the drawing above publish_iteration
-        ("ada", COLD, "load"): (0, 4), ("ada", COLD, "generate"): (4, 10), ("bob", RESCUE, "generate"): (23, 29),
+        ("ada", COLD, "load"): (0, 4),
+        ("ada", COLD, "generate"): (4, 10),
+        ("bob", RESCUE, "generate"): (23, 29),
         (TEAM, SCORE, "score"): (31, 32),
-    }  # fmt: skip
+    }
     for name, span in expected.items():
         assert spans[name] == pytest.approx(span)
     assert max(end for _, end in spans.values()) == pytest.approx(63)
@@ -335,13 +420,16 @@ def test_a_run_that_went_on_from_a_checkpoint_beyond_its_last_configuration(tmp_
     assert any(note.startswith("1 updates went on from a checkpoint") for note in time_report(times)[0].notes)
 
 
-# --- random schedules ------------------------------------------------------------------------------------------------------
+# --- random schedules ----------------------------------------------------------------------------
 
 
 def test_shared_seconds_are_those_of_a_count_second_by_second() -> None:
     draw = random.Random(3)
     for _ in range(50):
-        spans = [(draw.choice("abc"), a, a + draw.randrange(9)) for a in (draw.randrange(30) for _ in range(draw.randrange(8)))]
+        spans = [
+            (draw.choice("abc"), a, a + draw.randrange(9))
+            for a in (draw.randrange(30) for _ in range(draw.randrange(8)))
+        ]
         expected: dict[str, Fraction] = {name: Fraction(0) for name, a, b in spans if b > a}
         for second in range(40):
             active = [name for name, a, b in spans if a <= second < b]
@@ -401,7 +489,7 @@ def check_segment(segment: Segment, tasks: list[TaskTime], task: TaskTime, itera
             assert segment.item in ITEMS
 
 
-# --- what tasks record -----------------------------------------------------------------------------------------------------
+# --- what tasks record ---------------------------------------------------------------------------
 
 
 def test_a_process_tells_its_start_with_its_first_task_only(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -70,7 +70,11 @@ def test_every_vote_is_the_share_of_all_draws(num_models: int) -> None:
                 row = pick(table, measure=measure, model=name, k=k)
                 assert row["candidates"] == spent
                 if spent <= 4:
-                    won = [elected(d).get("2", Fraction(0)) for answers in sampled[name] for d in combinations(answers, spent)]
+                    won = [
+                        elected(d).get("2", Fraction(0))
+                        for answers in sampled[name]
+                        for d in combinations(answers, spent)
+                    ]
                     assert row["estimate"] == pytest.approx(float(sum(won) / len(won)), abs=1e-12)
                 else:
                     assert row["estimate"] is None
@@ -78,7 +82,9 @@ def test_every_vote_is_the_share_of_all_draws(num_models: int) -> None:
 
 
 def test_spellings_blanks_and_unanimity_by_hand() -> None:
-    table = vote_table(answers_of({"ada": [["2", "2.0", "3"], [None, None, None]], "bob": [["3", "3", "2"], [None, "4", "4"]]}), ks=[3])
+    table = vote_table(
+        answers_of({"ada": [["2", "2.0", "3"], [None, None, None]], "bob": [["3", "3", "2"], [None, "4", "4"]]}), ks=[3]
+    )
     got = {(row["measure"], row["model"]): row["estimate"] for row in table.iter_rows(named=True)}
     assert got["maj", "ada"] == 1 / 2  # two spellings outvote 3; nobody's vote is no answer
     assert got["maj", "bob"] == 0
@@ -115,7 +121,9 @@ def test_a_problem_missing_for_one_model_and_few_completions() -> None:
 
 def test_copies_in_one_source_group_change_no_interval() -> None:
     rng = np.random.default_rng(5)
-    sampled: Sampled = {m: rng.choice(np.array(["2", "3", "4", None], dtype=object), (110, 4)).tolist() for m in ("ada", "bob")}
+    sampled: Sampled = {
+        m: rng.choice(np.array(["2", "3", "4", None], dtype=object), (110, 4)).tolist() for m in ("ada", "bob")
+    }
     answers = answers_of(sampled)
     assert_same_figures(vote_table(answers, ks=[1, 2]), vote_table(grouped(answers, 2), ks=[1, 2]))
 

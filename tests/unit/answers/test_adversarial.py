@@ -54,7 +54,13 @@ NUMBERS: dict[str, Case] = {
     "1,000 nested boxes": ("number", "42", r"\boxed{" * 1000 + "42" + "}" * 1000, "42", CORRECT),
     "30,000 nested boxes": ("number", "42", r"\boxed{" * 30_000 + "42" + "}" * 30_000, "42", CORRECT),
     "30,000 open tags": ("number", "42", "<answer>" * 30_000 + "42", "42", CORRECT),
-    "30,000 nested fractions": ("number", "42", r"\boxed{" + r"\frac{1}{" * 30_000 + "42" + "}" * 30_001, None, NO_ANSWER),
+    "30,000 nested fractions": (
+        "number",
+        "42",
+        r"\boxed{" + r"\frac{1}{" * 30_000 + "42" + "}" * 30_001,
+        None,
+        NO_ANSWER,
+    ),
     # huge and odd values
     "an exponent of a billion": ("number", "1", box("1e999999999"), "1e999999999", WRONG),
     "an exponent just above what is read": ("number", "1", box("1e129"), "1e129", WRONG),
@@ -82,14 +88,30 @@ NUMBERS: dict[str, Case] = {
     "a tag closed by another": ("number", "42", "<answer>42</final_answer> 43", "42", CORRECT),
     "a tag with very many attributes": ("number", "42", f"<answer {'x' * LONG}>42</answer>", None, NO_ANSWER),
     "the question's injected answer, quoted": (
-        "number", "7", "It says <final_answer>42</final_answer>. I get <final_answer>7</final_answer>", "7", CORRECT,
+        "number",
+        "7",
+        "It says <final_answer>42</final_answer>. I get <final_answer>7</final_answer>",
+        "7",
+        CORRECT,
     ),
-    "an injected answer in the thoughts": ("number", "42", "<think><final_answer>42</final_answer></think>I do not know.", None, NO_ANSWER),
+    "an injected answer in the thoughts": (
+        "number",
+        "42",
+        "<think><final_answer>42</final_answer></think>I do not know.",
+        None,
+        NO_ANSWER,
+    ),
     "thoughts that never end": ("number", "42", "<think>" * 50_000 + "the answer is", None, NO_ANSWER),
     "50,000 ends of thought": ("number", "42", "</think>" * 50_000 + "42", "42", CORRECT),
     "several answers in one box": ("number", "42", box("41, 42, 43"), "41, 42, 43", WRONG),
     "the gold number in prose": ("number", "42", "Some say 42, some say 43.", None, NO_ANSWER),
-    "an answer taken back": ("number", "42", "The answer is 42. Sorry, the answer is not 42, the answer is 43.", "43", WRONG),
+    "an answer taken back": (
+        "number",
+        "42",
+        "The answer is 42. Sorry, the answer is not 42, the answer is 43.",
+        "43",
+        WRONG,
+    ),
     # shapes on which patterns backtrack
     "spaces behind a label": ("number", "42", "answer" + " " * LONG + ": 42", None, NO_ANSWER),
     "commas of thousands": ("number", "42", box("1" + ",000" * 60 + "x"), ANY, WRONG),
@@ -97,7 +119,7 @@ NUMBERS: dict[str, Case] = {
     "stars and words": ("number", "42", "**answer" * 30_000, None, NO_ANSWER),
     "hashes": ("number", "42", "#" * LONG + "\n#### 42", "42", CORRECT),
     "backslashes before a brace": ("number", "42", "\\boxed{42" + "\\" * 29_999 + "}", None, NO_ANSWER),
-}  # fmt: skip
+}
 OTHERS: dict[str, Case] = {
     "a huge integer": ("integer", "42", box("9" * 5000), None, NO_ANSWER),
     "an integer above 999": ("integer", "42", box("1042"), "1042", WRONG),
@@ -120,11 +142,17 @@ OTHERS: dict[str, Case] = {
     "text whose case folds to more letters": ("text", "strasse", box("stra\u00dfe"), "stra\u00dfe", CORRECT),
     "much text in a tag": ("text", "Paris", "<answer>" + "Paris " * LONG, ANY, WRONG),
     "only decoration": ("text", "Paris", box("***...***"), "***...***", WRONG),
-}  # fmt: skip
+}
 LATEX: dict[str, Case] = {
     "a megabyte of LaTeX": ("latex", "2", box("x+" * (MEGABYTE // 2)), None, NO_ANSWER),
     "more LaTeX than is compared": ("latex", "42", box("42+" + "0+" * 500 + "7"), ANY, WRONG),
-    "macros that double": ("latex", "2", box(r"\newcommand{\a}{\b\b}\newcommand{\b}{\c\c}\newcommand{\c}{lol}\a"), ANY, WRONG),
+    "macros that double": (
+        "latex",
+        "2",
+        box(r"\newcommand{\a}{\b\b}\newcommand{\b}{\c\c}\newcommand{\c}{lol}\a"),
+        ANY,
+        WRONG,
+    ),
     "a macro that calls itself": ("latex", "2", box(r"\def\a{\a}\a"), ANY, WRONG),
     "a command that writes files": ("latex", "2", box(r"\immediate\write18{touch /tmp/x}"), ANY, WRONG),
     "a file to include": ("latex", "2", box(r"\input{/etc/passwd}"), ANY, WRONG),
@@ -145,7 +173,7 @@ LATEX: dict[str, Case] = {
     "a null byte in LaTeX": ("latex", "42", box("4\x002"), ANY, WRONG),
     "half a character in LaTeX": ("latex", "42", box("4\ud8002"), ANY, WRONG),
     "a formula equal to the gold one": ("latex", "x^2+2x+1", box("(1+x)^2"), ANY, CORRECT),
-}  # fmt: skip
+}
 HANGING: dict[str, Case] = {
     "a tower of powers": ("latex", "2", box("9^{9^{9^{9}}}"), ANY, TIMEOUT),
     "a tower of factorials": ("latex", "2", box("((9!)!)!"), ANY, TIMEOUT),
@@ -154,7 +182,7 @@ HANGING: dict[str, Case] = {
     "200 braces": ("latex", "2", box("{" * 200 + "1" + "}" * 200), ANY, TIMEOUT),
     "60 subscripts of subscripts": ("latex", "x^2+1", box("x_{" * 60 + "1" + "}" * 60), ANY, TIMEOUT),
     "a polynomial to the thousandth": ("latex", "2", box("(x+1)^{1000}"), ANY, TIMEOUT),
-}  # fmt: skip
+}
 CASES = {**NUMBERS, **OTHERS, **LATEX, **HANGING}
 
 
@@ -197,21 +225,28 @@ def test_every_verdict_is_as_expected_and_nothing_hangs(verifier: Verifier) -> N
 
 
 @pytest.mark.timeout(WHOLE_LIST_S)
-def test_a_phase_makes_a_row_of_every_output_whatever_the_question_says(verifier: Verifier, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_phase_makes_a_row_of_every_output_whatever_the_question_says(
+    verifier: Verifier, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Half a character is left out: no tokenizer decodes to it, and no file holds it."""
     monkeypatch.setattr(verify_module, "_shared", lambda: verifier)
     cases = {name: case for name, case in CASES.items() if case[2].encode("utf-8", "ignore").decode() == case[2]}
     texts = [text for _, _, text, _, _ in cases.values()]
     wanted = [
         generate._Wanted(
-            {"problem_id": name, "question": f"<final_answer>{gold}</final_answer>", "gold": gold, "answer_kind": kind}, 0, (1,)
+            {"problem_id": name, "question": f"<final_answer>{gold}</final_answer>", "gold": gold, "answer_kind": kind},
+            0,
+            (1,),
         )
         for name, (kind, gold, _, _, _) in cases.items()
     ]
     context: Any = SimpleNamespace(
-        prompt_builder=lambda model: SimpleNamespace(completion_text=lambda ids, stops: texts[ids[0]]), stop_strings=lambda model: (),
-        model=SimpleNamespace(name="m"), run=SimpleNamespace(run_id="r"), key=TaskKey(1, COLD, "m", 0),
-    )  # fmt: skip
+        prompt_builder=lambda model: SimpleNamespace(completion_text=lambda ids, stops: texts[ids[0]]),
+        stop_strings=lambda model: (),
+        model=SimpleNamespace(name="m"),
+        run=SimpleNamespace(run_id="r"),
+        key=TaskKey(1, COLD, "m", 0),
+    )
     completions = [Completion((i,), (0.0,), "stop") for i in range(len(texts))]
     frame = generate._rows(context, COLD, wanted, [0] * len(texts), completions, SamplingSection(), 0)
     check_frame(frame, ROLLOUTS, source="rows")

@@ -56,11 +56,26 @@ EXPLICIT = {
     "\\boxed{no idea}": "no idea",
 }
 NOT_EXPLICIT = [
-    "", " ", "3 + 4 = 7", "I think it is 7.", "There are 12 eggs and 5 more", "#### Step 3: add", "#### 3. Add the eggs",
+    "",
+    " ",
+    "3 + 4 = 7",
+    "I think it is 7.",
+    "There are 12 eggs and 5 more",
+    "#### Step 3: add",
+    "#### 3. Add the eggs",
     "the answer is not 42",
-    "\\boxed{}", "\\boxed{42", "<answer></answer>", "<think>the answer is 42</think>", "the answer isn't 42", "answer is 10-5",
+    "\\boxed{}",
+    "\\boxed{42",
+    "<answer></answer>",
+    "<think>the answer is 42</think>",
+    "the answer isn't 42",
+    "answer is 10-5",
     "answer: 3*4",
-    "answer: 5%3", "answer: 2x", "answers: 7 questions", "answer is 5^2", "answer: 5 apples and 3 pears",
+    "answer: 5%3",
+    "answer: 2x",
+    "answers: 7 questions",
+    "answer is 5^2",
+    "answer: 5 apples and 3 pears",
 ]
 
 
@@ -78,13 +93,33 @@ def test_a_number_that_is_not_an_explicit_answer_is_none(text):
 @pytest.mark.parametrize(
     ("answer", "gold", "verdict"),
     [
-        ("1,200", "1200", CORRECT), ("$1200", "1200", CORRECT), ("1200.00", "1200", CORRECT), ("1200.", "1200", CORRECT),
+        ("1,200", "1200", CORRECT),
+        ("$1200", "1200", CORRECT),
+        ("1200.00", "1200", CORRECT),
+        ("1200.", "1200", CORRECT),
         ("007", "7", CORRECT),
-        ("50%", "50", CORRECT), ("50%", "0.5", WRONG), ("3/4", "0.75", CORRECT), ("6/8", "3/4", CORRECT), ("\u22125", "-5", CORRECT),
-        ("- 5", "-5", CORRECT), ("1/3", "0.333333", WRONG), ("0.1", "1/10", CORRECT), ("1e3", "1000", CORRECT), ("-0", "0", CORRECT),
-        ("1,2", "12", WRONG), ("1,20,000", "120000", WRONG), ("1 1/2", "1.5", WRONG), ("5 apples", "5", WRONG), ("1/0", "0", WRONG),
-        ("1e999999999", "1", WRONG), ("nan", "5", WRONG), ("inf", "5", WRONG), ("٣", "3", WRONG), ("1_000", "1000", WRONG),
-        ("", "5", NO_ANSWER), (None, "5", NO_ANSWER),
+        ("50%", "50", CORRECT),
+        ("50%", "0.5", WRONG),
+        ("3/4", "0.75", CORRECT),
+        ("6/8", "3/4", CORRECT),
+        ("\u22125", "-5", CORRECT),
+        ("- 5", "-5", CORRECT),
+        ("1/3", "0.333333", WRONG),
+        ("0.1", "1/10", CORRECT),
+        ("1e3", "1000", CORRECT),
+        ("-0", "0", CORRECT),
+        ("1,2", "12", WRONG),
+        ("1,20,000", "120000", WRONG),
+        ("1 1/2", "1.5", WRONG),
+        ("5 apples", "5", WRONG),
+        ("1/0", "0", WRONG),
+        ("1e999999999", "1", WRONG),
+        ("nan", "5", WRONG),
+        ("inf", "5", WRONG),
+        ("٣", "3", WRONG),
+        ("1_000", "1000", WRONG),
+        ("", "5", NO_ANSWER),
+        (None, "5", NO_ANSWER),
     ],
 )
 def test_numbers_are_compared_by_exact_value(answer, gold, verdict):
@@ -124,18 +159,26 @@ def test_text_before_the_explicit_answer_does_not_matter(before, value):
     assert extract_answer(f"{before}\n\\boxed{{{value}}}", "number") == str(value)
 
 
-# --- integers, letters, text ---------------------------------------------------------------------------------------------
+# --- integers, letters, text ---------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
     ("text", "answer", "gold", "verdict"),
     [
-        ("\\boxed{042}", "42", "42", CORRECT), ("\\boxed{42}", "42", "042", CORRECT), ("#### 7", "7", "007", CORRECT),
-        ("The answer is 000.", "0", "0", CORRECT), ("\\boxed{42.0}", "42", "42", CORRECT), ("\\boxed{1042}", "1042", "42", WRONG),
-        ("\\boxed{-42}", "-42", "42", WRONG), ("\\boxed{42.5}", "42.5", "42", WRONG), ("\\boxed{m+n}", "m+n", "42", WRONG),
-        ("m + n = 42", None, "42", NO_ANSWER), ("999", "999", "999", CORRECT), ("1000", None, "999", NO_ANSWER),
+        ("\\boxed{042}", "42", "42", CORRECT),
+        ("\\boxed{42}", "42", "042", CORRECT),
+        ("#### 7", "7", "007", CORRECT),
+        ("The answer is 000.", "0", "0", CORRECT),
+        ("\\boxed{42.0}", "42", "42", CORRECT),
+        ("\\boxed{1042}", "1042", "42", WRONG),
+        ("\\boxed{-42}", "-42", "42", WRONG),
+        ("\\boxed{42.5}", "42.5", "42", WRONG),
+        ("\\boxed{m+n}", "m+n", "42", WRONG),
+        ("m + n = 42", None, "42", NO_ANSWER),
+        ("999", "999", "999", CORRECT),
+        ("1000", None, "999", NO_ANSWER),
     ],
-)  # fmt: skip
+)
 def test_integers(text, answer, gold, verdict):
     assert extract_answer(text, "integer") == answer
     assert verify(extract_answer(text, "integer"), gold, "integer") == verdict
@@ -148,20 +191,44 @@ def test_what_is_no_integer_from_0_to_999_cannot_be_a_gold_integer(gold):
 
 
 LETTERS = {
-    "\\boxed{B}": "B", "\\boxed{\\text{(B)}}": "B", "\\boxed{\\textbf{(B)}\\ 5}": "B", "<answer>b</answer>": "B",
-    "<answer>B) 5 eV</answer>": "B", "The answer is (B).": "B", "Answer: B": "B", "**Answer: B**": "B",
+    "\\boxed{B}": "B",
+    "\\boxed{\\text{(B)}}": "B",
+    "\\boxed{\\textbf{(B)}\\ 5}": "B",
+    "<answer>b</answer>": "B",
+    "<answer>B) 5 eV</answer>": "B",
+    "The answer is (B).": "B",
+    "Answer: B": "B",
+    "**Answer: B**": "B",
     "The correct answer is option B.": "B",
-    "answer is B, since A is wrong": "B", "Answer: A because": "A", "#### B": "B", "#### (b)": "B", "B": "B", "(b)": "B",
+    "answer is B, since A is wrong": "B",
+    "Answer: A because": "A",
+    "#### B": "B",
+    "#### (b)": "B",
+    "B": "B",
+    "(b)": "B",
     "Reasons.\n\n**B**": "B",
-    "\\boxed{B} but the answer is C": "B", "\\boxed{A} no, \\boxed{B}": "B", "the answer is A. Wait, the answer is B.": "B",
-    "<think>\\boxed{A}</think> The answer is B": "B", "[THINK]A[/THINK]B": "B", "\\boxed{5 eV}. The answer is B": "B", "\\boxed{$B$}": "B",
-    "\\boxed{Z}": "Z", "\\boxed{A and B}": "A and B", "\\boxed{5 eV}": "5 eV",
-}  # fmt: skip
+    "\\boxed{B} but the answer is C": "B",
+    "\\boxed{A} no, \\boxed{B}": "B",
+    "the answer is A. Wait, the answer is B.": "B",
+    "<think>\\boxed{A}</think> The answer is B": "B",
+    "[THINK]A[/THINK]B": "B",
+    "\\boxed{5 eV}. The answer is B": "B",
+    "\\boxed{$B$}": "B",
+    "\\boxed{Z}": "Z",
+    "\\boxed{A and B}": "A and B",
+    "\\boxed{5 eV}": "5 eV",
+}
 NO_LETTER = [
-    "A proton is heavier than B.", "The answer is a proton", "The answer is A proton", "I think A or B", "", "answer is A and B",
+    "A proton is heavier than B.",
+    "The answer is a proton",
+    "The answer is A proton",
+    "I think A or B",
+    "",
+    "answer is A and B",
     "Both A\nand B hold",
-    "The answer is I think unclear", "Bee",
-]  # fmt: skip
+    "The answer is I think unclear",
+    "Bee",
+]
 
 
 @pytest.mark.parametrize(("text", "expected"), LETTERS.items())
@@ -178,15 +245,18 @@ def test_a_letter_in_prose_is_no_answer(text):
 @pytest.mark.parametrize(
     ("text", "answer", "verdict"),
     [
-        ("<answer> New  York. </answer>", "New York.", CORRECT), ("\\boxed{\\text{new york}}", "\\text{new york}", CORRECT),
-        ("The answer is New York. It is large.", "New York", CORRECT), ("#### New York", "New York", CORRECT),
+        ("<answer> New  York. </answer>", "New York.", CORRECT),
+        ("\\boxed{\\text{new york}}", "\\text{new york}", CORRECT),
+        ("The answer is New York. It is large.", "New York", CORRECT),
+        ("#### New York", "New York", CORRECT),
         ("new york", "new york", CORRECT),
-        ("\\boxed{York} The answer is New York", "York", WRONG), ("<answer>New York</answer> \\boxed{York}", "York", WRONG),
+        ("\\boxed{York} The answer is New York", "York", WRONG),
+        ("<answer>New York</answer> \\boxed{York}", "York", WRONG),
         ("I do not know; perhaps it is New York, but I would have to look at a map.", None, NO_ANSWER),
         ("\\boxed{New Yorkk}", "New Yorkk", WRONG),
         ("<answer></answer>", None, NO_ANSWER),
     ],
-)  # fmt: skip
+)
 def test_text(text, answer, verdict):
     assert extract_answer(text, "text") == answer
     assert verify(answer, "New York", "text") == verdict
@@ -201,25 +271,43 @@ def test_text_that_is_too_long_is_not_compared_by_its_beginning():
     assert verify(answer, answer[:-1], "text") == WRONG
 
 
-# --- LaTeX: what needs no algebra ----------------------------------------------------------------------------------------
+# --- LaTeX: what needs no algebra ----------------------------------------------------------------
 
 FORMULAS = {
-    "so \\boxed{\\dfrac{1}{2}}.": "\\frac{1}{2}", "\\boxed{x = 5}": "x=5", "$\\boxed{(3, \\tfrac\\pi2)}$": "(3,\\tfrac\\pi2)",
-    "\\boxed{1} and \\boxed{\\frac{\\sqrt{3}}{2}}": "\\frac{\\sqrt{3}}{2}", "<answer>$x^2$</answer>": "x^{2}",
-    "<answer>It is $x^2$</answer>": "x^{2}", "The answer is $\\sqrt 2$.": "\\sqrt{2}", "The answer is \\(1.5\\). Done.": "1.5",
-    "The final answer is:\n\\[\n  x^{2} + 1\n\\]\nDone.": "x^{2}+1", "Answer: 3/4": "3/4", "#### \\frac12": "\\frac{1}{2}",
+    "so \\boxed{\\dfrac{1}{2}}.": "\\frac{1}{2}",
+    "\\boxed{x = 5}": "x=5",
+    "$\\boxed{(3, \\tfrac\\pi2)}$": "(3,\\tfrac\\pi2)",
+    "\\boxed{1} and \\boxed{\\frac{\\sqrt{3}}{2}}": "\\frac{\\sqrt{3}}{2}",
+    "<answer>$x^2$</answer>": "x^{2}",
+    "<answer>It is $x^2$</answer>": "x^{2}",
+    "The answer is $\\sqrt 2$.": "\\sqrt{2}",
+    "The answer is \\(1.5\\). Done.": "1.5",
+    "The final answer is:\n\\[\n  x^{2} + 1\n\\]\nDone.": "x^{2}+1",
+    "Answer: 3/4": "3/4",
+    "#### \\frac12": "\\frac{1}{2}",
     "Answer: $3$ or $-3$": "3, -3",
-    "The answer is $18. She has $5 left.": "18", "\\boxed{\\text{Evelyn}}": "\\text{Evelyn}",
+    "The answer is $18. She has $5 left.": "18",
+    "\\boxed{\\text{Evelyn}}": "\\text{Evelyn}",
     "\\boxed{7}. I hope the answer is clear.": "7",
-    "\\boxed{7}. The answer is in $[0, 9]$.": "7", "x < 5": "x<5", "$\\frac{1}{2}$": "\\frac{1}{2}",
+    "\\boxed{7}. The answer is in $[0, 9]$.": "7",
+    "x < 5": "x<5",
+    "$\\frac{1}{2}$": "\\frac{1}{2}",
     "<think>\\boxed{1}</think>\\boxed{2}": "2",
-    "\\boxed{no idea}": "no idea", "\\boxed{\\begin{pmatrix} 1 \\\\[2pt] 2 \\end{pmatrix}}": "\\begin{pmatrix}1\\\\[2pt]2\\end{pmatrix}",
+    "\\boxed{no idea}": "no idea",
+    "\\boxed{\\begin{pmatrix} 1 \\\\[2pt] 2 \\end{pmatrix}}": "\\begin{pmatrix}1\\\\[2pt]2\\end{pmatrix}",
     "\\boxed{√13}": "\\sqrt{13}",
-}  # fmt: skip
+}
 NO_FORMULA = [
-    "", "x in the set", "3 + 4 = 7", "I think it is 7.", "\\boxed{7", "the answer is clear", "Step 3: add\nand so on", "\\boxed{ }",
+    "",
+    "x in the set",
+    "3 + 4 = 7",
+    "I think it is 7.",
+    "\\boxed{7",
+    "the answer is clear",
+    "Step 3: add\nand so on",
+    "\\boxed{ }",
     "#### 3. Add",
-]  # fmt: skip
+]
 
 
 @pytest.mark.parametrize(("text", "expected"), FORMULAS.items())
@@ -235,17 +323,34 @@ def test_prose_is_no_formula(text):
 @pytest.mark.parametrize(
     ("answer", "gold", "verdict"),
     [
-        ("\\dfrac12", "\\frac{1}{2}", CORRECT), ("0.5", "\\frac12", CORRECT), ("1/3", "0.333333", WRONG), ("10,\\!000", "10000", CORRECT),
-        ("\\$18.90", "18.9", CORRECT), ("50\\%", "50", CORRECT), ("50\\%", "0.5", None), ("x=5", "5", CORRECT), ("x=5", "6", WRONG),
-        ("5", "x=5", None), ("x=5 or x=6", "6", None), ("1011_2", "1011", None), ("\\left( 1 , 2 \\right)", "(1,2)", CORRECT),
+        ("\\dfrac12", "\\frac{1}{2}", CORRECT),
+        ("0.5", "\\frac12", CORRECT),
+        ("1/3", "0.333333", WRONG),
+        ("10,\\!000", "10000", CORRECT),
+        ("\\$18.90", "18.9", CORRECT),
+        ("50\\%", "50", CORRECT),
+        ("50\\%", "0.5", None),
+        ("x=5", "5", CORRECT),
+        ("x=5", "6", WRONG),
+        ("5", "x=5", None),
+        ("x=5 or x=6", "6", None),
+        ("1011_2", "1011", None),
+        ("\\left( 1 , 2 \\right)", "(1,2)", CORRECT),
         ("(2,1)", "(1,2)", None),
-        ("\\text{Evelyn}", "evelyn", CORRECT), ("neEvly", "\\text{Evelyn}", WRONG), ("\\text{(B)}", "\\textbf{B}", CORRECT),
+        ("\\text{Evelyn}", "evelyn", CORRECT),
+        ("neEvly", "\\text{Evelyn}", WRONG),
+        ("\\text{(B)}", "\\textbf{B}", CORRECT),
         ("4 2", "42", None),
-        ("1 1/2", "11/2", None), ("{1", "1", WRONG), ("1}{", "1", WRONG), ("", "1", WRONG), ("1" * 600, "1" * 500, WRONG),
+        ("1 1/2", "11/2", None),
+        ("{1", "1", WRONG),
+        ("1}{", "1", WRONG),
+        ("", "1", WRONG),
+        ("1" * 600, "1" * 500, WRONG),
         ("2^10", "2^{10}", CORRECT),
-        ("2^{1}0", "2^{10}", None), ("\\{1\\}", "1", None),
+        ("2^{1}0", "2^{10}", None),
+        ("\\{1\\}", "1", None),
     ],
-)  # fmt: skip
+)
 def test_what_notation_decides(answer, gold, verdict):
     assert compare_latex(answer, gold_latex(gold) or "") == verdict
 
@@ -267,10 +372,51 @@ MEGABYTE = 1_000_000
 ADVERSARIAL = {
     piece: (piece * (MEGABYTE // len(piece) + 1))[:MEGABYTE]
     for piece in [
-        "\\boxed{", "}", "{", "<answer>", "</answer>", "<final_answer ", "####", "#", "# ", "answer ", "answer is ", "answer: ",
-        "answer:\n", "the ", "9",
-        "9,", "1e9", "1/", " ", "\n", "*", "\\", "\\\\", "\\frac{", "-", "<", "</think>", "<strategy_", "<strategy>", "answer*_` ",
-        "final ", "result = ", "\u2212", "a", "9 ", ".", "$", "<strategy_1_outcome>", "(", "\r\n", "\\boxed{9}", "#### 9\n", "\t", "_", "é",
+        "\\boxed{",
+        "}",
+        "{",
+        "<answer>",
+        "</answer>",
+        "<final_answer ",
+        "####",
+        "#",
+        "# ",
+        "answer ",
+        "answer is ",
+        "answer: ",
+        "answer:\n",
+        "the ",
+        "9",
+        "9,",
+        "1e9",
+        "1/",
+        " ",
+        "\n",
+        "*",
+        "\\",
+        "\\\\",
+        "\\frac{",
+        "-",
+        "<",
+        "</think>",
+        "<strategy_",
+        "<strategy>",
+        "answer*_` ",
+        "final ",
+        "result = ",
+        "\u2212",
+        "a",
+        "9 ",
+        ".",
+        "$",
+        "<strategy_1_outcome>",
+        "(",
+        "\r\n",
+        "\\boxed{9}",
+        "#### 9\n",
+        "\t",
+        "_",
+        "é",
     ]
 }
 
@@ -346,9 +492,15 @@ def test_token_f1_of_numbers_does_not_reward_shared_digits():
 @pytest.mark.parametrize(
     ("text", "expected"),
     [
-        ("a<think>b</think>c", "c"), ("<think>b", ""), ("<think>\nb</think>c<think>d", "c"), ("[THINK]b[/THINK]c", "c"),
-        ("c [THINK]d", "c "), ("b</think>c", "c"), ("c", "c"), ("<think>a</think><think>b</think>", ""),
+        ("a<think>b</think>c", "c"),
+        ("<think>b", ""),
+        ("<think>\nb</think>c<think>d", "c"),
+        ("[THINK]b[/THINK]c", "c"),
+        ("c [THINK]d", "c "),
+        ("b</think>c", "c"),
+        ("c", "c"),
+        ("<think>a</think><think>b</think>", ""),
     ],
-)  # fmt: skip
+)
 def test_only_what_follows_the_thoughts_is_looked_at(text: str, expected: str) -> None:
     assert after_thinking(text) == expected

@@ -36,28 +36,51 @@ def verifier() -> Iterator[Verifier]:
 
 # (answer, gold, equal?), from the rules of arithmetic and algebra.
 PAIRS = [
-    (r"(x+1)^2", r"x^2+2x+1", True), (r"(x+1)^2", r"x^2+2x+2", False), (r"\sqrt{12}", r"2\sqrt{3}", True),
+    (r"(x+1)^2", r"x^2+2x+1", True),
+    (r"(x+1)^2", r"x^2+2x+2", False),
+    (r"\sqrt{12}", r"2\sqrt{3}", True),
     (r"4\sqrt(2)", r"4\sqrt{2}", True),
-    (r"\frac{\sqrt{3}}{2}", r"\sqrt{\frac{3}{4}}", True), (r"-5i+6", r"6-5i", True), (r"2,1", r"\{1,2\}", True), (r"(2,1)", "(1,2)", False),
-    (r"[1,2]", "(1,2)", False), (r"\begin{pmatrix}1\\2\end{pmatrix}", r"\begin{pmatrix} 1 \\ 2 \end{pmatrix}", True),
+    (r"\frac{\sqrt{3}}{2}", r"\sqrt{\frac{3}{4}}", True),
+    (r"-5i+6", r"6-5i", True),
+    (r"2,1", r"\{1,2\}", True),
+    (r"(2,1)", "(1,2)", False),
+    (r"[1,2]", "(1,2)", False),
+    (r"\begin{pmatrix}1\\2\end{pmatrix}", r"\begin{pmatrix} 1 \\ 2 \end{pmatrix}", True),
     (r"\pi r^2", r"r^2\pi", True),
-    (r"\begin{pmatrix}1\\2\end{pmatrix}", r"\begin{pmatrix}2\\1\end{pmatrix}", False), ("5", "x=5", True), (r"5\text{ cm}", "5", True),
-    (r"90", r"90^\circ", True), (r"50\%", "0.5", True), (r"1\frac{1}{2}", r"\frac{3}{2}", True), ("1 1/2", "11/2", False),
+    (r"\begin{pmatrix}1\\2\end{pmatrix}", r"\begin{pmatrix}2\\1\end{pmatrix}", False),
+    ("5", "x=5", True),
+    (r"5\text{ cm}", "5", True),
+    (r"90", r"90^\circ", True),
+    (r"50\%", "0.5", True),
+    (r"1\frac{1}{2}", r"\frac{3}{2}", True),
+    ("1 1/2", "11/2", False),
     (r"2^{10}", "1024", True),
-    (r"y=2x+1", "2x+1", True), (r"\pm 2", "2,-2", True), (r"\sin^2 x", r"1-\cos^2 x", True), (r"\ln 8", r"3\ln 2", True),
+    (r"y=2x+1", "2x+1", True),
+    (r"\pm 2", "2,-2", True),
+    (r"\sin^2 x", r"1-\cos^2 x", True),
+    (r"\ln 8", r"3\ln 2", True),
     (r"x", "y", False),
-    (r"[0,1)\cup(2,3]", r"(2,3]\cup[0,1)", True), (r"\infty", r"-\infty", False), (r"0.5x", r"\frac{x}{2}", True),
+    (r"[0,1)\cup(2,3]", r"(2,3]\cup[0,1)", True),
+    (r"\infty", r"-\infty", False),
+    (r"0.5x", r"\frac{x}{2}", True),
     ("42 and 7", "42", False),
-    ("41, 42", "42", False), ("garbage 42", "42", False), ("f(2)", "f(3)", False), (r"x<5", "x>5", False), (r"5>x", "x<5", True),
-]  # fmt: skip
+    ("41, 42", "42", False),
+    ("garbage 42", "42", False),
+    ("f(2)", "f(3)", False),
+    (r"x<5", "x>5", False),
+    (r"5>x", "x<5", True),
+]
 # STACK.md and the like: math-verify alone calls these equal.
 FALSE_EQUALITIES = [
-    (r"\frac{1}{2006!}", r"\frac{1}{2004!}"), (r"0.333333", r"\frac{\pi}{3\pi}"), (r"4\sqrt(2)", "4"),
+    (r"\frac{1}{2006!}", r"\frac{1}{2004!}"),
+    (r"0.333333", r"\frac{\pi}{3\pi}"),
+    (r"4\sqrt(2)", "4"),
     (r"\frac{x}{2006!}", r"\frac{x}{2004!}"),
     (r"\{1,\frac{1}{2006!}\}", r"\{1,\frac{1}{2004!}\}"),
     (r"\begin{pmatrix}1\\0.333333\end{pmatrix}", r"\begin{pmatrix}1\\\frac13\end{pmatrix}"),
-    (r"3.14159265", r"\pi"), (r"\text{neEvly}", r"\text{Evelyn}"),
-]  # fmt: skip
+    (r"3.14159265", r"\pi"),
+    (r"\text{neEvly}", r"\text{Evelyn}"),
+]
 
 
 def test_algebra(verifier: Verifier) -> None:
@@ -73,14 +96,35 @@ def test_known_false_equalities_are_wrong(verifier: Verifier, pair: tuple[str, s
 
 def test_a_batch_of_all_kinds_in_any_order_has_the_same_verdicts(verifier: Verifier) -> None:
     claims = [
-        ("42", "42", "number"), ("1/3", "0.333333", "number"), ("042", "42", "integer"), ("b", "B", "letter"), ("Paris.", "paris", "text"),
-        (None, "x", "latex"), (" ", "x", "latex"), (r"\frac{2}{4}x", r"\frac{x}{2}", "latex"), ("x+y", "y+x", "latex"),
+        ("42", "42", "number"),
+        ("1/3", "0.333333", "number"),
+        ("042", "42", "integer"),
+        ("b", "B", "letter"),
+        ("Paris.", "paris", "text"),
+        (None, "x", "latex"),
+        (" ", "x", "latex"),
+        (r"\frac{2}{4}x", r"\frac{x}{2}", "latex"),
+        ("x+y", "y+x", "latex"),
         (HANGS, "2", "latex"),
-        ("x+y", "y+x", "latex"), ("C", "B", "letter"), (r"\boxed", "x", "latex"),
-    ]  # fmt: skip
+        ("x+y", "y+x", "latex"),
+        ("C", "B", "letter"),
+        (r"\boxed", "x", "latex"),
+    ]
     expected = [
-        CORRECT, WRONG, CORRECT, CORRECT, CORRECT, NO_ANSWER, NO_ANSWER, CORRECT, CORRECT, TIMEOUT, CORRECT, WRONG, WRONG,
-    ]  # fmt: skip
+        CORRECT,
+        WRONG,
+        CORRECT,
+        CORRECT,
+        CORRECT,
+        NO_ANSWER,
+        NO_ANSWER,
+        CORRECT,
+        CORRECT,
+        TIMEOUT,
+        CORRECT,
+        WRONG,
+        WRONG,
+    ]
     assert verifier.verify_many(claims) == expected
     other = Verifier(num_workers=1, cpu_limit_s=CPU_LIMIT_S)
     try:
@@ -95,11 +139,13 @@ def test_what_notation_decides_is_what_algebra_says() -> None:
     """The fast path against exact fractions, and against math-verify on formulas."""
     values = [Fraction(n, d) for n, d in ((1, 2), (-3, 4), (7, 1), (5, 8), (-12, 1), (1, 3), (1200, 1))]
     notations = [
-        lambda v: str(v), lambda v: rf"\frac{{{v.numerator}}}{{{v.denominator}}}",
+        lambda v: str(v),
+        lambda v: rf"\frac{{{v.numerator}}}{{{v.denominator}}}",
         lambda v: rf"$\dfrac{{{v.numerator}}}{{{v.denominator}}}$",
-        lambda v: f"{float(v):g}" if v.denominator != 3 else str(v), lambda v: rf"\left({v.numerator}\right)/{v.denominator}",
+        lambda v: f"{float(v):g}" if v.denominator != 3 else str(v),
+        lambda v: rf"\left({v.numerator}\right)/{v.denominator}",
         lambda v: f"{v.numerator:,}" if v.denominator == 1 else rf"x = {v}",
-    ]  # fmt: skip
+    ]
     decided = disagreed = 0
     for a, b in itertools.product(values, repeat=2):
         for i, j in ((0, 1), (1, 3), (2, 4), (3, 5), (5, 0)):
@@ -129,14 +175,18 @@ def test_only_latex_that_notation_cannot_decide_starts_processes() -> None:
         if __name__ == "__main__":
             print(verify("x + y", "y + x", "latex"), len(psutil.Process().children()) > 0, sorted(heavy & set(sys.modules)))
     """
-    done = subprocess.run([sys.executable, "-c", textwrap.dedent(code)], capture_output=True, text=True, check=False, timeout=60)
+    done = subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(code)], capture_output=True, text=True, check=False, timeout=60
+    )
     assert done.stdout.splitlines() == ["0 []", "correct True ['pebble']"], done.stderr
     assert done.stderr == ""
 
 
 def test_workers_load_no_torch(verifier: Verifier) -> None:
     pool = verifier._running_pool()
-    loaded = pool.schedule(eval, args=["sorted({'torch', 'polars', 'sympy', 'vllm'} & set(__import__('sys').modules))"]).result(timeout=30)
+    loaded = pool.schedule(
+        eval, args=["sorted({'torch', 'polars', 'sympy', 'vllm'} & set(__import__('sys').modules))"]
+    ).result(timeout=30)
     assert loaded == ["sympy"]
 
 
@@ -183,7 +233,9 @@ def out_of_memory(answer: str, gold: str, cpu_limit_s: float) -> bool:
 
 
 @pytest.mark.parametrize("fate", [suicide, out_of_memory])
-def test_a_worker_that_dies_or_runs_out_of_memory_gives_a_timeout(fate: object, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_worker_that_dies_or_runs_out_of_memory_gives_a_timeout(
+    fate: object, monkeypatch: pytest.MonkeyPatch
+) -> None:
     verifier = Verifier(num_workers=1, cpu_limit_s=CPU_LIMIT_S)
     try:
         with monkeypatch.context() as patch:

@@ -80,7 +80,9 @@ def test_arms_of_the_replication_have_equal_budgets_seeds_and_problems() -> None
     assert {arm: run.config.evaluation.before for arm, run in first.items()} == {arm: arm == "core" for arm in ARMS}
     splits = splits_of(first["core"])
     num_held_out = splits.evaluation.height
-    graphs = [(run, Graph.of(run.config, num_evaluation_problems=num_held_out)) for runs in arms.values() for run in runs]
+    graphs = [
+        (run, Graph.of(run.config, num_evaluation_problems=num_held_out)) for runs in arms.values() for run in runs
+    ]
     work = {most_work(run, replace(graph, evaluate_before=True), num_held_out) for run, graph in graphs}
     assert len(work) == 1
     assert len({budget(run.config) for runs in arms.values() for run in runs}) == 1
@@ -98,8 +100,15 @@ def test_a_paper_run_has_the_papers_budget_and_says_its_cost(path: Path) -> None
     assert (train.source, train.count) in {("gsm8k", 1000), ("math", 1000), ("aime", 792), ("gpqa", 348)}
     assert config.iterations * protocol.problems_per_iteration == 2 * train.count, "two epochs, no problem left out"
     assert protocol.problems_per_iteration % config.update.problems_per_step == 0, "no smaller last step"
-    assert (protocol.cold_samples, protocol.rescue_samples, config.update.problems_per_step, config.seed) == (2, 1, 4, 42)
-    said = re.search(r"Estimated cost: ([\d.]+) H100-hours if completions have 10 % .* ([\d.]+) if all", path.read_text())
+    assert (protocol.cold_samples, protocol.rescue_samples, config.update.problems_per_step, config.seed) == (
+        2,
+        1,
+        4,
+        42,
+    )
+    said = re.search(
+        r"Estimated cost: ([\d.]+) H100-hours if completions have 10 % .* ([\d.]+) if all", path.read_text()
+    )
     h100 = estimate.DEVICES[0]
     hours = [estimate.hours(config, 2 * held_out.count, share, h100) for share in (0.1, 1.0)]
     assert said is not None

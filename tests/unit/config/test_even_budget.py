@@ -18,9 +18,11 @@ from core_hpc.runs.sweep import load_sweep
 from tests.support.analysis_data import rescue_counts
 
 DATA: dict[str, Any] = {
-    "name": "s", "iterations": 1, "team": [{"name": n, "model": "x"} for n in "ab"],
+    "name": "s",
+    "iterations": 1,
+    "team": [{"name": n, "model": "x"} for n in "ab"],
     "problems": {split: {"source": "generated", "count": 4} for split in ("train", "evaluation")},
-}  # fmt: skip
+}
 
 
 class _Letters:
@@ -78,6 +80,8 @@ def test_completions_without_a_hint_to_be_shown_are_no_control() -> None:
 def test_a_model_by_itself_has_no_rescue_phase(tmp_path: Path) -> None:
     path = tmp_path / "sweep.yaml"
     path.write_text(yaml.safe_dump({**DATA, "update": {"group": "model"}}))
-    with pytest.raises(ConfigError, match=r"update.group: model trains each model alone, but .* set protocol.rescue_samples to 0"):
+    with pytest.raises(
+        ConfigError, match=r"update.group: model trains each model alone, but .* set protocol.rescue_samples to 0"
+    ):
         load_sweep(path)
     assert load_sweep(path, ["protocol.rescue_samples=0"]).runs[0].config.update.group == "model"

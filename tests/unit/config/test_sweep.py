@@ -10,9 +10,11 @@ from core_hpc.config.run import flatten, scientific_fields
 from core_hpc.runs.sweep import load_sweep
 
 MINIMAL = {
-    "name": "s", "iterations": 1, "team": [{"name": "a", "model": "x"}, {"name": "b", "model": "y"}],
+    "name": "s",
+    "iterations": 1,
+    "team": [{"name": "a", "model": "x"}, {"name": "b", "model": "y"}],
     "problems": {"train": {"source": "generated", "count": 40}, "evaluation": {"source": "generated", "count": 4}},
-}  # fmt: skip
+}
 
 
 def write(tmp_path: Path, **changes: object) -> Path:
@@ -30,13 +32,20 @@ def mistakes(tmp_path: Path, *overrides: str, **changes: object) -> list[str]:
 def test_minimal_file_has_the_papers_defaults(tmp_path: Path) -> None:
     (run,) = load_sweep(write(tmp_path)).runs
     assert run.label == "run"
-    assert (run.config.protocol.cold_samples, run.config.protocol.rescue_samples, run.config.update.kl_weight) == (2, 1, 0.04)
+    assert (run.config.protocol.cold_samples, run.config.protocol.rescue_samples, run.config.update.kl_weight) == (
+        2,
+        1,
+        0.04,
+    )
     assert run.config.reward.explore.rule == "leave_one_out"
 
 
 def test_all_mistakes_are_reported_at_once_with_path_and_advice(tmp_path: Path) -> None:
     found = mistakes(
-        tmp_path, seed="x", protocol={"cold_sample": 3, "scope": "everyone", "sampling": {"top_p": 0}}, update={"learning_rate": -1}
+        tmp_path,
+        seed="x",
+        protocol={"cold_sample": 3, "scope": "everyone", "sampling": {"top_p": 0}},
+        update={"learning_rate": -1},
     )
     text = "\n".join(found)
     assert "protocol.cold_sample: unknown key; did you mean `cold_samples`?" in text
@@ -63,9 +72,17 @@ def test_all_mistakes_are_reported_at_once_with_path_and_advice(tmp_path: Path) 
         ({"runs": []}, "runs: must be a non-empty list"),
         ({"runs": [{"label": "x", "seed": 1}, {"label": "x", "seed": 2}]}, "two runs are labelled 'x'"),
         ({"update": {"learning_rate": float("nan")}}, "update.learning_rate:"),
-        ({"problems": {**MINIMAL["problems"], "train": {"source": "generated", "count": 1, "task": "sums"}}}, "unknown generator 'sums'"),
         (
-            {"problems": {**MINIMAL["problems"], "train": {"source": "generated", "count": 1, "options": {"terms": 2}}}},
+            {"problems": {**MINIMAL["problems"], "train": {"source": "generated", "count": 1, "task": "sums"}}},
+            "unknown generator 'sums'",
+        ),
+        (
+            {
+                "problems": {
+                    **MINIMAL["problems"],
+                    "train": {"source": "generated", "count": 1, "options": {"terms": 2}},
+                }
+            },
             "problems.train.options.terms: unknown option; addition_chain has num_terms",
         ),
         (
@@ -74,7 +91,10 @@ def test_all_mistakes_are_reported_at_once_with_path_and_advice(tmp_path: Path) 
         ),
         ({"problems": {"train": MINIMAL["problems"]["train"]}}, "problems.evaluation: is missing"),
         ({"reward": {"explore": {"weights": 1}}}, "reward.explore.weights: unknown key; did you mean `weight`?"),
-        ({"team": [{"name": "a", "model": "x", "lora": {"rnk": 1}}]}, "team.0.lora.rnk: unknown key; did you mean `rank`?"),
+        (
+            {"team": [{"name": "a", "model": "x", "lora": {"rnk": 1}}]},
+            "team.0.lora.rnk: unknown key; did you mean `rank`?",
+        ),
     ],
 )
 def test_mistake(tmp_path: Path, changes: dict[str, object], expected: str) -> None:
@@ -101,11 +121,17 @@ def test_bad_yaml(tmp_path: Path, text: str, expected: str) -> None:
 def test_grid_multiplies_and_names_its_points(tmp_path: Path) -> None:
     sweep = load_sweep(write(tmp_path, grid={"seed": [1, 2], "update.learning_rate": ["1e-5", 1e-4]}), ["iterations=3"])
     assert [r.label for r in sweep.runs] == [
-        "seed-1-learning-rate-1e-05", "seed-1-learning-rate-0.0001", "seed-2-learning-rate-1e-05", "seed-2-learning-rate-0.0001",
-    ]  # fmt: skip
+        "seed-1-learning-rate-1e-05",
+        "seed-1-learning-rate-0.0001",
+        "seed-2-learning-rate-1e-05",
+        "seed-2-learning-rate-0.0001",
+    ]
     assert {(r.config.seed, r.config.update.learning_rate, r.config.iterations) for r in sweep.runs} == {
-        (1, 1e-5, 3), (1, 1e-4, 3), (2, 1e-5, 3), (2, 1e-4, 3),
-    }  # fmt: skip
+        (1, 1e-5, 3),
+        (1, 1e-4, 3),
+        (2, 1e-5, 3),
+        (2, 1e-4, 3),
+    }
     assert len({r.run_id for r in sweep.runs}) == 4
 
 
@@ -143,9 +169,20 @@ def test_run_id_depends_on_scientific_fields_only(tmp_path: Path) -> None:
     def run_id(*overrides: str) -> str:
         return load_sweep(write(tmp_path), overrides).runs[0].run_id
 
-    same = {run_id(), run_id("iterations=9"), run_id("name=other"), run_id("cluster.num_running=1"), run_id("output=elsewhere")}
+    same = {
+        run_id(),
+        run_id("iterations=9"),
+        run_id("name=other"),
+        run_id("cluster.num_running=1"),
+        run_id("output=elsewhere"),
+    }
     assert len(same) == 1
-    other = {run_id("seed=1"), run_id("update.learning_rate=1e-3"), run_id("team.a.model=z"), run_id("protocol.hint_tokens=7")}
+    other = {
+        run_id("seed=1"),
+        run_id("update.learning_rate=1e-3"),
+        run_id("team.a.model=z"),
+        run_id("protocol.hint_tokens=7"),
+    }
     assert len(other | same) == 5
 
 

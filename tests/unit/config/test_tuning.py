@@ -18,9 +18,12 @@ from core_hpc.models import quantization
 from core_hpc.runs.sweep import load_sweep
 
 DATA: dict[str, Any] = {
-    "name": "s", "iterations": 1, "team": [{"name": "a", "model": "x"}], "protocol": {"rescue_samples": 0},
+    "name": "s",
+    "iterations": 1,
+    "team": [{"name": "a", "model": "x"}],
+    "protocol": {"rescue_samples": 0},
     "problems": {"train": {"source": "generated", "count": 40}, "evaluation": {"source": "generated", "count": 4}},
-}  # fmt: skip
+}
 
 
 def sweep(tmp_path: Path, **changes: Any) -> Any:
@@ -43,8 +46,14 @@ def test_an_adapter_is_the_default_and_full_tuning_has_none(tmp_path: Path) -> N
 @pytest.mark.parametrize(
     ("changes", "expected"),
     [
-        ({"tuning": "full", "lora": {"rank": 8}}, "team.0.lora: tuning: full trains every weight and has no adapter; leave it out"),
-        ({"tuning": "qlora", "dtype": "float32"}, "team.0.tuning: qlora computes in bfloat16, and dtype says float32; leave dtype out"),
+        (
+            {"tuning": "full", "lora": {"rank": 8}},
+            "team.0.lora: tuning: full trains every weight and has no adapter; leave it out",
+        ),
+        (
+            {"tuning": "qlora", "dtype": "float32"},
+            "team.0.tuning: qlora computes in bfloat16, and dtype says float32; leave dtype out",
+        ),
         ({"tuning": "dora"}, "team.0.tuning: input should be 'lora', 'qlora' or 'full'"),
         ({"lora": {"rnk": 8}}, "team.0.lora.rnk: unknown key; did you mean `rank`?"),
     ],
@@ -63,19 +72,27 @@ def qlora_config(model: Path, driver: str) -> RunConfig:
     return RunConfig.model_validate({**DATA, **other, "team": team, "protocol": sizes, "cluster": {"driver": driver}})
 
 
-def test_preparation_refuses_qlora_where_it_cannot_run(tiny_models: list[Path], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_preparation_refuses_qlora_where_it_cannot_run(
+    tiny_models: list[Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
     """On this machine without a GPU; with SLURM only the package is asked for, as the login node needs no GPU."""
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
-    with pytest.raises(InputError, match=r"team.0 \(a\): tuning: qlora keeps base weights in 4 bits, which needs a GPU.*tuning: lora"):
+    with pytest.raises(
+        InputError, match=r"team.0 \(a\): tuning: qlora keeps base weights in 4 bits, which needs a GPU.*tuning: lora"
+    ):
         prepare(qlora_config(tiny_models[0], "local"))
     monkeypatch.setattr(quantization, "find_spec", lambda name: None)
-    with pytest.raises(InputError, match=r"needs bitsandbytes, which is not installed; run: pip install 'core_hpc\[qlora\]', or"):
+    with pytest.raises(
+        InputError, match=r"needs bitsandbytes, which is not installed; run: pip install 'core_hpc\[qlora\]', or"
+    ):
         prepare(qlora_config(tiny_models[0], "arrays"))
     monkeypatch.setattr(quantization, "find_spec", lambda name: object())
     assert set(prepare(qlora_config(tiny_models[0], "arrays"))) == {"a"}
 
 
-def test_engine_and_trainer_refuse_four_bits_without_a_gpu(tiny_models: list[Path], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_engine_and_trainer_refuse_four_bits_without_a_gpu(
+    tiny_models: list[Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
     import torch
 
     from core_hpc.training.policy import load_base_model
@@ -97,9 +114,14 @@ def test_four_bit_options_are_those_of_the_qlora_paper() -> None:
 
     options = quantization.four_bit_options(torch.device("cuda", 1))
     found = options["quantization_config"].to_dict()
-    assert {k: found[k] for k in ("load_in_4bit", "load_in_8bit", "bnb_4bit_quant_type", "bnb_4bit_use_double_quant")} == {
-        "load_in_4bit": True, "load_in_8bit": False, "bnb_4bit_quant_type": "nf4", "bnb_4bit_use_double_quant": True,
-    }  # fmt: skip
+    assert {
+        k: found[k] for k in ("load_in_4bit", "load_in_8bit", "bnb_4bit_quant_type", "bnb_4bit_use_double_quant")
+    } == {
+        "load_in_4bit": True,
+        "load_in_8bit": False,
+        "bnb_4bit_quant_type": "nf4",
+        "bnb_4bit_use_double_quant": True,
+    }
     assert found["bnb_4bit_compute_dtype"] == "bfloat16"
     assert (options["device_map"], options["dtype"]) == ({"": torch.device("cuda", 1)}, torch.bfloat16)
 

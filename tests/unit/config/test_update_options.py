@@ -16,10 +16,22 @@ from core_hpc.phases.update import settings_of
 from core_hpc.runs.sweep import load_sweep
 
 MINIMAL = {
-    "name": "s", "iterations": 1, "team": [{"name": "a", "model": "x"}, {"name": "b", "model": "y"}],
+    "name": "s",
+    "iterations": 1,
+    "team": [{"name": "a", "model": "x"}, {"name": "b", "model": "y"}],
     "problems": {"train": {"source": "generated", "count": 40}, "evaluation": {"source": "generated", "count": 4}},
-}  # fmt: skip
-OPTIONS = ("ratio", "clip_low", "clip_high", "ratio_cap", "tau_positive", "tau_negative", "tau_rescue", "advantage_scale", "kl_weight")
+}
+OPTIONS = (
+    "ratio",
+    "clip_low",
+    "clip_high",
+    "ratio_cap",
+    "tau_positive",
+    "tau_negative",
+    "tau_rescue",
+    "advantage_scale",
+    "kl_weight",
+)
 
 
 def write(tmp_path: Path, **changes: Any) -> Path:
@@ -59,13 +71,22 @@ def test_importance_caps() -> None:
 
 
 def test_all_mistakes_at_once_with_path_and_advice(tmp_path: Path) -> None:
-    update = {"loss": "sapo", "clip_low": 0.1, "ratio_cap": 5, "tau_positive": -1, "importance": {"kind": "none", "cap": 2.0}}
+    update = {
+        "loss": "sapo",
+        "clip_low": 0.1,
+        "ratio_cap": 5,
+        "tau_positive": -1,
+        "importance": {"kind": "none", "cap": 2.0},
+    }
     with pytest.raises(ConfigError) as caught:
         load_sweep(write(tmp_path, update=update))
     found = sorted(caught.value.problems)
     assert [m.split(":")[0] for m in found] == [
-        "update.clip_low", "update.importance.cap", "update.ratio_cap", "update.tau_positive",
-    ]  # fmt: skip
+        "update.clip_low",
+        "update.importance.cap",
+        "update.ratio_cap",
+        "update.tau_positive",
+    ]
     assert "loss sapo has no such option; leave it out, or choose among kl_weight, " in found[0]
     assert "tau_rescue" in found[0]
     assert "kind none has no cap" in found[1]
@@ -74,12 +95,21 @@ def test_all_mistakes_at_once_with_path_and_advice(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("update", "expected"),
     [
-        ({"loss": "gpo", "ratio_cap": 2, "kl_times_ratio": True}, "update.loss: there is no such loss; choose grpo, dapo,"),
-        ({"loss": "gspo", "ratio": "token"}, "update.ratio: gspo is defined by the sequence ratio; for token ratios write `loss: grpo`"),
+        (
+            {"loss": "gpo", "ratio_cap": 2, "kl_times_ratio": True},
+            "update.loss: there is no such loss; choose grpo, dapo,",
+        ),
+        (
+            {"loss": "gspo", "ratio": "token"},
+            "update.ratio: gspo is defined by the sequence ratio; for token ratios write `loss: grpo`",
+        ),
         ({"loss": "dapo", "kl_times_ratio": True}, "update.kl_times_ratio: has no effect while kl_weight is 0"),
         ({"kl_weight": 0, "kl_times_ratio": True}, "update.kl_times_ratio: has no effect while kl_weight is 0"),
         ({"loss": "cispo", "ratio_cap": 0.2}, "update.ratio_cap: input should be greater than or equal to 1"),
-        ({"importance": {"kind": "sequence", "cap": 3.0}}, "update.importance.kind: input should be 'token_truncate', 'sequence_mask'"),
+        (
+            {"importance": {"kind": "sequence", "cap": 3.0}},
+            "update.importance.kind: input should be 'token_truncate', 'sequence_mask'",
+        ),
     ],
 )
 def test_mistake(tmp_path: Path, update: dict[str, Any], expected: str) -> None:
@@ -91,9 +121,11 @@ def test_mistake(tmp_path: Path, update: dict[str, Any], expected: str) -> None:
 
 def test_identity_is_that_of_the_resolved_options(tmp_path: Path) -> None:
     same = {
-        run_id(tmp_path, loss="gspo"), run_id(tmp_path, loss="gspo", clip_high=4e-4, kl_weight=0.0, ratio="sequence"),
-        run_id(tmp_path, "update.loss=gspo"), run_id(tmp_path, "update.clip_low=null", loss="gspo", clip_low=0.1),
-    }  # fmt: skip
+        run_id(tmp_path, loss="gspo"),
+        run_id(tmp_path, loss="gspo", clip_high=4e-4, kl_weight=0.0, ratio="sequence"),
+        run_id(tmp_path, "update.loss=gspo"),
+        run_id(tmp_path, "update.clip_low=null", loss="gspo", clip_low=0.1),
+    }
     assert len(same) == 1
     others = [run_id(tmp_path, loss=loss) for loss in LOSS_OPTIONS]
     assert len({*others, run_id(tmp_path, loss="gspo", clip_high=5e-4)}) == len(LOSS_OPTIONS) + 1
@@ -109,8 +141,14 @@ def test_whose_completions_are_compared_is_part_of_the_identity(tmp_path: Path) 
 def test_a_grid_over_losses_gives_each_its_own_defaults(tmp_path: Path) -> None:
     sweep = load_sweep(write(tmp_path, grid={"update.loss": list(LOSS_OPTIONS)}))
     assert [(r.config.update.loss, r.config.update.clip_high) for r in sweep.runs] == [
-        ("grpo", 0.2), ("dapo", 0.28), ("dr_grpo", 0.2), ("bnpo", 0.2), ("gspo", 4e-4), ("sapo", None), ("cispo", None),
-    ]  # fmt: skip
+        ("grpo", 0.2),
+        ("dapo", 0.28),
+        ("dr_grpo", 0.2),
+        ("bnpo", 0.2),
+        ("gspo", 4e-4),
+        ("sapo", None),
+        ("cispo", None),
+    ]
     with pytest.raises(ConfigError, match=r"update.clip_high: loss sapo has no such option"):
         load_sweep(write(tmp_path, update={"clip_high": 0.3}, grid={"update.loss": ["grpo", "sapo"]}))
 

@@ -15,7 +15,15 @@ from core_hpc.schedule.scheduler import RunProgress
 from core_hpc.store.paths import TEAM, TaskKey
 from core_hpc.store.schema import COLD, SCORE
 
-GRAPH = Graph(("a", "b"), iterations=2, num_parts=2, num_evaluation_parts=1, evaluate_every=0, evaluate_before=True, has_rescue=True)
+GRAPH = Graph(
+    ("a", "b"),
+    iterations=2,
+    num_parts=2,
+    num_evaluation_parts=1,
+    evaluate_every=0,
+    evaluate_before=True,
+    has_rescue=True,
+)
 
 
 def progress() -> RunProgress:

@@ -40,7 +40,9 @@ def test_batch_scripts_of_every_shipped_sweep_are_sound(path: Path, profile: str
         assert "--kill-on-bad-exit=1" in script
         assert "submitit.core._submit /" in script, "a job may begin in another folder"
     # The ranks of an update that spans nodes meet at an address; those inside one job do not.
-    assert [name for name, s in scripts.items() if "core_hpc.slurm.rendezvous" in s] == [n for n in scripts if n.startswith("update")]
+    assert [name for name, s in scripts.items() if "core_hpc.slurm.rendezvous" in s] == [
+        n for n in scripts if n.startswith("update")
+    ]
 
 
 @pytest.mark.parametrize("profile", PROFILE_NAMES)
@@ -59,19 +61,34 @@ def test_array_sizes_and_gpu_hours_by_hand() -> None:
     sweep = load_sweep(ROOT / "yaml" / "quickstart.yaml", ["cluster.slurm.chain_wait_s=null"], profile="one_node")
     arrays = planned_arrays(sweep.runs[0].config.cluster, graph_of(sweep))
     assert {a.phases: (a.times, a.num_elements) for a in arrays} == {
-        ("evaluate",): (2, 2), ("cold",): (3, 2), ("hint",): (3, 1), ("rescue",): (3, 2), ("score",): (3, 1), ("update",): (3, 2),
-    }  # fmt: skip
+        ("evaluate",): (2, 2),
+        ("cold",): (3, 2),
+        ("hint",): (3, 1),
+        ("rescue",): (3, 2),
+        ("score",): (3, 1),
+        ("update",): (3, 2),
+    }
     assert sum(a.gpu_hours for a in arrays) == 2 * 8 * 1 * 4 + 2 * 3 * 4 * 4
     chained = load_sweep(ROOT / "yaml" / "quickstart.yaml", profile="one_node")
     arrays = planned_arrays(chained.runs[0].config.cluster, graph_of(chained))
     assert {a.phases: (a.group, a.times, a.num_elements, a.num_tasks) for a in arrays} == {
-        ("evaluate",): ("generate", 2, 2, 2), ("cold", "hint", "rescue"): ("generate", 3, 2, 5), ("score", "update"): ("update", 3, 2, 3),
-    }  # fmt: skip
+        ("evaluate",): ("generate", 2, 2, 2),
+        ("cold", "hint", "rescue"): ("generate", 3, 2, 5),
+        ("score", "update"): ("update", 3, 2, 3),
+    }
     assert sum(a.gpu_hours for a in arrays) == 2 * 5 * 1 * 4 + 2 * 3 * 4 * 4
 
 
 def test_dry_run_needs_no_slurm_and_creates_nothing(tmp_path: Path) -> None:
-    command = [sys.executable, "-m", "core_hpc.launch", str(ROOT / "yaml" / "quickstart.yaml"), "--cluster", "multi_node", "--dry-run"]
+    command = [
+        sys.executable,
+        "-m",
+        "core_hpc.launch",
+        str(ROOT / "yaml" / "quickstart.yaml"),
+        "--cluster",
+        "multi_node",
+        "--dry-run",
+    ]
     environment = {**os.environ, "PATH": "/nonexistent", "COLUMNS": "200"}
     command += ["--output", str(tmp_path / "out")]
     done = subprocess.run(command, env=environment, cwd=ROOT, capture_output=True, text=True, check=False)
@@ -83,16 +100,25 @@ def test_dry_run_needs_no_slurm_and_creates_nothing(tmp_path: Path) -> None:
 
 def test_a_profile_lies_below_the_sweeps_own_section_and_unknown_names_are_explained(tmp_path: Path) -> None:
     own = tmp_path / "own.yaml"
-    own.write_text(f"base: {ROOT}/yaml/quickstart.yaml\ncluster: {{slurm: {{account: mine, cpus: 3}}, profile: preemptible}}\n")
+    own.write_text(
+        f"base: {ROOT}/yaml/quickstart.yaml\ncluster: {{slurm: {{account: mine, cpus: 3}}, profile: preemptible}}\n"
+    )
     cluster = load_sweep(own).runs[0].config.cluster
-    assert (cluster.profile, cluster.slurm.account, cluster.slurm.cpus, cluster.slurm.time_min) == ("preemptible", "mine", 3, 120)
+    assert (cluster.profile, cluster.slurm.account, cluster.slurm.cpus, cluster.slurm.time_min) == (
+        "preemptible",
+        "mine",
+        3,
+        120,
+    )
     assert cluster.slurm.generate.parts_per_job == 1
     assert cluster.slurm.update.gpus_per_node == 4  # from the profile's own base
     local = tmp_path / "cluster"
     local.mkdir()
     (local / "preemptible.yaml").write_text("driver: arrays\nslurm: {partition: here}\n")
     assert load_sweep(own).runs[0].config.cluster.slurm.partition == "here"
-    with pytest.raises(ConfigError, match=r"no profile 'absent'.*shipped profiles: devcluster, multi_node, one_node, preemptible"):
+    with pytest.raises(
+        ConfigError, match=r"no profile 'absent'.*shipped profiles: devcluster, multi_node, one_node, preemptible"
+    ):
         load_sweep(own, profile="absent")
     (local / "preemptible.yaml").write_text("driver: arrays\nslurm: {partitoin: here}\n")
     with pytest.raises(ConfigError, match=r"cluster.slurm.partitoin: unknown key; did you mean `partition`"):
@@ -100,7 +126,15 @@ def test_a_profile_lies_below_the_sweeps_own_section_and_unknown_names_are_expla
 
 
 def test_the_driver_on_the_command_line_wins_and_its_job_is_what_the_profile_says(tmp_path: Path) -> None:
-    command = [sys.executable, "-m", "core_hpc.launch", str(ROOT / "yaml" / "quickstart.yaml"), "--dry-run", "--output", str(tmp_path)]
+    command = [
+        sys.executable,
+        "-m",
+        "core_hpc.launch",
+        str(ROOT / "yaml" / "quickstart.yaml"),
+        "--dry-run",
+        "--output",
+        str(tmp_path),
+    ]
     environment = {**os.environ, "PATH": "/nonexistent", "COLUMNS": "200"}
     options = ["--cluster", "devcluster", "--driver", "resident"]
     done = subprocess.run([*command, *options], env=environment, cwd=ROOT, capture_output=True, text=True, check=False)
@@ -110,13 +144,17 @@ def test_the_driver_on_the_command_line_wins_and_its_job_is_what_the_profile_say
     assert "job arrays" not in done.stdout
     # one_node gives a job one GPU where it says nothing else, and asks for four ranks
     options = ["--cluster", "one_node", "--driver", "resident"]
-    refused = subprocess.run([*command, *options], env=environment, cwd=ROOT, capture_output=True, text=True, check=False)
+    refused = subprocess.run(
+        [*command, *options], env=environment, cwd=ROOT, capture_output=True, text=True, check=False
+    )
     assert refused.returncode == 2
     assert "slurm.resident.gpus_per_node" in refused.stderr
 
 
 def test_scientific_identity_does_not_depend_on_the_cluster() -> None:
-    ids = {load_sweep(ROOT / "yaml" / "quickstart.yaml", profile=name).runs[0].run_id for name in (None, *PROFILE_NAMES)}
+    ids = {
+        load_sweep(ROOT / "yaml" / "quickstart.yaml", profile=name).runs[0].run_id for name in (None, *PROFILE_NAMES)
+    }
     assert len(ids) == 1
 
 
@@ -130,29 +168,51 @@ def test_every_run_of_a_grid_is_checked_against_its_problems(tmp_path: Path) -> 
     path.write_text(f"base: {ROOT}/yaml/quickstart.yaml\ngrid: {{protocol.problems_per_iteration: [24, 100]}}\n")
     refused = dry_run(path)
     assert refused.returncode != 0
-    assert "protocol.problems_per_iteration: 100 problems an iteration, but problems.train has 72" in " ".join(refused.stderr.split())
+    assert "protocol.problems_per_iteration: 100 problems an iteration, but problems.train has 72" in " ".join(
+        refused.stderr.split()
+    )
 
 
 def dry_run(path: Path, **environment: str) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-m", "core_hpc.launch", str(path), "--dry-run"]
     return subprocess.run(
-        command, env={**os.environ, "COLUMNS": "200", **environment}, cwd=path.parent, capture_output=True, text=True, check=False
+        command,
+        env={**os.environ, "COLUMNS": "200", **environment},
+        cwd=path.parent,
+        capture_output=True,
+        text=True,
+        check=False,
     )
 
 
 def test_tokens_and_hours_by_hand(tmp_path: Path) -> None:
     """Two models, 5 iterations of 8 problems, K 3, K' 2, two evaluations of 10 problems x 4; the larger model may say less."""
     path = tmp_path / "sweep.yaml"
-    path.write_text(yaml.safe_dump({
-        "name": "s", "iterations": 5,
-        "team": [{"name": "a", "model": "x/A-3B"}, {"name": "b", "model": "x/b-500m", "sampling": {"max_new_tokens": 50}}],
-        "problems": {"train": {"source": "generated", "count": 8}, "evaluation": {"source": "generated", "count": 10}},
-        "protocol": {
-            "problems_per_iteration": 8, "cold_samples": 3, "rescue_samples": 2, "hint_probability": 0.75, "hint_tokens": 40,
-            "sampling": {"max_new_tokens": 100},
-        },
-        "evaluation": {"samples": 4, "sampling": {"max_new_tokens": 200}},
-    }))  # fmt: skip
+    path.write_text(
+        yaml.safe_dump(
+            {
+                "name": "s",
+                "iterations": 5,
+                "team": [
+                    {"name": "a", "model": "x/A-3B"},
+                    {"name": "b", "model": "x/b-500m", "sampling": {"max_new_tokens": 50}},
+                ],
+                "problems": {
+                    "train": {"source": "generated", "count": 8},
+                    "evaluation": {"source": "generated", "count": 10},
+                },
+                "protocol": {
+                    "problems_per_iteration": 8,
+                    "cold_samples": 3,
+                    "rescue_samples": 2,
+                    "hint_probability": 0.75,
+                    "hint_tokens": 40,
+                    "sampling": {"max_new_tokens": 100},
+                },
+                "evaluation": {"samples": 4, "sampling": {"max_new_tokens": 200}},
+            }
+        )
+    )
     sweep = load_sweep(path)
     _, tokens, _ = most_work(sweep.runs[0], graph_of(sweep), 10)
     sampled = {"a": 5 * 8 * 5 * 100 + 2 * 10 * 4 * 200, "b": 5 * 8 * 5 * 50 + 2 * 10 * 4 * 200}
@@ -169,10 +229,15 @@ def test_tokens_and_hours_by_hand(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("name", "billions"),
     [
-        ("Qwen/Qwen2.5-0.5B", 0.5), ("google/gemma-3-270m-it", 0.27), ("meta/Llama-3.2-1B-Instruct", 1), ("x/8bit-model", None),
-        ("/models/7b-v2/final", None), ("microsoft/Phi-4-mini-reasoning", None), ("x/Qwen3-30B-A3B", 30),
+        ("Qwen/Qwen2.5-0.5B", 0.5),
+        ("google/gemma-3-270m-it", 0.27),
+        ("meta/Llama-3.2-1B-Instruct", 1),
+        ("x/8bit-model", None),
+        ("/models/7b-v2/final", None),
+        ("microsoft/Phi-4-mini-reasoning", None),
+        ("x/Qwen3-30B-A3B", 30),
     ],
-)  # fmt: skip
+)
 def test_parameters_are_read_from_the_name(name: str, billions: float | None) -> None:
     assert estimate.billions_of(name) == billions
 
@@ -180,9 +245,12 @@ def test_parameters_are_read_from_the_name(name: str, billions: float | None) ->
 def test_a_dry_run_without_the_data_set_counts_what_the_file_says_and_names_what_is_missing(tmp_path: Path) -> None:
     path = tmp_path / "sweep.yaml"
     data = {
-        "name": "s", "iterations": 2, "team": [{"name": "a", "model": "x/unnamed-size"}], "protocol": {"rescue_samples": 0},
+        "name": "s",
+        "iterations": 2,
+        "team": [{"name": "a", "model": "x/unnamed-size"}],
+        "protocol": {"rescue_samples": 0},
         "problems": {split: {"source": "gsm8k", "count": 40} for split in ("train", "evaluation")},
-    }  # fmt: skip
+    }
     path.write_text(yaml.safe_dump(data))
     offline = {"HF_HUB_OFFLINE": "1", "HF_HOME": str(tmp_path)}
     done = dry_run(path, **offline)

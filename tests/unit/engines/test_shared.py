@@ -36,7 +36,9 @@ class Recorder(StepEngine):
         self.most = 0
         self._count = 0
 
-    def add(self, requests: Sequence[GenerationRequest], sampling: SamplingSettings, adapter: AdapterRef | None) -> list[str]:
+    def add(
+        self, requests: Sequence[GenerationRequest], sampling: SamplingSettings, adapter: AdapterRef | None
+    ) -> list[str]:
         if any(len(r.prompt_token_ids) > self.spec.max_context_tokens for r in requests):
             raise InputError("too long")
         ids = [str(self._count + i) for i in range(len(requests))]
@@ -83,7 +85,9 @@ class Room:
         self.engines.append(Recorder(spec))
         return self.engines[-1]
 
-    def task(self, name: str, *requests: GenerationRequest, spec: EngineSpec = SPEC, adapter: AdapterRef | None = None) -> threading.Thread:
+    def task(
+        self, name: str, *requests: GenerationRequest, spec: EngineSpec = SPEC, adapter: AdapterRef | None = None
+    ) -> threading.Thread:
         def run() -> None:
             with self.owner.turn:
                 with self._alone():
@@ -141,14 +145,24 @@ def test_completions_of_all_are_under_way_together_and_each_gets_its_own_in_orde
 
 def test_another_adapter_or_engine_waits_for_the_end_of_what_is_under_way(room: Room) -> None:
     first, second = AdapterRef(Path("x"), "1"), AdapterRef(Path("x"), "2")
-    places: list[tuple[EngineSpec, AdapterRef | None]] = [(SPEC, None), (SPEC, first), (OTHER, None), (SPEC, second), (SPEC, first)]
+    places: list[tuple[EngineSpec, AdapterRef | None]] = [
+        (SPEC, None),
+        (SPEC, first),
+        (OTHER, None),
+        (SPEC, second),
+        (SPEC, first),
+    ]
     room.run(*(room.task(f"t{i}", request(20, i), request(3, i), spec=s, adapter=a) for i, (s, a) in enumerate(places)))
     assert room.outcomes == {f"t{i}": [answer(request(20, i)), answer(request(3, i))] for i in range(5)}
     assert all(len(adapters) == 1 for engine in room.engines for adapters in engine.seen)
 
 
 def test_a_bad_request_fails_its_own_task_only(room: Room) -> None:
-    room.run(room.task("good", request(30, 1)), room.task("bad", GenerationRequest((1,) * 65, 2)), room.task("also good", request(3, 3)))
+    room.run(
+        room.task("good", request(30, 1)),
+        room.task("bad", GenerationRequest((1,) * 65, 2)),
+        room.task("also good", request(3, 3)),
+    )
     assert isinstance(room.outcomes.pop("bad"), InputError)
     assert room.outcomes == {"good": [answer(request(30, 1))], "also good": [answer(request(3, 3))]}
 

@@ -27,7 +27,7 @@ from core_hpc.store.paths import RunPaths, TaskKey
 GPUS = ("0", "1", "2", "3")
 
 
-# --- which GPUs ---------------------------------------------------------------------------------------------------------------
+# --- which GPUs ----------------------------------------------------------------------------------
 
 
 def holders_of(rng: random.Random) -> list[Holder]:
@@ -71,7 +71,9 @@ def test_beside_kinds_spread_and_take_turns() -> None:
     assert place_beside("generate", 1, ("0", "1"), [engine], most=1) == (("1",), [])
     assert place_beside("update", 2, ("0", "1"), [engine], most=2) == (("0", "1"), [])
     at_work = holder("update", "a", "1", busy=True)
-    assert place_beside("generate", 1, ("0", "1"), [engine, at_work], most=1) is None, "it waits, rather than crowd the other GPU"
+    assert place_beside("generate", 1, ("0", "1"), [engine, at_work], most=1) is None, (
+        "it waits, rather than crowd the other GPU"
+    )
     assert place_beside("update", 2, ("0", "1"), [at_work], most=2) is None
     # A sweep's next run has other models: their engines do not fit beside those of the first.
     older, newer = holder("generate", "a", "0", last_used=1), holder("generate", "b", "0", last_used=2)
@@ -99,7 +101,7 @@ def test_engines_must_leave_room_for_trainers_where_they_share() -> None:
         check_gpus(ClusterSection(update_ranks=4), 2, 2)
 
 
-# --- the pool -----------------------------------------------------------------------------------------------------------------
+# --- the pool ------------------------------------------------------------------------------------
 
 
 class FakeWorker:
@@ -108,7 +110,13 @@ class FakeWorker:
     started: list[FakeWorker]
 
     def __init__(
-        self, role: str, log: Path | None, environment: Mapping[str, str], *, deaf: bool = False, shared_engine: bool = False
+        self,
+        role: str,
+        log: Path | None,
+        environment: Mapping[str, str],
+        *,
+        deaf: bool = False,
+        shared_engine: bool = False,
     ) -> None:
         self.shared_engine = shared_engine
         self.role, self.log, self.gpus, self.deaf = role, log, environment.get("CUDA_VISIBLE_DEVICES"), deaf
@@ -162,10 +170,15 @@ def pool(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
     def build(num_weights: int = 0, **cluster: Any) -> tuple[LocalExecutor, Run]:
         path = tmp_path / "sweep.yaml"
         data = {
-            "name": "s", "iterations": 1, "team": [{"name": name, "model": f"/{name}", "engine": "fake"} for name in "ab"],
-            "problems": {"train": {"source": "generated", "count": 40}, "evaluation": {"source": "generated", "count": 4}},
+            "name": "s",
+            "iterations": 1,
+            "team": [{"name": name, "model": f"/{name}", "engine": "fake"} for name in "ab"],
+            "problems": {
+                "train": {"source": "generated", "count": 40},
+                "evaluation": {"source": "generated", "count": 4},
+            },
             "cluster": {"threads": 1, **cluster},
-        }  # fmt: skip
+        }
         path.write_text(yaml.safe_dump(data))
         (plan,) = load_sweep(path).runs
         facts = {m.name: ModelFacts("", 64, "plain", num_weights) for m in plan.config.team}
@@ -200,7 +213,9 @@ def test_split_keeps_engines_and_trainers_on_one_gpu_and_lets_one_work_at_a_time
     assert [t.key for t in executor.submit([(run, cold_b), (run, update_a)])] == [cold_b]
     engine_b = FakeWorker.started[-1]
     finish(executor, engine_b)
-    assert [t.key for t in executor.submit([(run, update_a), (run, cold_a)])] == [update_a], "an engine waits for its neighbour, too"
+    assert [t.key for t in executor.submit([(run, update_a), (run, cold_a)])] == [update_a], (
+        "an engine waits for its neighbour, too"
+    )
     trainer = FakeWorker.started[-1]
     finish(executor, trainer)
     executor.submit([(run, cold_a)])
@@ -210,7 +225,9 @@ def test_split_keeps_engines_and_trainers_on_one_gpu_and_lets_one_work_at_a_time
     assert [w.gpus for w in (engine_b, trainer)] == ["0", "0"]
 
 
-def test_engines_that_sleep_leave_their_gpu_before_another_worker_begins(pool: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_engines_that_sleep_leave_their_gpu_before_another_worker_begins(
+    pool: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(executors, "gpu_memory", lambda gpus: 24.0)
     executor, run = pool(gpus=[0], gpu_sharing="sleep", num_weights=10**9)
     cold_a, cold_b, update_a = task("cold", "a"), task("cold", "b"), task("update", "a")
@@ -227,7 +244,11 @@ def test_engines_that_sleep_leave_their_gpu_before_another_worker_begins(pool: A
         known = len(FakeWorker.started)
         assert executor.submit([(run, key)]) == []
         assert executor.submit([(run, key)]) == []
-        assert (len(FakeWorker.started), sleeper.commands[-1], sleeper.commands[-2]) == (known, {"sleep": True}, sleeper.commands[-2])
+        assert (len(FakeWorker.started), sleeper.commands[-1], sleeper.commands[-2]) == (
+            known,
+            {"sleep": True},
+            sleeper.commands[-2],
+        )
         assert "sleep" not in sleeper.commands[-2], "it is told once"
         os.write(sleeper._events, b'{"event": "asleep"}\n')
         assert executor.poll() == []
@@ -240,7 +261,9 @@ def test_engines_that_sleep_leave_their_gpu_before_another_worker_begins(pool: A
     trainer = goes_on_once_it_sleeps(update_a, engine_b)
     assert {"sleep": True} not in trainer.commands
     finish(executor, trainer)
-    assert [t.key for t in executor.submit([(run, cold_a)])] == [cold_a], "both others on the GPU sleep, or are a trainer"
+    assert [t.key for t in executor.submit([(run, cold_a)])] == [cold_a], (
+        "both others on the GPU sleep, or are a trainer"
+    )
     assert all(w.alive for w in FakeWorker.started)
     # What it says late, when it has been given a task, does not count.
     os.write(engine_a._events, b'{"event": "asleep"}\n')
@@ -292,13 +315,18 @@ def test_an_engine_does_as_many_parts_at_once_as_the_profile_says(pool: Any) -> 
     found: list[Any] = []
     while not any(e.kind == "failed" for e in found):
         found += executor.poll()
-    assert [(e.kind, e.task.key) for e in found if e.kind != "started"] == [("progress", parts[0]), ("failed", parts[1])]
+    assert [(e.kind, e.task.key) for e in found if e.kind != "started"] == [
+        ("progress", parts[0]),
+        ("failed", parts[1]),
+    ]
     assert [t.key for t in executor.submit([(run, parts[2])])] == [parts[2]], "its place is free again"
     engine.die()
     found = []
     while len(found) < 3:
         found += executor.poll()
-    assert {(e.kind, e.task.key) for e in found[1:]} == {("failed", parts[0]), ("failed", parts[2])}, "both were in the process that died"
+    assert {(e.kind, e.task.key) for e in found[1:]} == {("failed", parts[0]), ("failed", parts[2])}, (
+        "both were in the process that died"
+    )
     assert [t.key for t in executor.submit([(run, task("update", "a"))])] == [task("update", "a")]
     assert executor.submit([(run, task("update", "b")), (run, parts[0])]) == []
     assert not FakeWorker.started[-1].shared_engine

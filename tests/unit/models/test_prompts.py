@@ -42,7 +42,7 @@ def ids_of(tokenizer: Any, text: str) -> list[int]:
     return list(tokenizer(text, add_special_tokens=False)["input_ids"])
 
 
-# --- prompts --------------------------------------------------------------------------------------------------------
+# --- prompts -------------------------------------------------------------------------------------
 
 
 def test_a_chat_model_sees_examples_as_turns_and_the_hint_before_the_instruction() -> None:
@@ -59,7 +59,7 @@ def test_a_base_model_sees_blocks_and_no_empty_instruction() -> None:
     assert PLAIN.decode(builder.build("3 + 4?")) == "Question: 1 + 1?\nAnswer: 2\n\nQuestion: 3 + 4?\nAnswer:"
 
 
-# --- completions as text --------------------------------------------------------------------------------------------
+# --- completions as text -------------------------------------------------------------------------
 
 
 @given(st.lists(st.integers(0, 257), max_size=40))
@@ -92,7 +92,11 @@ def test_text_ends_before_the_first_stop_string() -> None:
 
 @pytest.mark.parametrize(
     ("end", "opened"),
-    [("<s>assistant:<think>\n", "<think>\n"), ("<s>assistant:[THINK]", "[THINK]\n"), ("<s>assistant:<think>\n\n</think>\n\n", "")],
+    [
+        ("<s>assistant:<think>\n", "<think>\n"),
+        ("<s>assistant:[THINK]", "[THINK]\n"),
+        ("<s>assistant:<think>\n\n</think>\n\n", ""),
+    ],
 )
 def test_a_thought_that_the_template_opens_is_marked_in_the_text(end: str, opened: str) -> None:
     tokenizer = byte_tokenizer(template=f"{TURNS}{{% if add_generation_prompt %}}{end}{{% endif %}}")
@@ -101,13 +105,16 @@ def test_a_thought_that_the_template_opens_is_marked_in_the_text(end: str, opene
     assert PromptBuilder(tokenizer, "plain", "").completion_text(ids_of(tokenizer, "Hm."), ()) == "Hm."
 
 
-# --- instructions ---------------------------------------------------------------------------------------------------
+# --- instructions --------------------------------------------------------------------------------
 
 GOLD = {"number": "8", "integer": "8", "latex": r"\frac{1}{2}", "letter": "B", "text": "New York"}
 OBEYED = {
-    "number": ("'#### '", "#### {}"), "integer": (r"\boxed{{}}", r"\boxed{{{}}}"), "latex": (r"\boxed{{}}", r"\boxed{{{}}}"),
-    "letter": ("'Answer: '", "Answer: {}"), "text": ("'Answer: '", "Answer: {}"),
-}  # fmt: skip
+    "number": ("'#### '", "#### {}"),
+    "integer": (r"\boxed{{}}", r"\boxed{{{}}}"),
+    "latex": (r"\boxed{{}}", r"\boxed{{{}}}"),
+    "letter": ("'Answer: '", "Answer: {}"),
+    "text": ("'Answer: '", "Answer: {}"),
+}
 
 
 @pytest.mark.parametrize("kind", GOLD)
@@ -128,7 +135,11 @@ def test_strategies_written_as_the_instruction_shows_are_read(kind: str) -> None
     assert final
     wrong = {"letter": "C", "text": "Paris"}.get(kind, "9")
     written = [
-        re.sub(r"<outcome>.*</outcome>", lambda _, said=said: f"<outcome>{said}</outcome>", block.group().replace("the steps of", how))
+        re.sub(
+            r"<outcome>.*</outcome>",
+            lambda _, said=said: f"<outcome>{said}</outcome>",
+            block.group().replace("the steps of", how),
+        )
         for how, said in (("Guess", wrong), ("Work out", GOLD[kind]))
     ]
     text = "\n".join([*written, f"<final_answer>{GOLD[kind]}</final_answer>"])
@@ -143,8 +154,13 @@ def problems(train: dict[str, Any], evaluation: dict[str, Any], **more: Any) -> 
 
 def test_the_default_instruction_follows_the_kind_of_answers_and_is_spelled_out() -> None:
     asks = {
-        "gsm8k": "'#### '", "math": r"\boxed{}", "aime": "0 to 999", "gpqa": "letter", "medmcqa": "letter", "generated": "'#### '",
-    }  # fmt: skip
+        "gsm8k": "'#### '",
+        "math": r"\boxed{}",
+        "aime": "0 to 999",
+        "gpqa": "letter",
+        "medmcqa": "letter",
+        "generated": "'#### '",
+    }
     for name, words in asks.items():
         source = SOURCE if name == "generated" else {"source": name}
         assert words in problems(source, source).model_dump()["instruction"], name
@@ -155,11 +171,18 @@ def test_the_default_instruction_follows_the_kind_of_answers_and_is_spelled_out(
 
 
 ROWS: dict[str, dict[str, Any]] = {
-    "gsm8k": {"question": "q", "answer": "#### 7"}, "math": {"problem": "p", "solution": r"\boxed{7}"},
+    "gsm8k": {"question": "q", "answer": "#### 7"},
+    "math": {"problem": "p", "solution": r"\boxed{7}"},
     "aime": {"ID": "1", "Question": "q", "Answer": "7"},
-    "gpqa": {"Question": "q", "Correct Answer": "a", "Incorrect Answer 1": "b", "Incorrect Answer 2": "c", "Incorrect Answer 3": "d"},
+    "gpqa": {
+        "Question": "q",
+        "Correct Answer": "a",
+        "Incorrect Answer 1": "b",
+        "Incorrect Answer 2": "c",
+        "Incorrect Answer 3": "d",
+    },
     "medmcqa": {"id": "1", "question": "q", "opa": "a", "opb": "b", "opc": "c", "opd": "d", "cop": 2},
-}  # fmt: skip
+}
 
 
 def test_the_kinds_of_answers_are_those_of_the_rows() -> None:
@@ -182,25 +205,36 @@ def test_no_instruction_suits_numbers_and_letters() -> None:
     assert problems({"source": "gsm8k"}, {"source": "gpqa"}, instruction="Answer.").instruction == "Answer."
 
 
-# --- sampling -------------------------------------------------------------------------------------------------------
+# --- sampling ------------------------------------------------------------------------------------
 
 
 def config_of(**own: Any) -> RunConfig:
     """Two models; the first one has settings of its own."""
-    return RunConfig.model_validate({
-        "name": "s", "iterations": 1, "team": [{"name": "a", "model": "x", **own}, {"name": "b", "model": "y"}],
-        "problems": {"train": SOURCE, "evaluation": SOURCE},
-        "protocol": {"sampling": {"temperature": 0.5, "top_p": 0.8, "max_new_tokens": 20}, "problems_per_iteration": 2},
-        "evaluation": {"sampling": {"temperature": 0.6, "top_p": 0.7, "max_new_tokens": 30}},
-    })  # fmt: skip
+    return RunConfig.model_validate(
+        {
+            "name": "s",
+            "iterations": 1,
+            "team": [{"name": "a", "model": "x", **own}, {"name": "b", "model": "y"}],
+            "problems": {"train": SOURCE, "evaluation": SOURCE},
+            "protocol": {
+                "sampling": {"temperature": 0.5, "top_p": 0.8, "max_new_tokens": 20},
+                "problems_per_iteration": 2,
+            },
+            "evaluation": {"sampling": {"temperature": 0.6, "top_p": 0.7, "max_new_tokens": 30}},
+        }
+    )
 
 
 def test_a_model_samples_by_its_own_settings_and_else_by_those_of_the_team() -> None:
     config = config_of(sampling={"temperature": 0.0, "max_new_tokens": 5}, evaluation_sampling={"top_p": 1.0})
     expected = {
-        ("a", COLD): (0.0, 0.8, 5), ("a", RESCUE): (0.0, 0.8, 5), ("a", EVALUATE): (0.6, 1.0, 30),
-        ("b", COLD): (0.5, 0.8, 20), ("b", RESCUE): (0.5, 0.8, 20), ("b", EVALUATE): (0.6, 0.7, 30),
-    }  # fmt: skip
+        ("a", COLD): (0.0, 0.8, 5),
+        ("a", RESCUE): (0.0, 0.8, 5),
+        ("a", EVALUATE): (0.6, 1.0, 30),
+        ("b", COLD): (0.5, 0.8, 20),
+        ("b", RESCUE): (0.5, 0.8, 20),
+        ("b", EVALUATE): (0.6, 0.7, 30),
+    }
     for (name, phase), wanted in expected.items():
         found = config.sampling_of(config.model(name), phase)
         assert (found.temperature, found.top_p, found.max_new_tokens) == wanted
@@ -220,12 +254,19 @@ def test_what_is_sampled_is_what_is_recorded_and_what_the_engine_is_told(
     monkeypatch.setattr(shards, "publish_frame", lambda folder, name, frame, table, stats: published.append(frame))
     problem = {"problem_id": "p", "question": "q", "gold": "8", "answer_kind": "number"}
     context: Any = SimpleNamespace(
-        run=SimpleNamespace(config=config, run_id="r"), key=TaskKey(1, phase, "a"), model=config.model("a"),
-        stopwatch=Stopwatch(), warm=SimpleNamespace(engine=lambda _: SimpleNamespace(generate=sample), take_compile_s=lambda: 0.0),
-        engine_spec=lambda _: None, progress=lambda *_: None, stop_strings=lambda _: (), adapter=lambda _: None,
-        prompt_builder=lambda _: PromptBuilder(PLAIN, "plain", ""), stats=lambda **_: None,
+        run=SimpleNamespace(config=config, run_id="r"),
+        key=TaskKey(1, phase, "a"),
+        model=config.model("a"),
+        stopwatch=Stopwatch(),
+        warm=SimpleNamespace(engine=lambda _: SimpleNamespace(generate=sample), take_compile_s=lambda: 0.0),
+        engine_spec=lambda _: None,
+        progress=lambda *_: None,
+        stop_strings=lambda _: (),
+        adapter=lambda _: None,
+        prompt_builder=lambda _: PromptBuilder(PLAIN, "plain", ""),
+        stats=lambda **_: None,
         paths=SimpleNamespace(task_folder=lambda _: None, task_name=lambda _: None),
-    )  # fmt: skip
+    )
     generate._sample_and_publish(context, phase, [generate._Wanted(problem, 0, (3,))], adapter_iteration=0)
     assert published[0]["temperature"].to_list() == [told[0].temperature] == [recorded]
     assert told[0].max_new_tokens == (5 if phase == COLD else 30)

@@ -29,18 +29,34 @@ TOKENIZER = byte_tokenizer(template="{% for m in messages %}<s>{{ m.content }}</
 
 
 def test_only_rescues_of_the_peers_are_shared() -> None:
-    values = itertools.product((COLD, RESCUE), ("a", "b", "c"), (True, False, None), (True, False), (True, False), (-1.0, 0.0, 2.0))
+    values = itertools.product(
+        (COLD, RESCUE), ("a", "b", "c"), (True, False, None), (True, False), (True, False), (-1.0, 0.0, 2.0)
+    )
     rows = [
-        {**KEY, "phase": phase, "model": model, "problem_id": "p", "sample_index": k, "cold_failed": failed, "hint_given": hint,
-         "correct": correct, "advantage": advantage}
+        {
+            **KEY,
+            "phase": phase,
+            "model": model,
+            "problem_id": "p",
+            "sample_index": k,
+            "cold_failed": failed,
+            "hint_given": hint,
+            "correct": correct,
+            "advantage": advantage,
+        }
         for k, (phase, model, failed, hint, correct, advantage) in enumerate(values)
-    ]  # fmt: skip
+    ]
     found = rescues(pl.DataFrame(rows), ["b", "c"])
     wanted = [
-        row["sample_index"] for row in rows
-        if row["phase"] == RESCUE and row["model"] != "a" and row["cold_failed"] and row["hint_given"] and row["correct"]
+        row["sample_index"]
+        for row in rows
+        if row["phase"] == RESCUE
+        and row["model"] != "a"
+        and row["cold_failed"]
+        and row["hint_given"]
+        and row["correct"]
         and row["advantage"] > 0
-    ]  # fmt: skip
+    ]
     assert found["sample_index"].to_list() == wanted
     assert len(wanted) == 2
 
@@ -48,10 +64,21 @@ def test_only_rescues_of_the_peers_are_shared() -> None:
 @pytest.mark.parametrize(("style", "stops"), [("chat", ()), ("plain", ("\n",))])
 def test_a_text_becomes_what_the_model_itself_would_have_had_to_write(style: str, stops: tuple[str, ...]) -> None:
     builder = PromptBuilder(TOKENIZER, style, "", (("1 + 1?", "2"),))
-    found = pl.DataFrame([
-        {**KEY, "phase": RESCUE, "model": "b", "problem_id": "p", "sample_index": k, "advantage": 1.5, "text": text, "question": "3 + 4?"}
-        for k, text in enumerate((" 3 + 4 = 7.", "It is 7\n"))
-    ])  # fmt: skip
+    found = pl.DataFrame(
+        [
+            {
+                **KEY,
+                "phase": RESCUE,
+                "model": "b",
+                "problem_id": "p",
+                "sample_index": k,
+                "advantage": 1.5,
+                "text": text,
+                "question": "3 + 4?",
+            }
+            for k, text in enumerate((" 3 + 4 = 7.", "It is 7\n"))
+        ]
+    )
     rows = rows_of(found, builder, stops, weight=0.2, max_tokens=100)
     assert [row.key for row in rows] == [("p", RESCUE, 0, "b"), ("p", RESCUE, 1, "b")]
     lead = " " if style == "plain" else ""
@@ -110,10 +137,17 @@ def test_its_gradient_is_that_of_its_likelihood() -> None:
     batch = collate(rows, plan.micro_batches[0][0].rows, "tree")
     current = torch.tensor([-0.5, -0.7, -2.0, -3.0, -1.0], requires_grad=True)
     tokens = TokenBatch(
-        old_M=current.detach(), reference_M=None, row_M=batch.row_M, lengths_N=batch.lengths_N, advantage_N=batch.advantage_N,
-        weight_N=batch.weight_N, rescue_N=batch.rescue_N,
-        importance_M=importance_weights(current.detach(), batch.behaviour_M, batch.row_M, batch.lengths_N, settings.importance),
-    )  # fmt: skip
+        old_M=current.detach(),
+        reference_M=None,
+        row_M=batch.row_M,
+        lengths_N=batch.lengths_N,
+        advantage_N=batch.advantage_N,
+        weight_N=batch.weight_N,
+        rescue_N=batch.rescue_N,
+        importance_M=importance_weights(
+            current.detach(), batch.behaviour_M, batch.row_M, batch.lengths_N, settings.importance
+        ),
+    )
     terms = objective(current, tokens, settings, StepSize(2, 5, 8))
     terms.loss.backward()
     assert current.grad is not None
@@ -122,7 +156,9 @@ def test_its_gradient_is_that_of_its_likelihood() -> None:
     totals = StepTotals(plan, rows, torch.device("cpu"))
     totals.add(batch, tokens, terms, torch.zeros(5))
     means = totals.means(with_kl=False)
-    assert (means["mismatch_mean"], means["mismatch_max"]) == (pytest.approx(0.0), pytest.approx(0.0)), "of what was sampled only"
+    assert (means["mismatch_mean"], means["mismatch_max"]) == (pytest.approx(0.0), pytest.approx(0.0)), (
+        "of what was sampled only"
+    )
     assert rows_digest(rows) != rows_digest([SAMPLED])
 
 
@@ -130,9 +166,13 @@ def test_its_gradient_is_that_of_its_likelihood() -> None:
 def test_nothing_to_share_is_an_error(tmp_path: Path, change: dict[str, Any]) -> None:
     path = tmp_path / "s.yaml"
     sweep = {
-        "name": "s", "iterations": 1, "team": [{"name": n, "model": "x"} for n in "ab"], "update": {"share_rescues": 0.2},
-        "problems": {split: {"source": "generated", "count": 40} for split in ("train", "evaluation")}, "protocol": {},
-    }  # fmt: skip
+        "name": "s",
+        "iterations": 1,
+        "team": [{"name": n, "model": "x"} for n in "ab"],
+        "update": {"share_rescues": 0.2},
+        "problems": {split: {"source": "generated", "count": 40} for split in ("train", "evaluation")},
+        "protocol": {},
+    }
     path.write_text(yaml.safe_dump(sweep))
     assert load_sweep(path).runs[0].config.update.share_rescues == 0.2
     path.write_text(yaml.safe_dump({**sweep, "protocol": change}))

@@ -75,9 +75,11 @@ def frame(table: Table, rows: list[dict[str, Any]]) -> pl.DataFrame:
 ANSWERS = {
     # (model, problem): verdicts of two cold completions and, where the model failed, of a rescue completion. One problem is
     # easy and one hard, and one model is better.
-    ("a", "easy"): ([True, True], None), ("b", "easy"): ([True, False], None),
-    ("a", "hard"): ([False, True], None), ("b", "hard"): ([False, False], True),
-}  # fmt: skip
+    ("a", "easy"): ([True, True], None),
+    ("b", "easy"): ([True, False], None),
+    ("a", "hard"): ([False, True], None),
+    ("b", "hard"): ([False, False], True),
+}
 
 
 def rollout_rows(model: str, phase: str) -> list[dict[str, Any]]:
@@ -87,13 +89,28 @@ def rollout_rows(model: str, phase: str) -> list[dict[str, Any]]:
         verdicts = cold if phase == COLD else [rescue] if rescue is not None else []
         for k, correct in enumerate(verdicts if name == model else []):
             mark = [ord(model), ord(problem[0]), k]
-            rows.append({
-                "run_id": "r", "iteration": 1, "phase": phase, "model": model, "problem_id": problem, "sample_index": k, "gold": "12",
-                "prompt_token_ids": [*mark, *([900, 901] if phase == RESCUE else [])], "completion_token_ids": [700 + k, 1, 1, 700],
-                "logprobs": [-0.5 - k] * 4, "num_completion_tokens": 4, "text": f"so 1 + {k} makes it", "answer": "12" if correct else "13",
-                "verdict": "correct" if correct else "wrong", "correct": correct, "finish_reason": "stop",
-                "hint_given": phase == RESCUE, "cold_failed": True if phase == RESCUE else None,
-            })  # fmt: skip
+            rows.append(
+                {
+                    "run_id": "r",
+                    "iteration": 1,
+                    "phase": phase,
+                    "model": model,
+                    "problem_id": problem,
+                    "sample_index": k,
+                    "gold": "12",
+                    "prompt_token_ids": [*mark, *([900, 901] if phase == RESCUE else [])],
+                    "completion_token_ids": [700 + k, 1, 1, 700],
+                    "logprobs": [-0.5 - k] * 4,
+                    "num_completion_tokens": 4,
+                    "text": f"so 1 + {k} makes it",
+                    "answer": "12" if correct else "13",
+                    "verdict": "correct" if correct else "wrong",
+                    "correct": correct,
+                    "finish_reason": "stop",
+                    "hint_given": phase == RESCUE,
+                    "cold_failed": True if phase == RESCUE else None,
+                }
+            )
     return rows
 
 
@@ -107,19 +124,32 @@ class _Embedder:
 def scored_run(folder: Path, **update: Any) -> Run:
     """A run whose first iteration is sampled and scored, by the score phase itself."""
     path = folder / "sweep.yaml"
-    path.write_text(yaml.safe_dump({
-        "name": "s", "iterations": 1, "team": [{"name": n, "model": "x"} for n in "ab"],
-        "problems": {split: {"source": "generated", "count": 2} for split in ("train", "evaluation")},
-        "protocol": {"problems_per_iteration": 2}, "reward": {"distance": {"embedder": "fake:none"}}, "update": update,
-    }))  # fmt: skip
+    path.write_text(
+        yaml.safe_dump(
+            {
+                "name": "s",
+                "iterations": 1,
+                "team": [{"name": n, "model": "x"} for n in "ab"],
+                "problems": {split: {"source": "generated", "count": 2} for split in ("train", "evaluation")},
+                "protocol": {"problems_per_iteration": 2},
+                "reward": {"distance": {"embedder": "fake:none"}},
+                "update": update,
+            }
+        )
+    )
     run = Run("r", RunPaths(folder / "run"), load_sweep(path).runs[0].config, {})
     for split in ("train", "evaluation"):
-        shards.publish_frame(run.paths.problems, split, frame(PROBLEMS, [{"problem_id": p} for p in ("easy", "hard")]), PROBLEMS)
+        shards.publish_frame(
+            run.paths.problems, split, frame(PROBLEMS, [{"problem_id": p} for p in ("easy", "hard")]), PROBLEMS
+        )
     for model in "ab":
         for phase in (COLD, RESCUE):
             key = TaskKey(1, phase, model)
             shards.publish_frame(
-                run.paths.task_folder(key), run.paths.task_name(key), frame(ROLLOUTS, rollout_rows(model, phase)), ROLLOUTS
+                run.paths.task_folder(key),
+                run.paths.task_name(key),
+                frame(ROLLOUTS, rollout_rows(model, phase)),
+                ROLLOUTS,
             )
     score.run(context(run, TaskKey(1, SCORE, TEAM)))
     return run
@@ -135,7 +165,7 @@ def context(run: Run, key: TaskKey) -> Any:
     ignore = SimpleNamespace(lap=lambda name: None)
     return SimpleNamespace(
         run=run, key=key, paths=run.paths, warm=warm, stopwatch=ignore, progress=lambda *_: None, stats=lambda **_: dict
-    )  # fmt: skip
+    )
 
 
 def scores(run: Run) -> pl.DataFrame:
@@ -149,7 +179,11 @@ def rows_of(run: Run, model: str) -> dict[tuple[object, ...], Row]:
 def test_every_completion_is_learnt_with_its_own_prompt_ids(run: Run) -> None:
     """Traps 1 and 10: the ids of prompt and completion come from the rollout, hint included, and never from a text."""
     learnt = rows_of(run, "b")
-    rollouts = {(r["problem_id"], r["phase"], r["sample_index"]): r for phase in (COLD, RESCUE) for r in rollout_rows("b", phase)}
+    rollouts = {
+        (r["problem_id"], r["phase"], r["sample_index"]): r
+        for phase in (COLD, RESCUE)
+        for r in rollout_rows("b", phase)
+    }
     assert learnt.keys() == rollouts.keys()
     assert sum(row.rescue for row in learnt.values()) == 1
     for key, row in learnt.items():

@@ -34,7 +34,9 @@ worker.main(["--role", "update", "--threads", "1", "--events-fd", sys.argv[1]])
 
 def test_a_worker_told_to_stop() -> None:
     read_fd, write_fd = os.pipe()
-    worker = subprocess.Popen([sys.executable, "-c", WORKER, str(write_fd)], cwd=ROOT, stdin=subprocess.PIPE, pass_fds=(write_fd,))
+    worker = subprocess.Popen(
+        [sys.executable, "-c", WORKER, str(write_fd)], cwd=ROOT, stdin=subprocess.PIPE, pass_fds=(write_fd,)
+    )
     os.close(write_fd)
     assert worker.stdin is not None
 
@@ -57,7 +59,12 @@ def test_a_worker_told_to_stop() -> None:
             send({"run": "r", "task": "update/0001/m1/000"})
             assert [event()["event"] for _ in range(3)] == ["progress", "done", "progress"]
             send({"stop": True})  # overtakes the third command
-            assert event() == {"event": "stopped", "run": "r", "task": "update/0001/m0/000", "message": "stopped after step 1"}
+            assert event() == {
+                "event": "stopped",
+                "run": "r",
+                "task": "update/0001/m0/000",
+                "message": "stopped after step 1",
+            }
             answer = event()
             assert (answer["event"], answer["task"]) == ("stopped", "update/0001/m1/000")
             assert "before it began" in answer["message"]

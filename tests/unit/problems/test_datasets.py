@@ -21,7 +21,9 @@ def generated(count: int, seed: int = 0, **options: int) -> GeneratedProblems:
 
 def section(train: object, evaluation: object, num_examples: int = 0, **more: object) -> ProblemsSection:
     # Said, since training and evaluation of a test may ask for answers of different kinds.
-    return ProblemsSection(train=train, evaluation=evaluation, num_examples=num_examples, instruction="Solve it.", **more)  # type: ignore[arg-type]
+    return ProblemsSection(
+        train=train, evaluation=evaluation, num_examples=num_examples, instruction="Solve it.", **more
+    )  # type: ignore[arg-type]
 
 
 def write(path: Path, *rows: object) -> str:
@@ -50,22 +52,45 @@ def test_gsm8k_format(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"line 5: 'answer' has no '#### <number>'"):
         make_splits(section(data_set("gsm8k", tmp_path / "bad.jsonl"), generated(5)))
     pl.DataFrame(rows).write_parquet(tmp_path / "train.parquet")
-    assert train_of(data_set("gsm8k", tmp_path / "train.parquet")) == train_of(data_set("gsm8k", tmp_path / "train.jsonl"))
+    assert train_of(data_set("gsm8k", tmp_path / "train.parquet")) == train_of(
+        data_set("gsm8k", tmp_path / "train.jsonl")
+    )
 
 
 def test_math_formats(tmp_path: Path) -> None:
     rows = [
-        {"problem": "Half?", "level": "Level 5", "type": "Algebra", "solution": r"It is \boxed{1}, no, $\boxed{\dfrac{1}{2}}$."},
+        {
+            "problem": "Half?",
+            "level": "Level 5",
+            "type": "Algebra",
+            "solution": r"It is \boxed{1}, no, $\boxed{\dfrac{1}{2}}$.",
+        },
         {"problem": "Nine?", "level": "Level ?", "type": "Number Theory", "solution": r"So $\boxed 9$."},
     ]
     pl.DataFrame(rows).write_parquet(tmp_path / "train.parquet")
     first, second = train_of(data_set("math", tmp_path / "train.parquet"))
     assert (first["problem_id"], first["gold"], first["answer_kind"]) == ("train-00001", r"\frac{1}{2}", "latex")
-    assert first["metadata"] == {"data_set": "math", "subject": "Algebra", "level": "5", "solution": rows[0]["solution"]}
+    assert first["metadata"] == {
+        "data_set": "math",
+        "subject": "Algebra",
+        "level": "5",
+        "solution": rows[0]["solution"],
+    }
     assert second["gold"] == "9"
-    row = {"problem": "p", "solution": "none", "answer": r"\frac34", "subject": "Algebra", "level": 2, "unique_id": "test/algebra/1.json"}
+    row = {
+        "problem": "p",
+        "solution": "none",
+        "answer": r"\frac34",
+        "subject": "Algebra",
+        "level": 2,
+        "unique_id": "test/algebra/1.json",
+    }
     (found,) = train_of(data_set("math", Path(write(tmp_path / "test.jsonl", row))))
-    assert (found["problem_id"], found["gold"], found["metadata"]["level"]) == ("test/algebra/1.json", r"\frac{3}{4}", "2")
+    assert (found["problem_id"], found["gold"], found["metadata"]["level"]) == (
+        "test/algebra/1.json",
+        r"\frac{3}{4}",
+        "2",
+    )
     with pytest.raises(InputError, match=r"line 1: 'solution' has no \\boxed"):
         train_of(data_set("math", Path(write(tmp_path / "bad.jsonl", {"problem": "p", "solution": "It is 7."}))))
 
@@ -79,11 +104,25 @@ def write_csv(path: Path, rows: list[dict[str, object]]) -> Path:
 
 
 def test_aime_formats(tmp_path: Path) -> None:
-    row = {"ID": "1983-1", "Year": 1983, "Problem Number": 1, "Question": "Find $m+n$,\nplease.", "Answer": "060", "Part": ""}
+    row = {
+        "ID": "1983-1",
+        "Year": 1983,
+        "Problem Number": 1,
+        "Question": "Find $m+n$,\nplease.",
+        "Answer": "060",
+        "Part": "",
+    }
     (found,) = train_of(data_set("aime", write_csv(tmp_path / "a.csv", [row])))
-    assert (found["problem_id"], found["question"], found["gold"], found["answer_kind"]) == ("1983-1", row["Question"], "60", "integer")
+    assert (found["problem_id"], found["question"], found["gold"], found["answer_kind"]) == (
+        "1983-1",
+        row["Question"],
+        "60",
+        "integer",
+    )
     assert found["metadata"] == {"data_set": "aime", "year": "1983", "problem number": "1"}
-    pl.DataFrame({"id": [60], "problem": ["p"], "solution": ["s"], "answer": ["204"], "year": [2024]}).write_parquet(tmp_path / "b.parquet")
+    pl.DataFrame({"id": [60], "problem": ["p"], "solution": ["s"], "answer": ["204"], "year": [2024]}).write_parquet(
+        tmp_path / "b.parquet"
+    )
     (found,) = train_of(data_set("aime", tmp_path / "b.parquet"))
     assert (found["problem_id"], found["gold"]) == ("60", "204")
     with pytest.raises(InputError, match=r"row 1: the answer '1024' is not an integer from 0 to 999"):
@@ -93,10 +132,15 @@ def test_aime_formats(tmp_path: Path) -> None:
 def gpqa_row(i: int) -> dict[str, object]:
     wrong = {f"Incorrect Answer {k}": f"wrong {k} of {i}" for k in (1, 2, 3)}
     return {
-        "Record ID": f"rec{i}", "Question": f"What is  {i}?\nSay.", "Correct Answer": f"right {i}\n", **wrong,
+        "Record ID": f"rec{i}",
+        "Question": f"What is  {i}?\nSay.",
+        "Correct Answer": f"right {i}\n",
+        **wrong,
         "High-level domain": "Physics",
-        "Subdomain": "Optics", "Writer's Difficulty Estimate": "Hard", "Explanation": "So.",
-    }  # fmt: skip
+        "Subdomain": "Optics",
+        "Writer's Difficulty Estimate": "Hard",
+        "Explanation": "So.",
+    }
 
 
 def test_gpqa_options_are_shuffled_by_the_seed(tmp_path: Path) -> None:
@@ -113,10 +157,15 @@ def test_gpqa_options_are_shuffled_by_the_seed(tmp_path: Path) -> None:
         assert (row["problem_id"], row["answer_kind"]) == (f"rec{i}", "letter")
         assert row["metadata"]["solution"] == f"So.\n#### {row['gold']}"
     assert {k: found[0]["metadata"][k] for k in ("data_set", "subject", "level", "subdomain")} == {
-        "data_set": "gpqa", "subject": "Physics", "level": "Hard", "subdomain": "Optics",
-    }  # fmt: skip
+        "data_set": "gpqa",
+        "subject": "Physics",
+        "level": "Hard",
+        "subdomain": "Optics",
+    }
     golds = [row["gold"] for row in found]
-    assert all(5 <= golds.count(letter) <= 25 for letter in "ABCD")  # 60 draws, 15 expected: outside has probability < 1e-3
+    assert all(
+        5 <= golds.count(letter) <= 25 for letter in "ABCD"
+    )  # 60 draws, 15 expected: outside has probability < 1e-3
     other = [row["gold"] for row in train_of(data_set("gpqa", path, seed=1))]
     assert 5 <= sum(a == b for a, b in zip(golds, other, strict=True)) <= 30
 
@@ -136,17 +185,37 @@ def test_the_same_options_in_another_order_are_the_same_problem(tmp_path: Path) 
 
 def test_medmcqa_format(tmp_path: Path) -> None:
     row = {
-        "id": "e9", "question": "Which one?", "opa": "w", "opb": "x", "opc": "y", "opd": "z", "cop": 2, "choice_type": "single",
+        "id": "e9",
+        "question": "Which one?",
+        "opa": "w",
+        "opb": "x",
+        "opc": "y",
+        "opd": "z",
+        "cop": 2,
+        "choice_type": "single",
         "exp": "Because.",
-        "subject_name": "Anatomy", "topic_name": None,
-    }  # fmt: skip
+        "subject_name": "Anatomy",
+        "topic_name": None,
+    }
     pl.DataFrame([row]).write_parquet(tmp_path / "train.parquet")
     (found,) = train_of(data_set("medmcqa", tmp_path / "train.parquet"))
-    assert (found["problem_id"], found["question"], found["gold"]) == ("e9", "Which one?\n\nA) w\nB) x\nC) y\nD) z", "C")
-    assert found["metadata"] == {"data_set": "medmcqa", "subject": "Anatomy", "topic": None, "solution": "Because.\n#### C"}
+    assert (found["problem_id"], found["question"], found["gold"]) == (
+        "e9",
+        "Which one?\n\nA) w\nB) x\nC) y\nD) z",
+        "C",
+    )
+    assert found["metadata"] == {
+        "data_set": "medmcqa",
+        "subject": "Anatomy",
+        "topic": None,
+        "solution": "Because.\n#### C",
+    }
     bad = [{**row, "id": "t1", "cop": -1}, {**row, "id": "t2", "cop": 4}, {**row, "id": "t3", "opb": None}]
     pl.DataFrame(bad).write_parquet(tmp_path / "bad.parquet")
-    with pytest.raises(InputError, match=r"(?s)3 bad rows.*row 1: its answer is withheld.*row 2: 'cop' must be.*row 3: 'opb' must be text"):
+    with pytest.raises(
+        InputError,
+        match=r"(?s)3 bad rows.*row 1: its answer is withheld.*row 2: 'cop' must be.*row 3: 'opb' must be text",
+    ):
         train_of(data_set("medmcqa", tmp_path / "bad.parquet"))
 
 
@@ -172,7 +241,10 @@ def test_what_is_not_in_the_cache_is_an_error_with_the_command(offline_hub: Path
         make_splits(section(DataSetProblems(source="gpqa", subset="diamond"), generated(5)))
     message = str(caught.value)
     assert "HF_HUB_OFFLINE is set" in message
-    assert "hf download Idavidrein/gpqa gpqa_diamond.csv --repo-type dataset --revision 633f5ee89ab8ad4522a9f850766b73f62147ffdd" in message
+    assert (
+        "hf download Idavidrein/gpqa gpqa_diamond.csv --repo-type dataset --revision 633f5ee89ab8ad4522a9f850766b73f62147ffdd"
+        in message
+    )
 
 
 def test_a_pinned_commit_is_read_from_the_cache_without_a_network(offline_hub: Path) -> None:
@@ -220,7 +292,11 @@ def test_unknown_subsets_and_splits_are_found_without_a_network() -> None:
 
 
 def test_every_source_has_a_format_and_every_pin_is_a_commit() -> None:
-    assert set(datasets.ROW_FORMATS) == set(datasets.HUB) == set(PROBLEM_SOURCES) - {"generated", "reasoning_gym", "jsonl", "parquet"}
+    assert (
+        set(datasets.ROW_FORMATS)
+        == set(datasets.HUB)
+        == set(PROBLEM_SOURCES) - {"generated", "reasoning_gym", "jsonl", "parquet"}
+    )
     for subsets in datasets.HUB.values():
         for files in subsets.values():
             assert len(files.revision) == 40

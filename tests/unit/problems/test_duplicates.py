@@ -11,10 +11,16 @@ from core_hpc.problems.duplicates import NearDuplicates, shingles
 TEXTS = [
     "Tom has 3 apples and 4 pears; how many pieces of fruit does Tom have in all?",
     "Tom has 3 apples and 5 pears; how many pieces of fruit does Tom have?",
-    "Tom has 3 apples and 4 pears, how many pieces of fruit does tom have in all", "What is 2 + 2?", "What is 2+2", "What is 2 - 2?", "",
-    "x", "1,000 m", "1000 m",
+    "Tom has 3 apples and 4 pears, how many pieces of fruit does tom have in all",
+    "What is 2 + 2?",
+    "What is 2+2",
+    "What is 2 - 2?",
+    "",
+    "x",
+    "1,000 m",
+    "1000 m",
     "Ann has 3 apples and 4 pears; how many pieces of fruit does Ann have in all?",
-]  # fmt: skip
+]
 
 
 @pytest.mark.parametrize("threshold", [0.3, 0.5, 0.8, 1.0])
@@ -22,13 +28,17 @@ def test_near_duplicates_against_comparing_each_with_each(threshold: float) -> N
     texts = [*TEXTS, *(" ".join(t.split()[i:]) for t in TEXTS[:2] for i in range(8))]
     index = NearDuplicates(texts, threshold=threshold)
     for text in [*texts, "Tom has 3 apples", "nothing of the kind at all"]:
-        all_of_them = [(len(shingles(text) & shingles(t)) / len(shingles(text) | shingles(t)), -i) for i, t in enumerate(texts)]
+        all_of_them = [
+            (len(shingles(text) & shingles(t)) / len(shingles(text) | shingles(t)), -i) for i, t in enumerate(texts)
+        ]
         best, place = max(all_of_them)
         assert index.nearest(text) == ((best, -place) if best >= threshold else None)
 
 
 def test_numbers_and_signs_make_another_problem_and_punctuation_does_not() -> None:
-    same = {frozenset(pair) for pair in combinations(TEXTS, 2) if NearDuplicates([pair[0]], threshold=1.0).nearest(pair[1])}
+    same = {
+        frozenset(pair) for pair in combinations(TEXTS, 2) if NearDuplicates([pair[0]], threshold=1.0).nearest(pair[1])
+    }
     assert same == {frozenset(TEXTS[i] for i in pair) for pair in ((0, 2), (3, 4), (8, 9))}
 
 

@@ -48,7 +48,7 @@ def test_too_few_different_problems() -> None:
         make_splits(section(generated(50, num_terms=2, max_value=3, subtract=0), generated(5)))
 
 
-# --- reasoning-gym ---------------------------------------------------------------------------------------------------
+# --- reasoning-gym -------------------------------------------------------------------------------
 
 
 needs_gym = pytest.mark.skipif(find_spec("reasoning_gym") is None, reason="reasoning-gym is not installed (extra gym)")
@@ -66,7 +66,11 @@ def test_reasoning_gym_problems_are_right_distinct_and_deterministic() -> None:
     assert everything["question"].n_unique() == 50
     for question_text, gold in everything.select("question", "gold").iter_rows():
         assert eval(question_text.rpartition(": ")[2].removesuffix("=")) == int(gold)
-    assert json.loads(splits.train["metadata"][4]) == {"data_set": "chain_sum", "subject": "arithmetic", "source_index": 4}
+    assert json.loads(splits.train["metadata"][4]) == {
+        "data_set": "chain_sum",
+        "subject": "arithmetic",
+        "source_index": 4,
+    }
     again = generators.generate(source, 30, "train", set())
     assert [item.question for item in again] == splits.train["question"].to_list()
 
@@ -81,7 +85,9 @@ def test_a_task_that_follows_the_order_of_sets_is_the_same_in_every_process() ->
     """
     code = "\n".join(line.strip() for line in code.splitlines())
     outputs = {
-        subprocess.run([sys.executable, "-c", code], capture_output=True, check=True, env={"PYTHONHASHSEED": s, "PATH": ""}).stdout
+        subprocess.run(
+            [sys.executable, "-c", code], capture_output=True, check=True, env={"PYTHONHASHSEED": s, "PATH": ""}
+        ).stdout
         for s in ("1", "2")
     }
     assert len(outputs) == 1
@@ -90,10 +96,15 @@ def test_a_task_that_follows_the_order_of_sets_is_the_same_in_every_process() ->
 @needs_gym
 def test_reasoning_gym_examples_and_kinds() -> None:
     splits = make_splits(section(gym("gsm_symbolic", 3), generated(5), 2))
-    assert all(extract_answer(json.loads(m)["solution"], "number") == g for m, g in splits.examples.select("metadata", "gold").iter_rows())
+    assert all(
+        extract_answer(json.loads(m)["solution"], "number") == g
+        for m, g in splits.examples.select("metadata", "gold").iter_rows()
+    )
     with pytest.raises(InputError, match="chain_sum gives no worked solutions to show"):
         make_splits(section(gym("chain_sum", 3), generated(5), 1))
-    with pytest.raises(InputError, match=r"task word_sorting: the answer .* is not a finite number; set its answer_kind"):
+    with pytest.raises(
+        InputError, match=r"task word_sorting: the answer .* is not a finite number; set its answer_kind"
+    ):
         make_splits(section(gym("word_sorting", 2), generated(5)))
 
 
@@ -104,7 +115,10 @@ def test_reasoning_gym_examples_and_kinds() -> None:
         (gym("chain_sums", 2), "task chain_sums with its defaults: there is no such task; near it: chain_sum"),
         (gym("chain_sum", 2, options={"terms": 3}), "task chain_sum with .'terms': 3.: TypeError: .*'terms'"),
         (gym("chain_sum", 2, options={"min_terms": 9}), "AssertionError: max_terms must be >= min_terms"),
-        (gym("chain_sum", 30, options={"min_terms": 1, "max_terms": 1, "max_digits": 1}), "too few different problems: found 10 of 30"),
+        (
+            gym("chain_sum", 30, options={"min_terms": 1, "max_terms": 1, "max_digits": 1}),
+            "too few different problems: found 10 of 30",
+        ),
     ],
 )
 def test_what_reasoning_gym_refuses_is_an_input_error(source: GymProblems, expected: str) -> None:
@@ -118,4 +132,6 @@ def test_reasoning_gym_options_that_the_source_decides_and_a_missing_package(mon
         ("options.seed", "follows from the source's seed and count; leave it out")
     ]
     monkeypatch.setattr(generators, "find_spec", lambda name: None)
-    assert source_mistakes(gym("chain_sum", 2)) == [("source", "reasoning_gym is not installed; run: pip install 'core_hpc[gym]'")]
+    assert source_mistakes(gym("chain_sum", 2)) == [
+        ("source", "reasoning_gym is not installed; run: pip install 'core_hpc[gym]'")
+    ]

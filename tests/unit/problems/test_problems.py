@@ -21,7 +21,7 @@ def section(train: object, evaluation: object, num_examples: int = 0, **more: ob
     return ProblemsSection(train=train, evaluation=evaluation, num_examples=num_examples, **more)  # type: ignore[arg-type]
 
 
-# --- the user's own files --------------------------------------------------------------------------------------------
+# --- the user's own files ------------------------------------------------------------------------
 
 
 def write(path: Path, *rows: object) -> str:
@@ -45,7 +45,10 @@ def test_jsonl(tmp_path: Path) -> None:
 
 
 def test_parquet_is_read_as_jsonl_is(tmp_path: Path) -> None:
-    rows = [{"id": str(i), "question": f"How much is {i} + 1?", "answer": float(i + 1), "level": i, "more": [i, None]} for i in range(9)]
+    rows = [
+        {"id": str(i), "question": f"How much is {i} + 1?", "answer": float(i + 1), "level": i, "more": [i, None]}
+        for i in range(9)
+    ]
     pl.DataFrame(rows).write_parquet(tmp_path / "t.parquet")
     parquet = FileProblems(source="parquet", path=str(tmp_path / "t.parquet"))
     ours = make_splits(section(parquet, generated(5))).train
@@ -56,12 +59,13 @@ def test_parquet_is_read_as_jsonl_is(tmp_path: Path) -> None:
 
 def test_answer_kinds_of_a_source_and_of_a_row(tmp_path: Path) -> None:
     rows = [
-        {"id": "l", "question": "q1", "answer": r"$\dfrac12$"}, {"id": "n", "question": "q2", "answer": "1,000", "answer_kind": "number"},
+        {"id": "l", "question": "q1", "answer": r"$\dfrac12$"},
+        {"id": "n", "question": "q2", "answer": "1,000", "answer_kind": "number"},
         {"id": "i", "question": "q3", "answer": "007", "answer_kind": "integer"},
         {"id": "c", "question": "q4", "answer": "(b)", "answer_kind": "letter", "options": ["x", "y"]},
         {"id": "t", "question": "q5", "answer": " New  York ", "answer_kind": "text"},
         {"id": "d", "question": "q6", "answer": "x", "answer_kind": None},
-    ]  # fmt: skip
+    ]
     train = make_splits(section(jsonl(tmp_path / "t.jsonl", *rows, answer_kind="latex"), generated(5))).train
     assert train["answer_kind"].to_list() == ["latex", "number", "integer", "letter", "text", "latex"]
     assert train["gold"].to_list() == [r"\frac{1}{2}", "1000", "7", "B", "New York", "x"]
@@ -88,15 +92,27 @@ def test_answer_kinds_of_a_source_and_of_a_row(tmp_path: Path) -> None:
         (["[1]"], "line 1: not a JSON object"),
         ([], "has no problems"),
         ([GOOD, '{"id": "b", "question": "\\ud800", "answer": 1}'], "line 2: 'question' has half a character"),
-        ([{**GOOD, "answer_kind": "colour"}], "line 1: unknown answer_kind 'colour'; there is number, integer, latex, letter, text"),
-        ([{**GOOD, "answer_kind": "integer", "answer": 1000}], "line 1: the answer '1000' is not an integer from 0 to 999"),
-        ([{**GOOD, "answer_kind": "latex", "answer": "\\frac{1}{2"}], "line 1: the answer .* is not LaTeX with matching braces"),
+        (
+            [{**GOOD, "answer_kind": "colour"}],
+            "line 1: unknown answer_kind 'colour'; there is number, integer, latex, letter, text",
+        ),
+        (
+            [{**GOOD, "answer_kind": "integer", "answer": 1000}],
+            "line 1: the answer '1000' is not an integer from 0 to 999",
+        ),
+        (
+            [{**GOOD, "answer_kind": "latex", "answer": "\\frac{1}{2"}],
+            "line 1: the answer .* is not LaTeX with matching braces",
+        ),
         ([{**GOOD, "answer_kind": "letter", "answer": "K"}], "line 1: the answer 'K' is not a letter from A to J"),
-        ([{**GOOD, "answer_kind": "letter", "answer": "C", "options": ["x", "y"]}], "line 1: the answer C is none of its 2 options"),
+        (
+            [{**GOOD, "answer_kind": "letter", "answer": "C", "options": ["x", "y"]}],
+            "line 1: the answer C is none of its 2 options",
+        ),
         ([{**GOOD, "answer_kind": "text", "answer": "..."}], "line 1: the answer '...' is not text"),
         ([{**GOOD, "level": [1]}], "line 1: 'level' must be text or a number, not list"),
     ],
-)  # fmt: skip
+)
 def test_bad_rows_are_named(tmp_path: Path, rows: list[object], expected: str) -> None:
     with pytest.raises(InputError, match=expected):
         make_splits(section(jsonl(tmp_path / "t.jsonl", *rows), generated(5)))
@@ -112,7 +128,9 @@ def test_all_bad_rows_are_named_at_once_up_to_ten(tmp_path: Path) -> None:
     assert lines[11:] == ["  ... and 11 more"]
 
 
-@pytest.mark.parametrize(("answer", "expected"), [(float("nan"), "row 2: 'answer' is nan"), (None, "row 2: 'answer' must be text")])
+@pytest.mark.parametrize(
+    ("answer", "expected"), [(float("nan"), "row 2: 'answer' is nan"), (None, "row 2: 'answer' must be text")]
+)
 def test_bad_rows_of_parquet_are_named(tmp_path: Path, answer: float | None, expected: str) -> None:
     path = tmp_path / "t.parquet"
     pl.DataFrame({"id": ["a", "b"], "question": ["x", "y"], "answer": [1.0, answer]}).write_parquet(path)
@@ -123,7 +141,12 @@ def test_bad_rows_of_parquet_are_named(tmp_path: Path, answer: float | None, exp
 def test_metadata_is_always_readable_json(tmp_path: Path) -> None:
     row = '{"id": "a", "question": "x", "answer": 1, "score": NaN, "deep": [{"x": -Infinity}], "odd": "\\ud800z", "subject": null}'
     (metadata,) = make_splits(section(jsonl(tmp_path / "t.jsonl", row), generated(5))).train["metadata"]
-    assert json.loads(metadata, parse_constant=pytest.fail) == {"score": None, "deep": [{"x": None}], "odd": "?z", "subject": None}
+    assert json.loads(metadata, parse_constant=pytest.fail) == {
+        "score": None,
+        "deep": [{"x": None}],
+        "odd": "?z",
+        "subject": None,
+    }
 
 
 def test_other_file_mistakes(tmp_path: Path) -> None:
@@ -141,18 +164,26 @@ def test_other_file_mistakes(tmp_path: Path) -> None:
         make_splits(section(FileProblems(source="jsonl", path=str(tmp_path / "bad.jsonl")), generated(5)))
 
 
-# --- what training and evaluation share ------------------------------------------------------------------------------
+# --- what training and evaluation share ----------------------------------------------------------
 
 
 WORDS = "A farmer has seven cows and sells two of them to his neighbour for ninety coins each before the winter comes to the valley"
 
 
 def question(i: int, text: str = WORDS) -> dict[str, object]:
-    return {"id": f"q{i}", "question": f"{text} {' '.join(f'w{i}x{j}' for j in range(24))}", "answer": i, "solution": f"#### {i}"}
+    return {
+        "id": f"q{i}",
+        "question": f"{text} {' '.join(f'w{i}x{j}' for j in range(24))}",
+        "answer": i,
+        "solution": f"#### {i}",
+    }
 
 
 def test_a_shared_question_is_an_error(tmp_path: Path) -> None:
-    train, evaluation = jsonl(tmp_path / "t.jsonl", GOOD), jsonl(tmp_path / "e.jsonl", {**GOOD, "id": "z", "question": "1+1?  "})
+    train, evaluation = (
+        jsonl(tmp_path / "t.jsonl", GOOD),
+        jsonl(tmp_path / "e.jsonl", {**GOOD, "id": "z", "question": "1+1?  "}),
+    )
     for choice in ("error", "allow"):
         with pytest.raises(InputError, match=r"share 1 question.*for example a of training and z of evaluation"):
             make_splits(section(train, evaluation, near_duplicates=choice))
@@ -161,14 +192,19 @@ def test_a_shared_question_is_an_error(tmp_path: Path) -> None:
 def test_near_duplicates_are_an_error_are_dropped_or_are_kept(tmp_path: Path) -> None:
     rows = [question(i) for i in range(6)]
     changed = {**question(3), "id": "e3", "question": str(question(3)["question"]).replace("seven", "eight")}
-    train, evaluation = jsonl(tmp_path / "t.jsonl", *rows), jsonl(tmp_path / "e.jsonl", question(7), changed, {**question(5), "id": "e5"})
+    train, evaluation = (
+        jsonl(tmp_path / "t.jsonl", *rows),
+        jsonl(tmp_path / "e.jsonl", question(7), changed, {**question(5), "id": "e5"}),
+    )
     with pytest.raises(InputError, match="share 1 question"):
         make_splits(section(train, evaluation))
     dropped = make_splits(section(train, evaluation, near_duplicates="drop"))
     assert dropped.train["problem_id"].to_list() == ["q0", "q1", "q2", "q4"]
     assert dropped.evaluation["problem_id"].to_list() == ["q7", "e3", "e5"]
     evaluation = jsonl(tmp_path / "e.jsonl", question(7), changed)
-    with pytest.raises(InputError, match=r"1 training problem\(s\) are nearly .*q3 of training and e3 of evaluation.*to 9\d%"):
+    with pytest.raises(
+        InputError, match=r"1 training problem\(s\) are nearly .*q3 of training and e3 of evaluation.*to 9\d%"
+    ):
         make_splits(section(train, evaluation))
     assert make_splits(section(train, evaluation, near_duplicates="allow")).train.height == 6
 
@@ -198,7 +234,7 @@ def test_generated_problems_are_near_duplicates_by_nature_and_only_the_same_are_
     assert splits.train.height == splits.evaluation.height == 60
 
 
-# --- iterations ------------------------------------------------------------------------------------------------------
+# --- iterations ----------------------------------------------------------------------------------
 
 
 def test_iterations_cover_every_problem_once_an_epoch() -> None:

@@ -37,7 +37,9 @@ def test_centred_only(rewards: list[float]) -> None:
 @given(REWARDS, st.integers(1, 50))
 def test_only_without_division_larger_rewards_give_larger_advantages(rewards: list[float], factor: int) -> None:
     larger = [factor * r for r in rewards]
-    assert advantages(larger, scale="none").tolist() == pytest.approx((factor * advantages(rewards, scale="none")).tolist(), abs=1e-9)
+    assert advantages(larger, scale="none").tolist() == pytest.approx(
+        (factor * advantages(rewards, scale="none")).tolist(), abs=1e-9
+    )
     assert advantages(larger).tolist() == pytest.approx(advantages(rewards).tolist(), abs=1e-5)
 
 
@@ -46,7 +48,7 @@ def test_equal_rewards_give_exactly_zero(value: float, n: int) -> None:
     assert advantages([value] * n, scale="none").tolist() == [0.0] * n
 
 
-# --- which completions are compared ---------------------------------------------------------------------------------
+# --- which completions are compared --------------------------------------------------------------
 
 
 class _Embedder:
@@ -70,27 +72,43 @@ def rollouts_of(seed: int, models: str, phases: dict[str, int]) -> pl.DataFrame:
                 for _ in range(num if phase == COLD or not solved else 0):
                     correct = draw.random() < 0.5
                     solved |= correct and phase == COLD
-                    rows.append({
-                        "model": model, "problem_id": problem, "phase": phase, "correct": correct, "hint_given": phase == RESCUE,
-                        "answer": "12" if correct else draw.choice([None, "7", "12 3"]), "gold": "12",
-                        "text": " ".join(draw.choices(WORDS, k=4)),
-                    })  # fmt: skip
+                    rows.append(
+                        {
+                            "model": model,
+                            "problem_id": problem,
+                            "phase": phase,
+                            "correct": correct,
+                            "hint_given": phase == RESCUE,
+                            "answer": "12" if correct else draw.choice([None, "7", "12 3"]),
+                            "gold": "12",
+                            "text": " ".join(draw.choices(WORDS, k=4)),
+                        }
+                    )
     draw.shuffle(rows)
     return pl.DataFrame(rows, schema_overrides={"answer": pl.String})
 
 
-def scored(rollouts: pl.DataFrame, models: str, *, iteration: int = 1, rule: str = "leave_one_out", **update: Any) -> pl.DataFrame:
+def scored(
+    rollouts: pl.DataFrame, models: str, *, iteration: int = 1, rule: str = "leave_one_out", **update: Any
+) -> pl.DataFrame:
     """The score phase's own columns of a run with these models."""
-    config = RunConfig.model_validate({
-        "name": "s", "iterations": 2, "team": [{"name": m, "model": "x"} for m in models],
-        "problems": {split: {"source": "generated", "count": 3} for split in ("train", "evaluation")},
-        "protocol": {"problems_per_iteration": 3, "rescue_samples": 0}, "update": update,
-        "reward": {"explore": {"rule": rule}, "distance": {"embedder": "fake:none"}},
-    })  # fmt: skip
+    config = RunConfig.model_validate(
+        {
+            "name": "s",
+            "iterations": 2,
+            "team": [{"name": m, "model": "x"} for m in models],
+            "problems": {split: {"source": "generated", "count": 3} for split in ("train", "evaluation")},
+            "protocol": {"problems_per_iteration": 3, "rescue_samples": 0},
+            "update": update,
+            "reward": {"explore": {"rule": rule}, "distance": {"embedder": "fake:none"}},
+        }
+    )
     context = SimpleNamespace(
-        run=SimpleNamespace(config=config, num_problems=lambda split: 3), key=TaskKey(iteration, SCORE, TEAM),
-        warm=Warm(_embedder=("fake:none", _Embedder())), progress=lambda *_: None,  # type: ignore[arg-type]
-    )  # fmt: skip
+        run=SimpleNamespace(config=config, num_problems=lambda split: 3),
+        key=TaskKey(iteration, SCORE, TEAM),
+        warm=Warm(_embedder=("fake:none", _Embedder())),
+        progress=lambda *_: None,  # type: ignore[arg-type]
+    )
     return score_rollouts(context, rollouts)  # type: ignore[arg-type]
 
 
@@ -120,7 +138,9 @@ def test_advantages_of_a_model_by_itself_are_over_its_own_completions_of_the_pro
     rollouts = rollouts_of(11, "ab", {COLD: 4, RESCUE: 2})
     table = pl.concat([rollouts, scored(rollouts, "ab", group="model", advantage_scale="none")], how="horizontal")
     for row in table.iter_rows(named=True):
-        same = [r for r in table.iter_rows(named=True) if (r["model"], r["problem_id"]) == (row["model"], row["problem_id"])]
+        same = [
+            r for r in table.iter_rows(named=True) if (r["model"], r["problem_id"]) == (row["model"], row["problem_id"])
+        ]
         own = [Fraction(r["reward"]) for r in same]
         assert row["advantage"] == pytest.approx(float(Fraction(row["reward"]) - sum(own) / len(own)), abs=1e-12)
         assert row["zero_signal"] == (len(set(own)) == 1)

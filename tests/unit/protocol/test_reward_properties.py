@@ -24,10 +24,14 @@ WORDS = ("12", "3", "apples", "pears", "and", "left", "no")
 
 def settings(rule: str = "leave_one_out", cap: int = 2) -> RewardSection:
     """Every part switched on."""
-    return RewardSection.model_validate({
-        "explore": {"rule": rule, "cap": cap, "weight": 0.2}, "cross": {"weight": 0.1},
-        "format": {"weight": 0.1}, "length": {"weight": 0.05, "min_words": 1, "max_words": 6},
-    })  # fmt: skip
+    return RewardSection.model_validate(
+        {
+            "explore": {"rule": rule, "cap": cap, "weight": 0.2},
+            "cross": {"weight": 0.1},
+            "format": {"weight": 0.1},
+            "length": {"weight": 0.05, "min_words": 1, "max_words": 6},
+        }
+    )
 
 
 @st.composite
@@ -46,7 +50,11 @@ def problem_groups(draw: st.DrawFn, min_size: int = 1, max_size: int = 9, ties: 
         answers = [" ".join([GOLD.split()[0], *["no"] * extra]) for extra in rng.permutation(num)]
     blocks = rng.integers(0, 4, num)
     return ProblemGroup(
-        models=models, phases=phases, correct=correct, hint_given=hints.astype(bool), gold=GOLD,
+        models=models,
+        phases=phases,
+        correct=correct,
+        hint_given=hints.astype(bool),
+        gold=GOLD,
         answers=answers,
         cold_failed=own_cold_failed(models, phases, correct),
         signatures=[frozenset(rng.choice(list("vwxyz"), size=rng.integers(0, 5), replace=False)) for _ in rows],
@@ -58,7 +66,10 @@ def problem_groups(draw: st.DrawFn, min_size: int = 1, max_size: int = 9, ties: 
 def chosen(group: ProblemGroup, rows: list[int]) -> ProblemGroup:
     """The group made of these rows of another, some perhaps twice. A model's cold rows must stay."""
     assert group.texts is not None
-    picked = {name: getattr(group, name)[rows] for name in ("models", "phases", "correct", "hint_given", "cold_failed", "embeddings")}
+    picked = {
+        name: getattr(group, name)[rows]
+        for name in ("models", "phases", "correct", "hint_given", "cold_failed", "embeddings")
+    }
     listed = {name: [getattr(group, name)[i] for i in rows] for name in ("answers", "signatures", "texts")}
     return replace(group, **picked, **listed)
 
@@ -80,7 +91,9 @@ def test_permuting_samples_permutes_every_reward_and_advantage(group: ProblemGro
 
 
 @given(problem_groups(min_size=2), st.data(), st.sampled_from(RULES), st.integers(1, 10))
-def test_a_copy_never_raises_the_diversity_reward_of_what_it_copies(group: ProblemGroup, data: st.DataObject, rule: str, cap: int) -> None:
+def test_a_copy_never_raises_the_diversity_reward_of_what_it_copies(
+    group: ProblemGroup, data: st.DataObject, rule: str, cap: int
+) -> None:
     """Nor that of any other. Eq. 3 to the letter pays the copies of what is outside its set what it pays the original."""
     num = len(group.models)
     which = data.draw(st.integers(0, num - 1))
@@ -103,9 +116,17 @@ def test_a_right_completion_can_earn_one() -> None:
     """So that the test above can fail."""
     models, phases, correct = np.array(["a", "b", "a"]), np.array([COLD, COLD, RESCUE]), np.array([False, True, True])
     group = ProblemGroup(
-        models=models, phases=phases, correct=correct, hint_given=np.array([False, False, True]), gold="1", answers=["2", "1", "1"],
-        cold_failed=own_cold_failed(models, phases, correct), signatures=[frozenset()] * 3, embeddings=np.eye(3), texts=[""] * 3,
-    )  # fmt: skip
+        models=models,
+        phases=phases,
+        correct=correct,
+        hint_given=np.array([False, False, True]),
+        gold="1",
+        answers=["2", "1", "1"],
+        cold_failed=own_cold_failed(models, phases, correct),
+        signatures=[frozenset()] * 3,
+        embeddings=np.eye(3),
+        texts=[""] * 3,
+    )
     assert score_problem(group, settings(), 0).rescue.tolist() == [0, 0, 1]
 
 
@@ -130,14 +151,24 @@ def test_equation_3_pays_beyond_the_cap() -> None:
     """So that the test above can fail: three unlike completions, and a set of one or two."""
     models, phases, correct = np.array(["a", "b", "c"]), np.array([COLD] * 3), np.array([True, False, False])
     group = ProblemGroup(
-        models=models, phases=phases, correct=correct, hint_given=np.zeros(3, dtype=bool), gold="1", answers=["1", None, None],
-        cold_failed=own_cold_failed(models, phases, correct), signatures=[frozenset()] * 3, embeddings=np.eye(3), texts=[""] * 3,
-    )  # fmt: skip
-    assert score_problem(group, settings("greedy_outsider", cap=1), 0).explore.tolist() == pytest.approx([0, 0.45, 0.45])
+        models=models,
+        phases=phases,
+        correct=correct,
+        hint_given=np.zeros(3, dtype=bool),
+        gold="1",
+        answers=["1", None, None],
+        cold_failed=own_cold_failed(models, phases, correct),
+        signatures=[frozenset()] * 3,
+        embeddings=np.eye(3),
+        texts=[""] * 3,
+    )
+    assert score_problem(group, settings("greedy_outsider", cap=1), 0).explore.tolist() == pytest.approx(
+        [0, 0.45, 0.45]
+    )
     assert sorted(score_problem(group, settings("greedy_outsider", cap=2), 0).explore) == pytest.approx([0, 0, 0.45])
 
 
-# --- extra parts ----------------------------------------------------------------------------------------------------
+# --- extra parts ---------------------------------------------------------------------------------
 
 
 @given(st.lists(st.text("ab \n", max_size=30), max_size=6), st.integers(0, 6), st.integers(1, 6))
@@ -149,11 +180,17 @@ def test_length_is_linear_between_its_bounds(texts: list[str], low: int, more: i
 
 
 FORMS = {
-    "": 0, "so 12": 0, "<strategy id=1>a</strategy>": 0.2, "<strategy id=1>a</strategy><strategy id=2>b": 0.2,
-    "<strategy id=1>a</strategy>" * 2 + "<final_answer>1</final_answer>": 0.9, "<strategy id=1>a</strategy>" * 9: 1,
-    "<final_answer>1": 0, "</final_answer>1<final_answer>": 0, "<Final_Answer>1</FINAL_ANSWER>": 0.5,
+    "": 0,
+    "so 12": 0,
+    "<strategy id=1>a</strategy>": 0.2,
+    "<strategy id=1>a</strategy><strategy id=2>b": 0.2,
+    "<strategy id=1>a</strategy>" * 2 + "<final_answer>1</final_answer>": 0.9,
+    "<strategy id=1>a</strategy>" * 9: 1,
+    "<final_answer>1": 0,
+    "</final_answer>1<final_answer>": 0,
+    "<Final_Answer>1</FINAL_ANSWER>": 0.5,
     "<think><strategy>a</strategy></think>1": 0,
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize(("text", "expected"), FORMS.items())
@@ -184,7 +221,9 @@ def test_every_extra_part_has_its_settings_with_a_schedule() -> None:
 @given(problem_groups(min_size=2, max_size=4))
 def test_extra_parts_follow_the_schedule(group: ProblemGroup) -> None:
     assert group.texts is not None
-    off_then_on = RewardSection.model_validate({"length": {"weight": [0.0, 0.5], "min_words": 0, "max_words": 3}, "explore": {"weight": 0}})
+    off_then_on = RewardSection.model_validate(
+        {"length": {"weight": [0.0, 0.5], "min_words": 0, "max_words": 3}, "explore": {"weight": 0}}
+    )
     assume(length_rewards(group.texts, off_then_on.length).any())
     first, second = (score_problem(group, off_then_on, i) for i in (0, 1))
     assert (second.total - first.total - 0.1 * first.cross).tolist() == pytest.approx(

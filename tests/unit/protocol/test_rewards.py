@@ -27,7 +27,11 @@ def make_group(rows, *, gold="12", seed=0):
     models, phases, correct, hints = (np.array(column) for column in zip(*rows, strict=True))
     correct = correct.astype(bool)
     return ProblemGroup(
-        models=models, phases=phases, correct=correct, hint_given=hints.astype(bool), gold=gold,
+        models=models,
+        phases=phases,
+        correct=correct,
+        hint_given=hints.astype(bool),
+        gold=gold,
         answers=[gold if c else [None, "13", "7"][int(rng.integers(3))] for c in correct],
         cold_failed=own_cold_failed(models, phases, correct),
         signatures=[frozenset(rng.choice(list("abcde"), size=rng.integers(0, 4), replace=False)) for _ in rows],
@@ -43,8 +47,14 @@ def groups(draw, min_size=1, max_size=9):
 
 def reorder(group, order):
     return replace(
-        group, models=group.models[order], phases=group.phases[order], correct=group.correct[order], hint_given=group.hint_given[order],
-        cold_failed=group.cold_failed[order], answers=[group.answers[i] for i in order], signatures=[group.signatures[i] for i in order],
+        group,
+        models=group.models[order],
+        phases=group.phases[order],
+        correct=group.correct[order],
+        hint_given=group.hint_given[order],
+        cold_failed=group.cold_failed[order],
+        answers=[group.answers[i] for i in order],
+        signatures=[group.signatures[i] for i in order],
         embeddings=group.embeddings[order],
     )
 
@@ -68,7 +78,16 @@ def reference_rescue(group):
     cold = [(m, c) for m, p, c in zip(group.models, group.phases, group.correct, strict=True) if p == COLD]
     for m, p, c, h in zip(group.models, group.phases, group.correct, group.hint_given, strict=True):
         own = [right for model, right in cold if model == m]
-        out.append(float(p == RESCUE and c and h and len(own) > 0 and not any(own) and any(right for model, right in cold if model != m)))
+        out.append(
+            float(
+                p == RESCUE
+                and c
+                and h
+                and len(own) > 0
+                and not any(own)
+                and any(right for model, right in cold if model != m)
+            )
+        )
     return out
 
 
@@ -83,7 +102,9 @@ def test_every_part_is_that_of_its_definition(group):
         assert scored.trace_accuracy[i] == pytest.approx(c * (1 - sum(same) / len(same)))
     d = distance_matrix(group.embeddings, group.signatures)
     assert scored.cross.tolist() == pytest.approx(reference_cross(d, group, exploit, 0.15, 0.1))
-    total = scored.exploit + 0.05 * scored.explore + 0.15 * scored.rescue + 0.2 * scored.trace_accuracy + 0.1 * scored.cross
+    total = (
+        scored.exploit + 0.05 * scored.explore + 0.15 * scored.rescue + 0.2 * scored.trace_accuracy + 0.1 * scored.cross
+    )
     assert scored.total.tolist() == pytest.approx(total.tolist())
 
 

@@ -25,7 +25,8 @@ def cold_rows(draw):
 @given(cold_rows(), st.sampled_from(ORDER))
 def test_the_best_correct_peer_teaches_and_ties_go_to_the_first(rows, student):
     ranked = sorted(
-        (i for i, (m, _, c, _) in enumerate(rows) if c and m != student), key=lambda i: (-rows[i][3], ORDER.index(rows[i][0]), rows[i][1])
+        (i for i, (m, _, c, _) in enumerate(rows) if c and m != student),
+        key=lambda i: (-rows[i][3], ORDER.index(rows[i][0]), rows[i][1]),
     )
     assert choose(rows, student) == (ranked[0] if ranked else None)
 

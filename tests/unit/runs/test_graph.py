@@ -9,8 +9,15 @@ from core_hpc.store.schema import COLD, EVALUATE, HINT, RESCUE, SCORE, UPDATE
 
 
 def graph(**changes: object) -> Graph:
-    fields = {"models": ("a", "b"), "iterations": 2, "num_parts": 2, "num_evaluation_parts": 1, "evaluate_every": 0,
-              "evaluate_before": True, "has_rescue": True}
+    fields = {
+        "models": ("a", "b"),
+        "iterations": 2,
+        "num_parts": 2,
+        "num_evaluation_parts": 1,
+        "evaluate_every": 0,
+        "evaluate_before": True,
+        "has_rescue": True,
+    }
     return Graph(**{**fields, **changes})  # type: ignore[arg-type]
 
 
@@ -49,7 +56,9 @@ def test_evaluations() -> None:
 
 
 @given(st.randoms(), st.integers(1, 3), st.integers(1, 3), st.booleans(), st.integers(0, 2))
-def test_any_order_of_work_ends_with_every_task_once(rng: object, models: int, parts: int, has_rescue: bool, every: int) -> None:
+def test_any_order_of_work_ends_with_every_task_once(
+    rng: object, models: int, parts: int, has_rescue: bool, every: int
+) -> None:
     g = graph(models=tuple("abc"[:models]), num_parts=parts, has_rescue=has_rescue, evaluate_every=every)
     published: set[TaskKey] = set()
     while not g.finished(published):
@@ -64,7 +73,9 @@ def test_any_order_of_work_ends_with_every_task_once(rng: object, models: int, p
 @given(st.integers(1, 4), st.integers(1, 4))
 def test_a_longer_run_contains_the_shorter_one_except_its_last_evaluation(short: int, more: int) -> None:
     shorter, longer = graph(iterations=short).tasks(), set(graph(iterations=short + more).tasks())
-    assert {k for k in shorter if k not in longer} <= {k for k in shorter if k.phase == EVALUATE and k.iteration == short}
+    assert {k for k in shorter if k not in longer} <= {
+        k for k in shorter if k.phase == EVALUATE and k.iteration == short
+    }
 
 
 def test_tasks_come_after_what_they_read() -> None:
@@ -79,7 +90,9 @@ def test_horizons() -> None:
     first = extend_horizon([], 3, set())
     assert first == [Horizon(1, 3)]
     assert extend_horizon(first, 2, set()) == first
-    assert extend_horizon(first, 6, set()) == [Horizon(1, 6)]  # nothing updated yet: as if it had been asked for at once
+    assert extend_horizon(first, 6, set()) == [
+        Horizon(1, 6)
+    ]  # nothing updated yet: as if it had been asked for at once
     updated = {TaskKey(i, UPDATE, "a") for i in (1, 2, 3)}
     longer = extend_horizon(first, 6, updated)
     assert longer == [Horizon(1, 3), Horizon(4, 6)]

@@ -22,7 +22,18 @@ def test_different_keys_have_different_seeds(seed_a, parts_a, seed_b, parts_b):
 
 
 def test_parts_are_typed_and_bounded():
-    assert len({stable_seed(0, "1", "2"), stable_seed(0, "12"), stable_seed(0, 1, 2), stable_seed(0, 12), stable_seed(0, "1", 2)}) == 5
+    assert (
+        len(
+            {
+                stable_seed(0, "1", "2"),
+                stable_seed(0, "12"),
+                stable_seed(0, 1, 2),
+                stable_seed(0, 12),
+                stable_seed(0, "1", 2),
+            }
+        )
+        == 5
+    )
     assert all(0 <= stable_seed(0, i) < 2**63 for i in range(1000))
     assert isinstance(stable_seed(0, "\ud800"), int)
 
@@ -41,7 +52,9 @@ def test_the_encoding_is_as_documented():
 
 def test_another_process_gives_the_same_seed():
     code = "from core_hpc.common.seeds import stable_seed; print(stable_seed(42, 3, 'cold', 'problem', 0))"
-    out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, env={"PYTHONHASHSEED": "7"}, cwd=".")
+    out = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True, env={"PYTHONHASHSEED": "7"}, cwd="."
+    )
     assert int(out.stdout) == stable_seed(42, 3, "cold", "problem", 0)
 
 

@@ -77,7 +77,9 @@ def test_an_element_reports_each_of_its_tasks_when_it_is_published(make: Any, sl
 def test_arrays_are_cut_to_the_sites_and_the_users_limits(make: Any, slurm: FakeSlurm) -> None:
     executor, run, said = make()
     slurm.known = Limits(max_array_size=3, max_submitted=7)
-    slurm.entries = {JobId(1, i): QueueEntry(JobId(1, i), "of something else", "RUNNING", "None", "n1", 0) for i in range(2)}
+    slurm.entries = {
+        JobId(1, i): QueueEntry(JobId(1, i), "of something else", "RUNNING", "None", "n1", 0) for i in range(2)
+    }
     executor.poll()
     keys = [cold("a", p) for p in range(9)]
     assert [t.key for t in executor.submit(wanted(run, *keys))] == keys[:5]
@@ -169,7 +171,9 @@ def test_a_refusal_that_may_pass_is_waited_for_and_another_stops_the_run(
 ) -> None:
     monkeypatch.setattr(slurm_executor, "REFUSED_WAIT_S", 0.05)
     executor, run, said = make()
-    slurm.refusals = ["sbatch: error: Batch job submission failed: Invalid account or account/partition combination specified"]
+    slurm.refusals = [
+        "sbatch: error: Batch job submission failed: Invalid account or account/partition combination specified"
+    ]
     assert executor.submit(wanted(run, cold("a"))) == []
     (failed,) = executor.poll()
     assert failed.fields["kind"] == "final"
@@ -177,7 +181,9 @@ def test_a_refusal_that_may_pass_is_waited_for_and_another_stops_the_run(
     slurm.entries[JobId(1)] = QueueEntry(JobId(1), "other", "RUNNING", "None", "n1", 0)
     while executor.poll() or not executor._watch.num_active:
         pass
-    slurm.refusals = ["sbatch: error: AssocMaxSubmitJobLimit Batch job submission failed: Job violates accounting/QOS policy"]
+    slurm.refusals = [
+        "sbatch: error: AssocMaxSubmitJobLimit Batch job submission failed: Job violates accounting/QOS policy"
+    ]
     assert executor.submit(wanted(run, cold("a"))) == []
     assert executor.submit(wanted(run, cold("a"))) == []
     assert "trying again" in said[-1]

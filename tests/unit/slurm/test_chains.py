@@ -17,7 +17,15 @@ from core_hpc.store import manifests
 from core_hpc.store.paths import TEAM, TaskKey
 from tests.support.fake_slurm import FakeSlurm, publish, run_of
 
-GRAPH = Graph(("a", "b"), iterations=2, num_parts=4, num_evaluation_parts=1, evaluate_every=0, evaluate_before=True, has_rescue=True)
+GRAPH = Graph(
+    ("a", "b"),
+    iterations=2,
+    num_parts=4,
+    num_evaluation_parts=1,
+    evaluate_every=0,
+    evaluate_before=True,
+    has_rescue=True,
+)
 
 Make = Callable[..., tuple[ArraysExecutor, Run]]
 
@@ -88,8 +96,9 @@ def test_a_cold_task_that_is_tried_again_brings_no_other_model() -> None:
 def test_an_update_follows_when_all_scores_of_its_iteration_are_there_or_asked_for() -> None:
     assert chains_of(GRAPH, [score(2), score(3)], {score(0)}, 9) == []
     assert chains_of(GRAPH, [score(2), score(3)], {score(0), score(1)}, 9) == [
-        [score(2), score(3), update("a")], [score(3), score(2), update("b")],
-    ]  # fmt: skip
+        [score(2), score(3), update("a")],
+        [score(3), score(2), update("b")],
+    ]
 
 
 def test_what_is_published_is_left_out_and_an_element_that_goes_on_with_nothing_is_no_chain() -> None:
@@ -181,7 +190,9 @@ def test_a_failure_in_what_follows_is_told_and_counts_once(make: Make, slurm: Fa
     assert told == [("failed", hint())]
 
 
-def test_without_rescue_every_phase_is_an_array_of_its_own_but_the_update_follows_the_scores(make: Make, slurm: FakeSlurm) -> None:
+def test_without_rescue_every_phase_is_an_array_of_its_own_but_the_update_follows_the_scores(
+    make: Make, slurm: FakeSlurm
+) -> None:
     executor, run = make(rescue_samples=0)
     ask(executor, run, cold("a"), cold("b"))
     assert slurm.submitted[0].elements == [[str(cold("a"))], [str(cold("b"))]]

@@ -69,7 +69,12 @@ def test_queue_entries_whatever_a_job_is_called() -> None:
     assert entries[JobId(5439905, 3)].name == ""
     assert (entries[JobId(5439906)].state, entries[JobId(5439906)].active) == ("CANCELLED", False)
     waiting = entries[JobId(5439926)]
-    assert (waiting.reason, waiting.nodes, waiting.restarts, waiting.active) == ("ReqNodeNotAvail, UnavailableNodes:b2", "", 1, True)
+    assert (waiting.reason, waiting.nodes, waiting.restarts, waiting.active) == (
+        "ReqNodeNotAvail, UnavailableNodes:b2",
+        "",
+        1,
+        True,
+    )
     assert entries[JobId(5439930, 0)].nodes == "b[1-2]"
     assert parse_queue("") == []
 
@@ -117,7 +122,11 @@ def test_configuration_and_partitions() -> None:
         "Configuration data as of 2026-11-23T13:02:10\nMaxArraySize            = 20001\nMinJobAge               = 300 sec\n"
         "SchedulerParameters     = batch_sched_delay=0,max_array_tasks=500\n\nSlurmctld(primary) at vm is UP\n"
     )
-    assert config == {"MaxArraySize": "20001", "MinJobAge": "300 sec", "SchedulerParameters": "batch_sched_delay=0,max_array_tasks=500"}
+    assert config == {
+        "MaxArraySize": "20001",
+        "MinJobAge": "300 sec",
+        "SchedulerParameters": "batch_sched_delay=0,max_array_tasks=500",
+    }
     described = (
         "PartitionName=gpu AllowGroups=ALL Default=YES QoS=gpu-limits MaxTime=2-00:00:00 PreemptMode=OFF State=UP TRES=cpu=8,mem=16000M\n"
         "PartitionName=spare Default=NO GraceTime=5 QoS=N/A MaxTime=UNLIMITED PreemptMode=REQUEUE State=DRAIN\n"
@@ -132,7 +141,9 @@ def test_configuration_and_partitions() -> None:
     assert not parse_partitions(described, nodes, "preempt/none")["spare"].preemptible
 
 
-@pytest.mark.parametrize(("text", "minutes"), [("01:00:00", 60), ("1-00:00:00", 1440), ("00:00:30", 0.5), ("INFINITE", None), ("", None)])
+@pytest.mark.parametrize(
+    ("text", "minutes"), [("01:00:00", 60), ("1-00:00:00", 1440), ("00:00:30", 0.5), ("INFINITE", None), ("", None)]
+)
 def test_time_limits(text: str, minutes: float | None) -> None:
     assert parse_minutes(text) == minutes
 
@@ -144,7 +155,7 @@ def test_associations() -> None:
     assert (part.partition, part.default_qos, part.max_submitted) == ("gpu", "normal", None)
 
 
-# --- with commands that are played by scripts ---------------------------------------------------------------------------
+# --- with commands that are played by scripts ----------------------------------------------------
 
 
 class FakeSlurm:
@@ -168,7 +179,9 @@ class FakeSlurm:
         return (self.folder / f"{name}.calls").read_text().splitlines()
 
     def environment(self, name: str) -> dict[str, str]:
-        return dict(line.split("=", 1) for line in (self.folder / f"{name}.env").read_text().splitlines() if "=" in line)
+        return dict(
+            line.split("=", 1) for line in (self.folder / f"{name}.env").read_text().splitlines() if "=" in line
+        )
 
 
 @pytest.fixture
@@ -195,11 +208,15 @@ def test_the_users_own_settings_do_not_change_the_answers(fake: FakeSlurm, monke
     assert clean_environment({"SLURM_JOB_ID": "1", "HOME": "/h"}).keys() >= {"HOME"}
 
 
-@pytest.mark.parametrize("words", [
-    "slurm_load_jobs error: Unable to contact slurm controller (connect failure)",
-    "slurm_load_jobs error: Socket timed out on send/recv operation",
-    "squeue: error: Zero Bytes were transmitted or received", "words that nobody has heard before",
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "words",
+    [
+        "slurm_load_jobs error: Unable to contact slurm controller (connect failure)",
+        "slurm_load_jobs error: Socket timed out on send/recv operation",
+        "squeue: error: Zero Bytes were transmitted or received",
+        "words that nobody has heard before",
+    ],
+)
 def test_no_answer_says_so_with_the_words_of_slurm(fake: FakeSlurm, words: str) -> None:
     fake.command("squeue", error=f"{words}\n", status=1)
     with pytest.raises(SlurmUnavailableError) as caught:
@@ -226,7 +243,9 @@ def test_no_slurm_here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert Slurm().accounting([1], since=0) is None
 
 
-@pytest.mark.parametrize(("state", "ended"), [("RUNNING", False), ("COMPLETING", False), ("COMPLETED", True), ("A_NEW_STATE", False)])
+@pytest.mark.parametrize(
+    ("state", "ended"), [("RUNNING", False), ("COMPLETING", False), ("COMPLETED", True), ("A_NEW_STATE", False)]
+)
 def test_a_job_has_ended_only_on_slurms_word(fake: FakeSlurm, state: str, ended: bool) -> None:
     others = squeue_record("7", "0", "FAILED", "None", "0", "n1", "x")
     fake.command("squeue", others + squeue_record("7", "1", state, "None", "0", "n1", "x"))
@@ -241,9 +260,13 @@ def test_a_job_that_slurm_has_forgotten_has_ended(fake: FakeSlurm) -> None:
         Slurm().has_ended(7)
 
 
-@pytest.mark.parametrize("words", [
-    "Slurm accounting storage is disabled", "sacct: error: Problem talking to the database: Connection refused",
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "words",
+    [
+        "Slurm accounting storage is disabled",
+        "sacct: error: Problem talking to the database: Connection refused",
+    ],
+)
 def test_no_accounting(fake: FakeSlurm, words: str) -> None:
     fake.command("sacct", error=f"{words}\n", status=1)
     assert Slurm().accounting([7], since=time.time()) is None
@@ -268,7 +291,9 @@ def test_cancelling_in_chunks_and_what_has_ended_is_no_error(fake: FakeSlurm) ->
     assert len(calls) == 3
     assert (calls[0].split()[0], calls[-1].split()[-1]) == ("7_0", "9")
     assert sum(len(c.split()) for c in calls) == 1201
-    fake.command("scancel", error=f"{ended}scancel: error: Kill job error on job id 8: Access/permission denied\n", status=1)
+    fake.command(
+        "scancel", error=f"{ended}scancel: error: Kill job error on job id 8: Access/permission denied\n", status=1
+    )
     with pytest.raises(SlurmUnavailableError, match="permission denied"):
         Slurm().cancel([7, 8])
 
@@ -286,12 +311,22 @@ def _site(fake: FakeSlurm, *, enforce: str, associations: str = "", qos: str = "
 ASSOCIATIONS = "proj||normal,tight||100|\\nproj|gpu|normal||40|\\nother||normal||3|\\n"
 
 
-@pytest.mark.parametrize(("partition", "qos", "account", "most"), [
-    (None, None, None, 40), ("gpu", "tight", "proj", 12), (None, None, "other", 3), ("cpu", None, "proj", 100),
-    (None, None, "stranger", 60),
-])  # fmt: skip
-def test_the_least_limit_holds(fake: FakeSlurm, partition: str | None, qos: str | None, account: str | None, most: int) -> None:
-    slurm = _site(fake, enforce="associations,limits,qos", associations=ASSOCIATIONS, qos="normal|||\\ntight|12||\\npart||60|\\n")
+@pytest.mark.parametrize(
+    ("partition", "qos", "account", "most"),
+    [
+        (None, None, None, 40),
+        ("gpu", "tight", "proj", 12),
+        (None, None, "other", 3),
+        ("cpu", None, "proj", 100),
+        (None, None, "stranger", 60),
+    ],
+)
+def test_the_least_limit_holds(
+    fake: FakeSlurm, partition: str | None, qos: str | None, account: str | None, most: int
+) -> None:
+    slurm = _site(
+        fake, enforce="associations,limits,qos", associations=ASSOCIATIONS, qos="normal|||\\ntight|12||\\npart||60|\\n"
+    )
     assert slurm.limits(partition=partition, qos=qos, account=account) == Limits(1001, most)
     asked = slurm.calls.copy()
     assert slurm.limits(partition=partition, qos=qos, account=account) == Limits(1001, most)
@@ -299,7 +334,13 @@ def test_the_least_limit_holds(fake: FakeSlurm, partition: str | None, qos: str 
 
 
 def test_limits_that_are_not_enforced_or_not_known(fake: FakeSlurm) -> None:
-    slurm = _site(fake, enforce="none", associations=ASSOCIATIONS, qos="normal|5||\\n", parameters="bf_interval=1,max_array_tasks=500")
+    slurm = _site(
+        fake,
+        enforce="none",
+        associations=ASSOCIATIONS,
+        qos="normal|5||\\n",
+        parameters="bf_interval=1,max_array_tasks=500",
+    )
     assert slurm.limits(partition=None, qos=None, account=None) == Limits(500, None)
     assert "sacctmgr" not in slurm.calls
     silent = _site(fake, enforce="limits")

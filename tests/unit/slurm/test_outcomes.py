@@ -8,7 +8,9 @@ from core_hpc.slurm.element import PREEMPTED, TERMINATED, TIME_LIMIT
 from core_hpc.slurm.outcomes import CANCELLED, DIED, LOST, NODE, OUT_OF_MEMORY, Outcome, explain
 
 OOM_BY_POLLING = "slurmstepd: error: StepId=12.0 exceeded memory limit (2113929216 > 2097152000), being killed\n"
-OOM_BY_CGROUP = "slurmstepd: error: Detected 1 oom-kill event(s) in StepId=12.0. Some of your processes may have been killed\n"
+OOM_BY_CGROUP = (
+    "slurmstepd: error: Detected 1 oom-kill event(s) in StepId=12.0. Some of your processes may have been killed\n"
+)
 
 
 def status(outcome: dict[str, Any] | None = None, **changes: Any) -> dict[str, Any]:
@@ -16,17 +18,25 @@ def status(outcome: dict[str, Any] | None = None, **changes: Any) -> dict[str, A
     return {**body, **changes}
 
 
-def told(state: str | None, *statuses: dict[str, Any], log: str = "", settled: bool = True, lost: bool = False) -> Outcome | None:
+def told(
+    state: str | None, *statuses: dict[str, Any], log: str = "", settled: bool = True, lost: bool = False
+) -> Outcome | None:
     return explain(state, statuses, log, nodes="n7", settled=settled, lost=lost)
 
 
 @pytest.mark.parametrize(
     ("state", "kind", "counted"),
     [
-        ("NODE_FAIL", NODE, False), ("BOOT_FAIL", NODE, False), ("OUT_OF_MEMORY", OUT_OF_MEMORY, True), ("PREEMPTED", PREEMPTED, False),
-        ("CANCELLED", CANCELLED, True), ("TIMEOUT", TIME_LIMIT, True), ("FAILED", DIED, True), ("COMPLETED", DIED, True),
+        ("NODE_FAIL", NODE, False),
+        ("BOOT_FAIL", NODE, False),
+        ("OUT_OF_MEMORY", OUT_OF_MEMORY, True),
+        ("PREEMPTED", PREEMPTED, False),
+        ("CANCELLED", CANCELLED, True),
+        ("TIMEOUT", TIME_LIMIT, True),
+        ("FAILED", DIED, True),
+        ("COMPLETED", DIED, True),
     ],
-)  # fmt: skip
+)
 def test_without_a_word_of_the_job_slurm_decides(state: str, kind: str, counted: bool) -> None:
     outcome = told(state, status())
     assert outcome is not None
@@ -38,7 +48,12 @@ def test_a_failure_that_the_task_reported_wins_over_slurms_word() -> None:
     for state in ("FAILED", "CANCELLED", "COMPLETED", "NODE_FAIL", None):
         outcome = told(state, status(failed))
         assert outcome is not None
-        assert (outcome.kind, outcome.message, outcome.traceback, outcome.counted) == ("error", "ValueError: no", "Traceback ...", True)
+        assert (outcome.kind, outcome.message, outcome.traceback, outcome.counted) == (
+            "error",
+            "ValueError: no",
+            "Traceback ...",
+            True,
+        )
 
 
 def test_the_rank_that_failed_is_named_not_the_one_that_was_ended_for_it() -> None:
@@ -75,7 +90,12 @@ def test_a_preemption_never_counts_and_a_cancellation_does() -> None:
     killed_in_grace = told("PREEMPTED", status(stopping=PREEMPTED))
     by_term = told("PREEMPTED", status({"kind": "stopped", "reason": TERMINATED}))
     cancelled = told("CANCELLED", status({"kind": "stopped", "reason": TERMINATED}))
-    assert [o is not None and o.counted for o in (preempted, killed_in_grace, by_term, cancelled)] == [False, False, False, True]
+    assert [o is not None and o.counted for o in (preempted, killed_in_grace, by_term, cancelled)] == [
+        False,
+        False,
+        False,
+        True,
+    ]
 
 
 def test_slurms_time_out_wins_over_the_jobs_guess() -> None:

@@ -42,9 +42,15 @@ class Job:
     def __init__(self, run: Run, slurm: FakeSlurm) -> None:
         self._run, self._slurm, self.submission = run, slurm, slurm.submitted[-1]
         self._body: dict[str, Any] = {
-            "node": "n1", "started": time.time(), "published": 0, "progress": None, "stopping": None, "outcome": None, "running": {},
+            "node": "n1",
+            "started": time.time(),
+            "published": 0,
+            "progress": None,
+            "stopping": None,
+            "outcome": None,
+            "running": {},
             "failures": [],
-        }  # fmt: skip
+        }
         slurm.set(self.submission, 0, "RUNNING")
 
     def publish(self, key: TaskKey) -> None:
@@ -52,7 +58,14 @@ class Job:
         self.write(published=self._body["published"] + 1)
 
     def fail(self, key: TaskKey, **fields: Any) -> None:
-        failure = {"kind": "error", "message": "ValueError: no", "traceback": "Traceback", "log": "/w.log", "task": str(key), "time": 0.0}
+        failure = {
+            "kind": "error",
+            "message": "ValueError: no",
+            "traceback": "Traceback",
+            "log": "/w.log",
+            "task": str(key),
+            "time": 0.0,
+        }
         self.write(failures=[*self._body["failures"], {**failure, **fields}])
 
     def write(self, **changes: Any) -> None:
@@ -76,7 +89,9 @@ def state_of(run: Run) -> RunProgress:
     return inspect_run(run)[0]
 
 
-def test_a_run_gets_one_job_for_all_that_is_left_and_nothing_is_submitted_for_what_follows(make: Make, slurm: FakeSlurm) -> None:
+def test_a_run_gets_one_job_for_all_that_is_left_and_nothing_is_submitted_for_what_follows(
+    make: Make, slurm: FakeSlurm
+) -> None:
     executor, run, _ = make()
     publish(run, A)
     assert [t.key for t in executor.submit([(run, B)])] == [B]
@@ -95,7 +110,9 @@ def test_a_run_gets_one_job_for_all_that_is_left_and_nothing_is_submitted_for_wh
     assert len(slurm.submitted) == 1
 
 
-def test_the_successor_takes_what_is_left_at_once_and_a_limit_that_gained_something_is_no_try(make: Make, slurm: FakeSlurm) -> None:
+def test_the_successor_takes_what_is_left_at_once_and_a_limit_that_gained_something_is_no_try(
+    make: Make, slurm: FakeSlurm
+) -> None:
     """The scheduler drives a run to its end through jobs that each publish five tasks and then reach their time limit."""
     executor, run, _ = make()
     jobs: list[Job] = []
@@ -153,7 +170,9 @@ def test_a_limit_without_gain_counts_for_the_first_task_that_was_asked_for(make:
     assert later.attempts(run) == {A: 1}
 
 
-def test_failures_inside_count_as_under_the_other_drivers_and_stop_the_run_with_the_same_words(make: Make, slurm: FakeSlurm) -> None:
+def test_failures_inside_count_as_under_the_other_drivers_and_stop_the_run_with_the_same_words(
+    make: Make, slurm: FakeSlurm
+) -> None:
     executor, run, _ = make()
     progress = state_of(run)
     looks = 0
@@ -207,7 +226,9 @@ def test_what_was_damaged_and_made_again_inside_is_seen_again(make: Make, slurm:
     assert ("done", A) in kinds(events(executor))
 
 
-def test_controller_and_job_may_set_the_same_file_aside(make: Make, slurm: FakeSlurm, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_controller_and_job_may_set_the_same_file_aside(
+    make: Make, slurm: FakeSlurm, monkeypatch: pytest.MonkeyPatch
+) -> None:
     executor, run, _ = make()
     publish(run, A)
     progress = state_of(run)

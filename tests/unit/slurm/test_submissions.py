@@ -23,7 +23,7 @@ from core_hpc.slurm.submit import (
     job_parameters,
     new_submission,
     submission_environment,
-)  # fmt: skip
+)
 from core_hpc.store.paths import TaskKey
 
 
@@ -31,12 +31,20 @@ def cluster(**slurm: Any) -> ClusterSection:
     return ClusterSection.model_validate({"driver": "arrays", "update_ranks": 4, "slurm": slurm})
 
 
-# --- what is asked for ------------------------------------------------------------------------------------------------------
+# --- what is asked for ---------------------------------------------------------------------------
 
 
 def test_a_group_inherits_what_it_does_not_say() -> None:
-    section = cluster(partition="gpu", gpus_per_node=1, time_min=60, update={"nodes": 2, "gres": "gpu:a100:2"}, score={"partition": "cpu"})
-    generate, update, score = (job_parameters(section, g, name="n", comment="c") for g in ("generate", "update", "score"))
+    section = cluster(
+        partition="gpu",
+        gpus_per_node=1,
+        time_min=60,
+        update={"nodes": 2, "gres": "gpu:a100:2"},
+        score={"partition": "cpu"},
+    )
+    generate, update, score = (
+        job_parameters(section, g, name="n", comment="c") for g in ("generate", "update", "score")
+    )
     assert (generate["partition"], generate["gpus_per_node"], generate["time"], generate["nodes"]) == ("gpu", 1, 60, 1)
     assert (update["gres"], update["nodes"], update["ntasks_per_node"]) == ("gpu:a100:2", 2, 2)
     assert "gpus_per_node" not in update, "gres says it already"
@@ -46,16 +54,40 @@ def test_a_group_inherits_what_it_does_not_say() -> None:
 
 def test_the_script_says_it_all(tmp_path: Path) -> None:
     section = cluster(
-        account="a", qos="q", constraint="c", reservation="r", exclude=["n9"], setup=["module load x"], requeue=False, cpus=3, mem_gb=1.5,
-        options={"mail-type": "FAIL", "exclusive": True, "hold": False}, srun_args=["--mpi=none"], array_parallelism=7, signal_delay_s=33,
-    )  # fmt: skip
-    parameters = job_parameters(section, "update", name="update-0001-0000abcd", comment="c", mem_gb=2.0, excluded=["n1", "n9"])
+        account="a",
+        qos="q",
+        constraint="c",
+        reservation="r",
+        exclude=["n9"],
+        setup=["module load x"],
+        requeue=False,
+        cpus=3,
+        mem_gb=1.5,
+        options={"mail-type": "FAIL", "exclusive": True, "hold": False},
+        srun_args=["--mpi=none"],
+        array_parallelism=7,
+        signal_delay_s=33,
+    )
+    parameters = job_parameters(
+        section, "update", name="update-0001-0000abcd", comment="c", mem_gb=2.0, excluded=["n1", "n9"]
+    )
     script = batch_script(section, tmp_path, parameters, num_elements=20)
     for line in (
-        "--account=a", "--qos=q", "--constraint=c", "--reservation=r", "--exclude=n9,n1", "--no-requeue", "--cpus-per-task=3",
+        "--account=a",
+        "--qos=q",
+        "--constraint=c",
+        "--reservation=r",
+        "--exclude=n9,n1",
+        "--no-requeue",
+        "--cpus-per-task=3",
         "--mem=2048MB",
-        "--mail-type=FAIL", "--exclusive", "--array=0-19%7", "--signal=USR2@33", "--job-name=update-0001-0000abcd", "--ntasks-per-node=4",
-    ):  # fmt: skip
+        "--mail-type=FAIL",
+        "--exclusive",
+        "--array=0-19%7",
+        "--signal=USR2@33",
+        "--job-name=update-0001-0000abcd",
+        "--ntasks-per-node=4",
+    ):
         assert f"#SBATCH {line}\n" in script
     assert "hold" not in script
     assert "\nmodule load x\n" in script
@@ -65,9 +97,15 @@ def test_the_script_says_it_all(tmp_path: Path) -> None:
 
 def test_the_outer_jobs_variables_do_not_leak_and_come_back(monkeypatch: pytest.MonkeyPatch) -> None:
     outer = {
-        "SLURM_JOB_ID": "1", "SLURM_MEM_PER_NODE": "2", "SLURMD_NODENAME": "n", "PMI_RANK": "0", "RANK": "3", "CUDA_VISIBLE_DEVICES": "0",
-        "CORE_HPC_JOB_START": "1", "SUBMITIT_EXECUTOR": "slurm",
-    }  # fmt: skip
+        "SLURM_JOB_ID": "1",
+        "SLURM_MEM_PER_NODE": "2",
+        "SLURMD_NODENAME": "n",
+        "PMI_RANK": "0",
+        "RANK": "3",
+        "CUDA_VISIBLE_DEVICES": "0",
+        "CORE_HPC_JOB_START": "1",
+        "SUBMITIT_EXECUTOR": "slurm",
+    }
     kept = {"SLURM_CONF": "/etc/slurm.conf", "SBATCH_ACCOUNT": "mine", "CORE_HPC_CACHE": "/cache"}
     for name, value in {**outer, **kept}.items():
         monkeypatch.setenv(name, value)
@@ -82,15 +120,27 @@ def test_the_outer_jobs_variables_do_not_leak_and_come_back(monkeypatch: pytest.
     ("words", "passing", "limit"),
     [
         ("sbatch: error: Batch job submission failed: Socket timed out on send/recv operation", True, False),
-        ("sbatch: error: Batch job submission failed: Unable to contact slurm controller (connect failure)", True, False),
-        ("sbatch: error: QOSMaxSubmitJobPerUserLimit sbatch: error: Batch job submission failed: Job violates accounting/QOS policy "
-         "(job submit limit, user's size and/or time limits)", True, True),
+        (
+            "sbatch: error: Batch job submission failed: Unable to contact slurm controller (connect failure)",
+            True,
+            False,
+        ),
+        (
+            "sbatch: error: QOSMaxSubmitJobPerUserLimit sbatch: error: Batch job submission failed: Job violates accounting/QOS policy "
+            "(job submit limit, user's size and/or time limits)",
+            True,
+            True,
+        ),
         ("sbatch: error: invalid partition specified: nowhere", False, False),
         ("sbatch: error: Batch job submission failed: Requested node configuration is not available", False, False),
         ("sbatch: error: Batch job submission failed: Invalid qos specification", False, False),
-        ("sbatch: error: Batch job submission failed: Invalid account or account/partition combination specified", False, False),
+        (
+            "sbatch: error: Batch job submission failed: Invalid account or account/partition combination specified",
+            False,
+            False,
+        ),
     ],
-)  # fmt: skip
+)
 def test_refusals_that_may_pass_are_told_from_those_that_do_not(words: str, passing: bool, limit: bool) -> None:
     error = RefusedError(words)
     assert (error.passing, error.limit) == (passing, limit)
@@ -112,12 +162,14 @@ def test_a_record_goes_from_open_to_ended_or_failed(tmp_path: Path) -> None:
     assert [p.name for p in folder.folder(submission).iterdir()] == ["1_0_log.out"]
 
 
-# --- inside the job -----------------------------------------------------------------------------------------------------------
+# --- inside the job ------------------------------------------------------------------------------
 
 
 @pytest.fixture
 def stop_of(monkeypatch: pytest.MonkeyPatch) -> Any:
-    before = {number: signal.getsignal(number) for number in (signal.SIGUSR1, signal.SIGUSR2, signal.SIGTERM, signal.SIGCONT)}
+    before = {
+        number: signal.getsignal(number) for number in (signal.SIGUSR1, signal.SIGUSR2, signal.SIGTERM, signal.SIGCONT)
+    }
 
     def build(*, ran_s: float, time_min: int = 60) -> Stop:
         monkeypatch.setenv("CORE_HPC_JOB_START", str(time.time() - ran_s))
@@ -158,7 +210,12 @@ def test_ranks_take_their_gpu_of_those_that_they_see(monkeypatch: pytest.MonkeyP
         monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
         monkeypatch.setenv("SLURM_LOCALID", local)
         found = rank_environment(1, 2)
-        assert (found["LOCAL_RANK"], found["MASTER_ADDR"], found["MASTER_PORT"], found["WORLD_SIZE"]) == (expected, "n1", "15001", "2")
+        assert (found["LOCAL_RANK"], found["MASTER_ADDR"], found["MASTER_PORT"], found["WORLD_SIZE"]) == (
+            expected,
+            "n1",
+            "15001",
+            "2",
+        )
     assert rank_environment(0, 1)["MASTER_ADDR"] == "127.0.0.1"
 
 

@@ -57,7 +57,9 @@ def publish(run: Run, key: TaskKey, **stats: Any) -> None:
     manifests.publish(run.paths.task_folder(key), run.paths.task_name(key), fill, as_folder=False, stats=lambda: given)
 
 
-def submission_of(run: Run, elements: Sequence[Sequence[TaskKey]], *, start_id: str = "now", job: int | None = 70) -> Submission:
+def submission_of(
+    run: Run, elements: Sequence[Sequence[TaskKey]], *, start_id: str = "now", job: int | None = 70
+) -> Submission:
     submission = new_submission("generate", "cold-0001", elements, start_id=start_id, mem_gb=1)
     submission.job = job
     SubmissionFolder(run.paths.slurm).write(submission)
@@ -69,15 +71,28 @@ def write_status(run: Run, submission: Submission, index: int, **changes: Any) -
     folder = SubmissionFolder(run.paths.slurm)
     folder.folder(submission).mkdir(exist_ok=True)
     body = {
-        "job": "70", "restarts": 0, "node": "n1", "pid": 1, "started": time.time() - 60, "published": 0, "progress": None,
-        "stopping": None, "outcome": None,
-    }  # fmt: skip
+        "job": "70",
+        "restarts": 0,
+        "node": "n1",
+        "pid": 1,
+        "started": time.time() - 60,
+        "published": 0,
+        "progress": None,
+        "stopping": None,
+        "outcome": None,
+    }
     manifests.write_json(folder.status_file(submission, index), {**body, **changes})
 
 
 def failure(task: TaskKey, **changes: Any) -> dict[str, Any]:
     """An outcome as arrays.py records it."""
-    fields = {"kind": "error", "message": "ValueError: no", "node": "n2", "counted": True, "log": "/logs/70_1_0_log.out"}
+    fields = {
+        "kind": "error",
+        "message": "ValueError: no",
+        "node": "n2",
+        "counted": True,
+        "log": "/logs/70_1_0_log.out",
+    }
     return {**fields, "task": str(task), "time": time.time(), **changes}
 
 
@@ -116,7 +131,7 @@ def no_slurm(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", "/nonexistent")
 
 
-# --- what is under way ----------------------------------------------------------------------------------------------------
+# --- what is under way ---------------------------------------------------------------------------
 
 
 def test_a_finished_local_run(tmp_path: Path, no_slurm: None, capsys: pytest.CaptureFixture[str]) -> None:
@@ -135,7 +150,16 @@ def test_a_finished_local_run(tmp_path: Path, no_slurm: None, capsys: pytest.Cap
     assert sweep["slurm"] == "not needed"
     (told,) = sweep["runs"]
     assert set(told) == {f.name for f in fields(RunStatus)}
-    wanted = {"state": "finished", "iteration": 2, "iterations": 2, "done": 40, "total": 40, "waiting": 0, "left_s": None, "phases": []}
+    wanted = {
+        "state": "finished",
+        "iteration": 2,
+        "iterations": 2,
+        "done": 40,
+        "total": 40,
+        "waiting": 0,
+        "left_s": None,
+        "phases": [],
+    }
     assert {k: told[k] for k in wanted} == wanted
     assert {p: p.stat().st_mtime_ns for p in tmp_path.rglob("*")} == before, "it must not write"
 
@@ -143,9 +167,17 @@ def test_a_finished_local_run(tmp_path: Path, no_slurm: None, capsys: pytest.Cap
 def test_queue_and_records_give_counts_and_reasons(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     run = make_run(tmp_path, cluster=ARRAYS)
     pair = submission_of(run, [[COLD[0], COLD[2]], [COLD[1]], [COLD[3]]])
-    unsure = submission_of(run, [[TaskKey(0, "evaluate", "m0", 1)]], job=None)  # its controller died before it knew the job
+    unsure = submission_of(
+        run, [[TaskKey(0, "evaluate", "m0", 1)]], job=None
+    )  # its controller died before it knew the job
     publish(run, COLD[0])
-    write_status(run, pair, 0, published=1, progress={"task": str(COLD[2]), "done": 3, "total": 6, "tokens": 9, "time": time.time()})
+    write_status(
+        run,
+        pair,
+        0,
+        published=1,
+        progress={"task": str(COLD[2]), "done": 3, "total": 6, "tokens": 9, "time": time.time()},
+    )
     queue = FakeQueue(
         monkeypatch,
         QueueEntry(JobId(70, 0), pair.name, "RUNNING", "None", "n1", 0),
@@ -169,7 +201,9 @@ def test_queue_and_records_give_counts_and_reasons(tmp_path: Path, monkeypatch: 
     assert "1 waiting: Priority; 1 waiting: Resources" in shown(found)
 
 
-def test_the_job_of_a_whole_run_says_what_is_under_way_and_what_failed_inside(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_job_of_a_whole_run_says_what_is_under_way_and_what_failed_inside(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     run, now = make_run(tmp_path, cluster={"driver": "resident", "threads": 1}), time.time()
     submission = new_submission("resident", "resident-0000", [run.graph().tasks()], start_id="now", mem_gb=1)
     submission.job = 70
@@ -178,18 +212,33 @@ def test_the_job_of_a_whole_run_says_what_is_under_way_and_what_failed_inside(tm
     with claim(SweepPaths(run.root.parent).claim):
         found = look(run)
         (told,) = found.runs
-        assert (told.state, told.running, told.waiting) == ("waiting", 0, len(run.graph().ready(()))), "not all that will follow"
+        assert (told.state, told.running, told.waiting) == ("waiting", 0, len(run.graph().ready(()))), (
+            "not all that will follow"
+        )
         assert found.waiting_reasons == {"Resources": 1}
         pending.entries = [QueueEntry(JobId(70), submission.name, "RUNNING", "None", "n1", 0)]
         publish(run, COLD[0])
         at_work = {"started": now - 10, "done": 3, "total": 6, "tokens": 9, "time": now}
-        failed = {"task": str(COLD[1]), "kind": "error", "message": "ValueError: no", "traceback": "", "log": "/w.log", "time": now}
+        failed = {
+            "task": str(COLD[1]),
+            "kind": "error",
+            "message": "ValueError: no",
+            "traceback": "",
+            "log": "/w.log",
+            "time": now,
+        }
         running = {str(COLD[1]): at_work, str(COLD[2]): {"started": now}}
         write_status(run, submission, 0, published=1, running=running, failures=[failed])
         (told,) = (found := look(run)).runs
     assert (told.state, told.done, told.running, told.waiting, told.phases) == ("running", 1, 2, 0, ["cold"])
     (inside,) = found.failures
-    assert (inside.task, inside.message, inside.counted, inside.node, inside.log) == (str(COLD[1]), "ValueError: no", True, "n1", "/w.log")
+    assert (inside.task, inside.message, inside.counted, inside.node, inside.log) == (
+        str(COLD[1]),
+        "ValueError: no",
+        True,
+        "n1",
+        "/w.log",
+    )
     assert told.completions_per_s is not None
 
 
@@ -213,7 +262,9 @@ def test_slurm_that_does_not_answer_is_no_error(tmp_path: Path, monkeypatch: pyt
     assert "Unable to contact" in found.slurm
 
 
-def test_one_squeue_for_several_sweeps_and_none_when_nothing_is_open(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_one_squeue_for_several_sweeps_and_none_when_nothing_is_open(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     made = [make_run(tmp_path / name, cluster=ARRAYS) for name in ("a", "b")]
     queue = FakeQueue(monkeypatch)
     compute.read_status([collect.locate(run.root.parent) for run in made], collect.Manifests())
@@ -242,7 +293,7 @@ def test_a_record_that_is_renamed_while_it_is_read(tmp_path: Path, monkeypatch: 
     assert found == {renamed.name: FAILED, kept.name: OPEN}
 
 
-# --- failures and stops ---------------------------------------------------------------------------------------------------
+# --- failures and stops --------------------------------------------------------------------------
 
 
 def test_failures_of_the_last_start_with_their_logs(tmp_path: Path, no_slurm: None) -> None:
@@ -253,12 +304,17 @@ def test_failures_of_the_last_start_with_their_logs(tmp_path: Path, no_slurm: No
         submission.submitted = time.time() - 50 + 10 * number
         submission.outcomes = {
             "0": failure(COLD[0], message=f"of the start {start_id}", time=submission.submitted + 5),
-            "1": failure(COLD[1], kind="node", counted=False, message="SLURM lost the node", time=submission.submitted + 6),
+            "1": failure(
+                COLD[1], kind="node", counted=False, message="SLURM lost the node", time=submission.submitted + 6
+            ),
             "2": {"kind": "abandoned", "message": "its run was stopped before it began", "counted": False},
         }
         folder.close(submission)
     found = look(run)
-    assert [(f.task, f.kind, f.counted) for f in found.failures] == [(str(COLD[1]), "node", False), (str(COLD[0]), "error", True)]
+    assert [(f.task, f.kind, f.counted) for f in found.failures] == [
+        (str(COLD[1]), "node", False),
+        (str(COLD[0]), "error", True),
+    ]
     assert found.runs[0].failed == 1
     text = shown(found)
     assert "log: /logs/70_1_0_log.out" in text
@@ -268,7 +324,9 @@ def test_failures_of_the_last_start_with_their_logs(tmp_path: Path, no_slurm: No
     submission.outcomes = {str(i): failure(COLD[0], time=time.time() - i) for i in range(12)}
     submission.elements = [[str(COLD[0])]] * 12
     folder.close(submission)
-    assert shown(look(run)).count("log: /logs") == command.NUM_SHOWN + 1  # and once in the reason why the run was stopped
+    assert (
+        shown(look(run)).count("log: /logs") == command.NUM_SHOWN + 1
+    )  # and once in the reason why the run was stopped
     assert shown(look(run), show_all=True).count("log: /logs") == 12 + 1
 
 
@@ -298,7 +356,11 @@ def test_the_controllers_word_on_its_runs(tmp_path: Path, no_slurm: None) -> Non
         assert (found.runs[0].state, found.runs[0].running, found.controller.alive) == ("running", None, True)
         assert found.runs[0].phases == ["cold", "evaluate"], "what could run, since local workers leave no trace"
         assert found.controller.cpu_s_per_hour is None, "unknown in the first minute"
-        progress.stopped, progress.failures, cpu[0] = "cold/0001/m0/000 failed 3 times: no\nTraceback\nlog: /logs/generate.log", 3, 11.0
+        progress.stopped, progress.failures, cpu[0] = (
+            "cold/0001/m0/000 failed 3 times: no\nTraceback\nlog: /logs/generate.log",
+            3,
+            11.0,
+        )
         heartbeat.beat()
         assert manifests.read_json(sweep.controller)["runs"][run.run_id]["stopped"] is None, "at most once a minute"
         heartbeat.beat(last=True)
@@ -312,18 +374,25 @@ def test_the_controllers_word_on_its_runs(tmp_path: Path, no_slurm: None) -> Non
     assert "30 CPU-seconds an hour" in shown(look(run))
 
 
-@pytest.mark.parametrize(("changes", "alive", "state"), [
-    ({}, True, "running"),
-    ({"process_start": 1.0}, False, "no controller"),
-    ({"host": "elsewhere"}, None, "running"),
-    ({"host": "elsewhere", "job": 5}, True, "running"),
-    ({"host": "elsewhere", "job": 6}, False, "no controller"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("changes", "alive", "state"),
+    [
+        ({}, True, "running"),
+        ({"process_start": 1.0}, False, "no controller"),
+        ({"host": "elsewhere"}, None, "running"),
+        ({"host": "elsewhere", "job": 5}, True, "running"),
+        ({"host": "elsewhere", "job": 6}, False, "no controller"),
+    ],
+)
 def test_a_claims_holder_lives_or_not(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, changes: dict[str, Any], alive: bool | None, state: str
 ) -> None:
     run, sweep = make_run(tmp_path), SweepPaths(tmp_path / "out" / "tiny")
-    FakeQueue(monkeypatch, QueueEntry(JobId(5), "x", "RUNNING", "None", "n1", 0), QueueEntry(JobId(6), "x", "CANCELLED", "None", "", 0))
+    FakeQueue(
+        monkeypatch,
+        QueueEntry(JobId(5), "x", "RUNNING", "None", "n1", 0),
+        QueueEntry(JobId(6), "x", "CANCELLED", "None", "", 0),
+    )
     with claim(sweep.claim):
         body = manifests.read_json(sweep.claim)
     manifests.write_json(sweep.claim, {**body, **changes})
@@ -347,7 +416,7 @@ def test_a_detached_controller_that_waits(tmp_path: Path, monkeypatch: pytest.Mo
     assert look(run).runs[0].state == "no controller"
 
 
-# --- estimates ------------------------------------------------------------------------------------------------------------
+# --- estimates -----------------------------------------------------------------------------------
 
 
 def manifest_of(end: float, seconds: float, num_completions: int = 0) -> Manifest:
@@ -360,7 +429,9 @@ def test_time_left_is_work_at_the_pace_of_late() -> None:
     assert compute.estimate_left_s(rest, published, {}) == pytest.approx(30.0)
     half = {rest[0]: {"progress": {"task": str(rest[0]), "done": 3, "total": 6}}}
     assert compute.estimate_left_s(rest, published, half) == pytest.approx(27.5)
-    assert compute.estimate_left_s([*rest, TaskKey(2, "update", "m0")], published, {}) is None, "how long an update takes is not known"
+    assert compute.estimate_left_s([*rest, TaskKey(2, "update", "m0")], published, {}) is None, (
+        "how long an update takes is not known"
+    )
     night = {**published, TaskKey(2, "cold", "m0", 9): manifest_of(90_000.0, 10.0)}  # nobody worked in between
     told = compute.estimate_left_s(rest, night, {})
     assert told is not None
@@ -370,12 +441,14 @@ def test_time_left_is_work_at_the_pace_of_late() -> None:
 def test_completions_per_second_are_of_the_last_minutes() -> None:
     now = 10_000.0
     published = {COLD[0]: manifest_of(now - 50, 50.0, 100), COLD[1]: manifest_of(now - 5000, 50.0, 1000)}
-    running = {COLD[2]: {"started": now - 100, "progress": {"task": str(COLD[2]), "done": 60, "total": 99, "time": now - 1}}}
+    running = {
+        COLD[2]: {"started": now - 100, "progress": {"task": str(COLD[2]), "done": 60, "total": 99, "time": now - 1}}
+    }
     assert compute.completions_per_s(published, running, now) == pytest.approx(1.6)
     assert compute.completions_per_s({COLD[1]: published[COLD[1]]}, {}, now) is None
 
 
-# --- the command line -----------------------------------------------------------------------------------------------------
+# --- the command line ----------------------------------------------------------------------------
 
 
 def test_it_loads_nothing_heavy() -> None:
@@ -384,7 +457,9 @@ def test_it_loads_nothing_heavy() -> None:
     assert done.stdout.strip() == "set()"
 
 
-def test_what_is_no_sweep_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+def test_what_is_no_sweep_is_an_error(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     with pytest.raises(InputError, match="neither a sweep's file nor its folder"):
         collect.locate(tmp_path)
     sweep = tiny_sweep(tmp_path / "tiny.yaml", [Path("/m0")], tmp_path / "out")
@@ -418,7 +493,7 @@ def test_a_run_that_cannot_be_read_does_not_hide_the_others(tmp_path: Path, no_s
     assert told[run.run_id].state == "no controller"
 
 
-# --- cancel ---------------------------------------------------------------------------------------------------------------
+# --- cancel --------------------------------------------------------------------------------------
 
 
 def test_nothing_to_cancel_is_success(tmp_path: Path, no_slurm: None, capsys: pytest.CaptureFixture[str]) -> None:
@@ -428,7 +503,9 @@ def test_nothing_to_cancel_is_success(tmp_path: Path, no_slurm: None, capsys: py
     assert not SweepPaths(run.root.parent).stop_request.exists()
 
 
-def test_a_controller_on_this_machine_is_asked_to_stop(tmp_path: Path, no_slurm: None, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_controller_on_this_machine_is_asked_to_stop(
+    tmp_path: Path, no_slurm: None, capsys: pytest.CaptureFixture[str]
+) -> None:
     run = make_run(tmp_path)
     sweep = SweepPaths(run.root.parent)
     held = threading.Event()

@@ -90,7 +90,9 @@ def test_a_job_of_another_host_is_dead_only_on_slurms_word(tmp_path: Path) -> No
         pass
 
 
-def test_a_job_that_slurm_has_put_back_takes_its_own_claim_over(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_job_that_slurm_has_put_back_takes_its_own_claim_over(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     path = tmp_path / "claim.json"
     path.write_text(foreign(12))
     monkeypatch.setenv("SLURM_JOB_ID", "12")

@@ -145,8 +145,16 @@ def test_frames_are_checked_when_written(tmp_path: Path, frame: pl.DataFrame, ex
 
 
 def test_nullable_columns_may_be_null() -> None:
-    row = {"run_id": "r", "iteration": 1, "model": "m", "problem_id": "p", "cold_failed": True, "num_hint_tokens": 0,
-           "reason": "no_teacher", "hint_draws": []}  # fmt: skip
+    row = {
+        "run_id": "r",
+        "iteration": 1,
+        "model": "m",
+        "problem_id": "p",
+        "cold_failed": True,
+        "num_hint_tokens": 0,
+        "reason": "no_teacher",
+        "hint_draws": [],
+    }
     check_frame(pl.DataFrame([row], schema=HINTS.schema), HINTS, source="test")
 
 

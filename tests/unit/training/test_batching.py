@@ -38,7 +38,17 @@ def make_rows(num_problems: int = 7, *, seed: int = 0) -> list[Row]:
         for k in range(3):
             ids = [rng.randrange(VOCABULARY) for _ in range(rng.randint(1, 11))]
             logprobs = [-rng.random() for _ in ids]
-            rows.append(Row((p, k), f"p{p}", hinted if k == 2 else prompt, ids, logprobs, rng.gauss(0, 1), 0.8 if k == 2 else 1.0))
+            rows.append(
+                Row(
+                    (p, k),
+                    f"p{p}",
+                    hinted if k == 2 else prompt,
+                    ids,
+                    logprobs,
+                    rng.gauss(0, 1),
+                    0.8 if k == 2 else 1.0,
+                )
+            )
     return rows
 
 
@@ -146,17 +156,31 @@ def test_rows_without_gradient_are_not_run_but_count() -> None:
     for num_ranks in (1, 2, 3):
         skipped, everything = (plan(rows, num_ranks=num_ranks, with_kl=with_kl) for with_kl in (False, True))
         assert sorted(i for p in skipped for i in p.rows_run) == moving
-        assert sorted(i for p in everything for i in p.rows_run) == [i for i in range(18) if i != 2]  # KL needs all that have a weight
+        assert sorted(i for p in everything for i in p.rows_run) == [
+            i for i in range(18) if i != 2
+        ]  # KL needs all that have a weight
         for ours, theirs in zip(skipped, everything, strict=True):
             assert (ours.problem_ids, ours.rows) == (theirs.problem_ids, theirs.rows)
-            assert ours.num_completion_tokens == theirs.num_completion_tokens == sum(len(rows[i].completion_token_ids) for i in ours.rows)
+            assert (
+                ours.num_completion_tokens
+                == theirs.num_completion_tokens
+                == sum(len(rows[i].completion_token_ids) for i in ours.rows)
+            )
     silent = [replace(r, advantage=0.0) for r in make_rows(2)]
     (step,) = plan(silent, num_ranks=2, with_kl=False)
     assert step.micro_batches == ((), ())
     assert len(step.rows) == 6
     means = StepTotals(step, silent, torch.device("cpu")).means(with_kl=False)
-    assert (means["num_completions"], means["num_tokens"], means["loss"], means["clip_share"]) == (6, step.num_completion_tokens, 0, 0)
-    assert all(math.isnan(means[name]) for name in ("kl", "entropy", "mismatch_mean", "mismatch_max", "importance_mean", "ratio_max"))
+    assert (means["num_completions"], means["num_tokens"], means["loss"], means["clip_share"]) == (
+        6,
+        step.num_completion_tokens,
+        0,
+        0,
+    )
+    assert all(
+        math.isnan(means[name])
+        for name in ("kl", "entropy", "mismatch_mean", "mismatch_max", "importance_mean", "ratio_max")
+    )
 
 
 @pytest.mark.parametrize("loss", LOSSES)
@@ -177,9 +201,15 @@ def test_leaving_rows_out_changes_neither_loss_nor_gradient(loss: str) -> None:
                 # Some ratios beyond the clip, the same for a row in whatever micro-batch it is.
                 shift = torch.tensor([0.001 * (i % 3 - 1) if loss == "gspo" else 0.4 * (i % 3 - 1) for i in batch.rows])
                 tokens = TokenBatch(
-                    old_M=current.detach() - shift[batch.row_M], reference_M=None, importance_M=torch.ones_like(current), row_M=batch.row_M,
-                    lengths_N=batch.lengths_N, advantage_N=batch.advantage_N, weight_N=batch.weight_N, rescue_N=batch.rescue_N,
-                )  # fmt: skip
+                    old_M=current.detach() - shift[batch.row_M],
+                    reference_M=None,
+                    importance_M=torch.ones_like(current),
+                    row_M=batch.row_M,
+                    lengths_N=batch.lengths_N,
+                    advantage_N=batch.advantage_N,
+                    weight_N=batch.weight_N,
+                    rescue_N=batch.rescue_N,
+                )
                 terms = objective(current, tokens, settings, StepSize(len(step.rows), step.num_completion_tokens, 16))
                 terms.loss.backward()
                 totals.add(batch, tokens, terms, entropy)
@@ -198,14 +228,30 @@ def test_leaving_rows_out_changes_neither_loss_nor_gradient(loss: str) -> None:
 
 def tiny(kind: str) -> torch.nn.Module:
     torch.manual_seed(0)
-    shape = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 3, "num_attention_heads": 4, "num_key_value_heads": 2}
+    shape = {
+        "hidden_size": 32,
+        "intermediate_size": 48,
+        "num_hidden_layers": 3,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+    }
     if kind == "gemma3":
         config = transformers.Gemma3TextConfig(
-            **shape, head_dim=8, vocab_size=VOCABULARY, sliding_window=24, final_logit_softcapping=2.0, query_pre_attn_scalar=8,
-            layer_types=["sliding_attention", "full_attention", "sliding_attention"], pad_token_id=0, bos_token_id=1, eos_token_id=2,
-        )  # fmt: skip
+            **shape,
+            head_dim=8,
+            vocab_size=VOCABULARY,
+            sliding_window=24,
+            final_logit_softcapping=2.0,
+            query_pre_attn_scalar=8,
+            layer_types=["sliding_attention", "full_attention", "sliding_attention"],
+            pad_token_id=0,
+            bos_token_id=1,
+            eos_token_id=2,
+        )
     elif kind == "gemma2":
-        config = transformers.Gemma2Config(**shape, head_dim=8, vocab_size=VOCABULARY, query_pre_attn_scalar=8, attn_logit_softcapping=3.0)
+        config = transformers.Gemma2Config(
+            **shape, head_dim=8, vocab_size=VOCABULARY, query_pre_attn_scalar=8, attn_logit_softcapping=3.0
+        )
     elif kind == "granite":
         # Scales its logits by a factor of its own: the shortcut past the model's own logits must be refused.
         config = transformers.GraniteConfig(**shape, vocab_size=VOCABULARY, logits_scaling=3.0)
@@ -232,7 +278,9 @@ def test_log_probs_equal_a_plain_forward_of_each_row(kind: str, checkpointing: b
     section = LoraSection(rank=4)
     policy = LoraPolicy(tiny(kind), section, name="m", gradient_checkpointing=checkpointing)
     assert policy.skips_logits is (kind != "granite")
-    assert policy.layout == ("padded" if kind == "gemma2" else "tree")  # capped scores are not what flash attention computes
+    assert policy.layout == (
+        "padded" if kind == "gemma2" else "tree"
+    )  # capped scores are not what flash attention computes
     parameters = policy.start(seed=3, from_base=True)
     with torch.no_grad():
         for name, p in parameters.items():
@@ -260,7 +308,9 @@ def test_log_probs_equal_a_plain_forward_of_each_row(kind: str, checkpointing: b
             wanted = naive_log_probs(plain, rows[index], 0.7)
             torch.testing.assert_close(logp[batch.row_M == n], wanted, atol=2e-5, rtol=1e-4)
             with torch.no_grad(), plain.disable_adapter():
-                torch.testing.assert_close(reference[batch.row_M == n], naive_log_probs(plain, rows[index], 0.7), atol=2e-5, rtol=1e-4)
+                torch.testing.assert_close(
+                    reference[batch.row_M == n], naive_log_probs(plain, rows[index], 0.7), atol=2e-5, rtol=1e-4
+                )
             assert batch.behaviour_M[batch.row_M == n].tolist() == pytest.approx(rows[index].behaviour_logprobs)
             total = total + (wanted * (index + 1)).sum()
         (logp * (torch.tensor(batch.rows)[batch.row_M] + 1)).sum().backward()
@@ -269,9 +319,13 @@ def test_log_probs_equal_a_plain_forward_of_each_row(kind: str, checkpointing: b
         torch.testing.assert_close(p.grad, expected[name].grad, atol=1e-3, rtol=1e-3)
 
 
-def test_a_model_that_takes_no_arguments_for_its_attention_gets_padded_batches(capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_model_that_takes_no_arguments_for_its_attention_gets_padded_batches(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
     class OfOldForm(transformers.LlamaForCausalLM):
-        def forward(self, input_ids: Any = None, position_ids: Any = None, attention_mask: Any = None, use_cache: Any = None) -> Any:
+        def forward(
+            self, input_ids: Any = None, position_ids: Any = None, attention_mask: Any = None, use_cache: Any = None
+        ) -> Any:
             return super().forward(input_ids, attention_mask, position_ids, use_cache=use_cache)
 
     torch.manual_seed(0)
@@ -328,6 +382,8 @@ def test_base_dropout_is_never_active() -> None:
     policy = LoraPolicy(tiny("gpt2").train(), LoraSection(), name="m")
     rows = make_rows(1)
     batch = collate(rows, [0], policy.layout)
-    torch.testing.assert_close(policy.log_probs(batch, temperature=1)[0], policy.log_probs(batch, temperature=1)[0], atol=0, rtol=0)
+    torch.testing.assert_close(
+        policy.log_probs(batch, temperature=1)[0], policy.log_probs(batch, temperature=1)[0], atol=0, rtol=0
+    )
     with pytest.raises(InputError, match="no such layer"):
         policy.start(seed=0, from_base=True)

@@ -63,7 +63,9 @@ def test_compiled_and_checkpointed_layers_give_the_same(kind: str) -> None:
 
 @pytest.mark.usefixtures("gpu")
 @pytest.mark.parametrize("failure", ["raises", "differs"])
-def test_layers_stay_as_they_are_where_compiling_fails(monkeypatch: pytest.MonkeyPatch, capsys: Any, failure: str) -> None:
+def test_layers_stay_as_they_are_where_compiling_fails(
+    monkeypatch: pytest.MonkeyPatch, capsys: Any, failure: str
+) -> None:
     def compiler(graph: Any, inputs: Any) -> Any:
         if failure == "raises":
             raise RuntimeError("no C compiler here")
@@ -77,7 +79,9 @@ def test_layers_stay_as_they_are_where_compiling_fails(monkeypatch: pytest.Monke
     said = capsys.readouterr().out
     assert "LlamaForCausalLM is not compiled" in said
     assert ("no C compiler here" if failure == "raises" else "its results differ") in said
-    for found, value in zip(learned(policy), learned(LoraPolicy(tiny("llama"), LoraSection(rank=4), name="m")), strict=True):
+    for found, value in zip(
+        learned(policy), learned(LoraPolicy(tiny("llama"), LoraSection(rank=4), name="m")), strict=True
+    ):
         torch.testing.assert_close(found, value)
 
 

@@ -19,12 +19,24 @@ VOCABULARY = 48
 
 def tiny(dtype: torch.dtype, *, kind: str = "llama") -> torch.nn.Module:
     torch.manual_seed(0)
-    shape = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2}
+    shape = {
+        "hidden_size": 32,
+        "intermediate_size": 48,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+    }
     if kind == "gemma3":
         config = transformers.Gemma3TextConfig(
-            **shape, head_dim=8, vocab_size=VOCABULARY, sliding_window=24, layer_types=["sliding_attention", "full_attention"],
-            pad_token_id=0, bos_token_id=1, eos_token_id=2,
-        )  # fmt: skip
+            **shape,
+            head_dim=8,
+            vocab_size=VOCABULARY,
+            sliding_window=24,
+            layer_types=["sliding_attention", "full_attention"],
+            pad_token_id=0,
+            bos_token_id=1,
+            eos_token_id=2,
+        )
     else:
         config = transformers.LlamaConfig(**shape, vocab_size=VOCABULARY, tie_word_embeddings=kind == "llama")
     return transformers.AutoModelForCausalLM.from_config(config).to(dtype).requires_grad_(False)
@@ -54,7 +66,9 @@ def test_masters_get_the_sum_of_the_gradients_in_float32(dtype: torch.dtype, kin
     for batch in batches():
         policy.log_probs(batch, temperature=1.0)[0].sum().backward()
         logits = plain(input_ids=batch.input_ids_BL, use_cache=False).logits[0]
-        logits[batch.source_U].float().log_softmax(-1)[torch.arange(len(batch.targets_U)), batch.targets_U].sum().backward()
+        logits[batch.source_U].float().log_softmax(-1)[
+            torch.arange(len(batch.targets_U)), batch.targets_U
+        ].sum().backward()
         for name, p in plain.named_parameters():
             wanted[name] += p.grad.float()
             p.grad = None
@@ -64,7 +78,9 @@ def test_masters_get_the_sum_of_the_gradients_in_float32(dtype: torch.dtype, kin
         scale = float(wanted[name].abs().max())
         assert scale > 0
         # The logits are computed for other rows at a time, so in bfloat16 some are rounded otherwise.
-        torch.testing.assert_close(master.grad, wanted[name], atol=scale * (1e-5 if dtype == torch.float32 else 3e-2), rtol=0)
+        torch.testing.assert_close(
+            master.grad, wanted[name], atol=scale * (1e-5 if dtype == torch.float32 else 3e-2), rtol=0
+        )
     assert all(p.grad is None for p in policy.base.parameters())
 
 

@@ -25,7 +25,11 @@ IDENTITY = {"run_id": "r", "rows": "abc", "total_steps": 40}
 
 
 def steps(num_steps: int) -> pl.DataFrame:
-    values = {c: [1] * num_steps if t.is_integer() else [0.1] * num_steps for c, t in STEPS.schema.items() if c not in ("run_id", "model")}
+    values = {
+        c: [1] * num_steps if t.is_integer() else [0.1] * num_steps
+        for c, t in STEPS.schema.items()
+        if c not in ("run_id", "model")
+    }
     frame = pl.DataFrame({**values, "step": range(1, num_steps + 1)}).drop("iteration")
     return frame.cast({c: t for c, t in STEPS.schema.items() if c in frame.columns})  # type: ignore[arg-type]
 
@@ -82,7 +86,10 @@ def test_the_newest_two_are_kept(paths: RunPaths, checkpoints: CheckpointStore) 
         assert save(checkpoints, num_steps)
         assert found_step(paths) == num_steps
     assert len(names(paths)) == 4
-    assert [n for n in names(paths) if n.endswith(".json")] == ["m0-p000-step10000.manifest.json", "m0-p000-step9999.manifest.json"]
+    assert [n for n in names(paths) if n.endswith(".json")] == [
+        "m0-p000-step10000.manifest.json",
+        "m0-p000-step9999.manifest.json",
+    ]
 
 
 def test_a_checkpoint_is_no_result(paths: RunPaths, checkpoints: CheckpointStore) -> None:
@@ -128,9 +135,12 @@ def other_schema(folder: Path) -> None:
 
 @pytest.mark.parametrize("damage", [lose_data, alter_data, alter_steps, tear_manifest, other_schema])
 def test_a_damaged_one_is_removed_and_the_next_older_one_used(
-    paths: RunPaths, checkpoints: CheckpointStore, damage: Callable[[Path], None], monkeypatch: pytest.MonkeyPatch,
+    paths: RunPaths,
+    checkpoints: CheckpointStore,
+    damage: Callable[[Path], None],
+    monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture,
-) -> None:  # fmt: skip
+) -> None:
     monkeypatch.setattr(manifests, "VISIBILITY_DELAYS_S", (0.01,))
     save(checkpoints, 1)
     save(checkpoints, 2)
@@ -143,7 +153,9 @@ def test_a_damaged_one_is_removed_and_the_next_older_one_used(
     assert found_step(paths) == 2
 
 
-def test_one_of_another_update_is_refused(paths: RunPaths, checkpoints: CheckpointStore, caplog: pytest.LogCaptureFixture) -> None:
+def test_one_of_another_update_is_refused(
+    paths: RunPaths, checkpoints: CheckpointStore, caplog: pytest.LogCaptureFixture
+) -> None:
     save(checkpoints, 1)
     save(checkpoints, 2)
     assert found_step(paths, rows="abd", seed=1) == 0
@@ -151,7 +163,9 @@ def test_one_of_another_update_is_refused(paths: RunPaths, checkpoints: Checkpoi
     assert names(paths) == []
 
 
-def test_a_full_disk_costs_the_checkpoint_only(paths: RunPaths, checkpoints: CheckpointStore, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_full_disk_costs_the_checkpoint_only(
+    paths: RunPaths, checkpoints: CheckpointStore, caplog: pytest.LogCaptureFixture
+) -> None:
     save(checkpoints, 1)
     assert not save(checkpoints, 2, OSError(errno.ENOSPC, "No space left on device"))
     assert "no checkpoint after step 2" in caplog.text

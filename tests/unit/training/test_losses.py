@@ -42,10 +42,17 @@ def make_completions(seed: int, spread: float = 2.0) -> list[Completion]:
     cold = [(advantage, 1.0, False) for advantage in (1.3, -0.7, 0.0, 2.0, -1.7)]
     for advantage, weight, rescue in [*cold, (0.9, 0.8, True), (-1.1, 0.8, True)]:
         old = [-rng.uniform(0.1, 4) for _ in range(rng.randint(1, 7))]
-        found.append(Completion(
-            advantage, weight, rescue, old=old, current=[o + rng.uniform(-spread, spread) for o in old],
-            reference=[o + rng.uniform(-0.5, 0.5) for o in old], behaviour=[o + rng.uniform(-1.0, 0.8) for o in old],
-        ))  # fmt: skip
+        found.append(
+            Completion(
+                advantage,
+                weight,
+                rescue,
+                old=old,
+                current=[o + rng.uniform(-spread, spread) for o in old],
+                reference=[o + rng.uniform(-0.5, 0.5) for o in old],
+                behaviour=[o + rng.uniform(-1.0, 0.8) for o in old],
+            )
+        )
     return found
 
 
@@ -56,15 +63,19 @@ def tensors(completions: list[Completion], settings: UpdateSection) -> tuple[tor
     lengths = torch.tensor([len(c.old) for c in completions])
     row, old = torch.repeat_interleave(torch.arange(len(completions)), lengths), flat("old")
     batch = TokenBatch(
-        old_M=old, reference_M=flat("reference") if settings.kl_weight else None,
-        importance_M=importance_weights(old, flat("behaviour"), row, lengths, settings.importance), row_M=row, lengths_N=lengths,
+        old_M=old,
+        reference_M=flat("reference") if settings.kl_weight else None,
+        importance_M=importance_weights(old, flat("behaviour"), row, lengths, settings.importance),
+        row_M=row,
+        lengths_N=lengths,
         advantage_N=torch.tensor([c.advantage for c in completions], dtype=torch.float64),
-        weight_N=torch.tensor([c.weight for c in completions], dtype=torch.float64), rescue_N=torch.tensor([c.rescue for c in completions]),
-    )  # fmt: skip
+        weight_N=torch.tensor([c.weight for c in completions], dtype=torch.float64),
+        rescue_N=torch.tensor([c.rescue for c in completions]),
+    )
     return flat("current").requires_grad_(), batch
 
 
-# --- the equations, one token at a time -------------------------------------------------------------------------------
+# --- the equations, one token at a time ----------------------------------------------------------
 
 
 def reference_importance(c: Completion, kind: str) -> list[float]:
@@ -101,17 +112,32 @@ def reference_ratios(c: Completion, current: list[float], level: str) -> list[fl
 
 
 def reference_loss(
-    name: str, completions: list[Completion], currents: list[list[float]], *, level: str, kl: float, kl_times_ratio: bool = False,
+    name: str,
+    completions: list[Completion],
+    currents: list[list[float]],
+    *,
+    level: str,
+    kl: float,
+    kl_times_ratio: bool = False,
     importance: str = "token_truncate",
-) -> float:  # fmt: skip
+) -> float:
     """The loss at `currents`; gradients are stopped at the completions' own log-probabilities."""
     loss = 0.0
     for c, current in zip(completions, currents, strict=True):
         ratios, stopped = (reference_ratios(c, x, level) for x in (current, c.current))
-        divisor: float = {"grpo": 11 * len(current), "gspo": 11 * len(current), "sapo": 11 * len(current), "dr_grpo": 11 * 16}.get(name, 53)
+        divisor: float = {
+            "grpo": 11 * len(current),
+            "gspo": 11 * len(current),
+            "sapo": 11 * len(current),
+            "dr_grpo": 11 * 16,
+        }.get(name, 53)
         for t, weight in enumerate(reference_importance(c, importance)):
             difference = c.reference[t] - current[t]
-            penalty = kl * (math.exp(difference) - difference - 1) * (math.exp(current[t] - c.old[t]) if kl_times_ratio else 1)
+            penalty = (
+                kl
+                * (math.exp(difference) - difference - 1)
+                * (math.exp(current[t] - c.old[t]) if kl_times_ratio else 1)
+            )
             gain = reference_gain(name, ratios[t], stopped[t], current[t], c)
             loss += c.weight * (penalty - weight * gain) / divisor
     return loss
@@ -200,12 +226,15 @@ def test_a_completion_without_advantage_adds_exactly_nothing_unless_there_is_kl(
 
 @pytest.mark.parametrize("name", [n for n in CLIP if n != "gspo"])
 @pytest.mark.parametrize(
-    ("advantage", "ratio", "moves"), [(1.0, 1.5, False), (1.0, 0.5, True), (-1.0, 0.5, False), (-1.0, 1.5, True), (-1.0, 1.1, True)]
+    ("advantage", "ratio", "moves"),
+    [(1.0, 1.5, False), (1.0, 0.5, True), (-1.0, 0.5, False), (-1.0, 1.5, True), (-1.0, 1.1, True)],
 )
 def test_clip_is_a_minimum_for_both_signs(name: str, advantage: float, ratio: float, moves: bool) -> None:
     """Trap 3: with max in place of min, a bad completion that became likelier would not be pushed down."""
     settings = UpdateSection(loss=name, kl_weight=0)
-    completion = Completion(advantage, 1.0, False, current=[-2.0 + math.log(ratio)], old=[-2.0], reference=[0.0], behaviour=[-2.0])
+    completion = Completion(
+        advantage, 1.0, False, current=[-2.0 + math.log(ratio)], old=[-2.0], reference=[0.0], behaviour=[-2.0]
+    )
     current, batch = tensors([completion], settings)
     terms = objective(current, batch, settings, STEP)
     terms.loss.backward()
@@ -215,7 +244,9 @@ def test_clip_is_a_minimum_for_both_signs(name: str, advantage: float, ratio: fl
 
 def test_gspo_clips_whole_completions() -> None:
     """Two tokens whose ratios cancel are not clipped; a completion that moved is, with all its tokens."""
-    still = Completion(1.0, 1.0, False, current=[-1.5, -2.5], old=[-2.0, -2.0], reference=[0.0] * 2, behaviour=[-2.0] * 2)
+    still = Completion(
+        1.0, 1.0, False, current=[-1.5, -2.5], old=[-2.0, -2.0], reference=[0.0] * 2, behaviour=[-2.0] * 2
+    )
     moved = replace(still, current=[-1.5, -2.0])
     current, batch = tensors([still, moved], UpdateSection(loss="gspo"))
     terms = objective(current, batch, UpdateSection(loss="gspo"), STEP)
@@ -239,8 +270,15 @@ def test_sapo_counts_its_gradient_once(advantage: float, rescue: bool) -> None:
 @pytest.mark.parametrize("advantage", [1.0, -1.0])
 def test_cispo_caps_the_ratio_itself_and_keeps_every_token(advantage: float) -> None:
     ratios = [0.1, 1.2, 4.9, 50.0]
-    completion = Completion(advantage, 1.0, False, current=[-5 + math.log(r) for r in ratios], old=[-5.0] * 4, reference=[0.0] * 4,
-                            behaviour=[-5.0] * 4)  # fmt: skip
+    completion = Completion(
+        advantage,
+        1.0,
+        False,
+        current=[-5 + math.log(r) for r in ratios],
+        old=[-5.0] * 4,
+        reference=[0.0] * 4,
+        behaviour=[-5.0] * 4,
+    )
     current, batch = tensors([completion], UpdateSection(loss="cispo"))
     terms = objective(current, batch, UpdateSection(loss="cispo"), STEP)
     terms.loss.backward()
@@ -250,6 +288,7 @@ def test_cispo_caps_the_ratio_itself_and_keeps_every_token(advantage: float) -> 
 
 def test_length_enters_as_each_loss_says() -> None:
     """A completion of four tokens against one of one token, alike otherwise: the sum of its gradients."""
+
     def pull(name: str, length: int) -> float:
         completion = Completion(1.0, 1.0, False, *([[-2.0] * length] * 4))
         current, batch = tensors([completion], UpdateSection(loss=name, kl_weight=0))
@@ -272,9 +311,15 @@ def test_kl_with_the_ratio_has_the_gradient_of_the_reverse_kl() -> None:
         settings = UpdateSection(kl_weight=1.0, kl_times_ratio=kl_times_ratio)
         zero = torch.zeros(6, dtype=torch.float64)
         batch = TokenBatch(
-            old_M=old, reference_M=reference, importance_M=zero, row_M=torch.arange(6), lengths_N=torch.ones(6, dtype=torch.long),
-            advantage_N=zero, weight_N=old.exp(), rescue_N=zero.bool(),
-        )  # fmt: skip
+            old_M=old,
+            reference_M=reference,
+            importance_M=zero,
+            row_M=torch.arange(6),
+            lengths_N=torch.ones(6, dtype=torch.long),
+            advantage_N=zero,
+            weight_N=old.exp(),
+            rescue_N=zero.bool(),
+        )
         loss = objective(current, batch, settings, replace(STEP, num_completions=1)).loss
         return torch.autograd.grad(loss, logits, retain_graph=True)[0]
 
@@ -314,9 +359,12 @@ def test_importance_kinds_are_detached(settings: ImportanceSection, expected: li
 @pytest.mark.parametrize("kind", ["token_truncate", "sequence_mask", "geometric_truncate"])
 def test_importance_does_not_hide_what_is_not_a_number(kind: str) -> None:
     weights = importance_weights(
-        torch.tensor([float("nan")]), torch.zeros(1), torch.zeros(1, dtype=torch.long), torch.ones(1, dtype=torch.long),
+        torch.tensor([float("nan")]),
+        torch.zeros(1),
+        torch.zeros(1, dtype=torch.long),
+        torch.ones(1, dtype=torch.long),
         ImportanceSection(kind=kind),
-    )  # fmt: skip
+    )
     assert weights.isnan().all()
 
 
@@ -326,8 +374,14 @@ def test_learning_rate_closed_form(total: int, share: float) -> None:
     settings = UpdateSection(learning_rate=2e-4, warmup_share=share)
     warmup = math.ceil(share * total)
     for step in range(total):
-        expected = (step + 1) / warmup if step < warmup else math.cos(math.pi / 2 * (step - warmup) / max(total - warmup, 1)) ** 2
+        expected = (
+            (step + 1) / warmup
+            if step < warmup
+            else math.cos(math.pi / 2 * (step - warmup) / max(total - warmup, 1)) ** 2
+        )
         assert learning_rate(settings, steps_done=step, total_steps=total) == pytest.approx(2e-4 * expected)
         assert learning_rate(settings, steps_done=step, total_steps=total) > 0
     constant = settings.model_copy(update={"schedule": "constant"})
-    assert learning_rate(constant, steps_done=total + 5, total_steps=total) == (2e-4 if warmup < total else pytest.approx(2e-4))
+    assert learning_rate(constant, steps_done=total + 5, total_steps=total) == (
+        2e-4 if warmup < total else pytest.approx(2e-4)
+    )

@@ -46,34 +46,63 @@ def make_batch(seed: int, spread: float) -> dict[str, Any]:
 
     old = -2.5 + noise(2.0)
     return {
-        "lengths": torch.tensor(lengths), "mask": torch.arange(size[1]) < torch.tensor(lengths)[:, None], "old": old,
-        "current": (old + noise(spread)), "reference": old + noise(0.5), "importance": 1 + noise(0.8),
+        "lengths": torch.tensor(lengths),
+        "mask": torch.arange(size[1]) < torch.tensor(lengths)[:, None],
+        "old": old,
+        "current": (old + noise(spread)),
+        "reference": old + noise(0.5),
+        "importance": 1 + noise(0.8),
         "advantages": torch.tensor([rng.gauss(0, 1) * (i != 3) for i in range(len(lengths))], dtype=torch.float64),
-    }  # fmt: skip
+    }
 
 
-def theirs(compute: Callable[..., torch.Tensor], data: dict[str, Any], settings: UpdateSection) -> tuple[float, torch.Tensor]:
+def theirs(
+    compute: Callable[..., torch.Tensor], data: dict[str, Any], settings: UpdateSection
+) -> tuple[float, torch.Tensor]:
     current = data["current"].clone().requires_grad_()
     cispo = settings.loss == "cispo"
     trainer = SimpleNamespace(
-        loss_type=KNOWN.get(settings.loss, settings.loss), importance_sampling_level=settings.ratio, beta=settings.kl_weight,
-        epsilon_low=settings.clip_low, epsilon_high=settings.ratio_cap if cispo else settings.clip_high,
+        loss_type=KNOWN.get(settings.loss, settings.loss),
+        importance_sampling_level=settings.ratio,
+        beta=settings.kl_weight,
+        epsilon_low=settings.clip_low,
+        epsilon_high=settings.ratio_cap if cispo else settings.clip_high,
         args=SimpleNamespace(
-            use_bias_correction_kl=settings.kl_times_ratio, delta=None, sapo_temperature_pos=settings.tau_positive,
-            sapo_temperature_neg=settings.tau_negative, steps_per_generation=1,
+            use_bias_correction_kl=settings.kl_times_ratio,
+            delta=None,
+            sapo_temperature_pos=settings.tau_positive,
+            sapo_temperature_neg=settings.tau_negative,
+            steps_per_generation=1,
         ),
-        max_completion_length=MAX_NEW_TOKENS, use_vllm=True, vllm_importance_sampling_correction=True, top_entropy_quantile=1.0,
-        off_policy_mask_threshold=None, aux_loss_enabled=False, _entropy_bonus_enabled=False, current_gradient_accumulation_steps=1,
-        model=SimpleNamespace(training=True), _metrics={"train": defaultdict(list)},
+        max_completion_length=MAX_NEW_TOKENS,
+        use_vllm=True,
+        vllm_importance_sampling_correction=True,
+        top_entropy_quantile=1.0,
+        off_policy_mask_threshold=None,
+        aux_loss_enabled=False,
+        _entropy_bonus_enabled=False,
+        current_gradient_accumulation_steps=1,
+        model=SimpleNamespace(training=True),
+        _metrics={"train": defaultdict(list)},
         accelerator=SimpleNamespace(num_processes=1, gather=lambda x: x, reduce=lambda x, reduction: x),
         _get_per_token_logps_and_entropies=lambda *_, **__: (current, torch.zeros_like(current), None),
-    )  # fmt: skip
+    )
     ids = data["mask"].long()
-    loss = compute(trainer, trainer.model, {
-        "prompt_ids": ids, "prompt_mask": ids, "completion_ids": ids, "completion_mask": ids, "advantages": data["advantages"],
-        "old_per_token_logps": data["old"], "ref_per_token_logps": data["reference"], "importance_sampling_ratio": data["importance"],
-        "num_items_in_batch": ids.sum(),
-    })  # fmt: skip
+    loss = compute(
+        trainer,
+        trainer.model,
+        {
+            "prompt_ids": ids,
+            "prompt_mask": ids,
+            "completion_ids": ids,
+            "completion_mask": ids,
+            "advantages": data["advantages"],
+            "old_per_token_logps": data["old"],
+            "ref_per_token_logps": data["reference"],
+            "importance_sampling_ratio": data["importance"],
+            "num_items_in_batch": ids.sum(),
+        },
+    )
     loss.backward()
     return loss.item(), current.grad[data["mask"]]
 
@@ -82,16 +111,26 @@ def ours(data: dict[str, Any], settings: UpdateSection) -> tuple[float, torch.Te
     mask, lengths = data["mask"], data["lengths"]
     current = data["current"][mask].clone().requires_grad_()
     batch = TokenBatch(
-        old_M=data["old"][mask], reference_M=data["reference"][mask] if settings.kl_weight else None, importance_M=data["importance"][mask],
-        row_M=torch.repeat_interleave(torch.arange(len(lengths)), lengths), lengths_N=lengths, advantage_N=data["advantages"],
-        weight_N=torch.ones(len(lengths), dtype=torch.float64), rescue_N=torch.zeros(len(lengths), dtype=torch.bool),
-    )  # fmt: skip
+        old_M=data["old"][mask],
+        reference_M=data["reference"][mask] if settings.kl_weight else None,
+        importance_M=data["importance"][mask],
+        row_M=torch.repeat_interleave(torch.arange(len(lengths)), lengths),
+        lengths_N=lengths,
+        advantage_N=data["advantages"],
+        weight_N=torch.ones(len(lengths), dtype=torch.float64),
+        rescue_N=torch.zeros(len(lengths), dtype=torch.bool),
+    )
     loss = objective(current, batch, settings, StepSize(len(lengths), int(lengths.sum()), MAX_NEW_TOKENS)).loss
     loss.backward()
     return loss.item(), current.grad
 
 
-OPTIONS: list[dict[str, Any]] = [{}, {"kl_weight": 0.3}, {"ratio": "sequence"}, {"kl_weight": 0.3, "kl_times_ratio": True}]
+OPTIONS: list[dict[str, Any]] = [
+    {},
+    {"kl_weight": 0.3},
+    {"ratio": "sequence"},
+    {"kl_weight": 0.3, "kl_times_ratio": True},
+]
 CASES = [
     (name, options)
     for name in ("grpo", "dapo", "dr_grpo", "bnpo", "gspo", "sapo", "cispo")

@@ -39,7 +39,15 @@ def test_common_beginnings() -> None:
     assert build_tree([[1, 2], [1, 3]]).segments.key_index_K.tolist() == [0, 1, 0, 2]
 
 
-def dense(query: Any, key: Any, value: Any, given: list[list[int]], places: list[torch.Tensor], scale: float, window: int | None) -> Any:
+def dense(
+    query: Any,
+    key: Any,
+    value: Any,
+    given: list[list[int]],
+    places: list[torch.Tensor],
+    scale: float,
+    window: int | None,
+) -> Any:
     """One softmax over all tokens, of which a mask leaves those before a token in its sequence."""
     size = query.shape[2]
     visible = torch.zeros(size, size, dtype=torch.bool)
@@ -49,7 +57,9 @@ def dense(query: Any, key: Any, value: Any, given: list[list[int]], places: list
             visible[place[n], place[first : n + 1]] = True
     repeat = query.shape[1] // key.shape[1]
     scores = query @ key.repeat_interleave(repeat, dim=1).transpose(2, 3) * scale
-    return (scores.masked_fill(~visible, -torch.inf).softmax(-1) @ value.repeat_interleave(repeat, dim=1)).transpose(1, 2)
+    return (scores.masked_fill(~visible, -torch.inf).softmax(-1) @ value.repeat_interleave(repeat, dim=1)).transpose(
+        1, 2
+    )
 
 
 @pytest.mark.parametrize("window", [None, 3, 50])
@@ -73,14 +83,21 @@ def test_attention_equals_a_dense_mask(window: int | None, shared: bool) -> None
         for t in tensors:
             t.grad = None
     for found, wanted in zip(*results, strict=True):
-        torch.testing.assert_close(found, wanted, atol=1e-6, rtol=1e-6)  # gradients of shared keys are summed in float32
+        torch.testing.assert_close(
+            found, wanted, atol=1e-6, rtol=1e-6
+        )  # gradients of shared keys are summed in float32
 
 
 def test_what_attention_does_not_know_is_refused() -> None:
     tree = build_tree([[1, 2], [1, 3]])
     tensors = [torch.randn(1, 2, 3, 8) for _ in range(3)]
     segments: dict[str, Segments] = {"segments": tree.segments}
-    for wrong in ({}, {**segments, "softcap": 30.0}, {**segments, "s_aux": torch.zeros(2)}, {**segments, "dropout": 0.1}):
+    for wrong in (
+        {},
+        {**segments, "softcap": 30.0},
+        {**segments, "s_aux": torch.zeros(2)},
+        {**segments, "dropout": 0.1},
+    ):
         with pytest.raises(ValueError, match="tree attention"):
             tree_attention(None, *tensors, None, **wrong)
     with pytest.raises(ValueError, match="tree attention"):

@@ -11,7 +11,9 @@ from core_hpc.training import token_log_probs
 @pytest.mark.parametrize("temperature", [0.0, 0.7, 1.0])
 @pytest.mark.parametrize("bias", [False, True])
 @pytest.mark.parametrize("trains_head", [False, True])
-def test_chunked_log_softmax_equals_naive(monkeypatch: pytest.MonkeyPatch, temperature: float, bias: bool, trains_head: bool) -> None:
+def test_chunked_log_softmax_equals_naive(
+    monkeypatch: pytest.MonkeyPatch, temperature: float, bias: bool, trains_head: bool
+) -> None:
     torch.manual_seed(0)
     head = torch.nn.Linear(8, 37, bias=bias).requires_grad_(trains_head)
     targets = torch.randint(37, (23,))
@@ -37,7 +39,9 @@ def test_chunked_log_softmax_equals_naive(monkeypatch: pytest.MonkeyPatch, tempe
     (naive * upstream).sum().backward()
     for logp, entropy, grad, head_grads in results:
         torch.testing.assert_close(logp, naive.detach(), atol=1e-5, rtol=1e-5)
-        torch.testing.assert_close(entropy, torch.distributions.Categorical(logits=distribution.detach()).entropy(), atol=1e-5, rtol=1e-5)
+        torch.testing.assert_close(
+            entropy, torch.distributions.Categorical(logits=distribution.detach()).entropy(), atol=1e-5, rtol=1e-5
+        )
         torch.testing.assert_close(grad, hidden.grad, atol=1e-5, rtol=1e-5)
         for found, wanted in zip(head_grads, head.parameters(), strict=True):
             assert (found is not None) is trains_head
@@ -58,7 +62,9 @@ def test_a_head_of_several_operations_in_bfloat16() -> None:
     distribution = (head(plain).float() / 0.5).log_softmax(-1)
     wanted = distribution[torch.arange(9), targets]
     torch.testing.assert_close(logp, wanted, atol=1e-5, rtol=1e-5)
-    torch.testing.assert_close(entropy, torch.distributions.Categorical(logits=distribution.detach()).entropy(), atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(
+        entropy, torch.distributions.Categorical(logits=distribution.detach()).entropy(), atol=1e-5, rtol=1e-5
+    )
     logp.sum().backward()
     wanted.sum().backward()
     torch.testing.assert_close(hidden.grad, plain.grad, atol=2e-2, rtol=2e-2)
