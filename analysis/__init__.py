@@ -4,7 +4,7 @@
 
 In a notebook:
 
-    from analysis.counts.run import load_run
+    from analysis.counts.load import load_run
     from analysis.metrics.passk import pass_at_k_table
     pass_at_k_table(load_run(Path("outputs/demo/demo-1a2b3c4d")).counts, ks=[1, 2])
 

@@ -11,7 +11,7 @@ from pathlib import Path
 import polars as pl
 from rich.console import Console
 
-from analysis.counts.run import RunData, load_hints, load_runs
+from analysis.counts.load import RunData, load_hints, load_runs
 from analysis.layout.formats import FORMATS, table_text
 from analysis.layout.tables import ReportTable, render, tidy_table
 from analysis.metrics.curves import curves_table
@@ -23,8 +23,8 @@ from analysis.metrics.votes import vote_table
 from analysis.report.report import report_tables, warnings_of, write_reports, write_table
 from analysis.report.training_tables import rows_table
 from core_hpc.common.errors import CoreHpcError, InputError
+from core_hpc.runs.folder import list_runs
 from core_hpc.store.schema import COLD, EVALUATE
-from core_hpc.store.shards import list_runs
 
 STRATA = ("data_set", "subject", "level")
 TABLE = FORMATS[0]

@@ -20,10 +20,10 @@ from rich.console import Console
 from core_hpc.common.errors import ClaimError, CoreHpcError, InputError, StoreError
 from core_hpc.common.terminal import show_error
 from core_hpc.controller.detach import active_controllers
+from core_hpc.runs.folder import locate
 from core_hpc.slurm.commands import JobId, QueueEntry, Slurm, SlurmUnavailableError
 from core_hpc.slurm.outcomes import ABANDONED, DONE, Outcome
-from core_hpc.slurm.submit import OPEN, Submission, SubmissionFolder
-from core_hpc.status.collect import locate
+from core_hpc.slurm.records import OPEN, Submission, SubmissionFolder
 from core_hpc.store import manifests
 from core_hpc.store.claims import claim, describe_holder, holder_lives
 from core_hpc.store.paths import RunPaths, SweepPaths

@@ -8,31 +8,26 @@ from __future__ import annotations
 
 import argparse
 import errno
-import json
-import os
 import signal
-import subprocess
 import sys
-import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from types import FrameType
 from typing import get_args
 
 from rich.console import Console
-from rich.markup import escape
 
 from core_hpc.common.errors import CoreHpcError, InputError
 from core_hpc.common.terminal import show_error, standard_console
 from core_hpc.config.cluster import Driver
-from core_hpc.controller.control import Prepared, Start, control
-from core_hpc.controller.plan import print_plan, splits_of
+from core_hpc.controller.control import control
+from core_hpc.controller.plan import print_plan
+from core_hpc.controller.prepare import Prepared, Start, _prepare_new
+from core_hpc.controller.results import conclude
 from core_hpc.local.executor import LocalLimits
 from core_hpc.local.gpus import check_gpus
 from core_hpc.runs import folder as runfolders
-from core_hpc.runs.folder import ModelFacts
 from core_hpc.runs.sweep import Sweep, load_sweep
-from core_hpc.schedule.scheduler import RunProgress
 from core_hpc.slurm.commands import Slurm, slurm_installed
 from core_hpc.store import manifests
 from core_hpc.store.claims import claim
@@ -175,55 +170,7 @@ def _detach(sweep: Sweep, start: Start, prepared: Prepared, console: Console) ->
 # --- before --------------------------------------------------------------------------------------
 
 
-def _prepare_new(sweep: Sweep, console: Console) -> Prepared:
-    """Splits and model facts of the runs whose folder does not exist yet, by run id."""
-    new = [plan for plan in sweep.runs if not runfolders.exists(plan, sweep.folder)]
-    splits = [splits_of(plan) for plan in new]
-    if not new:
-        return {}
-    console.print("preparing models and problems (the first time converts weights; a minute or two) ...")
-    with tempfile.TemporaryDirectory() as folder:
-        answer = Path(folder, "facts.json")
-        request = json.dumps({"configs": [plan.config.model_dump(mode="json") for plan in new]})
-        done = subprocess.run(
-            [sys.executable, "-m", "core_hpc.controller.prepare", str(answer)],
-            input=request.encode(),
-            capture_output=True,
-            check=False,
-            env={**os.environ, "TOKENIZERS_PARALLELISM": "false"},
-        )
-        if not answer.exists():
-            words = done.stderr.decode(errors="replace")[-4000:]
-            raise CoreHpcError(f"preparation ended with status {done.returncode}; its last words:\n{words}")
-        facts = json.loads(answer.read_text(encoding="utf-8"))
-    if "error" in facts:
-        raise InputError(f"{sweep.source}: nothing was created\n{facts['error']}")
-    found = [{name: ModelFacts(**f) for name, f in run.items()} for run in facts["facts"]]
-    return {plan.run_id: (s, f) for plan, s, f in zip(new, splits, found, strict=True)}
-
-
 # --- after ---------------------------------------------------------------------------------------
-
-
-def conclude(sweep: Sweep, progress: list[RunProgress], console: Console) -> int:
-    """Print the result of every run; 0 when none was stopped."""
-    from analysis.counts.run import load_run
-    from analysis.layout.tables import render
-    from analysis.report.summary import summary_table
-
-    stopped = [p for p in progress if p.stopped]
-    for p in progress:
-        console.print()
-        if p.stopped:
-            console.print(f"[red]{escape(p.run.run_id)} stopped:[/red] {escape(p.stopped)}", soft_wrap=True)
-        else:
-            render([summary_table(load_run(p.run.root))], console)
-    console.print("look further:")
-    console.print(f"  tensorboard --logdir {sweep.folder}", soft_wrap=True)
-    console.print(f"  python -m analysis report {sweep.folder} --out {sweep.folder / 'report'}", soft_wrap=True)
-    for p in progress:
-        console.print(f"  run folder: {p.run.root}", soft_wrap=True)
-    return 1 if stopped else 0
 
 
 if __name__ == "__main__":

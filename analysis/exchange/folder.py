@@ -23,7 +23,7 @@ from typing import Any
 
 import polars as pl
 
-from analysis.counts.run import configuration, problems_of
+from analysis.counts.load import configuration, problems_of
 from analysis.exchange.lines import PER_COMPLETION, PER_PROBLEM
 from analysis.exchange.predictions import GIVEN, Predictions, read_predictions
 from core_hpc.answers import extract, latex, numbers, symbolic, verifier
@@ -32,10 +32,11 @@ from core_hpc.common.errors import InputError
 from core_hpc.config.run import RunConfig
 from core_hpc.problems.splits import EVALUATION, split_of
 from core_hpc.runs import provenance
+from core_hpc.runs.folder import list_runs
 from core_hpc.store import manifests
 from core_hpc.store.paths import MANIFEST_SUFFIX, RunPaths, TaskKey
 from core_hpc.store.schema import ATTRIBUTES, COLD, CORRECT, EVALUATE, PROBLEMS, ROLLOUTS
-from core_hpc.store.shards import list_runs, publish_frame, published_keys, read_manifest_table
+from core_hpc.store.shards import publish_frame, published_keys, read_manifest_table
 
 FORMS = (PER_PROBLEM, PER_COMPLETION)
 EXPORT_PHASES = (EVALUATE, COLD)

@@ -23,7 +23,7 @@ from typing import Any
 import polars as pl
 
 from analysis.counts.counts import COUNTS, count_rows, panel
-from analysis.counts.run import configuration, described, problems_of
+from analysis.counts.load import configuration, described, problems_of
 from analysis.exchange.folder import new_folder, one_run, require_free, verifier_version
 from analysis.layout.tables import UNDEFINED, ReportTable, laid_out, percent
 from analysis.metrics.passk import AFTER, BEFORE, DIFFERENCE
@@ -33,11 +33,12 @@ from core_hpc.answers.extract import extract_answer, verify_many
 from core_hpc.answers.kinds import KINDS
 from core_hpc.common.errors import InputError, StoreError
 from core_hpc.problems.splits import split_of
+from core_hpc.runs.folder import read_identity
 from core_hpc.store import manifests
 from core_hpc.store.manifests import Manifest
 from core_hpc.store.paths import MANIFEST_SUFFIX, RunPaths
 from core_hpc.store.schema import COLD, CORRECT, EVALUATE, HINT, HINTS, NO_ANSWER, PROBLEMS, RESCUE, ROLLOUTS
-from core_hpc.store.shards import publish_frame, published_keys, read_identity, read_manifest_table
+from core_hpc.store.shards import publish_frame, published_keys, read_manifest_table
 
 _ORDER = (COLD, HINT, RESCUE, EVALUATE)  # cold first: rescue rows say what became of it
 

@@ -17,7 +17,7 @@ import numpy as np
 import polars as pl
 
 from analysis.counts.counts import Panel, iterations_of, panel
-from analysis.counts.run import RunData
+from analysis.counts.load import RunData
 from analysis.layout.tables import UNDEFINED, ReportTable, coefficient, group_starts, laid_out, note_counts, percent
 from analysis.metrics.compare import MEAN, changed_fields
 from analysis.metrics.overlap import mean_phi

@@ -17,7 +17,7 @@ import numpy as np
 import polars as pl
 
 from analysis.counts.counts import Panel
-from analysis.counts.run import RunData
+from analysis.counts.load import RunData
 from analysis.layout.tables import UNDEFINED, ReportTable, laid_out, percent
 from analysis.metrics.pairs import Pair, fields_of, pairs_of
 from analysis.metrics.passk import COVERAGE, EQUAL_K, MATCHED_BUDGET, MATCHED_PASS, PASS, TEAM, TEAM_PASS, too_few

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import polars as pl
 
 from analysis.counts.counts import Panel, iterations_of, paired, panel
-from analysis.counts.run import RunData, problems_of
+from analysis.counts.load import RunData, problems_of
 from analysis.stats.estimators import IntArray
 from analysis.stats.intervals import join_notes
 from core_hpc.common.errors import InputError

@@ -11,7 +11,7 @@ from typing import Any
 
 import polars as pl
 
-from analysis.counts.run import RunData
+from analysis.counts.load import RunData
 from analysis.layout.tables import (
     KIND,
     UNDEFINED,

@@ -12,11 +12,11 @@ from collections.abc import Mapping
 from datetime import UTC, datetime
 from typing import Any
 
-from analysis.counts.run import RunData, problems_of
+from analysis.counts.load import RunData, problems_of
 from analysis.timing.cost import Cost
 from core_hpc.config.run import flatten
 from core_hpc.problems.splits import EVALUATION, TRAIN
-from core_hpc.store.shards import read_identity
+from core_hpc.runs.folder import read_identity
 
 
 def facts_of(data: RunData, cost: Cost) -> list[tuple[str, str]]:

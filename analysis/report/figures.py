@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 import polars as pl
 
-from analysis.counts.run import RunData
+from analysis.counts.load import RunData
 from analysis.metrics import overlap, passk, rescue
 from analysis.metrics.compare import MEAN
 from analysis.report import plots

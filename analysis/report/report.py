@@ -20,7 +20,7 @@ from typing import TypeVar
 import polars as pl
 
 from analysis.counts.counts import panel
-from analysis.counts.run import RunData, load_hints
+from analysis.counts.load import RunData, load_hints
 from analysis.layout.formats import table_text, to_markdown
 from analysis.layout.tables import ReportTable
 from analysis.metrics.curves import CURVES, curves_table

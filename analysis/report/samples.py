@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import polars as pl
 
-from analysis.counts.run import RunData, problems_of
+from analysis.counts.load import RunData, problems_of
 from analysis.stats.intervals import SEED
 from core_hpc.problems.splits import TRAIN
 from core_hpc.store import manifests

@@ -10,7 +10,7 @@ from typing import Any
 
 import polars as pl
 
-from analysis.counts.run import RunData
+from analysis.counts.load import RunData
 from analysis.layout.tables import UNDEFINED, ReportTable, coefficient, group_starts, laid_out, percent
 from analysis.metrics import overlap, passk, rescue
 from analysis.report.evaluation_tables import NOT_ASKED, missing

@@ -11,7 +11,7 @@ from typing import Any
 
 import polars as pl
 
-from analysis.counts.run import RunData
+from analysis.counts.load import RunData
 from analysis.layout.tables import UNDEFINED, ReportTable, group_starts, laid_out, note_counts, number, percent
 from analysis.metrics import rescue
 from core_hpc.store.paths import TEAM

@@ -32,12 +32,13 @@ from analysis.timing.critical_path import (
     tasks_of_iteration,
 )
 from core_hpc.common.errors import StoreError
+from core_hpc.runs.folder import read_identity, read_run_config
 from core_hpc.runs.graph import Graph
 from core_hpc.store import manifests
 from core_hpc.store.manifests import Manifest
 from core_hpc.store.paths import TEAM, RunPaths, TaskKey
 from core_hpc.store.schema import COLD, EVALUATE, PHASES, RESCUE, UPDATE
-from core_hpc.store.shards import published_keys, read_identity, read_run_config
+from core_hpc.store.shards import published_keys
 
 TIMES = pl.Schema(
     {

@@ -14,11 +14,12 @@ from typing import Any
 import polars as pl
 
 from analysis.timing.critical_path import shared_seconds
+from core_hpc.runs.folder import read_identity
 from core_hpc.store import manifests as store
 from core_hpc.store.manifests import Manifest
 from core_hpc.store.paths import RunPaths, TaskKey
 from core_hpc.store.schema import GENERATION_PHASES, PHASES, ROLLOUTS, STEPS, UPDATE
-from core_hpc.store.shards import published_keys, read_identity, read_manifest_table
+from core_hpc.store.shards import published_keys, read_manifest_table
 
 ALL = "all"
 COST_TABLE = pl.Schema(

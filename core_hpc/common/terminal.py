@@ -19,3 +19,17 @@ def standard_console() -> Console:
 def show_error(message: object) -> None:
     """A message for the user on standard error, without a traceback."""
     Console(stderr=True, highlight=False, soft_wrap=True).print(f"[bold red]error:[/bold red] {escape(str(message))}")
+
+
+def duration(seconds: float) -> str:
+    """Human form of a time span.
+
+    >>> duration(42), duration(125), duration(7300)
+    ('42 s', '2 min 05 s', '2 h 01 min')
+    """
+    whole = round(seconds)
+    if whole < 60:
+        return f"{whole} s"
+    if whole < 3600:
+        return f"{whole // 60} min {whole % 60:02d} s"
+    return f"{whole // 3600} h {whole % 3600 // 60:02d} min"

@@ -6,47 +6,29 @@ any of them goes on from what is published and from the records of what was subm
 
 from __future__ import annotations
 
-import contextlib
 import time
-import uuid
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable
 from pathlib import Path
 
 from rich.console import Console
 from rich.markup import escape
 
-from core_hpc.common.errors import CoreHpcError
-from core_hpc.local.executor import Event, LocalExecutor, LocalLimits
+from core_hpc.controller.counts_cache import CountsCache
+from core_hpc.controller.heartbeat import Heartbeat
+from core_hpc.controller.prepare import Prepared, Start
+from core_hpc.local.executor import LocalExecutor, LocalLimits
 from core_hpc.phases.checkpoint import remove_checkpoints
-from core_hpc.problems.splits import Splits
 from core_hpc.runs import folder as runfolders
-from core_hpc.runs.folder import ModelFacts
 from core_hpc.runs.sweep import RunPlan, Sweep
-from core_hpc.schedule.scheduler import Executor, RunProgress, Scheduler, cpu_seconds, inspect_run
+from core_hpc.schedule.base import Executor
+from core_hpc.schedule.progress import RunProgress, inspect_run
+from core_hpc.schedule.scheduler import Scheduler, cpu_seconds
 from core_hpc.slurm.commands import Slurm
-from core_hpc.slurm.submit import OPEN, SubmissionFolder
+from core_hpc.slurm.records import OPEN, SubmissionFolder
 from core_hpc.store import manifests
-from core_hpc.store.claims import claim, own_job
+from core_hpc.store.claims import claim
 from core_hpc.store.paths import SweepPaths
 from core_hpc.store.schema import UPDATE
-
-HEARTBEAT_S = 60.0
-
-Prepared = dict[str, tuple[Splits, dict[str, ModelFacts]]]
-
-
-@dataclass(frozen=True)
-class Start:
-    """One start by the user; `start_id` is handed on from a detached controller to its successor."""
-
-    start_id: str
-    by_user: bool = True
-    verify: bool = False
-
-    @classmethod
-    def new(cls, *, verify: bool) -> Start:
-        return cls(uuid.uuid4().hex[:8], verify=verify)
 
 
 def control(sweep: Sweep, start: Start, prepared: Prepared, console: Console) -> tuple[list[RunProgress], bool]:
@@ -130,7 +112,8 @@ def _clean(progress: RunProgress) -> None:
 def _drive(
     sweep: Sweep, start: Start, progress: list[RunProgress], executor: Executor, how: str, console: Console
 ) -> bool:
-    from core_hpc.controller.display import Display, duration
+    from core_hpc.common.terminal import duration
+    from core_hpc.controller.display import Display
     from core_hpc.controller.tracking import Tracking
 
     cluster = sweep.runs[0].config.cluster
@@ -141,7 +124,7 @@ def _drive(
         + f"; {how}"
     )
     started = time.monotonic()
-    tracking, keeping = Tracking(), Keeping()
+    tracking, keeping = Tracking(), CountsCache()
     paths = SweepPaths(sweep.folder)
     # The children of the local driver are its workers, which are no part of the controller.
     heartbeat = Heartbeat(
@@ -172,56 +155,3 @@ def _drive(
         f"this start took {duration(seconds)}; the controller used {cpu:.0f} CPU-seconds ({100 * cpu / seconds:.1f} % of a core)"
     )
     return finished
-
-
-class Keeping:
-    """Listener that has the counts of every finished iteration kept, for analysis (analysis/counts/kept.py)."""
-
-    def on_event(self, progress: RunProgress, event: Event) -> None:
-        if event.kind == "done":
-            self._keep(progress, {event.task.key.iteration})
-
-    def close(self, runs: Sequence[RunProgress]) -> None:
-        """Make up for what a controller that was killed did not keep, or what a damaged shard has changed since."""
-        from analysis.counts import kept
-
-        for progress in runs:
-            self._keep(progress, {key.iteration for key in progress.published} - kept.iterations(progress.run.root))
-
-    def _keep(self, progress: RunProgress, iterations: set[int]) -> None:
-        from analysis.counts.run import keep_counts
-
-        for iteration in sorted(iterations):
-            own = progress.graph.tasks_of(iteration)
-            if any(
-                key in progress.rest for key in reversed(own)
-            ):  # mostly the last: after every task this is asked again
-                continue
-            # Analysis does without, and says what is wrong with the rows.
-            with contextlib.suppress(CoreHpcError, OSError):
-                keep_counts(progress.run.root, iteration)
-
-
-class Heartbeat:
-    """Says in a file that the controller lives, what CPU time it takes, and how its runs are. For core_hpc.status alone.
-
-    host, pid, user, time (of writing), job, start_id, started, interval_s (between writings), cpu_s (since `started`), and
-    runs: by id, the tries that failed and counted, and why it was stopped (or null).
-    """
-
-    def __init__(self, path: Path, start: Start, runs: Sequence[RunProgress], cpu: Callable[[], float]) -> None:
-        self._path, self._runs, self._cpu, self._cpu_before = path, runs, cpu, cpu()
-        self._fixed = {"job": own_job(), "start_id": start.start_id, "started": time.time(), "interval_s": HEARTBEAT_S}
-        self._next = 0.0
-        self.cpu_s = 0.0
-
-    def beat(self, *, last: bool = False) -> None:
-        """Write, if it is time to."""
-        if time.monotonic() < self._next and not last:
-            return
-        self._next = time.monotonic() + HEARTBEAT_S
-        self.cpu_s = self._cpu() - self._cpu_before
-        runs = {p.run.run_id: {"failed": p.failures, "stopped": p.stopped} for p in self._runs}
-        body = {**manifests.writer_identity(), **self._fixed, "cpu_s": round(self.cpu_s, 2), "runs": runs}
-        with contextlib.suppress(OSError):  # a full disk must not end a controller for this
-            manifests.write_json(self._path, body)

@@ -20,21 +20,15 @@ from rich.console import Console
 from core_hpc.common.errors import ClaimError, CoreHpcError, StoreError
 from core_hpc.common.terminal import standard_console
 from core_hpc.config.cluster import ClusterSection
-from core_hpc.controller.control import Prepared, Start, control, open_runs
+from core_hpc.controller.control import control, open_runs
+from core_hpc.controller.prepare import Prepared, Start
 from core_hpc.runs import folder as runfolders
 from core_hpc.runs.sweep import Sweep
-from core_hpc.schedule.scheduler import RunProgress
+from core_hpc.schedule.progress import RunProgress
 from core_hpc.slurm.commands import Slurm, SlurmUnavailableError
 from core_hpc.slurm.outcomes import DIED, DONE, Outcome
-from core_hpc.slurm.submit import (
-    OPEN,
-    RefusedError,
-    Submission,
-    SubmissionFolder,
-    job_parameters,
-    new_submission,
-    submit,
-)
+from core_hpc.slurm.records import OPEN, Submission, SubmissionFolder, new_submission
+from core_hpc.slurm.submit import RefusedError, job_parameters, submit
 from core_hpc.store import manifests
 from core_hpc.store.paths import SweepPaths
 
@@ -118,7 +112,7 @@ def require_no_other(sweep_folder: Path, slurm: Slurm) -> None:
 
 def run_controller(spec: ControllerSpec) -> None:
     """The controller's job."""
-    from core_hpc.launch import conclude
+    from core_hpc.controller.results import conclude
 
     signal.signal(signal.SIGUSR2, _interrupt)
     signal.signal(signal.SIGTERM, _interrupt)

@@ -18,9 +18,10 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from core_hpc.local.executor import Event, TaskRef
+from core_hpc.common.terminal import duration
 from core_hpc.problems.splits import EVALUATION
-from core_hpc.schedule.scheduler import RunProgress
+from core_hpc.schedule.base import Event, TaskRef
+from core_hpc.schedule.progress import RunProgress
 from core_hpc.store.paths import TEAM, TaskKey
 from core_hpc.store.schema import COLD, EVALUATE, GENERATION_PHASES, RESCUE, UPDATE
 
@@ -36,20 +37,6 @@ class _Active:
     done: int = 0
     total: int = 0
     tokens: int = 0
-
-
-def duration(seconds: float) -> str:
-    """Human form of a time span.
-
-    >>> duration(42), duration(125), duration(7300)
-    ('42 s', '2 min 05 s', '2 h 01 min')
-    """
-    whole = round(seconds)
-    if whole < 60:
-        return f"{whole} s"
-    if whole < 3600:
-        return f"{whole // 60} min {whole % 60:02d} s"
-    return f"{whole // 3600} h {whole % 3600 // 60:02d} min"
 
 
 class Display:

@@ -16,7 +16,7 @@ from core_hpc.common.errors import InputError
 from core_hpc.config.cluster import ClusterSection, PhaseGroup
 from core_hpc.config.problems import DataSetProblems
 from core_hpc.controller import estimate
-from core_hpc.problems.splits import Splits, check_counts, make_splits
+from core_hpc.controller.prepare import splits_of
 from core_hpc.runs import folder as runfolders
 from core_hpc.runs.graph import Graph, steps_per_iteration
 from core_hpc.runs.sweep import RunPlan, Sweep
@@ -24,13 +24,6 @@ from core_hpc.slurm.arrays import CHAINS
 from core_hpc.slurm.submit import batch_script, group_of, job_parameters
 from core_hpc.store.paths import RunPaths, TaskKey
 from core_hpc.store.schema import COLD, EVALUATE
-
-
-def splits_of(plan: RunPlan) -> Splits:
-    """The problems of a run; errors name the file and row."""
-    splits = make_splits(plan.config.problems)
-    check_counts(plan.config, splits)
-    return splits
 
 
 def print_plan(sweep: Sweep, console: Console) -> None:

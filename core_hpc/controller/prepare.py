@@ -7,10 +7,16 @@ In (standard input): {"configs": [...]}. Out (the file named on the command line
 from __future__ import annotations
 
 import json
+import os
+import subprocess
 import sys
-from dataclasses import asdict
+import tempfile
+import uuid
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
+
+from rich.console import Console
 
 from core_hpc.common.errors import CoreHpcError, InputError
 from core_hpc.config.run import ModelSection, RunConfig
@@ -25,8 +31,10 @@ from core_hpc.models.resolve import (
     resolve_embedder,
     resolve_model,
 )
-from core_hpc.problems.splits import Splits, make_splits, worked_examples
+from core_hpc.problems.splits import Splits, check_counts, make_splits, worked_examples
+from core_hpc.runs import folder as runfolders
 from core_hpc.runs.folder import ModelFacts
+from core_hpc.runs.sweep import RunPlan, Sweep
 from core_hpc.store.schema import COLD, EVALUATE
 
 CONTEXT_STEP_TOKENS = 64
@@ -109,3 +117,53 @@ def main(arguments: list[str]) -> int:
 
 if __name__ == "__main__":
     sys.exit(main(sys.argv[1:]))
+
+
+def splits_of(plan: RunPlan) -> Splits:
+    """The problems of a run; errors name the file and row."""
+    splits = make_splits(plan.config.problems)
+    check_counts(plan.config, splits)
+    return splits
+
+
+Prepared = dict[str, tuple[Splits, dict[str, ModelFacts]]]
+
+
+@dataclass(frozen=True)
+class Start:
+    """One start by the user; `start_id` is handed on from a detached controller to its successor."""
+
+    start_id: str
+    by_user: bool = True
+    verify: bool = False
+
+    @classmethod
+    def new(cls, *, verify: bool) -> Start:
+        return cls(uuid.uuid4().hex[:8], verify=verify)
+
+
+def _prepare_new(sweep: Sweep, console: Console) -> Prepared:
+    """Splits and model facts of the runs whose folder does not exist yet, by run id."""
+    new = [plan for plan in sweep.runs if not runfolders.exists(plan, sweep.folder)]
+    splits = [splits_of(plan) for plan in new]
+    if not new:
+        return {}
+    console.print("preparing models and problems (the first time converts weights; a minute or two) ...")
+    with tempfile.TemporaryDirectory() as folder:
+        answer = Path(folder, "facts.json")
+        request = json.dumps({"configs": [plan.config.model_dump(mode="json") for plan in new]})
+        done = subprocess.run(
+            [sys.executable, "-m", "core_hpc.controller.prepare", str(answer)],
+            input=request.encode(),
+            capture_output=True,
+            check=False,
+            env={**os.environ, "TOKENIZERS_PARALLELISM": "false"},
+        )
+        if not answer.exists():
+            words = done.stderr.decode(errors="replace")[-4000:]
+            raise CoreHpcError(f"preparation ended with status {done.returncode}; its last words:\n{words}")
+        facts = json.loads(answer.read_text(encoding="utf-8"))
+    if "error" in facts:
+        raise InputError(f"{sweep.source}: nothing was created\n{facts['error']}")
+    found = [{name: ModelFacts(**f) for name, f in run.items()} for run in facts["facts"]]
+    return {plan.run_id: (s, f) for plan, s, f in zip(new, splits, found, strict=True)}

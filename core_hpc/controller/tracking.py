@@ -9,20 +9,22 @@ from __future__ import annotations
 
 import math
 import time
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import polars as pl
 
+from analysis.counts.counts import ROW_COLUMNS, count_rows
+from analysis.metrics.curves import STEP_MEASURES, score_points
+from analysis.metrics.passk import FIRST, PASS_HAT, pass_at_k_table
+from analysis.timing.account import RunTimes, iteration_table, task_time, waited_table, with_submissions
+from analysis.timing.critical_path import TaskTime
 from core_hpc.config.run import flatten, scientific_fields
-from core_hpc.local.executor import Event
 from core_hpc.runs.folder import Run
-from core_hpc.schedule.scheduler import RunProgress
+from core_hpc.schedule.base import Event
+from core_hpc.schedule.progress import RunProgress
 from core_hpc.store import manifests, shards
 from core_hpc.store.paths import TEAM, TaskKey
 from core_hpc.store.schema import EVALUATE, GENERATION_PHASES, ROLLOUTS, SCORE, SCORES, STEPS, UPDATE
-
-if TYPE_CHECKING:
-    from analysis.timing.critical_path import TaskTime
 
 FINAL = "final"
 """Group of the last evaluation's figures, which stand beside the hyper-parameters."""
@@ -49,8 +51,6 @@ class RunTracker:
 
     def task_published(self, key: TaskKey, published: set[TaskKey]) -> None:
         """Write the points that this task completes."""
-        from analysis.timing.account import task_time
-
         manifest = manifests.read_manifest(self._run.paths.task_manifest(key))
         time_s = manifest.writer["time"]
         self._times.append(task_time(key, manifest))
@@ -104,8 +104,6 @@ class RunTracker:
 
     def _write_time(self, key: TaskKey, time_s: float) -> None:
         """Of an iteration whose training is published: its time, its overhead, and what it was waiting for."""
-        from analysis.timing.account import RunTimes, iteration_table, waited_table, with_submissions
-
         self._times = [
             t for t in self._times if t.key.iteration >= key.iteration - 1
         ]  # it may have waited for the one before
@@ -116,25 +114,18 @@ class RunTracker:
         self._scalars(TEAM, {**points, **{f"waited_s/{item}": s for item, s in waited.rows()}}, key.iteration, time_s)
 
     def _write_scores(self, key: TaskKey, time_s: float) -> None:
-        from analysis.metrics.curves import score_points
-
         scores = shards.read_tasks(self._run.root, self._alike(key), SCORES)
         for model in (*scores["model"].unique(maintain_order=True), TEAM):
             rows = scores if model == TEAM else scores.filter(pl.col("model") == model)
             self._scalars(model, score_points(rows), key.iteration, time_s)
 
     def _write_steps(self, key: TaskKey, manifest: manifests.Manifest, time_s: float) -> None:
-        from analysis.metrics.curves import STEP_MEASURES
-
         for row in shards.read_manifest_table(manifest, STEPS).iter_rows(named=True):
             self._scalars(
                 key.model, {tag: row[column] for column, tag in STEP_MEASURES.items()}, row["global_step"], time_s
             )
 
     def _write_evaluation(self, key: TaskKey, time_s: float) -> None:
-        from analysis.counts.counts import ROW_COLUMNS, count_rows
-        from analysis.metrics.passk import FIRST, PASS_HAT, pass_at_k_table
-
         rows = shards.read_tasks(self._run.root, self._alike(key), ROLLOUTS, columns=ROW_COLUMNS)
         counts = count_rows(rows, source=str(self._run.root))
         table = pass_at_k_table(counts, ks=self._ks(), models=[m.name for m in self._run.config.team], teams=[])

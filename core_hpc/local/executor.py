@@ -18,38 +18,19 @@ from typing import Any, Literal
 import psutil
 
 from core_hpc.config.cluster import ClusterSection
-from core_hpc.config.run import config_hash, scientific_fields
 from core_hpc.engines import worker_environment
-from core_hpc.engines.shared import SHARED_KINDS
+from core_hpc.engines.share import Sharing
 from core_hpc.local.gpus import Holder, check_gpus, most_on_a_gpu, place_alone, place_beside, usable_gpus
-from core_hpc.local.memory import Needs, Sharing, choose, gpu_memory
+from core_hpc.local.memory import Needs, choose, gpu_memory
 from core_hpc.local.process import WorkerProcess, end_workers
 from core_hpc.runs.folder import Run
+from core_hpc.runs.roles import engine_kind, parts_at_once, role_of
+from core_hpc.schedule.base import Event, TaskRef
 from core_hpc.store.manifests import make_folder
 from core_hpc.store.paths import TaskKey
-from core_hpc.store.schema import GENERATION_PHASES, UPDATE
+from core_hpc.store.schema import UPDATE
 
 POLL_S = 0.5
-
-
-@dataclass(frozen=True)
-class TaskRef:
-    """A task of a run."""
-
-    run_id: str
-    key: TaskKey
-
-
-@dataclass(frozen=True)
-class Event:
-    """Something that happened to a task: `kind` is started, waiting, progress, done or failed (see schedule.Executor).
-
-    Also stopped, after `LocalExecutor.stop`.
-    """
-
-    task: TaskRef
-    kind: str
-    fields: dict[str, Any]
 
 
 @dataclass
@@ -323,34 +304,6 @@ class LocalExecutor:
         end_workers(workers)
 
 
-def needs_of(runs: Sequence[Run]) -> list[Needs]:
-    """Of the team that needs most."""
-    teams = [
-        [Needs.of(m, r.facts[m.name].num_weights, r.config.cluster.update_ranks) for m in r.config.team] for r in runs
-    ]
-    return max(teams, key=lambda team: sum(n.engine_gb + n.trainer_gb for n in team), default=[])
-
-
 def _kind(role: str) -> str:
     """What workers of a role do: generate, update or score."""
     return role.partition("-")[0]
-
-
-def role_of(run: Run, key: TaskKey) -> str:
-    """Tasks of one role can follow each other in a warm process, also those of different runs of a sweep."""
-    if key.phase not in GENERATION_PHASES and key.phase != UPDATE:
-        return "score"
-    model, facts = run.config.model(key.model), run.facts[key.model]
-    digest = config_hash({"model": scientific_fields(model), "context_tokens": facts.context_tokens})
-    return f"{'update' if key.phase == UPDATE else 'generate'}-{key.model}-{digest}"
-
-
-def parts_at_once(cluster: ClusterSection, run: Run, key: TaskKey) -> int:
-    """Tasks that the worker of a task may do at once (cluster.parts_in_engine)."""
-    is_shared = key.phase in GENERATION_PHASES and engine_kind(run, key) in SHARED_KINDS
-    return cluster.parts_in_engine if is_shared else 1
-
-
-def engine_kind(run: Run, key: TaskKey) -> str:
-    """Which environment the worker of a task must be started with (engines.worker_environment)."""
-    return run.config.model(key.model).engine if key.phase in GENERATION_PHASES else "transformers"

@@ -7,17 +7,14 @@ they are wrong a worker runs out of memory and says so, and `gpu_sharing: evict`
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal, cast
 
 from core_hpc.config.cluster import ClusterSection
 from core_hpc.config.run import ModelSection
+from core_hpc.engines.share import Sharing
 from core_hpc.local.gpus import most_on_a_gpu
-
-Kind = Literal["evict", "split", "sleep"]
-ENVIRONMENT = "CORE_HPC_GPU_SHARING"
+from core_hpc.runs.folder import Run
 
 USABLE = 0.92
 """Of a GPU's memory; the rest is the driver's, and lost between blocks."""
@@ -45,25 +42,6 @@ class Needs:
         bytes_each = 0.6 if model.tuning == "qlora" else 4.0 if model.dtype == "float32" else 2.0
         full = 8 + 16 / num_ranks + 2 if model.tuning == "full" else 0.0  # training/full.py
         return cls(billion * bytes_each, billion * (bytes_each + full))
-
-
-@dataclass(frozen=True)
-class Sharing:
-    """The way, the share of a GPU that each engine takes, and why."""
-
-    kind: Kind
-    engine_share: float
-    why: str = ""
-
-    def environment(self) -> dict[str, str]:
-        """What a worker is told of it (`of_worker`)."""
-        return {ENVIRONMENT: f"{self.kind} {self.engine_share}"}
-
-    @classmethod
-    def of_worker(cls, cluster: ClusterSection) -> Sharing:
-        """What this worker was told by who started it, else what the configuration says."""
-        kind, share = os.environ.get(ENVIRONMENT, f"evict {cluster.gpu_memory_share}").split()
-        return cls(cast(Kind, kind), float(share))
 
 
 def choose(
@@ -145,3 +123,11 @@ def gpu_memory(names: Sequence[str]) -> float | None:
         return None
     except pynvml.NVMLError:
         return None
+
+
+def needs_of(runs: Sequence[Run]) -> list[Needs]:
+    """Of the team that needs most."""
+    teams = [
+        [Needs.of(m, r.facts[m.name].num_weights, r.config.cluster.update_ranks) for m in r.config.team] for r in runs
+    ]
+    return max(teams, key=lambda team: sum(n.engine_gb + n.trainer_gb for n in team), default=[])

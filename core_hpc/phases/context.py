@@ -21,8 +21,8 @@ from core_hpc.common.errors import StoreError
 from core_hpc.config.run import ModelSection
 from core_hpc.engines import EngineSpec, create_engine, has_gpu
 from core_hpc.engines.base import AdapterRef, Engine
+from core_hpc.engines.share import Sharing
 from core_hpc.engines.shared import EngineOwner
-from core_hpc.local.memory import Sharing
 from core_hpc.models.prompts import PromptBuilder, stop_strings_of
 from core_hpc.models.resolve import ResolvedModel, load_tokenizer, resolve_embedder, resolve_model
 from core_hpc.problems.splits import EXAMPLES, worked_examples

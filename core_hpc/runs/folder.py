@@ -14,12 +14,12 @@ from typing import Any
 
 import polars as pl
 
-from core_hpc.common.errors import RunConflictError
+from core_hpc.common.errors import InputError, RunConflictError, StoreError
 from core_hpc.config.run import RunConfig, flatten, scientific_fields
 from core_hpc.problems.splits import EVALUATION, SPLITS, Splits
 from core_hpc.runs import provenance
 from core_hpc.runs.graph import Graph, Horizon, extend_horizon
-from core_hpc.runs.sweep import RunPlan, Sweep
+from core_hpc.runs.sweep import RunPlan, Sweep, load_sweep
 from core_hpc.store import manifests, shards
 from core_hpc.store.paths import RunPaths, SweepPaths
 from core_hpc.store.schema import PROBLEMS
@@ -138,12 +138,55 @@ def started_sweep(folder: Path, run_ids: Sequence[str]) -> Sweep:
     plans = []
     for run_id in run_ids:
         root = folder / run_id
-        plans.append(RunPlan(shards.read_identity(root)["label"], run_id, shards.read_run_config(root)))
+        plans.append(RunPlan(read_identity(root)["label"], run_id, read_run_config(root)))
     return Sweep(folder, "", plans[0].config.name, folder, tuple(plans))
 
 
 def open_run(root: Path) -> Run:
     """Open a run folder as its last start left it (what tasks do)."""
-    identity = shards.read_identity(root)
+    identity = read_identity(root)
     facts = {name: ModelFacts(**f) for name, f in identity["models"].items()}
-    return Run(identity["run_id"], RunPaths(root), shards.read_run_config(root), facts)
+    return Run(identity["run_id"], RunPaths(root), read_run_config(root), facts)
+
+
+def list_runs(path: Path) -> list[Path]:
+    """A run folder itself, or the run folders of a sweep folder; InputError when it is neither."""
+    if RunPaths(path).identity.is_file():
+        return [path]
+    runs = sorted(p.parent for p in path.glob("*/run.json")) if path.is_dir() else []
+    if not runs:
+        raise InputError(f"{path}: neither a run folder nor a sweep folder (no run.json in it or one level below)")
+    return runs
+
+
+def read_identity(run: Path) -> dict[str, Any]:
+    """The run's identity: scientific fields, model fingerprints, provenance."""
+    identity: dict[str, Any] = manifests.read_json(RunPaths(run).identity)
+    return identity
+
+
+def read_run_config(run: Path) -> RunConfig:
+    """The configuration as of the run's last start."""
+    try:
+        return RunConfig.model_validate(manifests.read_json(RunPaths(run).config))
+    except ValueError as e:
+        raise StoreError(f"{RunPaths(run).config}: not a configuration of this version ({e})") from e
+
+
+def locate(path: Path) -> tuple[Path, list[Path]]:
+    """Folder and run folders of a sweep, given that folder, its file, or one run folder; InputError when it is none of them."""
+    folder = path
+    if path.is_file() or path.suffix in (".yaml", ".yml"):
+        folder = load_sweep(path).folder
+        if not folder.is_dir():
+            raise InputError(
+                f"{path}: there is no {folder}. Start it (python -m core_hpc.launch {path}), or name the sweep's folder"
+            )
+    if RunPaths(folder).identity.is_file():
+        return folder.absolute().parent, [folder.absolute()]
+    paths, runs = SweepPaths(folder), sorted(p.parent for p in folder.glob("*/run.json"))
+    if not runs and not any(p.exists() for p in (paths.claim, paths.source, paths.slurm)):
+        raise InputError(
+            f"{path}: neither a sweep's file nor its folder nor a run's folder (no run.json in it or one level below)"
+        )
+    return folder.absolute(), [run.absolute() for run in runs]

@@ -14,9 +14,9 @@ from __future__ import annotations
 import time
 from collections.abc import Collection, Sequence
 
-from core_hpc.local.executor import Event, TaskRef
 from core_hpc.runs.folder import Run
 from core_hpc.runs.graph import Graph
+from core_hpc.schedule.base import Event, TaskRef
 from core_hpc.slurm.executor import SlurmExecutor, failure_fields
 from core_hpc.slurm.outcomes import DONE, Outcome
 from core_hpc.slurm.submit import group_of

@@ -22,10 +22,11 @@ from typing import Any
 
 from core_hpc.common.errors import CoreHpcError
 from core_hpc.engines import worker_environment
-from core_hpc.local.executor import engine_kind, role_of
 from core_hpc.local.process import WorkerProcess, end_workers
 from core_hpc.phases.checkpoint import stored_steps
 from core_hpc.runs.folder import Run, open_run
+from core_hpc.runs.roles import engine_kind, role_of
+from core_hpc.slurm.outcomes import PREEMPTED, TERMINATED, TIME_LIMIT
 from core_hpc.store import manifests
 from core_hpc.store.paths import RunPaths, TaskKey
 from core_hpc.store.schema import GENERATION_PHASES, UPDATE
@@ -39,7 +40,6 @@ EARLY_WARNING_S = 65.0
 """SLURM may send the warning signal up to a minute early."""
 CHAIN_LOOK_S = 1.0
 """Between two looks for what other elements of a chain publish."""
-TIME_LIMIT, PREEMPTED, TERMINATED = "time limit", "preempted", "terminated"
 
 
 class ElementError(CoreHpcError):

@@ -17,12 +17,13 @@ from typing import Any
 
 from core_hpc.common.errors import InputError
 from core_hpc.config.cluster import ClusterSection, PhaseGroup
-from core_hpc.local.executor import Event, TaskRef
 from core_hpc.runs.folder import Run
+from core_hpc.schedule.base import Event, TaskRef
 from core_hpc.schedule.scheduler import cpu_seconds
 from core_hpc.slurm.commands import Slurm, SlurmUnavailableError
 from core_hpc.slurm.outcomes import ABANDONED, DONE, NODE_KINDS, OUT_OF_MEMORY, Outcome
-from core_hpc.slurm.submit import FAILED, OPEN, RefusedError, SubmissionFolder, new_submission, submit_elements
+from core_hpc.slurm.records import FAILED, OPEN, SubmissionFolder, new_submission
+from core_hpc.slurm.submit import RefusedError, submit_elements
 from core_hpc.slurm.watch import OpenSubmission, Sighting, Watch
 from core_hpc.store.paths import TaskKey
 

@@ -11,8 +11,8 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from core_hpc.slurm.element import PREEMPTED, TERMINATED, TIME_LIMIT
-
+TIME_LIMIT, PREEMPTED, TERMINATED = "time limit", "preempted", "terminated"
+"""Why a job was asked to stop."""
 NODE, OUT_OF_MEMORY, CANCELLED, LOST, DIED = "node", "out of memory", "cancelled", "lost", "died"
 GAVE_UP = "gave up"
 """Of a job of the driver `resident`: it stopped its run because of failures that its status file lists."""

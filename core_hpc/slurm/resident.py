@@ -14,8 +14,8 @@ from pathlib import Path
 from typing import Any
 
 from core_hpc.config.cluster import ClusterSection
-from core_hpc.local.executor import Event, TaskRef
 from core_hpc.runs.folder import Run
+from core_hpc.schedule.base import Event, TaskRef
 from core_hpc.slurm.commands import Slurm
 from core_hpc.slurm.executor import SlurmExecutor, failure_fields
 from core_hpc.slurm.outcomes import GAVE_UP, Outcome, of_failure

@@ -14,9 +14,12 @@ from pathlib import Path
 from typing import Any
 
 from core_hpc.common.errors import CoreHpcError
-from core_hpc.local.executor import Event, LocalExecutor, LocalLimits, needs_of
+from core_hpc.local.executor import LocalExecutor, LocalLimits
+from core_hpc.local.memory import needs_of
 from core_hpc.runs.folder import Run, open_run
-from core_hpc.schedule.scheduler import RunProgress, Scheduler, inspect_run
+from core_hpc.schedule.base import Event
+from core_hpc.schedule.progress import RunProgress, inspect_run
+from core_hpc.schedule.scheduler import Scheduler
 from core_hpc.slurm.element import ElementError, ElementSpec, Status, Stop, steps_saved
 from core_hpc.slurm.outcomes import DIED, GAVE_UP
 

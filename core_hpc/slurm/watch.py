@@ -14,12 +14,12 @@ from pathlib import Path
 from typing import Any, Literal
 
 from core_hpc.common.errors import StoreError
-from core_hpc.local.executor import TaskRef
 from core_hpc.local.process import log_tail
 from core_hpc.runs.folder import Run
+from core_hpc.schedule.base import TaskRef
 from core_hpc.slurm.commands import FINAL, AccountingEntry, JobId, QueueEntry, Slurm, SlurmUnavailableError
 from core_hpc.slurm.outcomes import CANCELLED, INTERRUPTED, Outcome, explain
-from core_hpc.slurm.submit import Submission, SubmissionFolder
+from core_hpc.slurm.records import Submission, SubmissionFolder
 from core_hpc.store import manifests
 from core_hpc.store.paths import TaskKey
 from core_hpc.store.schema import EVALUATE

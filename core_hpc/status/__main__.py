@@ -24,9 +24,9 @@ from rich.table import Table
 from rich.text import Text
 
 from core_hpc.common.errors import CoreHpcError, InputError
-from core_hpc.common.terminal import show_error, standard_console
-from core_hpc.controller.display import duration
-from core_hpc.status.collect import Manifests, locate
+from core_hpc.common.terminal import duration, show_error, standard_console
+from core_hpc.runs.folder import locate
+from core_hpc.status.collect import Manifests
 from core_hpc.status.compute import read_status
 from core_hpc.status.model import (
     FINISHED,

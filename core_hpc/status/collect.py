@@ -13,11 +13,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from core_hpc.common.errors import InputError, StoreError
+from core_hpc.common.errors import StoreError
 from core_hpc.runs.folder import Run
-from core_hpc.runs.sweep import load_sweep
 from core_hpc.slurm.commands import QueueEntry, Slurm, SlurmUnavailableError, slurm_installed
-from core_hpc.slurm.submit import ENDED, FAILED, OPEN, Submission, SubmissionFolder
+from core_hpc.slurm.records import ENDED, FAILED, OPEN, Submission, SubmissionFolder
 from core_hpc.store import manifests
 from core_hpc.store.manifests import Manifest
 from core_hpc.store.paths import RunPaths, SweepPaths, TaskKey
@@ -54,25 +53,6 @@ class Found:
             known.append((self.heartbeat["started"], self.heartbeat["start_id"]))
         last = max(known, default=(0.0, ""))[1]
         return last, min((at for at, start_id in known if start_id == last), default=0.0)
-
-
-def locate(path: Path) -> tuple[Path, list[Path]]:
-    """Folder and run folders of a sweep, given that folder, its file, or one run folder; InputError when it is none of them."""
-    folder = path
-    if path.is_file() or path.suffix in (".yaml", ".yml"):
-        folder = load_sweep(path).folder
-        if not folder.is_dir():
-            raise InputError(
-                f"{path}: there is no {folder}. Start it (python -m core_hpc.launch {path}), or name the sweep's folder"
-            )
-    if RunPaths(folder).identity.is_file():
-        return folder.absolute().parent, [folder.absolute()]
-    paths, runs = SweepPaths(folder), sorted(p.parent for p in folder.glob("*/run.json"))
-    if not runs and not any(p.exists() for p in (paths.claim, paths.source, paths.slurm)):
-        raise InputError(
-            f"{path}: neither a sweep's file nor its folder nor a run's folder (no run.json in it or one level below)"
-        )
-    return folder.absolute(), [run.absolute() for run in runs]
 
 
 def read_or_none(path: Path) -> Any | None:

@@ -12,12 +12,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from analysis.timing.account import RunTimes, iteration_table, task_time, with_submissions
 from core_hpc.common.errors import StoreError
 from core_hpc.runs.folder import Run, open_run
 from core_hpc.runs.graph import Graph
 from core_hpc.slurm.commands import QueueEntry
 from core_hpc.slurm.outcomes import ABANDONED, DONE, GAVE_UP
-from core_hpc.slurm.submit import OPEN, Submission, SubmissionFolder
+from core_hpc.slurm.records import OPEN, Submission, SubmissionFolder
 from core_hpc.status.collect import Found, Manifests, Queue, Records, find_sweep, read_or_none
 from core_hpc.status.model import (
     FINISHED,
@@ -234,8 +235,6 @@ def _last_iteration(
     run: Run, graph: Graph, window: Mapping[TaskKey, Manifest]
 ) -> tuple[float | None, float | None, str | None]:
     """Time, overhead and largest item of the last iteration whose training is in the window."""
-    from analysis.timing.account import RunTimes, iteration_table, task_time, with_submissions
-
     wanted = Counter(k.iteration for k in graph.tasks() if k.phase != EVALUATE)
     found = Counter(k.iteration for k in window if k.phase != EVALUATE)
     last = max((i for i, num in found.items() if num == wanted[i]), default=None)

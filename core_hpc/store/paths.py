@@ -87,7 +87,7 @@ class RunPaths:
 
     @property
     def kept(self) -> Path:
-        """Counts of finished iterations (analysis.counts.kept)."""
+        """Counts of finished iterations (analysis.counts.cache)."""
         return self.root / "counts"
 
     def phase_folder(self, phase: str, iteration: int) -> Path:

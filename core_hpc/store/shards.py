@@ -12,8 +12,6 @@ from typing import Any
 
 import polars as pl
 
-from core_hpc.common.errors import InputError, StoreError
-from core_hpc.config.run import RunConfig
 from core_hpc.store import manifests
 from core_hpc.store.manifests import Manifest
 from core_hpc.store.paths import MANIFEST_SUFFIX, RunPaths, TaskKey
@@ -107,27 +105,3 @@ def read_rows(run: Path, table: Table, *, phases: Sequence[str], columns: Sequen
             manifest = manifests.read_manifest(RunPaths(run).task_manifest(key))
             frames.append(read_manifest_table(manifest, table, columns=columns))
     return pl.concat(frames) if frames else _empty(table, columns)
-
-
-def list_runs(path: Path) -> list[Path]:
-    """A run folder itself, or the run folders of a sweep folder; InputError when it is neither."""
-    if RunPaths(path).identity.is_file():
-        return [path]
-    runs = sorted(p.parent for p in path.glob("*/run.json")) if path.is_dir() else []
-    if not runs:
-        raise InputError(f"{path}: neither a run folder nor a sweep folder (no run.json in it or one level below)")
-    return runs
-
-
-def read_identity(run: Path) -> dict[str, Any]:
-    """The run's identity: scientific fields, model fingerprints, provenance."""
-    identity: dict[str, Any] = manifests.read_json(RunPaths(run).identity)
-    return identity
-
-
-def read_run_config(run: Path) -> RunConfig:
-    """The configuration as of the run's last start."""
-    try:
-        return RunConfig.model_validate(manifests.read_json(RunPaths(run).config))
-    except ValueError as e:
-        raise StoreError(f"{RunPaths(run).config}: not a configuration of this version ({e})") from e

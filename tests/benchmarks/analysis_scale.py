@@ -59,14 +59,14 @@ def _files(run: Path) -> list[Path]:
 
 
 def _ours(run: Path) -> int:
-    from analysis.counts.run import load_run
+    from analysis.counts.load import load_run
 
     return int(load_run(run, answers=False).counts["n"].sum())
 
 
 def _report(run: Path) -> int:
     """From reading to a table of Pass@k."""
-    from analysis.counts.run import load_run
+    from analysis.counts.load import load_run
     from analysis.metrics.passk import pass_at_k_table
 
     data = load_run(run, answers=False)
@@ -122,7 +122,7 @@ def measure_one(way: str, run: Path) -> dict[str, float]:
     import numpy as np  # noqa: F401
     import polars as pl  # noqa: F401
 
-    import analysis.counts.run  # noqa: F401
+    import analysis.counts.load  # noqa: F401
 
     if way.startswith("duckdb"):
         import duckdb  # noqa: F401
@@ -143,7 +143,7 @@ def _median(way: str, run: Path, **environment: str) -> dict[str, float]:
 
 def benchmark(folder: Path, size: Size) -> dict[str, Any]:
     """All ways on one run; then the counts are kept, and it is read from them."""
-    from analysis.counts.run import keep_counts
+    from analysis.counts.load import keep_counts
 
     run = folder / "run"
     rows = make_run(run, size)

@@ -28,18 +28,18 @@ from unittest import mock
 from rich.console import Console
 
 from core_hpc.controller.display import Display
-from core_hpc.controller.plan import splits_of
-from core_hpc.controller.prepare import prepare
+from core_hpc.controller.prepare import prepare, splits_of
 from core_hpc.controller.tracking import Tracking
-from core_hpc.local.executor import Event, TaskRef
 from core_hpc.runs import folder as runs
 from core_hpc.runs.folder import Run
 from core_hpc.runs.graph import Graph
 from core_hpc.runs.sweep import load_sweep
-from core_hpc.schedule.scheduler import RunProgress, Scheduler, inspect_run
+from core_hpc.schedule.base import Event, TaskRef
+from core_hpc.schedule.progress import RunProgress, inspect_run
+from core_hpc.schedule.scheduler import Scheduler
 from core_hpc.slurm.arrays import ArraysExecutor
 from core_hpc.slurm.commands import QueueEntry, Slurm
-from core_hpc.slurm.submit import ENDED, FAILED, OPEN, SubmissionFolder
+from core_hpc.slurm.records import ENDED, FAILED, OPEN, SubmissionFolder
 from core_hpc.store import manifests
 from core_hpc.store.paths import TaskKey
 from core_hpc.store.schema import COLD

@@ -35,16 +35,17 @@ import yaml
 from core_hpc.config.run import ClusterSection
 from core_hpc.controller import control as controller
 from core_hpc.controller import tracking
-from core_hpc.controller.control import Prepared, Start, control
+from core_hpc.controller.control import control
 from core_hpc.controller.display import Display
-from core_hpc.controller.plan import splits_of
+from core_hpc.controller.prepare import Prepared, Start, splits_of
 from core_hpc.runs import folder as runs
 from core_hpc.runs.folder import ModelFacts, Run
 from core_hpc.runs.sweep import load_sweep
-from core_hpc.schedule.scheduler import RunProgress, cpu_seconds, inspect_run
+from core_hpc.schedule.progress import RunProgress, inspect_run
+from core_hpc.schedule.scheduler import cpu_seconds
 from core_hpc.slurm import executor
 from core_hpc.slurm.commands import Slurm
-from core_hpc.slurm.submit import Submission, SubmissionFolder
+from core_hpc.slurm.records import Submission, SubmissionFolder
 from core_hpc.store import shards
 from core_hpc.store.paths import SweepPaths, TaskKey
 from core_hpc.store.schema import UPDATE

@@ -16,8 +16,7 @@ import polars as pl
 
 from analysis.timing.account import iteration_table, times_of, waited_table
 from analysis.timing.critical_path import GENERATE, LOG_PROBS, START, TRAIN
-from core_hpc.controller.plan import splits_of
-from core_hpc.controller.prepare import prepare
+from core_hpc.controller.prepare import prepare, splits_of
 from core_hpc.phases.context import TaskContext, Warm
 from core_hpc.runs import folder as runs
 from core_hpc.runs.folder import Run

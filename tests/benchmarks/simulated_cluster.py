@@ -22,7 +22,7 @@ from typing import Any
 
 from core_hpc.runs.folder import Run
 from core_hpc.slurm.commands import JobId
-from core_hpc.slurm.submit import Submission, SubmissionFolder
+from core_hpc.slurm.records import Submission, SubmissionFolder
 from core_hpc.store import manifests
 from core_hpc.store.paths import TaskKey
 from tests.benchmarks.measure import commands_cpu_s

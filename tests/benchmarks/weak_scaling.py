@@ -25,8 +25,7 @@ from typing import Any
 from unittest import mock
 
 from analysis.timing.account import times_of
-from core_hpc.controller.plan import splits_of
-from core_hpc.controller.prepare import prepare
+from core_hpc.controller.prepare import prepare, splits_of
 from core_hpc.phases import run_task
 from core_hpc.phases.context import TaskContext, Warm
 from core_hpc.runs import folder as runs
@@ -34,7 +33,7 @@ from core_hpc.runs.folder import Run, open_run
 from core_hpc.runs.sweep import load_sweep
 from core_hpc.slurm.arrays import ArraysExecutor
 from core_hpc.slurm.commands import Slurm
-from core_hpc.slurm.submit import ENDED, FAILED, OPEN, SubmissionFolder
+from core_hpc.slurm.records import ENDED, FAILED, OPEN, SubmissionFolder
 from core_hpc.store.paths import TaskKey
 from core_hpc.store.schema import COLD
 from tests.benchmarks.measure import conclude, print_table

@@ -8,9 +8,10 @@ from pathlib import Path
 import polars as pl
 import pytest
 
-from analysis.counts import kept
+from analysis.counts import cache
 from analysis.counts.counts import ANSWER_KEYS, KEYS
-from analysis.counts.run import count_tasks, load_run, problems_of
+from analysis.counts.load import count_tasks, load_run, problems_of
+from core_hpc.runs.folder import list_runs, read_run_config
 from core_hpc.store import manifests, shards
 from core_hpc.store.paths import RunPaths, TaskKey
 from core_hpc.store.schema import COLD, EVALUATE, GENERATION_PHASES, HINTS, PHASES, RESCUE, ROLLOUTS, SCORES, STEPS
@@ -77,12 +78,12 @@ def test_rows_are_complete_and_consistent(finished: tuple[Path, str]) -> None:
 
 def test_counts_are_kept_for_analysis(finished: tuple[Path, str]) -> None:
     run = the_run(finished[0])
-    assert kept.iterations(run) == {0, 1, 2}
+    assert cache.iterations(run) == {0, 1, 2}
     fresh, _ = count_tasks(
         run,
         [k for k in shards.published_keys(run) if k.phase in GENERATION_PHASES],
         problems_of(run, None),
-        shards.read_run_config(run),
+        read_run_config(run),
         answers=True,
         lenient=False,
     )
@@ -308,7 +309,7 @@ def test_a_grid_runs_side_by_side_and_each_run_is_what_it_would_be_alone(
     both = tiny_sweep(tmp_path / "grid.yaml", tiny_models, tmp_path / "out", grid={"seed": [7, 8]})
     done = launch(both)
     assert done.returncode == 0, done.stdout + done.stderr
-    runs = {run.name.rpartition("-")[0]: run for run in shards.list_runs(tmp_path / "out" / "tiny")}
+    runs = {run.name.rpartition("-")[0]: run for run in list_runs(tmp_path / "out" / "tiny")}
     assert sorted(runs) == ["seed-7", "seed-8"]
     alone, with_another = published_content(the_run(finished[0])), published_content(runs["seed-7"])
     assert alone.keys() == with_another.keys()

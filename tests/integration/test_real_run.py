@@ -12,6 +12,7 @@ import polars as pl
 import pytest
 
 from core_hpc.models.resolve import resolve_model
+from core_hpc.runs.folder import read_run_config
 from core_hpc.runs.sweep import load_sweep
 from core_hpc.store import manifests, shards
 from core_hpc.store.paths import RunPaths, TaskKey
@@ -87,7 +88,7 @@ def test_behaviour_log_probabilities_equal_an_independent_forward(run: Path, mod
     import torch
     from transformers import AutoModelForCausalLM
 
-    section = shards.read_run_config(run).model(model)
+    section = read_run_config(run).model(model)
     network = AutoModelForCausalLM.from_pretrained(resolve_model(section.model).folder, dtype=torch.float32)
     rows = shards.read_rows(run, ROLLOUTS, phases=[COLD, RESCUE]).filter(model=model)
     some = pl.concat(

@@ -9,8 +9,9 @@ from typing import Any
 
 import pytest
 
-from core_hpc.slurm.submit import ENDED, FAILED, OPEN, SubmissionFolder
-from core_hpc.store import manifests, shards
+from core_hpc.runs.folder import list_runs
+from core_hpc.slurm.records import ENDED, FAILED, OPEN, SubmissionFolder
+from core_hpc.store import manifests
 from core_hpc.store.paths import RunPaths
 from tests.support.cluster import DevCluster
 from tests.support.harness import differences, launch, launched_and_held, wait_for
@@ -71,7 +72,7 @@ def test_arrays_over_several_nodes_publish_what_the_local_driver_publishes(
         f"2 run(s), {2 * (8 + 8 * iterations)} tasks; SLURM arrays" in there.stdout
     )  # two evaluations of 4, 8 an iteration
     assert "of a core" in there.stdout
-    runs = shards.list_runs(tmp_path / "local" / "tiny")
+    runs = list_runs(tmp_path / "local" / "tiny")
     assert len(runs) == 2
     for run in runs:
         other = tmp_path / "arrays" / "tiny" / run.name
@@ -98,7 +99,7 @@ def test_ctrl_c_leaves_the_jobs_alone_and_a_second_controller_is_refused(
         printed, _ = first.communicate(timeout=60)
     assert first.returncode == 130
     assert "Jobs that are with SLURM go on" in printed
-    (run,) = shards.list_runs(tmp_path / "out" / "tiny")
+    (run,) = list_runs(tmp_path / "out" / "tiny")
     submitted = records(run)
     assert "RUNNING" in cluster.run("squeue", "-h", "-o", "%T", "-j", hold.read_text().split()[1])
     Path(f"{hold}.go").touch()
@@ -145,7 +146,7 @@ def test_a_detached_controller_hands_over_and_finishes(
     cluster.run("scancel", "--signal=KILL", str(second))
     wait_for(lambda: holder() not in (None, second), "the third controller")
     Path(f"{holds[1]}.go").touch()
-    (run,) = shards.list_runs(tmp_path / "out" / "tiny")
+    (run,) = list_runs(tmp_path / "out" / "tiny")
     wait_for(lambda: not claim.exists() and not cluster.run("squeue", "-h", "-o", "%i").strip(), "the end of all jobs")
     assert len(controllers.names(OPEN, ENDED)) >= 3
     logs = "".join(p.read_text() for p in controllers.root.glob("*/*_log.out"))
@@ -187,7 +188,7 @@ def test_chained_phases_publish_the_same_in_two_arrays_an_iteration(
     )
     hold = tmp_path / "hold"
     with launched_and_held(sweep, "task.started@cold/0001/m1", hold, env=cluster.environment()) as controller:
-        (run,) = shards.list_runs(tmp_path / "chained" / "tiny")
+        (run,) = list_runs(tmp_path / "chained" / "tiny")
         folder = SubmissionFolder(RunPaths(run).slurm)
 
         def end_of_the_other() -> Any:
@@ -201,7 +202,7 @@ def test_chained_phases_publish_the_same_in_two_arrays_an_iteration(
         Path(f"{hold}.go").touch()
         printed, _ = controller.communicate(timeout=600)
     assert controller.returncode == 0, printed
-    (reference,) = shards.list_runs(tmp_path / "local" / "tiny")
+    (reference,) = list_runs(tmp_path / "local" / "tiny")
     assert differences(reference, run) == []
     # No array of hints, of updates, or of rescues but for the job that did not wait. On a slow machine one may be late again.
     submitted = {name.rpartition("-")[0] for name in records(run)} - {"rescue-0002"}

@@ -12,8 +12,9 @@ from typing import Any
 import pytest
 
 from core_hpc.common.errors import ClaimError
-from core_hpc.slurm.submit import FAILED, OPEN, SubmissionFolder
-from core_hpc.status.collect import Manifests, locate
+from core_hpc.runs.folder import locate
+from core_hpc.slurm.records import FAILED, OPEN, SubmissionFolder
+from core_hpc.status.collect import Manifests
 from core_hpc.status.compute import read_status
 from core_hpc.status.model import SweepStatus
 from core_hpc.store.paths import RunPaths, SweepPaths

@@ -16,9 +16,9 @@ from pathlib import Path
 
 import psutil
 
-from core_hpc.runs.folder import open_run
-from core_hpc.slurm.submit import ENDED, FAILED, OPEN, SubmissionFolder
-from core_hpc.store import manifests, shards
+from core_hpc.runs.folder import list_runs, open_run
+from core_hpc.slurm.records import ENDED, FAILED, OPEN, SubmissionFolder
+from core_hpc.store import manifests
 from core_hpc.store.paths import RunPaths, TaskKey
 from tests.support.cluster import DevCluster
 from tests.support.harness import ROOT
@@ -90,7 +90,7 @@ class Disturber:
 
     @property
     def run_folder(self) -> Path:
-        (run,) = shards.list_runs(self.output)
+        (run,) = list_runs(self.output)
         return run
 
     def submissions(self) -> Counter[str]:

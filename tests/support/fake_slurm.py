@@ -7,12 +7,13 @@ from typing import Any
 
 import yaml
 from core_hpc.config.cluster import ClusterSection
-from core_hpc.controller.plan import splits_of
+from core_hpc.controller.prepare import splits_of
 from core_hpc.runs import folder as runs
 from core_hpc.runs.folder import ModelFacts, Run
 from core_hpc.runs.sweep import load_sweep
 from core_hpc.slurm.commands import AccountingEntry, JobId, Limits, QueueEntry, Slurm, SlurmUnavailableError
-from core_hpc.slurm.submit import RefusedError, Submission, SubmissionFolder
+from core_hpc.slurm.records import Submission, SubmissionFolder
+from core_hpc.slurm.submit import RefusedError
 from core_hpc.store import manifests
 from core_hpc.store.paths import TaskKey
 

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import polars as pl
 
+from core_hpc.runs.folder import list_runs
 from core_hpc.store import manifests as store
 from core_hpc.store import shards
 from core_hpc.store.paths import RunPaths
@@ -86,7 +87,7 @@ def launched_and_held(sweep: Path, step: str, hold: Path, *, env: dict[str, str]
 
 def the_run(sweep_folder: Path) -> Path:
     """The only run of a sweep."""
-    (run,) = shards.list_runs(sweep_folder)
+    (run,) = list_runs(sweep_folder)
     return run
 
 

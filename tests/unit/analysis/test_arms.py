@@ -12,7 +12,7 @@ import polars as pl
 import pytest
 
 from analysis.counts.counts import ANSWERS
-from analysis.counts.run import RunData
+from analysis.counts.load import RunData
 from analysis.metrics.arms import ARMS_TABLE, BASE, PHI, arms_of, arms_report, arms_table
 from analysis.metrics.compare import MEAN
 from analysis.metrics.overlap import overlap_table

@@ -13,7 +13,7 @@ import polars as pl
 import pytest
 
 from analysis.counts.counts import ANSWERS
-from analysis.counts.run import RunData
+from analysis.counts.load import RunData
 from analysis.metrics.compare import COMPARE_TABLE, MEAN, compare, compare_report
 from analysis.metrics.passk import before_after_table
 from analysis.stats.estimators import pass_at_k, team_pass_at_k

@@ -10,9 +10,9 @@ from typing import Any
 import polars as pl
 import pytest
 
-from analysis.counts import kept
+from analysis.counts import cache
 from analysis.counts.counts import ANSWER_KEYS, ANSWERS, COUNTS, KEYS
-from analysis.counts.run import keep_counts, load_run
+from analysis.counts.load import keep_counts, load_run
 from analysis.counts.scan import Shard, damage
 from core_hpc.common.errors import InputError, StoreError
 from core_hpc.store import manifests, shards
@@ -209,8 +209,8 @@ def test_kept_counts_are_of_their_iteration_alone(run: Path) -> None:
     later = [{**row, "iteration": 2} for row in all_rows() if row["phase"] == "cold"]
     publish_rollouts(run, later)
     keep_counts(run, 1)
-    assert set(kept.read(run, answers=True)) == {1}
-    counts = kept.read(run, answers=True)[1].counts
+    assert set(cache.read(run, answers=True)) == {1}
+    counts = cache.read(run, answers=True)[1].counts
     assert counts.sort(KEYS).equals(
         plain_counts([row for row in all_rows() if row["iteration"] == 1 and row["phase"] != "evaluate"])
     )
@@ -254,7 +254,7 @@ def test_kept_counts_are_used_while_they_match(run: Path, monkeypatch: pytest.Mo
     before = load_run(run)
     for iteration in (0, 1):
         keep_counts(run, iteration)
-    assert kept.iterations(run) == {0, 1}
+    assert cache.iterations(run) == {0, 1}
     with monkeypatch.context() as patch:
         patch.setattr("analysis.counts.scan._scan", Untouchable())
         again = load_run(run)
@@ -262,12 +262,12 @@ def test_kept_counts_are_used_while_they_match(run: Path, monkeypatch: pytest.Mo
     assert again.answers.sort(ANSWER_KEYS).equals(before.answers.sort(ANSWER_KEYS))
 
     replace_shard(run, COLD_ADA, lambda rows: [{**row, "correct": True, "verdict": "correct"} for row in rows])
-    assert kept.iterations(run) == {0}
+    assert cache.iterations(run) == {0}
     changed = load_run(run).counts.filter(pl.col("phase") == "cold", pl.col("model") == "ada")
     assert changed["c"].sum() == changed["n"].sum()
     keep_counts(run, 1)
-    assert kept.iterations(run) == {0, 1}
-    assert len(list(RunPaths(run).kept.iterdir())) == 4, "the counts that no longer match are gone"
+    assert cache.iterations(run) == {0, 1}
+    assert len(list(RunPaths(run).cache.iterdir())) == 4, "the counts that no longer match are gone"
 
 
 def test_kept_counts_that_are_damaged_or_of_another_kind_are_ignored(run: Path) -> None:
@@ -285,5 +285,5 @@ def test_rows_of_a_damaged_run_are_not_kept(run: Path) -> None:
     replace_shard(run, COLD_ADA, lambda rows: rows[1:])
     with pytest.raises(StoreError):
         keep_counts(run, 1)
-    assert not RunPaths(run).kept.exists()
+    assert not RunPaths(run).cache.exists()
     assert [k.phase for k in shards.published_keys(run) if k.phase in GENERATION_PHASES]

@@ -14,7 +14,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from PIL import Image
 
-from analysis.counts.run import RunData
+from analysis.counts.load import RunData
 from analysis.metrics.arms import arms_of, arms_table
 from analysis.metrics.curves import CURVES
 from analysis.report import figures, plots

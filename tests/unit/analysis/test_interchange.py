@@ -13,17 +13,18 @@ import polars as pl
 import pytest
 
 from analysis.counts.counts import count_rows
-from analysis.counts.run import load_run
+from analysis.counts.load import load_run
 from analysis.exchange import predictions
 from analysis.exchange.folder import export_predictions, import_predictions, verifier_version
 from analysis.exchange.lines import PER_COMPLETION, PER_PROBLEM
 from analysis.exchange.predictions import valid_name
 from core_hpc.common.errors import InputError, StoreError
 from core_hpc.config.run import NAME_PATTERN
+from core_hpc.runs.folder import read_identity
 from core_hpc.store import manifests
 from core_hpc.store.paths import RunPaths
 from core_hpc.store.schema import EVALUATE, PROBLEMS, ROLLOUTS
-from core_hpc.store.shards import publish_frame, published_keys, read_identity, read_manifest_table, read_rows
+from core_hpc.store.shards import publish_frame, published_keys, read_manifest_table, read_rows
 from tests.support.analysis_data import evaluation_rows, make_run, publish_rollouts, rollout
 
 RIGHT, WRONG, NONE = "So it is #### 72", "The answer is 71.", "I do not know"

@@ -8,7 +8,7 @@ from pathlib import Path
 import polars as pl
 import pytest
 
-from analysis.counts.run import load_run
+from analysis.counts.load import load_run
 from analysis.layout.tables import ReportTable, laid_out
 from analysis.report.page import Section, page
 from analysis.report.report import write_report

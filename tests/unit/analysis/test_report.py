@@ -15,7 +15,7 @@ import pytest
 from rich.console import Console
 
 from analysis.__main__ import main
-from analysis.counts.run import RunData, load_run
+from analysis.counts.load import RunData, load_run
 from analysis.exchange.folder import import_predictions
 from analysis.layout.tables import ReportTable, render
 from analysis.report import evaluation_tables

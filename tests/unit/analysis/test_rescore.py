@@ -13,10 +13,11 @@ import pytest
 from analysis.exchange.folder import import_predictions, verifier_version
 from analysis.exchange.rescore import CHANGE_TABLE, PASS_CHANGE_TABLE, rescore, rescore_report
 from core_hpc.common.errors import InputError, StoreError
+from core_hpc.runs.folder import read_identity
 from core_hpc.store import manifests
 from core_hpc.store.paths import RunPaths
 from core_hpc.store.schema import COLD, EVALUATE, HINTS, PROBLEMS, RESCUE, ROLLOUTS
-from core_hpc.store.shards import key_of_manifest, publish_frame, read_identity, read_manifest_table, read_rows
+from core_hpc.store.shards import key_of_manifest, publish_frame, read_manifest_table, read_rows
 from tests.support.analysis_data import make_run, pick, publish_rollouts, rollout
 
 RIGHT, OFF = "#### 2", "#### 3"

@@ -17,7 +17,7 @@ import pytest
 from rich.console import Console
 
 from analysis.__main__ import main
-from analysis.counts.run import load_run
+from analysis.counts.load import load_run
 from analysis.layout.formats import FORMATS, table_text
 from analysis.layout.tables import render
 from analysis.report.figures import time_figure, write

@@ -14,7 +14,8 @@ import pytest
 from core_hpc.config.problems import DataSetProblems
 from core_hpc.config.run import RunConfig, flatten, scientific_fields
 from core_hpc.controller import estimate
-from core_hpc.controller.plan import most_work, splits_of
+from core_hpc.controller.plan import most_work
+from core_hpc.controller.prepare import splits_of
 from core_hpc.runs.graph import Graph, steps_per_iteration
 from core_hpc.runs.sweep import RunPlan, load_sweep
 from tests.support.harness import ROOT

@@ -12,7 +12,8 @@ import pytest
 import yaml
 from core_hpc.common.errors import ConfigError
 from core_hpc.controller import estimate
-from core_hpc.controller.plan import most_work, planned_arrays, planned_scripts, splits_of
+from core_hpc.controller.plan import most_work, planned_arrays, planned_scripts
+from core_hpc.controller.prepare import splits_of
 from core_hpc.runs.graph import Graph
 from core_hpc.runs.sweep import PROFILES, Sweep, load_sweep
 from tests.support.harness import ROOT

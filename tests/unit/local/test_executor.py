@@ -18,8 +18,9 @@ from core_hpc.common.errors import InputError
 from core_hpc.config.cluster import ClusterSection
 from core_hpc.local import executor as executors
 from core_hpc.local import gpus
-from core_hpc.local.executor import LocalExecutor, LocalLimits, needs_of
+from core_hpc.local.executor import LocalExecutor, LocalLimits
 from core_hpc.local.gpus import Holder, check_gpus, place_alone, place_beside, usable_gpus
+from core_hpc.local.memory import needs_of
 from core_hpc.runs.folder import ModelFacts, Run
 from core_hpc.runs.sweep import load_sweep
 from core_hpc.store.paths import RunPaths, TaskKey

@@ -8,7 +8,8 @@ import pytest
 
 from core_hpc.config.cluster import ClusterSection
 from core_hpc.config.run import LoraSection, ModelSection
-from core_hpc.local.memory import ENVIRONMENT, MIN_KV_CACHE_GB, UPDATE_GB, USABLE, Needs, Sharing, choose
+from core_hpc.engines.share import ENVIRONMENT, Sharing
+from core_hpc.local.memory import MIN_KV_CACHE_GB, UPDATE_GB, USABLE, Needs, choose
 
 SMALL = Needs(engine_gb=1.0, trainer_gb=1.0)
 MIDDLE = Needs(engine_gb=8.0, trainer_gb=8.0)

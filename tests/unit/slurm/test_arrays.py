@@ -7,13 +7,13 @@ from typing import Any
 
 import pytest
 
-from core_hpc.local.executor import Event, TaskRef
 from core_hpc.runs.folder import Run
+from core_hpc.schedule.base import Event, TaskRef
 from core_hpc.slurm import executor as slurm_executor
 from core_hpc.slurm import watch
 from core_hpc.slurm.arrays import ArraysExecutor
 from core_hpc.slurm.commands import JobId, Limits, QueueEntry
-from core_hpc.slurm.submit import ENDED, FAILED, OPEN, SubmissionFolder, new_submission
+from core_hpc.slurm.records import ENDED, FAILED, OPEN, SubmissionFolder, new_submission
 from core_hpc.store import manifests
 from core_hpc.store.paths import TaskKey
 from tests.support.fake_slurm import FakeSlurm, publish, run_of

@@ -8,11 +8,11 @@ from typing import Any
 
 import pytest
 
-from core_hpc.local.executor import Event
 from core_hpc.runs.folder import Run
 from core_hpc.runs.graph import Graph
+from core_hpc.schedule.base import Event
 from core_hpc.slurm.arrays import ArraysExecutor, chains_of
-from core_hpc.slurm.submit import ENDED, OPEN, Submission, SubmissionFolder
+from core_hpc.slurm.records import ENDED, OPEN, Submission, SubmissionFolder
 from core_hpc.store import manifests
 from core_hpc.store.paths import TEAM, TaskKey
 from tests.support.fake_slurm import FakeSlurm, publish, run_of

@@ -4,8 +4,18 @@ from typing import Any
 
 import pytest
 
-from core_hpc.slurm.element import PREEMPTED, TERMINATED, TIME_LIMIT
-from core_hpc.slurm.outcomes import CANCELLED, DIED, LOST, NODE, OUT_OF_MEMORY, Outcome, explain
+from core_hpc.slurm.outcomes import (
+    CANCELLED,
+    DIED,
+    LOST,
+    NODE,
+    OUT_OF_MEMORY,
+    PREEMPTED,
+    TERMINATED,
+    TIME_LIMIT,
+    Outcome,
+    explain,
+)
 
 OOM_BY_POLLING = "slurmstepd: error: StepId=12.0 exceeded memory limit (2113929216 > 2097152000), being killed\n"
 OOM_BY_CGROUP = (

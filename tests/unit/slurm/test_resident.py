@@ -10,12 +10,13 @@ from typing import Any
 import pytest
 
 from core_hpc.common.errors import InputError
-from core_hpc.local.executor import Event, TaskRef
 from core_hpc.runs.folder import Run
-from core_hpc.schedule.scheduler import RunProgress, Scheduler, inspect_run
+from core_hpc.schedule.base import Event, TaskRef
+from core_hpc.schedule.progress import RunProgress, inspect_run
+from core_hpc.schedule.scheduler import Scheduler
 from core_hpc.slurm.outcomes import GAVE_UP
+from core_hpc.slurm.records import ENDED, FAILED, OPEN, SubmissionFolder, new_submission
 from core_hpc.slurm.resident import ResidentExecutor
-from core_hpc.slurm.submit import ENDED, FAILED, OPEN, SubmissionFolder, new_submission
 from core_hpc.store import manifests
 from core_hpc.store.paths import TaskKey
 from tests.support.fake_slurm import FakeSlurm, publish, run_of

@@ -11,19 +11,11 @@ import pytest
 
 from core_hpc.config.cluster import ClusterSection
 from core_hpc.slurm import element
-from core_hpc.slurm.element import PREEMPTED, TERMINATED, TIME_LIMIT, ElementSpec, Stop, rank_environment
+from core_hpc.slurm.element import ElementSpec, Stop, rank_environment
+from core_hpc.slurm.outcomes import PREEMPTED, TERMINATED, TIME_LIMIT
+from core_hpc.slurm.records import ENDED, FAILED, OPEN, SubmissionFolder, new_submission
 from core_hpc.slurm.rendezvous import address_of_node, port_for
-from core_hpc.slurm.submit import (
-    ENDED,
-    FAILED,
-    OPEN,
-    RefusedError,
-    SubmissionFolder,
-    batch_script,
-    job_parameters,
-    new_submission,
-    submission_environment,
-)
+from core_hpc.slurm.submit import RefusedError, batch_script, job_parameters, submission_environment
 from core_hpc.store.paths import TaskKey
 
 

@@ -17,14 +17,14 @@ import pytest
 
 from core_hpc import cancel
 from core_hpc.common.errors import ClaimError, InputError
-from core_hpc.controller.control import HEARTBEAT_S, Heartbeat, Start
-from core_hpc.controller.plan import splits_of
+from core_hpc.controller.heartbeat import HEARTBEAT_S, Heartbeat
+from core_hpc.controller.prepare import Start, splits_of
 from core_hpc.runs import folder as runs
-from core_hpc.runs.folder import ModelFacts, Run
+from core_hpc.runs.folder import ModelFacts, Run, locate
 from core_hpc.runs.sweep import load_sweep
-from core_hpc.schedule.scheduler import inspect_run
+from core_hpc.schedule.progress import inspect_run
 from core_hpc.slurm.commands import JobId, QueueEntry, SlurmUnavailableError
-from core_hpc.slurm.submit import FAILED, OPEN, Submission, SubmissionFolder, new_submission
+from core_hpc.slurm.records import FAILED, OPEN, Submission, SubmissionFolder, new_submission
 from core_hpc.status import __main__ as command
 from core_hpc.status import collect, compute
 from core_hpc.status.model import ControllerStatus, RunStatus, SweepStatus
@@ -97,7 +97,7 @@ def failure(task: TaskKey, **changes: Any) -> dict[str, Any]:
 
 
 def look(run: Run) -> SweepStatus:
-    (found,) = compute.read_status([collect.locate(run.root.parent)], collect.Manifests())
+    (found,) = compute.read_status([locate(run.root.parent)], collect.Manifests())
     return found
 
 
@@ -267,11 +267,11 @@ def test_one_squeue_for_several_sweeps_and_none_when_nothing_is_open(
 ) -> None:
     made = [make_run(tmp_path / name, cluster=ARRAYS) for name in ("a", "b")]
     queue = FakeQueue(monkeypatch)
-    compute.read_status([collect.locate(run.root.parent) for run in made], collect.Manifests())
+    compute.read_status([locate(run.root.parent) for run in made], collect.Manifests())
     assert queue.calls == 0
     for run in made:
         submission_of(run, [[COLD[0]]])
-    compute.read_status([collect.locate(run.root.parent) for run in made], collect.Manifests())
+    compute.read_status([locate(run.root.parent) for run in made], collect.Manifests())
     assert queue.calls == 1
 
 
@@ -461,10 +461,10 @@ def test_what_is_no_sweep_is_an_error(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     with pytest.raises(InputError, match="neither a sweep's file nor its folder"):
-        collect.locate(tmp_path)
+        locate(tmp_path)
     sweep = tiny_sweep(tmp_path / "tiny.yaml", [Path("/m0")], tmp_path / "out")
     with pytest.raises(InputError, match=r"python -m core_hpc\.launch"):
-        collect.locate(sweep)
+        locate(sweep)
     monkeypatch.chdir(tmp_path)
     assert command.main([]) == 2
     assert "no sweep below ./outputs" in capsys.readouterr().err

@@ -8,10 +8,10 @@ from types import SimpleNamespace
 import pytest
 
 from core_hpc.common.errors import StoreError
-from core_hpc.controller.control import Keeping
-from core_hpc.local.executor import Event, TaskRef
+from core_hpc.controller.counts_cache import CountsCache
 from core_hpc.runs.graph import Graph
-from core_hpc.schedule.scheduler import RunProgress
+from core_hpc.schedule.base import Event, TaskRef
+from core_hpc.schedule.progress import RunProgress
 from core_hpc.store.paths import TEAM, TaskKey
 from core_hpc.store.schema import COLD, SCORE
 
@@ -34,12 +34,12 @@ def progress() -> RunProgress:
 def counted(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """Iterations in the order in which their counts were kept."""
     seen: list[int] = []
-    monkeypatch.setattr("analysis.counts.run.keep_counts", lambda run, iteration: seen.append(iteration))
-    monkeypatch.setattr("analysis.counts.kept.iterations", lambda run: set(seen))
+    monkeypatch.setattr("analysis.counts.load.keep_counts", lambda run, iteration: seen.append(iteration))
+    monkeypatch.setattr("analysis.counts.cache.iterations", lambda run: set(seen))
     return seen
 
 
-def publish(keeping: Keeping, of: RunProgress, key: TaskKey) -> None:
+def publish(keeping: CountsCache, of: RunProgress, key: TaskKey) -> None:
     of.add_published(key)
     keeping.on_event(of, Event(TaskRef("run", key), "done", {}))
 
@@ -47,7 +47,7 @@ def publish(keeping: Keeping, of: RunProgress, key: TaskKey) -> None:
 @pytest.mark.parametrize("backwards", [False, True])
 def test_an_iteration_is_kept_with_its_last_task(counted: list[int], backwards: bool) -> None:
     of = progress()
-    keeping = Keeping()
+    keeping = CountsCache()
     for key in sorted(GRAPH.tasks(), reverse=backwards):
         before = {i for i in (0, 1, 2) if all(k in of.published for k in GRAPH.tasks() if k.iteration == i)}
         assert set(counted) == before
@@ -57,7 +57,7 @@ def test_an_iteration_is_kept_with_its_last_task(counted: list[int], backwards: 
 
 def test_a_withdrawn_task_opens_its_iteration_again(counted: list[int]) -> None:
     of = progress()
-    keeping = Keeping()
+    keeping = CountsCache()
     for key in GRAPH.tasks():
         publish(keeping, of, key)
     counted.clear()
@@ -75,7 +75,7 @@ def test_what_an_earlier_controller_did_not_keep_is_made_up_for(counted: list[in
             of.add_published(key)
     of.add_published(TaskKey(2, COLD, "a"))
     counted.append(0)
-    Keeping().close([of])
+    CountsCache().close([of])
     assert counted == [0, 1]
 
 
@@ -83,8 +83,8 @@ def test_rows_that_cannot_be_trusted_do_not_end_the_controller(monkeypatch: pyte
     def fail(run: Path, iteration: int) -> None:
         raise StoreError("damaged")
 
-    monkeypatch.setattr("analysis.counts.run.keep_counts", fail)
+    monkeypatch.setattr("analysis.counts.load.keep_counts", fail)
     of = progress()
-    keeping = Keeping()
+    keeping = CountsCache()
     for key in GRAPH.tasks():
         publish(keeping, of, key)

@@ -11,26 +11,19 @@ from pathlib import Path
 
 import polars as pl
 
-from analysis.counts import kept
+from analysis.counts import cache
 from analysis.counts.counts import ANSWERS, COUNTS, Counted, as_counts
 from analysis.counts.integrity import EXPECTED, GROUP, Finding, expected_rows, findings
 from analysis.counts.scan import Shard, count_answers, damage, find_row, list_shards, tally
 from core_hpc.common.errors import InputError, StoreError
 from core_hpc.config.run import RunConfig
 from core_hpc.problems.splits import EVALUATION, TRAIN, split_of
+from core_hpc.runs.folder import list_runs, read_identity, read_run_config
 from core_hpc.store import manifests
 from core_hpc.store.manifests import DamagedError
 from core_hpc.store.paths import RunPaths, TaskKey
 from core_hpc.store.schema import ATTRIBUTES, EVALUATE, GENERATION_PHASES, HINT, HINTS, PROBLEMS
-from core_hpc.store.shards import (
-    key_of_manifest,
-    list_runs,
-    published_keys,
-    read_identity,
-    read_manifest_table,
-    read_rows,
-    read_run_config,
-)
+from core_hpc.store.shards import key_of_manifest, published_keys, read_manifest_table, read_rows
 
 MAX_SHOWN = 5
 """Faults that one error names."""
@@ -80,7 +73,7 @@ def load_run(run: Path, *, answers: bool = True, lenient: bool = False) -> RunDa
     run = Path(run).resolve()
     config, models = configuration(run)
     problems = problems_of(run, config)
-    counted = kept.read(run, answers=answers) if not lenient else {}
+    counted = cache.read(run, answers=answers) if not lenient else {}
     keys = [k for k in published_keys(run) if k.phase in GENERATION_PHASES and k.iteration not in counted]
     fresh, left_out = count_tasks(run, keys, problems, config, answers=answers, lenient=lenient)
     parts = [*counted.values(), fresh]
@@ -180,11 +173,11 @@ def keep_counts(run: Path, iteration: int) -> None:
     Raises:
         StoreError: its rows cannot be trusted.
     """
-    config, listing = read_run_config(run), kept.sources(run, iteration)
+    config, listing = read_run_config(run), cache.sources(run, iteration)
     folders = [RunPaths(run).phase_folder(phase, iteration) for phase in GENERATION_PHASES]
     keys = sorted(key_of_manifest(path) for folder in folders for path in manifests.list_manifests(folder))
     counted, _ = count_tasks(run, keys, problems_of(run, config), config, answers=True, lenient=False)
-    kept.write(run, iteration, counted, listing)
+    cache.write(run, iteration, counted, listing)
 
 
 def _line(shards: Sequence[Shard], finding: Finding) -> str:
