@@ -1,34 +1,46 @@
-"""Command line: `python -m analysis COMMAND ...`. Thin: parses, calls, prints."""
+"""The command line `python -m analysis COMMAND ...`.
+
+This module parses arguments, calls the other modules and prints their tables. The tables of the
+commands passk, gain, votes, rescue, overlap and curves are tidy: one estimate per row.
+"""
 
 from __future__ import annotations
 
 import argparse
 import os
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import polars as pl
 from rich.console import Console
 
 from analysis.counts.load import RunData, load_hints, load_runs
+from analysis.exchange.folder import EXPORT_PHASES, FORMS, export_predictions, import_predictions
+from analysis.exchange.lines import PER_COMPLETION
+from analysis.exchange.rescore import rescore, rescore_report
 from analysis.layout.formats import FORMATS, table_text
 from analysis.layout.tables import ReportTable, render, tidy_table
+from analysis.metrics.arms import BASE, arms_of, arms_report, arms_table
+from analysis.metrics.compare import compare_report
 from analysis.metrics.curves import curves_table
 from analysis.metrics.overlap import overlap_table
 from analysis.metrics.passk import default_ks, gain_table, pass_at_k_table
 from analysis.metrics.rescue import GROUPS, rescue_table
 from analysis.metrics.strata import stratified
 from analysis.metrics.votes import vote_table
+from analysis.report.figures import arms_figure, write
 from analysis.report.report import report_tables, warnings_of, write_reports, write_table
 from analysis.report.training_tables import rows_table
+from analysis.timing.account import times_of
+from analysis.timing.tables import time_report
 from core_hpc.common.errors import CoreHpcError, InputError
 from core_hpc.runs.folder import list_runs
 from core_hpc.store.schema import COLD, EVALUATE
 
+PROG = "python -m analysis"
 STRATA = ("data_set", "subject", "level")
 TABLE = FORMATS[0]
-
 
 TABLES: dict[str, tuple[str, str]] = {
     "passk": (
@@ -37,17 +49,17 @@ TABLES: dict[str, tuple[str, str]] = {
     ),
     "gain": (
         "Collaboration gain",
-        "what the team gains over its best model and over each, at equal k and at matched budget",
+        "gain of the team over its best model and over each model, at equal k and at matched budget",
     ),
-    "votes": ("Votes", "majority votes of models and team, and the team's vote where its models agree"),
-    "rescue": ("Rescue", "rescue rates with their denominators, and the uplift over the un-hinted control"),
+    "votes": ("Votes", "majority votes of models and team, and the vote of the team where its models agree"),
+    "rescue": ("Rescue", "rescue rates with their denominators, and the uplift over the control without a hint"),
     "overlap": (
         "Error overlap",
-        "overlap of errors between models for every iteration, with each model's overlap with itself",
+        "overlap of errors between models for every iteration, and of each model with itself",
     ),
     "curves": ("Training curves", "rewards, advantages, lengths and losses for every iteration and model"),
 }
-"""Commands that print one tidy table: its title, and what it has."""
+"""Commands that print one tidy table: the title of the table, and the help text."""
 
 
 def _positive(text: str) -> int:
@@ -57,20 +69,20 @@ def _positive(text: str) -> int:
     return value
 
 
-_positive.__name__ = "positive whole number"  # argparse shows it
+_positive.__name__ = "positive whole number"  # shown by argparse
 
 
-def parser() -> argparse.ArgumentParser:
-    """The command line."""
+def build_parser(prog: str = PROG) -> argparse.ArgumentParser:
+    """The parser of this command."""
     top = argparse.ArgumentParser(
-        prog="python -m analysis", description="Tables from published shards, of a run in progress too."
+        prog=prog, description="Tables, figures and reports from the published files of runs, finished or in progress."
     )
     commands = top.add_subparsers(dest="command", required=True)
 
-    def command(name: str, does: str) -> argparse.ArgumentParser:
-        return commands.add_parser(name, help=does, description=f"{does[0].upper()}{does[1:]}.")
+    def command(name: str, text: str) -> argparse.ArgumentParser:
+        return commands.add_parser(name, help=text, description=f"{text[0].upper()}{text[1:]}.")
 
-    sub = command("report", "every table and figure of a run: prints the main tables, writes the report")
+    sub = command("report", "print the main tables of a run; with --out, write all tables and figures as a report")
     _add_runs(sub)
     sub.add_argument("--out", type=Path, metavar="DIR", help="folder for report.html, report.md, tables and figures")
     for name, (_, text) in TABLES.items():
@@ -80,90 +92,87 @@ def parser() -> argparse.ArgumentParser:
         if name not in ("rescue", "curves"):
             sub.add_argument("--phase", choices=(EVALUATE, COLD), default=EVALUATE, help="default: %(default)s")
         if name != "curves":
-            sub.add_argument("--by", choices=STRATA, help="for each value of this attribute of the problems")
+            sub.add_argument("--by", choices=STRATA, help="one table per value of this attribute of the problems")
+    _add_comparisons(command)
+    sub = command("time", "the time of each iteration by what it was spent on, with a lower bound")
+    _add_folders(sub)
+    _add_interchange(command)
+    return top
+
+
+def _add_comparisons(command: Callable[[str, str], argparse.ArgumentParser]) -> None:
     sub = command(
-        "compare", "B against A, paired by problem; several runs of a side are the seeds of one configuration"
+        "compare", "B minus A, paired by problem; several runs of one side are the seeds of one configuration"
     )
     for side in ("a", "b"):
-        sub.add_argument(
-            side, type=Path, metavar=side.upper(), help="run folder, or sweep folder whose runs differ in their seeds"
-        )
+        text = "run folder, or sweep folder whose runs differ in their seeds only"
+        sub.add_argument(side, type=Path, metavar=side.upper(), help=text)
     _add_k(sub)
     sub.add_argument(
         "--iteration",
         nargs="+",
         type=int,
         metavar="I",
-        help="evaluation after this iteration (0: the untrained models); two: that of A and that of B; default: each run's latest",
+        help="evaluation after this iteration (0: the untrained models); "
+        "two numbers: one for A and one for B; default: the latest of each run",
     )
     _add_lenient(sub)
     _add_format(sub)
     sub = command(
-        "arms", "several configurations side by side, mean over seeds, beside the untrained models: table and figure"
+        "arms", "several configurations and the untrained models side by side, mean over seeds: tables and a figure"
     )
-    sub.add_argument(
-        "folders",
-        nargs="+",
-        type=Path,
-        metavar="FOLDER",
-        help="one an arm: sweep folder whose runs differ in their seeds, or run folder",
-    )
-    sub.add_argument("--out", type=Path, metavar="DIR", required=True, help="folder for tables and figure")
+    text = "one per arm: sweep folder whose runs differ in their seeds only, or run folder"
+    sub.add_argument("folders", nargs="+", type=Path, metavar="FOLDER", help=text)
+    sub.add_argument("--out", type=Path, metavar="DIR", required=True, help="folder for the tables and the figure")
     _add_k(sub)
     _add_lenient(sub)
-    sub = command("time", "what each iteration spent its time on, beside its lower bound")
-    sub.add_argument(
-        "folders", nargs="+", type=Path, metavar="RUN_OR_SWEEP", help="run folder, or sweep folder (all its runs)"
-    )
-    _add_interchange(command)
-    return top
 
 
 def _add_interchange(command: Callable[[str, str], argparse.ArgumentParser]) -> None:
-    from analysis.exchange.folder import EXPORT_PHASES, FORMS, PER_COMPLETION
-
-    sub = command("import", "predictions of other software (JSON lines) as a folder that all commands read")
-    sub.add_argument("file", type=Path, metavar="FILE")
+    sub = command("import", "write predictions of other software (JSON lines) as a folder that all commands read")
+    sub.add_argument("file", type=Path, metavar="FILE", help="JSON lines; analysis/README.md describes the two forms")
+    _add_new_folder(sub)
     sub.add_argument(
-        "--out", type=Path, metavar="DIR", required=True, help="folder to make; must not exist or be empty"
+        "--lenient", action="store_true", help="leave out problems that are missing for a model, and list them"
     )
-    sub.add_argument("--lenient", action="store_true", help="leave out problems that some model lacks, and list them")
-    sub = command("export", "the completions of a run as JSON lines, as import reads them")
-    sub.add_argument("run", type=Path, metavar="RUN")
-    sub.add_argument("--out", type=Path, metavar="FILE", required=True)
-    sub.add_argument("--form", choices=FORMS, default=PER_COMPLETION, help="what a line is; default: %(default)s")
+    sub = command("export", "write the completions of a run as JSON lines that the command import reads")
+    sub.add_argument("run", type=Path, metavar="RUN", help="run folder")
+    sub.add_argument("--out", type=Path, metavar="FILE", required=True, help="file to write; it is replaced")
+    sub.add_argument(
+        "--form", choices=FORMS, default=PER_COMPLETION, help="content of one line; default: one %(default)s"
+    )
     sub.add_argument("--phase", choices=EXPORT_PHASES, default=EVALUATE, help="default: %(default)s")
-    sub.add_argument("--iteration", type=int, help="default: the latest")
-    sub = command("rescore", "verify the stored completions of a run again, into a new folder")
-    sub.add_argument("run", type=Path, metavar="RUN")
-    sub.add_argument(
-        "--out", type=Path, metavar="DIR", required=True, help="folder to make; must not exist or be empty"
-    )
+    sub.add_argument("--iteration", type=int, metavar="I", help="default: the latest that all models have")
+    sub = command("rescore", "verify the stored completions of a run again, and write them to a new folder")
+    sub.add_argument("run", type=Path, metavar="RUN", help="run folder; it does not change")
+    _add_new_folder(sub)
+
+
+def _add_folders(sub: argparse.ArgumentParser) -> None:
+    text = "run folder, or sweep folder (all its runs)"
+    sub.add_argument("folders", nargs="+", type=Path, metavar="RUN_OR_SWEEP", help=text)
+
+
+def _add_new_folder(sub: argparse.ArgumentParser) -> None:
+    text = "folder to create; it must not exist, or be empty"
+    sub.add_argument("--out", type=Path, metavar="DIR", required=True, help=text)
 
 
 def _add_runs(sub: argparse.ArgumentParser, *, with_k: bool = True) -> None:
-    sub.add_argument(
-        "folders", nargs="+", type=Path, metavar="RUN_OR_SWEEP", help="run folder, or sweep folder (all its runs)"
-    )
+    _add_folders(sub)
     if with_k:
         _add_k(sub)
     _add_lenient(sub)
 
 
 def _add_k(sub: argparse.ArgumentParser) -> None:
-    sub.add_argument(
-        "--k",
-        nargs="+",
-        type=_positive,
-        metavar="K",
-        help="completions per model; default: 1, 2, 4 as far as there are",
-    )
+    text = "completions per model; default: 1, 2 and 4, as far as the run has that many"
+    sub.add_argument("--k", nargs="+", type=_positive, metavar="K", help=text)
 
 
 def _add_lenient(sub: argparse.ArgumentParser) -> None:
-    sub.add_argument(
-        "--lenient", action="store_true", help="leave out what is damaged or not as it should be, and list it"
-    )
+    text = "leave out damaged files and problems with invalid rows, and list them, instead of stopping"
+    sub.add_argument("--lenient", action="store_true", help=text)
 
 
 def _add_format(sub: argparse.ArgumentParser) -> None:
@@ -171,11 +180,11 @@ def _add_format(sub: argparse.ArgumentParser) -> None:
 
 
 def _console() -> Console:
-    # A pipe or a log has no width of its own; rich would fold tables at 80 columns.
+    # A pipe or a log file has no width; rich would then fold tables at 80 columns.
     return Console() if sys.stdout.isatty() else Console(width=180)
 
 
-def _say(text: str) -> None:
+def _warn(text: str) -> None:
     print(text, file=sys.stderr)
 
 
@@ -183,14 +192,14 @@ def _load(paths: Sequence[Path], *, answers: bool, lenient: bool) -> list[RunDat
     runs = load_runs(paths, answers=answers, lenient=lenient)
     for data in runs:
         for line in data.left_out:
-            _say(f"left out: {line}")
+            _warn(f"left out: {line}")
     return runs
 
 
 def _report(args: argparse.Namespace) -> None:
     console = _console()
     runs = _load(args.folders, answers=True, lenient=args.lenient)
-    # Written first: who reads what is printed may stop early.
+    # The files are written first, because the reader of the output (head, less) may stop early.
     pages = write_reports(runs, args.out, args.k) if args.out else []
     for data in runs:
         console.rule(data.name, align="left")
@@ -210,25 +219,26 @@ def _tidy(args: argparse.Namespace) -> None:
         frames = [(data.name, _frame(args, data)) for data in loaded]
     frame = pl.concat(frame.select(pl.lit(name).alias("run"), pl.all()) for name, frame in frames)
     if not frame.height:
-        _say(
-            "no figures: nothing that this table needs is published yet"
-            + (f", or no problem has a {args.by}" if _by(args) else "")
-        )
+        by = getattr(args, "by", None)
+        reason = f", or no problem has the attribute {by}" if by else ""
+        _warn(f"the table is empty: the data that it needs are not published yet{reason}")
     _print(args, tidy_table(frame, name=args.command, title=TABLES[args.command][0]))
 
 
-def _by(args: argparse.Namespace) -> str | None:
-    return getattr(args, "by", None)
-
-
 def _frame(args: argparse.Namespace, data: RunData) -> pl.DataFrame:
-    """The command's table of one run, or one below the other those of its strata."""
+    """The command's table of one run; with --by, the tables of all values one below the other."""
     source = data.answers if args.command == "votes" else data.counts
     return stratified(lambda part: _table(args, data, part), source, args.by) if args.by else _table(args, data, source)
 
 
 def _table(args: argparse.Namespace, data: RunData, rows: pl.DataFrame) -> pl.DataFrame:
-    """The command's table of these counts (for votes: answers) of a run."""
+    """The command's table of a run.
+
+    Args:
+        args: the parsed arguments.
+        data: the run.
+        rows: its counts or, for the command votes, its answers; with --by, those of one value.
+    """
     if args.command == "rescue":
         return rescue_table(rows, groups=list(GROUPS), hints=load_hints(data.path))
     ks = args.k or default_ks(data.num_samples)
@@ -247,10 +257,8 @@ def _print(args: argparse.Namespace, table: ReportTable) -> None:
 
 
 def _compare(args: argparse.Namespace) -> None:
-    from analysis.metrics.compare import compare_report
-
     if args.iteration and len(args.iteration) > 2:
-        raise InputError(f"--iteration: {len(args.iteration)} numbers; give one, or two: of A and of B")
+        raise InputError(f"--iteration: {len(args.iteration)} numbers; give one, or two (one for A and one for B)")
     a, b = (_load([path], answers=False, lenient=args.lenient) for path in (args.a, args.b))
     ks = args.k or default_ks(min(data.num_samples for data in (*a, *b)))
     iterations = (args.iteration[0], args.iteration[-1]) if args.iteration else None
@@ -258,8 +266,6 @@ def _compare(args: argparse.Namespace) -> None:
 
 
 def _arms(args: argparse.Namespace) -> None:
-    from analysis.metrics.arms import BASE, arms_of, arms_report, arms_table
-    from analysis.report.figures import arms_figure, write
 
     folders = [path.resolve() for path in args.folders]
     taken = [BASE, *(path.name for path in folders)]
@@ -279,8 +285,6 @@ def _arms(args: argparse.Namespace) -> None:
 
 
 def _time(args: argparse.Namespace) -> None:
-    from analysis.timing.account import times_of
-    from analysis.timing.tables import time_report
 
     console = _console()
     for run in dict.fromkeys(run.resolve() for path in args.folders for run in list_runs(path)):
@@ -289,30 +293,27 @@ def _time(args: argparse.Namespace) -> None:
 
 
 def _import(args: argparse.Namespace) -> None:
-    from analysis.exchange.folder import import_predictions
-
-    made = import_predictions(args.file, args.out, lenient=args.lenient)
-    for line in made.left_out:
-        _say(f"left out: {line}")
-    for note in made.notes:
-        _say(note)
-    models = ", ".join(f"{model} ({n} completions)" for model, n in made.num_completions.items())
-    print(f"written: {made.path}: {made.num_problems} problems; {models}")
+    imported = import_predictions(args.file, args.out, lenient=args.lenient)
+    for line in imported.left_out:
+        _warn(f"left out: {line}")
+    for note in imported.notes:
+        _warn(note)
+    print(f"written: {imported.path}: {imported.num_problems} problems; {_per_model(imported.num_completions)}")
 
 
 def _export(args: argparse.Namespace) -> None:
-    from analysis.exchange.folder import export_predictions
+    exported = export_predictions(args.run, args.out, args.form, phase=args.phase, iteration=args.iteration)
+    for note in exported.notes:
+        _warn(note)
+    models = _per_model(exported.num_completions)
+    print(f"written: {exported.path}: phase {args.phase} of iteration {exported.iteration}; {models}")
 
-    made = export_predictions(args.run, args.out, args.form, phase=args.phase, iteration=args.iteration)
-    for note in made.notes:
-        _say(note)
-    models = ", ".join(f"{model} ({n} completions)" for model, n in made.num_completions.items())
-    print(f"written: {made.path}: {args.phase} of iteration {made.iteration}; {models}")
+
+def _per_model(num_completions: Mapping[str, int]) -> str:
+    return ", ".join(f"{model} ({n} completions)" for model, n in num_completions.items())
 
 
 def _rescore(args: argparse.Namespace) -> None:
-    from analysis.exchange.rescore import rescore, rescore_report
-
     render(rescore_report(rescore(args.run, args.out)), _console())
 
 
@@ -328,17 +329,17 @@ _COMMANDS: dict[str, Callable[[argparse.Namespace], None]] = {
 }
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Run one command; returns the exit code."""
-    args = parser().parse_args(argv)
+def main(argv: Sequence[str] | None = None, *, prog: str = PROG) -> int:
+    """Run one command and return the exit code."""
+    args = build_parser(prog).parse_args(argv)
     try:
         _COMMANDS[args.command](args)
         sys.stdout.flush()
     except CoreHpcError as e:
-        _say(str(e))
+        _warn(str(e))
         return e.exit_code
     except BrokenPipeError:
-        # The reader (head, less) has seen enough; keep the interpreter's own flush at exit quiet too.
+        # The reader (head, less) closed the pipe; the flush at exit must not fail too.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     return 0
 

@@ -1,8 +1,9 @@
-"""python -m core_hpc.cancel SWEEP [--run RUN_ID ...]: ends the jobs of one sweep, or of some of its runs, and no others.
+"""The command `core-hpc cancel`, also `python -m core_hpc.cancel`: end the SLURM jobs of a sweep or of its runs.
 
-In: a sweep's folder or file. Out: its controllers and its jobs have ended, and the records tell what was cancelled, so
-that the next start neither waits for these tasks nor counts them as failed. What is published stays. A controller is asked
-to stop by a file, which it sees wherever it runs; jobs are known by the id on record and by their unique name.
+In: the folder or the YAML file of a sweep. Out: the sweep's controllers and jobs have ended. The records of
+submissions name the cancelled tasks, so that the next start neither waits for them nor counts them as failed.
+Published files stay. A controller on any host is asked to stop through a file in the sweep folder. A job belongs
+to the sweep if both its id and its unique name are on record.
 """
 
 from __future__ import annotations
@@ -18,22 +19,31 @@ from pathlib import Path
 from rich.console import Console
 
 from core_hpc.common.errors import ClaimError, CoreHpcError, InputError, StoreError
+from core_hpc.common.packages import require_own_analysis
 from core_hpc.common.terminal import show_error
+
+require_own_analysis()  # the controller imports `analysis`
+
 from core_hpc.controller.detach import active_controllers
 from core_hpc.runs.folder import locate
+from core_hpc.runs.messages import Outcome, OutcomeKind
 from core_hpc.slurm.commands import JobId, QueueEntry, Slurm, SlurmUnavailableError
-from core_hpc.slurm.outcomes import ABANDONED, DONE, Outcome
 from core_hpc.slurm.records import OPEN, Submission, SubmissionFolder
 from core_hpc.store import manifests
 from core_hpc.store.claims import claim, describe_holder, holder_lives
 from core_hpc.store.paths import RunPaths, SweepPaths
 
+PROG = "python -m core_hpc.cancel"
 WAIT_S = 60.0
 POLL_S = 1.0
 
 
 class Cancellation:
-    """Cancels the jobs of open submissions, each once. With `run_ids` those of these runs; without, all of the sweep's."""
+    """Cancels the jobs of open submissions, each once.
+
+    Args:
+        run_ids: the runs whose jobs are cancelled. None: all jobs of the sweep, controllers included.
+    """
 
     def __init__(self, sweep: Path, run_ids: Sequence[str] | None, slurm: Slurm, console: Console) -> None:
         self._sweep = sweep
@@ -41,10 +51,10 @@ class Cancellation:
         self._slurm = slurm
         self._console = console
         self._cancelled: dict[str, set[JobId]] = {}
-        """By name of the submission: what was in the queue when it was cancelled."""
+        """Name of a submission -> its jobs and array elements that were in the queue when they were cancelled."""
 
-    def say(self, words: str) -> None:
-        self._console.print(words, markup=False, soft_wrap=True)
+    def report(self, message: str) -> None:
+        self._console.print(message, markup=False, soft_wrap=True)
 
     def num_cancelled(self) -> int:
         return sum(len(ids) for ids in self._cancelled.values())
@@ -60,47 +70,54 @@ class Cancellation:
         return [(folder, submission) for folder in folders for _, submission in folder.read_with_state(OPEN)]
 
     def active(self) -> list[tuple[Submission, list[QueueEntry]]]:
-        """Open submissions that SLURM has jobs of. The name must be right even if the id is: SLURM may use ids again."""
+        """Open submissions that have jobs in the queue. The name must match too, because SLURM may reuse job ids."""
         records = self._records()
         entries = [entry for entry in self._slurm.queue() if entry.active] if records else []
         found = [(s, [e for e in entries if e.name == s.name and s.job in (None, e.id.job)]) for _, s in records]
         return [(submission, own) for submission, own in found if own]
 
     def cancel_new(self) -> int:
-        """Cancel what was not cancelled yet; returns how many jobs are still in the queue."""
+        """Cancel the jobs that are not cancelled yet, and return the number of jobs that are still in the queue."""
         active = self.active()
         for submission, entries in active:
             known = self._cancelled.setdefault(submission.name, set())
             new = {entry.id for entry in entries} - known
             if new:
-                # The array as a whole: elements that wait and are cancelled one by one vanish without a trace.
+                # Cancel the array as a whole: waiting elements that are cancelled one by one leave no record.
                 job = entries[0].id.job
                 self._slurm.cancel([job])
                 known |= new
                 states = ", ".join(
                     f"{num} {state.lower()}" for state, num in Counter(e.state for e in entries if e.id in new).items()
                 )
-                self.say(f"cancelled job {job} ({submission.name}): {states}")
+                self.report(f"cancelled job {job} ({submission.name}): {states}")
         return sum(len(entries) for _, entries in active)
 
     def wait(self, controller: Callable[[], str | None]) -> list[str]:
-        """Until no job is left and `controller` returns None; returns what is left after WAIT_S, in words."""
-        deadline, said = time.monotonic() + WAIT_S, ""
+        """Wait until no job is left and `controller` returns None, for at most WAIT_S.
+
+        Args:
+            controller: describes the controller that still runs, or returns None.
+
+        Returns:
+            Descriptions of what still runs in the end; empty if nothing does.
+        """
+        deadline, reported = time.monotonic() + WAIT_S, ""
         while True:
             try:
                 num = self.cancel_new()
-                left = [words for words in (controller(), f"{num} job(s) that are ending" if num else None) if words]
+                left = [text for text in (controller(), f"{num} job(s) that are ending" if num else None) if text]
             except SlurmUnavailableError as e:
                 left = [f"SLURM, which does not answer ({e})"]
             if not left or time.monotonic() > deadline:
                 return left
-            if (words := " and ".join(left)) != said:
-                said = words
-                self.say(f"waiting for {words} ...")
+            if (current := " and ".join(left)) != reported:
+                reported = current
+                self.report(f"waiting for {current} ...")
             time.sleep(POLL_S)
 
     def close_records(self) -> None:
-        """Write into the records what was cancelled and has left the queue. For the holder of the claim."""
+        """Write to the records which cancelled jobs have left the queue. The caller must hold the sweep's claim."""
         active = {submission.name for submission, _ in self.active()}
         for folder, submission in self._records():
             ids = self._cancelled.get(submission.name, set())
@@ -109,21 +126,25 @@ class Cancellation:
             submission.job = next(iter(ids)).job
             paths = RunPaths(folder.root.parent)
             for index in submission.unresolved:
-                rest = [key for key in submission.keys(index) if not paths.task_manifest(key).exists()]
-                if not rest:
-                    folder.resolve(submission, index, Outcome(DONE, "", counted=False))
+                unfinished = [key for key in submission.keys(index) if not paths.task_manifest(key).exists()]
+                if not unfinished:
+                    folder.resolve(submission, index, Outcome(OutcomeKind.DONE, counted=False))
                 elif submission.job_id(index) in ids:
-                    folder.resolve(
-                        submission, index, Outcome(ABANDONED, "core_hpc.cancel", counted=False, task=str(rest[0]))
-                    )
+                    task = str(unfinished[0])
+                    outcome = Outcome(OutcomeKind.ABANDONED, "core_hpc.cancel", counted=False, task=task)
+                    folder.resolve(submission, index, outcome)
             if submission.is_resolved:
                 folder.close(submission)
             else:
-                folder.write(submission)  # some ended before; the next start finds out how
+                folder.write(submission)  # some elements ended before; the next start looks up how
 
 
 def cancel_sweep(sweep: Path, slurm: Slurm, console: Console) -> None:
-    """End all controllers and jobs of a sweep."""
+    """End all controllers and jobs of a sweep.
+
+    Raises:
+        CoreHpcError: a controller still holds the sweep's claim after WAIT_S.
+    """
     paths, work = SweepPaths(sweep), Cancellation(sweep, None, slurm, console)
 
     def controller() -> str | None:
@@ -136,29 +157,38 @@ def cancel_sweep(sweep: Path, slurm: Slurm, console: Console) -> None:
         return None if holder_lives(holder, slurm.has_ended) is False else f"the controller ({describe_holder(holder)})"
 
     if controller() is None and not work.active():
-        work.say(f"nothing to cancel: no controller works on {sweep}, and SLURM has no jobs of it")
+        work.report(f"nothing to cancel: no controller works on {sweep}, and SLURM has no jobs of it")
         return
     if not paths.stop_request.exists():
         manifests.write_json(paths.stop_request, manifests.writer_identity())
     left = work.wait(controller)
     if (who := controller()) is not None:
         raise CoreHpcError(
-            f"{paths.claim}: {who} was asked to stop {WAIT_S:.0f} s ago and still holds the sweep. {work.num_cancelled()} job(s) were "
-            "cancelled. Run the same command again in a minute; only if that process is surely dead, remove this file"
+            f"{paths.claim}: {who} was asked to stop {WAIT_S:.0f} s ago and still holds the sweep. "
+            f"{work.num_cancelled()} job(s) were cancelled. Run the same command again in a minute. "
+            "Remove this file only if you are sure that the process is dead"
         )
     with claim(paths.claim, has_ended=slurm.has_ended):
         work.close_records()
-        active_controllers(sweep, slurm, close=True)  # closes the records of the others
-    _conclude(work, left, f"{sweep}: no controller works on it any more")
+        active_controllers(sweep, slurm, close=True)  # closes the records of controllers that have ended
+    _report_end(work, left, f"{sweep}: no controller works on it any longer")
 
 
 def cancel_runs(sweep: Path, run_ids: Sequence[str], slurm: Slurm, console: Console) -> None:
-    """End the jobs of some runs, while no controller can submit them again."""
+    """End the jobs of some runs. No controller may run meanwhile, because it would submit the jobs again.
+
+    Raises:
+        InputError: the sweep has no run with one of these ids.
+        ClaimError: a controller works on the sweep.
+    """
     unknown = [run_id for run_id in run_ids if not RunPaths(sweep / run_id).identity.is_file()]
     if unknown:
         known = ", ".join(sorted(p.parent.name for p in sweep.glob("*/run.json")))
         raise InputError(f"--run {unknown[0]}: no such run in {sweep}; its runs are: {known}")
-    advice = f"and would submit their jobs again. Wait for its end, or cancel the whole sweep: python -m core_hpc.cancel {sweep}"
+    advice = (
+        "and would submit their jobs again. Wait until it ends, or cancel the whole sweep: "
+        f"python -m core_hpc.cancel {sweep}"
+    )
     with contextlib.ExitStack() as stack:
         try:
             stack.enter_context(claim(SweepPaths(sweep).claim, has_ended=slurm.has_ended))
@@ -168,41 +198,41 @@ def cancel_runs(sweep: Path, run_ids: Sequence[str], slurm: Slurm, console: Cons
             raise ClaimError(f"SLURM job {jobs[0]} is a controller of these runs {advice}")
         work = Cancellation(sweep, run_ids, slurm, console)
         if not work.active():
-            work.say(f"nothing to cancel: SLURM has no jobs of {', '.join(run_ids)}")
+            work.report(f"nothing to cancel: SLURM has no jobs of {', '.join(run_ids)}")
             return
         left = work.wait(lambda: None)
         work.close_records()
-    _conclude(work, left, f"{sweep}: {', '.join(run_ids)}")
+    _report_end(work, left, f"{sweep}: {', '.join(run_ids)}")
 
 
-def _conclude(work: Cancellation, left: Sequence[str], what: str) -> None:
-    work.say(
-        f"{what}; {work.num_cancelled()} job(s) were cancelled. What is published stays, and the next launch goes on from it"
+def _report_end(work: Cancellation, left: Sequence[str], subject: str) -> None:
+    work.report(
+        f"{subject}; {work.num_cancelled()} job(s) were cancelled. Published files stay. "
+        "The next launch continues from them"
     )
     if left:
-        work.say(f"left: {' and '.join(left)}")
+        work.report(f"still there: {' and '.join(left)}")
 
 
-def parse_arguments(arguments: Sequence[str]) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        prog="python -m core_hpc.cancel", description="End the jobs of a sweep. What is published stays."
-    )
+def build_parser(prog: str = PROG) -> argparse.ArgumentParser:
+    """The parser of this command."""
+    parser = argparse.ArgumentParser(prog=prog, description="End the SLURM jobs of a sweep. Published files stay.")
     parser.add_argument("sweep", type=Path, help="the sweep's folder or YAML file")
     parser.add_argument(
         "--run", action="append", metavar="RUN_ID", dest="run_ids", help="only the jobs of this run (repeatable)"
     )
-    return parser.parse_args(arguments)
+    return parser
 
 
-def main(arguments: Sequence[str]) -> int:
-    """Command line; returns the exit status."""
-    options = parse_arguments(arguments)
+def main(arguments: Sequence[str], *, prog: str = PROG) -> int:
+    """Run the command and return its exit status."""
+    options = build_parser(prog).parse_args(arguments)
     console = Console(highlight=False)
     try:
         sweep, runs = locate(options.sweep)
         if RunPaths(options.sweep).identity.is_file():
             raise InputError(
-                f"{options.sweep}: is one run; write python -m core_hpc.cancel {sweep} --run {runs[0].name}"
+                f"{options.sweep}: is one run, not a sweep. Use: python -m core_hpc.cancel {sweep} --run {runs[0].name}"
             )
         if options.run_ids:
             cancel_runs(sweep, list(dict.fromkeys(options.run_ids)), Slurm(), console)
@@ -212,7 +242,7 @@ def main(arguments: Sequence[str]) -> int:
         show_error(e)
         return e.exit_code
     except KeyboardInterrupt:
-        console.print("\ninterrupted; the same command goes on with what is left")
+        console.print("\ninterrupted; run the same command again to cancel the remaining jobs")
         return 130
     return 0
 

@@ -1,7 +1,7 @@
-"""python -m core_hpc.launch SWEEP.yaml: from a sweep file to finished runs; the same command continues.
+"""The command `core-hpc launch`, also `python -m core_hpc.launch`: start a sweep, or continue it.
 
-Thin: reads the file (sweep.py), prepares what is new (prepare.py), holds the sweep's claim (claims.py), drives the
-runs (schedule.py) and prints the result tables (analysis).
+The module reads the sweep file, checks what can be checked before anything is created, and passes the
+sweep to `controller/`, which prepares new runs, schedules their tasks and prints the results.
 """
 
 from __future__ import annotations
@@ -18,12 +18,17 @@ from typing import get_args
 from rich.console import Console
 
 from core_hpc.common.errors import CoreHpcError, InputError
+from core_hpc.common.packages import hiding_analysis, require_own_analysis
+from core_hpc.common.shipped import shipped_folder
 from core_hpc.common.terminal import show_error, standard_console
+
+require_own_analysis()  # the controller imports `analysis`
+
 from core_hpc.config.cluster import Driver
 from core_hpc.controller.control import control
 from core_hpc.controller.plan import print_plan
-from core_hpc.controller.prepare import Prepared, Start, _prepare_new
 from core_hpc.controller.results import conclude
+from core_hpc.controller.start import Prepared, Start, prepare_new_runs
 from core_hpc.local.executor import LocalLimits
 from core_hpc.local.gpus import check_gpus
 from core_hpc.runs import folder as runfolders
@@ -33,14 +38,19 @@ from core_hpc.store import manifests
 from core_hpc.store.claims import claim
 from core_hpc.store.paths import SweepPaths
 
+PROG = "python -m core_hpc.launch"
 MIN_FREE_GB = 1.0
 EXIT_INTERRUPTED = 130
 FULL_DISK = (errno.ENOSPC, errno.EDQUOT)
 
 
-def parse_arguments(arguments: Sequence[str]) -> argparse.Namespace:
+def build_parser(prog: str = PROG) -> argparse.ArgumentParser:
+    """The parser of this command."""
     parser = argparse.ArgumentParser(
-        prog="python -m core_hpc.launch", description="Run a sweep. The same command again continues where it was."
+        prog=prog,
+        description="Run a sweep. If it was started before, continue it.",
+        epilog=f"Example sweeps and cluster profiles: {shipped_folder('yaml')}. "
+        f"Set-up scripts for SLURM jobs: {shipped_folder('slurm')}.",
     )
     parser.add_argument("sweep", type=Path, help="YAML file")
     parser.add_argument(
@@ -59,18 +69,18 @@ def parse_arguments(arguments: Sequence[str]) -> argparse.Namespace:
         "--dry-run", action="store_true", help="print the resolved runs and what would be submitted; create nothing"
     )
     parser.add_argument(
-        "--verify", action="store_true", help="check the checksums of everything that is published before going on"
+        "--verify", action="store_true", help="check the checksums of all published files before continuing"
     )
-    return parser.parse_args(arguments)
+    return parser
 
 
-def main(arguments: Sequence[str]) -> int:
-    """Command line; returns the exit status."""
-    options = parse_arguments(arguments)
+def main(arguments: Sequence[str], *, prog: str = PROG) -> int:
+    """Run the command and return its exit status."""
+    options = build_parser(prog).parse_args(arguments)
     console = standard_console()
     signal.signal(signal.SIGTERM, _interrupt)
-    if signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:  # else started with nohup
-        signal.signal(signal.SIGHUP, _interrupt)  # the login shell has ended: give the claim back, jobs go on
+    if signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:  # ignored: the command was started with nohup
+        signal.signal(signal.SIGHUP, _interrupt)  # the login shell has ended: release the claim; jobs keep running
     sweep = None
     try:
         overrides = [*options.overrides, *([f"cluster.driver={options.driver}"] if options.driver else [])]
@@ -86,17 +96,16 @@ def main(arguments: Sequence[str]) -> int:
         if e.errno not in FULL_DISK:
             raise
         where = e.filename or (sweep.folder if sweep is not None else options.output or "output folder")
-        show_error(
-            f"{where}: {e.strerror}; nothing that was published is lost. Free space (or raise the quota) and start again"
-        )
+        show_error(f"{where}: {e.strerror}; published files are kept. Free space (or raise the quota) and start again")
         return CoreHpcError.exit_code
     except KeyboardInterrupt:
         console.print(
-            "\ninterrupted; nothing that was published is lost. The same command goes on from here.", soft_wrap=True
+            "\ninterrupted; published files are kept. Run the same command again to continue.", soft_wrap=True
         )
         if sweep is not None and _uses_slurm(sweep):
             console.print(
-                f"Jobs that are with SLURM go on; python -m core_hpc.cancel {sweep.folder} ends them.", soft_wrap=True
+                f"SLURM jobs that were submitted continue. To end them: python -m core_hpc.cancel {sweep.folder}",
+                soft_wrap=True,
             )
         return EXIT_INTERRUPTED
 
@@ -110,40 +119,46 @@ def _interrupt(signum: int, frame: FrameType | None) -> None:
 
 
 def launch(sweep: Sweep, console: Console, *, verify: bool = False, detached: bool = False) -> int:
-    """Run a sweep to its end, or hand it to a detached controller; 0 when every run finished (or was handed over)."""
+    """Run a sweep to its end, or submit a detached controller for it.
+
+    Returns:
+        0 when every run finished, or when the detached controller was submitted.
+    """
     cluster = sweep.runs[0].config.cluster
     runfolders.check_conflicts(sweep)
     manifests.require_writable(sweep.folder, min_free_gb=MIN_FREE_GB)
     if _uses_slurm(sweep):
         _check_slurm(sweep)
+        if detached:
+            _check_import_in_job()
     elif detached:
         raise InputError(
-            "--detach: needs SLURM; name a cluster profile with `driver: arrays` or `resident` (--cluster, or cluster.profile in the file)"
+            "--detach: needs SLURM. Name a cluster profile with `driver: arrays` or `resident` "
+            "(--cluster, or cluster.profile in the file)"
         )
     else:
-        LocalLimits.of(cluster, sweep.largest_team)
-    prepared = _prepare_new(sweep, console)
+        LocalLimits.of(cluster, sweep.largest_team)  # raises InputError if GPUs are missing
+    prepared = prepare_new_runs(sweep, console)
     start = Start.new(verify=verify)
     if detached:
         return _detach(sweep, start, prepared, console)
     progress, finished = control(sweep, start, prepared, console)
     if not finished:
-        console.print(
-            "stopped by core_hpc.cancel; nothing that was published is lost. The same command goes on from here."
-        )
+        console.print("stopped by core_hpc.cancel; published files are kept. Run the same command again to continue.")
         return EXIT_INTERRUPTED
     return conclude(sweep, progress, console)
 
 
 def _check_slurm(sweep: Sweep) -> None:
-    """Errors that SLURM can tell before anything is prepared or submitted."""
+    """Raise the errors that SLURM can report before anything is prepared or submitted."""
     from core_hpc.controller.detach import require_no_other
     from core_hpc.slurm.submit import check_accepted
 
     if not slurm_installed():
         driver = sweep.runs[0].config.cluster.driver
         raise InputError(
-            f"cluster.driver: {driver} needs SLURM, and sbatch is not on PATH. Load the site's module, or use `driver: local`"
+            f"cluster.driver: {driver} needs SLURM, and sbatch is not on PATH. "
+            "Load the site's module, or use `driver: local`"
         )
     if sweep.folder.exists():
         require_no_other(sweep.folder, Slurm())
@@ -153,7 +168,18 @@ def _check_slurm(sweep: Sweep) -> None:
         check_accepted(cluster)
 
 
+def _check_import_in_job() -> None:
+    """The job of a detached controller starts Python in the working directory, even if this process did not."""
+    found = hiding_analysis([str(Path.cwd()), *sys.path])
+    if found is not None:
+        raise InputError(
+            f"--detach: {found} would hide the package `analysis` of core_hpc in the controller's job, because "
+            "Python looks in the working directory first there. Start from another folder, or rename it"
+        )
+
+
 def _detach(sweep: Sweep, start: Start, prepared: Prepared, console: Console) -> int:
+    """Submit a controller as a SLURM job."""
     from core_hpc.controller.detach import active_controllers, detach, require_no_other
 
     slurm = Slurm()
@@ -165,12 +191,6 @@ def _detach(sweep: Sweep, start: Start, prepared: Prepared, console: Console) ->
     console.print(f"  python -m core_hpc.status {sweep.folder}", soft_wrap=True)
     console.print(f"  python -m core_hpc.cancel {sweep.folder}", soft_wrap=True)
     return 0
-
-
-# --- before --------------------------------------------------------------------------------------
-
-
-# --- after ---------------------------------------------------------------------------------------
 
 
 if __name__ == "__main__":

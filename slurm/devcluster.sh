@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
-# A Slurm cluster on this one machine, for development and tests. It is the real thing (munge, MariaDB, slurmdbd,
-# slurmctld and a slurmd for every node), without systemd and cgroups, started by root or by any other user.
-# Everything lies in one folder, except that root adds a line with the node names to /etc/hosts while the cluster is up.
+# A Slurm cluster on this one machine, for development and tests. It runs the real daemons (munge, MariaDB, slurmdbd,
+# slurmctld and one slurmd per node), without systemd and cgroups, started by root or by any other user.
+# All files are in one folder. In addition, root adds a line with the node names to /etc/hosts while the cluster is up.
 # `slurm/devcluster.sh help` lists the commands.
 set -euo pipefail
 export LC_ALL=C.UTF-8 PATH="$PATH:/usr/sbin:/sbin"
@@ -11,27 +11,27 @@ usage() {
 Usage: slurm/devcluster.sh COMMAND
 
   install              get the Debian packages that are missing (as root; 77 = this user or machine cannot)
-  up [NODES]           start what does not run, 4 nodes at first, and print the line to eval:
+  up [NODES]           start the daemons that do not run (4 nodes by default), and print the line to eval:
                            eval "$(slurm/devcluster.sh up 4)"
   down [--wipe]        stop everything; with --wipe also delete jobs, accounting and logs
   status               list daemons and nodes; status 0 when all of them are usable
   env                  print the line to eval
   kill-node NAME       power cut: SIGKILL to the node's slurmd, its stepds and every process of their jobs
   start-node NAME      switch the node on again
-  stop-ctld start-ctld     slurmctld goes away; comes back
-  stop-dbd  start-dbd      slurmdbd (accounting) goes away; comes back
+  stop-ctld, start-ctld    stop or start slurmctld
+  stop-dbd, start-dbd      stop or start slurmdbd (accounting)
 
 Jobs: partitions `main` (default) and `preempt` (requeued when `main` needs the node, 5 s after the user signal);
-account `research`; QOS `normal` (default, no limits) and `small` (at most 8 jobs of a user at a time).
-Memory above a job's request kills the job (sampled every second).
+account `research`; QOS `normal` (default, no limits) and `small` (at most 8 jobs of one user at a time).
+A job that uses more memory than it requested is killed (memory is sampled every second).
 
 Environment variables (the cluster in DEVCLUSTER_HOME remembers them until it is wiped):
-  DEVCLUSTER_HOME      folder for everything; keep it short (/tmp/core-hpc-devcluster)
+  DEVCLUSTER_HOME      folder for all files; keep the path short (/tmp/core-hpc-devcluster)
   DEVCLUSTER_PORT      first of 2 + NODES ports (27100)
   DEVCLUSTER_PREFIX    node names are PREFIX1, PREFIX2, ... (node)
   DEVCLUSTER_CPUS, DEVCLUSTER_MEM_MB, DEVCLUSTER_GPUS
-                       what every node declares (4, 8000, 2); the GPUs are not real
-Clusters with different HOME, PORT and PREFIX live side by side.
+                       resources of every node (4, 8000, 2); the GPUs are not real
+Clusters with different HOME, PORT and PREFIX can run at the same time.
 HELP
 }
 
@@ -68,7 +68,7 @@ load_settings() {
     while IFS='=' read -r key value; do setting[$key]=$value; done <"$HOME_DIR/settings"
 }
 
-# settle_settings [NODES]: what the environment and `up` ask for; a running cluster keeps what it has
+# settle_settings [NODES]: apply the settings of the environment and of `up`; those of a running cluster cannot change
 settle_settings() {
     local key name asked
     for key in "${!setting[@]}"; do
@@ -101,19 +101,19 @@ check_node() {
     grep -qxF -- "${1:-}" <<<"$known" || die "no node '${1:-}'; there are: ${known//$'\n'/ }"
 }
 
-# One command at a time may change a cluster. The folder may have been wiped while we waited: then wait for the new one.
+# Only one command at a time may change a cluster. If the folder is wiped while this one waits, it waits for the new one.
 lock() {
     until [[ $HOME_DIR/lock -ef /proc/self/fd/9 ]]; do
         mkdir -p "$HOME_DIR"
         exec 9>"$HOME_DIR/lock"
-        flock -w 120 9 || die "another devcluster.sh works in $HOME_DIR for 2 minutes already"
+        flock -w 120 9 || die "another devcluster.sh has been working in $HOME_DIR for 2 minutes"
     done
 }
 
 # --- processes ----------------------------------------------------------------------------------------------------
-# A daemon is named like its pid file: munged, mariadbd, slurmdbd, slurmctld, slurmd-NODE. All of them, and the processes
-# of jobs, carry SLURM_CONF in their environment: this is what tells this cluster's processes from those of another one,
-# and a stale pid file from a valid one.
+# A daemon has the name of its pid file: munged, mariadbd, slurmdbd, slurmctld, slurmd-NODE. All daemons, and the
+# processes of jobs, have SLURM_CONF in their environment. It distinguishes this cluster's processes from those of
+# another one, and a stale pid file from a valid one.
 
 is_ours() { # PID DAEMON
     [[ $(cat "/proc/$1/comm" 2>/dev/null) == "${2%%-*}" ]] && grep -qzxF -- "SLURM_CONF=$CONF" "/proc/$1/environ" 2>/dev/null
@@ -155,7 +155,7 @@ stop() { # DAEMON [SIGNAL]
 }
 
 # node_processes NODE: slurmd, its stepds (found by their open log file), the processes of jobs (found by their
-# environment, so that daemons which a job left behind are found, too), and all descendants of these
+# environment, so that daemons that a job left behind are found as well), and all descendants of these
 node_processes() {
     {
         find /proc/[0-9]*/fd -maxdepth 1 -lname "$LOG/slurmd-$1.log" 2>/dev/null | cut -d/ -f3 | sort -u |
@@ -176,7 +176,7 @@ node_processes() {
         }' | sort -n
 }
 
-# Stop (freeze) until nothing new appears, then kill: a process that forks cannot get away.
+# Stop (freeze) until nothing new appears, then kill, so that a process that forks cannot escape.
 kill_node() { # NODE
     local frozen='' now
     now=$(node_processes "$1") || true
@@ -196,11 +196,11 @@ write_configuration() {
     user=$(id -un)
     names="${setting[PREFIX]}[1-${setting[NODES]}]"
     mkdir -p "$HOME_DIR"/{etc,dev,state/ctld} "$RUN" "$LOG"
-    chmod 755 "$HOME_DIR" # or munge refuses its socket
+    chmod 755 "$HOME_DIR" # otherwise munge refuses its socket
     echo 'CgroupAutomount=no' >"$HOME_DIR/etc/cgroup.conf"
     : >"$HOME_DIR/etc/gres.conf"
     for ((i = 0; i < setting[GPUS]; i++)); do
-        ln -sfn /dev/null "$HOME_DIR/dev/gpu$i" # slurmd insists on character devices
+        ln -sfn /dev/null "$HOME_DIR/dev/gpu$i" # slurmd accepts only character devices
         echo "NodeName=$names Name=gpu File=$HOME_DIR/dev/gpu$i" >>"$HOME_DIR/etc/gres.conf"
     done
     cat >"$CONF" <<CONF
@@ -211,9 +211,9 @@ SlurmUser=$user
 SlurmdUser=$user
 AuthType=auth/munge
 CredType=cred/munge
-# A requeued job may not start again before the credentials of its last start expired: 120 s by default.
+# A requeued job cannot start again before the credentials of its last start have expired (default: 120 s).
 AuthInfo=socket=$RUN/munge.socket,cred_expire=5
-# After --wipe job ids go on rising, so that files of old jobs are not taken for those of new ones.
+# Job ids keep rising after --wipe, so that files of old jobs are not mistaken for files of new jobs.
 FirstJobId=$(($(date +%s) % 10000000 + 1000))
 StateSaveLocation=$HOME_DIR/state/ctld
 SlurmdSpoolDir=$HOME_DIR/state/%n
@@ -226,14 +226,14 @@ MpiDefault=none
 SwitchType=switch/none
 PropagateResourceLimits=NONE
 
-# Processes: no cgroups, no binding to CPUs (the nodes share the machine's), memory sampled every second.
+# Processes: no cgroups, no binding to CPUs (the nodes share those of the machine), memory sampled every second.
 ProctrackType=proctrack/linuxproc
 TaskPlugin=task/none
 JobAcctGatherType=jobacct_gather/linux
 JobAcctGatherFrequency=task=1
 JobAcctGatherParams=OverMemoryKill
 
-# Scheduling: at once, at every event, and looking at every job.
+# Scheduling: immediately, at every event, and over all jobs.
 SchedulerType=sched/backfill
 SchedulerParameters=batch_sched_delay=0,sched_interval=1,sched_min_interval=0,default_queue_depth=10000,partition_job_depth=0,bf_interval=1,bf_resolution=10,bf_max_job_test=5000,bf_max_job_array_resv=1000
 SelectType=select/cons_tres
@@ -246,7 +246,7 @@ GresTypes=gpu
 MaxArraySize=20001
 MaxJobCount=100000
 
-# Faults: a lost node is noticed after 10 to 20 s and taken back as soon as it answers.
+# Faults: a lost node is noticed after 10 to 20 s, and used again as soon as it answers.
 SlurmctldTimeout=10
 SlurmdTimeout=10
 ReturnToService=2
@@ -294,9 +294,9 @@ hosts_line() { # on|off
     local hosts=/etc/hosts others line=''
     [[ $1 == off ]] || line="127.0.0.1 $(nodes | tr '\n' ' ')$HOSTS_MARK"
     exec 8<"$hosts"
-    flock 8 # another cluster may be at it
+    flock 8 # another cluster may change the file at the same time
     if [[ -z $line ]] || ! grep -qxF -- "$line" "$hosts"; then
-        # in place: in a container the file is a mount point
+        # overwritten instead of replaced, because the file is a mount point in a container
         others=$(grep -vF -- "$HOSTS_MARK" "$hosts" || true)
         printf '%s\n' "$others" ${line:+"$line"} >"$hosts"
     fi
@@ -310,7 +310,7 @@ port_answers() { (exec 3<>"/dev/tcp/127.0.0.1/$1") 2>/dev/null; }
 port_free() { ! port_answers "$1"; }
 
 check_port_free() { # DAEMON PORT
-    wait_until 3 port_free "$2" || # a daemon of ours that has just ended may hold it for a moment
+    wait_until 3 port_free "$2" || # a daemon of this cluster that has just ended may hold it for a moment
         die "port $2 of $1 is taken by another program: set DEVCLUSTER_PORT to the first of $((2 + setting[NODES])) free ports"
 }
 
@@ -325,7 +325,7 @@ start_munge() {
     wait_until 10 runs munged || die "munged did not start: see $LOG/munged.log"
 }
 
-# The database listens on a unix socket only and knows one user, the one who runs it: no password, no port.
+# The database listens only on a unix socket and has one user, the one who runs it: no password, no port.
 start_database() {
     ! runs mariadbd || return 0
     local user tables=/usr/share/mysql
@@ -339,7 +339,7 @@ start_database() {
             printf '%s;\n' 'CREATE DATABASE mysql' 'USE mysql' "SET @auth_root_socket='$user'"
             cat "$tables/mysql_system_tables.sql" "$tables/mysql_system_tables_data.sql"
         } | mariadbd "${options[@]}" --bootstrap 9>&- >"$LOG/mariadbd-bootstrap.log" 2>&1 ||
-            die "the database could not be made: see $LOG/mariadbd-bootstrap.log"
+            die "the database could not be created: see $LOG/mariadbd-bootstrap.log"
         touch "$HOME_DIR/db/complete"
     fi
     rm -f "$RUN/mariadbd.pid" "$RUN/db.sock"
@@ -358,18 +358,18 @@ start_dbd() {
     wait_until 60 port_answers $((setting[PORT] + 1)) || die "slurmdbd did not start: see $LOG/slurmdbd.log"
 }
 
-# The cluster, the account and its user, and the QOS with a limit; once.
+# Create the cluster, the account and its user, and the QOS with a limit, unless they exist.
 fill_accounts() {
     local user
     user=$(id -un)
     [[ -z $(sacctmgr -nP show association user="$user" account=research format=user 2>/dev/null) ]] || return 0
     {
-        sacctmgr -i add cluster devcluster || true # an attempt before this one may have added some of these
+        sacctmgr -i add cluster devcluster || true # an earlier attempt may have added some of these
         sacctmgr -i add qos small MaxSubmitJobsPerUser=$QOS_SUBMIT_LIMIT || true
         sacctmgr -i add account research || true
         sacctmgr -i add user "$user" account=research qos=normal,small defaultqos=normal &&
             sacctmgr -i modify user "$user" set defaultaccount=research
-    } >>"$LOG/accounts.log" 2>&1 || die "the accounts could not be made: see $LOG/accounts.log"
+    } >>"$LOG/accounts.log" 2>&1 || die "the accounts could not be created: see $LOG/accounts.log"
 }
 
 start_ctld() {
@@ -391,7 +391,7 @@ start_slurmd() { # NODE
     wait_until 10 port_answers $port || die "slurmd of $1 did not start: see $LOG/slurmd-$1.log"
 }
 
-# usable [NODE...]: do these nodes (all of them) take jobs? Those that are down or drained are given back on the way.
+# usable [NODE...]: whether these nodes (default: all) accept jobs. Nodes that are down or drained are resumed.
 usable() {
     local node state states wanted=("$@") bad=0
     (($#)) || mapfile -t wanted < <(nodes)
@@ -420,15 +420,15 @@ install() {
         say "Slurm is not installed and this is not root: run slurm/devcluster.sh install (missing: ${missing[*]})"
         return $CANNOT_INSTALL
     elif ! command -v apt-get >/dev/null; then
-        say "Slurm is not installed and there is no apt-get here: install ${missing[*]} as this system does"
+        say "Slurm is not installed and there is no apt-get here: install ${missing[*]} with this system's package manager"
         return $CANNOT_INSTALL
     fi
-    # Debian's packages ask this file whether they may start their services. They may not.
+    # Debian's packages run this file to learn whether they may start their services. They must not.
     if [[ -e $policy ]]; then
         kept=$(mktemp "$policy.XXXXXX")
         cp -p "$policy" "$kept"
     fi
-    # shellcheck disable=SC2064 # expanded now: the trap runs when these variables are gone
+    # shellcheck disable=SC2064 # expanded now, because these variables no longer exist when the trap runs
     trap "if [ -n '$kept' ]; then mv -f '$kept' '$policy'; else rm -f '$policy'; fi" EXIT
     printf '#!/bin/sh\nexit 101\n' >"$policy"
     chmod 755 "$policy"
@@ -436,7 +436,7 @@ install() {
     log=$(mktemp)
     apt_install "${missing[@]}" >"$log" 2>&1 ||
         { apt-get update && apt_install "${missing[@]}"; } >>"$log" 2>&1 ||
-        die "apt-get failed: $(tail -n 3 "$log"); all of it is in $log"
+        die "apt-get failed: $(tail -n 3 "$log"); the whole output is in $log"
     rm -f "$log"
 }
 
@@ -468,9 +468,9 @@ no_jobs() { [[ -z $(squeue -h -t running,completing 2>/dev/null) ]]; }
 
 down() {
     local node daemon wipe=${1:-} signal=TERM
-    [[ -z $wipe || $wipe == --wipe ]] || die "down takes nothing but --wipe, not '$wipe'"
+    [[ -z $wipe || $wipe == --wipe ]] || die "down accepts only --wipe, not '$wipe'"
     [[ -z $wipe ]] || signal=KILL
-    if [[ -z $wipe ]] && runs slurmctld; then # let the accounting see how the jobs end
+    if [[ -z $wipe ]] && runs slurmctld; then # let the accounting record how the jobs end
         timeout 10 scancel --user="$(id -un)" 2>/dev/null || true
         wait_until 8 no_jobs || true
     fi
@@ -506,7 +506,7 @@ start_node() {
 main() {
     local command=${1:-help}
     shift || true
-    # Nothing of a surrounding Slurm job or of the user's habits may reach this cluster.
+    # The environment of a surrounding Slurm job and the user's own settings must not affect this cluster.
     unset "${!SLURM@}" "${!SBATCH_@}" "${!SINFO_@}" "${!SQUEUE_@}" "${!SACCT@}"
     export SLURM_CONF=$CONF
     case $command in

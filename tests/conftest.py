@@ -1,4 +1,7 @@
-"""Fixtures shared by all tests: tiny models are made once a session."""
+"""Fixtures and options that all tests share.
+
+Tiny models and the SLURM cluster are made once per session.
+"""
 
 from __future__ import annotations
 
@@ -13,7 +16,8 @@ import pytest
 if TYPE_CHECKING:
     from tests.support.cluster import DevCluster
 
-hypothesis.settings.register_profile("shared_machine", deadline=None)  # a slow moment of the machine is no failure
+# On a busy machine a slow example is not a failure.
+hypothesis.settings.register_profile("shared_machine", deadline=None)
 hypothesis.settings.load_profile("shared_machine")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
@@ -21,7 +25,7 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 @pytest.fixture(scope="session")
 def tiny_models(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
-    """Two tiny random models of different weights; the second has a chat template."""
+    """Make two tiny models with different random weights; the second has a chat template."""
     from tests.support.tiny import make_tiny_model
 
     folder = tmp_path_factory.mktemp("models")
@@ -30,7 +34,10 @@ def tiny_models(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
 
 @pytest.fixture(scope="session")
 def cluster() -> Iterator[DevCluster]:
-    """A real Slurm cluster of four nodes on this machine (tests/support/cluster.py); skips where Slurm cannot be had."""
+    """Start a real SLURM cluster of four nodes on this machine (`tests/support/cluster.py`).
+
+    The test is skipped if SLURM cannot be installed.
+    """
     from tests.support.cluster import running_cluster
 
     with running_cluster(nodes=4) as running:
@@ -38,9 +45,5 @@ def cluster() -> Iterator[DevCluster]:
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    parser.addoption(
-        "--full", action="store_true", help="cluster tests in full: every fault at every phase (some 35 minutes)"
-    )
-    parser.addoption(
-        "--record", action="store_true", help="test_recorded_run.py: record the run anew in place of comparing it"
-    )
+    parser.addoption("--full", action="store_true", help="all cluster tests: every fault at every phase (35 minutes)")
+    parser.addoption("--record", action="store_true", help="test_recorded_run.py: record the run instead of comparing")

@@ -1,8 +1,9 @@
-"""Counts that a run keeps beside its shards, so that reading it again takes no time.
+"""Cached counts: counts that are stored in the run folder, so that they are not computed again.
 
-In: a run folder. Out: the counts of each iteration whose kept ones still match what is published. They match when the folders
-that they were counted from hold exactly the same files, by name and size: the name of a published file says which
-publication it is of. Whatever does not match is ignored, and read from the shards.
+The input is a run folder. The output is the counts of every iteration whose cached counts are still
+valid. Cached counts are valid while the folders that they were counted from hold exactly the same
+files, by name and size. This is enough, because every publication has its own file names. Invalid
+cached counts are ignored; the caller then counts the shards (`counts/load.py`).
 """
 
 from __future__ import annotations
@@ -25,26 +26,31 @@ _FILES = {_COUNTS_FILE: COUNTS, "answers.parquet": ANSWERS}
 
 
 def read(run: Path, *, answers: bool) -> dict[int, Counted]:
-    """Kept counts by iteration, of those that match; without answers these are empty."""
-    matching = _matching(run)
-    found = in_threads(lambda manifest: _frames(manifest, answers=answers), matching.values())
-    return {iteration: counted for iteration, counted in zip(matching, found, strict=True) if counted is not None}
+    """Read the valid cached counts of a run, by iteration.
+
+    Args:
+        run: the run folder.
+        answers: also read the answer counts; without it these frames are empty.
+    """
+    valid = _valid_manifests(run)
+    found = in_threads(lambda manifest: _frames(manifest, answers=answers), valid.values())
+    return {iteration: counted for iteration, counted in zip(valid, found, strict=True) if counted is not None}
 
 
 def iterations(run: Path) -> set[int]:
-    """Iterations whose counts are kept and match."""
-    return set(_matching(run))
+    """Return the iterations that have valid cached counts."""
+    return set(_valid_manifests(run))
 
 
-def _matching(run: Path) -> dict[int, Manifest]:
-    def one(path: Path) -> Manifest | None:
+def _valid_manifests(run: Path) -> dict[int, Manifest]:
+    def read_valid(path: Path) -> Manifest | None:
         try:
             manifest = manifests.read_manifest(path)
             return manifest if manifest.stats.get("sources") == sources(run, _iteration_of(manifest)) else None
         except (StoreError, OSError):
-            return None  # kept counts are never needed
+            return None  # the cache is optional: the shards are counted instead
 
-    found = in_threads(one, manifests.list_manifests(RunPaths(run).kept))
+    found = in_threads(read_valid, manifests.list_manifests(RunPaths(run).kept))
     return {_iteration_of(manifest): manifest for manifest in found if manifest is not None}
 
 
@@ -67,7 +73,7 @@ def _frames(manifest: Manifest, *, answers: bool) -> Counted | None:
 
 
 def sources(run: Path, iteration: int) -> dict[str, list[list[Any]]]:
-    """Name and size of every file that the rollouts of an iteration are published in, by phase."""
+    """List the names and sizes of the published files with rollouts of an iteration, by phase."""
     listing = {}
     for phase in GENERATION_PHASES:
         folder = RunPaths(run).phase_folder(phase, iteration)
@@ -77,10 +83,15 @@ def sources(run: Path, iteration: int) -> dict[str, list[list[Any]]]:
 
 
 def write(run: Path, iteration: int, counted: Counted, listing: dict[str, list[list[Any]]]) -> None:
-    """Keep the counts of an iteration, in place of older ones. For the holder of the sweep's claim.
+    """Store the counts of an iteration and replace older ones.
+
+    Only the process that holds the claim of the sweep may call this.
 
     Args:
-        listing: `sources`, taken before the rows were counted.
+        run: the run folder.
+        iteration: the iteration.
+        counted: its counts.
+        listing: the result of `sources`, taken before the rows were counted.
     """
     folder, name = RunPaths(run).kept, f"iteration={iteration:04d}"
     (folder / f"{name}{MANIFEST_SUFFIX}").unlink(missing_ok=True)

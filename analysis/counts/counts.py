@@ -1,9 +1,12 @@
-"""The sufficient statistics: completions and correct ones per problem, model, phase, iteration and hint; and answers.
+"""The counts that all metrics are computed from, and the arrays that the formulas take.
 
-In: rollout rows (only columns that are cheap to scan: no text, no token ids). Out: the counts frame (`COUNTS`), the
-answer counts that votes need (`ANSWERS`), and `Panel`, the (model x problem) arrays of one phase and iteration on which
-the formulae work. A reader of runs (data.py) adds what is known of the problems (`schema.ATTRIBUTES`) as further columns.
-This module knows no formula of a metric and opens no file.
+The input is rollout rows, without the columns that are slow to read (text and token ids). The
+output is the counts of completions and of correct completions per problem, model, phase, iteration
+and hint (`COUNTS`), and the `Panel`: arrays of shape (model, problem) for one phase and iteration.
+The counts of answers, which votes need, have the schema `ANSWERS`.
+
+This module opens no file and computes no metric. `counts/load.py` reads runs; it adds the
+attributes of the problems (`schema.ATTRIBUTES`) to the counts as further columns.
 """
 
 from __future__ import annotations
@@ -20,7 +23,7 @@ from core_hpc.common.errors import StoreError
 from core_hpc.store.schema import EVALUATE, RESCUE, TIMEOUT
 
 NEVER = int(np.iinfo(np.int64).max)
-"""`Panel.first` of a problem without a correct completion."""
+"""Value of `Panel.first` for a problem without a correct completion."""
 
 KEYS = ("iteration", "phase", "model", "problem_id", "hint_given", "cold_failed", "teacher_model")
 ANSWER_KEYS = ("iteration", "phase", "model", "problem_id", "answer", "correct")
@@ -32,7 +35,7 @@ FIGURES: dict[str, pl.Expr] = {
     "num_truncated": (pl.col("finish_reason") == "length").sum(),
     "first_correct": pl.when("correct").then("sample_index").min(),
 }
-"""The figures of `COUNTS`, over rollout rows with the same `KEYS`."""
+"""The aggregated columns of `COUNTS`, computed over rollout rows with the same `KEYS`."""
 
 ROW_COLUMNS = (*KEYS, "sample_index", "correct", "verdict", "finish_reason")
 """Columns of a rollout shard that `count_rows` needs."""
@@ -46,21 +49,21 @@ COUNTS = pl.Schema(
         "hint_given": pl.Boolean(),
         "cold_failed": pl.Boolean(),  # rescue rows only, else null
         "teacher_model": pl.String(),  # rescue rows only, else null
-        "n": pl.Int64(),  # completions, verification time-outs included
-        "c": pl.Int64(),  # correct ones
-        "num_timeout": pl.Int64(),  # completions whose verification timed out: not known to be wrong
-        "num_truncated": pl.Int64(),  # completions cut at the token limit
-        "first_correct": pl.Int32(),  # smallest sample index that is correct; null when none is
+        "n": pl.Int64(),  # completions, including those whose verification timed out
+        "c": pl.Int64(),  # correct completions
+        "num_timeout": pl.Int64(),  # completions whose verification timed out; they may be correct
+        "num_truncated": pl.Int64(),  # completions that were cut at the token limit
+        "first_correct": pl.Int32(),  # smallest sample index of a correct completion; null: none
     }
 )
 
 ANSWERS = pl.Schema(
     {
         "iteration": pl.Int32(),
-        "phase": pl.String(),  # cold and evaluate: votes are taken without hints
+        "phase": pl.String(),  # cold or evaluate, because votes use completions without hints
         "model": pl.String(),
         "problem_id": pl.String(),
-        "answer": pl.String(),  # canonical; null: the completion had none
+        "answer": pl.String(),  # canonical text; null: the completion has no answer
         "correct": pl.Boolean(),
         "n": pl.Int64(),  # completions with this answer
     }
@@ -69,41 +72,54 @@ ANSWERS = pl.Schema(
 
 @dataclass(frozen=True)
 class Counted:
-    """What rows are reduced to."""
+    """The counts of a set of rollout rows."""
 
-    counts: pl.DataFrame  # COUNTS
-    answers: pl.DataFrame  # ANSWERS
+    counts: pl.DataFrame  # schema COUNTS
+    answers: pl.DataFrame  # schema ANSWERS
 
 
 def count_rows(rows: pl.DataFrame, *, source: str = "rows") -> pl.DataFrame:
-    """Counts (`COUNTS`, sorted) of the rollout rows of one run.
+    """Count the rollout rows of one run.
+
+    Args:
+        rows: rollout rows with at least `ROW_COLUMNS`.
+        source: where the rows come from, for the error message.
+
+    Returns:
+        A frame with the schema `COUNTS`, sorted by `KEYS`.
 
     Raises:
-        StoreError: a hinted completion outside the rescue phase; it would count help as ability.
+        StoreError: a completion outside the rescue phase has a hint. Counting it would make the
+            model look better than it is.
     """
     hinted = rows.filter(pl.col("hint_given") & (pl.col("phase") != RESCUE))
     if hinted.height:
         where = hinted.select("iteration", "phase", "model", "problem_id").row(0)
-        raise StoreError(f"{source}: {hinted.height} hinted completions outside the rescue phase, the first in {where}")
+        raise StoreError(
+            f"{source}: {hinted.height} hinted completions outside the rescue phase; the first is of {where}"
+        )
     return as_counts(rows.group_by(KEYS).agg(**FIGURES)).sort(KEYS)
 
 
 def as_counts(frame: pl.DataFrame) -> pl.DataFrame:
-    """The columns of `COUNTS` in their types."""
+    """Select the columns of `COUNTS` and cast them to their types."""
     return frame.select(pl.col(name).cast(dtype) for name, dtype in COUNTS.items())
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Panel:
-    """Counts of one phase and iteration, for the problems that every model of the team has."""
+    """Counts of one phase and iteration, for the problems that all M models have.
+
+    Shapes: M is the number of models, P the number of problems.
+    """
 
     models: tuple[str, ...]
     problem_ids: npt.NDArray[np.str_]  # (P,), sorted
     n: IntArray  # (M, P) completions
-    c: IntArray  # (M, P) correct ones
-    first: IntArray  # (M, P) smallest sample index that is correct; NEVER when none is
-    groups: IntArray | None  # (P,) codes of the source groups; None: every problem is independent
-    num_left_out: int  # problems that are missing for some model
+    c: IntArray  # (M, P) correct completions
+    first: IntArray  # (M, P) smallest sample index of a correct completion, or NEVER
+    groups: IntArray | None  # (P,) codes of source groups; None: all problems are independent
+    num_left_out: int  # problems that some model does not have
 
     @property
     def num_problems(self) -> int:
@@ -111,11 +127,11 @@ class Panel:
 
     @property
     def note(self) -> str:
-        """Says what was left out; empty when nothing was."""
+        """The number of problems that were left out, as text; empty when it is 0."""
         return f"{self.num_left_out} problems left out: not published for every model" if self.num_left_out else ""
 
     def restricted(self, problem_ids: npt.NDArray[np.str_]) -> Panel:
-        """The same panel for these problems only (each must be in it)."""
+        """Return the panel of these problems only. All of them must be in this panel."""
         index = np.searchsorted(self.problem_ids, problem_ids)
         arrays = {name: getattr(self, name)[:, index] for name in ("n", "c", "first")}
         return replace(
@@ -123,13 +139,16 @@ class Panel:
         )
 
     def of(self, models: Sequence[int]) -> Panel:
-        """The same panel for a part of the team, by position."""
+        """Return the panel of these models only. `models` are positions in `self.models`."""
         arrays = {name: getattr(self, name)[list(models)] for name in ("n", "c", "first")}
         return replace(self, models=tuple(self.models[m] for m in models), **arrays)
 
 
 def panel(counts: pl.DataFrame, *, models: Sequence[str], phase: str = EVALUATE, iteration: int) -> Panel:
-    """The panel of one phase and iteration; without problems when some model has none."""
+    """Build the panel of one phase and iteration from counts (`COUNTS`).
+
+    The panel has no problems when some model has no rows.
+    """
     here = counts.filter((pl.col("phase") == phase) & (pl.col("iteration") == iteration))
     figures = {"n": pl.col("n").sum(), "c": pl.col("c").sum(), "first": pl.col("first_correct").min()}
     per_model = [
@@ -168,9 +187,14 @@ def _groups(counts: pl.DataFrame, problem_ids: pl.Series) -> IntArray | None:
 
 
 def group_codes(source_group: pl.Series, problem_id: pl.Series) -> IntArray:
-    """(P,) codes from 0 on: equal for problems of one source group, and its own for each problem without one."""
+    """Number the source groups of P problems.
+
+    Returns:
+        (P,) codes that start at 0. Problems of one source group have the same code. A problem
+        without a source group has a code of its own.
+    """
     frame = pl.DataFrame({"source_group": source_group, "problem_id": problem_id})
-    # A pair, not a text: a group may be called as some problem is.
+    # The key is a pair, because a source group may have the same name as a problem.
     alone = pl.when(pl.col("source_group").is_null()).then("problem_id")
     return (
         frame.select(pl.struct("source_group", alone.alias("alone")).rank("dense") - 1)
@@ -181,18 +205,18 @@ def group_codes(source_group: pl.Series, problem_id: pl.Series) -> IntArray:
 
 
 def paired(a: Panel, b: Panel) -> tuple[Panel, Panel]:
-    """Both panels for their common problems, in the same order."""
+    """Restrict both panels to their common problems, in the same order."""
     common = np.intersect1d(a.problem_ids, b.problem_ids)
     return a.restricted(common), b.restricted(common)
 
 
 def models_of(counts: pl.DataFrame) -> list[str]:
-    """Names of all models with rows, sorted: the team, where no configuration names it."""
+    """Return the sorted names of all models with rows. Without a configuration this is the team."""
     return sorted(counts["model"].unique().to_list())
 
 
 def iterations_of(counts: pl.DataFrame, *, models: Sequence[str], phase: str = EVALUATE) -> list[int]:
-    """Iterations in which every model has some rows of this phase, ascending."""
+    """Return the iterations in which every model has rows of this phase, in ascending order."""
     present = counts.filter((pl.col("phase") == phase) & pl.col("model").is_in(list(models)))
     per_iteration = present.group_by("iteration").agg(pl.col("model").n_unique())
     return sorted(per_iteration.filter(pl.col("model") == len(models))["iteration"].to_list())

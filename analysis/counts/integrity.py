@@ -1,8 +1,11 @@
-"""Are the rows of a run what its configuration asked for? Pure: compares a tally with what must be there.
+"""Checks that the rows of a run are what its configuration asks for.
 
-In: the tally of reading.py, the configuration, the frozen problems, the keys of the published tasks. Out: `Finding`s, each
-about one problem of one task: rows that are missing, twice there or foreign, another gold answer, a hinted row where
-none may be. This module opens no file; reading.find_row names the row that a finding is about.
+The input is the tally of `counts/scan.py`, the configuration, the frozen problems and the keys of
+the published tasks. The output is a list of `Finding`s. Each finding is about one problem of one
+task: a row that is missing, duplicated or of another run, a different gold answer, or a hinted row
+outside the rescue phase.
+
+This module opens no file. `scan.find_row` finds the row that a finding is about.
 """
 
 from __future__ import annotations
@@ -29,27 +32,32 @@ EXPECTED = pl.Schema(
         "part": pl.Int32(),
     }
 )
-"""What may be there: the problems of each published task. For rescue: those that might have been sampled again."""
+"""The problems that each published task may have rows of. For a rescue task these are all problems
+of the part; the cold results decide which of them are sampled again."""
 
 
 @dataclass(frozen=True)
 class Finding:
-    """One thing wrong. `where` are column values of the row that it is about (none: a row is missing)."""
+    """One error in the rows of a run."""
 
-    what: str
-    group: dict[str, Any]  # GROUP
-    where: dict[str, Any]
-    twice: bool = False  # it is about a row whose sample is there already
-    part: int | None = None  # of the task that the problem belongs to
+    what: str  # the error in words
+    group: dict[str, Any]  # values of the columns GROUP
+    where: dict[str, Any]  # column values that identify the row; empty: a row is missing
+    twice: bool = False  # the row repeats a sample of an earlier row
+    part: int | None = None  # part of the task that the problem belongs to
 
 
 def expected_rows(keys: Sequence[TaskKey], problems: pl.DataFrame, config: RunConfig | None) -> pl.DataFrame:
-    """`EXPECTED` for these published tasks.
+    """Return the problems that published tasks may have rows of.
 
     Args:
-        keys: cold, rescue and evaluate tasks.
-        problems: split, problem_id, gold, in the order of the frozen splits.
-        config: None: imported predictions, where each task has all held-out problems.
+        keys: keys of cold, rescue and evaluate tasks.
+        problems: columns split, problem_id and gold, in the order of the frozen splits.
+        config: the configuration; None for imported predictions, whose tasks have all held-out
+            problems.
+
+    Returns:
+        A frame with the schema `EXPECTED`.
     """
     splits = {
         name: problems.filter(pl.col("split") == name).select("problem_id", expected_gold="gold")
@@ -61,48 +69,51 @@ def expected_rows(keys: Sequence[TaskKey], problems: pl.DataFrame, config: RunCo
         here = splits[split_of(key.phase)]
         if config is not None:
             size = config.protocol.problems_per_part
+            of_part = slice(key.part * size, (key.part + 1) * size)
             if key.phase == EVALUATE:
-                here = here[key.part * size : (key.part + 1) * size]
+                here = here[of_part]
             else:
                 if key.iteration not in orders:
                     count = config.protocol.problems_per_iteration
                     orders[key.iteration] = problems_of_iteration(here.height, count, key.iteration, config.seed)
-                here = here[orders[key.iteration][key.part * size : (key.part + 1) * size]]
+                here = here[orders[key.iteration][of_part]]
         labels = {"iteration": key.iteration, "phase": key.phase, "model": key.model, "part": key.part}
-        frames.append(
-            here.select(pl.all(), **{name: pl.lit(value, EXPECTED.get(name)) for name, value in labels.items()})
-        )
+        columns = {name: pl.lit(value, EXPECTED.get(name)) for name, value in labels.items()}
+        frames.append(here.select(pl.all(), **columns))
     return pl.concat(frames).select(list(EXPECTED)) if frames else pl.DataFrame(schema=EXPECTED)
 
 
 def findings(tally: pl.DataFrame, expected: pl.DataFrame, config: RunConfig | None, *, run_id: str) -> list[Finding]:
-    """Everything that is wrong with a tally; empty when it can be trusted."""
+    """Compare a tally with the expected rows.
+
+    Args:
+        tally: the result of `scan.tally`.
+        expected: the result of `expected_rows`.
+        config: the configuration; None for imported predictions.
+        run_id: the run that all rows must belong to.
+
+    Returns:
+        All errors; empty when the rows are correct.
+    """
     known = tally.join(expected, on=GROUP, how="left")
     foreign = (pl.col("run_id") != run_id) | pl.col("part").is_null()
     found = []
     for row in known.filter(foreign).sort(GROUP).iter_rows(named=True):
-        what = (
-            "a problem that is not of this task"
-            if row["run_id"] == run_id
-            else f"a row of run {row['run_id']}, not of {run_id}"
-        )
+        other_run = f"a row of run {row['run_id']}, not of {run_id}"
+        what = other_run if row["run_id"] != run_id else "a problem that does not belong to this task"
         found.append(_finding(what, row, ("run_id", *GROUP)))
     own = known.filter(~foreign)
     for row in own.filter(pl.col("gold") != pl.col("expected_gold")).sort(GROUP).iter_rows(named=True):
-        found.append(
-            _finding(f"gold answer {row['gold']!r}, the problem's is {row['expected_gold']!r}", row, (*GROUP, "gold"))
-        )
+        what = f"gold answer {row['gold']!r}, the problem has {row['expected_gold']!r}"
+        found.append(_finding(what, row, (*GROUP, "gold")))
     for row in own.filter(pl.col("hint_given") & (pl.col("phase") != RESCUE)).sort(GROUP).iter_rows(named=True):
         found.append(_finding("a hinted row; only the rescue phase gives hints", row, (*GROUP, "hint_given")))
-    if config is not None:  # how many completions a foreign file has, and how it numbers them, is its own affair
+    if config is not None:  # imported files choose the number of completions and their numbering
         found += _sample_findings(own, config)
     missing = expected.filter(pl.col("phase") != RESCUE).join(tally, on=GROUP, how="anti")
     for row in missing.sort(GROUP).iter_rows(named=True):
-        found.append(
-            Finding(
-                "no row, and the task should have sampled it", {name: row[name] for name in GROUP}, {}, part=row["part"]
-            )
-        )
+        group = {name: row[name] for name in GROUP}
+        found.append(Finding("no row, although the task must sample this problem", group, {}, part=row["part"]))
     return found
 
 
@@ -111,9 +122,10 @@ def _finding(what: str, row: dict[str, Any], names: Sequence[str], *, twice: boo
 
 
 def _sample_findings(own: pl.DataFrame, config: RunConfig) -> list[Finding]:
-    """Problems whose sample indices are not 0 .. n-1, each once, for the n that the configuration asks for.
+    """Find problems whose sample indices are not exactly 0 .. n-1, with n from the configuration.
 
-    The number, the largest and the sum of the indices are compared: a row that is missing or there twice changes one of them.
+    The check compares the number, the maximum and the sum of the indices. A missing or duplicated
+    row changes at least one of them.
     """
     totals = [pl.col("n", "sum_index").sum(), pl.col("last_index").max()]
     samples = {
@@ -122,18 +134,17 @@ def _sample_findings(own: pl.DataFrame, config: RunConfig) -> list[Finding]:
         EVALUATE: config.evaluation.samples,
     }
     found = []
-    for phase, asked in samples.items():
+    for phase, num_expected in samples.items():
         rows = own.filter(pl.col("phase") == phase)
-        # Elsewhere a problem has one row in the tally, unless something is wrong.
+        # In the other phases a problem has one row in a correct tally, so nothing has to be summed.
         if phase == RESCUE or rows.height != rows.select(GROUP).n_unique():
             rows = rows.group_by(*GROUP, "part").agg(totals)
-        good = (
-            (pl.col("n") == asked)
-            & (pl.col("last_index") == asked - 1)
-            & (pl.col("sum_index") == asked * (asked - 1) // 2)
-        )
+        correct_sum = num_expected * (num_expected - 1) // 2
+        right_indices = (pl.col("last_index") == num_expected - 1) & (pl.col("sum_index") == correct_sum)
+        good = (pl.col("n") == num_expected) & right_indices
         for row in rows.filter(~good).sort(GROUP).iter_rows(named=True):
-            twice = row["n"] >= asked
-            what = f"{row['n']} completions, {asked} are asked for" + ("; a sample is there twice" if twice else "")
-            found.append(_finding(what, row, GROUP, twice=twice))
+            what = f"{row['n']} completions instead of {num_expected}"
+            if row["n"] == num_expected:
+                what = f"the sample indices are not 0 to {num_expected - 1}, each of them once"
+            found.append(_finding(what, row, GROUP, twice=row["n"] >= num_expected))
     return found

@@ -1,6 +1,7 @@
-"""One run as the tables need it: its configuration, its counts and what is known of its problems.
+"""Loads one run for the tables: its configuration, its counts and the attributes of its problems.
 
-In: a run folder. Out: `RunData`. Reading a run never writes into it; `keep_counts` is for the run itself.
+The input is a run folder. The output is `RunData`. Loading a run never writes into its folder. Only
+`keep_counts` writes, and only the run itself may call it.
 """
 
 from __future__ import annotations
@@ -26,24 +27,24 @@ from core_hpc.store.schema import ATTRIBUTES, EVALUATE, GENERATION_PHASES, HINT,
 from core_hpc.store.shards import key_of_manifest, published_keys, read_manifest_table, read_rows
 
 MAX_SHOWN = 5
-"""Faults that one error names."""
+"""Maximum number of incorrect rows that one error message lists."""
 
 BATCH_ROWS = 1_000_000
-"""Rows that are counted at a time."""
+"""Approximate number of rows that are counted at once."""
 
 EMPTY = Counted(pl.DataFrame(schema=COUNTS), pl.DataFrame(schema=ANSWERS))
 
 
 @dataclass(frozen=True)
 class RunData:
-    """One run, read at one moment."""
+    """The data of one run at the time it was read."""
 
     path: Path
-    config: RunConfig | None  # None: imported predictions, which no configuration of ours made
+    config: RunConfig | None  # None: imported predictions, which have no configuration
     models: list[str]  # the team, in the order of the configuration
-    counts: pl.DataFrame  # COUNTS and ATTRIBUTES
-    answers: pl.DataFrame  # ANSWERS and ATTRIBUTES
-    left_out: list[str] = field(default_factory=list)  # --lenient: what could not be used, a line each
+    counts: pl.DataFrame  # columns of COUNTS and ATTRIBUTES
+    answers: pl.DataFrame  # columns of ANSWERS and ATTRIBUTES
+    left_out: list[str] = field(default_factory=list)  # --lenient: what was left out and why, one line per item
 
     @property
     def name(self) -> str:
@@ -59,16 +60,19 @@ class RunData:
 
 
 def load_run(run: Path, *, answers: bool = True, lenient: bool = False) -> RunData:
-    """Counts and configuration of a run, finished or in progress, or of imported predictions.
+    """Load the counts and the configuration of a run, or of imported predictions.
+
+    The run may be finished or in progress.
 
     Args:
-        run: its folder.
-        answers: also count answers, which votes need and which take as long as all the rest.
-        lenient: leave out what cannot be used, and say so in `left_out`, in place of an error.
+        run: the folder.
+        answers: also count the answers. Only votes need them, and they double the time.
+        lenient: leave out what cannot be used and report it in `left_out`, instead of an error.
 
     Raises:
-        InputError: not a run folder.
-        StoreError: a published shard is damaged, or its rows are not what the configuration asks for; names file and row.
+        InputError: the folder is not a run folder.
+        StoreError: a published shard is damaged, or its rows are not what the configuration asks
+            for. The message gives the file and the row.
     """
     run = Path(run).resolve()
     config, models = configuration(run)
@@ -88,10 +92,12 @@ def load_run(run: Path, *, answers: bool = True, lenient: bool = False) -> RunDa
 
 
 def configuration(run: Path) -> tuple[RunConfig | None, list[str]]:
-    """The configuration of a run (None: imported predictions, which have none), and the names of its models in their order.
+    """Read the configuration of a run, and the names of its models in their order.
+
+    The configuration is None for imported predictions.
 
     Raises:
-        InputError: not a run folder.
+        InputError: the folder is not a run folder.
     """
     if not RunPaths(run).identity.is_file():
         raise InputError(f"{run}: not a run folder (no {RunPaths(run).identity.name} in it)")
@@ -111,10 +117,21 @@ def count_tasks(
     answers: bool,
     lenient: bool,
 ) -> tuple[Counted, list[str]]:
-    """Counts of these published tasks, checked; and what had to be left out, a line each.
+    """Count the rows of published tasks and check them.
+
+    Args:
+        run: the run folder.
+        keys: keys of the tasks.
+        problems: the result of `problems_of`.
+        config: the configuration; None for imported predictions.
+        answers: also count the answers.
+        lenient: leave out what cannot be used, instead of an error.
+
+    Returns:
+        The counts, and one line per item that was left out.
 
     Raises:
-        StoreError: unless lenient, everything that is wrong.
+        StoreError: something is damaged or incorrect, and `lenient` is false.
     """
     shards, errors = list_shards(run, keys)
     if lenient:
@@ -129,12 +146,11 @@ def count_tasks(
         rows = tally(batch)
         found = findings(rows, expected_rows([s.key for s in batch], problems, config), config, run_id=run_id)
         if found and not lenient:
-            raise _untrusted(run, batch, found)
+            raise _incorrect_rows(run, batch, found)
         part = Counted(as_counts(rows), count_answers(batch if answers else []))
         if found:
-            bad_groups = pl.DataFrame(
-                [f.group for f in found], schema={name: EXPECTED[name] for name in GROUP}
-            ).unique()
+            group_schema = {name: EXPECTED[name] for name in GROUP}
+            bad_groups = pl.DataFrame([f.group for f in found], schema=group_schema).unique()
             part = Counted(*(frame.join(bad_groups, on=GROUP, how="anti") for frame in (part.counts, part.answers)))
         parts.append(part)
         left_out += [f"{_line(batch, finding)}; the problem is left out" for finding in found]
@@ -142,7 +158,7 @@ def count_tasks(
 
 
 def _batches(shards: Sequence[Shard]) -> list[list[Shard]]:
-    """Shards in order, some `BATCH_ROWS` at a time: what is in memory does not grow with the run."""
+    """Split the shards into batches of about `BATCH_ROWS` rows, which limits the memory."""
     batches: list[list[Shard]] = []
     num_rows = BATCH_ROWS
     for shard in shards:
@@ -154,24 +170,30 @@ def _batches(shards: Sequence[Shard]) -> list[list[Shard]]:
     return batches
 
 
-def _untrusted(run: Path, shards: Sequence[Shard], found: Sequence[Finding]) -> StoreError:
+def _incorrect_rows(run: Path, shards: Sequence[Shard], found: Sequence[Finding]) -> StoreError:
     lines = [_line(shards, finding) for finding in found[:MAX_SHOWN]]
     more = [f"and {len(found) - MAX_SHOWN} more"] if len(found) > MAX_SHOWN else []
-    said = "\n  ".join([f"{run}: rows that cannot be trusted:", *lines, *more])
-    return StoreError(f"{said}\nWith --lenient these problems are left out, and listed.")
+    listed = "\n  ".join([f"{run}: some rows are incorrect:", *lines, *more])
+    return StoreError(f"{listed}\nUse --lenient to leave out and list these problems.")
 
 
 def load_hints(run: Path) -> pl.DataFrame:
-    """Length of every published hint: iteration, model (the student), problem_id, num_hint_tokens."""
+    """Read the length of every published hint.
+
+    Returns:
+        Columns iteration, model (the student), problem_id and num_hint_tokens.
+    """
     rows = read_rows(run, HINTS, phases=[HINT], columns=["iteration", "model", "problem_id", "num_hint_tokens", "hint"])
     return rows.filter(pl.col("hint").is_not_null()).drop("hint")
 
 
 def keep_counts(run: Path, iteration: int) -> None:
-    """Count an iteration, all of whose tasks are published, and keep the counts beside its shards (kept.py).
+    """Count an iteration and store the counts in the run folder (`counts/cache.py`).
+
+    All tasks of the iteration must be published.
 
     Raises:
-        StoreError: its rows cannot be trusted.
+        StoreError: a shard is damaged, or its rows are incorrect.
     """
     config, listing = read_run_config(run), cache.sources(run, iteration)
     folders = [RunPaths(run).phase_folder(phase, iteration) for phase in GENERATION_PHASES]
@@ -181,21 +203,23 @@ def keep_counts(run: Path, iteration: int) -> None:
 
 
 def _line(shards: Sequence[Shard], finding: Finding) -> str:
-    """A finding in words, with the file and row that it is about."""
+    """Describe a finding, with the file and the row that it is about."""
     group = finding.group
     at = (group["iteration"], group["phase"], group["model"])
-    own = [
-        s for s in shards if (s.key.iteration, s.key.phase, s.key.model) == at and finding.part in (None, s.key.part)
-    ]
+    of_model = [s for s in shards if (s.key.iteration, s.key.phase, s.key.model) == at]
+    own = [s for s in of_model if finding.part in (None, s.key.part)]
     where = find_row(own or shards, finding.where, twice=finding.twice) if finding.where else str(own[0].manifest)
-    return f"{where}: {group['phase']} {group['iteration']}, {group['model']}, problem {group['problem_id']}: {finding.what}"
+    problem = f"{group['phase']} {group['iteration']}, {group['model']}, problem {group['problem_id']}"
+    return f"{where}: {problem}: {finding.what}"
 
 
 def problems_of(run: Path, config: RunConfig | None) -> pl.DataFrame:
-    """The frozen problems of both splits: split, problem_id, question, gold, and ATTRIBUTES.
+    """Read the frozen problems of both splits.
 
-    Attributes are the fields of those names in a problem's metadata; a problem without `data_set` is of the data set that
-    its source is called after.
+    Returns:
+        Columns split, problem_id, question, gold and ATTRIBUTES. The attributes are the fields with
+        these names in the metadata of a problem. A problem without `data_set` gets the name of its
+        source.
     """
     frames = []
     for split in (TRAIN, EVALUATION):
@@ -204,42 +228,30 @@ def problems_of(run: Path, config: RunConfig | None) -> pl.DataFrame:
             continue
         frame = read_manifest_table(manifests.read_manifest(path), PROBLEMS)
         metadata = frame["metadata"].str.json_decode(pl.Struct({name: pl.String() for name in ATTRIBUTES}))
-        known = frame.select(pl.lit(split).alias("split"), "problem_id", "question", "gold").hstack(
-            metadata.struct.unnest()
-        )
+        fields = frame.select(pl.lit(split).alias("split"), "problem_id", "question", "gold")
+        known = fields.hstack(metadata.struct.unnest())
         frames.append(known.with_columns(pl.col("data_set").fill_null(_source_name(config, split))))
-    schema = {
-        "split": pl.String(),
-        "problem_id": pl.String(),
-        "question": pl.String(),
-        "gold": pl.String(),
-        **ATTRIBUTES,
-    }
+    schema = {**dict.fromkeys(("split", "problem_id", "question", "gold"), pl.String()), **ATTRIBUTES}
     return pl.concat(frames).select(list(schema)) if frames else pl.DataFrame(schema=schema)
 
 
 def _source_name(config: RunConfig | None, split: str) -> str:
     if config is None:
         return "imported"
-    source = getattr(config.problems, split)
+    source = config.problems.train if split == TRAIN else config.problems.evaluation
     return source.task if source.source == "generated" else source.source
 
 
 def described(rows: pl.DataFrame, problems: pl.DataFrame) -> pl.DataFrame:
-    """Rows with columns phase and problem_id, and the ATTRIBUTES of their problems."""
-    split = pl.col("phase").replace_strict(
-        {phase: split_of(phase) for phase in GENERATION_PHASES}, return_dtype=pl.String
-    )
+    """Add the ATTRIBUTES of the problems to rows that have the columns phase and problem_id."""
+    split_of_phase = {phase: split_of(phase) for phase in GENERATION_PHASES}
+    rows = rows.with_columns(split=pl.col("phase").replace_strict(split_of_phase, return_dtype=pl.String))
     known = problems.select("split", "problem_id", *ATTRIBUTES)
-    return (
-        rows.with_columns(split=split)
-        .join(known, on=["split", "problem_id"], how="left", maintain_order="left")
-        .drop("split")
-    )
+    return rows.join(known, on=["split", "problem_id"], how="left", maintain_order="left").drop("split")
 
 
 def load_runs(paths: Sequence[Path], *, answers: bool = True, lenient: bool = False) -> list[RunData]:
-    """`load_run` of all runs of these run and sweep folders, each once.
+    """Load all runs in these run and sweep folders, each of them once.
 
     Raises:
         InputError: a path is neither a run nor a sweep folder.

@@ -1,8 +1,11 @@
-"""Published rollout shards to counts: one scan over all files, and the search for a row when something is wrong.
+"""Scans of published rollout shards: tallies, answer counts, and the search for an incorrect row.
 
-In: a run folder. Out: `Shard`s that a manifest names, a tally of their rows (`TALLY`: what counts are made of and what
-integrity.py checks), answer counts. Only columns that are cheap to read are decoded, and never all rows at once.
-Whether the tally is as it must be is decided in integrity.py.
+The input is a run folder. The output is the list of shards that the manifests name, a tally of
+their rows (`TALLY`), and the answer counts. The tally has what `counts/counts.py` and
+`counts/integrity.py` need. Only columns that are fast to read are decoded, and the rows of all
+shards are never in memory at once.
+
+This module does not decide whether a tally is correct; `counts/integrity.py` does.
 """
 
 from __future__ import annotations
@@ -24,10 +27,15 @@ from core_hpc.store.schema import RESCUE, ROLLOUTS
 T = TypeVar("T")
 R = TypeVar("R")
 
-NUM_THREADS = 32  # for manifests: they wait for the file system, not for the processor
-NUM_SCANS = 8  # at once, of small files: one scan has few reads under way, and small files are mostly waited for
-SMALL_ROWS = 20_000  # of a small file
+NUM_THREADS = 32
+"""Threads that read manifests. These threads mostly wait for the file system."""
+NUM_SCANS = 8
+"""Scans of small files that run at the same time. One scan reads few files in parallel, and the
+time of small files is mostly waiting."""
+SMALL_ROWS = 20_000
+"""Mean number of rows of a file below which files are small."""
 FILES_PER_SCAN = 16
+"""Minimum number of small files per scan."""
 
 TALLY_KEYS = (
     "run_id",
@@ -65,15 +73,19 @@ class Shard:
 
 
 def in_threads(work: Callable[[T], R], items: Iterable[T], *, num_threads: int = NUM_THREADS) -> list[R]:
-    """Results in order; for work that waits."""
+    """Apply `work` to all items in threads and return the results in order. For work that waits."""
     with ThreadPoolExecutor(num_threads) as pool:
         return list(pool.map(work, items))
 
 
 def list_shards(run: Path, keys: Sequence[TaskKey]) -> tuple[list[Shard], list[StoreError]]:
-    """The rollout shards of published tasks, and what is wrong with those that cannot be used.
+    """List the rollout shards of published tasks.
 
-    A file's size is checked. Its checksum is not: the tasks that build on it check that.
+    The sizes of the files are checked. Their checksums are not, because the tasks that use the
+    shards as inputs check them.
+
+    Returns:
+        The shards, and one error per task whose shards cannot be used.
     """
     paths = RunPaths(run)
 
@@ -84,38 +96,44 @@ def list_shards(run: Path, keys: Sequence[TaskKey]) -> tuple[list[Shard], list[S
         except StoreError as e:
             return e
         folder = manifest.path.parent
-        return [
-            Shard(key, manifest.path, folder / f.name, f.rows or 0) for f in manifest.files if f.table == ROLLOUTS.name
-        ]
+        files = [f for f in manifest.files if f.table == ROLLOUTS.name]
+        return [Shard(key, manifest.path, folder / f.name, f.rows or 0) for f in files]
 
     found = in_threads(open_shard, keys)
-    return [s for shards in found if isinstance(shards, list) for s in shards], [
-        e for e in found if isinstance(e, StoreError)
-    ]
+    shards = [shard for of_task in found if isinstance(of_task, list) for shard in of_task]
+    errors = [error for error in found if isinstance(error, StoreError)]
+    return shards, errors
 
 
 def tally(shards: Sequence[Shard]) -> pl.DataFrame:
-    """One row for each value of `TALLY_KEYS`, with the `FIGURES` of counts and sums of sample indices.
+    """Aggregate the rows of shards.
 
-    What stands in two shards, as it never should, may have two rows.
+    Returns:
+        A frame with the schema `TALLY`: one row per value of `TALLY_KEYS`, with the `FIGURES` of
+        the counts and the maximum and sum of the sample indices. A key that occurs in two shards
+        may have two rows; this happens only when the shards are incorrect.
 
     Raises:
-        StoreError: a file is not readable, or has another number of rows than its manifest says.
+        StoreError: a file is not readable, or its number of rows differs from its manifest.
     """
     if not shards:
         return pl.DataFrame(schema=TALLY)
     total = pl.concat(_scan(shards, TALLY_KEYS, _TALLIED))
     if total["n"].sum() != sum(s.num_rows for s in shards):
-        _name_the_damaged(shards)
+        _raise_if_damaged(shards)
     return total.select(pl.col(name).cast(dtype) for name, dtype in TALLY.items())
 
 
 def count_answers(shards: Sequence[Shard]) -> pl.DataFrame:
-    """How often each answer was given (`ANSWERS`) in shards of the un-hinted phases; others are not read."""
+    """Count the answers in the shards of the phases without hints (schema `ANSWERS`).
+
+    Shards of the rescue phase are not read.
+    """
     unhinted = [s for s in shards if s.key.phase != RESCUE]
     if not unhinted:
         return pl.DataFrame(schema=ANSWERS)
-    # No problem of a task is in two shards (integrity.py), so the parts have no key in common.
+    # No problem of a task is in two shards (`counts/integrity.py` checks it), so the results of the
+    # scans have no key in common.
     frame = pl.concat(_scan(unhinted, ANSWER_KEYS, {"n": pl.len()}))
     return frame.select(pl.col(name).cast(dtype) for name, dtype in ANSWERS.items())
 
@@ -124,20 +142,20 @@ def _scan(shards: Sequence[Shard], keys: Sequence[str], figures: dict[str, pl.Ex
     small = sum(s.num_rows for s in shards) < SMALL_ROWS * len(shards)
     num_scans = max(1, min(NUM_SCANS, len(shards) // FILES_PER_SCAN)) if small else 1
 
-    def one(paths: list[Path]) -> pl.DataFrame:
+    def scan(paths: list[Path]) -> pl.DataFrame:
         rows = pl.scan_parquet(paths, hive_partitioning=False)
         return rows.group_by(keys).agg(**figures).collect(engine="streaming")
 
+    batches = [[s.path for s in shards[i::num_scans]] for i in range(num_scans)]
     try:
-        return in_threads(
-            one, [[s.path for s in shards[i::num_scans]] for i in range(num_scans)], num_threads=num_scans
-        )
+        return in_threads(scan, batches, num_threads=num_scans)
     except (pl.exceptions.PolarsError, OSError):
-        _name_the_damaged(shards)
+        _raise_if_damaged(shards)
         raise
 
 
-def _name_the_damaged(shards: Sequence[Shard]) -> None:
+def _raise_if_damaged(shards: Sequence[Shard]) -> None:
+    """Raise an error that names the first damaged shard."""
     for shard in shards:
         error = damage(shard)
         if error is not None:
@@ -145,20 +163,32 @@ def _name_the_damaged(shards: Sequence[Shard]) -> None:
 
 
 def damage(shard: Shard) -> StoreError | None:
-    """What is wrong with the file itself: not readable, another number of rows, missing columns."""
+    """Check the file of a shard: it is readable, and has the right columns and number of rows.
+
+    Returns:
+        The error, or None when the file is correct.
+    """
     try:
         rows = pl.read_parquet(shard.path, columns=_READ, hive_partitioning=False).height
     except (pl.exceptions.PolarsError, OSError) as e:
         return manifests.DamagedError(shard.manifest, f"{shard.path}: not a readable shard of rollouts ({e})")
     if rows != shard.num_rows:
-        return manifests.DamagedError(shard.manifest, f"{shard.path}: {rows} rows, its manifest says {shard.num_rows}")
+        what = f"{rows} rows, but {shard.num_rows} rows according to its manifest"
+        return manifests.DamagedError(shard.manifest, f"{shard.path}: {what}")
     return None
 
 
 def find_row(shards: Sequence[Shard], where: dict[str, Any], *, twice: bool = False) -> str:
-    """`FILE: row N` of the first row with these values; with `twice`, of the first whose sample came before. Rows count from 0.
+    """Find the first row with these column values.
 
-    Where there is no such row, the name of the first shard's manifest: that task should have made it.
+    Args:
+        shards: the shards to search.
+        where: column values of the row.
+        twice: find the first row that repeats the sample of an earlier row.
+
+    Returns:
+        `FILE: row N`, where N counts from 0. If there is no such row, the manifest of the first
+        shard, whose task should have written it.
     """
     wanted = pl.all_horizontal(pl.col(name).eq_missing(pl.lit(value)) for name, value in where.items())
     if twice:

@@ -1,12 +1,17 @@
-"""Predictions in and out: foreign JSON lines into a run folder, a run's completions into JSON lines.
+"""Import of predictions into a run folder, and export of a run's completions.
 
-In: a file in one of the two forms of prediction_lines.py, or a run folder. Out: a run folder that every command of this
-package reads, or such a file. Both appear whole under their names, or not at all.
-An imported folder has no config.json; its run.json says {"run_id", "imported": {file, sha256, form, lines, verifier,
-models, model_names}}. It has the problems of the split evaluation, and phase evaluate of iteration 0. What foreign
-software does not say is empty, 0 or false: prompt and completion ids, log-probabilities, seed, temperature and top_p,
-and token counts where the file has none; a question or gold answer that is not known is an empty text.
-What a line may say, and whether the lines agree, is decided in prediction_lines.py and predictions.py.
+The import reads a file of JSON lines in one of the two forms of `exchange/lines.py` and writes a
+run folder that all commands of this package read. The export reads a run folder and writes such
+a file. Both write under a temporary name first, so the result is complete or absent.
+
+An imported folder has no config.json. Its run.json contains {"run_id", "imported": {file, sha256,
+form, lines, verifier, models, model_names}}. It has the problems of the split evaluation, and the
+phase evaluate of iteration 0. Values that the file does not have are empty, 0 or false: prompt and
+completion ids, log-probabilities, seed, temperature and top_p, and missing token counts. A missing
+question or gold answer is an empty text.
+
+The fields of a line are checked in `exchange/lines.py`, the agreement of lines in
+`exchange/predictions.py`.
 """
 
 from __future__ import annotations
@@ -40,7 +45,7 @@ from core_hpc.store.shards import publish_frame, published_keys, read_manifest_t
 
 FORMS = (PER_PROBLEM, PER_COMPLETION)
 EXPORT_PHASES = (EVALUATE, COLD)
-"""Rescue completions saw hints, which neither form can say."""
+"""Phases that can be exported. The rescue phase is not one: neither form has a field for hints."""
 
 _EXPORTED = (
     "model",
@@ -58,7 +63,7 @@ _OF_PROBLEM = ("answer_kind", "question", *ATTRIBUTES)
 
 
 def verifier_version() -> dict[str, Any]:
-    """Which verifier this is: version and git state of the package, and a checksum of the code that verifies."""
+    """Version of the verifier: package version, git state, checksum of the verifying code."""
     made_with = provenance.collect()
     known = {name: made_with[name] for name in ("core_hpc", "git_commit", "git_modified")}
     code = b"".join(inspect.getsource(m).encode() for m in (extract, answer_kinds, numbers, latex, verifier, symbolic))
@@ -66,7 +71,11 @@ def verifier_version() -> dict[str, Any]:
 
 
 def one_run(path: Path) -> Path:
-    """The run folder itself, or the only run of a sweep folder; InputError otherwise."""
+    """The run folder itself, or the only run of a sweep folder.
+
+    Raises:
+        InputError: the path is neither, or the sweep has several runs.
+    """
     runs = list_runs(Path(path).resolve())
     if len(runs) > 1:
         raise InputError(f"{path}: has {len(runs)} runs; give one of {', '.join(run.name for run in runs)}")
@@ -74,7 +83,7 @@ def one_run(path: Path) -> Path:
 
 
 def require_free(out: Path) -> None:
-    """InputError when `out` is there and is not an empty folder, or cannot be written."""
+    """Raise InputError when `out` exists and is not an empty folder, or cannot be written."""
     if out.is_dir() and any(out.iterdir()):
         raise InputError(f"{out}: is not empty; give another folder as --out")
     manifests.require_writable(out, min_free_gb=0)
@@ -82,43 +91,43 @@ def require_free(out: Path) -> None:
 
 @contextmanager
 def new_folder(out: Path) -> Iterator[Path]:
-    """A temporary folder that becomes `out` when the block ends well; when it does not, nothing is left."""
+    """A temporary folder that becomes `out` on success, and is removed on failure."""
     manifests.make_folder(out.parent)
     temporary = out.parent / f".{out.name}.{uuid.uuid4().hex[:8]}.tmp"
     temporary.mkdir(mode=manifests.FOLDER_MODE)
     try:
         yield temporary
-        temporary.rename(out)  # replaces an empty folder, and nothing else
+        temporary.rename(out)  # replaces an empty folder only
     except BaseException:
         shutil.rmtree(temporary, ignore_errors=True)
         raise
 
 
-# --- in ------------------------------------------------------------------------------------------
+# --- import --------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
 class Imported:
-    """What an import made."""
+    """The result of an import."""
 
     path: Path
     num_problems: int
-    num_completions: dict[str, int]  # by model
-    left_out: list[str]  # lenient: problems that some model lacks, a line each
-    notes: list[str]  # what the user should know: renamed models, fields that were not read
+    num_completions: dict[str, int]  # per model
+    left_out: list[str]  # lenient only: one line per problem that is missing for a model
+    notes: list[str]  # messages for the user: renamed models, ignored fields
 
 
 def import_predictions(file: Path, out: Path, *, lenient: bool = False) -> Imported:
-    """Make a run folder of a file of foreign predictions.
+    """Write a run folder from a file of predictions that other software made.
 
     Args:
-        file: JSON lines, one per model and problem or one per completion (prediction_lines.py).
-        out: the folder to make; must not exist, or be empty.
-        lenient: leave out problems that some model lacks, instead of refusing the file.
+        file: JSON lines, one per model and problem or one per completion (`exchange/lines.py`).
+        out: the new folder; it must not exist, or be empty.
+        lenient: leave out problems that are missing for a model, instead of rejecting the file.
 
     Raises:
-        InputError: the file has bad lines (all are looked for, the first are listed), or `out` cannot be made.
-            Nothing was written.
+        InputError: the file has bad lines (the message lists the first ones), or `out` cannot be
+            created. Nothing is written.
     """
     out = Path(out).resolve()
     require_free(out)
@@ -130,14 +139,14 @@ def import_predictions(file: Path, out: Path, *, lenient: bool = False) -> Impor
             key = TaskKey(0, EVALUATE, name)
             publish_frame(RunPaths(folder).task_folder(key), RunPaths(folder).task_name(key), frame, ROLLOUTS)
         manifests.write_json(RunPaths(folder).identity, {"run_id": out.name, "imported": _origin(predictions)})
-    renamed = [
-        f"model {original!r} is called `{name}` here"
-        for name, original in predictions.models.items()
-        if name != original
+    models = predictions.models.items()
+    notes = [
+        f"model {original!r} has the name `{name}` in the new folder" for name, original in models if name != original
     ]
-    unread = [f"fields that were not read: {', '.join(predictions.unread)}"] * bool(predictions.unread)
+    if predictions.unread:
+        notes.append(f"ignored fields: {', '.join(predictions.unread)}")
     num_completions = {name: rows.height for name, rows in predictions.rows.items()}
-    return Imported(out, predictions.problems.height, num_completions, predictions.left_out, renamed + unread)
+    return Imported(out, predictions.problems.height, num_completions, predictions.left_out, notes)
 
 
 def _origin(predictions: Predictions) -> dict[str, Any]:
@@ -153,11 +162,10 @@ def _origin(predictions: Predictions) -> dict[str, Any]:
 
 
 def _rollouts(run_id: str, model: str, rows: pl.DataFrame, problems: pl.DataFrame) -> pl.DataFrame:
-    """One model's rows as schema.ROLLOUTS."""
-    known = rows.drop("line").join(
-        problems.select("problem_id", "gold"), on="problem_id", how="left", maintain_order="left"
-    )
-    said = {"run_id": run_id, "phase": EVALUATE, "model": model, "correct": pl.col("verdict") == CORRECT}
+    """The rows of one model with the columns of `schema.ROLLOUTS`."""
+    golds = problems.select("problem_id", "gold")
+    rows = rows.drop("line").join(golds, on="problem_id", how="left", maintain_order="left")
+    known = {"run_id": run_id, "phase": EVALUATE, "model": model, "correct": pl.col("verdict") == CORRECT}
     unknown: dict[str, Any] = {
         "iteration": 0,
         "adapter_iteration": 0,
@@ -174,47 +182,51 @@ def _rollouts(run_id: str, model: str, rows: pl.DataFrame, problems: pl.DataFram
         "teacher_sample_index": None,
     }
     values = {
-        name: value if isinstance(value, pl.Expr) else pl.lit(value) for name, value in {**said, **unknown}.items()
+        name: value if isinstance(value, pl.Expr) else pl.lit(value) for name, value in {**known, **unknown}.items()
     }
-    return known.with_columns(**values).select(pl.col(name).cast(dtype) for name, dtype in ROLLOUTS.schema.items())
+    return rows.with_columns(**values).select(pl.col(name).cast(dtype) for name, dtype in ROLLOUTS.schema.items())
 
 
-# --- out -----------------------------------------------------------------------------------------
+# --- export --------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
 class Exported:
-    """What an export wrote."""
+    """The result of an export."""
 
     path: Path
     iteration: int
-    num_completions: dict[str, int]  # by model
+    num_completions: dict[str, int]  # per model
     notes: list[str]
 
 
 def export_predictions(
     run: Path, out: Path, form: str = PER_COMPLETION, *, phase: str = EVALUATE, iteration: int | None = None
 ) -> Exported:
-    """Write a run's completions as JSON lines that `import_predictions` reads; a file of that name is replaced.
+    """Write a run's completions as JSON lines that `import_predictions` reads.
 
-    Lines are ordered by model (as in the team), part, problem and sample. One shard is in memory at a time.
+    An existing file of that name is replaced. Lines are ordered by model (in the team's order),
+    part, problem and sample. Only one shard is in memory at a time.
 
     Args:
         run: a run folder.
         out: the file to write.
-        form: `PER_COMPLETION` says everything; `PER_PROBLEM` has texts only, numbered by position, verified again when read.
-        phase: evaluate or cold (`EXPORT_PHASES`); an import reads evaluate.
-        iteration: default: the latest that every model has something of.
+        form: `PER_COMPLETION` contains all fields. `PER_PROBLEM` contains the texts only; an
+            import numbers them by position and verifies them again.
+        phase: evaluate or cold (`EXPORT_PHASES`). The import reads evaluate only.
+        iteration: default: the latest iteration that every model has completions of.
 
     Raises:
-        InputError: there is nothing to export, or the form cannot say what the run has.
+        InputError: there is nothing to export, or the form has no field for what the run contains.
         StoreError: a published file is damaged.
     """
-    if form not in FORMS or phase not in EXPORT_PHASES:
-        raise InputError(f"export: the form is one of {', '.join(FORMS)}, the phase one of {', '.join(EXPORT_PHASES)}")
+    if form not in FORMS:
+        raise InputError(f"export: unknown form {form!r}; use one of {', '.join(FORMS)}")
+    if phase not in EXPORT_PHASES:
+        raise InputError(f"export: phase {phase!r} cannot be exported; use one of {', '.join(EXPORT_PHASES)}")
     run, out = one_run(run), Path(out).resolve()
     if out.is_dir():
-        raise InputError(f"{out}: is a folder; give the name of a file")
+        raise InputError(f"{out}: is a folder; give the name of a file as --out")
     config, models = configuration(run)
     keys = _keys(run, models, phase, iteration)
     problems = _known_problems(run, config, split_of(phase))
@@ -228,21 +240,20 @@ def export_predictions(
                 manifest = manifests.read_manifest(RunPaths(run).task_manifest(key))
                 rows = read_manifest_table(manifest, ROLLOUTS, columns=_EXPORTED, checksum=True)
                 counts[key.model] += rows.height
-                lines(rows.sort("problem_id", "sample_index"), problems).with_columns(phase=pl.lit(phase)).write_ndjson(
-                    f
-                )
+                frame = lines(rows.sort("problem_id", "sample_index"), problems)
+                frame.with_columns(phase=pl.lit(phase)).write_ndjson(f)
         temporary.replace(out)
     finally:
         temporary.unlink(missing_ok=True)
-    uneven = len(set(counts.values())) > 1
-    notes = [
-        f"not as many for every model (is the run in progress?): {', '.join(f'{m} {n}' for m, n in counts.items())}"
-    ] * uneven
+    notes = []
+    if len(set(counts.values())) > 1:
+        per_model = ", ".join(f"{model} {n}" for model, n in counts.items())
+        notes.append(f"the models have different numbers of completions (is the run in progress?): {per_model}")
     return Exported(out, keys[0].iteration, counts, notes)
 
 
 def _keys(run: Path, models: Sequence[str], phase: str, iteration: int | None) -> list[TaskKey]:
-    """Published tasks of one phase and iteration, in the order of the models and parts."""
+    """The published tasks of one phase and iteration, in the order of models and parts."""
     published: dict[int, list[TaskKey]] = {}
     for key in published_keys(run):
         if key.phase == phase:
@@ -250,18 +261,19 @@ def _keys(run: Path, models: Sequence[str], phase: str, iteration: int | None) -
     complete = [i for i, keys in published.items() if {key.model for key in keys} == set(models)]
     chosen = max(complete, default=None) if iteration is None else iteration
     if chosen is None or chosen not in published:
-        there = ", ".join(str(i) for i in sorted(published)) or "none"
-        said = f"no iteration of phase {phase} is published for every model"
-        said = said if iteration is None else f"iteration {iteration} of phase {phase} is not published"
-        raise InputError(f"{run}: {said}; published in part or whole: {there}")
+        known = ", ".join(str(i) for i in sorted(published)) or "none"
+        if iteration is None:
+            problem = f"no iteration of phase {phase} is published for every model"
+        else:
+            problem = f"iteration {iteration} of phase {phase} is not published"
+        raise InputError(f"{run}: {problem}; iterations that are published in part or in full: {known}")
     return sorted(published[chosen], key=lambda key: (models.index(key.model), key.part))
 
 
 def _known_problems(run: Path, config: RunConfig | None, split: str) -> pl.DataFrame:
-    """problem_id and what lines say of a problem beside its gold answer; null where it is not known."""
-    kinds = read_manifest_table(
-        manifests.read_manifest(RunPaths(run).problems / f"{split}{MANIFEST_SUFFIX}"), PROBLEMS, checksum=True
-    )
+    """The problem's fields of a line, except the gold answer; null where unknown."""
+    manifest = manifests.read_manifest(RunPaths(run).problems / f"{split}{MANIFEST_SUFFIX}")
+    kinds = read_manifest_table(manifest, PROBLEMS, checksum=True)
     problems = problems_of(run, config).filter(pl.col("split") == split).drop("split", "gold")
     known = problems.join(kinds.select("problem_id", "answer_kind"), on="problem_id", how="left", maintain_order="left")
     return known.with_columns(pl.col("question").replace("", None), pl.col("answer_kind").replace(GIVEN, None))
@@ -284,13 +296,14 @@ def _completion_lines(rows: pl.DataFrame, problems: pl.DataFrame) -> pl.DataFram
 
 
 def _problem_lines(rows: pl.DataFrame, problems: pl.DataFrame) -> pl.DataFrame:
-    unsaid = rows.filter(
-        (pl.col("gold") == "") | ((pl.col("text") == "") & (pl.col("answer").is_not_null() | pl.col("correct")))
-    )
-    if unsaid.height:
-        problem, model = unsaid.select("problem_id", "model").row(0)
-        why = "no gold answer, or answers without texts"
-        raise InputError(f"problem {problem!r}, model {model}: {why}; export one line per {PER_COMPLETION}")
+    without_text = (pl.col("text") == "") & (pl.col("answer").is_not_null() | pl.col("correct"))
+    lossy = rows.filter((pl.col("gold") == "") | without_text)
+    if lossy.height:
+        problem, model = lossy.select("problem_id", "model").row(0)
+        raise InputError(
+            f"problem {problem!r}, model {model}: has no gold answer, or has answers without texts; "
+            f"export one line per completion (--form {PER_COMPLETION})"
+        )
     grouped = rows.group_by("problem_id", "model", maintain_order=True).agg(
         pl.col("gold").first(),
         pl.col("text").alias("completions"),

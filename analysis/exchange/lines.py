@@ -1,20 +1,24 @@
-"""One line of foreign predictions: what it may say in each of the two forms, and what that means.
+"""One line of predictions that other software made: its fields in each of the two forms.
 
-    `PER_PROBLEM`     one line per model and problem: example_id, model, gold, completions[, token_counts, truncated]
-    `PER_COMPLETION`  one line per completion: problem, model, sample, answer and/or text, correct
-                      [, gold, verdict, token_count, truncated]; without `correct` it needs gold, and is verified here
-Both may say answer_kind (of answer_kinds.KINDS; default: number), question, subject, level, data_set, source_group, and
-phase, which can only be evaluate.
+    `PER_PROBLEM`     one line per model and problem:
+                      example_id, model, gold, completions[, token_counts, truncated]
+    `PER_COMPLETION`  one line per completion:
+                      problem, model, sample, answer and/or text, correct
+                      [, gold, verdict, token_count, truncated]
+                      A line without `correct` needs `gold`; its answer is verified here.
 
-In: bytes of a line. Out: a checked line, which gives its completions as rows of `ROWS`; or ValueError in words.
-This module knows one line only: what lines say of each other is predictions.py's.
+Both forms have the optional fields answer_kind (a key of `core_hpc.answers.kinds.KINDS`; default:
+number), question, subject, level, data_set, source_group, and phase (only the value evaluate).
+
+The input is the bytes of one line. The output is a checked line, which yields its completions as
+rows of `ROWS`, or a ValueError that explains the mistakes. Checks between lines are in
+`exchange/predictions.py`.
 """
 
 from __future__ import annotations
 
 import json
 import math
-import re
 import reprlib
 from collections.abc import Iterator
 from functools import lru_cache
@@ -42,11 +46,14 @@ ROWS = pl.Schema(
         "verdict": pl.String(),
     }
 )
-"""What a line says of a completion, named as in schema.ROLLOUTS, and the line of the file. Verdict null: not yet verified."""
+"""One completion of a line, with the columns of `schema.ROLLOUTS` and the line number in the file.
+
+The verdict is null until the completion is verified.
+"""
 
 
 def _as_text(value: Any) -> str:
-    """Ids and labels: text, or a number as it is written."""
+    """An id or label as text; numbers are accepted too."""
     if isinstance(value, bool) or not isinstance(value, (str, int, float)):
         raise ValueError(f"must be text or a number, not {reprlib.repr(value)}")
     if isinstance(value, float) and not math.isfinite(value):
@@ -58,7 +65,7 @@ def _as_text(value: Any) -> str:
 
 
 def _as_answer(value: Any) -> str | None:
-    """Null and blank: the completion has none."""
+    """An answer as text; None when it is null or blank, which means that there is no answer."""
     return None if value is None or (isinstance(value, str) and not value.strip()) else _as_text(value)
 
 
@@ -70,7 +77,7 @@ def _as_kind(value: Any) -> Any:
 
 @lru_cache(maxsize=1 << 14)
 def _canonical_gold(kind: str, gold: str) -> str | None:
-    """A file says the gold answer of a problem many times."""
+    # Cached, because a file repeats the gold answer of a problem on many lines.
     return answer_kind(kind).gold(gold)
 
 
@@ -81,7 +88,7 @@ Whole = Annotated[int, Field(ge=0, lt=2**31)]
 
 
 class _Line(BaseModel):
-    """What lines of both forms say."""
+    """The fields of both forms."""
 
     model_config = ConfigDict(strict=True, frozen=True, protected_namespaces=())
 
@@ -100,28 +107,30 @@ class _Line(BaseModel):
         return self.answer_kind or _NUMBER
 
     def of_problem(self) -> dict[str, str]:
-        """What the line says of its problem, the gold answer in canonical form; other lines must say the same."""
+        """The fields that belong to the problem, with the gold answer in canonical form.
+
+        All lines of a problem must agree in them.
+        """
         gold = self.gold and (_canonical_gold(self.kind, self.gold) or self.gold)
-        said = {name: getattr(self, name) for name in ("question", *ATTRIBUTES)}
-        return {
-            name: value for name, value in {"answer_kind": self.kind, "gold": gold, **said}.items() if value is not None
-        }
+        given = {name: getattr(self, name) for name in ("question", *ATTRIBUTES)}
+        fields = {"answer_kind": self.kind, "gold": gold, **given}
+        return {name: value for name, value in fields.items() if value is not None}
 
     def require_gold(self) -> None:
-        """ValueError unless there is a gold answer to verify against."""
-        if self.gold is None or _canonical_gold(self.kind, self.gold) is None:
-            shown = (
-                "no 'gold'"
-                if self.gold is None
-                else f"'gold' {reprlib.repr(self.gold)} is no answer of kind {self.kind}"
-            )
-            raise ValueError(
-                f"{shown}, so nothing can be verified; mend it or 'answer_kind', or give completions with 'correct'"
-            )
+        """Raise ValueError unless the gold answer can be verified against."""
+        if self.gold is None:
+            problem = "no 'gold'"
+        elif _canonical_gold(self.kind, self.gold) is None:
+            problem = f"'gold' {reprlib.repr(self.gold)} is not an answer of kind {self.kind}"
+        else:
+            return
+        raise ValueError(
+            f"{problem}, so nothing can be verified; correct 'gold' or 'answer_kind', or give 'correct' per completion"
+        )
 
 
 class ProblemLine(_Line):
-    """`PER_PROBLEM`."""
+    """A line of the form `PER_PROBLEM`."""
 
     example_id: Text
     gold: Text
@@ -138,13 +147,14 @@ class ProblemLine(_Line):
         for name, values in (("token_counts", self.token_counts), ("truncated", self.truncated)):
             if values is not None and len(values) != len(self.completions):
                 raise ValueError(
-                    f"{len(self.completions)} completions, but {len(values)} entries in '{name}'; give one for each"
+                    f"{len(self.completions)} completions, but {len(values)} entries in '{name}'; "
+                    "give one per completion"
                 )
         self.require_gold()
         return self
 
     def rows(self, line: int) -> Iterator[tuple[Any, ...]]:
-        """Rows of `ROWS`, to be verified."""
+        """Yield the completions as rows of `ROWS`, not verified yet."""
         tokens = self.token_counts or [0] * len(self.completions)
         truncated = self.truncated or [False] * len(self.completions)
         for sample, (text, num_tokens, cut) in enumerate(zip(self.completions, tokens, truncated, strict=True)):
@@ -152,7 +162,7 @@ class ProblemLine(_Line):
 
 
 class CompletionLine(_Line):
-    """`PER_COMPLETION`."""
+    """A line of the form `PER_COMPLETION`."""
 
     problem: Text
     sample: Whole
@@ -167,7 +177,7 @@ class CompletionLine(_Line):
     def _fits(self) -> CompletionLine:
         if self.text is None and "answer" not in self.model_fields_set:
             raise ValueError(
-                "no field 'text' or 'answer'; give one of them ('answer': null where the completion has none)"
+                "no field 'text' or 'answer'; give one of them ('answer': null for a completion without an answer)"
             )
         if self.verdict is not None and self.correct is not (self.verdict == CORRECT):
             raise ValueError(f"'verdict' is {self.verdict}, so 'correct' must be {json.dumps(self.verdict == CORRECT)}")
@@ -178,12 +188,12 @@ class CompletionLine(_Line):
         return self
 
     def rows(self, line: int) -> Iterator[tuple[Any, ...]]:
-        """The row of `ROWS`; what the line says of answer and verdict is taken, the rest is found out."""
+        """Yield the row of `ROWS`. A given answer or verdict is used; a missing one is computed."""
         text = self.text or ""
         answer = None
         if self.answer is not None:
             answer = answer_kind(self.kind).normalize(self.answer) or self.answer[:MAX_ANSWER_CHARS]
-        # null beside `correct` says that there is no answer; alone it says nothing.
+        # `"answer": null` means "no answer" only when `correct` is given too.
         elif self.correct is None or "answer" not in self.model_fields_set:
             answer = extract_answer(text, self.kind)
         found = CORRECT if self.correct else NO_ANSWER if answer is None else WRONG
@@ -200,29 +210,41 @@ _MARKS = {PER_PROBLEM: ("example_id", "completions"), PER_COMPLETION: ("problem"
 
 
 def parsed(line: bytes) -> dict[str, Any]:
-    """The JSON object of a line; ValueError when it is none."""
+    """The JSON object of a line.
+
+    Raises:
+        ValueError: the line is not a JSON object.
+    """
     try:
         row = from_json(line, allow_inf_nan=False)
     except ValueError as e:
-        raise ValueError(
-            f"not JSON ({re.sub(' at line 1 column ', ', character ', str(e))}); write one object a line, in UTF-8"
-        ) from e
+        reason = str(e).replace(" at line 1 column ", ", character ")
+        raise ValueError(f"not JSON ({reason}); write one JSON object per line, in UTF-8") from e
     if not isinstance(row, dict):
         raise ValueError(f"not a JSON object, but {reprlib.repr(row)}")
     return row
 
 
 def form_of(row: dict[str, Any]) -> str:
-    """`PER_PROBLEM` or `PER_COMPLETION`, by the fields; ValueError when they do not tell."""
+    """`PER_PROBLEM` or `PER_COMPLETION`, recognised by the fields.
+
+    Raises:
+        ValueError: the fields belong to neither form, or to both.
+    """
     found = [form for form, marks in _MARKS.items() if not row.keys().isdisjoint(marks)]
     if len(found) != 1:
-        asked = " or ".join(f"'{first}' and '{second}'" for first, second in _MARKS.values())
-        raise ValueError(f"neither form: give {asked} (it has {', '.join(map(reprlib.repr, row)) or 'no field'})")
+        needed = " or ".join(f"'{first}' and '{second}'" for first, second in _MARKS.values())
+        fields = ", ".join(map(reprlib.repr, row)) or "no field"
+        raise ValueError(f"not one of the two forms: give {needed} (the line has {fields})")
     return found[0]
 
 
 def checked(row: dict[str, Any], form: str) -> ProblemLine | CompletionLine:
-    """The line in its form; ValueError lists all its mistakes."""
+    """The line as the model of its form.
+
+    Raises:
+        ValueError: lists all mistakes of the line.
+    """
     try:
         return LINES[form].model_validate(row)
     except ValidationError as e:
@@ -230,7 +252,7 @@ def checked(row: dict[str, Any], form: str) -> ProblemLine | CompletionLine:
 
 
 def _explain(error: Any) -> str:
-    """A mistake that pydantic found, in words."""
+    """A mistake that pydantic found, as one message."""
     field = f"'{error['loc'][0]}'" if error["loc"] else ""
     if error["type"] == "missing":
         return f"no field {field}"

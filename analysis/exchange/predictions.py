@@ -1,8 +1,9 @@
-"""Predictions that other software made: a file of JSON lines, checked as a whole.
+"""Predictions that other software made: reads and checks a whole file of JSON lines.
 
-In: a file in one of the two forms of prediction_lines.py; its fields tell which. Out: `Predictions` in memory, or an
-error that lists the bad lines of the whole file: bad alone, said twice, contradicting another, missing for one model.
-This module writes nothing; interchange.py makes a run folder of it.
+The input is a file in one of the two forms of `exchange/lines.py`; the form is recognised by the
+fields. The output is a `Predictions` object, or one error that lists the bad lines of the whole
+file: lines with mistakes, duplicates, contradictions between lines, and problems that are missing
+for a model. This module writes nothing. The run folder is made in `exchange/folder.py`.
 """
 
 from __future__ import annotations
@@ -28,16 +29,19 @@ from core_hpc.store.paths import TEAM
 from core_hpc.store.schema import ATTRIBUTES, PROBLEMS
 
 GIVEN = "given"
-"""answer_kind of an imported problem without a gold answer to verify against: its verdicts were given, and stay."""
+"""`answer_kind` of an imported problem whose gold answer cannot be verified against.
+
+The verdicts of its completions come from the file and are never recomputed.
+"""
 
 MAX_LINE_BYTES = 256 << 20
 MAX_LISTED = 20
-_CHUNK_ROWS = 20_000  # completions held as Python objects before they become columns
+_CHUNK_ROWS = 20_000  # completions kept as Python objects before they become columns
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Predictions:
-    """A checked file."""
+    """The content of a checked file."""
 
     file: Path
     sha256: str
@@ -46,12 +50,12 @@ class Predictions:
     models: dict[str, str]  # name used here -> name in the file, in the order of the file
     problems: pl.DataFrame  # schema.PROBLEMS, in the order of the file
     rows: dict[str, pl.DataFrame]  # name -> ROWS, in the order of problems and samples
-    left_out: list[str]  # lenient: problems that some model lacks, a line each
-    unread: list[str]  # fields that mean nothing here
+    left_out: list[str]  # lenient only: one line per problem that is missing for a model
+    unread: list[str]  # names of unknown fields
 
 
 def valid_name(model: str) -> str:
-    """The model's name as files can bear it; empty when nothing is left.
+    """The model's name in a form that is valid in file names; empty when no character is valid.
 
     >>> valid_name("Qwen/Qwen2.5-7B-Instruct")
     'qwen-qwen2-5-7b-instruct'
@@ -62,14 +66,16 @@ def valid_name(model: str) -> str:
 
 
 def read_predictions(file: Path, *, lenient: bool = False) -> Predictions:
-    """Read and check a whole file; verifies the completions that need it.
+    """Read and check a whole file, and verify the completions that have no verdict.
 
     Args:
-        file: JSON lines in one of the two forms; which one, its fields tell.
-        lenient: leave out problems that some model lacks, and say so in `left_out`, instead of refusing the file.
+        file: JSON lines in one of the two forms.
+        lenient: leave out problems that are missing for a model and list them in `left_out`,
+            instead of rejecting the file.
 
     Raises:
-        InputError: lists the bad lines, with number, what is wrong and what to do (the first `MAX_LISTED` of them).
+        InputError: the file has bad lines. The message gives the line number, the mistake and the
+            remedy of the first `MAX_LISTED` of them.
     """
     reading = _Reading(Path(file))
     try:
@@ -81,7 +87,7 @@ def read_predictions(file: Path, *, lenient: bool = False) -> Predictions:
 
 
 class _Reading:
-    """What is known of a file so far."""
+    """The state while a file is read."""
 
     def __init__(self, file: Path) -> None:
         self.file = file
@@ -89,8 +95,9 @@ class _Reading:
         self.form: str | None = None
         self.num_lines = 0
         self.models: dict[str, str] = {}
-        self.refused: set[str] = set()  # names of models that cannot be used, each said once
-        self.problems: dict[str, dict[str, tuple[str, int]]] = {}  # id -> field -> (value, line that says it first)
+        self.rejected: set[str] = set()  # model names that cannot be used; each is reported once
+        # Problem id -> field -> (value, first line with it).
+        self.problems: dict[str, dict[str, tuple[str, int]]] = {}
         self.chunks: dict[str, list[pl.DataFrame]] = {}
         self.waiting: dict[str, list[tuple[Any, ...]]] = {}
         self.unread: dict[str, None] = {}
@@ -98,7 +105,7 @@ class _Reading:
         self.num_mistakes = 0
 
     def lines(self) -> Iterator[tuple[int, bytes | None]]:
-        """Number and content of each line that is not blank; None: too long to be read."""
+        """Yield number and content of the lines that are not blank; None for a too long line."""
         with self.file.open("rb") as f:
             for number in count(1):
                 line = f.readline(MAX_LINE_BYTES + 1)
@@ -120,7 +127,7 @@ class _Reading:
             self.mistakes.append((number, what))
 
     def take(self, number: int, line: bytes | None) -> None:
-        """Check one line and keep what it says."""
+        """Check one line and keep its content."""
         try:
             row = self._checked(line)
         except ValueError as e:
@@ -141,42 +148,42 @@ class _Reading:
         self.form = self.form or form
         if form != self.form:
             raise ValueError(
-                f"has the fields of one line per {form}, earlier lines are one line per {self.form}; split the file"
+                f"has the form 'one line per {form}', but earlier lines have the form 'one line per {self.form}'; "
+                "split the file"
             )
         self.unread |= dict.fromkeys(field for field in fields if field not in LINES[form].model_fields)
         return checked(fields, form)
 
     def _name(self, number: int, model: str) -> str | None:
-        """The name that the model gets here."""
+        """The name of the model in the run folder; None when it cannot be used."""
         name = valid_name(model)
         if self.models.setdefault(name, model) == model and name and name != TEAM:
             return name
-        if model not in self.refused:
-            self.refused.add(model)
+        if model not in self.rejected:
+            self.rejected.add(model)
             if not name:
-                why = "has no character that a file name may have"
+                why = "has no character that is valid in a file name"
             elif name == TEAM:
-                why = "is called as all models together are"
+                why = "has the name that is reserved for the whole team"
             else:
-                why = f"would be called `{name}` in files, like model {self.models[name]!r}"
+                why = f"would get the name `{name}` in files, which model {self.models[name]!r} has already"
             self.mistake(number, f"model {model!r} {why}; give it another name (a-z, 0-9, _ and -)")
         return None
 
     def _agrees(self, number: int, row: ProblemLine | CompletionLine) -> bool:
-        """Whether the line says of its problem what earlier lines say."""
+        """Whether the line agrees with earlier lines of the same problem."""
         known = self.problems.setdefault(row.problem, {})
         for field, value in row.of_problem().items():
-            said, line = known.setdefault(field, (value, number))
-            if said != value:
-                here, there = reprlib.repr(value), reprlib.repr(said)
-                self.mistake(
-                    number, f"'{field}' of problem {row.problem!r} is {here}, line {line} says {there}; make them agree"
-                )
+            first_value, line = known.setdefault(field, (value, number))
+            if first_value != value:
+                here, there = reprlib.repr(value), reprlib.repr(first_value)
+                where = f"'{field}' of problem {row.problem!r}"
+                self.mistake(number, f"{where} is {here}, but {there} on line {line}; use the same value on all lines")
                 return False
         return True
 
     def _pack(self, name: str) -> None:
-        """Verify what waits, and make columns of it: they take a fraction of the memory of Python's objects."""
+        """Verify the waiting completions, and convert them to columns to save memory."""
         rows = self.waiting.pop(name)
         known = (self.problems[problem] for _, problem, *_, verdict in rows if verdict is None)
         answers = (answer for *_, answer, verdict in rows if verdict is None)
@@ -186,7 +193,7 @@ class _Reading:
         self.chunks.setdefault(name, []).append(pl.DataFrame(verified, schema=ROWS, orient="row"))
 
     def result(self, *, lenient: bool) -> Predictions:
-        """What the file holds; InputError when that cannot be used."""
+        """The content of the file; raises InputError when there are mistakes."""
         for name in list(self.waiting):
             self._pack(name)
         rows = {name: self._ordered(pl.concat(self.chunks.pop(name))) for name in self.models if name in self.chunks}
@@ -195,12 +202,11 @@ class _Reading:
         missing = {} if self.num_mistakes else self._missing(rows)
         if missing and not lenient:
             for problem, (number, names) in missing.items():
-                self.mistake(
-                    number, f"problem {problem!r} is missing for {', '.join(names)}; add it, or import with --lenient"
-                )
+                what = f"problem {problem!r} is missing for {', '.join(names)}; add it, or import with --lenient"
+                self.mistake(number, what)
         self._raise_mistakes()
         if len(missing) == len(self.problems):
-            raise InputError(f"{self.file}: no problem has predictions of every model; nothing was written")
+            raise InputError(f"{self.file}: no problem has predictions of all models; nothing was written")
         left_out = [f"problem {problem!r}: missing for {', '.join(names)}" for problem, (_, names) in missing.items()]
         kept = {problem: fields for problem, fields in self.problems.items() if problem not in missing}
         rows = {name: frame.filter(~pl.col("problem_id").is_in(list(missing))) for name, frame in rows.items()}
@@ -218,9 +224,8 @@ class _Reading:
         )
 
     def _ordered(self, frame: pl.DataFrame) -> pl.DataFrame:
-        order = pl.DataFrame({"problem_id": list(self.problems)}, schema={"problem_id": pl.String}).with_row_index(
-            "position"
-        )
+        order = pl.DataFrame({"problem_id": list(self.problems)}, schema={"problem_id": pl.String})
+        order = order.with_row_index("position")
         return frame.join(order, on="problem_id", how="left").sort("position", "sample_index", "line").drop("position")
 
     def _find_duplicates(self, name: str, frame: pl.DataFrame) -> None:
@@ -230,13 +235,12 @@ class _Reading:
         again = frame.filter(~is_first).join(firsts, on=key, how="left").unique("line").sort("line")
         for number, problem, sample, first in again.select("line", *key, "first").head(MAX_LISTED).iter_rows():
             sampled = "" if self.form == PER_PROBLEM else f", sample {sample}"
-            self.mistake(
-                number, f"model {self.models[name]!r}, problem {problem!r}{sampled} is on line {first} too; remove one"
-            )
+            row = f"model {self.models[name]!r}, problem {problem!r}{sampled}"
+            self.mistake(number, f"{row} is also on line {first}; remove one of the lines")
         self.num_mistakes += max(0, again.height - MAX_LISTED)
 
     def _missing(self, rows: dict[str, pl.DataFrame]) -> dict[str, tuple[int, list[str]]]:
-        """Problems that some model lacks -> (a line that has the problem, models as the file calls them)."""
+        """Incomplete problems -> (first line of the problem, names of the missing models)."""
         if not rows:
             return {}
         lines = pl.concat([frame.select("problem_id", "line", model=pl.lit(name)) for name, frame in rows.items()])
@@ -252,24 +256,21 @@ class _Reading:
             raise InputError(f"{self.file}: has no predictions; nothing was written")
         if not self.num_mistakes:
             return
+        num = "1 bad line" if self.num_mistakes == 1 else f"{self.num_mistakes} bad lines"
+        lines = [f"{self.file}: {num}; nothing was written"]
+        lines += [f"  - {self.file}, line {number}: {what}" for number, what in sorted(self.mistakes)]
         more = self.num_mistakes - len(self.mistakes)
-        raise InputError(
-            "\n".join(
-                [
-                    f"{self.file}: {self.num_mistakes} bad line{'s' if self.num_mistakes != 1 else ''}; nothing was written",
-                    *(f"  - {self.file}, line {number}: {what}" for number, what in sorted(self.mistakes)),
-                    *[f"  - and {more} more"] * bool(more),
-                ]
-            )
-        )
+        if more:
+            lines.append(f"  - and {more} more")
+        raise InputError("\n".join(lines))
 
 
 def _problems(known: dict[str, dict[str, tuple[str, int]]]) -> pl.DataFrame:
     rows = []
     for problem, fields in known.items():
-        said = {name: value for name, (value, _) in fields.items()}
-        gold, kind = said.get("gold", ""), said["answer_kind"]
-        metadata = json.dumps({name: said[name] for name in ATTRIBUTES if name in said}, sort_keys=True)
+        values = {name: value for name, (value, _) in fields.items()}
+        gold, kind = values.get("gold", ""), values["answer_kind"]
+        metadata = json.dumps({name: values[name] for name in ATTRIBUTES if name in values}, sort_keys=True)
         kind = kind if answer_kind(kind).gold(gold) is not None else GIVEN
-        rows.append((problem, said.get("question", ""), gold, kind, metadata))
+        rows.append((problem, values.get("question", ""), gold, kind, metadata))
     return pl.DataFrame(rows, schema=PROBLEMS.schema, orient="row")

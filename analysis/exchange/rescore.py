@@ -1,22 +1,27 @@
-"""Extract and verify a run's stored completions again, with the verifier of this version.
+"""Extracts and verifies the stored completions of a run again, with the present verifier.
 
-In: a run folder (or imported predictions). Out: a new run folder with the same problems and completions, other answers
-and verdicts, and what changed. The original is read, never touched. Rewards, updates and adapters belong to the original
-verdicts and are not in the new folder: it is there to be analysed, not to be continued.
+The input is a run folder (or imported predictions). The output is a new run folder with the same
+problems and completions but new answers and verdicts, and a summary of what changed. The original
+folder is only read. Rewards, updates and adapters depend on the original verdicts, so the new
+folder does not contain them: it can be analysed, but the run cannot continue from it.
 
-`cold_failed` of rescue rows is found anew, from the new verdicts of the cold completions. Hints were drawn under the
-original verdicts, and one might keep those; but whether a completion saw the hint was drawn independently of its
-problem's verdicts, and cold completions come before it, so hinted and un-hinted completions stay comparable among any
-cases that cold verdicts choose. Kept, the column would contradict its meaning (no correct cold completion), and a case
-in which the first verifier erred would be a failure for some rates and not for others. What the draw knew stays in the
-hint shards, which are copied as they are. A new cold failure that was never sampled again counts where all cold-failed
-cases are the denominator (recovery), and nowhere else.
+The column `cold_failed` of rescue rows is recomputed from the new verdicts of the cold completions:
+
+- The comparison of hinted and other completions stays valid. Whether a completion saw the hint was
+  drawn independently of the verdicts, and cold completions are older than the draw. Therefore any
+  selection of cases by cold verdicts leaves the two kinds comparable.
+- An old value could contradict its definition (the model has no correct cold completion), and a
+  case with an error of the first verifier would be a failure in some rates and not in others.
+
+The values at the time of the draw stay in the hint shards, which are copied unchanged. A case that
+is a cold failure now but was never sampled again counts only in the denominator of all cold-failed
+cases (recovery).
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import KW_ONLY, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -40,7 +45,7 @@ from core_hpc.store.paths import MANIFEST_SUFFIX, RunPaths
 from core_hpc.store.schema import COLD, CORRECT, EVALUATE, HINT, HINTS, NO_ANSWER, PROBLEMS, RESCUE, ROLLOUTS
 from core_hpc.store.shards import publish_frame, published_keys, read_manifest_table
 
-_ORDER = (COLD, HINT, RESCUE, EVALUATE)  # cold first: rescue rows say what became of it
+_ORDER = (COLD, HINT, RESCUE, EVALUATE)  # cold is first, because rescue rows need its verdicts
 
 _SOLVED = pl.Schema({"iteration": pl.Int32(), "model": pl.String(), "problem_id": pl.String(), "solved": pl.Boolean()})
 
@@ -54,32 +59,32 @@ PASS_CHANGE_TABLE = pl.Schema(
 
 @dataclass(frozen=True)
 class Rescored:
-    """What became of a run's verdicts."""
+    """The result of verifying a run again."""
 
     path: Path
-    changes: pl.DataFrame  # CHANGE_TABLE: completions by verdict before and after, those that stayed included
-    passes: pl.DataFrame  # PASS_CHANGE_TABLE: Pass@1 before, after, and the difference paired by problem
+    changes: pl.DataFrame  # CHANGE_TABLE, unchanged verdicts included
+    passes: pl.DataFrame  # PASS_CHANGE_TABLE; differences are paired by problem
     notes: list[str]
 
 
 def rescore(run: Path, out: Path) -> Rescored:
     """Write a copy of a run's problems and completions with new answers and verdicts.
 
-    A completion without a stored text (imported as an answer alone), or of a problem whose answers are not verified here,
-    keeps its verdict; the notes say how many.
+    A completion keeps its verdict when its text is not stored (it was imported as an answer only),
+    or when the answers of its problem cannot be verified. The notes give the number of those.
 
     Args:
-        run: a run folder, finished or in progress: what is published counts.
-        out: the folder to make; must not exist, or be empty.
+        run: a run folder. The run may be in progress; published completions are used.
+        out: the new folder; it must not exist, or be empty.
 
     Raises:
-        InputError: `run` is no run, or `out` cannot be made.
-        StoreError: a published file is damaged, or has a completion of an unknown problem; the message names it.
-            Nothing was written.
+        InputError: `run` is not a run, or `out` cannot be created.
+        StoreError: a published file is damaged, or has a completion of an unknown problem. The
+            message names the file. Nothing is written.
     """
     run, out = one_run(run), Path(out).resolve()
     if out.is_relative_to(run):
-        raise InputError(f"{out}: lies in the run folder, which is never written into; give another folder as --out")
+        raise InputError(f"{out}: is inside the run folder, which must not change; give another folder as --out")
     require_free(out)
     identity, verifier = read_identity(run), verifier_version()
     config, _ = configuration(run)
@@ -102,7 +107,7 @@ def _joined(frames: list[pl.DataFrame], schema: pl.Schema) -> pl.DataFrame:
 
 
 def _verifier_before(identity: Mapping[str, Any]) -> dict[str, Any] | None:
-    """The verifier that the stored verdicts are of, as far as the run knows it."""
+    """The verifier that gave the stored verdicts, as far as the run recorded it."""
     for made in ("rescored", "imported"):
         if made in identity:
             return dict(identity[made]["verifier"])
@@ -111,7 +116,7 @@ def _verifier_before(identity: Mapping[str, Any]) -> dict[str, Any] | None:
 
 
 def _copy_problems(run: Path, folder: Path) -> dict[str, dict[str, str]]:
-    """Publish the frozen problems in the new folder. Returns split -> problem -> kind of answer."""
+    """Publish the problems in the new folder. Returns split -> problem -> kind of answer."""
     kinds = {}
     for path in manifests.list_manifests(RunPaths(run).problems):
         frame = read_manifest_table(manifests.read_manifest(path), PROBLEMS, checksum=True)
@@ -123,36 +128,34 @@ def _copy_problems(run: Path, folder: Path) -> dict[str, dict[str, str]]:
 
 @dataclass
 class _Rescoring:
-    """One pass over the shards of a run, and what was seen on the way."""
+    """One pass over the shards of a run, with the results collected so far."""
 
     run: Path
     folder: Path
     kinds: dict[str, dict[str, str]]
+    _: KW_ONLY
     before: list[pl.DataFrame] = field(default_factory=list)  # COUNTS of each shard
     after: list[pl.DataFrame] = field(default_factory=list)
     changes: list[pl.DataFrame] = field(default_factory=list)
-    solved: list[pl.DataFrame] = field(default_factory=list)  # of cold problems: has the model a correct completion now
+    solved: list[pl.DataFrame] = field(default_factory=list)  # _SOLVED, by the new verdicts
     num_kept: int = 0
-    num_solved: int = 0  # rescued cases that count as cold failures no more
-    num_failed: int = 0  # ... that do now
+    num_solved: int = 0  # cases sampled again that are no cold failures with the new verdicts
+    num_failed: int = 0  # cases sampled again that are cold failures with the new verdicts only
 
     def take(self, manifest: Manifest, phase: str) -> None:
-        """Publish one shard anew."""
-        place, name = (
-            self.folder / manifest.path.parent.relative_to(self.run),
-            manifest.path.name.removesuffix(MANIFEST_SUFFIX),
-        )
+        """Publish one shard with its new verdicts."""
+        place = self.folder / manifest.path.parent.relative_to(self.run)
+        name = manifest.path.name.removesuffix(MANIFEST_SUFFIX)
         if phase == HINT:
-            publish_frame(
-                place, name, read_manifest_table(manifest, HINTS, checksum=True), HINTS, stats=lambda: manifest.stats
-            )
+            hints = read_manifest_table(manifest, HINTS, checksum=True)
+            publish_frame(place, name, hints, HINTS, stats=lambda: manifest.stats)
             return
         old = read_manifest_table(manifest, ROLLOUTS, checksum=True)
         new = self._verified(old, self.kinds.get(split_of(phase), {}), str(manifest.file(".parquet")))
         if phase == COLD:
             self.solved.append(new.group_by("iteration", "model", "problem_id").agg(solved=pl.col("correct").any()))
         if phase == RESCUE:
-            new = self._cases_again(new)
+            new = self._with_cold_failed(new)
         publish_frame(place, name, new, ROLLOUTS, stats=lambda: manifest.stats)
         self.before.append(count_rows(old, source=str(manifest.path)))
         self.after.append(count_rows(new, source=str(manifest.path)))
@@ -164,42 +167,48 @@ class _Rescoring:
         unknown = set(old["problem_id"]) - kinds.keys()
         if unknown:
             raise StoreError(
-                f"{source}: problem {min(unknown)!r} is not among the run's problems; the folder is not complete"
+                f"{source}: problem {min(unknown)!r} is not among the run's problems; the folder is incomplete"
             )
-        rows = list(old.select("problem_id", "text", "gold", "answer", "verdict").iter_rows())
-        checked = [
-            kinds[problem] in KINDS and (text != "" or verdict == NO_ANSWER) for problem, text, _, _, verdict in rows
-        ]
-        self.num_kept += checked.count(False)
-        answers = [
-            extract_answer(row[1], kinds[row[0]]) if fresh else row[3] for row, fresh in zip(rows, checked, strict=True)
-        ]
-        claims = [
-            (answer, row[2], kinds[row[0]]) for answer, row, fresh in zip(answers, rows, checked, strict=True) if fresh
-        ]
-        found = iter(verify_many(claims))
-        verdicts = [next(found) if fresh else row[4] for row, fresh in zip(rows, checked, strict=True)]
+        answers, verdicts = list(old["answer"]), list(old["verdict"])
+        claims: dict[int, tuple[str | None, str, str]] = {}  # by row: answer, gold, kind
+        for i, (problem, text, gold) in enumerate(old.select("problem_id", "text", "gold").iter_rows()):
+            if kinds[problem] in KINDS and (text != "" or verdicts[i] == NO_ANSWER):
+                answers[i] = extract_answer(text, kinds[problem])
+                claims[i] = answers[i], gold, kinds[problem]
+        self.num_kept += old.height - len(claims)
+        for i, verdict in zip(claims, verify_many(list(claims.values())), strict=True):
+            verdicts[i] = verdict
         new = [pl.Series("answer", answers, pl.String), pl.Series("verdict", verdicts, pl.String)]
         return old.with_columns(new).with_columns(correct=pl.col("verdict") == CORRECT)
 
-    def _cases_again(self, rows: pl.DataFrame) -> pl.DataFrame:
-        """Rescue rows with cold_failed by the new verdicts; as recorded where no cold completion is published."""
+    def _with_cold_failed(self, rows: pl.DataFrame) -> pl.DataFrame:
+        """Rescue rows with `cold_failed` by the new verdicts, if the cold rows are published."""
         key = ["iteration", "model", "problem_id"]
         found = rows.join(_joined(self.solved, _SOLVED), on=key, how="left", maintain_order="left")
         failed = pl.coalesce(~pl.col("solved"), "cold_failed")
-        cases = found.select(*key, was="cold_failed", now=failed).unique()
-        self.num_solved += cases.filter(pl.col("was") & ~pl.col("now")).height
-        self.num_failed += cases.filter(~pl.col("was") & pl.col("now")).height
+        cases = found.select(*key, old="cold_failed", new=failed).unique()
+        self.num_solved += cases.filter(pl.col("old") & ~pl.col("new")).height
+        self.num_failed += cases.filter(~pl.col("old") & pl.col("new")).height
         return found.with_columns(cold_failed=failed).drop("solved")
 
     def notes(self) -> list[str]:
-        kept = f"{self.num_kept} completions kept their verdicts: no text is stored, or their answers are not verified here"
-        cases = f"of the cases that were sampled again, {self.num_solved} are cold failures no more, and {self.num_failed} are now"
-        return [kept] * bool(self.num_kept) + [cases] * bool(self.num_solved or self.num_failed)
+        """Messages about completions and cases that need an explanation."""
+        notes = []
+        if self.num_kept:
+            notes.append(
+                f"{self.num_kept} completions kept their verdicts: their texts are not stored, "
+                "or their answers cannot be verified"
+            )
+        if self.num_solved or self.num_failed:
+            notes.append(
+                f"cold failures among the cases that were sampled again: {self.num_solved} fewer and "
+                f"{self.num_failed} more by the new verdicts"
+            )
+        return notes
 
 
 def _pass_changes(before: pl.DataFrame, after: pl.DataFrame, problems: pl.DataFrame) -> pl.DataFrame:
-    """Pass@1 of every un-hinted phase, iteration and model under both verifiers."""
+    """Pass@1 with both verifiers, for every phase without hints, iteration and model."""
     rows = []
     before, after = described(before, problems), described(after, problems)
     sampled = before.filter(pl.col("phase") != RESCUE).select("phase", "iteration", "model").unique().sort(pl.all())
@@ -216,10 +225,10 @@ def _pass_changes(before: pl.DataFrame, after: pl.DataFrame, problems: pl.DataFr
 
 
 def rescore_report(rescored: Rescored) -> list[ReportTable]:
-    """What changed, for reading: verdicts from what to what, and Pass@1."""
+    """Two tables: verdicts that changed, and Pass@1 before and after."""
     total = int(rescored.changes["n"].sum())
     changed = rescored.changes.filter(pl.col("before") != pl.col("after"))
-    said = [f"{int(changed['n'].sum())} of {total} verdicts changed", *rescored.notes, f"written: {rescored.path}"]
+    notes = [f"{int(changed['n'].sum())} of {total} verdicts changed", *rescored.notes, f"written: {rescored.path}"]
     shown = []
     for part in rescored.passes.partition_by("phase", "iteration", "model", maintain_order=True):
         cells = {
@@ -230,10 +239,9 @@ def rescore_report(rescored: Rescored) -> list[ReportTable]:
         values = (cells.get(when, UNDEFINED) for when in (BEFORE, AFTER, DIFFERENCE))
         shown.append([last["phase"], last["iteration"], last["model"], *values, last["num_problems"], last["note"]])
     columns = ["phase", "iteration", "model", BEFORE, AFTER, DIFFERENCE, "problems", "note"]
+    verdicts = laid_out(changed.columns, changed.rows())
     title = "Pass@1 before and after verifying again (percent)"
     return [
-        ReportTable(
-            "verdicts", "Verdicts that changed", rescored.changes, laid_out(changed.columns, changed.rows()), said
-        ),
+        ReportTable("verdicts", "Verdicts that changed", rescored.changes, verdicts, notes),
         ReportTable("rescored", title, rescored.passes, laid_out(columns, shown), [METHOD_NOTE]),
     ]

@@ -1,7 +1,8 @@
-"""A table as text of a file: CSV, JSON, Markdown, LaTeX, HTML, all from one frame.
+"""A table as text: CSV, JSON, Markdown, LaTeX and HTML.
 
-In: a `ReportTable`. Out: text. CSV and JSON hold the tidy frame as it is; the other formats hold what
-is laid out for reading (tables.py). Everything in a table is data: no cell can end its table or add markup.
+The input is a `ReportTable`. CSV and JSON contain its tidy frame; the other formats contain the
+cells as `layout/tables.py` formats them. All special characters of a format are escaped: no cell
+can end its table or add markup.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from collections.abc import Sequence
 from analysis.layout.tables import ReportTable, is_numeric, parts
 
 FORMATS = ("table", "csv", "json", "markdown", "latex", "html")
-"""Formats of the command line; `table` is the terminal's (tables.render)."""
+"""Values of the option --format; `table` is printed by `tables.render`."""
 
 _LATEX = {
     "\\": r"\textbackslash{}",
@@ -37,7 +38,7 @@ _LATEX = {
 
 
 def table_text(table: ReportTable, form: str) -> str:
-    """A table as csv, json (its tidy frame), markdown, latex or html text (as it is laid out).
+    """A table as csv or json (the tidy frame), or as markdown, latex or html (the formatted cells).
 
     Raises:
         ValueError: unknown format.
@@ -52,7 +53,7 @@ def table_text(table: ReportTable, form: str) -> str:
 
 
 def to_markdown(table: ReportTable) -> str:
-    """Title, a Markdown table and its notes."""
+    """The title, a Markdown table and the notes."""
 
     def text(content: str) -> str:
         return re.sub(r"([\\|*<`])", r"\\\1", content).replace("\n", " ")
@@ -60,8 +61,8 @@ def to_markdown(table: ReportTable) -> str:
     def cell(row: int, column: str, content: str) -> str:
         if (row, column) not in table.best:
             return text(content)
-        figure, interval, rest = parts(content)
-        return f"**{text(figure)}**{text(interval + rest)}"
+        value, interval, rest = parts(content)
+        return f"**{text(value)}**{text(interval + rest)}"
 
     columns = table.shown.columns
     lines = [[text(column) for column in columns], ["---"] * len(columns)]
@@ -75,7 +76,7 @@ def to_markdown(table: ReportTable) -> str:
 
 
 def latex_text(text: str) -> str:
-    """Text as LaTeX shows it in any encoding; what it has no letter for becomes the letter's number.
+    """Text escaped for LaTeX. A character that not every font has becomes its code point.
 
     >>> print(latex_text("a_b -> 50 % {x} 数"))
     a\\_b $\\rightarrow$ 50 \\% \\{x\\} [U+6570]
@@ -84,24 +85,24 @@ def latex_text(text: str) -> str:
 
 
 def _is_plain(c: str) -> bool:
-    """Is this in every font: ASCII, or a letter of Latin-1 that is an ASCII one with an accent?"""
+    """Whether every font has the character: ASCII, or a Latin-1 letter with an accent."""
     return (c.isascii() and c.isprintable()) or ("\xa0" < c < "\u0100" and unicodedata.normalize("NFD", c)[0].isascii())
 
 
 def to_latex(table: ReportTable) -> str:
-    """A table environment that needs the package booktabs and no other."""
+    """A LaTeX table environment; it needs the package booktabs only."""
     columns = table.shown.columns
     numeric = [is_numeric(table.shown[c]) for c in columns]
 
     def cell(row: int, index: int, content: str) -> str:
         if not numeric[index]:
             return latex_text(content)
-        figure, interval, rest = (re.sub(r"(^|[\s\[])-(?=\d)", r"\1$-$", latex_text(part)) for part in parts(content))
-        figure = rf"\textbf{{{figure}}}" if (row, columns[index]) in table.best else figure
-        return figure + (rf" {{\scriptsize {interval.strip()}}}" if interval else "") + rest
+        value, interval, rest = (re.sub(r"(^|[\s\[])-(?=\d)", r"\1$-$", latex_text(part)) for part in parts(content))
+        value = rf"\textbf{{{value}}}" if (row, columns[index]) in table.best else value
+        return value + (rf" {{\scriptsize {interval.strip()}}}" if interval else "") + rest
 
     def line(cells: Sequence[str]) -> str:
-        # After \\ or a rule, a [ would begin an optional argument, a * a starred form.
+        # After \\ or a rule, LaTeX reads [ as an optional argument and * as a starred form.
         guard = "{}" if cells[0][:1] in ("[", "*") else ""
         return f"{guard}{' & '.join(cells)} \\\\"
 
@@ -115,9 +116,9 @@ def to_latex(table: ReportTable) -> str:
     lines += [r"\footnotesize\setlength{\tabcolsep}{3pt}", rf"\begin{{tabular}}{{{alignment}}}", r"\toprule"]
     lines += [line([latex_text(c) for c in columns]), r"\midrule"]
     for i, row in enumerate(table.shown.rows()):
-        lines += [r"\addlinespace"] * (i in table.starts and i > 0) + [
-            line([cell(i, j, content) for j, content in enumerate(row)])
-        ]
+        if i in table.starts and i > 0:
+            lines.append(r"\addlinespace")
+        lines.append(line([cell(i, j, content) for j, content in enumerate(row)]))
     lines += [r"\bottomrule", r"\end{tabular}"]
     if table.notes:
         lines += [
@@ -129,7 +130,7 @@ def to_latex(table: ReportTable) -> str:
 
 
 def to_html(table: ReportTable) -> str:
-    """A plain table with its title as caption, and its notes below."""
+    """An HTML table with its title as caption, and a list of its notes."""
     columns = table.shown.columns
     numeric = [is_numeric(table.shown[c]) for c in columns]
 
@@ -137,17 +138,14 @@ def to_html(table: ReportTable) -> str:
         return f'<{tag} class="number">{inner}</{tag}>' if numeric[index] else f"<{tag}>{inner}</{tag}>"
 
     def cell(row: int, index: int, content: str) -> str:
-        figure, interval, rest = (
-            html.escape(part) for part in (parts(content) if numeric[index] else (content, "", ""))
-        )
-        figure = f"<strong>{figure}</strong>" if (row, columns[index]) in table.best else figure
-        return element("td", index, f"{figure}{f'<small>{interval}</small>' if interval else ''}{rest}")
+        value, interval, rest = map(html.escape, parts(content) if numeric[index] else (content, "", ""))
+        value = f"<strong>{value}</strong>" if (row, columns[index]) in table.best else value
+        return element("td", index, f"{value}{f'<small>{interval}</small>' if interval else ''}{rest}")
 
     lines = ["<table>", f"<caption>{html.escape(table.title)}</caption>"]
     if table.shown.height:
-        lines.append(
-            f"<thead><tr>{''.join(element('th', j, html.escape(c)) for j, c in enumerate(columns))}</tr></thead>"
-        )
+        head = "".join(element("th", j, html.escape(c)) for j, c in enumerate(columns))
+        lines.append(f"<thead><tr>{head}</tr></thead>")
         lines.append("<tbody>")
         for i, row in enumerate(table.shown.rows()):
             start = ' class="start"' if i in table.starts else ""

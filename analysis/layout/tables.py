@@ -1,7 +1,8 @@
-"""How a table is laid out, and how the terminal shows it.
+"""The layout of a table for a reader, and its output on the terminal.
 
-In: frames of the other modules. Out: `ReportTable`: a tidy frame, and the same figures laid out for reading. What it
-looks like in a file is formats.py's. No figure is computed here.
+The input is a tidy frame of another module. The output is a `ReportTable`: the tidy frame, and
+the same numbers formatted as text. Text formats for files are in `layout/formats.py`. This module
+computes no estimate.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ import math
 import re
 from collections import Counter
 from collections.abc import Collection, Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import KW_ONLY, dataclass, field
 from string import ascii_lowercase
 
 import polars as pl
@@ -23,32 +24,33 @@ from analysis.stats.intervals import ESTIMATE_COLUMNS
 
 UNDEFINED = "–"
 MARK = " "
-"""Name of the column with the letters of `note_marks`: it needs none."""
+"""Name of the column that holds the letters of `note_marks`. The column needs no title."""
 
 _NUMBER = re.compile(r"[+-]?[\d.]|–")
 _INTERVAL = re.compile(r"( \[[^\]]*\])")
 _COMPARABLE = ("run", "by", "value", "phase", "iteration", "candidates")
-"""Columns of a tidy frame: where they are equal, models are compared on the same problems and at the same budget."""
+"""Rows that agree in these columns compare models on the same problems and at the same budget."""
 
 KIND = pl.col("measure").str.split("_").list.last().alias("kind")
-"""What a measure is of: team_pass and matched_pass are a pass too."""
+"""Kind of a measure: team_pass and matched_pass are of the kind pass."""
 
 
 @dataclass(frozen=True)
 class ReportTable:
     """One table of a report."""
 
-    name: str  # stem of its files
+    name: str  # stem of its file names
     title: str
-    frame: pl.DataFrame  # tidy: what CSV and JSON get
-    shown: pl.DataFrame  # all text: what a reader gets
+    frame: pl.DataFrame  # tidy; written to CSV and JSON
+    shown: pl.DataFrame  # text only; written to all other formats
     notes: list[str] = field(default_factory=list)
-    best: Collection[tuple[int, str]] = ()  # (row, column) of the cells of `shown` that are best of their group
+    _: KW_ONLY
+    best: Collection[tuple[int, str]] = ()  # (row, column) of the best cells of `shown`
     starts: Collection[int] = ()  # rows of `shown` that begin a group
 
 
 def percent(estimate: float | None, low: float | None, high: float | None, *, signed: bool = False) -> str:
-    """A fraction and its interval in percent; UNDEFINED where there is none.
+    """A fraction and its interval in percent; UNDEFINED when the estimate is None.
 
     >>> percent(0.5, 0.25, 0.75), percent(0.031, None, None, signed=True)
     ('50.0 [25.0, 75.0]', '+3.1')
@@ -57,7 +59,7 @@ def percent(estimate: float | None, low: float | None, high: float | None, *, si
 
 
 def coefficient(estimate: float | None, low: float | None, high: float | None) -> str:
-    """A number and its interval, two decimals."""
+    """A number and its interval with two decimals; UNDEFINED when the estimate is None."""
     return _with_interval(estimate, low, high, scale=1, form=".2f")
 
 
@@ -69,14 +71,14 @@ def _with_interval(estimate: float | None, low: float | None, high: float | None
 
 
 def number(value: float | None) -> str:
-    """Any number for reading: four decimals, or three digits where these say nothing; empty where there is none.
+    """A number as text: four decimals, three digits if it is very small; empty when it is None.
 
     >>> number(0.416666), number(4e-05), number(12345.6), number(0.0)
     ('0.4167', '4e-05', '12,346', '0')
     """
     if value is None:
         return ""
-    if abs(value) < 1e-12:  # what rounding leaves of 0
+    if abs(value) < 1e-12:  # 0, up to rounding
         return "0"
     if not math.isfinite(value) or abs(value) < 1e-3:
         return f"{value:.3g}"
@@ -87,20 +89,19 @@ def number(value: float | None) -> str:
 
 
 def laid_out(columns: Sequence[str], rows: Sequence[Sequence[object]]) -> pl.DataFrame:
-    """Rows of anything as a frame of text."""
+    """Rows of any values as a frame of text; None becomes an empty cell."""
     cells = [["" if cell is None else str(cell) for cell in row] for row in rows]
     return pl.DataFrame(cells, schema=dict.fromkeys(columns, pl.String), orient="row")
 
 
 def text_frame(frame: pl.DataFrame) -> pl.DataFrame:
-    """Every cell as text."""
-    return laid_out(
-        frame.columns, [[number(cell) if isinstance(cell, float) else cell for cell in row] for row in frame.rows()]
-    )
+    """The frame with every cell as text."""
+    rows = [[number(cell) if isinstance(cell, float) else cell for cell in row] for row in frame.rows()]
+    return laid_out(frame.columns, rows)
 
 
 def group_starts(keys: Sequence[object]) -> list[int]:
-    """Rows whose key is not that of the row above: there a group begins. (The first row needs no line above it.)
+    """Rows whose key differs from the row above, where a group begins. The first row is not one.
 
     >>> group_starts(["a", "a", "b", "a"])
     [2, 3]
@@ -109,10 +110,15 @@ def group_starts(keys: Sequence[object]) -> list[int]:
 
 
 def note_marks(notes: Sequence[str]) -> tuple[list[str], list[str]]:
-    """Letters for the notes of rows, and the lines that explain them; a note of most rows is a line without a letter.
+    """Letters that mark the notes of rows, and the lines that explain the letters.
+
+    A note of more than half of the rows gets a line without a letter.
 
     Args:
-        notes: a note for each row, empty where there is none; several are joined by "; ".
+        notes: one text per row. Several notes are joined by "; "; an empty text means no note.
+
+    Returns:
+        The mark of each row, and the explanations.
 
     >>> note_marks(["few; short", "few", "few; short", "few", "none"])
     (['a', '', 'a', '', 'b'], ['4 of 5 rows: few', 'a: short', 'b: none'])
@@ -121,20 +127,22 @@ def note_marks(notes: Sequence[str]) -> tuple[list[str], list[str]]:
     num = Counter(part for parts in per_row for part in parts)
     common = [part for part, n in num.items() if 2 * n > len(notes)]
     letters = {part: _letter(i) for i, part in enumerate(part for part in num if part not in common)}
-    said = [part if num[part] == len(notes) else f"{num[part]} of {len(notes)} rows: {part}" for part in common]
+    lines = [part if num[part] == len(notes) else f"{num[part]} of {len(notes)} rows: {part}" for part in common]
     marks = [", ".join(letters[part] for part in parts if part in letters) for parts in per_row]
-    return marks, [*said, *(f"{letter}: {part}" for part, letter in letters.items())]
+    return marks, [*lines, *(f"{letter}: {part}" for part, letter in letters.items())]
 
 
 def note_counts(notes: Iterable[str]) -> list[str]:
-    """The notes of single figures, each once with its number, where a table has no room for them; the CSV has them row by row.
+    """Each note once, with the number of estimates that have it.
+
+    For tables without room for a note per row; the CSV file has the notes row by row.
 
     >>> note_counts(["few; short", "", "few"])
-    ['2 of 3 figures: few', '1 of 3 figures: short']
+    ['2 of 3 estimates: few', '1 of 3 estimates: short']
     """
     notes = list(notes)
     parts = Counter(part for note in notes for part in note.split("; ") if part)
-    return [f"{n} of {len(notes)} figures: {part}" for part, n in parts.items()]
+    return [f"{n} of {len(notes)} estimates: {part}" for part, n in parts.items()]
 
 
 def _letter(i: int) -> str:
@@ -142,7 +150,9 @@ def _letter(i: int) -> str:
 
 
 def is_best(by: Sequence[str]) -> pl.Expr:
-    """True for the highest estimate of each group, to the digits shown; for none where one row alone has an estimate.
+    """True for the highest estimate of each group, rounded to the digits that are shown.
+
+    No row of a group is best when only one of its rows has an estimate.
 
     >>> pl.DataFrame({"k": [1, 1, 2], "estimate": [0.2, 0.3, 0.1]}).select(is_best(["k"])).to_series().to_list()
     [False, True, False]
@@ -152,59 +162,55 @@ def is_best(by: Sequence[str]) -> pl.Expr:
 
 
 def tidy_table(frame: pl.DataFrame, *, name: str, title: str) -> ReportTable:
-    """A tidy frame for reading: each figure with its interval, notes below, and no columns without a value.
+    """A tidy frame as a `ReportTable`, without the columns that have no value.
 
-    Where models are compared at the same budget (`candidates`), the best figure of each measure is marked.
+    Each estimate is shown with its interval, and notes are listed below the table. Where models are
+    compared at the same budget (`candidates`), the best estimate of each kind of measure is marked.
     """
     labels = [c for c in frame.columns if c not in ESTIMATE_COLUMNS and frame[c].null_count() < frame.height]
     shown = text_frame(frame.select(labels))
     if not set(ESTIMATE_COLUMNS) <= set(frame.columns):
         return ReportTable(name, title, frame, shown)
-    figures = [
+    cells = [
         f"{number(estimate) or UNDEFINED}{f' [{number(low)}, {number(high)}]' if low is not None else ''}"
         for estimate, low, high in frame.select("estimate", "low", "high").iter_rows()
     ]
     marks, notes = note_marks(frame["note"].to_list())
-    shown = shown.with_columns(
-        pl.Series("estimate", figures, pl.String), problems=text_frame(frame.select("num_problems")).to_series()
-    )
+    num_problems = text_frame(frame.select("num_problems")).to_series()
+    shown = shown.with_columns(pl.Series("estimate", cells, pl.String), problems=num_problems)
     best = pl.Series([False] * frame.height, dtype=pl.Boolean)
     if {"model", "measure", "candidates"} <= set(frame.columns):
-        best = (
-            frame.with_columns(KIND)
-            .select(is_best(["kind", *(c for c in _COMPARABLE if c in frame.columns)]))
-            .to_series()
-        )
-    return ReportTable(
-        name, title, frame, with_marks(shown, marks), notes, {(int(row), "estimate") for row in best.arg_true()}
-    )
+        group = ["kind", *(c for c in _COMPARABLE if c in frame.columns)]
+        best = frame.with_columns(KIND).select(is_best(group)).to_series()
+    best_cells = {(int(row), "estimate") for row in best.arg_true()}
+    return ReportTable(name, title, frame, with_marks(shown, marks), notes, best=best_cells)
 
 
 def with_marks(shown: pl.DataFrame, marks: Sequence[str]) -> pl.DataFrame:
-    """The frame with the letters of `note_marks` as its last column, if there are any."""
+    """The frame with the letters of `note_marks` as its last column, if any row has one."""
     return shown.with_columns(pl.Series(MARK, marks, pl.String)) if any(marks) else shown
 
 
 def is_numeric(cells: Iterable[str]) -> bool:
-    """Are these cells of figures, to be aligned at the right?"""
+    """Whether all cells are numbers or empty, so that the column is aligned at the right."""
     return all(not cell or _NUMBER.match(cell) for cell in cells)
 
 
 def parts(cell: str) -> tuple[str, str, str]:
-    """Figure, interval, and what follows, of a cell of figures.
+    """The number, the interval and the remaining text of a numeric cell.
 
     >>> parts("50.0 [25.0, 75.0] (1/2)")
     ('50.0', ' [25.0, 75.0]', ' (1/2)')
     """
-    figure, *rest = _INTERVAL.split(cell, maxsplit=1)
-    return (figure, rest[0], rest[1]) if rest else (figure, "", "")
+    value, *rest = _INTERVAL.split(cell, maxsplit=1)
+    return (value, rest[0], rest[1]) if rest else (value, "", "")
 
 
 # --- terminal ------------------------------------------------------------------------------------
 
 
 def rich_table(table: ReportTable) -> Table:
-    """A terminal table; its cells are data, so markup in them is not interpreted."""
+    """A terminal table. Markup in a cell is not interpreted."""
     out = Table(
         title=escape(table.title) if table.title else None,
         title_justify="left",
@@ -216,17 +222,13 @@ def rich_table(table: ReportTable) -> Table:
     for i, row in enumerate(table.shown.rows()):
         if i in table.starts and i > 0:
             out.add_section()
-        out.add_row(
-            *(
-                Text(c, style="bold" if (i, n) in table.best else "")
-                for n, c in zip(table.shown.columns, row, strict=True)
-            )
-        )
+        cells = zip(table.shown.columns, row, strict=True)
+        out.add_row(*(Text(cell, style="bold" if (i, column) in table.best else "") for column, cell in cells))
     return out
 
 
 def render(tables: Sequence[ReportTable], console: Console) -> None:
-    """Print tables with their notes; a table without rows is only its title and notes."""
+    """Print tables with their notes. A table without rows is printed as its title and notes."""
     for table in tables:
         if table.shown.height:
             console.print(rich_table(table))

@@ -1,14 +1,19 @@
-"""Several configurations side by side, each the mean over its seeds, beside the untrained models that they began with.
+"""Comparison of several configurations: the mean of each over its seeds, and the untrained models.
 
-In: `RunData` of the seeds of each configuration (an arm). Out: one tidy frame of levels (`ARMS_TABLE`) for each seed and
-for their mean, and two tables for reading. An interval is over problems: what other problems would have said of these
-runs; what other seeds would have said is seen in the range of the seeds, which are never pooled as if they were problems.
-Differences between arms, paired by problem, are compare.py's.
+The input is the `RunData` of the seeds of each configuration. The seeds of one configuration are an
+arm. The output is one tidy frame of levels (`ARMS_TABLE`), for each seed and for the mean over
+seeds, and two report tables.
+
+An interval describes the uncertainty over problems: how much the figure of these runs changes with
+other problems. The uncertainty over seeds is reported as the range of the seeds. Seeds are never
+pooled as if they were problems. Differences between two configurations, paired by problem, are in
+`metrics/compare.py`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from functools import reduce
 from itertools import combinations
 from typing import Any, NamedTuple
@@ -28,28 +33,30 @@ from analysis.stats.intervals import ESTIMATE_COLUMNS, METHOD_NOTE, Estimate, jo
 from core_hpc.common.errors import InputError
 
 BASE = "base"
-"""The arm of the untrained models."""
+"""Name of the arm of the untrained models."""
 PHI = "phi"
 
 ARMS_TABLE = pl.Schema(
     {
         "arm": pl.String(),
-        "seed": pl.String(),  # or MEAN: the mean over the arm's seeds
-        "measure": pl.String(),  # PASS, TEAM_PASS, MATCHED_PASS; UPLIFT (rescue in training), PHI (error correlation, one completion)
-        "model": pl.String(),  # for PHI two of them
+        "seed": pl.String(),  # or MEAN for the mean over the seeds of the arm
+        # PASS, TEAM_PASS, MATCHED_PASS, UPLIFT (of rescues in training) or PHI (error correlation
+        # of one completion per model)
+        "measure": pl.String(),
+        "model": pl.String(),  # two models for PHI
         "k": pl.Int32(),
         "candidates": pl.Int32(),
         **{name: dtype for name, dtype in ESTIMATE_COLUMNS.items() if name != "note"},
         "num_seeds": pl.Int64(),
-        "seed_min": pl.Float64(),
-        "seed_max": pl.Float64(),  # of the seeds' figures; MEAN only
+        "seed_min": pl.Float64(),  # smallest figure of a seed; only for MEAN
+        "seed_max": pl.Float64(),  # largest figure of a seed; only for MEAN
         "note": pl.String(),
     }
 )
 
 
 class Arm(NamedTuple):
-    """The seeds of one configuration, and which evaluation of each is shown."""
+    """The seeds of one configuration, and the iteration of the evaluation that is used of each."""
 
     name: str
     runs: list[RunData]
@@ -57,13 +64,19 @@ class Arm(NamedTuple):
 
 
 def arms_of(named: Mapping[str, Sequence[RunData]]) -> list[Arm]:
-    """An arm for each configuration, at the latest evaluation of its runs, after that of the untrained models.
+    """Make an arm of each configuration, and one of the untrained models (BASE), which comes first.
 
-    These are evaluation 0 of the first configuration that has one, of those of its runs that have it; no such arm if none has.
+    The arm of a configuration uses the latest evaluation of its runs. The arm BASE uses evaluation
+    0 of the first configuration that has one, of all its runs that have one. If no configuration
+    has one, there is no arm BASE.
+
+    Args:
+        named: the runs of each configuration, by its name.
 
     Raises:
-        InputError: runs of several configurations under one name, other models or other held-out problems than in the first,
-            no evaluation after training yet.
+        InputError: the runs of a name have different configurations, two configurations have
+            different models or different held-out problems, or a run has no evaluation after
+            training.
     """
     for name, runs in named.items():
         check_one_configuration(name, runs)
@@ -72,17 +85,19 @@ def arms_of(named: Mapping[str, Sequence[RunData]]) -> list[Arm]:
     for name in others:
         if named[name][0].models != named[first][0].models:
             models = [f"{arm} has {', '.join(named[arm][0].models)}" for arm in (first, name)]
-            raise InputError(f"{'; '.join(models)}: arms are of the same models, in the same order")
+            raise InputError(f"{'; '.join(models)}; all arms must have the same models in the same order")
     arms = [Arm(name, sorted(runs, key=_order), []) for name, runs in named.items()]
     for arm in arms:
         arm.iterations.extend(evaluation_of(data) for data in arm.runs)
-        untrained = [
-            data.path for data, at in zip(arm.runs, arm.iterations, strict=True) if data.config is not None and at == 0
-        ]
+        evaluations = zip(arm.runs, arm.iterations, strict=True)
+        untrained = [data.path for data, at in evaluations if data.config is not None and at == 0]
         if untrained:
             raise InputError(f"{untrained[0]}: no evaluation after training is published yet")
-    bases = [[data for data in arm.runs if data.config is not None and 0 in _published(data)] for arm in arms]
-    return [*(Arm(BASE, runs, [0] * len(runs)) for runs in [runs for runs in bases if runs][:1]), *arms]
+    for arm in arms:
+        bases = [data for data in arm.runs if data.config is not None and 0 in _published(data)]
+        if bases:
+            return [Arm(BASE, bases, [0] * len(bases)), *arms]
+    return arms
 
 
 def _order(data: RunData) -> int:
@@ -97,26 +112,21 @@ def _published(data: RunData) -> list[int]:
 
 
 def arms_table(arms: Sequence[Arm], *, ks: Sequence[int]) -> pl.DataFrame:
-    """Pass@k, team Pass@k, matched budget, error correlation and rescue uplift of each arm.
+    """Compute Pass@k, team Pass@k, matched budget, error correlation and rescue uplift of each arm.
 
     Args:
-        arms: `arms_of`.
+        arms: the result of `arms_of`.
         ks: completions per model.
 
     Returns:
-        `ARMS_TABLE`; shares and the uplift are fractions. Held-out figures stand on the problems that all runs have, and their
-        means are over seeds of per-problem values. The uplift is that of all cases of training, so `BASE` has none.
+        A frame with the schema `ARMS_TABLE`. Shares and the uplift are fractions. Held-out figures
+        use the problems that all runs have; the mean over seeds is taken per problem. The uplift is
+        that of all rescue cases of the training, so `BASE` has none.
 
     Raises:
         InputError: the runs have no held-out problem in common.
     """
-    panels = [
-        [
-            panel(data.counts, models=data.models, iteration=at)
-            for data, at in zip(arm.runs, arm.iterations, strict=True)
-        ]
-        for arm in arms
-    ]
+    panels = [_panels(arm) for arm in arms]
     common = reduce(np.intersect1d, [p.problem_ids for own in panels for p in own])
     if not len(common):
         raise InputError("the arms have no held-out problem in common: problems are matched by their id")
@@ -127,20 +137,22 @@ def arms_table(arms: Sequence[Arm], *, ks: Sequence[int]) -> pl.DataFrame:
         rows += _held_out_rows(arm, [p.restricted(common) for p in whole], ks, note)
         if arm.name != BASE:
             of_seeds = [mean_uplift([data.counts]) for data in arm.runs]
-            rows += _rows(
-                arm, {"measure": UPLIFT, "model": TEAM}, of_seeds, mean_uplift([data.counts for data in arm.runs])
-            )
+            mean = mean_uplift([data.counts for data in arm.runs])
+            rows += _rows(arm, {"measure": UPLIFT, "model": TEAM}, of_seeds, mean)
     return pl.DataFrame(rows, schema=ARMS_TABLE)
+
+
+def _panels(arm: Arm) -> list[Panel]:
+    evaluations = zip(arm.runs, arm.iterations, strict=True)
+    return [panel(data.counts, models=data.models, iteration=at) for data, at in evaluations]
 
 
 def _held_out_rows(arm: Arm, panels: Sequence[Panel], ks: Sequence[int], note: str) -> list[dict[str, Any]]:
     rows = []
     for own in zip(*(main_figures(p, ks) for p in panels), strict=True):
         if own[0].measure != COVERAGE:
-            of_seeds = [
-                figure._replace(note=join_notes(figure.note, note)).level(p)
-                for figure, p in zip(own, panels, strict=True)
-            ]
+            noted = [replace(figure, note=join_notes(figure.note, note)) for figure in own]
+            of_seeds = [figure.level(p) for figure, p in zip(noted, panels, strict=True)]
             rows += _rows(arm, own[0].labels(), of_seeds, _mean(own, note).level(panels[0]))
     for i, j in combinations(range(len(panels[0].models)), 2):
         labels = {"measure": PHI, "model": f"{panels[0].models[i]}, {panels[0].models[j]}", "k": 1, "candidates": 2}
@@ -149,41 +161,42 @@ def _held_out_rows(arm: Arm, panels: Sequence[Panel], ks: Sequence[int], note: s
 
 
 def _mean(own: Sequence[Figure], note: str) -> Figure:
-    """The mean over seeds, problem by problem. It stands on the completions of all of them."""
+    """Take the mean over seeds per problem. It is computed from the completions of all seeds."""
     values, samples = np.mean([figure.values for figure in own], axis=0), sum(figure.samples for figure in own)
-    return own[0]._replace(values=values, samples=samples, note=join_notes(*(figure.note for figure in own), note))
+    return replace(own[0], values=values, samples=samples, note=join_notes(*(figure.note for figure in own), note))
 
 
 def _rows(arm: Arm, labels: dict[str, Any], of_seeds: Sequence[Estimate], mean: Estimate) -> list[dict[str, Any]]:
     known = [e.estimate for e in of_seeds if e.estimate is not None]
     spread = {"seed_min": min(known), "seed_max": max(known)} if len(known) > 1 else {}
     rows = [{"seed": seed_of(data), **e.row()} for data, e in zip(arm.runs, of_seeds, strict=True)]
-    return [
-        {"arm": arm.name, **labels, **row}
-        for row in [*rows, {"seed": MEAN, "num_seeds": len(arm.runs), **spread, **mean.row()}]
-    ]
+    rows.append({"seed": MEAN, "num_seeds": len(arm.runs), **spread, **mean.row()})
+    return [{"arm": arm.name, **labels, **row} for row in rows]
 
 
-# --- for reading ---------------------------------------------------------------------------------
+# --- report tables -------------------------------------------------------------------------------
 
 
 def arms_report(arms: Sequence[Arm], frame: pl.DataFrame) -> list[ReportTable]:
-    """`arms_table` for reading: Pass@k of models and team, an arm a row for each k; then rescue uplift and error correlation."""
+    """Format the result of `arms_table` as two report tables.
+
+    The first table has Pass@k of the models and the team, with one row per k and arm. The second
+    one has the rescue uplift and the error correlations, with one row per arm.
+    """
     means = frame.filter(pl.col("seed") == MEAN)
     cells = {(row["arm"], row["measure"], row["model"], row["k"]): _cell(row) for row in means.iter_rows(named=True)}
     models = arms[0].runs[0].models
     columns = {f"{model} Pass@k": (PASS, model) for model in models}
     if len(models) > 1:
-        columns |= {"team Pass@k": (TEAM_PASS, TEAM)} | {
-            f"{model} Pass@{len(models)}k": (MATCHED_PASS, model) for model in models
-        }
+        columns |= {"team Pass@k": (TEAM_PASS, TEAM)}
+        columns |= {f"{model} Pass@{len(models)}k": (MATCHED_PASS, model) for model in models}
     ks = means.filter(measure=PASS)["k"].unique().sort().to_list()
     shown = [[k, arm.name, *(cells[arm.name, *column, k] for column in columns.values())] for k in ks for arm in arms]
     scores = frame.filter(pl.col("measure").is_in([PASS, TEAM_PASS, MATCHED_PASS]))
-    said = [f"team Pass@k and Pass@{len(models)}k of a model spend the same number of candidates"] * (len(models) > 1)
+    budget = f"team Pass@k and Pass@{len(models)}k of a model spend the same number of candidates"
     notes = [
         *_arm_notes(arms),
-        *said,
+        *([budget] if len(models) > 1 else []),
         *_spread_notes(means),
         *note_counts(means.filter(pl.col("measure") != UPLIFT)["note"]),
         METHOD_NOTE,
@@ -199,7 +212,7 @@ def arms_report(arms: Sequence[Arm], frame: pl.DataFrame) -> list[ReportTable]:
 def _errors(
     arms: Sequence[Arm], frame: pl.DataFrame, cells: Mapping[tuple[str, str, str, int | None], str]
 ) -> ReportTable:
-    """What hints and the diversity of errors are: a row for each arm."""
+    """The report table of rescue uplifts and error correlations, with one row per arm."""
     pairs = frame.filter(measure=PHI)["model"].unique(maintain_order=True).to_list()
     shown = [
         [arm.name, cells.get((arm.name, UPLIFT, TEAM, None), UNDEFINED), *(cells[arm.name, PHI, p, 1] for p in pairs)]
@@ -207,51 +220,43 @@ def _errors(
     ]
     own = frame.filter(pl.col("measure").is_in([UPLIFT, PHI]))
     notes = ["rescue uplift: correct with a hint minus correct without one, of cold-failed cases in training (points)"]
-    notes += ["error correlation: phi of failure on held-out problems, of one completion each; 0: uncorrelated"] * bool(
-        pairs
-    )
+    if pairs:
+        correlation = "phi of failure on held-out problems, one completion per model; 0: uncorrelated"
+        notes.append(f"error correlation: {correlation}")
     means = own.filter(seed=MEAN)
-    why = [
-        f"{row['arm']}: {row['note']}"
-        for row in means.filter(pl.col("estimate").is_null(), measure=UPLIFT).iter_rows(named=True)
-    ]
+    without_uplift = means.filter(pl.col("estimate").is_null(), measure=UPLIFT)
+    notes += [f"{row['arm']}: {row['note']}" for row in without_uplift.iter_rows(named=True)]
+    notes += [*_spread_notes(means), METHOD_NOTE]
     columns = ["arm", "rescue uplift", *(f"error correlation {pair}" for pair in pairs)]
-    title = "Rescues and errors by arm"
-    return ReportTable(
-        "arms_errors", title, own, laid_out(columns, shown), [*notes, *why, *_spread_notes(means), METHOD_NOTE]
-    )
+    return ReportTable("arms_errors", "Rescues and errors by arm", own, laid_out(columns, shown), notes)
 
 
 def _cell(row: Mapping[str, Any]) -> str:
-    """A mean with its interval and the range of the seeds."""
+    """Format a mean with its interval and the range of the seeds."""
 
     def shown(estimate: float | None, low: float | None = None, high: float | None = None) -> str:
-        return (
-            coefficient(estimate, low, high)
-            if row["measure"] == PHI
-            else percent(estimate, low, high, signed=row["measure"] == UPLIFT)
-        )
+        if row["measure"] == PHI:
+            return coefficient(estimate, low, high)
+        return percent(estimate, low, high, signed=row["measure"] == UPLIFT)
 
-    between = " to " if row["measure"] in (PHI, UPLIFT) else "–"  # which could be taken for a sign
+    # Next to numbers with a sign, a dash could be read as a minus.
+    between = " to " if row["measure"] in (PHI, UPLIFT) else "–"
     seeds = f" ({shown(row['seed_min'])}{between}{shown(row['seed_max'])})" if row["seed_min"] is not None else ""
     return shown(row["estimate"], row["low"], row["high"]) + seeds
 
 
 def _spread_notes(means: pl.DataFrame) -> list[str]:
     several = means["seed_min"].count() > 0
-    return ["mean over seeds (lowest to highest)" if several else "one run an arm: the spread over seeds is unknown"]
+    return ["mean over seeds (lowest to highest)" if several else "one run per arm: the spread over seeds is unknown"]
 
 
 def _arm_notes(arms: Sequence[Arm]) -> list[str]:
-    """What each arm is: its runs, which evaluation, and what its configuration has otherwise than the first one."""
+    """Describe each arm: runs, evaluation, and differences from the configuration of the first."""
     trained = [arm for arm in arms if arm.name != BASE]
     lines = []
     for arm in arms:
-        evaluated = (
-            " and ".join(dict.fromkeys(when(at) for at in arm.iterations))
-            if arm.runs[0].config is not None
-            else "imported"
-        )
+        times = ["imported"] if arm.runs[0].config is None else [when(at) for at in arm.iterations]
+        evaluated = " and ".join(dict.fromkeys(times))
         lines.append(f"{arm.name}: {evaluated}, seeds {', '.join(map(seed_of, arm.runs))} of {arm.runs[0].path.parent}")
     for arm in trained[1:]:
         lines += changed_fields(trained[0].runs[0], arm.runs[0], trained[0].name, arm.name)

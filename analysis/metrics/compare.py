@@ -1,17 +1,20 @@
-"""Is B better than A? Two runs, or two configurations of several seeds each, on the same held-out problems.
+"""Comparison of two runs, or of the seeds of two configurations, on the same held-out problems.
 
-In: `RunData` of both sides. Out: one tidy frame (`COMPARE_TABLE`) of differences B - A, paired by problem, for each pair
-of seeds and for their mean. An interval is over problems: what other problems would have said of these runs. What other
-seeds would have said is seen in the spread over seeds, which stands beside it; seeds are never pooled as if they were
-problems. What may be compared with what is decided in pairs.py.
+The input is the `RunData` of both sides, A and B. The output is one tidy frame (`COMPARE_TABLE`) of
+differences B - A, paired by problem, for each pair of seeds and for the mean over seeds.
+
+An interval describes the uncertainty over problems: how much the difference between these runs
+changes with other problems. The uncertainty over seeds is reported separately as the spread of the
+seeds. Seeds are never pooled as if they were problems. `metrics/pairs.py` decides which runs can be
+compared.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import reduce
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import polars as pl
@@ -20,7 +23,17 @@ from analysis.counts.counts import Panel
 from analysis.counts.load import RunData
 from analysis.layout.tables import UNDEFINED, ReportTable, laid_out, percent
 from analysis.metrics.pairs import Pair, fields_of, pairs_of
-from analysis.metrics.passk import COVERAGE, EQUAL_K, MATCHED_BUDGET, MATCHED_PASS, PASS, TEAM, TEAM_PASS, too_few
+from analysis.metrics.passk import (
+    COVERAGE,
+    EQUAL_K,
+    MATCHED_BUDGET,
+    MATCHED_PASS,
+    OTHER_NUMBERS,
+    PASS,
+    TEAM,
+    TEAM_PASS,
+    too_few,
+)
 from analysis.stats.estimators import FloatArray, IntArray, coverage, pass_at_k, team_pass_at_k
 from analysis.stats.intervals import (
     CONFIDENCE,
@@ -44,29 +57,34 @@ _MEASURE_NAMES = {
     GAIN[EQUAL_K]: "team Pass@{k} - best Pass@{k}",
     GAIN[MATCHED_BUDGET]: "team Pass@{k} - best at matched budget",
 }
-_MAX_FIELDS = 12  # fields of the configurations that the report names
+_MAX_FIELDS = 12  # maximum number of different configuration fields that the report lists
 
 COMPARE_TABLE = pl.Schema(
     {
-        "seed": pl.String(),  # of the pair (two, if they differ), or MEAN: the mean over all pairs
+        "seed": pl.String(),  # of the pair (two if they differ), or MEAN for the mean over all pairs
         "measure": pl.String(),
         "model": pl.String(),
         "k": pl.Int32(),
-        "candidates": pl.Int32(),  # completions spent on a problem; null: not the same in A and B
-        "a": pl.Float64(),
-        "b": pl.Float64(),  # levels, on the common problems
+        "candidates": pl.Int32(),  # completions spent per problem; null: A and B differ
+        "a": pl.Float64(),  # level of A on the common problems
+        "b": pl.Float64(),  # level of B on the common problems
         **{name: dtype for name, dtype in ESTIMATE_COLUMNS.items() if name != "note"},  # of b - a
         "num_seeds": pl.Int64(),
-        "seed_sd": pl.Float64(),
-        "seed_min": pl.Float64(),
-        "seed_max": pl.Float64(),  # of the seeds' differences; MEAN only
+        "seed_sd": pl.Float64(),  # standard deviation of the differences of the seeds; only for MEAN
+        "seed_min": pl.Float64(),  # smallest difference of a seed; only for MEAN
+        "seed_max": pl.Float64(),  # largest difference of a seed; only for MEAN
         "note": pl.String(),
     }
 )
 
 
-class _Figure(NamedTuple):
-    """One measure on both sides. A gain has a row for each model that may be the best, all others have one row."""
+@dataclass(frozen=True, kw_only=True)
+class _Figure:
+    """One measure on both sides, with its value for each of P problems.
+
+    A gain has one row for each model of a side, and the level is that of the row with the smallest
+    mean: the gain over the best model. All other measures have one row.
+    """
 
     measure: str
     model: str
@@ -74,31 +92,38 @@ class _Figure(NamedTuple):
     candidates: int | None
     a: FloatArray  # (I, P)
     b: FloatArray  # (J, P)
-    why_undefined: str  # empty: defined
+    why_undefined: str  # empty if the figure is defined
     note: str = ""
 
     def levels(self) -> tuple[float, float]:
-        """Mean over problems in A and in B; of a gain, that over the best model."""
+        """Return the mean over problems in A and in B; for a gain, that over the best model."""
         return float(self.a.mean(axis=1).min()), float(self.b.mean(axis=1).min())
 
 
 def compare(
     a: Sequence[RunData], b: Sequence[RunData], *, ks: Sequence[int], iterations: tuple[int, int] | None = None
 ) -> pl.DataFrame:
-    """Pass@k, team Pass@k, matched budget, collaboration gain and coverage of B minus those of A.
+    """Compute the differences B - A of all measures.
+
+    The measures are Pass@k, team Pass@k, matched budget, collaboration gain and coverage.
 
     Args:
-        a, b: each one run, or several seeds of one configuration (`pairs_of`).
+        a: one run, or several seeds of one configuration (`pairs_of`).
+        b: the other side, as `a`.
         ks: completions per model.
-        iterations: of the evaluations of A and of B, 0 being the untrained models: with a run as both sides, what training did.
-            Default: the latest one of each run. Imported predictions have one.
+        iterations: the iterations of the evaluations of A and of B; 0 is the evaluation of the
+            untrained models. With the same run as both sides, the difference is the effect of
+            training. Default: the latest evaluation of each run. Imported predictions have only
+            one.
 
     Returns:
-        `COMPARE_TABLE`; figures are fractions. Models are matched by name: with different teams, only the common models
-        and the teams as such. Rows with seed MEAN (from two pairs on): the per-problem means over the seeds compared.
+        A frame with the schema `COMPARE_TABLE`; figures are fractions. Models are matched by name.
+        With different teams, the frame has only the common models and the teams as a whole. If
+        there are two or more pairs, the rows with seed MEAN have the mean over seeds, taken per
+        problem.
 
     Raises:
-        InputError: the runs cannot be compared; says why (see `pairs_of`).
+        InputError: the runs cannot be compared; the message gives the reason (see `pairs_of`).
     """
     pairs = pairs_of(a, b, iterations)
     rows = [row for pair in pairs for row in _rows(pair.seed, _figures(pair.a, pair.b, ks), pair.groups, pair.note)]
@@ -121,45 +146,73 @@ def _figures(a: Panel, b: Panel, ks: Sequence[int]) -> list[_Figure]:
         if min(sizes) > 1:
             out += [_gain(a, b, k, baseline) for baseline in GAIN]
     spent = a.n.sum(axis=0), b.n.sum(axis=0)
-    why = "" if (spent[0] == spent[1]).all() else "not comparable: other numbers of completions"
-    out.append(
-        _Figure(
-            COVERAGE, TEAM, None, None if why else int(spent[0].max()), coverage(a.c)[None], coverage(b.c)[None], why
-        )
+    why = "" if (spent[0] == spent[1]).all() else OTHER_NUMBERS
+    covered = _Figure(
+        measure=COVERAGE,
+        model=TEAM,
+        k=None,
+        candidates=None if why else int(spent[0].max()),
+        a=coverage(a.c)[None],
+        b=coverage(b.c)[None],
+        why_undefined=why,
     )
-    return out
+    return [*out, covered]
 
 
 def _single(a: Panel, b: Panel, model: str, k: int, *, spent: int, measure: str) -> _Figure:
     (n_a, c_a), (n_b, c_b) = ((p.n[i], p.c[i]) for p in (a, b) for i in [p.models.index(model)])
-    why = _why(too_few(n_a, spent), too_few(n_b, spent))
-    return _Figure(measure, model, k, spent, pass_at_k(n_a, c_a, spent)[None], pass_at_k(n_b, c_b, spent)[None], why)
+    return _Figure(
+        measure=measure,
+        model=model,
+        k=k,
+        candidates=spent,
+        a=pass_at_k(n_a, c_a, spent)[None],
+        b=pass_at_k(n_b, c_b, spent)[None],
+        why_undefined=_why(too_few(n_a, spent), too_few(n_b, spent)),
+    )
 
 
 def _why(in_a: str, in_b: str) -> str:
+    """Join the reasons why a figure is undefined in A and in B; empty when there are none."""
     return in_a if in_a == in_b else join_notes(*(f"{side}: {why}" for side, why in (("A", in_a), ("B", in_b)) if why))
 
 
 def _spent(a: Panel, b: Panel, k: int) -> tuple[int | None, str]:
-    """Candidates of k completions per model, and what to say when A and B spend other numbers."""
+    """Return the number of candidates of a team figure, and a note when A and B differ in it."""
     of_a, of_b = len(a.models) * k, len(b.models) * k
-    return (of_a, "") if of_a == of_b else (None, f"A spends {of_a} candidates on a problem, B {of_b}")
+    return (of_a, "") if of_a == of_b else (None, f"A spends {of_a} candidates per problem, B spends {of_b}")
 
 
 def _team(a: Panel, b: Panel, k: int) -> _Figure:
     candidates, note = _spent(a, b, k)
-    why = _why(*(too_few(p.n.min(axis=0), k) for p in (a, b)))
     of_a, of_b = (team_pass_at_k(p.n, p.c, k)[None] for p in (a, b))
-    return _Figure(TEAM_PASS, TEAM, k, candidates, of_a, of_b, why, note)
+    return _Figure(
+        measure=TEAM_PASS,
+        model=TEAM,
+        k=k,
+        candidates=candidates,
+        a=of_a,
+        b=of_b,
+        why_undefined=_why(*(too_few(p.n.min(axis=0), k) for p in (a, b))),
+        note=note,
+    )
 
 
 def _gain(a: Panel, b: Panel, k: int, baseline: str) -> _Figure:
-    """Team minus each single model; the smallest of these is the gain over the best one."""
+    """Subtract each model from the team. The smallest difference is the gain over the best one."""
     needed = [k * len(p.models) if baseline == MATCHED_BUDGET else k for p in (a, b)]
     rows = [team_pass_at_k(p.n, p.c, k) - pass_at_k(p.n, p.c, own) for p, own in zip((a, b), needed, strict=True)]
     candidates, note = _spent(a, b, k) if baseline == MATCHED_BUDGET else (k, "")
-    why = _why(*(too_few(p.n.min(axis=0), own) for p, own in zip((a, b), needed, strict=True)))
-    return _Figure(GAIN[baseline], TEAM, k, candidates, rows[0], rows[1], why, note)
+    return _Figure(
+        measure=GAIN[baseline],
+        model=TEAM,
+        k=k,
+        candidates=candidates,
+        a=rows[0],
+        b=rows[1],
+        why_undefined=_why(*(too_few(p.n.min(axis=0), own) for p, own in zip((a, b), needed, strict=True))),
+        note=note,
+    )
 
 
 # --- differences ---------------------------------------------------------------------------------
@@ -172,7 +225,11 @@ def _rows(
     note: str,
     spreads: Sequence[dict[str, Any]] | None = None,
 ) -> list[dict[str, Any]]:
-    """Rows of `COMPARE_TABLE` for figures of the same problems, which are drawn together."""
+    """Make the rows of `COMPARE_TABLE` of figures on the same problems.
+
+    The bootstrap draws a problem for all figures together. `spreads` has the columns of the spread
+    over seeds, one mapping per figure.
+    """
     draws = resampled_means(np.concatenate([side for f in figures for side in (f.a, f.b)]).T, groups)
     rows, start = [], 0
     for i, f in enumerate(figures):
@@ -187,69 +244,70 @@ def _rows(
 
 
 def _difference(f: _Figure, draws_a: FloatArray, draws_b: FloatArray, groups: IntArray | None, note: str) -> Estimate:
-    """B - A with its interval.
+    """Estimate B - A with its interval.
 
-    Of a gain, which model is the best is uncertain too: the interval spans those of all pairs of models that are the best
-    in some 2.5 % of the draws. A percentile interval of the difference of the two smallest covered the truth in 72 to
-    80 % of 300 studies with four models, equal in A only, this one in 98 %; where the best are certain, they agree.
+    For a gain, it is also uncertain which model is the best. The interval is therefore the union of
+    the intervals of all pairs of models that are the best in at least 2.5 % of the draws. In 300
+    studies with four models, equal in A only, this interval covered the truth in 98 %. A percentile
+    interval of the difference of the two smallest gains covered it in 72 to 80 %. When the best
+    models are certain, the two intervals are the same.
     """
     num_problems, note = f.a.shape[1], join_notes(f.note, note)
     if f.why_undefined:
         return undefined(num_problems, join_notes(f.why_undefined, note))
     level_a, level_b = f.levels()
+    differences = [draws_b[:, j] - draws_a[:, i] for i in _best(f.a, draws_a) for j in _best(f.b, draws_b)]
     estimates = [
-        from_draws(
-            level_b - level_a, draws_b[:, j] - draws_a[:, i], num_problems=num_problems, groups=groups, note=note
-        )
-        for i in _best(f.a, draws_a)
-        for j in _best(f.b, draws_b)
+        from_draws(level_b - level_a, drawn, num_problems=num_problems, groups=groups, note=note)
+        for drawn in differences
     ]
     bounds = [(e.low, e.high) for e in estimates if e.low is not None and e.high is not None]
     if not bounds:
         return estimates[0]
-    return replace(
-        next(e for e in estimates if e.low is not None),
-        low=min(low for low, _ in bounds),
-        high=max(high for _, high in bounds),
-    )
+    with_interval = next(e for e in estimates if e.low is not None)
+    return replace(with_interval, low=min(low for low, _ in bounds), high=max(high for _, high in bounds))
 
 
 def _best(values: FloatArray, draws: FloatArray) -> list[int]:
-    """Rows that may be the smallest: the one that is, and those that are in enough of the draws."""
+    """Return the rows that are the smallest in the data, or in at least 2.5 % of the draws."""
     won = np.bincount(draws.argmin(axis=1), minlength=len(values)) / len(draws)
     return sorted({int(values.mean(axis=1).argmin()), *np.flatnonzero(won >= (1 - CONFIDENCE) / 2).tolist()})
 
 
 def _mean_rows(pairs: Sequence[Pair], ks: Sequence[int]) -> list[dict[str, Any]]:
-    """The mean over seeds on the problems that all of them have, and the seeds' spread."""
+    """Make the rows of the mean over seeds, with the spread, on the problems of all seeds."""
     common = reduce(np.intersect1d, [pair.a.problem_ids for pair in pairs])
     if not len(common):
-        raise InputError("the seeds have no held-out problem in common: each of them was evaluated on others")
+        raise InputError("the seeds have no held-out problem in common; compare seeds with the same held-out problems")
     restricted = [pair._replace(a=pair.a.restricted(common), b=pair.b.restricted(common)) for pair in pairs]
     by_figure = list(zip(*(_figures(pair.a, pair.b, ks) for pair in restricted), strict=True))
-    left_out = max(pair.a.num_problems for pair in pairs) - len(common)
-    said = [f"{left_out} problems left out: not in every seed"] if left_out else []
-    note = join_notes("interval over problems; seeds as spread, not pooled", *(pair.note for pair in pairs), *said)
+    num_left_out = max(pair.a.num_problems for pair in pairs) - len(common)
+    left_out = f"{num_left_out} problems left out: not in every seed" if num_left_out else ""
+    note = join_notes("interval over problems; seeds as spread, not pooled", *(pair.note for pair in pairs), left_out)
     figures, spreads = [], []
     for own in by_figure:
         why = join_notes(*(f.why_undefined for f in own))
         differences = np.array([b - a for a, b in (f.levels() for f in own)])
-        spread = {"seed_sd": differences.std(ddof=1), "seed_min": differences.min(), "seed_max": differences.max()}
-        spreads.append(
-            {"num_seeds": len(pairs), **({} if why else {name: float(value) for name, value in spread.items()})}
-        )
+        spread: dict[str, Any] = {"num_seeds": len(pairs)}
+        if not why:
+            spread |= {"seed_sd": float(differences.std(ddof=1))}
+            spread |= {"seed_min": float(differences.min()), "seed_max": float(differences.max())}
+        spreads.append(spread)
         a, b = np.mean([f.a for f in own], axis=0), np.mean([f.b for f in own], axis=0)
-        figures.append(own[0]._replace(a=a, b=b, why_undefined=why))
+        figures.append(replace(own[0], a=a, b=b, why_undefined=why))
     return _rows(MEAN, figures, restricted[0].groups, note, spreads)
 
 
-# --- for reading ---------------------------------------------------------------------------------
+# --- report table --------------------------------------------------------------------------------
 
 
 def compare_report(
     a: Sequence[RunData], b: Sequence[RunData], *, ks: Sequence[int], iterations: tuple[int, int] | None = None
 ) -> ReportTable:
-    """`compare` for reading: the mean over seeds where there are several (the tidy frame has each seed too)."""
+    """Format the result of `compare` as a report table.
+
+    With several seeds the table shows their mean; the tidy frame also has every seed.
+    """
     frame = compare(a, b, ks=ks, iterations=iterations)
     means = frame.filter(pl.col("seed") == MEAN)
     visible = means if means.height else frame
@@ -272,11 +330,8 @@ def compare_report(
     columns = ["model", "measure", "candidates", "A", "B", "B - A", *spread, "problems", "note"]
     notes = [f"{side}: {', '.join(str(data.path) for data in runs)}" for side, runs in (("A", a), ("B", b))]
     notes += (changed_fields(a[0], b[0], "A", "B") or ["A and B have the same configuration"]) + sorted(shared - {""})
-    notes += [
-        f"{int(visible['num_seeds'][0])} pairs of seeds"
-        if means.height
-        else "one pair of runs: the spread over seeds is unknown"
-    ]
+    several = f"{int(visible['num_seeds'][0])} pairs of seeds"
+    notes.append(several if means.height else "one pair of runs: the spread over seeds is unknown")
     title = "B against A on held-out problems, paired by problem (percent, points)"
     return ReportTable("compare", title, frame, laid_out(columns, shown), [*notes, METHOD_NOTE])
 
@@ -290,14 +345,14 @@ def _spread_cell(row: dict[str, Any], *, several: bool) -> list[str]:
 
 
 def changed_fields(a: RunData, b: RunData, name_a: str, name_b: str) -> list[str]:
-    """What the configurations of two runs differ in, a line each, with these names of theirs."""
+    """Describe the differences between the configurations of two runs, one line per field.
+
+    `name_a` and `name_b` are the names of the runs in these lines.
+    """
     old, new = fields_of(a), fields_of(b)
     if not old or not new:
-        return [
-            f"{name}: imported, no run of this software"
-            for name, fields in ((name_a, old), (name_b, new))
-            if not fields
-        ]
+        sides = ((name_a, old), (name_b, new))
+        return [f"{name}: imported predictions, without a configuration" for name, fields in sides if not fields]
     changed = [key for key in sorted({*old, *new}) if old.get(key) != new.get(key)]
     lines = [
         f"{key}: {old.get(key, 'absent')} in {name_a}, {new.get(key, 'absent')} in {name_b}"

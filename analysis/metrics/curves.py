@@ -1,9 +1,13 @@
-"""Training curves of a run, from its published scores and optimizer steps: one value per iteration, model and measure.
+"""Training curves of a run: one value per iteration, model and measure.
 
-In: a run folder, finished or in progress. Out: a tidy frame (`CURVES`), or the points of a given set of rows, which
-core_hpc.controller.tracking writes to TensorBoard under the same names. Shards are read one after the other with the columns that
-are needed, and only sums are kept, so a run of any size fits into memory. Nothing here has an interval: these are means
-over what was trained on, not estimates of ability (passk.py).
+The input is a run folder, of a run that is finished or in progress. The output is a tidy frame
+(`CURVES`). `core_hpc/controller/tracking.py` uses the values of single sets of rows and writes them
+to TensorBoard under the same names.
+
+The published shards of scores and optimizer steps are read one after another, with the needed
+columns only, and only sums are kept. The memory therefore does not grow with the run. The values
+have no intervals, because they are means over the training data, not estimates of ability
+(`metrics/passk.py` has those).
 """
 
 from __future__ import annotations
@@ -20,10 +24,10 @@ from core_hpc.store.shards import published_keys, read_manifest_table
 CURVES = pl.Schema(
     {
         "iteration": pl.Int32(),
-        "model": pl.String(),  # a model, or the team: all rows together, not the mean of the models
+        "model": pl.String(),  # a model, or TEAM for all rows together (not the mean of the models)
         "measure": pl.String(),
-        "value": pl.Float64(),  # null: nothing to average
-        "num": pl.Int64(),  # completions, problems or optimizer steps that the value stands on
+        "value": pl.Float64(),  # null: there is nothing to average
+        "num": pl.Int64(),  # completions, problems or optimizer steps that the value is computed from
     }
 )
 
@@ -62,34 +66,36 @@ _MAXIMA = ("length/max", "mismatch/max", "policy/ratio_max")
 _COUNTS = ("rescue/num_attempts",)
 
 _Sums = dict[tuple[str, str], tuple[float, int, float | None]]
-"""(model, measure): total, number and largest of what the value is made of."""
+"""Sum, number and maximum of the values of each (model, measure)."""
 
 
 def score_points(rows: pl.DataFrame) -> dict[str, float | None]:
-    """Names and values of one iteration's scores, of one model or of the team. None where there is nothing to average.
+    """Compute the points of the score curves of one iteration.
 
     Args:
-        rows: rows of SCORES (`SCORE_COLUMNS` are enough).
+        rows: rows of SCORES with at least `SCORE_COLUMNS`, of one model or of the team.
+
+    Returns:
+        The value of each measure; None where there is nothing to average.
     """
-    return {
-        measure: _value(measure, *sums)
-        for (_, measure), sums in _score_sums(rows.with_columns(model=pl.lit(TEAM))).items()
-    }
+    sums = _score_sums(rows.with_columns(model=pl.lit(TEAM)))
+    return {measure: _value(measure, *of_measure) for (_, measure), of_measure in sums.items()}
 
 
 def curves_table(run: Path) -> pl.DataFrame:
-    """Curves of all iterations with published scores or optimizer steps, of every model and of the team.
+    """Compute the curves of all iterations with published scores or optimizer steps.
 
-    Scores (rewards, advantages, lengths, rescues) have rows for the team too; optimizer steps belong to one model each.
-    The value of a step's measure is the mean over the iteration's steps that have it (KL is NaN where no reference was
-    computed), for `mismatch/max` and `policy/ratio_max` the largest. An iteration of which only some parts are scored has
-    the values of these.
+    Measures of scores (rewards, advantages, lengths, rescues) have rows for every model and for the
+    team. Measures of optimizer steps have rows for every model. Their value is the mean over the
+    steps of the iteration; `mismatch/max` and `policy/ratio_max` are the maximum. Steps without a
+    value (such as KL without a reference, which is NaN) do not count. While only some parts of an
+    iteration are scored, its values are those of these parts.
 
     Args:
-        run: a run folder.
+        run: the run folder.
 
     Returns:
-        `CURVES`, sorted by measure, model and iteration.
+        A frame with the schema `CURVES`, sorted by measure, model and iteration.
     """
     found: dict[tuple[int, str, str], list[tuple[float, int, float | None]]] = {}
     for key in published_keys(run):
@@ -108,24 +114,23 @@ def _read_sums(run: Path, key: TaskKey) -> _Sums:
     manifest = manifests.read_manifest(RunPaths(run).task_manifest(key))
     if key.phase == UPDATE:
         steps = read_manifest_table(manifest, STEPS, columns=("model", *STEP_MEASURES))
-        return _by_measure(
-            steps.group_by("model").agg(_sum(name, pl.col(column)) for column, name in STEP_MEASURES.items())
-        )
+        sums = [_sum(name, pl.col(column)) for column, name in STEP_MEASURES.items()]
+        return _by_measure(steps.group_by("model").agg(sums))
     rows = read_manifest_table(manifest, SCORES, columns=SCORE_COLUMNS)
     return _score_sums(rows) | _score_sums(rows.with_columns(model=pl.lit(TEAM)))
 
 
 def _score_sums(rows: pl.DataFrame) -> _Sums:
     cold, rescue = pl.col("phase") == COLD, pl.col("phase") == RESCUE
-    tried = rescue & pl.col("cold_failed")
+    of_failed = rescue & pl.col("cold_failed")
     correct, length = pl.col("correct"), pl.col("num_completion_tokens")
     values = {f"reward/{part}": pl.col(part) for part in (*REWARD_PARTS, "reward")}
     values |= {
         "correct/cold": correct.filter(cold),
         "correct/rescue": correct.filter(rescue),
-        "rescue/per_attempt": correct.filter(tried & pl.col("hint_given")),
-        "rescue/control": correct.filter(tried & ~pl.col("hint_given") & pl.col("teacher_model").is_not_null()),
-        "rescue/num_attempts": correct.filter(tried & pl.col("hint_given")),
+        "rescue/per_attempt": correct.filter(of_failed & pl.col("hint_given")),
+        "rescue/control": correct.filter(of_failed & ~pl.col("hint_given") & pl.col("teacher_model").is_not_null()),
+        "rescue/num_attempts": correct.filter(of_failed & pl.col("hint_given")),
         "advantage/mean": pl.col("advantage"),
         "advantage/mean_abs": pl.col("advantage").abs(),
         "length/mean": length,
@@ -133,17 +138,16 @@ def _score_sums(rows: pl.DataFrame) -> _Sums:
         "length/truncated_share": pl.col("truncated"),
     }
     of_rows = rows.group_by("model").agg(_sum(measure, value) for measure, value in values.items())
-    problems = rows.group_by("model", "problem_id").agg(
-        pl.col("zero_signal").all(), all_zero=(pl.col("explore") == 0).all()
-    )
-    of_problems = problems.group_by("model").agg(
-        _sum("advantage/zero_signal_share", pl.col("zero_signal")), _sum("explore/all_zero_share", pl.col("all_zero"))
-    )
+    all_zero = (pl.col("explore") == 0).all()
+    problems = rows.group_by("model", "problem_id").agg(pl.col("zero_signal").all(), all_zero=all_zero)
+    zero_shares = {"advantage/zero_signal_share": "zero_signal", "explore/all_zero_share": "all_zero"}
+    sums = [_sum(measure, pl.col(column)) for measure, column in zero_shares.items()]
+    of_problems = problems.group_by("model").agg(sums)
     return _by_measure(of_rows) | _by_measure(of_problems)
 
 
 def _sum(measure: str, value: pl.Expr) -> pl.Expr:
-    value = value.cast(pl.Float64).fill_nan(None)  # NaN: a step that had no such value
+    value = value.cast(pl.Float64).fill_nan(None)  # NaN: the step has no such value
     return pl.struct(total=value.sum(), num=value.count(), largest=value.max()).alias(measure)
 
 

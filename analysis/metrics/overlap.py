@@ -1,14 +1,18 @@
-"""Do the models fail on the same problems? Overlap of errors for every pair of models, and matrices for the whole team.
+"""Error overlap: whether the models fail on the same problems, for every pair of models.
 
-In: the counts of one run, and its answer counts where answers are compared. Out: one tidy frame. At level `problem` a
-model fails when none of its completions is correct; at level `sample` failure is the chance that k of its completions
-are all wrong, so every figure is an expectation over samples. Both give a 2 x 2 table of shares: both fail, only B solves,
-only A solves, both solve.
+The input is the counts of one run, and its answer counts if answers are compared. The output is one
+tidy frame, and matrices for the whole team. There are two levels. At level `problem`, a model fails
+when none of its completions is correct. At level `sample`, failure is the chance that k of its
+completions are all wrong, so every figure is an expectation over samples. Both levels give the
+shares of a 2 x 2 table: both models fail, only B solves, only A solves, both solve.
 
-A model that is sampled twice does not fail twice on the same problems either. Its self-overlap (model_a = model_b, level
-`sample`: two draws of k completions, no completion in both) is what a perfect copy would show, and the correlation of two
-models divided by the mean of their self-correlations is free of the noise of sampling (Spearman's correction for
-attenuation). This module reads no file and formats nothing.
+A model that is sampled twice also does not fail on the same problems both times. The self-overlap
+of a model (model_a = model_b, level `sample`) compares two draws of k completions that have no
+completion in common. It is the overlap with a perfect copy of the model. The correlation of two
+models, divided by the geometric mean of their self-correlations, is free of the sampling noise
+(Spearman's correction for attenuation).
+
+This module reads no file and formats no text.
 """
 
 from __future__ import annotations
@@ -36,17 +40,17 @@ MEASURES = {
     "only_a": "only A solves (complementarity)",
     "only_b": "only B solves (complementarity)",
     "lift": "P(both fail) / (P(A fails) P(B fails)); 1: independent errors",
-    "kappa": "Cohen's kappa of failure (error consistency); 0: as by chance",
+    "kappa": "Cohen's kappa of failure (error consistency); 0: agreement by chance",
     "phi": "correlation of failure; 0: uncorrelated",
     "yule_q": "Yule's Q of failure: (ad - bc) / (ad + bc)",
-    "phi_corrected": "phi_AB / sqrt(phi_AA phi_BB): correlation of failure without the noise of sampling",
-    "same_wrong_answer": "P(same answer | both wrong) of one completion each; a completion without an answer has none in common",
+    "phi_corrected": "phi_AB / sqrt(phi_AA phi_BB): correlation of failure without the sampling noise",
+    "same_wrong_answer": "P(same answer | both wrong) of one completion each; a missing answer equals no other answer",
 }
 SHARES = ("joint_failure", "jaccard", "b_fails_given_a", "a_fails_given_b", "only_a", "only_b", "same_wrong_answer")
-"""Measures which are shares; the others are coefficients."""
+"""The measures that are shares. All others are coefficients."""
 _MIRRORED = {"b_fails_given_a": "a_fails_given_b", "only_a": "only_b"}
 _MIRRORED |= {b: a for a, b in _MIRRORED.items()}
-"""What a directed measure of the pair A, B is called when the models change places; all others stay as they are."""
+"""Name of a directed measure after A and B are exchanged. Other measures keep their names."""
 
 OVERLAP_TABLE = pl.Schema(
     {
@@ -63,7 +67,12 @@ OVERLAP_TABLE = pl.Schema(
 
 
 def coefficients(joint: FloatArray, a: FloatArray, b: FloatArray) -> dict[str, FloatArray]:
-    """Lift, kappa, phi and Yule's Q from the shares P(both fail), P(A fails), P(B fails); NaN where undefined.
+    """Compute lift, kappa, phi and Yule's Q; NaN where undefined.
+
+    Args:
+        joint: P(both fail).
+        a: P(A fails).
+        b: P(B fails).
 
     >>> {name: round(float(x), 3) for name, x in coefficients(np.array(0.3), np.array(0.4), np.array(0.5)).items()}
     {'lift': 1.5, 'kappa': 0.4, 'phi': 0.408, 'yule_q': 0.714}
@@ -90,14 +99,20 @@ def overlap_of(
     samples: float = 1.0,
     note: str = "",
 ) -> list[dict[str, Any]]:
-    """All measures of one pair that its failures decide: rows with measure and estimate columns.
+    """Compute all measures of one pair of models that need only their failures.
 
     Args:
-        a, b: (P,) failure of the two models on each problem: 0 or 1, or a chance.
-        joint: (P,) failure of both; default: a b, the models being sampled independently.
-        groups: (P,) codes of source groups, whose problems are not independent; default: every problem is its own.
-        samples: completions behind one problem (bounds the effective n).
-        note: said beside every figure.
+        a: (P,) failure of model A on each problem: 0, 1 or a chance.
+        b: (P,) failure of model B on each problem.
+        joint: (P,) failure of both models; default: a b, because the models are sampled
+            independently.
+        groups: (P,) codes of source groups, whose problems are dependent; default: every problem is
+            a group of its own.
+        samples: completions per problem, which bound the effective number of observations.
+        note: note of every figure.
+
+    Returns:
+        Rows with the measure and the columns of an estimate.
     """
     joint = a * b if joint is None else joint
     parts: dict[str, tuple[FloatArray, FloatArray | None]] = {
@@ -128,19 +143,22 @@ def overlap_table(
     iterations: Sequence[int] | None = None,
     answers: pl.DataFrame | None = None,
 ) -> pl.DataFrame:
-    """Error overlap of every pair of models, at problem level and at sample level for each k; self-overlap at sample level.
+    """Compute the error overlap of every pair of models, at problem level and at sample level.
 
     Args:
         counts: counts of one run.
         ks: completions per model at sample level.
-        models: the team; default: every model that has rows.
-        phase: evaluate, or cold (training problems, without help).
-        iterations: default: every published one.
-        answers: answer counts of the run, for `same_wrong_answer` (one completion of each model: k is 1); default: without.
+        models: the team; default: all models that have rows.
+        phase: evaluate (held-out problems) or cold (training problems, without hints).
+        iterations: default: all published iterations.
+        answers: answer counts of the run, for `same_wrong_answer`, which uses one completion of
+            each model (k = 1); default: without this measure.
 
     Returns:
-        `OVERLAP_TABLE`; what a measure is, is said in `MEASURES`. Undefined (nothing failed, say) is null. Rows with
-        model_a = model_b are the self-overlap, undefined where a problem has fewer than 2 k completions.
+        A frame with the schema `OVERLAP_TABLE`. `MEASURES` defines the measures. An undefined
+        figure is null, for example when no model fails. Rows with model_a = model_b are the
+        self-overlap (sample level only), which is undefined where a problem has fewer than 2 k
+        completions.
     """
     models = models or models_of(counts)
     rows = []
@@ -158,7 +176,7 @@ def overlap_table(
 
 def _pair_rows(p: Panel, i: int, j: int, ks: Sequence[int]) -> list[dict[str, Any]]:
     rows = []
-    if i != j:  # every model fails where it fails
+    if i != j:  # at problem level, a model overlaps completely with itself
         uneven = "the models have different numbers of completions" if (p.n[i] != p.n[j]).any() else ""
         failed = (p.c == 0).astype(np.float64)
         found = overlap_of(failed[i], failed[j], groups=p.groups, note=join_notes(p.note, uneven))
@@ -175,29 +193,32 @@ def _pair_rows(p: Panel, i: int, j: int, ks: Sequence[int]) -> list[dict[str, An
 
 
 def mean_phi(panels: Sequence[Panel], i: int, j: int) -> Estimate:
-    """Mean over runs, the seeds of one configuration, of the correlation of failure of one completion each of two models.
+    """Mean over seeds of the correlation of failure of two models, with one completion of each.
 
-    panels: of each run, on the same problems, which are drawn for all runs together. Of one run it is `phi` of
-    `overlap_table` at level sample and k = 1.
+    Args:
+        panels: one panel per run. All runs are seeds of one configuration and have the same
+            problems. The bootstrap draws a problem for all runs together.
+        i: position of the first model.
+        j: position of the second model.
+
+    Returns:
+        The mean. For one run it is `phi` of `overlap_table` at level sample and k = 1.
     """
     fails = [(fail_at_k(p.n[i], p.c[i], 1), fail_at_k(p.n[j], p.c[j], 1)) for p in panels]
     columns = np.stack([column for a, b in fails for column in (a * b, a, b)], axis=1)
 
     def phi(means: FloatArray) -> FloatArray:
-        return coefficients(*np.moveaxis(means.reshape(*means.shape[:-1], len(panels), 3), -1, 0))["phi"].mean(axis=-1)
+        of_run = coefficients(*np.moveaxis(means.reshape(*means.shape[:-1], len(panels), 3), -1, 0))["phi"]
+        mean: FloatArray = of_run.mean(axis=-1)
+        return mean
 
-    value, draws, groups = (
-        float(phi(columns.mean(axis=0))),
-        phi(resampled_means(columns, panels[0].groups)),
-        panels[0].groups,
-    )
-    return from_draws(
-        value, draws, num_problems=len(columns), groups=groups, note=join_notes(*(p.note for p in panels))
-    )
+    groups, note = panels[0].groups, join_notes(*(p.note for p in panels))
+    value, draws = float(phi(columns.mean(axis=0))), phi(resampled_means(columns, groups))
+    return from_draws(value, draws, num_problems=len(columns), groups=groups, note=note)
 
 
 def _corrected(p: Panel, i: int, j: int, k: int) -> dict[str, Any]:
-    """The noise-corrected phi of two models; undefined where a self-correlation is not positive."""
+    """Compute phi without the sampling noise; undefined if a self-correlation is not positive."""
     a, b = (fail_at_k(p.n[m], p.c[m], k) for m in (i, j))
     twice_a, twice_b = (fail_at_k(p.n[m], p.c[m], 2 * k) for m in (i, j))
     columns = np.stack([a * b, twice_a, twice_b, a, b], axis=1)
@@ -205,29 +226,28 @@ def _corrected(p: Panel, i: int, j: int, k: int) -> dict[str, Any]:
     def corrected(
         joint: FloatArray, both_a: FloatArray, both_b: FloatArray, a: FloatArray, b: FloatArray
     ) -> FloatArray:
-        # phi_AB / sqrt(phi_AA phi_BB), in which the variances of single draws cancel.
-        return divide(
-            joint - a * b, np.sqrt(np.maximum(_zeroed(both_a - a * a), 0) * np.maximum(_zeroed(both_b - b * b), 0))
-        )
+        # phi_AB / sqrt(phi_AA phi_BB). The variances of single draws cancel.
+        self_a, self_b = (np.maximum(_zeroed(both - one * one), 0) for both, one in ((both_a, a), (both_b, b)))
+        return divide(joint - a * b, np.sqrt(self_a * self_b))
 
     value = float(corrected(*columns.mean(axis=0)))
-    note = too_few(np.minimum(p.n[i], p.n[j]), 2 * k) or (
-        "" if np.isfinite(value) else "undefined: a self-correlation is not positive"
-    )
+    not_positive = "" if np.isfinite(value) else "undefined: a self-correlation is not positive"
+    note = too_few(np.minimum(p.n[i], p.n[j]), 2 * k) or not_positive
     draws = corrected(*resampled_means(columns, p.groups).T)
     estimate = from_draws(value, draws, num_problems=p.num_problems, groups=p.groups, note=join_notes(note, p.note))
     return {"measure": "phi_corrected", **estimate.row()}
 
 
 def _zeroed(x: FloatArray) -> FloatArray:
-    """Rounding can leave 1e-17 where a figure is 0; it must not decide whether a ratio is defined."""
+    """Replace rounding errors by 0, because they must not decide whether a ratio is defined."""
     return np.where(np.abs(x) < 1e-12, 0.0, x)
 
 
 def same_wrong_answer(b: Ballots, i: int, j: int) -> dict[str, Any]:
-    """Chance that a wrong completion of model i and a wrong one of model j give the same answer, given that both are wrong.
+    """Chance that two wrong completions have the same answer, one of model i and one of model j.
 
-    For i = j, of two completions of the model. A completion without an answer is wrong, but has no answer in common.
+    For i = j these are two different completions of the model. A completion without an answer is
+    wrong, but its answer equals no other answer.
     """
     n, wrong, answers = b.n[[i, j]], (b.n - b.correct)[[i, j]], b.wrong[[i, j]]
     own = int(i == j)  # a completion is not compared with itself
@@ -240,15 +260,19 @@ def same_wrong_answer(b: Ballots, i: int, j: int) -> dict[str, Any]:
 
 
 def matrix(table: pl.DataFrame, measure: str, *, level: str, k: int | None, iteration: int) -> pl.DataFrame:
-    """One measure for all pairs of models: column `model` (A), and one column for each model (B), in the team's order.
+    """Arrange one measure of all pairs of models as a matrix.
 
     Args:
         table: rows of `overlap_table`, of one phase.
-        measure: a key of `MEASURES`. A directed one stands at [A, B] as it reads: b_fails_given_a is P(B fails | A fails).
-        level, k, iteration: which rows; k is None at level `problem`.
+        measure: a key of `MEASURES`. The cell [A, B] of a directed measure follows its definition:
+            b_fails_given_a is P(B fails | A fails).
+        level: level of the rows.
+        k: k of the rows; None at level `problem`.
+        iteration: iteration of the rows.
 
     Returns:
-        Estimates; null where undefined, and on the diagonal where there is no self-overlap.
+        The estimates: a column `model` with A, and one column for each model B, in the order of the
+        team. An undefined estimate is null. The diagonal is null where there is no self-overlap.
     """
     here = table.filter((pl.col("level") == level) & pl.col("k").eq_missing(k) & (pl.col("iteration") == iteration))
     models = list(dict.fromkeys(name for pair in here.select("model_a", "model_b").rows() for name in pair))

@@ -1,14 +1,16 @@
-"""Pass@k of models and of the team, before against after training, and the collaboration gain.
+"""Pass@k of the models and of the team, before and after training, and the collaboration gain.
 
-In: the counts of one run. Out: tidy frames. A team of N at k spends N k candidates per problem, so each team figure
-stands beside the matched budget: the single models' Pass@(N k). This module reads no file and formats nothing.
+The input is the counts of one run. The output is tidy frames. A team of N models at k spends N k
+completions per problem. Every figure of a team is therefore reported together with its matched
+budget, which is the Pass@(N k) of the single models. This module reads no file and formats no text.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from itertools import combinations
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import polars as pl
@@ -34,6 +36,7 @@ EQUAL_K, MATCHED_BUDGET = "equal_k", "matched_budget"
 BEST = "best"
 BEFORE, AFTER, DIFFERENCE = "before", "after", "difference"
 DEFAULT_KS = (1, 2, 4)
+OTHER_NUMBERS = "not comparable: different numbers of completions"
 
 _FIGURE = {"measure": pl.String(), "model": pl.String(), "k": pl.Int32(), "candidates": pl.Int32()}
 PASS_TABLE = pl.Schema({"phase": pl.String(), "iteration": pl.Int32(), **_FIGURE, **ESTIMATE_COLUMNS})
@@ -52,33 +55,41 @@ GAIN_TABLE = pl.Schema(
 )
 
 
-class Figure(NamedTuple):
-    """One figure of the Pass@k tables, with its value for each problem."""
+@dataclass(frozen=True, kw_only=True)
+class Figure:
+    """One figure of the Pass@k tables, with its value for each of P problems."""
 
     measure: str
-    model: str  # or the team
-    k: int | None  # completions of one model; null for coverage, which takes all there are
-    candidates: int | None  # completions of all models that the figure spends on a problem
+    model: str  # or TEAM
+    k: int | None  # completions per model; None for coverage, which uses all completions
+    candidates: int | None  # completions of all models that the figure spends per problem
     values: FloatArray  # (P,)
-    samples: float  # completions behind the value of one problem, mean
+    samples: float  # mean number of completions per problem that the value is computed from
     note: str
 
     def labels(self) -> dict[str, Any]:
+        """The columns that identify the figure."""
         return {"measure": self.measure, "model": self.model, "k": self.k, "candidates": self.candidates}
 
     def level(self, p: Panel) -> Estimate:
+        """The mean over problems with its interval. `p` is the panel that the values are from."""
         return share(self.values, groups=p.groups, samples_per_unit=self.samples, note=join_notes(self.note, p.note))
 
 
 def default_ks(num_samples: int) -> list[int]:
-    """The k that are shown unless others are asked for: those of `DEFAULT_KS` that there are completions for, at least 1."""
+    """Return the values of `DEFAULT_KS` up to the number of completions, or [1]."""
     return [k for k in DEFAULT_KS if k <= num_samples] or [1]
 
 
 def too_few(n: IntArray, k: int) -> str:
-    """Says that a figure is undefined because some problem has fewer than k completions; empty when none has.
+    """Note for a figure that is undefined because some problems have fewer than k completions.
 
-    n: (P,) of one model, or (M, P) of all that the figure needs.
+    Args:
+        n: (P,) completions of one model, or (M, P) completions of all models of the figure.
+        k: completions that the figure needs from each model.
+
+    Returns:
+        The note; empty when all problems have enough completions.
     """
     short = int((np.atleast_2d(n) < k).any(axis=0).sum())
     some = " of some model" if n.ndim == 2 else ""
@@ -86,19 +97,36 @@ def too_few(n: IntArray, k: int) -> str:
 
 
 def _single(p: Panel, m: int, k: int, *, spent: int, measure: str) -> Figure:
-    """Pass@spent of model m, shown in the group of k."""
-    values = pass_at_k(p.n[m], p.c[m], spent)
-    return Figure(measure, p.models[m], k, spent, values, float(p.n[m].mean()), too_few(p.n[m], spent))
+    """Pass@spent of model m, as a figure of the group of k."""
+    return Figure(
+        measure=measure,
+        model=p.models[m],
+        k=k,
+        candidates=spent,
+        values=pass_at_k(p.n[m], p.c[m], spent),
+        samples=float(p.n[m].mean()),
+        note=too_few(p.n[m], spent),
+    )
 
 
 def _team(p: Panel, k: int, *, name: str = TEAM) -> Figure:
     """Team Pass@k of all models of the panel."""
-    values, samples = team_pass_at_k(p.n, p.c, k), float(p.n.sum(axis=0).mean())
-    return Figure(TEAM_PASS, name, k, len(p.models) * k, values, samples, too_few(p.n, k))
+    return Figure(
+        measure=TEAM_PASS,
+        model=name,
+        k=k,
+        candidates=len(p.models) * k,
+        values=team_pass_at_k(p.n, p.c, k),
+        samples=float(p.n.sum(axis=0).mean()),
+        note=too_few(p.n, k),
+    )
 
 
 def main_figures(p: Panel, ks: Sequence[int]) -> list[Figure]:
-    """Models, team and matched budget of a panel with at least one problem."""
+    """Return the figures of the models, the team and the matched budgets, and the coverage.
+
+    The panel must have at least one problem.
+    """
     size = len(p.models)
     out: list[Figure] = []
     for k in ks:
@@ -107,33 +135,33 @@ def main_figures(p: Panel, ks: Sequence[int]) -> list[Figure]:
             out.append(_team(p, k))
             out += [_single(p, m, k, spent=size * k, measure=MATCHED_PASS) for m in range(size)]
     spent = p.n.sum(axis=0)
-    # All completions of a problem give one answer here, so a problem counts as one observation at most.
-    out.append(
-        Figure(
-            COVERAGE,
-            TEAM,
-            None,
-            int(spent.max()),
-            coverage(p.c),
-            1.0,
-            "" if spent.min() == spent.max() else "candidates vary",
-        )
+    covered = Figure(
+        measure=COVERAGE,
+        model=TEAM,
+        k=None,
+        candidates=int(spent.max()),
+        values=coverage(p.c),
+        samples=1.0,  # all completions of a problem give one value: it is one observation
+        note="" if spent.min() == spent.max() else "candidates vary",
     )
-    return out
+    return [*out, covered]
 
 
 def _further_figures(p: Panel, ks: Sequence[int], parts: Sequence[Sequence[int]]) -> list[Figure]:
-    """Parts of the team (by position) with their matched budgets, first-k and pass^k."""
+    """Return the figures of parts of the team with their matched budgets, first-k and pass^k.
+
+    parts: positions of the models of each part.
+    """
     out: list[Figure] = []
     for k in ks:
         out += [_team(p.of(part), k, name="+".join(p.models[m] for m in part)) for part in parts]
         budgets = sorted({(m, len(part) * k) for part in parts for m in part})
         out += [_single(p, m, k, spent=spent, measure=MATCHED_PASS) for m, spent in budgets]
-        for m, (model, n, c, first) in enumerate(zip(p.models, p.n, p.c, p.first, strict=True)):
-            note = too_few(n, k)
-            # First-k is one observation of a problem, however many completions there are.
-            out.append(Figure(FIRST, model, k, k, first_k(n, first, k), 1.0, note))
-            out.append(Figure(PASS_HAT, model, k, k, pass_hat_k(n, c, k), float(p.n[m].mean()), note))
+        for model, n, c, first in zip(p.models, p.n, p.c, p.first, strict=True):
+            labels: dict[str, Any] = {"model": model, "k": k, "candidates": k, "note": too_few(n, k)}
+            # First-k is one observation per problem, for any number of completions.
+            out.append(Figure(measure=FIRST, values=first_k(n, first, k), samples=1.0, **labels))
+            out.append(Figure(measure=PASS_HAT, values=pass_hat_k(n, c, k), samples=float(n.mean()), **labels))
     return out
 
 
@@ -145,19 +173,23 @@ def pass_at_k_table(
     phase: str = EVALUATE,
     teams: Sequence[Sequence[str]] | None = None,
 ) -> pl.DataFrame:
-    """Pass@k, first-k and pass^k per model, team Pass@k, matched budgets and coverage for every iteration of a phase.
+    """Compute the Pass@k table of every iteration of a phase.
+
+    The measures are Pass@k, first-k, pass^k, team Pass@k, matched budgets and coverage.
 
     Args:
         counts: counts of one run.
         ks: completions per model.
-        models: the team; default: every model that has rows.
-        phase: evaluate (held-out problems) or cold (training problems, without help).
-        teams: parts of the team, of two models or more, which get a team Pass@k too (their `model` is the names joined
-            by "+"; the whole team is called team); default: every such part.
+        models: the team; default: all models that have rows.
+        phase: evaluate (held-out problems) or cold (training problems, without hints).
+        teams: parts of the team that also get a team Pass@k, each with two models or more. The
+            column `model` then has their names, joined by "+"; for the whole team it is "team".
+            Default: all parts.
 
     Returns:
-        `PASS_TABLE`: estimates are fractions; null where a problem has fewer than k completions. `matched_pass` is a
-        model's Pass@(size k) at the budget of a team of that size; `candidates` says what is spent.
+        A frame with the schema `PASS_TABLE`. Estimates are fractions; they are null where a problem
+        has fewer than k completions. `matched_pass` is the Pass@(size k) of a model, at the budget
+        of a team of this size. `candidates` is the number of completions spent per problem.
     """
     models = models or models_of(counts)
     if teams is None:
@@ -172,26 +204,35 @@ def pass_at_k_table(
 
 
 def before_and_after(counts: pl.DataFrame, models: Sequence[str]) -> tuple[int | None, int | None]:
-    """Iterations of the evaluation before training (0) and of the latest one after it; None where not published."""
+    """Find the evaluation before training and the latest evaluation after it.
+
+    Returns:
+        Their iterations (the first one is 0); None where the evaluation is not published.
+    """
     published = iterations_of(counts, models=models)
     later = [i for i in published if i > 0]
     return (0 if 0 in published else None), (later[-1] if later else None)
 
 
 def before_after_table(counts: pl.DataFrame, *, ks: Sequence[int], models: Sequence[str] | None = None) -> pl.DataFrame:
-    """Evaluation before training, the latest after it, and their difference paired by problem.
+    """Compute the figures before and after training, and their difference paired by problem.
+
+    Args:
+        counts: counts of one run.
+        ks: completions per model.
+        models: the team; default: all models that have rows.
 
     Returns:
-        `BEFORE_AFTER_TABLE`; `when` is before, after or difference (after - before, a fraction; its iteration is the
-        later one). Levels stand on all problems of their evaluation, the difference on the common ones. Rows of what is
-        not published are absent.
+        A frame with the schema `BEFORE_AFTER_TABLE`. `when` is before, after or difference (after -
+        before, a fraction). The iteration of a difference is that of the later evaluation. The
+        levels use all problems of their evaluation; the difference uses the common problems.
+        Evaluations that are not published have no rows.
     """
     models = models or models_of(counts)
+    evaluations = before_and_after(counts, models) if models else (None, None)
     panels = {
         when: (iteration, panel(counts, models=models, iteration=iteration))
-        for when, iteration in zip(
-            (BEFORE, AFTER), before_and_after(counts, models) if models else (None, None), strict=True
-        )
+        for when, iteration in zip((BEFORE, AFTER), evaluations, strict=True)
         if iteration is not None
     }
     rows = [
@@ -218,7 +259,7 @@ def _difference_rows(before: Panel, after: Panel, ks: Sequence[int], *, iteratio
     for i, (x, y) in enumerate(pairs):
         change = join_notes(x.note, y.note, note)
         if x.measure == COVERAGE and x.candidates != y.candidates:
-            estimate = undefined(a.num_problems, join_notes(change, "not comparable: other numbers of completions"))
+            estimate = undefined(a.num_problems, join_notes(change, OTHER_NUMBERS))
         else:
             mean = float(columns[:, i].mean())
             estimate = from_draws(mean, draws[:, i], num_problems=a.num_problems, groups=a.groups, note=change)
@@ -229,11 +270,22 @@ def _difference_rows(before: Panel, after: Panel, ks: Sequence[int], *, iteratio
 def gain_table(
     counts: pl.DataFrame, *, ks: Sequence[int], models: Sequence[str] | None = None, phase: str = EVALUATE
 ) -> pl.DataFrame:
-    """Collaboration gain: team Pass@k minus a single model, at equal k and at matched budget (its Pass@(N k)).
+    """Collaboration gain: team Pass@k minus a single model, at equal k and at matched budget.
 
-    `against` is best (of the single models, named in `best_model`) or the name of a model. Which model is best is itself
-    uncertain, and the interval holds that (`smallest_from_draws`).
-    Returns `GAIN_TABLE`, estimates are fractions; empty for a team of one. `candidates` is what the single model spends.
+    At matched budget the single model has Pass@(N k), for a team of N models. It is uncertain which
+    single model is the best, and the interval includes this uncertainty (`smallest_from_draws`).
+
+    Args:
+        counts: counts of one run.
+        ks: completions per model.
+        models: the team; default: all models that have rows.
+        phase: evaluate (held-out problems) or cold (training problems, without hints).
+
+    Returns:
+        A frame with the schema `GAIN_TABLE`; empty for a team of one model. Estimates are
+        fractions. `against` is a model, or "best" for the best single model, whose name is in
+        `best_model`. `candidates` is the number of completions that the single model spends per
+        problem.
     """
     models = models or models_of(counts)
     rows = []
@@ -249,7 +301,7 @@ def _gain_rows(p: Panel, ks: Sequence[int]) -> list[dict[str, Any]]:
     plan = [(k, baseline, spent) for k in ks for baseline, spent in ((EQUAL_K, k), (MATCHED_BUDGET, size * k))]
     singles = [[_single(p, m, k, spent=spent, measure=PASS) for m in range(size)] for k, _, spent in plan]
     teams = [team_pass_at_k(p.n, p.c, k) for k, _, _ in plan]
-    # One column per gain and model: the team's value minus the model's.
+    # One column per gain and model: the value of the team minus the value of the model.
     columns = np.stack([team - s.values for team, row in zip(teams, singles, strict=True) for s in row], axis=1)
     values, draws = columns.mean(axis=0), resampled_means(columns, p.groups)
     rows = []
@@ -267,7 +319,10 @@ def _gain_rows(p: Panel, ks: Sequence[int]) -> list[dict[str, Any]]:
 
 
 def _over_best(p: Panel, values: FloatArray, draws: FloatArray, *, note: str) -> tuple[str | None, Estimate]:
-    """Name of the best single model, and the gain over it. values: (M,) gains over each; draws: (NUM_DRAWS, M)."""
+    """Return the name of the best single model, and the gain over it.
+
+    values: (M,) gains over each model. draws: (NUM_DRAWS, M), their bootstrap draws.
+    """
     if np.isnan(values).any():
         return None, undefined(p.num_problems, note)
     gain = smallest_from_draws(values, draws, num_problems=p.num_problems, groups=p.groups, note=note)

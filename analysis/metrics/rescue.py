@@ -1,9 +1,13 @@
-"""Does a peer's hint help a model that failed without it? Rates named by their denominator, and the control.
+"""Rescue rates: how much the hint of another model helps a model that failed without it.
 
-In: the counts of one run, and its hints where their length matters. Out: one tidy frame. A *case* is a model and a problem
-of an iteration on which the model had no correct cold completion. The control are rescue completions of such cases that saw
-no hint (hint dropout draws them at random): what resampling alone would have done. That some model is right where some
-model is right is no rate: it is always 100 %. This module reads no file and formats nothing.
+The input is the counts of one run, and its hints if their length matters. The output is one tidy
+frame. A case is a model and a problem in an iteration in which the model had no correct cold
+completion. Every rate is defined by its numerator and denominator (`RATES`).
+
+The control is the rescue completions of such cases that saw no hint. Hint dropout draws them at
+random, so they show what sampling again achieves without a hint. There is no rate for the team on
+the problems that some model has solved, because it is always 100 %. This module reads no file and
+formats no text.
 """
 
 from __future__ import annotations
@@ -25,7 +29,7 @@ RATES = {
     CONTROL: "correct un-hinted rescue completions / un-hinted rescue completions of cold-failed cases",
     UPLIFT: "per_attempt - control",
     PER_CASE: "cases with a correct hinted rescue completion / cases with a hinted rescue completion",
-    RECOVERY: "cases with a correct hinted rescue completion / all cold-failed cases, those without a hint included",
+    RECOVERY: "cases with a correct hinted rescue completion / all cold-failed cases, including those without a hint",
 }
 GROUPS = {
     "all": (),
@@ -37,9 +41,9 @@ GROUPS = {
 }
 MAIN_GROUPS = ("all", "student", "pair", "iteration")
 _OF_HINTED = ("pair", "hint_length")
-"""Groups that cases without a hint belong to in no way: they have no recovery rate."""
+"""Groups that contain only cases with a hint. They have no recovery rate."""
 DIFFICULTIES = ("0", "(0, 1/4]", "(1/4, 1/2]", "> 1/2")
-"""Bins of the share of the team's cold completions of the problem, in the iteration of the case, that are correct."""
+"""Bins of the share of correct cold completions of the team on the problem in the iteration."""
 
 RESCUE_TABLE = pl.Schema(
     {
@@ -59,22 +63,29 @@ RESCUE_TABLE = pl.Schema(
 
 
 def cases_of(counts: pl.DataFrame) -> pl.DataFrame:
-    """One row per case: iteration, student, problem_id, teacher (null: no hint existed), hinted_n/c, control_n/c,
-    source_group and difficulty (a bin of `DIFFICULTIES`; null: the cold phase is not in the counts).
+    """Find the cases of a run.
 
     Cold failures of iterations whose rescue phase is not published yet are left out.
+
+    Args:
+        counts: counts of one run.
+
+    Returns:
+        One row per case. The columns are iteration, student, problem_id, teacher (null if there was
+        no hint), hinted_n and hinted_c, control_n and control_c (completions and correct
+        completions), source_group, and difficulty (a bin of `DIFFICULTIES`; null if the counts have
+        no cold phase).
     """
     key = ["iteration", "student", "problem_id"]
-    counts = counts.rename({"model": "student", "teacher_model": "teacher"}).filter(
-        pl.col("phase").is_in([COLD, RESCUE])
-    )
+    counts = counts.rename({"model": "student", "teacher_model": "teacher"})
+    counts = counts.filter(pl.col("phase").is_in([COLD, RESCUE]))
     if "source_group" not in counts.columns:
         counts = counts.with_columns(source_group=pl.lit(None, pl.String()))
     rescue = counts.filter((pl.col("phase") == RESCUE) & pl.col("cold_failed"))
     hint = pl.col("hint_given")
-    control = (
-        ~hint & pl.col("teacher").is_not_null()
-    )  # without a hint to be shown there is nothing to compare (even_budget)
+    # With protocol.even_budget, completions of problems without any hint have no teacher. They are
+    # no control, because no hinted completion corresponds to them.
+    control = ~hint & pl.col("teacher").is_not_null()
     cases = rescue.group_by(key).agg(
         pl.col("teacher").max(),
         hinted_n=pl.col("n").filter(hint).sum(),
@@ -94,21 +105,20 @@ def cases_of(counts: pl.DataFrame) -> pl.DataFrame:
 def _difficulties(cold: pl.DataFrame) -> pl.DataFrame:
     rate = pl.col("c").sum() / pl.col("n").sum()
     none, low, middle, high = map(pl.lit, DIFFICULTIES)
-    bin_of = (
-        pl.when(rate == 0).then(none).when(rate <= 1 / 4).then(low).when(rate <= 1 / 2).then(middle).otherwise(high)
-    )
+    hard = pl.when(rate == 0).then(none).when(rate <= 1 / 4).then(low)
+    bin_of = hard.when(rate <= 1 / 2).then(middle).otherwise(high)
     return cold.group_by("iteration", "problem_id").agg(difficulty=bin_of.cast(pl.Enum(DIFFICULTIES)))
 
 
 def _with_hint_length(cases: pl.DataFrame, hints: pl.DataFrame) -> pl.DataFrame:
-    """Adds `hint_length`: the quarter of the hinted cases, by length of the hint, that a case is in; null without a hint."""
+    """Add `hint_length`: the quarter of the cases by length of the hint; null without a hint."""
     key = ["iteration", "student", "problem_id"]
     hints = hints.rename({"model": "student"}).filter(pl.col("num_hint_tokens") > 0).select(*key, "num_hint_tokens")
     cases = cases.join(hints, on=key, how="left", validate="1:1")
     lengths = cases["num_hint_tokens"].drop_nulls().to_numpy()
     if not len(lengths):
         return cases.with_columns(hint_length=pl.lit(None, pl.String()))
-    # Lengths that are frequent can make two edges equal: then there are fewer bins.
+    # If one length is frequent, two edges can be equal. There are then fewer bins.
     highs = np.unique(np.quantile(lengths, (0.25, 0.5, 0.75, 1), method="inverted_cdf")).tolist()
     lows = [int(lengths.min()), *(high + 1 for high in highs[:-1])]
     names = [f"{low}-{high} tokens" for low, high in zip(lows, highs, strict=True)]
@@ -120,21 +130,25 @@ def _with_hint_length(cases: pl.DataFrame, hints: pl.DataFrame) -> pl.DataFrame:
 def rescue_table(
     counts: pl.DataFrame, *, groups: Sequence[str] = MAIN_GROUPS, hints: pl.DataFrame | None = None
 ) -> pl.DataFrame:
-    """Rescue rates of cold-failed cases: all together, by student, teacher -> student pair, iteration, hint length, difficulty.
+    """Compute the rescue rates of cold-failed cases.
 
     Args:
         counts: counts of one run.
-        groups: keys of `GROUPS`. `hint_length` is the quarter of the run's hinted cases, by tokens of the hint as the
-            student counts them, and needs `hints`; `difficulty` a bin of `DIFFICULTIES`.
-        hints: iteration, model (the student), problem_id and num_hint_tokens of the run's hints.
+        groups: keys of `GROUPS`: all cases, by student, by pair of teacher and student, by
+            iteration, by `hint_length` or by `difficulty`. `hint_length` is the quarter of the
+            hinted cases of the run, by length of the hint in tokens of the student, and needs
+            `hints`. `difficulty` is a bin of `DIFFICULTIES`.
+        hints: columns iteration, model (the student), problem_id and num_hint_tokens of the hints
+            of the run (`load.load_hints`).
 
     Returns:
-        `RESCUE_TABLE`; what each rate divides is said in `RATES`, and stands in the numerator and denominator columns
-        (for uplift also the control's). Estimates are fractions, clustered by problem (or source group) over students
-        and iterations.
+        A frame with the schema `RESCUE_TABLE`. `RATES` defines the rates. The columns numerator and
+        denominator have the counts of a rate; for the uplift, control_numerator and
+        control_denominator have those of the control. Estimates are fractions. Their intervals are
+        clustered by problem (or source group) over students and iterations.
 
     Raises:
-        ValueError: groups ask for `hint_length` without hints.
+        ValueError: `groups` contains `hint_length`, and `hints` is None.
     """
     cases = cases_of(counts)
     if "hint_length" in groups:
@@ -147,7 +161,7 @@ def rescue_table(
         keys = GROUPS[group]
         recovery = with_cold and group not in _OF_HINTED
         named = cases.rename({group: "bin"}) if keys == ("bin",) else cases
-        # Cases of no teacher or bin are in no part.
+        # Cases without a teacher or bin are left out.
         parts = named.drop_nulls(keys).sort(keys).partition_by(keys, maintain_order=True) if keys else [named]
         for part in parts:
             labels = {"group": group, **{key: part[key][0] for key in keys}}
@@ -156,18 +170,18 @@ def rescue_table(
 
 
 def _rates(cases: pl.DataFrame, *, recovery: bool) -> list[dict[str, Any]]:
-    rescued, tried = (pl.col("hinted_c") > 0), (pl.col("hinted_n") > 0)
+    rescued, hinted = (pl.col("hinted_c") > 0), (pl.col("hinted_n") > 0)
     per_problem = cases.group_by("problem_id", maintain_order=True).agg(
         pl.col("hinted_n", "hinted_c", "control_n", "control_c").sum(),
         pl.col("source_group").first(),
         rescued=rescued.sum(),
-        tried=tried.sum(),
+        hinted=hinted.sum(),
         cases=pl.len(),
     )
     groups = group_codes(per_problem["source_group"], per_problem["problem_id"])
-    hinted_c, hinted_n, control_c, control_n, won, tries, all_cases = (
-        per_problem[name].to_numpy().astype(np.float64)
-        for name in ("hinted_c", "hinted_n", "control_c", "control_n", "rescued", "tried", "cases")
+    names = ("hinted_c", "hinted_n", "control_c", "control_n", "rescued", "hinted", "cases")
+    hinted_c, hinted_n, control_c, control_n, num_rescued, num_hinted, num_cases = (
+        per_problem[name].to_numpy().astype(np.float64) for name in names
     )
     rows = [
         _row(PER_ATTEMPT, hinted_c, hinted_n, groups),
@@ -180,9 +194,9 @@ def _rates(cases: pl.DataFrame, *, recovery: bool) -> list[dict[str, Any]]:
             "control_denominator": int(control_n.sum()),
             **_uplift(np.stack([hinted_c, hinted_n, control_c, control_n], axis=1)[None], groups).row(),
         },
-        _row(PER_CASE, won, tries, groups),
+        _row(PER_CASE, num_rescued, num_hinted, groups),
     ]
-    return [*rows, _row(RECOVERY, won, all_cases, groups)] if recovery else rows
+    return [*rows, _row(RECOVERY, num_rescued, num_cases, groups)] if recovery else rows
 
 
 def _row(rate: str, numerator: FloatArray, denominator: FloatArray, groups: IntArray) -> dict[str, Any]:
@@ -191,38 +205,47 @@ def _row(rate: str, numerator: FloatArray, denominator: FloatArray, groups: IntA
 
 
 def mean_uplift(runs: Sequence[pl.DataFrame]) -> Estimate:
-    """Mean over runs, the seeds of one configuration, of their uplift over all cases; problems are drawn for all runs together.
+    """Mean over seeds of the uplift over all cases.
 
-    runs: counts of each run. Of one run it is the uplift of all in `rescue_table`.
+    Args:
+        runs: counts of each run. All runs are seeds of one configuration. The bootstrap draws a
+            problem for all runs together.
+
+    Returns:
+        The mean. For one run it is the uplift of the group `all` in `rescue_table`.
     """
     sums = ("hinted_c", "hinted_n", "control_c", "control_n")
     cases = [cases_of(counts) for counts in runs]
     problems = pl.concat(cases).group_by("problem_id").agg(pl.col("source_group").first()).sort("problem_id")
-    per_run = [
-        problems.join(own.group_by("problem_id").agg(pl.col(sums).sum()), on="problem_id", how="left") for own in cases
-    ]
-    tried = np.stack(
-        [own.sort("problem_id").select(pl.col(sums).fill_null(0).cast(pl.Float64)).to_numpy() for own in per_run]
-    )
-    return _uplift(tried, group_codes(problems["source_group"], problems["problem_id"]))
+    per_run = []
+    for own in cases:
+        per_problem = own.group_by("problem_id").agg(pl.col(sums).sum())
+        joined = problems.join(per_problem, on="problem_id", how="left").sort("problem_id")
+        per_run.append(joined.select(pl.col(sums).fill_null(0).cast(pl.Float64)).to_numpy())
+    return _uplift(np.stack(per_run), group_codes(problems["source_group"], problems["problem_id"]))
 
 
-def _uplift(tried: FloatArray, groups: IntArray) -> Estimate:
-    """Mean over runs of sum(hinted_c)/sum(hinted_n) - sum(control_c)/sum(control_n) with a bootstrap over source groups.
+def _uplift(sums: FloatArray, groups: IntArray) -> Estimate:
+    """Mean over runs of the uplift, with a bootstrap over source groups.
 
-    tried: (R, P, 4), hinted_c, hinted_n, control_c, control_n of each run and problem; groups: (P,) codes of source groups.
+    The uplift of a run is sum(hinted_c)/sum(hinted_n) - sum(control_c)/sum(control_n).
+
+    sums: (R, P, 4), with hinted_c, hinted_n, control_c and control_n of each run and problem.
+    groups: (P,) codes of source groups.
     """
-    seen = tried[..., [1, 3]].sum(axis=(0, 2)) > 0
-    columns, groups = np.concatenate(tried[:, seen], axis=1), groups[seen]
-    totals = tried.sum(axis=1)
+    sampled = sums[..., [1, 3]].sum(axis=(0, 2)) > 0
+    columns, groups = np.concatenate(sums[:, sampled], axis=1), groups[sampled]
+    totals = sums.sum(axis=1)
     if not totals[:, 1].all():
         return undefined(len(columns), "no hinted rescue completions")
     if not totals[:, 3].all():
         return undefined(len(columns), "no control: every rescue completion saw the hint")
 
-    def difference(sums: FloatArray) -> FloatArray:
-        hinted_c, hinted_n, control_c, control_n = np.moveaxis(sums.reshape(*sums.shape[:-1], len(tried), 4), -1, 0)
-        return (divide(hinted_c, hinted_n) - divide(control_c, control_n)).mean(axis=-1)
+    def difference(means: FloatArray) -> FloatArray:
+        hinted_c, hinted_n, control_c, control_n = np.moveaxis(means.reshape(*means.shape[:-1], len(sums), 4), -1, 0)
+        of_run = divide(hinted_c, hinted_n) - divide(control_c, control_n)
+        mean: FloatArray = of_run.mean(axis=-1)
+        return mean
 
     value = float(difference(columns.mean(axis=0)))
     return from_draws(value, difference(resampled_means(columns, groups)), num_problems=len(columns), groups=groups)

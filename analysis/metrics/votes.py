@@ -1,10 +1,13 @@
-"""Votes over the answers: expected maj@k of each model, the vote of the whole team, and the vote gated by agreement.
+"""Majority votes: the expected maj@k of each model, the vote of the team, and the gated vote.
 
-In: the answer counts of one run. Out: one tidy frame in the shape of the Pass@k table. A vote of k is the expectation
-over k completions drawn from all there are (`estimators.wins_at_k`): the most frequent answer wins, a tie of t answers
-that holds the correct one counts 1/t, completions without an answer cast no vote, and no vote at all is not correct.
-Answers vote together when their canonical text is the same, and all correct ones do, however they are spelled.
-This module reads no file and formats nothing.
+The input is the answer counts of one run. The output is one tidy frame with the schema of the
+Pass@k table. A vote of k is the expectation over k completions that are drawn from all completions
+(`estimators.wins_at_k`). The most frequent answer wins. In a tie of t answers, the correct one
+counts 1/t. Completions without an answer do not vote, and without any vote the result is not
+correct. In a gated vote the team answers only if the votes of all models agree.
+
+Answers are equal if their canonical texts are equal. All correct answers are equal, in any
+spelling. This module reads no file and formats no text.
 """
 
 from __future__ import annotations
@@ -29,37 +32,45 @@ VOTES = {
     MAJ: "majority vote of k completions of one model",
     TEAM_MAJ: "majority vote of k completions of each model, all votes pooled",
     MATCHED_MAJ: "majority vote of one model with as many completions as the team spends",
-    GATED_ANSWERED: "share of problems on which the majority votes of all models give the same answer; on the others the team abstains",
-    GATED_ACCURACY: "share of these answers that is correct",
-    GATED_CORRECT: "share of all problems with such an answer that is correct; to abstain counts as wrong",
+    GATED_ANSWERED: "share of problems on which the votes of all models agree; on all others the team abstains",
+    GATED_ACCURACY: "share of these answers that are correct",
+    GATED_CORRECT: "share of all problems on which the votes agree on the correct answer; abstaining counts as wrong",
 }
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Ballots:
-    """Answers of one phase and iteration, for the problems that every model of the team has."""
+    """Answers of one phase and iteration, for the problems that all M models have.
+
+    Shapes: M is the number of models, P the number of problems, W the largest number of different
+    wrong answers to a problem.
+    """
 
     models: tuple[str, ...]
     problem_ids: npt.NDArray[np.str_]  # (P,), sorted
     correct: IntArray  # (M, P) correct completions
-    wrong: IntArray  # (M, P, W) completions with each wrong answer; a column is the same answer for all models
+    wrong: IntArray  # (M, P, W) completions with each wrong answer, in the same order for all models
     blank: IntArray  # (M, P) completions without an answer
-    groups: IntArray  # (P,) codes of the source groups; a problem without one is its own
-    num_left_out: int  # problems that are missing for some model
+    groups: IntArray  # (P,) codes of source groups; a problem without one has a code of its own
+    num_left_out: int  # problems that some model does not have
 
     @property
     def n(self) -> IntArray:
         """(M, P) completions."""
-        return self.correct + self.wrong.sum(axis=2) + self.blank
+        num_wrong: IntArray = self.wrong.sum(axis=2)
+        return self.correct + num_wrong + self.blank
 
     @property
     def note(self) -> str:
-        """Says what was left out; empty when nothing was."""
+        """The number of problems that were left out, as text; empty when it is 0."""
         return f"{self.num_left_out} problems left out: not published for every model" if self.num_left_out else ""
 
 
 def ballots(answers: pl.DataFrame, *, models: Sequence[str], phase: str = EVALUATE, iteration: int) -> Ballots:
-    """The answers of one phase and iteration; without problems when some model has none."""
+    """Build the ballots of one phase and iteration from answer counts.
+
+    They have no problems when some model has no rows.
+    """
     if "source_group" not in answers.columns:
         answers = answers.with_columns(source_group=pl.lit(None, pl.String()))
     team = pl.DataFrame(
@@ -86,7 +97,7 @@ def ballots(answers: pl.DataFrame, *, models: Sequence[str], phase: str = EVALUA
 
 
 def _completions(rows: pl.DataFrame, axes: tuple[str, ...], shape: tuple[int, ...]) -> IntArray:
-    """Completions (column n) summed at the places that the columns `axes` name."""
+    """Sum the completions (column n) into an array; the columns `axes` are the indices."""
     out = np.zeros(shape, dtype=np.int64)
     np.add.at(out, tuple(rows[axis].to_numpy() for axis in axes), rows["n"].to_numpy())
     return out
@@ -95,19 +106,20 @@ def _completions(rows: pl.DataFrame, axes: tuple[str, ...], shape: tuple[int, ..
 def vote_table(
     answers: pl.DataFrame, *, ks: Sequence[int], models: Sequence[str] | None = None, phase: str = EVALUATE
 ) -> pl.DataFrame:
-    """Majority votes per model, of the team and gated by agreement, for every iteration of a phase.
+    """Compute the votes of the models, the vote of the team and the gated vote of every iteration.
 
-    Exact for any k, at a cost that grows fast for a team: 5,000 problems of 64 completions take 0.5 s for two models at
-    k = 4, and 20 s at k = 16.
+    The result is exact for any k. For a team the time grows fast with k: 5,000 problems with 64
+    completions and two models take 0.5 s at k = 4 and 20 s at k = 16.
 
     Args:
         answers: answer counts of one run.
         ks: completions per model.
-        models: the team; default: every model that has rows.
-        phase: evaluate (held-out problems) or cold (training problems, without help).
+        models: the team; default: all models that have rows.
+        phase: evaluate (held-out problems) or cold (training problems, without hints).
 
     Returns:
-        `PASS_TABLE` with the measures of `VOTES`; estimates are fractions, null where a problem has fewer than k completions.
+        A frame with the schema `PASS_TABLE` and the measures of `VOTES`. Estimates are fractions;
+        they are null where a problem has fewer than k completions.
     """
     models = models or models_of(answers)
     rows = []
@@ -136,7 +148,7 @@ def _vote_rows(b: Ballots, k: int) -> list[dict[str, Any]]:
 
 
 def _single(b: Ballots, m: int, k: int, *, spent: int, measure: str) -> dict[str, Any]:
-    """maj@spent of model m, shown in the group of k."""
+    """maj@spent of model m, as a row of the group of k."""
     values = wins_at_k(b.correct[[m]], b.wrong[[m]], b.blank[[m]], spent)
     note = join_notes(too_few(b.n[m], spent), b.note)
     estimate = share(values, groups=b.groups, samples_per_unit=float(b.n[m].mean()), note=note)
@@ -152,15 +164,20 @@ def _team_row(
 
 
 def agreement(b: Ballots, k: int) -> tuple[FloatArray, FloatArray]:
-    """Chance that the majority votes of all models, k completions each, give the same answer; and the correct one.
+    """Chance that the majority votes of all models agree, with k completions per model.
 
-    A model's tie is decided by lot, and a model without any vote agrees with none. Models are sampled independently, so
-    the chance is sum_a prod_m P(a wins the vote of model m). Returns two arrays (P,); NaN where some model has fewer than k.
+    A tie in the vote of a model is broken at random. A model without any vote agrees with no other
+    model. The models are sampled independently, so the chance is sum_a prod_m P(a wins the vote of
+    m) over all answers a.
+
+    Returns:
+        Two arrays (P,): the chance that the votes agree, and the chance that they agree on the
+        correct answer. They are NaN where some model has fewer than k completions.
     """
-    classes = np.concatenate(
-        [b.correct[..., None], b.wrong], axis=2
-    )  # (M, P, 1 + W): the correct answers are one class
-    problem, chosen = np.nonzero((classes > 0).all(axis=0))  # a class that some model never gave cannot be agreed on
+    # (M, P, 1 + W): the correct answers are one class.
+    classes = np.concatenate([b.correct[..., None], b.wrong], axis=2)
+    # The votes can agree only on a class that all models have.
+    problem, chosen = np.nonzero((classes > 0).all(axis=0))
     together = np.ones(len(problem))
     for counts, blank in zip(classes, b.blank, strict=True):
         others = counts[problem]

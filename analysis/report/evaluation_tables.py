@@ -1,7 +1,9 @@
-"""The tables of a report that say how models and team do on held-out problems, laid out.
+"""The tables of a report about held-out problems: Pass@k, gain, votes, strata, error overlap.
 
-In: `RunData`. Out: `ReportTable`s, and in words what is not published yet. Every figure comes from passk, votes and
-overlap; this module chooses, names and arranges. What is best is marked among figures at the same number of candidates.
+The input is `RunData`. The output is `ReportTable`s, with notes about what is not published yet.
+All numbers are computed in `metrics/passk.py`, `metrics/votes.py` and `metrics/overlap.py`; this
+module selects, names and arranges them. The best estimate is marked among estimates with the same
+number of candidates.
 """
 
 from __future__ import annotations
@@ -32,11 +34,12 @@ from core_hpc.store.schema import EVALUATE
 
 PREDICTIONS = "predictions"
 NO_BEFORE = "the evaluation before training (iteration 0) is not published yet"
-NOT_ASKED = "the untrained models are not evaluated in this run (evaluation.before)"
+BEFORE_DISABLED = "the untrained models are not evaluated in this run (evaluation.before)"
 NO_AFTER = "no evaluation after training is published yet"
 NO_PREDICTIONS = "no predictions on held-out problems"
 _CANDIDATES = (
-    "candidates: completions spent on a problem; bold: highest at the same number of candidates, whatever its interval"
+    "candidates: completions spent per problem; bold: highest estimate at the same number of candidates "
+    "(its interval is not considered)"
 )
 _WHOLE = "coverage"
 _PASS_NAMES = {
@@ -71,26 +74,23 @@ _OVERLAP_NAMES = {
 
 
 def missing(data: RunData) -> list[str]:
-    """In words: which evaluations are not there."""
+    """Messages about missing evaluations; empty when there are none."""
     before, after = passk.before_and_after(data.counts, data.models)
     if data.config is None:
         return [] if (before, after) != (None, None) else [NO_PREDICTIONS]
-    return [NO_BEFORE if data.config.evaluation.before else NOT_ASKED] * (before is None) + [NO_AFTER] * (after is None)
+    no_before = NO_BEFORE if data.config.evaluation.before else BEFORE_DISABLED
+    return [no_before] * (before is None) + [NO_AFTER] * (after is None)
 
 
 def evaluations(data: RunData) -> dict[int, str]:
-    """Iterations of the evaluations that are shown, and what they are called."""
+    """The iterations of the evaluations that are shown, with their names."""
     before, after = passk.before_and_after(data.counts, data.models)
-    named = (
-        {before: passk.BEFORE, after: passk.AFTER}
-        if data.config is not None
-        else {before: PREDICTIONS, after: PREDICTIONS}
-    )
-    return {iteration: name for iteration, name in named.items() if iteration is not None}
+    names = (passk.BEFORE, passk.AFTER) if data.config is not None else (PREDICTIONS, PREDICTIONS)
+    return {iteration: name for iteration, name in zip((before, after), names, strict=True) if iteration is not None}
 
 
 def evaluated(data: RunData) -> pl.DataFrame:
-    """The counts of these evaluations."""
+    """The counts of the evaluations that are shown."""
     return data.counts.filter(pl.col("phase") == EVALUATE, pl.col("iteration").is_in(list(evaluations(data))))
 
 
@@ -105,17 +105,19 @@ def pass_table(data: RunData, ks: Sequence[int]) -> ReportTable:
         _, after = passk.before_and_after(data.counts, data.models)
         notes += [f"after: {after} of {data.config.iterations} iterations"] if after and data.config is not None else []
         notes += [_CANDIDATES, "coverage: solved by at least one of all completions", METHOD_NOTE]
-    when = "" if data.config is None else " after training" if NOT_ASKED in notes else ", before and after training"
+    if data.config is None:
+        when = ""
+    else:
+        when = " after training" if BEFORE_DISABLED in notes else ", before and after training"
     title = f"Held-out problems{when} (percent), by candidates spent"
     return _levels(data, frame, _PASS_NAMES, name="pass", title=title, notes=notes)
 
 
 def gain_table(data: RunData, ks: Sequence[int]) -> ReportTable:
-    """Team against the best single model and against each, at equal k and at matched budget."""
-    frame = passk.gain_table(data.counts, ks=ks, models=data.models).filter(
-        pl.col("iteration").is_in(list(evaluations(data)))
-    )
-    rows, notes = [], []
+    """The team minus the best model, and minus each model, at equal k and at matched budget."""
+    frame = passk.gain_table(data.counts, ks=ks, models=data.models)
+    frame = frame.filter(pl.col("iteration").is_in(list(evaluations(data))))
+    rows, row_notes = [], []
     for part in frame.partition_by("iteration", "k", "baseline", maintain_order=True):
         cells = {row["against"]: row for row in part.iter_rows(named=True)}
         best = cells[passk.BEST]
@@ -132,8 +134,8 @@ def gain_table(data: RunData, ks: Sequence[int]) -> ReportTable:
                 best["num_problems"],
             ]
         )
-        notes.append(join_notes(*part["note"]))
-    marks, legend = note_marks(notes)
+        row_notes.append(join_notes(*part["note"]))
+    marks, legend = note_marks(row_notes)
     columns = [
         "when",
         "comparison",
@@ -143,63 +145,59 @@ def gain_table(data: RunData, ks: Sequence[int]) -> ReportTable:
         *(f"over {m}" for m in data.models),
         "problems",
     ]
-    said = ["which model is best is uncertain too; the interval over the best holds that"] if rows else []
+    notes = missing(data)
+    if rows:
+        notes.append("the interval over the best model includes the uncertainty about which model is best")
     shown = with_marks(laid_out(columns, rows), marks)
-    return ReportTable("gain", "Collaboration gain of the team (points)", frame, shown, missing(data) + said + legend)
+    title = "Collaboration gain of the team (percentage points)"
+    return ReportTable("gain", title, frame, shown, notes + legend)
 
 
 def further_table(data: RunData, ks: Sequence[int]) -> ReportTable:
-    """All completions correct (pass^k), and the first k completions as they came."""
+    """pass^k (all k completions are correct) and first-k (one of the first k is correct)."""
     frame = passk.pass_at_k_table(evaluated(data), ks=ks, models=data.models, teams=[])
     frame = frame.filter(pl.col("measure").is_in(list(_FURTHER_NAMES)))
-    said = [
-        "pass^k: all k completions are correct; first-k: one of the first k is, without the average over all choices of k"
+    notes = [
+        *missing(data),
+        "pass^k: all of k completions are correct",
+        "first-k: one of the first k completions is correct (no average over all choices of k)",
     ]
-    return _levels(
-        data, frame, _FURTHER_NAMES, name="reliability", title="Reliability (percent)", notes=missing(data) + said
-    )
+    return _levels(data, frame, _FURTHER_NAMES, name="reliability", title="Reliability (percent)", notes=notes)
 
 
 def teams_table(data: RunData, ks: Sequence[int]) -> ReportTable:
-    """Every part of the team, of two models or more, beside the single models at its budget."""
+    """Every sub-team of at least two models, with the single models at the same budget."""
     frame = passk.pass_at_k_table(evaluated(data), ks=ks, models=data.models)
     frame = frame.filter(pl.col("measure").is_in([passk.PASS, passk.TEAM_PASS, passk.MATCHED_PASS]))
-    title = "Parts of the team (percent), by candidates spent"
+    title = "Sub-teams (percent), by candidates spent"
     return _levels(data, frame, _PASS_NAMES, name="teams", title=title, notes=[*missing(data), _CANDIDATES])
 
 
 def votes_table(data: RunData, ks: Sequence[int]) -> ReportTable:
-    """Majority votes of the models and of the team, and the vote gated by agreement."""
+    """Majority votes of the models and of the team, and the agreement-gated vote of the team."""
     answers = data.answers.filter(pl.col("phase") == EVALUATE, pl.col("iteration").is_in(list(evaluations(data))))
     frame = votes.vote_table(answers, ks=ks, models=data.models)
-    said = [
-        "maj@k: expected majority vote of k completions, ties by lot; team maj@k: of k completions of each model, pooled",
-        "gated: answered only where the votes of all models agree; else the team abstains",
-        _CANDIDATES,
-    ]
-    return _levels(
-        data,
-        frame,
-        _VOTE_NAMES,
-        name="votes",
-        title="Votes (percent)",
-        notes=missing(data) + (said if frame.height else []),
-    )
+    notes = missing(data)
+    if frame.height:
+        notes += [
+            "maj@k: expected majority vote of k completions; a tie is decided at random",
+            "team maj@k: majority vote of k completions of each model, all votes together",
+            "gated: the team answers only when the votes of all models agree; otherwise it abstains",
+            _CANDIDATES,
+        ]
+    return _levels(data, frame, _VOTE_NAMES, name="votes", title="Votes (percent)", notes=notes)
 
 
 def strata_table(data: RunData, ks: Sequence[int]) -> ReportTable:
-    """Pass@k by data set, subject and level, where the problems have several of them."""
+    """Pass@k by data set, subject and level; an attribute with one value only is left out."""
     counts = data.counts.filter(pl.col("phase") == EVALUATE)
     frames = [
         stratified(lambda part: passk.before_after_table(part, ks=ks, models=data.models), counts, by)
         for by in ("data_set", "subject", "level")
         if by in counts.columns and counts[by].drop_nulls().n_unique() > 1
     ]
-    frame = (
-        pl.concat(frames)
-        if frames
-        else pl.DataFrame(schema={"by": pl.String, "value": pl.String, **passk.BEFORE_AFTER_TABLE})
-    )
+    empty = pl.DataFrame(schema={"by": pl.String, "value": pl.String, **passk.BEFORE_AFTER_TABLE})
+    frame = pl.concat(frames) if frames else empty
     title = "Held-out problems by data set, subject and level (percent)"
     return _levels(data, frame, _PASS_NAMES, name="strata", title=title, notes=[_CANDIDATES], lead=("by", "value"))
 
@@ -214,7 +212,17 @@ def _levels(
     notes: Sequence[str],
     lead: Sequence[str] = (),
 ) -> ReportTable:
-    """A row for each figure, a column for each evaluation; `lead` are columns that come first."""
+    """A table with one row per measure and one column per evaluation.
+
+    Args:
+        data: the run.
+        frame: estimates, with the columns of `PASS_TABLE` or `BEFORE_AFTER_TABLE`.
+        names: measure -> its name in the table; other measures are left out.
+        name: stem of the file names.
+        title: title of the table.
+        notes: notes that come before those of the rows.
+        lead: columns of `frame` that come first.
+    """
     if "when" not in frame.columns:
         frame = frame.with_columns(pl.Series("when", map(evaluations(data).get, frame["iteration"]), pl.String))
     elif data.config is None:
@@ -222,9 +230,8 @@ def _levels(
     order = [when for when in (passk.BEFORE, PREDICTIONS, passk.AFTER, passk.DIFFERENCE) if when in set(frame["when"])]
     shown: list[list[object]] = []
     row_notes, best = [], set()
-    for part in _in_order(data, frame, names, lead).partition_by(
-        *lead, "candidates", "model", "label", maintain_order=True
-    ):
+    ordered = _in_order(data, frame, names, lead)
+    for part in ordered.partition_by(*lead, "candidates", "model", "label", maintain_order=True):
         cells = {row["when"]: row for row in part.iter_rows(named=True)}
         texts = [_level(cells.get(when)) for when in order]
         shown.append([*part.select(*lead, "candidates", "model", "label").row(0), *texts, part["num_problems"].max()])
@@ -234,42 +241,41 @@ def _levels(
     table = with_marks(laid_out([*lead, "candidates", "model", "measure", *order, "problems"], shown), marks)
     budget = len(lead) + 1
     starts = group_starts([(row[:budget], row[budget + 1] == _WHOLE) for row in shown])
-    return ReportTable(name, title, frame, table, [*notes, *legend], best, starts)
+    return ReportTable(name, title, frame, table, [*notes, *legend], best=best, starts=starts)
 
 
 def _in_order(data: RunData, frame: pl.DataFrame, names: Mapping[str, str], lead: Sequence[str]) -> pl.DataFrame:
-    """The figures that have a name, each once, in the order in which they are shown; with `label`, and whether they are `best`."""
+    """The rows of the named measures, each once and ordered, with columns `label` and `best`."""
     rows = frame.filter(pl.col("measure").is_in(list(names))).with_columns(KIND)
     labels = [names[row["measure"]].format(k=row["k"], spent=row["candidates"]) for row in rows.iter_rows(named=True)]
     kinds = list(dict.fromkeys(name.split("_")[-1] for name in names))
-    singles = {model: i for i, model in enumerate(data.models)} | {
-        passk.TEAM: 1 << 30
-    }  # parts of the team stand between
+    # Sub-teams get a position between the single models and the team.
+    positions = {model: i for i, model in enumerate(data.models)} | {passk.TEAM: 1 << 30}
     rows = rows.with_columns(pl.Series("label", labels, pl.String))
-    # Pass@2 of a model is Pass@2, whether it stands there for itself or for the budget of a team of two.
+    # Pass@2 of a model can appear twice: for k = 2, and as the matched budget for k = 1.
     rows = rows.unique([*lead, "candidates", "model", "label", "when"], keep="first", maintain_order=True)
     rows = rows.with_columns(best=is_best([*lead, "candidates", "kind", "when"]) & (pl.col("when") != passk.DIFFERENCE))
     return rows.sort(
         *lead,
-        pl.col("label") == _WHOLE,  # spends what there is, so it is at nobody's budget
+        pl.col("label") == _WHOLE,  # coverage uses all completions, so it belongs to no budget
         "candidates",
         pl.col("kind").replace_strict({kind: i for i, kind in enumerate(kinds)}, return_dtype=pl.Int64),
-        pl.col("model").replace_strict(singles, default=1 << 20, return_dtype=pl.Int64),
+        pl.col("model").replace_strict(positions, default=1 << 20, return_dtype=pl.Int64),
         maintain_order=True,
     )
 
 
 def _level(row: Mapping[str, Any] | None) -> str:
-    return (
-        percent(row["estimate"], row["low"], row["high"], signed=row["when"] == passk.DIFFERENCE) if row else UNDEFINED
-    )
+    if row is None:
+        return UNDEFINED
+    return percent(row["estimate"], row["low"], row["high"], signed=row["when"] == passk.DIFFERENCE)
 
 
 # --- overlap -------------------------------------------------------------------------------------
 
 
 def overlap_table(data: RunData) -> ReportTable:
-    """All measures of error overlap, of every pair of models."""
+    """All measures of error overlap for every pair of models."""
     named = evaluations(data)
     frame = overlap.overlap_table(data.counts, models=data.models, iterations=list(named), answers=data.answers)
     cells: dict[tuple[str, str], dict[tuple[str, int], str]] = {}
@@ -285,15 +291,17 @@ def overlap_table(data: RunData) -> ReportTable:
         for pair, measure in keys
     ]
     starts = group_starts([pair for pair, _ in keys])
-    said = [
-        "problem: a model fails when all its completions fail; sample: expected failure of one completion; shares in percent"
-    ]
-    said += [
-        f"{name}: {overlap.MEASURES[measure]}"
-        for measure, name in _OVERLAP_NAMES.items()
-        if name not in overlap.MEASURES[measure]
-    ]
-    notes = missing(data) + (said + note_counts(frame["note"]) if shown else [])
-    return ReportTable(
-        "overlap", "Error overlap on held-out problems", frame, laid_out(columns, shown), notes, starts=starts
-    )
+    notes = missing(data)
+    if shown:
+        notes += [
+            "problem: a model fails when all its completions are wrong; sample: expected failure of one completion",
+            "shares are in percent; the other measures are coefficients",
+        ]
+        notes += [
+            f"{name}: {overlap.MEASURES[measure]}"
+            for measure, name in _OVERLAP_NAMES.items()
+            if name not in overlap.MEASURES[measure]
+        ]
+        notes += note_counts(frame["note"])
+    title = "Error overlap on held-out problems"
+    return ReportTable("overlap", title, frame, laid_out(columns, shown), notes, starts=starts)

@@ -1,7 +1,7 @@
-"""What was run, in words: models, problems, versions, machine, hours and tokens.
+"""Facts about a run: models, problems, versions, machine, hours and tokens.
 
-In: `RunData`, its cost and the run's identity. Out: pairs of name and text, for report.md and report.html alike. Nothing is
-said that the run did not record.
+The input is the `RunData` of a run, its cost and its recorded identity. The output is pairs of
+name and text for report.md and report.html. Facts that the run did not record are left out.
 """
 
 from __future__ import annotations
@@ -20,19 +20,18 @@ from core_hpc.runs.folder import read_identity
 
 
 def facts_of(data: RunData, cost: Cost) -> list[tuple[str, str]]:
-    """Names and values, in the order in which they are shown."""
+    """Names and values of all facts, in the order of the report."""
     identity = read_identity(data.path)
     provenance = _provenance(identity.get("provenance", {}))
     return [("run folder", str(data.path)), *_models(data, identity), *_problems(data), *_work(cost), *provenance]
 
 
 def configuration_text(data: RunData) -> str:
-    """The resolved configuration, a field a line."""
+    """The resolved configuration, one field per line."""
     if data.config is None:
-        return "imported: no run of this software"
-    return "\n".join(
-        f"{key}: {json.dumps(value)}" for key, value in flatten(data.config.model_dump(mode="json")).items()
-    )
+        return "imported predictions: there is no configuration"
+    fields = flatten(data.config.model_dump(mode="json"))
+    return "\n".join(f"{key}: {json.dumps(value)}" for key, value in fields.items())
 
 
 def _models(data: RunData, identity: Mapping[str, Any]) -> list[tuple[str, str]]:
@@ -57,7 +56,7 @@ def _problems(data: RunData) -> list[tuple[str, str]]:
         part = problems.filter(split=split)
         if part.height:
             sets = ", ".join(part["data_set"].unique(maintain_order=True).sort().to_list())
-            facts.append((name, f"{part.height:,} of {sets}"))
+            facts.append((name, f"{part.height:,} from {sets}"))
     return facts
 
 
@@ -79,7 +78,7 @@ def _work(cost: Cost) -> list[tuple[str, str]]:
 def _provenance(provenance: Mapping[str, Any]) -> list[tuple[str, str]]:
     if not provenance:
         return []
-    modified = {True: ", with changes that are not committed", False: "", None: ""}[provenance["git_modified"]]
+    modified = ", with uncommitted changes" if provenance["git_modified"] else ""
     packages = ", ".join(f"{name} {version}" for name, version in provenance["packages"].items())
     return [
         ("core_hpc", f"{provenance['core_hpc']}, git {provenance['git_commit'] or 'unknown'}{modified}"),

@@ -1,8 +1,9 @@
-"""The figures of a report: which points they show, and their files.
+"""The figures of a report: the points that they show, and their files.
 
-In: the counts of a run and its training curves (curves.py). Out: `ReportFigure`s, and with `write` a PDF, an SVG, a PNG
-and a CSV of each. A figure is drawn from the frame that becomes its CSV and from nothing else. Points come from passk,
-overlap, rescue and curves; how they look is plots.py's.
+The input is the counts and the training curves of a run. The output is `ReportFigure`s; `write`
+makes a PDF, an SVG, a PNG and a CSV of each. A figure is drawn from the frame that is written to
+its CSV, and from nothing else. The points are computed in `analysis/metrics`; drawing is in
+`report/plots.py`.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 _MOST_KS = 16
-_MOST_SIDE_BY_SIDE = 5  # models of a matrix that has room beside another one; of a larger team only the latest is shown
+_MOST_SIDE_BY_SIDE = 5  # of a larger team, only the matrix of the latest evaluation fits
 _OVERLAP_TITLES = {
     "joint_failure": "both fail (%)",
     "b_fails_given_a": "column fails where row fails (%)",
@@ -51,30 +52,30 @@ _TRAINING_TITLES = {
 class ReportFigure:
     """One figure of a report."""
 
-    name: str  # stem of its files
-    caption: str  # what it shows, and how to read it
+    name: str  # stem of its file names
+    caption: str  # what the figure shows, and how to read it
     points: pl.DataFrame
     draw: Callable[[pl.DataFrame], Figure]
 
 
 def write(figure: ReportFigure, folder: Path) -> str:
-    """Write NAME.pdf, .svg, .png and .csv; returns the SVG. The same points give the same bytes."""
+    """Write NAME.pdf, .svg, .png and .csv. Returns the SVG. The same points give the same bytes."""
     folder.mkdir(parents=True, exist_ok=True)
     figure.points.write_csv(folder / f"{figure.name}.csv")
     with plots.style():
         drawn = figure.draw(figure.points)
-        # Without its date a file depends on the points only.
+        # Without a date, a file depends on the points only.
         for suffix, metadata in (("pdf", {"CreationDate": None}), ("svg", {"Date": None}), ("png", {})):
             drawn.savefig(folder / f"{figure.name}.{suffix}", metadata=metadata)
     return (folder / f"{figure.name}.svg").read_text(encoding="utf-8")
 
 
 def report_figures(data: RunData, curves: pl.DataFrame) -> list[ReportFigure]:
-    """All figures for which there are points.
+    """All figures that have points.
 
     Args:
         data: a run.
-        curves: its `curves.curves_table`.
+        curves: the run's training curves, a `CURVES` table of `metrics/curves.py`.
     """
     made = [
         pass_figure(data),
@@ -87,7 +88,7 @@ def report_figures(data: RunData, curves: pl.DataFrame) -> list[ReportFigure]:
 
 
 def shown_ks(num_samples: int) -> list[int]:
-    """The k of a Pass@k curve: all, or where there are many, 16 at even steps of the logarithm.
+    """The k of a Pass@k curve: all of them, or at most 16 at even steps on a logarithmic scale.
 
     >>> shown_ks(5), shown_ks(64)[-4:]
     ([1, 2, 3, 4, 5], [28, 37, 49, 64])
@@ -98,7 +99,7 @@ def shown_ks(num_samples: int) -> list[int]:
 
 
 def pass_figure(data: RunData) -> ReportFigure:
-    """Pass@k of the models and the team against the candidates that they spend."""
+    """Pass@k of the models and of the team, against the number of candidates."""
     panels = _panels(data)
     frame = passk.pass_at_k_table(evaluated(data), ks=shown_ks(data.num_samples), models=data.models, teams=[])
     known = frame.filter(pl.col("measure").is_in([passk.PASS, passk.TEAM_PASS]), pl.col("estimate").is_not_null())
@@ -114,14 +115,15 @@ def pass_figure(data: RunData) -> ReportFigure:
         "num_problems",
     )
     caption = (
-        "Held-out problems solved by at least one of so many candidates. The team draws its candidates evenly from its models, so lines "
-        "above each other at one place of the axis have spent the same. Bands: 95 % intervals, clustered by problem."
+        "Held-out problems that at least one candidate solves, by number of candidates. The team takes the same number "
+        "of candidates from each of its models, so lines at the same position of the axis have the same budget. "
+        "Bands: 95 % intervals, clustered by problem."
     )
     return ReportFigure("pass_at_k", caption, points, lambda p: plots.pass_at_k(p))
 
 
 def overlap_figure(data: RunData) -> ReportFigure:
-    """Error overlap of one completion each, for every pair of models."""
+    """Error overlap of one completion of each model, for every pair of models."""
     panels = _panels(data)
     if len(data.models) > _MOST_SIDE_BY_SIDE:
         panels = dict(list(panels.items())[-1:])
@@ -141,28 +143,23 @@ def overlap_figure(data: RunData) -> ReportFigure:
     ]
     points = pl.concat(matrices) if frame.height and len(data.models) > 1 else pl.DataFrame()
     caption = (
-        "Overlap of errors on held-out problems, for one completion of each model; on the diagonal, a model and a second sample of itself. "
-        "Correlation of failure: 0 for models that fail independently, 1 for models that fail on the same problems."
+        "Overlap of errors on held-out problems, for one completion of each model. The diagonal compares a model with "
+        "a second sample of itself. Correlation of failure: 0 for models that fail independently, 1 for models that "
+        "fail on the same problems."
     )
     return ReportFigure("overlap", caption, points, lambda p: plots.heat_maps(p, _OVERLAP_TITLES))
 
 
 def rescue_figure(data: RunData) -> ReportFigure:
-    """Rescue of cold-failed cases with the hint and without it, for every pair of teacher and student."""
-    frame = rescue.rescue_table(data.counts, groups=["all", "pair"]).filter(
-        pl.col("rate").is_in([rescue.PER_ATTEMPT, rescue.CONTROL])
-    )
-    who = (
-        pl.when(pl.col("group") == "all")
-        .then(pl.lit("all"))
-        .otherwise(pl.col("teacher") + plots.ARROW + pl.col("student"))
-    )
+    """Rescue of cold-failed cases with and without the hint, for every teacher and student."""
+    frame = rescue.rescue_table(data.counts, groups=["all", "pair"])
+    frame = frame.filter(pl.col("rate").is_in([rescue.PER_ATTEMPT, rescue.CONTROL]))
+    pair = pl.col("teacher") + plots.ARROW + pl.col("student")
+    row = pl.when(pl.col("group") == "all").then(pl.lit("all")).otherwise(pair)
+    series = pl.when(pl.col("rate") == rescue.CONTROL).then(pl.lit("without")).otherwise(pl.lit("with hint"))
     points = frame.select(
-        who.alias("row"),
-        pl.when(pl.col("rate") == rescue.CONTROL)
-        .then(pl.lit("without"))
-        .otherwise(pl.lit("with hint"))
-        .alias("series"),
+        row.alias("row"),
+        series.alias("series"),
         "estimate",
         "low",
         "high",
@@ -172,41 +169,42 @@ def rescue_figure(data: RunData) -> ReportFigure:
     )
     points = points.with_columns(label=pl.format("{}/{}", "numerator", "denominator"))
     caption = (
-        "Completions that are correct, of models that had failed cold, with a peer's hint and (the control) without it, by teacher → "
-        "student. At the right: correct completions / completions, with the hint and without. Lines: 95 % intervals, clustered by problem."
+        "Share of correct completions after a cold failure, with a peer's hint and without it (the control), by "
+        "teacher → student. Right: correct completions / completions, with the hint and without it. "
+        "Lines: 95 % intervals, clustered by problem."
     )
     return ReportFigure("rescue", caption, points, lambda p: plots.intervals_by_row(p))
 
 
 def reward_figure(curves: pl.DataFrame) -> ReportFigure:
-    """The parts of the reward, team mean, by iteration."""
-    here = _in_order(curves.filter(pl.col("model") == TEAM, pl.col("value").is_not_null()), _PART_NAMES)
-    points = here.with_columns(part=pl.col("measure").replace(_PART_NAMES)).select(
-        "measure", "part", "iteration", "value", "num"
+    """The parts of the reward by iteration, as the mean over the team."""
+    known = _in_order(curves.filter(pl.col("model") == TEAM, pl.col("value").is_not_null()), _PART_NAMES)
+    named = known.with_columns(part=pl.col("measure").replace(_PART_NAMES))
+    points = named.select("measure", "part", "iteration", "value", "num")
+    caption = (
+        "Mean reward of the team's completions by iteration: the parts before they are weighted, and the reward, "
+        "which is their weighted sum."
     )
-    caption = "Mean reward of the team's completions by iteration: its parts, before they are weighted, and the reward, their weighted sum."
     return ReportFigure("rewards", caption, points, lambda p: plots.parts(p, total="reward"))
 
 
 def training_figure(data: RunData, curves: pl.DataFrame) -> ReportFigure:
     """Training curves of every model and of the team."""
-    # A problem has its signal from the completions of all models, so the models' lines would hide each other.
+    # The models share the completions of a problem, so their lines would be identical.
     curves = curves.filter((pl.col("measure") != "advantage/zero_signal_share") | (pl.col("model") == TEAM))
     order = pl.DataFrame({"model": [*data.models, TEAM]})
-    points = _in_order(
-        order.join(curves.filter(pl.col("value").is_not_null()), on="model", maintain_order="left_right"),
-        _TRAINING_TITLES,
-    )
+    known = order.join(curves.filter(pl.col("value").is_not_null()), on="model", maintain_order="left_right")
+    points = _in_order(known, _TRAINING_TITLES).select("measure", "model", "iteration", "value", "num")
     caption = (
-        "Training by iteration. No signal: problems whose completions all have the same reward, which teaches nothing. "
-        "Mismatch: mean difference between the log-probabilities of the trainer and of the engine that sampled."
+        "Training by iteration. No signal: problems whose completions all have the same reward, so that no advantage "
+        "differs from 0. Mismatch: mean difference between the log-probabilities of the trainer and of the engine "
+        "that sampled."
     )
-    points = points.select("measure", "model", "iteration", "value", "num")
     return ReportFigure("training", caption, points, lambda p: plots.curves(p, _TRAINING_TITLES))
 
 
 def time_figure(data: RunData, times: RunTimes) -> ReportFigure:
-    """The tasks of the latest iteration of which all is published, against the time."""
+    """The tasks of the latest complete iteration on a time axis."""
     done = [i for i, num in times.num_tasks.items() if len(tasks_of_iteration(times.tasks, i)) == num]
     own = tasks_of_iteration(times.tasks, max(done)) if done else []
     first = min((t.appeared for t in own), default=0.0)
@@ -221,14 +219,18 @@ def time_figure(data: RunData, times: RunTimes) -> ReportFigure:
     order = pl.DataFrame({"model": [*data.models, TEAM]})
     points = order.join(points, on="model", maintain_order="left_right")
     caption = (
-        f"When the tasks of iteration {max(done, default=0)} ran. Dark: sampling, log-probabilities and training, and all tasks of the "
-        "team; pale: starting, loading, reading, writing. White: the model waits."
+        f"When the tasks of iteration {max(done, default=0)} ran. Dark: sampling, log-probabilities and training, and "
+        "all tasks of the team. Pale: starting, loading, reading, writing. White: the model waits."
     )
     return ReportFigure("time", caption, points, lambda p: plots.strip(p))
 
 
 def arms_figure(frame: pl.DataFrame) -> ReportFigure:
-    """Team Pass@k of every arm, and what its models reach with as many candidates (frame: `arms.arms_table`)."""
+    """Team Pass@k of every arm, and Pass@k of its models at the same budget.
+
+    Args:
+        frame: `ARMS_TABLE` of `metrics/arms.py`.
+    """
     measures = [passk.TEAM_PASS, passk.MATCHED_PASS] if frame.filter(measure=passk.TEAM_PASS).height else [passk.PASS]
     known = frame.filter(pl.col("measure").is_in(measures), pl.col("estimate").is_not_null())
     depth = pl.when(pl.col("measure") == passk.TEAM_PASS).then("k").otherwise("candidates")
@@ -249,20 +251,21 @@ def arms_figure(frame: pl.DataFrame) -> ReportFigure:
         "num_problems",
     )
     caption = (
-        "Held-out problems solved by the team, and by each of its models alone with as many candidates, for every arm: the mean over seeds "
-        "with its 95 % interval, clustered by problem, and below it a dot for each seed. Dotted: the first arm."
+        "Held-out problems solved by the team, and by each of its models alone with the same number of candidates, for "
+        "every arm: the mean over seeds with its 95 % interval, clustered by problem, and below it one dot per seed. "
+        "Dotted line: the first arm."
     )
     return ReportFigure("arms", caption, points, lambda p: plots.arms(p, mean=MEAN))
 
 
 def _in_order(rows: pl.DataFrame, measures: Mapping[str, str]) -> pl.DataFrame:
-    """The rows of these measures, in their order."""
+    """The rows of these measures, in the order of the measures."""
     order = pl.DataFrame({"measure": list(measures)})
     return order.join(rows, on="measure", maintain_order="left_right")
 
 
 def _panels(data: RunData) -> dict[int, str]:
-    """Evaluations that are shown, and what their panels are called."""
+    """The iterations of the evaluations that are shown, with the titles of their panels."""
     before, after = passk.before_and_after(data.counts, data.models)
     named = {before: "before training" if data.config is not None else "predictions", after: f"after iteration {after}"}
     return {iteration: name for iteration, name in named.items() if iteration is not None}

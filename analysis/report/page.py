@@ -1,7 +1,8 @@
-"""report.html: one file that opens from disk, with its style and its pictures inside, and no script.
+"""The page report.html: one file with its style and figures inside, without scripts.
 
-In: the parts of a report. Out: HTML text. All that comes from a run (names, questions, completions) is escaped, and the
-page itself forbids scripts and the network, so that what a model wrote stays text. Nothing is computed here.
+The input is the sections of a report. The output is HTML text. All text from a run (names,
+questions, completions) is escaped, and the page forbids scripts and network access, so the output
+of a model remains text. This module computes nothing.
 """
 
 from __future__ import annotations
@@ -19,44 +20,51 @@ from analysis.layout.tables import ReportTable
 _STYLE = """
 :root { color-scheme: light; }
 body { font: 15px/1.45 system-ui, sans-serif; color: #1a1a1a; max-width: 68rem; margin: 0 auto; padding: 1.5rem; }
-h1 { font-size: 1.5rem; margin: 0 0 .3rem; } h2 { font-size: 1.2rem; margin: 2.2rem 0 .6rem; border-bottom: 1px solid #ccc; }
+h1 { font-size: 1.5rem; margin: 0 0 .3rem; }
+h2 { font-size: 1.2rem; margin: 2.2rem 0 .6rem; border-bottom: 1px solid #ccc; }
 nav a { margin-right: 1rem; } a { color: #0b5394; }
 .wide { overflow-x: auto; margin: .8rem 0 1.4rem; }
 table { border-collapse: collapse; font-size: .85rem; font-variant-numeric: tabular-nums; }
 caption { text-align: left; font-weight: 600; padding-bottom: .3rem; white-space: nowrap; }
 th, td { padding: .15rem .7rem .15rem 0; text-align: left; white-space: nowrap; vertical-align: baseline; }
-thead th { border-top: 1.5px solid #333; border-bottom: 1px solid #333; } tbody tr:last-child td { border-bottom: 1.5px solid #333; }
+thead th { border-top: 1.5px solid #333; border-bottom: 1px solid #333; }
+tbody tr:last-child td { border-bottom: 1.5px solid #333; }
 tr.start td { border-top: 1px solid #ccc; } .number { text-align: right; } td small { color: #555; }
 .wide ul { color: #444; font-size: .8rem; margin: .4rem 0 0; padding-left: 1.1rem; }
 .figures { display: flex; flex-wrap: wrap; gap: 0 2rem; } figure { margin: 1rem 0; flex: 0 1 32rem; }
 figure img { width: 100%; } figcaption { font-size: .85rem; color: #333; }
-.warnings { background: #fff4e0; border-left: 4px solid #d98200; padding: .5rem 1rem; margin: 1rem 0; } .warnings ul { margin: .2rem 0; }
-dl { display: grid; grid-template-columns: max-content 1fr; gap: .15rem 1rem; font-size: .9rem; } dt { color: #555; } dd { margin: 0; }
+.warnings { background: #fff4e0; border-left: 4px solid #d98200; padding: .5rem 1rem; margin: 1rem 0; }
+.warnings ul { margin: .2rem 0; }
+dl { display: grid; grid-template-columns: max-content 1fr; gap: .15rem 1rem; font-size: .9rem; }
+dt { color: #555; } dd { margin: 0; }
 dd, pre { overflow-wrap: anywhere; }
-pre { white-space: pre-wrap; font-size: .8rem; background: #f6f6f6; padding: .5rem; margin: .2rem 0; max-height: 16rem; overflow: auto; }
+pre { white-space: pre-wrap; font-size: .8rem; background: #f6f6f6; padding: .5rem; margin: .2rem 0; }
+pre { max-height: 16rem; overflow: auto; }
 .rescue { border: 1px solid #ccc; padding: .6rem .8rem; margin: .8rem 0; }
 .rescue .texts { display: grid; grid-template-columns: repeat(auto-fit, minmax(16rem, 1fr)); gap: .8rem; }
 .rescue h4 { margin: 0 0 .2rem; font-size: .85rem; } details { margin: .8rem 0; } summary { cursor: pointer; }
-@media print { body { max-width: none; } .wide, pre { overflow: visible; max-height: none; } details > * { display: block; } }
+@media print {
+  body { max-width: none; } .wide, pre { overflow: visible; max-height: none; } details > * { display: block; }
+}
 """
 _POLICY = "default-src 'none'; style-src 'unsafe-inline'; img-src data:"
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Section:
-    """One part of a report."""
+    """One section of a report."""
 
-    name: str  # its anchor
+    name: str  # HTML anchor
     title: str
     figures: list[tuple[str, str, str]] = field(default_factory=list)  # name, caption, SVG
     tables: list[ReportTable] = field(default_factory=list)
-    folded: list[ReportTable] = field(default_factory=list)  # further tables, closed until a reader opens them
-    links: list[tuple[str, str]] = field(default_factory=list)  # to other pages beside this one: name, address
-    further: str = ""  # HTML of what is neither, last
+    folded: list[ReportTable] = field(default_factory=list)  # further tables, collapsed at first
+    links: list[tuple[str, str]] = field(default_factory=list)  # to other pages: name, address
+    further: str = ""  # HTML of all other content, shown last
 
 
 def page(title: str, lead: str, warnings: Sequence[str], sections: Sequence[Section]) -> str:
-    """A whole page. Title, lead and warnings are plain text."""
+    """The whole page. Title, lead and warnings are plain text; the page escapes them."""
     found = "".join(f"<li>{html.escape(warning)}</li>" for warning in warnings)
     links = "".join(f'<a href="#{section.name}">{html.escape(section.title)}</a>' for section in sections)
     body = [
@@ -90,13 +98,13 @@ def page(title: str, lead: str, warnings: Sequence[str], sections: Sequence[Sect
 
 def _section(section: Section) -> str:
     parts = [f'<section id="{section.name}">', f"<h2>{html.escape(section.title)}</h2>"]
-    links = [f'<li><a href="{html.escape(address)}">{html.escape(name)}</a></li>' for name, address in section.links]
-    parts += [f"<ul>{''.join(links)}</ul>"] if links else []
-    parts += (
-        [f'<div class="figures">{"".join(_figure(*figure) for figure in section.figures)}</div>']
-        if section.figures
-        else []
-    )
+    if section.links:
+        links = "".join(
+            f'<li><a href="{html.escape(address)}">{html.escape(name)}</a></li>' for name, address in section.links
+        )
+        parts.append(f"<ul>{links}</ul>")
+    if section.figures:
+        parts.append(f'<div class="figures">{"".join(_figure(*figure) for figure in section.figures)}</div>')
     parts += [_table(table) for table in section.tables]
     parts += [
         f"<details><summary>{html.escape(table.title)}</summary>{_table(table)}</details>" for table in section.folded
@@ -109,41 +117,47 @@ def _table(table: ReportTable) -> str:
 
 
 def _figure(name: str, caption: str, svg: str) -> str:
-    # As an image of its own, a picture can neither clash with another one's names nor bring anything to life.
+    # As a separate image, an SVG cannot run a script or clash with the names of another one.
     data = base64.b64encode(svg.encode()).decode()
-    text = html.escape(caption)
-    return f'<figure><img alt="{html.escape(name)}" src="data:image/svg+xml;base64,{data}"><figcaption>{text}</figcaption></figure>'
+    image = f'<img alt="{html.escape(name)}" src="data:image/svg+xml;base64,{data}">'
+    return f"<figure>{image}<figcaption>{html.escape(caption)}</figcaption></figure>"
 
 
 def facts_html(facts: Sequence[tuple[str, str]]) -> str:
-    """Names and values, both plain text."""
+    """A list of names and values. Both are plain text."""
     return f"<dl>{''.join(f'<dt>{html.escape(name)}</dt><dd>{html.escape(value)}</dd>' for name, value in facts)}</dl>"
 
 
 def folded_html(title: str, text: str) -> str:
-    """Plain text that opens on demand."""
+    """Plain text in a part of the page that is collapsed at first."""
     return f"<details><summary>{html.escape(title)}</summary><pre>{html.escape(text)}</pre></details>"
 
 
 def rescues_html(rescues: pl.DataFrame, num_cases: int, seed: int) -> str:
-    """Rescues to read (`samples.RESCUES`)."""
+    """The sample of rescues (`samples.RESCUES`), each with question, failure, hint and success."""
     cards = []
     for row in rescues.iter_rows(named=True):
         text = {name: html.escape("–" if value is None else str(value)) for name, value in row.items()}
         columns = (
             ("failed without the hint", text["cold_text"], text["cold_answer"]),
-            (f"hint, from {text['teacher_model']}", text["hint"], None),
+            (f"hint from {text['teacher_model']}", text["hint"], None),
             ("with the hint", text["rescued_text"], text["rescued_answer"]),
         )
         texts = "".join(
             f"<div><h4>{name}{'' if answer is None else f': {answer}'}</h4><pre>{content}</pre></div>"
             for name, content, answer in columns
         )
+        case = (
+            f"<strong>{text['model']}</strong>, iteration {text['iteration']}, problem {text['problem_id']}; "
+            f"gold answer: {text['gold']}"
+        )
         cards.append(
-            f'<div class="rescue"><p><strong>{text["model"]}</strong>, iteration {text["iteration"]}, problem {text["problem_id"]}; '
-            f'gold answer: {text["gold"]}</p><pre>{text["question"]}</pre><div class="texts">{texts}</div></div>'
+            f'<div class="rescue"><p>{case}</p><pre>{text["question"]}</pre><div class="texts">{texts}</div></div>'
         )
     if not cards:
-        return "<p>No rescue to read: no model that had failed succeeded with a hint so far.</p>"
-    said = f"{len(cards)} of {num_cases} rescued cases, drawn with seed {seed}: the first failed and the first rescued completion of each."
-    return f"<h3>Rescues to read</h3><p>{said}</p>{''.join(cards)}"
+        return "<p>No examples of rescues: no model that failed without help has succeeded with a hint yet.</p>"
+    lead = (
+        f"{len(cards)} of {num_cases} rescued cases, drawn with seed {seed}. "
+        "Each shows the first failed and the first rescued completion."
+    )
+    return f"<h3>Examples of rescues</h3><p>{lead}</p>{''.join(cards)}"

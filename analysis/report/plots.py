@@ -1,9 +1,11 @@
-"""How a figure looks: from plotted points to a matplotlib figure, at the width of a paper's column.
+"""Drawing of figures: from points to matplotlib figures with the width of a paper's column.
 
-In: frames of points, as figures.py makes them and writes beside the figure. Out: matplotlib figures, made with the
-object API inside `style()`, so that nothing global changes. Nothing is computed here, and nothing is written.
-Colours are those of Okabe and Ito (2008), which readers with colour-blindness can tell apart; every model has its own
-marker too, for print in grey.
+The input is frames of points, made in `report/figures.py`. The output is matplotlib figures. They
+are made with the object API inside `style()`, so global settings do not change. This module
+computes nothing and writes no file.
+
+The colours are those of Okabe and Ito (2008), which remain distinct for readers with
+colour-blindness. Every model also has its own marker, for prints in grey.
 """
 
 from __future__ import annotations
@@ -23,16 +25,16 @@ if TYPE_CHECKING:
 
 COLUMN_WIDTH_IN = 3.3
 ARROW = " → "
-"""Between teacher and student."""
+"""Separator between the names of teacher and student."""
 _COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00")
 _MARKERS = ("o", "s", "^", "D", "v", "P")
 _LINES = ("-", "--", ":")
 _STRONG = {"color": "#000000", "marker": "*", "markersize": 5.5, "linewidth": 1.6, "zorder": 3}
-_NUM_MARKERS = 5  # of a line against the iteration; more would run together
+_NUM_MARKERS = 5  # markers per training curve; more would overlap
 _CHARACTER_IN = 0.05  # mean width of a character of a legend or tick label
 _LONGEST_TICK_IN = 0.5
 _LINE_CHARACTERS = int(COLUMN_WIDTH_IN / _CHARACTER_IN)
-_ROW_CHARACTERS = 54  # of a name and counts that share a line with nothing else
+_ROW_CHARACTERS = 54  # room for a row's name and counts together
 _STYLE = {
     "font.size": 7,
     "axes.titlesize": 7.5,
@@ -63,7 +65,7 @@ _STYLE = {
 
 
 def style() -> AbstractContextManager[None]:
-    """The settings under which figures are made and written."""
+    """A context with the settings for making and writing figures."""
     import matplotlib
 
     context: AbstractContextManager[None] = matplotlib.rc_context(_STYLE)
@@ -77,7 +79,7 @@ def _figure(height_in: float) -> Figure:
 
 
 def _looks(names: Sequence[str], *, strong: str = TEAM) -> dict[str, dict[str, Any]]:
-    """Colour, marker and line of each name; `strong` is the one that all others make up."""
+    """Colour, marker and line style of each name. The total, `strong`, stands out."""
     others = [name for name in names if name != strong]
     looks = {
         name: {"color": _COLOURS[i % 6], "marker": _MARKERS[i % 6], "linestyle": _LINES[i // 6 % 3]}
@@ -91,11 +93,9 @@ def _names(points: pl.DataFrame) -> list[str]:
 
 
 def _legend(figure: Figure, grid: Iterable[Axes]) -> None:
-    """One legend for all axes, above them, where it covers nothing."""
-    _key(
-        figure,
-        {label: handle for axes in grid for handle, label in zip(*axes.get_legend_handles_labels(), strict=True)},
-    )
+    """One legend for all axes, placed above them."""
+    found = [pair for axes in grid for pair in zip(*axes.get_legend_handles_labels(), strict=True)]
+    _key(figure, {label: handle for handle, label in found})
 
 
 def _key(figure: Figure, handles: Mapping[str, Artist], **look: Any) -> None:
@@ -105,23 +105,27 @@ def _key(figure: Figure, handles: Mapping[str, Artist], **look: Any) -> None:
 
 
 def _short(name: str, most: int) -> str:
-    """Beginning and end of a name that is too long for its place."""
+    """The name, shortened in the middle to at most `most` characters."""
     return name if len(name) <= most else f"{name[: most - most // 3 - 1]}…{name[-(most // 3) :]}"
 
 
 def _short_pair(names: str, most: int) -> str:
-    """The same for two names with an arrow between them, each of which has half of the place."""
+    """Two names with an arrow between them, each shortened to half of the room."""
     parts = names.split(ARROW)
     return names if len(names) <= most else ARROW.join(_short(name, most // len(parts) - 1) for name in parts)
 
 
 def pass_at_k(points: pl.DataFrame) -> Figure:
-    """Pass@k against the candidates that it spends. points: panel, model, candidates, estimate, low, high."""
+    """Pass@k against the number of candidates.
+
+    Args:
+        points: panel, model, candidates, estimate, low, high.
+    """
     panels = points.partition_by("panel", maintain_order=True)
     figure = _figure(0.5 + 1.75 * len(panels))
     grid = figure.subplots(len(panels), 1, sharex=True, sharey=True, squeeze=False)[:, 0]
     looks = _looks(_names(points))
-    most = int(points["candidates"].max())  # type: ignore[arg-type]
+    most = max(points["candidates"].to_list())
     for axes, panel in zip(grid, panels, strict=True):
         for name, look in looks.items():
             line = panel.filter(pl.col("model") == name).sort("candidates")
@@ -139,15 +143,18 @@ def pass_at_k(points: pl.DataFrame) -> Figure:
 
 
 def heat_maps(points: pl.DataFrame, titles: Mapping[str, str]) -> Figure:
-    """A matrix of models for each measure and panel, with its numbers. points: measure, panel, row, column, estimate.
+    """One matrix of models per measure and panel, with its numbers.
 
-    `titles` are those of the measures; one that ends in (%) is a share, any other is a coefficient between -1 and 1.
+    Args:
+        points: measure, panel, row, column, estimate.
+        titles: title of each measure. A measure whose title ends in (%) is a share, any other is a
+            coefficient between -1 and 1.
     """
     from matplotlib.lines import Line2D
 
     names = points["row"].unique(maintain_order=True).to_list()
     panels, measures = (points[column].unique(maintain_order=True).to_list() for column in ("panel", "measure"))
-    # Names that are too long for the axes become numbers, which a key above explains.
+    # Names that are too long are replaced by numbers, with a key above the matrices.
     longest_in = _CHARACTER_IN * max(map(len, names))
     numbered = len(names) > 3 or longest_in > _LONGEST_TICK_IN
     ticks = [str(i + 1) for i in range(len(names))] if numbered else names
@@ -160,16 +167,11 @@ def heat_maps(points: pl.DataFrame, titles: Mapping[str, str]) -> Figure:
             here = points.filter(pl.col("measure") == measure, pl.col("panel") == panel)
             _matrix(axes, here, names, is_share=titles[measure].endswith("(%)"), size_in=cell_in)
             axes.set_title(f"{titles[measure]}\n{panel}" if axes is line[0] else f"\n{panel}")
-            axes.set(
-                xticks=(at := [i + 0.5 for i in range(len(names))]), xticklabels=ticks, yticks=at, yticklabels=ticks
-            )
+            at = [i + 0.5 for i in range(len(names))]
+            axes.set(xticks=at, xticklabels=ticks, yticks=at, yticklabels=ticks)
     if numbered:
-        _key(
-            figure,
-            {f"{i}  {name}": Line2D([], []) for i, name in zip(ticks, names, strict=True)},
-            handlelength=0,
-            handletextpad=0,
-        )
+        handles = {f"{i}  {name}": Line2D([], []) for i, name in zip(ticks, names, strict=True)}
+        _key(figure, handles, handlelength=0, handletextpad=0)
     return figure
 
 
@@ -194,20 +196,21 @@ def _matrix(axes: Axes, points: pl.DataFrame, names: Sequence[str], *, is_share:
 
 
 def intervals_by_row(points: pl.DataFrame) -> Figure:
-    """Figures with their intervals, below the name of their row. points: row, series, estimate, low, high, label (at the right)."""
+    """Estimates with their intervals, one line per series below the name of the row.
+
+    Args:
+        points: row, series, estimate, low, high, label (shown at the right).
+    """
     rows, series = (points[column].unique(maintain_order=True).to_list() for column in ("row", "series"))
     figure = _figure(0.75 + 0.4 * len(rows))
     axes = figure.subplots()
     for n, name in enumerate(series):
         part = points.filter(pl.col("series") == name, pl.col("estimate").is_not_null())
-        # A row is one unit high: its name, its intervals close below, and room that sets it apart from the next.
+        # A row is one unit high: its name, its intervals, and free space before the next row.
         at = [rows.index(row) + 0.45 + 0.22 * n for row in part["row"]]
         x, low, high = (part[column].to_numpy() * 100 for column in ("estimate", "low", "high"))
-        look: dict[str, Any] = {
-            "color": _COLOURS[n],
-            "marker": _MARKERS[n],
-            "markerfacecolor": "white" if n else _COLOURS[n],
-        }
+        fill = "white" if n else _COLOURS[n]
+        look: dict[str, Any] = {"color": _COLOURS[n], "marker": _MARKERS[n], "markerfacecolor": fill}
         axes.errorbar(x, at, xerr=[x - low, high - x], label=name, linestyle="", elinewidth=0.9, **look)
     labels = points.group_by("row", maintain_order=True).agg(pl.col("label").str.join(", "))
     for i, (row, label) in enumerate(labels.iter_rows()):
@@ -221,45 +224,36 @@ def intervals_by_row(points: pl.DataFrame) -> Figure:
 
 
 def arms(points: pl.DataFrame, *, mean: str) -> Figure:
-    """Figures of several arms below the name of their row: `mean` with its interval, every other seed as a dot below it.
+    """Estimates of several arms by row: the mean with its interval, and one dot per seed.
 
-    points: row, arm, seed, estimate, low, high. A dotted line shows where the first arm is.
+    A dotted line marks the first arm.
+
+    Args:
+        points: row, arm, seed, estimate, low, high.
+        mean: value of `seed` in the rows of the mean.
     """
     rows, names = (points[column].unique(maintain_order=True).to_list() for column in ("row", "arm"))
-    step, top = 0.13, 0.2  # inches of an arm, and of the name above the arms
+    step, top = 0.13, 0.2  # height in inches of an arm, and of the name above the arms
     height = top + step * len(names)
     figure = _figure(0.6 + 0.15 * len(names) + height * len(rows))
     axes = figure.subplots()
     for n, name in enumerate(names):
         part = points.filter(pl.col("arm") == name).with_columns(pl.col("estimate", "low", "high") * 100)
-        at = part["row"].replace_strict(
-            {row: i * height + top + step * n for i, row in enumerate(rows)}, return_dtype=pl.Float64
-        )
-        own, seeds = (part.with_columns(at=at).filter((pl.col("seed") == mean) == of_mean) for of_mean in (True, False))
+        places = {row: i * height + top + step * n for i, row in enumerate(rows)}
+        part = part.with_columns(at=part["row"].replace_strict(places, return_dtype=pl.Float64))
+        own, seeds = part.filter(pl.col("seed") == mean), part.filter(pl.col("seed") != mean)
         look: dict[str, Any] = {"color": _COLOURS[n % 6], "marker": _MARKERS[n % 6], "linestyle": ""}
-        # The seeds a little lower: on the line, the mean would cover them.
-        axes.plot(
-            seeds["estimate"],
-            seeds["at"] + step / 3,
-            alpha=0.6,
-            markersize=2,
-            markeredgewidth=0,
-            **look | {"marker": "o"},
-        )
+        # The seeds are drawn a little lower, because the mean would cover them on its own line.
+        dots: dict[str, Any] = look | {"marker": "o", "markersize": 2, "markeredgewidth": 0, "alpha": 0.6}
+        axes.plot(seeds["estimate"], seeds["at"] + step / 3, **dots)
         x, low, high = (own[column].to_numpy() for column in ("estimate", "low", "high"))
         axes.errorbar(x, own["at"].to_numpy(), xerr=[x - low, high - x], label=name, elinewidth=0.9, **look)
         if n == 0:
             down = own["at"].to_numpy() + step * (len(names) - 0.6)
             axes.vlines(x, own["at"].to_numpy(), down, color="#888888", linestyle=":", linewidth=0.8)
+    name_look: dict[str, Any] = {"transform": axes.get_yaxis_transform(), "va": "center", "fontsize": 6.5}
     for i, row in enumerate(rows):
-        axes.text(
-            0,
-            i * height + 0.08,
-            _short(row, _LINE_CHARACTERS),
-            transform=axes.get_yaxis_transform(),
-            va="center",
-            fontsize=6.5,
-        )
+        axes.text(0, i * height + 0.08, _short(row, _LINE_CHARACTERS), **name_look)
     axes.set(ylim=(height * len(rows), -0.02), yticks=[], xlabel="solved (%)")
     axes.spines["left"].set_visible(False)
     axes.grid(axis="x")
@@ -268,9 +262,11 @@ def arms(points: pl.DataFrame, *, mean: str) -> Figure:
 
 
 def curves(points: pl.DataFrame, titles: Mapping[str, str]) -> Figure:
-    """Small charts of one measure each against the iteration, a line per model. points: measure, model, iteration, value.
+    """Small charts of one measure each against the iteration, with one line per model.
 
-    `titles` are those of the measures; one that ends in (%) is a share.
+    Args:
+        points: measure, model, iteration, value.
+        titles: title of each measure. A measure whose title ends in (%) is a share.
     """
     measures = points["measure"].unique(maintain_order=True).to_list()
     num_lines = -(-len(measures) // 2)
@@ -287,7 +283,7 @@ def curves(points: pl.DataFrame, titles: Mapping[str, str]) -> Figure:
             axes.set_ylim(bottom=0)
     for axes in unused:
         axes.remove()
-    for axes in used[-2:]:  # the lowest of each column
+    for axes in used[-2:]:  # the lowest chart of each column
         axes.tick_params("x", labelbottom=True)
         axes.set_xlabel("iteration")
     _legend(figure, used)
@@ -295,7 +291,12 @@ def curves(points: pl.DataFrame, titles: Mapping[str, str]) -> Figure:
 
 
 def parts(points: pl.DataFrame, *, total: str) -> Figure:
-    """Parts of a sum, and the sum, against the iteration. points: part, iteration, value; `total` is the part that is the sum."""
+    """The parts of a sum, and the sum, against the iteration.
+
+    Args:
+        points: part, iteration, value.
+        total: value of `part` in the rows of the sum.
+    """
     points = points.rename({"part": "model"})
     figure = _figure(2.2)
     axes = figure.subplots()
@@ -306,7 +307,11 @@ def parts(points: pl.DataFrame, *, total: str) -> Figure:
 
 
 def strip(points: pl.DataFrame) -> Figure:
-    """Bars of time in a row for each model, in their colours by phase; work is dark. points: model, phase, is_work, began_s, ended_s."""
+    """Tasks as bars on a time axis, one row per model, coloured by phase; work is dark.
+
+    Args:
+        points: model, phase, is_work, began_s, ended_s.
+    """
     names, phases = (points[column].unique(maintain_order=True).to_list() for column in ("model", "phase"))
     figure = _figure(0.65 + 0.28 * len(names))
     axes = figure.subplots()

@@ -1,14 +1,18 @@
 """The report of a run: its main tables, and the folder that `report --out` writes.
 
-In: `RunData`, of a run that is finished or in progress, or of imported predictions. Out: `ReportTable`s, and with
-`write_reports` for each run
+The input is the `RunData` of a run (finished or in progress) or of imported predictions. The
+output is `ReportTable`s, and for each run the files of `write_reports`:
 
     report.html  report.md         the whole report; report.html is one file that needs no network
     tables/NAME.csv .json .md .tex
     figures/NAME.pdf .svg .png .csv
 
-and, for several runs, an index.html that links them, with runs.csv .json .md .tex. This module chooses what is in a report
-and in which order; tables are laid out in evaluation_tables and training_tables, figures made in figures, pages in page.
+For several runs, it also writes an index.html with links to their reports, and
+runs.csv .json .md .tex.
+
+This module selects and orders the content of a report. Tables are made in
+`report/evaluation_tables.py` and `report/training_tables.py`, figures in `report/figures.py`, the
+page in `report/page.py`.
 """
 
 from __future__ import annotations
@@ -45,9 +49,11 @@ T = TypeVar("T")
 
 
 def report_tables(data: RunData, ks: Sequence[int] | None = None) -> list[ReportTable]:
-    """The tables that a run is judged by: Pass@k before and after, collaboration gain, rescue, error overlap.
+    """The main tables of a run: Pass@k before and after, collaboration gain, rescue, error overlap.
 
-    ks: completions per model; default: those of 1, 2, 4 that the evaluation has completions for.
+    Args:
+        data: the run.
+        ks: completions per model; default: 1, 2 and 4, as far as the evaluation has that many.
     """
     ks = _ks(data, ks)
     tables = [evaluation_tables.pass_table(data, ks)]
@@ -65,12 +71,13 @@ def _ks(data: RunData, ks: Sequence[int] | None) -> list[int]:
 
 
 def warnings_of(data: RunData) -> list[str]:
-    """What a reader of the tables has to know."""
+    """Messages that a reader of the tables needs to know."""
     found = [*_unfinished(data), *evaluation_tables.missing(data)]
     total, timeouts, truncated = (int(data.counts[c].sum()) for c in ("n", "num_timeout", "num_truncated"))
     if timeouts:
         found.append(
-            f"verification of {timeouts} of {total} completions timed out; they are in every denominator, as not correct"
+            f"verification of {timeouts} of {total} completions timed out; "
+            "they count as not correct in every denominator"
         )
     if truncated > _MUCH_TRUNCATED * total:
         found.append(f"{truncated} of {total} completions were cut at the token limit")
@@ -80,7 +87,8 @@ def warnings_of(data: RunData) -> list[str]:
             found.append(f"evaluation {iteration}: {p.note}")
         if p.num_problems < FEW_PROBLEMS:
             found.append(
-                f"evaluation {iteration}: {p.num_problems} problems, fewer than {FEW_PROBLEMS}; small differences mean nothing"
+                f"evaluation {iteration}: {p.num_problems} problems, fewer than {FEW_PROBLEMS}; "
+                "small differences are not reliable"
             )
     if data.config is not None and data.config.protocol.rescue_samples and data.config.protocol.hint_probability == 1:
         found.append(
@@ -90,7 +98,7 @@ def warnings_of(data: RunData) -> list[str]:
 
 
 def _unfinished(data: RunData) -> list[str]:
-    """Says how far a run is, as long as it is not done."""
+    """A message about the progress of a run; empty when the run is finished."""
     if data.config is None:
         return []
     keys = published_keys(data.path)
@@ -98,10 +106,9 @@ def _unfinished(data: RunData) -> list[str]:
     done = sum(updated.count(i) == len(data.models) for i in set(updated))
     if done >= data.config.iterations:
         return []
-    under_way = {k.phase for k in keys if k.iteration == done + 1 and k.phase != EVALUATE}
-    phases = (
-        f"; published of iteration {done + 1}: {', '.join(p for p in PHASES if p in under_way)}" if under_way else ""
-    )
+    next_phases = {k.phase for k in keys if k.iteration == done + 1 and k.phase != EVALUATE}
+    names = ", ".join(phase for phase in PHASES if phase in next_phases)
+    phases = f"; iteration {done + 1} has results of the phases {names}" if names else ""
     return [f"not finished: {done} of {data.config.iterations} iterations are done{phases}"]
 
 
@@ -109,22 +116,22 @@ def _unfinished(data: RunData) -> list[str]:
 
 
 def write_reports(runs: Sequence[RunData], out: Path, ks: Sequence[int] | None = None) -> list[Path]:
-    """Write the report of each run, in a folder of its own if there are several, and then an index.html.
+    """Write the report of each run. Several runs get one folder each, and an index.html.
 
-    Files of the same names are replaced.
+    Existing files of the same names are replaced.
 
     Args:
-        runs: at least one.
-        out: folder, made if need be.
-        ks: completions per model; default: those of 1, 2, 4 that the evaluation has completions for.
+        runs: at least one run.
+        out: the folder; it is created if it does not exist.
+        ks: completions per model; default: 1, 2 and 4, as far as the evaluation has that many.
 
     Returns:
-        The pages to open: report.html of each run, then index.html if there are several.
+        The paths of the pages: report.html of each run, then index.html if there are several runs.
     """
     if len(runs) == 1:
         return [write_report(runs[0], out, ks)]
     names = [data.name for data in runs]
-    # Runs of two sweeps may share a name; their sweep's name keeps them apart.
+    # Runs of two sweeps may have the same name; then the name of the sweep is added.
     folders = [
         name if names.count(name) == 1 else f"{data.path.parent.name}-{name}"
         for data, name in zip(runs, names, strict=True)
@@ -133,16 +140,15 @@ def write_reports(runs: Sequence[RunData], out: Path, ks: Sequence[int] | None =
     table = headline_table(runs)
     write_table(table, out)
     index = out / "index.html"
-    lead = f"{len(runs)} runs. Differences between them have intervals of their own: python -m analysis compare."
+    lead = f"{len(runs)} runs. For differences between runs, with intervals, use: python -m analysis compare."
     links = [(folder, f"{folder}/report.html") for folder in folders]
-    index.write_text(
-        page("Reports", lead, [], [Section("runs", "Runs", tables=[table], links=links)]), encoding="utf-8"
-    )
+    section = Section(name="runs", title="Runs", tables=[table], links=links)
+    index.write_text(page("Reports", lead, [], [section]), encoding="utf-8")
     return [*pages, index]
 
 
 def write_report(data: RunData, out: Path, ks: Sequence[int] | None = None) -> Path:
-    """Write the report of one run; returns its report.html."""
+    """Write the report of one run. Returns the path of its report.html."""
     out.mkdir(parents=True, exist_ok=True)
     warnings = warnings_of(data)
     cost = _read(lambda: cost_of(data.path), Cost(pl.DataFrame(schema=COST_TABLE), None, None, ()), data, warnings)
@@ -159,14 +165,18 @@ def write_report(data: RunData, out: Path, ks: Sequence[int] | None = None) -> P
 
 
 def write_table(table: ReportTable, folder: Path) -> None:
-    """Write NAME.csv, .json, .md and .tex; files of these names are replaced."""
+    """Write NAME.csv, .json, .md and .tex. Existing files of these names are replaced."""
     folder.mkdir(parents=True, exist_ok=True)
     for form, end in _ENDS.items():
         (folder / f"{table.name}.{end}").write_text(table_text(table, form), encoding="utf-8")
 
 
 def _read(read: Callable[[], T], otherwise: T, data: RunData, warnings: list[str]) -> T:
-    """What `read` reads. What is damaged is an error, unless the run was read leniently: then it is a warning."""
+    """The result of `read`, or `otherwise` when a file is damaged.
+
+    A damaged file is an error, except in a run that was already read with --lenient and had
+    something left out; then it becomes a warning.
+    """
     try:
         return read()
     except StoreError as e:
@@ -177,7 +187,7 @@ def _read(read: Callable[[], T], otherwise: T, data: RunData, warnings: list[str
 
 
 def _results(data: RunData, ks: Sequence[int], folder: Path, warnings: list[str]) -> list[Section]:
-    """The parts of the report with results, in order. Writes the figures into the folder."""
+    """The sections of the report with results, in order. Writes the figures into the folder."""
     curves = _read(lambda: curves_table(data.path), pl.DataFrame(schema=CURVES), data, warnings)
     hints = _read(lambda: load_hints(data.path), None, data, warnings)
     rescues, num_rescued = _read(lambda: sample_rescues(data), (pl.DataFrame(schema=RESCUES), 0), data, warnings)
@@ -188,53 +198,57 @@ def _results(data: RunData, ks: Sequence[int], folder: Path, warnings: list[str]
         return [drawn[name] for name in names if name in drawn]
 
     team = len(data.models) > 1
+    solved = [evaluation_tables.pass_table(data, ks)]
+    if team:
+        solved.append(evaluation_tables.gain_table(data, ks))
+    more_solved = [evaluation_tables.further_table(data, ks)]
+    if len(data.models) > 2:
+        more_solved.append(evaluation_tables.teams_table(data, ks))
     strata = evaluation_tables.strata_table(data, [ks[0]])
-    parts = [evaluation_tables.teams_table(data, ks)] if len(data.models) > 2 else []
-    solved = [evaluation_tables.pass_table(data, ks), *([evaluation_tables.gain_table(data, ks)] if team else [])]
-    further = [evaluation_tables.further_table(data, ks), *parts, *([strata] if strata.shown.height else [])]
-    return [
-        *([Section("summary", "Summary", tables=[summary_table(data)])] if data.config is not None else []),
-        Section("passk", "Pass@k", of("pass_at_k"), solved, further),
-        Section("votes", "Votes", tables=[evaluation_tables.votes_table(data, ks)]),
+    if strata.shown.height:
+        more_solved.append(strata)
+
+    sections = []
+    if data.config is not None:
+        sections.append(Section(name="summary", title="Summary", tables=[summary_table(data)]))
+    sections += [
+        Section(name="passk", title="Pass@k", figures=of("pass_at_k"), tables=solved, folded=more_solved),
+        Section(name="votes", title="Votes", tables=[evaluation_tables.votes_table(data, ks)]),
         Section(
-            "rescue",
-            "Rescue",
-            of("rescue"),
-            [training_tables.rescue_table(data, hints)],
+            name="rescue",
+            title="Rescue",
+            figures=of("rescue"),
+            tables=[training_tables.rescue_table(data, hints)],
             further=rescues_html(rescues, num_rescued, SEED),
         ),
-        *(
-            [Section("overlap", "Error overlap", of("overlap"), [evaluation_tables.overlap_table(data)])]
-            if team
-            else []
-        ),
-        Section("training", "Training", of("rewards", "training"), folded=[training_tables.curves_table(data, curves)]),
     ]
+    if team:
+        overlap = [evaluation_tables.overlap_table(data)]
+        sections.append(Section(name="overlap", title="Error overlap", figures=of("overlap"), tables=overlap))
+    all_curves = [training_tables.curves_table(data, curves)]
+    sections.append(Section(name="training", title="Training", figures=of("rewards", "training"), folded=all_curves))
+    return sections
 
 
 def _time_section(data: RunData, times: RunTimes, folder: Path) -> list[Section]:
-    """Where the time went; nothing for imported predictions."""
+    """The section about time; empty for imported predictions."""
     if not times.tasks:
         return []
     figure = figures.time_figure(data, times)
     drawn = [(figure.name, figure.caption, figures.write(figure, folder))] if figure.points.height else []
     first, *others = time_report(times)
-    return [Section("time", "Where the time went", drawn, [first], others)]
+    return [Section(name="time", title="Time", figures=drawn, tables=[first], folded=others)]
 
 
 def _run_section(data: RunData, cost: Cost, facts: Sequence[tuple[str, str]]) -> Section:
-    """What was run, and what it took."""
+    """The section about the configuration, the versions and the cost of the run."""
     tables = [training_tables.cost_table(cost.table), training_tables.rows_table(data)]
-    return Section(
-        "run",
-        "What was run",
-        tables=tables,
-        further=facts_html(facts) + folded_html("Configuration", configuration_text(data)),
-    )
+    further = facts_html(facts) + folded_html("Configuration", configuration_text(data))
+    return Section(name="run", title="Run", tables=tables, further=further)
 
 
 def _lead(data: RunData) -> str:
-    """One line: what this is."""
+    """One sentence about the content of the report."""
     named = evaluation_tables.evaluations(data)
     sizes = [panel(data.counts, models=data.models, iteration=iteration).num_problems for iteration in named]
     if data.config is None:

@@ -1,7 +1,8 @@
-"""A few rescues to read: question, hint, what the student wrote without it, and what it wrote with it.
+"""A small sample of rescues: question, hint, the student's text without it and its text with it.
 
-In: a run and its counts. Out: a frame of texts. The same run gives the same sample. Of the texts, only those of the sample
-are read. A sample is for reading: how often hints help is in rescue.py.
+The input is a run and its counts. The output is a frame of texts. The same run gives the same
+sample. Only the texts of the sample are read from the shards. The rates of all rescues are in
+`metrics/rescue.py`.
 """
 
 from __future__ import annotations
@@ -32,19 +33,22 @@ RESCUES = pl.Schema(
         "question": pl.String(),
         "gold": pl.String(),
         "hint": pl.String(),
-        "cold_text": pl.String(),  # its first cold completion, which is wrong as all of them are
+        "cold_text": pl.String(),  # the first cold completion; all cold completions are wrong
         "cold_answer": pl.String(),
-        "rescued_text": pl.String(),  # its first correct completion with the hint
+        "rescued_text": pl.String(),  # the first correct completion with the hint
         "rescued_answer": pl.String(),
     }
 )
 
 
 def sample_rescues(data: RunData, *, num: int = NUM_RESCUES) -> tuple[pl.DataFrame, int]:
-    """Some of the cases that failed cold and succeeded with the hint (`RESCUES`), and how many there are in all.
+    """Draw cases that failed cold and succeeded with the hint.
+
+    Returns:
+        The drawn cases (`RESCUES`), and the number of all such cases.
 
     Raises:
-        StoreError: a shard that holds their texts is missing or damaged.
+        StoreError: a shard with their texts is missing or damaged.
     """
     rescued = data.counts.filter(
         pl.col("phase") == RESCUE, pl.col("hint_given"), pl.col("cold_failed"), pl.col("c") > 0
@@ -56,13 +60,11 @@ def sample_rescues(data: RunData, *, num: int = NUM_RESCUES) -> tuple[pl.DataFra
         return pl.DataFrame(schema=RESCUES), 0
     texts = ("sample_index", "text", "answer")
     cold = _rows(data.path, COLD, ROLLOUTS, cases, texts)
-    hinted = _rows(data.path, RESCUE, ROLLOUTS, cases, (*texts, "hint_given", "correct")).filter(
-        "hint_given", "correct"
-    )
+    rescues = _rows(data.path, RESCUE, ROLLOUTS, cases, (*texts, "hint_given", "correct"))
+    hinted = rescues.filter("hint_given", "correct")
     hints = _rows(data.path, HINT, HINTS, cases, ("hint",))
-    questions = (
-        problems_of(data.path, data.config).filter(pl.col("split") == TRAIN).select("problem_id", "question", "gold")
-    )
+    problems = problems_of(data.path, data.config)
+    questions = problems.filter(pl.col("split") == TRAIN).select("problem_id", "question", "gold")
     frame = cases.join(questions, on="problem_id", how="left").join(hints, on=_CASE, how="left")
     for name, rows in (("cold", cold), ("rescued", hinted)):
         first = rows.sort("sample_index").group_by(_CASE).first()
@@ -71,7 +73,7 @@ def sample_rescues(data: RunData, *, num: int = NUM_RESCUES) -> tuple[pl.DataFra
 
 
 def _rows(run: Path, phase: str, table: Table, cases: pl.DataFrame, columns: Sequence[str]) -> pl.DataFrame:
-    """These columns of the cases' rows in one phase."""
+    """The rows of the cases in one phase, with these columns."""
     iterations, problems = set(cases["iteration"]), cases["problem_id"].unique().implode()
     frames = [pl.DataFrame(schema={name: table.schema[name] for name in (*_CASE, *columns)})]
     for key in published_keys(run):
@@ -80,14 +82,10 @@ def _rows(run: Path, phase: str, table: Table, cases: pl.DataFrame, columns: Seq
         manifest = manifests.read_manifest(RunPaths(run).task_manifest(key))
         manifests.check_files(manifest, checksum=False)
         for path in (manifest.path.parent / entry.name for entry in manifest.files if entry.table == table.name):
-            # Polars reads the problems' names first, and of the texts only the rows that pass.
-            rows = (
-                pl.scan_parquet(path, hive_partitioning=False)
-                .filter(pl.col("problem_id").is_in(problems))
-                .select(*_CASE, *columns)
-            )
+            # Polars filters by the problem first, so it reads the texts of the matching rows only.
+            rows = pl.scan_parquet(path, hive_partitioning=False).filter(pl.col("problem_id").is_in(problems))
             try:
-                frames.append(rows.collect())
+                frames.append(rows.select(*_CASE, *columns).collect())
             except (pl.exceptions.PolarsError, OSError) as e:
                 raise manifests.DamagedError(manifest.path, f"{path}: not a readable Parquet file ({e})") from e
     return pl.concat(frames).join(cases, on=_CASE, how="semi")

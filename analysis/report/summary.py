@@ -1,6 +1,8 @@
-"""The shortest tables: one run on few columns, which the launcher prints when it ends; and several runs, a line each.
+"""Short tables: the summary of one run, which the launcher prints at its end, and one line per run.
 
-In: `RunData`. Out: `ReportTable`s. Every figure comes from passk, rescue and overlap; the full tables are report.py's.
+The input is `RunData`. The output is `ReportTable`s. All numbers are computed in
+`metrics/passk.py`, `metrics/rescue.py` and `metrics/overlap.py`. The full tables are in
+`report/report.py`.
 """
 
 from __future__ import annotations
@@ -13,14 +15,14 @@ import polars as pl
 from analysis.counts.load import RunData
 from analysis.layout.tables import UNDEFINED, ReportTable, coefficient, group_starts, laid_out, percent
 from analysis.metrics import overlap, passk, rescue
-from analysis.report.evaluation_tables import NOT_ASKED, missing
+from analysis.report.evaluation_tables import BEFORE_DISABLED, missing
 from analysis.report.training_tables import rescue_cell
 from analysis.stats.intervals import ESTIMATE_COLUMNS, FEW_PROBLEMS, METHOD_NOTE
 from core_hpc.store.schema import EVALUATE
 
 
 def summary_table(data: RunData) -> ReportTable:
-    """Pass@k before and after, rescue per attempt and uplift, error overlap; percent with 95 % intervals."""
+    """Pass@k before and after training, rescue rates and error overlap of a run, in percent."""
     ks = passk.default_ks(data.num_samples)
     scores = passk.before_after_table(data.counts, ks=ks, models=data.models)
     rescues = rescue.rescue_table(data.counts)
@@ -39,11 +41,12 @@ def summary_table(data: RunData) -> ReportTable:
     num_problems = scores["num_problems"].max() if scores.height else 0
     if isinstance(num_problems, int) and 0 < num_problems < FEW_PROBLEMS:
         notes.append(
-            f"{num_problems} held-out problems, fewer than {FEW_PROBLEMS}: intervals are wide, small differences mean nothing"
+            f"{num_problems} held-out problems, fewer than {FEW_PROBLEMS}: "
+            "intervals are wide, and small differences are not reliable"
         )
     columns = ["model", "measure", passk.BEFORE, passk.AFTER, passk.DIFFERENCE]
     table = laid_out(columns, shown)
-    if NOT_ASKED in notes:  # of a run without hints, nothing is left in these columns
+    if BEFORE_DISABLED in notes:  # without rescues, these columns are empty
         table = table.drop(name for name in (passk.BEFORE, passk.DIFFERENCE) if set(table[name]) <= {UNDEFINED, ""})
     starts = group_starts([row[0] for row in shown])
     title = f"{data.name}: held-out problems and rescues (percent)"
@@ -51,7 +54,7 @@ def summary_table(data: RunData) -> ReportTable:
 
 
 def _levels(scores: pl.DataFrame, measure: str, model: str, k: int) -> list[str]:
-    """Cells before, after and difference of one figure."""
+    """The cells before, after and difference of one measure."""
     here = scores.filter(pl.col("measure") == measure, pl.col("model") == model, pl.col("k") == k)
     rows = {row["when"]: row for row in here.iter_rows(named=True)}
     return [
@@ -65,7 +68,7 @@ def _percent(row: dict[str, Any] | None, *, signed: bool = False) -> str:
 
 
 def _rescue_rows(rescues: pl.DataFrame, student: str | None) -> list[list[str]]:
-    """Rescue during training: correct with the hint, without it (the control), and the difference."""
+    """Rescue in training: correct without the hint (the control), with it, and the difference."""
     if student is None:
         here = rescues.filter(pl.col("group") == "all")
     else:
@@ -78,26 +81,25 @@ def _rescue_rows(rescues: pl.DataFrame, student: str | None) -> list[list[str]]:
 
 
 def _overlap_rows(data: RunData) -> list[list[str]]:
-    """Expected joint failure of one completion each, and its correlation, for every pair."""
+    """Joint failure and correlation of failure of every pair of models, for one completion."""
     before, after = passk.before_and_after(data.counts, data.models)
     iterations = [i for i in (before, after) if i is not None]
     table = overlap.overlap_table(data.counts, models=data.models, iterations=iterations)
     table = table.filter(pl.col("level") == overlap.SAMPLE, pl.col("model_a") != pl.col("model_b"))
     out = []
     for measure, name, form in (("joint_failure", "both fail", percent), ("phi", "error correlation", coefficient)):
-        for (a, b), pair in table.filter(pl.col("measure") == measure).group_by(
-            "model_a", "model_b", maintain_order=True
-        ):
+        pairs = table.filter(pl.col("measure") == measure).group_by("model_a", "model_b", maintain_order=True)
+        for (a, b), pair in pairs:
             cells = {
                 row["iteration"]: form(row["estimate"], row["low"], row["high"]) for row in pair.iter_rows(named=True)
             }
-            cell = [UNDEFINED if i is None else cells.get(i, UNDEFINED) for i in (before, after)]
-            out.append([f"{a}, {b}", name, *cell, ""])
+            shown = [UNDEFINED if i is None else cells.get(i, UNDEFINED) for i in (before, after)]
+            out.append([f"{a}, {b}", name, *shown, ""])
     return out
 
 
 def headline_table(runs: Sequence[RunData]) -> ReportTable:
-    """A line for each run: its latest evaluation and its rescues; percent with 95 % intervals."""
+    """One line per run: its latest evaluation and its rescue uplift, in percent."""
     rows, frames = [], []
     for data in runs:
         frame = _headline(data)
@@ -127,14 +129,16 @@ def headline_table(runs: Sequence[RunData]) -> ReportTable:
         "gain at matched budget",
         "rescue uplift",
     ]
-    notes = ["gain at matched budget: team Pass@1 - Pass@N of the best model, in points", METHOD_NOTE]
-    return ReportTable(
-        "runs", "Latest evaluation of every run (percent)", pl.concat(frames), laid_out(columns, rows), notes
-    )
+    notes = [
+        "gain at matched budget: team Pass@1 of N models - Pass@N of the best model, in percentage points",
+        METHOD_NOTE,
+    ]
+    title = "Latest evaluation of every run (percent)"
+    return ReportTable("runs", title, pl.concat(frames), laid_out(columns, rows), notes)
 
 
 def _headline(data: RunData) -> pl.DataFrame:
-    """The figures of a run's line: figure, iteration, model, and the columns of an estimate."""
+    """The estimates of a run's line: figure, iteration, model and `ESTIMATE_COLUMNS`."""
     latest = next((i for i in reversed(passk.before_and_after(data.counts, data.models)) if i is not None), None)
     counts = data.counts.filter(pl.col("phase") == EVALUATE, pl.col("iteration") == pl.lit(latest, pl.Int32))
     scores = passk.pass_at_k_table(counts, ks=[1], models=data.models, teams=[])

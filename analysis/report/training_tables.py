@@ -1,7 +1,8 @@
-"""The tables of a report that say how the run went: rescue, training curves, cost, what is published; laid out.
+"""The tables of a report about the training: rescue, training curves, cost, published completions.
 
-In: `RunData`, curves and cost of a run. Out: `ReportTable`s, and in words what is not published yet. Every figure comes
-from rescue, curves and cost; this module chooses, names and arranges.
+The input is the `RunData`, the curves and the cost of a run. The output is `ReportTable`s, with
+notes about what is not published yet. All numbers are computed in `metrics/rescue.py`,
+`metrics/curves.py` and `timing/cost.py`; this module selects, names and arranges them.
 """
 
 from __future__ import annotations
@@ -18,10 +19,13 @@ from core_hpc.store.paths import TEAM
 
 
 def rescue_table(data: RunData, hints: pl.DataFrame | None = None) -> ReportTable:
-    """Rescue rates of all cases, by student, pair, iteration and difficulty; with hints, by their length too."""
+    """Rescue rates of all cases, and by student, pair, iteration and difficulty.
+
+    With `hints` (`load_hints`), the rates by the length of the hint are added.
+    """
     groups = [group for group in rescue.GROUPS if group != "hint_length" or (hints is not None and hints.height)]
     frame = rescue.rescue_table(data.counts, groups=groups, hints=hints)
-    # In a team of two, a student has one teacher: the pairs say the same.
+    # In a team of two, a student has one teacher, so the pairs contain the same numbers.
     visible = frame.filter(pl.col("group") != "student") if len(data.models) == 2 else frame
     shown, groups_shown = [], []
     for part in visible.partition_by("group", "teacher", "student", "iteration", "bin", maintain_order=True):
@@ -43,7 +47,7 @@ def rescue_table(data: RunData, hints: pl.DataFrame | None = None) -> ReportTabl
             *note_counts(frame["note"]),
         ]
     elif data.config is None:
-        notes = ["these predictions were imported without rescue completions"]
+        notes = ["imported predictions have no rescue completions"]
     elif data.config.protocol.rescue_samples == 0:
         notes = ["the rescue phase is switched off (protocol.rescue_samples: 0)"]
     else:
@@ -54,61 +58,59 @@ def rescue_table(data: RunData, hints: pl.DataFrame | None = None) -> ReportTabl
 
 
 def rescue_cell(row: Mapping[str, Any] | None) -> str:
-    """A rate of `rescue.rescue_table` with its interval and counts; UNDEFINED where there is none."""
+    """A rate of `rescue.rescue_table` with interval and counts; UNDEFINED for None."""
     if row is None:
         return UNDEFINED
-    if row["rate"] == rescue.UPLIFT:  # its two denominators stand in the cells of per_attempt and control
+    if row["rate"] == rescue.UPLIFT:  # its counts are those of per_attempt and control
         return percent(row["estimate"], row["low"], row["high"], signed=True)
     return f"{percent(row['estimate'], row['low'], row['high'])} ({row['numerator']}/{row['denominator']})"
 
 
 def rows_table(data: RunData) -> ReportTable:
-    """How much is published."""
+    """Published problems and completions by phase, iteration and model."""
+    names = {"n": "completions", "c": "correct", "num_timeout": "verification time-outs", "num_truncated": "truncated"}
     frame = (
         data.counts.group_by("phase", "iteration", "model")
-        .agg(pl.col("problem_id").n_unique().alias("problems"), pl.col("n", "c", "num_timeout", "num_truncated").sum())
+        .agg(pl.col("problem_id").n_unique().alias("problems"), pl.col(list(names)).sum())
         .sort("phase", "iteration", "model")
-        .rename(
-            {"n": "completions", "c": "correct", "num_timeout": "verification time-outs", "num_truncated": "truncated"}
-        )
+        .rename(names)
     )
     notes = [] if frame.height else ["nothing is published yet"]
     return ReportTable("rows", "Published completions", frame, laid_out(frame.columns, frame.rows()), notes)
 
 
 def curves_table(data: RunData, curves: pl.DataFrame) -> ReportTable:
-    """Training curves: first and last iteration; the CSV has all."""
+    """Training curves at the first and the last iteration. The CSV file has all iterations."""
     iterations = curves["iteration"].unique().sort().to_list()
     ends = [*iterations[:1], *iterations[1:][-1:]]
     cells: dict[str, dict[str, str]] = {}
     for part in curves.partition_by("measure", "model", maintain_order=True):
         values = dict(part.select("iteration", "value").rows())
-        cells.setdefault(part["measure"][0], {})[part["model"][0]] = " → ".join(
-            number(values.get(i)) or UNDEFINED for i in ends
-        )
+        cell = " → ".join(number(values.get(i)) or UNDEFINED for i in ends)
+        cells.setdefault(part["measure"][0], {})[part["model"][0]] = cell
     models = [*data.models, TEAM]
     shown = [[measure, *(row.get(model, UNDEFINED) for model in models)] for measure, row in cells.items()]
-    notes = (
-        []
-        if shown
-        else [
-            "these predictions were imported without training" if data.config is None else "no scores are published yet"
-        ]
-    )
+    nothing = "imported predictions have no training" if data.config is None else "no scores are published yet"
+    notes = [] if shown else [nothing]
     title = f"Training curves, iteration {' → '.join(map(str, ends))}" if shown else "Training curves"
     starts = group_starts([measure.split("/")[0] for measure in cells])
     return ReportTable("curves", title, curves, laid_out(["measure", *models], shown), notes, starts=starts)
 
 
 def cost_table(cost: pl.DataFrame) -> ReportTable:
-    """Hours and tokens by phase."""
+    """Hours and tokens by phase.
+
+    Args:
+        cost: `Cost.table` of `timing/cost.py`.
+    """
     names = [name.replace("_", " ") for name in cost.columns]
     shown = [[UNDEFINED if cell is None else _amount(cell) for cell in row] for row in cost.rows()]
     notes = [
-        "work behind published results, from the start of a task to its publication; failed tries and waiting workers are not in it"
+        "cost of published results, from the start of a task to its publication; "
+        "failed attempts and waiting workers are not included"
     ]
     if cost["gpu_hours"].null_count():
-        notes.append("GPU-hours: not recorded by all tasks")
+        notes.append("GPU-hours: not all tasks recorded them")
     return ReportTable("cost", "Cost by phase", cost, laid_out(names, shown), notes, starts=[cost.height - 1])
 
 

@@ -1,10 +1,13 @@
-"""Confidence intervals that respect clustering: the problem is the unit, its completions are not independent.
+"""Confidence intervals with the problem as the unit: completions of a problem are dependent.
 
-Shares get Wilson's interval with an effective number of observations (`share`); differences and coefficients get a
-percentile bootstrap over problems (`resampled_means`, then `from_draws`), paired because all columns of a problem are
-drawn together; the smallest of several figures has its own rule (`smallest_from_draws`). The seed is fixed, so that the
-same counts give the same interval.
-This module does not know what the figures mean.
+Shares get Wilson's interval with an effective number of observations (`share`). Differences and
+coefficients get a percentile bootstrap over problems (`resampled_means`, then `from_draws`). The
+bootstrap is paired, because all columns of a problem are drawn together. The smallest of several
+figures has its own rule (`smallest_from_draws`). The seed is fixed, so the same counts always give
+the same interval.
+
+The input is arrays with one value per problem. The output is `Estimate`s. This module does not know
+which metric the values are of.
 """
 
 from __future__ import annotations
@@ -27,11 +30,11 @@ METHOD_NOTE = (
     f"[low, high]: {CONFIDENCE:.0%} intervals, clustered by problem; shares: Wilson with effective n; "
     f"differences and coefficients: bootstrap over problems, {NUM_DRAWS} draws, seed {SEED}"
 )
-_UNDEFINED_DRAWS = 0.05  # more undefined draws than this: no interval
+_UNDEFINED_DRAWS = 0.05  # share of undefined draws above which there is no interval
 _TAILS = ((1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2)
-_ALIKE = "no interval: all problems alike"
-_MANY_ROWS = 500  # distinct rows from which drawing problems one after another is faster
-_CHUNK_CELLS = 500_000  # cells of one block of draws: 4 MB, which stays in the cache
+_ALIKE = "no interval: all problems have the same value"
+_MANY_ROWS = 500  # number of distinct rows above which single draws are faster than a multinomial
+_CHUNK_CELLS = 500_000  # maximum number of cells of a block of draws: 4 MB, which fits in the cache
 
 ESTIMATE_COLUMNS: dict[str, pl.DataType] = {
     "estimate": pl.Float64(),
@@ -44,7 +47,7 @@ ESTIMATE_COLUMNS: dict[str, pl.DataType] = {
 
 @dataclass(frozen=True)
 class Estimate:
-    """One figure: None is undefined, and `note` says why."""
+    """One figure with its interval. None means undefined; `note` then gives the reason."""
 
     estimate: float | None
     low: float | None
@@ -57,7 +60,7 @@ class Estimate:
 
 
 def join_notes(*notes: str) -> str:
-    """The notes that say something, each once.
+    """Join the notes that are not empty, each of them once.
 
     >>> join_notes("a", "", "b", "a")
     'a; b'
@@ -66,18 +69,23 @@ def join_notes(*notes: str) -> str:
 
 
 def few(num_problems: int, groups: IntArray | None = None) -> str:
-    """The flag of a figure that stands on too few problems (or source groups of problems) to trust its interval."""
+    """Note for a figure with too few problems or source groups for its interval; else empty."""
     if num_problems < FEW_PROBLEMS:
         return f"fewer than {FEW_PROBLEMS} problems"
-    return (
-        f"fewer than {FEW_PROBLEMS} source groups"
-        if groups is not None and len(np.unique(groups)) < FEW_PROBLEMS
-        else ""
-    )
+    if groups is not None and len(np.unique(groups)) < FEW_PROBLEMS:
+        return f"fewer than {FEW_PROBLEMS} source groups"
+    return ""
 
 
 def summed_by_group(columns: FloatArray, groups: IntArray) -> FloatArray:
-    """Sums over the problems of each source group. columns: (P, F); groups: (P,) codes from 0 on. Returns (G, F).
+    """Sum the rows of each source group.
+
+    Args:
+        columns: (P, F) values per problem.
+        groups: (P,) codes of the source groups.
+
+    Returns:
+        (G, F), one row per source group.
 
     >>> summed_by_group(np.array([[1.0, 2.0], [3.0, 4.0], [5.0, 6.0]]), np.array([1, 0, 1])).tolist()
     [[3.0, 4.0], [6.0, 8.0]]
@@ -87,34 +95,44 @@ def summed_by_group(columns: FloatArray, groups: IntArray) -> FloatArray:
 
 
 def undefined(num_problems: int, why: str) -> Estimate:
-    """A figure that cannot be computed."""
+    """Return the estimate of a figure that cannot be computed, with the reason as its note."""
     return Estimate(None, None, None, num_problems, why)
 
 
 def divide(a: FloatArray, b: FloatArray) -> FloatArray:
-    """a / b, NaN where b is 0 or undefined."""
+    """Compute a / b; NaN where b is 0 or NaN."""
     a, b = np.broadcast_arrays(np.asarray(a, dtype=np.float64), np.asarray(b, dtype=np.float64))
-    return np.divide(a, b, out=np.full(a.shape, np.nan), where=b != 0)
+    ratio: FloatArray = np.divide(a, b, out=np.full(a.shape, np.nan), where=b != 0)
+    return ratio
 
 
 def wilson(p: float, n: float) -> tuple[float, float]:
-    """Wilson's score interval of a share p seen in n independent observations (n need not be whole).
+    """Wilson's score interval of a share p of n independent observations. n may be fractional.
 
     >>> [round(x, 4) for x in wilson(0.5, 10)]
     [0.2366, 0.7634]
     """
     centre = (p + Z**2 / (2 * n)) / (1 + Z**2 / n)
     half = Z / (1 + Z**2 / n) * math.sqrt(p * (1 - p) / n + Z**2 / (4 * n**2))
-    # At p = 0 and p = 1 the bound is exact; without this it misses by rounding.
+    # At p = 0 and p = 1 one bound is exactly p, which the formula misses by a rounding error.
     return (0.0 if p <= 0 else max(0.0, centre - half)), (1.0 if p >= 1 else min(1.0, centre + half))
 
 
 def effective_n(numerator: FloatArray, denominator: FloatArray, *, samples_per_unit: float = 1.0) -> float:
-    """Number of independent observations worth as much as these problems: p(1-p) / var(p).
+    """Number of independent observations with the same variance as these problems: p(1-p) / var(p).
 
-    var(p) is the linearised variance of a ratio of sums over problems. Bounded below by Kish's effective number of
-    problems, (sum d)^2 / sum d^2 (all completions of a problem alike; also taken where p is 0 or 1 and the data say
-    nothing of the clustering), and above by the number of completions, sum d * samples_per_unit.
+    p is sum(numerator) / sum(denominator), and var(p) is the linearised variance of this ratio of
+    sums over problems. The result has two bounds:
+
+    - The lower bound is Kish's effective number of problems, (sum d)^2 / sum d^2 with the
+      denominators d. It holds when all completions of a problem are equal. It is also the result
+      when p is 0 or 1, because the data then contain no information about the clustering.
+    - The upper bound is the number of completions, sum d * samples_per_unit.
+
+    Args:
+        numerator: (P,) per problem.
+        denominator: (P,) per problem.
+        samples_per_unit: number of completions per unit of the denominator.
     """
     total = denominator.sum()
     count = int((denominator > 0).sum())
@@ -135,14 +153,15 @@ def share(
     samples_per_unit: float = 1.0,
     note: str = "",
 ) -> Estimate:
-    """sum(numerator) / sum(denominator), with 0 <= numerator <= denominator for each problem, and its interval.
+    """Share sum(numerator) / sum(denominator) with its interval.
 
     Args:
-        numerator: (P,) per problem; a NaN makes the share undefined.
-        denominator: (P,) per problem; default: every problem counts 1, which gives the mean over problems.
-        groups: (P,) codes of source groups, whose problems are not independent; default: every problem is its own.
-        samples_per_unit: completions behind one unit of the denominator.
-        note: said beside the figure.
+        numerator: (P,) per problem, between 0 and the denominator. A NaN makes the share undefined.
+        denominator: (P,) per problem; default: 1 for all, which gives the mean over problems.
+        groups: (P,) codes of source groups, whose problems are dependent; default: every problem is
+            a group of its own.
+        samples_per_unit: number of completions per unit of the denominator.
+        note: note of the estimate.
     """
     numerator = np.asarray(numerator, dtype=np.float64)
     denominator = np.ones_like(numerator) if denominator is None else np.asarray(denominator, dtype=np.float64)
@@ -155,18 +174,25 @@ def share(
     few_note = few(count, None if groups is None else groups[denominator > 0])
     if groups is not None:
         numerator, denominator = summed_by_group(np.stack([numerator, denominator], axis=1), groups).T
-        # At most as many observations as if each group had one of its problems.
+        # A source group counts as one problem in the upper bound of the effective n.
         samples_per_unit *= int((denominator > 0).sum()) / count
     low, high = wilson(p, effective_n(numerator, denominator, samples_per_unit=samples_per_unit))
     return Estimate(p, low, high, count, join_notes(note, few_note))
 
 
 def resampled_means(columns: FloatArray, groups: IntArray | None = None) -> FloatArray:
-    """Means of each column over problems drawn with replacement. columns: (P, F). Returns (NUM_DRAWS, F).
+    """Means of each column over problems that are drawn with replacement.
 
-    With `groups` ((P,) codes of source groups) whole groups are drawn. Problems (groups) with equal rows are drawn
-    together, by a multinomial over the distinct rows: the same law as drawing one after another, at the cost of the
-    distinct rows; where these are many, one after another is faster. A column with a NaN has only NaN means.
+    Problems with equal rows are drawn together, by a multinomial over the distinct rows. This has
+    the same law as drawing one problem after another, and it is faster when there are few distinct
+    rows. When there are many, the problems are drawn one after another.
+
+    Args:
+        columns: (P, F) values per problem.
+        groups: (P,) codes of source groups; whole groups are drawn. Default: problems are drawn.
+
+    Returns:
+        (NUM_DRAWS, F); all means of a column that contains a NaN are NaN.
     """
     if groups is not None:
         sums = summed_by_group(np.concatenate([columns, np.ones((len(columns), 1))], axis=1), groups)
@@ -192,9 +218,14 @@ def resampled_means(columns: FloatArray, groups: IntArray | None = None) -> Floa
 def from_draws(
     value: float, draws: FloatArray, *, num_problems: int, groups: IntArray | None = None, note: str = ""
 ) -> Estimate:
-    """A figure with the percentile interval of its bootstrap draws (NaN: undefined in that draw).
+    """Estimate of a figure with the percentile interval of its bootstrap draws.
 
-    groups: the source groups that were drawn; default: problems were.
+    Args:
+        value: the figure; NaN or infinite means undefined.
+        draws: (NUM_DRAWS,) the figure in each draw; NaN where it is undefined.
+        num_problems: number of problems.
+        groups: (P,) codes of the source groups, if whole groups were drawn.
+        note: note of the estimate.
     """
     if not math.isfinite(value):
         return undefined(num_problems, note or "undefined: division by 0")
@@ -203,7 +234,7 @@ def from_draws(
     if len(defined) < (1 - _UNDEFINED_DRAWS) * len(draws):
         return Estimate(value, None, None, num_problems, join_notes(note, "no interval: undefined in too many draws"))
     if np.ptp(defined) < 1e-12:
-        # A zero-width interval would claim certainty where the problems at hand merely all agree.
+        # An interval of width 0 would claim certainty, although only the problems at hand agree.
         return Estimate(value, None, None, num_problems, join_notes(note, _ALIKE))
     low, high = np.quantile(defined, _TAILS)
     return Estimate(value, float(low), float(high), num_problems, note)
@@ -212,17 +243,22 @@ def from_draws(
 def smallest_from_draws(
     values: FloatArray, draws: FloatArray, *, num_problems: int, groups: IntArray | None = None, note: str = ""
 ) -> Estimate:
-    """The smallest of several figures (a difference from the best of several models), with its interval.
+    """Estimate of the smallest of M figures, such as the difference from the best of M models.
 
-    The smallest of noisy figures is too small, and a percentile interval of the smallest of each draw doubles that: with
-    two equal models on 200 problems it covered the truth in 65 % of 600 studies, this one in 98 % (never below 95 %,
-    a third wider). The true smallest is at least the least of the lower bounds, and at most the least of upper bounds
-    which hold for all figures together.
+    The smallest of several noisy figures is biased downwards, and the percentile interval of the
+    smallest figure of each draw doubles this bias. With two equal models on 200 problems, that
+    interval covered the truth in 65 % of 600 studies. The interval of this function covered it in
+    98 %; it was a third wider and never covered less than 95 %.
+
+    The lower bound is the smallest of the lower bounds of the figures. The upper bound is the
+    smallest of upper bounds that hold for all figures simultaneously.
 
     Args:
-        values: (M,) the figures, none undefined.
+        values: (M,) the figures; all are defined.
         draws: (NUM_DRAWS, M) their joint bootstrap draws.
-        num_problems, groups, note: as in `from_draws`.
+        num_problems: number of problems.
+        groups: (P,) codes of the source groups, if whole groups were drawn.
+        note: note of the estimate.
     """
     note = join_notes(note, few(num_problems, groups))
     value = float(values.min())

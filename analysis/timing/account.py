@@ -1,8 +1,11 @@
-"""The account of time: what a run's tasks spent their seconds on, and how near each iteration comes to its lower bound.
+"""The accounting of time: the seconds of tasks, and of iterations beside their lower bound.
 
-In: a run folder, of a run in progress too: manifests, and the records of submissions to SLURM. Out: tidy frames of the
-seconds of tasks, of iterations and of what these were waiting for (critical_path.py). Counted are tasks that published;
-seconds are those of a task's first rank, times those of its host. How they are shown is timing_tables.py's.
+The input is a run folder, of a run that is finished or in progress: its manifests, and the records
+of submissions to SLURM. The output is tidy frames: the seconds of tasks, the seconds of iterations
+beside their lower bound, and what iterations were waiting for (`timing/critical_path.py`).
+
+Only published tasks are counted. The seconds of a task are those of its first rank, and its times
+are those of the host of this rank. `timing/tables.py` formats the frames.
 """
 
 from __future__ import annotations
@@ -45,31 +48,37 @@ TIMES = pl.Schema(
         "iteration": pl.Int64(),
         "phase": pl.String(),
         "model": pl.String(),
-        "item": pl.String(),  # of critical_path.ITEMS, or what a task calls it
-        "tasks": pl.Int64(),  # that spent time on it
+        "item": pl.String(),  # one of critical_path.ITEMS, or another name that a task recorded
+        "tasks": pl.Int64(),  # number of tasks that spent time on the item
         "seconds": pl.Float64(),  # sum over tasks
-        "share": pl.Float64(),  # of the iteration's time; tasks side by side add up to more than 1. Null for evaluations
-        "tokens": pl.Int64(),  # generate: completion tokens; passes and train: tokens computed, what sequences share once
+        # Share of the time of the iteration; the sum of parallel tasks can be more than 1. Null for
+        # evaluations.
+        "share": pl.Float64(),
+        # generate: completion tokens; passes and train: tokens that are computed, where a prefix
+        # that sequences share counts once
+        "tokens": pl.Int64(),
         "tokens_per_s": pl.Float64(),
-        "prompt_tokens": pl.Int64(),  # generate
-        "padding_share": pl.Float64(),  # train: of the tokens computed with
+        "prompt_tokens": pl.Int64(),  # only for generate
+        "padding_share": pl.Float64(),  # only for train: share of the computed tokens that are padding
     }
 )
 ITERATIONS = pl.Schema(
     {
         "iteration": pl.Int64(),
-        "tasks": pl.Int64(),  # published
-        "of_tasks": pl.Int64(),
-        "began": pl.Float64(),  # seconds since the epoch: its first submission, or start of a process or task
-        "ended": pl.Float64(),  # its last publication
+        "tasks": pl.Int64(),  # published tasks
+        "of_tasks": pl.Int64(),  # all tasks
+        "began": pl.Float64(),  # first submission, or start of a process or task; seconds since the epoch
+        "ended": pl.Float64(),  # last publication
         "wall_s": pl.Float64(),
-        "elsewhere_s": pl.Float64(),  # of it: waiting for an evaluation or another iteration
-        "queue_s": pl.Float64(),  # of it: waiting in the queue of SLURM
-        "bound_s": pl.Float64(),  # max over models of sampled, passed and trained tokens, each by its rate; null: no rate is known
-        "bound_model": pl.String(),
+        "elsewhere_s": pl.Float64(),  # part of wall_s: waiting for an evaluation or another iteration
+        "queue_s": pl.Float64(),  # part of wall_s: waiting in the queue of SLURM
+        # Maximum over models of their sampled, passed and trained tokens, each divided by its rate;
+        # null if no rate is known.
+        "bound_s": pl.Float64(),
+        "bound_model": pl.String(),  # the model that the maximum is of
         "overhead": pl.Float64(),  # share of wall_s - elsewhere_s that is above the bound
-        "overhead_without_queue": pl.Float64(),  # the same of wall_s - elsewhere_s - queue_s
-        "largest": pl.String(),  # item that is neither work nor elsewhere
+        "overhead_without_queue": pl.Float64(),  # the same share of wall_s - elsewhere_s - queue_s
+        "largest": pl.String(),  # largest item that is neither in WORK nor in ELSEWHERE
         "largest_s": pl.Float64(),
     }
 )
@@ -77,28 +86,28 @@ WAITED = pl.Schema(
     {
         "iteration": pl.Int64(),
         "item": pl.String(),
-        "phase": pl.String(),  # of the task that ran or had to wait
+        "phase": pl.String(),  # of the task that ran or was waiting
         "model": pl.String(),
         "seconds": pl.Float64(),
-        "share": pl.Float64(),  # of the iteration's time: they add up to 1
+        "share": pl.Float64(),  # of the time of the iteration; the sum of an iteration is 1
     }
 )
 
 
 WORKED_TOKENS = {GENERATE: "num_completion_tokens", LOG_PROBS: "num_pass_tokens", TRAIN: "num_tokens"}
-"""Statistic of a task that says how much of an item of work it did."""
+"""Statistic of a task with the amount of work of an item."""
 
 
 @dataclass(frozen=True)
 class RunTimes:
-    """When the published tasks of a run ran."""
+    """The times of the published tasks of a run."""
 
     tasks: tuple[TaskTime, ...]
-    graph: Graph | None  # None: imported predictions
+    graph: Graph | None  # None for imported predictions
 
     @cached_property
     def paths(self) -> dict[int, list[Segment]]:
-        """What each iteration was waiting for at each moment, of those of whose training something is published."""
+        """The critical path of each iteration with published tasks (without evaluations)."""
         if self.graph is None:
             return {}
         iterations = sorted({t.key.iteration for t in self.tasks if t.key.phase != EVALUATE})
@@ -106,17 +115,16 @@ class RunTimes:
 
     @cached_property
     def num_tasks(self) -> Counter[int]:
-        """How many tasks the training of each iteration has."""
-        return (
-            Counter(key.iteration for key in self.graph.tasks() if key.phase != EVALUATE) if self.graph else Counter()
-        )
+        """The number of tasks of each iteration, without evaluations."""
+        keys = self.graph.tasks() if self.graph else ()
+        return Counter(key.iteration for key in keys if key.phase != EVALUATE)
 
 
 # --- reading -------------------------------------------------------------------------------------
 
 
 def times_of(run: Path) -> RunTimes:
-    """The times of a run, finished or in progress.
+    """Read the times of a run that is finished or in progress.
 
     Raises:
         StoreError: a manifest is damaged.
@@ -125,15 +133,15 @@ def times_of(run: Path) -> RunTimes:
         return RunTimes((), None)
     paths = RunPaths(run)
     tasks = [task_time(key, manifests.read_manifest(paths.task_manifest(key))) for key in published_keys(run)]
-    # Only the tasks of the training are asked for, so the number of held-out problems does not matter.
+    # Only tasks of iterations are requested, so the number of held-out problems does not matter.
     graph = Graph.of(read_run_config(run), num_evaluation_problems=0)
-    # A later start may have asked for fewer iterations.
+    # After a restart with fewer iterations, there can be tasks of later ones.
     graph = replace(graph, iterations=max([graph.iterations, *(t.key.iteration for t in tasks)]))
     return RunTimes(tuple(with_submissions(tasks, paths.slurm)), graph)
 
 
 def task_time(key: TaskKey, manifest: Manifest) -> TaskTime:
-    """When a task ran and what it did, as its manifest tells."""
+    """Return when a task ran and what it did, from its manifest."""
     stats, writer = manifest.stats, manifest.writer
     laps = tuple(_laps(stats))
     ended = float(writer["time"])
@@ -141,29 +149,41 @@ def task_time(key: TaskKey, manifest: Manifest) -> TaskTime:
     if "process_ready" in stats:
         process = (float(stats.get("job_started", stats["process_started"])), float(stats["process_ready"]))
     began = ended - sum(seconds for _, seconds in laps)
-    return TaskTime(key, began, ended, writer["host"], writer["pid"], laps, process, None, stats)
+    return TaskTime(
+        key=key,
+        began=began,
+        ended=ended,
+        host=writer["host"],
+        pid=writer["pid"],
+        laps=laps,
+        process=process,
+        stats=stats,
+    )
 
 
 def _laps(stats: Mapping[str, Any]) -> Iterable[tuple[str, float]]:
-    """What a task did, in order. An update tells more of its lap `update`."""
+    """Return the laps of a task in order. `update` is split if the statistics have its parts."""
     for name, seconds in stats.get("seconds", {}).items():
         if name != "update":
             yield name, float(seconds)
         elif "train_s" not in stats:
             yield TRAIN, float(seconds)
         else:
-            passes, train, save = (
-                stats.get("old_s", 0.0) + stats.get("reference_s", 0.0),
-                stats["train_s"],
-                stats.get("save_s", 0.0),
-            )
-            compiled = stats.get("compile_s", 0.0)
+            passes = stats.get("old_s", 0.0) + stats.get("reference_s", 0.0)
+            train, save, compiled = stats["train_s"], stats.get("save_s", 0.0), stats.get("compile_s", 0.0)
             yield "prepare", max(0.0, float(seconds) - compiled - passes - train - save)
             yield from (("compile", compiled), (LOG_PROBS, passes), (TRAIN, train), ("save", save))
 
 
 def with_submissions(tasks: Sequence[TaskTime], folder: Path) -> list[TaskTime]:
-    """The tasks; those that came first in an element of an array with the time at which that was submitted."""
+    """Add the time of submission to tasks.
+
+    The first task of each element of an array gets the time at which the array was submitted.
+
+    Args:
+        tasks: published tasks.
+        folder: folder with the records of submissions to SLURM.
+    """
     by_key = {t.key: t for t in tasks}
     submitted: dict[TaskKey, list[float]] = {}
     patterns = [f"*-{iteration:04d}-*.json" for iteration in sorted({t.key.iteration for t in tasks})]
@@ -174,17 +194,16 @@ def with_submissions(tasks: Sequence[TaskTime], folder: Path) -> list[TaskTime]:
             if published:
                 first = min(published, key=lambda t: t.began)
                 submitted.setdefault(first.key, []).append(float(record["submitted"]))
-    # Of several tries, the last before a task began is the one that did it.
-    return [
-        replace(t, submitted=max((at for at in times if at <= t.began), default=min(times)))
-        if (times := submitted.get(t.key))
-        else t
-        for t in tasks
-    ]
+    return [_submitted(t, submitted[t.key]) if t.key in submitted else t for t in tasks]
+
+
+def _submitted(task: TaskTime, times: Sequence[float]) -> TaskTime:
+    """Add the submission that ran the task: the last one before the task began."""
+    return replace(task, submitted=max((at for at in times if at <= task.began), default=min(times)))
 
 
 def _record(path: Path) -> dict[str, Any]:
-    """The record of a submission; empty when its controller has just renamed it."""
+    """Read the record of a submission; empty when its controller has just renamed it."""
     try:
         record: dict[str, Any] = manifests.read_json(path)
     except StoreError:
@@ -198,7 +217,7 @@ def _record(path: Path) -> dict[str, Any]:
 
 
 def time_table(times: RunTimes) -> pl.DataFrame:
-    """What tasks spent their seconds on: TIMES, a row for each iteration, phase, model and item."""
+    """Compute the seconds of tasks (schema TIMES) per iteration, phase, model and item."""
     walls = {i: sum(s.seconds for s in path) for i, path in times.paths.items()}
 
     def place(task: TaskTime) -> tuple[int, int, str]:
@@ -206,26 +225,20 @@ def time_table(times: RunTimes) -> pl.DataFrame:
 
     rows = []
     for _, group in groupby(sorted(times.tasks, key=place), key=place):
-        alike = list(group)
-        key = alike[0].key
+        same_key = list(group)
+        key = same_key[0].key
         wall = walls[key.iteration] if key.phase != EVALUATE else 0.0
-        for item in in_order({item for t in alike for item in _spent(t)}):
-            spent = [s for t in alike if (s := _spent(t).get(item)) is not None]
+        for item in in_order({item for t in same_key for item in _spent(t)}):
+            spent = [s for t in same_key if (s := _spent(t).get(item)) is not None]
             seconds = sum(spent)
-            row = {
-                "iteration": key.iteration,
-                "phase": key.phase,
-                "model": key.model,
-                "item": item,
-                "tasks": len(spent),
-            }
-            row |= {"seconds": seconds, "share": seconds / wall if wall else None, **_tokens(alike, item, seconds)}
-            rows.append(row)
+            labels = {"iteration": key.iteration, "phase": key.phase, "model": key.model, "item": item}
+            amounts = {"tasks": len(spent), "seconds": seconds, "share": seconds / wall if wall else None}
+            rows.append({**labels, **amounts, **_tokens(same_key, item, seconds)})
     return pl.DataFrame(rows, schema=TIMES)
 
 
 def _spent(task: TaskTime) -> dict[str, float]:
-    """Seconds of a task by item, its wait and the start of its process included."""
+    """Return the seconds of a task by item, including the queue and the start of its process."""
     out: dict[str, float] = {}
     for item, a, b in (*task.waits, *task.spans):
         if b > a:
@@ -252,13 +265,16 @@ def _tokens(tasks: Sequence[TaskTime], item: str, seconds: float) -> dict[str, f
 
 
 def in_order(items: Iterable[str]) -> list[str]:
-    """Items in the order in which they are shown."""
+    """Sort items into the order in which they are shown."""
     known = list(ITEMS)
     return sorted(items, key=lambda item: (known.index(item) if item in ITEMS else len(known), item))
 
 
 def waited_table(times: RunTimes) -> pl.DataFrame:
-    """What each iteration was waiting for: WAITED. The seconds of an iteration add up to its time."""
+    """Compute what each iteration was waiting for (schema WAITED).
+
+    The sum of the seconds of an iteration is its time.
+    """
     rows = []
     for iteration, path in times.paths.items():
         wall = sum(s.seconds for s in path)
@@ -267,13 +283,13 @@ def waited_table(times: RunTimes) -> pl.DataFrame:
             place = (s.item, s.key.phase, s.key.model)
             spent[place] = spent.get(place, 0.0) + s.seconds
         for item in in_order({item for item, *_ in spent}):
-            mine = [(place, seconds) for place, seconds in spent.items() if place[0] == item]
-            rows += [[iteration, *place, seconds, seconds / wall] for place, seconds in mine]
+            of_item = [(place, seconds) for place, seconds in spent.items() if place[0] == item]
+            rows += [[iteration, *place, seconds, seconds / wall] for place, seconds in of_item]
     return pl.DataFrame(rows, schema=WAITED, orient="row")
 
 
 def iteration_table(times: RunTimes) -> pl.DataFrame:
-    """Each iteration's time beside its lower bound: ITERATIONS."""
+    """Compute the time and the lower bound of each iteration (schema ITERATIONS)."""
     rates = _rates(times)
     return pl.DataFrame([_iteration(times, iteration, rates) for iteration in times.paths], schema=ITERATIONS)
 
@@ -283,7 +299,8 @@ def _iteration(times: RunTimes, iteration: int, rates: Rates) -> dict[str, Any]:
     spent: dict[str, float] = {}
     for s in times.paths[iteration]:
         spent[s.item] = spent.get(s.item, 0.0) + s.seconds
-    wall, elsewhere, queue = sum(spent.values()), sum(spent.get(item, 0.0) for item in ELSEWHERE), spent.get(QUEUE, 0.0)
+    wall, queue = sum(spent.values()), spent.get(QUEUE, 0.0)
+    elsewhere = sum(spent.get(item, 0.0) for item in ELSEWHERE)
     bound_s, bound_model = _bound(own, rates)
     above = {item: seconds for item, seconds in spent.items() if item not in (*WORK, *ELSEWHERE)}
     largest = max(above, key=lambda item: above[item], default=None)
@@ -314,20 +331,21 @@ Rates = Mapping[tuple[str, str, str], float]
 
 
 def _bound(tasks: Sequence[TaskTime], rates: Rates) -> tuple[float | None, str | None]:
-    """Seconds that the slowest model needs for its tokens, and which model that is."""
+    """Return the seconds that the slowest model needs for its tokens, and its name."""
     needed: dict[str, float] = {}
     for (model, phase, item), rate in rates.items():
-        mine = [t for t in tasks if (t.key.model, t.key.phase) == (model, phase)]
-        if mine:
-            needed[model] = needed.get(model, 0.0) + sum(_worked_tokens(t, item) for t in mine) / rate
+        own = [t for t in tasks if (t.key.model, t.key.phase) == (model, phase)]
+        if own:
+            needed[model] = needed.get(model, 0.0) + sum(_worked_tokens(t, item) for t in own) / rate
     slowest = max(needed, key=lambda model: needed[model], default=None)
     return (needed[slowest], slowest) if slowest is not None else (None, None)
 
 
 def _rates(times: RunTimes) -> Rates:
-    """Tokens per second of each model's work, over the whole run.
+    """Compute the tokens per second of the work of each model, over the whole run.
 
-    Seconds are those in which the model's tasks do work: of several at the same time, each has its part of a second.
+    The seconds are those in which tasks of the model work. If several of them work at the same
+    time, they share these seconds.
     """
     rates = {}
     for model in {t.key.model for t in times.tasks} - {TEAM}:
@@ -341,5 +359,8 @@ def _rates(times: RunTimes) -> Rates:
 
 
 def _worked_tokens(task: TaskTime, item: str) -> int:
-    """Earlier versions did not count the tokens of passes: they stand for those that were trained."""
+    """Return the tokens of an item of work.
+
+    Earlier versions did not count the tokens of passes; the number of trained tokens replaces it.
+    """
     return int(task.stats.get(WORKED_TOKENS[item], task.stats.get("num_tokens", 0)))

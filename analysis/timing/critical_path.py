@@ -1,12 +1,15 @@
-"""What an iteration was waiting for at each moment: the chain of tasks that made it as long as it was.
+"""The critical path of an iteration: what the iteration was waiting for at each moment.
 
-In: `TaskTime`s, when each published task of a run ran and what it did. Out: `Segment`s that follow each other from the
-first sign of an iteration (a submission to SLURM, the start of a process or of a task) to its last publication, each
-under one name of `ITEMS`. Pure; manifests are read by timing.py.
+The input is `TaskTime`s: when each published task of a run ran, and what it did. The output is
+`Segment`s, each with the name of an item of `ITEMS`. They follow each other without a gap, from the
+first event of an iteration (a submission to SLURM, the start of a process or of a task) to its last
+publication. This module reads no file; `timing/account.py` reads the manifests.
 
-The chain is followed backwards: what ended last; before it, what it had to wait for, which is the last to end of what it
-reads and of what its process did before; and so on. Times are those of each task's host. Where two clocks contradict the
-order of tasks, a task gets less time, never less than none.
+The path is followed backwards. It starts with the task that ended last. The task before it is the
+one that it had to wait for: among the tasks whose output it reads and the earlier tasks of its
+process, the one that ended last. This is repeated until the first event. Times are those of the
+host of each task. If two clocks contradict the order of the tasks, a task gets less time, but never
+negative time.
 """
 
 from __future__ import annotations
@@ -27,37 +30,38 @@ OTHER_MODEL, OTHER_PART, IDLE = "another model", "another part", "idle"
 GENERATE, LOG_PROBS, TRAIN = "generate", "log-probabilities", "train"
 
 WORK = (GENERATE, LOG_PROBS, TRAIN)
-"""What an iteration is for."""
+"""Items that are the work of an iteration. All other items are overhead, except `ELSEWHERE`."""
 ELSEWHERE = (EVALUATION, OTHER_ITERATION)
-"""Work too, but not of this iteration."""
+"""Items that are work, but of an evaluation or of another iteration."""
 ITEMS = {
-    GENERATE: "sampling completions",
+    GENERATE: "completions are sampled",
     LOG_PROBS: "passes before training: old and reference log-probabilities",
-    TRAIN: "forward, backward and optimizer steps",
+    TRAIN: "forward passes, backward passes and optimizer steps",
     QUEUE: "from the submission to SLURM to the start of the job",
-    START: "a process starts: the job's set-up, Python",
+    START: "a process starts: set-up of the job, Python",
     "import": "the first task of a process imports libraries",
-    "prepare": "prompts, tokenizer, adapter; the first task of a process imports the tokenizer's library here",
-    "load": "engine or trainer: weights; next to 0 where it is warm",
-    "compile": "engine or trainer: code is compiled for the device (GPU); next to 0 where the compiler's cache has it",
+    "prepare": "prompts, tokenizer, adapter; the first task of a process imports the library of the tokenizer",
+    "load": "engine or trainer: weights are loaded; close to 0 if they are already loaded",
+    "compile": "engine or trainer: code is compiled for the GPU; close to 0 if the compiler has it in its cache",
     "read": "published inputs are read and checked",
     "verify": "answers are extracted and verified",
-    "score": "rewards and advantages, with embeddings",
+    "score": "rewards and advantages are computed, with embeddings",
     "hint": "teachers and hints are chosen",
     "save": "adapter and optimizer state are written",
-    "publish": "files are made durable and named",
-    OTHER_MODEL: "the task could have begun, but another model's was running",
-    OTHER_PART: "the task could have begun, but another part's was running",
-    IDLE: "no task of the run was running or in the queue: the controller between two looks, a pause, failed tries",
-    EVALUATION: "the next task could have begun, but held-out problems were being sampled",
-    OTHER_ITERATION: "a model was still in the iteration before, or already in the next",
+    "publish": "files are written to disk and published",
+    OTHER_MODEL: "the task could have begun, but a task of another model was running",
+    OTHER_PART: "the task could have begun, but a task of another part was running",
+    IDLE: "no task was running or in the queue: the controller had not reacted yet, a pause, or failed attempts",
+    EVALUATION: "the next task could have begun, but an evaluation was running",
+    OTHER_ITERATION: "a model was still in the previous iteration, or already in the next one",
 }
-"""Items and what they mean, in the order in which they are shown. A task may record others, by its own names."""
+"""Items and their meaning, in the order in which they are shown. Tasks can record other items under
+their own names."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class TaskTime:
-    """One published task. Times are seconds since the epoch, by the clock of the host that is concerned."""
+    """One published task. Times are in seconds since the epoch, by the clock of its host."""
 
     key: TaskKey
     began: float
@@ -65,16 +69,19 @@ class TaskTime:
     host: str
     pid: int
     laps: tuple[tuple[str, float], ...] = ()
-    """What it did and for how many seconds, in order."""
+    """The items that the task spent time on, and their seconds, in order."""
     process: tuple[float, float] | None = None
-    """Of the first task of a process: when that started (in a SLURM job: when the job began), and when it could take tasks."""
+    """For the first task of a process: when the process started (in SLURM: when the job started),
+    and when it was ready for tasks. None for all other tasks."""
     submitted: float | None = None
-    """Of the first task of an element of a SLURM array."""
+    """For the first task of an element of a SLURM array: when the array was submitted. None for all
+    other tasks."""
     stats: Mapping[str, Any] = field(default_factory=dict)
+    """The statistics in the manifest of the task."""
 
     @property
     def spans(self) -> list[tuple[str, float, float]]:
-        """(item, from, to) of what it did."""
+        """The laps as (item, begin, end)."""
         out, at = [], self.began
         for item, seconds in self.laps:
             out.append((item, at, at + seconds))
@@ -83,7 +90,7 @@ class TaskTime:
 
     @property
     def waits(self) -> list[tuple[str, float, float]]:
-        """(QUEUE or START, from, to) before it began; none is negative."""
+        """The times before the task began, as (QUEUE or START, begin, end). None is negative."""
         start, ready = self.process or (self.began, self.began)
         ready = min(ready, self.began)
         start = min(start, ready)
@@ -92,18 +99,18 @@ class TaskTime:
 
     @property
     def appeared(self) -> float:
-        """When it was submitted, or its process started, or it began itself."""
+        """The earliest of: the submission, the start of the process, the beginning of the task."""
         return min(self.began, *(a for _, a, _ in self.waits))
 
 
 @dataclass(frozen=True)
 class Segment:
-    """A piece of an iteration's time. `key`: the task that ran, or the one that had to wait."""
+    """A part of the time of an iteration."""
 
     item: str
     began: float
     ended: float
-    key: TaskKey
+    key: TaskKey  # the task that ran, or the task that was waiting
 
     @property
     def seconds(self) -> float:
@@ -111,19 +118,24 @@ class Segment:
 
 
 def tasks_of_iteration(tasks: Iterable[TaskTime], iteration: int) -> list[TaskTime]:
-    """Those of its training; an evaluation is not part of an iteration."""
+    """Return the tasks of an iteration. Evaluations do not belong to an iteration."""
     return [t for t in tasks if t.key.iteration == iteration and t.key.phase != EVALUATE]
 
 
 def critical_path(
     tasks: Sequence[TaskTime], iteration: int, inputs: Callable[[TaskKey], Sequence[TaskKey]]
 ) -> list[Segment]:
-    """Segments from the first sign to the last publication of an iteration, in order and without a gap.
+    """Compute the critical path of an iteration.
 
     Args:
-        tasks: of the whole run: an iteration may wait for others and for evaluations.
-        iteration: one of which something is published.
-        inputs: the tasks whose publications a task reads.
+        tasks: all tasks of the run, because an iteration can wait for other iterations and
+            evaluations.
+        iteration: an iteration with at least one published task.
+        inputs: returns the tasks whose output a task reads.
+
+    Returns:
+        Segments from the first event to the last publication of the iteration, in order and without
+        a gap.
     """
     own = tasks_of_iteration(tasks, iteration)
     first, last = min(t.appeared for t in own), max(own, key=lambda t: t.ended)
@@ -146,24 +158,28 @@ def critical_path(
 def _before(
     task: TaskTime, tasks: Iterable[TaskTime], read: Collection[TaskKey], seen: Collection[TaskKey]
 ) -> TaskTime | None:
-    """The last to end of what the task reads and of what its process did before; None: nothing of the time in question."""
-    process = (task.host, task.pid)
-    causes = [
-        t
-        for t in tasks
-        if t.key not in seen and (t.key in read or ((t.host, t.pid) == process and t.began < task.began))
-    ]
+    """Find the task that a task had to wait for; None if there is none during the iteration.
+
+    It is the one that ended last among the tasks whose output the task reads (`read`) and the
+    earlier tasks of its process.
+    """
+
+    def is_earlier_in_process(t: TaskTime) -> bool:
+        return (t.host, t.pid) == (task.host, task.pid) and t.began < task.began
+
+    causes = [t for t in tasks if t.key not in seen and (t.key in read or is_earlier_in_process(t))]
     return max(causes, key=lambda t: t.ended, default=None)
 
 
 def _busy(task: TaskTime, iteration: int, first: float, last: float) -> list[Segment]:
-    """What the task did between two times."""
+    """Return the segments of what the task did between two times."""
     if task.key.phase == EVALUATE:
         spans = [(EVALUATION, task.began, task.ended)]
     elif task.key.iteration != iteration:
         spans = [(OTHER_ITERATION, task.began, task.ended)]
     else:
-        # What a task does not account for (rounding) belongs to its last lap, so that segments follow each other.
+        # The sum of the laps differs from the time of the task by a rounding error. The last lap
+        # gets the difference, so that there is no gap between segments.
         spans = task.spans or [("publish", task.began, task.ended)]
         spans[-1] = (*spans[-1][:2], task.ended)
     cut = [Segment(item, max(a, first), min(b, last), task.key) for item, a, b in spans]
@@ -171,7 +187,7 @@ def _busy(task: TaskTime, iteration: int, first: float, last: float) -> list[Seg
 
 
 def _waiting(task: TaskTime, tasks: Iterable[TaskTime], iteration: int, first: float, last: float) -> list[Segment]:
-    """What the task was waiting for between two times."""
+    """Return the segments of what the task was waiting for between two times."""
     others = [t for t in tasks if t is not task and t.began < last and t.ended > first]
     waits = task.waits
     marks = {at for t in others for at in (t.began, t.ended)} | {at for _, a, b in waits for at in (a, b)}
@@ -188,17 +204,23 @@ def _waiting(task: TaskTime, tasks: Iterable[TaskTime], iteration: int, first: f
 
 
 def _reason(task: TaskTime, running: Sequence[TaskTime], iteration: int) -> str:
-    """Why a task that is neither in the queue nor starting has not begun, when these tasks are running."""
-    mine = {t.key.model for t in tasks_of_iteration(running, iteration)}
-    if mine:
-        return OTHER_MODEL if TEAM not in (task.key.model, *mine) and task.key.model not in mine else OTHER_PART
+    """Return the item for a task that waits, but not in the queue or for its process.
+
+    `running` are the tasks that run at that time.
+    """
+    models = {t.key.model for t in tasks_of_iteration(running, iteration)}
+    if models:
+        only_others = TEAM not in (task.key.model, *models) and task.key.model not in models
+        return OTHER_MODEL if only_others else OTHER_PART
     if any(t.key.phase == EVALUATE for t in running):
         return EVALUATION
     return OTHER_ITERATION if running else IDLE
 
 
 def shared_seconds(spans: Iterable[tuple[Name, float, float]]) -> dict[Name, float]:
-    """Seconds by name of spans (name, from, to); a second that n spans share counts 1/n for each.
+    """Sum the seconds of spans (name, begin, end) by name.
+
+    A second that n spans share counts 1/n for each.
 
     >>> shared_seconds([("a", 0.0, 4.0), ("b", 2.0, 6.0)])
     {'a': 3.0, 'b': 3.0}
@@ -213,6 +235,6 @@ def shared_seconds(spans: Iterable[tuple[Name, float, float]]) -> dict[Name, flo
             total[other] += (at - before) * n / active.total()
         active[name] += change
         if not active[name]:
-            del active[name]  # thousands of spans follow each other
+            del active[name]  # without this, the loop over `active` gets slow with thousands of spans
         before = at
     return total

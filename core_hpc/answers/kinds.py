@@ -1,7 +1,8 @@
-r"""The kinds of answers: how each is read from text, what its gold answers look like, and what can be compared at once.
+r"""The kinds of answers: reading them from text, their gold answers, and fast comparisons.
 
-In: text (of any size, never trusted) and canonical gold answers. Out: canonical answers, verdicts. One entry of `KINDS` a
-kind. Where an answer stands in a completion is answers.py's; algebra in other processes is verify.py's.
+In: text (untrusted, of any size) and canonical gold answers. Out: canonical answers and verdicts.
+`KINDS` has one entry per kind. `extract.py` finds the position of an answer in a completion, and
+`verifier.py` compares formulas by algebra in other processes.
 """
 
 from __future__ import annotations
@@ -23,9 +24,11 @@ _SENTENCE_END = re.compile(r"[.!?;](?=\s|$)|<|\n")
 _OPEN = r"[\s*_`\"'$({\[\\]{0,12}(?:\\(?:text|textbf|mathrm|mathbf|mbox|boxed)\s?\{[\s(]{0,4})?"
 _CLOSE = r"[\s*_`\"'$)}\]\\.:,;]{0,12}"
 _LONE_LETTER = re.compile(rf"{_OPEN}(?P<letter>[A-Ja-j]){_CLOSE}")
-# "B", "(B) 5 eV", "option B because ..", "the correct choice is B"; never the article in "a proton" or "A proton".
+# "B", "(B) 5 eV", "option B because ..", "the correct choice is B"; never the article in "a proton"
+# or "A proton".
 _NAMED_LETTER = re.compile(
-    rf"(?:the\s)?(?:correct\s|best\s|right\s)?(?:(?:option|choice|answer|letter)\s(?:is\s)?:?)?{_OPEN}(?P<letter>[A-J])(?P<next>[^\w']|$)",
+    r"(?:the\s)?(?:correct\s|best\s|right\s)?(?:(?:option|choice|answer|letter)\s(?:is\s)?:?)?"
+    rf"{_OPEN}(?P<letter>[A-J])(?P<next>[^\w']|$)",
     re.IGNORECASE,
 )
 _SECOND_LETTER = re.compile(r"[\s)\]}*]{0,8}(?:,|and|or|&|/|\+)[\s(]{1,8}[A-J]\b")
@@ -35,24 +38,27 @@ _WRAPPED = re.compile(r"\\(?:text|textbf|mathrm|mathbf|mbox)\s?\{([^{}]{0,256})\
 _DECORATION = " \t\n\r*_`\"'$.,;:!?()[]{}<>"
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class AnswerKind:
     """How answers of one kind are read and compared."""
 
     normalize: Callable[[str], str | None]
-    """Canonical text when the whole text is an answer of this kind, else None."""
+    """Text -> canonical answer if the whole text is an answer of this kind, else None."""
     read: Callable[[str], str | None]
-    """Canonical answer that a box, a tag or a line behind `####` holds, else None."""
+    """Content of a box, a tag or a line after `####` -> canonical answer, or None."""
     read_sentence: Callable[[str], str | None]
-    """Canonical answer stated by the text behind "the answer is", else None."""
+    """Text after "the answer is" -> canonical answer, or None."""
     gold: Callable[[str], str | None]
-    """Canonical gold answer, or None when the text cannot be one."""
+    """Text -> canonical gold answer, or None if the text cannot be one."""
     compare: Callable[[str, str], str | None]
-    """Verdict on (answer, canonical gold); None when only algebra can tell."""
+    """(answer, canonical gold) -> verdict, or None if algebra is needed."""
     worded: bool = False
-    """Its answers may begin with a letter, so that a line behind `####` which does so need not be a heading."""
+    """Whether answers may start with a letter.
+
+    Then a line after `####` that starts with one may be an answer.
+    """
     strong_first: bool = False
-    """A tag or box counts before any sentence, wherever it stands."""
+    """Whether a tag or box takes precedence over sentences, independently of the position."""
 
 
 def _first_sentence(text: str) -> str:
@@ -65,7 +71,7 @@ def _same(normalize: Callable[[str], str | None]) -> Callable[[str, str], str]:
 
 
 def normalize_integer(text: str) -> str | None:
-    """An integer from 0 to `MAX_INTEGER` (AIME) without leading zeros, or None.
+    """Canonical integer from 0 to `MAX_INTEGER` (AIME) without leading zeros, or None.
 
     >>> [normalize_integer(t) for t in ("042", "7.0", "1000", "-3", "7.5")]
     ['42', '7', None, None, None]
@@ -75,7 +81,7 @@ def normalize_integer(text: str) -> str | None:
 
 
 def normalize_letter(text: str) -> str | None:
-    """The letter that a whole text or its last line consists of, as a capital, or None.
+    """The capital letter that is the whole text or its whole last line, or None.
 
     >>> [normalize_letter(t) for t in ("b", "**(C)**", "It must be\\nD.", "It is A", "A proton")]
     ['B', 'C', 'D', None, None]
@@ -86,7 +92,7 @@ def normalize_letter(text: str) -> str | None:
 
 
 def read_letter(payload: str) -> str | None:
-    """The one letter that a box, tag or sentence names, as a capital, or None.
+    """The capital letter that a box, tag or sentence names, or None if it names none or several.
 
     >>> [read_letter(t) for t in ("(B) 5 eV", "\\\\text{C}", "option D because", "a proton", "A and B", "d")]
     ['B', 'C', 'D', None, None, 'D']
@@ -107,7 +113,7 @@ def read_letter(payload: str) -> str | None:
 
 
 def normalize_text(text: str) -> str | None:
-    """Text without case, decoration at its ends and double spaces; None when nothing or too much is left.
+    """Text without case, decoration and repeated spaces; None if it is empty or too long.
 
     >>> normalize_text("  **New  York.** "), normalize_text("\\\\text{yes}"), normalize_text("...")
     ('new york', 'yes', None)
@@ -180,11 +186,15 @@ KINDS = {
         strong_first=True,
     ),
 }
-"""Name -> kind. A problem's `answer_kind` names one of them."""
+"""Name -> kind; these are the values of a problem's `answer_kind`."""
 
 
 def answer_kind(kind: str) -> AnswerKind:
-    """The entry of `KINDS`; raises ValueError naming the known kinds."""
+    """The entry of `KINDS`.
+
+    Raises:
+        ValueError: the kind is unknown; the message lists the known kinds.
+    """
     if kind not in KINDS:
         raise ValueError(f"unknown answer kind {kind!r}; known: {', '.join(sorted(KINDS))}")
     return KINDS[kind]

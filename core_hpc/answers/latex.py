@@ -1,8 +1,9 @@
-r"""LaTeX as answers: cleaning it, reading it from a sentence, and what its notation alone decides.
+r"""LaTeX answers: cleaning, reading from a sentence, and comparisons by notation alone.
 
-In: text of any size. Out: LaTeX with one spelling for what means the same (`\dfrac12` and `\frac{1}{2}`), and a verdict
-where no algebra is needed: same notation, two numbers, words. Everything else is verify.py's, in other processes. Work is
-linear in the first `MAX_LATEX_CHARS` characters.
+In: text of any size. Out: LaTeX in which equal notations have one spelling (`\dfrac12` and
+`\frac{1}{2}`), and a verdict if no algebra is needed: equal notation, two numbers, or words.
+`verifier.py` decides everything else in other processes. The work is linear in the first
+`MAX_LATEX_CHARS` characters.
 """
 
 from __future__ import annotations
@@ -14,18 +15,19 @@ from core_hpc.store.schema import CORRECT, WRONG
 
 MAX_LATEX_CHARS = 512
 CUT = "\u2026"
-"""Ends an answer that was cut: what is longer than an answer may be is never compared in part."""
+"""Marks the end of an answer that was cut; a cut answer never equals another."""
 
 _WORD_COMMANDS = r"\\(?:text|textbf|textit|textrm|mathrm|mathbf|mathit|mbox|operatorname)(?![A-Za-z])\s*"
 _ARGUMENT = r"(\{[^{}]*\}|[0-9A-Za-z])"
-# Tokens without meaning. A line break of a matrix (`\\`) is a token of its own, so that `\\[2pt]` is not taken for a delimiter.
+# Tokens without meaning. A line break of a matrix (`\\`) is a token too, so `\\[2pt]` is not read
+# as a delimiter.
 _LAYOUT = re.compile(
     r"\\\\|\\(?:left|right)(?![A-Za-z])\.?|\\(?:[Bb]ig{1,2}[lrm]?|displaystyle|limits)(?![A-Za-z])|\\[()\[\]]|\\!"
     r"|\\[,;:>~\s]|\\q?quad(?![A-Za-z])|~|\\?\$"
 )
 _FRACTION = re.compile(rf"\\[dtc]?frac\s*{_ARGUMENT}\s*{_ARGUMENT}")
 _ROOT = re.compile(r"\\sqrt\s*(?:([0-9A-Za-z])|\(([^()]*)\))")
-# "2^10" in plain text means 2^{10}; nobody writes it for 2^{1}0.
+# "2^10" in plain text means 2^{10}, never 2^{1}0.
 _BARE_SCRIPT = re.compile(r"([\^_])\s*([0-9]+|[A-Za-z])")
 _UNICODE_ROOT = re.compile(r"\u221a\s*([0-9]+)")
 _LOOSE_SPACE = re.compile(r"(?<![A-Za-z0-9])\s+|\s+(?![A-Za-z0-9])")
@@ -35,28 +37,8 @@ _ONLY_WORDS = re.compile(rf"(?:{_WORD_COMMANDS}\{{[^{{}}]*\}}\s*)+|[A-Za-z]{{4,}
 _ASSIGNED = re.compile(r"[A-Za-z](?:_\w|_\{\w{1,8}\})?=([^=,;<>]+)")
 _COMMAND = re.compile(r"\\(?:begin|end)\{[a-z*]{1,16}\}|\\[A-Za-z]+")
 _PROSE_WORD = re.compile(r"[^\W\d_]{3,}|\b(?:is|of|in|it|to|be|we|so|no|if|as|at|by|an|on)\b", re.IGNORECASE)
-_FUNCTIONS = frozenset(
-    [
-        "sin",
-        "cos",
-        "tan",
-        "cot",
-        "sec",
-        "csc",
-        "arcsin",
-        "arccos",
-        "arctan",
-        "log",
-        "exp",
-        "sqrt",
-        "min",
-        "max",
-        "gcd",
-        "lcm",
-        "mod",
-        "and",
-    ]
-)
+_TRIGONOMETRIC = ("sin", "cos", "tan", "cot", "sec", "csc", "arcsin", "arccos", "arctan")
+_FUNCTIONS = frozenset([*_TRIGONOMETRIC, "log", "exp", "sqrt", "min", "max", "gcd", "lcm", "mod", "and"])
 _UNICODE = str.maketrans(
     {
         "\u00d7": r"\times ",
@@ -88,10 +70,14 @@ _MAX_FORMULAS = 8
 
 
 def clean_latex(text: str) -> str:
-    r"""LaTeX in one spelling: no delimiters, sizes and spacing, arguments in braces. What means something else stays different.
+    r"""LaTeX in one spelling: without delimiters, sizes and spacing, and with arguments in braces.
 
-    >>> [clean_latex(t) for t in ("$\\dfrac12$", "\\left( 3,\\, \\sqrt 2 \\right)", "x^{2} - \\sqrt(5).", "10,\\!000", "\\pi r")]
-    ['\\frac{1}{2}', '(3,\\sqrt{2})', 'x^{2}-\\sqrt{5}', '10,000', '\\pi r']
+    Formulas with different meanings keep different spellings.
+
+    >>> [clean_latex(t) for t in ("$\\dfrac12$", "\\left( 3,\\, \\sqrt 2 \\right)", "x^{2} - \\sqrt(5).")]
+    ['\\frac{1}{2}', '(3,\\sqrt{2})', 'x^{2}-\\sqrt{5}']
+    >>> [clean_latex(t) for t in ("10,\\!000", "\\pi r")]
+    ['10,000', '\\pi r']
     """
     text = _UNICODE_ROOT.sub(r"\\sqrt{\1}", text.translate(MINUS_SIGNS)).translate(_UNICODE)
     text = THOUSANDS.sub("", text)
@@ -103,13 +89,13 @@ def clean_latex(text: str) -> str:
 
 
 def gold_latex(text: str) -> str | None:
-    """A gold answer in the spelling of `clean_latex`; None when it is empty, too long or its braces do not match."""
+    """A gold answer in the spelling of `clean_latex`, or None if it is not a complete formula."""
     cleaned = clean_latex(text) if len(text) <= MAX_LATEX_CHARS else ""
     return cleaned if _is_whole(cleaned) else None
 
 
 def _is_whole(text: str) -> bool:
-    """Is this LaTeX with something in it, matching braces and nothing cut off?"""
+    """Whether the text is not empty, has balanced braces and was not cut."""
     if not text or len(text) > MAX_LATEX_CHARS or text.endswith(CUT):
         return False
     depth = 0
@@ -121,14 +107,17 @@ def _is_whole(text: str) -> bool:
 
 
 def _is_formula(text: str) -> bool:
-    """Is this one formula rather than a sentence? Words of three letters that are no functions are prose."""
+    """Whether the text is one formula and not a sentence.
+
+    Words that are not functions indicate a sentence.
+    """
     bare = _COMMAND.sub(" ", _WORDS.sub(" ", text))
     words = {w.casefold() for w in _PROSE_WORD.findall(bare)}
     return words <= _FUNCTIONS and "\\boxed" not in text and any(c.isalnum() or c == "\\" for c in text)
 
 
 def _first_formulas(text: str) -> str | None:
-    """The formulas in delimiters that `text` begins with, joined by commas; None when it begins otherwise."""
+    """The formulas in delimiters at the beginning of the text, joined by commas, or None."""
     formulas: list[str] = []
     position = 0
     while len(formulas) < _MAX_FORMULAS and (opening := _OPEN_MATH.match(text, position)):
@@ -145,7 +134,7 @@ def _first_formulas(text: str) -> str | None:
 
 
 def read_latex(payload: str) -> str | None:
-    r"""The formula that a box or tag holds, or None when that is not one formula: prose, nothing, braces that do not match.
+    r"""The formula in a box or tag, or None if it is prose, empty or has unbalanced braces.
 
     >>> read_latex("\\frac{1}{2}"), read_latex("x in the set"), read_latex("(3, 4)"), read_latex("so $x = 1$")
     ('\\frac{1}{2}', None, '(3,4)', 'x=1')
@@ -162,10 +151,12 @@ def read_latex(payload: str) -> str | None:
 
 
 def read_latex_sentence(text: str) -> str | None:
-    r"""The formula right behind "the answer is", or None when a sentence follows.
+    r"""The formula directly after "the answer is", or None if a sentence follows.
 
-    >>> [read_latex_sentence(t) for t in ("$x = 1.5$. Done.", "$3$ or $-3$, I think", "1/2. Then", "$5. Not $6.", "in $[0, 1]$")]
-    ['x=1.5', '3, -3', '1/2', '5', None]
+    >>> [read_latex_sentence(t) for t in ("$x = 1.5$. Done.", "$3$ or $-3$, I think", "1/2. Then", "$5. Not $6.")]
+    ['x=1.5', '3, -3', '1/2', '5']
+    >>> read_latex_sentence("in $[0, 1]$") is None
+    True
     """
     text = text.lstrip(" \t\n\r*_:=`")
     formulas = _first_formulas(text)
@@ -177,7 +168,10 @@ def read_latex_sentence(text: str) -> str | None:
 
 
 def whole_latex(text: str) -> str | None:
-    """The formula that a whole text is: short, on one line, and no computation ("3 + 4 = 7" is none)."""
+    """The formula that a whole text consists of, or None.
+
+    The text is a single line and not a computation such as "3 + 4 = 7".
+    """
     text = text.strip()
     if len(text) > MAX_LATEX_CHARS or "\n" in text:
         return None
@@ -190,9 +184,10 @@ def _words(text: str) -> str:
 
 
 def compare_latex(answer: str, gold: str) -> str | None:
-    r"""Verdict from notation alone, or None when only algebra can tell. `gold` is as `gold_latex` gives it.
+    r"""The verdict by notation alone, or None if algebra is needed.
 
-    Two numbers are compared by exact value, words by their letters.
+    `gold` is a result of `gold_latex`. Two numbers are compared by exact value, and words by their
+    letters.
 
     >>> compare_latex("0.50", "\\frac{1}{2}"), compare_latex("x = 3", "4"), compare_latex("(x+1)^2", "x^2+2x+1")
     ('correct', 'wrong', None)

@@ -1,7 +1,8 @@
-"""Numbers as answers: reading them, and their canonical text.
+"""Numeric answers: reading numbers, and their canonical text.
 
-In: text of any size. Out: canonical text of an exact rational value, or None. Work is bounded by the greatest length of a
-number. What marks an answer in a completion is answers.py's.
+In: text of any size. Out: the canonical text of an exact rational value, or None. The work is
+bounded because numbers have a maximum length. `extract.py` finds the position of an answer in a
+completion.
 """
 
 from __future__ import annotations
@@ -16,12 +17,12 @@ _MAX_EXPONENT = 128
 _MANTISSA = r"(?:[0-9]{1,3}(?:,[0-9]{3})+(?:\.[0-9]*)?|[0-9]+(?:\.[0-9]*)?|\.[0-9]+)"
 _UNSIGNED = rf"{_MANTISSA}(?:[eE][+-]?[0-9]{{1,4}})?"
 _NUMBER = re.compile(rf"(?P<sign>[+-]?)\s*(?P<top>{_UNSIGNED})(?:\s*/\s*(?P<bottom>{_UNSIGNED}))?\s*\.?")
-# A number that stands for itself: not part of a word, of a longer number or of a formula.
+# A number that is not part of a word, of a longer number or of a formula.
 _LONE_NUMBER = re.compile(rf"(?<![\w.,/^*+\\-])[+-]?{_UNSIGNED}(?:/{_UNSIGNED})?(?![\w^/])")
 _PROSE = re.compile(r"(?:[^\W\d_]|[\s.,:;'\"()!?&-])*")
 _REASON = re.compile(r"\b(?:because|since)\b", re.IGNORECASE)
 _FRAC = re.compile(r"\\[dt]?frac\s*\{([^{}]*)\}\s*\{([^{}]*)\}")
-# Decoration becomes a space, never nothing: "3*4" and "5%3" must not turn into the numbers 34 and 53.
+# Decoration is replaced by a space, because "3*4" and "5%3" must not become the numbers 34 and 53.
 _MARKUP = re.compile(
     r"\\(?:text|textbf|mathrm|mathbf|mbox)\s*\{|\\(?:left|right)(?![a-z])|\\[()\[\],;!:]|\\%|\\\$|[$€£¥₹%*_`{}°~]"
 )
@@ -31,7 +32,7 @@ MINUS_SIGNS = str.maketrans({"\u2212": "-", "\u2013": "-", "\uff0d": "-", "\ufe6
 
 
 def _clean(text: str) -> str:
-    """LaTeX and Markdown decoration, currency signs and unit powers removed; fractions as a/b."""
+    """The text without decoration, currency signs and unit powers. LaTeX fractions become a/b."""
     text = THOUSANDS.sub("", text.translate(MINUS_SIGNS))
     text = _FRAC.sub(r" \1/\2", text)
     text = _UNIT_POWER.sub("", _MARKUP.sub(" ", text))
@@ -39,7 +40,7 @@ def _clean(text: str) -> str:
 
 
 def _format(value: Fraction) -> str:
-    """Canonical text of a rational number: integer, exact decimal, or p/q when no decimal ends."""
+    """Canonical text of a rational number: an integer, a finite decimal, or p/q."""
     rest, places = value.denominator, 0
     while rest % 10 == 0:
         rest, places = rest // 10, places + 1
@@ -62,14 +63,17 @@ def _rational(text: str) -> Fraction | None:
 
 
 def normalize_number(text: str) -> str | None:
-    """Canonical text of a number, or None when `text` as a whole is not one number.
+    """Canonical text of a number, or None if `text` as a whole is not one number.
 
-    Two texts have the same canonical text exactly when they have the same rational value. Commas between groups
-    of three digits, currency signs, %, a trailing period, LaTeX fractions and unicode minus signs are understood;
-    a percent sign is a unit (50 % is 50). Numbers of more than `MAX_NUMBER_CHARS` characters are none.
+    Two texts have the same canonical text if and only if they have the same rational value.
+    Accepted are commas between groups of three digits, currency signs, %, a trailing period, LaTeX
+    fractions and unicode minus signs. A percent sign is a unit (50 % is 50). Numbers longer than
+    `MAX_NUMBER_CHARS` are rejected.
 
-    >>> [normalize_number(t) for t in ("$1,200.00", "007", "-3/4", "50%", "\u22125.", "2/3", "1e3", "1,2", "3 apples")]
-    ['1200', '7', '-0.75', '50', '-5', '2/3', '1000', None, None]
+    >>> [normalize_number(t) for t in ("$1,200.00", "007", "-3/4", "50%", "\u22125.", "2/3", "1e3")]
+    ['1200', '7', '-0.75', '50', '-5', '2/3', '1000']
+    >>> [normalize_number(t) for t in ("1,2", "3 apples")]
+    [None, None]
     """
     if len(text) > MAX_ANSWER_CHARS:
         text = text.strip()
@@ -87,7 +91,7 @@ def normalize_number(text: str) -> str | None:
 
 
 def _lone_number(text: str) -> str | None:
-    """The number of a text of words in which there is exactly one number and no formula."""
+    """The number in a text of words that has exactly one number and no formula, or None."""
     cleaned = _clean(text)
     found = _LONE_NUMBER.search(cleaned)
     if found is None or _LONE_NUMBER.search(cleaned, found.end()):
@@ -97,10 +101,10 @@ def _lone_number(text: str) -> str | None:
 
 
 def read_number(payload: str) -> str | None:
-    """The canonical number that the text behind an answer marker states, or None.
+    """The canonical number in the text after an answer marker, or None.
 
-    A number as a whole; else the right side of the last equals sign; else the only number among words, or among
-    those before a parenthesis.
+    The candidates are, in this order, the whole text, the right side of the last equals sign, the
+    only number among words, and the only number among the words before a parenthesis.
 
     >>> [read_number(t) for t in ("18 dollars a day", "72 / 2 = 36 clips", "x = 5", "5 m (2 + 3)", "3 + 4", "2x")]
     ['18', '36', '5', '5', None, None]

@@ -1,8 +1,9 @@
-r"""What a verification worker does: are two LaTeX answers equal by algebra? Runs in processes that verify.py starts and ends.
+r"""Equality of two LaTeX answers by algebra, in worker processes that `verifier.py` controls.
 
-In: two cleaned LaTeX texts. Out: True or False, the same for the same two texts in every process and every order. It may
-take for ever or all memory: the kernel ends the process at the limits that are set here.
-Importing this module loads nothing heavy; calling it loads sympy and math-verify, never torch.
+In: two cleaned LaTeX texts. Out: True or False. The result depends only on the two texts, not on
+the process or on earlier comparisons. A comparison may need unlimited time or memory; the kernel
+then ends the process at the limits that this module sets. Importing this module loads nothing
+heavy. Calling it loads sympy and math-verify, never torch.
 """
 
 from __future__ import annotations
@@ -19,11 +20,11 @@ _FIRST_PROBE, _PROBE_STEP = 1.37, 0.61
 
 
 def initialise_worker(memory_gb: float) -> None:
-    """Limits of a worker process; called once in it."""
+    """Set the limits of this worker process. It is called once per process."""
     num_bytes = int(memory_gb * 2**30)
     resource.setrlimit(resource.RLIMIT_AS, (num_bytes, num_bytes))
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-    # The kernel's own action: no Python code has to run for the process to end.
+    # With the default action the kernel ends the process, even if Python code cannot run.
     for number in (signal.SIGTERM, signal.SIGPROF):
         signal.signal(number, signal.SIG_DFL)
     logging.getLogger("math_verify").setLevel(logging.CRITICAL)
@@ -31,7 +32,7 @@ def initialise_worker(memory_gb: float) -> None:
 
 
 def equal_within(answer: str, gold: str, cpu_limit_s: float) -> bool:
-    """`equal`, after `cpu_limit_s` seconds of processor time (not of waiting) the kernel ends this process."""
+    """`equal`, but the kernel ends this process after `cpu_limit_s` seconds of CPU time."""
     signal.setitimer(signal.ITIMER_PROF, cpu_limit_s)
     try:
         return equal(answer, gold)
@@ -40,18 +41,23 @@ def equal_within(answer: str, gold: str, cpu_limit_s: float) -> bool:
 
 
 def equal(answer: str, gold: str) -> bool:
-    r"""Whether two LaTeX answers are equal: math-verify, with its known false equalities taken back.
+    r"""Whether two LaTeX answers are equal for math-verify, except for its known false equalities.
 
-    What cannot be read is equal to nothing. Raises MemoryError where that reaches this function.
+    A text that cannot be parsed equals nothing.
 
-    >>> equal(r"(x+1)^{2}", r"x^{2}+2x+1"), equal(r"\frac{1}{2004!}", r"\frac{1}{2006!}"), equal("0.333333", r"\frac{1}{3}")
-    (True, False, False)
+    Raises:
+        MemoryError: the comparison needs too much memory.
+
+    >>> equal(r"(x+1)^{2}", r"x^{2}+2x+1"), equal(r"\frac{1}{2004!}", r"\frac{1}{2006!}")
+    (True, False)
+    >>> equal("0.333333", r"\frac{1}{3}")
+    False
     """
     from math_verify import verify
     from sympy.core import random as sympy_random
     from sympy.core.cache import clear_cache
 
-    # The outcome must not depend on what this process was asked before.
+    # The result must not depend on earlier comparisons in this process.
     clear_cache()
     sympy_random.seed(0)
     try:
@@ -64,25 +70,27 @@ def equal(answer: str, gold: str) -> bool:
         )
     except MemoryError:
         raise
-    except Exception:  # noqa: BLE001 - hostile input reaches every corner of three libraries; what they cannot compare is not equal
+    except Exception:  # noqa: BLE001 - hostile input raises any error in three libraries; it equals nothing
         return False
 
 
 def _parse(text: str) -> list[Any]:
     from math_verify import LatexExtractionConfig, parse
 
-    # In a box, and only the box is read: never a number somewhere in it.
+    # The content of the box is parsed as a whole; a number somewhere in it does not count.
     settings = [LatexExtractionConfig(boxed_match_priority=0)]
-    return parse(
+    parsed: list[Any] = parse(
         rf"\boxed{{{text}}}", settings, fallback_mode="no_fallback", extraction_mode="first_match", parsing_timeout=None
     )
+    return parsed
 
 
 def _certainly_differ(left: Any, right: Any) -> bool:
-    """Do two expressions that passed for equal differ when their values are taken exactly (decimals as fractions)?
+    """Whether two expressions that math-verify calls equal have different exact values.
 
-    Looks at numbers, at formulas of the same variables (which get positive values), and at such things in sets, tuples,
-    matrices, intervals and equations; of anything else it says no.
+    Decimals are exact fractions here. The function evaluates numbers and formulas with the same
+    variables (which get positive values), also inside sets, tuples, matrices, intervals and
+    equations. For anything else the result is False.
     """
     lefts, rights = _leaves(left), _leaves(right)
     if not lefts or len(lefts) != len(rights):
@@ -95,13 +103,13 @@ def _certainly_differ(left: Any, right: Any) -> bool:
         numbers = [
             sorted((_value(e, values) for e in side), key=lambda z: (z.real, z.imag)) for side in (lefts, rights)
         ]
-    except (TypeError, ValueError):  # f(2), a truth value: nothing that has a value
+    except (TypeError, ValueError):  # f(2) or a truth value has no numeric value
         return False
     return any(abs(a - b) > _DIFFERENT * max(abs(a), abs(b)) for a, b in zip(*numbers, strict=True))
 
 
 def _leaves(expression: Any) -> Sequence[Any]:
-    """The formulas in an expression whose values can be taken; empty when there is anything else in it."""
+    """The formulas in an expression that can be evaluated; empty if it contains anything else."""
     from latex2sympy2_extended.sets import FiniteSet
     from sympy import Eq, Expr, Interval, MatrixBase, Tuple
     from sympy import FiniteSet as SympyFiniteSet
@@ -116,14 +124,15 @@ def _leaves(expression: Any) -> Sequence[Any]:
     elif isinstance(expression, Eq):
         parts = (expression.rhs,)
     else:
-        percent = isinstance(expression, Expr) and expression.has(UnevaluatedExpr)  # 50 % passes for 50 and for 0.5
+        # math-verify accepts 50 % both as 50 and as 0.5, so it has no single value.
+        percent = isinstance(expression, Expr) and expression.has(UnevaluatedExpr)
         return (expression,) if isinstance(expression, Expr) and not percent else ()
     found = [_leaves(part) for part in parts]
     return [leaf for leaves in found for leaf in leaves] if all(found) else ()
 
 
 def _value(expression: Any, values: dict[Any, float]) -> Any:
-    """Value as an mpmath number of `PROBE_DIGITS` digits; decimals stand for exact fractions."""
+    """The value as an mpmath number with `PROBE_DIGITS` digits; decimals are exact fractions."""
     from mpmath import mp
     from sympy import Float, Rational
 

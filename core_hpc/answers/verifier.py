@@ -1,8 +1,9 @@
-r"""Verdicts on extracted answers: at once where notation decides, else by algebra in worker processes with a deadline.
+r"""Verdicts on extracted answers: by notation, or by algebra in processes with a time limit.
 
-In: (answer, gold answer, kind). Out: correct, wrong, no_answer or timeout (core_hpc.store.schema). A verdict depends on its answer
-and gold answer alone: not on the batch, its order, or how busy the machine is, since the limit is one of processor time.
-The processes are started when the first question needs algebra, and never for other kinds. What they compute is symbolic.py's.
+In: (answer, gold answer, kind). Out: correct, wrong, no_answer or timeout
+(`store.schema.VERDICTS`). A verdict depends only on the answer and the gold answer. It does not
+depend on the batch, its order or the load of the machine, because the limit is CPU time. The worker
+processes start when the first claim needs algebra. `symbolic.py` contains the algebra.
 """
 
 from __future__ import annotations
@@ -31,37 +32,38 @@ Claim = tuple[str | None, str, str]
 _Pair = tuple[str, str]
 
 CPU_LIMIT_S = 5.0
-"""Processor time of one comparison; a usual one takes 5 ms."""
+"""CPU time limit of one comparison; a typical comparison takes 5 ms."""
 WALL_FACTOR = 12
-"""A comparison that got so little of a processor that it takes so many times its limit is ended as well."""
+"""The wall-clock limit of a comparison is this multiple of its CPU time limit."""
 MEMORY_GB = 2.0
 MAX_WORKERS = 4
 _TASKS_PER_WORKER = 1000
 _MAX_CACHED = 100_000
 _MAX_POOLS = 3
 _HARMLESS = ("1", "2")
-# Sets of texts in the same order in every process, and no words about semaphores when a killed process leaves some.
+# A fixed hash seed orders sets of strings equally in every process. Warnings would report the
+# semaphores that a killed process leaves behind.
 _WORKER_ENVIRONMENT = {"PYTHONHASHSEED": "0", "PYTHONWARNINGS": "ignore"}
 
 
 class Verifier:
-    """Verdicts, a cache of those that needed algebra, and the processes which do it."""
+    """Makes verdicts; holds the worker processes for algebra and a cache of their results."""
 
     def __init__(self, *, num_workers: int | None = None, cpu_limit_s: float = CPU_LIMIT_S) -> None:
-        """By default as many workers as this process has processors, up to `MAX_WORKERS`."""
+        """By default there is one worker per CPU of this process, up to `MAX_WORKERS`."""
         self._num_workers = num_workers or min(MAX_WORKERS, len(os.sched_getaffinity(0)))
         self._cpu_limit_s = cpu_limit_s
         self._cache: dict[_Pair, str] = {}
         self._pool: ProcessPool | None = None
 
     def verify_many(self, claims: Sequence[Claim]) -> list[str]:
-        """Verdict on each claim.
+        """The verdict on each claim, in order.
 
         Raises:
-            ValueError: a gold answer is not of its kind: a mistake in the data, not of the model.
+            ValueError: a gold answer is not of its kind; this is an error in the problem data.
             CoreHpcError: the worker processes cannot be started.
         """
-        verdicts = [_at_once(claim) for claim in claims]
+        verdicts = [_verdict_by_notation(claim) for claim in claims]
         pairs = {
             i: (clean_latex(answer or ""), gold)
             for i, ((answer, gold, _), verdict) in enumerate(zip(claims, verdicts, strict=True))
@@ -72,44 +74,46 @@ class Verifier:
         return [decided[pairs[i]] if verdict is None else verdict for i, verdict in enumerate(verdicts)]
 
     def close(self) -> None:
-        """End the worker processes; a later question starts new ones."""
+        """End the worker processes; a later claim starts new ones."""
         if self._pool is not None:
-            self._pool.stop()
+            self._pool.stop()  # type: ignore[no-untyped-call]  # pebble has no annotation here
             self._pool.join()
             self._pool = None
 
     def _decide(self, pairs: list[_Pair]) -> dict[_Pair, str]:
-        """Verdicts by algebra. A pool that broke (a signal, no memory) is replaced a few times."""
+        """Verdicts by algebra. A broken pool (a signal, no memory) is replaced a few times."""
         verdicts: dict[_Pair, str] = {}
         for _ in range(_MAX_POOLS):
             missing = [pair for pair in pairs if pair not in verdicts]
             if not missing:
                 break
-            verdicts |= self._ask(missing)
+            verdicts |= self._compare(missing)
         else:
-            if not self._ask([_HARMLESS]):
+            if not self._compare([_HARMLESS]):
                 raise CoreHpcError(
-                    f"verification: its worker processes end before they answer; {self._num_workers} of them need up to "
-                    f"{MEMORY_GB:g} GB of address space each (see ulimit -v), and what they said last is in this process's log"
+                    "verification: the worker processes end before they return a result. Each of the "
+                    f"{self._num_workers} processes needs up to {MEMORY_GB:g} GB of address space (see ulimit -v); "
+                    "their last output is in the log of this process"
                 )
-            verdicts |= {pair: TIMEOUT for pair in pairs if pair not in verdicts}  # so it is these that end them
+            # A harmless pair works, so these pairs are what ends the workers.
+            verdicts |= {pair: TIMEOUT for pair in pairs if pair not in verdicts}
         self._cache |= verdicts
         for pair in list(self._cache)[: max(0, len(self._cache) - _MAX_CACHED)]:
             del self._cache[pair]
         return verdicts
 
-    def _ask(self, pairs: list[_Pair]) -> dict[_Pair, str]:
-        """Verdicts on those pairs that were answered before the pool broke, if it did (then it is closed)."""
+    def _compare(self, pairs: list[_Pair]) -> dict[_Pair, str]:
+        """Verdicts on the pairs; only on some of them if the pool breaks, which is then closed."""
         from pebble import ProcessExpired
 
         verdicts: dict[_Pair, str] = {}
         wall_s = WALL_FACTOR * self._cpu_limit_s
         try:
             pool = self._running_pool()
-            asked = [
+            futures = [
                 pool.schedule(symbolic.equal_within, args=[*pair, self._cpu_limit_s], timeout=wall_s) for pair in pairs
             ]
-            for pair, future in zip(pairs, asked, strict=True):
+            for pair, future in zip(pairs, futures, strict=True):
                 try:
                     verdicts[pair] = CORRECT if future.result() else WRONG
                 except (TimeoutError, ProcessExpired, MemoryError):
@@ -123,7 +127,8 @@ class Verifier:
             require_algebra()
             from pebble import ProcessPool
 
-            # A server without threads, in which sympy is loaded: forking a worker from it is safe and takes milliseconds.
+            # The fork server has no threads and has loaded sympy, so forking a worker is safe and
+            # takes milliseconds.
             context = multiprocessing.get_context("forkserver")
             context.set_forkserver_preload(["math_verify", "core_hpc.answers.symbolic"])
             self._pool = ProcessPool(
@@ -134,14 +139,14 @@ class Verifier:
                 context=context,
             )
             with _environment(_WORKER_ENVIRONMENT):
-                if not self._pool.active:  # asking starts it
+                if not self._pool.active:  # reading this property starts the pool
                     raise BrokenProcessPool("did not start")
         return self._pool
 
 
 @contextmanager
 def _environment(changes: dict[str, str]) -> Iterator[None]:
-    """What is started within sees these variables."""
+    """Set environment variables for processes that are started within the block."""
     before = {name: os.environ.get(name) for name in changes}
     os.environ.update(changes)
     try:
@@ -154,7 +159,8 @@ def _environment(changes: dict[str, str]) -> Iterator[None]:
                 os.environ[name] = value
 
 
-def _at_once(claim: Claim) -> str | None:
+def _verdict_by_notation(claim: Claim) -> str | None:
+    """The verdict on a claim, or None if algebra is needed."""
     answer, gold, kind = claim
     rules = answer_kind(kind)
     expected = rules.gold(gold)
@@ -166,7 +172,7 @@ def _at_once(claim: Claim) -> str | None:
 
 
 def require_algebra() -> None:
-    """InputError unless the packages that latex answers need are installed."""
+    """Raise InputError unless the packages for answers of the kind `latex` are installed."""
     missing = [
         package
         for module, package in (("math_verify", "math-verify"), ("pebble", "pebble"))
@@ -184,16 +190,18 @@ def _shared() -> Verifier:
 
 
 def verify_many(claims: Sequence[Claim]) -> list[str]:
-    """Verdicts by this process's shared `Verifier`; see `Verifier.verify_many`.
+    """Verdicts by the shared `Verifier` of this process; see `Verifier.verify_many`.
 
-    >>> verify_many([("0.750", "3/4", "number"), ("0.7501", "3/4", "number"), (None, "3/4", "number"), ("(b)", "B", "letter")])
-    ['correct', 'wrong', 'no_answer', 'correct']
+    >>> verify_many([("0.750", "3/4", "number"), ("0.7501", "3/4", "number"), (None, "3/4", "number")])
+    ['correct', 'wrong', 'no_answer']
+    >>> verify_many([("(b)", "B", "letter")])
+    ['correct']
     """
     return _shared().verify_many(claims)
 
 
 def verify(answer: str | None, gold: str, kind: str) -> str:
-    """Verdict on one answer; `verify_many` is faster for several.
+    """The verdict on one answer; `verify_many` is faster for several answers.
 
     >>> verify("x = 1/2", "0.5", "latex")
     'correct'

@@ -1,8 +1,8 @@
-"""Errors that a user is meant to read.
+"""Errors whose messages are written for the user.
 
-Each message says what is wrong, where (YAML path, file, row) and what to do next. Command lines catch
-`CoreHpcError`, print the message without a traceback and exit with `exit_code`. Anything else is a bug of
-ours and keeps its traceback.
+Each message states what is wrong, where (YAML path, file, row) and what to do next. The command
+lines catch `CoreHpcError`, print its message without a traceback, and exit with its `exit_code`.
+Every other exception is a bug in this software and keeps its traceback.
 """
 
 from __future__ import annotations
@@ -11,45 +11,50 @@ from collections.abc import Sequence
 
 
 class CoreHpcError(Exception):
-    """Base of every error whose message is written for the user."""
+    """Base class of every error whose message is written for the user."""
 
     exit_code = 1
 
 
 class InputError(CoreHpcError, ValueError):
-    """Something that the user gave is wrong: a file, a value, a folder. Nothing has been changed."""
+    """A file, a value or a folder that the user gave is wrong. Nothing has been changed."""
 
     exit_code = 2
 
 
 class ConfigError(InputError):
-    """One or more mistakes in a sweep file, all reported at once."""
+    """A sweep file has one or more mistakes. The message lists all of them.
 
-    def __init__(self, source: str, problems: Sequence[str]) -> None:
+    Args:
+        source: The sweep file.
+        mistakes: One line per mistake.
+    """
+
+    def __init__(self, source: str, mistakes: Sequence[str]) -> None:
         self.source = source
-        self.problems = list(problems)
-        count = len(self.problems)
+        self.mistakes = list(mistakes)
+        count = len(self.mistakes)
         head = f"{source}: {count} mistake{'s' if count != 1 else ''}; nothing was created"
-        super().__init__("\n".join([head, *(f"  - {p}" for p in self.problems)]))
+        super().__init__("\n".join([head, *(f"  - {mistake}" for mistake in self.mistakes)]))
 
 
 class RunConflictError(InputError):
-    """A run folder was made by another configuration."""
+    """A run folder was made with another configuration."""
 
 
 class ClaimError(CoreHpcError):
-    """Another controller holds this sweep."""
+    """Another controller holds the claim on this sweep."""
 
     exit_code = 3
 
 
 class StoreError(CoreHpcError):
-    """A published file is missing, torn, altered or of another schema version."""
+    """A published file is missing, torn, altered, or of another schema version."""
 
 
 class NonFiniteError(CoreHpcError):
-    """Loss or gradients became NaN or infinite; the last good adapter is kept."""
+    """The loss or the gradients became NaN or infinite. The last good adapter is kept."""
 
 
 class StoppedError(CoreHpcError):
-    """A task stopped early because it was told to; what it saved is used by its next attempt."""
+    """A task stopped early because it was asked to stop. The next attempt uses what it saved."""

@@ -1,9 +1,14 @@
-"""Named points at which a test can kill or hold this process, to prove that nothing published is lost or torn.
+"""Named points in the code where a test can kill or hold this process.
 
-`CORE_HPC_FAULT` is a list of `ACTION POINT@TEXT:FILE`, separated by semicolons. At a passage of POINT whose detail
-contains TEXT, the first entry whose FILE does not exist yet creates it and acts: `kill` ends the process with SIGKILL;
-`hold` waits until FILE.go exists, so that the test can do something to the outside world meanwhile. Without the
-variable nothing happens.
+The fault tests use them to prove that nothing published is lost or torn. The environment variable
+`CORE_HPC_FAULT` holds entries of the form `ACTION POINT@TEXT:FILE`, separated by semicolons. When
+the process passes POINT and the detail of that passage contains TEXT, the first entry whose FILE
+does not exist creates FILE and acts:
+
+- `kill` ends the process with SIGKILL.
+- `hold` waits until `FILE.go` exists, so that the test can change something outside meanwhile.
+
+Without the variable nothing happens.
 """
 
 from __future__ import annotations
@@ -17,26 +22,29 @@ HOLD_LIMIT_S = 600.0
 
 
 def fault_point(point: str, detail: str = "") -> None:
-    """Act here if the environment asks for it."""
+    """Kill or hold this process if `CORE_HPC_FAULT` has an entry for this point.
+
+    Args:
+        point: Name of the point, for example `publish.started`.
+        detail: What is being done, for example a path. The TEXT of an entry is searched in it.
+    """
     for entry in filter(None, os.environ.get("CORE_HPC_FAULT", "").split(";")):
         where, _, marker = entry.partition(":")
         action, _, place = where.partition(" ")
         name, _, text = place.partition("@")
-        if name == point and text in detail and _is_first(Path(marker)):
+        if name == point and text in detail and _create_marker(Path(marker)):
             if action == "kill":
                 os.kill(os.getpid(), signal.SIGKILL)
             _hold(Path(f"{marker}.go"))
             return
 
 
-def _is_first(marker: Path) -> bool:
+def _create_marker(marker: Path) -> bool:
+    """Create the file of an entry; False if another process has already acted on this entry."""
+    identity = [str(os.getpid()), os.environ.get("SLURM_JOB_ID", "-"), os.environ.get("SLURMD_NODENAME", "-")]
     try:
-        with marker.open("x", encoding="utf-8") as file:  # says who is here
-            file.write(
-                " ".join(
-                    [str(os.getpid()), os.environ.get("SLURM_JOB_ID", "-"), os.environ.get("SLURMD_NODENAME", "-")]
-                )
-            )
+        with marker.open("x", encoding="utf-8") as file:
+            file.write(" ".join(identity))  # the test reads which process is being held
     except FileExistsError:
         return False
     return True

@@ -1,4 +1,4 @@
-"""How the command lines talk: one console, one form of error."""
+"""What all command lines share: the console, and the form of error messages and time spans."""
 
 from __future__ import annotations
 
@@ -12,17 +12,21 @@ LOG_WIDTH = 120
 
 
 def standard_console() -> Console:
-    """Standard output. Not on a terminal (a log file), tables would otherwise be squeezed into 80 columns."""
+    """Return a console on standard output.
+
+    Where standard output is not a terminal (a log file), the console is `LOG_WIDTH` columns wide.
+    Otherwise rich would squeeze tables into 80 columns.
+    """
     return Console(highlight=False, width=None if sys.stdout.isatty() or "COLUMNS" in os.environ else LOG_WIDTH)
 
 
 def show_error(message: object) -> None:
-    """A message for the user on standard error, without a traceback."""
+    """Print a message for the user on standard error, without a traceback."""
     Console(stderr=True, highlight=False, soft_wrap=True).print(f"[bold red]error:[/bold red] {escape(str(message))}")
 
 
 def duration(seconds: float) -> str:
-    """Human form of a time span.
+    """Write a time span for a human reader.
 
     >>> duration(42), duration(125), duration(7300)
     ('42 s', '2 min 05 s', '2 h 01 min')

@@ -1,4 +1,7 @@
-"""The section `cluster` of the configuration: where and how tasks run. Nothing here changes results beyond rounding."""
+"""The section `cluster` of the configuration: where and how tasks run.
+
+Every field is operational. Nothing here changes results beyond rounding.
+"""
 
 from __future__ import annotations
 
@@ -10,7 +13,11 @@ from core_hpc.config.base import PositiveInt, Section, operational
 
 
 class JobSection(Section):
-    """What a SLURM job asks for. Everything is optional: a phase group inherits what it does not say (`SlurmSection.job`)."""
+    """What a SLURM job asks for.
+
+    Every field is optional. A phase group takes a field that it does not set from `slurm` itself,
+    and then from `JOB_DEFAULTS` (see `SlurmSection.job`).
+    """
 
     account: str | None = operational(None, description="sbatch --account")
     partition: str | None = operational(None, description="sbatch --partition")
@@ -18,18 +25,18 @@ class JobSection(Section):
     constraint: str | None = operational(None, description="sbatch --constraint")
     reservation: str | None = operational(None, description="sbatch --reservation")
     gres: str | None = operational(
-        None, description="sbatch --gres, for example gpu:a100:1 (per node); or give gpus_per_node"
+        None, description="sbatch --gres per node, for example gpu:a100:1; alternative to gpus_per_node"
     )
     gpus_per_node: int | None = operational(None, ge=0, description="sbatch --gpus-per-node")
-    cpus: PositiveInt | None = operational(None, description="CPU cores of one process (a rank, an engine)")
-    mem_gb: float | None = operational(None, gt=0, description="memory of a node of the job")
+    cpus: PositiveInt | None = operational(None, description="CPU cores per process (engine or rank); null: 4")
+    mem_gb: float | None = operational(None, gt=0, description="memory of the job per node, in GB; null: 32")
     max_mem_gb: float | None = operational(
-        None, gt=0, description="memory of the one retry after running out; default: no such retry"
+        None, gt=0, description="memory of the one retry after the job ran out of memory, in GB; null: no such retry"
     )
-    time_min: PositiveInt | None = operational(None, description="time limit of one job")
+    time_min: PositiveInt | None = operational(None, description="time limit of a job, in minutes; null: 240")
     setup: list[str] | None = operational(None, description="shell lines before Python: modules, containers, caches")
     options: dict[str, str | int | bool] | None = operational(
-        None, description="more sbatch options by their long name"
+        None, description="further sbatch options by their long names"
     )
 
 
@@ -45,14 +52,16 @@ class GenerateJobSection(JobSection):
     """The job of the phases with an engine: cold, rescue, evaluate."""
 
     parts_per_job: PositiveInt = operational(
-        1, description="parts that one array element does, one after the other, with a warm engine"
+        1, description="parts that one array element does one after the other with a warm engine"
     )
 
 
 class ResidentJobSection(JobSection):
-    """The job of the driver `resident`: a whole run, on one node, iteration after iteration."""
+    """The job of the driver `resident`: a whole run on one node, with all its iterations."""
 
-    cpus: PositiveInt | None = operational(None, description="CPU cores of the job; its workers share them")
+    cpus: PositiveInt | None = operational(
+        None, description="CPU cores of the job, shared by its workers; null: slurm.cpus"
+    )
 
 
 class CpuJobSection(JobSection):
@@ -62,14 +71,14 @@ class CpuJobSection(JobSection):
 
 
 class ControllerJobSection(CpuJobSection):
-    """The job of a detached controller: it only looks at files and the queue."""
+    """The job of a detached controller, which only looks at files and at the queue."""
 
-    cpus: PositiveInt | None = operational(1, description="CPU cores")
-    mem_gb: float | None = operational(2.0, gt=0, description="memory")
+    cpus: PositiveInt | None = operational(1, description="CPU cores of the controller")
+    mem_gb: float | None = operational(2.0, gt=0, description="memory of the controller, in GB")
 
 
 JOB_DEFAULTS = {"cpus": 4, "mem_gb": 32.0, "time_min": 240}
-"""What a SLURM job asks for where neither the profile nor the sweep says so."""
+"""What a SLURM job asks for if neither the profile nor the sweep sets it."""
 
 PhaseGroup = Literal["generate", "score", "update", "resident", "controller"]
 Driver = Literal["local", "arrays", "resident"]
@@ -83,7 +92,7 @@ GROUPS: dict[Driver, tuple[PhaseGroup, ...]] = {
 
 
 def gpus_of_gres(gres: str | None) -> int:
-    """GPUs in a --gres value.
+    """Count the GPUs in a --gres value.
 
     >>> gpus_of_gres("gpu:a100:4,lscratch:10"), gpus_of_gres("gres/gpu:2"), gpus_of_gres("gpu"), gpus_of_gres(None)
     (4, 2, 1, 0)
@@ -97,45 +106,53 @@ def gpus_of_gres(gres: str | None) -> int:
 
 
 class SlurmSection(JobSection):
-    """How the drivers `arrays` and `resident` submit. Fields of a job that stand here hold for all groups that do not set them."""
+    """How the drivers `arrays` and `resident` submit jobs.
 
-    generate: GenerateJobSection = operational(GenerateJobSection(), description="cold, rescue, evaluate")
-    score: CpuJobSection = operational(CpuJobSection(), description="hint and score")
-    update: UpdateJobSection = operational(UpdateJobSection())
+    A field of `JobSection` that is set here holds for all phase groups that do not set it.
+    """
+
+    generate: GenerateJobSection = operational(GenerateJobSection(), description="jobs of cold, rescue, evaluate")
+    score: CpuJobSection = operational(CpuJobSection(), description="jobs of hint and score")
+    update: UpdateJobSection = operational(UpdateJobSection(), description="jobs of update")
     resident: ResidentJobSection = operational(
-        ResidentJobSection(), description="one job a run, on one node (driver resident)"
+        ResidentJobSection(), description="the job of a run with the driver resident"
     )
-    controller: ControllerJobSection = operational(ControllerJobSection())
+    controller: ControllerJobSection = operational(
+        ControllerJobSection(), description="the job of a detached controller"
+    )
     python: str | None = operational(
-        None, description="command that starts Python on a node; default: the Python that runs the launcher"
+        None, description="command that starts Python on a node; null: the Python that runs the launcher"
     )
-    srun_args: list[str] = operational([], description="more arguments for srun")
-    array_parallelism: PositiveInt | None = operational(None, description="elements of one array that may run at once")
+    srun_args: list[str] = operational([], description="further arguments of srun")
+    array_parallelism: PositiveInt | None = operational(
+        None, description="elements of one array that may run at the same time; null: no limit"
+    )
     max_submitted: PositiveInt | None = operational(
-        None, description="jobs of this user in the queue at most, beside the site's own limit"
+        None, description="most jobs of this user in the queue; null: only the limit of the site"
     )
-    signal_delay_s: int = operational(120, ge=10, description="a job is warned so long before its time limit")
+    signal_delay_s: int = operational(120, ge=10, description="seconds before its time limit at which a job is warned")
     chain_wait_s: float | None = operational(
         None,
         ge=0,
-        description="driver arrays: a job goes on with what follows (hint and rescue after cold, update after score) if what "
-        "other jobs of its kind must do first is there within so many seconds; default: a job does one phase only",
+        description="driver arrays: seconds that a job waits for the results of other jobs, to continue with the next "
+        "phase (hint and rescue after cold, update after score); null: a job does one phase only",
     )
     preemption_grace_s: float = operational(
-        30, gt=0, description="what the partition leaves a job after the signal of a preemption"
+        30, gt=0, description="seconds that the partition leaves a job after the signal of a preemption"
     )
     requeue: bool = operational(
-        True, description="SLURM may put a job back into the queue when its node fails or it is preempted"
+        True, description="whether SLURM may requeue a job after a node failure or a preemption"
     )
-    exclude: list[str] = operational([], description="nodes not to use")
-    exclude_after: PositiveInt = operational(2, description="failures in a row after which a node is not used any more")
+    exclude: list[str] = operational([], description="nodes that are not used")
+    exclude_after: PositiveInt = operational(2, description="failures in a row after which a node is excluded")
     poll_s: tuple[float, float] = operational(
-        (2, 30), description="shortest and longest time between two looks at the queue"
+        (2, 30), description="shortest and longest time between two looks at the queue, in seconds"
     )
     lost_after_s: float = operational(
         90,
         gt=0,
-        description="how long a job may be unknown to SLURM, or its published files invisible, before it counts as lost",
+        description="seconds after which a job counts as lost, if SLURM does not know it or its published files "
+        "stay invisible",
     )
 
     @field_validator("poll_s")
@@ -146,7 +163,11 @@ class SlurmSection(JobSection):
         return value
 
     def job(self, group: PhaseGroup) -> dict[str, Any]:
-        """The fields of JobSection for a phase group: its own, else the section's, else the default."""
+        """Resolve the fields of `JobSection` for a phase group.
+
+        A value of the group has priority over that of this section, which has priority over the
+        default. GPUs are inherited only if the group sets neither gres nor gpus_per_node.
+        """
         own: JobSection = getattr(self, group)
         inherits_gpus = own.gpus_per_node is None and own.gres is None
         out = {}
@@ -158,7 +179,7 @@ class SlurmSection(JobSection):
         return out
 
     def num_gpus(self, group: PhaseGroup) -> int:
-        """GPUs of one node of a phase group's job."""
+        """GPUs per node of a job of this phase group."""
         job = self.job(group)
         return int(job["gpus_per_node"] or gpus_of_gres(job["gres"]))
 
@@ -167,43 +188,44 @@ class ClusterSection(Section):
     """Where and how tasks run. Nothing here changes results beyond rounding."""
 
     profile: str | None = operational(
-        None, description="cluster profile to inherit from: a name in yaml/cluster, or a YAML file"
+        None, description="cluster profile to inherit from: a name in yaml/cluster, or the path of a YAML file"
     )
     driver: Driver = operational(
         "local",
-        description="local: this machine; arrays: SLURM job arrays, one a phase; resident: one SLURM job a run, for all phases",
+        description="local: this machine; arrays: one SLURM job array per phase; resident: one SLURM job per run",
     )
     num_running: PositiveInt | None = operational(
-        None, description="tasks at the same time on this machine; default: by cores or GPUs"
+        None, description="tasks at the same time on this machine; null: by cores or GPUs"
     )
     num_alive: PositiveInt | None = operational(
-        None, description="warm workers kept in memory; default: all when there are no GPUs"
+        None, description="warm workers kept in memory; null: all if there are no GPUs"
     )
     threads: PositiveInt | None = operational(
-        None, description="CPU threads of a task; default: cores / num_running, or the job's cores"
+        None, description="CPU threads per task; null: cores / num_running, or the cores of the job"
     )
-    gpus: list[int] | None = operational(None, description="GPU indices to use; default: all that are visible")
+    gpus: list[int] | None = operational(None, description="indices of the GPUs to use; null: all visible GPUs")
     gpu_sharing: Literal["auto", "evict", "split", "sleep"] = operational(
         "evict",
-        description="evict: a GPU has one worker at a time, which ends when another needs it; split: engines and trainers stay "
-        "on a GPU together and take turns, each engine with its gpu_memory_share, trainers with the rest; sleep: likewise, but an engine "
-        "(vllm) leaves its memory while another worker has its turn, and its share follows from the sizes of models and GPU; auto: "
-        "the best of split, sleep and evict that memory allows. Not for arrays",
+        description="workers on one GPU (drivers local and resident). evict: one at a time, which ends when another "
+        "needs the GPU; split: all stay and take turns, each engine with its gpu_memory_share; sleep: as split, but an "
+        "engine (vllm) frees its memory between its turns; auto: the best of these that memory allows",
     )
     parts_in_engine: PositiveInt = operational(
         1,
-        description="parts of one model that an engine samples at once (vllm; not with arrays): with more than one, the rescue of parts "
-        "that are done goes on beside the longest completions of others. Last digits then depend on what happened to run together",
+        description="parts of one model that an engine samples at the same time (vllm; drivers local and resident). "
+        "Above 1, last digits depend on what happens to run together",
     )
     update_ranks: PositiveInt = operational(
-        1, description="processes of one update task (ZeRO-2); with resident, on its one node"
+        1, description="processes (ZeRO-2 ranks) of one update task; with resident, all on its one node"
     )
-    max_attempts: PositiveInt = operational(3, description="tries of one task before its run is stopped")
+    max_attempts: PositiveInt = operational(3, description="attempts of one task before its run stops")
     kv_cache_gb: float | None = operational(
-        None, gt=0, description="vLLM's KV cache; default: 0.5 on CPU, by share of memory on GPU"
+        None, gt=0, description="KV cache of a vLLM engine, in GB; null: 0.5 on a CPU, by gpu_memory_share on a GPU"
     )
-    gpu_memory_share: float = operational(0.85, gt=0, le=1, description="share of a GPU that one vLLM engine takes")
-    slurm: SlurmSection = operational(SlurmSection(), description="used by the drivers arrays and resident")
+    gpu_memory_share: float = operational(
+        0.85, gt=0, le=1, description="share of a GPU's memory that one vLLM engine takes"
+    )
+    slurm: SlurmSection = operational(SlurmSection(), description="settings of the drivers arrays and resident")
 
     @property
     def uses_slurm(self) -> bool:
@@ -217,10 +239,11 @@ class ClusterSection(Section):
 
     @model_validator(mode="after")
     def _ranks_fill_nodes(self) -> ClusterSection:
-        if self.driver == "arrays" and self.update_ranks % self.slurm.update.nodes:
+        nodes = self.slurm.update.nodes
+        if self.driver == "arrays" and self.update_ranks % nodes:
             raise ValueError(
-                f"update_ranks ({self.update_ranks}) must be a multiple of slurm.update.nodes ({self.slurm.update.nodes}), "
-                "so that every node gets as many ranks"
+                f"update_ranks ({self.update_ranks}) must be a multiple of slurm.update.nodes ({nodes}), "
+                "so that every node has the same number of ranks"
             )
         return self
 
@@ -228,8 +251,8 @@ class ClusterSection(Section):
     def _sleeping_engines(self) -> ClusterSection:
         if self.gpu_sharing in ("auto", "sleep") and self.parts_in_engine > 1:
             raise ValueError(
-                f"gpu_sharing: {self.gpu_sharing} lets engines sleep between two parts: leave out parts_in_engine "
-                f"({self.parts_in_engine}), or write gpu_sharing: split or evict"
+                f"gpu_sharing: {self.gpu_sharing} lets engines sleep between two parts, which does not work with "
+                f"parts_in_engine: {self.parts_in_engine}; remove parts_in_engine, or use gpu_sharing: split or evict"
             )
         return self
 
@@ -238,7 +261,7 @@ class ClusterSection(Section):
         num_gpus = self.slurm.num_gpus("resident")
         if self.driver == "resident" and 0 < num_gpus < self.update_ranks:
             raise ValueError(
-                f"update_ranks ({self.update_ranks}) are ranks on one node with the driver resident, whose job has {num_gpus} GPU(s): "
-                "lower update_ranks, or raise slurm.resident.gpus_per_node"
+                f"update_ranks ({self.update_ranks}) must not exceed the GPUs of the resident job ({num_gpus}), "
+                "because the ranks run on its one node; lower update_ranks, or raise slurm.resident.gpus_per_node"
             )
         return self

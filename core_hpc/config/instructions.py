@@ -1,7 +1,9 @@
-"""The instruction that follows a question when the configuration gives none: what to do, and the form of the answer.
+"""The instruction that follows a question if the configuration gives none.
 
-In: the kind of answer and the style of instruction. Out: text. Every form asked for here is read by answers.py (tested), and
-strategies are written as protocol/hints.py reads them. Where the instruction stands in a prompt is prompts.py's.
+In: the kinds of answers and the style of the instruction. Out: a text that states what to do and
+the form of the answer. `answers/extract.py` reads every form that is asked for here (tested), and
+`protocol/hints.py` reads the strategies. `models/prompts.py` decides where the text stands in a
+prompt.
 """
 
 from __future__ import annotations
@@ -28,15 +30,19 @@ _BOXED = frozenset({"number", "integer", "latex"})
 
 
 def default_instruction(kinds: Collection[str], style: str) -> str | None:
-    """The instruction for problems whose answers are of these kinds; None when no one form suits them all.
+    """Return the instruction for answers of these kinds, or None if no single form fits all kinds.
 
-    Numbers, integers and LaTeX together are asked for in a box. `style` is direct (one solution), or strategies (several
-    in `<strategy>` blocks, each with its own outcome).
+    Args:
+        kinds: Kinds of answers. Numbers, integers and LaTeX together are asked for in a box.
+        style: `direct` asks for one solution. `strategies` asks for several, each in a `<strategy>`
+            block with its own outcome.
 
-    >>> default_instruction({"letter"}, "direct")
-    "Solve the problem step by step. End with a line that has 'Answer: ' and the letter of the right option only."
-    >>> default_instruction({"number", "latex"}, "direct"), default_instruction({"number", "letter"}, "direct")
-    ('Solve the problem step by step. End with the final answer in \\\\boxed{}.', None)
+    >>> default_instruction({"number"}, "direct")
+    "Solve the problem step by step. End with a line that has '#### ' and the final number only."
+    >>> default_instruction({"number", "latex"}, "direct")
+    'Solve the problem step by step. End with the final answer in \\\\boxed{}.'
+    >>> default_instruction({"number", "letter"}, "direct") is None
+    True
     """
     if len(kinds) > 1 and not _BOXED.issuperset(kinds):
         return None
@@ -47,5 +53,6 @@ def default_instruction(kinds: Collection[str], style: str) -> str | None:
     return (
         "Solve the problem in two or three different ways. Write each as a block\n"
         f"<strategy id=1>\nthe steps of this way\n<outcome>its {result} only</outcome>\n</strategy>\n"
-        f"with the ids 1, 2, 3. Compare the outcomes, and end with <final_answer>the final {result} only</final_answer>."
+        "with the ids 1, 2, 3. Compare the outcomes, and end with "
+        f"<final_answer>the final {result} only</final_answer>."
     )

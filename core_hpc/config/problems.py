@@ -1,7 +1,7 @@
-"""The configuration of the problems: where they come from, how many, and what training and evaluation may share.
+"""The section `problems` of the configuration: the sources of training and evaluation problems.
 
-In: plain data. Out: frozen sections, used by config.py. What needs a look at generators or data sets beyond the shape of the
-fields is checked by problems.py (`source_mistakes`).
+In: plain data. Out: frozen sections, which `run.py` uses. Checks that need the generators or the
+data sets themselves are in `problems/splits.py` (`source_mistakes`).
 """
 
 from __future__ import annotations
@@ -10,12 +10,13 @@ from typing import Annotated, Any, Literal, get_args
 
 from pydantic import Field, JsonValue, ValidationInfo, field_validator, model_validator
 
-from core_hpc.config.base import PositiveInt, Section
+from core_hpc.config.base import DEFAULT_BY, PositiveInt, Section, null_means_default
 from core_hpc.config.instructions import default_instruction
 
 AnswerKindName = Literal["number", "integer", "latex", "letter", "text"]
-_KIND = "number: by exact value; integer: 0 to 999 (AIME); latex: by algebra; letter: A to J; text: same words"
-_DRAW = "use only so many, drawn by seed; evaluation draws from what training does not use"
+_KIND = "number: exact value; integer: 0 to 999 (AIME); latex: by algebra; letter: A to J; text: same words"
+_COUNT = "problems to draw by seed; evaluation draws from what training does not use; null: all"
+_MADE = "problems to generate"
 COMMIT_PATTERN = r"^[0-9a-f]{40}$"
 ANSWER_KINDS: dict[str, AnswerKindName] = {
     "generated": "number",
@@ -25,66 +26,83 @@ ANSWER_KINDS: dict[str, AnswerKindName] = {
     "gpqa": "letter",
     "medmcqa": "letter",
 }
-"""Source -> kind of its answers, where the source decides it and no field does."""
+"""Source -> kind of its answers, for the sources that have no field for it."""
 
 
 class GeneratedProblems(Section):
     """Problems made by a seeded generator of this package."""
 
-    source: Literal["generated"]
-    task: str = Field("addition_chain", description="name of a generator in core_hpc.problems.generators")
-    count: PositiveInt
-    seed: int = Field(0, ge=0)
+    source: Literal["generated"] = Field(description="where the problems come from")
+    task: str = Field("addition_chain", description="name of a generator in core_hpc/problems/generators.py")
+    count: PositiveInt = Field(description=_MADE)
+    seed: int = Field(0, ge=0, description="seed of the generator")
     options: dict[str, int] = Field({}, description="parameters of the generator")
 
 
 class GymProblems(Section):
-    """Problems made by reasoning-gym (extra `gym`). Its tasks with several right answers do not fit: ours compares with one."""
+    """Problems made by reasoning-gym (extra `gym`).
 
-    source: Literal["reasoning_gym"]
-    task: str = Field(min_length=1, description="name of a reasoning-gym data set, such as gsm_symbolic or chain_sum")
-    count: PositiveInt
-    seed: int = Field(0, ge=0)
-    options: dict[str, JsonValue] = Field({}, description="parameters of the task, but seed and size")
-    answer_kind: AnswerKindName = Field("number", description=_KIND)
+    Tasks with several correct answers do not fit: an answer is compared with one gold answer.
+    """
+
+    source: Literal["reasoning_gym"] = Field(description="where the problems come from")
+    task: str = Field(
+        min_length=1, description="name of a reasoning-gym data set, for example gsm_symbolic or chain_sum"
+    )
+    count: PositiveInt = Field(description=_MADE)
+    seed: int = Field(0, ge=0, description="seed of the task")
+    options: dict[str, JsonValue] = Field({}, description="parameters of the task, except seed and size")
+    answer_kind: AnswerKindName = Field("number", description=f"how answers are verified. {_KIND}")
 
 
 class FileProblems(Section):
-    """Problems from a file of the user's: rows of id, question, answer; every other field is kept as metadata."""
+    """Problems from a file of the user, with the fields id, question and answer.
 
-    source: Literal["jsonl", "parquet"]
-    path: str = Field(min_length=1, description="relative to the current folder")
-    answer_kind: AnswerKindName = Field("number", description=f"of rows without a field answer_kind. {_KIND}")
-    count: PositiveInt | None = Field(None, description=_DRAW)
-    seed: int = Field(0, ge=0)
+    Every other field of a row is kept as metadata.
+    """
+
+    source: Literal["jsonl", "parquet"] = Field(description="where the problems come from: a file in this format")
+    path: str = Field(min_length=1, description="the file, relative to the current folder")
+    answer_kind: AnswerKindName = Field(
+        "number", description=f"how answers are verified, for rows without a field answer_kind. {_KIND}"
+    )
+    count: PositiveInt | None = Field(None, description=_COUNT)
+    seed: int = Field(0, ge=0, description="seed of the draw")
 
 
 class DataSetProblems(Section):
-    """Problems of a published data set: from the hub at a pinned commit, or from a file in its own row format."""
+    """Problems of a published data set, from the hub at a pinned commit or from a file."""
 
-    source: Literal["gsm8k", "math", "aime", "gpqa", "medmcqa"]
+    source: Literal["gsm8k", "math", "aime", "gpqa", "medmcqa"] = Field(
+        description="where the problems come from: a published data set"
+    )
     path: str | None = Field(
-        None, min_length=1, description="a file (.jsonl, .parquet, .csv) in the format of the data set, not the hub"
+        None,
+        min_length=1,
+        description="a file (.jsonl, .parquet, .csv) in the format of the data set, instead of the hub",
     )
     subset: str | None = Field(
         None,
         coerce_numbers_to_str=True,
-        description="math: full or math-500; aime: 1983-2024, 2024 or 2025; gpqa: main, diamond or extended; default: the first",
+        description="math: full or math-500; aime: 1983-2024, 2024 or 2025; gpqa: main, diamond or extended; "
+        "null: the first of these",
     )
-    split: str | None = Field(None, description="default: the first split for training, the last for evaluation")
+    split: str | None = Field(
+        None, description="split of the data set; null: its first split for training, its last for evaluation"
+    )
     repository: str | None = Field(
-        None, description="another hub repository in the same row format; needs revision and files"
+        None, description="another hub repository with the same row format; needs revision and files"
     )
-    revision: str | None = Field(None, pattern=COMMIT_PATTERN, description="commit hash of `repository`")
-    files: list[str] | None = Field(None, min_length=1, description="files of `repository`")
-    count: PositiveInt | None = Field(None, description=_DRAW)
-    seed: int = Field(0, ge=0, description="of the draw, and of the order of options (gpqa)")
+    revision: str | None = Field(None, pattern=COMMIT_PATTERN, description="commit hash of repository")
+    files: list[str] | None = Field(None, min_length=1, description="files of repository")
+    count: PositiveInt | None = Field(None, description=_COUNT)
+    seed: int = Field(0, ge=0, description="seed of the draw, and of the order of options (gpqa)")
 
     @model_validator(mode="after")
     def _one_place(self) -> DataSetProblems:
         hub = [n for n in ("subset", "split", "repository", "revision", "files") if getattr(self, n) is not None]
         if self.path is not None and hub:
-            raise ValueError(f"path names a file of yours, {' and '.join(hub)} the hub; give one of them")
+            raise ValueError(f"path (a file) excludes {' and '.join(hub)} (of the hub); give one of them")
         own = [getattr(self, n) is not None for n in ("repository", "revision", "files")]
         if any(own) and (not all(own) or len(hub) > 3):
             raise ValueError(
@@ -105,50 +123,61 @@ PROBLEM_SOURCES: dict[str, type[Section]] = {
 
 
 def answer_kind_of(source: ProblemSource) -> AnswerKindName:
-    """Kind of a source's answers; rows of the user's own files may say otherwise."""
+    """Kind of a source's answers. Single rows of the user's own files may have another kind."""
     if isinstance(source, (GymProblems, FileProblems)):
         return source.answer_kind
     return ANSWER_KINDS[source.source]
 
 
-class ProblemsSection(Section):
-    """What is practised on, and what is held out."""
+_NO_COMMON_FORM = "(no default)"
+"""Stands for a missing default instruction until `ProblemsSection` has reported it."""
 
-    train: ProblemSource
-    evaluation: ProblemSource
+
+def _kinds(data: dict[str, Any]) -> set[AnswerKindName]:
+    return {answer_kind_of(data["train"]), answer_kind_of(data["evaluation"])}
+
+
+def _instruction_by_answers(data: dict[str, Any]) -> str:
+    """The default instruction, from the fields of the section that are already validated."""
+    return default_instruction(_kinds(data), data["instruction_style"]) or _NO_COMMON_FORM
+
+
+class ProblemsSection(Section):
+    """What the team trains on, and what is held out for evaluation."""
+
+    train: ProblemSource = Field(description="training problems")
+    evaluation: ProblemSource = Field(description="held-out problems")
     near_duplicates: Literal["error", "drop", "allow"] = Field(
         "error",
-        description="training problems that are nearly the same as held-out ones, when both come from files: stop, leave them out of "
-        "training (the very same ones too), or keep them knowingly (never the very same)",
+        description="training problems that are nearly equal to held-out ones, if both come from files. error: stop; "
+        "drop: leave them out of training, equal ones too; allow: keep them (never equal ones)",
     )
     num_examples: int = Field(
-        0, ge=0, le=16, description="worked examples shown in every prompt; they come from neither split"
+        0, ge=0, le=16, description="worked examples in every prompt; they belong to neither split"
     )
     instruction_style: Literal["direct", "strategies"] = Field(
         "direct",
-        description="of the default instruction: solve it; or solve it in several ways, each in a <strategy> block",
+        description="style of the default instruction. direct: solve the problem; strategies: solve it in several "
+        "ways, each in a <strategy> block",
     )
     instruction: str = Field(
-        None,
+        default_factory=_instruction_by_answers,
         validate_default=True,
-        description="said after each question (and hint); default: by style, and asks for the form of the problems' answers; may be "
-        "empty when the examples show it",
+        json_schema_extra={DEFAULT_BY: "instruction_style and the kinds of answers"},
+        description="text after each question (and hint); may be empty if the worked examples show the form of answers",
     )
 
     @field_validator("instruction", mode="before")
     @classmethod
-    def _by_answer_kind(cls, instruction: Any, info: ValidationInfo) -> Any:
-        """In the resolved configuration the instruction is always spelled out."""
-        if instruction is not None:
-            return instruction
-        style = info.data.get("instruction_style")
-        train, evaluation = info.data.get("train"), info.data.get("evaluation")
-        if style is None or train is None or evaluation is None:  # mistakes of their own
-            return ""
-        kinds = {answer_kind_of(train), answer_kind_of(evaluation)}
-        found = default_instruction(kinds, style)
-        if found is None:
+    def _null_means_default(cls, instruction: Any) -> Any:
+        return null_means_default(instruction)
+
+    @field_validator("instruction")
+    @classmethod
+    def _one_form_of_answers(cls, instruction: str, info: ValidationInfo) -> str:
+        if instruction == _NO_COMMON_FORM:
             raise ValueError(
-                f"training and evaluation ask for answers of different kinds ({', '.join(sorted(kinds))}); write one for both"
+                f"training and evaluation have answers of different kinds ({', '.join(sorted(_kinds(info.data)))}); "
+                "write one instruction for both"
             )
-        return found
+        return instruction

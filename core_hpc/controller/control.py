@@ -1,28 +1,30 @@
-"""The controller of a sweep: takes its claim, opens its runs, drives them with a local pool or with SLURM arrays.
+"""The controller of a sweep: takes its claim, opens its runs, and drives them to their end.
 
-In: a sweep and what preparation found out. Out: the progress of its runs at the end. There is one controller a sweep;
-any of them goes on from what is published and from the records of what was submitted. detach.py runs it in a job.
+In: a sweep and what its preparation found. Out: the state of its runs at the end. A sweep has one controller at a
+time; any later one continues from what is published and from the records of what was submitted. `detach.py` runs the
+controller in a SLURM job.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
-from pathlib import Path
+from collections.abc import Sequence
 
 from rich.console import Console
 from rich.markup import escape
 
+from core_hpc.common.terminal import duration
 from core_hpc.controller.counts_cache import CountsCache
+from core_hpc.controller.display import Display
+from core_hpc.controller.drivers import Driver, make_driver
 from core_hpc.controller.heartbeat import Heartbeat
-from core_hpc.controller.prepare import Prepared, Start
-from core_hpc.local.executor import LocalExecutor, LocalLimits
+from core_hpc.controller.start import Prepared, Start
+from core_hpc.controller.tracking import Tracking
 from core_hpc.phases.checkpoint import remove_checkpoints
 from core_hpc.runs import folder as runfolders
-from core_hpc.runs.sweep import RunPlan, Sweep
-from core_hpc.schedule.base import Executor
+from core_hpc.runs.sweep import Sweep
 from core_hpc.schedule.progress import RunProgress, inspect_run
-from core_hpc.schedule.scheduler import Scheduler, cpu_seconds
+from core_hpc.schedule.scheduler import Scheduler
 from core_hpc.slurm.commands import Slurm
 from core_hpc.slurm.records import OPEN, SubmissionFolder
 from core_hpc.store import manifests
@@ -32,36 +34,25 @@ from core_hpc.store.schema import UPDATE
 
 
 def control(sweep: Sweep, start: Start, prepared: Prepared, console: Console) -> tuple[list[RunProgress], bool]:
-    """Drive a sweep to its end; returns its runs, and whether it came to its end (False: somebody asked to stop)."""
-    cluster = sweep.runs[0].config.cluster
+    """Drive a sweep to its end.
+
+    Returns:
+        Its runs, and whether it came to its end (False: somebody asked it to stop).
+    """
+    slurm = Slurm() if sweep.runs[0].config.cluster.uses_slurm else None
     paths = SweepPaths(sweep.folder)
-    slurm = Slurm() if cluster.uses_slurm else None
     with claim(paths.claim, has_ended=slurm.has_ended if slurm is not None else None):
         if start.by_user:
             paths.stop_request.unlink(missing_ok=True)
         progress = open_runs(sweep, prepared, console, verify=start.verify)
         finished = True
         if any(p.open for p in progress):
-            notify: Callable[[str], None] = lambda words: console.print(
-                f"[yellow]{escape(words)}[/yellow]", soft_wrap=True
-            )
-            if slurm is not None:
-                from core_hpc.slurm.arrays import ArraysExecutor
-                from core_hpc.slurm.resident import ResidentExecutor
 
-                kind, how = (
-                    (ArraysExecutor, "SLURM arrays")
-                    if cluster.driver == "arrays"
-                    else (ResidentExecutor, "one SLURM job a run")
-                )
-                executor: Executor = kind(
-                    cluster, slurm, [p.run for p in progress], start_id=start.start_id, notify=notify
-                )
-            else:
-                limits = LocalLimits.of(cluster, sweep.largest_team)
-                executor = LocalExecutor(cluster, limits)
-                how = f"{limits.num_running} task(s) at a time, {limits.threads} thread(s) each, {len(limits.gpus) or 'no'} GPU(s)"
-            finished = _drive(sweep, start, progress, executor, how, console)
+            def notify(message: str) -> None:
+                console.print(f"[yellow]{escape(message)}[/yellow]", soft_wrap=True)
+
+            driver = make_driver([p.run for p in progress], slurm, start_id=start.start_id, notify=notify)
+            finished = _drive(sweep, start, progress, driver, console)
         else:
             console.print(
                 f"everything is done: {len(progress)} run(s) of sweep {sweep.name} are finished; nothing was changed."
@@ -73,17 +64,21 @@ def control(sweep: Sweep, start: Start, prepared: Prepared, console: Console) ->
 
 
 def open_runs(sweep: Sweep, prepared: Prepared, console: Console, *, verify: bool) -> list[RunProgress]:
-    """Create or open every run's folder; damaged publications are set aside. For the holder of the claim."""
+    """Create or open the folder of every run; damaged publications are set aside. For the holder of the claim.
+
+    Args:
+        prepared: what preparation found about the runs whose folder does not exist yet.
+        verify: check the checksums of everything that is published.
+    """
     source = SweepPaths(sweep.folder).source
     if not source.exists():
         source.write_text(sweep.text, encoding="utf-8")
     opened = []
     for plan in sweep.runs:
-        run = (
-            runfolders.start(plan, sweep.folder)
-            if runfolders.exists(plan, sweep.folder)
-            else _create(plan, sweep.folder, prepared)
-        )
+        if runfolders.exists(plan, sweep.folder):
+            run = runfolders.start(plan, sweep.folder)
+        else:
+            run = runfolders.create(plan, sweep.folder, *prepared[plan.run_id])
         progress, messages = inspect_run(run, checksum=verify)
         for message in messages:
             console.print(f"[yellow]damaged:[/yellow] {escape(message)}", soft_wrap=True)
@@ -92,12 +87,8 @@ def open_runs(sweep: Sweep, prepared: Prepared, console: Console, *, verify: boo
     return opened
 
 
-def _create(plan: RunPlan, folder: Path, prepared: Prepared) -> runfolders.Run:
-    return runfolders.create(plan, folder, *prepared[plan.run_id])
-
-
 def _clean(progress: RunProgress) -> None:
-    """Remove what killed writers left, unless jobs of an earlier start may still write, and checkpoints without use."""
+    """Remove leftovers of killed writers and useless checkpoints, unless jobs of an earlier start may still write."""
     run = progress.run
     submissions = SubmissionFolder(run.paths.slurm)
     if not submissions.names(OPEN):
@@ -109,49 +100,39 @@ def _clean(progress: RunProgress) -> None:
             manifests.remove_leftovers(folder)
 
 
-def _drive(
-    sweep: Sweep, start: Start, progress: list[RunProgress], executor: Executor, how: str, console: Console
-) -> bool:
-    from core_hpc.common.terminal import duration
-    from core_hpc.controller.display import Display
-    from core_hpc.controller.tracking import Tracking
-
-    cluster = sweep.runs[0].config.cluster
-    done, total = sum(p.num_done for p in progress), sum(p.num_tasks for p in progress)
-    console.print(
-        f"sweep {sweep.name}: {len(progress)} run(s), {total} tasks"
-        + (f", {done} of them published already" if done else "")
-        + f"; {how}"
-    )
-    started = time.monotonic()
-    tracking, keeping = Tracking(), CountsCache()
-    paths = SweepPaths(sweep.folder)
-    # The children of the local driver are its workers, which are no part of the controller.
-    heartbeat = Heartbeat(
-        paths.controller, start, progress, time.process_time if cluster.driver == "local" else cpu_seconds
-    )
+def _drive(sweep: Sweep, start: Start, progress: list[RunProgress], driver: Driver, console: Console) -> bool:
+    """Run the scheduler with its listeners; False when somebody asked it to stop."""
+    _print_work(sweep, progress, driver, console)
+    paths, started = SweepPaths(sweep.folder), time.monotonic()
+    tracking, counts = Tracking(), CountsCache()
+    heartbeat = Heartbeat(paths.controller, start, progress, driver.cpu_s)
 
     def stop_requested() -> bool:
-        heartbeat.beat()  # asked in every turn of the loop
+        heartbeat.beat()  # the scheduler asks in every turn of its loop
         return paths.stop_request.exists()
 
+    display = Display(console, sweep.name, progress, refreshes_per_s=driver.refreshes_per_s, warm=driver.warm)
     try:
-        with Display(console, sweep.name, progress, refreshes_per_s=4 if cluster.driver == "local" else 0.5) as display:
-            scheduler = Scheduler(
+        with display:
+            finished = Scheduler(
                 progress,
-                executor,
-                [display, tracking, keeping],
-                max_attempts=cluster.max_attempts,
+                driver.executor,
+                [display, tracking, counts],
+                max_attempts=sweep.runs[0].config.cluster.max_attempts,
                 stop_requested=stop_requested,
-            )
-            finished = scheduler.run()
+            ).run()
     finally:
         heartbeat.beat(last=True)
-        executor.close()
+        driver.executor.close()
         tracking.close(progress)
-        keeping.close(progress)
-    seconds, cpu = time.monotonic() - started, heartbeat.cpu_s
-    console.print(
-        f"this start took {duration(seconds)}; the controller used {cpu:.0f} CPU-seconds ({100 * cpu / seconds:.1f} % of a core)"
-    )
+        counts.close(progress)
+    seconds, cpu_s = time.monotonic() - started, heartbeat.cpu_s
+    share = f"{100 * cpu_s / seconds:.1f} % of a core"
+    console.print(f"this start took {duration(seconds)}; the controller used {cpu_s:.0f} CPU-seconds ({share})")
     return finished
+
+
+def _print_work(sweep: Sweep, progress: Sequence[RunProgress], driver: Driver, console: Console) -> None:
+    done, total = sum(p.num_done for p in progress), sum(p.num_tasks for p in progress)
+    published = f", {done} of them published already" if done else ""
+    console.print(f"sweep {sweep.name}: {len(progress)} run(s), {total} tasks{published}; {driver.description}")

@@ -21,12 +21,13 @@ from core_hpc.common.errors import ClaimError, CoreHpcError, StoreError
 from core_hpc.common.terminal import standard_console
 from core_hpc.config.cluster import ClusterSection
 from core_hpc.controller.control import control, open_runs
-from core_hpc.controller.prepare import Prepared, Start
+from core_hpc.controller.results import conclude
+from core_hpc.controller.start import Prepared, Start
 from core_hpc.runs import folder as runfolders
+from core_hpc.runs.messages import Outcome, OutcomeKind
 from core_hpc.runs.sweep import Sweep
 from core_hpc.schedule.progress import RunProgress
 from core_hpc.slurm.commands import Slurm, SlurmUnavailableError
-from core_hpc.slurm.outcomes import DIED, DONE, Outcome
 from core_hpc.slurm.records import OPEN, Submission, SubmissionFolder, new_submission
 from core_hpc.slurm.submit import RefusedError, job_parameters, submit
 from core_hpc.store import manifests
@@ -92,9 +93,9 @@ def active_controllers(sweep_folder: Path, slurm: Slurm, *, close: bool) -> list
 def _end_of(folder: SubmissionFolder, submission: Submission) -> Outcome:
     """How a controller ended, from what it wrote last (`_note_end`)."""
     try:
-        return Outcome(**manifests.read_json(folder.status_file(submission, 0)), counted=False)
+        return replace(Outcome.from_json(manifests.read_json(folder.status_file(submission, 0))), counted=False)
     except StoreError:
-        return Outcome(DIED, "the controller ended without a word", counted=False)
+        return Outcome(OutcomeKind.DIED, "the controller ended without reporting why", counted=False)
 
 
 def require_no_other(sweep_folder: Path, slurm: Slurm) -> None:
@@ -112,8 +113,6 @@ def require_no_other(sweep_folder: Path, slurm: Slurm) -> None:
 
 def run_controller(spec: ControllerSpec) -> None:
     """The controller's job."""
-    from core_hpc.controller.results import conclude
-
     signal.signal(signal.SIGUSR2, _interrupt)
     signal.signal(signal.SIGTERM, _interrupt)
     console = standard_console()
@@ -121,7 +120,7 @@ def run_controller(spec: ControllerSpec) -> None:
     stop = SweepPaths(folder).stop_request
     if stop.exists():
         console.print("this sweep was asked to stop; nothing is done")
-        _note_end(DONE, "asked to stop before it began")
+        _note_end(OutcomeKind.DONE, "asked to stop before it began")
         return
     sweep = runfolders.started_sweep(folder, spec.run_ids)
     successor, goes_on = None, True
@@ -131,17 +130,17 @@ def run_controller(spec: ControllerSpec) -> None:
         goes_on = not finished and not stop.exists()
         if finished:
             conclude(sweep, progress, console)
-        _note_end(DONE, "finished" if finished else "asked to stop")
+        _note_end(OutcomeKind.DONE, "finished" if finished else "asked to stop")
     except (KeyboardInterrupt, SlurmUnavailableError) as e:
         goes_on = not stop.exists()
         why = "asked to end" if isinstance(e, KeyboardInterrupt) else str(e)
         console.print(
             f"{why}; the successor, job {successor}, goes on" if goes_on else f"{why}; the sweep was asked to stop"
         )
-        _note_end(DONE, why)
+        _note_end(OutcomeKind.DONE, why)
     except CoreHpcError as e:
         goes_on = False  # another controller, or something that the next one would meet as well
-        _note_end(DIED, str(e))
+        _note_end(OutcomeKind.DIED, str(e))
         raise
     finally:
         if not goes_on and successor is not None:
@@ -155,11 +154,12 @@ def _interrupt(signum: int, frame: FrameType | None) -> None:
     raise KeyboardInterrupt
 
 
-def _note_end(kind: str, message: str) -> None:
+def _note_end(kind: OutcomeKind, message: str) -> None:
     """For the record: active_controllers of a later controller reads it."""
     with contextlib.suppress(OSError):
         path = Path(os.environ["SUBMITIT_FOLDER"], "element-0000.json")
-        manifests.write_json(path, {"kind": kind, "message": message, "node": os.environ.get("SLURMD_NODENAME", "")})
+        end = Outcome(kind, message, node=os.environ.get("SLURMD_NODENAME", ""))
+        manifests.write_json(path, end.to_json())
 
 
 def _control_patiently(sweep: Sweep, start: Start, console: Console) -> tuple[list[RunProgress], bool]:

@@ -1,13 +1,18 @@
-"""TODO docstring."""
+"""The file controller.json: shows that the controller lives, what CPU time it takes, and how its runs are.
+
+In: the runs of a controller. Out: the file, written about once a minute. Only `core_hpc.status` reads it.
+"""
 
 from __future__ import annotations
 
 import contextlib
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
-from core_hpc.controller.prepare import Start
+from core_hpc.controller.start import Start
 from core_hpc.schedule.progress import RunProgress
 from core_hpc.store import manifests
 from core_hpc.store.claims import own_job
@@ -15,26 +20,39 @@ from core_hpc.store.claims import own_job
 HEARTBEAT_S = 60.0
 
 
-class Heartbeat:
-    """Says in a file that the controller lives, what CPU time it takes, and how its runs are. For core_hpc.status alone.
+@dataclass(frozen=True)
+class RunReport:
+    """What the controller reports about one run: failed attempts that count, and why it was stopped."""
 
-    host, pid, user, time (of writing), job, start_id, started, interval_s (between writings), cpu_s (since `started`), and
-    runs: by id, the tries that failed and counted, and why it was stopped (or null).
+    failed: int
+    stopped: str | None
+
+
+class Heartbeat:
+    """Keeps the file.
+
+    Its fields: host, pid, user, time (of writing), job, start_id, started, interval_s (between two writings), cpu_s
+    (since `started`), and runs: a `RunReport` by run id.
     """
 
-    def __init__(self, path: Path, start: Start, runs: Sequence[RunProgress], cpu: Callable[[], float]) -> None:
-        self._path, self._runs, self._cpu, self._cpu_before = path, runs, cpu, cpu()
-        self._fixed = {"job": own_job(), "start_id": start.start_id, "started": time.time(), "interval_s": HEARTBEAT_S}
+    def __init__(self, path: Path, start: Start, runs: Sequence[RunProgress], cpu_s: Callable[[], float]) -> None:
+        self._path, self._runs, self._cpu, self._cpu_before = path, runs, cpu_s, cpu_s()
+        self._fixed: dict[str, Any] = {
+            "job": own_job(),
+            "start_id": start.start_id,
+            "started": time.time(),
+            "interval_s": HEARTBEAT_S,
+        }
         self._next = 0.0
         self.cpu_s = 0.0
 
     def beat(self, *, last: bool = False) -> None:
-        """Write, if it is time to."""
+        """Write the file when it is time to, or when this is the last time."""
         if time.monotonic() < self._next and not last:
             return
         self._next = time.monotonic() + HEARTBEAT_S
         self.cpu_s = self._cpu() - self._cpu_before
-        runs = {p.run.run_id: {"failed": p.failures, "stopped": p.stopped} for p in self._runs}
+        runs = {p.run.run_id: asdict(RunReport(p.failures, p.stopped)) for p in self._runs}
         body = {**manifests.writer_identity(), **self._fixed, "cpu_s": round(self.cpu_s, 2), "runs": runs}
         with contextlib.suppress(OSError):  # a full disk must not end a controller for this
             manifests.write_json(self._path, body)

@@ -1,22 +1,19 @@
-"""Preparation of runs in a process of its own: find the models, check them against the configuration, measure prompts.
+"""Preparation of runs in a process of its own: make the problems, find the models, check both, measure prompts.
 
-In (standard input): {"configs": [...]}. Out (the file named on the command line): {"facts": [{model: facts}]} or
-{"error": text}. It loads transformers and torch, which the launcher must not; it creates nothing in run folders.
+In (standard input): {"configs": [...]}. Out, in the folder named on the command line: the problems of each run as
+Parquet, and `facts.json` with {"facts": [{model: facts}]} or {"error": text}. It loads transformers and torch, which
+the launcher must not; it creates nothing in run folders.
 """
 
 from __future__ import annotations
 
 import json
-import os
-import subprocess
 import sys
-import tempfile
-import uuid
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
+import polars as pl
 
 from core_hpc.common.errors import CoreHpcError, InputError
 from core_hpc.config.run import ModelSection, RunConfig
@@ -31,19 +28,42 @@ from core_hpc.models.resolve import (
     resolve_embedder,
     resolve_model,
 )
-from core_hpc.problems.splits import Splits, check_counts, make_splits, worked_examples
-from core_hpc.runs import folder as runfolders
+from core_hpc.problems.splits import SPLITS, Splits, check_counts, make_splits, worked_examples
 from core_hpc.runs.folder import ModelFacts
-from core_hpc.runs.sweep import RunPlan, Sweep
+from core_hpc.runs.sweep import RunPlan
 from core_hpc.store.schema import COLD, EVALUATE
 
+FACTS_FILE = "facts.json"
 CONTEXT_STEP_TOKENS = 64
-HINT_MARGIN_TOKENS = 4  # tokens at the seams of question, hint and instruction may merge differently
+HINT_MARGIN_TOKENS = 4
+"""Tokens at the seams of question, hint and instruction may merge differently."""
 
 
-def prepare(config: RunConfig) -> dict[str, ModelFacts]:
-    """Facts about every model of a run; InputError lists everything that does not fit."""
+def splits_of(plan: RunPlan) -> Splits:
+    """The problems of a run.
+
+    Raises:
+        InputError: a source is missing or wrong, or has too few problems; names file and row.
+    """
+    return _checked_splits(plan.config)
+
+
+def _checked_splits(config: RunConfig) -> Splits:
     splits = make_splits(config.problems)
+    check_counts(config, splits)
+    return splits
+
+
+def prepare(config: RunConfig, splits: Splits | None = None) -> dict[str, ModelFacts]:
+    """Facts about every model of a run, by name.
+
+    Args:
+        splits: the problems, if they are made already.
+
+    Raises:
+        InputError: lists everything that does not fit.
+    """
+    splits = splits if splits is not None else make_splits(config.problems)
     resolve_embedder(config.reward.distance.embedder)
     facts, mistakes = {}, []
     for index, model in enumerate(config.team):
@@ -76,7 +96,7 @@ def _model_facts(config: RunConfig, model: ModelSection, splits: Splits) -> Mode
 
 
 def _check_four_bit(config: RunConfig) -> None:
-    """What can be known of tuning: qlora before a task starts: jobs get their GPUs elsewhere, but run the same Python."""
+    """What can be checked of tuning: qlora before a task starts. Jobs have other GPUs, but the same Python."""
     if not config.cluster.uses_slurm and not has_gpu():
         raise no_gpu()
     require_package()
@@ -103,67 +123,31 @@ def _context_tokens(config: RunConfig, model: ModelSection, resolved: ResolvedMo
     return model.max_context_tokens or min(limit, -(-needed // CONTEXT_STEP_TOKENS) * CONTEXT_STEP_TOKENS)
 
 
+def _write_splits(folder: Path, number: int, splits: Splits) -> None:
+    for name in SPLITS:
+        getattr(splits, name).write_parquet(folder / f"{number}-{name}.parquet")
+
+
+def read_splits(folder: Path, number: int) -> Splits:
+    """The problems of the run with this number in the request."""
+    return Splits(**{name: pl.read_parquet(folder / f"{number}-{name}.parquet") for name in SPLITS})
+
+
 def main(arguments: list[str]) -> int:
-    """Read configurations from standard input and write the facts as JSON to the named file."""
-    answer: dict[str, Any]
+    """Read configurations from standard input, and write problems and facts into the named folder."""
+    folder = Path(arguments[0])
+    answer: dict[str, Any] = {"facts": []}
     try:
         configs = [RunConfig.model_validate(c) for c in json.load(sys.stdin)["configs"]]
-        answer = {"facts": [{name: asdict(f) for name, f in prepare(c).items()} for c in configs]}
+        all_splits = [_checked_splits(config) for config in configs]
+        for number, (config, splits) in enumerate(zip(configs, all_splits, strict=True)):
+            answer["facts"].append({name: asdict(facts) for name, facts in prepare(config, splits).items()})
+            _write_splits(folder, number, splits)
     except CoreHpcError as e:
         answer = {"error": str(e)}
-    Path(arguments[0]).write_text(json.dumps(answer), encoding="utf-8")
+    (folder / FACTS_FILE).write_text(json.dumps(answer), encoding="utf-8")
     return 0
 
 
 if __name__ == "__main__":
     sys.exit(main(sys.argv[1:]))
-
-
-def splits_of(plan: RunPlan) -> Splits:
-    """The problems of a run; errors name the file and row."""
-    splits = make_splits(plan.config.problems)
-    check_counts(plan.config, splits)
-    return splits
-
-
-Prepared = dict[str, tuple[Splits, dict[str, ModelFacts]]]
-
-
-@dataclass(frozen=True)
-class Start:
-    """One start by the user; `start_id` is handed on from a detached controller to its successor."""
-
-    start_id: str
-    by_user: bool = True
-    verify: bool = False
-
-    @classmethod
-    def new(cls, *, verify: bool) -> Start:
-        return cls(uuid.uuid4().hex[:8], verify=verify)
-
-
-def _prepare_new(sweep: Sweep, console: Console) -> Prepared:
-    """Splits and model facts of the runs whose folder does not exist yet, by run id."""
-    new = [plan for plan in sweep.runs if not runfolders.exists(plan, sweep.folder)]
-    splits = [splits_of(plan) for plan in new]
-    if not new:
-        return {}
-    console.print("preparing models and problems (the first time converts weights; a minute or two) ...")
-    with tempfile.TemporaryDirectory() as folder:
-        answer = Path(folder, "facts.json")
-        request = json.dumps({"configs": [plan.config.model_dump(mode="json") for plan in new]})
-        done = subprocess.run(
-            [sys.executable, "-m", "core_hpc.controller.prepare", str(answer)],
-            input=request.encode(),
-            capture_output=True,
-            check=False,
-            env={**os.environ, "TOKENIZERS_PARALLELISM": "false"},
-        )
-        if not answer.exists():
-            words = done.stderr.decode(errors="replace")[-4000:]
-            raise CoreHpcError(f"preparation ended with status {done.returncode}; its last words:\n{words}")
-        facts = json.loads(answer.read_text(encoding="utf-8"))
-    if "error" in facts:
-        raise InputError(f"{sweep.source}: nothing was created\n{facts['error']}")
-    found = [{name: ModelFacts(**f) for name, f in run.items()} for run in facts["facts"]]
-    return {plan.run_id: (s, f) for plan, s, f in zip(new, splits, found, strict=True)}

@@ -1,6 +1,8 @@
-"""TODO docstring."""
+"""What the launcher prints at the end: the table of every run, and where to look next."""
 
 from __future__ import annotations
+
+from collections.abc import Sequence
 
 from rich.console import Console
 from rich.markup import escape
@@ -12,7 +14,7 @@ from core_hpc.runs.sweep import Sweep
 from core_hpc.schedule.progress import RunProgress
 
 
-def conclude(sweep: Sweep, progress: list[RunProgress], console: Console) -> int:
+def conclude(sweep: Sweep, progress: Sequence[RunProgress], console: Console) -> int:
     """Print the result of every run; 0 when none was stopped."""
     stopped = [p for p in progress if p.stopped]
     for p in progress:

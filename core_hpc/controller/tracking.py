@@ -20,7 +20,7 @@ from analysis.timing.account import RunTimes, iteration_table, task_time, waited
 from analysis.timing.critical_path import TaskTime
 from core_hpc.config.run import flatten, scientific_fields
 from core_hpc.runs.folder import Run
-from core_hpc.schedule.base import Event
+from core_hpc.runs.messages import Done, Event
 from core_hpc.schedule.progress import RunProgress
 from core_hpc.store import manifests, shards
 from core_hpc.store.paths import TEAM, TaskKey
@@ -178,9 +178,11 @@ class Tracking:
         self._trackers: dict[str, RunTracker] = {}
 
     def on_event(self, progress: RunProgress, event: Event) -> None:
-        if event.kind == "done" and progress.run.run_id in self._trackers:
+        if not isinstance(event, Done):
+            return
+        if progress.run.run_id in self._trackers:
             self._trackers[progress.run.run_id].task_published(event.task.key, progress.published)
-        elif event.kind == "done":
+        else:
             self._tracker(progress)
 
     def _tracker(self, progress: RunProgress) -> RunTracker:

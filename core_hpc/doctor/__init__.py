@@ -1,1 +1,1 @@
-"""What would stop a sweep here (python -m core_hpc.doctor)."""
+"""The command `core-hpc doctor`: look for what would stop a sweep on this machine or cluster."""

@@ -1,7 +1,8 @@
-"""python -m core_hpc.doctor [SWEEP.yaml]: look for what would stop a sweep here, before anything is started.
+"""The command `core-hpc doctor`, also `python -m core_hpc.doctor`: look for what would stop a sweep here.
 
-One line a check: ok, warn or FAIL, what was found, and what to do. The exit status is 1 when something FAILs. The checks
-are in checks.py (this machine), storage.py (the output folder), slurm.py and job.py (nodes).
+In: a sweep file, or nothing. Out: one line per check with its status (ok, warn or FAIL), the finding, and what to
+do. The exit status is 1 if a check fails. The checks are in `doctor/checks.py` (this machine), `doctor/storage.py`
+(the output folder), `doctor/slurm.py` (SLURM and the cluster profile) and `doctor/job.py` (compute nodes).
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ from core_hpc.doctor.storage import check_output
 from core_hpc.runs.sweep import Sweep, load_sweep
 from core_hpc.slurm.commands import Slurm
 
+PROG = "python -m core_hpc.doctor"
 STYLES = {OK: "green", WARN: "yellow", FAIL: "bold red"}
 JOB_NEEDS: tuple[Check, ...] = (check_output, check_slurm)
 STAND_IN = """\
@@ -35,31 +37,32 @@ problems:
   train: {source: generated, count: 32}
   evaluation: {source: generated, count: 1}
 """
-"""Stands in for a sweep when none is named: its models and problems are not looked at."""
+"""The sweep that is examined when the user names none. Its models and problems are not checked."""
 
 
-def parse_arguments(arguments: Sequence[str]) -> argparse.Namespace:
+def build_parser(prog: str = PROG) -> argparse.ArgumentParser:
+    """The parser of this command."""
     parser = argparse.ArgumentParser(
-        prog="python -m core_hpc.doctor",
-        description="Look for what would stop a sweep here. Changes nothing; removes its own traces.",
+        prog=prog,
+        description="Look for what would stop a sweep here. Changes nothing, and removes its own test files.",
     )
     parser.add_argument(
-        "sweep", type=Path, nargs="?", help="YAML file; without one, the machine and the profile are looked at"
+        "sweep", type=Path, nargs="?", help="YAML file; without one, only the machine and the profile are checked"
     )
     parser.add_argument("--cluster", metavar="PROFILE", help="cluster profile, instead of the file's `cluster.profile`")
     parser.add_argument("--driver", choices=get_args(Driver), help="instead of the profile's `driver` (cluster.driver)")
     parser.add_argument("--no-job", action="store_true", help="submit no test job")
-    return parser.parse_args(arguments)
+    return parser
 
 
-def main(arguments: Sequence[str]) -> int:
-    """Command line; returns the exit status."""
-    options = parse_arguments(arguments)
-    os.environ["HF_HUB_OFFLINE"] = "1"  # nothing is downloaded; must be set before huggingface_hub is imported
+def main(arguments: Sequence[str], *, prog: str = PROG) -> int:
+    """Run the command and return its exit status."""
+    options = build_parser(prog).parse_args(arguments)
+    os.environ["HF_HUB_OFFLINE"] = "1"  # so that nothing is downloaded; huggingface_hub reads it when it is imported
     console = Console(highlight=False, soft_wrap=True)
     statuses = []
     try:
-        for finding in examine(options, tell=lambda words: console.print(f"      {escape(words)}")):
+        for finding in examine(options, report=lambda message: console.print(f"      {escape(message)}")):
             console.print(render(finding))
             statuses.append(finding.status)
     except KeyboardInterrupt:
@@ -76,12 +79,14 @@ def render(finding: Finding) -> str:
     return f"[{STYLES[finding.status]}]{finding.status:<5}[/] {escape(finding.what)}{advice}"
 
 
-def examine(options: argparse.Namespace, *, tell: Callable[[str], None]) -> Iterator[Finding]:
-    """All findings, as they are made."""
+def examine(options: argparse.Namespace, *, report: Callable[[str], None]) -> Iterator[Finding]:
+    """Run all checks and yield each finding at once. `report` gets messages about the progress of test jobs."""
     try:
         sweep = load_subject(options.sweep, options.cluster, options.driver)
     except CoreHpcError as e:
-        yield Finding(FAIL, str(e), "mend the file; `python -m core_hpc.launch FILE --dry-run` shows what it means")
+        yield Finding(
+            FAIL, str(e), "correct the file; `python -m core_hpc.launch FILE --dry-run` shows the resolved runs"
+        )
         return
     subject = Subject(sweep, options.sweep is not None, Slurm())
     if subject.given:
@@ -91,11 +96,11 @@ def examine(options: argparse.Namespace, *, tell: Callable[[str], None]) -> Iter
     for finding in run_checks(JOB_NEEDS, subject):
         blocked |= finding.status == FAIL
         yield finding
-    yield from _nodes(subject, wanted=not options.no_job, blocked=blocked, tell=tell)
+    yield from _nodes(subject, wanted=not options.no_job, blocked=blocked, report=report)
 
 
 def load_subject(source: Path | None, profile: str | None, driver: Driver | None = None) -> Sweep:
-    """The named sweep, or one that stands in for it."""
+    """The named sweep, or a small stand-in."""
     overrides = [f"cluster.driver={driver}"] if driver else []
     if source is not None:
         return load_sweep(source, overrides, profile=profile)
@@ -105,20 +110,20 @@ def load_subject(source: Path | None, profile: str | None, driver: Driver | None
         return load_sweep(stand_in, overrides, profile=profile)
 
 
-def _nodes(subject: Subject, *, wanted: bool, blocked: bool, tell: Callable[[str], None]) -> Iterator[Finding]:
-    """The test job, where there is one to submit."""
+def _nodes(subject: Subject, *, wanted: bool, blocked: bool, report: Callable[[str], None]) -> Iterator[Finding]:
+    """Findings of the test jobs, or why there is none."""
     from core_hpc.doctor.job import check_nodes
 
     if not subject.submits:
         yield Finding(OK, "test job: none, tasks run on this machine")
     elif not wanted:
-        yield Finding(OK, "test job: skipped (--no-job); nothing is known about the compute nodes")
+        yield Finding(OK, "test job: skipped (--no-job); the compute nodes are not checked")
     elif blocked:
         yield Finding(
-            WARN, "test job: not submitted, because SLURM or the output folder fails", "mend that and run this again"
+            WARN, "test job: not submitted, because SLURM or the output folder fails", "correct that and run this again"
         )
     else:
-        yield from run_checks([lambda s: check_nodes(s, tell=tell)], subject)
+        yield from run_checks([lambda s: check_nodes(s, report=report)], subject)
 
 
 if __name__ == "__main__":

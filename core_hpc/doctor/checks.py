@@ -1,7 +1,7 @@
-"""Checks of this machine: packages, models, problems, GPU, ports. Each yields findings; none changes or downloads anything.
+"""Checks of this machine: packages, models, problems, GPUs, ports.
 
-In: a `Subject` (the sweep that is looked at). Out: `Finding`s. The output folder is storage.py's, SLURM's
-configuration slurm.py's, the compute nodes are job.py's.
+In: a `Subject` (the sweep that is examined). Out: `Finding`s. No check changes or downloads anything. The output
+folder is checked in `doctor/storage.py`, SLURM in `doctor/slurm.py`, and the compute nodes in `doctor/job.py`.
 """
 
 from __future__ import annotations
@@ -26,6 +26,7 @@ from packaging.requirements import Requirement
 from packaging.specifiers import SpecifierSet
 
 from core_hpc.common.errors import CoreHpcError, InputError
+from core_hpc.common.shipped import checkout_folder
 from core_hpc.config.cluster import ClusterSection
 from core_hpc.config.run import ModelSection
 from core_hpc.controller.prepare import splits_of
@@ -41,7 +42,7 @@ OK, WARN, FAIL = "ok", "warn", "FAIL"
 
 @dataclass(frozen=True)
 class Finding:
-    """One line of the report: what was found, and what to do about it (empty when nothing needs to be done)."""
+    """One line of the report: what was found, and what to do about it (empty if nothing needs to be done)."""
 
     status: str
     what: str
@@ -50,7 +51,7 @@ class Finding:
 
 @dataclass(frozen=True)
 class Subject:
-    """What is looked at. `given` False: no sweep was named, and a small one stands in for it."""
+    """What is examined. `given` is false if the user named no sweep and `sweep` is a small stand-in."""
 
     sweep: Sweep
     given: bool
@@ -90,7 +91,7 @@ Check = Callable[[Subject], Iterable[Finding]]
 
 
 def run_checks(checks: Iterable[Check], subject: Subject) -> Iterator[Finding]:
-    """Findings of several checks; an error for the user that one of them meets is a finding, too."""
+    """Findings of several checks. An error for the user that a check raises becomes a finding."""
     for check in checks:
         try:
             yield from check(subject)
@@ -102,10 +103,13 @@ def run_checks(checks: Iterable[Check], subject: Subject) -> Iterator[Finding]:
 
 
 def _declared() -> tuple[str, list[tuple[str, Requirement]]]:
-    """The range of Python, and (extra or '', requirement) of this software: of its pyproject.toml, else as installed."""
-    pyproject = Path(__file__).parents[2] / "pyproject.toml"
-    if pyproject.is_file():
-        project = tomllib.loads(pyproject.read_text(encoding="utf-8"))["project"]
+    """The range of Python versions, and (extra or '', requirement) per package that this software declares.
+
+    In a checkout they come from pyproject.toml, which may be newer than the installed metadata.
+    """
+    checkout = checkout_folder()
+    if checkout is not None:
+        project = tomllib.loads((checkout / "pyproject.toml").read_text(encoding="utf-8"))["project"]
         lines = [("", line) for line in project["dependencies"]]
         lines += [(extra, line) for extra, own in project["optional-dependencies"].items() for line in own]
         return project["requires-python"], [(extra, Requirement(line)) for extra, line in lines]
@@ -117,7 +121,7 @@ def _declared() -> tuple[str, list[tuple[str, Requirement]]]:
 
 
 def check_python(subject: Subject) -> Iterator[Finding]:
-    """Python and the packages against the ranges that this software declares."""
+    """Compare Python and the packages with the ranges that this software declares."""
     wanted, requirements = _declared()
     here = ".".join(map(str, sys.version_info[:3]))
     if SpecifierSet(wanted).contains(here):
@@ -142,7 +146,7 @@ def check_python(subject: Subject) -> Iterator[Finding]:
 
 
 def _vllm(subject: Subject, builds: list[Requirement]) -> Iterator[Finding]:
-    """One of vLLM's builds, where an engine needs it."""
+    """Check that exactly one build of vLLM is installed, if an engine needs it."""
     installed = [(r, v) for r in builds if (v := _version(r.name)) is not None]
     choices = " or ".join(f"'{r}'" for r in builds)
     for requirement, version in installed:
@@ -156,7 +160,7 @@ def _vllm(subject: Subject, builds: list[Requirement]) -> Iterator[Finding]:
             )
     if len(installed) > 1:
         yield Finding(
-            WARN, "several builds of vLLM are installed over each other", "make a new environment with one of them"
+            WARN, "several builds of vLLM are installed over each other", "make a new environment with one build"
         )
     if not installed and subject.given and "vllm" not in subject.engines:
         yield Finding(OK, "vLLM is not installed and not used by this sweep")
@@ -177,7 +181,7 @@ def _version(package: str) -> str | None:
 
 
 def check_models(subject: Subject) -> Iterator[Finding]:
-    """Every model is here, complete, and of a kind that may be loaded. The environment must say HF_HUB_OFFLINE."""
+    """Check that every model is here, is complete, and may be loaded. HF_HUB_OFFLINE must be set."""
     if not subject.given:
         return
     for model in subject.models:
@@ -189,7 +193,7 @@ def check_models(subject: Subject) -> Iterator[Finding]:
                 state = (
                     "converted in"
                     if any(home.glob(f"{name}-*"))
-                    else "its package is there; the launcher converts it into"
+                    else "its package is installed; the launcher converts it into"
                 )
                 yield Finding(OK, f"model {model.model}: {state} {home}")
                 continue
@@ -226,7 +230,7 @@ def _embedder(reference: str) -> Finding:
 
 
 def model_folders(subject: Subject) -> list[Path]:
-    """Folders that tasks will read, of the models that are folders or in the hub's cache."""
+    """Model folders that tasks will read: local folders, and folders in the hub's cache."""
     found = []
     for model in (m for m in subject.models if not m.model.startswith(PYPI)):
         with contextlib.suppress(InputError):
@@ -235,7 +239,7 @@ def model_folders(subject: Subject) -> list[Path]:
 
 
 def check_problems(subject: Subject) -> Iterator[Finding]:
-    """The problems can be read or made, and there are enough of them."""
+    """Check that the problems can be read or generated, and that there are enough of them."""
     if not subject.given:
         return
     seen = set()
@@ -249,7 +253,10 @@ def check_problems(subject: Subject) -> Iterator[Finding]:
         except InputError as e:
             yield Finding(FAIL, f"run {plan.label}: {e}")
             continue
-        counts = f"{splits.train.height} to train on, {splits.evaluation.height} held out, {splits.examples.height} shown as examples"
+        counts = (
+            f"{splits.train.height} to train on, {splits.evaluation.height} held out, "
+            f"{splits.examples.height} shown as examples"
+        )
         yield Finding(OK, f"problems of run {plan.label}: {counts}")
 
 
@@ -257,7 +264,7 @@ def check_problems(subject: Subject) -> Iterator[Finding]:
 
 
 def check_machine(subject: Subject) -> Iterator[Finding]:
-    """Cores, memory and what the local pool would do with them."""
+    """Report cores and memory, and check how many tasks the driver `local` would run at once."""
     cores, mem_gb = len(os.sched_getaffinity(0)), psutil.virtual_memory().total / 2**30
     here = f"this machine ({socket.gethostname()}): {cores} cores, {mem_gb:.0f} GB of memory"
     if subject.submits:
@@ -275,20 +282,20 @@ def check_machine(subject: Subject) -> Iterator[Finding]:
 
 
 def check_port(subject: Subject) -> Iterator[Finding]:
-    """A port at which ranks can meet."""
+    """Check that the ranks of an update can connect to each other on this machine."""
     try:
         with socket.create_server(("127.0.0.1", 0)) as server:
             port = server.getsockname()[1]
             socket.create_connection(("127.0.0.1", port), timeout=10).close()
     except OSError as e:
-        advice = "ranks of an update meet there; ask who limits sockets on this machine"
+        advice = "the ranks of an update need one; ask the administrator whether sockets are limited on this machine"
         yield Finding(FAIL, f"no port of 127.0.0.1 can be used: {e}", advice)
         return
-    yield Finding(OK, f"ranks can meet on this machine (tried port {port})")
+    yield Finding(OK, f"ranks can connect to each other on this machine (tested port {port})")
 
 
 def gpu_facts() -> dict[str, Any] | None:
-    """What nvidia-smi says: {gpus: [name, ...], mem_gb: [...], driver, cuda}; None when it is not there or fails."""
+    """The output of nvidia-smi: {gpus: [name, ...], mem_gb: [...], driver, cuda}; None if it is missing or fails."""
     if shutil.which("nvidia-smi") is None:
         return None
     fields = ["--query-gpu=name,memory.total,driver_version", "--format=csv,noheader,nounits"]
@@ -306,7 +313,11 @@ def gpu_facts() -> dict[str, Any] | None:
 
 
 def torch_cuda() -> str | None:
-    """The CUDA version that the installed torch was built with, without importing it; None for a CPU build (or no torch)."""
+    """The CUDA version that the installed torch was built with, without importing torch.
+
+    Returns:
+        None for a CPU build, or without torch.
+    """
     spec = find_spec("torch")
     path = Path(spec.submodule_search_locations[0], "version.py") if spec and spec.submodule_search_locations else None
     if path is None or not path.is_file():
@@ -316,13 +327,14 @@ def torch_cuda() -> str | None:
 
 
 def judge_gpus(where: str, facts: dict[str, Any], built_for: str | None) -> Finding:
-    """The driver against the CUDA version of torch. Within a major version of CUDA an older driver will do."""
-    gpus = f"{where}: {len(facts['gpus'])} x {facts['gpus'][0]}, driver {facts['driver']} (CUDA {facts['cuda'] or 'unknown'})"
+    """Compare the driver with the CUDA version of torch. Within a major version of CUDA an older driver is enough."""
+    cuda = facts["cuda"] or "unknown"
+    gpus = f"{where}: {len(facts['gpus'])} x {facts['gpus'][0]}, driver {facts['driver']} (CUDA {cuda})"
     if built_for is None:
         return Finding(
             WARN,
             f"{gpus}, but torch is a build for CPU only",
-            "install the extra `gpu` in place of `cpu` (a new environment)",
+            "install the extra `gpu` instead of `cpu`, in a new environment",
         )
     if facts["cuda"] and int(facts["cuda"].split(".")[0]) < int(built_for.split(".")[0]):
         return Finding(
@@ -334,18 +346,16 @@ def judge_gpus(where: str, facts: dict[str, Any], built_for: str | None) -> Find
 
 
 def check_gpu(subject: Subject) -> Iterator[Finding]:
-    """GPUs of this machine, and whether torch can use them."""
+    """Report the GPUs of this machine, and whether torch can use them."""
     facts = gpu_facts()
     if facts is not None:
         yield judge_gpus("GPU", facts, torch_cuda())
     elif has_gpu() and not subject.submits:
-        yield Finding(
-            WARN, "there are GPU devices, but nvidia-smi does not answer", "look at the driver: run nvidia-smi"
-        )
+        yield Finding(WARN, "there are GPU devices, but nvidia-smi does not answer", "check the driver: run nvidia-smi")
     elif subject.submits:
-        yield Finding(OK, "no GPU on this machine; the test job looks at the nodes")
+        yield Finding(OK, "no GPU on this machine; the test job checks the nodes")
     else:
-        yield Finding(OK, "no GPU on this machine: everything runs on its cores")
+        yield Finding(OK, "no GPU on this machine: everything runs on the CPU")
 
 
 MACHINE_CHECKS: tuple[Check, ...] = (check_python, check_machine, check_gpu, check_port, check_models, check_problems)

@@ -1,8 +1,8 @@
-"""The test job: one for each kind of job that the profile asks for, through the same submission as the real ones.
+"""Test jobs: one for each kind of job that the profile asks for, submitted in the same way as real jobs.
 
-On the node (`examine`): what there is, whether the packages can be imported, whether ranks find each other. Here: submit,
-wait, measure how long files take to be seen in both directions, and judge the reports. Publishes nothing; the folder of
-the jobs is removed.
+This module submits the jobs, waits for them, measures how long files take to become visible in both directions, and
+judges the reports of the nodes. What a job does on its node is in `doctor/node.py`. Nothing is published, and the
+folder of the jobs is removed.
 """
 
 from __future__ import annotations
@@ -29,13 +29,23 @@ TIME_MIN = 10
 WAITING_S, ENDING_S = 300.0, 40.0
 LISTING_S, QUEUE_S = 0.1, 2.0
 SILENCE_S, SILENCE_WITH_LOG_S = 90.0, 15.0
-"""How long after a job's end its report may take to be seen: before, and after its log has been seen."""
+"""How long after a job's end its report may take to become visible: without its log, and with its log visible."""
 SLOW_FILE_S, SLOW_IMPORT_S, SKEW_S = 10.0, 120.0, 30.0
 
 
-@dataclass
+@dataclass(kw_only=True)
 class Probe:
-    """One test job."""
+    """One test job, and what is known about it. Times are those of `time.monotonic`.
+
+    Attributes:
+        packages: packages to import on the node.
+        job: id of the job; 0 before it is submitted.
+        waiting_since: since when it waits in the queue, or None.
+        ended: when it was seen to have ended.
+        pinged: when the file that the node answers was written.
+        answered: when the answer became visible here.
+        reported: messages about its state that were reported already.
+    """
 
     groups: list[PhaseGroup]
     cluster: ClusterSection
@@ -47,7 +57,7 @@ class Probe:
     ended: float | None = None
     pinged: float | None = None
     answered: float | None = None
-    said: set[str] = field(default_factory=set)
+    reported: set[str] = field(default_factory=set)
 
     @property
     def name(self) -> str:
@@ -55,7 +65,7 @@ class Probe:
 
     @property
     def group(self) -> PhaseGroup:
-        """The group whose job is submitted: update's, if it is among them, has the ranks' meeting point."""
+        """The group whose job is submitted. `update` is the last one, because only its job has several ranks."""
         return self.groups[-1]
 
     @property
@@ -63,8 +73,12 @@ class Probe:
         return self.cluster.update_ranks if self.group == "update" else 1
 
 
-def check_nodes(subject: Subject, *, tell: Callable[[str], None]) -> Iterator[Finding]:
-    """Submit the test jobs of every profile, wait for them, and judge what they report. `tell` is told what is waited for."""
+def check_nodes(subject: Subject, *, report: Callable[[str], None]) -> Iterator[Finding]:
+    """Submit the test jobs of every profile, wait for them, and judge their reports.
+
+    Args:
+        report: gets a message when the state of a job changes.
+    """
     with probe_folder(subject.sweep.folder) as root:
         probes = plan_probes(subject, root)
         submitted: list[Probe] = []
@@ -73,17 +87,17 @@ def check_nodes(subject: Subject, *, tell: Callable[[str], None]) -> Iterator[Fi
                 try:
                     _submit(probe, tuple(str(p) for p in model_folders(subject)))
                 except RefusedError as e:
-                    yield Finding(FAIL, f"{probe.name}: sbatch refused it: {e}", "mend the cluster profile")
+                    yield Finding(FAIL, f"{probe.name}: sbatch refused it: {e}", "correct the cluster profile")
                     continue
                 submitted.append(probe)
-            for probe in _finished(submitted, subject.slurm, tell):
+            for probe in _finished(submitted, subject.slurm, report):
                 yield from judge(probe, given=subject.given)
         finally:
             _end([p.job for p in submitted], subject.slurm)
 
 
 def plan_probes(subject: Subject, root: Path) -> list[Probe]:
-    """One test job for each different set of resources among the phase groups."""
+    """Plan one test job per different set of resources among the phase groups."""
     found: dict[str, Probe] = {}
     for cluster in subject.clusters:
         for group in (g for g in cluster.groups if g != "controller"):
@@ -94,7 +108,8 @@ def plan_probes(subject: Subject, root: Path) -> list[Probe]:
             }
             shape = (cluster.slurm.update.nodes, cluster.update_ranks) if group == "update" else (1, 1)
             key = json.dumps([job | {"gpus_per_node": job["gpus_per_node"] or 0}, shape, cluster.slurm.python])
-            probe = found.setdefault(key, Probe([], cluster, (), root / f"job-{len(found)}"))
+            new = Probe(groups=[], cluster=cluster, packages=(), folder=root / f"job-{len(found)}")
+            probe = found.setdefault(key, new)
             probe.groups.append(group)
             probe.packages = tuple(dict.fromkeys([*probe.packages, *packages_of(group, subject)]))
     return list(found.values())
@@ -121,7 +136,7 @@ def _submit(probe: Probe, models: tuple[str, ...]) -> None:
 
 
 def _end(jobs: list[int], slurm: Slurm) -> None:
-    """Cancel what still waits or runs, and let it end before its folder is removed."""
+    """Cancel the jobs that wait or run, and wait until they have ended, before their folder is removed."""
     deadline = time.monotonic() + ENDING_S
     with contextlib.suppress(SlurmUnavailableError):
         slurm.cancel(jobs)
@@ -132,12 +147,12 @@ def _end(jobs: list[int], slurm: Slurm) -> None:
 # --- waiting -------------------------------------------------------------------------------------
 
 
-def _finished(probes: list[Probe], slurm: Slurm, tell: Callable[[str], None]) -> Iterator[Probe]:
-    """Test jobs as they end, or are given up; answers their hellos in between."""
+def _finished(probes: list[Probe], slurm: Slurm, report: Callable[[str], None]) -> Iterator[Probe]:
+    """Yield test jobs when they end or have waited too long. Answers their first files in between."""
     asked, left = 0.0, list(probes)
     while left:
         for probe in list(left):
-            names = {p.name for p in probe.folder.iterdir()}  # listing refreshes a network file system's view
+            names = {p.name for p in probe.folder.iterdir()}  # listing makes a network file system look for new files
             now = time.monotonic()
             if HELLO in names and probe.pinged is None:
                 manifests.write_json(probe.folder / PING, {})
@@ -153,15 +168,16 @@ def _finished(probes: list[Probe], slurm: Slurm, tell: Callable[[str], None]) ->
                 yield probe
         if left and time.monotonic() - asked > QUEUE_S:
             asked = time.monotonic()
-            _look(left, slurm, tell)
+            _update_states(left, slurm, report)
         time.sleep(LISTING_S)
 
 
-def _look(probes: list[Probe], slurm: Slurm, tell: Callable[[str], None]) -> None:
+def _update_states(probes: list[Probe], slurm: Slurm, report: Callable[[str], None]) -> None:
+    """Query the queue once and note the state of every test job."""
     try:
         queue: dict[JobId, QueueEntry] = {entry.id: entry for entry in slurm.queue()}
     except SlurmUnavailableError as e:
-        tell(str(e))
+        report(str(e))
         return
     for probe in probes:
         entry = queue.get(JobId(probe.job))
@@ -172,29 +188,31 @@ def _look(probes: list[Probe], slurm: Slurm, tell: Callable[[str], None]) -> Non
             probe.waiting_since = time.monotonic()
         if (entry is None or not entry.active) and probe.ended is None:
             probe.ended = time.monotonic()
-        words = f"{probe.name}: job {probe.job} is {probe.state}" + (
-            f" ({entry.reason})" if entry and entry.state == "PENDING" else ""
-        )
-        if words not in probe.said:
-            probe.said.add(words)
-            tell(words)
+        reason = f" ({entry.reason})" if entry is not None and entry.state == "PENDING" else ""
+        message = f"{probe.name}: job {probe.job} is {probe.state}{reason}"
+        if message not in probe.reported:
+            probe.reported.add(message)
+            report(message)
 
 
 # --- judging -------------------------------------------------------------------------------------
 
 
 def judge(probe: Probe, *, given: bool) -> Iterator[Finding]:
-    """Findings of one test job. Without a sweep (`given` False) no package is known to be needed."""
+    """Findings of one test job.
+
+    Args:
+        given: whether the user named a sweep. Without one it is unknown which packages are needed.
+    """
     reports = []
     for rank in range(probe.num_ranks):
         path = probe.folder / report_name(rank)
         if path.exists():
             reports.append(manifests.read_json(path))
     if not reports and probe.state == "PENDING":
-        what = f"{probe.name}: job {probe.job} still waits after {WAITING_S:.0f} s"
-        yield Finding(
-            WARN, what, "it was cancelled; see squeue --start for when such a job may begin, and run this again then"
-        )
+        what = f"{probe.name}: job {probe.job} still waits after {WAITING_S:.0f} s, and was cancelled"
+        advice = "run this again when the queue is shorter; squeue --start shows when waiting jobs may begin"
+        yield Finding(WARN, what, advice)
         return
     if len(reports) < probe.num_ranks:
         yield _no_report(probe, len(reports))
@@ -205,24 +223,27 @@ def judge(probe: Probe, *, given: bool) -> Iterator[Finding]:
 
 def _no_report(probe: Probe, count: int) -> Finding:
     logs = sorted(probe.folder.glob("*_log.out"))
-    words = "\n".join(path.read_text(encoding="utf-8", errors="replace")[-1500:] for path in logs[:1]).strip()
+    log = "\n".join(path.read_text(encoding="utf-8", errors="replace")[-1500:] for path in logs[:1]).strip()
     what = f"{probe.name}: job {probe.job} ended ({probe.state}) with {count} of {probe.num_ranks} reports"
-    if words:
-        advice = "mend cluster.slurm.setup or cluster.slurm.python, then run this again"
-        if "No module named 'core_hpc'" in words:
-            advice = "start from the folder of the repository, or install core_hpc into the environment (pip install --no-deps -e .)"
-        elif OOM_WORDS.search(words):
+    if log:
+        advice = "correct cluster.slurm.setup or cluster.slurm.python, then run this again"
+        if "No module named 'core_hpc'" in log:
+            advice = (
+                "start from the folder of the repository, or install core_hpc into the environment "
+                "(pip install --no-deps -e .)"
+            )
+        elif OOM_WORDS.search(log):
             advice = "raise mem_gb: not even the packages could be imported"
-        return Finding(FAIL, f"{what}; its log ends with:\n{words}", advice)
-    return Finding(
-        FAIL,
-        f"{what} and no log in {probe.folder}",
-        "the nodes do not see this folder, or not under this name: give a folder on the shared file system as `output`",
+        return Finding(FAIL, f"{what}; its log ends with:\n{log}", advice)
+    advice = (
+        "the nodes do not see this folder, or only under another path: "
+        "give a folder on the shared file system as `output`"
     )
+    return Finding(FAIL, f"{what} and no log in {probe.folder}", advice)
 
 
 def _visibility(probe: Probe, report: dict[str, Any]) -> Finding:
-    """How long a file takes to be seen on the other side, there and back; and whether the clocks agree."""
+    """Judge how long a file takes to become visible on the node and its answer here, and whether the clocks agree."""
     if probe.pinged is None or probe.answered is None:
         what = f"{probe.name}: a file written here was not seen on {report['node']} within {SILENCE_S:.0f} s"
         return Finding(
@@ -235,7 +256,8 @@ def _visibility(probe: Probe, report: dict[str, Any]) -> Finding:
         return Finding(WARN, what, "times in logs and status will disagree; ask the site to synchronise clocks")
     what = f"{probe.name}: a file is seen on {report['node']} and its answer here within {seconds:.1f} s"
     if seconds > SLOW_FILE_S:
-        advice = f"set cluster.slurm.lost_after_s to {max(90, round(3 * seconds))} or more, so that published files are waited for"
+        lost_after_s = max(90, round(3 * seconds))
+        advice = f"set cluster.slurm.lost_after_s to {lost_after_s} or more, so that the controller waits for files"
         return Finding(WARN, what, advice)
     return Finding(OK, what)
 
@@ -243,41 +265,41 @@ def _visibility(probe: Probe, report: dict[str, Any]) -> Finding:
 def judge_reports(
     name: str, reports: list[dict[str, Any]], *, cluster: ClusterSection, group: PhaseGroup, given: bool
 ) -> Iterator[Finding]:
-    """Findings on what the ranks of one test job reported."""
+    """Findings about the reports of one test job's ranks."""
     first, job = reports[0], cluster.slurm.job(group)
     limit = "no limit set" if first["mem_limit_gb"] is None else f"limit {first['mem_limit_gb']:.1f} GB"
     gpus = f"{first['gpus_visible']} GPU(s) granted" if first["gpus_visible"] else "no GPU granted"
     nodes = ", ".join(dict.fromkeys(r["node"] for r in reports))
     what = (
-        f"{name} on {nodes}: Python {first['python']}, {first['cpus']} cores, {first['mem_gb']:.0f} GB of memory ({limit}), {gpus}, "
-        f"{first['tmp_free_gb']:.0f} GB free in {first['tmp']}"
+        f"{name} on {nodes}: Python {first['python']}, {first['cpus']} cores, "
+        f"{first['mem_gb']:.0f} GB of memory ({limit}), {gpus}, {first['tmp_free_gb']:.0f} GB free in {first['tmp']}"
     )
     if first["cpus"] < job["cpus"]:
         yield Finding(
             WARN,
-            f"{what}: fewer cores than asked ({job['cpus']})",
-            "tasks will be slow: see the site's rules for cpus-per-task",
+            f"{what}: fewer cores than requested ({job['cpus']})",
+            "tasks will be slow: read the site's rules for cpus-per-task",
         )
     elif first["mem_gb"] < job["mem_gb"]:
         yield Finding(
-            WARN, f"{what}: less memory than asked ({job['mem_gb']:g} GB)", "lower mem_gb, or take other nodes"
+            WARN, f"{what}: less memory than requested ({job['mem_gb']:g} GB)", "lower mem_gb, or use other nodes"
         )
     else:
         yield Finding(OK, what)
     if not first["name_resolves"]:
-        advice = "ranks on several nodes meet at the address that SLURM uses instead; add the node to DNS or /etc/hosts"
-        yield Finding(
-            WARN if cluster.slurm.update.nodes > 1 else OK,
-            f"{name}: {first['node']} does not resolve its own name",
-            advice,
-        )
+        advice = "ranks on several nodes use SLURM's address of the node instead; add the node to DNS or /etc/hosts"
+        status = WARN if cluster.slurm.update.nodes > 1 else OK
+        yield Finding(status, f"{name}: {first['node']} does not resolve its own name", advice)
     for report in reports:
         yield from _imports(name, report, given=given)
         if report["meeting"]:
-            advice = "ranks of an update could not work together: look at firewalls between nodes, or set cluster.slurm.update.nodes: 1"
+            advice = (
+                "the ranks of an update could not communicate: check firewalls between nodes, "
+                "or set cluster.slurm.update.nodes: 1"
+            )
             yield Finding(FAIL, f"{name}: {report['meeting']}", advice)
         if report["missing_models"]:
-            advice = "put the models on the shared file system, under the same path"
+            advice = "put the models on the shared file system, under the same path on all nodes"
             yield Finding(FAIL, f"{name}: {report['node']} does not see {', '.join(report['missing_models'])}", advice)
     yield from _gpus(name, first, wanted=cluster.slurm.num_gpus(group))
 
@@ -286,7 +308,8 @@ def _imports(name: str, report: dict[str, Any], *, given: bool) -> Iterator[Find
     for package, (seconds, error) in report["imports"].items():
         where = f"{name}: import {package} on {report['node']}"
         if error:
-            advice = f"run `{report['executable']} -c 'import {package}'` on a node; mend the environment or cluster.slurm.setup"
+            command = f"{report['executable']} -c 'import {package}'"
+            advice = f"run `{command}` on a node; then fix the environment or cluster.slurm.setup"
             yield Finding(FAIL if given else WARN, f"{where} failed: {error}", advice)
         elif seconds > SLOW_IMPORT_S:
             yield Finding(
@@ -300,13 +323,13 @@ def _imports(name: str, report: dict[str, Any], *, given: bool) -> Iterator[Find
 
 def _gpus(name: str, report: dict[str, Any], *, wanted: int) -> Iterator[Finding]:
     if report["gpus_visible"] < wanted:
-        what = f"{name}: {wanted} GPU(s) asked for, {report['gpus_visible']} granted on {report['node']}"
-        yield Finding(FAIL, what, "look at gres and gpus_per_node of the profile, and at `sinfo -o '%P %G'`")
+        what = f"{name}: {wanted} GPU(s) requested, {report['gpus_visible']} granted on {report['node']}"
+        yield Finding(FAIL, what, "check gres and gpus_per_node of the profile against `sinfo -o '%P %G'`")
         return
     if not wanted:
         return
     if report["gpu"] is None:
-        advice = "if these are real GPUs, their driver is not in order there: tell the site"
+        advice = "if these are real GPUs, their driver does not work there: ask the site"
         yield Finding(
             WARN, f"{name}: {wanted} GPU(s) granted, but nvidia-smi does not answer on {report['node']}", advice
         )
@@ -314,5 +337,5 @@ def _gpus(name: str, report: dict[str, Any], *, wanted: int) -> Iterator[Finding
     yield judge_gpus(f"{name}: {report['node']}", report["gpu"], report["torch_cuda"])
     seen = report["torch_gpus"]
     if seen is not None and seen < wanted:
-        advice = "see whether a container hides them (cluster.slurm.srun_args), and whether the driver fits torch"
+        advice = "check whether a container hides them (cluster.slurm.srun_args), and whether the driver fits torch"
         yield Finding(FAIL, f"{name}: torch sees {seen} of {wanted} GPU(s) on {report['node']}", advice)

@@ -1,6 +1,8 @@
-"""What the doctor's test job does on a compute node: look, import, meet, and write a report into the shared folder.
+"""What the doctor's test job does on a compute node.
 
-In: a `ProbeSpec`, pickled by submitit. Out: report-RANK.json. It judges nothing: that is job.py's.
+Every rank describes its node, imports the packages that tasks need, connects to the other ranks, and writes a report
+into the shared folder. In: a `ProbeSpec`, pickled by submitit. Out: report-RANK.json. The reports are judged in
+`doctor/job.py`.
 """
 
 from __future__ import annotations
@@ -32,7 +34,7 @@ PING_WAIT_S, MEETING_WAIT_S, IMPORT_WAIT_S = 120.0, 60.0, 300.0
 
 @dataclass(frozen=True)
 class ProbeSpec:
-    """What one test job does. `models` are folders that tasks will read."""
+    """The instructions for one test job. `models` are folders that tasks will read."""
 
     folder: str
     packages: tuple[str, ...]
@@ -45,11 +47,11 @@ def report_name(rank: int) -> str:
 
 
 def examine(spec: ProbeSpec) -> None:
-    """Every rank of the test job runs this."""
+    """Examine this node and write the report of this rank. Every rank of the test job runs this function."""
     rank, size = int(os.environ.get("SLURM_PROCID", "0")), int(os.environ.get("SLURM_NTASKS", "1"))
     folder = Path(spec.folder)
     answered_at = _answer_ping(folder) if rank == 0 else None
-    meeting = _meet(rank, size) if size > 1 else ""
+    meeting = _connect_ranks(rank, size) if size > 1 else ""
     first_here = os.environ.get("SLURM_LOCALID", "0") == "0"
     imports, torch_gpus = _imports(spec) if first_here else ({}, None)
     report = {
@@ -65,7 +67,11 @@ def examine(spec: ProbeSpec) -> None:
 
 
 def _answer_ping(folder: Path) -> float | None:
-    """Say hello, wait for a file from the other side, answer it; returns when it was answered (this node's clock)."""
+    """Write a first file, wait for a file from the other side, and answer it.
+
+    Returns:
+        When it was answered, by this node's clock; None if no file came within PING_WAIT_S.
+    """
     manifests.write_json(folder / HELLO, {})
     deadline = time.monotonic() + PING_WAIT_S
     while time.monotonic() < deadline:
@@ -77,7 +83,7 @@ def _answer_ping(folder: Path) -> float | None:
 
 
 def _node() -> dict[str, Any]:
-    """What this node and this job's share of it are."""
+    """Facts about this node, and about the job's share of it."""
     name, tmp = os.environ.get("SLURMD_NODENAME", socket.gethostname()), tempfile.gettempdir()
     visible = [g for g in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if g and g != "-1"]
     gpu = gpu_facts()
@@ -99,7 +105,15 @@ def _node() -> dict[str, Any]:
 
 
 def memory_limit_gb(membership: str, root: Path) -> float | None:
-    """The least memory limit of the cgroups (version 1 or 2) that a process is in; None when there is none."""
+    """The smallest memory limit among a process's cgroups, version 1 or 2.
+
+    Args:
+        membership: content of /proc/PID/cgroup.
+        root: where the cgroup file system is mounted.
+
+    Returns:
+        None without a limit.
+    """
     limits = []
     for line in membership.splitlines():
         _, controllers, path = line.split(":", 2)
@@ -118,7 +132,11 @@ def memory_limit_gb(membership: str, root: Path) -> float | None:
 
 
 def _imports(spec: ProbeSpec) -> tuple[dict[str, tuple[float, str]], int | None]:
-    """{package: (seconds, what went wrong or '')}, each in a process of its own; and how many GPUs torch sees."""
+    """Import every package in its own process.
+
+    Returns:
+        {package: (seconds, error or '')}, and the number of GPUs that torch sees.
+    """
     environment = {
         **os.environ,
         **worker_environment("vllm" if "vllm" in spec.packages else "transformers", spec.threads),
@@ -141,9 +159,8 @@ def _imports(spec: ProbeSpec) -> tuple[dict[str, tuple[float, str]], int | None]
         except subprocess.TimeoutExpired:
             found[package] = (IMPORT_WAIT_S, f"not done after {IMPORT_WAIT_S:.0f} s")
             continue
-        error = (
-            "" if done.returncode == 0 else (done.stderr.strip().splitlines() or [f"exit status {done.returncode}"])[-1]
-        )
+        last_lines = done.stderr.strip().splitlines() or [f"exit status {done.returncode}"]
+        error = "" if done.returncode == 0 else last_lines[-1]
         found[package] = (time.monotonic() - started, error[:500])
         for line in done.stdout.splitlines():
             if line.startswith("GPUS "):
@@ -151,22 +168,26 @@ def _imports(spec: ProbeSpec) -> tuple[dict[str, tuple[float, str]], int | None]
     return found, torch_gpus
 
 
-# --- do ranks find each other --------------------------------------------------------------------
+# --- connections between ranks -------------------------------------------------------------------
 
 
-def _meet(rank: int, size: int) -> str:
-    """Connect every rank with rank 0 where an update's ranks would meet; returns what went wrong."""
+def _connect_ranks(rank: int, size: int) -> str:
+    """Connect every rank to rank 0 at the address that the ranks of an update would use.
+
+    Returns:
+        What went wrong, or an empty string.
+    """
     where = os.environ.get("CORE_HPC_RENDEZVOUS", "")
     address, _, port = where.partition(" ")
     if not port.isdecimal():
-        return f"no place for the ranks to meet was found (CORE_HPC_RENDEZVOUS is {where!r})"
+        return f"no address for the connections between ranks was found (CORE_HPC_RENDEZVOUS is {where!r})"
     try:
         if rank == 0:
             _receive(int(port), size - 1)
         else:
             _connect(address, int(port))
     except OSError as e:
-        return f"rank {rank} on {socket.gethostname()} did not meet the others at {address}:{port}: {e}"
+        return f"rank {rank} on {socket.gethostname()} could not connect to rank 0 at {address}:{port}: {e}"
     return ""
 
 
@@ -188,7 +209,7 @@ def _connect(address: str, port: int) -> None:
 
 
 def _attempts() -> Iterator[bool]:
-    """False until the time is over, then True once: rank 0 may begin to listen later."""
+    """Yield False until the time is over, then True once for the last attempt. Rank 0 may start to listen later."""
     deadline = time.monotonic() + MEETING_WAIT_S
     while time.monotonic() < deadline:
         yield False

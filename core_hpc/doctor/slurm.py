@@ -1,6 +1,7 @@
-"""Checks of SLURM itself: does it answer, what does the site allow, and would it take the jobs of the profile.
+"""Checks of SLURM: whether it answers, what the site allows, and whether it would accept the jobs of the profile.
 
-Asks through commands.py and submits nothing (`sbatch --test-only`). What the nodes are like is job.py's.
+In: a `Subject`. Out: `Finding`s. SLURM is queried through `slurm/commands.py`, and nothing is submitted
+(`sbatch --test-only`). The compute nodes are checked in `doctor/job.py`.
 """
 
 from __future__ import annotations
@@ -21,13 +22,11 @@ NEEDED_COMMANDS = ("sbatch", "srun", "squeue", "scancel", "scontrol", "sinfo")
 ACCOUNTING_COMMANDS = ("sacct", "sacctmgr")
 SLOW_ANSWER_S = 5.0
 FEW_JOBS = 20
-ACCOUNTING_ADVICE = (
-    "jobs which have left the queue cannot be looked up; endings are told by status files and logs alone"
-)
+ACCOUNTING_ADVICE = "jobs that have left the queue cannot be looked up; only status files and logs show how they ended"
 
 
 def check_slurm(subject: Subject) -> Iterator[Finding]:
-    """Everything about SLURM, as far as it answers."""
+    """Run all checks of SLURM, if it is installed and answers."""
     if not subject.asks_slurm:
         yield Finding(OK, "SLURM: not used by this sweep (cluster.driver: local)")
         return
@@ -37,9 +36,10 @@ def check_slurm(subject: Subject) -> Iterator[Finding]:
         yield Finding(FAIL, f"SLURM: {', '.join(missing)} not on PATH", advice)
         return
     started = time.monotonic()
-    config = subject.slurm.config()  # SlurmUnavailableError becomes a finding; nothing else could be asked then
+    config = subject.slurm.config()  # SlurmUnavailableError becomes a finding, and the other checks are skipped
     seconds = time.monotonic() - started
-    what = f"SLURM {config.get('SLURM_VERSION', '?')}, cluster {config.get('ClusterName', '?')}: answers in {seconds:.1f} s"
+    version, name = config.get("SLURM_VERSION", "?"), config.get("ClusterName", "?")
+    what = f"SLURM {version}, cluster {name}: answers in {seconds:.1f} s"
     if seconds > SLOW_ANSWER_S:
         yield Finding(WARN, what, "it is busy: raise cluster.slurm.poll_s, so that the controller asks less often")
     else:
@@ -48,7 +48,7 @@ def check_slurm(subject: Subject) -> Iterator[Finding]:
 
 
 def check_partitions(subject: Subject) -> Iterator[Finding]:
-    """What there is."""
+    """Report the partitions."""
     partitions = subject.slurm.partitions()
     if not partitions:
         yield Finding(FAIL, "SLURM: no partition that you may use", "ask the site for access")
@@ -65,7 +65,7 @@ def _described(partition: Partition) -> str:
 
 
 def check_limits(subject: Subject) -> Iterator[Finding]:
-    """How many jobs there may be. The controller keeps to it; this is for the user's expectations."""
+    """Report how many jobs may be submitted. The controller respects the limits; the user should know them."""
     jobs = [cluster.slurm.job(group) for cluster in subject.clusters for group in cluster.groups or ("generate",)]
     asked = {(job["partition"], job["qos"], job["account"]) for job in jobs}
     for partition, qos, account in sorted(asked, key=str):
@@ -80,22 +80,20 @@ def check_limits(subject: Subject) -> Iterator[Finding]:
         )
         what = f"limits{f' ({where})' if where else ''}: arrays of up to {limits.max_array_size} elements, {most}"
         if limits.max_submitted is not None and limits.max_submitted < FEW_JOBS:
-            yield Finding(
-                WARN, what, "the sweep will go in small steps; raise generate.parts_per_job, or ask for another QOS"
-            )
+            yield Finding(WARN, what, "the sweep will be slow; raise generate.parts_per_job, or ask for another QOS")
         else:
             yield Finding(OK, what)
 
 
 def check_queue(subject: Subject) -> Iterator[Finding]:
-    """Jobs of this user that count against the limits."""
+    """Report the jobs of this user that count towards the limits."""
     states = Counter(entry.state for entry in subject.slurm.queue() if entry.active)
     listed = ", ".join(f"{count} {state}" for state, count in sorted(states.items()))
     yield Finding(OK, f"your jobs in the queue: {listed or 'none'}")
 
 
 def check_accounting(subject: Subject) -> Iterator[Finding]:
-    """Whether ended jobs can be looked up."""
+    """Check whether ended jobs can be looked up."""
     missing = [c for c in ACCOUNTING_COMMANDS if shutil.which(c) is None]
     if missing:
         yield Finding(WARN, f"accounting: {', '.join(missing)} not on PATH", ACCOUNTING_ADVICE)
@@ -110,11 +108,12 @@ def check_accounting(subject: Subject) -> Iterator[Finding]:
 
 
 def check_profile(subject: Subject) -> Iterator[Finding]:
-    """Partition, time, account and QOS of each phase group; then SLURM's own word."""
+    """Check partition, time, account and QOS of each phase group; then let SLURM test the jobs."""
     if not subject.submits:
         yield Finding(
             OK,
-            "cluster profile: none is named; give one with --cluster NAME, or a sweep with `driver: arrays` or `resident`",
+            "cluster profile: none is named; give one with --cluster NAME, or a sweep with `driver: arrays` "
+            "or `resident`",
         )
         return
     partitions = subject.slurm.partitions()
@@ -123,14 +122,14 @@ def check_profile(subject: Subject) -> Iterator[Finding]:
         try:
             check_accepted(cluster)
         except InputError as e:
-            findings.append(Finding(FAIL, " ".join(str(e).split()), "mend these fields of the profile"))
+            findings.append(Finding(FAIL, " ".join(str(e).split()), "correct these fields of the profile"))
         yield from dict.fromkeys(findings)
         if not any(f.status == FAIL for f in findings):
-            yield Finding(OK, f"cluster profile {cluster.profile or '(in the sweep)'}: SLURM would take its jobs")
+            yield Finding(OK, f"cluster profile {cluster.profile or '(in the sweep)'}: SLURM would accept its jobs")
 
 
 def _groups_by(cluster: ClusterSection, *fields: str) -> dict[tuple[Any, ...], str]:
-    """Phase groups that ask for the same values of these fields, as words for a message."""
+    """Values of these fields -> the phase groups that ask for them, as text for a message."""
     groups: dict[tuple[Any, ...], list[str]] = {}
     for group in cluster.groups:
         job = cluster.slurm.job(group)
@@ -151,18 +150,21 @@ def _partition_findings(cluster: ClusterSection, partitions: dict[str, Partition
             yield Finding(
                 WARN,
                 f"{jobs} would wait: partition {name} is {partition.state}",
-                "see sinfo, or take another partition",
+                "run sinfo, or use another partition",
             )
         limit = partition.time_limit_min
         if limit is not None and time_min > limit:
-            what = f"{jobs} ask for {time_min} min, partition {name} allows {limit:g}: they might wait for ever"
+            what = f"{jobs} ask for {time_min} min, partition {name} allows {limit:g}: they might wait forever"
             yield Finding(FAIL, what, f"lower time_min to {int(limit)}")
         if partition.preemptible and not cluster.slurm.requeue:
             yield Finding(
                 WARN, f"partition {name} is preemptible, and requeue is false", "set cluster.slurm.requeue: true"
             )
         if partition.preemptible and partition.grace_s < cluster.slurm.preemption_grace_s:
-            what = f"partition {name} leaves a preempted job {partition.grace_s} s, the profile says {cluster.slurm.preemption_grace_s:g}"
+            what = (
+                f"partition {name} gives a preempted job {partition.grace_s} s to end, "
+                f"and preemption_grace_s of the profile is {cluster.slurm.preemption_grace_s:g}"
+            )
             yield Finding(
                 WARN,
                 what,
@@ -171,7 +173,7 @@ def _partition_findings(cluster: ClusterSection, partitions: dict[str, Partition
 
 
 def _permission_findings(subject: Subject, cluster: ClusterSection) -> Iterator[Finding]:
-    """Account and QOS against what accounting says; a mistake there is fatal where SLURM enforces it."""
+    """Compare account and QOS with SLURM's accounting. A mismatch is a failure only where SLURM enforces them."""
     associations, known_qos = subject.slurm.associations(), subject.slurm.qos()
     enforced = subject.slurm.config().get("AccountingStorageEnforce", "none").lower() not in ("none", "0", "")
     status, ending = (FAIL, "") if enforced else (WARN, "; SLURM does not check it here")
@@ -190,7 +192,7 @@ def _permission_findings(subject: Subject, cluster: ClusterSection) -> Iterator[
             )
         elif mine and not any(qos in a.qos for a in mine):
             allowed = ", ".join(sorted({q for a in mine for q in a.qos})) or "none"
-            yield Finding(status, f"{jobs}: QOS {qos} is not open to you{ending}", f"QOS that are: {allowed}")
+            yield Finding(status, f"{jobs}: QOS {qos} is not open to you{ending}", f"use one of: {allowed}")
 
 
 SLURM_CHECKS: tuple[Check, ...] = (check_partitions, check_limits, check_queue, check_accounting, check_profile)

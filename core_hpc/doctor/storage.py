@@ -1,6 +1,7 @@
-"""Checks of the output folder: can results be published and claimed there, and is there room.
+"""Checks of the output folder: whether results can be published and claimed there, and whether there is space.
 
-Works in a folder of its own below the nearest folder that exists, and removes it.
+In: a `Subject`. Out: `Finding`s. The checks work in a temporary folder below the nearest existing folder, and
+remove it.
 """
 
 from __future__ import annotations
@@ -24,7 +25,9 @@ MIN_FREE_FILES, FEW_FREE_FILES = 500, 20_000
 SLOW_SYNC_S = 1.0
 NUM_RENAMES = 50
 LOCAL_KINDS = frozenset({"ext2", "ext3", "ext4", "xfs", "btrfs", "zfs", "overlay", "tmpfs", "ramfs", "f2fs"})
-PASSING_KINDS = frozenset({"tmpfs", "ramfs"})
+"""File systems that are usually not shared between machines."""
+MEMORY_KINDS = frozenset({"tmpfs", "ramfs"})
+"""File systems in memory."""
 
 
 def nearest_folder(path: Path) -> Path:
@@ -37,7 +40,7 @@ def nearest_folder(path: Path) -> Path:
 
 @contextlib.contextmanager
 def probe_folder(near: Path) -> Iterator[Path]:
-    """A folder that is removed afterwards, on the file system of the output folder."""
+    """A temporary folder on the file system of the output folder."""
     folder = Path(tempfile.mkdtemp(prefix=".core_hpc-doctor-", dir=nearest_folder(near)))
     try:
         yield folder
@@ -46,7 +49,7 @@ def probe_folder(near: Path) -> Iterator[Path]:
 
 
 def check_output(subject: Subject) -> Iterator[Finding]:
-    """Everything about the output folder."""
+    """Run all checks of the output folder."""
     folder = subject.sweep.folder
     try:
         manifests.require_writable(folder, min_free_gb=MIN_FREE_GB)
@@ -74,7 +77,7 @@ def file_system(path: Path, mounts: str | None = None) -> tuple[str, str]:
         fields, _, rest = line.partition(" - ")
         point = fields.split()[4].replace("\\040", " ")
         inside = path == Path(point) or Path(point) in path.parents
-        if rest and inside and len(point) >= len(best[1]):  # of two mounts on one place the later one is seen
+        if rest and inside and len(point) >= len(best[1]):  # the later of two mounts at the same place is visible
             best = (rest.split()[0], point)
     return best
 
@@ -82,25 +85,25 @@ def file_system(path: Path, mounts: str | None = None) -> tuple[str, str]:
 def _kind(probe: Path, *, shared: bool) -> Finding:
     kind, point = file_system(probe.resolve())
     what = f"output folder is on {kind} ({point})"
-    if kind in PASSING_KINDS:
+    if kind in MEMORY_KINDS:
         return Finding(WARN, f"{what}: it is lost when this machine restarts", "give a folder on a disk as `output`")
     if shared and kind in LOCAL_KINDS:
         advice = (
             "give a folder on the cluster's shared file system, unless the test job shows that the nodes see this one"
         )
-        return Finding(WARN, f"{what}: most likely not shared with the compute nodes", advice)
+        return Finding(WARN, f"{what}: probably not shared with the compute nodes", advice)
     return Finding(OK, what)
 
 
 def _space(probe: Path) -> Finding:
     found = os.statvfs(probe)
     free_gb = found.f_bavail * found.f_frsize / 1e9
-    counted = found.f_files > 0  # some file systems make inodes as they are needed
-    what = f"output folder: {free_gb:,.0f} GB free" + (f", room for {found.f_favail:,} files" if counted else "")
+    counted = found.f_files > 0  # some file systems create inodes when they are needed
+    what = f"output folder: {free_gb:,.0f} GB free" + (f", space for {found.f_favail:,} files" if counted else "")
     if counted and found.f_favail < MIN_FREE_FILES:
         return Finding(FAIL, what, "remove files, or give another folder as `output`")
     if free_gb < FEW_FREE_GB or (counted and found.f_favail < FEW_FREE_FILES):
-        return Finding(WARN, what, "see with --dry-run what the sweep will make; free space before it starts")
+        return Finding(WARN, what, "--dry-run shows how much the sweep will write; free space before it starts")
     return Finding(OK, what)
 
 
@@ -111,7 +114,7 @@ def _hard_links(probe: Path) -> Finding:
         link.hardlink_to(source)
     except OSError as e:
         advice = (
-            "the claim which keeps two controllers apart needs them: give a folder on another file system as `output`"
+            "they prevent that two controllers run the same sweep: give a folder on another file system as `output`"
         )
         return Finding(FAIL, f"output folder: no hard links here ({e.strerror})", advice)
     try:
@@ -123,7 +126,7 @@ def _hard_links(probe: Path) -> Finding:
 
 
 def _renames(probe: Path) -> Finding:
-    """Replace a file again and again while another thread reads it: the reader must always see one whole file."""
+    """Replace a file repeatedly while another thread reads it. The reader must always see a complete file."""
     target, stop, torn = probe / "target", threading.Event(), []
     sizes = (1000, 3000)
     target.write_bytes(b"x" * sizes[0])
@@ -132,7 +135,7 @@ def _renames(probe: Path) -> Finding:
         while not stop.is_set():
             try:
                 if len(target.read_bytes()) not in sizes:
-                    torn.append("in part")
+                    torn.append("incomplete")
             except OSError as e:
                 torn.append(str(e))
 
@@ -147,7 +150,7 @@ def _renames(probe: Path) -> Finding:
         stop.set()
         reader.join()
     if torn:
-        advice = "published files could be read torn: give a folder on another file system as `output`"
+        advice = "published files could be read incompletely: give a folder on another file system as `output`"
         return Finding(FAIL, f"output folder: renaming is not atomic (a reader saw the file {torn[0]})", advice)
     return Finding(OK, "output folder: renaming is atomic")
 
@@ -159,21 +162,21 @@ def _sync(probe: Path) -> Finding:
     what = f"output folder: fsync works ({1000 * seconds:.0f} ms for a small file)"
     if seconds > SLOW_SYNC_S:
         return Finding(
-            WARN, f"{what}: slow", "the file system is very busy, or far away; many small parts would wait for it"
+            WARN, f"{what}: slow", "the file system is busy or far away; publishing many small parts will be slow"
         )
     return Finding(OK, what)
 
 
 def _quota() -> Iterator[Finding]:
-    """What `quota -q` says, which speaks of file systems only where a quota is exceeded."""
+    """Report the output of `quota -q`, which lists a file system only if its quota is exceeded."""
     if shutil.which("quota") is None:
         return
     try:
         done = subprocess.run(["quota", "-q"], capture_output=True, text=True, timeout=30, check=False)
     except (OSError, subprocess.SubprocessError):
         return
-    words = " ".join(done.stdout.split())
-    if words:
-        yield Finding(WARN, f"quota: {words}", "free space, or ask for more, before a sweep stops on it")
+    exceeded = " ".join(done.stdout.split())
+    if exceeded:
+        yield Finding(WARN, f"quota: {exceeded}", "free space, or ask for more, before a sweep fails because of it")
     else:
-        yield Finding(OK, "quota: nothing is exceeded")
+        yield Finding(OK, "quota: not exceeded")

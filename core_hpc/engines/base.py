@@ -1,8 +1,8 @@
-"""The engine protocol: prompt token ids in, completion token ids and behaviour log-probabilities out.
+"""The engine protocol: from prompt token ids to completion token ids and log-probabilities.
 
-An engine holds one model on one worker. It is given all the work of a phase task in one call, so that it can
-batch; it never sees text except to recognise stop strings. It does not build prompts, verify answers or write
-files.
+An engine holds one model in one worker process. It receives all requests of a phase task in one
+call, so it can batch them. It works with token ids and decodes them only to recognize stop strings.
+It does not build prompts, verify answers or write files.
 """
 
 from __future__ import annotations
@@ -14,12 +14,12 @@ from typing import Literal, Protocol
 
 FinishReason = Literal["stop", "length"]
 ProgressCallback = Callable[[int, int], None]
-"""Called with (completions finished so far, completion tokens so far)."""
+"""Called with (finished completions, tokens of finished completions)."""
 
 
 @dataclass(frozen=True, slots=True)
 class GenerationRequest:
-    """One completion to sample. `seed` alone decides its randomness (0 <= seed < 2**63)."""
+    """One completion to sample. Its randomness depends only on `seed` (0 <= seed < 2**63)."""
 
     prompt_token_ids: tuple[int, ...]
     seed: int
@@ -27,7 +27,7 @@ class GenerationRequest:
 
 @dataclass(frozen=True, slots=True)
 class SamplingSettings:
-    """Sampling of all requests of one call. temperature 0 is greedy decoding."""
+    """Sampling of all requests of one call. Temperature 0 means greedy decoding."""
 
     temperature: float
     top_p: float
@@ -37,7 +37,7 @@ class SamplingSettings:
 
 @dataclass(frozen=True, slots=True)
 class AdapterRef:
-    """A published PEFT LoRA folder. `version` is unique over all adapters that a process ever loads."""
+    """A published PEFT LoRA folder. `version` is unique among all adapters that a process loads."""
 
     path: Path
     version: str
@@ -45,13 +45,15 @@ class AdapterRef:
 
 @dataclass(frozen=True, slots=True)
 class Completion:
-    """What was sampled for one request.
+    """The completion of one request.
 
-    token_ids: all sampled tokens, end-of-sequence token and tokens of a stop string included (they were chosen
-        by the policy and are trained on).
-    logprobs: log-probability of each sampled token under the distribution it was drawn from (temperature and
-        top-p applied, renormalised); for greedy decoding those of softmax(logits) at temperature 1.
-    finish_reason: "stop" (end-of-sequence token or stop string) or "length" (max_new_tokens reached).
+    Attributes:
+        token_ids: all sampled tokens. The end-of-sequence token and the tokens of a stop string are
+            included, because the policy chose them and they are trained on.
+        logprobs: log-probability of each sampled token under the distribution from which it was
+            drawn (temperature and top-p applied, renormalized). For greedy decoding it is the
+            log-probability at temperature 1.
+        finish_reason: "stop" (end-of-sequence token or stop string) or "length" (limit reached).
     """
 
     token_ids: tuple[int, ...]
@@ -60,9 +62,12 @@ class Completion:
 
 
 class Engine(Protocol):
-    """One model, ready to generate. Same requests in the same call with the same adapter give the same result.
+    """One loaded model.
 
-    `compile_s`: seconds of making it that went into compiling code for the device.
+    The same requests in one call with the same adapter give the same completions.
+
+    Attributes:
+        compile_s: how many seconds of loading were spent on compiling code for the device.
     """
 
     compile_s: float
@@ -75,11 +80,21 @@ class Engine(Protocol):
         adapter: AdapterRef | None,
         on_progress: ProgressCallback | None = None,
     ) -> list[Completion]:
-        """Sample one completion per request, in the order of the requests. `adapter` None = base weights."""
+        """Sample one completion per request, in the order of the requests.
+
+        Args:
+            requests: what to sample.
+            sampling: settings of all requests.
+            adapter: the adapter to use; None means the base weights.
+            on_progress: called whenever completions are finished.
+        """
         ...
 
     def sleep(self) -> None:
-        """Leave the memory of the GPU until `generate` is called again, if the engine was made for that; nothing is under way."""
+        """Release the GPU memory until the next call of `generate`, if `EngineSpec.sleeps`.
+
+        It must not be called during `generate`.
+        """
         ...
 
     def close(self) -> None:

@@ -1,9 +1,11 @@
-"""FakeEngine: NOT a language model. For fast tests of the software around the engines, and of nothing else.
+"""FakeEngine: NOT a language model. It only serves fast tests of the software around the engines.
 
-In: prompt token ids. Out: invented completions, a function of seed, prompt and the bytes of the adapter, which end in
-`#### <number>`. The number is right with some probability when the prompt asks for a sum ("What is 4 + 7 - 3?"); that probability
-is higher with a hint in the prompt and grows with the last number in the adapter's version, so that runs show rescues and progress.
-Log-probabilities are invented too. Needs only the tokenizer.json of the model folder; loads neither torch nor transformers.
+In: prompt token ids. Out: artificial completions that end in `#### <number>`. They depend only on
+the seed, the prompt and the bytes of the adapter. If the prompt asks "What is 4 + 7 - 3?", or for
+another such sum, the number is correct with some probability. A hint in the prompt increases this
+probability, and so does the last number in the adapter's version, so runs show rescues and
+progress. The log-probabilities are artificial, too. The engine needs only tokenizer.json of the
+model folder and loads neither torch nor transformers.
 """
 
 from __future__ import annotations
@@ -36,42 +38,42 @@ class FakeEngine(StepEngine):
         path = spec.model_folder / "tokenizer.json"
         if not path.is_file():
             raise InputError(
-                f"engine fake: {path} is missing; it needs the tokenizer of a model, saved by transformers"
+                f"engine fake: {path} is missing; the engine needs the tokenizer of a model, saved by transformers"
             )
         self._tokenizer: Any = Tokenizer.from_file(str(path))
         self._end_id = _end_token_id(spec, self._tokenizer)
         self._context = spec.max_context_tokens
         self._closed = False
         self._num_requests = 0
-        self._under_way: dict[str, tuple[GenerationRequest, SamplingSettings, AdapterRef | None]] = {}
+        self._running: dict[str, tuple[GenerationRequest, SamplingSettings, AdapterRef | None]] = {}
 
     def add(
         self, requests: Sequence[GenerationRequest], sampling: SamplingSettings, adapter: AdapterRef | None
     ) -> list[str]:
-        """Begin requests."""
+        """Start requests and return their ids."""
         if self._closed:
             raise CoreHpcError("this engine was closed")
         check_requests(requests, self._context)
         ids = [str(self._num_requests + i) for i in range(len(requests))]
         self._num_requests += len(requests)
-        self._under_way.update((i, (request, sampling, adapter)) for i, request in zip(ids, requests, strict=True))
+        self._running.update((i, (request, sampling, adapter)) for i, request in zip(ids, requests, strict=True))
         return ids
 
     def step(self) -> list[tuple[str, Completion]]:
-        """Invent the completion of the oldest request."""
-        request_id = next(iter(self._under_way))
-        return [(request_id, self._complete(*self._under_way.pop(request_id)))]
+        """Make the completion of the oldest request."""
+        request_id = next(iter(self._running))
+        return [(request_id, self._complete(*self._running.pop(request_id)))]
 
     def abort(self, ids: Sequence[str]) -> None:
-        """Forget requests."""
+        """Remove requests."""
         for request_id in ids:
-            self._under_way.pop(request_id, None)
+            self._running.pop(request_id, None)
 
     def sleep(self) -> None:
-        """Nothing is held."""
+        """Does nothing because this engine uses no GPU."""
 
     def close(self) -> None:
-        """Nothing is held; only forbids further use."""
+        """Prevent further use; there is nothing to release."""
         self._closed = True
 
     def _complete(
@@ -93,7 +95,7 @@ class FakeEngine(StepEngine):
         return Completion(tuple(kept), logprobs, "stop" if stopped else "length")
 
     def _stop_string_end(self, ids: list[int], stop_strings: tuple[str, ...]) -> int | None:
-        """Number of tokens up to and with the first stop string."""
+        """Number of tokens up to the end of the first stop string, or None."""
         for end in range(1, len(ids) + 1) if stop_strings else ():
             text = self._tokenizer.decode(ids[:end], skip_special_tokens=True)
             if any(s in text for s in stop_strings):
@@ -102,7 +104,7 @@ class FakeEngine(StepEngine):
 
 
 def _text(prompt: str, version: str, rng: random.Random) -> str:
-    """A completion for the last expression in the prompt."""
+    """The text of a completion for the last expression in the prompt."""
     found = _EXPRESSION.findall(prompt)
     opening = rng.choice(_OPENINGS)
     if rng.random() < 0.03:
@@ -122,7 +124,7 @@ def _text(prompt: str, version: str, rng: random.Random) -> str:
 
 
 def _skill(version: str, *, hint: bool) -> float:
-    """Probability of a right answer."""
+    """Probability of a correct answer."""
     skill = _BASE_SKILL + _HINT_GAIN * hint
     if version:
         numbers = re.findall(r"\d+", version)
@@ -138,7 +140,7 @@ def _end_token_id(spec: EngineSpec, tokenizer: Any) -> int | None:
 
 
 def _weights_digest(adapter: AdapterRef | None) -> str:
-    """What stands for the adapter's weights: equal adapters give equal completions, whatever their version is called."""
+    """Digest of the adapter's weights; the completions do not depend on the name of its version."""
     path = None if adapter is None else adapter.path / "adapter_model.safetensors"
     return hashlib.sha256(path.read_bytes()).hexdigest() if path is not None and path.is_file() else ""
 

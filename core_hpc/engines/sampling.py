@@ -1,7 +1,8 @@
-"""Drawing tokens from logits: temperature, top-p, one random stream per row.
+"""Sampling tokens from logits: temperature, top-p, and one random stream per row.
 
-In: logits and one generator per row. Out: tokens and their log-probabilities under exactly the distribution they were drawn from.
-Pure but for the generators; used by the transformers engine only (vLLM has its own).
+In: logits and one generator per row. Out: tokens and their log-probabilities under the distribution
+from which they were drawn. Only the generators have state. The transformers engine uses this
+module; vLLM has its own sampler.
 
 Shapes: B rows, V vocabulary, C candidates.
 """
@@ -20,16 +21,17 @@ _NUM_CANDIDATES = 1024
 def sample_tokens(
     logits: Tensor, generators: Sequence[Generator], temperature: float, top_p: float
 ) -> tuple[Tensor, Tensor]:
-    """One token per row.
+    """Sample one token per row.
 
     Args:
         logits: [B, V].
-        generators: B CPU generators; each gives one number per call (none when greedy).
-        temperature: 0 takes the most likely token and reports log-probabilities at temperature 1.
-        top_p: the nucleus is the smallest set of most likely tokens whose mass is at least top_p.
+        generators: B CPU generators; each call draws one number from each, or none if greedy.
+        temperature: 0 takes the most likely token and returns log-probabilities at temperature 1.
+        top_p: the nucleus is the smallest set of most likely tokens with at least this probability
+            mass.
 
     Returns:
-        tokens [B] and their log-probabilities [B], after temperature and top-p, renormalised.
+        Tokens [B] and their log-probabilities [B] after temperature and top-p, renormalized.
     """
     import torch
 
@@ -48,9 +50,10 @@ def sample_tokens(
 
 
 def nucleus(logprobs: Tensor, top_p: float) -> tuple[Tensor, Tensor]:
-    """Renormalised log-probabilities [B, C] of the nucleus (-inf outside) and the tokens [B, C], most likely first.
+    """The nucleus as renormalized log-probabilities [B, C] (-inf outside) and tokens [B, C].
 
-    Sorting a vocabulary of 262k costs 20 ms a row on CPU, so only the top candidates are sorted, unless they hold too little.
+    The most likely token comes first. Sorting a vocabulary of 262k takes 20 ms per row on a CPU, so
+    only the top candidates are sorted, unless their probability mass is too small.
     """
     import torch
 
@@ -67,7 +70,10 @@ def nucleus(logprobs: Tensor, top_p: float) -> tuple[Tensor, Tensor]:
 
 
 def _inverse_cdf(logprobs: Tensor, uniform: Tensor) -> Tensor:
-    """Index [B] of the first entry whose cumulated probability exceeds uniform [B] in [0, 1). In float64: V is large."""
+    """Index [B] of the first entry whose cumulative probability exceeds `uniform` [B] in [0, 1).
+
+    The sum is in float64 because V is large.
+    """
     import torch
 
     cdf = logprobs.double().exp().cumsum(dim=-1)

@@ -1,4 +1,8 @@
-"""TODO docstring."""
+"""How engines and trainers share a GPU, as a worker process needs to know it.
+
+The launcher decides this in `local/memory.py` and passes it to its workers in an environment
+variable. This module converts the decision to the variable and back.
+"""
 
 from __future__ import annotations
 
@@ -9,25 +13,23 @@ from typing import Literal, cast
 from core_hpc.config.cluster import ClusterSection
 
 Kind = Literal["evict", "split", "sleep"]
-
-
 ENVIRONMENT = "CORE_HPC_GPU_SHARING"
 
 
 @dataclass(frozen=True)
 class Sharing:
-    """The way, the share of a GPU that each engine takes, and why."""
+    """How a GPU is shared, the share of its memory for each engine, and the reason for the log."""
 
     kind: Kind
     engine_share: float
     why: str = ""
 
     def environment(self) -> dict[str, str]:
-        """What a worker is told of it (`of_worker`)."""
+        """The environment variable for a worker; `of_worker` is the inverse."""
         return {ENVIRONMENT: f"{self.kind} {self.engine_share}"}
 
     @classmethod
     def of_worker(cls, cluster: ClusterSection) -> Sharing:
-        """What this worker was told by who started it, else what the configuration says."""
+        """The decision in this worker's environment, or `evict` with the configured share."""
         kind, share = os.environ.get(ENVIRONMENT, f"evict {cluster.gpu_memory_share}").split()
         return cls(cast(Kind, kind), float(share))

@@ -1,8 +1,9 @@
-"""One engine for several tasks at once: their completions are decoded together, and each task is given its own.
+"""One engine for several tasks at once: it decodes the completions of all tasks together.
 
-In: `generate` from the threads of tasks. Out: completions, to the thread that asked. One thread, the owner, makes the engine and
-computes with it (OpenMP keeps a team of threads for each thread that computes, CUDA a current device). Tasks take turns in all
-else that they do. Which tasks run at once is the executor's (executors.py).
+In: calls of `generate` from the threads of tasks. Out: the completions of each call, to its thread.
+One thread, the owner, loads the engine and computes with it, because OpenMP keeps a team of threads
+per computing thread and CUDA a current device. Everything else that tasks do runs in one thread at
+a time. The executor decides which tasks run at once (`local/executor.py`).
 """
 
 from __future__ import annotations
@@ -19,11 +20,15 @@ from core_hpc.engines import EngineKind, EngineSpec
 from core_hpc.engines.base import AdapterRef, Completion, Engine, GenerationRequest, ProgressCallback, SamplingSettings
 
 SHARED_KINDS: tuple[EngineKind, ...] = ("vllm", "fake")
-"""Engines that take requests while others are under way."""
+"""Engines that accept requests while others are in progress."""
+_GREEDY = SamplingSettings(temperature=0.0, top_p=1.0, max_new_tokens=1)
 
 
 class StepEngine(ABC):
-    """An engine that takes requests at any time. All that are under way have the same adapter."""
+    """An engine that accepts requests at any time.
+
+    All requests in progress use the same adapter.
+    """
 
     compile_s: float
 
@@ -35,8 +40,11 @@ class StepEngine(ABC):
         adapter: AdapterRef | None,
         on_progress: ProgressCallback | None = None,
     ) -> list[Completion]:
-        """Sample one completion per request, in the order of the requests; on any interruption they are taken out again."""
-        call = _Call(requests, sampling, adapter, on_progress)
+        """Sample one completion per request, in the order of the requests.
+
+        If an exception interrupts the call, its requests are aborted.
+        """
+        call = _Call(requests=requests, sampling=sampling, adapter=adapter, on_progress=on_progress)
         call.ids = self.add(requests, sampling, adapter)
         try:
             while call.is_open:
@@ -51,33 +59,36 @@ class StepEngine(ABC):
     def add(
         self, requests: Sequence[GenerationRequest], sampling: SamplingSettings, adapter: AdapterRef | None
     ) -> list[str]:
-        """Begin requests; returns their ids, which never come again."""
+        """Start requests and return their ids, which are never used again."""
 
     @abstractmethod
     def step(self) -> list[tuple[str, Completion]]:
-        """Go on a little; returns what is finished, by id."""
+        """Do one step of work; returns (id, completion) of the requests that it finishes."""
 
     @abstractmethod
     def abort(self, ids: Sequence[str]) -> None:
-        """Take requests out that are under way."""
+        """Remove requests that are in progress."""
 
     @abstractmethod
     def sleep(self) -> None:
-        """Leave the memory of the GPU until requests come again."""
+        """Release the GPU memory until the next request."""
 
     @abstractmethod
     def close(self) -> None:
         """Release memory; the engine cannot be used afterwards."""
 
 
-@dataclass
+@dataclass(kw_only=True)
 class _Call:
-    """Completions that a task asks for, and those it has; without requests it asks for the engine only."""
+    """The requests of a task and the completions so far.
 
-    requests: Sequence[GenerationRequest]
-    sampling: SamplingSettings
-    adapter: AdapterRef | None
-    on_progress: ProgressCallback | None
+    A call without requests only loads the engine.
+    """
+
+    requests: Sequence[GenerationRequest] = ()
+    sampling: SamplingSettings = _GREEDY
+    adapter: AdapterRef | None = None
+    on_progress: ProgressCallback | None = None
     ids: list[str] = field(default_factory=list)
     done: dict[str, Completion] = field(default_factory=dict)
     num_tokens: int = 0
@@ -104,26 +115,30 @@ class _Call:
 
 
 class EngineOwner:
-    """The thread that calls `run` owns the engine. A task does all in its `turn`, which `engine` and `generate` give away meanwhile."""
+    """Serves the calls of several tasks with one engine.
+
+    The thread that calls `run` owns the engine. A task holds the lock `turn` while it works.
+    `engine` and `generate` release the lock while they wait.
+    """
 
     def __init__(self, load: Callable[[EngineSpec], Engine]) -> None:
-        """`load` returns the warm engine of a spec, or ends the one there is and makes another."""
+        """`load` returns the engine for a spec, and closes an engine with another spec first."""
         self.turn = threading.Lock()
         self._load = load
         self._arriving: queue.SimpleQueue[tuple[EngineSpec, _Call] | None] = queue.SimpleQueue()
-        self._line: deque[tuple[EngineSpec, _Call]] = deque()
+        self._waiting: deque[tuple[EngineSpec, _Call]] = deque()
         self._live: dict[str, _Call] = {}
         self._engine: tuple[EngineSpec, StepEngine] | None = None
 
     # --- in the threads of tasks -----------------------------------------------------------------
 
     def engine(self, spec: EngineSpec) -> Engine:
-        """The engine, loaded; waits until tasks with another one have ended."""
-        self.ask(spec, _Call((), SamplingSettings(0.0, 1.0, 1), None, None))
+        """The loaded engine. Waits until the calls for another engine have ended."""
+        self.submit(spec, _Call())
         return _SharedEngine(self, spec)
 
-    def ask(self, spec: EngineSpec, call: _Call) -> list[Completion]:
-        """Have a call served; raises what went wrong with it."""
+    def submit(self, spec: EngineSpec, call: _Call) -> list[Completion]:
+        """Wait until the owner has served a call; raises the exception of a call that failed."""
         self._arriving.put((spec, call))
         self.turn.release()
         try:
@@ -134,42 +149,44 @@ class EngineOwner:
             raise call.error
         return call.completions
 
-    # --- in the owner's --------------------------------------------------------------------------
+    # --- in the owner's thread -------------------------------------------------------------------
 
     def close(self) -> None:
-        """Let `run` return when all calls have been served."""
+        """Make `run` return after it has served all calls."""
         self._arriving.put(None)
 
     def run(self) -> None:
-        """Serve calls, begun in the order of their arrival, until `close`."""
+        """Serve calls until `close`, starting them in the order of their arrival."""
         closing = False
-        while self._line or self._live or not closing:
+        while self._waiting or self._live or not closing:
             for arrived in self._arrived():
                 if arrived is None:
                     closing = True
                 else:
-                    self._line.append(arrived)
-            while self._line and self._fits(*self._line[0]):
-                self._begin(*self._line.popleft())
+                    self._waiting.append(arrived)
+            while self._waiting and self._fits(*self._waiting[0]):
+                self._begin(*self._waiting.popleft())
             if self._live:
                 self._step()
 
     def _arrived(self) -> list[tuple[EngineSpec, _Call] | None]:
-        """Waits when there is nothing else to do."""
-        found = [] if self._line or self._live else [self._arriving.get()]
+        """Calls that have arrived, and None for `close`. Waits if there is nothing else to do."""
+        found = [] if self._waiting or self._live else [self._arriving.get()]
         with contextlib.suppress(queue.Empty):
             while True:
                 found.append(self._arriving.get_nowait())
         return found
 
     def _fits(self, spec: EngineSpec, call: _Call) -> bool:
-        """Whether it goes with what is under way; another engine or another adapter waits for the end of that."""
+        """Whether the call can start now.
+
+        All calls in progress need the same engine and the same adapter.
+        """
         if not self._live:
             return True
         assert self._engine is not None
-        return self._engine[0] == spec and (
-            not call.requests or next(iter(self._live.values())).adapter == call.adapter
-        )
+        same_adapter = next(iter(self._live.values())).adapter == call.adapter
+        return self._engine[0] == spec and (not call.requests or same_adapter)
 
     def _begin(self, spec: EngineSpec, call: _Call) -> None:
         try:
@@ -180,7 +197,7 @@ class EngineOwner:
                 self._engine = (spec, engine)
             if call.requests:
                 call.ids = self._engine[1].add(call.requests, call.sampling, call.adapter)
-        except Exception as error:  # noqa: BLE001 - it is the task's, which raises it again
+        except Exception as error:  # noqa: BLE001 - the thread of the task raises it again
             call.fail(error)
         else:
             self._live.update(dict.fromkeys(call.ids, call))
@@ -188,7 +205,7 @@ class EngineOwner:
                 call.answered.set()
 
     def _step(self) -> None:
-        """One step; what fails here fails for all that are under way."""
+        """Do one step of the engine. If it fails, all calls in progress fail."""
         assert self._engine is not None
         try:
             for request_id, completion in self._engine[1].step():
@@ -196,7 +213,7 @@ class EngineOwner:
                 call.take(request_id, completion)
                 if not call.is_open:
                     call.answered.set()
-        except Exception as error:  # noqa: BLE001 - likewise
+        except Exception as error:  # noqa: BLE001 - the threads of the tasks raise it again
             failed, self._live = self._live, {}
             self._engine[1].abort(list(failed))
             for call in failed.values():
@@ -204,9 +221,9 @@ class EngineOwner:
 
 
 class _SharedEngine:
-    """What a task has of the engine."""
+    """The engine as a task sees it."""
 
-    compile_s = 0.0  # known where it was made
+    compile_s = 0.0  # `Warm` records the compile time when it loads the engine
 
     def __init__(self, owner: EngineOwner, spec: EngineSpec) -> None:
         self._owner, self._spec = owner, spec
@@ -219,11 +236,12 @@ class _SharedEngine:
         adapter: AdapterRef | None,
         on_progress: ProgressCallback | None = None,
     ) -> list[Completion]:
-        """Sample one completion per request, while the engine also does those of other tasks."""
-        return self._owner.ask(self._spec, _Call(requests, sampling, adapter, on_progress))
+        """Sample one completion per request, together with the requests of other tasks."""
+        call = _Call(requests=requests, sampling=sampling, adapter=adapter, on_progress=on_progress)
+        return self._owner.submit(self._spec, call)
 
     def sleep(self) -> None:
-        """Nothing: it is the owner's, and other tasks may use it."""
+        """Does nothing, because other tasks may use the engine."""
 
     def close(self) -> None:
-        """Nothing: it is the owner's."""
+        """Does nothing, because the owner closes the engine."""

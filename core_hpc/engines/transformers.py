@@ -1,9 +1,12 @@
-"""Generation with transformers and PEFT: slower than vLLM, but plain, and the reference that vLLM is checked against.
+"""Generation with transformers and PEFT.
 
-In: prompt token ids. Out: all sampled token ids with the log-probabilities of the distribution they were drawn from. It samples
-with its own loop, because `generate` draws all rows of a batch from one random stream; here each request has its own.
+This engine is slower than vLLM but simple, and tests compare vLLM with it.
+In: prompt token ids. Out: all sampled token ids with the log-probabilities of the distribution from
+which they were drawn. This engine has its own sampling loop, because `generate` of transformers
+uses one random stream for all rows of a batch; here each request has its own.
 
-Shapes: B rows of a batch, U distinct prompts among them, T prompt length, V vocabulary, C candidates of top-p.
+Shapes: B rows of a batch, U distinct prompts among them, T prompt length, V vocabulary, C
+candidates of top-p.
 """
 
 from __future__ import annotations
@@ -34,9 +37,9 @@ _BATCH_TOKENS_CPU = 16_384
 _BATCH_TOKENS_GPU = 131_072
 
 
-@dataclass
+@dataclass(kw_only=True)
 class _Row:
-    """A completion in the making."""
+    """A completion in progress."""
 
     index: int
     prompt: tuple[int, ...]
@@ -48,7 +51,7 @@ class _Row:
 
 
 class TransformersEngine:
-    """One model with at most one adapter beside it, which is never merged into the weights."""
+    """One model with at most one adapter, which is never merged into the weights."""
 
     compile_s = 0.0
 
@@ -68,7 +71,8 @@ class TransformersEngine:
             model = AutoModelForCausalLM.from_pretrained(spec.model_folder, dtype=getattr(torch, dtype), **options).to(
                 self._device
             )
-        # Frozen at once: PEFT would freeze it with the first adapter, and then other kernels give the base other last digits.
+        # PEFT freezes the model with the first adapter. Then other kernels would run and change the
+        # last digits of the base model, so it is frozen from the beginning.
         self._model: Any = model.requires_grad_(False).eval()
         self._end_ids = _end_token_ids(self._model, self._tokenizer)
         self._batch_tokens = _BATCH_TOKENS_CPU if on_cpu else _BATCH_TOKENS_GPU
@@ -104,7 +108,7 @@ class TransformersEngine:
         return [Completion(tuple(r.token_ids), tuple(r.logprobs), r.finish_reason or "length") for r in done]
 
     def sleep(self) -> None:
-        """The model goes to the machine's memory; weights of 4 bits stay, as they cannot be moved."""
+        """Move the model to the host memory. Weights in 4 bits cannot be moved and stay."""
         if self._spec.sleeps and not self._spec.four_bit:
             self._move("cpu")
 
@@ -128,10 +132,11 @@ class TransformersEngine:
         import torch
 
         limit = min(sampling.max_new_tokens, self._spec.max_context_tokens - len(request.prompt_token_ids))
-        return _Row(index, request.prompt_token_ids, limit, torch.Generator().manual_seed(request.seed))
+        generator = torch.Generator().manual_seed(request.seed)
+        return _Row(index=index, prompt=request.prompt_token_ids, limit=limit, generator=generator)
 
     def _batches(self, rows: list[_Row], max_new_tokens: int) -> Iterator[list[_Row]]:
-        """Rows of similar prompt length, as many as fit the token budget (their keys and values are kept)."""
+        """Batches of rows with similar prompt lengths, within the budget for keys and values."""
         batch: list[_Row] = []
         for row in sorted(rows, key=lambda r: (len(r.prompt), r.prompt, r.index)):
             full = (len(row.prompt) + max_new_tokens) * (len(batch) + 1) > self._batch_tokens
@@ -143,7 +148,7 @@ class TransformersEngine:
             yield batch
 
     def _decode(self, rows: list[_Row], sampling: SamplingSettings) -> Iterator[_Row]:
-        """Sample all rows of a batch to their ends; yields each row when it is finished."""
+        """Sample all rows of a batch to the end; yields each row when it is finished."""
         import torch
 
         logits, mask, cache = self._prefill(rows)
@@ -165,7 +170,10 @@ class TransformersEngine:
             logits = self._forward(tokens[:, None], mask, cache)
 
     def _prefill(self, rows: list[_Row]) -> tuple[Tensor, Tensor, Any]:
-        """Logits [B, V] after the prompts, attention mask [B, T], cache. Equal prompts are computed once."""
+        """Logits [B, V] after the prompts, attention mask [B, T] and cache.
+
+        Equal prompts are computed once.
+        """
         import torch
         from transformers import DynamicCache
 
@@ -182,7 +190,10 @@ class TransformersEngine:
         return logits[index], mask[index], cache
 
     def _forward(self, ids: Tensor, mask: Tensor, cache: Any) -> Tensor:
-        """Logits [B, V] of the last position. Padding is on the left, so positions count the mask."""
+        """Logits [B, V] of the last position.
+
+        Padding is on the left, so positions are counts of the mask.
+        """
         positions = (mask.cumsum(dim=1) - 1).clamp(min=0)[:, -ids.shape[1] :]
         out = self._model(
             input_ids=ids,
@@ -198,7 +209,8 @@ class TransformersEngine:
         if row.token_ids[-1] in self._end_ids:
             return "stop"
         if stop_strings:
-            # A character is at most four tokens (its bytes); the margin keeps the stop string clear of the cut.
+            # A character has at most four tokens (its bytes); the margin keeps the cut away from
+            # the stop string.
             tail = row.token_ids[-4 * max(map(len, stop_strings)) - 4 :]
             text = self._tokenizer.decode(tail, skip_special_tokens=True)
             if any(s in text for s in stop_strings):
@@ -217,7 +229,7 @@ class TransformersEngine:
             yield
 
     def _load(self, adapter: AdapterRef) -> None:
-        """Make `adapter` the active one and forget the one before."""
+        """Make `adapter` the active adapter and remove the previous one."""
         from peft import PeftModel
 
         if adapter == self._adapter:
@@ -229,9 +241,8 @@ class TransformersEngine:
         old, self._num_adapters = f"adapter{self._num_adapters}", self._num_adapters + 1
         name = f"adapter{self._num_adapters}"  # versions may contain dots, which PEFT forbids in names
         if self._peft is None:
-            self._peft = PeftModel.from_pretrained(
-                self._model, str(adapter.path), adapter_name=name
-            )  # adds layers to self._model
+            # This adds layers to self._model.
+            self._peft = PeftModel.from_pretrained(self._model, str(adapter.path), adapter_name=name)
         else:
             self._peft.load_adapter(str(adapter.path), adapter_name=name)
             self._peft.set_adapter(name)
@@ -241,7 +252,7 @@ class TransformersEngine:
 
 
 def _end_token_ids(model: Any, tokenizer: Any) -> frozenset[int]:
-    """Tokens that end a completion: those of the generation configuration and the tokenizer's own (as vLLM does)."""
+    """End tokens of the generation configuration and of the tokenizer, the same as in vLLM."""
     ids = model.generation_config.eos_token_id
     several = ids if isinstance(ids, list) else [ids]
     return frozenset(i for i in [*several, tokenizer.eos_token_id] if i is not None)

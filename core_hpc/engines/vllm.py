@@ -1,8 +1,8 @@
-"""Generation with vLLM, in this process (GPU or CPU).
+"""Generation with vLLM in this process, on a GPU or a CPU.
 
-In: prompt token ids. Out: all sampled token ids with the log-probabilities of the distribution they were drawn from. A process
-that built this engine is altered for good (environment, threads, memory binding): generate in it, train elsewhere. Start it with
-`worker_environment("vllm", ...)`.
+In: prompt token ids. Out: all sampled token ids with the log-probabilities of the distribution from
+which they were drawn. vLLM permanently changes the process (environment, threads, memory binding),
+so training needs another process. The process must start with `worker_environment("vllm", ...)`.
 """
 
 from __future__ import annotations
@@ -21,15 +21,17 @@ if TYPE_CHECKING:
     from vllm import LLM
     from vllm.lora.request import LoRARequest
 
-_LORA_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)  # sizes that vLLM reserves; a smaller adapter fits a larger one
+_LORA_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)  # sizes that vLLM accepts; an adapter may be smaller
 _CPU_KV_CACHE_GB = 0.5
 CPU_BLOCK_TOKENS = 32
-"""Only whole blocks of the KV cache are shared between prompts, and vLLM's block for CPUs, 128 tokens, is longer than many a question.
-Its fast attention needs a multiple of 32."""
+"""Block size of the KV cache on a CPU; the fast attention of vLLM needs a multiple of 32.
+
+Prompts share only whole blocks, and vLLM's default of 128 tokens is longer than many questions.
+"""
 
 
 class VllmEngine(StepEngine):
-    """One vLLM engine. Between calls nothing is kept that could change a result: see `add`."""
+    """One vLLM engine. It keeps nothing between calls that could change a result; see `add`."""
 
     def __init__(self, spec: EngineSpec) -> None:
         os.environ.setdefault("VLLM_ENABLE_V1_MULTIPROCESSING", "0")
@@ -46,17 +48,18 @@ class VllmEngine(StepEngine):
         self._llm: LLM | None = LLM(**_engine_arguments(spec, on_cpu=on_cpu))
         self.compile_s = float(self._llm.llm_engine.vllm_config.compilation_config.compilation_time)
         self._internal_ids: dict[str, str] = {}
-        """Of requests that are under way."""
+        """Our id -> vLLM's id of each request in progress."""
         self._num_adapters = 0
         self._adapter: tuple[AdapterRef, LoRARequest] | None = None
 
     def add(
         self, requests: Sequence[GenerationRequest], sampling: SamplingSettings, adapter: AdapterRef | None
     ) -> list[str]:
-        """Begin requests, of which all that are under way use the same adapter.
+        """Start requests and return their ids. All requests in progress use the same adapter.
 
-        If there are none, the prefix cache is emptied first: prompts that an earlier call left there would change the last digits, so
-        that a warm worker and a fresh one would disagree. Within the call, equal prompts still share their keys and values.
+        If no request is in progress, the prefix cache is emptied first. Prompts of an earlier call
+        in the cache would change the last digits, and the results of a warm and a new worker would
+        differ. Equal prompts of the same call still share their keys and values.
         """
         check_requests(requests, self._spec.max_context_tokens)
         llm = self._require()
@@ -71,26 +74,28 @@ class VllmEngine(StepEngine):
             lora_request=self._lora_request(adapter),
             use_tqdm=False,
         )
-        # What `enqueue` returns carries a random suffix; outputs have the counter before it.
+        # The ids from `enqueue` are a counter with a random suffix; outputs have only the counter.
         ids = [i.partition("-")[0] for i in internal]
         self._internal_ids.update(zip(ids, internal, strict=True))
         return ids
 
     def step(self) -> list[tuple[str, Completion]]:
-        """One forward pass of all that are under way."""
+        """One forward pass for all requests in progress."""
         finished = [output for output in self._require().llm_engine.step() if output.finished]
         for output in finished:
             del self._internal_ids[output.request_id]
         return [(output.request_id, _completion(output.outputs[0])) for output in finished]
 
     def abort(self, ids: Sequence[str]) -> None:
-        """Take requests out."""
-        self._require().llm_engine.abort_request(
-            [self._internal_ids.pop(i) for i in ids if i in self._internal_ids], internal=True
-        )
+        """Remove requests that are in progress."""
+        internal = [self._internal_ids.pop(i) for i in ids if i in self._internal_ids]
+        self._require().llm_engine.abort_request(internal, internal=True)
 
     def sleep(self) -> None:
-        """Weights go to the machine's memory, the KV cache is dropped. The adapter is loaded anew afterwards: it lies in neither."""
+        """Move the weights to the host memory and drop the KV cache.
+
+        The adapter is in neither, so it is removed and loaded again with the next request.
+        """
         if not self._spec.sleeps or self._asleep or self._on_cpu:
             return
         self._drop_adapter()
@@ -98,7 +103,7 @@ class VllmEngine(StepEngine):
         self._asleep = True
 
     def close(self) -> None:
-        """Drop the engine. GPU memory is given back completely only when the process ends."""
+        """Release the engine. Some GPU memory is released only when the process ends."""
         if self._llm is None:
             return
         core: Any = getattr(self._llm.llm_engine, "engine_core", None)
@@ -113,9 +118,10 @@ class VllmEngine(StepEngine):
         return self._llm
 
     def _lora_request(self, adapter: AdapterRef | None) -> LoRARequest | None:
-        """The request object of an adapter; a new version gets an id and a name that were never used before.
+        """The request object of an adapter.
 
-        vLLM keeps the old weights when an id comes again, and the old prefix cache when a name comes again.
+        Each version gets an id and a name that were never used before. vLLM would keep the old
+        weights for a repeated id, and the old prefix cache for a repeated name.
         """
         from vllm.lora.request import LoRARequest
 
@@ -149,22 +155,22 @@ def _engine_arguments(spec: EngineSpec, *, on_cpu: bool) -> dict[str, Any]:
         "max_num_seqs": spec.max_num_seqs,
         "trust_remote_code": spec.trust_remote_code,
         **_lora_arguments(spec.max_lora_rank),
-        "logprobs_mode": "processed_logprobs",  # of the sampling distribution; vLLM's default is temperature 1
+        "logprobs_mode": "processed_logprobs",  # those of the sampling distribution, not of temperature 1
         "enable_prefix_caching": True,
         "disable_log_stats": True,
     }
     if spec.four_bit:
-        arguments["quantization"] = "bitsandbytes"  # while loading, as the trainer does it
+        arguments["quantization"] = "bitsandbytes"  # quantizes while loading, like the trainer
     if on_cpu:
+        cache_gb = spec.kv_cache_gb or _CPU_KV_CACHE_GB  # vLLM's default is 92 % of the memory
         arguments |= {
             "enforce_eager": True,
-            # A prompt cut into chunks makes vLLM rewind the generator of a seeded request, which torch cannot do on CPU
-            # ("CPU Generator does not use offset"), so every prompt is read whole.
+            # With chunked prompts vLLM rewinds the generator of a seeded request, which torch
+            # cannot do on a CPU ("CPU Generator does not use offset"). So every prompt is processed
+            # as a whole.
             "enable_chunked_prefill": False,
             "max_num_batched_tokens": max(1024, spec.max_context_tokens, spec.max_num_seqs),
-            "kv_cache_memory_bytes": int(
-                (spec.kv_cache_gb or _CPU_KV_CACHE_GB) * 2**30
-            ),  # default: 92 % of the machine
+            "kv_cache_memory_bytes": int(cache_gb * 2**30),
             "block_size": CPU_BLOCK_TOKENS,
         }
     else:
@@ -179,7 +185,7 @@ def _lora_arguments(max_rank: int | None) -> dict[str, Any]:
         return {}
     rank = next((r for r in _LORA_RANKS if r >= max_rank), None)
     if rank is None:
-        raise InputError(f"vLLM serves adapters up to rank {_LORA_RANKS[-1]}, not {max_rank}; lower lora.rank")
+        raise InputError(f"vLLM supports adapters up to rank {_LORA_RANKS[-1]}, not {max_rank}; reduce lora.rank")
     return {"enable_lora": True, "max_loras": 1, "max_lora_rank": rank}
 
 
@@ -193,13 +199,13 @@ def _sampling_parameters(sampling: SamplingSettings, seed: int) -> Any:
         max_tokens=sampling.max_new_tokens,
         stop=list(sampling.stop_strings),
         seed=seed,
-        logprobs=0,  # of the sampled token only
+        logprobs=0,  # only that of the sampled token
         output_kind=RequestOutputKind.FINAL_ONLY,
     )
 
 
 def _completion(output: Any) -> Completion:
-    """vLLM's token ids hold the end token and the tokens of a stop string, as the protocol wants."""
+    """A completion from vLLM's output. Its token ids include the end token and the stop string."""
     token_ids = tuple(output.token_ids)
     logprobs = tuple(
         float(step[token].logprob) for token, step in zip(token_ids, output.logprobs[: len(token_ids)], strict=True)

@@ -1,8 +1,9 @@
-"""Faster and safer LoRA arithmetic for vLLM's CPU backend.
+"""Faster and safer LoRA arithmetic for the CPU backend of vLLM.
 
-The stock functions gather one copy of the adapter's matrix per *token*, and apply the last adapter to rows that asked for none
-(index -1). These do one matrix product per distinct adapter in the batch, and nothing for -1. `install` replaces the stock
-functions only when they are the ones that we know; with another vLLM it warns and leaves them alone. GPU kernels are not touched.
+The stock functions copy the adapter's matrix once per *token*, and they apply the last adapter to
+rows without an adapter (index -1). The functions here do one matrix product per distinct adapter in
+the batch, and nothing for index -1. `install` replaces the stock functions only if they have the
+expected parameters; otherwise it warns and changes nothing. GPU kernels are never changed.
 """
 
 from __future__ import annotations
@@ -57,7 +58,11 @@ _EXPECTED = {
 
 
 def install() -> bool:
-    """Replace the stock functions in this process. Returns False, with a warning, when vLLM's differ from the expected ones."""
+    """Replace the stock functions in this process.
+
+    Returns:
+        False, after a warning, if the functions of this vLLM differ from the expected ones.
+    """
     try:
         from vllm.lora.ops.torch_ops import lora_ops
         from vllm.lora.punica_wrapper import punica_cpu
@@ -69,7 +74,7 @@ def install() -> bool:
             return True
         found = tuple(inspect.signature(stock).parameters) if stock is not None else ()
         if found != parameters or stock is not getattr(punica_cpu, name, None):
-            return _refuse(f"{name} is not the function that was expected")
+            return _refuse(f"{name} differs from the expected function")
     _replace(lora_ops, punica_cpu, "bgmv_shrink", _make_shrink(lora_ops.bgmv_shrink))
     _replace(lora_ops, punica_cpu, "bgmv_expand_slice", _make_expand_slice(lora_ops.bgmv_expand_slice))
     return True
@@ -77,7 +82,7 @@ def install() -> bool:
 
 def _refuse(why: str) -> bool:
     warnings.warn(
-        f"vLLM's CPU LoRA functions are left as they are ({why}); results are right, but slower",
+        f"vLLM's CPU LoRA functions are not replaced ({why}); results are correct, but slower",
         RuntimeWarning,
         stacklevel=3,
     )
@@ -85,16 +90,23 @@ def _refuse(why: str) -> bool:
 
 
 def _replace(lora_ops: Any, punica_cpu: Any, name: str, function: Callable[..., None]) -> None:
-    """In both modules: sgmv_* find bgmv_* by name in the first, the decode path in the second."""
+    """Replace a function in both modules. sgmv_* uses the first one, decoding the second one."""
     function.replaces_stock = True  # type: ignore[attr-defined]
     setattr(lora_ops, name, function)
     setattr(punica_cpu, name, function)
 
 
 def _product(inputs: Tensor, weights: Tensor, indices: Tensor, dtype: Any) -> Tensor | None:
-    """Row i of the result is weights[indices[i]] @ inputs[i]; zero where the index is -1; None when all are.
+    """The products weights[indices[i]] @ inputs[i], with zero rows for index -1.
 
-    inputs [T, I], weights [L, O, I] or [L, 1, O, I], indices [T] -> [T, O]
+    Args:
+        inputs: [T, I].
+        weights: [L, O, I] or [L, 1, O, I].
+        indices: [T]; -1 means no adapter.
+        dtype: of the computation.
+
+    Returns:
+        [T, O], or None if all indices are -1.
     """
     weights = weights.squeeze(1) if weights.dim() == 4 else weights
     inputs = inputs.to(dtype)
@@ -113,7 +125,7 @@ def _make_shrink(stock: Callable[..., None]) -> Callable[..., None]:
     def bgmv_shrink(
         inputs: Tensor, lora_b_weights: Tensor, output_tensor: Tensor, lora_indices_tensor: Tensor, scaling: float = 1.0
     ) -> None:
-        if len(lora_indices_tensor) != len(inputs) or not len(inputs):  # broadcasting forms of the stock function
+        if len(lora_indices_tensor) != len(inputs) or not len(inputs):  # only the stock function can broadcast
             stock(inputs, lora_b_weights, output_tensor, lora_indices_tensor, scaling)
             return
         rank = lora_b_weights.shape[-2]

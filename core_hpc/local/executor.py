@@ -1,8 +1,9 @@
-"""The local driver's executor: a bounded pool of warm worker processes on this machine, which also assigns the GPUs.
+"""The executor of the driver `local`: a bounded pool of warm worker processes.
 
-In: tasks that are ready. Out: events (progress, done, failed). A worker group serves one role: one model's
-engine, one model's trainer (one process per rank), or scoring. It decides nothing about order or retries. Which GPUs a
-group gets is worked out in gpus.py. The driver `resident` uses it inside its job (slurm/resident_job.py).
+In: tasks that are ready. Out: events. A worker group has one role: the engine of one model, the
+trainer of one model (one process per rank), or scoring. Which GPUs a group gets is decided in
+`local/gpus.py`. The scheduler decides the order of tasks and repeated attempts. The driver
+`resident` runs this executor inside its job.
 """
 
 from __future__ import annotations
@@ -12,8 +13,8 @@ import selectors
 import socket
 import time
 from collections.abc import Callable, Collection, Iterator, Sequence
-from dataclasses import dataclass, field
-from typing import Any, Literal
+from dataclasses import dataclass, field, replace
+from typing import Literal
 
 import psutil
 
@@ -24,8 +25,23 @@ from core_hpc.local.gpus import Holder, check_gpus, most_on_a_gpu, place_alone, 
 from core_hpc.local.memory import Needs, choose, gpu_memory
 from core_hpc.local.process import WorkerProcess, end_workers
 from core_hpc.runs.folder import Run
+from core_hpc.runs.messages import (
+    CommandKind,
+    Done,
+    Event,
+    Failed,
+    MessageKind,
+    Outcome,
+    OutcomeKind,
+    Progressed,
+    Started,
+    Stopped,
+    TaskRef,
+    WorkerCommand,
+    WorkerMessage,
+)
 from core_hpc.runs.roles import engine_kind, parts_at_once, role_of
-from core_hpc.schedule.base import Event, TaskRef
+from core_hpc.schedule.base import Adopted
 from core_hpc.store.manifests import make_folder
 from core_hpc.store.paths import TaskKey
 from core_hpc.store.schema import UPDATE
@@ -35,25 +51,25 @@ POLL_S = 0.5
 
 @dataclass
 class _Assigned:
-    """A task that a group works on. `waiting`: ranks that have not ended it."""
+    """A task that a group works on. `open_ranks` are the ranks that have not ended it yet."""
 
     task: TaskRef
-    waiting: set[int]
+    open_ranks: set[int]
 
 
-@dataclass
+@dataclass(kw_only=True)
 class _Group:
-    """The processes of one role: one, or one per rank. `capacity`: tasks that they do at once."""
+    """The processes of one role: one, or one per rank. `capacity`: tasks that they run at once."""
 
     role: str
     workers: list[WorkerProcess]
     gpus: tuple[str, ...]
     capacity: int
     assigned: dict[tuple[str, str], _Assigned] = field(default_factory=dict)
-    """By run folder and task, as its workers name them."""
+    """By run folder and task, as in the workers' messages."""
     last_used: float = 0.0
-    rest: Literal["awake", "told", "asleep"] = "awake"
-    """Of an engine that sleeps in turns with others on its GPU."""
+    memory: Literal["held", "asked", "released"] = "held"
+    """GPU memory of an engine that sleeps in turns with others on its GPU."""
 
 
 @dataclass(frozen=True)
@@ -71,9 +87,15 @@ class LocalLimits:
     def of(
         cls, cluster: ClusterSection, num_models: int, *, cores: int | None = None, needs: Sequence[Needs] = ()
     ) -> LocalLimits:
-        """Resolve the defaults of a cluster section for this machine; InputError when it cannot work here.
+        """Resolve the defaults of a cluster section for this machine.
 
-        `cores`: those that may be used, if this process may see more (a SLURM job). `needs`: of the models, where they are known.
+        Args:
+            num_models: models of the largest team.
+            cores: CPU cores that may be used, if this process sees more (in a SLURM job).
+            needs: GPU memory that the models need, where it is known.
+
+        Raises:
+            InputError: this machine does not have the GPUs that the section asks for.
         """
         cores = cores or len(os.sched_getaffinity(0))
         gpus = usable_gpus(cluster)
@@ -85,8 +107,8 @@ class LocalLimits:
         return cls(num_running, cluster.num_alive or 2 * num_models + 1, threads, gpus, num_models, sharing)
 
     @property
-    def words(self) -> str:
-        """For the user: how much at once, and how GPUs are shared."""
+    def description(self) -> str:
+        """For the user: how many tasks run at once, and how GPUs are shared."""
         how = f"{self.num_running} task(s) at a time, {self.threads} thread(s) each, {len(self.gpus) or 'no'} GPU(s)"
         return f"{how}; sharing: {self.sharing.kind} ({self.sharing.why})" if self.sharing.why else how
 
@@ -98,37 +120,38 @@ def _free_port() -> int:
 
 
 class LocalExecutor:
-    """Runs tasks in warm workers; `poll` reports what became of them."""
+    """Runs tasks in warm workers."""
 
-    def __init__(self, cluster: ClusterSection, limits: LocalLimits, *, deaf: bool = False) -> None:
-        """`deaf`: workers ignore a batch system's signals, which are for the process that calls `stop`."""
+    def __init__(self, cluster: ClusterSection, limits: LocalLimits, *, ignore_signals: bool = False) -> None:
+        """Create an executor without workers.
+
+        Args:
+            ignore_signals: workers ignore the signals of a batch system. The process that calls
+                `stop` handles them.
+        """
         self._cluster = cluster
         self._limits = limits
-        self._deaf = deaf
+        self._ignore_signals = ignore_signals
         self._groups: dict[str, _Group] = {}
         self._selector = selectors.DefaultSelector()
         self._started: list[Event] = []
 
-    def adopt(self, runs: Sequence[Run]) -> list[TaskRef]:
-        """Nothing: workers end with their launcher."""
-        return []
-
-    def attempts(self, run: Run) -> dict[TaskKey, int]:
-        """Nothing: every start begins with new attempts."""
-        return {}
+    def adopt(self, runs: Sequence[Run]) -> Adopted:
+        """Nothing: workers end with their launcher, so every start begins with new attempts."""
+        return Adopted()
 
     def abandon(self, run: Run) -> list[TaskRef]:
-        """Nothing: what runs may end."""
+        """Nothing: tasks in progress may end."""
         return []
 
     def submit(self, wanted: Sequence[tuple[Run, TaskKey]]) -> list[TaskRef]:
-        """Start what fits now, in this order; returns what was started."""
+        """Start what fits now, in this order, and return it."""
         taken = [TaskRef(run.run_id, key) for run, key in wanted if self._try_submit(run, key)]
-        self._started += [Event(task, "started", {}) for task in taken]
+        self._started += [Started(task) for task in taken]
         return taken
 
     def _try_submit(self, run: Run, key: TaskKey) -> bool:
-        """Start a task now, or return False when its worker or the machine is busy."""
+        """Start a task, or return False when its worker or the machine is busy."""
         role = role_of(run, key)
         group = self._groups.get(role)
         if group is not None and group.assigned:
@@ -144,39 +167,35 @@ class LocalExecutor:
             group = self._start_group(role, run, key)
             if group is None:
                 return False
-        command = {"run": str(run.root.absolute()), "task": str(key)}
-        group.assigned[command["run"], command["task"]] = _Assigned(
-            TaskRef(run.run_id, key), set(range(len(group.workers)))
-        )
+        command = WorkerCommand(CommandKind.RUN, str(run.root.absolute()), str(key))
+        task = TaskRef(run.run_id, key)
+        group.assigned[command.run, command.task] = _Assigned(task, set(range(len(group.workers))))
         group.last_used = time.monotonic()
-        group.rest = "awake"
+        group.memory = "held"
         for worker in group.workers:
             worker.send(command)
         return True
 
     def _others_sleep(self, gpus: Collection[str], group: _Group | None) -> bool:
-        """Whether no other engine on these GPUs keeps its memory; those that do are told to sleep, and are idle."""
+        """Ask the other engines on these GPUs, all idle, to sleep. Returns whether all of them do."""
         if self._limits.sharing.kind != "sleep":
             return True
-        others = [
-            g
-            for g in self._groups.values()
-            if g is not group and _kind(g.role) == "generate" and set(g.gpus) & set(gpus)
-        ]
+        engines = [g for g in self._groups.values() if _kind(g.role) == "generate"]
+        others = [g for g in engines if g is not group and set(g.gpus) & set(gpus)]
         for other in others:
-            if other.rest == "awake":
-                other.rest = "told"
+            if other.memory == "held":
+                other.memory = "asked"
                 for worker in other.workers:
-                    worker.send({"sleep": True})
-        return all(other.rest == "asleep" for other in others)
+                    worker.send(WorkerCommand(CommandKind.SLEEP))
+        return all(other.memory == "released" for other in others)
 
     def poll(self) -> list[Event]:
-        """Events since the last poll; waits a moment for the first one."""
+        """Return the events since the last poll; wait a moment for the first one."""
         events, self._started = self._started, []
         for selected, _ in self._selector.select(0 if events else POLL_S):
             rank, worker = selected.data
             group = self._groups.get(worker.role)
-            if group is None or worker not in group.workers:  # stopped because of an event before this one
+            if group is None or worker not in group.workers:  # an earlier event has ended it
                 continue
             messages = worker.read()
             if messages is None:
@@ -187,14 +206,17 @@ class LocalExecutor:
         return events
 
     def stop(self, deadline: Callable[[], float]) -> Iterator[Event]:
-        """Tell all workers to stop, and wait for what they do; yields events as they come. Nothing may be submitted any more.
+        """Ask all workers to stop, and yield events as they come. `submit` may not be called again.
 
-        An update saves its position and ends. Other tasks go on to their end, or until `deadline()` (seconds since 1970; it
-        may change meanwhile): what is under way then is given up, and its workers end with `close`.
+        An update saves its position and ends. Other tasks continue to their end or until the
+        deadline. Tasks that still run then are given up, and `close` ends their workers.
+
+        Args:
+            deadline: returns the deadline in seconds since 1970, which may change meanwhile.
         """
         for group in self._groups.values():
             for worker in group.workers:
-                worker.send({"stop": True})
+                worker.send(WorkerCommand(CommandKind.STOP))
         while any(group.assigned for group in self._groups.values()) and time.time() < deadline():
             yield from self.poll()
 
@@ -205,34 +227,36 @@ class LocalExecutor:
 
     # --- events ----------------------------------------------------------------------------------
 
-    def _handle(self, group: _Group, rank: int, message: dict[str, Any]) -> list[Event]:
-        kind, identity = message.pop("event"), (message.pop("run", ""), message.pop("task", ""))
-        if kind == "asleep" and group.rest == "told":  # else it was given a task meanwhile
-            group.rest = "asleep"
-        assigned = group.assigned.get(identity)
+    def _handle(self, group: _Group, rank: int, message: WorkerMessage) -> list[Event]:
+        # If the memory is held, the group got a task after it was asked to sleep.
+        if message.kind == MessageKind.ASLEEP and group.memory == "asked":
+            group.memory = "released"
+        assigned = group.assigned.get((message.run, message.task))
         if assigned is None:
             return []
         task = assigned.task
-        if kind == "progress":
-            return [Event(task, "progress", message)] if rank == 0 else []
-        if kind in ("done", "stopped"):
-            assigned.waiting.discard(rank)
-            if assigned.waiting:
+        if message.kind == MessageKind.PROGRESS:
+            assert message.progress is not None
+            return [Progressed(task, message.progress)] if rank == 0 else []
+        if message.kind in (MessageKind.DONE, MessageKind.STOPPED):
+            assigned.open_ranks.discard(rank)
+            if assigned.open_ranks:
                 return []
-            del group.assigned[identity]
-            return [Event(task, kind, {})]
-        assert kind == "failed", kind
-        del group.assigned[identity]
+            del group.assigned[message.run, message.task]
+            return [Done(task) if message.kind == MessageKind.DONE else Stopped(task)]
+        assert message.kind == MessageKind.FAILED, message
+        assert message.outcome is not None
+        del group.assigned[message.run, message.task]
         if len(group.workers) > 1:
-            self._end([group.role])  # the other ranks may wait for this one for ever
-        return [Event(task, "failed", {**message, "log": str(group.workers[rank].log)})]
+            self._end([group.role])  # the other ranks may wait for this one forever
+        return [Failed(task, replace(message.outcome, log=str(group.workers[rank].log)))]
 
     def _died(self, group: _Group, rank: int) -> list[Event]:
         worker = group.workers[rank]
         message = f"worker {group.role} (rank {rank}) ended with {worker.ending()}"
         self._end([group.role])
-        fields = {"kind": "died", "message": message, "traceback": worker.log_tail(), "log": str(worker.log)}
-        return [Event(assigned.task, "failed", fields) for assigned in group.assigned.values()]
+        outcome = Outcome(OutcomeKind.DIED, message, traceback=worker.log_tail(), log=str(worker.log))
+        return [Failed(assigned.task, outcome) for assigned in group.assigned.values()]
 
     # --- workers ---------------------------------------------------------------------------------
 
@@ -251,7 +275,7 @@ class LocalExecutor:
         }
         make_folder(run.paths.logs)
         log = run.paths.logs / f"{role}.log"
-        group = _Group(role, [], gpus, parts_at_once(self._cluster, run, key))
+        group = _Group(role=role, workers=[], gpus=gpus, capacity=parts_at_once(self._cluster, run, key))
         port = str(_free_port())
         for rank in range(ranks):
             rank_environment = {
@@ -264,7 +288,11 @@ class LocalExecutor:
             if self._limits.gpus:
                 rank_environment["CUDA_VISIBLE_DEVICES"] = str(gpus[rank]) if gpus else ""
             worker = WorkerProcess(
-                role, log, {**environment, **rank_environment}, deaf=self._deaf, shared_engine=group.capacity > 1
+                role,
+                log,
+                {**environment, **rank_environment},
+                ignore_signals=self._ignore_signals,
+                shared_engine=group.capacity > 1,
             )
             self._selector.register(worker.pipe, selectors.EVENT_READ, (rank, worker))
             group.workers.append(worker)
@@ -272,7 +300,7 @@ class LocalExecutor:
         return group
 
     def _take_gpus(self, role: str, count: int) -> tuple[str, ...] | None:
-        """GPUs for a new group, after ending idle groups that stand in its way; None when too many are busy."""
+        """Return GPUs for a new group, after ending idle groups on them; None: too many are busy."""
         limits, kind = self._limits, _kind(role)
         holders = [Holder(g.role, _kind(g.role), g.gpus, bool(g.assigned), g.last_used) for g in self._groups.values()]
         if limits.sharing.kind == "evict":
@@ -286,7 +314,7 @@ class LocalExecutor:
         return found[0]
 
     def _in_use(self, group: _Group) -> bool:
-        """Whether a group, or another one on a GPU of its, is at work."""
+        """Whether a group, or another group on one of its GPUs, works on a task."""
         return any(g.assigned and (g is group or set(g.gpus) & set(group.gpus)) for g in self._groups.values())
 
     def _evict(self) -> bool:

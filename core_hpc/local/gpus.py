@@ -1,7 +1,8 @@
-"""GPUs of this machine: which there are, and which a new worker group gets when others hold some. Pure but for looking.
+"""The GPUs of this machine: which of them are used, and which of them a new worker group gets.
 
-In: the cluster section, and who holds what. Out: names as CUDA_VISIBLE_DEVICES has them. Starting and ending workers is
-executors.py's; how much memory an engine takes is the engine's.
+In: the cluster section, and the worker groups that hold GPUs now. Out: names of GPUs as in
+CUDA_VISIBLE_DEVICES. Only `usable_gpus` looks at the machine. Workers are started and ended in
+`local/executor.py`. How much memory an engine may take is decided in `local/memory.py`.
 """
 
 from __future__ import annotations
@@ -16,7 +17,8 @@ from core_hpc.config.cluster import ClusterSection
 from core_hpc.engines import has_gpu
 
 MOST_FOR_ENGINES = 0.9
-"""With `gpu_sharing: split`: what the engines of a GPU may take of it together; the rest is for the trainers."""
+"""With `gpu_sharing: split`: the share of a GPU's memory that its engines may take together. The
+rest is for the trainers."""
 
 
 Placement = tuple[tuple[str, ...], list[str]]
@@ -25,7 +27,7 @@ Placement = tuple[tuple[str, ...], list[str]]
 
 @dataclass(frozen=True)
 class Holder:
-    """A worker group that holds GPUs. `kind`: what it does (generate or update)."""
+    """A worker group that holds GPUs. `kind` is what it does: generate or update."""
 
     role: str
     kind: str
@@ -35,7 +37,14 @@ class Holder:
 
 
 def usable_gpus(cluster: ClusterSection) -> tuple[str, ...]:
-    """Names of the GPUs to use: `cluster.gpus` are positions in what is visible; InputError when there is no such position."""
+    """Return the names of the GPUs to use.
+
+    `cluster.gpus` are positions among the visible GPUs. Without this field all visible GPUs are
+    used.
+
+    Raises:
+        InputError: a position is out of range.
+    """
     if not has_gpu() and cluster.gpus is None:
         return ()
     listed = [name for name in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if name]
@@ -43,13 +52,17 @@ def usable_gpus(cluster: ClusterSection) -> tuple[str, ...]:
         return tuple(listed or (str(i) for i in range(len(list(Path("/dev").glob("nvidia[0-9]*"))))))
     if listed and any(not 0 <= i < len(listed) for i in cluster.gpus):
         raise InputError(
-            f"cluster.gpus: {cluster.gpus}, but CUDA_VISIBLE_DEVICES shows {len(listed)} GPU(s), counted from 0"
+            f"cluster.gpus: {cluster.gpus} is out of range, because CUDA_VISIBLE_DEVICES shows {len(listed)} GPU(s), "
+            f"numbered from 0. Correct cluster.gpus or CUDA_VISIBLE_DEVICES"
         )
     return tuple(listed[i] if listed else str(i) for i in cluster.gpus)
 
 
 def most_on_a_gpu(num_models: int, num_ranks: int, num_gpus: int) -> int:
-    """Worker groups of one kind that a GPU holds when every model has one of `num_ranks` processes, spread evenly.
+    """Return the most worker groups of one kind on a GPU, when the models are spread evenly.
+
+    Args:
+        num_ranks: processes of the group of one model, each on another GPU.
 
     >>> most_on_a_gpu(2, 1, 2), most_on_a_gpu(2, 1, 1), most_on_a_gpu(3, 2, 4)
     (1, 2, 2)
@@ -58,23 +71,35 @@ def most_on_a_gpu(num_models: int, num_ranks: int, num_gpus: int) -> int:
 
 
 def check_gpus(cluster: ClusterSection, num_models: int, num_gpus: int) -> None:
-    """InputError when so many GPUs of one machine are too few for the ranks, or cannot be shared as asked."""
+    """Check that the GPUs of one machine are enough for the ranks, and can be shared as configured.
+
+    Raises:
+        InputError: they are too few, or the engines would leave no memory for the trainers.
+    """
     if num_gpus and cluster.update_ranks > num_gpus:
         raise InputError(
-            f"cluster.update_ranks: {cluster.update_ranks} ranks need as many GPUs, this machine shows {num_gpus}; lower it"
+            f"cluster.update_ranks: {cluster.update_ranks} ranks need as many GPUs, but this machine shows {num_gpus}. "
+            f"Set cluster.update_ranks to {num_gpus} or less"
         )
     if num_gpus and cluster.gpu_sharing == "split":
         engines = most_on_a_gpu(num_models, 1, num_gpus)
         if engines * cluster.gpu_memory_share > MOST_FOR_ENGINES:
             raise InputError(
-                f"cluster.gpu_sharing: split puts {engines} engine(s) on a GPU ({num_models} models, {num_gpus} GPU(s)), each with "
-                f"gpu_memory_share {cluster.gpu_memory_share:g} of it: more than {MOST_FOR_ENGINES:g} in all leaves no room for the "
-                f"trainers. Set gpu_memory_share to {0.5 / engines:.2g}, which leaves them half, or use `gpu_sharing: evict`"
+                f"cluster.gpu_sharing: split puts {engines} engine(s) on a GPU ({num_models} models, {num_gpus} "
+                f"GPU(s)), and each takes gpu_memory_share {cluster.gpu_memory_share:g} of its memory. More than "
+                f"{MOST_FOR_ENGINES:g} in all leaves no room for the trainers. Set gpu_memory_share to "
+                f"{0.5 / engines:.2g}, which leaves them half of the memory, or use `gpu_sharing: evict`"
             )
 
 
 def place_alone(count: int, gpus: Sequence[str], holders: Sequence[Holder]) -> Placement | None:
-    """GPUs that a new group has for itself; None while too many are busy. Groups that have been idle the longest end first."""
+    """Choose GPUs that a new group does not share.
+
+    If too few GPUs are free, idle groups must end, those that were used longest ago first.
+
+    Returns:
+        The placement, or None while too many GPUs are busy.
+    """
     free = set(gpus) - {gpu for h in holders for gpu in h.gpus}
     ended: list[str] = []
     for holder in sorted((h for h in holders if not h.busy and h.gpus), key=lambda h: h.last_used):
@@ -88,9 +113,14 @@ def place_alone(count: int, gpus: Sequence[str], holders: Sequence[Holder]) -> P
 def place_beside(
     kind: str, count: int, gpus: Sequence[str], holders: Sequence[Holder], *, most: int
 ) -> Placement | None:
-    """GPUs that a new group shares with others: those with the fewest of its kind; None while one of them is busy.
+    """Choose GPUs that a new group shares with others: those with the fewest groups of its kind.
 
-    A GPU never holds more than `most` of a kind (models of other runs): idle groups beyond that are named to be ended.
+    Args:
+        most: limit for groups of one kind on a GPU. Idle groups above it (models of other runs)
+            must end.
+
+    Returns:
+        The placement, or None while a group on one of these GPUs is busy.
     """
     alike = {
         gpu: sorted((h for h in holders if h.kind == kind and gpu in h.gpus), key=lambda h: h.last_used) for gpu in gpus

@@ -1,8 +1,10 @@
-"""How engines and trainers share the GPUs of one machine: worked out from what they need and what a GPU has. Pure but for `gpu_memory`.
+"""How the engines and trainers of one machine share its GPUs, computed from the memory they need.
 
-In: the cluster section, the models of the runs, the memory of a GPU and of the machine. Out: a `Sharing`, with the words that say why.
-What each way means for workers is executors.py's; which GPU a worker gets is gpus.py's. Figures are estimates on the safe side: where
-they are wrong a worker runs out of memory and says so, and `gpu_sharing: evict` always works.
+In: the cluster section, the models of the runs, the memory of a GPU and of the machine. Out: a
+`Sharing` with its reason. Only `gpu_memory` looks at the machine. What the ways of sharing mean for
+workers is in `local/executor.py`; which GPU a worker gets is decided in `local/gpus.py`. The
+figures are estimates on the safe side. Where they are too low, a worker runs out of memory and
+reports it; `gpu_sharing: evict` always works.
 """
 
 from __future__ import annotations
@@ -17,29 +19,39 @@ from core_hpc.local.gpus import most_on_a_gpu
 from core_hpc.runs.folder import Run
 
 USABLE = 0.92
-"""Of a GPU's memory; the rest is the driver's, and lost between blocks."""
+"""Share of a GPU's memory. The rest belongs to the driver, or is lost between blocks."""
 CONTEXT_GB = 1.0
-"""What a process holds of a GPU besides its tensors, asleep or awake."""
+"""What a process takes of a GPU besides its tensors, asleep or awake."""
 MIN_KV_CACHE_GB = 4.0
-"""Of an engine that is to be worth its while."""
+"""An engine with a smaller cache would be too slow."""
 UPDATE_GB = 10.0
-"""What an update needs besides weights and optimizer, with all activations computed again: a micro-batch, its logits."""
+"""What an update needs besides weights and optimizer when activations are computed again in the
+backward pass: one micro-batch and its logits."""
 HOST_SHARE = 0.5
-"""Of the machine's memory, for weights of engines that sleep."""
+"""Share of the machine's memory for the weights of engines that sleep."""
 
 
 @dataclass(frozen=True)
 class Needs:
-    """GiB of one model: weights of its engine; weights, masters and optimizer of its trainer."""
+    """GiB that one model needs.
+
+    Attributes:
+        engine_gb: the weights of its engine.
+        trainer_gb: weights, master weights and optimizer of its trainer.
+    """
 
     engine_gb: float
     trainer_gb: float
 
     @classmethod
     def of(cls, model: ModelSection, num_weights: int, num_ranks: int) -> Needs:
-        """By the number of weights, in 16 bits where nothing else is said."""
+        """Compute the needs from the number of weights. By default a weight has 16 bits."""
         billion = num_weights / 2**30
-        bytes_each = 0.6 if model.tuning == "qlora" else 4.0 if model.dtype == "float32" else 2.0
+        bytes_each = 2.0
+        if model.tuning == "qlora":
+            bytes_each = 0.6
+        elif model.dtype == "float32":
+            bytes_each = 4.0
         full = 8 + 16 / num_ranks + 2 if model.tuning == "full" else 0.0  # training/full.py
         return cls(billion * bytes_each, billion * (bytes_each + full))
 
@@ -47,11 +59,15 @@ class Needs:
 def choose(
     cluster: ClusterSection, needs: Sequence[Needs], *, num_gpus: int, gpu_gb: float | None, host_gb: float
 ) -> Sharing:
-    """What the user asked for; for `auto`, the best way that memory allows: split, else sleep, else evict.
+    """Choose how engines and trainers share GPUs.
+
+    `evict` and `split` are used as configured. `sleep` becomes `evict` where memory is too small
+    or not known. `auto` takes the first of split, sleep and evict that memory allows.
 
     Args:
-        needs: of the models of the largest team; empty: not known.
-        gpu_gb: of the smallest GPU; None: not known.
+        needs: those of the models of the largest team; empty: not known.
+        gpu_gb: memory of the smallest GPU; None: not known.
+        host_gb: memory of the machine.
     """
     asked, share = cluster.gpu_sharing, cluster.gpu_memory_share
     if not num_gpus:
@@ -63,29 +79,34 @@ def choose(
     if asked == "auto" and needs and len(needs) * (1 + cluster.update_ranks) <= num_gpus:
         return Sharing("evict", share, "every engine and trainer has a GPU of its own")
     if unknown:
-        return Sharing(
-            "evict", share, "the memory of the GPU, or the size of a model, is not known, so workers take turns"
-        )
+        why = "the memory of the GPU or the size of a model is not known, so workers take turns"
+        return Sharing("evict", share, why)
     assert gpu_gb is not None
     room = _Room.of(needs, engines, trainers, gpu_gb)
     has = f"{engines} engine(s) and {trainers} trainer(s) on a GPU of {gpu_gb:.0f} GiB"
     if asked == "auto" and room.split_gb >= room.least_engine_gb:
-        return Sharing(
-            "split",
-            round(room.split_gb / gpu_gb, 3),
-            f"{has}: all stay in memory, {room.split_gb:.0f} GiB for each engine",
-        )
-    host = engines * num_gpus * max(n.engine_gb for n in needs)
-    if room.sleep_gb < room.least_engine_gb or room.update_gb < 0 or host > HOST_SHARE * host_gb:
-        short = f"{host:.0f} GiB of weights in the machine's {host_gb:.0f} GiB" if host > HOST_SHARE * host_gb else has
-        return Sharing("evict", share, f"{short}: not enough memory to stay, so one ends where the other begins")
-    words = f"{has}: trainers stay, engines sleep in turns, {room.sleep_gb:.0f} GiB for the one that is awake"
-    return Sharing("sleep", round(room.sleep_gb / gpu_gb, 3), words)
+        why = f"{has}: all stay in memory, {room.split_gb:.0f} GiB for each engine"
+        return Sharing("split", round(room.split_gb / gpu_gb, 3), why)
+    asleep_gb = engines * num_gpus * max(n.engine_gb for n in needs)
+    host_is_short = asleep_gb > HOST_SHARE * host_gb
+    if room.sleep_gb < room.least_engine_gb or room.update_gb < 0 or host_is_short:
+        short = f"{asleep_gb:.0f} GiB of sleeping weights on a machine with {host_gb:.0f} GiB" if host_is_short else has
+        why = f"{short}: not enough memory for all, so a worker ends before the next one starts"
+        return Sharing("evict", share, why)
+    why = f"{has}: trainers stay, engines sleep in turns, {room.sleep_gb:.0f} GiB for the one that is awake"
+    return Sharing("sleep", round(room.sleep_gb / gpu_gb, 3), why)
 
 
 @dataclass(frozen=True)
 class _Room:
-    """GiB that are left on a GPU: for each engine when all stay; for one when the others sleep; for an update when all of them do."""
+    """GiB that are left on a GPU.
+
+    Attributes:
+        split_gb: for each engine when all stay awake.
+        sleep_gb: for one engine when the others sleep.
+        update_gb: for an update when all engines sleep.
+        least_engine_gb: what the largest engine needs at least.
+    """
 
     split_gb: float
     sleep_gb: float
@@ -95,7 +116,7 @@ class _Room:
     @classmethod
     def of(cls, needs: Sequence[Needs], engines: int, trainers: int, gpu_gb: float) -> _Room:
         largest = sorted((n.trainer_gb for n in needs), reverse=True)
-        kept = sum(largest[:trainers]) + trainers * CONTEXT_GB  # ranks of one model lie on several GPUs
+        kept = sum(largest[:trainers]) + trainers * CONTEXT_GB  # ranks of a model have several GPUs
         usable = USABLE * gpu_gb
         return cls(
             split_gb=(usable - kept - UPDATE_GB) / engines,
@@ -106,7 +127,11 @@ class _Room:
 
 
 def gpu_memory(names: Sequence[str]) -> float | None:
-    """GiB of the smallest of these GPUs (names as in CUDA_VISIBLE_DEVICES); None where the driver does not tell."""
+    """Return the GiB of the smallest of these GPUs; None where the driver does not report them.
+
+    Args:
+        names: as in CUDA_VISIBLE_DEVICES.
+    """
     try:
         import pynvml
 
@@ -126,7 +151,7 @@ def gpu_memory(names: Sequence[str]) -> float | None:
 
 
 def needs_of(runs: Sequence[Run]) -> list[Needs]:
-    """Of the team that needs most."""
+    """Return the needs of the models of the team that needs most."""
     teams = [
         [Needs.of(m, r.facts[m.name].num_weights, r.config.cluster.update_ranks) for m in r.config.team] for r in runs
     ]

@@ -1,7 +1,7 @@
-"""The parent's end of a worker process: start it, send it tasks, read its events, end it.
+"""The parent's end of a worker process: start it, send it commands, read its messages, end it.
 
-In: a role, a log file, an environment. Out: the events of worker.py as dictionaries. Used by the local driver (many
-workers) and inside a SLURM job (one). Which task goes where is decided elsewhere.
+In: a role, a log file, an environment. Out: the messages of `phases/worker.py`. The executor of the
+driver `local` has many workers, an array element has a few. They decide which task a worker gets.
 """
 
 from __future__ import annotations
@@ -15,7 +15,9 @@ import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import IO, Any
+from typing import IO
+
+from core_hpc.runs.messages import WorkerCommand, WorkerMessage
 
 STOP_GRACE_S = 5.0
 LOG_TAIL_CHARACTERS = 4000
@@ -23,7 +25,7 @@ STOP_SIGNALS = (signal.SIGUSR1, signal.SIGUSR2, signal.SIGTERM)
 
 
 class WorkerProcess:
-    """One worker. `pipe` becomes readable when it has events or has ended."""
+    """One worker process. `pipe` is readable when there is a message or the process has ended."""
 
     def __init__(
         self,
@@ -31,13 +33,18 @@ class WorkerProcess:
         log: Path | None,
         environment: Mapping[str, str],
         *,
-        deaf: bool = False,
+        ignore_signals: bool = False,
         shared_engine: bool = False,
     ) -> None:
-        """Start it; without a log it writes where its parent writes.
+        """Start the process.
 
-        A deaf worker ignores the signals of a batch system: its parent gets them too and decides. With a shared engine it does all
-        tasks at once that it is sent.
+        Args:
+            role: what it does, as in `runs/roles.py`.
+            log: file for its output; None: it writes where its parent writes.
+            environment: its whole environment.
+            ignore_signals: it ignores the signals of a batch system. Its parent receives them, too,
+                and handles them.
+            shared_engine: it runs all tasks that it has received at the same time.
         """
         self.role = role
         self.log = log
@@ -56,7 +63,7 @@ class WorkerProcess:
         ]
         with contextlib.ExitStack() as stack:
             file = stack.enter_context(log.open("ab")) if log is not None else None
-            stack.enter_context(_ignored(STOP_SIGNALS if deaf else ()))
+            stack.enter_context(_ignored(STOP_SIGNALS if ignore_signals else ()))
             self.process = subprocess.Popen(
                 command,
                 stdin=subprocess.PIPE,
@@ -64,29 +71,29 @@ class WorkerProcess:
                 stderr=file,
                 env=dict(environment),
                 pass_fds=(write_fd,),
-                start_new_session=True,  # Ctrl-C is for the launcher, which then ends its workers
+                start_new_session=True,  # Ctrl-C reaches only the launcher, which then ends its workers
             )
         os.close(write_fd)
         self.pipe: IO[bytes] = os.fdopen(read_fd, "rb", buffering=0)
         self._buffer = b""
 
-    def send(self, command: Mapping[str, Any]) -> None:
-        """Give it a line; a dead worker does not get it, which `read` tells."""
+    def send(self, command: WorkerCommand) -> None:
+        """Send a command. A dead worker does not receive it; `read` then returns None."""
         assert self.process.stdin is not None
         with contextlib.suppress(BrokenPipeError):
-            self.process.stdin.write((json.dumps(command) + "\n").encode())
+            self.process.stdin.write((json.dumps(command.to_json()) + "\n").encode())
             self.process.stdin.flush()
 
-    def read(self) -> list[dict[str, Any]] | None:
-        """Events that have come; None when it has ended. Waits when there is nothing yet."""
+    def read(self) -> list[WorkerMessage] | None:
+        """Wait until there are messages, and return them; None when the process has ended."""
         data = os.read(self.pipe.fileno(), 1 << 16)
         if not data:
             return None
         *lines, self._buffer = (self._buffer + data).split(b"\n")
-        return [json.loads(line) for line in lines]
+        return [WorkerMessage.from_json(json.loads(line)) for line in lines]
 
     def ending(self) -> str:
-        """How it ended, in words; waits for it."""
+        """Wait until the process has ended, and describe how."""
         code = self.process.wait()
         return f"signal {signal.Signals(-code).name}" if code < 0 else f"exit status {code}"
 
@@ -94,7 +101,7 @@ class WorkerProcess:
         return log_tail(self.log) if self.log is not None else ""
 
     def close_input(self) -> None:
-        """A worker ends at once when its input closes."""
+        """Close the input of the worker, which then ends at once."""
         assert self.process.stdin is not None
         with contextlib.suppress(BrokenPipeError):
             self.process.stdin.close()
@@ -111,7 +118,7 @@ def log_tail(path: Path) -> str:
 
 
 def end_workers(workers: Sequence[WorkerProcess]) -> None:
-    """Let them end, then make them."""
+    """Close the inputs of workers, wait for a while, then kill those that still run."""
     for worker in workers:
         worker.pipe.close()
         worker.close_input()
@@ -126,7 +133,7 @@ def end_workers(workers: Sequence[WorkerProcess]) -> None:
 
 @contextlib.contextmanager
 def _ignored(signals: Sequence[signal.Signals]) -> Iterator[None]:
-    """Ignore signals for a moment: what a process ignores when it starts another one, that one ignores as well."""
+    """Ignore signals while a child process starts, which inherits that they are ignored."""
     before = {number: signal.signal(number, signal.SIG_IGN) for number in signals}
     try:
         yield

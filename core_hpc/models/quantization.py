@@ -1,9 +1,10 @@
-"""Base weights in 4 bits, for `tuning: qlora`: the settings of the quantisation, and what a machine needs for it.
+"""Base weights in 4 bits for `tuning: qlora`: quantization settings, and checks of this machine.
 
-In: nothing but this process's surroundings. Out: options for transformers' from_pretrained, or an InputError that says what
-is missing. Engine and trainer quantise alike (NF4, double quantisation, as vLLM does by itself), so they compute with the
-same base weights. It is for GPUs: what bitsandbytes computes with on a CPU gives no gradients (seen in 0.50.2, outside of
-training mode). This module loads no weights.
+In: the environment of this process. Out: options for `from_pretrained` of transformers, or an
+InputError that names what is missing. Engine and trainer use the same quantization (NF4 with double
+quantization, like vLLM), so they compute with the same base weights. A GPU is required because the
+CPU kernels of bitsandbytes give no gradients (seen in 0.50.2, outside of training mode). This
+module loads no weights.
 """
 
 from __future__ import annotations
@@ -16,26 +17,28 @@ from core_hpc.common.errors import InputError
 if TYPE_CHECKING:
     import torch
 
-_ELSE = "or train with tuning: lora"
+_ALTERNATIVE = "or train with tuning: lora"
 
 
 def require_package() -> None:
-    """InputError when bitsandbytes is not installed."""
+    """Raise InputError if bitsandbytes is not installed."""
     if find_spec("bitsandbytes") is None:
         raise InputError(
-            f"tuning: qlora needs bitsandbytes, which is not installed; run: pip install 'core_hpc[qlora]', {_ELSE}"
+            "tuning: qlora needs bitsandbytes, which is not installed; "
+            f"run: pip install 'core_hpc[qlora]', {_ALTERNATIVE}"
         )
 
 
 def no_gpu() -> InputError:
-    """What to say where there is no GPU."""
+    """The error for a machine without a GPU."""
     return InputError(
-        f"tuning: qlora keeps base weights in 4 bits, which needs a GPU, and this machine shows none; use another, {_ELSE}"
+        "tuning: qlora keeps base weights in 4 bits, which needs a GPU, and this machine has none; "
+        f"use another machine, {_ALTERNATIVE}"
     )
 
 
 def require_four_bit() -> None:
-    """InputError when this process cannot hold weights of 4 bits: no GPU that torch can use, or no bitsandbytes."""
+    """Raise InputError without a usable GPU or without bitsandbytes."""
     import torch
 
     if not torch.cuda.is_available():
@@ -44,14 +47,17 @@ def require_four_bit() -> None:
 
 
 def four_bit_options(device: torch.device) -> dict[str, Any]:
-    """Options of transformers' from_pretrained for weights of 4 bits on `device` (they cannot be moved or cast afterwards)."""
+    """Options of `from_pretrained` for weights in 4 bits on `device`.
+
+    Such weights cannot be moved or cast.
+    """
     import torch
     from transformers import BitsAndBytesConfig
 
-    quantisation = BitsAndBytesConfig(
+    quantization = BitsAndBytesConfig(
         load_in_4bit=True,
         bnb_4bit_quant_type="nf4",
         bnb_4bit_use_double_quant=True,
         bnb_4bit_compute_dtype=torch.bfloat16,
     )
-    return {"quantization_config": quantisation, "device_map": {"": device}, "dtype": torch.bfloat16}
+    return {"quantization_config": quantization, "device_map": {"": device}, "dtype": torch.bfloat16}

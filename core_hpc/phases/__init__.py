@@ -1,7 +1,9 @@
-"""The phases of an iteration as pure steps: read published inputs, compute, publish one result.
+"""The phases of an iteration.
 
-`run_task` is all that an executor needs to know. A task may run twice at once without harm (store.py), knows
-nothing of Slurm or of the other tasks that run, and takes its warm engine or trainer from `Warm`.
+A task of a phase reads published inputs, computes, and publishes one result. An executor only calls
+`run_task`. Two processes may run the same task at the same time without harm, because the first one
+to publish wins (`store/manifests.py`). A task knows nothing about SLURM or other tasks. Its warm
+engine or trainer comes from `context.Warm`.
 """
 
 from __future__ import annotations
@@ -17,7 +19,7 @@ __all__ = ["TaskContext", "run_task"]
 
 
 def run_task(context: TaskContext) -> None:
-    """Run one task and publish its result; returns at once when it is published already."""
+    """Run one task and publish its result. If the result is already published, nothing is done."""
     step = _step(context.key.phase)
     context.stopwatch.lap("import")
     fault_point("task.started", str(context.key))
@@ -27,7 +29,10 @@ def run_task(context: TaskContext) -> None:
 
 
 def _step(phase: str) -> Callable[[TaskContext], None]:
-    """Imports what the phase needs only: the update's DeepSpeed costs seconds."""
+    """The function of a phase.
+
+    Only its module is imported, because DeepSpeed (update) takes seconds.
+    """
     if phase == HINT:
         from core_hpc.phases import hint
 

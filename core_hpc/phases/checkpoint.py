@@ -1,20 +1,23 @@
-"""Checkpoints of an update that has not published yet: storing them, and finding the one to go on from.
+"""Checkpoints of an update that is not published yet: storing and finding them.
 
-In: positions of an update between two optimizer steps (training/checkpoint.py). Out: publications of store.py beside
-the phases, which only the next attempt of the same task reads. The newest two are kept, none once the update itself is
-published. They are no results: a damaged or foreign one is removed, and at worst the update starts anew.
-When a checkpoint is taken is not decided here.
+In: positions of an update between two optimizer steps (`training/interruption.py`). Out:
+publications in the run's folder of checkpoints, which only the next attempt of the same task reads.
+The newest two are kept, and none after the update itself is published. They are no results: a
+checkpoint that is damaged or belongs to another update is removed, and at worst the update starts
+from the beginning. This module does not decide when a checkpoint is taken.
 """
 
 from __future__ import annotations
 
 import contextlib
 import logging
+import operator
 import re
 import shutil
 import socket
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -37,15 +40,21 @@ class CheckpointStore:
     """The checkpoints of one update task."""
 
     def __init__(self, paths: RunPaths, key: TaskKey, identity: dict[str, Any]) -> None:
-        """`identity` is plain data, with `run_id`: two attempts share it exactly when they compute the same."""
+        """Open the store; nothing is read yet.
+
+        Args:
+            identity: plain data, with `run_id`; equal for two attempts if they compute the same.
+        """
         self._folder = paths.checkpoint_folder(key)
         self._paths, self._key, self._identity = paths, key, identity
 
     def find(self, trainer: Trainer) -> ResumePoint | None:
-        """The newest checkpoint that is whole and of this very task, or None. Collective: rank 0 chooses for all.
+        """The newest checkpoint that is complete and of this task, or None.
+
+        Collective: rank 0 chooses for all ranks.
 
         Raises:
-            StoreError: this rank cannot read what rank 0 chose.
+            StoreError: this rank cannot read the checkpoint that rank 0 chose.
         """
         if trainer.rank == 0:
             found = self._newest()
@@ -55,7 +64,11 @@ class CheckpointStore:
         return self._chosen(num_steps) if num_steps else None
 
     def save(self, checkpoint: Checkpoint) -> bool:
-        """Publish a checkpoint and remove old ones. Only rank 0. A failure is logged and costs the checkpoint only."""
+        """Publish a checkpoint and remove old ones; only on rank 0.
+
+        Returns:
+            False if it could not be published. The failure is logged, and the update can continue.
+        """
         num_steps = checkpoint.steps.height
 
         def fill(folder: Path) -> dict[str, tuple[int, str]]:
@@ -70,7 +83,7 @@ class CheckpointStore:
             log.warning("%s: no checkpoint after step %d (%s: %s)", self._key, num_steps, type(e).__name__, e)
             return False
         _remove(self._paths, self._key, lambda n: n < oldest_kept)
-        log.info("%s: checkpoint after step %d", self._key, num_steps)
+        log.info("%s: stored a checkpoint after step %d", self._key, num_steps)
         return True
 
     def _manifest_path(self, num_steps: int) -> Path:
@@ -84,11 +97,11 @@ class CheckpointStore:
             try:
                 found = self._load(num_steps)
             except StoreError as e:
-                # Else it would stand in the way of the checkpoint after the same step.
-                log.warning("%s: a checkpoint is not used, and removed: %s", self._key, e)
-                _remove(self._paths, self._key, lambda n, bad=num_steps: n == bad)  # type: ignore[misc]
+                # If it stayed, the new checkpoint after the same step could not be published.
+                log.warning("%s: removed a checkpoint that cannot be used: %s", self._key, e)
+                _remove(self._paths, self._key, partial(operator.eq, num_steps))
             else:
-                log.info("%s: goes on from its checkpoint after step %d", self._key, num_steps)
+                log.info("%s: continues from its checkpoint after step %d", self._key, num_steps)
                 return found
         return None
 
@@ -96,16 +109,17 @@ class CheckpointStore:
         path = self._manifest_path(num_steps)
         if not manifests.is_visible(path, published_s=time.time()):
             raise StoreError(
-                f"{path}: rank 0 goes on from this checkpoint, but {socket.gethostname()} does not see it; "
+                f"{path}: rank 0 continues from this checkpoint, but {socket.gethostname()} does not see it; "
                 "is the run folder on a file system that all nodes of the update share?"
             )
         try:
             return self._load(num_steps)
-        except (
-            manifests.DamagedError
-        ) as e:  # rank 0 has just found it whole; what reports damage would make a phase task again
+        except manifests.DamagedError as e:
+            # Rank 0 has just found it complete. Reported as damage, it would cause a task of another
+            # phase to run again.
             raise StoreError(
-                f"{e}; rank 0 goes on from this checkpoint, but {socket.gethostname()} reads it otherwise"
+                f"{e}; rank 0 could read this checkpoint, but {socket.gethostname()} could not; "
+                "is the run folder on a file system that all nodes of the update share?"
             ) from e
 
     def _load(self, num_steps: int) -> ResumePoint:
@@ -114,21 +128,25 @@ class CheckpointStore:
         manifest = manifests.read_manifest(self._manifest_path(num_steps))
         stored = manifest.stats.get("identity", {})
         if differing := sorted(k for k in {*stored, *self._identity} if stored.get(k) != self._identity.get(k)):
-            raise StoreError(f"{manifest.path}: of another update; they differ in {', '.join(differing)}")
+            raise StoreError(f"{manifest.path}: belongs to another update; they differ in {', '.join(differing)}")
         steps = shards.read_manifest_table(manifest, STEPS, checksum=True)
         if steps["step"].to_list() != list(range(1, num_steps + 1)):
-            raise StoreError(f"{manifest.path}: does not hold the steps 1 to {num_steps}")
+            raise StoreError(f"{manifest.path}: does not contain the steps 1 to {num_steps}")
         return ResumePoint(manifest.file("optimizer.safetensors").parent, steps.drop("run_id", "iteration", "model"))
 
 
 def stored_steps(paths: RunPaths, key: TaskKey) -> list[int]:
-    """Steps done at each checkpoint of an update, newest first."""
+    """Optimizer steps done at each checkpoint of an update, newest first."""
     names, folder = _names(paths, key), paths.checkpoint_folder(key)
     return sorted((int(m[1]) for p in manifests.list_manifests(folder) if (m := names.fullmatch(p.name))), reverse=True)
 
 
 def write_steps(folder: Path, steps: pl.DataFrame, run_id: str, key: TaskKey) -> tuple[int, str]:
-    """Write the metrics of an update's steps as a complete table; returns (rows, table name) for its manifest."""
+    """Write the metrics of an update's steps as a complete table.
+
+    Returns:
+        (number of rows, name of the table), for the manifest.
+    """
     identity = {"run_id": pl.lit(run_id), "iteration": pl.lit(key.iteration, pl.Int32), "model": pl.lit(key.model)}
     return shards.write_frame(
         folder / "steps.parquet", steps.with_columns(**identity).select(list(STEPS.schema)), STEPS
@@ -136,19 +154,22 @@ def write_steps(folder: Path, steps: pl.DataFrame, run_id: str, key: TaskKey) ->
 
 
 def remove_checkpoints(paths: RunPaths, key: TaskKey) -> None:
-    """Remove every trace of an update's checkpoints, as far as that is possible."""
+    """Remove all files of an update's checkpoints, as far as that is possible."""
     _remove(paths, key, lambda num_steps: True)
-    with contextlib.suppress(OSError):  # not empty: another model's update is under way
+    with contextlib.suppress(OSError):  # not empty: the update of another model is in progress
         paths.checkpoint_folder(key).rmdir()
 
 
 def _names(paths: RunPaths, key: TaskKey) -> re.Pattern[str]:
-    """File names of checkpoints of a task, with those that a killed writer left; group 1 is the number of steps."""
+    """Pattern of the file names of a task's checkpoints, including those left by a killed writer.
+
+    Group 1 is the number of steps.
+    """
     return re.compile(rf"\.?{re.escape(paths.task_name(key))}-step(\d+)\..+")
 
 
 def _remove(paths: RunPaths, key: TaskKey, which: Callable[[int], bool]) -> None:
-    """Remove checkpoints, manifests first. Another attempt of the task may be doing the same."""
+    """Remove checkpoints, manifests first. Another attempt may do the same meanwhile."""
     folder, names = paths.checkpoint_folder(key), _names(paths, key)
     with contextlib.suppress(OSError):
         found = [p for p in folder.iterdir() if (m := names.fullmatch(p.name)) and which(int(m[1]))]

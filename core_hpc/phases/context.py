@@ -1,7 +1,7 @@
-"""What a phase task is given: its run and key, a way to report progress, and the warm parts of its process.
+"""The inputs of a phase task: run, key, progress callback, and warm objects of its process.
 
-`Warm` holds at most one engine, one trainer and one embedder: a worker serves one role (worker.py). Everything
-here is created on first use and thrown away when another task needs another one.
+`Warm` holds at most one engine, one trainer and one embedder, because a worker serves one role
+(`worker.py`). They are created on first use and replaced when a task needs another one.
 """
 
 from __future__ import annotations
@@ -40,20 +40,20 @@ Progress = Callable[[int, int, int], None]
 
 
 class Stopwatch:
-    """Seconds by name, for the statistics of a task."""
+    """Measures named intervals in seconds, for the statistics of a task."""
 
     def __init__(self, seconds: dict[str, float] | None = None) -> None:
         self.seconds = seconds or {}
         self._last = time.perf_counter()
 
     def lap(self, name: str) -> None:
-        """Add the time since the last lap to `name`."""
+        """Add the time since the previous lap to `name`."""
         now = time.perf_counter()
         self.seconds[name] = self.seconds.get(name, 0.0) + now - self._last
         self._last = now
 
     def split(self, name: str, part: str, seconds: float) -> None:
-        """Count so many of a lap's seconds under the name of a part of it, which followed the rest.
+        """Move `seconds` from the lap `name` to `part`, which was the last part of this lap.
 
         >>> watch = Stopwatch({"load": 30.0})
         >>> watch.split("load", "compile", 20.0)
@@ -67,15 +67,15 @@ class Stopwatch:
 
 
 def _process_times() -> dict[str, float]:
-    """Since the epoch: when this process started (to the second), when it could take tasks, and when its SLURM job began."""
+    """Start of this process, readiness for tasks and start of the SLURM job, in epoch seconds."""
     times = {"process_started": psutil.Process().create_time(), "process_ready": time.time()}
     job = os.environ.get("CORE_HPC_JOB_START")
     return {**times, "job_started": float(job)} if job else times
 
 
-@dataclass
+@dataclass(kw_only=True)
 class Warm:
-    """The expensive things of a worker process, kept between its tasks."""
+    """The expensive objects of a worker process, which are kept between its tasks."""
 
     threads: int = 1
     _engine: tuple[EngineSpec, Engine] | None = None
@@ -86,16 +86,20 @@ class Warm:
     _owner: EngineOwner | None = None
 
     def take_times(self) -> dict[str, float]:
-        """When this process started, for the statistics of its first task; empty for all others."""
+        """The times of this process for the statistics of its first task; empty for later tasks."""
         times, self._times = self._times, {}
         return times
 
     def share_engine(self) -> EngineOwner:
-        """From now on tasks have threads of their own, and the engine is that of the thread which runs the owner."""
+        """Use one engine for tasks in several threads.
+
+        The caller must run the returned owner in a thread.
+        """
         self._owner = EngineOwner(self._own_engine)
         return self._owner
 
     def engine(self, spec: EngineSpec) -> Engine:
+        """The engine for a spec; an engine with another spec is closed first."""
         return self._own_engine(spec) if self._owner is None else self._owner.engine(spec)
 
     def _own_engine(self, spec: EngineSpec) -> Engine:
@@ -108,16 +112,17 @@ class Warm:
         return self._engine[1]
 
     def sleep(self) -> None:
-        """Let the engine, if there is one, leave the memory of its GPU until its next task."""
+        """Make the engine, if there is one, release its GPU memory until the next task."""
         if self._engine is not None:
             self._engine[1].sleep()
 
     def take_compile_s(self) -> float:
-        """Seconds that went into compiling the engine, for the statistics of its first task; 0 for all others."""
+        """Seconds of compilation for the statistics of the engine's first task, then 0."""
         seconds, self._compile_s = self._compile_s, 0.0
         return seconds
 
     def trainer(self, identity: Any, make: Callable[[], Trainer]) -> Trainer:
+        """The trainer with this identity; `make` replaces one with another identity."""
         if self._trainer is not None and self._trainer[0] != identity:
             self._trainer[1].close()
             self._trainer = None
@@ -126,7 +131,7 @@ class Warm:
         return self._trainer[1]
 
     def embed(self, reference: str, texts: Sequence[str]) -> np.ndarray:
-        """Embeddings [n, d] of texts."""
+        """Embeddings [n, d] of n texts by the embedder `reference`."""
         if self._embedder is None or self._embedder[0] != reference:
             self._embedder = (reference, create_embedder(resolve_embedder(reference)))
         return self._embedder[1].embed(texts)
@@ -144,51 +149,61 @@ def _tokenizer(folder: Path, trust_remote_code: bool) -> Any:
 
 @dataclass
 class TaskContext:
-    """One task: its identity, its inputs and its surroundings."""
+    """One task: its identity, its inputs and its process."""
 
     run: Run
     key: TaskKey
     warm: Warm
     progress: Progress = lambda done, total, tokens: None
     should_stop: Callable[[], bool] = lambda: False
-    """Asked where a phase can stop early and go on later: update, between two optimizer steps."""
+    """Called where a phase can be interrupted: in the update, between two optimizer steps."""
     stopwatch: Stopwatch = field(default_factory=Stopwatch)
 
     @property
     def paths(self) -> RunPaths:
+        """File names of the run."""
         return self.run.paths
 
     @property
     def model(self) -> ModelSection:
+        """Configuration of the task's model."""
         return self.run.config.model(self.key.model)
 
     def resolved(self, model: ModelSection) -> ResolvedModel:
-        """Weights and tokenizer of a team member on this machine; StoreError when they are not the run's."""
+        """Weights and tokenizer of a model of the team on this machine.
+
+        Raises:
+            StoreError: they differ from those with which the run was started.
+        """
         found = _resolved(model.model, model.revision, model.trust_remote_code, model.allow_pickle)
         recorded = self.run.facts[model.name].fingerprint
         if found.fingerprint != recorded:
             raise StoreError(
-                f"{found.folder}: weights or tokenizer of {model.name} are not those that the run was started with "
-                f"(fingerprint {found.fingerprint[:12]}, recorded {recorded[:12]}); restore them or start another run"
+                f"{found.folder}: the weights or tokenizer of {model.name} are not those of the run (fingerprint "
+                f"{found.fingerprint[:12]}, recorded {recorded[:12]}); restore them or start a new run"
             )
         return found
 
     def tokenizer(self, model: ModelSection) -> Any:
+        """The tokenizer of a model of the team."""
         return _tokenizer(self.resolved(model).folder, model.trust_remote_code)
 
     def prompt_builder(self, model: ModelSection) -> PromptBuilder:
+        """Builds the prompts of a model of the team, with the examples of this run."""
         examples = worked_examples(self.run.split(EXAMPLES))
         style = self.run.facts[model.name].prompt_style
         return PromptBuilder(self.tokenizer(model), style, self.run.config.problems.instruction, examples)
 
     def stop_strings(self, model: ModelSection) -> tuple[str, ...]:
+        """The stop strings of a model of the team."""
         return stop_strings_of(self.run.facts[model.name].prompt_style, model.stop_strings)
 
     def engine_spec(self, iteration: int = 0) -> EngineSpec:
-        """Engine of the task's model after an iteration.
+        """The engine for the task's model after an iteration.
 
-        An adapter is given to it with every call, so it is always the same one and stays warm. With tuning: full the weights
-        are others after every update: then the engine is loaded anew.
+        An adapter is passed to the engine with every call, so one engine serves all iterations and
+        stays warm. With tuning: full every update changes the weights, and another engine is
+        loaded.
         """
         config, model = self.run.config, self.model
         folder = self.resolved(model).folder
@@ -209,7 +224,10 @@ class TaskContext:
         )
 
     def update_manifest(self, iteration: int) -> manifests.Manifest | None:
-        """Publication of the task's model after an iteration; None for the base weights. Checked completely."""
+        """The update that produced the model after an iteration, with checksums verified.
+
+        None means the base weights (iteration 0).
+        """
         if iteration == 0:
             return None
         manifest = manifests.read_manifest(self.paths.task_manifest(TaskKey(iteration, UPDATE, self.key.model)))
@@ -217,24 +235,24 @@ class TaskContext:
         return manifest
 
     def update_folder(self, iteration: int) -> Path | None:
-        """Folder of that publication: an adapter, or with tuning: full a model."""
+        """Folder of this update: an adapter, or a model if tuning is full."""
         manifest = self.update_manifest(iteration)
         return manifest.file("optimizer.safetensors").parent if manifest is not None else None
 
     def adapter(self, iteration: int) -> AdapterRef | None:
-        """Adapter of the task's model after an iteration; None for the base weights, and always with tuning: full."""
+        """Adapter of the task's model after an iteration; None for base weights or tuning: full."""
         folder = self.update_folder(iteration) if self.model.tuning != "full" else None
         if folder is None:
             return None
         return AdapterRef(folder, f"{self.run.run_id}-{folder.name}-{iteration:04d}")
 
     def part(self, problem_rows: Sequence[int]) -> list[int]:
-        """The rows of this task's part."""
+        """Those rows of an iteration's problems that belong to the task's part."""
         size = self.run.config.protocol.problems_per_part
         return list(problem_rows[self.key.part * size : (self.key.part + 1) * size])
 
     def stats(self, **more: Any) -> Callable[[], dict[str, Any]]:
-        """Statistics for the manifest, read when it is written."""
+        """A function that returns the statistics for the manifest at the time of writing."""
 
         def read() -> dict[str, Any]:
             self.stopwatch.lap("publish")
@@ -242,7 +260,7 @@ class TaskContext:
                 "seconds": {k: round(v, 3) for k, v in self.stopwatch.seconds.items()},
                 "rss_gb": round(psutil.Process().memory_info().rss / 2**30, 2),
                 "threads": self.warm.threads,
-                # Of one rank, for the cost of the run (analysis/timing/cost.py).
+                # GPUs of one rank, for the cost of the run (`analysis/timing/cost.py`).
                 "num_gpus": int(self.key.phase in (*GENERATION_PHASES, UPDATE) and has_gpu()),
                 **self.warm.take_times(),
                 **more,

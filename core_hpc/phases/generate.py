@@ -1,7 +1,8 @@
-"""The phases that sample completions: cold, rescue, evaluate. One task = one model, one part of the problems.
+"""The phases that sample completions: cold, rescue and evaluate (METHOD.md section 1).
 
-In: frozen problems, the adapter of the iteration before, hints for rescue. Out: one shard of schema.ROLLOUTS.
-Hints are chosen by the hint phase and rewards given by the score phase.
+A task has one model and one part of the problems. In: frozen problems, the adapter of the previous
+iteration, and hints for rescue. Out: one shard of schema.ROLLOUTS. The hint phase chooses the
+hints, and the score phase computes the rewards.
 """
 
 from __future__ import annotations
@@ -23,9 +24,9 @@ from core_hpc.store.paths import TEAM, TaskKey
 from core_hpc.store.schema import COLD, CORRECT, EVALUATE, HINT, HINTS, RESCUE, ROLLOUTS, TIMEOUT
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class _Wanted:
-    """One completion to sample, with what its row says beside the sampled tokens."""
+    """One completion to sample, and the values of its row that are known before sampling."""
 
     problem: dict[str, Any]
     sample_index: int
@@ -37,7 +38,7 @@ class _Wanted:
 
 
 def training_rows(context: TaskContext) -> pl.DataFrame:
-    """The training problems of this task's iteration and part, in the iteration's order."""
+    """The training problems of the task's iteration and part, in the order of the iteration."""
     run = context.run
     train = run.split(TRAIN)
     rows = problems_of_iteration(
@@ -47,10 +48,10 @@ def training_rows(context: TaskContext) -> pl.DataFrame:
 
 
 def run_cold(context: TaskContext) -> None:
-    """Every model samples each problem K times, without help (METHOD 1.1)."""
+    """Sample each problem K times without help (METHOD.md section 1)."""
     builder = context.prompt_builder(context.model)
     wanted = [
-        _Wanted(problem, k, prompt)
+        _Wanted(problem=problem, sample_index=k, prompt=prompt)
         for problem in training_rows(context).to_dicts()
         for prompt in [builder.build(problem["question"])]
         for k in range(context.run.config.protocol.cold_samples)
@@ -59,36 +60,43 @@ def run_cold(context: TaskContext) -> None:
 
 
 def run_rescue(context: TaskContext) -> None:
-    """The models that the hint phase names sample again, each completion with or without the hint (METHOD 1.4).
+    """Sample again the problems that the hint phase selected (METHOD.md section 1).
 
-    Those for whom there was no hint (protocol.even_budget) have no teacher in their rows: they are no control of the others.
+    Each completion gets the hint or not, as the hint phase drew it. With `protocol.even_budget`
+    problems without a hint are sampled again, too. Their rows have no teacher, so they are not used
+    as a control of the hinted completions.
     """
     builder = context.prompt_builder(context.model)
     hints = shards.read_task(context.run.root, TaskKey(context.key.iteration, HINT, TEAM, context.key.part), HINTS)
     problems = {p["problem_id"]: p for p in training_rows(context).to_dicts()}
+    sampled_again = hints.filter(pl.col("model") == context.key.model, pl.col("hint_draws").list.len() > 0)
     wanted = []
-    for row in hints.filter(pl.col("model") == context.key.model, pl.col("hint_draws").list.len() > 0).iter_rows(
-        named=True
-    ):
-        problem = problems[row["problem_id"]]
+    for row in sampled_again.iter_rows(named=True):
+        problem, hint = problems[row["problem_id"]], row["hint"]
         prompts = {
-            shown: builder.build(problem["question"], row["hint"] if shown else None)
-            for shown in set(row["hint_draws"])
+            shown: builder.build(problem["question"], hint if shown else None) for shown in set(row["hint_draws"])
         }
-        teacher = (row["teacher_model"], row["teacher_sample_index"]) if row["hint"] is not None else (None, None)
         wanted += [
-            _Wanted(problem, k, prompts[shown], shown, row["cold_failed"], *teacher)
+            _Wanted(
+                problem=problem,
+                sample_index=k,
+                prompt=prompts[shown],
+                hint_given=shown,
+                cold_failed=row["cold_failed"],
+                teacher_model=row["teacher_model"] if hint is not None else None,
+                teacher_sample_index=row["teacher_sample_index"] if hint is not None else None,
+            )
             for k, shown in enumerate(row["hint_draws"])
         ]
     _sample_and_publish(context, RESCUE, wanted, adapter_iteration=context.key.iteration - 1)
 
 
 def run_evaluate(context: TaskContext) -> None:
-    """The held-out problems, sampled with the adapter after this iteration."""
+    """Sample the held-out problems with the adapter that this iteration trained."""
     builder = context.prompt_builder(context.model)
     problems = context.run.split(EVALUATION)
     wanted = [
-        _Wanted(problem, k, prompt)
+        _Wanted(problem=problem, sample_index=k, prompt=prompt)
         for problem in problems[context.part(range(problems.height))].to_dicts()
         for prompt in [builder.build(problem["question"])]
         for k in range(context.run.config.evaluation.samples)
@@ -110,16 +118,16 @@ def _sample_and_publish(context: TaskContext, phase: str, wanted: Sequence[_Want
         context.stopwatch.lap("load")
         context.stopwatch.split("load", "compile", context.warm.take_compile_s())
         context.progress(0, len(wanted), 0)
+        stops = context.stop_strings(context.model)
         completions = engine.generate(
             [GenerationRequest(w.prompt, seed) for w, seed in zip(wanted, seeds, strict=True)],
-            SamplingSettings(
-                sampling.temperature, sampling.top_p, sampling.max_new_tokens, context.stop_strings(context.model)
-            ),
+            SamplingSettings(sampling.temperature, sampling.top_p, sampling.max_new_tokens, stops),
             adapter=context.adapter(adapter_iteration),
             on_progress=lambda done, tokens: context.progress(done, len(wanted), tokens),
         )
         context.stopwatch.lap("generate")
-    frame = _rows(context, phase, wanted, seeds, completions, sampling, adapter_iteration)
+    sampled = list(zip(wanted, seeds, completions, strict=True))
+    frame = _rows(context, phase, sampled, sampling, adapter_iteration=adapter_iteration)
     context.stopwatch.lap("verify")
     shards.publish_frame(
         context.paths.task_folder(key),
@@ -139,22 +147,20 @@ def _sample_and_publish(context: TaskContext, phase: str, wanted: Sequence[_Want
 def _rows(
     context: TaskContext,
     phase: str,
-    wanted: Sequence[_Wanted],
-    seeds: Sequence[int],
-    completions: Sequence[Completion],
+    sampled: Sequence[tuple[_Wanted, int, Completion]],
     sampling: SamplingSection,
+    *,
     adapter_iteration: int,
 ) -> pl.DataFrame:
+    """Rows of ROLLOUTS for (wanted, seed, completion). Answers are extracted and verified here."""
     builder, stops = context.prompt_builder(context.model), context.stop_strings(context.model)
-    texts = [builder.completion_text(completion.token_ids, stops) for completion in completions]
-    answers = [extract_answer(text, w.problem["answer_kind"]) for w, text in zip(wanted, texts, strict=True)]
-    verdicts = verify_many(
-        [(answer, w.problem["gold"], w.problem["answer_kind"]) for w, answer in zip(wanted, answers, strict=True)]
-    )
+    texts = [builder.completion_text(completion.token_ids, stops) for _, _, completion in sampled]
+    kinds = [w.problem["answer_kind"] for w, _, _ in sampled]
+    answers = [extract_answer(text, kind) for text, kind in zip(texts, kinds, strict=True)]
+    golds = [w.problem["gold"] for w, _, _ in sampled]
+    verdicts = verify_many(list(zip(answers, golds, kinds, strict=True)))
     rows = []
-    for w, seed, completion, text, answer, verdict in zip(
-        wanted, seeds, completions, texts, answers, verdicts, strict=True
-    ):
+    for (w, seed, completion), text, answer, verdict in zip(sampled, texts, answers, verdicts, strict=True):
         rows.append(
             {
                 "run_id": context.run.run_id,

@@ -1,20 +1,27 @@
-"""The hint phase: who samples again, taught by whom, with which hint (METHOD 1.2 to 1.4).
+"""The hint phase: chooses students, their teachers and their hints (METHOD.md section 1).
 
-In: the cold rollouts of a part, of all models. Out: one shard of schema.HINTS, a row per (problem, student).
-It does not sample; the draws of `hint_probability` are made here so that the rescue phase has nothing to decide.
+In: the cold rollouts of all models for one part of the problems. Out: one shard of schema.HINTS
+with a row per problem and student, and the embeddings of the cold texts for the score phase
+(`text_embeddings.py`). This phase samples no completions. It makes the random draws of
+`hint_probability`, so the rescue phase has nothing to decide.
 """
 
 from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
 
 import polars as pl
 
 from core_hpc.common.seeds import stable_uniform
 from core_hpc.phases.context import TaskContext
 from core_hpc.phases.score import score_rollouts
+from core_hpc.phases.text_embeddings import FILE, embed_texts, write_embeddings
 from core_hpc.problems.splits import TRAIN
+from core_hpc.protocol.failures import failed_models
 from core_hpc.protocol.hints import make_hint
 from core_hpc.protocol.teacher import choose_teacher
-from core_hpc.store import shards
+from core_hpc.store import manifests, shards
 from core_hpc.store.paths import TaskKey
 from core_hpc.store.schema import COLD, HINTS, ROLLOUTS
 
@@ -25,35 +32,54 @@ def run(context: TaskContext) -> None:
     order = [m.name for m in config.team]
     cold = shards.read_tasks(context.run.root, [TaskKey(key.iteration, COLD, m, key.part) for m in order], ROLLOUTS)
     context.stopwatch.lap("read")
+    texts = cold["text"].to_list()
+    vectors = embed_texts(context, texts)
     part = "reward" if config.protocol.teacher_score == "total" else "exploit"
-    cold = cold.with_columns(score_rollouts(context, cold)[part].alias("score"))
+    cold = cold.with_columns(score_rollouts(context, cold, embeddings=vectors)[part].alias("score"))
     context.stopwatch.lap("score")
     kinds: dict[str, str] = dict(context.run.split(TRAIN).select("problem_id", "answer_kind").rows())
     num_problems = cold["problem_id"].n_unique()
-    rows = []
+    rows: list[dict[str, Any]] = []
     for done, (_, group) in enumerate(cold.group_by("problem_id", maintain_order=True), start=1):
-        kind = kinds[group["problem_id"][0]]
-        rows += [_hint_row(context, group, order, student, kind) for student in order]
+        rows += _hint_rows(context, group, order, kinds[group["problem_id"][0]])
         context.progress(done, num_problems, 0)
     frame = pl.DataFrame(rows, schema=HINTS.schema)
     context.stopwatch.lap("hint")
-    shards.publish_frame(
+
+    def fill(folder: Path) -> dict[str, tuple[int, str]]:
+        write_embeddings(folder / FILE, config.reward.distance.embedder, texts, vectors)
+        return {"hints.parquet": shards.write_frame(folder / "hints.parquet", frame, HINTS)}
+
+    manifests.publish(
         context.paths.task_folder(key),
         context.paths.task_name(key),
-        frame,
-        HINTS,
+        fill,
+        as_folder=True,
         stats=context.stats(num_cases=frame.height, num_rescues=int((frame["reason"] == "rescue").sum())),
     )
 
 
+def _hint_rows(context: TaskContext, group: pl.DataFrame, order: list[str], answer_kind: str) -> list[dict[str, Any]]:
+    """The rows of all students for one problem. `group`: its cold completions with their scores."""
+    failed = failed_models(group["model"], group["phase"], group["correct"])
+    return [
+        _hint_row(context, group, order, answer_kind, student=student, cold_failed=student in failed)
+        for student in order
+    ]
+
+
 def _hint_row(
-    context: TaskContext, group: pl.DataFrame, order: list[str], student: str, answer_kind: str
-) -> dict[str, object]:
-    """What one student gets for one problem. `group`: the problem's cold completions with their scores."""
+    context: TaskContext,
+    group: pl.DataFrame,
+    order: list[str],
+    answer_kind: str,
+    *,
+    student: str,
+    cold_failed: bool,
+) -> dict[str, Any]:
+    """The row of one student for one problem."""
     protocol = context.run.config.protocol
-    own = group.filter(pl.col("model") == student)
-    cold_failed = not own["correct"].any()
-    row: dict[str, object] = {
+    row: dict[str, Any] = {
         "run_id": context.run.run_id,
         "iteration": context.key.iteration,
         "model": student,

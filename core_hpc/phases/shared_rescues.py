@@ -1,9 +1,11 @@
-"""Buddy distillation: a model also learns from the rescues of its peers (`update.share_rescues`; an extra, not in the paper).
+"""Buddy distillation: a model also learns from the rescues of its peers (`update.share_rescues`).
 
-In: the scores of an iteration and its peers' rescue rollouts. Out: rows for the model's own update. A peer's text becomes
-what the model itself would have had to write without a hint: its own plain prompt, its own token ids, an end that it
-knows. Nobody sampled these tokens from this model, so they have no behaviour log-probabilities, and no importance
-correction: at the first step their gradient is that of their log-likelihood, times advantage and weight.
+In: the scores of an iteration and the rescue rollouts of the peers. Out: rows for the model's own
+update. The text of a peer becomes what the model itself would have to write without a hint: its own
+plain prompt, its own token ids, and its own end of a text. These tokens were not sampled from this
+model, so they have no behaviour log-probabilities and no importance correction. At the first step
+their gradient is that of their log-likelihood, times advantage and weight. The paper does not have
+this option.
 """
 
 from __future__ import annotations
@@ -23,7 +25,7 @@ def shared_rows(context: TaskContext, scores: pl.DataFrame) -> list[Row]:
     """Rows of the peers' rescues, weighted by `update.share_rescues`.
 
     Args:
-        scores: rows of SCORES of the iteration, all models.
+        scores: rows of SCORES of the iteration, of all models.
     """
     run, key, model = context.run, context.key, context.model
     peers = [m.name for m in run.config.team if m.name != key.model]
@@ -41,7 +43,10 @@ def shared_rows(context: TaskContext, scores: pl.DataFrame) -> list[Row]:
 
 
 def rescues(scores: pl.DataFrame, models: list[str]) -> pl.DataFrame:
-    """Rows of the completions by which one of `models` was rescued: it had failed, saw a hint, and is right, to its advantage."""
+    """The completions that rescued one of `models`.
+
+    The model had failed in the cold phase, saw a hint, and is now right, with a positive advantage.
+    """
     rescued = (
         (pl.col("phase") == RESCUE)
         & pl.col("cold_failed")
@@ -55,7 +60,13 @@ def rescues(scores: pl.DataFrame, models: list[str]) -> pl.DataFrame:
 def rows_of(
     found: pl.DataFrame, builder: PromptBuilder, stops: tuple[str, ...], *, weight: float, max_tokens: int
 ) -> list[Row]:
-    """`found` (ROW_KEY, advantage, text, question) as rows of the builder's model, in a fixed order."""
+    """Peers' completions as rows of the builder's model, in a fixed order.
+
+    Args:
+        found: columns of ROW_KEY, advantage, text, question.
+        stops: strings that end a text of the model.
+        max_tokens: longer completions are cut.
+    """
     return [
         Row(
             key=(r["problem_id"], RESCUE, r["sample_index"], r["model"]),

@@ -1,10 +1,12 @@
-"""The update phase: one model learns from its own completions of the iteration (METHOD section 5).
+"""The update phase: one model learns from its own completions (METHOD.md section 5).
 
-In: scores of all parts, the model's cold and rescue rollouts, its previous weights. Out: a published folder with an
-ordinary PEFT adapter (or, with tuning: full, an ordinary model), the optimizer state and one row of schema.STEPS per
-optimizer step. The mathematics is training/'s. With several ranks every rank runs this; rank 0 publishes. Told to
-stop, it raises StoppedError between two optimizer steps; an attempt that stopped or died is continued from its last
-checkpoint (checkpoint.py).
+In: scores of all parts, the model's cold and rescue rollouts, its previous weights. Out: a
+published folder with an ordinary PEFT adapter (with `tuning: full`, an ordinary model), the
+optimizer state, and one row of schema.STEPS per optimizer step. The computation is in `training/`.
+
+With several ranks every rank runs this module, and rank 0 publishes. A request to stop makes it
+raise StoppedError between two optimizer steps. The next attempt of a task that stopped or died
+continues from the last checkpoint (`phases/checkpoint.py`).
 """
 
 from __future__ import annotations
@@ -31,7 +33,7 @@ from core_hpc.store.schema import COLD, RESCUE, ROLLOUTS, ROW_KEY, SCORE, SCORES
 from core_hpc.training.batching import Row, step_rows
 from core_hpc.training.interruption import Interruption, rows_digest
 from core_hpc.training.state_io import STATE_VERSION
-from core_hpc.training.task import UpdateResult, UpdateTask
+from core_hpc.training.task import TrainerSettings, UpdateResult, UpdateTask
 from core_hpc.training.trainer import Trainer
 
 ROLLOUT_COLUMNS = (*ROW_KEY, "prompt_token_ids", "completion_token_ids", "logprobs")
@@ -58,10 +60,11 @@ def run(context: TaskContext) -> None:
         return {"steps.parquet": write_steps(folder, result[0].steps, context.run.run_id, key)}
 
     def stats() -> dict[str, object]:
-        timings = vars(result[0].timings)
-        resumed_from_step = task.resume.steps.height if task.resume else 0
         return context.stats(
-            num_completions=len(rows), num_ranks=result[0].num_ranks, resumed_from_step=resumed_from_step, **timings
+            num_completions=len(rows),
+            num_ranks=result[0].num_ranks,
+            resumed_from_step=task.resume.steps.height if task.resume else 0,
+            **vars(result[0].timings),
         )()
 
     manifests.publish(context.paths.task_folder(key), context.paths.task_name(key), fill, as_folder=True, stats=stats)
@@ -69,7 +72,13 @@ def run(context: TaskContext) -> None:
 
 
 def training_rows(context: TaskContext) -> list[Row]:
-    """The model's completions of the iteration with advantage and weight, in a fixed order; then those that peers share."""
+    """The model's completions of the iteration with advantage and weight, in a fixed order.
+
+    After them come the rescues of peers, if `update.share_rescues` is set.
+
+    Raises:
+        StoreError: a rollout has no score, or a score no rollout.
+    """
     run, key = context.run, context.key
     graph = run.graph()
     parts = range(graph.num_parts)
@@ -81,12 +90,12 @@ def training_rows(context: TaskContext) -> list[Row]:
     joined = rollouts.join(advantages, on=ROW_KEY, how="left", maintain_order="left")
     if joined.height != advantages.height or joined["advantage"].null_count():
         raise StoreError(
-            f"{key}: {rollouts.height} rollouts but {advantages.height} scores of {key.model}; "
-            f"remove the score manifests of iteration {key.iteration} in {run.root} and start again"
+            f"{key}: there are {rollouts.height} rollouts but {advantages.height} scores of {key.model}; remove the "
+            f"score manifests of iteration {key.iteration} in {run.root} and run the same command again"
         )
     weights = {COLD: 1.0, RESCUE: run.config.update.rescue_weight}
     shared = shared_rows(context, scores) if run.config.update.share_rescues else []
-    return [
+    own_rows = [
         Row(
             key=(r["problem_id"], r["phase"], r["sample_index"]),
             problem_id=r["problem_id"],
@@ -98,28 +107,29 @@ def training_rows(context: TaskContext) -> list[Row]:
             rescue=r["phase"] == RESCUE,
         )
         for r in joined.sort("problem_id", "phase", "sample_index").iter_rows(named=True)
-    ] + shared
+    ]
+    return own_rows + shared
 
 
 def _trainer(context: TaskContext) -> Trainer:
-    model = context.model
-    folder = context.resolved(model).folder
-    settings = context.run.config.update
-    options: dict[str, Any] = {
-        "dtype": model.dtype,
-        "four_bit": model.tuning == "qlora",
-        "with_reference": model.tuning == "full" and settings.kl_weight > 0,
-        "gradient_checkpointing": settings.gradient_checkpointing,
-        "compile_layers": settings.compile,
-        "trust_remote_code": model.trust_remote_code,
-        "allow_pickle": model.allow_pickle,
-    }
-    make = partial(Trainer, folder, model.lora, model_name=model.model, **options)
-    return context.warm.trainer((folder, model.lora, options), make)
+    model, update = context.model, context.run.config.update
+    settings = TrainerSettings(
+        model_folder=context.resolved(model).folder,
+        model_name=model.model,
+        lora=model.lora,
+        dtype=model.dtype,
+        four_bit=model.tuning == "qlora",
+        with_reference=model.tuning == "full" and update.kl_weight > 0,
+        gradient_checkpointing=update.gradient_checkpointing,
+        compile_layers=update.compile,
+        trust_remote_code=model.trust_remote_code,
+        allow_pickle=model.allow_pickle,
+    )
+    return context.warm.trainer(settings, partial(Trainer, settings))
 
 
 def settings_of(config: RunConfig, model: ModelSection) -> UpdateSection:
-    """The update's settings, with the model's own learning rate where it has one."""
+    """The settings of the update, with the model's own learning rate if it has one."""
     own = {} if model.learning_rate is None else {"learning_rate": model.learning_rate}
     return config.update.model_copy(update=own)
 
@@ -143,7 +153,7 @@ def _task(context: TaskContext, rows: list[Row], previous: manifests.Manifest | 
         lora_seed=stable_seed(run.config.seed, UPDATE, "lora", key.model),
         previous=previous.file("optimizer.safetensors").parent if previous else None,
         on_progress=on_progress,
-        num_alike=1 if run.config.cluster.driver == "arrays" else run.config.iterations,
+        num_similar_tasks=1 if run.config.cluster.driver == "arrays" else run.config.iterations,
     )
 
 
@@ -153,14 +163,16 @@ def _interruption(context: TaskContext, checkpoints: CheckpointStore) -> Interru
 
 
 def _identity(context: TaskContext, task: UpdateTask, previous: manifests.Manifest | None) -> dict[str, Any]:
-    """What two attempts must share so that one can go on where the other was; the number of ranks is not in it."""
+    """What two attempts must have in common so that one can continue from the other's checkpoint.
+
+    The number of ranks may differ.
+    """
+    problems_per_step = task.settings.problems_per_step
     return {
         "version": STATE_VERSION,
         "run_id": context.run.run_id,
         "task": str(context.key),
-        "num_steps": len(
-            step_rows(task.rows, problems_per_step=task.settings.problems_per_step, seed=task.shuffle_seed)
-        ),
+        "num_steps": len(step_rows(task.rows, problems_per_step=problems_per_step, seed=task.shuffle_seed)),
         "total_steps": task.total_steps,
         "shuffle_seed": task.shuffle_seed,
         "rows": rows_digest(task.rows),

@@ -1,8 +1,8 @@
-r"""Published data sets: where the hub has them, at which commit, and what their rows look like.
+r"""Published data sets: their hub repositories, pinned commits and row formats.
 
-In: a `DataSetProblems` section. Out: `Item`s. The hub is asked by whoever prepares a run (the launcher on a login node),
-never by tasks: these read the splits that are frozen in the run folder. A pinned commit that was fetched once is read from
-huggingface's cache from then on.
+In: a `DataSetProblems` section. Out: `Item`s. Only the process that prepares a run accesses the hub
+(the launcher on a login node). Tasks never do; they read the splits that are frozen in the run
+folder. After the first download, a pinned commit is read from the cache of huggingface.
 """
 
 from __future__ import annotations
@@ -25,7 +25,10 @@ from core_hpc.problems.files import Item, Row, RowError, gold_of, plain_metadata
 
 @dataclass(frozen=True)
 class HubFiles:
-    """Files of a hub repository at a commit, by split; the first split is for training, the last for evaluation."""
+    """Files of a hub repository at a commit, per split.
+
+    By default the first split is used for training and the last one for evaluation.
+    """
 
     repository: str
     revision: str
@@ -67,13 +70,13 @@ HUB: dict[str, dict[str, HubFiles]] = {
         ),
     },
 }
-"""Source -> subset -> files. The first subset is the default."""
+"""Source -> subset -> files; the first subset is the default."""
 
 _CONTAINERS = {".parquet": "parquet", ".csv": "csv"}
 
 
 def mistakes_in(source: DataSetProblems) -> list[tuple[str, str]]:
-    """(field, message) for a subset or split that the data set does not have; asks nobody."""
+    """(field, message) for a subset or split that the data set does not have. Needs no network."""
     if source.path is not None or source.repository is not None:
         return []
     subsets = HUB[source.source]
@@ -81,17 +84,17 @@ def mistakes_in(source: DataSetProblems) -> list[tuple[str, str]]:
     if subset not in subsets:
         return [("subset", f"unknown subset {subset!r}; {source.source} has {', '.join(subsets)}")]
     if source.split is not None and source.split not in subsets[subset].splits:
-        return [
-            (
-                "split",
-                f"unknown split {source.split!r}; {subset} of {source.source} has {', '.join(subsets[subset].splits)}",
-            )
-        ]
+        known = ", ".join(subsets[subset].splits)
+        return [("split", f"unknown split {source.split!r}; {subset} of {source.source} has {known}")]
     return []
 
 
 def read_data_set(source: DataSetProblems, label: str) -> list[Item]:
-    """All problems of a source for the split `label` (train or evaluation) of the run. InputError names file and rows."""
+    """All problems of a source for the split `label` (train or evaluation) of the run.
+
+    Raises:
+        InputError: a file or some of its rows cannot be used; the message names them.
+    """
     if source.path is not None:
         path = Path(source.path).expanduser()
         return _read(path, source, path.stem)
@@ -109,7 +112,7 @@ def read_data_set(source: DataSetProblems, label: str) -> list[Item]:
     twice = [name for name, times in Counter(i.problem_id for i in items).items() if times > 1]
     if twice:
         raise InputError(
-            f"data set {hub.repository}: {len(twice)} id(s) are in more than one of its files, for example {twice[0]!r}"
+            f"data set {hub.repository}: {len(twice)} id(s) are in more than one file, for example {twice[0]!r}"
         )
     return items
 
@@ -121,7 +124,11 @@ def _read(path: Path, source: DataSetProblems, name: str) -> list[Item]:
 
 
 def fetch(hub: HubFiles, file: str) -> Path:
-    """A file of a hub repository in huggingface's cache, fetched when it is not there. InputError says what to do."""
+    """The path of a hub file in the cache of huggingface; downloads the file if it is missing.
+
+    Raises:
+        InputError: the file cannot be downloaded; the message contains the command to run.
+    """
     import huggingface_hub
     from huggingface_hub import constants, errors
 
@@ -136,13 +143,13 @@ def fetch(hub: HubFiles, file: str) -> Path:
         )
     except errors.GatedRepoError as e:
         raise InputError(
-            f"{where}: its owners ask you to accept terms; do so on its hub page, then run: hf auth login"
+            f"{where}: its owners require that you accept terms; do so on its hub page, then run: hf auth login"
         ) from e
     except (errors.LocalEntryNotFoundError, errors.OfflineModeIsEnabled) as e:
         why = "HF_HUB_OFFLINE is set" if offline else "the hub cannot be reached"
         raise InputError(
-            f"{where}: {file} is not in the local cache, and {why}; run `{command}` where there is a network "
-            "(and share HF_HOME), or write `path:` with a file of the same format"
+            f"{where}: {file} is not in the local cache, and {why}; run `{command}` on a machine with network access "
+            "(and share HF_HOME), or set `path:` to a file of the same format"
         ) from e
     except (
         errors.EntryNotFoundError,
@@ -150,9 +157,9 @@ def fetch(hub: HubFiles, file: str) -> Path:
         errors.RevisionNotFoundError,
         errors.HFValidationError,
     ) as e:
-        raise InputError(f"{where}: {file} is not there: {str(e).splitlines()[0]}") from e
+        raise InputError(f"{where}: {file} does not exist: {str(e).splitlines()[0]}") from e
     except (errors.HfHubHTTPError, OSError) as e:
-        raise InputError(f"{where}: {file} could not be fetched ({type(e).__name__}: {e}); try `{command}`") from e
+        raise InputError(f"{where}: {file} cannot be downloaded ({type(e).__name__}: {e}); run `{command}`") from e
 
 
 # --- row formats ---------------------------------------------------------------------------------
@@ -162,14 +169,12 @@ def _gsm8k(row: Row, problem_id: str, seed: int) -> Item:
     solution, mark, final = text_field(row, "answer").rpartition("####")
     if not mark:
         raise RowError("'answer' has no '#### <number>' at its end")
-    worked = f"{solution.strip()}\n#### {final.strip()}"
-    return Item(
-        problem_id, text_field(row, "question"), gold_of(final, "number"), {"data_set": "gsm8k", "solution": worked}
-    )
+    metadata = {"data_set": "gsm8k", "solution": f"{solution.strip()}\n#### {final.strip()}"}
+    return Item(problem_id, text_field(row, "question"), gold_of(final, "number"), metadata)
 
 
 def last_box(text: str) -> str | None:
-    r"""What the last `\boxed{..}` with matching braces holds; without any, the word behind a `\boxed`.
+    r"""Content of the last `\boxed{..}`, else the word after the last `\boxed`, else None.
 
     >>> last_box("\\boxed{1} or \\boxed{\\frac{1}{2}}, \\boxed{"), last_box("so $\\boxed 7$."), last_box("none")
     ('\\frac{1}{2}', '7', None)
@@ -186,38 +191,34 @@ def _math(row: Row, problem_id: str, seed: int) -> Item:
     if answer is None:
         raise RowError(r"'solution' has no \boxed{..}, and there is no 'answer'")
     level = None if row.get("level") is None else str(row["level"]).removeprefix("Level ")
-    metadata = {
-        "data_set": "math",
-        "subject": row.get("subject", row.get("type")),
-        "level": level,
-        "solution": solution,
-    }
+    subject = row.get("subject", row.get("type"))
+    metadata = {"data_set": "math", "subject": subject, "level": level, "solution": solution}
     name = text_field(row, "unique_id") if "unique_id" in row else problem_id
     return Item(name, text_field(row, "problem"), gold_of(answer, "latex"), plain_metadata(metadata), "latex")
 
 
 def _aime(row: Row, problem_id: str, seed: int) -> Item:
-    """The collections call the same fields ID or id, Question or problem."""
+    """The fields have different names in the collections: ID or id, Question or problem."""
     lower = {str(k).casefold(): v for k, v in row.items()}
     question = text_field(lower, "question" if "question" in lower else "problem")
     name = text_field(lower, "id") if "id" in lower else problem_id
     rest = {k: lower[k] for k in ("year", "part", "problem number", "url") if lower.get(k) is not None}
-    return Item(
-        name,
-        question,
-        gold_of(text_field(lower, "answer"), "integer"),
-        plain_metadata({"data_set": "aime", **rest}),
-        "integer",
-    )
+    gold = gold_of(text_field(lower, "answer"), "integer")
+    return Item(name, question, gold, plain_metadata({"data_set": "aime", **rest}), "integer")
 
 
-def _choice(problem_id: str, stem: str, options: Sequence[str], gold: str, why: Any, metadata: dict[str, Any]) -> Item:
-    """A question with lettered options. It is the same problem as another with these options in another order."""
-    if isinstance(why, str) and why.strip():
-        metadata = {**metadata, "solution": f"{why.strip()}\n#### {gold}"}
+def _choice(
+    problem_id: str, stem: str, options: Sequence[str], gold: str, *, explanation: Any, metadata: dict[str, Any]
+) -> Item:
+    """A question with lettered options.
+
+    The order of the options does not make it a different problem.
+    """
+    if isinstance(explanation, str) and explanation.strip():
+        metadata = {**metadata, "solution": f"{explanation.strip()}\n#### {gold}"}
     shown = "\n".join(f"{letter}) {option}" for letter, option in zip(LETTERS, options, strict=False))
-    asked = "\n".join([stem, *sorted(options)])
-    return Item(problem_id, f"{stem}\n\n{shown}", gold, plain_metadata(metadata), "letter", asked)
+    identity = "\n".join([stem, *sorted(options)])
+    return Item(problem_id, f"{stem}\n\n{shown}", gold, plain_metadata(metadata), "letter", identity)
 
 
 def _gpqa(row: Row, problem_id: str, seed: int) -> Item:
@@ -232,20 +233,20 @@ def _gpqa(row: Row, problem_id: str, seed: int) -> Item:
         "level": row.get("Writer's Difficulty Estimate"),
     }
     shown, gold = [options[i] for i in order], LETTERS[order.index(0)]
-    return _choice(name, text_field(row, "Question"), shown, gold, row.get("Explanation"), metadata)
+    stem = text_field(row, "Question")
+    return _choice(name, stem, shown, gold, explanation=row.get("Explanation"), metadata=metadata)
 
 
 def _medmcqa(row: Row, problem_id: str, seed: int) -> Item:
     right = row.get("cop")
     if right == -1:
-        raise RowError("its answer is withheld (cop is -1), as in all of the split test; use train or validation")
+        raise RowError("its answer is withheld (cop is -1), as in the whole test split; use train or validation")
     if isinstance(right, bool) or not isinstance(right, int) or not 0 <= right <= 3:
-        raise RowError(f"'cop' must be the number of the right option, 0 to 3, not {right!r}")
+        raise RowError(f"'cop' must be the number of the correct option, 0 to 3, not {right!r}")
     options = [text_field(row, field) for field in ("opa", "opb", "opc", "opd")]
     metadata = {"data_set": "medmcqa", "subject": row.get("subject_name"), "topic": row.get("topic_name")}
-    return _choice(
-        text_field(row, "id"), text_field(row, "question"), options, LETTERS[right], row.get("exp"), metadata
-    )
+    name, stem = text_field(row, "id"), text_field(row, "question")
+    return _choice(name, stem, options, LETTERS[right], explanation=row.get("exp"), metadata=metadata)
 
 
 ROW_FORMATS: dict[str, Callable[[Row, str, int], Item]] = {
@@ -255,4 +256,4 @@ ROW_FORMATS: dict[str, Callable[[Row, str, int], Item]] = {
     "gpqa": _gpqa,
     "medmcqa": _medmcqa,
 }
-"""Source -> function of (row, id where the row has none, seed)."""
+"""Source -> function of (row, id to use if the row has none, seed)."""

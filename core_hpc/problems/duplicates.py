@@ -1,8 +1,9 @@
-"""Near-duplicates: which of some texts is nearly the same as a given one?
+"""Near-duplicates: an index that finds the text most similar to a given text.
 
-In: texts. Out: the most similar text and its similarity, exactly as comparing with each would find it. Similarity is the
-Jaccard index of the sets of three words in a row; numbers and signs of operations are words, since a problem with other
-numbers is another problem. What is done about it is problems.py's.
+In: texts. Out: the most similar text and its similarity, the same as a comparison with every text
+would give. The similarity is the Jaccard index of the sets of three consecutive words. Numbers and
+operators count as words, because a problem with other numbers is another problem. `splits.py`
+decides what happens with near-duplicates.
 """
 
 from __future__ import annotations
@@ -21,7 +22,9 @@ Shingle = tuple[str, ...]
 
 
 def shingles(text: str) -> frozenset[Shingle]:
-    """All sequences of `SHINGLE_WORDS` words, without case, punctuation and commas in numbers; a shorter text is one shingle.
+    """All sequences of `SHINGLE_WORDS` words, without case, punctuation and commas in numbers.
+
+    A shorter text is a single shingle.
 
     >>> sorted(shingles("What is 1,000 + 2?"))
     [('1000', '+', '2'), ('is', '1000', '+'), ('what', 'is', '1000')]
@@ -31,10 +34,11 @@ def shingles(text: str) -> frozenset[Shingle]:
 
 
 class NearDuplicates:
-    """An index of texts, to be asked for near-duplicates of others.
+    """An index of texts that finds near-duplicates of other texts.
 
-    Each text is listed under its rarest shingles, just so many that two texts as similar as `threshold` must have one of
-    these in common (prefix filter; Chaudhuri et al. 2006). So most texts are compared with none.
+    Each text is listed under its rarest shingles. Their number is chosen such that two texts with a
+    similarity of at least `threshold` have one of these shingles in common (prefix filter,
+    Chaudhuri et al. 2006). Most texts therefore need no comparison at all.
     """
 
     def __init__(self, texts: Sequence[str], *, threshold: float = THRESHOLD) -> None:
@@ -47,12 +51,15 @@ class NearDuplicates:
                 self._listed[shingle].append(index)
 
     def _rarest(self, found: frozenset[Shingle]) -> list[Shingle]:
-        # A hair below the threshold, so that rounding cannot make the product too large.
+        # The small subtraction prevents rounding from making the product too large.
         num_kept = len(found) - math.ceil((self._threshold - 1e-9) * len(found)) + 1
         return sorted(found, key=lambda s: (self._counts[s], s))[:num_kept]
 
     def nearest(self, text: str) -> tuple[float, int] | None:
-        """(similarity, index) of the most similar text, the first of equals; None when none reaches the threshold."""
+        """(similarity, index) of the most similar text, or None if no text reaches the threshold.
+
+        The first one wins ties.
+        """
         found = shingles(text)
         candidates = {index for shingle in self._rarest(found) for index in self._listed.get(shingle, ())}
         similar = [(len(found & self._shingles[i]) / len(found | self._shingles[i]), -i) for i in candidates]

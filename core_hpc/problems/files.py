@@ -1,7 +1,8 @@
-"""Rows of files as problems: reading JSONL, Parquet and CSV, checking every row, collecting what is wrong.
+"""Problems from files: reading JSONL, Parquet and CSV, and checking every row.
 
-In: a file and a function that makes a problem of a row. Out: `Item`s. Everything bad in a file is one InputError that names
-file and rows. What the rows of published data sets look like is data_sets.py's.
+In: a file and a function that converts a row to a problem. Out: `Item`s. All bad rows of a file are
+reported together in one InputError that names the file and the rows. The row formats of published
+data sets are in `datasets.py`.
 """
 
 from __future__ import annotations
@@ -38,26 +39,36 @@ class Item:
     gold: str
     metadata: Mapping[str, Any]
     answer_kind: str = "number"
-    asked: str | None = None
-    """What makes it the same problem as another, where that is not its question (options in another order)."""
+    identity: str | None = None
+    """The text that identifies the problem, if it is not the question (because of its options)."""
 
     @property
     def compared(self) -> str:
-        """The text that tells whether two problems are the same."""
-        return self.question if self.asked is None else self.asked
+        """The text by which two problems are compared."""
+        return self.question if self.identity is None else self.identity
 
 
 class RowError(ValueError):
-    """A row cannot be used; the message does not say which."""
+    """A row cannot be used. The message does not contain the number of the row."""
 
 
 Row = dict[str, Any]
 ParseRow = Callable[[Row, int], Item]
-"""Makes a problem of a row and its number (1-based); raises RowError."""
+"""Converts a row and its 1-based number to a problem; raises RowError."""
 
 
 def read_items(path: Path, container: str, parse: ParseRow) -> list[Item]:
-    """The problems of a file (`container`: jsonl, parquet or csv). InputError lists its bad rows (the first few), by number."""
+    """The problems of a file.
+
+    Args:
+        path: the file.
+        container: jsonl, parquet or csv.
+        parse: converts a row to a problem.
+
+    Raises:
+        InputError: the file cannot be read or has bad rows; the message lists the first bad rows by
+            number.
+    """
     if not path.is_file():
         raise InputError(f"{path.absolute()}: no such file (problems.*.path is relative to the current folder)")
     place = "line" if container == "jsonl" else "row"
@@ -70,7 +81,7 @@ def read_items(path: Path, container: str, parse: ParseRow) -> list[Item]:
                 raise row
             item = parse(row, number)
             if item.problem_id in first:
-                raise RowError(f"id {item.problem_id!r} is also that of {place} {first[item.problem_id]}")
+                raise RowError(f"{place} {first[item.problem_id]} has the same id {item.problem_id!r}")
             first[item.problem_id] = number
             items.append(item)
         except RowError as e:
@@ -78,7 +89,7 @@ def read_items(path: Path, container: str, parse: ParseRow) -> list[Item]:
     if mistakes:
         raise InputError(_bad_rows(path, mistakes))
     if not items:
-        raise InputError(f"{path}: has no problems")
+        raise InputError(f"{path}: the file has no problems")
     return items
 
 
@@ -90,7 +101,7 @@ def _bad_rows(path: Path, mistakes: Sequence[str]) -> str:
 
 
 def _rows(path: Path, container: str) -> Iterator[tuple[int, Row | RowError]]:
-    """(number, row) of a file; what is no row at all is a RowError."""
+    """(number, row) of a file; a RowError replaces a line that is not a row."""
     try:
         if container == "parquet":
             yield from enumerate(pl.read_parquet(path).iter_rows(named=True), start=1)
@@ -108,15 +119,19 @@ def _json_row(line: str) -> Row | RowError:
         row = json.loads(line)
     except json.JSONDecodeError as e:
         return RowError(f"not JSON ({e.msg} at column {e.colno})")
-    except (ValueError, RecursionError) as e:  # an integer of thousands of digits, thousands of brackets
-        return RowError(f"not JSON that can be read ({e})")
+    except (ValueError, RecursionError) as e:  # an integer with thousands of digits, or thousands of brackets
+        return RowError(f"JSON that cannot be parsed ({e})")
     return row if isinstance(row, dict) else RowError("not a JSON object")
 
 
 def text_field(row: Row, field: str) -> str:
-    """A field as text without space around it; RowError when it is missing, empty, not finite or not text."""
+    """A field as text without surrounding spaces.
+
+    Raises:
+        RowError: the field is missing, empty, not finite, or neither text nor a number.
+    """
     if field not in row:
-        raise RowError(f"no field '{field}' (it has {', '.join(map(str, row)) or 'none'})")
+        raise RowError(f"no field '{field}' (the row has {', '.join(map(str, row)) or 'none'})")
     value = row[field]
     if isinstance(value, bool) or not isinstance(value, (str, int, float)):
         raise RowError(f"'{field}' must be text or a number, not {type(value).__name__}")
@@ -126,14 +141,18 @@ def text_field(row: Row, field: str) -> str:
     if not text:
         raise RowError(f"'{field}' is empty")
     if not _is_unicode(text):
-        raise RowError(f"'{field}' has half a character (a lone surrogate such as \\ud800), which no file can hold")
+        raise RowError(f"'{field}' has half a character (a lone surrogate such as \\ud800), which UTF-8 cannot encode")
     return text
 
 
 def gold_of(text: str, kind: str) -> str:
-    """Canonical gold answer; RowError when the text is not an answer of its kind."""
+    """The canonical gold answer.
+
+    Raises:
+        RowError: the kind is unknown, or the text is not an answer of this kind.
+    """
     if kind not in KINDS:
-        raise RowError(f"unknown answer_kind {kind!r}; there is {', '.join(KINDS)}")
+        raise RowError(f"unknown answer_kind {kind!r}; known: {', '.join(KINDS)}")
     gold = KINDS[kind].gold(text)
     if gold is None:
         raise RowError(f"the answer {text[:60]!r} is not {_GOLD_WORDS[kind]}")
@@ -141,14 +160,17 @@ def gold_of(text: str, kind: str) -> str:
 
 
 def own_row(answer_kind: str) -> ParseRow:
-    """Rows of the user's own files: id, question, answer, perhaps answer_kind; the rest is metadata."""
+    """The parser for the user's own files.
+
+    Fields other than id, question, answer and answer_kind become metadata.
+    """
 
     def parse(row: Row, number: int) -> Item:
         kind = text_field(row, "answer_kind") if row.get("answer_kind") is not None else answer_kind
         gold = gold_of(text_field(row, "answer"), kind)
         options = row.get("options")
         if kind == "letter" and isinstance(options, list) and gold not in LETTERS[: len(options)]:
-            raise RowError(f"the answer {gold} is none of its {len(options)} options")
+            raise RowError(f"the answer {gold} is not one of its {len(options)} options")
         rest = {k: v for k, v in row.items() if k not in ("id", "question", "answer", "answer_kind")}
         return Item(text_field(row, "id"), text_field(row, "question"), gold, plain_metadata(rest), kind)
 
@@ -156,7 +178,11 @@ def own_row(answer_kind: str) -> ParseRow:
 
 
 def plain_metadata(fields: Mapping[str, Any]) -> dict[str, Any]:
-    """Fields as JSON can hold them; those of `ATTRIBUTES` as text. RowError when one of these is a list or mapping."""
+    """The fields as plain JSON values, and those of `ATTRIBUTES` as text.
+
+    Raises:
+        RowError: a field of `ATTRIBUTES` is a list or a mapping.
+    """
     for name in ATTRIBUTES:
         if isinstance(fields.get(name), (list, dict)):
             raise RowError(f"'{name}' must be text or a number, not {type(fields[name]).__name__}")

@@ -1,7 +1,7 @@
-"""Generated problems: this package's own families, and those of reasoning-gym.
+"""Generated problems: the generators of this package, and the tasks of reasoning-gym.
 
-In: a source with a seed, and the questions that must not come again. Out: `Item`s, the same for the same source on every
-machine. Splits and what they may share are problems.py's.
+In: a source with a seed, and the questions that must not be repeated. Out: `Item`s. The same source
+gives the same problems on every machine. `splits.py` makes the splits and checks what they share.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ GYM_TIMEOUT_S = 600
 
 
 def _addition_chain(rng: random.Random, *, num_terms: int = 3, max_value: int = 9, subtract: int = 1) -> Item:
-    """`What is 4 + 7 - 3?` with a worked line as solution; partial sums stay non-negative."""
+    """`What is 4 + 7 - 3?` with a worked solution; partial sums are never negative."""
     total = rng.randint(1, max_value)
     text, steps = str(total), []
     for _ in range(num_terms - 1):
@@ -42,15 +42,21 @@ Generator = Callable[..., Item]
 GENERATORS: dict[str, tuple[Generator, dict[str, tuple[int, int]]]] = {
     "addition_chain": (_addition_chain, {"num_terms": (2, 50), "max_value": (1, 10**9), "subtract": (0, 1)}),
 }
-"""Name -> (generator, {option: (smallest, largest value)}). Adding a family is one function and one line."""
+"""Name -> (generator, {option: (smallest, largest value)}).
+
+A new generator needs one function and one entry.
+"""
 
 
 def mistakes_in(source: GeneratedProblems | GymProblems) -> list[tuple[str, str]]:
-    """(field, message) for each mistake in a generator's name or options; loads nothing."""
+    """(field, message) for each mistake in the name or options of a generator.
+
+    Imports nothing heavy.
+    """
     if isinstance(source, GymProblems):
         return _gym_mistakes(source)
     if source.task not in GENERATORS:
-        return [("task", f"unknown generator {source.task!r}; there is {', '.join(sorted(GENERATORS))}")]
+        return [("task", f"unknown generator {source.task!r}; known: {', '.join(sorted(GENERATORS))}")]
     ranges = GENERATORS[source.task][1]
     mistakes = []
     for name, value in source.options.items():
@@ -62,10 +68,16 @@ def mistakes_in(source: GeneratedProblems | GymProblems) -> list[tuple[str, str]
 
 
 def generate(source: GeneratedProblems | GymProblems, count: int, label: str, taken: set[str]) -> list[Item]:
-    """`count` different problems whose questions are not in `taken`; adds them to it. `label` is part of the seed.
+    """Different problems whose questions are not in `taken`.
+
+    Args:
+        source: the generator and its options.
+        count: number of problems.
+        label: name of the split; it is part of the seed.
+        taken: questions that must not be repeated; the new questions are added.
 
     Raises:
-        InputError: the generator has too few different problems, or refuses its options.
+        InputError: the generator has too few different problems, or rejects its options.
     """
     items = _gym(source, count, label, taken) if isinstance(source, GymProblems) else _own(source, count, label, taken)
     taken.update(item.question for item in items)
@@ -103,15 +115,17 @@ def _own(source: GeneratedProblems, count: int, label: str, taken: set[str]) -> 
 def _gym_mistakes(source: GymProblems) -> list[tuple[str, str]]:
     if find_spec("reasoning_gym") is None:
         return [("source", "reasoning_gym is not installed; run: pip install 'core_hpc[gym]'")]
-    kept = [name for name in ("seed", "size") if name in source.options]
-    return [(f"options.{name}", "follows from the source's seed and count; leave it out") for name in kept]
+    reserved = [name for name in ("seed", "size") if name in source.options]
+    message = "is set from the seed and count of the source; leave it out"
+    return [(f"options.{name}", message) for name in reserved]
 
 
 def _gym(source: GymProblems, count: int, label: str, taken: set[str]) -> list[Item]:
-    """Made in a process of its own: some tasks follow the order of sets of texts, which only a fixed hash seed fixes."""
+    # Some tasks depend on the order of sets of strings, so they run in a process with a fixed hash
+    # seed.
     seed = stable_seed(source.seed, "reasoning_gym", source.task, label) % 2**31
     request = {"task": source.task, "options": source.options, "seed": seed, "count": count, "taken": sorted(taken)}
-    answer = _ask_gym(request)
+    answer = _run_gym(request)
     if "error" in answer:
         raise InputError(
             f"problems: reasoning-gym task {source.task} with {source.options or 'its defaults'}: {answer['error']}"
@@ -121,7 +135,7 @@ def _gym(source: GymProblems, count: int, label: str, taken: set[str]) -> list[I
     return [_gym_item(source, f"{source.task}-{label}-{i:05d}", made) for i, made in enumerate(answer["items"])]
 
 
-def _ask_gym(request: dict[str, Any]) -> dict[str, Any]:
+def _run_gym(request: dict[str, Any]) -> dict[str, Any]:
     command = [sys.executable, "-m", "core_hpc.problems.gym"]
     environment = os.environ | {"PYTHONHASHSEED": "0", "PYTHONWARNINGS": "ignore"}
     try:
@@ -136,10 +150,11 @@ def _ask_gym(request: dict[str, Any]) -> dict[str, Any]:
         )
     except subprocess.TimeoutExpired as e:
         raise InputError(
-            f"problems: reasoning-gym made no {request['count']} problems of {request['task']} in {GYM_TIMEOUT_S} s"
+            f"problems: reasoning-gym did not make {request['count']} problems of {request['task']} "
+            f"in {GYM_TIMEOUT_S} s; ask for fewer"
         ) from e
     if done.returncode != 0:
-        raise CoreHpcError(f"reasoning-gym ended with status {done.returncode}; its last words:\n{done.stderr[-3000:]}")
+        raise CoreHpcError(f"reasoning-gym ended with status {done.returncode}; its output:\n{done.stderr[-3000:]}")
     return dict(json.loads(done.stdout))
 
 

@@ -1,7 +1,8 @@
-"""A process that makes problems with reasoning-gym, so that its caller loads none of it. See generators.py.
+"""A process that generates problems with reasoning-gym, so `generators.py` need not import it.
 
-In (standard input): {"task", "options", "seed", "count", "taken"}. Out (standard output): {"items": [...]}, fewer than asked for
-when the task repeats itself, or {"error": text}. The scorers of reasoning-gym are not used: answers are verified as all others are.
+In (standard input): {"task", "options", "seed", "count", "taken"}.
+Out (standard output): {"items": [...]}, with fewer than `count` items if the task repeats itself,
+or {"error": text}. The scorers of reasoning-gym are not used; answers are verified like all others.
 """
 
 from __future__ import annotations
@@ -21,13 +22,13 @@ def make(task: str, options: dict[str, Any], seed: int, count: int, taken: set[s
     from reasoning_gym.factory import DATASETS
 
     if task not in DATASETS:
-        near = difflib.get_close_matches(task, DATASETS, n=3)
-        return {
-            "error": f"there is no such task; {'near it: ' + ', '.join(near) if near else 'see its documentation for their names'}"
-        }
+        similar = ", ".join(difflib.get_close_matches(task, DATASETS, n=3))
+        advice = f"similar names: {similar}" if similar else "see the documentation of reasoning-gym for the names"
+        return {"error": f"there is no such task; {advice}"}
     items: list[dict[str, Any]] = []
     for part in range(MAX_ROUNDS):
-        # Problem i of a data set has the seed of the data set plus i, so these rounds are one long data set.
+        # Problem i of a data set has the data set's seed plus i, so these rounds form one long data
+        # set.
         data_set = reasoning_gym.create_dataset(task, seed=seed + part * count, size=count, **options)
         for index in range(count):
             made = data_set[index]
@@ -51,10 +52,10 @@ def make(task: str, options: dict[str, Any], seed: int, count: int, taken: set[s
 
 def main() -> int:
     request = json.load(sys.stdin)
-    with contextlib.redirect_stdout(sys.stderr):  # what the tasks print is not ours
+    with contextlib.redirect_stdout(sys.stderr):  # some tasks print
         try:
             answer = make(request["task"], request["options"], request["seed"], request["count"], set(request["taken"]))
-        except Exception as e:  # noqa: BLE001 - a hundred tasks, each with its own way to refuse options
+        except Exception as e:  # noqa: BLE001 - each of a hundred tasks rejects options in its own way
             answer = {"error": f"{type(e).__name__}: {e}"}
     json.dump(answer, sys.stdout)
     return 0

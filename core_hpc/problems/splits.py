@@ -1,7 +1,9 @@
-"""The problems of a run: reading or generating all splits, and what these may share. Out: frames of schema.PROBLEMS.
+"""The splits of a run: reads or generates them, and checks what training and evaluation share.
 
-The splits of a run are made once, by whoever prepares it, and frozen into its folder (prepare.py); phases read them from there.
-Sources are read by problem_files.py, data_sets.py and generators.py; near-duplicates are found by duplicates.py.
+In: the `problems` section of the configuration. Out: frames of schema.PROBLEMS. The process that
+prepares a run makes its splits once and freezes them in the run folder; the phases read them there.
+`files.py`, `datasets.py` and `generators.py` read the sources, and `duplicates.py` finds
+near-duplicates.
 """
 
 from __future__ import annotations
@@ -36,7 +38,7 @@ TRAIN, EVALUATION, EXAMPLES = SPLITS = ("train", "evaluation", "examples")
 
 @dataclass(frozen=True)
 class Splits:
-    """All problems of a run. `examples` are shown in prompts, with their worked solution in the metadata."""
+    """All problems of a run. Prompts show `examples`, whose metadata has their worked solution."""
 
     train: pl.DataFrame
     evaluation: pl.DataFrame
@@ -44,22 +46,25 @@ class Splits:
 
 
 def split_of(phase: str) -> str:
-    """The split whose problems a phase is about: held-out ones for evaluate, training problems for all others."""
+    """The split that a phase uses: held-out problems for evaluate, otherwise training problems."""
     return EVALUATION if phase == EVALUATE else TRAIN
 
 
 def source_mistakes(source: ProblemSource) -> list[tuple[str, str]]:
-    """(field, message) for each mistake that can be found without reading a file or asking the hub."""
+    """(field, message) for each mistake that can be found without a file and without the hub."""
     if isinstance(source, (GeneratedProblems, GymProblems)):
         return generators.mistakes_in(source)
     return datasets.mistakes_in(source) if isinstance(source, DataSetProblems) else []
 
 
 def make_splits(section: ProblemsSection) -> Splits:
-    """Read or generate all splits; training and evaluation share no problem. Deterministic in the section alone.
+    """Read or generate all splits.
+
+    The result depends only on the section and the files that it names.
 
     Raises:
-        InputError: bad rows, too few problems, or problems that are (nearly) the same in training and evaluation.
+        InputError: there are bad rows or too few problems, or training and evaluation share
+            (nearly) the same problems.
     """
     files = {
         label: _read(source, label)
@@ -85,7 +90,7 @@ def _read(source: FileProblems | DataSetProblems, label: str) -> list[Item]:
 
 
 def _draw_all(section: ProblemsSection, files: dict[str, list[Item]]) -> dict[str, list[Item]]:
-    """Training, then evaluation from what training leaves; with `drop`, training from what evaluation leaves."""
+    """Draw training first, then evaluation from the rest; with `drop` in the reverse order."""
     drop = section.near_duplicates == "drop" and len(files) == 2
     splits: dict[str, list[Item]] = {}
     taken: set[str] = set()
@@ -109,11 +114,11 @@ def _draw_all(section: ProblemsSection, files: dict[str, list[Item]]) -> dict[st
 def _draw(items: list[Item], source: FileProblems | DataSetProblems, label: str, *, num_read: int) -> list[Item]:
     name, count = source.path or source.source, source.count
     if not items or (count is not None and count > len(items)):
-        left = (
-            "" if len(items) == num_read else f", {num_read - len(items)} of them used or left out for the other split"
-        )
+        num_missing = num_read - len(items)
+        missing = f", {num_missing} of them are used or excluded by the other split" if num_missing else ""
         raise InputError(
-            f"problems.{label}: {name} has {num_read} problems{left}, the configuration asks for {count or 'all the others'}"
+            f"problems.{label}: {name} has {num_read} problems{missing}, "
+            f"but the configuration asks for {count or 'all the others'}"
         )
     if count is None:
         return items
@@ -121,7 +126,7 @@ def _draw(items: list[Item], source: FileProblems | DataSetProblems, label: str,
     return [items[i] for i in sorted(chosen)]
 
 
-# --- what splits may share -----------------------------------------------------------------------
+# --- problems that splits must not share ---------------------------------------------------------
 
 
 def _folded(question: str) -> str:
@@ -129,33 +134,37 @@ def _folded(question: str) -> str:
 
 
 def _check_same(train: Sequence[Item], evaluation: Sequence[Item]) -> None:
-    held_out = {_folded(i.compared): i for i in evaluation}
-    shared = [(i, held_out[_folded(i.compared)]) for i in train if _folded(i.compared) in held_out]
+    by_text = {_folded(i.compared): i for i in evaluation}
+    shared = [(i, by_text[_folded(i.compared)]) for i in train if _folded(i.compared) in by_text]
     if shared:
-        ours, theirs = shared[0]
+        trained, held_out = shared[0]
         raise InputError(
-            f"problems: training and evaluation share {len(shared)} question(s), for example {ours.problem_id} of training and "
-            f"{theirs.problem_id} of evaluation: {ours.compared[:80]!r}; use other files or splits, or write "
-            "problems.near_duplicates: drop, which leaves them out of training"
+            f"problems: training and evaluation share {len(shared)} question(s), for example {trained.problem_id} of "
+            f"training and {held_out.problem_id} of evaluation: {trained.compared[:80]!r}; use other files or splits, "
+            "or set problems.near_duplicates: drop, which removes them from training"
         )
 
 
 def _check_near(train: Sequence[Item], evaluation: Sequence[Item], near: NearDuplicates) -> None:
-    pairs = [(*found, ours) for ours in train if (found := near.nearest(ours.compared)) is not None]
+    pairs = [(*found, item) for item in train if (found := near.nearest(item.compared)) is not None]
     if pairs:
-        similarity, index, ours = max(pairs, key=lambda pair: pair[0])
-        theirs = evaluation[index]
+        similarity, index, trained = max(pairs, key=lambda pair: pair[0])
+        held_out = evaluation[index]
         raise InputError(
-            f"problems: {len(pairs)} training problem(s) are nearly the same as held-out ones, for example {ours.problem_id} of training "
-            f"and {theirs.problem_id} of evaluation, whose groups of three words agree to {similarity:.0%}:\n  {ours.compared[:200]!r}\n"
-            f"  {theirs.compared[:200]!r}\nwrite problems.near_duplicates: drop (leave them out of training), or allow (keep them)"
+            f"problems: {len(pairs)} training problem(s) are nearly the same as held-out problems, for example "
+            f"{trained.problem_id} of training and {held_out.problem_id} of evaluation, which share {similarity:.0%} "
+            f"of their groups of three words:\n  {trained.compared[:200]!r}\n  {held_out.compared[:200]!r}\n"
+            "set problems.near_duplicates: drop (remove them from training), or allow (keep them)"
         )
 
 
 def _examples(
     section: ProblemsSection, read: Sequence[Item], taken: set[str], near: NearDuplicates | None
 ) -> list[Item]:
-    """Worked examples from the training source which are in neither split, nor nearly in evaluation."""
+    """Worked examples from the training source.
+
+    They are in neither split and not near an evaluation problem.
+    """
     source, count = section.train, section.num_examples
     if count == 0:
         return []
@@ -164,8 +173,8 @@ def _examples(
     chosen = [i for i, _ in zip(_spare(read, taken, near), range(count), strict=False)]
     if len(chosen) < count:
         raise InputError(
-            f"problems.num_examples: {source.path or source.source} has {len(chosen)} problem(s) with a 'solution' outside both splits, "
-            f"{count} are needed; lower problems.train.count or num_examples"
+            f"problems.num_examples: {source.path or source.source} has {len(chosen)} problem(s) with a 'solution' "
+            f"outside both splits, but {count} are needed; lower problems.train.count or num_examples"
         )
     return chosen
 
@@ -179,7 +188,7 @@ def _spare(read: Sequence[Item], taken: set[str], near: NearDuplicates | None) -
 
 def _solved(source: GeneratedProblems | GymProblems, items: list[Item]) -> list[Item]:
     if not all(isinstance(i.metadata.get("solution"), str) for i in items):
-        raise InputError(f"problems.num_examples: {source.task} gives no worked solutions to show; write 0")
+        raise InputError(f"problems.num_examples: {source.task} has no worked solutions; set num_examples to 0")
     return items
 
 
@@ -189,7 +198,7 @@ def _frame(items: Sequence[Item]) -> pl.DataFrame:
 
 
 def worked_examples(examples: pl.DataFrame) -> tuple[tuple[str, str], ...]:
-    """(question, worked solution) of the examples split, as prompts show them."""
+    """(question, worked solution) of each example, for prompts."""
     return tuple(
         (question, json.loads(metadata)["solution"])
         for question, metadata in examples.select("question", "metadata").rows()
@@ -197,22 +206,25 @@ def worked_examples(examples: pl.DataFrame) -> tuple[tuple[str, str], ...]:
 
 
 def check_counts(config: RunConfig, splits: Splits) -> None:
-    """InputError when an iteration needs more problems than there are."""
+    """Raise InputError if an iteration needs more problems than the training split has."""
     wanted = config.protocol.problems_per_iteration
     if wanted > splits.train.height:
         raise InputError(
-            f"protocol.problems_per_iteration: {wanted} problems an iteration, but problems.train has {splits.train.height}; "
-            "lower the one or raise the other"
+            f"protocol.problems_per_iteration is {wanted}, but problems.train has {splits.train.height} problems; "
+            "lower problems_per_iteration or add problems"
         )
 
 
 def iterations_per_epoch(num_problems: int, problems_per_iteration: int) -> int:
-    """Whole iterations of one pass over the training problems; the rest of the pass is left out."""
+    """Number of whole iterations in one pass over the training problems; the rest is skipped."""
     return num_problems // problems_per_iteration
 
 
 def problems_of_iteration(num_problems: int, problems_per_iteration: int, iteration: int, seed: int) -> list[int]:
-    """Row numbers of the training problems of an iteration (1-based), in a seeded order anew each epoch."""
+    """Row numbers of the training problems of a 1-based iteration.
+
+    Every epoch has its own seeded order.
+    """
     per_epoch = iterations_per_epoch(num_problems, problems_per_iteration)
     epoch, position = divmod(iteration - 1, per_epoch)
     order = list(range(num_problems))

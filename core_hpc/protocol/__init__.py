@@ -1,4 +1,7 @@
-"""The CORE protocol as pure functions of texts and arrays (METHOD sections 1 to 4): teacher, hint, distance, rewards, advantages.
+"""The CORE protocol as pure functions of texts and arrays.
 
-One problem at a time; no files, no processes, no models except the sentence embedder of `embeddings`.
+It consists of teacher, hint, distance, rewards and advantages. METHOD.md in this folder describes
+the method; docstrings here cite its sections. Every function handles one problem at a time. Nothing
+here opens files or starts processes, and the sentence embedder of `embeddings.py` is the only
+model.
 """

@@ -1,8 +1,9 @@
-"""Advantages of the completions of one problem that are compared with each other (METHOD section 4).
+"""Advantages of the completions of one problem (METHOD.md section 4).
 
-In: rewards [n] of one problem. Out: advantages [n]. Which completions are compared is the score phase's: those of all
-models and both phases (METHOD, trap 5), or with `update.group: model`, another method, those of one model. Never here:
-normalisation over a batch.
+In: rewards [n] of the completions that are compared with each other. Out: advantages [n]. The score
+phase selects what is compared: the completions of all models and both phases (METHOD.md section 8,
+trap 5), or with `update.group: model` those of one model. Rewards are never normalised over a
+batch.
 """
 
 from __future__ import annotations
@@ -18,10 +19,15 @@ EPSILON = 1e-8
 
 
 def advantages(rewards: ArrayLike, *, scale: Literal["std", "none"] = "std") -> FloatArray:
-    """(R - mean) / (population standard deviation + 1e-8), [n]; exactly 0 where all rewards are equal.
+    """(R - mean) / (population standard deviation + 1e-8), [n]; exactly 0 if all rewards are equal.
 
-    `scale="none"` leaves out the division, by which problems of almost equal rewards count as much as others (Dr. GRPO,
-    arXiv 2503.20783). Raises ValueError for a reward that is not finite.
+    Args:
+        rewards: [n].
+        scale: "none" leaves out the division (Dr. GRPO, arXiv 2503.20783). With the division, a
+            problem with almost equal rewards counts as much as any other.
+
+    Raises:
+        ValueError: a reward is not finite.
 
     >>> advantages([1.0, 0.0, 0.0, 1.0]).round(6).tolist(), advantages([0.3, 0.3, 0.3]).tolist()
     ([1.0, -1.0, -1.0, 1.0], [0.0, 0.0, 0.0])
@@ -35,5 +41,5 @@ def advantages(rewards: ArrayLike, *, scale: Literal["std", "none"] = "std") -> 
         raise ValueError(f"reward of row {int(np.argmin(np.isfinite(values)))} is not finite")
     if not len(values) or np.ptp(values) == 0:
         return np.zeros(len(values))
-    centred = values - values.mean()
+    centred: FloatArray = values - values.mean()
     return centred / (values.std() + EPSILON) if scale == "std" else centred

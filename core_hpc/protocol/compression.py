@@ -1,6 +1,7 @@
-"""The compressed form of a hint: its approach and its key steps. Plain rules on the text, no model.
+"""The compressed form of a hint (`protocol.hint_style: compressed`).
 
-In: a teacher's text without answers (hints.py). Out: the sentences that say how to go about it and those that compute.
+In: a teacher's text without answers (`hints.py`). Out: the sentence that describes the approach and
+the sentences that compute something. The rules are plain patterns; no model is involved.
 """
 
 from __future__ import annotations
@@ -9,13 +10,14 @@ import re
 
 from core_hpc.protocol.distance import operation_signature
 
-# A sentence ends at a line's end, or at .!? and a space; not behind the number of a list item ("2. Add").
+# A sentence ends at the end of a line, or at .!? and a space; but not after the number of a list
+# item ("2. Add").
 _SENTENCE_END = re.compile(r"\n+|(?<=[.!?])(?<!\n[0-9]\.)(?<!\n[0-9][0-9]\.)\s+")
 _COMPUTES = re.compile(r"[=≈≤≥]|\\(?:approx|equiv|leq?|geq?)\b|\s[<>]\s")
 
 
 def sentences(text: str) -> list[str]:
-    """Sentences and lines of a text, in order, without those that hold no letter or digit.
+    """The sentences and lines of a text in order, without those that have no letter or digit.
 
     >>> sentences("Add both. So 1.5 + 2 = 3.5!\\n2. Check it")
     ['Add both.', 'So 1.5 + 2 = 3.5!', '2. Check it']
@@ -25,10 +27,10 @@ def sentences(text: str) -> list[str]:
 
 
 def compress(text: str) -> str:
-    """Approach and key steps, one a line, in the order of the text, none twice.
+    """The approach and the key steps, one per line, in the order of the text and each once.
 
-    A key step is a sentence with an equation or an inequality. The approach is the first other sentence that names an
-    operation (distance.OPERATIONS); where no sentence does, the first sentence.
+    A key step is a sentence with an equation or an inequality. The approach is the first other
+    sentence that names an operation (`distance.OPERATIONS`), or the first sentence if none does.
 
     >>> compress("Sure! We add the eggs of both days. It is a nice day. Monday has 4. 4 + 7 = 11. Done.")
     'We add the eggs of both days.\\n4 + 7 = 11.'

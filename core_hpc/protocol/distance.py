@@ -1,7 +1,7 @@
-r"""Distance and similarity of the completions of one problem (Eq. 13).
+r"""Distance and similarity of the completions of one problem (Eq. 13, METHOD.md section 3).
 
 In: sentence embeddings and operation signatures, one per completion. Out: matrices over all pairs.
-This module does not embed texts (see embeddings.py) and does not know models, phases or rewards.
+This module does not embed texts (`embeddings.py` does) and does not know models, phases or rewards.
 
 Shapes: n completions, d embedding dimensions, s kinds of operations.
 """
@@ -19,7 +19,8 @@ FloatArray = NDArray[np.float64]
 
 _LEFT, _RIGHT = r"[0-9)\]}$]\s{0,3}", r"\s{0,3}[0-9(\\$]"
 _SOURCES = {
-    "addition": rf"\b(?:add|adds|added|adding|addition|plus|sum|sums|total|totals|altogether)\b|{_LEFT}\+{_RIGHT}|\b[a-z]\s?\+\s?\w",
+    "addition": r"\b(?:add|adds|added|adding|addition|plus|sum|sums|total|totals|altogether)\b"
+    rf"|{_LEFT}\+{_RIGHT}|\b[a-z]\s?\+\s?\w",
     "subtraction": r"\b(?:subtract(?:s|ed|ing|ion)?|minus|difference|take away|taken away|fewer|remaining|left over)\b"
     rf"|{_LEFT}[-−]{_RIGHT}|\b[a-z]\s?[-−]\s?[0-9]",
     "multiplication": r"\b(?:multipl(?:y|ies|ied|ying|ication)|times|product|doubled?|tripled?|twice)\b"
@@ -27,11 +28,11 @@ _SOURCES = {
     "division": r"\b(?:divid(?:e|es|ed|ing)|division|quotient|per|split (?:equally|evenly)|shared equally)\b"
     r"|÷|\\div\b|[0-9)]\s{1,3}/\s{0,3}[0-9(]",
     "equation": r"\b(?:equations?|equals?|equal to)\b|=",
-    "comparison": r"\b(?:compar(?:e|es|ed|ing|ison)|(?:greater|less|more|larger|smaller|higher|lower) than|at (?:least|most)|inequality)\b"
-    r"|[≤≥]|\\(?:leq?|geq?|lt|gt)\b|\s[<>]=?\s|[0-9]\s{0,2}[<>]=?\s{0,2}[0-9]",
+    "comparison": r"\b(?:compar(?:e|es|ed|ing|ison)|(?:greater|less|more|larger|smaller|higher|lower) than"
+    r"|at (?:least|most)|inequality)\b|[≤≥]|\\(?:leq?|geq?|lt|gt)\b|\s[<>]=?\s|[0-9]\s{0,2}[<>]=?\s{0,2}[0-9]",
     "percentage": r"\b(?:percent|percents|percentages?|per cent)\b|[0-9]\s{0,2}\\?%",
-    "fraction": r"\b(?:fractions?|numerator|denominator|half|halves|one[- ]third|two[- ]thirds|thirds|quarters?|ratio)\b"
-    r"|\\[dt]?frac\b|[0-9]/[0-9]|[½⅓¼¾⅔]",
+    "fraction": r"\b(?:fractions?|numerator|denominator|half|halves|one[- ]third|two[- ]thirds|thirds|quarters?"
+    r"|ratio)\b|\\[dt]?frac\b|[0-9]/[0-9]|[½⅓¼¾⅔]",
     "square": r"\b(?:squar(?:e|es|ed|ing)|power of (?:two|2))\b(?! root)|\^\s?\{?\s?2(?![0-9])|²",
     "root": r"\b(?:square|cube|cubic) roots?\b|\broots? of\b|\\sqrt\b|√|\bsqrt\b",
     "substitution": r"\b(?:substitut(?:e|es|ed|ing|ion)|plug(?:s|ged|ging)? in(?:to)?|replac(?:e|es|ed|ing))\b",
@@ -40,8 +41,10 @@ _SOURCES = {
     "factoring": r"\b(?:factor(?:s|ed|ing|ise|ize|ised|ized|ization|isation)?|common divisor|gcd)\b",
     "expansion": r"\b(?:expand(?:s|ed|ing)?|expansion|distribut(?:e|es|ed|ing|ive)|multiply(?:ing)? out|foil)\b",
     "isolation": r"\b(?:isolat(?:e|es|ed|ing)|solv(?:e|es|ed|ing) for|rearrang(?:e|es|ed|ing)|both sides)\b",
-    "verification": r"\b(?:verif(?:y|ies|ied|ying|ication)|check(?:s|ed|ing)?|double[- ]check(?:s|ed|ing)?|confirm(?:s|ed|ing)?)\b",
-    "case analysis": r"\b(?:case analysis|by cases|case (?:[0-9]{1,3}|[ivx]{1,4}|one|two|three)|cases|consider each|either case)\b",
+    "verification": r"\b(?:verif(?:y|ies|ied|ying|ication)|check(?:s|ed|ing)?|double[- ]check(?:s|ed|ing)?"
+    r"|confirm(?:s|ed|ing)?)\b",
+    "case analysis": r"\b(?:case analysis|by cases|case (?:[0-9]{1,3}|[ivx]{1,4}|one|two|three)|cases"
+    r"|consider each|either case)\b",
     "induction": r"\b(?:induction|inductive(?:ly)?|base case|inductive (?:step|hypothesis))\b",
 }
 _PATTERNS = {name: re.compile(source, re.IGNORECASE) for name, source in _SOURCES.items()}
@@ -49,7 +52,7 @@ OPERATIONS = tuple(_PATTERNS)
 
 
 def operation_signature(text: str) -> Signature:
-    r"""The kinds of mathematical operations (of `OPERATIONS`) which a text uses, by word or by symbol.
+    r"""The mathematical operations (members of `OPERATIONS`) that a text uses, as words or symbols.
 
     >>> sorted(operation_signature("3 + 4 = 7, then halve: \\frac{7}{2}. A well-known additional fact."))
     ['addition', 'equation', 'fraction']
@@ -58,7 +61,11 @@ def operation_signature(text: str) -> Signature:
 
 
 def unit_rows(embeddings: ArrayLike) -> FloatArray:
-    """Embeddings [n, d] scaled to length 1. Raises ValueError naming the first zero or non-finite row."""
+    """Embeddings [n, d] scaled to length 1.
+
+    Raises:
+        ValueError: a row is zero or not finite; the message names the first such row.
+    """
     rows = np.asarray(embeddings, dtype=np.float64)
     if rows.ndim != 2:
         raise ValueError(f"embeddings have {rows.ndim} axes, not [completions, dimensions]")
@@ -70,8 +77,9 @@ def unit_rows(embeddings: ArrayLike) -> FloatArray:
         row = int(np.argmax(bad))
         what = "zero" if np.isfinite(rows[row]).all() else "not finite"
         raise ValueError(f"embedding of row {row} is {what}: its cosine distance is undefined")
-    rows = rows / largest  # first, so that neither huge nor tiny entries overflow in the squares
-    return rows / np.linalg.norm(rows, axis=1, keepdims=True)
+    rows = rows / largest  # done first, so the squares of huge or tiny entries stay in range
+    unit: FloatArray = rows / np.linalg.norm(rows, axis=1, keepdims=True)
+    return unit
 
 
 def cosine_matrix(embeddings: ArrayLike) -> FloatArray:
@@ -84,7 +92,7 @@ def cosine_matrix(embeddings: ArrayLike) -> FloatArray:
 
 
 def jaccard_matrix(signatures: Sequence[Signature]) -> FloatArray:
-    """Jaccard similarity of every pair of sets, [n, n] in [0, 1]; two empty sets are equal.
+    """Jaccard similarity of every pair of sets, [n, n] in [0, 1]; that of two empty sets is 1.
 
     >>> jaccard_matrix([frozenset("ab"), frozenset("bc"), frozenset()]).round(3).tolist()
     [[1.0, 0.333, 0.0], [0.333, 1.0, 0.0], [0.0, 0.0, 1.0]]
@@ -111,10 +119,18 @@ def _features(embeddings: ArrayLike, signatures: Sequence[Signature], weight: fl
 def distance_matrix(
     embeddings: ArrayLike, signatures: Sequence[Signature], embedding_weight: float = 0.6
 ) -> FloatArray:
-    """Eq. 13: weight * (1 - cosine) + (1 - weight) * (1 - Jaccard) of every pair of completions.
+    """Eq. 13: weight * (1 - cosine) + (1 - weight) * (1 - Jaccard) for every pair of completions.
 
-    embeddings [n, d]; signatures: n sets; returns float64 [n, n], symmetric, zero diagonal, in [0, 1 + weight].
-    Raises ValueError for a zero or non-finite embedding (naming the row) or lengths that differ.
+    Args:
+        embeddings: [n, d].
+        signatures: n sets of operations.
+        embedding_weight: the weight, in [0, 1].
+
+    Returns:
+        float64 [n, n] in [0, 1 + weight], symmetric with zero diagonal.
+
+    Raises:
+        ValueError: an embedding is zero or not finite, or the lengths differ.
 
     >>> distance_matrix([[1.0, 0.0], [0.0, 2.0]], [frozenset("ab"), frozenset("b")]).tolist()
     [[0.0, 0.8], [0.8, 0.0]]
@@ -126,10 +142,11 @@ def distance_matrix(
 def similarity_matrix(
     embeddings: ArrayLike, signatures: Sequence[Signature], embedding_weight: float = 0.6
 ) -> FloatArray:
-    """Positive semi-definite similarity [n, n] in [0, 1], diagonal 1: weight * (1 + cosine) / 2 + (1 - weight) * Jaccard.
+    """weight * (1 + cosine) / 2 + (1 - weight) * Jaccard, [n, n] in [0, 1] with diagonal 1.
 
-    Both kernels are positive semi-definite, and so is their mixture; 1 - distance would not be in [0, 1], and
-    clipped it would not be positive semi-definite. Raises as `distance_matrix`.
+    Both terms are positive semi-definite, and so is their sum. 1 - distance is not used because it
+    leaves [0, 1], and clipping it would destroy positive semi-definiteness. Arguments and errors
+    are those of `distance_matrix`.
     """
     cosine, jaccard = _features(embeddings, signatures, embedding_weight)
     return embedding_weight * (1 + cosine) / 2 + (1 - embedding_weight) * jaccard

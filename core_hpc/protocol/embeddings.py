@@ -1,8 +1,8 @@
-"""Sentence embeddings of completions.
+"""Sentence embeddings of completions (METHOD.md section 3).
 
-In: texts. Out: one finite, non-zero vector per text, in the order of the texts. Each distinct text is embedded
-once, so that equal texts have equal vectors whatever batch they fall into.
-This module does not resolve `pypi:` references (the caller hands in a folder) and computes no distances.
+In: texts. Out: one finite, non-zero vector per text, in the order of the texts. Within a call each
+distinct text is embedded once, so equal texts have equal vectors. This module does not resolve
+`pypi:` references (the caller passes a folder) and computes no distances.
 """
 
 from __future__ import annotations
@@ -17,32 +17,41 @@ import numpy as np
 from numpy.typing import NDArray
 
 EMPTY_TEXT = "(empty)"
-"""Stands for a text without any visible character: such completions are alike, and their embedding is not zero."""
+"""Replaces texts without visible characters, so that their embedding is not zero."""
 MAX_TEXT_CHARS = 20_000
-"""Longer texts are cut before they are tokenised; all-MiniLM-L6-v2 reads no more than 256 word pieces anyway."""
+"""Longer texts are cut before tokenization; all-MiniLM-L6-v2 reads at most 256 word pieces."""
 FAKE_HASHING = "fake:hashing"
 
 _TOKEN = re.compile(r"\w+|[^\w\s]")
 
 
 class Embedder(Protocol):
-    """Turns texts into vectors."""
+    """Computes vectors of texts."""
 
     def embed(self, texts: Sequence[str]) -> NDArray[np.float32]:
-        """Vectors [len(texts), d] in the order of the texts; empty texts are allowed."""
+        """Vectors [len(texts), d] in the order of the texts. A text may be empty."""
         ...
 
 
+def text_as_embedded(text: str) -> str:
+    """What an embedder reads of a text: its first `MAX_TEXT_CHARS` characters, or `EMPTY_TEXT`."""
+    beginning = text[:MAX_TEXT_CHARS]
+    return beginning if beginning.strip() else EMPTY_TEXT
+
+
 def _embed_distinct(texts: Sequence[str], embed: Callable[[list[str]], NDArray[np.float32]]) -> NDArray[np.float32]:
-    """Embed each distinct text once and give every text its vector."""
-    prepared = [text[:MAX_TEXT_CHARS] if text[:MAX_TEXT_CHARS].strip() else EMPTY_TEXT for text in texts]
+    """The vector of every text; each distinct text is embedded once."""
+    prepared = [text_as_embedded(text) for text in texts]
     rows = {text: i for i, text in enumerate(dict.fromkeys(prepared))}
     vectors = embed(list(rows))
     return vectors[[rows[text] for text in prepared]]
 
 
 class HashingEmbedder:
-    """A fake for tests: counts of hashed words. It knows nothing of meaning; equal bags of words are equal vectors."""
+    """An embedder for tests: counts of hashed words.
+
+    Texts with the same words have equal vectors.
+    """
 
     def __init__(self, dimensions: int = 256) -> None:
         self.dimensions = dimensions
@@ -75,16 +84,25 @@ class SentenceEmbedder:
         return np.asarray(vectors, dtype=np.float32)
 
     def embed(self, texts: Sequence[str]) -> NDArray[np.float32]:
-        """Vectors [len(texts), d]; (384 for all-MiniLM-L6-v2). At most `MAX_TEXT_CHARS` of each text are read."""
+        """Vectors [len(texts), d]; d is 384 for all-MiniLM-L6-v2.
+
+        Long texts are cut (`MAX_TEXT_CHARS`).
+        """
         if not texts:
             return np.zeros((0, self._model.get_embedding_dimension() or 0), dtype=np.float32)
         return _embed_distinct(texts, self._encode)
 
 
 def create_embedder(reference: str | Path, *, device: str = "cpu", batch_size: int = 32) -> Embedder:
-    """The embedder of `reward.distance.embedder`: `fake:hashing`, or a sentence-transformers folder or hub name.
+    """The embedder of `reward.distance.embedder`.
 
-    Raises ValueError for a `pypi:` reference, which the caller resolves to a folder first.
+    Args:
+        reference: `fake:hashing`, or a folder or hub name of a sentence-transformers model.
+        device: where the model runs.
+        batch_size: texts per batch.
+
+    Raises:
+        ValueError: the reference is `pypi:...`; the caller resolves it to a folder first.
 
     >>> create_embedder("fake:hashing").embed(["one two", "", "one two"]).shape
     (3, 256)
@@ -94,6 +112,7 @@ def create_embedder(reference: str | Path, *, device: str = "cpu", batch_size: i
         return HashingEmbedder()
     if name.startswith(("pypi:", "fake:")):
         raise ValueError(
-            f"embedder {name!r}: give a folder, a hub name or {FAKE_HASHING!r}; resolve pypi: references to a folder first"
+            f"embedder {name!r}: pass a folder, a hub name or {FAKE_HASHING!r}; "
+            "resolve pypi: references to a folder first"
         )
     return SentenceEmbedder(name, device=device, batch_size=batch_size)

@@ -1,7 +1,7 @@
-"""The reward for form: strategy blocks and a final answer tag, as the instruction of style `strategies` asks for them.
+"""The format reward: strategy blocks and a final answer tag (instruction style `strategies`).
 
-In: texts. Out: one reward a text, unweighted. What the blocks and the tag hold is no matter here. From the authors' code; the
-paper does not have it.
+In: texts. Out: one unweighted reward per text. The content of blocks and tag does not matter. This
+part comes from the authors' code and is not in the paper.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from core_hpc.answers.extract import after_thinking
-from core_hpc.config.run import FormatSection
+from core_hpc.config.reward import FormatSection
 from core_hpc.protocol.distance import FloatArray
 from core_hpc.protocol.hints import strategy_blocks
 
@@ -20,10 +20,12 @@ _OPEN, _CLOSE = (re.compile(tag, re.IGNORECASE) for tag in ("<final_answer>", "<
 
 
 def format_rewards(texts: Sequence[str], settings: FormatSection) -> FloatArray:
-    """min(1, per_strategy * number of closed strategy blocks + final_answer * 1[a closed <final_answer>]), [n]; no thoughts.
+    """min(1, per_strategy * closed strategy blocks + final_answer * 1[closed <final_answer>]), [n].
 
-    >>> texts = ["<strategy id=1>Add.</strategy><final_answer>8</final_answer>", "<think><final_answer>8</final_answer></think>8"]
-    >>> format_rewards(texts, FormatSection()).tolist()
+    Only the text after the thoughts counts.
+
+    >>> good = "<strategy id=1>Add.</strategy><final_answer>8</final_answer>"
+    >>> format_rewards([good, "<think><final_answer>8</final_answer></think>8"], FormatSection()).tolist()
     [0.7, 0.0]
     """
     return np.array([_format(after_thinking(text), settings) for text in texts], dtype=np.float64)

@@ -1,10 +1,10 @@
-r"""The hint that a student gets from its teacher's completion (METHOD 1.3).
+r"""The hint that a student gets from its teacher's completion (METHOD.md section 1).
 
-In: the teacher's text, the gold answer, and the student's tokenizer as two functions. Out: the hint, or None
-when there is none. Answer payloads are removed; the computation that leads to them stays. Thoughts are no part of
-a hint: they hold drafts of the answer in words that no pattern finds. Work is linear in the text: each pattern is
-scanned once, and only a bounded prefix is tokenised.
-This module does not choose the teacher and does not build prompts.
+In: the teacher's text, the gold answer, and the student's tokenizer as two functions. Out: the
+hint, or None if there is none. Answers are removed; the computation that leads to them stays.
+Thoughts are left out because they contain drafts of the answer in words that no pattern finds. The
+work is linear in the length of the text: each pattern scans it once, and only a bounded prefix is
+tokenized. This module does not choose the teacher and does not build prompts.
 """
 
 from __future__ import annotations
@@ -27,11 +27,11 @@ _OUTCOME_BEHIND = re.compile(
 _TAG = re.compile(rf"(?P<open>{extract.OPEN_TAG})|{extract.CLOSE_TAG}", _FLAGS)
 _BOX = re.compile(rf"\\{{0,4}}{extract.BOX}", _FLAGS)
 _BARE_BOX = re.compile(r"\\(?:boxed|fbox)\s{0,8}[^\s{]{1,64}", _FLAGS)
-# Wider than what extraction reads ("the answer to the question is", "the final result is"): a hint rather loses
-# a line too many than that it shows an answer.
+# Matches more than extraction reads ("the answer to the question is", "the final result is"),
+# because losing one more line of a hint is better than showing an answer.
 _LABEL = re.compile(
     rf"\#{{4,8}}|{extract.HEADING}|[*_]{{0,3}}(?:\bthe[ \t]{{1,4}})?(?:\bfinal[ \t]{{1,4}})?"
-    rf"(?:{extract.SAYS}|\b(?:final_)?answers?\b[^\n.:=<]{{0,60}}?(?::|=|\b(?:is|are|be)\b)"
+    rf"(?:{extract.STATED}|\b(?:final_)?answers?\b[^\n.:=<]{{0,60}}?(?::|=|\b(?:is|are|be)\b)"
     r"|\b(?:final_)?(?:outcome|result)\b[\s*_`\"']{0,8}(?::|=|\bis\b))",
     _FLAGS,
 )
@@ -43,7 +43,7 @@ _BOUNDARY_TOKENS = 16
 
 
 def strategy_blocks(text: str) -> Iterator[tuple[str, str]]:
-    """(content, content with the outcome that directly follows) of every closed strategy block."""
+    """Every closed strategy block: (content, content with the outcome that follows directly)."""
     start = -1
     for match in _STRATEGY_TAG.finditer(text):
         if not match["close"]:
@@ -56,7 +56,11 @@ def strategy_blocks(text: str) -> Iterator[tuple[str, str]]:
 
 
 def _source(text: str, gold: str, kind: str, style: str) -> str | None:
-    """The first strategy block whose own outcome verifies; the whole text when it has no strategy tags and the style allows it."""
+    """The part of the text that becomes the hint, or None.
+
+    This is the first strategy block whose own outcome verifies. A text without strategy tags is
+    used as a whole, unless the style is "strategy".
+    """
     if _STRATEGY_TAG.search(text) is None:
         return None if style == "strategy" else text
     for content, with_outcome in strategy_blocks(text):
@@ -67,7 +71,11 @@ def _source(text: str, gold: str, kind: str, style: str) -> str | None:
 
 
 def _tag_spans(text: str) -> Iterator[Span]:
-    """Answer tags with their content; without a closing tag up to the end, without an opening one the line before."""
+    """Answer tags with their content.
+
+    Without a closing tag the span extends to the end of the text; without an opening tag it starts
+    at the beginning of the line.
+    """
     start, done = -1, 0
     for match in _TAG.finditer(text):
         if match["open"]:
@@ -82,7 +90,7 @@ def _tag_spans(text: str) -> Iterator[Span]:
 
 
 def _box_spans(text: str) -> Iterator[Span]:
-    r"""`\boxed{..}` with nested braces; up to the end of the text when its braces are not closed."""
+    r"""`\boxed{..}` with nested braces; to the end of the text if the braces are not closed."""
     position = 0
     while (box := _BOX.search(text, position)) is not None:
         end = extract.closing_brace(text, box.end(), len(text))
@@ -93,7 +101,7 @@ def _box_spans(text: str) -> Iterator[Span]:
 
 
 def _label_spans(text: str) -> Iterator[Span]:
-    """Labels ("the answer is", "####") to the end of their line; the next line that holds more when the rest is bare."""
+    """Labels ("the answer is", "####") to the end of their line or the next line with content."""
     done = 0
     for match in _LABEL.finditer(text):
         if match.start() < done:
@@ -105,7 +113,7 @@ def _label_spans(text: str) -> Iterator[Span]:
 
 
 def remove_answers(text: str) -> str:
-    r"""`text` without its answer payloads (tags, boxes, `####`, labelled lines) and without thinking tags.
+    r"""The text without answers (tags, boxes, `####`, labelled lines) and without thinking tags.
 
     >>> remove_answers("4 + 7 = 11. 11 - 3 = 8. #### 8")
     '4 + 7 = 11. 11 - 3 = 8.'
@@ -121,7 +129,7 @@ def remove_answers(text: str) -> str:
             kept.append(text[position:start])
         position = max(position, end)
     kept.append(text[position:])
-    # Joined by a space, so that what surrounded a payload cannot form a new marker.
+    # The join by a space prevents the text around an answer from forming a new marker.
     lines = [line.rstrip() for line in " ".join(kept).split("\n")]
     return "\n".join(line for line, before in zip(lines, ["", *lines], strict=False) if line or before).strip()
 
@@ -129,10 +137,11 @@ def remove_answers(text: str) -> str:
 def cut_to_tokens(
     text: str, tokenize: Callable[[str], Sequence[int]], detokenize: Callable[[Sequence[int]], str], max_tokens: int
 ) -> str:
-    """The longest beginning of `text` (nearly) which is at most `max_tokens` tokens when tokenised again.
+    """A beginning of `text` that has at most `max_tokens` tokens when it is tokenized again.
 
-    `tokenize` adds no special tokens. Of a very long text only a beginning is tokenised, doubled until it holds
-    enough tokens and some more, since the last tokens of a beginning depend on what follows.
+    It is nearly the longest one. Only a prefix of a very long text is tokenized. The prefix is
+    doubled until it has enough tokens and some more, because the last tokens of a prefix depend on
+    what follows. `tokenize` must not add special tokens.
     """
     num_chars = max_tokens * _FIRST_CHARS_PER_TOKEN + 64
     ids = tokenize(text[:num_chars])
@@ -141,7 +150,7 @@ def cut_to_tokens(
         ids = tokenize(text[:num_chars])
     keep, cut = max_tokens, text
     while len(ids) > max_tokens and keep > 0:
-        # A cut inside a character decodes to replacement characters.
+        # If the cut is inside a character, its bytes decode to replacement characters.
         cut = detokenize(ids[:keep]).rstrip("\ufffd").rstrip()
         excess = len(tokenize(cut)) - max_tokens
         if excess <= 0:
@@ -151,7 +160,7 @@ def cut_to_tokens(
 
 
 def _is_gold(hint: str, gold: str, kind: str) -> bool:
-    """Does the hint amount to the gold answer, as a whole or by an explicit answer that survived?"""
+    """Whether the hint is the gold answer itself or still contains it as an explicit answer."""
     bare = hint.strip(" \t\n.,;:!*_`$()[]{}<>\"'")
     if bare.casefold() == gold.strip().casefold():
         return True
@@ -169,13 +178,25 @@ def make_hint(
     *,
     style: str = "full",
 ) -> str | None:
-    """The hint for a student from its teacher's `text` (METHOD 1.3), or None when there is none.
+    """The hint for a student (METHOD.md section 1), or None if there is none.
 
-    Of the text behind the thoughts: if it has `<strategy ..>` blocks, the first one whose own outcome verifies
-    against `gold`, else all of it (style "strategy": nothing); without answer payloads (style "compressed": of that
-    the approach and the key steps); cut to `max_tokens` of the student's tokenizer (`tokenize` adds no special
-    tokens). None: no block verifies, or what remains is empty, has no letter or digit, or is itself the gold answer.
-    Raises ValueError for an unknown kind or a gold answer that is not of it.
+    The source is the text after the thoughts. If it has `<strategy ..>` blocks, only the first
+    block whose own outcome verifies is used. Answers are removed, and the rest is cut to
+    `max_tokens`. There is no hint if no block verifies, or if the rest has no letter or digit or is
+    the gold answer itself.
+
+    Args:
+        text: the teacher's completion.
+        gold: the gold answer of the problem.
+        kind: the kind of its answer (`answers.kinds.KINDS`).
+        tokenize: the student's tokenizer, without special tokens.
+        detokenize: its inverse.
+        max_tokens: longest hint, in the student's tokens.
+        style: "full"; "strategy" (no hint from a text without strategy blocks); or "compressed"
+            (only the approach and the key steps).
+
+    Raises:
+        ValueError: the kind is unknown, or the gold answer is not of this kind.
     """
     source = _source(extract.after_thinking(text), gold, kind, style)
     if source is None:

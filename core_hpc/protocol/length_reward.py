@@ -1,6 +1,7 @@
-"""The reward for length: longer completions get more, up to a bound. From the authors' code; the paper does not have it.
+"""The length reward: longer completions get more, up to a bound.
 
-In: texts. Out: one reward a text, unweighted. Words, not tokens, are counted: tokenizers differ within a team.
+In: texts. Out: one unweighted reward per text. Words are counted instead of tokens because the
+tokenizers of a team differ. This part comes from the authors' code and is not in the paper.
 """
 
 from __future__ import annotations
@@ -9,12 +10,12 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from core_hpc.config.run import LengthSection
+from core_hpc.config.reward import LengthSection
 from core_hpc.protocol.distance import FloatArray
 
 
 def length_rewards(texts: Sequence[str], settings: LengthSection) -> FloatArray:
-    """(words - min_words) / (max_words - min_words), within [0, 1], [n].
+    """(words - min_words) / (max_words - min_words), clipped to [0, 1], [n].
 
     >>> length_rewards(["a", "a b c", "a b c d e f"], LengthSection(min_words=1, max_words=5)).tolist()
     [0.0, 0.5, 1.0]

@@ -1,9 +1,10 @@
-"""Rewards of all completions of one problem (METHOD section 4, Eq. 2 to 7).
+"""Rewards of all completions of one problem (Eq. 2 to 7, METHOD.md section 4).
 
-In: arrays over the completions of one problem, of all models and both phases, and the reward settings. Out:
-every part of the paper's reward, unweighted, and the weighted sum of all parts. A part beyond the paper's is a function
-of the texts in a file of its own, and a line in `EXTRA_PARTS`; its settings are the section of its name.
-This module does not verify answers, embed texts or normalise rewards to advantages.
+In: arrays over the completions of one problem (all models, both phases) and the reward settings.
+Out: every part of the paper's reward, unweighted, and the weighted sum of all parts. A part that is
+not in the paper is a function of the texts in its own file and an entry of `EXTRA_PARTS`; the
+settings section with the same name configures it. This module does not verify answers, embed texts
+or compute advantages.
 
 Shapes: n completions of one problem, in the same order in every array; d embedding dimensions.
 """
@@ -18,47 +19,57 @@ import numpy as np
 from numpy.typing import NDArray
 
 from core_hpc.answers.extract import token_f1
-from core_hpc.config.run import RewardSection, weight_at
+from core_hpc.config.reward import RewardSection, weight_at
 from core_hpc.protocol import explore
 from core_hpc.protocol.distance import FloatArray, Signature, distance_matrix, similarity_matrix
+from core_hpc.protocol.failures import BoolArray, cold_failed
 from core_hpc.protocol.format_reward import format_rewards
 from core_hpc.protocol.length_reward import length_rewards
 from core_hpc.store.schema import COLD, RESCUE
 
-BoolArray = NDArray[np.bool_]
 StrArray = NDArray[np.str_]
 
 EXTRA_PARTS: dict[str, Callable[[Sequence[str], Any], FloatArray]] = {
     "format": format_rewards,
     "length": length_rewards,
 }
-"""Parts beyond the paper's: (texts [n], settings of that name) -> [n]. They are in the total; the texts tell them again at any time."""
+"""Parts that are not in the paper: name -> function of (texts [n], settings) that returns [n].
+
+They are added to the total but not stored, because they can be recomputed from the texts.
+"""
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, kw_only=True)
 class ProblemGroup:
-    """All completions of one problem. Raises ValueError when its arrays contradict each other."""
+    """All completions of one problem.
+
+    Attributes:
+        models: [n] names of the models.
+        phases: [n] cold or rescue.
+        correct: [n] whether the answer is correct.
+        answers: [n] extracted answers.
+        gold: the gold answer.
+        hint_given: [n] whether the prompt contained the hint.
+        cold_failed: [n] whether the model of the completion failed the problem
+            (`failures.cold_failed`). Only the values of rescue rows are used.
+        signatures: [n] operation signatures of the texts.
+        embeddings: [n, d] embeddings of the texts.
+        texts: [n]; needed only by `EXTRA_PARTS`.
+
+    Raises:
+        ValueError: the arrays contradict each other.
+    """
 
     models: StrArray
-    """[n] name of the model in the team"""
     phases: StrArray
-    """[n] cold or rescue"""
     correct: BoolArray
-    """[n]"""
     answers: Sequence[str | None]
-    """[n] extracted answers"""
     gold: str
     hint_given: BoolArray
-    """[n] the prompt contained the hint"""
     cold_failed: BoolArray
-    """[n] the completion's model has cold completions of this problem, and none is correct (False in cold rows
-    is as good: only rescue rows are read)"""
     signatures: Sequence[Signature]
-    """[n] operation signatures of the texts"""
     embeddings: NDArray[np.floating]
-    """[n, d] embeddings of the texts"""
     texts: Sequence[str] | None = None
-    """[n] needed by `EXTRA_PARTS` alone"""
 
     def __post_init__(self) -> None:
         arrays = {name: getattr(self, name) for name in self.__dataclass_fields__ if name != "gold"}
@@ -68,18 +79,19 @@ class ProblemGroup:
         unknown = sorted(set(self.phases) - {COLD, RESCUE})
         if unknown:
             raise ValueError(f"phases {unknown} are not rewarded; only {COLD} and {RESCUE} are")
-        wrong = (self.phases == RESCUE) & (self.cold_failed != own_cold_failed(self.models, self.phases, self.correct))
+        failed = cold_failed(list(self.models), self.phases, self.correct)
+        wrong = (self.phases == RESCUE) & (self.cold_failed != failed)
         if wrong.any():
             row = int(np.argmax(wrong))
-            said = bool(self.cold_failed[row])
+            given = bool(self.cold_failed[row])
             raise ValueError(
-                f"row {row} ({self.models[row]}): cold_failed is {said}, but its model's cold rows say otherwise"
+                f"row {row} ({self.models[row]}): cold_failed is {given}, but the model's cold rows show the opposite"
             )
 
 
 @dataclass(frozen=True, eq=False)
 class ScoredGroup:
-    """Reward of every completion of one problem; each array is [n], parts unweighted."""
+    """Rewards of the completions of one problem. Arrays are [n], and the parts are unweighted."""
 
     exploit: FloatArray
     explore: FloatArray
@@ -87,18 +99,11 @@ class ScoredGroup:
     trace_accuracy: FloatArray
     cross: FloatArray
     total: FloatArray
-    """Eq. 7: the weighted sum, extra parts included"""
-
-
-def own_cold_failed(models: StrArray, phases: StrArray, correct: BoolArray) -> BoolArray:
-    """[n] Is there a cold completion of the same model, and none that is correct?"""
-    cold = phases == COLD
-    failed = {m for m in set(models[cold]) if not correct[cold & (models == m)].any()}
-    return np.array([m in failed for m in models], dtype=bool)
+    """Eq. 7: the weighted sum, including `EXTRA_PARTS`."""
 
 
 def peer_cold_correct(models: StrArray, phases: StrArray, correct: BoolArray) -> BoolArray:
-    """[n] Is there a correct cold completion of another model?"""
+    """Whether another model has a correct cold completion, [n]."""
     solvers = models[(phases == COLD) & correct]
     return np.array([bool((solvers != m).any()) for m in models], dtype=bool)
 
@@ -106,7 +111,10 @@ def peer_cold_correct(models: StrArray, phases: StrArray, correct: BoolArray) ->
 def exploit_rewards(
     correct: BoolArray, answers: Sequence[str | None], gold: str, *, partial_weight: float
 ) -> FloatArray:
-    """Eq. 2: 1[correct] + alpha * token F1 of answer and gold, [n]; alpha 0 switches partial credit off."""
+    """Eq. 2: 1[correct] + alpha * token F1 of answer and gold, [n].
+
+    `partial_weight` is alpha; 0 disables it.
+    """
     partial = (
         np.array([token_f1(a, gold) for a in answers], dtype=np.float64) if partial_weight else np.zeros(len(correct))
     )
@@ -114,16 +122,17 @@ def exploit_rewards(
 
 
 def rescue_rewards(group: ProblemGroup) -> FloatArray:
-    """Eq. 4: 1[rescue phase, correct, hint given, own cold all wrong (and present), a peer's cold right], [n]."""
+    """Eq. 4: 1[rescue phase, correct, hint given, model failed cold, a peer correct cold], [n]."""
     peer = peer_cold_correct(group.models, group.phases, group.correct)
-    own = own_cold_failed(group.models, group.phases, group.correct)
-    return ((group.phases == RESCUE) & group.correct & group.hint_given & own & peer).astype(np.float64)
+    rescued: BoolArray = (group.phases == RESCUE) & group.correct & group.hint_given & group.cold_failed & peer
+    return rescued.astype(np.float64)
 
 
 def trace_accuracy_rewards(correct: BoolArray, phases: StrArray) -> FloatArray:
     """Eq. 5: 1[correct] * (1 - share of correct completions of the same phase, all models), [n].
 
-    >>> trace_accuracy_rewards(np.array([True, False, False, True]), np.array(["cold", "cold", "cold", "rescue"])).round(3).tolist()
+    >>> phases = np.array(["cold", "cold", "cold", "rescue"])
+    >>> trace_accuracy_rewards(np.array([True, False, False, True]), phases).round(3).tolist()
     [0.667, 0.0, 0.0, 0.0]
     """
     share = np.zeros(len(correct))
@@ -135,10 +144,11 @@ def trace_accuracy_rewards(correct: BoolArray, phases: StrArray) -> FloatArray:
 def cross_rewards(
     distances: FloatArray, models: StrArray, phases: StrArray, exploit: FloatArray, *, margin: float, gate: float
 ) -> FloatArray:
-    """Eq. 6 per phase, averaged over the partner models which have completions in the same phase, [n].
+    """Eq. 6 per phase, averaged over the partners with completions in the same phase, [n].
 
-    One partner gives max(0, least distance to its completions of the phase - margin) when its best exploit in
-    the phase is at least `gate`, else 0. Without a partner in the phase: 0.
+    A partner contributes max(0, smallest distance to its completions of the phase - margin) if its
+    best exploit reward in the phase is at least `gate`, and 0 otherwise. Without a partner the
+    reward is 0.
     """
     rewards = np.zeros(len(models))
     for row, (model, phase) in enumerate(zip(models, phases, strict=True)):
@@ -154,7 +164,7 @@ def cross_rewards(
 def explore_rewards(
     group: ProblemGroup, exploit: FloatArray, distances: FloatArray, settings: RewardSection
 ) -> FloatArray:
-    """Eq. 3 by the rule of the settings, over all completions of the problem, [n]."""
+    """Eq. 3 with the configured rule, over all completions of the problem, [n]."""
     rule = settings.explore
     if rule.rule == "leave_one_out":
         return explore.leave_one_out(distances, margin=rule.margin)
@@ -170,10 +180,15 @@ def _partial_weight(settings: RewardSection) -> float:
 
 
 def score_problem(group: ProblemGroup, settings: RewardSection, schedule_index: int) -> ScoredGroup:
-    """All reward parts of one problem and their sum (Eq. 7) with the weights of `schedule_index` (0-based).
+    """All reward parts of one problem and their weighted sum (Eq. 7).
 
-    The group may hold cold completions only (to find the teacher) or both phases.
-    Raises ValueError for an embedding that is zero or not finite, and for an extra part without texts.
+    Args:
+        group: cold completions only (to find the teacher), or the completions of both phases.
+        settings: the reward settings.
+        schedule_index: 0-based epoch or iteration that selects the weights.
+
+    Raises:
+        ValueError: an embedding is zero or not finite, or a part of `EXTRA_PARTS` has no texts.
     """
     distances = distance_matrix(group.embeddings, group.signatures, settings.distance.embedding_weight)
     exploit = exploit_rewards(group.correct, group.answers, group.gold, partial_weight=_partial_weight(settings))

@@ -1,7 +1,8 @@
-"""The teacher of a student on one problem (METHOD 1.2).
+"""The teacher of a student for one problem (METHOD.md section 1).
 
-In: the cold completions of one problem. Out: the row of the completion that the hint is taken from, or None.
-This module does not score completions (the caller gives total or exploit rewards) and does not write hints.
+In: the cold completions of one problem. Out: the row of the completion that becomes the hint, or
+None. This module does not score completions (the caller passes total or exploit rewards) and makes
+no hints.
 """
 
 from __future__ import annotations
@@ -21,16 +22,24 @@ def choose_teacher(
     scores: ArrayLike,
     student: str,
 ) -> int | None:
-    """Row of the correct cold completion with the highest score among the peers of `student`, or None.
+    """Row of the best correct cold completion among the peers of `student`, or None.
 
-    models, sample_indices, correct and scores describe the n cold completions of one problem, in any order.
-    Ties: first in (model order, sample index). A model never teaches itself, so with two models this is the
-    teacher of METHOD 1.2, and with more each student has its own. Raises ValueError for a model that is not
-    in `model_order`, lengths that differ, or a score that is not finite.
+    The first one in (model order, sample index) wins ties. A model never teaches itself, so in a
+    team of two this is the teacher of METHOD.md section 1, and in a larger team each student has
+    its own teacher.
 
-    >>> order = ["a", "b"]
-    >>> cold = dict(models=["a", "a", "b", "b"], sample_indices=[0, 1, 0, 1], correct=[1, 1, 1, 0], scores=[1, 1.5, 0.9, 2])
-    >>> choose_teacher(order, student="b", **cold), choose_teacher(order, student="a", **cold)
+    Args:
+        model_order: the names of the team's models.
+        models, sample_indices, correct, scores: the n cold completions of the problem, in any
+            order.
+        student: the model that needs a teacher.
+
+    Raises:
+        ValueError: a model is not in `model_order`, the lengths differ, or a score is not finite.
+
+    >>> cold = {"models": ["a", "a", "b", "b"], "sample_indices": [0, 1, 0, 1]}
+    >>> cold |= {"correct": [1, 1, 1, 0], "scores": [1, 1.5, 0.9, 2]}
+    >>> choose_teacher(["a", "b"], student="b", **cold), choose_teacher(["a", "b"], student="a", **cold)
     (1, 2)
     """
     unknown = sorted({*models, student} - set(model_order))

@@ -1,8 +1,9 @@
-"""The run folder: made once from a resolved configuration, opened again by every later start and by every task.
+"""The run folder: created once from a resolved configuration, opened by later starts and by tasks.
 
-`run.json` is the identity (scientific fields, model fingerprints, context sizes, provenance) and never changes;
-`config.json` holds the configuration as of the last start, `horizon.json` the learning-rate horizons. A folder that
-another configuration made is refused, naming the fields. Launching and scheduling are elsewhere.
+`run.json` is the identity (scientific fields, model fingerprints, context sizes, provenance) and
+never changes. `config.json` holds the configuration of the last start, and `horizon.json` the
+horizons of the learning-rate schedule. A folder that was made with other scientific fields is
+refused, and the message names the fields. Launching and scheduling are not in this module.
 """
 
 from __future__ import annotations
@@ -27,13 +28,13 @@ from core_hpc.store.schema import PROBLEMS
 
 @dataclass(frozen=True)
 class ModelFacts:
-    """What preparation found out about one model; part of the run's identity."""
+    """What preparation found out about a model. It is part of the run's identity."""
 
     fingerprint: str
     context_tokens: int
     prompt_style: str
     num_weights: int = 0
-    """0: not known (runs of earlier versions, weights that are not safetensors)."""
+    """0 if it is unknown: runs of earlier versions, or weights that are not safetensors."""
 
 
 @dataclass(frozen=True)
@@ -47,32 +48,126 @@ class Run:
 
     @property
     def root(self) -> Path:
+        """The run folder."""
         return self.paths.root
 
     def split(self, name: str) -> pl.DataFrame:
-        """Frozen problems of a split, as schema.PROBLEMS."""
+        """The problems of a split, which are fixed since the first start, as `schema.PROBLEMS`."""
         manifest = manifests.read_manifest(self.paths.problems / f"{name}.manifest.json")
         return shards.read_manifest_table(manifest, PROBLEMS, checksum=True)
 
     def num_problems(self, name: str) -> int:
-        """Size of a split, from its manifest alone."""
+        """Number of problems in a split, from its manifest alone."""
         manifest = manifests.read_manifest(self.paths.problems / f"{name}.manifest.json")
         return manifest.files[0].rows or 0
 
     def graph(self) -> Graph:
+        """The task graph of the run."""
         return Graph.of(self.config, num_evaluation_problems=self.num_problems(EVALUATION))
 
     def horizons(self) -> list[Horizon]:
+        """The horizons of the learning-rate schedule, in the order of iterations."""
         return [Horizon(**h) for h in manifests.read_json(self.paths.horizon)]
 
 
+# --- find run folders ----------------------------------------------------------------------------
+
+
+def list_runs(path: Path) -> list[Path]:
+    """Return the run folders of a sweep folder, or `path` itself if it is a run folder.
+
+    Raises:
+        InputError: `path` is neither.
+    """
+    if RunPaths(path).identity.is_file():
+        return [path]
+    runs = _runs_in(path)
+    if not runs:
+        raise InputError(f"{path}: neither a run folder nor a sweep folder (no run.json in it or one level below)")
+    return runs
+
+
+def locate(path: Path) -> tuple[Path, list[Path]]:
+    """Return the folder of a sweep and its run folders.
+
+    Args:
+        path: The sweep folder, the sweep file, or one run folder. In the last case only this run is
+            returned.
+
+    Raises:
+        InputError: `path` is none of these, or the sweep has not been started.
+    """
+    folder = path
+    if path.is_file() or path.suffix in (".yaml", ".yml"):
+        folder = load_sweep(path).folder
+        if not folder.is_dir():
+            raise InputError(
+                f"{path}: there is no {folder}. Start it (python -m core_hpc.launch {path}), or name the sweep's folder"
+            )
+    if RunPaths(folder).identity.is_file():
+        return folder.absolute().parent, [folder.absolute()]
+    paths, runs = SweepPaths(folder), _runs_in(folder)
+    if not runs and not any(p.exists() for p in (paths.claim, paths.source, paths.slurm)):
+        raise InputError(
+            f"{path}: neither a sweep's file nor its folder nor a run's folder (no run.json in it or one level below)"
+        )
+    return folder.absolute(), [run.absolute() for run in runs]
+
+
+def _runs_in(folder: Path) -> list[Path]:
+    return sorted(path.parent for path in folder.glob("*/run.json")) if folder.is_dir() else []
+
+
+# --- read a run folder ---------------------------------------------------------------------------
+
+
+def read_identity(run: Path) -> dict[str, Any]:
+    """Read the identity of a run: scientific fields, model fingerprints, provenance."""
+    identity: dict[str, Any] = manifests.read_json(RunPaths(run).identity)
+    return identity
+
+
+def read_run_config(run: Path) -> RunConfig:
+    """Read the configuration of the run's last start. StoreError if this version cannot read it."""
+    try:
+        return RunConfig.model_validate(manifests.read_json(RunPaths(run).config))
+    except ValueError as e:
+        raise StoreError(f"{RunPaths(run).config}: not a configuration of this version ({e})") from e
+
+
+def open_run(root: Path) -> Run:
+    """Open a run folder as its last start left it. Tasks use this."""
+    identity = read_identity(root)
+    return Run(identity["run_id"], RunPaths(root), read_run_config(root), _facts_in(identity))
+
+
+def _facts_in(identity: Mapping[str, Any]) -> dict[str, ModelFacts]:
+    return {name: ModelFacts(**facts) for name, facts in identity["models"].items()}
+
+
+def started_sweep(folder: Path, run_ids: Sequence[str]) -> Sweep:
+    """Return the sweep of these runs as it was last started. The sweep file is not read."""
+    plans = []
+    for run_id in run_ids:
+        root = folder / run_id
+        plans.append(RunPlan(read_identity(root)["label"], run_id, read_run_config(root)))
+    return Sweep(folder, "", plans[0].config.name, folder, tuple(plans))
+
+
+# --- create and start runs -----------------------------------------------------------------------
+
+
 def exists(plan: RunPlan, folder: Path) -> bool:
-    """Whether the run's folder has been made completely."""
+    """Whether the run's folder has been created completely."""
     return RunPaths(folder / plan.run_id).identity.is_file()
 
 
 def check_conflicts(sweep: Sweep) -> None:
-    """RunConflictError when a run of this sweep was started under another configuration; names the fields."""
+    """Check that no run of this sweep was started with other scientific fields.
+
+    Raises:
+        RunConflictError: There is such a run. The message names the fields.
+    """
     messages = []
     wanted = {run.run_id for run in sweep.runs}
     for plan in sweep.runs:
@@ -83,15 +178,15 @@ def check_conflicts(sweep: Sweep) -> None:
                 continue
             old = flatten(manifests.read_json(found)["scientific"])
             new = flatten(scientific_fields(plan.config))
-            changed = [
-                f"{k}: {_show(old, k)} -> {_show(new, k)}" for k in sorted({*old, *new}) if old.get(k) != new.get(k)
-            ]
-            messages.append(f"{found.parent} was made with other values\n" + "\n".join(f"      {c}" for c in changed))
+            changed = [key for key in sorted({*old, *new}) if old.get(key) != new.get(key)]
+            lines = [f"      {key}: {_show(old, key)} -> {_show(new, key)}" for key in changed]
+            messages.append("\n".join([f"  - {found.parent} was made with other values", *lines]))
     if messages:
         raise RunConflictError(
-            "a started run keeps its scientific fields; nothing was changed\n"
-            + "\n".join(f"  - {m}" for m in messages)
-            + f"\n  Undo the change, or give the sweep another name (--set name={sweep.name}-2), or add a grid with both values."
+            "the scientific fields of a started run cannot change; nothing was changed\n"
+            + "\n".join(messages)
+            + f"\n  Undo the change, or give the sweep another name (--set name={sweep.name}-2), or write a grid with "
+            "both values."
         )
 
 
@@ -100,7 +195,10 @@ def _show(fields: Mapping[str, Any], key: str) -> str:
 
 
 def create(plan: RunPlan, folder: Path, splits: Splits, facts: Mapping[str, ModelFacts]) -> Run:
-    """Make a run folder; its identity is published last, so an interrupted creation is simply done again."""
+    """Create a run folder and start the run.
+
+    The identity is written last, so an interrupted creation is simply repeated.
+    """
     paths = SweepPaths(folder).run(plan.run_id)
     for path in (paths.problems, paths.logs, paths.tensorboard):
         manifests.make_folder(path)
@@ -119,10 +217,9 @@ def create(plan: RunPlan, folder: Path, splits: Splits, facts: Mapping[str, Mode
 
 
 def start(plan: RunPlan, folder: Path) -> Run:
-    """Open an existing run for this start's configuration: records operational fields and the horizon."""
+    """Open an existing run with the configuration of this start, and record that configuration."""
     paths = RunPaths(folder / plan.run_id)
-    facts = {name: ModelFacts(**f) for name, f in manifests.read_json(paths.identity)["models"].items()}
-    run = Run(plan.run_id, paths, plan.config, facts)
+    run = Run(plan.run_id, paths, plan.config, _facts_in(manifests.read_json(paths.identity)))
     config = plan.config.model_dump(mode="json")
     if not paths.config.exists() or manifests.read_json(paths.config) != config:
         manifests.write_json(paths.config, config)
@@ -131,62 +228,3 @@ def start(plan: RunPlan, folder: Path) -> Run:
     if new != old:
         manifests.write_json(paths.horizon, [asdict(h) for h in new])
     return run
-
-
-def started_sweep(folder: Path, run_ids: Sequence[str]) -> Sweep:
-    """The sweep of these run folders as it was last started, independent of the file that it came from."""
-    plans = []
-    for run_id in run_ids:
-        root = folder / run_id
-        plans.append(RunPlan(read_identity(root)["label"], run_id, read_run_config(root)))
-    return Sweep(folder, "", plans[0].config.name, folder, tuple(plans))
-
-
-def open_run(root: Path) -> Run:
-    """Open a run folder as its last start left it (what tasks do)."""
-    identity = read_identity(root)
-    facts = {name: ModelFacts(**f) for name, f in identity["models"].items()}
-    return Run(identity["run_id"], RunPaths(root), read_run_config(root), facts)
-
-
-def list_runs(path: Path) -> list[Path]:
-    """A run folder itself, or the run folders of a sweep folder; InputError when it is neither."""
-    if RunPaths(path).identity.is_file():
-        return [path]
-    runs = sorted(p.parent for p in path.glob("*/run.json")) if path.is_dir() else []
-    if not runs:
-        raise InputError(f"{path}: neither a run folder nor a sweep folder (no run.json in it or one level below)")
-    return runs
-
-
-def read_identity(run: Path) -> dict[str, Any]:
-    """The run's identity: scientific fields, model fingerprints, provenance."""
-    identity: dict[str, Any] = manifests.read_json(RunPaths(run).identity)
-    return identity
-
-
-def read_run_config(run: Path) -> RunConfig:
-    """The configuration as of the run's last start."""
-    try:
-        return RunConfig.model_validate(manifests.read_json(RunPaths(run).config))
-    except ValueError as e:
-        raise StoreError(f"{RunPaths(run).config}: not a configuration of this version ({e})") from e
-
-
-def locate(path: Path) -> tuple[Path, list[Path]]:
-    """Folder and run folders of a sweep, given that folder, its file, or one run folder; InputError when it is none of them."""
-    folder = path
-    if path.is_file() or path.suffix in (".yaml", ".yml"):
-        folder = load_sweep(path).folder
-        if not folder.is_dir():
-            raise InputError(
-                f"{path}: there is no {folder}. Start it (python -m core_hpc.launch {path}), or name the sweep's folder"
-            )
-    if RunPaths(folder).identity.is_file():
-        return folder.absolute().parent, [folder.absolute()]
-    paths, runs = SweepPaths(folder), sorted(p.parent for p in folder.glob("*/run.json"))
-    if not runs and not any(p.exists() for p in (paths.claim, paths.source, paths.slurm)):
-        raise InputError(
-            f"{path}: neither a sweep's file nor its folder nor a run's folder (no run.json in it or one level below)"
-        )
-    return folder.absolute(), [run.absolute() for run in runs]

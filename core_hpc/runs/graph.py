@@ -1,10 +1,12 @@
-"""What is published -> what is to be done next. Pure: no I/O, no clock.
+"""The task graph of a run: from what is published to what is next.
 
-The tasks of a run form a fixed graph, known from the configuration alone; a task is ready when everything that it
-reads is published. A longer run is a larger graph, so going on is the same as starting.
+The configuration fixes the graph. A task is ready when everything that it reads is published. A
+longer run is a larger graph, so continuing a run is the same as starting one. This module has no
+I/O and does not read the clock.
 
-    update i-1 -> cold i (model, part) -> hint i (part) -> rescue i (model, part) -> score i (part) -> update i (model)
-    update e -> evaluate e (model, part)           (e = 0: base weights, reads nothing)
+    update i-1 (model) -> cold i (model, part) -> hint i (part) -> rescue i (model, part)
+                       -> score i (part) -> update i (model)
+    update e (model)   -> evaluate e (model, part)        e = 0: base weights, reads nothing
 """
 
 from __future__ import annotations
@@ -18,7 +20,7 @@ from core_hpc.store.paths import TEAM, TaskKey
 from core_hpc.store.schema import COLD, EVALUATE, HINT, RESCUE, SCORE, UPDATE
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Graph:
     """The shape of a run's task graph."""
 
@@ -32,7 +34,7 @@ class Graph:
 
     @classmethod
     def of(cls, config: RunConfig, *, num_evaluation_problems: int) -> Graph:
-        """Graph of a run; the number of evaluation problems is known once the splits are frozen."""
+        """The graph of a run. The number of evaluation problems is known once the splits exist."""
         protocol = config.protocol
         return cls(
             models=tuple(m.name for m in config.team),
@@ -45,17 +47,17 @@ class Graph:
         )
 
     def evaluated(self) -> list[int]:
-        """Iterations after which the team is evaluated; 0 is before the first."""
+        """The iterations after which the team is evaluated. 0 stands for the untrained models."""
         every = self.evaluate_every
         later = [i for i in range(1, self.iterations + 1) if i == self.iterations or (every and i % every == 0)]
         return [0, *later] if self.evaluate_before else later
 
     def tasks(self) -> tuple[TaskKey, ...]:
-        """All tasks, in an order in which each comes after what it reads."""
+        """All tasks, ordered so that each task comes after the tasks that it reads."""
         return _tasks(self)
 
     def tasks_of(self, iteration: int) -> list[TaskKey]:
-        """Tasks of one iteration, in the order of `tasks`; those of iteration 0 evaluate the untrained models."""
+        """The tasks of one iteration, in the order of `tasks`. Iteration 0 has only evaluations."""
         out = []
         if iteration > 0:
             parts = range(self.num_parts)
@@ -73,7 +75,7 @@ class Graph:
         return [TaskKey(iteration, EVALUATE, m, p) for p in range(self.num_evaluation_parts) for m in self.models]
 
     def inputs(self, key: TaskKey) -> list[TaskKey]:
-        """Tasks whose publications the task reads."""
+        """The tasks whose publications this task reads."""
         i, p = key.iteration, key.part
         if key.phase == EVALUATE:
             return [TaskKey(i, UPDATE, key.model)] if i > 0 else []
@@ -88,28 +90,26 @@ class Graph:
         rescue = [TaskKey(i, RESCUE, m, p) for m in self.models] if self.has_rescue else []
         if key.phase == SCORE:
             return cold + rescue
-        parts = range(self.num_parts)
-        own = [
-            TaskKey(i, phase, key.model, q) for phase in ((COLD, RESCUE) if self.has_rescue else (COLD,)) for q in parts
-        ]
+        parts, phases = range(self.num_parts), (COLD, RESCUE) if self.has_rescue else (COLD,)
+        own = [TaskKey(i, phase, key.model, q) for phase in phases for q in parts]
         return [*adapter, *own, *(TaskKey(i, SCORE, TEAM, q) for q in parts)]
 
     def ready(self, published: Collection[TaskKey]) -> list[TaskKey]:
-        """Unpublished tasks whose inputs are all published, most urgent first."""
+        """The unpublished tasks whose inputs are all published, the most urgent first."""
         done = set(published)
         rest = [key for key in self.tasks() if key not in done]
-        # Nothing beyond the iteration after the first unfinished one can be ready: its adapters are missing.
+        # A later iteration than the one after the first unfinished one lacks its adapters.
         last = 1 + min((key.iteration for key in rest if key.phase != EVALUATE), default=self.iterations)
         return [key for key in rest if key.iteration <= last and all(k in done for k in self.inputs(key))]
 
     def finished(self, published: Collection[TaskKey]) -> bool:
-        """Whether everything that the graph asks for is published."""
+        """Whether all tasks are published."""
         return all(key in published for key in self.tasks())
 
 
 @functools.lru_cache(maxsize=256)
 def _tasks(graph: Graph) -> tuple[TaskKey, ...]:
-    """Kept: a graph may have thousands of tasks, and is asked for them again and again."""
+    """Cached, because a graph may have thousands of tasks and callers ask for them often."""
     return tuple(key for i in range(graph.iterations + 1) for key in graph.tasks_of(i))
 
 
@@ -124,17 +124,18 @@ def steps_per_iteration(config: RunConfig) -> int:
 
 @dataclass(frozen=True)
 class Horizon:
-    """From which iteration on the learning-rate schedule reckons with how many iterations in all."""
+    """From `from_iteration` on, the learning rate is planned for `iterations` iterations in all."""
 
     from_iteration: int
     iterations: int
 
 
 def extend_horizon(horizons: list[Horizon], iterations: int, published: Collection[TaskKey]) -> list[Horizon]:
-    """Horizons after a start which asks for so many iterations.
+    """Return the horizons after a start with `iterations` iterations.
 
-    What has been updated keeps the schedule that it was updated under: a new horizon holds from the first iteration
-    that no model has updated yet. A start that asks for fewer iterations than before changes nothing.
+    Updated iterations keep the schedule with which they were updated. A new horizon holds from the
+    first iteration that no model has updated. A start with fewer iterations than before changes
+    nothing.
     """
     if horizons and iterations <= horizons[-1].iterations:
         return horizons
@@ -144,5 +145,5 @@ def extend_horizon(horizons: list[Horizon], iterations: int, published: Collecti
 
 
 def horizon_at(horizons: list[Horizon], iteration: int) -> int:
-    """Iterations that the schedule reckons with in an iteration's update."""
+    """Number of iterations for which the learning rate is planned in an update of `iteration`."""
     return next(h.iterations for h in reversed(horizons) if h.from_iteration <= iteration)

@@ -1,4 +1,7 @@
-"""What a run was made with: git state, package versions, hardware. Recorded, never compared."""
+"""What a run was made with: git state, package versions, hardware.
+
+These facts are recorded in the identity of a run and never compared.
+"""
 
 from __future__ import annotations
 
@@ -39,7 +42,7 @@ def _git(*arguments: str) -> str | None:
 
 
 def package_versions() -> dict[str, str]:
-    """Installed versions of the packages that decide results."""
+    """Installed versions of the packages that influence results."""
     found = {}
     for name in PACKAGES:
         try:
@@ -50,7 +53,7 @@ def package_versions() -> dict[str, str]:
 
 
 def collect() -> dict[str, Any]:
-    """Versions, git commit (and whether files differ from it), machine."""
+    """Collect versions, git commit (and whether files differ from it), machine and command."""
     status = _git("status", "--porcelain", "--untracked-files=no")
     return {
         "core_hpc": __version__,

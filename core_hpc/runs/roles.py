@@ -1,4 +1,8 @@
-"""TODO docstring."""
+"""What the worker of a task must be able to do: its role, its engine, and its number of parts.
+
+Drivers use this to decide which tasks may follow each other in one warm worker process, and in
+which environment a worker is started. Nothing is loaded or started here.
+"""
 
 from __future__ import annotations
 
@@ -11,7 +15,12 @@ from core_hpc.store.schema import GENERATION_PHASES, UPDATE
 
 
 def role_of(run: Run, key: TaskKey) -> str:
-    """Tasks of one role can follow each other in a warm process, also those of different runs of a sweep."""
+    """The role of a task. A warm worker takes any task of its role, of any run of the sweep.
+
+    Hint and score tasks have the role `score`. The role of another task names what the worker holds
+    in memory: an engine (`generate-...`) or a trainer (`update-...`), the model, and a hash of the
+    settings of the model.
+    """
     if key.phase not in GENERATION_PHASES and key.phase != UPDATE:
         return "score"
     model, facts = run.config.model(key.model), run.facts[key.model]
@@ -19,12 +28,12 @@ def role_of(run: Run, key: TaskKey) -> str:
     return f"{'update' if key.phase == UPDATE else 'generate'}-{key.model}-{digest}"
 
 
+def engine_kind(run: Run, key: TaskKey) -> str:
+    """The engine that a task needs. It decides the environment of the worker process."""
+    return run.config.model(key.model).engine if key.phase in GENERATION_PHASES else "transformers"
+
+
 def parts_at_once(cluster: ClusterSection, run: Run, key: TaskKey) -> int:
-    """Tasks that the worker of a task may do at once (cluster.parts_in_engine)."""
+    """How many tasks the worker of this task may take at once (`cluster.parts_in_engine`)."""
     is_shared = key.phase in GENERATION_PHASES and engine_kind(run, key) in SHARED_KINDS
     return cluster.parts_in_engine if is_shared else 1
-
-
-def engine_kind(run: Run, key: TaskKey) -> str:
-    """Which environment the worker of a task must be started with (engines.worker_environment)."""
-    return run.config.model(key.model).engine if key.phase in GENERATION_PHASES else "transformers"

@@ -1,7 +1,8 @@
-"""From a sweep file to runs: inheritance, --set, grid or explicit runs, and the mistakes in them.
+"""From a sweep file to runs: base files, profile, --set, grid or explicit runs.
 
-In: a YAML path and overrides. Out: a `Sweep` of resolved, frozen `RunConfig`s. All mistakes are reported at once
-with their YAML path, the nearest valid key and what to write. Nothing is created and no heavy package is loaded.
+In: the path of a sweep file, and overrides. Out: a `Sweep` of resolved, frozen `RunConfig`s. All
+mistakes are reported at once, each with its YAML path, the nearest valid key and what to write.
+Nothing is created and no heavy package is loaded.
 """
 
 from __future__ import annotations
@@ -18,19 +19,21 @@ from pydantic import BaseModel, ValidationError
 
 import yaml
 from core_hpc.common.errors import ConfigError
+from core_hpc.common.shipped import shipped_folder
 from core_hpc.config.cluster import ClusterSection
 from core_hpc.config.problems import PROBLEM_SOURCES
-from core_hpc.config.run import RunConfig, config_hash, flatten, scientific_fields
+from core_hpc.config.run import SWEEP_KEYS, RunConfig, config_hash, flatten, scientific_fields
 from core_hpc.problems.splits import source_mistakes
 
-SWEEP_KEYS = ("grid", "runs", "base")
 MAX_RUNS = 1000
-PROFILES = Path(__file__).parents[2] / "yaml" / "cluster"
+CONSEQUENCES = ("default_factory_not_called",)
+"""Errors of pydantic that only follow from another mistake: a default could not be computed."""
+PROFILES = shipped_folder("yaml") / "cluster"
 
 
 @dataclass(frozen=True)
 class RunPlan:
-    """One run of a sweep. `label` names its point of the grid; `run_id` adds the hash of its scientific fields."""
+    """One run of a sweep. `run_id` is its label and the hash of its scientific fields."""
 
     label: str
     run_id: str
@@ -39,7 +42,10 @@ class RunPlan:
 
 @dataclass(frozen=True)
 class Sweep:
-    """A sweep file, resolved. `text` is the file as it was read."""
+    """A resolved sweep file.
+
+    `text` is the file as it was read, and `folder` is where the results go.
+    """
 
     source: Path
     text: str
@@ -49,17 +55,17 @@ class Sweep:
 
     @property
     def largest_team(self) -> int:
-        """Models of the run that has most."""
+        """Largest number of models in a run."""
         return max(len(plan.config.team) for plan in self.runs)
 
     @property
     def clusters(self) -> list[ClusterSection]:
-        """The different cluster sections of the runs."""
+        """The distinct cluster sections of the runs."""
         return list({plan.config.cluster.model_dump_json(): plan.config.cluster for plan in self.runs}.values())
 
 
 class _UniqueKeyLoader(yaml.SafeLoader):
-    """YAML's safe loader, which refuses a key that occurs twice, and reads 1e-5 as a number (YAML 1.2)."""
+    """A safe YAML loader that refuses duplicate keys and, like YAML 1.2, reads 1e-5 as a number."""
 
 
 def _unique_mapping(loader: _UniqueKeyLoader, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
@@ -79,16 +85,23 @@ _UniqueKeyLoader.add_implicit_resolver(
 
 
 def parse_yaml(text: str) -> Any:
-    """Parse YAML safely; yaml.YAMLError on mistakes."""
+    """Parse YAML safely. Raises `yaml.YAMLError` on mistakes."""
     return yaml.load(text, Loader=_UniqueKeyLoader)
 
 
 def load_sweep(
     source: Path, overrides: Sequence[str] = (), *, output: str | None = None, profile: str | None = None
 ) -> Sweep:
-    """Read, inherit, override and expand a sweep file; ConfigError lists every mistake.
+    """Read a sweep file and resolve it to its runs.
 
-    `profile` names a cluster profile instead of the file's `cluster.profile`.
+    Args:
+        source: The sweep file.
+        overrides: Values of `--set`, each `path.to.field=value`.
+        output: Replaces the field `output`.
+        profile: Name or file of a cluster profile, instead of the field `cluster.profile`.
+
+    Raises:
+        ConfigError: The file has mistakes. The message lists all of them.
     """
     text, data = _read_with_bases(source, ())
     _apply_profile(source, data, profile)
@@ -105,8 +118,8 @@ def load_sweep(
         for path, value in changes.items():
             merged = _with_value(merged, path, value, f"run {label}: {path}", mistakes)
         runs += _resolve(label, merged, mistakes)
-    mistakes += _clashes(runs)
-    mistakes = list(dict.fromkeys(mistakes))  # the same mistake in every point of a grid is one mistake
+    mistakes += _equal_runs(runs)
+    mistakes = list(dict.fromkeys(mistakes))  # report a mistake once, not per point of the grid
     if mistakes:
         raise ConfigError(str(source), mistakes)
     first = runs[0].config
@@ -114,6 +127,7 @@ def load_sweep(
 
 
 def _read_with_bases(path: Path, seen: tuple[Path, ...]) -> tuple[str, dict[str, Any]]:
+    """The text of a file, and its fields merged over those of its base files."""
     resolved = path.expanduser().resolve()
     if resolved in seen:
         raise ConfigError(str(path), ["base: this file inherits from itself"])
@@ -130,16 +144,16 @@ def _read_with_bases(path: Path, seen: tuple[Path, ...]) -> tuple[str, dict[str,
     if base is None:
         return text, data
     if not isinstance(base, str):
-        raise ConfigError(str(path), ["base: must be the path of another sweep file, relative to this one"])
+        raise ConfigError(str(path), ["base: must be the path of another sweep file, relative to this file"])
     _, inherited = _read_with_bases(resolved.parent / base, (*seen, resolved))
     return text, _merge(inherited, data)
 
 
 def _apply_profile(source: Path, data: dict[str, Any], named: str | None) -> None:
-    """Put the fields of a cluster profile below those of the sweep's own `cluster` section."""
+    """Merge the sweep's own `cluster` section over the cluster profile that it names."""
     own = data.get("cluster") or {}
     if not isinstance(own, dict):
-        return  # reported when the section is validated
+        return  # validation reports it
     wanted = named or own.get("profile")
     if not isinstance(wanted, str):
         return
@@ -152,7 +166,7 @@ def _apply_profile(source: Path, data: dict[str, Any], named: str | None) -> Non
         shipped = ", ".join(sorted(p.stem for p in PROFILES.glob("*.yaml")))
         looked = " and ".join(str(p) for p in choices)
         raise ConfigError(
-            str(source), [f"cluster.profile: no profile {wanted!r} (looked for {looked}); shipped profiles: {shipped}"]
+            str(source), [f"cluster.profile: no profile {wanted!r} (searched {looked}); shipped profiles: {shipped}"]
         )
     _, profile = _read_with_bases(path, ())
     profile.pop("base", None)
@@ -160,7 +174,7 @@ def _apply_profile(source: Path, data: dict[str, Any], named: str | None) -> Non
 
 
 def _merge(below: Any, above: Any) -> Any:
-    """Mappings merge key by key; anything else is replaced."""
+    """Merge mappings key by key. Anything else is replaced."""
     if isinstance(below, dict) and isinstance(above, dict):
         return {**below, **{k: _merge(below[k], v) if k in below else v for k, v in above.items()}}
     return above
@@ -182,14 +196,17 @@ def _apply_override(data: dict[str, Any], override: str, mistakes: list[str]) ->
 
 
 def _with_value(data: Any, path: str, value: Any, where: str, mistakes: list[str]) -> Any:
-    """A copy of `data` with the value at a dotted path replaced; list members are named by index or by `name`."""
+    """A copy of `data` with another value at a dotted path.
+
+    A part of the path that leads into a list is the index of a member, or its `name`.
+    """
     head, _, rest = path.partition(".")
     if isinstance(data, list):
         index = next(
             (i for i, v in enumerate(data) if str(i) == head or (isinstance(v, dict) and v.get("name") == head)), None
         )
         if index is None:
-            mistakes.append(f"{where}: no list member {head!r}")
+            mistakes.append(f"{where}: the list has no member {head!r}")
             return data
         return [
             (_with_value(v, rest, value, where, mistakes) if rest else value) if i == index else v
@@ -198,41 +215,38 @@ def _with_value(data: Any, path: str, value: Any, where: str, mistakes: list[str
     if data is None:
         data = {}
     if not isinstance(data, dict):
-        mistakes.append(f"{where}: {head!r} is below a plain value, not a section")
+        mistakes.append(f"{where}: {head!r} is below a plain value, which has no fields")
         return data
     return {**data, head: _with_value(data.get(head, {}), rest, value, where, mistakes) if rest else value}
 
 
 def _expand(data: dict[str, Any], mistakes: list[str]) -> list[tuple[str, dict[str, Any]]]:
-    """Points of the sweep as (label, {path: value})."""
+    """The runs of the sweep as (label, {path: value})."""
     grid, runs = data.get("grid"), data.get("runs")
     if grid is not None and runs is not None:
-        mistakes.append("grid, runs: give one of them, not both")
+        mistakes.append("grid, runs: give one of the two, not both")
         return []
     if grid is not None:
         return _expand_grid(grid, mistakes)
     if runs is None:
         return [("run", {})]
     if not isinstance(runs, list) or not runs or not all(isinstance(r, dict) for r in runs):
-        mistakes.append("runs: must be a non-empty list of mappings {label: ..., path.to.field: value}")
+        mistakes.append("runs: must be a list of at least one mapping {label: ..., path.to.field: value}")
         return []
     points = []
     for i, run in enumerate(runs):
         label = str(run.get("label") or f"run{i}")
-        points.append(
-            (
-                _slug(label),
-                flatten({k: v for k, v in run.items() if k != "label"}) if len(run) > ("label" in run) else {},
-            )
-        )
-    twice = {label for label, _ in points if [p[0] for p in points].count(label) > 1}
-    mistakes += [f"runs: two runs are labelled {label!r}" for label in sorted(twice)]
+        changes = {key: value for key, value in run.items() if key != "label"}
+        points.append((_slug(label), flatten(changes) if changes else {}))
+    labels = [label for label, _ in points]
+    repeated = sorted({label for label in labels if labels.count(label) > 1})
+    mistakes += [f"runs: two runs have the label {label!r}" for label in repeated]
     return points
 
 
 def _expand_grid(grid: Any, mistakes: list[str]) -> list[tuple[str, dict[str, Any]]]:
     if not isinstance(grid, dict) or not grid:
-        mistakes.append("grid: is empty; write `path.to.field: [value, value]`, or leave grid out")
+        mistakes.append("grid: must be a mapping {path.to.field: [value, value]} with at least one field")
         return []
     axes = flatten(grid)
     bad = [path for path, values in axes.items() if not isinstance(values, list) or not values]
@@ -241,7 +255,7 @@ def _expand_grid(grid: Any, mistakes: list[str]) -> list[tuple[str, dict[str, An
         return []
     points = [dict(zip(axes, values, strict=True)) for values in itertools.product(*axes.values())]
     if len(points) > MAX_RUNS:
-        mistakes.append(f"grid: makes {len(points)} runs, more than {MAX_RUNS}")
+        mistakes.append(f"grid: gives {len(points)} runs, more than the limit of {MAX_RUNS}")
         return []
     return [
         (_slug("_".join(f"{path.rpartition('.')[2]}-{value}" for path, value in point.items())), point)
@@ -257,7 +271,7 @@ def _resolve(label: str, data: dict[str, Any], mistakes: list[str]) -> list[RunP
     try:
         config = RunConfig.model_validate(data)
     except ValidationError as e:
-        mistakes += [_explain(error, data) for error in e.errors()]
+        mistakes += [_explain(error) for error in e.errors() if error["type"] not in CONSEQUENCES]
         return []
     for split in ("train", "evaluation"):
         source = getattr(config.problems, split)
@@ -265,23 +279,26 @@ def _resolve(label: str, data: dict[str, Any], mistakes: list[str]) -> list[RunP
     return [RunPlan(label, f"{label}-{config_hash(scientific_fields(config))}", config)]
 
 
-def _clashes(runs: Iterable[RunPlan]) -> list[str]:
+def _equal_runs(runs: Iterable[RunPlan]) -> list[str]:
+    """Mistakes for runs that would compute the same thing."""
     by_hash: dict[str, str] = {}
     found = []
     for run in runs:
         identity = run.run_id.rpartition("-")[2]
         if identity in by_hash:
             found.append(
-                f"grid/runs: {run.label} and {by_hash[identity]} compute the same thing (they differ in no scientific field)"
+                f"grid/runs: {run.label} and {by_hash[identity]} compute the same thing, because they differ in no "
+                "scientific field"
             )
         by_hash.setdefault(identity, run.label)
     return found
 
 
-# --- words for pydantic's errors -----------------------------------------------------------------
+# --- messages for pydantic's errors --------------------------------------------------------------
 
 
-def _explain(error: Any, data: Any) -> str:
+def _explain(error: Any) -> str:
+    """One line for an error of pydantic: YAML path, what is wrong, what to write."""
     location = [
         p for p in error["loc"] if p not in PROBLEM_SOURCES and not str(p).startswith(("constrained-", "list["))
     ]
@@ -289,7 +306,7 @@ def _explain(error: Any, data: Any) -> str:
     kind = error["type"]
     if kind == "extra_forbidden":
         tag = next((p for p in error["loc"] if p in PROBLEM_SOURCES), None)
-        valid = sorted(PROBLEM_SOURCES[tag].model_fields) if tag else _valid_keys(RunConfig, location[:-1], data)
+        valid = sorted(PROBLEM_SOURCES[tag].model_fields) if tag else _valid_keys(location[:-1])
         if len(location) == 1:
             valid = [*valid, *SWEEP_KEYS]
         near = difflib.get_close_matches(str(location[-1]), valid, n=1)
@@ -303,18 +320,15 @@ def _explain(error: Any, data: Any) -> str:
     return f"{path}: {message[0].lower() + message[1:]}{shown}"
 
 
-def _valid_keys(model: type[BaseModel], location: Sequence[Any], data: Any) -> list[str]:
-    """Keys that are valid at a location of the configuration."""
-    models: list[type[BaseModel]] = [model]
+def _valid_keys(location: Sequence[Any]) -> list[str]:
+    """The valid keys at a location of the configuration."""
+    models: list[type[BaseModel]] = [RunConfig]
     for part in location:
         if isinstance(part, int):
             continue
-        models = (
-            [m for parent in models for m in _sections(parent.model_fields[part].annotation)]
-            if all(part in parent.model_fields for parent in models)
-            else []
-        )
-    return sorted({key for m in models for key in m.model_fields})
+        fields = [model.model_fields[part] for model in models if part in model.model_fields]
+        models = [section for field in fields for section in _sections(field.annotation)]
+    return sorted({key for model in models for key in model.model_fields})
 
 
 def _sections(annotation: Any) -> list[type[BaseModel]]:

@@ -1,58 +1,68 @@
-"""TODO docstring."""
+"""The two interfaces of the scheduler: an executor runs tasks, a listener is informed of what happens to them.
+
+The events that pass between them are in `runs/messages.py`. Executors are in `local/` and `slurm/`; the
+listeners (display, TensorBoard, cached counts) are in `controller/`.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any, Protocol
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Protocol
 
 from core_hpc.runs.folder import Run
+from core_hpc.runs.messages import Event, TaskRef
 from core_hpc.schedule.progress import RunProgress
 from core_hpc.store.paths import TaskKey
 
 
 @dataclass(frozen=True)
-class TaskRef:
-    """A task of a run."""
+class Adopted:
+    """What an executor takes over from earlier controllers of the same start by the user.
 
-    run_id: str
-    key: TaskKey
-
-
-@dataclass(frozen=True)
-class Event:
-    """Something that happened to a task: `kind` is started, waiting, progress, done or failed (see schedule.Executor).
-
-    Also stopped, after `LocalExecutor.stop`.
+    Attributes:
+        tasks: submitted by an earlier controller and not yet ended.
+        attempts: failures that count, by task.
     """
 
-    task: TaskRef
-    kind: str
-    fields: dict[str, Any]
+    tasks: Sequence[TaskRef] = ()
+    attempts: Mapping[TaskRef, int] = field(default_factory=dict)
 
 
 class Executor(Protocol):
-    """Where tasks run. Events of a task: started (perhaps again), waiting, progress, then done or failed."""
+    """Runs tasks somewhere.
 
-    def adopt(self, runs: Sequence[Run]) -> list[TaskRef]:
-        """Tasks that an earlier controller submitted and that are still under way."""
+    The events of a task that was taken are `Started` (perhaps repeatedly) or `Waiting`, then `Progressed`, and
+    at the end `Done`, `Failed` or `Released`. The scheduler ignores what is reported about tasks that it has
+    not submitted, so an executor does not need to remember which these are.
+    """
 
-    def attempts(self, run: Run) -> dict[TaskKey, int]:
-        """Failures that count, of controllers before this one that belong to the same start by the user."""
+    def adopt(self, runs: Sequence[Run]) -> Adopted:
+        """Take over what an earlier controller left behind."""
 
     def submit(self, wanted: Sequence[tuple[Run, TaskKey]]) -> list[TaskRef]:
-        """Take what fits now, most urgent first; returns what was taken."""
+        """Take what fits now, most urgent first.
+
+        Returns:
+            The tasks that were taken. The others are offered again.
+        """
 
     def poll(self) -> list[Event]:
-        """What happened since the last poll; waits a while when nothing did."""
+        """Report what happened since the last call; wait a while when nothing did."""
 
     def abandon(self, run: Run) -> list[TaskRef]:
-        """A run has stopped: those of its tasks that are given up, and of which no event will tell. The others may end."""
+        """Give up the tasks of a run that has stopped.
 
-    def close(self) -> None: ...
+        Returns:
+            Tasks that are given up, about which no event will come. Others may still end.
+        """
+
+    def close(self) -> None:
+        """Release what the executor holds."""
 
 
 class Listener(Protocol):
-    """Who is told what happens: the display, TensorBoard."""
+    """Is informed of every event, after the scheduler has acted on it."""
 
-    def on_event(self, progress: RunProgress, event: Event) -> None: ...
+    def on_event(self, progress: RunProgress, event: Event) -> None:
+        """`progress` is the state of the event's run."""

@@ -1,7 +1,7 @@
-"""The controller's loop: ask `state` what is ready, hand it to an executor, reconcile with what is published.
+"""The scheduler's loop: ask the graph what is ready, hand it to an executor, check what was published.
 
-In: runs and an executor. Out: for each run, finished or stopped with a reason. Published manifests are the only
-truth: a task counts as done when its manifest can be read, whatever the executor said.
+In: runs and an executor. Out: for each run, finished or stopped with a reason. A task counts as done when its
+manifest can be read, whatever the executor reported.
 """
 
 from __future__ import annotations
@@ -10,18 +10,31 @@ import contextlib
 import resource
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 from core_hpc.common.errors import StoreError
-from core_hpc.schedule.base import Event, Executor, Listener, TaskRef
+from core_hpc.runs.messages import (
+    Done,
+    Event,
+    Failed,
+    Outcome,
+    OutcomeKind,
+    Progressed,
+    Released,
+    Started,
+    Stopped,
+    TaskRef,
+    Waiting,
+)
+from core_hpc.schedule.base import Executor, Listener
 from core_hpc.schedule.progress import RunProgress
 from core_hpc.store import manifests, shards
 from core_hpc.store.paths import TaskKey
 
 
 class Scheduler:
-    """Drives runs to their end. A run that cannot go on stops; the others go on."""
+    """Drives runs to their end. When a run stops because of failures, the others continue."""
 
     def __init__(
         self,
@@ -39,13 +52,14 @@ class Scheduler:
         self._stop_requested = stop_requested
 
     def run(self) -> bool:
-        """Until every run is finished or stopped (True), or until somebody asks to stop (False)."""
-        for task in self._executor.adopt([p.run for p in self._runs.values()]):
+        """Work until every run is finished or stopped (True), or until a stop is requested (False)."""
+        adopted = self._executor.adopt([p.run for p in self._runs.values()])
+        for task in adopted.tasks:
             progress = self._runs[task.run_id]
             if task.key not in progress.published:
                 self._take(progress, task)
-        for progress in self._runs.values():
-            progress.attempts = self._executor.attempts(progress.run)
+        for task, attempts in adopted.attempts.items():
+            self._runs[task.run_id].attempts[task.key] = attempts
         while any(p.open or p.in_flight for p in self._runs.values()):
             if self._stop_requested():
                 return False
@@ -56,7 +70,7 @@ class Scheduler:
 
     def _submit_ready(self) -> None:
         wanted = [(p.run, key) for p in self._runs.values() if p.open for key in p.ready() if key not in p.in_flight]
-        wanted.sort(key=lambda item: item[1].iteration)  # runs go side by side: the one that is behind comes first
+        wanted.sort(key=lambda item: item[1].iteration)  # runs advance side by side: the earliest iteration first
         for task in self._executor.submit(wanted) if wanted else ():
             self._take(self._runs[task.run_id], task)
 
@@ -65,60 +79,76 @@ class Scheduler:
         progress.waiting.add(task.key)
 
     def _handle(self, event: Event) -> None:
-        progress = self._runs[event.task.run_id]
-        key = event.task.key
-        if event.kind in ("done", "failed"):
-            progress.in_flight.pop(key, None)
-        if event.kind == "done" and key in progress.published:
-            return  # done twice, or seen published by this start before its executor was asked
-        if event.kind == "waiting":
-            progress.waiting.add(key)
-        elif event.kind != "progress":
-            progress.waiting.discard(key)
-        if event.kind == "done":
-            event = self._confirm(progress, event)
-        if event.kind == "failed":
-            self._fail(progress, key, event.fields)
+        progress, key = self._runs[event.task.run_id], event.task.key
+        in_flight = key in progress.in_flight
+        match event:
+            case Waiting():
+                if not in_flight:
+                    return
+                progress.waiting.add(key)
+            case Started() | Progressed():
+                if not in_flight:
+                    return
+                progress.waiting.discard(key)
+            case Released():
+                if not in_flight:
+                    return
+                self._drop(progress, key)
+            case Stopped():
+                self._drop(progress, key)
+            case Done():
+                self._drop(progress, key)
+                if key in progress.published:
+                    return  # done twice, or this start saw the publication before it asked its executor
+                event = self._confirm(progress, event)
+            case Failed():
+                self._drop(progress, key)
+        if isinstance(event, Failed):
+            self._fail(progress, key, event.outcome)
         for listener in self._listeners:
             listener.on_event(progress, event)
 
-    def _confirm(self, progress: RunProgress, event: Event) -> Event:
+    def _drop(self, progress: RunProgress, key: TaskKey) -> None:
+        progress.in_flight.pop(key, None)
+        progress.waiting.discard(key)
+
+    def _confirm(self, progress: RunProgress, event: Done) -> Event:
+        """The same event with the statistics of the manifest, or a failure when there is none."""
         path = progress.run.paths.task_manifest(event.task.key)
         try:
             manifest = manifests.read_manifest(path)
-        except manifests.StoreError as e:
-            kind = (
-                {"kind": "damaged", "manifest": str(path)}
-                if isinstance(e, manifests.DamagedError)
-                else {"kind": "error"}
+        except StoreError as e:
+            damaged = isinstance(e, manifests.DamagedError)
+            outcome = Outcome(
+                OutcomeKind.DAMAGED if damaged else OutcomeKind.ERROR,
+                f"ended without publishing: {e}",
+                log=event.log,
+                manifest=str(path) if damaged else "",
             )
-            message = f"ended without publishing: {e}"
-            return Event(
-                event.task, "failed", {**kind, "message": message, "traceback": "", "log": event.fields.get("log", "")}
-            )
+            return Failed(event.task, outcome)
         progress.add_published(event.task.key)
-        return Event(event.task, "done", manifest.stats)
+        return replace(event, stats=manifest.stats)
 
-    def _fail(self, progress: RunProgress, key: TaskKey, fields: dict[str, Any]) -> None:
-        counted = fields.get("counted", True)
-        attempts = progress.attempts[key] = progress.attempts.get(key, 0) + counted
-        progress.failures += counted
-        if fields["kind"] == "damaged":
-            self._set_aside(progress, Path(fields["manifest"]))
-        if progress.stopped is None and (fields["kind"] == "final" or attempts >= self._max_attempts):
+    def _fail(self, progress: RunProgress, key: TaskKey, outcome: Outcome) -> None:
+        attempts = progress.attempts[key] = progress.attempts.get(key, 0) + outcome.counted
+        progress.failures += outcome.counted
+        if outcome.kind == OutcomeKind.DAMAGED:
+            self._set_aside(progress, Path(outcome.manifest))
+        is_last = outcome.kind == OutcomeKind.FINAL or attempts >= self._max_attempts
+        if progress.stopped is None and is_last:
             progress.stopped = (
-                f"{key} failed {attempts} time{'s' if attempts > 1 else ''}: {fields['message']}\n"
-                f"{fields['traceback'].rstrip()}\nlog: {fields['log']}"
+                f"{key} failed {attempts} time{'s' if attempts > 1 else ''}: {outcome.message}\n"
+                f"{outcome.traceback.rstrip()}\nlog: {outcome.log}"
             )
             for task in self._executor.abandon(progress.run):
-                progress.in_flight.pop(task.key, None)
+                self._drop(progress, task.key)
 
     def _set_aside(self, progress: RunProgress, manifest: Path) -> None:
-        """Withdraw a damaged publication. Looks again: another task may have reported it, and it may be made anew."""
+        """Withdraw a damaged publication. It is read again first: it may have been replaced since it was reported."""
         try:
             manifests.check_files(manifests.read_manifest(manifest), checksum=True)
         except manifests.DamagedError:
-            with contextlib.suppress(FileNotFoundError):  # as above
+            with contextlib.suppress(FileNotFoundError):  # a resident job looks as well, and may be first
                 manifests.set_aside(manifest)
             progress.withdraw(shards.key_of_manifest(manifest))
         except StoreError:
@@ -126,6 +156,6 @@ class Scheduler:
 
 
 def cpu_seconds() -> float:
-    """CPU time of this process and of the commands that it waited for (squeue, sbatch)."""
+    """CPU time of this process and of the commands that it has waited for (squeue, sbatch)."""
     used = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
     return sum(u.ru_utime + u.ru_stime for u in used)

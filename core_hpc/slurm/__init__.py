@@ -1,5 +1,6 @@
-"""SLURM: its commands, submissions through submitit, what runs in a job, and the drivers `arrays` and `resident`.
+"""SLURM: its commands, submissions, what runs in a job, and the drivers `arrays` and `resident`.
 
-Modules import downwards only: answers, commands; element, rendezvous; outcomes, resident_job,
-submissions; watch; executor; arrays, resident; detach.
+From the lowest module to the highest, which imports the others: `parse`, `commands`, `records`,
+`submit`; `outcomes`, `notices`, `watch`; `remedies`, `pace`, `packing`; `arrays`, `resident`;
+`executor`. Inside jobs run `element`, `resident_job` and `rendezvous`.
 """

@@ -1,144 +1,137 @@
-"""The driver `arrays`: what is ready at one moment becomes one job array per run, phase and iteration.
+"""The packing of the driver `arrays`: tasks that are ready at the same time become job arrays.
 
-In: tasks that are ready. Out: submissions, and events of each task. Everything that does not depend on what is in an
-element is executor.py's.
-
-With `slurm.chain_wait_s` an element also does what follows for its model, so that an iteration waits twice in the queue
-instead of five times, and an engine is loaded once: cold, hint and rescue of a part; score and update. What belongs to the whole
-team stands in the elements of all models, and whichever comes to it first does it. These tasks are not ready when
-they are submitted: the scheduler asks for them later, and is told that they are under way.
+In: tasks that are ready. Out: one array per run, phase and iteration. With `slurm.chain_wait_s`
+(chained arrays) an element also does the tasks that follow for its model: cold, hint and rescue of a
+part; score and update. An iteration then waits in the queue twice instead of five times, and an
+engine is loaded once. Tasks of the whole team are in the elements of all models, and the element
+that reaches such a task first does it. The tasks that follow are not ready when they are submitted.
+The scheduler offers them later, and then an open job covers them.
 """
 
 from __future__ import annotations
 
-import time
 from collections.abc import Collection, Sequence
 
+from core_hpc.config.cluster import SlurmSection
 from core_hpc.runs.folder import Run
 from core_hpc.runs.graph import Graph
-from core_hpc.schedule.base import Event, TaskRef
-from core_hpc.slurm.executor import SlurmExecutor, failure_fields
-from core_hpc.slurm.outcomes import DONE, Outcome
+from core_hpc.runs.messages import Event, Failed, Outcome, OutcomeKind, Progressed, Released, Started, TaskRef, Waiting
+from core_hpc.slurm.packing import Batch, Wanted
+from core_hpc.slurm.remedies import Remedies
 from core_hpc.slurm.submit import group_of
-from core_hpc.slurm.watch import OpenSubmission, Sighting
+from core_hpc.slurm.watch import OpenSubmission, Sighting, SightingKind
 from core_hpc.store import shards
 from core_hpc.store.paths import TEAM, TaskKey
 from core_hpc.store.schema import COLD, GENERATION_PHASES, HINT, RESCUE, SCORE, UPDATE
 
 CHAINS = ((COLD, HINT, RESCUE), (SCORE, UPDATE))
-"""Phases that one element does with `slurm.chain_wait_s`."""
+"""Phases that one element of a chained array does."""
 
 
-class ArraysExecutor(SlurmExecutor):
-    """An element does one task, some parts of one model one after the other, or a chain of phases of one model."""
+class ArrayPacking:
+    """An element does one task, or some parts of one model one after the other."""
 
-    def submit(self, wanted: Sequence[tuple[Run, TaskKey]]) -> list[TaskRef]:
-        """Submit arrays within the limits; what does not fit is asked for again later."""
-        taken = self._under_way_already(wanted)
-        if time.time() >= self._refused_until:
-            taken += self._submit_arrays([(run, key) for run, key in wanted if TaskRef(run.run_id, key) not in taken])
-        self._asked.update(taken)
-        return taken
+    def __init__(self, settings: SlurmSection) -> None:
+        self._settings = settings
 
-    def _under_way_already(self, wanted: Sequence[tuple[Run, TaskKey]]) -> list[TaskRef]:
-        """Tasks that an open element does after others."""
-        if self._settings.chain_wait_s is None:
-            return []
-        places = {
-            task: (item, i)
-            for item in self._watch.open
-            for i in item.submission.unresolved
-            for task in item.tasks_left(i)
-        }
-        taken = [task for run, key in wanted if (task := TaskRef(run.run_id, key)) in places]
-        self._events += [Event(task, "started", {}) for task in taken if places[task][1] in places[task][0].running]
-        return taken
+    def covered(self, wanted: Wanted, jobs: Sequence[OpenSubmission]) -> tuple[list[TaskRef], list[Event]]:
+        return [], []
 
-    def _submit_arrays(self, wanted: Sequence[tuple[Run, TaskKey]]) -> list[TaskRef]:
-        taken: list[TaskRef] = []
-        for run, keys, mem_gb in self._batches(wanted):
-            elements = self._elements(run, keys)
-            group, what = group_of(elements[0][-1].phase), f"{keys[0].phase}-{keys[0].iteration:04d}"
-            limits = self._limits(group)
-            if limits is None:
-                break
-            max_array, room = limits
-            for first in range(0, min(len(elements), room), max_array):
-                array = elements[first : min(first + max_array, room)]
-                if not self._submit(run, group, what, array, mem_gb or self._settings.job(group)["mem_gb"]):
-                    return taken
-                inside = {key for element in array for key in element}
-                taken += [TaskRef(run.run_id, key) for key in keys if key in inside]
-            if len(elements) > room:
-                self._say_full(room)
-                break
-        return taken
-
-    def _batches(self, wanted: Sequence[tuple[Run, TaskKey]]) -> list[tuple[Run, list[TaskKey], float | None]]:
-        """Tasks that become one array: same run, phase, iteration, memory (None: as the profile says)."""
-        batches: dict[tuple[str, str, int, float | None], tuple[Run, list[TaskKey], float | None]] = {}
+    def batches(self, wanted: Wanted, jobs: Sequence[OpenSubmission], remedies: Remedies) -> list[Batch]:
+        """One batch per run, phase, iteration and amount of memory."""
+        together: dict[tuple[str, str, int, float], tuple[Run, list[TaskKey]]] = {}
         for run, key in wanted:
-            mem_gb = self._mem_gb.get(TaskRef(run.run_id, key))
-            batch = batches.setdefault((run.run_id, key.phase, key.iteration, mem_gb), (run, [], mem_gb))
-            batch[1].append(key)
-        return list(batches.values())
+            task, default = TaskRef(run.run_id, key), self._settings.job(group_of(key.phase))["mem_gb"]
+            alike = (run.run_id, key.phase, key.iteration, remedies.memory_gb([task], default))
+            together.setdefault(alike, (run, []))[1].append(key)
+        batches = []
+        for (_, phase, iteration, mem_gb), (run, keys) in together.items():
+            elements = self._elements(run, keys)
+            group = group_of(elements[0][-1].phase)
+            if group != group_of(phase):  # the chain ends in another group, with another memory
+                tasks = [TaskRef(run.run_id, key) for key in keys]
+                mem_gb = remedies.memory_gb(tasks, self._settings.job(group)["mem_gb"])
+            batches.append(Batch(run, group, f"{phase}-{iteration:04d}", elements, mem_gb))
+        return batches
 
     def _elements(self, run: Run, keys: Sequence[TaskKey]) -> list[list[TaskKey]]:
         """Parts of one model may share an element, whose engine then stays warm."""
-        phase, per_job = keys[0].phase, self._settings.generate.parts_per_job
-        if self._settings.chain_wait_s is not None and any(phase in chain[:-1] for chain in CHAINS):
-            published = set(shards.published_keys(run.root))
-            if chains := chains_of(run.graph(), keys, published, per_job):
-                return chains
-        size = per_job if phase in GENERATION_PHASES else 1
+        size = self._settings.generate.parts_per_job if keys[0].phase in GENERATION_PHASES else 1
         by_model: dict[str, list[TaskKey]] = {}
         for key in keys:
             by_model.setdefault(key.model, []).append(key)
         return [own[at : at + size] for own in by_model.values() for at in range(0, len(own), size)]
 
-    def _take_over(self) -> list[TaskRef]:
-        taken = _tasks_left(self._watch.open)
-        self._asked.update(taken)
-        if taken:
-            self._notify(f"{len(taken)} task(s) of an earlier start are still with SLURM; taking them over")
-        return taken
+    def adopted(
+        self, jobs: Sequence[OpenSubmission], start_id: str
+    ) -> tuple[list[TaskRef], list[TaskRef], list[Event]]:
+        tasks = [task for item in jobs for index in item.submission.unresolved for task in item.tasks_left(index)]
+        return tasks, [], []
 
-    def _dropped(self, run: Run) -> list[TaskRef]:
-        return _tasks_left([o for o in self._watch.open if o.run.run_id == run.run_id])
+    def seen(self, sighting: Sighting) -> list[Event]:
+        item, index = sighting.item, sighting.index
+        if sighting.kind == SightingKind.STARTED:
+            return [Started(task) for task in item.tasks_left(index)]
+        if sighting.kind == SightingKind.WAITING:
+            return [Waiting(task) for task in item.tasks_left(index)]
+        if sighting.status is None or sighting.status.progress is None:
+            return []
+        text, at = sighting.status.progress
+        if at.progress is None:
+            return []
+        return [Progressed(TaskRef(item.run.run_id, TaskKey.parse(text)), at.progress)]
 
-    def _ends_with_its_run(self, item: OpenSubmission, index: int) -> bool:
-        return index not in item.running
+    def ended(self, item: OpenSubmission, index: int, outcome: Outcome) -> list[Event]:
+        """The first task that is left was the one being worked on; those after it never began."""
+        left = item.tasks_left(index)
+        released: list[Event] = [Released(task) for task in left]
+        if not left or outcome.kind == OutcomeKind.DONE:  # its other tasks are left to another job
+            return released
+        return [Failed(left[0], outcome), *released[1:]]
 
-    def _under_way(self, sighting: Sighting) -> None:
-        run_id = sighting.item.run.run_id
-        if sighting.kind != "status":
-            self._events += [
-                Event(task, sighting.kind, {})
-                for task in sighting.item.tasks_left(sighting.index)
-                if task in self._asked
-            ]
-        elif shown := (sighting.status or {}).get("progress"):
-            fields = {name: shown[name] for name in ("done", "total", "tokens")}
-            self._events.append(Event(TaskRef(run_id, TaskKey.parse(shown["task"])), "progress", fields))
-
-    def _tell(self, item: OpenSubmission, index: int, outcome: Outcome, *, log: str) -> None:
-        fields = failure_fields(outcome, log=log)
-        for number, task in enumerate(item.tasks_left(index)):
-            # Only the first of them was being worked on; those after it never began, and some were never asked for.
-            if task in self._asked or (number == 0 and outcome.kind != DONE):
-                self._events.append(Event(task, "failed", fields if number == 0 else {**fields, "counted": False}))
-            self._asked.discard(task)
-
-    def _task_of(self, item: OpenSubmission, index: int, outcome: Outcome) -> str:
+    def ended_at(self, item: OpenSubmission, index: int, outcome: Outcome) -> str:
         left = item.tasks_left(index)
         return str(left[0].key) if left else ""
 
+    def ends_with_its_run(self, item: OpenSubmission, index: int) -> bool:
+        return index not in item.running
+
+
+class ChainedPacking(ArrayPacking):
+    """An element does a chain of phases of one model."""
+
+    def covered(self, wanted: Wanted, jobs: Sequence[OpenSubmission]) -> tuple[list[TaskRef], list[Event]]:
+        """Tasks that an open element does after others."""
+        places = {
+            task: (item, index)
+            for item in jobs
+            for index in item.submission.unresolved
+            for task in item.tasks_left(index)
+        }
+        taken = [task for run, key in wanted if (task := TaskRef(run.run_id, key)) in places]
+        running = [task for task in taken if places[task][1] in places[task][0].running]
+        return taken, [Started(task) for task in running]
+
+    def _elements(self, run: Run, keys: Sequence[TaskKey]) -> list[list[TaskKey]]:
+        if any(keys[0].phase in chain[:-1] for chain in CHAINS):
+            published = set(shards.published_keys(run.root))
+            if chains := chains_of(run.graph(), keys, published, self._settings.generate.parts_per_job):
+                return chains
+        return super()._elements(run, keys)
+
 
 def chains_of(graph: Graph, keys: Sequence[TaskKey], published: Collection[TaskKey], size: int) -> list[list[TaskKey]]:
-    """Elements that begin with these tasks (of one phase) and go on with what follows; none where nothing does.
+    """Elements that begin with these tasks and continue with the tasks that follow.
 
-    `size`: parts of one element that samples; one that updates needs all of them. What the team needs once is in the elements
-    of all models, from another part on in each, so that they share the work.
+    Tasks of the whole team are in the elements of all models. Each model begins with another part,
+    so that the elements share this work.
+
+    Args:
+        keys: tasks of one phase and iteration.
+        size: parts of one element that samples; an element that updates needs all of them.
+
+    Returns:
+        Task keys of each element; an empty list if no task follows.
     """
     iteration, phase, chains = keys[0].iteration, keys[0].phase, list[list[TaskKey]]()
     if phase != SCORE and not graph.has_rescue:
@@ -160,7 +153,3 @@ def chains_of(graph: Graph, keys: Sequence[TaskKey], published: Collection[TaskK
                     chain += [TaskKey(iteration, HINT, TEAM, p), TaskKey(iteration, RESCUE, model, p)]
             chains.append([key for key in chain if key not in published])
     return [chain for chain in chains if chain and chain[-1].phase in (RESCUE, UPDATE)]
-
-
-def _tasks_left(items: Sequence[OpenSubmission]) -> list[TaskRef]:
-    return [task for item in items for index in item.submission.unresolved for task in item.tasks_left(index)]

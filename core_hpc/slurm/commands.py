@@ -1,13 +1,16 @@
-"""What the controller asks Slurm and tells it: the queue, accounting, limits, partitions; and the cancelling of jobs.
+"""The commands of SLURM: read the queue, accounting, limits and partitions, and cancel jobs.
 
-In: job ids. Out: plain records of what Slurm said, or SlurmUnavailableError when it did not answer, so that nobody
-concludes from silence. The only module that runs squeue, sacct, scontrol, sacctmgr, sinfo and scancel. It does not
-submit (submissions.py) and decides nothing. Facts on which it rests (measured with Slurm 22.05):
+In: job ids. Out: plain records (`slurm/parse.py`), or a SlurmUnavailableError when SLURM does not
+answer, so that a caller cannot confuse "no answer" with "no jobs". This is the only module that
+runs squeue, sacct, scontrol, sacctmgr, sinfo and scancel. It does not submit (`slurm/submit.py`)
+and decides nothing. It relies on these facts, measured with SLURM 22.05:
 
-- `squeue -t all` keeps jobs that ended for MinJobAge (300 s) with their final state. A pending array element that was
-  cancelled by itself leaves at once and without trace; one cancelled with its whole array stays as CANCELLED. When the
-  last pending elements of an array go one by one, one line of the bare array id stays: CANCELLED, no index.
-- sacct lags by 2 to 5 s, and calls a requeued job PREEMPTED or NODE_FAIL for as long, while squeue has it PENDING.
+- `squeue -t all` keeps ended jobs with their final state for MinJobAge (300 s). There are two
+  exceptions. A pending array element that is cancelled alone disappears at once. When the last
+  pending elements of an array are cancelled one by one, one line with the bare array id stays:
+  CANCELLED, no index. If a whole array is cancelled, its pending elements stay as CANCELLED.
+- sacct lags behind by 2 to 5 s. During this time it reports a requeued job as PREEMPTED or
+  NODE_FAIL, although squeue reports it as PENDING.
 """
 
 from __future__ import annotations
@@ -64,7 +67,8 @@ _KEPT_VARIABLES = ("SLURM_CONF", "SLURM_CONF_SERVER", "SLURM_JWT")
 _CLEANED_PREFIXES = ("SLURM_", "SQUEUE_", "SACCT_", "SACCTMGR_", "SCANCEL_", "SCONTROL_", "SINFO_")
 _CANCEL_CHUNK = 500
 _LIMITS_KEPT_S = 300.0
-_SINCE_MARGIN_S = 3600.0  # clocks of the hosts may differ
+_SINCE_MARGIN_S = 3600.0
+"""The clocks of the hosts may differ by so much."""
 
 
 def slurm_installed() -> bool:
@@ -73,7 +77,7 @@ def slurm_installed() -> bool:
 
 
 class Slurm:
-    """The commands of Slurm. `calls` counts them by name."""
+    """Runs the commands of SLURM. `calls` counts the calls of each command."""
 
     def __init__(self, *, timeout_s: float = 60.0) -> None:
         self.timeout_s = timeout_s
@@ -83,85 +87,98 @@ class Slurm:
     # --- jobs ------------------------------------------------------------------------------------
 
     def queue(self) -> list[QueueEntry]:
-        """All jobs of this user, array elements one by one, with those that ended within MinJobAge. One squeue."""
-        return parse_queue(self._answer("squeue", "-h", "-r", "-t", "all", "-u", str(os.getuid()), "-O", QUEUE_FORMAT))
+        """All jobs of this user, with those that ended within MinJobAge. Runs squeue once.
+
+        Every array element has an entry of its own.
+        """
+        return parse_queue(self._output("squeue", "-h", "-r", "-t", "all", "-u", str(os.getuid()), "-O", QUEUE_FORMAT))
 
     def has_ended(self, job: int) -> bool:
-        """True only on Slurm's word that no element of the job can run any more."""
+        """Whether SLURM confirms that no element of the job can run any more."""
         done = self._run("squeue", "-h", "-r", "-t", "all", "-j", str(job), "-O", QUEUE_FORMAT)
         if done.returncode != 0 and "Invalid job id" in done.stderr:
             return True
         entries = parse_queue(_checked(done))
         if not entries:
-            raise SlurmUnavailableError(f"squeue said nothing about job {job}")
+            raise SlurmUnavailableError(f"squeue reported nothing about job {job}")
         return not any(entry.active for entry in entries)
 
     def accounting(self, jobs: Collection[int], *, since: float) -> dict[JobId, AccountingEntry] | None:
-        """What sacct remembers of jobs since a time (s since 1970); None when accounting is off or does not answer. One sacct.
+        """What the accounting knows about jobs. Runs sacct once.
 
-        Elements which never started share one row; it is also under the bare array id. Where squeue knows a job, too,
-        squeue is right.
+        Elements that never started share one row, which is also returned under the bare array id.
+        Where squeue knows a job as well, believe squeue.
+
+        Args:
+            since: time of the first submission, in seconds since 1970.
+
+        Returns:
+            An entry per job or element; None when accounting is off or does not answer.
         """
         if not jobs:
             return {}
         start = time.strftime("%Y-%m-%dT%H:%M:%S", time.localtime(since - _SINCE_MARGIN_S))
         ids = ",".join(map(str, sorted(jobs)))
-        answer = self._accounting_answer("sacct", "-X", "-n", "-P", "-j", ids, "-S", start, "-o", _ACCOUNTING_FIELDS)
-        return None if answer is None else parse_accounting(answer)
+        output = self._accounting_output("sacct", "-X", "-n", "-P", "-j", ids, "-S", start, "-o", _ACCOUNTING_FIELDS)
+        return None if output is None else parse_accounting(output)
 
     def cancel(self, jobs: Sequence[JobId | int]) -> None:
-        """Cancel jobs, arrays or elements; those that have ended are no error."""
+        """Cancel jobs, arrays or elements. Those that have ended already are no error."""
         for first in range(0, len(jobs), _CANCEL_CHUNK):
             done = self._run("scancel", *map(str, jobs[first : first + _CANCEL_CHUNK]))
-            complaints = [s for s in done.stderr.splitlines() if s.strip() and not any(w in s for w in _ENDED_WORDS)]
-            if complaints and done.returncode != 0:
-                raise SlurmUnavailableError(f"scancel: {complaints[-1].strip()}")
+            errors = [s for s in done.stderr.splitlines() if s.strip() and not any(w in s for w in _ENDED_WORDS)]
+            if errors and done.returncode != 0:
+                raise SlurmUnavailableError(f"scancel: {errors[-1].strip()}")
 
     # --- the site --------------------------------------------------------------------------------
 
     def config(self) -> dict[str, str]:
-        """Slurm's configuration as `scontrol show config` prints it; asked once."""
+        """The configuration of SLURM, as `scontrol show config` prints it. Read once."""
         return self._config
 
     @functools.cached_property
     def _config(self) -> dict[str, str]:
-        return parse_config(self._answer("scontrol", "show", "config"))
+        return parse_config(self._output("scontrol", "show", "config"))
 
     def nodes(self, partition: str | None) -> dict[str, str]:
-        """Node name -> state as sinfo writes it (a * after it: the node does not respond)."""
+        """The state of every node by name, as sinfo prints it (* : the node does not respond)."""
         where = ("-p", partition) if partition is not None else ()
-        lines = self._answer("sinfo", "-h", "-N", "-o", "%N|%T", *where).splitlines()
+        lines = self._output("sinfo", "-h", "-N", "-o", "%N|%T", *where).splitlines()
         return dict(line.split("|", 1) for line in lines)
 
     def partitions(self) -> dict[str, Partition]:
-        """The partitions that this user sees, by name. Two calls."""
-        described = self._answer("scontrol", "-o", "show", "partition")
-        return parse_partitions(
-            described, self._answer("sinfo", "-h", "-o", "%R|%G|%c|%m"), self.config().get("PreemptType", "")
-        )
+        """The partitions that this user sees, by name. Runs two commands."""
+        described = self._output("scontrol", "-o", "show", "partition")
+        nodes = self._output("sinfo", "-h", "-o", "%R|%G|%c|%m")
+        return parse_partitions(described, nodes, self.config().get("PreemptType", ""))
 
     def associations(self) -> list[Association] | None:
-        """What accounting allows this user on this cluster; None when it is off or does not answer."""
+        """What this user may use on this cluster; None: accounting is off or does not answer."""
         fields = "format=account,partition,qos,defaultqos,maxsubmitjobs,grpsubmitjobs"
         where = (f"user={_user()}", f"cluster={self.config().get('ClusterName', '')}")
-        answer = self._accounting_answer("sacctmgr", "-n", "-P", "-r", "show", "assoc", "where", *where, fields)
-        return None if answer is None else parse_associations(answer)
+        output = self._accounting_output("sacctmgr", "-n", "-P", "-r", "show", "assoc", "where", *where, fields)
+        return None if output is None else parse_associations(output)
 
     def qos(self) -> dict[str, int | None] | None:
-        """QOS name -> jobs that it lets a user have in the queue (None: any number); None when accounting does not answer."""
+        """How many jobs of a user each QOS allows in the queue.
+
+        Returns:
+            The number by name of the QOS (None: no limit); None when accounting does not answer.
+        """
         fields = "format=name,maxsubmitjobsperuser,maxsubmitjobsperaccount,grpsubmitjobs"
-        answer = self._accounting_answer("sacctmgr", "-n", "-P", "-r", "show", "qos", fields)
-        return None if answer is None else {name: least(limits) for name, *limits in rows(answer)}
+        output = self._accounting_output("sacctmgr", "-n", "-P", "-r", "show", "qos", fields)
+        return None if output is None else {name: least(limits) for name, *limits in rows(output)}
 
     def default_account(self) -> str | None:
-        """The account that a job without one is charged to."""
-        answer = self._accounting_answer("sacctmgr", "-n", "-P", "-r", "show", "user", _user(), "format=defaultaccount")
-        return (answer or "").strip() or None
+        """The account of jobs that do not name one; None when it is not known."""
+        output = self._accounting_output("sacctmgr", "-n", "-P", "-r", "show", "user", _user(), "format=defaultaccount")
+        return (output or "").strip() or None
 
     def limits(self, *, partition: str | None, qos: str | None, account: str | None) -> Limits:
-        """How many jobs fit in one array and in the queue; what is known is kept for some minutes.
+        """How many jobs an array may have, and the queue. The answer is cached for some minutes.
 
-        The least of the limits of the association, its QOS and the partition's QOS. Those that Slurm does not enforce do not count.
+        The limit of the queue is the smallest one of the association, its QOS, and the QOS of the
+        partition. Limits that SLURM does not enforce are ignored.
         """
         asked, now = (partition, qos, account), time.monotonic()
         if asked in self._limits and now - self._limits[asked][0] < _LIMITS_KEPT_S:
@@ -174,9 +191,8 @@ class Slurm:
             associations, by_qos = self.associations(), self.qos()
             if associations is None or by_qos is None:
                 return limits
-            limits = Limits(
-                min(sizes), self._max_submitted(associations, by_qos, partition, qos, account or self.default_account())
-            )
+            account = account or self.default_account()
+            limits = Limits(min(sizes), self._max_submitted(associations, by_qos, partition, qos, account))
         self._limits[asked] = (now, limits)
         return limits
 
@@ -191,7 +207,7 @@ class Slurm:
         partitions = self.partitions()
         partition = partition or next((p.name for p in partitions.values() if p.is_default), None)
         mine = [a for a in associations if a.account == account and a.partition in (partition, None)]
-        mine.sort(key=lambda a: a.partition is None)  # that of the partition itself comes first
+        mine.sort(key=lambda a: a.partition is None)  # the one with this partition comes first
         names = [qos or (mine[0].default_qos if mine else None) or "normal"]
         if partition in partitions:
             names.append(partitions[partition].qos or "")
@@ -214,40 +230,46 @@ class Slurm:
                 env=clean_environment(os.environ),
             )
         except FileNotFoundError as e:
-            raise CoreHpcError(
-                f"{command[0]} is not on PATH: this machine has no Slurm, or its module is not loaded"
-            ) from e
+            message = f"{command[0]} is not on PATH: this machine has no SLURM, or its module is not loaded"
+            raise CoreHpcError(message) from e
         except subprocess.TimeoutExpired as e:
             raise SlurmUnavailableError(f"{command[0]} did not answer within {self.timeout_s:.0f} s") from e
-        except OSError as e:  # no process or no memory left on a busy login node, Slurm's folder not mounted just now
+        except OSError as e:
+            # A busy login node has no process or memory left, or the folder of SLURM is not
+            # mounted.
             raise SlurmUnavailableError(f"{command[0]} could not be started: {e}") from e
 
-    def _answer(self, *command: str) -> str:
+    def _output(self, *command: str) -> str:
         return _checked(self._run(*command))
 
-    def _accounting_answer(self, *command: str) -> str | None:
-        """None when accounting is off (the command says so and fails), does not answer, or its command is kept from users."""
+    def _accounting_output(self, *command: str) -> str | None:
+        """None when accounting is off, does not answer, or is not available to users."""
         if shutil.which(command[0]) is None:
             return None
         try:
-            return self._answer(*command)
+            return self._output(*command)
         except SlurmUnavailableError:
             return None
 
 
 def clean_environment(environment: Mapping[str, str]) -> dict[str, str]:
-    """The environment without what changes how Slurm's commands print (formats, filters, other clusters)."""
+    """The environment without variables that change the output of SLURM's commands.
+
+    Such variables choose formats, filters or other clusters.
+    """
     kept = {k: v for k, v in environment.items() if k in _KEPT_VARIABLES or not k.startswith(_CLEANED_PREFIXES)}
-    # Times as seconds since 1970; lists of array elements in full, not cut after 64 characters.
+    # Times are seconds since 1970. Lists of array elements are complete, not cut after 64
+    # characters.
     return {**kept, "LC_ALL": "C", "SLURM_TIME_FORMAT": "%s", "SLURM_BITSTR_LEN": "0"}
 
 
 def _checked(done: subprocess.CompletedProcess[str]) -> str:
-    """What a command printed; SlurmUnavailableError with Slurm's words when it failed."""
+    """The output of a command. If it failed, raise a SlurmUnavailableError with its last line."""
     if done.returncode == 0:
         return done.stdout
-    words = [line.strip() for line in (done.stderr + done.stdout).splitlines() if line.strip()]
-    raise SlurmUnavailableError(f"{done.args[0]}: {words[-1] if words else f'exit status {done.returncode}, no words'}")
+    lines = [line.strip() for line in (done.stderr + done.stdout).splitlines() if line.strip()]
+    reason = lines[-1] if lines else f"exit status {done.returncode}, no output"
+    raise SlurmUnavailableError(f"{done.args[0]}: {reason}")
 
 
 @functools.cache

@@ -1,4 +1,7 @@
-"""The old place of `core_hpc.controller.detach`, for pickled calls of a controller that waits in the queue. Goes with the next release."""
+"""The old name of `core_hpc.controller.detach`, for pickled calls of controllers in the queue.
+
+The next release removes it.
+"""
 
 from core_hpc.controller.detach import ControllerSpec, run_controller
 

@@ -1,62 +1,46 @@
-"""Why a job's element ended without having published everything. Pure: from SLURM's word, status files and the log.
+"""Why an array element ended before it had published everything. The functions are pure.
 
-In: what is known of an ended element. Out: an `Outcome`, or None while it is too early to tell. What is done about it
-(try again, more memory, stop the run) is decided by executor.py and schedule.py.
+In: the state that SLURM gives, the status files of the job, the end of its log. Out: an `Outcome`,
+or None while it is too early to conclude. What is done about it (another attempt, more memory,
+other nodes, stopping the run) is decided in `slurm/remedies.py` and by the scheduler.
 """
 
 from __future__ import annotations
 
 import re
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass, replace
-from typing import Any
 
-TIME_LIMIT, PREEMPTED, TERMINATED = "time limit", "preempted", "terminated"
-"""Why a job was asked to stop."""
-NODE, OUT_OF_MEMORY, CANCELLED, LOST, DIED = "node", "out of memory", "cancelled", "lost", "died"
-GAVE_UP = "gave up"
-"""Of a job of the driver `resident`: it stopped its run because of failures that its status file lists."""
-DONE, INTERRUPTED, ABANDONED = "done", "interrupted", "abandoned"
-"""Kinds that are no failures: all published, or left to other jobs; never really submitted; given up by decision."""
-NODE_KINDS = frozenset({NODE, DIED, "error"})
-"""Kinds for which the node may be to blame."""
+from core_hpc.runs.messages import JobEnd, JobStatus, Outcome, OutcomeKind, StopReason
+
+NODE_KINDS = frozenset({OutcomeKind.NODE, OutcomeKind.DIED, OutcomeKind.ERROR})
+"""Outcomes that the node may have caused."""
 
 OOM_WORDS = re.compile(
-    r"oom[-_ ]?kill|slurmstepd.*out[- ]of[- ]memory|exceeded (job|step|its)? ?memory limit|memory limit \(.*being killed",
+    r"oom[-_ ]?kill|slurmstepd.*out[- ]of[- ]memory|"
+    r"exceeded (job|step|its)? ?memory limit|memory limit \(.*being killed",
     re.IGNORECASE,
 )
 FULL_DISK = re.compile(r"No space left on device|Disk quota exceeded", re.IGNORECASE)
-STATE_KINDS = {
-    "NODE_FAIL": (NODE, "SLURM lost the node", False),
-    "BOOT_FAIL": (NODE, "the node did not boot", False),
-    "OUT_OF_MEMORY": (OUT_OF_MEMORY, "used more memory than the job asked for (mem_gb)", True),
-    "PREEMPTED": (PREEMPTED, "was preempted", False),
-    "CANCELLED": (CANCELLED, "was cancelled", True),
-    "REVOKED": (CANCELLED, "was revoked", True),
-    "DEADLINE": (TIME_LIMIT, "missed its deadline", True),
-    "TIMEOUT": (TIME_LIMIT, "reached the time limit before it could stop", True),
+OOM_MESSAGE = "used more memory than the job asked for (mem_gb)"
+STATE_OUTCOMES = {
+    "NODE_FAIL": (OutcomeKind.NODE, "SLURM lost the node", False),
+    "BOOT_FAIL": (OutcomeKind.NODE, "the node did not boot", False),
+    "OUT_OF_MEMORY": (OutcomeKind.OUT_OF_MEMORY, OOM_MESSAGE, True),
+    "PREEMPTED": (OutcomeKind.PREEMPTED, "was preempted", False),
+    "CANCELLED": (OutcomeKind.CANCELLED, "was cancelled", True),
+    "REVOKED": (OutcomeKind.CANCELLED, "was revoked", True),
+    "DEADLINE": (OutcomeKind.TIME_LIMIT, "missed its deadline", True),
+    "TIMEOUT": (OutcomeKind.TIME_LIMIT, "reached the time limit before it could stop", True),
 }
-
-
-@dataclass(frozen=True)
-class Outcome:
-    """How an element ended. `counted`: as one of the tries after which a run is stopped. `task`: at which, if it said so."""
-
-    kind: str
-    message: str
-    counted: bool = True
-    node: str = ""
-    traceback: str = ""
-    manifest: str = ""
-    task: str = ""
-
-    def with_note(self, note: str, *, counted: bool) -> Outcome:
-        return replace(self, message=f"{self.message}; {note}", counted=counted)
+"""SLURM's final state -> kind, message, whether it counts as a failed attempt."""
+ASKED_TO_STOP = ("CANCELLED", "PREEMPTED", "TIMEOUT")
+"""States about which the job's own status file may know more."""
+DECIDED = (OutcomeKind.DONE, OutcomeKind.DAMAGED, OutcomeKind.FINAL)
 
 
 def explain(
     state: str | None,
-    statuses: Sequence[dict[str, Any]],
+    statuses: Sequence[JobStatus],
     log: str,
     *,
     nodes: str,
@@ -64,64 +48,87 @@ def explain(
     lost: bool,
     unseen: Collection[str] = (),
 ) -> Outcome | None:
-    """The outcome of an element which SLURM does not run any more.
+    """The outcome of an element that SLURM does not run any more.
 
-    `state` is SLURM's last word (None: it knows nothing), `statuses` what its ranks wrote, rank 0 first; `settled` and
-    `lost` say that enough time has passed for a status file to be seen, or for any trace of the job to appear; `unseen` are
-    its tasks that were not seen published.
+    Args:
+        state: SLURM's final state; None: SLURM does not know the job.
+        statuses: what its ranks wrote, rank 0 first.
+        log: the end of its log.
+        nodes: its nodes as SLURM names them.
+        settled: enough time has passed for a status file to become visible.
+        lost: enough time has passed for any trace of the job to appear.
+        unseen: its tasks that were not seen published.
     """
-    ends = [s["outcome"] for s in statuses if s.get("outcome")]
-    node = next(
-        (s["node"] for s in statuses if s.get("outcome") and s["outcome"]["kind"] not in ("done", "stopped")), ""
-    )
-    node = node or (statuses[0]["node"] if statuses else nodes)
-    if OOM_WORDS.search(log) and not any(e["kind"] in ("done", "damaged", "final") for e in ends):
-        return Outcome(OUT_OF_MEMORY, "used more memory than the job asked for (mem_gb)", node=node, traceback=log)
-    failed = next((e for e in ends if e["kind"] not in ("done", "stopped")), None)
-    if failed is not None:
-        return of_failure(failed, node, log)
-    if state in STATE_KINDS and state not in ("CANCELLED", "PREEMPTED", "TIMEOUT"):
-        kind, message, counted = STATE_KINDS[state]
-        return Outcome(kind, message, counted, node, log)
-    stopped = next((e for e in ends if e["kind"] == "stopped"), None)
+    ended = [(status, status.outcome) for status in statuses if status.outcome is not None]
+    node = next((status.node for status, end in ended if end.is_failure), "")
+    node = node or (statuses[0].node if statuses else nodes)
+    if OOM_WORDS.search(log) and not any(end.kind in DECIDED for _, end in ended):
+        return Outcome(OutcomeKind.OUT_OF_MEMORY, OOM_MESSAGE, node=node, traceback=log)
+    failure = next((end for _, end in ended if end.is_failure), None)
+    if failure is not None:
+        return of_failure(failure, node, log)
+    if state in STATE_OUTCOMES and state not in ASKED_TO_STOP:
+        return _of_state(state, node, log)
+    stopped = next((end for _, end in ended if end.kind == OutcomeKind.STOPPED), None)
     if stopped is not None:
-        return _stopped(stopped["reason"], stopped.get("message", ""), statuses[0], state, node)
-    if statuses and statuses[0].get("stopping") and state not in (None, "COMPLETED"):
-        return _stopped(statuses[0]["stopping"], "was killed before it had stopped", statuses[0], state, node)
-    if state in STATE_KINDS:
-        kind, message, counted = STATE_KINDS[state]
-        return Outcome(kind, message, counted, node, log)
-    done = next((e for e in ends if e["kind"] == "done"), None)
-    if done is not None and "left" in done and set(unseen) <= set(done["left"]):
-        return Outcome(DONE, done["message"], counted=False, node=node)
+        assert stopped.reason is not None
+        return _of_stop(stopped.reason, stopped.message, statuses[0], state, node)
+    if statuses and statuses[0].stopping is not None and state not in (None, "COMPLETED"):
+        return _of_stop(statuses[0].stopping, "was killed before it had stopped", statuses[0], state, node)
+    if state in STATE_OUTCOMES:
+        return _of_state(state, node, log)
+    done = next((end for _, end in ended if end.kind == OutcomeKind.DONE), None)
+    if done is not None and done.left is not None and set(unseen) <= set(done.left):
+        return Outcome(OutcomeKind.DONE, done.message, counted=False, node=node)
     if done is not None:
-        return Outcome(LOST, "says that it is done, but its files did not become visible", node=node) if lost else None
+        message = "reported that it was done, but its files did not become visible"
+        return Outcome(OutcomeKind.LOST, message, node=node) if lost else None
     if state is not None:
-        return Outcome(DIED, f"its job ended ({state}) without a word", node=node, traceback=log) if settled else None
+        message = f"its job ended ({state}) without reporting why"
+        return Outcome(OutcomeKind.DIED, message, node=node, traceback=log) if settled else None
     if lost:
-        return Outcome(LOST, "is neither in the queue nor in SLURM's books: cancelled before it began?", node=node)
+        message = "is neither in the queue nor in SLURM's accounting: cancelled before it began?"
+        return Outcome(OutcomeKind.LOST, message, node=node)
     return None
 
 
-def of_failure(end: dict[str, Any], node: str, log: str) -> Outcome:
-    """What a failure that was reported from inside a job means; `log` is shown when a worker died without a word."""
-    kind, message = end["kind"], end["message"]
+def of_failure(failure: JobEnd | Outcome, node: str, log: str) -> Outcome:
+    """The outcome of a failure that was reported from inside a job.
+
+    Args:
+        log: shown when a worker died without reporting anything.
+    """
+    kind, message = failure.kind, failure.message
     if FULL_DISK.search(message):
-        kind, message = "final", f"{message}. Free space (or raise the quota) and start again"
-    traceback = end.get("traceback") or (log if kind == DIED else "")
-    return Outcome(kind, message, True, node, traceback, end.get("manifest", ""), end.get("task", ""))
+        kind, message = OutcomeKind.FINAL, f"{message}. Free space (or raise the quota) and start again"
+    return Outcome(
+        kind,
+        message,
+        node=node,
+        traceback=failure.traceback or (log if kind == OutcomeKind.DIED else ""),
+        log=failure.log,
+        manifest=failure.manifest,
+        task=failure.task,
+    )
 
 
-def _stopped(reason: str, words: str, status: dict[str, Any], state: str | None, node: str) -> Outcome:
-    """An element that was told to stop. It counts as a try only when it is nobody else's doing and nothing was gained."""
+def _of_state(state: str, node: str, log: str) -> Outcome:
+    kind, message, counted = STATE_OUTCOMES[state]
+    return Outcome(kind, message, counted, node, log)
+
+
+def _of_stop(reason: StopReason, message: str, status: JobStatus, state: str | None, node: str) -> Outcome:
+    """The outcome of an element that was asked to stop.
+
+    It counts as an attempt only if the sweep caused it and nothing was gained.
+    """
     if state == "TIMEOUT":
-        reason = TIME_LIMIT  # the job itself cannot know that its limit was shortened
-    gained = status["published"] > 0 or bool((status["outcome"] or {}).get("gained"))
-    detail = f" ({words})" if words else ""
-    if reason == TIME_LIMIT:
+        reason = StopReason.TIME_LIMIT  # the job itself cannot know that its limit was shortened
+    gained = status.published > 0 or (status.outcome is not None and status.outcome.gained)
+    detail = f" ({message})" if message else ""
+    if reason == StopReason.TIME_LIMIT:
         advice = "" if gained else "; nothing was gained: raise time_min"
-        return Outcome(TIME_LIMIT, f"reached its time limit{detail}{advice}", not gained, node)
-    if reason == TERMINATED and state == "CANCELLED":
-        return Outcome(CANCELLED, f"was cancelled while it ran{detail}", True, node)
-    assert reason in (PREEMPTED, TERMINATED), reason
-    return Outcome(PREEMPTED, f"had to make room for another job{detail}", False, node)
+        return Outcome(OutcomeKind.TIME_LIMIT, f"reached its time limit{detail}{advice}", not gained, node)
+    if reason == StopReason.TERMINATED and state == "CANCELLED":
+        return Outcome(OutcomeKind.CANCELLED, f"was cancelled while it ran{detail}", True, node)
+    return Outcome(OutcomeKind.PREEMPTED, f"had to make room for another job{detail}", False, node)

@@ -1,6 +1,7 @@
-"""What the commands of Slurm print, as plain records. Pure: text in, records out; no command is run here.
+"""Parsing of what the commands of SLURM print.
 
-The commands are run by commands.py. Nothing is guessed: an answer that is not understood is a SlurmUnavailableError.
+In: text. Out: plain records. The functions are pure; the commands run in `slurm/commands.py`.
+Output of squeue with an unexpected format raises a SlurmUnavailableError, and nothing is guessed.
 """
 
 from __future__ import annotations
@@ -46,21 +47,22 @@ FINAL = frozenset(
         "TIMEOUT",
     }
 )
-"""States in which Slurm has done with a job. A state of neither set (of a later Slurm) proves nothing."""
+"""States in which a job has ended. A state in neither set (of a later SLURM) proves nothing."""
 
-_FIELD, _RECORD = "\x1f", "\x1e\n"  # job names may hold anything else, also line breaks
+_FIELD, _RECORD = "\x1f", "\x1e\n"
+"""Separators. The name of a job may contain any character, also a line break, so it comes last."""
 _QUEUE_FIELDS = ("ArrayJobID", "ArrayTaskID", "State", "Reason", "RestartCnt", "NodeList", "Name")
 QUEUE_FORMAT = ",".join(f"{name}:{_FIELD}" for name in _QUEUE_FIELDS[:-1]) + f",{_QUEUE_FIELDS[-1]}:{_RECORD[0]}"
 _JOB_ID = re.compile(r"(\d+)(?:_(\d+|\[.*\]))?")
 
 
 class SlurmUnavailableError(CoreHpcError):
-    """Slurm did not answer (slurmctld away, a time-out): nothing can be concluded."""
+    """SLURM did not answer (slurmctld is down, or a time-out). Nothing is known about its jobs."""
 
 
 @dataclass(frozen=True, order=True, slots=True)
 class JobId:
-    """A plain job (index None) or an element of an array.
+    """An ordinary job (index None) or an element of an array.
 
     >>> str(JobId(123, 4)), str(JobId(123))
     ('123_4', '123')
@@ -75,7 +77,7 @@ class JobId:
 
 @dataclass(frozen=True)
 class QueueEntry:
-    """A line of squeue. `restarts` counts requeues; `nodes` is empty while the job waits."""
+    """A line of squeue. `restarts` counts the requeues. `nodes` is empty while the job waits."""
 
     id: JobId
     name: str
@@ -91,7 +93,7 @@ class QueueEntry:
 
 @dataclass(frozen=True)
 class AccountingEntry:
-    """What sacct remembers of a job. `start` and `end` in seconds since 1970; None when it did not start or end."""
+    """A line of sacct. `start` and `end` are seconds since 1970; None: not started, not ended."""
 
     state: str
     exit_code: int
@@ -103,7 +105,12 @@ class AccountingEntry:
 
 @dataclass(frozen=True)
 class Limits:
-    """`max_array_size`: elements of one array (indices from 0). `max_submitted`: jobs in the queue in all; None: no limit known."""
+    """Limits for the jobs of this user.
+
+    Attributes:
+        max_array_size: elements of one array.
+        max_submitted: jobs in the queue; None: no limit is known.
+    """
 
     max_array_size: int
     max_submitted: int | None
@@ -111,7 +118,11 @@ class Limits:
 
 @dataclass(frozen=True)
 class Association:
-    """A permission of this user: an account, for one partition or (None) all, with the QOS that may be used."""
+    """A permission of this user: an account, the QOS that it may use, and their limit.
+
+    `partition` None: it holds for all partitions. `max_submitted`: jobs in the queue; None: no
+    limit.
+    """
 
     account: str
     partition: str | None
@@ -120,10 +131,17 @@ class Association:
     max_submitted: int | None
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Partition:
-    """`time_limit_min` None: no limit. `gres`, `cpus`, `mem_gb`: of one node, the greatest. `preemptible`: by other partitions,
-    which leave a job `grace_s`."""
+    """A partition of the cluster.
+
+    Attributes:
+        time_limit_min: longest time limit of a job; None: no limit.
+        preemptible: jobs of other partitions may end its jobs, which then have `grace_s` left.
+        gres: every kind of `gres` that a node of it has.
+        cpus: CPUs of the node with the most.
+        mem_gb: memory of the node with the most.
+    """
 
     name: str
     is_default: bool
@@ -138,14 +156,18 @@ class Partition:
 
 
 def parse_queue(text: str) -> list[QueueEntry]:
-    """Records of `squeue -O` in this module's format."""
+    """Parse the output of `squeue -O` with `QUEUE_FORMAT`.
+
+    Raises:
+        SlurmUnavailableError: the output is cut off, or has another format.
+    """
     entries = []
     for record in text.split(_RECORD):
         if not record:
             continue
         fields = record.split(_FIELD, len(_QUEUE_FIELDS) - 1)
         if len(fields) != len(_QUEUE_FIELDS) or not fields[0].isdecimal():
-            raise SlurmUnavailableError(f"squeue: its answer was not understood: {record[:200]!r}")
+            raise SlurmUnavailableError(f"squeue: its output was not understood: {record[:200]!r}")
         job, index, state, reason, restarts, nodes, name = fields
         id = JobId(int(job), int(index) if index.isdecimal() else None)
         entries.append(QueueEntry(id, name, state, reason, nodes, int(restarts) if restarts.isdecimal() else 0))
@@ -153,7 +175,11 @@ def parse_queue(text: str) -> list[QueueEntry]:
 
 
 def parse_accounting(text: str) -> dict[JobId, AccountingEntry]:
-    """Rows of `sacct -X -P`; elements which share a row are expanded, and the row is kept under the bare id, too."""
+    """Parse the output of `sacct -X -P`.
+
+    A row that several elements share is returned under the id of each element, and under the bare
+    id.
+    """
     found: dict[JobId, AccountingEntry] = {}
     for id, state, exit_code, nodes, start, end in rows(text):
         match = _JOB_ID.match(id)
@@ -173,7 +199,7 @@ def parse_accounting(text: str) -> dict[JobId, AccountingEntry]:
 
 
 def expand_indices(text: str) -> Iterator[int]:
-    """Indices of a Slurm array expression; a tail that Slurm cut off (...) is left out.
+    """The indices of an array expression of SLURM. A tail that SLURM cut off (...) is left out.
 
     >>> list(expand_indices("0-2,5,10-20:5%3"))
     [0, 1, 2, 5, 10, 15, 20]
@@ -185,12 +211,19 @@ def expand_indices(text: str) -> Iterator[int]:
 
 
 def parse_config(text: str) -> dict[str, str]:
+    """Parse the output of `scontrol show config`."""
     pairs = (line.partition("=") for line in text.splitlines())
     return {key.strip(): value.strip() for key, equals, value in pairs if equals}
 
 
 def parse_partitions(described: str, nodes: str, preempt_type: str) -> dict[str, Partition]:
-    """`scontrol -o show partition` and `sinfo -o '%R|%G|%c|%m'` together."""
+    """Combine the output of two commands into partitions by name.
+
+    Args:
+        described: output of `scontrol -o show partition`.
+        nodes: output of `sinfo -o '%R|%G|%c|%m'`.
+        preempt_type: PreemptType of the configuration.
+    """
     kinds: dict[str, list[list[str]]] = {}
     for name, *kind in rows(nodes):
         kinds.setdefault(name, []).append(kind)
@@ -200,27 +233,25 @@ def parse_partitions(described: str, nodes: str, preempt_type: str) -> dict[str,
         if "PartitionName" not in values:
             continue
         name = values["PartitionName"]
-        preemptible = (
-            preempt_type == "preempt/partition_prio" and values.get("PreemptMode", "OFF").split(",")[0] != "OFF"
-        )
+        preempt_mode = values.get("PreemptMode", "OFF").split(",")[0]
         mine = kinds.get(name, [])
         found[name] = Partition(
-            name,
-            values.get("Default") == "YES",
-            parse_minutes(values.get("MaxTime", "")),
-            values.get("State", "UNKNOWN"),
-            _given(values.get("QoS", "")),
-            preemptible,
-            _leading_int(values.get("GraceTime", "")),
-            tuple(sorted({g for k in mine if (g := _given(k[0]))})),
-            max((_leading_int(k[1]) for k in mine), default=0),
-            max((_leading_int(k[2]) for k in mine), default=0) / 1024,
+            name=name,
+            is_default=values.get("Default") == "YES",
+            time_limit_min=parse_minutes(values.get("MaxTime", "")),
+            state=values.get("State", "UNKNOWN"),
+            qos=_given(values.get("QoS", "")),
+            preemptible=preempt_type == "preempt/partition_prio" and preempt_mode != "OFF",
+            grace_s=_leading_int(values.get("GraceTime", "")),
+            gres=tuple(sorted({g for k in mine if (g := _given(k[0]))})),
+            cpus=max((_leading_int(k[1]) for k in mine), default=0),
+            mem_gb=max((_leading_int(k[2]) for k in mine), default=0) / 1024,
         )
     return found
 
 
 def parse_minutes(text: str) -> float | None:
-    """Minutes of Slurm's [days-]hours:minutes:seconds; None for no limit.
+    """The minutes of a time [days-]hours:minutes:seconds; None for any other text (no limit).
 
     >>> parse_minutes("2-00:30:00"), parse_minutes("01:30:30"), parse_minutes("UNLIMITED")
     (2910.0, 90.5, None)
@@ -233,19 +264,21 @@ def parse_minutes(text: str) -> float | None:
 
 
 def parse_associations(text: str) -> list[Association]:
-    return [
-        Association(
-            account, partition or None, tuple(q for q in qos.split(",") if q), default_qos or None, least(limits)
-        )
-        for account, partition, qos, default_qos, *limits in rows(text)
-    ]
+    """Parse the output of `sacctmgr show assoc` with the fields of `Slurm.associations`."""
+    found = []
+    for account, partition, qos, default_qos, *limits in rows(text):
+        names = tuple(name for name in qos.split(",") if name)
+        found.append(Association(account, partition or None, names, default_qos or None, least(limits)))
+    return found
 
 
 def rows(text: str) -> Iterator[list[str]]:
+    """The fields of each line that is not empty."""
     return (line.split("|") for line in text.splitlines() if line)
 
 
 def least(numbers: Iterable[str]) -> int | None:
+    """The smallest of these numbers; None when none of the texts is a number."""
     return min((int(n) for n in numbers if n.isdecimal()), default=None)
 
 

@@ -1,4 +1,16 @@
-"""TODO docstring."""
+"""Records of submissions to SLURM: one JSON file per submission, in the folder of its run.
+
+In: submissions and outcomes of their elements. Out: records and their folders. The suffix of a
+record's name is its state, so that a listing shows it without reading:
+
+    RUN/slurm/NAME.open.json      some elements may be waiting or running
+    RUN/slurm/NAME.ended.json     all elements did their tasks
+    RUN/slurm/NAME.failed.json    closed, and some elements failed (see the outcomes inside)
+    RUN/slurm/NAME/               script, logs, and status files like element-0000.json
+
+A record is written before sbatch is called, so that a controller that dies at any moment leaves
+nothing that its successor cannot find. Scripts and calls of sbatch are in `slurm/submit.py`.
+"""
 
 from __future__ import annotations
 
@@ -6,26 +18,25 @@ import re
 import time
 import uuid
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from core_hpc.common.errors import StoreError
 from core_hpc.config.cluster import PhaseGroup
+from core_hpc.runs.messages import Outcome, OutcomeKind
 from core_hpc.slurm.commands import JobId
-from core_hpc.slurm.outcomes import DONE, Outcome
 from core_hpc.store import manifests
 from core_hpc.store.paths import TaskKey
 
 OPEN, ENDED, FAILED = "open", "ended", "failed"
-
-
+"""States of a record: some element is not resolved; all are published; some failed."""
 NAME = re.compile(r"(?P<name>[a-z]+-\d{4,}-[0-9a-f]{8})\.(?P<state>open|ended|failed)\.json")
 
 
-@dataclass
+@dataclass(kw_only=True)
 class Submission:
-    """One array (or job of one element) and what became of its elements."""
+    """One array, or an ordinary job as its only element, and the outcomes of its elements."""
 
     name: str
     group: PhaseGroup
@@ -36,14 +47,22 @@ class Submission:
     submitted: float
     excluded: list[str] = field(default_factory=list)
     job: int | None = None
-    outcomes: dict[str, dict[str, Any]] = field(default_factory=dict)
-    """By index of the element: kind, message, node, counted, log."""
+    outcomes: dict[int, Outcome] = field(default_factory=dict)
+    """By index of the element."""
+
+    def to_json(self) -> dict[str, Any]:
+        return {**asdict(self), "outcomes": {str(i): outcome.to_json() for i, outcome in self.outcomes.items()}}
+
+    @classmethod
+    def from_json(cls, data: dict[str, Any]) -> Submission:
+        outcomes = {int(i): Outcome.from_json(outcome) for i, outcome in data["outcomes"].items()}
+        return cls(**{**data, "outcomes": outcomes})
 
     def keys(self, index: int) -> list[TaskKey]:
         return [TaskKey.parse(text) for text in self.elements[index]]
 
     def job_id(self, index: int) -> JobId | None:
-        """SLURM's id of an element; submitit makes no array of a single one."""
+        """The id of an element in SLURM. A single element is an ordinary job."""
         return None if self.job is None else JobId(self.job, index if len(self.elements) > 1 else None)
 
     @property
@@ -52,14 +71,14 @@ class Submission:
 
     @property
     def unresolved(self) -> list[int]:
-        return [i for i in range(len(self.elements)) if str(i) not in self.outcomes]
+        return [i for i in range(len(self.elements)) if i not in self.outcomes]
 
 
 class SubmissionFolder:
     """The submissions of one run, or of a sweep's controllers."""
 
     def __init__(self, root: Path) -> None:
-        self.root = root.absolute()  # jobs may begin in another folder
+        self.root = root.absolute()  # a job may start in another folder
 
     def names(self, *states: str) -> list[tuple[str, str]]:
         """(name, state) of the records in these states."""
@@ -69,10 +88,11 @@ class SubmissionFolder:
         return sorted((m["name"], m["state"]) for m in found if m["state"] in states)
 
     def read(self, *states: str) -> list[Submission]:
-        """Records in these states. Another process may rename one between listing and reading: then they are listed again."""
+        """Read the records in these states. If another process renames one, list them again."""
         return [submission for _, submission in self.read_with_state(*states)]
 
     def read_with_state(self, *states: str) -> list[tuple[str, Submission]]:
+        """Read the records in these states, each with its state."""
         found: dict[str, tuple[str, Submission]] = {}
         for attempt in range(2):
             complete = True
@@ -81,7 +101,7 @@ class SubmissionFolder:
                 if name in found:
                     continue
                 try:
-                    found[name] = (state, Submission(**manifests.read_json(path)))
+                    found[name] = (state, Submission.from_json(manifests.read_json(path)))
                 except StoreError:
                     if attempt and path.exists():
                         raise
@@ -92,39 +112,34 @@ class SubmissionFolder:
 
     def write(self, submission: Submission) -> None:
         manifests.make_folder(self.root)
-        manifests.write_json(self.root / f"{submission.name}.{OPEN}.json", asdict(submission))
+        manifests.write_json(self.root / f"{submission.name}.{OPEN}.json", submission.to_json())
 
     def close(self, submission: Submission) -> None:
         """Write the record for the last time."""
-        failed = any(o["kind"] != DONE for o in submission.outcomes.values())
+        failed = any(o.kind != OutcomeKind.DONE for o in submission.outcomes.values())
         self.write(submission)
         (self.root / f"{submission.name}.{OPEN}.json").rename(
             self.root / f"{submission.name}.{FAILED if failed else ENDED}.json"
         )
 
     def resolve(self, submission: Submission, index: int, outcome: Outcome) -> None:
-        """Note how an element ended; the caller writes or closes the record."""
-        noted: dict[str, Any] = {"kind": outcome.kind, "counted": outcome.counted}
-        if outcome.kind != DONE:  # an array may have thousands of elements, most of which have nothing to tell
+        """Set the outcome of an element. The caller writes or closes the record."""
+        # An array may have thousands of elements, most of which need no details.
+        if outcome.kind == OutcomeKind.DONE:
+            submission.outcomes[index] = Outcome(OutcomeKind.DONE, counted=outcome.counted)
+        else:
             log = str(self.log(submission, index))
-            noted |= {
-                "message": outcome.message,
-                "node": outcome.node,
-                "task": outcome.task,
-                "log": log,
-                "time": time.time(),
-            }
-        submission.outcomes[str(index)] = noted
+            submission.outcomes[index] = replace(outcome, log=log, time=time.time(), traceback="", manifest="")
 
     def tidy(self) -> None:
-        """Remove what only submitit and the watching of closed submissions needed; scripts, logs and records stay."""
+        """Remove temporary files of closed submissions. Scripts, logs and records stay."""
         for name, _ in self.names(ENDED, FAILED):
             for pattern in ("*.pkl", "element-*.json", ".submission_file_*"):
                 for path in (self.root / name).glob(pattern):
                     path.unlink(missing_ok=True)
 
     def discard(self, submission: Submission) -> None:
-        """Forget a submission that SLURM never took."""
+        """Remove the record of a submission that SLURM did not accept."""
         (self.root / f"{submission.name}.{OPEN}.json").unlink(missing_ok=True)
 
     def folder(self, submission: Submission) -> Path:
@@ -148,6 +163,20 @@ def new_submission(
     mem_gb: float,
     excluded: Sequence[str] = (),
 ) -> Submission:
-    """A record not yet submitted; `what` is like cold-0001."""
-    texts = [[str(key) for key in keys] for keys in elements]
-    return Submission(f"{what}-{uuid.uuid4().hex[:8]}", group, start_id, texts, mem_gb, time.time(), list(excluded))
+    """Create a submission that is not submitted yet.
+
+    Args:
+        what: the name begins with it, for example `cold-0001`.
+        elements: tasks of each element.
+        start_id: names the start by the user.
+        excluded: nodes that the job must not use.
+    """
+    return Submission(
+        name=f"{what}-{uuid.uuid4().hex[:8]}",
+        group=group,
+        start_id=start_id,
+        elements=[[str(key) for key in keys] for keys in elements],
+        mem_gb=mem_gb,
+        submitted=time.time(),
+        excluded=list(excluded),
+    )

@@ -1,8 +1,9 @@
-"""python -m core_hpc.slurm.rendezvous: prints "ADDRESS PORT" where the ranks of this SLURM job meet.
+"""python -m core_hpc.slurm.rendezvous: prints "ADDRESS PORT", where the ranks of a SLURM job meet.
 
-Run by the batch script on the job's first node, so that every rank gets the same words through its environment. The
-port follows from the job's id, below the range from which systems hand out ports: two jobs on one node get different
-ones. It is tried first; a port that is taken all the same leads on to the next.
+The batch script runs it on the first node of the job and passes the output to every rank in an
+environment variable. The port is computed from the id of the job, so that two jobs on one node use
+different ports. If it is taken nevertheless, the next port of the sequence is used. All ports are
+below the range from which systems assign ports to programs.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ STRIDE = 7
 
 
 def port_for(job: int) -> int:
-    """A free port of this node, the first of the job's own sequence."""
+    """The first free port of this node in the sequence of a job."""
     for attempt in range(100):
         port = FIRST_PORT + (job * STRIDE + attempt * 1009) % NUM_PORTS
         with socket.socket() as s:
@@ -26,22 +27,21 @@ def port_for(job: int) -> int:
             except OSError:
                 continue
             return port
-    raise OSError("100 ports in a row are taken on this node")
+    raise OSError("no free port: 100 ports of this node are taken, one after the other")
 
 
 def address_of_node(name: str) -> str:
-    """The node's name if it resolves, else the address that SLURM uses for it."""
+    """The name of a node if it resolves, otherwise the address that SLURM uses for it."""
     if resolves(name):
         return name
-    shown = subprocess.run(
-        ["scontrol", "show", "node", name], capture_output=True, text=True, timeout=60, check=False
-    ).stdout
-    found = re.search(r"NodeAddr=(\S+)", shown)
+    command = ["scontrol", "show", "node", name]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    found = re.search(r"NodeAddr=(\S+)", done.stdout)
     return found[1] if found else socket.gethostname()
 
 
 def resolves(name: str) -> bool:
-    """Whether a host's name can be turned into an address here."""
+    """Whether the name of a host resolves to an address on this machine."""
     try:
         socket.getaddrinfo(name, None)
     except OSError:

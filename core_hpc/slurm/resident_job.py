@@ -1,96 +1,97 @@
-"""What runs inside a job of the driver `resident`: one run, iteration after iteration, on the warm workers of this node.
+"""What runs inside a job of the driver `resident`: one run, on the warm workers of one node.
 
-In: an `ElementSpec` with a run's unpublished tasks. Out: published tasks, and a status file: what is under way, what failed,
-and how the job ended. It is the local driver, for one run and until SLURM wants the job to end: then no further task begins,
-updates save their positions, and what does not end in time is given up. Tries, damaged publications and the order of
-tasks are schedule.py's as on one machine; the controller outside (resident.py) submits the successor.
+In: an `ElementSpec` with the unpublished tasks of a run. Out: published tasks, and a status file
+(`JobStatus`) with the tasks in progress, the failures, and how the job ended. It is the driver
+`local` for one run, until SLURM wants the job to end. Then no further task begins, updates save
+their positions, and tasks that do not end in time are given up. The scheduler handles attempts,
+damaged publications and the order of tasks, as on one machine. The controller outside the job
+submits the successor (`slurm/resident.py`).
 """
 
 from __future__ import annotations
 
 import os
 import time
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 from core_hpc.common.errors import CoreHpcError
 from core_hpc.local.executor import LocalExecutor, LocalLimits
 from core_hpc.local.memory import needs_of
 from core_hpc.runs.folder import Run, open_run
-from core_hpc.schedule.base import Event
+from core_hpc.runs.messages import Done, Event, Failed, JobEnd, Outcome, OutcomeKind, Progressed, RunningTask, Started
 from core_hpc.schedule.progress import RunProgress, inspect_run
 from core_hpc.schedule.scheduler import Scheduler
-from core_hpc.slurm.element import ElementError, ElementSpec, Status, Stop, steps_saved
-from core_hpc.slurm.outcomes import DIED, GAVE_UP
+from core_hpc.slurm.element import ElementError, ElementSpec, StatusFile, Stop, steps_saved
 
 
 class Reporter:
-    """Listener of the scheduler that keeps the job's status file and log.
+    """Listener of the scheduler that keeps the job's status file and log."""
 
-    `running`: by task, started, and once it says so done, total, tokens, time. `failures`: what failed and was tried again here.
-    """
-
-    def __init__(self, status: Status) -> None:
+    def __init__(self, status: StatusFile) -> None:
         self._status = status
-        self._running: dict[str, dict[str, Any]] = {}
-        self._failures: list[dict[str, Any]] = []
-        self.died: dict[str, Any] | None = None
-        """The failure of a task whose worker died: of memory or of its node's doing, which only the controller can mend."""
+        self._running: dict[str, RunningTask] = {}
+        self._failures: list[Outcome] = []
+        self.died: Outcome | None = None
+        """The failure of a task whose worker died. Memory or the node may be the cause, and only
+        the controller outside the job can change them."""
 
     @property
     def num_running(self) -> int:
         return len(self._running)
 
     def on_event(self, progress: RunProgress, event: Event) -> None:
-        task, now = str(event.task.key), time.time()
-        if event.kind == "progress":
-            shown = {name: event.fields[name] for name in ("done", "total", "tokens")}
-            self._running.setdefault(task, {"started": now}).update(shown, time=now)
-            self._status.note(running=self._running)
+        task, now, message = str(event.task.key), time.time(), ""
+        if isinstance(event, Progressed):
+            started = self._running[task].started if task in self._running else now
+            self._running[task] = RunningTask(started, event.progress, now)
+            self._status.note(running=dict(self._running))
             return
-        if event.kind == "started":
-            self._running[task] = {"started": now}
+        if isinstance(event, Started):
+            self._running[task] = RunningTask(now)
         else:
             self._running.pop(task, None)
-        if event.kind == "failed" and event.fields["kind"] == DIED:
-            self.died = {**event.fields, "task": task}
-        elif event.kind == "failed":
-            self._failures.append({**event.fields, "task": task, "time": now})
-        said = event.fields["message"] if event.kind == "failed" else ""
-        print(f"{time.strftime('%Y-%m-%d %H:%M:%S')} {task}: {event.kind} {said}".rstrip(), flush=True)
-        changed = {"running": self._running, "failures": self._failures}
-        if event.kind == "done":
-            self._status.published(**changed)
+        if isinstance(event, Failed):
+            message = f" {event.outcome.message}"
+            outcome = replace(event.outcome, task=task, time=now)
+            if outcome.kind == OutcomeKind.DIED:
+                self.died = outcome
+            else:
+                self._failures.append(outcome)
+        print(f"{time.strftime('%Y-%m-%d %H:%M:%S')} {task}: {type(event).__name__.lower()}{message}", flush=True)
+        if isinstance(event, Done):
+            self._status.published(running=dict(self._running), failures=tuple(self._failures))
         else:
-            self._status.note(now=True, **changed)
+            self._status.note(now=True, running=dict(self._running), failures=tuple(self._failures))
 
 
 def run_resident(spec: ElementSpec) -> None:
-    """Do what is left of a run, as far as the time goes."""
-    stop, status = Stop(spec), Status(spec, rank=0)
-    # Workers begin at any time of this job's: none of them has waited since the job began (statistics of first tasks).
+    """Work on a run as long as the job's time allows."""
+    stop, status = Stop(spec), StatusFile(spec, rank=0)
+    # Workers begin at any time of this job: none of them has waited since the job began (statistics
+    # of first tasks).
     os.environ.pop("CORE_HPC_JOB_START", None)
-    status.note(now=True, running={}, failures=[])
+    status.write()
     try:
-        outcome = _drive(open_run(Path(spec.run)), stop, status)
+        end = _drive(open_run(Path(spec.run)), stop, status)
     except CoreHpcError as e:
-        outcome = {"kind": "final", "message": str(e), "traceback": ""}
-    status.end(**outcome)
-    if outcome["kind"] not in ("done", "stopped"):
-        raise ElementError(f"{outcome['message']}\n{outcome.get('traceback', '')}")
+        end = JobEnd(OutcomeKind.FINAL, str(e))
+    status.end(end)
+    if end.is_failure:
+        raise ElementError(f"{end.message}\n{end.traceback}")
 
 
-def _drive(run: Run, stop: Stop, status: Status) -> dict[str, Any]:
-    """The job's outcome, once nothing is under way any more."""
+def _drive(run: Run, stop: Stop, status: StatusFile) -> JobEnd:
+    """Drive the run; returns how the job ends once no task is in progress any more."""
     progress, messages = inspect_run(run)
     for message in messages:
         print(f"damaged: {message}", flush=True)
-    rest, cluster = set(progress.rest), run.config.cluster
-    saved = steps_saved(run, rest)
+    open_tasks, cluster = set(progress.open_tasks), run.config.cluster
+    saved = steps_saved(run, open_tasks)
     cores = int(os.environ.get("SLURM_CPUS_PER_TASK") or 0) or None
     limits = LocalLimits.of(cluster, len(run.config.team), cores=cores, needs=needs_of([run]))
-    print(limits.words, flush=True)
-    executor = LocalExecutor(cluster, limits, deaf=True)
+    print(limits.description, flush=True)
+    executor = LocalExecutor(cluster, limits, ignore_signals=True)
     reporter = Reporter(status)
 
     def should_stop() -> bool:
@@ -101,23 +102,21 @@ def _drive(run: Run, stop: Stop, status: Status) -> dict[str, Any]:
             status.stopping(stop.reason)
         return stop.deadline
 
+    scheduler = Scheduler(
+        [progress], executor, [reporter], max_attempts=cluster.max_attempts, stop_requested=should_stop
+    )
     try:
-        scheduler = Scheduler(
-            [progress], executor, [reporter], max_attempts=cluster.max_attempts, stop_requested=should_stop
-        )
         if not scheduler.run():
             for event in executor.stop(deadline):
                 reporter.on_event(progress, event)
     finally:
         executor.close()
     if reporter.died is not None:
-        return reporter.died
+        return JobEnd.of_failure(reporter.died)
     if progress.stopped is not None:
-        return {"kind": GAVE_UP, "message": progress.stopped, "traceback": ""}
+        return JobEnd(OutcomeKind.GAVE_UP, progress.stopped)
     if stop.reason is None or progress.finished:
-        return {"kind": "done"}
-    given_up = (
-        f"{reporter.num_running} task(s) under way were given up" if reporter.num_running else "between two tasks"
-    )
-    gained = status.num_published > 0 or steps_saved(run, rest) > saved
-    return {"kind": "stopped", "reason": stop.reason, "message": given_up, "gained": gained}
+        return JobEnd(OutcomeKind.DONE)
+    message = f"{reporter.num_running} running task(s) were given up" if reporter.num_running else "between two tasks"
+    gained = status.num_published > 0 or steps_saved(run, open_tasks) > saved
+    return JobEnd(OutcomeKind.STOPPED, message, stop.reason, gained)

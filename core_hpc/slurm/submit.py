@@ -1,14 +1,9 @@
-"""Submissions to SLURM: what is asked for, the record of what was asked, and the call of submitit.
+"""Submissions to SLURM: the parameters of a job, its batch script, and the call of sbatch.
 
-A record is written before sbatch is called, and its unique name is the job's name: a controller that dies in between
-finds the job again by that name. A record's suffix says what it is good for, so that a listing tells without reading:
-
-    RUN/slurm/NAME.open.json      elements of it may be waiting or running
-    RUN/slurm/NAME.ended.json     all its elements did their tasks
-    RUN/slurm/NAME.failed.json    closed, and some element failed (its outcomes say how)
-    RUN/slurm/NAME/               script, logs, element-0000.json: the status files of element.py
-
-When something is submitted, and what follows from an outcome, is decided in executor.py, arrays.py and resident.py.
+In: a cluster section, and what a job runs. Out: batch scripts, and submitted jobs with their
+records (`slurm/records.py`). A record is written before sbatch is called. Its unique name is the
+name of the job, so the next controller finds the job by name if this one dies in between. What is
+submitted when is decided in `slurm/executor.py` and the packing strategies.
 """
 
 from __future__ import annotations
@@ -46,12 +41,17 @@ LIMIT = re.compile(r"accounting/qos policy|submit ?job|submit limit|job limit|to
 
 
 class RefusedError(CoreHpcError):
-    """sbatch did not take a submission. `passing`: it may later; `limit`: this user has too many jobs."""
+    """sbatch refused a submission.
 
-    def __init__(self, words: str) -> None:
-        super().__init__(words)
-        self.passing = bool(PASSING.search(words))
-        self.limit = bool(LIMIT.search(words))
+    Attributes:
+        passing: a later attempt may succeed.
+        limit: this user has too many jobs.
+    """
+
+    def __init__(self, message: str) -> None:
+        super().__init__(message)
+        self.passing = bool(PASSING.search(message))
+        self.limit = bool(LIMIT.search(message))
 
 
 def group_of(phase: str) -> PhaseGroup:
@@ -59,10 +59,11 @@ def group_of(phase: str) -> PhaseGroup:
     return "generate" if phase in GENERATION_PHASES else "update" if phase == UPDATE else "score"
 
 
-# --- what is asked for ---------------------------------------------------------------------------
+# --- parameters and scripts ----------------------------------------------------------------------
 
 
 def python_command(cluster: ClusterSection) -> str:
+    """The Python command of a job, quoted for the shell."""
     return cluster.slurm.python or shlex.quote(sys.executable)
 
 
@@ -76,7 +77,14 @@ def job_parameters(
     excluded: Sequence[str] = (),
     dependency: str | None = None,
 ) -> dict[str, Any]:
-    """submitit's parameters of a job of this group."""
+    """The parameters of a job of this group, as submitit names them.
+
+    Args:
+        comment: shown by SLURM beside the job.
+        mem_gb: memory per node; None: as configured.
+        excluded: nodes to avoid, besides the configured ones.
+        dependency: as for `sbatch --dependency`.
+    """
     slurm = cluster.slurm
     job = slurm.job(group)
     nodes, ranks = (slurm.update.nodes, cluster.update_ranks) if group == "update" else (1, 1)
@@ -110,23 +118,21 @@ def job_parameters(
         "wckey": None,
         "setup": setup,
         "additional_parameters": more,
-        # Since Slurm 22.05 a step does not inherit cpus-per-task. A rank that fails must end the others, which wait for it.
+        # Since SLURM 22.05 a step does not inherit cpus-per-task. A rank that fails must end the
+        # other ranks, which would wait for it.
         "srun_args": [f"--cpus-per-task={job['cpus']}", "--kill-on-bad-exit=1", "--wait=120", *slurm.srun_args],
     }
     return {k: v for k, v in parameters.items() if v is not None or k == "wckey"}
 
 
 def batch_script(cluster: ClusterSection, folder: Path, parameters: dict[str, Any], *, num_elements: int) -> str:
-    """The script that submitit gives to sbatch. Needs no SLURM."""
+    """The script that submitit gives to sbatch. It can be made without SLURM."""
     from submitit.slurm.slurm import _make_sbatch_string
 
     folder = folder.absolute()
     command = f"{python_command(cluster)} -u -m submitit.core._submit {shlex.quote(str(folder))}"
-    return str(
-        _make_sbatch_string(
-            command=command, folder=folder, map_count=num_elements if num_elements > 1 else None, **parameters
-        )
-    )
+    map_count = num_elements if num_elements > 1 else None
+    return str(_make_sbatch_string(command=command, folder=folder, map_count=map_count, **parameters))
 
 
 # --- submitting ----------------------------------------------------------------------------------
@@ -134,9 +140,10 @@ def batch_script(cluster: ClusterSection, folder: Path, parameters: dict[str, An
 
 @contextlib.contextmanager
 def submission_environment() -> Iterator[None]:
-    """An environment in which sbatch starts a job of its own right, also from inside another job.
+    """An environment in which sbatch starts an independent job, also when it is called in a job.
 
-    Variables of the outer job would leak into the new one (sbatch passes the environment on); SLURM_CONF must stay.
+    sbatch passes its environment to the new job, so the variables of the outer job are hidden.
+    SLURM_CONF stays visible.
     """
     hidden = {k: os.environ.pop(k) for k in list(os.environ) if OUTER_JOB.match(k) or k in RANK_VARIABLES}
     try:
@@ -148,7 +155,18 @@ def submission_environment() -> Iterator[None]:
 def submit(
     cluster: ClusterSection, folder: Path, parameters: dict[str, Any], calls: Sequence[Callable[[], Any]]
 ) -> int:
-    """Submit one array (a plain job if there is one call only); returns its job id. RefusedError has sbatch's words."""
+    """Submit one array, or an ordinary job if there is only one call.
+
+    Args:
+        folder: for the script, the pickled calls and the logs.
+        calls: what each element runs.
+
+    Returns:
+        The id of the job.
+
+    Raises:
+        RefusedError: sbatch refused the submission; with its message.
+    """
     from submitit.core.utils import FailedJobError
     from submitit.slurm.slurm import SlurmExecutor
 
@@ -162,36 +180,41 @@ def submit(
         for path in folder.glob("*"):
             path.unlink()
         folder.rmdir()
-        raise RefusedError(" ".join(str(e).split()) or "sbatch failed without a word") from e
+        raise RefusedError(" ".join(str(e).split()) or "sbatch failed without a message") from e
     return int(jobs[0].job_id.partition("_")[0])
 
 
 def submit_elements(
     folder: SubmissionFolder, submission: Submission, cluster: ClusterSection, run_root: Path
 ) -> Submission:
-    """Record, submit, record the job's id. The returned submission has its job."""
+    """Write the record of a submission, submit it, and write the id of its job into the record.
+
+    Returns:
+        The submission with its job.
+
+    Raises:
+        RefusedError: sbatch refused it; the record is removed.
+    """
     from core_hpc.slurm.element import ElementSpec, run_element
     from core_hpc.slurm.resident_job import run_resident
 
     slurm = cluster.slurm
     job = slurm.job(submission.group)
     folder.write(submission)
-    calls = [
-        functools.partial(
-            run_resident if submission.group == "resident" else run_element,
-            ElementSpec(
-                str(run_root),
-                tuple(tasks),
-                str(folder.status_file(submission, i)),
-                cluster.threads or job["cpus"],
-                job["time_min"],
-                slurm.signal_delay_s,
-                slurm.preemption_grace_s,
-                slurm.chain_wait_s or 0.0,
-            ),
+    in_job = run_resident if submission.group == "resident" else run_element
+    calls = []
+    for index, tasks in enumerate(submission.elements):
+        spec = ElementSpec(
+            run=str(run_root),
+            tasks=tuple(tasks),
+            status=str(folder.status_file(submission, index)),
+            threads=cluster.threads or job["cpus"],
+            time_min=job["time_min"],
+            signal_delay_s=slurm.signal_delay_s,
+            preemption_grace_s=slurm.preemption_grace_s,
+            chain_wait_s=slurm.chain_wait_s or 0.0,
         )
-        for i, tasks in enumerate(submission.elements)
-    ]
+        calls.append(functools.partial(in_job, spec))
     parameters = job_parameters(
         cluster,
         submission.group,
@@ -211,27 +234,31 @@ def submit_elements(
 
 
 def check_accepted(cluster: ClusterSection) -> None:
-    """Ask SLURM whether it would take the jobs of a profile, without submitting any; InputError with its words if not."""
-    asked = set()
+    """Check with SLURM that it would accept the jobs of a cluster profile. Nothing is submitted.
+
+    Raises:
+        InputError: SLURM would refuse some of the jobs; with its messages.
+        SlurmUnavailableError: SLURM does not answer.
+    """
+    checked = set()
     mistakes = []
     for group in cluster.groups:
         parameters = job_parameters(cluster, group, name="core_hpc-check", comment="")
         script = batch_script(cluster, Path("/dev/null"), parameters, num_elements=1)
-        if script in asked:
+        if script in checked:
             continue
-        asked.add(script)
+        checked.add(script)
         with submission_environment():
             try:
                 done = subprocess.run(
                     ["sbatch", "--test-only"], input=script, text=True, capture_output=True, timeout=60, check=False
                 )
             except subprocess.TimeoutExpired as e:
-                raise SlurmUnavailableError(
-                    "sbatch --test-only did not answer within 60 s; try again when SLURM is well"
-                ) from e
-        words = " ".join(done.stderr.split())
-        if done.returncode != 0 and not PASSING.search(words):
-            mistakes.append(f"cluster.slurm, jobs of `{group}`: {words.removeprefix('allocation failure: ')}")
+                message = "sbatch --test-only did not answer within 60 s; try again when SLURM answers"
+                raise SlurmUnavailableError(message) from e
+        answer = " ".join(done.stderr.split())
+        if done.returncode != 0 and not PASSING.search(answer):
+            mistakes.append(f"cluster.slurm, jobs of `{group}`: {answer.removeprefix('allocation failure: ')}")
     if mistakes:
         raise InputError(
             "SLURM would refuse these jobs; nothing was submitted\n" + "\n".join(f"  - {m}" for m in mistakes)

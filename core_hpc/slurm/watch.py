@@ -1,24 +1,27 @@
-"""What can be seen of submitted elements: published files, SLURM's queue and books, status files.
+"""What can be seen of submitted elements: published files, queue, accounting and status files.
 
-In: open submissions. Out: sightings since the last look. What is published decides; SLURM's words and the status files
-only explain why something is not, and from silence nothing is concluded. What follows from a sighting is executor.py's.
+In: open submissions. Out: sightings since the last look. Only a publication proves that a task is
+done. The states of SLURM and the status files explain why a task is not published. If SLURM does
+not answer, nothing is concluded. What follows from a sighting is decided in `slurm/executor.py`.
 """
 
 from __future__ import annotations
 
 import contextlib
+import re
 import time
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
+from enum import StrEnum
 from pathlib import Path
-from typing import Any, Literal
 
 from core_hpc.common.errors import StoreError
 from core_hpc.local.process import log_tail
 from core_hpc.runs.folder import Run
-from core_hpc.schedule.base import TaskRef
+from core_hpc.runs.messages import JobStatus, Outcome, OutcomeKind, TaskRef
 from core_hpc.slurm.commands import FINAL, AccountingEntry, JobId, QueueEntry, Slurm, SlurmUnavailableError
-from core_hpc.slurm.outcomes import CANCELLED, INTERRUPTED, Outcome, explain
+from core_hpc.slurm.notices import Notices
+from core_hpc.slurm.outcomes import explain
 from core_hpc.slurm.records import Submission, SubmissionFolder
 from core_hpc.store import manifests
 from core_hpc.store.paths import TaskKey
@@ -28,18 +31,19 @@ UNSURE_WAIT_S = 20.0
 SETTLE_S = 8.0
 """How long an ended job may take to show its status file."""
 STATUS_S, MAX_STATUS_READS = 10.0, 30
-"""The status of a running element is read so often at most, and of so many elements in one look: the display shows no more."""
+"""Limits for reading status files: the interval per element, and their number in one look."""
 NEVER_REASONS = {
     "DependencyNeverSatisfied": ("waits for a job that failed", False),
     "launch_failed_requeued_held": ("could not be launched, and SLURM holds it", False),
     "JobHoldMaxRequeue": ("was put back too often, and SLURM holds it", False),
     "PartitionTimeLimit": ("asks for more time than its partition allows: lower time_min in the cluster profile", True),
-    "PartitionNodeLimit": ("asks for more nodes than its partition allows: mend the cluster profile", True),
-    "BadConstraints": ("asks for what no node has: mend the cluster profile", True),
-    "InvalidAccount": ("names an account that SLURM does not know: mend the cluster profile", True),
-    "InvalidQOS": ("names a QOS that SLURM does not know: mend the cluster profile", True),
+    "PartitionNodeLimit": ("asks for more nodes than its partition allows: correct the cluster profile", True),
+    "BadConstraints": ("asks for what no node has: correct the cluster profile", True),
+    "InvalidAccount": ("names an account that SLURM does not know: correct the cluster profile", True),
+    "InvalidQOS": ("names a QOS that SLURM does not know: correct the cluster profile", True),
 }
-"""Reasons for which a waiting job will never begin: what it means, and whether trying again is of no use."""
+"""Reasons for which a waiting job will never begin: their meaning, and whether a further attempt is
+useless."""
 
 
 Awaited = tuple[TaskRef, Path, str]
@@ -48,7 +52,7 @@ Awaited = tuple[TaskRef, Path, str]
 
 @dataclass(eq=False)
 class OpenSubmission:
-    """A submission with elements that are not resolved, and what was seen of them so far."""
+    """A submission with unresolved elements, and what was seen of them so far."""
 
     run: Run
     folder: SubmissionFolder
@@ -57,7 +61,7 @@ class OpenSubmission:
     gone_since: dict[int, float] = field(default_factory=dict)
     status_read: dict[int, float] = field(default_factory=dict)
     _left: list[dict[TaskKey, Awaited]] = field(init=False)
-    """Of each element, what was not seen published, in order; kept, since every look needs it."""
+    """Per element: what was not seen published, in order. Every look needs it."""
 
     def __post_init__(self) -> None:
         self._left = [
@@ -87,7 +91,10 @@ class OpenSubmission:
         self._left[index][key] = self._awaited(key)
 
     def awaited(self, index: int) -> Collection[Awaited]:
-        """Tasks left that may be published before the next look: the jobs of a whole run leave out its later iterations."""
+        """Tasks left that may be published before the next look.
+
+        Those of later iterations of a resident job are not among them.
+        """
         left = self._left[index]
         if self.submission.group != "resident":
             return left.values()
@@ -95,56 +102,75 @@ class OpenSubmission:
             (key.iteration for key in left if key.phase != EVALUATE),
             default=max((key.iteration for key in left), default=0),
         )
-        return [awaited for key, awaited in left.items() if key.iteration <= last]  # as state.Graph.ready
+        # As in `Graph.ready`: evaluations do not hold an iteration back.
+        return [awaited for key, awaited in left.items() if key.iteration <= last]
 
-    def status_files(self, index: int) -> list[dict[str, Any]]:
-        """What an element's ranks wrote, rank 0 first."""
+    def status(self, index: int, rank: int = 0) -> JobStatus | None:
+        """The status file of an element's rank; None if there is none yet or it is not readable."""
         path = self.folder.status_file(self.submission, index)
-        files = [path]
-        if self.submission.group == "update":  # elsewhere there is rank 0 alone: no need to list a folder of a thousand
-            files += sorted(path.parent.glob(f"{path.stem}.rank*.json"), key=lambda p: (len(p.name), p.name))
-        found = []
-        for file in files:
-            with contextlib.suppress(StoreError):
-                found.append(manifests.read_json(file))
-        return found
+        with contextlib.suppress(StoreError, ValueError, KeyError):
+            return JobStatus.from_json(
+                manifests.read_json(path if rank == 0 else path.with_suffix(f".rank{rank}.json"))
+            )
+        return None
+
+    def statuses(self, index: int) -> list[JobStatus]:
+        """The status files of all ranks of an element, rank 0 first."""
+        ranks = [0]
+        # Other groups have one rank, so their folders (a thousand files) need not be listed.
+        if self.submission.group == "update":
+            path = self.folder.status_file(self.submission, index)
+            named = [re.fullmatch(rf"{path.stem}\.rank(\d+)\.json", p.name) for p in path.parent.glob("*.rank*.json")]
+            ranks += sorted(int(match[1]) for match in named if match)
+        return [status for rank in ranks if (status := self.status(index, rank)) is not None]
 
     def log(self, index: int) -> Path:
         return self.folder.log(self.submission, index)
 
 
-Kind = Literal["published", "complete", "started", "waiting", "status", "ended"]
+class SightingKind(StrEnum):
+    """What is new about an element."""
+
+    PUBLISHED = "published"
+    """One of its tasks."""
+    COMPLETE = "complete"
+    """All of its tasks are published."""
+    STARTED = "started"
+    WAITING = "waiting"
+    STATUS = "status"
+    """It runs, and has written a status file."""
+    ENDED = "ended"
+    """It ended without being complete."""
 
 
 @dataclass(frozen=True)
 class Sighting:
     """Something new about an element.
 
-    `key`: the task that was published. `status`: what the element wrote of itself. `outcome`: how it ended without being complete.
+    `PUBLISHED` has a `key`, `STATUS` has a `status`, `ENDED` has an `outcome`.
     """
 
     item: OpenSubmission
     index: int
-    kind: Kind
+    kind: SightingKind
     key: TaskKey | None = None
-    status: dict[str, Any] | None = None
+    status: JobStatus | None = None
     outcome: Outcome | None = None
 
 
 class Watch:
-    """Looks at open submissions. `num_active` is how many jobs this user had in the queue at the last look."""
+    """Looks at open submissions. `num_active`: jobs of this user in the queue at the last look."""
 
-    def __init__(self, slurm: Slurm, *, lost_after_s: float, say: Callable[[str, str | None], None]) -> None:
-        """`say(topic, words)` tells the user once; words None: the topic is over."""
+    def __init__(self, slurm: Slurm, *, lost_after_s: float, notices: Notices) -> None:
         self.open: list[OpenSubmission] = []
         self.num_active = 0
         self._slurm = slurm
         self._lost_after_s = lost_after_s
-        self._say = say
+        self._notices = notices
         self._num_status_reads = 0
 
     def look(self) -> list[Sighting]:
-        """One look at published files, one at the queue, and at SLURM's books if the queue does not know a job."""
+        """Look at published files and at the queue; at the accounting for jobs not in the queue."""
         queue = self._queue()
         self._num_status_reads = 0
         seen: list[Sighting] = []
@@ -162,11 +188,12 @@ class Watch:
         return seen + self._explained(gone)
 
     def count_jobs(self) -> None:
-        """Only `num_active`: a controller that begins must know how much is in the queue already."""
+        """Update `num_active` only: a new controller must know how much is in the queue already."""
         self._queue()
 
     def unavailable(self, error: SlurmUnavailableError) -> None:
-        self._say("slurm", f"SLURM does not answer ({error}); waiting, published files are still seen")
+        message = f"SLURM does not answer ({error}); waiting for it, while published files are still noticed"
+        self._notices.show("slurm", message)
 
     def _queue(self) -> dict[JobId, QueueEntry] | None:
         try:
@@ -174,12 +201,12 @@ class Watch:
         except SlurmUnavailableError as e:
             self.unavailable(e)
             return None
-        self._say("slurm", None)
+        self._notices.clear("slurm", "SLURM answers again")
         self.num_active = sum(e.active for e in entries)
         return {e.id: e for e in entries}
 
     def _find(self, item: OpenSubmission, queue: dict[JobId, QueueEntry] | None) -> list[Sighting]:
-        """A submission whose controller did not learn its job's id: look for the name."""
+        """Find a submission by its name in the queue, if its controller did not learn its job id."""
         if queue is None:
             return []
         submission, folder = item.submission, item.folder
@@ -189,18 +216,15 @@ class Watch:
                 submission.job = found
                 folder.write(submission)
                 return []
-            self._cancel([found])  # sbatch took it, but what its elements would read was never put in place
+            self._cancel([found])  # sbatch accepted it, but the files that it reads are missing
         elif time.time() - submission.submitted < UNSURE_WAIT_S:
             return []
         folder.discard(submission)
         self.open.remove(item)
-        message = (
-            "the controller was interrupted while it submitted this"
-            if found is None
-            else "was submitted incompletely and cancelled"
-        )
-        outcome = Outcome(INTERRUPTED, message, counted=False)
-        return [Sighting(item, index, "ended", outcome=outcome) for index in submission.unresolved]
+        incomplete = "was submitted incompletely and cancelled"
+        message = incomplete if found is not None else "the controller was interrupted while it submitted this"
+        outcome = Outcome(OutcomeKind.INTERRUPTED, message, counted=False)
+        return [Sighting(item, index, SightingKind.ENDED, outcome=outcome) for index in submission.unresolved]
 
     def _visible(self) -> dict[Path, set[str]]:
         """Names in the folders that open tasks publish into."""
@@ -211,8 +235,8 @@ class Watch:
         seen = [task.key for task, folder, name in item.awaited(index) if name in visible.get(folder, ())]
         for key in seen:
             item.seen(index, key)
-        sightings = [Sighting(item, index, "published", key) for key in seen]
-        return [*sightings, Sighting(item, index, "complete")] if item.is_complete(index) else sightings
+        sightings = [Sighting(item, index, SightingKind.PUBLISHED, key) for key in seen]
+        return [*sightings, Sighting(item, index, SightingKind.COMPLETE)] if item.is_complete(index) else sightings
 
     def _queued(
         self,
@@ -221,7 +245,10 @@ class Watch:
         entry: QueueEntry | None,
         gone: list[tuple[OpenSubmission, int, QueueEntry | None]],
     ) -> list[Sighting]:
-        """What the queue says of an element that is not complete; those that ended, or are not known, go to `gone`."""
+        """Interpret the queue's entry of an incomplete element.
+
+        Elements that have ended or are unknown are added to `gone`.
+        """
         if entry is None or not entry.active:
             item.gone_since.setdefault(index, time.time())
             gone.append((item, index, entry))
@@ -231,42 +258,36 @@ class Watch:
             if entry.reason in NEVER_REASONS:
                 self._cancel([entry.id])
                 why, useless = NEVER_REASONS[entry.reason]
-                message = f"job {entry.id} {why} ({entry.reason}); cancelled"
-                return [Sighting(item, index, "ended", outcome=Outcome("final" if useless else CANCELLED, message))]
+                kind = OutcomeKind.FINAL if useless else OutcomeKind.CANCELLED
+                outcome = Outcome(kind, f"job {entry.id} {why} ({entry.reason}); cancelled")
+                return [Sighting(item, index, SightingKind.ENDED, outcome=outcome)]
             if index in item.running:
                 item.running.discard(index)
-                return [Sighting(item, index, "waiting")]
+                return [Sighting(item, index, SightingKind.WAITING)]
         elif index not in item.running:
             item.running.add(index)
-            return [Sighting(item, index, "started")]
+            return [Sighting(item, index, SightingKind.STARTED)]
         elif self._num_status_reads < MAX_STATUS_READS and time.time() - item.status_read.get(index, 0.0) > STATUS_S:
             self._num_status_reads += 1
             item.status_read[index] = time.time()
-            with contextlib.suppress(StoreError):
-                return [
-                    Sighting(
-                        item,
-                        index,
-                        "status",
-                        status=manifests.read_json(item.folder.status_file(item.submission, index)),
-                    )
-                ]
+            if (status := item.status(index)) is not None:
+                return [Sighting(item, index, SightingKind.STATUS, status=status)]
         return []
 
     def _explained(self, gone: Sequence[tuple[OpenSubmission, int, QueueEntry | None]]) -> list[Sighting]:
-        """Elements that ended, or are unknown to the queue, without being complete, as far as it can be told why."""
-        books = self._books([item.submission for item, _, entry in gone if entry is None])
+        """Outcomes of incomplete elements that SLURM does not run any more, once they are clear."""
+        accounting = self._accounting([item.submission for item, _, entry in gone if entry is None])
         seen = []
         for item, index, entry in gone:
             job = item.submission.job_id(index)
             assert job is not None
-            known = entry if entry is not None else books.get(job)
-            # The books lag behind the queue: what they call active is only unknown.
+            known = entry if entry is not None else accounting.get(job)
+            # The accounting lags behind the queue: a job that it calls active is only unknown.
             state = known.state if known is not None and known.state in FINAL else None
             waited = time.time() - item.gone_since[index]
             outcome = explain(
                 state,
-                item.status_files(index),
+                item.statuses(index),
                 log_tail(item.log(index)),
                 nodes=known.nodes if known is not None else "",
                 settled=waited > SETTLE_S,
@@ -274,15 +295,15 @@ class Watch:
                 unseen=[str(task.key) for task in item.tasks_left(index)],
             )
             if outcome is not None:
-                seen.append(Sighting(item, index, "ended", outcome=outcome))
+                seen.append(Sighting(item, index, SightingKind.ENDED, outcome=outcome))
         return seen
 
-    def _books(self, unknown: Sequence[Submission]) -> dict[JobId, AccountingEntry]:
+    def _accounting(self, unknown: Sequence[Submission]) -> dict[JobId, AccountingEntry]:
         jobs = {s.job for s in unknown if s.job is not None}
         return (self._slurm.accounting(jobs, since=min(s.submitted for s in unknown)) or {}) if jobs else {}
 
     def _cancel(self, jobs: Sequence[JobId | int]) -> None:
-        """If SLURM does not hear it, the next look finds the same again, or the job ends by itself."""
+        """Cancel jobs. If SLURM does not answer, the next look finds the same, or the job ends."""
         try:
             self._slurm.cancel(jobs)
         except SlurmUnavailableError as e:

@@ -1,1 +1,1 @@
-"""How sweeps are getting on (python -m core_hpc.status)."""
+"""The command `core-hpc status`: how far sweeps are."""

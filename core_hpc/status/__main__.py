@@ -1,10 +1,10 @@
-"""python -m core_hpc.status [SWEEP ...]: how sweeps are getting on. It only reads, and needs no claim.
+"""The command `core-hpc status`, also `python -m core_hpc.status`: show how far sweeps are.
 
-In: sweep folders, run folders or sweep files. Out: a table a sweep, or with --json what the classes below hold:
-{"time": ..., "sweeps": [SweepStatus, ...]}. Points in time are in seconds since 1970; null stands for what is not known.
+In: sweep folders, run folders or sweep files. Out: one table per sweep, or with --json the fields of
+`status/model.py`. The command only reads, and needs no claim.
 
-What is done is what is published. What is under way comes from the records of submissions, the status files of their
-elements, one look at SLURM's queue if there is one, and the controller's last word on itself (controller.json).
+A task is done if its files are published. Which tasks run or wait is known from the records of submissions, the
+status files that jobs write, one query of SLURM's queue, and the controller's heartbeat (controller.json).
 """
 
 from __future__ import annotations
@@ -24,7 +24,11 @@ from rich.table import Table
 from rich.text import Text
 
 from core_hpc.common.errors import CoreHpcError, InputError
+from core_hpc.common.packages import require_own_analysis
 from core_hpc.common.terminal import duration, show_error, standard_console
+
+require_own_analysis()  # status/compute.py imports `analysis`
+
 from core_hpc.runs.folder import locate
 from core_hpc.status.collect import Manifests
 from core_hpc.status.compute import read_status
@@ -40,40 +44,39 @@ from core_hpc.status.model import (
 )
 from core_hpc.store.claims import describe_holder
 
+PROG = "python -m core_hpc.status"
 WATCH_S = 10.0
 NUM_SHOWN = 10
+COLUMNS = (
+    *("run", "iteration", "phase", "tasks done", "running", "waiting", "failed"),
+    *("compl./s", "overhead", "expected end", "state"),
+)
+LEFT = {"run", "phase", "overhead", "expected end", "state"}
+"""Columns that are aligned to the left."""
 STYLES = {FINISHED: "green", WAITING: "cyan", NO_CONTROLLER: "yellow", STOPPED: "red", UNREADABLE: "red"}
 
 
 def render(status: SweepStatus, *, show_all: bool = False) -> Group:
-    """The table of a sweep and what stands below it."""
+    """The table of a sweep, and the lines below it: controller, queue, failures."""
     lines = [_controller_line(status.controller)]
-    lines += [
-        Text(f"  SLURM job {j['job']}: {j['state']}{_in_brackets(j['reason'])}; log: {j['log']}")
-        for j in status.controller.jobs
-    ]
+    for job in status.controller.jobs:
+        lines.append(Text(f"  SLURM job {job['job']}: {job['state']}{_in_brackets(job['reason'])}; log: {job['log']}"))
     if status.slurm not in ("ok", "not needed"):
         lines.append(
-            Text(f"SLURM: {status.slurm}; what runs and waits is counted by what the jobs wrote", style="yellow")
+            Text(f"SLURM: {status.slurm}; running and waiting tasks are counted from the jobs' files", style="yellow")
         )
     if status.waiting_reasons:
-        lines.append(
-            Text("queue: " + "; ".join(f"{num} waiting: {reason}" for reason, num in status.waiting_reasons.items()))
-        )
-    for run in status.runs:
-        lines += [Text(f"{run.run_id} {run.state}: {_brief(run.detail)}", style="red")] if run.detail else []
+        reasons = "; ".join(f"{num} waiting: {reason}" for reason, num in status.waiting_reasons.items())
+        lines.append(Text(f"queue: {reasons}"))
+    for run in (r for r in status.runs if r.detail):
+        lines.append(Text(f"{run.run_id} {run.state}: {_brief(run.detail)}", style="red"))
     shown = status.failures if show_all else status.failures[:NUM_SHOWN]
     if shown:
-        count = (
-            f"all {len(shown)}"
-            if len(shown) == len(status.failures)
-            else f"{len(shown)} of {len(status.failures)}; --all shows all"
-        )
+        all_shown = len(shown) == len(status.failures)
+        count = f"all {len(shown)}" if all_shown else f"{len(shown)} of {len(status.failures)}; --all shows all"
         lines.append(Text(f"failures of the last start, newest first ({count}):"))
     for f in shown:
-        known = (
-            "" if f.counted else "; not seen by a controller yet" if f.counted is None else "; does not count as a try"
-        )
+        known = {True: "", None: "; not seen by a controller yet", False: "; does not count as an attempt"}[f.counted]
         when = time.strftime("%m-%d %H:%M:%S", time.localtime(f.time))
         lines.append(Text(f"  {when} {f.run_id} {f.task}: {f.kind}: {_brief(f.message)} (node {f.node or '?'}{known})"))
         lines.append(Text(f"    log: {f.log or '?'}"))
@@ -83,26 +86,11 @@ def render(status: SweepStatus, *, show_all: bool = False) -> Group:
 
 def _table(runs: Sequence[RunStatus]) -> Table:
     table = Table(box=None, pad_edge=False, header_style="dim")
-    left = ("run", "phase", "overhead", "expected end", "state")
-    names = (
-        "run",
-        "iteration",
-        "phase",
-        "tasks done",
-        "running",
-        "waiting",
-        "failed",
-        "compl./s",
-        "overhead",
-        "expected end",
-        "state",
-    )
-    for name in names:
-        table.add_column(name, justify="left" if name in left else "right", overflow="fold")
+    for name in COLUMNS:
+        table.add_column(name, justify="left" if name in LEFT else "right", overflow="fold")
     for r in runs:
-        running, speed = (
-            "-" if x is None else form % x for x, form in ((r.running, "%d"), (r.completions_per_s, "%.1f"))
-        )
+        running = "-" if r.running is None else str(r.running)
+        speed = "-" if r.completions_per_s is None else f"{r.completions_per_s:.1f}"
         table.add_row(
             r.run_id,
             f"{r.iteration}/{r.iterations}",
@@ -120,10 +108,10 @@ def _table(runs: Sequence[RunStatus]) -> Table:
 
 
 def _overhead(run: RunStatus) -> str:
-    """Of the last finished iteration, with its largest item."""
-    return (
-        "-" if run.overhead is None else f"{run.overhead:.0%}" + (f" ({run.largest_item})" if run.largest_item else "")
-    )
+    """The overhead of the last finished iteration, with its largest item."""
+    if run.overhead is None:
+        return "-"
+    return f"{run.overhead:.0%}" + (f" ({run.largest_item})" if run.largest_item else "")
 
 
 def _end(run: RunStatus) -> str:
@@ -135,50 +123,42 @@ def _end(run: RunStatus) -> str:
 
 def _controller_line(c: ControllerStatus) -> Text:
     now = time.time()
-    words, style = ["none"], "yellow"
+    facts, style = ["none"], "yellow"
     if c.holder is not None:
-        alive = (
-            "alive"
-            if c.alive
-            else "not known whether it lives"
-            if c.alive is None
-            else "dead: the next start takes over"
-        )
-        words, style = [describe_holder(c.holder), alive], "" if c.alive else "yellow"
+        alive = {True: "alive", None: "unknown whether it is alive", False: "dead: the next start takes over"}[c.alive]
+        facts, style = [describe_holder(c.holder), alive], "" if c.alive else "yellow"
     elif c.jobs:
-        words, style = ["waits as a job"], "cyan"
+        facts, style = ["waits as a job"], "cyan"
     if c.seen is not None:
-        words.append(f"last seen {duration(max(0.0, now - c.seen))} ago")
+        facts.append(f"last seen {duration(max(0.0, now - c.seen))} ago")
     if c.cpu_s_per_hour is not None:
-        words.append(f"{c.cpu_s_per_hour:.0f} CPU-seconds an hour")
+        facts.append(f"{c.cpu_s_per_hour:.0f} CPU-seconds per hour")
     if c.stop_request is not None:
-        words.append(
-            f"stop requested by {c.stop_request['user']} on {c.stop_request['host']} {duration(now - c.stop_request['time'])} ago"
-        )
+        ago = duration(now - c.stop_request["time"])
+        facts.append(f"stop requested by {c.stop_request['user']} on {c.stop_request['host']} {ago} ago")
     if c.last_log is not None and not c.jobs:
-        words.append(f"log: {c.last_log}")
-    return Text(f"controller: {'; '.join(words)}", style=style)
+        facts.append(f"log: {c.last_log}")
+    return Text(f"controller: {'; '.join(facts)}", style=style)
 
 
-def _brief(words: str) -> str:
-    """The first line of a message, and the line that says where the log is."""
-    lines = words.splitlines() or [""]
+def _brief(message: str) -> str:
+    """The first line of a message, and the line that names the log."""
+    lines = message.splitlines() or [""]
     return "; ".join(dict.fromkeys([lines[0], *(line for line in lines if line.startswith("log: "))]))
 
 
-def _in_brackets(words: str) -> str:
-    return f" ({words})" if words and words != "None" else ""
+def _in_brackets(reason: str) -> str:
+    return f" ({reason})" if reason and reason != "None" else ""
 
 
 # --- the command line ----------------------------------------------------------------------------
 
 
-def parse_arguments(arguments: Sequence[str]) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        prog="python -m core_hpc.status", description="How sweeps are getting on. Reads only."
-    )
-    words = "a sweep's folder or YAML file, or a run's folder; default: all in ./outputs"
-    parser.add_argument("sweeps", type=Path, nargs="*", metavar="SWEEP", help=words)
+def build_parser(prog: str = PROG) -> argparse.ArgumentParser:
+    """The parser of this command."""
+    parser = argparse.ArgumentParser(prog=prog, description="Show how far sweeps are. Changes nothing.")
+    text = "a sweep's folder or YAML file, or a run's folder; default: all in ./outputs"
+    parser.add_argument("sweeps", type=Path, nargs="*", metavar="SWEEP", help=text)
     parser.add_argument(
         "--all", action="store_true", dest="show_all", help=f"show all failures, not only the last {NUM_SHOWN}"
     )
@@ -186,16 +166,13 @@ def parse_arguments(arguments: Sequence[str]) -> argparse.Namespace:
     how.add_argument(
         "--json", action="store_true", help="everything as JSON (the fields are described in core_hpc/status/model.py)"
     )
-    words = f"show again every so many seconds ({WATCH_S:.0f}), until all is finished"
-    how.add_argument("--watch", type=float, nargs="?", const=WATCH_S, metavar="SECONDS", help=words)
-    options = parser.parse_args(arguments)
-    if options.watch is not None and not options.watch > 0:
-        parser.error("--watch: give a positive number of seconds")
-    return options
+    text = f"repeat every SECONDS ({WATCH_S:.0f}) until all runs are finished"
+    how.add_argument("--watch", type=float, nargs="?", const=WATCH_S, metavar="SECONDS", help=text)
+    return parser
 
 
 def _sweeps(paths: Sequence[Path]) -> list[tuple[Path, list[Path]]]:
-    """The sweeps that are asked for; without any, all below ./outputs."""
+    """The folders of the named sweeps and of their runs. Without a name: all sweeps below ./outputs."""
     chosen = paths or sorted({p.parents[1] for p in Path("outputs").glob("*/*/run.json")})
     if not chosen:
         raise InputError("no sweep below ./outputs; name the folder or the YAML file of a sweep")
@@ -203,7 +180,7 @@ def _sweeps(paths: Sequence[Path]) -> list[tuple[Path, list[Path]]]:
 
 
 def watch(paths: Sequence[Path], interval_s: float, console: Console, *, show_all: bool) -> None:
-    """Show the status until all runs are finished."""
+    """Show the status every `interval_s` seconds until all runs are finished."""
     manifests = Manifests()
     with Live(console=console, auto_refresh=False) if console.is_terminal else contextlib.nullcontext() as live:
         while True:
@@ -218,9 +195,12 @@ def watch(paths: Sequence[Path], interval_s: float, console: Console, *, show_al
             time.sleep(interval_s)
 
 
-def main(arguments: Sequence[str]) -> int:
-    """Command line; returns the exit status."""
-    options = parse_arguments(arguments)
+def main(arguments: Sequence[str], *, prog: str = PROG) -> int:
+    """Run the command and return its exit status."""
+    parser = build_parser(prog)
+    options = parser.parse_args(arguments)
+    if options.watch is not None and not options.watch > 0:
+        parser.error("--watch: give a positive number of seconds")
     console = standard_console()
     try:
         if options.watch is not None:

@@ -1,6 +1,7 @@
-"""What the status of a sweep is concluded from: its folder, the records of submissions, one look at the queue.
+"""Reads what the status of a sweep is computed from: its folder, the records of submissions, SLURM's queue.
 
-In: the path of a sweep. Out: plain records. Only reads, and bears that a controller renames files meanwhile.
+In: the folder of a sweep and its runs. Out: plain records for `status/compute.py`. The module only reads. A
+controller may rename or remove files at the same time.
 """
 
 from __future__ import annotations
@@ -29,7 +30,14 @@ Records = list[tuple[str, Submission]]
 
 @dataclass(frozen=True)
 class Found:
-    """What lies in the folder of a sweep, as far as it is read before the queue is asked."""
+    """The contents of a sweep's folder that are read before the queue is queried.
+
+    Attributes:
+        holder: the claim (claim.json), or None if nobody holds the sweep.
+        heartbeat: what the last controller wrote about itself (controller.json), or None.
+        controllers: submissions of detached controllers.
+        runs: folder of a run -> submissions of its tasks.
+    """
 
     folder: Path
     holder: dict[str, Any] | None
@@ -39,15 +47,14 @@ class Found:
 
     @property
     def needs_queue(self) -> bool:
-        elsewhere = (
-            self.holder is not None and self.holder["job"] is not None and self.holder["host"] != socket.gethostname()
-        )
-        return elsewhere or any(
-            state == OPEN for records in (self.controllers, *self.runs.values()) for state, _ in records
-        )
+        """Whether jobs may be in the queue, or only the queue can tell whether the claim's holder is alive."""
+        holder = self.holder
+        held_elsewhere = holder is not None and holder["job"] is not None and holder["host"] != socket.gethostname()
+        all_records = (self.controllers, *self.runs.values())
+        return held_elsewhere or any(state == OPEN for records in all_records for state, _ in records)
 
     def last_start(self) -> tuple[str, float]:
-        """Id of the last start by the user, and when it is heard of first."""
+        """The id of the last start by the user, and the time of its first record."""
         known = [(s.submitted, s.start_id) for records in (self.controllers, *self.runs.values()) for _, s in records]
         if self.heartbeat is not None:
             known.append((self.heartbeat["started"], self.heartbeat["start_id"]))
@@ -56,13 +63,14 @@ class Found:
 
 
 def read_or_none(path: Path) -> Any | None:
-    """A JSON file of ours that may be missing, or go while it is read."""
+    """The content of a JSON file, or None if it is missing or is removed while it is read."""
     with contextlib.suppress(StoreError):
         return manifests.read_json(path)
     return None
 
 
 def find_sweep(folder: Path, runs: Sequence[Path]) -> Found:
+    """Read the folder of a sweep and the records of the given runs."""
     paths = SweepPaths(folder)
     records = {run: SubmissionFolder(RunPaths(run).slurm).read_with_state(OPEN, FAILED) for run in runs}
     controllers = SubmissionFolder(paths.slurm).read_with_state(OPEN, ENDED, FAILED)
@@ -70,26 +78,31 @@ def find_sweep(folder: Path, runs: Sequence[Path]) -> Found:
 
 
 class Queue:
-    """One look at the queue, for all sweeps. `known` says whether SLURM has answered; if not, `words` say why."""
+    """SLURM's queue, queried once for all sweeps.
+
+    Attributes:
+        known: whether SLURM has answered.
+        state: "ok", or why the queue is not known.
+    """
 
     def __init__(self, found: Sequence[Found]) -> None:
-        self.known, self.words, entries = False, "not needed", list[QueueEntry]()
+        self.known, self.state, entries = False, "not needed", list[QueueEntry]()
         wanted = [f.folder for f in found if f.needs_queue]
         if wanted and not slurm_installed():
-            self.words = f"not installed on {socket.gethostname()}"
+            self.state = f"not installed on {socket.gethostname()}"
         elif any(folder.stat().st_uid != os.getuid() for folder in wanted):
-            self.words = "not asked: the jobs are another user's"
+            self.state = "not queried: the jobs are another user's"
         elif wanted:
             try:
                 entries = Slurm(timeout_s=QUEUE_TIMEOUT_S).queue()
-                self.known, self.words = True, "ok"
+                self.known, self.state = True, "ok"
             except SlurmUnavailableError as e:
-                self.words = f"does not answer: {e}"
+                self.state = f"does not answer: {e}"
         self._active = {e.id: e for e in entries if e.active}
         self._jobs = {e.name: e.id.job for e in entries}
 
     def entry(self, submission: Submission, index: int) -> QueueEntry | None:
-        """Where an element waits or runs. A submission without a job id is found by its name."""
+        """The queue entry of an element that waits or runs. A submission without a job id is found by its name."""
         job = submission.job if submission.job is not None else self._jobs.get(submission.name)
         id = replace(submission, job=job).job_id(index)
         return self._active.get(id) if id is not None else None
@@ -99,12 +112,13 @@ class Queue:
 
 
 class Manifests:
-    """Manifests that have been read. What is published does not change, so that --watch reads each of them once."""
+    """A cache of manifests. Published files do not change, so --watch reads each manifest once."""
 
     def __init__(self) -> None:
         self._known: dict[Path, Manifest] = {}
 
     def of(self, run: Run, keys: Collection[TaskKey]) -> dict[TaskKey, Manifest]:
+        """The manifests of tasks, without those that cannot be read."""
         for path in (run.paths.task_manifest(key) for key in keys):
             if path not in self._known:
                 with contextlib.suppress(StoreError):

@@ -1,6 +1,7 @@
-"""The fields that `python -m core_hpc.status --json` prints: {"time": ..., "sweeps": [SweepStatus, ...]}.
+"""The fields that `core-hpc status --json` prints: {"time": ..., "sweeps": [SweepStatus, ...]}.
 
-Points in time are in seconds since 1970; null stands for what is not known. Nothing is read or concluded here.
+Points in time are seconds since 1970. Null means unknown, unless a field's description gives another meaning.
+The values come from `status/compute.py`.
 """
 
 from __future__ import annotations
@@ -8,54 +9,52 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
-FINISHED, RUNNING, WAITING, NO_CONTROLLER, STOPPED, UNREADABLE = (
-    "finished",
-    "running",
-    "waiting",
-    "no controller",
-    "stopped",
-    "unreadable",
-)
+FINISHED, RUNNING, WAITING = "finished", "running", "waiting"
+NO_CONTROLLER, STOPPED, UNREADABLE = "no controller", "stopped", "unreadable"
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class RunStatus:
-    """One run. `done`, `running`, `waiting` and `total` count tasks; the others are not submitted yet."""
+    """One run. `done`, `running`, `waiting` and `total` count tasks; the remaining tasks are not submitted yet."""
 
     run_id: str
     state: str
     """finished, running, waiting (in the queue), no controller, stopped (until it is started again) or unreadable."""
     detail: str = ""
-    """Why it stopped, or what cannot be read."""
+    """Why the run stopped, or what cannot be read."""
     iteration: int = 0
-    """The first one with a task that is not done."""
+    """The first iteration with a task that is not done."""
     iterations: int = 0
     phases: list[str] = field(default_factory=list)
-    """Of the tasks that run or wait; if there are none, of those that could."""
+    """Phases of the tasks that run or wait; if there are none, of the tasks that are ready."""
     done: int = 0
     running: int | None = 0
-    """Null for the local driver: its workers leave no trace before they publish."""
+    """Null for the local driver, because its workers write no file before they publish."""
     waiting: int = 0
     total: int = 0
     failed: int = 0
-    """Tries of this start that failed and counted (cluster.max_attempts)."""
+    """Attempts of the last start that failed and count towards cluster.max_attempts."""
     completions_per_s: float | None = None
-    """Over the last ten minutes."""
+    """Mean of the last ten minutes."""
     left_s: float | None = None
-    """Estimate from the tasks that were published last, as if the run went on like that."""
+    """Estimated time until the run ends, at the pace of the tasks that were published last."""
     expected_end: float | None = None
     """Now + left_s, if the run is running."""
     iteration_s: float | None = None
     """Time of the last iteration whose training is published."""
     overhead: float | None = None
-    """Share of it above its lower bound, by the rates of the tasks that were published last (python -m analysis time: of all)."""
+    """Share of iteration_s above its lower bound. The bound uses the rates of the tasks that were published last
+    (`core-hpc analysis time` uses the rates of all tasks)."""
     largest_item: str | None = None
-    """What most of the overhead was, as python -m analysis time calls it."""
+    """The largest item of the overhead, under its name in `core-hpc analysis time`."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Failure:
-    """A try of the last start that failed. `counted`: as one of cluster.max_attempts; null: no controller has seen it yet."""
+    """An attempt of the last start that failed.
+
+    `counted` is whether it counts towards cluster.max_attempts; null: no controller has seen it yet.
+    """
 
     run_id: str
     task: str
@@ -67,14 +66,14 @@ class Failure:
     time: float
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class ControllerStatus:
-    """Who drives the sweep."""
+    """The controller of the sweep."""
 
     holder: dict[str, Any] | None
-    """Of the claim: host, pid, user, time, job (null outside SLURM). Null: nobody."""
+    """The process that holds the claim: host, pid, user, time, job (null outside SLURM). Null: nobody."""
     alive: bool | None
-    """Whether the holder lives; null when there is none, or when neither can be proven."""
+    """Whether the holder is alive; null if there is no holder, or if it is unknown."""
     jobs: list[dict[str, Any]]
     """Detached controllers that wait or run: job, state (squeue's, or unknown), reason, log."""
     last_log: str | None
@@ -82,22 +81,22 @@ class ControllerStatus:
     seen: float | None
     """When the last controller wrote controller.json."""
     cpu_s_per_hour: float | None
-    """CPU time of the last controller and of the commands that it called."""
+    """CPU time of the last controller and of the commands that it called, in seconds per hour."""
     stop_request: dict[str, Any] | None
     """Who asked the sweep to stop: host, pid, user, time."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class SweepStatus:
     """One sweep."""
 
     sweep: str
     folder: str
     slurm: str
-    """ok, not needed, or why the queue is not known: tasks are then counted by what their jobs wrote."""
+    """ok, not needed, or why the queue is not known. Tasks are then counted from the files that their jobs wrote."""
     controller: ControllerStatus
     runs: list[RunStatus]
     waiting_reasons: dict[str, int]
-    """SLURM's reason -> array elements that wait for it."""
+    """SLURM's reason -> number of array elements that wait for it."""
     failures: list[Failure]
-    """Of the last start, newest first."""
+    """Failed attempts of the last start, newest first."""

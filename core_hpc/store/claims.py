@@ -1,8 +1,9 @@
-"""The claim of a controller on a sweep: never two at once, and never lost to a crash.
+"""The claim of a controller on a sweep, so that a sweep has one controller at a time.
 
-In: the path of the claim file. The claim names host, process, user and (inside one) SLURM job; it is broken only on
-proof of death: same host and that process (by id and start time) is gone, or SLURM says that its job has ended. What is
-published is store.py's.
+In: the path of the claim file, which names host, process, user and SLURM job (if any) of its
+holder. A claim survives a crash of its holder, and it is broken only if the holder is proven dead:
+it ran on this host and its process (by id and start time) is gone, or SLURM reports that its job
+has ended. Publishing is in `manifests.py`.
 """
 
 from __future__ import annotations
@@ -22,17 +23,17 @@ from core_hpc.common.errors import ClaimError, StoreError
 from core_hpc.store.manifests import make_folder, read_json, write_synced, writer_identity
 
 HasEnded = Callable[[int], bool | None]
-"""Whether SLURM says that a job has ended; None, or a CoreHpcError, when it says nothing."""
+"""Asks SLURM whether a job has ended. None, or a CoreHpcError, means that SLURM does not know."""
 
 
 def own_job() -> int | None:
-    """The SLURM job that this process runs in; None outside."""
+    """The SLURM job that this process runs in, or None."""
     job = os.environ.get("SLURM_JOB_ID")
     return int(job) if job else None
 
 
 def _process_start(pid: int) -> float | None:
-    """When a living process started; None when there is none. A killed process that nobody waited for is dead, too."""
+    """When a living process started, or None. A zombie (killed, not waited for) is not alive."""
     try:
         process = psutil.Process(pid)
         return None if process.status() in (psutil.STATUS_ZOMBIE, psutil.STATUS_DEAD) else process.create_time()
@@ -41,15 +42,21 @@ def _process_start(pid: int) -> float | None:
 
 
 def describe_holder(holder: dict[str, Any]) -> str:
-    """Who holds a claim, in words."""
+    """Describe the holder of a claim for a message."""
     job = f", SLURM job {holder['job']}" if holder.get("job") else ""
     return f"host {holder['host']}, process {holder['pid']}{job}, user {holder['user']}"
 
 
 def holder_lives(holder: Mapping[str, Any], has_ended: HasEnded | None) -> bool | None:
-    """Whether the holder of a claim lives; None when neither can be proven: another host, and no job or no word of SLURM."""
+    """Whether the holder of a claim is alive.
+
+    Returns:
+        None if neither can be proven: the holder is on another host, and it has no job or SLURM
+        does not know the job.
+    """
     if holder["host"] == socket.gethostname():
-        started = _process_start(holder["pid"])  # of another process with the same id if the times differ
+        # If the times differ, another process has the same id now.
+        started = _process_start(holder["pid"])
         return started is not None and abs(started - holder["process_start"]) < 1.0
     if holder.get("job") is None or has_ended is None:
         return None
@@ -59,9 +66,14 @@ def holder_lives(holder: Mapping[str, Any], has_ended: HasEnded | None) -> bool 
 
 @contextmanager
 def claim(path: Path, *, has_ended: HasEnded | None = None) -> Iterator[None]:
-    """Hold the claim file while the block runs; ClaimError names the holder when another controller has it.
+    """Hold the claim file while the block runs.
 
-    `has_ended` asks SLURM about the job of a holder on another host.
+    Args:
+        path: The claim file of the sweep.
+        has_ended: Asks SLURM about the job of a holder on another host.
+
+    Raises:
+        ClaimError: Another controller holds the claim. The message names it.
     """
     make_folder(path.parent)
     mine = {**writer_identity(), "process_start": _process_start(os.getpid()), "job": own_job()}
@@ -75,7 +87,7 @@ def claim(path: Path, *, has_ended: HasEnded | None = None) -> Iterator[None]:
             except FileExistsError:
                 _break_dead_claim(path, mine["job"], has_ended)
         else:
-            raise ClaimError(f"{path}: another controller took this sweep just now; start again when it has ended")
+            raise ClaimError(f"{path}: another controller has just taken this sweep; start again when it has ended")
     finally:
         temporary.unlink(missing_ok=True)
     try:
@@ -86,31 +98,36 @@ def claim(path: Path, *, has_ended: HasEnded | None = None) -> Iterator[None]:
 
 
 def _break_dead_claim(path: Path, my_job: int | None, has_ended: HasEnded | None) -> None:
+    """Remove the claim file if its holder is dead. ClaimError otherwise."""
     try:
         holder = read_json(path)
     except StoreError as e:
         if not path.exists():
             return
-        raise ClaimError(f"{path}: unreadable claim. If no controller of this sweep runs, remove this file") from e
+        raise ClaimError(
+            f"{path}: the claim cannot be read. If no controller of this sweep is running, remove this file"
+        ) from e
     who = describe_holder(holder)
-    mine = my_job is not None and holder.get("job") == my_job and holder["pid"] != os.getpid()
-    if not mine:  # else of an earlier life of this job, which SLURM has put back into the queue
+    # SLURM may have requeued this job. Then the claim is that of its earlier execution.
+    is_earlier_self = my_job is not None and holder.get("job") == my_job and holder["pid"] != os.getpid()
+    if not is_earlier_self:
         lives = holder_lives(holder, has_ended)
         if lives:
             raise ClaimError(
-                f"{path}: this sweep is already being run ({who}). Wait for it, or stop it: python -m core_hpc.cancel"
+                f"{path}: another controller is running this sweep ({who}). Wait for it, or stop it: "
+                "python -m core_hpc.cancel"
             )
         if lives is None:
             raise ClaimError(
-                f"{path}: this sweep is being run from {who}. Look there, or stop it: python -m core_hpc.cancel; "
-                "only if that process is surely dead, remove this file"
+                f"{path}: this sweep is claimed by a controller on another machine ({who}). Look there, or stop it: "
+                "python -m core_hpc.cancel. Remove this file only if you are sure that the process is dead"
             )
-    # Two controllers may see the same dead claim: moving it to a unique name lets exactly one of them remove it.
-    grave = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.dead")
+    # Two controllers may see the same dead claim. Only one of them can rename it and remove it.
+    aside = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.dead")
     try:
-        path.rename(grave)
+        path.rename(aside)
     except FileNotFoundError:
         return
-    if read_json(grave) != holder:  # it was a newer, living claim: give it back
-        os.link(grave, path)
-    grave.unlink()
+    if read_json(aside) != holder:  # another controller has claimed the sweep meanwhile: undo
+        os.link(aside, path)
+    aside.unlink()

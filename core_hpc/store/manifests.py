@@ -1,8 +1,9 @@
 """Atomic publishing on a shared file system: data files first, the manifest last.
 
-A publication is a manifest plus the files that it names. Data files carry a unique part in their names, so two
-tasks that publish the same key cannot tear each other's files: the first manifest wins and the loser removes
-what it wrote. Readers open only what a manifest names, and check it. What is inside the files is shards.py's.
+A publication is a manifest and the files that it names. The names of data files have a unique
+part, so two tasks that publish the same key cannot damage each other's files. The first manifest
+wins, and the other task removes what it wrote. Readers open only files that a manifest names, and
+check them. The content of Parquet files is in `shards.py`.
 """
 
 from __future__ import annotations
@@ -28,11 +29,12 @@ from core_hpc.store.schema import SCHEMA_VERSION
 
 VISIBILITY_DELAYS_S = (0.2, 1.0, 5.0, 25.0)
 VISIBILITY_WINDOW_S = 120.0
-FOLDER_MODE = 0o750  # private to user and group; the user's umask may take away more
+FOLDER_MODE = 0o750
+"""Folders are private to user and group. The user's umask may restrict them further."""
 
 
 class DamagedError(StoreError):
-    """A published file differs from its manifest. `manifest_path` says which publication to make again."""
+    """A published file differs from its manifest, whose path is `manifest_path`."""
 
     def __init__(self, manifest_path: Path, message: str) -> None:
         super().__init__(message)
@@ -41,7 +43,11 @@ class DamagedError(StoreError):
 
 @dataclass(frozen=True)
 class FileEntry:
-    """One file of a publication. `name` is relative to the manifest's folder; `table` names its schema, if any."""
+    """One file of a publication.
+
+    `name` is relative to the folder of the manifest. A Parquet file also has its number of rows,
+    and in `table` the name of its schema.
+    """
 
     name: str
     bytes: int
@@ -60,17 +66,18 @@ class Manifest:
     writer: dict[str, Any]
 
     def file(self, suffix: str) -> Path:
-        """Path of the only file whose name ends so."""
+        """Path of the only file whose name ends with `suffix`."""
         (entry,) = (f for f in self.files if f.name.endswith(suffix))
         return self.path.parent / entry.name
 
 
 def make_folder(path: Path) -> None:
-    """Create a folder (and its parents) private to user and group."""
+    """Create a folder and its parents, private to user and group."""
     path.mkdir(mode=FOLDER_MODE, parents=True, exist_ok=True)
 
 
 def sha256_file(path: Path) -> str:
+    """Checksum of a file, in hex digits."""
     with path.open("rb") as f:
         return hashlib.file_digest(f, "sha256").hexdigest()
 
@@ -84,7 +91,7 @@ def _fsync(path: Path) -> None:
 
 
 def write_synced(path: Path, data: bytes) -> None:
-    """Write a new file and wait until it is on disk."""
+    """Write a new file, and wait until it is on disk."""
     with path.open("xb") as f:
         f.write(data)
         f.flush()
@@ -92,7 +99,10 @@ def write_synced(path: Path, data: bytes) -> None:
 
 
 def write_json(path: Path, data: Any) -> None:
-    """Replace a small JSON file atomically (for files with one writer; publications never change)."""
+    """Replace a small JSON file atomically.
+
+    This is for files with one writer that may change. A publication never changes.
+    """
     temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.tmp")
     try:
         write_synced(temporary, json.dumps(data, indent=1, sort_keys=False).encode())
@@ -104,7 +114,7 @@ def write_json(path: Path, data: Any) -> None:
 
 
 def read_json(path: Path) -> Any:
-    """Parse a JSON file of ours; StoreError when it is not readable."""
+    """Parse a JSON file of a run or sweep folder. StoreError if it cannot be read."""
     try:
         return json.loads(path.read_bytes())
     except (OSError, ValueError) as e:
@@ -112,6 +122,7 @@ def read_json(path: Path) -> Any:
 
 
 def writer_identity() -> dict[str, Any]:
+    """Host, process, user and time of this process, as recorded in manifests and claims."""
     return {"host": socket.gethostname(), "pid": os.getpid(), "user": getpass.getuser(), "time": time.time()}
 
 
@@ -123,11 +134,21 @@ def publish(
     as_folder: bool,
     stats: Callable[[], dict[str, Any]] = dict,
 ) -> Manifest:
-    """Publish what `fill` writes as `name` in `folder`; returns the manifest that won.
+    """Publish what `fill` writes.
 
-    `fill` is given a fresh temporary folder and returns {file name: (rows, table name)} for its Parquet files.
-    With as_folder the result is `name.UID/...`; otherwise its single file becomes `name.UID.<suffix>`.
-    A failure in `fill` (an error, a full disk) leaves nothing published and removes the temporary folder.
+    If `fill` fails (an error, a full disk), nothing is published and nothing is left in the folder.
+
+    Args:
+        folder: Where to publish.
+        name: Under which name.
+        fill: Writes files into the empty folder that it receives. It returns
+            {file name: (rows, table name)} for the Parquet files among them.
+        as_folder: The result is the folder `name.UID/`. Otherwise the single file becomes
+            `name.UID.SUFFIX`.
+        stats: Called after `fill`; its result is stored in the manifest.
+
+    Returns:
+        The manifest that won: this one, or that of another task that published earlier.
     """
     make_folder(folder)
     uid = uuid.uuid4().hex[:12]
@@ -170,7 +191,7 @@ def _move_into_place(
 
 
 def _commit(manifest: Manifest, uid: str) -> bool:
-    """Put the manifest in place; False if another writer was first."""
+    """Put the manifest in place. False if another writer was first."""
     body = {
         "schema_version": SCHEMA_VERSION,
         "files": [asdict(f) for f in manifest.files],
@@ -181,13 +202,14 @@ def _commit(manifest: Manifest, uid: str) -> bool:
     write_synced(temporary, json.dumps(body, indent=1).encode())
     fault_point("publish.before_manifest", str(manifest.path))
     try:
-        os.link(temporary, manifest.path)  # unlike rename, a link never replaces: the first writer wins
+        os.link(temporary, manifest.path)  # a link never replaces a file, so the first writer wins
     except FileExistsError:
         return False
     except OSError as e:
         if e.errno not in (errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS):
             raise
-        temporary.replace(manifest.path)  # no hard links here: the last writer wins, with its own complete files
+        # This file system has no hard links: the last writer wins, and its files are complete too.
+        temporary.replace(manifest.path)
         return True
     finally:
         temporary.unlink(missing_ok=True)
@@ -203,38 +225,61 @@ def _discard(folder: Path, stem: str, entries: list[FileEntry], *, as_folder: bo
 
 
 def read_manifest(path: Path) -> Manifest:
-    """Read a manifest; DamagedError when it is torn, StoreError when it is of another schema version."""
+    """Read a manifest.
+
+    Raises:
+        DamagedError: The manifest is torn or altered.
+        StoreError: It does not exist, or it has another schema version.
+    """
     try:
         body = json.loads(path.read_bytes())
         files = tuple(FileEntry(**f) for f in body["files"])
         manifest = Manifest(path, files, body["stats"], body["writer"])
         version = body["schema_version"]
     except FileNotFoundError as e:
-        raise StoreError(f"{path}: not published (yet)") from e
+        raise StoreError(f"{path}: not published yet") from e
     except (ValueError, KeyError, TypeError) as e:
-        raise DamagedError(path, f"{path}: torn or altered manifest ({e})") from e
+        raise DamagedError(path, f"{path}: the manifest is torn or altered ({e})") from e
     if version != SCHEMA_VERSION:
         raise StoreError(
-            f"{path}: schema version {version}, this software reads {SCHEMA_VERSION}; use the version that wrote it"
+            f"{path}: schema version {version}, but this core_hpc reads version {SCHEMA_VERSION}; "
+            "use the core_hpc that wrote it"
         )
     return manifest
 
 
 def check_files(manifest: Manifest, *, checksum: bool, tables_only: bool = False) -> None:
-    """DamagedError unless every named file is there with the recorded size (and checksum; if so wished of tables only)."""
+    """Check that every file of a publication exists and has the recorded size.
+
+    Args:
+        manifest: The publication.
+        checksum: Compare checksums too.
+        tables_only: Compare only the checksums of tables.
+
+    Raises:
+        DamagedError: A file is missing or differs.
+    """
     for entry in manifest.files:
         path = manifest.path.parent / entry.name
         if not is_visible(path, published_s=manifest.writer["time"]):
             raise DamagedError(manifest.path, f"{path}: named by its manifest but missing")
         size = path.stat().st_size
         if size != entry.bytes:
-            raise DamagedError(manifest.path, f"{path}: {size} bytes, its manifest says {entry.bytes}")
+            raise DamagedError(manifest.path, f"{path}: {size} bytes, but its manifest records {entry.bytes}")
         if checksum and (entry.table is not None or not tables_only) and sha256_file(path) != entry.sha256:
             raise DamagedError(manifest.path, f"{path}: checksum differs from its manifest")
 
 
 def is_visible(path: Path, *, published_s: float) -> bool:
-    """Whether a file is there; a network file system may hide a new one for a while, so refresh its folder and retry."""
+    """Whether a file exists.
+
+    A network file system may hide a new file for a while. So for some time after its publication,
+    the folder is refreshed and the file is looked up again.
+
+    Args:
+        path: The file.
+        published_s: When it was published, in seconds since the epoch.
+    """
     for delay_s in VISIBILITY_DELAYS_S:
         if path.is_file():
             return True
@@ -247,7 +292,7 @@ def is_visible(path: Path, *, published_s: float) -> bool:
 
 
 def set_aside(manifest_path: Path) -> Path:
-    """Withdraw a damaged publication, keeping its manifest under another name for inspection."""
+    """Withdraw a damaged publication. Its manifest is kept under another name for inspection."""
     aside = manifest_path.with_name(f"{manifest_path.name}.set-aside-{uuid.uuid4().hex[:8]}")
     manifest_path.rename(aside)
     _fsync(manifest_path.parent)
@@ -255,21 +300,27 @@ def set_aside(manifest_path: Path) -> Path:
 
 
 def list_manifests(folder: Path) -> list[Path]:
-    """Manifests directly in a folder, by name; empty when the folder does not exist."""
+    """Manifests directly in a folder, sorted by name. Empty if the folder does not exist."""
     if not folder.is_dir():
         return []
     return sorted(p for p in folder.iterdir() if p.name.endswith(MANIFEST_SUFFIX) and not p.name.startswith("."))
 
 
 def list_names(folder: Path) -> set[str]:
-    """Names in a folder; empty when it does not exist. Unlike a look for one file, this refreshes a network file system's view."""
+    """Names in a folder. Empty if it does not exist.
+
+    Reading a folder refreshes the view of a network file system. Testing for one file does not.
+    """
     return {path.name for path in folder.iterdir()} if folder.is_dir() else set()
 
 
 def remove_leftovers(folder: Path) -> int:
-    """Remove what killed writers left in a folder: temporary names and data that no manifest names.
+    """Remove what killed writers left: temporary files, and data that no manifest names.
 
-    Only the holder of the sweep's claim may call this, while no task runs.
+    Only the holder of the sweep's claim may call this, and only while no task is running.
+
+    Returns:
+        Number of files and folders that were removed.
     """
     if not folder.is_dir():
         return 0
@@ -289,16 +340,17 @@ def _entries_or_none(path: Path) -> tuple[FileEntry, ...]:
 
 
 def require_writable(folder: Path, *, min_free_gb: float) -> None:
-    """InputError when the folder cannot be created or written, or when the disk is nearly full."""
+    """Raise InputError if the folder cannot be created or written, or the disk is nearly full."""
     existing = folder
     while not existing.exists():
         existing = existing.parent
     if not existing.is_dir():
-        raise InputError(f"{existing}: is a file; give another folder as `output`")
+        raise InputError(f"{existing}: is a file, not a folder; set `output` to another folder")
     if not os.access(existing, os.W_OK | os.X_OK):
-        raise InputError(f"{existing}: no permission to write here; give another folder as `output`")
+        raise InputError(f"{existing}: no permission to write here; set `output` to another folder")
     free_gb = shutil.disk_usage(existing).free / 1e9
     if free_gb < min_free_gb:
         raise InputError(
-            f"{existing}: only {free_gb:.1f} GB free, {min_free_gb:.1f} GB are needed; free space or give another `output`"
+            f"{existing}: only {free_gb:.1f} GB free, but {min_free_gb:.1f} GB are needed; free space, or set `output` "
+            "to another folder"
         )

@@ -1,16 +1,20 @@
-"""Every file name of a sweep, in one place; and the key of a task, which its file names are made of.
+"""Every file name of a sweep, and the key of a task, from which its file names are made.
 
-    OUTPUT/SWEEP/                      claim.json  controller.json  sweep.yaml
-    OUTPUT/SWEEP/RUN_ID/               run.json (identity, never changed)  config.json (as of the last start)  horizon.json
-                       problems/       train, evaluation, examples: frozen
-                       cold/iteration=0001/MODEL-p000.UID.parquet + MODEL-p000.manifest.json      likewise rescue, evaluate
-                       hint/iteration=0001/team-p000...    score/iteration=0001/team-p000...
-                       update/iteration=0001/MODEL-p000.UID/   adapter, optimizer, schedule, steps.parquet
-                       checkpoint/iteration=0001/MODEL-p000-step0012.UID/   while an update runs: optimizer, steps so far
-                       counts/         iteration=0001.UID/   what analysis makes of its rollouts, kept
-                       tensorboard/    logs/
+    OUTPUT/SWEEP/
+        claim.json  controller.json  stop.json  sweep.yaml  slurm/
+        RUN_ID/
+            run.json                     identity, never changed
+            config.json  horizon.json    as of the last start
+            problems/                    train, evaluation, examples; fixed at the start
+            cold/iteration=0001/         MODEL-p000.UID.parquet and MODEL-p000.manifest.json;
+                                         likewise rescue, evaluate
+            hint/iteration=0001/         team-p000.UID.parquet; likewise score
+            update/iteration=0001/       MODEL-p000.UID/: adapter, optimizer, steps.parquet
+            checkpoint/iteration=0001/   MODEL-p000-step0012.UID/, while an update is running
+            counts/                      iteration=0001.UID/: cached counts of its rollouts
+            slurm/  tensorboard/  logs/
 
-A file counts only when a manifest names it (store.py). This module does no I/O.
+A file counts only if a manifest names it (`manifests.py`). This module does no I/O.
 """
 
 from __future__ import annotations
@@ -22,12 +26,12 @@ from core_hpc.store.schema import PHASES
 
 MANIFEST_SUFFIX = ".manifest.json"
 TEAM = "team"
-"""Stands for the model in the names of tasks which belong to the whole team."""
+"""Stands for the model in the names of tasks of the whole team."""
 
 
 @dataclass(frozen=True, order=True, slots=True)
 class TaskKey:
-    """Identity of one phase task within a run. `model` is TEAM for hint and score."""
+    """Identity of one task within a run. `model` is TEAM for hint and score."""
 
     iteration: int
     phase: str
@@ -39,7 +43,7 @@ class TaskKey:
 
     @classmethod
     def parse(cls, text: str) -> TaskKey:
-        """Inverse of str().
+        """Parse what `str()` returns.
 
         >>> TaskKey.parse("cold/0001/smollm2/000")
         TaskKey(iteration=1, phase='cold', model='smollm2', part=0)
@@ -58,14 +62,17 @@ class RunPaths:
 
     @property
     def identity(self) -> Path:
+        """Written last when a run folder is created, and never changed."""
         return self.root / "run.json"
 
     @property
     def config(self) -> Path:
+        """The configuration of the last start."""
         return self.root / "config.json"
 
     @property
     def horizon(self) -> Path:
+        """The horizons of the learning-rate schedule (`runs/graph.py`)."""
         return self.root / "horizon.json"
 
     @property
@@ -78,7 +85,7 @@ class RunPaths:
 
     @property
     def slurm(self) -> Path:
-        """Submissions to SLURM: a record and a folder (scripts, logs, status) of each."""
+        """Submissions to SLURM, each with a record and a folder (scripts, logs, status)."""
         return self.root / "slurm"
 
     @property
@@ -87,7 +94,7 @@ class RunPaths:
 
     @property
     def kept(self) -> Path:
-        """Counts of finished iterations (analysis.counts.cache)."""
+        """Cached counts of finished iterations (`analysis/counts/cache.py`)."""
         return self.root / "counts"
 
     def phase_folder(self, phase: str, iteration: int) -> Path:
@@ -104,11 +111,11 @@ class RunPaths:
         return self.task_folder(key) / f"{self.task_name(key)}{MANIFEST_SUFFIX}"
 
     def checkpoint_folder(self, key: TaskKey) -> Path:
-        """Where an update that has not published yet keeps its position (phases/checkpoint.py)."""
+        """Where an unfinished update stores its position (`phases/checkpoint.py`)."""
         return self.phase_folder("checkpoint", key.iteration)
 
     def checkpoint_name(self, key: TaskKey, num_steps: int) -> str:
-        """Stem of the checkpoint after so many optimizer steps of the task."""
+        """Stem of the checkpoint after `num_steps` optimizer steps of the task."""
         return f"{self.task_name(key)}-step{num_steps:04d}"
 
 
@@ -124,12 +131,12 @@ class SweepPaths:
 
     @property
     def controller(self) -> Path:
-        """The last word of the sweep's controller on itself and its runs (controller.Heartbeat)."""
+        """What the controller last reported about itself and its runs (`Heartbeat`)."""
         return self.root / "controller.json"
 
     @property
     def stop_request(self) -> Path:
-        """While it exists, no controller of this sweep submits anything."""
+        """While this file exists, no controller of this sweep submits anything."""
         return self.root / "stop.json"
 
     @property

@@ -1,6 +1,7 @@
 """Column schemas of every published Parquet file, with one version for all of them.
 
-What a column means is said once, here. `check_frame` is called when a shard is written and when it is read.
+This is the only place that defines what a column means. `check_frame` is called whenever a shard is
+written or read.
 """
 
 from __future__ import annotations
@@ -17,14 +18,17 @@ COLD, HINT, RESCUE, SCORE, UPDATE, EVALUATE = "cold", "hint", "rescue", "score",
 PHASES = (COLD, HINT, RESCUE, SCORE, UPDATE, EVALUATE)
 GENERATION_PHASES = (COLD, RESCUE, EVALUATE)
 
-# Verdicts: what verification said of a completion's extracted answer. A time-out is not a wrong answer.
-CORRECT, WRONG, NO_ANSWER, TIMEOUT = "correct", "wrong", "no_answer", "timeout"
-VERDICTS = (CORRECT, WRONG, NO_ANSWER, TIMEOUT)
+CORRECT, WRONG, NO_ANSWER, TIMEOUT = VERDICTS = ("correct", "wrong", "no_answer", "timeout")
+"""Results of verifying the extracted answer of a completion. A time-out is not a wrong answer."""
 
 
 @dataclass(frozen=True)
 class Table:
-    """One kind of Parquet file: its columns, which of them may be null, and the columns which name a row."""
+    """One kind of Parquet file.
+
+    `columns` maps a name to type and meaning. `key` names the columns that identify a row, and
+    `nullable` those that may be null.
+    """
 
     name: str
     columns: dict[str, tuple[pl.DataType, str]]
@@ -43,12 +47,12 @@ PROBLEMS = Table(
     {
         "problem_id": (_S, "unique within the split"),
         "question": (_S, "text shown to the model"),
-        "gold": (_S, "gold answer, normalised by the data source"),
+        "gold": (_S, "gold answer, normalized by the data source"),
         "answer_kind": (
             _S,
-            "how an answer is verified: number, integer, latex, letter, text; given: not by us (imported)",
+            "how an answer is verified: number, integer, latex, letter, text; given: already verified (imported)",
         ),
-        "metadata": (_S, "JSON object: whatever else the source said of the problem"),
+        "metadata": (_S, "JSON object: everything else that the source has about the problem"),
     },
     ("problem_id",),
 )
@@ -56,16 +60,17 @@ PROBLEMS = Table(
 ATTRIBUTES = pl.Schema(
     {
         "data_set": pl.String(),
-        "subject": pl.String(),  # null where the data has none; likewise level
-        "level": pl.String(),
-        "source_group": pl.String(),  # problems that are not independent (variants of one question); null: on its own
+        "subject": pl.String(),  # null if the data set has none
+        "level": pl.String(),  # null if the data set has none
+        # The same for problems that are not independent, for example variants of one question.
+        "source_group": pl.String(),
     }
 )
-"""Fields of a problem's metadata that analysis reads, as columns."""
+"""Fields of a problem's metadata that `analysis` reads, as columns."""
 
 _ROW_KEY: dict[str, tuple[pl.DataType, str]] = {
     "run_id": (_S, "run that the row belongs to"),
-    "iteration": (_I, "1-based; for phase evaluate: number of updates behind the evaluated adapter (0 = base)"),
+    "iteration": (_I, "1-based; phase evaluate: number of updates of the evaluated adapter (0: base weights)"),
     "phase": (_S, "cold, rescue or evaluate"),
     "model": (_S, "name of the model in the team"),
     "problem_id": (_S, "problem of the frozen train or evaluation split"),
@@ -77,30 +82,33 @@ ROLLOUTS = Table(
     "rollouts",
     {
         **_ROW_KEY,
-        "adapter_iteration": (_I, "number of updates behind the adapter that sampled the row (0 = base weights)"),
-        "seed": (pl.Int64(), "seed of the request, a stable hash of run seed and row key"),
-        "prompt_token_ids": (pl.List(pl.UInt32()), "exactly what the model was given"),
-        "completion_token_ids": (pl.List(pl.UInt32()), "all sampled tokens, end token included; never re-tokenised"),
+        "adapter_iteration": (_I, "number of updates of the adapter that sampled the row (0: base weights)"),
+        "seed": (pl.Int64(), "seed of the request: a stable hash of run seed and row key"),
+        "prompt_token_ids": (pl.List(pl.UInt32()), "exactly the ids that the model received"),
+        "completion_token_ids": (
+            pl.List(pl.UInt32()),
+            "all sampled tokens with the end token; text is never tokenized again",
+        ),
         "logprobs": (
             pl.List(pl.Float32()),
             "behaviour log-probability of each completion token (temperature and top-p applied)",
         ),
-        "temperature": (pl.Float32(), "sampling temperature that logprobs refer to; 0 = greedy"),
+        "temperature": (pl.Float32(), "sampling temperature that logprobs refer to; 0: greedy"),
         "top_p": (pl.Float32(), "nucleus mass that logprobs refer to"),
         "num_prompt_tokens": (_I, "length of prompt_token_ids"),
         "num_completion_tokens": (_I, "length of completion_token_ids"),
         "finish_reason": (_S, "stop or length (truncated)"),
         "text": (
             _S,
-            "completion decoded without special tokens but marks of thinking, cut at a stop string; begins with the mark of a "
-            "thought that the prompt opened",
+            "decoded completion, cut at a stop string, without special tokens except those around thoughts; "
+            "if the prompt opened a thought, it begins with that token",
         ),
         "answer": (_S, "extracted answer; null when there is none"),
         "gold": (_S, "gold answer of the problem"),
         "verdict": (_S, "correct, wrong, no_answer or timeout"),
         "correct": (_B, "verdict == correct"),
         "cold_failed": (_B, "rescue rows: the model had no correct cold completion of this problem; else null"),
-        "hint_given": (_B, "the prompt contained the hint"),
+        "hint_given": (_B, "whether the prompt contained the hint"),
         "teacher_model": (_S, "rescue rows: model whose completion is the source of the hint; else null"),
         "teacher_sample_index": (_I, "rescue rows: cold sample index of the teacher's completion; else null"),
     },
@@ -113,17 +121,17 @@ HINTS = Table(
     {
         "run_id": (_S, "run that the row belongs to"),
         "iteration": (_I, "1-based"),
-        "model": (_S, "student: the model that samples again"),
+        "model": (_S, "the student: the model that may sample again"),
         "problem_id": (_S, "problem of the train split"),
-        "cold_failed": (_B, "the student had no correct cold completion"),
-        "teacher_model": (_S, "peer whose correct cold completion is the source; null when there is none"),
-        "teacher_sample_index": (_I, "its cold sample index"),
-        "hint": (_S, "hint as the student sees it, answers removed, cut to hint_tokens; null when there is none"),
-        "num_hint_tokens": (_I, "length of the hint in the student's tokens, 0 when there is none"),
-        "reason": (_S, "rescue: there is a hint; otherwise why not: solved, no_teacher, no_hint"),
+        "cold_failed": (_B, "whether the student had no correct cold completion"),
+        "teacher_model": (_S, "peer whose correct cold completion is the source; null if there is none"),
+        "teacher_sample_index": (_I, "sample index of that completion"),
+        "hint": (_S, "hint as the student sees it, without answers, cut to hint_tokens; null if there is none"),
+        "num_hint_tokens": (_I, "length of the hint in tokens of the student; 0 if there is none"),
+        "reason": (_S, "rescue if there is a hint, otherwise why there is none: solved, no_teacher, no_hint"),
         "hint_draws": (
             pl.List(pl.Boolean()),
-            "for each rescue sample: is the hint shown; empty: the student does not sample again",
+            "for each rescue sample, whether it sees the hint; empty if the student does not sample again",
         ),
     },
     ("run_id", "iteration", "model", "problem_id"),
@@ -149,9 +157,9 @@ SCORES = Table(
         "reward": (_F, "Eq. 7: weighted sum with the weights of this iteration"),
         "advantage": (
             _F,
-            "(reward - mean) / (population std + 1e-8) over the completions of the problem that are compared (update.group)",
+            "(reward - mean) / (population std + 1e-8) over the completions that are compared (update.group)",
         ),
-        "zero_signal": (_B, "all completions that are compared have the same reward: every advantage is 0"),
+        "zero_signal": (_B, "whether all compared completions have the same reward, so that every advantage is 0"),
     },
     ROW_KEY,
     frozenset({"cold_failed", "teacher_model"}),
@@ -166,19 +174,22 @@ STEPS = Table(
         "iteration": (_I, "1-based"),
         "model": (_S, "model that was updated"),
         "step": (_I, "1-based optimizer step within the iteration"),
-        "global_step": (_I, "optimizer steps of this model since the start of the run"),
+        "global_step": (_I, "optimizer steps of this model since the run began"),
         "num_completions": (_I, "completions in the step"),
         "num_tokens": (_I, "completion tokens in the step"),
-        "loss": (_F, "value of the objective that was minimised"),
+        "loss": (_F, "value of the minimized objective"),
         "policy_loss": (_F, "its clipped-surrogate part"),
-        "kl": (_F, "mean k3 estimate against the reference policy, per completion token mean"),
-        "clip_share": (_F, "share of completion tokens whose ratio was clipped"),
-        "entropy": (_F, "mean entropy of the policy at completion tokens, nats"),
+        "kl": (
+            _F,
+            "k3 estimate against the reference policy: mean over completions of their token means; NaN without KL term",
+        ),
+        "clip_share": (_F, "share of completion tokens with a clipped ratio"),
+        "entropy": (_F, "mean entropy of the policy at completion tokens, in nats"),
         "grad_norm": (_F, "global gradient norm before clipping"),
         "learning_rate": (_F, "learning rate of the step"),
-        "mismatch_mean": (_F, "mean |trainer - engine| log-probability of completion tokens"),
-        "mismatch_max": (_F, "largest |trainer - engine| log-probability"),
-        "importance_mean": (_F, "mean truncated importance weight of trainer against engine"),
+        "mismatch_mean": (_F, "mean |trainer - engine| of the log-probabilities of completion tokens"),
+        "mismatch_max": (_F, "largest |trainer - engine| of a log-probability"),
+        "importance_mean": (_F, "mean importance weight of completion tokens (update.importance)"),
         "ratio_max": (_F, "largest policy ratio exp(current - old)"),
     },
     ("run_id", "iteration", "model", "step"),
@@ -188,7 +199,12 @@ TABLES = {t.name: t for t in (PROBLEMS, ROLLOUTS, HINTS, SCORES, STEPS)}
 
 
 def check_frame(frame: pl.DataFrame, table: Table, *, source: str) -> None:
-    """Raise StoreError unless `frame` has exactly the table's columns, no forbidden null and no duplicate key."""
+    """Check a frame against the schema of a table.
+
+    Raises:
+        StoreError: The columns differ, a column has a forbidden null, or a key occurs twice. The
+            message begins with `source`.
+    """
     expected = table.schema
     if frame.schema != expected:
         missing = [c for c in expected if c not in frame.schema]

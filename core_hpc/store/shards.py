@@ -1,7 +1,8 @@
-"""Write and read the Parquet shards of a run: what is published, as checked Polars frames.
+"""Write and read the Parquet shards of a run as checked Polars frames.
 
-In: run folders. Out: frames with exactly the columns of schema.py. Only files that a manifest names are opened.
-Nothing here decides what is to be done (state.py) or computes statistics (analysis).
+In: run folders. Out: frames with exactly the columns of `schema.py`. Only files that a manifest
+names are opened. This module does not decide the next task (`runs/graph.py`) and computes no
+statistics (`analysis`).
 """
 
 from __future__ import annotations
@@ -21,10 +22,10 @@ ROW_GROUP_BYTES = 32 << 20
 
 
 def write_frame(path: Path, frame: pl.DataFrame, table: Table) -> tuple[int, str]:
-    """Write one Parquet file; returns (rows, table name) for its manifest."""
+    """Write one Parquet file. Returns (rows, table name) for its manifest."""
     check_frame(frame, table, source=str(path))
-    bytes_a_row = max(1, int(frame.estimated_size()) // max(1, frame.height))
-    frame.write_parquet(path, compression="zstd", row_group_size=max(1000, ROW_GROUP_BYTES // bytes_a_row))
+    bytes_per_row = max(1, int(frame.estimated_size()) // max(1, frame.height))
+    frame.write_parquet(path, compression="zstd", row_group_size=max(1000, ROW_GROUP_BYTES // bytes_per_row))
     return frame.height, table.name
 
 
@@ -42,7 +43,18 @@ def publish_frame(
 def read_manifest_table(
     manifest: Manifest, table: Table, *, columns: Sequence[str] | None = None, checksum: bool = False
 ) -> pl.DataFrame:
-    """The rows of a table in one publication. With `columns`, only these are decoded (and the key is not checked)."""
+    """Read the rows of a table in one publication.
+
+    Args:
+        manifest: The publication.
+        table: Which of its tables to read.
+        columns: Decode only these columns. The key is then not checked.
+        checksum: Compare the checksums of the files, not only sizes and numbers of rows.
+
+    Raises:
+        DamagedError: A file is missing, altered or not readable.
+        StoreError: The rows are not a table of this schema.
+    """
     manifests.check_files(manifest, checksum=checksum)
     frames = []
     for entry in manifest.files:
@@ -54,9 +66,11 @@ def read_manifest_table(
                 path, columns=list(columns) if columns is not None else None, hive_partitioning=False
             )
         except (pl.exceptions.PolarsError, OSError) as e:
-            raise manifests.DamagedError(manifest.path, f"{path}: not a readable Parquet file ({e})") from e
+            raise manifests.DamagedError(manifest.path, f"{path}: cannot be read as a Parquet file ({e})") from e
         if frame.height != entry.rows:
-            raise manifests.DamagedError(manifest.path, f"{path}: {frame.height} rows, its manifest says {entry.rows}")
+            raise manifests.DamagedError(
+                manifest.path, f"{path}: {frame.height} rows, but its manifest records {entry.rows}"
+            )
         if columns is None:
             check_frame(frame, table, source=str(path))
         frames.append(frame)
@@ -69,7 +83,7 @@ def _empty(table: Table, columns: Sequence[str] | None) -> pl.DataFrame:
 
 
 def read_task(run: Path, key: TaskKey, table: Table, *, columns: Sequence[str] | None = None) -> pl.DataFrame:
-    """What one task published, fully checked (checksum included)."""
+    """Read what one task published. Checksums are compared."""
     manifest = manifests.read_manifest(RunPaths(run).task_manifest(key))
     return read_manifest_table(manifest, table, columns=columns, checksum=True)
 
@@ -77,27 +91,28 @@ def read_task(run: Path, key: TaskKey, table: Table, *, columns: Sequence[str] |
 def read_tasks(
     run: Path, keys: Sequence[TaskKey], table: Table, *, columns: Sequence[str] | None = None
 ) -> pl.DataFrame:
-    """What several tasks published, in the order of the keys."""
+    """Read what several tasks published, in the order of the keys. Checksums are compared."""
     frames = [read_task(run, key, table, columns=columns) for key in keys]
     return pl.concat(frames) if frames else _empty(table, columns)
 
 
 def key_of_manifest(path: Path) -> TaskKey:
-    """The task that a manifest belongs to; inverse of RunPaths.task_manifest."""
+    """The task that a manifest belongs to: the inverse of `RunPaths.task_manifest`."""
     model, _, part = path.name.removesuffix(MANIFEST_SUFFIX).rpartition("-p")
     return TaskKey(int(path.parent.name.partition("=")[2]), path.parent.parent.name, model, int(part))
 
 
 def published_keys(run: Path) -> list[TaskKey]:
-    """Keys of all published tasks of a run, in order. Looks at names only."""
+    """Keys of all published tasks of a run, in order. Only file names are read."""
     folders = [folder for phase in PHASES for folder in (run / phase).glob("iteration=*")]
     return sorted(key_of_manifest(path) for folder in folders for path in manifests.list_manifests(folder))
 
 
 def read_rows(run: Path, table: Table, *, phases: Sequence[str], columns: Sequence[str] | None = None) -> pl.DataFrame:
-    """Published rows of these phases over all iterations, in the order of their task keys.
+    """Read the published rows of some phases in all iterations.
 
-    Files are checked by size and row count; their checksums are checked by the tasks that build on them.
+    Rows are ordered by task key. Sizes and numbers of rows are checked here. Checksums are compared
+    by the tasks that read a file.
     """
     frames = []
     for key in published_keys(run):

@@ -1,9 +1,11 @@
-"""From rows to optimizer steps, to ranks, to micro-batches.
+"""From rows to optimizer steps, to ranks, and to micro-batches.
 
-In: the completions of one update task in a fixed order. Out: the same plan on every rank, without communication. Rows lie in a
-micro-batch in one of two layouts (micro_batch.py): as a tree, in which what they have in common costs once, or padded, for models
-whose attention cannot be replaced. A completion that cannot move the weights belongs to its step, and counts in what the losses
-divide by, but is in no micro-batch. This module holds no tensors and never re-tokenises.
+In: the completions of one update task in a fixed order. Out: the same plan on every rank, without
+communication. A micro-batch has one of two layouts: a prefix tree, in which what its rows have in
+common is computed once, or padded rows, for models whose attention cannot be replaced. A completion
+that cannot move the weights belongs to its step and counts in the divisor of the loss, but it is in
+no micro-batch. This module holds no tensors (they are made in `micro_batch.py`) and never tokenises
+a text again.
 """
 
 from __future__ import annotations
@@ -21,10 +23,13 @@ Layout = Literal["tree", "padded"]
 MICRO_BATCH_OVERHEAD = 64
 """Fixed cost of one more forward and backward pass, in tokens (SmolLM2-135M on 2 cores)."""
 KEYS_PER_TOKEN = 8
-"""Keys of a tree's micro-batch at most, by its largest number of tokens: they are kept for the backward pass, each sequence its own."""
+"""Largest number of keys in a tree's micro-batch, per token that it may have.
+
+Each sequence has its own copy of its keys, and all copies are kept for the backward pass.
+"""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Row:
     """One completion, with exactly the ids that the engine was given and sampled."""
 
@@ -33,7 +38,7 @@ class Row:
     prompt_token_ids: Sequence[int]
     completion_token_ids: Sequence[int]
     behaviour_logprobs: Sequence[float] | None
-    """None: this model has not sampled it (phases/shared_rescues.py)."""
+    """None: this model has not sampled it (`phases/shared_rescues.py`)."""
     advantage: float
     weight: float
     rescue: bool = False
@@ -47,24 +52,25 @@ class Row:
 
 @dataclass(frozen=True)
 class MicroBatchPlan:
-    """Rows (indices) of one forward pass, in the order of its layout, and how many tokens are computed for them."""
+    """The rows of one forward pass, and how many tokens are computed for them."""
 
     rows: tuple[int, ...]
+    """Indices of the rows, in the order of the layout."""
     num_tokens: int
     num_padded_tokens: int
-    """With the padding."""
+    """Tokens with the padding."""
     num_keys: int
-    """Tokens of all rows: what a tree's attention has copies of."""
+    """Tokens of all rows; the attention of a tree has a copy of each of them."""
 
 
 @dataclass(frozen=True)
 class StepPlan:
-    """One optimizer step: which rows, and which micro-batches every rank runs (a rank may have none)."""
+    """One optimizer step: its rows, and the micro-batches of every rank (a rank may have none)."""
 
     problem_ids: tuple[str, ...]
     rows: tuple[int, ...]
     num_completion_tokens: int
-    """Of all rows, those that are not run included."""
+    """Of all rows, including those that are in no micro-batch."""
     micro_batches: tuple[tuple[MicroBatchPlan, ...], ...]
 
     @property
@@ -74,15 +80,21 @@ class StepPlan:
 
     @property
     def num_tokens(self) -> int:
+        """Tokens that are computed for the step, on all ranks."""
         return sum(batch.num_tokens for rank in self.micro_batches for batch in rank)
 
     @property
     def num_padded_tokens(self) -> int:
+        """The same with the padding."""
         return sum(batch.num_padded_tokens for rank in self.micro_batches for batch in rank)
 
 
 def check_rows(rows: Sequence[Row]) -> None:
-    """Raise InputError, naming the row, where ids and log-probabilities do not belong together."""
+    """Check that the ids and log-probabilities of every row belong together.
+
+    Raises:
+        InputError: names the first row where they do not, or reports that there are no rows.
+    """
     if not rows:
         raise InputError("update: there is no completion to learn from; were the rollouts of this iteration published?")
     for row in rows:
@@ -98,7 +110,10 @@ def check_rows(rows: Sequence[Row]) -> None:
 def step_rows(
     rows: Sequence[Row], *, problems_per_step: int, seed: int
 ) -> list[tuple[tuple[str, ...], tuple[int, ...]]]:
-    """(problem ids, row indices) of every optimizer step: each problem once, in an order drawn by `seed`."""
+    """(problem ids, row indices) of every optimizer step.
+
+    Each problem occurs once; `seed` draws their order.
+    """
     by_problem: dict[str, list[int]] = {}
     for index, row in enumerate(rows):
         by_problem.setdefault(row.problem_id, []).append(index)
@@ -109,9 +124,10 @@ def step_rows(
 
 
 def moves_weights(row: Row, *, with_kl: bool) -> bool:
-    """Whether the row's part of a loss has a gradient: it has tokens, a weight, and an advantage or a KL term.
+    """Whether the loss of the row has a gradient.
 
-    Without KL, the completions of a problem whose rewards are all equal (zero signal) have none.
+    It needs tokens, a weight, and an advantage or a KL term. Without KL the completions of a
+    problem whose rewards are all equal (zero signal) have no gradient.
     """
     return bool(row.completion_token_ids) and row.weight != 0 and (with_kl or row.advantage != 0)
 
@@ -126,10 +142,10 @@ def plan_steps(
     layout: Layout,
     with_kl: bool = True,
 ) -> list[StepPlan]:
-    """The optimizer steps of a task, dealt to ranks.
+    """The optimizer steps of a task, with the micro-batches of every rank.
 
     Args:
-        max_tokens: computed tokens of a micro-batch at most; a longer row is a micro-batch of its own.
+        max_tokens: most computed tokens of a micro-batch; a longer row is a micro-batch of its own.
         with_kl: the loss has a KL term, so completions without advantage have a gradient too.
     """
     check_rows(rows)
@@ -156,7 +172,7 @@ class _Line:
     lengths: list[int]
     """Tokens that the model reads."""
     common: list[int]
-    """How many of them the row shares with the one before it; in the padded layout 0."""
+    """How many of them the row shares with the row before it; 0 in the padded layout."""
 
     def part(self, start: int, end: int) -> _Line:
         return _Line(self.layout, self.indices[start:end], self.lengths[start:end], self.common[start:end])
@@ -169,7 +185,11 @@ class _Line:
 
 
 def _line(rows: Sequence[Row], indices: Sequence[int], layout: Layout) -> _Line:
-    """For a tree in lexicographic order: between two rows that begin alike are only rows that begin so, too. Else by length."""
+    """Order the rows so that neighbours go well together.
+
+    For a tree the order is lexicographic, so that rows with a common beginning are neighbours.
+    Padded rows are ordered by their length.
+    """
     inputs = {i: rows[i].inputs for i in indices}
     if layout == "padded":
         order = sorted(indices, key=lambda i: (len(inputs[i]), i))
@@ -181,7 +201,7 @@ def _line(rows: Sequence[Row], indices: Sequence[int], layout: Layout) -> _Line:
 
 
 def _deal(line: _Line, num_ranks: int) -> list[_Line]:
-    """Consecutive rows for each rank, such that the largest number of tokens is as small as it can be."""
+    """Consecutive rows for each rank; the largest number of tokens is as small as possible."""
     low, high = max(line.lengths, default=0), sum(line.lengths)
     while low < high:
         middle = (low + high) // 2
@@ -206,7 +226,10 @@ def _ends(line: _Line, limit: int) -> list[int]:
 
 
 def _cut(line: _Line, max_tokens: int) -> list[MicroBatchPlan]:
-    """Micro-batches of consecutive rows: the cut of least computed tokens plus overhead (dynamic programme)."""
+    """Cut into micro-batches of consecutive rows with the least computed tokens plus overhead.
+
+    Dynamic programming over the end of the last micro-batch.
+    """
     best: list[tuple[int, int]] = [(0, 0)]  # (cost of the first n rows, start of the last micro-batch)
     for end in range(1, len(line.indices) + 1):
         candidates, num_tokens, num_keys = list[tuple[int, int]](), 0, 0

@@ -1,7 +1,8 @@
-"""Where an update can be interrupted: between two optimizer steps, all ranks at the same one.
+"""Interruption of an update: between two optimizer steps, and at the same one on all ranks.
 
-In: what the surroundings of the task ask for (stop, save every so many seconds). Out: one decision for all ranks, and
-the position to store. Where and how positions are stored, and which one is used again, is phases/checkpoint.py's.
+In: requests of the caller of the task (stop, or save at some interval). Out: one decision for all
+ranks, and the position to store. Storing positions, and choosing the one to continue from, is in
+`phases/checkpoint.py`.
 """
 
 from __future__ import annotations
@@ -24,7 +25,10 @@ from core_hpc.training.zero2 import any_true
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """Position of an update between two optimizer steps: with the task, all that the rest of it depends on."""
+    """Position of an update between two optimizer steps.
+
+    The rest of the update depends on this position and its task, and on nothing else.
+    """
 
     state: TrainingState
     steps: pl.DataFrame
@@ -32,7 +36,7 @@ class Checkpoint:
     details: dict[str, Any]
 
     def write(self, folder: Path) -> None:
-        """Write weights and moments into `folder`; `steps` is for the caller to write."""
+        """Write weights and moments into `folder`. The caller writes `steps`."""
         write_position(folder, self.state, self.details)
 
 
@@ -46,33 +50,33 @@ class ResumePoint:
 
 @dataclass(frozen=True, kw_only=True)
 class Interruption:
-    """What the surroundings ask of a running update; ranks need not agree."""
+    """Requests of the caller to a running update. They may differ between ranks."""
 
     should_stop: Callable[[], bool] = lambda: False
-    """Asked between two optimizer steps; true on one rank stops all of them."""
+    """Called between two optimizer steps; true on one rank stops all of them."""
     interval_s: float = 0.0
-    """Seconds between checkpoints by the clock of rank 0; 0: only when told to stop."""
+    """Seconds between checkpoints by the clock of rank 0; 0: only when the update stops."""
     save: Callable[[Checkpoint], bool] = lambda checkpoint: False
-    """Called on rank 0. Returns whether the checkpoint is stored; if not, the update goes on all the same."""
+    """Called on rank 0; returns whether the checkpoint is stored. If not, the update continues."""
 
 
 class Boundaries:
-    """Decides at each boundary of two optimizer steps, alike on every rank."""
+    """Decides between any two optimizer steps whether to stop or save; the same on every rank."""
 
     def __init__(
-        self, asked: Interruption, *, rank: int, num_ranks: int, device: torch.device, steps_saved: int
+        self, requested: Interruption, *, rank: int, num_ranks: int, device: torch.device, steps_saved: int
     ) -> None:
-        self._asked = asked
-        self._keeps_time = rank == 0 and asked.interval_s > 0
+        self._requested = requested
+        self._keeps_time = rank == 0 and requested.interval_s > 0
         self._alone = num_ranks == 1
         self._device = device
         self._steps_saved = steps_saved
         self._saved_s = time.monotonic()
 
     def decide(self, steps_done: int) -> tuple[bool, bool]:
-        """(stop, save) after so many optimizer steps of the task. Collective."""
-        due = self._keeps_time and time.monotonic() - self._saved_s >= self._asked.interval_s
-        stop = self._asked.should_stop()
+        """(stop, save) after `steps_done` optimizer steps of the task. Collective."""
+        due = self._keeps_time and time.monotonic() - self._saved_s >= self._requested.interval_s
+        stop = self._requested.should_stop()
         if not self._alone:
             stop, due = any_true([stop, due], self._device)
         save = (stop or due) and steps_done > self._steps_saved
@@ -84,8 +88,13 @@ class Boundaries:
 def rows_digest(rows: Sequence[Row]) -> str:
     """Hex digest of everything in the rows of a task, and of their order.
 
-    >>> row = Row(("p", 0), "p", [1, 2], [3], [-0.5], 1.0, 0.8)
-    >>> rows_digest([row]) == rows_digest([Row(("p", 0), "p", [1], [2, 3], [-0.5], 1.0, 0.8)])
+    >>> from dataclasses import replace
+    >>> row = Row(
+    ...     key=("p", 0), problem_id="p", prompt_token_ids=[1, 2], completion_token_ids=[3],
+    ...     behaviour_logprobs=[-0.5], advantage=1.0, weight=0.8,
+    ... )
+    >>> other = replace(row, prompt_token_ids=[1], completion_token_ids=[2, 3])
+    >>> rows_digest([row]) == rows_digest([other])
     False
     """
     digest = hashlib.sha256()

@@ -1,22 +1,23 @@
-"""Learning rate of an optimizer step in closed form.
+"""Learning rate of an optimizer step in closed form (METHOD.md section 5).
 
-Position in the schedule is the number of optimizer steps already done, so a resumed run needs no scheduler object.
-This module does not decide the horizon: the caller says how many steps there will be.
+The position in the schedule is the number of optimizer steps already done, so a resumed run needs
+no scheduler object. This module does not decide the horizon: the caller passes the total number of
+steps.
 """
 
 from __future__ import annotations
 
 import math
 
-from core_hpc.config.run import UpdateSection
+from core_hpc.config.update import UpdateSection
 
 
 def learning_rate(settings: UpdateSection, *, steps_done: int, total_steps: int) -> float:
     """Learning rate of the step that follows `steps_done` steps, of `total_steps` in all.
 
-    Warm-up is linear and starts above zero (a first step of rate 0 would be wasted); the cosine ends at zero after
-    the last step. Beyond the horizon the rate is that of the last planned step, so a run which was made longer
-    does not stop learning silently.
+    Warm-up is linear and starts above zero, since a first step of rate 0 would be wasted. The
+    cosine ends at zero after the last step. Beyond the horizon the rate is that of the last planned
+    step, so that a run which was made longer does not silently stop learning.
 
     >>> s = UpdateSection(learning_rate=1.0, warmup_share=0.2)
     >>> [round(learning_rate(s, steps_done=k, total_steps=10), 3) for k in (0, 1, 2, 6, 9, 30)]

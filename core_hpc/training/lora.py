@@ -1,10 +1,13 @@
-"""The policies of `tuning: lora` and `qlora`: an adapter of PEFT on frozen base weights.
+"""The policies of `tuning: lora` and `qlora`: a PEFT adapter on frozen base weights.
 
-In: a model. Out: an adapter to train, and an ordinary PEFT folder. A linear layer is computed in the dtype of the frozen weights,
-x W^T + bias + scale (x A^T) B^T, as PEFT's layer gives it, but for rounding; the adapter stays in float32, and so do its
-gradients. PEFT casts activations to the adapter's float32 and the sum back again, which on a GPU takes longer than the frozen
-product, and keeps float32 copies of every input for the backward pass; an engine computes an adapter in the base's dtype, too.
-PEFT's own layer remains for what is not a plain linear layer (4 bits).
+In: a model. Out: an adapter to train, and an ordinary PEFT folder.
+
+A linear layer is computed in the dtype of the frozen weights as x W^T + bias + scale (x A^T) B^T.
+The result is that of PEFT's own layer except for rounding; the adapter and its gradients stay in
+float32. PEFT's layer casts activations to float32 and the sum back again, which on a GPU takes
+longer than the frozen product, and it keeps float32 copies of every input for the backward pass. An
+engine computes an adapter in the base's dtype, too. PEFT's layer remains for layers that are not
+plain linear ones (4 bits).
 
 Shapes: N tokens, I inputs, O outputs, R rank.
 """
@@ -32,8 +35,8 @@ from core_hpc.training.policy import Policy
 from core_hpc.training.state_io import write_adapter
 
 
-class _LoraProduct(torch.autograd.Function):
-    """The frozen weights get no gradient."""
+class _LoraProduct(torch.autograd.Function):  # type: ignore[misc]  # torch is not type-checked here
+    """A linear layer with an adapter; the frozen weights get no gradient."""
 
     @staticmethod
     def forward(
@@ -60,17 +63,17 @@ class _LoraProduct(torch.autograd.Function):
 
 
 def _product(left: Tensor, right: Tensor) -> Tensor:
-    """In float32, whatever the factors have. A CPU rounds the result to their dtype before."""
+    """The product in float32. A CPU first rounds it to the dtype of the factors."""
     if left.is_cuda and left.dtype != torch.float32:
         return torch.mm(left, right, out_dtype=torch.float32)
     return (left @ right).float()
 
 
-class LoraLinear(Linear):
-    """PEFT's layer with another way to compute it."""
+class LoraLinear(Linear):  # type: ignore[misc]  # peft is not type-checked here
+    """PEFT's layer, computed in the dtype of the frozen weights."""
 
     def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-        """[..., I] to [..., O]."""
+        """Compute the layer, [..., I] to [..., O]."""
         if self.disable_adapters:
             return self.base_layer(x)
         (name,) = self.active_adapters
@@ -85,20 +88,21 @@ class LoraLinear(Linear):
 
 
 class LoraPolicy(Policy):
-    """An adapter on frozen base weights, be they of 16, 32 or 4 bits; `start` replaces it by a fresh one."""
+    """An adapter on frozen base weights of 32, 16 or 4 bits; `start` replaces it by a fresh one."""
 
-    def __init__(
-        self, base: nn.Module, lora: LoraSection, *, name: str, gradient_checkpointing: bool | None = None
-    ) -> None:
-        """`name` is the model reference that published adapters carry."""
-        super().__init__(base, gradient_checkpointing=gradient_checkpointing)
+    def __init__(self, base: nn.Module, lora: LoraSection, *, name: str) -> None:
+        """Prepare the model; `name` is the model reference written into published adapters."""
+        super().__init__(base)
         self.lora = lora
         self.name = name
         self.peft: Any = None
         self._config: LoraConfig | None = None
 
     def start(self, *, seed: int, from_base: bool) -> dict[str, nn.Parameter]:
-        """Replace the adapter by a fresh one (B = 0, A drawn by `seed`); names are those of a PEFT adapter file."""
+        """Replace the adapter by a fresh one: B is 0, and `seed` draws A.
+
+        The names of the parameters are those of a PEFT adapter file.
+        """
         if self.peft is not None:
             self.base = self.peft.unload()
         self._config = LoraConfig(
@@ -114,8 +118,9 @@ class LoraPolicy(Policy):
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             self.peft = get_peft_model(self.base, self._config, autocast_adapter_dtype=True)
-        self.base.disable_input_require_grads()  # PEFT wants them for a kind of checkpointing that is not used here
-        # PEFT puts this machine's folder here, which means nothing elsewhere.
+        # PEFT enables these for a kind of checkpointing that is not used here.
+        self.base.disable_input_require_grads()
+        # PEFT writes this machine's folder here, which means nothing on other machines.
         self._config.base_model_name_or_path = self.name
         for module in self.peft.modules():
             if not isinstance(module, GradientCheckpointingLayer):
@@ -123,24 +128,31 @@ class LoraPolicy(Policy):
         return {n.replace(".default.", "."): p for n, p in self.peft.named_parameters() if p.requires_grad}
 
     def synchronise(self) -> None:
-        """Nothing: the adapter's layers compute with the parameters themselves."""
+        """Do nothing: the adapter's layers compute with the parameters themselves."""
 
     def write(self, folder: Path, weights: Mapping[str, Tensor]) -> None:
-        """An ordinary PEFT folder."""
+        """Write an ordinary PEFT folder."""
         assert self._config is not None
         write_adapter(folder, weights, self._config)
 
     @contextmanager
-    def _model(self, *, reference: bool) -> Iterator[Any]:
+    def network(self, *, reference: bool) -> Iterator[Any]:
+        """The base model, whose adapter is disabled for the reference policy."""
         with self.peft.disable_adapter() if reference else nullcontext():
             yield self.base
 
 
 def existing_targets(model: nn.Module, targets: Iterable[str]) -> list[str]:
-    """Those of `targets` which name a linear layer of the model; InputError when there is none."""
+    """Those of `targets` that name a linear layer of the model; the output embeddings do not count.
+
+    Raises:
+        InputError: none of them does.
+    """
     layers = {name.rpartition(".")[2] for name, module in model.named_modules() if isinstance(module, nn.Linear)}
     head = next((n.rpartition(".")[2] for n, m in model.named_modules() if m is model.get_output_embeddings()), None)
     found = [t for t in targets if t in layers - {head}]
     if not found:
-        raise InputError(f"lora.targets {list(targets)}: the model has no such layer; it has {sorted(layers - {head})}")
+        raise InputError(
+            f"lora.targets {list(targets)}: the model has no such layer; choose among {sorted(layers - {head})}"
+        )
     return found

@@ -1,12 +1,13 @@
-"""Losses of the update as pure functions of tensors (METHOD section 5).
+"""Losses of the update as pure functions of tensors (METHOD.md section 5).
 
-In: log-probabilities of completion tokens. Out: sums that may be added over micro-batches and ranks, since every
-one is divided by the size of the WHOLE optimizer step. A loss is a gain of a token and a share of a completion's tokens
-in the sum; a new one is a function, a line in LOSSES, and its options in config_update.LOSS_OPTIONS.
-This module runs no model and no optimizer.
+In: log-probabilities of completion tokens. Out: sums that may be added over micro-batches and
+ranks, since each of them is divided by the size of the WHOLE optimizer step. A loss consists of the
+gain of a token and the share of a completion's tokens in the sum. A new loss is a function, a line
+in LOSSES, and its options in LOSS_OPTIONS of `config/update.py`. This module runs no model and no
+optimizer.
 
-Shapes: N completions of a micro-batch, M completion tokens of all of them in one flat row. `row_M` says which completion a
-token belongs to.
+Shapes: N completions of a micro-batch, M completion tokens of all of them in one flat row. `row_M`
+is the index of the completion to which a token belongs.
 """
 
 # Tensor names end in their shape.
@@ -41,11 +42,16 @@ def completion_sum(values_M: Tensor, row_M: Tensor, num_completions: int) -> Ten
 def importance_weights(
     old_M: Tensor, behaviour_M: Tensor, row_M: Tensor, lengths_N: Tensor, settings: ImportanceSection
 ) -> Tensor:
-    """Weights of tokens for the step from the engine's distribution to the trainer's, without gradient.
+    """Weights of tokens that correct from the engine's distribution to the trainer's, [M].
 
-    With d = old - behaviour, per token: min(exp d, cap); exp(sum d of the completion), 0 where that is above the cap
-    (both as in TRL); min(exp(mean d of the completion), cap), the geometric mean of the token weights; or 1. A completion
-    without behaviour log-probabilities (NaN) has weight 1.
+    They carry no gradient. With d = old - behaviour of a token, `settings.kind` gives the weight:
+
+    - token_truncate: min(exp d, cap), as in TRL;
+    - sequence_mask: exp(sum of d over the completion), or 0 if that is above the cap, as in TRL;
+    - geometric_truncate: min(exp(mean of d over the completion), cap);
+    - none: 1.
+
+    A completion without behaviour log-probabilities (NaN) has weight 1.
     """
     difference_M = torch.where(behaviour_M.isnan(), 0.0, (old_M - behaviour_M).detach())
     if settings.kind == "none":
@@ -64,7 +70,10 @@ def importance_weights(
 
 @dataclass(frozen=True)
 class StepSize:
-    """Size of a whole optimizer step, over all micro-batches and ranks; completions that need no forward pass count."""
+    """Size of a whole optimizer step, over all micro-batches and ranks.
+
+    It includes completions that need no forward pass.
+    """
 
     num_completions: int
     num_tokens: int
@@ -72,9 +81,9 @@ class StepSize:
     """Longest completion that may be sampled: the constant length of dr_grpo."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class TokenBatch:
-    """What a loss needs besides the current log-probabilities; nothing here carries a gradient."""
+    """The input of a loss besides the current log-probabilities; no tensor carries a gradient."""
 
     old_M: Tensor
     reference_M: Tensor | None
@@ -96,7 +105,7 @@ class TokenBatch:
 
 @dataclass(frozen=True)
 class Tokens:
-    """What the gain of a token depends on; log-probability and ratio carry the gradient."""
+    """The input of the gain of a token. Log-probability and ratio carry the gradient."""
 
     current_M: Tensor
     ratio_M: Tensor
@@ -106,14 +115,17 @@ class Tokens:
 
 @dataclass(frozen=True)
 class Gain:
-    """The gain of each token, and which tokens the loss held back."""
+    """The gain of each token, and which tokens were clipped."""
 
     value_M: Tensor
     clipped_M: Tensor
 
 
 def clipped_gain(tokens: Tokens, settings: UpdateSection) -> Gain:
-    """min(r A, clip(r, 1 - clip_low, 1 + clip_high) A): the minimum holds for both signs of A (Eq. 21; PPO, arXiv 1707.06347)."""
+    """min(r A, clip(r, 1 - clip_low, 1 + clip_high) A), for both signs of A.
+
+    Eq. 21 of the paper; PPO, arXiv 1707.06347.
+    """
     assert settings.clip_low is not None
     assert settings.clip_high is not None
     plain_M = tokens.ratio_M * tokens.advantage_M
@@ -122,25 +134,26 @@ def clipped_gain(tokens: Tokens, settings: UpdateSection) -> Gain:
 
 
 def gated_gain(tokens: Tokens, settings: UpdateSection) -> Gain:
-    """4/tau sigmoid(tau (r - 1)) A, differentiated through r (sapo, arXiv 2511.20347); at r = 1 its slope is A.
+    """4/tau sigmoid(tau (r - 1)) A, differentiated through r (sapo, arXiv 2511.20347).
 
-    tau is `tau_rescue` for completions of the rescue phase (the CORE authors'), else that of the sign of A.
+    Its slope at r = 1 is A. tau is `tau_rescue` for completions of the rescue phase, as the authors
+    of CORE have it, and otherwise depends on the sign of A.
     """
     assert settings.tau_positive is not None
     assert settings.tau_negative is not None
     assert settings.tau_rescue is not None
     tau_M = torch.full_like(tokens.advantage_M, settings.tau_negative)
-    tau_M = tau_M.masked_fill(tokens.advantage_M > 0, settings.tau_positive).masked_fill(
-        tokens.rescue_M, settings.tau_rescue
-    )
+    tau_M = tau_M.masked_fill(tokens.advantage_M > 0, settings.tau_positive)
+    tau_M = tau_M.masked_fill(tokens.rescue_M, settings.tau_rescue)
     gate_M = 4 / tau_M * torch.sigmoid(tau_M * (tokens.ratio_M - 1))
     return Gain(gate_M * tokens.advantage_M, torch.zeros_like(tokens.rescue_M))
 
 
 def capped_weight_gain(tokens: Tokens, settings: UpdateSection) -> Gain:
-    """sg(min(r, ratio_cap)) A log pi, where sg stops the gradient: every token keeps one (cispo, arXiv 2506.13585).
+    """sg(min(r, ratio_cap)) A log pi, where sg stops the gradient (cispo, arXiv 2506.13585).
 
-    The cap is the largest ratio itself, not its distance from 1; there is no lower bound (arXiv 2510.13786).
+    Every token keeps a gradient. The cap is the largest ratio itself, not its distance from 1, and
+    there is no lower bound (arXiv 2510.13786).
     """
     assert settings.ratio_cap is not None
     weight_M = tokens.ratio_M.detach().clamp(max=settings.ratio_cap)
@@ -152,17 +165,26 @@ def capped_weight_gain(tokens: Tokens, settings: UpdateSection) -> Gain:
 
 
 def completion_mean(batch: TokenBatch, step: StepSize) -> Tensor:
-    """w / (completions of the step * own tokens), [N]: the mean over completions of their token means."""
+    """w / (completions of the step * tokens of the completion), [N].
+
+    The sum is the mean over completions of their token means.
+    """
     return batch.weight_N / (step.num_completions * batch.lengths_N)
 
 
 def token_mean(batch: TokenBatch, step: StepSize) -> Tensor:
-    """w / tokens of the step, [N]: the mean over all tokens, so a long completion counts for more."""
+    """w / tokens of the step, [N].
+
+    The sum is the mean over all tokens, so a longer completion has more weight.
+    """
     return batch.weight_N / step.num_tokens
 
 
 def constant_length(batch: TokenBatch, step: StepSize) -> Tensor:
-    """w / (completions of the step * longest possible completion), [N]: no length of a sample enters."""
+    """w / (completions of the step * longest possible completion), [N].
+
+    It does not depend on the sampled lengths.
+    """
     return batch.weight_N / (step.num_completions * step.max_new_tokens)
 
 
@@ -171,58 +193,69 @@ def constant_length(batch: TokenBatch, step: StepSize) -> Tensor:
 
 @dataclass(frozen=True)
 class Loss:
-    """The loss -sum_n share_n sum_t (importance_t gain_t - kl_weight k3_t); ratios per token or completion as configured."""
+    """The loss -sum_n share_n sum_t (importance_t gain_t - kl_weight k3_t)."""
 
     gain: Callable[[Tokens, UpdateSection], Gain]
     share: Callable[[TokenBatch, StepSize], Tensor]
 
 
 LOSSES = {
-    "grpo": Loss(clipped_gain, completion_mean),  # Eq. 21; DeepSeekMath, arXiv 2402.03300
-    "dapo": Loss(
-        clipped_gain, token_mean
-    ),  # arXiv 2503.14476: token mean over the batch, clip_high above clip_low, no KL
-    "dr_grpo": Loss(clipped_gain, constant_length),  # arXiv 2503.20783: no length, no standard deviation, no KL
-    # TRL's bnpo is a token mean over the local batch, whose value depends on how a step is cut. Here the batch is the
-    # step, so bnpo is dapo with grpo's clip and KL.
+    # Eq. 21; DeepSeekMath, arXiv 2402.03300.
+    "grpo": Loss(clipped_gain, completion_mean),
+    # arXiv 2503.14476: token mean over the batch, clip_high above clip_low, no KL.
+    "dapo": Loss(clipped_gain, token_mean),
+    # arXiv 2503.20783: no length, no standard deviation, no KL.
+    "dr_grpo": Loss(clipped_gain, constant_length),
+    # TRL's bnpo is a token mean over the local batch, so its value depends on how a step is cut.
+    # Here the batch is the step, so bnpo is dapo with the clip and KL of grpo.
     "bnpo": Loss(clipped_gain, token_mean),
-    "gspo": Loss(clipped_gain, completion_mean),  # arXiv 2507.18071: the ratio of a completion, exp(mean log r)
-    "sapo": Loss(gated_gain, completion_mean),  # arXiv 2511.20347
-    "cispo": Loss(capped_weight_gain, token_mean),  # MiniMax-M1, arXiv 2506.13585
+    # arXiv 2507.18071: the ratio of a completion, exp(mean log r).
+    "gspo": Loss(clipped_gain, completion_mean),
+    # arXiv 2511.20347.
+    "sapo": Loss(gated_gain, completion_mean),
+    # MiniMax-M1, arXiv 2506.13585.
+    "cispo": Loss(capped_weight_gain, token_mean),
 }
 
 
 @dataclass(frozen=True)
 class LossTerms:
-    """The scalar to differentiate, and detached parts of it for the metrics."""
+    """The scalar to differentiate, and detached terms of it for the metrics."""
 
     loss: Tensor
     policy: Tensor
     loss_N: Tensor
-    """Part of each completion; `loss` is their sum."""
+    """Loss of each completion; `loss` is their sum."""
     k3_N: Tensor
-    """Mean k3 of each completion, whatever its share."""
+    """Mean k3 of each completion, independent of its share."""
     ratio_M: Tensor
     clipped_M: Tensor
 
 
 def objective(current_M: Tensor, batch: TokenBatch, settings: UpdateSection, step: StepSize) -> LossTerms:
-    """This micro-batch's part of the loss of a whole optimizer step."""
+    """The loss of this micro-batch, as a summand of the loss of the whole optimizer step.
+
+    Args:
+        current_M: log-probabilities under the weights to train, with gradient.
+        settings: the loss and its options.
+    """
     loss = LOSSES[settings.loss]
     log_ratio_M = current_M - batch.old_M
     token_ratio_M = log_ratio_M.exp()
-    ratio_M = (
-        (batch.sum(log_ratio_M) / batch.lengths_N).exp()[batch.row_M] if settings.ratio == "sequence" else token_ratio_M
-    )
-    gain = loss.gain(Tokens(current_M, ratio_M, batch.advantage_N[batch.row_M], batch.rescue_N[batch.row_M]), settings)
+    if settings.ratio == "sequence":
+        ratio_M = (batch.sum(log_ratio_M) / batch.lengths_N).exp()[batch.row_M]
+    else:
+        ratio_M = token_ratio_M
+    tokens = Tokens(current_M, ratio_M, batch.advantage_N[batch.row_M], batch.rescue_N[batch.row_M])
+    gain = loss.gain(tokens, settings)
     share_N = loss.share(batch, step)
     policy_N = -batch.sum(gain.value_M * batch.importance_M) * share_N
     loss_N, k3_N = policy_N, torch.zeros_like(policy_N)
     if batch.reference_M is not None:
         k3_M = k3(current_M, batch.reference_M)
         k3_N = batch.sum(k3_M) / batch.lengths_N
-        # The token's ratio also where the loss takes the completion's: only that makes the gradient the reverse KL's
-        # (DeepSeek-V3.2, arXiv 2512.02556).
+        # The ratio of the token, even if the loss uses that of the completion: only then is the
+        # gradient that of the reverse KL (DeepSeek-V3.2, arXiv 2512.02556).
         penalty_M = k3_M * token_ratio_M if settings.kl_times_ratio else k3_M
         loss_N = loss_N + settings.kl_weight * batch.sum(penalty_M) * share_N
     return LossTerms(

@@ -1,9 +1,10 @@
 """Metrics of one optimizer step: summed over micro-batches, then over ranks, in float64.
 
-What only a forward pass can tell (KL, entropy, mismatch, importance, ratio) is over the completions that had one, NaN
-where none had; losses and clip_share are of the whole step, to which the others add 0.
-Also remembers which problems had a loss that is not finite, so that every rank stops with the same message.
-This module computes no loss.
+In: the loss terms of each micro-batch. Out: one row of metrics. KL, entropy, mismatch, importance
+and ratio are over the completions that had a forward pass, and NaN if none had one. Losses and
+clip_share are of the whole step, to which the other completions add 0. The totals also hold which
+problems had a loss that is not finite, so that every rank stops with the same message. This module
+computes no loss.
 
 Shapes: N completions and M completion tokens of a micro-batch.
 """
@@ -29,7 +30,10 @@ MAXIMA = ("mismatch_max", "ratio_max")
 
 
 class StepTotals:
-    """Sums and maxima of one optimizer step, over micro-batches and then over ranks."""
+    """Sums and maxima of one optimizer step, over micro-batches and then over ranks.
+
+    `maxima` ends with one flag per problem: the loss of one of its completions is not finite.
+    """
 
     def __init__(self, plan: StepPlan, rows: Sequence[Row], device: torch.device) -> None:
         self.plan = plan
@@ -38,6 +42,7 @@ class StepTotals:
         self.maxima = torch.zeros(len(MAXIMA) + len(plan.problem_ids), dtype=torch.float64, device=device)
 
     def add(self, batch: MicroBatch, tokens: TokenBatch, terms: LossTerms, entropy_M: Tensor) -> None:
+        """Add one micro-batch."""
         mismatch_M = torch.where(batch.behaviour_M.isnan(), 0.0, (tokens.old_M - batch.behaviour_M).abs())
         parts = (
             terms.loss.detach(),
@@ -56,14 +61,16 @@ class StepTotals:
         self.maxima[: len(MAXIMA)] = torch.maximum(self.maxima[: len(MAXIMA)], highest)
 
     def reduce(self) -> None:
+        """Make the totals global over ranks. Collective."""
         reduce_metrics(self.sums, self.maxima)
 
     def bad_problems(self) -> list[str]:
+        """The problems whose loss is not finite."""
         flags = self.maxima[len(MAXIMA) :].tolist()
         return [problem for problem, flag in zip(self.plan.problem_ids, flags, strict=True) if flag]
 
     def means(self, *, with_kl: bool) -> dict[str, float | int]:
-        """Metrics of schema.STEPS; kl is NaN where no reference was computed."""
+        """The metrics of schema.STEPS; kl is NaN without a KL term."""
         sums = dict(zip(SUMS, self.sums.tolist(), strict=True))
         num_tokens, run = self.plan.num_completion_tokens, self.plan.rows_run
         lengths = {i: len(self.rows[i].completion_token_ids) for i in run}

@@ -1,10 +1,12 @@
 """The tensors of one forward pass.
 
-In: rows of a micro-batch in the order of its plan. Out: ids and positions of the tokens to compute, how attention goes (a tree's
-segments, or a mask of padding), and where the predictions of every completion token are found. What two completions have in common
-is predicted once, too. This module runs no model.
+In: the rows of a micro-batch in the order of its plan. Out: ids and positions of the tokens to
+compute, the input of the attention (segments of a tree, or a mask of padding), and the places where
+the completion tokens are predicted. What two completions share is predicted once. This module runs
+no model.
 
-Shapes: B sequences of L tokens (a tree is one sequence), N completions, M completion tokens of all of them, U distinct predictions.
+Shapes: B sequences of L tokens (a tree is one sequence), N completions, M completion tokens of all
+of them, U distinct predictions.
 """
 
 # Tensor names end in their shape.
@@ -23,33 +25,43 @@ from core_hpc.training.batching import Layout, Row
 from core_hpc.training.prefix_tree import Segments, build_tree
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class MicroBatch:
-    """`source_U` indexes the flat [B * L] hidden states which predict `targets_U`; `distinct_M` says which prediction a token is."""
+    """Tensors of one forward pass, and what the losses need of its completions."""
 
     input_ids_BL: Tensor
     position_ids_BL: Tensor
     attention_mask_BL: Tensor | None
     segments: Segments | None
     source_U: Tensor
+    """Index into the flat [B * L] hidden states that predict `targets_U`."""
     targets_U: Tensor
     distinct_M: Tensor
+    """The prediction of each completion token, an index into U."""
     row_M: Tensor
+    """The completion of each token, an index into N."""
     behaviour_M: Tensor
-    """NaN where there are none."""
+    """Log-probabilities of the engine; NaN for completions that have none."""
     lengths_N: Tensor
     advantage_N: Tensor
     weight_N: Tensor
     rescue_N: Tensor
+    """Bool: sampled in the rescue phase."""
     rows: tuple[int, ...]
+    """The row of each completion, an index into the rows of the task."""
 
     def to(self, device: torch.device) -> MicroBatch:
+        """The same micro-batch on a device."""
         moved: dict[str, Any] = {k: v.to(device) for k, v in vars(self).items() if isinstance(v, Tensor | Segments)}
         return replace(self, **moved)
 
 
 def collate(rows: Sequence[Row], members: Sequence[int], layout: Layout) -> MicroBatch:
-    """The micro-batch of the rows `members`; for a tree they are in lexicographic order of their inputs."""
+    """The micro-batch of some rows.
+
+    Args:
+        members: indices of the rows; for a tree in lexicographic order of their inputs.
+    """
     inputs = [rows[i].inputs for i in members]
     if layout == "tree":
         tree = build_tree(inputs)

@@ -1,7 +1,9 @@
-"""Passes before training: log-probabilities of a task's completions under the weights before it, and under the reference policy.
+"""Passes before training: log-probabilities of a task's completions under fixed weights.
 
-In: the policy as it is before the first optimizer step, and the plan of all steps. Out: log-probabilities by row, of the rows of
-this rank. No gradients, so that the rows of several steps go together, and what they share is computed once.
+In: the policy as it is before the first optimizer step, and the plan of all steps. Out:
+log-probabilities by row, for the rows of this rank, under the weights before the task and under the
+reference policy. Without gradients the rows of several steps are computed together, and what they
+share is computed once.
 
 Shapes: M completion tokens.
 """
@@ -22,13 +24,13 @@ from core_hpc.training.policy import Policy
 from core_hpc.training.task import UpdateTask
 
 LogProbs = dict[int, Tensor]
-"""By row of the task: of its completion tokens."""
+"""Log-probabilities of the completion tokens of a row, by the index of the row in its task."""
 PASS_STEPS = 8
-"""Optimizer steps whose rows go together."""
+"""Optimizer steps whose rows are computed together."""
 
 
 class Passes:
-    """The passes of one task on one rank. `num_tokens`: computed so far, on all ranks."""
+    """The passes of one task on one rank. `num_tokens` counts computed tokens, on all ranks."""
 
     def __init__(
         self, policy: Policy, task: UpdateTask, plans: Sequence[StepPlan], *, rank: int, num_ranks: int
@@ -38,18 +40,29 @@ class Passes:
         self._rank, self._num_ranks = rank, num_ranks
 
     def old(self) -> LogProbs:
-        """Under the weights before the task. Those of its first step come from that step's own pass, which sees the same weights."""
+        """Log-probabilities under the weights before the task.
+
+        Rows of the first step are left out: that step itself computes them, with the same weights.
+        """
         return self._log_probs(range(1, len(self._plans)), reference=False)
 
     def reference(self) -> LogProbs | None:
-        """Under the reference policy; None where that is what the weights are before the first task (of a fresh adapter, B = 0)."""
+        """Log-probabilities under the reference policy.
+
+        Returns:
+            None if no KL term needs them, or if they equal the old ones: before the first task of a
+            run the weights are those of the reference policy (the B of a fresh adapter is 0).
+        """
         if self._task.settings.kl_weight == 0 or self._task.previous is None:
             return None
         return self._log_probs(range(len(self._plans)), reference=True)
 
-    @torch.no_grad()
     def _log_probs(self, wanted: range, *, reference: bool) -> LogProbs:
-        """Steps go together by their number, whichever of them are left to do: last digits depend on it."""
+        """Compute fixed groups of steps.
+
+        The groups do not depend on how many steps a checkpoint holds: the last digits of a result
+        depend on which rows are computed together.
+        """
         found: LogProbs = {}
         done = self._task.resume.steps.height if self._task.resume else 0
         for start in range(0, len(self._plans), PASS_STEPS):
@@ -60,11 +73,15 @@ class Passes:
                 planned = self._plan(steps, rank)
                 self.num_tokens += sum(batch.num_tokens for batch in planned)
                 if rank == self._rank:
-                    for batch in micro_batches(self._task.rows, planned, self._policy.layout, self._policy.device):
-                        logp_M, _ = self._policy.log_probs(
-                            batch, temperature=self._task.temperature, reference=reference
-                        )
-                        found.update(zip(batch.rows, logp_M.split(batch.lengths_N.tolist()), strict=True))
+                    found |= self._run(planned, reference=reference)
+        return found
+
+    def _run(self, planned: Sequence[MicroBatchPlan], *, reference: bool) -> LogProbs:
+        found: LogProbs = {}
+        with torch.no_grad():
+            for batch in micro_batches(self._task.rows, planned, self._policy.layout, self._policy.device):
+                logp_M, _ = self._policy.log_probs(batch, temperature=self._task.temperature, reference=reference)
+                found.update(zip(batch.rows, logp_M.split(batch.lengths_N.tolist()), strict=True))
         return found
 
     def _plan(self, steps: Sequence[int], rank: int) -> list[MicroBatchPlan]:
@@ -77,6 +94,6 @@ class Passes:
 def micro_batches(
     rows: Sequence[Row], planned: Sequence[MicroBatchPlan], layout: Layout, device: torch.device
 ) -> Iterator[MicroBatch]:
-    """The tensors of each, one after the other."""
+    """The tensors of each planned micro-batch, one after the other."""
     for batch in planned:
         yield collate(rows, batch.rows, layout).to(device)

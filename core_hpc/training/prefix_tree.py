@@ -1,13 +1,17 @@
-"""What completions have in common is computed once: the rows of a micro-batch as a tree of token ids, and attention in it.
+"""The rows of a micro-batch as a prefix tree of token ids, and attention in such a tree.
 
-In: token ids of sequences, in lexicographic order. Out: the tokens to compute, in one row without padding, where each sequence has
-its tokens among them, and an attention function for transformers in which a token sees what precedes it in its own sequence and
-nothing else. A causal model gives a token the same state wherever the tokens before it are the same, so all sequences get what
-they would get apart, but for rounding: worked examples, instructions and questions, which many completions share, cost once, and so
-do completions that were sampled twice. This module knows no completions, no losses and no model.
+In: token ids of sequences, in lexicographic order. Out: the tokens to compute in one row without
+padding, the places of each sequence's tokens in it, and an attention function for transformers in
+which a token attends only to the tokens before it in its own sequence.
 
-Shapes: T tokens of the tree, S segments, K keys of all segments; Q queries, H heads, D head size. A segment is what one sequence
-adds to the tree: its queries are consecutive tokens, its keys the whole sequence up to there, of which the last are its own.
+A causal model gives a token the same state if the tokens before it are the same. So every sequence
+gets the results that it would get alone, except for rounding, and what sequences share is computed
+once: worked examples, instructions, questions, and completions that were sampled twice. This module
+knows no completions, no losses and no model.
+
+Shapes: T tokens of the tree, S segments, K keys of all segments; Q queries, H heads, D head size. A
+segment is what one sequence adds to the tree. Its queries are consecutive tokens; its keys are the
+whole sequence up to its last query.
 """
 
 # Tensor names end in their shape.
@@ -25,56 +29,62 @@ import torch.nn.functional as F
 from torch import Tensor
 from transformers import AttentionInterface
 
-if torch.cuda.is_available():  # it brings torch's compiler: a second that a CPU need not spend
+if torch.cuda.is_available():  # on a CPU it is not needed, and it loads torch's compiler, which takes a second
     from torch.nn.attention.varlen import varlen_attn
 
-    # torch before 2.12 accepts keys of fewer heads without being told.
+    # torch before 2.12 has no such argument and always accepts keys of fewer heads.
     _GROUPED_HEADS = {"enable_gqa": True} if "enable_gqa" in inspect.signature(varlen_attn).parameters else {}
 
 TREE_ATTENTION = "core_hpc_tree"
-"""Name of the attention function in transformers; a model that uses it needs `segments` in every call."""
+"""Name of the attention function in transformers; its models need `segments` in every call."""
 _FLASH_DTYPES = (torch.bfloat16, torch.float16)
 _FLASH_HEAD = 256
-"""Largest head that flash attention computes with; sizes are multiples of 8."""
+"""Largest head size of flash attention, which needs multiples of 8."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Segments:
-    """Which keys the queries of each segment see."""
+    """The keys to which the queries of each segment attend."""
 
     num_queries: tuple[int, ...]
     num_keys: tuple[int, ...]
     key_index_K: Tensor
-    """Token of each key."""
+    """The token of each key, an index into T."""
     query_starts: Tensor
     """[S + 1], int32."""
     key_starts: Tensor
     """[S + 1], int32."""
     most_queries: int
     most_keys: int
-    """Of a segment at most: powers of two, so that code which is compiled for them serves many micro-batches."""
+    """Upper bounds per segment.
+
+    They are powers of two, so that many micro-batches share the code that is compiled for them.
+    """
     masks: dict[tuple[int, int, int | None, torch.dtype], Tensor] = field(default_factory=dict)
-    """Additive masks by number of queries and keys, window and dtype, for attention that needs them."""
+    """Cache of additive masks, by number of queries and keys, window and dtype."""
     windows: set[int | None] | None = None
-    """Where there is a set, layers note the sliding window that they ask for."""
+    """If this is a set, every layer adds its sliding window to it."""
 
     def to(self, device: torch.device) -> Segments:
+        """The same segments on a device."""
         tensors = {name: getattr(self, name).to(device) for name in ("key_index_K", "query_starts", "key_starts")}
         return replace(self, **tensors, masks={})
 
 
 @dataclass(frozen=True)
 class Tree:
-    """Tokens of a tree with their depths (0: first of a sequence), and for each sequence the places of its tokens in T."""
+    """The tokens of some sequences, each common beginning once."""
 
     token_ids_T: Tensor
     depth_T: Tensor
+    """Position of a token in its sequences; 0 is the first."""
     places: list[Tensor]
+    """For each sequence, the indices of its tokens in T."""
     segments: Segments
 
 
 def num_common(left: Sequence[int], right: Sequence[int]) -> int:
-    """How many ids two sequences begin with alike.
+    """Length of the common beginning of two sequences.
 
     >>> num_common([1, 2, 3], [1, 2, 4, 5]), num_common([1], [1, 2]), num_common([3], [4])
     (2, 1, 0)
@@ -119,12 +129,12 @@ def _starts(counts: Sequence[int]) -> Tensor:
 
 
 def _power_of_two(number: int) -> int:
-    """The next one, not below 128, the smallest block of flash attention."""
+    """The next power of two, at least 128, which is the smallest block of flash attention."""
     return max(128, 1 << (number - 1).bit_length())
 
 
-class _Gather(torch.autograd.Function):
-    """Rows of a tensor by index, of which one may be there many times: their gradients are summed in float32."""
+class _Gather(torch.autograd.Function):  # type: ignore[misc]  # torch is not type-checked here
+    """Rows of a tensor by index. Gradients of a repeated row are added in float32."""
 
     @staticmethod
     def forward(ctx: Any, values: Tensor, index: Tensor) -> Tensor:
@@ -154,14 +164,20 @@ def tree_attention(
     s_aux: Tensor | None = None,
     **more: Any,
 ) -> tuple[Tensor, None]:
-    """Attention as transformers calls it, [1, H, T, D] each; returns [1, T, H, D].
+    """Attention in a tree, with the signature that transformers expects.
 
-    ValueError for what it cannot do (the policy then computes padded batches).
+    Args:
+        query: [1, H, T, D]; key and value have the same shape, with H or fewer heads.
+
+    Returns:
+        [1, T, H, D], and no attention weights.
+
+    Raises:
+        ValueError: the model asks for something that is not supported. The probes then choose
+            padded batches.
     """
     if segments is None or attention_mask is not None or dropout or softcap is not None or s_aux is not None:
-        raise ValueError(
-            "tree attention: no segments, or a mask, dropout, capped scores or sinks, which it does not know"
-        )
+        raise ValueError("tree attention needs segments, and does not support masks, dropout, capped scores or sinks")
     if segments.windows is not None:
         segments.windows.add(sliding_window)
     query_QHD, key_THD, value_THD = (x[0].transpose(0, 1) for x in (query, key, value))
@@ -175,7 +191,10 @@ def tree_attention(
 def _flash(
     query_QHD: Tensor, key_KHD: Tensor, value_KHD: Tensor, segments: Segments, scale: float | None, window: int | None
 ) -> Tensor:
-    """torch's own flash attention over sequences of several lengths; without sharing or with, the last query sees the last key."""
+    """torch's flash attention over sequences of different lengths.
+
+    The last query of a segment attends to its last key.
+    """
     return varlen_attn(
         query_QHD,
         key_KHD,
@@ -193,7 +212,10 @@ def _flash(
 def _one_by_one(
     query_QHD: Tensor, key_KHD: Tensor, value_KHD: Tensor, segments: Segments, scale: float | None, window: int | None
 ) -> Tensor:
-    """Segment by segment. A slice of a tensor would have a gradient of the whole tensor's size; `split` has not."""
+    """Attention segment by segment.
+
+    `split` is used since the gradient of a slice would have the size of the whole tensor.
+    """
     parts = zip(
         query_QHD.split(segments.num_queries),
         key_KHD.split(segments.num_keys),
@@ -211,7 +233,10 @@ def _one_by_one(
 
 
 def _mask(segments: Segments, num_queries: int, num_keys: int, window: int | None, like: Tensor) -> Tensor:
-    """Additive [1, 1, Q, K]: a query sees the keys up to its own, at most `window` of them."""
+    """Additive mask, [1, 1, Q, K].
+
+    A query attends to the keys up to its own, but not to more than `window` of them.
+    """
     name = (num_queries, num_keys, window if window is not None and window < num_keys else None, like.dtype)
     if name not in segments.masks:
         visible = torch.ones(num_queries, num_keys, dtype=torch.bool, device=like.device).tril(num_keys - num_queries)

@@ -1,12 +1,13 @@
-"""Files of a published update: an ordinary PEFT or model folder plus optimizer state, without pickles.
+"""Files of a published update: a PEFT or model folder plus optimizer state, without pickles.
 
-    adapter_config.json, adapter_model.safetensors    of an adapter: what PEFT and vLLM load
-    config.json, model*.safetensors, tokenizer files  of full tuning: what transformers and vLLM load (full.py)
+    adapter_config.json, adapter_model.safetensors    an adapter: PEFT and vLLM load them
+    config.json, model*.safetensors, tokenizer files  full tuning: transformers and vLLM load them
     optimizer.safetensors                             per trained parameter: float32 weight, exp_avg, exp_avg_sq
     trainer_state.json                                steps done, schedule, versions
 
-No random state is kept, since none exists: dropout is 0, and the order of problems and the initial adapter come from
-seeds. Frozen base weights are never written. This module reads and writes files of one rank; it knows no process group.
+No random state is kept, since there is none: dropout is 0, and the order of problems and the
+initial adapter come from seeds. Frozen base weights are never written. This module reads and writes
+files of one rank, and it knows no process group.
 """
 
 from __future__ import annotations
@@ -38,9 +39,10 @@ ADAPTER_CONFIG, ADAPTER, OPTIMIZER, TRAINER = (
 
 @dataclass(frozen=True)
 class TrainingState:
-    """Trained weights and optimizer of one model after `steps_done` optimizer steps; {part: {parameter: float32 tensor}}."""
+    """Trained weights and optimizer of one model after `steps_done` optimizer steps."""
 
     parts: dict[str, dict[str, Tensor]]
+    """{part: {parameter: float32 tensor}}, with the parts of PARTS."""
     steps_done: int
 
 
@@ -54,7 +56,7 @@ def write_adapter(folder: Path, weights: Mapping[str, Tensor], config: LoraConfi
 
 
 def write_position(folder: Path, state: TrainingState, details: dict[str, Any]) -> None:
-    """Write the two files that `read_state` reads: what it takes to go on, without what other programs load."""
+    """Write the two files that `read_state` reads, which suffice to continue."""
     flat = {f"{part}:{name}": tensor for part in PARTS for name, tensor in state.parts[part].items()}
     _write_tensors(folder / OPTIMIZER, {**flat, "step": torch.tensor(state.steps_done, dtype=torch.int64)})
     versions = {p: importlib.metadata.version(p) for p in ("torch", "deepspeed", "peft", "transformers")}
@@ -64,23 +66,32 @@ def write_position(folder: Path, state: TrainingState, details: dict[str, Any]) 
 
 
 def read_state(folder: Path, shapes: dict[str, torch.Size]) -> TrainingState:
-    """The published state, which must have exactly the parameters and shapes of `shapes`; else StoreError."""
+    """Read a published state.
+
+    Args:
+        shapes: the parameters, and the shapes, that the state must have.
+
+    Raises:
+        StoreError: files are missing, damaged or of another version, or do not fit `shapes`.
+    """
     try:
         meta = json.loads((folder / TRAINER).read_text())
         with safe_open(folder / OPTIMIZER, framework="pt") as file:
             flat = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 - not a mapping
     except (OSError, ValueError, SafetensorError) as error:
         raise StoreError(
-            f"{folder}: not a complete folder of an update ({error}); remove it and run the same command again"
+            f"{folder}: this is not a complete folder of an update ({error}); remove it and run the same command again"
         ) from error
     if meta.get("version") != STATE_VERSION:
         raise StoreError(
-            f"{folder}: trainer state of version {meta.get('version')}; this software reads version {STATE_VERSION}"
+            f"{folder}: the trainer state has version {meta.get('version')}, but this software reads version "
+            f"{STATE_VERSION}; continue with the software that wrote it, or start a new run"
         )
     step = int(flat.pop("step", torch.tensor(-1)))
     if step != meta["steps_done"]:
         raise StoreError(
-            f"{folder}: optimizer is at step {step}, {TRAINER} at {meta['steps_done']}: files of different updates"
+            f"{folder}: the optimizer is at step {step}, but {TRAINER} at step {meta['steps_done']}, so the files are "
+            "of different updates; remove the folder and run the same command again"
         )
     expected = {f"{part}:{name}": shape for part in PARTS for name, shape in shapes.items()}
     found = {key: tensor.shape for key, tensor in flat.items()}
@@ -95,8 +106,12 @@ def read_state(folder: Path, shapes: dict[str, torch.Size]) -> TrainingState:
 
 
 def share_with_group(path: Path) -> None:
-    """Undo what safetensors does to the files that it makes: nobody but the owner can read them, whatever the umask."""
-    path.chmod(0o644)  # who may enter the run's folder is the folder's matter
+    """Make a file readable for other users.
+
+    safetensors makes files that only their owner can read, whatever the umask. Access to the run is
+    controlled by the permissions of its folder.
+    """
+    path.chmod(0o644)
 
 
 def _write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:

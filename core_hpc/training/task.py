@@ -1,4 +1,4 @@
-"""What an update is given and what it answers; plain data that the phase and the trainer share."""
+"""Plain data that the update phase and the trainer share: settings, one task, and its result."""
 
 from __future__ import annotations
 
@@ -8,34 +8,62 @@ from pathlib import Path
 
 import polars as pl
 
+from core_hpc.config.run import LoraSection
 from core_hpc.config.update import UpdateSection
 from core_hpc.training.batching import Row
 from core_hpc.training.interruption import Interruption, ResumePoint
+from core_hpc.training.policy import Dtype
 from core_hpc.training.timings import UpdateTimings
 
 
 @dataclass(frozen=True, kw_only=True)
+class TrainerSettings:
+    """How the trainer of one model is built. Tasks with equal settings can share a trainer."""
+
+    model_folder: Path
+    model_name: str
+    """The model reference that is written into adapters."""
+    lora: LoraSection | None
+    """The adapter to train; None: every weight is trained."""
+    dtype: Dtype = "auto"
+    four_bit: bool = False
+    """The base weights under the adapter have 4 bits."""
+    with_reference: bool = True
+    """Some task has a KL term. Full tuning then keeps the base weights a second time."""
+    gradient_checkpointing: bool | None = None
+    """Of all layers, or of none; None: of as many as memory demands, on a GPU."""
+    compile_layers: bool | None = None
+    """On a GPU; None: if the tasks are long enough for it to pay."""
+    trust_remote_code: bool = False
+    allow_pickle: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
 class UpdateTask:
-    """Everything that one update computes from, the same on every rank."""
+    """Everything that one update computes from. It is the same on every rank."""
 
     rows: Sequence[Row]
     settings: UpdateSection
     temperature: float
+    """The sampling temperature."""
     max_new_tokens: int
     """Longest completion that may be sampled."""
     total_steps: int
-    """Optimizer steps of this model in the whole run: horizon of warm-up and cosine."""
+    """Optimizer steps of this model in the whole run: the horizon of warm-up and cosine."""
     shuffle_seed: int
     lora_seed: int
     previous: Path | None
-    """Published folder of an update to continue from; None: the base weights (a fresh adapter) and a fresh optimizer."""
+    """Published folder of the update to continue from; None: base weights and a fresh optimizer."""
     on_progress: Callable[[int, int], None] | None = None
     """Called with (optimizer steps done, optimizer steps of the task)."""
     interruption: Interruption = field(default_factory=Interruption)
     resume: ResumePoint | None = None
-    """Checkpoint of this very task to go on from; the same on every rank."""
-    num_alike: int = 1
-    """Tasks of about this length, this one included, that a process does in the run: what it compiles serves all of them."""
+    """Checkpoint of this task to continue from; the same on every rank."""
+    num_similar_tasks: int = 1
+    """Tasks of about this length that the process runs, including this one.
+
+    They share compiled layers.
+    """
 
 
 @dataclass(frozen=True)

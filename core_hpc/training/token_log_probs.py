@@ -1,7 +1,8 @@
-"""Log-probabilities of single tokens from hidden states, without ever holding the logits of a whole micro-batch.
+"""Log-probabilities of single tokens from hidden states, chunk by chunk.
 
-In: hidden states and the tokens that they should predict. Out: float32 log-probabilities that carry a gradient, and entropies that
-do not. Losses are losses.py's.
+The logits of a whole micro-batch are never in memory at once. In: hidden states and the tokens that
+they should predict. Out: float32 log-probabilities that carry a gradient, and entropies that carry
+none. This module computes no losses.
 
 Shapes: M predicted tokens, H hidden size, V vocabulary, C tokens of a chunk.
 """
@@ -21,18 +22,19 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 MAX_LOGITS = {"cpu": 2**25, "cuda": 2**28}
-"""Elements of the largest logits tensor that is held at once (in float32 128 MiB, and 1 GiB), by kind of device."""
+"""Elements of the largest logits tensor, by kind of device (in float32 128 MiB and 1 GiB)."""
 
 Head = Callable[[Tensor], Tensor]
-"""Hidden states [C, H] to logits [C, V] of their own memory, token by token."""
+"""Hidden states [C, H] to new logits [C, V], which depend on the token's own hidden state only."""
 
 
-class _TokenLogProbs(torch.autograd.Function):
+class _TokenLogProbs(torch.autograd.Function):  # type: ignore[misc]  # torch is not type-checked here
     """Log-probabilities and entropies of single tokens, chunk by chunk.
 
-    A token's log-probability depends on its own hidden state only, so its derivative (a vector of H) can be taken
-    while the chunk's logits exist, and backward is one multiplication: no logits are kept and none are computed
-    twice, as checkpointing would. The head must be frozen, which LoRA guarantees: it gets no gradient.
+    The log-probability of a token depends on its own hidden state only. So its derivative (a vector
+    of H) is taken while the logits of the chunk exist, and the backward pass is one multiplication.
+    No logits are kept, and none are computed twice, unlike with checkpointing. The head gets no
+    gradient, so it must be frozen, which LoRA guarantees.
     """
 
     @staticmethod
@@ -49,7 +51,7 @@ class _TokenLogProbs(torch.autograd.Function):
         entropy_M = torch.empty_like(logp_M)
         slope_MH = torch.empty_like(hidden_MH)
         terms = _compiled_terms() if compiled else _terms
-        # A tensor, as compiled code would be made for one temperature only.
+        # A tensor, because with a number the code would be compiled for this temperature only.
         inverse = torch.tensor(inverse_temperature, dtype=torch.float32, device=hidden_MH.device)
         for part in _parts(len(targets_M), chunk):
             hidden_CH = hidden_MH[part].detach().requires_grad_()
@@ -68,7 +70,10 @@ class _TokenLogProbs(torch.autograd.Function):
 
 
 def _terms(logits_CV: Tensor, targets_C: Tensor, inverse_temperature: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Log-probability and entropy of each token, and the derivative of the former by the logits: (1[v = target] - p_v) / temperature."""
+    """Log-probability and entropy of each token, and the derivative of the former by the logits.
+
+    The derivative is (1[v = target] - p_v) / temperature.
+    """
     log_probs_CV = (logits_CV.float() * inverse_temperature).log_softmax(-1)
     logp_C = log_probs_CV.gather(1, targets_C[:, None])[:, 0]
     probs_CV = log_probs_CV.exp()
@@ -80,12 +85,15 @@ def _terms(logits_CV: Tensor, targets_C: Tensor, inverse_temperature: Tensor) ->
 
 @cache
 def _compiled_terms() -> Any:
-    """`_terms` as one kernel that reads the logits three times; as single operations it moves ten times the memory."""
+    """`_terms` as one kernel.
+
+    It reads the logits three times; separate operations move ten times as much memory.
+    """
     return torch.compile(_terms, dynamic=True)
 
 
 def _chunk(hidden_CH: Tensor, targets_C: Tensor, head: Head, inverse_temperature: float) -> tuple[Tensor, Tensor]:
-    """Log-probability, with a gradient for everything that it depends on, and entropy of each token."""
+    """Log-probability, with gradients for hidden states and head, and entropy of each token."""
     log_probs_CV = (head(hidden_CH).float() * inverse_temperature).log_softmax(-1)
     logp_C = log_probs_CV.gather(1, targets_C[:, None])[:, 0]
     log_probs_CV = log_probs_CV.detach()
@@ -102,12 +110,18 @@ def token_log_probs(
     trains_head: bool = False,
     compiled: bool = False,
 ) -> tuple[Tensor, Tensor]:
-    """Float32 log-probability of each target and entropy (nats) of its distribution at the sampling temperature.
+    """Log-probability of each target, and entropy (nats) of its distribution, in float32.
 
-    Temperature 0 (greedy) stands for 1, as no distribution belongs to it. With `trains_head` the head's parameters get gradients,
-    and the logits of a chunk are computed again in the backward pass, as what a token's gradient is multiplied by is known only
-    then. The entropy carries no gradient; it is NaN where no gradient is asked for, as only optimizer steps report it. `compiled`:
-    what follows the head is one kernel.
+    The entropy carries no gradient. Without gradients it is not computed but NaN, since only
+    optimizer steps report it.
+
+    Args:
+        temperature: the sampling temperature; 0 (greedy) has no distribution and is treated as 1.
+        vocabulary: number of logits per token, for the size of a chunk.
+        trains_head: the parameters of the head get gradients. Then the logits of a chunk are
+            computed again in the backward pass, because only there the factor of a token's
+            gradient is known.
+        compiled: run everything after the head as one kernel.
     """
     inverse = 1.0 / temperature if temperature > 0 else 1.0
     chunk = max(1, MAX_LOGITS[hidden_MH.device.type] // vocabulary)
@@ -118,16 +132,14 @@ def token_log_probs(
         ]
         return torch.cat(found), hidden_MH.new_full((len(targets_M),), torch.nan, dtype=torch.float32)
     if trains_head:
-        again = {"use_reentrant": False, "preserve_rng_state": False}
-        chunks = [
-            checkpoint(_chunk, hidden_MH[p], targets_M[p], head, inverse, **again)
-            for p in _parts(len(targets_M), chunk)
-        ]
+        options = {"use_reentrant": False, "preserve_rng_state": False}
+        parts = _parts(len(targets_M), chunk)
+        chunks = [checkpoint(_chunk, hidden_MH[p], targets_M[p], head, inverse, **options) for p in parts]
         return torch.cat([logp_C for logp_C, _ in chunks]), torch.cat([entropy_C for _, entropy_C in chunks])
     logp_M, entropy_M = _TokenLogProbs.apply(hidden_MH, targets_M, head, inverse, chunk, compiled)
     return logp_M, entropy_M
 
 
 def _parts(count: int, size: int) -> list[slice]:
-    """At least one."""
+    """Consecutive slices of at most `size`; at least one, which may be empty."""
     return [slice(start, start + size) for start in range(0, max(count, 1), size)]

@@ -3,12 +3,12 @@
 #
 #     python: slurm/setup/container.sh /project/images/core_hpc.sif python
 #
-# The image needs the packages of pyproject.toml; core_hpc itself comes from the working directory. Bound into it, under
-# their own names: the working directory, outputs/ (which often is a link to another disk), the weights of $CORE_HPC_CACHE
-# (or its default) and $HF_HOME, and the folder of node_local.sh. For more, such as a sweep's `output` elsewhere, set
-# Apptainer's own APPTAINER_BIND=/scratch/me in the profile's `setup`. The environment (SLURM_*, SUBMITIT_*, CORE_HPC_*,
-# MASTER_ADDR, caches) goes in by itself, as long as the site has not set --cleanenv. Slurm's commands need not exist
-# inside: the controller runs outside.
+# The image needs the packages of pyproject.toml; core_hpc itself comes from the working directory. These folders are
+# bound into the container under the same paths: the working directory, outputs/ (which is often a link to another disk),
+# the weights of $CORE_HPC_CACHE (or its default) and $HF_HOME, and the folder of node_local.sh. For other folders, such
+# as another `output` of the sweep, set Apptainer's own APPTAINER_BIND=/scratch/me in the profile's `setup`. The
+# environment (SLURM_*, SUBMITIT_*, CORE_HPC_*, MASTER_ADDR, caches) is passed on, unless the site has set --cleanenv.
+# Slurm's commands are not needed inside, because the controller runs outside.
 set -euo pipefail
 
 if (($# < 2)); then
@@ -26,7 +26,7 @@ binds=()
 for folder in "$PWD" outputs "${CORE_HPC_CACHE:-${XDG_CACHE_HOME:-$HOME/.cache}/core_hpc}" "${HF_HOME:-}" "${CORE_HPC_NODE_LOCAL:-}"; do
     if [[ -n $folder ]] && real=$(realpath -e -- "$folder" 2>/dev/null); then binds+=(--bind "$real"); fi
 done
-if [[ $PWD != "$(pwd -P)" ]]; then binds+=(--bind "$(pwd -P):$PWD"); fi # paths through a link stay valid
+if [[ $PWD != "$(pwd -P)" ]]; then binds+=(--bind "$(pwd -P):$PWD"); fi # so that paths through a link stay valid
 
-export PYTHONNOUSERSITE=1 # or packages in ~/.local would hide those of the image
+export PYTHONNOUSERSITE=1 # otherwise packages in ~/.local would hide those of the image
 exec "$runtime" exec --nv --pwd "$PWD" "${binds[@]}" "$image" "$@"

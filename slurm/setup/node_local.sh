@@ -1,16 +1,16 @@
 # shellcheck shell=bash
-# Caches of compilers and kernels on the node's own disk. To be sourced in a job before Python starts; in a profile:
+# Puts the caches of compilers and kernels on the node's own disk. Source it in a job before Python starts. In a profile:
 #
-#     setup: ["source slurm/setup/node_local.sh"]        (the path as seen from the folder where the job is submitted)
+#     setup: ["source slurm/setup/node_local.sh"]        (relative to the folder where the job is submitted)
 #
-# These caches are many small files, written by all ranks at once: they do not belong on a network file system. Each job
-# has a folder of its own, removed when its script ends; what remains after a power cut, and on the further nodes of a
-# cancelled job, is the node's own cleaning to remove. XDG_CACHE_HOME and HF_HOME are left alone: the model weights lie
-# there, and are read by all nodes. This file sets the script's EXIT trap.
+# These caches are many small files that all ranks write at once, which is slow on a network file system. Each job has its
+# own folder, which is removed when its script ends. After a power cut, and on the other nodes of a cancelled job, the
+# folder remains until the node cleans its disk. XDG_CACHE_HOME and HF_HOME do not change, because the model weights are
+# there and all nodes read them. This file sets the script's EXIT trap.
 #
-# Compiling takes a minute or two. With CORE_HPC_COMPILED=/shared/folder a job begins with what earlier ones have compiled,
-# and leaves what it had to compile itself, in one file. Take another folder for another kind of GPU, and after an update of
-# torch or vLLM; what does not fit is compiled as without it. A folder gets 20 files at most.
+# Compiling takes a minute or two. With CORE_HPC_COMPILED=/shared/folder a job starts with what earlier jobs have compiled,
+# and adds what it had to compile itself as one file. Use another folder for another kind of GPU, and after an update of
+# torch or vLLM; files that do not fit are compiled again. The folder gets 20 files at most.
 
 CORE_HPC_NODE_LOCAL=$(mktemp -d "${SLURM_TMPDIR:-${TMPDIR:-/tmp}}/core_hpc-${SLURM_JOB_ID:-$$}-XXXXXX") || exit
 export CORE_HPC_NODE_LOCAL
@@ -24,9 +24,9 @@ export CUDA_CACHE_PATH=$CORE_HPC_NODE_LOCAL/cuda
 if [[ -n ${CORE_HPC_COMPILED:-} ]]; then
     mkdir -p "$CORE_HPC_COMPILED"
     for core_hpc_file in "$CORE_HPC_COMPILED"/*.tar; do
-        [[ ! -e $core_hpc_file ]] || tar -xf "$core_hpc_file" -C "$CORE_HPC_NODE_LOCAL" || echo "$core_hpc_file is left out" >&2
+        [[ ! -e $core_hpc_file ]] || tar -xf "$core_hpc_file" -C "$CORE_HPC_NODE_LOCAL" || echo "$core_hpc_file is damaged and is skipped" >&2
     done
-    sleep 0.01 # so that what comes is newer than what was there, by the clock of the file system
+    sleep 0.01 # so that new files have a later time than the unpacked ones on this file system
     touch "$CORE_HPC_NODE_LOCAL/.begun"
 fi
 
@@ -40,8 +40,8 @@ core_hpc_keep_compiled() {
 }
 
 core_hpc_remove_node_local() {
-    [[ -z ${CORE_HPC_COMPILED:-} ]] || (core_hpc_keep_compiled) || echo "what was compiled could not be kept" >&2
-    if ((${SLURM_JOB_NUM_NODES:-1} > 1)); then # the other nodes made the folder under the same name
+    [[ -z ${CORE_HPC_COMPILED:-} ]] || (core_hpc_keep_compiled) || echo "the compiled files could not be saved in $CORE_HPC_COMPILED" >&2
+    if ((${SLURM_JOB_NUM_NODES:-1} > 1)); then # the other nodes created a folder with the same name
         timeout 30 srun --overlap --ntasks="$SLURM_JOB_NUM_NODES" --ntasks-per-node=1 rm -rf "$CORE_HPC_NODE_LOCAL" >/dev/null 2>&1
     fi
     rm -rf "$CORE_HPC_NODE_LOCAL"

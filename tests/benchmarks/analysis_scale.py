@@ -1,12 +1,22 @@
-"""How analysis scales: reading a run of 10 million completions (or 100), from shards and from kept counts.
+"""Speed and memory of the analysis: reading a run of 10 (or 100) million completions.
 
-    python -m tests.benchmarks.analysis_scale --out /tmp/analysis_scale.json [--size large] [--slow-files]
+    python -m tests.benchmarks.analysis_scale --out /tmp/analysis_scale.json [--size large]
+    [--slow-files]
 
-Each way of reading is a process of its own, so that its peak memory is its own; the median of three. The alternatives: decoding the
-columns that are needed and counting with numpy.bincount (`decode_and_count`: what nothing can be faster than by much), decoding alone,
-DuckDB's group-by with the same figures from the same files (`duckdb_same`) and with two of them (`duckdb_plain`), a Python loop over a
-sample, its time scaled to all rows. --slow-files instead reads 1,000 small files through a shim that makes every operation on
-them wait 2 ms (needs a C compiler). DuckDB is needed for the comparison: pip install duckdb.
+The benchmark measures reading from shards and from cached counts. Every way of reading runs three
+times, each time in a new process, so that its peak memory can be measured; the medians are
+reported. The alternatives are:
+
+- `decode_and_count`: decode the needed columns and count with numpy.bincount, which is close to the
+  fastest possible.
+- `decode`: decode the columns only.
+- `duckdb_same`, `duckdb_plain`: DuckDB's group-by on the same files, with the same figures and with
+  two of them.
+- `python_loop`: a Python loop over a sample of rows; its time is scaled to all rows.
+
+`--slow-files` reads 1,000 small files instead, with a library that makes every operation on them
+wait 2 ms. It needs a C compiler. DuckDB is needed for the comparison: pip install -e
+'.[benchmark]'.
 """
 
 from __future__ import annotations
@@ -48,8 +58,8 @@ COLUMNS = [
 _KEYS = "iteration, phase, model, problem_id, hint_given, cold_failed, teacher_model"
 _SAME = (
     f"select run_id, gold, {_KEYS}, count(*) n, sum(correct::int) c, sum((verdict = 'timeout')::int) t, "
-    "sum((finish_reason = 'length')::int) l, min(case when correct then sample_index end) first, max(sample_index) last, "
-    "sum(sample_index) s from read_parquet({files}) group by all"
+    "sum((finish_reason = 'length')::int) l, min(case when correct then sample_index end) first, "
+    "max(sample_index) last, sum(sample_index) s from read_parquet({files}) group by all"
 )
 _PLAIN = f"select {_KEYS}, count(*) n, sum(correct::int) c from read_parquet({{files}}) group by all"
 
@@ -65,7 +75,7 @@ def _ours(run: Path) -> int:
 
 
 def _report(run: Path) -> int:
-    """From reading to a table of Pass@k."""
+    """Read the run and make a table of Pass@k."""
     from analysis.counts.load import load_run
     from analysis.metrics.passk import pass_at_k_table
 
@@ -118,7 +128,10 @@ WAYS: dict[str, Callable[[Path], int]] = {
 
 
 def measure_one(way: str, run: Path) -> dict[str, float]:
-    """In a process of its own: seconds and peak memory of one way of reading, imports apart."""
+    """Measure seconds and peak memory of one way of reading, without imports.
+
+    Called in a new process.
+    """
     import numpy as np  # noqa: F401
     import polars as pl  # noqa: F401
 
@@ -142,7 +155,7 @@ def _median(way: str, run: Path, **environment: str) -> dict[str, float]:
 
 
 def benchmark(folder: Path, size: Size) -> dict[str, Any]:
-    """All ways on one run; then the counts are kept, and it is read from them."""
+    """Measure all ways on one run, then cache the counts and measure reading from them."""
     from analysis.counts.load import keep_counts
 
     run = folder / "run"
@@ -171,7 +184,7 @@ def benchmark(folder: Path, size: Size) -> dict[str, Any]:
 
 
 def slow_files(folder: Path) -> dict[str, Any]:
-    """1,000 files whose every operation waits: ours against DuckDB, on the clock."""
+    """Compare our wall time with DuckDB's on 1,000 files on which every operation waits."""
     run, shim = folder / "run", folder / "shim.so"
     rows = make_run(run, FILES)
     source = Path(__file__).with_name("slow_files.c")

@@ -1,12 +1,14 @@
-"""How submitting, watching and taking over a job array of 1,000 elements scales, on a real SLURM development cluster.
+"""Speed of the driver `arrays` with 1,000 array elements, on a SLURM development cluster.
 
     python -m tests.benchmarks.array_scale --out /tmp/array_scale.json
 
-The cold phase of one run on two tiny models has 1,000 tasks, held in the queue (sbatch --hold); a smaller array really runs. What is
-measured is the arrays driver itself: submit(), a poll while everything waits, everything runs (states SIMULATED: one machine
-cannot run 1,000 jobs), everything is published (by hand, not waiting for the disk), everything is cancelled; and adopt() by a new
-controller. `handle_published` is what scheduler, display and TensorBoard do with the first of the publications. The alternative
-that submit() is compared with is a bare `sbatch --array=0-999` of a one-line script. With --profile the figures are a profiler's.
+The cold phase of one run on two tiny models has 1,000 tasks, which are held in the queue (sbatch
+--hold). A smaller array really runs. The benchmark measures the executor itself: `submit`; `poll`
+while all tasks wait, while all run (their states are SIMULATED, because one machine cannot run
+1,000 jobs), after all are published (by this process, without fsync) and after all are cancelled;
+and `adopt` by a new controller. `handle_published` is the work of scheduler, display and
+TensorBoard for the first publications. `submit` is compared with a plain `sbatch --array=0-999` of
+a one-line script. With `--profile` the figures contain the overhead of the profiler.
 """
 
 from __future__ import annotations
@@ -33,12 +35,13 @@ from core_hpc.controller.tracking import Tracking
 from core_hpc.runs import folder as runs
 from core_hpc.runs.folder import Run
 from core_hpc.runs.graph import Graph
+from core_hpc.runs.messages import Done, Event, Failed, JobStatus, Progress, RunningTask, TaskRef
 from core_hpc.runs.sweep import load_sweep
-from core_hpc.schedule.base import Event, TaskRef
+from core_hpc.schedule.base import Adopted
 from core_hpc.schedule.progress import RunProgress, inspect_run
 from core_hpc.schedule.scheduler import Scheduler
-from core_hpc.slurm.arrays import ArraysExecutor
 from core_hpc.slurm.commands import QueueEntry, Slurm
+from core_hpc.slurm.executor import SlurmExecutor
 from core_hpc.slurm.records import ENDED, FAILED, OPEN, SubmissionFolder
 from core_hpc.store import manifests
 from core_hpc.store.paths import TaskKey
@@ -46,6 +49,7 @@ from core_hpc.store.schema import COLD
 from tests.benchmarks.measure import Cost, largest, measured, print_largest, print_table, report
 from tests.benchmarks.simulated_tasks import SimulatedTasks
 from tests.support.cluster import DevCluster, running_cluster
+from tests.support.fake_slurm import executor_of
 from tests.support.tiny import make_tiny_model, tiny_sweep
 
 MODELS = ("m0", "m1")
@@ -59,12 +63,12 @@ class Settings:
     num_running: int = 20
     iterations: int = 15
     num_handled: int = 100
-    """Publications that are handed to the scheduler and its listeners."""
+    """Publications that the scheduler and its listeners handle."""
     poll_s: tuple[float, float] = (2, 30)
 
 
 class AllRunning(Slurm):
-    """The real queue, with what waits in it SHOWN AS RUNNING."""
+    """The real queue, in which waiting elements are SHOWN AS RUNNING."""
 
     def queue(self) -> list[QueueEntry]:
         return [
@@ -74,16 +78,13 @@ class AllRunning(Slurm):
 
 
 class GivenEvents:
-    """An executor (schedule.Executor) that has one list of events to tell."""
+    """An executor (schedule.base.Executor) that reports a list of events once."""
 
     def __init__(self, events: list[Event]) -> None:
         self._events = events
 
-    def adopt(self, runs_: Sequence[Run]) -> list[TaskRef]:
-        return [e.task for e in self._events]
-
-    def attempts(self, run: Run) -> dict[TaskKey, int]:
-        return {}
+    def adopt(self, runs_: Sequence[Run]) -> Adopted:
+        return Adopted([e.task for e in self._events])
 
     def submit(self, wanted: Sequence[tuple[Run, TaskKey]]) -> list[TaskRef]:
         return []
@@ -99,7 +100,7 @@ class GivenEvents:
 
 
 class Bench:
-    """The steps of the benchmark, in the order in which they must come; `figures` grows."""
+    """The steps of the benchmark in the order in which they must be called. They fill `figures`."""
 
     def __init__(self, folder: Path, settings: Settings, running: DevCluster, *, profile: bool) -> None:
         self.folder, self.settings, self.cluster, self.profile = folder, settings, running, profile
@@ -108,7 +109,7 @@ class Bench:
 
     @contextmanager
     def measure(self, name: str) -> Iterator[Cost]:
-        """Measure a block under a name, with a profile of it if that is wanted."""
+        """Measure a block under a name, and profile it if `self.profile` is set."""
         profile = cProfile.Profile() if self.profile else None
         with measured() as cost:
             if profile is not None:
@@ -122,7 +123,7 @@ class Bench:
         print(f"{name}: {cost.figures()}", file=sys.stderr)
 
     def run_of(self, name: str, num_tasks: int, **slurm: Any) -> Run:
-        """A new run with so many cold tasks in an iteration."""
+        """Create a run with `num_tasks` cold tasks per iteration."""
         num_problems = -(-num_tasks // len(MODELS))
         section = {"mem_gb": 2, "cpus": 1, "time_min": 30, "poll_s": list(self.settings.poll_s), **slurm}
         path = tiny_sweep(
@@ -151,13 +152,14 @@ class Bench:
         (plan,) = sweep.runs
         return runs.create(plan, sweep.folder, splits_of(plan), prepare(plan.config))
 
-    def executor(self, run: Run, slurm: Slurm) -> ArraysExecutor:
-        return ArraysExecutor(run.config.cluster, slurm, [run], start_id="benchmark", notify=lambda words: None)
+    def executor(self, run: Run, slurm: Slurm) -> SlurmExecutor:
+        """The executor of a new controller."""
+        return executor_of(run, slurm, start_id="benchmark", notify=lambda message: None)
 
     # --- an array that runs ----------------------------------------------------------------------
 
     def really_run(self) -> None:
-        """A smaller array from its submission to its end: files of a task, commands in a minute."""
+        """Run a smaller array to its end; count files per task and commands per minute."""
         run, slurm = self.run_of("runs", self.settings.num_running, array_parallelism=2), Slurm()
         executor, wanted = self.executor(run, slurm), tasks(run)
         with measured() as cost:
@@ -165,7 +167,7 @@ class Bench:
             files = {"after submission": self.files_per_task(run, len(wanted))}
             done: set[TaskKey] = set()
             while len(done) < len(wanted):
-                done |= {e.task.key for e in told(executor, "failed")}
+                done |= {e.task.key for e in done_events(executor)}
         folder = SubmissionFolder(run.paths.slurm)
         files["after the end"] = self.files_per_task(run, len(wanted))
         folder.tidy()
@@ -179,13 +181,14 @@ class Bench:
         }
 
     def files_per_task(self, run: Run, num_tasks: int) -> dict[str, float]:
-        """Files (and links) below the run's slurm folder and its phase folder, per task."""
+        """Count files and links per task, in the run's folders of SLURM and of the cold phase."""
         counts = {name: sum(not p.is_dir() for p in (run.root / name).rglob("*")) for name in ("slurm", COLD)}
         return {name: round(count / num_tasks, 2) for name, count in counts.items()}
 
     # --- the large array -------------------------------------------------------------------------
 
-    def submit(self, run: Run, iteration: int, name: str) -> tuple[ArraysExecutor, Slurm]:
+    def submit(self, run: Run, iteration: int, name: str) -> tuple[SlurmExecutor, Slurm]:
+        """Submit the cold tasks of an iteration as one array."""
         slurm = Slurm()
         executor, wanted = self.executor(run, slurm), tasks(run, iteration)
         slurm.limits(partition=None, qos=None, account=None)
@@ -195,19 +198,18 @@ class Bench:
         return executor, slurm
 
     def bare_sbatch(self) -> None:
-        """The alternative."""
+        """Submit an array of the same size without this package."""
         last = self.settings.num_elements - 1
         with self.measure("bare_sbatch"):
-            job = self.cluster.run(
-                "sbatch", "--parsable", "--hold", f"--array=0-{last}", "--mem=2048", "--wrap", "true"
-            ).strip()
+            options = ("--parsable", "--hold", f"--array=0-{last}", "--mem=2048")
+            job = self.cluster.run("sbatch", *options, "--wrap", "true").strip()
         self.cluster.run("scancel", job)
 
-    def watch(self, run: Run, executor: ArraysExecutor, slurm: Slurm) -> None:
-        """Polls of an array that waits, until nothing moves; then what a minute of that costs."""
+    def watch(self, run: Run, executor: SlurmExecutor, slurm: Slurm) -> None:
+        """Poll a waiting array until the interval is longest, then measure the cost."""
         with self.measure("squeue_alone"):
             self.figures["num_queue_lines"] = len(slurm.queue())
-        executor.poll()  # the first look finds the interval at its shortest
+        executor.poll()  # the interval before the first look is the shortest
         for _ in range(100):
             before = time.perf_counter()
             executor.poll()
@@ -222,8 +224,8 @@ class Bench:
         settled["cpu_percent"] = round(100 * (settled["cpu_s"] + settled["commands_cpu_s"]) / settled["wall_s"], 3)
         self.poll("poll_waiting", self.executor(run, slurm), adopt=run)
 
-    def poll(self, name: str, executor: ArraysExecutor, *, adopt: Run | None = None) -> list[Event]:
-        """The first poll of an executor: it looks at once."""
+    def poll(self, name: str, executor: SlurmExecutor, *, adopt: Run | None = None) -> list[Event]:
+        """Measure the first poll of an executor, which looks at once."""
         if adopt is not None:
             with self.measure(f"adopt_for_{name}"):
                 executor.adopt([adopt])
@@ -233,29 +235,33 @@ class Bench:
         return events
 
     def all_running(self, run: Run) -> None:
-        """Everything runs and has a status file, which is read for the display."""
+        """Measure polls while all elements run.
+
+        Each has a status file, which the executor reads.
+        """
         folder = SubmissionFolder(run.paths.slurm)
         (submission,) = folder.read(OPEN)
         for index, (key,) in enumerate(map(submission.keys, range(len(submission.elements)))):
-            progress = {"task": str(key), "done": 1, "total": 2, "tokens": 3, "time": time.time()}
-            body = {"job": "1", "node": "n1", "published": 0, "progress": progress, "stopping": None, "outcome": None}
+            running = RunningTask(time.time(), Progress(1, 2, 3), time.time())
+            status = JobStatus(job="1", node="n1", progress=(str(key), running))
             with mock.patch.object(os, "fsync"):
-                manifests.write_json(folder.status_file(submission, index), body)
+                manifests.write_json(folder.status_file(submission, index), status.to_json())
         executor = self.executor(run, AllRunning())
         self.poll("poll_starting", executor, adopt=run)
         time.sleep(self.settings.poll_s[0])
         self.poll("poll_running", executor)
 
     def all_published(self, run: Run) -> None:
-        """Everything was published since the last look; then the scheduler, the display and TensorBoard hear of it."""
+        """Measure a poll after all tasks were published, and the work of the listeners."""
         simulated = SimulatedTasks()
         with self.measure("publish"):
             for _, key in tasks(run):
                 simulated.publish(run, key)
         progress = RunProgress(run, run.graph(), set())
         events = self.poll("poll_published", self.executor(run, Slurm()), adopt=run)
-        assert sum(e.kind == "done" for e in events) == self.settings.num_elements
-        with Display(Console(file=io.StringIO(), width=120), "s", [progress], refreshes_per_s=0.5) as display:
+        assert sum(isinstance(e, Done) for e in events) == self.settings.num_elements
+        console = Console(file=io.StringIO(), width=120)
+        with Display(console, "s", [progress], refreshes_per_s=0.5, warm=False) as display:
             tracking = Tracking()
             turns = iter((False, True))
             given = GivenEvents(events[: self.settings.num_handled])
@@ -269,22 +275,23 @@ class Bench:
         with self.measure("inspect_run"):
             inspect_run(run)
 
-    def all_cancelled(self, run: Run, executor: ArraysExecutor, slurm: Slurm) -> None:
-        """Somebody cancels a whole array."""
+    def all_cancelled(self, run: Run, executor: SlurmExecutor, slurm: Slurm) -> None:
+        """Measure a poll after the user cancelled a whole array."""
         (submission,) = SubmissionFolder(run.paths.slurm).read(OPEN)
         assert submission.job is not None
         slurm.cancel([submission.job])
         while any(e.active for e in slurm.queue() if e.id.job == submission.job):
             time.sleep(0.2)
         events = self.poll("poll_cancelled", executor)
-        assert sum(e.kind == "failed" for e in events) == self.settings.num_elements
+        assert sum(isinstance(e, Failed) for e in events) == self.settings.num_elements
 
     def record_bytes(self, run: Run, state: str) -> int:
+        """Bytes of the records in a state."""
         folder = SubmissionFolder(run.paths.slurm)
         return sum((folder.root / f"{name}.{state}.json").stat().st_size for name, _ in folder.names(state))
 
     def scale(self) -> None:
-        """Everything about the large array."""
+        """Measure everything about the large array."""
         run = self.run_of("scale", self.settings.num_elements, options={"hold": True})
         num, records = self.settings.num_elements, {}
         executor, slurm = self.submit(run, 1, "submit")
@@ -308,21 +315,21 @@ class Bench:
 
 
 def tasks(run: Run, iteration: int = 1) -> list[tuple[Run, TaskKey]]:
-    """The cold tasks of an iteration."""
+    """Return the cold tasks of an iteration."""
     return [(run, key) for key in run.graph().tasks() if (key.iteration, key.phase) == (iteration, COLD)]
 
 
-def told(executor: ArraysExecutor, never: str) -> list[Event]:
-    """Events of tasks that are done; the benchmark ends if one is of a kind that must not be."""
+def done_events(executor: SlurmExecutor) -> list[Done]:
+    """Poll once and return the events of tasks that are done. A failed task ends the benchmark."""
     events = executor.poll()
     for event in events:
-        if event.kind == never:
-            raise RuntimeError(f"{event.task.key}: {event.fields}")
-    return [e for e in events if e.kind == "done"]
+        if isinstance(event, Failed):
+            raise RuntimeError(f"{event.task.key} failed: {event.outcome}")
+    return [e for e in events if isinstance(e, Done)]
 
 
 def benchmark(folder: Path, settings: Settings, running: DevCluster, *, profile: bool = False) -> dict[str, Any]:
-    """All figures."""
+    """Run all steps and return the figures."""
     with mock.patch.dict(os.environ, {**running.environment(), "TOKENIZERS_PARALLELISM": "false"}):
         bench = Bench(folder, settings, running, profile=profile)
         bench.really_run()
@@ -332,15 +339,12 @@ def benchmark(folder: Path, settings: Settings, running: DevCluster, *, profile:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description="Scale of the arrays driver on a real development cluster")
+    """Command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, required=True, help="JSON file of all figures")
     parser.add_argument("--elements", type=int, default=Settings.num_elements)
-    parser.add_argument(
-        "--running", type=int, default=Settings.num_running, help="elements of the array that really runs"
-    )
-    parser.add_argument(
-        "--profile", action="store_true", help="say where CPU time goes; the figures are then too large"
-    )
+    parser.add_argument("--running", type=int, default=Settings.num_running, help="size of the array that really runs")
+    parser.add_argument("--profile", action="store_true", help="show where CPU time goes; the figures get larger")
     options = parser.parse_args()
     settings = Settings(num_elements=options.elements, num_running=options.running)
     with running_cluster(nodes=2) as running, tempfile.TemporaryDirectory() as folder:
@@ -350,10 +354,10 @@ def main() -> None:
 
 
 def show(figures: dict[str, Any]) -> None:
-    """The small table."""
+    """Print a report."""
     timed = {k: v for k, v in figures.items() if isinstance(v, dict) and "wall_s" in v}
     print_table(
-        "seconds: on the clock, CPU of this process, CPU of commands" + (" (PROFILED)" if figures["profiled"] else ""),
+        "seconds: wall time, CPU of this process, CPU of commands" + (" (PROFILED)" if figures["profiled"] else ""),
         {
             name: f"{v['wall_s']:9.3f} {v['cpu_s']:9.3f} {v['commands_cpu_s']:9.3f}   "
             + " ".join(f"{k}={v[k]}" for k in ("num_events", "num_tasks", "commands_per_min", "cpu_percent") if k in v)
@@ -361,7 +365,9 @@ def show(figures: dict[str, Any]) -> None:
         },
     )
     others = ("num_queue_lines", "num_tasks_of_graph", "record_bytes", "files_per_task_of_held_array")
-    print_table("and", {**{k: figures[k] for k in others}, "files_per_task": figures["really_run"]["files_per_task"]})
+    print_table(
+        "other figures", {**{k: figures[k] for k in others}, "files_per_task": figures["really_run"]["files_per_task"]}
+    )
     for name, v in timed.items():
         if "largest" in v:
             print_largest(name, v["largest"])

@@ -1,11 +1,14 @@
-"""Sampling: our cold phase against bare vLLM in the same engine, and against batched generate of transformers.
+"""Sampling speed: the cold phase, compared with plain vLLM and with batched transformers.
 
-    python -m tests.benchmarks.cold_phase --out /tmp/cold_phase.json [--size small] [--dtype bfloat16]
+    python -m tests.benchmarks.cold_phase --out /tmp/cold_phase.json [--size small] [--dtype
+    bfloat16]
 
-For each model of the quickstart one process holds a warm engine. In turns the cold phase runs (prompts, sampling, texts, answers,
-verdicts, a published shard) and `LLM.generate` alone, with the very same prompts, sampling parameters and seeds; both must
-sample the same tokens. The prefix cache is emptied before every turn. Another process gives the same prompts to generate of
-transformers, as many at a time as the engine decodes, sorted by length. Rates are completion tokens per second; medians.
+For each model of the quickstart one process has a warm engine. Two ways alternate: the cold phase
+(prompts, sampling, texts, answers, verdicts, a published shard), and `LLM.generate` of the same
+engine with the same prompts, sampling parameters and seeds. Both must sample the same tokens. The
+prefix cache is emptied before each of them. Another process gives the same prompts to `generate` of
+transformers, sorted by length, in batches of as many as the engine decodes at once. Rates are
+completion tokens per second; the medians are reported.
 """
 
 from __future__ import annotations
@@ -32,22 +35,25 @@ from tests.benchmarks.measure import conclude, in_process, print_table
 from tests.benchmarks.real_run import MODELS, arguments, cold_task, make_run, sampled_length, settings
 
 SIZES = {"small": (4, 2, 2), "usual": (64, 4, 3)}
-"""Problems, samples of each, rounds."""
+"""Problems, samples per problem, rounds."""
 
 
 def rate_of_phase(run: Run, model: str, warm: Warm) -> tuple[float, pl.DataFrame]:
-    """Completion tokens per second of the whole phase, and its rows."""
+    """Return the completion tokens per second of the whole phase, and its rows."""
     context = cold_task(run, model, warm)
     shutil.rmtree(context.paths.task_folder(context.key), ignore_errors=True)
     began = time.perf_counter()
     run_task(context)
     seconds = time.perf_counter() - began
     rows = shards.read_task(run.root, context.key, ROLLOUTS)
-    return rows["num_completion_tokens"].sum() / seconds, rows
+    return int(rows["num_completion_tokens"].sum()) / seconds, rows
 
 
 def rate_of_vllm(llm: Any, rows: pl.DataFrame, sampling: SamplingSettings) -> float:
-    """The rate of LLM.generate on the prompts and seeds of these rows; it must sample the same tokens."""
+    """Return the rate of `LLM.generate` on the prompts and seeds of these rows.
+
+    It must sample the same tokens.
+    """
     from core_hpc.engines.vllm import _sampling_parameters
 
     llm.reset_prefix_cache()
@@ -62,7 +68,7 @@ def rate_of_vllm(llm: Any, rows: pl.DataFrame, sampling: SamplingSettings) -> fl
 
 
 def in_engine(run: Run, model: str, rounds: int, threads: int) -> dict[str, Any]:
-    """Ours and bare vLLM in turns; a first turn of each warms up."""
+    """Measure the phase and plain vLLM alternately. The first round only warms up."""
     warm = Warm(threads=threads)
     context = cold_task(run, model, warm)
     sampling = sampling_of(context)
@@ -81,7 +87,7 @@ def in_engine(run: Run, model: str, rounds: int, threads: int) -> dict[str, Any]
 
 
 def sampling_of(context: TaskContext) -> SamplingSettings:
-    """What the cold phase asks of its engine."""
+    """Return the sampling settings of the cold phase."""
     sampling = context.run.config.sampling_of(context.model, COLD)
     return SamplingSettings(
         sampling.temperature, sampling.top_p, sampling.max_new_tokens, context.stop_strings(context.model)
@@ -89,7 +95,7 @@ def sampling_of(context: TaskContext) -> SamplingSettings:
 
 
 def in_transformers(run: Run, model: str, rounds: int, threads: int) -> dict[str, Any]:
-    """Batched generate of transformers on the same prompts; the tokens that it samples are others."""
+    """Measure batched `generate` of transformers on the same prompts. It samples other tokens."""
     import torch
     from transformers import AutoModelForCausalLM
 
@@ -125,25 +131,17 @@ def in_transformers(run: Run, model: str, rounds: int, threads: int) -> dict[str
 
 
 def benchmark(folder: Path, size: str, dtype: str, rounds: int | None) -> dict[str, Any]:
-    """All models."""
+    """Measure all models."""
     problems, samples, usual_rounds = SIZES[size]
     run = make_run(folder, settings(problems=problems, cold=samples, dtype=dtype))
     threads, found = len(os.sched_getaffinity(0)), {}
     for model in MODELS:
-        options = [
-            "--run",
-            str(run.root),
-            "--model",
-            model,
-            "--rounds",
-            str(rounds or usual_rounds),
-            "--threads",
-            str(threads),
-        ]
-        rates = in_process("cold_phase", "--one", "vllm", *options, environment=worker_environment("vllm", threads))
-        rates |= in_process(
-            "cold_phase", "--one", "transformers", *options, environment=worker_environment("transformers", threads)
-        )
+        options = ["--run", str(run.root), "--model", model]
+        options += ["--rounds", str(rounds or usual_rounds), "--threads", str(threads)]
+        rates: dict[str, Any] = {}
+        for way in ("vllm", "transformers"):
+            environment = worker_environment(way, threads)
+            rates |= in_process("cold_phase", "--one", way, *options, environment=environment)
         middle = {way: statistics.median(rates[way]) for way in ("ours", "vllm", "transformers")}
         found[model] = {
             "tokens_per_s": middle,

@@ -1,13 +1,17 @@
-"""CPU time of one controller that drives a sweep of 50 runs on SIMULATED SLURM, as a share of one core.
+"""CPU time of one controller of a sweep of 50 runs on SIMULATED SLURM, as a share of one core.
 
     python -m tests.benchmarks.controller_cpu --out /tmp/controller_cpu.json
 
-The runs have the paper's shape: two models, 15 iterations of 1,000 problems in 4 parts, 4 problems an optimizer step. Jobs only
-exist in a simulated queue, and the controller's clock jumps from look to look (simulated_cluster.py); everything that the
-controller does is really done: the loop, its commands as processes, records, folders, manifests, display and TensorBoard.
-Three starts: `new` (nothing exists yet), `again` (every run is in the middle, thousands of publications exist), and one more
-under a profiler. The CPU time of squeue and sbatch is that of the real ones, on a development cluster with as many elements
-in its queue. Adapters are smaller than real ones (what reading those costs at a start is extrapolated), and disks are local.
+The runs have the size of the paper: two models, and 15 iterations of 1,000 problems in 4 parts,
+with 4 problems per optimizer step. Jobs exist only in a simulated queue, and the controller's clock
+jumps from one look to the next (`simulated_cluster.py`). Everything else is real: the loop, the
+commands as processes, records, folders, manifests, display and TensorBoard.
+
+The controller is started three times: `new` (nothing exists yet), `again` (every run is half done,
+with thousands of publications), and once more with a profiler. The CPU time of squeue and sbatch is
+measured with the real commands, on a development cluster with as many elements in its queue.
+Adapters are smaller than real ones, so the cost of reading real ones at a start is extrapolated.
+The disk is a local one.
 """
 
 from __future__ import annotations
@@ -32,18 +36,21 @@ import pytest
 from rich.console import Console
 
 import yaml
-from core_hpc.config.run import ClusterSection
+from core_hpc.config.cluster import ClusterSection
 from core_hpc.controller import control as controller
 from core_hpc.controller import tracking
 from core_hpc.controller.control import control
 from core_hpc.controller.display import Display
-from core_hpc.controller.prepare import Prepared, Start, splits_of
+from core_hpc.controller.drivers import SLURM_REFRESHES_PER_S
+from core_hpc.controller.prepare import splits_of
+from core_hpc.controller.start import Prepared, Start
 from core_hpc.runs import folder as runs
 from core_hpc.runs.folder import ModelFacts, Run
 from core_hpc.runs.sweep import load_sweep
 from core_hpc.schedule.progress import RunProgress, inspect_run
 from core_hpc.schedule.scheduler import cpu_seconds
-from core_hpc.slurm import executor
+from core_hpc.slurm import executor, pace
+from core_hpc.slurm import submit as submit_module
 from core_hpc.slurm.commands import Slurm
 from core_hpc.slurm.records import Submission, SubmissionFolder
 from core_hpc.store import shards
@@ -58,12 +65,20 @@ WAIT_S = 600.0
 DURATION_S = {"cold": 1200.0, "hint": 120.0, "rescue": 480.0, "score": 120.0, "update": 1800.0, "evaluate": 1200.0}
 TARGET_SHARE = 0.01
 REAL_UPDATE_GB = 0.5
-"""LoRA of rank 16 on all linear layers of 7 billion parameters: 40 million weights, of 12 bytes with their optimizer state."""
-IMPORTS = "import core_hpc.launch, core_hpc.slurm.arrays, core_hpc.controller.display, core_hpc.controller.tracking, analysis.metrics.curves, analysis.metrics.passk"
+"""LoRA of rank 16 for 7B parameters: 40 million weights of 12 bytes, with optimizer state."""
+IMPORTS = """
+import core_hpc.launch
+import core_hpc.slurm.arrays
+import core_hpc.controller.display
+import core_hpc.controller.tracking
+import analysis.metrics.curves
+import analysis.metrics.passk
+"""
+"""What a controller imports."""
 ARRAY_SIZE = 8
 
 Profiles = tuple[cProfile.Profile, cProfile.Profile]
-"""Until the first look, and from there on."""
+"""One for the time until the first look, and one for the time after it."""
 
 
 @dataclass(frozen=True)
@@ -75,18 +90,18 @@ class Settings:
     """Simulated hours of `new` and of `again`."""
     profiled_hours: float = 0.25
     published_iterations: int = 7
-    """Of every run, before `again`."""
+    """Iterations of every run that are published before `again`."""
     iterations: int = 15
     problems: int = 1000
     problems_per_part: int = 250
     evaluation_problems: int = 500
     idle_s: float = 20.0
-    """Real seconds in which waiting threads, and then a terminal, are watched."""
+    """Real seconds of measuring first the waiting threads, then a terminal."""
 
 
 @dataclass
 class StartFigures:
-    """One start of the controller. CPU seconds are without those of commands and of the simulation."""
+    """One start of the controller. CPU seconds do not include commands and the simulation."""
 
     published_before: int = 0
     until_first_look_cpu_s: float = 0.0
@@ -94,18 +109,18 @@ class StartFigures:
     until_first_look_calls: dict[str, int] = field(default_factory=dict)
     hours: float = 0.0
     loop_cpu_s: float = 0.0
-    """From the first look on."""
+    """From the first look to the end."""
     loop_calls: dict[str, int] = field(default_factory=dict)
     num_looks: int = 0
     num_published: int = 0
     mean_queue_lines: float = 0.0
     num_threads: int = 0
     idle_threads_cpu_s_per_hour: float = 0.0
-    """What threads that wait cost in real time, which the jumps of the clock leave out."""
+    """CPU time of waiting threads in a real hour, which the jumps of the clock leave out."""
 
 
 def sweep_file(path: Path, settings: Settings) -> Path:
-    """A sweep of runs that differ in their seeds."""
+    """Write a sweep of runs with different seeds."""
     options = {"source": "generated", "options": {"max_value": 99}}
     data = {
         "name": "simulated",
@@ -125,12 +140,14 @@ def sweep_file(path: Path, settings: Settings) -> Path:
 
 
 class Bench:
-    """The sweep, its simulation, and starts of its controller."""
+    """The sweep and its simulation. `start` starts a controller."""
 
     def __init__(self, folder: Path, settings: Settings) -> None:
         self.settings = settings
         self.source = sweep_file(folder / "sweep.yaml", settings)
-        self.simulation = Simulation(folder / "commands", WAIT_S, DURATION_S, SimulatedTasks())
+        self.simulation = Simulation(
+            folder=folder / "commands", wait_s=WAIT_S, duration_s=DURATION_S, tasks=SimulatedTasks()
+        )
         self.sweep = load_sweep(self.source)
         self.paths = SweepPaths(self.sweep.folder)
         self.progress: list[RunProgress] = []
@@ -139,15 +156,14 @@ class Bench:
         self._prepared: Prepared = {plan.run_id: (splits, facts) for plan in self.sweep.runs}
 
     def start(self, hours: float, *, idle_s: float = 0.0, profiles: Profiles | None = None) -> StartFigures:
-        """Start the sweep, and ask it to stop after some simulated hours."""
+        """Start the sweep, and request a stop after some simulated hours."""
         watch = _Watch(
             self.simulation,
             Slurm(),
-            hours,
-            self.paths.stop_request,
-            StartFigures(self.num_published()),
-            idle_s,
-            profiles,
+            StartFigures(published_before=self.num_published(), hours=hours),
+            stop_request=self.paths.stop_request,
+            idle_s=idle_s,
+            profiles=profiles,
         )
         self.simulation.on_look = watch.look
         if profiles is not None:
@@ -164,8 +180,8 @@ class Bench:
 
     @contextlib.contextmanager
     def _simulated(self, slurm: Slurm) -> Iterator[None]:
-        """The controller's clock and commands are the simulation's; what it submits becomes known to it."""
-        submit_elements = executor.submit_elements
+        """Replace the clock and the commands, and pass submissions to the simulation."""
+        submit_elements = submit_module.submit_elements
 
         def submit(
             folder: SubmissionFolder, submission: Submission, cluster: ClusterSection, run_root: Path
@@ -181,16 +197,17 @@ class Bench:
                     stack.enter_context(mock.patch.object(module, "time", self.simulation))
                 if name.startswith("core_hpc.") and getattr(module, "cpu_seconds", None) is cpu_seconds:
                     stack.enter_context(mock.patch.object(module, "cpu_seconds", self.simulation.cpu_seconds))
-            assert tracking.time is self.simulation, "imported before its clock is replaced"
+            # Modules that are imported later would keep the real clock.
+            assert vars(tracking)["time"] is self.simulation
             stack.enter_context(mock.patch.object(executor, "submit_elements", submit))
-            # What the controller keeps to a share of a core: its own CPU time, not the simulation's.
-            stack.enter_context(mock.patch.object(executor, "cpu_seconds", self.simulation.controller_cpu_s))
+            # The controller limits its own CPU time, without that of the simulation.
+            stack.enter_context(mock.patch.object(pace, "cpu_seconds", self.simulation.controller_cpu_s))
             stack.enter_context(mock.patch.object(controller, "Slurm", return_value=slurm))
             stack.enter_context(mock.patch.dict(os.environ, PATH=f"{self.simulation.folder}:{os.environ['PATH']}"))
             yield
 
     def publish_ahead(self) -> None:
-        """While no controller looks, all that is in the queue is done, and every run gets through some iterations."""
+        """Finish all jobs and publish some iterations of every run, without a controller."""
         self.simulation.finish_everything()
         for run in self._runs():
             published = set(shards.published_keys(run.root))
@@ -199,6 +216,7 @@ class Bench:
                     self.simulation.tasks.publish(run, key)
 
     def num_published(self) -> int:
+        """Publications of all runs."""
         return sum(len(shards.published_keys(run.root)) for run in self._runs())
 
     def _runs(self) -> list[Run]:
@@ -207,28 +225,27 @@ class Bench:
 
 
 class _Watch:
-    """Looks at one start from inside the simulated clock."""
+    """Observes one start: the simulated clock calls `look` before every look of the controller."""
 
     def __init__(
         self,
         simulation: Simulation,
         slurm: Slurm,
-        hours: float,
-        stop_request: Path,
         figures: StartFigures,
+        *,
+        stop_request: Path,
         idle_s: float,
         profiles: Profiles | None,
     ) -> None:
         self.slurm = slurm
         self._simulation, self._stop_request, self._idle_s, self._profiles = simulation, stop_request, idle_s, profiles
         self._figures = figures
-        figures.hours = hours
         self._wall, self._cpu = time.perf_counter(), simulation.controller_cpu_s()
         self._looks, self._published = len(simulation.num_entries), simulation.num_published
         self._first_look: float | None = None
 
     def look(self) -> None:
-        """The controller is about to look at the queue."""
+        """Called when the controller is about to look at the queue."""
         figures, simulation = self._figures, self._simulation
         if self._first_look is None:
             self._first_look = simulation.now
@@ -248,6 +265,7 @@ class _Watch:
             self._stop_request.touch()
 
     def figures_at_end(self) -> StartFigures:
+        """The figures, once the controller has ended."""
         figures, simulation = self._figures, self._simulation
         figures.loop_cpu_s = simulation.controller_cpu_s() - self._cpu
         figures.loop_calls = {k: v - figures.until_first_look_calls.get(k, 0) for k, v in self.slurm.calls.items()}
@@ -261,23 +279,27 @@ class _Watch:
 
 
 def terminal_cpu_s_per_hour(progress: list[RunProgress], seconds: float) -> float:
-    """What the live panel of an attached controller costs on a terminal, with nothing else to do; watched for so long."""
+    """CPU time per hour of the live panel when nothing happens, measured for `seconds`."""
     with Path(os.devnull).open("w") as nowhere:
         console = Console(file=nowhere, force_terminal=True, width=160, height=50)
-        with Display(console, "simulated", progress, refreshes_per_s=0.5), measured() as cost:
+        display = Display(console, "simulated", progress, refreshes_per_s=SLURM_REFRESHES_PER_S, warm=False)
+        with display, measured() as cost:
             time.sleep(seconds)
     return cost.cpu_s * 3600 / cost.wall_s
 
 
 def import_cpu_s() -> float:
-    """CPU seconds of a fresh interpreter that imports what a controller needs."""
+    """CPU seconds of a new interpreter that imports the modules of a controller."""
     with measured() as cost:
         subprocess.run([sys.executable, "-c", IMPORTS], check=True)
     return cost.commands_cpu_s
 
 
 def update_check_cpu_s_per_gb(run: Run) -> float:
-    """What a start spends on looking at published adapters and optimizers, per GB of them: two large ones are published for it."""
+    """CPU seconds of a start per GB of published adapters and optimizers.
+
+    Publishes two large ones.
+    """
     size, keys = 1 << 26, [TaskKey(run.config.iterations, UPDATE, m.name) for m in run.config.team]
     with measured() as before:
         inspect_run(run)
@@ -289,26 +311,24 @@ def update_check_cpu_s_per_gb(run: Run) -> float:
 
 
 def real_commands_cpu_s(num_elements: int) -> dict[str, float] | None:
-    """CPU seconds of one real squeue with so many elements in the queue, and of one real sbatch; None where there is no Slurm."""
+    """CPU seconds of a real squeue with `num_elements` in the queue, and of a real sbatch.
+
+    Returns:
+        None if this machine has no SLURM.
+    """
     try:
         with running_cluster(nodes=1) as running, mock.patch.dict(os.environ, running.environment()):
             num_arrays = max(1, round(num_elements / ARRAY_SIZE))
             with measured() as submitting:
                 for _ in range(num_arrays):
-                    running.run(
-                        "sbatch",
-                        "--hold",
-                        "--job-name=cold-0001-0123abcd",
-                        f"--array=0-{ARRAY_SIZE - 1}",
-                        "--wrap",
-                        "true",
-                    )
+                    options = ("--hold", "--job-name=cold-0001-0123abcd", f"--array=0-{ARRAY_SIZE - 1}")
+                    running.run("sbatch", *options, "--wrap", "true")
             slurm = Slurm()
             with measured() as looking:
                 for _ in range(10):
                     entries = slurm.queue()
     except pytest.skip.Exception as e:
-        print(f"no Slurm here, its commands are left out: {e}")
+        print(f"SLURM is not available, so its commands are not measured: {e}")
         return None
     return {
         "num_elements": len(entries),
@@ -318,11 +338,11 @@ def real_commands_cpu_s(num_elements: int) -> dict[str, float] | None:
     }
 
 
-# --- the whole -----------------------------------------------------------------------------------
+# --- the benchmark -------------------------------------------------------------------------------
 
 
 def per_hour(figures: StartFigures, num_submissions: int, commands: dict[str, float] | None) -> dict[str, float]:
-    """CPU seconds of one simulated hour, by what they go into, and their share of a core."""
+    """CPU seconds of one simulated hour by purpose, and their share of a core."""
     items = {
         "controller_cpu_s": figures.loop_cpu_s / figures.hours,
         "idle_threads_cpu_s": figures.idle_threads_cpu_s_per_hour,
@@ -336,7 +356,7 @@ def per_hour(figures: StartFigures, num_submissions: int, commands: dict[str, fl
 
 
 def benchmark(folder: Path, settings: Settings, *, real_commands: bool = True) -> dict[str, Any]:
-    """All figures."""
+    """Run all starts and return the figures."""
     bench = Bench(folder, settings)
     counted: dict[str, tuple[StartFigures, int]] = {}
     for name in ("new", "again"):
@@ -347,11 +367,9 @@ def benchmark(folder: Path, settings: Settings, *, real_commands: bool = True) -
         figures = bench.start(settings.hours, idle_s=settings.idle_s)
         counted[name] = figures, bench.simulation.num_submissions - before
     bench.simulation.finish_everything()
-    print("start under a profiler ...", file=sys.stderr)
-    profiles = (
-        cProfile.Profile(bench.simulation.controller_thread_s),
-        cProfile.Profile(bench.simulation.controller_thread_s),
-    )
+    print("start with a profiler ...", file=sys.stderr)
+    timer = bench.simulation.controller_thread_s
+    profiles = cProfile.Profile(timer), cProfile.Profile(timer)
     bench.start(settings.profiled_hours, profiles=profiles)
     commands = real_commands_cpu_s(round(counted["again"][0].mean_queue_lines)) if real_commands else None
     num_updates = settings.num_runs * settings.published_iterations * len(bench.sweep.runs[0].config.team)
@@ -372,10 +390,11 @@ def benchmark(folder: Path, settings: Settings, *, real_commands: bool = True) -
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description="CPU time of a controller on simulated SLURM")
+    """Command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, required=True, help="JSON file of all figures")
     parser.add_argument("--runs", type=int, default=Settings.num_runs)
-    parser.add_argument("--hours", type=float, default=Settings.hours, help="simulated hours of each of the two starts")
+    parser.add_argument("--hours", type=float, default=Settings.hours, help="simulated hours of each start")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         figures = benchmark(Path(folder), Settings(num_runs=options.runs, hours=options.hours))
@@ -384,7 +403,7 @@ def main() -> None:
 
 
 def show(figures: dict[str, Any]) -> None:
-    """The small table."""
+    """Print a report."""
     runs_, threads = figures["settings"]["num_runs"], figures["start_again"]["num_threads"]
     for name in ("new", "again"):
         start = figures[f"start_{name}"]
@@ -401,20 +420,18 @@ def show(figures: dict[str, Any]) -> None:
     print_table(
         f"until the first look, with {start['published_before']:,} publications",
         {
-            "imports of a fresh process, CPU s": figures["import_cpu_s"],
-            "reading them, TensorBoard's points, submitting, CPU s": round(start["until_first_look_cpu_s"], 1),
-            "of a new sweep, CPU s": round(figures["start_new"]["until_first_look_cpu_s"], 1),
-            f"checks of updates of {REAL_UPDATE_GB} GB each, CPU s (extrapolated)": figures[
+            "imports of a new process, CPU s": figures["import_cpu_s"],
+            "reading publications, TensorBoard, submitting, CPU s": round(start["until_first_look_cpu_s"], 1),
+            "the same for a new sweep, CPU s": round(figures["start_new"]["until_first_look_cpu_s"], 1),
+            f"checking updates of {REAL_UPDATE_GB} GB, CPU s (extrapolated)": figures[
                 "update_check_extrapolated_cpu_s"
             ],
         },
     )
-    print_table(
-        f"beside it, CPU s an hour ({threads} threads)",
-        {"live panel on a terminal": figures["terminal_cpu_s_per_hour"]},
-    )
+    panel = {"live panel on a terminal": figures["terminal_cpu_s_per_hour"]}
+    print_table(f"in addition, CPU s per hour ({threads} threads)", panel)
     print_largest("largest until the first look (profiled)", figures["largest_until_first_look"])
-    print_largest("largest from there on (profiled)", figures["largest_in_loop"])
+    print_largest("largest after the first look (profiled)", figures["largest_in_loop"])
 
 
 if __name__ == "__main__":

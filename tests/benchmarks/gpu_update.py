@@ -1,14 +1,18 @@
-"""The update on a GPU: tokens per second and memory for Qwen-shaped models, against what the card's matrix products allow.
+"""The update on a GPU: tokens per second and memory, compared with the speed of matrix products.
 
     python -m tests.benchmarks.gpu_update --out /tmp/gpu_update.json [--device cpu --size tiny]
 
-Random weights of the shapes of Qwen2.5-0.5B and Qwen3-4B in bfloat16, LoRA of rank 16 on all seven projections, grpo. For each length
-(512 to 4,096 tokens, of which the prompt is an eighth, which the four completions of a problem share) one optimizer step over some
-32k tokens by `Trainer.update`, in micro-batches of 16k, after a small one that compiles; the median of three. At one length also
-without compiling. Tokens are those that are computed: a shared prompt counts once. The roofline is 6 x parameters x tokens at the
-measured rate of a large product in the same precision; with frozen base weights 4 x parameters are needed where no activations are
-computed again, so a share of it above 1 would be possible. On a machine without GPU it says so and measures nothing, unless it is told
-to use the CPU.
+The models have random bfloat16 weights in the shapes of Qwen2.5-0.5B and Qwen3-4B, with LoRA of
+rank 16 on all seven projections. The loss is grpo. For each length from 512 to 4,096 tokens the
+benchmark measures one optimizer step of `Trainer.update` over about 32k tokens, in micro-batches of
+16k, after a small update that compiles. An eighth of a sequence is the prompt, which the four
+completions of a problem share. The medians of three updates are reported, at one length also
+without compiling.
+
+Only computed tokens count, so a shared prompt counts once. The roofline is 6 x parameters x tokens,
+at the measured rate of a large matrix product in the same precision. Frozen base weights need only
+4 x parameters if no activations are computed again, so a share above 1 is possible. On a machine
+without a GPU nothing is measured, unless `--device cpu` is given.
 """
 
 from __future__ import annotations
@@ -29,7 +33,7 @@ from core_hpc.config.run import LoraSection
 from core_hpc.config.update import UpdateSection
 from core_hpc.training import trainer as trainer_module
 from core_hpc.training.batching import Row
-from core_hpc.training.task import UpdateTask
+from core_hpc.training.task import TrainerSettings, UpdateTask
 from core_hpc.training.trainer import Trainer
 from tests.benchmarks.measure import conclude, peak_mb, reset_peak
 from tests.benchmarks.real_run import arguments
@@ -69,14 +73,14 @@ SHAPES: dict[str, dict[str, dict[str, int]]] = {
 }
 LENGTHS = {"usual": (512, 1024, 2048, 4096), "tiny": (64, 128)}
 TOKENS = {"usual": 32768, "tiny": 1024}
-"""Of one update."""
+"""Tokens of one update."""
 MATMUL = {"usual": 8192, "tiny": 512}
-"""Rows and columns of the product that the rate is measured with."""
+"""Rows and columns of the matrices with which the rate is measured."""
 SAMPLES = 4
 ROUNDS = 3
 MICRO_BATCH_TOKENS = 16384
 PLAIN_LENGTH = {"usual": 2048, "tiny": 64}
-"""Length that is measured without compiling, too."""
+"""The length that is also measured without compiling."""
 
 
 def matmul_rate(device: torch.device, size: int, *, repeats: int = 10) -> float:
@@ -97,18 +101,28 @@ def _wait(device: torch.device) -> None:
 
 
 def make_rows(length: int, tokens: int, vocabulary: int) -> list[Row]:
-    """Random completions of one length, several of each problem."""
+    """Make random sequences of one length, `SAMPLES` per problem."""
     rng, rows, prompt_tokens = random.Random(0), [], length // 8
     for p in range(max(1, tokens // length // SAMPLES)):
         prompt = [rng.randrange(10, vocabulary) for _ in range(prompt_tokens)]
         for k in range(SAMPLES):
             ids = [rng.randrange(10, vocabulary) for _ in range(length - prompt_tokens)]
-            rows.append(Row((p, k), f"p{p}", prompt, ids, [-10.0] * len(ids), 1.0 if k % 2 else -1.0, 1.0))
+            rows.append(
+                Row(
+                    key=(p, k),
+                    problem_id=f"p{p}",
+                    prompt_token_ids=prompt,
+                    completion_token_ids=ids,
+                    behaviour_logprobs=[-10.0] * len(ids),
+                    advantage=1.0 if k % 2 else -1.0,
+                    weight=1.0,
+                )
+            )
     return rows
 
 
 def make_trainer(shape: dict[str, int], device: torch.device, *, compile_layers: bool) -> tuple[Trainer, int]:
-    """A trainer of a model with random weights, and its number of parameters."""
+    """Make a trainer of a model with random weights; also return the number of parameters."""
     from transformers import AutoModelForCausalLM, Qwen3Config
 
     with torch.device(device):
@@ -116,13 +130,19 @@ def make_trainer(shape: dict[str, int], device: torch.device, *, compile_layers:
         base = AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16).requires_grad_(False).eval()
     with mock.patch.object(trainer_module, "load_base_model", return_value=base):
         trainer = Trainer(
-            Path(), LoraSection(), model_name="benchmark", dtype="bfloat16", compile_layers=compile_layers
+            TrainerSettings(
+                model_folder=Path(),
+                model_name="benchmark",
+                lora=LoraSection(),
+                dtype="bfloat16",
+                compile_layers=compile_layers,
+            )
         )
     return trainer, sum(p.numel() for p in base.parameters())
 
 
 def update(trainer: Trainer, rows: list[Row], folder: Path, device: torch.device) -> dict[str, float]:
-    """One update from a fresh adapter: seconds of all of it and of its forward and backward passes; memory at its peak."""
+    """Run one update of a new adapter and return its seconds, tokens and peak memory."""
     settings = UpdateSection(problems_per_step=len(rows), micro_batch_tokens=MICRO_BATCH_TOKENS)
     longest = max(len(r.completion_token_ids) for r in rows)
     spec = UpdateTask(
@@ -145,7 +165,7 @@ def update(trainer: Trainer, rows: list[Row], folder: Path, device: torch.device
 
 
 def benchmark(folder: Path, size: str, device: torch.device) -> dict[str, Any]:
-    """All shapes and lengths."""
+    """Measure all shapes and lengths."""
     os.environ.update(RANK="0", WORLD_SIZE="1", LOCAL_RANK="0", MASTER_ADDR="127.0.0.1", MASTER_PORT="0")
     rate, rows = matmul_rate(device, MATMUL[size]), []
     for (name, shape), compile_layers in itertools.product(SHAPES[size].items(), (True, False)):
@@ -179,17 +199,18 @@ def benchmark(folder: Path, size: str, device: torch.device) -> dict[str, Any]:
 
 
 def _line(row: dict[str, Any]) -> str:
-    name = f"{row['model']} ({row['parameters'] / 1e9:.2f}B), {row['length']} tokens, {'' if row['compiled'] else 'not '}compiled"
+    compiled = "compiled" if row["compiled"] else "not compiled"
+    name = f"{row['model']} ({row['parameters'] / 1e9:.2f}B), {row['length']} tokens, {compiled}"
     again = f"{row['num_checkpointed']:g} checkpointed layers, {row['compile_s']:.0f} s to compile"
     return (
-        f"{name:<50}{row['tokens_per_s']:9,.0f} tokens/s ({row['train_tokens_per_s']:,.0f} in training), {row['of_roofline']:.0%} of "
-        f"the roofline, peak {row['peak_mb'] / 1024:.1f} GiB, {again}"
+        f"{name:<50}{row['tokens_per_s']:9,.0f} tokens/s ({row['train_tokens_per_s']:,.0f} in training), "
+        f"{row['of_roofline']:.0%} of the roofline, peak {row['peak_mb'] / 1024:.1f} GiB, {again}"
     )
 
 
 def show(figures: dict[str, Any]) -> None:
     """Print a report."""
-    print(f"{figures['device']}, {figures['matmul_tflops']:.2f} TFLOP/s in products of bfloat16")
+    print(f"{figures['device']}, {figures['matmul_tflops']:.2f} TFLOP/s in bfloat16 products")
     for row in figures["updates"]:
         print(f"  {_line(row)}")
 
@@ -200,9 +221,9 @@ def main(given: Sequence[str] | None = None) -> None:
     parser.add_argument("--device", choices=("cuda", "cpu"), default="cuda")
     options = parser.parse_args(given)
     if options.device == "cpu":
-        os.environ["CUDA_VISIBLE_DEVICES"] = ""  # the trainer takes a GPU where there is one
+        os.environ["CUDA_VISIBLE_DEVICES"] = ""  # otherwise the trainer uses a GPU if there is one
     elif not torch.cuda.is_available():
-        print("this machine shows no GPU: nothing was measured. To try the benchmark itself: --device cpu --size tiny")
+        print("no GPU was found, so nothing was measured. To test the benchmark itself: --device cpu --size tiny")
         return
     conclude(lambda folder: benchmark(folder, options.size, torch.device(options.device)), show, options.out)
 

@@ -1,10 +1,11 @@
-"""A new adapter in a running vLLM engine: how long it takes, and whether memory grows with every swap.
+"""A new adapter in a running vLLM engine: how long a swap takes, and whether memory grows.
 
     python -m tests.benchmarks.hot_swap --out /tmp/hot_swap.json [--size small] [--dtype bfloat16]
 
-For each model of the quickstart one engine samples one token with an adapter of rank 16 that it has not seen, and then one with the
-same adapter, 100 times. The price of a swap is the median of the differences. Growth is the slope of a line through the memory
-of the process (RSS) after each swap, the first fifth left out; its rival is the slope over as many calls without a swap.
+For each model of the quickstart one engine samples one token with an adapter of rank 16 that is new
+to it, and then one with the same adapter, 100 times. The time of a swap is the median of the
+differences. The growth of memory is the slope of a line through the RSS of the process after each
+swap, without the first fifth. It is compared with the slope over as many calls without a swap.
 """
 
 from __future__ import annotations
@@ -28,15 +29,15 @@ from tests.benchmarks.measure import conclude, in_process, memory_mb, print_tabl
 from tests.benchmarks.real_run import MODELS, arguments, cold_task, make_run, settings
 
 SIZES = {"small": 10, "usual": 100}
-"""Swaps."""
+"""Number of swaps."""
 SETTLING = 0.2
-"""Share of the first calls in which memory may grow by what is made once."""
+"""Share of the first calls that is ignored, because the engine allocates some memory only once."""
 NUM_ADAPTERS = 2
 TOKENS = tuple(range(20, 52))
 
 
 def growth(memory: Sequence[float]) -> float:
-    """MB a call, by least squares over all but the first calls.
+    """Return the growth of memory in MB per call, by least squares without the first calls.
 
     >>> round(growth([500.0, 900.0, 100.0, 102.0, 104.0, 106.0, 108.0, 110.0, 112.0, 114.0]), 9)
     2.0
@@ -46,7 +47,7 @@ def growth(memory: Sequence[float]) -> float:
 
 
 def make_adapters(run: Run, model: str, folder: Path) -> dict[str, Any]:
-    """Write adapters with random weights."""
+    """Write adapters with random weights, and return their size."""
     import torch
     from peft import LoraConfig, get_peft_model
     from transformers import AutoModelForCausalLM
@@ -65,7 +66,7 @@ def make_adapters(run: Run, model: str, folder: Path) -> dict[str, Any]:
 
 
 def swaps(run: Run, model: str, folder: Path, count: int) -> dict[str, Any]:
-    """Seconds and memory of calls with a new adapter and without."""
+    """Measure seconds and memory of calls with a new adapter and with the same one."""
     engine = Warm(threads=len(os.sched_getaffinity(0))).engine(cold_task(run, model, Warm()).engine_spec())
     found: dict[str, list[float]] = {"new_s": [], "same_s": [], "new_mb": [], "same_mb": []}
     _call(engine, folder, 0)
@@ -90,7 +91,7 @@ def swaps(run: Run, model: str, folder: Path, count: int) -> dict[str, Any]:
 
 
 def _call(engine: Engine, folder: Path, version: int) -> float:
-    """Seconds of sampling one token with a version of the adapter."""
+    """Return the seconds of sampling one token with a version of the adapter."""
     sampling = SamplingSettings(temperature=1.0, top_p=1.0, max_new_tokens=1)
     adapter = AdapterRef(folder / str(version % NUM_ADAPTERS), f"v{version}")
     began = time.perf_counter()
@@ -99,18 +100,15 @@ def _call(engine: Engine, folder: Path, version: int) -> float:
 
 
 def benchmark(folder: Path, size: str, dtype: str) -> dict[str, Any]:
-    """All models."""
+    """Measure all models."""
     run = make_run(folder, settings(problems=4, cold=1, dtype=dtype))
     found = {}
     for model in MODELS:
         adapters = folder / f"adapters-{model}"
         options = ["--run", str(run.root), "--model", model, "--adapters", str(adapters), "--size", size]
-        threads = len(os.sched_getaffinity(0))
+        environment = worker_environment("vllm", len(os.sched_getaffinity(0)))
         made = in_process("hot_swap", "--one", "make", *options)
-        found[model] = {
-            **made,
-            **in_process("hot_swap", "--one", "swap", *options, environment=worker_environment("vllm", threads)),
-        }
+        found[model] = {**made, **in_process("hot_swap", "--one", "swap", *options, environment=environment)}
     return {"size": size, "dtype": dtype, "num_swaps": SIZES[size], "models": found}
 
 
@@ -126,14 +124,11 @@ def main(given: Sequence[str] | None = None) -> None:
     options = arguments(__doc__, SIZES, "dtype", "one", "run", "model", "adapters").parse_args(given)
     if options.one:
         run, folder = open_run(Path(options.run)), Path(options.adapters)
-        make = options.one == "make"
-        print(
-            json.dumps(
-                make_adapters(run, options.model, folder)
-                if make
-                else swaps(run, options.model, folder, SIZES[options.size])
-            )
-        )
+        if options.one == "make":
+            figures = make_adapters(run, options.model, folder)
+        else:
+            figures = swaps(run, options.model, folder, SIZES[options.size])
+        print(json.dumps(figures))
         return
     conclude(lambda folder: benchmark(folder, options.size, options.dtype), show, options.out)
 

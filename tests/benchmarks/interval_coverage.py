@@ -1,13 +1,16 @@
-"""How often do the intervals of the analysis hold the truth? Simulated studies of 200 problems, at nominal 95 %.
+"""How often the 95 % intervals of the analysis contain the true value, in simulated studies.
 
     python -m tests.benchmarks.interval_coverage --out /tmp/interval_coverage.json
 
-A study is what a run publishes: 8 completions of two models for each problem, before and after training, their answers, and
-rescue completions of one model with and without a hint. The chance that a model solves a problem is beta distributed, with
-many problems that are nearly always or never solved, equal for both models in the mean and correlated between them. Equal
-models are the hardest case for the gain over the best of them. The truth is that of the population from which the problems
-are drawn: in closed form given the chances of a problem, or by simulation where answers are drawn, averaged over a million
-problems. Every interval comes from the tables that a report shows.
+A study has the results of a run with 200 problems: 8 completions of two models per problem, before
+and after training, their answers, and rescue completions of one model with and without a hint. The
+probability that a model solves a problem has a beta distribution, in which many problems are solved
+nearly always or never. Its mean is the same for both models, and the two are correlated. Equal
+models are the hardest case for the gain over the best model.
+
+The true value is that of the population of problems, averaged over a million problems: in closed
+form given the probabilities of a problem, or by simulation if it depends on drawn answers. Every
+interval comes from the tables of a report.
 """
 
 from __future__ import annotations
@@ -32,8 +35,12 @@ from tests.benchmarks.measure import measured, print_table, report
 
 MODELS = ("ada", "bob")
 PROBLEMS, SAMPLES, RESCUES = 200, 8, 4
-SUCCESS, FAILURE, SHARED = 0.5, 0.7, 0.6  # beta distribution of the chances; share of it that the models have in common
-WRONG_ANSWERS, BLANK = 4, 0.1  # different wrong answers of a problem; share of wrong completions without an answer
+SUCCESS, FAILURE = 0.5, 0.7
+"""The beta distribution of the probability that a model solves a problem."""
+SHARED = 0.6
+"""Share of this distribution that the models have in common."""
+WRONG_ANSWERS, BLANK = 4, 0.1
+"""Number of wrong answers of a problem, and the share of wrong completions without an answer."""
 LEVELS_K, VOTE_K, GROUP_SIZE = 4, 4, 4
 TARGET_PERCENT = 93.0
 Interval = tuple[float | None, float | None]
@@ -41,16 +48,19 @@ Interval = tuple[float | None, float | None]
 
 @dataclass(frozen=True)
 class Problems:
-    """Problems drawn from the population, with the chances that nobody sees."""
+    """Problems that are drawn from the population, with their true probabilities."""
 
-    solves: FloatArray  # (2, P) chance of one completion before training
-    later: FloatArray  # (2, P) after
-    choice: FloatArray  # (P, WRONG_ANSWERS) chance of each wrong answer, given a wrong one
-    help: FloatArray  # (P,) share of failures that the hint turns into successes
+    solves: FloatArray  # (2, P) probability that a completion is correct before training
+    later: FloatArray  # (2, P) the same after training
+    choice: FloatArray  # (P, WRONG_ANSWERS) probability of each wrong answer, if it is wrong
+    help: FloatArray  # (P,) share of failures that become correct with the hint
 
 
 def drawn(rng: np.random.Generator, size: int) -> Problems:
-    """Sums of independent gamma variables are gamma variables, and their ratio is a beta variable: exact, and correlated."""
+    """Draw problems with correlated beta variables.
+
+    They are ratios of sums of gamma variables that share terms.
+    """
 
     def gamma(shape: float) -> FloatArray:
         return rng.gamma(SHARED * shape, size=size) + rng.gamma((1 - SHARED) * shape, size=(len(MODELS), size))
@@ -61,7 +71,7 @@ def drawn(rng: np.random.Generator, size: int) -> Problems:
 
 
 def answers_of(rng: np.random.Generator, problems: Problems, n: int) -> tuple[IntArray, IntArray, IntArray]:
-    """Correct (2, P), wrong (2, P, W) and blank (2, P) completions, of n each."""
+    """Draw the numbers of correct (2, P), wrong (2, P, W) and blank (2, P) completions among n."""
     wrong = (1 - problems.solves)[..., None] * (1 - BLANK) * problems.choice
     chances = np.concatenate([problems.solves[..., None], ((1 - problems.solves) * BLANK)[..., None], wrong], axis=2)
     counts = rng.multinomial(n, chances / chances.sum(axis=2, keepdims=True))
@@ -69,7 +79,7 @@ def answers_of(rng: np.random.Generator, problems: Problems, n: int) -> tuple[In
 
 
 def rescued(rng: np.random.Generator, problems: Problems, solves: FloatArray) -> dict[str, IntArray]:
-    """Rescue completions of the first model on problems that it solves with these chances: (P,) each."""
+    """Draw rescue completions of the first model, given its probabilities `solves`: (P,) each."""
     hinted = rng.binomial(RESCUES, 0.5, len(solves))
     helped = solves + problems.help * (1 - solves)
     return {
@@ -81,7 +91,7 @@ def rescued(rng: np.random.Generator, problems: Problems, solves: FloatArray) ->
 
 
 def truth(rng: np.random.Generator, size: int) -> dict[str, float]:
-    """What each interval should hold."""
+    """Return the true value of every figure."""
     p = drawn(rng, size)
     a, b = p.solves
     fail_a, fail_b = 1 - a, 1 - b
@@ -124,7 +134,11 @@ def _votes(rng: np.random.Generator, p: Problems) -> dict[str, float]:
     correct, wrong, blank = answers_of(rng, p, VOTE_K)
     size = correct.shape[1]
     ids = np.arange(size)
-    agreed, right = agreement(Ballots(MODELS, ids.astype(np.str_), correct, wrong, blank, ids, 0), VOTE_K)
+    names = ids.astype(np.str_)
+    cast = Ballots(
+        models=MODELS, problem_ids=names, correct=correct, wrong=wrong, blank=blank, groups=ids, num_left_out=0
+    )
+    agreed, right = agreement(cast, VOTE_K)
     return {
         "maj@4": float(wins_at_k(correct[:1], wrong[:1], blank[:1], VOTE_K).mean()),
         "team vote, 4 of each": float(wins_at_k(correct, wrong, blank, VOTE_K).mean()),
@@ -135,7 +149,7 @@ def _votes(rng: np.random.Generator, p: Problems) -> dict[str, float]:
 
 def _rescues(rng: np.random.Generator, p: Problems) -> dict[str, float]:
     solves = p.solves[0]
-    failed = (1 - solves) ** SAMPLES  # chance to be a case
+    failed = (1 - solves) ** SAMPLES  # probability that the problem is a rescue case
     counts = rescued(rng, p, solves)
     helped, resampled = (
         (failed * counts[f"{kind}_c"]).sum() / (failed * counts[f"{kind}_n"]).sum() for kind in ("hinted", "control")
@@ -150,7 +164,7 @@ def _rescues(rng: np.random.Generator, p: Problems) -> dict[str, float]:
 
 
 def long_counts(c: IntArray, *, iteration: int, phase: str = EVALUATE, **columns: Any) -> pl.DataFrame:
-    """COUNTS of (2, P) correct completions of SAMPLES."""
+    """Make the frame COUNTS from (2, P) numbers of correct completions among SAMPLES."""
     size = c.shape[1]
     frame = pl.DataFrame(
         {
@@ -172,7 +186,7 @@ def long_counts(c: IntArray, *, iteration: int, phase: str = EVALUATE, **columns
 
 
 def long_answers(correct: IntArray, wrong: IntArray, blank: IntArray) -> pl.DataFrame:
-    """ANSWERS of the completions."""
+    """Make the frame ANSWERS of the completions."""
     classes = [
         ("right", True, correct),
         (None, False, blank),
@@ -197,7 +211,7 @@ def long_answers(correct: IntArray, wrong: IntArray, blank: IntArray) -> pl.Data
 
 
 def study(rng: np.random.Generator) -> Iterator[tuple[str, Interval]]:
-    """Simulate one study, and yield every interval that its tables show."""
+    """Simulate one study and yield every interval of its tables."""
     p = drawn(rng, PROBLEMS)
     correct, wrong, blank = answers_of(rng, p, SAMPLES)
     first = np.argmax(rng.random((2, PROBLEMS, SAMPLES)).argsort(axis=2) < correct[..., None], axis=2).ravel()
@@ -207,11 +221,8 @@ def study(rng: np.random.Generator) -> Iterator[tuple[str, Interval]]:
     after = long_counts(rng.binomial(SAMPLES, p.later), iteration=1)
     answers = long_answers(correct, wrong, blank)
     levels, change = pass_at_k_table(before, ks=[1, 2, 4]), before_after_table(pl.concat([before, after]), ks=[1, 4])
-    gains, overlap, votes = (
-        gain_table(before, ks=[2]),
-        overlap_table(before, answers=answers),
-        vote_table(answers, ks=[VOTE_K]),
-    )
+    gains, overlap = gain_table(before, ks=[2]), overlap_table(before, answers=answers)
+    votes = vote_table(answers, ks=[VOTE_K])
     between = overlap.filter(pl.col("model_a") != pl.col("model_b"))
     one, best = {"model": "ada"}, {"against": "best"}
     of_sample, of_problem = {"level": "sample"}, {"level": "problem"}
@@ -243,33 +254,29 @@ def study(rng: np.random.Generator) -> Iterator[tuple[str, Interval]]:
 
 
 def rescue_intervals(rng: np.random.Generator, p: Problems, cold: IntArray) -> Iterator[tuple[str, Interval]]:
-    """Rescue of the first model, whose cold completions are the ones that were evaluated."""
+    """Yield the intervals of the rescue of the first model.
+
+    Its evaluated completions are the cold ones.
+    """
     counts = rescued(rng, p, p.solves[0])
     failed = np.flatnonzero(cold[0] == 0)
     parts = [long_counts(cold, iteration=1, phase=COLD)]
     for kind in ("hinted", "control"):
         n, c = (np.tile(counts[f"{kind}_{x}"], (2, 1)) for x in "nc")
-        rows = long_counts(
-            c,
-            iteration=1,
-            phase=RESCUE,
-            hint_given=kind == "hinted",
-            cold_failed=True,
-            teacher_model="bob",
-            n=n.ravel(),
-        )
-        parts.append(
-            rows.filter(
-                (pl.col("model") == "ada") & pl.col("problem_id").is_in(failed.astype(str).tolist()) & (pl.col("n") > 0)
-            )
-        )
+        hint = {"hint_given": kind == "hinted", "cold_failed": True, "teacher_model": "bob"}
+        rows = long_counts(c, iteration=1, phase=RESCUE, n=n.ravel(), **hint)
+        is_case = (pl.col("model") == "ada") & pl.col("problem_id").is_in(failed.astype(str).tolist())
+        parts.append(rows.filter(is_case & (pl.col("n") > 0)))
     table = rescue_table(pl.concat(parts), groups=["student"]).filter(pl.col("student") == "ada")
     for name in ("per_attempt", "per_case", "recovery", "uplift"):
         yield f"rescue {name.replace('_', ' ')}", interval(table, rate=name)
 
 
 def group_intervals(rng: np.random.Generator) -> Iterator[tuple[str, Interval]]:
-    """As many source groups as there are problems elsewhere; the variants of a question are solved with the same chance."""
+    """Yield intervals of a study with PROBLEMS source groups.
+
+    Variants of a question are equally difficult.
+    """
     p = drawn(rng, PROBLEMS)
     before, after = (
         long_counts(rng.binomial(SAMPLES, np.repeat(s, GROUP_SIZE, axis=1)), iteration=i)
@@ -284,13 +291,18 @@ def group_intervals(rng: np.random.Generator) -> Iterator[tuple[str, Interval]]:
 
 
 def interval(frame: pl.DataFrame, **where: Any) -> Interval:
-    """The bounds in the only row with these values."""
+    """Return the bounds in the only row with these values."""
     row = frame.filter(pl.all_horizontal(pl.col(name) == value for name, value in where.items())).row(0, named=True)
     return row["low"], row["high"]
 
 
 def coverage(num_studies: int, *, seed: int, population: int) -> dict[str, Any]:
-    """For each figure: how many percent of the studies held the truth, were too high, too low, or had no interval; mean width."""
+    """Simulate studies and compare the intervals of every figure with its true value.
+
+    Returns:
+        For each figure the percentages of intervals that contain the true value, are above it, are
+        below it, or do not exist, and the mean width.
+    """
     rng = np.random.default_rng(seed)
     true = truth(rng, population)
     found: dict[str, list[Interval]] = {name: [] for name in true}
@@ -313,10 +325,13 @@ def coverage(num_studies: int, *, seed: int, population: int) -> dict[str, Any]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description="How often intervals hold the truth, in simulated studies")
+    """Command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, required=True, help="JSON file of all figures")
     parser.add_argument("--studies", type=int, default=200)
-    parser.add_argument("--population", type=int, default=1_000_000, help="problems that the truth is averaged over")
+    parser.add_argument(
+        "--population", type=int, default=1_000_000, help="problems over which the true value is averaged"
+    )
     parser.add_argument("--seed", type=int, default=1)
     options = parser.parse_args()
     with measured() as cost:
@@ -325,21 +340,18 @@ def main() -> None:
     settings = {"studies": options.studies, "problems": PROBLEMS, "samples": SAMPLES, "seed": options.seed}
     target = {"target_percent": TARGET_PERCENT, "standard_error_percent": round(error, 2)}
     report(options.out, {**settings, **target, "cost": cost.figures(), "figures": figures})
-    title = (
-        f"{options.studies} studies of {PROBLEMS} problems; target {TARGET_PERCENT:g} %, standard error {error:.1f} %"
-    )
+    standard = f"target {TARGET_PERCENT:g} %, standard error {error:.1f} %"
+    title = f"{options.studies} studies of {PROBLEMS} problems; {standard}"
     print_table(title, {name: _line(figure, error) for name, figure in figures.items()})
 
 
 def _line(figure: dict[str, float], error: float) -> str:
-    shares = "   ".join(
-        f"{name} {figure[f'{name}_percent']:5.1f} %" for name in ("covered", "above", "below", "no_interval")
-    )
-    # Of thirty figures some are below by chance.
+    names = ("covered", "above", "below", "no_interval")
+    shares = "   ".join(f"{name} {figure[f'{name}_percent']:5.1f} %" for name in names)
+    # Among thirty figures some are below the target by chance.
     missed = figure["covered_percent"] < TARGET_PERCENT - 2 * error
-    return f"{shares}   width {figure['mean_width']:.3f}" + (
-        "   BELOW TARGET by more than 2 standard errors" if missed else ""
-    )
+    warning = "   BELOW TARGET by more than 2 standard errors" if missed else ""
+    return f"{shares}   width {figure['mean_width']:.3f}{warning}"
 
 
 if __name__ == "__main__":

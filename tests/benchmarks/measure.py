@@ -1,6 +1,7 @@
-"""What the benchmarks share: seconds and memory, processes of their own, medians, the machine, a report.
+"""Functions that the benchmarks share: time and memory, child processes, medians, and reports.
 
-On a machine that is busy with other work wall seconds say little: compare CPU seconds, or what took turns within one run.
+On a machine that is busy with other work, wall time is unreliable. Compare CPU seconds, or figures
+that were measured alternately in one run.
 """
 
 from __future__ import annotations
@@ -27,26 +28,26 @@ from core_hpc.runs import provenance
 
 @dataclass
 class Cost:
-    """Seconds of a block: on the clock, of CPU in this process (all threads), and of CPU in commands that it waited for."""
+    """Seconds of a block: wall time, CPU of this process (all threads), and CPU of its commands."""
 
     wall_s: float = 0.0
     cpu_s: float = 0.0
     commands_cpu_s: float = 0.0
 
     def figures(self) -> dict[str, float]:
-        """Rounded, for a report."""
+        """The rounded figures for a report."""
         return {name: round(value, 4) for name, value in vars(self).items()}
 
 
 def commands_cpu_s() -> float:
-    """CPU seconds so far of commands that this process waited for."""
+    """CPU seconds so far of all commands that this process has waited for."""
     used = resource.getrusage(resource.RUSAGE_CHILDREN)
     return used.ru_utime + used.ru_stime
 
 
 @contextmanager
 def measured() -> Iterator[Cost]:
-    """Measure a block; the figures are there when it has ended."""
+    """Measure a block. The figures are set when the block has ended."""
     cost = Cost()
     before = time.perf_counter(), time.process_time(), commands_cpu_s()
     try:
@@ -57,7 +58,11 @@ def measured() -> Iterator[Cost]:
 
 
 def peak_mb() -> float:
-    """Peak memory of this process, in MiB. Not getrusage's: that counts what the parent had when it started this one."""
+    """Peak memory of this process, in MiB.
+
+    getrusage is not used, because it includes the memory of the parent when it started this
+    process.
+    """
     return _status_mb("VmHWM")
 
 
@@ -67,7 +72,7 @@ def memory_mb() -> float:
 
 
 def reset_peak() -> None:
-    """From here on `peak_mb` is that of what follows."""
+    """Reset the peak, so that `peak_mb` measures only what follows."""
     Path("/proc/self/clear_refs").write_text("5")
 
 
@@ -77,18 +82,22 @@ def _status_mb(name: str) -> float:
 
 
 class KilledError(Exception):
-    """A benchmark's process got SIGKILL: on a machine that nobody else ends processes on, it wanted more memory than there is."""
+    """A process of a benchmark was killed by SIGKILL.
+
+    The usual reason is that memory was exhausted.
+    """
 
 
 def in_process(benchmark: str, *arguments: str, environment: Mapping[str, str] | None = None) -> dict[str, Any]:
-    """Run a benchmark's module in a process of its own; its answer is the last line that it prints, as JSON.
+    """Run a benchmark's module in a new process, and return the JSON of its last line.
 
-    KilledError when it was killed, RuntimeError when it failed.
+    Raises:
+        KilledError: the process was killed.
+        RuntimeError: the process failed.
     """
     command = [sys.executable, "-m", f"tests.benchmarks.{benchmark}", *arguments]
-    done = subprocess.run(
-        command, capture_output=True, text=True, check=False, env={**os.environ, **(environment or {})}
-    )
+    env = {**os.environ, **(environment or {})}
+    done = subprocess.run(command, capture_output=True, text=True, check=False, env=env)
     if done.returncode == -signal.SIGKILL:
         raise KilledError(" ".join(command))
     if done.returncode:
@@ -98,7 +107,7 @@ def in_process(benchmark: str, *arguments: str, environment: Mapping[str, str] |
 
 
 def medians(runs: Sequence[Mapping[str, float]]) -> dict[str, float]:
-    """The median of each figure.
+    """Return the median of each figure.
 
     >>> medians([{"wall_s": 3.0}, {"wall_s": 1.0}, {"wall_s": 2.0}])
     {'wall_s': 2.0}
@@ -107,9 +116,13 @@ def medians(runs: Sequence[Mapping[str, float]]) -> dict[str, float]:
 
 
 def largest(profile: cProfile.Profile, *, count: int = 16) -> list[dict[str, Any]]:
-    """The functions of this repository in which, callees included, most time went. A profiler slows small calls down."""
+    """Return the functions of this repository that took most time, including their callees.
+
+    The profiler makes small calls slower than they are.
+    """
     found = []
-    for (file, line, function), (_, calls, own_s, total_s, _) in pstats.Stats(profile).stats.items():  # type: ignore[attr-defined]
+    stats: dict[tuple[str, int, str], tuple[Any, ...]] = vars(pstats.Stats(profile))["stats"]
+    for (file, line, function), (_, calls, own_s, total_s, _) in stats.items():
         if "/core_hpc/" in file or "/analysis/" in file:
             where = f"{Path(file).name}:{line} {function}"
             found.append({"function": where, "calls": calls, "total_s": round(total_s, 3), "own_s": round(own_s, 3)})
@@ -117,7 +130,7 @@ def largest(profile: cProfile.Profile, *, count: int = 16) -> list[dict[str, Any
 
 
 def machine() -> dict[str, Any]:
-    """Versions, processor, cores, memory, and how busy the machine was."""
+    """Return versions, processor, cores, memory and the load of the machine."""
     names = [
         line.partition(":")[2].strip()
         for line in Path("/proc/cpuinfo").read_text().splitlines()
@@ -127,7 +140,7 @@ def machine() -> dict[str, Any]:
 
 
 def report(path: Path, figures: Mapping[str, Any]) -> None:
-    """Write the figures with a description of the machine."""
+    """Write the figures and a description of the machine."""
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps({"machine": machine(), **figures}, indent=1), encoding="utf-8")
 
@@ -135,7 +148,7 @@ def report(path: Path, figures: Mapping[str, Any]) -> None:
 def conclude(
     benchmark: Callable[[Path], dict[str, Any]], show: Callable[[dict[str, Any]], None], out: Path | None
 ) -> None:
-    """Run a benchmark in a folder that goes away afterwards, print its figures, and write them where the user named a file."""
+    """Run a benchmark in a temporary folder, print its figures, and write them to `out`."""
     with tempfile.TemporaryDirectory() as folder:
         figures = benchmark(Path(folder))
     show(figures)
@@ -144,7 +157,7 @@ def conclude(
 
 
 def print_table(title: str, rows: Mapping[str, Any]) -> None:
-    """Name and value, one a line."""
+    """Print each name and value on a line."""
     print(title)
     width = max(map(len, rows))
     for name, value in rows.items():
@@ -152,7 +165,7 @@ def print_table(title: str, rows: Mapping[str, Any]) -> None:
 
 
 def print_largest(title: str, functions: list[dict[str, Any]]) -> None:
-    """Lines of `largest`."""
+    """Print the result of `largest`."""
     print(title)
     for f in functions:
         print(f"  {f['total_s']:9.3f} s  {f['calls']:>9,} calls  {f['function']}")

@@ -1,13 +1,18 @@
-"""Overhead: how much of an iteration is not sampling, log-probabilities and training, once workers are warm.
+"""Overhead: the share of an iteration that is not sampling, log-probabilities or training.
 
-    python -m tests.benchmarks.overhead --out /tmp/overhead.json [--driver arrays|chained] [--size large|huge] [--keep FOLDER]
+    python -m tests.benchmarks.overhead --out FILE [--driver arrays|chained] [--size large|huge]
+    [--keep FOLDER]
 
-The launcher runs the quickstart's models for three iterations of 24 problems x (4 + 2) completions (large: two of 96 problems, huge:
-two of 192 x (8 + 4)), with the driver of this machine or with SLURM arrays on a development cluster (tests/support/cluster.py; two nodes, on
-each one job of one thread), one a phase or chained (slurm.chain_wait_s). The account of time then says for each iteration after the
-first: its seconds (waiting for other iterations and evaluations left out), its lower bound (max over models of sampled and trained
-tokens by their rates over the whole run), and the share above it, with and without what it waited in the queue of SLURM. One run is a
-sample of as many iterations; --keep leaves it there for `tests.benchmarks.scoring --run`.
+The launcher runs the models of the quickstart for three iterations of 24 problems x (4 + 2)
+completions (large: two iterations of 96 problems, huge: two of 192 problems x (8 + 4)). The driver
+is `local`, or SLURM arrays on a development cluster (`tests/support/cluster.py`) with two nodes and
+one job of one thread per node: one array per phase, or chained phases (slurm.chain_wait_s).
+
+For each iteration after the first one, the accounting of time (`analysis/timing/account.py`) gives
+its seconds without waiting for other iterations and evaluations, its lower bound (the maximum over
+models of sampled and trained tokens, at their rates in the whole run), and the share above this
+bound, with and without waiting in the queue of SLURM. `--keep` keeps the run, for
+`tests.benchmarks.scoring --run`.
 """
 
 from __future__ import annotations
@@ -28,11 +33,14 @@ SIZES = {"small": (4, 2, 1, 2), "usual": (24, 4, 2, 3), "large": (96, 4, 2, 2), 
 MEDIANS = ("own_s", "bound_s", "queue_s", "overhead", "overhead_without_queue")
 NODES = 2
 JOB_GB = 7.5
-"""So that one job fills a node."""
+"""Memory of a job, so that one job fills a node."""
 
 
 def driver_settings(driver: str) -> list[str]:
-    """`--set` values of a driver: two tasks at a time, one core each, on either."""
+    """Return the `--set` values of a driver.
+
+    With each driver two tasks run at once, on one core each.
+    """
     if driver == "local":
         return ["cluster.driver=local"]
     return [
@@ -48,7 +56,7 @@ def driver_settings(driver: str) -> list[str]:
 
 @contextlib.contextmanager
 def surroundings(driver: str) -> Iterator[dict[str, str]]:
-    """The environment of the launcher: that of a cluster, which is taken down afterwards, or this process's."""
+    """Yield the environment of the launcher. A cluster is started if the driver needs one."""
     if driver == "local":
         yield dict(os.environ)
         return
@@ -57,11 +65,10 @@ def surroundings(driver: str) -> Iterator[dict[str, str]]:
 
 
 def benchmark(folder: Path, size: str, driver: str, dtype: str) -> dict[str, Any]:
-    """One run; its iterations after the first."""
+    """Run the launcher once and measure the iterations after the first one."""
     problems, cold, rescue, iterations = SIZES[size]
-    values = settings(
-        problems=problems, cold=cold, rescue=rescue, iterations=iterations, dtype=dtype
-    ) + driver_settings(driver)
+    values = settings(problems=problems, cold=cold, rescue=rescue, iterations=iterations, dtype=dtype)
+    values += driver_settings(driver)
     with surroundings(driver) as environment:
         run, command_s = launched(folder, values, environment)
     rows = account(run)
@@ -88,21 +95,22 @@ def show(figures: dict[str, Any]) -> None:
     middle = figures["after_the_first"]
     rows = {name: f"{middle[name]:.1f} s" for name in ("own_s", "bound_s", "queue_s")}
     rows |= {name: f"{middle[name]:.1%}" for name in ("overhead", "overhead_without_queue")}
-    print_table(f"an iteration after the first, driver {figures['driver']}, {figures['dtype']}", rows)
-    print_table(
-        "it waited for, seconds", {item: f"{seconds:.1f}" for item, seconds in figures["waited_s_an_iteration"].items()}
-    )
+    print_table(f"an iteration after the first one, driver {figures['driver']}, {figures['dtype']}", rows)
+    waited = {item: f"{seconds:.1f}" for item, seconds in figures["waited_s_an_iteration"].items()}
+    print_table("seconds that it waited for", waited)
 
 
 def main(given: Sequence[str] | None = None) -> None:
     """Command line."""
     parser = arguments(__doc__, SIZES, "dtype")
     parser.add_argument("--driver", choices=("local", "arrays", "chained"), default="local")
-    parser.add_argument("--keep", type=Path, help="folder that the run is made in and stays in")
+    parser.add_argument("--keep", type=Path, help="folder in which the run is created and kept")
     options = parser.parse_args(given)
-    conclude(
-        lambda folder: benchmark(options.keep or folder, options.size, options.driver, options.dtype), show, options.out
-    )
+
+    def measure(folder: Path) -> dict[str, Any]:
+        return benchmark(options.keep or folder, options.size, options.driver, options.dtype)
+
+    conclude(measure, show, options.out)
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
-"""Runs like the quickstart's, at the sizes of benchmarks: its models, problems and settings.
+"""Runs of the quickstart at the sizes of benchmarks, with its models, problems and settings.
 
-In: how many problems, samples and iterations. Out: `--set` values for the launcher, a run folder, a launched run, and what its
-account of time says.
+The input is the number of problems, samples and iterations. The output is `--set` values for the
+launcher, a new run folder, or a finished run and its accounting of time.
 """
 
 from __future__ import annotations
@@ -29,12 +29,15 @@ SWEEP = ROOT / "yaml" / "quickstart.yaml"
 MODELS = ("smollm2", "gemma3")
 DTYPES = ("float32", "bfloat16")
 STARTING = (START, "import", "load", "compile")
-"""Items of the account that a warm process does not have."""
+"""Items of the accounting of time that a warm process does not have."""
 TIMEOUT_S = 7200
 
 
 def settings(*, problems: int, cold: int, rescue: int = 0, iterations: int = 1, dtype: str = "float32") -> list[str]:
-    """`--set` values; every problem costs cold + rescue completions of every model, and almost nothing is held out."""
+    """Return `--set` values.
+
+    Each model samples cold + rescue completions per problem; one problem is held out.
+    """
     return [
         f"iterations={iterations}",
         f"problems.train.count={problems}",
@@ -50,39 +53,38 @@ def settings(*, problems: int, cold: int, rescue: int = 0, iterations: int = 1, 
 
 
 def make_run(folder: Path, values: Sequence[str]) -> Run:
-    """A run folder in which nothing is published yet."""
+    """Create a run folder in which nothing is published yet."""
     sweep = load_sweep(SWEEP, values, output=str(folder))
     (plan,) = sweep.runs
     return runs.create(plan, sweep.folder, splits_of(plan), prepare(plan.config))
 
 
 def cold_task(run: Run, model: str, warm: Warm) -> TaskContext:
-    """The first cold task of a model."""
+    """Return the first cold task of a model."""
     return TaskContext(run=run, key=TaskKey(1, COLD, model, 0), warm=warm)
 
 
 def sampled_length(ids: Sequence[int], tokenizer: Any) -> int:
-    """Tokens of a completion in a row of transformers' generate, its end token included; behind that the row is padded."""
+    """Count the tokens of a completion in a padded row of `generate`, including its end token."""
     end, padding = tokenizer.eos_token_id, tokenizer.pad_token_id
     if end in ids:
         return ids.index(end) + 1
-    # A completion that a stop string ended has no end token.
+    # A completion that ended with a stop string has no end token.
     return len(ids) - next((i for i, token in enumerate(reversed(ids)) if token != padding), len(ids))
 
 
 def launched(folder: Path, values: Sequence[str], env: dict[str, str] | None = None) -> tuple[Path, float]:
-    """Run the launcher to its end; the run folder, and the seconds of the command."""
+    """Run the launcher until it ends. Return the run folder and the seconds of the command."""
     began = time.perf_counter()
     done = launch(SWEEP, "--output", str(folder), *(f"--set={v}" for v in values), env=env, timeout_s=TIMEOUT_S)
     if done.returncode:
-        raise RuntimeError(
-            f"the launcher ended with status {done.returncode}:\n{done.stdout[-2000:]}{done.stderr[-2000:]}"
-        )
+        output = f"{done.stdout[-2000:]}{done.stderr[-2000:]}"
+        raise RuntimeError(f"the launcher ended with status {done.returncode}:\n{output}")
     return the_run(folder / "quickstart"), time.perf_counter() - began
 
 
 def account(run: Path) -> list[dict[str, Any]]:
-    """Of each iteration: its row of analysis.timing.account.ITERATIONS, and the seconds that it waited for each item."""
+    """Return for each iteration its row of `analysis.timing.account` and its seconds by item."""
     times = times_of(run)
     waited = waited_table(times).group_by("iteration", "item").agg(pl.col("seconds").sum())
     rows = []
@@ -103,7 +105,13 @@ def _split(row: dict[str, Any], spent: dict[str, float]) -> dict[str, float]:
 
 
 def arguments(about: str | None, sizes: Collection[str], *more: str) -> argparse.ArgumentParser:
-    """The options of a benchmark; `more` names those of "dtype" and "rounds" that it has, and the hidden ones of its own processes."""
+    """Make the parser of a benchmark.
+
+    Args:
+        about: text for --help.
+        sizes: choices of --size.
+        more: further options: "dtype", "rounds", and hidden options for child processes.
+    """
     parser = argparse.ArgumentParser(description=about, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, help="JSON file of all figures")
     parser.add_argument("--size", choices=sizes, default="usual")
@@ -111,7 +119,7 @@ def arguments(about: str | None, sizes: Collection[str], *more: str) -> argparse
         if name == "dtype":
             parser.add_argument("--dtype", choices=DTYPES, default="float32", help="of the base weights")
         elif name == "rounds":
-            parser.add_argument("--rounds", type=int, help="how often each way takes its turn")
+            parser.add_argument("--rounds", type=int, help="how often each way is measured")
         else:
             parser.add_argument(f"--{name}", help=argparse.SUPPRESS)
     return parser

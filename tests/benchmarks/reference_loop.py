@@ -1,13 +1,19 @@
-"""One iteration end to end: ours against a plain loop that does what the method says, one prompt and one completion at a time.
+"""One whole iteration: the launcher, compared with a plain loop over prompts and completions.
 
-    python -m tests.benchmarks.reference_loop --out /tmp/reference_loop.json [--size small] [--dtype bfloat16]
+    python -m tests.benchmarks.reference_loop --out /tmp/reference_loop.json [--size small] [--dtype
+    bfloat16]
 
-32 problems of the quickstart, two models, 2 + 1 completions of each (`even_budget`: every model samples again). Ours is the
-launcher on a new sweep: with the start of its processes, and without (the account of time, less start, imports and loading). The
-loop is a stand-in for the method's reference implementation, written here: one process with both models and all cores; each
-prompt by `generate` of transformers (its samples in one call); hints, rewards and advantages by the same functions, problem
-by problem; old and reference log-probabilities and then the gradients of one completion at a time, with peft and AdamW. It is
-counted with and without loading, too. Held-out problems are not counted. In turns; medians of the ratios.
+The iteration has 32 problems of the quickstart and two models with 2 + 1 completions per problem
+(`even_budget`: every model samples again). The launcher runs a new sweep. Its time is measured with
+the start of its processes and without (from the accounting of time, without start, imports and
+loading).
+
+The loop is written here, because the method has no reference implementation that could be used. It
+is one process with both models and all cores. It samples one prompt at a time with `generate` of
+transformers, and computes hints, rewards and advantages problem by problem with the functions of
+this package. It computes old and reference log-probabilities, and then gradients, of one completion
+at a time, with peft and AdamW. Its time is also measured with and without loading. Held-out
+problems are not counted. The two ways alternate; the medians of the ratios are reported.
 """
 
 from __future__ import annotations
@@ -51,7 +57,7 @@ SAMPLES = {"cold": 2, "rescue": 1}
 
 @dataclass
 class Sampled:
-    """One completion of the loop."""
+    """A completion that the loop has sampled."""
 
     model: str
     phase: str
@@ -65,18 +71,18 @@ class Sampled:
     advantage: float = 0.0
 
 
-# --- the update, as plainly as possible ----------------------------------------------------------
+# --- the update ----------------------------------------------------------------------------------
 
 
 def log_probs(model: Any, prompt: Sequence[int], completion: Sequence[int], temperature: float) -> Tensor:
-    """Log-probability of each token of a completion, [tokens]."""
+    """Return the log-probability of each token of a completion, [tokens]."""
     ids = torch.tensor([[*prompt, *completion]])
     logits = model(input_ids=ids).logits[0, len(prompt) - 1 : -1].float() / temperature
     return logits.log_softmax(-1).gather(1, torch.tensor(list(completion))[:, None])[:, 0]
 
 
 def grpo_loss(current: Tensor, old: Tensor, reference: Tensor, advantage: float, options: UpdateSection) -> Tensor:
-    """Eq. 21 for one completion: the mean over its tokens of -min(r A, clip(r) A) + beta k3."""
+    """Eq. 21 for one completion: the mean of -min(r A, clip(r) A) + beta k3 over its tokens."""
     assert options.clip_low is not None
     assert options.clip_high is not None
     ratio = (current - old).exp()
@@ -90,7 +96,7 @@ def grpo_loss(current: Tensor, old: Tensor, reference: Tensor, advantage: float,
 
 @dataclass
 class Reference:
-    """The whole iteration in one process."""
+    """The whole iteration, in one process."""
 
     run: Run
     warm: Warm
@@ -99,7 +105,7 @@ class Reference:
     random: Random = field(default_factory=lambda: Random(0))
 
     def iteration(self) -> dict[str, Any]:
-        """Seconds by what they were for, and how much was sampled."""
+        """Run the iteration. Return the seconds by purpose, and how much was sampled."""
         torch.manual_seed(self.run.config.seed)
         self.tasks = {m: cold_task(self.run, m, self.warm) for m in MODELS}
         self.builders = {m: task.prompt_builder(task.model) for m, task in self.tasks.items()}
@@ -128,7 +134,7 @@ class Reference:
         self.warm.embed(self.run.config.reward.distance.embedder, ["warm"])
 
     def _problem(self, problem: dict[str, Any]) -> list[Sampled]:
-        """Cold samples of all models, teachers and hints, rescue samples, advantages."""
+        """Sample, make hints, sample again, and compute advantages for one problem."""
         protocol = self.run.config.protocol
         group: list[Sampled] = []
         for model in MODELS:
@@ -197,7 +203,7 @@ class Reference:
         )
 
     def _hint(self, problem: dict[str, Any], cold: Sequence[Sampled], student: str) -> str | None:
-        """The hint of a student, if it failed and a peer did not."""
+        """Return the hint for a student if it failed the problem and a peer solved it."""
         if any(s.correct for s in cold if s.model == student):
             return None
         index = choose_teacher(
@@ -221,11 +227,12 @@ class Reference:
         )
 
     def _update(self, name: str, groups: list[list[Sampled]]) -> None:
-        """All optimizer steps of one model."""
+        """Run all optimizer steps of one model."""
         from peft import LoraConfig, get_peft_model
 
         section, options = self.run.config.model(name), self.run.config.update
         temperature = self.run.config.sampling_of(section, COLD).temperature
+        assert section.lora is not None
         lora = LoraConfig(
             r=section.lora.rank,
             lora_alpha=section.lora.alpha,
@@ -258,11 +265,11 @@ class Reference:
         self.stopwatch.lap("train")
 
 
-# --- both ----------------------------------------------------------------------------------------
+# --- comparison ----------------------------------------------------------------------------------
 
 
 def ours(folder: Path, values: Sequence[str]) -> dict[str, Any]:
-    """The launcher on a new sweep."""
+    """Run the launcher on a new sweep and measure it."""
     run, command_s = launched(folder, values)
     (row,) = account(run)
     keys = [TaskKey(1, phase, name, 0) for name in MODELS for phase in (COLD, RESCUE)]
@@ -281,7 +288,7 @@ def ours(folder: Path, values: Sequence[str]) -> dict[str, Any]:
 
 
 def reference(run: str) -> dict[str, Any]:
-    """The loop, in a process of its own."""
+    """Run the loop in a new process and measure it."""
     threads = len(os.sched_getaffinity(0))
     began = time.perf_counter()
     found = in_process("reference_loop", "--run", run, environment=worker_environment("transformers", threads))
@@ -296,7 +303,7 @@ def reference(run: str) -> dict[str, Any]:
 
 
 def benchmark(folder: Path, size: str, dtype: str, rounds: int | None) -> dict[str, Any]:
-    """Both in turns."""
+    """Run both ways alternately."""
     problems, usual_rounds = SIZES[size]
     values = settings(problems=problems, dtype=dtype, **SAMPLES)
     turns = []
@@ -304,7 +311,7 @@ def benchmark(folder: Path, size: str, dtype: str, rounds: int | None) -> dict[s
         mine = ours(folder / str(number), values)
         turns.append({"ours": mine, "reference": reference(mine["run"])})
         assert mine["num_completions"] == turns[-1]["reference"]["num_completions"]
-    # Samples differ, and so do their lengths: hence the ratio of tokens.
+    # The ways sample different completions, so the ratio of tokens is reported as well.
     compared = ("command_s", "warm_s", "num_tokens")
     ratios = {name: statistics.median(t["reference"][name] / t["ours"][name] for t in turns) for name in compared}
     return {"size": size, "dtype": dtype, "problems": problems, "turns": turns, "reference / ours": ratios}
@@ -313,11 +320,11 @@ def benchmark(folder: Path, size: str, dtype: str, rounds: int | None) -> dict[s
 def show(figures: dict[str, Any]) -> None:
     """Print a report."""
     for turn in figures["turns"]:
-        rows = {
-            way: f"{t['command_s']:7.1f} s, without starting {t['warm_s']:7.1f} s, of which generation {t['share_generate']:.0%}; "
-            f"{t['num_completions']} completions, {t['num_tokens']} tokens, {t['share_correct']:.0%} correct"
-            for way, t in turn.items()
-        }
+        rows = {}
+        for way, t in turn.items():
+            seconds = f"{t['command_s']:7.1f} s, without starting {t['warm_s']:7.1f} s"
+            sampled = f"{t['num_completions']} completions, {t['num_tokens']} tokens, {t['share_correct']:.0%} correct"
+            rows[way] = f"{seconds}, of which generation {t['share_generate']:.0%}; {sampled}"
         print_table(f"one iteration of {figures['problems']} problems, {figures['dtype']}", rows)
         for way, spent in (("ours", turn["ours"]["waited"]), ("reference", turn["reference"]["seconds"])):
             print(f"  {way}: " + ", ".join(f"{item} {seconds:.1f} s" for item, seconds in spent.items()))

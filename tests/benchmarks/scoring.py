@@ -1,14 +1,19 @@
-"""Scoring at the paper's size: 1,000 problems x 6 completions; seconds, and their share of what an iteration takes at least.
+"""Scoring of 1,000 problems x 6 completions: seconds, and their share of an iteration.
 
     python -m tests.benchmarks.scoring --out /tmp/scoring.json [--size small] [--run FINISHED_RUN]
 
-Two models, 2 + 1 completions of each, texts of varied length like solutions of word problems. Ours: what the phases hint and score
-compute, with embeddings by all-MiniLM-L6-v2 (the cold texts are embedded in both), one distance matrix a problem, and the
-verification of all answers (number, and latex, which needs algebra). The alternative: each text of each PAIR embedded when its
-distance is wanted, and one verification at a time, on a sample, its time scaled to all problems. Both with the threads that the
-launcher gives a task here. The lower bound of an iteration is that of `python -m analysis time`: max over models of cold, rescue and
-trained tokens, each by the rate that was measured in --run, a finished run of real models on the same machine (with one task of
-each model at a time: `tests.benchmarks.overhead --keep` leaves such a run).
+Two models have 2 + 1 completions per problem. The texts have various lengths, like solutions of
+word problems. Measured is what the phases hint and score compute: embeddings with all-MiniLM-L6-v2
+(both phases embed the cold texts), one distance matrix per problem, and the verification of all
+answers (numbers, and LaTeX, which needs algebra). The alternative embeds both texts of each PAIR
+when their distance is needed, and verifies one answer at a time. It runs on a sample of problems,
+and its time is scaled to all of them. Both use as many threads as the launcher gives to a task on
+this machine.
+
+The lower bound of an iteration is that of `python -m analysis time`: the maximum over models of
+cold, rescue and trained tokens, at the rates that were measured in `--run`. This must be a finished
+run of real models on the same machine with one task per model at a time, as
+`tests.benchmarks.overhead --keep` creates it.
 """
 
 from __future__ import annotations
@@ -43,10 +48,10 @@ from tests.benchmarks.measure import conclude, medians, print_table
 from tests.benchmarks.real_run import MODELS, arguments, make_run, settings
 
 SIZES = {"small": (20, 2, 1), "usual": (1000, 10, 1)}
-"""Problems, problems of the alternative, rounds."""
+"""Number of problems, of problems for the alternative, and of rounds."""
 COLD_SAMPLES, RESCUE_SAMPLES = 2, 1
 TOKENS_PER_WORD = 1.4
-"""To reckon with where texts have no tokens: digits and signs are tokens of their own."""
+"""An estimate, because the texts are not tokenised. Each digit and sign is one token."""
 PROMPT_TOKENS = 150
 _OPENINGS = (
     "First we look at what is given",
@@ -63,11 +68,11 @@ _STEPS = (
     "Adding {a} and {b} gives {e}",
 )
 _LATEX = (r"\frac{{{a}}}{{{b}}}", r"\frac{{{c}}}{{{bb}}}", r"\sqrt{{{aa}}}/{b}", r"{a}/{b}", r"{a}")
-"""Forms of a / b: some are equal to others only by algebra, and the last is wrong."""
+"""Forms of a / b. Some are equal to others only by algebra, and the last one is wrong."""
 
 
 def make_rows(num_problems: int, seed: int = 0) -> pl.DataFrame:
-    """Rollouts of cold and rescue with the columns that scoring reads; lengths are log-normal, 60 to 400 words."""
+    """Make rollouts with the columns that scoring reads, and texts of 60 to 400 words."""
     rng, rows = random.Random(seed), []
     for p in range(num_problems):
         a, b = rng.randint(2, 90), rng.randint(2, 90)
@@ -98,7 +103,7 @@ def make_rows(num_problems: int, seed: int = 0) -> pl.DataFrame:
 
 
 def latex_claims(rows: pl.DataFrame) -> list[tuple[str | None, str, str]]:
-    """For each completion an answer in LaTeX, of those that notation does not decide."""
+    """Make a LaTeX answer for each completion that cannot be judged by its notation alone."""
     rng = random.Random(1)
     claims: list[tuple[str | None, str, str]] = []
     for a, b in rows.select("a", "b").iter_rows():
@@ -108,7 +113,7 @@ def latex_claims(rows: pl.DataFrame) -> list[tuple[str | None, str, str]]:
 
 
 class TimedWarm(Warm):
-    """Counts the seconds of embedding."""
+    """A Warm that sums the seconds of embedding."""
 
     embed_s = 0.0
 
@@ -121,7 +126,7 @@ class TimedWarm(Warm):
 
 
 def ours(run: Run, warm: TimedWarm, rows: pl.DataFrame) -> dict[str, float]:
-    """Seconds of the parts of scoring."""
+    """Measure the parts of scoring in seconds."""
     context, seconds = TaskContext(run=run, key=TaskKey(1, SCORE, TEAM, 0), warm=warm), dict[str, float]()
     began = time.perf_counter()
 
@@ -150,7 +155,7 @@ def ours(run: Run, warm: TimedWarm, rows: pl.DataFrame) -> dict[str, float]:
 
 
 def per_pair(embedder: Any, rows: pl.DataFrame, weight: float) -> dict[str, float]:
-    """Seconds of distances pair by pair, and of verifying one after the other."""
+    """Measure distances pair by pair, and the verification of single answers, in seconds."""
     began = time.perf_counter()
     for group in rows.partition_by("problem_id"):
         for left, right in itertools.combinations(group["text"].to_list(), 2):
@@ -168,7 +173,10 @@ def per_pair(embedder: Any, rows: pl.DataFrame, weight: float) -> dict[str, floa
 
 
 def bound_s(finished: Path, rows: pl.DataFrame) -> dict[str, float]:
-    """Seconds that each model of a finished run would need to sample and learn these rows, at its measured rates."""
+    """Return the seconds of sampling and training on these rows by model.
+
+    They are computed with the rates of a finished run.
+    """
     words = statistics.mean(len(text.split()) for text in rows["text"])
     tokens = TOKENS_PER_WORD * words
     frame = time_table(times_of(finished)).filter(pl.col("item").is_in([GENERATE, TRAIN, LOG_PROBS]))
@@ -177,19 +185,23 @@ def bound_s(finished: Path, rows: pl.DataFrame) -> dict[str, float]:
         sampled = own.filter(pl.col("item") == GENERATE, pl.col("phase").is_in([COLD, RESCUE]))
         learned = own.filter(pl.col("phase") == UPDATE)
         completions = rows.height / len(MODELS)
-        sampling = completions * tokens * sampled["seconds"].sum() / sampled["tokens"].sum()
-        learning = completions * (tokens + PROMPT_TOKENS) * learned["seconds"].sum() / learned["tokens"].sum()
-        needed[str(model)] = sampling + learning
+        sampling = completions * tokens * seconds_per_token(sampled)
+        needed[str(model)] = sampling + completions * (tokens + PROMPT_TOKENS) * seconds_per_token(learned)
     return needed
 
 
+def seconds_per_token(times: pl.DataFrame) -> float:
+    """Return the mean seconds per token of some rows of the accounting of time."""
+    return float(times["seconds"].sum()) / float(times["tokens"].sum())
+
+
 def _num_pairs(samples: int) -> int:
-    """Pairs of completions of a problem."""
+    """Return the number of pairs of completions of a problem."""
     return math.comb(len(MODELS) * samples, 2)
 
 
 def benchmark(folder: Path, size: str, rounds: int | None, finished: Path | None) -> dict[str, Any]:
-    """Medians of ours and of the alternative, and the share of an iteration."""
+    """Return the medians of ours and of the alternative, and the share of an iteration."""
     num_problems, num_pairwise, usual_rounds = SIZES[size]
     run = make_run(folder, settings(problems=4, cold=COLD_SAMPLES, rescue=RESCUE_SAMPLES))
     rows, warm, distance = make_rows(num_problems), TimedWarm(), run.config.reward.distance
@@ -197,15 +209,12 @@ def benchmark(folder: Path, size: str, rounds: int | None, finished: Path | None
     embedder = create_embedder(resolve_embedder(distance.embedder))
     threads = LocalLimits.of(run.config.cluster, len(MODELS)).threads
     torch.set_num_threads(threads)
-    turns = [
-        (ours(run, warm, rows), per_pair(embedder, few, distance.embedding_weight))
-        for _ in range(rounds or usual_rounds)
-    ]
+    weight = distance.embedding_weight
+    turns = [(ours(run, warm, rows), per_pair(embedder, few, weight)) for _ in range(rounds or usual_rounds)]
     mine = {**medians([a for a, _ in turns]), "load": turns[0][0]["load"]}
     theirs = {name: s * num_problems / num_pairwise for name, s in medians([b for _, b in turns]).items()}
-    theirs["distances of cold, for hints"] = (
-        theirs["distances"] * _num_pairs(COLD_SAMPLES) / _num_pairs(COLD_SAMPLES + RESCUE_SAMPLES)
-    )
+    share_cold = _num_pairs(COLD_SAMPLES) / _num_pairs(COLD_SAMPLES + RESCUE_SAMPLES)
+    theirs["distances of cold, for hints"] = theirs["distances"] * share_cold
     scoring_s = mine["hint: score cold"] + mine["score"] + mine["verify latex"] + mine["verify numbers"]
     figures: dict[str, Any] = {
         "size": size,
@@ -225,25 +234,23 @@ def benchmark(folder: Path, size: str, rounds: int | None, finished: Path | None
 
 def show(figures: dict[str, Any]) -> None:
     """Print a report."""
+    seconds = {**figures["seconds"], "all, without load": figures["scoring_s"]}
     print_table(
         f"{figures['num_problems']:,} problems, {figures['num_completions']:,} completions, seconds",
-        {name: f"{s:9.2f}" for name, s in figures["seconds"].items()}
-        | {"all, without load": f"{figures['scoring_s']:9.2f}"},
+        {name: f"{s:9.2f}" for name, s in seconds.items()},
     )
     print_table("pair by pair, seconds (scaled)", {name: f"{s:9.2f}" for name, s in figures["per_pair_s"].items()})
     rows = {"per pair / ours": f"{figures['per pair / ours']:.1f}"}
     if "bound_s" in figures:
-        rows |= {f"an iteration at least, {m}, s": f"{s:.0f}" for m, s in figures["bound_s"].items()}
-        rows |= {"scoring / the longest of them": f"{figures['share_of_iteration']:.2%}"}
+        rows |= {f"lower bound of an iteration, {m}, s": f"{s:.0f}" for m, s in figures["bound_s"].items()}
+        rows |= {"scoring / the largest bound": f"{figures['share_of_iteration']:.2%}"}
     print_table("ratios", rows)
 
 
 def main(given: Sequence[str] | None = None) -> None:
     """Command line."""
     parser = arguments(__doc__, SIZES, "rounds")
-    parser.add_argument(
-        "--run", type=Path, help="folder of a finished run of real models, for the rates of sampling and training"
-    )
+    parser.add_argument("--run", type=Path, help="finished run of real models, for the rates of sampling and training")
     options = parser.parse_args(given)
     conclude(lambda folder: benchmark(folder, options.size, options.rounds, options.run), show, options.out)
 

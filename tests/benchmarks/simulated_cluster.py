@@ -1,8 +1,9 @@
-"""SIMULATED SLURM, for benchmarks of the controller: a clock that jumps, a queue that follows it, commands that read files.
+"""SIMULATED SLURM for benchmarks of the controller: a clock that jumps, a queue, and commands.
 
-In: what is submitted, and how long things take. Out: what `squeue` prints, status files and publications, when the clock says so.
-The controller is not changed: it runs its commands as processes, parses what they print, and lists real folders. What the
-simulation itself costs is kept apart (`Simulation.controller_cpu_s`).
+In: submissions, and how long waiting and tasks take. Out: what `squeue` prints, status files and
+publications, at their simulated times. The controller is not changed: it runs its commands as
+processes, parses what they print, and lists real folders. The CPU time of the simulation itself is
+subtracted (`Simulation.controller_cpu_s`).
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from time import struct_time
 from typing import Any
 
 from core_hpc.runs.folder import Run
+from core_hpc.runs.messages import JobStatus, Progress, RunningTask
 from core_hpc.slurm.commands import JobId
 from core_hpc.slurm.records import Submission, SubmissionFolder
 from core_hpc.store import manifests
@@ -32,7 +34,7 @@ MIN_JOB_AGE_S = 300.0
 """How long squeue shows a job that has ended."""
 NUM_PROGRESS_WRITES = 4
 SPREAD = 0.5
-"""Waits and durations are drawn evenly from (1 - SPREAD .. 1 + SPREAD) times their mean, for each element by itself."""
+"""Waits and durations are uniform between 1 - SPREAD and 1 + SPREAD times their mean."""
 FIELD, RECORD = "\x1f", "\x1e\n"
 
 COMMANDS = {
@@ -49,7 +51,7 @@ COMMANDS = {
 
 @dataclass
 class Entry:
-    """A line of the queue."""
+    """A line of the simulated queue."""
 
     name: str
     state: str = "PENDING"
@@ -58,14 +60,18 @@ class Entry:
     ended: float | None = None
 
 
-@dataclass
+@dataclass(kw_only=True)
 class Simulation:
-    """The clock and the queue. Stands where a module of the controller has imported `time`.
+    """The clock and the queue. It replaces the module `time` in the modules of the controller.
 
-    Args:
-        folder: for the simulated commands.
+    Attributes:
+        folder: folder of the simulated commands.
         wait_s: mean time in the queue.
         duration_s: mean time of a task, by phase.
+        tasks: publishes the tasks.
+        now: the simulated time, in seconds since 1970.
+        on_look: called whenever the controller is about to look at the queue.
+        num_entries: lines of the queue at each look.
     """
 
     folder: Path
@@ -75,10 +81,8 @@ class Simulation:
     seed: int = 0
     now: float = field(default_factory=time.time)
     on_look: Callable[[], None] = lambda: None
-    """Called whenever the controller is about to look, aside."""
     entries: dict[JobId, Entry] = field(default_factory=dict)
     num_entries: list[int] = field(default_factory=list)
-    """Lines of the queue at each look."""
     num_published: int = 0
     num_submissions: int = 0
 
@@ -111,26 +115,25 @@ class Simulation:
         return time.localtime(*arguments)
 
     def sleep(self, seconds: float) -> None:
-        """Let everything happen that is due until then; costs the controller nothing."""
+        """Do everything that is due until then, without CPU time for the controller."""
         with self.aside():
             until = self.now + seconds
             while self._due and self._due[0][0] <= until:
                 self.now, _, act = heapq.heappop(self._due)
                 act()
             self.now = until
-            self.entries = {
-                id: e for id, e in self.entries.items() if e.ended is None or e.ended > until - MIN_JOB_AGE_S
-            }
+            shown_since = until - MIN_JOB_AGE_S
+            self.entries = {id: e for id, e in self.entries.items() if e.ended is None or e.ended > shown_since}
             self._write_queue()
             self.num_entries.append(len(self.entries))
             self.on_look()
 
-    # --- whose CPU time --------------------------------------------------------------------------
+    # --- CPU time --------------------------------------------------------------------------------
 
     @contextmanager
     def aside(self) -> Iterator[None]:
-        """What happens here is the simulation's, not the controller's."""
-        assert self._aside_since is None, "aside within aside"
+        """Count the CPU time of this block as that of the simulation."""
+        assert self._aside_since is None, "blocks must not be nested"
         self._aside_since = time.process_time(), time.thread_time()
         try:
             yield
@@ -141,21 +144,21 @@ class Simulation:
             self._aside_since = None
 
     def controller_cpu_s(self) -> float:
-        """CPU seconds of this process, all threads, without the simulation's."""
+        """CPU seconds of this process, of all threads, without the simulation."""
         return (time.process_time() if self._aside_since is None else self._aside_since[0]) - self._aside_s
 
     def cpu_seconds(self) -> float:
-        """What the controller asks to know how much it has used: with its (simulated) commands."""
+        """Replacement for `scheduler.cpu_seconds`: with the commands, without the simulation."""
         return self.controller_cpu_s() + commands_cpu_s()
 
     def controller_thread_s(self) -> float:
-        """The same of this thread alone: the timer of a profile."""
+        """CPU seconds of this thread without the simulation: the timer of a profile."""
         return (time.thread_time() if self._aside_since is None else self._aside_since[1]) - self._aside_thread_s
 
     # --- jobs ------------------------------------------------------------------------------------
 
     def submitted(self, run: Run, folder: SubmissionFolder, submission: Submission) -> None:
-        """SLURM has taken an array."""
+        """Add an array that was submitted to the queue."""
         self.num_submissions += 1
         for index in range(len(submission.elements)):
             job = submission.job_id(index)
@@ -164,7 +167,7 @@ class Simulation:
             self._after(self._around(self.wait_s), self._starter(run, folder, submission, index))
 
     def finish_everything(self) -> None:
-        """All that is in the queue is done while no controller looks, and has left the queue."""
+        """Finish all jobs without a controller, and remove them from the queue."""
         while self._due:
             self.now, _, act = heapq.heappop(self._due)
             act()
@@ -209,24 +212,8 @@ class Simulation:
 
 
 def _write_status(path: Path, node: str, key: TaskKey, share: float) -> None:
-    """As slurm_task.Status writes it."""
-    progress = {
-        "task": str(key),
-        "done": round(500 * share),
-        "total": 500,
-        "tokens": round(300_000 * share),
-        "time": 0.0,
-    }
-    body = {
-        "job": "1",
-        "restarts": 0,
-        "node": node,
-        "pid": 1,
-        "started": 0.0,
-        "published": 0,
-        "progress": progress,
-        "stopping": None,
-        "outcome": None,
-    }
+    """Write a status file as a job does (`core_hpc/slurm/element.py`)."""
+    progress = Progress(done=round(500 * share), total=500, tokens=round(300_000 * share))
+    status = JobStatus(job="1", node=node, pid=1, progress=(str(key), RunningTask(0.0, progress)))
     manifests.make_folder(path.parent)
-    path.write_text(json.dumps(body, indent=1))
+    path.write_text(json.dumps(status.to_json(), indent=1))

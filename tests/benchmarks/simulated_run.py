@@ -1,7 +1,8 @@
-"""A run folder of any size with made-up rollouts, written as the phases write them but without texts and token ids.
+"""A run folder of any size with SIMULATED rollouts, without texts and token ids.
 
-In: sizes. Out: a folder that `analysis` reads like that of a finished run. The columns which analysis reads are as in a real
-run (sorted by problem and sample, answers and verdicts that agree, teachers, hints); the wide ones are empty.
+In: sizes. Out: a folder that `analysis` reads like the folder of a finished run. The columns that
+the analysis reads are as in a real run: sorted by problem and sample, with verdicts that fit the
+answers, teachers and hints. The wide columns are empty.
 """
 
 from __future__ import annotations
@@ -21,12 +22,16 @@ from core_hpc.store.schema import COLD, EVALUATE, PROBLEMS, RESCUE, ROLLOUTS
 from core_hpc.store.shards import publish_frame
 
 MODELS = ("ada", "bob")
-ANSWERS = 6  # different wrong answers to a problem
+ANSWERS = 6
+"""Number of wrong answers to a problem."""
 
 
 @dataclass(frozen=True)
 class Size:
-    """Rows: iterations x models x (problems x (cold + evaluation) + cold-failed problems x rescue)."""
+    """The size of a run.
+
+    Rows: iterations x models x (problems x (cold + evaluation) + cold-failed problems x rescue).
+    """
 
     problems: int = 5000
     iterations: int = 15
@@ -36,6 +41,7 @@ class Size:
     evaluation: int = 26
 
     def config(self) -> RunConfig:
+        """The configuration of a run of this size."""
         problems = {"source": "generated", "count": self.problems}
         return RunConfig.model_validate(
             {
@@ -55,7 +61,7 @@ class Size:
 
 
 def make_run(folder: Path, size: Size, seed: int = 0) -> int:
-    """Write the run; returns its number of rollout rows."""
+    """Write the run and return the number of its rollout rows."""
     config, paths, rng = size.config(), RunPaths(folder), np.random.default_rng(seed)
     manifests.make_folder(folder)
     ids = {
@@ -85,7 +91,7 @@ def make_run(folder: Path, size: Size, seed: int = 0) -> int:
 def _part(
     paths: RunPaths, key: TaskKey, problems: np.ndarray, ids: dict[str, list[str]], size: Size, rng: np.random.Generator
 ) -> int:
-    """One cold task with its rescue task, or one evaluation task."""
+    """Write a cold task with its rescue task, or an evaluation task. Return the number of rows."""
     chances = (np.sin(problems * 12.9898 + MODELS.index(key.model)) % 1) ** 2
     names = np.array(ids["evaluation" if key.phase == EVALUATE else "train"])[problems]
     samples = size.evaluation if key.phase == EVALUATE else size.cold

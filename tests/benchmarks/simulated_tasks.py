@@ -1,8 +1,9 @@
-"""What simulated tasks publish: real publications with the real schemas and the phases' own statistics, but no models.
+"""Publications of SIMULATED tasks: the schemas and statistics of the real phases, without models.
 
-In: a run and a key. Out: a publication of it. The rows of a phase are made once and published again under every key: the
-run and the iteration which they name are not those of the key, and texts are short. What the controller reads of them (scores,
-steps, evaluations) has the number of rows of a real task; phases that it does not read have one row.
+In: a run and a task. Out: its publication. The rows of a phase are made once and published for
+every task, so they name another run and iteration, and their texts are short. Scores, steps and
+evaluations, which the controller reads, have as many rows as in a real task. The other phases have
+one row.
 """
 
 from __future__ import annotations
@@ -41,18 +42,22 @@ from core_hpc.store.schema import (
 RESCUED_SHARE = 0.2
 NUM_TOKENS = 8
 TOKENS_A_COMPLETION = 600
-"""As the statistics say it; a row has NUM_TOKENS."""
+"""Tokens per completion in the statistics. A row itself has NUM_TOKENS tokens."""
 
 
 @dataclass
 class SimulatedTasks:
-    """Publishes tasks of one sweep. `update_bytes`: of an update's adapter and optimizer together."""
+    """Publishes tasks of one sweep.
+
+    Attributes:
+        update_bytes: size of adapter and optimizer of an update together.
+    """
 
     update_bytes: int = 1 << 18
     _shards: dict[tuple[str, str, int], tuple[bytes, int]] = field(default_factory=dict)
 
     def publish(self, run: Run, key: TaskKey) -> None:
-        """Publish a task, without waiting for the disk: that is the task's time, not the controller's."""
+        """Publish a task without fsync, which is time of the task and not of the controller."""
         parquet, rows = self._shard(run, key)
 
         def fill(folder: Path) -> dict[str, tuple[int, str]]:
@@ -84,7 +89,7 @@ class SimulatedTasks:
 
 
 def statistics(key: TaskKey, rows: int) -> Callable[[], dict[str, Any]]:
-    """A manifest's statistics, with the names that the phases give them."""
+    """Return the statistics of a manifest, with the names that the phases use."""
     more: dict[str, Any] = {"num_completions": rows}
     if key.phase in GENERATION_PHASES:
         more |= {"num_prompt_tokens": 200 * rows, "num_completion_tokens": TOKENS_A_COMPLETION * rows, "engine": "fake"}
@@ -111,25 +116,20 @@ def _table(key: TaskKey) -> Table:
 
 
 def rows_of(run: Run, key: TaskKey) -> pl.DataFrame:
-    """The rows that a simulated task publishes."""
-    config = run.config
+    """Make the rows that a simulated task publishes."""
+    config, per_part = run.config, run.config.protocol.problems_per_part
     own = {"run_id": run.run_id, "iteration": key.iteration, "model": key.model}
     if key.phase == UPDATE:
         rows = [{**own, "step": s, "global_step": s, **_STEP} for s in range(1, steps_per_iteration(config) + 1)]
     elif key.phase == HINT:
         rows = [{**own, "problem_id": "p0", **_HINT}]
     elif key.phase == SCORE:
-        rows = _score_rows(
-            run, own, range(key.part * (size := config.protocol.problems_per_part), (key.part + 1) * size)
-        )
+        rows = _score_rows(run, own, range(key.part * per_part, (key.part + 1) * per_part))
     else:
-        size, samples = (
-            (config.protocol.problems_per_part, config.evaluation.samples) if key.phase == EVALUATE else (1, 1)
-        )
-        names = [f"{key.part}-{p}" for p in range(size)]
+        size, samples = (per_part, config.evaluation.samples) if key.phase == EVALUATE else (1, 1)
         rows = [
-            {**own, **_rollout(key.phase, k, p), "problem_id": name}
-            for p, name in enumerate(names)
+            {**own, **_rollout(key.phase, k, p), "problem_id": f"{key.part}-{p}"}
+            for p in range(size)
             for k in range(samples)
         ]
     return pl.DataFrame(rows, schema=_table(key).schema)

@@ -1,11 +1,13 @@
-"""Streaming by problem: sampling of an iteration when rescues begin beside the longest cold completions of other parts.
+"""Parts that share an engine: rescues begin while other parts still sample cold completions.
 
     python -m tests.benchmarks.streaming --out /tmp/streaming.json [--size small] [--dtype bfloat16]
 
-The launcher runs one iteration of the quickstart's models in three ways, in turns: all problems in one part; four parts, which an
-engine does one after the other; the same four parts at once (cluster.parts_in_engine). Engines are warm: the untrained models are
-evaluated first. Measured is the time from the first cold task's begin to the last rescue's end, in completion tokens a second, and
-how many of all completions are token for token those of the first way: what is decoded together changes last digits.
+The launcher runs one iteration of the quickstart's models in three ways, alternately: all problems
+in one part; four parts, which an engine samples one after the other; and the same four parts at
+once (cluster.parts_in_engine). Engines are warm, because the untrained models are evaluated first.
+The benchmark measures completion tokens per second from the start of the first cold task to the end
+of the last rescue, and the share of completions that are the same, token for token, as with one
+part. Completions can differ because requests that are decoded together change rounding errors.
 """
 
 from __future__ import annotations
@@ -26,12 +28,12 @@ SIZES = {"small": (4, 2, 1, 1), "usual": (32, 4, 2, 3)}
 """Problems, cold and rescue samples, rounds."""
 NUM_PARTS = 4
 WAYS = {"one part": (1, 1), "parts in turns": (NUM_PARTS, 1), "parts at once": (NUM_PARTS, NUM_PARTS)}
-"""Parts, and how many of them share an engine."""
+"""Number of parts, and how many of them share an engine."""
 IDENTITY = ["phase", "model", "problem_id", "sample_index"]
 
 
 def turn(folder: Path, way: str, size: str, dtype: str) -> dict[str, Any]:
-    """One run: its seconds of sampling, and what it sampled."""
+    """Run once. Return the seconds of sampling, and what was sampled."""
     problems, cold, rescue, _ = SIZES[size]
     num_parts, at_once = WAYS[way]
     values = [
@@ -47,11 +49,11 @@ def turn(folder: Path, way: str, size: str, dtype: str) -> dict[str, Any]:
     )
     shutil.rmtree(folder)
     seconds = max(end for _, end in spans) - min(begin for begin, _ in spans)
-    return {"seconds": seconds, "tokens_per_s": rows["num_completion_tokens"].sum() / seconds, "rows": rows}
+    return {"seconds": seconds, "tokens_per_s": int(rows["num_completion_tokens"].sum()) / seconds, "rows": rows}
 
 
 def benchmark(folder: Path, size: str, dtype: str, rounds: int | None) -> dict[str, Any]:
-    """All ways in turns."""
+    """Run all ways alternately."""
     rounds = rounds or SIZES[size][-1]
     turns = [
         {way: turn(folder / f"{i}-{number}", way, size, dtype) for number, way in enumerate(WAYS)}

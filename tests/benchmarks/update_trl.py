@@ -1,13 +1,17 @@
-"""The update: trained tokens per second and memory of ours against TRL's GRPOTrainer, on the same completions.
+"""The update: tokens per second and memory, compared with TRL on the same completions.
 
-    python -m tests.benchmarks.update_trl --out /tmp/update_trl.json [--size small] [--model gemma3] [--dtype bfloat16]
+    python -m tests.benchmarks.update_trl --out /tmp/update_trl.json [--size small] [--model gemma3]
+    [--dtype bfloat16]
 
-Both: LoRA of rank 16 on all seven projections, AdamW, grpo with clipping and KL 0.04 (so a pass for the reference, and one for
-the log-probabilities before the update), four optimizer steps, no gradient checkpointing. TRL is given the completions by its
-`rollout_func`. Lengths are all the same, or long-tailed (log-normal). A token counts as often as it is in prompt + completion of
-a sequence, whether it is computed there or shared; TRL is tried with several batch sizes, from small to large until one does not
-fit into memory, and its fastest is what ours is compared with, speed and memory. Every turn is a process of its own; its memory
-is the peak after the model is loaded and warm. Needs trl.
+Both use LoRA of rank 16 on all seven projections, AdamW, grpo with clipping and KL 0.04 (so one
+pass for the reference and one for the log-probabilities before the update), four optimizer steps,
+and no gradient checkpointing. TRL gets the completions from its `rollout_func`. All completions
+have the same length, or their lengths have a long tail (log-normal). A token counts once in every
+sequence that contains it, also if the computation is shared.
+
+`GRPOTrainer` of TRL runs with several batch sizes, from small to large until one does not fit into
+memory. Its fastest batch size is compared with ours, in speed and in memory. Every measurement is a
+new process; its memory is the peak after the model is loaded and warm. Needs trl.
 """
 
 from __future__ import annotations
@@ -21,6 +25,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -43,20 +48,23 @@ from tests.benchmarks.measure import (
 from tests.benchmarks.real_run import MODELS, SWEEP, arguments
 
 SIZES = {"small": (4, 2, 48, 1), "usual": (8, 4, 160, 3)}
-"""Problems, completions of each, mean length of a completion, rounds."""
+"""Problems, completions per problem, mean length of a completion, rounds."""
 PROMPT_TOKENS = 96
 TAIL = 1.0
-"""Standard deviation of the logarithm of lengths: the longest of 32 is some five times the mean."""
+"""Standard deviation of the logarithm of lengths.
+
+The longest of 32 is about five times the mean.
+"""
 MICRO_BATCH_TOKENS = 1024
 STEPS = 4
 BATCHES = (2, 4, 8)
-"""Completions that TRL computes at a time."""
+"""Batch sizes of TRL, in completions."""
 KL_WEIGHT = 0.04
 TEMPERATURE = 0.7
 
 
 def lengths(mix: str, count: int, mean: int, *, seed: int = 0) -> list[int]:
-    """Lengths of completions with (about) the same sum, in random order.
+    """Return lengths of completions in random order. Their sum is about the same for all mixes.
 
     >>> lengths("uniform", 3, 50)
     [50, 50, 50]
@@ -67,7 +75,7 @@ def lengths(mix: str, count: int, mean: int, *, seed: int = 0) -> list[int]:
     if mix == "uniform":
         return [mean] * count
     normal = statistics.NormalDist(0, TAIL)
-    # Quantiles, not draws: the tail must not depend on luck.
+    # Quantiles are used instead of draws, so that the tail does not depend on chance.
     drawn = [2.718281828 ** normal.inv_cdf((i + 0.5) / count) for i in range(count)]
     scaled = [max(1, round(mean * count * x / sum(drawn))) for x in drawn]
     random.Random(seed).shuffle(scaled)
@@ -75,7 +83,10 @@ def lengths(mix: str, count: int, mean: int, *, seed: int = 0) -> list[int]:
 
 
 def make_rows(mix: str, size: str, vocabulary: int) -> list[Row]:
-    """Random ids; the completions of a problem have one prompt and advantages of both signs."""
+    """Make rows of random ids.
+
+    Completions of a problem share a prompt and have advantages of both signs.
+    """
     problems, samples, mean, _ = SIZES[size]
     rng, rows = random.Random(1), []
     found = lengths(mix, problems * samples, mean)
@@ -83,17 +94,27 @@ def make_rows(mix: str, size: str, vocabulary: int) -> list[Row]:
         prompt = [rng.randrange(10, vocabulary) for _ in range(PROMPT_TOKENS)]
         for k in range(samples):
             ids = [rng.randrange(10, vocabulary) for _ in range(found[p * samples + k])]
-            rows.append(Row((p, k), f"p{p:03d}", prompt, ids, [-8.0] * len(ids), 1.0 if k % 2 else -1.0, 1.0))
+            rows.append(
+                Row(
+                    key=(p, k),
+                    problem_id=f"p{p:03d}",
+                    prompt_token_ids=prompt,
+                    completion_token_ids=ids,
+                    behaviour_logprobs=[-8.0] * len(ids),
+                    advantage=1.0 if k % 2 else -1.0,
+                    weight=1.0,
+                )
+            )
     return rows
 
 
 def num_tokens(rows: Sequence[Row]) -> int:
-    """Of all sequences, prompts once for each completion."""
+    """Count the tokens of all sequences. A prompt counts once for each of its completions."""
     return sum(len(r.prompt_token_ids) + len(r.completion_token_ids) for r in rows)
 
 
 def answer(rows: Sequence[Row], seconds: float, loaded_mb: float) -> dict[str, float]:
-    """What a turn found."""
+    """Return the figures of one measurement."""
     return {
         "tokens_per_s": num_tokens(rows) / seconds,
         "seconds": seconds,
@@ -103,10 +124,10 @@ def answer(rows: Sequence[Row], seconds: float, loaded_mb: float) -> dict[str, f
 
 
 def ours(folder: Path, rows: list[Row], dtype: Any, threads: int) -> dict[str, float]:
-    """One update of Trainer, from the adapter that a short one before it has written."""
+    """Measure one update of `Trainer`. It starts from the adapter of a short update before it."""
     import torch
 
-    from core_hpc.training.task import UpdateTask
+    from core_hpc.training.task import TrainerSettings, UpdateTask
     from core_hpc.training.trainer import Trainer
 
     torch.set_num_threads(threads)
@@ -118,7 +139,8 @@ def ours(folder: Path, rows: list[Row], dtype: Any, threads: int) -> dict[str, f
         kl_weight=KL_WEIGHT,
         importance={"kind": "none"},
     )
-    trainer = Trainer(folder, LoraSection(), model_name="benchmark", dtype=dtype)
+    lora = LoraSection()
+    trainer = Trainer(TrainerSettings(model_folder=folder, model_name="benchmark", lora=lora, dtype=dtype))
     common: dict[str, Any] = {
         "settings": settings,
         "temperature": TEMPERATURE,
@@ -129,7 +151,12 @@ def ours(folder: Path, rows: list[Row], dtype: Any, threads: int) -> dict[str, f
     }
     with tempfile.TemporaryDirectory() as out:
         short = [
-            Row(r.key, r.problem_id, r.prompt_token_ids[:8], r.prompt_token_ids[8:16], [-8.0] * 8, r.advantage, 1.0)
+            replace(
+                r,
+                prompt_token_ids=r.prompt_token_ids[:8],
+                completion_token_ids=r.prompt_token_ids[8:16],
+                behaviour_logprobs=[-8.0] * 8,
+            )
             for r in rows[:2]
         ]
         trainer.update(UpdateTask(rows=short, previous=None, **common), Path(out, "first"))
@@ -143,8 +170,9 @@ def ours(folder: Path, rows: list[Row], dtype: Any, threads: int) -> dict[str, f
 
 
 def trl(folder: Path, rows: list[Row], dtype: Any, threads: int, batch: int) -> dict[str, float]:
-    """The same by GRPOTrainer: the time from when it has its completions to the end of its last optimizer step."""
-    sys.modules["vllm"] = None  # type: ignore[assignment] - TRL would import it, and vLLM changes the process
+    """Measure GRPOTrainer from when it has its completions to the end of its last step."""
+    # TRL would import vLLM, which changes the process.
+    sys.modules["vllm"] = None  # type: ignore[assignment]
     import torch
     from datasets import Dataset
     from peft import LoraConfig
@@ -165,7 +193,7 @@ def trl(folder: Path, rows: list[Row], dtype: Any, threads: int, batch: int) -> 
         return {
             "prompt_ids": [list(r.prompt_token_ids) for r in given],
             "completion_ids": [list(r.completion_token_ids) for r in given],
-            "logprobs": [list(r.behaviour_logprobs) for r in given],
+            "logprobs": [list(r.behaviour_logprobs or ()) for r in given],
         }
 
     with tempfile.TemporaryDirectory() as out:
@@ -209,14 +237,14 @@ def trl(folder: Path, rows: list[Row], dtype: Any, threads: int, batch: int) -> 
 
 
 def _warm_up(model: Any, torch: Any) -> None:
-    """One pass forward and backward over a few tokens, as ours had."""
+    """Run one forward and backward pass over a few tokens, as `ours` does with its short update."""
     ids = torch.arange(10, 26, device=model.device)[None]
     model(input_ids=ids).logits.float().logsumexp(-1).sum().backward()
     model.zero_grad(set_to_none=True)
 
 
 def benchmark(size: str, model: str, dtype: str, rounds: int | None) -> dict[str, Any]:
-    """Both mixes: all batch sizes of TRL once, then ours and its fastest in turns."""
+    """Measure all batch sizes of TRL once, then alternately ours and the fastest one."""
     problems, samples, _, usual_rounds = SIZES[size]
     rounds = rounds or usual_rounds
     batches = [b for b in BATCHES if (problems * samples // STEPS) % b == 0]
@@ -269,13 +297,11 @@ def main(given: Sequence[str] | None = None) -> None:
         folder = resolve_model(load_sweep(SWEEP).runs[0].config.model(options.model).model).folder
         rows = make_rows(options.mix, options.size, len(load_tokenizer(folder)) - 10)
         threads = len(os.sched_getaffinity(0))
-        own = options.one == "ours"
-        turn = (
-            ours(folder, rows, options.dtype, threads)
-            if own
-            else trl(folder, rows, options.dtype, threads, int(options.batch))
-        )
-        print(json.dumps(turn))
+        if options.one == "ours":
+            figures = ours(folder, rows, options.dtype, threads)
+        else:
+            figures = trl(folder, rows, options.dtype, threads, int(options.batch))
+        print(json.dumps(figures))
         return
     conclude(lambda _: benchmark(options.size, options.model, options.dtype, options.rounds), show, options.out)
 

@@ -1,12 +1,14 @@
-"""Weak scaling of the arrays driver on a development cluster: 1 to 4 workers, each with the same work.
+"""Weak scaling of the driver `arrays`: 1 to 4 workers, each with the same work.
 
     python -m tests.benchmarks.weak_scaling --out /tmp/weak_scaling.json [--size small]
 
-A worker is an element of the job array on a node of its own (tests/support/cluster.py), which does parts of a cold phase one after the other.
-The engine is the fake one, made to WAIT as long for each completion as a GPU might need, since a single machine has not the cores
-of a cluster: so what is measured is the software around the engines. Counted are completions per second of each worker, from the
-submission to the last publication as the driver sees it, and from the first start to the last end of the tasks; SLURM commands;
-and the operations that one task makes below its run's folder (by strace, where it is installed), per completion.
+A worker is an element of a job array on its own node of a development cluster
+(`tests/support/cluster.py`). It runs parts of a cold phase one after the other. One machine does
+not have the cores of a cluster, so the engine is the fake one and WAITS for each completion as long
+as a GPU might need. The benchmark therefore measures the software around the engines: completions
+per second and worker, from the submission to the last publication that the driver sees, and from
+the first start to the last end of the tasks; the number of SLURM commands; and file operations of
+one task in the folder of its run, per completion (if strace is installed).
 """
 
 from __future__ import annotations
@@ -30,8 +32,8 @@ from core_hpc.phases import run_task
 from core_hpc.phases.context import TaskContext, Warm
 from core_hpc.runs import folder as runs
 from core_hpc.runs.folder import Run, open_run
+from core_hpc.runs.messages import Done, Failed
 from core_hpc.runs.sweep import load_sweep
-from core_hpc.slurm.arrays import ArraysExecutor
 from core_hpc.slurm.commands import Slurm
 from core_hpc.slurm.records import ENDED, FAILED, OPEN, SubmissionFolder
 from core_hpc.store.paths import TaskKey
@@ -39,6 +41,7 @@ from core_hpc.store.schema import COLD
 from tests.benchmarks.measure import conclude, print_table
 from tests.benchmarks.real_run import arguments
 from tests.support.cluster import running_cluster
+from tests.support.fake_slurm import executor_of
 from tests.support.tiny import make_tiny_model, tiny_sweep
 
 SAMPLES = 8
@@ -46,20 +49,25 @@ PROBLEMS_PER_PART = 32
 PARTS_PER_WORKER = 2
 ENGINE = """
 import time
-from core_hpc.engines import fake_engine
-plain = fake_engine.FakeEngine.generate
-def generate(self, requests, *args, **more):
-    time.sleep({wait_s} * len(requests))
-    return plain(self, requests, *args, **more)
-fake_engine.FakeEngine.generate = generate
+from core_hpc.engines import fake
+plain = fake.FakeEngine.step
+def step(self):
+    time.sleep({wait_s})
+    return plain(self)
+fake.FakeEngine.step = step
 """
-"""sitecustomize.py of the jobs."""
+"""The file sitecustomize.py of the jobs. A step of the fake engine makes one completion."""
 _CALL = re.compile(r"^(?:\d+ +)?(\w+)\(")
 
 
 @dataclass(frozen=True)
 class Size:
-    """Of the benchmark. `wait_s`: for one completion."""
+    """The size of the benchmark.
+
+    Attributes:
+        workers: the numbers of workers.
+        wait_s: how long the engine waits for one completion.
+    """
 
     workers: tuple[int, ...]
     wait_s: float
@@ -69,7 +77,7 @@ SIZES = {"small": Size((1, 2), 0.005), "usual": Size((1, 2, 3, 4), 0.05)}
 
 
 def make_run(folder: Path, name: str, workers: int, parts: int, **slurm: Any) -> Run:
-    """A run of one tiny model with so many parts for every worker."""
+    """Create a run of one tiny model with `parts` parts for every worker."""
     problems = workers * parts * PROBLEMS_PER_PART
     path = tiny_sweep(
         folder / f"{name}.yaml",
@@ -108,21 +116,21 @@ def make_run(folder: Path, name: str, workers: int, parts: int, **slurm: Any) ->
 
 
 def one_phase(folder: Path, workers: int, wait_s: float) -> dict[str, Any]:
-    """The cold phase on so many workers."""
+    """Run the cold phase on `workers` workers and measure it."""
     site = folder / "site"
     site.mkdir(exist_ok=True)
     (site / "sitecustomize.py").write_text(ENGINE.format(wait_s=wait_s))
     run = make_run(folder, f"workers-{workers}", workers, PARTS_PER_WORKER, setup=[f"export PYTHONPATH={site}"])
     slurm = Slurm()
-    executor = ArraysExecutor(run.config.cluster, slurm, [run], start_id="benchmark", notify=lambda words: None)
+    executor = executor_of(run, slurm, start_id="benchmark", notify=lambda message: None)
     wanted = [(run, key) for key in run.graph().tasks() if key.phase == COLD]
     began, done = time.perf_counter(), 0
     executor.submit(wanted)
     while done < len(wanted):
         for event in executor.poll():
-            if event.kind == "failed":
-                raise RuntimeError(f"{event.task.key}: {event.fields}")
-            done += event.kind == "done"
+            if isinstance(event, Failed):
+                raise RuntimeError(f"{event.task.key}: {event}")
+            done += isinstance(event, Done)
     wall_s = time.perf_counter() - began
     tasks = times_of(run.root).tasks
     working_s = max(t.ended for t in tasks) - min(t.began for t in tasks)
@@ -141,17 +149,18 @@ def one_phase(folder: Path, workers: int, wait_s: float) -> dict[str, Any]:
 
 
 def store_operations(folder: Path) -> dict[str, Any] | None:
-    """Operations below the run's folder of one cold task, by system call; None without strace."""
+    """Count the operations of one cold task in the folder of its run, by system call.
+
+    Returns:
+        None if strace is not installed.
+    """
     if shutil.which("strace") is None:
         return None
     run = make_run(folder, "operations", 1, 1)
     trace = folder / "trace"
     command = ["strace", "-f", "-y", "-e", "trace=%file,fsync,fdatasync,getdents64,read,write", "-o", str(trace)]
-    subprocess.run(
-        [*command, sys.executable, "-m", "tests.benchmarks.weak_scaling", "--run", str(run.root)],
-        check=True,
-        capture_output=True,
-    )
+    command += [sys.executable, "-m", "tests.benchmarks.weak_scaling", "--run", str(run.root)]
+    subprocess.run(command, check=True, capture_output=True)
     counts: Counter[str] = Counter()
     for line in trace.read_text(errors="replace").splitlines():
         if str(run.root) in line and (found := _CALL.match(line)):
@@ -166,7 +175,7 @@ def store_operations(folder: Path) -> dict[str, Any] | None:
 
 
 def benchmark(folder: Path, size: Size) -> dict[str, Any]:
-    """All numbers of workers, one after the other; each is a phase of the same work a worker."""
+    """Measure all numbers of workers, one after the other, with the same work per worker."""
     make_tiny_model(folder / "model")
     operations = store_operations(folder)
     with running_cluster(nodes=max(size.workers)) as cluster, mock.patch.dict(os.environ, cluster.environment()):
@@ -183,7 +192,8 @@ def benchmark(folder: Path, size: Size) -> dict[str, Any]:
 def show(figures: dict[str, Any]) -> None:
     """Print a report."""
     rows = {
-        f"{n} workers": f"{f['completions_per_s_and_worker']:6.1f} a worker from the submission ({f['efficiency']:.0%}), "
+        f"{n} workers": f"{f['completions_per_s_and_worker']:6.1f} per worker from the submission "
+        f"({f['efficiency']:.0%}), "
         f"{f['of_working_time']:6.1f} of working time ({f['efficiency_of_working_time']:.0%}); {f['slurm_calls']}"
         for n, f in figures["workers"].items()
     }
@@ -194,7 +204,7 @@ def show(figures: dict[str, Any]) -> None:
         if operations
         else {"not counted": "no strace"}
     )
-    print_table("operations of one task below its run's folder", rows)
+    print_table("operations of one task in the folder of its run", rows)
 
 
 def main(given: Sequence[str] | None = None) -> None:

@@ -1,6 +1,6 @@
-"""A sweep on a real SLURM cluster to which everything happens ends with what the undisturbed run published.
+"""A sweep on a real SLURM cluster publishes the same results whatever happens to it.
 
-The usual test run does the short list. The full matrix, every fault at every phase:
+An ordinary test run does a short list of faults. The full matrix has every fault at every phase:
 
     python -m pytest tests/faults/test_cluster_faults.py --full -s
 """
@@ -61,12 +61,13 @@ SHORT = [
 
 
 def _first(task: str) -> list[Fault]:
-    """In the order in which the attempts of a task pass the points."""
+    """Faults of a first iteration, in the order in which a task passes the fault points."""
     kinds = ["worker killed", "element cancelled", "preempted", "disk full"]
     return [*(Fault(kind, task) for kind in kinds), Fault("controller killed", task, "publish.data_in_place")]
 
 
 def _second(task: str) -> list[Fault]:
+    """Faults of a second iteration."""
     kinds = ["job killed", "power cut", "time limit", "file altered", "slurmctld restarted"]
     return [Fault(kind, task) for kind in kinds] + [Fault("slurmdbd restarted", task, "publish.before_manifest")]
 
@@ -79,7 +80,10 @@ MATRIX = {
     ],
     "second": [*(fault for host in HOSTS for fault in _second(host.format("0002"))), *_second("evaluate/0002/m0/000")],
 }
-"""Every fault at every phase, in two sweeps: one is disturbed in its first iteration, the other in its second."""
+"""Every fault at every phase.
+
+One sweep has them in its first iteration, the other in its second.
+"""
 
 
 @pytest.fixture(scope="module")
@@ -92,20 +96,20 @@ def undisturbed(tiny_models: list[Path], tmp_path_factory: pytest.TempPathFactor
 
 @pytest.fixture
 def small_disk(tmp_path: Path) -> Iterator[Path]:
-    """A small file system of its own, which can be filled without harm."""
+    """Mount a small file system that a test can fill without harm."""
     folder = tmp_path / "disk"
     folder.mkdir()
     done = subprocess.run(
         ["mount", "-t", "tmpfs", "-o", "size=1200m", "tmpfs", str(folder)], capture_output=True, text=True, check=False
     )
     if done.returncode != 0:
-        pytest.skip(f"a small file system cannot be mounted here ({done.stderr.strip()}): needs root")
+        pytest.skip(f"mounting a small file system needs root ({done.stderr.strip()})")
     yield folder
     subprocess.run(["umount", "--lazy", str(folder)], check=True)
 
 
 @pytest.mark.parametrize("chosen", ["short", *MATRIX])
-def test_everything_happens_and_nothing_is_lost(
+def test_faults_lose_nothing_and_change_nothing(
     chosen: str,
     cluster: DevCluster,
     tiny_models: list[Path],
@@ -115,11 +119,12 @@ def test_everything_happens_and_nothing_is_lost(
     request: pytest.FixtureRequest,
 ) -> None:
     if (chosen == "short") == request.config.getoption("--full"):
-        pytest.skip("the full matrix runs with --full, in place of the short list")
+        pytest.skip("--full runs the full matrix instead of the short list")
     faults = MATRIX.get(chosen, SHORT)
     section = {"driver": "arrays", "threads": 1, "max_attempts": 30, "slurm": SLURM}
     sweep = tiny_sweep(tmp_path / "tiny.yaml", tiny_models, small_disk / "out", **ONE_PART, cluster=section)
-    disturber = Disturber(cluster, sweep, tmp_path, small_disk / "out" / "tiny", list(faults))
+    output = small_disk / "out" / "tiny"
+    disturber = Disturber(cluster=cluster, sweep=sweep, folder=tmp_path, output=output, faults=list(faults))
     try:
         run = disturber.run()
     finally:
@@ -133,7 +138,7 @@ def test_everything_happens_and_nothing_is_lost(
     assert differences(undisturbed, run) == []
     submitted = disturber.submissions()
     too_often = {task: (n, 1 + disturber.extra[task]) for task, n in submitted.items() if n > 1 + disturber.extra[task]}
-    assert too_often == {}, "tasks that were submitted more often than the faults explain"
+    assert too_often == {}, "some tasks were submitted more often than the faults explain"
     done = launch(sweep, env=cluster.environment())
     assert "everything is done" in done.stdout
     assert leftovers(run, PHASES) == []

@@ -1,7 +1,8 @@
-"""Kill the launcher at every phase boundary and tasks inside their publishing; in the end nothing is lost or different.
+"""Kill the launcher between phases, and tasks while they publish: no result is lost or changes.
 
-One run is driven through a chain of starts. In each start a task of one phase dies by SIGKILL at a fault point within
-its publishing, and the launcher dies by SIGKILL as soon as that phase has published. The last start is left alone.
+One run is continued by a chain of starts. In each start a task of one phase is killed (SIGKILL) at
+a fault point while it publishes, and the launcher is killed as soon as that phase has published
+something. The last start is not disturbed.
 """
 
 from pathlib import Path
@@ -36,9 +37,7 @@ def undisturbed(tiny_models: list[Path], tmp_path_factory: pytest.TempPathFactor
     return the_run(folder / "out" / "tiny")
 
 
-def test_killed_at_every_phase_boundary_and_inside_publishing(
-    undisturbed: Path, tiny_models: list[Path], tmp_path: Path
-) -> None:
+def test_kills_between_phases_and_while_publishing(undisturbed: Path, tiny_models: list[Path], tmp_path: Path) -> None:
     sweep = tiny_sweep(tmp_path / "tiny.yaml", tiny_models, tmp_path / "out")
     fired = []
     for number, (phase, iteration, point) in enumerate(CHAIN):
@@ -62,10 +61,11 @@ def test_killed_at_every_phase_boundary_and_inside_publishing(
     assert not (tmp_path / "out" / "tiny" / "claim.json").exists()
 
 
-def test_a_damaged_shard_is_set_aside_and_made_again(
-    undisturbed: Path, tiny_models: list[Path], tmp_path: Path
-) -> None:
-    """Damage that keeps the size is found by the task that reads it; a missing file at the next start."""
+def test_a_damaged_shard_is_set_aside_and_replaced(undisturbed: Path, tiny_models: list[Path], tmp_path: Path) -> None:
+    """The next start finds a missing file.
+
+    Other damage is found by the task that reads the file.
+    """
     sweep = tiny_sweep(tmp_path / "tiny.yaml", tiny_models, tmp_path / "out")
     folder = tmp_path / "out" / "tiny"
     assert launch_and_kill(
@@ -78,9 +78,8 @@ def test_a_damaged_shard_is_set_aside_and_made_again(
     content[len(content) // 2] ^= 255
     paths[0].write_bytes(bytes(content))
     paths[1].unlink()
-    evaluated = next(
-        k for k in shards.published_keys(run) if k.phase == EVALUATE
-    )  # read by the controller, for TensorBoard
+    # The controller reads evaluations, for TensorBoard.
+    evaluated = next(k for k in shards.published_keys(run) if k.phase == EVALUATE)
     path = manifests.read_manifest(RunPaths(run).task_manifest(evaluated)).file(".parquet")
     content = bytearray(path.read_bytes())
     content[len(content) // 2] ^= 255

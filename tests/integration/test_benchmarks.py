@@ -1,4 +1,4 @@
-"""The benchmarks still run: each once, much reduced. Their figures are not judged here."""
+"""Some benchmarks run once at a very small size. The tests do not judge their speed."""
 
 from __future__ import annotations
 
@@ -32,8 +32,10 @@ def test_a_controller_on_simulated_slurm(tmp_path: Path, capsys: pytest.CaptureF
     controller_cpu.show(json.loads((tmp_path / "out.json").read_text()))
     assert "SIMULATED" in capsys.readouterr().out
     new, again = figures["start_new"], figures["start_again"]
-    assert new["num_published"] > 0  # waits of 10 and tasks of 20 minutes fit into 36
-    assert again["published_before"] >= 2 * (2 + 26)  # of each run: evaluation before, one iteration
+    # A wait of 10 minutes and a task of 20 minutes fit into the 36 simulated minutes.
+    assert new["num_published"] > 0
+    # Per run: the evaluation before training, and one iteration.
+    assert again["published_before"] >= 2 * (2 + 26)
     assert new["loop_calls"]["squeue"] == new["num_looks"] > 36 * 60 / 30
     hour = figures["hour_again"]
     assert hour["percent_of_a_core"] == pytest.approx(hour["total_cpu_s"] / 36, abs=0.01)
@@ -55,7 +57,7 @@ def test_a_large_array(cluster: DevCluster, tmp_path: Path) -> None:
 
 
 def test_reading_a_run(tmp_path: Path) -> None:
-    """Without DuckDB, which only the comparison needs: the rows of every way of reading are the same."""
+    """Every way of reading finds the same rows. Ways that need DuckDB are left out."""
     run = tmp_path / "run"
     rows = make_run(run, analysis_scale.SIZES["small"])
     found = {
@@ -67,7 +69,7 @@ def test_reading_a_run(tmp_path: Path) -> None:
 
 
 def test_coverage_of_intervals() -> None:
-    """So few studies say nothing of coverage; every interval must at least be there."""
+    """Two studies are too few to judge coverage, but every interval must exist."""
     figures = interval_coverage.coverage(2, seed=1, population=2000)
     assert len(figures) >= 25
     assert all(0 <= figure["covered_percent"] <= 100 for figure in figures.values())

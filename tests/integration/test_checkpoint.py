@@ -1,4 +1,4 @@
-"""Updates of a tiny run that are told to stop, or killed, go on from their checkpoint and publish what they would have."""
+"""A stopped or killed update continues from its checkpoint and publishes the usual result."""
 
 from __future__ import annotations
 
@@ -25,7 +25,10 @@ KEY = TaskKey(1, UPDATE, "m0")
 
 @pytest.fixture(scope="module")
 def killed(tiny_models: list[Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A run of one model and one iteration whose update, of four steps, died after its third one, and which then went on."""
+    """A run of one model and one iteration.
+
+    Its update of four steps was killed after the third step, and then continued.
+    """
     folder = tmp_path_factory.mktemp("killed")
     sampling = {"max_new_tokens": 48, "temperature": 1.0, "top_p": 1.0}
     sweep = tiny_sweep(
@@ -44,7 +47,11 @@ def killed(tiny_models: list[Path], tmp_path_factory: pytest.TempPathFactory) ->
 
 @pytest.fixture(scope="module")
 def attempts(killed: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
-    """The update again in two copies of the run: undisturbed, and as update_attempts.py says. What was seen of it."""
+    """The update again in two copies of the run, as `update_attempts.py` describes.
+
+    Returns:
+        The folders of the copies, the reports of the attempts, and the log.
+    """
     copies = {
         name: Path(shutil.copytree(killed, tmp_path_factory.mktemp("runs") / name))
         for name in ("undisturbed", "interrupted")
@@ -52,7 +59,7 @@ def attempts(killed: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str
     for copy in copies.values():
         RunPaths(copy).task_manifest(KEY).unlink()
         config = RunPaths(copy).config
-        config.write_text(config.read_text().replace("1e-09", "0.0"))  # no checkpoint but when told to stop
+        config.write_text(config.read_text().replace("1e-09", "0.0"))  # checkpoints only on request
     with socket.socket() as s:
         s.bind(("127.0.0.1", 0))
         port = s.getsockname()[1]
@@ -83,21 +90,21 @@ def resumed_from_step(run: Path) -> int:
     return found
 
 
-def test_a_killed_update_loses_the_steps_since_its_last_checkpoint_only(killed: Path, attempts: dict[str, Any]) -> None:
+def test_a_killed_update_loses_only_the_steps_since_its_last_checkpoint(killed: Path, attempts: dict[str, Any]) -> None:
     assert (resumed_from_step(killed), resumed_from_step(attempts["undisturbed"])) == (2, 0)
     assert differences(attempts["undisturbed"], killed) == []
     assert not RunPaths(killed).checkpoint_folder(KEY).exists()
 
 
-def test_stopped_stopped_again_and_finished_from_an_older_checkpoint(attempts: dict[str, Any]) -> None:
+def test_an_update_is_stopped_twice_and_finished_from_an_older_checkpoint(attempts: dict[str, Any]) -> None:
     undisturbed, first, second, third, fourth = attempts["seen"]
     assert (undisturbed["progress"], undisturbed["stored"]) == ([1, 2, 3, 4], None)
-    assert first["message"] == "update: told to stop after 2 of 4 optimizer steps"
-    assert second["message"] == "update: told to stop after 3 of 4 optimizer steps"
+    assert first["message"] == "update: stopped on request after 2 of 4 optimizer steps"
+    assert second["message"] == "update: stopped on request after 3 of 4 optimizer steps"
     assert (first["progress"], second["progress"], third["progress"], fourth["progress"]) == ([1, 2], [3], [3, 4], [])
     assert [a["published"] for a in (first, second, third, fourth)] == [False, False, True, True]
     assert [len(a["stored"]) for a in (first, second)] == [2, 4]  # a manifest and a folder each
     assert third["stored"] is None
-    assert "a checkpoint is not used, and removed" in attempts["log"]
+    assert "removed a checkpoint that cannot be used" in attempts["log"]
     assert resumed_from_step(attempts["interrupted"]) == 2
     assert differences(attempts["undisturbed"], attempts["interrupted"]) == []

@@ -1,6 +1,6 @@
-"""What slurm.commands says about a real Slurm: each way in which a job can end, and what can be asked without one.
+"""Queries of a real SLURM (`core_hpc/slurm/commands.py`): how jobs end, and facts about the site.
 
-And the doctor's test job, which rests on it.
+The test job of `core_hpc/doctor/` is tested here as well, because it needs the same cluster.
 """
 
 from __future__ import annotations
@@ -27,20 +27,19 @@ ROOT = Path(__file__).parents[2]
 def slurm(cluster: Any, monkeypatch: pytest.MonkeyPatch) -> Slurm:
     for name, value in cluster.environment().items():
         monkeypatch.setenv(name, value)
-    monkeypatch.setenv("SQUEUE_FORMAT", "%i")  # a user's own setting must not disturb
-    monkeypatch.chdir(ROOT)  # where the test job finds core_hpc, if it is not installed
+    monkeypatch.setenv("SQUEUE_FORMAT", "%i")  # a user's own setting must change nothing
+    monkeypatch.chdir(ROOT)  # so that the test job finds core_hpc if it is not installed
     return Slurm()
 
 
 def submit(cluster: Any, script: str, *options: str) -> int:
-    return int(
-        cluster.run("sbatch", "--parsable", "--mem=50", "--output=/dev/null", *options, "--wrap", script)
-        .strip()
-        .partition(";")[0]
-    )
+    """Submit a job and return its id."""
+    printed = cluster.run("sbatch", "--parsable", "--mem=50", "--output=/dev/null", *options, "--wrap", script)
+    return int(printed.strip().partition(";")[0])
 
 
 def entries(slurm: Slurm, job: int) -> dict[int | None, QueueEntry]:
+    """The entries of a job in the queue, by array index."""
     return {e.id.index: e for e in slurm.queue() if e.id.job == job}
 
 
@@ -59,12 +58,13 @@ def test_endings_of_array_elements(slurm: Slurm, cluster: Any) -> None:
     assert entries(slurm, job)[3].name == "odd|na\x1fme, two\nlines"
     assert not slurm.has_ended(job)
 
-    slurm.cancel([JobId(job, 3), JobId(job, 4), JobId(job, 0), JobId(held, 7)])  # 0 has ended, 7 never began
+    # Element 0 has ended, and element 7 of the held job has not begun.
+    slurm.cancel([JobId(job, 3), JobId(job, 4), JobId(job, 0), JobId(held, 7)])
     wait_for(lambda: slurm.has_ended(job), "the end")
     states = [entries(slurm, job)[i].state for i in range(5)]
     assert states == ["COMPLETED", "FAILED", "FAILED", "CANCELLED", "CANCELLED"]
     assert not any(e.active for e in entries(slurm, job).values())
-    assert set(entries(slurm, held)) == set(range(10)) - {7}  # it vanished
+    assert set(entries(slurm, held)) == set(range(10)) - {7}  # squeue no longer lists it
     assert {e.state for e in entries(slurm, held).values()} == {"PENDING"}
 
     slurm.cancel([held])
@@ -72,19 +72,21 @@ def test_endings_of_array_elements(slurm: Slurm, cluster: Any) -> None:
     assert {e.state for e in entries(slurm, held).values()} == {"CANCELLED"}
     rows: dict[JobId, AccountingEntry] = {}
 
-    def all_booked() -> bool:
-        rows.clear()  # the books lag behind: until the end of the held job is in them, they may list all its elements as waiting
+    def all_recorded() -> bool:
+        # Accounting is late: until it has the end of the held job, it may list all its elements as
+        # waiting.
+        rows.clear()
         rows.update(slurm.accounting([job, held], since=began) or {})
         return all(i in rows and rows[i].end is not None for i in [*(JobId(job, i) for i in range(5)), JobId(held, 9)])
 
-    wait_for(all_booked, "the accounting")
-    booked = [rows[JobId(job, i)] for i in range(5)]
-    assert [(r.state, r.exit_code, r.signal) for r in booked[:3]] == [
+    wait_for(all_recorded, "the accounting")
+    recorded = [rows[JobId(job, i)] for i in range(5)]
+    assert [(r.state, r.exit_code, r.signal) for r in recorded[:3]] == [
         ("COMPLETED", 0, 0),
         ("FAILED", 3, 0),
         ("FAILED", 0, 9),
     ]
-    assert [r.state for r in booked[3:]] == ["CANCELLED", "CANCELLED"]
+    assert [r.state for r in recorded[3:]] == ["CANCELLED", "CANCELLED"]
     assert abs((rows[JobId(job, 0)].start or 0) - began) < 60
     assert JobId(held, 7) not in rows
 
@@ -100,7 +102,7 @@ def test_a_long_irregular_array_is_listed_in_full(slurm: Slurm, cluster: Any) ->
         slurm.cancel([job])
 
 
-def test_a_requeued_job_is_waiting_again(slurm: Slurm, cluster: Any) -> None:
+def test_a_requeued_job_waits_again(slurm: Slurm, cluster: Any) -> None:
     job = submit(cluster, "sleep 300", "--requeue")
     try:
         wait_for(lambda: entries(slurm, job)[None].state == "RUNNING", "the start")
@@ -112,12 +114,11 @@ def test_a_requeued_job_is_waiting_again(slurm: Slurm, cluster: Any) -> None:
         slurm.cancel([job])
 
 
-def test_the_site(slurm: Slurm, cluster: Any) -> None:
+def test_limits_nodes_partitions_and_accounts(slurm: Slurm, cluster: Any) -> None:
     limits = slurm.limits(partition=None, qos=None, account=None)
     assert limits.max_array_size == int(slurm.config()["MaxArraySize"])
-    job = submit(
-        cluster, "true", "-H", "-a", f"0-{limits.max_array_size - 1}"
-    )  # as many elements as it says, and no more
+    # The largest array that the limit allows is accepted, and one more element is refused.
+    job = submit(cluster, "true", "-H", "-a", f"0-{limits.max_array_size - 1}")
     slurm.cancel([job])
     command = ["sbatch", "-H", "-a", f"0-{limits.max_array_size}", "--wrap", "true"]
     assert "Invalid job array" in subprocess.run(command, capture_output=True, text=True, check=False).stderr
@@ -136,25 +137,26 @@ def test_the_site(slurm: Slurm, cluster: Any) -> None:
     assert slurm.has_ended(3)
 
 
-def test_no_controller_is_no_answer(slurm: Slurm, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    # Nobody listens on this port: as seen from here, slurmctld is away.
-    text = Path(os.environ["SLURM_CONF"]).read_text()
+def test_an_unreachable_slurmctld_is_reported_as_unavailable(
+    slurm: Slurm, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    # No process listens on this port, so that slurmctld cannot be reached.
+    lines = Path(os.environ["SLURM_CONF"]).read_text().splitlines(keepends=True)
     conf = tmp_path / "slurm.conf"
-    conf.write_text(
-        "".join("SlurmctldPort=1\n" if s.startswith("SlurmctldPort=") else s for s in text.splitlines(True))
-    )
+    conf.write_text("".join("SlurmctldPort=1\n" if s.startswith("SlurmctldPort=") else s for s in lines))
     monkeypatch.setenv("SLURM_CONF", str(conf))
-    away = Slurm(timeout_s=1)
-    for ask in (away.queue, lambda: away.has_ended(3), away.config, lambda: away.cancel([3])):
+    unreachable = Slurm(timeout_s=1)
+    queries = (unreachable.queue, lambda: unreachable.has_ended(3), unreachable.config, lambda: unreachable.cancel([3]))
+    for query in queries:
         with pytest.raises(SlurmUnavailableError):
-            ask()
+            query()
 
 
 # --- the doctor ----------------------------------------------------------------------------------
 
 
 def doctor_sweep(folder: Path, **slurm: Any) -> Path:
-    """A sweep whose model is not loaded, only looked at."""
+    """Write a sweep whose model is looked at but not loaded."""
     model = folder / "model"
     model.mkdir()
     (model / "config.json").write_text('{"max_position_embeddings": 512}')
@@ -168,17 +170,16 @@ def doctor_sweep(folder: Path, **slurm: Any) -> Path:
     return tiny_sweep(folder / "sweep.yaml", [model], folder / "out", cluster=cluster)
 
 
-def test_the_doctor_looks_at_the_nodes(
+def test_the_doctor_checks_the_nodes(
     slurm: Slurm, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(
-        doctor_job, "packages_of", lambda group, subject: ("torch",) if group == "update" else ()
-    )  # a few seconds less
+    # Importing fewer packages saves a few seconds.
+    monkeypatch.setattr(doctor_job, "packages_of", lambda group, subject: ("torch",) if group == "update" else ())
     status = doctor.main([str(doctor_sweep(tmp_path, generate={"gpus_per_node": 1}))])
-    told = capsys.readouterr().out
-    assert status == 0, told
-    for words in (
-        "SLURM would take its jobs",
+    printed = capsys.readouterr().out
+    assert status == 0, printed
+    for expected in (
+        "SLURM would accept its jobs",
         "test job of `generate` on ",
         "test job of `score` on ",
         "test job of `update` on ",
@@ -186,13 +187,13 @@ def test_the_doctor_looks_at_the_nodes(
         "1 GPU(s) granted",
         "its answer here within",
     ):
-        assert words in told
-    assert "meet" not in told.partition("test job of `update`")[2]
+        assert expected in printed
+    assert "could not connect" not in printed.partition("test job of `update`")[2]
     assert not [e for e in slurm.queue() if e.name == "core_hpc-doctor" and e.active]
     assert sorted(p.name for p in tmp_path.iterdir()) == ["model", "sweep.yaml"]
 
 
-def test_the_doctor_finds_a_broken_set_up(
+def test_the_doctor_shows_the_log_of_a_failing_setup(
     slurm: Slurm, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(doctor_job, "SILENCE_WITH_LOG_S", 1.0)
@@ -200,11 +201,10 @@ def test_the_doctor_finds_a_broken_set_up(
     assert "no such module" in capsys.readouterr().out
 
 
-def test_the_doctor_does_not_wait_for_ever(
+def test_the_doctor_does_not_wait_without_limit(
     slurm: Slurm, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(doctor_job, "WAITING_S", 0.5)
     assert doctor.main([str(doctor_sweep(tmp_path, options={"hold": True}))]) == 0
-    told = capsys.readouterr().out
-    assert "still waits" in told
+    assert "still waits" in capsys.readouterr().out
     assert not [e for e in slurm.queue() if e.name == "core_hpc-doctor" and e.active]

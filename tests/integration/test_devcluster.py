@@ -1,4 +1,4 @@
-"""The development cluster is a Slurm as jobs and the controller need it: GPUs, limits, memory, power cuts, absences."""
+"""The development cluster behaves like a real Slurm: GPUs, limits, memory, power cuts, daemons that are down."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def test_an_array_gets_gpus_and_resolvable_node_names(cluster: DevCluster, tmp_p
     script = "echo $CUDA_VISIBLE_DEVICES $SLURM_JOB_ACCOUNT $SLURMD_NODENAME; sleep 1"
     submit(cluster, "--wait", "--array=0-7", "--gres=gpu:1", "--mem=100", f"--output={tmp_path}/%a", "--wrap", script)
     seen = [tuple((tmp_path / str(i)).read_text().split()) for i in range(8)]
-    # 4 nodes of 2 GPUs, all in use at once: every task has one of its own
+    # 4 nodes with 2 GPUs, all in use at once: every task has its own
     assert sorted(seen) == sorted((gpu, "research", node) for node in cluster.node_names for gpu in "01")
 
 
@@ -60,7 +60,7 @@ def test_memory_above_the_request_kills_the_job(cluster: DevCluster, tmp_path: P
 
 def test_the_controller_template_runs_the_launcher(cluster: DevCluster, tmp_path: Path) -> None:
     log = tmp_path / "log"
-    with pytest.raises(ClusterError, match="status 2"):  # argparse: the launcher's own status, through the template
+    with pytest.raises(ClusterError, match="status 2"):  # argparse's exit status, passed on by the template
         submit(
             cluster,
             "--wait",
@@ -81,7 +81,7 @@ def test_slurm_goes_away_and_comes_back(cluster: DevCluster) -> None:
         cluster.run("sacct", "-j", job)
     cluster.stop_ctld()
     with pytest.raises(ClusterError):
-        cluster.run("scontrol", "ping")  # answers at once; squeue would try for 9 s
+        cluster.run("scontrol", "ping")  # answers at once; squeue repeats for 9 s
     cluster.start_dbd()
     cluster.start_ctld()
     wait_for(lambda: states(cluster, job) == ["COMPLETED"], "the end", timeout_s=20)

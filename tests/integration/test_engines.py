@@ -1,7 +1,8 @@
-"""The real engines on a real small model, against forward passes of plain transformers and PEFT.
+"""The real engines on a small real model, against forward passes of plain transformers and PEFT.
 
-Each engine runs in a process of its own (vLLM alters its process), started as a worker is: this file, run as a script, reads cases
-and writes completions as JSON. The tests compare them with references computed here.
+Each engine runs in its own process, because vLLM changes its process. The process starts like a
+worker and runs this file as a script, which reads cases and writes completions as JSON. The tests
+compare them with references that are computed here.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ import json
 import os
 import subprocess
 import sys
+import textwrap
 from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
@@ -35,38 +37,42 @@ KINDS = ("vllm", "transformers")
 CONTEXT = 512
 TOLERANCE = 1e-3
 EXAMPLE = "Question: What is 4 + 5?\nAnswer: 4 + 5 = 9. #### 9\n\nQuestion: What is 2 + 6 - 3?\nAnswer:"
-HINT = (
-    "\n\nA classmate's notes, without the result: first add the two larger numbers, then take away the smallest one. "
-    * 6
-)
+NOTE = "A classmate's notes, without the result: first add the two larger numbers, then take away the smallest one. "
+HINT = f"\n\n{NOTE}" * 6
 
 
 def _run_cases(kind: str, cases_file: Path, out_file: Path) -> None:
-    """Body of the engine process."""
+    """The engine process."""
     spec_and_cases = json.loads(cases_file.read_text())
-    spec = EngineSpec(kind, Path(spec_and_cases["folder"]), CONTEXT, max_lora_rank=16, kv_cache_gb=0.25, sleeps=True)  # type: ignore[arg-type]
+    spec = EngineSpec(
+        kind=kind,  # type: ignore[arg-type]
+        model_folder=Path(spec_and_cases["folder"]),
+        max_context_tokens=CONTEXT,
+        max_lora_rank=16,
+        kv_cache_gb=0.25,
+        sleeps=True,
+    )
     engine = create_engine(spec)
     out: dict[str, Any] = {}
     if kind == "vllm":
         assert isinstance(engine, StepEngine)
-        out["joined"] = {
-            "completions": [
-                [c.token_ids, c.logprobs, c.finish_reason] for c in _joined(engine, spec_and_cases["cases"])
-            ]
-        }
+        done = _joined(engine, spec_and_cases["cases"])
+        out["joined"] = {"completions": [[c.token_ids, c.logprobs, c.finish_reason] for c in done]}
     for name, case in spec_and_cases["cases"].items():
         if name in out:
             continue
-        progress: list[tuple[int, int]] = []
+        progress: list[list[int]] = []
         requests = [GenerationRequest(tuple(p), s) for p, s in case["requests"]]
         sampling = SamplingSettings(
             case["temperature"], case["top_p"], case["max_new_tokens"], tuple(case["stop_strings"])
         )
         adapter = AdapterRef(Path(case["adapter"]), case["version"]) if case["adapter"] else None
-        engine.sleep()  # changes nothing that can be seen
-        done = engine.generate(
-            requests, sampling, adapter=adapter, on_progress=lambda n, t, p=progress: p.append((n, t))
-        )  # type: ignore[misc]
+        engine.sleep()  # must not change the results
+
+        def on_progress(num_done: int, num_tokens: int, seen: list[list[int]] = progress) -> None:
+            seen.append([num_done, num_tokens])
+
+        done = engine.generate(requests, sampling, adapter=adapter, on_progress=on_progress)
         out[name] = {"completions": [[c.token_ids, c.logprobs, c.finish_reason] for c in done], "progress": progress}
     if kind == "vllm":
         from vllm.lora.punica_wrapper import punica_cpu
@@ -81,7 +87,10 @@ def _run_cases(kind: str, cases_file: Path, out_file: Path) -> None:
 
 
 def _joined(engine: StepEngine, cases: dict[str, Any]) -> list[Completion]:
-    """The requests of the case "joined": half of them, the other half while those are under way, and some that are taken out again."""
+    """Completions of the case "joined".
+
+    Half of the requests start while the other half is running, and additional requests are aborted.
+    """
     case = cases["joined"]
     requests = [GenerationRequest(tuple(p), s) for p, s in case["requests"]]
     settings = SamplingSettings(case["temperature"], case["top_p"], case["max_new_tokens"])
@@ -112,7 +121,7 @@ def _case(
 
 
 class Setup:
-    """Model, adapters and cases; and what the engines made of them."""
+    """The model, the adapters, the cases, and the results of the engines."""
 
     def __init__(self, tmp: Path) -> None:
         import torch
@@ -140,9 +149,9 @@ class Setup:
         ids = lambda text: self.tokenizer(text).input_ids  # noqa: E731
         short = [ids(t) for t in ("The capital of France is", EXAMPLE, "Once upon a time there was a", "1, 2, 3, 4,")]
         long = [ids(EXAMPLE[:-7] + HINT + "\nAnswer:"), ids(HINT + EXAMPLE)]
-        assert all(128 < len(p) < CONTEXT - 20 for p in long), "must exceed some blocks of vLLM's prefix cache"
+        assert all(128 < len(p) < CONTEXT - 20 for p in long), "must be longer than some blocks of vLLM's prefix cache"
         a, b = self.adapters
-        brim = (ids(HINT) * 9)[: CONTEXT - 4]
+        longest = (ids(HINT) * 9)[: CONTEXT - 4]
         return {
             "greedy": _case([*short, *long], temperature=0, max_new_tokens=24),
             "sampled": _case([*short, *short, *long]),
@@ -155,8 +164,9 @@ class Setup:
             "adapter_a_again": _case([*long, *short], adapter=a, version="a, loaded once more"),
             "base_after": _case([*short, *short, *long]),
             "stop": _case([short[1]] * 12, temperature=0.8, stop_strings=["\n\n", "####"], max_new_tokens=40),
-            "brim": _case([brim], temperature=1.0),
-            # 12 different prompts of together some 3000 tokens: more than one step of an engine takes in.
+            "full_context": _case([longest], temperature=1.0),
+            # 12 different prompts with some 3000 tokens in total, more than an engine processes in
+            # one step.
             "many_long": _case([[*ids(f"{i} {i * 7}"), *long[i % 2]] for i in range(12)], max_new_tokens=4),
         }
 
@@ -182,7 +192,7 @@ class Setup:
         return [Completion(tuple(t), tuple(p), r) for t, p, r in self.results[kind][case]["completions"]]
 
     def reference(self, kind: str, case: str) -> list[list[float]]:
-        """Log-probabilities of the engine's completions, each by one plain forward pass over prompt and completion."""
+        """Log-probabilities of the engine's completions by a plain forward pass."""
         import torch
 
         spec = self.cases[case]
@@ -190,12 +200,11 @@ class Setup:
             (tuple(p), c.token_ids) for (p, _), c in zip(spec["requests"], self.completions(kind, case), strict=True)
         ]
         todo = [pair for pair in dict.fromkeys(pairs) if (spec["adapter"], *pair) not in self._forwards]
-        if todo:  # engines mostly sample different tokens, but the same case is looked at again under other names
+        if todo:
             with torch.inference_mode(), self._adapted(spec["adapter"]) as model:
                 for prompt, tokens in todo:
-                    logits = model(input_ids=torch.tensor([[*prompt, *tokens]]), logits_to_keep=len(tokens) + 1).logits[
-                        0, :-1
-                    ]
+                    ids = torch.tensor([[*prompt, *tokens]])
+                    logits = model(input_ids=ids, logits_to_keep=len(tokens) + 1).logits[0, :-1]
                     self._forwards[spec["adapter"], prompt, tokens] = logits.clone()
         out = []
         for prompt, tokens in pairs:
@@ -206,7 +215,7 @@ class Setup:
 
     @contextlib.contextmanager
     def _adapted(self, adapter: str | None) -> Iterator[Any]:
-        """The base model, with an adapter of its own PEFT wrapper around it for the time of the block."""
+        """The base model, with an adapter if one is given, for the time of the block."""
         from peft import PeftModel
 
         if adapter is None:
@@ -218,7 +227,7 @@ class Setup:
 
 
 def _truncated(logits: Any, top_p: float) -> Any:
-    """Top-p the slow way: row by row, most likely first, until the mass is reached."""
+    """Top-p with loops: in each row the most likely tokens up to the probability mass."""
     if top_p == 1:
         return logits
     kept = logits.new_full(logits.shape, -float("inf"))
@@ -241,6 +250,10 @@ def setup(tmp_path_factory: pytest.TempPathFactory) -> Setup:
 
 
 slow = pytest.mark.slow
+COMPARED_CASES = (
+    *("greedy", "sampled", "nucleus", "adapter_a", "adapter_b", "adapter_a_again"),
+    *("stop", "full_context", "many_long"),
+)
 
 
 @slow
@@ -252,9 +265,7 @@ def test_greedy_tokens_of_both_engines_are_equal(setup: Setup) -> None:
 
 @slow
 @pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize(
-    "case", ["greedy", "sampled", "nucleus", "adapter_a", "adapter_b", "adapter_a_again", "stop", "brim", "many_long"]
-)
+@pytest.mark.parametrize("case", COMPARED_CASES)
 def test_logprobs_equal_a_plain_forward_pass(setup: Setup, kind: str, case: str) -> None:
     for completion, expected in zip(setup.completions(kind, case), setup.reference(kind, case), strict=True):
         assert completion.logprobs == pytest.approx(expected, abs=TOLERANCE)
@@ -262,24 +273,25 @@ def test_logprobs_equal_a_plain_forward_pass(setup: Setup, kind: str, case: str)
 
 @slow
 @pytest.mark.parametrize("kind", KINDS)
-def test_same_call_gives_the_same_completions(setup: Setup, kind: str) -> None:
+def test_the_same_call_gives_the_same_completions(setup: Setup, kind: str) -> None:
     sampled = setup.completions(kind, "sampled")
     assert setup.completions(kind, "sampled_again") == sampled
-    assert setup.completions(kind, "base_after") == sampled, "an adapter or its cached keys leaked into the base model"
+    assert setup.completions(kind, "base_after") == sampled, "an adapter or its cached keys affected the base model"
     assert setup.completions(kind, "adapter_a_again") == setup.completions(kind, "adapter_a")
 
 
 @slow
 @pytest.mark.parametrize("kind", KINDS)
-def test_seed_decides_and_the_batch_does_not(setup: Setup, kind: str) -> None:
+def test_completions_depend_on_the_seed_and_not_on_the_batch(setup: Setup, kind: str) -> None:
     sampled = setup.completions(kind, "sampled")
     assert setup.completions(kind, "alone")[0].token_ids == sampled[2].token_ids
-    assert [c.token_ids for c in sampled[:4]] != [c.token_ids for c in sampled[4:8]], "same prompts, other seeds"
+    # The first and the second four requests have the same prompts but different seeds.
+    assert [c.token_ids for c in sampled[:4]] != [c.token_ids for c in sampled[4:8]]
 
 
 @slow
-def test_requests_that_join_others_under_way_are_sampled_as_alone(setup: Setup) -> None:
-    """vLLM only: from the same distribution to its last digits, hence the same tokens."""
+def test_requests_that_join_running_requests_give_the_same_tokens(setup: Setup) -> None:
+    """Only for vLLM. The distributions differ at most in the last digits."""
     joined, together = setup.results["vllm"]["joined"]["completions"], setup.completions("vllm", "sampled")
     assert [tuple(tokens) for tokens, _, _ in joined] == [c.token_ids for c in together]
     for (_, logprobs, _), completion in zip(joined, together, strict=True):
@@ -295,7 +307,7 @@ def test_a_new_adapter_version_changes_the_output(setup: Setup, kind: str) -> No
 
 @slow
 @pytest.mark.parametrize("kind", KINDS)
-def test_endings(setup: Setup, kind: str) -> None:
+def test_completions_end_at_end_token_stop_string_or_limit(setup: Setup, kind: str) -> None:
     end = setup.tokenizer.eos_token_id
     decode = setup.tokenizer.decode
     kinds_seen = set()
@@ -313,8 +325,8 @@ def test_endings(setup: Setup, kind: str) -> None:
             assert (completion.finish_reason, len(completion.token_ids)) == ("length", 40)
         assert end not in completion.token_ids[:-1]
     assert kinds_seen == {"end token", "stop string"}
-    (brim,) = setup.completions(kind, "brim")
-    assert brim.finish_reason == "stop" or len(brim.token_ids) == 4, "the context is full after four tokens"
+    (last,) = setup.completions(kind, "full_context")
+    assert last.finish_reason == "stop" or len(last.token_ids) == 4, "the context is full after four tokens"
 
 
 @slow
@@ -331,15 +343,15 @@ def test_vllm_uses_our_lora_arithmetic_on_cpu(setup: Setup) -> None:
 
 
 @slow
-def test_vllm_reads_the_prompt_of_a_question_once(setup: Setup) -> None:
+def test_vllm_computes_the_prompt_of_a_question_once(setup: Setup) -> None:
     prompt = setup.cases["stop"]["requests"][0][0]
-    assert CPU_BLOCK_TOKENS < len(prompt) < 128, "shorter than a block of vLLM's own choice"
+    assert CPU_BLOCK_TOKENS < len(prompt) < 128, "must be shorter than vLLM's default block"
     shared = (len(prompt) - 1) // CPU_BLOCK_TOKENS * CPU_BLOCK_TOKENS
     assert setup.results["vllm"]["cached"] == [0, shared, shared]
 
 
-def test_vllm_leaves_its_memory_and_loads_the_adapter_anew(tmp_path: Path) -> None:
-    """What is asked of vLLM where it has a GPU, in order. NOT vLLM: it cannot sleep on a CPU."""
+def test_vllm_releases_its_memory_and_loads_the_adapter_again(tmp_path: Path) -> None:
+    """The calls of vLLM on a GPU, in order. NOT the real vLLM, because it cannot sleep on a CPU."""
     from core_hpc.engines.vllm import VllmEngine
 
     (tmp_path / "adapter_config.json").write_text("{}")
@@ -363,7 +375,7 @@ def test_vllm_leaves_its_memory_and_loads_the_adapter_anew(tmp_path: Path) -> No
 
     engine = object.__new__(VllmEngine)
     vars(engine).update(
-        _spec=EngineSpec("vllm", tmp_path, CONTEXT, sleeps=True),
+        _spec=EngineSpec(kind="vllm", model_folder=tmp_path, max_context_tokens=CONTEXT, sleeps=True),
         _llm=Llm(),
         _on_cpu=False,
         _asleep=False,
@@ -388,7 +400,7 @@ def test_vllm_leaves_its_memory_and_loads_the_adapter_anew(tmp_path: Path) -> No
     ]
 
 
-def test_sampler_draws_from_the_distribution_that_it_reports() -> None:
+def test_the_sampler_draws_from_the_distribution_that_it_returns() -> None:
     import torch
 
     from core_hpc.engines.sampling import sample_tokens
@@ -404,7 +416,7 @@ def test_sampler_draws_from_the_distribution_that_it_reports() -> None:
         assert torch.allclose(logprobs, expected.log()[tokens], atol=1e-5)
 
 
-def test_nucleus_of_a_flat_distribution_needs_more_than_the_candidates() -> None:
+def test_the_nucleus_of_a_flat_distribution_is_larger_than_the_candidates() -> None:
     import torch
 
     from core_hpc.engines.sampling import nucleus
@@ -415,13 +427,13 @@ def test_nucleus_of_a_flat_distribution_needs_more_than_the_candidates() -> None
     assert torch.allclose(torch.empty_like(expected).scatter_(1, tokens, values).exp(), expected.exp(), atol=1e-6)
 
 
-def test_lora_arithmetic_equals_row_by_row_and_skips_rows_without_adapter() -> None:
+def test_lora_arithmetic_equals_a_loop_over_rows_and_skips_rows_without_adapter() -> None:
     import torch
 
     from core_hpc.engines import vllm_lora_cpu
 
     def stock(*_: Any) -> None:
-        raise AssertionError("the stock function is for broadcasting only")
+        raise AssertionError("the stock function is only for broadcasting")
 
     torch.manual_seed(0)
     inputs, a, b = torch.randn(6, 5), torch.randn(3, 1, 4, 5), torch.randn(3, 1, 7, 4)
@@ -435,7 +447,7 @@ def test_lora_arithmetic_equals_row_by_row_and_skips_rows_without_adapter() -> N
     assert torch.equal(out[:, :2], torch.ones(6, 2))
 
 
-def test_lora_arithmetic_is_left_alone_in_an_unknown_vllm(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_lora_functions_of_an_unknown_vllm_are_not_replaced(monkeypatch: pytest.MonkeyPatch) -> None:
     from core_hpc.engines import vllm_lora_cpu
 
     def renamed(x: int, weights: int) -> None: ...
@@ -453,14 +465,14 @@ def test_lora_arithmetic_is_left_alone_in_an_unknown_vllm(monkeypatch: pytest.Mo
             monkeypatch.setitem(sys.modules, known, ModuleType(known))
         monkeypatch.setitem(sys.modules, package, parent)
         monkeypatch.setitem(sys.modules, name, module)
-    with pytest.warns(RuntimeWarning, match="left as they are"):
+    with pytest.warns(RuntimeWarning, match="are not replaced"):
         assert vllm_lora_cpu.install() is False
     assert all(m.bgmv_shrink is renamed for m in modules.values())
 
 
 @pytest.fixture(scope="module")
 def toy_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with a byte-level tokenizer and nothing else."""
+    """A folder that contains only a byte-level tokenizer."""
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 
     folder = tmp_path_factory.mktemp("toy")
@@ -473,11 +485,11 @@ def toy_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def test_fake_engine_is_deterministic_and_improves(toy_folder: Path) -> None:
+def test_the_fake_engine_is_deterministic_and_improves(toy_folder: Path) -> None:
     from tokenizers import Tokenizer
 
     tokenizer = Tokenizer.from_file(str(toy_folder / "tokenizer.json"))
-    engine = create_engine(EngineSpec("fake", toy_folder, 400))
+    engine = create_engine(EngineSpec(kind="fake", model_folder=toy_folder, max_context_tokens=400))
 
     def answers(prompt: str, adapter: AdapterRef | None = None, **sampling: Any) -> list[str]:
         ids = tuple(tokenizer.encode(prompt).ids)
@@ -502,8 +514,8 @@ def test_fake_engine_is_deterministic_and_improves(toy_folder: Path) -> None:
     assert all(t.count("####") == t.endswith("####") for t in answers(question, stop_strings=("####",)))
 
 
-def test_engines_refuse_what_they_cannot_do(toy_folder: Path, tmp_path: Path) -> None:
-    engine = create_engine(EngineSpec("fake", toy_folder, 8))
+def test_engines_reject_invalid_requests_and_models(toy_folder: Path, tmp_path: Path) -> None:
+    engine = create_engine(EngineSpec(kind="fake", model_folder=toy_folder, max_context_tokens=8))
     sampling = SamplingSettings(1.0, 1.0, 4)
     with pytest.raises(InputError, match=r"request 1: its prompt has 8 tokens and the engine's context 8"):
         engine.generate([GenerationRequest((1, 2), 0), GenerationRequest((1,) * 8, 0)], sampling, adapter=None)
@@ -511,19 +523,24 @@ def test_engines_refuse_what_they_cannot_do(toy_folder: Path, tmp_path: Path) ->
     with pytest.raises(CoreHpcError, match="closed"):
         engine.generate([GenerationRequest((1, 2), 0)], sampling, adapter=None)
     with pytest.raises(InputError, match=r"tokenizer\.json is missing"):
-        create_engine(EngineSpec("fake", tmp_path, 8))
+        create_engine(EngineSpec(kind="fake", model_folder=tmp_path, max_context_tokens=8))
 
 
-def test_planning_needs_no_heavy_package(toy_folder: Path) -> None:
-    code = (
-        "import sys; from pathlib import Path; from core_hpc.engines import EngineSpec, create_engine, worker_environment;"
-        f"worker_environment('vllm', 1); create_engine(EngineSpec('fake', Path({str(toy_folder)!r}), 8)); import core_hpc.models.resolve;"
-        "heavy = {'torch', 'transformers', 'vllm', 'numpy'} & set(sys.modules); assert not heavy, heavy"
-    )
-    subprocess.run([sys.executable, "-c", code], check=True, cwd=Path(__file__).parents[2])
+def test_planning_imports_no_heavy_package(toy_folder: Path) -> None:
+    code = f"""
+        import sys
+        from pathlib import Path
+        import core_hpc.models.resolve
+        from core_hpc.engines import EngineSpec, create_engine, worker_environment
+        worker_environment("vllm", 1)
+        create_engine(EngineSpec(kind="fake", model_folder=Path({str(toy_folder)!r}), max_context_tokens=8))
+        heavy = {{"torch", "transformers", "vllm", "numpy"}} & set(sys.modules)
+        assert not heavy, heavy
+    """
+    subprocess.run([sys.executable, "-c", textwrap.dedent(code)], check=True, cwd=Path(__file__).parents[2])
 
 
-def test_worker_environment_fits_the_machine(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_worker_environment_depends_on_the_machine(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("core_hpc.engines.has_gpu", lambda: False)
     monkeypatch.setenv("LD_PRELOAD", "/opt/libtrace.so")
     on_cpu = worker_environment("vllm", 3)

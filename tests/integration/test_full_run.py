@@ -1,9 +1,13 @@
-"""Two iterations of a team in which one model is tuned in full and one with an adapter, through the local driver; killed once."""
+"""Two iterations with the local driver: one model trains all weights, the other an adapter.
+
+One update is killed once.
+"""
 
 from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import polars as pl
 import pytest
@@ -36,6 +40,7 @@ def run(tiny_models: list[Path], tmp_path_factory: pytest.TempPathFactory) -> Pa
         evaluation={"samples": 2, "sampling": SAMPLING},
         update={"problems_per_step": 1, "learning_rate": 0.02, "checkpoint_min": 1e-9},
     )
+    # The second update of m0 is killed once.
     fault = f"kill update.step@{TaskKey(2, UPDATE, 'm0')} step 2:{folder / 'marker'}"
     done = launch(sweep, env={"CORE_HPC_FAULT": fault})
     assert done.returncode == 0, done.stdout + done.stderr
@@ -44,14 +49,11 @@ def run(tiny_models: list[Path], tmp_path_factory: pytest.TempPathFactory) -> Pa
 
 
 def folder_of(run: Path, iteration: int) -> Path:
-    return (
-        manifests.read_manifest(RunPaths(run).task_manifest(TaskKey(iteration, UPDATE, "m0")))
-        .file("trainer_state.json")
-        .parent
-    )
+    path = RunPaths(run).task_manifest(TaskKey(iteration, UPDATE, "m0"))
+    return manifests.read_manifest(path).file("trainer_state.json").parent
 
 
-def test_each_iteration_publishes_a_model_and_goes_on_from_it(run: Path, tiny_models: list[Path]) -> None:
+def test_each_iteration_publishes_a_model_and_continues_from_the_last_one(run: Path, tiny_models: list[Path]) -> None:
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     first, second = (weights(folder_of(run, i), "model.safetensors") for i in (1, 2))
@@ -59,13 +61,11 @@ def test_each_iteration_publishes_a_model_and_goes_on_from_it(run: Path, tiny_mo
     assert base.keys() == first.keys() == second.keys()
     for before, after in ((base, first), (first, second)):
         assert all(float((after[n] - before[n]).abs().max()) > 1e-3 for n in base)
+    num_weights = sum(t.numel() for t in base.values())
+    token_ids = AutoTokenizer.from_pretrained(tiny_models[0])("2 + 3")
     for i in (1, 2):
-        assert AutoModelForCausalLM.from_pretrained(folder_of(run, i)).num_parameters() == sum(
-            t.numel() for t in base.values()
-        )
-        assert AutoTokenizer.from_pretrained(folder_of(run, i))("2 + 3") == AutoTokenizer.from_pretrained(
-            tiny_models[0]
-        )("2 + 3")
+        assert AutoModelForCausalLM.from_pretrained(folder_of(run, i)).num_parameters() == num_weights
+        assert AutoTokenizer.from_pretrained(folder_of(run, i))("2 + 3") == token_ids
     assert json.loads((folder_of(run, 2) / "trainer_state.json").read_text())["steps_done"] == 4
     steps = shards.read_rows(run, STEPS, phases=[UPDATE]).filter(model="m0").sort("global_step")
     assert steps["global_step"].to_list() == [1, 2, 3, 4]
@@ -73,34 +73,31 @@ def test_each_iteration_publishes_a_model_and_goes_on_from_it(run: Path, tiny_mo
     assert steps["kl"][2] > 0.0
 
 
-def test_a_killed_update_went_on_from_its_checkpoint(run: Path) -> None:
+def test_a_killed_update_continued_from_its_checkpoint(run: Path) -> None:
     stats = manifests.read_manifest(RunPaths(run).task_manifest(TaskKey(2, UPDATE, "m0"))).stats
     assert stats["resumed_from_step"] == 1
     assert leftovers(run, PHASES) == []
 
 
 def test_the_engine_samples_with_the_weights_of_its_iteration(run: Path, tiny_models: list[Path]) -> None:
-    """Its log-probabilities are those of a plain forward pass with the published model, and of no other one."""
+    """Its log-probabilities are those of a forward pass with the published model, and no other."""
     import torch
     from transformers import AutoModelForCausalLM
 
-    models = [
-        AutoModelForCausalLM.from_pretrained(f).eval() for f in (tiny_models[0], folder_of(run, 1), folder_of(run, 2))
-    ]
-    rows = shards.read_rows(run, ROLLOUTS, phases=[COLD, EVALUATE]).filter(
-        pl.col("model") == "m0", pl.col("num_completion_tokens") > 0
-    )
+    folders = [tiny_models[0], folder_of(run, 1), folder_of(run, 2)]
+    models = [AutoModelForCausalLM.from_pretrained(folder).eval() for folder in folders]
+
+    def log_probs(model: Any, prompt: list[int], completion: list[int]) -> torch.Tensor:
+        with torch.no_grad():
+            logits = model(torch.tensor([[*prompt, *completion]])).logits[0, len(prompt) - 1 : -1]
+        return logits.log_softmax(-1)[torch.arange(len(completion)), completion]
+
+    rows = shards.read_rows(run, ROLLOUTS, phases=[COLD, EVALUATE])
+    rows = rows.filter(pl.col("model") == "m0", pl.col("num_completion_tokens") > 0)
     assert set(rows["adapter_iteration"]) == {0, 1, 2}
     for (iteration,), part in rows.group_by("adapter_iteration"):
         for row in part.head(3).iter_rows(named=True):
-            prompt, completion = row["prompt_token_ids"], row["completion_token_ids"]
-            with torch.no_grad():
-                found = [
-                    m(torch.tensor([[*prompt, *completion]]))
-                    .logits[0, len(prompt) - 1 : -1]
-                    .log_softmax(-1)[torch.arange(len(completion)), completion]
-                    for m in models
-                ]
-            off = [float((logprobs - torch.tensor(row["logprobs"])).abs().max()) for logprobs in found]
-            assert off[iteration] < 1e-4
-            assert all(o > 1e-2 for i, o in enumerate(off) if i != iteration)
+            found = [log_probs(model, row["prompt_token_ids"], row["completion_token_ids"]) for model in models]
+            errors = [float((logprobs - torch.tensor(row["logprobs"])).abs().max()) for logprobs in found]
+            assert errors[iteration] < 1e-4
+            assert all(error > 1e-2 for i, error in enumerate(errors) if i != iteration)

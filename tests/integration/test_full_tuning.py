@@ -1,10 +1,9 @@
-"""tuning: full on one and two real ranks against plain torch, exact resume, and the published folder as others load it."""
+"""`tuning: full` on one and two real ranks: against plain torch, resume, the published folder."""
 
 from __future__ import annotations
 
 import copy
 import json
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +27,10 @@ EMBEDDING, HEAD = "model.embed_tokens.weight", "lm_head.weight"
 
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
-    """All launches, once, on a model with tied embeddings: warm processes, and fresh ones which only resume."""
+    """All launches, once, on a model with tied embeddings.
+
+    `full_one` and `full_two` are warm processes; `full_later` only resumes.
+    """
     import transformers
 
     folder = tmp_path_factory.mktemp("full")
@@ -44,12 +46,11 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     )
     order = prepare(folder, transformers.LlamaForCausalLM(config))
     (folder / "model" / "chat_template.jinja").write_text("{{ messages }}")
-    one, two = (
-        launch(folder, "full_one", 1, "both", "interrupted"),
-        launch(folder, "full_two", 2, "both", "interrupted"),
-    )
-    (later,) = launch(folder, "full_later", 1, "resume:full_one.1:full_later.2", "goes_on:full_two", "instead:half_one")
-    return {"folder": folder, "order": order, "full_one": one, "full_two": two, "half_one": [later["instead"]]}
+    one = launch(folder, "full_one", 1, "both", "interrupted")
+    two = launch(folder, "full_two", 2, "both", "interrupted")
+    checks = ("resume:full_one.1:full_later.2", "continues:full_two", "other_launch:half_one")
+    (later,) = launch(folder, "full_later", 1, *checks)
+    return {"folder": folder, "order": order, "full_one": one, "full_two": two, "half_one": [later["other_launch"]]}
 
 
 def load(folder: Path, **options: Any) -> Any:
@@ -59,32 +60,30 @@ def load(folder: Path, **options: Any) -> Any:
 
 
 def masters(folder: Path) -> dict[str, torch.Tensor]:
-    return {
-        n.removeprefix("weight:"): t
-        for n, t in weights(folder, "optimizer.safetensors").items()
-        if n.startswith("weight:")
-    }
+    tensors = weights(folder, "optimizer.safetensors")
+    return {name.removeprefix("weight:"): t for name, t in tensors.items() if name.startswith("weight:")}
 
 
 def plain_torch(runs: dict[str, Any], dtype: torch.dtype) -> list[tuple[Any, list[dict[str, float]]]]:
     """Copies of the model after each of the two tasks, with the metrics of their steps."""
     model = load(runs["folder"] / "model", dtype=dtype).eval()
     base = copy.deepcopy(model)
-    reference: Callable[[dict[str, Any]], torch.Tensor] = lambda row: log_probs(base, row)  # noqa: E731
+
+    def reference(row: dict[str, Any]) -> torch.Tensor:
+        return log_probs(base, row)
+
     return [(copy.deepcopy(model), metrics) for metrics in plain_updates(model, reference, runs["order"])]
 
 
 def test_equals_plain_adamw_on_one_and_two_ranks(runs: dict[str, Any]) -> None:
-    """Every weight moves as in a loop over rows: several steps, several micro-batches, one rank without any."""
+    """Every weight moves as in a loop over rows, with several micro-batches and an empty rank."""
     base = load(runs["folder"] / "model", dtype=torch.float32)
     expected = plain_torch(runs, torch.float32)
     assert any(0 in ranks for ranks in runs["full_two"][0]["both"]["micro_batches"])
     for name in ("full_one", "full_two"):
         for number, (model, metrics) in enumerate(expected, start=1):
-            found, wanted = (
-                masters(runs["folder"] / f"{name}.{number}"),
-                {n: p.detach() for n, p in model.named_parameters()},
-            )
+            found = masters(runs["folder"] / f"{name}.{number}")
+            wanted = {n: p.detach() for n, p in model.named_parameters()}
             assert largest_difference(found, wanted) < 5e-5
             for parameter, before in base.named_parameters():
                 assert float((found[parameter] - before.detach()).abs().max()) > 1e-3, parameter
@@ -124,7 +123,7 @@ def test_published_folder_is_an_ordinary_model_with_the_trainers_logits(runs: di
 
 
 def test_bfloat16_models_train_by_float32_masters(runs: dict[str, Any]) -> None:
-    """What is published for the engine are the masters, rounded (gradients: unit/test_full_policy.py)."""
+    """The published weights are the rounded masters (gradients: `test_full_policy.py`)."""
     for number, (_, metrics) in enumerate(plain_torch(runs, torch.bfloat16), start=1):
         folder = runs["folder"] / f"half_one.{number}"
         found, published = masters(folder), weights(folder, "model.safetensors")
@@ -132,26 +131,26 @@ def test_bfloat16_models_train_by_float32_masters(runs: dict[str, Any]) -> None:
         assert all(torch.equal(published[n], t.to(torch.bfloat16)) for n, t in found.items())
         assert any(not torch.equal(published[n].float(), t) for n, t in found.items())
         for step, other in zip(runs["half_one"][0]["both"]["steps"][number - 1], metrics, strict=True):
-            assert step["grad_norm"] == pytest.approx(
-                other["grad_norm"], rel=0.1
-            )  # rows are batched and rounded otherwise
+            # Rows are batched, hence rounded, in another way.
+            assert step["grad_norm"] == pytest.approx(other["grad_norm"], rel=0.1)
 
 
 def test_resume_is_exact(runs: dict[str, Any]) -> None:
-    """From a published folder in a fresh process, and from a checkpoint between two steps; close with other ranks."""
+    """From a published folder in a fresh process, and from a checkpoint between two steps.
+
+    With another number of ranks the results are close.
+    """
     folder = runs["folder"]
     for file in ("model.safetensors", "optimizer.safetensors"):
         assert (folder / "full_one.2" / file).read_bytes() == (folder / "full_later.2" / file).read_bytes()
         for name in ("full_one", "full_two", "half_one"):
             for attempt in ("resumed", "damaged", "fresh"):
                 assert (folder / f"{name}.{attempt}" / file).read_bytes() == (folder / f"{name}.2" / file).read_bytes()
-        assert (
-            largest_difference(weights(folder / "full_two.by_full_later", file), weights(folder / "full_two.2", file))
-            < 5e-5
-        )
+        tensors = [weights(folder / f"full_two.{kind}", file) for kind in ("by_full_later", "2")]
+        assert largest_difference(*tensors) < 5e-5
     for name in ("full_one", "full_two", "half_one"):
         seen = runs[name][0]["interrupted"]
-        assert seen["stopped"]["stopped"] == "update: told to stop after 1 of 3 optimizer steps"
+        assert seen["stopped"]["stopped"] == "update: stopped on request after 1 of 3 optimizer steps"
         assert [seen[attempt]["from"] for attempt in ("resumed", "damaged", "foreign")] == [1, 1, 0]
         assert seen["resumed"]["steps"] == runs[name][0]["both"]["steps"][1]
     state = json.loads((folder / "full_one.2" / "trainer_state.json").read_text())

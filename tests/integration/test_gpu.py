@@ -1,4 +1,4 @@
-"""The update on a real GPU against the same on the CPU. Skipped where there is none.
+"""The update on a real GPU against the same update on the CPU. Skipped on a machine without a GPU.
 
 python -m pytest tests/integration/test_gpu.py -s
 """
@@ -15,23 +15,23 @@ import torch
 import transformers
 
 from core_hpc.config.run import LoraSection
-from core_hpc.training import device as device_module
-from core_hpc.training import policy as policy_module
+from core_hpc.training import memory as memory_module
 from core_hpc.training.batching import Row, plan_steps
-from core_hpc.training.device import GpuMemoryError
+from core_hpc.training.compilation import compile_policy
 from core_hpc.training.lora import LoraPolicy
+from core_hpc.training.memory import ActivationMemory, GpuMemoryError
 from core_hpc.training.micro_batch import collate
-from core_hpc.training.prefix_tree import build_tree, tree_attention
+from core_hpc.training.prefix_tree import build_tree
 from tests.support.ranks import VOCABULARY, largest_difference, launch, plain_adapters, prepare, weights
 from tests.unit.training.test_batching import make_rows, tiny
-from tests.unit.training.test_prefix_tree import dense, sequences
+from tests.unit.training.test_prefix_tree import attention, dense, sequences
 
 pytestmark = [pytest.mark.slow, pytest.mark.skipif(not torch.cuda.is_available(), reason="this machine shows no GPU")]
 GPU = torch.device("cuda", 0)
 
 
 def error(found: torch.Tensor, wanted: torch.Tensor) -> float:
-    """Relative, of all elements together."""
+    """Relative error of all elements together."""
     found, wanted = (x.detach().double().cpu() for x in (found, wanted))
     return float((found - wanted).norm() / wanted.norm())
 
@@ -45,10 +45,10 @@ def test_flash_attention_of_trees_equals_a_dense_mask(window: int | None, shared
     size = len(tree.token_ids_T)
     exact = [torch.randn(1, heads, size, 16, dtype=torch.bfloat16).double().requires_grad_() for heads in (4, 2, 2)]
     upstream = torch.randn(1, size, 4, 16, dtype=torch.bfloat16).double()
-    wanted = dense(*exact, given, tree.places, 0.3, window)
+    wanted = dense(*exact, sequences=given, places=tree.places, scale=0.3, window=window)
     (wanted * upstream).sum().backward()
     tensors = [x.detach().to(GPU, torch.bfloat16).requires_grad_() for x in exact]
-    found, _ = tree_attention(None, *tensors, None, segments=tree.segments.to(GPU), scaling=0.3, sliding_window=window)
+    found = attention(tensors, segments=tree.segments.to(GPU), scaling=0.3, sliding_window=window)
     (found * upstream.to(GPU, torch.bfloat16)).sum().backward()
     assert error(found, wanted) < 1e-2
     for x, y in zip(tensors, exact, strict=True):
@@ -66,14 +66,13 @@ def learned(
     max_tokens: int = 10**6,
 ) -> dict[str, torch.Tensor]:
     """Log-probabilities under policy and reference by row, and gradients."""
-    policy = LoraPolicy(
-        tiny(kind).to(device, dtype), LoraSection(rank=4), name="m", gradient_checkpointing=checkpointing
-    )
+    policy = LoraPolicy(tiny(kind).to(device, dtype), LoraSection(rank=4), name="m")
+    memory = ActivationMemory(policy, checkpointing=checkpointing)
     assert policy.layout == "tree"
     parameters = policy.start(seed=3, from_base=True)
     if compiled:
         began = time.perf_counter()
-        policy.compile()
+        compile_policy(policy, memory)
         print(f"compiled in {time.perf_counter() - began:.0f} s")
         assert policy.is_compiled
         torch._dynamo.utils.counters.clear()
@@ -93,7 +92,7 @@ def learned(
             for n, i in enumerate(batch.rows):
                 found["logp"][i], found["reference"][i] = (x.detach()[batch.row_M == n] for x in (logp, reference))
     if compiled:
-        assert not torch._dynamo.utils.counters["frames"], "all ways were compiled before"
+        assert not torch._dynamo.utils.counters["frames"], "all ways have been compiled before"
     gradient = torch.cat([p.grad.flatten() for p in parameters.values()])
     return {
         "gradient": gradient,
@@ -109,7 +108,7 @@ def test_policies_on_a_gpu_equal_those_on_the_cpu(kind: str) -> None:
     for name, value in learned(kind, GPU, torch.float32, rows).items():
         assert error(value, exact[name]) < 1e-4, name
     ways: list[dict[str, Any]] = [{}]
-    if kind == "llama":  # compiling takes its time
+    if kind == "llama":  # only one kind, since compiling takes a minute
         ways += [{"compiled": True}, {"compiled": True, "checkpointing": True}, {"compiled": True, "max_tokens": 60}]
     for options in ways:
         for name, value in learned(kind, GPU, torch.bfloat16, rows, **options).items():
@@ -117,9 +116,9 @@ def test_policies_on_a_gpu_equal_those_on_the_cpu(kind: str) -> None:
             assert error(value, exact[name]) < 2 * error(half[name], exact[name]) + 1e-3, (options, name)
 
 
-def test_no_more_is_computed_again_than_memory_demands(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Bytes at the peak stay below what was said to be free, with fewer layers checkpointed than all."""
-    monkeypatch.setattr(device_module, "LOGITS_BYTES", 0)
+def test_no_more_layers_are_checkpointed_than_memory_demands(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The peak stays below the memory that is reported as free."""
+    monkeypatch.setattr(memory_module, "LOGITS_BYTES", 0)
     shape = {
         "hidden_size": 256,
         "intermediate_size": 1024,
@@ -131,34 +130,46 @@ def test_no_more_is_computed_again_than_memory_demands(monkeypatch: pytest.Monke
     with torch.device(GPU):
         model = transformers.AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16).requires_grad_(False)
     policy = LoraPolicy(model, LoraSection(), name="m")
+    memory = ActivationMemory(policy)
     policy.start(seed=0, from_base=True)
-    rows = [Row((k,), "p", [k], [(k * t) % 500 for t in range(1, 1024)], None, 1.0, 1.0) for k in range(1, 9)]
+    rows = [
+        Row(
+            key=(k,),
+            problem_id="p",
+            prompt_token_ids=[k],
+            completion_token_ids=[(k * t) % 500 for t in range(1, 1024)],
+            behaviour_logprobs=None,
+            advantage=1.0,
+            weight=1.0,
+        )
+        for k in range(1, 9)
+    ]
     batch = collate(rows, sorted(range(8), key=lambda k: rows[k].inputs), "tree").to(GPU)
 
     def peak() -> int:
         torch.cuda.reset_peak_memory_stats()
         before = torch.cuda.memory_allocated()
         policy.log_probs(batch, temperature=1.0)[0].sum().backward()
-        return torch.cuda.max_memory_allocated() - before
+        return int(torch.cuda.max_memory_allocated() - before)
 
     peak()
     plain = peak()
     counts = []
     for share in (1.3, 0.7, 0.5):
-        monkeypatch.setattr(policy_module, "free_memory", lambda _, share=share: share * plain)
-        policy.fit(8 * 1024, 8 * 1024)
-        counts.append(policy.num_checkpointed)
+        monkeypatch.setattr(memory_module, "free_memory", lambda _, share=share: share * plain)
+        memory.make_room(8 * 1024, 8 * 1024)
+        counts.append(memory.num_checkpointed)
         assert peak() < share * plain
     print("layers checkpointed:", counts)
     assert counts[0] == 0
     assert 0 < counts[1] < counts[2] <= 12
-    monkeypatch.setattr(policy_module, "free_memory", lambda _: 0.01 * plain)
+    monkeypatch.setattr(memory_module, "free_memory", lambda _: 0.01 * plain)
     with pytest.raises(GpuMemoryError, match="micro_batch_tokens"):
-        policy.fit(8 * 1024, 8 * 1024)
+        memory.make_room(8 * 1024, 8 * 1024)
 
 
 def test_zero2_with_nccl_equals_plain_torch(tmp_path: Path) -> None:
-    """Two tasks, in float32, and a resumed one."""
+    """Two tasks in float32, and a resumed one."""
     torch.manual_seed(0)
     config = transformers.LlamaConfig(
         hidden_size=32,

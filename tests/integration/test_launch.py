@@ -1,4 +1,4 @@
-"""The launcher as a user meets it, on tiny random models with the fake engine and the real ZeRO-2 update."""
+"""The launcher as a user sees it, with the fake engine on tiny random models and real updates."""
 
 import json
 import subprocess
@@ -15,7 +15,16 @@ from core_hpc.runs.folder import list_runs, read_run_config
 from core_hpc.store import manifests, shards
 from core_hpc.store.paths import RunPaths, TaskKey
 from core_hpc.store.schema import COLD, EVALUATE, GENERATION_PHASES, HINTS, PHASES, RESCUE, ROLLOUTS, SCORES, STEPS
-from tests.support.harness import ROOT, differences, launch, leftovers, published_content, the_run, wait_for
+from tests.support.harness import (
+    ROOT,
+    differences,
+    equal_content,
+    launch,
+    leftovers,
+    published_content,
+    the_run,
+    wait_for,
+)
 from tests.support.tiny import tiny_sweep
 
 pytestmark = pytest.mark.slow
@@ -29,17 +38,18 @@ def sweep(tiny_models: list[Path], tmp_path_factory: pytest.TempPathFactory) -> 
 
 @pytest.fixture(scope="module")
 def finished(sweep: Path) -> tuple[Path, str]:
-    """Folder of the finished sweep and what its first start printed."""
+    """Return the folder of the finished sweep, and what its first start printed."""
     done = launch(sweep)
     assert done.returncode == 0, done.stdout + done.stderr
     return sweep.parent / "out" / "tiny", done.stdout
 
 
 def snapshot(folder: Path) -> dict[Path, tuple[int, int]]:
+    """Return the modification time and the size of every file."""
     return {p: (p.stat().st_mtime_ns, p.stat().st_size) for p in folder.rglob("*") if p.is_file()}
 
 
-def test_it_prints_progress_results_and_where_to_look(finished: tuple[Path, str]) -> None:
+def test_it_prints_progress_results_and_the_next_commands(finished: tuple[Path, str]) -> None:
     _, printed = finished
     for expected in (
         "40 tasks",
@@ -56,22 +66,19 @@ def test_it_prints_progress_results_and_where_to_look(finished: tuple[Path, str]
 def test_rows_are_complete_and_consistent(finished: tuple[Path, str]) -> None:
     run = the_run(finished[0])
     rollouts = shards.read_rows(run, ROLLOUTS, phases=PHASES)
-    assert rollouts.filter(phase=COLD).height == 2 * 2 * 4 * 3  # iterations x models x problems x samples
+    # iterations x models x problems x samples
+    assert rollouts.filter(phase=COLD).height == 2 * 2 * 4 * 3
     assert rollouts.filter(phase="evaluate").height == 2 * 2 * 6 * 2
     assert rollouts["seed"].n_unique() == rollouts.height
     assert (rollouts["completion_token_ids"].list.len() == rollouts["logprobs"].list.len()).all()
     scores = shards.read_rows(run, SCORES, phases=["score"])
     assert scores.height == rollouts.filter(pl.col("phase").is_in([COLD, RESCUE])).height
     sums = scores.group_by("iteration", "problem_id").agg(pl.col("advantage").sum())["advantage"]
-    assert sums.abs().max() < 1e-9
-    weights = {
-        "exploit": 1.0,
-        "explore": 0.2,
-        "rescue": 0.15,
-        "trace_accuracy": 0.2,
-        "cross": 0.0,
-    }  # both iterations are epoch 1
-    assert (scores["reward"] - sum(scores[part] * w for part, w in weights.items())).abs().max() < 1e-12
+    assert (sums.abs() < 1e-9).all()
+    # Both iterations belong to epoch 1.
+    weights = {"exploit": 1.0, "explore": 0.2, "rescue": 0.15, "trace_accuracy": 0.2, "cross": 0.0}
+    expected = sum(scores[part] * w for part, w in weights.items())
+    assert ((scores["reward"] - expected).abs() < 1e-12).all()
     steps = shards.read_rows(run, STEPS, phases=["update"])
     assert steps.sort("model", "global_step")["global_step"].to_list() == [1, 2, 3, 4] * 2
 
@@ -98,7 +105,7 @@ def test_rescue_follows_the_protocol(finished: tuple[Path, str]) -> None:
     rollouts = shards.read_rows(run, ROLLOUTS, phases=[COLD, RESCUE])
     hints = shards.read_rows(run, HINTS, phases=["hint"])
     cold, rescue = rollouts.filter(phase=COLD), rollouts.filter(phase=RESCUE)
-    assert rescue.height > 0, "the fake engine must leave something to rescue"
+    assert rescue.height > 0, "the fake engine must leave some problems unsolved"
     for row in hints.iter_rows(named=True):
         here = cold.filter(iteration=row["iteration"], problem_id=row["problem_id"])
         own, peers = here.filter(model=row["model"]), here.filter(pl.col("model") != row["model"])
@@ -140,7 +147,7 @@ def test_no_leftovers_and_no_base_weights(finished: tuple[Path, str]) -> None:
     assert not [p for p in run.rglob("*") if p.suffix in (".bin", ".pt", ".pkl")]
 
 
-def test_a_changed_learning_rate_is_an_error_that_says_so(sweep: Path, finished: tuple[Path, str]) -> None:
+def test_a_changed_learning_rate_is_an_error_that_names_it(sweep: Path, finished: tuple[Path, str]) -> None:
     before = snapshot(finished[0])
     done = launch(sweep, "--set", "update.learning_rate=0.002")
     assert done.returncode == 2
@@ -171,7 +178,9 @@ def test_tensorboard_has_each_point_once(finished: tuple[Path, str]) -> None:
     assert [e.value for e in events["team"].Scalars("reward/reward")] == pytest.approx(means, abs=1e-6)
 
 
-def test_more_iterations_go_on(sweep: Path, finished: tuple[Path, str], tmp_path: Path) -> None:
+def test_a_finished_sweep_continues_with_more_iterations(
+    sweep: Path, finished: tuple[Path, str], tmp_path: Path
+) -> None:
     import shutil
 
     folder = tmp_path / "tiny"
@@ -182,7 +191,7 @@ def test_more_iterations_go_on(sweep: Path, finished: tuple[Path, str], tmp_path
     after = published_content(the_run(folder))
     assert [name for name in before if name not in after] == []
     for name, content in before.items():
-        assert content.equals(after[name]) if isinstance(content, pl.DataFrame) else content == after[name]
+        assert equal_content(content, after[name]), name
     new = {TaskKey.parse(name.split()[0]).iteration for name in after if name not in before}
     assert new == {3}
     assert json.loads((the_run(folder) / "horizon.json").read_text()) == [
@@ -191,10 +200,10 @@ def test_more_iterations_go_on(sweep: Path, finished: tuple[Path, str], tmp_path
     ]
 
 
-def test_the_same_sweep_elsewhere_gives_the_same_rows_and_adapters(
+def test_the_same_sweep_in_another_folder_gives_the_same_results(
     sweep: Path, finished: tuple[Path, str], tmp_path: Path
 ) -> None:
-    """Also with parts that share an engine: the fake one's completions do not depend on what is sampled beside them."""
+    """The parts of this run share an engine, and its completions depend on no other requests."""
     done = launch(
         sweep, "--output", str(tmp_path), "--set", "cluster.num_running=1", "--set", "cluster.parts_in_engine=3"
     )
@@ -205,9 +214,8 @@ def test_the_same_sweep_elsewhere_gives_the_same_rows_and_adapters(
         manifests.read_manifest(RunPaths(run).task_manifest(TaskKey(0, EVALUATE, "m0", part))) for part in (0, 1)
     )
     assert first.writer["pid"] == second.writer["pid"]
-    assert second.writer["time"] - sum(second.stats["seconds"].values()) < first.writer["time"], (
-        "they were not in the engine together"
-    )
+    second_began = second.writer["time"] - sum(second.stats["seconds"].values())
+    assert second_began < first.writer["time"], "the two parts did not share the engine"
 
 
 def test_two_ranks_give_the_same_adapters_within_rounding(
@@ -219,15 +227,14 @@ def test_two_ranks_give_the_same_adapters_within_rounding(
     assert done.returncode == 0, done.stdout + done.stderr
     one, two = published_content(the_run(finished[0])), published_content(the_run(tmp_path / "tiny"))
     name = "update/0001/m0/000 adapter_model.safetensors"
-    first, second = load(one[name]), load(two[name])  # type: ignore[arg-type]
+    first, second = load(one[name]), load(two[name])
     assert first.keys() == second.keys()
     assert max(abs(first[k] - second[k]).max() for k in first) < 1e-5
-    assert max(abs(v).max() for k, v in first.items() if "lora_B" in k) > 1e-4, (
-        "the update must have changed the adapter"
-    )
+    largest = max(abs(v).max() for k, v in first.items() if "lora_B" in k)
+    assert largest > 1e-4, "the update must change the adapter"
 
 
-def test_the_second_of_two_launchers_says_who_works(tiny_models: list[Path], tmp_path: Path) -> None:
+def test_a_second_launcher_names_the_process_of_the_first(tiny_models: list[Path], tmp_path: Path) -> None:
     sweep = tiny_sweep(tmp_path / "tiny.yaml", tiny_models, tmp_path / "out")
     command = [sys.executable, "-m", "core_hpc.launch", str(sweep)]
     first = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
@@ -250,19 +257,16 @@ def test_a_task_that_keeps_failing_stops_its_run_with_the_traceback(tiny_models:
 
     models = [shutil.copytree(m, tmp_path / m.name) for m in tiny_models]
     sweep = tiny_sweep(tmp_path / "tiny.yaml", models, tmp_path / "out")
-    kill = launch(
-        sweep,
-        "--set",
-        "cluster.max_attempts=1",
-        env={"CORE_HPC_FAULT": f"kill publish.started@/cold/:{tmp_path / 'marker'}"},
-    )
+    fault = {"CORE_HPC_FAULT": f"kill publish.started@/cold/:{tmp_path / 'marker'}"}
+    kill = launch(sweep, "--set", "cluster.max_attempts=1", env=fault)
     assert kill.returncode == 1
     assert "signal SIGKILL" in kill.stdout
     assert "log:" in kill.stdout
-    (models[0] / "tokenizer.json").write_text("{}")  # other files under the same path are noticed, not used
+    # Files that changed under the same path are an error; they are not used.
+    (models[0] / "tokenizer.json").write_text("{}")
     altered = launch(sweep, "--set", "cluster.max_attempts=1")
     assert altered.returncode == 1
-    assert "are not those that the run was started with" in altered.stdout
+    assert "are not those of the run" in altered.stdout
 
 
 @pytest.mark.parametrize(
@@ -287,12 +291,12 @@ def test_bad_input_creates_nothing(
     assert list(tmp_path.iterdir()) == [sweep]
 
 
-def test_dry_run_creates_nothing_and_loads_nothing_heavy(tiny_models: list[Path], tmp_path: Path) -> None:
+def test_dry_run_creates_nothing_and_imports_no_large_package(tiny_models: list[Path], tmp_path: Path) -> None:
     sweep = tiny_sweep(tmp_path / "tiny.yaml", tiny_models, tmp_path / "out")
     code = (
         "import sys; from core_hpc.launch import main; status = main([sys.argv[1], '--dry-run']); "
         "heavy = {'torch', 'transformers', 'vllm', 'deepspeed', 'peft', 'submitit', 'tensorboard'} & set(sys.modules); "
-        "sys.exit(f'loaded {heavy}' if heavy else status)"
+        "sys.exit(f'imported {heavy}' if heavy else status)"
     )
     done = subprocess.run(
         [sys.executable, "-c", code, str(sweep)], cwd=ROOT, capture_output=True, text=True, check=False
@@ -302,10 +306,13 @@ def test_dry_run_creates_nothing_and_loads_nothing_heavy(tiny_models: list[Path]
     assert list(tmp_path.iterdir()) == [sweep]
 
 
-def test_a_grid_runs_side_by_side_and_each_run_is_what_it_would_be_alone(
+def test_runs_of_a_grid_equal_the_same_runs_alone(
     sweep: Path, finished: tuple[Path, str], tiny_models: list[Path], tmp_path: Path
 ) -> None:
-    """Warm workers serve both runs in turn; the run with the seed of the single sweep must not notice."""
+    """Warm workers alternate between the two runs.
+
+    The run with the seed of the single sweep has the same results.
+    """
     both = tiny_sweep(tmp_path / "grid.yaml", tiny_models, tmp_path / "out", grid={"seed": [7, 8]})
     done = launch(both)
     assert done.returncode == 0, done.stdout + done.stderr
@@ -321,4 +328,4 @@ def test_a_grid_runs_side_by_side_and_each_run_is_what_it_would_be_alone(
         else:
             assert content == other, name
     assert published_content(runs["seed-8"]).keys() == alone.keys()
-    assert len(list(runs["seed-7"].glob("logs/*.log"))) == 5, "one worker a role, shared by the runs"
+    assert len(list(runs["seed-7"].glob("logs/*.log"))) == 5, "there must be one worker per role, shared by the runs"

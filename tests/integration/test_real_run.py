@@ -1,7 +1,7 @@
-"""One iteration with the real components: SmolLM2-135M and Gemma-3-270M, vLLM, MiniLM, DeepSpeed; killed once.
+"""One iteration with the real components: SmolLM2-135M and Gemma-3-270M, vLLM, MiniLM, DeepSpeed.
 
-The quickstart in a small form. It also proves that what the engine says of its sampling is what the trainer computes:
-the log-probabilities of hinted and un-hinted completions, on exactly the ids that the engine was given.
+The run is a small quickstart that is killed once. The tests also compare the log-probabilities from
+the engine with those of a separate forward pass on the same token ids, with and without a hint.
 """
 
 import json
@@ -52,12 +52,11 @@ def sweep(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def run(sweep: Path) -> Path:
-    """The finished run; its launcher was killed once, when the first cold shard was there."""
+    """The finished run. Its launcher was killed once, after the first cold shard was published."""
     folder = sweep.parent / "out" / "small"
     log = sweep.parent / "log"
-    assert launch_and_kill(sweep, lambda: bool(list(folder.glob("*/cold/*/*.manifest.json"))), log, timeout_s=600), (
-        log.read_text()
-    )
+    killed = launch_and_kill(sweep, lambda: bool(list(folder.glob("*/cold/*/*.manifest.json"))), log, timeout_s=600)
+    assert killed, log.read_text()
     done = launch(sweep, timeout_s=900)
     assert done.returncode == 0, done.stdout + done.stderr
     assert "published already" in done.stdout
@@ -69,14 +68,13 @@ def test_every_phase_published_real_rows(run: Path) -> None:
     assert set(rollouts["model"]) == {"smollm2", "gemma3"}
     assert rollouts.filter(phase=COLD).height == 2 * 6 * 4
     assert rollouts.filter(phase="evaluate")["iteration"].unique().sort().to_list() == [0, 1]
-    assert 0 < rollouts.filter(phase=COLD)["correct"].mean() < 1, "the problems must be neither hopeless nor trivial"
+    assert 0 < rollouts.filter(phase=COLD)["correct"].mean() < 1, "the problems must be neither too hard nor too easy"
     scores = shards.read_rows(run, SCORES, phases=["score"])
     assert scores["explore"].max() > 0
     assert scores["advantage"].abs().max() > 0
     steps = shards.read_rows(run, STEPS, phases=[UPDATE])
-    assert steps.filter(step=1)["ratio_max"].max() == pytest.approx(
-        1.0, abs=1e-6
-    )  # old = the weights before the update
+    # At step 1 the old and current weights are the same: those before the update.
+    assert steps.filter(step=1)["ratio_max"].max() == pytest.approx(1.0, abs=1e-6)
     assert steps["grad_norm"].min() > 0
     assert steps["mismatch_max"].max() < 1e-2
     assert steps["mismatch_mean"].max() < 1e-4
@@ -84,7 +82,7 @@ def test_every_phase_published_real_rows(run: Path) -> None:
 
 @pytest.mark.parametrize("model", ["smollm2", "gemma3"])
 def test_behaviour_log_probabilities_equal_an_independent_forward(run: Path, model: str) -> None:
-    """Row by row, cold and rescue with and without a hint, against a plain transformers forward at the same temperature."""
+    """Row by row for cold and rescue rows, against plain transformers at the same temperature."""
     import torch
     from transformers import AutoModelForCausalLM
 
@@ -119,7 +117,7 @@ def test_adapters_are_ordinary_peft_folders_that_changed_the_model(run: Path) ->
         assert config["peft_type"] == "LORA"
 
 
-def test_a_shard_made_again_by_fresh_processes_is_bit_identical(run: Path, sweep: Path, tmp_path: Path) -> None:
+def test_a_shard_made_again_by_new_processes_is_bit_identical(run: Path, sweep: Path, tmp_path: Path) -> None:
     import shutil
 
     folder = tmp_path / "small"
@@ -132,7 +130,7 @@ def test_a_shard_made_again_by_fresh_processes_is_bit_identical(run: Path, sweep
     assert differences(run, copy) == []
 
 
-def test_the_quickstart_is_the_paper_s_defaults_at_a_small_size() -> None:
+def test_the_quickstart_uses_the_defaults() -> None:
     (plan,) = load_sweep(QUICKSTART).runs
     assert [m.engine for m in plan.config.team] == ["vllm", "vllm"]
     assert plan.config.reward.explore.rule == "leave_one_out"

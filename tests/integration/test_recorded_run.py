@@ -1,7 +1,8 @@
-"""A reorganisation of the code must not change results: a small run equals the one that was recorded before.
+"""A small run equals a recorded one, so a reorganisation of the code does not change results.
 
-The recorded file holds digests of everything exact (ids, seeds, texts, verdicts, hints) and figures of everything that
-another processor may round differently (rewards, adapters). Record anew only after a deliberate change of results:
+The recorded file has digests of everything exact (ids, seeds, texts, verdicts, hints), and numbers
+of everything that another processor may round differently (rewards, adapters). Record it again only
+after an intended change of results:
 
     python -m pytest tests/integration/test_recorded_run.py --record
 """
@@ -26,7 +27,7 @@ NOT_EXACT = (pl.Float32, pl.Float64, pl.List(pl.Float32))
 
 
 def digest_and_figures(content: pl.DataFrame | bytes) -> dict[str, Any]:
-    """What is compared of one published table or weight file."""
+    """What is compared for one published table or weight file."""
     if isinstance(content, bytes):
         from safetensors.torch import load
 
@@ -48,8 +49,10 @@ def digest(text: str) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
-def test_a_small_run_is_what_it_was(tiny_models: list[Path], tmp_path: Path, pytestconfig: pytest.Config) -> None:
-    """One model samples with the transformers engine; the other (fake engine) succeeds often enough to be its teacher."""
+def test_a_small_run_equals_the_recorded_one(
+    tiny_models: list[Path], tmp_path: Path, pytestconfig: pytest.Config
+) -> None:
+    """One model samples with transformers. The other (fake engine) is often its teacher."""
     team = [
         {"name": "m0", "model": str(tiny_models[0]), "engine": "transformers", "lora": {"rank": 4}},
         {"name": "m1", "model": str(tiny_models[1]), "engine": "fake", "lora": {"rank": 4}},

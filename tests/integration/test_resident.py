@@ -1,4 +1,8 @@
-"""The driver `resident` on a real SLURM cluster: one job a run over its iterations, a successor, the same results as elsewhere."""
+"""The driver `resident` on a real SLURM cluster.
+
+A run has one job for all its iterations, and a successor when that job is preempted. Its results
+are those of the driver `local`.
+"""
 
 import time
 from collections import Counter, defaultdict
@@ -39,7 +43,7 @@ PROTOCOL = {
 def test_a_run_in_two_jobs_publishes_what_the_local_driver_publishes(
     cluster: DevCluster, tiny_models: list[Path], tmp_path: Path
 ) -> None:
-    """The first job is preempted in an update of the second iteration, and its successor goes on."""
+    """SLURM preempts the first job in an update of iteration 2, and its successor continues."""
     local = {"num_running": 2, "threads": 1}
     here = launch(
         tiny_sweep(tmp_path / "local.yaml", tiny_models, tmp_path / "local", cluster=local, protocol=PROTOCOL)
@@ -53,19 +57,21 @@ def test_a_run_in_two_jobs_publishes_what_the_local_driver_publishes(
     with launched_and_held(sweep, "task.started@update/0002/m0", hold, env=cluster.environment()) as controller:
         job = hold.read_text().split()[1]
         cluster.run("scancel", "--signal=USR2", job)
-        time.sleep(2)  # the worker has heard of it before it goes on
+        time.sleep(2)  # so that the worker gets the signal before it continues
         Path(f"{hold}.go").touch()
         printed, _ = controller.communicate(timeout=300)
     assert controller.returncode == 0, printed
-    assert "one SLURM job a run" in printed
+    assert "one SLURM job per run" in printed
 
     run = the_run(tmp_path / "resident" / "tiny")
     assert differences(the_run(tmp_path / "local" / "tiny"), run) == []
     folder = SubmissionFolder(RunPaths(run).slurm)
     first, _ = sorted(folder.read(OPEN, ENDED, FAILED), key=lambda s: s.submitted)
     assert [state for _, state in folder.names(OPEN, ENDED, FAILED)] == [FAILED, ENDED]
-    assert (str(first.job), first.outcomes["0"]["kind"], first.outcomes["0"]["counted"]) == (job, "preempted", False)
-    assert len(first.elements[0]) == 2 * 8 + 4, "a job has all tasks of its run: 8 an iteration, two evaluations of 2"
+    assert (str(first.job), first.outcomes[0].kind, first.outcomes[0].counted) == (job, "preempted", False)
+    assert len(first.elements[0]) == 2 * 8 + 4, (
+        "a job must have all tasks of its run: 8 per iteration and two evaluations of 2"
+    )
     by_worker: dict[tuple[str, int], list[TaskKey]] = defaultdict(list)
     started: Counter[tuple[str, int]] = Counter()
     for key in shards.published_keys(run):
@@ -74,6 +80,6 @@ def test_a_run_in_two_jobs_publishes_what_the_local_driver_publishes(
             worker = (manifest.writer["host"], manifest.writer["pid"])
             by_worker[worker].append(key)
             started[worker] += "process_started" in manifest.stats
-    assert set(started.values()) == {1}, "an engine was started more than once in a job, or tasks do not say so"
+    assert set(started.values()) == {1}, "an engine was started more than once in a job, or no task reports its start"
     assert {key.iteration for keys in by_worker.values() if len(keys) > 2 for key in keys} == {0, 1, 2}
     assert sorted(len(keys) for keys in by_worker.values()) == [1, 5]

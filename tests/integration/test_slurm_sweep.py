@@ -1,4 +1,7 @@
-"""A sweep on a real SLURM cluster: the same shards as the local driver, one controller, detached or not."""
+"""Sweeps on a real SLURM cluster.
+
+Their results are those of the driver `local`, and each sweep has one controller, detached or not.
+"""
 
 import json
 import os
@@ -44,33 +47,33 @@ ONE_PART: dict[str, Any] = {"iterations": 1, "protocol": {**PROTOCOL, "problems_
 
 
 def arrays(**changes: Any) -> dict[str, Any]:
+    """A cluster section for the driver `arrays`; `changes` are fields of its section `slurm`."""
     return {"driver": "arrays", "threads": 1, "update_ranks": 2, "slurm": {**SLURM, **changes}}
 
 
 def records(run: Path) -> list[str]:
+    """Names of all submissions of a run."""
     return [name for name, _ in SubmissionFolder(RunPaths(run).slurm).names(OPEN, ENDED, FAILED)]
 
 
 def test_arrays_over_several_nodes_publish_what_the_local_driver_publishes(
     cluster: DevCluster, tiny_models: list[Path], tmp_path: Path, request: pytest.FixtureRequest
 ) -> None:
-    """2 runs x 2 models x 3 iterations (without --full: 1), updates of 2 ranks on 2 nodes: bit-identical rows, adapters and optimizers."""
+    """2 runs x 2 models x 3 iterations (1 without --full), with updates of 2 ranks on 2 nodes.
+
+    Rows, adapters and optimizer states are identical bit by bit.
+    """
     iterations = 3 if request.config.getoption("--full") else 1
     local = {"num_running": 1, "threads": 1, "update_ranks": 2}
-    here = launch(
-        tiny_sweep(
-            tmp_path / "local.yaml", tiny_models, tmp_path / "local", iterations=iterations, cluster=local, **GRID
-        )
-    )
+    sections = {"iterations": iterations, **GRID}
+    here = launch(tiny_sweep(tmp_path / "local.yaml", tiny_models, tmp_path / "local", cluster=local, **sections))
     assert here.returncode == 0, here.stdout + here.stderr
-    sweep = tiny_sweep(
-        tmp_path / "arrays.yaml", tiny_models, tmp_path / "arrays", iterations=iterations, cluster=arrays(), **GRID
-    )
+    sweep = tiny_sweep(tmp_path / "arrays.yaml", tiny_models, tmp_path / "arrays", cluster=arrays(), **sections)
     there = launch(sweep, env=cluster.environment(), timeout_s=900)
     assert there.returncode == 0, there.stdout + there.stderr
-    assert (
-        f"2 run(s), {2 * (8 + 8 * iterations)} tasks; SLURM arrays" in there.stdout
-    )  # two evaluations of 4, 8 an iteration
+    # Per run: two evaluations of 4 tasks, and 8 tasks per iteration.
+    num_tasks = 2 * (8 + 8 * iterations)
+    assert f"2 run(s), {num_tasks} tasks; SLURM arrays" in there.stdout
     assert "of a core" in there.stdout
     runs = list_runs(tmp_path / "local" / "tiny")
     assert len(runs) == 2
@@ -86,7 +89,7 @@ def test_arrays_over_several_nodes_publish_what_the_local_driver_publishes(
     assert again.returncode == 0
 
 
-def test_ctrl_c_leaves_the_jobs_alone_and_a_second_controller_is_refused(
+def test_jobs_continue_after_ctrl_c_and_a_second_controller_is_refused(
     cluster: DevCluster, tiny_models: list[Path], tmp_path: Path
 ) -> None:
     sweep = tiny_sweep(tmp_path / "tiny.yaml", tiny_models, tmp_path / "out", cluster=arrays(), **ONE_PART)
@@ -98,7 +101,7 @@ def test_ctrl_c_leaves_the_jobs_alone_and_a_second_controller_is_refused(
         first.send_signal(signal.SIGINT)
         printed, _ = first.communicate(timeout=60)
     assert first.returncode == 130
-    assert "Jobs that are with SLURM go on" in printed
+    assert "SLURM jobs that were submitted continue" in printed
     (run,) = list_runs(tmp_path / "out" / "tiny")
     submitted = records(run)
     assert "RUNNING" in cluster.run("squeue", "-h", "-o", "%T", "-j", hold.read_text().split()[1])
@@ -106,15 +109,17 @@ def test_ctrl_c_leaves_the_jobs_alone_and_a_second_controller_is_refused(
     done = launch(sweep, env=cluster.environment())
     assert done.returncode == 0, done.stdout + done.stderr
     assert set(submitted) <= set(records(run))
-    assert len([name for name in records(run) if name.startswith("cold-0001")]) == 1, (
-        "the cold task was submitted again"
-    )
+    cold = [name for name in records(run) if name.startswith("cold-0001")]
+    assert len(cold) == 1, "the cold task was submitted again"
 
 
-def test_a_detached_controller_hands_over_and_finishes(
+def test_a_sweep_survives_the_end_of_its_detached_controllers(
     cluster: DevCluster, tiny_models: list[Path], tmp_path: Path
 ) -> None:
-    """The first controller is warned by SLURM, the second is killed outright; the third finishes and leaves no job behind."""
+    """SLURM warns the first controller and kills the second.
+
+    The third finishes, and no job remains.
+    """
     sweep = tiny_sweep(tmp_path / "tiny.yaml", tiny_models, tmp_path / "out", cluster=arrays(), **ONE_PART)
     holds = [tmp_path / f"hold{i}" for i in range(2)]
     faults = ";".join(
@@ -153,14 +158,13 @@ def test_a_detached_controller_hands_over_and_finishes(
     assert "asked to end; the successor" in logs
     assert "taking them over" in logs
     assert "Pass@1" in logs
-    assert len([name for name in records(run) if name.startswith(("cold", "update"))]) == 2, (
-        "something was submitted twice"
-    )
+    submitted = [name for name in records(run) if name.startswith(("cold", "update"))]
+    assert len(submitted) == 2, "a task was submitted twice"
     done = launch(sweep, env=cluster.environment())
     assert "everything is done" in done.stdout, done.stdout + done.stderr
 
 
-def test_what_slurm_would_refuse_is_said_before_anything_is_made(
+def test_jobs_that_slurm_would_refuse_are_reported_before_anything_is_created(
     cluster: DevCluster, tiny_models: list[Path], tmp_path: Path
 ) -> None:
     section = arrays(partition="nowhere")
@@ -175,10 +179,13 @@ def test_what_slurm_would_refuse_is_said_before_anything_is_made(
     assert "sbatch is not on PATH" in nothing.stderr
 
 
-def test_chained_phases_publish_the_same_in_two_arrays_an_iteration(
+def test_chained_phases_publish_the_same_with_two_arrays_per_iteration(
     cluster: DevCluster, tiny_models: list[Path], tmp_path: Path
 ) -> None:
-    """In iteration 1 one model is late, so the other's job leaves its rescue to a third; in iteration 2 nobody waits long."""
+    """In iteration 1 one model is late, so the job of the other one leaves its rescue to a third job.
+
+    In iteration 2 no job waits long.
+    """
     sections = {"iterations": 2, "protocol": {**PROTOCOL, "problems_per_part": 8}}
     local = {"num_running": 1, "threads": 1, "update_ranks": 2}
     here = launch(tiny_sweep(tmp_path / "local.yaml", tiny_models, tmp_path / "local", cluster=local, **sections))
@@ -191,20 +198,21 @@ def test_chained_phases_publish_the_same_in_two_arrays_an_iteration(
         (run,) = list_runs(tmp_path / "chained" / "tiny")
         folder = SubmissionFolder(RunPaths(run).slurm)
 
-        def end_of_the_other() -> Any:
+        def end_of_other_job() -> Any:
             (submission,) = (s for s in folder.read(OPEN) if s.name.startswith("cold-0001"))
             path = folder.status_file(submission, 0)
             return path.exists() and manifests.read_json(path)["outcome"]
 
-        wait_for(end_of_the_other, "the end of the job of the model that was not held")
-        assert end_of_the_other()["left"] == ["hint/0001/team/000", "rescue/0001/m0/000"]
+        wait_for(end_of_other_job, "the end of the job of the model that was not held")
+        assert end_of_other_job()["left"] == ["hint/0001/team/000", "rescue/0001/m0/000"]
         assert not (RunPaths(run).phase_folder("hint", 1)).exists()
         Path(f"{hold}.go").touch()
         printed, _ = controller.communicate(timeout=600)
     assert controller.returncode == 0, printed
     (reference,) = list_runs(tmp_path / "local" / "tiny")
     assert differences(reference, run) == []
-    # No array of hints, of updates, or of rescues but for the job that did not wait. On a slow machine one may be late again.
+    # There is no array of hints or updates, and one of rescues only because a job did not wait for
+    # long. On a slow machine a job may be late in iteration 2 as well.
     submitted = {name.rpartition("-")[0] for name in records(run)} - {"rescue-0002"}
     assert {name for name in submitted if not name.startswith("evaluate")} == {
         "cold-0001",

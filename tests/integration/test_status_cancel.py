@@ -1,4 +1,7 @@
-"""core_hpc.status and core_hpc.cancel on a real SLURM: a sweep of two runs whose jobs have to wait, and a foreign job beside it."""
+"""core_hpc.status and core_hpc.cancel on a real SLURM.
+
+The sweep has two runs whose jobs have to wait. A foreign job is in the queue as well.
+"""
 
 from __future__ import annotations
 
@@ -25,7 +28,7 @@ pytestmark = pytest.mark.slow
 
 SLURM = {"cpus": 1, "mem_gb": 1.5, "time_min": 10, "poll_s": [0.5, 2], "lost_after_s": 15, "gpus_per_node": 0}
 NUM_READY = 2 * 10
-"""Tasks that both runs can begin with: 6 of evaluate and 4 of cold each."""
+"""Tasks of both runs that are ready at first: 6 of evaluate and 4 of cold per run."""
 
 
 @pytest.fixture(scope="module")
@@ -38,7 +41,7 @@ def waiting_sweep(tiny_models: list[Path], tmp_path_factory: pytest.TempPathFact
 
 @pytest.fixture(autouse=True)
 def _environment(waiting_sweep: Path, cluster: Any, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Slurm's commands reach the cluster; a test that fails in the middle leaves no jobs to the next one."""
+    """Slurm's commands reach the cluster. A test that fails in the middle leaves no jobs for the next test."""
     for name, value in cluster.environment().items():
         monkeypatch.setenv(name, value)
     yield
@@ -72,7 +75,7 @@ def log_of(sweep: Path) -> Path:
 
 
 def attached(cluster: Any, sweep: Path) -> subprocess.Popen[bytes]:
-    """A controller that is no job."""
+    """A controller that runs as an ordinary process."""
     with log_of(sweep).open("ab") as log:
         return subprocess.Popen(
             [sys.executable, "-m", "core_hpc.launch", str(sweep)],
@@ -125,7 +128,7 @@ def test_a_detached_sweep_is_shown_and_cancelled(waiting_sweep: Path, cluster: A
     assert not SweepPaths(folder).claim.exists()
     after = look(folder)
     assert {(run.state, run.waiting) for run in after.runs} == {("no controller", 0)}
-    assert after.failures == [], "what its user cancels is no failure"
+    assert after.failures == [], "a job that its user cancels is no failure"
     assert after.controller.stop_request is not None
     for root in (SweepPaths(folder).slurm, *(RunPaths(folder / run.run_id).slurm for run in after.runs)):
         assert SubmissionFolder(root).names(OPEN) == []
@@ -140,11 +143,11 @@ def test_jobs_of_one_run_after_its_controller_was_killed_and_then_all(
     first = attached(cluster, waiting_sweep)
     try:
         wait_for(lambda: all_wait(waiting_sweep), "jobs that wait")
-        assert not SweepPaths(folder).stop_request.exists(), "a new start forgets that it was asked to stop"
+        assert not SweepPaths(folder).stop_request.exists(), "a new start removes the request to stop"
     finally:
         first.kill()
         first.wait()
-    assert "failed" not in log_of(waiting_sweep).read_text(), "what was cancelled before does not count"
+    assert "failed" not in log_of(waiting_sweep).read_text(), "jobs that were cancelled before do not count"
     found = look(folder)
     assert found.controller.alive is False
     assert {(run.state, run.waiting) for run in found.runs} == {("no controller", NUM_READY // 2)}

@@ -1,4 +1,4 @@
-"""ZeRO-2 on one and two real ranks against plain single-process torch, resume, failures, and the published folder."""
+"""ZeRO-2 on one and two real ranks: against plain torch, resume, failures, the published folder."""
 
 from __future__ import annotations
 
@@ -18,7 +18,10 @@ pytestmark = pytest.mark.slow
 
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
-    """All launches, once. one/two: warm processes; one_later/two_later: fresh processes which only resume."""
+    """All launches, once.
+
+    `one` and `two` are warm processes; `one_later` and `two_later` only resume.
+    """
     import transformers
 
     folder = tmp_path_factory.mktemp("zero2")
@@ -41,14 +44,14 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
         ),
     }
     seen["one_later"] = launch(
-        folder, "one_later", 1, "resume:one.1:one_later.2", "resume:two.1:two_one.2", "goes_on:two"
+        folder, "one_later", 1, "resume:one.1:one_later.2", "resume:two.1:two_one.2", "continues:two"
     )
-    seen["two_later"] = launch(folder, "two_later", 2, "resume:two.1:two_later.2", "goes_on:one")
+    seen["two_later"] = launch(folder, "two_later", 2, "resume:two.1:two_later.2", "continues:one")
     return seen
 
 
 def test_equals_plain_torch_on_one_and_two_ranks(runs: dict[str, Any]) -> None:
-    """Several steps with clipping, several micro-batches, other counts on the ranks, and one empty rank."""
+    """Several steps with clipping, unequal numbers of micro-batches, and one empty rank."""
     counts = runs["two"][0]["both"]["micro_batches"]
     assert any(0 in ranks for ranks in counts)
     assert any(len(set(ranks) - {0}) == 2 for ranks in counts), counts
@@ -73,22 +76,20 @@ def test_metrics_are_global_and_the_same_on_every_rank(runs: dict[str, Any]) -> 
     assert [s["global_step"] for s in itertools.chain(*one["steps"])] == [1, 2, 3, 4, 5, 6]
 
 
-def test_a_step_that_no_rank_runs_still_counts(runs: dict[str, Any]) -> None:
-    """dapo without KL: what it divides by is global over ranks, and includes what is not run."""
+def test_a_step_that_no_rank_computes_still_counts(runs: dict[str, Any]) -> None:
+    """dapo without KL: the divisor is global, and includes completions that are not computed."""
     assert largest_difference(weights(runs["folder"] / "one.silent"), weights(runs["folder"] / "two.silent")) < 1e-5
     for name in ("one", "two"):
         first, silent, last = runs[name][0]["silent_step"]
         assert (silent["loss"], silent["grad_norm"]) == (0.0, 0.0)
-        assert (silent["num_completions"], silent["num_tokens"]) == (
-            6,
-            sum(len(r["completion_token_ids"]) for r in make_rows(1) if r["problem_id"] in runs["order"][1]),
-        )
+        num_tokens = sum(len(r["completion_token_ids"]) for r in make_rows(1) if r["problem_id"] in runs["order"][1])
+        assert (silent["num_completions"], silent["num_tokens"]) == (6, num_tokens)
         assert math.isnan(silent["entropy"])
         assert min(first["grad_norm"], last["grad_norm"]) > 0
 
 
 def test_old_log_probs_are_those_before_the_update(runs: dict[str, Any]) -> None:
-    """Trap 2: recomputed after a step, the ratio would always be 1."""
+    """Trap 2: if they were computed again after a step, the ratio would always be 1."""
     for name in ("one", "two"):
         for steps in runs[name][0]["both"]["steps"]:
             assert steps[0]["ratio_max"] == 1.0
@@ -110,52 +111,48 @@ def test_resume_is_exact_with_as_many_ranks_and_close_with_others(runs: dict[str
         assert runs[name][0]["raw_resume"] == {"weight": 0.0, "exp_avg": 0.0, "exp_avg_sq": 0.0}
 
 
-ARTEFACTS = ("adapter_model.safetensors", "optimizer.safetensors")
+FILES = ("adapter_model.safetensors", "optimizer.safetensors")
 
 
 def test_an_interrupted_update_goes_on_where_it_was_and_gives_the_same(runs: dict[str, Any]) -> None:
-    """However often, from whichever checkpoint: the bytes of the undisturbed task at the same number of ranks."""
+    """The files have the bytes of the uninterrupted task with the same number of ranks.
+
+    This holds after any number of stops, and from any checkpoint.
+    """
     first, second = "tiny-p000-step0001.manifest.json", "tiny-p000-step0002.manifest.json"
     for name in ("one", "two"):
         for number, rank in enumerate(runs[name]):
-            seen, undisturbed = rank["interrupted"], rank["both"]["steps"][1]
+            seen, uninterrupted = rank["interrupted"], rank["both"]["steps"][1]
             for attempt, stopped, stored in (("at_start", 0, []), ("stopped", 1, [first]), ("again", 1, [first])):
-                assert seen[attempt]["stopped"] == f"update: told to stop after {stopped} of 3 optimizer steps"
-                assert number or seen[attempt]["stored"] == stored  # only rank 0 sees the folder before it goes on
+                assert seen[attempt]["stopped"] == f"update: stopped on request after {stopped} of 3 optimizer steps"
+                # The other rank may read the folder later, when rank 0 has already changed it.
+                assert number or seen[attempt]["stored"] == stored
                 assert not seen[attempt]["written"]
             assert [seen[a]["from"] for a in ("stopped", "again", "resumed", "damaged", "foreign")] == [0, 1, 1, 1, 0]
             assert seen["again"]["progress"] == []
             assert seen["resumed"]["progress"] == [[2, 3], [3, 3]]
-            assert number or [seen[a]["stored"] for a in ("resumed", "damaged", "foreign")] == [
-                [first, second],
-                [first],
-                [],
-            ]
+            stored_at_end = [seen[a]["stored"] for a in ("resumed", "damaged", "foreign")]
+            assert number or stored_at_end == [[first, second], [first], []]
             for attempt in ("resumed", "damaged", "foreign"):
-                assert seen[attempt]["steps"] == undisturbed
-        for file, attempt in itertools.product(ARTEFACTS, ("resumed", "damaged", "fresh")):
-            assert (runs["folder"] / f"{name}.{attempt}" / file).read_bytes() == (
-                runs["folder"] / f"{name}.2" / file
-            ).read_bytes()
+                assert seen[attempt]["steps"] == uninterrupted
+        for file, attempt in itertools.product(FILES, ("resumed", "damaged", "fresh")):
+            found, expected = (runs["folder"] / f"{name}.{kind}" / file for kind in (attempt, "2"))
+            assert found.read_bytes() == expected.read_bytes()
         log = (runs["folder"] / f"{name}.0.log").read_text()
         assert "checksum differs" in log
-        assert "of another update; they differ in rows" in log
+        assert "belongs to another update; they differ in rows" in log
     assert "does not see it" in runs["two"][1]["interrupted"]["unseen"]
 
 
-def test_an_interrupted_update_goes_on_with_another_number_of_ranks(runs: dict[str, Any]) -> None:
+def test_an_interrupted_update_continues_with_another_number_of_ranks(runs: dict[str, Any]) -> None:
     for name, by in (("one", "two_later"), ("two", "one_later")):
         for rank in runs[by]:
-            assert rank["goes_on"]["from"] == 1
-            for found, wanted in zip(rank["goes_on"]["steps"], runs[name][0]["both"]["steps"][1], strict=True):
+            assert rank["continues"]["from"] == 1
+            for found, wanted in zip(rank["continues"]["steps"], runs[name][0]["both"]["steps"][1], strict=True):
                 assert found == pytest.approx(wanted, rel=1e-3, abs=1e-6)
-        for file in ARTEFACTS:
-            assert (
-                largest_difference(
-                    weights(runs["folder"] / f"{name}.by_{by}", file), weights(runs["folder"] / f"{name}.2", file)
-                )
-                < 1e-5
-            )
+        for file in FILES:
+            tensors = [weights(runs["folder"] / f"{name}.{kind}", file) for kind in (f"by_{by}", "2")]
+            assert largest_difference(*tensors) < 1e-5
 
 
 def test_published_folder_is_an_ordinary_adapter(runs: dict[str, Any]) -> None:
@@ -192,14 +189,12 @@ def test_non_finite_values_stop_every_rank_and_write_nothing(runs: dict[str, Any
         assert "step 2 of 3" in rank["failures"]["nan"]["message"]
         assert f"the loss is not finite for problems {problem};" in rank["failures"]["nan"]["message"]
         assert "step 2 of 3" in rank["failures"]["overflow"]["message"]
-        assert (
-            f"gradients are not finite; its problems are {', '.join(runs['order'][1])};"
-            in rank["failures"]["overflow"]["message"]
-        )
+        named = f"gradients are not finite; its problems are {', '.join(runs['order'][1])};"
+        assert named in rank["failures"]["overflow"]["message"]
         assert "step 1 of 3" in rank["failures"]["inf"]["message"]
         assert ", ".join(runs["order"][0]) in rank["failures"]["inf"]["message"]
     assert [rank["failures"]["unwritable"] for rank in runs["two"]] == ["NotADirectoryError", "StoreError"]
-    # The process is as good as new afterwards.
+    # A good task in the same process gives the usual result afterwards.
     assert weights(folder / "two.1").keys() == weights(folder / "two.again").keys()
     assert largest_difference(weights(folder / "two.1"), weights(folder / "two.again")) == 0
 

@@ -1,6 +1,9 @@
-"""Attempts of an update task in one warm process: undisturbed in one copy of a run, stopped and gone on in another.
+"""Attempts of an update task in one warm process, on two copies of a run.
 
-RANK=0 WORLD_SIZE=1 .. python update_attempts.py UNDISTURBED INTERRUPTED TASK
+    RANK=0 WORLD_SIZE=1 .. python update_attempts.py UNDISTURBED INTERRUPTED TASK
+
+The task runs without interruption in the first copy. In the second copy it is stopped twice, loses
+its newest checkpoint, and continues until it is finished. The last line of stdout is a JSON report.
 """
 
 from __future__ import annotations
@@ -19,13 +22,13 @@ from core_hpc.store.paths import RunPaths, TaskKey
 
 
 def attempt(root: Path, key: TaskKey, warm: Warm, *, stop_at: int = -1) -> dict[str, Any]:
-    """Run the task; it is told to stop when it asks for the `stop_at`-th time, counted from 0."""
-    asked, progress = itertools.count(), []
+    """Run the task, which is stopped when it asks for the `stop_at`-th time, counted from 0."""
+    questions, progress = itertools.count(), []
     context = TaskContext(
         run=open_run(root),
         key=key,
         warm=warm,
-        should_stop=lambda: next(asked) == stop_at,
+        should_stop=lambda: next(questions) == stop_at,
         progress=lambda done, total, tokens: progress.append(done),
     )
     message = ""

@@ -1,8 +1,10 @@
-"""One rank of the checks of test_zero2.py: runs what its argument names and lets rank 0 write what it saw as JSON.
+"""One rank of `test_zero2.py` and `test_full_tuning.py`: runs checks and writes a JSON report.
 
-    RANK=.. WORLD_SIZE=.. LOCAL_RANK=.. MASTER_ADDR=.. MASTER_PORT=.. python zero2_rank.py FOLDER NAME [check ...]
+    RANK=.. WORLD_SIZE=.. LOCAL_RANK=.. MASTER_ADDR=.. MASTER_PORT=.. python zero2_rank.py FOLDER NAME [CHECK ...]
 
-A NAME that begins with full_ trains every weight, in float32, one with half_ in bfloat16, and any other one an adapter.
+A CHECK is the name of a method of `Checks`, with arguments after colons. A NAME that begins with
+`full_` trains every weight in float32, one that begins with `half_` every weight in bfloat16, and
+any other NAME trains an adapter in float32.
 """
 
 from __future__ import annotations
@@ -30,7 +32,8 @@ from core_hpc.training import passes
 from core_hpc.training.batching import Row, plan_steps, step_rows
 from core_hpc.training.interruption import Interruption
 from core_hpc.training.micro_batch import collate
-from core_hpc.training.task import UpdateResult, UpdateTask
+from core_hpc.training.policy import Dtype
+from core_hpc.training.task import TrainerSettings, UpdateResult, UpdateTask
 from core_hpc.training.trainer import Trainer
 from core_hpc.training.zero2 import Zero2
 
@@ -46,10 +49,14 @@ SETTINGS = UpdateSection(
 LORA = LoraSection(rank=4, alpha=8)
 TEMPERATURE = 0.7
 TOTAL_STEPS = 8
-passes.PASS_STEPS = 2  # of three: the rows of a task are passed over in two groups
+passes.PASS_STEPS = 2  # a task has three steps, so its passes before training have two groups
 LORA_SEED = 11
 KEY = TaskKey(2, "update", "tiny")
 IDENTITY = {"run_id": "tiny", "rows": "mine"}
+
+
+DTYPES: dict[str, Dtype] = {"full": "float32", "half": "bfloat16"}
+"""Dtype of the weights that a launch trains, by the beginning of its name."""
 
 
 def read_rows(path: Path) -> list[Row]:
@@ -57,16 +64,20 @@ def read_rows(path: Path) -> list[Row]:
 
 
 class Checks:
-    """The checks; each returns plain data."""
+    """The checks. Each returns plain data for the report."""
 
     def __init__(self, folder: Path, name: str) -> None:
         self.folder, self.name = folder, name
         self.progress: list[tuple[int, int]] = []
         kind = name.partition("_")[0]
-        lora, dtype = (
-            (None, {"full": "float32", "half": "bfloat16"}[kind]) if kind in ("full", "half") else (LORA, "float32")
+        self.trainer = Trainer(
+            TrainerSettings(
+                model_folder=folder / "model",
+                model_name="org/tiny",
+                lora=None if kind in DTYPES else LORA,
+                dtype=DTYPES.get(kind, "float32"),
+            )
         )
-        self.trainer = Trainer(folder / "model", lora, model_name="org/tiny", dtype=dtype)  # type: ignore[arg-type]
         self.inputs = json.loads((folder / "inputs.json").read_text())
 
     def update(
@@ -102,7 +113,7 @@ class Checks:
         return digest.hexdigest()
 
     def both(self) -> dict[str, Any]:
-        """Two tasks in one warm process, what the steps looked like, and log-probabilities after them."""
+        """Two tasks in one warm process: metrics of the steps, and log-probabilities after them."""
         before = self.base_hash()
         results = [self.update(1, None, f"{self.name}.1"), self.update(2, f"{self.name}.1", f"{self.name}.2")]
         rows = read_rows(self.folder / "rows2.json")
@@ -128,7 +139,10 @@ class Checks:
         }
 
     def silent_step(self) -> list[dict[str, Any]]:
-        """A token mean without KL, over rows of which the second step has no advantage, so that no rank runs any of it."""
+        """A token mean without KL.
+
+        The rows of the second step have no advantage, so no rank computes them.
+        """
         rows = read_rows(self.folder / "rows1.json")
         silent = step_rows(rows, problems_per_step=2, seed=self.inputs["shuffle_seed"])[1][0]
         rows = [replace(r, advantage=0.0) if r.problem_id in silent else r for r in rows]
@@ -136,13 +150,18 @@ class Checks:
         return self.update(1, None, f"{self.name}.silent", rows, settings).steps.to_dicts()
 
     def resume(self, previous: str, out: str) -> None:
+        """The second task from a published folder."""
         self.update(2, previous, out)
 
     def raw_resume(self) -> dict[str, float]:
-        """Five optimizer steps against three, saved and loaded, and two: largest difference of weights and moments."""
+        """Five steps against three steps, a resume and two steps.
+
+        Returns:
+            The largest difference of weights and of moments.
+        """
         rank = self.trainer.rank
 
-        # Rank 0 has no gradient of the last parameter, as with an expert that saw no token.
+        # Rank 0 has no gradient of the last parameter, like an expert that saw no token.
         def losses(p: dict[str, torch.nn.Parameter], step: int) -> list[torch.Tensor]:
             return [((v - step - rank) ** 2).mean() + (v**3).sum() * 0.1 for v in p.values()][: 2 + rank]
 
@@ -182,20 +201,25 @@ class Checks:
         interval_s: float = 0.0,
         rows: str = "mine",
     ) -> dict[str, Any]:
-        """The second task once more, from its newest checkpoint below `root`; the last rank is told to stop at a boundary."""
+        """Run the second task again, from its newest checkpoint below `root`.
+
+        Args:
+            stop_at: optimizer steps after which the last rank is asked to stop; -1: never.
+            interval_s: seconds between checkpoints.
+            rows: identity of the rows, which a checkpoint must have to be used.
+        """
         checkpoints = CheckpointStore(RunPaths(root), KEY, {**IDENTITY, "rows": rows})
         resume = checkpoints.find(self.trainer)
         boundary = itertools.count(resume.steps.height if resume else 0)
-        told = self.trainer.rank == self.trainer.num_ranks - 1
+        is_last = self.trainer.rank == self.trainer.num_ranks - 1
         interruption = Interruption(
-            should_stop=lambda: next(boundary) == stop_at and told, interval_s=interval_s, save=checkpoints.save
+            should_stop=lambda: next(boundary) == stop_at and is_last, interval_s=interval_s, save=checkpoints.save
         )
         seen: dict[str, Any] = {"from": resume.steps.height if resume else 0, "steps": [], "stopped": ""}
         self.progress = []
         try:
-            seen["steps"] = self.update(
-                2, previous or f"{self.name}.1", out, interruption=interruption, resume=resume
-            ).steps.to_dicts()
+            done = self.update(2, previous or f"{self.name}.1", out, interruption=interruption, resume=resume)
+            seen["steps"] = done.steps.to_dicts()
         except StoppedError as error:
             seen["stopped"] = str(error)
         seen["progress"] = self.progress
@@ -204,10 +228,10 @@ class Checks:
         return seen
 
     def interrupted(self) -> dict[str, Any]:
-        """Attempts of one task, one after the other, on the same checkpoints."""
+        """Attempts of one task, one after the other, with the same checkpoints."""
         root, name = self.folder / f"{self.name}.run", self.name
         folder = RunPaths(root).checkpoint_folder(KEY)
-        seen = {
+        seen: dict[str, Any] = {
             "at_start": self.attempt(root, f"{name}.none", stop_at=0),
             "stopped": self.attempt(root, f"{name}.none", stop_at=1),
             "again": self.attempt(root, f"{name}.none", stop_at=1),
@@ -221,8 +245,8 @@ class Checks:
             newest.write_bytes(bytes(content))
         seen["damaged"] = self.attempt(root, f"{name}.damaged")
         seen["foreign"] = self.attempt(self.folder / f"{name}.foreign", f"{name}.fresh", rows="others")
-        # The last rank looks into an empty folder, as if its node did not see what rank 0 sees.
-        manifests.VISIBILITY_DELAYS_S = (0.01,)
+        # The other ranks look into an empty folder, as if their node did not see what rank 0 sees.
+        manifests.VISIBILITY_DELAYS_S = (0.01,) * 4
         elsewhere = root if self.trainer.rank == 0 else self.folder / "elsewhere"
         try:
             CheckpointStore(RunPaths(elsewhere), KEY, IDENTITY).find(self.trainer)
@@ -231,24 +255,25 @@ class Checks:
             seen["unseen"] = str(error)
         return seen
 
-    def goes_on(self, other: str) -> dict[str, Any]:
-        """The second task of another launch, from what its last interrupted attempt left."""
+    def continues(self, other: str) -> dict[str, Any]:
+        """The second task of another launch, from the checkpoint of its interrupted attempt."""
         root = self.folder / f"{other}.run"
         return self.attempt(root, f"{other}.by_{self.name}", previous=f"{other}.1")
 
-    def instead(self, name: str) -> dict[str, Any]:
-        """`both` and `interrupted` under another name, with a trainer of its own."""
+    def other_launch(self, name: str) -> dict[str, Any]:
+        """`both` and `interrupted` under another name, with a new trainer in the same process."""
         self.trainer.close()
-        self.__init__(self.folder, name)  # type: ignore[misc]
-        return {"both": self.both(), "interrupted": self.interrupted()}
+        other = Checks(self.folder, name)
+        self.trainer = other.trainer
+        return {"both": other.both(), "interrupted": other.interrupted()}
 
     def failures(self) -> dict[str, Any]:
-        """Messages of non-finite losses and gradients, and whether anything was written; then a good task again."""
+        """Reports on tasks with non-finite losses and gradients; a good task follows."""
         found: dict[str, Any] = {}
         for label, value in (("nan", float("nan")), ("overflow", 1e30)):
             rows = read_rows(self.folder / "rows1.json")
             index = next(i for i, r in enumerate(rows) if r.problem_id == self.inputs["second_step_problem"])
-            rows[index] = Row(**{**vars(rows[index]), "advantage": value})
+            rows[index] = replace(rows[index], advantage=value)
             found[label] = self.fails(rows, f"{self.name}.{label}")
         weight = next(self.trainer.policy.base.parameters()).data
         kept = weight.clone()

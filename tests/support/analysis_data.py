@@ -1,4 +1,4 @@
-"""Made-up counts, rollout rows and run folders for the tests of analysis. No test here."""
+"""Artificial counts, rollout rows and run folders for the tests of analysis."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from core_hpc.store.shards import publish_frame
 def counts_frame(
     n: Any, c: Any, *, models: tuple[str, ...] = ("ada", "bob"), phase: str = EVALUATE, iteration: int = 0
 ) -> pl.DataFrame:
-    """Counts of un-hinted completions from (M, P) arrays."""
+    """Make counts of completions without hints from (M, P) arrays of n and c."""
     n, c = np.broadcast_arrays(np.asarray(n), np.asarray(c))
     rows = [
         {
@@ -41,7 +41,11 @@ def counts_frame(
 
 
 def rescue_counts(cases: list[dict[str, Any]], *, iteration: int = 1) -> pl.DataFrame:
-    """Counts of rescue completions; a case: problem, student, teacher, hinted (c, n), control (c, n), cold_failed."""
+    """Make counts of rescue completions.
+
+    A case has the fields problem, student, teacher, hinted (c, n), control (c, n), and optionally
+    cold_failed and iteration.
+    """
     rows = [
         {
             "iteration": case.get("iteration", iteration),
@@ -65,7 +69,7 @@ def rescue_counts(cases: list[dict[str, Any]], *, iteration: int = 1) -> pl.Data
 
 
 def rollout(**values: Any) -> dict[str, Any]:
-    """One full rollout row."""
+    """Make a complete rollout row."""
     row = {
         "run_id": "demo",
         "iteration": 1,
@@ -101,7 +105,7 @@ def rollouts(rows: list[dict[str, Any]]) -> pl.DataFrame:
 
 
 def config(**changes: Any) -> RunConfig:
-    """A run of two fake models."""
+    """Make the configuration of a run with two fake models."""
     plain: dict[str, Any] = {
         "name": "demo",
         "iterations": 2,
@@ -113,7 +117,7 @@ def config(**changes: Any) -> RunConfig:
 
 
 def make_run(folder: Path, run_config: RunConfig | None = None) -> Path:
-    """A run folder in which nothing is published."""
+    """Make a run folder in which nothing is published."""
     manifests.make_folder(folder)
     manifests.write_json(RunPaths(folder).identity, {"run_id": "demo"})
     manifests.write_json(RunPaths(folder).config, (run_config or config()).model_dump(mode="json"))
@@ -121,13 +125,14 @@ def make_run(folder: Path, run_config: RunConfig | None = None) -> Path:
 
 
 def publish_rollouts(run: Path, rows: list[dict[str, Any]]) -> None:
-    """Publish full rollout rows as the phases do: one shard per phase, iteration and model.
+    """Publish complete rollout rows as the phases do: one shard per phase, iteration and model.
 
-    The run's problems and its configuration become those that ask for exactly these rows.
+    The problems and the configuration of the run are changed so that they expect exactly these
+    rows.
     """
     frame = rollouts(rows)
     _publish_problems(run, frame)
-    _ask_for(run, frame)
+    _expect_rows(run, frame)
     for part in frame.partition_by("phase", "iteration", "model"):
         phase, iteration, model = part.select("phase", "iteration", "model").row(0)
         publish_frame(RunPaths(run).phase_folder(phase, iteration), f"{model}-p000", part, ROLLOUTS)
@@ -135,25 +140,18 @@ def publish_rollouts(run: Path, rows: list[dict[str, Any]]) -> None:
 
 def _publish_problems(run: Path, frame: pl.DataFrame) -> None:
     for split, phases in (("train", [COLD, RESCUE]), ("evaluation", [EVALUATE])):
-        used = (
-            frame.filter(pl.col("phase").is_in(phases))
-            .select("problem_id", "gold")
-            .unique("problem_id")
-            .sort("problem_id")
-        )
+        used = frame.filter(pl.col("phase").is_in(phases)).select("problem_id", "gold")
+        used = used.unique("problem_id").sort("problem_id")
         if used.height and not (RunPaths(run).problems / f"{split}.manifest.json").exists():
             constants = {"question": "What?", "answer_kind": "number", "metadata": "{}"}
-            problems = used.with_columns(**{name: pl.lit(text) for name, text in constants.items()}).select(
-                list(PROBLEMS.columns)
-            )
-            publish_frame(RunPaths(run).problems, split, problems, PROBLEMS)
+            problems = used.with_columns(**{name: pl.lit(text) for name, text in constants.items()})
+            publish_frame(RunPaths(run).problems, split, problems.select(list(PROBLEMS.columns)), PROBLEMS)
 
 
-def _ask_for(run: Path, frame: pl.DataFrame) -> None:
+def _expect_rows(run: Path, frame: pl.DataFrame) -> None:
     plain = manifests.read_json(RunPaths(run).config)
-    sizes = dict(
-        frame.group_by("phase").agg(pl.len() // pl.struct("iteration", "model", "problem_id").n_unique()).rows()
-    )
+    num_problems = pl.struct("iteration", "model", "problem_id").n_unique()
+    sizes = dict(frame.group_by("phase").agg(pl.len() // num_problems).rows())
     fields = {
         COLD: ("protocol", "cold_samples"),
         RESCUE: ("protocol", "rescue_samples"),
@@ -161,13 +159,13 @@ def _ask_for(run: Path, frame: pl.DataFrame) -> None:
     }
     for phase, (section, field) in fields.items():
         plain[section][field] = sizes.get(phase, plain[section][field])
-    practised = frame.filter(pl.col("phase") != EVALUATE)["problem_id"].n_unique()
-    plain["protocol"]["problems_per_iteration"] = practised or plain["protocol"]["problems_per_iteration"]
+    num_trained = frame.filter(pl.col("phase") != EVALUATE)["problem_id"].n_unique()
+    plain["protocol"]["problems_per_iteration"] = num_trained or plain["protocol"]["problems_per_iteration"]
     manifests.write_json(RunPaths(run).config, plain)
 
 
 def evaluation_rows(correct: dict[str, list[list[bool]]], iteration: int) -> list[dict[str, Any]]:
-    """Evaluation rows from model -> problem -> sample -> correct."""
+    """Make evaluation rows from a mapping model -> problem -> sample -> correct."""
     return [
         rollout(phase=EVALUATE, iteration=iteration, model=model, problem_id=f"p{p}", sample_index=s, correct=bool(hit))
         for model, problems in correct.items()
@@ -177,9 +175,7 @@ def evaluation_rows(correct: dict[str, list[list[bool]]], iteration: int) -> lis
 
 
 def pick(frame: pl.DataFrame, **where: Any) -> dict[str, Any]:
-    """The only row with these values."""
-    rows = frame.filter(
-        pl.all_horizontal(pl.col(k).is_null() if v is None else pl.col(k) == v for k, v in where.items())
-    )
+    """Return the only row with these values."""
+    rows = frame.filter(pl.all_horizontal(pl.col(column).eq_missing(pl.lit(value)) for column, value in where.items()))
     assert rows.height == 1, f"{rows.height} rows for {where}"
     return rows.row(0, named=True)

@@ -1,4 +1,8 @@
-"""A real Slurm cluster on this machine for tests: slurm/devcluster.sh, wrapped. Knows nothing of core_hpc."""
+"""A real SLURM cluster on this machine, for tests.
+
+This module calls `slurm/devcluster.sh`, which installs and runs SLURM, and gives every test session
+its own folder, ports and node names. It does not import core_hpc.
+"""
 
 from __future__ import annotations
 
@@ -19,24 +23,24 @@ import pytest
 SCRIPT = Path(__file__).parents[2] / "slurm" / "devcluster.sh"
 FOLDER_PREFIX = "core-hpc-test-"
 CANNOT_INSTALL = 77
-"""Exit status of `devcluster.sh install` where this user or this machine cannot install Slurm."""
+"""Exit status of `devcluster.sh install` if this user or this machine cannot install SLURM."""
 USABLE = frozenset({"idle", "planned"})
-"""States of a node without jobs that takes some (as `sinfo` says)."""
+"""States in which a node has no job and accepts one, as `sinfo` prints them."""
 OUTER = ("SLURM_", "SBATCH_", "SRUN_", "SQUEUE_", "SINFO_", "SACCT_", "SALLOC_", "SCANCEL_", "DEVCLUSTER_")
-"""Variables of a surrounding job, or of a user's habits."""
+"""Prefixes of variables that a surrounding job or the user's own settings may define."""
 
 
 class ClusterError(RuntimeError):
-    """A command of the cluster failed; the message holds its words."""
+    """A command of the cluster failed. The message contains what the command printed."""
 
 
 class DevCluster:
     """One cluster in one folder.
 
     Args:
-        home: folder of the cluster, with a short path (unix sockets).
+        home: folder of the cluster. Its path must be short, because it contains unix sockets.
         port: first of 2 + nodes free ports.
-        prefix: what node names begin with; no other cluster on this machine may have the same.
+        prefix: start of the node names. No other cluster on this machine may use the same one.
     """
 
     def __init__(self, home: Path, *, port: int, prefix: str) -> None:
@@ -51,7 +55,7 @@ class DevCluster:
         return [f"{self._prefix}{i + 1}" for i in range(self._num_nodes)]
 
     def up(self, nodes: int = 4) -> None:
-        """Start whatever does not run, and wait until every node is usable."""
+        """Start the parts that are not running, and wait until every node is usable."""
         self._script("up", str(nodes))
         self._num_nodes = nodes
 
@@ -60,17 +64,19 @@ class DevCluster:
         self._script("down", "--wipe")
 
     def kill_node(self, name: str) -> None:
-        """Power cut: SIGKILL to everything on a node. Slurm notices it after 10 to 30 s."""
+        """Kill everything on a node, as a power cut would. SLURM notices it after 10 to 30 s."""
         self._script("kill-node", name)
 
     def start_node(self, name: str) -> None:
+        """Start a node that was killed."""
         self._script("start-node", name)
 
     def stop_ctld(self) -> None:
-        """Stop slurmctld: sbatch, squeue and scancel get no answer, running jobs go on."""
+        """Stop slurmctld: sbatch, squeue and scancel get no answer, and running jobs continue."""
         self._script("stop-ctld")
 
     def start_ctld(self) -> None:
+        """Start slurmctld again."""
         self._script("start-ctld")
 
     def stop_dbd(self) -> None:
@@ -78,18 +84,23 @@ class DevCluster:
         self._script("stop-dbd")
 
     def start_dbd(self) -> None:
+        """Start slurmdbd again."""
         self._script("start-dbd")
 
     def environment(self) -> dict[str, str]:
-        """os.environ for processes that are to use this cluster and no other."""
+        """Return os.environ, changed so that a process uses this cluster and no other."""
         return _clean_environment() | {"SLURM_CONF": str(self.home / "etc" / "slurm.conf")}
 
     def run(self, *command: str) -> str:
-        """Standard output of a Slurm command; raises ClusterError with its words when it fails."""
+        """Run a SLURM command and return its standard output.
+
+        Raises:
+            ClusterError: the command failed.
+        """
         return _run(command, self.environment())
 
     def wait_idle(self, timeout_s: float = 60) -> None:
-        """Wait until no job of ours is in the queue and every node takes jobs."""
+        """Wait until the queue has no job of this user and every node accepts jobs."""
         deadline = time.monotonic() + timeout_s
         while (what := self._busy()) is not None:
             if time.monotonic() > deadline:
@@ -109,7 +120,10 @@ class DevCluster:
 
 @contextlib.contextmanager
 def running_cluster(nodes: int = 4) -> Iterator[DevCluster]:
-    """A fresh cluster beside whatever else runs on this machine; installs Slurm if need be, skips the test if it cannot."""
+    """Start a cluster beside everything else on this machine.
+
+    Installs SLURM if needed, or skips the test.
+    """
     require_slurm()
     remove_abandoned()
     port = free_ports(2 + nodes)
@@ -127,25 +141,29 @@ def running_cluster(nodes: int = 4) -> Iterator[DevCluster]:
 
 @contextlib.contextmanager
 def _owned(folder: Path) -> Iterator[None]:
-    """Hold a lock that ends with this process, however it ends."""
+    """Hold a lock that is released when this process ends, also when it is killed."""
     fresh = folder / "owner.new"
     with fresh.open("w") as owner:
         fcntl.flock(owner, fcntl.LOCK_EX)
-        fresh.rename(folder / "owner")  # locked before anybody can find it
+        fresh.rename(folder / "owner")  # renamed only now, so that nobody finds the file unlocked
         yield
 
 
 def remove_abandoned() -> None:
-    """Take down clusters of test sessions that were killed."""
+    """Stop and remove the clusters of test sessions that were killed."""
     for owner in Path("/tmp").glob(f"{FOLDER_PREFIX}*/owner"):
-        with contextlib.suppress(OSError), owner.open("r+") as file:  # somebody else's, in use, or just gone
+        # An OSError means that the cluster belongs to another user, is in use, or was just removed.
+        with contextlib.suppress(OSError), owner.open("r+") as file:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             DevCluster(owner.parent / "c", port=0, prefix="abandoned").down()
             shutil.rmtree(owner.parent)
 
 
 def require_slurm() -> None:
-    """Install what is missing of Slurm as root on Debian; elsewhere skip, saying why."""
+    """Install missing parts of SLURM, which needs root on Debian.
+
+    Elsewhere the test is skipped with the reason.
+    """
     done = subprocess.run([SCRIPT, "install"], capture_output=True, text=True, check=False)
     if done.returncode == CANNOT_INSTALL:
         pytest.skip(done.stderr.strip().removeprefix("devcluster: "))
@@ -154,7 +172,7 @@ def require_slurm() -> None:
 
 
 def free_ports(count: int) -> int:
-    """First of `count` neighbouring ports that nobody listens on, below those that Linux hands out by itself."""
+    """Return the first of `count` consecutive unused ports, below those that Linux assigns."""
     for _ in range(1000):
         first = random.SystemRandom().randrange(20000, 32000)
         with contextlib.ExitStack() as stack:
@@ -164,7 +182,7 @@ def free_ports(count: int) -> int:
             except OSError:
                 continue
         return first
-    raise ClusterError(f"no {count} neighbouring free ports between 20000 and 32000")
+    raise ClusterError(f"there are no {count} consecutive free ports between 20000 and 32000")
 
 
 def _clean_environment() -> dict[str, str]:
@@ -173,7 +191,7 @@ def _clean_environment() -> dict[str, str]:
 
 def _run(command: tuple[str, ...], env: dict[str, str]) -> str:
     if shutil.which(command[0]) is None:
-        raise ClusterError(f"no {command[0]} on this machine")
+        raise ClusterError(f"{command[0]} is not installed on this machine")
     done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=180, check=False)
     if done.returncode:
         raise ClusterError(

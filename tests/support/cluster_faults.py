@@ -1,10 +1,14 @@
-"""Faults done to a sweep on a real SLURM cluster: a launcher that is started again whenever it ends, tasks that are held
-at a fault point, and what is done to them meanwhile. The tables of faults are in test_cluster_faults.py."""
+"""Faults in a sweep on a real SLURM cluster.
+
+A `Disturber` starts the launcher, and starts it again whenever it ends with an error. Tasks are
+held at fault points (`core_hpc/common/faults.py`), and meanwhile a function of `ACTIONS` kills,
+cancels, restarts or damages something. The lists of faults are in
+`tests/faults/test_cluster_faults.py`.
+"""
 
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 import subprocess
 import sys
@@ -17,6 +21,7 @@ from pathlib import Path
 import psutil
 
 from core_hpc.runs.folder import list_runs, open_run
+from core_hpc.runs.graph import Graph
 from core_hpc.slurm.records import ENDED, FAILED, OPEN, SubmissionFolder
 from core_hpc.store import manifests
 from core_hpc.store.paths import RunPaths, TaskKey
@@ -24,11 +29,12 @@ from tests.support.cluster import DevCluster
 from tests.support.harness import ROOT
 
 WAIT_S = 240.0
+"""How long each step of a test may take."""
 
 
 @dataclass(frozen=True)
 class Fault:
-    """One fault, done while a task is held at a fault point. `point` is where."""
+    """One fault: what happens while `task` is held at the fault point `point`."""
 
     kind: str
     task: str
@@ -36,7 +42,7 @@ class Fault:
 
     @property
     def place(self) -> str:
-        """Text that the detail of the fault point contains."""
+        """The text that the detail of the fault point must contain."""
         key = TaskKey.parse(self.task)
         published = f"/{key.phase}/iteration={key.iteration:04d}/{key.model}-p{key.part:03d}"
         return published if self.point.startswith("publish") else self.task
@@ -47,7 +53,7 @@ class Fault:
 
 @dataclass(frozen=True)
 class Held:
-    """Where the held process is."""
+    """A process that is held at a fault point: its identity and the file of its entry."""
 
     pid: int
     job: str
@@ -55,33 +61,39 @@ class Held:
     marker: Path
 
 
-@dataclass
+@dataclass(kw_only=True)
 class Disturber:
-    """Runs one sweep to its end while faults happen to it, in their order."""
+    """Runs one sweep until it is finished, while faults happen to it one after the other.
+
+    Attributes:
+        folder: files of this test: markers and the launcher's log.
+        output: folder of the sweep.
+        report: one line per fault that has happened.
+        extra: additional submissions of a task that the faults explain.
+        starts: how often the launcher was started.
+    """
 
     cluster: DevCluster
     sweep: Path
     folder: Path
-    """Scratch of this test: markers and log."""
     output: Path
     faults: list[Fault]
     report: list[str] = field(default_factory=list)
     extra: Counter[str] = field(default_factory=Counter)
-    """Submissions of a task that the faults make necessary, beside the first."""
     starts: int = 0
     _process: subprocess.Popen[bytes] | None = None
 
     def run(self) -> Path:
-        """All faults, then on to the end; returns the run's folder."""
-        self._start()
+        """Cause all faults, wait until the sweep is finished, and return the run's folder."""
+        self.start()
         try:
             for number, fault in enumerate(self.faults):
                 began = time.monotonic()
                 held = self._wait_held(number, fault)
-                DEEDS[fault.kind](self, fault, held)
+                ACTIONS[fault.kind](self, fault, held)
                 self._release(number, held)
                 self.report.append(f"{number + 1:3d}  {fault!s:70s} {time.monotonic() - began:6.1f} s")
-            self._wait(self._finished, "the end of the sweep")
+            self.wait(self._finished, "the end of the sweep")
         finally:
             if self._process is not None and self._process.poll() is None:
                 self._process.kill()
@@ -90,17 +102,19 @@ class Disturber:
 
     @property
     def run_folder(self) -> Path:
+        """The folder of the only run."""
         (run,) = list_runs(self.output)
         return run
 
     def submissions(self) -> Counter[str]:
-        """How often each task was submitted."""
+        """Count how often each task was submitted."""
         records = SubmissionFolder(RunPaths(self.run_folder).slurm).read(OPEN, ENDED, FAILED)
         return Counter(task for record in records for element in record.elements for task in element)
 
     # --- the launcher ----------------------------------------------------------------------------
 
-    def _start(self) -> None:
+    def start(self) -> None:
+        """Start the launcher, with the fault points of all faults."""
         entries = ";".join(f"hold {f.point}@{f.place}:{self._marker(n)}" for n, f in enumerate(self.faults))
         environment = {**self.cluster.environment(), "CORE_HPC_FAULT": entries}
         with (self.folder / "launcher.log").open("ab") as log:
@@ -113,26 +127,24 @@ class Disturber:
             )
         self.starts += 1
 
-    def _finished(self) -> bool:
+    @property
+    def process(self) -> subprocess.Popen[bytes]:
+        """The launcher that was started last."""
         assert self._process is not None
-        status = self._process.poll()
+        return self._process
+
+    def _finished(self) -> bool:
+        """Whether the launcher ended without an error. After an error it is started again."""
+        status = self.process.poll()
         if status is not None and status != 0:
-            self._start()
+            self.start()
         return status == 0
 
     def kill_launcher(self) -> None:
-        """SIGKILL, and the same command again."""
-        assert self._process is not None
-        self._process.kill()
-        self._process.wait()
-        self._start()
-
-    def wait_for_launcher(self) -> None:
-        """Until it ends by itself; then the same command again."""
-        process = self._process
-        assert process is not None
-        self._wait(lambda: process.poll() is not None, "the end of the launcher")
-        self._start()
+        """Kill the launcher and run the same command again."""
+        self.process.kill()
+        self.process.wait()
+        self.start()
 
     # --- waiting ---------------------------------------------------------------------------------
 
@@ -140,8 +152,11 @@ class Disturber:
         return self.folder / f"fault{number:03d}"
 
     def _wait_held(self, number: int, fault: Fault) -> Held:
-        """A process that is held where this fault wants it, if need be in the name of a later fault at the same place: an
-        earlier fault may have hit what was held for this one."""
+        """Wait until a process is held at the place of this fault.
+
+        An earlier fault may have ended the process that was held for this fault. Then the next
+        attempt is held with the marker of a later fault at the same place.
+        """
         alike = [n for n, f in enumerate(self.faults) if n >= number and (f.task, f.point) == (fault.task, fault.point)]
         found: list[Held] = []
 
@@ -154,33 +169,34 @@ class Disturber:
                     return True
             return False
 
-        self._wait(is_held, str(fault))
+        self.wait(is_held, str(fault))
         return found[0]
 
     def _release(self, number: int, held: Held) -> None:
+        """Let the held process continue, and leave the markers of later faults unused."""
         held.marker.with_suffix(".go").touch()
         if held.marker != self._marker(number):
-            time.sleep(1)  # longer than a held process takes to see it
+            time.sleep(1)  # longer than the held process needs to see the file
             held.marker.unlink()
             held.marker.with_suffix(".go").unlink()
             self._marker(number).touch()
 
-    def _wait(self, ready: Callable[[], bool], what: str) -> None:
+    def wait(self, ready: Callable[[], bool], what: str) -> None:
+        """Wait until `ready()` is true. After `WAIT_S` fail with the queue and the log."""
         deadline = time.monotonic() + WAIT_S
         while not ready():
             if time.monotonic() > deadline:
                 log = (self.folder / "launcher.log").read_text()[-3000:]
-                raise AssertionError(
-                    f"waited in vain for {what}; queue:\n{self.cluster.run('squeue', '-a')}\nlauncher:\n{log}"
-                )
+                queue = self.cluster.run("squeue", "-a")
+                raise AssertionError(f"still waiting for {what} after {WAIT_S:g} s; queue:\n{queue}\nlauncher:\n{log}")
             time.sleep(0.1)
 
     def wait_gone(self, held: Held) -> None:
-        """Until the held process has ended."""
-        self._wait(lambda: not psutil.pid_exists(held.pid), f"the end of process {held.pid}")
+        """Wait until the held process has ended."""
+        self.wait(lambda: not psutil.pid_exists(held.pid), f"the end of process {held.pid}")
 
 
-# --- deeds ---------------------------------------------------------------------------------------
+# --- actions -------------------------------------------------------------------------------------
 
 
 def _kill_worker(d: Disturber, fault: Fault, held: Held) -> None:
@@ -200,14 +216,17 @@ def _cancel(d: Disturber, fault: Fault, held: Held) -> None:
     d.extra[fault.task] += 1
 
 
-def _under_way(d: Disturber) -> set[str]:
-    """Tasks that a fault of a node or a disk may hit: each may have to be submitted again."""
+def _unresolved(d: Disturber) -> set[str]:
+    """Tasks that were submitted and have not ended.
+
+    A fault of a node or a disk may hit each of them.
+    """
     records = SubmissionFolder(RunPaths(d.run_folder).slurm).read(OPEN)
     return {task for record in records for index in record.unresolved for task in record.elements[index]}
 
 
 def _cancel_pending(d: Disturber, fault: Fault, held: Held) -> None:
-    """The other elements of the held task's array wait for it (array_parallelism 1): they vanish."""
+    """Cancel the other elements of the held task's array, which wait (array_parallelism: 1)."""
     array = d.cluster.run("squeue", "-h", "-j", held.job, "-O", "ArrayJobID").strip()
     folder = SubmissionFolder(RunPaths(d.run_folder).slurm)
     (record,) = (s for s in folder.read(OPEN) if str(s.job) == array)
@@ -215,7 +234,7 @@ def _cancel_pending(d: Disturber, fault: Fault, held: Held) -> None:
         line.split()
         for line in d.cluster.run("squeue", "-h", "-r", "-j", array, "-t", "PD", "-o", "%K %T").splitlines()
     ]
-    assert waiting, "no element waits"
+    assert waiting, "no element is waiting"
     for index, _ in waiting:
         d.cluster.run("scancel", f"{array}_{index}")
         for task in record.elements[int(index)]:
@@ -228,40 +247,33 @@ def _cancel_pending_and_kill(d: Disturber, fault: Fault, held: Held) -> None:
 
 
 def _power_cut(d: Disturber, fault: Fault, held: Held) -> None:
-    """SLURM finds the node dead and puts its jobs back into the queue: no submission of ours."""
+    """Kill a node. SLURM requeues its jobs, so that the controller submits nothing."""
     d.cluster.kill_node(held.node)
     d.wait_gone(held)
 
     def is_back() -> bool:
         return held.node not in d.cluster.run("squeue", "-h", "-j", held.job, "-o", "%N")
 
-    d._wait(is_back, f"SLURM's notice that {held.node} is dead")
+    d.wait(is_back, f"SLURM to notice that {held.node} is down")
     d.cluster.start_node(held.node)
 
 
 def _preempt(d: Disturber, fault: Fault, held: Held) -> None:
-    """A job of a higher partition takes the node. SLURM puts ours back, or they end within the grace and we submit again."""
-    hit = _under_way(d)
-    blocker = d.cluster.run(
-        "sbatch",
-        "--parsable",
-        "-p",
-        "main",
-        "-w",
-        held.node,
-        "--exclusive",
-        "--time=5",
-        "-o",
-        "/dev/null",
-        "--wrap",
-        "sleep 300",
-    ).strip()
+    """Submit a job that preempts the sweep's jobs on the node of the held task.
+
+    SLURM requeues them, or they end within the grace time and the controller submits them again.
+    """
+    affected = _unresolved(d)
+    options = ("--parsable", "-p", "main", "-w", held.node, "--exclusive", "--time=5", "-o", "/dev/null")
+    blocker = d.cluster.run("sbatch", *options, "--wrap", "sleep 300").strip()
     d.wait_gone(held)
-    d._wait(
-        lambda: d.cluster.run("squeue", "-h", "-j", blocker, "-o", "%T").strip() == "RUNNING", "the job that preempts"
-    )
+
+    def has_node() -> bool:
+        return d.cluster.run("squeue", "-h", "-j", blocker, "-o", "%T").strip() == "RUNNING"
+
+    d.wait(has_node, "the job that preempts")
     d.cluster.run("scancel", blocker)
-    d.extra.update(hit | _under_way(d))
+    d.extra.update(affected | _unresolved(d))
 
 
 def _time_limit(d: Disturber, fault: Fault, held: Held) -> None:
@@ -287,8 +299,8 @@ def _restart_slurmdbd(d: Disturber, fault: Fault, held: Held) -> None:
 
 
 def _fill_disk(d: Disturber, fault: Fault, held: Held) -> None:
-    """Nobody can write; the run stops with the reason, and goes on after space was made."""
-    hit = _under_way(d)
+    """Fill the disk. The launcher stops with the reason, and continues after space was freed."""
+    affected = _unresolved(d)
     filler = d.output.parent / "filler"
     with filler.open("wb", buffering=0) as file:
         for size in (1 << 20, 1):
@@ -296,19 +308,19 @@ def _fill_disk(d: Disturber, fault: Fault, held: Held) -> None:
                 while file.write(b"\0" * size):
                     pass
     held.marker.with_suffix(".go").touch()
-    process = d._process
-    assert process is not None
-    d._wait(lambda: process.poll() is not None, "the launcher to stop for the full disk")
-    d.extra.update(hit | _under_way(d))
+    process = d.process
+    d.wait(lambda: process.poll() is not None, "the launcher to stop because of the full disk")
+    d.extra.update(affected | _unresolved(d))
     filler.unlink()
-    d._start()
+    d.start()
 
 
 def _corrupt(d: Disturber, fault: Fault, held: Held) -> None:
-    """One byte of a published file that the held task is about to read."""
+    """Change one byte of a published file that the held task is about to read."""
     run = open_run(d.run_folder)
     key = TaskKey.parse(fault.task)
-    source = run.graph().inputs(key)[-1]  # a rescue without rescues does not read its adapter, which comes first
+    # A rescue task without any rescue does not read its adapter, which is its first input.
+    source = run.graph().inputs(key)[-1]
     manifest = manifests.read_manifest(run.paths.task_manifest(source))
     path = next(
         manifest.path.parent / f.name
@@ -324,14 +336,11 @@ def _corrupt(d: Disturber, fault: Fault, held: Held) -> None:
     d.extra[str(source)] += 1
 
 
-def _readers(graph: object, source: TaskKey) -> Iterator[TaskKey]:
-    from core_hpc.runs.graph import Graph
-
-    assert isinstance(graph, Graph)
+def _readers(graph: Graph, source: TaskKey) -> Iterator[TaskKey]:
     return (key for key in graph.tasks() if source in graph.inputs(key))
 
 
-DEEDS: dict[str, Callable[[Disturber, Fault, Held], None]] = {
+ACTIONS: dict[str, Callable[[Disturber, Fault, Held], None]] = {
     "worker killed": _kill_worker,
     "job killed": _kill_job,
     "element cancelled": _cancel,
@@ -346,13 +355,4 @@ DEEDS: dict[str, Callable[[Disturber, Fault, Held], None]] = {
     "disk full": _fill_disk,
     "file altered": _corrupt,
 }
-
-
-def restarts_of(run: Path) -> dict[str, int]:
-    """SLURM's own restarts, by task, from the status files that are still there."""
-    found: dict[str, int] = {}
-    for path in RunPaths(run).slurm.glob("*/element-*.json"):
-        body = json.loads(path.read_text())
-        if body["progress"]:
-            found[body["progress"]["task"]] = body["restarts"]
-    return found
+"""By kind of fault: the function that causes it and counts the submissions that it explains."""

@@ -1,17 +1,23 @@
-"""NOT SLURM: a queue that the test writes, for what the drivers of SLURM decide; a run for them, and publications without content."""
+"""NOT SLURM: a queue that the test writes, for tests of what the drivers on SLURM decide.
 
-from collections.abc import Collection, Sequence
+Also a run for them, publications without content, and short names of events.
+"""
+
+from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import yaml
 from core_hpc.config.cluster import ClusterSection
+from core_hpc.controller.drivers import make_driver
 from core_hpc.controller.prepare import splits_of
 from core_hpc.runs import folder as runs
 from core_hpc.runs.folder import ModelFacts, Run
+from core_hpc.runs.messages import Event, Failed
 from core_hpc.runs.sweep import load_sweep
 from core_hpc.slurm.commands import AccountingEntry, JobId, Limits, QueueEntry, Slurm, SlurmUnavailableError
+from core_hpc.slurm.executor import SlurmExecutor
 from core_hpc.slurm.records import Submission, SubmissionFolder
 from core_hpc.slurm.submit import RefusedError
 from core_hpc.store import manifests
@@ -73,8 +79,24 @@ class FakeSlurm(Slurm):
         return taken
 
 
+def executor_of(run: Run, slurm: Slurm, *, start_id: str, notify: Callable[[str], None]) -> SlurmExecutor:
+    """The executor of a run's driver, as the controller makes it."""
+    executor = make_driver([run], slurm, start_id=start_id, notify=notify).executor
+    assert isinstance(executor, SlurmExecutor)
+    return executor
+
+
+def kind_of(event: Event) -> str:
+    """`started`, `waiting`, `progressed`, `done`, `failed`, `released` or `stopped`."""
+    return type(event).__name__.lower()
+
+
+def failures(events: Iterable[Event]) -> list[Failed]:
+    return [event for event in events if isinstance(event, Failed)]
+
+
 def run_of(folder: Path, driver: str, *, protocol: dict[str, Any] | None = None, **slurm: Any) -> Run:
-    """The run of SWEEP below a folder, begun or taken up again, with a cluster section of quick looks."""
+    """The run of SWEEP below a folder, created or continued, with a cluster section that looks at SLURM often."""
     section = {"driver": driver, "slurm": {"poll_s": [0.001, 0.002], "lost_after_s": 0.2, "mem_gb": 10, **slurm}}
     path = folder / "sweep.yaml"
     path.write_text(yaml.safe_dump({**SWEEP, "output": str(folder), "cluster": section, "protocol": protocol or {}}))

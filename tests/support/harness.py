@@ -1,4 +1,4 @@
-"""Start the launcher as a user would, kill it, and compare what two runs published."""
+"""Start the launcher as a user would, kill or hold it, and compare what two runs published."""
 
 from __future__ import annotations
 
@@ -14,8 +14,7 @@ from pathlib import Path
 import polars as pl
 
 from core_hpc.runs.folder import list_runs
-from core_hpc.store import manifests as store
-from core_hpc.store import shards
+from core_hpc.store import manifests, shards
 from core_hpc.store.paths import RunPaths
 from core_hpc.store.schema import HINTS, ROLLOUTS, SCORES, STEPS, UPDATE
 
@@ -25,7 +24,7 @@ ROOT = Path(__file__).parents[2]
 def launch(
     sweep: Path, *arguments: str, env: dict[str, str] | None = None, timeout_s: float = 300
 ) -> subprocess.CompletedProcess[str]:
-    """Run the launcher to its end."""
+    """Run the launcher until it ends."""
     return subprocess.run(
         [sys.executable, "-m", "core_hpc.launch", str(sweep), *arguments],
         cwd=ROOT,
@@ -40,7 +39,14 @@ def launch(
 def launch_and_kill(
     sweep: Path, when: Callable[[], bool], log: Path, *, env: dict[str, str] | None = None, timeout_s: float = 300
 ) -> bool:
-    """Start the launcher and SIGKILL it as soon as `when()`; False if it ended before by itself."""
+    """Start the launcher and send it SIGKILL as soon as `when()` is true.
+
+    Args:
+        log: file to which the output of the launcher is appended.
+
+    Returns:
+        False if the launcher ended by itself before.
+    """
     with log.open("ab") as out:
         process = subprocess.Popen(
             [sys.executable, "-m", "core_hpc.launch", str(sweep)],
@@ -55,7 +61,7 @@ def launch_and_kill(
             if when():
                 process.send_signal(signal.SIGKILL)
                 return True
-            assert time.monotonic() < deadline, f"{when} never came true; see {log}"
+            assert time.monotonic() < deadline, f"the condition {when} did not become true; see {log}"
             time.sleep(0.02)
         return False
     finally:
@@ -64,21 +70,28 @@ def launch_and_kill(
 
 
 def wait_for(ready: Callable[[], object], what: str, timeout_s: float = 180) -> None:
-    """Until `ready()`; `what` is said when it does not come true."""
+    """Wait until `ready()` is true; fail with a message that names `what` after the timeout."""
     deadline = time.monotonic() + timeout_s
     while not ready():
-        assert time.monotonic() < deadline, f"waited in vain for {what}"
+        assert time.monotonic() < deadline, f"still waiting for {what} after {timeout_s:g} s"
         time.sleep(0.1)
 
 
 @contextlib.contextmanager
 def launched_and_held(sweep: Path, step: str, hold: Path, *, env: dict[str, str]) -> Iterator[subprocess.Popen[str]]:
-    """The launcher, once a task of its is held at a step (core_hpc.common.faults; it goes on when {hold}.go is there). Killed in the end."""
+    """Start the launcher and yield it as soon as one of its tasks is held at a fault point.
+
+    The task continues when the file `{hold}.go` exists. The launcher is killed at the end.
+
+    Args:
+        step: the fault point and its detail, as in `core_hpc/common/faults.py`.
+        hold: file in which the held process writes its identity.
+    """
     environment = {**os.environ, **env, "CORE_HPC_FAULT": f"hold {step}:{hold}", "COLUMNS": "200"}
     command = [sys.executable, "-m", "core_hpc.launch", str(sweep)]
     process = subprocess.Popen(command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, text=True)
     try:
-        wait_for(hold.exists, f"a task held at {step}")
+        wait_for(hold.exists, f"a task to be held at {step}")
         yield process
     finally:
         process.kill()
@@ -86,17 +99,17 @@ def launched_and_held(sweep: Path, step: str, hold: Path, *, env: dict[str, str]
 
 
 def the_run(sweep_folder: Path) -> Path:
-    """The only run of a sweep."""
+    """Return the folder of the only run of a sweep."""
     (run,) = list_runs(sweep_folder)
     return run
 
 
 def published_content(run: Path) -> dict[str, pl.DataFrame | bytes]:
-    """Everything scientific that a run published: rows by task and table, adapter and optimizer bytes by task."""
+    """Return all published results of a run: rows by task and table, and weight files by task."""
     content: dict[str, pl.DataFrame | bytes] = {}
     for key in shards.published_keys(run):
-        manifest = store.read_manifest(RunPaths(run).task_manifest(key))
-        store.check_files(manifest, checksum=True)
+        manifest = manifests.read_manifest(RunPaths(run).task_manifest(key))
+        manifests.check_files(manifest, checksum=True)
         for table in (ROLLOUTS, HINTS, SCORES, STEPS):
             if any(f.table == table.name for f in manifest.files):
                 content[f"{key} {table.name}"] = shards.read_manifest_table(manifest, table, checksum=True)
@@ -107,23 +120,29 @@ def published_content(run: Path) -> dict[str, pl.DataFrame | bytes]:
 
 
 def differences(a: Path, b: Path) -> list[str]:
-    """Names of what two runs published differently."""
+    """Return the names of the results that differ between two runs."""
     left, right = published_content(a), published_content(b)
-    return [name for name in sorted({*left, *right}) if not _equal(left.get(name), right.get(name))]
+    return [name for name in sorted({*left, *right}) if not equal_content(left.get(name), right.get(name))]
 
 
-def _equal(x: pl.DataFrame | bytes | None, y: pl.DataFrame | bytes | None) -> bool:
+def equal_content(x: pl.DataFrame | bytes | None, y: pl.DataFrame | bytes | None) -> bool:
+    """Whether two values of `published_content` are equal; None: the run has no such result."""
     if isinstance(x, pl.DataFrame) and isinstance(y, pl.DataFrame):
         return x.equals(y)
-    return type(x) is type(y) and x == y
+    if isinstance(x, bytes) and isinstance(y, bytes):
+        return x == y
+    return False
 
 
 def leftovers(run: Path, phases: Sequence[str]) -> list[Path]:
-    """Files below a run's phase folders which no manifest accounts for, be it one that was set aside for inspection."""
+    """Return the files in the phase folders that no manifest names.
+
+    Manifests that were set aside count as well.
+    """
     found = []
     for phase in phases:
         for folder in (run / phase).glob("iteration=*"):
-            manifests = [p for p in folder.iterdir() if ".manifest.json" in p.name and not p.name.startswith(".")]
-            named = {e.name.split("/")[0] for p in manifests for e in store.read_manifest(p).files}
-            found += [p for p in folder.iterdir() if p.name not in named and p not in manifests]
+            paths = [p for p in folder.iterdir() if ".manifest.json" in p.name and not p.name.startswith(".")]
+            named = {e.name.split("/")[0] for p in paths for e in manifests.read_manifest(p).files}
+            found += [p for p in folder.iterdir() if p.name not in named and p not in paths]
     return found

@@ -1,4 +1,7 @@
-"""Readers of what reports write, independent of the code that writes it. No test here."""
+"""Parsers of HTML, LaTeX and Markdown output, independent of the code that writes it.
+
+This module contains no tests.
+"""
 
 from __future__ import annotations
 
@@ -9,7 +12,7 @@ VOID = {"meta", "img", "br", "link", "hr"}
 
 
 class Page(HTMLParser):
-    """An HTML page: its tables, all its text and tags. `check` fails on tags that are not closed in order."""
+    """Tables, text and tags of an HTML page. Fails when tags are not closed in order."""
 
     def __init__(self, text: str) -> None:
         super().__init__()
@@ -68,7 +71,7 @@ _TOKEN = re.compile(
 
 
 def latex_rows(text: str) -> list[list[str]]:
-    """The rows of a tabular, header first, as plain text; asserts that LaTeX would read it without a surprise."""
+    """The rows of a tabular as plain text, header first. Fails when LaTeX could misread it."""
     assert re.findall(r"\\(begin|end)\{(\w+)\}", text) == _nested(text)
     body = re.search(r"\\toprule\n(.*)\\bottomrule", text, re.DOTALL)
     assert body is not None
@@ -77,7 +80,7 @@ def latex_rows(text: str) -> list[list[str]]:
         if line in (r"\midrule", r"\addlinespace"):
             continue
         assert line.endswith(r" \\"), line
-        assert line[0] not in "[*", "LaTeX would read an argument of the line before"
+        assert line[0] not in "[*", "LaTeX would read an argument of the previous line"
         rows.append([_plain(cell) for cell in re.split(r"(?<!\\)&", line.removesuffix(r"\\"))])
     return rows
 
@@ -95,7 +98,7 @@ def _nested(text: str) -> list[tuple[str, str]]:
 
 
 def _plain(cell: str) -> str:
-    """Text that LaTeX shows for a cell; only known commands and escapes may be in it."""
+    """The text that LaTeX shows for a cell. Fails on unknown commands and raw characters."""
     out, depth = [], 0
     position = 0
     for token in _TOKEN.finditer(cell):
@@ -113,7 +116,7 @@ def _plain(cell: str) -> str:
 
 
 def markdown_rows(text: str) -> list[list[str]]:
-    """The rows of the only Markdown table in a text, header first."""
+    """The rows of the only Markdown table of a text, header first."""
     lines = [line for line in text.splitlines() if line.startswith("| ")]
     rows = [re.split(r"(?<!\\)\|", line)[1:-1] for line in lines]
     assert all(set(cell.strip()) == {"-"} for cell in rows[1])

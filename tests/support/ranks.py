@@ -1,4 +1,4 @@
-"""Launch ranks of an update (integration/zero2_rank.py) on made-up rows, compare what they wrote, and do the same in plain torch."""
+"""Ranks of an update (`integration/zero2_rank.py`), and the same update in plain torch."""
 
 from __future__ import annotations
 
@@ -20,13 +20,14 @@ VOCABULARY = 128
 
 
 def make_rows(seed: int) -> list[dict[str, Any]]:
+    """The rows of a task as plain data, of five problems."""
     rng = random.Random(seed)
     rows = []
     for p in range(5):
-        # p4 has one completion only: alone in the last step, it leaves one of two ranks empty.
+        # p4 has one completion, alone in the last step, so one of two ranks has nothing to do.
         prompt = [rng.randrange(VOCABULARY) for _ in range(rng.randint(4, 9))]
         for k in range(1 if p == 4 else 3):
-            # One long completion takes a rank of its own, the short ones make several micro-batches on the other.
+            # One long completion fills a rank; the others are several micro-batches of the second.
             ids = [rng.randrange(VOCABULARY) for _ in range(60 if (p, k) == (1, 2) else rng.randint(2, 8))]
             rows.append(
                 {
@@ -43,13 +44,19 @@ def make_rows(seed: int) -> list[dict[str, Any]]:
 
 
 def step_order(rows: list[dict[str, Any]], seed: int) -> list[list[str]]:
+    """The problems of every optimizer step, two per step."""
     problems = list(dict.fromkeys(r["problem_id"] for r in rows))
     random.Random(seed).shuffle(problems)
     return [problems[i : i + 2] for i in range(0, len(problems), 2)]
 
 
 def launch(folder: Path, name: str, num_ranks: int, *checks: str, gpus: str = "") -> list[dict[str, Any]]:
-    """Run the ranks to their end; what each of them saw. `gpus`: CUDA_VISIBLE_DEVICES, none by default."""
+    """Run ranks until they end; returns the JSON report of each.
+
+    Args:
+        name: of the launch; see `zero2_rank.py`.
+        gpus: value of CUDA_VISIBLE_DEVICES; no GPU by default.
+    """
     with socket.socket() as s:
         s.bind(("127.0.0.1", 0))
         port = s.getsockname()[1]
@@ -81,7 +88,7 @@ def launch(folder: Path, name: str, num_ranks: int, *checks: str, gpus: str = ""
 
 
 def prepare(folder: Path, model: Any) -> list[list[str]]:
-    """Write model, rows and inputs of a launch; returns the problems of every step."""
+    """Write model, rows and inputs of the launches; returns the problems of every step."""
     model.save_pretrained(folder / "model")
     for number in (1, 2):
         (folder / f"rows{number}.json").write_text(json.dumps(make_rows(number)))
@@ -92,18 +99,21 @@ def prepare(folder: Path, model: Any) -> list[list[str]]:
 
 
 def weights(folder: Path, name: str = "adapter_model.safetensors") -> dict[str, torch.Tensor]:
+    """The tensors of a safetensors file by name."""
     from safetensors.torch import load_file
 
-    return load_file(folder / name)
+    found: dict[str, torch.Tensor] = load_file(folder / name)
+    return found
 
 
 def largest_difference(left: dict[str, torch.Tensor], right: dict[str, torch.Tensor]) -> float:
+    """The largest absolute difference of two sets of tensors with the same names."""
     assert left.keys() == right.keys()
     return max(float((left[n].double() - right[n].double()).abs().max()) for n in left)
 
 
 def log_probs(model: Any, row: dict[str, Any]) -> torch.Tensor:
-    """Of a row's completion tokens, from one forward pass with full logits."""
+    """Log-probabilities of a row's completion tokens, from one forward pass with full logits."""
     prompt, completion = row["prompt_token_ids"], row["completion_token_ids"]
     logits = model(torch.tensor([prompt + completion])).logits[0, len(prompt) - 1 : -1].float() / 0.7
     return logits.log_softmax(-1)[torch.arange(len(completion)), completion]
@@ -112,9 +122,13 @@ def log_probs(model: Any, row: dict[str, Any]) -> torch.Tensor:
 def plain_updates(
     model: Any, reference: Callable[[dict[str, Any]], torch.Tensor], order: list[list[str]]
 ) -> Iterator[list[dict[str, float]]]:
-    """The two tasks on the trainable parameters of `model`, one row at a time; yields the metrics of each after it.
+    """Run the two tasks on the trainable parameters of `model`, one row at a time.
 
-    Parameters of less than 32 bits are cast from float32 masters, which have the gradients and the optimizer.
+    Parameters with fewer than 32 bits are cast from float32 masters, which get the gradients and
+    belong to the optimizer.
+
+    Yields:
+        The metrics of the steps of a task, after the task.
     """
     computing = [p for p in model.parameters() if p.requires_grad]
     masters = [p if p.dtype == torch.float32 else torch.nn.Parameter(p.detach().float()) for p in computing]
@@ -157,16 +171,18 @@ def plain_updates(
 def plain_adapters(
     folder: Path, order: list[list[str]]
 ) -> list[tuple[dict[str, torch.Tensor], list[dict[str, float]]]]:
-    """Adapters after both tasks, with the metrics of their steps, without DeepSpeed, micro-batches or any code of core_hpc."""
+    """The adapters after both tasks, with the metrics of their steps.
+
+    They are computed without DeepSpeed, micro-batches, or any code of core_hpc.
+    """
     import peft
     import transformers
 
     base = transformers.AutoModelForCausalLM.from_pretrained(folder / "model")
     names = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
     torch.manual_seed(11)
-    model = peft.get_peft_model(
-        base, peft.LoraConfig(r=4, lora_alpha=8, target_modules=names, task_type="CAUSAL_LM")
-    ).eval()
+    config = peft.LoraConfig(r=4, lora_alpha=8, target_modules=names, task_type="CAUSAL_LM")
+    model = peft.get_peft_model(base, config).eval()
 
     def reference(row: dict[str, Any]) -> torch.Tensor:
         with model.disable_adapter():
@@ -174,10 +190,6 @@ def plain_adapters(
 
     results = []
     for metrics in plain_updates(model, reference, order):
-        results.append(
-            (
-                {n.replace(".default", ""): p.detach().clone() for n, p in model.named_parameters() if p.requires_grad},
-                metrics,
-            )
-        )
+        trained = {n: p for n, p in model.named_parameters() if p.requires_grad}
+        results.append(({n.replace(".default", ""): p.detach().clone() for n, p in trained.items()}, metrics))
     return results

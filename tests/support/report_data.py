@@ -1,4 +1,7 @@
-"""Made-up scores, optimizer steps and hints, and a whole run with all of them, for the tests of reports. No test here."""
+"""Test data for reports: score rows, optimizer steps, hints, and a whole run with all of them.
+
+This module contains no tests.
+"""
 
 from __future__ import annotations
 
@@ -13,14 +16,23 @@ from core_hpc.store.shards import publish_frame
 from tests.support.analysis_data import evaluation_rows, make_run, publish_rollouts, rollout
 
 MARKUP = "<script>alert('x')</script> & 50 % of $x_1$ ```"
-"""A text that must stay text wherever it is shown."""
+"""A text with markup. Every output format must show it as plain text."""
+
 _KEY = ("phase", "model", "problem_id", "sample_index")
-BEFORE = {"ada": [[1, 0, 0, 0], [0, 0, 0, 0], [1, 1, 1, 1]], "bob": [[0, 0, 0, 0], [0, 1, 1, 0], [1, 1, 1, 1]]}
-AFTER = {"ada": [[1, 1, 1, 0], [0, 0, 0, 1], [1, 1, 1, 1]], "bob": [[0, 0, 1, 0], [0, 1, 1, 1], [1, 1, 1, 1]]}
+
+
+def _correct(*problems: str) -> list[list[bool]]:
+    """Correctness by problem and completion, from one text of 0 and 1 per problem."""
+    return [[completion == "1" for completion in problem] for problem in problems]
+
+
+BEFORE = {"ada": _correct("1000", "0000", "1111"), "bob": _correct("0000", "0110", "1111")}
+AFTER = {"ada": _correct("1110", "0001", "1111"), "bob": _correct("0010", "0111", "1111")}
+"""Correctness in the evaluations before and after training: model -> problem -> completion."""
 
 
 def score(**values: Any) -> dict[str, Any]:
-    """One full score row."""
+    """A complete score row with default values, changed by `values`."""
     return {
         "run_id": "demo",
         "iteration": 1,
@@ -48,7 +60,7 @@ def score(**values: Any) -> dict[str, Any]:
 
 
 def step(**values: Any) -> dict[str, Any]:
-    """One full optimizer step."""
+    """A complete row of an optimizer step with default values, changed by `values`."""
     numbers = {name: 0.5 for name, (dtype, _) in STEPS.columns.items() if dtype == pl.Float64()}
     counts = {"step": 1, "global_step": 1, "num_completions": 2, "num_tokens": 30}
     return {"run_id": "demo", "iteration": 1, "model": "ada", **counts, **numbers, **values}
@@ -65,31 +77,36 @@ def publish_steps(run: Path, rows: list[dict[str, Any]], *, iteration: int = 1, 
 
 
 def full_run(folder: Path) -> Path:
-    """A finished run of one iteration: ada failed t0 and t1 cold, bob taught it, and its first hinted completions are correct."""
+    """A run of one iteration: ada fails on t0 and t1, and is rescued by hints from bob."""
     run = make_run(folder)
     cold = [
         rollout(
-            model=m, problem_id=t, sample_index=s, correct=m == "bob", text=f"cold {m} {t} {s} {MARKUP}", answer="7"
+            model=model,
+            problem_id=problem,
+            sample_index=sample,
+            correct=model == "bob",
+            text=f"cold {model} {problem} {sample} {MARKUP}",
+            answer="7",
         )
-        for m in ("ada", "bob")
-        for t in ("t0", "t1")
-        for s in range(2)
+        for model in ("ada", "bob")
+        for problem in ("t0", "t1")
+        for sample in range(2)
     ]
     rescues = [
         rollout(
             phase=RESCUE,
             model="ada",
-            problem_id=t,
-            sample_index=s,
-            hint_given=s < 2,
-            correct=s == 1,
+            problem_id=problem,
+            sample_index=sample,
+            hint_given=sample < 2,
+            correct=sample == 1,
             cold_failed=True,
             teacher_model="bob",
             teacher_sample_index=0,
-            text=f"rescue {t} {s} {MARKUP}",
+            text=f"rescue {problem} {sample} {MARKUP}",
         )
-        for t in ("t0", "t1")
-        for s in range(3)
+        for problem in ("t0", "t1")
+        for sample in range(3)
     ]
     publish_rollouts(run, [*evaluation_rows(BEFORE, 0), *evaluation_rows(AFTER, 1), *cold, *rescues])
     hints = [
@@ -97,16 +114,16 @@ def full_run(folder: Path) -> Path:
             "run_id": "demo",
             "iteration": 1,
             "model": "ada",
-            "problem_id": t,
+            "problem_id": problem,
             "cold_failed": True,
             "teacher_model": "bob",
             "teacher_sample_index": 0,
-            "hint": f"hint {t} {MARKUP}",
+            "hint": f"hint {problem} {MARKUP}",
             "num_hint_tokens": 5,
             "reason": "rescue",
             "hint_draws": [True, True, False],
         }
-        for t in ("t0", "t1")
+        for problem in ("t0", "t1")
     ]
     publish_frame(RunPaths(run).phase_folder(HINT, 1), f"{TEAM}-p000", pl.DataFrame(hints, schema=HINTS.schema), HINTS)
     publish_scores(run, [score(**{name: row[name] for name in (*_KEY, "correct")}) for row in (*cold, *rescues)])

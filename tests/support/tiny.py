@@ -1,4 +1,4 @@
-"""A tiny random Llama with its own tokenizer, and small sweep files on it: what the quick tests of the system run on."""
+"""A tiny random Llama with its own tokenizer, and small sweep files for fast system tests."""
 
 from __future__ import annotations
 
@@ -9,7 +9,12 @@ import yaml
 
 
 def byte_tokenizer(*, special: tuple[str, ...] = (), template: str | None = None) -> Any:
-    """A tokenizer with one token a byte; `special` are tokens of their own that decoding can leave out, `template` is of its chat."""
+    """A tokenizer with one token per byte.
+
+    Args:
+        special: additional tokens that decoding can leave out.
+        template: the chat template.
+    """
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers
     from transformers import PreTrainedTokenizerFast
 
@@ -51,7 +56,10 @@ def make_tiny_model(folder: Path, *, seed: int = 0, chat: bool = False, hidden: 
 
 
 def tiny_sweep(path: Path, models: list[Path], output: Path, **changes: Any) -> Path:
-    """Write a sweep file of a small run on tiny models with the fake engine. `changes` replace top-level sections."""
+    """Write the sweep file of a small run with the fake engine.
+
+    `changes` replace top-level sections.
+    """
     data: dict[str, Any] = {
         "name": "tiny",
         "seed": 7,

@@ -1,4 +1,7 @@
-"""Imports run in one direction: from the command lines down to `common`. Imports inside functions count as well."""
+"""Imports go in one direction only, from the commands down to `common`.
+
+Imports inside functions count as well.
+"""
 
 from __future__ import annotations
 
@@ -25,43 +28,47 @@ CORE = (
     ("slurm",),
     ("controller",),
     ("status", "doctor", "launch", "cancel"),
+    ("__main__",),
 )
-"""Packages of core_hpc from the bottom to the top; those of one level do not import each other."""
+"""Packages of core_hpc from the bottom to the top. Those of one level do not import each other."""
 ANALYSIS = (("stats",), ("counts", "layout"), ("metrics", "timing"), ("exchange", "report"), ("__main__",))
 ANALYSIS_MAY_IMPORT = {"common", "store", "config", "answers", "problems", "runs"}
 MAY_IMPORT_ANALYSIS = {"controller", "status"}
 EXCEPTIONS = {"core_hpc/slurm/detach.py"}
-"""Old names of pickled functions, which go with the next release."""
+"""Old names of pickled functions, which the next release removes."""
 
 LEVELS = {f"core_hpc.{name}": level for level, names in enumerate(CORE) for name in names}
 LEVELS |= {f"analysis.{name}": level for level, names in enumerate(ANALYSIS) for name in names}
 
 
 def imports() -> Iterator[tuple[str, str, str, bool]]:
-    """(where, importing package, imported package, whether at module level) of every import between packages."""
+    """Yield every import between packages.
+
+    Each is (place, importing package, imported package, whether it is at module level).
+    """
     for path in sorted([*(ROOT / "core_hpc").rglob("*.py"), *(ROOT / "analysis").rglob("*.py")]):
         relative = path.relative_to(ROOT)
         own = package(".".join(relative.with_suffix("").parts))
         tree = ast.parse(path.read_text(encoding="utf-8"))
         for node in ast.walk(tree):
-            for name in () if str(relative) in EXCEPTIONS else imported(node):
+            if str(relative) in EXCEPTIONS or not isinstance(node, ast.Import | ast.ImportFrom):
+                continue
+            for name in imported(node):
                 other = package(name)
                 if other != own and other in LEVELS:
-                    yield f"{relative}:{node.lineno}", own, other, node in tree.body  # type: ignore[attr-defined]
+                    yield f"{relative}:{node.lineno}", own, other, node in tree.body
 
 
-def imported(node: ast.AST) -> list[str]:
-    """Dotted names that an import statement may load."""
+def imported(node: ast.Import | ast.ImportFrom) -> list[str]:
+    """Return the dotted names that an import statement may load."""
     if isinstance(node, ast.Import):
         return [alias.name for alias in node.names]
-    if isinstance(node, ast.ImportFrom):
-        assert node.level == 0, "relative imports are not used here"
-        return [f"{node.module}.{alias.name}" for alias in node.names]
-    return []
+    assert node.level == 0, "relative imports are not used here"
+    return [f"{node.module}.{alias.name}" for alias in node.names]
 
 
 def package(module: str) -> str:
-    """`core_hpc.slurm` for `core_hpc.slurm.submit`."""
+    """Return the package of a module: `core_hpc.slurm` for `core_hpc.slurm.submit`."""
     return ".".join(module.split(".")[:2])
 
 
@@ -73,7 +80,7 @@ def test_every_module_belongs_to_a_known_package() -> None:
         assert found - {"__init__"} == {name for level in levels for name in level}
 
 
-def test_imports_run_downwards() -> None:
+def test_imports_go_downwards() -> None:
     wrong = []
     for where, own, other, at_top in imports():
         own_top, own_name = own.split(".")

@@ -1,4 +1,4 @@
-"""What the benchmarks of speed compute themselves: their settings, mixes and slopes, and the plain loss that ours is timed against."""
+"""Functions of the benchmarks of speed: settings, mixes of lengths, slopes, and a plain loss."""
 
 from __future__ import annotations
 
@@ -16,19 +16,19 @@ from tests.benchmarks.real_run import MODELS, SWEEP, sampled_length, settings
 
 
 class Tokens:
-    """A tokenizer's end and padding."""
+    """The end token and the padding token of a tokenizer."""
 
     def __init__(self, end: int, padding: int | None) -> None:
         self.eos_token_id, self.pad_token_id = end, padding
 
 
-def test_settings_are_those_of_a_sweep_of_the_wanted_size() -> None:
+def test_settings_give_a_sweep_of_the_wanted_size() -> None:
     values = settings(problems=32, cold=2, rescue=1, iterations=3, dtype="bfloat16")
     for driver in ("local", "arrays"):
         (plan,) = load_sweep(SWEEP, values + overhead.driver_settings(driver)).runs
         config = plan.config
         assert (config.cluster.driver, config.iterations, config.protocol.problems_per_iteration) == (driver, 3, 32)
-        # What each problem costs does not depend on who solves it.
+        # The cost of a problem does not depend on which models solve it.
         assert config.protocol.even_budget
         assert (config.protocol.cold_samples, config.protocol.rescue_samples) == (2, 1)
         assert {m.name: m.dtype for m in config.team} == dict.fromkeys(MODELS, "bfloat16")
@@ -36,7 +36,7 @@ def test_settings_are_those_of_a_sweep_of_the_wanted_size() -> None:
     assert not alone.config.protocol.even_budget
 
 
-def test_length_of_a_row_of_generate() -> None:
+def test_length_of_a_padded_completion() -> None:
     assert sampled_length([5, 6, 2, 0, 0], Tokens(end=2, padding=0)) == 3
     assert sampled_length([5, 6, 7], Tokens(end=2, padding=0)) == 3
     assert sampled_length([5, 6, 0, 0], Tokens(end=2, padding=0)) == 2  # ended by a stop string
@@ -58,7 +58,7 @@ def test_both_mixes_have_the_same_work(size: str) -> None:
             for a, b in itertools.pairwise(rows)
             if a.problem_id == b.problem_id
         )
-        # TRL's batches must fill its optimizer steps exactly.
+        # The batches of TRL must fill its optimizer steps exactly.
         assert len(rows) % (update_trl.STEPS * min(update_trl.BATCHES)) == 0
 
 
@@ -66,20 +66,18 @@ def test_growth_of_memory_is_a_slope() -> None:
     rng = random.Random(0)
     flat = [1000 + rng.uniform(-1, 1) for _ in range(100)]
     assert hot_swap.growth(flat) == pytest.approx(0, abs=0.02)
-    # What is made once, at the beginning, is no leak.
+    # Memory that is allocated once at the beginning is not a leak.
     assert hot_swap.growth([500 + 25 * i for i in range(20)] + flat[20:]) == pytest.approx(0, abs=0.02)
     assert hot_swap.growth([m + 0.5 * i for i, m in enumerate(flat)]) == pytest.approx(0.5, abs=0.02)
 
 
-def test_the_plain_loss_is_ours() -> None:
-    """One completion at a time, summed, against all tokens of a step in one row; gradients too."""
+def test_the_plain_loss_equals_the_objective_of_training() -> None:
+    """Loss and gradients summed over single completions equal those of a whole step."""
     generator, lengths = torch.Generator().manual_seed(0), [3, 1, 7, 4]
     total, row = sum(lengths), torch.repeat_interleave(torch.arange(4), torch.tensor(lengths))
     old, reference, shift = (-3 * torch.rand(total, generator=generator, dtype=torch.float64) for _ in range(3))
-    advantage, weight = (
-        torch.tensor([1.3, -0.7, -0.2, 0.9], dtype=torch.float64),
-        torch.tensor([1.0, 1.0, 0.8, 0.8], dtype=torch.float64),
-    )
+    advantage = torch.tensor([1.3, -0.7, -0.2, 0.9], dtype=torch.float64)
+    weight = torch.tensor([1.0, 1.0, 0.8, 0.8], dtype=torch.float64)
     options = UpdateSection(importance={"kind": "none"})
 
     mine = (old + 0.3 * (shift + 1.5)).requires_grad_()
@@ -107,11 +105,11 @@ def test_the_plain_loss_is_ours() -> None:
     torch.testing.assert_close(plain.grad, mine.grad, rtol=1e-12, atol=0)
 
 
-def test_texts_to_score_and_shapes_to_train() -> None:
+def test_rows_to_score_and_rows_to_train() -> None:
     rows = scoring.make_rows(5)
     assert rows.height == 5 * 6
     assert rows.group_by("problem_id", "model", "phase").len().height == 5 * 2 * 2
-    assert 0 < rows["correct"].mean() < 1
+    assert 0 < rows["correct"].sum() < rows.height
     assert all(60 <= len(text.split()) < 440 for text in rows["text"])
     updates = gpu_update.make_rows(512, 4096, 1000)
     assert {len(r.prompt_token_ids) + len(r.completion_token_ids) for r in updates} == {512}

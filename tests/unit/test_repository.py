@@ -1,5 +1,6 @@
-"""Rules of the repository itself: folder names, light imports, shipped sweep files."""
+"""Rules of the repository: folder names, imports of heavy packages, shipped sweep files, pages in .github."""
 
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -39,6 +40,36 @@ def test_every_shipped_sweep_is_valid(path: Path) -> None:
     "module",
     ["core_hpc.launch", "core_hpc.local.executor", "core_hpc.schedule.scheduler", "core_hpc.runs.folder", "analysis"],
 )
-def test_light_modules_load_nothing_heavy(module: str) -> None:
+def test_light_modules_import_no_heavy_package(module: str) -> None:
     heavy = "{'torch', 'transformers', 'vllm', 'deepspeed', 'peft', 'sentence_transformers', 'submitit'}"
     assert python(f"import sys, {module}; print({heavy} & set(sys.modules))").strip() == "set()"
+
+
+# --- pages in .github ----------------------------------------------------------------------------
+
+
+def module_exists(name: str) -> bool:
+    path = ROOT.joinpath(*name.split("."))
+    return path.with_suffix(".py").is_file()
+
+
+def test_the_changelog_names_the_new_modules() -> None:
+    rows = re.findall(r"^\| (`[^|]*`) \| (`[^|]*`) \|$", (ROOT / ".github" / "CHANGELOG.md").read_text(), re.MULTILINE)
+    names = [(re.findall(r"`([^`]+)`", old), re.findall(r"`([^`]+)`", new)) for old, new in rows]
+    assert len(names) > 90
+    assert [old for olds, _ in names for old in olds if module_exists(old)] == []
+    assert [new for _, news in names for new in news if not module_exists(new)] == []
+
+
+def test_files_and_names_in_the_contribution_guide_exist() -> None:
+    text = (ROOT / ".github" / "CONTRIBUTING.md").read_text()
+    quoted = set(re.findall(r"`([^`\n]+)`", text))
+    paths = {
+        q for q in quoted if re.match(r"(core_hpc|analysis|tests|yaml|slurm|\.github|\.ci)/", q) and "NAME" not in q
+    }
+    made_later = {".ci/passed"}
+    assert [path for path in sorted(paths - made_later) if not (ROOT / path).exists()] == []
+    modules = [path for top in ("core_hpc", "analysis", "tests") for path in (ROOT / top).rglob("*.py")]
+    code = "".join(path.read_text() for path in modules)
+    names = {q for q in quoted if re.fullmatch(r"[A-Za-z]\w*(\.\w+)?", q)} - {"NAME", *(path.name for path in modules)}
+    assert [name for name in sorted(names) if not re.search(rf"\b{name.rpartition('.')[2]}\b", code)] == []

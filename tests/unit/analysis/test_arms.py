@@ -1,4 +1,4 @@
-"""Arms side by side: means over seeds by hand, their intervals by a bootstrap in plain Python, and what can be no arm."""
+"""Arms: means by hand, intervals against a bootstrap in plain Python, and invalid arms."""
 
 from __future__ import annotations
 
@@ -27,12 +27,11 @@ TEAM = ("ada", "bob")
 
 
 def data(seed: int | None, *counts: pl.DataFrame, models: tuple[str, ...] = TEAM, **changes: Any) -> RunData:
-    """A run of these counts; seed None: imported predictions."""
+    """Make a run with these counts; with seed None, imported predictions."""
     team = [{"name": name, "model": "fake:any", "engine": "fake"} for name in models]
     run_config = None if seed is None else config(seed=seed, team=team, evaluation={"samples": 4}, **changes)
-    return RunData(
-        Path(f"/nowhere/sweep/{seed}"), run_config, list(models), pl.concat(counts), pl.DataFrame(schema=ANSWERS)
-    )
+    path, answers = Path(f"/nowhere/sweep/{seed}"), pl.DataFrame(schema=ANSWERS)
+    return RunData(path, run_config, list(models), pl.concat(counts), answers)
 
 
 def held_out(c: Any, iteration: int, n: int = 4) -> pl.DataFrame:
@@ -40,14 +39,13 @@ def held_out(c: Any, iteration: int, n: int = 4) -> pl.DataFrame:
 
 
 def cases(rng: np.random.Generator, num_problems: int = 60) -> pl.DataFrame:
-    """Rescues of ada, hard and easy problems, with and without the hint."""
-    tried = [
-        (f"t{p:03d}", *(int(rng.binomial(n, x)) for n, x in ((3, rng.beta(1, 1)), (2, 0.3))))
-        for p in range(num_problems)
-    ]
-    return rescue_counts(
-        [{"problem": p, "student": "ada", "teacher": "bob", "hinted": (a, 3), "control": (b, 2)} for p, a, b in tried]
-    )
+    """Make rescues of ada on hard and easy problems, with and without the hint."""
+    made = []
+    for p in range(num_problems):
+        hinted, control = (int(rng.binomial(n, x)) for n, x in ((3, rng.beta(1, 1)), (2, 0.3)))
+        case = {"problem": f"t{p:03d}", "student": "ada", "teacher": "bob"}
+        made.append({**case, "hinted": (hinted, 3), "control": (control, 2)})
+    return rescue_counts(made)
 
 
 def table(named: dict[str, list[RunData]], ks: tuple[int, ...] = (1, 2)) -> pl.DataFrame:
@@ -57,7 +55,10 @@ def table(named: dict[str, list[RunData]], ks: tuple[int, ...] = (1, 2)) -> pl.D
 
 
 def test_levels_by_hand() -> None:
-    """Two seeds, two problems, four completions a model; the second arm has no evaluation of the untrained models."""
+    """Two seeds, two problems, four completions per model.
+
+    The second arm has no evaluation of the untrained models.
+    """
     first = [
         data(s, held_out([[0, 2], [1, 0]], 0), held_out(c, 3))
         for s, c in ((2, [[4, 2], [1, 1]]), (1, [[4, 0], [1, 1]]))
@@ -68,24 +69,21 @@ def test_levels_by_hand() -> None:
     ada = pick(frame, arm="one", seed=MEAN, measure="pass", model="ada", k=1)
     assert ada["estimate"] == pytest.approx((6 / 8 + 4 / 8) / 2)
     assert (ada["num_seeds"], ada["seed_min"], ada["seed_max"], ada["num_problems"]) == (2, 4 / 8, 6 / 8, 2)
-    of_two = pick(
-        frame, arm="one", seed="2", measure="team_pass", k=1
-    )  # only one problem can be failed: by both at once
+    # Only on the second problem can all completions fail.
+    of_two = pick(frame, arm="one", seed="2", measure="team_pass", k=1)
     assert of_two["estimate"] == pytest.approx(1 - (2 / 4) * (3 / 4) / 2)
     team = pick(frame, arm="one", seed=MEAN, measure="team_pass", k=1)
     assert team["estimate"] == pytest.approx(((1 - (2 / 4) * (3 / 4) / 2) + (1 - (4 / 4) * (3 / 4) / 2)) / 2)
     matched = pick(frame, arm="one", seed=MEAN, measure="matched_pass", model="bob", k=1)
-    assert (matched["candidates"], matched["estimate"]) == (
-        2,
-        pytest.approx(1 / 2),
-    )  # one of four is right: half of all pairs have it
+    # One of four completions is correct, so half of all pairs contain it.
+    assert (matched["candidates"], matched["estimate"]) == (2, pytest.approx(1 / 2))
     assert pick(frame, arm=BASE, seed=MEAN, measure="pass", model="ada", k=1)["estimate"] == 2 / 8
     assert pick(frame, arm="two", seed=MEAN, measure="team_pass", k=2)["estimate"] == 1
     assert frame.filter(arm=BASE)["measure"].unique().sort().to_list() == ["matched_pass", "pass", PHI, "team_pass"]
     assert "fewer than 100 problems" in ada["note"]
 
 
-def test_a_single_run_is_as_in_the_tables_of_the_run() -> None:
+def test_a_single_run_has_the_figures_of_its_own_tables() -> None:
     rng = np.random.default_rng(1)
     run = data(1, held_out(rng.integers(0, 5, (2, 150)), 2), cases(rng))
     frame = table({"arm": [run]})
@@ -104,14 +102,14 @@ def test_a_single_run_is_as_in_the_tables_of_the_run() -> None:
 
 
 def plain_interval(per_seed: Any, problems: list[Any]) -> tuple[float, float]:
-    """Percentile interval of the mean over seeds, the problems drawn one after another for all seeds at once."""
+    """Percentile interval of the mean over seeds. Every problem is drawn for all seeds together."""
     dice = random.Random(3)
     means = [statistics.fmean(per_seed(dice.choices(problems, k=len(problems)))) for _ in range(NUM_DRAWS)]
     cuts = statistics.quantiles(means, n=40, method="inclusive")
     return cuts[0], cuts[-1]
 
 
-def test_the_uplift_of_seeds_draws_a_problem_for_all_of_them() -> None:
+def test_uplift_bootstrap_draws_a_problem_for_all_seeds_together() -> None:
     rng = np.random.default_rng(5)
     runs = [data(s, held_out(rng.integers(0, 5, (2, 10)), 2), cases(rng)) for s in (1, 2, 3)]
     row = pick(table({"arm": runs}), seed=MEAN, measure=UPLIFT)
@@ -130,7 +128,7 @@ def test_the_uplift_of_seeds_draws_a_problem_for_all_of_them() -> None:
     assert (row["low"], row["high"]) == pytest.approx(plain_interval(uplifts, list(range(60))), abs=0.01)
 
 
-def test_the_correlation_of_seeds_is_the_mean_of_theirs() -> None:
+def test_correlation_of_an_arm_is_the_mean_over_its_seeds() -> None:
     rng = np.random.default_rng(7)
     skill = rng.beta(0.5, 0.5, 120)
     sides = [rng.binomial(4, [skill, skill]) for _ in range(2)]
@@ -141,10 +139,9 @@ def test_the_correlation_of_seeds_is_the_mean_of_theirs() -> None:
         out = []
         for c in sides:
             a, b = 1 - c[:, problems] / 4
-            # two draws that are right or wrong: covariance of the chances, over the standard deviations of the draws
-            out.append(
-                float(np.cov(a, b, ddof=0)[0, 1] / np.sqrt(a.mean() * (1 - a.mean()) * b.mean() * (1 - b.mean())))
-            )
+            # The covariance of the chances, over the standard deviations of the draws.
+            variances = [x.mean() * (1 - x.mean()) for x in (a, b)]
+            out.append(float(np.cov(a, b, ddof=0)[0, 1] / np.sqrt(np.prod(variances))))
         return out
 
     each = phis(list(range(120)))
@@ -153,8 +150,8 @@ def test_the_correlation_of_seeds_is_the_mean_of_theirs() -> None:
     assert (row["low"], row["high"]) == pytest.approx(plain_interval(phis, list(range(120))), abs=0.02)
 
 
-def test_equal_seeds_are_no_more_than_one() -> None:
-    """Three copies of one run say nothing new about problems: the interval stays that of one."""
+def test_equal_seeds_give_the_interval_of_one_seed() -> None:
+    """Three copies of one run have no new information about problems."""
     c = np.random.default_rng(6).binomial(4, np.random.default_rng(2).beta(0.5, 0.5, (2, 150)))
     frame = table({"arm": [data(s, held_out(c, 1)) for s in (1, 2, 3)]})
     for measure in ("team_pass", "pass", PHI):
@@ -165,7 +162,7 @@ def test_equal_seeds_are_no_more_than_one() -> None:
         )
 
 
-def test_all_arms_stand_on_the_same_problems() -> None:
+def test_all_arms_use_the_same_problems() -> None:
     whole = [data(s, held_out([[4] * 5, [0] * 5], 1)) for s in (1, 2)]
     cut = data(3, held_out([[4] * 5, [0] * 5], 1).filter(pl.col("problem_id") < "p00003"))
     frame = table({"whole": whole, "cut": [cut]})
@@ -177,7 +174,7 @@ def test_all_arms_stand_on_the_same_problems() -> None:
         table({"whole": whole, "other": [data(1, other)]})
 
 
-def test_what_is_no_arm() -> None:
+def test_invalid_arms() -> None:
     good = [data(1, held_out([[1], [1]], 1))]
     cases_of_error = [
         ([data(1, held_out([[1], [1]], 0))], "no evaluation after training is published yet"),
@@ -187,17 +184,17 @@ def test_what_is_no_arm() -> None:
         ),
         (
             [data(1, counts_frame(4, [[1], [1]], models=("ada", "cy"), iteration=1), models=("ada", "cy"))],
-            "bad has ada, cy: arms are of",
+            "bad has ada, cy; all arms must have the same models",
         ),
     ]
-    for runs, said in cases_of_error:
-        with pytest.raises(InputError, match=said):
+    for runs, message in cases_of_error:
+        with pytest.raises(InputError, match=message):
             arms_of({"good": good, "bad": runs})
-    imported = data(None, held_out([[1], [1]], 0))
-    assert [arm.name for arm in arms_of({"imported": [imported], "good": good})] == [
-        "imported",
-        "good",
-    ]  # its evaluation 0 is no base
+
+
+def test_imported_predictions_are_no_base() -> None:
+    good, imported = data(1, held_out([[1], [1]], 1)), data(None, held_out([[1], [1]], 0))
+    assert [arm.name for arm in arms_of({"imported": [imported], "good": [good]})] == ["imported", "good"]
 
 
 def test_report() -> None:
@@ -213,7 +210,7 @@ def test_report() -> None:
     assert levels.shown.columns == ["k", "arm", "ada Pass@k", "bob Pass@k", "team Pass@k", "ada Pass@2k", "bob Pass@2k"]
     assert levels.shown.select("k", "arm").rows() == [(k, arm) for k in ("1", "4") for arm in (BASE, "one", "two")]
     assert list(levels.starts) == [3]
-    assert set(levels.shown.filter(k="4")["ada Pass@2k"]) == {"–"}  # four completions are no eight
+    assert set(levels.shown.filter(k="4")["ada Pass@2k"]) == {"–"}  # there are not eight completions
     row = pick(frame, arm="one", seed=MEAN, measure="pass", model="ada", k=1)
     low, high = (f"{100 * row[end]:.1f}" for end in ("seed_min", "seed_max"))
     cell = levels.shown.filter(k="1", arm="one")["ada Pass@k"][0]
@@ -232,7 +229,7 @@ def test_figure_points() -> None:
     runs = [data(s, held_out(rng.integers(0, 5, (2, 20)), 0), held_out(rng.integers(0, 5, (2, 20)), 2)) for s in (1, 2)]
     frame = table({"one": runs}, ks=(1, 2, 4))
     points = arms_figure(frame).points
-    # of k = 4, only the team's figure is defined
+    # At k = 4 the matched budget of 8 completions is undefined.
     rows = [
         "team Pass@1, 2 candidates",
         "ada Pass@2, 2 candidates",

@@ -1,4 +1,4 @@
-"""Every command of `python -m analysis`, as a user types it: what it prints, what it writes, and its exit status."""
+"""Every command of `python -m analysis`: its output, its files and its exit status."""
 
 from __future__ import annotations
 
@@ -27,18 +27,18 @@ def run(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def printed(capsys: pytest.CaptureFixture[str]) -> Printed:
-    """Runs a command that must succeed; its standard output and error."""
+    """Runs a command that must succeed. Returns its standard output and its standard error."""
 
     def call(*arguments: object) -> tuple[str, str]:
         assert main([str(a) for a in arguments]) == 0
-        said = capsys.readouterr()
-        return said.out, said.err
+        captured = capsys.readouterr()
+        return captured.out, captured.err
 
     return call
 
 
 @pytest.mark.parametrize("command", TABLES)
-def test_formats_hold_the_same_rows(command: str, run: Path, printed: Printed) -> None:
+def test_all_formats_have_the_same_rows(command: str, run: Path, printed: Printed) -> None:
     out = {form: printed(command, run, "--format", form)[0] for form in FORMATS}
     rows = json.loads(out["json"])
     assert rows
@@ -55,22 +55,21 @@ def test_tables_by_data_set(run: Path, printed: Printed) -> None:
         out, _ = printed(command, run, "--by", "data_set", "--format", "csv")
         frame = pl.read_csv(out.encode())
         assert set(frame["value"]) == {"addition_chain"}
-        alone = pl.read_csv(printed(command, run, "--format", "csv")[0].encode())
-        assert frame.drop("by", "value").equals(alone), "one data set is the whole run"
-    _, said = printed("passk", run, "--by", "level", "--format", "csv")
-    assert "no problem has a level" in said
+        whole = pl.read_csv(printed(command, run, "--format", "csv")[0].encode())
+        assert frame.drop("by", "value").equals(whole), "all problems are of one data set"
+    _, error = printed("passk", run, "--by", "level", "--format", "csv")
+    assert "no problem has the attribute level" in error
 
 
-def test_compare_with_itself_finds_nothing(run: Path, printed: Printed) -> None:
+def test_comparing_a_run_with_itself_gives_differences_of_0(run: Path, printed: Printed) -> None:
     frame = pl.read_csv(printed("compare", run, run, "--format", "csv")[0].encode())
     assert frame["estimate"].drop_nulls().abs().max() == 0
     assert "B against A" in printed("compare", run, run)[0]
 
 
-def test_compare_a_run_with_its_beginning(run: Path, printed: Printed, capsys: pytest.CaptureFixture[str]) -> None:
-    frame = pl.read_csv(
-        printed("compare", run, run, "--iteration", "0", "1", "--k", "1", "--format", "csv")[0].encode()
-    )
+def test_comparing_two_iterations_of_a_run(run: Path, printed: Printed, capsys: pytest.CaptureFixture[str]) -> None:
+    out, _ = printed("compare", run, run, "--iteration", "0", "1", "--k", "1", "--format", "csv")
+    frame = pl.read_csv(out.encode())
     ada = frame.filter(measure="pass", model="ada").row(0, named=True)
     assert (ada["a"], ada["b"]) == (pytest.approx(5 / 12), pytest.approx(8 / 12))
     assert "A untrained, B after iteration 1" in printed("compare", run, run, "--iteration", "0", "1")[0]
@@ -105,37 +104,35 @@ def test_arms(run: Path, tmp_path: Path, printed: Printed) -> None:
 
 
 def test_export_import_and_rescore(run: Path, tmp_path: Path, printed: Printed) -> None:
-    said, _ = printed("export", run, "--out", tmp_path / "out.jsonl")
-    assert "evaluate of iteration 1" in said
-    said, _ = printed("import", tmp_path / "out.jsonl", "--out", tmp_path / "imported")
-    assert "3 problems; ada (12 completions), bob (12 completions)" in said
+    out, _ = printed("export", run, "--out", tmp_path / "out.jsonl")
+    assert "phase evaluate of iteration 1" in out
+    out, _ = printed("import", tmp_path / "out.jsonl", "--out", tmp_path / "imported")
+    assert "3 problems; ada (12 completions), bob (12 completions)" in out
 
-    def after(folder: Path, iteration: int) -> pl.DataFrame:
+    def pass_at_k(folder: Path, iteration: int) -> pl.DataFrame:
         frame = pl.read_csv(printed("passk", folder, "--format", "csv")[0].encode())
         return frame.filter(pl.col("iteration") == iteration).drop("run", "iteration")
 
-    assert after(tmp_path / "imported", 0).equals(after(run, 1))
-    said, _ = printed("rescore", run, "--out", tmp_path / "again")
-    assert "verdicts changed" in said
+    assert pass_at_k(tmp_path / "imported", 0).equals(pass_at_k(run, 1))
+    out, _ = printed("rescore", run, "--out", tmp_path / "again")
+    assert "verdicts changed" in out
     printed("report", tmp_path / "imported", "--out", tmp_path / "report")
     assert (tmp_path / "report" / "report.html").is_file()
 
 
-def test_what_is_damaged_is_an_error_and_can_be_left_out(
+def test_damaged_file_is_an_error_and_can_be_left_out(
     run: Path, printed: Printed, capsys: pytest.CaptureFixture[str]
 ) -> None:
     path = manifests.read_manifest(RunPaths(run).task_manifest(TaskKey(1, "cold", "ada"))).file(".parquet")
     path.write_bytes(path.read_bytes()[:-10])
     assert main(["rescue", str(run)]) != 0
     assert f"{path}: " in capsys.readouterr().err
-    out, said = printed("rescue", run, "--lenient", "--format", "csv")
-    assert f"left out: {path}: " in said
+    out, error = printed("rescue", run, "--lenient", "--format", "csv")
+    assert f"left out: {path}: " in error
     assert pl.read_csv(out.encode()).height > 0
 
 
-def test_bad_input_is_an_error_that_says_what_to_do(
-    run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_bad_input_is_an_error(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "bad.jsonl").write_text('{"example_id": "a"}\n')
     assert main(["import", str(tmp_path / "bad.jsonl"), "--out", str(tmp_path / "x")]) == 2
     assert "bad.jsonl" in capsys.readouterr().err

@@ -1,4 +1,4 @@
-"""Comparing two runs or two configurations: by hand, against a bootstrap in plain Python, and what must not be compared."""
+"""Comparisons of runs: figures by hand, intervals against plain Python, and errors."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def data(
     path: Path = NOWHERE,
     **changes: Any,
 ) -> RunData:
-    """A run with these (M, P) counts; seed None: imported predictions."""
+    """Make a run with these (M, P) counts; with seed None, imported predictions."""
     team = [{"name": name, "model": "fake:any", "engine": "fake"} for name in models]
     counts = counts_frame(n, np.asarray(c), models=models, iteration=iteration)
     run_config = None if seed is None else config(seed=seed, team=team, **changes)
@@ -50,7 +50,7 @@ def ones(num_problems: int = 120) -> np.ndarray:
 
 
 def plain_bootstrap(values: list[float], groups: list[int] | None = None) -> tuple[float, float]:
-    """Percentile interval of the mean, drawing problems (or whole groups) one after another."""
+    """Percentile interval of the mean. Problems, or whole groups, are drawn one after another."""
     dice, clusters = random.Random(7), {}
     for i, value in enumerate(values):
         clusters.setdefault(i if groups is None else groups[i], []).append(value)
@@ -75,7 +75,8 @@ def test_levels_and_differences_by_hand() -> None:
     assert (ada["seed"], ada["num_problems"], ada["num_seeds"], ada["seed_sd"]) == ("1", 4, 1, None)
     team = pick(frame, measure="team_pass", k=2)
     assert team["candidates"] == 4
-    # p1: both have 2 of 4, so that both miss with 2 samples with chance (1/6)^2; p3: bob alone, 1/6
+    # p1: both have 2 of 4, so the chance that both fail with 2 samples is (1/6)^2. p3: only bob can
+    # solve it, and fails with chance 1/6.
     assert (team["a"], team["b"]) == pytest.approx(((1 + 35 / 36 + 1 + 0) / 4, (1 + 1 + 1 + 5 / 6) / 4))
     matched = pick(frame, measure="matched_pass", model="bob", k=2)
     assert (matched["candidates"], matched["a"], matched["b"]) == (4, 2 / 4, 3 / 4)
@@ -86,35 +87,34 @@ def test_levels_and_differences_by_hand() -> None:
     in_b = (1 + 1 + 1 + 1 / 2) / 4 - 8 / 16  # both models have 8 of 16
     assert (gain["a"], gain["b"], gain["estimate"]) == pytest.approx((in_a, in_b, in_b - in_a))
     budget = pick(frame, measure="gain_matched_budget", k=2)
-    assert (budget["candidates"], budget["a"]) == (
-        4,
-        pytest.approx((1 + 35 / 36 + 1) / 4 - 2 / 4),
-    )  # Pass@4 is 2 of 4 for both
+    pass_at_4 = 2 / 4  # of both models
+    assert (budget["candidates"], budget["a"]) == (4, pytest.approx((1 + 35 / 36 + 1) / 4 - pass_at_4))
     assert frame["note"].str.contains("fewer than 100 problems").all()
 
 
 def test_the_interval_is_that_of_a_plain_paired_bootstrap() -> None:
-    """Hard and easy problems, each a little better in B: pairing must see it, though levels vary much more."""
+    """Hard and easy problems, each a little better in B.
+
+    Only a paired interval is narrow enough to find it, because the levels vary much more.
+    """
     rng = np.random.default_rng(2)
     before = np.tile(np.where(rng.random(400) < 0.5, 0, 6), (2, 1))
     after = before + (rng.random((2, 400)) < 0.5)
     row = pick(compare([data(before)], [data(after)], ks=[1]), measure="pass", model="ada")
     change = ((after - before)[0] / 8).tolist()
     assert row["estimate"] == pytest.approx(statistics.fmean(change))
-    assert (row["low"], row["high"]) == pytest.approx(
-        plain_bootstrap(change), abs=6e-4
-    )  # 4 standard errors of a quantile
+    # The tolerance is 4 standard errors of a quantile.
+    assert (row["low"], row["high"]) == pytest.approx(plain_bootstrap(change), abs=6e-4)
     error = statistics.stdev(change) / 400**0.5
     normal = statistics.NormalDist().inv_cdf(0.975) * error
-    assert (row["low"], row["high"]) == pytest.approx(
-        (row["estimate"] - normal, row["estimate"] + normal), abs=error / 5
-    )
+    expected = (row["estimate"] - normal, row["estimate"] + normal)
+    assert (row["low"], row["high"]) == pytest.approx(expected, abs=error / 5)
     assert row["low"] > 0
     assert row["note"] == "A untrained, B untrained"
 
 
-def test_no_effect_is_covered() -> None:
-    """Both runs sample the same skills: nominal 95 % of 50 studies."""
+def test_intervals_cover_no_effect() -> None:
+    """Both runs sample the same skills, so 95 % of 50 intervals should contain 0."""
     covered = 0
     for seed in range(50):
         rng = np.random.default_rng(seed)
@@ -129,19 +129,20 @@ def test_equal_runs_have_no_interval() -> None:
     c = np.random.default_rng(1).binomial(8, 0.5, (2, 150))
     frame = compare([data(c)], [data(c)], ks=[1, 2])
     assert set(frame["estimate"]) == {0.0}
-    certain = frame.filter(~pl.col("measure").str.starts_with("gain"))  # of a gain, who is best is not certain
+    # The interval of a gain includes the uncertainty about the best model.
+    certain = frame.filter(~pl.col("measure").str.starts_with("gain"))
     assert certain["low"].null_count() == certain.height
-    assert certain["note"].str.contains("all problems alike").all()
+    assert certain["note"].str.contains("all problems have the same value").all()
 
 
-def test_source_groups_are_drawn_whole() -> None:
-    """Four variants of each question that change together: problems drawn one by one would halve the interval."""
+def test_whole_source_groups_are_drawn() -> None:
+    """Four variants of a question change together. Drawing single problems halves the interval."""
     rng = np.random.default_rng(5)
     change = np.repeat(rng.integers(-1, 3, 120), 4)
     groups = np.repeat(np.arange(120), 4)
     a, b = data(np.full((2, 480), 3)), data(np.stack([3 + change, 3 + change]))
     named = b.counts.with_columns(source_group=pl.Series([f"g{g}" for g in groups] * 2))
-    whole = RunData(b.path, b.config, b.models, named, b.answers)  # one side knows the groups
+    whole = RunData(b.path, b.config, b.models, named, b.answers)  # only one side has groups
     row = pick(compare([a], [whole], ks=[1]), measure="pass", model="ada")
     expected = plain_bootstrap((change / 8).tolist(), groups.tolist())
     assert (row["low"], row["high"]) == pytest.approx(expected, abs=3e-3)
@@ -153,12 +154,12 @@ def test_source_groups_are_drawn_whole() -> None:
 
 
 def gains(c: np.ndarray) -> list[np.ndarray]:
-    """Team minus each model at k = 1, by problem."""
+    """Team minus each model at k = 1, per problem."""
     single = c / 8
     return [1 - (1 - single).prod(axis=0) - own for own in single]
 
 
-def test_gains_with_a_certain_best_model_have_the_plain_interval() -> None:
+def test_gain_with_a_certain_best_model_has_the_plain_interval() -> None:
     rng = np.random.default_rng(4)
     sides = [rng.binomial(8, np.stack([rng.beta(3, 1, 200), rng.beta(1, 3, 200)])) for _ in "ab"]
     row = pick(compare([data(sides[0])], [data(sides[1])], ks=[1]), measure="gain_equal_k")
@@ -167,23 +168,25 @@ def test_gains_with_a_certain_best_model_have_the_plain_interval() -> None:
     assert (row["low"], row["high"]) == pytest.approx(plain_bootstrap(change), abs=6e-3)
 
 
-def test_gains_with_an_uncertain_best_model_span_the_intervals_of_all_that_may_be() -> None:
+def test_gain_with_an_uncertain_best_model_spans_the_intervals_of_all_candidates() -> None:
     rng = np.random.default_rng(9)
     certain = rng.binomial(8, np.stack([rng.beta(1, 0.5, 200), rng.beta(1, 3, 200)]))
     order = certain[0].argsort()
     equal = np.empty((2, 200), dtype=int)
-    equal[0, order] = np.sort(rng.binomial(8, rng.beta(0.5, 0.5, 200)))  # strong where the other run's best model is
-    equal[1, order[::-1]] = equal[0, order]  # as strong, but on the other problems
+    # The first model is strong where the best model of the other run is strong. The second one is
+    # equally strong, but on the other problems.
+    equal[0, order] = np.sort(rng.binomial(8, rng.beta(0.5, 0.5, 200)))
+    equal[1, order[::-1]] = equal[0, order]
     for sign, sides in ((1, (equal, certain)), (-1, (certain, equal))):
         row = pick(compare([data(sides[0])], [data(sides[1])], ks=[1]), measure="gain_equal_k")
         bounds = [plain_bootstrap((sign * (gains(certain)[0] - own)).tolist()) for own in gains(equal)]
         expected = min(low for low, _ in bounds), max(high for _, high in bounds)
         assert (row["low"], row["high"]) == pytest.approx(expected, abs=6e-3)
-        assert max(low for low, _ in bounds) - expected[0] > 0.015  # one of them alone would be another interval
+        assert max(low for low, _ in bounds) - expected[0] > 0.015  # the single intervals differ
 
 
-def test_gains_with_equal_models_in_one_run_cover_the_truth() -> None:
-    """Four equal models in A, one clearly best in B: where the difference of two percentile minima covers 80 %."""
+def test_gain_with_equal_models_in_one_run_covers_the_truth() -> None:
+    """A has four equal models, B has one best model. A plain interval covers only 80 % here."""
     names, covered = ("ada", "bob", "cy", "dee"), 0
 
     def sides(seed: int, num_problems: int) -> list[np.ndarray]:
@@ -210,17 +213,14 @@ def test_problems_of_one_side_only_are_left_out_and_counted() -> None:
     b = data(ones(150) * 2, 2)
     b = RunData(b.path, b.config, b.models, b.counts.filter(pl.col("problem_id") < "p00120"), b.answers)
     short = b.counts.filter(~((pl.col("model") == "bob") & (pl.col("problem_id") < "p00010")))
-    row = pick(
-        compare([data(ones(150), 2)], [RunData(b.path, b.config, b.models, short, b.answers)], ks=[1]),
-        measure="pass",
-        model="ada",
-    )
+    frame = compare([data(ones(150), 2)], [RunData(b.path, b.config, b.models, short, b.answers)], ks=[1])
+    row = pick(frame, measure="pass", model="ada")
     assert (row["num_problems"], row["a"], row["b"]) == (110, 0.5, 1.0)
     assert "40 problems left out: in A or B only" in row["note"]
     assert "B: 10 problems left out: not published for every model" in row["note"]
 
 
-def test_too_few_completions_is_null_and_says_so() -> None:
+def test_too_few_completions_give_null_and_a_note() -> None:
     frame = compare([data(ones(), 8)], [data(ones(), 4)], ks=[8])
     row = pick(frame, measure="pass", model="ada")
     assert (row["a"], row["b"], row["estimate"], row["low"]) == (1.0, None, None, None)
@@ -228,11 +228,9 @@ def test_too_few_completions_is_null_and_says_so() -> None:
     assert pick(frame, measure="team_pass")["estimate"] is None
     covered = pick(frame, measure="coverage")
     assert (covered["a"], covered["estimate"], covered["candidates"]) == (1.0, None, None)
-    assert "not comparable: other numbers of completions" in covered["note"]
-    assert (
-        pick(compare([data(ones(), 4)], [data(ones(), 4)], ks=[4]), measure="matched_pass", model="bob")["estimate"]
-        is None
-    )
+    assert "not comparable: different numbers of completions" in covered["note"]
+    short = compare([data(ones(), 4)], [data(ones(), 4)], ks=[4])
+    assert pick(short, measure="matched_pass", model="bob")["estimate"] is None
 
 
 def test_which_evaluations_are_compared() -> None:
@@ -241,30 +239,26 @@ def test_which_evaluations_are_compared() -> None:
     latest = pick(compare([early], [both], ks=[1]), measure="pass", model="ada")
     assert latest["estimate"] == pytest.approx(3 / 8)
     assert "A untrained, B after iteration 6" in latest["note"]
-    assert pick(compare([early], [both], ks=[1], iterations=(0, 0)), measure="pass", model="ada")["estimate"] == 0
-    assert pick(compare([both], [both], ks=[1], iterations=(6, 0)), measure="pass", model="ada")[
-        "estimate"
-    ] == pytest.approx(-3 / 8)
-    with pytest.raises(InputError, match="evaluation 6 is not published; there is 0"):
+    for a, iterations, expected in ((early, (0, 0), 0), (both, (6, 0), -3 / 8)):
+        row = pick(compare([a], [both], ks=[1], iterations=iterations), measure="pass", model="ada")
+        assert row["estimate"] == pytest.approx(expected)
+    with pytest.raises(InputError, match="evaluation 6 is not published; published: 0"):
         compare([early], [both], ks=[1], iterations=(6, 6))
     imported = pick(compare([data(ones(), seed=None)], [both], ks=[1], iterations=(6, 6)), measure="pass", model="ada")
-    assert (imported["estimate"], imported["note"]) == (
-        pytest.approx(3 / 8),
-        "B after iteration 6; no interval: all problems alike",
-    )
+    assert imported["estimate"] == pytest.approx(3 / 8)
+    assert imported["note"] == "B after iteration 6; no interval: all problems have the same value"
     nothing = RunData(early.path, early.config, early.models, early.counts.clear(), early.answers)
-    with pytest.raises(InputError, match="no evaluation of all its models is published yet"):
+    with pytest.raises(InputError, match="no evaluation of all models is published yet"):
         compare([early], [nothing], ks=[1])
 
 
-def test_a_run_against_its_own_beginning_is_before_and_after() -> None:
+def test_a_run_against_its_untrained_models_equals_the_before_after_table() -> None:
     rng = np.random.default_rng(12)
     skill = rng.beta(0.5, 0.5, (2, 300))
     before, after = rng.binomial(8, skill), rng.binomial(8, np.clip(skill + 0.1, 0, 1))
     run = data(before)
-    run = RunData(
-        run.path, run.config, run.models, pl.concat([run.counts, data(after, iteration=4).counts]), run.answers
-    )
+    counts = pl.concat([run.counts, data(after, iteration=4).counts])
+    run = RunData(run.path, run.config, run.models, counts, run.answers)
     frame = compare([run], [run], ks=[1, 2], iterations=(0, 4))
     assert pick(frame, measure="pass", model="ada", k=1)["estimate"] == pytest.approx((after - before)[0].mean() / 8)
     expected = before_after_table(run.counts, ks=[1, 2])
@@ -272,10 +266,10 @@ def test_a_run_against_its_own_beginning_is_before_and_after() -> None:
     for row in expected.filter(when="difference").iter_rows(named=True):
         own = pick(frame, measure=row["measure"], model=row["model"], k=row["k"])
         assert own["estimate"] == pytest.approx(row["estimate"])
-        # The same bootstrap with other draws: a bound moves by its standard error, some 3 % of the interval.
-        assert (own["low"], own["high"]) == pytest.approx(
-            (row["low"], row["high"]), abs=0.1 * (row["high"] - row["low"])
-        )
+        # The same bootstrap with different draws. The standard error of a bound is some 3 % of the
+        # interval.
+        tolerance = 0.1 * (row["high"] - row["low"])
+        assert (own["low"], own["high"]) == pytest.approx((row["low"], row["high"]), abs=tolerance)
         for side, when in (("a", "before"), ("b", "after")):
             level = pick(expected, when=when, **{name: row[name] for name in ("measure", "model", "k")})
             assert own[side] == pytest.approx(level["estimate"])
@@ -283,21 +277,18 @@ def test_a_run_against_its_own_beginning_is_before_and_after() -> None:
     assert compared == 11  # two models, team and two matched budgets at two k, and coverage
 
 
-def test_untrained_models_that_a_run_does_not_have() -> None:
+def test_a_run_without_an_evaluation_of_the_untrained_models() -> None:
     base, arm = data(ones()), data(ones() * 4, iteration=4, evaluation={"samples": 8, "before": False})
-    assert pick(compare([base], [arm], ks=[1], iterations=(0, 4)), measure="pass", model="ada")[
-        "estimate"
-    ] == pytest.approx(3 / 8)
-    with pytest.raises(
-        InputError,
-        match=r"/nowhere/run: the untrained models are not evaluated in this run \(evaluation.before: false\)",
-    ):
+    row = pick(compare([base], [arm], ks=[1], iterations=(0, 4)), measure="pass", model="ada")
+    assert row["estimate"] == pytest.approx(3 / 8)
+    message = r"/nowhere/run: this run does not evaluate the untrained models \(evaluation.before: false\)"
+    with pytest.raises(InputError, match=message):
         compare([arm], [arm], ks=[1], iterations=(0, 4))
-    with pytest.raises(InputError, match="evaluation 0 is not published; there is 4"):
+    with pytest.raises(InputError, match="evaluation 0 is not published; published: 4"):
         compare([data(ones(), iteration=4)], [arm], ks=[1], iterations=(0, 4))
 
 
-def test_other_teams_share_only_the_common_models() -> None:
+def test_different_teams_are_compared_in_their_common_models() -> None:
     a, b = data(ones(), 8), data(np.ones((3, 120), dtype=int) * 2, 8, models=("cy", "bob", "dee"))
     frame = compare([a], [b], ks=[1])
     assert set(zip(frame["measure"], frame["model"], strict=True)) == {
@@ -309,7 +300,7 @@ def test_other_teams_share_only_the_common_models() -> None:
     }
     team = pick(frame, measure="team_pass")
     assert team["candidates"] is None
-    assert "A spends 2 candidates on a problem, B 3" in team["note"]
+    assert "A spends 2 candidates per problem, B spends 3" in team["note"]
     assert team["estimate"] == pytest.approx((1 - (6 / 8) ** 3) - (1 - (7 / 8) ** 2))
     budget = pick(frame, measure="gain_matched_budget")
     assert budget["a"] == pytest.approx((1 - (7 / 8) ** 2) - 2 / 8)  # against Pass@2 of 1 in 8
@@ -325,12 +316,12 @@ def test_other_teams_share_only_the_common_models() -> None:
 
 
 def seeds(rng: np.random.Generator, skill: np.ndarray, names: list[int], effect: float = 0.0) -> list[RunData]:
-    """Runs of these seeds; a seed moves all skills a little."""
+    """Make runs of these seeds. A seed changes all skills a little."""
     moved = [np.clip(skill + effect + 0.02 * s, 0, 1) for s in names]
     return [data(rng.binomial(8, m), seed=s) for m, s in zip(moved, names, strict=True)]
 
 
-def test_seeds_are_paired_and_their_spread_is_by_hand() -> None:
+def test_pairs_of_seeds_and_their_spread_by_hand() -> None:
     rng = np.random.default_rng(3)
     skill = rng.beta(0.5, 0.5, (2, 150))
     a, b = seeds(rng, skill, [3, 1, 20]), seeds(rng, skill, [20, 3, 1], effect=0.1)
@@ -348,16 +339,15 @@ def test_seeds_are_paired_and_their_spread_is_by_hand() -> None:
     values = [float(change.mean()) for change in changes.values()]
     assert row["estimate"] == pytest.approx(statistics.fmean(values))
     assert (row["num_seeds"], row["num_problems"]) == (3, 150)
-    assert (row["seed_sd"], row["seed_min"], row["seed_max"]) == pytest.approx(
-        (statistics.stdev(values), min(values), max(values))
-    )
+    spread = (statistics.stdev(values), min(values), max(values))
+    assert (row["seed_sd"], row["seed_min"], row["seed_max"]) == pytest.approx(spread)
     per_problem = (sum(changes.values()) / 3).tolist()
     assert (row["low"], row["high"]) == pytest.approx(plain_bootstrap(per_problem), abs=3e-3)
     assert "seeds as spread, not pooled" in row["note"]
 
 
-def test_equal_seeds_are_no_more_than_one() -> None:
-    """Three copies of one run say nothing new about problems: the interval stays that of one."""
+def test_equal_seeds_give_the_interval_of_one_seed() -> None:
+    """Three copies of one run have no new information about problems."""
     rng = np.random.default_rng(6)
     ca, cb = rng.binomial(8, 0.4, (2, 150)), rng.binomial(8, 0.5, (2, 150))
     frame = compare([data(ca, seed=s) for s in (1, 2, 3)], [data(cb, seed=s) for s in (1, 2, 3)], ks=[1])
@@ -369,11 +359,9 @@ def test_equal_seeds_are_no_more_than_one() -> None:
         assert mean["seed_sd"] == pytest.approx(0, abs=1e-12)
 
 
-def test_the_mean_stands_on_the_problems_of_all_seeds() -> None:
-    a, b = (
-        [data(ones(), seed=s) for s in (1, 2)],
-        [data(ones() * 2, seed=1), data(np.tile([2] * 110 + [8] * 10, (2, 1)), seed=2)],
-    )
+def test_the_mean_uses_the_problems_of_all_seeds() -> None:
+    a = [data(ones(), seed=s) for s in (1, 2)]
+    b = [data(ones() * 2, seed=1), data(np.tile([2] * 110 + [8] * 10, (2, 1)), seed=2)]
     cut = b[0].counts.filter(pl.col("problem_id") < "p00110")
     frame = compare(a, [RunData(NOWHERE, b[0].config, b[0].models, cut, b[0].answers), b[1]], ks=[1])
     row = pick(frame, seed=MEAN, measure="pass", model="ada")
@@ -382,7 +370,7 @@ def test_the_mean_stands_on_the_problems_of_all_seeds() -> None:
     assert "10 problems left out: in A or B only" in row["note"]
 
 
-def test_seeds_on_other_problems_have_no_mean() -> None:
+def test_seeds_on_different_problems_have_no_mean() -> None:
     runs = [data(ones(10), seed=1), data(ones(10), seed=2)]
     other = runs[1].counts.with_columns(problem_id="x" + pl.col("problem_id"))
     runs[1] = RunData(NOWHERE, runs[1].config, runs[1].models, other, runs[1].answers)
@@ -396,33 +384,32 @@ def test_one_run_against_several_seeds() -> None:
     imported = data(rng.binomial(8, skill), seed=None)
     frame = compare([imported], seeds(rng, skill, [1, 2], effect=0.1), ks=[1])
     assert list(dict.fromkeys(frame["seed"])) == ["imported, 1", "imported, 2", MEAN]
-    assert frame["note"].str.contains("A is one run: the spread is that of B's seeds").all()
+    assert frame["note"].str.contains("A is one run: the spread is that of the seeds of B").all()
 
 
 def test_undefined_in_one_seed_is_undefined_in_the_mean() -> None:
     a = [data(ones(), 8, seed=1), data(ones(), 8, seed=2)]
-    row = pick(
-        compare(a, [data(ones(), 8, seed=1), data(ones(), 2, seed=2)], ks=[4]), seed=MEAN, measure="pass", model="ada"
-    )
+    b = [data(ones(), 8, seed=1), data(ones(), 2, seed=2)]
+    row = pick(compare(a, b, ks=[4]), seed=MEAN, measure="pass", model="ada")
     assert (row["estimate"], row["seed_sd"], row["num_seeds"]) == (None, None, 2)
     assert "fewer than 4 completions" in row["note"]
 
 
 @pytest.mark.parametrize(
-    ("a", "b", "said"),
+    ("a", "b", "message"),
     [
         (
             [1, 2, 3],
             [3, 2, 4, 10],
-            "seeds without a partner: A alone has seed 1; B alone has seed 4, 10; give runs of the same seeds",
+            "seeds without a partner: only A has seed 1; only B has seed 4, 10; give runs of the same seeds",
         ),
-        ([1, 1], [1, 2], "A has several runs of seed 1; give one of each"),
+        ([1, 1], [1, 2], "A has several runs of seed 1; give one run per seed"),
         ([1, 2], [1, None], "B has several runs, but /nowhere/run has no seed"),
         ([1], [], "B has no run; give a run folder"),
     ],
 )
-def test_seeds_that_do_not_fit(a: list[int | None], b: list[int | None], said: str) -> None:
-    with pytest.raises(InputError, match=said):
+def test_seeds_that_cannot_be_paired(a: list[int | None], b: list[int | None], message: str) -> None:
+    with pytest.raises(InputError, match=message):
         compare([data(ones(), seed=s) for s in a], [data(ones(), seed=s) for s in b], ks=[1])
 
 
@@ -430,7 +417,8 @@ def test_a_side_is_one_configuration() -> None:
     mixed = [data(ones(), seed=1), data(ones(), seed=2, update={"kl_weight": 0.0})]
     with pytest.raises(InputError, match=r"B is not one configuration: its runs differ in update\.kl_weight"):
         compare([data(ones(), seed=s) for s in (1, 2)], mixed, ks=[1])
-    longer = [data(ones(), seed=1), data(ones(), seed=2, iterations=9)]  # how far a run goes is not what it is
+    # The number of iterations may differ.
+    longer = [data(ones(), seed=1), data(ones(), seed=2, iterations=9)]
     assert compare(longer, longer, ks=[1]).height
 
 
@@ -438,7 +426,7 @@ def test_a_side_is_one_configuration() -> None:
 
 
 def with_problems(folder: Path, **changes: Any) -> RunData:
-    """A run whose frozen held-out problems are p00000, p00001, .. with one of them changed."""
+    """Make a run with the frozen held-out problems p00000, p00001, .., one of them changed."""
     run = make_run(folder)
     rows = [
         {"problem_id": f"p{i:05d}", "question": f"Q{i}", "gold": str(i), "answer_kind": "number", "metadata": "{}"}
@@ -450,18 +438,17 @@ def with_problems(folder: Path, **changes: Any) -> RunData:
 
 
 @pytest.mark.parametrize(("column", "value"), [("question", "another"), ("gold", "33")])
-def test_a_problem_that_is_not_the_same(tmp_path: Path, column: str, value: str) -> None:
+def test_a_problem_that_differs_between_runs(tmp_path: Path, column: str, value: str) -> None:
     a, b = with_problems(tmp_path / "a"), with_problems(tmp_path / "b", **{column: value})
     assert compare([a], [a], ks=[1]).height
-    with pytest.raises(
-        InputError, match=rf"problem 'p00003' is not the same: its {column} is .* in {a.path} and '{value}' in {b.path}"
-    ):
+    difference = rf"its {column} is .* in {a.path} and '{value}' in {b.path}"
+    with pytest.raises(InputError, match=rf"problem 'p00003' is not the same in two runs: {difference}"):
         compare([a], [b], ks=[1])
     unknown = with_problems(tmp_path / "c", **{column: ""})
     assert compare([a], [unknown], ks=[1]).height
 
 
-def test_nothing_in_common() -> None:
+def test_no_problem_in_common() -> None:
     b = data(ones())
     other = RunData(b.path, b.config, b.models, b.counts.with_columns(problem_id="x" + pl.col("problem_id")), b.answers)
     with pytest.raises(InputError, match="no held-out problem in common"):
@@ -477,7 +464,7 @@ def test_report_of_two_runs() -> None:
     line = pick(table.shown, model="ada", measure="Pass@1")
     assert (line["A"], line["B"], line["B - A"], line["note"]) == ("12.5", "25.0", "+12.5", "")
     assert "update.kl_weight: 0.04 in A, 0.0 in B" in table.notes
-    assert "fewer than 100 problems" in table.notes  # once, not in every line
+    assert "fewer than 100 problems" in table.notes  # not in every row
     assert "one pair of runs: the spread over seeds is unknown" in table.notes
     assert "team Pass@1 - best at matched budget" in set(table.shown["measure"])
 

@@ -1,4 +1,4 @@
-"""Training curves against plain Python loops over the published rows; shards of one iteration add up."""
+"""Training curves against plain loops over the published rows; shards of an iteration add up."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def random_scores(seed: int, *, iteration: int, problems: range) -> list[Row]:
     rows = []
     for problem in problems:
         for model in ("ada", "bob"):
-            zero_signal = draw.random() < 0.4  # by model: update.group may be model
+            zero_signal = draw.random() < 0.4  # differs between models, as with update.group: model
             for phase, num in ((COLD, 3), (RESCUE, draw.randrange(3))):
                 for sample in range(num):
                     correct, hint_given = draw.random() < 0.5, phase == RESCUE and draw.random() < 0.6
@@ -55,22 +55,22 @@ def mean(values: list[float]) -> float | None:
 
 
 def reference(rows: list[Row]) -> dict[str, float | None]:
-    """The definitions, row by row."""
+    """Compute the measures from their definitions, row by row."""
 
     def of(column: str, where: Callable[[Row], Any] = lambda row: True) -> float | None:
         return mean([float(row[column]) for row in rows if where(row)])
 
     problems = sorted({row["problem_id"] for row in rows})
-    tried = [row for row in rows if row["phase"] == RESCUE and row["cold_failed"]]
+    attempts = [row for row in rows if row["phase"] == RESCUE and row["cold_failed"]]
     return {
         **{f"reward/{part}": of(part) for part in (*REWARD_PARTS, "reward")},
         "correct/cold": of("correct", lambda row: row["phase"] == COLD),
         "correct/rescue": of("correct", lambda row: row["phase"] == RESCUE),
-        "rescue/per_attempt": mean([float(row["correct"]) for row in tried if row["hint_given"]]),
+        "rescue/per_attempt": mean([float(row["correct"]) for row in attempts if row["hint_given"]]),
         "rescue/control": mean(
-            [float(row["correct"]) for row in tried if not row["hint_given"] and row["teacher_model"] is not None]
+            [float(row["correct"]) for row in attempts if not row["hint_given"] and row["teacher_model"] is not None]
         ),
-        "rescue/num_attempts": float(sum(row["hint_given"] for row in tried)),
+        "rescue/num_attempts": float(sum(row["hint_given"] for row in attempts)),
         "advantage/mean": of("advantage"),
         "advantage/mean_abs": mean([abs(row["advantage"]) for row in rows]),
         "advantage/zero_signal_share": mean(
@@ -115,8 +115,8 @@ def test_shards_of_an_iteration_add_up(tmp_path: Path) -> None:
             expected = reference([row for row in of_iteration if model in (row["model"], "team")])
             found = table.filter(iteration=iteration, model=model)
             assert dict(found.select("measure", "value").rows()) == pytest.approx(expected)
-    everybody = pick(table, iteration=1, model="team", measure="reward/reward")
-    assert everybody["num"] == len(rows[1, 0]) + len(rows[1, 1])
+    team = pick(table, iteration=1, model="team", measure="reward/reward")
+    assert team["num"] == len(rows[1, 0]) + len(rows[1, 1])
 
 
 def test_steps_are_means_and_maxima(tmp_path: Path) -> None:
@@ -128,10 +128,9 @@ def test_steps_are_means_and_maxima(tmp_path: Path) -> None:
     assert table["model"].unique().to_list() == ["ada"]
     for column, measure in STEP_MEASURES.items():
         values = [s[column] for s in steps]
+        expected = max(values) if measure in ("mismatch/max", "policy/ratio_max") else sum(values) / 3
         row = pick(table, measure=measure)
-        assert row["value"] == pytest.approx(
-            max(values) if measure in ("mismatch/max", "policy/ratio_max") else sum(values) / 3
-        )
+        assert row["value"] == pytest.approx(expected)
         assert row["num"] == 3
 
 
@@ -146,5 +145,5 @@ def test_steps_without_a_value_are_left_out(tmp_path: Path) -> None:
         assert pick(table, model="bob", measure=measure)["value"] is None
 
 
-def test_a_run_without_scores(tmp_path: Path) -> None:
+def test_a_run_without_scores_has_no_curves(tmp_path: Path) -> None:
     assert curves_table(make_run(tmp_path / "run")).schema == CURVES

@@ -1,4 +1,4 @@
-"""Reading a run: the counts are those of a plain loop over the rows, and rows that cannot be trusted are named."""
+"""Loading a run: counts against a plain loop over the rows, and errors that name incorrect rows."""
 
 from __future__ import annotations
 
@@ -24,7 +24,10 @@ PROBLEMS = [f"t{i}" for i in range(5)]
 
 
 def all_rows() -> list[dict[str, Any]]:
-    """An evaluation, then an iteration in which ada fails on t0 and t1, and tries again with bob's hint or without."""
+    """Make the rows of an evaluation and of an iteration.
+
+    In the iteration, ada fails on t0 and t1, and samples them again with or without a hint of bob.
+    """
     held_out = evaluation_rows({"ada": [[True, False], [False, True], [False, False]], "bob": [[True, True]] * 3}, 0)
     cold = [
         rollout(
@@ -66,7 +69,7 @@ def run(tmp_path: Path) -> Path:
 
 
 def plain_counts(rows: list[dict[str, Any]]) -> pl.DataFrame:
-    """The counts by a loop."""
+    """Compute the counts with a loop."""
     groups: dict[tuple[Any, ...], dict[str, Any]] = {}
     for row in rows:
         zero = {"n": 0, "c": 0, "num_timeout": 0, "num_truncated": 0, "first_correct": None}
@@ -93,14 +96,14 @@ def test_counts_are_those_of_a_loop(run: Path) -> None:
 
 
 def replace_shard(run: Path, key: TaskKey, change: Any) -> Path:
-    """Publish other rows under a task's key, as if the task had made them."""
+    """Publish changed rows under the key of a task, as if the task had made them."""
     paths = RunPaths(run)
     frame = shards.read_task(run, key, ROLLOUTS)
     paths.task_manifest(key).unlink()
     changed = pl.DataFrame(change(frame.to_dicts()), schema=ROLLOUTS.schema)
 
     def fill(temporary: Path) -> dict[str, tuple[int, str]]:
-        changed.write_parquet(temporary / "shard.parquet")  # not checked: a shard of other software, or of a bug
+        changed.write_parquet(temporary / "shard.parquet")  # unchecked, like a shard of other software
         return {"shard.parquet": (changed.height, ROLLOUTS.name)}
 
     return manifests.publish(paths.task_folder(key), paths.task_name(key), fill, as_folder=False).file(".parquet")
@@ -116,72 +119,66 @@ def with_row(index: int, **values: Any) -> Any:
 
 
 FAULTS = [
-    (
-        COLD_ADA,
-        lambda rows: [*rows, rows[3]],
-        "row 10: cold 1, ada, problem t1: 3 completions, 2 are asked for; a sample is there",
-        "t1",
-    ),
+    (COLD_ADA, lambda rows: [*rows, rows[3]], "row 10: cold 1, ada, problem t1: 3 completions instead of 2", "t1"),
     (
         COLD_ADA,
         with_row(3, sample_index=0),
-        "row 3: cold 1, ada, problem t1: 2 completions, 2 are asked for; a sample is there",
+        "row 3: cold 1, ada, problem t1: the sample indices are not 0 to 1, each of them once",
         "t1",
     ),
-    (
-        COLD_ADA,
-        lambda rows: rows[:3] + rows[4:],
-        "row 2: cold 1, ada, problem t1: 1 completions, 2 are asked for",
-        "t1",
-    ),
+    (COLD_ADA, lambda rows: rows[:3] + rows[4:], "row 2: cold 1, ada, problem t1: 1 completions instead of 2", "t1"),
     (COLD_ADA, lambda rows: rows[:2] + rows[4:], "manifest.json: cold 1, ada, problem t1: no row", "t1"),
     (COLD_ADA, with_row(4, run_id="other"), "row 4: cold 1, ada, problem t2: a row of run other, not of demo", "t2"),
     (
         COLD_ADA,
         with_row(4, problem_id="t9"),
-        "row 4: cold 1, ada, problem t9: a problem that is not of this task",
+        "row 4: cold 1, ada, problem t9: a problem that does not belong to this task",
         "t2",
     ),
-    (COLD_ADA, with_row(4, iteration=2), "row 4: cold 2, ada, problem t2: a problem that is not of this task", "t2"),
-    (COLD_ADA, with_row(5, gold="3"), "row 5: cold 1, ada, problem t2: gold answer '3', the problem's is '2'", "t2"),
+    (
+        COLD_ADA,
+        with_row(4, iteration=2),
+        "row 4: cold 2, ada, problem t2: a problem that does not belong to this task",
+        "t2",
+    ),
+    (COLD_ADA, with_row(5, gold="3"), "row 5: cold 1, ada, problem t2: gold answer '3', the problem has '2'", "t2"),
     (COLD_ADA, with_row(6, hint_given=True), "row 6: cold 1, ada, problem t3: a hinted row", "t3"),
     (EVALUATE_ADA, with_row(0, hint_given=True), "row 0: evaluate 0, ada, problem p0: a hinted row", "p0"),
-    (RESCUE_ADA, lambda rows: rows[:5], "row 3: rescue 1, ada, problem t1: 2 completions, 3 are asked for", "t1"),
+    (RESCUE_ADA, lambda rows: rows[:5], "row 3: rescue 1, ada, problem t1: 2 completions instead of 3", "t1"),
     (
         RESCUE_ADA,
         with_row(5, sample_index=1),
-        "row 5: rescue 1, ada, problem t1: 3 completions, 3 are asked for; a sample",
+        "row 5: rescue 1, ada, problem t1: the sample indices are not 0 to 2, each of them once",
         "t1",
     ),
 ]
 
 
-@pytest.mark.parametrize(("key", "change", "said", "problem"), FAULTS, ids=[said for *_, said, _ in FAULTS])
-def test_rows_that_cannot_be_trusted_are_named(run: Path, key: TaskKey, change: Any, said: str, problem: str) -> None:
+@pytest.mark.parametrize(("key", "change", "message", "problem"), FAULTS, ids=[fault[2] for fault in FAULTS])
+def test_incorrect_rows_are_named(run: Path, key: TaskKey, change: Any, message: str, problem: str) -> None:
     path = replace_shard(run, key, change)
     with pytest.raises(StoreError) as error:
         load_run(run)
-    assert said in str(error.value)
-    if "row" in said.split(":")[0]:
-        assert f"{path}: {said}" in str(error.value)
+    assert message in str(error.value)
+    if "row" in message.split(":")[0]:
+        assert f"{path}: {message}" in str(error.value)
     assert "--lenient" in str(error.value)
     data = load_run(run, lenient=True)
     here = (pl.col("iteration") == key.iteration) & (pl.col("phase") == key.phase) & (pl.col("model") == key.model)
     expected = plain_counts(all_rows()).filter(~(here & (pl.col("problem_id") == problem)))
     assert data.counts.select(list(COUNTS)).sort(KEYS).equals(expected)
-    assert any(said in line for line in data.left_out)
+    assert any(message in line for line in data.left_out)
     assert data.answers.filter(here & (pl.col("problem_id") == problem)).height == 0
 
 
 def test_damaged_files_are_named_and_can_be_left_out(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(
-        manifests, "VISIBILITY_DELAYS_S", (0.0,)
-    )  # a file that was just published is not missed at once
+    # By default, a missing file is an error only after a delay.
+    monkeypatch.setattr(manifests, "VISIBILITY_DELAYS_S", (0.0,))
     torn = manifests.read_manifest(RunPaths(run).task_manifest(COLD_ADA)).file(".parquet")
     torn.write_bytes(torn.read_bytes()[:-100])
     garbled = manifests.read_manifest(RunPaths(run).task_manifest(EVALUATE_ADA)).file(".parquet")
     garbled.write_bytes(b"x" * garbled.stat().st_size)
-    with pytest.raises(StoreError, match=rf"{torn.name}: \d+ bytes, its manifest says"):
+    with pytest.raises(StoreError, match=rf"{torn.name}: \d+ bytes, but its manifest records"):
         load_run(run)
     data = load_run(run, lenient=True)
     assert len(data.left_out) == 2
@@ -194,7 +191,7 @@ def test_damaged_files_are_named_and_can_be_left_out(run: Path, monkeypatch: pyt
 
 
 @pytest.mark.parametrize("column", ["finish_reason", "answer", "gold", "verdict"])
-def test_a_file_without_a_column_that_is_counted_is_damaged(tmp_path: Path, column: str) -> None:
+def test_a_file_without_a_required_column_is_damaged(tmp_path: Path, column: str) -> None:
     frame = rollouts([rollout()])
     frame.write_parquet(tmp_path / "whole.parquet")
     frame.drop(column).write_parquet(tmp_path / "less.parquet")
@@ -202,18 +199,18 @@ def test_a_file_without_a_column_that_is_counted_is_damaged(tmp_path: Path, colu
     assert damage(Shard(key, manifest, tmp_path / "whole.parquet", 1)) is None
     error = damage(Shard(key, manifest, tmp_path / "less.parquet", 1))
     assert str(error).startswith(f"{tmp_path / 'less.parquet'}: not a readable shard")
-    assert "1 rows, its manifest says 2" in str(damage(Shard(key, manifest, tmp_path / "whole.parquet", 2)))
+    error = damage(Shard(key, manifest, tmp_path / "whole.parquet", 2))
+    assert "1 rows, but 2 rows according to its manifest" in str(error)
 
 
-def test_kept_counts_are_of_their_iteration_alone(run: Path) -> None:
+def test_cached_counts_have_only_their_iteration(run: Path) -> None:
     later = [{**row, "iteration": 2} for row in all_rows() if row["phase"] == "cold"]
     publish_rollouts(run, later)
     keep_counts(run, 1)
     assert set(cache.read(run, answers=True)) == {1}
     counts = cache.read(run, answers=True)[1].counts
-    assert counts.sort(KEYS).equals(
-        plain_counts([row for row in all_rows() if row["iteration"] == 1 and row["phase"] != "evaluate"])
-    )
+    own_rows = [row for row in all_rows() if row["iteration"] == 1 and row["phase"] != "evaluate"]
+    assert counts.sort(KEYS).equals(plain_counts(own_rows))
 
 
 def test_garbage_of_the_right_size_is_an_error(run: Path) -> None:
@@ -238,25 +235,23 @@ def test_unpublished_files_are_not_read(run: Path) -> None:
     assert load_run(run).counts.sort(KEYS).equals(before.sort(KEYS))
 
 
-def test_neither_run_nor_imported(tmp_path: Path) -> None:
+def test_an_empty_folder_is_not_a_run(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="not a run folder"):
         load_run(tmp_path)
 
 
-class Untouchable:
-    """Stands in for reading shards where it must not happen."""
-
-    def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        raise AssertionError("shards were read")
+def fail_on_scan(*args: Any, **kwargs: Any) -> Any:
+    """Replace the scan of shards in a test that must not read them."""
+    raise AssertionError("shards were read")
 
 
-def test_kept_counts_are_used_while_they_match(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_cached_counts_are_used_while_they_are_valid(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     before = load_run(run)
     for iteration in (0, 1):
         keep_counts(run, iteration)
     assert cache.iterations(run) == {0, 1}
     with monkeypatch.context() as patch:
-        patch.setattr("analysis.counts.scan._scan", Untouchable())
+        patch.setattr("analysis.counts.scan._scan", fail_on_scan)
         again = load_run(run)
     assert again.counts.sort(KEYS).equals(before.counts.sort(KEYS))
     assert again.answers.sort(ANSWER_KEYS).equals(before.answers.sort(ANSWER_KEYS))
@@ -267,10 +262,10 @@ def test_kept_counts_are_used_while_they_match(run: Path, monkeypatch: pytest.Mo
     assert changed["c"].sum() == changed["n"].sum()
     keep_counts(run, 1)
     assert cache.iterations(run) == {0, 1}
-    assert len(list(RunPaths(run).cache.iterdir())) == 4, "the counts that no longer match are gone"
+    assert len(list(RunPaths(run).kept.iterdir())) == 4, "the invalid counts are still there"
 
 
-def test_kept_counts_that_are_damaged_or_of_another_kind_are_ignored(run: Path) -> None:
+def test_damaged_cached_counts_are_ignored(run: Path) -> None:
     before = load_run(run).counts.sort(KEYS)
     for iteration in (0, 1):
         keep_counts(run, iteration)
@@ -281,9 +276,9 @@ def test_kept_counts_that_are_damaged_or_of_another_kind_are_ignored(run: Path) 
     assert load_run(run).counts.sort(KEYS).equals(before)
 
 
-def test_rows_of_a_damaged_run_are_not_kept(run: Path) -> None:
+def test_counts_of_incorrect_rows_are_not_cached(run: Path) -> None:
     replace_shard(run, COLD_ADA, lambda rows: rows[1:])
     with pytest.raises(StoreError):
         keep_counts(run, 1)
-    assert not RunPaths(run).cache.exists()
+    assert not RunPaths(run).kept.exists()
     assert [k.phase for k in shards.published_keys(run) if k.phase in GENERATION_PHASES]

@@ -1,4 +1,4 @@
-"""Pass@k, pass^k, first-k, team Pass@k and votes against brute-force enumeration in exact fractions."""
+"""All point estimates against brute-force enumeration in exact fractions."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from analysis.stats.estimators import coverage, fail_table, first_k, pass_at_k, 
 
 
 def enumerated_draws(n: int, c: int, k: int) -> list[bool]:
-    """For each way to draw k of n completions of which c are correct: does it hold a correct one?"""
+    """For each draw of k of n completions, c of them correct: whether it has a correct one."""
     completions = [True] * c + [False] * (n - c)
     return [any(draw) for draw in combinations(completions, k)]
 
@@ -23,22 +23,20 @@ def enumerated_draws(n: int, c: int, k: int) -> list[bool]:
 def test_pass_at_k_is_the_share_of_all_draws(n: int) -> None:
     for c, k in product(range(n + 1), range(1, n + 1)):
         draws = enumerated_draws(n, c, k)
-        assert pass_at_k(np.array([n]), np.array([c]), k)[0] == pytest.approx(
-            float(Fraction(sum(draws), len(draws))), abs=1e-14
-        )
+        expected = float(Fraction(sum(draws), len(draws)))
+        assert pass_at_k(np.array([n]), np.array([c]), k)[0] == pytest.approx(expected, abs=1e-14)
 
 
 @pytest.mark.parametrize("n", [1, 2, 5, 7])
 def test_pass_hat_k_is_the_share_of_draws_without_an_error(n: int) -> None:
     for c, k in product(range(n + 1), range(1, n + 1)):
         draws = [all(draw) for draw in combinations([True] * c + [False] * (n - c), k)]
-        assert pass_hat_k(np.array([n]), np.array([c]), k)[0] == pytest.approx(
-            float(Fraction(sum(draws), len(draws))), abs=1e-14
-        )
+        expected = float(Fraction(sum(draws), len(draws)))
+        assert pass_hat_k(np.array([n]), np.array([c]), k)[0] == pytest.approx(expected, abs=1e-14)
 
 
 def test_first_k_looks_at_the_first_completions_and_is_unbiased() -> None:
-    """In the mean over all orders of the completions it is Pass@k."""
+    """The mean over all orders of the completions is Pass@k."""
     for n, c in ((4, 0), (4, 1), (4, 3), (5, 2)):
         orders = list(permutations([True] * c + [False] * (n - c)))
         first = np.array([order.index(True) if any(order) else 10**9 for order in orders])
@@ -54,9 +52,8 @@ def test_team_pass_at_k_is_the_share_of_all_joint_draws() -> None:
         n = rng.integers(2, 5, size=3)
         c = rng.integers(0, n + 1)
         k = int(rng.integers(1, n.min() + 1))
-        joint = [
-            any(draw) for draw in product(*(enumerated_draws(int(a), int(b), k) for a, b in zip(n, c, strict=True)))
-        ]
+        of_models = [enumerated_draws(int(a), int(b), k) for a, b in zip(n, c, strict=True)]
+        joint = [any(draw) for draw in product(*of_models)]
         got = team_pass_at_k(n[:, None], c[:, None], k)
         assert got.shape == (1,)
         assert got[0] == pytest.approx(float(Fraction(sum(joint), len(joint))), abs=1e-14)
@@ -66,13 +63,12 @@ def test_fewer_completions_than_k_is_undefined_and_never_one() -> None:
     assert np.isnan(pass_at_k(np.array([2, 2]), np.array([2, 0]), 3)).all()
     assert np.isnan(pass_hat_k(np.array([2, 2]), np.array([2, 0]), 3)).all()
     assert np.isnan(first_k(np.array([2, 2]), np.array([0, 1]), 3)).all()
-    assert np.isnan(
-        wins_at_k(np.array([[2, 3]]), np.zeros((1, 2, 0), dtype=int), np.zeros((1, 2), dtype=int), 3)
-    ).tolist() == [True, False]
+    wins = wins_at_k(np.array([[2, 3]]), np.zeros((1, 2, 0), dtype=int), np.zeros((1, 2), dtype=int), 3)
+    assert np.isnan(wins).tolist() == [True, False]
     assert np.isnan(team_pass_at_k(np.array([[4], [2]]), np.array([[4], [0]]), 3)).all()
 
 
-def test_large_n_neither_overflows_nor_cancels() -> None:
+def test_large_n_neither_overflows_nor_loses_precision() -> None:
     n, k = 2000, 1000
     exact = Fraction(1)
     for j in range(k):
@@ -80,7 +76,7 @@ def test_large_n_neither_overflows_nor_cancels() -> None:
     assert fail_table(n, k)[3, k] == pytest.approx(float(exact), rel=1e-11)
 
 
-def test_mixed_numbers_of_completions_keep_their_places() -> None:
+def test_different_numbers_of_completions_keep_their_order() -> None:
     n, c = np.array([[4, 2, 8], [1, 4, 4]]), np.array([[1, 1, 0], [1, 0, 2]])
     got = pass_at_k(n, c, 1)
     assert got == pytest.approx(c / n)
@@ -91,13 +87,13 @@ def test_coverage_counts_a_problem_once() -> None:
 
 
 @pytest.mark.parametrize(("n", "c", "k"), [(2, 3, 1), (2, -1, 1), (2, 1, 0)])
-def test_impossible_counts_are_refused(n: int, c: int, k: int) -> None:
+def test_impossible_counts_are_errors(n: int, c: int, k: int) -> None:
     with pytest.raises(ValueError, match="must be"):
         pass_at_k(np.array([n]), np.array([c]), k)
 
 
 def enumerated_wins(target: list[int], others: list[list[int]], blank: list[int], k: int) -> Fraction:
-    """Every joint draw of k completions of each model, one after another: the target's share of the votes that it wins."""
+    """Share of the votes that the target wins, over all joint draws of k completions per model."""
     completions = [
         ["target"] * t + [None] * b + [w for w, count in enumerate(row) for _ in range(count)]
         for t, row, b in zip(target, others, blank, strict=True)
@@ -112,7 +108,7 @@ def enumerated_wins(target: list[int], others: list[list[int]], blank: list[int]
 
 @pytest.mark.parametrize(("num_models", "n_max", "k_max"), [(1, 9, 9), (2, 6, 4), (3, 4, 2)])
 def test_votes_are_the_share_of_all_joint_draws(num_models: int, n_max: int, k_max: int) -> None:
-    """All problems at once, of unequal numbers of completions, so that each must keep its place."""
+    """The problems have different numbers of completions, and their order must be kept."""
     rng = np.random.default_rng(num_models)
     sizes = rng.integers(1, n_max + 1, (num_models, 40))
     counts = np.array([[rng.multinomial(n, rng.dirichlet(np.full(6, 0.5))) for n in row] for row in sizes])
@@ -129,7 +125,7 @@ def test_votes_are_the_share_of_all_joint_draws(num_models: int, n_max: int, k_m
 
 @pytest.mark.parametrize(("n", "k"), [(64, 16), (64, 63), (64, 64), (400, 20)])
 def test_votes_stay_exact_for_many_completions(n: int, k: int) -> None:
-    """Against the number of draws in whole numbers: of t votes for the target, and at most t for each other answer."""
+    """The reference counts draws with t votes for the target and at most t for other answers."""
     rng = np.random.default_rng(n + k)
     for _ in range(3):
         target, blank, *others = rng.multinomial(n, rng.dirichlet(np.full(8, 0.7))).tolist()

@@ -1,4 +1,4 @@
-"""Figures: their points against counts, what is drawn against the points, their files, and room for every label."""
+"""Figures: points against counts, drawings against points, room for every label, and files."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ def run_data(models: tuple[str, ...], *, iterations: tuple[int, ...] = (0, 2), n
     )
 
 
-def made_up_curves(models: tuple[str, ...], num_iterations: int) -> pl.DataFrame:
+def example_curves(models: tuple[str, ...], num_iterations: int) -> pl.DataFrame:
     rows = [
         (i, model, measure, 0.1 * i + m, 5)
         for measure in (*figures._TRAINING_TITLES, *figures._PART_NAMES)
@@ -75,7 +75,7 @@ def made_up_curves(models: tuple[str, ...], num_iterations: int) -> pl.DataFrame
 
 @pytest.fixture(scope="module")
 def of_two() -> dict[str, ReportFigure]:
-    return {f.name: f for f in report_figures(run_data(("ada", "bob")), made_up_curves(("ada", "bob"), 3))}
+    return {f.name: f for f in report_figures(run_data(("ada", "bob")), example_curves(("ada", "bob"), 3))}
 
 
 def only(points: pl.DataFrame, **where: Any) -> dict[str, Any]:
@@ -92,7 +92,7 @@ def drawn(figure: ReportFigure) -> Figure:
 # --- points --------------------------------------------------------------------------------------
 
 
-def test_pass_points_stand_at_what_they_spend(of_two: dict[str, ReportFigure]) -> None:
+def test_pass_points_are_at_their_number_of_candidates(of_two: dict[str, ReportFigure]) -> None:
     counts, points = run_data(("ada", "bob")).counts, of_two["pass_at_k"].points
     assert points["panel"].unique(maintain_order=True).to_list() == ["before training", "after iteration 2"]
     assert sorted(points.filter(panel="before training", model="ada")["candidates"]) == [1, 2, 3, 4]
@@ -107,7 +107,7 @@ def test_pass_points_stand_at_what_they_spend(of_two: dict[str, ReportFigure]) -
         assert only(points, panel=panel, model="team", candidates=4)["estimate"] == pytest.approx(team)
 
 
-def test_overlap_points_say_column_given_row(of_two: dict[str, ReportFigure]) -> None:
+def test_overlap_points_are_column_given_row(of_two: dict[str, ReportFigure]) -> None:
     counts, points = run_data(("ada", "bob")).counts.filter(phase="evaluate", iteration=2), of_two["overlap"].points
     fails = {m: 1 - counts.filter(model=m).sort("problem_id")["c"].to_numpy() / NUM_SAMPLES for m in ("ada", "bob")}
     both = float((fails["ada"] * fails["bob"]).mean())
@@ -127,7 +127,7 @@ def test_rescue_points_are_counts(of_two: dict[str, ReportFigure]) -> None:
 
 
 def test_training_points_are_the_curves(of_two: dict[str, ReportFigure]) -> None:
-    curves = made_up_curves(("ada", "bob"), 3)
+    curves = example_curves(("ada", "bob"), 3)
     points = of_two["training"].points
     assert points.join(curves, on=["measure", "model", "iteration", "value", "num"], how="anti").height == 0
     assert points.filter(measure="advantage/zero_signal_share")["model"].unique().to_list() == ["team"]
@@ -142,12 +142,12 @@ def test_training_points_are_the_curves(of_two: dict[str, ReportFigure]) -> None
     }
 
 
-def test_nothing_published_makes_no_figure() -> None:
+def test_no_published_data_give_no_figure() -> None:
     data = run_data(("ada", "bob"))
     empty = RunData(data.path, data.config, data.models, data.counts.clear(), pl.DataFrame())
     assert report_figures(empty, pl.DataFrame(schema=CURVES)) == []
-    alone = run_data(("ada",), iterations=(0,))
-    assert [f.name for f in report_figures(alone, pl.DataFrame(schema=CURVES))] == ["pass_at_k"]
+    single = run_data(("ada",), iterations=(0,))
+    assert [f.name for f in report_figures(single, pl.DataFrame(schema=CURVES))] == ["pass_at_k"]
 
 
 # --- drawing -------------------------------------------------------------------------------------
@@ -156,9 +156,8 @@ def test_nothing_published_makes_no_figure() -> None:
 def test_lines_are_the_points(of_two: dict[str, ReportFigure]) -> None:
     figure = drawn(of_two["pass_at_k"])
     assert len(figure.axes) == 2
-    for axes, panel in zip(
-        figure.axes, of_two["pass_at_k"].points.partition_by("panel", maintain_order=True), strict=True
-    ):
+    panels = of_two["pass_at_k"].points.partition_by("panel", maintain_order=True)
+    for axes, panel in zip(figure.axes, panels, strict=True):
         lines = {line.get_label(): line for line in axes.get_lines()}
         assert set(lines) == {"ada", "bob", "team"}
         for name, line in lines.items():
@@ -168,7 +167,7 @@ def test_lines_are_the_points(of_two: dict[str, ReportFigure]) -> None:
 
 
 def test_arms_are_the_points() -> None:
-    """A line of dots for the seeds and one of marks for the means, of every arm."""
+    """Every arm has one line of markers for the means."""
     runs = {"one": [run_data(("ada", "bob"))], "two": [run_data(("ada", "bob"))]}
     made = arms_figure(arms_table(arms_of(runs), ks=[1, 2]))
     axes = drawn(made).axes[0]
@@ -190,10 +189,10 @@ def test_cells_are_the_points(of_two: dict[str, ReportFigure]) -> None:
 
 
 @pytest.mark.parametrize("models", [("ada", "bob"), LONG], ids=["two", "seven with long names"])
-def test_every_label_has_room(models: tuple[str, ...]) -> None:
-    """Nothing leaves the page, no legend covers a chart, no number leaves its cell, no text lies on another one."""
+def test_no_label_overlaps_or_leaves_its_place(models: tuple[str, ...]) -> None:
+    """All is on the page, no legend covers a chart, numbers fit their cells, no texts overlap."""
     data = run_data(models, num_problems=8)
-    made = report_figures(data, made_up_curves(models, 30))
+    made = report_figures(data, example_curves(models, 30))
     made.append(arms_figure(arms_table(arms_of({name: [data] for name in (LONG[0], "a", "b")}), ks=[1, 2, 4])))
     assert len(made) == 6
     for report_figure in made:
@@ -234,7 +233,6 @@ def test_files(of_two: dict[str, ReportFigure], tmp_path: Path) -> None:
     figures.write(of_two["training"], tmp_path / "b")
     for suffix in ("csv", "svg", "png", "pdf"):
         path = Path(f"training.{suffix}")
-        assert (tmp_path / "a" / path).read_bytes() == (tmp_path / "b" / path).read_bytes(), (
-            f"{suffix}: not the same bytes again"
-        )
-    assert dict(matplotlib.rcParams) == settings, "a figure changed settings of others"
+        first, second = ((tmp_path / folder / path).read_bytes() for folder in ("a", "b"))
+        assert first == second, f"{suffix}: the second file has other bytes"
+    assert dict(matplotlib.rcParams) == settings, "a figure changed global settings"

@@ -1,4 +1,4 @@
-"""Foreign predictions in, a run's completions out: what is read, every bad line with its words, round trips, all or nothing."""
+"""Import and export: fields, messages about bad lines, round trips, atomic writes."""
 
 from __future__ import annotations
 
@@ -63,8 +63,8 @@ def problems_in(run: Path) -> pl.DataFrame:
     return read_manifest_table(manifests.read_manifest(RunPaths(run).problems / "evaluation.manifest.json"), PROBLEMS)
 
 
-def refused(tmp_path: Path, lines: list[Any], **options: Any) -> str:
-    """The message about a file that must not be read, and nothing is left of the attempt."""
+def rejected(tmp_path: Path, lines: list[Any], **options: Any) -> str:
+    """The message about a file that the import must reject without writing anything."""
     file = write(tmp_path / "foreign.jsonl", lines)
     with pytest.raises(InputError) as e:
         import_predictions(file, tmp_path / "out", **options)
@@ -99,8 +99,8 @@ def test_one_line_per_problem_is_verified(tmp_path: Path) -> None:
     assert (rows["correct"] == (rows["verdict"] == "correct")).all()
     problems = problems_in(done.path)
     assert problems.select("problem_id", "question", "gold").rows() == [("q1", "", "72"), ("2", "How many?", "1200")]
-    said = {"data_set": "gsm8k", "level": "3", "source_group": "g1", "subject": "algebra"}
-    assert [json.loads(m) for m in problems["metadata"]] == [said, {}]
+    metadata = {"data_set": "gsm8k", "level": "3", "source_group": "g1", "subject": "algebra"}
+    assert [json.loads(m) for m in problems["metadata"]] == [metadata, {}]
     data = load_run(done.path)
     assert (data.config, data.models) == (None, ["ada", "bob"])
     assert data.counts.group_by("model").agg(pl.col("n", "c").sum()).sort("model").rows() == [
@@ -119,7 +119,7 @@ def test_one_line_per_completion(tmp_path: Path) -> None:
         completion_line(sample=4, correct=..., answer="72.00"),
         completion_line(sample=5, correct=False, answer=None),
         completion_line(sample=6, correct=False, answer="72", verdict="timeout"),
-        completion_line(sample=7, correct=False, answer=..., text=RIGHT),  # what is given is taken
+        completion_line(sample=7, correct=False, answer=..., text=RIGHT),  # verdict is given
         completion_line(sample=8, correct=..., answer=None, text=RIGHT),
     ]
     done = import_predictions(write(tmp_path / "foreign.jsonl", lines), tmp_path / "out")
@@ -138,7 +138,7 @@ def test_one_line_per_completion(tmp_path: Path) -> None:
     assert rows.select("num_completion_tokens", "finish_reason").row(0) == (9, "length")
 
 
-def test_golds_that_are_not_needed_may_be_anything(tmp_path: Path) -> None:
+def test_gold_answer_that_is_not_needed_may_be_any_text(tmp_path: Path) -> None:
     lines = [
         completion_line("q1", gold=..., answer="X"),
         completion_line("q2", gold="see page 3", answer="page 3", text="It is on page 3"),
@@ -161,7 +161,7 @@ def test_other_kinds_of_answers(tmp_path: Path) -> None:
     assert problems_in(done.path)["answer_kind"].to_list() == ["letter", "latex"]
 
 
-def test_identity_says_where_it_comes_from(tmp_path: Path) -> None:
+def test_identity_records_the_origin(tmp_path: Path) -> None:
     file = write(tmp_path / "foreign.jsonl", ["", problem_line(), "   "])
     file.write_bytes(codecs.BOM_UTF8 + file.read_bytes())
     done = import_predictions(file, tmp_path / "sub" / "out")
@@ -176,13 +176,13 @@ def test_identity_says_where_it_comes_from(tmp_path: Path) -> None:
     assert [str(key) for key in published_keys(done.path)] == ["evaluate/0000/ada/000"]
 
 
-def test_names_that_files_cannot_bear_are_mapped_and_said(tmp_path: Path) -> None:
+def test_invalid_model_names_are_mapped_and_reported(tmp_path: Path) -> None:
     lines = [problem_line(model="Qwen/Qwen2.5-7B"), problem_line(model="ada", vote=3, Gold="x")]
     done = import_predictions(write(tmp_path / "foreign.jsonl", lines), tmp_path / "out")
     assert list(done.num_completions) == ["qwen-qwen2-5-7b", "ada"]
     assert done.notes == [
-        "model 'Qwen/Qwen2.5-7B' is called `qwen-qwen2-5-7b` here",
-        "fields that were not read: vote, Gold",
+        "model 'Qwen/Qwen2.5-7B' has the name `qwen-qwen2-5-7b` in the new folder",
+        "ignored fields: vote, Gold",
     ]
     assert read_identity(done.path)["imported"]["model_names"] == {"qwen-qwen2-5-7b": "Qwen/Qwen2.5-7B", "ada": "ada"}
 
@@ -192,7 +192,7 @@ def test_valid_names_are_valid(name: str) -> None:
     assert valid_name(name) == "" or re.fullmatch(NAME_PATTERN, valid_name(name))
 
 
-def test_adversarial_texts_are_only_data(tmp_path: Path) -> None:
+def test_adversarial_texts_are_stored_unchanged(tmp_path: Path) -> None:
     texts = [
         "\\boxed{" * 5000,
         "((((" * 5000,
@@ -217,18 +217,21 @@ BAD_LINES: list[tuple[Any, str]] = [
     (problem_line(completions="72"), "'completions' should be a valid list, not '72'"),
     (problem_line(completions=[]), "'completions' list should have at least 1 item after validation, not 0"),
     (problem_line(completions=["a", 5]), "'completions' (entry 1) should be a valid string, not 5"),
-    (problem_line(token_counts=[1, 2]), "3 completions, but 2 entries in 'token_counts'; give one for each"),
+    (problem_line(token_counts=[1, 2]), "3 completions, but 2 entries in 'token_counts'; give one per completion"),
     (problem_line(token_counts=[1, -2, 3]), "'token_counts' (entry 1) should be greater than or equal to 0, not -2"),
     (problem_line(truncated=[True]), "3 completions, but 1 entries in 'truncated'"),
-    (problem_line(gold="x + 1"), "'gold' 'x + 1' is no answer of kind number, so nothing can be verified"),
+    (problem_line(gold="x + 1"), "'gold' 'x + 1' is not an answer of kind number, so nothing can be verified"),
     (problem_line(gold=True), "'gold' must be text or a number, not True"),
     (problem_line(answer_kind="colour"), "'answer_kind' unknown answer kind 'colour'; known: "),
     (problem_line(example_id=["q1"]), "'example_id' must be text or a number, not ['q1']"),
     (problem_line(example_id=" "), "'example_id' is empty"),
     (problem_line(subject={}), "'subject' must be text or a number, not {}"),
     (problem_line(phase="cold"), "'phase' should be 'evaluate', not 'cold'"),
-    (problem_line(model="team"), "model 'team' is called as all models together are; give it another name"),
-    (problem_line(model="模型"), "model '模型' has no character that a file name may have"),
+    (
+        problem_line(model="team"),
+        "model 'team' has the name that is reserved for the whole team; give it another name",
+    ),
+    (problem_line(model="模型"), "model '模型' has no character that is valid in a file name"),
     ('{"example_id": "q1", "gold": NaN}', "not JSON (expected value, character 30)"),
     (
         '{"example_id": "q1", "model": "ada", "gold": 1e999, "completions": ["1"]}',
@@ -240,12 +243,14 @@ BAD_LINES: list[tuple[Any, str]] = [
     ('["q1"]', "not a JSON object, but ['q1']"),
     (
         {"question": "why?"},
-        "neither form: give 'example_id' and 'completions' or 'problem' and 'sample' (it has 'question')",
+        "not one of the two forms: give 'example_id' and 'completions' or 'problem' and 'sample' "
+        "(the line has 'question')",
     ),
-    ({"example_id": "q1", "sample": 1}, "neither form"),
+    ({"example_id": "q1", "sample": 1}, "not one of the two forms"),
     (
         completion_line(),
-        "has the fields of one line per completion, earlier lines are one line per problem; split the file",
+        "has the form 'one line per completion', but earlier lines have the form 'one line per problem'; "
+        "split the file",
     ),
 ]
 
@@ -258,33 +263,39 @@ BAD_COMPLETIONS: list[tuple[Any, str]] = [
     (completion_line(answer=...), "no field 'text' or 'answer'; give one of them"),
     (completion_line(answer=None), "'correct' is true, but there is no answer; give 'answer' or 'text'"),
     (completion_line(correct=..., gold=...), "no 'gold', so nothing can be verified"),
-    (completion_line(correct=..., gold="B"), "'gold' 'B' is no answer of kind number"),
+    (completion_line(correct=..., gold="B"), "'gold' 'B' is not an answer of kind number"),
     (completion_line(verdict="timeout"), "'verdict' is timeout, so 'correct' must be false"),
     (completion_line(verdict="correct", correct=...), "'verdict' is correct, so 'correct' must be true"),
     (completion_line(verdict="maybe"), "'verdict' should be 'correct', 'wrong', 'no_answer' or 'timeout', not 'maybe'"),
     (completion_line(text=7), "'text' should be a valid string, not 7"),
-    (completion_line(gold="73"), "'gold' of problem 'q1' is '73', line 1 says '72'; make them agree"),
-    (completion_line(question="Who?"), "'question' of problem 'q1' is 'Who?', line 1 says 'How many?'"),
-    (completion_line(level="5"), "'level' of problem 'q1' is '5', line 1 says '4'"),
-    (completion_line(sample=0), "model 'ada', problem 'q1', sample 0 is on line 1 too; remove one"),
+    (
+        completion_line(gold="73"),
+        "'gold' of problem 'q1' is '73', but '72' on line 1; use the same value on all lines",
+    ),
+    (completion_line(question="Who?"), "'question' of problem 'q1' is 'Who?', but 'How many?' on line 1"),
+    (completion_line(level="5"), "'level' of problem 'q1' is '5', but '4' on line 1"),
+    (
+        completion_line(sample=0),
+        "model 'ada', problem 'q1', sample 0 is also on line 1; remove one of the lines",
+    ),
     (
         completion_line(model="ADA", sample=9),
-        "model 'ADA' would be called `ada` in files, like model 'ada'; give it another name",
+        "model 'ADA' would get the name `ada` in files, which model 'ada' has already; give it another name",
     ),
 ]
 
 
-@pytest.mark.parametrize(("bad", "said"), BAD_LINES)
-def test_a_bad_line_of_problems(tmp_path: Path, bad: Any, said: str) -> None:
-    text = refused(tmp_path, [problem_line("q0"), bad])
-    assert f"foreign.jsonl, line 2: {said}" in text
+@pytest.mark.parametrize(("bad", "message"), BAD_LINES)
+def test_a_bad_line_of_problems(tmp_path: Path, bad: Any, message: str) -> None:
+    text = rejected(tmp_path, [problem_line("q0"), bad])
+    assert f"foreign.jsonl, line 2: {message}" in text
     assert "1 bad line; nothing was written" in text
 
 
-@pytest.mark.parametrize(("bad", "said"), BAD_COMPLETIONS)
-def test_a_bad_line_of_completions(tmp_path: Path, bad: Any, said: str) -> None:
-    text = refused(tmp_path, [completion_line(sample=0, question="How many?", level=4), bad])
-    assert f"foreign.jsonl, line 2: {said}" in text
+@pytest.mark.parametrize(("bad", "message"), BAD_COMPLETIONS)
+def test_a_bad_line_of_completions(tmp_path: Path, bad: Any, message: str) -> None:
+    text = rejected(tmp_path, [completion_line(sample=0, question="How many?", level=4), bad])
+    assert f"foreign.jsonl, line 2: {message}" in text
 
 
 def test_all_bad_lines_are_listed_in_order(tmp_path: Path) -> None:
@@ -296,36 +307,36 @@ def test_all_bad_lines_are_listed_in_order(tmp_path: Path) -> None:
         "{",
         problem_line("q3", gold=5),
     ]
-    text = refused(tmp_path, lines)
+    text = rejected(tmp_path, lines)
     assert "4 bad lines" in text
     found = [line.split("jsonl, ")[1].split(":")[0] for line in text.splitlines()[1:]]
     assert found == ["line 2", "line 3", "line 5", "line 6"]
     assert "line 2: no field 'model'; no field 'gold'" in text
-    assert "line 3: model 'ada', problem 'q0' is on line 1 too" in text
+    assert "line 3: model 'ada', problem 'q0' is also on line 1" in text
 
 
-def test_a_long_list_is_cut_and_counted(tmp_path: Path) -> None:
-    text = refused(tmp_path, ["{"] * 50 + [problem_line()] * 50)
+def test_a_long_list_of_mistakes_is_cut_and_counted(tmp_path: Path) -> None:
+    text = rejected(tmp_path, ["{"] * 50 + [problem_line()] * 50)
     assert "99 bad lines" in text
     assert len(text.splitlines()) == 1 + predictions.MAX_LISTED + 1
     assert text.endswith("and 79 more")
 
 
-def test_a_model_is_refused_once(tmp_path: Path) -> None:
-    assert "1 bad line;" in refused(tmp_path, [problem_line(f"q{i}", model="team") for i in range(5)])
+def test_a_model_name_is_rejected_once(tmp_path: Path) -> None:
+    assert "1 bad line;" in rejected(tmp_path, [problem_line(f"q{i}", model="team") for i in range(5)])
 
 
-def test_a_huge_line_is_refused_without_reading_it_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_very_long_line_is_rejected_without_reading_it_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(predictions, "MAX_LINE_BYTES", 1 << 20)
     huge = problem_line("q1", completions=["x" * (5 << 20)])
-    text = refused(tmp_path, [problem_line("q0"), huge, "{"])
+    text = rejected(tmp_path, [problem_line("q0"), huge, "{"])
     assert "line 2: longer than 1 MiB; write one line per completion" in text
     assert "line 3: not JSON" in text
 
 
 @pytest.mark.parametrize("lines", [[], ["", "  "]])
 def test_an_empty_file(tmp_path: Path, lines: list[str]) -> None:
-    assert "has no predictions" in refused(tmp_path, lines)
+    assert "has no predictions" in rejected(tmp_path, lines)
 
 
 def test_files_that_cannot_be_read(tmp_path: Path) -> None:
@@ -343,13 +354,13 @@ MISSING = [problem_line("q1", "ada"), problem_line("q2", "ada"), problem_line("q
 
 
 def test_a_problem_missing_for_a_model(tmp_path: Path) -> None:
-    text = refused(tmp_path, MISSING)
+    text = rejected(tmp_path, MISSING)
     assert "2 bad lines" in text
     assert "line 1: problem 'q1' is missing for bob; add it, or import with --lenient" in text
     assert "line 4: problem 'q3' is missing for ada" in text
 
 
-def test_lenient_leaves_such_problems_out_and_says_so(tmp_path: Path) -> None:
+def test_lenient_import_leaves_such_problems_out_and_lists_them(tmp_path: Path) -> None:
     done = import_predictions(write(tmp_path / "foreign.jsonl", MISSING), tmp_path / "out", lenient=True)
     assert done.left_out == ["problem 'q1': missing for bob", "problem 'q3': missing for ada"]
     assert problems_in(done.path)["problem_id"].to_list() == ["q2"]
@@ -357,12 +368,12 @@ def test_lenient_leaves_such_problems_out_and_says_so(tmp_path: Path) -> None:
     assert load_run(done.path).counts.height == 2
 
 
-def test_lenient_needs_a_problem_that_all_have_and_forgives_nothing_else(tmp_path: Path) -> None:
-    assert "no problem has predictions of every model" in refused(tmp_path, [MISSING[0], MISSING[3]], lenient=True)
-    assert "line 5: no field 'gold'" in refused(tmp_path, [*MISSING, problem_line(gold=...)], lenient=True)
+def test_lenient_import_needs_a_common_problem_and_accepts_no_other_mistake(tmp_path: Path) -> None:
+    assert "no problem has predictions of all models" in rejected(tmp_path, [MISSING[0], MISSING[3]], lenient=True)
+    assert "line 5: no field 'gold'" in rejected(tmp_path, [*MISSING, problem_line(gold=...)], lenient=True)
 
 
-def test_a_folder_with_something_in_it_is_left_alone(tmp_path: Path) -> None:
+def test_a_folder_that_is_not_empty_stays_unchanged(tmp_path: Path) -> None:
     file = write(tmp_path / "foreign.jsonl", [problem_line()])
     (tmp_path / "out").mkdir()
     import_predictions(file, tmp_path / "out")
@@ -388,27 +399,25 @@ def test_a_failure_while_writing_leaves_nothing(tmp_path: Path, monkeypatch: pyt
 
 
 def real_run(folder: Path) -> Path:
-    """Two models, two parts, problems with attributes, a time-out, a truncated completion; evaluations 0 and 2."""
+    """Evaluations 0 and 2 of two models, in two parts, with time-outs and truncation."""
     run = make_run(folder)
-    problems = [
+    rows = [
         (f"p{i}", f"What is {i}?", str(i), "number", json.dumps({"level": str(i % 2), "subject": "sums"}))
         for i in range(6)
     ]
-    publish_frame(
-        RunPaths(run).problems, "evaluation", pl.DataFrame(problems, schema=PROBLEMS.schema, orient="row"), PROBLEMS
-    )
+    problems = pl.DataFrame(rows, schema=PROBLEMS.schema, orient="row")
+    publish_frame(RunPaths(run).problems, "evaluation", problems, PROBLEMS)
     texts = {"correct": "#### {}", "wrong": "#### -1", "no_answer": "hm", "timeout": "#### {}"}
     for iteration in (0, 2):
         for m, model in enumerate(("ada", "bob")):
             for part in (0, 1):
-                rows = []
+                completions = []
                 for i in range(3 * part, 3 * part + 3):
                     for s in range(4):
-                        verdict = ("correct", "wrong", "no_answer", "timeout")[
-                            (i * s + m + iteration) % (4 if model == "bob" else 3)
-                        ]
+                        num_verdicts = 4 if model == "bob" else 3
+                        verdict = list(texts)[(i * s + m + iteration) % num_verdicts]
                         text = texts[verdict].format(i)
-                        rows.append(
+                        completions.append(
                             rollout(
                                 phase=EVALUATE,
                                 iteration=iteration,
@@ -424,7 +433,7 @@ def real_run(folder: Path) -> Path:
                                 finish_reason="length" if s == 3 else "stop",
                             )
                         )
-                frame = pl.DataFrame(rows, schema=ROLLOUTS.schema)
+                frame = pl.DataFrame(completions, schema=ROLLOUTS.schema)
                 publish_frame(RunPaths(run).phase_folder(EVALUATE, iteration), f"{model}-p{part:03d}", frame, ROLLOUTS)
     return run
 
@@ -434,7 +443,7 @@ def lines_of(path: Path) -> list[dict[str, Any]]:
 
 
 def tallied(run: Path, iteration: int) -> list[tuple[Any, ...]]:
-    """Everything that tables stand on, counted with a dictionary instead of count_rows."""
+    """The numbers behind all tables, counted with a dictionary instead of `count_rows`."""
     tally: dict[tuple[str, str], list[Any]] = {}
     for row in rows_of(run).filter(pl.col("iteration") == iteration).iter_rows(named=True):
         cell = tally.setdefault((row["model"], row["problem_id"]), [0, 0, 0, 0, 0, set(), []])
@@ -449,12 +458,12 @@ def tallied(run: Path, iteration: int) -> list[tuple[Any, ...]]:
 
 
 def counted(run: Path, iteration: int) -> list[tuple[Any, ...]]:
-    """Counts as the tables see them, whatever the iteration is called."""
+    """The counts of an iteration as the tables use them, without its number."""
     return count_rows(rows_of(run).filter(pl.col("iteration") == iteration)).drop("iteration").rows()
 
 
 @pytest.mark.parametrize("iteration", [None, 0])
-def test_what_is_exported_comes_back_the_same(tmp_path: Path, iteration: int | None) -> None:
+def test_export_and_import_give_the_same_completions(tmp_path: Path, iteration: int | None) -> None:
     run = real_run(tmp_path / "run")
     done = export_predictions(run, tmp_path / "out.jsonl", iteration=iteration)
     which = 2 if iteration is None else iteration
@@ -472,7 +481,7 @@ def test_what_is_exported_comes_back_the_same(tmp_path: Path, iteration: int | N
     assert again.path.read_bytes() == done.path.read_bytes()
 
 
-def test_one_line_per_problem_comes_back_up_to_what_verification_says(tmp_path: Path) -> None:
+def test_one_line_per_problem_gives_the_same_texts_with_new_verdicts(tmp_path: Path) -> None:
     run = real_run(tmp_path / "run")
     done = export_predictions(run, tmp_path / "out.jsonl", PER_PROBLEM)
     lines = lines_of(done.path)
@@ -482,14 +491,13 @@ def test_one_line_per_problem_comes_back_up_to_what_verification_says(tmp_path: 
     assert lines[1]["token_counts"] == [1, 2, 3, 4]
     assert lines[1]["truncated"] == [False, False, False, True]
     back = import_predictions(done.path, tmp_path / "back")
-    as_right = [
-        (key, n, c + timeouts, 0, *rest) for key, n, c, timeouts, *rest in tallied(run, 2)
-    ]  # these texts are right
-    assert tallied(back.path, 0) == as_right
+    # The texts of the time-outs are correct, and verification does not time out here.
+    verified = [(key, n, c + timeouts, 0, *rest) for key, n, c, timeouts, *rest in tallied(run, 2)]
+    assert tallied(back.path, 0) == verified
     assert sum(timeouts for _, _, _, timeouts, *_ in tallied(run, 2)) > 0
 
 
-def test_given_verdicts_and_other_kinds_come_back_the_same(tmp_path: Path) -> None:
+def test_given_verdicts_and_other_kinds_survive_export_and_import(tmp_path: Path) -> None:
     lines = [
         completion_line("q1", gold=..., answer="X", correct=False),
         completion_line("q2", gold="see page 3", answer="page 3", text="It is on page 3"),
@@ -505,7 +513,7 @@ def test_given_verdicts_and_other_kinds_come_back_the_same(tmp_path: Path) -> No
     assert rows_of(twice)["answer"].to_list() == ["X", "page 3", "B", None]
 
 
-def test_lines_are_in_order_and_the_same_each_time(tmp_path: Path) -> None:
+def test_export_is_ordered_and_reproducible(tmp_path: Path) -> None:
     run = real_run(tmp_path / "run")
     (tmp_path / "a.jsonl").write_text("old")
     first, second = (export_predictions(run, tmp_path / name).path for name in ("a.jsonl", "b.jsonl"))
@@ -517,7 +525,7 @@ def test_lines_are_in_order_and_the_same_each_time(tmp_path: Path) -> None:
     assert sorted(p.name for p in tmp_path.iterdir()) == ["a.jsonl", "b.jsonl", "run"]
 
 
-def test_cold_completions_are_exported_and_not_taken_for_held_out_ones(tmp_path: Path) -> None:
+def test_cold_completions_are_exported_but_not_imported_as_held_out(tmp_path: Path) -> None:
     run = make_run(tmp_path / "run")
     problem = pl.DataFrame([("t0", "What?", "2", "number", "{}")], schema=PROBLEMS.schema, orient="row")
     publish_frame(RunPaths(run).problems, "train", problem, PROBLEMS)
@@ -532,16 +540,15 @@ def test_cold_completions_are_exported_and_not_taken_for_held_out_ones(tmp_path:
 def test_what_cannot_be_exported(tmp_path: Path) -> None:
     run = real_run(tmp_path / "sweep" / "run")
     out = tmp_path / "out.jsonl"
-    for options, said in [
-        ({"iteration": 7}, "iteration 7 of phase evaluate is not published; published in part or whole: 0, 2"),
-        (
-            {"phase": "cold"},
-            "no iteration of phase cold is published for every model; published in part or whole: none",
-        ),
-        ({"phase": "rescue"}, "the phase one of evaluate, cold"),
-        ({"form": "csv"}, "the form is one of problem, completion"),
-    ]:
-        with pytest.raises(InputError, match=said):
+    known = "iterations that are published in part or in full"
+    cases: list[tuple[dict[str, Any], str]] = [
+        ({"iteration": 7}, f"iteration 7 of phase evaluate is not published; {known}: 0, 2"),
+        ({"phase": "cold"}, f"no iteration of phase cold is published for every model; {known}: none"),
+        ({"phase": "rescue"}, "phase 'rescue' cannot be exported; use one of evaluate, cold"),
+        ({"form": "csv"}, "unknown form 'csv'; use one of problem, completion"),
+    ]
+    for options, message in cases:
+        with pytest.raises(InputError, match=message):
             export_predictions(run, out, **options)
     with pytest.raises(InputError, match="is a folder"):
         export_predictions(run, tmp_path)
@@ -577,4 +584,4 @@ def test_the_latest_iteration_is_one_that_every_model_has(tmp_path: Path) -> Non
     assert export_predictions(run, tmp_path / "out.jsonl").iteration == 2
     part = export_predictions(run, tmp_path / "out.jsonl", iteration=4)
     assert part.num_completions == {"ada": 1, "bob": 0}
-    assert part.notes == ["not as many for every model (is the run in progress?): ada 1, bob 0"]
+    assert part.notes == ["the models have different numbers of completions (is the run in progress?): ada 1, bob 0"]

@@ -1,4 +1,4 @@
-"""Intervals against scipy, closed forms and a bootstrap in plain Python; and how often they cover the truth."""
+"""Intervals against scipy, closed forms and a bootstrap in plain Python, and their coverage."""
 
 from __future__ import annotations
 
@@ -20,13 +20,16 @@ from analysis.stats.intervals import (
 
 
 @pytest.mark.parametrize(("hits", "n"), [(0, 7), (3, 7), (50, 200), (200, 200)])
-def test_wilson_is_scipys(hits: int, n: int) -> None:
+def test_wilson_against_scipy(hits: int, n: int) -> None:
     expected = binomtest(hits, n).proportion_ci(method="wilson")
     assert wilson(hits / n, n) == pytest.approx((expected.low, expected.high), abs=1e-12)
 
 
 def test_one_completion_per_problem_is_the_binomial_case() -> None:
-    """Then problems are independent observations: effective n is their number, up to the (P-1)/P of the variance."""
+    """The problems are independent observations, so the effective n is about their number.
+
+    The variance estimate has the factor P/(P-1), so the two are not exactly equal.
+    """
     values = np.array([1.0] * 60 + [0.0] * 140)
     assert effective_n(values, np.ones(200)) == pytest.approx(200, rel=0.01)
     expected = binomtest(60, 200).proportion_ci(method="wilson")
@@ -35,26 +38,26 @@ def test_one_completion_per_problem_is_the_binomial_case() -> None:
     assert (got.low, got.high) == pytest.approx((expected.low, expected.high), abs=2e-3)
 
 
-def test_samples_of_a_problem_that_agree_add_nothing() -> None:
-    """8 equal completions a problem must give the interval of one, not that of 8 times as many observations."""
+def test_equal_samples_of_a_problem_add_no_information() -> None:
+    """8 equal completions per problem must give the interval of one completion per problem."""
     values = np.array([1.0] * 60 + [0.0] * 140)
     assert share(values, samples_per_unit=8) == share(values)
     counted = share(values * 8, np.full(200, 8.0))
     assert (counted.low, counted.high) == pytest.approx((share(values).low, share(values).high))
 
 
-def test_equal_problems_give_as_much_as_all_their_samples() -> None:
+def test_equal_problems_count_all_their_samples() -> None:
     assert effective_n(np.full(100, 0.5), np.ones(100), samples_per_unit=8) == 800
 
 
 @pytest.mark.parametrize("value", [0.0, 1.0])
-def test_all_or_nothing_still_has_a_width_that_counts_problems(value: float) -> None:
+def test_width_for_shares_of_0_and_1_counts_problems(value: float) -> None:
     got = share(np.full(150, value), samples_per_unit=8)
     expected = binomtest(int(150 * value), 150).proportion_ci(method="wilson")
     assert (got.low, got.high) == pytest.approx((expected.low, expected.high), abs=1e-12)
 
 
-def test_undefined_and_few() -> None:
+def test_undefined_figures_and_too_few_problems() -> None:
     assert share(np.zeros(3), np.zeros(3)).estimate is None
     assert "denominator" in share(np.zeros(0)).note
     assert share(np.array([1.0, np.nan]), note="why").estimate is None
@@ -65,11 +68,11 @@ def test_undefined_and_few() -> None:
 def test_no_zero_width_interval() -> None:
     got = from_draws(0.0, np.zeros(NUM_DRAWS), num_problems=500)
     assert (got.estimate, got.low, got.high) == (0.0, None, None)
-    assert "alike" in got.note
+    assert got.note == "no interval: all problems have the same value"
 
 
-def test_bootstrap_is_a_plain_one() -> None:
-    """The multinomial over distinct rows has the law of drawing problems one by one."""
+def test_bootstrap_against_a_plain_bootstrap() -> None:
+    """The multinomial over distinct rows has the same law as drawing problems one by one."""
     rng = np.random.default_rng(3)
     columns = np.stack([rng.integers(0, 3, 120) / 2, rng.integers(0, 2, 120)], axis=1)
     fast = resampled_means(columns)
@@ -79,12 +82,13 @@ def test_bootstrap_is_a_plain_one() -> None:
     for _ in range(NUM_DRAWS):
         drawn = dice.choices(rows, k=len(rows))
         slow.append(sum(a - b for a, b in drawn) / len(rows))
-    got, expected = np.quantile(fast[:, 0] - fast[:, 1], [0.025, 0.5, 0.975]), np.quantile(slow, [0.025, 0.5, 0.975])
+    got = np.quantile(fast[:, 0] - fast[:, 1], [0.025, 0.5, 0.975])
+    expected = np.quantile(slow, [0.025, 0.5, 0.975])
     assert got == pytest.approx(expected, abs=0.012)  # 4 standard errors of a quantile of 2000 draws
 
 
-def test_bootstrap_of_many_distinct_problems_is_a_plain_one() -> None:
-    """Then problems are drawn one after another; here against the normal law of a mean of 3,000."""
+def test_bootstrap_of_many_distinct_problems_against_the_normal_law() -> None:
+    """With many distinct rows, problems are drawn one after another."""
     values = np.random.default_rng(8).random((3000, 2))
     draws = resampled_means(values)
     error = values.std(axis=0) / np.sqrt(3000)
@@ -93,8 +97,8 @@ def test_bootstrap_of_many_distinct_problems_is_a_plain_one() -> None:
     assert np.corrcoef(draws.T)[0, 1] == pytest.approx(np.corrcoef(values.T)[0, 1], abs=0.12)
 
 
-def test_bootstrap_with_source_groups_is_a_plain_one() -> None:
-    """Whole groups of unequal sizes are drawn; the mean stays one over problems."""
+def test_bootstrap_with_source_groups_against_a_plain_bootstrap() -> None:
+    """Whole groups of different sizes are drawn. The mean is still one over problems."""
     rng = np.random.default_rng(4)
     groups = np.repeat(np.arange(80), rng.integers(1, 6, 80))
     values = (rng.random(80) < 0.5)[groups] * 0.5 + rng.integers(0, 3, len(groups)) / 4
@@ -105,44 +109,35 @@ def test_bootstrap_with_source_groups_is_a_plain_one() -> None:
         drawn = [value for member in dice.choices(members, k=80) for value in member]
         slow.append(sum(drawn) / len(drawn))
     assert np.quantile(fast, [0.025, 0.5, 0.975]) == pytest.approx(np.quantile(slow, [0.025, 0.5, 0.975]), abs=0.012)
-    assert np.ptp(np.quantile(fast, [0.025, 0.975])) > 1.2 * np.ptp(
-        np.quantile(resampled_means(values[:, None]), [0.025, 0.975])
-    )
+    without_groups = np.ptp(np.quantile(resampled_means(values[:, None]), [0.025, 0.975]))
+    assert np.ptp(np.quantile(fast, [0.025, 0.975])) > 1.2 * without_groups
 
 
 @pytest.mark.parametrize("spread", [0.0, 0.5])
 def test_copies_in_one_source_group_change_no_interval(spread: float) -> None:
-    """Also where problems are so alike that the number of completions bounds the effective n."""
+    """With spread 0 all problems are equal, and the number of completions bounds effective n."""
     rng = np.random.default_rng(2)
-    values, parts = (
-        np.clip(0.5 + spread * rng.standard_normal(120).round(1), 0, 1),
-        rng.integers(1, 5, 120).astype(float),
-    )
+    values = np.clip(0.5 + spread * rng.standard_normal(120).round(1), 0, 1)
+    parts = rng.integers(1, 5, 120).astype(float)
     copied, groups = np.repeat(values, 3), np.repeat(np.arange(120), 3)
     one, three = share(values, samples_per_unit=8), share(copied, groups=groups, samples_per_unit=8)
     assert (three.estimate, three.low, three.high) == pytest.approx((one.estimate, one.low, one.high), abs=1e-12)
-    ratio, ratios = (
-        share(values * parts, parts),
-        share(copied * np.repeat(parts, 3), np.repeat(parts, 3), groups=groups),
-    )
-    assert (ratios.estimate, ratios.low, ratios.high) == pytest.approx(
-        (ratio.estimate, ratio.low, ratio.high), abs=1e-12
-    )
+    one, three_parts = share(values * parts, parts), np.repeat(parts, 3)
+    ratio = share(copied * three_parts, three_parts, groups=groups)
+    assert (ratio.estimate, ratio.low, ratio.high) == pytest.approx((one.estimate, one.low, one.high), abs=1e-12)
     assert (three.num_problems, three.note) == (360, "")
     columns = np.stack([values, parts], axis=1)
     assert resampled_means(np.repeat(columns, 3, axis=0), groups) == pytest.approx(resampled_means(columns), abs=1e-12)
 
 
-def test_few_source_groups_are_said() -> None:
+def test_few_source_groups_get_a_note() -> None:
     groups = np.repeat(np.arange(50), 4)
     values = np.random.default_rng(0).random(200)
     assert share(values, groups=groups).note == "fewer than 100 source groups"
     draws = resampled_means(values[:, None], groups)
     assert from_draws(0.5, draws[:, 0], num_problems=200, groups=groups).note == "fewer than 100 source groups"
-    assert (
-        smallest_from_draws(np.array([0.5]), draws, num_problems=200, groups=groups).note
-        == "fewer than 100 source groups"
-    )
+    smallest = smallest_from_draws(np.array([0.5]), draws, num_problems=200, groups=groups)
+    assert smallest.note == "fewer than 100 source groups"
 
 
 def test_bootstrap_is_repeatable_and_ignores_the_order_of_problems() -> None:
@@ -158,7 +153,7 @@ def test_a_column_with_an_undefined_problem_has_no_means() -> None:
 
 
 def test_shares_cover_the_truth() -> None:
-    """Clustered data, nominal 95 %: 400 simulated studies; the naive interval over samples covers 60 % here."""
+    """400 simulated studies with clustered data. An interval over samples covers only 60 % here."""
     rng = np.random.default_rng(11)
     num_problems, samples, studies, covered = 200, 8, 400, 0
     for _ in range(studies):

@@ -1,4 +1,4 @@
-"""Error overlap against scikit-learn, set arithmetic, and data whose overlap is known."""
+"""Error overlap against scikit-learn, set arithmetic, and data with a known overlap."""
 
 from __future__ import annotations
 
@@ -32,11 +32,8 @@ def test_against_scikit_learn_and_sets(seed: int) -> None:
     got = {name: row["estimate"] for name, row in figures(a, b).items()}
     failed_a, failed_b = set(np.flatnonzero(a)), set(np.flatnonzero(b))
     both = len(failed_a & failed_b)
-    only_a_fails, only_b_fails, none = (
-        len(failed_a - failed_b),
-        len(failed_b - failed_a),
-        250 - len(failed_a | failed_b),
-    )
+    only_a_fails, only_b_fails = len(failed_a - failed_b), len(failed_b - failed_a)
+    none = 250 - len(failed_a | failed_b)
     assert got == pytest.approx(
         {
             "joint_failure": both / 250,
@@ -80,19 +77,19 @@ def test_disjoint_errors() -> None:
     assert got["joint_failure"]["high"] > 0
 
 
-def test_undefined_is_null_not_a_number() -> None:
-    nobody_fails = figures(np.zeros(150), np.zeros(150))
-    assert nobody_fails["joint_failure"]["estimate"] == 0
+def test_undefined_figures_are_null() -> None:
+    no_failures = figures(np.zeros(150), np.zeros(150))
+    assert no_failures["joint_failure"]["estimate"] == 0
     for name in ("jaccard", "b_fails_given_a", "lift", "kappa", "phi", "yule_q"):
-        assert nobody_fails[name]["estimate"] is None, name
-        assert nobody_fails[name]["note"]
-    everybody_fails = figures(np.ones(150), np.ones(150))
-    assert everybody_fails["phi"]["estimate"] is None
-    assert everybody_fails["lift"]["estimate"] == 1
+        assert no_failures[name]["estimate"] is None, name
+        assert no_failures[name]["note"]
+    all_fail = figures(np.ones(150), np.ones(150))
+    assert all_fail["phi"]["estimate"] is None
+    assert all_fail["lift"]["estimate"] == 1
 
 
 def test_sample_level_is_the_expectation_over_samples() -> None:
-    """Against enumeration: draw one completion of each model on each problem, in every way, with exact fractions."""
+    """The reference enumerates all draws of one completion per model, with exact fractions."""
     n, c = 3, np.array([[0, 1, 3, 2], [1, 1, 0, 3]])
     joint = [Fraction((n - int(a)) * (n - int(b)), n * n) for a, b in c.T]
     fail_a, fail_b = (sum(Fraction(n - int(x), n) for x in row) / 4 for row in c)
@@ -113,8 +110,8 @@ def test_problem_level_means_no_completion_is_correct() -> None:
     assert pick(table, level="problem", measure="only_a")["estimate"] == 1 / 4
 
 
-def test_self_overlap_is_that_of_two_draws_with_no_completion_in_common() -> None:
-    """Against enumeration: every way to draw k completions and k others of the same model, with exact fractions."""
+def test_self_overlap_is_that_of_two_disjoint_draws() -> None:
+    """The reference enumerates all draws of k completions and k other ones of the same model."""
     n, c, k = 5, np.array([[0, 1, 2, 5], [1, 1, 3, 4]]), 2
     table = overlap_table(counts_frame(n, c), ks=[k])
     for model, row in zip(("ada", "bob"), c, strict=True):
@@ -139,12 +136,13 @@ def sampled(skill: np.ndarray, *, n: int, seed: int) -> pl.DataFrame:
     return counts_frame(n, np.random.default_rng(seed).binomial(n, skill))
 
 
-def test_a_copy_correlates_as_a_model_with_itself_and_fully_without_the_noise() -> None:
+def test_correlation_with_a_copy_is_the_self_correlation_and_1_without_the_noise() -> None:
     skill = np.random.default_rng(0).beta(0.8, 0.8, 3000)
     table = overlap_table(sampled(np.stack([skill, skill]), n=8, seed=1), ks=[1, 2])
     for k in (1, 2):
         own, copy = (pick(table, level="sample", k=k, measure="phi", model_a="ada", model_b=b) for b in ("ada", "bob"))
-        # of one draw: Var(skill) / (mean (1 - mean)), which is 1 / (a + b + 1) for a beta distribution
+        # For one draw it is Var(skill) / (mean (1 - mean)), which is 1 / (a + b + 1) for a beta
+        # distribution.
         assert k == 2 or own["low"] <= 1 / 2.6 <= own["high"]
         assert copy["low"] <= own["estimate"] <= copy["high"]
         corrected = pick(table, level="sample", k=k, measure="phi_corrected")
@@ -153,7 +151,7 @@ def test_a_copy_correlates_as_a_model_with_itself_and_fully_without_the_noise() 
 
 
 def test_corrected_correlation_is_that_of_the_skills() -> None:
-    """Two skills whose correlation is known: half of the problems they share, in the other half each has its own."""
+    """The two skills are equal on half of the problems and independent on the other half."""
     rng = np.random.default_rng(5)
     first, second = rng.beta(1, 1, (2, 4000))
     skill = np.stack([first, np.where(np.arange(4000) % 2, first, second)])
@@ -163,7 +161,7 @@ def test_corrected_correlation_is_that_of_the_skills() -> None:
     assert independent["low"] <= 0 <= independent["high"]
 
 
-def test_where_the_noise_cannot_be_removed() -> None:
+def test_corrected_correlation_can_be_undefined() -> None:
     c = np.random.default_rng(1).integers(0, 3, (2, 150))
     short = pick(overlap_table(counts_frame(3, c), ks=[2]), measure="phi_corrected")
     assert (short["estimate"], short["note"]) == (None, "undefined: 150 problems have fewer than 4 completions")
@@ -195,7 +193,7 @@ def test_same_wrong_answer_is_the_share_of_all_pairs_of_wrong_completions() -> N
         assert (row["level"], row["k"]) == ("sample", 1)
 
 
-def test_matrices_read_from_row_to_column() -> None:
+def test_matrix_rows_are_the_first_model_of_a_pair() -> None:
     c = np.random.default_rng(3).integers(0, 5, (3, 120))
     names = ("zoe", "ada", "mia")
     table = overlap_table(counts_frame(4, c, models=names), models=names)
@@ -205,39 +203,27 @@ def test_matrices_read_from_row_to_column() -> None:
     assert given["model"].to_list() == list(names)
     for i, j in permutations(range(3), 2):
         assert given[names[j]][i] == pytest.approx((failed[i] & failed[j]).sum() / failed[i].sum())
-        assert matrix(table, "only_a", level="problem", k=None, iteration=0)[names[j]][i] == pytest.approx(
-            (failed[j] & ~failed[i]).mean()
-        )
+        only_a = matrix(table, "only_a", level="problem", k=None, iteration=0)
+        assert only_a[names[j]][i] == pytest.approx((failed[j] & ~failed[i]).mean())
         reverse = matrix(table, "a_fails_given_b", level="problem", k=None, iteration=0)
         assert reverse[names[i]][j] == given[names[j]][i]
     assert [given[name][i] for i, name in enumerate(names)] == [None] * 3
     phi = matrix(table, "phi", level="sample", k=1, iteration=0)
-    assert (
-        phi["ada"][0]
-        == phi["zoe"][1]
-        == pick(table, level="sample", measure="phi", model_a="zoe", model_b="ada")["estimate"]
-    )
+    expected = pick(table, level="sample", measure="phi", model_a="zoe", model_b="ada")["estimate"]
+    assert phi["ada"][0] == phi["zoe"][1] == expected
     assert phi["mia"][2] == pick(table, level="sample", measure="phi", model_a="mia", model_b="mia")["estimate"]
 
 
 def test_copies_in_one_source_group_change_no_interval() -> None:
     rng = np.random.default_rng(8)
     counts = counts_frame(4, rng.integers(0, 4, (2, 120)))
-    wrong = counts.select(
-        "iteration",
-        "phase",
-        "model",
-        "problem_id",
-        answer=pl.Series(rng.integers(0, 3, 240)).cast(pl.String),
-        correct=False,
-        n="n",
-    )
+    keys = ("iteration", "phase", "model", "problem_id")
+    wrong_answers = pl.Series(rng.integers(0, 3, 240)).cast(pl.String)
+    wrong = counts.select(*keys, answer=wrong_answers, correct=False, n="n")
     right = wrong.with_columns(answer=pl.lit("right"), correct=pl.lit(True), n=counts["c"])
     answers = pl.concat([wrong.with_columns(n=counts["n"] - counts["c"]), right], how="vertical_relaxed")
-    once, thrice = (
-        overlap_table(f(counts), answers=f(answers), ks=[1, 2]) for f in (lambda x: x, lambda x: grouped(x, 3))
-    )
-    assert_same_figures(once, thrice)
+    once = overlap_table(counts, answers=answers, ks=[1, 2])
+    assert_same_figures(once, overlap_table(grouped(counts, 3), answers=grouped(answers, 3), ks=[1, 2]))
 
 
 def test_every_pair_and_too_large_k() -> None:
@@ -246,7 +232,7 @@ def test_every_pair_and_too_large_k() -> None:
     between = table.filter(pl.col("model_a") != pl.col("model_b"))
     assert set(zip(between["model_a"], between["model_b"], strict=True)) == {("a", "b"), ("a", "c"), ("b", "c")}
     assert between.height == 3 * (3 * len(OF_FAILURES) + 2)
-    assert set(between["measure"]) == set(MEASURES) - {"same_wrong_answer"}  # which needs the answers
+    assert set(between["measure"]) == set(MEASURES) - {"same_wrong_answer"}  # it needs the answers
     too_large = between.filter(pl.col("k") == 3)
     assert too_large["estimate"].null_count() == too_large.height
     assert too_large["note"].str.contains("120 problems have fewer than [36] completions").all()

@@ -1,4 +1,4 @@
-"""report.html: one file, no network, no script; what a run wrote stays text; its figures are those of the tables."""
+"""report.html: one file without network and scripts, escaped texts, correct numbers."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def out(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder / "out"
 
 
-def test_the_page_needs_nothing_else(out: Path) -> None:
+def test_the_page_needs_no_other_file(out: Path) -> None:
     text = (out / "report.html").read_text()
     parsed = Page(text)
     assert not {tag for tag, _ in parsed.tags} & {"script", "link", "iframe", "object", "base", "form"}
@@ -42,7 +42,7 @@ def test_the_page_needs_nothing_else(out: Path) -> None:
         a["content"] for tag, a in parsed.tags if tag == "meta" and a.get("http-equiv") == "Content-Security-Policy"
     ]
     assert policy == "default-src 'none'; style-src 'unsafe-inline'; img-src data:"
-    assert sum(tag == "img" for tag, _ in parsed.tags) == 5  # figures; of its times nothing is known
+    assert sum(tag == "img" for tag, _ in parsed.tags) == 5  # the run has no recorded times
     anchors = {a["id"] for _, a in parsed.tags if "id" in a}
     assert (
         {(a["href"] or "")[1:] for tag, a in parsed.tags if tag == "a"}
@@ -51,17 +51,17 @@ def test_the_page_needs_nothing_else(out: Path) -> None:
     )
 
 
-def test_completions_stay_text(out: Path) -> None:
+def test_completions_are_shown_as_text(out: Path) -> None:
     text = (out / "report.html").read_text()
     shown = Page(text).text
     for problem in ("t0", "t1"):
         for part in (f"cold ada {problem} 0", f"hint {problem}", f"rescue {problem} 1"):
             assert f"{part} {MARKUP}" in shown
     assert "<script>" not in text
-    assert "cold bob" not in shown  # the peer's own completion is seen as the hint only
+    assert "cold bob" not in shown  # the peer's completion appears as the hint only
 
 
-def test_figures_on_the_page_are_those_of_the_csv(out: Path) -> None:
+def test_numbers_on_the_page_are_those_of_the_csv(out: Path) -> None:
     tables = Page((out / "report.html").read_text()).tables
     (shown,) = [
         t
@@ -79,8 +79,8 @@ def test_figures_on_the_page_are_those_of_the_csv(out: Path) -> None:
             if row[when] == "–":
                 assert estimates.to_list() == [None]
             else:
-                figures = [float(x) / 100 for x in re.findall(r"[+-]?\d+\.\d", row[when])]
-                assert figures[0] == pytest.approx(estimates.item(), abs=6e-4)
+                numbers = [float(x) / 100 for x in re.findall(r"[+-]?\d+\.\d", row[when])]
+                assert numbers[0] == pytest.approx(estimates.item(), abs=6e-4)
                 compared += 1
     assert compared > 15
 
@@ -88,10 +88,12 @@ def test_figures_on_the_page_are_those_of_the_csv(out: Path) -> None:
 def test_links_and_names_are_escaped() -> None:
     name = 'a"><b>&'
     table = ReportTable("t", name, pl.DataFrame(), laid_out([name], [[name]]), [name])
-    section = Section("x", name, figures=[(name, name, "<svg/>")], tables=[table], folded=[table], links=[(name, name)])
+    figures, links = [(name, name, "<svg/>")], [(name, name)]
+    section = Section(name="x", title=name, figures=figures, tables=[table], folded=[table], links=links)
     parsed = Page(page(name, name, [name], [section]))
     assert "b" not in {tag for tag, _ in parsed.tags}
-    # Title twice, lead, warning, section, link, caption of the figure; twice caption, head, cell and note of the table; its fold.
+    # 7: title (twice), lead, warning, section, link and caption of the figure.
+    # 2 x 4: caption, head, cell and note of both tables. 1: summary of the collapsed table.
     assert parsed.text.count(name) == 7 + 2 * 4 + 1
     assert [a["href"] for tag, a in parsed.tags if tag == "a"] == [name]
     assert [a["alt"] for tag, a in parsed.tags if tag == "img"] == [name]
@@ -100,7 +102,7 @@ def test_links_and_names_are_escaped() -> None:
 # --- the sample of rescues -----------------------------------------------------------------------
 
 
-def test_sample_shows_first_failure_and_first_rescue(tmp_path: Path) -> None:
+def test_sample_has_the_first_failure_and_the_first_rescue(tmp_path: Path) -> None:
     frame, num = sample_rescues(load_run(full_run(tmp_path / "run")))
     assert frame.schema == RESCUES
     assert num == 2
@@ -110,7 +112,7 @@ def test_sample_shows_first_failure_and_first_rescue(tmp_path: Path) -> None:
     ]
 
 
-def test_sample_is_the_same_again_and_small(tmp_path: Path) -> None:
+def test_sample_is_small_and_reproducible(tmp_path: Path) -> None:
     run = make_run(tmp_path / "run")
     problems = [f"t{i:02d}" for i in range(30)]
     cold = [
@@ -144,6 +146,6 @@ def test_sample_is_the_same_again_and_small(tmp_path: Path) -> None:
     assert sample_rescues(load_run(run))[0].equals(frame)
 
 
-def test_no_rescue(tmp_path: Path) -> None:
+def test_sample_of_a_run_without_rescues(tmp_path: Path) -> None:
     frame, num = sample_rescues(load_run(make_run(tmp_path / "run")))
     assert (frame.height, frame.schema, num) == (0, RESCUES, 0)

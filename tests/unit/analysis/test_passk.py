@@ -1,4 +1,4 @@
-"""The Pass@k tables: known answers, parts of the team, pairing, the best single model, source groups, what is missing."""
+"""The Pass@k tables: figures by hand, parts of the team, pairing, gains and missing problems."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from tests.support.analysis_data import counts_frame, pick, rollout, rollouts
 from tests.support.source_groups import assert_same_figures, grouped
 
 
-def test_counting() -> None:
+def test_counts_of_rows() -> None:
     rows = [rollout(sample_index=s, correct=s == 0, finish_reason="length") for s in range(3)]
     rows += [rollout(sample_index=3, verdict="timeout")]
     counts = count_rows(rollouts(rows))
@@ -24,7 +24,7 @@ def test_counting() -> None:
     assert counts.select("n", "c", "num_timeout", "num_truncated").rows() == [(4, 1, 1, 3)]
 
 
-def test_a_hinted_row_in_a_cold_metric_is_an_error() -> None:
+def test_a_hinted_row_outside_the_rescue_phase_is_an_error() -> None:
     with pytest.raises(StoreError, match=r"run x: 1 hinted completions outside .*'evaluate', 'ada', 'p0'"):
         count_rows(rollouts([rollout(phase="evaluate", hint_given=True)]), source="run x")
 
@@ -35,7 +35,8 @@ def test_levels_and_budgets() -> None:
     assert pick(table, measure="pass", model="ada", k=1)["estimate"] == pytest.approx(6 / 16)
     team = pick(table, measure="team_pass", k=2)
     assert team["candidates"] == 4
-    # ada solves p0 for sure, bob p2; on p1 both fail with chance (C(2,2)/C(4,2))^2 = 1/36; p3 is never solved
+    # ada always solves p0, and bob always solves p2. On p1 the chance that both fail is
+    # (C(2,2)/C(4,2))^2 = 1/36. p3 is never solved.
     assert team["estimate"] == pytest.approx((1 + 35 / 36 + 1) / 4)
     matched = pick(table, measure="matched_pass", model="ada", k=2)
     assert matched["candidates"] == 4
@@ -44,7 +45,7 @@ def test_levels_and_budgets() -> None:
     assert table["note"].str.contains("fewer than 100 problems").all()
 
 
-def test_too_few_completions_is_null_and_says_so() -> None:
+def test_too_few_completions_give_null_and_a_note() -> None:
     table = pass_at_k_table(counts_frame(2, np.ones((2, 150), dtype=int)), ks=[2, 4])
     assert pick(table, measure="pass", model="ada", k=2)["estimate"] == 1.0
     for measure in ("pass", "matched_pass"):
@@ -53,10 +54,8 @@ def test_too_few_completions_is_null_and_says_so() -> None:
         assert "150 problems have fewer than" in row["note"]
     for measure in ("first", "pass_hat"):
         assert pick(table, measure=measure, model="bob", k=2)["estimate"] == (1.0 if measure == "first" else 0.0)
-        assert (
-            pick(table, measure=measure, model="bob", k=4)["note"]
-            == "undefined: 150 problems have fewer than 4 completions"
-        )
+        note = pick(table, measure=measure, model="bob", k=4)["note"]
+        assert note == "undefined: 150 problems have fewer than 4 completions"
     gains = gain_table(counts_frame(2, np.ones((2, 150), dtype=int)), ks=[2])
     for against in ("best", "ada", "bob"):
         gain = pick(gains, baseline="matched_budget", against=against)
@@ -76,7 +75,7 @@ def test_first_k_and_pass_hat_k_by_hand() -> None:
 
 
 def test_every_part_of_the_team_with_its_budget() -> None:
-    """A part is the team of a run that has no other models."""
+    """The figures of a part are those of a run that has only these models."""
     c = np.random.default_rng(6).integers(0, 9, (4, 120))
     names = ("d", "a", "c", "b")
     table = pass_at_k_table(counts_frame(8, c, models=names), ks=[1, 2], models=names)
@@ -120,12 +119,15 @@ def test_a_table_by_subject() -> None:
     assert set(table["value"]) == {"algebra", "geometry"}
     nothing = described.with_columns(subject=pl.lit(None, pl.String()))
     assert stratified(lambda part: pass_at_k_table(part, ks=[1]), nothing, "subject").height == 0
-    with pytest.raises(ValueError, match="no attribute level; known: subject"):
+    with pytest.raises(ValueError, match="no attribute level; known attributes: subject"):
         stratified(lambda part: part, described, "level")
 
 
 def test_difference_is_paired_by_problem() -> None:
-    """Hard and easy problems, each a little better after: pairing must see it, though levels vary much more."""
+    """Hard and easy problems, each a little better after training.
+
+    Only a paired interval is narrow enough to find it, because the levels vary much more.
+    """
     rng = np.random.default_rng(2)
     before = np.tile(np.where(rng.random(200) < 0.5, 0, 6), (2, 1))
     after = before + (rng.random((2, 200)) < 0.5)
@@ -133,11 +135,9 @@ def test_difference_is_paired_by_problem() -> None:
     row = pick(before_after_table(counts, ks=[1]), when="difference", measure="pass", model="ada")
     assert row["iteration"] == 3
     assert row["estimate"] == pytest.approx((after - before)[0].mean() / 8)
-    # normal theory for the paired difference
     error = ((after - before)[0] / 8).std(ddof=1) / np.sqrt(200)
-    assert (row["low"], row["high"]) == pytest.approx(
-        (row["estimate"] - 1.96 * error, row["estimate"] + 1.96 * error), abs=error / 4
-    )
+    normal = (row["estimate"] - 1.96 * error, row["estimate"] + 1.96 * error)
+    assert (row["low"], row["high"]) == pytest.approx(normal, abs=error / 4)
 
 
 def test_problems_in_one_evaluation_only_are_left_out_of_the_difference() -> None:
@@ -148,10 +148,9 @@ def test_problems_in_one_evaluation_only_are_left_out_of_the_difference() -> Non
     assert "30 problems left out" in row["note"]
 
 
-def test_a_problem_missing_for_one_model_is_left_out_for_all_and_said() -> None:
-    counts = counts_frame(2, np.ones((2, 150), dtype=int)).filter(
-        ~((pl.col("model") == "bob") & (pl.col("problem_id") == "p00000"))
-    )
+def test_a_problem_missing_for_one_model_is_left_out_for_all_with_a_note() -> None:
+    missing = (pl.col("model") == "bob") & (pl.col("problem_id") == "p00000")
+    counts = counts_frame(2, np.ones((2, 150), dtype=int)).filter(~missing)
     row = pick(pass_at_k_table(counts, ks=[1]), measure="pass", model="ada")
     assert row["num_problems"] == 149
     assert row["note"].startswith("1 problems left out")
@@ -160,14 +159,14 @@ def test_a_problem_missing_for_one_model_is_left_out_for_all_and_said() -> None:
 def test_which_evaluations_are_compared() -> None:
     ones = np.ones((2, 3), dtype=int)
     counts = pl.concat([counts_frame(2, ones, iteration=i) for i in (0, 2, 5)])
-    half = counts.filter((pl.col("iteration") < 5) | (pl.col("model") == "ada"))  # bob's last one is still running
+    half = counts.filter((pl.col("iteration") < 5) | (pl.col("model") == "ada"))  # the last one of bob is in progress
     assert before_and_after(counts, ["ada", "bob"]) == (0, 5)
     assert before_and_after(half, ["ada", "bob"]) == (0, 2)
     assert before_and_after(counts.filter(pl.col("iteration") > 0), ["ada", "bob"]) == (None, 5)
 
 
-def test_gain_over_a_clearly_best_model_against_a_plain_bootstrap() -> None:
-    """Then the choice of the best is certain, and the lower bound is that of a plain paired bootstrap."""
+def test_gain_over_a_certain_best_model_against_a_plain_bootstrap() -> None:
+    """If it is certain which model is the best, the lower bound is that of a paired bootstrap."""
     rng = np.random.default_rng(4)
     c = rng.binomial(4, np.stack([rng.beta(2, 1, 150), rng.beta(1, 3, 150)]))
     table = gain_table(counts_frame(4, c), ks=[1])
@@ -180,9 +179,8 @@ def test_gain_over_a_clearly_best_model_against_a_plain_bootstrap() -> None:
     for _ in range(NUM_DRAWS):
         index = rng.integers(0, 150, 150)
         draws.append(team[index].mean() - single[:, index].mean(axis=1))
-    for model, value, (low, high) in zip(
-        ("ada", "bob"), single, np.quantile(draws, [0.025, 0.975], axis=0).T, strict=True
-    ):
+    bounds = np.quantile(draws, [0.025, 0.975], axis=0).T
+    for model, value, (low, high) in zip(("ada", "bob"), single, bounds, strict=True):
         over = pick(table, baseline="equal_k", against=model)
         assert over["estimate"] == pytest.approx(team.mean() - value.mean())
         assert (over["low"], over["high"]) == pytest.approx((low, high), abs=0.006)
@@ -192,9 +190,10 @@ def test_gain_over_a_clearly_best_model_against_a_plain_bootstrap() -> None:
 
 
 def test_a_copy_gains_nothing_at_matched_budget() -> None:
-    """Two samplers of the same skill per problem are one model with twice the samples; 60 studies at nominal 95 %.
+    """Two models with equal skills are like one model with twice the samples.
 
-    The maximum over equal models is where a plain percentile interval fails (65 %).
+    95 % of 60 intervals should contain 0. A plain percentile interval of the maximum covers only 65
+    %.
     """
     covered = 0
     for seed in range(60):
@@ -207,7 +206,7 @@ def test_a_copy_gains_nothing_at_matched_budget() -> None:
     assert covered >= 54
 
 
-def test_nothing_published_and_team_of_one() -> None:
+def test_nothing_published_and_a_team_of_one_model() -> None:
     empty = pl.DataFrame(schema=COUNTS)
     for table in (pass_at_k_table(empty, ks=[1]), before_after_table(empty, ks=[1]), gain_table(empty, ks=[1])):
         assert table.height == 0

@@ -1,4 +1,4 @@
-"""From published shards to the report: numbers by hand, what is missing in words, files, several runs, and the command line."""
+"""Reports: known numbers, messages about missing data, files, several runs, commands."""
 
 from __future__ import annotations
 
@@ -48,13 +48,13 @@ FIGURES = ["pass_at_k", "overlap", "rescue", "rewards", "training"]
 
 @pytest.fixture
 def no_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Reports without drawing, which takes longer than all else and has tests of its own."""
+    """Reports without figures. Drawing takes most of the time, and is tested in test_figures.py."""
     monkeypatch.setattr("analysis.report.figures.write", lambda figure, folder: "<svg/>")
 
 
 @pytest.fixture
 def run(tmp_path: Path) -> Path:
-    """A finished run: two evaluations and one iteration with rescues."""
+    """A run with two evaluations and one iteration with rescues."""
     folder = make_run(tmp_path / "demo" / "demo-1")
     cold = [
         rollout(model=m, problem_id="t0", sample_index=s, correct=m == "bob") for m in ("ada", "bob") for s in range(2)
@@ -115,7 +115,8 @@ def test_main_tables(run: Path) -> None:
 def test_best_is_marked_among_equal_budgets(run: Path) -> None:
     (table,) = [t for t in report_tables(load_run(run)) if t.name == "pass"]
     rows = table.shown.rows(named=True)
-    # Before training, each model solves 5 and 6 of 12 with one candidate; with two, the team's 7/12 loses to bob's (5/6 + 1) / 3.
+    # Before training, the models solve 5 and 6 of 12 with one candidate.
+    # With two candidates, the 7/12 of the team are below the (5/6 + 1) / 3 of bob.
     marked = {(rows[i]["candidates"], rows[i]["model"]) for i, when in table.best if when == "before"}
     assert marked == {("1", "bob"), ("2", "bob"), ("4", "team")}
     assert {when for _, when in table.best} == {"before", "after"}
@@ -127,7 +128,7 @@ def test_best_is_marked_among_equal_budgets(run: Path) -> None:
     ]
 
 
-def test_each_figure_of_a_budget_stands_once(run: Path) -> None:
+def test_each_measure_of_a_budget_appears_once(run: Path) -> None:
     (table,) = [t for t in report_tables(load_run(run)) if t.name == "pass"]
     keys = table.shown.select("candidates", "model", "measure")
     assert keys.is_unique().all()
@@ -136,19 +137,19 @@ def test_each_figure_of_a_budget_stands_once(run: Path) -> None:
 
 
 @pytest.mark.usefixtures("no_pictures")
-def test_votes_and_reliability_by_hand(run: Path, tmp_path: Path) -> None:
+def test_votes_and_reliability(run: Path, tmp_path: Path) -> None:
     write_report(load_run(run), tmp_path / "out")
     reliability = pl.read_csv(tmp_path / "out" / "tables" / "reliability.csv")
-    # pass^2 of ada before: only its third problem has two correct completions, of which it has four.
+    # pass^2 of ada before training: only the third problem has two correct completions.
     assert pick(reliability, when="before", measure="pass_hat", model="ada", k=2)["estimate"] == pytest.approx(1 / 3)
     assert pick(reliability, when="before", measure="first", model="bob", k=1)["estimate"] == pytest.approx(1 / 3)
     votes = pl.read_csv(tmp_path / "out" / "tables" / "votes.csv")
-    # All completions answer 2, which is correct in some rows only: answers that are correct vote together.
+    # All completions answer 2, but it is correct in some rows only; those vote together.
     assert pick(votes, when="before", measure="maj", model="bob", k=1)["estimate"] == pytest.approx(1 / 2)
 
 
 @pytest.mark.parametrize(
-    ("rows", "said"),
+    ("rows", "messages"),
     [
         ([], ["iteration 0) is not published yet", "no evaluation after training", "no rescue completions"]),
         (evaluation_rows(BEFORE, 0), ["no evaluation after training"]),
@@ -156,16 +157,17 @@ def test_votes_and_reliability_by_hand(run: Path, tmp_path: Path) -> None:
         (evaluation_rows({"ada": BEFORE["ada"]}, 0), ["iteration 0) is not published yet"]),
     ],
 )
-def test_what_is_missing_is_said_in_words(tmp_path: Path, rows: list, said: list[str]) -> None:
+def test_tables_name_missing_data(tmp_path: Path, rows: list[dict[str, Any]], messages: list[str]) -> None:
     folder = make_run(tmp_path / "run")
-    publish_rollouts(folder, rows) if rows else None
+    if rows:
+        publish_rollouts(folder, rows)
     text = " ".join(printed(report_tables(load_run(folder))).split())
-    for part in said:
-        assert part in text
+    for message in messages:
+        assert message in text
 
 
 def test_a_run_that_does_not_evaluate_the_untrained_models(tmp_path: Path) -> None:
-    """Its tables have what there is, and say so; the summary has no empty columns, and keeps them where rescues fill them."""
+    """The tables explain what is missing. The summary drops the columns that would be empty."""
     folder = make_run(tmp_path / "run", config(evaluation={"samples": 4, "before": False}))
     publish_rollouts(folder, evaluation_rows(AFTER, 2))
     text = " ".join(printed(report_tables(load_run(folder))).split())
@@ -187,21 +189,21 @@ def test_a_run_that_does_not_evaluate_the_untrained_models(tmp_path: Path) -> No
     )
     row = row_of(summary_table(rescued), model="ada", measure="rescue: without -> with hint")
     assert (row["before"].split()[0], row["after"].split()[0], row["difference"].split()[0]) == ("0.0", "50.0", "+50.0")
-    asked = RunData(data.path, config(evaluation={"samples": 4}), data.models, data.counts, data.answers)
-    assert summary_table(asked).shown.columns == ["model", "measure", "before", "after", "difference"]
-    assert evaluation_tables.NO_BEFORE in summary_table(asked).notes
+    requested = RunData(data.path, config(evaluation={"samples": 4}), data.models, data.counts, data.answers)
+    assert summary_table(requested).shown.columns == ["model", "measure", "before", "after", "difference"]
+    assert evaluation_tables.NO_BEFORE in summary_table(requested).notes
 
 
 def test_a_team_of_one_has_no_team_tables(tmp_path: Path) -> None:
-    alone = config(team=[{"name": "ada", "model": "fake:any", "engine": "fake"}], protocol={"rescue_samples": 0})
-    folder = make_run(tmp_path / "run", alone)
+    single = config(team=[{"name": "ada", "model": "fake:any", "engine": "fake"}], protocol={"rescue_samples": 0})
+    folder = make_run(tmp_path / "run", single)
     publish_rollouts(folder, evaluation_rows({"ada": BEFORE["ada"]}, 0))
     assert [t.name for t in report_tables(load_run(folder))] == ["pass", "rescue"]
     assert "switched off" in printed(report_tables(load_run(folder)))
 
 
 def three_models() -> RunData:
-    """Six problems of two data sets, two completions a model: ada and bob solve the first three always, cy the others."""
+    """Two completions of six problems: ada and bob solve data set one, cy solves two."""
     first, last = [2, 2, 2, 0, 0, 0], [0, 0, 0, 2, 2, 1]
     models = ("ada", "bob", "cy")
     counts = counts_frame(2, [first, first, last], models=models)
@@ -213,7 +215,7 @@ def three_models() -> RunData:
     return RunData(Path("run"), config(team=team, evaluation={"samples": 2}), list(models), counts, pl.DataFrame())
 
 
-def test_parts_of_the_team() -> None:
+def test_sub_teams() -> None:
     table = evaluation_tables.teams_table(three_models(), [1])
     rows = {(row["candidates"], row["model"]): row["before"] for row in table.shown.iter_rows(named=True)}
     assert list(rows) == [
@@ -256,7 +258,7 @@ def test_gain_over_each_model() -> None:
     ]
 
 
-def test_strata_where_there_are_several() -> None:
+def test_strata_of_attributes_with_several_values() -> None:
     table = evaluation_tables.strata_table(three_models(), [1])
     assert table.shown["by"].unique().to_list() == ["data_set"]  # all problems have one level
     found = {
@@ -301,7 +303,7 @@ def test_a_run_with_nothing_published(tmp_path: Path) -> None:
     for part in (
         "nothing is published yet",
         "no scores are published yet",
-        "No rescue to read",
+        "No examples of rescues",
         "not evaluated yet",
         "0 of 2 iterations",
     ):
@@ -330,8 +332,9 @@ def test_imported_predictions(tmp_path: Path) -> None:
     assert f"Imported predictions of {', '.join(data.models)} on 6 problems." in page.text
     assert str(tmp_path / "file.jsonl") in page.text
     (table,) = [t for t in page.tables if t and t[0][:4] == ["candidates", "model", "measure", "predictions"]][:1]
-    assert table[1][3].startswith("83.3 [")  # of the first model, 4 of 6 first and all second completions
-    assert "before" not in page.text.split("Configuration")[0].replace("before they are weighted", "")
+    # The first model: 4 of 6 first completions and all second ones are correct.
+    assert table[1][3].startswith("83.3 [")
+    assert "before" not in page.text.split("Configuration")[0]
 
 
 @pytest.mark.usefixtures("no_pictures")
@@ -375,14 +378,14 @@ def test_warnings(tmp_path: Path) -> None:
         "Verification of 1 of 24",
         "6 of 24 completions were cut",
         "3 problems, fewer than 100",
-        "no control",
+        "has no control",
     ):
         assert part in text
     assert warnings_of(load_run(full_run(tmp_path / "done")))[0].startswith("Not finished: 1 of 2 iterations are done")
 
 
 @pytest.mark.usefixtures("no_pictures")
-def test_what_was_left_out_is_a_warning_and_not_an_error(tmp_path: Path) -> None:
+def test_in_a_lenient_report_damaged_files_become_warnings(tmp_path: Path) -> None:
     folder = full_run(tmp_path / "run")
     (shard,) = folder.glob("score/iteration=0001/*.parquet")
     shard.write_bytes(shard.read_bytes()[:-1])
@@ -402,7 +405,7 @@ def test_what_was_left_out_is_a_warning_and_not_an_error(tmp_path: Path) -> None
 # --- cost and facts ------------------------------------------------------------------------------
 
 
-def test_cost_by_hand(tmp_path: Path) -> None:
+def test_cost(tmp_path: Path) -> None:
     folder = make_run(tmp_path / "run")
     manifests.write_json(
         RunPaths(folder).identity, {"run_id": "demo", "provenance": {"packages": {"torch": "2.13.0+cu130"}}}
@@ -427,7 +430,8 @@ def test_cost_by_hand(tmp_path: Path) -> None:
     assert cold["trained_tokens"] is None
     total = pick(cost.table, phase="all")
     assert (total["process_hours"], total["core_hours"], total["gpu_hours"]) == pytest.approx((1 + 4, 4 + 8, 1 + 4))
-    assert (total["sampled_tokens"], total["trained_tokens"]) == (20, 42)  # all steps, also those before a stop
+    # All steps count, also those before an interruption.
+    assert (total["sampled_tokens"], total["trained_tokens"]) == (20, 42)
     assert cost.ended is not None
     assert cost.began == pytest.approx(cost.ended - 3600, abs=1800)
 
@@ -435,25 +439,25 @@ def test_cost_by_hand(tmp_path: Path) -> None:
 def test_an_engine_that_samples_several_parts_at_once_is_counted_once(tmp_path: Path) -> None:
     folder = make_run(tmp_path / "run")
     hour = {"seconds": {"generate": 3600.0}, "threads": 1, "num_gpus": 1}
-    for model, part in (("ada", 0), ("ada", 1), ("bob", 0)):  # all by this process, and published now
+    for model, part in (("ada", 0), ("ada", 1), ("bob", 0)):  # all published now, by this process
         frame = rollouts([rollout(model=model)])
         publish_frame(
             RunPaths(folder).phase_folder("cold", 1), f"{model}-p{part:03d}", frame, ROLLOUTS, stats=lambda: hour
         )
     cold = pick(cost_of(folder).table, phase="cold")
     assert cold["tasks"] == 3
-    assert cold["gpu_hours"] == pytest.approx(1 + 1, abs=0.01)  # one for each model's engine
+    assert cold["gpu_hours"] == pytest.approx(1 + 1, abs=0.01)  # one hour per engine
 
 
 @pytest.mark.parametrize(("torch", "hours"), [("2.13.0+cpu", 0.0), ("2.13.0+cu130", None)])
-def test_gpus_that_were_not_recorded(tmp_path: Path, torch: str, hours: float | None) -> None:
+def test_gpu_hours_without_recorded_gpus(tmp_path: Path, torch: str, hours: float | None) -> None:
     folder = make_run(tmp_path / "run")
     manifests.write_json(RunPaths(folder).identity, {"run_id": "demo", "provenance": {"packages": {"torch": torch}}})
     publish_rollouts(folder, [rollout()])
     assert pick(cost_of(folder).table, phase="all")["gpu_hours"] == hours
 
 
-def test_facts_say_where_a_run_comes_from(tmp_path: Path) -> None:
+def test_facts_contain_the_origin_of_a_run(tmp_path: Path) -> None:
     folder = full_run(tmp_path / "run")
     provenance = {
         "core_hpc": "0.1.0",
@@ -472,14 +476,14 @@ def test_facts_say_where_a_run_comes_from(tmp_path: Path) -> None:
     )
     text = "\n".join(": ".join(fact) for fact in facts_of(load_run(folder), cost_of(folder)))
     for part in (
-        "git abc123, with changes that are not committed",
+        "git abc123, with uncommitted changes",
         "torch 2.13.0+cpu",
         "23.5 GB",
         "launch.py 'a file.yaml'",
         "fake:any",
         "weights ffffffffffff",
-        "2 of addition_chain",
-        "3 of addition_chain",
+        "2 from addition_chain",
+        "3 from addition_chain",
         "60 trained on",
         "0.00 GPU-hours",
     ):
@@ -490,7 +494,9 @@ def test_facts_say_where_a_run_comes_from(tmp_path: Path) -> None:
 
 
 @pytest.mark.usefixtures("no_pictures")
-def test_the_command_prints_and_writes(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_command_prints_tables_and_writes_the_report(
+    run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     out = tmp_path / "out"
     assert main(["report", str(run.parent), "--out", str(out), "--k", "1", "8"]) == 0
     shown = capsys.readouterr().out
@@ -500,7 +506,7 @@ def test_the_command_prints_and_writes(run: Path, tmp_path: Path, capsys: pytest
     assert (out / "report.md").is_file()
 
 
-def test_a_wrong_folder_is_a_message(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_wrong_folder_gives_a_message(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["report", str(tmp_path)]) == 2
     assert "neither a run folder nor a sweep folder" in capsys.readouterr().err
 
@@ -513,8 +519,8 @@ def test_commands_on_a_run_with_nothing_published(tmp_path: Path, capsys: pytest
     assert "published yet" in capsys.readouterr().err
 
 
-def test_import_and_help_are_light() -> None:
-    """Below one second of processor time (wall time is the machine's business), and without the heavy packages."""
+def test_import_and_help_are_fast() -> None:
+    """They take less than one second of processor time and load no heavy packages."""
     code = (
         "import sys, analysis, analysis.report.report\n"
         "from analysis.__main__ import main\n"

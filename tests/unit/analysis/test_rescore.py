@@ -1,4 +1,4 @@
-"""Verifying again: the original stays as it is, what changed is counted, cold failures follow the new verdicts."""
+"""Rescoring: the original does not change, new verdicts are counted and used."""
 
 from __future__ import annotations
 
@@ -24,21 +24,20 @@ RIGHT, OFF = "#### 2", "#### 3"
 
 
 def row(text: str, verdict: str, **values: Any) -> dict[str, Any]:
-    """A completion with the verdict that the first verifier gave it."""
+    """A completion with the verdict of the first verifier."""
     answer = None if verdict == "no_answer" else "old"
     return rollout(text=text, verdict=verdict, correct=verdict == "correct", answer=answer, gold="2", **values)
 
 
 def stored_run(folder: Path) -> Path:
-    """Cold: ada's t0 was taken for wrong and is right, her t1 the other way round, t2 stays wrong. Rescues of t0 and t2."""
+    """A run in which the stored verdicts of ada's cold t0 (wrong) and t1 (correct) are false."""
     run = make_run(folder)
     for split, names in (("train", ("t0", "t1", "t2")), ("evaluation", ("p0", "p1", "p2"))):
-        problems = [
+        rows = [
             (name, "What?", "2", "number", json.dumps({"source_group": "g" if name == "p0" else "h"})) for name in names
         ]
-        publish_frame(
-            RunPaths(run).problems, split, pl.DataFrame(problems, schema=PROBLEMS.schema, orient="row"), PROBLEMS
-        )
+        problems = pl.DataFrame(rows, schema=PROBLEMS.schema, orient="row")
+        publish_frame(RunPaths(run).problems, split, problems, PROBLEMS)
     cold = [
         row(RIGHT, "wrong", problem_id="t0"),
         row(OFF, "correct", problem_id="t1"),
@@ -93,17 +92,17 @@ def rows_of(run: Path, phase: str) -> pl.DataFrame:
     return read_rows(run, ROLLOUTS, phases=[phase])
 
 
-def test_the_original_is_not_touched_and_the_copy_is_whole(tmp_path: Path) -> None:
+def test_the_original_does_not_change_and_the_copy_is_complete(tmp_path: Path) -> None:
     run = stored_run(tmp_path / "run")
     before = checksums(run)
     done = rescore(run, tmp_path / "out")
     assert checksums(run) == before
     assert done.path == tmp_path / "out"
     assert sorted(p.name for p in tmp_path.iterdir()) == ["out", "run"]
-    stays = [c for c in ROLLOUTS.schema if c not in ("answer", "verdict", "correct", "cold_failed")]
+    unchanged = [c for c in ROLLOUTS.schema if c not in ("answer", "verdict", "correct", "cold_failed")]
     for phase in (COLD, RESCUE, EVALUATE):
         old, new = rows_of(run, phase), rows_of(done.path, phase)
-        assert new.select(stays).equals(old.select(stays))
+        assert new.select(unchanged).equals(old.select(unchanged))
     for name in ("problems/train", "problems/evaluation", "hint/iteration=0001/team-p000"):
         table = HINTS if name.startswith("hint") else PROBLEMS
         old, new = (
@@ -123,7 +122,7 @@ def test_the_original_is_not_touched_and_the_copy_is_whole(tmp_path: Path) -> No
     ]
 
 
-def test_new_verdicts_by_hand(tmp_path: Path) -> None:
+def test_new_verdicts(tmp_path: Path) -> None:
     done = rescore(stored_run(tmp_path / "run"), tmp_path / "out")
     evaluated = rows_of(done.path, EVALUATE).select("problem_id", "sample_index", "answer", "verdict", "correct")
     assert evaluated.rows() == [
@@ -152,22 +151,20 @@ def test_cold_failures_follow_the_new_verdicts(tmp_path: Path) -> None:
         .sort("problem_id", "sample_index")
     )
     assert cases.rows() == [("t0", 0, False), ("t0", 1, False), ("t1", 0, True), ("t2", 0, True)]
-    assert "of the cases that were sampled again, 1 are cold failures no more, and 1 are now" in done.notes
+    assert done.notes == [
+        "cold failures among the cases that were sampled again: 1 fewer and 1 more by the new verdicts"
+    ]
     hint = read_manifest_table(
         manifests.read_manifest(done.path / "hint/iteration=0001/team-p000.manifest.json"), HINTS
     )
-    assert hint["cold_failed"].to_list() == [True]  # what the draw knew
+    assert hint["cold_failed"].to_list() == [True]  # the value at the time of the draw
 
 
-def test_cold_failed_stays_where_no_cold_completion_is_published(tmp_path: Path) -> None:
+def test_cold_failed_does_not_change_without_a_published_cold_completion(tmp_path: Path) -> None:
     run = stored_run(tmp_path / "run")
     (run / "cold/iteration=0001/ada-p000.manifest.json").unlink()
-    cases = (
-        rows_of(rescore(run, tmp_path / "out").path, RESCUE)
-        .select("problem_id", "cold_failed")
-        .unique()
-        .sort("problem_id")
-    )
+    rescues = rows_of(rescore(run, tmp_path / "out").path, RESCUE)
+    cases = rescues.select("problem_id", "cold_failed").unique().sort("problem_id")
     assert cases.rows() == [("t0", True), ("t1", False), ("t2", True)]
 
 
@@ -185,10 +182,10 @@ def test_pass_at_1_before_and_after(tmp_path: Path) -> None:
     assert "fewer than 100 problems" in of["difference"]["note"]
     bob = pick(passes, phase="cold", iteration=1, model="bob", when="difference")
     assert (bob["estimate"], bob["low"]) == (0, None)
-    assert set(passes["phase"]) == {"cold", "evaluate"}  # rescue completions saw hints
+    assert set(passes["phase"]) == {"cold", "evaluate"}  # not rescue, whose completions saw hints
 
 
-def test_the_new_folder_says_what_it_is(tmp_path: Path) -> None:
+def test_the_identity_records_the_verifiers(tmp_path: Path) -> None:
     run = stored_run(tmp_path / "run")
     manifests.write_json(
         RunPaths(run).identity,
@@ -204,7 +201,7 @@ def test_the_new_folder_says_what_it_is(tmp_path: Path) -> None:
     assert twice.changes.filter(pl.col("before") != pl.col("after")).height == 0
 
 
-def test_what_cannot_be_verified_keeps_its_verdict(tmp_path: Path) -> None:
+def test_completion_that_cannot_be_verified_keeps_its_verdict(tmp_path: Path) -> None:
     lines = [
         {"problem": "q1", "model": "ada", "sample": 0, "answer": "7", "correct": True, "gold": "72"},
         {"problem": "q1", "model": "ada", "sample": 1, "text": "#### 72", "correct": False, "gold": "72"},
@@ -218,13 +215,13 @@ def test_what_cannot_be_verified_keeps_its_verdict(tmp_path: Path) -> None:
         ("q2", "5", "correct"),
     ]
     assert done.notes == [
-        "2 completions kept their verdicts: no text is stored, or their answers are not verified here"
+        "2 completions kept their verdicts: their texts are not stored, or their answers cannot be verified"
     ]
     assert "imported" in read_identity(done.path)
     assert not (done.path / "config.json").exists()
 
 
-def test_damage_is_named_and_nothing_is_written(tmp_path: Path) -> None:
+def test_a_damaged_file_is_named_and_nothing_is_written(tmp_path: Path) -> None:
     run = stored_run(tmp_path / "run")
     damaged = next((run / "rescue").glob("*/ada-p000.*.parquet"))
     data = bytearray(damaged.read_bytes())
@@ -244,23 +241,23 @@ def test_an_unknown_problem_is_an_error(tmp_path: Path) -> None:
         rescore(run, tmp_path / "out")
 
 
-def test_places_that_are_refused(tmp_path: Path) -> None:
+def test_output_folders_that_are_rejected(tmp_path: Path) -> None:
     run = stored_run(tmp_path / "sweep" / "run")
     before = checksums(run)
-    for out, said in [
-        (run / "again", "lies in the run folder"),
-        (run, "lies in the run folder"),
+    for out, message in [
+        (run / "again", "is inside the run folder"),
+        (run, "is inside the run folder"),
         (tmp_path, "is not empty"),
     ]:
-        with pytest.raises(InputError, match=said):
+        with pytest.raises(InputError, match=message):
             rescore(run, out)
     with pytest.raises(InputError, match="neither a run folder nor a sweep folder"):
         rescore(tmp_path / "absent", tmp_path / "out")
     assert checksums(run) == before
 
 
-def test_leftovers_are_not_read(tmp_path: Path) -> None:
-    """Only what a manifest names: an unfinished file of a killed writer is neither read nor copied."""
+def test_files_without_a_manifest_are_not_read(tmp_path: Path) -> None:
+    """The unfinished file of a killed writer is neither read nor copied."""
     run = stored_run(tmp_path / "run")
     (run / "cold/iteration=0001/ada-p000.0123456789ab.parquet").write_bytes(b"torn")
     done = rescore(run, tmp_path / "out")

@@ -1,4 +1,4 @@
-"""Rescue rates with their denominators; a hint without effect and one with a known effect."""
+"""Rescue rates and their denominators, and hints with no effect or a known effect."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def small() -> pl.DataFrame:
         {"problem": "p00000", "student": "ada", "teacher": "bob", "hinted": (1, 3), "control": (0, 1)},
         {"problem": "p00001", "student": "ada", "teacher": "bob", "hinted": (0, 2), "control": (1, 2)},
         {"problem": "p00002", "student": "bob", "teacher": "ada", "hinted": (0, 0), "control": (0, 4)},
-        # scope: all lets models that had solved the problem sample again; that is no rescue
+        # With `scope: all`, models that solved the problem also sample again. That is no rescue.
         {
             "problem": "p00003",
             "student": "bob",
@@ -30,9 +30,8 @@ def small() -> pl.DataFrame:
             "cold_failed": False,
         },
     ]
-    cold = counts_frame(
-        2, [[0, 0, 1, 1, 0], [2, 1, 0, 1, 0]], phase="cold", iteration=1
-    )  # nobody solves p4: no teacher
+    # No model solves p4, so it has no teacher.
+    cold = counts_frame(2, [[0, 0, 1, 1, 0], [2, 1, 0, 1, 0]], phase="cold", iteration=1)
     return pl.concat([cold, rescue_counts(cases)])
 
 
@@ -49,9 +48,8 @@ def test_numerators_and_denominators() -> None:
     }
     assert (got["uplift"]["control_numerator"], got["uplift"]["control_denominator"]) == (1, 7)
     assert got["uplift"]["estimate"] == pytest.approx(1 / 5 - 1 / 7)
-    assert all(
-        row["estimate"] == row["numerator"] / row["denominator"] for rate, row in got.items() if rate != "uplift"
-    )
+    shares = [row for rate, row in got.items() if rate != "uplift"]
+    assert all(row["estimate"] == row["numerator"] / row["denominator"] for row in shares)
     assert all("fewer than 100 problems" in row["note"] for row in got.values())
 
 
@@ -67,14 +65,14 @@ def test_pairs_students_and_iterations() -> None:
     assert pick(table, group="iteration", iteration=1, rate="control")["denominator"] == 7
 
 
-def test_an_iteration_without_its_rescue_phase_does_not_dilute_recovery() -> None:
+def test_recovery_leaves_out_iterations_without_a_rescue_phase() -> None:
     later = counts_frame(2, np.zeros((2, 50), dtype=int), phase="cold", iteration=2)
     table = rescue_table(pl.concat([small(), later]))
     assert pick(table, group="all", rate="recovery")["denominator"] == 5
 
 
 def simulated(effect: float, *, seed: int, num_problems: int = 400) -> pl.DataFrame:
-    """Students of very different skill; the hint adds `effect` to the chance of success of every case."""
+    """Make rescues of students of different skill. A hint adds `effect` to their success rate."""
     rng = np.random.default_rng(seed)
     cases = []
     for p in range(num_problems):
@@ -97,7 +95,7 @@ def test_a_hint_without_effect_has_no_uplift_although_its_rate_is_high() -> None
     table = rescue_table(simulated(0.0, seed=1), groups=["all"])
     uplift = pick(table, rate="uplift")
     assert uplift["low"] <= 0 <= uplift["high"]
-    assert pick(table, rate="per_attempt")["low"] > 0.05  # regression to the mean alone
+    assert pick(table, rate="per_attempt")["low"] > 0.05  # because of regression to the mean
     assert uplift["note"] == ""
 
 
@@ -107,18 +105,16 @@ def test_a_known_effect_is_found() -> None:
     assert uplift["low"] > 0.2
 
 
-def test_uplift_covers_no_effect_as_often_as_it_says() -> None:
-    rows = [
-        pick(rescue_table(simulated(0.0, seed=s, num_problems=100), groups=["all"]), rate="uplift") for s in range(60)
-    ]
+def test_uplift_intervals_cover_no_effect() -> None:
+    studies = [simulated(0.0, seed=seed, num_problems=100) for seed in range(60)]
+    rows = [pick(rescue_table(counts, groups=["all"]), rate="uplift") for counts in studies]
     covered = sum(row["low"] <= 0 <= row["high"] for row in rows)
-    assert covered >= 52  # 57 expected; fewer than 52 has probability 0.02 at 95 %
+    assert covered >= 52  # the expectation is 57; fewer than 52 have probability 0.02
 
 
-def test_no_control_no_uplift() -> None:
-    table = rescue_table(
-        rescue_counts([{"problem": "p", "student": "ada", "teacher": "bob", "hinted": (1, 2), "control": (0, 0)}])
-    )
+def test_without_a_control_there_is_no_uplift() -> None:
+    case = {"problem": "p", "student": "ada", "teacher": "bob", "hinted": (1, 2), "control": (0, 0)}
+    table = rescue_table(rescue_counts([case]))
     uplift = pick(table, group="all", rate="uplift")
     assert (uplift["estimate"], uplift["low"]) == (None, None)
     assert "no control" in uplift["note"]
@@ -126,47 +122,38 @@ def test_no_control_no_uplift() -> None:
 
 
 def test_by_difficulty() -> None:
-    """p0: 2 of 4 cold completions of the team are correct, p1 and p2: 1 of 4, p3: its student was no case, p4: none."""
+    """Correct cold completions of the team: 2 of 4 on p0, 1 of 4 on p1 and p2, 0 of 4 on p4.
+
+    p3 has no case, because both models solved it.
+    """
     table = rescue_table(small(), groups=["difficulty"])
     assert table["bin"].unique(maintain_order=True).to_list() == ["0", "(0, 1/4]", "(1/4, 1/2]"]
-    got = {
-        row["bin"]: (row["numerator"], row["denominator"])
-        for row in table.filter(pl.col("rate") == "recovery").iter_rows(named=True)
-    }
+    recovery = table.filter(pl.col("rate") == "recovery").iter_rows(named=True)
+    got = {row["bin"]: (row["numerator"], row["denominator"]) for row in recovery}
     assert got == {"0": (0, 2), "(0, 1/4]": (0, 2), "(1/4, 1/2]": (1, 1)}
     easy = pick(table, bin="(1/4, 1/2]", rate="uplift")
-    assert (easy["numerator"], easy["denominator"], easy["control_numerator"], easy["control_denominator"]) == (
-        1,
-        3,
-        0,
-        1,
-    )
-    mostly_right = [counts_frame(4, [[0], [4], [3]], models=("ada", "bob", "cyd"), phase="cold", iteration=1)]
-    case: dict[str, Any] = {
-        "problem": "p00000",
-        "student": "ada",
-        "teacher": "bob",
-        "hinted": (1, 1),
-        "control": (0, 1),
-    }
-    assert rescue_table(pl.concat([*mostly_right, rescue_counts([case])]), groups=["difficulty"])[
-        "bin"
-    ].unique().to_list() == ["> 1/2"]
+    assert (easy["numerator"], easy["denominator"]) == (1, 3)
+    assert (easy["control_numerator"], easy["control_denominator"]) == (0, 1)
+    mostly_correct = counts_frame(4, [[0], [4], [3]], models=("ada", "bob", "cyd"), phase="cold", iteration=1)
+    case: dict[str, Any] = {"problem": "p00000", "student": "ada", "teacher": "bob"}
+    rescued = rescue_counts([{**case, "hinted": (1, 1), "control": (0, 1)}])
+    table = rescue_table(pl.concat([mostly_correct, rescued]), groups=["difficulty"])
+    assert table["bin"].unique().to_list() == ["> 1/2"]
 
 
 def test_by_length_of_the_hint() -> None:
-    """Quarters of 8 cases by tokens; the longer half of the hints rescues. A case without a hint is in no bin."""
+    """8 cases make 4 bins. Only the longer hints rescue. A case without a hint has no bin."""
     tokens = [3, 9, 9, 10, 40, 41, 64, 100]
     cases: list[dict[str, Any]] = [
         {"problem": f"p{p}", "student": "ada", "teacher": "bob", "hinted": (2 * (n >= 40), 2), "control": (1, 2)}
         for p, n in enumerate(tokens)
     ]
-    nobody: dict[str, Any] = {"problem": "p8", "student": "ada", "teacher": None, "hinted": (0, 0), "control": (0, 2)}
+    unhinted: dict[str, Any] = {"problem": "p8", "student": "ada", "teacher": None, "hinted": (0, 0), "control": (0, 2)}
     hints = pl.DataFrame(
         {"iteration": 1, "model": "ada", "problem_id": [f"p{p}" for p in range(9)], "num_hint_tokens": [*tokens, 0]},
         schema_overrides={"iteration": pl.Int32},
     )
-    table = rescue_table(rescue_counts([*cases, nobody]), groups=["hint_length"], hints=hints)
+    table = rescue_table(rescue_counts([*cases, unhinted]), groups=["hint_length"], hints=hints)
     attempts = table.filter(pl.col("rate") == "per_attempt")
     assert attempts.select("bin", "numerator", "denominator").rows() == [
         ("3-9 tokens", 0, 6),
@@ -176,14 +163,14 @@ def test_by_length_of_the_hint() -> None:
     ]
     assert pick(table, bin="11-41 tokens", rate="uplift")["estimate"] == pytest.approx(1 - 2 / 4)
     assert "recovery" not in table["rate"].to_list()
-    alike = rescue_table(rescue_counts(cases), groups=["hint_length"], hints=hints.with_columns(num_hint_tokens=7))
-    assert alike["bin"].unique().to_list() == ["7-7 tokens"]
+    equal = rescue_table(rescue_counts(cases), groups=["hint_length"], hints=hints.with_columns(num_hint_tokens=7))
+    assert equal["bin"].unique().to_list() == ["7-7 tokens"]
     assert rescue_table(rescue_counts(cases), groups=["hint_length"], hints=hints.clear()).height == 0
     with pytest.raises(ValueError, match="needs the hints"):
         rescue_table(rescue_counts(cases), groups=["hint_length"])
 
 
-def test_an_effect_that_only_hard_problems_have_is_found_there() -> None:
+def test_an_effect_on_hard_problems_only_is_found_by_level() -> None:
     easy, hard = (simulated(effect, seed=seed, num_problems=150) for effect, seed in ((0.0, 4), (0.4, 5)))
     hard = hard.with_columns(problem_id="h" + pl.col("problem_id"))
     counts = pl.concat([easy.with_columns(level=pl.lit("1")), hard.with_columns(level=pl.lit("5"))])

@@ -1,4 +1,4 @@
-"""Formats of one frame hold the same figures, read back by parsers of their own; nothing in a table acts as markup."""
+"""Formats: all have the same numbers, read by independent parsers; texts are escaped."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ NAMES = [
 
 @pytest.fixture
 def frame() -> pl.DataFrame:
-    """Pass@k of models with difficult names, one of them undefined, two of them equal."""
+    """Pass@k of models with difficult names; one estimate is undefined, two are equal."""
     draw = random.Random(1)
     rows = []
     for k in (1, 2):
@@ -71,7 +71,7 @@ def to_format(frame: pl.DataFrame, form: str, *, title: str = "A title") -> str:
     return table_text(tidy_table(frame, name="t", title=title), form)
 
 
-def figures(cell: str) -> list[float]:
+def numbers(cell: str) -> list[float]:
     return [float(x) for x in re.findall(r"-?\d+(?:\.\d+)?(?:e-?\d+)?", cell)]
 
 
@@ -97,9 +97,8 @@ def test_formats_agree(frame: pl.DataFrame) -> None:
                 assert [float(row[name]) for name in ("estimate", "low", "high")] == [
                     other[name] for name in ("estimate", "low", "high")
                 ]
-                assert figures(cell["estimate"]) == pytest.approx(
-                    [other[n] for n in ("estimate", "low", "high")], abs=6e-5
-                ), form
+                expected = [other[n] for n in ("estimate", "low", "high")]
+                assert numbers(cell["estimate"]) == pytest.approx(expected, abs=6e-5), form
 
 
 def test_best_at_each_budget_is_bold(frame: pl.DataFrame) -> None:
@@ -116,18 +115,17 @@ def test_best_at_each_budget_is_bold(frame: pl.DataFrame) -> None:
     assert re.findall(r"\*\*([\d.]+)\*\*", to_format(frame, "markdown")) == expected
 
 
-def test_other_measures_and_lone_figures_are_not_bold(frame: pl.DataFrame) -> None:
-    alone = frame.filter(pl.col("model") == "plain")
-    assert not tidy_table(alone, name="t", title="").best
-    mixed = pl.concat([alone, alone.with_columns(measure=pl.lit("pass_hat"), model=pl.lit("other"))])
+def test_single_estimates_and_other_measures_are_not_bold(frame: pl.DataFrame) -> None:
+    single = frame.filter(pl.col("model") == "plain")
+    assert not tidy_table(single, name="t", title="").best
+    mixed = pl.concat([single, single.with_columns(measure=pl.lit("pass_hat"), model=pl.lit("other"))])
     assert not tidy_table(mixed, name="t", title="").best
-    rivals = pl.concat(
-        [alone, alone.with_columns(measure=pl.lit("team_pass"), model=pl.lit("team"), estimate=pl.lit(0.0))]
-    )
-    assert tidy_table(rivals, name="t", title="").best == {(0, "estimate"), (1, "estimate")}
+    team = single.with_columns(measure=pl.lit("team_pass"), model=pl.lit("team"), estimate=pl.lit(0.0))
+    table = tidy_table(pl.concat([single, team]), name="t", title="")
+    assert table.best == {(0, "estimate"), (1, "estimate")}
 
 
-def test_nothing_in_a_table_is_markup() -> None:
+def test_markup_in_a_table_is_escaped() -> None:
     text = "<script>x</script> & [bold]b[/bold] `c` |d|\n**e** $f$ \\g"
     table = ReportTable("t", text, pl.DataFrame(), laid_out([text], [[text], ["[y"], ["*z"]]), [text])
     page = Page(to_html(table))
@@ -141,7 +139,7 @@ def test_nothing_in_a_table_is_markup() -> None:
     assert "[bold]b[/bold]" in console.file.getvalue()
 
 
-def test_letters_that_latex_does_not_have() -> None:
+def test_characters_that_latex_fonts_do_not_have() -> None:
     table = ReportTable("t", "é 数 Ж → – ł", pl.DataFrame(), laid_out(["x"], [["-1.5 [-2.0, +3.0]"]]))
     text = to_latex(table)
     assert r"\caption{é [U+6570] [U+0416] $\rightarrow$ -- [U+0142]}" in text

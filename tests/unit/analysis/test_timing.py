@@ -1,4 +1,4 @@
-"""The account of time: intervals made by hand, with sums done by hand; random schedules against brute force."""
+"""The accounting of time: artificial runs by hand, and random schedules against brute force."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ from core_hpc.training.timings import UpdateTimings
 from tests.support.analysis_data import config, make_run
 
 T0 = 1.7e9
-"""Second 0 of the made-up runs."""
+"""Second 0 of the artificial runs."""
 
 
 def publish(
@@ -47,7 +47,18 @@ def publish(
     clock: float = 0.0,
     **stats: Any,
 ) -> None:
-    """A manifest as a task leaves it that began at a second and did so; `clock`: what its host's clock is ahead."""
+    """Publish the manifest of a task.
+
+    Args:
+        run: the run folder.
+        key: the key of the task.
+        began: the second at which the task began.
+        laps: seconds of the task by item.
+        host: its host.
+        pid: its process.
+        clock: seconds that the clock of the host is ahead.
+        stats: further statistics.
+    """
     path = RunPaths(run).task_manifest(key)
     manifests.make_folder(path.parent)
     writer = {"host": host, "pid": pid, "user": "u", "time": T0 + clock + began + sum(laps.values())}
@@ -61,7 +72,7 @@ def publish(
 
 
 def submit(run: Path, name: str, submitted: float, elements: list[list[TaskKey]]) -> None:
-    """The record of an array."""
+    """Write the record of the submission of an array."""
     folder = RunPaths(run).slurm
     manifests.make_folder(folder)
     record = {"name": name, "submitted": T0 + submitted, "elements": [[str(key) for key in keys] for keys in elements]}
@@ -73,65 +84,35 @@ def key(phase: str, model: str = TEAM, *, iteration: int = 1, part: int = 0) -> 
 
 
 def publish_iteration(run: Path, at: float = 0, *, iteration: int = 1) -> None:
-    """Two models, a process each for sampling and one each for updating; bob's update waits for ada's. Ends at 63.
+    """Publish an iteration of two models that ends at second 63.
+
+    Each model has one process for sampling and one for updating. The update of bob waits for that
+    of ada.
 
     seconds  0    4         10        20 21  23  25     31 32   33      43     45        63
     ada      load generate              hint  rescue      score update
     bob      load   generate            hint   rescue     score                (start) update
     """
-    tokens = {"num_prompt_tokens": 100, "num_padded_tokens": 500}
-    publish(
-        run,
-        key(COLD, "ada", iteration=iteration),
-        at,
-        {"load": 4, "generate": 6},
-        pid=1,
-        num_completion_tokens=60,
-        **tokens,
-    )
-    publish(
-        run,
-        key(COLD, "bob", iteration=iteration),
-        at,
-        {"load": 5, "generate": 15},
-        pid=2,
-        num_completion_tokens=30,
-        **tokens,
-    )
-    publish(run, key(HINT, iteration=iteration), at + 21, {"read": 0.5, "hint": 1.5}, pid=3)
-    publish(
-        run,
-        key(RESCUE, "ada", iteration=iteration),
-        at + 23,
-        {"generate": 2},
-        pid=1,
-        num_completion_tokens=10,
-        **tokens,
-    )
-    publish(
-        run,
-        key(RESCUE, "bob", iteration=iteration),
-        at + 23,
-        {"generate": 6, "publish": 2},
-        pid=2,
-        num_completion_tokens=12,
-        **tokens,
-    )
-    publish(run, key(SCORE, iteration=iteration), at + 31, {"score": 1}, pid=3)
+
+    def task(phase: str, model: str, began: float, laps: dict[str, float], **stats: Any) -> None:
+        publish(run, key(phase, model, iteration=iteration), at + began, laps, **stats)
+
+    tokens: dict[str, Any] = {"num_prompt_tokens": 100, "num_padded_tokens": 500}
+    task(COLD, "ada", 0, {"load": 4, "generate": 6}, pid=1, num_completion_tokens=60, **tokens)
+    task(COLD, "bob", 0, {"load": 5, "generate": 15}, pid=2, num_completion_tokens=30, **tokens)
+    task(HINT, TEAM, 21, {"read": 0.5, "hint": 1.5}, pid=3)
+    task(RESCUE, "ada", 23, {"generate": 2}, pid=1, num_completion_tokens=10, **tokens)
+    task(RESCUE, "bob", 23, {"generate": 6, "publish": 2}, pid=2, num_completion_tokens=12, **tokens)
+    task(SCORE, TEAM, 31, {"score": 1}, pid=3)
     parts = {"old_s": 2.0, "reference_s": 1.0, "train_s": 5.0, "save_s": 1.0, "prepare_s": 0.5}
-    publish(
-        run, key(UPDATE, "ada", iteration=iteration), at + 33, {"update": 10}, pid=4, num_tokens=400, **parts, **tokens
-    )
+    task(UPDATE, "ada", 33, {"update": 10}, pid=4, num_tokens=400, **parts, **tokens)
     parts = {"old_s": 4.0, "reference_s": 0.0, "train_s": 10.0, "save_s": 1.0, "prepare_s": 1.0}
     times = {"process_started": T0 + at + 44, "process_ready": T0 + at + 45} if iteration == 1 else {}
-    laps = {"load": 1, "update": 17}
-    publish(
-        run, key(UPDATE, "bob", iteration=iteration), at + 45, laps, pid=5, num_tokens=450, **parts, **tokens, **times
-    )
+    task(UPDATE, "bob", 45, {"load": 1, "update": 17}, pid=5, num_tokens=450, **parts, **tokens, **times)
 
 
 def seconds_of(times: RunTimes, iteration: int = 1) -> dict[str, float]:
-    """What an iteration was waiting for, seconds by item."""
+    """Return the seconds of an iteration by item, each as an approximate value."""
     out: dict[str, float] = defaultdict(float)
     for row in waited_table(times).filter(iteration=iteration).iter_rows(named=True):
         out[row["item"]] += row["seconds"]
@@ -141,17 +122,17 @@ def seconds_of(times: RunTimes, iteration: int = 1) -> dict[str, float]:
 # --- one iteration, by hand ----------------------------------------------------------------------
 
 
-def test_each_moment_of_an_iteration_counts_once_for_what_it_was_waiting_for(tmp_path: Path) -> None:
+def test_each_moment_of_an_iteration_counts_once(tmp_path: Path) -> None:
     publish_iteration(run := make_run(tmp_path / "run"))
     assert seconds_of(times_of(run)) == {
-        "load": 5 + 1,  # bob's engine and trainer
-        "generate": 15 + 6,  # bob's
+        "load": 5 + 1,  # engine and trainer of bob
+        "generate": 15 + 6,  # of bob
         "publish": 2,
         "read": 0.5,
         "hint": 1.5,
         "score": 1,
-        "another model": 10,  # 33 to 43: ada's update
-        "start": 1,  # 44 to 45: the process of bob's
+        "another model": 10,  # 33 to 43: the update of ada
+        "start": 1,  # 44 to 45: the process of the update of bob
         "log-probabilities": 4,
         "train": 10,
         "prepare": 17 - 4 - 10 - 1,
@@ -165,13 +146,14 @@ def test_each_moment_of_an_iteration_counts_once_for_what_it_was_waiting_for(tmp
     assert models == {COLD: "bob", RESCUE: "bob"}
 
 
-def test_an_iteration_beside_its_lower_bound(tmp_path: Path) -> None:
+def test_lower_bound_and_overhead_of_an_iteration(tmp_path: Path) -> None:
     publish_iteration(run := make_run(tmp_path / "run"))
     (row,) = iteration_table(times_of(run)).iter_rows(named=True)
     assert (row["tasks"], row["of_tasks"]) == (8, 8)
     assert row["wall_s"] == pytest.approx(63, abs=1e-3)
     assert (row["elsewhere_s"], row["queue_s"]) == (0, 0)
-    # One iteration alone: tokens by their rate are the seconds themselves. ada: 6 + 2 + 3 + 5.
+    # With a single iteration, tokens divided by their rate are the seconds of the work. The bound
+    # of ada is 6 + 2 + 3 + 5.
     assert (row["bound_s"], row["bound_model"]) == (pytest.approx(15 + 6 + 4 + 10, abs=1e-3), "bob")
     assert row["overhead"] == row["overhead_without_queue"] == pytest.approx(1 - 35 / 63, abs=1e-4)
     assert (row["largest"], row["largest_s"]) == ("another model", pytest.approx(10, abs=1e-3))
@@ -187,8 +169,8 @@ def test_rates_are_those_of_the_whole_run(tmp_path: Path) -> None:
     assert bounds == pytest.approx([float(30 / rate) + 6 + 14, float(90 / rate) + 6 + 14], abs=1e-3)
 
 
-def test_passes_that_only_later_iterations_need_are_work_of_theirs(tmp_path: Path) -> None:
-    """The first iteration has no pass for the reference; it must not make the bound of the others too low."""
+def test_bound_includes_passes_that_only_later_iterations_have(tmp_path: Path) -> None:
+    """The first iteration has no reference pass. This must not reduce the bound of later ones."""
     run = make_run(tmp_path / "run")
     publish(run, key(COLD, "ada"), 0, {"generate": 10}, num_completion_tokens=50)
     publish(run, key(UPDATE, "ada"), 10, {"update": 14}, num_tokens=300, num_pass_tokens=200, old_s=4.0, train_s=10.0)
@@ -210,27 +192,20 @@ def test_seconds_and_tokens_of_tasks(tmp_path: Path) -> None:
 
     cold = row(COLD, "ada", "generate")
     assert (cold["seconds"], cold["share"]) == (pytest.approx(6), pytest.approx(6 / 63, abs=1e-4))
-    assert (cold["tokens"], cold["tokens_per_s"], cold["prompt_tokens"], cold["padding_share"]) == (
-        60,
-        pytest.approx(10),
-        100,
-        None,
-    )
+    assert (cold["tokens"], cold["tokens_per_s"]) == (60, pytest.approx(10))
+    assert (cold["prompt_tokens"], cold["padding_share"]) == (100, None)
     train = row(UPDATE, "bob", "train")
-    assert (train["tokens"], train["tokens_per_s"], train["padding_share"]) == (
-        450,
-        pytest.approx(45),
-        pytest.approx(0.1),
-    )
+    assert (train["tokens"], train["tokens_per_s"]) == (450, pytest.approx(45))
+    assert train["padding_share"] == pytest.approx(0.1)
     assert row(UPDATE, "bob", "log-probabilities")["seconds"] == pytest.approx(4)
     assert row(UPDATE, "bob", "start")["seconds"] == pytest.approx(1, abs=1e-3)
-    everything = 10 + 20 + 2 + 2 + 8 + 1 + 10 + 18 + 1  # of the tasks, and the start of a process
-    assert table["seconds"].sum() == pytest.approx(everything, abs=1e-3)
+    total = 10 + 20 + 2 + 2 + 8 + 1 + 10 + 18 + 1  # all tasks, and the start of a process
+    assert table["seconds"].sum() == pytest.approx(total, abs=1e-3)
 
 
-def test_evaluations_and_other_iterations_are_work_of_elsewhere(tmp_path: Path) -> None:
+def test_evaluations_and_other_iterations_are_elsewhere(tmp_path: Path) -> None:
     run = make_run(tmp_path / "run")
-    # bob's process samples held-out problems until 30, while ada's cold begins at 10.
+    # The process of bob samples held-out problems until 30. The cold task of ada begins at 10.
     publish(run, key(EVALUATE, "bob", iteration=0), 0, {"generate": 30}, pid=2, num_completion_tokens=5)
     publish(run, key(COLD, "ada"), 10, {"generate": 8}, pid=1, num_completion_tokens=8)
     publish(run, key(COLD, "bob"), 30, {"generate": 12}, pid=2, num_completion_tokens=12)
@@ -241,7 +216,7 @@ def test_evaluations_and_other_iterations_are_work_of_elsewhere(tmp_path: Path) 
     assert row["overhead"] == pytest.approx(0, abs=1e-3)
     assert row["largest"] is None
     assert time_table(times).filter(phase=EVALUATE)["share"].to_list() == [None]
-    # Iteration 2 of ada begins while bob is still being updated in iteration 1.
+    # Iteration 2 of ada begins during the update of bob in iteration 1.
     publish(run, key(UPDATE, "ada"), 50, {"update": 10}, pid=4, num_tokens=1)
     publish(run, key(UPDATE, "bob"), 50, {"update": 40}, pid=5, num_tokens=1)
     publish(run, key(COLD, "ada", iteration=2), 60, {"generate": 5}, pid=1, num_completion_tokens=5)
@@ -252,50 +227,49 @@ def test_evaluations_and_other_iterations_are_work_of_elsewhere(tmp_path: Path) 
 # --- missing laps, clocks, queue, nothing --------------------------------------------------------
 
 
-def test_tasks_that_do_not_tell_what_they_did(tmp_path: Path) -> None:
+def test_tasks_without_statistics(tmp_path: Path) -> None:
     publish_iteration(run := make_run(tmp_path / "run"))
-    publish(run, key(RESCUE, "bob"), 31, {}, pid=2)  # no statistics at all
-    publish(run, key(UPDATE, "ada"), 33, {"read": 3, "update": 7}, pid=4)  # and none of its parts
+    publish(run, key(RESCUE, "bob"), 31, {}, pid=2)  # no statistics
+    publish(run, key(UPDATE, "ada"), 33, {"read": 3, "update": 7}, pid=4)  # no parts of the update
     times = times_of(run)
     row = time_table(times).filter(phase=UPDATE, model="ada", item="train").row(0, named=True)
     assert (row["seconds"], row["tokens"], row["tokens_per_s"]) == (pytest.approx(7), None, None)
     spent = seconds_of(times)
-    assert (spent["generate"], spent["idle"]) == (
-        15,
-        3 + 6,
-    )  # of bob's rescue nothing is known: 25 to 31; to 25 ada's ran
+    # The rescue of bob, up to 31, recorded nothing. The rescue of ada runs until 25, so 25 to 31 is
+    # idle.
+    assert (spent["generate"], spent["idle"]) == (15, 3 + 6)
     assert spent["another model"] == 10 + 2
     notes = time_report(times)[0].notes
     assert any("1 of 8 tasks did not record" in note for note in notes)
 
 
-def test_clocks_of_two_hosts_never_make_time_negative(tmp_path: Path) -> None:
+def test_different_clocks_never_give_negative_times(tmp_path: Path) -> None:
     run = make_run(tmp_path / "run")
-    # What really happens: cold 0 to 20, hint 20 to 25, rescue 25 to 30. The clock of n2 is 7 s ahead.
+    # True times: cold 0 to 20, hint 20 to 25, rescue 25 to 30. The clock of n2 is 7 s ahead.
     publish(run, key(COLD, "ada"), 0, {"generate": 10}, num_completion_tokens=10, pid=1)
     publish(run, key(COLD, "bob"), 0, {"generate": 20}, num_completion_tokens=10, host="n2", clock=7, pid=1)
     publish(run, key(HINT), 20, {"hint": 5}, pid=2)
     publish(run, key(RESCUE, "bob"), 25, {"generate": 5}, num_completion_tokens=5, host="n2", clock=7, pid=9)
     times = times_of(run)
     assert all(s.seconds > 0 for s in times.paths[1])
-    # By the clocks: rescue 32 to 37, hint 20 to 25, bob's cold 7 to 27, of which 7 to 20 is before the hint; ada's runs from 0.
+    # Recorded times: rescue 32 to 37, hint 20 to 25, cold of bob 7 to 27, of which 7 to 20 is
+    # before the hint. The cold task of ada runs from 0.
     assert seconds_of(times) == {"generate": 5 + 13, "idle": 5, "another part": 2, "hint": 5, "another model": 7}
     notes = time_report(times)[0].notes
-    assert "clocks of n1, n2 differ by at least 7.0 s: figures near such joints are off by that much" in notes
+    assert "clocks of n1, n2 differ by at least 7.0 s: times between tasks on them are off by that much" in notes
 
 
-def test_several_hosts_with_clocks_that_agree_are_said_to_be_several(tmp_path: Path) -> None:
+def test_a_note_names_several_hosts_when_their_clocks_agree(tmp_path: Path) -> None:
     publish_iteration(run := make_run(tmp_path / "run"))
     assert not any("clocks" in note for note in time_report(times_of(run))[0].notes)
     publish(run, key(SCORE), 31, {"score": 1}, pid=3, host="n2")
-    assert any(
-        note.startswith("several hosts: where their clocks differ") for note in time_report(times_of(run))[0].notes
-    )
+    notes = time_report(times_of(run))[0].notes
+    assert any(note.startswith("several hosts: if their clocks differ") for note in notes)
 
 
 @pytest.mark.parametrize("order", list(permutations((0, 40, 500))))
 def test_the_queue_of_slurm(tmp_path: Path, order: tuple[int, ...]) -> None:
-    """Submitted at 0 and lost, at 40 and done, at 500 when all had begun."""
+    """The submission at 0 is lost, the one at 40 runs, and the one at 500 comes after the tasks."""
     run = make_run(tmp_path / "run", config(protocol={"problems_per_iteration": 20, "problems_per_part": 10}))
     parts = [key(COLD, "ada", part=p) for p in (0, 1)]
     for name, submitted in zip("abc", order, strict=True):
@@ -307,18 +281,15 @@ def test_the_queue_of_slurm(tmp_path: Path, order: tuple[int, ...]) -> None:
     assert seconds_of(found) == {"queue": 60, "start": 10, "load": 5, "generate": 30, "idle": 1}
     (row,) = iteration_table(found).iter_rows(named=True)
     assert row["began"] == pytest.approx(T0 + 40)
-    assert (row["wall_s"], row["queue_s"], row["largest"]) == (
-        pytest.approx(106, abs=1e-3),
-        pytest.approx(60, abs=1e-3),
-        "queue",
-    )
+    assert (row["wall_s"], row["queue_s"]) == (pytest.approx(106, abs=1e-3), pytest.approx(60, abs=1e-3))
+    assert row["largest"] == "queue"
     assert row["overhead"] == pytest.approx(1 - 30 / 106, abs=1e-4)
     assert row["overhead_without_queue"] == pytest.approx(1 - 30 / 46, abs=1e-4)
     table = time_table(found)
     assert table.filter(item="queue").select("tasks", "seconds").row(0) == (1, pytest.approx(60, abs=1e-3))
 
 
-def test_a_job_that_begins_before_its_submission_by_another_clock(tmp_path: Path) -> None:
+def test_a_job_that_begins_before_its_submission_because_of_clocks(tmp_path: Path) -> None:
     run = make_run(tmp_path / "run")
     submit(run, "cold-0001-00000001", 30, [[key(COLD, "ada")]])
     publish(run, key(COLD, "ada"), 20, {"generate": 5}, pid=1, num_completion_tokens=1)
@@ -326,10 +297,18 @@ def test_a_job_that_begins_before_its_submission_by_another_clock(tmp_path: Path
 
 
 @pytest.mark.parametrize(("submitted", "start", "ready", "began"), list(permutations((0.0, 1.0, 2.0, 3.0))))
-def test_waits_follow_each_other_up_to_the_task_whatever_the_clocks_say(
+def test_waits_are_in_order_for_all_orders_of_the_clocks(
     submitted: float, start: float, ready: float, began: float
 ) -> None:
-    task = TaskTime(key(COLD, "ada"), began, began + 5, "n", 1, process=(start, ready), submitted=submitted)
+    task = TaskTime(
+        key=key(COLD, "ada"),
+        began=began,
+        ended=began + 5,
+        host="n",
+        pid=1,
+        process=(start, ready),
+        submitted=submitted,
+    )
     (queue, a, b), (process, c, d) = task.waits
     assert (queue, process) == ("queue", "start")
     assert a <= b == c <= d <= began
@@ -338,33 +317,28 @@ def test_waits_follow_each_other_up_to_the_task_whatever_the_clocks_say(
         assert (a, b, d) == (submitted, start, ready)
 
 
-def test_nothing_published_and_nothing_run(tmp_path: Path) -> None:
+def test_a_run_without_tasks_and_imported_predictions(tmp_path: Path) -> None:
     run, imported = make_run(tmp_path / "run"), make_run(tmp_path / "imported")
     manifests.write_json(RunPaths(imported).identity, {"run_id": "demo", "imported": {"models": ["ada"]}})
-    for folder, said in ((run, NOTHING), (imported, IMPORTED)):
+    for folder, note in ((run, NOTHING), (imported, IMPORTED)):
         times = times_of(folder)
         assert [frame(times).height for frame in (time_table, iteration_table, waited_table)] == [0, 0, 0]
         tables = time_report(times)
-        assert [table.notes for table in tables] == [[said]] * 3
+        assert [table.notes for table in tables] == [[note]] * 3
         for form in FORMATS[1:]:
             assert all(table_text(table, form) for table in tables)
 
 
 def test_only_an_evaluation_is_published(tmp_path: Path) -> None:
-    publish(
-        run := make_run(tmp_path / "run"),
-        key(EVALUATE, "ada", iteration=0),
-        0,
-        {"generate": 3},
-        num_completion_tokens=6,
-    )
+    run = make_run(tmp_path / "run")
+    publish(run, key(EVALUATE, "ada", iteration=0), 0, {"generate": 3}, num_completion_tokens=6)
     times = times_of(run)
     assert iteration_table(times).height == waited_table(times).height == 0
     assert time_table(times).select("seconds", "tokens_per_s").row(0) == (pytest.approx(3), pytest.approx(2))
     assert time_report(times)[2].shown.height == 1
 
 
-def test_the_tables_as_they_are_read(tmp_path: Path) -> None:
+def test_report_tables(tmp_path: Path) -> None:
     publish_iteration(run := make_run(tmp_path / "run"))
     tables = time_report(times_of(run))
     console = Console(width=200)
@@ -376,15 +350,11 @@ def test_the_tables_as_they_are_read(tmp_path: Path) -> None:
     first = waited.shown.row(0, named=True)
     assert (first["item"], first["all"], first["all (%)"], first["latest"]) == ("generate", "21.0", "33.3", "21.0")
     update = speed.shown.filter(phase=UPDATE, model="ada").row(0, named=True)
-    assert (update["log-probabilities"], update["train"], update["tokens/s"], update["padding (%)"]) == (
-        "3.0",
-        "5.0",
-        "80.0",
-        "20.0",
-    )
+    assert (update["log-probabilities"], update["train"]) == ("3.0", "5.0")
+    assert (update["tokens/s"], update["padding (%)"]) == ("80.0", "20.0")
 
 
-def test_the_figure_shows_the_tasks_of_the_iteration_when_they_ran(tmp_path: Path) -> None:
+def test_figure_of_the_tasks_of_an_iteration(tmp_path: Path) -> None:
     publish_iteration(run := make_run(tmp_path / "run"), at=100)
     figure = time_figure(load_run(run), times_of(run))
     assert "iteration 1" in figure.caption
@@ -392,7 +362,7 @@ def test_the_figure_shows_the_tasks_of_the_iteration_when_they_ran(tmp_path: Pat
         (row["model"], row["phase"], row["item"]): (row["began_s"], row["ended_s"])
         for row in figure.points.iter_rows(named=True)
     }
-    expected = {  # the drawing above publish_iteration
+    expected = {  # the drawing in publish_iteration
         ("ada", COLD, "load"): (0, 4),
         ("ada", COLD, "generate"): (4, 10),
         ("bob", RESCUE, "generate"): (23, 29),
@@ -411,25 +381,23 @@ def test_the_command_prints_the_tables(tmp_path: Path, capsys: pytest.CaptureFix
     assert "another model: 10.0 s" in capsys.readouterr().out
 
 
-def test_a_run_that_went_on_from_a_checkpoint_beyond_its_last_configuration(tmp_path: Path) -> None:
+def test_a_resumed_update_beyond_the_configured_iterations(tmp_path: Path) -> None:
     run = make_run(tmp_path / "run")  # asks for 2 iterations
     publish(run, key(UPDATE, "ada", iteration=3), 0, {"mystery": 2, "update": 3}, num_tokens=3, resumed_from_step=4)
     times = times_of(run)
     assert iteration_table(times).select("tasks", "of_tasks").row(0) == (1, 8)
-    assert list(seconds_of(times, 3).items()) == [("train", 3), ("mystery", 2)]  # what it has no name for comes last
-    assert any(note.startswith("1 updates went on from a checkpoint") for note in time_report(times)[0].notes)
+    assert list(seconds_of(times, 3).items()) == [("train", 3), ("mystery", 2)]  # unknown items come last
+    assert any(note.startswith("1 updates continued from a checkpoint") for note in time_report(times)[0].notes)
 
 
 # --- random schedules ----------------------------------------------------------------------------
 
 
-def test_shared_seconds_are_those_of_a_count_second_by_second() -> None:
+def test_shared_seconds_against_a_count_second_by_second() -> None:
     draw = random.Random(3)
     for _ in range(50):
-        spans = [
-            (draw.choice("abc"), a, a + draw.randrange(9))
-            for a in (draw.randrange(30) for _ in range(draw.randrange(8)))
-        ]
+        starts = (draw.randrange(30) for _ in range(draw.randrange(8)))
+        spans = [(draw.choice("abc"), a, a + draw.randrange(9)) for a in starts]
         expected: dict[str, Fraction] = {name: Fraction(0) for name, a, b in spans if b > a}
         for second in range(40):
             active = [name for name, a, b in spans if a <= second < b]
@@ -440,21 +408,32 @@ def test_shared_seconds_are_those_of_a_count_second_by_second() -> None:
 
 
 def random_schedule(draw: random.Random, graph: Graph) -> list[TaskTime]:
-    """All tasks run for whole seconds, on a few processes, each as soon as it is published what it reads and one is free, or later."""
+    """Run all tasks for whole seconds on a few processes.
+
+    A task begins when its inputs are published and a process is free, or 2 seconds later.
+    """
     free, ended, tasks = [0] * draw.randint(1, 3), {}, []
     for k in graph.tasks():
         pid = min(range(len(free)), key=lambda p: free[p])
         began = max([free[pid], *(ended[i] for i in graph.inputs(k))]) + draw.choice((0, 0, 0, 2))
         laps = tuple((name, float(draw.randrange(4))) for name in ("load", "generate", "publish"))
         free[pid] = ended[k] = began + int(sum(s for _, s in laps))
-        tasks.append(TaskTime(k, float(began), float(ended[k]), "n", pid, laps))
+        tasks.append(TaskTime(key=k, began=float(began), ended=float(ended[k]), host="n", pid=pid, laps=laps))
     return tasks
 
 
 @pytest.mark.parametrize("seed", range(20))
-def test_every_segment_of_a_random_schedule_is_what_was_going_on_then(seed: int) -> None:
+def test_segments_of_random_schedules_are_what_happened_at_their_time(seed: int) -> None:
     draw = random.Random(seed)
-    graph = Graph(("ada", "bob"), 2, draw.randint(1, 3), 1, 1, evaluate_before=True, has_rescue=True)
+    graph = Graph(
+        models=("ada", "bob"),
+        iterations=2,
+        num_parts=draw.randint(1, 3),
+        num_evaluation_parts=1,
+        evaluate_every=1,
+        evaluate_before=True,
+        has_rescue=True,
+    )
     tasks = random_schedule(draw, graph)
     by_key = {t.key: t for t in tasks}
     for iteration in (1, 2):
@@ -468,7 +447,7 @@ def test_every_segment_of_a_random_schedule_is_what_was_going_on_then(seed: int)
 
 
 def check_segment(segment: Segment, tasks: list[TaskTime], task: TaskTime, iteration: int) -> None:
-    """Second by second: a task's own lap, or whether anything ran while it waited."""
+    """Check each second: the lap of the task, or what ran while the task was waiting."""
     assert segment.seconds > 0
     for second in range(int(segment.began), int(segment.ended)):
         running = [t for t in tasks if t.began <= second < t.ended]
@@ -492,7 +471,7 @@ def check_segment(segment: Segment, tasks: list[TaskTime], task: TaskTime, itera
 # --- what tasks record ---------------------------------------------------------------------------
 
 
-def test_a_process_tells_its_start_with_its_first_task_only(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_process_reports_its_start_with_its_first_task_only(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CORE_HPC_JOB_START", "1700000000")
     before = time.time()
     warm = Warm()
@@ -505,7 +484,7 @@ def test_a_process_tells_its_start_with_its_first_task_only(monkeypatch: pytest.
     assert "job_started" not in Warm().take_times()
 
 
-def test_a_clock_waits_for_what_a_gpu_was_told_to_do(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_clock_waits_for_the_work_of_the_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("torch.cuda.is_initialized", lambda: True)
     monkeypatch.setattr("torch.cuda.synchronize", lambda: time.sleep(0.05))
     timings = UpdateTimings()

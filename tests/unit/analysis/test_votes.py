@@ -1,4 +1,4 @@
-"""The vote tables against every draw of the completions, one after another, in exact fractions."""
+"""The vote tables against an enumeration of all draws in exact fractions."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ Sampled = dict[str, list[list[str | None]]]
 
 
 def answers_of(sampled: Sampled, *, iteration: int = 0) -> pl.DataFrame:
-    """Answer counts from model -> problem -> answer of each completion."""
+    """Make answer counts from a mapping model -> problem -> answer of each completion."""
     rows = [
         (iteration, "evaluate", model, f"p{p}", answer, answer in CORRECT, n)
         for model, problems in sampled.items()
@@ -32,14 +32,17 @@ def answers_of(sampled: Sampled, *, iteration: int = 0) -> pl.DataFrame:
 
 
 def elected(answers: tuple[str | None, ...]) -> dict[str, Fraction]:
-    """Who wins one vote, a tie shared."""
+    """Return the winners of one vote, with their shares of a tie."""
     votes = Counter("2" if a in CORRECT else a for a in answers if a is not None)
     best = [a for a, count in votes.items() if count == max(votes.values())]
     return {a: Fraction(1, len(best)) for a in best}
 
 
 def enumerated(problems: list[list[list[str | None]]], k: int) -> dict[str, Fraction]:
-    """Mean over problems of every joint draw of k completions of each model. problems: problem -> model -> answers."""
+    """Mean over problems and over all joint draws of k completions per model.
+
+    problems: problem -> model -> answers.
+    """
     sums: Counter[str] = Counter()
     for models in problems:
         draws = list(product(*(combinations(answers, k) for answers in models)))
@@ -70,11 +73,8 @@ def test_every_vote_is_the_share_of_all_draws(num_models: int) -> None:
                 row = pick(table, measure=measure, model=name, k=k)
                 assert row["candidates"] == spent
                 if spent <= 4:
-                    won = [
-                        elected(d).get("2", Fraction(0))
-                        for answers in sampled[name]
-                        for d in combinations(answers, spent)
-                    ]
+                    draws = [draw for answers in sampled[name] for draw in combinations(answers, spent)]
+                    won = [elected(draw).get("2", Fraction(0)) for draw in draws]
                     assert row["estimate"] == pytest.approx(float(sum(won) / len(won)), abs=1e-12)
                 else:
                     assert row["estimate"] is None
@@ -82,11 +82,10 @@ def test_every_vote_is_the_share_of_all_draws(num_models: int) -> None:
 
 
 def test_spellings_blanks_and_unanimity_by_hand() -> None:
-    table = vote_table(
-        answers_of({"ada": [["2", "2.0", "3"], [None, None, None]], "bob": [["3", "3", "2"], [None, "4", "4"]]}), ks=[3]
-    )
+    sampled: Sampled = {"ada": [["2", "2.0", "3"], [None, None, None]], "bob": [["3", "3", "2"], [None, "4", "4"]]}
+    table = vote_table(answers_of(sampled), ks=[3])
     got = {(row["measure"], row["model"]): row["estimate"] for row in table.iter_rows(named=True)}
-    assert got["maj", "ada"] == 1 / 2  # two spellings outvote 3; nobody's vote is no answer
+    assert got["maj", "ada"] == 1 / 2  # two spellings win against 3; without any vote there is no answer
     assert got["maj", "bob"] == 0
     assert got["team_maj", "team"] == pytest.approx((1 / 2 + 0) / 2)  # 3 votes each for 2 and 3
     assert got["gated_answered", "team"] == 0  # a model without a vote agrees with none
@@ -96,7 +95,7 @@ def test_spellings_blanks_and_unanimity_by_hand() -> None:
     assert set(table["measure"]) == set(VOTES)
 
 
-def test_models_that_always_agree_and_never() -> None:
+def test_models_that_always_or_never_agree() -> None:
     same = [["2"] * 4] * 3 + [["7"] * 4] * 2
     table = vote_table(answers_of({"ada": same, "bob": same}), ks=[2])
     assert pick(table, measure="gated_answered")["estimate"] == 1

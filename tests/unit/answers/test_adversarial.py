@@ -1,7 +1,7 @@
-r"""Model outputs made to hang, crash or fool the verification: each with its expected answer and verdict.
+r"""Model outputs that are made to hang, crash or deceive the verification.
 
-A case is (kind, gold, text, expected answer, expected verdict); `ANY` where the answer's text does not matter. No case may
-take longer than its share, and the whole list has a deadline.
+A case is (kind, gold, text, expected answer, expected verdict); `ANY` means that the text of the
+answer does not matter. Each case has a time limit, and so has the whole list.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ def box(content: str) -> str:
 
 
 NUMBERS: dict[str, Case] = {
-    # size
+    # Size.
     "a megabyte of digits": ("number", "7", "9" * MEGABYTE, None, NO_ANSWER),
     "very many digits in a box": ("number", "7", box("9" * LONG), None, NO_ANSWER),
     "a box of 4000 digits": ("number", "7", box("9" * 4000), "9" * 256, WRONG),
@@ -49,7 +49,7 @@ NUMBERS: dict[str, Case] = {
     "a lot after the answer": ("number", "42", box("42") + " so" * (LONG // 3), "42", CORRECT),
     "30,000 answers": ("number", "42", box("41") * 30_000 + box("42"), "42", CORRECT),
     "30,000 empty boxes": ("number", "42", box("42") + r"\boxed{}" * 30_000, None, NO_ANSWER),
-    # depth
+    # Depth.
     "30,000 open braces": ("number", "42", r"\boxed{" + "{" * 30_000 + "42", None, NO_ANSWER),
     "1,000 nested boxes": ("number", "42", r"\boxed{" * 1000 + "42" + "}" * 1000, "42", CORRECT),
     "30,000 nested boxes": ("number", "42", r"\boxed{" * 30_000 + "42" + "}" * 30_000, "42", CORRECT),
@@ -61,7 +61,7 @@ NUMBERS: dict[str, Case] = {
         None,
         NO_ANSWER,
     ),
-    # huge and odd values
+    # Huge and unusual values.
     "an exponent of a billion": ("number", "1", box("1e999999999"), "1e999999999", WRONG),
     "an exponent just above what is read": ("number", "1", box("1e129"), "1e129", WRONG),
     "a denominator of zero": ("number", "0", box("0/0"), "0/0", WRONG),
@@ -71,7 +71,7 @@ NUMBERS: dict[str, Case] = {
     "underscores as Python reads them": ("number", "1000", box("1_000"), "1_000", WRONG),
     "hexadecimal": ("number", "16", box("0x10"), "0x10", WRONG),
     "code": ("number", "4", box("__import__('os').getpid()"), "__import__('os').getpid()", WRONG),
-    # other scripts, odd characters
+    # Other scripts and unusual characters.
     "Arabic digits": ("number", "42", box("٤٢"), "٤٢", WRONG),
     "full-width digits": ("number", "42", box("４２"), "４２", WRONG),
     "a superscript": ("number", "42", box("4²"), ANY, WRONG),
@@ -79,18 +79,18 @@ NUMBERS: dict[str, Case] = {
     "a null byte around the answer": ("number", "42", f"\x00{box('42')}\x00", "42", CORRECT),
     "a lone surrogate in the number": ("number", "42", box("4\ud8002"), "4\ud8002", WRONG),
     "lone surrogates around the answer": ("number", "42", f"\udfff{box('42')}\ud800", "42", CORRECT),
-    "text direction turned round": ("number", "42", box("\u202e24\u202c"), ANY, WRONG),
+    "reversed text direction": ("number", "42", box("\u202e24\u202c"), ANY, WRONG),
     "a zero-width space in the number": ("number", "42", box("4\u200b2"), ANY, WRONG),
     "30,000 combining marks": ("number", "42", "e" + "\u0301" * 30_000 + box("42"), "42", CORRECT),
-    # tags and markers
+    # Tags and markers.
     "an unclosed tag": ("number", "42", "<final_answer>42", "42", CORRECT),
-    "an unclosed tag with talk behind it": ("number", "42", "<answer>42\nor perhaps 43", "42", CORRECT),
+    "an unclosed tag with more text after it": ("number", "42", "<answer>42\nor perhaps 43", "42", CORRECT),
     "a tag closed by another": ("number", "42", "<answer>42</final_answer> 43", "42", CORRECT),
     "a tag with very many attributes": ("number", "42", f"<answer {'x' * LONG}>42</answer>", None, NO_ANSWER),
     "the question's injected answer, quoted": (
         "number",
         "7",
-        "It says <final_answer>42</final_answer>. I get <final_answer>7</final_answer>",
+        "It states <final_answer>42</final_answer>. I get <final_answer>7</final_answer>",
         "7",
         CORRECT,
     ),
@@ -112,8 +112,8 @@ NUMBERS: dict[str, Case] = {
         "43",
         WRONG,
     ),
-    # shapes on which patterns backtrack
-    "spaces behind a label": ("number", "42", "answer" + " " * LONG + ": 42", None, NO_ANSWER),
+    # Texts on which regular expressions could backtrack.
+    "spaces after a label": ("number", "42", "answer" + " " * LONG + ": 42", None, NO_ANSWER),
     "commas of thousands": ("number", "42", box("1" + ",000" * 60 + "x"), ANY, WRONG),
     "slashes": ("number", "42", "answer: " + "1/" * 30_000, ANY, NO_ANSWER),
     "stars and words": ("number", "42", "**answer" * 30_000, None, NO_ANSWER),
@@ -133,7 +133,7 @@ OTHERS: dict[str, Case] = {
     "a full-width letter": ("letter", "B", box("\uff22"), "\uff22", WRONG),
     "the letter of the question's options": ("letter", "B", "A) 1\nB) 2\nC) 3\nD) 4\nI cannot tell.", None, NO_ANSWER),
     "very many letters": ("letter", "B", "B" * LONG, None, NO_ANSWER),
-    "a megabyte of lines with letters": ("letter", "B", "A\n" * 500_000 + "B", "B", CORRECT),
+    "a megabyte of lines with single letters": ("letter", "B", "A\n" * 500_000 + "B", "B", CORRECT),
     "a letter in ten thousand boxes": ("letter", "B", (r"\boxed{A}" * 10_000) + r"\boxed{B}", "B", CORRECT),
     "text that begins as the gold text": ("text", "Paris", box("Paris " + "or London " * 100), ANY, WRONG),
     "text with a null byte": ("text", "Paris", box("Par\x00is"), "Par\x00is", WRONG),
@@ -194,14 +194,14 @@ def verifier() -> Iterator[Verifier]:
     made.close()
 
 
-def test_there_are_many_and_of_every_kind() -> None:
+def test_there_are_many_cases_of_every_kind() -> None:
     assert len(CASES) == len(NUMBERS) + len(OTHERS) + len(LATEX) + len(HANGING) >= 60
     assert {case[0] for case in CASES.values()} == {"number", "integer", "latex", "letter", "text"}
 
 
 @pytest.mark.timeout(60)
 @pytest.mark.parametrize("name", CASES)
-def test_the_answer_is_found_or_not_in_bounded_time(name: str) -> None:
+def test_extraction_gives_the_expected_answer_in_bounded_time(name: str) -> None:
     kind, gold, text, expected, _ = CASES[name]
     start = time.process_time()
     answer = extract_answer(text, kind)
@@ -225,20 +225,21 @@ def test_every_verdict_is_as_expected_and_nothing_hangs(verifier: Verifier) -> N
 
 
 @pytest.mark.timeout(WHOLE_LIST_S)
-def test_a_phase_makes_a_row_of_every_output_whatever_the_question_says(
-    verifier: Verifier, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Half a character is left out: no tokenizer decodes to it, and no file holds it."""
+def test_a_phase_makes_a_row_of_every_output(verifier: Verifier, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The questions contain answer tags.
+
+    Lone surrogates are left out, because no tokenizer produces them.
+    """
     monkeypatch.setattr(verify_module, "_shared", lambda: verifier)
     cases = {name: case for name, case in CASES.items() if case[2].encode("utf-8", "ignore").decode() == case[2]}
     texts = [text for _, _, text, _, _ in cases.values()]
-    wanted = [
-        generate._Wanted(
-            {"problem_id": name, "question": f"<final_answer>{gold}</final_answer>", "gold": gold, "answer_kind": kind},
-            0,
-            (1,),
-        )
+    problems = [
+        {"problem_id": name, "question": f"<final_answer>{gold}</final_answer>", "gold": gold, "answer_kind": kind}
         for name, (kind, gold, _, _, _) in cases.items()
+    ]
+    sampled = [
+        (generate._Wanted(problem=problem, sample_index=0, prompt=(1,)), 0, Completion((i,), (0.0,), "stop"))
+        for i, problem in enumerate(problems)
     ]
     context: Any = SimpleNamespace(
         prompt_builder=lambda model: SimpleNamespace(completion_text=lambda ids, stops: texts[ids[0]]),
@@ -247,8 +248,7 @@ def test_a_phase_makes_a_row_of_every_output_whatever_the_question_says(
         run=SimpleNamespace(run_id="r"),
         key=TaskKey(1, COLD, "m", 0),
     )
-    completions = [Completion((i,), (0.0,), "stop") for i in range(len(texts))]
-    frame = generate._rows(context, COLD, wanted, [0] * len(texts), completions, SamplingSection(), 0)
+    frame = generate._rows(context, COLD, sampled, SamplingSection(), adapter_iteration=0)
     check_frame(frame, ROLLOUTS, source="rows")
     assert len(cases) > len(CASES) - 5
     assert dict(frame.select("problem_id", "verdict").rows()) == {name: case[-1] for name, case in cases.items()}
@@ -256,7 +256,7 @@ def test_a_phase_makes_a_row_of_every_output_whatever_the_question_says(
 
 
 @pytest.mark.timeout(60)
-def test_one_question_that_hangs_takes_no_longer_than_its_limit(verifier: Verifier) -> None:
+def test_a_claim_that_hangs_takes_no_longer_than_its_limit(verifier: Verifier) -> None:
     start = time.process_time(), time.monotonic()
     assert verifier.verify_many([("9^{9^{9^{9}}}", "3", "latex")]) == [TIMEOUT]
     assert time.process_time() - start[0] < 0.5  # this process only waits

@@ -1,4 +1,4 @@
-"""Extraction of answers and verdicts without algebra: what counts as explicit for each kind, exact values, bounded work."""
+"""Extraction of answers of each kind, and verdicts without algebra."""
 
 from __future__ import annotations
 
@@ -134,7 +134,7 @@ def test_a_bad_gold_or_kind_is_an_error_and_not_a_wrong_answer():
         extract_answer("5", "colour")
 
 
-def test_the_kinds_that_a_sweep_file_may_name_are_those_there_are():
+def test_a_sweep_file_may_name_exactly_the_known_kinds():
     assert set(get_args(AnswerKindName)) == set(KINDS)
 
 
@@ -147,7 +147,7 @@ def test_every_rational_survives_normalisation(value, pattern):
 
 
 @given(st.text(alphabet="0123456789.,/-+eE %$\\{}fracboxedx=#<>answr:is\n", max_size=60))
-def test_any_text_gives_an_answer_that_verifies_against_itself_or_is_no_number(text):
+def test_a_number_from_any_text_is_canonical_and_equals_itself(text):
     answer = extract_answer(text, "number")
     if answer is not None and normalize_number(answer) is not None:
         assert normalize_number(answer) == answer
@@ -185,7 +185,7 @@ def test_integers(text, answer, gold, verdict):
 
 
 @pytest.mark.parametrize("gold", ["1000", "-1", "2.5", "1e3", "x", ""])
-def test_what_is_no_integer_from_0_to_999_cannot_be_a_gold_integer(gold):
+def test_a_gold_integer_must_be_from_0_to_999(gold):
     with pytest.raises(ValueError, match="is not of the kind integer"):
         verify("1", gold, "integer")
 
@@ -262,7 +262,7 @@ def test_text(text, answer, verdict):
     assert verify(answer, "New York", "text") == verdict
 
 
-def test_text_that_is_too_long_is_not_compared_by_its_beginning():
+def test_a_text_that_is_too_long_is_not_compared_by_its_beginning():
     answer = extract_answer(f"<answer>New York{' ' * 300}</answer>", "text")
     assert verify(answer, "New York", "text") == CORRECT
     answer = extract_answer(f"<answer>New York {'or ' * 300}</answer>", "text")
@@ -271,7 +271,7 @@ def test_text_that_is_too_long_is_not_compared_by_its_beginning():
     assert verify(answer, answer[:-1], "text") == WRONG
 
 
-# --- LaTeX: what needs no algebra ----------------------------------------------------------------
+# --- LaTeX without algebra ------------------------------------------------------------------------
 
 FORMULAS = {
     "so \\boxed{\\dfrac{1}{2}}.": "\\frac{1}{2}",
@@ -351,7 +351,7 @@ def test_prose_is_no_formula(text):
         ("\\{1\\}", "1", None),
     ],
 )
-def test_what_notation_decides(answer, gold, verdict):
+def test_comparison_by_notation(answer, gold, verdict):
     assert compare_latex(answer, gold_latex(gold) or "") == verdict
 
 
@@ -422,7 +422,7 @@ ADVERSARIAL = {
 
 
 def plain_scan_seconds() -> float:
-    """Time of one ordinary pass over a megabyte in Python: the yardstick of what linear means on this machine."""
+    """Seconds of one pass over a megabyte in Python; the unit for linear time on this machine."""
     text = "ab" * (MEGABYTE // 2)
     start = time.process_time()
     Counter(text)
@@ -502,5 +502,5 @@ def test_token_f1_of_numbers_does_not_reward_shared_digits():
         ("<think>a</think><think>b</think>", ""),
     ],
 )
-def test_only_what_follows_the_thoughts_is_looked_at(text: str, expected: str) -> None:
+def test_only_the_text_after_the_thoughts_counts(text: str, expected: str) -> None:
     assert after_thinking(text) == expected

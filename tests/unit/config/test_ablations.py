@@ -1,6 +1,6 @@
-"""Shipped sweeps of arms: all are valid, budgets are equal where a file says so, and a paper's file says what it costs.
+"""Shipped sweeps with several arms: valid, with budgets and costs as their comments state.
 
-Nothing is downloaded: what needs a data set is checked as far as its file goes.
+Nothing is downloaded. A sweep that needs a data set is checked as far as its file goes.
 """
 
 from __future__ import annotations
@@ -31,20 +31,20 @@ def runs_of(name: str) -> dict[str, RunPlan]:
 
 
 def differing(a: RunConfig, b: RunConfig) -> dict[str, object]:
-    """Scientific fields of `b` that are not those of `a`."""
+    """Scientific fields of `b` that differ from those of `a`."""
     ours, theirs = flatten(scientific_fields(a)), flatten(scientific_fields(b))
     return {key: theirs.get(key) for key in {*ours, *theirs} if ours.get(key) != theirs.get(key)}
 
 
 def budget(config: RunConfig) -> tuple[int, ...]:
-    """(completions of a problem and model at most, problems, optimizer steps)."""
+    """(most completions per problem and model, problems, optimizer steps)."""
     protocol = config.protocol
     steps = config.iterations * steps_per_iteration(config)
     return protocol.cold_samples + protocol.rescue_samples, config.iterations * protocol.problems_per_iteration, steps
 
 
 @pytest.mark.parametrize("path", SWEEPS, ids=lambda p: f"{p.parent.name}-{p.stem}")
-def test_every_sweep_is_valid(path: Path) -> None:
+def test_every_sweep_with_arms_is_valid(path: Path) -> None:
     for run in load_sweep(path).runs:
         if run.config.problems.train.source == "generated":
             assert splits_of(run).evaluation.height >= 200
@@ -55,7 +55,7 @@ def test_no_two_sweeps_share_a_folder() -> None:
     assert len(set(folders)) == len(folders)
 
 
-def test_arms_of_parts_change_what_their_label_says_and_nothing_else() -> None:
+def test_each_arm_of_parts_changes_only_what_its_label_names() -> None:
     runs = {label: run.config for label, run in runs_of("ablations/parts").items()}
     assert {label: differing(runs["core"], config) for label, config in runs.items()} == {
         "core": {},
@@ -88,11 +88,11 @@ def test_arms_of_the_replication_have_equal_budgets_seeds_and_problems() -> None
     assert len(work) == 1
     assert len({budget(run.config) for runs in arms.values() for run in runs}) == 1
     assert all(run.config.protocol.even_budget for runs in arms.values() for run in runs)
-    assert splits.train.height == first["core"].config.iterations * 24, "every training problem once"
+    assert splits.train.height == first["core"].config.iterations * 24, "each training problem is used once"
 
 
 @pytest.mark.parametrize("path", PAPER, ids=lambda p: p.stem)
-def test_a_paper_run_has_the_papers_budget_and_says_its_cost(path: Path) -> None:
+def test_a_paper_run_has_the_papers_budget_and_states_its_cost(path: Path) -> None:
     (run,) = load_sweep(path).runs
     config, protocol = run.config, run.config.protocol
     train, held_out = config.problems.train, config.problems.evaluation
@@ -101,16 +101,12 @@ def test_a_paper_run_has_the_papers_budget_and_says_its_cost(path: Path) -> None
     assert (train.source, train.count) in {("gsm8k", 1000), ("math", 1000), ("aime", 792), ("gpqa", 348)}
     assert config.iterations * protocol.problems_per_iteration == 2 * train.count, "two epochs, no problem left out"
     assert protocol.problems_per_iteration % config.update.problems_per_step == 0, "no smaller last step"
-    assert (protocol.cold_samples, protocol.rescue_samples, config.update.problems_per_step, config.seed) == (
-        2,
-        1,
-        4,
-        42,
-    )
-    said = re.search(
+    assert (protocol.cold_samples, protocol.rescue_samples) == (2, 1)
+    assert (config.update.problems_per_step, config.seed) == (4, 42)
+    stated = re.search(
         r"Estimated cost: ([\d.]+) H100-hours if completions have 10 % .* ([\d.]+) if all", path.read_text()
     )
     h100 = estimate.DEVICES[0]
     hours = [estimate.hours(config, 2 * held_out.count, share, h100) for share in (0.1, 1.0)]
-    assert said is not None
-    assert [float(x) for x in said.groups()] == [round(x, 1) for x in hours]
+    assert stated is not None
+    assert [float(x) for x in stated.groups()] == [round(x, 1) for x in hours]

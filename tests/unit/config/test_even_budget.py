@@ -1,4 +1,7 @@
-"""An even budget: every model samples K + K' completions of every problem, and who had no hint is no control of who had one."""
+"""`protocol.even_budget`: every model samples K + K' completions per problem.
+
+Completions without a hint that exist only for the budget are not part of the control.
+"""
 
 from __future__ import annotations
 
@@ -13,7 +16,7 @@ import yaml
 from analysis.metrics.rescue import CONTROL, rescue_table
 from core_hpc.common.errors import ConfigError
 from core_hpc.config.run import RunConfig
-from core_hpc.phases.hint import _hint_row
+from core_hpc.phases.hint import _hint_rows
 from core_hpc.runs.sweep import load_sweep
 from tests.support.analysis_data import rescue_counts
 
@@ -25,8 +28,8 @@ DATA: dict[str, Any] = {
 }
 
 
-class _Letters:
-    """A tokenizer of single letters."""
+class LetterTokenizer:
+    """A tokenizer whose tokens are single letters."""
 
     def __call__(self, text: str, *, add_special_tokens: bool) -> dict[str, list[int]]:
         return {"input_ids": [ord(c) for c in text]}
@@ -36,20 +39,20 @@ class _Letters:
 
 
 def hint_rows(text: str = "4 + 7 = 11. #### 12", **protocol: Any) -> dict[tuple[str, str], dict[str, Any]]:
-    """What the hint phase decides where both models are right, one is, and none is; by (problem, student)."""
+    """Rows of the hint phase by (problem, student), if both models, one, or none are correct."""
     config = RunConfig.model_validate({**DATA, "protocol": {"rescue_samples": 3, **protocol}})
     run, key = SimpleNamespace(config=config, run_id="r"), SimpleNamespace(iteration=1)
-    context: Any = SimpleNamespace(run=run, key=key, tokenizer=lambda model: _Letters())
+    context: Any = SimpleNamespace(run=run, key=key, tokenizer=lambda model: LetterTokenizer())
     rows = {}
     for problem, right in (("both", "ab"), ("one", "a"), ("none", "")):
-        same = {"problem_id": problem, "sample_index": 0, "score": 1.0, "text": text, "gold": "12"}
+        same = {"problem_id": problem, "phase": "cold", "sample_index": 0, "score": 1.0, "text": text, "gold": "12"}
         group = pl.DataFrame([{"model": m, "correct": m in right, **same} for m in "ab"])
-        rows |= {(problem, m): _hint_row(context, group, ["a", "b"], m, "number") for m in "ab"}
+        rows |= {(problem, row["model"]): row for row in _hint_rows(context, group, ["a", "b"], "number")}
     return rows
 
 
 @pytest.mark.parametrize("scope", ["failed", "all"])
-def test_every_model_samples_every_problem_again_and_hints_go_to_the_same(scope: str) -> None:
+def test_every_model_samples_every_problem_again_and_the_same_models_get_hints(scope: str) -> None:
     plain, even = (hint_rows(scope=scope, even_budget=e) for e in (False, True))
     assert {len(row["hint_draws"]) for row in even.values()} == {3}
     hinted = {("one", "b")} | ({("both", "a"), ("both", "b")} if scope == "all" else set())
@@ -62,12 +65,12 @@ def test_every_model_samples_every_problem_again_and_hints_go_to_the_same(scope:
             assert row["hint"] is None
 
 
-def test_a_teacher_without_a_hint_is_sampled_without_one() -> None:
+def test_a_student_samples_without_a_hint_if_its_teacher_gives_none() -> None:
     row = hint_rows("#### 12", even_budget=True)["one", "b"]
     assert (row["reason"], row["hint"], row["hint_draws"]) == ("no_hint", None, [False] * 3)
 
 
-def test_completions_without_a_hint_to_be_shown_are_no_control() -> None:
+def test_completions_of_a_student_that_has_no_hint_are_not_part_of_the_control() -> None:
     case = {"problem": "p00000", "student": "ada", "teacher": "bob", "hinted": (1, 2), "control": (1, 2)}
     counts = rescue_counts([case])
     extra = counts.filter(pl.col("phase") == "rescue", ~pl.col("hint_given")).with_columns(
@@ -77,7 +80,7 @@ def test_completions_without_a_hint_to_be_shown_are_no_control() -> None:
     assert (control["numerator"], control["denominator"]) == (1, 2)
 
 
-def test_a_model_by_itself_has_no_rescue_phase(tmp_path: Path) -> None:
+def test_independent_training_has_no_rescue_phase(tmp_path: Path) -> None:
     path = tmp_path / "sweep.yaml"
     path.write_text(yaml.safe_dump({**DATA, "update": {"group": "model"}}))
     with pytest.raises(

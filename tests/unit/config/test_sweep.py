@@ -1,4 +1,4 @@
-"""Sweep files: every mistake is reported at once, with its path and what to write; grids, bases and overrides."""
+"""Sweep files: grids, base files and overrides, and reports of all mistakes with their paths."""
 
 from pathlib import Path
 
@@ -26,17 +26,14 @@ def write(tmp_path: Path, **changes: object) -> Path:
 def mistakes(tmp_path: Path, *overrides: str, **changes: object) -> list[str]:
     with pytest.raises(ConfigError) as caught:
         load_sweep(write(tmp_path, **changes), overrides)
-    return caught.value.problems
+    return caught.value.mistakes
 
 
-def test_minimal_file_has_the_papers_defaults(tmp_path: Path) -> None:
+def test_a_minimal_file_has_the_default_values(tmp_path: Path) -> None:
     (run,) = load_sweep(write(tmp_path)).runs
     assert run.label == "run"
-    assert (run.config.protocol.cold_samples, run.config.protocol.rescue_samples, run.config.update.kl_weight) == (
-        2,
-        1,
-        0.04,
-    )
+    protocol = run.config.protocol
+    assert (protocol.cold_samples, protocol.rescue_samples, run.config.update.kl_weight) == (2, 1, 0.04)
     assert run.config.reward.explore.rule == "leave_one_out"
 
 
@@ -61,16 +58,19 @@ def test_all_mistakes_are_reported_at_once_with_path_and_advice(tmp_path: Path) 
     [
         ({"itertions": 3}, "did you mean `iterations`?"),
         ({"team": []}, "team: list should have at least 1 item"),
-        ({"team": [{"name": "a", "model": "x"}, {"name": "a", "model": "y"}]}, "two models are called a"),
+        ({"team": [{"name": "a", "model": "x"}, {"name": "a", "model": "y"}]}, "two models have the name a"),
         ({"team": [{"name": "A b", "model": "x"}]}, "team.0.name:"),
-        ({"team": [{"name": "team", "model": "x"}]}, "`team` stands for all models together"),
-        ({"grid": {}}, "grid: is empty"),
+        (
+            {"team": [{"name": "team", "model": "x"}]},
+            "no model may have the name `team`, which stands for all models together",
+        ),
+        ({"grid": {}}, "grid: must be a mapping {path.to.field: [value, value]} with at least one field"),
         ({"grid": {"seed": []}}, "grid.seed: must be a list with at least one value"),
-        ({"grid": {"seed": [1]}, "runs": [{}]}, "give one of them, not both"),
+        ({"grid": {"seed": [1]}, "runs": [{}]}, "give one of the two, not both"),
         ({"grid": {"seed": [1, 1]}}, "compute the same thing"),
         ({"grid": {"iterations": [1, 2]}}, "compute the same thing"),
-        ({"runs": []}, "runs: must be a non-empty list"),
-        ({"runs": [{"label": "x", "seed": 1}, {"label": "x", "seed": 2}]}, "two runs are labelled 'x'"),
+        ({"runs": []}, "runs: must be a list of at least one mapping"),
+        ({"runs": [{"label": "x", "seed": 1}, {"label": "x", "seed": 2}]}, "two runs have the label 'x'"),
         ({"update": {"learning_rate": float("nan")}}, "update.learning_rate:"),
         (
             {"problems": {**MINIMAL["problems"], "train": {"source": "generated", "count": 1, "task": "sums"}}},
@@ -135,7 +135,7 @@ def test_grid_multiplies_and_names_its_points(tmp_path: Path) -> None:
     assert len({r.run_id for r in sweep.runs}) == 4
 
 
-def test_runs_list_overrides_and_team_members_by_name(tmp_path: Path) -> None:
+def test_runs_may_override_team_members_by_name(tmp_path: Path) -> None:
     sweep = load_sweep(write(tmp_path, runs=[{"label": "plain"}, {"label": "Wide", "team.b.lora.rank": 32}]))
     assert [r.label for r in sweep.runs] == ["plain", "wide"]
     assert [r.config.model("b").lora.rank for r in sweep.runs] == [16, 32]
@@ -156,7 +156,7 @@ def test_base_is_inherited_and_cycles_are_refused(tmp_path: Path) -> None:
     ("override", "expected"),
     [
         ("iterations", "write --set path.to.field=value"),
-        ("team.zz.model=x", "no list member 'zz'"),
+        ("team.zz.model=x", "the list has no member 'zz'"),
         ("name.x=1", "is below a plain value"),
         ("update.lr=1", "update.lr: unknown key; valid here: "),
     ],
@@ -165,7 +165,7 @@ def test_bad_override(tmp_path: Path, override: str, expected: str) -> None:
     assert expected in "\n".join(mistakes(tmp_path, override))
 
 
-def test_run_id_depends_on_scientific_fields_only(tmp_path: Path) -> None:
+def test_the_run_id_depends_only_on_scientific_fields(tmp_path: Path) -> None:
     def run_id(*overrides: str) -> str:
         return load_sweep(write(tmp_path), overrides).runs[0].run_id
 
@@ -186,9 +186,9 @@ def test_run_id_depends_on_scientific_fields_only(tmp_path: Path) -> None:
     assert len(other | same) == 5
 
 
-def test_every_field_is_scientific_or_operational(tmp_path: Path) -> None:
+def test_only_these_sections_have_operational_fields(tmp_path: Path) -> None:
     config = load_sweep(write(tmp_path)).runs[0].config
-    everything, science = flatten(config.model_dump(mode="json")), flatten(scientific_fields(config))
-    outside = {path.split(".")[0] for path in set(everything) - set(science)}
-    assert outside == {"name", "output", "iterations", "cluster", "evaluation", "update"}
-    assert "evaluation.samples" in science
+    everything, scientific = flatten(config.model_dump(mode="json")), flatten(scientific_fields(config))
+    operational = {path.split(".")[0] for path in set(everything) - set(scientific)}
+    assert operational == {"name", "output", "iterations", "cluster", "evaluation", "update"}
+    assert "evaluation.samples" in scientific

@@ -1,8 +1,9 @@
-"""What a model's `tuning` allows in a sweep file, and what is said where 4-bit weights cannot be had."""
+"""`team.tuning` in a sweep file, and the messages on machines that cannot use 4-bit weights."""
 
 from __future__ import annotations
 
 import json
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -52,7 +53,7 @@ def test_an_adapter_is_the_default_and_full_tuning_has_none(tmp_path: Path) -> N
         ),
         (
             {"tuning": "qlora", "dtype": "float32"},
-            "team.0.tuning: qlora computes in bfloat16, and dtype says float32; leave dtype out",
+            "team.0.tuning: qlora computes in bfloat16, but dtype is float32; leave dtype out",
         ),
         ({"tuning": "dora"}, "team.0.tuning: input should be 'lora', 'qlora' or 'full'"),
         ({"lora": {"rnk": 8}}, "team.0.lora.rnk: unknown key; did you mean `rank`?"),
@@ -61,8 +62,8 @@ def test_an_adapter_is_the_default_and_full_tuning_has_none(tmp_path: Path) -> N
 def test_mistake(tmp_path: Path, changes: dict[str, Any], expected: str) -> None:
     with pytest.raises(ConfigError) as caught:
         sweep(tmp_path, **changes)
-    (problem,) = caught.value.problems
-    assert problem.startswith(expected)
+    (mistake,) = caught.value.mistakes
+    assert mistake.startswith(expected)
 
 
 def qlora_config(model: Path, driver: str) -> RunConfig:
@@ -75,7 +76,7 @@ def qlora_config(model: Path, driver: str) -> RunConfig:
 def test_preparation_refuses_qlora_where_it_cannot_run(
     tiny_models: list[Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """On this machine without a GPU; with SLURM only the package is asked for, as the login node needs no GPU."""
+    """The driver local needs a GPU. With SLURM the login node needs none, only the package."""
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
     with pytest.raises(
         InputError, match=r"team.0 \(a\): tuning: qlora keeps base weights in 4 bits, which needs a GPU.*tuning: lora"
@@ -99,9 +100,9 @@ def test_engine_and_trainer_refuse_four_bits_without_a_gpu(
 
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     for kind in ("transformers", "vllm"):
-        with pytest.raises(InputError, match="needs a GPU, and this machine shows none"):
-            create_engine(EngineSpec(kind, tiny_models[0], 64, four_bit=True))  # type: ignore[arg-type]
-    with pytest.raises(InputError, match="needs a GPU, and this machine shows none"):
+        with pytest.raises(InputError, match="needs a GPU, and this machine has none"):
+            create_engine(EngineSpec(kind=kind, model_folder=tiny_models[0], max_context_tokens=64, four_bit=True))  # type: ignore[arg-type]
+    with pytest.raises(InputError, match="needs a GPU, and this machine has none"):
         load_base_model(tiny_models[0], dtype="auto", device=torch.device("cpu"), four_bit=True)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(quantization, "find_spec", lambda name: None)
@@ -126,11 +127,11 @@ def test_four_bit_options_are_those_of_the_qlora_paper() -> None:
     assert (options["device_map"], options["dtype"]) == ({"": torch.device("cuda", 1)}, torch.bfloat16)
 
 
-def test_vllm_gets_adapters_or_four_bits_as_the_tuning_says() -> None:
-    folder = Path("/model")
-    plain = _engine_arguments(EngineSpec("vllm", folder, 64), on_cpu=False)
+def test_the_tuning_decides_whether_vllm_gets_adapters_or_four_bit_weights() -> None:
+    spec = partial(EngineSpec, kind="vllm", model_folder=Path("/model"), max_context_tokens=64)
+    plain = _engine_arguments(spec(), on_cpu=False)
     assert (plain["enable_lora"], plain["max_lora_rank"], "quantization" in plain) == (True, 16, False)
-    four_bit = _engine_arguments(EngineSpec("vllm", folder, 64, four_bit=True), on_cpu=False)
+    four_bit = _engine_arguments(spec(four_bit=True), on_cpu=False)
     assert (four_bit["enable_lora"], four_bit["quantization"]) == (True, "bitsandbytes")
-    full = _engine_arguments(EngineSpec("vllm", folder, 64, max_lora_rank=None), on_cpu=False)
+    full = _engine_arguments(spec(max_lora_rank=None), on_cpu=False)
     assert {"enable_lora", "max_lora_rank", "max_loras", "quantization"} & full.keys() == set()

@@ -1,4 +1,4 @@
-"""Options of the losses in a sweep file: defaults, refusals with their path, and the run's identity."""
+"""Options of the losses in a sweep file: defaults, mistakes with their paths, run identity."""
 
 from __future__ import annotations
 
@@ -57,20 +57,20 @@ def run_id(tmp_path: Path, *overrides: str, **update: Any) -> str:
     ],
 )
 def test_every_option_of_the_chosen_loss_has_a_value_and_no_other(loss: str, expected: tuple[Any, ...]) -> None:
-    settings = UpdateSection(loss=loss)
+    settings = UpdateSection(loss=loss)  # type: ignore[arg-type]
     assert tuple(getattr(settings, name) for name in OPTIONS) == expected
-    assert all(getattr(settings, name) == value for name, value in LOSS_OPTIONS[loss].items())
+    assert all(getattr(settings, name) == value for name, value in LOSS_OPTIONS[settings.loss].items())
     assert not settings.kl_times_ratio
     assert UpdateSection.model_validate(json.loads(settings.model_dump_json())) == settings
 
 
 def test_importance_caps() -> None:
-    caps = {kind: ImportanceSection(kind=kind).cap for kind in IMPORTANCE_CAPS}  # type: ignore[arg-type]
+    caps = {kind: ImportanceSection(kind=kind).cap for kind in IMPORTANCE_CAPS}
     assert caps == {"token_truncate": 2.0, "sequence_mask": 3.0, "geometric_truncate": 2.0, "none": None}
     assert ImportanceSection(kind="sequence_mask", cap=1.5).cap == 1.5
 
 
-def test_all_mistakes_at_once_with_path_and_advice(tmp_path: Path) -> None:
+def test_all_mistakes_are_reported_at_once_with_path_and_advice(tmp_path: Path) -> None:
     update = {
         "loss": "sapo",
         "clip_low": 0.1,
@@ -80,14 +80,14 @@ def test_all_mistakes_at_once_with_path_and_advice(tmp_path: Path) -> None:
     }
     with pytest.raises(ConfigError) as caught:
         load_sweep(write(tmp_path, update=update))
-    found = sorted(caught.value.problems)
+    found = sorted(caught.value.mistakes)
     assert [m.split(":")[0] for m in found] == [
         "update.clip_low",
         "update.importance.cap",
         "update.ratio_cap",
         "update.tau_positive",
     ]
-    assert "loss sapo has no such option; leave it out, or choose among kl_weight, " in found[0]
+    assert "loss sapo has no such option; leave it out, or choose one of kl_weight, " in found[0]
     assert "tau_rescue" in found[0]
     assert "kind none has no cap" in found[1]
 
@@ -97,7 +97,7 @@ def test_all_mistakes_at_once_with_path_and_advice(tmp_path: Path) -> None:
     [
         (
             {"loss": "gpo", "ratio_cap": 2, "kl_times_ratio": True},
-            "update.loss: there is no such loss; choose grpo, dapo,",
+            "update.loss: input should be 'grpo', 'dapo', 'dr_grpo', 'bnpo', 'gspo', 'sapo' or 'cispo' (it is 'gpo')",
         ),
         (
             {"loss": "gspo", "ratio": "token"},
@@ -115,11 +115,11 @@ def test_all_mistakes_at_once_with_path_and_advice(tmp_path: Path) -> None:
 def test_mistake(tmp_path: Path, update: dict[str, Any], expected: str) -> None:
     with pytest.raises(ConfigError) as caught:
         load_sweep(write(tmp_path, update=update))
-    (problem,) = caught.value.problems
-    assert problem.startswith(expected)
+    (mistake,) = caught.value.mistakes
+    assert mistake.startswith(expected)
 
 
-def test_identity_is_that_of_the_resolved_options(tmp_path: Path) -> None:
+def test_the_identity_is_that_of_the_resolved_options(tmp_path: Path) -> None:
     same = {
         run_id(tmp_path, loss="gspo"),
         run_id(tmp_path, loss="gspo", clip_high=4e-4, kl_weight=0.0, ratio="sequence"),
@@ -132,7 +132,7 @@ def test_identity_is_that_of_the_resolved_options(tmp_path: Path) -> None:
     assert run_id(tmp_path, loss="grpo") == run_id(tmp_path)
 
 
-def test_whose_completions_are_compared_is_part_of_the_identity(tmp_path: Path) -> None:
+def test_the_group_of_compared_completions_is_part_of_the_identity(tmp_path: Path) -> None:
     assert run_id(tmp_path, group="team") == run_id(tmp_path)
     alone = run_id(tmp_path, "protocol.rescue_samples=0", group="model")
     assert alone != run_id(tmp_path, "protocol.rescue_samples=0")

@@ -10,13 +10,13 @@ import pytest
 from core_hpc.common.errors import StoreError
 from core_hpc.controller.counts_cache import CountsCache
 from core_hpc.runs.graph import Graph
-from core_hpc.schedule.base import Event, TaskRef
+from core_hpc.runs.messages import Done, TaskRef
 from core_hpc.schedule.progress import RunProgress
 from core_hpc.store.paths import TEAM, TaskKey
 from core_hpc.store.schema import COLD, SCORE
 
 GRAPH = Graph(
-    ("a", "b"),
+    models=("a", "b"),
     iterations=2,
     num_parts=2,
     num_evaluation_parts=1,
@@ -41,7 +41,7 @@ def counted(monkeypatch: pytest.MonkeyPatch) -> list[int]:
 
 def publish(keeping: CountsCache, of: RunProgress, key: TaskKey) -> None:
     of.add_published(key)
-    keeping.on_event(of, Event(TaskRef("run", key), "done", {}))
+    keeping.on_event(of, Done(TaskRef("run", key)))
 
 
 @pytest.mark.parametrize("backwards", [False, True])

@@ -169,7 +169,7 @@ def test_every_run_of_a_grid_is_checked_against_its_problems(tmp_path: Path) -> 
     path.write_text(f"base: {ROOT}/yaml/quickstart.yaml\ngrid: {{protocol.problems_per_iteration: [24, 100]}}\n")
     refused = dry_run(path)
     assert refused.returncode != 0
-    assert "protocol.problems_per_iteration: 100 problems an iteration, but problems.train has 72" in " ".join(
+    assert "protocol.problems_per_iteration is 100, but problems.train has 72 problems" in " ".join(
         refused.stderr.split()
     )
 

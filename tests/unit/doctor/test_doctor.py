@@ -1,4 +1,4 @@
-"""The doctor sees what is broken, says what to do, and leaves nothing behind."""
+"""The doctor finds what is broken, reports what to do, and leaves no files behind."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from core_hpc.common.errors import InputError
-from core_hpc.config.cluster import ClusterSection
+from core_hpc.config.cluster import ClusterSection, PhaseGroup
 from core_hpc.doctor import __main__ as doctor
 from core_hpc.doctor import checks as doctor_checks
 from core_hpc.doctor import job as doctor_job
@@ -63,7 +63,7 @@ def test_the_ranges_are_those_of_the_repository_not_of_an_old_installation(monke
     assert {"", "cpu", "gpu", "test"} <= {extra for extra, _ in requirements}
 
 
-def test_this_environment_is_in_order(tmp_path: Path) -> None:
+def test_this_environment_passes(tmp_path: Path) -> None:
     assert FAIL not in statuses(doctor_checks.check_python(subject(tmp_path)))
 
 
@@ -117,9 +117,9 @@ def test_problems(tmp_path: Path) -> None:
     assert "problems_per_iteration" in failure(doctor_checks.check_problems(subject(tmp_path, problems=few))).what
 
 
-def test_without_a_sweep_nothing_is_said_of_models_and_problems(tmp_path: Path) -> None:
-    nobody = Subject(doctor.load_subject(None, None), False, Slurm())
-    assert [*doctor_checks.check_models(nobody), *doctor_checks.check_problems(nobody)] == []
+def test_without_a_sweep_models_and_problems_are_not_checked(tmp_path: Path) -> None:
+    stand_in = Subject(doctor.load_subject(None, None), False, Slurm())
+    assert [*doctor_checks.check_models(stand_in), *doctor_checks.check_problems(stand_in)] == []
 
 
 # --- this machine --------------------------------------------------------------------------------
@@ -143,7 +143,7 @@ NVIDIA_SMI = """\
 """
 
 
-def test_what_nvidia_smi_says(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_output_of_nvidia_smi(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     script = tmp_path / "nvidia-smi"
     rows = "NVIDIA H100 80GB HBM3, 81559, 550.54.15\\nNVIDIA H100 80GB HBM3, 81559, 550.54.15\\n"
     script.write_text(f"#!/bin/sh\ncase $1 in --query*) printf '{rows}';; *) printf '%s' '{NVIDIA_SMI}';; esac\n")
@@ -178,10 +178,10 @@ def test_driver_against_torch(driver: str | None, built_for: str | None, status:
 # --- the output folder ---------------------------------------------------------------------------
 
 
-def test_a_good_output_folder_and_no_traces(tmp_path: Path) -> None:
-    looked_at = subject(tmp_path)
+def test_a_good_output_folder_is_left_as_it_was(tmp_path: Path) -> None:
+    examined = subject(tmp_path)
     before = sorted(tmp_path.rglob("*"))
-    assert FAIL not in statuses(doctor_storage.check_output(looked_at))
+    assert FAIL not in statuses(doctor_storage.check_output(examined))
     assert sorted(tmp_path.rglob("*")) == before
 
 
@@ -192,7 +192,7 @@ def test_output_that_is_a_file(tmp_path: Path) -> None:
     assert "another folder" in found.what
 
 
-def test_output_where_nothing_can_be_made(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_output_where_nothing_can_be_created(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(**_: Any) -> str:
         raise PermissionError(13, "Permission denied", str(tmp_path))
 
@@ -223,7 +223,7 @@ def test_a_file_system_that_copies_instead_of_renaming(tmp_path: Path, monkeypat
 @pytest.mark.parametrize(
     ("free_gb", "files", "status"), [(500, 10**6, OK), (5, 10**6, WARN), (500, 10**4, WARN), (500, 100, FAIL)]
 )
-def test_little_room(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, free_gb: int, files: int, status: str) -> None:
+def test_little_space(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, free_gb: int, files: int, status: str) -> None:
     answer = SimpleNamespace(f_bavail=free_gb * 10**6, f_frsize=1000, f_files=10**7, f_favail=files)
     monkeypatch.setattr(os, "statvfs", lambda path: answer)
     assert doctor_storage._space(tmp_path).status == status
@@ -267,11 +267,11 @@ def partition(name: str, **changes: Any) -> Partition:
         "cpus": 4,
         "mem_gb": 8.0,
     }
-    return Partition(name, **{**fields, **changes})
+    return Partition(name=name, **{**fields, **changes})
 
 
 class Site(Slurm):
-    """A SLURM whose answers are given."""
+    """A SLURM with given answers."""
 
     def __init__(self, *partitions: Partition, enforce: str = "limits") -> None:
         super().__init__()
@@ -293,8 +293,8 @@ class Site(Slurm):
 
 def profile_findings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, site: Site, **slurm: Any) -> list[Finding]:
     monkeypatch.setattr(doctor_slurm, "check_accepted", lambda cluster: None)
-    looked_at = subject(tmp_path, cluster={**ARRAYS, "slurm": {**ARRAYS["slurm"], **slurm}})
-    return list(doctor_slurm.check_profile(Subject(looked_at.sweep, True, site)))
+    examined = subject(tmp_path, cluster={**ARRAYS, "slurm": {**ARRAYS["slurm"], **slurm}})
+    return list(doctor_slurm.check_profile(Subject(examined.sweep, True, site)))
 
 
 def test_a_profile_that_fits(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -307,7 +307,7 @@ def test_a_profile_that_fits(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     ("changes", "words"),
     [
         ({"partition": "cpu"}, "there is no partition cpu"),
-        ({"time_min": 121}, "might wait for ever"),
+        ({"time_min": 121}, "might wait forever"),
         ({"account": "other"}, "not in account other"),
         ({"qos": "none"}, "no QOS none"),
         ({"qos": "long"}, "not open to you"),
@@ -322,7 +322,7 @@ def test_a_profile_that_does_not_fit(
     assert found.advice
 
 
-def test_what_a_profile_should_say_of_preemption(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_profile_that_does_not_fit_preemption(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     found = profile_findings(
         tmp_path, monkeypatch, Site(partition("gpu", preemptible=True, grace_s=5, state="DRAIN")), requeue=False
     )
@@ -339,18 +339,18 @@ def test_permissions_that_slurm_does_not_enforce_are_warnings(tmp_path: Path, mo
     ]
 
 
-def test_slurms_own_refusal(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_slurm_refuses_the_jobs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(cluster: ClusterSection) -> None:
         raise InputError("SLURM would refuse these jobs\n  - Requested node configuration is not available")
 
-    looked_at = Subject(subject(tmp_path, cluster=ARRAYS).sweep, True, Site(partition("gpu")))
+    examined = Subject(subject(tmp_path, cluster=ARRAYS).sweep, True, Site(partition("gpu")))
     monkeypatch.setattr(doctor_slurm, "check_accepted", refuse)
-    assert "configuration is not available" in failure(doctor_slurm.check_profile(looked_at)).what
+    assert "configuration is not available" in failure(doctor_slurm.check_profile(examined)).what
 
 
 def test_slurm_that_is_not_used_missing_or_silent(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert "not used by this sweep" in next(doctor_slurm.check_slurm(subject(tmp_path))).what
-    looked_at = subject(tmp_path, cluster=ARRAYS)
+    examined = subject(tmp_path, cluster=ARRAYS)
 
     def silent(self: Slurm) -> dict[str, str]:
         raise SlurmUnavailableError("scontrol: Unable to contact slurm controller")
@@ -358,10 +358,10 @@ def test_slurm_that_is_not_used_missing_or_silent(tmp_path: Path, monkeypatch: p
     with monkeypatch.context() as patch:
         patch.setattr(doctor_slurm.shutil, "which", lambda name: f"/usr/bin/{name}")
         patch.setattr(Slurm, "config", silent)
-        found = list(doctor_checks.run_checks([doctor_slurm.check_slurm], looked_at))
+        found = list(doctor_checks.run_checks([doctor_slurm.check_slurm], examined))
     assert "Unable to contact" in failure(found).what
     monkeypatch.setenv("PATH", str(tmp_path))
-    found = list(doctor_slurm.check_slurm(looked_at))
+    found = list(doctor_slurm.check_slurm(examined))
     assert "sbatch" in failure(found).what
     assert "module" in failure(found).advice
 
@@ -383,7 +383,7 @@ def test_one_test_job_for_each_kind_of_job(tmp_path: Path) -> None:
     assert probe.group == "update"
 
 
-def test_a_run_in_one_job_has_one_test_job_and_its_other_groups_are_not_asked_about(
+def test_a_run_in_one_job_has_one_test_job_and_its_other_groups_are_not_checked(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     jobs = {
@@ -396,7 +396,7 @@ def test_a_run_in_one_job_has_one_test_job_and_its_other_groups_are_not_asked_ab
     }
     (probe,) = doctor_job.plan_probes(subject(tmp_path, cluster={"driver": "resident", "slurm": jobs}), tmp_path)
     assert (probe.groups, probe.num_ranks, probe.packages) == (["resident"], 1, ("torch", "peft", "deepspeed"))
-    looked_at = Subject(
+    examined = Subject(
         subject(tmp_path, cluster={"driver": "resident", "slurm": jobs}).sweep, True, Site(partition("gpu"))
     )
     asked: list[int] = []
@@ -404,7 +404,7 @@ def test_a_run_in_one_job_has_one_test_job_and_its_other_groups_are_not_asked_ab
         "core_hpc.slurm.submit.batch_script", lambda _, __, parameters, **___: asked.append(parameters["time"])
     )
     monkeypatch.setattr("subprocess.run", lambda *_, **__: SimpleNamespace(returncode=0, stderr=""))
-    assert statuses(doctor_slurm.check_profile(looked_at)) == [OK]
+    assert statuses(doctor_slurm.check_profile(examined)) == [OK]
     assert asked == [60, 60]  # of the run's job and of the controller's
 
 
@@ -441,7 +441,7 @@ def report(**changes: Any) -> dict[str, Any]:
         ({"name_resolves": False}, WARN, "its own name"),
         ({"imports": {"vllm": [1.0, "ImportError: libcudart"]}}, FAIL, "libcudart"),
         ({"imports": {"torch": [500.0, ""]}}, WARN, "500 s"),
-        ({"meeting": "rank 1 did not meet the others"}, FAIL, "did not meet"),
+        ({"meeting": "rank 1 could not connect to rank 0"}, FAIL, "could not connect"),
         ({"missing_models": ["/models/a"]}, FAIL, "/models/a"),
         ({"gpus_visible": 0}, FAIL, "0 granted"),
         ({"gpu": None}, WARN, "nvidia-smi"),
@@ -467,19 +467,23 @@ def test_what_a_node_reports_is_judged(changes: dict[str, Any], status: str, wor
 
 
 def test_without_a_sweep_a_missing_package_is_no_failure() -> None:
-    told = report(imports={"vllm": [1.0, "ModuleNotFoundError: vllm"]})
+    reported = report(imports={"vllm": [1.0, "ModuleNotFoundError: vllm"]})
     cluster = ClusterSection(driver="arrays", slurm={"cpus": 1, "mem_gb": 1})
     assert WARN in statuses(
-        doctor_job.judge_reports("test job", [told], cluster=cluster, group="generate", given=False)
+        doctor_job.judge_reports("test job", [reported], cluster=cluster, group="generate", given=False)
     )
     assert FAIL not in statuses(
-        doctor_job.judge_reports("test job", [told], cluster=cluster, group="generate", given=False)
+        doctor_job.judge_reports("test job", [reported], cluster=cluster, group="generate", given=False)
     )
 
 
-def test_a_job_that_left_no_trace(tmp_path: Path) -> None:
+def probe_of(group: PhaseGroup, cluster: ClusterSection, folder: Path, **changes: Any) -> doctor_job.Probe:
+    return doctor_job.Probe(groups=[group], cluster=cluster, packages=(), folder=folder, job=7, **changes)
+
+
+def test_a_job_without_a_report(tmp_path: Path) -> None:
     cluster = ClusterSection(driver="arrays")
-    probe = doctor_job.Probe(["generate"], cluster, (), tmp_path, job=7, state="FAILED")
+    probe = probe_of("generate", cluster, tmp_path, state="FAILED")
     assert "shared file system" in failure(doctor_job.judge(probe, given=True)).advice
     for words, advice in {
         "module: command not found": "cluster.slurm.setup",
@@ -495,10 +499,10 @@ def test_a_job_that_left_no_trace(tmp_path: Path) -> None:
 def test_a_file_that_the_node_does_not_see_or_sees_late(tmp_path: Path) -> None:
     cluster = ClusterSection(driver="arrays", slurm={"cpus": 1, "mem_gb": 1})
     for answered, offset, status in ((None, 0.0, FAIL), (100.2, 0.0, OK), (150.0, 0.0, WARN), (100.2, 300.0, WARN)):
-        probe = doctor_job.Probe(["score"], cluster, (), tmp_path, job=7, pinged=100.0, answered=answered)
+        probe = probe_of("score", cluster, tmp_path, pinged=100.0, answered=answered)
         seen_at = time.time() - (time.monotonic() - (answered or 0))
-        told = report(answered_at=seen_at + offset)
-        assert doctor_job._visibility(probe, told).status == status
+        reported = report(answered_at=seen_at + offset)
+        assert doctor_job._visibility(probe, reported).status == status
 
 
 def test_memory_limits_of_both_kinds_of_cgroups(tmp_path: Path) -> None:
@@ -537,7 +541,7 @@ def test_exit_status_and_lines(
     assert "did you mean `iterations`?" in capsys.readouterr().out
 
 
-def test_the_test_job_may_be_left_out(
+def test_the_test_job_can_be_skipped(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")

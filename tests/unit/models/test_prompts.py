@@ -1,4 +1,4 @@
-"""Prompts and completions as ids and text, the default instruction, and how each model samples."""
+"""Prompts and completions as ids and text, default instructions, and sampling settings."""
 
 from __future__ import annotations
 
@@ -50,7 +50,8 @@ def test_a_chat_model_sees_examples_as_turns_and_the_hint_before_the_instruction
     shown = PLAIN.decode(builder.build("3 + 4?", "Count up."))
     assert shown == (
         "<s>user: 1 + 1?\nSolve it.</s><s>assistant: 1 + 1 = 2.\n#### 2</s><s>user: 3 + 4?\n"
-        "Here is the reasoning of another student, with the answer removed. It may help:\nCount up.\nSolve it.</s><s>assistant:"
+        "Here is the reasoning of another student, with the answer removed. It may help:\nCount up.\n"
+        "Solve it.</s><s>assistant:"
     )
 
 
@@ -63,14 +64,15 @@ def test_a_base_model_sees_blocks_and_no_empty_instruction() -> None:
 
 
 @given(st.lists(st.integers(0, 257), max_size=40))
-def test_text_is_what_the_tokenizer_decodes(ids: list[int]) -> None:
+def test_the_text_of_a_completion_is_what_the_tokenizer_decodes(ids: list[int]) -> None:
     assert PromptBuilder(PLAIN, "plain", "").completion_text(ids, ()) == PLAIN.decode(ids, skip_special_tokens=True)
 
 
-def test_marks_of_thinking_stay_where_they_are_special_tokens_and_the_answer_is_not_that_of_the_thoughts() -> None:
-    said = "[THINK]Is the answer 7? \\boxed{7}[/THINK]Four and four.</s>[INST]"
-    ids = ids_of(MISTRAL, said)
-    assert len(ids) < len(said) - 20  # the marks are tokens of their own
+def test_special_tokens_that_mark_thinking_stay_in_the_text() -> None:
+    """So the answer is not taken from the thoughts."""
+    sampled = "[THINK]Is the answer 7? \\boxed{7}[/THINK]Four and four.</s>[INST]"
+    ids = ids_of(MISTRAL, sampled)
+    assert len(ids) < len(sampled) - 20  # each mark is a single token
     assert "[THINK]" not in MISTRAL.decode(ids, skip_special_tokens=True)
     text = PromptBuilder(MISTRAL, "plain", "").completion_text(ids, ())
     assert text == "[THINK]Is the answer 7? \\boxed{7}[/THINK]Four and four."
@@ -79,13 +81,13 @@ def test_marks_of_thinking_stay_where_they_are_special_tokens_and_the_answer_is_
 
 
 @pytest.mark.parametrize("mark", THINKING_MARKS)
-def test_every_mark_of_thinking_is_kept_whether_special_or_not(mark: str) -> None:
+def test_every_mark_of_thinking_is_kept_as_a_special_token_and_as_text(mark: str) -> None:
     for tokenizer in (PLAIN, byte_tokenizer(special=(mark,), template=CHAT)):
         text = PromptBuilder(tokenizer, "plain", "").completion_text(ids_of(tokenizer, f"a{mark}b{mark}"), ())
         assert text == f"a{mark}b{mark}"
 
 
-def test_text_ends_before_the_first_stop_string() -> None:
+def test_the_text_ends_before_the_first_stop_string() -> None:
     builder = PromptBuilder(MISTRAL, "plain", "")
     assert builder.completion_text(ids_of(MISTRAL, "8\nQuestion: 9[/THINK]"), ("[/THINK]", "\nQuestion:")) == "8"
 
@@ -98,7 +100,7 @@ def test_text_ends_before_the_first_stop_string() -> None:
         ("<s>assistant:<think>\n\n</think>\n\n", ""),
     ],
 )
-def test_a_thought_that_the_template_opens_is_marked_in_the_text(end: str, opened: str) -> None:
+def test_a_mark_of_thinking_at_the_end_of_the_prompt_is_put_before_the_text(end: str, opened: str) -> None:
     tokenizer = byte_tokenizer(template=f"{TURNS}{{% if add_generation_prompt %}}{end}{{% endif %}}")
     text = PromptBuilder(tokenizer, "chat", "").completion_text(ids_of(tokenizer, "Hm.\n8"), ("\n",))
     assert text == f"{opened}Hm."
@@ -108,7 +110,7 @@ def test_a_thought_that_the_template_opens_is_marked_in_the_text(end: str, opene
 # --- instructions --------------------------------------------------------------------------------
 
 GOLD = {"number": "8", "integer": "8", "latex": r"\frac{1}{2}", "letter": "B", "text": "New York"}
-OBEYED = {
+FORMS = {
     "number": ("'#### '", "#### {}"),
     "integer": (r"\boxed{{}}", r"\boxed{{{}}}"),
     "latex": (r"\boxed{{}}", r"\boxed{{{}}}"),
@@ -118,16 +120,16 @@ OBEYED = {
 
 
 @pytest.mark.parametrize("kind", GOLD)
-def test_an_answer_in_the_form_that_is_asked_for_is_read(kind: str) -> None:
-    asked, form = OBEYED[kind]
+def test_an_answer_in_the_form_of_the_instruction_is_extracted(kind: str) -> None:
+    request, form = FORMS[kind]
     instruction = default_instruction({kind}, "direct") or ""
-    assert asked.format() in instruction
+    assert request.format() in instruction
     assert extract_answer(f"First this, then that.\n{form.format(GOLD[kind])}", kind) == GOLD[kind]
 
 
 @pytest.mark.parametrize("kind", GOLD)
-def test_strategies_written_as_the_instruction_shows_are_read(kind: str) -> None:
-    """Each model of a block and of the final answer is taken from the instruction itself."""
+def test_strategies_in_the_form_of_the_instruction_are_extracted(kind: str) -> None:
+    """The forms of the block and of the final answer are taken from the instruction."""
     instruction = default_instruction({kind}, "strategies") or ""
     block = re.search(r"<strategy id=1>.*</strategy>", instruction, re.DOTALL)
     final = re.search(r"<final_answer>.*</final_answer>", instruction)
@@ -137,10 +139,10 @@ def test_strategies_written_as_the_instruction_shows_are_read(kind: str) -> None
     written = [
         re.sub(
             r"<outcome>.*</outcome>",
-            lambda _, said=said: f"<outcome>{said}</outcome>",
+            lambda _, outcome=outcome: f"<outcome>{outcome}</outcome>",
             block.group().replace("the steps of", how),
         )
-        for how, said in (("Guess", wrong), ("Work out", GOLD[kind]))
+        for how, outcome in (("Guess", wrong), ("Work out", GOLD[kind]))
     ]
     text = "\n".join([*written, f"<final_answer>{GOLD[kind]}</final_answer>"])
     assert extract_answer(text, kind) == GOLD[kind]
@@ -152,8 +154,8 @@ def problems(train: dict[str, Any], evaluation: dict[str, Any], **more: Any) -> 
     return ProblemsSection.model_validate({"train": train, "evaluation": evaluation, **more})
 
 
-def test_the_default_instruction_follows_the_kind_of_answers_and_is_spelled_out() -> None:
-    asks = {
+def test_the_default_instruction_depends_on_the_kind_of_answers_and_is_stored() -> None:
+    words_of = {
         "gsm8k": "'#### '",
         "math": r"\boxed{}",
         "aime": "0 to 999",
@@ -161,7 +163,7 @@ def test_the_default_instruction_follows_the_kind_of_answers_and_is_spelled_out(
         "medmcqa": "letter",
         "generated": "'#### '",
     }
-    for name, words in asks.items():
+    for name, words in words_of.items():
         source = SOURCE if name == "generated" else {"source": name}
         assert words in problems(source, source).model_dump()["instruction"], name
     own = {"source": "jsonl", "path": "p.jsonl", "answer_kind": "text"}
@@ -185,21 +187,22 @@ ROWS: dict[str, dict[str, Any]] = {
 }
 
 
-def test_the_kinds_of_answers_are_those_of_the_rows() -> None:
+def test_the_answer_kinds_of_the_configuration_are_those_of_the_rows() -> None:
     made = {name: parse(ROWS[name], "id", 0).answer_kind for name, parse in datasets.ROW_FORMATS.items()}
-    made["generated"] = generators.generate(problems(SOURCE, SOURCE).train, 1, "train", set())[0].answer_kind  # type: ignore[arg-type]
+    source: Any = problems(SOURCE, SOURCE).train
+    made["generated"] = generators.generate(source, 1, "train", set())[0].answer_kind
     assert made == ANSWER_KINDS
 
 
-def test_an_instruction_of_ones_own_wins_and_a_resolved_section_stays_as_it_is() -> None:
-    for own in ("", "Say it."):
+def test_an_explicit_instruction_has_priority_and_a_resolved_section_does_not_change() -> None:
+    for own in ("", "Answer it."):
         assert problems(SOURCE, SOURCE, instruction=own, instruction_style="strategies").instruction == own
     for style in ("direct", "strategies"):
         section = problems(SOURCE, SOURCE, instruction_style=style)
         assert ProblemsSection.model_validate_json(section.model_dump_json()) == section
 
 
-def test_no_instruction_suits_numbers_and_letters() -> None:
+def test_there_is_no_default_instruction_for_numbers_and_letters_together() -> None:
     with pytest.raises(ValueError, match=r"different kinds \(letter, number\)"):
         problems({"source": "gsm8k"}, {"source": "gpqa"})
     assert problems({"source": "gsm8k"}, {"source": "gpqa"}, instruction="Answer.").instruction == "Answer."
@@ -209,7 +212,7 @@ def test_no_instruction_suits_numbers_and_letters() -> None:
 
 
 def config_of(**own: Any) -> RunConfig:
-    """Two models; the first one has settings of its own."""
+    """A run with two models; `own` are additional settings of the first one."""
     return RunConfig.model_validate(
         {
             "name": "s",
@@ -225,7 +228,7 @@ def config_of(**own: Any) -> RunConfig:
     )
 
 
-def test_a_model_samples_by_its_own_settings_and_else_by_those_of_the_team() -> None:
+def test_a_model_samples_with_its_own_settings_or_those_of_the_team() -> None:
     config = config_of(sampling={"temperature": 0.0, "max_new_tokens": 5}, evaluation_sampling={"top_p": 1.0})
     expected = {
         ("a", COLD): (0.0, 0.8, 5),
@@ -241,14 +244,14 @@ def test_a_model_samples_by_its_own_settings_and_else_by_those_of_the_team() -> 
 
 
 @pytest.mark.parametrize(("phase", "recorded"), [(COLD, 0.25), (EVALUATE, 0.75)])
-def test_what_is_sampled_is_what_is_recorded_and_what_the_engine_is_told(
+def test_the_engine_samples_with_the_recorded_settings(
     phase: str, recorded: float, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     config = config_of(sampling={"temperature": 0.25, "max_new_tokens": 5}, evaluation_sampling={"temperature": 0.75})
-    told, published = [], []
+    used, published = [], []
 
     def sample(requests: Any, sampling: Any, **_: Any) -> list[Completion]:
-        told.append(sampling)
+        used.append(sampling)
         return [Completion((5,), (0.0,), "stop")] * len(requests)
 
     monkeypatch.setattr(shards, "publish_frame", lambda folder, name, frame, table, stats: published.append(frame))
@@ -267,12 +270,13 @@ def test_what_is_sampled_is_what_is_recorded_and_what_the_engine_is_told(
         stats=lambda **_: None,
         paths=SimpleNamespace(task_folder=lambda _: None, task_name=lambda _: None),
     )
-    generate._sample_and_publish(context, phase, [generate._Wanted(problem, 0, (3,))], adapter_iteration=0)
-    assert published[0]["temperature"].to_list() == [told[0].temperature] == [recorded]
-    assert told[0].max_new_tokens == (5 if phase == COLD else 30)
+    wanted = generate._Wanted(problem=problem, sample_index=0, prompt=(3,))
+    generate._sample_and_publish(context, phase, [wanted], adapter_iteration=0)
+    assert published[0]["temperature"].to_list() == [used[0].temperature] == [recorded]
+    assert used[0].max_new_tokens == (5 if phase == COLD else 30)
 
 
-def test_the_update_uses_the_temperature_that_its_model_sampled_with() -> None:
+def test_the_update_uses_the_temperature_with_which_its_model_sampled() -> None:
     config = config_of(sampling={"temperature": 0.25, "max_new_tokens": 5}, evaluation_sampling={"temperature": 0.75})
     for name, expected in (("a", (0.25, 5)), ("b", (0.5, 20))):
         run = SimpleNamespace(config=config, horizons=lambda: [Horizon(1, 1)])
@@ -281,7 +285,7 @@ def test_the_update_uses_the_temperature_that_its_model_sampled_with() -> None:
         assert (task.temperature, task.max_new_tokens) == expected
 
 
-def test_the_context_is_that_of_the_models_own_new_tokens(tmp_path: Path) -> None:
+def test_the_context_of_a_model_depends_on_its_own_number_of_new_tokens(tmp_path: Path) -> None:
     PLAIN.save_pretrained(tmp_path)
     splits: Any = SimpleNamespace(train={"question": ["3 + 4?"]}, evaluation={"question": ["5 + 6?"]}, examples=None)
     resolved: Any = SimpleNamespace(folder=tmp_path, max_context_tokens=10**6)

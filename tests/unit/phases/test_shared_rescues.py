@@ -1,8 +1,9 @@
-"""Buddy distillation: which completions are shared, as what tokens, and how they enter the loss."""
+"""Buddy distillation: which completions are shared, their tokens, and how they enter the loss."""
 
 from __future__ import annotations
 
 import itertools
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -62,7 +63,7 @@ def test_only_rescues_of_the_peers_are_shared() -> None:
 
 
 @pytest.mark.parametrize(("style", "stops"), [("chat", ()), ("plain", ("\n",))])
-def test_a_text_becomes_what_the_model_itself_would_have_had_to_write(style: str, stops: tuple[str, ...]) -> None:
+def test_a_shared_text_has_the_ids_that_the_model_would_have_sampled(style: str, stops: tuple[str, ...]) -> None:
     builder = PromptBuilder(TOKENIZER, style, "", (("1 + 1?", "2"),))
     found = pl.DataFrame(
         [
@@ -91,31 +92,50 @@ def test_a_text_becomes_what_the_model_itself_would_have_had_to_write(style: str
     assert [len(row.completion_token_ids) for row in rows_of(found, builder, stops, weight=0.2, max_tokens=3)] == [3, 3]
 
 
-def test_they_come_after_the_own_completions_of_a_run(tmp_path: Path) -> None:
-    """Through the score phase: b was rescued, so a learns from b's text too, and b from nobody's but its own."""
+def test_shared_completions_come_after_the_models_own(tmp_path: Path) -> None:
+    """Includes the score phase.
+
+    Model b was rescued, so a also learns from b's text; b learns only from its own.
+    """
     from core_hpc.phases.update import training_rows
     from core_hpc.store.paths import TaskKey
     from core_hpc.store.schema import UPDATE
     from tests.unit.phases.test_traps import context, rollout_rows, scored_run
 
     run = scored_run(tmp_path, share_rescues=0.2)
-    learnt = {}
+    rows_of_model = {}
     for model in "ab":
         task = context(run, TaskKey(1, UPDATE, model))
         task.model = run.config.model(model)
         task.prompt_builder = lambda _: PromptBuilder(TOKENIZER, "chat", "")
         task.stop_strings = lambda _: ()
-        learnt[model] = training_rows(task)
-    shared = {model: [row for row in rows if row.behaviour_logprobs is None] for model, rows in learnt.items()}
+        rows_of_model[model] = training_rows(task)
+    shared = {model: [row for row in rows if row.behaviour_logprobs is None] for model, rows in rows_of_model.items()}
     assert [row.key for row in shared["a"]] == [("hard", RESCUE, 0, "b")]
-    assert learnt["a"][-1] is shared["a"][0]
+    assert rows_of_model["a"][-1] is shared["a"][0]
     (text,) = {row["text"] for row in rollout_rows("b", RESCUE) if row["problem_id"] == "hard"}
     assert TOKENIZER.decode(shared["a"][0].completion_token_ids) == f"{text}</s>"
     assert shared["b"] == []
 
 
-SAMPLED = Row(("p", 0), "p", [5, 6, 7], [8, 9], [-0.5, -0.7], 1.0, 1.0)
-SHARED = Row(("p", 1), "p", [5, 6, 7], [9, 4, 3], None, 2.0, 0.2, rescue=True)
+SAMPLED = Row(
+    key=("p", 0),
+    problem_id="p",
+    prompt_token_ids=[5, 6, 7],
+    completion_token_ids=[8, 9],
+    behaviour_logprobs=[-0.5, -0.7],
+    advantage=1.0,
+    weight=1.0,
+)
+SHARED = replace(
+    SAMPLED,
+    key=("p", 1),
+    completion_token_ids=[9, 4, 3],
+    behaviour_logprobs=None,
+    advantage=2.0,
+    weight=0.2,
+    rescue=True,
+)
 
 
 @pytest.mark.parametrize("kind", ["token_truncate", "sequence_mask", "geometric_truncate", "none"])
@@ -129,8 +149,8 @@ def test_a_shared_completion_has_no_importance_correction_and_changes_no_other(k
     assert torch.equal(weights, torch.cat([alone, torch.ones(3)]))
 
 
-def test_its_gradient_is_that_of_its_likelihood() -> None:
-    """Before the first step, the loss of GRPO has the slope -A w / (completions x tokens) at each of its tokens."""
+def test_the_gradient_of_a_shared_completion_is_that_of_its_likelihood() -> None:
+    """Before the first step, the slope of the loss at a token is -A w / (completions x tokens)."""
     settings = UpdateSection(loss="grpo", kl_weight=0.0)
     rows = [SAMPLED, SHARED]
     (plan,) = plan_steps(rows, problems_per_step=1, seed=0, num_ranks=1, max_tokens=100, layout="tree", with_kl=False)
@@ -156,14 +176,13 @@ def test_its_gradient_is_that_of_its_likelihood() -> None:
     totals = StepTotals(plan, rows, torch.device("cpu"))
     totals.add(batch, tokens, terms, torch.zeros(5))
     means = totals.means(with_kl=False)
-    assert (means["mismatch_mean"], means["mismatch_max"]) == (pytest.approx(0.0), pytest.approx(0.0)), (
-        "of what was sampled only"
-    )
+    # The mismatch is measured only for completions that the model sampled.
+    assert (means["mismatch_mean"], means["mismatch_max"]) == (pytest.approx(0.0), pytest.approx(0.0))
     assert rows_digest(rows) != rows_digest([SAMPLED])
 
 
 @pytest.mark.parametrize("change", [{"rescue_samples": 0}, {"hint_probability": 0}])
-def test_nothing_to_share_is_an_error(tmp_path: Path, change: dict[str, Any]) -> None:
+def test_sharing_without_rescues_is_a_configuration_error(tmp_path: Path, change: dict[str, Any]) -> None:
     path = tmp_path / "s.yaml"
     sweep = {
         "name": "s",

@@ -1,4 +1,4 @@
-"""A worker that is told to sleep says when it does; told to stop, the task that runs hears of it at once, and no further one begins."""
+"""A worker process: the commands `sleep` and `stop`, and the imports of each phase."""
 
 from __future__ import annotations
 
@@ -6,10 +6,12 @@ import json
 import os
 import subprocess
 import sys
+import textwrap
 from pathlib import Path
-from typing import Any
 
 import pytest
+
+from core_hpc.runs.messages import CommandKind, MessageKind, Outcome, OutcomeKind, WorkerCommand, WorkerMessage
 
 pytestmark = pytest.mark.timeout(60)
 ROOT = Path(__file__).parents[3]
@@ -32,7 +34,11 @@ worker.main(["--role", "update", "--threads", "1", "--events-fd", sys.argv[1]])
 """
 
 
-def test_a_worker_told_to_stop() -> None:
+def test_commands_of_a_worker() -> None:
+    """It reports that it sleeps.
+
+    After `stop` the running task stops at once, and no further task starts.
+    """
     read_fd, write_fd = os.pipe()
     worker = subprocess.Popen(
         [sys.executable, "-c", WORKER, str(write_fd)], cwd=ROOT, stdin=subprocess.PIPE, pass_fds=(write_fd,)
@@ -40,43 +46,43 @@ def test_a_worker_told_to_stop() -> None:
     os.close(write_fd)
     assert worker.stdin is not None
 
-    def send(command: dict[str, Any]) -> None:
+    def send(kind: CommandKind, task: str = "") -> None:
         assert worker.stdin is not None
-        worker.stdin.write((json.dumps(command) + "\n").encode())
+        command = WorkerCommand(kind, "r" if task else "", task)
+        worker.stdin.write((json.dumps(command.to_json()) + "\n").encode())
         worker.stdin.flush()
 
-    with os.fdopen(read_fd) as events:
+    with os.fdopen(read_fd) as messages:
 
-        def event() -> dict[str, Any]:
-            found: dict[str, Any] = json.loads(events.readline())
-            return found
+        def receive() -> WorkerMessage:
+            return WorkerMessage.from_json(json.loads(messages.readline()))
 
         try:
-            send({"sleep": True})
-            assert [event()["event"] for _ in range(2)] == ["ready", "asleep"]
-            send({"run": "r", "task": "cold/0001/m0/000"})
-            send({"run": "r", "task": "update/0001/m0/000"})
-            send({"run": "r", "task": "update/0001/m1/000"})
-            assert [event()["event"] for _ in range(3)] == ["progress", "done", "progress"]
-            send({"stop": True})  # overtakes the third command
-            assert event() == {
-                "event": "stopped",
-                "run": "r",
-                "task": "update/0001/m0/000",
-                "message": "stopped after step 1",
-            }
-            answer = event()
-            assert (answer["event"], answer["task"]) == ("stopped", "update/0001/m1/000")
-            assert "before it began" in answer["message"]
+            send(CommandKind.SLEEP)
+            assert [receive().kind for _ in range(2)] == ["ready", "asleep"]
+            for task in ("cold/0001/m0/000", "update/0001/m0/000", "update/0001/m1/000"):
+                send(CommandKind.RUN, task)
+            assert [receive().kind for _ in range(3)] == ["progress", "done", "progress"]
+            send(CommandKind.STOP)  # overtakes the third task
+            stopped = Outcome(OutcomeKind.STOPPED, "stopped after step 1")
+            assert receive() == WorkerMessage(MessageKind.STOPPED, "r", "update/0001/m0/000", outcome=stopped)
+            answer = receive()
+            assert (answer.kind, answer.task) == ("stopped", "update/0001/m1/000")
+            assert answer.outcome is not None
+            assert "before it began" in answer.outcome.message
         finally:
             worker.stdin.close()
             assert worker.wait(10) == 0
 
 
-def test_only_an_update_imports_what_trains() -> None:
-    code = (
-        "import sys; from core_hpc import phases; steps = [phases._step(p) for p in ('cold', 'rescue', 'evaluate', 'hint', 'score')]; "
-        "assert len(set(steps)) == 5; assert not {'torch', 'transformers', 'deepspeed'} & set(sys.modules); "
-        "phases._step('update'); assert 'deepspeed' in sys.modules"
-    )
-    subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True)
+def test_only_an_update_imports_the_packages_for_training() -> None:
+    code = """
+        import sys
+        from core_hpc import phases
+        steps = {phases._step(phase) for phase in ("cold", "rescue", "evaluate", "hint", "score")}
+        assert len(steps) == 5
+        assert not {"torch", "transformers", "deepspeed"} & set(sys.modules)
+        phases._step("update")
+        assert "deepspeed" in sys.modules
+    """
+    subprocess.run([sys.executable, "-c", textwrap.dedent(code)], cwd=ROOT, check=True)

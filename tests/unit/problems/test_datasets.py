@@ -1,4 +1,4 @@
-"""Published data sets in their own row formats, from files and from huggingface's cache; nothing here needs a network."""
+"""Published data sets, from files and from the cache of huggingface, without a network."""
 
 import csv
 import json
@@ -20,10 +20,9 @@ def generated(count: int, seed: int = 0, **options: int) -> GeneratedProblems:
 
 
 def section(train: object, evaluation: object, num_examples: int = 0, **more: object) -> ProblemsSection:
-    # Said, since training and evaluation of a test may ask for answers of different kinds.
-    return ProblemsSection(
-        train=train, evaluation=evaluation, num_examples=num_examples, instruction="Solve it.", **more
-    )  # type: ignore[arg-type]
+    # There is no default instruction if training and evaluation have different kinds of answers.
+    fields: dict[str, Any] = {"instruction": "Solve it.", "num_examples": num_examples, **more}
+    return ProblemsSection(train=train, evaluation=evaluation, **fields)  # type: ignore[arg-type]
 
 
 def write(path: Path, *rows: object) -> str:
@@ -86,11 +85,8 @@ def test_math_formats(tmp_path: Path) -> None:
         "unique_id": "test/algebra/1.json",
     }
     (found,) = train_of(data_set("math", Path(write(tmp_path / "test.jsonl", row))))
-    assert (found["problem_id"], found["gold"], found["metadata"]["level"]) == (
-        "test/algebra/1.json",
-        r"\frac{3}{4}",
-        "2",
-    )
+    assert (found["problem_id"], found["gold"]) == ("test/algebra/1.json", r"\frac{3}{4}")
+    assert found["metadata"]["level"] == "2"
     with pytest.raises(InputError, match=r"line 1: 'solution' has no \\boxed"):
         train_of(data_set("math", Path(write(tmp_path / "bad.jsonl", {"problem": "p", "solution": "It is 7."}))))
 
@@ -113,12 +109,8 @@ def test_aime_formats(tmp_path: Path) -> None:
         "Part": "",
     }
     (found,) = train_of(data_set("aime", write_csv(tmp_path / "a.csv", [row])))
-    assert (found["problem_id"], found["question"], found["gold"], found["answer_kind"]) == (
-        "1983-1",
-        row["Question"],
-        "60",
-        "integer",
-    )
+    assert (found["problem_id"], found["question"]) == ("1983-1", row["Question"])
+    assert (found["gold"], found["answer_kind"]) == ("60", "integer")
     assert found["metadata"] == {"data_set": "aime", "year": "1983", "problem number": "1"}
     pl.DataFrame({"id": [60], "problem": ["p"], "solution": ["s"], "answer": ["204"], "year": [2024]}).write_parquet(
         tmp_path / "b.parquet"
@@ -133,7 +125,7 @@ def gpqa_row(i: int) -> dict[str, object]:
     wrong = {f"Incorrect Answer {k}": f"wrong {k} of {i}" for k in (1, 2, 3)}
     return {
         "Record ID": f"rec{i}",
-        "Question": f"What is  {i}?\nSay.",
+        "Question": f"What is  {i}?\nChoose.",
         "Correct Answer": f"right {i}\n",
         **wrong,
         "High-level domain": "Physics",
@@ -150,7 +142,7 @@ def test_gpqa_options_are_shuffled_by_the_seed(tmp_path: Path) -> None:
     for i, row in enumerate(found):
         stem, options = row["question"].split("\n\n")
         shown = dict(line.split(") ") for line in options.splitlines())
-        assert stem == f"What is  {i}?\nSay."
+        assert stem == f"What is  {i}?\nChoose."
         assert sorted(shown) == ["A", "B", "C", "D"]
         assert sorted(shown.values()) == sorted([f"right {i}", *(f"wrong {k} of {i}" for k in (1, 2, 3))])
         assert shown[row["gold"]] == f"right {i}"
@@ -163,9 +155,8 @@ def test_gpqa_options_are_shuffled_by_the_seed(tmp_path: Path) -> None:
         "subdomain": "Optics",
     }
     golds = [row["gold"] for row in found]
-    assert all(
-        5 <= golds.count(letter) <= 25 for letter in "ABCD"
-    )  # 60 draws, 15 expected: outside has probability < 1e-3
+    # 15 of 60 draws are expected; the probability of a count outside these bounds is below 1e-3.
+    assert all(5 <= golds.count(letter) <= 25 for letter in "ABCD")
     other = [row["gold"] for row in train_of(data_set("gpqa", path, seed=1))]
     assert 5 <= sum(a == b for a, b in zip(golds, other, strict=True)) <= 30
 
@@ -199,17 +190,10 @@ def test_medmcqa_format(tmp_path: Path) -> None:
     }
     pl.DataFrame([row]).write_parquet(tmp_path / "train.parquet")
     (found,) = train_of(data_set("medmcqa", tmp_path / "train.parquet"))
-    assert (found["problem_id"], found["question"], found["gold"]) == (
-        "e9",
-        "Which one?\n\nA) w\nB) x\nC) y\nD) z",
-        "C",
-    )
-    assert found["metadata"] == {
-        "data_set": "medmcqa",
-        "subject": "Anatomy",
-        "topic": None,
-        "solution": "Because.\n#### C",
-    }
+    assert (found["problem_id"], found["gold"]) == ("e9", "C")
+    assert found["question"] == "Which one?\n\nA) w\nB) x\nC) y\nD) z"
+    metadata = {"data_set": "medmcqa", "subject": "Anatomy", "topic": None, "solution": "Because.\n#### C"}
+    assert found["metadata"] == metadata
     bad = [{**row, "id": "t1", "cop": -1}, {**row, "id": "t2", "cop": 4}, {**row, "id": "t3", "opb": None}]
     pl.DataFrame(bad).write_parquet(tmp_path / "bad.parquet")
     with pytest.raises(
@@ -221,7 +205,7 @@ def test_medmcqa_format(tmp_path: Path) -> None:
 
 @pytest.fixture
 def offline_hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """An empty cache of huggingface's, and no network."""
+    """An empty cache of huggingface, and no network."""
     from huggingface_hub import constants
 
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
@@ -230,21 +214,19 @@ def offline_hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def put_in_cache(cache: Path, files: datasets.HubFiles, name: str) -> Path:
-    """Where huggingface keeps a file of a commit (its documented cache layout)."""
+    """The path of a commit's file in the documented cache layout of huggingface."""
     path = cache / f"datasets--{files.repository.replace('/', '--')}" / "snapshots" / files.revision / name
     path.parent.mkdir(parents=True, exist_ok=True)
     return path
 
 
-def test_what_is_not_in_the_cache_is_an_error_with_the_command(offline_hub: Path) -> None:
+def test_a_file_missing_from_the_cache_is_an_error_with_the_command(offline_hub: Path) -> None:
     with pytest.raises(InputError) as caught:
         make_splits(section(DataSetProblems(source="gpqa", subset="diamond"), generated(5)))
     message = str(caught.value)
     assert "HF_HUB_OFFLINE is set" in message
-    assert (
-        "hf download Idavidrein/gpqa gpqa_diamond.csv --repo-type dataset --revision 633f5ee89ab8ad4522a9f850766b73f62147ffdd"
-        in message
-    )
+    revision = "633f5ee89ab8ad4522a9f850766b73f62147ffdd"
+    assert f"hf download Idavidrein/gpqa gpqa_diamond.csv --repo-type dataset --revision {revision}" in message
 
 
 def test_a_pinned_commit_is_read_from_the_cache_without_a_network(offline_hub: Path) -> None:
@@ -259,7 +241,7 @@ def test_a_pinned_commit_is_read_from_the_cache_without_a_network(offline_hub: P
     assert splits.evaluation["question"].to_list() == [f"q{i}" for i in range(50, 55)]
 
 
-def test_another_repository_in_the_same_format(offline_hub: Path) -> None:
+def test_another_repository_with_the_same_format(offline_hub: Path) -> None:
     own = datasets.HubFiles("me/mine", "a" * 40, {})
     for name in ("a.jsonl", "b.jsonl"):
         write(put_in_cache(offline_hub, own, name), {"question": f"from {name}", "answer": "#### 7"})
@@ -270,7 +252,7 @@ def test_another_repository_in_the_same_format(offline_hub: Path) -> None:
 @pytest.mark.parametrize(
     ("fields", "expected"),
     [
-        ({"path": "x", "split": "train"}, "path names a file of yours, split the hub"),
+        ({"path": "x", "split": "train"}, r"path \(a file\) excludes split \(of the hub\)"),
         ({"repository": "a/b"}, "needs all of repository, revision and files"),
         ({"repository": "a/b", "revision": "main", "files": ["x"]}, "revision"),
         ({"repository": "a/b", "revision": "a" * 40, "files": ["x"], "split": "train"}, "neither subset nor split"),
@@ -307,12 +289,12 @@ def test_every_source_has_a_format_and_every_pin_is_a_commit() -> None:
 GSM8K = Path(__file__).parents[4] / "shared" / "data" / "gsm8k"
 
 
-@pytest.mark.skipif(not GSM8K.is_dir(), reason="GSM8K's own files are not beside the checkout (../shared/data/gsm8k)")
-def test_gsm8k_itself() -> None:
+@pytest.mark.skipif(not GSM8K.is_dir(), reason="the files of GSM8K are not in ../shared/data/gsm8k")
+def test_the_published_gsm8k() -> None:
     train = data_set("gsm8k", GSM8K / "train.jsonl", count=1000)
     splits = make_splits(section(train, data_set("gsm8k", GSM8K / "test.jsonl"), 4))
     assert (splits.train.height, splits.evaluation.height, splits.examples.height) == (1000, 1319, 4)
     for gold, metadata in splits.evaluation.select("gold", "metadata").iter_rows():
         assert extract_answer(json.loads(metadata)["solution"], "number") == gold
     whole = make_splits(section(data_set("gsm8k", GSM8K / "train.jsonl"), data_set("gsm8k", GSM8K / "test.jsonl")))
-    assert whole.train.height == 7473  # no near-duplicates between its splits
+    assert whole.train.height == 7473  # there are no near-duplicates between the splits

@@ -1,4 +1,4 @@
-"""Generated problems: right, distinct, the same in every process; what a generator refuses is said."""
+"""Generated problems: correct, distinct, and equal in every process."""
 
 import json
 import subprocess
@@ -23,7 +23,7 @@ def section(train: object, evaluation: object, num_examples: int = 0, **more: ob
     return ProblemsSection(train=train, evaluation=evaluation, num_examples=num_examples, **more)  # type: ignore[arg-type]
 
 
-def test_generated_problems_are_right_distinct_and_deterministic() -> None:
+def test_generated_problems_are_correct_distinct_and_deterministic() -> None:
     splits = make_splits(section(generated(200, num_terms=4), generated(100, seed=0, num_terms=4), 3))
     everything = pl.concat([splits.train, splits.evaluation, splits.examples])
     assert everything["question"].n_unique() == everything["problem_id"].n_unique() == 303
@@ -59,7 +59,7 @@ def gym(task: str, count: int, seed: int = 0, **more: object) -> GymProblems:
 
 
 @needs_gym
-def test_reasoning_gym_problems_are_right_distinct_and_deterministic() -> None:
+def test_reasoning_gym_problems_are_correct_distinct_and_deterministic() -> None:
     source = gym("chain_sum", 30, options={"min_terms": 2, "max_terms": 3, "max_digits": 2})
     splits = make_splits(section(source, gym("chain_sum", 20, options=source.options)))
     everything = pl.concat([splits.train, splits.evaluation])
@@ -76,7 +76,7 @@ def test_reasoning_gym_problems_are_right_distinct_and_deterministic() -> None:
 
 
 @needs_gym
-def test_a_task_that_follows_the_order_of_sets_is_the_same_in_every_process() -> None:
+def test_a_task_that_depends_on_the_order_of_sets_is_equal_in_every_process() -> None:
     code = """
         from core_hpc.config.problems import GymProblems
         from core_hpc.problems.generators import generate
@@ -100,7 +100,7 @@ def test_reasoning_gym_examples_and_kinds() -> None:
         extract_answer(json.loads(m)["solution"], "number") == g
         for m, g in splits.examples.select("metadata", "gold").iter_rows()
     )
-    with pytest.raises(InputError, match="chain_sum gives no worked solutions to show"):
+    with pytest.raises(InputError, match="chain_sum has no worked solutions"):
         make_splits(section(gym("chain_sum", 3), generated(5), 1))
     with pytest.raises(
         InputError, match=r"task word_sorting: the answer .* is not a finite number; set its answer_kind"
@@ -112,7 +112,7 @@ def test_reasoning_gym_examples_and_kinds() -> None:
 @pytest.mark.parametrize(
     ("source", "expected"),
     [
-        (gym("chain_sums", 2), "task chain_sums with its defaults: there is no such task; near it: chain_sum"),
+        (gym("chain_sums", 2), "task chain_sums with its defaults: there is no such task; similar names: chain_sum"),
         (gym("chain_sum", 2, options={"terms": 3}), "task chain_sum with .'terms': 3.: TypeError: .*'terms'"),
         (gym("chain_sum", 2, options={"min_terms": 9}), "AssertionError: max_terms must be >= min_terms"),
         (
@@ -121,15 +121,15 @@ def test_reasoning_gym_examples_and_kinds() -> None:
         ),
     ],
 )
-def test_what_reasoning_gym_refuses_is_an_input_error(source: GymProblems, expected: str) -> None:
+def test_options_that_reasoning_gym_rejects_are_an_input_error(source: GymProblems, expected: str) -> None:
     with pytest.raises(InputError, match=expected):
         make_splits(section(source, generated(5)))
 
 
 @needs_gym
-def test_reasoning_gym_options_that_the_source_decides_and_a_missing_package(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_reserved_options_of_reasoning_gym_and_a_missing_package(monkeypatch: pytest.MonkeyPatch) -> None:
     assert source_mistakes(gym("chain_sum", 2, options={"seed": 3})) == [
-        ("options.seed", "follows from the source's seed and count; leave it out")
+        ("options.seed", "is set from the seed and count of the source; leave it out")
     ]
     monkeypatch.setattr(generators, "find_spec", lambda name: None)
     assert source_mistakes(gym("chain_sum", 2)) == [

@@ -1,6 +1,7 @@
-"""Advantages without the division by the standard deviation (with it: test_rewards.py), and which completions are compared.
+"""Advantages without the division by the standard deviation, and the compared completions.
 
-The references are exact fractions, and for `update.group: model` the runs of each model alone.
+The references are exact fractions, and for `update.group: model` the scores of each model alone.
+Advantages with the division are tested in test_rewards.py.
 """
 
 from __future__ import annotations
@@ -28,14 +29,14 @@ REWARDS = st.lists(st.integers(-40, 40).map(lambda n: n / 16), min_size=1, max_s
 
 
 @given(REWARDS)
-def test_centred_only(rewards: list[float]) -> None:
+def test_without_division_advantages_are_centred_rewards(rewards: list[float]) -> None:
     exact = [Fraction(r) for r in rewards]
     mean = sum(exact) / len(exact)
     assert advantages(rewards, scale="none").tolist() == pytest.approx([float(r - mean) for r in exact], abs=1e-12)
 
 
 @given(REWARDS, st.integers(1, 50))
-def test_only_without_division_larger_rewards_give_larger_advantages(rewards: list[float], factor: int) -> None:
+def test_only_without_division_do_larger_rewards_give_larger_advantages(rewards: list[float], factor: int) -> None:
     larger = [factor * r for r in rewards]
     assert advantages(larger, scale="none").tolist() == pytest.approx(
         (factor * advantages(rewards, scale="none")).tolist(), abs=1e-9
@@ -48,11 +49,11 @@ def test_equal_rewards_give_exactly_zero(value: float, n: int) -> None:
     assert advantages([value] * n, scale="none").tolist() == [0.0] * n
 
 
-# --- which completions are compared --------------------------------------------------------------
+# --- the compared completions --------------------------------------------------------------------
 
 
 class _Embedder:
-    """The same random direction for the same text, whoever asks."""
+    """A random direction per text, the same in every call."""
 
     def embed(self, texts: list[str]) -> np.ndarray:
         return np.stack([np.random.default_rng(zlib.crc32(text.encode())).normal(size=6) for text in texts])
@@ -62,7 +63,7 @@ WORDS = ("add", "divide by", "so x =", "check", "simplify", "half of", "square")
 
 
 def rollouts_of(seed: int, models: str, phases: dict[str, int]) -> pl.DataFrame:
-    """Random completions of three problems, in a random order; models that failed cold are rescued with a hint."""
+    """Random completions of three problems in a random order; models that failed cold get hints."""
     draw = random.Random(seed)
     rows = []
     for problem in ("p", "q", "r"):
@@ -91,7 +92,7 @@ def rollouts_of(seed: int, models: str, phases: dict[str, int]) -> pl.DataFrame:
 def scored(
     rollouts: pl.DataFrame, models: str, *, iteration: int = 1, rule: str = "leave_one_out", **update: Any
 ) -> pl.DataFrame:
-    """The score phase's own columns of a run with these models."""
+    """The columns that the score phase adds, for a run with these models."""
     config = RunConfig.model_validate(
         {
             "name": "s",
@@ -106,16 +107,19 @@ def scored(
     context = SimpleNamespace(
         run=SimpleNamespace(config=config, num_problems=lambda split: 3),
         key=TaskKey(iteration, SCORE, TEAM),
-        warm=Warm(_embedder=("fake:none", _Embedder())),
-        progress=lambda *_: None,  # type: ignore[arg-type]
+        warm=Warm(_embedder=("fake:none", _Embedder())),  # type: ignore[arg-type]
+        progress=lambda *_: None,
     )
     return score_rollouts(context, rollouts)  # type: ignore[arg-type]
 
 
 @settings(max_examples=15, deadline=None)
 @given(st.integers(0, 10**6), st.sampled_from(["leave_one_out", "greedy_outsider", "dpp"]), st.sampled_from([1, 2]))
-def test_models_by_themselves_in_a_team_are_scored_as_if_trained_alone(seed: int, rule: str, iteration: int) -> None:
-    """The reference: a run of one model, given the same completions. Iteration 2 is epoch 2, in which cross has a weight."""
+def test_with_group_model_a_model_is_scored_as_if_trained_alone(seed: int, rule: str, iteration: int) -> None:
+    """The reference is a run of one model with the same completions.
+
+    In iteration 2 (epoch 2) cross has a weight.
+    """
     rollouts = rollouts_of(seed, "abc", {COLD: 3})
     together = scored(rollouts, "abc", iteration=iteration, rule=rule, group="model")
     for model in "abc":
@@ -124,8 +128,8 @@ def test_models_by_themselves_in_a_team_are_scored_as_if_trained_alone(seed: int
         assert together.filter(mine).equals(alone)
 
 
-def test_whether_a_peer_is_compared_makes_a_difference() -> None:
-    """Else the test above could not fail: in a team, every part that looks at peers says something else."""
+def test_comparing_with_peers_changes_the_scores() -> None:
+    """The test above could fail: in a team, every part that depends on peers has other values."""
     rollouts = rollouts_of(0, "ab", {COLD: 2, RESCUE: 2})
     team, alone = (scored(rollouts, "ab", iteration=2, group=group) for group in ("team", "model"))
     for part in ("explore", "rescue", "trace_accuracy", "cross", "reward", "advantage"):
@@ -134,7 +138,7 @@ def test_whether_a_peer_is_compared_makes_a_difference() -> None:
     assert alone["rescue"].to_list() == alone["cross"].to_list() == [0.0] * rollouts.height
 
 
-def test_advantages_of_a_model_by_itself_are_over_its_own_completions_of_the_problem() -> None:
+def test_with_group_model_advantages_are_over_the_models_own_completions() -> None:
     rollouts = rollouts_of(11, "ab", {COLD: 4, RESCUE: 2})
     table = pl.concat([rollouts, scored(rollouts, "ab", group="model", advantage_scale="none")], how="horizontal")
     for row in table.iter_rows(named=True):

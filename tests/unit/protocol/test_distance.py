@@ -1,4 +1,4 @@
-"""Distances, similarities, signatures, embedders and the three exploration rules, against references by definition."""
+"""Distances, similarities, signatures, embedders and exploration rules, against definitions."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def features(draw, min_size=1, max_size=7):
 
 
 def reference_distance(embeddings, sets, weight):
-    """Eq. 13 by two loops over pairs."""
+    """Eq. 13 with two loops over pairs."""
     n = len(sets)
     out = np.zeros((n, n))
     for i in range(n):
@@ -129,11 +129,11 @@ NO_OPERATIONS = [
 
 
 @pytest.mark.parametrize("text", NO_OPERATIONS)
-def test_word_boundaries_and_markup_are_no_operations(text):
+def test_parts_of_words_and_markup_are_not_operations(text):
     assert operation_signature(text) == frozenset()
 
 
-def test_the_square_root_is_no_square():
+def test_a_square_root_is_not_a_square():
     assert operation_signature("the square root") == {"root"}
 
 
@@ -147,7 +147,7 @@ def test_signatures_of_long_texts_take_linear_time(piece):
     assert time.process_time() - start < 5
 
 
-# Exploration -----------------------------------------------------------------------------------------------
+# --- exploration ---------------------------------------------------------------------------------
 
 
 def random_distances(rng, n):
@@ -161,7 +161,7 @@ SEEDS = st.integers(0, 2**32 - 1)
 
 
 @given(SEEDS, st.integers(1, 8))
-def test_leave_one_out_is_the_nearest_other_beyond_the_margin(seed, n):
+def test_leave_one_out_is_the_distance_to_the_nearest_other_minus_the_margin(seed, n):
     d = random_distances(np.random.default_rng(seed), n)
     expected = [max(0.0, min((d[i, j] for j in range(n) if j != i), default=0.0) - 0.15) for i in range(n)]
     assert explore.leave_one_out(d, margin=0.15).tolist() == pytest.approx(expected)
@@ -200,7 +200,7 @@ def test_greedy_outsider_can_reward_above_the_cap():
 
 
 def reference_dpp(s, q):
-    """Marginal gain in log det(I + L) by two determinants, beyond that of a copy of the completion itself."""
+    """Gain in log det(I + L) from two determinants, minus the gain of a copy of the completion."""
     n = len(q)
     L = np.diag(q) @ s @ np.diag(q)
 
@@ -211,7 +211,7 @@ def reference_dpp(s, q):
     for i in range(n):
         gain = logdet(list(range(n))) - logdet([j for j in range(n) if j != i])
         alone = math.log(1 + q[i] ** 2)
-        copy = math.log(1 + 2 * q[i] ** 2) - alone  # second of two equal completions
+        copy = math.log(1 + 2 * q[i] ** 2) - alone  # gain of the second of two equal completions
         out.append(min(1.0, max(0.0, (gain - copy) / math.log(4 / 3))))
     return out
 
@@ -262,7 +262,7 @@ def test_order_of_completions_does_not_matter(pair, seed):
     d2, s2 = distance_matrix(*shuffled), similarity_matrix(*shuffled)
     assert np.allclose(explore.leave_one_out(d2, margin=0.15), explore.leave_one_out(d, margin=0.15)[order])
     assert np.allclose(explore.dpp(s2, q[order]), explore.dpp(s, q)[order])
-    # Distinct distances only: with ties the first completion wins, and that is a matter of order.
+    # The distances must be distinct, because the first completion wins ties and the order changes.
     noisy = d + np.abs(np.subtract.outer(rng.uniform(size=len(q)), rng.uniform(size=len(q)))) * 1e-3
     noisy = (noisy + noisy.T) / 2
     np.fill_diagonal(noisy, 0)
@@ -270,7 +270,7 @@ def test_order_of_completions_does_not_matter(pair, seed):
     assert np.allclose(again, explore.greedy_outsider(noisy, q, margin=0.15, cap=2)[order])
 
 
-# Embedders -------------------------------------------------------------------------------------------------
+# --- embedders -----------------------------------------------------------------------------------
 
 
 @given(st.lists(st.text(max_size=20), max_size=5))
@@ -284,7 +284,7 @@ def test_the_fake_embedder_gives_finite_non_zero_vectors_in_order(texts):
         assert (embedder.embed([text])[0] == vector).all()
 
 
-def test_empty_texts_are_alike():
+def test_empty_texts_have_equal_vectors():
     vectors = create_embedder("fake:hashing").embed(["", " \n", EMPTY_TEXT, "words"])
     assert (vectors[0] == vectors[1]).all()
     assert (vectors[0] == vectors[2]).all()

@@ -1,4 +1,4 @@
-"""Hints: the source, the removal of answers, the cut; no hint ever states the answer."""
+"""Hints: the source, the removal of answers, the cut; a hint never contains the answer."""
 
 from __future__ import annotations
 
@@ -16,7 +16,10 @@ from core_hpc.store.schema import CORRECT
 
 
 class WordTokenizer:
-    """Tokens are words with the space before them; counts the characters it was given."""
+    """A tokenizer whose tokens are words with the space before them.
+
+    It counts the tokenized characters.
+    """
 
     def __init__(self) -> None:
         self.words: list[str] = []
@@ -97,7 +100,7 @@ NO_HINTS = [
 
 
 @pytest.mark.parametrize("text", NO_HINTS)
-def test_an_empty_hint_or_the_gold_answer_itself_is_no_hint(text):
+def test_there_is_no_hint_if_nothing_or_only_the_answer_remains(text):
     assert hint(text) is None
 
 
@@ -115,7 +118,7 @@ def test_only_a_strategy_whose_own_outcome_verifies_is_a_hint():
     assert hint("Add both. " + final) == "Add both."
 
 
-def test_the_style_strategy_gives_a_right_strategy_or_nothing():
+def test_the_style_strategy_gives_a_correct_strategy_or_no_hint():
     wrong = "<strategy id=1>Guess. <outcome>9</outcome></strategy>"
     right = "<strategy id=2>Add both. <outcome>8</outcome></strategy>"
     assert hint(f"{wrong}{right}#### 8", style="strategy") == "Add both."
@@ -123,7 +126,7 @@ def test_the_style_strategy_gives_a_right_strategy_or_nothing():
     assert hint("Add both. #### 8", style="strategy") is None
 
 
-# Thoughts: drafts of the answer in words, which no pattern finds.
+# Thoughts contain drafts of the answer in words that no pattern finds.
 DRAFT = "Is it 8? Yes, 8. Then \\boxed{8}. I should write <strategy id=1>Try 8.<outcome>8</outcome></strategy>."
 THOUGHTS = [
     f"<think>{DRAFT}</think>",
@@ -134,7 +137,7 @@ THOUGHTS = [
 
 
 @pytest.mark.parametrize("thoughts", THOUGHTS)
-def test_thoughts_are_no_part_of_a_hint(thoughts):
+def test_a_hint_contains_no_thoughts(thoughts):
     assert hint(f"{thoughts}Add both numbers. #### 8") == "Add both numbers."
     assert hint(f"{thoughts}Add both numbers. #### 8", style="compressed") == "Add both numbers."
     assert hint(f"{thoughts}Add both numbers. #### 8", style="strategy") is None
@@ -146,7 +149,8 @@ def test_thoughts_are_no_part_of_a_hint(thoughts):
 def test_a_compressed_hint_is_the_approach_and_the_steps_that_compute():
     text = (
         "Okay, let me see! I like this one.\nWe add the eggs of both days, then subtract the broken ones.\n\n"
-        "1. Eggs of both days: 4 + 7 = 11.\n2. Keep that number\nSo $x \\leq 1.5 \\cdot 11$, and 11 - 3 = 8. That was easy.\n"
+        "1. Eggs of both days: 4 + 7 = 11.\n2. Keep that number\n"
+        "So $x \\leq 1.5 \\cdot 11$, and 11 - 3 = 8. That was easy.\n"
         "4 + 7 = 11 again: 1. Eggs of both days: 4 + 7 = 11.\nThe answer is 8."
     )
     assert hint(text, style="compressed") == (
@@ -161,7 +165,7 @@ PIECES = st.sampled_from(["Add it", " 4 + 4 = 8", ". ", "! ", "\n", "2. ", "so",
 
 
 @given(st.lists(PIECES, max_size=20))
-def test_a_compressed_text_is_made_of_pieces_of_the_text_in_their_order(pieces):
+def test_a_compressed_text_consists_of_pieces_of_the_text_in_their_order(pieces):
     text = " ".join("".join(pieces).split())
     compressed = compress("".join(pieces)).split("\n")
     position = 0
@@ -172,38 +176,38 @@ def test_a_compressed_text_is_made_of_pieces_of_the_text_in_their_order(pieces):
     assert compressed == [""] or sum("=" not in line and "leq" not in line for line in compressed) <= 1
 
 
-def test_a_hint_is_cut_to_the_tokens_of_the_student():
+def test_a_hint_is_cut_to_a_number_of_the_students_tokens():
     text = " ".join(f"step{i}" for i in range(100)) + "\n#### 8"
     assert hint(text, max_tokens=3) == "step0 step1 step2"
     assert hint(text, max_tokens=100).endswith("step99")
 
 
-def test_the_answer_is_removed_before_the_cut_and_the_rest_checked_after_it():
+def test_the_answer_is_removed_before_the_cut_and_the_rest_is_checked_after_it():
     assert hint("\\boxed{8} add both numbers", max_tokens=2) == "add both"
     assert hint("8 eggs and more", max_tokens=1) is None
 
 
-def test_only_a_bounded_beginning_of_a_long_text_is_tokenised():
+def test_only_a_bounded_prefix_of_a_long_text_is_tokenized():
     tokenizer = WordTokenizer()
     cut = cut_to_tokens("word " * 1_000_000, tokenizer.tokenize, tokenizer.detokenize, 100)
     assert cut.split() == ["word"] * 100
     assert tokenizer.num_chars < 20_000
 
 
-def test_long_tokens_do_not_cut_a_hint_short():
+def test_a_hint_of_long_tokens_is_not_too_short():
     tokenizer = WordTokenizer()
     text = " ".join(f"{i}" * 400 for i in range(1, 60))
     assert len(cut_to_tokens(text, tokenizer.tokenize, tokenizer.detokenize, 50).split()) == 50
 
 
-def test_bytes_as_tokens_and_a_cut_inside_a_character():
+def test_a_cut_inside_a_character_of_a_byte_tokenizer():
     cut = cut_to_tokens("aé" * 50, lambda t: list(t.encode()), lambda ids: bytes(ids).decode(errors="replace"), 8)
     assert cut == "aéaéa"
 
 
 @given(st.text(max_size=60), st.integers(1, 30))
-def test_a_cut_text_fits_when_it_is_tokenised_again(text, max_tokens):
-    def tokenize(t):  # pairs of bytes: where a pair begins depends on everything before it
+def test_a_cut_text_fits_when_it_is_tokenized_again(text, max_tokens):
+    def tokenize(t):  # tokens are pairs of bytes, so their boundaries depend on the text before them
         data = t.encode()
         return [int.from_bytes(b"\1" + data[i : i + 2], "big") for i in range(0, len(data), 2)]
 
@@ -252,7 +256,7 @@ FRAGMENTS = st.sampled_from(
 
 
 @given(st.lists(FRAGMENTS, max_size=25).map("".join), st.sampled_from(STYLES))
-def test_no_hint_states_the_answer(text, style):
+def test_no_hint_contains_the_answer(text, style):
     result = hint(text, style=style)
     if result is not None:
         assert result.strip()
@@ -265,7 +269,7 @@ def test_no_hint_states_the_answer(text, style):
     st.sampled_from(["</think>", "[/THINK]"]),
     st.sampled_from(STYLES),
 )
-def test_no_hint_holds_a_word_of_the_thoughts(thoughts, rest, end, style):
+def test_no_hint_contains_words_of_the_thoughts(thoughts, rest, end, style):
     shown = hint(f"{thoughts} secret = 8. {thoughts}{end}{rest}", style=style) or ""
     assert "secret" not in shown
 

@@ -1,4 +1,4 @@
-"""Properties of rewards and advantages that hold for every group of completions, with all three explore rules and extra parts."""
+"""Properties of rewards and advantages of random groups of completions."""
 
 from __future__ import annotations
 
@@ -10,11 +10,12 @@ import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
-from core_hpc.config.run import FormatSection, LengthSection, RewardSection
+from core_hpc.config.reward import FormatSection, LengthSection, RewardSection
 from core_hpc.protocol.advantages import advantages
+from core_hpc.protocol.failures import cold_failed
 from core_hpc.protocol.format_reward import format_rewards
 from core_hpc.protocol.length_reward import length_rewards
-from core_hpc.protocol.rewards import EXTRA_PARTS, ProblemGroup, ScoredGroup, own_cold_failed, score_problem
+from core_hpc.protocol.rewards import EXTRA_PARTS, ProblemGroup, ScoredGroup, score_problem
 from core_hpc.store.schema import COLD, RESCUE, REWARD_PARTS
 
 RULES = ("leave_one_out", "greedy_outsider", "dpp")
@@ -23,7 +24,7 @@ WORDS = ("12", "3", "apples", "pears", "and", "left", "no")
 
 
 def settings(rule: str = "leave_one_out", cap: int = 2) -> RewardSection:
-    """Every part switched on."""
+    """Settings that enable every part."""
     return RewardSection.model_validate(
         {
             "explore": {"rule": rule, "cap": cap, "weight": 0.2},
@@ -36,16 +37,19 @@ def settings(rule: str = "leave_one_out", cap: int = 2) -> RewardSection:
 
 @st.composite
 def problem_groups(draw: st.DrawFn, min_size: int = 1, max_size: int = 9, ties: bool = True) -> ProblemGroup:
-    """Completions of up to three models. Without ties no two have the same exploit reward (their answers have other words)."""
+    """Completions of up to three models.
+
+    Without `ties` the answers differ, and so do the exploit rewards.
+    """
     row = st.tuples(st.sampled_from("abc"), st.sampled_from((COLD, COLD, RESCUE)), st.booleans(), st.booleans())
     rows = draw(st.lists(row, min_size=min_size, max_size=max_size))
     rng = np.random.default_rng(draw(st.integers(0, 2**32 - 1)))
     models, phases, correct, hints = (np.array(column) for column in zip(*rows, strict=True))
     num = len(rows)
-    said = [" ".join(rng.choice(WORDS, size=rng.integers(1, 5))) for _ in rows]
+    written = [" ".join(rng.choice(WORDS, size=rng.integers(1, 5))) for _ in rows]
     correct = correct.astype(bool)
     if ties:
-        answers = [GOLD if c else [None, s][int(rng.integers(4) > 0)] for c, s in zip(correct, said, strict=True)]
+        answers = [GOLD if c else [None, s][int(rng.integers(4) > 0)] for c, s in zip(correct, written, strict=True)]
     else:
         answers = [" ".join([GOLD.split()[0], *["no"] * extra]) for extra in rng.permutation(num)]
     blocks = rng.integers(0, 4, num)
@@ -56,7 +60,7 @@ def problem_groups(draw: st.DrawFn, min_size: int = 1, max_size: int = 9, ties: 
         hint_given=hints.astype(bool),
         gold=GOLD,
         answers=answers,
-        cold_failed=own_cold_failed(models, phases, correct),
+        cold_failed=cold_failed(models, phases, correct),
         signatures=[frozenset(rng.choice(list("vwxyz"), size=rng.integers(0, 5), replace=False)) for _ in rows],
         embeddings=rng.normal(size=(num, 4)),
         texts=["<strategy id=1>so</strategy> " * n + "<final_answer>12</final_answer>" * int(n % 2) for n in blocks],
@@ -64,7 +68,10 @@ def problem_groups(draw: st.DrawFn, min_size: int = 1, max_size: int = 9, ties: 
 
 
 def chosen(group: ProblemGroup, rows: list[int]) -> ProblemGroup:
-    """The group made of these rows of another, some perhaps twice. A model's cold rows must stay."""
+    """The group with these rows of another group; rows may be repeated.
+
+    All cold rows of a model must stay.
+    """
     assert group.texts is not None
     picked = {
         name: getattr(group, name)[rows]
@@ -80,7 +87,7 @@ def parts_of(scored: ScoredGroup) -> dict[str, np.ndarray]:
 
 @given(problem_groups(min_size=2, ties=False), st.randoms(use_true_random=False), st.sampled_from(RULES))
 def test_permuting_samples_permutes_every_reward_and_advantage(group: ProblemGroup, random, rule: str) -> None:
-    """Without ties: Eq. 3 to the letter takes the first of equals."""
+    """Without ties, because in `greedy_outsider` the first completion wins them."""
     order = list(range(len(group.models)))
     random.shuffle(order)
     before, after = (score_problem(g, settings(rule), 0) for g in (group, chosen(group, order)))
@@ -91,10 +98,13 @@ def test_permuting_samples_permutes_every_reward_and_advantage(group: ProblemGro
 
 
 @given(problem_groups(min_size=2), st.data(), st.sampled_from(RULES), st.integers(1, 10))
-def test_a_copy_never_raises_the_diversity_reward_of_what_it_copies(
+def test_a_copy_never_increases_the_diversity_reward_of_the_original(
     group: ProblemGroup, data: st.DataObject, rule: str, cap: int
 ) -> None:
-    """Nor that of any other. Eq. 3 to the letter pays the copies of what is outside its set what it pays the original."""
+    """Nor that of another completion.
+
+    With `greedy_outsider` a copy outside the set gets the original's reward.
+    """
     num = len(group.models)
     which = data.draw(st.integers(0, num - 1))
     before = score_problem(group, settings(rule, cap), 0).explore
@@ -112,8 +122,8 @@ def test_a_wrong_completion_earns_no_rescue(group: ProblemGroup, rule: str) -> N
     assert set(rescue) <= {0.0, 1.0}
 
 
-def test_a_right_completion_can_earn_one() -> None:
-    """So that the test above can fail."""
+def test_a_correct_completion_can_earn_a_rescue() -> None:
+    """This shows that the test above could fail."""
     models, phases, correct = np.array(["a", "b", "a"]), np.array([COLD, COLD, RESCUE]), np.array([False, True, True])
     group = ProblemGroup(
         models=models,
@@ -122,7 +132,7 @@ def test_a_right_completion_can_earn_one() -> None:
         hint_given=np.array([False, False, True]),
         gold="1",
         answers=["2", "1", "1"],
-        cold_failed=own_cold_failed(models, phases, correct),
+        cold_failed=cold_failed(models, phases, correct),
         signatures=[frozenset()] * 3,
         embeddings=np.eye(3),
         texts=[""] * 3,
@@ -147,8 +157,8 @@ def test_equation_3_is_zero_when_everything_fits_under_the_cap(group: ProblemGro
     assert not score_problem(group, literal, 0).explore.any()
 
 
-def test_equation_3_pays_beyond_the_cap() -> None:
-    """So that the test above can fail: three unlike completions, and a set of one or two."""
+def test_equation_3_is_positive_beyond_the_cap() -> None:
+    """This shows that the test above could fail."""
     models, phases, correct = np.array(["a", "b", "c"]), np.array([COLD] * 3), np.array([True, False, False])
     group = ProblemGroup(
         models=models,
@@ -157,15 +167,14 @@ def test_equation_3_pays_beyond_the_cap() -> None:
         hint_given=np.zeros(3, dtype=bool),
         gold="1",
         answers=["1", None, None],
-        cold_failed=own_cold_failed(models, phases, correct),
+        cold_failed=cold_failed(models, phases, correct),
         signatures=[frozenset()] * 3,
         embeddings=np.eye(3),
         texts=[""] * 3,
     )
-    assert score_problem(group, settings("greedy_outsider", cap=1), 0).explore.tolist() == pytest.approx(
-        [0, 0.45, 0.45]
-    )
-    assert sorted(score_problem(group, settings("greedy_outsider", cap=2), 0).explore) == pytest.approx([0, 0, 0.45])
+    one, two = (score_problem(group, settings("greedy_outsider", cap=cap), 0).explore for cap in (1, 2))
+    assert one.tolist() == pytest.approx([0, 0.45, 0.45])
+    assert sorted(two) == pytest.approx([0, 0, 0.45])
 
 
 # --- extra parts ---------------------------------------------------------------------------------
@@ -199,7 +208,7 @@ def test_format_counts_closed_blocks_and_a_closed_final_answer(text: str, expect
 
 
 @given(problem_groups())
-def test_extra_parts_are_off_by_default_and_in_the_total_by_their_weights(group: ProblemGroup) -> None:
+def test_extra_parts_are_off_by_default_and_added_with_their_weights(group: ProblemGroup) -> None:
     assert group.texts is not None
     without, with_all = (score_problem(group, s, 0).total for s in (RewardSection(cross=settings().cross), settings()))
     extra = 0.1 * format_rewards(group.texts, FormatSection()) + 0.05 * length_rewards(group.texts, settings().length)

@@ -1,4 +1,4 @@
-"""Reward parts, their sum and advantages of one problem, against loops over completions."""
+"""Reward parts, their sum and the advantages of one problem, against loops over completions."""
 
 from __future__ import annotations
 
@@ -10,10 +10,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from core_hpc.answers.extract import token_f1
-from core_hpc.config.run import RewardSection
+from core_hpc.config.reward import RewardSection
 from core_hpc.protocol.advantages import advantages
 from core_hpc.protocol.distance import distance_matrix
-from core_hpc.protocol.rewards import ProblemGroup, cross_rewards, own_cold_failed, score_problem
+from core_hpc.protocol.failures import cold_failed
+from core_hpc.protocol.rewards import ProblemGroup, cross_rewards, score_problem
 from core_hpc.store.schema import COLD, RESCUE
 
 MODELS = ("a", "b", "c")
@@ -22,7 +23,7 @@ SETTINGS = RewardSection()
 
 
 def make_group(rows, *, gold="12", seed=0):
-    """rows: (model, phase, correct, hint_given)."""
+    """A group of completions; a row is (model, phase, correct, hint_given)."""
     rng = np.random.default_rng(seed)
     models, phases, correct, hints = (np.array(column) for column in zip(*rows, strict=True))
     correct = correct.astype(bool)
@@ -33,7 +34,7 @@ def make_group(rows, *, gold="12", seed=0):
         hint_given=hints.astype(bool),
         gold=gold,
         answers=[gold if c else [None, "13", "7"][int(rng.integers(3))] for c in correct],
-        cold_failed=own_cold_failed(models, phases, correct),
+        cold_failed=cold_failed(models, phases, correct),
         signatures=[frozenset(rng.choice(list("abcde"), size=rng.integers(0, 4), replace=False)) for _ in rows],
         embeddings=rng.normal(size=(len(rows), 6)),
     )
@@ -78,21 +79,13 @@ def reference_rescue(group):
     cold = [(m, c) for m, p, c in zip(group.models, group.phases, group.correct, strict=True) if p == COLD]
     for m, p, c, h in zip(group.models, group.phases, group.correct, group.hint_given, strict=True):
         own = [right for model, right in cold if model == m]
-        out.append(
-            float(
-                p == RESCUE
-                and c
-                and h
-                and len(own) > 0
-                and not any(own)
-                and any(right for model, right in cold if model != m)
-            )
-        )
+        peer = any(right for model, right in cold if model != m)
+        out.append(float(p == RESCUE and c and h and len(own) > 0 and not any(own) and peer))
     return out
 
 
 @given(groups())
-def test_every_part_is_that_of_its_definition(group):
+def test_every_part_follows_its_definition(group):
     scored = score_problem(group, SETTINGS, 1)
     exploit = [float(c) + 0.3 * token_f1(a, group.gold) for c, a in zip(group.correct, group.answers, strict=True)]
     assert scored.exploit.tolist() == pytest.approx(exploit)
@@ -106,6 +99,14 @@ def test_every_part_is_that_of_its_definition(group):
         scored.exploit + 0.05 * scored.explore + 0.15 * scored.rescue + 0.2 * scored.trace_accuracy + 0.1 * scored.cross
     )
     assert scored.total.tolist() == pytest.approx(total.tolist())
+
+
+@given(groups())
+def test_cold_failed_follows_its_definition(group):
+    cold = [(m, c) for m, p, c in zip(group.models, group.phases, group.correct, strict=True) if p == COLD]
+    for model, failed in zip(group.models, cold_failed(group.models, group.phases, group.correct), strict=True):
+        own = [correct for m, correct in cold if m == model]
+        assert failed == (len(own) > 0 and not any(own))
 
 
 @given(groups(min_size=2), st.randoms(use_true_random=False), st.sampled_from(["leave_one_out", "dpp"]))
@@ -163,21 +164,21 @@ def test_weights_follow_the_schedule():
     assert first.explore.any()
 
 
-def test_the_gate_of_cross_is_inclusive_and_the_phases_are_apart():
+def test_the_gate_of_cross_is_inclusive_and_phases_are_separate():
     d = np.array([[0, 0.5, 0.9], [0.5, 0, 0.7], [0.9, 0.7, 0]])
     models, phases = np.array(["a", "b", "b"]), np.array([COLD, COLD, RESCUE])
     got = cross_rewards(d, models, phases, np.array([0.0, 0.1, 1.0]), margin=0.15, gate=0.1)
     assert got.tolist() == pytest.approx([0.35, 0.0, 0.0])
 
 
-def test_partial_credit_can_be_switched_off():
+def test_partial_credit_can_be_disabled():
     group = replace(make_group([("a", COLD, False, False), ("a", COLD, True, False)], gold="12"), answers=["12", "12"])
     none = RewardSection.model_validate({"exploit": {"partial": "none"}})
     assert score_problem(group, none, 0).exploit.tolist() == [0, 1]
     assert score_problem(group, SETTINGS, 0).exploit.tolist() == pytest.approx([0.3, 1.3])
 
 
-def test_one_completion_alone():
+def test_a_problem_with_one_completion():
     for rule in ("leave_one_out", "dpp", "greedy_outsider"):
         settings = RewardSection.model_validate({"explore": {"rule": rule}})
         scored = score_problem(make_group([("a", COLD, True, False)]), settings, 0)
@@ -185,7 +186,7 @@ def test_one_completion_alone():
         assert advantages(scored.total).tolist() == [0]
 
 
-def test_contradictory_groups_are_refused():
+def test_contradictory_groups_are_rejected():
     group = make_group([("a", COLD, False, False), ("b", COLD, True, False), ("a", RESCUE, True, True)])
     with pytest.raises(ValueError, match=r"row 2 \(a\): cold_failed is False"):
         replace(group, cold_failed=np.zeros(3, dtype=bool))
@@ -210,7 +211,7 @@ def test_constant_groups_have_exactly_no_advantage(value, n):
     assert advantages([value] * n).tolist() == [0.0] * n
 
 
-def test_advantages_of_nonsense_are_refused():
+def test_advantages_of_invalid_rewards_are_an_error():
     with pytest.raises(ValueError, match="row 1"):
         advantages([0.0, float("nan")])
     with pytest.raises(ValueError, match="axes"):

@@ -1,4 +1,4 @@
-"""Choice of the teacher, against a sort by the rule's own words."""
+"""The choice of the teacher, against a sort that follows the rule."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def cold_rows(draw):
 
 
 @given(cold_rows(), st.sampled_from(ORDER))
-def test_the_best_correct_peer_teaches_and_ties_go_to_the_first(rows, student):
+def test_the_best_correct_peer_teaches_and_the_first_wins_ties(rows, student):
     ranked = sorted(
         (i for i, (m, _, c, _) in enumerate(rows) if c and m != student),
         key=lambda i: (-rows[i][3], ORDER.index(rows[i][0]), rows[i][1]),
@@ -55,7 +55,7 @@ def test_no_model_teaches_itself():
     assert choose([("zeta", 0, True, 1.0)], "zeta", order=["zeta"]) is None
 
 
-def test_bad_input_is_refused():
+def test_invalid_input_is_an_error():
     with pytest.raises(ValueError, match="other"):
         choose([("other", 0, True, 1.0)], "zeta")
     with pytest.raises(ValueError, match="not finite"):

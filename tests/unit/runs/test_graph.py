@@ -1,4 +1,4 @@
-"""The task graph: what is ready, in which order, and how learning-rate horizons extend."""
+"""The task graph: which tasks are ready, in which order, and how horizons are extended."""
 
 from hypothesis import given
 from hypothesis import strategies as st
@@ -21,20 +21,20 @@ def graph(**changes: object) -> Graph:
     return Graph(**{**fields, **changes})  # type: ignore[arg-type]
 
 
-def test_nothing_published_starts_with_evaluation_and_cold() -> None:
+def test_a_new_run_starts_with_evaluation_and_cold() -> None:
     ready = graph().ready(set())
     assert {k.phase for k in ready} == {EVALUATE, COLD}
     assert {k.iteration for k in ready if k.phase == COLD} == {1}
     assert ready[0] == TaskKey(0, EVALUATE, "a")
 
 
-def test_a_part_goes_on_without_waiting_for_the_other() -> None:
+def test_a_part_continues_without_waiting_for_the_other() -> None:
     published = {TaskKey(1, COLD, m, 0) for m in "ab"}
     assert TaskKey(1, HINT, TEAM, 0) in graph().ready(published)
     assert TaskKey(1, HINT, TEAM, 1) not in graph().ready(published)
 
 
-def test_update_needs_all_scores_but_not_the_other_model() -> None:
+def test_an_update_needs_all_scores_but_not_the_other_model() -> None:
     g = graph()
     published = {k for k in g.tasks() if k.iteration == 1 and k.phase in (COLD, HINT, RESCUE, SCORE)}
     assert TaskKey(1, UPDATE, "a") in g.ready(published)
@@ -44,11 +44,11 @@ def test_update_needs_all_scores_but_not_the_other_model() -> None:
     assert TaskKey(2, COLD, "b", 0) not in ready
 
 
-def test_without_rescue_there_is_neither_hint_nor_rescue() -> None:
+def test_without_rescue_samples_there_are_no_hint_and_rescue_tasks() -> None:
     assert {k.phase for k in graph(has_rescue=False).tasks()} == {EVALUATE, COLD, SCORE, UPDATE}
 
 
-def test_evaluations() -> None:
+def test_iterations_that_are_evaluated() -> None:
     assert graph(iterations=5).evaluated() == [0, 5]
     assert graph(iterations=5, evaluate_every=2).evaluated() == [0, 2, 4, 5]
     assert graph(iterations=5, evaluate_every=2, evaluate_before=False).evaluated() == [2, 4, 5]
@@ -56,7 +56,7 @@ def test_evaluations() -> None:
 
 
 @given(st.randoms(), st.integers(1, 3), st.integers(1, 3), st.booleans(), st.integers(0, 2))
-def test_any_order_of_work_ends_with_every_task_once(
+def test_any_order_of_publishing_ends_with_every_task_once(
     rng: object, models: int, parts: int, has_rescue: bool, every: int
 ) -> None:
     g = graph(models=tuple("abc"[:models]), num_parts=parts, has_rescue=has_rescue, evaluate_every=every)
@@ -86,13 +86,12 @@ def test_tasks_come_after_what_they_read() -> None:
         seen.add(key)
 
 
-def test_horizons() -> None:
+def test_a_new_horizon_begins_after_the_last_update() -> None:
     first = extend_horizon([], 3, set())
     assert first == [Horizon(1, 3)]
     assert extend_horizon(first, 2, set()) == first
-    assert extend_horizon(first, 6, set()) == [
-        Horizon(1, 6)
-    ]  # nothing updated yet: as if it had been asked for at once
+    # Nothing is updated yet, so this is as if the run had started with 6 iterations.
+    assert extend_horizon(first, 6, set()) == [Horizon(1, 6)]
     updated = {TaskKey(i, UPDATE, "a") for i in (1, 2, 3)}
     longer = extend_horizon(first, 6, updated)
     assert longer == [Horizon(1, 3), Horizon(4, 6)]

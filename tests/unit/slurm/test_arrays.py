@@ -8,22 +8,22 @@ from typing import Any
 import pytest
 
 from core_hpc.runs.folder import Run
-from core_hpc.schedule.base import Event, TaskRef
+from core_hpc.runs.messages import TaskRef
 from core_hpc.slurm import executor as slurm_executor
 from core_hpc.slurm import watch
-from core_hpc.slurm.arrays import ArraysExecutor
 from core_hpc.slurm.commands import JobId, Limits, QueueEntry
+from core_hpc.slurm.executor import SlurmExecutor
 from core_hpc.slurm.records import ENDED, FAILED, OPEN, SubmissionFolder, new_submission
 from core_hpc.store import manifests
 from core_hpc.store.paths import TaskKey
-from tests.support.fake_slurm import FakeSlurm, publish, run_of
+from tests.support.fake_slurm import FakeSlurm, executor_of, kind_of, publish, run_of
 
 
 @pytest.fixture
-def make(tmp_path: Path, slurm: FakeSlurm) -> Callable[..., tuple[ArraysExecutor, Run, list[str]]]:
-    def build(start_id: str = "start001", **changes: Any) -> tuple[ArraysExecutor, Run, list[str]]:
+def make(tmp_path: Path, slurm: FakeSlurm) -> Callable[..., tuple[SlurmExecutor, Run, list[str]]]:
+    def build(start_id: str = "start001", **changes: Any) -> tuple[SlurmExecutor, Run, list[str]]:
         run, said = run_of(tmp_path, "arrays", **changes), list[str]()
-        return ArraysExecutor(run.config.cluster, slurm, [run], start_id=start_id, notify=said.append), run, said
+        return executor_of(run, slurm, start_id=start_id, notify=said.append), run, said
 
     return build
 
@@ -36,13 +36,13 @@ def wanted(run: Run, *keys: TaskKey) -> list[tuple[Run, TaskKey]]:
     return [(run, key) for key in keys]
 
 
-def told(executor: ArraysExecutor) -> list[tuple[str, TaskKey]]:
-    return [(e.kind, e.task.key) for e in executor.poll()]
+def told(executor: SlurmExecutor) -> list[tuple[str, TaskKey]]:
+    return [(kind_of(e), e.task.key) for e in executor.poll()]
 
 
-def poll_until(executor: ArraysExecutor, kind: str, *, polls: int = 400) -> list[Event]:
+def poll_until(executor: SlurmExecutor, kind: str, *, polls: int = 400) -> list[Any]:
     for _ in range(polls):
-        if found := [e for e in executor.poll() if e.kind == kind]:
+        if found := [e for e in executor.poll() if kind_of(e) == kind]:
             return found
     raise AssertionError(f"no {kind} event")
 
@@ -65,7 +65,7 @@ def test_an_element_reports_each_of_its_tasks_when_it_is_published(make: Any, sl
     executor.submit(wanted(run, cold("a", 0), cold("a", 1)))
     (submission,) = slurm.submitted
     slurm.set(submission, 0, "RUNNING")
-    assert [e.kind for e in poll_until(executor, "started")] == ["started", "started"]
+    assert [kind_of(e) for e in poll_until(executor, "started")] == ["started", "started"]
     publish(run, cold("a", 0))
     assert [e.task.key for e in poll_until(executor, "done")] == [cold("a", 0)]
     publish(run, cold("a", 1))
@@ -99,14 +99,15 @@ def test_a_later_controller_takes_over_and_remembers_failures_of_the_same_start(
     slurm.set(submission, 1, "OUT_OF_MEMORY")
     assert [e.task.key for e in poll_until(executor, "failed")] == [cold("b")]
     later, run, said = make()
-    assert [t.key for t in later.adopt([run])] == [cold("a")]
-    assert later.attempts(run) == {cold("b"): 1}
+    adopted = later.adopt([run])
+    assert [t.key for t in adopted.tasks] == [cold("a")]
+    assert adopted.attempts == {TaskRef(run.run_id, cold("b")): 1}
     assert any("taking them over" in words for words in said)
     publish(run, cold("a"))
     assert [e.task.key for e in poll_until(later, "done")] == [cold("a")]
     by_user, run, _ = make(start_id="start002")
-    assert by_user.adopt([run]) == []
-    assert by_user.attempts(run) == {}
+    adopted = by_user.adopt([run])
+    assert (adopted.tasks, adopted.attempts) == ([], {})
     assert len(slurm.submitted) == 1
 
 
@@ -122,7 +123,7 @@ def test_slurm_away_proves_nothing_and_published_files_are_still_seen(make: Any,
     assert sum("does not answer" in words for words in said) == 1
     slurm.available = True
     (lost,) = poll_until(executor, "failed")
-    assert (lost.fields["kind"], lost.task.key) == ("lost", cold("a"))
+    assert (lost.outcome.kind, lost.task.key) == ("lost", cold("a"))
     assert "SLURM answers again" in said
 
 
@@ -134,7 +135,7 @@ def test_out_of_memory_is_tried_once_with_more(make: Any, slurm: FakeSlurm) -> N
         assert submission.mem_gb == mem_gb
         slurm.set(submission, 0, "OUT_OF_MEMORY")
         (failed,) = poll_until(executor, "failed")
-        assert failed.fields["counted"] is counted
+        assert failed.outcome.counted is counted
 
 
 def test_a_node_that_fails_twice_in_a_row_is_excluded_but_never_most_nodes(make: Any, slurm: FakeSlurm) -> None:
@@ -143,7 +144,7 @@ def test_a_node_that_fails_twice_in_a_row_is_excluded_but_never_most_nodes(make:
         executor.submit(wanted(run, cold("a")))
         slurm.set(slurm.submitted[-1], 0, "NODE_FAIL", node=node)
         (failed,) = poll_until(executor, "failed")
-        assert failed.fields["counted"] is False
+        assert failed.outcome.counted is False
     executor.submit(wanted(run, cold("a")))
     assert [s.excluded for s in slurm.submitted] == [[], [], ["n1"], ["n1"], ["n1", "n2"], ["n1", "n2"], ["n1", "n2"]]
     assert sum("excluded from now on" in words for words in said) == 2
@@ -176,8 +177,8 @@ def test_a_refusal_that_may_pass_is_waited_for_and_another_stops_the_run(
     ]
     assert executor.submit(wanted(run, cold("a"))) == []
     (failed,) = executor.poll()
-    assert failed.fields["kind"] == "final"
-    assert "Invalid account" in failed.fields["message"]
+    assert failed.outcome.kind == "final"
+    assert "Invalid account" in failed.outcome.message
     slurm.entries[JobId(1)] = QueueEntry(JobId(1), "other", "RUNNING", "None", "n1", 0)
     while executor.poll() or not executor._watch.num_active:
         pass
@@ -186,7 +187,7 @@ def test_a_refusal_that_may_pass_is_waited_for_and_another_stops_the_run(
     ]
     assert executor.submit(wanted(run, cold("a"))) == []
     assert executor.submit(wanted(run, cold("a"))) == []
-    assert "trying again" in said[-1]
+    assert "next attempt" in said[-1]
     for _ in range(200):
         if taken := executor.submit(wanted(run, cold("a"))):
             break
@@ -208,13 +209,13 @@ def test_a_submission_whose_controller_died_meanwhile_is_found_by_its_name(
         slurm.entries[JobId(77)] = QueueEntry(JobId(77), submission.name, "RUNNING", "None", "n1", 0)
     if known == "complete":
         (folder.folder(submission) / "77_submitted.pkl").write_text("")
-    assert [t.key for t in executor.adopt([run])] == [cold("a")]
+    assert [t.key for t in executor.adopt([run]).tasks] == [cold("a")]
     if known == "complete":
         assert [e.task.key for e in poll_until(executor, "started")] == [cold("a")]
         assert folder.read(OPEN)[0].job == 77
         return
     (failed,) = poll_until(executor, "failed")
-    assert (failed.fields["kind"], failed.fields["counted"]) == ("interrupted", False)
+    assert (failed.outcome.kind, failed.outcome.counted) == ("interrupted", False)
     assert slurm.cancelled == ([77] if known == "incomplete" else [])
     assert folder.names(OPEN, FAILED) == []
 
@@ -224,8 +225,8 @@ def test_a_dependency_that_can_never_be_satisfied_is_cancelled_and_counts(make: 
     executor.submit(wanted(run, cold("a")))
     slurm.set(slurm.submitted[0], 0, "PENDING", reason="DependencyNeverSatisfied", node="")
     (failed,) = poll_until(executor, "failed")
-    assert failed.fields["counted"]
-    assert "DependencyNeverSatisfied" in failed.fields["message"]
+    assert failed.outcome.counted
+    assert "DependencyNeverSatisfied" in failed.outcome.message
     assert slurm.cancelled == [JobId(100)]
 
 
@@ -237,4 +238,4 @@ def test_a_stopped_run_cancels_what_waits_and_leaves_what_runs(make: Any, slurm:
     assert Counter(t.key for t in executor.abandon(run)) == Counter([cold("a"), cold("b")])
     assert slurm.cancelled == [JobId(100, 1)]
     later, run, _ = make(start_id="start002")
-    assert [t.key for t in later.adopt([run])] == [cold("a")]
+    assert [t.key for t in later.adopt([run]).tasks] == [cold("a")]

@@ -4,18 +4,8 @@ from typing import Any
 
 import pytest
 
-from core_hpc.slurm.outcomes import (
-    CANCELLED,
-    DIED,
-    LOST,
-    NODE,
-    OUT_OF_MEMORY,
-    PREEMPTED,
-    TERMINATED,
-    TIME_LIMIT,
-    Outcome,
-    explain,
-)
+from core_hpc.runs.messages import JobStatus, Outcome, OutcomeKind, StopReason
+from core_hpc.slurm.outcomes import explain
 
 OOM_BY_POLLING = "slurmstepd: error: StepId=12.0 exceeded memory limit (2113929216 > 2097152000), being killed\n"
 OOM_BY_CGROUP = (
@@ -23,13 +13,13 @@ OOM_BY_CGROUP = (
 )
 
 
-def status(outcome: dict[str, Any] | None = None, **changes: Any) -> dict[str, Any]:
+def status(outcome: dict[str, Any] | None = None, **changes: Any) -> JobStatus:
     body = {"node": "n7", "published": 0, "stopping": None, "outcome": outcome, "progress": None, "restarts": 0}
-    return {**body, **changes}
+    return JobStatus.from_json({**body, **changes})
 
 
 def told(
-    state: str | None, *statuses: dict[str, Any], log: str = "", settled: bool = True, lost: bool = False
+    state: str | None, *statuses: JobStatus, log: str = "", settled: bool = True, lost: bool = False
 ) -> Outcome | None:
     return explain(state, statuses, log, nodes="n7", settled=settled, lost=lost)
 
@@ -37,14 +27,14 @@ def told(
 @pytest.mark.parametrize(
     ("state", "kind", "counted"),
     [
-        ("NODE_FAIL", NODE, False),
-        ("BOOT_FAIL", NODE, False),
-        ("OUT_OF_MEMORY", OUT_OF_MEMORY, True),
-        ("PREEMPTED", PREEMPTED, False),
-        ("CANCELLED", CANCELLED, True),
-        ("TIMEOUT", TIME_LIMIT, True),
-        ("FAILED", DIED, True),
-        ("COMPLETED", DIED, True),
+        ("NODE_FAIL", OutcomeKind.NODE, False),
+        ("BOOT_FAIL", OutcomeKind.NODE, False),
+        ("OUT_OF_MEMORY", OutcomeKind.OUT_OF_MEMORY, True),
+        ("PREEMPTED", OutcomeKind.PREEMPTED, False),
+        ("CANCELLED", OutcomeKind.CANCELLED, True),
+        ("TIMEOUT", OutcomeKind.TIME_LIMIT, True),
+        ("FAILED", OutcomeKind.DIED, True),
+        ("COMPLETED", OutcomeKind.DIED, True),
     ],
 )
 def test_without_a_word_of_the_job_slurm_decides(state: str, kind: str, counted: bool) -> None:
@@ -67,11 +57,11 @@ def test_a_failure_that_the_task_reported_wins_over_slurms_word() -> None:
 
 
 def test_the_rank_that_failed_is_named_not_the_one_that_was_ended_for_it() -> None:
-    ended = status({"kind": "stopped", "reason": TERMINATED}, stopping=TERMINATED)
+    ended = status({"kind": "stopped", "reason": StopReason.TERMINATED}, stopping=StopReason.TERMINATED)
     failed = status({"kind": "died", "message": "worker ended with signal SIGKILL"}, node="n9")
     outcome = told("FAILED", ended, failed)
     assert outcome is not None
-    assert (outcome.kind, outcome.node) == (DIED, "n9")
+    assert (outcome.kind, outcome.node) == (OutcomeKind.DIED, "n9")
 
 
 @pytest.mark.parametrize("log", [OOM_BY_POLLING, OOM_BY_CGROUP])
@@ -80,11 +70,11 @@ def test_out_of_memory_is_seen_in_the_log_where_slurm_says_failed(log: str) -> N
     for statuses in ([status()], [status(died)], []):
         outcome = told("FAILED", *statuses, log=log)
         assert outcome is not None
-        assert outcome.kind == OUT_OF_MEMORY
+        assert outcome.kind == OutcomeKind.OUT_OF_MEMORY
 
 
 def test_a_time_limit_counts_only_when_nothing_was_gained() -> None:
-    stopped = {"kind": "stopped", "reason": TIME_LIMIT, "message": "had to be ended in the middle of a task"}
+    stopped = {"kind": "stopped", "reason": StopReason.TIME_LIMIT, "message": "had to be ended in the middle of a task"}
     nothing = told("COMPLETED", status(stopped))
     part = told("COMPLETED", status(stopped, published=1))
     saved = told("COMPLETED", status({**stopped, "gained": True}))
@@ -96,10 +86,10 @@ def test_a_time_limit_counts_only_when_nothing_was_gained() -> None:
 
 
 def test_a_preemption_never_counts_and_a_cancellation_does() -> None:
-    preempted = told("COMPLETED", status({"kind": "stopped", "reason": PREEMPTED}))
-    killed_in_grace = told("PREEMPTED", status(stopping=PREEMPTED))
-    by_term = told("PREEMPTED", status({"kind": "stopped", "reason": TERMINATED}))
-    cancelled = told("CANCELLED", status({"kind": "stopped", "reason": TERMINATED}))
+    preempted = told("COMPLETED", status({"kind": "stopped", "reason": StopReason.PREEMPTED}))
+    killed_in_grace = told("PREEMPTED", status(stopping=StopReason.PREEMPTED))
+    by_term = told("PREEMPTED", status({"kind": "stopped", "reason": StopReason.TERMINATED}))
+    cancelled = told("CANCELLED", status({"kind": "stopped", "reason": StopReason.TERMINATED}))
     assert [o is not None and o.counted for o in (preempted, killed_in_grace, by_term, cancelled)] == [
         False,
         False,
@@ -110,9 +100,9 @@ def test_a_preemption_never_counts_and_a_cancellation_does() -> None:
 
 def test_slurms_time_out_wins_over_the_jobs_guess() -> None:
     """An administrator may shorten the limit of a running job, which then takes the warning for a preemption."""
-    outcome = told("TIMEOUT", status({"kind": "stopped", "reason": PREEMPTED}))
+    outcome = told("TIMEOUT", status({"kind": "stopped", "reason": StopReason.PREEMPTED}))
     assert outcome is not None
-    assert (outcome.kind, outcome.counted) == (TIME_LIMIT, True)
+    assert (outcome.kind, outcome.counted) == (OutcomeKind.TIME_LIMIT, True)
 
 
 def test_nothing_is_concluded_too_early() -> None:
@@ -122,7 +112,7 @@ def test_nothing_is_concluded_too_early() -> None:
     for state, statuses in (("COMPLETED", [status({"kind": "done"})]), (None, [])):
         outcome = told(state, *statuses, lost=True)
         assert outcome is not None
-        assert outcome.kind == LOST
+        assert outcome.kind == OutcomeKind.LOST
 
 
 def test_a_full_disk_stops_the_run_at_once() -> None:

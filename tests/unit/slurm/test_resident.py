@@ -11,28 +11,27 @@ import pytest
 
 from core_hpc.common.errors import InputError
 from core_hpc.runs.folder import Run
-from core_hpc.schedule.base import Event, TaskRef
+from core_hpc.runs.messages import Event, Failed, Outcome, OutcomeKind, TaskRef
 from core_hpc.schedule.progress import RunProgress, inspect_run
 from core_hpc.schedule.scheduler import Scheduler
-from core_hpc.slurm.outcomes import GAVE_UP
+from core_hpc.slurm.executor import SlurmExecutor
 from core_hpc.slurm.records import ENDED, FAILED, OPEN, SubmissionFolder, new_submission
-from core_hpc.slurm.resident import ResidentExecutor
 from core_hpc.store import manifests
 from core_hpc.store.paths import TaskKey
-from tests.support.fake_slurm import FakeSlurm, publish, run_of
+from tests.support.fake_slurm import FakeSlurm, executor_of, failures, kind_of, publish, run_of
 
 A, B = (TaskKey(1, "cold", model, 0) for model in "ab")
 TIME_LIMIT = {"kind": "stopped", "reason": "time limit", "message": "between two tasks"}
 
 
-Make = Callable[..., tuple[ResidentExecutor, Run, list[str]]]
+Make = Callable[..., tuple[SlurmExecutor, Run, list[str]]]
 
 
 @pytest.fixture
 def make(tmp_path: Path, slurm: FakeSlurm) -> Make:
-    def build(start_id: str = "start001", **changes: Any) -> tuple[ResidentExecutor, Run, list[str]]:
+    def build(start_id: str = "start001", **changes: Any) -> tuple[SlurmExecutor, Run, list[str]]:
         run, said = run_of(tmp_path, "resident", **changes), list[str]()
-        return ResidentExecutor(run.config.cluster, slurm, [run], start_id=start_id, notify=said.append), run, said
+        return executor_of(run, slurm, start_id=start_id, notify=said.append), run, said
 
     return build
 
@@ -78,12 +77,12 @@ class Job:
         self._slurm.set(self.submission, 0, state)
 
 
-def events(executor: ResidentExecutor, *, polls: int = 20) -> list[Event]:
+def events(executor: SlurmExecutor, *, polls: int = 20) -> list[Event]:
     return [event for _ in range(polls) for event in executor.poll()]
 
 
 def kinds(found: list[Event]) -> list[tuple[str, TaskKey]]:
-    return [(e.kind, e.task.key) for e in found]
+    return [(kind_of(e), e.task.key) for e in found]
 
 
 def state_of(run: Run) -> RunProgress:
@@ -101,7 +100,7 @@ def test_a_run_gets_one_job_for_all_that_is_left_and_nothing_is_submitted_for_wh
     assert (submission.group, submission.mem_gb) == ("resident", 10)
     job = Job(run, slurm)
     job.write(running={str(B): {"started": 1.0, "done": 3, "total": 8, "tokens": 9, "time": 2.0}})
-    assert kinds(events(executor))[:2] == [("started", B), ("progress", B)]
+    assert kinds(events(executor))[:2] == [("started", B), ("progressed", B)]
     job.publish(B)
     hint = TaskKey(1, "hint", "team", 0)
     job.publish(hint)  # before the scheduler has asked for it
@@ -149,26 +148,29 @@ def test_the_successor_takes_what_is_left_at_once_and_a_limit_that_gained_someth
     assert [key for keys in done for key in keys] == tasks
     assert len(jobs) == -(-len(tasks) // 5) > 3
     assert [j.submission.keys(0) for j in jobs] == [tasks[5 * i :] for i in range(len(jobs))]
-    assert [e.task.key for e in told if e.kind == "done"] == tasks
-    failed = [e.fields for e in told if e.kind == "failed"]
+    assert [e.task.key for e in told if kind_of(e) == "done"] == tasks
+    failed = [e.outcome for e in failures(told)]
     assert len(failed) == len(jobs) - 1
-    assert not any(f["counted"] for f in failed)
-    assert "reached its time limit" in failed[0]["message"]
+    assert not any(f.counted for f in failed)
+    assert "reached its time limit" in failed[0].message
     folder = SubmissionFolder(run.paths.slurm)
     assert [len(folder.names(state)) for state in (OPEN, FAILED, ENDED)] == [0, len(jobs) - 1, 1]
 
 
-def test_a_limit_without_gain_counts_for_the_first_task_that_was_asked_for(make: Make, slurm: FakeSlurm) -> None:
+def test_a_time_limit_without_gain_counts_for_the_first_task_that_is_left(make: Make, slurm: FakeSlurm) -> None:
     executor, run, _ = make()
-    executor.submit([(run, A), (run, B)])
+    first = run.graph().tasks()[0]
+    executor.submit([(run, first), (run, B)])
     Job(run, slurm).end({**TIME_LIMIT, "gained": False})
     found = events(executor)
-    assert kinds(found) == [("failed", A), ("waiting", B)]
-    assert found[0].fields["counted"]
-    assert len(slurm.submitted) == 2, "B is in flight still, so a job is needed, whatever the scheduler asks for next"
+    (failed,) = failures(found)
+    assert (failed.task.key, failed.outcome.counted) == (first, True)
+    assert ("released", B) in kinds(found), "the scheduler submits it again, and a job is needed"
+    assert [t.key for t in executor.submit([(run, B)])] == [B]
+    assert len(slurm.submitted) == 2
     later, run, _ = make()
-    assert later.adopt([run]) == []
-    assert later.attempts(run) == {A: 1}
+    adopted = later.adopt([run])
+    assert (adopted.tasks, adopted.attempts) == ([], {TaskRef(run.run_id, first): 1})
 
 
 def test_failures_inside_count_as_under_the_other_drivers_and_stop_the_run_with_the_same_words(
@@ -188,7 +190,7 @@ def test_failures_inside_count_as_under_the_other_drivers_and_stop_the_run_with_
         if looks in (2, 4, 6):
             jobs[0].fail(A)
         if looks == 6:
-            jobs[0].end({"kind": GAVE_UP, "message": "...", "traceback": ""}, "FAILED")
+            jobs[0].end({"kind": "gave up", "message": "...", "traceback": ""}, "FAILED")
         return look()
 
     slurm.queue = queue  # type: ignore[method-assign]
@@ -203,9 +205,9 @@ def test_a_full_disk_inside_is_final_and_the_job_is_cancelled(make: Make, slurm:
     executor, run, _ = make()
     assert len(executor.submit([(run, A), (run, B)])) == 2
     Job(run, slurm).fail(A, message="OSError: [Errno 28] No space left on device")
-    (failed,) = [e for e in events(executor) if e.kind == "failed"]
-    assert failed.fields["kind"] == "final"
-    assert [t.key for t in executor.abandon(run)] == [B]
+    (failed,) = failures(events(executor))
+    assert failed.outcome.kind == "final"
+    assert B in [t.key for t in executor.abandon(run)]
     assert slurm.cancelled == [slurm.submitted[0].job_id(0)]
     events(executor)
     assert len(slurm.submitted) == 1, "a run that was stopped gets no successor"
@@ -220,8 +222,8 @@ def test_what_was_damaged_and_made_again_inside_is_seen_again(make: Make, slurm:
     job, manifest = Job(run, slurm), run.paths.task_manifest(A)
     manifests.set_aside(manifest)
     job.fail(hint, kind="damaged", message="torn", manifest=str(manifest))
-    (failed,) = [e for e in events(executor) if e.kind == "failed"]
-    assert (failed.task.key, failed.fields["manifest"]) == (hint, str(manifest))
+    (failed,) = failures(events(executor))
+    assert (failed.task.key, failed.outcome.manifest) == (hint, str(manifest))
     assert [t.key for t in executor.submit([(run, A)])] == [A], "its job makes it again"
     job.publish(A)
     assert ("done", A) in kinds(events(executor))
@@ -249,8 +251,8 @@ def test_controller_and_job_may_set_the_same_file_aside(
     publish(run, A)
     manifest.write_text("torn")
     scheduler = Scheduler([progress], executor, [], max_attempts=3)
-    damaged = {"kind": "damaged", "message": "torn", "traceback": "", "log": "", "manifest": str(manifest)}
-    scheduler._handle(Event(TaskRef(run.run_id, B), "failed", damaged))
+    damaged = Outcome(OutcomeKind.DAMAGED, "torn", manifest=str(manifest))
+    scheduler._handle(Failed(TaskRef(run.run_id, B), damaged))
     assert (A in progress.published, manifest.exists(), progress.stopped) == (False, False, None)
 
 
@@ -262,12 +264,13 @@ def test_a_worker_that_died_ends_the_job_and_out_of_memory_gets_more(make: Make,
     job.end(died, "OUT_OF_MEMORY")
     log = SubmissionFolder(run.paths.slurm).log(job.submission, 0)
     log.write_text("slurmstepd: error: Detected 1 oom-kill event(s) in StepId=100.0.")
-    (failed,) = [e for e in events(executor) if e.kind == "failed"]
-    assert (failed.fields["kind"], failed.fields["counted"]) == ("out of memory", False)
+    (failed,) = failures(events(executor))
+    assert (failed.outcome.kind, failed.outcome.counted) == ("out of memory", False)
+    executor.submit([(run, A), (run, B)])
     assert [s.mem_gb for s in slurm.submitted] == [10, 25]
     Job(run, slurm).end(died, "FAILED")
-    (failed,) = [e for e in events(executor) if e.kind == "failed"]
-    assert (failed.task.key, failed.fields["kind"], failed.fields["counted"]) == (B, "died", True)
+    (failed,) = failures(events(executor))
+    assert (failed.task.key, failed.outcome.kind, failed.outcome.counted) == (B, "died", True)
 
 
 def test_a_later_controller_takes_a_running_job_over(make: Make, slurm: FakeSlurm) -> None:
@@ -278,14 +281,13 @@ def test_a_later_controller_takes_a_running_job_over(make: Make, slurm: FakeSlur
     progress = state_of(run)
     job.publish(A)  # after the new controller has looked at the run, before it takes the job over
     later, run, said = make()
-    assert later.adopt([run]) == []
-    assert later.attempts(run) == {B: 1}
-    assert any("1 job(s) of an earlier start" in words for words in said)
+    adopted = later.adopt([run])
+    assert (adopted.tasks, adopted.attempts) == ([], {TaskRef(run.run_id, B): 1})
+    assert any("1 submission(s) of an earlier start" in words for words in said)
     assert [t.key for t in later.submit([(run, key) for key in progress.ready() if key.phase == "cold"])] == [B]
     assert kinds(events(later)) == [("done", A)], "the failure was told before"
     by_user, run, _ = make(start_id="start002")
-    by_user.adopt([run])
-    assert by_user.attempts(run) == {}
+    assert by_user.adopt([run]).attempts == {}
     assert len(slurm.submitted) == 1
 
 

@@ -10,9 +10,9 @@ from typing import Any
 import pytest
 
 from core_hpc.config.cluster import ClusterSection
+from core_hpc.runs.messages import Outcome, OutcomeKind, StopReason
 from core_hpc.slurm import element
 from core_hpc.slurm.element import ElementSpec, Stop, rank_environment
-from core_hpc.slurm.outcomes import PREEMPTED, TERMINATED, TIME_LIMIT
 from core_hpc.slurm.records import ENDED, FAILED, OPEN, SubmissionFolder, new_submission
 from core_hpc.slurm.rendezvous import address_of_node, port_for
 from core_hpc.slurm.submit import RefusedError, batch_script, job_parameters, submission_environment
@@ -144,7 +144,7 @@ def test_a_record_goes_from_open_to_ended_or_failed(tmp_path: Path) -> None:
         submission = new_submission("generate", "cold-0001", [[TaskKey(1, "cold", "a")]], start_id="s", mem_gb=1)
         folder.write(submission)
         assert folder.names(OPEN) == [(submission.name, OPEN)]
-        submission.outcomes["0"] = {"kind": kind, "counted": False}
+        submission.outcomes[0] = Outcome(OutcomeKind(kind), counted=False)
         folder.close(submission)
         assert folder.read(state) == [submission]
     (folder.folder(submission)).mkdir()
@@ -176,23 +176,23 @@ def test_the_warning_is_read_by_the_jobs_own_clock(stop_of: Any) -> None:
     stop = stop_of(ran_s=60 * 58)
     assert stop.reason is None
     os.kill(os.getpid(), signal.SIGUSR2)
-    assert stop.reason == TIME_LIMIT
+    assert stop.reason == StopReason.TIME_LIMIT
     assert 60 < stop.deadline - time.time() < 120
 
 
 def test_a_warning_long_before_the_limit_is_a_preemption(stop_of: Any) -> None:
     stop = stop_of(ran_s=60)
     os.kill(os.getpid(), signal.SIGUSR2)
-    assert stop.reason == PREEMPTED
+    assert stop.reason == StopReason.PREEMPTED
     assert stop.deadline - time.time() < 30
     os.kill(os.getpid(), signal.SIGTERM)
-    assert stop.reason == PREEMPTED
+    assert stop.reason == StopReason.PREEMPTED
 
 
 def test_sigterm_alone_leaves_little_time(stop_of: Any) -> None:
     stop = stop_of(ran_s=60)
     os.kill(os.getpid(), signal.SIGTERM)
-    assert stop.reason == TERMINATED
+    assert stop.reason == StopReason.TERMINATED
     assert stop.deadline - time.time() <= element.TERM_GRACE_S
 
 

@@ -1,4 +1,4 @@
-"""core_hpc.status on records, manifests and claims made by the real classes; core_hpc.cancel where it needs no SLURM."""
+"""core_hpc.status on records, manifests and claims of the real classes; core_hpc.cancel as far as it needs no SLURM."""
 
 from __future__ import annotations
 
@@ -18,9 +18,11 @@ import pytest
 from core_hpc import cancel
 from core_hpc.common.errors import ClaimError, InputError
 from core_hpc.controller.heartbeat import HEARTBEAT_S, Heartbeat
-from core_hpc.controller.prepare import Start, splits_of
+from core_hpc.controller.prepare import splits_of
+from core_hpc.controller.start import Start
 from core_hpc.runs import folder as runs
 from core_hpc.runs.folder import ModelFacts, Run, locate
+from core_hpc.runs.messages import Outcome, OutcomeKind, Progress, RunningTask
 from core_hpc.runs.sweep import load_sweep
 from core_hpc.schedule.progress import inspect_run
 from core_hpc.slurm.commands import JobId, QueueEntry, SlurmUnavailableError
@@ -40,7 +42,7 @@ ARRAYS = {"driver": "arrays", "threads": 1}
 
 
 def make_run(folder: Path, **changes: Any) -> Run:
-    """A run folder as a start leaves it, with nothing published."""
+    """A run folder after a start, with nothing published."""
     folder.mkdir(parents=True, exist_ok=True)
     sweep = load_sweep(tiny_sweep(folder / "tiny.yaml", [Path("/m0"), Path("/m1")], folder / "out", **changes))
     (plan,) = sweep.runs
@@ -67,7 +69,7 @@ def submission_of(
 
 
 def write_status(run: Run, submission: Submission, index: int, **changes: Any) -> None:
-    """A status file as slurm.element.Status writes it."""
+    """Write a status file as the job of an array element does."""
     folder = SubmissionFolder(run.paths.slurm)
     folder.folder(submission).mkdir(exist_ok=True)
     body = {
@@ -84,16 +86,18 @@ def write_status(run: Run, submission: Submission, index: int, **changes: Any) -
     manifests.write_json(folder.status_file(submission, index), {**body, **changes})
 
 
-def failure(task: TaskKey, **changes: Any) -> dict[str, Any]:
-    """An outcome as arrays.py records it."""
-    fields = {
+def failure(task: TaskKey, **changes: Any) -> Outcome:
+    """An outcome as the executor on SLURM records it."""
+    fields: dict[str, Any] = {
         "kind": "error",
         "message": "ValueError: no",
         "node": "n2",
         "counted": True,
         "log": "/logs/70_1_0_log.out",
+        "task": str(task),
+        "time": time.time(),
     }
-    return {**fields, "task": str(task), "time": time.time(), **changes}
+    return Outcome.from_json({**fields, **changes})
 
 
 def look(run: Run) -> SweepStatus:
@@ -111,7 +115,7 @@ def shown(found: SweepStatus, *, show_all: bool = False) -> str:
 
 
 class FakeQueue:
-    """squeue's answer, and how often it was asked."""
+    """Stands in for squeue; counts the calls."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch, *entries: QueueEntry) -> None:
         self.calls, self.entries = 0, list(entries)
@@ -131,7 +135,7 @@ def no_slurm(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", "/nonexistent")
 
 
-# --- what is under way ---------------------------------------------------------------------------
+# --- what runs and waits -------------------------------------------------------------------------
 
 
 def test_a_finished_local_run(tmp_path: Path, no_slurm: None, capsys: pytest.CaptureFixture[str]) -> None:
@@ -139,7 +143,7 @@ def test_a_finished_local_run(tmp_path: Path, no_slurm: None, capsys: pytest.Cap
     for key in run.graph().tasks():
         publish(run, key)
     before = {p: p.stat().st_mtime_ns for p in tmp_path.rglob("*")}
-    assert command.main([str(tmp_path / "tiny.yaml"), "--watch"]) == 0, "it must end by itself"
+    assert command.main([str(tmp_path / "tiny.yaml"), "--watch"]) == 0, "--watch must end when all runs are finished"
     assert "finished" in capsys.readouterr().out
     assert command.main([str(run.root), "--json"]) == 0
     answer = json.loads(capsys.readouterr().out)
@@ -148,8 +152,8 @@ def test_a_finished_local_run(tmp_path: Path, no_slurm: None, capsys: pytest.Cap
     assert set(sweep) == {f.name for f in fields(SweepStatus)}
     assert set(sweep["controller"]) == {f.name for f in fields(ControllerStatus)}
     assert sweep["slurm"] == "not needed"
-    (told,) = sweep["runs"]
-    assert set(told) == {f.name for f in fields(RunStatus)}
+    (status,) = sweep["runs"]
+    assert set(status) == {f.name for f in fields(RunStatus)}
     wanted = {
         "state": "finished",
         "iteration": 2,
@@ -160,7 +164,7 @@ def test_a_finished_local_run(tmp_path: Path, no_slurm: None, capsys: pytest.Cap
         "left_s": None,
         "phases": [],
     }
-    assert {k: told[k] for k in wanted} == wanted
+    assert {k: status[k] for k in wanted} == wanted
     assert {p: p.stat().st_mtime_ns for p in tmp_path.rglob("*")} == before, "it must not write"
 
 
@@ -190,18 +194,18 @@ def test_queue_and_records_give_counts_and_reasons(tmp_path: Path, monkeypatch: 
     with claim(SweepPaths(run.root.parent).claim):
         found = look(run)
     assert queue.calls == 1
-    (told,) = found.runs
-    assert (told.state, told.done, told.running, told.waiting, told.total) == ("running", 1, 1, 2, 40)
-    assert (told.iteration, told.phases) == (0, ["cold", "evaluate"])
-    assert told.completions_per_s is not None
+    (status,) = found.runs
+    assert (status.state, status.done, status.running, status.waiting, status.total) == ("running", 1, 1, 2, 40)
+    assert (status.iteration, status.phases) == (0, ["cold", "evaluate"])
+    assert status.completions_per_s is not None
     assert found.waiting_reasons == {"Resources": 1, "Priority": 1}
     (unseen,) = found.failures
     assert (unseen.task, unseen.kind, unseen.counted, unseen.node) == (str(COLD[3]), "died", None, "n1")
-    assert told.failed == 0
+    assert status.failed == 0
     assert "1 waiting: Priority; 1 waiting: Resources" in shown(found)
 
 
-def test_the_job_of_a_whole_run_says_what_is_under_way_and_what_failed_inside(
+def test_the_job_of_a_whole_run_reports_its_running_tasks_and_failures(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     run, now = make_run(tmp_path, cluster={"driver": "resident", "threads": 1}), time.time()
@@ -211,9 +215,9 @@ def test_the_job_of_a_whole_run_says_what_is_under_way_and_what_failed_inside(
     pending = FakeQueue(monkeypatch, QueueEntry(JobId(70), submission.name, "PENDING", "Resources", "", 0))
     with claim(SweepPaths(run.root.parent).claim):
         found = look(run)
-        (told,) = found.runs
-        assert (told.state, told.running, told.waiting) == ("waiting", 0, len(run.graph().ready(()))), (
-            "not all that will follow"
+        (status,) = found.runs
+        assert (status.state, status.running, status.waiting) == ("waiting", 0, len(run.graph().ready(()))), (
+            "not the tasks that follow later"
         )
         assert found.waiting_reasons == {"Resources": 1}
         pending.entries = [QueueEntry(JobId(70), submission.name, "RUNNING", "None", "n1", 0)]
@@ -229,8 +233,8 @@ def test_the_job_of_a_whole_run_says_what_is_under_way_and_what_failed_inside(
         }
         running = {str(COLD[1]): at_work, str(COLD[2]): {"started": now}}
         write_status(run, submission, 0, published=1, running=running, failures=[failed])
-        (told,) = (found := look(run)).runs
-    assert (told.state, told.done, told.running, told.waiting, told.phases) == ("running", 1, 2, 0, ["cold"])
+        (status,) = (found := look(run)).runs
+    assert (status.state, status.done, status.running, status.waiting, status.phases) == ("running", 1, 2, 0, ["cold"])
     (inside,) = found.failures
     assert (inside.task, inside.message, inside.counted, inside.node, inside.log) == (
         str(COLD[1]),
@@ -239,17 +243,17 @@ def test_the_job_of_a_whole_run_says_what_is_under_way_and_what_failed_inside(
         "n1",
         "/w.log",
     )
-    assert told.completions_per_s is not None
+    assert status.completions_per_s is not None
 
 
-def test_without_slurm_status_files_tell_what_runs(tmp_path: Path, no_slurm: None) -> None:
+def test_without_slurm_status_files_show_what_runs(tmp_path: Path, no_slurm: None) -> None:
     run = make_run(tmp_path, cluster=ARRAYS)
     submission = submission_of(run, [[key] for key in COLD])
     write_status(run, submission, 0)
     write_status(run, submission, 1, outcome={"kind": "done"})
     publish(run, COLD[1])
-    (told,) = look(run).runs
-    assert (told.state, told.done, told.running, told.waiting) == ("no controller", 1, 1, 2)
+    (status,) = look(run).runs
+    assert (status.state, status.done, status.running, status.waiting) == ("no controller", 1, 1, 2)
     assert "not installed" in shown(look(run))
 
 
@@ -282,7 +286,7 @@ def test_a_record_that_is_renamed_while_it_is_read(tmp_path: Path, monkeypatch: 
 
     def read_json(path: Path) -> Any:
         if path.name == f"{renamed.name}.open.json":
-            renamed.outcomes["0"] = failure(COLD[0])
+            renamed.outcomes[0] = failure(COLD[0])
             folder.close(renamed)
         if path.name == f"{gone.name}.open.json":
             path.unlink(missing_ok=True)
@@ -303,11 +307,11 @@ def test_failures_of_the_last_start_with_their_logs(tmp_path: Path, no_slurm: No
         submission = submission_of(run, [[COLD[0]], [COLD[1]], [COLD[2]]], start_id=start_id)
         submission.submitted = time.time() - 50 + 10 * number
         submission.outcomes = {
-            "0": failure(COLD[0], message=f"of the start {start_id}", time=submission.submitted + 5),
-            "1": failure(
+            0: failure(COLD[0], message=f"of the start {start_id}", time=submission.submitted + 5),
+            1: failure(
                 COLD[1], kind="node", counted=False, message="SLURM lost the node", time=submission.submitted + 6
             ),
-            "2": {"kind": "abandoned", "message": "its run was stopped before it began", "counted": False},
+            2: Outcome(OutcomeKind.ABANDONED, "its run was stopped before it began", counted=False),
         }
         folder.close(submission)
     found = look(run)
@@ -320,8 +324,8 @@ def test_failures_of_the_last_start_with_their_logs(tmp_path: Path, no_slurm: No
     assert "log: /logs/70_1_0_log.out" in text
     assert "of the start now" in text
     assert "of the start earlier" not in text
-    assert "does not count as a try" in text
-    submission.outcomes = {str(i): failure(COLD[0], time=time.time() - i) for i in range(12)}
+    assert "does not count as an attempt" in text
+    submission.outcomes = {i: failure(COLD[0], time=time.time() - i) for i in range(12)}
     submission.elements = [[str(COLD[0])]] * 12
     folder.close(submission)
     assert (
@@ -335,17 +339,17 @@ def test_a_run_is_stopped_after_max_attempts_until_it_is_started_again(tmp_path:
     folder = SubmissionFolder(run.paths.slurm)
     for expected in ("no controller", "stopped"):
         submission = submission_of(run, [[COLD[0]]])
-        submission.outcomes = {"0": failure(COLD[0])}
+        submission.outcomes = {0: failure(COLD[0])}
         folder.close(submission)
-        (told,) = look(run).runs
-        assert told.state == expected
-    assert "failed 2 time(s): ValueError: no" in told.detail
-    assert "log: /logs/70_1_0_log.out" in told.detail
+        (status,) = look(run).runs
+        assert status.state == expected
+    assert "failed 2 time(s): ValueError: no" in status.detail
+    assert "log: /logs/70_1_0_log.out" in status.detail
     with claim(SweepPaths(run.root.parent).claim):
-        assert look(run).runs[0].state == "running", "whoever holds the claim now has not said that it stopped"
+        assert look(run).runs[0].state == "running", "the present holder of the claim has not reported that it stopped"
 
 
-def test_the_controllers_word_on_its_runs(tmp_path: Path, no_slurm: None) -> None:
+def test_what_the_controller_reports_about_its_runs(tmp_path: Path, no_slurm: None) -> None:
     run, sweep = make_run(tmp_path), SweepPaths(tmp_path / "out" / "tiny")
     progress, _ = inspect_run(run)
     cpu = [10.0]
@@ -354,7 +358,9 @@ def test_the_controllers_word_on_its_runs(tmp_path: Path, no_slurm: None) -> Non
         heartbeat.beat()
         found = look(run)
         assert (found.runs[0].state, found.runs[0].running, found.controller.alive) == ("running", None, True)
-        assert found.runs[0].phases == ["cold", "evaluate"], "what could run, since local workers leave no trace"
+        assert found.runs[0].phases == ["cold", "evaluate"], (
+            "the phases that are ready, because local workers write no status"
+        )
         assert found.controller.cpu_s_per_hour is None, "unknown in the first minute"
         progress.stopped, progress.failures, cpu[0] = (
             "cold/0001/m0/000 failed 3 times: no\nTraceback\nlog: /logs/generate.log",
@@ -365,13 +371,13 @@ def test_the_controllers_word_on_its_runs(tmp_path: Path, no_slurm: None) -> Non
         assert manifests.read_json(sweep.controller)["runs"][run.run_id]["stopped"] is None, "at most once a minute"
         heartbeat.beat(last=True)
     found = look(run)
-    (told,) = found.runs
-    assert (told.state, told.failed) == ("stopped", 3)
+    (status,) = found.runs
+    assert (status.state, status.failed) == ("stopped", 3)
     assert "cold/0001/m0/000 failed 3 times: no; log: /logs/generate.log" in shown(found)
     body = manifests.read_json(sweep.controller)
     manifests.write_json(sweep.controller, {**body, "started": body["time"] - 2 * HEARTBEAT_S})
     assert look(run).controller.cpu_s_per_hour == 30.0
-    assert "30 CPU-seconds an hour" in shown(look(run))
+    assert "30 CPU-seconds per hour" in shown(look(run))
 
 
 @pytest.mark.parametrize(
@@ -384,7 +390,7 @@ def test_the_controllers_word_on_its_runs(tmp_path: Path, no_slurm: None) -> Non
         ({"host": "elsewhere", "job": 6}, False, "no controller"),
     ],
 )
-def test_a_claims_holder_lives_or_not(
+def test_whether_the_holder_of_a_claim_is_alive(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, changes: dict[str, Any], alive: bool | None, state: str
 ) -> None:
     run, sweep = make_run(tmp_path), SweepPaths(tmp_path / "out" / "tiny")
@@ -412,7 +418,7 @@ def test_a_detached_controller_that_waits(tmp_path: Path, monkeypatch: pytest.Mo
     assert found.runs[0].state == "waiting"
     (job,) = found.controller.jobs
     assert job == {"job": 80, "state": "PENDING", "reason": "Priority", "log": str(folder.log(submission, 0))}
-    FakeQueue(monkeypatch)  # it has left the queue, and nobody has closed its record
+    FakeQueue(monkeypatch)  # it has left the queue, and its record was not closed
     assert look(run).runs[0].state == "no controller"
 
 
@@ -423,27 +429,10 @@ def manifest_of(end: float, seconds: float, num_completions: int = 0) -> Manifes
     return Manifest(Path("x"), (), {"seconds": {"all": seconds}, "num_completions": num_completions}, {"time": end})
 
 
-def test_time_left_is_work_at_the_pace_of_late() -> None:
-    published = {key: manifest_of(100.0 + 10 * key.part, 10.0) for key in COLD}  # two at a time, 10 s each: 20 s in all
-    rest = [TaskKey(2, "cold", model, part) for part in (0, 1, 2) for model in ("m0", "m1")]
-    assert compute.estimate_left_s(rest, published, {}) == pytest.approx(30.0)
-    half = {rest[0]: {"progress": {"task": str(rest[0]), "done": 3, "total": 6}}}
-    assert compute.estimate_left_s(rest, published, half) == pytest.approx(27.5)
-    assert compute.estimate_left_s([*rest, TaskKey(2, "update", "m0")], published, {}) is None, (
-        "how long an update takes is not known"
-    )
-    night = {**published, TaskKey(2, "cold", "m0", 9): manifest_of(90_000.0, 10.0)}  # nobody worked in between
-    told = compute.estimate_left_s(rest, night, {})
-    assert told is not None
-    assert 30 < told < 130
-
-
-def test_completions_per_second_are_of_the_last_minutes() -> None:
+def test_completions_per_second_count_the_last_minutes() -> None:
     now = 10_000.0
     published = {COLD[0]: manifest_of(now - 50, 50.0, 100), COLD[1]: manifest_of(now - 5000, 50.0, 1000)}
-    running = {
-        COLD[2]: {"started": now - 100, "progress": {"task": str(COLD[2]), "done": 60, "total": 99, "time": now - 1}}
-    }
+    running = {COLD[2]: RunningTask(now - 100, Progress(60, 99, 0), now - 1)}
     assert compute.completions_per_s(published, running, now) == pytest.approx(1.6)
     assert compute.completions_per_s({COLD[1]: published[COLD[1]]}, {}, now) is None
 
@@ -452,12 +441,13 @@ def test_completions_per_second_are_of_the_last_minutes() -> None:
 
 
 def test_it_loads_nothing_heavy() -> None:
-    code = "import sys, core_hpc.status, core_hpc.cancel; print({'torch', 'submitit', 'transformers', 'tensorboard'} & set(sys.modules))"
+    heavy = "{'torch', 'submitit', 'transformers', 'tensorboard'}"
+    code = f"import sys, core_hpc.status.__main__, core_hpc.cancel; print({heavy} & set(sys.modules))"
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "set()"
 
 
-def test_what_is_no_sweep_is_an_error(
+def test_a_path_that_is_no_sweep_is_an_error(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     with pytest.raises(InputError, match="neither a sweep's file nor its folder"):
@@ -487,10 +477,10 @@ def test_a_run_that_cannot_be_read_does_not_hide_the_others(tmp_path: Path, no_s
     run = make_run(tmp_path)
     other = make_run(tmp_path, seed=8)
     (other.root / "config.json").write_text("{")
-    told = {r.run_id: r for r in look(run).runs}
-    assert told[other.run_id].state == "unreadable"
-    assert "config.json" in told[other.run_id].detail
-    assert told[run.run_id].state == "no controller"
+    status = {r.run_id: r for r in look(run).runs}
+    assert status[other.run_id].state == "unreadable"
+    assert "config.json" in status[other.run_id].detail
+    assert status[run.run_id].state == "no controller"
 
 
 # --- cancel --------------------------------------------------------------------------------------
@@ -523,7 +513,7 @@ def test_a_controller_on_this_machine_is_asked_to_stop(
     assert "cancel the whole sweep" in capsys.readouterr().err
     assert cancel.main([str(sweep.root)]) == 0
     thread.join()
-    assert "no controller works on it any more" in capsys.readouterr().out
+    assert "no controller works on it any longer" in capsys.readouterr().out
     assert set(manifests.read_json(sweep.stop_request)) == {"host", "pid", "user", "time"}
     assert "stop requested by" in shown(look(run))
 

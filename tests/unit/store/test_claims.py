@@ -1,4 +1,4 @@
-"""Claims are exclusive, name their holder, and survive crashes."""
+"""Claims: one holder at a time, who is named in messages; the claim of a dead holder is broken."""
 
 import json
 import os
@@ -13,8 +13,15 @@ from core_hpc.common.errors import ClaimError
 from core_hpc.slurm.commands import SlurmUnavailableError
 from core_hpc.store.claims import claim
 
+CLAIM_AND_DIE = """
+import os, pathlib, sys
+from core_hpc.store.claims import claim
+with claim(pathlib.Path(sys.argv[1])):
+    os.kill(os.getpid(), 9)
+"""
 
-def test_a_living_claim_is_respected_and_named(tmp_path: Path) -> None:
+
+def test_the_claim_of_a_living_process_is_respected_and_its_holder_named(tmp_path: Path) -> None:
     path = tmp_path / "claim.json"
     with claim(path), pytest.raises(ClaimError, match=f"process {os.getpid()}"), claim(path):
         pass
@@ -25,8 +32,7 @@ def test_a_living_claim_is_respected_and_named(tmp_path: Path) -> None:
 
 def test_the_claim_of_a_killed_process_is_broken(tmp_path: Path) -> None:
     path = tmp_path / "claim.json"
-    code = "import os, pathlib, sys; from core_hpc.store.claims import claim\nwith claim(pathlib.Path(sys.argv[1])): os.kill(os.getpid(), 9)"
-    done = subprocess.run([sys.executable, "-c", code, str(path)], check=False)
+    done = subprocess.run([sys.executable, "-c", CLAIM_AND_DIE, str(path)], check=False)
     assert done.returncode == -9
     assert path.exists()
     with claim(path):
@@ -34,17 +40,16 @@ def test_the_claim_of_a_killed_process_is_broken(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_killed_process_that_nobody_waited_for_is_dead(tmp_path: Path) -> None:
+def test_a_zombie_process_is_dead(tmp_path: Path) -> None:
     path = tmp_path / "claim.json"
-    code = "import os, pathlib, sys; from core_hpc.store.claims import claim\nwith claim(pathlib.Path(sys.argv[1])): os.kill(os.getpid(), 9)"
-    process = subprocess.Popen([sys.executable, "-c", code, str(path)])
-    os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOWAIT)  # it has ended, and stays a zombie
+    process = subprocess.Popen([sys.executable, "-c", CLAIM_AND_DIE, str(path)])
+    os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOWAIT)  # it has ended and stays a zombie
     with claim(path):
         assert json.loads(path.read_text())["pid"] == os.getpid()
     process.wait()
 
 
-def test_a_claim_of_another_host_is_never_broken(tmp_path: Path) -> None:
+def test_the_claim_of_another_host_is_never_broken(tmp_path: Path) -> None:
     path = tmp_path / "claim.json"
     path.write_text(json.dumps({"host": "elsewhere", "pid": 1, "user": "ann", "time": 0, "process_start": 0}))
     with pytest.raises(ClaimError, match="host elsewhere, process 1, user ann"), claim(path):
@@ -61,13 +66,13 @@ def test_a_reused_process_id_is_not_the_holder(tmp_path: Path) -> None:
         pass
 
 
-def foreign(job: int | None) -> str:
+def claim_of_another_host(job: int | None) -> str:
     return json.dumps({"host": "elsewhere", "pid": 1, "user": "ann", "time": 0, "process_start": 0, "job": job})
 
 
-def test_a_job_of_another_host_is_dead_only_on_slurms_word(tmp_path: Path) -> None:
+def test_a_job_of_another_host_is_dead_only_if_slurm_reports_its_end(tmp_path: Path) -> None:
     path = tmp_path / "claim.json"
-    path.write_text(foreign(12))
+    path.write_text(claim_of_another_host(12))
     asked: list[int] = []
 
     def has_ended(answer: bool) -> Callable[[int], bool]:
@@ -82,19 +87,17 @@ def test_a_job_of_another_host_is_dead_only_on_slurms_word(tmp_path: Path) -> No
     def no_answer(job: int) -> bool:
         raise SlurmUnavailableError("squeue: no answer")
 
-    path.write_text(foreign(12))
+    path.write_text(claim_of_another_host(12))
     with pytest.raises(SlurmUnavailableError), claim(path, has_ended=no_answer):
         pass
-    path.write_text(foreign(None))  # an attached controller on another login node: nobody can prove its death
+    path.write_text(claim_of_another_host(None))  # another login node: its death cannot be proven
     with pytest.raises(ClaimError, match="host elsewhere"), claim(path, has_ended=has_ended(True)):
         pass
 
 
-def test_a_job_that_slurm_has_put_back_takes_its_own_claim_over(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_requeued_job_takes_over_its_own_claim(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "claim.json"
-    path.write_text(foreign(12))
+    path.write_text(claim_of_another_host(12))
     monkeypatch.setenv("SLURM_JOB_ID", "12")
     with claim(path):
         assert json.loads(path.read_text())["job"] == 12

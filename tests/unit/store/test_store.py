@@ -1,4 +1,4 @@
-"""Publishing: complete or not at all, first writer wins, damage is found."""
+"""Publishing: complete or not at all; the first writer wins; damage is found."""
 
 import errno
 import json
@@ -23,7 +23,7 @@ def publish(folder: Path, frame: pl.DataFrame | None = None) -> manifests.Manife
     return shards.publish_frame(folder, "train", problems() if frame is None else frame, PROBLEMS)
 
 
-def test_round_trip(tmp_path: Path) -> None:
+def test_what_is_published_is_read_back(tmp_path: Path) -> None:
     manifest = publish(tmp_path)
     assert shards.read_manifest_table(manifest, PROBLEMS, checksum=True).equals(problems())
     assert shards.read_manifest_table(manifest, PROBLEMS, columns=["gold"]).columns == ["gold"]
@@ -31,7 +31,7 @@ def test_round_trip(tmp_path: Path) -> None:
     assert sorted(p.name for p in tmp_path.iterdir()) == sorted([manifest.files[0].name, "train.manifest.json"])
 
 
-def test_every_table_survives_parquet_empty_and_documented(tmp_path: Path) -> None:
+def test_every_table_can_be_empty_and_has_documented_columns(tmp_path: Path) -> None:
     for table in TABLES.values():
         frame = pl.DataFrame(schema=table.schema)
         manifest = shards.publish_frame(tmp_path, table.name, frame, table)
@@ -39,13 +39,13 @@ def test_every_table_survives_parquet_empty_and_documented(tmp_path: Path) -> No
         assert all(meaning for _, meaning in table.columns.values())
 
 
-def test_the_first_of_two_writers_wins_and_the_other_leaves_nothing(tmp_path: Path) -> None:
+def test_the_first_of_two_writers_wins_and_the_other_leaves_no_files(tmp_path: Path) -> None:
     first, second = publish(tmp_path), publish(tmp_path, problems(2))
     assert second.files == first.files
     assert len(list(tmp_path.iterdir())) == 2
 
 
-def test_many_writers_at_once_leave_one_whole_publication(tmp_path: Path) -> None:
+def test_many_writers_at_once_leave_one_complete_publication(tmp_path: Path) -> None:
     threads = [threading.Thread(target=publish, args=(tmp_path, problems(i + 1))) for i in range(8)]
     for thread in threads:
         thread.start()
@@ -56,7 +56,7 @@ def test_many_writers_at_once_leave_one_whole_publication(tmp_path: Path) -> Non
     assert len(list(tmp_path.iterdir())) == 2
 
 
-def test_a_failing_writer_leaves_nothing(tmp_path: Path) -> None:
+def test_a_failing_writer_leaves_no_files(tmp_path: Path) -> None:
     def full_disk(folder: Path) -> dict[str, tuple[int, str]]:
         (folder / "half").write_bytes(b"x" * 1000)
         raise OSError(errno.ENOSPC, "No space left on device")
@@ -66,7 +66,7 @@ def test_a_failing_writer_leaves_nothing(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
-def test_without_hard_links_the_publication_is_still_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_hard_links_the_publication_is_still_complete(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def no_link(*_: object) -> None:
         raise OSError(errno.EPERM, "Operation not permitted")
 
@@ -76,7 +76,7 @@ def test_without_hard_links_the_publication_is_still_whole(tmp_path: Path, monke
     assert shards.read_manifest_table(manifest, PROBLEMS, checksum=True).height == 2
 
 
-def test_folders(tmp_path: Path) -> None:
+def test_a_folder_can_be_published(tmp_path: Path) -> None:
     def fill(folder: Path) -> dict[str, tuple[int, str]]:
         (folder / "a.bin").write_bytes(b"abc")
         return {"t.parquet": shards.write_frame(folder / "t.parquet", problems(), PROBLEMS)}
@@ -169,7 +169,7 @@ def test_leftovers_are_removed_and_publications_kept(tmp_path: Path) -> None:
     assert {p.name for p in tmp_path.iterdir()} == kept
 
 
-def test_writable_checks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_output_folder_that_cannot_be_used_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     manifests.require_writable(tmp_path / "new" / "deeper", min_free_gb=0)
     assert list(tmp_path.iterdir()) == []
     (tmp_path / "file").touch()
@@ -177,6 +177,7 @@ def test_writable_checks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
         manifests.require_writable(tmp_path / "file" / "x", min_free_gb=0)
     with pytest.raises(InputError, match="GB free"):
         manifests.require_writable(tmp_path, min_free_gb=1e9)
-    monkeypatch.setattr(os, "access", lambda *_: False)  # tests may run as root, who may write everywhere
+    # Tests may run as root, which may write everywhere.
+    monkeypatch.setattr(os, "access", lambda *_: False)
     with pytest.raises(InputError, match="no permission"):
         manifests.require_writable(tmp_path, min_free_gb=0)

@@ -1,4 +1,4 @@
-"""tuning: full in one process: gradients and weights of the masters against plain copies of the model, tied weights, the base."""
+"""`tuning: full` in one process: masters and their gradients against plain copies of the model."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ import transformers
 
 from core_hpc.training.batching import Row
 from core_hpc.training.full import FullPolicy
+from core_hpc.training.memory import ActivationMemory
 from core_hpc.training.micro_batch import MicroBatch, collate
 
 VOCABULARY = 48
@@ -47,8 +48,19 @@ def loader(dtype: torch.dtype, kind: str = "llama") -> Callable[[], torch.nn.Mod
 
 
 def batches() -> list[MicroBatch]:
-    """Two of one completion each."""
-    rows = [Row((k,), "p", range(5 + k), range(20, 26 + k), [0.0] * (6 + k), 1.0, 1.0) for k in range(2)]
+    """Two micro-batches of one completion each."""
+    rows = [
+        Row(
+            key=(k,),
+            problem_id="p",
+            prompt_token_ids=range(5 + k),
+            completion_token_ids=range(20, 26 + k),
+            behaviour_logprobs=[0.0] * (6 + k),
+            advantage=1.0,
+            weight=1.0,
+        )
+        for k in range(2)
+    ]
     return [collate(rows, [k], "tree") for k in range(2)]
 
 
@@ -56,7 +68,8 @@ def batches() -> list[MicroBatch]:
 @pytest.mark.parametrize("kind", ["llama", "untied", "gemma3"])
 @pytest.mark.parametrize("checkpointing", [False, True])
 def test_masters_get_the_sum_of_the_gradients_in_float32(dtype: torch.dtype, kind: str, checkpointing: bool) -> None:
-    policy = FullPolicy(loader(dtype, kind), Path(), with_reference=True, gradient_checkpointing=checkpointing)
+    policy = FullPolicy(loader(dtype, kind), Path(), with_reference=True)
+    ActivationMemory(policy, checkpointing=checkpointing)
     assert policy.layout == "tree"
     masters = policy.start(seed=0, from_base=True)
     plain = tiny(dtype, kind=kind).requires_grad_(True).eval()
@@ -66,9 +79,8 @@ def test_masters_get_the_sum_of_the_gradients_in_float32(dtype: torch.dtype, kin
     for batch in batches():
         policy.log_probs(batch, temperature=1.0)[0].sum().backward()
         logits = plain(input_ids=batch.input_ids_BL, use_cache=False).logits[0]
-        logits[batch.source_U].float().log_softmax(-1)[
-            torch.arange(len(batch.targets_U)), batch.targets_U
-        ].sum().backward()
+        log_probs = logits[batch.source_U].float().log_softmax(-1)
+        log_probs[torch.arange(len(batch.targets_U)), batch.targets_U].sum().backward()
         for name, p in plain.named_parameters():
             wanted[name] += p.grad.float()
             p.grad = None
@@ -77,10 +89,9 @@ def test_masters_get_the_sum_of_the_gradients_in_float32(dtype: torch.dtype, kin
         assert master.grad is not None
         scale = float(wanted[name].abs().max())
         assert scale > 0
-        # The logits are computed for other rows at a time, so in bfloat16 some are rounded otherwise.
-        torch.testing.assert_close(
-            master.grad, wanted[name], atol=scale * (1e-5 if dtype == torch.float32 else 3e-2), rtol=0
-        )
+        # Other rows are computed together, so in bfloat16 some logits are rounded differently.
+        tolerance = scale * (1e-5 if dtype == torch.float32 else 3e-2)
+        torch.testing.assert_close(master.grad, wanted[name], atol=tolerance, rtol=0)
     assert all(p.grad is None for p in policy.base.parameters())
 
 
@@ -103,8 +114,8 @@ def test_the_model_computes_with_the_masters_and_the_reference_with_the_base(dty
 
 
 @pytest.mark.parametrize("with_reference", [True, False])
-def test_a_new_task_from_the_base_forgets_the_one_before(with_reference: bool) -> None:
-    """A warm trainer that goes on to another run must not start from the weights of the last one."""
+def test_a_new_task_from_the_base_starts_from_the_base_weights(with_reference: bool) -> None:
+    """A warm trainer that begins another run must not start from the weights of the run before."""
     policy = FullPolicy(loader(torch.float32), Path(), with_reference=with_reference)
     first = policy.start(seed=0, from_base=True)
     base = {name: p.detach().clone() for name, p in first.items()}

@@ -1,4 +1,4 @@
-"""Checkpoints of an update: the newest whole one of the same task is found, old ones go, nothing of them is a result."""
+"""Checkpoints of an update: the newest complete one is found, and old ones are removed."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def steps(num_steps: int) -> pl.DataFrame:
         if c not in ("run_id", "model")
     }
     frame = pl.DataFrame({**values, "step": range(1, num_steps + 1)}).drop("iteration")
-    return frame.cast({c: t for c, t in STEPS.schema.items() if c in frame.columns})  # type: ignore[arg-type]
+    return frame.cast({c: t for c, t in STEPS.schema.items() if c in frame.columns})
 
 
 @dataclass
@@ -57,7 +57,7 @@ def save(checkpoints: CheckpointStore, num_steps: int, error: OSError | None = N
 
 
 def found_step(paths: RunPaths, key: TaskKey = KEY, **identity: Any) -> int:
-    """Steps done at the checkpoint that a new attempt would go on from."""
+    """Steps done at the checkpoint from which a new attempt would continue."""
     found = CheckpointStore(paths, key, {**IDENTITY, **identity}).find(cast(Trainer, RankZero()))
     if found is None:
         return 0
@@ -97,7 +97,7 @@ def test_a_checkpoint_is_no_result(paths: RunPaths, checkpoints: CheckpointStore
     assert shards.published_keys(paths.root) == []
 
 
-def test_models_do_not_see_each_others(paths: RunPaths, checkpoints: CheckpointStore) -> None:
+def test_models_do_not_see_the_checkpoints_of_each_other(paths: RunPaths, checkpoints: CheckpointStore) -> None:
     other = TaskKey(1, UPDATE, "m0-p000-step0007")
     save(checkpoints, 1)
     save(CheckpointStore(paths, other, IDENTITY), 5)
@@ -134,7 +134,7 @@ def other_schema(folder: Path) -> None:
 
 
 @pytest.mark.parametrize("damage", [lose_data, alter_data, alter_steps, tear_manifest, other_schema])
-def test_a_damaged_one_is_removed_and_the_next_older_one_used(
+def test_a_damaged_checkpoint_is_removed_and_the_one_before_is_used(
     paths: RunPaths,
     checkpoints: CheckpointStore,
     damage: Callable[[Path], None],
@@ -147,13 +147,13 @@ def test_a_damaged_one_is_removed_and_the_next_older_one_used(
     (folder,) = (p for p in paths.checkpoint_folder(KEY).glob("m0-p000-step0002.*") if p.is_dir())
     damage(folder)
     assert found_step(paths) == 1
-    assert "a checkpoint is not used, and removed" in caplog.text
+    assert "removed a checkpoint that cannot be used" in caplog.text
     assert not [n for n in names(paths) if "step0002" in n]
     assert save(checkpoints, 2)
     assert found_step(paths) == 2
 
 
-def test_one_of_another_update_is_refused(
+def test_a_checkpoint_of_another_update_is_refused(
     paths: RunPaths, checkpoints: CheckpointStore, caplog: pytest.LogCaptureFixture
 ) -> None:
     save(checkpoints, 1)
@@ -163,7 +163,7 @@ def test_one_of_another_update_is_refused(
     assert names(paths) == []
 
 
-def test_a_full_disk_costs_the_checkpoint_only(
+def test_a_full_disk_costs_only_the_checkpoint(
     paths: RunPaths, checkpoints: CheckpointStore, caplog: pytest.LogCaptureFixture
 ) -> None:
     save(checkpoints, 1)
@@ -172,7 +172,7 @@ def test_a_full_disk_costs_the_checkpoint_only(
     assert found_step(paths) == 1
 
 
-def test_what_killed_writers_left_goes_with_the_rest(paths: RunPaths, checkpoints: CheckpointStore) -> None:
+def test_files_of_killed_writers_are_removed_with_the_others(paths: RunPaths, checkpoints: CheckpointStore) -> None:
     save(checkpoints, 1)
     folder = paths.checkpoint_folder(KEY)
     for name in (".m0-p000-step0002.abc.tmp", "m0-p000-step0002.abc"):
@@ -188,7 +188,7 @@ def test_what_killed_writers_left_goes_with_the_rest(paths: RunPaths, checkpoint
     assert not folder.exists()
 
 
-def test_checkpoints_that_another_attempt_removes_meanwhile_are_no_error(
+def test_a_checkpoint_that_another_attempt_removes_meanwhile_is_no_error(
     paths: RunPaths, checkpoints: CheckpointStore, caplog: pytest.LogCaptureFixture
 ) -> None:
     class Removing(FakeCheckpoint):

@@ -1,4 +1,4 @@
-"""Every loss against its equation in a float64 loop in plain Python, with gradients; chunked log-softmax against the naive one."""
+"""Every loss against its equation in a plain Python loop, with gradients; the learning rate."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import itertools
 import math
 import random
 from dataclasses import dataclass, replace
+from typing import Any
 
 import pytest
 import torch
@@ -15,21 +16,21 @@ from core_hpc.training.learning_rate import learning_rate
 from core_hpc.training.losses import LOSSES, LossTerms, StepSize, TokenBatch, importance_weights, k3, objective
 
 STEP = StepSize(num_completions=11, num_tokens=53, max_new_tokens=16)
-"""The micro-batches below are a part of this step."""
+"""The micro-batches below belong to this step."""
 
 CLIP = {"grpo": (0.2, 0.2), "dapo": (0.2, 0.28), "dr_grpo": (0.2, 0.2), "bnpo": (0.2, 0.2), "gspo": (3e-4, 4e-4)}
 KL = {"grpo": 0.04, "bnpo": 0.04, "sapo": 0.04}
 SPREAD = {"gspo": 4e-3, "cispo": 4.0}
-"""Largest |current - old| of a token, such that some ratios are clipped and some are not; 2 for the other losses."""
+"""Largest |current - old| of a token, so that some ratios are clipped; other losses: 2."""
 
 
-@dataclass
+@dataclass(frozen=True, kw_only=True)
 class Completion:
-    """Log-probabilities of the tokens of one completion, and what belongs to all of them."""
+    """Log-probabilities of the tokens of one completion, and the values that all of them share."""
 
     advantage: float
-    weight: float
-    rescue: bool
+    weight: float = 1.0
+    rescue: bool = False
     current: list[float]
     old: list[float]
     reference: list[float]
@@ -44,9 +45,9 @@ def make_completions(seed: int, spread: float = 2.0) -> list[Completion]:
         old = [-rng.uniform(0.1, 4) for _ in range(rng.randint(1, 7))]
         found.append(
             Completion(
-                advantage,
-                weight,
-                rescue,
+                advantage=advantage,
+                weight=weight,
+                rescue=rescue,
                 old=old,
                 current=[o + rng.uniform(-spread, spread) for o in old],
                 reference=[o + rng.uniform(-0.5, 0.5) for o in old],
@@ -92,7 +93,7 @@ def reference_importance(c: Completion, kind: str) -> list[float]:
 
 
 def reference_gain(name: str, ratio: float, stopped_ratio: float, current: float, c: Completion) -> float:
-    """What is maximised at a token; the minimum is decided by comparison, not by min()."""
+    """The gain of a token; the minimum is found by comparison, not by min()."""
     if name == "sapo":
         tau = 0.8 if c.rescue else 1.0 if c.advantage > 0 else 1.05
         return 4 / tau / (1 + math.exp(-tau * (ratio - 1))) * c.advantage
@@ -121,30 +122,22 @@ def reference_loss(
     kl_times_ratio: bool = False,
     importance: str = "token_truncate",
 ) -> float:
-    """The loss at `currents`; gradients are stopped at the completions' own log-probabilities."""
+    """The loss at `currents`. A stopped gradient uses the completions' own log-probabilities."""
     loss = 0.0
     for c, current in zip(completions, currents, strict=True):
         ratios, stopped = (reference_ratios(c, x, level) for x in (current, c.current))
-        divisor: float = {
-            "grpo": 11 * len(current),
-            "gspo": 11 * len(current),
-            "sapo": 11 * len(current),
-            "dr_grpo": 11 * 16,
-        }.get(name, 53)
+        divisor = {"dr_grpo": 11 * 16, "dapo": 53, "bnpo": 53, "cispo": 53}.get(name, 11 * len(current))
         for t, weight in enumerate(reference_importance(c, importance)):
             difference = c.reference[t] - current[t]
-            penalty = (
-                kl
-                * (math.exp(difference) - difference - 1)
-                * (math.exp(current[t] - c.old[t]) if kl_times_ratio else 1)
-            )
+            factor = math.exp(current[t] - c.old[t]) if kl_times_ratio else 1.0
+            penalty = kl * (math.exp(difference) - difference - 1) * factor
             gain = reference_gain(name, ratios[t], stopped[t], current[t], c)
             loss += c.weight * (penalty - weight * gain) / divisor
     return loss
 
 
-def check(name: str, completions: list[Completion], settings: UpdateSection, **options: object) -> LossTerms:
-    """Value and every derivative (central differences of the loop) of the loss."""
+def check(name: str, completions: list[Completion], settings: UpdateSection, **options: Any) -> LossTerms:
+    """Check the loss and its derivatives against the loop and its central differences."""
     current, batch = tensors(completions, settings)
     terms = objective(current, batch, settings, STEP)
     terms.loss.backward()
@@ -184,7 +177,7 @@ def test_defaults_equal_the_equation_with_gradients(name: str, seed: int) -> Non
 @pytest.mark.parametrize("name", [n for n in LOSSES if n != "gspo"])
 @pytest.mark.parametrize("importance", ["sequence_mask", "geometric_truncate", "none"])
 def test_options_combine(name: str, importance: str) -> None:
-    """Sequence ratios, KL with the ratio factor, and the kinds of importance correction, for every loss."""
+    """Sequence ratios, KL times the ratio, and kinds of importance correction, for every loss."""
     section = ImportanceSection(kind=importance)
     settings = UpdateSection(loss=name, ratio="sequence", kl_weight=0.3, kl_times_ratio=True, importance=section)
     check(name, make_completions(5), settings, level="sequence", kl=0.3, kl_times_ratio=True, importance=importance)
@@ -194,12 +187,12 @@ def test_options_combine(name: str, importance: str) -> None:
 
 @pytest.mark.parametrize("name", LOSSES)
 def test_parts_of_a_step_add_up(name: str) -> None:
-    """Micro-batches and ranks are summed: what a loss divides by is global, so any cut gives the same value and gradient."""
+    """The divisor is global, so any cut into micro-batches gives the same value and gradient."""
     settings = UpdateSection(loss=name, kl_weight=0.1)
     completions = make_completions(3, SPREAD.get(name, 2.0))
     results = []
     for cuts in ([0, 7], [0, 1, 5, 7], [0, 3, 4, 6, 7]):
-        value, slopes = 0.0, []
+        value, slopes = 0.0, list[float]()
         for start, end in itertools.pairwise(cuts):
             current, batch = tensors(completions[start:end], settings)
             loss = objective(current, batch, settings, STEP).loss
@@ -212,7 +205,7 @@ def test_parts_of_a_step_add_up(name: str) -> None:
 
 @pytest.mark.parametrize("name", LOSSES)
 def test_a_completion_without_advantage_adds_exactly_nothing_unless_there_is_kl(name: str) -> None:
-    """So the update may leave it out of its forward passes, as long as it counts in the size of the step."""
+    """So the update can leave it out of its forward passes if it counts in the size of the step."""
     (silent,) = (c for c in make_completions(1) if c.advantage == 0)
     for kl_weight in (0.0, 0.04):
         settings = UpdateSection(loss=name, kl_weight=kl_weight)
@@ -230,11 +223,13 @@ def test_a_completion_without_advantage_adds_exactly_nothing_unless_there_is_kl(
     [(1.0, 1.5, False), (1.0, 0.5, True), (-1.0, 0.5, False), (-1.0, 1.5, True), (-1.0, 1.1, True)],
 )
 def test_clip_is_a_minimum_for_both_signs(name: str, advantage: float, ratio: float, moves: bool) -> None:
-    """Trap 3: with max in place of min, a bad completion that became likelier would not be pushed down."""
+    """Trap 3: the minimum corrects a bad completion that became more likely.
+
+    The maximum would not.
+    """
     settings = UpdateSection(loss=name, kl_weight=0)
-    completion = Completion(
-        advantage, 1.0, False, current=[-2.0 + math.log(ratio)], old=[-2.0], reference=[0.0], behaviour=[-2.0]
-    )
+    moved = [-2.0 + math.log(ratio)]
+    completion = Completion(advantage=advantage, current=moved, old=[-2.0], reference=[0.0], behaviour=[-2.0])
     current, batch = tensors([completion], settings)
     terms = objective(current, batch, settings, STEP)
     terms.loss.backward()
@@ -243,10 +238,8 @@ def test_clip_is_a_minimum_for_both_signs(name: str, advantage: float, ratio: fl
 
 
 def test_gspo_clips_whole_completions() -> None:
-    """Two tokens whose ratios cancel are not clipped; a completion that moved is, with all its tokens."""
-    still = Completion(
-        1.0, 1.0, False, current=[-1.5, -2.5], old=[-2.0, -2.0], reference=[0.0] * 2, behaviour=[-2.0] * 2
-    )
+    """Tokens whose ratios cancel are not clipped. A completion that moved is clipped as a whole."""
+    still = Completion(advantage=1.0, current=[-1.5, -2.5], old=[-2.0, -2.0], reference=[0.0] * 2, behaviour=[-2.0] * 2)
     moved = replace(still, current=[-1.5, -2.0])
     current, batch = tensors([still, moved], UpdateSection(loss="gspo"))
     terms = objective(current, batch, UpdateSection(loss="gspo"), STEP)
@@ -259,8 +252,14 @@ def test_gspo_clips_whole_completions() -> None:
 @pytest.mark.parametrize("advantage", [1.0, -1.0])
 @pytest.mark.parametrize("rescue", [False, True])
 def test_sapo_counts_its_gradient_once(advantage: float, rescue: bool) -> None:
-    """Trap 9: the gate is the objective. On policy its slope is A for every tau; times log pi it would be A + 2/tau A log pi."""
-    completion = Completion(advantage, 1.0, rescue, current=[-2.0], old=[-2.0], reference=[0.0], behaviour=[-2.0])
+    """Trap 9: the gate is the objective. On policy its slope is A for every tau.
+
+    Multiplied by log pi, the slope would be A + 2/tau A log pi.
+    """
+    log_prob = [-2.0]
+    completion = Completion(
+        advantage=advantage, rescue=rescue, current=log_prob, old=log_prob, reference=[0.0], behaviour=log_prob
+    )
     settings = UpdateSection(loss="sapo", kl_weight=0)
     current, batch = tensors([completion], settings)
     objective(current, batch, settings, STEP).loss.backward()
@@ -271,9 +270,7 @@ def test_sapo_counts_its_gradient_once(advantage: float, rescue: bool) -> None:
 def test_cispo_caps_the_ratio_itself_and_keeps_every_token(advantage: float) -> None:
     ratios = [0.1, 1.2, 4.9, 50.0]
     completion = Completion(
-        advantage,
-        1.0,
-        False,
+        advantage=advantage,
         current=[-5 + math.log(r) for r in ratios],
         old=[-5.0] * 4,
         reference=[0.0] * 4,
@@ -286,21 +283,25 @@ def test_cispo_caps_the_ratio_itself_and_keeps_every_token(advantage: float) -> 
     assert terms.clipped_M.tolist() == [False, False, False, True]
 
 
-def test_length_enters_as_each_loss_says() -> None:
-    """A completion of four tokens against one of one token, alike otherwise: the sum of its gradients."""
+def test_each_loss_depends_on_the_length_as_defined() -> None:
+    """Sum of the gradients of a completion of four tokens, divided by that of one token."""
 
     def pull(name: str, length: int) -> float:
-        completion = Completion(1.0, 1.0, False, *([[-2.0] * length] * 4))
+        same = [-2.0] * length
+        completion = Completion(advantage=1.0, current=same, old=same, reference=same, behaviour=same)
         current, batch = tensors([completion], UpdateSection(loss=name, kl_weight=0))
         objective(current, batch, UpdateSection(loss=name, kl_weight=0), STEP).loss.backward()
-        return current.grad.sum().item()
+        return float(current.grad.sum())
 
     ratios = {name: pull(name, 4) / pull(name, 1) for name in LOSSES}
     assert ratios == pytest.approx({"grpo": 1, "dapo": 4, "dr_grpo": 4, "bnpo": 4, "gspo": 1, "sapo": 1, "cispo": 4})
 
 
 def test_kl_with_the_ratio_has_the_gradient_of_the_reverse_kl() -> None:
-    """Expected over the old policy, grad(r k3) is grad KL(current || reference); of plain k3 it is something else."""
+    """The expectation of grad(r k3) over the old policy is grad KL(current || reference).
+
+    That of grad(k3) is not.
+    """
     generator = torch.Generator().manual_seed(0)
     logits, old, reference = (torch.randn(6, generator=generator, dtype=torch.float64) for _ in range(3))
     logits.requires_grad_()
@@ -348,7 +349,10 @@ def test_k3_is_never_negative_and_zero_at_equality() -> None:
     ],
 )
 def test_importance_kinds_are_detached(settings: ImportanceSection, expected: list[float]) -> None:
-    """Completions with differences (0, 4, -1), of product e^3, and (0.5, 0.5), of product e."""
+    """Two completions with differences (0, 4, -1) and (0.5, 0.5).
+
+    The products of their ratios are e^3 and e.
+    """
     old = torch.tensor([-1.0, -1.0, -1.0, -2.0, -2.0], requires_grad=True)
     behaviour = torch.tensor([-1.0, -5.0, 0.0, -2.5, -2.5])
     weights = importance_weights(old, behaviour, torch.tensor([0, 0, 0, 1, 1]), torch.tensor([3, 2]), settings)
@@ -357,7 +361,7 @@ def test_importance_kinds_are_detached(settings: ImportanceSection, expected: li
 
 
 @pytest.mark.parametrize("kind", ["token_truncate", "sequence_mask", "geometric_truncate"])
-def test_importance_does_not_hide_what_is_not_a_number(kind: str) -> None:
+def test_importance_does_not_hide_nan(kind: str) -> None:
     weights = importance_weights(
         torch.tensor([float("nan")]),
         torch.zeros(1),
@@ -374,14 +378,11 @@ def test_learning_rate_closed_form(total: int, share: float) -> None:
     settings = UpdateSection(learning_rate=2e-4, warmup_share=share)
     warmup = math.ceil(share * total)
     for step in range(total):
-        expected = (
-            (step + 1) / warmup
-            if step < warmup
-            else math.cos(math.pi / 2 * (step - warmup) / max(total - warmup, 1)) ** 2
-        )
+        if step < warmup:
+            expected = (step + 1) / warmup
+        else:
+            expected = math.cos(math.pi / 2 * (step - warmup) / max(total - warmup, 1)) ** 2
         assert learning_rate(settings, steps_done=step, total_steps=total) == pytest.approx(2e-4 * expected)
         assert learning_rate(settings, steps_done=step, total_steps=total) > 0
     constant = settings.model_copy(update={"schedule": "constant"})
-    assert learning_rate(constant, steps_done=total + 5, total_steps=total) == (
-        2e-4 if warmup < total else pytest.approx(2e-4)
-    )
+    assert learning_rate(constant, steps_done=total + 5, total_steps=total) == 2e-4

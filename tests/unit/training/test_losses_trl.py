@@ -1,9 +1,10 @@
-"""Losses against TRL's own `GRPOTrainer._compute_loss`, values and gradients. Skipped where TRL is not installed.
+"""Losses against TRL's own `GRPOTrainer._compute_loss`: values and gradients.
 
-TRL is no dependency: `pip install --no-deps trl==1.16.0` (with accelerate and datasets) beside the test environment. The
-method is called on a stand-in for the trainer that returns given log-probabilities, so no model is run. What TRL does
-not have (rescue weight and temperature, a rest of the step in other micro-batches) is left at its neutral value here
-and checked in test_losses.py.
+The tests are skipped if TRL is not installed. It is an optional dependency: `pip install --no-deps
+trl==1.16.0`, with accelerate and datasets. The method is called on a substitute of the trainer that
+returns given log-probabilities, so no model is run. Options that TRL does not have (rescue weight
+and temperature, further micro-batches of the step) have their neutral value here and are checked in
+`test_losses.py`.
 """
 
 from __future__ import annotations
@@ -23,19 +24,19 @@ from core_hpc.training.losses import StepSize, TokenBatch, objective
 
 MAX_NEW_TOKENS = 9
 KNOWN = {"gspo": "grpo"}
-"""Our losses that go by another name in TRL."""
+"""Our losses that have another name in TRL."""
 
 
 @pytest.fixture(scope="module")
 def compute_loss() -> Iterator[Callable[..., torch.Tensor]]:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setitem(sys.modules, "vllm", None)  # TRL would import it, and vLLM changes the process
+        patch.setitem(sys.modules, "vllm", None)  # otherwise TRL imports vLLM, which changes the process
         module = pytest.importorskip("trl.trainer.grpo_trainer", exc_type=ImportError)
         yield module.GRPOTrainer._compute_loss
 
 
 def make_batch(seed: int, spread: float) -> dict[str, Any]:
-    """Padded [completions, tokens] tensors of random log-probabilities, both signs of the advantage."""
+    """Padded [completions, tokens] tensors; the advantages have both signs."""
     rng = random.Random(seed)
     lengths = [rng.randint(1, MAX_NEW_TOKENS) for _ in range(8)]
     size = (len(lengths), max(lengths))
@@ -134,7 +135,7 @@ OPTIONS: list[dict[str, Any]] = [
 CASES = [
     (name, options)
     for name in ("grpo", "dapo", "dr_grpo", "bnpo", "gspo", "sapo", "cispo")
-    # With sequence ratios TRL multiplies k3 by those, and the gradient is no longer that of the reverse KL.
+    # With sequence ratios TRL multiplies k3 by these; the gradient is then not that of the reverse KL.
     for options in (OPTIONS[:3] if name == "gspo" else OPTIONS)
 ]
 
@@ -142,7 +143,7 @@ CASES = [
 @pytest.mark.parametrize(("name", "options"), CASES)
 def test_same_value_and_gradient(compute_loss: Callable[..., torch.Tensor], name: str, options: dict[str, Any]) -> None:
     settings = UpdateSection(loss=name, **options)
-    tolerance = 1e-7 if name == "sapo" else 1e-12  # TRL holds sapo's temperatures in float32
+    tolerance = 1e-7 if name == "sapo" else 1e-12  # TRL has float32 temperatures for sapo
     for seed in range(3):
         data = make_batch(seed, 4e-3 if name == "gspo" else 2.0)
         value, gradient = ours(data, settings)

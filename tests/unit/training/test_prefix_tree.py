@@ -1,8 +1,9 @@
-"""Trees of token ids against brute force, and attention in them against a dense mask over all pairs of tokens."""
+"""Prefix trees against brute force, and attention in them against a dense mask."""
 
 from __future__ import annotations
 
 import random
+from collections.abc import Sequence
 from typing import Any
 
 import pytest
@@ -12,7 +13,10 @@ from core_hpc.training.prefix_tree import Segments, build_tree, num_common, tree
 
 
 def sequences(count: int, *, seed: int = 0, letters: int = 3) -> list[list[int]]:
-    """Sorted, of few letters, so that many begin alike; some are there twice or begin another."""
+    """Sorted sequences of few letters, so that many have a common beginning.
+
+    One sequence is there twice, and one is the beginning of another.
+    """
     rng = random.Random(seed)
     found = [[rng.randrange(letters) for _ in range(rng.randint(1, 9))] for _ in range(count)]
     return sorted([*found, found[0], found[1][:1]])
@@ -29,7 +33,7 @@ def test_a_tree_has_each_beginning_once(seed: int) -> None:
         assert tree.token_ids_T[place].tolist() == ids
         assert tree.depth_T[place].tolist() == list(range(len(ids)))
         found |= {(tuple(ids[: n + 1]), int(p)) for n, p in enumerate(place)}
-    assert len(found) == len(beginnings), "a beginning has one place, whichever sequence it is of"
+    assert len(found) == len(beginnings), "a beginning has the same place in all its sequences"
 
 
 def test_common_beginnings() -> None:
@@ -43,23 +47,30 @@ def dense(
     query: Any,
     key: Any,
     value: Any,
-    given: list[list[int]],
+    *,
+    sequences: list[list[int]],
     places: list[torch.Tensor],
     scale: float,
     window: int | None,
 ) -> Any:
-    """One softmax over all tokens, of which a mask leaves those before a token in its sequence."""
+    """One softmax over all tokens, with a mask: a token attends to the tokens before it."""
     size = query.shape[2]
     visible = torch.zeros(size, size, dtype=torch.bool)
-    for ids, place in zip(given, places, strict=True):
+    for ids, place in zip(sequences, places, strict=True):
         for n in range(len(ids)):
             first = 0 if window is None else max(0, n - window + 1)
             visible[place[n], place[first : n + 1]] = True
     repeat = query.shape[1] // key.shape[1]
     scores = query @ key.repeat_interleave(repeat, dim=1).transpose(2, 3) * scale
-    return (scores.masked_fill(~visible, -torch.inf).softmax(-1) @ value.repeat_interleave(repeat, dim=1)).transpose(
-        1, 2
-    )
+    weights = scores.masked_fill(~visible, -torch.inf).softmax(-1)
+    return (weights @ value.repeat_interleave(repeat, dim=1)).transpose(1, 2)
+
+
+def attention(tensors: Sequence[torch.Tensor], mask: torch.Tensor | None = None, **options: Any) -> torch.Tensor:
+    """Attention in a tree, for query, key and value."""
+    query, key, value = tensors
+    out, _ = tree_attention(None, query, key, value, mask, **options)
+    return out
 
 
 @pytest.mark.parametrize("window", [None, 3, 50])
@@ -75,30 +86,25 @@ def test_attention_equals_a_dense_mask(window: int | None, shared: bool) -> None
     results = []
     for name in ("tree", "dense"):
         if name == "tree":
-            out, _ = tree_attention(None, *tensors, None, segments=tree.segments, scaling=0.3, sliding_window=window)
+            out = attention(tensors, segments=tree.segments, scaling=0.3, sliding_window=window)
         else:
-            out = dense(*tensors, given, tree.places, 0.3, window)
+            out = dense(*tensors, sequences=given, places=tree.places, scale=0.3, window=window)
         (out * upstream).sum().backward()
         results.append([out.detach(), *(t.grad.clone() for t in tensors)])
         for t in tensors:
             t.grad = None
     for found, wanted in zip(*results, strict=True):
-        torch.testing.assert_close(
-            found, wanted, atol=1e-6, rtol=1e-6
-        )  # gradients of shared keys are summed in float32
+        # Gradients of shared keys are summed in float32, although the tensors have float64.
+        torch.testing.assert_close(found, wanted, atol=1e-6, rtol=1e-6)
 
 
-def test_what_attention_does_not_know_is_refused() -> None:
+def test_unsupported_kinds_of_attention_are_refused() -> None:
     tree = build_tree([[1, 2], [1, 3]])
     tensors = [torch.randn(1, 2, 3, 8) for _ in range(3)]
     segments: dict[str, Segments] = {"segments": tree.segments}
-    for wrong in (
-        {},
-        {**segments, "softcap": 30.0},
-        {**segments, "s_aux": torch.zeros(2)},
-        {**segments, "dropout": 0.1},
-    ):
+    unsupported = [{"softcap": 30.0}, {"s_aux": torch.zeros(2)}, {"dropout": 0.1}]
+    for wrong in ({}, *({**segments, **options} for options in unsupported)):
         with pytest.raises(ValueError, match="tree attention"):
-            tree_attention(None, *tensors, None, **wrong)
+            attention(tensors, **wrong)
     with pytest.raises(ValueError, match="tree attention"):
-        tree_attention(None, *tensors, torch.zeros(1, 1, 3, 3), **segments)
+        attention(tensors, torch.zeros(1, 1, 3, 3), **segments)

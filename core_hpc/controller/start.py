@@ -1,0 +1,74 @@
+"""One start of a sweep by the user, and the preparation of its new runs in a child process.
+
+In: a sweep. Out: for each run whose folder does not exist yet, its problems and the facts about its models. The child
+(`prepare.py`) loads torch and transformers, which the launcher must not. Nothing is created in run folders here.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import uuid
+from dataclasses import dataclass
+from pathlib import Path
+
+from rich.console import Console
+
+from core_hpc.common.errors import CoreHpcError, InputError
+from core_hpc.controller.prepare import FACTS_FILE, read_splits
+from core_hpc.problems.splits import Splits
+from core_hpc.runs import folder as runfolders
+from core_hpc.runs.folder import ModelFacts
+from core_hpc.runs.sweep import Sweep
+
+ERROR_CHARACTERS = 4000
+
+Prepared = dict[str, tuple[Splits, dict[str, ModelFacts]]]
+"""By run id: its problems, and the facts about its models by name."""
+
+
+@dataclass(frozen=True)
+class Start:
+    """One start by the user; a detached controller hands `start_id` on to its successor."""
+
+    start_id: str
+    by_user: bool = True
+    verify: bool = False
+
+    @classmethod
+    def new(cls, *, verify: bool) -> Start:
+        return cls(uuid.uuid4().hex[:8], verify=verify)
+
+
+def prepare_new_runs(sweep: Sweep, console: Console) -> Prepared:
+    """Prepare the runs whose folder does not exist yet.
+
+    Raises:
+        InputError: a model or a problem set does not fit; names all that is wrong.
+    """
+    new = [plan for plan in sweep.runs if not runfolders.exists(plan, sweep.folder)]
+    if not new:
+        return {}
+    console.print("preparing models and problems (the first time converts weights; a minute or two) ...")
+    with tempfile.TemporaryDirectory() as folder:
+        request = json.dumps({"configs": [plan.config.model_dump(mode="json") for plan in new]})
+        done = subprocess.run(
+            [sys.executable, "-m", "core_hpc.controller.prepare", folder],
+            input=request.encode(),
+            capture_output=True,
+            check=False,
+            env={**os.environ, "TOKENIZERS_PARALLELISM": "false"},
+        )
+        answer = Path(folder, FACTS_FILE)
+        if not answer.exists():
+            end = done.stderr.decode(errors="replace")[-ERROR_CHARACTERS:]
+            raise CoreHpcError(f"preparation ended with status {done.returncode}; the end of its output:\n{end}")
+        facts = json.loads(answer.read_text(encoding="utf-8"))
+        if "error" in facts:
+            raise InputError(f"{sweep.source}: nothing was created\n{facts['error']}")
+        found = [{name: ModelFacts(**f) for name, f in run.items()} for run in facts["facts"]]
+        splits = [read_splits(Path(folder), number) for number in range(len(new))]
+    return {plan.run_id: (s, f) for plan, s, f in zip(new, splits, found, strict=True)}

@@ -1,0 +1,118 @@
+"""The one estimate of the time that is left: from tasks that have ended, for the live display and for `status`.
+
+In: published tasks with their times. Out: seconds. A task costs what tasks of the same phase and model cost before it;
+a kind of task that has not ended yet costs what its completions cost elsewhere. The work that is left is divided by
+how many tasks ran at the same time so far.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from core_hpc.runs.folder import Run
+from core_hpc.runs.messages import Progress
+from core_hpc.store.paths import TEAM, TaskKey
+from core_hpc.store.schema import COLD, EVALUATE, GENERATION_PHASES, HINT, RESCUE, SCORE, UPDATE
+
+START_UP = ("import", "prepare", "load", "compile", "read")
+"""Parts of a task's time that a warm worker does not spend again."""
+PAUSE_S = 60.0
+"""A time without any task counts up to the length of the longest task plus this; a longer one is an interruption."""
+RESCUED_SHARE = 0.2
+UPDATE_COST = 2.0
+"""Guesses until such a task has ended: the share of completions that are rescued, and the time of the update of a
+completion in units of its sampling."""
+
+
+@dataclass(frozen=True)
+class FinishedTask:
+    """When a task ran (seconds since 1970), its work without start-up, and the completions that it sampled."""
+
+    begin: float
+    end: float
+    work_s: float
+    num_completions: int = 0
+    generate_s: float = 0.0
+
+    @classmethod
+    def of(cls, stats: Mapping[str, Any], end: float) -> FinishedTask:
+        """From the statistics of a manifest and the time when it was written."""
+        seconds: Mapping[str, float] = stats.get("seconds", {})
+        work_s = sum(spent for name, spent in seconds.items() if name not in START_UP)
+        begin = end - sum(seconds.values())
+        return cls(begin, end, work_s, stats.get("num_completions", 0), seconds.get("generate", 0.0))
+
+
+def expected_completions(run: Run, num_evaluation_problems: int) -> dict[str, float]:
+    """Completions of one task by phase; for an update, how many completions could be sampled in its time."""
+    config, graph = run.config, run.graph()
+    cold = config.protocol.problems_per_iteration * config.protocol.cold_samples / graph.num_parts
+    evaluated = num_evaluation_problems * config.evaluation.samples / max(1, graph.num_evaluation_parts)
+    update = UPDATE_COST * cold * graph.num_parts
+    return {COLD: cold, RESCUE: RESCUED_SHARE * cold, UPDATE: update, EVALUATE: evaluated, HINT: 0.0, SCORE: 0.0}
+
+
+class TaskCosts:
+    """What tasks have cost so far."""
+
+    def __init__(self, *, warm: bool) -> None:
+        """`warm`: workers stay warm, so that start-up is not paid again."""
+        self._warm = warm
+        self._spans: list[tuple[float, float]] = []
+        self._spent: dict[tuple[str, str], list[float]] = {}
+        self._s_per_completion: dict[str, tuple[int, float]] = {}
+
+    def add(self, key: TaskKey, task: FinishedTask) -> None:
+        self._spans.append((task.begin, task.end))
+        cost = task.work_s if self._warm else task.end - task.begin
+        for kind in ((key.phase, key.model), (key.phase, "")):
+            self._spent.setdefault(kind, []).append(cost)
+        # A handful of completions hardly shows the speed of many, hence the largest task counts.
+        num = task.num_completions
+        if key.phase in GENERATION_PHASES and num and num >= self._s_per_completion.get(key.model, (0, 0.0))[0]:
+            self._s_per_completion[key.model] = (num, task.generate_s / num)
+
+    def estimate_s(self, key: TaskKey, expected: Mapping[str, float]) -> float | None:
+        """Seconds of an open task; None while nothing like it is known."""
+        spent = self._spent.get((key.phase, key.model)) or self._spent.get((key.phase, ""))
+        if spent:
+            return sum(spent) / len(spent)
+        if key.model == TEAM:
+            return 0.0
+        known = {model: seconds for model, (_, seconds) in self._s_per_completion.items()}
+        if not known:
+            return None
+        return expected[key.phase] * known.get(key.model, max(known.values()))
+
+    def work_s(
+        self, open_tasks: Collection[TaskKey], expected: Mapping[str, float], running: Mapping[TaskKey, Progress]
+    ) -> float | None:
+        """Seconds of work in open tasks, less what running tasks have done; None while some kind is unknown.
+
+        Args:
+            expected: completions of a task by phase (`expected_completions`).
+        """
+        costs = {
+            kind: self.estimate_s(TaskKey(1, *kind), expected) for kind in {(k.phase, k.model) for k in open_tasks}
+        }
+        work = 0.0
+        for key in open_tasks:
+            cost = costs[key.phase, key.model]
+            if cost is None:
+                return None
+            at = running.get(key)
+            work += cost * (1.0 - at.done / max(1, at.total)) if at is not None else cost
+        return work
+
+    def concurrency(self) -> float:
+        """Mean number of tasks that ran at the same time; 1 when nothing has ended yet."""
+        if not self._spans:
+            return 1.0
+        longest, covered, until = max(end - begin for begin, end in self._spans), 0.0, -float("inf")
+        for begin, end in sorted(self._spans):
+            pause = min(max(0.0, begin - until), longest + PAUSE_S) if until > 0 else 0.0
+            covered += max(0.0, end - max(begin, until)) + pause
+            until = max(until, end)
+        return sum(end - begin for begin, end in self._spans) / max(1e-9, covered)

@@ -1,0 +1,74 @@
+"""What changes after a failure before the next attempt: memory of tasks, and excluded nodes.
+
+In: outcomes of elements. Out: memory per task and the list of excluded nodes, for the next
+submissions.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterable, Sequence
+
+from core_hpc.config.cluster import SlurmSection
+from core_hpc.runs.messages import Outcome, OutcomeKind, TaskRef
+from core_hpc.slurm.commands import Slurm, SlurmUnavailableError
+from core_hpc.slurm.outcomes import NODE_KINDS
+
+
+class Remedies:
+    """Memory of tasks that ran out of it, and nodes that failed several times in a row."""
+
+    def __init__(self, settings: SlurmSection, slurm: Slurm, notify: Callable[[str], None]) -> None:
+        self.excluded: list[str] = []
+        self._settings = settings
+        self._slurm = slurm
+        self._notify = notify
+        self._mem_gb: dict[TaskRef, float] = {}
+        self._failures_in_a_row: dict[str, int] = {}
+
+    def memory_gb(self, tasks: Iterable[TaskRef], default: float) -> float:
+        """What a job of these tasks asks for: the most that one of them needs."""
+        return max((self._mem_gb[task] for task in tasks if task in self._mem_gb), default=default)
+
+    def raise_memory(
+        self, outcome: Outcome, tasks: Sequence[TaskRef], *, had_gb: float, max_gb: float | None
+    ) -> Outcome:
+        """Give tasks that ran out of memory `max_gb` in one more attempt, if the profile allows it.
+
+        Returns:
+            The outcome, which then does not count as a failed attempt.
+        """
+        if outcome.kind != OutcomeKind.OUT_OF_MEMORY or max_gb is None or had_gb >= max_gb:
+            return outcome
+        self._mem_gb |= dict.fromkeys(tasks, max_gb)
+        return outcome.with_note(f"one more attempt with {max_gb:g} GB instead of {had_gb:g} GB", counted=False)
+
+    def exclude(self, nodes: Iterable[str]) -> None:
+        """Exclude nodes that an earlier controller excluded."""
+        self.excluded += [node for node in nodes if node not in self.excluded]
+
+    def succeeded(self, node: str) -> None:
+        self._failures_in_a_row.pop(node, None)
+
+    @property
+    def counts_failures(self) -> bool:
+        """Whether any node has failed since it last succeeded."""
+        return bool(self._failures_in_a_row)
+
+    def failed(self, outcome: Outcome) -> None:
+        """Exclude a node that failed several times in a row, as long as most nodes remain."""
+        node = outcome.node
+        if outcome.kind not in NODE_KINDS or not node:
+            return
+        num = self._failures_in_a_row[node] = self._failures_in_a_row.get(node, 0) + 1
+        if num < self._settings.exclude_after or node in self.excluded:
+            return
+        with contextlib.suppress(SlurmUnavailableError):
+            if 2 * (len(self.excluded) + 1) <= len(self._slurm.nodes(self._settings.partition)):
+                self.excluded.append(node)
+                self._notify(f"node {node} failed {num} times in a row and is excluded from now on")
+
+    def allow_all_nodes(self) -> list[str]:
+        """Use the excluded nodes again; returns which these were."""
+        excluded, self.excluded = self.excluded, []
+        return excluded

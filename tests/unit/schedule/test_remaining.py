@@ -1,0 +1,68 @@
+"""The estimate of the time left, on made-up times of tasks."""
+
+from __future__ import annotations
+
+import pytest
+
+from core_hpc.runs.messages import Progress
+from core_hpc.schedule.remaining import FinishedTask, TaskCosts
+from core_hpc.store.paths import TEAM, TaskKey
+
+MODELS = ("m0", "m1")
+EXPECTED = {"cold": 8.0, "rescue": 2.0, "update": 32.0, "evaluate": 16.0, "hint": 0.0, "score": 0.0}
+NEXT = [TaskKey(2, "cold", model, part) for part in (0, 1, 2) for model in MODELS]
+
+
+def costs_of(*tasks: tuple[TaskKey, float, float], warm: bool = False, load_s: float = 0.0) -> TaskCosts:
+    """Costs after tasks that ended at a time and took so many seconds, of which `load_s` were loading."""
+    costs = TaskCosts(warm=warm)
+    for key, end, seconds in tasks:
+        stats = {"seconds": {"load": load_s, "generate": seconds - load_s}, "num_completions": 4}
+        costs.add(key, FinishedTask.of(stats, end))
+    return costs
+
+
+def left_s(costs: TaskCosts, open_tasks: list[TaskKey], running: dict[TaskKey, Progress] | None = None) -> float | None:
+    work_s = costs.work_s(open_tasks, EXPECTED, running or {})
+    return work_s / costs.concurrency() if work_s is not None else None
+
+
+def two_at_a_time() -> list[tuple[TaskKey, float, float]]:
+    return [(TaskKey(1, "cold", model, part), 100.0 + 10 * part, 10.0) for part in (0, 1) for model in MODELS]
+
+
+def test_work_is_divided_by_how_many_tasks_ran_at_once() -> None:
+    costs = costs_of(*two_at_a_time())
+    assert costs.concurrency() == pytest.approx(2.0)
+    assert left_s(costs, NEXT) == pytest.approx(30.0)  # 6 tasks of 10 s, two at a time
+
+
+def test_what_running_tasks_have_done_is_not_left() -> None:
+    costs = costs_of(*two_at_a_time())
+    assert left_s(costs, NEXT, {NEXT[0]: Progress(3, 6, 0)}) == pytest.approx(27.5)
+
+
+def test_nothing_is_known_before_a_completion_was_sampled() -> None:
+    assert left_s(TaskCosts(warm=True), NEXT) is None
+
+
+def test_a_new_kind_of_task_costs_its_expected_completions() -> None:
+    """10 s for 4 completions: an update that costs as much as 32 completions takes 80 s; team tasks are free so far."""
+    costs = costs_of((TaskKey(1, "cold", "m0"), 10.0, 10.0))
+    assert left_s(costs, [TaskKey(1, "update", "m0"), TaskKey(1, "score", TEAM)]) == pytest.approx(80.0)
+    costs.add(TaskKey(1, "update", "m1"), FinishedTask(20.0, 25.0, 5.0))
+    assert costs.estimate_s(TaskKey(1, "update", "m0"), EXPECTED) == pytest.approx(5.0)
+
+
+def test_a_warm_worker_does_not_load_again() -> None:
+    task = (TaskKey(1, "cold", "m0"), 100.0, 10.0)
+    cold, warm = (costs_of(task, warm=warm, load_s=6.0) for warm in (False, True))
+    assert cold.estimate_s(NEXT[0], EXPECTED) == pytest.approx(10.0)
+    assert warm.estimate_s(NEXT[0], EXPECTED) == pytest.approx(4.0)
+
+
+def test_a_night_without_a_controller_hardly_counts() -> None:
+    costs = costs_of(*two_at_a_time(), (TaskKey(2, "cold", "m0", 9), 90_000.0, 10.0))
+    left = left_s(costs, NEXT)
+    assert left is not None
+    assert 30 < left < 130
