@@ -111,7 +111,7 @@ def main(arguments: Sequence[str], *, prog: str = PROG) -> int:
 
 
 def _uses_slurm(sweep: Sweep) -> bool:
-    return sweep.runs[0].config.cluster.uses_slurm
+    return sweep.cluster.uses_slurm
 
 
 def _interrupt(signum: int, frame: FrameType | None) -> None:
@@ -124,7 +124,7 @@ def launch(sweep: Sweep, console: Console, *, verify: bool = False, detached: bo
     Returns:
         0 when every run finished, or when the detached controller was submitted.
     """
-    cluster = sweep.runs[0].config.cluster
+    cluster = sweep.cluster
     runfolders.check_conflicts(sweep)
     manifests.require_writable(sweep.folder, min_free_gb=MIN_FREE_GB)
     if _uses_slurm(sweep):
@@ -155,17 +155,16 @@ def _check_slurm(sweep: Sweep) -> None:
     from core_hpc.slurm.submit import check_accepted
 
     if not slurm_installed():
-        driver = sweep.runs[0].config.cluster.driver
+        driver = sweep.cluster.driver
         raise InputError(
             f"cluster.driver: {driver} needs SLURM, and sbatch is not on PATH. "
             "Load the site's module, or use `driver: local`"
         )
     if sweep.folder.exists():
         require_no_other(sweep.folder, Slurm())
-    for cluster in sweep.clusters:
-        if cluster.driver == "resident":
-            check_gpus(cluster, sweep.largest_team, cluster.slurm.num_gpus("resident"))
-        check_accepted(cluster)
+    if sweep.cluster.driver == "resident":
+        check_gpus(sweep.cluster, sweep.largest_team, sweep.cluster.slurm.num_gpus("resident"))
+    check_accepted(sweep.cluster)
 
 
 def _check_import_in_job() -> None:

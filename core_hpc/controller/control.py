@@ -1,8 +1,8 @@
 """The controller of a sweep: takes its claim, opens its runs, and drives them to their end.
 
-In: a sweep and what its preparation found. Out: the state of its runs at the end. A sweep has one controller at a
-time; any later one continues from what is published and from the records of what was submitted. `detach.py` runs the
-controller in a SLURM job.
+In: a sweep and what its preparation found. Out: the state of its runs at the end. A sweep has one
+controller at a time. A later controller continues from what is published and from the records of
+submissions. `controller/detach.py` runs the controller in a SLURM job.
 """
 
 from __future__ import annotations
@@ -37,9 +37,9 @@ def control(sweep: Sweep, start: Start, prepared: Prepared, console: Console) ->
     """Drive a sweep to its end.
 
     Returns:
-        Its runs, and whether it came to its end (False: somebody asked it to stop).
+        Its runs, and whether it reached its end (False: a user asked it to stop).
     """
-    slurm = Slurm() if sweep.runs[0].config.cluster.uses_slurm else None
+    slurm = Slurm() if sweep.cluster.uses_slurm else None
     paths = SweepPaths(sweep.folder)
     with claim(paths.claim, has_ended=slurm.has_ended if slurm is not None else None):
         if start.by_user:
@@ -64,7 +64,9 @@ def control(sweep: Sweep, start: Start, prepared: Prepared, console: Console) ->
 
 
 def open_runs(sweep: Sweep, prepared: Prepared, console: Console, *, verify: bool) -> list[RunProgress]:
-    """Create or open the folder of every run; damaged publications are set aside. For the holder of the claim.
+    """Create or open the folder of every run, and set damaged publications aside.
+
+    Only the holder of the claim may call this.
 
     Args:
         prepared: what preparation found about the runs whose folder does not exist yet.
@@ -88,7 +90,7 @@ def open_runs(sweep: Sweep, prepared: Prepared, console: Console, *, verify: boo
 
 
 def _clean(progress: RunProgress) -> None:
-    """Remove leftovers of killed writers and useless checkpoints, unless jobs of an earlier start may still write."""
+    """Remove leftovers of killed writers and useless checkpoints, if no job may still write."""
     run = progress.run
     submissions = SubmissionFolder(run.paths.slurm)
     if not submissions.names(OPEN):
@@ -101,14 +103,14 @@ def _clean(progress: RunProgress) -> None:
 
 
 def _drive(sweep: Sweep, start: Start, progress: list[RunProgress], driver: Driver, console: Console) -> bool:
-    """Run the scheduler with its listeners; False when somebody asked it to stop."""
+    """Run the scheduler with its listeners. Returns False when a user asked it to stop."""
     _print_work(sweep, progress, driver, console)
     paths, started = SweepPaths(sweep.folder), time.monotonic()
     tracking, counts = Tracking(), CountsCache()
     heartbeat = Heartbeat(paths.controller, start, progress, driver.cpu_s)
 
     def stop_requested() -> bool:
-        heartbeat.beat()  # the scheduler asks in every turn of its loop
+        heartbeat.beat()  # the scheduler calls this in every iteration of its loop
         return paths.stop_request.exists()
 
     display = Display(console, sweep.name, progress, refreshes_per_s=driver.refreshes_per_s, warm=driver.warm)
@@ -118,7 +120,7 @@ def _drive(sweep: Sweep, start: Start, progress: list[RunProgress], driver: Driv
                 progress,
                 driver.executor,
                 [display, tracking, counts],
-                max_attempts=sweep.runs[0].config.cluster.max_attempts,
+                max_attempts=sweep.cluster.max_attempts,
                 stop_requested=stop_requested,
             ).run()
     finally:

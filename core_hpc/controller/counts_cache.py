@@ -1,6 +1,7 @@
-"""A listener that keeps the counts of every finished iteration beside its shards, so that analysis reads them quickly.
+"""A listener that caches the counts of every finished iteration, so that analysis is quick.
 
-In: events. Out: the files of `analysis/counts/cache.py`. Analysis works without them.
+In: events. Out: the files of `analysis/counts/cache.py`, beside the shards. Analysis works without
+them.
 """
 
 from __future__ import annotations
@@ -22,16 +23,16 @@ class CountsCache:
             self._cache(progress, {event.task.key.iteration})
 
     def close(self, runs: Sequence[RunProgress]) -> None:
-        """Cache what a killed controller did not cache, and what has changed since because a shard was damaged."""
+        """Cache what a killed controller did not cache, and iterations with a shard made again."""
         for progress in runs:
             self._cache(progress, {key.iteration for key in progress.published} - cache.iterations(progress.run.root))
 
     def _cache(self, progress: RunProgress, iterations: set[int]) -> None:
         for iteration in sorted(iterations):
             own = progress.graph.tasks_of(iteration)
-            # This is asked after every task, and mostly the last one is open.
+            # This runs after every task. Mostly a task at the end of the iteration is open.
             if any(key in progress.open_tasks for key in reversed(own)):
                 continue
-            # Analysis does without, and says what is wrong with the rows.
+            # Analysis does not need the cache, and reports what is wrong with the rows.
             with contextlib.suppress(CoreHpcError, OSError):
                 load.keep_counts(progress.run.root, iteration)

@@ -1,7 +1,8 @@
-"""The detached controller: the same loop as a tiny SLURM job, which hands over to its successor.
+"""The detached controller: the controller of a sweep as a small SLURM job, with a successor.
 
-Each controller submits its successor when it begins, to start when it has ended: whatever ends it (its own time limit, a
-preemption, a lost node), the sweep is taken up again. A controller that finishes the sweep cancels its successor.
+In: a sweep. Out: a chain of jobs. When a controller starts, it submits its successor, which begins
+after it has ended. So the sweep continues, whatever ends a controller: its time limit, a
+preemption, a lost node. A controller that finishes the sweep cancels its successor.
 """
 
 from __future__ import annotations
@@ -34,18 +35,26 @@ from core_hpc.store import manifests
 from core_hpc.store.paths import SweepPaths
 
 QUICK_S = 60.0
+"""A controller that ends within this time has ended quickly, perhaps because it cannot run."""
 MAX_QUICK_ENDS = 3
 PATIENCE_S = 600.0
-"""How long a controller waits for SLURM to take its successor."""
+"""How long a controller attempts to submit its successor."""
 CLAIM_WAIT_S = 60.0
-"""The claim of the launcher, or of the controller before, may stay visible for so long."""
+"""The claim of the launcher or of the previous controller may stay visible for so long."""
 RETRY_S, CLAIM_RETRY_S = 10.0, 2.0
 SUBMITTING_S = 60.0
+"""A submission whose job is not known after this time has failed."""
 
 
 @dataclass(frozen=True)
 class ControllerSpec:
-    """What a controller's job is given. `quick_ends`: controllers in a row before it that lived less than a minute; -1: the first."""
+    """What the job of a controller needs to know. Pickled by submitit.
+
+    Attributes:
+        quick_ends: how many controllers before it, in a row, ended quickly; -1: it is the first
+            one.
+        submitted: when the previous controller submitted it, in seconds since 1970.
+    """
 
     sweep_folder: str
     run_ids: tuple[str, ...]
@@ -54,23 +63,35 @@ class ControllerSpec:
     submitted: float
 
 
-# --- seen from outside ---------------------------------------------------------------------------
+# --- outside the job -----------------------------------------------------------------------------
 
 
 def detach(sweep: Sweep, start: Start, prepared: Prepared, console: Console) -> Path:
-    """Create what is new and submit the first controller; returns its log. The claim must be held."""
+    """Create the folders of new runs, and submit the first controller. The caller holds the claim.
+
+    Returns:
+        The log of the controller.
+    """
     open_runs(sweep, prepared, console, verify=start.verify)
     SweepPaths(sweep.folder).stop_request.unlink(missing_ok=True)
     spec = ControllerSpec(
-        str(sweep.folder.absolute()), tuple(p.run_id for p in sweep.runs), start.start_id, -1, time.time()
+        sweep_folder=str(sweep.folder.absolute()),
+        run_ids=tuple(plan.run_id for plan in sweep.runs),
+        start_id=start.start_id,
+        quick_ends=-1,
+        submitted=time.time(),
     )
-    folder, submission = _submit_controller(spec, sweep.runs[0].config.cluster, after=None)
+    folder, submission = _submit_controller(spec, sweep.cluster, after=None)
     console.print(f"sweep {sweep.name}: its controller is SLURM job {submission.job}")
     return folder.log(submission, 0)
 
 
 def active_controllers(sweep_folder: Path, slurm: Slurm, *, close: bool) -> list[Submission]:
-    """Controllers that wait or run as jobs. With `close` (only for the holder of the claim) records of ended ones are closed."""
+    """Return the controllers of a sweep that wait or run as jobs.
+
+    Args:
+        close: close the records of controllers that have ended. Only for the holder of the claim.
+    """
     folder = SubmissionFolder(SweepPaths(sweep_folder).slurm)
     active = []
     for submission in folder.read(OPEN):
@@ -91,7 +112,7 @@ def active_controllers(sweep_folder: Path, slurm: Slurm, *, close: bool) -> list
 
 
 def _end_of(folder: SubmissionFolder, submission: Submission) -> Outcome:
-    """How a controller ended, from what it wrote last (`_note_end`)."""
+    """How a controller ended, according to its status file (`_note_end`)."""
     try:
         return replace(Outcome.from_json(manifests.read_json(folder.status_file(submission, 0))), counted=False)
     except StoreError:
@@ -99,12 +120,18 @@ def _end_of(folder: SubmissionFolder, submission: Submission) -> Outcome:
 
 
 def require_no_other(sweep_folder: Path, slurm: Slurm) -> None:
-    """ClaimError when a detached controller of this sweep waits or runs."""
+    """Check that no detached controller of this sweep waits or runs.
+
+    Raises:
+        ClaimError: there is one.
+    """
     for submission in active_controllers(sweep_folder, slurm, close=False):
-        who = f"SLURM job {submission.job}" if submission.job is not None else "a job that is being submitted"
+        job = f"SLURM job {submission.job}" if submission.job is not None else "a job that is being submitted"
         raise ClaimError(
-            f"{sweep_folder}: {who} is the controller of this sweep. See python -m core_hpc.status {sweep_folder}; "
-            f"python -m core_hpc.cancel {sweep_folder} ends it and the sweep's jobs"
+            f"{sweep_folder}: {job} is the controller of this sweep. To see its state, run\n"
+            f"  python -m core_hpc.status {sweep_folder}\n"
+            f"To end it and all jobs of the sweep, run\n"
+            f"  python -m core_hpc.cancel {sweep_folder}"
         )
 
 
@@ -112,39 +139,38 @@ def require_no_other(sweep_folder: Path, slurm: Slurm) -> None:
 
 
 def run_controller(spec: ControllerSpec) -> None:
-    """The controller's job."""
+    """Run the controller of a sweep inside its job."""
     signal.signal(signal.SIGUSR2, _interrupt)
     signal.signal(signal.SIGTERM, _interrupt)
     console = standard_console()
     folder, slurm = Path(spec.sweep_folder), Slurm()
     stop = SweepPaths(folder).stop_request
     if stop.exists():
-        console.print("this sweep was asked to stop; nothing is done")
+        console.print("this sweep was asked to stop, so this controller ends")
         _note_end(OutcomeKind.DONE, "asked to stop before it began")
         return
     sweep = runfolders.started_sweep(folder, spec.run_ids)
-    successor, goes_on = None, True
+    successor, continues = None, True
     try:
-        successor = _ensure_successor(spec, sweep.runs[0].config.cluster, slurm, console)
+        successor = _ensure_successor(spec, sweep.cluster, slurm, console)
         progress, finished = _control_patiently(sweep, Start(spec.start_id, by_user=False), console)
-        goes_on = not finished and not stop.exists()
+        continues = not finished and not stop.exists()
         if finished:
             conclude(sweep, progress, console)
         _note_end(OutcomeKind.DONE, "finished" if finished else "asked to stop")
     except (KeyboardInterrupt, SlurmUnavailableError) as e:
-        goes_on = not stop.exists()
+        continues = not stop.exists()
         why = "asked to end" if isinstance(e, KeyboardInterrupt) else str(e)
-        console.print(
-            f"{why}; the successor, job {successor}, goes on" if goes_on else f"{why}; the sweep was asked to stop"
-        )
+        then = f"the successor, job {successor}, continues" if continues else "the sweep was asked to stop"
+        console.print(f"{why}; {then}")
         _note_end(OutcomeKind.DONE, why)
     except CoreHpcError as e:
-        goes_on = False  # another controller, or something that the next one would meet as well
+        continues = False  # there is another controller, or a successor would fail in the same way
         _note_end(OutcomeKind.DIED, str(e))
         raise
     finally:
-        if not goes_on and successor is not None:
-            with contextlib.suppress(SlurmUnavailableError):  # then it finds nothing to do
+        if not continues and successor is not None:
+            with contextlib.suppress(SlurmUnavailableError):  # an unnecessary successor ends by itself
                 slurm.cancel([successor])
 
 
@@ -155,7 +181,7 @@ def _interrupt(signum: int, frame: FrameType | None) -> None:
 
 
 def _note_end(kind: OutcomeKind, message: str) -> None:
-    """For the record: active_controllers of a later controller reads it."""
+    """Write how this controller ends, for the record (`active_controllers` reads it)."""
     with contextlib.suppress(OSError):
         path = Path(os.environ["SUBMITIT_FOLDER"], "element-0000.json")
         end = Outcome(kind, message, node=os.environ.get("SLURMD_NODENAME", ""))
@@ -163,7 +189,7 @@ def _note_end(kind: OutcomeKind, message: str) -> None:
 
 
 def _control_patiently(sweep: Sweep, start: Start, console: Console) -> tuple[list[RunProgress], bool]:
-    """As `control`, but a claim may take a while to go: of the launcher that submitted this job, or of the job before."""
+    """Call `control`; wait for the claim of the launcher or of the previous job to disappear."""
     deadline = time.monotonic() + CLAIM_WAIT_S
     while True:
         try:
@@ -175,7 +201,11 @@ def _control_patiently(sweep: Sweep, start: Start, console: Console) -> tuple[li
 
 
 def _ensure_successor(spec: ControllerSpec, cluster: ClusterSection, slurm: Slurm, console: Console) -> int | None:
-    """The job that follows this one; None when there were too many quick ends, or SLURM takes none."""
+    """Submit the next controller, if an earlier start of this job has not done it.
+
+    Returns:
+        Its job; None after too many quick ends, or when SLURM does not accept it.
+    """
     mine = int(os.environ["SLURM_JOB_ID"])
     quick_ends = spec.quick_ends + 1 if spec.quick_ends >= 0 and time.time() - spec.submitted < QUICK_S else 0
     if quick_ends > MAX_QUICK_ENDS:
@@ -189,7 +219,7 @@ def _ensure_successor(spec: ControllerSpec, cluster: ClusterSection, slurm: Slur
                 for s in active_controllers(Path(spec.sweep_folder), slurm, close=False)
                 if s.job is not None and s.job > mine
             ]
-            if waiting:  # SLURM has put this job back into the queue: its first life has submitted the successor
+            if waiting:  # SLURM has requeued this job, whose earlier start submitted the successor
                 return waiting[0]
             following = replace(spec, quick_ends=quick_ends, submitted=time.time())
             return _submit_controller(following, cluster, after=mine)[1].job

@@ -1,7 +1,7 @@
 """What the launcher shows while it works: a live panel on a terminal, plain lines elsewhere.
 
-In: events of the scheduler. Out: text. The estimate of the time left is in `schedule/remaining.py`; nothing that
-matters is kept here.
+In: events of the scheduler. Out: text. The estimate of the time left is in `schedule/remaining.py`.
+Nothing here is needed to continue a run.
 """
 
 from __future__ import annotations

@@ -1,7 +1,8 @@
-"""The one place that chooses the driver of a sweep: which executor runs its tasks.
+"""The choice of the driver of a sweep: which executor runs its tasks.
 
-In: the sweep's cluster section and its runs. Out: a `Driver`: the executor, and what the controller must know about
-it. The drivers are `local` (`core_hpc/local`), `arrays` and `resident` (`core_hpc/slurm`).
+In: the cluster section of the sweep and its runs. Out: a `Driver`: the executor, and what the
+controller must know about it. The drivers are `local` (`core_hpc/local`), `arrays` and `resident`
+(`core_hpc/slurm`).
 """
 
 from __future__ import annotations
@@ -31,8 +32,9 @@ class Driver:
 
     Attributes:
         description: for the user: what runs at once, and where.
-        cpu_s: CPU time of the controller; the workers of the driver `local` are its children and do not belong to it.
-        warm: workers stay warm between tasks, so that a task like an earlier one needs no start and no loading.
+        cpu_s: CPU time of the controller. With the driver `local` it excludes the workers, although
+            they are child processes.
+        warm: workers stay warm, so that a task like an earlier one needs no start and no loading.
     """
 
     executor: Executor
@@ -51,7 +53,7 @@ def make_driver(runs: Sequence[Run], slurm: Slurm | None, *, start_id: str, noti
         notify: shows a message to the user.
 
     Raises:
-        InputError: this machine cannot do what the cluster section asks for.
+        InputError: this machine does not have what the cluster section asks for.
     """
     cluster = runs[0].config.cluster
     if slurm is None:

@@ -1,6 +1,7 @@
-"""The file controller.json: shows that the controller lives, what CPU time it takes, and how its runs are.
+"""The file controller.json: it shows that the controller runs, its CPU time, and its runs.
 
-In: the runs of a controller. Out: the file, written about once a minute. Only `core_hpc.status` reads it.
+In: the runs of a controller. Out: the file, written about once a minute. Only `core_hpc.status`
+reads it.
 """
 
 from __future__ import annotations
@@ -22,17 +23,22 @@ HEARTBEAT_S = 60.0
 
 @dataclass(frozen=True)
 class RunReport:
-    """What the controller reports about one run: failed attempts that count, and why it was stopped."""
+    """What the controller reports about a run.
+
+    Attributes:
+        failed: failed attempts that count.
+        stopped: why the run was stopped; None while it was not.
+    """
 
     failed: int
     stopped: str | None
 
 
 class Heartbeat:
-    """Keeps the file.
+    """Writes the file.
 
-    Its fields: host, pid, user, time (of writing), job, start_id, started, interval_s (between two writings), cpu_s
-    (since `started`), and runs: a `RunReport` by run id.
+    Its fields are host, pid, user, time (of writing), job, start_id, started, interval_s (between
+    two writings), cpu_s (since `started`), and runs (a `RunReport` by run id).
     """
 
     def __init__(self, path: Path, start: Start, runs: Sequence[RunProgress], cpu_s: Callable[[], float]) -> None:
@@ -47,12 +53,12 @@ class Heartbeat:
         self.cpu_s = 0.0
 
     def beat(self, *, last: bool = False) -> None:
-        """Write the file when it is time to, or when this is the last time."""
+        """Write the file if the last time is `HEARTBEAT_S` ago, or if this is the last time."""
         if time.monotonic() < self._next and not last:
             return
         self._next = time.monotonic() + HEARTBEAT_S
         self.cpu_s = self._cpu() - self._cpu_before
         runs = {p.run.run_id: asdict(RunReport(p.failures, p.stopped)) for p in self._runs}
         body = {**manifests.writer_identity(), **self._fixed, "cpu_s": round(self.cpu_s, 2), "runs": runs}
-        with contextlib.suppress(OSError):  # a full disk must not end a controller for this
+        with contextlib.suppress(OSError):  # a full disk must not end the controller here
             manifests.write_json(self._path, body)

@@ -1,7 +1,7 @@
-"""What `--dry-run` prints: the resolved runs, the work and the hours that they mean, and with SLURM exactly what would be submitted.
+"""What `--dry-run` prints: the runs, their work, estimated hours, and with SLURM what is submitted.
 
-In: a sweep. Out: text. Creates nothing, needs no SLURM, loads no heavy package. Problems that are not at hand are counted as
-the file says, and their absence is named.
+In: a sweep. Out: text. It creates nothing, needs no SLURM, and loads no heavy package. If problems
+are not on this machine, it uses the number in the sweep file and reports that they are missing.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ def print_plan(sweep: Sweep, console: Console) -> None:
     held_out, missing = _held_out(sweep)
     graphs = {plan.run_id: Graph.of(plan.config, num_evaluation_problems=held_out[plan.run_id]) for plan in sweep.runs}
     table = Table(title=f"sweep {sweep.name}: {len(sweep.runs)} run(s) in {sweep.folder}", title_justify="left")
-    for column in ("run", "tasks", "completions at most", "new tokens at most", "optimizer steps a model", "state"):
+    for column in ("run", "tasks", "completions at most", "new tokens at most", "optimizer steps per model", "state"):
         table.add_column(column, justify="left" if column in ("run", "state") else "right")
     for plan in sweep.runs:
         graph = graphs[plan.run_id]
@@ -41,9 +41,9 @@ def print_plan(sweep: Sweep, console: Console) -> None:
     console.print(table)
     console.print_json(json.dumps(sweep.runs[0].config.model_dump(mode="json")))
     if len(sweep.runs) > 1:
-        console.print("(the configuration shown is that of the first run)")
+        console.print("(this is the configuration of the first run)")
     _print_estimate(sweep, {name: len(graph.evaluated()) * held_out[name] for name, graph in graphs.items()}, console)
-    cluster = sweep.runs[0].config.cluster
+    cluster = sweep.cluster
     if cluster.uses_slurm:
         _print_arrays(sweep, graphs, console) if cluster.driver == "arrays" else _print_jobs(sweep, graphs, console)
         for what, script in planned_scripts(sweep, graphs[sweep.runs[0].run_id]).items():
@@ -54,28 +54,31 @@ def print_plan(sweep: Sweep, console: Console) -> None:
 
 
 def _held_out(sweep: Sweep) -> tuple[dict[str, int], list[str]]:
-    """Held-out problems by run, and what stands in the way of making the problems here.
+    """Find the number of held-out problems of each run.
+
+    Returns:
+        The number by run, and messages about data sets that are missing here.
 
     Raises:
-        InputError: problems that cannot be made, unless they come from the hub and the file says how many.
+        InputError: the problems cannot be made. A missing data set of the hub is no error if the
+            sweep file has its `count`.
     """
     found: dict[tuple[str, int], int] = {}
     by_run, missing = {}, []
     for plan in sweep.runs:
         problems = plan.config.problems
-        asked = problems.model_dump_json(), plan.config.protocol.problems_per_iteration
-        if asked not in found:  # runs of a sweep mostly have the same problems
+        alike = problems.model_dump_json(), plan.config.protocol.problems_per_iteration
+        if alike not in found:  # runs of a sweep mostly have the same problems
             try:
-                found[asked] = splits_of(plan).evaluation.height
+                found[alike] = splits_of(plan).evaluation.height
             except InputError as e:
-                from_hub = any(
-                    isinstance(s, DataSetProblems) and s.path is None for s in (problems.train, problems.evaluation)
-                )
+                sources = (problems.train, problems.evaluation)
+                from_hub = any(isinstance(s, DataSetProblems) and s.path is None for s in sources)
                 if not from_hub or problems.evaluation.count is None:
                     raise
-                found[asked] = problems.evaluation.count
+                found[alike] = problems.evaluation.count
                 missing.append(str(e))
-        by_run[plan.run_id] = found[asked]
+        by_run[plan.run_id] = found[alike]
     return by_run, list(dict.fromkeys(missing))
 
 
@@ -97,14 +100,12 @@ def _print_estimate(sweep: Sweep, evaluations: dict[str, int], console: Console)
         console.print(f"{device.name}: {rates} ({device.source})", markup=False)
     models = dict.fromkeys(model.model for plan in sweep.runs for model in plan.config.team)
     if unknown := [name for name in models if estimate.billions_of(name) is None]:
-        console.print(
-            f"taken to have {estimate.UNKNOWN_BILLIONS:g} billion parameters (assumption): {', '.join(unknown)}",
-            markup=False,
-        )
+        billions = f"{estimate.UNKNOWN_BILLIONS:g} billion parameters"
+        console.print(f"assumed to have {billions}, because the name has no size: {', '.join(unknown)}", markup=False)
 
 
 def most_work(plan: RunPlan, graph: Graph, num_evaluation: int) -> tuple[int, int, int]:
-    """(completions, new tokens, optimizer steps of a model), each at most."""
+    """The most (completions, new tokens, optimizer steps per model) that a run can have."""
     config = plan.config
     protocol, models = config.protocol, len(config.team)
     rollouts = config.iterations * protocol.problems_per_iteration * (protocol.cold_samples + protocol.rescue_samples)
@@ -120,35 +121,42 @@ def most_work(plan: RunPlan, graph: Graph, num_evaluation: int) -> tuple[int, in
 # --- SLURM ---------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class PlannedArray:
-    """The array of one or more phases of one iteration, as long as all its tasks are ready at once."""
+    """The array of one or more phases of an iteration, if all its tasks are ready at the same time.
+
+    Attributes:
+        times: how often it is submitted: once per iteration or evaluation.
+        gpus: GPUs of one element.
+        time_min: time limit of one element.
+    """
 
     phases: tuple[str, ...]
     group: PhaseGroup
     num_tasks: int
     num_elements: int
     times: int
-    """How often it is submitted: iterations, or evaluations."""
     gpus: int
     time_min: int
 
     @property
     def gpu_hours(self) -> float:
-        """At most, over the run: every job for its whole time limit."""
+        """GPU-hours over the run, if every job takes its whole time limit."""
         return self.times * self.num_elements * self.gpus * self.time_min / 60
 
 
 def planned_arrays(cluster: ClusterSection, graph: Graph) -> list[PlannedArray]:
-    """The arrays of a run, in the order of its first iteration; chains (slurm.chain_wait_s) as if none broke."""
+    """The arrays of a run, in the order of its first iteration.
+
+    With `slurm.chain_wait_s`, every element does its whole chain.
+    """
     slurm = cluster.slurm
-    chain_of: dict[str, tuple[str, ...]] = {
-        phase: chain for chain in CHAINS for phase in chain if slurm.chain_wait_s is not None
-    }
+    chains = CHAINS if slurm.chain_wait_s is not None else ()
+    chain_of: dict[str, tuple[str, ...]] = {phase: chain for chain in chains for phase in chain}
     keys: dict[tuple[str, ...], list[TaskKey]] = {}
     for key in graph.tasks():
         keys.setdefault(chain_of.get(key.phase, (key.phase,)), []).append(key)
-    out = []
+    arrays = []
     for phases, of_phases in keys.items():
         iterations = sorted({k.iteration for k in of_phases})
         tasks = [k for k in of_phases if k.iteration == iterations[-1]]
@@ -159,28 +167,27 @@ def planned_arrays(cluster: ClusterSection, graph: Graph) -> list[PlannedArray]:
         elements = len(models) * -(-len(last) // len(models) // size)
         nodes = slurm.update.nodes if group == "update" else 1
         present = tuple(p for p in phases if any(k.phase == p for k in tasks))
-        out.append(
-            PlannedArray(
-                present,
-                group,
-                len(tasks),
-                elements,
-                len(iterations),
-                nodes * slurm.num_gpus(group),
-                slurm.job(group)["time_min"],
-            )
+        array = PlannedArray(
+            phases=present,
+            group=group,
+            num_tasks=len(tasks),
+            num_elements=elements,
+            times=len(iterations),
+            gpus=nodes * slurm.num_gpus(group),
+            time_min=slurm.job(group)["time_min"],
         )
-    return out
+        arrays.append(array)
+    return arrays
 
 
 def _print_arrays(sweep: Sweep, graphs: dict[str, Graph], console: Console) -> None:
-    cluster = sweep.runs[0].config.cluster
+    cluster = sweep.cluster
     total = 0.0
     for plan in sweep.runs:
         arrays = planned_arrays(plan.config.cluster, graphs[plan.run_id])
         hours = sum(a.gpu_hours for a in arrays)
         total += hours
-        title = f"job arrays of {plan.run_id}: at most {hours:,.1f} GPU-hours (every job for its whole time limit)"
+        title = f"job arrays of {plan.run_id}: at most {hours:,.1f} GPU-hours (if every job takes its whole time limit)"
         table = Table(title=title, title_justify="left")
         for column in (
             "phases",
@@ -190,7 +197,7 @@ def _print_arrays(sweep: Sweep, graphs: dict[str, Graph], console: Console) -> N
             "nodes",
             "ranks",
             "GPUs",
-            "CPUs a process",
+            "CPUs per process",
             "memory",
             "time limit",
         ):
@@ -217,12 +224,10 @@ def _print_arrays(sweep: Sweep, graphs: dict[str, Graph], console: Console) -> N
 
 
 def _print_jobs(sweep: Sweep, graphs: dict[str, Graph], console: Console) -> None:
-    """The driver `resident`: how many jobs follow each other depends on how far each gets."""
-    table = Table(
-        title="one job a run, and a successor each time it reaches its time limit before its run is done",
-        title_justify="left",
-    )
-    for column in ("run", "tasks", "GPUs", "ranks of an update", "CPUs", "memory", "time limit", "GPU-hours of a job"):
+    """For the driver `resident`. Its number of jobs depends on how much each job does."""
+    title = "one job per run; a successor follows when it reaches its time limit before the run is done"
+    table = Table(title=title, title_justify="left")
+    for column in ("run", "tasks", "GPUs", "ranks of an update", "CPUs", "memory", "time limit", "GPU-hours per job"):
         table.add_column(column, justify="left" if column == "run" else "right")
     for plan in sweep.runs:
         cluster = plan.config.cluster
@@ -241,7 +246,10 @@ def _print_jobs(sweep: Sweep, graphs: dict[str, Graph], console: Console) -> Non
 
 
 def planned_scripts(sweep: Sweep, graph: Graph) -> dict[str, str]:
-    """Batch scripts of the first run, by what they are for; names end in a random part when they are really submitted."""
+    """The batch scripts of the first run, by their purpose.
+
+    When they are submitted, names end in another, random part.
+    """
     plan = sweep.runs[0]
     cluster = plan.config.cluster
     folder = RunPaths(sweep.folder / plan.run_id).slurm

@@ -1,8 +1,9 @@
-"""Preparation of runs in a process of its own: make the problems, find the models, check both, measure prompts.
+"""Preparation of new runs in a separate process: problems, models, and checks of both.
 
-In (standard input): {"configs": [...]}. Out, in the folder named on the command line: the problems of each run as
-Parquet, and `facts.json` with {"facts": [{model: facts}]} or {"error": text}. It loads transformers and torch, which
-the launcher must not; it creates nothing in run folders.
+In: configurations on standard input, as {"configs": [...]}. Out: files in the folder that is named
+on the command line: the problems of each run as Parquet, and `facts.json` with {"facts": [{model:
+facts}]} or {"error": text}. The process loads transformers and torch, which the launcher must not
+load. It creates nothing in run folders.
 """
 
 from __future__ import annotations
@@ -36,14 +37,14 @@ from core_hpc.store.schema import COLD, EVALUATE
 FACTS_FILE = "facts.json"
 CONTEXT_STEP_TOKENS = 64
 HINT_MARGIN_TOKENS = 4
-"""Tokens at the seams of question, hint and instruction may merge differently."""
+"""Tokens may merge differently where question, hint and instruction meet."""
 
 
 def splits_of(plan: RunPlan) -> Splits:
-    """The problems of a run.
+    """Make the problems of a run.
 
     Raises:
-        InputError: a source is missing or wrong, or has too few problems; names file and row.
+        InputError: a source is missing or wrong, or has too few problems. It names file and row.
     """
     return _checked_splits(plan.config)
 
@@ -55,13 +56,13 @@ def _checked_splits(config: RunConfig) -> Splits:
 
 
 def prepare(config: RunConfig, splits: Splits | None = None) -> dict[str, ModelFacts]:
-    """Facts about every model of a run, by name.
+    """Find the facts about every model of a run, by name.
 
     Args:
-        splits: the problems, if they are made already.
+        splits: the problems, if they exist already.
 
     Raises:
-        InputError: lists everything that does not fit.
+        InputError: some models do not fit. It lists all mistakes.
     """
     splits = splits if splits is not None else make_splits(config.problems)
     resolve_embedder(config.reward.distance.embedder)
@@ -96,14 +97,18 @@ def _model_facts(config: RunConfig, model: ModelSection, splits: Splits) -> Mode
 
 
 def _check_four_bit(config: RunConfig) -> None:
-    """What can be checked of tuning: qlora before a task starts. Jobs have other GPUs, but the same Python."""
+    """Check what `tuning: qlora` needs. Jobs have other GPUs than this machine, but its Python."""
     if not config.cluster.uses_slurm and not has_gpu():
         raise no_gpu()
     require_package()
 
 
 def _context_tokens(config: RunConfig, model: ModelSection, resolved: ResolvedModel, style: str, splits: Splits) -> int:
-    """Tokens that the longest prompt, a full hint and the new tokens need; InputError when the model has fewer."""
+    """Tokens that the longest prompt, a full hint and the new tokens need.
+
+    Raises:
+        InputError: the model has fewer.
+    """
     tokenizer = load_tokenizer(resolved.folder, trust_remote_code=model.trust_remote_code)
     builder = PromptBuilder(tokenizer, style, config.problems.instruction, worked_examples(splits.examples))
     protocol = config.protocol
@@ -116,7 +121,7 @@ def _context_tokens(config: RunConfig, model: ModelSection, resolved: ResolvedMo
     if needed > limit:
         raise InputError(
             f"needs {needed} tokens of context (longest prompt {longest_train} + hint {hint} + new {new}; "
-            f"evaluation {longest_evaluation} + {new_evaluation}), it has {limit}; "
+            f"evaluation {longest_evaluation} + {new_evaluation}), but the model has {limit}; "
             "lower max_new_tokens or protocol.hint_tokens"
         )
     # A round number, so that runs of a sweep with other problems can share a warm engine.
@@ -129,12 +134,12 @@ def _write_splits(folder: Path, number: int, splits: Splits) -> None:
 
 
 def read_splits(folder: Path, number: int) -> Splits:
-    """The problems of the run with this number in the request."""
+    """Read the problems of the run with this number in the request."""
     return Splits(**{name: pl.read_parquet(folder / f"{number}-{name}.parquet") for name in SPLITS})
 
 
 def main(arguments: list[str]) -> int:
-    """Read configurations from standard input, and write problems and facts into the named folder."""
+    """Read configurations from standard input; write problems and facts into the named folder."""
     folder = Path(arguments[0])
     answer: dict[str, Any] = {"facts": []}
     try:

@@ -1,4 +1,4 @@
-"""What the launcher prints at the end: the table of every run, and where to look next."""
+"""What the launcher prints at the end: the table of every run, and which commands show more."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from core_hpc.schedule.progress import RunProgress
 
 
 def conclude(sweep: Sweep, progress: Sequence[RunProgress], console: Console) -> int:
-    """Print the result of every run; 0 when none was stopped."""
+    """Print the result of every run. Returns the exit status: 0 when no run was stopped."""
     stopped = [p for p in progress if p.stopped]
     for p in progress:
         console.print()
@@ -23,7 +23,7 @@ def conclude(sweep: Sweep, progress: Sequence[RunProgress], console: Console) ->
             console.print(f"[red]{escape(p.run.run_id)} stopped:[/red] {escape(p.stopped)}", soft_wrap=True)
         else:
             render([summary_table(load_run(p.run.root))], console)
-    console.print("look further:")
+    console.print("see also:")
     console.print(f"  tensorboard --logdir {sweep.folder}", soft_wrap=True)
     console.print(f"  python -m analysis report {sweep.folder} --out {sweep.folder / 'report'}", soft_wrap=True)
     for p in progress:

@@ -1,7 +1,8 @@
 """One start of a sweep by the user, and the preparation of its new runs in a child process.
 
-In: a sweep. Out: for each run whose folder does not exist yet, its problems and the facts about its models. The child
-(`prepare.py`) loads torch and transformers, which the launcher must not. Nothing is created in run folders here.
+In: a sweep. Out: the problems and the facts about the models of each run whose folder does not
+exist yet. The child (`controller/prepare.py`) loads torch and transformers, which the launcher must
+not load. Nothing is created in run folders here.
 """
 
 from __future__ import annotations
@@ -32,7 +33,12 @@ Prepared = dict[str, tuple[Splits, dict[str, ModelFacts]]]
 
 @dataclass(frozen=True)
 class Start:
-    """One start by the user; a detached controller hands `start_id` on to its successor."""
+    """One start by the user. A detached controller passes `start_id` on to its successor.
+
+    Attributes:
+        by_user: False in a detached controller.
+        verify: check the checksums of everything that is published.
+    """
 
     start_id: str
     by_user: bool = True
@@ -47,12 +53,12 @@ def prepare_new_runs(sweep: Sweep, console: Console) -> Prepared:
     """Prepare the runs whose folder does not exist yet.
 
     Raises:
-        InputError: a model or a problem set does not fit; names all that is wrong.
+        InputError: models or problems do not fit. It lists all mistakes.
     """
     new = [plan for plan in sweep.runs if not runfolders.exists(plan, sweep.folder)]
     if not new:
         return {}
-    console.print("preparing models and problems (the first time converts weights; a minute or two) ...")
+    console.print("preparing models and problems (the first time takes a minute or two, to convert weights) ...")
     with tempfile.TemporaryDirectory() as folder:
         request = json.dumps({"configs": [plan.config.model_dump(mode="json") for plan in new]})
         done = subprocess.run(

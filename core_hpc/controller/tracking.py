@@ -1,8 +1,10 @@
-"""TensorBoard: a run's curves, one line per model and one for the team in the same chart, fed from what is published.
+"""TensorBoard: the curves of a run, with the models and the team in the same chart.
 
-TensorBoard overlays what has the same tag in different folders, so a run writes `tensorboard/MODEL` and
-`tensorboard/team`. A start removes earlier event files and writes all published points again, so that a killed and
-continued run has each point once. In: manifests, scores, steps and evaluation rollouts. Nothing here is read back.
+In: manifests, scores, steps and evaluation rollouts that are published. Out: event files.
+TensorBoard draws curves with the same tag in different folders into one chart, so a run writes
+`tensorboard/MODEL` and `tensorboard/team`. A start removes earlier event files and writes all
+published points again, so that every point of a continued run appears once. The event files are
+never read here.
 """
 
 from __future__ import annotations
@@ -27,7 +29,7 @@ from core_hpc.store.paths import TEAM, TaskKey
 from core_hpc.store.schema import EVALUATE, GENERATION_PHASES, ROLLOUTS, SCORE, SCORES, STEPS, UPDATE
 
 FINAL = "final"
-"""Group of the last evaluation's figures, which stand beside the hyper-parameters."""
+"""Group of the last evaluation's figures. TensorBoard shows them beside the hyper-parameters."""
 
 
 class RunTracker:
@@ -103,10 +105,9 @@ class RunTracker:
         self._scalar(key.model, f"speed/{key.phase}_tokens_per_s{part}", speed, key.iteration, time_s)
 
     def _write_time(self, key: TaskKey, time_s: float) -> None:
-        """Of an iteration whose training is published: its time, its overhead, and what it was waiting for."""
-        self._times = [
-            t for t in self._times if t.key.iteration >= key.iteration - 1
-        ]  # it may have waited for the one before
+        """Write time, overhead and waiting of an iteration, once its updates are published."""
+        # Tasks of the iteration may have waited for the previous one. Earlier ones are not needed.
+        self._times = [t for t in self._times if t.key.iteration >= key.iteration - 1]
         times = RunTimes(tuple(with_submissions(self._times, self._run.paths.slurm)), self._run.graph())
         row = iteration_table(times).filter(iteration=key.iteration).row(0, named=True)
         points = {f"time/{name}": row[name] for name in ("wall_s", "bound_s", "overhead", "overhead_without_queue")}
@@ -121,9 +122,8 @@ class RunTracker:
 
     def _write_steps(self, key: TaskKey, manifest: manifests.Manifest, time_s: float) -> None:
         for row in shards.read_manifest_table(manifest, STEPS).iter_rows(named=True):
-            self._scalars(
-                key.model, {tag: row[column] for column, tag in STEP_MEASURES.items()}, row["global_step"], time_s
-            )
+            points = {tag: row[column] for column, tag in STEP_MEASURES.items()}
+            self._scalars(key.model, points, row["global_step"], time_s)
 
     def _write_evaluation(self, key: TaskKey, time_s: float) -> None:
         rows = shards.read_tasks(self._run.root, self._alike(key), ROLLOUTS, columns=ROW_COLUMNS)
@@ -131,14 +131,14 @@ class RunTracker:
         table = pass_at_k_table(counts, ks=self._ks(), models=[m.name for m in self._run.config.team], teams=[])
         shown = table.filter(pl.col("estimate").is_not_null(), ~pl.col("measure").is_in([FIRST, PASS_HAT]))
         for row in shown.iter_rows(named=True):
-            # The team's Pass@k belongs into the chart of the models' Pass@k.
+            # Pass@k of the team is in the same chart as Pass@k of the models.
             tag = row["measure"].removeprefix("team_") + (f"/k{row['k']}" if row["k"] is not None else "")
             self._scalar(row["model"], f"evaluation/{tag}", row["estimate"], key.iteration, time_s)
             if tag.startswith("pass/"):
                 self._final[f"{tag}/{row['model']}"] = row["estimate"]
 
     def _ks(self) -> list[int]:
-        """Completions per model that evaluations are shown for."""
+        """The k of Pass@k that is shown."""
         return [k for k in (1, 2, 4, 8, 16) if k <= self._run.config.evaluation.samples]
 
     # --- events ----------------------------------------------------------------------------------
@@ -157,7 +157,7 @@ class RunTracker:
         self._scalars(model, {tag: value}, step, time_s)
 
     def _scalars(self, model: str, values: dict[str, float | None], step: int, time_s: float | None) -> None:
-        """Points of one step, in one event: that costs a tenth of an event for each."""
+        """Write the points of one step as one event: ten times cheaper than an event per point."""
         from tensorboard.compat.proto.summary_pb2 import Summary
 
         known = {tag: float(value) for tag, value in values.items() if value is not None and not math.isnan(value)}
@@ -172,7 +172,11 @@ class RunTracker:
 
 
 class Tracking:
-    """Listener that keeps a RunTracker for every run, from the run's first publication on: nobody waits for old points at a start."""
+    """Listener with a RunTracker per run.
+
+    A tracker begins with the first publication of its run, so that a start does not wait for old
+    points.
+    """
 
     def __init__(self) -> None:
         self._trackers: dict[str, RunTracker] = {}
@@ -193,7 +197,9 @@ class Tracking:
         return self._trackers[progress.run.run_id]
 
     def close(self, runs: list[RunProgress]) -> None:
+        """Close all files."""
         for progress in runs:
-            # A run of which nothing was published in this start keeps its files, unless it is finished: then they must be complete.
+            # Without a publication in this start, a run keeps the files of an earlier one. If it is
+            # finished, they are written again, because they must be complete.
             if progress.run.run_id in self._trackers or progress.finished:
                 self._tracker(progress).close(finished=progress.finished)

@@ -58,13 +58,13 @@ class Subject:
     slurm: Slurm
 
     @property
-    def clusters(self) -> list[ClusterSection]:
-        return self.sweep.clusters
+    def cluster(self) -> ClusterSection:
+        return self.sweep.cluster
 
     @property
     def submits(self) -> bool:
         """Whether the sweep's tasks become SLURM jobs."""
-        return any(cluster.uses_slurm for cluster in self.clusters)
+        return self.cluster.uses_slurm
 
     @property
     def asks_slurm(self) -> bool:
@@ -270,15 +270,12 @@ def check_machine(subject: Subject) -> Iterator[Finding]:
     if subject.submits:
         yield Finding(OK, f"{here}; tasks run elsewhere")
         return
-    for cluster in subject.clusters:
-        limits = LocalLimits.of(cluster, max(len(plan.config.team) for plan in subject.sweep.runs))
-        plan = f"{limits.num_running} task(s) at a time with {limits.threads} thread(s) each"
-        if limits.num_running * limits.threads > cores:
-            yield Finding(
-                WARN, f"{here}; {plan}: more threads than cores", "lower cluster.num_running or cluster.threads"
-            )
-        else:
-            yield Finding(OK, f"{here}; {plan}")
+    limits = LocalLimits.of(subject.cluster, subject.sweep.largest_team)
+    plan = f"{limits.num_running} task(s) at a time with {limits.threads} thread(s) each"
+    if limits.num_running * limits.threads > cores:
+        yield Finding(WARN, f"{here}; {plan}: more threads than cores", "lower cluster.num_running or cluster.threads")
+    else:
+        yield Finding(OK, f"{here}; {plan}")
 
 
 def check_port(subject: Subject) -> Iterator[Finding]:

@@ -99,19 +99,17 @@ def check_nodes(subject: Subject, *, report: Callable[[str], None]) -> Iterator[
 def plan_probes(subject: Subject, root: Path) -> list[Probe]:
     """Plan one test job per different set of resources among the phase groups."""
     found: dict[str, Probe] = {}
-    for cluster in subject.clusters:
-        for group in (g for g in cluster.groups if g != "controller"):
-            job = {
-                name: value
-                for name, value in cluster.slurm.job(group).items()
-                if name not in ("time_min", "max_mem_gb")
-            }
-            shape = (cluster.slurm.update.nodes, cluster.update_ranks) if group == "update" else (1, 1)
-            key = json.dumps([job | {"gpus_per_node": job["gpus_per_node"] or 0}, shape, cluster.slurm.python])
-            new = Probe(groups=[], cluster=cluster, packages=(), folder=root / f"job-{len(found)}")
-            probe = found.setdefault(key, new)
-            probe.groups.append(group)
-            probe.packages = tuple(dict.fromkeys([*probe.packages, *packages_of(group, subject)]))
+    cluster = subject.cluster
+    for group in (g for g in cluster.groups if g != "controller"):
+        job = {
+            name: value for name, value in cluster.slurm.job(group).items() if name not in ("time_min", "max_mem_gb")
+        }
+        shape = (cluster.slurm.update.nodes, cluster.update_ranks) if group == "update" else (1, 1)
+        key = json.dumps([job | {"gpus_per_node": job["gpus_per_node"] or 0}, shape, cluster.slurm.python])
+        new = Probe(groups=[], cluster=cluster, packages=(), folder=root / f"job-{len(found)}")
+        probe = found.setdefault(key, new)
+        probe.groups.append(group)
+        probe.packages = tuple(dict.fromkeys([*probe.packages, *packages_of(group, subject)]))
     return list(found.values())
 
 

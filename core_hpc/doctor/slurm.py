@@ -66,7 +66,7 @@ def _described(partition: Partition) -> str:
 
 def check_limits(subject: Subject) -> Iterator[Finding]:
     """Report how many jobs may be submitted. The controller respects the limits; the user should know them."""
-    jobs = [cluster.slurm.job(group) for cluster in subject.clusters for group in cluster.groups or ("generate",)]
+    jobs = [subject.cluster.slurm.job(group) for group in subject.cluster.groups or ("generate",)]
     asked = {(job["partition"], job["qos"], job["account"]) for job in jobs}
     for partition, qos, account in sorted(asked, key=str):
         limits = subject.slurm.limits(partition=partition, qos=qos, account=account)
@@ -117,15 +117,15 @@ def check_profile(subject: Subject) -> Iterator[Finding]:
         )
         return
     partitions = subject.slurm.partitions()
-    for cluster in subject.clusters:
-        findings = [*_partition_findings(cluster, partitions), *_permission_findings(subject, cluster)]
-        try:
-            check_accepted(cluster)
-        except InputError as e:
-            findings.append(Finding(FAIL, " ".join(str(e).split()), "correct these fields of the profile"))
-        yield from dict.fromkeys(findings)
-        if not any(f.status == FAIL for f in findings):
-            yield Finding(OK, f"cluster profile {cluster.profile or '(in the sweep)'}: SLURM would accept its jobs")
+    cluster = subject.cluster
+    findings = [*_partition_findings(cluster, partitions), *_permission_findings(subject, cluster)]
+    try:
+        check_accepted(cluster)
+    except InputError as e:
+        findings.append(Finding(FAIL, " ".join(str(e).split()), "correct these fields of the profile"))
+    yield from dict.fromkeys(findings)
+    if not any(f.status == FAIL for f in findings):
+        yield Finding(OK, f"cluster profile {cluster.profile or '(in the sweep)'}: SLURM would accept its jobs")
 
 
 def _groups_by(cluster: ClusterSection, *fields: str) -> dict[tuple[Any, ...], str]:

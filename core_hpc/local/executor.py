@@ -177,7 +177,7 @@ class LocalExecutor:
         return True
 
     def _others_sleep(self, gpus: Collection[str], group: _Group | None) -> bool:
-        """Ask the other engines on these GPUs, all idle, to sleep. Returns whether all of them do."""
+        """Ask the other engines on these GPUs (all idle) to sleep. Returns whether all sleep."""
         if self._limits.sharing.kind != "sleep":
             return True
         engines = [g for g in self._groups.values() if _kind(g.role) == "generate"]
@@ -300,7 +300,7 @@ class LocalExecutor:
         return group
 
     def _take_gpus(self, role: str, count: int) -> tuple[str, ...] | None:
-        """Return GPUs for a new group, after ending idle groups on them; None: too many are busy."""
+        """Return GPUs for a new group and end idle groups on them; None: too many are busy."""
         limits, kind = self._limits, _kind(role)
         holders = [Holder(g.role, _kind(g.role), g.gpus, bool(g.assigned), g.last_used) for g in self._groups.values()]
         if limits.sharing.kind == "evict":

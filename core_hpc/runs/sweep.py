@@ -59,9 +59,9 @@ class Sweep:
         return max(len(plan.config.team) for plan in self.runs)
 
     @property
-    def clusters(self) -> list[ClusterSection]:
-        """The distinct cluster sections of the runs."""
-        return list({plan.config.cluster.model_dump_json(): plan.config.cluster for plan in self.runs}.values())
+    def cluster(self) -> ClusterSection:
+        """The cluster section, which all runs share: a sweep has one driver."""
+        return self.runs[0].config.cluster
 
 
 class _UniqueKeyLoader(yaml.SafeLoader):
@@ -119,6 +119,7 @@ def load_sweep(
             merged = _with_value(merged, path, value, f"run {label}: {path}", mistakes)
         runs += _resolve(label, merged, mistakes)
     mistakes += _equal_runs(runs)
+    mistakes += _different_clusters(runs)
     mistakes = list(dict.fromkeys(mistakes))  # report a mistake once, not per point of the grid
     if mistakes:
         raise ConfigError(str(source), mistakes)
@@ -292,6 +293,19 @@ def _equal_runs(runs: Iterable[RunPlan]) -> list[str]:
             )
         by_hash.setdefault(identity, run.label)
     return found
+
+
+def _different_clusters(runs: Sequence[RunPlan]) -> list[str]:
+    """Mistakes for fields of `cluster` that differ between runs, which one driver works on."""
+    sections = [flatten(run.config.cluster.model_dump(mode="json"), "cluster") for run in runs]
+    fields = sorted({path for section in sections for path in section})
+    return [
+        f"{path}: {sections[0].get(path)!r} in run {runs[0].label}, but {section.get(path)!r} in run {run.label}. The "
+        "runs of a sweep share one driver: use the same value for all, or a sweep file for each"
+        for path in fields
+        for run, section in zip(runs[1:], sections[1:], strict=True)
+        if section.get(path) != sections[0].get(path)
+    ]
 
 
 # --- messages for pydantic's errors --------------------------------------------------------------

@@ -1,7 +1,7 @@
-"""The two interfaces of the scheduler: an executor runs tasks, a listener is informed of what happens to them.
+"""The two interfaces of the scheduler: an executor runs tasks, a listener receives their events.
 
-The events that pass between them are in `runs/messages.py`. Executors are in `local/` and `slurm/`; the
-listeners (display, TensorBoard, cached counts) are in `controller/`.
+The events that pass between them are in `runs/messages.py`. Executors are in `local/` and `slurm/`;
+the listeners (display, TensorBoard, cached counts) are in `controller/`.
 """
 
 from __future__ import annotations
@@ -32,9 +32,10 @@ class Adopted:
 class Executor(Protocol):
     """Runs tasks somewhere.
 
-    The events of a task that was taken are `Started` (perhaps repeatedly) or `Waiting`, then `Progressed`, and
-    at the end `Done`, `Failed` or `Released`. The scheduler ignores what is reported about tasks that it has
-    not submitted, so an executor does not need to remember which these are.
+    The events of a task that was taken are `Started` (perhaps repeatedly) or `Waiting`, then
+    `Progressed`, and at the end `Done`, `Failed` or `Released`. The scheduler ignores what is
+    reported about tasks that it has not submitted, so an executor does not need to remember which
+    these are.
     """
 
     def adopt(self, runs: Sequence[Run]) -> Adopted:

@@ -1,6 +1,6 @@
-"""The state of one run as its controller sees it, and how that state is first read from the run's folder.
+"""The state of one run in its controller, and how it is read from the run folder at the start.
 
-In: a run folder. Out: `RunProgress`. What is published is the only truth; the rest is forgotten when the
+In: a run folder. Out: `RunProgress`. Only publications last. The rest of the state is lost when the
 controller ends.
 """
 
@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Collection
-from dataclasses import dataclass, field
+from dataclasses import KW_ONLY, dataclass, field
 
 from core_hpc.runs.folder import Run
 from core_hpc.runs.graph import Graph
@@ -17,7 +17,7 @@ from core_hpc.store.paths import TaskKey
 from core_hpc.store.schema import EVALUATE, SCORE, UPDATE
 
 CONTROLLER_READS = (SCORE, UPDATE, EVALUATE)
-"""Phases whose rows the controller itself reads (for TensorBoard), where no task could report damage."""
+"""Phases whose rows the controller reads itself (for TensorBoard). No task would report damage."""
 
 
 @dataclass
@@ -35,6 +35,7 @@ class RunProgress:
     run: Run
     graph: Graph
     published: set[TaskKey]
+    _: KW_ONLY
     in_flight: dict[TaskKey, float] = field(default_factory=dict)
     waiting: set[TaskKey] = field(default_factory=set)
     attempts: dict[TaskKey, int] = field(default_factory=dict)
@@ -68,7 +69,7 @@ class RunProgress:
         return self._open_tasks
 
     def ready(self) -> list[TaskKey]:
-        """Tasks whose inputs are published; computed again only after something was published."""
+        """Tasks whose inputs are published. Cached until something is published or withdrawn."""
         if self._ready is None:
             self._ready = self.graph.ready(self.published)
         return self._ready
@@ -86,7 +87,9 @@ class RunProgress:
 
 
 def inspect_run(run: Run, *, checksum: bool = False) -> tuple[RunProgress, list[str]]:
-    """Read what is published and set damaged publications aside. Only the holder of the sweep's claim may call this.
+    """Read what is published, and set damaged publications aside.
+
+    Only the holder of the sweep's claim may call this.
 
     Args:
         checksum: check the checksums of all files, not only of those that the controller reads.
@@ -98,7 +101,7 @@ def inspect_run(run: Run, *, checksum: bool = False) -> tuple[RunProgress, list[
     for key in shards.published_keys(run.root):
         path = run.paths.task_manifest(key)
         try:
-            # Of an update, the controller reads the steps; tasks that load its weights check them.
+            # The controller reads the steps of an update. Tasks that load its weights check those.
             manifests.check_files(
                 manifests.read_manifest(path),
                 checksum=checksum or key.phase in CONTROLLER_READS,
@@ -106,7 +109,7 @@ def inspect_run(run: Run, *, checksum: bool = False) -> tuple[RunProgress, list[
             )
             published.add(key)
         except manifests.DamagedError as e:
-            with contextlib.suppress(FileNotFoundError):  # a resident job looks as well, and may be first
+            with contextlib.suppress(FileNotFoundError):  # a resident job may have been faster
                 aside = manifests.set_aside(path)
                 messages.append(f"{e}; set aside as {aside.name}, and will be made again")
     return RunProgress(run, graph, published), messages

@@ -1,8 +1,9 @@
-"""The one estimate of the time that is left: from tasks that have ended, for the live display and for `status`.
+"""The estimate of the time left, for the live display and for `status`.
 
-In: published tasks with their times. Out: seconds. A task costs what tasks of the same phase and model cost before it;
-a kind of task that has not ended yet costs what its completions cost elsewhere. The work that is left is divided by
-how many tasks ran at the same time so far.
+In: published tasks with their times. Out: seconds. The cost of a task is the mean cost of ended
+tasks of the same phase and model, or of the same phase. If there are none, it is computed from the
+cost of a completion in other tasks. The work that is left is divided by the mean number of tasks
+that ran at the same time.
 """
 
 from __future__ import annotations
@@ -19,16 +20,24 @@ from core_hpc.store.schema import COLD, EVALUATE, GENERATION_PHASES, HINT, RESCU
 START_UP = ("import", "prepare", "load", "compile", "read")
 """Parts of a task's time that a warm worker does not spend again."""
 PAUSE_S = 60.0
-"""A time without any task counts up to the length of the longest task plus this; a longer one is an interruption."""
+"""A gap without any task counts up to the length of the longest task plus this; a longer gap is an
+interruption."""
 RESCUED_SHARE = 0.2
 UPDATE_COST = 2.0
-"""Guesses until such a task has ended: the share of completions that are rescued, and the time of the update of a
-completion in units of its sampling."""
+"""Assumptions until such a task has ended: the share of completions that are rescued, and the time
+to update on a completion in units of the time to sample it."""
 
 
 @dataclass(frozen=True)
 class FinishedTask:
-    """When a task ran (seconds since 1970), its work without start-up, and the completions that it sampled."""
+    """When a task ran, and what it did.
+
+    Attributes:
+        begin: seconds since 1970, like `end`.
+        work_s: its time without start-up.
+        num_completions: completions that it sampled.
+        generate_s: time of the sampling.
+    """
 
     begin: float
     end: float
@@ -38,7 +47,7 @@ class FinishedTask:
 
     @classmethod
     def of(cls, stats: Mapping[str, Any], end: float) -> FinishedTask:
-        """From the statistics of a manifest and the time when it was written."""
+        """Read the statistics of a manifest that was written at the time `end`."""
         seconds: Mapping[str, float] = stats.get("seconds", {})
         work_s = sum(spent for name, spent in seconds.items() if name not in START_UP)
         begin = end - sum(seconds.values())
@@ -46,7 +55,10 @@ class FinishedTask:
 
 
 def expected_completions(run: Run, num_evaluation_problems: int) -> dict[str, float]:
-    """Completions of one task by phase; for an update, how many completions could be sampled in its time."""
+    """Completions of one task, by phase.
+
+    For an update it is the number of completions that could be sampled in its time.
+    """
     config, graph = run.config, run.graph()
     cold = config.protocol.problems_per_iteration * config.protocol.cold_samples / graph.num_parts
     evaluated = num_evaluation_problems * config.evaluation.samples / max(1, graph.num_evaluation_parts)
@@ -55,7 +67,7 @@ def expected_completions(run: Run, num_evaluation_problems: int) -> dict[str, fl
 
 
 class TaskCosts:
-    """What tasks have cost so far."""
+    """The costs of the tasks that have ended so far."""
 
     def __init__(self, *, warm: bool) -> None:
         """`warm`: workers stay warm, so that start-up is not paid again."""
@@ -69,13 +81,13 @@ class TaskCosts:
         cost = task.work_s if self._warm else task.end - task.begin
         for kind in ((key.phase, key.model), (key.phase, "")):
             self._spent.setdefault(kind, []).append(cost)
-        # A handful of completions hardly shows the speed of many, hence the largest task counts.
+        # A few completions do not show the speed of many, so the largest task counts.
         num = task.num_completions
         if key.phase in GENERATION_PHASES and num and num >= self._s_per_completion.get(key.model, (0, 0.0))[0]:
             self._s_per_completion[key.model] = (num, task.generate_s / num)
 
     def estimate_s(self, key: TaskKey, expected: Mapping[str, float]) -> float | None:
-        """Seconds of an open task; None while nothing like it is known."""
+        """Seconds of an open task; None while no similar task has ended."""
         spent = self._spent.get((key.phase, key.model)) or self._spent.get((key.phase, ""))
         if spent:
             return sum(spent) / len(spent)
@@ -89,7 +101,9 @@ class TaskCosts:
     def work_s(
         self, open_tasks: Collection[TaskKey], expected: Mapping[str, float], running: Mapping[TaskKey, Progress]
     ) -> float | None:
-        """Seconds of work in open tasks, less what running tasks have done; None while some kind is unknown.
+        """Seconds of work in open tasks; None while the cost of some kind of task is not known.
+
+        The work that running tasks have done already is subtracted.
 
         Args:
             expected: completions of a task by phase (`expected_completions`).

@@ -1,7 +1,7 @@
-"""The scheduler's loop: ask the graph what is ready, hand it to an executor, check what was published.
+"""The scheduler's loop: ask the graph what is ready, pass it to an executor, check publications.
 
-In: runs and an executor. Out: for each run, finished or stopped with a reason. A task counts as done when its
-manifest can be read, whatever the executor reported.
+In: runs and an executor. Out: for each run, finished or stopped with a reason. A task counts as
+done when its manifest can be read, whatever the executor reports.
 """
 
 from __future__ import annotations
@@ -52,7 +52,11 @@ class Scheduler:
         self._stop_requested = stop_requested
 
     def run(self) -> bool:
-        """Work until every run is finished or stopped (True), or until a stop is requested (False)."""
+        """Work until every run is finished or stopped, or until a stop is requested.
+
+        Returns:
+            False when a stop was requested.
+        """
         adopted = self._executor.adopt([p.run for p in self._runs.values()])
         for task in adopted.tasks:
             progress = self._runs[task.run_id]
@@ -70,7 +74,7 @@ class Scheduler:
 
     def _submit_ready(self) -> None:
         wanted = [(p.run, key) for p in self._runs.values() if p.open for key in p.ready() if key not in p.in_flight]
-        wanted.sort(key=lambda item: item[1].iteration)  # runs advance side by side: the earliest iteration first
+        wanted.sort(key=lambda item: item[1].iteration)  # so that all runs of a sweep advance together
         for task in self._executor.submit(wanted) if wanted else ():
             self._take(self._runs[task.run_id], task)
 
@@ -99,7 +103,7 @@ class Scheduler:
             case Done():
                 self._drop(progress, key)
                 if key in progress.published:
-                    return  # done twice, or this start saw the publication before it asked its executor
+                    return  # it was done twice, or this start has already read its publication
                 event = self._confirm(progress, event)
             case Failed():
                 self._drop(progress, key)
@@ -144,11 +148,11 @@ class Scheduler:
                 self._drop(progress, task.key)
 
     def _set_aside(self, progress: RunProgress, manifest: Path) -> None:
-        """Withdraw a damaged publication. It is read again first: it may have been replaced since it was reported."""
+        """Withdraw a damaged publication, unless it was replaced after the damage was reported."""
         try:
             manifests.check_files(manifests.read_manifest(manifest), checksum=True)
         except manifests.DamagedError:
-            with contextlib.suppress(FileNotFoundError):  # a resident job looks as well, and may be first
+            with contextlib.suppress(FileNotFoundError):  # a resident job may have been faster
                 manifests.set_aside(manifest)
             progress.withdraw(shards.key_of_manifest(manifest))
         except StoreError:

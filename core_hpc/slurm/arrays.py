@@ -1,8 +1,8 @@
 """The packing of the driver `arrays`: tasks that are ready at the same time become job arrays.
 
 In: tasks that are ready. Out: one array per run, phase and iteration. With `slurm.chain_wait_s`
-(chained arrays) an element also does the tasks that follow for its model: cold, hint and rescue of a
-part; score and update. An iteration then waits in the queue twice instead of five times, and an
+(chained arrays) an element also does the tasks that follow for its model: cold, hint and rescue of
+a part; score and update. An iteration then waits in the queue twice instead of five times, and an
 engine is loaded once. Tasks of the whole team are in the elements of all models, and the element
 that reaches such a task first does it. The tasks that follow are not ready when they are submitted.
 The scheduler offers them later, and then an open job covers them.

@@ -141,7 +141,7 @@ class Slurm:
         return parse_config(self._output("scontrol", "show", "config"))
 
     def nodes(self, partition: str | None) -> dict[str, str]:
-        """The state of every node by name, as sinfo prints it (* : the node does not respond)."""
+        """The state of every node by name, as sinfo prints it (with * if it does not respond)."""
         where = ("-p", partition) if partition is not None else ()
         lines = self._output("sinfo", "-h", "-N", "-o", "%N|%T", *where).splitlines()
         return dict(line.split("|", 1) for line in lines)
@@ -235,8 +235,7 @@ class Slurm:
         except subprocess.TimeoutExpired as e:
             raise SlurmUnavailableError(f"{command[0]} did not answer within {self.timeout_s:.0f} s") from e
         except OSError as e:
-            # A busy login node has no process or memory left, or the folder of SLURM is not
-            # mounted.
+            # A login node may have no process or memory left, or SLURM's folder is not mounted.
             raise SlurmUnavailableError(f"{command[0]} could not be started: {e}") from e
 
     def _output(self, *command: str) -> str:
@@ -258,8 +257,7 @@ def clean_environment(environment: Mapping[str, str]) -> dict[str, str]:
     Such variables choose formats, filters or other clusters.
     """
     kept = {k: v for k, v in environment.items() if k in _KEPT_VARIABLES or not k.startswith(_CLEANED_PREFIXES)}
-    # Times are seconds since 1970. Lists of array elements are complete, not cut after 64
-    # characters.
+    # Times are seconds since 1970. Lists of array elements are complete, not cut at 64 characters.
     return {**kept, "LC_ALL": "C", "SLURM_TIME_FORMAT": "%s", "SLURM_BITSTR_LEN": "0"}
 
 

@@ -61,7 +61,16 @@ class ElementError(CoreHpcError):
 
 @dataclass(frozen=True)
 class ElementSpec:
-    """One array element."""
+    """What an element must know. Waiting jobs hold pickles of it, so a new field needs a default.
+
+    Attributes:
+        run: the run folder.
+        tasks: task keys, as text.
+        status: the status file of rank 0.
+        signal_delay_s: how long before the time limit SLURM sends its warning.
+        preemption_grace_s: how long a preempted job may continue.
+        chain_wait_s: how long a task waits for inputs that other elements make.
+    """
 
     run: str
     tasks: tuple[str, ...]
@@ -139,7 +148,7 @@ class StatusFile:
         self.note(now=True, published=self.num_published + 1, **changes)
 
     def stopping(self, reason: StopReason) -> None:
-        """Written at once, since SLURM may kill this job before it can write more."""
+        """Write at once why the job stops, since SLURM may kill it before it can write more."""
         if self._status.stopping != reason:
             self.note(now=True, stopping=reason)
 
@@ -171,8 +180,7 @@ def run_element(spec: ElementSpec) -> None:
                 early = _begin(key, [key], run.paths, stop, float("inf"))
             else:
                 inputs = graph.inputs(key)
-                # All inputs were there at the submission, unless the element itself produces some
-                # of them.
+                # All inputs were published at the submission, unless the element makes some itself.
                 own = inputs if set(inputs) & set(keys) else ()
                 early = _begin(key, own, run.paths, stop, spec.chain_wait_s)
             end = early or _serve(workers.of(key), run, key, stop, status)
@@ -239,7 +247,7 @@ def _begin(key: TaskKey, inputs: Collection[TaskKey], paths: RunPaths, stop: Sto
         if stop.reason is not None:
             return _stopped(stop, f"while it waited for {missing[0]}")
         if time.time() >= deadline:
-            return JobEnd(OutcomeKind.DONE, f"{missing[0]} was not there after {wait_s:g} s", left=())
+            return JobEnd(OutcomeKind.DONE, f"{missing[0]} was not published within {wait_s:g} s", left=())
         time.sleep(CHAIN_LOOK_S)
     return None if _missing(paths, [key]) else JobEnd(OutcomeKind.DONE)
 

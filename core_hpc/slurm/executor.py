@@ -1,9 +1,9 @@
 """The executor on SLURM: submits jobs within the limits of site and user, and watches them.
 
-In: tasks that are ready. Out: events. The drivers `arrays` and `resident` differ only in which tasks
-go into a job; this is decided by a `Packing` strategy. Records are in `slurm/records.py`, sbatch in
-`slurm/submit.py`, looking at jobs in `slurm/watch.py`, and changes before another attempt in
-`slurm/remedies.py`. If this process dies, its successor continues from the records.
+In: tasks that are ready. Out: events. The drivers `arrays` and `resident` differ only in which
+tasks go into a job; this is decided by a `Packing` strategy. Records are in `slurm/records.py`,
+sbatch in `slurm/submit.py`, looking at jobs in `slurm/watch.py`, and changes before another attempt
+in `slurm/remedies.py`. If this process dies, its successor continues from the records.
 """
 
 from __future__ import annotations
@@ -158,7 +158,7 @@ class SlurmExecutor:
             if not accepted:
                 break
             if len(batch.elements) > room:
-                self._notices.show("limit", f"the queue has room for {room} more job(s) of yours; the rest waits here")
+                self._notices.show("limit", f"the queue has room for {room} more job(s); the other tasks wait here")
                 break
         return taken
 
@@ -260,7 +260,7 @@ class SlurmExecutor:
 
     def _record(self, item: OpenSubmission, index: int, outcome: Outcome) -> None:
         item.folder.resolve(item.submission, index, outcome)
-        # A complete element is seen from its publications: its record can wait for the other elements.
+        # A complete element is known from its publications, so its record need not be written yet.
         if outcome.kind != OutcomeKind.DONE or item.submission.is_resolved:
             self._changed.append(item)
 

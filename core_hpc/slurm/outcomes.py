@@ -1,7 +1,7 @@
 """Why an array element ended before it had published everything. The functions are pure.
 
-In: the state that SLURM gives, the status files of the job, the end of its log. Out: an `Outcome`,
-or None while it is too early to conclude. What is done about it (another attempt, more memory,
+In: the state that SLURM reports, the status files of the job, the end of its log. Out: an
+`Outcome`, or None while it is too early to decide. What follows (another attempt, more memory,
 other nodes, stopping the run) is decided in `slurm/remedies.py` and by the scheduler.
 """
 
@@ -87,7 +87,7 @@ def explain(
         message = f"its job ended ({state}) without reporting why"
         return Outcome(OutcomeKind.DIED, message, node=node, traceback=log) if settled else None
     if lost:
-        message = "is neither in the queue nor in SLURM's accounting: cancelled before it began?"
+        message = "is neither in the queue nor in SLURM's accounting; perhaps it was cancelled before it began"
         return Outcome(OutcomeKind.LOST, message, node=node)
     return None
 

@@ -1,7 +1,7 @@
 """How often the controller looks at SLURM and at the shared file system.
 
-It looks soon after something happened, less often when nothing does, and so seldom that it keeps to
-its share of a core in the long run, because a login node is shared.
+It looks soon after something happened, and less often while nothing happens. A login node is
+shared, so the controller also keeps to its share of a core in the long run.
 """
 
 from __future__ import annotations

@@ -1,9 +1,8 @@
 """The interface of a packing strategy: which tasks go into which job, and what a job reports.
 
-This is all in which the drivers on SLURM differ.
-`arrays.py` has the strategies for job arrays and for chained arrays, `resident.py` the one for
-resident jobs. Limits, records, looking at SLURM and repeated attempts are the same for all of them:
-`executor.py`.
+The drivers on SLURM differ only in their strategy. `slurm/arrays.py` has the strategies for job
+arrays and for chained arrays, `slurm/resident.py` the one for resident jobs. Limits, records,
+looking at SLURM and repeated attempts are common to all of them (`slurm/executor.py`).
 """
 
 from __future__ import annotations
@@ -46,7 +45,7 @@ class Packing(Protocol):
         """Those of the wanted tasks that open jobs do in any case, and events about these tasks."""
 
     def batches(self, wanted: Wanted, jobs: Sequence[OpenSubmission], remedies: Remedies) -> list[Batch]:
-        """Submissions for tasks that no open job does. `remedies` knows the memory of these tasks."""
+        """Submissions for tasks that no open job does. `remedies` knows the memory of these."""
 
     def adopted(
         self, jobs: Sequence[OpenSubmission], start_id: str

@@ -27,7 +27,7 @@ def port_for(job: int) -> int:
             except OSError:
                 continue
             return port
-    raise OSError("no free port: 100 ports of this node are taken, one after the other")
+    raise OSError("no free port: the first 100 ports of this job's sequence are taken on this node")
 
 
 def address_of_node(name: str) -> str:

@@ -29,15 +29,20 @@ from core_hpc.store import manifests
 from core_hpc.store.schema import GENERATION_PHASES, UPDATE
 
 OUTER_JOB = re.compile(
-    r"SLURM_(?!CONF$)|SLURMD_|SRUN_|PMI_|PMIX_|(CUDA|ROCR)_VISIBLE_DEVICES$|SUBMITIT_(?!PREEMPT)|CORE_HPC_(RENDEZVOUS|JOB_START)$"
+    r"SLURM_(?!CONF$)|SLURMD_|SRUN_|PMI_|PMIX_|(CUDA|ROCR)_VISIBLE_DEVICES$|SUBMITIT_(?!PREEMPT)"
+    r"|CORE_HPC_(RENDEZVOUS|JOB_START)$"
 )
+"""Variables that a job has from SLURM, srun, submitit or its batch script."""
 RANK_VARIABLES = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
+"""Variables of torch.distributed."""
 PASSING = re.compile(
     r"socket timed out|unable to contact slurm|connection refused|zero bytes|temporarily|backup controller|try again"
     r"|accounting/qos policy|submit ?job|submit limit|job limit|too many|slurmdbd",
     re.IGNORECASE,
 )
+"""Messages of sbatch after which a later attempt may succeed."""
 LIMIT = re.compile(r"accounting/qos policy|submit ?job|submit limit|job limit|too many", re.IGNORECASE)
+"""Messages of sbatch about too many jobs of this user."""
 
 
 class RefusedError(CoreHpcError):
@@ -63,7 +68,7 @@ def group_of(phase: str) -> PhaseGroup:
 
 
 def python_command(cluster: ClusterSection) -> str:
-    """The Python command of a job, quoted for the shell."""
+    """The Python command, as it is written into batch scripts."""
     return cluster.slurm.python or shlex.quote(sys.executable)
 
 

@@ -11,7 +11,7 @@ import contextlib
 import re
 import time
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass, field
+from dataclasses import KW_ONLY, dataclass, field
 from enum import StrEnum
 from pathlib import Path
 
@@ -35,7 +35,7 @@ STATUS_S, MAX_STATUS_READS = 10.0, 30
 NEVER_REASONS = {
     "DependencyNeverSatisfied": ("waits for a job that failed", False),
     "launch_failed_requeued_held": ("could not be launched, and SLURM holds it", False),
-    "JobHoldMaxRequeue": ("was put back too often, and SLURM holds it", False),
+    "JobHoldMaxRequeue": ("was requeued too often, and SLURM holds it", False),
     "PartitionTimeLimit": ("asks for more time than its partition allows: lower time_min in the cluster profile", True),
     "PartitionNodeLimit": ("asks for more nodes than its partition allows: correct the cluster profile", True),
     "BadConstraints": ("asks for what no node has: correct the cluster profile", True),
@@ -57,6 +57,7 @@ class OpenSubmission:
     run: Run
     folder: SubmissionFolder
     submission: Submission
+    _: KW_ONLY
     running: set[int] = field(default_factory=set)
     gone_since: dict[int, float] = field(default_factory=dict)
     status_read: dict[int, float] = field(default_factory=dict)
@@ -192,7 +193,7 @@ class Watch:
         self._queue()
 
     def unavailable(self, error: SlurmUnavailableError) -> None:
-        message = f"SLURM does not answer ({error}); waiting for it, while published files are still noticed"
+        message = f"SLURM does not answer ({error}); waiting. Published files are still noticed"
         self._notices.show("slurm", message)
 
     def _queue(self) -> dict[JobId, QueueEntry] | None:
@@ -206,7 +207,7 @@ class Watch:
         return {e.id: e for e in entries}
 
     def _find(self, item: OpenSubmission, queue: dict[JobId, QueueEntry] | None) -> list[Sighting]:
-        """Find a submission by its name in the queue, if its controller did not learn its job id."""
+        """Find a submission without a known job in the queue, by its name."""
         if queue is None:
             return []
         submission, folder = item.submission, item.folder

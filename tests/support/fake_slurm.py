@@ -1,6 +1,6 @@
-"""NOT SLURM: a queue that the test writes, for tests of what the drivers on SLURM decide.
+"""NOT SLURM: a queue that the test fills, for tests of the drivers on SLURM.
 
-Also a run for them, publications without content, and short names of events.
+The module also has a run for these tests, publications without content, and short names of events.
 """
 
 from collections.abc import Callable, Collection, Iterable, Sequence
@@ -32,7 +32,13 @@ SWEEP = {
 
 
 class FakeSlurm(Slurm):
-    """NOT SLURM: a queue that the test writes."""
+    """NOT SLURM: a queue that the test fills.
+
+    Attributes:
+        known: the limits that it reports.
+        available: False: it does not answer.
+        refusals: messages with which it refuses the next submissions.
+    """
 
     def __init__(self) -> None:
         super().__init__()
@@ -80,7 +86,7 @@ class FakeSlurm(Slurm):
 
 
 def executor_of(run: Run, slurm: Slurm, *, start_id: str, notify: Callable[[str], None]) -> SlurmExecutor:
-    """The executor of a run's driver, as the controller makes it."""
+    """The executor of a run, as the controller makes it."""
     executor = make_driver([run], slurm, start_id=start_id, notify=notify).executor
     assert isinstance(executor, SlurmExecutor)
     return executor
@@ -92,11 +98,12 @@ def kind_of(event: Event) -> str:
 
 
 def failures(events: Iterable[Event]) -> list[Failed]:
+    """The failures among events."""
     return [event for event in events if isinstance(event, Failed)]
 
 
 def run_of(folder: Path, driver: str, *, protocol: dict[str, Any] | None = None, **slurm: Any) -> Run:
-    """The run of SWEEP below a folder, created or continued, with a cluster section that looks at SLURM often."""
+    """The run of SWEEP in a folder, created or continued. Its executor looks at SLURM often."""
     section = {"driver": driver, "slurm": {"poll_s": [0.001, 0.002], "lost_after_s": 0.2, "mem_gb": 10, **slurm}}
     path = folder / "sweep.yaml"
     path.write_text(yaml.safe_dump({**SWEEP, "output": str(folder), "cluster": section, "protocol": protocol or {}}))
@@ -109,6 +116,7 @@ def run_of(folder: Path, driver: str, *, protocol: dict[str, Any] | None = None,
 
 
 def publish(run: Run, key: TaskKey) -> None:
+    """Publish a task without content."""
     folder = run.paths.task_folder(key)
 
     def fill(temporary: Path) -> dict[str, tuple[int, str]]:

@@ -1,4 +1,4 @@
-"""Fixtures of the tests without real components."""
+"""Fixtures of the unit tests."""
 
 import pytest
 
@@ -8,7 +8,7 @@ from tests.support.fake_slurm import FakeSlurm
 
 @pytest.fixture
 def slurm(monkeypatch: pytest.MonkeyPatch) -> FakeSlurm:
-    """NOT SLURM: what the executors of this test submit goes to it, and what it says is believed at once."""
+    """NOT SLURM: receives the submissions of the executors of a test. Its answers count at once."""
     fake = FakeSlurm()
     monkeypatch.setattr(executor, "submit_elements", fake.submit)
     monkeypatch.setattr(watch, "SETTLE_S", 0.0)

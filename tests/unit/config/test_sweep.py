@@ -135,6 +135,15 @@ def test_grid_multiplies_and_names_its_points(tmp_path: Path) -> None:
     assert len({r.run_id for r in sweep.runs}) == 4
 
 
+def test_runs_with_different_cluster_sections_are_refused(tmp_path: Path) -> None:
+    """One driver works on all runs of a sweep, so only one of the sections could be used."""
+    runs = [{"label": "a", "seed": 1}, {"label": "b", "seed": 2, "cluster": {"threads": 2}}]
+    with pytest.raises(ConfigError, match=r"cluster\.threads: None in run a, but 2 in run b.*share one driver"):
+        load_sweep(write(tmp_path, runs=runs))
+    same = [{"label": label, "seed": seed, "cluster": {"threads": 2}} for label, seed in (("a", 1), ("b", 2))]
+    assert load_sweep(write(tmp_path, runs=same)).cluster.threads == 2
+
+
 def test_runs_may_override_team_members_by_name(tmp_path: Path) -> None:
     sweep = load_sweep(write(tmp_path, runs=[{"label": "plain"}, {"label": "Wide", "team.b.lora.rank": 32}]))
     assert [r.label for r in sweep.runs] == ["plain", "wide"]

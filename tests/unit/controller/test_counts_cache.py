@@ -1,4 +1,7 @@
-"""When the controller has the counts of an iteration kept: once all of its tasks are published, and again after one was withdrawn."""
+"""When the controller caches the counts of an iteration: when all its tasks are published.
+
+If a task is withdrawn, they are cached again after it is published again.
+"""
 
 from __future__ import annotations
 
@@ -32,43 +35,43 @@ def progress() -> RunProgress:
 
 @pytest.fixture
 def counted(monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """Iterations in the order in which their counts were kept."""
+    """Iterations in the order in which their counts were cached."""
     seen: list[int] = []
     monkeypatch.setattr("analysis.counts.load.keep_counts", lambda run, iteration: seen.append(iteration))
     monkeypatch.setattr("analysis.counts.cache.iterations", lambda run: set(seen))
     return seen
 
 
-def publish(keeping: CountsCache, of: RunProgress, key: TaskKey) -> None:
+def publish(listener: CountsCache, of: RunProgress, key: TaskKey) -> None:
     of.add_published(key)
-    keeping.on_event(of, Done(TaskRef("run", key)))
+    listener.on_event(of, Done(TaskRef("run", key)))
 
 
 @pytest.mark.parametrize("backwards", [False, True])
-def test_an_iteration_is_kept_with_its_last_task(counted: list[int], backwards: bool) -> None:
+def test_an_iteration_is_cached_when_its_last_task_is_published(counted: list[int], backwards: bool) -> None:
     of = progress()
-    keeping = CountsCache()
+    listener = CountsCache()
     for key in sorted(GRAPH.tasks(), reverse=backwards):
         before = {i for i in (0, 1, 2) if all(k in of.published for k in GRAPH.tasks() if k.iteration == i)}
         assert set(counted) == before
-        publish(keeping, of, key)
+        publish(listener, of, key)
     assert sorted(counted) == [0, 1, 2]
 
 
-def test_a_withdrawn_task_opens_its_iteration_again(counted: list[int]) -> None:
+def test_an_iteration_with_a_withdrawn_task_is_cached_again(counted: list[int]) -> None:
     of = progress()
-    keeping = CountsCache()
+    listener = CountsCache()
     for key in GRAPH.tasks():
-        publish(keeping, of, key)
+        publish(listener, of, key)
     counted.clear()
     of.withdraw(TaskKey(1, COLD, "a", 1))
-    publish(keeping, of, TaskKey(1, SCORE, TEAM, 1))
+    publish(listener, of, TaskKey(1, SCORE, TEAM, 1))
     assert counted == []
-    publish(keeping, of, TaskKey(1, COLD, "a", 1))
+    publish(listener, of, TaskKey(1, COLD, "a", 1))
     assert counted == [1]
 
 
-def test_what_an_earlier_controller_did_not_keep_is_made_up_for(counted: list[int]) -> None:
+def test_close_caches_what_an_earlier_controller_did_not_cache(counted: list[int]) -> None:
     of = progress()
     for key in GRAPH.tasks():
         if key.iteration < 2:
@@ -79,12 +82,12 @@ def test_what_an_earlier_controller_did_not_keep_is_made_up_for(counted: list[in
     assert counted == [0, 1]
 
 
-def test_rows_that_cannot_be_trusted_do_not_end_the_controller(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_damaged_rows_do_not_end_the_controller(monkeypatch: pytest.MonkeyPatch) -> None:
     def fail(run: Path, iteration: int) -> None:
         raise StoreError("damaged")
 
     monkeypatch.setattr("analysis.counts.load.keep_counts", fail)
     of = progress()
-    keeping = CountsCache()
+    listener = CountsCache()
     for key in GRAPH.tasks():
-        publish(keeping, of, key)
+        publish(listener, of, key)

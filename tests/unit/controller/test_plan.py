@@ -1,4 +1,4 @@
-"""The dry run: every shipped sweep with every shipped profile, its batch scripts, and the hours that they mean."""
+"""The dry run: batch scripts of every shipped sweep with every profile, and estimated hours."""
 
 import os
 import shutil
@@ -6,6 +6,7 @@ import subprocess
 import sys
 from fractions import Fraction
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -22,13 +23,19 @@ SWEEPS = sorted((ROOT / "yaml").glob("*.yaml"))
 PROFILE_NAMES = sorted(p.stem for p in PROFILES.glob("*.yaml"))
 
 
+def dry_run(path: Path, *options: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "core_hpc.launch", str(path), "--dry-run", *options]
+    variables = {**os.environ, "COLUMNS": "200", **environment}
+    return subprocess.run(command, env=variables, cwd=path.parent, capture_output=True, text=True, check=False)
+
+
 def graph_of(sweep: Sweep) -> Graph:
     return Graph.of(sweep.runs[0].config, num_evaluation_problems=splits_of(sweep.runs[0]).evaluation.height)
 
 
 @pytest.mark.parametrize("profile", PROFILE_NAMES)
 @pytest.mark.parametrize("path", SWEEPS, ids=lambda p: p.stem)
-def test_batch_scripts_of_every_shipped_sweep_are_sound(path: Path, profile: str) -> None:
+def test_batch_scripts_of_every_shipped_sweep_are_valid(path: Path, profile: str) -> None:
     sweep = load_sweep(path, profile=profile)
     driver = sweep.runs[0].config.cluster.driver
     assert driver == ("resident" if profile == "resident" else "arrays")
@@ -39,11 +46,10 @@ def test_batch_scripts_of_every_shipped_sweep_are_sound(path: Path, profile: str
         checked = subprocess.run(["bash", "-n"], input=script, text=True, capture_output=True, check=False)
         assert checked.returncode == 0, checked.stderr
         assert "--kill-on-bad-exit=1" in script
-        assert "submitit.core._submit /" in script, "a job may begin in another folder"
-    # The ranks of an update that spans nodes meet at an address; those inside one job do not.
-    assert [name for name, s in scripts.items() if "core_hpc.slurm.rendezvous" in s] == [
-        n for n in scripts if n.startswith("update")
-    ]
+        assert "submitit.core._submit /" in script, "a job may start in another folder"
+    # Only jobs of updates have several ranks that SLURM starts, and these need an address.
+    updates = [name for name in scripts if name.startswith("update")]
+    assert [name for name, script in scripts.items() if "core_hpc.slurm.rendezvous" in script] == updates
 
 
 @pytest.mark.parametrize("profile", PROFILE_NAMES)
@@ -58,7 +64,11 @@ def test_batch_scripts_pass_shellcheck(profile: str) -> None:
 
 
 def test_array_sizes_and_gpu_hours_by_hand() -> None:
-    """Quickstart, one part a phase: 2 models x (2 evaluations + 3 cold + 3 rescue) x 1 GPU x 4 h + 2 x 3 updates x 4 GPUs x 4 h."""
+    """Quickstart, one part per phase.
+
+    2 models x (2 evaluations + 3 cold + 3 rescue) x 1 GPU x 4 h + 2 models x 3 updates x 4 GPUs x 4
+    h
+    """
     sweep = load_sweep(ROOT / "yaml" / "quickstart.yaml", ["cluster.slurm.chain_wait_s=null"], profile="one_node")
     arrays = planned_arrays(sweep.runs[0].config.cluster, graph_of(sweep))
     assert {a.phases: (a.times, a.num_elements) for a in arrays} == {
@@ -81,38 +91,24 @@ def test_array_sizes_and_gpu_hours_by_hand() -> None:
 
 
 def test_dry_run_needs_no_slurm_and_creates_nothing(tmp_path: Path) -> None:
-    command = [
-        sys.executable,
-        "-m",
-        "core_hpc.launch",
-        str(ROOT / "yaml" / "quickstart.yaml"),
-        "--cluster",
-        "multi_node",
-        "--dry-run",
-    ]
-    environment = {**os.environ, "PATH": "/nonexistent", "COLUMNS": "200"}
-    command += ["--output", str(tmp_path / "out")]
-    done = subprocess.run(command, env=environment, cwd=ROOT, capture_output=True, text=True, check=False)
+    quickstart, out = ROOT / "yaml" / "quickstart.yaml", tmp_path / "out"
+    done = dry_run(quickstart, "--cluster", "multi_node", "--output", str(out), PATH="/nonexistent")
     assert done.returncode == 0, done.stderr
     assert "#SBATCH --nodes=2" in done.stdout
     assert "at most 424.0 GPU-hours" in done.stdout
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_profile_lies_below_the_sweeps_own_section_and_unknown_names_are_explained(tmp_path: Path) -> None:
+def test_the_section_of_the_sweep_wins_over_its_profile_and_unknown_names_are_explained(tmp_path: Path) -> None:
     own = tmp_path / "own.yaml"
     own.write_text(
         f"base: {ROOT}/yaml/quickstart.yaml\ncluster: {{slurm: {{account: mine, cpus: 3}}, profile: preemptible}}\n"
     )
     cluster = load_sweep(own).runs[0].config.cluster
-    assert (cluster.profile, cluster.slurm.account, cluster.slurm.cpus, cluster.slurm.time_min) == (
-        "preemptible",
-        "mine",
-        3,
-        120,
-    )
-    assert cluster.slurm.generate.parts_per_job == 1
-    assert cluster.slurm.update.gpus_per_node == 4  # from the profile's own base
+    slurm = cluster.slurm
+    assert (cluster.profile, slurm.account, slurm.cpus, slurm.time_min) == ("preemptible", "mine", 3, 120)
+    assert slurm.generate.parts_per_job == 1
+    assert slurm.update.gpus_per_node == 4  # from the base of the profile
     local = tmp_path / "cluster"
     local.mkdir()
     (local / "preemptible.yaml").write_text("driver: arrays\nslurm: {partition: here}\n")
@@ -126,37 +122,23 @@ def test_a_profile_lies_below_the_sweeps_own_section_and_unknown_names_are_expla
         load_sweep(own)
 
 
-def test_the_driver_on_the_command_line_wins_and_its_job_is_what_the_profile_says(tmp_path: Path) -> None:
-    command = [
-        sys.executable,
-        "-m",
-        "core_hpc.launch",
-        str(ROOT / "yaml" / "quickstart.yaml"),
-        "--dry-run",
-        "--output",
-        str(tmp_path),
-    ]
-    environment = {**os.environ, "PATH": "/nonexistent", "COLUMNS": "200"}
-    options = ["--cluster", "devcluster", "--driver", "resident"]
-    done = subprocess.run([*command, *options], env=environment, cwd=ROOT, capture_output=True, text=True, check=False)
+def test_the_driver_of_the_command_line_wins_and_its_job_comes_from_the_profile(tmp_path: Path) -> None:
+    quickstart = ROOT / "yaml" / "quickstart.yaml"
+    options = ["--driver", "resident", "--output", str(tmp_path), "--cluster"]
+    done = dry_run(quickstart, *options, "devcluster", PATH="/nonexistent")
     assert done.returncode == 0, done.stderr
-    assert "one job a run" in done.stdout
+    assert "one job per run" in done.stdout
     assert "#SBATCH --gpus-per-node=2" in done.stdout
     assert "job arrays" not in done.stdout
-    # one_node gives a job one GPU where it says nothing else, and asks for four ranks
-    options = ["--cluster", "one_node", "--driver", "resident"]
-    refused = subprocess.run(
-        [*command, *options], env=environment, cwd=ROOT, capture_output=True, text=True, check=False
-    )
+    # By default one_node gives a job one GPU, and it asks for four ranks.
+    refused = dry_run(quickstart, *options, "one_node", PATH="/nonexistent")
     assert refused.returncode == 2
     assert "slurm.resident.gpus_per_node" in refused.stderr
 
 
 def test_scientific_identity_does_not_depend_on_the_cluster() -> None:
-    ids = {
-        load_sweep(ROOT / "yaml" / "quickstart.yaml", profile=name).runs[0].run_id for name in (None, *PROFILE_NAMES)
-    }
-    assert len(ids) == 1
+    quickstart = ROOT / "yaml" / "quickstart.yaml"
+    assert len({load_sweep(quickstart, profile=name).runs[0].run_id for name in (None, *PROFILE_NAMES)}) == 1
 
 
 def test_ranks_must_fill_their_nodes(tmp_path: Path) -> None:
@@ -169,25 +151,15 @@ def test_every_run_of_a_grid_is_checked_against_its_problems(tmp_path: Path) -> 
     path.write_text(f"base: {ROOT}/yaml/quickstart.yaml\ngrid: {{protocol.problems_per_iteration: [24, 100]}}\n")
     refused = dry_run(path)
     assert refused.returncode != 0
-    assert "protocol.problems_per_iteration is 100, but problems.train has 72 problems" in " ".join(
-        refused.stderr.split()
-    )
-
-
-def dry_run(path: Path, **environment: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "core_hpc.launch", str(path), "--dry-run"]
-    return subprocess.run(
-        command,
-        env={**os.environ, "COLUMNS": "200", **environment},
-        cwd=path.parent,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    message = " ".join(refused.stderr.split())
+    assert "protocol.problems_per_iteration is 100, but problems.train has 72 problems" in message
 
 
 def test_tokens_and_hours_by_hand(tmp_path: Path) -> None:
-    """Two models, 5 iterations of 8 problems, K 3, K' 2, two evaluations of 10 problems x 4; the larger model may say less."""
+    """Two models, 5 iterations of 8 problems, K = 3, K' = 2, two evaluations of 10 problems x 4.
+
+    The smaller model may sample fewer tokens.
+    """
     path = tmp_path / "sweep.yaml"
     path.write_text(
         yaml.safe_dump(
@@ -239,13 +211,13 @@ def test_tokens_and_hours_by_hand(tmp_path: Path) -> None:
         ("x/Qwen3-30B-A3B", 30),
     ],
 )
-def test_parameters_are_read_from_the_name(name: str, billions: float | None) -> None:
+def test_the_number_of_parameters_is_read_from_the_name(name: str, billions: float | None) -> None:
     assert estimate.billions_of(name) == billions
 
 
-def test_a_dry_run_without_the_data_set_counts_what_the_file_says_and_names_what_is_missing(tmp_path: Path) -> None:
+def test_a_dry_run_without_the_data_set_uses_the_count_of_the_file_and_reports_what_is_missing(tmp_path: Path) -> None:
     path = tmp_path / "sweep.yaml"
-    data = {
+    data: dict[str, Any] = {
         "name": "s",
         "iterations": 2,
         "team": [{"name": "a", "model": "x/unnamed-size"}],
@@ -259,8 +231,8 @@ def test_a_dry_run_without_the_data_set_counts_what_the_file_says_and_names_what
     assert f" {2 * 32 * 2 + 2 * 40 * 8:,} " in done.stdout, "completions"
     assert "before a start: data set openai/gsm8k" in done.stdout
     assert "run `hf download openai/gsm8k" in done.stdout
-    assert "taken to have 4 billion parameters (assumption): x/unnamed-size" in done.stdout
-    del data["problems"]["evaluation"]["count"]  # type: ignore[index]
+    assert "assumed to have 4 billion parameters, because the name has no size: x/unnamed-size" in done.stdout
+    del data["problems"]["evaluation"]["count"]
     path.write_text(yaml.safe_dump(data))
     refused = dry_run(path, **offline)
     assert refused.returncode != 0

@@ -1,4 +1,4 @@
-"""The local pool without real workers: which GPUs a worker gets, who stays beside whom, and how the pool is stopped."""
+"""The executor of the driver `local` without real workers: GPUs, sharing, and how it is stopped."""
 
 from __future__ import annotations
 
@@ -42,11 +42,11 @@ from tests.support.fake_slurm import kind_of
 GPUS = ("0", "1", "2", "3")
 
 
-# --- which GPUs ----------------------------------------------------------------------------------
+# --- placement -----------------------------------------------------------------------------------
 
 
 def holders_of(rng: random.Random) -> list[Holder]:
-    """Groups that hold GPUs of their own."""
+    """Random groups, none of which shares a GPU."""
     free, found = list(GPUS), []
     rng.shuffle(free)
     while free and rng.random() < 0.8:
@@ -56,7 +56,7 @@ def holders_of(rng: random.Random) -> list[Holder]:
     return [*found, Holder("score", "score", (), False, 0.0)]
 
 
-def test_alone_nobody_at_work_is_ended_and_no_more_groups_than_needed() -> None:
+def test_place_alone_ends_idle_groups_only_and_no_more_than_needed() -> None:
     rng = random.Random(1)
     for _ in range(500):
         holders, count = holders_of(rng), rng.randint(1, 4)
@@ -71,13 +71,13 @@ def test_alone_nobody_at_work_is_ended_and_no_more_groups_than_needed() -> None:
         assert not any(by_role[role].busy for role in ended)
         held = {gpu for h in holders if h.role not in ended for gpu in h.gpus}
         assert not held & set(chosen)
-        if ended:  # without the last of them there would not be enough
+        if ended:  # without the last one, there would be too few GPUs
             assert len(GPUS) - len(held | set(by_role[ended[-1]].gpus)) < count
             kept = [h.last_used for h in holders if not h.busy and h.gpus and h.role not in ended]
             assert max(by_role[role].last_used for role in ended) < min(kept, default=2.0)
 
 
-def test_beside_kinds_spread_and_take_turns() -> None:
+def test_place_beside_spreads_groups_of_one_kind() -> None:
     def holder(kind: str, name: str, *held: str, busy: bool = False, last_used: float = 0.0) -> Holder:
         return Holder(f"{kind}-{name}", kind, held, busy, last_used)
 
@@ -85,17 +85,16 @@ def test_beside_kinds_spread_and_take_turns() -> None:
     assert place_beside("generate", 1, ("0", "1"), [], most=1) == (("0",), [])
     assert place_beside("generate", 1, ("0", "1"), [engine], most=1) == (("1",), [])
     assert place_beside("update", 2, ("0", "1"), [engine], most=2) == (("0", "1"), [])
-    at_work = holder("update", "a", "1", busy=True)
-    assert place_beside("generate", 1, ("0", "1"), [engine, at_work], most=1) is None, (
-        "it waits, rather than crowd the other GPU"
-    )
-    assert place_beside("update", 2, ("0", "1"), [at_work], most=2) is None
-    # A sweep's next run has other models: their engines do not fit beside those of the first.
+    busy = holder("update", "a", "1", busy=True)
+    placed = place_beside("generate", 1, ("0", "1"), [engine, busy], most=1)
+    assert placed is None, "the group waits and does not join the engine on the other GPU"
+    assert place_beside("update", 2, ("0", "1"), [busy], most=2) is None
+    # The next run of a sweep has other models, whose engines do not fit beside those of the first.
     older, newer = holder("generate", "a", "0", last_used=1), holder("generate", "b", "0", last_used=2)
     assert place_beside("generate", 1, ("0",), [newer, older], most=2) == (("0",), ["generate-a"])
 
 
-def test_gpus_are_those_that_are_visible(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_only_visible_gpus_are_used(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(gpus, "has_gpu", lambda: True)
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "2,GPU-7f")
     assert usable_gpus(ClusterSection()) == ("2", "GPU-7f")
@@ -106,7 +105,7 @@ def test_gpus_are_those_that_are_visible(monkeypatch: pytest.MonkeyPatch) -> Non
     assert usable_gpus(ClusterSection(gpus=[2])) == ("2",)
 
 
-def test_engines_must_leave_room_for_trainers_where_they_share() -> None:
+def test_engines_that_share_gpus_with_trainers_must_leave_memory_for_them() -> None:
     check_gpus(ClusterSection(gpu_sharing="split", gpu_memory_share=0.45), 2, 1)
     check_gpus(ClusterSection(gpu_memory_share=0.95), 2, 1)
     check_gpus(ClusterSection(gpu_sharing="split"), 2, 2)
@@ -118,11 +117,11 @@ def test_engines_must_leave_room_for_trainers_where_they_share() -> None:
 
 SLEEP = WorkerCommand(CommandKind.SLEEP)
 
-# --- the pool ------------------------------------------------------------------------------------
+# --- the executor --------------------------------------------------------------------------------
 
 
 class FakeWorker:
-    """NOT a process: reports what the test lets it report."""
+    """NOT a process: its messages are written by the test."""
 
     started: list[FakeWorker]
 
@@ -161,7 +160,7 @@ class FakeWorker:
         progress: Progress | None = None,
         outcome: Outcome | None = None,
     ) -> None:
-        """About the task that it was sent last, unless another is named."""
+        """Write a message about the task that was sent last, unless another one is given."""
         last = self.last_task
         self.write(WorkerMessage(MessageKind(kind), run or last.run, task or last.task, progress, outcome))
 
@@ -236,7 +235,7 @@ def finish(executor: LocalExecutor, worker: FakeWorker) -> None:
         pass
 
 
-def test_split_keeps_engines_and_trainers_on_one_gpu_and_lets_one_work_at_a_time(pool: Any) -> None:
+def test_split_keeps_engines_and_trainers_on_one_gpu_and_one_of_them_works_at_a_time(pool: Any) -> None:
     executor, run = pool(gpus=[0], gpu_sharing="split", gpu_memory_share=0.4)
     cold_a, cold_b, update_a, hint = task("cold", "a"), task("cold", "b"), task("update", "a"), task("hint", "team")
     assert [t.key for t in executor.submit([(run, cold_a), (run, cold_b), (run, hint)])] == [cold_a, hint]
@@ -246,21 +245,18 @@ def test_split_keeps_engines_and_trainers_on_one_gpu_and_lets_one_work_at_a_time
     assert [t.key for t in executor.submit([(run, cold_b), (run, update_a)])] == [cold_b]
     engine_b = FakeWorker.started[-1]
     finish(executor, engine_b)
-    assert [t.key for t in executor.submit([(run, update_a), (run, cold_a)])] == [update_a], (
-        "an engine waits for its neighbour, too"
-    )
+    taken = [t.key for t in executor.submit([(run, update_a), (run, cold_a)])]
+    assert taken == [update_a], "the engine waits while the trainer on its GPU works"
     trainer = FakeWorker.started[-1]
     finish(executor, trainer)
     executor.submit([(run, cold_a)])
     assert [w.role.partition("-")[0] for w in FakeWorker.started] == ["generate", "score", "generate", "update"]
-    assert all(w.alive for w in FakeWorker.started), "nobody was ended for another"
+    assert all(w.alive for w in FakeWorker.started), "no worker ended because of another"
     assert [c.task for c in engine_a.commands] == [str(cold_a)] * 2
     assert [w.gpus for w in (engine_b, trainer)] == ["0", "0"]
 
 
-def test_engines_that_sleep_leave_their_gpu_before_another_worker_begins(
-    pool: Any, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_engines_release_gpu_memory_before_another_worker_begins(pool: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(executors, "gpu_memory", lambda gpus: 24.0)
     executor, run = pool(gpus=[0], gpu_sharing="sleep", num_weights=10**9)
     cold_a, cold_b, update_a = task("cold", "a"), task("cold", "b"), task("update", "a")
@@ -268,9 +264,9 @@ def test_engines_that_sleep_leave_their_gpu_before_another_worker_begins(
     (engine_a,) = FakeWorker.started
     assert engine_a.environment["CORE_HPC_GPU_SHARING"].split()[0] == "sleep"
     share = float(engine_a.environment["CORE_HPC_GPU_SHARING"].split()[1])
-    assert 0.3 < share < 0.9, "more than where engines share a GPU's memory"
+    assert 0.3 < share < 0.9, "more memory than with split"
     assert executor.submit([(run, cold_b)]) == []
-    assert engine_a.commands[-1].task == str(cold_a), "it is at work"
+    assert engine_a.commands[-1].task == str(cold_a), "it works, so it is not asked to sleep"
     finish(executor, engine_a)
 
     def starts_once_it_sleeps(key: TaskKey, sleeper: FakeWorker) -> FakeWorker:
@@ -278,7 +274,7 @@ def test_engines_that_sleep_leave_their_gpu_before_another_worker_begins(
         assert executor.submit([(run, key)]) == []
         assert executor.submit([(run, key)]) == []
         assert (len(FakeWorker.started), sleeper.commands[-1]) == (known, SLEEP)
-        assert sleeper.commands[-2] != SLEEP, "it is asked once"
+        assert sleeper.commands[-2] != SLEEP, "it is asked only once"
         sleeper.write(WorkerMessage(MessageKind.ASLEEP))
         assert executor.poll() == []
         assert [t.key for t in executor.submit([(run, key)])] == [key]
@@ -290,19 +286,18 @@ def test_engines_that_sleep_leave_their_gpu_before_another_worker_begins(
     trainer = starts_once_it_sleeps(update_a, engine_b)
     assert SLEEP not in trainer.commands
     finish(executor, trainer)
-    assert [t.key for t in executor.submit([(run, cold_a)])] == [cold_a], (
-        "both others on the GPU sleep, or are a trainer"
-    )
+    taken = [t.key for t in executor.submit([(run, cold_a)])]
+    assert taken == [cold_a], "the other engine on the GPU sleeps, and a trainer stays"
     assert all(w.alive for w in FakeWorker.started)
-    # What it says late, when it has been given a task, does not count.
-    os.write(engine_a._events, b'{"event": "asleep"}\n')
+    # A late message does not count, because the engine has a task again.
+    engine_a.write(WorkerMessage(MessageKind.ASLEEP))
     executor.poll()
     finish(executor, engine_a)
     assert executor.submit([(run, cold_b)]) == []
     assert engine_a.commands[-1] == SLEEP
 
 
-def test_evict_ends_an_idle_worker_for_another_that_needs_its_gpu(pool: Any) -> None:
+def test_evict_ends_an_idle_worker_when_another_needs_its_gpu(pool: Any) -> None:
     executor, run = pool(gpus=[0])
     cold_a, cold_b = task("cold", "a"), task("cold", "b")
     assert [t.key for t in executor.submit([(run, cold_a), (run, cold_b)])] == [cold_a]
@@ -312,7 +307,7 @@ def test_evict_ends_an_idle_worker_for_another_that_needs_its_gpu(pool: Any) -> 
     assert [w.alive for w in FakeWorker.started] == [False, True]
 
 
-def test_a_pool_that_is_stopped_waits_for_what_can_end_until_the_deadline(pool: Any) -> None:
+def test_stop_waits_for_tasks_until_the_deadline(pool: Any) -> None:
     executor, run = pool(num_running=4, update_ranks=2)
     keys = [task("cold", "a"), task("cold", "b"), task("update", "a")]
     assert [t.key for t in executor.submit([(run, key) for key in keys])] == keys
@@ -327,13 +322,13 @@ def test_a_pool_that_is_stopped_waits_for_what_can_end_until_the_deadline(pool: 
     ranks[0].report("stopped")
     quick.report("done")
     seen = {(kind_of(e), e.task.key) for e in (next(stopping), next(stopping))}
-    assert seen == {("stopped", keys[2]), ("done", keys[0])}, "an update has stopped when all its ranks have"
-    until[0] = time.time() + 0.05  # SLURM may ask for more haste meanwhile
+    assert seen == {("stopped", keys[2]), ("done", keys[0])}, "an update stops when all its ranks have stopped"
+    until[0] = time.time() + 0.05  # SLURM may set an earlier deadline meanwhile
     assert list(stopping) == []
-    assert hangs.alive, "it is ended by close"
+    assert hangs.alive, "only `close` ends it"
 
 
-def test_an_engine_does_as_many_parts_at_once_as_the_profile_says(pool: Any) -> None:
+def test_an_engine_runs_as_many_parts_at_once_as_configured(pool: Any) -> None:
     executor, run = pool(num_running=1, parts_in_engine=2)
     parts = [TaskKey(1, "cold", "a", p) for p in range(3)]
     assert [t.key for t in executor.submit([(run, key) for key in (*parts, task("cold", "b"))])] == parts[:2]
@@ -348,20 +343,19 @@ def test_an_engine_does_as_many_parts_at_once_as_the_profile_says(pool: Any) -> 
         ("progressed", parts[0]),
         ("failed", parts[1]),
     ]
-    assert [t.key for t in executor.submit([(run, parts[2])])] == [parts[2]], "its place is free again"
+    assert [t.key for t in executor.submit([(run, parts[2])])] == [parts[2]], "the engine can take another part"
     engine.die()
     found = []
     while len(found) < 3:
         found += executor.poll()
-    assert {(kind_of(e), e.task.key) for e in found[1:]} == {("failed", parts[0]), ("failed", parts[2])}, (
-        "both were in the process that died"
-    )
+    failed = {(kind_of(e), e.task.key) for e in found[1:]}
+    assert failed == {("failed", parts[0]), ("failed", parts[2])}, "both were in the process that died"
     assert [t.key for t in executor.submit([(run, task("update", "a"))])] == [task("update", "a")]
     assert executor.submit([(run, task("update", "b")), (run, parts[0])]) == []
     assert not FakeWorker.started[-1].shared_engine
 
 
-def test_tasks_of_the_same_name_of_two_runs_are_distinguished(pool: Any, tmp_path: Path) -> None:
+def test_equal_tasks_of_two_runs_are_distinguished(pool: Any, tmp_path: Path) -> None:
     executor, run = pool(parts_in_engine=2)
     other = dataclasses.replace(run, run_id="other", paths=RunPaths(tmp_path / "other"))
     cold = task("cold", "a")

@@ -1,4 +1,4 @@
-"""The estimate of the time left, on made-up times of tasks."""
+"""The estimate of the time left, with given times of tasks."""
 
 from __future__ import annotations
 
@@ -14,7 +14,12 @@ NEXT = [TaskKey(2, "cold", model, part) for part in (0, 1, 2) for model in MODEL
 
 
 def costs_of(*tasks: tuple[TaskKey, float, float], warm: bool = False, load_s: float = 0.0) -> TaskCosts:
-    """Costs after tasks that ended at a time and took so many seconds, of which `load_s` were loading."""
+    """The costs after some tasks.
+
+    Args:
+        tasks: key, time of the end, and duration of each.
+        load_s: how much of the duration is loading.
+    """
     costs = TaskCosts(warm=warm)
     for key, end, seconds in tasks:
         stats = {"seconds": {"load": load_s, "generate": seconds - load_s}, "num_completions": 4}
@@ -37,17 +42,20 @@ def test_work_is_divided_by_how_many_tasks_ran_at_once() -> None:
     assert left_s(costs, NEXT) == pytest.approx(30.0)  # 6 tasks of 10 s, two at a time
 
 
-def test_what_running_tasks_have_done_is_not_left() -> None:
+def test_the_finished_share_of_a_running_task_is_subtracted() -> None:
     costs = costs_of(*two_at_a_time())
     assert left_s(costs, NEXT, {NEXT[0]: Progress(3, 6, 0)}) == pytest.approx(27.5)
 
 
-def test_nothing_is_known_before_a_completion_was_sampled() -> None:
+def test_there_is_no_estimate_before_a_task_has_ended() -> None:
     assert left_s(TaskCosts(warm=True), NEXT) is None
 
 
-def test_a_new_kind_of_task_costs_its_expected_completions() -> None:
-    """10 s for 4 completions: an update that costs as much as 32 completions takes 80 s; team tasks are free so far."""
+def test_a_new_kind_of_task_is_estimated_from_its_expected_completions() -> None:
+    """4 completions took 10 s, so an update that costs 32 completions takes 80 s.
+
+    Tasks of the team cost nothing as long as none has ended.
+    """
     costs = costs_of((TaskKey(1, "cold", "m0"), 10.0, 10.0))
     assert left_s(costs, [TaskKey(1, "update", "m0"), TaskKey(1, "score", TEAM)]) == pytest.approx(80.0)
     costs.add(TaskKey(1, "update", "m1"), FinishedTask(20.0, 25.0, 5.0))
@@ -61,7 +69,7 @@ def test_a_warm_worker_does_not_load_again() -> None:
     assert warm.estimate_s(NEXT[0], EXPECTED) == pytest.approx(4.0)
 
 
-def test_a_night_without_a_controller_hardly_counts() -> None:
+def test_a_long_interruption_counts_only_a_little() -> None:
     costs = costs_of(*two_at_a_time(), (TaskKey(2, "cold", "m0", 9), 90_000.0, 10.0))
     left = left_s(costs, NEXT)
     assert left is not None

@@ -1,4 +1,7 @@
-"""The arrays driver's decisions, on a fake of SLURM's books (the real SLURM is in tests/integration and tests/faults)."""
+"""The decisions of the driver `arrays`, with a fake queue.
+
+Tests with the real SLURM are in tests/integration and tests/faults.
+"""
 
 from collections import Counter
 from collections.abc import Callable
@@ -22,8 +25,8 @@ from tests.support.fake_slurm import FakeSlurm, executor_of, kind_of, publish, r
 @pytest.fixture
 def make(tmp_path: Path, slurm: FakeSlurm) -> Callable[..., tuple[SlurmExecutor, Run, list[str]]]:
     def build(start_id: str = "start001", **changes: Any) -> tuple[SlurmExecutor, Run, list[str]]:
-        run, said = run_of(tmp_path, "arrays", **changes), list[str]()
-        return executor_of(run, slurm, start_id=start_id, notify=said.append), run, said
+        run, messages = run_of(tmp_path, "arrays", **changes), list[str]()
+        return executor_of(run, slurm, start_id=start_id, notify=messages.append), run, messages
 
     return build
 
@@ -36,10 +39,6 @@ def wanted(run: Run, *keys: TaskKey) -> list[tuple[Run, TaskKey]]:
     return [(run, key) for key in keys]
 
 
-def told(executor: SlurmExecutor) -> list[tuple[str, TaskKey]]:
-    return [(kind_of(e), e.task.key) for e in executor.poll()]
-
-
 def poll_until(executor: SlurmExecutor, kind: str, *, polls: int = 400) -> list[Any]:
     for _ in range(polls):
         if found := [e for e in executor.poll() if kind_of(e) == kind]:
@@ -47,7 +46,7 @@ def poll_until(executor: SlurmExecutor, kind: str, *, polls: int = 400) -> list[
     raise AssertionError(f"no {kind} event")
 
 
-def test_what_is_ready_at_once_is_one_array_and_parts_share_an_element(make: Any, slurm: FakeSlurm) -> None:
+def test_tasks_that_are_ready_together_are_one_array_and_parts_share_an_element(make: Any, slurm: FakeSlurm) -> None:
     executor, run, _ = make(generate={"parts_per_job": 2})
     keys = [cold(m, p) for p in range(3) for m in ("a", "b")]
     hint = TaskKey(1, "hint", "team")
@@ -74,35 +73,33 @@ def test_an_element_reports_each_of_its_tasks_when_it_is_published(make: Any, sl
     assert (folder.names(OPEN), len(folder.names(ENDED)), folder.names(FAILED)) == ([], 1, [])
 
 
-def test_arrays_are_cut_to_the_sites_and_the_users_limits(make: Any, slurm: FakeSlurm) -> None:
-    executor, run, said = make()
+def test_arrays_respect_the_limits_of_site_and_user(make: Any, slurm: FakeSlurm) -> None:
+    executor, run, messages = make()
     slurm.known = Limits(max_array_size=3, max_submitted=7)
-    slurm.entries = {
-        JobId(1, i): QueueEntry(JobId(1, i), "of something else", "RUNNING", "None", "n1", 0) for i in range(2)
-    }
+    slurm.entries = {JobId(1, i): QueueEntry(JobId(1, i), "foreign", "RUNNING", "None", "n1", 0) for i in range(2)}
     executor.poll()
     keys = [cold("a", p) for p in range(9)]
     assert [t.key for t in executor.submit(wanted(run, *keys))] == keys[:5]
     assert [len(s.elements) for s in slurm.submitted] == [3, 2]
-    assert any("room for 5 more" in words for words in said)
+    assert any("room for 5 more" in message for message in messages)
     assert executor.submit(wanted(run, *keys[5:])) == []
     slurm.entries.clear()
-    poll_until(executor, "failed")  # the five are unknown to the queue now: lost
+    poll_until(executor, "failed")  # the queue does not know the five any more: they are lost
     assert len(executor.submit(wanted(run, *keys[5:]))) == 4
 
 
-def test_a_later_controller_takes_over_and_remembers_failures_of_the_same_start(make: Any, slurm: FakeSlurm) -> None:
+def test_a_later_controller_takes_jobs_over_and_counts_failures_of_the_same_start(make: Any, slurm: FakeSlurm) -> None:
     executor, run, _ = make()
     executor.submit(wanted(run, cold("a"), cold("b")))
     (submission,) = slurm.submitted
     slurm.set(submission, 0, "RUNNING")
     slurm.set(submission, 1, "OUT_OF_MEMORY")
     assert [e.task.key for e in poll_until(executor, "failed")] == [cold("b")]
-    later, run, said = make()
+    later, run, messages = make()
     adopted = later.adopt([run])
     assert [t.key for t in adopted.tasks] == [cold("a")]
     assert adopted.attempts == {TaskRef(run.run_id, cold("b")): 1}
-    assert any("taking them over" in words for words in said)
+    assert any("taking them over" in message for message in messages)
     publish(run, cold("a"))
     assert [e.task.key for e in poll_until(later, "done")] == [cold("a")]
     by_user, run, _ = make(start_id="start002")
@@ -111,8 +108,10 @@ def test_a_later_controller_takes_over_and_remembers_failures_of_the_same_start(
     assert len(slurm.submitted) == 1
 
 
-def test_slurm_away_proves_nothing_and_published_files_are_still_seen(make: Any, slurm: FakeSlurm) -> None:
-    executor, run, said = make()
+def test_without_an_answer_of_slurm_nothing_is_concluded_and_published_files_are_seen(
+    make: Any, slurm: FakeSlurm
+) -> None:
+    executor, run, messages = make()
     executor.submit(wanted(run, cold("a"), cold("b")))
     slurm.entries.clear()
     slurm.available = False
@@ -120,14 +119,14 @@ def test_slurm_away_proves_nothing_and_published_files_are_still_seen(make: Any,
     assert [e.task.key for e in poll_until(executor, "done")] == [cold("b")]
     for _ in range(200):
         assert executor.poll() == []
-    assert sum("does not answer" in words for words in said) == 1
+    assert sum("does not answer" in message for message in messages) == 1
     slurm.available = True
     (lost,) = poll_until(executor, "failed")
     assert (lost.outcome.kind, lost.task.key) == ("lost", cold("a"))
-    assert "SLURM answers again" in said
+    assert "SLURM answers again" in messages
 
 
-def test_out_of_memory_is_tried_once_with_more(make: Any, slurm: FakeSlurm) -> None:
+def test_out_of_memory_gets_one_attempt_with_more_memory(make: Any, slurm: FakeSlurm) -> None:
     executor, run, _ = make(max_mem_gb=25)
     for mem_gb, counted in ((10, False), (25, True)):
         executor.submit(wanted(run, cold("a")))
@@ -138,8 +137,8 @@ def test_out_of_memory_is_tried_once_with_more(make: Any, slurm: FakeSlurm) -> N
         assert failed.outcome.counted is counted
 
 
-def test_a_node_that_fails_twice_in_a_row_is_excluded_but_never_most_nodes(make: Any, slurm: FakeSlurm) -> None:
-    executor, run, said = make()
+def test_a_node_that_fails_twice_in_a_row_is_excluded_but_most_nodes_remain(make: Any, slurm: FakeSlurm) -> None:
+    executor, run, messages = make()
     for node in ("n1", "n1", "n2", "n2", "n3", "n3"):
         executor.submit(wanted(run, cold("a")))
         slurm.set(slurm.submitted[-1], 0, "NODE_FAIL", node=node)
@@ -147,10 +146,10 @@ def test_a_node_that_fails_twice_in_a_row_is_excluded_but_never_most_nodes(make:
         assert failed.outcome.counted is False
     executor.submit(wanted(run, cold("a")))
     assert [s.excluded for s in slurm.submitted] == [[], [], ["n1"], ["n1"], ["n1", "n2"], ["n1", "n2"], ["n1", "n2"]]
-    assert sum("excluded from now on" in words for words in said) == 2
+    assert sum("excluded from now on" in message for message in messages) == 2
 
 
-def test_a_success_in_between_forgives_a_node(make: Any, slurm: FakeSlurm) -> None:
+def test_after_a_success_the_failures_of_a_node_count_from_zero(make: Any, slurm: FakeSlurm) -> None:
     executor, run, _ = make()
     for part, fails in enumerate((True, False, True, True)):
         executor.submit(wanted(run, cold("a", part)))
@@ -167,11 +166,11 @@ def test_a_success_in_between_forgives_a_node(make: Any, slurm: FakeSlurm) -> No
     assert slurm.submitted[-1].excluded == ["n1"]
 
 
-def test_a_refusal_that_may_pass_is_waited_for_and_another_stops_the_run(
+def test_after_a_temporary_refusal_there_is_another_attempt_and_any_other_refusal_stops_the_run(
     make: Any, slurm: FakeSlurm, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(slurm_executor, "REFUSED_WAIT_S", 0.05)
-    executor, run, said = make()
+    executor, run, messages = make()
     slurm.refusals = [
         "sbatch: error: Batch job submission failed: Invalid account or account/partition combination specified"
     ]
@@ -187,7 +186,7 @@ def test_a_refusal_that_may_pass_is_waited_for_and_another_stops_the_run(
     ]
     assert executor.submit(wanted(run, cold("a"))) == []
     assert executor.submit(wanted(run, cold("a"))) == []
-    assert "next attempt" in said[-1]
+    assert "next attempt" in messages[-1]
     for _ in range(200):
         if taken := executor.submit(wanted(run, cold("a"))):
             break
@@ -196,7 +195,7 @@ def test_a_refusal_that_may_pass_is_waited_for_and_another_stops_the_run(
 
 
 @pytest.mark.parametrize("known", ["complete", "incomplete", "unknown"])
-def test_a_submission_whose_controller_died_meanwhile_is_found_by_its_name(
+def test_a_submission_whose_controller_died_is_found_by_its_name(
     known: str, make: Any, slurm: FakeSlurm, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(watch, "UNSURE_WAIT_S", 0.02)
@@ -220,7 +219,7 @@ def test_a_submission_whose_controller_died_meanwhile_is_found_by_its_name(
     assert folder.names(OPEN, FAILED) == []
 
 
-def test_a_dependency_that_can_never_be_satisfied_is_cancelled_and_counts(make: Any, slurm: FakeSlurm) -> None:
+def test_a_job_whose_dependency_is_never_satisfied_is_cancelled_and_counts(make: Any, slurm: FakeSlurm) -> None:
     executor, run, _ = make()
     executor.submit(wanted(run, cold("a")))
     slurm.set(slurm.submitted[0], 0, "PENDING", reason="DependencyNeverSatisfied", node="")
@@ -230,7 +229,7 @@ def test_a_dependency_that_can_never_be_satisfied_is_cancelled_and_counts(make: 
     assert slurm.cancelled == [JobId(100)]
 
 
-def test_a_stopped_run_cancels_what_waits_and_leaves_what_runs(make: Any, slurm: FakeSlurm) -> None:
+def test_a_stopped_run_cancels_waiting_elements_and_keeps_running_ones(make: Any, slurm: FakeSlurm) -> None:
     executor, run, _ = make()
     executor.submit(wanted(run, cold("a"), cold("b")))
     slurm.set(slurm.submitted[0], 0, "RUNNING")

@@ -1,4 +1,4 @@
-"""Chains of phases in one element of an array (slurm.chain_wait_s): what is in them, and what becomes of those that broke."""
+"""Chains of phases in one element of an array (`slurm.chain_wait_s`), complete and incomplete."""
 
 from __future__ import annotations
 
@@ -74,14 +74,15 @@ def ended(executor: SlurmExecutor) -> list[tuple[str, TaskKey]]:
 
 
 def left(slurm: FakeSlurm, run: Run, submission: Submission, index: int, *keys: TaskKey) -> None:
-    """An element ends, and leaves tasks to others."""
-    body = {"kind": "done", "left": [str(key) for key in keys], "message": f"{keys[0]} was not there after 5 s"}
+    """An element ends and leaves tasks to other jobs."""
+    message = f"{keys[0]} was not published within 5 s"
+    body = {"kind": "done", "left": [str(key) for key in keys], "message": message}
     path = SubmissionFolder(run.paths.slurm).status_file(submission, index)
     manifests.write_json(path, {"node": "n1", "published": 1, "stopping": None, "outcome": body})
     slurm.set(submission, index, "COMPLETED")
 
 
-def test_cold_hint_and_rescue_follow_each_other_and_models_begin_with_different_parts() -> None:
+def test_a_chain_is_cold_hint_rescue_and_each_model_begins_with_another_part() -> None:
     keys = [cold(m, p) for p in range(4) for m in "ab"]
     chains = chains_of(GRAPH, keys, set(), 2)
     assert chains == [
@@ -90,16 +91,16 @@ def test_cold_hint_and_rescue_follow_each_other_and_models_begin_with_different_
         [cold("b", 0), cold("b", 1), hint(1), rescue("b", 1), hint(0), rescue("b", 0)],
         [cold("b", 2), cold("b", 3), hint(3), rescue("b", 3), hint(2), rescue("b", 2)],
     ]
-    for chain in chains:  # what an element does itself comes before what reads it
+    for chain in chains:  # a task comes after those of its inputs that are in the chain
         for place, key in enumerate(chain):
             assert not set(GRAPH.inputs(key)) & set(chain[place:])
 
 
-def test_a_cold_task_that_is_tried_again_brings_no_other_model() -> None:
+def test_a_repeated_cold_task_makes_a_chain_of_its_model_only() -> None:
     assert chains_of(GRAPH, [cold("b", 3)], {cold("a", 3)}, 2) == [[cold("b", 3), hint(3), rescue("b", 3)]]
 
 
-def test_an_update_follows_when_all_scores_of_its_iteration_are_there_or_asked_for() -> None:
+def test_an_update_follows_if_all_scores_of_its_iteration_are_published_or_in_the_chain() -> None:
     assert chains_of(GRAPH, [score(2), score(3)], {score(0)}, 9) == []
     assert chains_of(GRAPH, [score(2), score(3)], {score(0), score(1)}, 9) == [
         [score(2), score(3), update("a")],
@@ -107,13 +108,13 @@ def test_an_update_follows_when_all_scores_of_its_iteration_are_there_or_asked_f
     ]
 
 
-def test_what_is_published_is_left_out_and_an_element_that_goes_on_with_nothing_is_no_chain() -> None:
+def test_published_tasks_are_left_out_and_without_a_further_task_there_is_no_chain() -> None:
     assert chains_of(GRAPH, [hint(0)], {rescue("a", 0)}, 1) == [[hint(0), rescue("b", 0)]]
     assert chains_of(GRAPH, [hint(0)], {rescue("a", 0), rescue("b", 0)}, 1) == []
     assert chains_of(GRAPH, [cold("a")], {rescue("a"), hint()}, 1) == []
 
 
-def test_what_an_element_does_later_is_not_submitted_again(make: Make, slurm: FakeSlurm) -> None:
+def test_tasks_of_an_open_chain_are_not_submitted_again(make: Make, slurm: FakeSlurm) -> None:
     executor, run = make()
     assert ask(executor, run, cold("a"), cold("b")) == [cold("a"), cold("b")]
     (submission,) = slurm.submitted
@@ -122,9 +123,8 @@ def test_what_an_element_does_later_is_not_submitted_again(make: Make, slurm: Fa
     for index in (0, 1):
         slurm.set(submission, index, "RUNNING")
     started = [e.task.key for e in events(executor) if kind_of(e) == "started"]
-    assert started == [key for m in "ab" for key in (cold(m), hint(), rescue(m))], (
-        "the scheduler ignores what it did not submit"
-    )
+    # The scheduler ignores events of tasks that it did not submit.
+    assert started == [key for m in "ab" for key in (cold(m), hint(), rescue(m))]
     for key in (cold("a"), cold("b")):
         publish(run, key)
     assert {e.task.key for e in events(executor)} == {cold("a"), cold("b")}
@@ -143,8 +143,8 @@ def test_what_an_element_does_later_is_not_submitted_again(make: Make, slurm: Fa
     assert slurm.submitted[1].elements == [[str(score()), str(update(m))] for m in "ab"]
 
 
-def test_what_an_element_left_is_submitted_when_it_is_ready(make: Make, slurm: FakeSlurm) -> None:
-    """Model b comes late: the element of a ends without its rescue, and that is no failure."""
+def test_tasks_that_an_element_left_are_submitted_when_they_are_ready(make: Make, slurm: FakeSlurm) -> None:
+    """Model b is late, so the element of model a ends without its rescue. This is no failure."""
     executor, run = make()
     ask(executor, run, cold("a"), cold("b"))
     (submission,) = slurm.submitted
@@ -162,7 +162,7 @@ def test_what_an_element_left_is_submitted_when_it_is_ready(make: Make, slurm: F
     assert [name for name, _ in SubmissionFolder(run.paths.slurm).names(ENDED)] == [submission.name]
 
 
-def test_an_element_that_left_what_was_asked_for_meanwhile_gives_it_back(make: Make, slurm: FakeSlurm) -> None:
+def test_submitted_tasks_that_an_element_left_are_released(make: Make, slurm: FakeSlurm) -> None:
     executor, run = make()
     ask(executor, run, cold("a"), cold("b"))
     (submission,) = slurm.submitted
@@ -178,7 +178,7 @@ def test_an_element_that_left_what_was_asked_for_meanwhile_gives_it_back(make: M
     assert slurm.submitted[-1].elements == [[str(hint()), str(rescue(m))] for m in "ab"]
 
 
-def test_what_an_element_says_that_it_did_must_be_seen_before_it_counts_as_ended(make: Make, slurm: FakeSlurm) -> None:
+def test_an_element_counts_as_ended_only_when_its_publications_are_seen(make: Make, slurm: FakeSlurm) -> None:
     executor, run = make()
     ask(executor, run, cold("a"))
     left(slurm, run, slurm.submitted[0], 0, hint(), rescue("a"))
@@ -188,20 +188,17 @@ def test_what_an_element_says_that_it_did_must_be_seen_before_it_counts_as_ended
     assert SubmissionFolder(run.paths.slurm).names(OPEN) == []
 
 
-def test_a_failure_in_what_follows_is_told_and_counts_once(make: Make, slurm: FakeSlurm) -> None:
+def test_a_failure_in_a_later_phase_is_reported_once(make: Make, slurm: FakeSlurm) -> None:
     executor, run = make()
     ask(executor, run, cold("a"), cold("b"))
     (submission,) = slurm.submitted
     for key in (cold("a"), cold("b")):
         publish(run, key)
     slurm.set(submission, 0, "NODE_FAIL")
-    told = [(kind_of(e), e.task.key) for e in events(executor) if kind_of(e) == "failed"]
-    assert told == [("failed", hint())]
+    assert [e.task.key for e in events(executor) if kind_of(e) == "failed"] == [hint()]
 
 
-def test_without_rescue_every_phase_is_an_array_of_its_own_but_the_update_follows_the_scores(
-    make: Make, slurm: FakeSlurm
-) -> None:
+def test_without_rescue_only_scores_and_updates_are_a_chain(make: Make, slurm: FakeSlurm) -> None:
     executor, run = make(rescue_samples=0)
     ask(executor, run, cold("a"), cold("b"))
     assert slurm.submitted[0].elements == [[str(cold("a"))], [str(cold("b"))]]

@@ -1,4 +1,4 @@
-"""Answers of Slurm 22.05, as recorded, are read right; silence and nonsense are never taken for an answer."""
+"""Parsing of recorded output of SLURM 22.05. Missing or unknown output proves nothing."""
 
 from __future__ import annotations
 
@@ -32,11 +32,11 @@ from core_hpc.slurm.parse import (
 
 
 def squeue_record(*fields: str) -> str:
-    """As `squeue -O` prints it in our format (the name, with whatever it holds, last)."""
+    """A record as `squeue -O` prints it with `QUEUE_FORMAT`. The name comes last."""
     return "\x1f".join(fields) + "\x1e\n"
 
 
-# Recorded from the development cluster: one of each ending.
+# Recorded on the development cluster: every way in which a job ends.
 QUEUE = "".join(
     [
         squeue_record("5439905", "2", "CANCELLED", "None", "0", "b1", 'odd|na\x1fme with "q", tab\there'),
@@ -61,7 +61,7 @@ ACCOUNTING = """\
 """
 
 
-def test_queue_entries_whatever_a_job_is_called() -> None:
+def test_queue_entries_with_any_job_name() -> None:
     entries = {e.id: e for e in parse_queue(QUEUE)}
     assert len(entries) == 8
     assert entries[JobId(5439905, 2)].name == 'odd|na\x1fme with "q", tab\there'
@@ -80,12 +80,12 @@ def test_queue_entries_whatever_a_job_is_called() -> None:
 
 
 @pytest.mark.parametrize("text", ["slurm_load_jobs: something new\n", QUEUE[:-60], QUEUE.replace("5439925", "job")])
-def test_an_answer_that_is_cut_or_not_understood_is_no_answer(text: str) -> None:
+def test_output_that_is_cut_off_or_unknown_is_an_error(text: str) -> None:
     with pytest.raises(SlurmUnavailableError, match="not understood"):
         parse_queue(text)
 
 
-def test_states_are_one_or_the_other() -> None:
+def test_no_state_is_active_and_final() -> None:
     assert not ACTIVE & FINAL
     assert {"PENDING", "COMPLETING", "REQUEUED"} <= ACTIVE
     assert {"COMPLETED", "TIMEOUT", "PREEMPTED", "OUT_OF_MEMORY"} <= FINAL
@@ -103,7 +103,7 @@ def test_accounting_rows() -> None:
     assert {id.index for id in rows if id.job == 5439931} == {None, 12, 17, 46}
 
 
-def test_an_elements_own_row_goes_before_the_row_of_the_rest() -> None:
+def test_the_own_row_of_an_element_wins_over_a_shared_row() -> None:
     own, rest = "7_2|FAILED|1:0|b1|5|6\n", "7_[0-5]|PENDING|0:0|None assigned|Unknown|Unknown\n"
     for text in (own + rest, rest + own):
         rows = parse_accounting(text)
@@ -119,7 +119,8 @@ def test_index_expressions() -> None:
 
 def test_configuration_and_partitions() -> None:
     config = parse_config(
-        "Configuration data as of 2026-11-23T13:02:10\nMaxArraySize            = 20001\nMinJobAge               = 300 sec\n"
+        "Configuration data as of 2026-11-23T13:02:10\n"
+        "MaxArraySize            = 20001\nMinJobAge               = 300 sec\n"
         "SchedulerParameters     = batch_sched_delay=0,max_array_tasks=500\n\nSlurmctld(primary) at vm is UP\n"
     )
     assert config == {
@@ -128,7 +129,8 @@ def test_configuration_and_partitions() -> None:
         "SchedulerParameters": "batch_sched_delay=0,max_array_tasks=500",
     }
     described = (
-        "PartitionName=gpu AllowGroups=ALL Default=YES QoS=gpu-limits MaxTime=2-00:00:00 PreemptMode=OFF State=UP TRES=cpu=8,mem=16000M\n"
+        "PartitionName=gpu AllowGroups=ALL Default=YES QoS=gpu-limits MaxTime=2-00:00:00 PreemptMode=OFF State=UP "
+        "TRES=cpu=8,mem=16000M\n"
         "PartitionName=spare Default=NO GraceTime=5 QoS=N/A MaxTime=UNLIMITED PreemptMode=REQUEUE State=DRAIN\n"
     )
     nodes = "gpu|gpu:a100:4(S:0-1)|64|512000+\ngpu|gpu:h100:8|128|1024000\nspare|(null)|4|8192\n"
@@ -155,11 +157,11 @@ def test_associations() -> None:
     assert (part.partition, part.default_qos, part.max_submitted) == ("gpu", "normal", None)
 
 
-# --- with commands that are played by scripts ----------------------------------------------------
+# --- with scripts instead of the commands --------------------------------------------------------
 
 
 class FakeSlurm:
-    """A folder of scripts in place of Slurm's commands. Each call's arguments are kept."""
+    """NOT SLURM: a folder with scripts instead of its commands. They record their arguments."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -170,7 +172,8 @@ class FakeSlurm:
         (self.folder / f"{name}.err").write_text(error)
         path = self.folder / name
         path.write_text(
-            f'#!/bin/sh\nhere="{self.folder}"\nprintf "%s\\n" "$*" >> "$here/{name}.calls"\nenv > "$here/{name}.env"\n{body}\n'
+            f'#!/bin/sh\nhere="{self.folder}"\n'
+            f'printf "%s\\n" "$*" >> "$here/{name}.calls"\nenv > "$here/{name}.env"\n{body}\n'
             f'/bin/cat "$here/{name}.out"\n/bin/cat "$here/{name}.err" >&2\nexit {status}\n'
         )
         path.chmod(0o755)
@@ -191,7 +194,9 @@ def fake(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> FakeSlurm:
     return fake
 
 
-def test_the_users_own_settings_do_not_change_the_answers(fake: FakeSlurm, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_environment_variables_of_the_user_do_not_change_the_output(
+    fake: FakeSlurm, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("SQUEUE_FORMAT", "%i")
     monkeypatch.setenv("SLURM_TIME_FORMAT", "relative")
     monkeypatch.setenv("SLURM_CLUSTERS", "other")
@@ -209,24 +214,24 @@ def test_the_users_own_settings_do_not_change_the_answers(fake: FakeSlurm, monke
 
 
 @pytest.mark.parametrize(
-    "words",
+    "message",
     [
         "slurm_load_jobs error: Unable to contact slurm controller (connect failure)",
         "slurm_load_jobs error: Socket timed out on send/recv operation",
         "squeue: error: Zero Bytes were transmitted or received",
-        "words that nobody has heard before",
+        "an unknown message",
     ],
 )
-def test_no_answer_says_so_with_the_words_of_slurm(fake: FakeSlurm, words: str) -> None:
-    fake.command("squeue", error=f"{words}\n", status=1)
+def test_the_error_has_the_message_of_slurm(fake: FakeSlurm, message: str) -> None:
+    fake.command("squeue", error=f"{message}\n", status=1)
     with pytest.raises(SlurmUnavailableError) as caught:
         Slurm().queue()
-    assert words in str(caught.value)
+    assert message in str(caught.value)
     with pytest.raises(SlurmUnavailableError):
         Slurm().has_ended(5)
 
 
-def test_a_command_that_hangs_is_given_up(fake: FakeSlurm) -> None:
+def test_a_command_that_hangs_is_ended(fake: FakeSlurm) -> None:
     fake.command("squeue", body="exec /bin/sleep 60")
     started = time.monotonic()
     with pytest.raises(SlurmUnavailableError, match="did not answer within"):
@@ -234,7 +239,7 @@ def test_a_command_that_hangs_is_given_up(fake: FakeSlurm) -> None:
     assert time.monotonic() - started < 30
 
 
-def test_no_slurm_here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_machine_without_slurm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", str(tmp_path))
     assert not slurm_installed()
     with pytest.raises(CoreHpcError, match="squeue is not on PATH") as caught:
@@ -246,29 +251,29 @@ def test_no_slurm_here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize(
     ("state", "ended"), [("RUNNING", False), ("COMPLETING", False), ("COMPLETED", True), ("A_NEW_STATE", False)]
 )
-def test_a_job_has_ended_only_on_slurms_word(fake: FakeSlurm, state: str, ended: bool) -> None:
+def test_a_job_has_ended_only_if_slurm_confirms_it(fake: FakeSlurm, state: str, ended: bool) -> None:
     others = squeue_record("7", "0", "FAILED", "None", "0", "n1", "x")
     fake.command("squeue", others + squeue_record("7", "1", state, "None", "0", "n1", "x"))
     assert Slurm().has_ended(7) is ended
 
 
-def test_a_job_that_slurm_has_forgotten_has_ended(fake: FakeSlurm) -> None:
+def test_a_job_that_slurm_does_not_know_any_more_has_ended(fake: FakeSlurm) -> None:
     fake.command("squeue", error="slurm_load_jobs error: Invalid job id specified\n", status=1)
     assert Slurm().has_ended(7)
     fake.command("squeue")
-    with pytest.raises(SlurmUnavailableError, match="said nothing"):
+    with pytest.raises(SlurmUnavailableError, match="reported nothing"):
         Slurm().has_ended(7)
 
 
 @pytest.mark.parametrize(
-    "words",
+    "message",
     [
         "Slurm accounting storage is disabled",
         "sacct: error: Problem talking to the database: Connection refused",
     ],
 )
-def test_no_accounting(fake: FakeSlurm, words: str) -> None:
-    fake.command("sacct", error=f"{words}\n", status=1)
+def test_no_accounting(fake: FakeSlurm, message: str) -> None:
+    fake.command("sacct", error=f"{message}\n", status=1)
     assert Slurm().accounting([7], since=time.time()) is None
 
 
@@ -283,7 +288,7 @@ def test_accounting_is_one_call(fake: FakeSlurm) -> None:
     assert "-j 5439905,5439907 " in fake.calls("sacct")[0]
 
 
-def test_cancelling_in_chunks_and_what_has_ended_is_no_error(fake: FakeSlurm) -> None:
+def test_jobs_are_cancelled_in_chunks_and_ended_jobs_are_no_error(fake: FakeSlurm) -> None:
     ended = "scancel: error: Kill job error on job id 7_1: Job/step already completing or completed\n"
     fake.command("scancel", error=ended, status=1)
     Slurm().cancel([JobId(7, i) for i in range(1200)] + [9])
@@ -299,7 +304,10 @@ def test_cancelling_in_chunks_and_what_has_ended_is_no_error(fake: FakeSlurm) ->
 
 
 def _site(fake: FakeSlurm, *, enforce: str, associations: str = "", qos: str = "", parameters: str = "(null)") -> Slurm:
-    config = f"MaxArraySize = 1001\\nClusterName = c\\nAccountingStorageEnforce = {enforce}\\nSchedulerParameters = {parameters}\\n"
+    config = (
+        f"MaxArraySize = 1001\\nClusterName = c\\nAccountingStorageEnforce = {enforce}\\n"
+        f"SchedulerParameters = {parameters}\\n"
+    )
     partition = "PartitionName=gpu Default=YES QoS=part MaxTime=UNLIMITED State=UP\\n"
     fake.command("scontrol", body=f"case \"$*\" in *config*) printf '{config}';; *) printf '{partition}';; esac")
     fake.command("sinfo", "gpu|gpu:4|8|1024\n")
@@ -321,7 +329,7 @@ ASSOCIATIONS = "proj||normal,tight||100|\\nproj|gpu|normal||40|\\nother||normal|
         (None, None, "stranger", 60),
     ],
 )
-def test_the_least_limit_holds(
+def test_the_smallest_limit_applies(
     fake: FakeSlurm, partition: str | None, qos: str | None, account: str | None, most: int
 ) -> None:
     slurm = _site(

@@ -1,4 +1,4 @@
-"""How the end of a job's element is read: SLURM's word, the status files, the log."""
+"""The outcome of an element, from the state in SLURM, the status files and the log."""
 
 from typing import Any
 
@@ -18,7 +18,7 @@ def status(outcome: dict[str, Any] | None = None, **changes: Any) -> JobStatus:
     return JobStatus.from_json({**body, **changes})
 
 
-def told(
+def explained(
     state: str | None, *statuses: JobStatus, log: str = "", settled: bool = True, lost: bool = False
 ) -> Outcome | None:
     return explain(state, statuses, log, nodes="n7", settled=settled, lost=lost)
@@ -37,16 +37,16 @@ def told(
         ("COMPLETED", OutcomeKind.DIED, True),
     ],
 )
-def test_without_a_word_of_the_job_slurm_decides(state: str, kind: str, counted: bool) -> None:
-    outcome = told(state, status())
+def test_without_a_report_of_the_job_the_state_decides(state: str, kind: str, counted: bool) -> None:
+    outcome = explained(state, status())
     assert outcome is not None
     assert (outcome.kind, outcome.counted, outcome.node) == (kind, counted, "n7")
 
 
-def test_a_failure_that_the_task_reported_wins_over_slurms_word() -> None:
+def test_a_failure_that_the_task_reported_wins_over_the_state() -> None:
     failed = {"kind": "error", "message": "ValueError: no", "traceback": "Traceback ..."}
     for state in ("FAILED", "CANCELLED", "COMPLETED", "NODE_FAIL", None):
-        outcome = told(state, status(failed))
+        outcome = explained(state, status(failed))
         assert outcome is not None
         assert (outcome.kind, outcome.message, outcome.traceback, outcome.counted) == (
             "error",
@@ -56,28 +56,28 @@ def test_a_failure_that_the_task_reported_wins_over_slurms_word() -> None:
         )
 
 
-def test_the_rank_that_failed_is_named_not_the_one_that_was_ended_for_it() -> None:
+def test_the_rank_that_failed_is_reported_and_not_a_rank_that_was_ended_afterwards() -> None:
     ended = status({"kind": "stopped", "reason": StopReason.TERMINATED}, stopping=StopReason.TERMINATED)
     failed = status({"kind": "died", "message": "worker ended with signal SIGKILL"}, node="n9")
-    outcome = told("FAILED", ended, failed)
+    outcome = explained("FAILED", ended, failed)
     assert outcome is not None
     assert (outcome.kind, outcome.node) == (OutcomeKind.DIED, "n9")
 
 
 @pytest.mark.parametrize("log", [OOM_BY_POLLING, OOM_BY_CGROUP])
-def test_out_of_memory_is_seen_in_the_log_where_slurm_says_failed(log: str) -> None:
+def test_out_of_memory_is_found_in_the_log_if_the_state_is_failed(log: str) -> None:
     died = {"kind": "died", "message": "worker ended with signal SIGKILL"}
     for statuses in ([status()], [status(died)], []):
-        outcome = told("FAILED", *statuses, log=log)
+        outcome = explained("FAILED", *statuses, log=log)
         assert outcome is not None
         assert outcome.kind == OutcomeKind.OUT_OF_MEMORY
 
 
 def test_a_time_limit_counts_only_when_nothing_was_gained() -> None:
     stopped = {"kind": "stopped", "reason": StopReason.TIME_LIMIT, "message": "had to be ended in the middle of a task"}
-    nothing = told("COMPLETED", status(stopped))
-    part = told("COMPLETED", status(stopped, published=1))
-    saved = told("COMPLETED", status({**stopped, "gained": True}))
+    nothing = explained("COMPLETED", status(stopped))
+    part = explained("COMPLETED", status(stopped, published=1))
+    saved = explained("COMPLETED", status({**stopped, "gained": True}))
     assert nothing is not None
     assert part is not None
     assert saved is not None
@@ -86,10 +86,10 @@ def test_a_time_limit_counts_only_when_nothing_was_gained() -> None:
 
 
 def test_a_preemption_never_counts_and_a_cancellation_does() -> None:
-    preempted = told("COMPLETED", status({"kind": "stopped", "reason": StopReason.PREEMPTED}))
-    killed_in_grace = told("PREEMPTED", status(stopping=StopReason.PREEMPTED))
-    by_term = told("PREEMPTED", status({"kind": "stopped", "reason": StopReason.TERMINATED}))
-    cancelled = told("CANCELLED", status({"kind": "stopped", "reason": StopReason.TERMINATED}))
+    preempted = explained("COMPLETED", status({"kind": "stopped", "reason": StopReason.PREEMPTED}))
+    killed_in_grace = explained("PREEMPTED", status(stopping=StopReason.PREEMPTED))
+    by_term = explained("PREEMPTED", status({"kind": "stopped", "reason": StopReason.TERMINATED}))
+    cancelled = explained("CANCELLED", status({"kind": "stopped", "reason": StopReason.TERMINATED}))
     assert [o is not None and o.counted for o in (preempted, killed_in_grace, by_term, cancelled)] == [
         False,
         False,
@@ -98,26 +98,26 @@ def test_a_preemption_never_counts_and_a_cancellation_does() -> None:
     ]
 
 
-def test_slurms_time_out_wins_over_the_jobs_guess() -> None:
-    """An administrator may shorten the limit of a running job, which then takes the warning for a preemption."""
-    outcome = told("TIMEOUT", status({"kind": "stopped", "reason": StopReason.PREEMPTED}))
+def test_the_state_timeout_wins_over_the_reason_that_the_job_reported() -> None:
+    """If somebody shortens the limit of a running job, the job itself reports a preemption."""
+    outcome = explained("TIMEOUT", status({"kind": "stopped", "reason": StopReason.PREEMPTED}))
     assert outcome is not None
     assert (outcome.kind, outcome.counted) == (OutcomeKind.TIME_LIMIT, True)
 
 
 def test_nothing_is_concluded_too_early() -> None:
-    assert told("FAILED", status(), settled=False) is None
-    assert told(None, settled=True) is None
-    assert told("COMPLETED", status({"kind": "done"})) is None
+    assert explained("FAILED", status(), settled=False) is None
+    assert explained(None, settled=True) is None
+    assert explained("COMPLETED", status({"kind": "done"})) is None
     for state, statuses in (("COMPLETED", [status({"kind": "done"})]), (None, [])):
-        outcome = told(state, *statuses, lost=True)
+        outcome = explained(state, *statuses, lost=True)
         assert outcome is not None
         assert outcome.kind == OutcomeKind.LOST
 
 
-def test_a_full_disk_stops_the_run_at_once() -> None:
+def test_a_full_disk_is_final() -> None:
     failed = {"kind": "error", "message": "OSError: [Errno 28] No space left on device: 'x'", "traceback": ""}
-    outcome = told("FAILED", status(failed))
+    outcome = explained("FAILED", status(failed))
     assert outcome is not None
     assert outcome.kind == "final"
     assert "Free space" in outcome.message
@@ -125,6 +125,6 @@ def test_a_full_disk_stops_the_run_at_once() -> None:
 
 def test_a_damaged_input_is_passed_on_with_its_manifest() -> None:
     failed = {"kind": "damaged", "message": "m: torn", "traceback": "", "manifest": "/runs/m.manifest.json"}
-    outcome = told("FAILED", status(failed))
+    outcome = explained("FAILED", status(failed))
     assert outcome is not None
     assert (outcome.kind, outcome.manifest) == ("damaged", "/runs/m.manifest.json")

@@ -1,4 +1,7 @@
-"""The driver `resident` outside its jobs, on a fake of SLURM's books (a real job is in tests/integration/test_resident.py)."""
+"""The driver `resident` outside its jobs, with a fake queue.
+
+tests/integration/test_resident.py has a real job.
+"""
 
 from __future__ import annotations
 
@@ -30,14 +33,14 @@ Make = Callable[..., tuple[SlurmExecutor, Run, list[str]]]
 @pytest.fixture
 def make(tmp_path: Path, slurm: FakeSlurm) -> Make:
     def build(start_id: str = "start001", **changes: Any) -> tuple[SlurmExecutor, Run, list[str]]:
-        run, said = run_of(tmp_path, "resident", **changes), list[str]()
-        return executor_of(run, slurm, start_id=start_id, notify=said.append), run, said
+        run, messages = run_of(tmp_path, "resident", **changes), list[str]()
+        return executor_of(run, slurm, start_id=start_id, notify=messages.append), run, messages
 
     return build
 
 
 class Job:
-    """What the last job that was submitted writes and does."""
+    """Does what the job does that was submitted last: publishes, fails, writes its status, ends."""
 
     def __init__(self, run: Run, slurm: FakeSlurm) -> None:
         self._run, self._slurm, self.submission = run, slurm, slurm.submitted[-1]
@@ -89,9 +92,7 @@ def state_of(run: Run) -> RunProgress:
     return inspect_run(run)[0]
 
 
-def test_a_run_gets_one_job_for_all_that_is_left_and_nothing_is_submitted_for_what_follows(
-    make: Make, slurm: FakeSlurm
-) -> None:
+def test_a_run_gets_one_job_for_all_its_open_tasks_and_no_further_job(make: Make, slurm: FakeSlurm) -> None:
     executor, run, _ = make()
     publish(run, A)
     assert [t.key for t in executor.submit([(run, B)])] == [B]
@@ -103,17 +104,17 @@ def test_a_run_gets_one_job_for_all_that_is_left_and_nothing_is_submitted_for_wh
     assert kinds(events(executor))[:2] == [("started", B), ("progressed", B)]
     job.publish(B)
     hint = TaskKey(1, "hint", "team", 0)
-    job.publish(hint)  # before the scheduler has asked for it
+    job.publish(hint)  # before the scheduler has submitted it
     assert kinds(events(executor)) == [("done", B), ("done", hint)]
     rescue = TaskKey(1, "rescue", "a", 0)
     assert [t.key for t in executor.submit([(run, rescue)])] == [rescue]
     assert len(slurm.submitted) == 1
 
 
-def test_the_successor_takes_what_is_left_at_once_and_a_limit_that_gained_something_is_no_try(
+def test_the_successor_gets_the_open_tasks_and_a_time_limit_after_publications_does_not_count(
     make: Make, slurm: FakeSlurm
 ) -> None:
-    """The scheduler drives a run to its end through jobs that each publish five tasks and then reach their time limit."""
+    """Every job publishes five tasks and then reaches its time limit, until the run is finished."""
     executor, run, _ = make()
     jobs: list[Job] = []
     done: list[list[TaskKey]] = []
@@ -128,28 +129,28 @@ def test_the_successor_takes_what_is_left_at_once_and_a_limit_that_gained_someth
         left = [key for key in jobs[-1].submission.keys(0) if not run.paths.task_manifest(key).exists()]
         if len(done[-1]) == 5 and left:
             jobs[-1].end(TIME_LIMIT)
-        elif left:  # in graph order: one after the other
+        elif left:  # one task per look, in the order of the graph
             jobs[-1].publish(left[0])
             done[-1].append(left[0])
         return look()
 
     slurm.queue = queue  # type: ignore[method-assign]
     progress = state_of(run)
-    told: list[Event] = []
+    seen: list[Event] = []
 
-    class Ear:
+    class Recorder:
         def on_event(self, progress: RunProgress, event: Event) -> None:
-            told.append(event)
+            seen.append(event)
 
-    assert Scheduler([progress], executor, [Ear()], max_attempts=1).run()
+    assert Scheduler([progress], executor, [Recorder()], max_attempts=1).run()
     assert progress.finished
     assert progress.stopped is None
     tasks = list(run.graph().tasks())
     assert [key for keys in done for key in keys] == tasks
     assert len(jobs) == -(-len(tasks) // 5) > 3
     assert [j.submission.keys(0) for j in jobs] == [tasks[5 * i :] for i in range(len(jobs))]
-    assert [e.task.key for e in told if kind_of(e) == "done"] == tasks
-    failed = [e.outcome for e in failures(told)]
+    assert [e.task.key for e in seen if kind_of(e) == "done"] == tasks
+    failed = [e.outcome for e in failures(seen)]
     assert len(failed) == len(jobs) - 1
     assert not any(f.counted for f in failed)
     assert "reached its time limit" in failed[0].message
@@ -157,7 +158,7 @@ def test_the_successor_takes_what_is_left_at_once_and_a_limit_that_gained_someth
     assert [len(folder.names(state)) for state in (OPEN, FAILED, ENDED)] == [0, len(jobs) - 1, 1]
 
 
-def test_a_time_limit_without_gain_counts_for_the_first_task_that_is_left(make: Make, slurm: FakeSlurm) -> None:
+def test_a_time_limit_without_publications_counts_for_the_first_open_task(make: Make, slurm: FakeSlurm) -> None:
     executor, run, _ = make()
     first = run.graph().tasks()[0]
     executor.submit([(run, first), (run, B)])
@@ -165,7 +166,7 @@ def test_a_time_limit_without_gain_counts_for_the_first_task_that_is_left(make: 
     found = events(executor)
     (failed,) = failures(found)
     assert (failed.task.key, failed.outcome.counted) == (first, True)
-    assert ("released", B) in kinds(found), "the scheduler submits it again, and a job is needed"
+    assert ("released", B) in kinds(found), "the scheduler offers it again, so that it gets a new job"
     assert [t.key for t in executor.submit([(run, B)])] == [B]
     assert len(slurm.submitted) == 2
     later, run, _ = make()
@@ -173,7 +174,7 @@ def test_a_time_limit_without_gain_counts_for_the_first_task_that_is_left(make: 
     assert (adopted.tasks, adopted.attempts) == ([], {TaskRef(run.run_id, first): 1})
 
 
-def test_failures_inside_count_as_under_the_other_drivers_and_stop_the_run_with_the_same_words(
+def test_failures_inside_count_as_under_the_other_drivers_and_stop_the_run_with_the_same_message(
     make: Make, slurm: FakeSlurm
 ) -> None:
     executor, run, _ = make()
@@ -201,7 +202,7 @@ def test_failures_inside_count_as_under_the_other_drivers_and_stop_the_run_with_
     assert len(slurm.submitted) == 1
 
 
-def test_a_full_disk_inside_is_final_and_the_job_is_cancelled(make: Make, slurm: FakeSlurm) -> None:
+def test_a_full_disk_inside_a_job_is_final_and_the_job_is_cancelled(make: Make, slurm: FakeSlurm) -> None:
     executor, run, _ = make()
     assert len(executor.submit([(run, A), (run, B)])) == 2
     Job(run, slurm).fail(A, message="OSError: [Errno 28] No space left on device")
@@ -213,7 +214,7 @@ def test_a_full_disk_inside_is_final_and_the_job_is_cancelled(make: Make, slurm:
     assert len(slurm.submitted) == 1, "a run that was stopped gets no successor"
 
 
-def test_what_was_damaged_and_made_again_inside_is_seen_again(make: Make, slurm: FakeSlurm) -> None:
+def test_a_damaged_publication_that_the_job_makes_again_is_reported_again(make: Make, slurm: FakeSlurm) -> None:
     executor, run, _ = make()
     for key in (A, B):
         publish(run, key)
@@ -224,7 +225,7 @@ def test_what_was_damaged_and_made_again_inside_is_seen_again(make: Make, slurm:
     job.fail(hint, kind="damaged", message="torn", manifest=str(manifest))
     (failed,) = failures(events(executor))
     assert (failed.task.key, failed.outcome.manifest) == (hint, str(manifest))
-    assert [t.key for t in executor.submit([(run, A)])] == [A], "its job makes it again"
+    assert [t.key for t in executor.submit([(run, A)])] == [A], "the open job makes it again"
     job.publish(A)
     assert ("done", A) in kinds(events(executor))
 
@@ -239,7 +240,7 @@ def test_controller_and_job_may_set_the_same_file_aside(
     set_aside = manifests.set_aside
 
     def second(path: Path) -> Path:
-        """The other one was quicker, between this one's look and its own."""
+        """Another process sets the file aside between the check and the call."""
         set_aside(path)
         return set_aside(path)
 
@@ -256,7 +257,7 @@ def test_controller_and_job_may_set_the_same_file_aside(
     assert (A in progress.published, manifest.exists(), progress.stopped) == (False, False, None)
 
 
-def test_a_worker_that_died_ends_the_job_and_out_of_memory_gets_more(make: Make, slurm: FakeSlurm) -> None:
+def test_a_worker_that_died_ends_the_job_and_out_of_memory_gets_more_memory(make: Make, slurm: FakeSlurm) -> None:
     executor, run, _ = make(max_mem_gb=25)
     executor.submit([(run, A), (run, B)])
     job = Job(run, slurm)
@@ -273,32 +274,32 @@ def test_a_worker_that_died_ends_the_job_and_out_of_memory_gets_more(make: Make,
     assert (failed.task.key, failed.outcome.kind, failed.outcome.counted) == (B, "died", True)
 
 
-def test_a_later_controller_takes_a_running_job_over(make: Make, slurm: FakeSlurm) -> None:
+def test_a_later_controller_takes_over_a_running_job(make: Make, slurm: FakeSlurm) -> None:
     executor, run, _ = make()
     executor.submit([(run, A), (run, B)])
     job = Job(run, slurm)
     job.fail(B)
     progress = state_of(run)
-    job.publish(A)  # after the new controller has looked at the run, before it takes the job over
-    later, run, said = make()
+    job.publish(A)  # after the new controller has read the run, before it takes over the job
+    later, run, messages = make()
     adopted = later.adopt([run])
     assert (adopted.tasks, adopted.attempts) == ([], {TaskRef(run.run_id, B): 1})
-    assert any("1 submission(s) of an earlier start" in words for words in said)
+    assert any("1 submission(s) of an earlier start" in message for message in messages)
     assert [t.key for t in later.submit([(run, key) for key in progress.ready() if key.phase == "cold"])] == [B]
-    assert kinds(events(later)) == [("done", A)], "the failure was told before"
+    assert kinds(events(later)) == [("done", A)], "the failure was already counted"
     by_user, run, _ = make(start_id="start002")
     assert by_user.adopt([run]).attempts == {}
     assert len(slurm.submitted) == 1
 
 
-def test_a_full_queue_is_waited_for(make: Make, slurm: FakeSlurm) -> None:
-    executor, run, said = make(max_submitted=1)
+def test_tasks_wait_while_the_queue_is_full(make: Make, slurm: FakeSlurm) -> None:
+    executor, run, messages = make(max_submitted=1)
     other = new_submission("generate", "cold-0001", [[A]], start_id="x", mem_gb=1)
     other.job = 1
     slurm.set(other, 0, "RUNNING")
     executor.poll()
     assert executor.submit([(run, A)]) == []
-    assert any("room for 0 more" in words for words in said)
+    assert any("room for 0 more" in message for message in messages)
     slurm.entries.clear()
     events(executor)
     assert [t.key for t in executor.submit([(run, A)])] == [A]

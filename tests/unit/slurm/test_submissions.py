@@ -1,4 +1,4 @@
-"""What is asked of SLURM, the environment it is asked in, the records of it, and what runs at the other end."""
+"""Parameters and scripts of jobs, the environment of sbatch, records, and signals inside a job."""
 
 import os
 import signal
@@ -23,10 +23,10 @@ def cluster(**slurm: Any) -> ClusterSection:
     return ClusterSection.model_validate({"driver": "arrays", "update_ranks": 4, "slurm": slurm})
 
 
-# --- what is asked for ---------------------------------------------------------------------------
+# --- parameters and scripts ----------------------------------------------------------------------
 
 
-def test_a_group_inherits_what_it_does_not_say() -> None:
+def test_a_group_inherits_fields_that_it_does_not_set() -> None:
     section = cluster(
         partition="gpu",
         gpus_per_node=1,
@@ -39,12 +39,12 @@ def test_a_group_inherits_what_it_does_not_say() -> None:
     )
     assert (generate["partition"], generate["gpus_per_node"], generate["time"], generate["nodes"]) == ("gpu", 1, 60, 1)
     assert (update["gres"], update["nodes"], update["ntasks_per_node"]) == ("gpu:a100:2", 2, 2)
-    assert "gpus_per_node" not in update, "gres says it already"
+    assert "gpus_per_node" not in update, "gres has the GPUs already"
     assert score["partition"] == "cpu"
     assert "gpus_per_node" not in score, "hints and scores need no GPU"
 
 
-def test_the_script_says_it_all(tmp_path: Path) -> None:
+def test_the_script_has_every_configured_field(tmp_path: Path) -> None:
     section = cluster(
         account="a",
         qos="q",
@@ -87,7 +87,7 @@ def test_the_script_says_it_all(tmp_path: Path) -> None:
     assert all(word in srun for word in ("--kill-on-bad-exit=1", "--cpus-per-task=3", "--mpi=none"))
 
 
-def test_the_outer_jobs_variables_do_not_leak_and_come_back(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_variables_of_the_outer_job_are_hidden_from_sbatch_and_restored(monkeypatch: pytest.MonkeyPatch) -> None:
     outer = {
         "SLURM_JOB_ID": "1",
         "SLURM_MEM_PER_NODE": "2",
@@ -108,34 +108,28 @@ def test_the_outer_jobs_variables_do_not_leak_and_come_back(monkeypatch: pytest.
     assert dict(os.environ) == before
 
 
-@pytest.mark.parametrize(
-    ("words", "passing", "limit"),
-    [
-        ("sbatch: error: Batch job submission failed: Socket timed out on send/recv operation", True, False),
-        (
-            "sbatch: error: Batch job submission failed: Unable to contact slurm controller (connect failure)",
-            True,
-            False,
-        ),
-        (
-            "sbatch: error: QOSMaxSubmitJobPerUserLimit sbatch: error: Batch job submission failed: Job violates accounting/QOS policy "
-            "(job submit limit, user's size and/or time limits)",
-            True,
-            True,
-        ),
-        ("sbatch: error: invalid partition specified: nowhere", False, False),
-        ("sbatch: error: Batch job submission failed: Requested node configuration is not available", False, False),
-        ("sbatch: error: Batch job submission failed: Invalid qos specification", False, False),
-        (
-            "sbatch: error: Batch job submission failed: Invalid account or account/partition combination specified",
-            False,
-            False,
-        ),
-    ],
+FAILED_SUBMISSION = "sbatch: error: Batch job submission failed: "
+TEMPORARY = [
+    FAILED_SUBMISSION + "Socket timed out on send/recv operation",
+    FAILED_SUBMISSION + "Unable to contact slurm controller (connect failure)",
+]
+QUEUE_LIMIT = (
+    f"sbatch: error: QOSMaxSubmitJobPerUserLimit {FAILED_SUBMISSION}Job violates accounting/QOS policy "
+    "(job submit limit, user's size and/or time limits)"
 )
-def test_refusals_that_may_pass_are_told_from_those_that_do_not(words: str, passing: bool, limit: bool) -> None:
-    error = RefusedError(words)
-    assert (error.passing, error.limit) == (passing, limit)
+PERMANENT = [
+    "sbatch: error: invalid partition specified: nowhere",
+    FAILED_SUBMISSION + "Requested node configuration is not available",
+    FAILED_SUBMISSION + "Invalid qos specification",
+    FAILED_SUBMISSION + "Invalid account or account/partition combination specified",
+]
+
+
+@pytest.mark.parametrize("message", [*TEMPORARY, QUEUE_LIMIT, *PERMANENT])
+def test_temporary_refusals_are_distinguished_from_others(message: str) -> None:
+    error = RefusedError(message)
+    assert error.passing == (message not in PERMANENT)
+    assert error.limit == (message == QUEUE_LIMIT)
 
 
 def test_a_record_goes_from_open_to_ended_or_failed(tmp_path: Path) -> None:
@@ -147,7 +141,7 @@ def test_a_record_goes_from_open_to_ended_or_failed(tmp_path: Path) -> None:
         submission.outcomes[0] = Outcome(OutcomeKind(kind), counted=False)
         folder.close(submission)
         assert folder.read(state) == [submission]
-    (folder.folder(submission)).mkdir()
+    folder.folder(submission).mkdir()
     for name in ("1_0_result.pkl", "element-0000.json", "1_0_log.out"):
         (folder.folder(submission) / name).touch()
     folder.tidy()
@@ -165,14 +159,23 @@ def stop_of(monkeypatch: pytest.MonkeyPatch) -> Any:
 
     def build(*, ran_s: float, time_min: int = 60) -> Stop:
         monkeypatch.setenv("CORE_HPC_JOB_START", str(time.time() - ran_s))
-        return Stop(ElementSpec("", (), "", 1, time_min, signal_delay_s=120, preemption_grace_s=30))
+        spec = ElementSpec(
+            run="",
+            tasks=(),
+            status="",
+            threads=1,
+            time_min=time_min,
+            signal_delay_s=120,
+            preemption_grace_s=30,
+        )
+        return Stop(spec)
 
     yield build
     for number, handler in before.items():
         signal.signal(number, handler)
 
 
-def test_the_warning_is_read_by_the_jobs_own_clock(stop_of: Any) -> None:
+def test_a_warning_shortly_before_the_limit_is_the_time_limit(stop_of: Any) -> None:
     stop = stop_of(ran_s=60 * 58)
     assert stop.reason is None
     os.kill(os.getpid(), signal.SIGUSR2)
@@ -196,7 +199,7 @@ def test_sigterm_alone_leaves_little_time(stop_of: Any) -> None:
     assert stop.deadline - time.time() <= element.TERM_GRACE_S
 
 
-def test_ranks_take_their_gpu_of_those_that_they_see(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_rank_takes_its_own_gpu_of_the_visible_ones(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CORE_HPC_RENDEZVOUS", "n1 15001")
     for visible, local, expected in (("0,1", "1", "1"), ("3", "1", "0"), ("", "1", "0")):
         monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
@@ -211,7 +214,7 @@ def test_ranks_take_their_gpu_of_those_that_they_see(monkeypatch: pytest.MonkeyP
     assert rank_environment(0, 1)["MASTER_ADDR"] == "127.0.0.1"
 
 
-def test_two_jobs_get_two_ports_and_a_taken_one_is_passed_over() -> None:
+def test_jobs_get_different_ports_and_a_taken_port_is_skipped() -> None:
     assert len({port_for(job) for job in range(4_000_000, 4_000_200)}) == 200
     first = port_for(4_000_000)
     with socket.socket() as taken:
