@@ -18,18 +18,25 @@ ENVIRONMENT = "CORE_HPC_GPU_SHARING"
 
 @dataclass(frozen=True)
 class Sharing:
-    """How a GPU is shared, the share of its memory for each engine, and the reason for the log."""
+    """How the GPUs of a machine are shared.
+
+    Attributes:
+        engine_share: share of a GPU's memory for each engine.
+        why: the reason, for the log.
+        trainers_stay: trainers are not ended between iterations.
+    """
 
     kind: Kind
     engine_share: float
     why: str = ""
+    trainers_stay: bool = True
 
     def environment(self) -> dict[str, str]:
         """The environment variable for a worker; `of_worker` is the inverse."""
-        return {ENVIRONMENT: f"{self.kind} {self.engine_share}"}
+        return {ENVIRONMENT: f"{self.kind} {self.engine_share} {int(self.trainers_stay)}"}
 
     @classmethod
     def of_worker(cls, cluster: ClusterSection) -> Sharing:
         """The decision in this worker's environment, or `evict` with the configured share."""
-        kind, share = os.environ.get(ENVIRONMENT, f"evict {cluster.gpu_memory_share}").split()
-        return cls(cast(Kind, kind), float(share))
+        kind, share, stay = os.environ.get(ENVIRONMENT, f"evict {cluster.gpu_memory_share} 1").split()
+        return cls(cast(Kind, kind), float(share), trainers_stay=stay == "1")

@@ -70,6 +70,8 @@ class _Group:
     last_used: float = 0.0
     memory: Literal["held", "asked", "released"] = "held"
     """GPU memory of an engine that sleeps in turns with others on its GPU."""
+    is_suspect: bool = False
+    """A task raised an error. After some errors of CUDA every further call of the process fails, so it gets no task."""
 
 
 @dataclass(frozen=True)
@@ -104,6 +106,8 @@ class LocalLimits:
         threads = cluster.threads or max(1, cores // num_running)
         host_gb = psutil.virtual_memory().total / 2**30
         sharing = choose(cluster, needs, num_gpus=len(gpus), gpu_gb=gpu_memory(gpus) if gpus else None, host_gb=host_gb)
+        each_alone = num_models * (1 + cluster.update_ranks) <= len(gpus) or not gpus
+        sharing = replace(sharing, trainers_stay=sharing.kind != "evict" or each_alone)
         return cls(num_running, cluster.num_alive or 2 * num_models + 1, threads, gpus, num_models, sharing)
 
     @property
@@ -155,7 +159,7 @@ class LocalExecutor:
         role = role_of(run, key)
         group = self._groups.get(role)
         if group is not None and group.assigned:
-            if len(group.assigned) >= group.capacity:
+            if len(group.assigned) >= group.capacity or group.is_suspect:
                 return False
         else:
             num_busy = sum(bool(g.assigned) for g in self._groups.values())
@@ -243,13 +247,22 @@ class LocalExecutor:
             if assigned.open_ranks:
                 return []
             del group.assigned[message.run, message.task]
+            self._end_if_suspect(group)
             return [Done(task) if message.kind == MessageKind.DONE else Stopped(task)]
         assert message.kind == MessageKind.FAILED, message
         assert message.outcome is not None
         del group.assigned[message.run, message.task]
         if len(group.workers) > 1:
             self._end([group.role])  # the other ranks may wait for this one forever
+        else:
+            group.is_suspect = group.is_suspect or message.outcome.kind == OutcomeKind.ERROR
+            self._end_if_suspect(group)
         return [Failed(task, replace(message.outcome, log=str(group.workers[rank].log)))]
+
+    def _end_if_suspect(self, group: _Group) -> None:
+        """End a group whose process may be broken, once it works on no task."""
+        if group.is_suspect and not group.assigned:
+            self._end([group.role])
 
     def _died(self, group: _Group, rank: int) -> list[Event]:
         worker = group.workers[rank]

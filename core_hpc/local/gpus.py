@@ -36,6 +36,19 @@ class Holder:
     last_used: float
 
 
+def num_gpu_devices() -> int:
+    """Number of NVIDIA GPUs of this machine, by their device files."""
+    return len(list(Path("/dev").glob("nvidia[0-9]*")))
+
+
+def visible_gpus() -> tuple[str, ...]:
+    """Return the names of the GPUs that this process sees, as in CUDA_VISIBLE_DEVICES."""
+    listed = tuple(name for name in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if name)
+    if listed or not has_gpu():
+        return listed
+    return tuple(str(i) for i in range(num_gpu_devices()))
+
+
 def usable_gpus(cluster: ClusterSection) -> tuple[str, ...]:
     """Return the names of the GPUs to use.
 
@@ -45,17 +58,16 @@ def usable_gpus(cluster: ClusterSection) -> tuple[str, ...]:
     Raises:
         InputError: a position is out of range.
     """
-    if not has_gpu() and cluster.gpus is None:
-        return ()
-    listed = [name for name in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if name]
+    visible = visible_gpus()
     if cluster.gpus is None:
-        return tuple(listed or (str(i) for i in range(len(list(Path("/dev").glob("nvidia[0-9]*"))))))
-    if listed and any(not 0 <= i < len(listed) for i in cluster.gpus):
+        return visible if has_gpu() else ()
+    if any(not 0 <= i < len(visible) for i in cluster.gpus):
+        by = "CUDA_VISIBLE_DEVICES shows" if os.environ.get("CUDA_VISIBLE_DEVICES") else "this machine has"
         raise InputError(
-            f"cluster.gpus: {cluster.gpus} is out of range, because CUDA_VISIBLE_DEVICES shows {len(listed)} GPU(s), "
-            f"numbered from 0. Correct cluster.gpus or CUDA_VISIBLE_DEVICES"
+            f"cluster.gpus: {cluster.gpus} is out of range, because {by} {len(visible)} GPU(s), numbered from 0. "
+            f"Correct cluster.gpus or CUDA_VISIBLE_DEVICES, or leave cluster.gpus out"
         )
-    return tuple(listed[i] if listed else str(i) for i in cluster.gpus)
+    return tuple(visible[i] for i in cluster.gpus)
 
 
 def most_on_a_gpu(num_models: int, num_ranks: int, num_gpus: int) -> int:

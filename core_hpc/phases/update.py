@@ -23,6 +23,7 @@ from core_hpc.common.faults import fault_point
 from core_hpc.common.seeds import stable_seed
 from core_hpc.config.run import ModelSection, RunConfig
 from core_hpc.config.update import UpdateSection
+from core_hpc.engines.share import Sharing
 from core_hpc.phases.checkpoint import CheckpointStore, remove_checkpoints, write_steps
 from core_hpc.phases.context import TaskContext
 from core_hpc.phases.shared_rescues import shared_rows
@@ -153,8 +154,15 @@ def _task(context: TaskContext, rows: list[Row], previous: manifests.Manifest | 
         lora_seed=stable_seed(run.config.seed, UPDATE, "lora", key.model),
         previous=previous.file("optimizer.safetensors").parent if previous else None,
         on_progress=on_progress,
-        num_similar_tasks=1 if run.config.cluster.driver == "arrays" else run.config.iterations,
+        num_similar_tasks=_num_similar_tasks(run.config),
     )
+
+
+def _num_similar_tasks(config: RunConfig) -> int:
+    """Updates that one process is likely to do: all of a run, unless workers end between iterations."""
+    cluster = config.cluster
+    stays = cluster.driver != "arrays" and Sharing.of_worker(cluster).trainers_stay
+    return config.iterations if stays else 1
 
 
 def _interruption(context: TaskContext, checkpoints: CheckpointStore) -> Interruption:

@@ -25,6 +25,7 @@ from typing import Any
 
 from core_hpc.common.errors import CoreHpcError
 from core_hpc.engines import worker_environment
+from core_hpc.local.gpus import visible_gpus
 from core_hpc.local.process import WorkerProcess, end_workers
 from core_hpc.phases.checkpoint import stored_steps
 from core_hpc.runs.folder import Run, open_run
@@ -261,7 +262,7 @@ def _missing(paths: RunPaths, keys: Collection[TaskKey]) -> list[TaskKey]:
 def rank_environment(rank: int, size: int) -> dict[str, str]:
     """torch.distributed's variables for this rank, from SLURM's."""
     address, port = os.environ["CORE_HPC_RENDEZVOUS"].split()
-    gpus = [g for g in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if g]
+    gpus = visible_gpus()  # all GPUs of the node, or the one that SLURM gave to this rank
     local = int(os.environ.get("SLURM_LOCALID", "0"))
     return {
         "RANK": str(rank),

@@ -16,6 +16,7 @@ import pytest
 import yaml
 from core_hpc.common.errors import InputError
 from core_hpc.config.cluster import ClusterSection
+from core_hpc.engines.share import Sharing
 from core_hpc.local import executor as executors
 from core_hpc.local import gpus
 from core_hpc.local.executor import LocalExecutor, LocalLimits
@@ -102,7 +103,19 @@ def test_only_visible_gpus_are_used(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(InputError, match="shows 2 GPU"):
         usable_gpus(ClusterSection(gpus=[2]))
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES")
+    monkeypatch.setattr(gpus, "num_gpu_devices", lambda: 3)
     assert usable_gpus(ClusterSection(gpus=[2])) == ("2",)
+    with pytest.raises(InputError, match="this machine has 3 GPU"):
+        usable_gpus(ClusterSection(gpus=[3]))
+
+
+def test_gpus_that_do_not_exist_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    monkeypatch.setattr(gpus, "num_gpu_devices", lambda: 0)
+    monkeypatch.setattr(gpus, "has_gpu", lambda: False)
+    assert usable_gpus(ClusterSection()) == ()
+    with pytest.raises(InputError, match="this machine has 0 GPU"):
+        usable_gpus(ClusterSection(gpus=[0, 1]))
 
 
 def test_engines_that_share_gpus_with_trainers_must_leave_memory_for_them() -> None:
@@ -196,7 +209,7 @@ def pool(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
     FakeWorker.started = []
     monkeypatch.setattr(executors, "WorkerProcess", FakeWorker)
     monkeypatch.setattr(executors, "POLL_S", 0.01)
-    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0,1,2,3")
     made: list[LocalExecutor] = []
 
     def build(num_weights: int = 0, **cluster: Any) -> tuple[LocalExecutor, Run]:
@@ -335,7 +348,7 @@ def test_an_engine_runs_as_many_parts_at_once_as_configured(pool: Any) -> None:
     (engine,) = FakeWorker.started
     assert engine.shared_engine
     engine.report("progress", task=str(parts[0]), progress=Progress(1, 2, 3))
-    engine.report("failed", task=str(parts[1]), outcome=Outcome(OutcomeKind.ERROR, "no"))
+    engine.report("failed", task=str(parts[1]), outcome=Outcome(OutcomeKind.DAMAGED, "no"))
     found: list[Any] = []
     while not any(isinstance(e, Failed) for e in found):
         found += executor.poll()
@@ -374,3 +387,60 @@ def test_an_engine_that_takes_one_call_at_a_time_gets_one_part_at_a_time(pool: A
     slow = dataclasses.replace(run, config=run.config.model_copy(update={"team": team}))
     parts = [TaskKey(1, "cold", "a", p) for p in range(2)]
     assert [t.key for t in executor.submit([(slow, key) for key in parts])] == parts[:1]
+
+
+def test_a_worker_whose_task_raised_an_error_is_not_used_again(pool: Any) -> None:
+    """After some errors of CUDA every further call of the process fails."""
+    executor, run = pool()
+    cold = task("cold", "a")
+    executor.submit([(run, cold)])
+    (engine,) = FakeWorker.started
+    fail(executor, engine, OutcomeKind.ERROR)
+    assert not engine.alive
+    assert [t.key for t in executor.submit([(run, cold)])] == [cold]
+    assert len(FakeWorker.started) == 2
+
+
+def test_a_worker_that_met_a_damaged_file_stays_warm(pool: Any) -> None:
+    executor, run = pool()
+    cold = task("cold", "a")
+    executor.submit([(run, cold)])
+    (engine,) = FakeWorker.started
+    fail(executor, engine, OutcomeKind.DAMAGED)
+    assert [t.key for t in executor.submit([(run, cold)])] == [cold]
+    assert FakeWorker.started == [engine]
+
+
+def test_a_shared_engine_ends_after_an_error_once_its_other_tasks_are_done(pool: Any) -> None:
+    executor, run = pool(num_running=1, parts_in_engine=2)
+    parts = [TaskKey(1, "cold", "a", p) for p in range(3)]
+    executor.submit([(run, key) for key in parts])
+    (engine,) = FakeWorker.started
+    fail(executor, engine, OutcomeKind.ERROR, task=str(parts[1]))
+    assert engine.alive, "it still works on the first part"
+    assert executor.submit([(run, parts[2])]) == [], "it gets no further task"
+    engine.report("done", task=str(parts[0]))
+    while not any(isinstance(e, Done) for e in executor.poll()):
+        pass
+    assert not engine.alive
+    assert [t.key for t in executor.submit([(run, parts[2])])] == [parts[2]]
+
+
+def fail(executor: LocalExecutor, worker: FakeWorker, kind: OutcomeKind, *, task: str = "") -> None:
+    worker.report("failed", task=task, outcome=Outcome(kind, "no"))
+    while not any(isinstance(e, Failed) for e in executor.poll()):
+        pass
+
+
+@pytest.mark.parametrize(("num_gpus", "sharing", "stay"), [(1, "evict", False), (4, "evict", True), (1, "split", True)])
+def test_workers_know_whether_trainers_stay_between_iterations(
+    num_gpus: int, sharing: str, stay: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Compiling an update pays only if the same process does the next one."""
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", ",".join(map(str, range(num_gpus))))
+    monkeypatch.setattr(gpus, "has_gpu", lambda: True)
+    section = ClusterSection.model_validate({"gpu_sharing": sharing, "gpu_memory_share": 0.3})
+    limits = LocalLimits.of(section, 2)
+    for name, value in limits.sharing.environment().items():
+        monkeypatch.setenv(name, value)
+    assert Sharing.of_worker(section).trainers_stay is stay

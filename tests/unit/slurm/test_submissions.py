@@ -212,6 +212,10 @@ def test_a_rank_takes_its_own_gpu_of_the_visible_ones(monkeypatch: pytest.Monkey
             "2",
         )
     assert rank_environment(0, 1)["MASTER_ADDR"] == "127.0.0.1"
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES")
+    for num_devices, expected in ((0, "0"), (4, "1")):
+        monkeypatch.setattr(element, "visible_gpus", lambda n=num_devices: tuple(map(str, range(n))))
+        assert rank_environment(1, 2)["LOCAL_RANK"] == expected, "without the variable a rank sees all GPUs of its node"
 
 
 def test_jobs_get_different_ports_and_a_taken_port_is_skipped() -> None:
