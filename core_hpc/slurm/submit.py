@@ -125,7 +125,8 @@ def job_parameters(
         "additional_parameters": more,
         # Since SLURM 22.05 a step does not inherit cpus-per-task. A rank that fails must end the
         # other ranks, which would wait for it.
-        "srun_args": [f"--cpus-per-task={job['cpus']}", "--kill-on-bad-exit=1", "--wait=120", *slurm.srun_args],
+        # No time limit between the ends of two ranks: rank 0 may hash a large result for minutes.
+        "srun_args": [f"--cpus-per-task={job['cpus']}", "--kill-on-bad-exit=1", "--wait=0", *slurm.srun_args],
     }
     return {k: v for k, v in parameters.items() if v is not None or k == "wckey"}
 

@@ -8,7 +8,8 @@
             problems/                    train, evaluation, examples; fixed at the start
             cold/iteration=0001/         MODEL-p000.UID.parquet and MODEL-p000.manifest.json;
                                          likewise rescue, evaluate
-            hint/iteration=0001/         team-p000.UID.parquet; likewise score
+            hint/iteration=0001/         team-p000.UID/: hints.parquet, embeddings of the cold texts
+            score/iteration=0001/        team-p000.UID.parquet
             update/iteration=0001/       MODEL-p000.UID/: adapter, optimizer, steps.parquet
             checkpoint/iteration=0001/   MODEL-p000-step0012.UID/, while an update is running
             counts/                      iteration=0001.UID/: cached counts of its rollouts

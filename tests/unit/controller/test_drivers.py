@@ -1,0 +1,60 @@
+"""The driver of a sweep is chosen in one place, and knows what its models need of a GPU."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import yaml
+from core_hpc.controller.drivers import make_driver
+from core_hpc.controller.prepare import splits_of
+from core_hpc.local import executor, gpus
+from core_hpc.local.executor import LocalExecutor
+from core_hpc.runs import folder as runfolders
+from core_hpc.runs.folder import ModelFacts, Run
+from core_hpc.runs.sweep import load_sweep
+from core_hpc.slurm.arrays import ArrayPacking, ChainedPacking
+from core_hpc.slurm.executor import SlurmExecutor
+from core_hpc.slurm.resident import ResidentPacking
+from tests.support.fake_slurm import SWEEP, FakeSlurm
+
+
+def run_of(folder: Path, num_weights: int = 0, **cluster: Any) -> Run:
+    path = folder / "sweep.yaml"
+    path.write_text(yaml.safe_dump({**SWEEP, "output": str(folder), "cluster": cluster}))
+    sweep = load_sweep(path)
+    (plan,) = sweep.runs
+    facts = {m.name: ModelFacts("0" * 64, 512, "plain", num_weights) for m in plan.config.team}
+    return runfolders.create(plan, sweep.folder, splits_of(plan), facts)
+
+
+@pytest.mark.parametrize(
+    ("gpu_gb", "asked", "kind"),
+    [(24.0, "auto", "sleep"), (24.0, "sleep", "sleep"), (200.0, "auto", "split"), (6.0, "auto", "evict")],
+)
+def test_the_local_driver_shares_gpus_by_what_its_models_need(
+    gpu_gb: float, asked: str, kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0")
+    monkeypatch.setattr(gpus, "has_gpu", lambda: True)
+    monkeypatch.setattr(executor, "gpu_memory", lambda names: gpu_gb)
+    driver = make_driver([run_of(tmp_path, 10**9, gpu_sharing=asked)], None, start_id="s", notify=print)
+    assert isinstance(driver.executor, LocalExecutor)
+    assert f"sharing: {kind} (" in driver.description
+    assert f"GPU of {gpu_gb:.0f} GiB" in driver.description, "the reason is shown"
+    driver.executor.close()
+
+
+@pytest.mark.parametrize(
+    ("driver", "slurm", "packing"),
+    [("arrays", {}, ArrayPacking), ("arrays", {"chain_wait_s": 5}, ChainedPacking), ("resident", {}, ResidentPacking)],
+)
+def test_drivers_on_slurm_differ_in_their_packing(
+    driver: str, slurm: dict[str, Any], packing: type, tmp_path: Path
+) -> None:
+    made = make_driver([run_of(tmp_path, driver=driver, slurm=slurm)], FakeSlurm(), start_id="s", notify=print)
+    assert isinstance(made.executor, SlurmExecutor)
+    assert type(made.executor._packing) is packing
+    assert made.warm is (driver == "resident")
