@@ -85,6 +85,7 @@ def main(arguments: Sequence[str], *, prog: str = PROG) -> int:
     try:
         overrides = [*options.overrides, *([f"cluster.driver={options.driver}"] if options.driver else [])]
         sweep = load_sweep(options.sweep, overrides, output=options.output, profile=options.cluster)
+        sweep = runfolders.with_started_ids(sweep)
         if options.dry_run:
             print_plan(sweep, console)
             return 0

@@ -178,12 +178,14 @@ def _incorrect_rows(run: Path, shards: Sequence[Shard], found: Sequence[Finding]
 
 
 def load_hints(run: Path) -> pl.DataFrame:
-    """Read the length of every published hint.
+    """Read the length of every published hint, and whether the gold answer stands in it.
 
     Returns:
-        Columns iteration, model (the student), problem_id and num_hint_tokens.
+        Columns iteration, model (the student), problem_id, num_hint_tokens and leak (null in files
+        of an earlier version).
     """
-    rows = read_rows(run, HINTS, phases=[HINT], columns=["iteration", "model", "problem_id", "num_hint_tokens", "hint"])
+    columns = ["iteration", "model", "problem_id", "num_hint_tokens", "hint", "leak"]
+    rows = read_rows(run, HINTS, phases=[HINT], columns=columns)
     return rows.filter(pl.col("hint").is_not_null()).drop("hint")
 
 

@@ -8,7 +8,9 @@
                       A line without `correct` needs `gold`; its answer is verified here.
 
 Both forms have the optional fields answer_kind (a key of `core_hpc.answers.kinds.KINDS`; default:
-number), question, subject, level, data_set, source_group, and phase (only the value evaluate).
+number), question, subject, level, data_set, source_group, and phase (only the value evaluate). A
+line that is marked as sampled with a hint (hint_used: true, or round: B) is a mistake, because all
+imported completions count as sampled without help.
 
 The input is the bytes of one line. The output is a checked line, which yields its completions as
 rows of `ROWS`, or a ValueError that explains the mistakes. Checks between lines are in
@@ -22,7 +24,7 @@ import math
 import reprlib
 from collections.abc import Iterator
 from functools import lru_cache
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
 import polars as pl
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
@@ -86,6 +88,9 @@ Answer = Annotated[str | None, BeforeValidator(_as_answer)]
 Kind = Annotated[str, BeforeValidator(_as_kind)]
 Whole = Annotated[int, Field(ge=0, lt=2**31)]
 
+_YES = frozenset({"true", "1", "1.0", "yes"})
+_HINT_ROUNDS = frozenset({"b", "round b", "round_b", "rescue"})
+
 
 class _Line(BaseModel):
     """The fields of both forms."""
@@ -101,6 +106,23 @@ class _Line(BaseModel):
     level: Text | None = None
     source_group: Text | None = None
     phase: Literal["evaluate"] | None = None
+    hint_used: Any = None
+    round: Any = None
+
+    @model_validator(mode="after")
+    def _without_hint(self) -> Self:
+        marks = self.hint_used if isinstance(self.hint_used, list) else [self.hint_used]
+        for name, hinted in (
+            ("hint_used", any(str(mark).strip().casefold() in _YES for mark in marks)),
+            ("round", str(self.round).strip().casefold() in _HINT_ROUNDS),
+        ):
+            if hinted:
+                value = reprlib.repr(getattr(self, name))
+                raise ValueError(
+                    f"'{name}' is {value}, so the line was sampled with a hint, but imported completions count as "
+                    "sampled without help; remove the lines with hints from the file"
+                )
+        return self
 
     @property
     def kind(self) -> str:

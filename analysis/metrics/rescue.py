@@ -1,6 +1,6 @@
 """Rescue rates: how much the hint of another model helps a model that failed without it.
 
-The input is the counts of one run, and its hints if their length matters. The output is one tidy
+The input is the counts of one run, and its hints for their length and leaks. The output is one tidy
 frame. A case is a model and a problem in an iteration in which the model had no correct cold
 completion. Every rate is defined by its numerator and denominator (`RATES`).
 
@@ -21,15 +21,18 @@ import polars as pl
 from analysis.counts.counts import group_codes
 from analysis.stats.estimators import FloatArray, IntArray
 from analysis.stats.intervals import ESTIMATE_COLUMNS, Estimate, divide, from_draws, resampled_means, share, undefined
-from core_hpc.store.schema import COLD, RESCUE
+from core_hpc.store.paths import TEAM
+from core_hpc.store.schema import COLD, LEAK_RESULT, RESCUE
 
 PER_ATTEMPT, PER_CASE, CONTROL, UPLIFT, RECOVERY = "per_attempt", "per_case", "control", "uplift", "recovery"
+LEAK_SHARE = "leak_share"
 RATES = {
     PER_ATTEMPT: "correct hinted rescue completions / hinted rescue completions of cold-failed cases",
     CONTROL: "correct un-hinted rescue completions / un-hinted rescue completions of cold-failed cases",
     UPLIFT: "per_attempt - control",
     PER_CASE: "cases with a correct hinted rescue completion / cases with a hinted rescue completion",
     RECOVERY: "cases with a correct hinted rescue completion / all cold-failed cases, including those without a hint",
+    LEAK_SHARE: "cases with a hint in which the gold answer is the result of a step / cases with a hint",
 }
 GROUPS = {
     "all": (),
@@ -127,6 +130,15 @@ def _with_hint_length(cases: pl.DataFrame, hints: pl.DataFrame) -> pl.DataFrame:
     return cases.with_columns(hint_length=bins.cast(pl.Enum(names)))
 
 
+def _with_leaks(cases: pl.DataFrame, hints: pl.DataFrame | None) -> pl.DataFrame:
+    """Add `leaked`: whether the hint shows the gold answer as a result; null without this information."""
+    if hints is None or "leak" not in hints.columns:
+        return cases.with_columns(leaked=pl.lit(None, pl.Boolean()))
+    key = ["iteration", "student", "problem_id"]
+    leaks = hints.rename({"model": "student"}).select(*key, leaked=pl.col("leak") == LEAK_RESULT)
+    return cases.join(leaks, on=key, how="left", validate="1:1")
+
+
 def rescue_table(
     counts: pl.DataFrame, *, groups: Sequence[str] = MAIN_GROUPS, hints: pl.DataFrame | None = None
 ) -> pl.DataFrame:
@@ -138,8 +150,9 @@ def rescue_table(
             iteration, by `hint_length` or by `difficulty`. `hint_length` is the quarter of the
             hinted cases of the run, by length of the hint in tokens of the student, and needs
             `hints`. `difficulty` is a bin of `DIFFICULTIES`.
-        hints: columns iteration, model (the student), problem_id and num_hint_tokens of the hints
-            of the run (`load.load_hints`).
+        hints: columns iteration, model (the student), problem_id, num_hint_tokens and leak of the
+            hints of the run (`load.load_hints`). Without hints, or if no hint of a group has a
+            value of leak (runs of an earlier version), there is no leak_share.
 
     Returns:
         A frame with the schema `RESCUE_TABLE`. `RATES` defines the rates. The columns numerator and
@@ -155,6 +168,7 @@ def rescue_table(
         if hints is None:
             raise ValueError("the group hint_length needs the hints of the run")
         cases = _with_hint_length(cases, hints)
+    cases = _with_leaks(cases, hints)
     with_cold = counts.filter(pl.col("phase") == COLD).height > 0
     rows = []
     for group in groups:
@@ -175,12 +189,14 @@ def _rates(cases: pl.DataFrame, *, recovery: bool) -> list[dict[str, Any]]:
         pl.col("hinted_n", "hinted_c", "control_n", "control_c").sum(),
         pl.col("source_group").first(),
         rescued=rescued.sum(),
+        leaked=pl.col("leaked").sum(),
+        examined=pl.col("leaked").count(),
         hinted=hinted.sum(),
         cases=pl.len(),
     )
     groups = group_codes(per_problem["source_group"], per_problem["problem_id"])
-    names = ("hinted_c", "hinted_n", "control_c", "control_n", "rescued", "hinted", "cases")
-    hinted_c, hinted_n, control_c, control_n, num_rescued, num_hinted, num_cases = (
+    names = ("hinted_c", "hinted_n", "control_c", "control_n", "rescued", "hinted", "cases", "leaked", "examined")
+    hinted_c, hinted_n, control_c, control_n, num_rescued, num_hinted, num_cases, leaked, examined = (
         per_problem[name].to_numpy().astype(np.float64) for name in names
     )
     rows = [
@@ -196,12 +212,32 @@ def _rates(cases: pl.DataFrame, *, recovery: bool) -> list[dict[str, Any]]:
         },
         _row(PER_CASE, num_rescued, num_hinted, groups),
     ]
-    return [*rows, _row(RECOVERY, num_rescued, num_cases, groups)] if recovery else rows
+    if recovery:
+        rows.append(_row(RECOVERY, num_rescued, num_cases, groups))
+    if examined.any():
+        rows.append(_row(LEAK_SHARE, leaked, examined, groups))
+    return rows
 
 
 def _row(rate: str, numerator: FloatArray, denominator: FloatArray, groups: IntArray) -> dict[str, Any]:
     counts = {"numerator": int(numerator.sum()), "denominator": int(denominator.sum())}
     return {"rate": rate, **counts, **share(numerator, denominator, groups=groups).row()}
+
+
+def leak_points(hints: pl.DataFrame) -> dict[str, float]:
+    """Compute the share of hints in which the gold answer is the result of a step.
+
+    Args:
+        hints: columns model (the student) and leak, of one iteration.
+
+    Returns:
+        The share by student, and for all students under the name TEAM. A student without a hint is
+        left out.
+    """
+    known = hints.drop_nulls("leak").select("model", leaked=pl.col("leak") == LEAK_RESULT)
+    of_all = known.with_columns(model=pl.lit(TEAM))
+    shares = pl.concat([known, of_all]).group_by("model", maintain_order=True).agg(pl.col("leaked").mean())
+    return dict(shares.rows())
 
 
 def mean_uplift(runs: Sequence[pl.DataFrame]) -> Estimate:

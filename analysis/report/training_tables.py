@@ -21,12 +21,16 @@ from core_hpc.store.paths import TEAM
 def rescue_table(data: RunData, hints: pl.DataFrame | None = None) -> ReportTable:
     """Rescue rates of all cases, and by student, pair, iteration and difficulty.
 
-    With `hints` (`load_hints`), the rates by the length of the hint are added.
+    With `hints` (`load_hints`), the rates by the length of the hint and the share of leaking hints
+    are added.
     """
     groups = [group for group in rescue.GROUPS if group != "hint_length" or (hints is not None and hints.height)]
     frame = rescue.rescue_table(data.counts, groups=groups, hints=hints)
     # In a team of two, a student has one teacher, so the pairs contain the same numbers.
     visible = frame.filter(pl.col("group") != "student") if len(data.models) == 2 else frame
+    # Without hints, or in runs of an earlier version, no leaks are known.
+    known = set(frame["rate"]) | set(rescue.RATES) - {rescue.LEAK_SHARE}
+    shown_rates = [rate for rate in rescue.RATES if rate in known]
     shown, groups_shown = [], []
     for part in visible.partition_by("group", "teacher", "student", "iteration", "bin", maintain_order=True):
         row = part.row(0, named=True)
@@ -39,11 +43,11 @@ def rescue_table(data: RunData, hints: pl.DataFrame | None = None) -> ReportTabl
             "difficulty": f"cold pass rate {row['bin']}",
         }
         rates = {r["rate"]: r for r in part.iter_rows(named=True)}
-        shown.append([who[row["group"]], *(rescue_cell(rates.get(rate)) for rate in rescue.RATES)])
+        shown.append([who[row["group"]], *(rescue_cell(rates.get(rate)) for rate in shown_rates)])
         groups_shown.append(row["group"])
     if shown:
         notes = [
-            *(f"{rate.replace('_', ' ')}: {meaning}" for rate, meaning in rescue.RATES.items()),
+            *(f"{rate.replace('_', ' ')}: {rescue.RATES[rate]}" for rate in shown_rates),
             *note_counts(frame["note"]),
         ]
     elif data.config is None:
@@ -52,7 +56,7 @@ def rescue_table(data: RunData, hints: pl.DataFrame | None = None) -> ReportTabl
         notes = ["the rescue phase is switched off (protocol.rescue_samples: 0)"]
     else:
         notes = ["no rescue completions of cold-failed cases are published yet"]
-    columns = ["cases", *(rate.replace("_", " ") for rate in rescue.RATES)]
+    columns = ["cases", *(rate.replace("_", " ") for rate in shown_rates)]
     title = "Rescue of cold-failed cases (percent, counts)"
     return ReportTable("rescue", title, frame, laid_out(columns, shown), notes, starts=group_starts(groups_shown))
 

@@ -12,15 +12,26 @@ import unicodedata
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from core_hpc.answers.latex import CUT, compare_latex, gold_latex, read_latex, read_latex_sentence, whole_latex
-from core_hpc.answers.numbers import MAX_ANSWER_CHARS, normalize_number, read_number
+from core_hpc.answers.latex import (
+    CUT,
+    compare_latex,
+    gold_latex,
+    is_plain_latex,
+    read_latex,
+    read_latex_sentence,
+    whole_latex,
+)
+from core_hpc.answers.numbers import MAX_ANSWER_CHARS, is_plain_quantity, normalize_number, read_number
 from core_hpc.store.schema import CORRECT, WRONG
 
 LETTERS = "ABCDEFGHIJ"
 MAX_INTEGER = 999
 MAX_BARE_TEXT_CHARS = 64
 
-_SENTENCE_END = re.compile(r"[.!?;](?=\s|$)|<|\n")
+# "7!" ends a sentence before a new one; "7! ways" and "$7!$" are factorials.
+_SENTENCE_END = re.compile(r"[.?;](?=\s|$)|!(?=[ \t]{0,4}(?:\n|\Z)|[ \t]{1,4}[A-Z*_(\"'])|<|\n")
+# A sentence about letters may contain "B; C", "B? No, C" and "B... no, C".
+_LETTERS_END = re.compile(r"(?<!\.)\.(?=\s|$)|!(?=\s|$)|<|\n")
 _OPEN = r"[\s*_`\"'$({\[\\]{0,12}(?:\\(?:text|textbf|mathrm|mathbf|mbox|boxed)\s?\{[\s(]{0,4})?"
 _CLOSE = r"[\s*_`\"'$)}\]\\.:,;]{0,12}"
 _LONE_LETTER = re.compile(rf"{_OPEN}(?P<letter>[A-Ja-j]){_CLOSE}")
@@ -31,7 +42,30 @@ _NAMED_LETTER = re.compile(
     rf"{_OPEN}(?P<letter>[A-J])(?P<next>[^\w']|$)",
     re.IGNORECASE,
 )
-_SECOND_LETTER = re.compile(r"[\s)\]}*]{0,8}(?:,|and|or|&|/|\+)[\s(]{1,8}[A-J]\b")
+# After the letter: another option is possible too, or the option is rejected.
+_FILLER = (
+    r"(?:or|and|not|no|nor|possibly|perhaps|maybe|even|also|both|either|option|choice|answer|wait|its?|is|actually|the"
+    r"|then|sorry|rather|but)"
+)
+_SECOND_LETTER = re.compile(
+    rf"(?:\b(?i:or|and|vs|versus|nor|but|no|wait|to)\b|[,;/&|+?:<>=]|\s[-–—]\s|\.\.\.|…|\\(?:lor|vee|land|wedge)\b|\A\s)"
+    rf"[\s(*\"'’,.:)\]]{{0,6}}(?:(?i:{_FILLER})\b[\s(*\"'’,.:]{{1,6}}){{0,6}}"
+    r"(?![AI]\s[a-z])[A-J]\b(?!['’])(?!\s(?:is|are|was|would\sbe)\s(?:wrong|incorrect|not|false|too)\b)"
+)
+_REJECTED = re.compile(
+    r"\A[\W_]{0,6}(?:(?:is|was|are|seems|looks)\s(?:clearly\s|definitely\s)?(?:not|wrong|incorrect|false|impossible|eliminated|excluded"
+    r"|ruled|out|unlikely|invalid|refuted)\b|(?:isn|wasn|can)['’]t\b|cannot\b)|\b(?:unless|if)\b|\A\+",
+    re.IGNORECASE,
+)
+_LETTER_REASON = re.compile(r"\b(?:because|since|as|due\sto|given|not|rather\sthan|instead\sof)\b", re.IGNORECASE)
+_LETTER_MARKUP = re.compile(
+    r"\\(?:text|textbf|textit|textrm|mathrm|mathbf|mbox)\s?\{|[{}$]|\\[,;:! ]|\\(?=[()\[\]])|\\q?quad(?![a-z])"
+)
+_STATED_OPTION = re.compile(
+    r"[*_\s]{0,4}(?:(?:therefore|thus|so|hence),?\s)?(?:the\s)?(?:option|choice)\s[*_(]{0,4}(?P<letter>[A-J])[*_)]{0,4}"
+    r"(?:\sis\s(?:the\s)?(?:correct|right|best)(?:\s(?:answer|option|choice|one))?)?[.*_\s]{0,4}",
+    re.IGNORECASE,
+)
 _NOUN = re.compile(r"\s(?!because\b|since\b|as\b|is\b)[a-z]")
 _CLOSING = frozenset(")]}")
 _WRAPPED = re.compile(r"\\(?:text|textbf|mathrm|mathbf|mbox)\s?\{([^{}]{0,256})\}")
@@ -52,6 +86,8 @@ class AnswerKind:
     """Text -> canonical gold answer, or None if the text cannot be one."""
     compare: Callable[[str, str], str | None]
     """(answer, canonical gold) -> verdict, or None if algebra is needed."""
+    is_plain: Callable[[str], bool] = lambda _: True
+    """Whether the text after "the answer is" is a result, and not a computation or other words."""
     worded: bool = False
     """Whether answers may start with a letter.
 
@@ -61,8 +97,8 @@ class AnswerKind:
     """Whether a tag or box takes precedence over sentences, independently of the position."""
 
 
-def _first_sentence(text: str) -> str:
-    end = _SENTENCE_END.search(text)
+def _first_sentence(text: str, sentence_end: re.Pattern[str] = _SENTENCE_END) -> str:
+    end = sentence_end.search(text)
     return text[: end.start()] if end else text
 
 
@@ -87,7 +123,9 @@ def normalize_letter(text: str) -> str | None:
     ['B', 'C', 'D', None, None]
     """
     line = text.rstrip().rpartition("\n")[2]
-    match = _LONE_LETTER.fullmatch(line) if len(line) <= MAX_BARE_TEXT_CHARS else None
+    if len(line) > MAX_BARE_TEXT_CHARS:
+        return None
+    match = _LONE_LETTER.fullmatch(line) or _STATED_OPTION.fullmatch(line)
     return match["letter"].upper() if match is not None else None
 
 
@@ -96,13 +134,19 @@ def read_letter(payload: str) -> str | None:
 
     >>> [read_letter(t) for t in ("(B) 5 eV", "\\\\text{C}", "option D because", "a proton", "A and B", "d")]
     ['B', 'C', 'D', None, None, 'D']
+    >>> [read_letter(t) for t in ("B or C", "B; C", "B is wrong, C is right", "B, not C", "\\\\text{Option B}")]
+    [None, None, None, 'B', 'B']
     """
-    payload = " ".join(payload.split())[:MAX_ANSWER_CHARS]
+    payload = payload.strip().replace("\n", " ; ")
+    payload = " ".join(_LETTER_MARKUP.sub(" ", payload).split())[:MAX_ANSWER_CHARS]
     whole = _LONE_LETTER.fullmatch(payload)
     if whole is not None:
         return whole["letter"].upper()
     match = _NAMED_LETTER.match(payload)
-    if match is None or _SECOND_LETTER.match(payload, match.start("next")):
+    if match is None:
+        return None
+    rest = payload[match.start("next") :]
+    if _REJECTED.search(rest) or _SECOND_LETTER.search(_LETTER_REASON.split(rest, maxsplit=1)[0]):
         return None
     letter = match["letter"]
     if match["next"] not in _CLOSING and (
@@ -149,6 +193,7 @@ KINDS = {
         normalize=normalize_number,
         read=read_number,
         read_sentence=lambda t: read_number(_first_sentence(t)),
+        is_plain=lambda t: is_plain_quantity(_first_sentence(t)),
         gold=normalize_number,
         compare=_same(normalize_number),
     ),
@@ -156,6 +201,7 @@ KINDS = {
         normalize=normalize_integer,
         read=read_number,
         read_sentence=lambda t: read_number(_first_sentence(t)),
+        is_plain=lambda t: is_plain_quantity(_first_sentence(t)),
         gold=normalize_integer,
         compare=_same(normalize_integer),
     ),
@@ -163,6 +209,7 @@ KINDS = {
         normalize=whole_latex,
         read=read_latex,
         read_sentence=read_latex_sentence,
+        is_plain=lambda t: is_plain_latex(read_latex_sentence(t) or ""),
         gold=gold_latex,
         compare=compare_latex,
         worded=True,
@@ -170,7 +217,7 @@ KINDS = {
     "letter": AnswerKind(
         normalize=normalize_letter,
         read=read_letter,
-        read_sentence=lambda t: read_letter(_first_sentence(t)),
+        read_sentence=lambda t: read_letter(_first_sentence(t, _LETTERS_END)),
         gold=normalize_letter,
         compare=_same(normalize_letter),
         worded=True,

@@ -17,26 +17,93 @@ _MAX_EXPONENT = 128
 _MANTISSA = r"(?:[0-9]{1,3}(?:,[0-9]{3})+(?:\.[0-9]*)?|[0-9]+(?:\.[0-9]*)?|\.[0-9]+)"
 _UNSIGNED = rf"{_MANTISSA}(?:[eE][+-]?[0-9]{{1,4}})?"
 _NUMBER = re.compile(rf"(?P<sign>[+-]?)\s*(?P<top>{_UNSIGNED})(?:\s*/\s*(?P<bottom>{_UNSIGNED}))?\s*\.?")
-# A number that is not part of a word, of a longer number or of a formula.
-_LONE_NUMBER = re.compile(rf"(?<![\w.,/^*+\\-])[+-]?{_UNSIGNED}(?:/{_UNSIGNED})?(?![\w^/])")
-_PROSE = re.compile(r"(?:[^\W\d_]|[\s.,:;'\"()!?&-])*")
-_REASON = re.compile(r"\b(?:because|since)\b", re.IGNORECASE)
+_ATTACHED_UNIT = r"(?:[ckm]?m|kg|g|mg|lbs?|oz|ft|in|yd|mi|m[lL]|[lL]|hrs?|h|min|s|mph)"
+# A number that is not part of a word, of a longer number or of a formula. A unit may follow directly.
+_LONE_NUMBER = re.compile(
+    rf"(?<![\w.,/^*+\\-])[+-]?{_UNSIGNED}(?:/{_UNSIGNED})?(?:(?![\w^/!])|(?={_ATTACHED_UNIT}(?![\w^!])))"
+)
+_PROSE = re.compile(r"(?:[^\W\d_]|[\s.,:;'\"()!?&\u2019-])*")
+_REASON = re.compile(
+    r"\b(?:because|since)\b|(?<!\bis)(?<!\bare)(?<!\bwas),?\s(?:not|rather than|instead of)\s(?=\$?[0-9])", re.I
+)
 _FRAC = re.compile(r"\\[dt]?frac\s*\{([^{}]*)\}\s*\{([^{}]*)\}")
+_REPEATING = re.compile(
+    r"(?<![0-9.,])([0-9]{0,32})\.([0-9]{0,32})\\(?:overline|bar)\s?(?:\{([0-9]{1,32})\}|([0-9]))(?![0-9.])"
+)
 # Decoration is replaced by a space, because "3*4" and "5%3" must not become the numbers 34 and 53.
 _MARKUP = re.compile(
-    r"\\(?:text|textbf|mathrm|mathbf|mbox)\s*\{|\\(?:left|right)(?![a-z])|\\[()\[\],;!:]|\\%|\\\$|[$€£¥₹%*_`{}°~]"
+    r"\\(?:text|textbf|textit|textrm|mathrm|mathbf|mathit|mbox)\s*\{|\\(?:left|right)(?![a-z])"
+    r"|\^\s?(?:\{\s?\\circ\s?\}|\\circ(?![a-z]))|\\degree(?![a-z])|\\[()\[\],;!: ]|\\%|\\\$|[$€£¥₹%*_`{}°~]"
+    r"|\b(?:USD|EUR|GBP|INR)\b"
 )
-THOUSANDS = re.compile(r"(?<=[0-9])(?:\\[,!;:]|\{,\})(?=[0-9]{3}(?![0-9]))")
-_UNIT_POWER = re.compile(r"(?:(?<=\bm)|(?<=[ckmd]m)|(?<=ft)|(?<=in)|(?<=yd))\s{0,2}(?:\^\s?[23]|[²³])")
+THOUSANDS = re.compile(r"(?<=[0-9])(?:,\\!|\\[,!;:]|\{,\}|[\u2009\u202f])(?=[0-9]{3}(?![0-9]))")
+_UNIT_POWER = re.compile(
+    r"(?:(?<=\bm)|(?<=[ckmd]m)|(?<=ft)|(?<=in)|(?<=yd)|(?<=units)|(?<=feet)|(?<=meters)|(?<=inches))"
+    r"\s{0,2}(?:\^\s?[23]|[²³])"
+)
+_PER = re.compile(r"(?:(?<=[A-Za-z])\s?|(?<=[0-9])(?=/[a-z]{2}))/\s?(?=[a-z])")
+# "7 - the number of apples": a dash that is not a minus sign.
+_DASH = re.compile(r"\s[\u2013\u2014]\s(?=[A-Za-z]{2})")
+_MODULUS = re.compile(
+    r"\s{0,4}(?:\\pmod\s?(?:\{\s?[0-9]{1,9}\s?\}|[0-9])"
+    r"|\(\s?(?:\\(?:text|mathrm)\{\s?)?\\?mod\s?\}?\s?[0-9]{1,9}\s?\))[\s.$]{0,4}\Z"
+)
+_EQUALITY = re.compile(r"\\(?:approx|equiv)(?![A-Za-z])|[≈≡]")
 MINUS_SIGNS = str.maketrans({"\u2212": "-", "\u2013": "-", "\uff0d": "-", "\ufe63": "-", "\u00a0": " ", "\u202f": " "})
+
+# Words that change the number next to them. `_TAIL_VERB` ends the part of a sentence in which words
+# before the number belong to the number ("half of the apples is 7" states 7).
+_COUNT = r"(?:two|three|four|five|six|seven|eight|nine|ten|eleven|twelve|twenty|thirty|forty|fifty|sixty|eighty|ninety)"
+_PART = r"(?:hal(?:f|ves)|thirds?|fourths?|fifths?|sixths?|sevenths?|eighths?|ninths?|tenths?|hundredths?|thousandths?)"
+_TAIL_VERB = re.compile(
+    r"\b(?:is|are|was|were|be|equals?|ha[sd]|have|needs?|makes?|gives?|gets?|pays?|earns?|costs?|spends?|takes?)\b|:"
+)
+_NEGATION = re.compile(r"\b(?:not|never|neither|nor|cannot|wrong|incorrect)\b|n['\u2019]t\b")
+_CHANGED_BEFORE = re.compile(
+    r"\bthan\b|\b(?:twice|double|doubled|triple|thrice|quadruple|plus|minus|negative|either|except|excluding|unlike)\b"
+    rf"|\b{_PART}\b|\b(?:quarter|root|squared?|cubed?|power|sum|product|difference|quotient|multiples?|factors?"
+    r"|divisors?|log|logarithm|reciprocal|inverse|opposite|factorial|part|fraction|percent)\s(?:of|to|by)\b"
+    r"|\b(?:divided|multiplied|divisible|followed)\b|\b(?:ln|log|sin|cos|tan|sqrt|exp|mod)\s*\Z|\btimes\s*\Z"
+    r"|\b(?:but|no|without|over|under|above|below|beyond|between|within|almost|nearly|up to|at least|at most|exceeding"
+    r"|exceeds|other than|instead of|rather than|apart from|different from)\s*\Z|-[\s(]*\Z|\b[xyznk]\s*\Z"
+)
+_SIGN_BEFORE = re.compile(r"(?:\b(?:negative|minus)\s*|-[\s(]{0,4})\Z")
+_SCALE = {"hundred": 10**2, "thousand": 10**3, "million": 10**6, "billion": 10**9, "trillion": 10**12}
+_SCALE_AFTER = re.compile(rf"\s{{0,4}}({'|'.join(_SCALE)})\b")
+_CHANGED_AFTER = re.compile(
+    rf"\A[\s-]*(?:(?:dozens?|grand|lakhs?|crores?|bn|mn|squared|cubed|factorial|choose|tens|{_PART}|{'|'.join(_SCALE)}"
+    r"|to the)\b|[xyznkpqrijbe]\b)|\A\s*-\s|\A!"
+    r"|\b(?:or|plus|minus|divided|multiplied|modulo|if|unless|wrong|incorrect|at most|at least|squared|cubed)\b"
+    rf"|\b(?:and|to|point|times|by|over|out of)\s(?:an?\s|one\s)?(?:{_COUNT}\s)?"
+    rf"(?:{_COUNT}|one|zero|quarters?|{_PART})\b"
+    rf"|\b(?:less|fewer|more|greater)\sthan\s{_COUNT}\b"
+    r"|\b(?:is|was|are|were|seems|looks)\s(?:not|false|impossible|too)\b|n['\u2019]t\b|\b(?:never|cannot)\b"
+)
+_MONEY_SCALE = re.compile(r"\A\s?(?:[KMBT]|mil)\b")
+_PRECISION = re.compile(r"\b(?:rounded|round|accurate|correct|precise)\b.{0,24}\bto\s*\Z", re.S)
+_PRECISION_UNIT = re.compile(r"\A\s*(?:decimals?|digits?|significant|places?)\b")
+# "2x = 14" does not state 14, and neither do "x >= 14" and "x != 14".
+_NO_NAME = re.compile(
+    r"[!<>~≠]\s*\Z|\\not\s*\Z|(?:(?<![\w.])-\s?|[0-9)}]\s?(?:\*\s?)?)[xyznkN]\s*\Z|[a-zA-Z]\s?(?:\^.{1,4}|/\s?[0-9]+)\s*\Z"
+)
+_SEVERAL = re.compile(r"\bor\b|\b[a-zA-Z]\s?=[^=,;]{1,32}(?:[,;]|\band\b)[\s$]{0,4}[a-zA-Z]\s*\Z")
 
 
 def _clean(text: str) -> str:
     """The text without decoration, currency signs and unit powers. LaTeX fractions become a/b."""
-    text = THOUSANDS.sub("", text.translate(MINUS_SIGNS))
-    text = _FRAC.sub(r" \1/\2", text)
+    text = _DASH.sub(", ", THOUSANDS.sub("", text)).translate(MINUS_SIGNS)
+    if "\\" in text:
+        text = _REPEATING.sub(_repeating_fraction, text)
+        text = _FRAC.sub(r" \1/\2", text)
     text = _UNIT_POWER.sub("", _MARKUP.sub(" ", text))
     return text.strip().strip("\"'").strip()
+
+
+def _repeating_fraction(match: re.Match[str]) -> str:
+    r"""`0.1\overline{6}` as the text of a fraction."""
+    whole, start, cycle = match[1] or "0", match[2], match[3] or match[4]
+    places, period = 10 ** len(start), 10 ** len(cycle) - 1
+    return f"{int(whole + start) * period + int(cycle)}/{places * period}"
 
 
 def _format(value: Fraction) -> str:
@@ -90,28 +157,91 @@ def normalize_number(text: str) -> str | None:
     return canonical if len(canonical) <= MAX_NUMBER_CHARS else None
 
 
-def _lone_number(text: str) -> str | None:
-    """The number in a text of words that has exactly one number and no formula, or None."""
+def _lone_number(text: str) -> tuple[str, str, str] | None:
+    """The number in a text of words with exactly one number, and the words before and after it.
+
+    None if the text has a formula, or words that change the number ("half of 7", "7 dozen").
+    """
     cleaned = _clean(text)
+    if "/" in cleaned:
+        cleaned = _PER.sub(" per ", cleaned)
     found = _LONE_NUMBER.search(cleaned)
     if found is None or _LONE_NUMBER.search(cleaned, found.end()):
         return None
-    rest = f"{cleaned[: found.start()]} {cleaned[found.end() :]}"
-    return normalize_number(found.group()) if _PROSE.fullmatch(rest) else None
+    before, after = cleaned[: found.start()].casefold(), cleaned[found.end() :]
+    if not (_PROSE.fullmatch(before) and _PROSE.fullmatch(after)) or _MONEY_SCALE.match(after):
+        return None
+    number, after = found.group(), after.casefold()
+    if before.strip() == "(" and after.strip() == ")" and "," in number:  # (40,200) is a pair
+        return None
+    if (scale := _SCALE_AFTER.match(after)) is not None:
+        after = after[scale.end() :]
+    if (sign := _SIGN_BEFORE.search(before)) is not None:
+        before = before[: sign.start()]
+    if _NEGATION.search(before) or _CHANGED_AFTER.search(after):
+        return None
+    tail = before
+    for verb in _TAIL_VERB.finditer(before):
+        tail = before[verb.end() :]
+    if _CHANGED_BEFORE.search(tail) or (sign is not None and tail.strip()):
+        return None
+    if _PRECISION_UNIT.match(after) and _PRECISION.search(before):
+        return None
+    canonical = normalize_number(number)
+    if canonical is None:
+        return None
+    value = Fraction(canonical) * (_SCALE[scale[1]] if scale is not None else 1) * (-1 if sign is not None else 1)
+    canonical = _format(value)
+    return (canonical, before, after) if len(canonical) <= MAX_NUMBER_CHARS else None
+
+
+def read_quantity(text: str, max_words: int = 4) -> tuple[str, str] | None:
+    """The canonical number and the few words behind it, or None if anything else is in the text.
+
+    >>> read_quantity("7 square feet"), read_quantity("2.5 million"), read_quantity("not 7"), read_quantity("7 dozen")
+    (('7', 'square feet'), ('2500000', ''), None, None)
+    """
+    number = normalize_number(text)
+    if number is not None:
+        return number, ""
+    found = _lone_number(text) if len(text) <= MAX_ANSWER_CHARS else None
+    if found is None or found[1].strip(" ("):
+        return None
+    words = found[2].strip(" .,")
+    return (found[0], words) if len(words.split()) <= max_words and not re.search(r"[,;:?]", words) else None
+
+
+def is_plain_quantity(text: str) -> bool:
+    """Whether the text is a number with at most a unit, and no computation or sentence."""
+    return read_quantity(text[:MAX_ANSWER_CHARS].partition(" (")[0], max_words=10) is not None
 
 
 def read_number(payload: str) -> str | None:
     """The canonical number in the text after an answer marker, or None.
 
     The candidates are, in this order, the whole text, the right side of the last equals sign, the
-    only number among words, and the only number among the words before a parenthesis.
+    only number among words, and the only number among the words before a parenthesis. Words that
+    change a number ("not 7", "less than 7", "7 dozen") are part of its meaning, so such a number is
+    not read. A negative sign and a scale ("7 thousand") are applied.
 
     >>> [read_number(t) for t in ("18 dollars a day", "72 / 2 = 36 clips", "x = 5", "5 m (2 + 3)", "3 + 4", "2x")]
     ['18', '36', '5', '5', None, None]
+    >>> [read_number(t) for t in ("minus 7", "7 thousand", "half of 7", "2x = 14", "x = 3 or x = 7", "7!")]
+    ['-7', '7000', None, None, None, None]
     """
     payload = _REASON.split(payload[:MAX_ANSWER_CHARS], maxsplit=1)[0].strip().rstrip(",")
+    whole_text = payload
     whole = normalize_number(payload)
     if whole is not None:
         return whole
-    side = payload.rpartition("=")[2]
-    return normalize_number(side) or _lone_number(side) or _lone_number(side.partition(" (")[0])
+    if "mod" in payload:
+        payload = _MODULUS.sub("", payload)
+    if not payload.isascii() or "\\" in payload:
+        payload = _EQUALITY.sub("=", payload)
+    left, equals, side = payload.rpartition("=")
+    if equals and (_NEGATION.search(left) or _NO_NAME.search(left) or _SEVERAL.search(left)):
+        return None
+    if side is not whole_text and (number := normalize_number(side)) is not None:
+        return number
+    found = _lone_number(side) or (_lone_number(side.partition(" (")[0]) if " (" in side else None)
+    return found[0] if found is not None else None

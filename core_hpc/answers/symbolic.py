@@ -9,6 +9,7 @@ heavy. Calling it loads sympy and math-verify, never torch.
 from __future__ import annotations
 
 import logging
+import re
 import resource
 import signal
 from collections.abc import Sequence
@@ -17,6 +18,13 @@ from typing import Any
 PROBE_DIGITS = 50
 _DIFFERENT = 1e-30
 _FIRST_PROBE, _PROBE_STEP = 1.37, 0.61
+_WRAPPED = r"\\(?:text|textbf|textit|textrm|mathrm|mathbf|mathit|mbox|operatorname)\{[^{}]{1,64}\}"
+# The left side of an assignment ("x", "a_{10}", "f(3)", "\\text{Total}", "\\angle ABC"); not "2x".
+NAME = re.compile(
+    rf"(?:{_WRAPPED}|m?\\angle\s?[A-Z]{{1,3}}|\|?\\overline\{{[A-Z]{{1,3}}\}}\|?|\|[A-Z]{{1,3}}\||[A-Z]{{2,4}}|[a-z]!"
+    r"|\\(?:alpha|beta|gamma|delta|theta|phi|lambda|mu|sigma|rho|omega|Delta|ell|tau|varphi)"
+    r"|[A-Za-z](?:_\w|_\{\w{1,8}\})?(?:'|\([^()=]{1,16}\))?)(?:_\w|_\{\w{1,8}\})?"
+)
 
 
 def initialise_worker(memory_gb: float) -> None:
@@ -62,12 +70,12 @@ def equal(answer: str, gold: str) -> bool:
     sympy_random.seed(0)
     try:
         wanted, given = _parse(gold), _parse(answer)
-        return bool(
-            wanted
-            and given
-            and verify(wanted, given, timeout_seconds=None)
-            and not _certainly_differ(wanted[0], given[0])
-        )
+        if not wanted or not given or _is_computation(answer, given[0], wanted[0]):
+            return False
+        related = _same_relation(wanted[0], given[0])
+        if related is not None:
+            return related
+        return bool(verify(wanted, given, timeout_seconds=None) and not _certainly_differ(wanted[0], given[0]))
     except MemoryError:
         raise
     except Exception:  # noqa: BLE001 - hostile input raises any error in three libraries; it equals nothing
@@ -82,7 +90,55 @@ def _parse(text: str) -> list[Any]:
     parsed: list[Any] = parse(
         rf"\boxed{{{text}}}", settings, fallback_mode="no_fallback", extraction_mode="first_match", parsing_timeout=None
     )
-    return parsed
+    # The parser gives the same letter different assumptions in "9i" and "9 i". A free i is the
+    # imaginary unit.
+    return [_with_plain_symbols(e) if hasattr(e, "free_symbols") else e for e in parsed]
+
+
+def _with_plain_symbols(expression: Any) -> Any:
+    from sympy import I, Symbol
+
+    plain = {s: I if s.name == "i" else Symbol(s.name, real=True) for s in expression.free_symbols}
+    return expression.xreplace({old: new for old, new in plain.items() if old != new})
+
+
+def _is_computation(answer: str, given: Any, wanted: Any) -> bool:
+    """Whether the answer is an equation such as 2x = 14, while a value such as 14 is wanted.
+
+    An assignment to a name is not a computation, and an identity such as 3 + 4 = 7 states a value.
+    """
+    from sympy import Eq, simplify
+    from sympy.core.relational import Relational
+
+    if "=" not in answer or not isinstance(given, Eq) or isinstance(wanted, Relational):
+        return False
+    sides = answer.split("=")
+    if NAME.fullmatch(sides[0].strip()) or NAME.fullmatch(sides[-1].strip()):
+        return False
+    return bool(simplify(given.lhs - given.rhs) != 0)
+
+
+def _same_relation(left: Any, right: Any) -> bool | None:
+    """Whether two equations or inequalities differ only by a factor or by their arrangement.
+
+    None if another comparison must decide.
+    """
+    from sympy import Eq, Ge, Gt, Le, Lt, cancel
+
+    def difference(relation: Any) -> Any:
+        swapped = isinstance(relation, (Lt, Le))
+        return _exact(relation.rhs - relation.lhs if swapped else relation.lhs - relation.rhs)
+
+    for types in ((Eq,), (Gt, Lt), (Ge, Le)):
+        if isinstance(left, types) and isinstance(right, types):
+            wanted, given = difference(left), difference(right)
+            if not wanted.free_symbols or given == 0:
+                return None
+            ratio = cancel(given / wanted)
+            if ratio.is_number:
+                return bool(ratio != 0 and (types == (Eq,) or ratio.is_positive))
+            return None if types == (Eq,) else False
+    return None
 
 
 def _certainly_differ(left: Any, right: Any) -> bool:
@@ -131,12 +187,17 @@ def _leaves(expression: Any) -> Sequence[Any]:
     return [leaf for leaves in found for leaf in leaves] if all(found) else ()
 
 
+def _exact(expression: Any) -> Any:
+    from sympy import Float, Rational
+
+    return expression.xreplace({f: Rational(str(f)) for f in expression.atoms(Float)})
+
+
 def _value(expression: Any, values: dict[Any, float]) -> Any:
     """The value as an mpmath number with `PROBE_DIGITS` digits; decimals are exact fractions."""
     from mpmath import mp
-    from sympy import Float, Rational
+    from sympy import Rational
 
-    exact = expression.xreplace({f: Rational(str(f)) for f in expression.atoms(Float)})
-    exact = exact.xreplace({symbol: Rational(str(value)) for symbol, value in values.items()})
+    exact = _exact(expression).xreplace({symbol: Rational(str(value)) for symbol, value in values.items()})
     mp.dps = PROBE_DIGITS
     return mp.mpmathify(exact.evalf(PROBE_DIGITS))

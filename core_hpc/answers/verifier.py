@@ -2,20 +2,25 @@ r"""Verdicts on extracted answers: by notation, or by algebra in processes with 
 
 In: (answer, gold answer, kind). Out: correct, wrong, no_answer or timeout
 (`store.schema.VERDICTS`). A verdict depends only on the answer and the gold answer. It does not
-depend on the batch, its order or the load of the machine, because the limit is CPU time. The worker
-processes start when the first claim needs algebra. `symbolic.py` contains the algebra.
+depend on the batch, its order or the load of the machine, because the limit is CPU time. The only
+exception is a batch with so many comparisons at the limit that its budget (`TIMEOUT_BUDGET_S`) is
+spent. The worker processes start when the first claim needs algebra. `symbolic.py` contains the
+algebra.
 """
 
 from __future__ import annotations
 
 import atexit
+import logging
 import multiprocessing
 import os
+import sys
 from collections.abc import Iterator, Sequence
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from functools import cache
 from importlib.util import find_spec
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from core_hpc.answers import symbolic
@@ -35,6 +40,13 @@ CPU_LIMIT_S = 5.0
 """CPU time limit of one comparison; a typical comparison takes 5 ms."""
 WALL_FACTOR = 12
 """The wall-clock limit of a comparison is this multiple of its CPU time limit."""
+TIMEOUT_BUDGET_S = 300.0
+"""CPU time that the comparisons of one call may lose at their limit (60 of them at 5 s).
+
+A task of a few thousand completions has a handful of such comparisons. A model that writes a
+different endless expression each time would otherwise stop a task for hours: 1,000 of them take
+5,000 CPU seconds.
+"""
 MEMORY_GB = 2.0
 MAX_WORKERS = 4
 _TASKS_PER_WORKER = 1000
@@ -46,11 +58,24 @@ _HARMLESS = ("1", "2")
 _WORKER_ENVIRONMENT = {"PYTHONHASHSEED": "0", "PYTHONWARNINGS": "ignore"}
 
 
+_logger = logging.getLogger(__name__)
+
+
 class Verifier:
     """Makes verdicts; holds the worker processes for algebra and a cache of their results."""
 
-    def __init__(self, *, num_workers: int | None = None, cpu_limit_s: float = CPU_LIMIT_S) -> None:
+    def __init__(
+        self,
+        *,
+        num_workers: int | None = None,
+        cpu_limit_s: float = CPU_LIMIT_S,
+        timeout_budget_s: float = TIMEOUT_BUDGET_S,
+    ) -> None:
         """By default there is one worker per CPU of this process, up to `MAX_WORKERS`."""
+        self._timeout_budget_s = timeout_budget_s
+        self._num_timeouts = 0  # comparisons of this call that ended at a limit
+        self.num_not_compared = 0
+        """Comparisons that were not made because the budget of their call was spent."""
         self._num_workers = num_workers or min(MAX_WORKERS, len(os.sched_getaffinity(0)))
         self._cpu_limit_s = cpu_limit_s
         self._cache: dict[_Pair, str] = {}
@@ -59,8 +84,12 @@ class Verifier:
     def verify_many(self, claims: Sequence[Claim]) -> list[str]:
         """The verdict on each claim, in order.
 
+        When the comparisons at the time limit have used `TIMEOUT_BUDGET_S`, the comparisons that
+        are left get the verdict timeout. Their number is logged, and a later call makes them.
+
         Raises:
             ValueError: a gold answer is not of its kind; this is an error in the problem data.
+            InputError: a script without `if __name__ == "__main__":` calls verification.
             CoreHpcError: the worker processes cannot be started.
         """
         verdicts = [_verdict_by_notation(claim) for claim in claims]
@@ -83,11 +112,14 @@ class Verifier:
     def _decide(self, pairs: list[_Pair]) -> dict[_Pair, str]:
         """Verdicts by algebra. A broken pool (a signal, no memory) is replaced a few times."""
         verdicts: dict[_Pair, str] = {}
+        self._num_timeouts = 0
         for _ in range(_MAX_POOLS):
             missing = [pair for pair in pairs if pair not in verdicts]
-            if not missing:
+            if not missing or self._budget_is_spent():
                 break
             verdicts |= self._compare(missing)
+            if not verdicts:
+                _require_guard()
         else:
             if not self._compare([_HARMLESS]):
                 raise CoreHpcError(
@@ -100,7 +132,21 @@ class Verifier:
         self._cache |= verdicts
         for pair in list(self._cache)[: max(0, len(self._cache) - _MAX_CACHED)]:
             del self._cache[pair]
-        return verdicts
+        left = [pair for pair in pairs if pair not in verdicts]
+        if left:
+            self.num_not_compared += len(left)
+            _logger.warning(
+                "verification: %d comparisons ended at their limit of %g s of CPU time, which uses up the budget of "
+                "%g s per call. The other %d comparisons of this call were not made; their verdict is timeout",
+                self._num_timeouts,
+                self._cpu_limit_s,
+                self._timeout_budget_s,
+                len(left),
+            )
+        return verdicts | dict.fromkeys(left, TIMEOUT)
+
+    def _budget_is_spent(self) -> bool:
+        return self._num_timeouts * self._cpu_limit_s >= self._timeout_budget_s
 
     def _compare(self, pairs: list[_Pair]) -> dict[_Pair, str]:
         """Verdicts on the pairs; only on some of them if the pool breaks, which is then closed."""
@@ -114,10 +160,15 @@ class Verifier:
                 pool.schedule(symbolic.equal_within, args=[*pair, self._cpu_limit_s], timeout=wall_s) for pair in pairs
             ]
             for pair, future in zip(pairs, futures, strict=True):
+                # In the order of the pairs, so that the verdicts do not depend on the speed of the workers.
+                if self._budget_is_spent():
+                    future.cancel()  # type: ignore[no-untyped-call]  # pebble has no annotation here
+                    continue
                 try:
                     verdicts[pair] = CORRECT if future.result() else WRONG
                 except (TimeoutError, ProcessExpired, MemoryError):
                     verdicts[pair] = TIMEOUT
+                    self._num_timeouts += 1
         except (BrokenProcessPool, RuntimeError):
             self.close()
         return verdicts
@@ -125,6 +176,9 @@ class Verifier:
     def _running_pool(self) -> ProcessPool:
         if self._pool is None:
             require_algebra()
+            # True while multiprocessing imports the main script in a new process.
+            if getattr(multiprocessing.current_process(), "_inheriting", False):
+                raise InputError(f"verification: a worker process ran the script again, {_GUARD_ADVICE}")
             from pebble import ProcessPool
 
             # The fork server has no threads and has loaded sympy, so forking a worker is safe and
@@ -142,6 +196,22 @@ class Verifier:
                 if not self._pool.active:  # reading this property starts the pool
                     raise BrokenProcessPool("did not start")
         return self._pool
+
+
+_GUARD_ADVICE = (
+    'because the script calls verification while it is imported; put the calls under `if __name__ == "__main__":`'
+)
+
+
+def _require_guard() -> None:
+    """Raise InputError if the main script has no `__name__` check, so that each worker runs it."""
+    script = getattr(sys.modules.get("__main__"), "__file__", None)
+    try:
+        source = Path(script).read_text(encoding="utf-8", errors="replace") if script else "__name__"
+    except OSError:
+        return
+    if "__name__" not in source:
+        raise InputError(f"verification: each worker process ran the script {script} again, {_GUARD_ADVICE}")
 
 
 @contextmanager

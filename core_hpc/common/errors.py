@@ -52,8 +52,16 @@ class StoreError(CoreHpcError):
     """A published file is missing, torn, altered, or of another schema version."""
 
 
-class NonFiniteError(CoreHpcError):
+class RepeatingError(CoreHpcError):
+    """Every further attempt of the task would fail in the same way, so the run stops."""
+
+
+class NonFiniteError(RepeatingError):
     """The loss or the gradients became NaN or infinite. The last good adapter is kept."""
+
+
+class MismatchError(RepeatingError):
+    """The engine samples with another model than the trainer trains. The last good adapter is kept."""
 
 
 class StoppedError(CoreHpcError):

@@ -14,7 +14,16 @@ from typing import Any, Literal
 
 from pydantic import Field, ValidationInfo, field_validator, model_validator
 
-from core_hpc.config.base import DEFAULT_BY, OPERATIONAL, PositiveInt, Section, null_means_default, operational
+from core_hpc.config.base import (
+    ADDED_LATER,
+    DEFAULT_BY,
+    OPERATIONAL,
+    PositiveInt,
+    Section,
+    added_later,
+    null_means_default,
+    operational,
+)
 from core_hpc.config.cluster import ClusterSection
 from core_hpc.config.problems import ProblemsSection
 from core_hpc.config.reward import RewardSection
@@ -148,6 +157,11 @@ class ProtocolSection(Section):
         description="full: the teacher's text without thoughts and answers, or its first correct strategy if it has "
         "strategies; strategy: such a strategy, or no hint; compressed: only the approach and the computing sentences",
     )
+    hint_leak: Literal["keep", "cut", "reject"] = added_later(
+        "keep",
+        description="a hint in which the gold answer is the result of a step. keep: used as it is; cut: ends before "
+        "this step; reject: no hint",
+    )
     teacher_score: Literal["total", "exploit"] = Field(
         "total", description="which reward of the cold completions chooses the teacher: the total, or exploit only"
     )
@@ -245,12 +259,22 @@ def is_operational(extra: Any) -> bool:
 
 
 def scientific_fields(config: Section) -> dict[str, Any]:
-    """All fields that change the result, as nested plain data."""
+    """All fields that change the result, as nested plain data.
+
+    A value that equals the default of its field is given as the default is declared, for example
+    32 instead of 32.0. A written default and an omitted one are therefore the same run. Fields that
+    were added later (`base.added_later`) are left out at their default.
+    """
     out: dict[str, Any] = {}
     for name, field in type(config).model_fields.items():
         if is_operational(field.json_schema_extra):
             continue
         value = getattr(config, name)
+        default = field.get_default(call_default_factory=True, validated_data=vars(config))
+        if value == default:
+            if field.json_schema_extra == ADDED_LATER:
+                continue
+            value = value if isinstance(value, Section) else default
         if isinstance(value, Section):
             out[name] = scientific_fields(value)
         elif isinstance(value, (list, tuple)):

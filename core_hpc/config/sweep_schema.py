@@ -57,6 +57,7 @@ def _tidy(section: Schema) -> None:
     for name, field in section.get("properties", {}).items():
         field.pop("title", None)
         field.pop("operational", None)
+        field.pop("added_later", None)
         if sections_of(field):
             field.pop("default", None)
         if field.pop("discriminator", None):  # a file may inherit `source`

@@ -25,6 +25,7 @@ from core_hpc.schedule.progress import RunProgress
 from core_hpc.schedule.remaining import FinishedTask, TaskCosts, expected_completions
 from core_hpc.store.paths import TEAM, TaskKey
 from core_hpc.store.schema import GENERATION_PHASES, HINT, UPDATE
+from core_hpc.training.guard import WARN_SHARE
 
 MAX_ROWS = 12
 NO_PROGRESS = Progress(0, 0, 0)
@@ -185,5 +186,14 @@ def describe_stats(key: TaskKey, stats: Mapping[str, Any]) -> str:
     if key.phase == HINT:
         return f", {stats['num_rescues']} rescues for {stats['num_cases']} cases"
     if key.phase == UPDATE and seconds:
-        return f", {stats['num_completions']} completions ({stats['num_tokens'] / seconds['update']:.0f} tokens/s)"
+        speed = f"{stats['num_tokens'] / seconds['update']:.0f} tokens/s"
+        return f", {stats['num_completions']} completions ({speed}){_mismatch_warning(stats)}"
     return ""
+
+
+def _mismatch_warning(stats: Mapping[str, Any]) -> str:
+    """Shown if the trainer and the engine differ by more than half of what stops a run."""
+    mismatch, limit = stats.get("mismatch"), stats.get("max_mismatch")
+    if mismatch is None or limit is None or not mismatch > WARN_SHARE * limit:
+        return ""
+    return f"; WARNING: trainer and engine differ by {mismatch:.2g} nats per token, above {limit:.2g} the run stops"

@@ -19,6 +19,7 @@ import polars as pl
 from core_hpc.common.errors import CoreHpcError, InputError
 from core_hpc.config.run import ModelSection, RunConfig
 from core_hpc.engines import has_gpu
+from core_hpc.models.loading import check_rope, check_vllm_packages, load_config
 from core_hpc.models.prompts import PromptBuilder
 from core_hpc.models.quantization import no_gpu, require_package
 from core_hpc.models.resolve import (
@@ -83,6 +84,10 @@ def _model_facts(config: RunConfig, model: ModelSection, splits: Splits) -> Mode
     )
     if model.prompt_style == "chat" and not resolved.has_chat_template:
         raise InputError("prompt_style is chat, but its tokenizer has no chat template; write prompt_style: plain")
+    loaded = load_config(resolved.folder, trust_remote_code=model.trust_remote_code)
+    check_rope(loaded)
+    if model.engine == "vllm":
+        check_vllm_packages(loaded)
     if model.tuning == "qlora":
         _check_four_bit(config)
     if model.lora is not None:

@@ -18,6 +18,7 @@ import polars as pl
 from analysis.counts.counts import ROW_COLUMNS, count_rows
 from analysis.metrics.curves import STEP_MEASURES, score_points
 from analysis.metrics.passk import FIRST, PASS_HAT, pass_at_k_table
+from analysis.metrics.rescue import leak_points
 from analysis.timing.account import RunTimes, iteration_table, task_time, waited_table, with_submissions
 from analysis.timing.critical_path import TaskTime
 from core_hpc.config.run import flatten, scientific_fields
@@ -26,7 +27,7 @@ from core_hpc.runs.messages import Done, Event
 from core_hpc.schedule.progress import RunProgress
 from core_hpc.store import manifests, shards
 from core_hpc.store.paths import TEAM, TaskKey
-from core_hpc.store.schema import EVALUATE, GENERATION_PHASES, ROLLOUTS, SCORE, SCORES, STEPS, UPDATE
+from core_hpc.store.schema import EVALUATE, GENERATION_PHASES, HINT, HINTS, ROLLOUTS, SCORE, SCORES, STEPS, UPDATE
 
 FINAL = "final"
 """Group of the last evaluation's figures. TensorBoard shows them beside the hyper-parameters."""
@@ -59,6 +60,8 @@ class RunTracker:
         self._write_speed(key, manifest)
         if key.phase == SCORE and published.issuperset(self._alike(key)):
             self._write_scores(key, time_s)
+        elif key.phase == HINT and published.issuperset(self._alike(key)):
+            self._write_leaks(key, time_s)
         elif key.phase == UPDATE:
             self._write_steps(key, manifest, time_s)
             if {t.key for t in self._times}.issuperset(self._alike(key)):
@@ -119,6 +122,12 @@ class RunTracker:
         for model in (*scores["model"].unique(maintain_order=True), TEAM):
             rows = scores if model == TEAM else scores.filter(pl.col("model") == model)
             self._scalars(model, score_points(rows), key.iteration, time_s)
+
+    def _write_leaks(self, key: TaskKey, time_s: float) -> None:
+        """Share of the hints in which the gold answer is the result of a step, by student and for the team."""
+        hints = shards.read_tasks(self._run.root, self._alike(key), HINTS, columns=["model", "leak"])
+        for model, share in leak_points(hints).items():
+            self._scalar(model, "rescue/leak_share", share, key.iteration, time_s)
 
     def _write_steps(self, key: TaskKey, manifest: manifests.Manifest, time_s: float) -> None:
         for row in shards.read_manifest_table(manifest, STEPS).iter_rows(named=True):

@@ -15,6 +15,7 @@ import contextlib
 import gc
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from core_hpc.common.errors import CoreHpcError, InputError
@@ -28,7 +29,9 @@ from core_hpc.engines.base import (
     SamplingSettings,
 )
 from core_hpc.engines.sampling import sample_tokens
+from core_hpc.models.loading import load_model
 from core_hpc.models.quantization import four_bit_options
+from core_hpc.models.resolve import load_tokenizer
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -57,20 +60,22 @@ class TransformersEngine:
 
     def __init__(self, spec: EngineSpec) -> None:
         import torch
-        from transformers import AutoModelForCausalLM, AutoTokenizer
 
         self._spec = spec
         self._device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         on_cpu = self._device.type == "cpu"
         dtype = spec.dtype if spec.dtype != "auto" else ("float32" if on_cpu else "bfloat16")
-        options: dict[str, Any] = {"trust_remote_code": spec.trust_remote_code, "local_files_only": True}
-        self._tokenizer = AutoTokenizer.from_pretrained(spec.model_folder, **options)
+        self._tokenizer = load_tokenizer(spec.model_folder, trust_remote_code=spec.trust_remote_code)
+        load = partial(
+            load_model,
+            spec.model_folder,
+            context_tokens=spec.max_context_tokens,
+            trust_remote_code=spec.trust_remote_code,
+        )
         if spec.four_bit:
-            model = AutoModelForCausalLM.from_pretrained(spec.model_folder, **four_bit_options(self._device), **options)
+            model = load(**four_bit_options(self._device))
         else:
-            model = AutoModelForCausalLM.from_pretrained(spec.model_folder, dtype=getattr(torch, dtype), **options).to(
-                self._device
-            )
+            model = load(dtype=getattr(torch, dtype)).to(self._device)
         # PEFT freezes the model with the first adapter. Then other kernels would run and change the
         # last digits of the base model, so it is frozen from the beginning.
         self._model: Any = model.requires_grad_(False).eval()

@@ -9,13 +9,20 @@ from __future__ import annotations
 
 import gc
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
 from core_hpc.common.errors import CoreHpcError, InputError
 from core_hpc.engines import EngineSpec, check_requests
 from core_hpc.engines.base import AdapterRef, Completion, GenerationRequest, SamplingSettings
 from core_hpc.engines.shared import StepEngine
+from core_hpc.models.loading import check_vllm_packages, load_config, resolve_rope
+from core_hpc.models.resolve import is_mistral_file
 
 if TYPE_CHECKING:
     from vllm import LLM
@@ -35,6 +42,7 @@ class VllmEngine(StepEngine):
 
     def __init__(self, spec: EngineSpec) -> None:
         os.environ.setdefault("VLLM_ENABLE_V1_MULTIPROCESSING", "0")
+        check_vllm_packages(load_config(spec.model_folder, trust_remote_code=spec.trust_remote_code))
         from vllm import LLM
         from vllm.platforms import current_platform
 
@@ -45,7 +53,9 @@ class VllmEngine(StepEngine):
             from core_hpc.engines import vllm_lora_cpu
 
             vllm_lora_cpu.install()
-        self._llm: LLM | None = LLM(**_engine_arguments(spec, on_cpu=on_cpu))
+        with _without_mistral_files(spec.model_folder) as folder:
+            arguments = _engine_arguments(replace(spec, model_folder=folder), on_cpu=on_cpu)
+            self._llm: LLM | None = LLM(**arguments)
         self.compile_s = float(self._llm.llm_engine.vllm_config.compilation_config.compilation_time)
         self._internal_ids: dict[str, str] = {}
         """Our id -> vLLM's id of each request in progress."""
@@ -154,6 +164,10 @@ def _engine_arguments(spec: EngineSpec, *, on_cpu: bool) -> dict[str, Any]:
         "max_model_len": spec.max_context_tokens,
         "max_num_seqs": spec.max_num_seqs,
         "trust_remote_code": spec.trust_remote_code,
+        "tokenizer_mode": "hf",  # tokenizer.json, like `load_tokenizer`
+        "config_format": "hf",
+        "hf_overrides": partial(_with_our_rope, context_tokens=spec.max_context_tokens),
+        "language_model_only": True,  # no vision tower, and no memory for images
         **_lora_arguments(spec.max_lora_rank),
         "logprobs_mode": "processed_logprobs",  # those of the sampling distribution, not of temperature 1
         "enable_prefix_caching": True,
@@ -178,6 +192,41 @@ def _engine_arguments(spec: EngineSpec, *, on_cpu: bool) -> dict[str, Any]:
         if spec.kv_cache_gb is not None:
             arguments["kv_cache_memory_bytes"] = int(spec.kv_cache_gb * 2**30)
     return arguments
+
+
+@contextmanager
+def _without_mistral_files(folder: Path) -> Iterator[Path]:
+    """The folder of a model; where it has files of Mistral's own format, links to all other files.
+
+    vLLM would load the weights of `consolidated.safetensors` if it saw that file.
+    """
+    paths = list(folder.iterdir())
+    if not any(is_mistral_file(path) for path in paths):
+        yield folder
+        return
+    with TemporaryDirectory(prefix="core_hpc_model_") as temporary:
+        for path in paths:
+            if not is_mistral_file(path):
+                Path(temporary, path.name).symlink_to(path.absolute())
+        yield Path(temporary)
+
+
+def _with_our_rope(config: Any, *, context_tokens: int) -> Any:
+    """The configuration of a model, with the rotary embedding that the trainer uses.
+
+    vLLM keeps rotary embeddings of earlier engines of the process by their settings. The resolved
+    settings differ for short and long contexts, and the original ones do not.
+    """
+    resolve_rope(config, context_tokens)
+    text = config.get_text_config()
+    rope = getattr(text, "rope_parameters", None) or {}
+    if rope.get("llama_4_scaling_beta") and not getattr(text, "llama_4_scaling", None):
+        # vLLM reads the scaling of queries by their position only under its name in params.json.
+        text.llama_4_scaling = {
+            "original_max_position_embeddings": rope["original_max_position_embeddings"],
+            "beta": rope["llama_4_scaling_beta"],
+        }
+    return config
 
 
 def _lora_arguments(max_rank: int | None) -> dict[str, Any]:

@@ -27,6 +27,7 @@ from typing import Any
 
 from core_hpc.common.errors import CoreHpcError, InputError
 from core_hpc.models.gguf import CONVERTER_VERSION, GGUF_MODELS, check_parts, find_parts
+from core_hpc.models.loading import auto_class, linear_layers, load_config
 
 PYPI = "pypi:"
 MINILM = "pypi:all-minilm-l6-v2"
@@ -41,6 +42,12 @@ _FINGERPRINTED = (
     "merges.txt",
     "chat_template.jinja",
 )
+MISTRAL_FILES = ("params.json", "tekken.json", "consolidated*.safetensors")
+"""The same model once more in Mistral's own format.
+
+vLLM would load it with another class, and transformers would take another tokenizer, which neither
+reads the chat template of the folder nor encodes `[THINK]` as a special token.
+"""
 _HUB_FILES = ["*.json", "*.safetensors", "*.jinja", "*.txt", "*.model"]
 _MIB = 1 << 20
 
@@ -112,11 +119,14 @@ def load_tokenizer(folder: Path, *, trust_remote_code: bool = False) -> Any:
     """The tokenizer in a model folder. The network is never used."""
     from transformers import AutoTokenizer
 
-    return AutoTokenizer.from_pretrained(folder, trust_remote_code=trust_remote_code, local_files_only=True)
+    # tokenizer.json, and not tekken.json: the engine decodes with the same tokenizer (`vllm.py`).
+    return AutoTokenizer.from_pretrained(
+        folder, trust_remote_code=trust_remote_code, local_files_only=True, mistral_format=False
+    )
 
 
 def adapter_targets(folder: Path, targets: Sequence[str], *, trust_remote_code: bool = False) -> list[str]:
-    """The LoRA targets that are not linear layers of the model.
+    """The LoRA targets that are not linear layers of the language model.
 
     The model is built on the meta device of torch, without memory for its weights.
 
@@ -124,15 +134,14 @@ def adapter_targets(folder: Path, targets: Sequence[str], *, trust_remote_code: 
         InputError: none of the targets is a linear layer.
     """
     import torch
-    from transformers import AutoConfig, AutoModelForCausalLM
 
-    config = AutoConfig.from_pretrained(folder, trust_remote_code=trust_remote_code, local_files_only=True)
+    config = load_config(folder, trust_remote_code=trust_remote_code)
     with torch.device("meta"):
-        model = AutoModelForCausalLM.from_config(config, trust_remote_code=trust_remote_code)
-    linear = {name.rsplit(".", 1)[-1] for name, module in model.named_modules() if isinstance(module, torch.nn.Linear)}
+        model = auto_class(config).from_config(config, trust_remote_code=trust_remote_code)
+    linear = {name.rpartition(".")[2] for name in linear_layers(model)}
     missing = [t for t in targets if t not in linear]
     if len(missing) == len(targets):
-        have = ", ".join(sorted(linear - {"lm_head"}))
+        have = ", ".join(sorted(linear))
         raise InputError(
             f"model {folder}: none of lora.targets ({', '.join(targets)}) is a linear layer of it; it has: {have}"
         )
@@ -144,7 +153,7 @@ def num_weights(folder: Path) -> int:
     from safetensors import safe_open
 
     total = 0
-    for path in folder.glob("*.safetensors"):
+    for path in weight_files(folder):
         with safe_open(path, framework="numpy") as file:
             names = file.keys()
             total += sum(math.prod(file.get_slice(name).get_shape()) for name in names)
@@ -161,7 +170,8 @@ def check_folder(folder: Path, *, allow_pickle: bool = False) -> dict[str, Any]:
     if not (folder / "config.json").is_file():
         missing.append("config.json (is this a transformers folder?)")
     if not any((folder / n).is_file() for n in _TOKENIZER_FILES):
-        missing.append("a tokenizer (tokenizer.json; save it there with AutoTokenizer...save_pretrained)")
+        found = "it has only tekken.json, Mistral's own format; " if (folder / "tekken.json").is_file() else ""
+        missing.append(f"a tokenizer (tokenizer.json; {found}save it there with AutoTokenizer...save_pretrained)")
     if not weight_files(folder):
         pickles = sorted(p.name for p in folder.glob("*.bin"))
         if pickles and not allow_pickle:
@@ -183,8 +193,15 @@ def check_folder(folder: Path, *, allow_pickle: bool = False) -> dict[str, Any]:
 
 
 def weight_files(folder: Path) -> list[Path]:
-    """The safetensors files of the folder, sorted, without those of adapters."""
-    return sorted(p for p in folder.glob("*.safetensors") if not p.name.startswith("adapter_"))
+    """The safetensors files of the folder, sorted, without those of adapters and of Mistral's format."""
+    return sorted(
+        p for p in folder.glob("*.safetensors") if not p.name.startswith("adapter_") and not is_mistral_file(p)
+    )
+
+
+def is_mistral_file(path: Path) -> bool:
+    """Whether a file belongs to Mistral's own format."""
+    return any(path.match(pattern) for pattern in MISTRAL_FILES)
 
 
 def fingerprint(folder: Path) -> str:
@@ -323,7 +340,11 @@ def _hub_folder(name: str, revision: str | None, *, trust_remote_code: bool, all
     def download(patterns: list[str]) -> Path:
         return Path(
             huggingface_hub.snapshot_download(
-                name, revision=revision, allow_patterns=patterns, local_files_only=offline
+                name,
+                revision=revision,
+                allow_patterns=patterns,
+                ignore_patterns=list(MISTRAL_FILES),
+                local_files_only=offline,
             )
         )
 

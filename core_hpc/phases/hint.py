@@ -19,7 +19,8 @@ from core_hpc.phases.score import score_rollouts
 from core_hpc.phases.text_embeddings import FILE, embed_texts, write_embeddings
 from core_hpc.problems.splits import TRAIN
 from core_hpc.protocol.failures import failed_models
-from core_hpc.protocol.hints import make_hint
+from core_hpc.protocol.hints import make_hint, treat_leak
+from core_hpc.protocol.leaks import leak_of
 from core_hpc.protocol.teacher import choose_teacher
 from core_hpc.store import manifests, shards
 from core_hpc.store.paths import TaskKey
@@ -90,6 +91,7 @@ def _hint_row(
         "hint": None,
         "num_hint_tokens": 0,
         "hint_draws": [False] * protocol.rescue_samples if protocol.even_budget else [],
+        "leak": None,
     }
     if protocol.scope == "failed" and not cold_failed:
         return {**row, "reason": "solved"}
@@ -106,9 +108,10 @@ def _hint_row(
     teacher = group.row(index, named=True)
     row |= {"teacher_model": teacher["model"], "teacher_sample_index": teacher["sample_index"]}
     tokenizer = context.tokenizer(context.run.config.model(student))
+    gold = teacher["gold"]
     hint = make_hint(
         teacher["text"],
-        teacher["gold"],
+        gold,
         answer_kind,
         tokenize=lambda text: tokenizer(text, add_special_tokens=False)["input_ids"],
         detokenize=lambda ids: tokenizer.decode(ids, skip_special_tokens=True),
@@ -117,10 +120,14 @@ def _hint_row(
     )
     if hint is None:
         return {**row, "reason": "no_hint"}
+    hint = treat_leak(hint, gold, answer_kind, protocol.hint_leak)
+    if hint is None:
+        return {**row, "reason": "leak"}
     draws = [
         stable_uniform(context.run.config.seed, "hint", context.key.iteration, student, teacher["problem_id"], k)
         < protocol.hint_probability
         for k in range(protocol.rescue_samples)
     ]
     num_tokens = len(tokenizer(hint, add_special_tokens=False)["input_ids"])
-    return {**row, "hint": hint, "num_hint_tokens": num_tokens, "reason": "rescue", "hint_draws": draws}
+    leak = leak_of(hint, gold, answer_kind)
+    return {**row, "hint": hint, "num_hint_tokens": num_tokens, "reason": "rescue", "hint_draws": draws, "leak": leak}

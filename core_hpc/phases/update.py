@@ -32,6 +32,7 @@ from core_hpc.store import manifests, shards
 from core_hpc.store.paths import TEAM, TaskKey
 from core_hpc.store.schema import COLD, RESCUE, ROLLOUTS, ROW_KEY, SCORE, SCORES, UPDATE
 from core_hpc.training.batching import Row, step_rows
+from core_hpc.training.guard import default_limit
 from core_hpc.training.interruption import Interruption, rows_digest
 from core_hpc.training.state_io import STATE_VERSION
 from core_hpc.training.task import TrainerSettings, UpdateResult, UpdateTask
@@ -65,6 +66,8 @@ def run(context: TaskContext) -> None:
             num_completions=len(rows),
             num_ranks=result[0].num_ranks,
             resumed_from_step=task.resume.steps.height if task.resume else 0,
+            mismatch=result[0].steps["mismatch_mean"].max(),
+            max_mismatch=task.max_mismatch,
             **vars(result[0].timings),
         )()
 
@@ -119,6 +122,7 @@ def _trainer(context: TaskContext) -> Trainer:
         model_name=model.model,
         lora=model.lora,
         dtype=model.dtype,
+        context_tokens=context.run.facts[model.name].context_tokens,
         four_bit=model.tuning == "qlora",
         with_reference=model.tuning == "full" and update.kl_weight > 0,
         gradient_checkpointing=update.gradient_checkpointing,
@@ -154,8 +158,19 @@ def _task(context: TaskContext, rows: list[Row], previous: manifests.Manifest | 
         lora_seed=stable_seed(run.config.seed, UPDATE, "lora", key.model),
         previous=previous.file("optimizer.safetensors").parent if previous else None,
         on_progress=on_progress,
+        max_mismatch=_max_mismatch(context),
         num_similar_tasks=_num_similar_tasks(run.config),
     )
+
+
+def _max_mismatch(context: TaskContext) -> float | None:
+    """The largest mismatch; None for the fake engine, whose log-probabilities are made up."""
+    model, config = context.model, context.run.config
+    if model.engine == "fake":
+        return None
+    if config.update.max_mismatch is not None:
+        return config.update.max_mismatch
+    return default_limit(model.dtype, model.tuning, config.sampling_of(model, COLD).top_p)
 
 
 def _num_similar_tasks(config: RunConfig) -> int:

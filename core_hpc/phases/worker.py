@@ -22,7 +22,7 @@ import traceback
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from core_hpc.common.errors import CoreHpcError, NonFiniteError, StoppedError
+from core_hpc.common.errors import CoreHpcError, RepeatingError, StoppedError
 from core_hpc.runs.messages import (
     CommandKind,
     MessageKind,
@@ -77,7 +77,7 @@ def _outcome_of(error: Exception) -> Outcome:
     trace = traceback.format_exc()
     if isinstance(error, DamagedError):
         return Outcome(OutcomeKind.DAMAGED, str(error), traceback=trace, manifest=str(error.manifest_path))
-    if isinstance(error, NonFiniteError):
+    if isinstance(error, RepeatingError):
         return Outcome(OutcomeKind.FINAL, str(error), traceback=trace)
     message = str(error) if isinstance(error, CoreHpcError) else f"{type(error).__name__}: {error}"
     return Outcome(OutcomeKind.ERROR, message, traceback=trace)

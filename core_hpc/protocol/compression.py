@@ -26,6 +26,15 @@ def sentences(text: str) -> list[str]:
     return [piece for piece in pieces if any(c.isalnum() for c in piece)]
 
 
+def step_starts(text: str) -> list[int]:
+    """Where the sentences and lines of a text begin, in order; the first one is 0.
+
+    >>> step_starts("Add both. So 1.5 + 2 = 3.5!\\n2. Check it")
+    [0, 10, 28]
+    """
+    return [0, *(match.end() - 1 for match in _SENTENCE_END.finditer(f"\n{text}") if match.start() > 0)]
+
+
 def compress(text: str) -> str:
     """The approach and the key steps, one per line, in the order of the text and each once.
 

@@ -13,10 +13,10 @@ import re
 from collections.abc import Callable, Iterator, Sequence
 
 from core_hpc.answers import extract
+from core_hpc.protocol.answer_spans import answer_spans
 from core_hpc.protocol.compression import compress
-from core_hpc.store.schema import CORRECT
-
-Span = tuple[int, int]
+from core_hpc.protocol.leaks import cut_before_result, leak_of
+from core_hpc.store.schema import CORRECT, LEAK_RESULT
 
 _FLAGS = re.IGNORECASE | re.MULTILINE
 _STRATEGY_TAG = re.compile(r"<(?P<close>/?)strategy(?:\s[^<>]{0,200})?>", _FLAGS)
@@ -24,20 +24,9 @@ _OUTCOME_TAG = r"(?:outcome|result|strategy_\w{1,32}_outcome)"
 _OUTCOME_BEHIND = re.compile(
     rf"\s{{0,64}}<{_OUTCOME_TAG}(?:\s[^<>]{{0,200}})?>[^<]{{0,{extract.MAX_ANSWER_CHARS}}}", _FLAGS
 )
-_TAG = re.compile(rf"(?P<open>{extract.OPEN_TAG})|{extract.CLOSE_TAG}", _FLAGS)
-_BOX = re.compile(rf"\\{{0,4}}{extract.BOX}", _FLAGS)
-_BARE_BOX = re.compile(r"\\(?:boxed|fbox)\s{0,8}[^\s{]{1,64}", _FLAGS)
-# Matches more than extraction reads ("the answer to the question is", "the final result is"),
-# because losing one more line of a hint is better than showing an answer.
-_LABEL = re.compile(
-    rf"\#{{4,8}}|{extract.HEADING}|[*_]{{0,3}}(?:\bthe[ \t]{{1,4}})?(?:\bfinal[ \t]{{1,4}})?"
-    rf"(?:{extract.STATED}|\b(?:final_)?answers?\b[^\n.:=<]{{0,60}}?(?::|=|\b(?:is|are|be)\b)"
-    r"|\b(?:final_)?(?:outcome|result)\b[\s*_`\"']{0,8}(?::|=|\bis\b))",
-    _FLAGS,
-)
-_LABEL_ONLY = re.compile(r"[\s*_:=`\"'-]{0,64}")
-_THINK_TAG = re.compile(r"</?think>|\[/?THINK\]", _FLAGS)
 
+MAX_SOURCE_CHARS = 1 << 17
+"""A longer source is cut before answers are removed: a hint has a few thousand tokens from its beginning."""
 _FIRST_CHARS_PER_TOKEN = 8
 _BOUNDARY_TOKENS = 16
 
@@ -70,48 +59,6 @@ def _source(text: str, gold: str, kind: str, style: str) -> str | None:
     return None
 
 
-def _tag_spans(text: str) -> Iterator[Span]:
-    """Answer tags with their content.
-
-    Without a closing tag the span extends to the end of the text; without an opening tag it starts
-    at the beginning of the line.
-    """
-    start, done = -1, 0
-    for match in _TAG.finditer(text):
-        if match["open"]:
-            start = match.start() if start < 0 else start
-            continue
-        if start < 0:
-            start = max(done, text.rfind("\n", done, match.start()) + 1)
-        yield start, match.end()
-        start, done = -1, match.end()
-    if start >= 0:
-        yield start, len(text)
-
-
-def _box_spans(text: str) -> Iterator[Span]:
-    r"""`\boxed{..}` with nested braces; to the end of the text if the braces are not closed."""
-    position = 0
-    while (box := _BOX.search(text, position)) is not None:
-        end = extract.closing_brace(text, box.end(), len(text))
-        position = end + 1 if end >= 0 else len(text)
-        yield box.start(), position
-    for match in _BARE_BOX.finditer(text):
-        yield match.span()
-
-
-def _label_spans(text: str) -> Iterator[Span]:
-    """Labels ("the answer is", "####") to the end of their line or the next line with content."""
-    done = 0
-    for match in _LABEL.finditer(text):
-        if match.start() < done:
-            continue
-        rest = _LABEL_ONLY.match(text, match.end())
-        end = text.find("\n", rest.end() if rest else match.end())
-        done = len(text) if end < 0 else end
-        yield match.start(), done
-
-
 def remove_answers(text: str) -> str:
     r"""The text without answers (tags, boxes, `####`, labelled lines) and without thinking tags.
 
@@ -120,11 +67,8 @@ def remove_answers(text: str) -> str:
     >>> remove_answers("Add them: \\boxed{\\text{so {8}}}.\nThe final answer is: 8\nCheck it.")
     'Add them:  .\n\nCheck it.'
     """
-    spans = sorted(
-        [*_tag_spans(text), *_box_spans(text), *_label_spans(text), *(m.span() for m in _THINK_TAG.finditer(text))]
-    )
     kept, position = [], 0
-    for start, end in spans:
+    for start, end in answer_spans(text):
         if start > position:
             kept.append(text[position:start])
         position = max(position, end)
@@ -201,8 +145,27 @@ def make_hint(
     source = _source(extract.after_thinking(text), gold, kind, style)
     if source is None:
         return None
-    stripped = remove_answers(source)
+    stripped = remove_answers(source[: max(MAX_SOURCE_CHARS, 16 * max_tokens)])
     hint = cut_to_tokens(compress(stripped) if style == "compressed" else stripped, tokenize, detokenize, max_tokens)
-    if not any(c.isalnum() for c in hint) or _is_gold(hint, gold, kind):
-        return None
-    return hint
+    return hint if _is_usable(hint, gold, kind) else None
+
+
+def treat_leak(hint: str, gold: str, kind: str, treatment: str) -> str | None:
+    """The hint after `protocol.hint_leak`, or None if there is none (METHOD.md section 1.3).
+
+    Args:
+        hint: a result of `make_hint`.
+        gold: the gold answer of the problem.
+        kind: the kind of its answer.
+        treatment: "keep": the hint does not change. "cut": it ends before the step whose result is
+            the gold answer. "reject": there is no hint if the gold answer is a result in it.
+    """
+    if treatment == "keep" or leak_of(hint, gold, kind) != LEAK_RESULT:
+        return hint
+    kept = cut_before_result(hint, gold, kind) if treatment == "cut" else ""
+    return kept if _is_usable(kept, gold, kind) else None
+
+
+def _is_usable(hint: str, gold: str, kind: str) -> bool:
+    """Whether the hint has a letter or digit and does not state the gold answer."""
+    return any(c.isalnum() for c in hint) and not _is_gold(hint, gold, kind)

@@ -9,7 +9,7 @@ refused, and the message names the fields. Launching and scheduling are not in t
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -162,6 +162,29 @@ def exists(plan: RunPlan, folder: Path) -> bool:
     return RunPaths(folder / plan.run_id).identity.is_file()
 
 
+def with_started_ids(sweep: Sweep) -> Sweep:
+    """Give every run the id with which an earlier version started it.
+
+    The id was once made from the text of the numbers, so `32` and `32.0` gave two ids. A folder
+    with the same label and equal scientific fields is the folder of the run.
+    """
+    return replace(sweep, runs=tuple(_as_started(plan, sweep.folder) for plan in sweep.runs))
+
+
+def _as_started(plan: RunPlan, folder: Path) -> RunPlan:
+    if exists(plan, folder):
+        return plan
+    fields = flatten(scientific_fields(plan.config))
+    for found in _folders_with_label(plan.label, folder):
+        if flatten(read_identity(found)["scientific"]) == fields:
+            return replace(plan, run_id=found.name)
+    return plan
+
+
+def _folders_with_label(label: str, folder: Path) -> list[Path]:
+    return [path.parent for path in sorted(folder.glob(f"{label}-????????/run.json"))]
+
+
 def check_conflicts(sweep: Sweep) -> None:
     """Check that no run of this sweep was started with other scientific fields.
 
@@ -173,14 +196,14 @@ def check_conflicts(sweep: Sweep) -> None:
     for plan in sweep.runs:
         if exists(plan, sweep.folder):
             continue
-        for found in sorted(sweep.folder.glob(f"{plan.label}-????????/run.json")):
-            if found.parent.name in wanted:
+        for found in _folders_with_label(plan.label, sweep.folder):
+            if found.name in wanted:
                 continue
-            old = flatten(manifests.read_json(found)["scientific"])
+            old = flatten(read_identity(found)["scientific"])
             new = flatten(scientific_fields(plan.config))
             changed = [key for key in sorted({*old, *new}) if old.get(key) != new.get(key)]
             lines = [f"      {key}: {_show(old, key)} -> {_show(new, key)}" for key in changed]
-            messages.append("\n".join([f"  - {found.parent} was made with other values", *lines]))
+            messages.append("\n".join([f"  - {found} was made with other values", *lines]))
     if messages:
         raise RunConflictError(
             "the scientific fields of a started run cannot change; nothing was changed\n"

@@ -21,19 +21,24 @@ GENERATION_PHASES = (COLD, RESCUE, EVALUATE)
 CORRECT, WRONG, NO_ANSWER, TIMEOUT = VERDICTS = ("correct", "wrong", "no_answer", "timeout")
 """Results of verifying the extracted answer of a completion. A time-out is not a wrong answer."""
 
+LEAK_NONE, LEAK_ANYWHERE, LEAK_RESULT = LEAKS = ("none", "anywhere", "result")
+"""How a hint shows the gold answer: not at all, as a value, or as the result of a step."""
+
 
 @dataclass(frozen=True)
 class Table:
     """One kind of Parquet file.
 
     `columns` maps a name to type and meaning. `key` names the columns that identify a row, and
-    `nullable` those that may be null.
+    `nullable` those that may be null. `added` names nullable columns that files of an earlier
+    version of core_hpc do not have; they are read as null (`shards.py`).
     """
 
     name: str
     columns: dict[str, tuple[pl.DataType, str]]
     key: tuple[str, ...]
     nullable: frozenset[str] = frozenset()
+    added: frozenset[str] = frozenset()
 
     @property
     def schema(self) -> pl.Schema:
@@ -128,14 +133,24 @@ HINTS = Table(
         "teacher_sample_index": (_I, "sample index of that completion"),
         "hint": (_S, "hint as the student sees it, without answers, cut to hint_tokens; null if there is none"),
         "num_hint_tokens": (_I, "length of the hint in tokens of the student; 0 if there is none"),
-        "reason": (_S, "rescue if there is a hint, otherwise why there is none: solved, no_teacher, no_hint"),
+        "reason": (
+            _S,
+            "rescue if there is a hint, otherwise why there is none: solved, no_teacher, no_hint (nothing is left "
+            "without answers), leak (protocol.hint_leak left nothing)",
+        ),
         "hint_draws": (
             pl.List(pl.Boolean()),
             "for each rescue sample, whether it sees the hint; empty if the student does not sample again",
         ),
+        "leak": (
+            _S,
+            "whether the gold answer stands in the hint: none, anywhere (as a value), result (of a step, or as the "
+            "last value); null if there is no hint, or in files of an earlier version",
+        ),
     },
     ("run_id", "iteration", "model", "problem_id"),
-    frozenset({"teacher_model", "teacher_sample_index", "hint"}),
+    nullable=frozenset({"teacher_model", "teacher_sample_index", "hint", "leak"}),
+    added=frozenset({"leak"}),
 )
 
 SCORES = Table(

@@ -62,9 +62,7 @@ def read_manifest_table(
             continue
         path = manifest.path.parent / entry.name
         try:
-            frame = pl.read_parquet(
-                path, columns=list(columns) if columns is not None else None, hive_partitioning=False
-            )
+            frame = _read_parquet(path, table, columns)
         except (pl.exceptions.PolarsError, OSError) as e:
             raise manifests.DamagedError(manifest.path, f"{path}: cannot be read as a Parquet file ({e})") from e
         if frame.height != entry.rows:
@@ -75,6 +73,21 @@ def read_manifest_table(
             check_frame(frame, table, source=str(path))
         frames.append(frame)
     return pl.concat(frames) if frames else _empty(table, columns)
+
+
+def _read_parquet(path: Path, table: Table, columns: Sequence[str] | None) -> pl.DataFrame:
+    """Read a file. Columns that it does not have because they were added later are null."""
+    stored = pl.read_parquet_schema(path) if table.added else {}
+    missing = [column for column in table.schema if column in table.added and column not in stored]
+    wanted = list(columns) if columns is not None else None
+    if not missing:
+        return pl.read_parquet(path, columns=wanted, hive_partitioning=False)
+    present = [column for column in wanted or stored if column not in missing]
+    frame = pl.read_parquet(path, columns=present, hive_partitioning=False)
+    frame = frame.with_columns(pl.lit(None, table.schema[column]).alias(column) for column in missing)
+    # Unknown columns stay at the end, so that `check_frame` names them.
+    known = [column for column in table.schema if column in frame.columns]
+    return frame.select(wanted or [*known, *(column for column in frame.columns if column not in known)])
 
 
 def _empty(table: Table, columns: Sequence[str] | None) -> pl.DataFrame:

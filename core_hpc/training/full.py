@@ -26,6 +26,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from core_hpc.models.loading import published_rope, trained_parameters
+from core_hpc.models.resolve import is_mistral_file
 from core_hpc.training.policy import Policy
 from core_hpc.training.prefix_tree import TREE_ATTENTION
 from core_hpc.training.state_io import share_with_group
@@ -35,7 +37,7 @@ OTHER_FILES = ("*.json", "*.jinja", "*.txt", "*.model", "*.py")
 
 
 class FullPolicy(Policy):
-    """A model of which every weight is trained.
+    """A model of which every weight of the language model is trained.
 
     Tied weights are one parameter, which has the first of their names.
     """
@@ -56,7 +58,7 @@ class FullPolicy(Policy):
         self.has_reference = with_reference
         if self._reference is not None and self.layout == "tree":
             self._reference.set_attn_implementation(TREE_ATTENTION)
-        self._weights: dict[str, nn.Parameter] = dict(self.base.named_parameters())
+        self._weights: dict[str, nn.Parameter] = trained_parameters(self.base)
         self._masters: dict[str, nn.Parameter] = {}
         for name, weight in self._weights.items():
             weight.requires_grad_(True).register_post_accumulate_grad_hook(partial(self._hand_over, name))
@@ -83,14 +85,17 @@ class FullPolicy(Policy):
     def write(self, folder: Path, weights: Mapping[str, Tensor]) -> None:
         """Write weights in the model's dtype, and the other files of the base model."""
         persistent = self.base.state_dict().keys()
-        state = {name: buffer for name, buffer in self.base.named_buffers() if name in persistent}
+        state: dict[str, Tensor] = {name: buffer for name, buffer in self.base.named_buffers() if name in persistent}
+        state |= {name: weight.detach() for name, weight in self.base.named_parameters() if name not in weights}
         state |= {name: tensor.to(self.dtype) for name, tensor in weights.items()}
-        self.base.save_pretrained(folder, state_dict=state)
+        with published_rope(self.base):
+            self.base.save_pretrained(folder, state_dict=state)
         for path in folder.glob("*.safetensors"):
             share_with_group(path)
         for pattern in OTHER_FILES:
             for path in self._folder.glob(pattern):
-                if not (folder / path.name).exists() and not path.name.endswith(".index.json"):
+                describes_base_weights = path.name.endswith(".index.json") or is_mistral_file(path)
+                if not (folder / path.name).exists() and not describes_base_weights:
                     shutil.copyfile(path, folder / path.name)
 
     @contextmanager

@@ -17,6 +17,7 @@ Shapes: N tokens, I inputs, O outputs, R rank.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
@@ -31,6 +32,7 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 
 from core_hpc.common.errors import InputError
 from core_hpc.config.run import LoraSection
+from core_hpc.models.loading import language_model, linear_layers
 from core_hpc.training.policy import Policy
 from core_hpc.training.state_io import write_adapter
 
@@ -93,6 +95,9 @@ class LoraPolicy(Policy):
     def __init__(self, base: nn.Module, lora: LoraSection, *, name: str) -> None:
         """Prepare the model; `name` is the model reference written into published adapters."""
         super().__init__(base)
+        part, _ = language_model(base)
+        if part:
+            print(f"update: the adapter trains {part} of {type(base).__name__}; its other parts get none", flush=True)
         self.lora = lora
         self.name = name
         self.peft: Any = None
@@ -110,9 +115,11 @@ class LoraPolicy(Policy):
             lora_alpha=self.lora.alpha,
             lora_dropout=0.0,
             target_modules=existing_targets(self.base, self.lora.targets),
+            exclude_modules=_outside_the_language_model(self.base),
             task_type="CAUSAL_LM",
         )
-        targets = [m for name, m in self.base.named_modules() if name.rpartition(".")[2] in self._config.target_modules]
+        layers = linear_layers(self.base)
+        targets = [m for name, m in layers.items() if name.rpartition(".")[2] in self._config.target_modules]
         if all(type(m) is nn.Linear for m in targets):
             self._config._register_custom_module({nn.Linear: LoraLinear})
         with torch.random.fork_rng(devices=[]):
@@ -142,17 +149,20 @@ class LoraPolicy(Policy):
             yield self.base
 
 
+def _outside_the_language_model(model: nn.Module) -> str | None:
+    """A regular expression for the names of the other parts' modules; None if there are no others."""
+    prefix, _ = language_model(model)
+    return rf"(?!{re.escape(prefix)}\.).*" if prefix else None
+
+
 def existing_targets(model: nn.Module, targets: Iterable[str]) -> list[str]:
-    """Those of `targets` that name a linear layer of the model; the output embeddings do not count.
+    """Those of `targets` that name a linear layer of the language model, output embeddings excluded.
 
     Raises:
         InputError: none of them does.
     """
-    layers = {name.rpartition(".")[2] for name, module in model.named_modules() if isinstance(module, nn.Linear)}
-    head = next((n.rpartition(".")[2] for n, m in model.named_modules() if m is model.get_output_embeddings()), None)
-    found = [t for t in targets if t in layers - {head}]
+    layers = {name.rpartition(".")[2] for name in linear_layers(model)}
+    found = [t for t in targets if t in layers]
     if not found:
-        raise InputError(
-            f"lora.targets {list(targets)}: the model has no such layer; choose among {sorted(layers - {head})}"
-        )
+        raise InputError(f"lora.targets {list(targets)}: the model has no such layer; choose among {sorted(layers)}")
     return found

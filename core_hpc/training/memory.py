@@ -16,6 +16,7 @@ from torch import nn
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from core_hpc.common.errors import CoreHpcError
+from core_hpc.models.loading import language_model
 from core_hpc.training.batching import Row
 from core_hpc.training.micro_batch import collate
 from core_hpc.training.policy import Policy
@@ -52,8 +53,9 @@ class ActivationSize:
 
 
 def layers_of(model: nn.Module) -> list[GradientCheckpointingLayer]:
-    """The layers of a model that can be checkpointed and compiled one by one."""
-    return [m for m in model.modules() if isinstance(m, GradientCheckpointingLayer)]
+    """The layers of the language model that can be checkpointed and compiled one by one."""
+    _, part = language_model(model)
+    return [m for m in part.modules() if isinstance(m, GradientCheckpointingLayer)]
 
 
 def layers_to_checkpoint(

@@ -21,6 +21,7 @@ import torch
 from torch import Tensor
 
 from core_hpc.training.batching import Row, StepPlan
+from core_hpc.training.guard import Mismatch
 from core_hpc.training.losses import LossTerms, TokenBatch
 from core_hpc.training.micro_batch import MicroBatch
 from core_hpc.training.zero2 import reduce_metrics
@@ -40,10 +41,14 @@ class StepTotals:
         self.rows = rows
         self.sums = torch.zeros(len(SUMS), dtype=torch.float64, device=device)
         self.maxima = torch.zeros(len(MAXIMA) + len(plan.problem_ids), dtype=torch.float64, device=device)
+        # Sums of |policy - engine| and |base - engine| by problem.
+        self.mismatch = torch.zeros(2, len(plan.problem_ids), dtype=torch.float64, device=device)
 
-    def add(self, batch: MicroBatch, tokens: TokenBatch, terms: LossTerms, entropy_M: Tensor) -> None:
-        """Add one micro-batch."""
-        mismatch_M = torch.where(batch.behaviour_M.isnan(), 0.0, (tokens.old_M - batch.behaviour_M).abs())
+    def add(
+        self, batch: MicroBatch, tokens: TokenBatch, terms: LossTerms, entropy_M: Tensor, base_M: Tensor | None = None
+    ) -> None:
+        """Add one micro-batch. `base_M`: log-probabilities under the base weights, if the guard needs them."""
+        mismatch_M = _distance(tokens.old_M, batch.behaviour_M)
         parts = (
             terms.loss.detach(),
             terms.policy,
@@ -56,13 +61,30 @@ class StepTotals:
         self.sums += torch.stack([p.double() for p in parts])
         bad_N = ~torch.isfinite(terms.loss_N)
         problems = [self.plan.problem_ids.index(self.rows[i].problem_id) for i in batch.rows]
-        self.maxima[len(MAXIMA) :].index_add_(0, torch.tensor(problems, device=bad_N.device), bad_N.double())
+        problem_N = torch.tensor(problems, device=bad_N.device)
+        self.maxima[len(MAXIMA) :].index_add_(0, problem_N, bad_N.double())
+        problem_M = problem_N[batch.row_M]
+        self.mismatch[0].index_add_(0, problem_M, mismatch_M.double())
+        if base_M is not None:
+            self.mismatch[1].index_add_(0, problem_M, _distance(base_M, batch.behaviour_M).double())
         highest = torch.stack([mismatch_M.max(), terms.ratio_M.max()]).double()
         self.maxima[: len(MAXIMA)] = torch.maximum(self.maxima[: len(MAXIMA)], highest)
 
     def reduce(self) -> None:
         """Make the totals global over ranks. Collective."""
-        reduce_metrics(self.sums, self.maxima)
+        sums = torch.cat([self.sums, self.mismatch.flatten()])
+        reduce_metrics(sums, self.maxima)
+        self.sums, mismatch = sums[: len(SUMS)], sums[len(SUMS) :]
+        self.mismatch = mismatch.view_as(self.mismatch)
+
+    def differences(self, *, with_base: bool) -> Mismatch:
+        """By how much trainer and engine differ, after `reduce`. `with_base`: base weights were compared as well."""
+        num_tokens = dict.fromkeys(self.plan.problem_ids, 0)
+        for i in self.plan.rows_run:
+            if self.rows[i].behaviour_logprobs is not None:
+                num_tokens[self.rows[i].problem_id] += len(self.rows[i].completion_token_ids)
+        policy, base = (dict(zip(self.plan.problem_ids, sums, strict=True)) for sums in self.mismatch.tolist())
+        return Mismatch(policy, base if with_base else None, num_tokens)
 
     def bad_problems(self) -> list[str]:
         """The problems whose loss is not finite."""
@@ -89,6 +111,11 @@ class StepTotals:
             "importance_mean": _mean(sums["importance"], num_tokens_run),
             **dict(zip(MAXIMA, maxima, strict=False)),
         }
+
+
+def _distance(logp_M: Tensor, behaviour_M: Tensor) -> Tensor:
+    """|difference| from the engine; 0 for tokens that this model's engine has not sampled."""
+    return torch.where(behaviour_M.isnan(), 0.0, (logp_M - behaviour_M).abs())
 
 
 def _mean(total: float, count: int) -> float:

@@ -22,8 +22,8 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
-from transformers import AutoModelForCausalLM
 
+from core_hpc.models.loading import load_model
 from core_hpc.models.quantization import four_bit_options, require_four_bit
 from core_hpc.training.batching import Layout
 from core_hpc.training.forward import all_logits, head_logits, hidden_states
@@ -39,6 +39,7 @@ def load_base_model(
     *,
     dtype: Dtype,
     device: torch.device,
+    context_tokens: int | None = None,
     four_bit: bool = False,
     trust_remote_code: bool = False,
     allow_pickle: bool = False,
@@ -47,22 +48,27 @@ def load_base_model(
 
     Args:
         dtype: `auto` is bfloat16 on a GPU and float32 on a CPU.
+        context_tokens: context of the run; see `load_model`.
         four_bit: load weights of 4 bits; needs a GPU.
         allow_pickle: accept weight files that are not in the safetensors format.
 
     Raises:
         InputError: 4 bits are asked for, and there is no GPU or no bitsandbytes.
     """
-    options: dict[str, Any] = {"trust_remote_code": trust_remote_code, "local_files_only": True}
-    options |= {"use_safetensors": None if allow_pickle else True}
+    options: dict[str, Any] = {
+        "context_tokens": context_tokens,
+        "trust_remote_code": trust_remote_code,
+        "use_safetensors": None if allow_pickle else True,
+    }
     if four_bit:
         require_four_bit()
-        model = AutoModelForCausalLM.from_pretrained(folder, **four_bit_options(device), **options)
+        model = load_model(folder, **four_bit_options(device), **options)
     else:
         default = torch.bfloat16 if device.type == "cuda" else torch.float32
         chosen = {"float32": torch.float32, "bfloat16": torch.bfloat16}.get(dtype, default)
-        model = AutoModelForCausalLM.from_pretrained(folder, dtype=chosen, **options).to(device)
-    return model.requires_grad_(False).eval()
+        model = load_model(folder, dtype=chosen, **options).to(device)
+    frozen: nn.Module = model.requires_grad_(False).eval()
+    return frozen
 
 
 class Policy(ABC):

@@ -26,6 +26,8 @@ class TrainerSettings:
     lora: LoraSection | None
     """The adapter to train; None: every weight is trained."""
     dtype: Dtype = "auto"
+    context_tokens: int | None = None
+    """Context of the run, which selects the factors of longrope; None: that of the model."""
     four_bit: bool = False
     """The base weights under the adapter have 4 bits."""
     with_reference: bool = True
@@ -59,6 +61,8 @@ class UpdateTask:
     interruption: Interruption = field(default_factory=Interruption)
     resume: ResumePoint | None = None
     """Checkpoint of this task to continue from; the same on every rank."""
+    max_mismatch: float | None = None
+    """Largest mean difference from the engine in one step, nats per token; None: not checked."""
     num_similar_tasks: int = 1
     """Tasks of about this length that the process runs, including this one.
 

@@ -34,6 +34,7 @@ from core_hpc.store.schema import STEPS
 from core_hpc.training.batching import StepPlan, plan_steps
 from core_hpc.training.compilation import compile_policy, pays_to_compile
 from core_hpc.training.full import FullPolicy
+from core_hpc.training.guard import check_mismatch
 from core_hpc.training.interruption import Boundaries, Checkpoint
 from core_hpc.training.learning_rate import learning_rate
 from core_hpc.training.lora import LoraPolicy
@@ -244,6 +245,11 @@ class Trainer:
             "nothing was written and the last good weights are kept; lower update.learning_rate, "
             "or look at the rows of these problems"
         )
+        if spec.max_mismatch is not None:
+            differences = totals.differences(with_base=self._compares_base(spec, index))
+            warning = check_mismatch(differences, spec.max_mismatch, where=where)
+            if warning and self.rank == 0:
+                print(f"warning: {warning}", flush=True)
         if bad := totals.bad_problems():
             raise NonFiniteError(f"{where}: the loss is not finite for problems {', '.join(bad)}; {advice}")
         norm = task.zero.apply(rate)
@@ -283,8 +289,17 @@ class Trainer:
                 rescue_N=batch.rescue_N,
             )
             terms = objective(current_M, tokens, settings, step)
-            totals.add(batch, tokens, terms, entropy_M)
+            base_M = reference_M
+            if base_M is None and self._compares_base(task.spec, index):
+                with torch.no_grad():
+                    base_M, _ = self.policy.log_probs(batch, temperature=task.spec.temperature, reference=True)
+            totals.add(batch, tokens, terms, entropy_M, base_M)
             yield terms.loss
+
+    def _compares_base(self, spec: UpdateTask, index: int) -> bool:
+        """Whether the guard also compares the engine with the base weights: once per update of an adapter."""
+        is_adapted = self.settings.lora is not None and spec.previous is not None
+        return spec.max_mismatch is not None and is_adapted and index == 0
 
     def _write(self, task: _Task, out_folder: Path | None) -> None:
         """Write the new weights on rank 0.
@@ -324,6 +339,7 @@ def _build_policy(settings: TrainerSettings, device: torch.device) -> Policy:
         settings.model_folder,
         dtype=settings.dtype,
         device=device,
+        context_tokens=settings.context_tokens,
         four_bit=settings.four_bit,
         trust_remote_code=settings.trust_remote_code,
         allow_pickle=settings.allow_pickle,

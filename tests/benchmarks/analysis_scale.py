@@ -1,7 +1,6 @@
 """Speed and memory of the analysis: reading a run of 10 (or 100) million completions.
 
-    python -m tests.benchmarks.analysis_scale --out /tmp/analysis_scale.json [--size large]
-    [--slow-files]
+    python -m tests.benchmarks.analysis_scale --out FILE [--size large] [--slow-files]
 
 The benchmark measures reading from shards and from cached counts. Every way of reading runs three
 times, each time in a new process, so that its peak memory can be measured; the medians are
@@ -15,8 +14,8 @@ reported. The alternatives are:
 - `python_loop`: a Python loop over a sample of rows; its time is scaled to all rows.
 
 `--slow-files` reads 1,000 small files instead, with a library that makes every operation on them
-wait 2 ms. It needs a C compiler. DuckDB is needed for the comparison: pip install -e
-'.[benchmark]'.
+wait 2 ms. It needs a C compiler. The comparison needs DuckDB:
+`pip install -e '.[benchmark]'`.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """Speed of the driver `arrays` with 1,000 array elements, on a SLURM development cluster.
 
-    python -m tests.benchmarks.array_scale --out /tmp/array_scale.json
+    python -m tests.benchmarks.array_scale --out FILE
 
 The cold phase of one run on two tiny models has 1,000 tasks, which are held in the queue (sbatch
 --hold). A smaller array really runs. The benchmark measures the executor itself: `submit`; `poll`

@@ -1,7 +1,6 @@
 """Sampling speed: the cold phase, compared with plain vLLM and with batched transformers.
 
-    python -m tests.benchmarks.cold_phase --out /tmp/cold_phase.json [--size small] [--dtype
-    bfloat16]
+    python -m tests.benchmarks.cold_phase --out FILE [--size small] [--dtype bfloat16]
 
 For each model of the quickstart one process has a warm engine. Two ways alternate: the cold phase
 (prompts, sampling, texts, answers, verdicts, a published shard), and `LLM.generate` of the same

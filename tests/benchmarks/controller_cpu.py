@@ -1,6 +1,6 @@
 """CPU time of one controller of a sweep of 50 runs on SIMULATED SLURM, as a share of one core.
 
-    python -m tests.benchmarks.controller_cpu --out /tmp/controller_cpu.json
+    python -m tests.benchmarks.controller_cpu --out FILE
 
 The runs have the size of the paper: two models, and 15 iterations of 1,000 problems in 4 parts,
 with 4 problems per optimizer step. Jobs exist only in a simulated queue, and the controller's clock
@@ -187,7 +187,7 @@ class Bench:
             folder: SubmissionFolder, submission: Submission, cluster: ClusterSection, run_root: Path
         ) -> Submission:
             taken = submit_elements(folder, submission, cluster, run_root)
-            with self.simulation.aside():
+            with self.simulation.excluded():
                 self.simulation.submitted(runs.open_run(run_root), folder, taken)
             return taken
 

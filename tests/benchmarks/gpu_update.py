@@ -1,6 +1,6 @@
 """The update on a GPU: tokens per second and memory, compared with the speed of matrix products.
 
-    python -m tests.benchmarks.gpu_update --out /tmp/gpu_update.json [--device cpu --size tiny]
+    python -m tests.benchmarks.gpu_update --out FILE [--device cpu --size tiny]
 
 The models have random bfloat16 weights in the shapes of Qwen2.5-0.5B and Qwen3-4B, with LoRA of
 rank 16 on all seven projections. The loss is grpo. For each length from 512 to 4,096 tokens the

@@ -1,6 +1,6 @@
 """A new adapter in a running vLLM engine: how long a swap takes, and whether memory grows.
 
-    python -m tests.benchmarks.hot_swap --out /tmp/hot_swap.json [--size small] [--dtype bfloat16]
+    python -m tests.benchmarks.hot_swap --out FILE [--size small] [--dtype bfloat16]
 
 For each model of the quickstart one engine samples one token with an adapter of rank 16 that is new
 to it, and then one with the same adapter, 100 times. The time of a swap is the median of the

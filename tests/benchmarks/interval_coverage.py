@@ -1,6 +1,6 @@
 """How often the 95 % intervals of the analysis contain the true value, in simulated studies.
 
-    python -m tests.benchmarks.interval_coverage --out /tmp/interval_coverage.json
+    python -m tests.benchmarks.interval_coverage --out FILE
 
 A study has the results of a run with 200 problems: 8 completions of two models per problem, before
 and after training, their answers, and rescue completions of one model with and without a hint. The

@@ -1,7 +1,6 @@
 """Overhead: the share of an iteration that is not sampling, log-probabilities or training.
 
     python -m tests.benchmarks.overhead --out FILE [--driver arrays|chained] [--size large|huge]
-    [--keep FOLDER]
 
 The launcher runs the models of the quickstart for three iterations of 24 problems x (4 + 2)
 completions (large: two iterations of 96 problems, huge: two of 192 problems x (8 + 4)). The driver

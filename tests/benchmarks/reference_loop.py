@@ -1,19 +1,18 @@
 """One whole iteration: the launcher, compared with a plain loop over prompts and completions.
 
-    python -m tests.benchmarks.reference_loop --out /tmp/reference_loop.json [--size small] [--dtype
-    bfloat16]
+    python -m tests.benchmarks.reference_loop --out FILE [--size small] [--dtype bfloat16]
 
 The iteration has 32 problems of the quickstart and two models with 2 + 1 completions per problem
 (`even_budget`: every model samples again). The launcher runs a new sweep. Its time is measured with
 the start of its processes and without (from the accounting of time, without start, imports and
 loading).
 
-The loop is written here, because the method has no reference implementation that could be used. It
-is one process with both models and all cores. It samples one prompt at a time with `generate` of
-transformers, and computes hints, rewards and advantages problem by problem with the functions of
-this package. It computes old and reference log-probabilities, and then gradients, of one completion
-at a time, with peft and AdamW. Its time is also measured with and without loading. Held-out
-problems are not counted. The two ways alternate; the medians of the ratios are reported.
+The loop is a simple implementation of the method, written for this comparison. It is one process
+with both models and all cores. It samples one prompt at a time with `generate` of transformers, and
+computes hints, rewards and advantages problem by problem with the functions of this package. It
+computes old and reference log-probabilities, and then gradients, of one completion at a time, with
+peft and AdamW. Its time is also measured with and without loading. Held-out problems are not
+counted. The two ways alternate; the medians of the ratios are reported.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """Scoring of 1,000 problems x 6 completions: seconds, and their share of an iteration.
 
-    python -m tests.benchmarks.scoring --out /tmp/scoring.json [--size small] [--run FINISHED_RUN]
+    python -m tests.benchmarks.scoring --out FILE [--size small] [--run FINISHED_RUN]
 
 Two models have 2 + 1 completions per problem. The texts have various lengths, like solutions of
 word problems. Measured is what the phases hint and score compute: embeddings with all-MiniLM-L6-v2
@@ -51,7 +51,7 @@ SIZES = {"small": (20, 2, 1), "usual": (1000, 10, 1)}
 """Number of problems, of problems for the alternative, and of rounds."""
 COLD_SAMPLES, RESCUE_SAMPLES = 2, 1
 TOKENS_PER_WORD = 1.4
-"""An estimate, because the texts are not tokenised. Each digit and sign is one token."""
+"""An estimate, because the texts are not tokenized. Each digit and sign is one token."""
 PROMPT_TOKENS = 150
 _OPENINGS = (
     "First we look at what is given",

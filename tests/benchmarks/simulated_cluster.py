@@ -90,8 +90,8 @@ class Simulation:
         self._random = random.Random(self.seed)
         self._due: list[tuple[float, int, Callable[[], None]]] = []
         self._order = itertools.count()
-        self._aside_s, self._aside_thread_s = 0.0, 0.0
-        self._aside_since: tuple[float, float] | None = None
+        self._excluded_s, self._excluded_thread_s = 0.0, 0.0
+        self._excluded_since: tuple[float, float] | None = None
         self.folder.mkdir()
         (self.folder / "jobs").write_text("1000\n")
         self._write_queue()
@@ -116,7 +116,7 @@ class Simulation:
 
     def sleep(self, seconds: float) -> None:
         """Do everything that is due until then, without CPU time for the controller."""
-        with self.aside():
+        with self.excluded():
             until = self.now + seconds
             while self._due and self._due[0][0] <= until:
                 self.now, _, act = heapq.heappop(self._due)
@@ -131,21 +131,22 @@ class Simulation:
     # --- CPU time --------------------------------------------------------------------------------
 
     @contextmanager
-    def aside(self) -> Iterator[None]:
+    def excluded(self) -> Iterator[None]:
         """Count the CPU time of this block as that of the simulation."""
-        assert self._aside_since is None, "blocks must not be nested"
-        self._aside_since = time.process_time(), time.thread_time()
+        assert self._excluded_since is None, "blocks must not be nested"
+        self._excluded_since = time.process_time(), time.thread_time()
         try:
             yield
         finally:
-            process, thread = self._aside_since
-            self._aside_s += time.process_time() - process
-            self._aside_thread_s += time.thread_time() - thread
-            self._aside_since = None
+            process, thread = self._excluded_since
+            self._excluded_s += time.process_time() - process
+            self._excluded_thread_s += time.thread_time() - thread
+            self._excluded_since = None
 
     def controller_cpu_s(self) -> float:
         """CPU seconds of this process, of all threads, without the simulation."""
-        return (time.process_time() if self._aside_since is None else self._aside_since[0]) - self._aside_s
+        now = time.process_time() if self._excluded_since is None else self._excluded_since[0]
+        return now - self._excluded_s
 
     def cpu_seconds(self) -> float:
         """Replacement for `scheduler.cpu_seconds`: with the commands, without the simulation."""
@@ -153,7 +154,8 @@ class Simulation:
 
     def controller_thread_s(self) -> float:
         """CPU seconds of this thread without the simulation: the timer of a profile."""
-        return (time.thread_time() if self._aside_since is None else self._aside_since[1]) - self._aside_thread_s
+        now = time.thread_time() if self._excluded_since is None else self._excluded_since[1]
+        return now - self._excluded_thread_s
 
     # --- jobs ------------------------------------------------------------------------------------
 

@@ -1,5 +1,5 @@
-/* Makes every operation on files below SLOW_PREFIX wait SLOW_US microseconds: a stand-in for a network file system.
-   For LD_PRELOAD; see analysis_scale.py. */
+/* Makes every operation on files below SLOW_PREFIX wait SLOW_US microseconds, as a network file system might.
+   It is loaded with LD_PRELOAD (analysis_scale.py). */
 #define _GNU_SOURCE
 #include <dlfcn.h>
 #include <fcntl.h>

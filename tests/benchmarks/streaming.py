@@ -1,6 +1,6 @@
 """Parts that share an engine: rescues begin while other parts still sample cold completions.
 
-    python -m tests.benchmarks.streaming --out /tmp/streaming.json [--size small] [--dtype bfloat16]
+    python -m tests.benchmarks.streaming --out FILE [--size small] [--dtype bfloat16]
 
 The launcher runs one iteration of the quickstart's models in three ways, alternately: all problems
 in one part; four parts, which an engine samples one after the other; and the same four parts at

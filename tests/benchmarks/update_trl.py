@@ -1,7 +1,6 @@
 """The update: tokens per second and memory, compared with TRL on the same completions.
 
-    python -m tests.benchmarks.update_trl --out /tmp/update_trl.json [--size small] [--model gemma3]
-    [--dtype bfloat16]
+    python -m tests.benchmarks.update_trl --out FILE [--model gemma3] [--dtype bfloat16]
 
 Both use LoRA of rank 16 on all seven projections, AdamW, grpo with clipping and KL 0.04 (so one
 pass for the reference and one for the log-probabilities before the update), four optimizer steps,

@@ -1,6 +1,6 @@
 """Weak scaling of the driver `arrays`: 1 to 4 workers, each with the same work.
 
-    python -m tests.benchmarks.weak_scaling --out /tmp/weak_scaling.json [--size small]
+    python -m tests.benchmarks.weak_scaling --out FILE [--size small]
 
 A worker is an element of a job array on its own node of a development cluster
 (`tests/support/cluster.py`). It runs parts of a cold phase one after the other. One machine does

@@ -182,7 +182,7 @@ def test_jobs_that_slurm_would_refuse_are_reported_before_anything_is_created(
 def test_chained_phases_publish_the_same_with_two_arrays_per_iteration(
     cluster: DevCluster, tiny_models: list[Path], tmp_path: Path
 ) -> None:
-    """In iteration 1 one model is late, so the job of the other one leaves its rescue to a third job.
+    """In iteration 1 one model is late, so the job of the other leaves its rescue to a third job.
 
     In iteration 2 no job waits long.
     """

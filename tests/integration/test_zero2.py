@@ -40,7 +40,16 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
         "order": order,
         "one": launch(folder, "one", 1, "both", "raw_resume", "silent_step", "interrupted"),
         "two": launch(
-            folder, "two", 2, "both", "raw_resume", "silent_step", "resume:one.1:one_two.2", "interrupted", "failures"
+            folder,
+            "two",
+            2,
+            "both",
+            "raw_resume",
+            "silent_step",
+            "resume:one.1:one_two.2",
+            "interrupted",
+            "failures",
+            "mismatch",
         ),
     }
     seen["one_later"] = launch(
@@ -217,3 +226,16 @@ def test_a_folder_that_does_not_fit_is_refused(runs: dict[str, Any], tmp_path: P
     (torn / "optimizer.safetensors").write_bytes(data[: len(data) // 2])
     with pytest.raises(StoreError, match="not a complete folder of an update"):
         read_state(torn, shapes)
+
+
+def test_an_update_stops_if_the_engine_samples_with_another_model(runs: dict[str, Any]) -> None:
+    """The limit, the problem with the largest difference, and an adapter that the engine ignores; on every rank."""
+    problem = json.loads((runs["folder"] / "inputs.json").read_text())["second_step_problem"]
+    for rank in runs["two"]:
+        found = rank["mismatch"]
+        assert (found["right"], found["with_adapter"]) == ("", "")
+        assert "step 2 of 3" in found["shifted"]
+        assert "the limit is 0.1 (update.max_mismatch)" in found["shifted"]
+        assert f"Largest for the problems {problem} (0.5)" in found["shifted"]
+        assert "step 1 of 3" in found["adapter_ignored"]
+        assert "the engine seems to ignore the adapter" in found["adapter_ignored"]

@@ -22,7 +22,7 @@ from typing import Any
 
 import torch
 
-from core_hpc.common.errors import NonFiniteError, StoppedError, StoreError
+from core_hpc.common.errors import MismatchError, NonFiniteError, StoppedError, StoreError
 from core_hpc.config.run import LoraSection
 from core_hpc.config.update import UpdateSection
 from core_hpc.phases.checkpoint import CheckpointStore
@@ -286,6 +286,47 @@ class Checks:
         except (StoreError, OSError) as error:
             found["unwritable"] = type(error).__name__
         self.update(1, None, f"{self.name}.again")
+        return found
+
+    def mismatch(self) -> dict[str, str]:
+        """Messages of updates whose engine sampled with the right or with another model; empty: it passed."""
+        import transformers
+        from peft import PeftModel
+
+        from tests.support.ranks import log_probs
+
+        base = transformers.AutoModelForCausalLM.from_pretrained(self.folder / "model", dtype=torch.float32).eval()
+        found: dict[str, str] = {}
+
+        def attempt(label: str, number: int, rows: list[Row], previous: str | None, limit: float) -> None:
+            found[label] = ""
+            try:
+                self.update(number, previous, f"{self.name}.{label}", rows, max_mismatch=limit)
+            except MismatchError as error:
+                found[label] = str(error)
+            assert found[label] == "" or not (self.folder / f"{self.name}.{label}").exists()
+
+        def sampled_by(model: Any, number: int) -> list[Row]:
+            with torch.no_grad():
+                return [
+                    replace(row, behaviour_logprobs=log_probs(model, vars(row)).tolist())
+                    for row in read_rows(self.folder / f"rows{number}.json")
+                ]
+
+        right = sampled_by(base, 1)
+        attempt("right", 1, right, None, 0.01)
+        worst = self.inputs["second_step_problem"]
+        shifted = [
+            replace(r, behaviour_logprobs=[v - 0.5 for v in r.behaviour_logprobs or ()]) if r.problem_id == worst else r
+            for r in right
+        ]
+        attempt("shifted", 1, shifted, None, 0.1)
+        adapter = f"{self.name}.right"
+        adapted = PeftModel.from_pretrained(base, str(self.folder / adapter)).eval()
+        attempt("with_adapter", 2, sampled_by(adapted, 2), adapter, 0.01)
+        with adapted.disable_adapter():
+            ignored = sampled_by(adapted, 2)
+        attempt("adapter_ignored", 2, ignored, adapter, 100.0)
         return found
 
     def fails(self, rows: list[Row], out: str) -> dict[str, Any]:

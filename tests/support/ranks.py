@@ -78,7 +78,7 @@ def launch(folder: Path, name: str, num_ranks: int, *checks: str, gpus: str = ""
             own = {**environment, "RANK": str(rank), "LOCAL_RANK": str(rank)}
             ranks.append(subprocess.Popen(command, env=own, stdout=file, stderr=file))
     try:
-        codes = [process.wait(timeout=120) for process in ranks]
+        codes = [process.wait(timeout=300) for process in ranks]
     finally:
         for process in ranks:
             process.kill()

@@ -138,6 +138,22 @@ def test_one_line_per_completion(tmp_path: Path) -> None:
     assert rows.select("num_completion_tokens", "finish_reason").row(0) == (9, "length")
 
 
+def test_lines_marked_as_sampled_without_a_hint_are_imported(tmp_path: Path) -> None:
+    lines = [
+        problem_line("q1", hint_used=False, round="A"),
+        problem_line("q2", hint_used=[False, False, False], round=None),
+        problem_line("q3", hint_used=0, round=1),
+    ]
+    done = import_predictions(write(tmp_path / "foreign.jsonl", lines), tmp_path / "out")
+    assert (done.num_completions, done.notes) == ({"ada": 9}, [])
+
+
+def test_a_line_with_a_hint_is_refused_with_the_remedy(tmp_path: Path) -> None:
+    text = rejected(tmp_path, [completion_line(sample=0), completion_line(sample=1, hint_used=True)])
+    assert "foreign.jsonl, line 2: 'hint_used' is True" in text
+    assert "remove the lines with hints from the file" in text
+
+
 def test_gold_answer_that_is_not_needed_may_be_any_text(tmp_path: Path) -> None:
     lines = [
         completion_line("q1", gold=..., answer="X"),
@@ -227,6 +243,10 @@ BAD_LINES: list[tuple[Any, str]] = [
     (problem_line(example_id=" "), "'example_id' is empty"),
     (problem_line(subject={}), "'subject' must be text or a number, not {}"),
     (problem_line(phase="cold"), "'phase' should be 'evaluate', not 'cold'"),
+    (problem_line(hint_used=True), "'hint_used' is True, so the line was sampled with a hint"),
+    (problem_line(hint_used=[False, True, False]), "'hint_used' is [False, True, False], so the line was sampled"),
+    (problem_line(hint_used="true"), "'hint_used' is 'true', so the line was sampled with a hint"),
+    (problem_line(round="B"), "'round' is 'B', so the line was sampled with a hint"),
     (
         problem_line(model="team"),
         "model 'team' has the name that is reserved for the whole team; give it another name",
@@ -267,6 +287,8 @@ BAD_COMPLETIONS: list[tuple[Any, str]] = [
     (completion_line(verdict="timeout"), "'verdict' is timeout, so 'correct' must be false"),
     (completion_line(verdict="correct", correct=...), "'verdict' is correct, so 'correct' must be true"),
     (completion_line(verdict="maybe"), "'verdict' should be 'correct', 'wrong', 'no_answer' or 'timeout', not 'maybe'"),
+    (completion_line(hint_used=1), "'hint_used' is 1, so the line was sampled with a hint"),
+    (completion_line(round="b"), "'round' is 'b', so the line was sampled with a hint"),
     (completion_line(text=7), "'text' should be a valid string, not 7"),
     (
         completion_line(gold="73"),

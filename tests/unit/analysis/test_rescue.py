@@ -9,7 +9,7 @@ import polars as pl
 import pytest
 
 from analysis.counts.counts import COUNTS
-from analysis.metrics.rescue import RATES, rescue_table
+from analysis.metrics.rescue import LEAK_SHARE, RATES, leak_points, rescue_table
 from analysis.metrics.strata import stratified
 from tests.support.analysis_data import counts_frame, pick, rescue_counts
 from tests.support.source_groups import assert_same_figures, grouped
@@ -37,7 +37,7 @@ def small() -> pl.DataFrame:
 
 def test_numerators_and_denominators() -> None:
     table = rescue_table(small())
-    got = {rate: pick(table, group="all", rate=rate) for rate in RATES}
+    got = {rate: pick(table, group="all", rate=rate) for rate in RATES if rate != LEAK_SHARE}
     fractions = {rate: (row["numerator"], row["denominator"]) for rate, row in got.items()}
     assert fractions == {
         "per_attempt": (1, 5),
@@ -168,6 +168,41 @@ def test_by_length_of_the_hint() -> None:
     assert rescue_table(rescue_counts(cases), groups=["hint_length"], hints=hints.clear()).height == 0
     with pytest.raises(ValueError, match="needs the hints"):
         rescue_table(rescue_counts(cases), groups=["hint_length"])
+
+
+def leaking(values: list[str | None]) -> pl.DataFrame:
+    """The hints of the cases of `small` for p0, p1 (ada), p2 and p3 (bob)."""
+    rows = {
+        "iteration": 1,
+        "model": ["ada", "ada", "bob", "bob"],
+        "problem_id": [f"p0000{p}" for p in range(4)],
+        "num_hint_tokens": 7,
+        "leak": values,
+    }
+    return pl.DataFrame(rows, schema_overrides={"iteration": pl.Int32, "leak": pl.String})
+
+
+def test_the_share_of_leaking_hints() -> None:
+    """The hint for p3 does not count, because that case is no cold failure; p4 has no hint."""
+    table = rescue_table(small(), hints=leaking(["result", "anywhere", "result", "none"]))
+    row = pick(table, group="all", rate=LEAK_SHARE)
+    assert (row["numerator"], row["denominator"], row["estimate"]) == (2, 3, pytest.approx(2 / 3))
+    assert row["low"] <= 2 / 3 <= row["high"]
+    student = pick(table, group="student", student="ada", rate=LEAK_SHARE)
+    assert (student["numerator"], student["denominator"]) == (1, 2)
+    part = rescue_table(small(), hints=leaking(["result", None, None, None]))
+    assert pick(part, group="all", rate=LEAK_SHARE)["denominator"] == 1
+
+
+def test_without_known_leaks_there_is_no_share_of_leaking_hints() -> None:
+    for hints in (None, leaking([None] * 4), leaking(["none"] * 4).drop("leak")):
+        assert LEAK_SHARE not in rescue_table(small(), hints=hints)["rate"].to_list()
+
+
+def test_points_of_leaking_hints() -> None:
+    assert leak_points(leaking(["result", "none", None, None])) == {"ada": 0.5, "team": 0.5}
+    assert leak_points(leaking(["result", "none", "result", "result"])) == {"ada": 0.5, "bob": 1.0, "team": 0.75}
+    assert leak_points(leaking([None] * 4)) == {}
 
 
 def test_an_effect_on_hard_problems_only_is_found_by_level() -> None:

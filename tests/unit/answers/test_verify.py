@@ -11,6 +11,7 @@ import textwrap
 import time
 from collections.abc import Iterator
 from fractions import Fraction
+from pathlib import Path
 
 import psutil
 import pytest
@@ -159,6 +160,45 @@ def test_comparison_by_notation_agrees_with_algebra() -> None:
     for answer, gold, same in PAIRS:
         if (verdict := compare_latex(answer, gold_latex(gold) or "")) is not None:
             assert (verdict == CORRECT) == same == equal(clean_latex(answer), clean_latex(gold))
+
+
+def test_a_budget_of_timeouts_per_call_ends_the_comparisons(caplog: pytest.LogCaptureFixture) -> None:
+    verifier = Verifier(num_workers=2, cpu_limit_s=0.5, timeout_budget_s=1.0)
+    try:
+        hanging = [(rf"{HANGS}+{i}", "2", "latex") for i in range(200)]
+        start = time.monotonic()
+        with caplog.at_level("WARNING"):
+            verdicts = verifier.verify_many([*hanging, ("x+1", "1+x", "latex"), ("3", "3", "number")])
+        assert time.monotonic() - start < 20
+        assert verdicts == [*[TIMEOUT] * 201, CORRECT]  # no algebra is needed for the last
+        assert verifier.num_not_compared == 199
+        assert "2 comparisons ended at their limit of 0.5 s" in caplog.text
+        assert "The other 199 comparisons of this call were not made" in caplog.text
+        caplog.clear()
+        assert verifier.verify_many([("x+1", "1+x", "latex"), *hanging[:2]]) == [CORRECT, TIMEOUT, TIMEOUT]
+        assert caplog.text == ""  # a new call has a new budget, and both timeouts are in the cache
+    finally:
+        verifier.close()
+
+
+@pytest.mark.parametrize("guarded", [False, True])
+def test_a_script_without_a_guard_is_named(tmp_path: Path, guarded: bool) -> None:
+    script = tmp_path / "mine.py"
+    call = 'print(verify("x + y", "y + x", "latex"))'
+    code = f'if __name__ == "__main__":\n    {call}' if guarded else call
+    script.write_text(f"from core_hpc.answers.extract import verify\n{code}\n", encoding="utf-8")
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[3])}
+    done = subprocess.run(
+        [sys.executable, str(script)], capture_output=True, text=True, check=False, timeout=120, env=environment
+    )
+    if guarded:
+        assert (done.stdout, done.returncode) == ("correct\n", 0)
+        return
+    assert done.returncode != 0
+    last = done.stderr.splitlines()[-1]
+    assert f"each worker process ran the script {script} again" in last
+    assert 'put the calls under `if __name__ == "__main__":`' in last
+    assert "ulimit" not in done.stderr
 
 
 def children() -> list[psutil.Process]:

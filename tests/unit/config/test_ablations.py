@@ -71,6 +71,24 @@ def test_each_arm_of_parts_changes_only_what_its_label_names() -> None:
     assert all(config.protocol.even_budget for config in runs.values())
 
 
+def test_the_arms_of_hint_leak_change_only_the_leaks_and_have_equal_budgets() -> None:
+    keep, cut, reject = (run.config for run in runs_of("ablations/hint_leak").values())
+    assert [differing(keep, other) for other in (keep, cut, reject)] == [
+        {},
+        {"protocol.hint_leak": "cut"},
+        {"protocol.hint_leak": "reject"},
+    ]
+    assert all(config.protocol.even_budget for config in (keep, cut, reject))
+
+
+def test_the_default_of_a_field_that_was_added_later_is_not_part_of_the_identity() -> None:
+    keep, cut, _ = runs_of("ablations/hint_leak").values()
+    assert "hint_leak" not in scientific_fields(keep.config)["protocol"]
+    assert scientific_fields(cut.config)["protocol"]["hint_leak"] == "cut"
+    assert keep.run_id.rpartition("-")[2] != cut.run_id.rpartition("-")[2]
+    assert load_sweep(ROOT / "yaml" / "quickstart.yaml").runs[0].run_id == "run-2bd72823"
+
+
 def test_arms_of_the_replication_have_equal_budgets_seeds_and_problems() -> None:
     arms = {arm: list(runs_of(f"replication/{arm}").values()) for arm in ARMS}
     assert {arm: [run.config.seed for run in runs] for arm, runs in arms.items()} == {arm: [1, 2, 3] for arm in ARMS}

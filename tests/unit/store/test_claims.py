@@ -4,20 +4,33 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from subprocess import PIPE
+from typing import Any
 
+import psutil
 import pytest
 
 from core_hpc.common.errors import ClaimError
 from core_hpc.slurm.commands import SlurmUnavailableError
-from core_hpc.store.claims import claim
+from core_hpc.store import claims
+from core_hpc.store.claims import claim, holder_lives
 
 CLAIM_AND_DIE = """
 import os, pathlib, sys
 from core_hpc.store.claims import claim
 with claim(pathlib.Path(sys.argv[1])):
     os.kill(os.getpid(), 9)
+"""
+
+CLAIM_AND_WAIT = """
+import pathlib, sys
+from core_hpc.store.claims import claim
+with claim(pathlib.Path(sys.argv[1])):
+    print("claimed", flush=True)
+    sys.stdin.read()
 """
 
 
@@ -61,9 +74,71 @@ def test_a_reused_process_id_is_not_the_holder(tmp_path: Path) -> None:
     path = tmp_path / "claim.json"
     with claim(path):
         body = json.loads(path.read_text())
-    path.write_text(json.dumps({**body, "process_start": body["process_start"] - 1000}))
+    path.write_text(json.dumps({**body, "start_ticks": body["start_ticks"] - 1000}))
     with claim(path):
         pass
+
+
+@contextmanager
+def other_holder(path: Path) -> Iterator[dict[str, Any]]:
+    """The claim file of another living process."""
+    process = subprocess.Popen([sys.executable, "-c", CLAIM_AND_WAIT, str(path)], stdin=PIPE, stdout=PIPE)
+    assert process.stdout is not None and process.stdout.readline() == b"claimed\n"
+    try:
+        yield json.loads(path.read_text())
+    finally:
+        process.communicate(timeout=60)
+
+
+@pytest.mark.parametrize("step_s", [-3600.0, 3600.0])
+def test_a_step_of_the_clock_does_not_make_a_living_holder_dead(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, step_s: float
+) -> None:
+    """The start in epoch seconds moves with the clock, because it is computed from the boot time."""
+    path = tmp_path / "claim.json"
+    with other_holder(path) as holder:
+        started = psutil.Process(holder["pid"]).create_time()
+        monkeypatch.setattr(psutil.Process, "create_time", lambda process: started + step_s)
+        assert holder_lives(holder, None) is True
+        path.write_text(json.dumps({**holder, "process_start": holder["process_start"] - step_s}))
+        with pytest.raises(ClaimError, match=f"process {holder['pid']}"), claim(path):
+            pass
+        path.write_text(json.dumps(holder))
+    assert holder_lives(holder, None) is False
+
+
+def test_the_claim_of_an_earlier_version_is_understood(tmp_path: Path) -> None:
+    """It has only the start in epoch seconds."""
+    path = tmp_path / "claim.json"
+    with other_holder(path) as holder:
+        old = {name: holder[name] for name in ("host", "pid", "user", "time", "process_start", "job")}
+        assert holder_lives(old, None) is True
+        assert holder_lives({**old, "process_start": old["process_start"] - 1000}, None) is False
+    assert holder_lives(old, None) is False
+
+
+def test_a_holder_before_the_last_boot_is_dead_and_one_in_another_container_is_unknown(tmp_path: Path) -> None:
+    path = tmp_path / "claim.json"
+    with other_holder(path) as holder:
+        assert holder_lives({**holder, "boot_id": "of-an-earlier-boot"}, None) is False
+        elsewhere = {**holder, "pid_namespace": "pid:[1]"}
+        assert holder_lives(elsewhere, None) is None
+        assert holder_lives({**elsewhere, "job": 7}, lambda job: True) is False
+        assert holder_lives({**elsewhere, "job": 7}, lambda job: False) is True
+
+
+def test_a_process_that_the_system_hides_is_not_dead(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With the mount option hidepid, /proc shows only the processes of the own user."""
+    path = tmp_path / "claim.json"
+    with claim(path):
+        holder = json.loads(path.read_text())
+
+    def not_permitted(pid: int, number: int) -> None:
+        raise PermissionError
+
+    monkeypatch.setattr(os, "kill", not_permitted)
+    monkeypatch.setattr(claims, "PROC", tmp_path)
+    assert holder_lives(holder, None) is None
 
 
 def claim_of_another_host(job: int | None) -> str:

@@ -4,6 +4,7 @@ import errno
 import json
 import os
 import threading
+from collections.abc import Callable
 from pathlib import Path
 
 import polars as pl
@@ -11,7 +12,7 @@ import pytest
 
 from core_hpc.common.errors import InputError, StoreError
 from core_hpc.store import manifests, shards
-from core_hpc.store.schema import HINTS, PROBLEMS, TABLES, check_frame
+from core_hpc.store.schema import HINTS, PROBLEMS, TABLES, Table, check_frame
 
 
 def problems(count: int = 3) -> pl.DataFrame:
@@ -156,6 +157,69 @@ def test_nullable_columns_may_be_null() -> None:
         "hint_draws": [],
     }
     check_frame(pl.DataFrame([row], schema=HINTS.schema), HINTS, source="test")
+
+
+HINT_ROW = {
+    "run_id": "r",
+    "iteration": 1,
+    "model": "m",
+    "problem_id": "p",
+    "cold_failed": True,
+    "hint": "Add.",
+    "num_hint_tokens": 1,
+    "reason": "rescue",
+    "hint_draws": [True],
+    "leak": "none",
+}
+
+
+def publish_as_before(folder: Path, frame: pl.DataFrame) -> manifests.Manifest:
+    """Publish hints as an earlier version wrote them, without a check of the columns."""
+
+    def fill(temporary: Path) -> dict[str, tuple[int, str]]:
+        frame.write_parquet(temporary / "shard.parquet")
+        return {"shard.parquet": (frame.height, HINTS.name)}
+
+    return manifests.publish(folder, "team-p000", fill, as_folder=False)
+
+
+def test_a_column_that_was_added_later_is_null_in_earlier_files(tmp_path: Path) -> None:
+    new = pl.DataFrame([HINT_ROW], schema=HINTS.schema)
+    manifest = publish_as_before(tmp_path, new.drop("leak"))
+    read = shards.read_manifest_table(manifest, HINTS)
+    assert read.schema == HINTS.schema
+    assert read["leak"].to_list() == [None]
+    assert read.drop("leak").equals(new.drop("leak"))
+    some = shards.read_manifest_table(manifest, HINTS, columns=["leak", "model"])
+    assert some.rows() == [(None, "m")]
+    assert some.columns == ["leak", "model"]
+    assert shards.read_manifest_table(manifest, HINTS, columns=["model"]).rows() == [("m",)]
+
+
+@pytest.mark.parametrize(
+    ("change", "expected"),
+    [
+        (lambda f: f.drop("leak", "reason"), "missing \\['reason'\\]"),
+        (lambda f: f.drop("leak").with_columns(x=1), "unknown \\['x'\\]"),
+    ],
+)
+def test_other_differences_of_earlier_files_are_still_refused(
+    tmp_path: Path, change: Callable[[pl.DataFrame], pl.DataFrame], expected: str
+) -> None:
+    manifest = publish_as_before(tmp_path, change(pl.DataFrame([HINT_ROW], schema=HINTS.schema)))
+    with pytest.raises(StoreError, match=expected):
+        shards.read_manifest_table(manifest, HINTS)
+
+
+def test_a_column_that_was_added_later_must_be_written(tmp_path: Path) -> None:
+    frame = pl.DataFrame([HINT_ROW], schema=HINTS.schema).drop("leak")
+    with pytest.raises(StoreError, match="missing \\['leak'\\]"):
+        shards.publish_frame(tmp_path, "team-p000", frame, HINTS)
+
+
+@pytest.mark.parametrize("table", TABLES.values(), ids=lambda table: table.name)
+def test_columns_that_were_added_later_may_be_null(table: Table) -> None:
+    assert table.added <= table.nullable <= set(table.schema)
 
 
 def test_leftovers_are_removed_and_publications_kept(tmp_path: Path) -> None:

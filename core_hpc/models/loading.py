@@ -1,0 +1,192 @@
+"""Loads the model of a folder with the class that its config.json names.
+
+In: a model folder and the context length of the run. Out: a transformers model, or its parts that
+are trained. Trainer and engines load through this module, so they compute with the same class and
+the same rotary embedding. Prompts are text, so of a model that also reads images only the language
+model is trained. This module does not find or download models.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator
+from contextlib import contextmanager
+from importlib.util import find_spec
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from core_hpc.common.errors import InputError
+
+if TYPE_CHECKING:
+    from torch import nn
+
+_FACTORS = (("short_factor", "long_factor"), ("short_mscale", "long_mscale"))
+"""Settings of longrope for contexts up to the original length, and for longer ones."""
+
+
+def load_config(folder: Path, *, trust_remote_code: bool = False) -> Any:
+    """The configuration of a model folder. The network is never used."""
+    from transformers import AutoConfig
+
+    return AutoConfig.from_pretrained(folder, trust_remote_code=trust_remote_code, local_files_only=True)
+
+
+def auto_class(config: Any) -> Any:
+    """The automatic class of transformers that makes the model which a configuration names.
+
+    Raises:
+        InputError: the architecture does not generate text, or transformers does not know it.
+    """
+    import transformers
+    from transformers.models.auto import modeling_auto
+
+    architecture = (getattr(config, "architectures", None) or [""])[0]
+    causal, image_text = (
+        _class_names(mapping, config)
+        for mapping in (
+            modeling_auto.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES,
+            modeling_auto.MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES,
+        )
+    )
+    remote = "AutoModelForCausalLM" in (getattr(config, "auto_map", None) or {})
+    if architecture in image_text and architecture not in causal and not remote:
+        return transformers.AutoModelForImageTextToText
+    if causal or remote:
+        return transformers.AutoModelForCausalLM
+    if image_text:
+        return transformers.AutoModelForImageTextToText
+    raise InputError(
+        f"model_type {config.model_type} ({architecture or 'no architecture'}) is not a model that transformers can "
+        "load to generate text; use another model, or a newer version of transformers"
+    )
+
+
+def load_model(folder: Path, *, context_tokens: int | None, trust_remote_code: bool = False, **options: Any) -> Any:
+    """Load the weights of a folder.
+
+    Args:
+        context_tokens: largest number of prompt and completion tokens of the run; it selects the
+            factors of longrope. None: the whole context of the model.
+        options: further arguments of `from_pretrained`.
+    """
+    config = load_config(folder, trust_remote_code=trust_remote_code)
+    original = _rope_settings(config)
+    resolve_rope(config, context_tokens)
+    model = auto_class(config).from_pretrained(
+        folder, config=config, trust_remote_code=trust_remote_code, local_files_only=True, **options
+    )
+    model.core_hpc_rope = original
+    return model
+
+
+def resolve_rope(config: Any, context_tokens: int | None) -> Any:
+    """Select the factors of longrope for the context of a run, in place, and return the configuration.
+
+    transformers selects them by the longest sequence of a batch, and vLLM by the largest length
+    that it accepts. With equal short and long factors, both compute the same.
+    """
+    for rope in _ropes(config):
+        if rope.get("rope_type") == "longrope":
+            text = config.get_text_config()
+            limit = rope.get("original_max_position_embeddings") or text.original_max_position_embeddings
+            is_long = (context_tokens or text.max_position_embeddings) > limit
+            for names in _FACTORS:
+                if names[is_long] in rope:
+                    rope.update(dict.fromkeys(names, rope[names[is_long]]))
+    return config
+
+
+def check_rope(config: Any) -> None:
+    """Refuse a rotary embedding that would depend on the length of other sequences of a batch.
+
+    Raises:
+        InputError: the type of the rotary embedding is such a type; the message names it.
+    """
+    for rope in _ropes(config):
+        kind = str(rope.get("rope_type", "default"))
+        if "dynamic" in kind:
+            raise InputError(
+                f"its rotary embedding has the type {kind}, which changes with the longest sequence of a batch, so "
+                "engine and trainer would compute different probabilities; use a model of another type (in config.json "
+                "rope_parameters or rope_scaling: default, linear, llama3, yarn or longrope)"
+            )
+
+
+@contextmanager
+def published_rope(model: Any) -> Iterator[None]:
+    """Put the settings of the folder back while the configuration of a loaded model is written."""
+    original = getattr(model, "core_hpc_rope", None)
+    if original is None:
+        yield
+        return
+    text = model.config.get_text_config()
+    resolved, text.rope_parameters = text.rope_parameters, original
+    try:
+        yield
+    finally:
+        text.rope_parameters = resolved
+
+
+def language_model(model: Any) -> tuple[str, nn.Module]:
+    """The part of a model that is trained, and its name in the model.
+
+    This is the whole model, named by an empty text, unless the model has other parts besides its
+    language model.
+    """
+    config = getattr(model, "config", None)
+    if config is None or config.get_text_config() is config:
+        return "", model
+    decoder = model.get_decoder()
+    return next(name for name, module in model.named_modules() if module is decoder), decoder
+
+
+def linear_layers(model: Any) -> dict[str, nn.Module]:
+    """Linear layers of the language model by their name in the model, without the output embeddings."""
+    from torch import nn
+
+    prefix, part = language_model(model)
+    head = model.get_output_embeddings()
+    return {
+        f"{prefix}.{name}".removeprefix("."): module
+        for name, module in part.named_modules()
+        if isinstance(module, nn.Linear) and module is not head
+    }
+
+
+def trained_parameters(model: Any) -> dict[str, nn.Parameter]:
+    """Parameters of the language model and its output embeddings, by their name in the model."""
+    _, part = language_model(model)
+    trained = {id(p) for p in part.parameters()}
+    if part is not model:
+        trained |= {id(p) for p in model.get_output_embeddings().parameters()}
+    return {name: p for name, p in model.named_parameters() if id(p) in trained}
+
+
+def check_vllm_packages(config: Any) -> None:
+    """Refuse an image-text-to-text model for vLLM where torchvision is missing.
+
+    Raises:
+        InputError: vLLM could not import the class of the model.
+    """
+    if config.get_text_config() is not config and find_spec("torchvision") is None:
+        raise InputError(
+            f"vLLM imports torchvision with the class of this model ({config.model_type}), and it is not installed; "
+            "install the torchvision of your torch, or set engine: transformers for this model"
+        )
+
+
+def _class_names(mapping: Any, config: Any) -> tuple[str, ...]:
+    found = mapping.get(config.model_type, ())
+    return (found,) if isinstance(found, str) else tuple(found)
+
+
+def _rope_settings(config: Any) -> Any:
+    return copy.deepcopy(getattr(config.get_text_config(), "rope_parameters", None))
+
+
+def _ropes(config: Any) -> list[dict[str, Any]]:
+    """The settings of the rotary embedding of a language model: one, or one for each kind of layer."""
+    text = config.get_text_config()
+    settings = getattr(text, "rope_parameters", None) or getattr(text, "rope_scaling", None) or {}
+    nested = [v for v in settings.values() if isinstance(v, dict)]
+    return nested or [settings]

@@ -1,0 +1,180 @@
+r"""Gold answers that stand in a hint as a value of its computation (METHOD.md section 1.3).
+
+In: a hint without explicit answers (`hints.py`), the gold answer and its kind. Out: whether the
+gold answer occurs in the hint, and the part of the hint before the step that computes it. These are
+pure functions. `protocol.hint_leak` decides what happens with such a hint.
+
+The gold answer stands in a hint as a *result* if it follows "=", "is" or a similar word, or if it
+is the last value of the hint. Numbers are compared by value, formulas and words by their notation.
+A letter is no value: `answer_spans.py` removes the sentences that state one.
+"""
+
+from __future__ import annotations
+
+import re
+from bisect import bisect_right
+from typing import NamedTuple
+
+from core_hpc.answers.latex import clean_latex
+from core_hpc.answers.numbers import normalize_number
+from core_hpc.protocol.compression import step_starts
+from core_hpc.store.schema import LEAK_ANYWHERE, LEAK_NONE, LEAK_RESULT
+
+_NUMBER = re.compile(
+    r"(?<![\w.])(?P<top>[0-9]{1,3}(?:,[0-9]{3}){1,20}(?:\.[0-9]{1,64})?|[0-9]{1,128}(?:\.[0-9]{1,64})?|\.[0-9]{1,64})"
+    # The end of a number. "2x" is not the number 2, but "18km" is 18.
+    r"(?!\.?[0-9])(?![A-Za-z_](?![A-Za-z]))(?:/(?P<bottom>[1-9][0-9]{0,31})(?![\w/]))?"
+    r"|\\[dt]?frac\s?\{(?P<over>[0-9]{1,32})\}\s?\{(?P<under>[0-9]{1,32})\}"
+)
+_NEGATIVE = re.compile(r"(?:^|[^\s\w)}\].])\s{0,4}[-\u2212]\s{0,2}\Z|(?:^|[\s(\[{=])[-\u2212]\Z")
+_BEFORE_RESULT = re.compile(
+    r"(?:[=\uff1d\u2248\u2192]|\\(?:approx|equiv|to|rightarrow|Rightarrow)(?![a-z])"
+    r"|(?<!there )\b(?:is|are|was|be|equals?|equal to|makes?|gives?|gets?|leaves?|totals?|yields?|becomes?)\b)"
+    r"(?:\s|[$\u20ac\u00a3\u00a5*_`({<\[\\-]|(?:text|mathbf|mathrm)\{"
+    r"|\b(?:about|only|exactly|just|a total of)\b){0,8}\Z",
+    re.IGNORECASE,
+)
+_OPERATOR = re.compile(
+    r"\s{0,3}(?:[-+*/\u00d7\u00f7^\u2212]|\\(?:times|cdot|div)(?![a-z])|[xX](?=\s{0,2}[0-9$]))"
+    r"\s{0,3}[$({\\]{0,3}[0-9A-Za-z.]"
+)
+_LATEX_VALUE = re.compile(r"[0-9]{1,128}|\\[A-Za-z]{2,32}|=")
+_SIZE = r"(?:\\(?:left|right|[Bb]ig{1,2}[lr]?)(?![A-Za-z]))?"
+_WORD = re.compile(r"\w{1,128}")
+_OPEN_END = re.compile(
+    r"(?:\A|\n)[^\n]{0,8}(?:\\begin\{[a-z*]{1,16}\}|\\\[|\$\$|```\w{0,16})\Z|(?:\A|\n)[^\w\n]{1,64}\Z"
+)
+_MAX_OPEN_CHARS = 96
+
+
+class Value(NamedTuple):
+    """A value of a hint: where it begins, and how it relates to the gold answer."""
+
+    start: int
+    is_gold: bool
+    is_stated: bool
+    """Whether it follows "=", "is" or a similar word, and is no operand."""
+
+
+def leak_of(hint: str, gold: str, kind: str) -> str:
+    """How the hint shows the gold answer: one of `schema.LEAKS`.
+
+    >>> leak_of("4 + 7 = 11. We continue.", "11", "number"), leak_of("4 + 7 = 11.", "4", "number")
+    ('result', 'anywhere')
+    >>> leak_of("4 + 7 = 11.", "8", "number")
+    'none'
+    """
+    values = values_of(hint, gold, kind)
+    if any(value.is_gold and value.is_stated for value in values) or (values and values[-1].is_gold):
+        return LEAK_RESULT
+    return LEAK_ANYWHERE if any(value.is_gold for value in values) else LEAK_NONE
+
+
+def cut_before_result(hint: str, gold: str, kind: str) -> str:
+    """The hint up to the first step (sentence or line) whose result is the gold answer.
+
+    The rest does not show the gold answer as a result; it may be empty.
+
+    >>> cut_before_result("Add both. 4 + 7 = 11. So she has 11 eggs.", "11", "number")
+    'Add both.'
+    """
+    values = values_of(hint, gold, kind)
+    starts = step_starts(hint)
+    end = len(hint)
+
+    def step(position: int) -> int:
+        return starts[bisect_right(starts, position) - 1]
+
+    first = next((value.start for value in values if value.is_gold and value.is_stated), None)
+    if first is not None:
+        end = step(first)
+    for value in reversed(values):
+        if value.start >= end:
+            continue
+        if not value.is_gold:
+            break
+        end = step(value.start)
+    if end == len(hint):
+        return hint
+    # The rest must not end with an open formula or code block.
+    end = _without_space(hint, end)
+    while (opened := _OPEN_END.search(hint, max(0, end - _MAX_OPEN_CHARS), end)) is not None:
+        end = _without_space(hint, opened.start())
+    return hint[:end]
+
+
+def _without_space(text: str, end: int) -> int:
+    """`end` without the white space before it."""
+    while end and text[end - 1].isspace():
+        end -= 1
+    return end
+
+
+def values_of(hint: str, gold: str, kind: str) -> list[Value]:
+    """The values of a hint in order: numbers, parts of formulas, or words, depending on the kind.
+
+    The list is empty for letters.
+    """
+    number = normalize_number(clean_latex(gold) if kind == "latex" else gold) if kind != "text" else None
+    if number is not None:
+        return _numbers(hint, number)
+    if kind == "latex":
+        return _occurrences(hint, _latex_pattern(gold), _LATEX_VALUE)
+    if kind == "text":
+        return _occurrences(hint, _word_pattern(gold), _WORD)
+    return []
+
+
+def _numbers(hint: str, gold: str) -> list[Value]:
+    found = []
+    for match in _NUMBER.finditer(hint):
+        if match["over"]:
+            readings = [f"{match['over']}/{match['under']}"]
+        elif match["bottom"] and not gold.lstrip("-").isdecimal():
+            readings = [match["top"], f"{match['top']}/{match['bottom']}"]
+        else:  # "16/2" is a computation, not the number 8
+            readings = [match["top"]]
+        sign = "-" if _NEGATIVE.search(hint[max(0, match.start() - 8) : match.start()]) else ""
+        equal = [reading for reading in readings if normalize_number(sign + reading) == gold]
+        whole = bool(equal) and (match["bottom"] is None or "/" in equal[-1])
+        stated = whole and _is_stated(hint, match.start(), match.end())
+        found.append(Value(match.start(), bool(equal), stated))
+    return found
+
+
+def _occurrences(hint: str, gold: re.Pattern[str] | None, other: re.Pattern[str]) -> list[Value]:
+    """The places where the pattern of the gold answer matches, and all other values around them."""
+    found, position = [], 0
+    for match in gold.finditer(hint) if gold is not None else ():
+        found += [Value(m.start(), False, False) for m in other.finditer(hint, position, match.start())]
+        found.append(Value(match.start(), True, _is_stated(hint, match.start(), match.end())))
+        position = match.end()
+    return [*found, *(Value(m.start(), False, False) for m in other.finditer(hint, position))] if found else []
+
+
+def _is_stated(hint: str, start: int, end: int) -> bool:
+    before = hint[max(0, start - 48) : start]
+    return _BEFORE_RESULT.search(before) is not None and _OPERATOR.match(hint, end) is None
+
+
+def _latex_pattern(gold: str) -> re.Pattern[str] | None:
+    """A pattern of the gold formula with any spacing, sizes of brackets and kind of fraction."""
+    cleaned = clean_latex(gold)
+    if not cleaned:
+        return None
+    parts = []
+    for token in re.findall(r"\\[A-Za-z]+|\\.|\S", cleaned):
+        if token == r"\frac":
+            parts.append(r"\\[dtc]?frac")
+        elif token in "{}":  # \frac12, x^2
+            parts.append(rf"\{token}?")
+        else:
+            parts.append(f"{_SIZE if token in '()[]' else ''}{re.escape(token)}")
+    body = r"(?:\s|\\[,;:!]){0,4}".join(parts)
+    return re.compile(rf"(?<![\w\\.]){body}(?![\w.]\w|\w)")
+
+
+def _word_pattern(gold: str) -> re.Pattern[str] | None:
+    """A pattern of the words of the gold answer with anything but words between them."""
+    words = r"\W{1,8}".join(map(re.escape, _WORD.findall(gold)))
+    return re.compile(rf"\b{words}\b", re.IGNORECASE) if words else None

@@ -1,0 +1,877 @@
+r"""Forms of answers that the recorded outputs do not contain, in both directions.
+
+A case is (kind, text, gold answer, expected verdict). `REJECTED` stands for wrong or no_answer: the
+text must not verify, and it does not matter which of the two it is.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+
+from core_hpc.answers.extract import extract_answer
+from core_hpc.answers.verifier import Verifier
+from core_hpc.store.schema import CORRECT, NO_ANSWER, TIMEOUT, WRONG
+
+REJECTED = "rejected"
+Case = tuple[str, str, str, str]
+
+
+def boxed(kind: str, right: dict[str, str | list[str]], wrong: dict[str, str | list[str]]) -> list[Case]:
+    r"""Cases from gold answer -> contents of `\boxed{..}`."""
+    cases = []
+    for expected, table in ((CORRECT, right), (REJECTED, wrong)):
+        for gold, contents in table.items():
+            for content in [contents] if isinstance(contents, str) else contents:
+                cases.append((kind, rf"So it is $\boxed{{{content}}}$.", gold, expected))
+    return cases
+
+
+def texts(kind: str, gold: str, right: list[str], wrong: list[str]) -> list[Case]:
+    """Cases from whole texts with one gold answer."""
+    return [(kind, t, gold, CORRECT) for t in right] + [(kind, t, gold, REJECTED) for t in wrong]
+
+
+COMPLEX = boxed(
+    "latex",
+    {
+        "6+9i": [
+            "6+9 i",
+            r"6+9\,i",
+            r"6 + 9\cdot i",
+            r"6+9\times i",
+            r"6+9*i",
+            r"6+9\mathrm{i}",
+            r"6+9\,\mathrm{i}",
+            r"6+9\text{i}",
+            r"9i+6",
+            r"9 i + 6",
+            r"(6+9i)",
+            r"6+i9",
+            r"6+i\cdot 9",
+            r"6.0+9.0i",
+            r"\frac{12}{2}+9i",
+            r"z = 6+9 i",
+            r"6+9~i",
+            r"6+9\;i",
+            r"6+9\imath",
+            r"6+ 9{i}",
+            r"3(2+3i)",
+        ],
+        "-3i": [r"-3 i", r"-3\,i", r"0-3i", r"-3\mathrm{i}", r"-3\cdot i", r"-i\,3", "−3 i"],
+        "i": [r"1i", r"1 i", r"\mathrm{i}", r"0+i", r"1\cdot i"],
+        r"\frac{1}{2}+\frac{3}{4}i": [
+            r"\frac12+\frac34 i",
+            r"0.5+0.75\,i",
+            r"\frac{2+3i}{4}",
+            r"\frac{1}{2}+\frac{3i}{4}",
+            r"\frac{1}{2}+\frac{3}{4}\cdot i",
+            r"1/2+3/4 i",
+        ],
+        r"1+\sqrt{2}i": [r"1+\sqrt2 i", r"1+\sqrt{2}\,i", r"1+i\sqrt{2}", r"1+i \sqrt 2", r"1+\sqrt{2}\mathrm{i}"],
+        "1,200+5i": [r"1200+5 i"],
+    },
+    {
+        "15": ["6+9 i", r"6+9\,i", r"6+9\cdot i", r"6+9\mathrm{i}", r"6+9\text{i}", "6+9i"],
+        "6": ["6+9 i", "6i", "6 i", r"6\mathrm{i}", r"6\,i"],
+        "9": ["9 i", r"9\mathrm{i}", r"9\cdot i", r"9\text{i}", r"9\imath"],
+        "6+9i": ["6-9 i", "9+6 i", r"6+9.1\,i", "15", "6", "9 i", "69i", r"6+9\cdot j", r"6\cdot 9 i", "-6+9 i"],
+        "96i": ["9+6 i", "9 6 i"],
+        "-3i": ["3 i", "-3", r"-3\cdot", "-3 k"],
+        "i": ["1", "-i", r"-1\cdot i", "2 i"],
+    },
+)
+
+ASSIGNED = [
+    *boxed(
+        "latex",
+        {
+            "5040": [
+                "N = 5,040",
+                "N=5{,}040",
+                r"N = 5,\!040",
+                r"N=5\,040",
+                r"\text{Total} = 5,040",
+                r"\text{Total} = 5040",
+                r"\textbf{Total area} = 5{,}040",
+                r"\mathrm{Area}=5040",
+                r"a_{10} = 5,040",
+                r"f(3) = 5,040",
+                r"P(A)=5040",
+                r"\angle ABC = 5,040",
+                r"AB = 5,040",
+                r"|AB| = 5040",
+                r"\theta = 5040",
+                r"S_n = 5,040",
+                r"\text{Total}=5,040\text{ ways}",
+                r"\$5,040",
+                r"x = \$5,040",
+                r"n! = 5,040",
+                r"\overline{AB} = 5,040",
+            ],
+            r"\frac{1}{2}": [r"\text{Probability} = 0.5", r"P = \frac{1}{2}", r"P(X=1)=\frac12", r"\text{Total} = 1/2"],
+            "N=5,040": ["5040", "5,040", "N = 5040"],
+            "1,234,567": ["1234567", "n=1,234,567", r"1\,234\,567", r"1{,}234{,}567"],
+            "1,234.5": ["1234.5", "x = 1,234.50"],
+            r"x^2+1": [r"f(x) = x^2+1", r"y = x^2 + 1"],
+        },
+        {
+            "5040": [
+                "N = 5,041",
+                "N = 5,04",
+                "N = 50,40",
+                r"\text{Total} = 5041",
+                r"\text{Total} = -5040",
+                "N = 5.040",
+                "N < 5,040",
+                r"N \neq 5,040",
+                "N = 5, 040",
+                "2N = 5,040",
+                "-N = 5,040",
+                "N^2 = 5,040",
+                "N = 5,040 = 7!+1",
+                r"\text{Total} \ge 5040",
+                "N/2 = 5,040",
+                "N = 5, M = 40",
+                r"\frac{1}{N} = 5040",
+                r"\sqrt{N} = 5040",
+                "N+1 = 5040",
+            ],
+            "40": ["N = 5,040", "N=5, 40"],
+            "5": ["N = 5,040", r"\text{Total} = 5,040"],
+            "N=5,040": ["M = 5040", "N=5041"],
+        },
+    ),
+    *texts(
+        "number",
+        "5040",
+        [
+            "#### N = 5,040",
+            "The answer is $N = 5{,}040$.",
+            r"\boxed{\text{Total} = 5,\!040}",
+            "Answer: Total = 5,040 ways",
+        ],
+        [
+            "#### N = 5,041",
+            "The answer is 2x = 5,040.",
+            r"\boxed{N \neq 5040}",
+            r"\boxed{N >= 5040}",
+            r"\boxed{N != 5040}",
+        ],
+    ),
+]
+
+CHECK = "Let's check our answer: 18 / 2 = 9"
+OVERRIDE = [
+    *[
+        (kind, text, "18", expected)
+        for kind in ("number", "latex")
+        for text, expected in {
+            rf"So \boxed{{18}}. {CHECK}": CORRECT,
+            f"So \\boxed{{18}}.\n{CHECK}.": CORRECT,
+            r"\boxed{18} (Answer is rounded to 2 decimals)": CORRECT,
+            "#### 18\n(Answer: 2 decimals)": CORRECT,
+            "#### 18\nCheck the answer: 9 * 2 = 18. Checking another answer: 9": CORRECT,
+            "<answer>18</answer>\nVerify the answer: 36 / 2 = 18, 18 - 9 = 9": CORRECT,
+            "The final answer is 18. To verify the answer: 9": CORRECT,
+            "Final answer: 18\n\nIf the answer is 20, then it would be too large.": CORRECT,
+            "**Final Answer**\n\n18\n\nLet me double-check the answer: 18 - 9 = 9": CORRECT,
+            r"\boxed{18}. A common wrong answer is 9.": CORRECT,
+            r"\boxed{18}. Note that the incorrect answer is 9.": CORRECT,
+            r"The answer is 18. Substituting our answer: 18 - 9 = 9": CORRECT,
+            "The answer is 18. (Answer is rounded to 2 decimals)": CORRECT,
+            "The answer is 18.\nLet's check our answer: 9 + 9 = 18, 18 / 3 = 6": CORRECT,
+            r"\boxed{18}. My estimated answer: 20": CORRECT,
+            r"\boxed{18}. Suppose the answer is 20; that would not work.": CORRECT,
+            r"\boxed{9}. Wait, that is wrong. The answer is 18.": CORRECT,
+            r"\boxed{9} No: the correct answer is 18.": CORRECT,
+            "#### 9\nSorry, the answer is 18": CORRECT,
+            "The answer is 9. No, the answer is 18.": CORRECT,
+            r"\boxed{9}. Let me check. I was wrong. \boxed{18}": CORRECT,
+            "The final answer is 9. I made a mistake. The final answer is 18.": CORRECT,
+            "The wrong answer is 18.": REJECTED,
+            "An incorrect answer is 18": REJECTED,
+            r"\boxed{9}. Check the answer: 18": REJECTED,
+            r"\boxed{9} (answer: 18)": REJECTED,
+            "The final answer is 9. If the answer is 18, it fails.": REJECTED,
+            r"\boxed{18}. No, wait: the answer is 9.": REJECTED,
+            r"\boxed{18} is wrong. \boxed{9}": REJECTED,
+            "The answer is 18. Sorry, the answer is 9.": REJECTED,
+            "<answer>9</answer> A common wrong answer is 18.": REJECTED,
+            "#### 9\nVerify our answer: 9 + 9 = 18": REJECTED,
+        }.items()
+    ],
+]
+
+EQUATIONS = boxed(
+    "latex",
+    {
+        "y=2x+1": [
+            "2x-y+1=0",
+            "2y=4x+2",
+            "y-1=2x",
+            "y - 2x = 1",
+            "-y = -2x - 1",
+            "2x + 1 = y",
+            r"\frac{y}{2} = x + 0.5",
+        ],
+        "x+2y=3": [
+            "2x+4y=6",
+            "3 = x + 2y",
+            "x = 3 - 2y",
+            r"y = \frac{3-x}{2}",
+            r"\frac{x}{3}+\frac{2y}{3}=1",
+            "-x-2y+3=0",
+        ],
+        "x^2+y^2=4": ["2x^2+2y^2=8", "x^2 = 4 - y^2", "x^2+y^2-4=0", r"\frac{x^2}{4}+\frac{y^2}{4}=1"],
+        "y=(x-1)^2+3": ["y = x^2-2x+4", "y-3=(x-1)^2"],
+        "3x-4y+5=0": ["-3x+4y-5=0", "6x-8y=-10", r"y=\frac{3x+5}{4}"],
+        "x>5": ["5<x", "2x>10", "-x < -5", "x - 5 > 0"],
+        r"x\leq 3": ["3 \\geq x", "2x \\le 6"],
+        "x=7": ["7", "2x = 14", "7 = x", "x - 7 = 0"],
+    },
+    {
+        "y=2x+1": ["y=2x-1", "x=2y+1", "2y=2x+1", "y=2x+2", "y > 2x+1", "y^2=(2x+1)^2", "z=2x+1", "0=0"],
+        "x+2y=3": ["x+2y=4", "2x+4y=3", "2x+y=3", "x-2y=3", "x+2y", "xy+2y^2=3y"],
+        "4x+2": ["2y=4x+2", "-y=4x+2", "y^2=4x+2"],
+        "x^2+y^2=4": ["x^2+y^2=2", "x^2-y^2=4", "x+y=2"],
+        "x>5": ["x<5", r"x\geq 5", "-x>5", "x>4", "-2x > -10", "y>5"],
+        r"x\leq 3": ["x<3", r"x\geq 3", r"-x \leq -3"],
+        "x=7": ["y=7", "2x=7", "x=14", "2x = 7"],
+        "14": ["2x = 14", "x + 7 = 14", "x^2 = 14", r"\frac{x}{2} = 14", "-x = 14"],
+    },
+)
+
+BASES = boxed(
+    "latex",
+    {
+        "1011_2": [
+            "1011_{2}",
+            "(1011)_2",
+            r"1011_{\text{two}}",
+            r"1011_{two}",
+            "1011",
+            "01011_2",
+            r"1011 \text{ (base 2)}",
+            r"1011_\text{two}",
+        ],
+        "2A_{16}": ["2A_{16}", "2a_{16}", r"2\text{A}_{16}"],
+        "11": ["11_{10}", r"11_{\text{ten}}", "11"],
+        "204_5": ["204_{5}", "204_{five}", "N=204_5"],
+        "1,011_2": ["1011_2"],
+    },
+    {
+        "1011_2": [
+            "11",
+            "13_8",
+            "1012_3",
+            "1011_3",
+            "1011_{10}",
+            "11_{10}",
+            "1010_2",
+            "10112",
+            "B_{16}",
+            "1011_4",
+            "1021_2",
+        ],
+        "11": ["1011_2", "13_8", "11_2", "11_{8}", "11_3", "x_{11}", r"11_{\text{two}}"],
+        "204_5": ["54", "204_6", "402_5", "2045", "54_{10}", "205_5", "66_8"],
+        "2A_{16}": ["42", "52_8", "2B_{16}"],
+    },
+)
+
+LISTS = [
+    *texts(
+        "latex",
+        "3,-3",
+        [
+            r"\boxed{3} and \boxed{-3}",
+            r"$\boxed{3}$ and $\boxed{-3}$.",
+            r"\boxed{-3}, \boxed{3}",
+            r"$\boxed{3}$ or $\boxed{-3}$",
+            r"\boxed{3} \text{ and } \boxed{-3}",
+            r"$x = \boxed{3}$ or $x = \boxed{-3}$",
+            r"\boxed{3}; \boxed{-3}",
+            r"\boxed{3, -3}",
+            r"\boxed{\pm 3}",
+            r"\boxed{\{3, -3\}}",
+            r"\boxed{x = 3 \text{ or } x = -3}",
+            r"\boxed{3 \text{ and } -3}",
+        ],
+        [
+            r"\boxed{3}",
+            r"\boxed{-3}",
+            r"\boxed{3} and \boxed{3}",
+            r"\boxed{3} and \boxed{-4}",
+            r"\boxed{3}, \boxed{-3}, \boxed{0}",
+            r"\boxed{3}. So the first is wrong. It is \boxed{-3}",
+            r"\boxed{3, -3, 4}",
+        ],
+    ),
+    *texts(
+        "latex",
+        "1,2,3",
+        [r"\boxed{1}, \boxed{2}, \boxed{3}", r"\boxed{1}, \boxed{2}, and \boxed{3}"],
+        [r"\boxed{1}, \boxed{2}"],
+    ),
+    *texts(
+        "latex",
+        "7",
+        [
+            r"\boxed{7} and \boxed{7}",
+            r"\boxed{6}. No, \boxed{7}",
+            r"First \boxed{6}, then we get \boxed{7}",
+            r"\boxed{7}, that is, \boxed{7.0}",
+        ],
+        [
+            r"\boxed{6} or \boxed{7}",
+            r"\boxed{7} or \boxed{6}",
+            r"$\boxed{6}$, $\boxed{7}$",
+            r"\boxed{6} and \boxed{7}",
+            r"\boxed{7}, \boxed{8}, or \boxed{9}",
+        ],
+    ),
+    *texts(
+        "number",
+        "7",
+        [r"\boxed{7} and \boxed{7}", r"\boxed{6}. Correction: \boxed{7}"],
+        [
+            r"\boxed{6} or \boxed{7}",
+            r"\boxed{7} or \boxed{6}",
+            r"$\boxed{6}$ and $\boxed{7}$",
+            r"\boxed{7} or \boxed{\text{none}}",
+            r"\boxed{6}, \boxed{7}",
+        ],
+    ),
+    *texts(
+        "letter",
+        "B",
+        [r"\boxed{B} or \boxed{B}"],
+        [r"\boxed{A} or \boxed{B}", r"\boxed{B} or \boxed{A}", r"\boxed{C}, \boxed{B}"],
+    ),
+]
+
+MONEY_AND_TUPLES = [
+    *boxed(
+        "latex",
+        {
+            "18.90": [
+                r"\$18.90",
+                r"\$18.9",
+                "$18.90$".strip("$"),
+                r"18.90\text{ dollars}",
+                "18.90 dollars",
+                r"\text{\$}18.90",
+                r"\$ 18.90",
+            ],
+            r"\$5,000": [
+                "5000",
+                r"\$5{,}000",
+                r"5,000 \text{ dollars}",
+                r"\$5000.00",
+                "5,000 dollars",
+                r"\text{USD } 5000",
+            ],
+            r"\$32{,}348": ["32348", r"\$32,348", r"32,\!348"],
+            "40200": ["40,200", r"40{,}200", r"40,\!200", r"40\,200"],
+            "(40,200)": ["(40, 200)", "(40,200)", r"\left(40,\,200\right)", r"(40,\ 200)", "( 40 , 200 )"],
+            "40, 200": ["40, 200", "200, 40", r"\{40,200\}", r"40 \text{ and } 200"],
+            r"\{100,200,300\}": ["100, 200, 300", r"\{300, 200, 100\}"],
+            "(1,000)": [],
+            "[100,200]": ["[100, 200]"],
+        },
+        {
+            "40200": [
+                "40, 200",
+                "(40, 200)",
+                r"\{40, 200\}",
+                r"40,\ 200",
+                "40 200",
+                "[40,200]",
+                "40; 200",
+                r"(40,\,200)",
+                r"40,~200",
+            ],
+            "(40,200)": ["40200", "(200, 40)", "(40, 201)", "(40200)", "[40, 200]", r"40\,200"],
+            "40, 200": ["40200", r"40{,}200", "40, 201", r"40\,200", "(40, 200)", r"40,\!200"],
+            "18.90": [r"\$18.91", r"\$1890", r"\$18.90 - \$1", r"\$18,90"],
+            r"\$5,000": ["5, 000", r"\$5", r"\$5.000", r"\$5,000{,}000", r"\$5 \text{ thousand and one}"],
+            r"5\text{ cm}": [r"5\text{ m}", r"5 \text{ inches}", r"5\text{ cm}^2"],
+            "100,200": ["100, 201"],
+        },
+    ),
+    *texts(
+        "number",
+        "40200",
+        [r"\boxed{40,\!200}", "#### 40,200", r"\boxed{40{,}200}"],
+        [r"\boxed{40, 200}", "#### 40, 200", r"\boxed{(40,200)}", "#### 40 200"],
+    ),
+]
+
+LETTERS = texts(
+    "letter",
+    "B",
+    [
+        "The correct option is B.",
+        "The correct option is (B)",
+        "The correct choice is **B**.",
+        "The right answer is B.",
+        "The best answer is B, because A is too small.",
+        "Correct answer: B",
+        "Answer：B",
+        "**Answer**：(B)",
+        r"\boxed{\text{Option B}}",
+        r"\boxed{\text{option (B)}}",
+        r"\boxed{Option\ B}",
+        r"\boxed{\text{Choice B}}",
+        r"\boxed{\mathrm{B}}",
+        r"\boxed{\mathbf{B}}",
+        r"\boxed{\text{B. } 5 \text{ eV}}",
+        r"\boxed{\text{(B) } x = 5}",
+        r"The answer is \textbf{(B)}.",
+        "The answer is B and not C.",
+        "The answer is B, not C",
+        "The answer is B rather than C.",
+        "The answer is B, since A and C are wrong.",
+        "The answer is B because neither A nor C works.",
+        "The answer must be B.",
+        "The answer would be (B).",
+        "The answer to this question is B.",
+        "The correct letter is B",
+        "<answer>Option B</answer>",
+        "<answer>The correct answer is B</answer>",
+        "#### Option B",
+        "Option B is correct.",
+        "Option B",
+        "Answer: B: 5 eV",
+        "Answer: B. 5 eV",
+        '{"answer": "B"}',
+        "The correct answer is: B) and here is why: A is heavier",
+    ],
+    [
+        "The answer is B or C.",
+        "The answer is B; C",
+        "The answer is B;C",
+        "The answer is B/C",
+        "The answer is B, C",
+        "The answer is B,C",
+        "The answer is B or possibly C.",
+        "The answer is B (or C)",
+        "The answer is B) or C)",
+        "The answer is B or maybe option C",
+        "The answer is B, or C",
+        "The answer is B and C",
+        "The answer is B & D",
+        "The answer is either B or C",
+        "The answer is B is wrong, C is right",
+        "The answer is: B is wrong, C is right.",
+        "The answer is B is incorrect",
+        "The answer is not B.",
+        "The answer is: not B",
+        "The answer isn't B",
+        "The answer is B? No, C.",
+        "The answer is B... no, it is C",
+        "The answer is B, no wait, C",
+        "The answer is B: 5 eV or C: 6 eV",
+        r"\boxed{B \text{ or } C}",
+        r"\boxed{\text{B or C}}",
+        r"\boxed{B; C}",
+        r"\boxed{B, C}",
+        r"\boxed{B/C}",
+        r"\boxed{BC}",
+        r"\boxed{B|C}",
+        r"\boxed{\text{not B}}",
+        r"\boxed{\neg B}",
+        r"\boxed{\text{B is wrong}}",
+        r"\boxed{B\text{ and }C}",
+        r"\boxed{B \lor C}",
+        "<answer>B\nC</answer>",
+        "<answer>B or C</answer>",
+        "<answer>B is false</answer>",
+        "<answer>all but B</answer>",
+        "<answer>B is ruled out</answer>",
+        "The correct option is not B.",
+        "The correct option is C.",
+        "The wrong option is B.",
+        "The incorrect answer is B.",
+        "The answer is B+",
+        "The answer is B or A",
+        "The answer is B vs C",
+        "The answer is B unless C holds",
+        "The answer must not be B.",
+        "The answer cannot be B.",
+        "The answer is Bob",
+        "The answer is b quark",
+    ],
+)
+
+MODIFIED = [
+    *texts(
+        "number",
+        "7",
+        [
+            "The answer is 7!",
+            "The answer is 7! Done.",
+            "The answer is 7 more apples.",
+            "The answer is a total of 7 dollars.",
+            "The answer is about 7.",
+            "The answer is approximately 7 hours",
+            "The answer is exactly 7.",
+            "The answer is 7 times as many.",
+            "The answer is 7 fewer apples than before.",
+            "#### 7 dozen eggs is wrong\n#### 7",
+            "The answer is 7, with no remainder.",
+            "The answer is 7 pairs of shoes.",
+            "The answer is that Ann has 7 apples.",
+            "The answer is 7 (seven).",
+            "The answer is only 7.",
+        ],
+        [
+            "The answer is not 7.",
+            "The answer is surely not 7.",
+            "The answer is never 7.",
+            "The answer isn't really 7.",
+            r"\boxed{\text{not } 7}",
+            "<answer>not 7</answer>",
+            "#### not 7",
+            "The answer is negative 7.",
+            "The answer is minus 7",
+            "<answer>negative 7</answer>",
+            "The answer is half of 7.",
+            "The answer is twice 7",
+            "The answer is double 7",
+            "The answer is one third of 7.",
+            "The answer is 7 dozen.",
+            "The answer is 7 thousand.",
+            "The answer is 7 million dollars",
+            "The answer is 7 hundred",
+            "The answer is $7k",
+            "The answer is $7 k",
+            "The answer is less than 7.",
+            "The answer is more than 7.",
+            "The answer is greater than 7",
+            "The answer is at least 7.",
+            "The answer is at most 7",
+            "The answer is up to 7",
+            "The answer is over 7",
+            "The answer is almost 7",
+            "The answer is 7 or more.",
+            "The answer is 7 or eight.",
+            "The answer is 7 and a half.",
+            "The answer is 7 squared",
+            "The answer is the square root of 7",
+            "The answer is the square of 7.",
+            "The answer is 7 factorial",
+            r"\boxed{7!}",
+            r"\boxed{7!!}",
+            "The answer is 7! ways.",
+            "The answer is anything but 7.",
+            "The answer is other than 7",
+            "The answer is 7 is wrong",
+            "The answer is 7 plus tax",
+            "The answer is 7 minus the cost",
+            "The answer is x - 7",
+            "The answer is 7 - x",
+            "The answer is 7 x",
+            r"\boxed{7x}",
+            r"\boxed{7 \cdot x}",
+            r"\boxed{-7}",
+            r"\boxed{\pm 7}",
+            r"\boxed{7\pm 1}",
+            r"\boxed{7^2}",
+            r"\boxed{\sqrt{7}}",
+            r"\boxed{7_8}",
+            r"\boxed{7\%\text{ of }100}",
+            r"\boxed{x \neq 7}",
+            r"\boxed{x > 7}",
+            r"\boxed{x >= 7}",
+            r"\boxed{x != 7}",
+            r"\boxed{x = 5 \text{ or } x = 7}",
+            r"\boxed{x = 5, y = 7}",
+            r"\boxed{2x = 7}",
+            r"\boxed{\frac{1}{7}}",
+            r"\boxed{7 \text{ or } 8}",
+            "The answer is a multiple of 7.",
+            "The answer is divisible by 7",
+            "The answer is a factor of 7",
+            "The answer is rounded to 7 decimals.",
+            "The answer would be 7 if tax were zero.",
+            "The answer is either 7 or none",
+            "The answer is 7 tenths",
+            "The answer is 7 divided by two",
+            "The answer is 7 times two",
+            "The answer is three times 7",
+            "The answer is 7:30",
+            "The answer is 7 point five",
+            "The answer is the sum of x and 7",
+            "The answer is the log of 7",
+            "The answer is two to the power of 7",
+            "The answer is 7 unless it rains",
+            r"\boxed{-(7)}",
+            r"\boxed{- \text{ } 7 \text{ not}}",
+            r"\boxed{1/7\text{ of it}}",
+            "The answer is neither 7 nor anything",
+            "The answer cannot be 7",
+            "The answer should not be 7",
+        ],
+    ),
+    *texts(
+        "number",
+        "-7",
+        ["The answer is negative 7.", "The answer is minus 7", "<answer>negative 7</answer>", r"\boxed{-7}"],
+        ["The answer is 7", "The answer is not negative 7"],
+    ),
+    *texts(
+        "number",
+        "7000",
+        ["The answer is 7 thousand.", "<answer>7 thousand dollars</answer>", "The answer is 7,000"],
+        ["The answer is 7", "The answer is 7 million", "The answer is not 7 thousand"],
+    ),
+    *texts(
+        "number",
+        "2500000",
+        ["The answer is 2.5 million.", r"\boxed{\$2.5 \text{ million}}"],
+        ["The answer is 2.5", "The answer is 2.5 billion"],
+    ),
+    *texts(
+        "latex",
+        "42",
+        [r"\boxed{42}", "The answer is 42."],
+        [
+            r"\boxed{42!}",
+            r"\boxed{\text{not }42}",
+            r"\boxed{-42}",
+            r"\boxed{\text{half of }42}",
+            r"\boxed{42\text{ dozen}}",
+            r"\boxed{\text{less than } 42}",
+            r"\boxed{\neq 42}",
+            r"\boxed{>42}",
+            "The answer is not 42.",
+        ],
+    ),
+]
+
+READ = [
+    *texts(
+        "number",
+        "7",
+        [
+            "The answer must be 7.",
+            "The answer would be 7.",
+            "The answer should be $7.",
+            "The answer will be: 7",
+            "The answer has to be 7",
+            "The answer equals 7.",
+            "The answer to the question is 7.",
+            "The answer to this problem is: 7 apples",
+            "The answer is therefore 7.",
+            "The answer is simply 7.",
+            "The correct answer is 7",
+            "The answer：7",
+            '{"answer": 7}',
+            '{"answer": "7"}',
+            '{"answer": 7, "confidence": 0.9}',
+            '{"reasoning": "2 + 5", "answer": 7.0, "unit": "m"}',
+            "{'answer': 7, 'steps': 3}",
+            '```json\n{\n  "final_answer": 7,\n  "steps": 2\n}\n```',
+            r"\boxed{7^\circ}",
+            r"\boxed{7^{\circ}}",
+            r"\boxed{7°}",
+            r"\boxed{7^\circ\text{C}}",
+            "#### 7 degrees",
+            r"\boxed{7 \pmod{12}}",
+            r"\boxed{x \equiv 7 \pmod{12}}",
+            r"\boxed{7 \text{ km/h}}",
+            "#### 7 miles/hour",
+            "#### $7/day",
+            "#### $7 per day",
+            "#### 7 m/s",
+            "#### 7km",
+            "#### 7kg",
+            "#### 7 cm^2",
+            "#### 7 square feet",
+            "#### 7 cubic meters",
+            r"\boxed{7\text{ m}^3}",
+            r"\boxed{7 \, \text{cm}}",
+            r"\boxed{7\ \mathrm{kg}}",
+            r"\boxed{\text{Total: } 7 \text{ apples}}",
+            "#### 7 apples left",
+            "Answer: 7 students per class",
+            "#### 7 hrs.",
+            r"\boxed{7\text{ dollars}}",
+            r"\boxed{7\,\text{units}^2}",
+            "#### 7-day trip",
+            r"\boxed{7\%}",
+            "<answer>7 apples</answer>",
+            "The answer is **7 apples**.",
+            "#### USD 7",
+            "#### 7 €",
+        ],
+        [
+            '{"answer": 8, "confidence": 7}',
+            '{"answer": [7, 8]}',
+            '{"answer": "not 7"}',
+            '{"answer": null, "steps": 7}',
+            '{"answer": -7}',
+            '{"answer": 7.5}',
+            '{"wrong_answer": 7}',
+            "The answer must not be 7.",
+            "The answer could be 7 or 8.",
+            r"\boxed{8 \pmod{7}}",
+            r"\boxed{0.7^\circ}",
+            r"\boxed{7/x}",
+            r"\boxed{7\text{ km} - 2\text{ km}}",
+            "#### 7y",
+            "#### 7/2",
+            "#### 7 + x",
+            "#### 1.7km",
+            "#### 77kg",
+            "#### 7 ft 2 in",
+            r"\boxed{70^\circ}",
+            r"\boxed{7 \mod x}",
+        ],
+    ),
+    *texts(
+        "number",
+        "1/3",
+        [
+            r"\boxed{0.\overline{3}}",
+            r"\boxed{0.\bar{3}}",
+            r"\boxed{0.\overline3}",
+            "#### 1/3",
+            r"\boxed{\frac{1}{3}\text{ cup}}",
+            r"\boxed{0.3\overline{3}}",
+        ],
+        [
+            r"\boxed{0.3}",
+            r"\boxed{0.33}",
+            r"\boxed{0.\overline{34}}",
+            r"\boxed{3.\overline{3}}",
+            r"\boxed{0.0\overline{3}}",
+            r"\boxed{\overline{3}}",
+        ],
+    ),
+    *boxed(
+        "latex",
+        {
+            r"\frac{1}{3}": [r"0.\overline{3}", r"0.\bar{3}", r"0.3\overline{3}", r"x=0.\overline{3}"],
+            r"0.\overline{12}": [r"\frac{4}{33}", r"0.\overline{1212}", r".\overline{12}"],
+            "7": [
+                r"7 \pmod{12}",
+                r"x \equiv 7 \pmod{12}",
+                "7 units",
+                r"7\text{ units}",
+                "7 square feet",
+                r"7^\circ",
+                "7 degrees",
+                r"7\text{ km/h}",
+                r"7\,\mathrm{cm}^2",
+            ],
+            r"7\pmod{12}": [
+                r"7",
+                r"7 \pmod{12}",
+                r"x \equiv 7 \pmod{12}",
+                r"x\equiv 7\ (\text{mod } 12)",
+                r"7 \bmod 12",
+            ],
+            "45": [r"45^\circ", r"45^{\circ}", "45°", r"45\degree", r"45\text{ degrees}", r"\theta = 45^\circ"],
+            r"45^\circ": ["45", r"45\text{ degrees}", r"45^{\circ}"],
+        },
+        {
+            r"\frac{1}{3}": ["0.3", "0.333", r"0.\overline{34}", r"3.\overline{3}"],
+            "0.3": [r"0.\overline{3}"],
+            "7": [
+                r"12 \pmod{7}",
+                r"5\pmod{7}",
+                r"70^\circ",
+                "7 dozen",
+                "-7 units",
+                "7 units or 8 units",
+                r"7\text{ thousand}",
+            ],
+            r"7\pmod{12}": [r"7\pmod{13}", r"12\pmod 7", "8", r"5 \pmod{12}"],
+            "45": [r"46^\circ", r"4.5^\circ", r"45^2", r"45^{\circ}-1"],
+        },
+    ),
+    *texts(
+        "latex",
+        r"\frac{1}{2}",
+        [
+            '{"answer": "\\\\frac{1}{2}"}',
+            r"The answer must be $\frac12$.",
+            r"The answer to the question is $\frac{1}{2}$.",
+            '{"answer": 0.5}',
+        ],
+        ['{"answer": 0.2, "x": 0.5}', r"The answer must not be $\frac12$."],
+    ),
+]
+
+SECOND_ROUND = [
+    ("number", "The answer is 7 less than ten", "7", REJECTED),
+    ("number", "The answer is 7 fewer than ten", "7", REJECTED),
+    ("letter", "The answer is B > C", "B", REJECTED),
+    ("letter", "The answer is B - C", "B", REJECTED),
+    ("letter", "The answer is B to D", "B", REJECTED),
+    ("letter", "The answer is B -- the other is C", "B", CORRECT),
+    ("latex", r"\boxed{5\text{x}}", "5", REJECTED),
+    ("latex", r"\boxed{3 \text{ hours and } 5 \text{ minutes}}", "3", REJECTED),
+    ("latex", r"\boxed{5\text{ red, }3\text{ blue}}", "5", REJECTED),
+    ("latex", r"\boxed{\sqrt{49}\text{ cm}}", "7", CORRECT),
+    ("latex", r"\boxed{60\text{ minutes}}", r"60\text{ hours}", REJECTED),
+    ("latex", r"\boxed{(1+i)^2}", "2i", CORRECT),
+    ("latex", r"\boxed{x \in [0, 1]}", "[0,1]", CORRECT),
+    ("latex", r"\boxed{x \in [0, 1)}", "[0,1]", REJECTED),
+    ("latex", r"\boxed{x = 3, -3}", "3,-3", CORRECT),
+    ("latex", r"\boxed{\sum_{i=1}^{3} i}", "6", CORRECT),
+]
+
+CLASSES = {
+    "complex": COMPLEX,
+    "assigned": ASSIGNED,
+    "override": OVERRIDE,
+    "equations": EQUATIONS,
+    "bases": BASES,
+    "lists": LISTS,
+    "money_and_tuples": MONEY_AND_TUPLES,
+    "letters": LETTERS,
+    "modified": MODIFIED,
+    "read": [*READ, *SECOND_ROUND],
+}
+CASES = [pytest.param(*case, id=f"{name}-{i}") for name, cases in CLASSES.items() for i, case in enumerate(cases)]
+
+
+@pytest.fixture(scope="module")
+def verifier() -> Iterator[Verifier]:
+    made = Verifier(num_workers=2)
+    yield made
+    made.close()
+
+
+@pytest.fixture(scope="module")
+def verdicts(verifier: Verifier) -> dict[Case, str]:
+    """The verdicts on all cases, made in one batch."""
+    cases = [case for group in CLASSES.values() for case in group]
+    claims = [(extract_answer(text, kind), gold, kind) for kind, text, gold, _ in cases]
+    return dict(zip(cases, verifier.verify_many(claims), strict=True))
+
+
+def test_every_class_has_cases_in_both_directions() -> None:
+    assert sum(map(len, CLASSES.values())) >= 400
+    for cases in CLASSES.values():
+        assert {case[3] for case in cases} == {CORRECT, REJECTED}
+        assert len(cases) >= 20
+
+
+@pytest.mark.parametrize(("kind", "text", "gold", "expected"), CASES)
+def test_form(verdicts: dict[Case, str], kind: str, text: str, gold: str, expected: str) -> None:
+    verdict = verdicts[kind, text, gold, expected]
+    assert verdict != TIMEOUT
+    assert verdict in ((CORRECT,) if expected == CORRECT else (WRONG, NO_ANSWER))
+
+
+def test_the_rule_of_the_authors_is_an_option() -> None:
+    text = rf"So \boxed{{18}}. {CHECK}"
+    assert extract_answer(text, "number") == "18"
+    assert extract_answer(text, "number", last_marker=True) == "9"
+    assert extract_answer("The answer is 18. (Answer: 20)", "number", last_marker=True) == "20"

@@ -1,0 +1,125 @@
+"""Gold answers in the computation of a hint: how they occur, and where the hint is cut."""
+
+from __future__ import annotations
+
+import time
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from core_hpc.protocol.hints import treat_leak
+from core_hpc.protocol.leaks import cut_before_result, leak_of
+from core_hpc.store.schema import LEAKS
+
+NUMBERS = [
+    ("4 + 7 = 11. We continue with 3.", "11", "result"),
+    ("There are 11 of them, and 3 more.", "11", "anywhere"),
+    ("The sum is 11, and 3 more come.", "11", "result"),
+    ("It equals $11.00 for 3 days.", "11", "result"),
+    ("He makes **11** from 3.", "11", "result"),
+    ("We take 3 and come to 11.", "11", "result"),
+    ("We take 11 and add 3.", "11", "anywhere"),
+    ("x = 11 + 3", "11", "anywhere"),
+    ("x = 11 x 3", "11", "anywhere"),
+    ("x = 1,100 per 3", "1100", "result"),
+    ("x = 0.50 and y is 3", "1/2", "result"),
+    ("x = 1/2 and y is 3", "0.5", "result"),
+    ("x = \\frac{1}{2} and y is 3", "0.5", "result"),
+    ("22/2 = 3", "11", "none"),
+    ("x = 111 and 3", "11", "none"),
+    ("x = 1.1 and 11.5 and 3", "11", "none"),
+    ("x = -11 and 3", "11", "none"),
+    ("x = -11 and 3", "-11", "result"),
+    ("x = 14 - 11 and 3", "-11", "none"),
+    ("14-11=3 and 4", "11", "anywhere"),
+    ("x = 11y and 3", "11", "none"),
+    ("a11 and 3", "11", "none"),
+    ("11.5x and 3", "11", "none"),
+    ("It is 18km and 3", "18", "result"),
+    ("4 + 7 = <<4+7=11>>11 eggs for 3", "11", "result"),
+    ("so \\(x = \\text{11}\\) and 3", "11", "result"),
+    ("No number at all.", "11", "none"),
+    ("", "11", "none"),
+]
+
+
+@pytest.mark.parametrize("kind", ["number", "latex"])
+@pytest.mark.parametrize(("hint", "gold", "expected"), NUMBERS)
+def test_numbers_are_compared_by_value(hint: str, gold: str, expected: str, kind: str) -> None:
+    assert leak_of(hint, gold, kind) == expected
+
+
+@pytest.mark.parametrize(
+    ("hint", "gold", "kind", "expected"),
+    [
+        ("So $x = \\dfrac{17}{23 y}$, and 3.", "\\frac{17}{23y}", "latex", "result"),
+        ("So $x \\to \\left( 3, \\frac{1}{2} \\right)$ holds with 3", "(3,\\frac{1}{2})", "latex", "result"),
+        ("With $x^2 + 1$ and 3.", "x^{2}+1", "latex", "anywhere"),
+        ("We reach $2\\sqrt3$.", "2\\sqrt{3}", "latex", "result"),
+        ("With $12\\sqrt3$ and 3.", "2\\sqrt{3}", "latex", "none"),
+        ("The capital is Kuala  Lumpur, in the south.", "kuala lumpur", "text", "result"),
+        ("Kuala Lumpur lies in the south.", "Kuala Lumpur", "text", "anywhere"),
+        ("In the south lies Kuala Lumpur.", "Kuala Lumpur", "text", "result"),
+        ("Lumpur and Kuala.", "Kuala Lumpur", "text", "none"),
+        ("We know more.", "no", "text", "none"),
+        ("Look at B and C.", "C", "letter", "none"),
+    ],
+)
+def test_formulas_and_words_are_compared_by_notation(hint: str, gold: str, kind: str, expected: str) -> None:
+    assert leak_of(hint, gold, kind) == expected
+
+
+CUTS = [
+    ("Add both. 4 + 7 = 11. So she has 11 eggs.", "Add both."),
+    ("Add both.\n4 + 7 = 11 eggs\nThen 3 more.", "Add both."),
+    ("She has 11 hens. She sells 3. She buys 3, so 8 + 3 = 11.", "She has 11 hens. She sells 3."),
+    ("We see 11. And 11 again. 5 + 6 = 11", ""),
+    ("4 + 7 = 11", ""),
+    ("We add:\n$$\n4 + 7 = 11\n$$\nDone.", "We add:"),
+    (
+        "We add:\n\\[\n\\begin{aligned}\nx &= 4 + 7 \\\\\n&= 11\n\\end{aligned}\n\\]",
+        "We add:\n\\[\n\\begin{aligned}\nx &= 4 + 7 \\\\",
+    ),
+    ("1. Take 4.\n2. Add 7: 4 + 7 = 11.\n3. Stop.", "1. Take 4."),
+    ("Nothing of it.", "Nothing of it."),
+    ("11 hens and 3 cows.", "11 hens and 3 cows."),
+]
+
+
+@pytest.mark.parametrize(("hint", "expected"), CUTS)
+def test_a_hint_is_cut_before_the_step_with_the_result(hint: str, expected: str) -> None:
+    assert cut_before_result(hint, "11", "number") == expected
+
+
+def test_treatments() -> None:
+    hint = "Add both. 4 + 7 = 11. Stop."
+    assert treat_leak(hint, "11", "number", "keep") == hint
+    assert treat_leak(hint, "11", "number", "cut") == "Add both."
+    assert treat_leak(hint, "11", "number", "reject") is None
+    assert treat_leak("4 + 7 = 11.", "11", "number", "cut") is None
+    mentioned = "Take 11 and add 3."
+    assert {treat_leak(mentioned, "11", "number", treatment) for treatment in ("keep", "cut", "reject")} == {mentioned}
+
+
+PIECES = st.sampled_from(
+    ["11", " = ", "11.", " is ", "\n", ". ", "3", "$$", "-", "/", " + ", "word", "1. ", "\\frac{11}{1}"]
+)
+
+
+@given(st.lists(PIECES, max_size=25).map("".join))
+def test_a_cut_hint_is_a_beginning_without_the_result(hint: str) -> None:
+    kept = cut_before_result(hint, "11", "number")
+    assert hint.startswith(kept)
+    assert leak_of(kept, "11", "number") != "result"
+    assert leak_of(hint, "11", "number") in LEAKS
+
+
+@pytest.mark.parametrize(
+    "piece", ["11 ", "= 11\n", "11/", "1,111", "-", "\\frac{11}", "is ", "$$\n", " ", "a b ", "x\n$$\n", "$$\n= 11\n"]
+)
+@pytest.mark.parametrize(("gold", "kind"), [("11", "number"), ("\\frac{11}{x}", "latex"), ("a b", "text")])
+def test_long_hints_take_linear_time(piece: str, gold: str, kind: str) -> None:
+    start = time.process_time()
+    cut_before_result(piece * (200_000 // len(piece)) + "x", gold, kind)
+    assert time.process_time() - start < 2.5

@@ -1,0 +1,47 @@
+"""A run that an earlier version started keeps its id, although the same fields give another id now."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from core_hpc.common.errors import RunConflictError
+from core_hpc.config.run import scientific_fields
+from core_hpc.runs.folder import check_conflicts, with_started_ids
+from core_hpc.runs.sweep import Sweep, load_sweep
+from tests.unit.config.test_sweep import MINIMAL
+
+
+def sweep_in(tmp_path: Path) -> Sweep:
+    path = tmp_path / "sweep.yaml"
+    path.write_text(json.dumps({**MINIMAL, "output": str(tmp_path)}))
+    return load_sweep(path)
+
+
+def start(sweep: Sweep, run_id: str, *, alpha: float) -> None:
+    """Make the identity of a run as an earlier version did."""
+    (plan,) = sweep.runs
+    fields = scientific_fields(plan.config)
+    fields["team"][0]["lora"]["alpha"] = alpha
+    folder = sweep.folder / run_id
+    folder.mkdir(parents=True)
+    (folder / "run.json").write_text(json.dumps({"run_id": run_id, "label": plan.label, "scientific": fields}))
+
+
+def test_a_run_whose_numbers_were_written_in_another_form_is_continued(tmp_path: Path) -> None:
+    sweep = sweep_in(tmp_path)
+    assert with_started_ids(sweep) == sweep
+    start(sweep, "run-0000abcd", alpha=32.0)
+    continued = with_started_ids(sweep)
+    assert [plan.run_id for plan in continued.runs] == ["run-0000abcd"]
+    check_conflicts(continued)
+
+
+def test_a_run_with_other_values_is_not_continued(tmp_path: Path) -> None:
+    sweep = sweep_in(tmp_path)
+    start(sweep, "run-0000abcd", alpha=16.0)
+    assert with_started_ids(sweep) == sweep
+    with pytest.raises(RunConflictError, match=r"team\.0\.lora\.alpha: 16\.0 -> 32"):
+        check_conflicts(sweep)
