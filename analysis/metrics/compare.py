@@ -14,6 +14,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import reduce
+from itertools import product
 from typing import Any
 
 import numpy as np
@@ -82,22 +83,24 @@ COMPARE_TABLE = pl.Schema(
 class _Figure:
     """One measure on both sides, with its value for each of P problems.
 
-    A gain has one row for each model of a side, and the level is that of the row with the smallest
-    mean: the gain over the best model. All other measures have one row.
+    A gain has one row for each model of a side. Its level in a seed is that of the row with the
+    smallest mean, which is the gain over the best model of this seed. All other measures have one
+    row, and over several seeds this row is their mean.
     """
 
     measure: str
     model: str
     k: int | None
     candidates: int | None
-    a: FloatArray  # (I, P)
-    b: FloatArray  # (J, P)
+    a: FloatArray  # (S, I, P); S: the seeds of a gain, else 1
+    b: FloatArray  # (S, J, P)
     why_undefined: str  # empty if the figure is defined
     note: str = ""
 
     def levels(self) -> tuple[float, float]:
-        """Return the mean over problems in A and in B; for a gain, that over the best model."""
-        return float(self.a.mean(axis=1).min()), float(self.b.mean(axis=1).min())
+        """Return the mean over problems and seeds in A and in B; for a gain, over the best models."""
+        of_a, of_b = (float(side.mean(axis=2).min(axis=1).mean()) for side in (self.a, self.b))
+        return of_a, of_b
 
 
 def compare(
@@ -120,7 +123,7 @@ def compare(
         A frame with the schema `COMPARE_TABLE`; figures are fractions. Models are matched by name.
         With different teams, the frame has only the common models and the teams as a whole. If
         there are two or more pairs, the rows with seed MEAN have the mean over seeds, taken per
-        problem.
+        problem. The mean of a gain is that of the gains of the seeds.
 
     Raises:
         InputError: the runs cannot be compared; the message gives the reason (see `pairs_of`).
@@ -152,8 +155,8 @@ def _figures(a: Panel, b: Panel, ks: Sequence[int]) -> list[_Figure]:
         model=TEAM,
         k=None,
         candidates=None if why else int(spent[0].max()),
-        a=coverage(a.c)[None],
-        b=coverage(b.c)[None],
+        a=coverage(a.c)[None, None],
+        b=coverage(b.c)[None, None],
         why_undefined=why,
     )
     return [*out, covered]
@@ -166,8 +169,8 @@ def _single(a: Panel, b: Panel, model: str, k: int, *, spent: int, measure: str)
         model=model,
         k=k,
         candidates=spent,
-        a=pass_at_k(n_a, c_a, spent)[None],
-        b=pass_at_k(n_b, c_b, spent)[None],
+        a=pass_at_k(n_a, c_a, spent)[None, None],
+        b=pass_at_k(n_b, c_b, spent)[None, None],
         why_undefined=_why(too_few(n_a, spent), too_few(n_b, spent)),
     )
 
@@ -185,7 +188,7 @@ def _spent(a: Panel, b: Panel, k: int) -> tuple[int | None, str]:
 
 def _team(a: Panel, b: Panel, k: int) -> _Figure:
     candidates, note = _spent(a, b, k)
-    of_a, of_b = (team_pass_at_k(p.n, p.c, k)[None] for p in (a, b))
+    of_a, of_b = (team_pass_at_k(p.n, p.c, k)[None, None] for p in (a, b))
     return _Figure(
         measure=TEAM_PASS,
         model=TEAM,
@@ -208,8 +211,8 @@ def _gain(a: Panel, b: Panel, k: int, baseline: str) -> _Figure:
         model=TEAM,
         k=k,
         candidates=candidates,
-        a=rows[0],
-        b=rows[1],
+        a=rows[0][None],
+        b=rows[1][None],
         why_undefined=_why(*(too_few(p.n.min(axis=0), own) for p, own in zip((a, b), needed, strict=True))),
         note=note,
     )
@@ -230,12 +233,14 @@ def _rows(
     The bootstrap draws a problem for all figures together. `spreads` has the columns of the spread
     over seeds, one mapping per figure.
     """
-    draws = resampled_means(np.concatenate([side for f in figures for side in (f.a, f.b)]).T, groups)
-    rows, start = [], 0
+    sides = [side for f in figures for side in (f.a, f.b)]
+    columns = np.concatenate([side.reshape(-1, side.shape[-1]) for side in sides]).T
+    ends = np.cumsum([side.shape[0] * side.shape[1] for side in sides])
+    flat = np.split(resampled_means(columns, groups), ends[:-1], axis=1)
+    draws = [drawn.reshape(-1, *side.shape[:2]) for drawn, side in zip(flat, sides, strict=True)]
+    rows = []
     for i, f in enumerate(figures):
-        middle, end = start + len(f.a), start + len(f.a) + len(f.b)
-        estimate = _difference(f, draws[:, start:middle], draws[:, middle:end], groups, note)
-        start = end
+        estimate = _difference(f, draws[2 * i], draws[2 * i + 1], groups, note)
         levels = {side: None if np.isnan(level) else level for side, level in zip("ab", f.levels(), strict=True)}
         spread = spreads[i] if spreads else {"num_seeds": 1}
         labels = {"seed": seed, "measure": f.measure, "model": f.model, "k": f.k, "candidates": f.candidates}
@@ -251,21 +256,43 @@ def _difference(f: _Figure, draws_a: FloatArray, draws_b: FloatArray, groups: In
     studies with four models, equal in A only, this interval covered the truth in 98 %. A percentile
     interval of the difference of the two smallest gains covered it in 72 to 80 %. When the best
     models are certain, the two intervals are the same.
+
+    With several seeds, every seed has its own best models. The bounds are those of the mean over
+    seeds of the pairs with the lowest (highest) bounds, because trying every combination of pairs
+    takes too long.
+
+    draws_a: (NUM_DRAWS, S, I). draws_b: (NUM_DRAWS, S, J).
     """
-    num_problems, note = f.a.shape[1], join_notes(f.note, note)
+    num_problems, note = f.a.shape[2], join_notes(f.note, note)
     if f.why_undefined:
         return undefined(num_problems, join_notes(f.why_undefined, note))
     level_a, level_b = f.levels()
-    differences = [draws_b[:, j] - draws_a[:, i] for i in _best(f.a, draws_a) for j in _best(f.b, draws_b)]
+    choices = _choices(f, draws_a, draws_b)
     estimates = [
-        from_draws(level_b - level_a, drawn, num_problems=num_problems, groups=groups, note=note)
-        for drawn in differences
+        from_draws(level_b - level_a, drawn, num_problems=num_problems, groups=groups, note=note) for drawn in choices
     ]
     bounds = [(e.low, e.high) for e in estimates if e.low is not None and e.high is not None]
     if not bounds:
         return estimates[0]
     with_interval = next(e for e in estimates if e.low is not None)
     return replace(with_interval, low=min(low for low, _ in bounds), high=max(high for _, high in bounds))
+
+
+def _choices(f: _Figure, draws_a: FloatArray, draws_b: FloatArray) -> list[FloatArray]:
+    """Return the draws of the mean difference for the choices of best models that bound it.
+
+    The choices are the best models in the data, and those with the lowest and the highest bounds.
+    """
+    best, lowest, highest = [], [], []
+    for s in range(len(f.a)):
+        in_data = draws_b[:, s, f.b[s].mean(axis=1).argmin()] - draws_a[:, s, f.a[s].mean(axis=1).argmin()]
+        pairs = product(_best(f.a[s], draws_a[:, s]), _best(f.b[s], draws_b[:, s]))
+        drawn = np.stack([draws_b[:, s, j] - draws_a[:, s, i] for i, j in pairs])
+        low, high = np.quantile(drawn, ((1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2), axis=1)
+        best.append(in_data)
+        lowest.append(drawn[low.argmin()])
+        highest.append(drawn[high.argmax()])
+    return [np.mean(choice, axis=0) for choice in (best, lowest, highest)]
 
 
 def _best(values: FloatArray, draws: FloatArray) -> list[int]:
@@ -293,7 +320,9 @@ def _mean_rows(pairs: Sequence[Pair], ks: Sequence[int]) -> list[dict[str, Any]]
             spread |= {"seed_sd": float(differences.std(ddof=1))}
             spread |= {"seed_min": float(differences.min()), "seed_max": float(differences.max())}
         spreads.append(spread)
-        a, b = np.mean([f.a for f in own], axis=0), np.mean([f.b for f in own], axis=0)
+        a, b = (np.concatenate(sides) for sides in ([f.a for f in own], [f.b for f in own]))
+        if own[0].measure not in GAIN.values():
+            a, b = a.mean(axis=0, keepdims=True), b.mean(axis=0, keepdims=True)
         figures.append(replace(own[0], a=a, b=b, why_undefined=why))
     return _rows(MEAN, figures, restricted[0].groups, note, spreads)
 

@@ -2,7 +2,7 @@
 
 In: the path of the claim file, which names host, process, user and SLURM job (if any) of its
 holder. A claim survives a crash of its holder, and it is broken only if the holder is proven dead:
-it ran on this host and its process (by id and start time) is gone, or SLURM reports that its job
+it ran on this host and its process (by boot, id and start) is gone, or SLURM reports that its job
 has ended. Publishing is in `manifests.py`.
 """
 
@@ -33,12 +33,43 @@ def own_job() -> int | None:
 
 
 def _process_start(pid: int) -> float | None:
-    """When a living process started, or None. A zombie (killed, not waited for) is not alive."""
+    """When a living process started, in epoch seconds, or None. A zombie is not alive."""
     try:
         process = psutil.Process(pid)
         return None if process.status() in (psutil.STATUS_ZOMBIE, psutil.STATUS_DEAD) else process.create_time()
     except psutil.NoSuchProcess:
         return None
+
+
+def _start_ticks(pid: int) -> int | None:
+    """When a living process started, in clock ticks after the boot, or None for a zombie.
+
+    Raises:
+        OSError: /proc does not show the process.
+    """
+    # The second field is the name of the program in parentheses, and it may contain spaces.
+    state, *fields = Path(f"/proc/{pid}/stat").read_text(errors="replace").rpartition(")")[2].split()
+    return None if state in "ZXx" else int(fields[18])  # fields 3 (state) and 22 (starttime) of proc(5)
+
+
+def _boot() -> dict[str, str]:
+    """The boot of this machine, and the PID namespace in which this process counts process ids."""
+    boot_id = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+    return {"boot_id": boot_id, "pid_namespace": str(Path("/proc/self/ns/pid").readlink())}
+
+
+def _own_process() -> dict[str, Any]:
+    """What tells this process from all others of this host, in a claim file.
+
+    The start in epoch seconds is for earlier versions, and for systems without /proc. It moves when
+    the clock is set, because it is computed from the boot time.
+    """
+    pid = os.getpid()
+    own: dict[str, Any] = {"process_start": _process_start(pid)}
+    try:
+        return {**own, "start_ticks": _start_ticks(pid), **_boot()}
+    except OSError:
+        return own
 
 
 def describe_holder(holder: dict[str, Any]) -> str:
@@ -51,17 +82,43 @@ def holder_lives(holder: Mapping[str, Any], has_ended: HasEnded | None) -> bool 
     """Whether the holder of a claim is alive.
 
     Returns:
-        None if neither can be proven: the holder is on another host, and it has no job or SLURM
-        does not know the job.
+        None if neither can be proven: the holder is on another host or in another container, or its
+        process is hidden, and it has no job or SLURM does not know the job.
     """
-    if holder["host"] == socket.gethostname():
-        # If the times differ, another process has the same id now.
-        started = _process_start(holder["pid"])
-        return started is not None and abs(started - holder["process_start"]) < 1.0
-    if holder.get("job") is None or has_ended is None:
-        return None
+    lives = _lives_here(holder) if holder["host"] == socket.gethostname() else None
+    if lives is not None or holder.get("job") is None or has_ended is None:
+        return lives
     ended = has_ended(holder["job"])
     return None if ended is None else not ended
+
+
+def _lives_here(holder: Mapping[str, Any]) -> bool | None:
+    """Whether the process of a holder on this host is alive. None if this process cannot see it."""
+    pid = holder["pid"]
+    if holder.get("start_ticks") is None:  # a claim of an earlier version, or a system without /proc
+        started = _process_start(pid)
+        return started is not None and abs(started - holder["process_start"]) < 1.0
+    boot = _boot()
+    if holder["boot_id"] != boot["boot_id"]:
+        return False
+    if holder["pid_namespace"] != boot["pid_namespace"]:
+        return None
+    try:
+        # If the starts differ, another process has the same id now.
+        return _start_ticks(pid) == int(holder["start_ticks"])
+    except OSError:
+        return None if _is_hidden(pid) else False
+
+
+def _is_hidden(pid: int) -> bool:
+    """Whether a process exists that /proc does not show, as with its mount option hidepid."""
+    try:
+        os.kill(pid, 0)
+    except PermissionError:  # of another user
+        return True
+    except OSError:
+        return False
+    return False
 
 
 @contextmanager
@@ -76,7 +133,7 @@ def claim(path: Path, *, has_ended: HasEnded | None = None) -> Iterator[None]:
         ClaimError: Another controller holds the claim. The message names it.
     """
     make_folder(path.parent)
-    mine = {**writer_identity(), "process_start": _process_start(os.getpid()), "job": own_job()}
+    mine = {**writer_identity(), **_own_process(), "job": own_job()}
     temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.tmp")
     write_synced(temporary, json.dumps(mine, indent=1).encode())
     try:
@@ -119,8 +176,9 @@ def _break_dead_claim(path: Path, my_job: int | None, has_ended: HasEnded | None
             )
         if lives is None:
             raise ClaimError(
-                f"{path}: this sweep is claimed by a controller on another machine ({who}). Look there, or stop it: "
-                "python -m core_hpc.cancel. Remove this file only if you are sure that the process is dead"
+                f"{path}: this sweep is claimed by a controller on another machine or in another container ({who}). "
+                "Look there, or stop it: python -m core_hpc.cancel. Remove this file only if you are sure that the "
+                "process is dead"
             )
     # Two controllers may see the same dead claim. Only one of them can rename it and remove it.
     aside = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.dead")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 import statistics
+from itertools import product
 from math import comb
 from pathlib import Path
 from typing import Any
@@ -357,6 +358,42 @@ def test_equal_seeds_give_the_interval_of_one_seed() -> None:
             (one["estimate"], one["low"], one["high"])
         )
         assert mean["seed_sd"] == pytest.approx(0, abs=1e-12)
+
+
+def test_the_mean_gain_is_the_mean_of_the_gains_of_the_seeds() -> None:
+    """In seed 2 another model is the best of B than of A, and the gains of all four runs are equal."""
+    rng = np.random.default_rng(11)
+    c = rng.binomial(8, [[0.75], [0.25]], (2, 400))
+    swapped = np.roll(c[::-1], 1, axis=1)
+    frame = compare([data(c, seed=s) for s in (1, 2)], [data(c, seed=1), data(swapped, seed=2)], ks=[1])
+    gain = min(float(row.mean()) for row in gains(c))
+    for name in ("gain_equal_k", "gain_matched_budget"):
+        for seed in ("1", "2", MEAN):
+            row = pick(frame, seed=seed, measure=name)
+            assert row["estimate"] == pytest.approx(0, abs=1e-12)
+            assert row["a"] == pytest.approx(row["b"])
+        assert row["seed_sd"] == pytest.approx(0, abs=1e-12)
+    row = pick(frame, seed=MEAN, measure="gain_equal_k")
+    assert row["a"] == pytest.approx(gain)
+    # The best models are certain, so the interval is that of the mean of their differences.
+    per_problem = (gains(swapped)[1] - gains(c)[0]) / 2
+    assert (row["low"], row["high"]) == pytest.approx(plain_bootstrap(per_problem.tolist()), abs=2e-3)
+
+
+def test_the_interval_of_a_mean_gain_includes_the_choice_of_the_best_models() -> None:
+    """Two equal models: the interval spans those of both choices, in every seed."""
+    rng = np.random.default_rng(13)
+    counts = [[rng.permuted(np.tile(rng.binomial(8, 0.5, 200), (2, 1)), axis=1) for _ in range(3)] for _ in "ab"]
+    a, b = ([data(c, seed=s) for s, c in enumerate(side)] for side in counts)
+    row = pick(compare(a, b, ks=[1]), seed=MEAN, measure="gain_equal_k")
+    seeds_of = [min(float(g.mean()) for g in gains(c)) for c in counts[0]]
+    assert row["a"] == pytest.approx(statistics.fmean(seeds_of))
+    choices = [
+        np.mean([gains(c_b)[j] - gains(c_a)[i] for (i, j), c_a, c_b in zip(chosen, *counts, strict=True)], axis=0)
+        for chosen in product(product(range(2), repeat=2), repeat=3)
+    ]
+    bounds = np.array([plain_bootstrap(choice.tolist()) for choice in choices])
+    assert (row["low"], row["high"]) == pytest.approx((bounds[:, 0].min(), bounds[:, 1].max()), abs=4e-3)
 
 
 def test_the_mean_uses_the_problems_of_all_seeds() -> None:

@@ -384,7 +384,7 @@ def test_what_the_controller_reports_about_its_runs(tmp_path: Path, no_slurm: No
     ("changes", "alive", "state"),
     [
         ({}, True, "running"),
-        ({"process_start": 1.0}, False, "no controller"),
+        ({"start_ticks": 1}, False, "no controller"),
         ({"host": "elsewhere"}, None, "running"),
         ({"host": "elsewhere", "job": 5}, True, "running"),
         ({"host": "elsewhere", "job": 6}, False, "no controller"),

@@ -83,7 +83,8 @@ def test_a_reused_process_id_is_not_the_holder(tmp_path: Path) -> None:
 def other_holder(path: Path) -> Iterator[dict[str, Any]]:
     """The claim file of another living process."""
     process = subprocess.Popen([sys.executable, "-c", CLAIM_AND_WAIT, str(path)], stdin=PIPE, stdout=PIPE)
-    assert process.stdout is not None and process.stdout.readline() == b"claimed\n"
+    assert process.stdout is not None
+    assert process.stdout.readline() == b"claimed\n"
     try:
         yield json.loads(path.read_text())
     finally:
@@ -133,12 +134,17 @@ def test_a_process_that_the_system_hides_is_not_dead(tmp_path: Path, monkeypatch
     with claim(path):
         holder = json.loads(path.read_text())
 
-    def not_permitted(pid: int, number: int) -> None:
-        raise PermissionError
+    def raises(error: type[OSError]) -> Callable[..., None]:
+        def fail(*args: object) -> None:
+            raise error
 
-    monkeypatch.setattr(os, "kill", not_permitted)
-    monkeypatch.setattr(claims, "PROC", tmp_path)
+        return fail
+
+    monkeypatch.setattr(claims, "_start_ticks", raises(FileNotFoundError))
+    monkeypatch.setattr(os, "kill", raises(PermissionError))
     assert holder_lives(holder, None) is None
+    monkeypatch.setattr(os, "kill", raises(ProcessLookupError))
+    assert holder_lives(holder, None) is False
 
 
 def claim_of_another_host(job: int | None) -> str:
