@@ -12,7 +12,7 @@ attributes of the problems (`schema.ATTRIBUTES`) to the counts as further column
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import numpy.typing as npt
@@ -70,12 +70,21 @@ ANSWERS = pl.Schema(
 )
 
 
+RESCUE_PUBLISHED = "rescue_published"
+"""A further column of the counts of a run: in cold rows, whether the rescue of this problem by this
+model is published. Else null."""
+
+RESCUES = pl.Schema({name: COUNTS[name] for name in ("iteration", "model", "problem_id")})
+
+
 @dataclass(frozen=True)
 class Counted:
     """The counts of a set of rollout rows."""
 
     counts: pl.DataFrame  # schema COUNTS
     answers: pl.DataFrame  # schema ANSWERS
+    rescues: pl.DataFrame = field(default_factory=lambda: pl.DataFrame(schema=RESCUES))
+    """Problems of published rescue tasks, sampled again or not. Empty for cached counts."""
 
 
 def count_rows(rows: pl.DataFrame, *, source: str = "rows") -> pl.DataFrame:

@@ -6,14 +6,14 @@ The input is a run folder. The output is `RunData`. Loading a run never writes i
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import polars as pl
 
 from analysis.counts import cache
-from analysis.counts.counts import ANSWERS, COUNTS, Counted, as_counts
+from analysis.counts.counts import ANSWERS, COUNTS, RESCUE_PUBLISHED, RESCUES, Counted, as_counts
 from analysis.counts.integrity import EXPECTED, GROUP, Finding, expected_rows, findings
 from analysis.counts.scan import Shard, count_answers, damage, find_row, list_shards, tally
 from core_hpc.common.errors import InputError, StoreError
@@ -23,7 +23,7 @@ from core_hpc.runs.folder import list_runs, read_identity, read_run_config
 from core_hpc.store import manifests
 from core_hpc.store.manifests import DamagedError
 from core_hpc.store.paths import RunPaths, TaskKey
-from core_hpc.store.schema import ATTRIBUTES, EVALUATE, GENERATION_PHASES, HINT, HINTS, PROBLEMS
+from core_hpc.store.schema import ATTRIBUTES, COLD, EVALUATE, GENERATION_PHASES, HINT, HINTS, PROBLEMS, RESCUE
 from core_hpc.store.shards import key_of_manifest, published_keys, read_manifest_table, read_rows
 
 MAX_SHOWN = 5
@@ -42,7 +42,7 @@ class RunData:
     path: Path
     config: RunConfig | None  # None: imported predictions, which have no configuration
     models: list[str]  # the team, in the order of the configuration
-    counts: pl.DataFrame  # columns of COUNTS and ATTRIBUTES
+    counts: pl.DataFrame  # columns of COUNTS and ATTRIBUTES, and RESCUE_PUBLISHED
     answers: pl.DataFrame  # columns of ANSWERS and ATTRIBUTES
     left_out: list[str] = field(default_factory=list)  # --lenient: what was left out and why, one line per item
 
@@ -78,17 +78,38 @@ def load_run(run: Path, *, answers: bool = True, lenient: bool = False) -> RunDa
     config, models = configuration(run)
     problems = problems_of(run, config)
     counted = cache.read(run, answers=answers) if not lenient else {}
-    keys = [k for k in published_keys(run) if k.phase in GENERATION_PHASES and k.iteration not in counted]
-    fresh, left_out = count_tasks(run, keys, problems, config, answers=answers, lenient=lenient)
+    keys = [k for k in published_keys(run) if k.phase in GENERATION_PHASES]
+    new = [k for k in keys if k.iteration not in counted]
+    fresh, left_out = count_tasks(run, new, problems, config, answers=answers, lenient=lenient)
     parts = [*counted.values(), fresh]
+    # Only complete iterations are cached, so all their rescues are published.
+    complete = {(k.iteration, k.model) for k in keys if k.phase == RESCUE and k.iteration in counted}
+    counts = _with_published_rescues(pl.concat(p.counts for p in parts), fresh.rescues, complete)
     return RunData(
         run,
         config,
         models,
-        described(pl.concat(p.counts for p in parts), problems),
+        described(counts, problems),
         described(pl.concat(p.answers for p in parts), problems),
         left_out,
     )
+
+
+def _with_published_rescues(
+    counts: pl.DataFrame, rescues: pl.DataFrame, complete: Collection[tuple[int, str]]
+) -> pl.DataFrame:
+    """Add RESCUE_PUBLISHED to counts.
+
+    rescues: the problems of published rescue tasks (`RESCUES`). complete: iterations and models of
+    which all rescue tasks are published.
+    """
+    keys = ["iteration", "model"]
+    pairs = pl.DataFrame(list(complete), schema={key: RESCUES[key] for key in keys}, orient="row")
+    whole = counts.filter(pl.col("phase") == COLD).join(pairs, on=keys).select(list(RESCUES))
+    published = pl.concat([rescues, whole]).unique().with_columns(pl.lit(COLD).alias("phase"), known=True)
+    joined = counts.join(published, on=GROUP, how="left", maintain_order="left")
+    is_published = pl.when(pl.col("phase") == COLD).then(pl.col("known").fill_null(False))
+    return joined.with_columns(is_published.alias(RESCUE_PUBLISHED)).drop("known")
 
 
 def configuration(run: Path) -> tuple[RunConfig | None, list[str]]:
@@ -143,18 +164,21 @@ def count_tasks(
     run_id = str(read_identity(run)["run_id"])
     parts, left_out = [EMPTY], [f"{e}; its rows are left out" for e in errors]
     for batch in _batches(shards):
-        rows = tally(batch)
-        found = findings(rows, expected_rows([s.key for s in batch], problems, config), config, run_id=run_id)
+        rows, expected = tally(batch), expected_rows([s.key for s in batch], problems, config)
+        found = findings(rows, expected, config, run_id=run_id)
         if found and not lenient:
             raise _incorrect_rows(run, batch, found)
-        part = Counted(as_counts(rows), count_answers(batch if answers else []))
+        sampled_again = expected.filter(pl.col("phase") == RESCUE)
+        part = Counted(as_counts(rows), count_answers(batch if answers else []), sampled_again)
         if found:
             group_schema = {name: EXPECTED[name] for name in GROUP}
             bad_groups = pl.DataFrame([f.group for f in found], schema=group_schema).unique()
-            part = Counted(*(frame.join(bad_groups, on=GROUP, how="anti") for frame in (part.counts, part.answers)))
+            frames = (part.counts, part.answers, part.rescues)
+            part = Counted(*(frame.join(bad_groups, on=GROUP, how="anti") for frame in frames))
         parts.append(part)
         left_out += [f"{_line(batch, finding)}; the problem is left out" for finding in found]
-    return Counted(pl.concat(p.counts for p in parts), pl.concat(p.answers for p in parts)), left_out
+    counts, answer_counts = pl.concat(p.counts for p in parts), pl.concat(p.answers for p in parts)
+    return Counted(counts, answer_counts, pl.concat(p.rescues.select(list(RESCUES)) for p in parts)), left_out
 
 
 def _batches(shards: Sequence[Shard]) -> list[list[Shard]]:

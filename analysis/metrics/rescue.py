@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 import polars as pl
 
-from analysis.counts.counts import group_codes
+from analysis.counts.counts import RESCUE_PUBLISHED, group_codes
 from analysis.stats.estimators import FloatArray, IntArray
 from analysis.stats.intervals import ESTIMATE_COLUMNS, Estimate, divide, from_draws, resampled_means, share, undefined
 from core_hpc.store.paths import TEAM
@@ -68,10 +68,12 @@ RESCUE_TABLE = pl.Schema(
 def cases_of(counts: pl.DataFrame) -> pl.DataFrame:
     """Find the cases of a run.
 
-    Cold failures of iterations whose rescue phase is not published yet are left out.
+    Cold failures whose rescue is not published yet are left out. A case without a hint has no
+    rescue rows, and it counts when the rescue task of its part is published.
 
     Args:
-        counts: counts of one run.
+        counts: counts of one run. Without the column RESCUE_PUBLISHED, the rescues of all
+            iterations up to the last one with rescue rows count as published.
 
     Returns:
         One row per case. The columns are iteration, student, problem_id, teacher (null if there was
@@ -96,9 +98,11 @@ def cases_of(counts: pl.DataFrame) -> pl.DataFrame:
         control_n=pl.col("n").filter(control).sum(),
         control_c=pl.col("c").filter(control).sum(),
     )
-    last = counts.filter(pl.col("phase") == RESCUE)["iteration"].max()
-    cold = counts.filter((pl.col("phase") == COLD) & (pl.col("iteration") <= pl.lit(last, pl.Int32)))
-    failed = cold.group_by(key).agg(pl.col("c").sum()).filter(pl.col("c") == 0).select(key)
+    cold = counts.filter(pl.col("phase") == COLD)
+    published = pl.col("iteration") <= pl.lit(counts.filter(pl.col("phase") == RESCUE)["iteration"].max(), pl.Int32)
+    if RESCUE_PUBLISHED in counts.columns:
+        published = pl.col(RESCUE_PUBLISHED)
+    failed = cold.filter(published).group_by(key).agg(pl.col("c").sum()).filter(pl.col("c") == 0).select(key)
     cases = cases.join(failed, on=key, how="full", coalesce=True)
     cases = cases.with_columns(pl.col("hinted_n", "hinted_c", "control_n", "control_c").fill_null(0))
     cases = cases.join(counts.group_by("problem_id").agg(pl.col("source_group").first()), on="problem_id", how="left")

@@ -1,12 +1,13 @@
 """How often the gold answer stands in a hint, before and after `protocol.hint_leak`.
 
-    python -m tests.benchmarks.hint_leaks --data /work/shared/data/gsm8k/test.jsonl
+    python -m tests.benchmarks.hint_leaks [--data FILE]
 
-The solutions of GSM8K are the teachers' texts. The table has one row per style and treatment: the
-share of problems with a hint, and of these hints how they show the gold answer (`schema.LEAKS`), and whether its
-last number is the gold answer. The
-hints of the treatments `cut` and `reject` are the ones that a student would see. A token is a word
-here, so that no tokenizer is needed; GSM8K solutions are shorter than a hint may be.
+The teachers' texts are the solutions of GSM8K, by default `../shared/data/gsm8k/test.jsonl` next to
+the checkout. The table has one row per style and treatment: the share of problems with a hint, and
+of these hints how they show the gold answer (`schema.LEAKS`), and whether the last number is the
+gold answer. The hints of the treatments `cut` and `reject` are the ones that a student would see. A
+token is a word here, so that no tokenizer is needed; GSM8K solutions are shorter than a hint may
+be.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ from core_hpc.protocol.hints import make_hint, treat_leak
 from core_hpc.protocol.leaks import leak_of, values_of
 from core_hpc.store.schema import LEAKS
 
+DATA = Path(__file__).parents[3] / "shared" / "data" / "gsm8k" / "test.jsonl"
 STYLES = ("full", "compressed")
 TREATMENTS = ("keep", "cut", "reject")
 _ANNOTATION = re.compile(r"<<[^<>\n]*>>")
@@ -62,7 +64,7 @@ def hints(problems: Sequence[tuple[str, str]], style: str, treatment: str) -> li
 def main(arguments: Sequence[str] | None = None) -> None:
     """Print the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", type=Path, default=Path("/work/shared/data/gsm8k/test.jsonl"))
+    parser.add_argument("--data", type=Path, default=DATA)
     path = parser.parse_args(arguments).data
     if not path.is_file():
         print(f"skipped: {path} does not exist; name the file test.jsonl of GSM8K with --data")

@@ -14,11 +14,14 @@ from analysis.counts import cache
 from analysis.counts.counts import ANSWER_KEYS, ANSWERS, COUNTS, KEYS
 from analysis.counts.load import keep_counts, load_run
 from analysis.counts.scan import Shard, damage
+from analysis.metrics.rescue import rescue_table
 from core_hpc.common.errors import InputError, StoreError
-from core_hpc.store import manifests, shards
+from core_hpc.problems.splits import problems_of_iteration
+from core_hpc.runs.folder import read_run_config
+from core_hpc.store import manifests, schema, shards
 from core_hpc.store.paths import RunPaths, TaskKey
 from core_hpc.store.schema import GENERATION_PHASES, ROLLOUTS
-from tests.support.analysis_data import evaluation_rows, make_run, publish_rollouts, rollout, rollouts
+from tests.support.analysis_data import config, evaluation_rows, make_run, pick, publish_rollouts, rollout, rollouts
 
 PROBLEMS = [f"t{i}" for i in range(5)]
 
@@ -282,3 +285,65 @@ def test_counts_of_incorrect_rows_are_not_cached(run: Path) -> None:
         keep_counts(run, 1)
     assert not RunPaths(run).kept.exists()
     assert [k.phase for k in shards.published_keys(run) if k.phase in GENERATION_PHASES]
+
+
+# --- rescues of a run in progress -----------------------------------------------------------------
+
+
+def publish_part(run: Path, key: TaskKey, problems: list[str], **values: Any) -> None:
+    """Publish one completion of each of these problems as the task does."""
+    labels = {"iteration": key.iteration, "phase": key.phase, "model": key.model, **values}
+    frame = rollouts([rollout(problem_id=problem, **labels) for problem in problems])
+    paths = RunPaths(run)
+    shards.publish_frame(paths.task_folder(key), paths.task_name(key), frame, ROLLOUTS)
+
+
+def in_iteration(run: Path, names: list[str], iteration: int) -> list[str]:
+    """These problems in the order of an iteration."""
+    return [names[i] for i in problems_of_iteration(len(names), len(names), iteration, read_run_config(run).seed)]
+
+
+def recovery(run: Path, *, lenient: bool = False, **group: Any) -> tuple[int, int]:
+    row = pick(rescue_table(load_run(run, lenient=lenient).counts), rate="recovery", **(group or {"group": "all"}))
+    return row["numerator"], row["denominator"]
+
+
+def test_recovery_counts_cases_whose_rescue_is_published(tmp_path: Path) -> None:
+    """Two parts of two problems. Both models fail everywhere; only one problem of part 0 has a hint."""
+    protocol = {"problems_per_iteration": 4, "problems_per_part": 2, "cold_samples": 1, "rescue_samples": 1}
+    run = make_run(tmp_path / "demo-1", config(protocol=protocol))
+    names = [f"t{i}" for i in range(4)]
+    constants = {"question": "What?", "gold": "2", "answer_kind": "number", "metadata": "{}"}
+    table = pl.DataFrame([{"problem_id": name, **constants} for name in names], schema=schema.PROBLEMS.schema)
+    shards.publish_frame(RunPaths(run).problems, "train", table, schema.PROBLEMS)
+    order = in_iteration(run, names, 1)
+    for part, problems in enumerate((order[:2], order[2:])):
+        for model in ("ada", "bob"):
+            publish_part(run, TaskKey(1, "cold", model, part), problems)
+    assert rescue_table(load_run(run).counts).height == 0
+    hinted = {"hint_given": True, "cold_failed": True, "teacher_model": "bob"}
+    publish_part(run, TaskKey(1, "rescue", "ada", 0), order[:1], correct=True, **hinted)
+    assert recovery(run) == (1, 2)  # the second problem of the part has no hint, but it counts
+    publish_part(run, TaskKey(1, "rescue", "ada", 1), [])  # no problem of this part has a hint
+    assert recovery(run) == (1, 4)
+    publish_part(run, TaskKey(1, "rescue", "bob", 1), [])
+    assert recovery(run) == (1, 6)
+    assert recovery(run, group="student", student="bob") == (0, 2)
+    publish_part(run, TaskKey(1, "rescue", "bob", 0), [])
+    assert recovery(run) == (1, 8)
+    keep_counts(run, 1)
+    assert cache.iterations(run) == {1}
+    for model in ("ada", "bob"):
+        publish_part(run, TaskKey(2, "cold", model, 0), in_iteration(run, names, 2)[:2])
+    assert recovery(run) == (1, 8)
+    publish_part(run, TaskKey(2, "rescue", "bob", 0), [])
+    assert recovery(run) == (1, 10)
+
+
+def test_cases_of_a_rescue_that_was_left_out_do_not_count(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert recovery(run) == (2, 2)
+    replace_shard(run, RESCUE_ADA, lambda rows: rows[:5])
+    assert recovery(run, lenient=True) == (1, 1)
+    monkeypatch.setattr(manifests, "VISIBILITY_DELAYS_S", (0.0,))
+    manifests.read_manifest(RunPaths(run).task_manifest(RESCUE_ADA)).file(".parquet").unlink()
+    assert rescue_table(load_run(run, lenient=True).counts).height == 0

@@ -528,9 +528,11 @@ def test_import_and_help_are_fast() -> None:
         "except SystemExit: pass\n"
         "assert not {'torch', 'submitit', 'transformers', 'vllm', 'matplotlib', 'scipy'} & set(sys.modules)\n"
     )
-    before = resource.getrusage(resource.RUSAGE_CHILDREN)
-    subprocess.run(
-        [sys.executable, "-c", code], check=True, capture_output=True, cwd=Path(__file__).parents[3], timeout=60
-    )
-    after = resource.getrusage(resource.RUSAGE_CHILDREN)
-    assert after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime < 1
+    command, root = [sys.executable, "-c", code], Path(__file__).parents[3]
+    seconds = []
+    for _ in range(3):  # the least of three: what else runs on the machine only adds to it
+        before = resource.getrusage(resource.RUSAGE_CHILDREN)
+        subprocess.run(command, check=True, capture_output=True, cwd=root, timeout=60)
+        after = resource.getrusage(resource.RUSAGE_CHILDREN)
+        seconds.append(after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime)
+    assert min(seconds) < 1
