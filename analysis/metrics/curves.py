@@ -42,6 +42,7 @@ STEP_MEASURES = {
     "mismatch_mean": "mismatch/mean",
     "mismatch_max": "mismatch/max",
     "importance_mean": "mismatch/importance",
+    "kept_mass": "mismatch/kept_mass",
     "ratio_max": "policy/ratio_max",
 }
 """Columns of STEPS and the names of their curves."""

@@ -57,7 +57,7 @@ def added_later(default: Any, **kwargs: Any) -> Any:
     return Field(default, json_schema_extra=ADDED_LATER, **kwargs)
 
 
-def with_default_by(field: str, default: Callable[[Any], Any], **kwargs: Any) -> Any:
+def with_default_by(field: str, default: Callable[[Any], Any], *, later: bool = False, **kwargs: Any) -> Any:
     """Declare a scientific field whose default depends on an earlier field of the same section.
 
     The resolved configuration holds the value itself. A written default and an omitted one are
@@ -66,9 +66,11 @@ def with_default_by(field: str, default: Callable[[Any], Any], **kwargs: Any) ->
     Args:
         field: Name of the earlier field.
         default: The default as a function of the value of that field.
+        later: Whether earlier versions do not have the field; see `added_later`.
         kwargs: Passed to `pydantic.Field`.
     """
-    return Field(default_factory=lambda data: default(data[field]), json_schema_extra={DEFAULT_BY: field}, **kwargs)
+    extra = {DEFAULT_BY: field, **(ADDED_LATER if later else {})}
+    return Field(default_factory=lambda data: default(data[field]), json_schema_extra=extra, **kwargs)
 
 
 def null_means_default(value: Any) -> Any:

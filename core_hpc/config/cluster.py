@@ -219,6 +219,9 @@ class ClusterSection(Section):
         1, description="processes (ZeRO-2 ranks) of one update task; with resident, all on its one node"
     )
     max_attempts: PositiveInt = operational(3, description="attempts of one task before its run stops")
+    max_num_seqs: PositiveInt | None = operational(
+        None, description="completions that an engine decodes at the same time; null: 64 on a CPU, 256 on a GPU"
+    )
     kv_cache_gb: float | None = operational(
         None, gt=0, description="KV cache of a vLLM engine, in GB; null: 0.5 on a CPU, by gpu_memory_share on a GPU"
     )

@@ -10,7 +10,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, ValidationInfo, field_validator
 
-from core_hpc.config.base import Section
+from core_hpc.config.base import Section, added_later
 
 Weight = Annotated[float, Field(ge=0, le=100)]
 Schedule = Weight | Annotated[list[Weight], Field(min_length=1)]
@@ -97,14 +97,27 @@ class LengthSection(Section):
         return max_words
 
 
+class OverlongSection(Section):
+    """A part of the reward against completions near the token limit (DAPO, arXiv 2503.14476, Eq. 13).
+
+    The part is 0 up to max_new_tokens - buffer, falls linearly to -1 at max_new_tokens, and is -1
+    for a truncated completion. It is not in the paper of CORE.
+    """
+
+    weight: Schedule = added_later(0.0, description=f"{_WEIGHT}; 1 in DAPO")
+    buffer_share: float = added_later(
+        0.2, gt=0, le=1, description="share of max_new_tokens in which the part falls; 0.2 in DAPO"
+    )
+
+
 class RewardSection(Section):
     """The reward of a completion (METHOD.md section 4), with the paper's weights.
 
-    `format` and `length` are in the authors' code and off by default. They enter the column
-    `reward` of the scores but have no columns of their own. The reward for different thoughts of
-    that code is not implemented: it gives every completion with thoughts the same amount, so it
-    cancels out in the advantages if all models think. What a single completion contributes is not
-    defined.
+    `format` and `length` are in the authors' code, and `overlong` is from DAPO. All three are off
+    by default. They enter the column `reward` of the scores but have no columns of their own. The
+    reward for different thoughts of that code is not implemented: it gives every completion with
+    thoughts the same amount, so it cancels out in the advantages if all models think. What a single
+    completion contributes is not defined.
     """
 
     schedule_by: Literal["epoch", "iteration"] = Field(
@@ -117,6 +130,7 @@ class RewardSection(Section):
     cross: CrossSection = Field(CrossSection(), description="being different from correct partners (Eq. 6)")
     format: FormatSection = Field(FormatSection(), description="form of the style strategies")
     length: LengthSection = Field(LengthSection(), description="long completions")
+    overlong: OverlongSection = added_later(OverlongSection(), description="completions near the token limit")
     distance: DistanceSection = Field(DistanceSection(), description="distance of two completions (Eq. 13)")
 
 

@@ -12,10 +12,9 @@ import hashlib
 import json
 from typing import Any, Literal
 
-from pydantic import Field, ValidationInfo, field_validator, model_validator
+from pydantic import Field, JsonValue, ValidationInfo, field_validator, model_validator
 
 from core_hpc.config.base import (
-    ADDED_LATER,
     DEFAULT_BY,
     OPERATIONAL,
     PositiveInt,
@@ -32,6 +31,10 @@ from core_hpc.store.paths import TEAM
 from core_hpc.store.schema import EVALUATE
 
 NAME_PATTERN = r"^[a-z0-9][a-z0-9_-]{0,62}$"
+RESERVED_TEMPLATE_OPTIONS = frozenset(
+    {"messages", "tools", "documents", "add_generation_prompt", "continue_final_message", "tokenize", "return_dict"}
+)
+"""Arguments of `apply_chat_template` that are not variables of a model's own template."""
 SWEEP_KEYS = ("base", "grid", "runs")
 """Keys of a sweep file that are not fields of `RunConfig`."""
 
@@ -88,6 +91,12 @@ class ModelSection(Section):
     prompt_style: Literal["auto", "chat", "plain"] = Field(
         "auto", description="auto: the chat template of the model if it has one, else plain text"
     )
+    system_prompt: str | None = added_later(
+        None, min_length=1, description="system message before every question; needs a chat template that has one"
+    )
+    template_options: dict[str, JsonValue] = added_later(
+        {}, description="variables of the chat template, for example {enable_thinking: false} for Qwen3"
+    )
     stop_strings: list[str] | None = Field(
         None, description="strings at which generation ends; null: none for chat, a new question for plain"
     )
@@ -113,6 +122,20 @@ class ModelSection(Section):
     learning_rate: float | None = Field(
         None, gt=0, le=1, description="peak learning rate of this model; null: update.learning_rate"
     )
+
+    @model_validator(mode="after")
+    def _chat_settings_need_chat(self) -> ModelSection:
+        given = [name for name in ("system_prompt", "template_options") if getattr(self, name)]
+        if given and self.prompt_style == "plain":
+            raise ValueError(f"{' and '.join(given)}: a plain prompt has no chat template; leave it out")
+        return self
+
+    @field_validator("template_options")
+    @classmethod
+    def _not_set_here(cls, options: dict[str, Any]) -> dict[str, Any]:
+        if reserved := sorted(RESERVED_TEMPLATE_OPTIONS.intersection(options)):
+            raise ValueError(f"{', '.join(reserved)}: core_hpc sets this itself; leave it out")
+        return options
 
     @field_validator("tuning")
     @classmethod
@@ -272,7 +295,7 @@ def scientific_fields(config: Section) -> dict[str, Any]:
         value = getattr(config, name)
         default = field.get_default(call_default_factory=True, validated_data=vars(config))
         if value == default:
-            if field.json_schema_extra == ADDED_LATER:
+            if isinstance(field.json_schema_extra, dict) and field.json_schema_extra.get("added_later"):
                 continue
             value = value if isinstance(value, Section) else default
         if isinstance(value, Section):

@@ -12,10 +12,19 @@ from typing import Any, Literal
 
 from pydantic import Field, ValidationInfo, field_validator
 
-from core_hpc.config.base import PositiveInt, Section, null_means_default, operational, with_default_by
+from core_hpc.config.base import (
+    PositiveInt,
+    Section,
+    added_later,
+    null_means_default,
+    operational,
+    with_default_by,
+)
 
 Loss = Literal["grpo", "dapo", "dr_grpo", "bnpo", "gspo", "sapo", "cispo"]
-ImportanceKind = Literal["token_truncate", "sequence_mask", "geometric_truncate", "none"]
+ImportanceKind = Literal[
+    "token_truncate", "sequence_mask", "geometric_truncate", "token_band", "geometric_reject", "none"
+]
 
 _COMMON: dict[str, Any] = {"kl_weight": 0.0, "kl_times_ratio": False, "ratio": "token", "advantage_scale": "std"}
 _CLIP: dict[str, Any] = {"clip_low": 0.2, "clip_high": 0.2}
@@ -35,9 +44,14 @@ IMPORTANCE_CAPS: dict[ImportanceKind, float | None] = {
     "token_truncate": 2.0,
     "sequence_mask": 3.0,
     "geometric_truncate": 2.0,
+    "token_band": 5.0,
+    "geometric_reject": 2.0,
     "none": None,
 }
-"""Kind of importance correction -> its default cap. That of sequence_mask is TRL's."""
+"""Kind of importance correction -> its default cap. That of sequence_mask is TRL's, that of
+token_band the one of IcePop (arXiv 2510.18855)."""
+IMPORTANCE_FLOORS: dict[ImportanceKind, float] = {"token_band": 0.5, "geometric_reject": 0.5}
+"""Kind of importance correction -> its default floor. That of token_band is the one of IcePop."""
 
 
 def _option(name: str, **kwargs: Any) -> Any:
@@ -57,10 +71,22 @@ class ImportanceSection(Section):
     kind: ImportanceKind = Field(
         "token_truncate",
         description="weight of a token. token_truncate: min(exp(u_t), cap); sequence_mask: exp(sum of u_t over the "
-        "completion), 0 above the cap; geometric_truncate: min(exp(mean of u_t), cap); none: 1",
+        "completion), 0 above the cap; geometric_truncate: min(exp(mean of u_t), cap); token_band: exp(u_t), 0 outside "
+        "floor and cap; geometric_reject: 1, or 0 where exp(mean of u_t) is outside floor and cap; none: 1",
     )
     cap: float | None = with_default_by(
-        "kind", lambda kind: IMPORTANCE_CAPS[kind], ge=1, description="largest weight; default: 2, for sequence_mask 3"
+        "kind",
+        lambda kind: IMPORTANCE_CAPS[kind],
+        ge=1,
+        description="largest weight; default: 2, for sequence_mask 3, for token_band 5",
+    )
+    floor: float | None = with_default_by(
+        "kind",
+        IMPORTANCE_FLOORS.get,
+        later=True,
+        gt=0,
+        le=1,
+        description="smallest weight above 0 (token_band, geometric_reject); default: 0.5",
     )
 
     @field_validator("cap", mode="before")
@@ -69,6 +95,14 @@ class ImportanceSection(Section):
         kind = info.data.get("kind")
         if value is not None and kind is not None and IMPORTANCE_CAPS[kind] is None:
             raise ValueError(f"kind {kind} has no cap; leave it out")
+        return null_means_default(value)
+
+    @field_validator("floor", mode="before")
+    @classmethod
+    def _floor_of_the_kind(cls, value: Any, info: ValidationInfo) -> Any:
+        kind = info.data.get("kind")
+        if value is not None and kind is not None and kind not in IMPORTANCE_FLOORS:
+            raise ValueError(f"kind {kind} has no floor; leave it out, or choose one of {', '.join(IMPORTANCE_FLOORS)}")
         return null_means_default(value)
 
 
@@ -118,6 +152,11 @@ class UpdateSection(Section):
         ge=0,
         description="weight of the rescued completions of peers, as text without the hint, in a model's own loss (not "
         "in the paper); 0: off",
+    )
+    truncated: Literal["keep", "mask"] = added_later(
+        "keep",
+        description="completions that were cut at max_new_tokens. keep: they are trained on like others; mask: their "
+        "loss is 0, but their rewards still count in the mean of their problem",
     )
     problems_per_step: PositiveInt = Field(4, description="problems per optimizer step")
     learning_rate: float = Field(1e-5, gt=0, le=1, description="peak learning rate of models without one of their own")

@@ -20,7 +20,7 @@ from core_hpc.common.errors import CoreHpcError, InputError
 from core_hpc.config.run import ModelSection, RunConfig
 from core_hpc.engines import has_gpu
 from core_hpc.models.loading import check_rope, check_vllm_packages, load_config
-from core_hpc.models.prompts import PromptBuilder
+from core_hpc.models.prompts import check_chat_settings, prompt_builder
 from core_hpc.models.quantization import no_gpu, require_package
 from core_hpc.models.resolve import (
     ResolvedModel,
@@ -115,7 +115,8 @@ def _context_tokens(config: RunConfig, model: ModelSection, resolved: ResolvedMo
         InputError: the model has fewer.
     """
     tokenizer = load_tokenizer(resolved.folder, trust_remote_code=model.trust_remote_code)
-    builder = PromptBuilder(tokenizer, style, config.problems.instruction, worked_examples(splits.examples))
+    builder = prompt_builder(config, model, tokenizer, style=style, examples=worked_examples(splits.examples))
+    check_chat_settings(builder)
     protocol = config.protocol
     new, new_evaluation = (config.sampling_of(model, phase).max_new_tokens for phase in (COLD, EVALUATE))
     hint = protocol.hint_tokens + HINT_MARGIN_TOKENS if protocol.rescue_samples else 0

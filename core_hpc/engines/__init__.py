@@ -19,6 +19,9 @@ from core_hpc.engines.base import AdapterRef, Completion, Engine, GenerationRequ
 from core_hpc.models.quantization import require_four_bit
 
 EngineKind = Literal["vllm", "transformers", "fake"]
+CPU_NUM_SEQS, GPU_NUM_SEQS = 64, 256
+"""Completions that an engine decodes at the same time by default. On a GPU decoding is limited by
+reading the weights, so more completions cost little; vLLM waits where its KV cache is full."""
 
 __all__ = [
     "AdapterRef",
@@ -49,7 +52,7 @@ class EngineSpec:
         kv_cache_gb: size of vLLM's KV cache in GiB; None is 0.5 on a CPU, and on a GPU the size
             that `gpu_memory_share` allows.
         gpu_memory_share: share of the GPU memory that vLLM uses.
-        max_num_seqs: number of completions that are decoded at the same time.
+        max_num_seqs: number of completions that are decoded at the same time; None: `num_seqs`.
         sleeps: whether `Engine.sleep` releases the GPU memory.
     """
 
@@ -63,8 +66,12 @@ class EngineSpec:
     seed: int = 0
     kv_cache_gb: float | None = None
     gpu_memory_share: float = 0.85
-    max_num_seqs: int = 64
+    max_num_seqs: int | None = None
     sleeps: bool = False
+
+    def num_seqs(self, *, on_cpu: bool) -> int:
+        """The number of completions that are decoded at the same time on this kind of device."""
+        return self.max_num_seqs or (CPU_NUM_SEQS if on_cpu else GPU_NUM_SEQS)
 
 
 def create_engine(spec: EngineSpec) -> Engine:

@@ -145,7 +145,7 @@ class TransformersEngine:
         batch: list[_Row] = []
         for row in sorted(rows, key=lambda r: (len(r.prompt), r.prompt, r.index)):
             full = (len(row.prompt) + max_new_tokens) * (len(batch) + 1) > self._batch_tokens
-            if batch and (full or len(batch) == self._spec.max_num_seqs):
+            if batch and (full or len(batch) == self._spec.num_seqs(on_cpu=self._device.type == "cpu")):
                 yield batch
                 batch = []
             batch.append(row)

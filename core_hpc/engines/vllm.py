@@ -23,6 +23,7 @@ from core_hpc.engines.base import AdapterRef, Completion, GenerationRequest, Sam
 from core_hpc.engines.shared import StepEngine
 from core_hpc.models.loading import check_vllm_packages, load_config, resolve_rope
 from core_hpc.models.resolve import is_mistral_file
+from core_hpc.store.paths import EARLIER_OPTIMIZER_STATE
 
 if TYPE_CHECKING:
     from vllm import LLM
@@ -53,7 +54,7 @@ class VllmEngine(StepEngine):
             from core_hpc.engines import vllm_lora_cpu
 
             vllm_lora_cpu.install()
-        with _without_mistral_files(spec.model_folder) as folder:
+        with _without_other_tensors(spec.model_folder) as folder:
             arguments = _engine_arguments(replace(spec, model_folder=folder), on_cpu=on_cpu)
             self._llm: LLM | None = LLM(**arguments)
         self.compile_s = float(self._llm.llm_engine.vllm_config.compilation_config.compilation_time)
@@ -162,7 +163,7 @@ def _engine_arguments(spec: EngineSpec, *, on_cpu: bool) -> dict[str, Any]:
         "dtype": spec.dtype if spec.dtype != "auto" else ("float32" if on_cpu else "bfloat16"),
         "seed": spec.seed,
         "max_model_len": spec.max_context_tokens,
-        "max_num_seqs": spec.max_num_seqs,
+        "max_num_seqs": spec.num_seqs(on_cpu=on_cpu),
         "trust_remote_code": spec.trust_remote_code,
         "tokenizer_mode": "hf",  # tokenizer.json, like `load_tokenizer`
         "config_format": "hf",
@@ -183,7 +184,7 @@ def _engine_arguments(spec: EngineSpec, *, on_cpu: bool) -> dict[str, Any]:
             # cannot do on a CPU ("CPU Generator does not use offset"). So every prompt is processed
             # as a whole.
             "enable_chunked_prefill": False,
-            "max_num_batched_tokens": max(1024, spec.max_context_tokens, spec.max_num_seqs),
+            "max_num_batched_tokens": max(1024, spec.max_context_tokens, spec.num_seqs(on_cpu=True)),
             "kv_cache_memory_bytes": int(cache_gb * 2**30),
             "block_size": CPU_BLOCK_TOKENS,
         }
@@ -195,19 +196,20 @@ def _engine_arguments(spec: EngineSpec, *, on_cpu: bool) -> dict[str, Any]:
 
 
 @contextmanager
-def _without_mistral_files(folder: Path) -> Iterator[Path]:
-    """The folder of a model; where it has files of Mistral's own format, links to all other files.
+def _without_other_tensors(folder: Path) -> Iterator[Path]:
+    """The folder of a model, or links to its files without those that vLLM must not load.
 
-    vLLM would load the weights of `consolidated.safetensors` if it saw that file.
+    vLLM would load the weights of `consolidated.safetensors` (Mistral's own format) and the
+    optimizer state of an update by an earlier version.
     """
     paths = list(folder.iterdir())
-    if not any(is_mistral_file(path) for path in paths):
+    wanted = [path for path in paths if not is_mistral_file(path) and path.name != EARLIER_OPTIMIZER_STATE]
+    if wanted == paths:
         yield folder
         return
     with TemporaryDirectory(prefix="core_hpc_model_") as temporary:
-        for path in paths:
-            if not is_mistral_file(path):
-                Path(temporary, path.name).symlink_to(path.absolute())
+        for path in wanted:
+            Path(temporary, path.name).symlink_to(path.absolute())
         yield Path(temporary)
 
 

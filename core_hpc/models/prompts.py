@@ -8,10 +8,14 @@ of thinking there. The default instructions are in `config/instructions.py`.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
+
+from core_hpc.common.errors import InputError
+from core_hpc.config.run import ModelSection, RunConfig
 
 HINT_HEADING = "Here is the reasoning of another student, with the answer removed. It may help:"
 PLAIN_STOP_STRINGS = ("\nQuestion:",)
@@ -23,13 +27,16 @@ _OPENED = ("<think>", "[THINK]")
 class PromptBuilder:
     """Builds the prompts of one model.
 
-    `style` is chat or plain; an example is (question, worked solution).
+    `style` is chat or plain; an example is (question, worked solution). `system_prompt` and
+    `template_options` are only for the style chat.
     """
 
     tokenizer: Any
     style: str
     instruction: str
     examples: tuple[tuple[str, str], ...] = ()
+    system_prompt: str | None = None
+    template_options: Mapping[str, Any] = field(default_factory=dict)
 
     def build(self, question: str, hint: str | None = None) -> tuple[int, ...]:
         """Prompt token ids of a question, with the hint section if there is a hint."""
@@ -41,9 +48,7 @@ class PromptBuilder:
                     {"role": "assistant", "content": solution},
                 ]
             messages.append({"role": "user", "content": self._ask(question, hint)})
-            ids = self.tokenizer.apply_chat_template(
-                messages, add_generation_prompt=True, tokenize=True, return_dict=False
-            )
+            ids = self.chat(messages, tokenize=True)
         else:
             blocks = [
                 f"Question: {self._ask(example, None)}\nAnswer: {solution}" for example, solution in self.examples
@@ -62,7 +67,7 @@ class PromptBuilder:
         if self.style != "chat":
             return ""
         messages = [{"role": "user", "content": "?"}]
-        prompt = self.tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=False).rstrip()
+        prompt = self.chat(messages, tokenize=False).rstrip()
         return next((f"{mark}\n" for mark in _OPENED if prompt.endswith(mark)), "")
 
     def completion_text(self, token_ids: Sequence[int], stop_strings: Sequence[str]) -> str:
@@ -103,6 +108,17 @@ class PromptBuilder:
         }
         return {token: mark for token, mark in known.items() if not self._decode([token])}
 
+    def chat(self, messages: Sequence[Mapping[str, str]], *, tokenize: bool) -> Any:
+        """The chat as the model sees it, up to the beginning of its answer: token ids, or text."""
+        system = [{"role": "system", "content": self.system_prompt}] if self.system_prompt else []
+        return self.tokenizer.apply_chat_template(
+            [*system, *messages],
+            add_generation_prompt=True,
+            tokenize=tokenize,
+            return_dict=False,
+            **self.template_options,
+        )
+
     def _decode(self, token_ids: Sequence[int]) -> str:
         return str(self.tokenizer.decode(list(token_ids), skip_special_tokens=True))
 
@@ -113,6 +129,41 @@ class PromptBuilder:
         if self.instruction:
             parts.append(self.instruction)
         return "\n".join(parts)
+
+
+def prompt_builder(
+    config: RunConfig, model: ModelSection, tokenizer: Any, *, style: str, examples: tuple[tuple[str, str], ...]
+) -> PromptBuilder:
+    """The builder of a team member's prompts. `style` is chat or plain."""
+    return PromptBuilder(
+        tokenizer, style, config.problems.instruction, examples, model.system_prompt, model.template_options
+    )
+
+
+def check_chat_settings(builder: PromptBuilder) -> None:
+    """Check that the chat template uses the system prompt and every option.
+
+    Templates ignore what they do not know, so a misspelled option would change nothing.
+
+    Raises:
+        InputError: something is given that does not reach the prompt.
+    """
+    given = [n for n in ("system_prompt", "template_options") if getattr(builder, n)]
+    if not given:
+        return
+    if builder.style != "chat":
+        raise InputError(f"{' and '.join(given)}: the tokenizer has no chat template; leave it out")
+    template = builder.tokenizer.get_chat_template()
+    for name in builder.template_options:
+        if not re.search(rf"\b{re.escape(name)}\b", template):
+            raise InputError(f"template_options.{name}: the chat template has no variable of this name")
+    if builder.system_prompt:
+        try:
+            shown = builder.chat([{"role": "user", "content": "?"}], tokenize=False)
+        except Exception as e:  # templates raise errors of their own, of any class
+            raise InputError(f"system_prompt: the chat template refuses a system message ({e})") from e
+        if builder.system_prompt.strip() not in shown:
+            raise InputError("system_prompt: the chat template ignores a system message; put it into the instruction")
 
 
 def stop_strings_of(style: str, configured: Sequence[str] | None) -> tuple[str, ...]:

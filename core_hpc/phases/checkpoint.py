@@ -132,7 +132,7 @@ class CheckpointStore:
         steps = shards.read_manifest_table(manifest, STEPS, checksum=True)
         if steps["step"].to_list() != list(range(1, num_steps + 1)):
             raise StoreError(f"{manifest.path}: does not contain the steps 1 to {num_steps}")
-        return ResumePoint(manifest.file("optimizer.safetensors").parent, steps.drop("run_id", "iteration", "model"))
+        return ResumePoint(manifest.folder, steps.drop("run_id", "iteration", "model"))
 
 
 def stored_steps(paths: RunPaths, key: TaskKey) -> list[int]:

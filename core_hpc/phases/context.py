@@ -23,7 +23,7 @@ from core_hpc.engines import EngineSpec, create_engine, has_gpu
 from core_hpc.engines.base import AdapterRef, Engine
 from core_hpc.engines.share import Sharing
 from core_hpc.engines.shared import EngineOwner
-from core_hpc.models.prompts import PromptBuilder, stop_strings_of
+from core_hpc.models.prompts import PromptBuilder, prompt_builder, stop_strings_of
 from core_hpc.models.resolve import ResolvedModel, load_tokenizer, resolve_embedder, resolve_model
 from core_hpc.problems.splits import EXAMPLES, worked_examples
 from core_hpc.protocol.embeddings import Embedder, create_embedder
@@ -192,7 +192,7 @@ class TaskContext:
         """Builds the prompts of a model of the team, with the examples of this run."""
         examples = worked_examples(self.run.split(EXAMPLES))
         style = self.run.facts[model.name].prompt_style
-        return PromptBuilder(self.tokenizer(model), style, self.run.config.problems.instruction, examples)
+        return prompt_builder(self.run.config, model, self.tokenizer(model), style=style, examples=examples)
 
     def stop_strings(self, model: ModelSection) -> tuple[str, ...]:
         """The stop strings of a model of the team."""
@@ -219,6 +219,7 @@ class TaskContext:
             four_bit=model.tuning == "qlora",
             trust_remote_code=model.trust_remote_code,
             kv_cache_gb=config.cluster.kv_cache_gb,
+            max_num_seqs=config.cluster.max_num_seqs,
             gpu_memory_share=sharing.engine_share,
             sleeps=sharing.kind == "sleep",
         )
@@ -237,7 +238,7 @@ class TaskContext:
     def update_folder(self, iteration: int) -> Path | None:
         """Folder of this update: an adapter, or a model if tuning is full."""
         manifest = self.update_manifest(iteration)
-        return manifest.file("optimizer.safetensors").parent if manifest is not None else None
+        return manifest.folder if manifest is not None else None
 
     def adapter(self, iteration: int) -> AdapterRef | None:
         """Adapter of the task's model after an iteration; None for base weights or tuning: full."""

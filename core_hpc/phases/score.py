@@ -10,7 +10,9 @@ from __future__ import annotations
 
 import numpy as np
 import polars as pl
+from numpy.typing import NDArray
 
+from core_hpc.config.run import RunConfig
 from core_hpc.phases.context import TaskContext
 from core_hpc.phases.text_embeddings import Vectors, embed_texts, published_embeddings
 from core_hpc.problems.splits import TRAIN, iterations_per_epoch
@@ -63,7 +65,8 @@ def score_rollouts(context: TaskContext, rollouts: pl.DataFrame, *, embeddings: 
         rollouts: completions of whole problems, of one or both phases.
         embeddings: vectors [rows, d] of the texts; None embeds them.
     """
-    reward, update = context.run.config.reward, context.run.config.update
+    config = context.run.config
+    reward, update = config.reward, config.update
     texts = rollouts["text"].to_list()
     vectors = embed_texts(context, texts) if embeddings is None else embeddings
     signatures = [operation_signature(text) for text in texts]
@@ -74,7 +77,7 @@ def score_rollouts(context: TaskContext, rollouts: pl.DataFrame, *, embeddings: 
     groups = rollouts.with_row_index("row").partition_by(compared, maintain_order=True)
     for done, group in enumerate(groups, start=1):
         rows = group["row"].to_numpy()
-        scored = score_problem(_group(group, vectors[rows], [signatures[r] for r in rows]), reward, index)
+        scored = score_problem(_group(config, group, vectors[rows], [signatures[r] for r in rows]), reward, index)
         for name in REWARD_PARTS:
             out[name][rows] = getattr(scored, name)
         out["reward"][rows] = scored.total
@@ -84,7 +87,9 @@ def score_rollouts(context: TaskContext, rollouts: pl.DataFrame, *, embeddings: 
     return pl.DataFrame({**out, "zero_signal": zero_signal})
 
 
-def _group(group: pl.DataFrame, embeddings: Vectors, signatures: list[frozenset[str]]) -> ProblemGroup:
+def _group(
+    config: RunConfig, group: pl.DataFrame, embeddings: Vectors, signatures: list[frozenset[str]]
+) -> ProblemGroup:
     models, phases, correct = (group[name].to_list() for name in ("model", "phase", "correct"))
     return ProblemGroup(
         models=np.array(models),
@@ -97,4 +102,12 @@ def _group(group: pl.DataFrame, embeddings: Vectors, signatures: list[frozenset[
         signatures=signatures,
         embeddings=embeddings,
         texts=group["text"].to_list(),
+        length_shares=_length_shares(config, group),
     )
+
+
+def _length_shares(config: RunConfig, group: pl.DataFrame) -> NDArray[np.float64]:
+    """Completion tokens / max_new_tokens of the model, [n]; 1 for a truncated completion."""
+    limits = {m.name: config.sampling_of(m, COLD).max_new_tokens for m in config.team}
+    shares = group["num_completion_tokens"].to_numpy() / np.array([limits[m] for m in group["model"]])
+    return np.where(group["finish_reason"].to_numpy() == "length", 1.0, shares)

@@ -29,7 +29,7 @@ from core_hpc.phases.context import TaskContext
 from core_hpc.phases.shared_rescues import shared_rows
 from core_hpc.runs.graph import horizon_at, steps_per_iteration
 from core_hpc.store import manifests, shards
-from core_hpc.store.paths import TEAM, TaskKey
+from core_hpc.store.paths import EARLIER_OPTIMIZER_STATE, OPTIMIZER_STATE, TEAM, TaskKey
 from core_hpc.store.schema import COLD, RESCUE, ROLLOUTS, ROW_KEY, SCORE, SCORES, UPDATE
 from core_hpc.training.batching import Row, step_rows
 from core_hpc.training.guard import default_limit
@@ -38,7 +38,7 @@ from core_hpc.training.state_io import STATE_VERSION
 from core_hpc.training.task import TrainerSettings, UpdateResult, UpdateTask
 from core_hpc.training.trainer import Trainer
 
-ROLLOUT_COLUMNS = (*ROW_KEY, "prompt_token_ids", "completion_token_ids", "logprobs")
+ROLLOUT_COLUMNS = (*ROW_KEY, "prompt_token_ids", "completion_token_ids", "logprobs", "finish_reason")
 
 
 def run(context: TaskContext) -> None:
@@ -98,6 +98,7 @@ def training_rows(context: TaskContext) -> list[Row]:
             f"score manifests of iteration {key.iteration} in {run.root} and run the same command again"
         )
     weights = {COLD: 1.0, RESCUE: run.config.update.rescue_weight}
+    masked = "length" if run.config.update.truncated == "mask" else None
     shared = shared_rows(context, scores) if run.config.update.share_rescues else []
     own_rows = [
         Row(
@@ -107,7 +108,7 @@ def training_rows(context: TaskContext) -> list[Row]:
             completion_token_ids=r["completion_token_ids"],
             behaviour_logprobs=r["logprobs"],
             advantage=r["advantage"],
-            weight=weights[r["phase"]],
+            weight=0.0 if r["finish_reason"] == masked else weights[r["phase"]],
             rescue=r["phase"] == RESCUE,
         )
         for r in joined.sort("problem_id", "phase", "sample_index").iter_rows(named=True)
@@ -156,7 +157,7 @@ def _task(context: TaskContext, rows: list[Row], previous: manifests.Manifest | 
         total_steps=horizon * steps_per_iteration(run.config),
         shuffle_seed=stable_seed(run.config.seed, UPDATE, "shuffle", key.iteration),
         lora_seed=stable_seed(run.config.seed, UPDATE, "lora", key.model),
-        previous=previous.file("optimizer.safetensors").parent if previous else None,
+        previous=previous.folder if previous else None,
         on_progress=on_progress,
         max_mismatch=_max_mismatch(context),
         num_similar_tasks=_num_similar_tasks(run.config),
@@ -199,5 +200,11 @@ def _identity(context: TaskContext, task: UpdateTask, previous: manifests.Manife
         "total_steps": task.total_steps,
         "shuffle_seed": task.shuffle_seed,
         "rows": rows_digest(task.rows),
-        "previous": [f.sha256 for f in previous.files if f.name.endswith("optimizer.safetensors")] if previous else [],
+        "previous": _optimizer_checksum(previous) if previous else [],
     }
+
+
+def _optimizer_checksum(previous: manifests.Manifest) -> list[str]:
+    """The checksum of the optimizer state of an update, in a list."""
+    names = (OPTIMIZER_STATE, EARLIER_OPTIMIZER_STATE)
+    return [f.sha256 for f in previous.files if f.name.partition("/")[2] in names]

@@ -24,7 +24,7 @@ from core_hpc.protocol import explore
 from core_hpc.protocol.distance import FloatArray, Signature, distance_matrix, similarity_matrix
 from core_hpc.protocol.failures import BoolArray, cold_failed
 from core_hpc.protocol.format_reward import format_rewards
-from core_hpc.protocol.length_reward import length_rewards
+from core_hpc.protocol.length_reward import length_rewards, overlong_rewards
 from core_hpc.store.schema import COLD, RESCUE
 
 StrArray = NDArray[np.str_]
@@ -55,6 +55,8 @@ class ProblemGroup:
         signatures: [n] operation signatures of the texts.
         embeddings: [n, d] embeddings of the texts.
         texts: [n]; needed only by `EXTRA_PARTS`.
+        length_shares: [n] completion tokens / max_new_tokens, 1 if truncated; needed only by the
+            part `overlong`.
 
     Raises:
         ValueError: the arrays contradict each other.
@@ -70,6 +72,7 @@ class ProblemGroup:
     signatures: Sequence[Signature]
     embeddings: NDArray[np.floating]
     texts: Sequence[str] | None = None
+    length_shares: FloatArray | None = None
 
     def __post_init__(self) -> None:
         arrays = {name: getattr(self, name) for name in self.__dataclass_fields__ if name != "gold"}
@@ -188,7 +191,7 @@ def score_problem(group: ProblemGroup, settings: RewardSection, schedule_index: 
         schedule_index: 0-based epoch or iteration that selects the weights.
 
     Raises:
-        ValueError: an embedding is zero or not finite, or a part of `EXTRA_PARTS` has no texts.
+        ValueError: an embedding is zero or not finite, or a part has no texts or lengths.
     """
     distances = distance_matrix(group.embeddings, group.signatures, settings.distance.embedding_weight)
     exploit = exploit_rewards(group.correct, group.answers, group.gold, partial_weight=_partial_weight(settings))
@@ -210,4 +213,8 @@ def score_problem(group: ProblemGroup, settings: RewardSection, schedule_index: 
             if group.texts is None:
                 raise ValueError(f"reward part {name} needs the texts of the completions")
             total += weight * part(group.texts, section)
+    if weight := weight_at(settings.overlong.weight, schedule_index):
+        if group.length_shares is None:
+            raise ValueError("reward part overlong needs the lengths of the completions")
+        total += weight * overlong_rewards(group.length_shares, settings.overlong)
     return ScoredGroup(**parts, total=total)

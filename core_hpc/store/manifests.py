@@ -70,6 +70,12 @@ class Manifest:
         (entry,) = (f for f in self.files if f.name.endswith(suffix))
         return self.path.parent / entry.name
 
+    @property
+    def folder(self) -> Path:
+        """The folder of a publication that is a folder."""
+        (name,) = {entry.name.split("/")[0] for entry in self.files}
+        return self.path.parent / name
+
 
 def make_folder(path: Path) -> None:
     """Create a folder and its parents, private to user and group."""
@@ -180,7 +186,8 @@ def _move_into_place(
         final = f"{stem}/{relative}" if as_folder else stem + path.suffix
         entries.append(FileEntry(final, path.stat().st_size, sha256_file(path), rows, table))
     if as_folder:
-        _fsync(temporary)
+        for inner in (temporary, *(p for p in temporary.rglob("*") if p.is_dir())):
+            _fsync(inner)
         temporary.rename(folder / stem)
     else:
         (only,) = entries

@@ -10,7 +10,7 @@
                                          likewise rescue, evaluate
             hint/iteration=0001/         team-p000.UID/: hints.parquet, embeddings of the cold texts
             score/iteration=0001/        team-p000.UID.parquet
-            update/iteration=0001/       MODEL-p000.UID/: adapter, optimizer, steps.parquet
+            update/iteration=0001/       MODEL-p000.UID/: adapter, optimizer/, steps.parquet
             checkpoint/iteration=0001/   MODEL-p000-step0012.UID/, while an update is running
             counts/                      iteration=0001.UID/: cached counts of its rollouts
             slurm/  tensorboard/  logs/
@@ -28,6 +28,10 @@ from core_hpc.store.schema import PHASES
 MANIFEST_SUFFIX = ".manifest.json"
 TEAM = "team"
 """Stands for the model in the names of tasks of the whole team."""
+OPTIMIZER_STATE = "optimizer/state.safetensors"
+"""In the folder of an update. A subfolder, because an engine loads all weight files of a folder."""
+EARLIER_OPTIMIZER_STATE = "optimizer.safetensors"
+"""The name of this file in updates that earlier versions published."""
 
 
 @dataclass(frozen=True, order=True, slots=True)

@@ -205,9 +205,16 @@ STEPS = Table(
         "mismatch_mean": (_F, "mean |trainer - engine| of the log-probabilities of completion tokens"),
         "mismatch_max": (_F, "largest |trainer - engine| of a log-probability"),
         "importance_mean": (_F, "mean importance weight of completion tokens (update.importance)"),
+        "kept_mass": (
+            _F,
+            "mean exp(trainer - engine) of the log-probabilities of completion tokens; with top-p below 1 the mean "
+            "probability mass from which the engine samples, otherwise 1; null in files of an earlier version",
+        ),
         "ratio_max": (_F, "largest policy ratio exp(current - old)"),
     },
     ("run_id", "iteration", "model", "step"),
+    nullable=frozenset({"kept_mass"}),
+    added=frozenset({"kept_mass"}),
 )
 
 TABLES = {t.name: t for t in (PROBLEMS, ROLLOUTS, HINTS, SCORES, STEPS)}

@@ -49,6 +49,8 @@ def importance_weights(
     - token_truncate: min(exp d, cap), as in TRL;
     - sequence_mask: exp(sum of d over the completion), or 0 if that is above the cap, as in TRL;
     - geometric_truncate: min(exp(mean of d over the completion), cap);
+    - token_band: exp d, or 0 outside [floor, cap] (IcePop, arXiv 2510.18855);
+    - geometric_reject: 1, or 0 if exp(mean of d over the completion) is outside [floor, cap];
     - none: 1.
 
     A completion without behaviour log-probabilities (NaN) has weight 1.
@@ -59,13 +61,25 @@ def importance_weights(
     assert settings.cap is not None
     if settings.kind == "token_truncate":
         return difference_M.exp().clamp(max=settings.cap)
+    if settings.kind == "token_band":
+        return _within(difference_M.exp(), settings)
     sum_N = completion_sum(difference_M, row_M, len(lengths_N))
     if settings.kind == "geometric_truncate":
         weight_N = (sum_N / lengths_N).exp().clamp(max=settings.cap)
+    elif settings.kind == "geometric_reject":
+        geometric_N = (sum_N / lengths_N).exp()
+        # Division and not a comparison, so that NaN stays NaN.
+        weight_N = _within(geometric_N, settings) / geometric_N
     else:
         weight_N = sum_N.exp()
         weight_N = weight_N.masked_fill(weight_N > settings.cap, 0.0)
     return weight_N[row_M]
+
+
+def _within(weights: Tensor, settings: ImportanceSection) -> Tensor:
+    """The weights, with 0 instead of those outside [floor, cap]."""
+    assert settings.floor is not None
+    return weights.masked_fill((weights < settings.floor) | (weights > settings.cap), 0.0)
 
 
 @dataclass(frozen=True)

@@ -26,7 +26,7 @@ from core_hpc.training.losses import LossTerms, TokenBatch
 from core_hpc.training.micro_batch import MicroBatch
 from core_hpc.training.zero2 import reduce_metrics
 
-SUMS = ("loss", "policy_loss", "kl", "clipped", "entropy", "mismatch", "importance")
+SUMS = ("loss", "policy_loss", "kl", "clipped", "entropy", "mismatch", "importance", "kept")
 MAXIMA = ("mismatch_max", "ratio_max")
 
 
@@ -57,6 +57,7 @@ class StepTotals:
             entropy_M.sum(),
             mismatch_M.sum(),
             tokens.importance_M.sum(),
+            torch.where(batch.behaviour_M.isnan(), 0.0, (tokens.old_M - batch.behaviour_M).exp()).sum(),
         )
         self.sums += torch.stack([p.double() for p in parts])
         bad_N = ~torch.isfinite(terms.loss_N)
@@ -109,6 +110,7 @@ class StepTotals:
             "entropy": _mean(sums["entropy"], num_tokens_run),
             "mismatch_mean": _mean(sums["mismatch"], num_tokens_sampled),
             "importance_mean": _mean(sums["importance"], num_tokens_run),
+            "kept_mass": _mean(sums["kept"], num_tokens_sampled),
             **dict(zip(MAXIMA, maxima, strict=False)),
         }
 

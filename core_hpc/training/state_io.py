@@ -2,11 +2,13 @@
 
     adapter_config.json, adapter_model.safetensors    an adapter: PEFT and vLLM load them
     config.json, model*.safetensors, tokenizer files  full tuning: transformers and vLLM load them
-    optimizer.safetensors                             per trained parameter: float32 weight, exp_avg, exp_avg_sq
+    optimizer/state.safetensors                       per trained parameter: float32 weight, exp_avg, exp_avg_sq
     trainer_state.json                                steps done, schedule, versions
 
 No random state is kept, since there is none: dropout is 0, and the order of problems and the
-initial adapter come from seeds. Frozen base weights are never written. This module reads and writes
+initial adapter come from seeds. The optimizer state is in a subfolder, because vLLM loads every
+safetensors file beside the weights; earlier versions wrote it there. Frozen base weights are never
+written. This module reads and writes
 files of one rank, and it knows no process group.
 """
 
@@ -26,15 +28,11 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from core_hpc.common.errors import StoreError
+from core_hpc.store.paths import EARLIER_OPTIMIZER_STATE, OPTIMIZER_STATE
 
 STATE_VERSION = 1
 PARTS = ("weight", "exp_avg", "exp_avg_sq")
-ADAPTER_CONFIG, ADAPTER, OPTIMIZER, TRAINER = (
-    "adapter_config.json",
-    "adapter_model.safetensors",
-    "optimizer.safetensors",
-    "trainer_state.json",
-)
+ADAPTER_CONFIG, ADAPTER, TRAINER = "adapter_config.json", "adapter_model.safetensors", "trainer_state.json"
 
 
 @dataclass(frozen=True)
@@ -58,7 +56,8 @@ def write_adapter(folder: Path, weights: Mapping[str, Tensor], config: LoraConfi
 def write_position(folder: Path, state: TrainingState, details: dict[str, Any]) -> None:
     """Write the two files that `read_state` reads, which suffice to continue."""
     flat = {f"{part}:{name}": tensor for part in PARTS for name, tensor in state.parts[part].items()}
-    _write_tensors(folder / OPTIMIZER, {**flat, "step": torch.tensor(state.steps_done, dtype=torch.int64)})
+    (folder / OPTIMIZER_STATE).parent.mkdir(exist_ok=True)
+    _write_tensors(folder / OPTIMIZER_STATE, {**flat, "step": torch.tensor(state.steps_done, dtype=torch.int64)})
     versions = {p: importlib.metadata.version(p) for p in ("torch", "deepspeed", "peft", "transformers")}
     _write_json(
         folder / TRAINER, {"version": STATE_VERSION, "steps_done": state.steps_done, **details, "versions": versions}
@@ -76,7 +75,7 @@ def read_state(folder: Path, shapes: dict[str, torch.Size]) -> TrainingState:
     """
     try:
         meta = json.loads((folder / TRAINER).read_text())
-        with safe_open(folder / OPTIMIZER, framework="pt") as file:
+        with safe_open(_optimizer_file(folder), framework="pt") as file:
             flat = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 - not a mapping
     except (OSError, ValueError, SafetensorError) as error:
         raise StoreError(
@@ -103,6 +102,12 @@ def read_state(folder: Path, shapes: dict[str, torch.Size]) -> TrainingState:
         )
     parts = {part: {name: flat[f"{part}:{name}"] for name in shapes} for part in PARTS}
     return TrainingState(parts, step)
+
+
+def _optimizer_file(folder: Path) -> Path:
+    """The file of the optimizer state, which may be of an earlier version."""
+    earlier = folder / EARLIER_OPTIMIZER_STATE
+    return earlier if earlier.is_file() else folder / OPTIMIZER_STATE
 
 
 def share_with_group(path: Path) -> None:

@@ -23,7 +23,7 @@ from typing import Any
 
 import polars as pl
 
-from core_hpc.engines import worker_environment
+from core_hpc.engines import CPU_NUM_SEQS, worker_environment
 from core_hpc.engines.base import SamplingSettings
 from core_hpc.phases import run_task
 from core_hpc.phases.context import TaskContext, Warm
@@ -108,9 +108,9 @@ def in_transformers(run: Run, model: str, rounds: int, threads: int) -> dict[str
     rates = []
     for _ in range(rounds + 1):
         began, num_tokens = time.perf_counter(), 0
-        for start in range(0, len(prompts), spec.max_num_seqs):
+        for start in range(0, len(prompts), CPU_NUM_SEQS):
             padded = tokenizer.pad(
-                {"input_ids": prompts[start : start + spec.max_num_seqs]}, padding_side="left", return_tensors="pt"
+                {"input_ids": prompts[start : start + CPU_NUM_SEQS]}, padding_side="left", return_tensors="pt"
             )
             with torch.inference_mode():
                 out = language_model.generate(

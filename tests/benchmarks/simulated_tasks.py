@@ -218,5 +218,6 @@ _STEP: dict[str, Any] = {
     "mismatch_mean": 0.01,
     "mismatch_max": 0.3,
     "importance_mean": 1.0,
+    "kept_mass": 1.0,
     "ratio_max": 1.2,
 }

@@ -138,7 +138,7 @@ def test_no_leftovers_and_no_base_weights(finished: tuple[Path, str]) -> None:
     wanted = {
         "adapter_config.json",
         "adapter_model.safetensors",
-        "optimizer.safetensors",
+        "state.safetensors",
         "steps.parquet",
         "trainer_state.json",
     }

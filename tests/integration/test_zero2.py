@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import torch
 
+from core_hpc.store.paths import OPTIMIZER_STATE
 from tests.support.ranks import VOCABULARY, largest_difference, launch, make_rows, plain_adapters, prepare, weights
 
 pytestmark = pytest.mark.slow
@@ -111,7 +112,7 @@ def test_old_log_probs_are_those_before_the_update(runs: dict[str, Any]) -> None
 
 def test_resume_is_exact_with_as_many_ranks_and_close_with_others(runs: dict[str, Any]) -> None:
     folder = runs["folder"]
-    for name in ("adapter_model.safetensors", "optimizer.safetensors"):
+    for name in ("adapter_model.safetensors", OPTIMIZER_STATE):
         for warm, fresh in (("one.2", "one_later.2"), ("two.2", "two_later.2")):
             assert (folder / warm / name).read_bytes() == (folder / fresh / name).read_bytes()
         for warm, other in (("one.2", "one_two.2"), ("two.2", "two_one.2")):
@@ -120,7 +121,7 @@ def test_resume_is_exact_with_as_many_ranks_and_close_with_others(runs: dict[str
         assert runs[name][0]["raw_resume"] == {"weight": 0.0, "exp_avg": 0.0, "exp_avg_sq": 0.0}
 
 
-FILES = ("adapter_model.safetensors", "optimizer.safetensors")
+FILES = ("adapter_model.safetensors", OPTIMIZER_STATE)
 
 
 def test_an_interrupted_update_goes_on_where_it_was_and_gives_the_same(runs: dict[str, Any]) -> None:
@@ -174,7 +175,7 @@ def test_published_folder_is_an_ordinary_adapter(runs: dict[str, Any]) -> None:
         assert {p.name for p in out.iterdir()} == {
             "adapter_config.json",
             "adapter_model.safetensors",
-            "optimizer.safetensors",
+            "optimizer",
             "trainer_state.json",
         }
         assert json.loads((out / "adapter_config.json").read_text())["base_model_name_or_path"] == "org/tiny"
@@ -222,8 +223,8 @@ def test_a_folder_that_does_not_fit_is_refused(runs: dict[str, Any], tmp_path: P
         read_state(folder, {**shapes, first: torch.Size([1, 1])})
     torn = tmp_path / "torn"
     shutil.copytree(folder, torn)
-    data = (torn / "optimizer.safetensors").read_bytes()
-    (torn / "optimizer.safetensors").write_bytes(data[: len(data) // 2])
+    data = (torn / OPTIMIZER_STATE).read_bytes()
+    (torn / OPTIMIZER_STATE).write_bytes(data[: len(data) // 2])
     with pytest.raises(StoreError, match="not a complete folder of an update"):
         read_state(torn, shapes)
 

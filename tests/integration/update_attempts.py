@@ -18,7 +18,7 @@ from core_hpc.common.errors import StoppedError
 from core_hpc.phases import TaskContext, run_task
 from core_hpc.phases.context import Warm
 from core_hpc.runs.folder import open_run
-from core_hpc.store.paths import RunPaths, TaskKey
+from core_hpc.store.paths import OPTIMIZER_STATE, RunPaths, TaskKey
 
 
 def attempt(root: Path, key: TaskKey, warm: Warm, *, stop_at: int = -1) -> dict[str, Any]:
@@ -50,7 +50,7 @@ def main() -> None:
     undisturbed, root, key, warm = Path(sys.argv[1]), Path(sys.argv[2]), TaskKey.parse(sys.argv[3]), Warm()
     seen = [attempt(undisturbed, key, warm)]
     seen += [attempt(root, key, warm, stop_at=2), attempt(root, key, warm, stop_at=1)]
-    newest = max(RunPaths(root).checkpoint_folder(key).glob("*/optimizer.safetensors"))
+    newest = max(RunPaths(root).checkpoint_folder(key).glob(f"*/{OPTIMIZER_STATE}"))
     newest.write_bytes(newest.read_bytes()[:-1])
     seen += [attempt(root, key, warm), attempt(root, key, warm)]
     print(json.dumps(seen))

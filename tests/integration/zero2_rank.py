@@ -27,7 +27,7 @@ from core_hpc.config.run import LoraSection
 from core_hpc.config.update import UpdateSection
 from core_hpc.phases.checkpoint import CheckpointStore
 from core_hpc.store import manifests
-from core_hpc.store.paths import RunPaths, TaskKey
+from core_hpc.store.paths import OPTIMIZER_STATE, RunPaths, TaskKey
 from core_hpc.training import passes
 from core_hpc.training.batching import Row, plan_steps, step_rows
 from core_hpc.training.interruption import Interruption
@@ -239,7 +239,7 @@ class Checks:
         }
         if self.trainer.rank == 0:
             shutil.copytree(root, self.folder / f"{name}.foreign")
-            (newest,) = folder.glob("*-step0002.*/optimizer.safetensors")
+            (newest,) = folder.glob(f"*-step0002.*/{OPTIMIZER_STATE}")
             content = bytearray(newest.read_bytes())
             content[-1] ^= 255
             newest.write_bytes(bytes(content))

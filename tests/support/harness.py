@@ -15,7 +15,7 @@ import polars as pl
 
 from core_hpc.runs.folder import list_runs
 from core_hpc.store import manifests, shards
-from core_hpc.store.paths import RunPaths
+from core_hpc.store.paths import OPTIMIZER_STATE, RunPaths
 from core_hpc.store.schema import HINTS, ROLLOUTS, SCORES, STEPS, UPDATE
 
 ROOT = Path(__file__).parents[2]
@@ -114,8 +114,8 @@ def published_content(run: Path) -> dict[str, pl.DataFrame | bytes]:
             if any(f.table == table.name for f in manifest.files):
                 content[f"{key} {table.name}"] = shards.read_manifest_table(manifest, table, checksum=True)
         if key.phase == UPDATE:
-            for suffix in ("adapter_model.safetensors", "optimizer.safetensors"):
-                content[f"{key} {suffix}"] = manifest.file(suffix).read_bytes()
+            content[f"{key} adapter_model.safetensors"] = manifest.file("adapter_model.safetensors").read_bytes()
+            content[f"{key} optimizer.safetensors"] = manifest.file(OPTIMIZER_STATE).read_bytes()
     return content
 
 

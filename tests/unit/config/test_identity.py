@@ -24,7 +24,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
     **{f"loss {loss}": {"update": {"loss": loss}} for loss in ("dapo", "dr_grpo", "gspo", "sapo", "cispo")},
     **{
         f"importance {kind}": {"update": {"importance": {"kind": kind}}}
-        for kind in ("sequence_mask", "geometric_truncate", "none")
+        for kind in ("sequence_mask", "geometric_truncate", "token_band", "geometric_reject", "none")
     },
     "full": {"team": [{"name": "a", "model": "x", "tuning": "full"}, {"name": "b", "model": "y"}]},
     "gym": {"problems": {"train": GYM, "evaluation": {**GYM, "seed": 1}}},

@@ -6,6 +6,7 @@ import pytest
 
 import yaml
 from core_hpc.common.errors import ConfigError
+from core_hpc.config.fields import ANY, config_fields, run_config_schema
 from core_hpc.config.run import flatten, scientific_fields
 from core_hpc.runs.sweep import load_sweep
 
@@ -94,6 +95,14 @@ def test_all_mistakes_are_reported_at_once_with_path_and_advice(tmp_path: Path) 
         (
             {"team": [{"name": "a", "model": "x", "lora": {"rnk": 1}}]},
             "team.0.lora.rnk: unknown key; did you mean `rank`?",
+        ),
+        (
+            {"team": [{"name": "a", "model": "x", "template_options": {"tokenize": False}}]},
+            "team.0.template_options: tokenize: core_hpc sets this itself; leave it out",
+        ),
+        (
+            {"team": [{"name": "a", "model": "x", "system_prompt": "Hi", "prompt_style": "plain"}]},
+            "team.0: system_prompt: a plain prompt has no chat template; leave it out",
         ),
     ],
 )
@@ -198,7 +207,8 @@ def test_the_run_id_depends_only_on_scientific_fields(tmp_path: Path) -> None:
 def test_only_these_sections_have_operational_fields(tmp_path: Path) -> None:
     config = load_sweep(write(tmp_path)).runs[0].config
     everything, scientific = flatten(config.model_dump(mode="json")), flatten(scientific_fields(config))
-    added_later = {"protocol.hint_leak"}
+    fields = [f for f in config_fields(run_config_schema()) if "added_later" in f.schema]
+    added_later = {".".join(f.path).replace(f"team.{ANY}", f"team.{i}") for f in fields for i in range(2)}
     operational = {path.split(".")[0] for path in set(everything) - set(scientific) - added_later}
     assert operational == {"name", "output", "iterations", "cluster", "evaluation", "update"}
     assert "evaluation.samples" in scientific

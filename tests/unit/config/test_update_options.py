@@ -66,7 +66,19 @@ def test_every_option_of_the_chosen_loss_has_a_value_and_no_other(loss: str, exp
 
 def test_importance_caps() -> None:
     caps = {kind: ImportanceSection(kind=kind).cap for kind in IMPORTANCE_CAPS}
-    assert caps == {"token_truncate": 2.0, "sequence_mask": 3.0, "geometric_truncate": 2.0, "none": None}
+    assert caps == {
+        "token_truncate": 2.0,
+        "sequence_mask": 3.0,
+        "geometric_truncate": 2.0,
+        "token_band": 5.0,
+        "geometric_reject": 2.0,
+        "none": None,
+    }
+    floors = {kind: ImportanceSection(kind=kind).floor for kind in IMPORTANCE_CAPS}
+    assert {kind: floor for kind, floor in floors.items() if floor is not None} == {
+        "token_band": 0.5,
+        "geometric_reject": 0.5,
+    }
     assert ImportanceSection(kind="sequence_mask", cap=1.5).cap == 1.5
 
 
@@ -109,6 +121,11 @@ def test_all_mistakes_are_reported_at_once_with_path_and_advice(tmp_path: Path) 
         (
             {"importance": {"kind": "sequence", "cap": 3.0}},
             "update.importance.kind: input should be 'token_truncate', 'sequence_mask'",
+        ),
+        (
+            {"importance": {"floor": 0.5}},
+            "update.importance.floor: kind token_truncate has no floor; leave it out, or choose one of token_band, "
+            "geometric_reject",
         ),
     ],
 )

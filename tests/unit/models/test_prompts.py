@@ -12,12 +12,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from core_hpc.answers.extract import extract_answer
+from core_hpc.common.errors import InputError
 from core_hpc.config.instructions import default_instruction
 from core_hpc.config.problems import ANSWER_KINDS, ProblemsSection
-from core_hpc.config.run import RunConfig
+from core_hpc.config.run import RunConfig, scientific_fields
 from core_hpc.controller import prepare
 from core_hpc.engines.base import Completion
-from core_hpc.models.prompts import THINKING_MARKS, PromptBuilder
+from core_hpc.models.prompts import THINKING_MARKS, PromptBuilder, check_chat_settings, prompt_builder
 from core_hpc.phases import generate, update
 from core_hpc.phases.context import Stopwatch
 from core_hpc.problems import datasets, generators
@@ -40,6 +41,17 @@ MISTRAL = byte_tokenizer(special=("[THINK]", "[/THINK]", "[INST]"), template=CHA
 
 def ids_of(tokenizer: Any, text: str) -> list[int]:
     return list(tokenizer(text, add_special_tokens=False)["input_ids"])
+
+
+THINKING = (
+    "{% for m in messages %}<s>{{ m.role }}: {{ m.content }}</s>{% endfor %}<s>assistant:"
+    "{% if enable_thinking is defined and enable_thinking is false %}<think>\n\n</think>{% else %}<think>{% endif %}"
+)
+NO_SYSTEM = (
+    "{% for m in messages %}{% if m.role == 'system' %}{{ raise_exception('no system') }}{% endif %}{{ m.content }}"
+    "{% endfor %}"
+)
+IGNORES_SYSTEM = "{% for m in messages if m.role != 'system' %}{{ m.content }}{% endfor %}"
 
 
 # --- prompts -------------------------------------------------------------------------------------
@@ -300,3 +312,51 @@ def test_the_context_of_a_model_depends_on_its_own_number_of_new_tokens(tmp_path
     assert context("a", sampling={"max_new_tokens": 6400 + 20}) == usual + 6400
     assert context("b", sampling={"max_new_tokens": 6400 + 20}) == usual
     assert context("a", evaluation_sampling={"max_new_tokens": 20_000}) >= 20_000
+
+
+# --- system prompt and options of the chat template ------------------------------------------------
+
+
+def builder_with(template: str | None, *, style: str = "chat", **model: Any) -> PromptBuilder:
+    config = config_of(**model)
+    return prompt_builder(config, config.model("a"), byte_tokenizer(template=template), style=style, examples=())
+
+
+def test_the_system_prompt_comes_first_and_options_reach_the_template() -> None:
+    plain = builder_with(THINKING)
+    changed = builder_with(THINKING, system_prompt="Think.", template_options={"enable_thinking": False})
+    check_chat_settings(changed)
+    shown = {name: b.tokenizer.decode(b.build("3 + 4?", "Add.")) for name, b in {"p": plain, "c": changed}.items()}
+    assert shown["p"].startswith("<s>user: 3 + 4?")
+    assert shown["p"].endswith("<s>assistant:<think>")
+    assert shown["c"].startswith("<s>system: Think.</s><s>user: 3 + 4?")
+    assert shown["c"].endswith("<s>assistant:<think>\n\n</think>")
+    assert (plain.opened_thinking, changed.opened_thinking) == ("<think>\n", "")
+
+
+@pytest.mark.parametrize(
+    ("template", "style", "model", "expected"),
+    [
+        (NO_SYSTEM, "chat", {"system_prompt": "Hi"}, "system_prompt: the chat template refuses a system message"),
+        (IGNORES_SYSTEM, "chat", {"system_prompt": "Hi"}, "system_prompt: the chat template ignores a system message"),
+        (THINKING, "chat", {"template_options": {"enable_thinkin": True}}, "template_options.enable_thinkin: the chat"),
+        (None, "plain", {"system_prompt": "Hi"}, "system_prompt: the tokenizer has no chat template"),
+        (None, "plain", {"template_options": {"x": 1}}, "template_options: the tokenizer has no chat template"),
+    ],
+)
+def test_chat_settings_that_would_not_reach_the_prompt(
+    template: str | None, style: str, model: dict[str, Any], expected: str
+) -> None:
+    with pytest.raises(InputError) as caught:
+        check_chat_settings(builder_with(template, style=style, **model))
+    assert str(caught.value).startswith(expected)
+
+
+def test_chat_settings_are_part_of_the_identity_only_if_they_are_given() -> None:
+    def team(**model: Any) -> dict[str, Any]:
+        member: dict[str, Any] = scientific_fields(config_of(**model))["team"][0]
+        return member
+
+    assert not {"system_prompt", "template_options"} & team().keys()
+    assert team(system_prompt="Hi")["system_prompt"] == "Hi"
+    assert team(template_options={"enable_thinking": False})["template_options"] == {"enable_thinking": False}

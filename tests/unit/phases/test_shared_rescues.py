@@ -118,6 +118,29 @@ def test_shared_completions_come_after_the_models_own(tmp_path: Path) -> None:
     assert shared["b"] == []
 
 
+@pytest.mark.parametrize(("truncated", "weights"), [("keep", {1.0, 0.8}), ("mask", {0.0, 1.0})])
+def test_truncated_completions_are_masked_from_the_loss_but_not_from_the_rewards(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, truncated: str, weights: set[float]
+) -> None:
+    """The rescue completions of b are cut at the limit."""
+    from core_hpc.phases.update import training_rows
+    from core_hpc.store.paths import TaskKey
+    from core_hpc.store.schema import UPDATE
+    from tests.unit.phases import test_traps
+
+    def cut_rescues(model: str, phase: str) -> list[dict[str, Any]]:
+        reason = "length" if phase == RESCUE else "stop"
+        return [{**row, "finish_reason": reason} for row in original(model, phase)]
+
+    original = test_traps.rollout_rows
+    monkeypatch.setattr(test_traps, "rollout_rows", cut_rescues)
+    run = test_traps.scored_run(tmp_path, truncated=truncated)
+    rows = training_rows(test_traps.context(run, TaskKey(1, UPDATE, "b")))
+    assert {row.weight for row in rows} == weights
+    assert all((row.weight == 0) == (row.rescue and truncated == "mask") for row in rows)
+    assert any(row.rescue and row.advantage != 0 for row in rows)
+
+
 SAMPLED = Row(
     key=("p", 0),
     problem_id="p",

@@ -10,10 +10,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from core_hpc.answers.extract import token_f1
-from core_hpc.config.reward import RewardSection
+from core_hpc.config.reward import OverlongSection, RewardSection
 from core_hpc.protocol.advantages import advantages
 from core_hpc.protocol.distance import distance_matrix
 from core_hpc.protocol.failures import cold_failed
+from core_hpc.protocol.length_reward import overlong_rewards
 from core_hpc.protocol.rewards import ProblemGroup, cross_rewards, score_problem
 from core_hpc.store.schema import COLD, RESCUE
 
@@ -216,3 +217,31 @@ def test_advantages_of_invalid_rewards_are_an_error():
         advantages([0.0, float("nan")])
     with pytest.raises(ValueError, match="axes"):
         advantages([[0.0]])
+
+
+@pytest.mark.parametrize("buffer_share", [0.05, 0.2, 1.0])
+def test_the_overlong_reward_is_that_of_dapo(buffer_share):
+    """Compared with Eq. 13 of arXiv 2503.14476, one length at a time."""
+    limit = 200
+    buffer = buffer_share * limit
+
+    def reference(length):
+        if length <= limit - buffer:
+            return 0.0
+        return ((limit - buffer) - length) / buffer if length <= limit else -1.0
+
+    lengths = np.arange(1, limit + 1)
+    found = overlong_rewards(lengths / limit, OverlongSection(buffer_share=buffer_share))
+    assert found.tolist() == pytest.approx([reference(n) for n in lengths])
+
+
+def test_overlong_enters_the_total_with_its_weight_and_needs_lengths():
+    group = make_group([("a", COLD, True, False), ("b", COLD, False, False)])
+    plain = score_problem(group, SETTINGS, 0).total
+    settings = RewardSection(overlong={"weight": [0.0, 0.5]})
+    with_lengths = replace(group, length_shares=np.array([0.3, 0.95]))
+    assert score_problem(with_lengths, settings, 0).total.tolist() == plain.tolist()
+    after = score_problem(with_lengths, settings, 1).total - score_problem(group, SETTINGS, 1).total
+    assert after.tolist() == pytest.approx([0.0, -0.5 * 0.75])
+    with pytest.raises(ValueError, match="overlong needs the lengths"):
+        score_problem(group, settings, 1)

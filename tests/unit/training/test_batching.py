@@ -185,7 +185,7 @@ def test_rows_without_gradient_are_not_computed_but_count() -> None:
     means = StepTotals(step, silent, torch.device("cpu")).means(with_kl=False)
     assert (means["num_completions"], means["num_tokens"]) == (6, step.num_completion_tokens)
     assert (means["loss"], means["clip_share"]) == (0, 0)
-    undefined = ("kl", "entropy", "mismatch_mean", "mismatch_max", "importance_mean", "ratio_max")
+    undefined = ("kl", "entropy", "mismatch_mean", "mismatch_max", "importance_mean", "kept_mass", "ratio_max")
     assert all(math.isnan(means[name]) for name in undefined)
 
 

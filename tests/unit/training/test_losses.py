@@ -85,10 +85,14 @@ def reference_importance(c: Completion, kind: str) -> list[float]:
         return [1.0] * len(differences)
     if kind == "token_truncate":
         return [min(math.exp(d), 2.0) for d in differences]
+    if kind == "token_band":
+        return [math.exp(d) if 0.5 <= math.exp(d) <= 5.0 else 0.0 for d in differences]
     if kind == "sequence_mask":
         whole = math.prod(math.exp(d) for d in differences)
         return [whole if whole <= 3.0 else 0.0] * len(differences)
     geometric = math.prod(math.exp(d) for d in differences) ** (1 / len(differences))
+    if kind == "geometric_reject":
+        return [1.0 if 0.5 <= geometric <= 2.0 else 0.0] * len(differences)
     return [min(geometric, 2.0)] * len(differences)
 
 
@@ -175,7 +179,9 @@ def test_defaults_equal_the_equation_with_gradients(name: str, seed: int) -> Non
 
 
 @pytest.mark.parametrize("name", [n for n in LOSSES if n != "gspo"])
-@pytest.mark.parametrize("importance", ["sequence_mask", "geometric_truncate", "none"])
+@pytest.mark.parametrize(
+    "importance", ["sequence_mask", "geometric_truncate", "token_band", "geometric_reject", "none"]
+)
 def test_options_combine(name: str, importance: str) -> None:
     """Sequence ratios, KL times the ratio, and kinds of importance correction, for every loss."""
     section = ImportanceSection(kind=importance)
@@ -345,6 +351,12 @@ def test_k3_is_never_negative_and_zero_at_equality() -> None:
         (ImportanceSection(kind="sequence_mask"), [0.0, 0.0, 0.0, math.e, math.e]),
         (ImportanceSection(kind="sequence_mask", cap=2.0), [0.0] * 5),
         (ImportanceSection(kind="geometric_truncate"), [2.0, 2.0, 2.0, math.exp(0.5), math.exp(0.5)]),
+        (ImportanceSection(kind="token_band"), [1.0, 0.0, 0.0, math.exp(0.5), math.exp(0.5)]),
+        (ImportanceSection(kind="token_band", floor=0.3), [1.0, 0.0, math.exp(-1), math.exp(0.5), math.exp(0.5)]),
+        (ImportanceSection(kind="token_band", floor=1.0, cap=60.0), [1.0, math.exp(4), 0.0] + [math.exp(0.5)] * 2),
+        (ImportanceSection(kind="geometric_reject"), [0.0, 0.0, 0.0, 1.0, 1.0]),
+        (ImportanceSection(kind="geometric_reject", cap=3.0), [1.0] * 5),
+        (ImportanceSection(kind="geometric_reject", cap=1.5), [0.0] * 5),
         (ImportanceSection(kind="none"), [1.0] * 5),
     ],
 )
@@ -360,7 +372,9 @@ def test_importance_kinds_are_detached(settings: ImportanceSection, expected: li
     assert not weights.requires_grad
 
 
-@pytest.mark.parametrize("kind", ["token_truncate", "sequence_mask", "geometric_truncate"])
+@pytest.mark.parametrize(
+    "kind", ["token_truncate", "sequence_mask", "geometric_truncate", "token_band", "geometric_reject"]
+)
 def test_importance_does_not_hide_nan(kind: str) -> None:
     weights = importance_weights(
         torch.tensor([float("nan")]),
