@@ -44,7 +44,9 @@ class UpdateJobSection(JobSection):
     """The job of one update task."""
 
     nodes: PositiveInt = operational(
-        1, description="nodes of one update task; update_ranks are spread evenly over them"
+        1,
+        description="nodes of one update task; update_ranks are spread evenly over them. Above 1 experimental on "
+        "GPUs: only CPUs have run it",
     )
 
 
@@ -208,15 +210,18 @@ class ClusterSection(Section):
         "evict",
         description="workers on one GPU (drivers local and resident). evict: one at a time, which ends when another "
         "needs the GPU; split: all stay and take turns, each engine with its gpu_memory_share; sleep: as split, but an "
-        "engine (vllm) frees its memory between its turns; auto: the best of these that memory allows",
+        "engine (vllm) frees its memory between its turns; auto: the best of these that memory allows. All "
+        "but evict are experimental: no GPU has run them",
     )
     parts_in_engine: PositiveInt = operational(
         1,
         description="parts of one model that an engine samples at the same time (vllm; drivers local and resident). "
-        "Above 1, last digits depend on what happens to run together",
+        "Above 1, last digits depend on what happens to run together. Experimental on a GPU: no GPU has run it",
     )
     update_ranks: PositiveInt = operational(
-        1, description="processes (ZeRO-2 ranks) of one update task; with resident, all on its one node"
+        1,
+        description="processes (ZeRO-2 ranks) of one update task; with resident, all on its one node. Above 1 "
+        "experimental on GPUs: only CPUs have run it",
     )
     max_attempts: PositiveInt = operational(3, description="attempts of one task before its run stops")
     max_num_seqs: PositiveInt | None = operational(

@@ -47,7 +47,8 @@ class LoraSection(Section):
     targets: list[str] = Field(
         ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"],
         min_length=1,
-        description="last name parts of the linear layers that get an adapter",
+        description="last name parts of the linear layers that get an adapter. Where a model joins some of them into "
+        "one layer (qkv_proj and gate_up_proj of Phi), this layer gets it",
     )
 
 
@@ -83,7 +84,9 @@ class ModelSection(Section):
     trust_remote_code: bool = Field(False, description="run Python code that comes with the model")
     allow_pickle: bool = Field(False, description="load pickled weights (.bin), which can run code")
     engine: Literal["vllm", "transformers", "fake"] = Field(
-        "vllm", description="generation engine; fake is for the tests of core_hpc"
+        "vllm",
+        description="generation engine (vllm on a GPU is experimental: no GPU has run it); fake is for the tests of "
+        "core_hpc",
     )
     dtype: Literal["auto", "float32", "bfloat16"] = Field(
         "auto", description="type of the base weights; auto: bfloat16 on a GPU, float32 on a CPU"
@@ -112,7 +115,8 @@ class ModelSection(Section):
     tuning: Literal["lora", "qlora", "full"] = Field(
         "lora",
         description="what an update trains. lora: an adapter; qlora: an adapter on 4-bit base weights (NF4, computing "
-        "in bfloat16) in trainer and engine, which needs a GPU and the extra qlora; full: every weight",
+        "in bfloat16) in trainer and engine, which needs a GPU and the extra qlora (experimental: no GPU has run it); "
+        "full: every weight",
     )
     lora: LoraSection | None = Field(
         default_factory=lambda data: None if data["tuning"] == "full" else LoraSection(),

@@ -9,7 +9,7 @@ model is trained. This module does not find or download models.
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path
@@ -20,6 +20,8 @@ from core_hpc.common.errors import InputError
 if TYPE_CHECKING:
     from torch import nn
 
+JOINED_PROJECTIONS = {"qkv_proj": ("q_proj", "k_proj", "v_proj"), "gate_up_proj": ("gate_proj", "up_proj")}
+"""Layers of some models that join projections which other models have one by one."""
 _FACTORS = (("short_factor", "long_factor"), ("short_mscale", "long_mscale"))
 """Settings of longrope for contexts up to the original length, and for longer ones."""
 
@@ -138,6 +140,30 @@ def language_model(model: Any) -> tuple[str, nn.Module]:
         return "", model
     decoder = model.get_decoder()
     return next(name for name, module in model.named_modules() if module is decoder), decoder
+
+
+def match_targets(layers: Collection[str], targets: Sequence[str]) -> tuple[list[str], list[str]]:
+    """Match LoRA targets with the last name parts of a model's linear layers.
+
+    Some models join projections into one layer. If all projections of such a layer are targets, the
+    layer stands for them.
+
+    Returns:
+        (the layers that get an adapter, the targets that the model does not have)
+
+    >>> match_targets(["qkv_proj", "o_proj"], ["q_proj", "k_proj", "v_proj", "o_proj", "up_proj"])
+    (['qkv_proj', 'o_proj'], ['up_proj'])
+    """
+    found, missing = list[str](), list[str]()
+    for target in targets:
+        joined = next((name for name, parts in JOINED_PROJECTIONS.items() if target in parts), None)
+        if target in layers:
+            found.append(target)
+        elif joined is not None and joined in layers and set(targets).issuperset(JOINED_PROJECTIONS[joined]):
+            found.append(joined)
+        else:
+            missing.append(target)
+    return list(dict.fromkeys(found)), missing
 
 
 def linear_layers(model: Any) -> dict[str, nn.Module]:

@@ -27,7 +27,7 @@ from typing import Any
 
 from core_hpc.common.errors import CoreHpcError, InputError
 from core_hpc.models.gguf import CONVERTER_VERSION, GGUF_MODELS, check_parts, find_parts
-from core_hpc.models.loading import auto_class, linear_layers, load_config
+from core_hpc.models.loading import auto_class, linear_layers, load_config, match_targets
 
 PYPI = "pypi:"
 MINILM = "pypi:all-minilm-l6-v2"
@@ -139,8 +139,8 @@ def adapter_targets(folder: Path, targets: Sequence[str], *, trust_remote_code: 
     with torch.device("meta"):
         model = auto_class(config).from_config(config, trust_remote_code=trust_remote_code)
     linear = {name.rpartition(".")[2] for name in linear_layers(model)}
-    missing = [t for t in targets if t not in linear]
-    if len(missing) == len(targets):
+    found, missing = match_targets(linear, targets)
+    if not found:
         have = ", ".join(sorted(linear))
         raise InputError(
             f"model {folder}: none of lora.targets ({', '.join(targets)}) is a linear layer of it; it has: {have}"

@@ -18,7 +18,7 @@ Shapes: N tokens, I inputs, O outputs, R rank.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
@@ -32,7 +32,7 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 
 from core_hpc.common.errors import InputError
 from core_hpc.config.run import LoraSection
-from core_hpc.models.loading import language_model, linear_layers
+from core_hpc.models.loading import language_model, linear_layers, match_targets
 from core_hpc.training.policy import Policy
 from core_hpc.training.state_io import write_adapter
 
@@ -155,14 +155,14 @@ def _outside_the_language_model(model: nn.Module) -> str | None:
     return rf"(?!{re.escape(prefix)}\.).*" if prefix else None
 
 
-def existing_targets(model: nn.Module, targets: Iterable[str]) -> list[str]:
-    """Those of `targets` that name a linear layer of the language model, output embeddings excluded.
+def existing_targets(model: nn.Module, targets: Sequence[str]) -> list[str]:
+    """The linear layers of the language model that `targets` mean, output embeddings excluded.
 
     Raises:
         InputError: none of them does.
     """
     layers = {name.rpartition(".")[2] for name in linear_layers(model)}
-    found = [t for t in targets if t in layers]
+    found, _ = match_targets(layers, targets)
     if not found:
         raise InputError(f"lora.targets {list(targets)}: the model has no such layer; choose among {sorted(layers)}")
     return found

@@ -121,13 +121,20 @@ def make_rows(length: int, tokens: int, vocabulary: int) -> list[Row]:
     return rows
 
 
-def make_trainer(shape: dict[str, int], device: torch.device, *, compile_layers: bool) -> tuple[Trainer, int]:
-    """Make a trainer of a model with random weights; also return the number of parameters."""
+def make_base(shape: dict[str, int], device: torch.device) -> Any:
+    """Make a model with random weights in bfloat16."""
     from transformers import AutoModelForCausalLM, Qwen3Config
 
     with torch.device(device):
         config = Qwen3Config(**shape, tie_word_embeddings=True, max_position_embeddings=32768)
-        base = AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16).requires_grad_(False).eval()
+        return AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16).requires_grad_(False).eval()
+
+
+def make_trainer(
+    shape: dict[str, int], device: torch.device, *, compile_layers: bool, checkpointing: bool | None = None
+) -> tuple[Trainer, int]:
+    """Make a trainer of an adapter on random weights; also return the number of parameters."""
+    base = make_base(shape, device)
     with mock.patch.object(trainer_module, "load_base_model", return_value=base):
         trainer = Trainer(
             TrainerSettings(
@@ -136,6 +143,7 @@ def make_trainer(shape: dict[str, int], device: torch.device, *, compile_layers:
                 lora=LoraSection(),
                 dtype="bfloat16",
                 compile_layers=compile_layers,
+                gradient_checkpointing=checkpointing,
             )
         )
     return trainer, sum(p.numel() for p in base.parameters())

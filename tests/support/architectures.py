@@ -1,13 +1,15 @@
 """Tiny random models of the architectures of the paper, with the facts of their public config.json.
 
-The shapes are small; what decides the class, the rotary embedding and the files of the folder is
-that of Ministral-3-3B-Reasoning-2512 and of Phi-4-mini-reasoning.
+The shapes are small; what decides the class, the rotary embedding, the projections and the files of
+the folder is that of Ministral-3-3B-Reasoning-2512, Phi-4-mini-reasoning, Qwen2.5-3B, Qwen3-4B,
+Gemma-3-270M and SmolLM2 (a Llama).
 """
 
 from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -27,6 +29,7 @@ SHAPE = {
     "tie_word_embeddings": True,
     "initializer_range": 0.2,  # large enough for every position to matter
 }
+BYTES = {"vocab_size": 258, "max_position_embeddings": 1024}
 MISTRAL_MARKS = ("[THINK]", "[/THINK]", "[IMG]", "[IMG_BREAK]", "[IMG_END]")
 MISTRAL_TEMPLATE = "{% for m in messages %}[{{ m.role }}]{{ m.content }}{% endfor %}[assistant][THINK]"
 
@@ -118,6 +121,60 @@ def make_tiny_phi3(folder: Path, *, seed: int = 0) -> Path:
     written |= {"rope_theta": rope["rope_theta"], "partial_rotary_factor": rope["partial_rotary_factor"]}
     written["rope_scaling"] = {"type": "longrope", **{k: rope[k] for k in ("short_factor", "long_factor")}}
     (folder / "config.json").write_text(json.dumps(written))
+    return folder
+
+
+def make_tiny_qwen2(folder: Path, *, seed: int = 0) -> Path:
+    """Write a tiny Qwen2.5: biases in the projections of queries, keys and values."""
+    from transformers import Qwen2Config, Qwen2ForCausalLM
+
+    rope = {"rope_type": "default", "rope_theta": 1e6}
+    return _write(folder, Qwen2ForCausalLM, Qwen2Config(**SHAPE, **BYTES, rope_parameters=rope), seed=seed)
+
+
+def make_tiny_qwen3(folder: Path, *, seed: int = 0) -> Path:
+    """Write a tiny Qwen3: normalised queries and keys, heads wider than hidden size / heads."""
+    from transformers import Qwen3Config, Qwen3ForCausalLM
+
+    rope = {"rope_type": "default", "rope_theta": 5e6}
+    return _write(folder, Qwen3ForCausalLM, Qwen3Config(**SHAPE, **BYTES, head_dim=64, rope_parameters=rope), seed=seed)
+
+
+def make_tiny_llama(folder: Path, *, seed: int = 0) -> Path:
+    """Write a tiny Llama, the architecture of SmolLM2."""
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    rope = {"rope_type": "default", "rope_theta": 1e5}
+    return _write(folder, LlamaForCausalLM, LlamaConfig(**SHAPE, **BYTES, rope_parameters=rope), seed=seed)
+
+
+def make_tiny_gemma3(folder: Path, *, seed: int = 0) -> Path:
+    """Write a tiny Gemma 3: a layer with local and one with full attention, each with its rope."""
+    from transformers import Gemma3ForCausalLM, Gemma3TextConfig
+
+    config = Gemma3TextConfig(
+        **SHAPE,
+        **BYTES,
+        head_dim=64,
+        query_pre_attn_scalar=64,
+        sliding_window=32,
+        layer_types=["sliding_attention", "full_attention"],
+        rope_parameters={
+            "sliding_attention": {"rope_type": "default", "rope_theta": 1e4},
+            "full_attention": {"rope_type": "default", "rope_theta": 1e6},
+        },
+    )
+    return _write(folder, Gemma3ForCausalLM, config, seed=seed)
+
+
+def _write(folder: Path, architecture: Any, config: Any, *, seed: int) -> Path:
+    import torch
+
+    tokenizer = byte_tokenizer()
+    assert len(tokenizer) == config.vocab_size
+    torch.manual_seed(seed)
+    architecture(config).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
     return folder
 
 

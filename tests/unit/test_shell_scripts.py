@@ -10,7 +10,11 @@ import pytest
 
 ROOT = Path(__file__).parents[2]
 CI = ROOT / ".ci" / "run"
-SCRIPTS = [CI, *sorted(p for p in (ROOT / "slurm").rglob("*") if p.suffix in (".sh", ".sbatch"))]
+SCRIPTS = [
+    CI,
+    ROOT / "tests" / "gpu" / "acceptance.sh",
+    *sorted(p for p in (ROOT / "slurm").rglob("*") if p.suffix in (".sh", ".sbatch")),
+]
 
 
 def bash(code: str, *arguments: str, cwd: Path, **env: str) -> str:
