@@ -139,9 +139,17 @@ def _score_sums(rows: pl.DataFrame) -> _Sums:
     }
     of_rows = rows.group_by("model").agg(_sum(measure, value) for measure, value in values.items())
     all_zero = (pl.col("explore") == 0).all()
-    problems = rows.group_by("model", "problem_id").agg(pl.col("zero_signal").all(), all_zero=all_zero)
-    zero_shares = {"advantage/zero_signal_share": "zero_signal", "explore/all_zero_share": "all_zero"}
-    sums = [_sum(measure, pl.col(column)) for measure, column in zero_shares.items()]
+    # A model whose completions of a problem are all pushed down learns only what not to write.
+    only_negative = (pl.col("advantage") < 0).all()
+    problems = rows.group_by("model", "problem_id").agg(
+        pl.col("zero_signal").all(), all_zero=all_zero, only_negative=only_negative
+    )
+    shares = {
+        "advantage/zero_signal_share": "zero_signal",
+        "advantage/only_negative_share": "only_negative",
+        "explore/all_zero_share": "all_zero",
+    }
+    sums = [_sum(measure, pl.col(column)) for measure, column in shares.items()]
     of_problems = problems.group_by("model").agg(sums)
     return _by_measure(of_rows) | _by_measure(of_problems)
 

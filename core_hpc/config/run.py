@@ -231,6 +231,15 @@ class RunConfig(Section):
         return self
 
     @model_validator(mode="after")
+    def _baseline_of_a_team(self) -> RunConfig:
+        if self.update.baseline != "team" and self.update.group == "model":
+            raise ValueError(
+                "update.baseline has no effect with update.group: model, where rewards and advantages know only one "
+                "model; leave baseline out, or set group to team"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _rescues_to_share(self) -> RunConfig:
         alone = len(self.team) == 1 or not self.protocol.rescue_samples or self.protocol.hint_probability == 0
         if self.update.share_rescues and alone:

@@ -12,7 +12,7 @@ from typing import Any, Literal
 
 from pydantic import Field, ValidationInfo, field_validator
 
-from core_hpc.config.base import PositiveInt, Section, null_means_default, operational, with_default_by
+from core_hpc.config.base import PositiveInt, Section, added_later, null_means_default, operational, with_default_by
 
 Loss = Literal["grpo", "dapo", "dr_grpo", "bnpo", "gspo", "sapo", "cispo"]
 ImportanceKind = Literal["token_truncate", "sequence_mask", "geometric_truncate", "none"]
@@ -111,6 +111,12 @@ class UpdateSection(Section):
         "team",
         description="completions of a problem that rewards and advantages compare. team: of all models; model: of one "
         "model (independent training; needs protocol.rescue_samples: 0)",
+    )
+    baseline: Literal["team", "model", "model_phase"] = added_later(
+        "team",
+        description="completions of a problem over which an advantage takes mean and standard deviation; the rewards "
+        "compare as `group` has it. team: all that are compared; model: those of the model, of both phases; "
+        "model_phase: those of the model in the phase",
     )
     rescue_weight: float = Field(0.8, ge=0, description="weight of rescue completions in the loss")
     share_rescues: float = Field(

@@ -3,7 +3,8 @@
 In: the cold and rescue rollouts of all models for one part of the problems. Out: one shard of
 schema.SCORES. The formulas are in `protocol`. This module provides the embeddings of the texts and
 selects the rows that are compared: all completions of a problem, or with `update.group: model`
-those of each model by itself, as if the model were trained alone.
+those of each model by itself, as if the model were trained alone. With `update.baseline` the rewards
+stay those of the team, and only mean and standard deviation are taken over fewer rows.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ import polars as pl
 from core_hpc.phases.context import TaskContext
 from core_hpc.phases.text_embeddings import Vectors, embed_texts, published_embeddings
 from core_hpc.problems.splits import TRAIN, iterations_per_epoch
-from core_hpc.protocol.advantages import advantages
+from core_hpc.protocol.advantages import baseline_groups, grouped_advantages
 from core_hpc.protocol.distance import operation_signature
 from core_hpc.protocol.failures import cold_failed
 from core_hpc.protocol.rewards import ProblemGroup, score_problem
@@ -78,8 +79,11 @@ def score_rollouts(context: TaskContext, rollouts: pl.DataFrame, *, embeddings: 
         for name in REWARD_PARTS:
             out[name][rows] = getattr(scored, name)
         out["reward"][rows] = scored.total
-        out["advantage"][rows] = advantages(scored.total, scale=update.advantage_scale)
-        zero_signal[rows] = not out["advantage"][rows].any()
+        groups_of = baseline_groups(update.baseline, models=group["model"].to_list(), phases=group["phase"].to_list())
+        out["advantage"][rows] = grouped_advantages(scored.total, groups_of, scale=update.advantage_scale)
+        for same in dict.fromkeys(groups_of):
+            mine = rows[[other == same for other in groups_of]]
+            zero_signal[mine] = not out["advantage"][mine].any()
         context.progress(done, len(groups), 0)
     return pl.DataFrame({**out, "zero_signal": zero_signal})
 

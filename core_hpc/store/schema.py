@@ -172,7 +172,8 @@ SCORES = Table(
         "reward": (_F, "Eq. 7: weighted sum with the weights of this iteration"),
         "advantage": (
             _F,
-            "(reward - mean) / (population std + 1e-8) over the completions that are compared (update.group)",
+            "(reward - mean) / (population std + 1e-8) over the completions that are compared (update.group, "
+            "update.baseline)",
         ),
         "zero_signal": (_B, "whether all compared completions have the same reward, so that every advantage is 0"),
     },

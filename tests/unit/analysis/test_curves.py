@@ -76,6 +76,9 @@ def reference(rows: list[Row]) -> dict[str, float | None]:
         "advantage/zero_signal_share": mean(
             [float(all(r["zero_signal"] for r in rows if r["problem_id"] == p)) for p in problems]
         ),
+        "advantage/only_negative_share": mean(
+            [float(all(r["advantage"] < 0 for r in rows if r["problem_id"] == p)) for p in problems]
+        ),
         "length/mean": of("num_completion_tokens"),
         "length/max": float(max(row["num_completion_tokens"] for row in rows)),
         "length/truncated_share": of("truncated"),

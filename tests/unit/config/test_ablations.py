@@ -81,6 +81,16 @@ def test_the_arms_of_hint_leak_change_only_the_leaks_and_have_equal_budgets() ->
     assert all(config.protocol.even_budget for config in (keep, cut, reject))
 
 
+def test_the_arms_of_baseline_change_only_the_baseline_and_have_equal_budgets() -> None:
+    configs = [run.config for run in runs_of("ablations/baseline").values()]
+    assert [differing(configs[0], other) for other in configs] == [
+        {},
+        {"update.baseline": "model"},
+        {"update.baseline": "model_phase"},
+    ]
+    assert all(config.protocol.even_budget for config in configs)
+
+
 def test_the_default_of_a_field_that_was_added_later_is_not_part_of_the_identity() -> None:
     keep, cut, _ = runs_of("ablations/hint_leak").values()
     assert "hint_leak" not in scientific_fields(keep.config)["protocol"]
