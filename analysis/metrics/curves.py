@@ -43,6 +43,12 @@ STEP_MEASURES = {
     "mismatch_max": "mismatch/max",
     "importance_mean": "mismatch/importance",
     "ratio_max": "policy/ratio_max",
+    "clip_share_cold": "loss/clip_share_cold",
+    "clip_share_rescue": "loss/clip_share_rescue",
+    "slope_share_cold": "source/slope_share_cold",
+    "slope_share_rescue": "source/slope_share_rescue",
+    "slope_share_taught": "source/slope_share_taught",
+    "slope_share_rehearsed": "source/slope_share_rehearsed",
 }
 """Columns of STEPS and the names of their curves."""
 

@@ -183,6 +183,27 @@ SCORES = Table(
 
 REWARD_PARTS = ("exploit", "explore", "rescue", "trace_accuracy", "cross")
 
+_STEPS_BY_SOURCE: dict[str, tuple[pl.DataType, str]] = {
+    "num_lessons": (_I, "completions in the step that are texts of peers, or rehearsed (METHOD.md section 9.2)"),
+    **{
+        f"clip_share_{source}": (_F, f"share of tokens of the model's own {source} completions with a clipped ratio")
+        for source in (COLD, RESCUE)
+    },
+    **{
+        f"slope_share_{source}": (
+            _F,
+            f"share of {meaning} in the sum over tokens of |derivative of the loss by the log-probability|",
+        )
+        for source, meaning in {
+            COLD: "own cold completions",
+            RESCUE: "own rescue completions",
+            "taught": "texts of peers",
+            "rehearsed": "rehearsed own completions",
+        }.items()
+    },
+}
+"""What the update learns from which completions. Null in files of an earlier version."""
+
 STEPS = Table(
     "steps",
     {
@@ -207,8 +228,11 @@ STEPS = Table(
         "mismatch_max": (_F, "largest |trainer - engine| of a log-probability"),
         "importance_mean": (_F, "mean importance weight of completion tokens (update.importance)"),
         "ratio_max": (_F, "largest policy ratio exp(current - old)"),
+        **_STEPS_BY_SOURCE,
     },
     ("run_id", "iteration", "model", "step"),
+    nullable=frozenset(_STEPS_BY_SOURCE),
+    added=frozenset(_STEPS_BY_SOURCE),
 )
 
 TABLES = {t.name: t for t in (PROBLEMS, ROLLOUTS, HINTS, SCORES, STEPS)}

@@ -19,6 +19,12 @@ from core_hpc.common.errors import InputError
 from core_hpc.training.prefix_tree import num_common
 
 Layout = Literal["tree", "padded"]
+Objective = Literal["policy", "likelihood", "shaped"]
+OBJECTIVES: tuple[Objective, ...] = ("policy", "likelihood", "shaped")
+"""What a row contributes: the gain of `update.loss`, or one of `transfer.py`."""
+Source = Literal["cold", "rescue", "taught", "rehearsed"]
+SOURCES: tuple[Source, ...] = ("cold", "rescue", "taught", "rehearsed")
+"""Where a row comes from: the model's own completions by phase, texts of peers, own texts again."""
 
 MICRO_BATCH_OVERHEAD = 64
 """Fixed cost of one more forward and backward pass, in tokens (SmolLM2-135M on 2 cores)."""
@@ -43,6 +49,14 @@ class Row:
     weight: float
     rescue: bool = False
     """Sampled in the rescue phase."""
+    objective: Objective = "policy"
+    lesson: Literal["taught", "rehearsed"] | None = None
+    """None: the model sampled it in this iteration and learns it as such."""
+
+    @property
+    def source(self) -> Source:
+        """Where the row comes from, for the metrics."""
+        return self.lesson or ("rescue" if self.rescue else "cold")
 
     @property
     def inputs(self) -> list[int]:

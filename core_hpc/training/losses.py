@@ -22,6 +22,7 @@ import torch
 from torch import Tensor
 
 from core_hpc.config.update import ImportanceSection, UpdateSection
+from core_hpc.training.transfer import POLICY, with_transfer
 
 
 def k3(current_M: Tensor, reference_M: Tensor) -> Tensor:
@@ -94,6 +95,8 @@ class TokenBatch:
     weight_N: Tensor
     rescue_N: Tensor
     """Bool: sampled in the rescue phase."""
+    objective_N: Tensor | None = None
+    """Codes of `transfer.py`; None: every completion has the gain of the loss."""
 
     def sum(self, values_M: Tensor) -> Tensor:
         """Sum over the tokens of each completion, [N]."""
@@ -241,6 +244,9 @@ def objective(current_M: Tensor, batch: TokenBatch, settings: UpdateSection, ste
     """
     loss = LOSSES[settings.loss]
     log_ratio_M = current_M - batch.old_M
+    objective_M = None if batch.objective_N is None else batch.objective_N[batch.row_M]
+    if objective_M is not None:  # other objectives have no ratio
+        log_ratio_M = log_ratio_M.masked_fill(objective_M != POLICY, 0.0)
     token_ratio_M = log_ratio_M.exp()
     if settings.ratio == "sequence":
         ratio_M = (batch.sum(log_ratio_M) / batch.lengths_N).exp()[batch.row_M]
@@ -248,8 +254,11 @@ def objective(current_M: Tensor, batch: TokenBatch, settings: UpdateSection, ste
         ratio_M = token_ratio_M
     tokens = Tokens(current_M, ratio_M, batch.advantage_N[batch.row_M], batch.rescue_N[batch.row_M])
     gain = loss.gain(tokens, settings)
+    gain_M = gain.value_M
+    if objective_M is not None:
+        gain_M = with_transfer(gain_M, current_M, tokens.advantage_M, objective_M)
     share_N = loss.share(batch, step)
-    policy_N = -batch.sum(gain.value_M * batch.importance_M) * share_N
+    policy_N = -batch.sum(gain_M * batch.importance_M) * share_N
     loss_N, k3_N = policy_N, torch.zeros_like(policy_N)
     if batch.reference_M is not None:
         k3_M = k3(current_M, batch.reference_M)
@@ -264,5 +273,5 @@ def objective(current_M: Tensor, batch: TokenBatch, settings: UpdateSection, ste
         loss_N=loss_N.detach(),
         k3_N=k3_N.detach(),
         ratio_M=ratio_M.detach(),
-        clipped_M=gain.clipped_M,
+        clipped_M=gain.clipped_M if objective_M is None else gain.clipped_M & (objective_M == POLICY),
     )

@@ -21,7 +21,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from core_hpc.training.batching import Layout, Row
+from core_hpc.training.batching import OBJECTIVES, Layout, Row
 from core_hpc.training.prefix_tree import Segments, build_tree
 
 
@@ -47,6 +47,8 @@ class MicroBatch:
     weight_N: Tensor
     rescue_N: Tensor
     """Bool: sampled in the rescue phase."""
+    objective_N: Tensor
+    """Code of the objective, an index into OBJECTIVES."""
     rows: tuple[int, ...]
     """The row of each completion, an index into the rows of the task."""
 
@@ -91,6 +93,7 @@ def collate(rows: Sequence[Row], members: Sequence[int], layout: Layout) -> Micr
         advantage_N=torch.tensor([rows[i].advantage for i in members], dtype=torch.float32),
         weight_N=torch.tensor([rows[i].weight for i in members], dtype=torch.float32),
         rescue_N=torch.tensor([rows[i].rescue for i in members]),
+        objective_N=torch.tensor([OBJECTIVES.index(rows[i].objective) for i in members]),
         rows=tuple(members),
     )
 

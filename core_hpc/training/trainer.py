@@ -287,13 +287,15 @@ class Trainer:
                 advantage_N=batch.advantage_N,
                 weight_N=batch.weight_N,
                 rescue_N=batch.rescue_N,
+                objective_N=batch.objective_N,
             )
             terms = objective(current_M, tokens, settings, step)
+            (slope_M,) = torch.autograd.grad(terms.loss, current_M, retain_graph=True)
             base_M = reference_M
             if base_M is None and self._compares_base(task.spec, index):
                 with torch.no_grad():
                     base_M, _ = self.policy.log_probs(batch, temperature=task.spec.temperature, reference=True)
-            totals.add(batch, tokens, terms, entropy_M, base_M)
+            totals.add(batch, tokens, terms, entropy_M, base_M, slope_M=slope_M)
             yield terms.loss
 
     def _compares_base(self, spec: UpdateTask, index: int) -> bool:

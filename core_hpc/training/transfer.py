@@ -1,0 +1,51 @@
+"""Gains of completions that the policy has not sampled from the prompt that it learns them for.
+
+In: current log-probabilities of such texts: of a peer, or of the model itself under a hint. Out:
+the gain of each token, which is to be maximised (METHOD.md section 9.2). There is no ratio and no
+clip: the weights before the update give these tokens small probabilities, so the ratio passes the
+clip after a few steps, and a clipped gain has no gradient from then on.
+
+Shapes: M completion tokens of a micro-batch.
+"""
+
+# Tensor names end in their shape.
+# ruff: noqa: N803, N806
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from core_hpc.training.batching import OBJECTIVES
+
+POLICY, LIKELIHOOD, SHAPED = range(len(OBJECTIVES))
+"""Codes of the objectives, in the order of `batching.OBJECTIVES`."""
+SHAPE = 0.1
+"""The constant gamma of the shaped gain (LUFFY, arXiv 2504.14945)."""
+
+
+def likelihood_gain(current_M: Tensor, advantage_M: Tensor) -> Tensor:
+    """A log pi(y_t). Its slope with respect to log pi is A, whatever the probability is."""
+    return advantage_M * current_M
+
+
+def shaped_gain(current_M: Tensor, advantage_M: Tensor) -> Tensor:
+    """A p / (p + 0.1) with p = pi(y_t) (LUFFY, arXiv 2504.14945).
+
+    Its slope with respect to log pi is A 0.1 p / (p + 0.1)^2: largest at p = 0.1, and small for
+    tokens that are known already or nearly impossible.
+    """
+    probability_M = current_M.exp()
+    return advantage_M * probability_M / (probability_M + SHAPE)
+
+
+def with_transfer(gain_M: Tensor, current_M: Tensor, advantage_M: Tensor, objective_M: Tensor) -> Tensor:
+    """The gains of the loss, except for tokens with another objective, [M].
+
+    Args:
+        gain_M: gain of every token by `update.loss`.
+        current_M: current log-probabilities, with gradient.
+        advantage_M: advantages.
+        objective_M: codes of objectives.
+    """
+    gain_M = likelihood_gain(current_M, advantage_M).where(objective_M == LIKELIHOOD, gain_M)
+    return shaped_gain(current_M, advantage_M).where(objective_M == SHAPED, gain_M)
