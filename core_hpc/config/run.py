@@ -249,6 +249,14 @@ class RunConfig(Section):
             )
         return self
 
+    @model_validator(mode="after")
+    def _lessons_need_a_peer(self) -> RunConfig:
+        if self.update.teach.is_on and len(self.team) == 1:
+            raise ValueError(
+                "update.teach: a team of one model has no peer to learn from; leave it out, or add a model"
+            )
+        return self
+
     def model(self, name: str) -> ModelSection:
         """The team member with this name."""
         return next(m for m in self.team if m.name == name)

@@ -13,6 +13,7 @@ from typing import Any, Literal
 from pydantic import Field, ValidationInfo, field_validator
 
 from core_hpc.config.base import PositiveInt, Section, added_later, null_means_default, operational, with_default_by
+from core_hpc.config.teach import TeachSection
 
 Loss = Literal["grpo", "dapo", "dr_grpo", "bnpo", "gspo", "sapo", "cispo"]
 ImportanceKind = Literal["token_truncate", "sequence_mask", "geometric_truncate", "none"]
@@ -122,8 +123,11 @@ class UpdateSection(Section):
     share_rescues: float = Field(
         0.0,
         ge=0,
-        description="weight of the rescued completions of peers, as text without the hint, in a model's own loss (not "
-        "in the paper); 0: off",
+        description="weight of the rescued completions of peers, as text without the hint and without a clip, in a "
+        "model's own loss (not in the paper); 0: off",
+    )
+    teach: TeachSection = added_later(
+        TeachSection(), description="learning from the correct cold completions of peers (not in the paper)"
     )
     problems_per_step: PositiveInt = Field(4, description="problems per optimizer step")
     learning_rate: float = Field(1e-5, gt=0, le=1, description="peak learning rate of models without one of their own")

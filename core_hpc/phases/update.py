@@ -1,6 +1,7 @@
 """The update phase: one model learns from its own completions (METHOD.md section 5).
 
-In: scores of all parts, the model's cold and rescue rollouts, its previous weights. Out: a
+In: scores of all parts, the model's cold and rescue rollouts, its previous weights; with some
+options (`shared_rescues.py`, `lessons.py`) rollouts of its peers. Out: a
 published folder with an ordinary PEFT adapter (with `tuning: full`, an ordinary model), the
 optimizer state, and one row of schema.STEPS per optimizer step. The computation is in `training/`.
 
@@ -11,6 +12,7 @@ continues from the last checkpoint (`phases/checkpoint.py`).
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -26,6 +28,7 @@ from core_hpc.config.update import UpdateSection
 from core_hpc.engines.share import Sharing
 from core_hpc.phases.checkpoint import CheckpointStore, remove_checkpoints, write_steps
 from core_hpc.phases.context import TaskContext
+from core_hpc.phases.lessons import Rate, lesson_rows
 from core_hpc.phases.shared_rescues import shared_rows
 from core_hpc.runs.graph import horizon_at, steps_per_iteration
 from core_hpc.store import manifests, shards
@@ -43,11 +46,11 @@ ROLLOUT_COLUMNS = (*ROW_KEY, "prompt_token_ids", "completion_token_ids", "logpro
 
 def run(context: TaskContext) -> None:
     """Update one model and publish the result."""
-    rows = training_rows(context)
-    context.stopwatch.lap("read")
     trainer = _trainer(context)
     context.stopwatch.lap("load")
     key, previous = context.key, context.update_manifest(context.key.iteration - 1)
+    rows = training_rows(context, lambda rows: trainer.mean_log_probs(_task(context, rows, previous)))
+    context.stopwatch.lap("read")
     task = _task(context, rows, previous)
     checkpoints = CheckpointStore(context.paths, key, _identity(context, task, previous))
     task = replace(task, resume=checkpoints.find(trainer), interruption=_interruption(context, checkpoints))
@@ -75,10 +78,16 @@ def run(context: TaskContext) -> None:
     remove_checkpoints(context.paths, key)
 
 
-def training_rows(context: TaskContext) -> list[Row]:
+def training_rows(context: TaskContext, rate: Rate | None = None) -> list[Row]:
     """The model's completions of the iteration with advantage and weight, in a fixed order.
 
-    After them come the rescues of peers, if `update.share_rescues` is set.
+    After them come the rescues of peers, if `update.share_rescues` is set, and the lessons of
+    `update.teach`.
+
+    Args:
+        context: the update task.
+        rate: log-probabilities under the weights before the update. Only `teach.teacher:
+            likelihood` needs it.
 
     Raises:
         StoreError: a rollout has no score, or a score no rollout.
@@ -112,7 +121,8 @@ def training_rows(context: TaskContext) -> list[Row]:
         )
         for r in joined.sort("problem_id", "phase", "sample_index").iter_rows(named=True)
     ]
-    return own_rows + shared
+    lessons = lesson_rows(context, scores, own_rows, rate) if run.config.update.teach.is_on else []
+    return own_rows + shared + lessons
 
 
 def _trainer(context: TaskContext) -> Trainer:
@@ -139,7 +149,7 @@ def settings_of(config: RunConfig, model: ModelSection) -> UpdateSection:
     return config.update.model_copy(update=own)
 
 
-def _task(context: TaskContext, rows: list[Row], previous: manifests.Manifest | None) -> UpdateTask:
+def _task(context: TaskContext, rows: Sequence[Row], previous: manifests.Manifest | None) -> UpdateTask:
     run, key = context.run, context.key
     horizon = horizon_at(run.horizons(), key.iteration)
     tokens = sum(len(r.completion_token_ids) for r in rows)

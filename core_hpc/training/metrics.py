@@ -21,7 +21,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from core_hpc.training.batching import SOURCES, Row, StepPlan
+from core_hpc.training.batching import SOURCES, Row, Source, StepPlan
 from core_hpc.training.guard import Mismatch
 from core_hpc.training.losses import LossTerms, TokenBatch
 from core_hpc.training.micro_batch import MicroBatch
@@ -31,7 +31,7 @@ SUMS = ("loss", "policy_loss", "kl", "clipped", "entropy", "mismatch", "importan
 MAXIMA = ("mismatch_max", "ratio_max")
 BY_SOURCE = ("clipped", "slope")
 """Sums for each source: clipped tokens, and |derivative of the loss by a log-probability|."""
-CLIPPED_SOURCES = ("cold", "rescue")
+CLIPPED_SOURCES: tuple[Source, ...] = ("cold", "rescue")
 """The sources with a ratio."""
 
 

@@ -46,7 +46,7 @@ from core_hpc.training.policy import Policy, load_base_model
 from core_hpc.training.state_io import TrainingState, read_state, write_position
 from core_hpc.training.task import TrainerSettings, UpdateResult, UpdateTask
 from core_hpc.training.timings import UpdateTimings
-from core_hpc.training.zero2 import Zero2, all_true, from_rank_zero, rank_and_size, start_process_group
+from core_hpc.training.zero2 import Zero2, all_true, broadcast, from_rank_zero, rank_and_size, start_process_group
 
 STEP_COLUMNS = {name: dtype for name, dtype in STEPS.schema.items() if name not in ("run_id", "iteration", "model")}
 
@@ -96,6 +96,16 @@ class Trainer:
     def from_rank_zero(self, value: int) -> int:
         """The value that rank 0 passes, on every rank. Collective."""
         return from_rank_zero(value, self.device)
+
+    def mean_log_probs(self, spec: UpdateTask) -> list[float]:
+        """Mean log-probability per token of each row under the weights before the task, [rows].
+
+        Collective. Every rank computes all rows and returns the values of rank 0.
+        """
+        self._reset(spec)
+        found = Passes(self.policy, spec, (), rank=self.rank, num_ranks=self.num_ranks).of_rows(range(len(spec.rows)))
+        means = broadcast(torch.stack([found[i].double().mean() for i in range(len(spec.rows))]))
+        return [float(mean) for mean in means]
 
     def update(self, spec: UpdateTask, out_folder: Path | None) -> UpdateResult:
         """Run all optimizer steps of the task, or those after its checkpoint.

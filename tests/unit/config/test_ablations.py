@@ -91,6 +91,14 @@ def test_the_arms_of_baseline_change_only_the_baseline_and_have_equal_budgets() 
     assert all(config.protocol.even_budget for config in configs)
 
 
+def test_the_arms_of_teach_have_equal_budgets_and_only_core_has_no_lessons() -> None:
+    runs = {label: run.config for label, run in runs_of("ablations/teach").items()}
+    assert {label for label, config in runs.items() if not config.update.teach.is_on} == {"core"}
+    assert differing(runs["core"], runs["core-and-lessons"])["update.teach.weight"] == 0.8
+    assert len({budget(config) for config in runs.values()}) == 1
+    assert all(config.protocol.even_budget or not config.protocol.rescue_samples for config in runs.values())
+
+
 def test_the_default_of_a_field_that_was_added_later_is_not_part_of_the_identity() -> None:
     keep, cut, _ = runs_of("ablations/hint_leak").values()
     assert "hint_leak" not in scientific_fields(keep.config)["protocol"]

@@ -1,0 +1,58 @@
+"""The section `update.teach` of the configuration: learning from the successes of peers.
+
+In: plain data. Out: a frozen `TeachSection`. METHOD.md section 9.2 has the formulas,
+`protocol/lessons.py` chooses the texts, and `training/transfer.py` computes the gains.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field, model_validator
+
+from core_hpc.config.base import PositiveInt, Section
+
+
+class TeachSection(Section):
+    """Learning from a peer's correct cold completion (METHOD.md section 9.2).
+
+    It concerns the problems on which the model failed and a peer did not. The model learns the
+    peer's text for its own prompt without a hint.
+
+    >>> TeachSection(weight=0.8).is_on, TeachSection().is_on
+    (True, False)
+    """
+
+    weight: float = Field(0.0, ge=0, description="weight of a peer's text in the loss in iteration 1; 0: off")
+    weight_end: float | None = Field(
+        None, ge=0, description="weight after `weight_iterations` iterations, reached linearly; null: as `weight`"
+    )
+    weight_iterations: int = Field(0, ge=0, description="iterations in which the weight changes to `weight_end`")
+    objective: Literal["likelihood", "shaped"] = Field(
+        "likelihood",
+        description="gain of a token with probability p. likelihood: log p; shaped: p / (p + 0.1), which learns less "
+        "from tokens that are nearly impossible",
+    )
+    teacher: Literal["score", "likelihood", "random"] = Field(
+        "score",
+        description="which correct completion of the peers is learned. score: the one with the highest reward; "
+        "likelihood: the one to which the model itself gives the highest mean log-probability per token; random: any",
+    )
+    max_per_problem: PositiveInt = Field(1, description="most different texts of peers per problem")
+    rehearsal: float = Field(
+        0.0,
+        ge=0,
+        description="own correct cold completions that are learned with the same objective and weight, per text of a "
+        "peer; 1: as many. They keep the model's own skill",
+    )
+
+    @property
+    def is_on(self) -> bool:
+        """Whether some iteration has a weight."""
+        return self.weight > 0 or bool(self.weight_end)
+
+    @model_validator(mode="after")
+    def _whole_schedule(self) -> TeachSection:
+        if (self.weight_end is None) != (self.weight_iterations == 0):
+            raise ValueError("weight_end and weight_iterations belong together; set both, or leave both out")
+        return self
