@@ -162,10 +162,28 @@ class ProtocolSection(Section):
         description="a hint in which the gold answer is the result of a step. keep: used as it is; cut: ends before "
         "this step; reject: no hint",
     )
+    hint_source: Literal["peer", "shuffled", "own"] = added_later(
+        "peer",
+        description="whose text the hint of a case is. peer: of the teacher (the method); controls, in the same cases: "
+        "shuffled: of the teacher of another problem; own: of the student's own best cold completion",
+    )
     teacher_score: Literal["total", "exploit"] = Field(
         "total", description="which reward of the cold completions chooses the teacher: the total, or exploit only"
     )
     sampling: SamplingSection = Field(SamplingSection(), description="sampling in training")
+
+    @model_validator(mode="after")
+    def _hints_of_another_source(self) -> ProtocolSection:
+        if self.hint_source != "peer" and (self.rescue_samples == 0 or self.hint_probability == 0):
+            raise ValueError(
+                "hint_source has no effect without hints; leave it out, or set rescue_samples and hint_probability"
+            )
+        if self.hint_source == "own" and self.hint_style == "strategy":
+            raise ValueError(
+                "hint_source: own has no hints with hint_style: strategy, because only a correct strategy is a hint; "
+                "set hint_style to full"
+            )
+        return self
 
 
 class EvaluationSection(Section):

@@ -129,7 +129,11 @@ HINTS = Table(
         "model": (_S, "the student: the model that may sample again"),
         "problem_id": (_S, "problem of the train split"),
         "cold_failed": (_B, "whether the student had no correct cold completion"),
-        "teacher_model": (_S, "peer whose correct cold completion is the source; null if there is none"),
+        "teacher_model": (
+            _S,
+            "peer whose correct cold completion is the source; null if there is none. With protocol.hint_source: own, "
+            "the student itself",
+        ),
         "teacher_sample_index": (_I, "sample index of that completion"),
         "hint": (_S, "hint as the student sees it, without answers, cut to hint_tokens; null if there is none"),
         "num_hint_tokens": (_I, "length of the hint in tokens of the student; 0 if there is none"),
@@ -147,10 +151,15 @@ HINTS = Table(
             "whether the gold answer stands in the hint: none, anywhere (as a value), result (of a step, or as the "
             "last value); null if there is no hint, or in files of an earlier version",
         ),
+        "hint_problem_id": (
+            _S,
+            "problem whose completion is the source of the hint: problem_id, except with protocol.hint_source: "
+            "shuffled; null if there is no hint, or in files of an earlier version",
+        ),
     },
     ("run_id", "iteration", "model", "problem_id"),
-    nullable=frozenset({"teacher_model", "teacher_sample_index", "hint", "leak"}),
-    added=frozenset({"leak"}),
+    nullable=frozenset({"teacher_model", "teacher_sample_index", "hint", "leak", "hint_problem_id"}),
+    added=frozenset({"leak", "hint_problem_id"}),
 )
 
 SCORES = Table(

@@ -99,6 +99,15 @@ def test_the_arms_of_teach_have_equal_budgets_and_only_core_has_no_lessons() -> 
     assert all(config.protocol.even_budget or not config.protocol.rescue_samples for config in runs.values())
 
 
+def test_the_arms_of_hint_source_change_only_the_source() -> None:
+    peer, shuffled, own = (run.config for run in runs_of("ablations/hint_source").values())
+    assert [differing(peer, other) for other in (shuffled, own)] == [
+        {"protocol.hint_source": "shuffled"},
+        {"protocol.hint_source": "own"},
+    ]
+    assert budget(peer) == budget(shuffled) == budget(own)
+
+
 def test_the_default_of_a_field_that_was_added_later_is_not_part_of_the_identity() -> None:
     keep, cut, _ = runs_of("ablations/hint_leak").values()
     assert "hint_leak" not in scientific_fields(keep.config)["protocol"]
