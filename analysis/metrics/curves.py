@@ -66,6 +66,7 @@ SCORE_COLUMNS = (
     "reward",
     "advantage",
     "zero_signal",
+    "team_pass_advantage",
 )
 
 _MAXIMA = ("length/max", "mismatch/max", "policy/ratio_max")
@@ -139,6 +140,7 @@ def _score_sums(rows: pl.DataFrame) -> _Sums:
         "rescue/num_attempts": correct.filter(of_failed & pl.col("hint_given")),
         "advantage/mean": pl.col("advantage"),
         "advantage/mean_abs": pl.col("advantage").abs(),
+        "advantage/team_pass_mean_abs": pl.col("team_pass_advantage").abs(),
         "length/mean": length,
         "length/max": length,
         "length/truncated_share": pl.col("truncated"),

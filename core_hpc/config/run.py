@@ -268,6 +268,16 @@ class RunConfig(Section):
         return self
 
     @model_validator(mode="after")
+    def _samples_for_pass_at_k(self) -> RunConfig:
+        k, samples = self.update.team_pass.k, self.protocol.cold_samples
+        if self.update.team_pass.is_on and samples <= k:
+            raise ValueError(
+                f"update.team_pass.k is {k}, but protocol.cold_samples is {samples}: a completion is compared with k "
+                f"others of its model; set cold_samples to {k + 1} or more, or lower k"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _lessons_need_a_peer(self) -> RunConfig:
         if self.update.teach.is_on and len(self.team) == 1:
             raise ValueError(

@@ -1,19 +1,38 @@
-"""The section `update.teach` of the configuration: learning from the successes of peers.
+"""Sections of `update` that are not in the paper and have a weight with a schedule.
 
-In: plain data. Out: a frozen `TeachSection`. METHOD.md section 9.2 has the formulas,
-`protocol/lessons.py` chooses the texts, and `training/transfer.py` computes the gains.
+In: plain data. Out: a frozen `TeachSection` (METHOD.md section 9.2) or `TeamPassSection` (section
+9.4). `protocol/lessons.py`, `protocol/team_pass.py` and `training/transfer.py` compute with them.
 """
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Literal, Self
 
 from pydantic import Field, model_validator
 
 from core_hpc.config.base import PositiveInt, Section
 
 
-class TeachSection(Section):
+class _Scheduled(Section):
+    """A section whose weight may change linearly."""
+
+    weight: float
+    weight_end: float | None = None
+    weight_iterations: int = Field(0, ge=0, description="iterations in which the weight changes to `weight_end`")
+
+    @property
+    def is_on(self) -> bool:
+        """Whether some iteration has a weight."""
+        return self.weight > 0 or bool(self.weight_end)
+
+    @model_validator(mode="after")
+    def _whole_schedule(self) -> Self:
+        if (self.weight_end is None) != (self.weight_iterations == 0):
+            raise ValueError("weight_end and weight_iterations belong together; set both, or leave both out")
+        return self
+
+
+class TeachSection(_Scheduled):
     """Learning from a peer's correct cold completion (METHOD.md section 9.2).
 
     It concerns the problems on which the model failed and a peer did not. The model learns the
@@ -27,7 +46,6 @@ class TeachSection(Section):
     weight_end: float | None = Field(
         None, ge=0, description="weight after `weight_iterations` iterations, reached linearly; null: as `weight`"
     )
-    weight_iterations: int = Field(0, ge=0, description="iterations in which the weight changes to `weight_end`")
     objective: Literal["likelihood", "shaped"] = Field(
         "likelihood",
         description="gain of a token with probability p. likelihood: log p; shaped: p / (p + 0.1), which learns less "
@@ -46,13 +64,17 @@ class TeachSection(Section):
         "peer; 1: as many. They keep the model's own skill",
     )
 
-    @property
-    def is_on(self) -> bool:
-        """Whether some iteration has a weight."""
-        return self.weight > 0 or bool(self.weight_end)
 
-    @model_validator(mode="after")
-    def _whole_schedule(self) -> TeachSection:
-        if (self.weight_end is None) != (self.weight_iterations == 0):
-            raise ValueError("weight_end and weight_iterations belong together; set both, or leave both out")
-        return self
+class TeamPassSection(_Scheduled):
+    """Training for team Pass@k, beside the reward (METHOD.md section 9.4)."""
+
+    weight: float = Field(
+        0.0,
+        ge=0,
+        le=1,
+        description="share of the advantage for team Pass@k in iteration 1; the reward has the rest; 0: off",
+    )
+    weight_end: float | None = Field(
+        None, ge=0, le=1, description="share after `weight_iterations` iterations, reached linearly; null: as `weight`"
+    )
+    k: PositiveInt = Field(2, description="completions per model of team Pass@k; at most protocol.cold_samples - 1")

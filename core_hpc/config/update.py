@@ -13,7 +13,7 @@ from typing import Any, Literal
 from pydantic import Field, ValidationInfo, field_validator
 
 from core_hpc.config.base import PositiveInt, Section, added_later, null_means_default, operational, with_default_by
-from core_hpc.config.teach import TeachSection
+from core_hpc.config.teach import TeachSection, TeamPassSection
 
 Loss = Literal["grpo", "dapo", "dr_grpo", "bnpo", "gspo", "sapo", "cispo"]
 ImportanceKind = Literal["token_truncate", "sequence_mask", "geometric_truncate", "none"]
@@ -118,6 +118,9 @@ class UpdateSection(Section):
         description="completions of a problem over which an advantage takes mean and standard deviation; the rewards "
         "compare as `group` has it. team: all that are compared; model: those of the model, of both phases; "
         "model_phase: those of the model in the phase",
+    )
+    team_pass: TeamPassSection = added_later(
+        TeamPassSection(), description="advantages for team Pass@k, beside those of the reward (not in the paper)"
     )
     rescue_weight: float = Field(0.8, ge=0, description="weight of rescue completions in the loss")
     share_rescues: float = Field(

@@ -17,7 +17,7 @@ from core_hpc.common.seeds import stable_uniform
 from core_hpc.models.prompts import PromptBuilder
 from core_hpc.phases.context import TaskContext
 from core_hpc.problems.splits import TRAIN
-from core_hpc.protocol.lessons import choose_lessons, lesson_weight
+from core_hpc.protocol.lessons import choose_lessons, scheduled_weight
 from core_hpc.store import shards
 from core_hpc.store.paths import TaskKey
 from core_hpc.store.schema import COLD, ROLLOUTS, ROW_KEY
@@ -37,7 +37,7 @@ def lesson_rows(context: TaskContext, scores: pl.DataFrame, own: Sequence[Row], 
         rate: only `teacher: likelihood` needs it.
     """
     run, key, teach = context.run, context.key, context.run.config.update.teach
-    weight = lesson_weight(teach.weight, teach.weight_end, teach.weight_iterations, key.iteration)
+    weight = scheduled_weight(teach.weight, teach.weight_end, teach.weight_iterations, key.iteration)
     if weight == 0:
         return []
     found = successes(scores, key.model)

@@ -18,7 +18,9 @@ from core_hpc.problems.splits import TRAIN, iterations_per_epoch
 from core_hpc.protocol.advantages import baseline_groups, grouped_advantages
 from core_hpc.protocol.distance import operation_signature
 from core_hpc.protocol.failures import cold_failed
+from core_hpc.protocol.lessons import scheduled_weight
 from core_hpc.protocol.rewards import ProblemGroup, score_problem
+from core_hpc.protocol.team_pass import team_pass_advantages
 from core_hpc.store import shards
 from core_hpc.store.paths import TaskKey
 from core_hpc.store.schema import COLD, RESCUE, REWARD_PARTS, ROLLOUTS, SCORES
@@ -71,6 +73,10 @@ def score_rollouts(context: TaskContext, rollouts: pl.DataFrame, *, embeddings: 
     index = schedule_index(context)
     out = {name: np.zeros(rollouts.height) for name in (*REWARD_PARTS, "reward", "advantage")}
     zero_signal = np.zeros(rollouts.height, dtype=bool)
+    of_team_pass = np.full(rollouts.height, np.nan)
+    share = scheduled_weight(
+        update.team_pass.weight, update.team_pass.weight_end, update.team_pass.weight_iterations, context.key.iteration
+    )
     compared = ["problem_id", "model"] if update.group == "model" else ["problem_id"]
     groups = rollouts.with_row_index("row").partition_by(compared, maintain_order=True)
     for done, group in enumerate(groups, start=1):
@@ -81,11 +87,19 @@ def score_rollouts(context: TaskContext, rollouts: pl.DataFrame, *, embeddings: 
         out["reward"][rows] = scored.total
         groups_of = baseline_groups(update.baseline, models=group["model"].to_list(), phases=group["phase"].to_list())
         out["advantage"][rows] = grouped_advantages(scored.total, groups_of, scale=update.advantage_scale)
+        if update.team_pass.is_on:
+            cold = rows[(group["phase"] == COLD).to_numpy()]
+            right = rollouts["correct"].gather(cold).to_numpy()
+            of_team_pass[cold] = team_pass_advantages(
+                rollouts["model"].gather(cold).to_list(), right, k=update.team_pass.k
+            )
+            out["advantage"][rows] = (1 - share) * out["advantage"][rows] + share * np.nan_to_num(of_team_pass[rows])
         for same in dict.fromkeys(groups_of):
             mine = rows[[other == same for other in groups_of]]
             zero_signal[mine] = not out["advantage"][mine].any()
         context.progress(done, len(groups), 0)
-    return pl.DataFrame({**out, "zero_signal": zero_signal})
+    team_pass = pl.Series("team_pass_advantage", of_team_pass).fill_nan(None)
+    return pl.DataFrame({**out, "zero_signal": zero_signal}).with_columns(team_pass)
 
 
 def _group(group: pl.DataFrame, embeddings: Vectors, signatures: list[frozenset[str]]) -> ProblemGroup:

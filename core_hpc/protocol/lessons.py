@@ -13,13 +13,13 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 
-def lesson_weight(start: float, end: float | None, num_iterations: int, iteration: int) -> float:
-    """The weight of a lesson in a 1-based iteration.
+def scheduled_weight(start: float, end: float | None, num_iterations: int, iteration: int) -> float:
+    """A linear schedule: the weight in a 1-based iteration.
 
     It is `start` in iteration 1, then changes linearly, and is `end` from iteration
     `num_iterations` + 1 on.
 
-    >>> [lesson_weight(0.8, 0.0, 4, i) for i in (1, 3, 5, 9)]
+    >>> [scheduled_weight(0.8, 0.0, 4, i) for i in (1, 3, 5, 9)]
     [0.8, 0.4, 0.0, 0.0]
     """
     if end is None:

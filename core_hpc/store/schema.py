@@ -182,12 +182,18 @@ SCORES = Table(
         "advantage": (
             _F,
             "(reward - mean) / (population std + 1e-8) over the completions that are compared (update.group, "
-            "update.baseline)",
+            "update.baseline), mixed with team_pass_advantage if update.team_pass is on",
         ),
         "zero_signal": (_B, "whether all compared completions have the same reward, so that every advantage is 0"),
+        "team_pass_advantage": (
+            _F,
+            "cold rows: the advantage for team Pass@k, before it is mixed; null for rescue rows, if update.team_pass "
+            "is off, and in files of an earlier version",
+        ),
     },
     ROW_KEY,
-    frozenset({"cold_failed", "teacher_model"}),
+    frozenset({"cold_failed", "teacher_model", "team_pass_advantage"}),
+    added=frozenset({"team_pass_advantage"}),
 )
 
 REWARD_PARTS = ("exploit", "explore", "rescue", "trace_accuracy", "cross")

@@ -55,6 +55,7 @@ def score(**values: Any) -> dict[str, Any]:
         "reward": 0.0,
         "advantage": 0.0,
         "zero_signal": True,
+        "team_pass_advantage": None,
         **values,
     }
 

@@ -108,6 +108,19 @@ def test_the_arms_of_hint_source_change_only_the_source() -> None:
     assert budget(peer) == budget(shuffled) == budget(own)
 
 
+def test_the_arms_of_team_pass_have_equal_budgets() -> None:
+    runs = {label: run.config for label, run in runs_of("ablations/team_pass").items()}
+    assert {label: config.update.team_pass.is_on for label, config in runs.items()} == {
+        "reward": False,
+        "half": True,
+        "team-pass": True,
+        "later": True,
+        "alone": True,
+    }
+    assert len({budget(config) for config in runs.values()}) == 1
+    assert differing(runs["team-pass"], runs["alone"]) == {"update.group": "model"}
+
+
 def test_the_default_of_a_field_that_was_added_later_is_not_part_of_the_identity() -> None:
     keep, cut, _ = runs_of("ablations/hint_leak").values()
     assert "hint_leak" not in scientific_fields(keep.config)["protocol"]

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from core_hpc.protocol.lessons import choose_lessons, lesson_weight
+from core_hpc.protocol.lessons import choose_lessons, scheduled_weight
 
 CANDIDATE = st.tuples(st.integers(0, 2), st.integers(0, 2), st.integers(0, 3), st.sampled_from("xyz"))
 
@@ -37,5 +37,5 @@ def test_a_preference_that_is_not_finite_is_refused() -> None:
 @given(st.integers(0, 8), st.integers(0, 8), st.integers(1, 9), st.integers(1, 20))
 def test_the_weight_is_linear_between_its_ends(start: int, end: int, num: int, iteration: int) -> None:
     exact = Fraction(start) + (Fraction(end) - start) * min(Fraction(iteration - 1, num), Fraction(1))
-    assert lesson_weight(start, end, num, iteration) == pytest.approx(float(exact), abs=1e-12)
-    assert lesson_weight(start, None, 0, iteration) == start
+    assert scheduled_weight(start, end, num, iteration) == pytest.approx(float(exact), abs=1e-12)
+    assert scheduled_weight(start, None, 0, iteration) == start
