@@ -268,6 +268,31 @@ class RunConfig(Section):
         return self
 
     @model_validator(mode="after")
+    def _batches_in_one_part(self) -> RunConfig:
+        protocol = self.protocol
+        if self.update.baseline == "model_batch" and protocol.problems_per_part < protocol.problems_per_iteration:
+            raise ValueError(
+                "update.baseline: model_batch compares all problems of an optimizer step, which may be in different "
+                f"parts; set protocol.problems_per_part to {protocol.problems_per_iteration} or more"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _rescues_on_the_plain_prompt(self) -> RunConfig:
+        update, protocol = self.update, self.protocol
+        if update.rescue_context == "hinted":
+            if update.rescue_correction != "none" or update.rescue_others != "hinted":
+                raise ValueError(
+                    "update.rescue_correction and update.rescue_others have no effect with rescue_context: hinted; "
+                    "leave them out, or set rescue_context to plain"
+                )
+        elif not protocol.rescue_samples or protocol.hint_probability == 0 or len(self.team) == 1:
+            raise ValueError(
+                "update.rescue_context: plain has no effect without hinted rescue completions; leave it out"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _samples_for_pass_at_k(self) -> RunConfig:
         k, samples = self.update.team_pass.k, self.protocol.cold_samples
         if self.update.team_pass.is_on and samples <= k:

@@ -14,10 +14,10 @@ import polars as pl
 
 from core_hpc.phases.context import TaskContext
 from core_hpc.phases.text_embeddings import Vectors, embed_texts, published_embeddings
-from core_hpc.problems.splits import TRAIN, iterations_per_epoch
-from core_hpc.protocol.advantages import baseline_groups, grouped_advantages
-from core_hpc.protocol.distance import operation_signature
-from core_hpc.protocol.failures import cold_failed
+from core_hpc.problems.splits import TRAIN, iterations_per_epoch, problems_of_steps
+from core_hpc.protocol.advantages import baseline_groups, grouped_advantages, members
+from core_hpc.protocol.distance import FloatArray, operation_signature
+from core_hpc.protocol.failures import BoolArray, cold_failed
 from core_hpc.protocol.lessons import scheduled_weight
 from core_hpc.protocol.rewards import ProblemGroup, score_problem
 from core_hpc.protocol.team_pass import team_pass_advantages
@@ -71,12 +71,7 @@ def score_rollouts(context: TaskContext, rollouts: pl.DataFrame, *, embeddings: 
     vectors = embed_texts(context, texts) if embeddings is None else embeddings
     signatures = [operation_signature(text) for text in texts]
     index = schedule_index(context)
-    out = {name: np.zeros(rollouts.height) for name in (*REWARD_PARTS, "reward", "advantage")}
-    zero_signal = np.zeros(rollouts.height, dtype=bool)
-    of_team_pass = np.full(rollouts.height, np.nan)
-    share = scheduled_weight(
-        update.team_pass.weight, update.team_pass.weight_end, update.team_pass.weight_iterations, context.key.iteration
-    )
+    out = {name: np.zeros(rollouts.height) for name in (*REWARD_PARTS, "reward")}
     compared = ["problem_id", "model"] if update.group == "model" else ["problem_id"]
     groups = rollouts.with_row_index("row").partition_by(compared, maintain_order=True)
     for done, group in enumerate(groups, start=1):
@@ -85,21 +80,58 @@ def score_rollouts(context: TaskContext, rollouts: pl.DataFrame, *, embeddings: 
         for name in REWARD_PARTS:
             out[name][rows] = getattr(scored, name)
         out["reward"][rows] = scored.total
-        groups_of = baseline_groups(update.baseline, models=group["model"].to_list(), phases=group["phase"].to_list())
-        out["advantage"][rows] = grouped_advantages(scored.total, groups_of, scale=update.advantage_scale)
-        if update.team_pass.is_on:
-            cold = rows[(group["phase"] == COLD).to_numpy()]
-            right = rollouts["correct"].gather(cold).to_numpy()
-            of_team_pass[cold] = team_pass_advantages(
-                rollouts["model"].gather(cold).to_list(), right, k=update.team_pass.k
-            )
-            out["advantage"][rows] = (1 - share) * out["advantage"][rows] + share * np.nan_to_num(of_team_pass[rows])
-        for same in dict.fromkeys(groups_of):
-            mine = rows[[other == same for other in groups_of]]
-            zero_signal[mine] = not out["advantage"][mine].any()
         context.progress(done, len(groups), 0)
+    of_team_pass = _team_pass_advantages(context, rollouts)
+    out["advantage"], zero_signal = _advantages(context, rollouts, out["reward"], of_team_pass)
     team_pass = pl.Series("team_pass_advantage", of_team_pass).fill_nan(None)
     return pl.DataFrame({**out, "zero_signal": zero_signal}).with_columns(team_pass)
+
+
+def _advantages(
+    context: TaskContext, rollouts: pl.DataFrame, rewards: FloatArray, of_team_pass: FloatArray
+) -> tuple[FloatArray, BoolArray]:
+    """Advantage, and whether all completions of its group have the advantage 0; both [rows]."""
+    config, update = context.run.config, context.run.config.update
+    problems = rollouts["problem_id"].to_list()
+    models = rollouts["model"].to_list()
+    steps = problems_of_steps(
+        sorted(set(problems)),
+        problems_per_step=update.problems_per_step,
+        run_seed=config.seed,
+        iteration=context.key.iteration,
+    )
+    step_of = {problem: str(step) for step, members_of in enumerate(steps) for problem in members_of}
+    groups = baseline_groups(
+        update.baseline,
+        compared=[f"{p}\n{m}" for p, m in zip(problems, models, strict=True)] if update.group == "model" else problems,
+        batches=[step_of[problem] for problem in problems],
+        models=models,
+        phases=rollouts["phase"].to_list(),
+    )
+    share = scheduled_weight(
+        update.team_pass.weight, update.team_pass.weight_end, update.team_pass.weight_iterations, context.key.iteration
+    )
+    found = grouped_advantages(rewards, groups, scale=update.advantage_scale)
+    if update.team_pass.is_on:
+        found = (1 - share) * found + share * np.nan_to_num(of_team_pass)
+    zero_signal = np.zeros(len(found), dtype=bool)
+    for rows in members(groups):
+        zero_signal[rows] = not found[rows].any()
+    return found, zero_signal
+
+
+def _team_pass_advantages(context: TaskContext, rollouts: pl.DataFrame) -> FloatArray:
+    """The advantages of cold completions for team Pass@k, [rows]; NaN for other rows, or if they are off."""
+    update = context.run.config.update
+    found = np.full(rollouts.height, np.nan)
+    if not update.team_pass.is_on:
+        return found
+    cold = rollouts.with_row_index("row").filter(pl.col("phase") == COLD)
+    compared = ["problem_id", "model"] if update.group == "model" else ["problem_id"]
+    for group in cold.partition_by(compared, maintain_order=True):
+        right = group["correct"].to_numpy()
+        found[group["row"].to_numpy()] = team_pass_advantages(group["model"].to_list(), right, k=update.team_pass.k)
+    return found
 
 
 def _group(group: pl.DataFrame, embeddings: Vectors, signatures: list[frozenset[str]]) -> ProblemGroup:

@@ -29,7 +29,9 @@ from core_hpc.engines.share import Sharing
 from core_hpc.phases.checkpoint import CheckpointStore, remove_checkpoints, write_steps
 from core_hpc.phases.context import TaskContext
 from core_hpc.phases.lessons import Rate, lesson_rows
+from core_hpc.phases.rescue_context import in_context
 from core_hpc.phases.shared_rescues import shared_rows
+from core_hpc.problems.splits import shuffle_seed
 from core_hpc.runs.graph import horizon_at, steps_per_iteration
 from core_hpc.store import manifests, shards
 from core_hpc.store.paths import TEAM, TaskKey
@@ -41,7 +43,7 @@ from core_hpc.training.state_io import STATE_VERSION
 from core_hpc.training.task import TrainerSettings, UpdateResult, UpdateTask
 from core_hpc.training.trainer import Trainer
 
-ROLLOUT_COLUMNS = (*ROW_KEY, "prompt_token_ids", "completion_token_ids", "logprobs")
+ROLLOUT_COLUMNS = (*ROW_KEY, "prompt_token_ids", "completion_token_ids", "logprobs", "hint_given", "correct")
 
 
 def run(context: TaskContext) -> None:
@@ -121,6 +123,11 @@ def training_rows(context: TaskContext, rate: Rate | None = None) -> list[Row]:
         )
         for r in joined.sort("problem_id", "phase", "sample_index").iter_rows(named=True)
     ]
+    hinted = {
+        (r["problem_id"], r["phase"], r["sample_index"]): r["correct"]
+        for r in joined.filter(pl.col("phase") == RESCUE, pl.col("hint_given")).iter_rows(named=True)
+    }
+    own_rows = in_context(own_rows, hinted, run.config.update)
     lessons = lesson_rows(context, scores, own_rows, rate) if run.config.update.teach.is_on else []
     return own_rows + shared + lessons
 
@@ -164,7 +171,7 @@ def _task(context: TaskContext, rows: Sequence[Row], previous: manifests.Manifes
         temperature=run.config.sampling_of(context.model, COLD).temperature,
         max_new_tokens=run.config.sampling_of(context.model, COLD).max_new_tokens,
         total_steps=horizon * steps_per_iteration(run.config),
-        shuffle_seed=stable_seed(run.config.seed, UPDATE, "shuffle", key.iteration),
+        shuffle_seed=shuffle_seed(run.config.seed, key.iteration),
         lora_seed=stable_seed(run.config.seed, UPDATE, "lora", key.model),
         previous=previous.file("optimizer.safetensors").parent if previous else None,
         on_progress=on_progress,

@@ -3,8 +3,8 @@
 In: rewards [n] of the completions that are compared with each other. Out: advantages [n]. The score
 phase selects whose rewards know each other: the completions of all models and both phases
 (METHOD.md section 8, trap 5), or with `update.group: model` those of one model. `update.baseline`
-selects over which of them the mean and the standard deviation are taken. Rewards are never
-normalised over a batch.
+selects over which of them the mean and the standard deviation are taken. Only `baseline:
+model_batch` normalises rewards over several problems.
 """
 
 from __future__ import annotations
@@ -48,20 +48,35 @@ def advantages(rewards: ArrayLike, *, scale: Literal["std", "none"] = "std") -> 
 
 
 def baseline_groups(
-    baseline: Literal["team", "model", "model_phase"], *, models: Sequence[str], phases: Sequence[str]
+    baseline: Literal["team", "model", "model_phase", "model_batch"],
+    *,
+    compared: Sequence[str],
+    batches: Sequence[str],
+    models: Sequence[str],
+    phases: Sequence[str],
 ) -> list[tuple[str, ...]]:
-    """The group of each completion of a problem (METHOD.md section 9.1), [n].
+    """The group of each completion (METHOD.md section 9.1), [n].
 
     Completions of one group share mean and standard deviation.
 
-    >>> baseline_groups("model", models=["a", "b", "a"], phases=["cold", "cold", "rescue"])
-    [('a',), ('b',), ('a',)]
+    Args:
+        baseline: the field of the configuration.
+        compared: [n] the completions whose rewards know each other: those of a problem.
+        batches: [n] the optimizer step of the problem.
+        models: [n].
+        phases: [n].
+
+    >>> same = {"compared": ["p"] * 3, "batches": ["0"] * 3}
+    >>> baseline_groups("model", models=["a", "b", "a"], phases=["cold", "cold", "rescue"], **same)
+    [('p', 'a'), ('p', 'b'), ('p', 'a')]
     """
-    if baseline == "team":
-        return [()] * len(models)
-    if baseline == "model":
-        return [(model,) for model in models]
-    return list(zip(models, phases, strict=True))
+    parts: dict[str, tuple[Sequence[str], ...]] = {
+        "team": (compared,),
+        "model": (compared, models),
+        "model_phase": (compared, models, phases),
+        "model_batch": (batches, models),
+    }
+    return list(zip(*parts[baseline], strict=True))
 
 
 def grouped_advantages(
@@ -84,7 +99,18 @@ def grouped_advantages(
     if len(values) != len(groups):
         raise ValueError(f"{len(values)} rewards, but {len(groups)} groups")
     found = np.zeros(len(values))
-    for group in dict.fromkeys(groups):
-        rows = [row for row, other in enumerate(groups) if other == group]
+    for rows in members(groups):
         found[rows] = advantages(values[rows], scale=scale)
     return found
+
+
+def members(groups: Sequence[tuple[str, ...]]) -> list[list[int]]:
+    """The rows of each group, in the order of their first rows.
+
+    >>> members([("a",), ("b",), ("a",)])
+    [[0, 2], [1]]
+    """
+    rows: dict[tuple[str, ...], list[int]] = {}
+    for row, group in enumerate(groups):
+        rows.setdefault(group, []).append(row)
+    return list(rows.values())

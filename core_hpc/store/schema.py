@@ -198,23 +198,31 @@ SCORES = Table(
 
 REWARD_PARTS = ("exploit", "explore", "rescue", "trace_accuracy", "cross")
 
+_SOURCES = {
+    COLD: "own cold completions",
+    RESCUE: "own rescue completions",
+    "taught": "texts of peers",
+    "rehearsed": "rehearsed own completions",
+    "internalised": "hinted rescue completions that are learned on the prompt without the hint",
+}
+_CLIPPED = (COLD, RESCUE, "internalised")
+
 _STEPS_BY_SOURCE: dict[str, tuple[pl.DataType, str]] = {
-    "num_lessons": (_I, "completions in the step that are texts of peers, or rehearsed (METHOD.md section 9.2)"),
+    "num_lessons": (
+        _I,
+        "completions in the step that the model does not learn as it sampled them: of peers, rehearsed, or "
+        "internalised (METHOD.md sections 9.2 and 9.5)",
+    ),
     **{
-        f"clip_share_{source}": (_F, f"share of tokens of the model's own {source} completions with a clipped ratio")
-        for source in (COLD, RESCUE)
+        f"clip_share_{source}": (_F, f"share of tokens of {_SOURCES[source]} with a clipped ratio")
+        for source in _CLIPPED
     },
     **{
         f"slope_share_{source}": (
             _F,
             f"share of {meaning} in the sum over tokens of |derivative of the loss by the log-probability|",
         )
-        for source, meaning in {
-            COLD: "own cold completions",
-            RESCUE: "own rescue completions",
-            "taught": "texts of peers",
-            "rehearsed": "rehearsed own completions",
-        }.items()
+        for source, meaning in _SOURCES.items()
     },
 }
 """What the update learns from which completions. Null in files of an earlier version."""

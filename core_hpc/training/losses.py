@@ -245,6 +245,8 @@ def objective(current_M: Tensor, batch: TokenBatch, settings: UpdateSection, ste
     loss = LOSSES[settings.loss]
     log_ratio_M = current_M - batch.old_M
     objective_M = None if batch.objective_N is None else batch.objective_N[batch.row_M]
+    if settings.ratio == "current":
+        log_ratio_M = current_M - current_M.detach()
     if objective_M is not None:  # other objectives have no ratio
         log_ratio_M = log_ratio_M.masked_fill(objective_M != POLICY, 0.0)
     token_ratio_M = log_ratio_M.exp()

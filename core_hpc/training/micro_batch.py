@@ -42,6 +42,8 @@ class MicroBatch:
     """The completion of each token, an index into N."""
     behaviour_M: Tensor
     """Log-probabilities of the engine; NaN for completions that have none."""
+    sampled_M: Tensor
+    """Those on the prompt from which a completion was sampled, if it is corrected for; else NaN."""
     lengths_N: Tensor
     advantage_N: Tensor
     weight_N: Tensor
@@ -88,7 +90,8 @@ def collate(rows: Sequence[Row], members: Sequence[int], layout: Layout) -> Micr
         targets_U=pairs_U % base,
         distinct_M=distinct_M,
         row_M=torch.repeat_interleave(torch.arange(len(members)), lengths_N),
-        behaviour_M=torch.cat([_behaviour(rows[i]) for i in members]),
+        behaviour_M=torch.cat([_logprobs(rows[i], rows[i].behaviour_logprobs) for i in members]),
+        sampled_M=torch.cat([_logprobs(rows[i], rows[i].sampled_logprobs) for i in members]),
         lengths_N=lengths_N,
         advantage_N=torch.tensor([rows[i].advantage for i in members], dtype=torch.float32),
         weight_N=torch.tensor([rows[i].weight for i in members], dtype=torch.float32),
@@ -109,7 +112,7 @@ def _padded(inputs: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor, Tensor]:
     return ids_BL, torch.arange(size[1]) * mask_BL, mask_BL
 
 
-def _behaviour(row: Row) -> Tensor:
-    if row.behaviour_logprobs is None:
+def _logprobs(row: Row, logprobs: Sequence[float] | None) -> Tensor:
+    if logprobs is None:
         return torch.full((len(row.completion_token_ids),), torch.nan)
-    return torch.as_tensor(row.behaviour_logprobs, dtype=torch.float32)
+    return torch.as_tensor(logprobs, dtype=torch.float32)

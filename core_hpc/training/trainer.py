@@ -46,6 +46,7 @@ from core_hpc.training.policy import Policy, load_base_model
 from core_hpc.training.state_io import TrainingState, read_state, write_position
 from core_hpc.training.task import TrainerSettings, UpdateResult, UpdateTask
 from core_hpc.training.timings import UpdateTimings
+from core_hpc.training.transfer import prompt_weights
 from core_hpc.training.zero2 import Zero2, all_true, broadcast, from_rank_zero, rank_and_size, start_process_group
 
 STEP_COLUMNS = {name: dtype for name, dtype in STEPS.schema.items() if name not in ("run_id", "iteration", "model")}
@@ -287,7 +288,7 @@ class Trainer:
                 reference_M = torch.cat([task.reference[i] for i in batch.rows])
             importance_M = importance_weights(
                 old_M, batch.behaviour_M, batch.row_M, batch.lengths_N, settings.importance
-            )
+            ) * prompt_weights(old_M, batch.sampled_M)
             tokens = TokenBatch(
                 old_M=old_M,
                 reference_M=reference_M,

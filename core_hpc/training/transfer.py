@@ -49,3 +49,13 @@ def with_transfer(gain_M: Tensor, current_M: Tensor, advantage_M: Tensor, object
     """
     gain_M = likelihood_gain(current_M, advantage_M).where(objective_M == LIKELIHOOD, gain_M)
     return shaped_gain(current_M, advantage_M).where(objective_M == SHAPED, gain_M)
+
+
+def prompt_weights(old_M: Tensor, sampled_M: Tensor) -> Tensor:
+    """min(pi_old(y_t | x) / pi_old(y_t | x, h), 1), [M]: truncated importance of another prompt.
+
+    Args:
+        old_M: log-probabilities before the update, on the prompt of the row.
+        sampled_M: those on the prompt with the hint h, as sampled; NaN gives the weight 1.
+    """
+    return (old_M - sampled_M).where(~sampled_M.isnan(), 0.0).exp().clamp(max=1.0).detach()

@@ -121,6 +121,18 @@ def test_the_arms_of_team_pass_have_equal_budgets() -> None:
     assert differing(runs["team-pass"], runs["alone"]) == {"update.group": "model"}
 
 
+def test_the_arms_of_rescue_context_have_equal_budgets() -> None:
+    runs = {label: run.config for label, run in runs_of("ablations/rescue_context").items()}
+    assert len({budget(config) for config in runs.values()}) == 1
+    assert all(config.protocol.even_budget for config in runs.values())
+    assert differing(runs["hinted"], runs["older-trainer"]) == {
+        "update.rescue_context": "plain",
+        "update.rescue_others": "plain",
+        "update.ratio": "current",
+        "update.baseline": "model_batch",
+    }
+
+
 def test_the_default_of_a_field_that_was_added_later_is_not_part_of_the_identity() -> None:
     keep, cut, _ = runs_of("ablations/hint_leak").values()
     assert "hint_leak" not in scientific_fields(keep.config)["protocol"]

@@ -197,3 +197,24 @@ def test_a_model_that_always_fails_is_pushed_down_only_by_the_baseline_of_the_te
 def test_a_baseline_without_peers_is_a_configuration_error() -> None:
     with pytest.raises(ValidationError, match=r"update\.baseline has no effect"):
         scored(rollouts_of(0, "ab", {COLD: 2}), "ab", group="model", baseline="model")
+
+
+def test_the_baseline_of_the_batch_is_over_the_problems_of_an_optimizer_step() -> None:
+    """The steps are those of the update, which cuts the rows of a model."""
+    from core_hpc.common.seeds import stable_seed
+    from core_hpc.training.batching import Row, step_rows
+
+    rollouts = rollouts_of(11, "ab", {COLD: 3, RESCUE: 1})
+    found = scored(rollouts, "ab", iteration=2, baseline="model_batch", problems_per_step=2)
+    seed = stable_seed(42, "update", "shuffle", 2)
+    no_ids: dict[str, Any] = {"prompt_token_ids": [1], "completion_token_ids": [1], "behaviour_logprobs": None}
+    rows = [Row(key=(p,), problem_id=p, **no_ids, advantage=0.0, weight=1.0) for p in ("p", "q", "r")]
+    steps = [problems for problems, _ in step_rows(rows, problems_per_step=2, seed=seed)]
+    assert [len(step) for step in steps] == [2, 1]
+    table = pl.concat([rollouts, found], how="horizontal").to_dicts()
+    for row in table:
+        (step,) = [step for step in steps if row["problem_id"] in step]
+        rewards = [r["reward"] for r in table if r["problem_id"] in step and r["model"] == row["model"]]
+        mean = sum(rewards) / len(rewards)
+        deviation = (sum((r - mean) ** 2 for r in rewards) / len(rewards)) ** 0.5
+        assert row["advantage"] == pytest.approx((row["reward"] - mean) / (deviation + 1e-8), abs=1e-9)
