@@ -43,6 +43,7 @@ STEP_MEASURES = {
     "mismatch_max": "mismatch/max",
     "importance_mean": "mismatch/importance",
     "ratio_max": "policy/ratio_max",
+    "reliance": "rescue/reliance",
     "clip_share_cold": "loss/clip_share_cold",
     "clip_share_rescue": "loss/clip_share_rescue",
     "clip_share_internalised": "loss/clip_share_internalised",

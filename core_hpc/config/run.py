@@ -293,6 +293,13 @@ class RunConfig(Section):
         return self
 
     @model_validator(mode="after")
+    def _hints_to_rely_on(self) -> RunConfig:
+        no_hints = not self.protocol.rescue_samples or self.protocol.hint_probability == 0 or len(self.team) == 1
+        if self.update.reliance_scale is not None and no_hints:
+            raise ValueError("update.reliance_scale has no effect without hinted rescue completions; leave it out")
+        return self
+
+    @model_validator(mode="after")
     def _samples_for_pass_at_k(self) -> RunConfig:
         k, samples = self.update.team_pass.k, self.protocol.cold_samples
         if self.update.team_pass.is_on and samples <= k:

@@ -141,6 +141,12 @@ class UpdateSection(Section):
         description="with rescue_context: plain, what happens with the other hinted rescue completions: learned on "
         "their own prompt, on the plain prompt, or left out",
     )
+    reliance_scale: float | None = added_later(
+        None,
+        gt=0,
+        description="weight of a correct hinted rescue by its reliance D on the hint: exp(min(D, 0) / scale), with D "
+        "in nats per token; null: 1. HiLL uses 0.3",
+    )
     share_rescues: float = Field(
         0.0,
         ge=0,

@@ -8,7 +8,7 @@ does not have this option.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 
 import polars as pl
@@ -16,15 +16,13 @@ import polars as pl
 from core_hpc.common.seeds import stable_uniform
 from core_hpc.models.prompts import PromptBuilder
 from core_hpc.phases.context import TaskContext
+from core_hpc.phases.reliance import Rate
 from core_hpc.problems.splits import TRAIN
 from core_hpc.protocol.lessons import choose_lessons, scheduled_weight
 from core_hpc.store import shards
 from core_hpc.store.paths import TaskKey
 from core_hpc.store.schema import COLD, ROLLOUTS, ROW_KEY
 from core_hpc.training.batching import Row
-
-Rate = Callable[[Sequence[Row]], Sequence[float]]
-"""Mean log-probability per token of each row, under the weights before the update."""
 
 
 def lesson_rows(context: TaskContext, scores: pl.DataFrame, own: Sequence[Row], rate: Rate | None) -> list[Row]:

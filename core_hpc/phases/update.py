@@ -28,7 +28,8 @@ from core_hpc.config.update import UpdateSection
 from core_hpc.engines.share import Sharing
 from core_hpc.phases.checkpoint import CheckpointStore, remove_checkpoints, write_steps
 from core_hpc.phases.context import TaskContext
-from core_hpc.phases.lessons import Rate, lesson_rows
+from core_hpc.phases.lessons import lesson_rows
+from core_hpc.phases.reliance import Rate, with_reliance
 from core_hpc.phases.rescue_context import in_context
 from core_hpc.phases.shared_rescues import shared_rows
 from core_hpc.problems.splits import shuffle_seed
@@ -88,8 +89,8 @@ def training_rows(context: TaskContext, rate: Rate | None = None) -> list[Row]:
 
     Args:
         context: the update task.
-        rate: log-probabilities under the weights before the update. Only `teach.teacher:
-            likelihood` needs it.
+        rate: log-probabilities under the weights before the update, for `teach.teacher: likelihood`
+            and the reliance of rescues, which is not measured without it.
 
     Raises:
         StoreError: a rollout has no score, or a score no rollout.
@@ -127,6 +128,8 @@ def training_rows(context: TaskContext, rate: Rate | None = None) -> list[Row]:
         (r["problem_id"], r["phase"], r["sample_index"]): r["correct"]
         for r in joined.filter(pl.col("phase") == RESCUE, pl.col("hint_given")).iter_rows(named=True)
     }
+    if rate is not None:
+        own_rows = with_reliance(own_rows, hinted, rate, scale=run.config.update.reliance_scale)
     own_rows = in_context(own_rows, hinted, run.config.update)
     lessons = lesson_rows(context, scores, own_rows, rate) if run.config.update.teach.is_on else []
     return own_rows + shared + lessons

@@ -208,6 +208,11 @@ _SOURCES = {
 _CLIPPED = (COLD, RESCUE, "internalised")
 
 _STEPS_BY_SOURCE: dict[str, tuple[pl.DataType, str]] = {
+    "reliance": (
+        _F,
+        "mean over the correct hinted rescues in the step of mean log pi_old without the hint - with it, in nats per "
+        "token; NaN if there are none (METHOD.md section 9.6)",
+    ),
     "num_lessons": (
         _I,
         "completions in the step that the model does not learn as it sampled them: of peers, rehearsed, or "

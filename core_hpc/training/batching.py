@@ -57,6 +57,9 @@ class Row:
     sampled_logprobs: Sequence[float] | None = None
     """Of the engine, on the other prompt from which it was sampled; None: no correction for that."""
 
+    reliance: float | None = None
+    """How much a correct hinted rescue relies on its hint, for the metrics."""
+
     @property
     def source(self) -> Source:
         """Where the row comes from, for the metrics."""

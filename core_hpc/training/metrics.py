@@ -144,7 +144,9 @@ class StepTotals:
         for i in self.plan.rows:
             num_tokens[self.rows[i].source] += len(self.rows[i].completion_token_ids)
         clipped, slopes = (dict(zip(SOURCES, sums, strict=True)) for sums in self.by_source.tolist())
+        reliances = [row.reliance for row in map(self.rows.__getitem__, self.plan.rows) if row.reliance is not None]
         return {
+            "reliance": _mean(sum(reliances), len(reliances)),
             "num_lessons": sum(self.rows[i].lesson is not None for i in self.plan.rows),
             **{f"clip_share_{source}": _mean(clipped[source], num_tokens[source]) for source in CLIPPED_SOURCES},
             **{f"slope_share_{source}": _share(slopes[source], sum(slopes.values())) for source in SOURCES},

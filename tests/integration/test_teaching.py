@@ -6,12 +6,14 @@ baseline of the model, and team Pass@k. What was learned is counted again from t
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Any
 
 import polars as pl
 import pytest
 
+from core_hpc.problems.splits import problems_of_steps
 from core_hpc.store import manifests, shards
 from core_hpc.store.paths import RunPaths, TaskKey
 from core_hpc.store.schema import COLD, HINT, HINTS, RESCUE, ROLLOUTS, SCORE, SCORES, STEPS, UPDATE
@@ -39,7 +41,9 @@ def run(tiny_models: list[Path], tmp_path_factory: pytest.TempPathFactory) -> Pa
         "teach": {"weight": 2, "teacher": "likelihood", "rehearsal": 1},
         "team_pass": {"weight": 0.5, "k": 1},
         "problems_per_step": 2,
-        "learning_rate": 0.01,
+        "learning_rate": 0.05,
+        "schedule": "constant",
+        "warmup_share": 0,
         "checkpoint_min": 1e-9,
     }
     sweep = tiny_sweep(folder / "tiny.yaml", tiny_models, folder / "out", protocol=protocol, update=update)
@@ -122,6 +126,41 @@ def test_the_texts_of_the_peer_become_more_probable(run: Path, tiny_models: list
     trained = PeftModel.from_pretrained(base, adapter).eval()
     after = [log_prob(trained, *pair) for pair in inputs]
     assert sum(after) / len(after) > sum(before) / len(before) + 0.05
+
+
+def test_reliance_is_the_difference_of_an_independent_forward_pass(run: Path, tiny_models: list[Path]) -> None:
+    """Of the first iteration, in which the weights before the update are those of the base model."""
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    rollouts = shards.read_rows(run, ROLLOUTS, phases=[COLD, RESCUE]).filter(iteration=1)
+    num_measured = 0
+    for name, folder in zip(("m0", "m1"), tiny_models, strict=True):
+        model = AutoModelForCausalLM.from_pretrained(folder).eval()
+
+        def mean_log_prob(prompt: list[int], ids: list[int], model: Any = model) -> float:
+            with torch.no_grad():
+                logits = model(torch.tensor([[*prompt, *ids]])).logits[0, len(prompt) - 1 : -1]
+            return float(logits.log_softmax(-1)[torch.arange(len(ids)), ids].mean())
+
+        own = rollouts.filter(model=name).to_dicts()
+        plain = {r["problem_id"]: r["prompt_token_ids"] for r in own if r["phase"] == COLD}
+        found: dict[str, list[float]] = {}
+        for r in own:
+            if r["phase"] == RESCUE and r["hint_given"] and r["correct"]:
+                without = mean_log_prob(plain[r["problem_id"]], r["completion_token_ids"])
+                delta = without - mean_log_prob(r["prompt_token_ids"], r["completion_token_ids"])
+                found.setdefault(r["problem_id"], []).append(delta)
+        steps = problems_of_steps(sorted(plain), problems_per_step=2, run_seed=7, iteration=1)
+        expected = [[delta for problem in step for delta in found.get(problem, [])] for step in steps]
+        stored = shards.read_rows(run, STEPS, phases=[UPDATE]).filter(iteration=1, model=name).sort("step")
+        for value, deltas in zip(stored["reliance"], expected, strict=True):
+            if deltas:
+                assert value == pytest.approx(sum(deltas) / len(deltas), abs=1e-4)
+                num_measured += len(deltas)
+            else:
+                assert math.isnan(value)
+    assert num_measured
 
 
 def test_shuffled_hints_are_those_of_another_problem(run: Path) -> None:

@@ -133,6 +133,13 @@ def test_the_arms_of_rescue_context_have_equal_budgets() -> None:
     }
 
 
+def test_the_arms_of_reliance_have_equal_budgets() -> None:
+    configs = [run.config for run in runs_of("ablations/reliance").values()]
+    assert len({budget(config) for config in configs}) == 1
+    assert all(config.protocol.even_budget for config in configs)
+    assert [config.update.reliance_scale for config in configs] == [None, 0.3, None, 0.3]
+
+
 def test_the_default_of_a_field_that_was_added_later_is_not_part_of_the_identity() -> None:
     keep, cut, _ = runs_of("ablations/hint_leak").values()
     assert "hint_leak" not in scientific_fields(keep.config)["protocol"]

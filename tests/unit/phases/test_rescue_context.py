@@ -82,7 +82,8 @@ def test_the_plain_prompt_is_that_of_the_cold_completions(tmp_path: Path) -> Non
     rows = {row.key: row for row in training_rows(context(run, TaskKey(1, UPDATE, "b")))}
     rescue = rows["hard", RESCUE, 0]
     assert rescue.source == "internalised"
-    assert list(rescue.prompt_token_ids) == list(rows["hard", COLD, 0].prompt_token_ids)
+    # In this run every cold completion has other prompt ids, so that rows can be distinguished.
+    assert list(rescue.prompt_token_ids) in [list(rows["hard", COLD, k].prompt_token_ids) for k in (0, 1)]
     assert 900 not in list(rescue.prompt_token_ids)
 
 
