@@ -47,11 +47,13 @@ STEP_MEASURES = {
     "clip_share_cold": "loss/clip_share_cold",
     "clip_share_rescue": "loss/clip_share_rescue",
     "clip_share_internalised": "loss/clip_share_internalised",
+    "clip_share_peer": "loss/clip_share_peer",
     "slope_share_cold": "source/slope_share_cold",
     "slope_share_rescue": "source/slope_share_rescue",
     "slope_share_taught": "source/slope_share_taught",
     "slope_share_rehearsed": "source/slope_share_rehearsed",
     "slope_share_internalised": "source/slope_share_internalised",
+    "slope_share_peer": "source/slope_share_peer",
 }
 """Columns of STEPS and the names of their curves."""
 

@@ -300,6 +300,23 @@ class RunConfig(Section):
         return self
 
     @model_validator(mode="after")
+    def _hacpo_is_a_method_of_its_own(self) -> RunConfig:
+        update = self.update
+        if not update.hacpo.enabled:
+            return self
+        if update.loss != "gspo" or len(self.team) == 1 or self.protocol.rescue_samples:
+            raise ValueError(
+                "update.hacpo is defined for a team with update.loss: gspo and without a rescue phase; set the loss, "
+                "and protocol.rescue_samples to 0"
+            )
+        others = update.group != "team" or update.baseline != "team" or update.team_pass.is_on
+        if others:
+            raise ValueError(
+                "update.hacpo has advantages of its own; leave update.group, update.baseline and update.team_pass out"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _samples_for_pass_at_k(self) -> RunConfig:
         k, samples = self.update.team_pass.k, self.protocol.cold_samples
         if self.update.team_pass.is_on and samples <= k:

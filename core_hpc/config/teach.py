@@ -1,7 +1,8 @@
-"""Sections of `update` that are not in the paper and have a weight with a schedule.
+"""Sections of `update` that are not in the paper.
 
-In: plain data. Out: a frozen `TeachSection` (METHOD.md section 9.2) or `TeamPassSection` (section
-9.4). `protocol/lessons.py`, `protocol/team_pass.py` and `training/transfer.py` compute with them.
+In: plain data. Out: a frozen `TeachSection` (METHOD.md section 9.2), `TeamPassSection` (section 9.4)
+or `HacpoSection` (section 9.7). `protocol/lessons.py`, `protocol/team_pass.py`, `protocol/hacpo.py`
+and `training/transfer.py` compute with them.
 """
 
 from __future__ import annotations
@@ -78,3 +79,22 @@ class TeamPassSection(_Scheduled):
         None, ge=0, le=1, description="share after `weight_iterations` iterations, reached linearly; null: as `weight`"
     )
     k: PositiveInt = Field(2, description="completions per model of team Pass@k; at most protocol.cold_samples - 1")
+
+
+class HacpoSection(Section):
+    """Every model learns from the rollouts of all models (HACPO, METHOD.md section 9.7).
+
+    The defaults are those of the authors' code.
+    """
+
+    enabled: bool = Field(False, description="whether models also learn from the cold completions of their peers")
+    window: PositiveInt = Field(
+        5, description="iterations over which the share of positive rewards of a model is taken"
+    )
+    alpha: float = Field(1.0, ge=0, description="exponent of the weight sg(ratio)^alpha of a peer's completion")
+    clip_delta: float = Field(
+        0.2, ge=0, le=1, description="ratios of a peer's completion below 1 - clip_delta are clipped"
+    )
+    clip_step: float = Field(
+        0.025, ge=0, description="by how much this bound rises with each optimizer step of an iteration"
+    )

@@ -29,6 +29,7 @@ from core_hpc.engines.share import Sharing
 from core_hpc.phases.checkpoint import CheckpointStore, remove_checkpoints, write_steps
 from core_hpc.phases.context import TaskContext
 from core_hpc.phases.lessons import lesson_rows
+from core_hpc.phases.peer_rollouts import hacpo_rows
 from core_hpc.phases.reliance import Rate, with_reliance
 from core_hpc.phases.rescue_context import in_context
 from core_hpc.phases.shared_rescues import shared_rows
@@ -124,13 +125,15 @@ def training_rows(context: TaskContext, rate: Rate | None = None) -> list[Row]:
         )
         for r in joined.sort("problem_id", "phase", "sample_index").iter_rows(named=True)
     ]
-    hinted = {
+    hinted: dict[tuple[object, ...], bool] = {
         (r["problem_id"], r["phase"], r["sample_index"]): r["correct"]
         for r in joined.filter(pl.col("phase") == RESCUE, pl.col("hint_given")).iter_rows(named=True)
     }
     if rate is not None:
         own_rows = with_reliance(own_rows, hinted, rate, scale=run.config.update.reliance_scale)
     own_rows = in_context(own_rows, hinted, run.config.update)
+    if run.config.update.hacpo.enabled:
+        own_rows = hacpo_rows(context, scores, own_rows)
     lessons = lesson_rows(context, scores, own_rows, rate) if run.config.update.teach.is_on else []
     return own_rows + shared + lessons
 

@@ -204,8 +204,9 @@ _SOURCES = {
     "taught": "texts of peers",
     "rehearsed": "rehearsed own completions",
     "internalised": "hinted rescue completions that are learned on the prompt without the hint",
+    "peer": "rollouts of peers (update.hacpo)",
 }
-_CLIPPED = (COLD, RESCUE, "internalised")
+_CLIPPED = (COLD, RESCUE, "internalised", "peer")
 
 _STEPS_BY_SOURCE: dict[str, tuple[pl.DataType, str]] = {
     "reliance": (
@@ -216,7 +217,7 @@ _STEPS_BY_SOURCE: dict[str, tuple[pl.DataType, str]] = {
     "num_lessons": (
         _I,
         "completions in the step that the model does not learn as it sampled them: of peers, rehearsed, or "
-        "internalised (METHOD.md sections 9.2 and 9.5)",
+        "internalised (METHOD.md sections 9.2, 9.5 and 9.7)",
     ),
     **{
         f"clip_share_{source}": (_F, f"share of tokens of {_SOURCES[source]} with a clipped ratio")

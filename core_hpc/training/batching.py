@@ -19,14 +19,14 @@ from core_hpc.problems.splits import cut_into_steps
 from core_hpc.training.prefix_tree import num_common
 
 Layout = Literal["tree", "padded"]
-Objective = Literal["policy", "likelihood", "shaped"]
-OBJECTIVES: tuple[Objective, ...] = ("policy", "likelihood", "shaped")
+Objective = Literal["policy", "likelihood", "shaped", "cross"]
+OBJECTIVES: tuple[Objective, ...] = ("policy", "likelihood", "shaped", "cross")
 """What a row contributes: the gain of `update.loss`, or one of `transfer.py`."""
-Lesson = Literal["taught", "rehearsed", "internalised"]
+Lesson = Literal["taught", "rehearsed", "internalised", "peer"]
 Source = Literal["cold", "rescue"] | Lesson
-SOURCES: tuple[Source, ...] = ("cold", "rescue", "taught", "rehearsed", "internalised")
-"""Where a row comes from: the model's own completions by phase, texts of peers, own texts again,
-and own hinted rescues that are learned on the prompt without the hint."""
+SOURCES: tuple[Source, ...] = ("cold", "rescue", "taught", "rehearsed", "internalised", "peer")
+"""Where a row comes from: the model's own completions by phase, texts of peers, own texts again, own
+hinted rescues that are learned on the prompt without the hint, and all rollouts of peers (HACPO)."""
 
 MICRO_BATCH_OVERHEAD = 64
 """Fixed cost of one more forward and backward pass, in tokens (SmolLM2-135M on 2 cores)."""
@@ -57,6 +57,8 @@ class Row:
     sampled_logprobs: Sequence[float] | None = None
     """Of the engine, on the other prompt from which it was sampled; None: no correction for that."""
 
+    peer_logprob: float | None = None
+    """Mean log-probability per token of the peer that sampled it, in the peer's tokens (cross)."""
     reliance: float | None = None
     """How much a correct hinted rescue relies on its hint, for the metrics."""
 

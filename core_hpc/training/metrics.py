@@ -31,7 +31,7 @@ SUMS = ("loss", "policy_loss", "kl", "clipped", "entropy", "mismatch", "importan
 MAXIMA = ("mismatch_max", "ratio_max")
 BY_SOURCE = ("clipped", "slope")
 """Sums for each source: clipped tokens, and |derivative of the loss by a log-probability|."""
-CLIPPED_SOURCES: tuple[Source, ...] = ("cold", "rescue", "internalised")
+CLIPPED_SOURCES: tuple[Source, ...] = ("cold", "rescue", "internalised", "peer")
 """The sources with a ratio."""
 
 

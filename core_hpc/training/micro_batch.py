@@ -51,6 +51,8 @@ class MicroBatch:
     """Bool: sampled in the rescue phase."""
     objective_N: Tensor
     """Code of the objective, an index into OBJECTIVES."""
+    peer_N: Tensor
+    """Mean log-probability of the peer that sampled the completion; NaN for other completions."""
     rows: tuple[int, ...]
     """The row of each completion, an index into the rows of the task."""
 
@@ -97,6 +99,7 @@ def collate(rows: Sequence[Row], members: Sequence[int], layout: Layout) -> Micr
         weight_N=torch.tensor([rows[i].weight for i in members], dtype=torch.float32),
         rescue_N=torch.tensor([rows[i].rescue for i in members]),
         objective_N=torch.tensor([OBJECTIVES.index(rows[i].objective) for i in members]),
+        peer_N=torch.tensor([_or_nan(rows[i].peer_logprob) for i in members], dtype=torch.float32),
         rows=tuple(members),
     )
 
@@ -116,3 +119,7 @@ def _logprobs(row: Row, logprobs: Sequence[float] | None) -> Tensor:
     if logprobs is None:
         return torch.full((len(row.completion_token_ids),), torch.nan)
     return torch.as_tensor(logprobs, dtype=torch.float32)
+
+
+def _or_nan(value: float | None) -> float:
+    return torch.nan if value is None else value

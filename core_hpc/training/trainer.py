@@ -276,7 +276,7 @@ class Trainer:
     def _losses(self, task: _Task, index: int, totals: StepTotals) -> Iterator[Tensor]:
         """Loss of each of this rank's micro-batches; only one graph exists at a time."""
         settings, plan = task.spec.settings, task.plans[index]
-        step = StepSize(len(plan.rows), plan.num_completion_tokens, task.spec.max_new_tokens)
+        step = StepSize(len(plan.rows), plan.num_completion_tokens, task.spec.max_new_tokens, index)
         for batch in micro_batches(task.spec.rows, plan.micro_batches[self.rank], self.policy.layout, self.device):
             current_M, entropy_M = self.policy.log_probs(batch, temperature=task.spec.temperature)
             old_M = torch.cat([task.old[i] for i in batch.rows]) if index else current_M.detach()
@@ -299,6 +299,7 @@ class Trainer:
                 weight_N=batch.weight_N,
                 rescue_N=batch.rescue_N,
                 objective_N=batch.objective_N,
+                peer_N=batch.peer_N,
             )
             terms = objective(current_M, tokens, settings, step)
             (slope_M,) = torch.autograd.grad(terms.loss, current_M, retain_graph=True)

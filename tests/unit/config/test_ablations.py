@@ -140,6 +140,14 @@ def test_the_arms_of_reliance_have_equal_budgets() -> None:
     assert [config.update.reliance_scale for config in configs] == [None, 0.3, None, 0.3]
 
 
+def test_the_arms_of_hacpo_sample_as_much_as_independent_training() -> None:
+    runs = {label: run.config for label, run in runs_of("ablations/hacpo").items()}
+    assert budget(runs["independent"]) == budget(runs["hacpo"])
+    assert differing(runs["independent"], runs["hacpo"])["update.hacpo.enabled"] is True
+    assert all(config.reward.exploit.partial == "none" for config in runs.values())
+    assert all(config.reward.cross.weight == 0 for config in runs.values())
+
+
 def test_the_default_of_a_field_that_was_added_later_is_not_part_of_the_identity() -> None:
     keep, cut, _ = runs_of("ablations/hint_leak").values()
     assert "hint_leak" not in scientific_fields(keep.config)["protocol"]
