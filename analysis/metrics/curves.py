@@ -44,6 +44,17 @@ STEP_MEASURES = {
     "importance_mean": "mismatch/importance",
     "kept_mass": "mismatch/kept_mass",
     "ratio_max": "policy/ratio_max",
+    "reliance": "rescue/reliance",
+    "clip_share_cold": "loss/clip_share_cold",
+    "clip_share_rescue": "loss/clip_share_rescue",
+    "clip_share_internalised": "loss/clip_share_internalised",
+    "clip_share_peer": "loss/clip_share_peer",
+    "slope_share_cold": "source/slope_share_cold",
+    "slope_share_rescue": "source/slope_share_rescue",
+    "slope_share_taught": "source/slope_share_taught",
+    "slope_share_rehearsed": "source/slope_share_rehearsed",
+    "slope_share_internalised": "source/slope_share_internalised",
+    "slope_share_peer": "source/slope_share_peer",
 }
 """Columns of STEPS and the names of their curves."""
 
@@ -61,6 +72,7 @@ SCORE_COLUMNS = (
     "reward",
     "advantage",
     "zero_signal",
+    "team_pass_advantage",
 )
 
 _MAXIMA = ("length/max", "mismatch/max", "policy/ratio_max")
@@ -134,15 +146,24 @@ def _score_sums(rows: pl.DataFrame) -> _Sums:
         "rescue/num_attempts": correct.filter(of_failed & pl.col("hint_given")),
         "advantage/mean": pl.col("advantage"),
         "advantage/mean_abs": pl.col("advantage").abs(),
+        "advantage/team_pass_mean_abs": pl.col("team_pass_advantage").abs(),
         "length/mean": length,
         "length/max": length,
         "length/truncated_share": pl.col("truncated"),
     }
     of_rows = rows.group_by("model").agg(_sum(measure, value) for measure, value in values.items())
     all_zero = (pl.col("explore") == 0).all()
-    problems = rows.group_by("model", "problem_id").agg(pl.col("zero_signal").all(), all_zero=all_zero)
-    zero_shares = {"advantage/zero_signal_share": "zero_signal", "explore/all_zero_share": "all_zero"}
-    sums = [_sum(measure, pl.col(column)) for measure, column in zero_shares.items()]
+    # A model whose completions of a problem are all pushed down learns only what not to write.
+    only_negative = (pl.col("advantage") < 0).all()
+    problems = rows.group_by("model", "problem_id").agg(
+        pl.col("zero_signal").all(), all_zero=all_zero, only_negative=only_negative
+    )
+    shares = {
+        "advantage/zero_signal_share": "zero_signal",
+        "advantage/only_negative_share": "only_negative",
+        "explore/all_zero_share": "all_zero",
+    }
+    sums = [_sum(measure, pl.col(column)) for measure, column in shares.items()]
     of_problems = problems.group_by("model").agg(sums)
     return _by_measure(of_rows) | _by_measure(of_problems)
 

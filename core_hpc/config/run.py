@@ -189,10 +189,28 @@ class ProtocolSection(Section):
         description="a hint in which the gold answer is the result of a step. keep: used as it is; cut: ends before "
         "this step; reject: no hint",
     )
+    hint_source: Literal["peer", "shuffled", "own"] = added_later(
+        "peer",
+        description="whose text the hint of a case is. peer: of the teacher (the method); controls, in the same cases: "
+        "shuffled: of the teacher of another problem; own: of the student's own best cold completion",
+    )
     teacher_score: Literal["total", "exploit"] = Field(
         "total", description="which reward of the cold completions chooses the teacher: the total, or exploit only"
     )
     sampling: SamplingSection = Field(SamplingSection(), description="sampling in training")
+
+    @model_validator(mode="after")
+    def _hints_of_another_source(self) -> ProtocolSection:
+        if self.hint_source != "peer" and (self.rescue_samples == 0 or self.hint_probability == 0):
+            raise ValueError(
+                "hint_source has no effect without hints; leave it out, or set rescue_samples and hint_probability"
+            )
+        if self.hint_source == "own" and self.hint_style == "strategy":
+            raise ValueError(
+                "hint_source: own has no hints with hint_style: strategy, because only a correct strategy is a hint; "
+                "set hint_style to full"
+            )
+        return self
 
 
 class EvaluationSection(Section):
@@ -258,12 +276,88 @@ class RunConfig(Section):
         return self
 
     @model_validator(mode="after")
+    def _baseline_of_a_team(self) -> RunConfig:
+        if self.update.baseline != "team" and self.update.group == "model":
+            raise ValueError(
+                "update.baseline has no effect with update.group: model, where rewards and advantages know only one "
+                "model; leave baseline out, or set group to team"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _rescues_to_share(self) -> RunConfig:
         alone = len(self.team) == 1 or not self.protocol.rescue_samples or self.protocol.hint_probability == 0
         if self.update.share_rescues and alone:
             raise ValueError(
                 "update.share_rescues: this run has no rescues by hints to share (one model, no rescue samples, or no "
                 "hints); leave it out"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _batches_in_one_part(self) -> RunConfig:
+        protocol = self.protocol
+        if self.update.baseline == "model_batch" and protocol.problems_per_part < protocol.problems_per_iteration:
+            raise ValueError(
+                "update.baseline: model_batch compares all problems of an optimizer step, which may be in different "
+                f"parts; set protocol.problems_per_part to {protocol.problems_per_iteration} or more"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _rescues_on_the_plain_prompt(self) -> RunConfig:
+        update, protocol = self.update, self.protocol
+        if update.rescue_context == "hinted":
+            if update.rescue_correction != "none" or update.rescue_others != "hinted":
+                raise ValueError(
+                    "update.rescue_correction and update.rescue_others have no effect with rescue_context: hinted; "
+                    "leave them out, or set rescue_context to plain"
+                )
+        elif not protocol.rescue_samples or protocol.hint_probability == 0 or len(self.team) == 1:
+            raise ValueError(
+                "update.rescue_context: plain has no effect without hinted rescue completions; leave it out"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _hints_to_rely_on(self) -> RunConfig:
+        no_hints = not self.protocol.rescue_samples or self.protocol.hint_probability == 0 or len(self.team) == 1
+        if self.update.reliance_scale is not None and no_hints:
+            raise ValueError("update.reliance_scale has no effect without hinted rescue completions; leave it out")
+        return self
+
+    @model_validator(mode="after")
+    def _hacpo_is_a_method_of_its_own(self) -> RunConfig:
+        update = self.update
+        if not update.hacpo.enabled:
+            return self
+        if update.loss != "gspo" or len(self.team) == 1 or self.protocol.rescue_samples:
+            raise ValueError(
+                "update.hacpo is defined for a team with update.loss: gspo and without a rescue phase; set the loss, "
+                "and protocol.rescue_samples to 0"
+            )
+        others = update.group != "team" or update.baseline != "team" or update.team_pass.is_on
+        if others:
+            raise ValueError(
+                "update.hacpo has advantages of its own; leave update.group, update.baseline and update.team_pass out"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _samples_for_pass_at_k(self) -> RunConfig:
+        k, samples = self.update.team_pass.k, self.protocol.cold_samples
+        if self.update.team_pass.is_on and samples <= k:
+            raise ValueError(
+                f"update.team_pass.k is {k}, but protocol.cold_samples is {samples}: a completion is compared with k "
+                f"others of its model; set cold_samples to {k + 1} or more, or lower k"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _lessons_need_a_peer(self) -> RunConfig:
+        if self.update.teach.is_on and len(self.team) == 1:
+            raise ValueError(
+                "update.teach: a team of one model has no peer to learn from; leave it out, or add a model"
             )
         return self
 

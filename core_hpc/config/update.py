@@ -20,6 +20,7 @@ from core_hpc.config.base import (
     operational,
     with_default_by,
 )
+from core_hpc.config.teach import HacpoSection, TeachSection, TeamPassSection
 
 Loss = Literal["grpo", "dapo", "dr_grpo", "bnpo", "gspo", "sapo", "cispo"]
 ImportanceKind = Literal[
@@ -117,8 +118,10 @@ class UpdateSection(Section):
     """
 
     loss: Loss = Field("grpo", description="the loss; it decides which of the following options exist")
-    ratio: Literal["token", "sequence"] = _option(
-        "ratio", description="policy ratio. token: of each token; sequence: exp(mean log-ratio) of the completion"
+    ratio: Literal["token", "sequence", "current"] = _option(
+        "ratio",
+        description="policy ratio. token: of each token; sequence: exp(mean log-ratio) of the completion; current: "
+        "always 1, because the old policy is the current one (authors' older trainer)",
     )
     clip_low: float | None = _option(
         "clip_low", gt=0, lt=1, description="ratios below 1 - clip_low are clipped (grpo, dapo, dr_grpo, bnpo, gspo)"
@@ -146,12 +149,49 @@ class UpdateSection(Section):
         description="completions of a problem that rewards and advantages compare. team: of all models; model: of one "
         "model (independent training; needs protocol.rescue_samples: 0)",
     )
+    baseline: Literal["team", "model", "model_phase", "model_batch"] = added_later(
+        "team",
+        description="completions of a problem over which an advantage takes mean and standard deviation; the rewards "
+        "compare as `group` has it. team: all that are compared; model: those of the model, of both phases; "
+        "model_phase: those of the model in the phase; model_batch: those of the model, of all problems of the "
+        "optimizer step (authors' older trainer)",
+    )
+    team_pass: TeamPassSection = added_later(
+        TeamPassSection(), description="advantages for team Pass@k, beside those of the reward (not in the paper)"
+    )
     rescue_weight: float = Field(0.8, ge=0, description="weight of rescue completions in the loss")
+    rescue_context: Literal["hinted", "plain"] = added_later(
+        "hinted",
+        description="prompt on which a correct hinted rescue completion with a positive advantage is learned. hinted: "
+        "the one that produced it; plain: the model's prompt without the hint",
+    )
+    rescue_correction: Literal["none", "importance", "shaped"] = added_later(
+        "none",
+        description="with rescue_context: plain. none: the loss, as if the completion were sampled from the plain "
+        "prompt; importance: weight min(p without hint / p with hint, 1) of a token; shaped: gain p / (p + 0.1)",
+    )
+    rescue_others: Literal["hinted", "plain", "drop"] = added_later(
+        "hinted",
+        description="with rescue_context: plain, what happens with the other hinted rescue completions: learned on "
+        "their own prompt, on the plain prompt, or left out",
+    )
+    reliance_scale: float | None = added_later(
+        None,
+        gt=0,
+        description="weight of a correct hinted rescue by its reliance D on the hint: exp(min(D, 0) / scale), with D "
+        "in nats per token; null: 1. HiLL uses 0.3",
+    )
     share_rescues: float = Field(
         0.0,
         ge=0,
-        description="weight of the rescued completions of peers, as text without the hint, in a model's own loss (not "
-        "in the paper); 0: off",
+        description="weight of the rescued completions of peers, as text without the hint and without a clip, in a "
+        "model's own loss (not in the paper); 0: off",
+    )
+    teach: TeachSection = added_later(
+        TeachSection(), description="learning from the correct cold completions of peers (not in the paper)"
+    )
+    hacpo: HacpoSection = added_later(
+        HacpoSection(), description="learning from the rollouts of all models, as a baseline from the literature"
     )
     truncated: Literal["keep", "mask"] = added_later(
         "keep",

@@ -8,6 +8,8 @@ with a row per problem and student, and the embeddings of the cold texts for the
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +23,7 @@ from core_hpc.problems.splits import TRAIN
 from core_hpc.protocol.failures import failed_models
 from core_hpc.protocol.hints import make_hint, treat_leak
 from core_hpc.protocol.leaks import leak_of
-from core_hpc.protocol.teacher import choose_teacher
+from core_hpc.protocol.teacher import best_own, choose_teacher, rotated
 from core_hpc.store import manifests, shards
 from core_hpc.store.paths import TaskKey
 from core_hpc.store.schema import COLD, HINTS, ROLLOUTS
@@ -41,8 +43,10 @@ def run(context: TaskContext) -> None:
     kinds: dict[str, str] = dict(context.run.split(TRAIN).select("problem_id", "answer_kind").rows())
     num_problems = cold["problem_id"].n_unique()
     rows: list[dict[str, Any]] = []
-    for done, (_, group) in enumerate(cold.group_by("problem_id", maintain_order=True), start=1):
-        rows += _hint_rows(context, group, order, kinds[group["problem_id"][0]])
+    groups = [group for _, group in cold.group_by("problem_id", maintain_order=True)]
+    others = _sources(groups, order, kinds) if config.protocol.hint_source == "shuffled" else {}
+    for done, group in enumerate(groups, start=1):
+        rows += _hint_rows(context, group, order, kinds[group["problem_id"][0]], others)
         context.progress(done, num_problems, 0)
     frame = pl.DataFrame(rows, schema=HINTS.schema)
     context.stopwatch.lap("hint")
@@ -60,11 +64,74 @@ def run(context: TaskContext) -> None:
     )
 
 
-def _hint_rows(context: TaskContext, group: pl.DataFrame, order: list[str], answer_kind: str) -> list[dict[str, Any]]:
-    """The rows of all students for one problem. `group`: its cold completions with their scores."""
+@dataclass(frozen=True)
+class _Source:
+    """The completion of which a hint is made."""
+
+    problem_id: str
+    model: str
+    sample_index: int
+    text: str
+    gold: str
+    answer_kind: str
+
+
+_Sources = dict[str, dict[str, _Source]]
+"""For each student and problem, the completion of the teacher."""
+
+
+def _sources(groups: Sequence[pl.DataFrame], order: list[str], kinds: dict[str, str]) -> _Sources:
+    """The teachers of all students, for the problems where they have one."""
+    found: _Sources = {student: {} for student in order}
+    for group in groups:
+        for student in order:
+            problem = group["problem_id"][0]
+            if (teacher := _teacher(group, order, kinds[problem], student)) is not None:
+                found[student][problem] = teacher
+    return found
+
+
+def _teacher(group: pl.DataFrame, order: list[str], answer_kind: str, student: str) -> _Source | None:
+    """The best correct completion of the student's peers."""
+    index = choose_teacher(
+        model_order=order,
+        models=group["model"].to_list(),
+        sample_indices=group["sample_index"].to_list(),
+        correct=group["correct"].to_list(),
+        scores=group["score"].to_list(),
+        student=student,
+    )
+    return None if index is None else _source_at(group, index, answer_kind)
+
+
+def _source_at(group: pl.DataFrame, index: int, answer_kind: str) -> _Source:
+    row = group.row(index, named=True)
+    return _Source(row["problem_id"], row["model"], row["sample_index"], row["text"], row["gold"], answer_kind)
+
+
+def _hint_rows(
+    context: TaskContext, group: pl.DataFrame, order: list[str], answer_kind: str, others: _Sources | None = None
+) -> list[dict[str, Any]]:
+    """The rows of all students for one problem.
+
+    Args:
+        context: the task.
+        group: the cold completions of the problem with their scores.
+        order: the models of the team.
+        answer_kind: kind of the problem's answer.
+        others: the teachers of all problems of the part, for shuffled hints.
+    """
     failed = failed_models(group["model"], group["phase"], group["correct"])
     return [
-        _hint_row(context, group, order, answer_kind, student=student, cold_failed=student in failed)
+        _hint_row(
+            context,
+            group,
+            order,
+            answer_kind,
+            student=student,
+            cold_failed=student in failed,
+            others=(others or {}).get(student, {}),
+        )
         for student in order
     ]
 
@@ -77,6 +144,7 @@ def _hint_row(
     *,
     student: str,
     cold_failed: bool,
+    others: dict[str, _Source],
 ) -> dict[str, Any]:
     """The row of one student for one problem."""
     protocol = context.run.config.protocol
@@ -92,42 +160,79 @@ def _hint_row(
         "num_hint_tokens": 0,
         "hint_draws": [False] * protocol.rescue_samples if protocol.even_budget else [],
         "leak": None,
+        "hint_problem_id": None,
     }
     if protocol.scope == "failed" and not cold_failed:
         return {**row, "reason": "solved"}
-    index = choose_teacher(
-        model_order=order,
+    source = _teacher(group, order, answer_kind, student)
+    if source is None:
+        return {**row, "reason": "no_teacher"}
+    # The controls have hints in the same cases, so the teacher's hint is made for them, too.
+    hint, reason = _hint_text(context, student, source)
+    if hint is not None and protocol.hint_source == "own":
+        source = _own_source(group, answer_kind, student)
+        hint, reason = _hint_text(context, student, source)
+    elif hint is not None and protocol.hint_source == "shuffled":
+        source, hint = _shuffled(context, student, source, others)
+        reason = "no_hint"
+    row |= {"teacher_model": source.model, "teacher_sample_index": source.sample_index}
+    if hint is None:
+        return {**row, "reason": reason}
+    problem = group["problem_id"][0]
+    draws = [
+        stable_uniform(context.run.config.seed, "hint", context.key.iteration, student, problem, k)
+        < protocol.hint_probability
+        for k in range(protocol.rescue_samples)
+    ]
+    tokenizer = context.tokenizer(context.run.config.model(student))
+    num_tokens = len(tokenizer(hint, add_special_tokens=False)["input_ids"])
+    return {
+        **row,
+        "hint": hint,
+        "num_hint_tokens": num_tokens,
+        "reason": "rescue",
+        "hint_draws": draws,
+        "leak": leak_of(hint, group["gold"][0], answer_kind),
+        "hint_problem_id": source.problem_id,
+    }
+
+
+def _own_source(group: pl.DataFrame, answer_kind: str, student: str) -> _Source:
+    index = best_own(
         models=group["model"].to_list(),
         sample_indices=group["sample_index"].to_list(),
-        correct=group["correct"].to_list(),
         scores=group["score"].to_list(),
         student=student,
     )
-    if index is None:
-        return {**row, "reason": "no_teacher"}
-    teacher = group.row(index, named=True)
-    row |= {"teacher_model": teacher["model"], "teacher_sample_index": teacher["sample_index"]}
-    tokenizer = context.tokenizer(context.run.config.model(student))
-    gold = teacher["gold"]
+    return _source_at(group, index, answer_kind)
+
+
+def _shuffled(
+    context: TaskContext, student: str, teacher: _Source, others: dict[str, _Source]
+) -> tuple[_Source, str | None]:
+    """The first hint of another problem, beginning at a drawn one; no hint if there is none."""
+    run, key = context.run, context.key
+    draw = stable_uniform(run.config.seed, "shuffled_hint", key.iteration, student, teacher.problem_id)
+    for problem in rotated([problem for problem in others if problem != teacher.problem_id], draw):
+        hint, _ = _hint_text(context, student, others[problem])
+        if hint is not None:
+            return others[problem], hint
+    return teacher, None
+
+
+def _hint_text(context: TaskContext, student: str, source: _Source) -> tuple[str | None, str]:
+    """(hint, rescue), or None and the reason why there is none."""
+    protocol, tokenizer = context.run.config.protocol, context.tokenizer(context.run.config.model(student))
     hint = make_hint(
-        teacher["text"],
-        gold,
-        answer_kind,
+        source.text,
+        source.gold,
+        source.answer_kind,
         tokenize=lambda text: tokenizer(text, add_special_tokens=False)["input_ids"],
         detokenize=lambda ids: tokenizer.decode(ids, skip_special_tokens=True),
         max_tokens=protocol.hint_tokens,
         style=protocol.hint_style,
     )
     if hint is None:
-        return {**row, "reason": "no_hint"}
-    hint = treat_leak(hint, gold, answer_kind, protocol.hint_leak)
-    if hint is None:
-        return {**row, "reason": "leak"}
-    draws = [
-        stable_uniform(context.run.config.seed, "hint", context.key.iteration, student, teacher["problem_id"], k)
-        < protocol.hint_probability
-        for k in range(protocol.rescue_samples)
-    ]
-    num_tokens = len(tokenizer(hint, add_special_tokens=False)["input_ids"])
-    leak = leak_of(hint, gold, answer_kind)
-    return {**row, "hint": hint, "num_hint_tokens": num_tokens, "reason": "rescue", "hint_draws": draws, "leak": leak}
+        return None, "no_hint"
+    hint = treat_leak(hint, source.gold, source.answer_kind, protocol.hint_leak)
+    return hint, "leak" if hint is None else "rescue"

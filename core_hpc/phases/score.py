@@ -3,7 +3,8 @@
 In: the cold and rescue rollouts of all models for one part of the problems. Out: one shard of
 schema.SCORES. The formulas are in `protocol`. This module provides the embeddings of the texts and
 selects the rows that are compared: all completions of a problem, or with `update.group: model`
-those of each model by itself, as if the model were trained alone.
+those of each model by itself, as if the model were trained alone. With `update.baseline` the rewards
+stay those of the team, and only mean and standard deviation are taken over fewer rows.
 """
 
 from __future__ import annotations
@@ -15,11 +16,13 @@ from numpy.typing import NDArray
 from core_hpc.config.run import RunConfig
 from core_hpc.phases.context import TaskContext
 from core_hpc.phases.text_embeddings import Vectors, embed_texts, published_embeddings
-from core_hpc.problems.splits import TRAIN, iterations_per_epoch
-from core_hpc.protocol.advantages import advantages
-from core_hpc.protocol.distance import operation_signature
-from core_hpc.protocol.failures import cold_failed
+from core_hpc.problems.splits import TRAIN, iterations_per_epoch, problems_of_steps
+from core_hpc.protocol.advantages import baseline_groups, grouped_advantages, members
+from core_hpc.protocol.distance import FloatArray, operation_signature
+from core_hpc.protocol.failures import BoolArray, cold_failed
+from core_hpc.protocol.lessons import scheduled_weight
 from core_hpc.protocol.rewards import ProblemGroup, score_problem
+from core_hpc.protocol.team_pass import team_pass_advantages
 from core_hpc.store import shards
 from core_hpc.store.paths import TaskKey
 from core_hpc.store.schema import COLD, RESCUE, REWARD_PARTS, ROLLOUTS, SCORES
@@ -71,8 +74,7 @@ def score_rollouts(context: TaskContext, rollouts: pl.DataFrame, *, embeddings: 
     vectors = embed_texts(context, texts) if embeddings is None else embeddings
     signatures = [operation_signature(text) for text in texts]
     index = schedule_index(context)
-    out = {name: np.zeros(rollouts.height) for name in (*REWARD_PARTS, "reward", "advantage")}
-    zero_signal = np.zeros(rollouts.height, dtype=bool)
+    out = {name: np.zeros(rollouts.height) for name in (*REWARD_PARTS, "reward")}
     compared = ["problem_id", "model"] if update.group == "model" else ["problem_id"]
     groups = rollouts.with_row_index("row").partition_by(compared, maintain_order=True)
     for done, group in enumerate(groups, start=1):
@@ -81,10 +83,58 @@ def score_rollouts(context: TaskContext, rollouts: pl.DataFrame, *, embeddings: 
         for name in REWARD_PARTS:
             out[name][rows] = getattr(scored, name)
         out["reward"][rows] = scored.total
-        out["advantage"][rows] = advantages(scored.total, scale=update.advantage_scale)
-        zero_signal[rows] = not out["advantage"][rows].any()
         context.progress(done, len(groups), 0)
-    return pl.DataFrame({**out, "zero_signal": zero_signal})
+    of_team_pass = _team_pass_advantages(context, rollouts)
+    out["advantage"], zero_signal = _advantages(context, rollouts, out["reward"], of_team_pass)
+    team_pass = pl.Series("team_pass_advantage", of_team_pass).fill_nan(None)
+    return pl.DataFrame({**out, "zero_signal": zero_signal}).with_columns(team_pass)
+
+
+def _advantages(
+    context: TaskContext, rollouts: pl.DataFrame, rewards: FloatArray, of_team_pass: FloatArray
+) -> tuple[FloatArray, BoolArray]:
+    """Advantage, and whether all completions of its group have the advantage 0; both [rows]."""
+    config, update = context.run.config, context.run.config.update
+    problems = rollouts["problem_id"].to_list()
+    models = rollouts["model"].to_list()
+    steps = problems_of_steps(
+        sorted(set(problems)),
+        problems_per_step=update.problems_per_step,
+        run_seed=config.seed,
+        iteration=context.key.iteration,
+    )
+    step_of = {problem: str(step) for step, members_of in enumerate(steps) for problem in members_of}
+    groups = baseline_groups(
+        update.baseline,
+        compared=[f"{p}\n{m}" for p, m in zip(problems, models, strict=True)] if update.group == "model" else problems,
+        batches=[step_of[problem] for problem in problems],
+        models=models,
+        phases=rollouts["phase"].to_list(),
+    )
+    share = scheduled_weight(
+        update.team_pass.weight, update.team_pass.weight_end, update.team_pass.weight_iterations, context.key.iteration
+    )
+    found = grouped_advantages(rewards, groups, scale=update.advantage_scale)
+    if update.team_pass.is_on:
+        found = (1 - share) * found + share * np.nan_to_num(of_team_pass)
+    zero_signal = np.zeros(len(found), dtype=bool)
+    for rows in members(groups):
+        zero_signal[rows] = not found[rows].any()
+    return found, zero_signal
+
+
+def _team_pass_advantages(context: TaskContext, rollouts: pl.DataFrame) -> FloatArray:
+    """The advantages of cold completions for team Pass@k, [rows]; NaN for other rows, or if they are off."""
+    update = context.run.config.update
+    found = np.full(rollouts.height, np.nan)
+    if not update.team_pass.is_on:
+        return found
+    cold = rollouts.with_row_index("row").filter(pl.col("phase") == COLD)
+    compared = ["problem_id", "model"] if update.group == "model" else ["problem_id"]
+    for group in cold.partition_by(compared, maintain_order=True):
+        right = group["correct"].to_numpy()
+        found[group["row"].to_numpy()] = team_pass_advantages(group["model"].to_list(), right, k=update.team_pass.k)
+    return found
 
 
 def _group(

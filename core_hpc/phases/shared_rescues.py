@@ -3,9 +3,9 @@
 In: the scores of an iteration and the rescue rollouts of the peers. Out: rows for the model's own
 update. The text of a peer becomes what the model itself would have to write without a hint: its own
 plain prompt, its own token ids, and its own end of a text. These tokens were not sampled from this
-model, so they have no behaviour log-probabilities and no importance correction. At the first step
-their gradient is that of their log-likelihood, times advantage and weight. The paper does not have
-this option.
+model, so they have no behaviour log-probabilities, no importance correction and no ratio. Their
+gradient is that of their log-likelihood, times advantage and weight: a clipped ratio would stop it
+after a few steps. The paper does not have this option.
 """
 
 from __future__ import annotations
@@ -77,6 +77,8 @@ def rows_of(
             advantage=r["advantage"],
             weight=weight,
             rescue=True,
+            objective="likelihood",
+            lesson="taught",
         )
         for r in found.sort("problem_id", "model", "sample_index").iter_rows(named=True)
     ]

@@ -1,6 +1,7 @@
 """The update phase: one model learns from its own completions (METHOD.md section 5).
 
-In: scores of all parts, the model's cold and rescue rollouts, its previous weights. Out: a
+In: scores of all parts, the model's cold and rescue rollouts, its previous weights; with some
+options (`shared_rescues.py`, `lessons.py`) rollouts of its peers. Out: a
 published folder with an ordinary PEFT adapter (with `tuning: full`, an ordinary model), the
 optimizer state, and one row of schema.STEPS per optimizer step. The computation is in `training/`.
 
@@ -11,6 +12,7 @@ continues from the last checkpoint (`phases/checkpoint.py`).
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -26,7 +28,12 @@ from core_hpc.config.update import UpdateSection
 from core_hpc.engines.share import Sharing
 from core_hpc.phases.checkpoint import CheckpointStore, remove_checkpoints, write_steps
 from core_hpc.phases.context import TaskContext
+from core_hpc.phases.lessons import lesson_rows
+from core_hpc.phases.peer_rollouts import hacpo_rows
+from core_hpc.phases.reliance import Rate, with_reliance
+from core_hpc.phases.rescue_context import in_context
 from core_hpc.phases.shared_rescues import shared_rows
+from core_hpc.problems.splits import shuffle_seed
 from core_hpc.runs.graph import horizon_at, steps_per_iteration
 from core_hpc.store import manifests, shards
 from core_hpc.store.paths import EARLIER_OPTIMIZER_STATE, OPTIMIZER_STATE, TEAM, TaskKey
@@ -38,16 +45,24 @@ from core_hpc.training.state_io import STATE_VERSION
 from core_hpc.training.task import TrainerSettings, UpdateResult, UpdateTask
 from core_hpc.training.trainer import Trainer
 
-ROLLOUT_COLUMNS = (*ROW_KEY, "prompt_token_ids", "completion_token_ids", "logprobs", "finish_reason")
+ROLLOUT_COLUMNS = (
+    *ROW_KEY,
+    "prompt_token_ids",
+    "completion_token_ids",
+    "logprobs",
+    "finish_reason",
+    "hint_given",
+    "correct",
+)
 
 
 def run(context: TaskContext) -> None:
     """Update one model and publish the result."""
-    rows = training_rows(context)
-    context.stopwatch.lap("read")
     trainer = _trainer(context)
     context.stopwatch.lap("load")
     key, previous = context.key, context.update_manifest(context.key.iteration - 1)
+    rows = training_rows(context, lambda rows: trainer.mean_log_probs(_task(context, rows, previous)))
+    context.stopwatch.lap("read")
     task = _task(context, rows, previous)
     checkpoints = CheckpointStore(context.paths, key, _identity(context, task, previous))
     task = replace(task, resume=checkpoints.find(trainer), interruption=_interruption(context, checkpoints))
@@ -75,10 +90,16 @@ def run(context: TaskContext) -> None:
     remove_checkpoints(context.paths, key)
 
 
-def training_rows(context: TaskContext) -> list[Row]:
+def training_rows(context: TaskContext, rate: Rate | None = None) -> list[Row]:
     """The model's completions of the iteration with advantage and weight, in a fixed order.
 
-    After them come the rescues of peers, if `update.share_rescues` is set.
+    After them come the rescues of peers, if `update.share_rescues` is set, and the lessons of
+    `update.teach`.
+
+    Args:
+        context: the update task.
+        rate: log-probabilities under the weights before the update, for `teach.teacher: likelihood`
+            and the reliance of rescues, which is not measured without it.
 
     Raises:
         StoreError: a rollout has no score, or a score no rollout.
@@ -113,7 +134,17 @@ def training_rows(context: TaskContext) -> list[Row]:
         )
         for r in joined.sort("problem_id", "phase", "sample_index").iter_rows(named=True)
     ]
-    return own_rows + shared
+    hinted: dict[tuple[object, ...], bool] = {
+        (r["problem_id"], r["phase"], r["sample_index"]): r["correct"]
+        for r in joined.filter(pl.col("phase") == RESCUE, pl.col("hint_given")).iter_rows(named=True)
+    }
+    if rate is not None:
+        own_rows = with_reliance(own_rows, hinted, rate, scale=run.config.update.reliance_scale)
+    own_rows = in_context(own_rows, hinted, run.config.update)
+    if run.config.update.hacpo.enabled:
+        own_rows = hacpo_rows(context, scores, own_rows)
+    lessons = lesson_rows(context, scores, own_rows, rate) if run.config.update.teach.is_on else []
+    return own_rows + shared + lessons
 
 
 def _trainer(context: TaskContext) -> Trainer:
@@ -140,7 +171,7 @@ def settings_of(config: RunConfig, model: ModelSection) -> UpdateSection:
     return config.update.model_copy(update=own)
 
 
-def _task(context: TaskContext, rows: list[Row], previous: manifests.Manifest | None) -> UpdateTask:
+def _task(context: TaskContext, rows: Sequence[Row], previous: manifests.Manifest | None) -> UpdateTask:
     run, key = context.run, context.key
     horizon = horizon_at(run.horizons(), key.iteration)
     tokens = sum(len(r.completion_token_ids) for r in rows)
@@ -155,7 +186,7 @@ def _task(context: TaskContext, rows: list[Row], previous: manifests.Manifest | 
         temperature=run.config.sampling_of(context.model, COLD).temperature,
         max_new_tokens=run.config.sampling_of(context.model, COLD).max_new_tokens,
         total_steps=horizon * steps_per_iteration(run.config),
-        shuffle_seed=stable_seed(run.config.seed, UPDATE, "shuffle", key.iteration),
+        shuffle_seed=shuffle_seed(run.config.seed, key.iteration),
         lora_seed=stable_seed(run.config.seed, UPDATE, "lora", key.model),
         previous=previous.folder if previous else None,
         on_progress=on_progress,

@@ -31,7 +31,7 @@ from core_hpc.config.run import RunConfig
 from core_hpc.problems import datasets, generators
 from core_hpc.problems.duplicates import NearDuplicates
 from core_hpc.problems.files import Item, own_row, read_items
-from core_hpc.store.schema import EVALUATE, PROBLEMS
+from core_hpc.store.schema import EVALUATE, PROBLEMS, UPDATE
 
 TRAIN, EVALUATION, EXAMPLES = SPLITS = ("train", "evaluation", "examples")
 
@@ -230,3 +230,33 @@ def problems_of_iteration(num_problems: int, problems_per_iteration: int, iterat
     order = list(range(num_problems))
     random.Random(stable_seed(seed, "order", epoch)).shuffle(order)
     return order[position * problems_per_iteration : (position + 1) * problems_per_iteration]
+
+
+def problems_of_steps(
+    problem_ids: Sequence[str], *, problems_per_step: int, run_seed: int, iteration: int
+) -> list[tuple[str, ...]]:
+    """The problems of each optimizer step of an update, the same for all models.
+
+    Args:
+        problem_ids: the problems of the iteration, sorted.
+        problems_per_step: `update.problems_per_step`.
+        run_seed: seed of the run.
+        iteration: 1-based.
+    """
+    return cut_into_steps(problem_ids, problems_per_step=problems_per_step, seed=shuffle_seed(run_seed, iteration))
+
+
+def shuffle_seed(run_seed: int, iteration: int) -> int:
+    """The seed of the order of problems in the updates of an iteration."""
+    return stable_seed(run_seed, UPDATE, "shuffle", iteration)
+
+
+def cut_into_steps(problem_ids: Sequence[str], *, problems_per_step: int, seed: int) -> list[tuple[str, ...]]:
+    """The problems in a random order, cut into optimizer steps; the last one may be smaller.
+
+    >>> cut_into_steps(["p", "q", "r"], problems_per_step=2, seed=0)
+    [('p', 'r'), ('q',)]
+    """
+    order = list(problem_ids)
+    random.Random(seed).shuffle(order)
+    return [tuple(order[i : i + problems_per_step]) for i in range(0, len(order), problems_per_step)]

@@ -1,13 +1,15 @@
 """Advantages of the completions of one problem (METHOD.md section 4).
 
 In: rewards [n] of the completions that are compared with each other. Out: advantages [n]. The score
-phase selects what is compared: the completions of all models and both phases (METHOD.md section 8,
-trap 5), or with `update.group: model` those of one model. Rewards are never normalised over a
-batch.
+phase selects whose rewards know each other: the completions of all models and both phases
+(METHOD.md section 8, trap 5), or with `update.group: model` those of one model. `update.baseline`
+selects over which of them the mean and the standard deviation are taken. Only `baseline:
+model_batch` normalises rewards over several problems.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Literal
 
 import numpy as np
@@ -43,3 +45,72 @@ def advantages(rewards: ArrayLike, *, scale: Literal["std", "none"] = "std") -> 
         return np.zeros(len(values))
     centred: FloatArray = values - values.mean()
     return centred / (values.std() + EPSILON) if scale == "std" else centred
+
+
+def baseline_groups(
+    baseline: Literal["team", "model", "model_phase", "model_batch"],
+    *,
+    compared: Sequence[str],
+    batches: Sequence[str],
+    models: Sequence[str],
+    phases: Sequence[str],
+) -> list[tuple[str, ...]]:
+    """The group of each completion (METHOD.md section 9.1), [n].
+
+    Completions of one group share mean and standard deviation.
+
+    Args:
+        baseline: the field of the configuration.
+        compared: [n] the completions whose rewards know each other: those of a problem.
+        batches: [n] the optimizer step of the problem.
+        models: [n].
+        phases: [n].
+
+    >>> same = {"compared": ["p"] * 3, "batches": ["0"] * 3}
+    >>> baseline_groups("model", models=["a", "b", "a"], phases=["cold", "cold", "rescue"], **same)
+    [('p', 'a'), ('p', 'b'), ('p', 'a')]
+    """
+    parts: dict[str, tuple[Sequence[str], ...]] = {
+        "team": (compared,),
+        "model": (compared, models),
+        "model_phase": (compared, models, phases),
+        "model_batch": (batches, models),
+    }
+    return list(zip(*parts[baseline], strict=True))
+
+
+def grouped_advantages(
+    rewards: ArrayLike, groups: Sequence[tuple[str, ...]], *, scale: Literal["std", "none"] = "std"
+) -> FloatArray:
+    """`advantages` within each group by itself, [n].
+
+    Args:
+        rewards: [n].
+        groups: the group of each completion, [n]. A completion that is alone in its group gets 0.
+        scale: see `advantages`.
+
+    Raises:
+        ValueError: a reward is not finite, or the lengths differ.
+
+    >>> grouped_advantages([1.0, 0.0, 5.0, 5.0], [("a",), ("a",), ("b",), ("b",)]).round(6).tolist()
+    [1.0, -1.0, 0.0, 0.0]
+    """
+    values = np.asarray(rewards, dtype=np.float64)
+    if len(values) != len(groups):
+        raise ValueError(f"{len(values)} rewards, but {len(groups)} groups")
+    found = np.zeros(len(values))
+    for rows in members(groups):
+        found[rows] = advantages(values[rows], scale=scale)
+    return found
+
+
+def members(groups: Sequence[tuple[str, ...]]) -> list[list[int]]:
+    """The rows of each group, in the order of their first rows.
+
+    >>> members([("a",), ("b",), ("a",)])
+    [[0, 2], [1]]
+    """
+    rows: dict[tuple[str, ...], list[int]] = {}
+    for row, group in enumerate(groups):
+        rows.setdefault(group, []).append(row)
+    return list(rows.values())

@@ -1,8 +1,8 @@
-"""The teacher of a student for one problem (METHOD.md section 1).
+"""The teacher of a student for one problem (METHOD.md section 1), and other sources of a hint.
 
 In: the cold completions of one problem. Out: the row of the completion that becomes the hint, or
-None. This module does not score completions (the caller passes total or exploit rewards) and makes
-no hints.
+None. The other sources are controls (section 9.3). This module does not score completions (the
+caller passes total or exploit rewards) and makes no hints.
 """
 
 from __future__ import annotations
@@ -54,3 +54,28 @@ def choose_teacher(
         raise ValueError(f"score of a correct completion of a peer of {student} is not finite")
     rank = {model: i for i, model in enumerate(model_order)}
     return min(candidates, key=lambda row: (-values[row], rank[models[row]], sample_indices[row]), default=None)
+
+
+def best_own(*, models: Sequence[str], sample_indices: Sequence[int], scores: ArrayLike, student: str) -> int:
+    """Row of the student's own cold completion with the highest score, the first one among equals.
+
+    Args:
+        models, sample_indices, scores: the n cold completions of the problem, in any order.
+        student: a model with at least one of them.
+
+    >>> best_own(models=["a", "b", "b"], sample_indices=[0, 1, 0], scores=[9, 0.2, 0.2], student="b")
+    2
+    """
+    values = np.asarray(scores, dtype=np.float64)
+    own = [row for row, model in enumerate(models) if model == student]
+    return min(own, key=lambda row: (-values[row], sample_indices[row]))
+
+
+def rotated(items: Sequence[str], draw: float) -> list[str]:
+    """The items in their order, beginning with the one that a draw from [0, 1) selects.
+
+    >>> rotated(["p", "q", "r"], 0.5)
+    ['q', 'r', 'p']
+    """
+    start = int(draw * len(items))
+    return [*items[start:], *items[:start]]

@@ -129,7 +129,11 @@ HINTS = Table(
         "model": (_S, "the student: the model that may sample again"),
         "problem_id": (_S, "problem of the train split"),
         "cold_failed": (_B, "whether the student had no correct cold completion"),
-        "teacher_model": (_S, "peer whose correct cold completion is the source; null if there is none"),
+        "teacher_model": (
+            _S,
+            "peer whose correct cold completion is the source; null if there is none. With protocol.hint_source: own, "
+            "the student itself",
+        ),
         "teacher_sample_index": (_I, "sample index of that completion"),
         "hint": (_S, "hint as the student sees it, without answers, cut to hint_tokens; null if there is none"),
         "num_hint_tokens": (_I, "length of the hint in tokens of the student; 0 if there is none"),
@@ -147,10 +151,15 @@ HINTS = Table(
             "whether the gold answer stands in the hint: none, anywhere (as a value), result (of a step, or as the "
             "last value); null if there is no hint, or in files of an earlier version",
         ),
+        "hint_problem_id": (
+            _S,
+            "problem whose completion is the source of the hint: problem_id, except with protocol.hint_source: "
+            "shuffled; null if there is no hint, or in files of an earlier version",
+        ),
     },
     ("run_id", "iteration", "model", "problem_id"),
-    nullable=frozenset({"teacher_model", "teacher_sample_index", "hint", "leak"}),
-    added=frozenset({"leak"}),
+    nullable=frozenset({"teacher_model", "teacher_sample_index", "hint", "leak", "hint_problem_id"}),
+    added=frozenset({"leak", "hint_problem_id"}),
 )
 
 SCORES = Table(
@@ -172,15 +181,57 @@ SCORES = Table(
         "reward": (_F, "Eq. 7: weighted sum with the weights of this iteration"),
         "advantage": (
             _F,
-            "(reward - mean) / (population std + 1e-8) over the completions that are compared (update.group)",
+            "(reward - mean) / (population std + 1e-8) over the completions that are compared (update.group, "
+            "update.baseline), mixed with team_pass_advantage if update.team_pass is on",
         ),
         "zero_signal": (_B, "whether all compared completions have the same reward, so that every advantage is 0"),
+        "team_pass_advantage": (
+            _F,
+            "cold rows: the advantage for team Pass@k, before it is mixed; null for rescue rows, if update.team_pass "
+            "is off, and in files of an earlier version",
+        ),
     },
     ROW_KEY,
-    frozenset({"cold_failed", "teacher_model"}),
+    frozenset({"cold_failed", "teacher_model", "team_pass_advantage"}),
+    added=frozenset({"team_pass_advantage"}),
 )
 
 REWARD_PARTS = ("exploit", "explore", "rescue", "trace_accuracy", "cross")
+
+_SOURCES = {
+    COLD: "own cold completions",
+    RESCUE: "own rescue completions",
+    "taught": "texts of peers",
+    "rehearsed": "rehearsed own completions",
+    "internalised": "hinted rescue completions that are learned on the prompt without the hint",
+    "peer": "rollouts of peers (update.hacpo)",
+}
+_CLIPPED = (COLD, RESCUE, "internalised", "peer")
+
+_STEPS_BY_SOURCE: dict[str, tuple[pl.DataType, str]] = {
+    "reliance": (
+        _F,
+        "mean over the correct hinted rescues in the step of mean log pi_old without the hint - with it, in nats per "
+        "token; NaN if there are none (METHOD.md section 9.6)",
+    ),
+    "num_lessons": (
+        _I,
+        "completions in the step that the model does not learn as it sampled them: of peers, rehearsed, or "
+        "internalised (METHOD.md sections 9.2, 9.5 and 9.7)",
+    ),
+    **{
+        f"clip_share_{source}": (_F, f"share of tokens of {_SOURCES[source]} with a clipped ratio")
+        for source in _CLIPPED
+    },
+    **{
+        f"slope_share_{source}": (
+            _F,
+            f"share of {meaning} in the sum over tokens of |derivative of the loss by the log-probability|",
+        )
+        for source, meaning in _SOURCES.items()
+    },
+}
+"""What the update learns from which completions. Null in files of an earlier version."""
 
 STEPS = Table(
     "steps",
@@ -211,10 +262,11 @@ STEPS = Table(
             "probability mass from which the engine samples, otherwise 1; null in files of an earlier version",
         ),
         "ratio_max": (_F, "largest policy ratio exp(current - old)"),
+        **_STEPS_BY_SOURCE,
     },
     ("run_id", "iteration", "model", "step"),
-    nullable=frozenset({"kept_mass"}),
-    added=frozenset({"kept_mass"}),
+    nullable=frozenset({"kept_mass", *_STEPS_BY_SOURCE}),
+    added=frozenset({"kept_mass", *_STEPS_BY_SOURCE}),
 )
 
 TABLES = {t.name: t for t in (PROBLEMS, ROLLOUTS, HINTS, SCORES, STEPS)}

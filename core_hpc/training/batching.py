@@ -10,15 +10,23 @@ a text again.
 
 from __future__ import annotations
 
-import random
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
 from core_hpc.common.errors import InputError
+from core_hpc.problems.splits import cut_into_steps
 from core_hpc.training.prefix_tree import num_common
 
 Layout = Literal["tree", "padded"]
+Objective = Literal["policy", "likelihood", "shaped", "cross"]
+OBJECTIVES: tuple[Objective, ...] = ("policy", "likelihood", "shaped", "cross")
+"""What a row contributes: the gain of `update.loss`, or one of `transfer.py`."""
+Lesson = Literal["taught", "rehearsed", "internalised", "peer"]
+Source = Literal["cold", "rescue"] | Lesson
+SOURCES: tuple[Source, ...] = ("cold", "rescue", "taught", "rehearsed", "internalised", "peer")
+"""Where a row comes from: the model's own completions by phase, texts of peers, own texts again, own
+hinted rescues that are learned on the prompt without the hint, and all rollouts of peers (HACPO)."""
 
 MICRO_BATCH_OVERHEAD = 64
 """Fixed cost of one more forward and backward pass, in tokens (SmolLM2-135M on 2 cores)."""
@@ -43,6 +51,21 @@ class Row:
     weight: float
     rescue: bool = False
     """Sampled in the rescue phase."""
+    objective: Objective = "policy"
+    lesson: Lesson | None = None
+    """None: the model sampled it in this iteration and learns it as such."""
+    sampled_logprobs: Sequence[float] | None = None
+    """Of the engine, on the other prompt from which it was sampled; None: no correction for that."""
+
+    peer_logprob: float | None = None
+    """Mean log-probability per token of the peer that sampled it, in the peer's tokens (cross)."""
+    reliance: float | None = None
+    """How much a correct hinted rescue relies on its hint, for the metrics."""
+
+    @property
+    def source(self) -> Source:
+        """Where the row comes from, for the metrics."""
+        return self.lesson or ("rescue" if self.rescue else "cold")
 
     @property
     def inputs(self) -> list[int]:
@@ -117,9 +140,7 @@ def step_rows(
     by_problem: dict[str, list[int]] = {}
     for index, row in enumerate(rows):
         by_problem.setdefault(row.problem_id, []).append(index)
-    order = list(by_problem)
-    random.Random(seed).shuffle(order)
-    groups = [tuple(order[i : i + problems_per_step]) for i in range(0, len(order), problems_per_step)]
+    groups = cut_into_steps(list(by_problem), problems_per_step=problems_per_step, seed=seed)
     return [(group, tuple(i for problem in group for i in by_problem[problem])) for group in groups]
 
 

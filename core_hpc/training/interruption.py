@@ -101,7 +101,18 @@ def rows_digest(rows: Sequence[Row]) -> str:
     for row in rows:
         behaviour = () if row.behaviour_logprobs is None else row.behaviour_logprobs
         sizes = (len(row.prompt_token_ids), len(row.completion_token_ids), len(behaviour))
-        digest.update(repr((row.key, row.problem_id, row.advantage, row.weight, *sizes)).encode())
+        is_corrected = row.sampled_logprobs is not None
+        values = (
+            row.key,
+            row.problem_id,
+            row.advantage,
+            row.weight,
+            row.objective,
+            row.lesson,
+            is_corrected,
+            row.peer_logprob,
+        )
+        digest.update(repr((*values, *sizes)).encode())
         digest.update(np.asarray([*row.prompt_token_ids, *row.completion_token_ids], np.int64).tobytes())
         digest.update(np.asarray(behaviour, np.float64).tobytes())
     return digest.hexdigest()

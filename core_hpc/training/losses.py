@@ -22,6 +22,7 @@ import torch
 from torch import Tensor
 
 from core_hpc.config.update import ImportanceSection, UpdateSection
+from core_hpc.training.transfer import CROSS, POLICY, cross_gain, cross_lower_bound, with_transfer
 
 
 def k3(current_M: Tensor, reference_M: Tensor) -> Tensor:
@@ -93,6 +94,8 @@ class StepSize:
     num_tokens: int
     max_new_tokens: int
     """Longest completion that may be sampled: the constant length of dr_grpo."""
+    index: int = 0
+    """0-based step of the task."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -108,6 +111,10 @@ class TokenBatch:
     weight_N: Tensor
     rescue_N: Tensor
     """Bool: sampled in the rescue phase."""
+    objective_N: Tensor | None = None
+    """Codes of `transfer.py`; None: every completion has the gain of the loss."""
+    peer_N: Tensor | None = None
+    """Mean log-probabilities of the peers that sampled completions; NaN for other completions."""
 
     def sum(self, values_M: Tensor) -> Tensor:
         """Sum over the tokens of each completion, [N]."""
@@ -255,6 +262,11 @@ def objective(current_M: Tensor, batch: TokenBatch, settings: UpdateSection, ste
     """
     loss = LOSSES[settings.loss]
     log_ratio_M = current_M - batch.old_M
+    objective_M = None if batch.objective_N is None else batch.objective_N[batch.row_M]
+    if settings.ratio == "current":
+        log_ratio_M = current_M - current_M.detach()
+    if objective_M is not None:  # other objectives have no ratio
+        log_ratio_M = log_ratio_M.masked_fill(objective_M != POLICY, 0.0)
     token_ratio_M = log_ratio_M.exp()
     if settings.ratio == "sequence":
         ratio_M = (batch.sum(log_ratio_M) / batch.lengths_N).exp()[batch.row_M]
@@ -262,8 +274,23 @@ def objective(current_M: Tensor, batch: TokenBatch, settings: UpdateSection, ste
         ratio_M = token_ratio_M
     tokens = Tokens(current_M, ratio_M, batch.advantage_N[batch.row_M], batch.rescue_N[batch.row_M])
     gain = loss.gain(tokens, settings)
+    gain_M, clipped_M = gain.value_M, gain.clipped_M
+    if objective_M is not None:
+        gain_M = with_transfer(gain_M, current_M, tokens.advantage_M, objective_M)
+        clipped_M = clipped_M & (objective_M == POLICY)
+    if objective_M is not None and batch.peer_N is not None and settings.hacpo.enabled:
+        cross = cross_gain(
+            batch.sum(current_M) / batch.lengths_N,
+            batch.peer_N,
+            batch.advantage_N,
+            lower=cross_lower_bound(settings.hacpo.clip_delta, settings.hacpo.clip_step, step.index),
+            alpha=settings.hacpo.alpha,
+        )
+        is_cross_M = objective_M == CROSS
+        gain_M = cross.value_N[batch.row_M].where(is_cross_M, gain_M)
+        clipped_M = cross.clipped_N[batch.row_M].where(is_cross_M, clipped_M)
     share_N = loss.share(batch, step)
-    policy_N = -batch.sum(gain.value_M * batch.importance_M) * share_N
+    policy_N = -batch.sum(gain_M * batch.importance_M) * share_N
     loss_N, k3_N = policy_N, torch.zeros_like(policy_N)
     if batch.reference_M is not None:
         k3_M = k3(current_M, batch.reference_M)
@@ -278,5 +305,5 @@ def objective(current_M: Tensor, batch: TokenBatch, settings: UpdateSection, ste
         loss_N=loss_N.detach(),
         k3_N=k3_N.detach(),
         ratio_M=ratio_M.detach(),
-        clipped_M=gain.clipped_M,
+        clipped_M=clipped_M,
     )

@@ -2,7 +2,8 @@
 
 In: the loss terms of each micro-batch. Out: one row of metrics. KL, entropy, mismatch, importance
 and ratio are over the completions that had a forward pass, and NaN if none had one. Losses and
-clip_share are of the whole step, to which the other completions add 0. The totals also hold which
+clip_share are of the whole step, to which the other completions add 0. Some metrics are also given
+for each source of completions. The totals also hold which
 problems had a loss that is not finite, so that every rank stops with the same message. This module
 computes no loss.
 
@@ -20,7 +21,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from core_hpc.training.batching import Row, StepPlan
+from core_hpc.training.batching import SOURCES, Row, Source, StepPlan
 from core_hpc.training.guard import Mismatch
 from core_hpc.training.losses import LossTerms, TokenBatch
 from core_hpc.training.micro_batch import MicroBatch
@@ -28,6 +29,10 @@ from core_hpc.training.zero2 import reduce_metrics
 
 SUMS = ("loss", "policy_loss", "kl", "clipped", "entropy", "mismatch", "importance", "kept")
 MAXIMA = ("mismatch_max", "ratio_max")
+BY_SOURCE = ("clipped", "slope")
+"""Sums for each source: clipped tokens, and |derivative of the loss by a log-probability|."""
+CLIPPED_SOURCES: tuple[Source, ...] = ("cold", "rescue", "internalised", "peer")
+"""The sources with a ratio."""
 
 
 class StepTotals:
@@ -41,13 +46,26 @@ class StepTotals:
         self.rows = rows
         self.sums = torch.zeros(len(SUMS), dtype=torch.float64, device=device)
         self.maxima = torch.zeros(len(MAXIMA) + len(plan.problem_ids), dtype=torch.float64, device=device)
+        self.by_source = torch.zeros(len(BY_SOURCE), len(SOURCES), dtype=torch.float64, device=device)
         # Sums of |policy - engine| and |base - engine| by problem.
         self.mismatch = torch.zeros(2, len(plan.problem_ids), dtype=torch.float64, device=device)
 
     def add(
-        self, batch: MicroBatch, tokens: TokenBatch, terms: LossTerms, entropy_M: Tensor, base_M: Tensor | None = None
+        self,
+        batch: MicroBatch,
+        tokens: TokenBatch,
+        terms: LossTerms,
+        entropy_M: Tensor,
+        base_M: Tensor | None = None,
+        *,
+        slope_M: Tensor | None = None,
     ) -> None:
-        """Add one micro-batch. `base_M`: log-probabilities under the base weights, if the guard needs them."""
+        """Add one micro-batch.
+
+        Args:
+            base_M: log-probabilities under the base weights, if the guard needs them.
+            slope_M: derivative of the loss by the current log-probabilities.
+        """
         mismatch_M = _distance(tokens.old_M, batch.behaviour_M)
         parts = (
             terms.loss.detach(),
@@ -68,15 +86,22 @@ class StepTotals:
         self.mismatch[0].index_add_(0, problem_M, mismatch_M.double())
         if base_M is not None:
             self.mismatch[1].index_add_(0, problem_M, _distance(base_M, batch.behaviour_M).double())
+        source_N = torch.tensor([SOURCES.index(self.rows[i].source) for i in batch.rows], device=bad_N.device)
+        slopes_M = torch.zeros_like(entropy_M) if slope_M is None else slope_M.abs()
+        for sums, values_M in zip(self.by_source, (terms.clipped_M, slopes_M), strict=True):
+            sums.index_add_(0, source_N[batch.row_M], values_M.double())
         highest = torch.stack([mismatch_M.max(), terms.ratio_M.max()]).double()
         self.maxima[: len(MAXIMA)] = torch.maximum(self.maxima[: len(MAXIMA)], highest)
 
     def reduce(self) -> None:
         """Make the totals global over ranks. Collective."""
-        sums = torch.cat([self.sums, self.mismatch.flatten()])
+        parts = (self.sums, self.mismatch, self.by_source)
+        sums = torch.cat([part.flatten() for part in parts])
         reduce_metrics(sums, self.maxima)
-        self.sums, mismatch = sums[: len(SUMS)], sums[len(SUMS) :]
-        self.mismatch = mismatch.view_as(self.mismatch)
+        split = sums.split([part.numel() for part in parts])
+        self.sums, self.mismatch, self.by_source = (
+            values.view_as(part) for values, part in zip(split, parts, strict=True)
+        )
 
     def differences(self, *, with_base: bool) -> Mismatch:
         """By how much trainer and engine differ, after `reduce`. `with_base`: base weights were compared as well."""
@@ -112,6 +137,21 @@ class StepTotals:
             "importance_mean": _mean(sums["importance"], num_tokens_run),
             "kept_mass": _mean(sums["kept"], num_tokens_sampled),
             **dict(zip(MAXIMA, maxima, strict=False)),
+            **self._of_sources(),
+        }
+
+    def _of_sources(self) -> dict[str, float | int]:
+        """The metrics of each source of completions; a clip share without tokens is NaN."""
+        num_tokens = dict.fromkeys(SOURCES, 0)
+        for i in self.plan.rows:
+            num_tokens[self.rows[i].source] += len(self.rows[i].completion_token_ids)
+        clipped, slopes = (dict(zip(SOURCES, sums, strict=True)) for sums in self.by_source.tolist())
+        reliances = [row.reliance for row in map(self.rows.__getitem__, self.plan.rows) if row.reliance is not None]
+        return {
+            "reliance": _mean(sum(reliances), len(reliances)),
+            "num_lessons": sum(self.rows[i].lesson is not None for i in self.plan.rows),
+            **{f"clip_share_{source}": _mean(clipped[source], num_tokens[source]) for source in CLIPPED_SOURCES},
+            **{f"slope_share_{source}": _share(slopes[source], sum(slopes.values())) for source in SOURCES},
         }
 
 
@@ -122,3 +162,7 @@ def _distance(logp_M: Tensor, behaviour_M: Tensor) -> Tensor:
 
 def _mean(total: float, count: int) -> float:
     return total / count if count else math.nan
+
+
+def _share(part: float, whole: float) -> float:
+    return part / whole if whole else math.nan

@@ -21,7 +21,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from core_hpc.training.batching import Layout, Row
+from core_hpc.training.batching import OBJECTIVES, Layout, Row
 from core_hpc.training.prefix_tree import Segments, build_tree
 
 
@@ -42,11 +42,17 @@ class MicroBatch:
     """The completion of each token, an index into N."""
     behaviour_M: Tensor
     """Log-probabilities of the engine; NaN for completions that have none."""
+    sampled_M: Tensor
+    """Those on the prompt from which a completion was sampled, if it is corrected for; else NaN."""
     lengths_N: Tensor
     advantage_N: Tensor
     weight_N: Tensor
     rescue_N: Tensor
     """Bool: sampled in the rescue phase."""
+    objective_N: Tensor
+    """Code of the objective, an index into OBJECTIVES."""
+    peer_N: Tensor
+    """Mean log-probability of the peer that sampled the completion; NaN for other completions."""
     rows: tuple[int, ...]
     """The row of each completion, an index into the rows of the task."""
 
@@ -86,11 +92,14 @@ def collate(rows: Sequence[Row], members: Sequence[int], layout: Layout) -> Micr
         targets_U=pairs_U % base,
         distinct_M=distinct_M,
         row_M=torch.repeat_interleave(torch.arange(len(members)), lengths_N),
-        behaviour_M=torch.cat([_behaviour(rows[i]) for i in members]),
+        behaviour_M=torch.cat([_logprobs(rows[i], rows[i].behaviour_logprobs) for i in members]),
+        sampled_M=torch.cat([_logprobs(rows[i], rows[i].sampled_logprobs) for i in members]),
         lengths_N=lengths_N,
         advantage_N=torch.tensor([rows[i].advantage for i in members], dtype=torch.float32),
         weight_N=torch.tensor([rows[i].weight for i in members], dtype=torch.float32),
         rescue_N=torch.tensor([rows[i].rescue for i in members]),
+        objective_N=torch.tensor([OBJECTIVES.index(rows[i].objective) for i in members]),
+        peer_N=torch.tensor([_or_nan(rows[i].peer_logprob) for i in members], dtype=torch.float32),
         rows=tuple(members),
     )
 
@@ -106,7 +115,11 @@ def _padded(inputs: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor, Tensor]:
     return ids_BL, torch.arange(size[1]) * mask_BL, mask_BL
 
 
-def _behaviour(row: Row) -> Tensor:
-    if row.behaviour_logprobs is None:
+def _logprobs(row: Row, logprobs: Sequence[float] | None) -> Tensor:
+    if logprobs is None:
         return torch.full((len(row.completion_token_ids),), torch.nan)
-    return torch.as_tensor(row.behaviour_logprobs, dtype=torch.float32)
+    return torch.as_tensor(logprobs, dtype=torch.float32)
+
+
+def _or_nan(value: float | None) -> float:
+    return torch.nan if value is None else value

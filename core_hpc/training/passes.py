@@ -57,6 +57,13 @@ class Passes:
             return None
         return self._log_probs(range(len(self._plans)), reference=True)
 
+    def of_rows(self, indices: Sequence[int]) -> LogProbs:
+        """Log-probabilities of some rows under the present weights, computed on this rank alone."""
+        planned = plan_pass(
+            self._task.rows, indices, max_tokens=self._task.settings.micro_batch_tokens, layout=self._policy.layout
+        )
+        return self._run(planned, reference=False)
+
     def _log_probs(self, wanted: range, *, reference: bool) -> LogProbs:
         """Compute fixed groups of steps.
 

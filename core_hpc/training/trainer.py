@@ -46,7 +46,8 @@ from core_hpc.training.policy import Policy, load_base_model
 from core_hpc.training.state_io import TrainingState, read_state, write_position
 from core_hpc.training.task import TrainerSettings, UpdateResult, UpdateTask
 from core_hpc.training.timings import UpdateTimings
-from core_hpc.training.zero2 import Zero2, all_true, from_rank_zero, rank_and_size, start_process_group
+from core_hpc.training.transfer import prompt_weights
+from core_hpc.training.zero2 import Zero2, all_true, broadcast, from_rank_zero, rank_and_size, start_process_group
 
 STEP_COLUMNS = {name: dtype for name, dtype in STEPS.schema.items() if name not in ("run_id", "iteration", "model")}
 
@@ -96,6 +97,16 @@ class Trainer:
     def from_rank_zero(self, value: int) -> int:
         """The value that rank 0 passes, on every rank. Collective."""
         return from_rank_zero(value, self.device)
+
+    def mean_log_probs(self, spec: UpdateTask) -> list[float]:
+        """Mean log-probability per token of each row under the weights before the task, [rows].
+
+        Collective. Every rank computes all rows and returns the values of rank 0.
+        """
+        self._reset(spec)
+        found = Passes(self.policy, spec, (), rank=self.rank, num_ranks=self.num_ranks).of_rows(range(len(spec.rows)))
+        means = broadcast(torch.stack([found[i].double().mean() for i in range(len(spec.rows))]))
+        return [float(mean) for mean in means]
 
     def update(self, spec: UpdateTask, out_folder: Path | None) -> UpdateResult:
         """Run all optimizer steps of the task, or those after its checkpoint.
@@ -265,7 +276,7 @@ class Trainer:
     def _losses(self, task: _Task, index: int, totals: StepTotals) -> Iterator[Tensor]:
         """Loss of each of this rank's micro-batches; only one graph exists at a time."""
         settings, plan = task.spec.settings, task.plans[index]
-        step = StepSize(len(plan.rows), plan.num_completion_tokens, task.spec.max_new_tokens)
+        step = StepSize(len(plan.rows), plan.num_completion_tokens, task.spec.max_new_tokens, index)
         for batch in micro_batches(task.spec.rows, plan.micro_batches[self.rank], self.policy.layout, self.device):
             current_M, entropy_M = self.policy.log_probs(batch, temperature=task.spec.temperature)
             old_M = torch.cat([task.old[i] for i in batch.rows]) if index else current_M.detach()
@@ -277,7 +288,7 @@ class Trainer:
                 reference_M = torch.cat([task.reference[i] for i in batch.rows])
             importance_M = importance_weights(
                 old_M, batch.behaviour_M, batch.row_M, batch.lengths_N, settings.importance
-            )
+            ) * prompt_weights(old_M, batch.sampled_M)
             tokens = TokenBatch(
                 old_M=old_M,
                 reference_M=reference_M,
@@ -287,13 +298,16 @@ class Trainer:
                 advantage_N=batch.advantage_N,
                 weight_N=batch.weight_N,
                 rescue_N=batch.rescue_N,
+                objective_N=batch.objective_N,
+                peer_N=batch.peer_N,
             )
             terms = objective(current_M, tokens, settings, step)
+            (slope_M,) = torch.autograd.grad(terms.loss, current_M, retain_graph=True)
             base_M = reference_M
             if base_M is None and self._compares_base(task.spec, index):
                 with torch.no_grad():
                     base_M, _ = self.policy.log_probs(batch, temperature=task.spec.temperature, reference=True)
-            totals.add(batch, tokens, terms, entropy_M, base_M)
+            totals.add(batch, tokens, terms, entropy_M, base_M, slope_M=slope_M)
             yield terms.loss
 
     def _compares_base(self, spec: UpdateTask, index: int) -> bool:

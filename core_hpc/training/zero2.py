@@ -184,6 +184,12 @@ def from_rank_zero(value: int, device: torch.device) -> int:
     return int(number.item())
 
 
+def broadcast(values: Tensor) -> Tensor:
+    """The values of rank 0, on every rank. Collective."""
+    dist.broadcast(values, src=0)
+    return values
+
+
 def rank_and_size() -> tuple[int, int]:
     """This rank, and the number of ranks."""
     return dist.get_rank(), dist.get_world_size()

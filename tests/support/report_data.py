@@ -55,6 +55,7 @@ def score(**values: Any) -> dict[str, Any]:
         "reward": 0.0,
         "advantage": 0.0,
         "zero_signal": True,
+        "team_pass_advantage": None,
         **values,
     }
 
@@ -62,7 +63,7 @@ def score(**values: Any) -> dict[str, Any]:
 def step(**values: Any) -> dict[str, Any]:
     """A complete row of an optimizer step with default values, changed by `values`."""
     numbers = {name: 0.5 for name, (dtype, _) in STEPS.columns.items() if dtype == pl.Float64()}
-    counts = {"step": 1, "global_step": 1, "num_completions": 2, "num_tokens": 30}
+    counts = {"step": 1, "global_step": 1, "num_completions": 2, "num_tokens": 30, "num_lessons": 0}
     return {"run_id": "demo", "iteration": 1, "model": "ada", **counts, **numbers, **values}
 
 

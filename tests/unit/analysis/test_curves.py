@@ -44,6 +44,7 @@ def random_scores(seed: int, *, iteration: int, problems: range) -> list[Row]:
                             explore=draw.choice([0.0, 0.0, 0.5]),
                             reward=draw.random(),
                             advantage=draw.uniform(-1, 1),
+                            team_pass_advantage=draw.uniform(-2, 2) if phase == COLD else None,
                             **{part: draw.random() for part in REWARD_PARTS if part != "explore"},
                         )
                     )
@@ -75,6 +76,12 @@ def reference(rows: list[Row]) -> dict[str, float | None]:
         "advantage/mean_abs": mean([abs(row["advantage"]) for row in rows]),
         "advantage/zero_signal_share": mean(
             [float(all(r["zero_signal"] for r in rows if r["problem_id"] == p)) for p in problems]
+        ),
+        "advantage/team_pass_mean_abs": mean(
+            [abs(row["team_pass_advantage"]) for row in rows if row["team_pass_advantage"] is not None]
+        ),
+        "advantage/only_negative_share": mean(
+            [float(all(r["advantage"] < 0 for r in rows if r["problem_id"] == p)) for p in problems]
         ),
         "length/mean": of("num_completion_tokens"),
         "length/max": float(max(row["num_completion_tokens"] for row in rows)),

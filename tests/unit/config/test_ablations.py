@@ -81,6 +81,73 @@ def test_the_arms_of_hint_leak_change_only_the_leaks_and_have_equal_budgets() ->
     assert all(config.protocol.even_budget for config in (keep, cut, reject))
 
 
+def test_the_arms_of_baseline_change_only_the_baseline_and_have_equal_budgets() -> None:
+    configs = [run.config for run in runs_of("ablations/baseline").values()]
+    assert [differing(configs[0], other) for other in configs] == [
+        {},
+        {"update.baseline": "model"},
+        {"update.baseline": "model_phase"},
+    ]
+    assert all(config.protocol.even_budget for config in configs)
+
+
+def test_the_arms_of_teach_have_equal_budgets_and_only_core_has_no_lessons() -> None:
+    runs = {label: run.config for label, run in runs_of("ablations/teach").items()}
+    assert {label for label, config in runs.items() if not config.update.teach.is_on} == {"core"}
+    assert differing(runs["core"], runs["core-and-lessons"])["update.teach.weight"] == 0.8
+    assert len({budget(config) for config in runs.values()}) == 1
+    assert all(config.protocol.even_budget or not config.protocol.rescue_samples for config in runs.values())
+
+
+def test_the_arms_of_hint_source_change_only_the_source() -> None:
+    peer, shuffled, own = (run.config for run in runs_of("ablations/hint_source").values())
+    assert [differing(peer, other) for other in (shuffled, own)] == [
+        {"protocol.hint_source": "shuffled"},
+        {"protocol.hint_source": "own"},
+    ]
+    assert budget(peer) == budget(shuffled) == budget(own)
+
+
+def test_the_arms_of_team_pass_have_equal_budgets() -> None:
+    runs = {label: run.config for label, run in runs_of("ablations/team_pass").items()}
+    assert {label: config.update.team_pass.is_on for label, config in runs.items()} == {
+        "reward": False,
+        "half": True,
+        "team-pass": True,
+        "later": True,
+        "alone": True,
+    }
+    assert len({budget(config) for config in runs.values()}) == 1
+    assert differing(runs["team-pass"], runs["alone"]) == {"update.group": "model"}
+
+
+def test_the_arms_of_rescue_context_have_equal_budgets() -> None:
+    runs = {label: run.config for label, run in runs_of("ablations/rescue_context").items()}
+    assert len({budget(config) for config in runs.values()}) == 1
+    assert all(config.protocol.even_budget for config in runs.values())
+    assert differing(runs["hinted"], runs["older-trainer"]) == {
+        "update.rescue_context": "plain",
+        "update.rescue_others": "plain",
+        "update.ratio": "current",
+        "update.baseline": "model_batch",
+    }
+
+
+def test_the_arms_of_reliance_have_equal_budgets() -> None:
+    configs = [run.config for run in runs_of("ablations/reliance").values()]
+    assert len({budget(config) for config in configs}) == 1
+    assert all(config.protocol.even_budget for config in configs)
+    assert [config.update.reliance_scale for config in configs] == [None, 0.3, None, 0.3]
+
+
+def test_the_arms_of_hacpo_sample_as_much_as_independent_training() -> None:
+    runs = {label: run.config for label, run in runs_of("ablations/hacpo").items()}
+    assert budget(runs["independent"]) == budget(runs["hacpo"])
+    assert differing(runs["independent"], runs["hacpo"])["update.hacpo.enabled"] is True
+    assert all(config.reward.exploit.partial == "none" for config in runs.values())
+    assert all(config.reward.cross.weight == 0 for config in runs.values())
+
+
 def test_the_default_of_a_field_that_was_added_later_is_not_part_of_the_identity() -> None:
     keep, cut, _ = runs_of("ablations/hint_leak").values()
     assert "hint_leak" not in scientific_fields(keep.config)["protocol"]

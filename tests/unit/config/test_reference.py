@@ -12,6 +12,7 @@ import pytest
 
 from core_hpc.common.errors import ConfigError, InputError
 from core_hpc.config import reference
+from core_hpc.config.base import ADDED_LATER, Section
 from core_hpc.config.fields import ANY, config_fields, run_config_schema
 from core_hpc.config.run import flatten, scientific_fields
 from core_hpc.runs.sweep import load_sweep, parse_yaml
@@ -71,14 +72,28 @@ def test_every_field_has_a_description_and_a_row_of_its_own() -> None:
         assert [row.split("`")[1] for row in rows if row.startswith(f"| `{prefix}")] == expected
 
 
+def sections_added_later(section: Section, prefix: str = "") -> list[str]:
+    """Paths of the sections that earlier versions do not have."""
+    found = []
+    for name, field in type(section).model_fields.items():
+        value = getattr(section, name)
+        if isinstance(value, Section):
+            found += [prefix + name] if field.json_schema_extra == ADDED_LATER else []
+            found += sections_added_later(value, f"{prefix}{name}.")
+    return found
+
+
 def test_the_tables_name_the_fields_of_the_identity() -> None:
     """A field is called scientific in the tables if and only if it enters the hash of the run."""
     config = load_sweep(YAML / "quickstart.yaml").runs[0].config
     in_identity = {path for path in flatten(scientific_fields(config)) if not path.startswith("problems.")}
+    sections = tuple(f"{path}." for path in sections_added_later(config))
+    assert "update.teach." in sections
     for field in config_fields(run_config_schema()):
         path = ".".join("0" if part == ANY else part for part in field.path)
         if not field.holds_sections and not path.startswith("problems."):
-            at_default = "added_later" in field.schema  # such a field is in the identity only if it is changed
+            # Such a field, or one of such a section, is in the identity only if it is changed.
+            at_default = "added_later" in field.schema or path.startswith(sections)
             assert (path in in_identity) == (not field.operational and not at_default), path
 
 

@@ -158,6 +158,8 @@ SHARED = replace(
     advantage=2.0,
     weight=0.2,
     rescue=True,
+    objective="likelihood",
+    lesson="taught",
 )
 
 
@@ -172,24 +174,28 @@ def test_a_shared_completion_has_no_importance_correction_and_changes_no_other(k
     assert torch.equal(weights, torch.cat([alone, torch.ones(3)]))
 
 
-def test_the_gradient_of_a_shared_completion_is_that_of_its_likelihood() -> None:
-    """Before the first step, the slope of the loss at a token is -A w / (completions x tokens)."""
+@pytest.mark.parametrize("learned", [0.0, 1.5])
+def test_the_gradient_of_a_shared_completion_is_that_of_its_likelihood(learned: float) -> None:
+    """The slope of the loss at a token is -A w / (completions x tokens).
+
+    It stays so when the text has become more probable by e^1.5 per token, where a ratio is clipped.
+    """
     settings = UpdateSection(loss="grpo", kl_weight=0.0)
     rows = [SAMPLED, SHARED]
     (plan,) = plan_steps(rows, problems_per_step=1, seed=0, num_ranks=1, max_tokens=100, layout="tree", with_kl=False)
     batch = collate(rows, plan.micro_batches[0][0].rows, "tree")
-    current = torch.tensor([-0.5, -0.7, -2.0, -3.0, -1.0], requires_grad=True)
+    old = torch.tensor([-0.5, -0.7, -2.0, -3.0, -1.0])
+    current = (old + torch.tensor([0.0, 0.0, learned, learned, learned])).requires_grad_()
     tokens = TokenBatch(
-        old_M=current.detach(),
+        old_M=old,
         reference_M=None,
         row_M=batch.row_M,
         lengths_N=batch.lengths_N,
         advantage_N=batch.advantage_N,
         weight_N=batch.weight_N,
         rescue_N=batch.rescue_N,
-        importance_M=importance_weights(
-            current.detach(), batch.behaviour_M, batch.row_M, batch.lengths_N, settings.importance
-        ),
+        objective_N=batch.objective_N,
+        importance_M=importance_weights(old, batch.behaviour_M, batch.row_M, batch.lengths_N, settings.importance),
     )
     terms = objective(current, tokens, settings, StepSize(2, 5, 8))
     terms.loss.backward()

@@ -122,7 +122,9 @@ class _Embedder:
         return np.random.default_rng(0).normal(size=(len(texts), 8))
 
 
-def sampled_run(folder: Path, **update: Any) -> Run:
+def sampled_run(
+    folder: Path, *, protocol: dict[str, Any] | None = None, reward: dict[str, Any] | None = None, **update: Any
+) -> Run:
     """A run whose first iteration is sampled."""
     path = folder / "sweep.yaml"
     path.write_text(
@@ -132,8 +134,8 @@ def sampled_run(folder: Path, **update: Any) -> Run:
                 "iterations": 1,
                 "team": [{"name": n, "model": "x"} for n in "ab"],
                 "problems": {split: {"source": "generated", "count": 2} for split in ("train", "evaluation")},
-                "protocol": {"problems_per_iteration": 2},
-                "reward": {"distance": {"embedder": "fake:none"}},
+                "protocol": {"problems_per_iteration": 2, **(protocol or {})},
+                "reward": {"distance": {"embedder": "fake:none"}, **(reward or {})},
                 "update": update,
             }
         )
@@ -150,9 +152,9 @@ def sampled_run(folder: Path, **update: Any) -> Run:
     return run
 
 
-def scored_run(folder: Path, **update: Any) -> Run:
+def scored_run(folder: Path, **settings: Any) -> Run:
     """A run whose first iteration is sampled, and scored by the score phase."""
-    run = sampled_run(folder, **update)
+    run = sampled_run(folder, **settings)
     score.run(context(run, TaskKey(1, SCORE, TEAM)))
     return run
 

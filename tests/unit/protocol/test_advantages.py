@@ -17,6 +17,7 @@ import polars as pl
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from pydantic import ValidationError
 
 from core_hpc.config.run import RunConfig
 from core_hpc.phases.context import Warm
@@ -148,3 +149,72 @@ def test_with_group_model_advantages_are_over_the_models_own_completions() -> No
         own = [Fraction(r["reward"]) for r in same]
         assert row["advantage"] == pytest.approx(float(Fraction(row["reward"]) - sum(own) / len(own)), abs=1e-12)
         assert row["zero_signal"] == (len(set(own)) == 1)
+
+
+# --- the baseline --------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("scale", ["std", "none"])
+@pytest.mark.parametrize(
+    ("baseline", "same"),
+    [("team", ()), ("model", ("model",)), ("model_phase", ("model", "phase"))],
+)
+def test_a_baseline_takes_mean_and_deviation_of_its_completions(
+    baseline: str, same: tuple[str, ...], scale: str
+) -> None:
+    """Each advantage against a plain loop. The rewards are those of the team for every baseline."""
+    rollouts = rollouts_of(11, "abc", {COLD: 2, RESCUE: 1})
+    team = scored(rollouts, "abc", iteration=2)
+    found = scored(rollouts, "abc", iteration=2, baseline=baseline, advantage_scale=scale)
+    assert found.drop("advantage", "zero_signal").equals(team.drop("advantage", "zero_signal"))
+    rows = pl.concat([rollouts, found], how="horizontal").to_dicts()
+    some_signal, no_signal = 0, 0
+    for row in rows:
+        of_group = [r["reward"] for r in rows if all(r[c] == row[c] for c in ("problem_id", *same))]
+        mean = sum(of_group) / len(of_group)
+        deviation = (sum((r - mean) ** 2 for r in of_group) / len(of_group)) ** 0.5
+        expected = (row["reward"] - mean) / (deviation + 1e-8 if scale == "std" else 1.0)
+        assert row["advantage"] == pytest.approx(0.0 if len(set(of_group)) == 1 else expected, abs=1e-9)
+        assert row["zero_signal"] == (len(set(of_group)) == 1)
+        some_signal, no_signal = some_signal + (not row["zero_signal"]), no_signal + row["zero_signal"]
+    assert some_signal
+    assert no_signal or baseline != "model_phase"
+
+
+def test_a_model_that_always_fails_is_pushed_down_only_by_the_baseline_of_the_team() -> None:
+    rows = [("a", True), ("a", True), ("b", False), ("b", False)]
+    rollouts = rollouts_of(0, "ab", {COLD: 2}).filter(pl.col("problem_id") == "p").sort("model")
+    rollouts = rollouts.with_columns(
+        correct=pl.Series([right for _, right in rows]),
+        answer=pl.Series(["12" if right else None for _, right in rows]),
+        text=pl.Series(["half of"] * 4),
+    )
+    team, model = (scored(rollouts, "ab", baseline=baseline)["advantage"].to_list() for baseline in ("team", "model"))
+    assert team[2:] == pytest.approx([-1.0, -1.0], abs=1e-6)
+    assert model == [0.0] * 4
+
+
+def test_a_baseline_without_peers_is_a_configuration_error() -> None:
+    with pytest.raises(ValidationError, match=r"update\.baseline has no effect"):
+        scored(rollouts_of(0, "ab", {COLD: 2}), "ab", group="model", baseline="model")
+
+
+def test_the_baseline_of_the_batch_is_over_the_problems_of_an_optimizer_step() -> None:
+    """The steps are those of the update, which cuts the rows of a model."""
+    from core_hpc.common.seeds import stable_seed
+    from core_hpc.training.batching import Row, step_rows
+
+    rollouts = rollouts_of(11, "ab", {COLD: 3, RESCUE: 1})
+    found = scored(rollouts, "ab", iteration=2, baseline="model_batch", problems_per_step=2)
+    seed = stable_seed(42, "update", "shuffle", 2)
+    no_ids: dict[str, Any] = {"prompt_token_ids": [1], "completion_token_ids": [1], "behaviour_logprobs": None}
+    rows = [Row(key=(p,), problem_id=p, **no_ids, advantage=0.0, weight=1.0) for p in ("p", "q", "r")]
+    steps = [problems for problems, _ in step_rows(rows, problems_per_step=2, seed=seed)]
+    assert [len(step) for step in steps] == [2, 1]
+    table = pl.concat([rollouts, found], how="horizontal").to_dicts()
+    for row in table:
+        (step,) = [step for step in steps if row["problem_id"] in step]
+        rewards = [r["reward"] for r in table if r["problem_id"] in step and r["model"] == row["model"]]
+        mean = sum(rewards) / len(rewards)
+        deviation = (sum((r - mean) ** 2 for r in rewards) / len(rewards)) ** 0.5
+        assert row["advantage"] == pytest.approx((row["reward"] - mean) / (deviation + 1e-8), abs=1e-9)
