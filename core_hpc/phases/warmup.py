@@ -252,8 +252,13 @@ def _train(context: TaskContext, rows: list[Row], identity: dict[str, Any], shar
         return {"steps.parquet": write_steps(folder, result[0].steps, _shared_name(shared), key)}
 
     def stats() -> dict[str, object]:
-        more = {"num_completions": len(rows), "num_ranks": result[0].num_ranks, "identity": identity}
-        return {**more, **vars(result[0].timings)}
+        return {
+            "num_completions": len(rows),
+            "num_ranks": result[0].num_ranks,
+            "resumed_from_step": task.resume.steps.height if task.resume else 0,
+            "identity": identity,
+            **vars(result[0].timings),
+        }
 
     return manifests.publish(shared, NAME, fill, as_folder=True, stats=stats)
 
