@@ -40,7 +40,7 @@ from core_hpc.runs.graph import Graph
 from core_hpc.store import manifests
 from core_hpc.store.manifests import Manifest
 from core_hpc.store.paths import TEAM, RunPaths, TaskKey
-from core_hpc.store.schema import COLD, EVALUATE, PHASES, RESCUE, UPDATE
+from core_hpc.store.schema import COLD, OUTSIDE_ITERATIONS, PHASES, RESCUE, UPDATE
 from core_hpc.store.shards import published_keys
 
 TIMES = pl.Schema(
@@ -110,14 +110,14 @@ class RunTimes:
         """The critical path of each iteration with published tasks (without evaluations)."""
         if self.graph is None:
             return {}
-        iterations = sorted({t.key.iteration for t in self.tasks if t.key.phase != EVALUATE})
+        iterations = sorted({t.key.iteration for t in self.tasks if t.key.phase not in OUTSIDE_ITERATIONS})
         return {i: critical_path(self.tasks, i, self.graph.inputs) for i in iterations}
 
     @cached_property
     def num_tasks(self) -> Counter[int]:
         """The number of tasks of each iteration, without evaluations."""
         keys = self.graph.tasks() if self.graph else ()
-        return Counter(key.iteration for key in keys if key.phase != EVALUATE)
+        return Counter(key.iteration for key in keys if key.phase not in OUTSIDE_ITERATIONS)
 
 
 # --- reading -------------------------------------------------------------------------------------
@@ -227,7 +227,7 @@ def time_table(times: RunTimes) -> pl.DataFrame:
     for _, group in groupby(sorted(times.tasks, key=place), key=place):
         same_key = list(group)
         key = same_key[0].key
-        wall = walls[key.iteration] if key.phase != EVALUATE else 0.0
+        wall = walls[key.iteration] if key.phase not in OUTSIDE_ITERATIONS else 0.0
         for item in in_order({item for t in same_key for item in _spent(t)}):
             spent = [s for t in same_key if (s := _spent(t).get(item)) is not None]
             seconds = sum(spent)

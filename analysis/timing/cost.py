@@ -19,7 +19,7 @@ from core_hpc.runs.folder import read_identity
 from core_hpc.store import manifests as store
 from core_hpc.store.manifests import Manifest
 from core_hpc.store.paths import RunPaths, TaskKey
-from core_hpc.store.schema import GENERATION_PHASES, PHASES, ROLLOUTS, STEPS, UPDATE
+from core_hpc.store.schema import GENERATION_PHASES, PHASES, ROLLOUTS, STEPS, TRAINING_PHASES
 from core_hpc.store.shards import published_keys, read_manifest_table
 
 ALL = "all"
@@ -102,7 +102,7 @@ def _row(key: TaskKey, manifest: Manifest, hours: float, *, on_cpu: bool) -> dic
     if key.phase in GENERATION_PHASES:
         row["completions"] = sum(f.rows or 0 for f in manifest.files if f.table == ROLLOUTS.name)
         row |= {"prompt_tokens": stats.get("num_prompt_tokens"), "sampled_tokens": stats.get("num_completion_tokens")}
-    elif key.phase == UPDATE:
+    elif key.phase in TRAINING_PHASES:
         # The statistic in the manifest does not include the steps before an interruption.
         row["trained_tokens"] = read_manifest_table(manifest, STEPS, columns=["num_tokens"])["num_tokens"].sum()
     return row

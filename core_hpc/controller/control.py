@@ -30,7 +30,7 @@ from core_hpc.slurm.records import OPEN, SubmissionFolder
 from core_hpc.store import manifests
 from core_hpc.store.claims import claim
 from core_hpc.store.paths import SweepPaths
-from core_hpc.store.schema import UPDATE
+from core_hpc.store.schema import TRAINING_PHASES
 
 
 def control(sweep: Sweep, start: Start, prepared: Prepared, console: Console) -> tuple[list[RunProgress], bool]:
@@ -96,7 +96,7 @@ def _clean(progress: RunProgress) -> None:
     if not submissions.names(OPEN):
         submissions.tidy()
         for key in progress.published:
-            if key.phase == UPDATE:
+            if key.phase in TRAINING_PHASES:
                 remove_checkpoints(run.paths, key)
         for folder in {run.paths.task_folder(key) for key in progress.graph.tasks()}:
             manifests.remove_leftovers(folder)

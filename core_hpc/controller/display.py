@@ -24,7 +24,7 @@ from core_hpc.runs.messages import Done, Event, Failed, Progress, Progressed, St
 from core_hpc.schedule.progress import RunProgress
 from core_hpc.schedule.remaining import FinishedTask, TaskCosts, expected_completions
 from core_hpc.store.paths import TEAM, TaskKey
-from core_hpc.store.schema import GENERATION_PHASES, HINT, UPDATE
+from core_hpc.store.schema import GENERATION_PHASES, HINT, TRAINING_PHASES, UPDATE, WARMUP
 from core_hpc.training.guard import WARN_SHARE
 
 MAX_ROWS = 12
@@ -174,7 +174,7 @@ def unit_of(phase: str) -> str:
     """What the progress of a task counts."""
     if phase in GENERATION_PHASES:
         return "completions"
-    return "steps" if phase == UPDATE else "problems"
+    return "steps" if phase in TRAINING_PHASES else "problems"
 
 
 def describe_stats(key: TaskKey, stats: Mapping[str, Any]) -> str:
@@ -185,6 +185,10 @@ def describe_stats(key: TaskKey, stats: Mapping[str, Any]) -> str:
         return f", {completions} completions ({completions / spent:.1f}/s, {tokens / spent:.0f} tokens/s)"
     if key.phase == HINT:
         return f", {stats['num_rescues']} rescues for {stats['num_cases']} cases"
+    if key.phase == WARMUP and seconds:
+        if stats["is_shared"]:
+            return ", shared with another run"
+        return f", {stats['num_completions']} examples, loss {stats['first_loss']:.2f} -> {stats['last_loss']:.2f}"
     if key.phase == UPDATE and seconds:
         speed = f"{stats['num_tokens'] / seconds['update']:.0f} tokens/s"
         return f", {stats['num_completions']} completions ({speed}){_mismatch_warning(stats)}"

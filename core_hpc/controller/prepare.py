@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import json
 import sys
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +30,7 @@ from core_hpc.models.resolve import (
     resolve_embedder,
     resolve_model,
 )
-from core_hpc.problems.splits import SPLITS, Splits, check_counts, make_splits, worked_examples
+from core_hpc.problems.splits import SPLITS, Splits, check_counts, make_splits, warmup_problems, worked_examples
 from core_hpc.runs.folder import ModelFacts
 from core_hpc.runs.sweep import RunPlan
 from core_hpc.store.schema import COLD, EVALUATE
@@ -53,7 +53,14 @@ def splits_of(plan: RunPlan) -> Splits:
 def _checked_splits(config: RunConfig) -> Splits:
     splits = make_splits(config.problems)
     check_counts(config, splits)
-    return splits
+    warmups: dict[str, pl.DataFrame] = {}
+    for index, model in enumerate(config.team):
+        if model.warmup is not None:
+            try:
+                warmups[model.name] = warmup_problems(model.warmup, splits.evaluation)
+            except InputError as e:
+                raise InputError(f"team.{index}.warmup: {e}") from e
+    return replace(splits, warmups=warmups)
 
 
 def prepare(config: RunConfig, splits: Splits | None = None) -> dict[str, ModelFacts]:
@@ -137,11 +144,15 @@ def _context_tokens(config: RunConfig, model: ModelSection, resolved: ResolvedMo
 def _write_splits(folder: Path, number: int, splits: Splits) -> None:
     for name in SPLITS:
         getattr(splits, name).write_parquet(folder / f"{number}-{name}.parquet")
+    for model, frame in splits.warmups.items():
+        frame.write_parquet(folder / f"{number}-warmup-{model}.parquet")
 
 
 def read_splits(folder: Path, number: int) -> Splits:
     """Read the problems of the run with this number in the request."""
-    return Splits(**{name: pl.read_parquet(folder / f"{number}-{name}.parquet") for name in SPLITS})
+    start = f"{number}-warmup-"
+    warmups = {p.stem.removeprefix(start): pl.read_parquet(p) for p in sorted(folder.glob(f"{start}*.parquet"))}
+    return Splits(*(pl.read_parquet(folder / f"{number}-{name}.parquet") for name in SPLITS), warmups=warmups)
 
 
 def main(arguments: list[str]) -> int:

@@ -44,7 +44,7 @@ from core_hpc.runs.roles import engine_kind, parts_at_once, role_of
 from core_hpc.schedule.base import Adopted
 from core_hpc.store.manifests import make_folder
 from core_hpc.store.paths import TaskKey
-from core_hpc.store.schema import UPDATE
+from core_hpc.store.schema import TRAINING_PHASES
 
 POLL_S = 0.5
 
@@ -274,7 +274,7 @@ class LocalExecutor:
     # --- workers ---------------------------------------------------------------------------------
 
     def _start_group(self, role: str, run: Run, key: TaskKey) -> _Group | None:
-        ranks = self._cluster.update_ranks if key.phase == UPDATE else 1
+        ranks = self._cluster.update_ranks if key.phase in TRAINING_PHASES else 1
         gpus = self._take_gpus(role, ranks) if self._limits.gpus and not role.startswith("score") else ()
         if gpus is None:
             return None

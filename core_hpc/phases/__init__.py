@@ -13,7 +13,7 @@ from collections.abc import Callable
 from core_hpc.common.faults import fault_point
 from core_hpc.phases.context import TaskContext
 from core_hpc.store import manifests
-from core_hpc.store.schema import COLD, EVALUATE, HINT, RESCUE, SCORE, UPDATE
+from core_hpc.store.schema import COLD, EVALUATE, HINT, RESCUE, SCORE, UPDATE, WARMUP
 
 __all__ = ["TaskContext", "run_task"]
 
@@ -45,6 +45,10 @@ def _step(phase: str) -> Callable[[TaskContext], None]:
         from core_hpc.phases import update
 
         return update.run
+    if phase == WARMUP:
+        from core_hpc.phases import warmup
+
+        return warmup.run
     from core_hpc.phases import generate
 
     return {COLD: generate.run_cold, RESCUE: generate.run_rescue, EVALUATE: generate.run_evaluate}[phase]

@@ -30,7 +30,7 @@ from core_hpc.protocol.embeddings import Embedder, create_embedder
 from core_hpc.runs.folder import Run
 from core_hpc.store import manifests
 from core_hpc.store.paths import RunPaths, TaskKey
-from core_hpc.store.schema import GENERATION_PHASES, UPDATE
+from core_hpc.store.schema import GENERATION_PHASES, TRAINING_PHASES, UPDATE, WARMUP
 
 if TYPE_CHECKING:
     from core_hpc.training.trainer import Trainer
@@ -184,6 +184,18 @@ class TaskContext:
             )
         return found
 
+    def base_folder(self, model: ModelSection) -> Path:
+        """Folder of the weights with which the first iteration begins.
+
+        These are the weights after the warm-up, if the model has one.
+        """
+        folder = self.resolved(model).folder
+        if model.warmup is None:
+            return folder
+        manifest = manifests.read_manifest(self.paths.task_manifest(TaskKey(0, WARMUP, model.name)))
+        manifests.check_files(manifest, checksum=True)
+        return manifest.file("steps.parquet").parent
+
     def tokenizer(self, model: ModelSection) -> Any:
         """The tokenizer of a model of the team."""
         return _tokenizer(self.resolved(model).folder, model.trust_remote_code)
@@ -206,7 +218,7 @@ class TaskContext:
         loaded.
         """
         config, model = self.run.config, self.model
-        folder = self.resolved(model).folder
+        folder = self.base_folder(model)
         if model.tuning == "full":
             folder = self.update_folder(iteration) or folder
         sharing = Sharing.of_worker(config.cluster)
@@ -262,7 +274,7 @@ class TaskContext:
                 "rss_gb": round(psutil.Process().memory_info().rss / 2**30, 2),
                 "threads": self.warm.threads,
                 # GPUs of one rank, for the cost of the run (`analysis/timing/cost.py`).
-                "num_gpus": int(self.key.phase in (*GENERATION_PHASES, UPDATE) and has_gpu()),
+                "num_gpus": int(self.key.phase in (*GENERATION_PHASES, *TRAINING_PHASES) and has_gpu()),
                 **self.warm.take_times(),
                 **more,
             }

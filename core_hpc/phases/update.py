@@ -149,9 +149,10 @@ def training_rows(context: TaskContext, rate: Rate | None = None) -> list[Row]:
 
 def _trainer(context: TaskContext) -> Trainer:
     model, update = context.model, context.run.config.update
+    folder = context.base_folder(model)
     settings = TrainerSettings(
-        model_folder=context.resolved(model).folder,
-        model_name=model.model,
+        model_folder=folder,
+        model_name=model.model if model.warmup is None else folder.relative_to(context.run.root).as_posix(),
         lora=model.lora,
         dtype=model.dtype,
         context_tokens=context.run.facts[model.name].context_tokens,

@@ -19,12 +19,16 @@ from core_hpc.common.errors import CoreHpcError, InputError
 from core_hpc.common.seeds import stable_seed
 from core_hpc.config.problems import GeneratedProblems, GymProblems
 from core_hpc.problems.files import Item, RowError, gold_of
+from core_hpc.problems.skills import SKILL_OPTIONS, skill_problem
 
 GYM_TIMEOUT_S = 600
 
 
-def _addition_chain(rng: random.Random, *, num_terms: int = 3, max_value: int = 9, subtract: int = 1) -> Item:
+def _addition_chain(
+    rng: random.Random, number: int, *, num_terms: int = 3, max_value: int = 9, subtract: int = 1
+) -> Item:
     """`What is 4 + 7 - 3?` with a worked solution; partial sums are never negative."""
+    del number  # all problems are of one family
     total = rng.randint(1, max_value)
     text, steps = str(total), []
     for _ in range(num_terms - 1):
@@ -41,10 +45,12 @@ def _addition_chain(rng: random.Random, *, num_terms: int = 3, max_value: int = 
 Generator = Callable[..., Item]
 GENERATORS: dict[str, tuple[Generator, dict[str, tuple[int, int]]]] = {
     "addition_chain": (_addition_chain, {"num_terms": (2, 50), "max_value": (1, 10**9), "subtract": (0, 1)}),
+    "skills": (skill_problem, SKILL_OPTIONS),
 }
 """Name -> (generator, {option: (smallest, largest value)}).
 
-A new generator needs one function and one entry.
+A generator is a function of a random stream, the 0-based number of the problem in its split, and
+options. A new one needs one function and one entry.
 """
 
 
@@ -98,7 +104,7 @@ def _own(source: GeneratedProblems, count: int, label: str, taken: set[str]) -> 
     seen = set(taken)
     misses = 0
     while len(items) < count:
-        item = make(rng, **source.options)
+        item = make(rng, len(items), **source.options)
         if item.question in seen:
             misses += 1
             if misses > 1000 + 100 * count:

@@ -10,8 +10,9 @@ from __future__ import annotations
 
 import json
 import random
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import polars as pl
@@ -28,11 +29,14 @@ from core_hpc.config.problems import (
     ProblemsSection,
 )
 from core_hpc.config.run import RunConfig
+from core_hpc.config.warmup import WarmupSection
 from core_hpc.problems import datasets, generators
 from core_hpc.problems.duplicates import NearDuplicates
 from core_hpc.problems.files import Item, own_row, read_items
 from core_hpc.store.schema import EVALUATE, PROBLEMS, UPDATE
 
+HINTED = "hinted"
+"""Field of a warm-up problem's metadata: its prompt shows the solution as a hint."""
 TRAIN, EVALUATION, EXAMPLES = SPLITS = ("train", "evaluation", "examples")
 
 
@@ -43,6 +47,8 @@ class Splits:
     train: pl.DataFrame
     evaluation: pl.DataFrame
     examples: pl.DataFrame
+    warmups: Mapping[str, pl.DataFrame] = field(default_factory=dict)
+    """The problems of each model's warm-up, by the model's name; `HINTED` is a field of their metadata."""
 
 
 def split_of(phase: str) -> str:
@@ -80,7 +86,32 @@ def make_splits(section: ProblemsSection) -> Splits:
     splits[EXAMPLES] = _examples(section, files.get(TRAIN, []), taken, near)
     if any(i.answer_kind == "latex" for items in splits.values() for i in items):
         require_algebra()
-    return Splits(**{label: _frame(items) for label, items in splits.items()})
+    return Splits(*(_frame(splits[label]) for label in SPLITS))
+
+
+def warmup_problems(warmup: WarmupSection, evaluation: pl.DataFrame) -> pl.DataFrame:
+    """The problems of a warm-up, none of which is a held-out problem.
+
+    Raises:
+        InputError: a source has too few problems, or problems without a worked solution.
+    """
+    held_out = set(evaluation["question"])
+    items: list[Item] = []
+    for number, source in enumerate((warmup.problems, *warmup.hinted)):
+        label = f"warmup-{number}" if number else "warmup"
+        found = _solved(source, _apart_from(source, label, held_out))
+        items += [replace(i, metadata={**i.metadata, HINTED: True}) for i in found] if number else found
+    if twice := [name for name, times in Counter(i.problem_id for i in items).items() if times > 1]:
+        raise InputError(f"two sources of the warm-up have the id {twice[0]!r}; give their problems different ids")
+    return _frame(items)
+
+
+def _apart_from(source: ProblemSource, label: str, held_out: set[str]) -> list[Item]:
+    """The problems of a source, without those whose question is held out."""
+    if isinstance(source, (GeneratedProblems, GymProblems)):
+        return generators.generate(source, source.count, label, set(held_out))
+    read, folded = _read(source, label), {_folded(question) for question in held_out}
+    return _draw([i for i in read if _folded(i.question) not in folded], source, label, num_read=len(read))
 
 
 def _read(source: FileProblems | DataSetProblems, label: str) -> list[Item]:
@@ -186,9 +217,13 @@ def _spare(read: Sequence[Item], taken: set[str], near: NearDuplicates | None) -
             yield item
 
 
-def _solved(source: GeneratedProblems | GymProblems, items: list[Item]) -> list[Item]:
+def _solved(source: ProblemSource, items: list[Item]) -> list[Item]:
     if not all(isinstance(i.metadata.get("solution"), str) for i in items):
-        raise InputError(f"problems.num_examples: {source.task} has no worked solutions; set num_examples to 0")
+        name = source.task if isinstance(source, (GeneratedProblems, GymProblems)) else source.path or source.source
+        raise InputError(
+            f"problems: {name} has no worked solutions (`solution`), which problems.num_examples and a warm-up need; "
+            "use another source, or leave them out"
+        )
     return items
 
 

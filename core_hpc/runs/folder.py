@@ -225,9 +225,11 @@ def create(plan: RunPlan, folder: Path, splits: Splits, facts: Mapping[str, Mode
     paths = SweepPaths(folder).run(plan.run_id)
     for path in (paths.problems, paths.logs, paths.tensorboard):
         manifests.make_folder(path)
-    for name in SPLITS:
+    frames = {name: getattr(splits, name) for name in SPLITS}
+    frames |= {paths.warmup_problems(model): frame for model, frame in splits.warmups.items()}
+    for name, frame in frames.items():
         if not (paths.problems / f"{name}.manifest.json").exists():
-            shards.publish_frame(paths.problems, name, getattr(splits, name), PROBLEMS)
+            shards.publish_frame(paths.problems, name, frame, PROBLEMS)
     identity = {
         "run_id": plan.run_id,
         "label": plan.label,

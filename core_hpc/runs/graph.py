@@ -4,6 +4,7 @@ The configuration fixes the graph. A task is ready when everything that it reads
 longer run is a larger graph, so continuing a run is the same as starting one. This module has no
 I/O and does not read the clock.
 
+    warmup (model)     -> everything of the model, if the model has a warm-up
     update i-1 (model) -> cold i (model, part) -> hint i (part) -> rescue i (model, part)
                        -> score i (part) -> update i (model)
     update e (model)   -> evaluate e (model, part)        e = 0: base weights, reads nothing
@@ -17,7 +18,7 @@ from dataclasses import dataclass
 
 from core_hpc.config.run import RunConfig
 from core_hpc.store.paths import TEAM, TaskKey
-from core_hpc.store.schema import COLD, EVALUATE, HINT, RESCUE, SCORE, UPDATE
+from core_hpc.store.schema import COLD, EVALUATE, HINT, OUTSIDE_ITERATIONS, RESCUE, SCORE, UPDATE, WARMUP
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,6 +32,8 @@ class Graph:
     evaluate_every: int
     evaluate_before: bool
     has_rescue: bool
+    warmed: tuple[str, ...] = ()
+    """The models with a warm-up."""
 
     @classmethod
     def of(cls, config: RunConfig, *, num_evaluation_problems: int) -> Graph:
@@ -44,10 +47,11 @@ class Graph:
             evaluate_every=config.evaluation.every,
             evaluate_before=config.evaluation.before,
             has_rescue=protocol.rescue_samples > 0,
+            warmed=tuple(m.name for m in config.team if m.warmup is not None),
         )
 
     def evaluated(self) -> list[int]:
-        """The iterations after which the team is evaluated. 0 stands for the untrained models."""
+        """The iterations after which the team is evaluated. 0: before the first update."""
         every = self.evaluate_every
         later = [i for i in range(1, self.iterations + 1) if i == self.iterations or (every and i % every == 0)]
         return [0, *later] if self.evaluate_before else later
@@ -57,8 +61,8 @@ class Graph:
         return _tasks(self)
 
     def tasks_of(self, iteration: int) -> list[TaskKey]:
-        """The tasks of one iteration, in the order of `tasks`. Iteration 0 has only evaluations."""
-        out = []
+        """The tasks of one iteration, in the order of `tasks`. Iteration 0 has warm-ups and evaluations."""
+        out = [TaskKey(0, WARMUP, m) for m in self.warmed] if iteration == 0 else []
         if iteration > 0:
             parts = range(self.num_parts)
             out += [TaskKey(iteration, COLD, m, p) for p in parts for m in self.models]
@@ -77,9 +81,12 @@ class Graph:
     def inputs(self, key: TaskKey) -> list[TaskKey]:
         """The tasks whose publications this task reads."""
         i, p = key.iteration, key.part
+        if key.phase == WARMUP:
+            return []
+        base = [TaskKey(0, WARMUP, key.model)] if key.model in self.warmed else []
         if key.phase == EVALUATE:
-            return [TaskKey(i, UPDATE, key.model)] if i > 0 else []
-        adapter = [TaskKey(i - 1, UPDATE, key.model)] if i > 1 else []
+            return [*base, TaskKey(i, UPDATE, key.model)] if i > 0 else base
+        adapter = [*base, TaskKey(i - 1, UPDATE, key.model)] if i > 1 else base
         cold = [TaskKey(i, COLD, m, p) for m in self.models]
         if key.phase == COLD:
             return adapter
@@ -99,7 +106,7 @@ class Graph:
         done = set(published)
         rest = [key for key in self.tasks() if key not in done]
         # A later iteration than the one after the first unfinished one lacks its adapters.
-        last = 1 + min((key.iteration for key in rest if key.phase != EVALUATE), default=self.iterations)
+        last = 1 + min((key.iteration for key in rest if key.phase not in OUTSIDE_ITERATIONS), default=self.iterations)
         return [key for key in rest if key.iteration <= last and all(k in done for k in self.inputs(key))]
 
     def finished(self, published: Collection[TaskKey]) -> bool:

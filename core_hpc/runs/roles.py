@@ -11,7 +11,7 @@ from core_hpc.config.run import config_hash, scientific_fields
 from core_hpc.engines.shared import SHARED_KINDS
 from core_hpc.runs.folder import Run
 from core_hpc.store.paths import TaskKey
-from core_hpc.store.schema import GENERATION_PHASES, UPDATE
+from core_hpc.store.schema import GENERATION_PHASES, TRAINING_PHASES
 
 
 def role_of(run: Run, key: TaskKey) -> str:
@@ -21,11 +21,11 @@ def role_of(run: Run, key: TaskKey) -> str:
     in memory: an engine (`generate-...`) or a trainer (`update-...`), the model, and a hash of the
     settings of the model.
     """
-    if key.phase not in GENERATION_PHASES and key.phase != UPDATE:
+    if key.phase not in (*GENERATION_PHASES, *TRAINING_PHASES):
         return "score"
     model, facts = run.config.model(key.model), run.facts[key.model]
     digest = config_hash({"model": scientific_fields(model), "context_tokens": facts.context_tokens})
-    return f"{'update' if key.phase == UPDATE else 'generate'}-{key.model}-{digest}"
+    return f"{'update' if key.phase in TRAINING_PHASES else 'generate'}-{key.model}-{digest}"
 
 
 def engine_kind(run: Run, key: TaskKey) -> str:

@@ -15,7 +15,7 @@ from typing import Any
 from core_hpc.runs.folder import Run
 from core_hpc.runs.messages import Progress
 from core_hpc.store.paths import TEAM, TaskKey
-from core_hpc.store.schema import COLD, EVALUATE, GENERATION_PHASES, HINT, RESCUE, SCORE, UPDATE
+from core_hpc.store.schema import COLD, EVALUATE, GENERATION_PHASES, HINT, RESCUE, SCORE, UPDATE, WARMUP
 
 START_UP = ("import", "prepare", "load", "compile", "read")
 """Parts of a task's time that a warm worker does not spend again."""
@@ -57,13 +57,19 @@ class FinishedTask:
 def expected_completions(run: Run, num_evaluation_problems: int) -> dict[str, float]:
     """Completions of one task, by phase.
 
-    For an update it is the number of completions that could be sampled in its time.
+    For an update or a warm-up it is the number of completions that could be sampled in its time.
     """
     config, graph = run.config, run.graph()
     cold = config.protocol.problems_per_iteration * config.protocol.cold_samples / graph.num_parts
     evaluated = num_evaluation_problems * config.evaluation.samples / max(1, graph.num_evaluation_parts)
     update = UPDATE_COST * cold * graph.num_parts
-    return {COLD: cold, RESCUE: RESCUED_SHARE * cold, UPDATE: update, EVALUATE: evaluated, HINT: 0.0, SCORE: 0.0}
+    examples = [run.num_problems(run.paths.warmup_problems(name)) for name in graph.warmed]
+    warmup = UPDATE_COST * max(examples, default=0)
+    return {COLD: cold, RESCUE: RESCUED_SHARE * cold, UPDATE: update, EVALUATE: evaluated} | {
+        WARMUP: warmup,
+        HINT: 0.0,
+        SCORE: 0.0,
+    }
 
 
 class TaskCosts:

@@ -42,7 +42,7 @@ from core_hpc.runs.messages import (
 from core_hpc.runs.roles import engine_kind, role_of
 from core_hpc.store import manifests
 from core_hpc.store.paths import RunPaths, TaskKey
-from core_hpc.store.schema import GENERATION_PHASES, UPDATE
+from core_hpc.store.schema import GENERATION_PHASES, TRAINING_PHASES
 
 STATUS_INTERVAL_S = 10.0
 TERM_GRACE_S = 20.0
@@ -177,7 +177,7 @@ def run_element(spec: ElementSpec) -> None:
     end = JobEnd(OutcomeKind.DONE)
     try:
         for key in keys:
-            if rank and key.phase != UPDATE:  # what comes before an update is done by rank 0
+            if rank and key.phase not in TRAINING_PHASES:  # what comes before an update is done by rank 0
                 early = _begin(key, [key], run.paths, stop, float("inf"))
             else:
                 inputs = graph.inputs(key)
@@ -225,7 +225,7 @@ class _Workers:
             if self._workers:
                 # Only the first worker has waited since the job began (statistics of first tasks).
                 environment.pop("CORE_HPC_JOB_START", None)
-            if key.phase == UPDATE:
+            if key.phase in TRAINING_PHASES:
                 environment |= rank_environment(self._rank, self._size)
             elif key.phase not in GENERATION_PHASES:
                 environment["CUDA_VISIBLE_DEVICES"] = ""  # GPUs are for the engine or the trainer
@@ -275,7 +275,7 @@ def rank_environment(rank: int, size: int) -> dict[str, str]:
 
 def steps_saved(run: Run, keys: Collection[TaskKey]) -> int:
     """Number of optimizer steps in the newest checkpoints of these updates, added up."""
-    return sum(max(stored_steps(run.paths, key), default=0) for key in keys if key.phase == UPDATE)
+    return sum(max(stored_steps(run.paths, key), default=0) for key in keys if key.phase in TRAINING_PHASES)
 
 
 def _serve(worker: WorkerProcess, run: Run, key: TaskKey, stop: Stop, status: StatusFile) -> JobEnd:

@@ -26,7 +26,7 @@ from core_hpc.config.cluster import ClusterSection, PhaseGroup
 from core_hpc.slurm.commands import SlurmUnavailableError
 from core_hpc.slurm.records import Submission, SubmissionFolder
 from core_hpc.store import manifests
-from core_hpc.store.schema import GENERATION_PHASES, UPDATE
+from core_hpc.store.schema import GENERATION_PHASES, TRAINING_PHASES
 
 OUTER_JOB = re.compile(
     r"SLURM_(?!CONF$)|SLURMD_|SRUN_|PMI_|PMIX_|(CUDA|ROCR)_VISIBLE_DEVICES$|SUBMITIT_(?!PREEMPT)"
@@ -61,7 +61,7 @@ class RefusedError(CoreHpcError):
 
 def group_of(phase: str) -> PhaseGroup:
     """The phase group whose job section a phase uses."""
-    return "generate" if phase in GENERATION_PHASES else "update" if phase == UPDATE else "score"
+    return "generate" if phase in GENERATION_PHASES else "update" if phase in TRAINING_PHASES else "score"
 
 
 # --- parameters and scripts ----------------------------------------------------------------------

@@ -25,7 +25,7 @@ from core_hpc.slurm.outcomes import explain
 from core_hpc.slurm.records import Submission, SubmissionFolder
 from core_hpc.store import manifests
 from core_hpc.store.paths import TaskKey
-from core_hpc.store.schema import EVALUATE
+from core_hpc.store.schema import OUTSIDE_ITERATIONS
 
 UNSURE_WAIT_S = 20.0
 SETTLE_S = 8.0
@@ -100,7 +100,7 @@ class OpenSubmission:
         if self.submission.group != "resident":
             return left.values()
         last = 1 + min(
-            (key.iteration for key in left if key.phase != EVALUATE),
+            (key.iteration for key in left if key.phase not in OUTSIDE_ITERATIONS),
             default=max((key.iteration for key in left), default=0),
         )
         # As in `Graph.ready`: evaluations do not hold an iteration back.

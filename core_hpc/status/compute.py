@@ -38,7 +38,7 @@ from core_hpc.store import shards
 from core_hpc.store.claims import holder_lives
 from core_hpc.store.manifests import Manifest
 from core_hpc.store.paths import SweepPaths, TaskKey
-from core_hpc.store.schema import EVALUATE, GENERATION_PHASES, PHASES
+from core_hpc.store.schema import GENERATION_PHASES, OUTSIDE_ITERATIONS, PHASES
 
 WINDOW_TASKS = 300
 """The estimates use this many of the tasks that were published last."""
@@ -312,8 +312,8 @@ def _last_iteration(
     run: Run, graph: Graph, window: Mapping[TaskKey, Manifest]
 ) -> tuple[float | None, float | None, str | None]:
     """Time, overhead and largest item of the last iteration whose training is in the window."""
-    wanted = Counter(k.iteration for k in graph.tasks() if k.phase != EVALUATE)
-    found = Counter(k.iteration for k in window if k.phase != EVALUATE)
+    wanted = Counter(k.iteration for k in graph.tasks() if k.phase not in OUTSIDE_ITERATIONS)
+    found = Counter(k.iteration for k in window if k.phase not in OUTSIDE_ITERATIONS)
     last = max((i for i, num in found.items() if num == wanted[i]), default=None)
     if last is None:
         return None, None, None

@@ -1,11 +1,13 @@
 """Every file name of a sweep, and the key of a task, from which its file names are made.
 
+    OUTPUT/.warmups/                     warm-ups of all sweeps, by what they are computed from
     OUTPUT/SWEEP/
         claim.json  controller.json  stop.json  sweep.yaml  slurm/
         RUN_ID/
             run.json                     identity, never changed
             config.json  horizon.json    as of the last start
             problems/                    train, evaluation, examples; fixed at the start
+            warmup/iteration=0000/       MODEL-p000.UID/: a model, which replaces the base weights
             cold/iteration=0001/         MODEL-p000.UID.parquet and MODEL-p000.manifest.json;
                                          likewise rescue, evaluate
             hint/iteration=0001/         team-p000.UID/: hints.parquet, embeddings of the cold texts
@@ -36,7 +38,10 @@ EARLIER_OPTIMIZER_STATE = "optimizer.safetensors"
 
 @dataclass(frozen=True, order=True, slots=True)
 class TaskKey:
-    """Identity of one task within a run. `model` is TEAM for hint and score."""
+    """Identity of one task within a run.
+
+    `model` is TEAM for hint and score, and `iteration` is 0 for warmup.
+    """
 
     iteration: int
     phase: str
@@ -96,6 +101,15 @@ class RunPaths:
     @property
     def problems(self) -> Path:
         return self.root / "problems"
+
+    @property
+    def warmups(self) -> Path:
+        """Warm-ups that all runs below the same `output` share (`phases/warmup.py`)."""
+        return self.root.parent.parent / ".warmups"
+
+    def warmup_problems(self, model: str) -> str:
+        """Name of the problems of a model's warm-up in `problems`."""
+        return f"warmup-{model}"
 
     @property
     def kept(self) -> Path:

@@ -14,9 +14,14 @@ from core_hpc.common.errors import StoreError
 
 SCHEMA_VERSION = 1
 
-COLD, HINT, RESCUE, SCORE, UPDATE, EVALUATE = "cold", "hint", "rescue", "score", "update", "evaluate"
-PHASES = (COLD, HINT, RESCUE, SCORE, UPDATE, EVALUATE)
+WARMUP, COLD, HINT, RESCUE = "warmup", "cold", "hint", "rescue"
+SCORE, UPDATE, EVALUATE = "score", "update", "evaluate"
+PHASES = (WARMUP, COLD, HINT, RESCUE, SCORE, UPDATE, EVALUATE)
 GENERATION_PHASES = (COLD, RESCUE, EVALUATE)
+TRAINING_PHASES = (WARMUP, UPDATE)
+"""Phases whose tasks train weights, on one or several ranks."""
+OUTSIDE_ITERATIONS = (WARMUP, EVALUATE)
+"""Phases that are not steps of an iteration."""
 
 CORRECT, WRONG, NO_ANSWER, TIMEOUT = VERDICTS = ("correct", "wrong", "no_answer", "timeout")
 """Results of verifying the extracted answer of a completion. A time-out is not a wrong answer."""
@@ -75,7 +80,7 @@ ATTRIBUTES = pl.Schema(
 
 _ROW_KEY: dict[str, tuple[pl.DataType, str]] = {
     "run_id": (_S, "run that the row belongs to"),
-    "iteration": (_I, "1-based; phase evaluate: number of updates of the evaluated adapter (0: base weights)"),
+    "iteration": (_I, "1-based; phase evaluate: number of updates of the evaluated adapter (0: before the first)"),
     "phase": (_S, "cold, rescue or evaluate"),
     "model": (_S, "name of the model in the team"),
     "problem_id": (_S, "problem of the frozen train or evaluation split"),
@@ -87,7 +92,10 @@ ROLLOUTS = Table(
     "rollouts",
     {
         **_ROW_KEY,
-        "adapter_iteration": (_I, "number of updates of the adapter that sampled the row (0: base weights)"),
+        "adapter_iteration": (
+            _I,
+            "number of updates of the adapter that sampled the row (0: base weights or warm-up)",
+        ),
         "seed": (pl.Int64(), "seed of the request: a stable hash of run seed and row key"),
         "prompt_token_ids": (pl.List(pl.UInt32()), "exactly the ids that the model received"),
         "completion_token_ids": (
@@ -237,7 +245,7 @@ STEPS = Table(
     "steps",
     {
         "run_id": (_S, "run that the row belongs to"),
-        "iteration": (_I, "1-based"),
+        "iteration": (_I, "1-based; 0: the warm-up before the first iteration"),
         "model": (_S, "model that was updated"),
         "step": (_I, "1-based optimizer step within the iteration"),
         "global_step": (_I, "optimizer steps of this model since the run began"),

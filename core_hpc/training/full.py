@@ -36,6 +36,19 @@ OTHER_FILES = ("*.json", "*.jinja", "*.txt", "*.model", "*.py")
 """Files of a model folder besides its weights: tokenizer, chat template, code."""
 
 
+def write_model(model: Any, state: Mapping[str, Tensor], folder: Path, *, source: Path) -> None:
+    """Write a model folder with these tensors, and the other files of the base model in `source`."""
+    with published_rope(model):
+        model.save_pretrained(folder, state_dict=dict(state))
+    for path in folder.glob("*.safetensors"):
+        share_with_group(path)
+    for pattern in OTHER_FILES:
+        for path in source.glob(pattern):
+            describes_base_weights = path.name.endswith(".index.json") or is_mistral_file(path)
+            if not (folder / path.name).exists() and not describes_base_weights:
+                shutil.copyfile(path, folder / path.name)
+
+
 class FullPolicy(Policy):
     """A model of which every weight of the language model is trained.
 
@@ -88,15 +101,7 @@ class FullPolicy(Policy):
         state: dict[str, Tensor] = {name: buffer for name, buffer in self.base.named_buffers() if name in persistent}
         state |= {name: weight.detach() for name, weight in self.base.named_parameters() if name not in weights}
         state |= {name: tensor.to(self.dtype) for name, tensor in weights.items()}
-        with published_rope(self.base):
-            self.base.save_pretrained(folder, state_dict=state)
-        for path in folder.glob("*.safetensors"):
-            share_with_group(path)
-        for pattern in OTHER_FILES:
-            for path in self._folder.glob(pattern):
-                describes_base_weights = path.name.endswith(".index.json") or is_mistral_file(path)
-                if not (folder / path.name).exists() and not describes_base_weights:
-                    shutil.copyfile(path, folder / path.name)
+        write_model(self.base, state, folder, source=self._folder)
 
     @contextmanager
     def network(self, *, reference: bool) -> Iterator[Any]:

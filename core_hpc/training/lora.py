@@ -142,6 +142,20 @@ class LoraPolicy(Policy):
         assert self._config is not None
         write_adapter(folder, weights, self._config)
 
+    def merged(self) -> dict[str, Tensor]:
+        """All tensors of the base model, by their names in it, with the adapter added to the weights."""
+        merged: dict[str, Tensor] = {}
+        for name, tensor in self.base.state_dict().items():
+            owner, _, last = name.rpartition(".")
+            if ".lora_" in name:
+                continue
+            if owner.endswith(".base_layer") and last == "weight":
+                layer = self.base.get_submodule(owner.removesuffix(".base_layer"))
+                (adapter,) = layer.active_adapters
+                tensor = (tensor.float() + layer.get_delta_weight(adapter).float()).to(tensor.dtype)
+            merged[name.replace(".base_layer.", ".")] = tensor
+        return merged
+
     @contextmanager
     def network(self, *, reference: bool) -> Iterator[Any]:
         """The base model, whose adapter is disabled for the reference policy."""

@@ -153,12 +153,7 @@ class Trainer:
                 self._tried_to_compile = True
                 compile_policy(self.policy, self.memory)
         first_step = state.steps_done if state else 0
-        passes = Passes(self.policy, spec, plans, rank=self.rank, num_ranks=self.num_ranks)
-        with timings.clock("old_s"):
-            old = passes.old()
-        with timings.clock("reference_s"):
-            reference = passes.reference()
-        timings.num_pass_tokens = passes.num_tokens
+        old, reference = self._passes(spec, plans, timings)
         with timings.clock("prepare_s"):
             if spec.resume is not None:
                 state = self._load_weights(spec.resume.folder, parameters)
@@ -173,6 +168,18 @@ class Trainer:
             reference=reference,
             records=spec.resume.steps.to_dicts() if spec.resume else [],
         )
+
+    def _passes(
+        self, spec: UpdateTask, plans: list[StepPlan], timings: UpdateTimings
+    ) -> tuple[LogProbs, LogProbs | None]:
+        """Log-probabilities under the weights before the task, and under the reference policy."""
+        passes = Passes(self.policy, spec, plans, rank=self.rank, num_ranks=self.num_ranks)
+        with timings.clock("old_s"):
+            old = passes.old()
+        with timings.clock("reference_s"):
+            reference = passes.reference()
+        timings.num_pass_tokens = passes.num_tokens
+        return old, reference
 
     def _plan(self, spec: UpdateTask, timings: UpdateTimings) -> list[StepPlan]:
         plans = plan_steps(

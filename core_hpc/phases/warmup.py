@@ -1,0 +1,318 @@
+"""The warm-up phase: a model learns from worked solutions before the first iteration.
+
+In: the base weights and the frozen problems of the warm-up. Out: a published folder with an
+ordinary model, which replaces the base weights in every later task of the run, and one row of
+schema.STEPS per optimizer step.
+
+A warm-up is computed once for all runs below the same `output` that need it. They share it by an
+identity: a hash of the base model, of the token ids of all examples, and of the settings. The first
+task that needs it publishes it in `.warmups`. The task of every run then publishes the same files
+in its own run folder, as hard links where the file system has them. So all arms begin with the same
+weights, a run folder is complete by itself, and `.warmups` may be removed at any time.
+
+An interrupted warm-up continues from its checkpoint, like an update.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import json
+import os
+import shutil
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from core_hpc.common.errors import InputError, StoppedError, StoreError
+from core_hpc.common.faults import fault_point
+from core_hpc.common.seeds import stable_seed
+from core_hpc.config.run import LoraSection, ModelSection, config_hash, scientific_fields
+from core_hpc.config.update import UpdateSection
+from core_hpc.config.warmup import WarmupSection
+from core_hpc.phases.checkpoint import CheckpointStore, remove_checkpoints, write_steps
+from core_hpc.phases.context import TaskContext
+from core_hpc.problems.splits import HINTED
+from core_hpc.protocol.hints import make_hint
+from core_hpc.store import manifests, shards
+from core_hpc.store.paths import MANIFEST_SUFFIX
+from core_hpc.store.schema import STEPS, WARMUP
+from core_hpc.training.batching import Row
+from core_hpc.training.interruption import Interruption, rows_digest
+from core_hpc.training.state_io import STATE_VERSION
+from core_hpc.training.supervised import SupervisedTrainer
+from core_hpc.training.task import TrainerSettings, UpdateResult, UpdateTask
+from core_hpc.training.zero2 import all_true, from_rank_zero, rank_and_size, start_process_group
+
+IDENTITY_VERSION = 1
+NAME = "model"
+"""Name of the publication in the folder of a shared warm-up."""
+LOOK_S = 0.5
+HINT_TOKENS = 1536
+
+
+def run(context: TaskContext) -> None:
+    """Make the warm-up of one model, unless another run has made it, and publish it in this run."""
+    device = start_process_group()
+    rank, _ = rank_and_size()
+    rows = warmup_rows(context)
+    context.stopwatch.lap("read")
+    identity = warmup_identity(context, rows)
+    shared = context.paths.warmups / f"{context.model.name}-{config_hash(identity)}{rows_digest(rows)[:8]}"
+    with _reserved(shared, context.should_stop) if rank == 0 else contextlib.nullcontext():
+        found = _find(shared, identity) if rank == 0 else None
+        is_shared = bool(from_rank_zero(int(found is not None), device))
+        if not is_shared:
+            found = _train(context, rows, identity, shared)
+    all_true(True, device)  # no rank looks for the publication of this run before all have begun
+    if rank != 0:
+        return
+    assert found is not None
+    _publish_in_run(context, found, is_shared=is_shared)
+    remove_checkpoints(context.paths, context.key)
+
+
+def _section(context: TaskContext) -> WarmupSection:
+    section = context.model.warmup
+    assert section is not None, f"{context.key.model} has no warm-up"
+    return section
+
+
+# --- examples and identity -----------------------------------------------------------------------
+
+
+def warmup_rows(context: TaskContext) -> list[Row]:
+    """The examples as token ids: the prompt of the run, and the worked solution.
+
+    Raises:
+        InputError: an example is longer than the context of the model.
+    """
+    model, section = context.model, _section(context)
+    builder, stops = context.prompt_builder(model), context.stop_strings(model)
+    limit = context.resolved(model).max_context_tokens
+    rows = []
+    for problem in context.run.split(context.paths.warmup_problems(model.name)).iter_rows(named=True):
+        metadata = json.loads(problem["metadata"])
+        hint = _hint(context, problem, metadata["solution"]) if metadata.get(HINTED) else None
+        prompt = builder.build(problem["question"], hint)
+        completion = builder.completion_ids(metadata["solution"], stops)
+        if len(prompt) + len(completion) > limit:
+            raise InputError(
+                f"team {model.name}: the warm-up's problem {problem['problem_id']} needs "
+                f"{len(prompt) + len(completion)} tokens with its solution, but the model has {limit}; leave it out"
+            )
+        for epoch in range(section.epochs):
+            name = f"{problem['problem_id']}-{epoch}"
+            row = Row(
+                key=(name,),
+                problem_id=name,
+                prompt_token_ids=prompt,
+                completion_token_ids=completion,
+                behaviour_logprobs=None,
+                advantage=1.0,
+                weight=1.0,
+            )
+            rows.append(row)
+    return rows
+
+
+def _hint(context: TaskContext, problem: dict[str, Any], solution: str) -> str | None:
+    """The solution as a hint, made as in the hint phase."""
+    tokenizer = context.tokenizer(context.model)
+    return make_hint(
+        solution,
+        problem["gold"],
+        problem["answer_kind"],
+        tokenize=lambda text: tokenizer(text, add_special_tokens=False)["input_ids"],
+        detokenize=lambda ids: tokenizer.decode(ids, skip_special_tokens=True),
+        max_tokens=HINT_TOKENS,
+        style="full",
+    )
+
+
+def warmup_identity(context: TaskContext, rows: list[Row]) -> dict[str, Any]:
+    """What the result of a warm-up depends on. Two runs with equal identities share it."""
+    model, section = context.model, _section(context)
+    settings = scientific_fields(section)
+    # The rows contain what these have made.
+    settings = {name: value for name, value in settings.items() if name not in ("problems", "hinted", "epochs")}
+    lora = scientific_fields(model.lora) if section.tuning == "lora" and model.lora is not None else None
+    return {
+        "version": [IDENTITY_VERSION, STATE_VERSION],
+        "base": context.resolved(model).fingerprint,
+        "dtype": model.dtype,
+        "rows": rows_digest(rows),
+        "settings": settings,
+        "lora": lora,
+    }
+
+
+# --- the shared publication ----------------------------------------------------------------------
+
+
+@contextlib.contextmanager
+def _reserved(folder: Path, should_stop: Callable[[], bool]) -> Iterator[None]:
+    """Let one process at a time look for a shared warm-up and make it.
+
+    On a file system without locks several may make it. The first publication wins, for all.
+
+    Raises:
+        StoppedError: the task was asked to stop while it waited.
+    """
+    manifests.make_folder(folder)
+    with (folder.parent / f"{folder.name}.lock").open("w") as f:
+        while True:
+            try:
+                fcntl.flock(f, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                if should_stop():
+                    raise StoppedError("warm-up: stopped on request while another run made it") from None
+                time.sleep(LOOK_S)
+            except OSError:
+                break
+            else:
+                manifests.remove_leftovers(folder)
+                break
+        yield
+
+
+def _find(folder: Path, identity: dict[str, Any]) -> manifests.Manifest | None:
+    """The shared warm-up, if it is complete. A damaged one is set aside."""
+    path = folder / f"{NAME}{MANIFEST_SUFFIX}"
+    if not path.exists():
+        return None
+    try:
+        manifest = manifests.read_manifest(path)
+        manifests.check_files(manifest, checksum=True)
+    except manifests.DamagedError as e:
+        aside = manifests.set_aside(path)
+        print(f"warm-up: {e}; set aside as {aside.name}, and will be made again", flush=True)
+        return None
+    if manifest.stats["identity"] != identity:
+        raise StoreError(f"{path}: belongs to another warm-up; remove this folder and run the same command again")
+    return manifest
+
+
+def _publish_in_run(context: TaskContext, shared: manifests.Manifest, *, is_shared: bool) -> None:
+    """Publish the files of a shared warm-up as those of this run's task."""
+    source = shared.file("steps.parquet").parent
+    steps = shards.read_manifest_table(shared, STEPS, columns=["loss"])["loss"]
+
+    def fill(folder: Path) -> dict[str, tuple[int, str]]:
+        tables = {}
+        for entry in shared.files:
+            name = Path(entry.name).relative_to(source.name).as_posix()
+            _link(shared.path.parent / entry.name, folder / name)
+            if entry.table is not None:
+                tables[name] = (entry.rows or 0, entry.table)
+        return tables
+
+    kept = {k: v for k, v in shared.stats.items() if k not in ("seconds", "identity", "rss_gb", "threads", "num_gpus")}
+    manifests.publish(
+        context.paths.task_folder(context.key),
+        context.paths.task_name(context.key),
+        fill,
+        as_folder=True,
+        stats=context.stats(**kept, is_shared=is_shared, first_loss=steps[0], last_loss=steps[-1]),
+    )
+
+
+def _link(source: Path, target: Path) -> None:
+    """A hard link to a published file, which never changes; a copy where there are no links."""
+    try:
+        os.link(source, target)
+    except OSError:
+        shutil.copyfile(source, target)
+
+
+# --- training ------------------------------------------------------------------------------------
+
+
+def _train(context: TaskContext, rows: list[Row], identity: dict[str, Any], shared: Path) -> manifests.Manifest | None:
+    """Train the model. Rank 0 publishes it in the folder `shared`, and returns what won there."""
+    trainer = _trainer(context, max(len(r.inputs) for r in rows) + 1)
+    context.stopwatch.lap("load")
+    key, task = context.key, _task(context, rows)
+    run_identity = {"run_id": context.run.run_id, "task": str(key), **identity}
+    checkpoints = CheckpointStore(context.paths, key, run_identity)
+    interval_s = 60.0 * context.run.config.update.checkpoint_min
+    interruption = Interruption(should_stop=context.should_stop, interval_s=interval_s, save=checkpoints.save)
+    task = replace(task, resume=checkpoints.find(trainer), interruption=interruption)
+    if trainer.rank != 0:
+        trainer.update(task, None)
+        return None
+    result: list[UpdateResult] = []
+
+    def fill(folder: Path) -> dict[str, tuple[int, str]]:
+        result.append(trainer.update(task, folder))
+        context.stopwatch.lap("update")
+        return {"steps.parquet": write_steps(folder, result[0].steps, _shared_name(shared), key)}
+
+    def stats() -> dict[str, object]:
+        return {
+            "num_completions": len(rows),
+            "num_ranks": result[0].num_ranks,
+            "resumed_from_step": task.resume.steps.height if task.resume else 0,
+            "identity": identity,
+            **vars(result[0].timings),
+        }
+
+    return manifests.publish(shared, NAME, fill, as_folder=True, stats=stats)
+
+
+def _shared_name(shared: Path) -> str:
+    """Stands for the run in the rows of a shared warm-up's steps."""
+    return f"{shared.parent.name}/{shared.name}"
+
+
+def _trainer(context: TaskContext, longest: int) -> SupervisedTrainer:
+    model, update = context.model, context.run.config.update
+    settings = TrainerSettings(
+        model_folder=context.resolved(model).folder,
+        model_name=model.model,
+        lora=_lora(model),
+        dtype=model.dtype,
+        context_tokens=longest,
+        with_reference=False,
+        gradient_checkpointing=update.gradient_checkpointing,
+        compile_layers=update.compile,
+        trust_remote_code=model.trust_remote_code,
+        allow_pickle=model.allow_pickle,
+    )
+    trainer = context.warm.trainer((WARMUP, settings), partial(SupervisedTrainer, settings))
+    assert isinstance(trainer, SupervisedTrainer)
+    return trainer
+
+
+def _lora(model: ModelSection) -> LoraSection | None:
+    return model.lora if model.warmup is not None and model.warmup.tuning == "lora" else None
+
+
+def _task(context: TaskContext, rows: list[Row]) -> UpdateTask:
+    section, update = _section(context), context.run.config.update
+    tokens = sum(len(r.completion_token_ids) for r in rows)
+
+    def on_progress(done: int, total: int) -> None:
+        context.progress(done, total, tokens * done // total)
+        fault_point("warmup.step", f"{context.key} step {done}")
+
+    return UpdateTask(
+        rows=rows,
+        settings=UpdateSection(
+            kl_weight=0,
+            problems_per_step=section.examples_per_step,
+            learning_rate=section.learning_rate,
+            weight_decay=section.weight_decay,
+            micro_batch_tokens=update.micro_batch_tokens,
+        ),
+        temperature=1.0,
+        max_new_tokens=max(len(r.completion_token_ids) for r in rows),
+        total_steps=-(-len(rows) // section.examples_per_step),
+        shuffle_seed=stable_seed(section.seed, WARMUP, "shuffle"),
+        lora_seed=stable_seed(section.seed, WARMUP, "lora"),
+        previous=None,
+        on_progress=on_progress,
+    )

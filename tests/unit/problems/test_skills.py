@@ -1,0 +1,87 @@
+"""Skill families: worked solutions against formulas of their own, shares, seeds and held-out problems."""
+
+import json
+import re
+from collections import Counter
+from typing import Any
+
+import pytest
+
+from core_hpc.answers.extract import extract_answer, verify_many
+from core_hpc.config.problems import GeneratedProblems
+from core_hpc.problems.generators import generate
+from core_hpc.problems.skills import FAMILIES, OPERATORS
+from core_hpc.problems.splits import source_mistakes
+from core_hpc.protocol.hints import make_hint
+from core_hpc.protocol.leaks import leak_of
+from core_hpc.store.schema import LEAK_RESULT
+
+FORMULAS = {
+    "plus": lambda a, b: (a + b) % 10,
+    "times": lambda a, b: (a * b) % 10,
+    "zib": lambda a, b: (2 * a + b) % 10,
+    "minus": lambda a, b: (a - b) % 10,
+    "gap": lambda a, b: abs(a - b),
+    "gorp": lambda a, b: abs(9 - a - b),
+}
+
+
+def skills(count: int, seed: int = 0, **options: int) -> GeneratedProblems:
+    return GeneratedProblems(source="generated", task="skills", count=count, seed=seed, options=options)
+
+
+def gold_by_formula(question: str) -> int:
+    """The answer of a question, read from its text."""
+    expression = re.sub(r"[()]", "", question.removeprefix("Digit by digit: ").removesuffix(" = ?")).split()
+    digits, rest = [int(d) for d in expression[0]], expression[1:]
+    while rest:
+        name, number, *rest = rest
+        digits = [FORMULAS[name](a, int(b)) for a, b in zip(digits, number, strict=True)]
+    return int("".join(map(str, digits)))
+
+
+def test_solutions_and_answers_of_every_family() -> None:
+    items = generate(skills(20 * len(FAMILIES), num_digits=3, **dict.fromkeys(FAMILIES, 1)), 720, "train", set())
+    assert Counter(i.metadata["subject"] for i in items) == dict.fromkeys(FAMILIES, 20)
+    assert set(FORMULAS) == set(OPERATORS)
+    assert len({i.question for i in items}) == len(items)
+    for item in items:
+        assert int(item.gold) == gold_by_formula(item.question)
+        solution = str(item.metadata["solution"])
+        for left, right in re.findall(r"([\d+*-]+)=(\d+)", solution):
+            assert eval(left) == int(right), solution
+        assert item.metadata["level"] == ("composite" if "_then_" in item.metadata["subject"] else "single")
+    answers = [(extract_answer(str(i.metadata["solution"]), "number"), i.gold, "number") for i in items]
+    assert set(verify_many(answers)) == {"correct"}
+
+
+def test_a_hint_from_a_solution_keeps_the_reasoning_and_not_the_answer() -> None:
+    for item in generate(skills(60, **dict.fromkeys(FAMILIES, 1)), 36, "train", set()):
+        solution = str(item.metadata["solution"])
+        hint = make_hint(
+            solution, item.gold, "number", tokenize=list, detokenize="".join, max_tokens=1000, style="full"
+        )
+        assert hint is not None
+        assert hint.strip() == solution.partition(" ####")[0]
+        if int(item.gold) > 9:  # a number of one digit is the result of its last step
+            assert leak_of(hint, item.gold, "number") != LEAK_RESULT, hint
+
+
+def test_shares_seeds_and_problems_that_are_taken() -> None:
+    source = skills(40, zib=3, gorp_then_plus=1)
+    train = generate(source, 40, "train", set())
+    assert Counter(i.metadata["subject"] for i in train) == {"zib": 30, "gorp_then_plus": 10}
+    assert generate(source, 40, "train", set()) == train
+    assert generate(skills(40, seed=1, zib=3, gorp_then_plus=1), 40, "train", set()) != train
+    taken = {i.question for i in train}
+    later = generate(source, 40, "train", set(taken))
+    assert not taken & {i.question for i in later}
+    assert json.dumps(dict(train[0].metadata))  # plain values
+
+
+@pytest.mark.parametrize(
+    ("options", "field"),
+    [({"zab": 1}, "options.zab"), ({"zib": 0}, "options.zib"), ({"num_digits": 10}, "options.num_digits")],
+)
+def test_wrong_options_are_named(options: dict[str, Any], field: str) -> None:
+    assert [name for name, _ in source_mistakes(skills(4, **options))] == [field]
