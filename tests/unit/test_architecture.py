@@ -27,13 +27,13 @@ CORE = (
     ("local",),
     ("slurm",),
     ("controller",),
-    ("status", "doctor", "launch", "cancel"),
+    ("status", "doctor", "launch", "cancel", "export"),
     ("__main__",),
 )
 """Packages of core_hpc from the bottom to the top. Those of one level do not import each other."""
 ANALYSIS = (("stats",), ("counts", "layout"), ("metrics", "timing"), ("exchange", "report"), ("__main__",))
 ANALYSIS_MAY_IMPORT = {"common", "store", "config", "answers", "problems", "runs"}
-MAY_IMPORT_ANALYSIS = {"controller", "status"}
+MAY_IMPORT_ANALYSIS = {"controller", "status", "export"}
 EXCEPTIONS = {"core_hpc/slurm/detach.py"}
 """Old names of pickled functions, which the next release removes."""
 

@@ -89,7 +89,7 @@ def test_the_exit_status_is_that_of_the_subcommand(tmp_path: Path, capsys: pytes
 @pytest.mark.parametrize(
     ("words", "wanted"),
     [
-        ("core-hpc ''", {"launch", "status", "cancel", "doctor", "analysis", "completion"}),
+        ("core-hpc ''", {"launch", "status", "cancel", "export", "doctor", "analysis", "completion"}),
         ("core-hpc launch --dr", {"--driver", "--dry-run"}),
         ("core-hpc launch --driver re", {"resident"}),
         ("core-hpc analysis pass", {"passk"}),
