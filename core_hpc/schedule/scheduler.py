@@ -14,6 +14,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from core_hpc.common.errors import StoreError
+from core_hpc.runs.folder import Run
 from core_hpc.runs.messages import (
     Done,
     Event,
@@ -27,7 +28,6 @@ from core_hpc.runs.messages import (
     TaskRef,
     Waiting,
 )
-from core_hpc.runs.folder import Run
 from core_hpc.runs.roles import warmup_group
 from core_hpc.schedule.base import Executor, Listener
 from core_hpc.schedule.progress import RunProgress
