@@ -8,7 +8,8 @@ A warm-up is computed once for all runs below the same `output` that need it. Th
 identity: a hash of the base model, of the token ids of all examples, and of the settings. The first
 task that needs it publishes it in `.warmups`. The task of every run then publishes the same files
 in its own run folder, as hard links where the file system has them. So all arms begin with the same
-weights, a run folder is complete by itself, and `.warmups` may be removed at any time.
+weights, and a run folder is complete by itself. Without `.warmups`, a new run would compute its
+warm-up again, and on other hardware the result could differ by rounding.
 
 An interrupted warm-up continues from its checkpoint, like an update.
 """

@@ -86,7 +86,8 @@ def make_splits(section: ProblemsSection) -> Splits:
     splits[EXAMPLES] = _examples(section, files.get(TRAIN, []), taken, near)
     if any(i.answer_kind == "latex" for items in splits.values() for i in items):
         require_algebra()
-    return Splits(*(_frame(splits[label]) for label in SPLITS))
+    train, evaluation, examples = (_frame(splits[label]) for label in SPLITS)
+    return Splits(train, evaluation, examples)
 
 
 def warmup_problems(warmup: WarmupSection, evaluation: pl.DataFrame) -> pl.DataFrame:

@@ -28,6 +28,13 @@ def role_of(run: Run, key: TaskKey) -> str:
     return f"{'update' if key.phase in TRAINING_PHASES else 'generate'}-{key.model}-{digest}"
 
 
+def warmup_group(run: Run, key: TaskKey) -> str:
+    """Equal for the warm-ups of two runs only if they share one computation (`phases/warmup.py`)."""
+    config = run.config
+    fields = {"model": scientific_fields(config.model(key.model)), "problems": scientific_fields(config.problems)}
+    return config_hash(fields)
+
+
 def engine_kind(run: Run, key: TaskKey) -> str:
     """The engine that a task needs. It decides the environment of the worker process."""
     return run.config.model(key.model).engine if key.phase in GENERATION_PHASES else "transformers"

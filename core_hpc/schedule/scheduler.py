@@ -14,6 +14,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from core_hpc.common.errors import StoreError
+from core_hpc.runs.folder import Run
 from core_hpc.runs.messages import (
     Done,
     Event,
@@ -27,10 +28,12 @@ from core_hpc.runs.messages import (
     TaskRef,
     Waiting,
 )
+from core_hpc.runs.roles import warmup_group
 from core_hpc.schedule.base import Executor, Listener
 from core_hpc.schedule.progress import RunProgress
 from core_hpc.store import manifests, shards
 from core_hpc.store.paths import TaskKey
+from core_hpc.store.schema import WARMUP
 
 
 class Scheduler:
@@ -75,8 +78,22 @@ class Scheduler:
     def _submit_ready(self) -> None:
         wanted = [(p.run, key) for p in self._runs.values() if p.open for key in p.ready() if key not in p.in_flight]
         wanted.sort(key=lambda item: item[1].iteration)  # so that all runs of a sweep advance together
+        wanted = self._without_waiting_warmups(wanted)
         for task in self._executor.submit(wanted) if wanted else ():
             self._take(self._runs[task.run_id], task)
+
+    def _without_waiting_warmups(self, wanted: list[tuple[Run, TaskKey]]) -> list[tuple[Run, TaskKey]]:
+        """Leave out warm-ups that another run is computing; their tasks would wait for it with a GPU."""
+        busy = {warmup_group(p.run, k) for p in self._runs.values() for k in p.in_flight if k.phase == WARMUP}
+        chosen = []
+        for run, key in wanted:
+            if key.phase == WARMUP:
+                group = warmup_group(run, key)
+                if group in busy:
+                    continue
+                busy.add(group)
+            chosen.append((run, key))
+        return chosen
 
     def _take(self, progress: RunProgress, task: TaskRef) -> None:
         progress.in_flight[task.key] = time.monotonic()

@@ -5,7 +5,7 @@ from hypothesis import strategies as st
 
 from core_hpc.runs.graph import Graph, Horizon, extend_horizon, horizon_at
 from core_hpc.store.paths import TEAM, TaskKey
-from core_hpc.store.schema import COLD, EVALUATE, HINT, RESCUE, SCORE, UPDATE
+from core_hpc.store.schema import COLD, EVALUATE, HINT, RESCUE, SCORE, UPDATE, WARMUP
 
 
 def graph(**changes: object) -> Graph:
@@ -42,6 +42,24 @@ def test_an_update_needs_all_scores_but_not_the_other_model() -> None:
     ready = g.ready({*published, TaskKey(1, UPDATE, "a")})
     assert TaskKey(2, COLD, "a", 0) in ready
     assert TaskKey(2, COLD, "b", 0) not in ready
+
+
+def test_a_warm_up_comes_first_and_everything_of_its_model_waits_for_it() -> None:
+    g = graph(warmed=("b",))
+    warm = TaskKey(0, WARMUP, "b")
+    assert g.tasks()[0] == warm
+    assert [k for k in g.tasks() if k.phase == WARMUP] == [warm]
+    first = g.ready(set())
+    assert first[0] == warm
+    assert {k.model for k in first[1:]} == {"a"}
+    assert {(k.phase, k.model) for k in g.ready({warm})} == {(p, m) for p in (EVALUATE, COLD) for m in "ab"}
+    for key in g.tasks():
+        reads_weights = key.phase in (COLD, RESCUE, UPDATE, EVALUATE) and key.model == "b"
+        assert (warm in g.inputs(key)) == reads_weights, key
+    # A damaged warm-up is made again before anything else of its model, also late in a run.
+    late = {k for k in g.tasks() if k.iteration < 2} - {warm}
+    assert {k.model for k in g.ready(late) if k.phase == COLD} == {"a"}
+    assert warm in g.ready(late)
 
 
 def test_without_rescue_samples_there_are_no_hint_and_rescue_tasks() -> None:
