@@ -44,6 +44,7 @@ STEP_MEASURES = {
     "importance_mean": "mismatch/importance",
     "ratio_max": "policy/ratio_max",
     "reliance": "rescue/reliance",
+    "self_teacher_factor": "policy/self_teacher_factor",
     "clip_share_cold": "loss/clip_share_cold",
     "clip_share_rescue": "loss/clip_share_rescue",
     "clip_share_internalised": "loss/clip_share_internalised",
@@ -54,6 +55,7 @@ STEP_MEASURES = {
     "slope_share_rehearsed": "source/slope_share_rehearsed",
     "slope_share_internalised": "source/slope_share_internalised",
     "slope_share_peer": "source/slope_share_peer",
+    "slope_share_self_taught": "source/slope_share_self_taught",
 }
 """Columns of STEPS and the names of their curves."""
 

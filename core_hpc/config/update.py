@@ -13,7 +13,7 @@ from typing import Any, Literal
 from pydantic import Field, ValidationInfo, field_validator
 
 from core_hpc.config.base import PositiveInt, Section, added_later, null_means_default, operational, with_default_by
-from core_hpc.config.teach import HacpoSection, TeachSection, TeamPassSection
+from core_hpc.config.teach import HacpoSection, SelfTeacherSection, TeachSection, TeamPassSection
 
 Loss = Literal["grpo", "dapo", "dr_grpo", "bnpo", "gspo", "sapo", "cispo"]
 ImportanceKind = Literal["token_truncate", "sequence_mask", "geometric_truncate", "none"]
@@ -155,6 +155,9 @@ class UpdateSection(Section):
     )
     teach: TeachSection = added_later(
         TeachSection(), description="learning from the correct cold completions of peers (not in the paper)"
+    )
+    self_teacher: SelfTeacherSection = added_later(
+        SelfTeacherSection(), description="the model with a hint as the teacher of its own failures (not in the paper)"
     )
     hacpo: HacpoSection = added_later(
         HacpoSection(), description="learning from the rollouts of all models, as a baseline from the literature"
