@@ -45,6 +45,7 @@ STEP_MEASURES = {
     "kept_mass": "mismatch/kept_mass",
     "ratio_max": "policy/ratio_max",
     "reliance": "rescue/reliance",
+    "self_teacher_factor": "policy/self_teacher_factor",
     "clip_share_cold": "loss/clip_share_cold",
     "clip_share_rescue": "loss/clip_share_rescue",
     "clip_share_internalised": "loss/clip_share_internalised",
@@ -55,6 +56,7 @@ STEP_MEASURES = {
     "slope_share_rehearsed": "source/slope_share_rehearsed",
     "slope_share_internalised": "source/slope_share_internalised",
     "slope_share_peer": "source/slope_share_peer",
+    "slope_share_self_taught": "source/slope_share_self_taught",
 }
 """Columns of STEPS and the names of their curves."""
 

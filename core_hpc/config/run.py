@@ -359,6 +359,15 @@ class RunConfig(Section):
         return self
 
     @model_validator(mode="after")
+    def _a_teacher_needs_hints(self) -> RunConfig:
+        if self.update.self_teacher.is_on and (not self.protocol.rescue_samples or len(self.team) == 1):
+            raise ValueError(
+                "update.self_teacher uses the hints of peers, which exist only in a team with a rescue phase; set "
+                "protocol.rescue_samples, or leave it out"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _samples_for_pass_at_k(self) -> RunConfig:
         k, samples = self.update.team_pass.k, self.protocol.cold_samples
         if self.update.team_pass.is_on and samples <= k:

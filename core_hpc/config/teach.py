@@ -1,8 +1,8 @@
 """Sections of `update` that are not in the paper.
 
-In: plain data. Out: a frozen `TeachSection` (METHOD.md section 9.2), `TeamPassSection` (section 9.4)
-or `HacpoSection` (section 9.7). `protocol/lessons.py`, `protocol/team_pass.py`, `protocol/hacpo.py`
-and `training/transfer.py` compute with them.
+In: plain data. Out: a frozen `TeachSection` (METHOD.md section 9.2), `TeamPassSection` (section 9.4),
+`HacpoSection` (section 9.7) or `SelfTeacherSection` (section 9.8). The modules `lessons`,
+`team_pass`, `hacpo` and `self_teacher` of `protocol`, and `training/transfer.py`, compute with them.
 """
 
 from __future__ import annotations
@@ -98,3 +98,31 @@ class HacpoSection(Section):
     clip_step: float = Field(
         0.025, ge=0, description="by how much this bound rises with each optimizer step of an iteration"
     )
+
+
+class SelfTeacherSection(_Scheduled):
+    """The model with a hint as the teacher of its own failures without it (METHOD.md section 9.8)."""
+
+    kind: Literal["none", "rlsd", "sdpo"] = Field(
+        "none",
+        description="what the model with the hint does for a failed cold completion. rlsd: weights the tokens of the "
+        "advantage; sdpo: gives each token an advantage of its own; none: off",
+    )
+    weight: float = Field(
+        0.5, ge=0, description="rlsd: share of the token weights, at most 1; sdpo: weight in the loss; in iteration 1"
+    )
+    weight_end: float | None = Field(
+        None, ge=0, description="weight after `weight_iterations` iterations, reached linearly; null: as `weight`"
+    )
+    cap: float = Field(2.0, ge=1, description="sdpo: largest ratio to the weights before the update")
+
+    @property
+    def is_on(self) -> bool:
+        """Whether some completions have a teacher."""
+        return self.kind != "none"
+
+    @model_validator(mode="after")
+    def _share(self) -> SelfTeacherSection:
+        if self.kind == "rlsd" and max(self.weight, self.weight_end or 0) > 1:
+            raise ValueError("the weight of rlsd is a share; choose a number from 0 to 1")
+        return self

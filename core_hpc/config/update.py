@@ -20,7 +20,7 @@ from core_hpc.config.base import (
     operational,
     with_default_by,
 )
-from core_hpc.config.teach import HacpoSection, TeachSection, TeamPassSection
+from core_hpc.config.teach import HacpoSection, SelfTeacherSection, TeachSection, TeamPassSection
 
 Loss = Literal["grpo", "dapo", "dr_grpo", "bnpo", "gspo", "sapo", "cispo"]
 ImportanceKind = Literal[
@@ -189,6 +189,9 @@ class UpdateSection(Section):
     )
     teach: TeachSection = added_later(
         TeachSection(), description="learning from the correct cold completions of peers (not in the paper)"
+    )
+    self_teacher: SelfTeacherSection = added_later(
+        SelfTeacherSection(), description="the model with a hint as the teacher of its own failures (not in the paper)"
     )
     hacpo: HacpoSection = added_later(
         HacpoSection(), description="learning from the rollouts of all models, as a baseline from the literature"

@@ -32,6 +32,7 @@ from core_hpc.phases.lessons import lesson_rows
 from core_hpc.phases.peer_rollouts import hacpo_rows
 from core_hpc.phases.reliance import Rate, with_reliance
 from core_hpc.phases.rescue_context import in_context
+from core_hpc.phases.self_teacher import TokenRate, with_teacher
 from core_hpc.phases.shared_rescues import shared_rows
 from core_hpc.problems.splits import shuffle_seed
 from core_hpc.runs.graph import horizon_at, steps_per_iteration
@@ -61,7 +62,11 @@ def run(context: TaskContext) -> None:
     trainer = _trainer(context)
     context.stopwatch.lap("load")
     key, previous = context.key, context.update_manifest(context.key.iteration - 1)
-    rows = training_rows(context, lambda rows: trainer.mean_log_probs(_task(context, rows, previous)))
+    rows = training_rows(
+        context,
+        lambda rows: trainer.mean_log_probs(_task(context, rows, previous)),
+        lambda rows: trainer.token_log_probs(_task(context, rows, previous)),
+    )
     context.stopwatch.lap("read")
     task = _task(context, rows, previous)
     checkpoints = CheckpointStore(context.paths, key, _identity(context, task, previous))
@@ -90,7 +95,7 @@ def run(context: TaskContext) -> None:
     remove_checkpoints(context.paths, key)
 
 
-def training_rows(context: TaskContext, rate: Rate | None = None) -> list[Row]:
+def training_rows(context: TaskContext, rate: Rate | None = None, token_rate: TokenRate | None = None) -> list[Row]:
     """The model's completions of the iteration with advantage and weight, in a fixed order.
 
     After them come the rescues of peers, if `update.share_rescues` is set, and the lessons of
@@ -100,6 +105,7 @@ def training_rows(context: TaskContext, rate: Rate | None = None) -> list[Row]:
         context: the update task.
         rate: log-probabilities under the weights before the update, for `teach.teacher: likelihood`
             and the reliance of rescues, which is not measured without it.
+        token_rate: the same for each token, for `update.self_teacher`.
 
     Raises:
         StoreError: a rollout has no score, or a score no rollout.
@@ -134,17 +140,37 @@ def training_rows(context: TaskContext, rate: Rate | None = None) -> list[Row]:
         )
         for r in joined.sort("problem_id", "phase", "sample_index").iter_rows(named=True)
     ]
-    hinted: dict[tuple[object, ...], bool] = {
-        (r["problem_id"], r["phase"], r["sample_index"]): r["correct"]
-        for r in joined.filter(pl.col("phase") == RESCUE, pl.col("hint_given")).iter_rows(named=True)
-    }
-    if rate is not None:
-        own_rows = with_reliance(own_rows, hinted, rate, scale=run.config.update.reliance_scale)
-    own_rows = in_context(own_rows, hinted, run.config.update)
+    own_rows = _with_options(context, joined, own_rows, rate, token_rate)
     if run.config.update.hacpo.enabled:
         own_rows = hacpo_rows(context, scores, own_rows)
     lessons = lesson_rows(context, scores, own_rows, rate) if run.config.update.teach.is_on else []
     return own_rows + shared + lessons
+
+
+def _with_options(
+    context: TaskContext, joined: pl.DataFrame, own: list[Row], rate: Rate | None, token_rate: TokenRate | None
+) -> list[Row]:
+    """The own rows as the options of METHOD.md sections 9.5, 9.6 and 9.8 have them.
+
+    Args:
+        context: the update task.
+        joined: the own rollouts.
+        own: their rows.
+        rate: see `training_rows`.
+        token_rate: see `training_rows`.
+    """
+    update = context.run.config.update
+    key = ("problem_id", "phase", "sample_index")
+    given = joined.filter(pl.col("phase") == RESCUE, pl.col("hint_given"))
+    hinted: dict[tuple[object, ...], bool] = {(*row,): right for *row, right in given.select(*key, "correct").rows()}
+    if rate is not None:
+        own = with_reliance(own, hinted, rate, scale=update.reliance_scale)
+    own = in_context(own, hinted, update)
+    if update.self_teacher.is_on:
+        assert token_rate is not None
+        wrong = joined.filter(pl.col("phase") == COLD, ~pl.col("correct"))
+        own = with_teacher(context, own, frozenset(wrong.select(key).rows()), token_rate)
+    return own
 
 
 def _trainer(context: TaskContext) -> Trainer:

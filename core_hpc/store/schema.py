@@ -213,6 +213,7 @@ _SOURCES = {
     "rehearsed": "rehearsed own completions",
     "internalised": "hinted rescue completions that are learned on the prompt without the hint",
     "peer": "rollouts of peers (update.hacpo)",
+    "self_taught": "failed cold completions that the model with the hint corrects (update.self_teacher: sdpo)",
 }
 _CLIPPED = (COLD, RESCUE, "internalised", "peer")
 
@@ -220,12 +221,17 @@ _STEPS_BY_SOURCE: dict[str, tuple[pl.DataType, str]] = {
     "reliance": (
         _F,
         "mean over the correct hinted rescues in the step of mean log pi_old without the hint - with it, in nats per "
-        "token; NaN if there are none (METHOD.md section 9.6)",
+        "token; null if there are none (METHOD.md section 9.6)",
+    ),
+    "self_teacher_factor": (
+        _F,
+        "mean factor of the advantage over the tokens of failed cold completions with a hint (update.self_teacher: "
+        "rlsd); null if there are none",
     ),
     "num_lessons": (
         _I,
         "completions in the step that the model does not learn as it sampled them: of peers, rehearsed, or "
-        "internalised (METHOD.md sections 9.2, 9.5 and 9.7)",
+        "internalised (METHOD.md sections 9.2, 9.5, 9.7 and 9.8)",
     ),
     **{
         f"clip_share_{source}": (_F, f"share of tokens of {_SOURCES[source]} with a clipped ratio")
@@ -239,7 +245,8 @@ _STEPS_BY_SOURCE: dict[str, tuple[pl.DataType, str]] = {
         for source, meaning in _SOURCES.items()
     },
 }
-"""What the update learns from which completions. Null in files of an earlier version."""
+"""What the update learns from which completions. Null if there is nothing to average, and in files of an
+earlier version."""
 
 STEPS = Table(
     "steps",

@@ -19,14 +19,15 @@ from core_hpc.problems.splits import cut_into_steps
 from core_hpc.training.prefix_tree import num_common
 
 Layout = Literal["tree", "padded"]
-Objective = Literal["policy", "likelihood", "shaped", "cross"]
-OBJECTIVES: tuple[Objective, ...] = ("policy", "likelihood", "shaped", "cross")
+Objective = Literal["policy", "likelihood", "shaped", "cross", "sdpo"]
+OBJECTIVES: tuple[Objective, ...] = ("policy", "likelihood", "shaped", "cross", "sdpo")
 """What a row contributes: the gain of `update.loss`, or one of `transfer.py`."""
-Lesson = Literal["taught", "rehearsed", "internalised", "peer"]
+Lesson = Literal["taught", "rehearsed", "internalised", "peer", "self_taught"]
 Source = Literal["cold", "rescue"] | Lesson
-SOURCES: tuple[Source, ...] = ("cold", "rescue", "taught", "rehearsed", "internalised", "peer")
+SOURCES: tuple[Source, ...] = ("cold", "rescue", "taught", "rehearsed", "internalised", "peer", "self_taught")
 """Where a row comes from: the model's own completions by phase, texts of peers, own texts again, own
-hinted rescues that are learned on the prompt without the hint, and all rollouts of peers (HACPO)."""
+hinted rescues that are learned on the prompt without the hint, all rollouts of peers (HACPO), and
+own failures that the model with the hint corrects (sdpo)."""
 
 MICRO_BATCH_OVERHEAD = 64
 """Fixed cost of one more forward and backward pass, in tokens (SmolLM2-135M on 2 cores)."""
@@ -59,6 +60,10 @@ class Row:
 
     peer_logprob: float | None = None
     """Mean log-probability per token of the peer that sampled it, in the peer's tokens (cross)."""
+    token_factors: Sequence[float] | None = None
+    """Factors of the advantage of each token (rlsd); None: 1."""
+    teacher_logprobs: Sequence[float] | None = None
+    """Log-probabilities of the model with the hint (sdpo)."""
     reliance: float | None = None
     """How much a correct hinted rescue relies on its hint, for the metrics."""
 

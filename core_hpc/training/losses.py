@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 
 from core_hpc.config.update import ImportanceSection, UpdateSection
-from core_hpc.training.transfer import CROSS, POLICY, cross_gain, cross_lower_bound, with_transfer
+from core_hpc.training.transfer import CROSS, POLICY, SDPO, cross_gain, cross_lower_bound, sdpo_gain, with_transfer
 
 
 def k3(current_M: Tensor, reference_M: Tensor) -> Tensor:
@@ -115,6 +115,10 @@ class TokenBatch:
     """Codes of `transfer.py`; None: every completion has the gain of the loss."""
     peer_N: Tensor | None = None
     """Mean log-probabilities of the peers that sampled completions; NaN for other completions."""
+    factor_M: Tensor | None = None
+    """Factors of the advantage of each token; None: 1."""
+    teacher_M: Tensor | None = None
+    """Log-probabilities of the model with the hint; NaN for completions without such a teacher."""
 
     def sum(self, values_M: Tensor) -> Tensor:
         """Sum over the tokens of each completion, [N]."""
@@ -272,7 +276,10 @@ def objective(current_M: Tensor, batch: TokenBatch, settings: UpdateSection, ste
         ratio_M = (batch.sum(log_ratio_M) / batch.lengths_N).exp()[batch.row_M]
     else:
         ratio_M = token_ratio_M
-    tokens = Tokens(current_M, ratio_M, batch.advantage_N[batch.row_M], batch.rescue_N[batch.row_M])
+    advantage_M = batch.advantage_N[batch.row_M]
+    if batch.factor_M is not None:
+        advantage_M = advantage_M * batch.factor_M
+    tokens = Tokens(current_M, ratio_M, advantage_M, batch.rescue_N[batch.row_M])
     gain = loss.gain(tokens, settings)
     gain_M, clipped_M = gain.value_M, gain.clipped_M
     if objective_M is not None:
@@ -289,6 +296,9 @@ def objective(current_M: Tensor, batch: TokenBatch, settings: UpdateSection, ste
         is_cross_M = objective_M == CROSS
         gain_M = cross.value_N[batch.row_M].where(is_cross_M, gain_M)
         clipped_M = cross.clipped_N[batch.row_M].where(is_cross_M, clipped_M)
+    if objective_M is not None and batch.teacher_M is not None and settings.self_teacher.kind == "sdpo":
+        of_teacher_M = sdpo_gain(current_M, batch.old_M, batch.teacher_M, cap=settings.self_teacher.cap)
+        gain_M = of_teacher_M.where(objective_M == SDPO, gain_M)
     share_N = loss.share(batch, step)
     policy_N = -batch.sum(gain_M * batch.importance_M) * share_N
     loss_N, k3_N = policy_N, torch.zeros_like(policy_N)

@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -117,7 +118,7 @@ class StepTotals:
         flags = self.maxima[len(MAXIMA) :].tolist()
         return [problem for problem, flag in zip(self.plan.problem_ids, flags, strict=True) if flag]
 
-    def means(self, *, with_kl: bool) -> dict[str, float | int]:
+    def means(self, *, with_kl: bool) -> dict[str, Any]:
         """The metrics of schema.STEPS; kl is NaN without a KL term."""
         sums = dict(zip(SUMS, self.sums.tolist(), strict=True))
         num_tokens, run = self.plan.num_completion_tokens, self.plan.rows_run
@@ -140,17 +141,18 @@ class StepTotals:
             **self._of_sources(),
         }
 
-    def _of_sources(self) -> dict[str, float | int]:
-        """The metrics of each source of completions; a clip share without tokens is NaN."""
+    def _of_sources(self) -> dict[str, Any]:
+        """The metrics of single sources of completions; None if there is nothing to average."""
+        rows = [self.rows[i] for i in self.plan.rows]
         num_tokens = dict.fromkeys(SOURCES, 0)
-        for i in self.plan.rows:
-            num_tokens[self.rows[i].source] += len(self.rows[i].completion_token_ids)
+        for row in rows:
+            num_tokens[row.source] += len(row.completion_token_ids)
         clipped, slopes = (dict(zip(SOURCES, sums, strict=True)) for sums in self.by_source.tolist())
-        reliances = [row.reliance for row in map(self.rows.__getitem__, self.plan.rows) if row.reliance is not None]
         return {
-            "reliance": _mean(sum(reliances), len(reliances)),
-            "num_lessons": sum(self.rows[i].lesson is not None for i in self.plan.rows),
-            **{f"clip_share_{source}": _mean(clipped[source], num_tokens[source]) for source in CLIPPED_SOURCES},
+            "reliance": _mean_of([row.reliance for row in rows if row.reliance is not None]),
+            "self_teacher_factor": _mean_of([factor for row in rows for factor in row.token_factors or ()]),
+            "num_lessons": sum(row.lesson is not None for row in rows),
+            **{f"clip_share_{source}": _share(clipped[source], num_tokens[source]) for source in CLIPPED_SOURCES},
             **{f"slope_share_{source}": _share(slopes[source], sum(slopes.values())) for source in SOURCES},
         }
 
@@ -164,5 +166,9 @@ def _mean(total: float, count: int) -> float:
     return total / count if count else math.nan
 
 
-def _share(part: float, whole: float) -> float:
-    return part / whole if whole else math.nan
+def _mean_of(values: Sequence[float]) -> float | None:
+    return _share(sum(values), len(values))
+
+
+def _share(part: float, whole: float) -> float | None:
+    return part / whole if whole else None

@@ -53,6 +53,10 @@ class MicroBatch:
     """Code of the objective, an index into OBJECTIVES."""
     peer_N: Tensor
     """Mean log-probability of the peer that sampled the completion; NaN for other completions."""
+    factor_M: Tensor
+    """Factor of the advantage of each token."""
+    teacher_M: Tensor
+    """Log-probabilities of the teacher; NaN for completions that have none."""
     rows: tuple[int, ...]
     """The row of each completion, an index into the rows of the task."""
 
@@ -100,6 +104,8 @@ def collate(rows: Sequence[Row], members: Sequence[int], layout: Layout) -> Micr
         rescue_N=torch.tensor([rows[i].rescue for i in members]),
         objective_N=torch.tensor([OBJECTIVES.index(rows[i].objective) for i in members]),
         peer_N=torch.tensor([_or_nan(rows[i].peer_logprob) for i in members], dtype=torch.float32),
+        factor_M=torch.cat([_logprobs(rows[i], rows[i].token_factors) for i in members]).nan_to_num(1.0),
+        teacher_M=torch.cat([_logprobs(rows[i], rows[i].teacher_logprobs) for i in members]),
         rows=tuple(members),
     )
 

@@ -98,15 +98,20 @@ class Trainer:
         """The value that rank 0 passes, on every rank. Collective."""
         return from_rank_zero(value, self.device)
 
-    def mean_log_probs(self, spec: UpdateTask) -> list[float]:
-        """Mean log-probability per token of each row under the weights before the task, [rows].
+    def token_log_probs(self, spec: UpdateTask) -> list[list[float]]:
+        """Log-probability of each completion token under the weights before the task, [rows][tokens].
 
         Collective. Every rank computes all rows and returns the values of rank 0.
         """
         self._reset(spec)
         found = Passes(self.policy, spec, (), rank=self.rank, num_ranks=self.num_ranks).of_rows(range(len(spec.rows)))
-        means = broadcast(torch.stack([found[i].double().mean() for i in range(len(spec.rows))]))
-        return [float(mean) for mean in means]
+        lengths = [len(found[i]) for i in range(len(spec.rows))]
+        values = broadcast(torch.cat([found[i].double() for i in range(len(spec.rows))]))
+        return [[float(value) for value in part] for part in values.cpu().split(lengths)]
+
+    def mean_log_probs(self, spec: UpdateTask) -> list[float]:
+        """The mean of `token_log_probs` over the tokens of each row, [rows]. Collective."""
+        return [sum(values) / len(values) for values in self.token_log_probs(spec)]
 
     def update(self, spec: UpdateTask, out_folder: Path | None) -> UpdateResult:
         """Run all optimizer steps of the task, or those after its checkpoint.
@@ -250,7 +255,7 @@ class Trainer:
         steps = pl.DataFrame(task.records, schema=STEP_COLUMNS)
         return task.spec.interruption.save(Checkpoint(state, steps, self._details(task.spec, state.steps_done)))
 
-    def _step(self, task: _Task, index: int) -> dict[str, float | int]:
+    def _step(self, task: _Task, index: int) -> dict[str, Any]:
         """One optimizer step; returns its row of metrics, global over ranks."""
         spec, plan = task.spec, task.plans[index]
         global_step = task.first_step + index
@@ -307,6 +312,8 @@ class Trainer:
                 rescue_N=batch.rescue_N,
                 objective_N=batch.objective_N,
                 peer_N=batch.peer_N,
+                factor_M=batch.factor_M,
+                teacher_M=batch.teacher_M,
             )
             terms = objective(current_M, tokens, settings, step)
             (slope_M,) = torch.autograd.grad(terms.loss, current_M, retain_graph=True)

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from core_hpc.training.batching import OBJECTIVES
 
-POLICY, LIKELIHOOD, SHAPED, CROSS = range(len(OBJECTIVES))
+POLICY, LIKELIHOOD, SHAPED, CROSS, SDPO = range(len(OBJECTIVES))
 """Codes of the objectives, in the order of `batching.OBJECTIVES`."""
 SHAPE = 0.1
 """The constant gamma of the shaped gain (LUFFY, arXiv 2504.14945)."""
@@ -100,3 +100,21 @@ def cross_lower_bound(delta: float, step: float, index: int) -> float:
     [0.8, 0.9, 1.0]
     """
     return min(1.0, 1.0 - delta + index * step)
+
+
+def sdpo_gain(current_M: Tensor, old_M: Tensor, teacher_M: Tensor, *, cap: float) -> Tensor:
+    """sg((log pi_T - log pi) min(r, cap)) log pi (SDPO, arXiv 2601.20802), [M].
+
+    The teacher pi_T is the model before the update with the hint in its prompt: tokens that it finds
+    more probable become more probable, and the others less. r is the ratio to the weights before the
+    update without the hint.
+
+    Args:
+        current_M: current log-probabilities, with gradient.
+        old_M: before the update, without the hint.
+        teacher_M: before the update, with the hint; NaN for other completions.
+        cap: largest ratio.
+    """
+    fixed_M = current_M.detach()
+    gap_M = (teacher_M - fixed_M).masked_fill(teacher_M.isnan(), 0.0)
+    return gap_M * (fixed_M - old_M).exp().clamp(max=cap) * current_M

@@ -1,12 +1,12 @@
 """Options for teaching through a whole run: the local driver, two models, real updates, one of them killed.
 
 All of them are on at once: lessons, rehearsal, shuffled hints, rescues on the plain prompt, the
-baseline of the model, and team Pass@k. What was learned is counted again from the published rows.
+baseline of the model, team Pass@k, and token weights. What was learned is counted again from the
+published rows. HACPO and sdpo exclude some of these and have runs of their own.
 """
 
 from __future__ import annotations
 
-import math
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,7 @@ import polars as pl
 import pytest
 
 from core_hpc.problems.splits import problems_of_steps
+from core_hpc.runs.folder import list_runs
 from core_hpc.store import manifests, shards
 from core_hpc.store.paths import RunPaths, TaskKey
 from core_hpc.store.schema import COLD, HINT, HINTS, RESCUE, ROLLOUTS, SCORE, SCORES, STEPS, UPDATE
@@ -40,6 +41,7 @@ def run(tiny_models: list[Path], tmp_path_factory: pytest.TempPathFactory) -> Pa
         "rescue_correction": "importance",
         "teach": {"weight": 2, "teacher": "likelihood", "rehearsal": 1},
         "team_pass": {"weight": 0.5, "k": 1},
+        "self_teacher": {"kind": "rlsd"},
         "problems_per_step": 2,
         "learning_rate": 0.05,
         "schedule": "constant",
@@ -85,7 +87,7 @@ def test_the_steps_count_lessons_rehearsals_and_internalised_rescues(run: Path) 
             assert found["num_completions"].sum() == len(own) + lessons + min(lessons, known)
             total += lessons * internalised
     assert total
-    shares = steps.select(pl.col("^slope_share_.*$")).fill_nan(None).drop_nulls()
+    shares = steps.select(pl.col("^slope_share_.*$")).drop_nulls()
     assert shares.height
     assert shares.sum_horizontal().to_list() == pytest.approx([1.0] * shares.height)
     for source in ("cold", "rescue", "taught", "rehearsed", "internalised"):
@@ -159,7 +161,7 @@ def test_reliance_is_the_difference_of_an_independent_forward_pass(run: Path, ti
                 assert value == pytest.approx(sum(deltas) / len(deltas), abs=1e-4)
                 num_measured += len(deltas)
             else:
-                assert math.isnan(value)
+                assert value is None
     assert num_measured
 
 
@@ -179,3 +181,50 @@ def test_advantages_are_over_the_models_own_completions_and_mixed_with_team_pass
         of_reward = (row["reward"] - mean) / (deviation + 1e-8)
         assert row["advantage"] == pytest.approx(0.5 * of_reward + 0.5 * (row["team_pass_advantage"] or 0), abs=1e-6)
         assert (row["team_pass_advantage"] is None) == (row["phase"] == RESCUE)
+
+
+def test_the_model_with_a_hint_weights_tokens_of_its_failures(run: Path) -> None:
+    factors = shards.read_rows(run, STEPS, phases=[UPDATE])["self_teacher_factor"].drop_nulls()
+    assert factors.len()
+    assert all(0.9 <= factor <= 1.1 and factor != 1 for factor in factors)
+
+
+@pytest.fixture(scope="module")
+def other_runs(tiny_models: list[Path], tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    folder = tmp_path_factory.mktemp("other")
+    sampling = {"max_new_tokens": 48, "temperature": 1.0, "top_p": 1.0}
+    protocol = {"problems_per_iteration": 4, "cold_samples": 3, "rescue_samples": 1, "sampling": sampling}
+    hacpo = {"loss": "gspo", "hacpo": {"enabled": True}}
+    sweep = tiny_sweep(
+        folder / "tiny.yaml",
+        tiny_models,
+        folder / "out",
+        iterations=1,
+        protocol={**protocol, "hint_tokens": 64},
+        runs=[
+            {"label": "hacpo", "update": hacpo, "protocol": {"rescue_samples": 0}},
+            {"label": "sdpo", "update": {"self_teacher": {"kind": "sdpo"}}},
+        ],
+    )
+    done = launch(sweep)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return {path.name.split("-")[0]: path for path in list_runs(folder / "out" / "tiny")}
+
+
+def test_hacpo_trains_on_the_rollouts_of_all_models(other_runs: dict[str, Path]) -> None:
+    steps = shards.read_rows(other_runs["hacpo"], STEPS, phases=[UPDATE])
+    # 4 problems x 3 completions x 2 models, for each of the two models
+    assert steps.group_by("model").agg(pl.col("num_completions").sum())["num_completions"].to_list() == [24, 24]
+    assert steps["num_lessons"].sum() == 24
+    # The fake engine's log-probabilities have nothing to do with the tiny model, so every ratio is outside.
+    assert steps["clip_share_peer"].max() == 1.0
+
+
+def test_sdpo_replaces_the_advantages_of_failures_with_a_hint(other_runs: dict[str, Path]) -> None:
+    run = other_runs["sdpo"]
+    hints = shards.read_rows(run, HINTS, phases=[HINT]).filter(reason="rescue")
+    steps = shards.read_rows(run, STEPS, phases=[UPDATE])
+    assert hints.height
+    # Students with a hint have failed, so all 3 cold completions of the case are wrong.
+    assert steps["num_lessons"].sum() == 3 * hints.height
+    assert steps["slope_share_self_taught"].max() > 0

@@ -148,6 +148,13 @@ def test_the_arms_of_hacpo_sample_as_much_as_independent_training() -> None:
     assert all(config.reward.cross.weight == 0 for config in runs.values())
 
 
+def test_the_arms_of_self_teacher_have_equal_budgets() -> None:
+    configs = [run.config for run in runs_of("ablations/self_teacher").values()]
+    assert [config.update.self_teacher.kind for config in configs] == ["none", "rlsd", "sdpo"]
+    assert len({budget(config) for config in configs}) == 1
+    assert all(config.protocol.even_budget for config in configs)
+
+
 def test_the_default_of_a_field_that_was_added_later_is_not_part_of_the_identity() -> None:
     keep, cut, _ = runs_of("ablations/hint_leak").values()
     assert "hint_leak" not in scientific_fields(keep.config)["protocol"]
