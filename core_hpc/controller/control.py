@@ -27,8 +27,8 @@ from core_hpc.schedule.progress import RunProgress, inspect_run
 from core_hpc.schedule.scheduler import Scheduler
 from core_hpc.slurm.commands import Slurm
 from core_hpc.slurm.records import OPEN, SubmissionFolder
-from core_hpc.store import manifests
 from core_hpc.store.claims import claim
+from core_hpc.store.leftovers import remove_leftovers
 from core_hpc.store.paths import SweepPaths
 from core_hpc.store.schema import UPDATE
 
@@ -83,7 +83,7 @@ def open_runs(sweep: Sweep, prepared: Prepared, console: Console, *, verify: boo
             run = runfolders.create(plan, sweep.folder, *prepared[plan.run_id])
         progress, messages = inspect_run(run, checksum=verify)
         for message in messages:
-            console.print(f"[yellow]damaged:[/yellow] {escape(message)}", soft_wrap=True)
+            console.print(f"[yellow]{escape(message)}[/yellow]", soft_wrap=True)
         _clean(progress)
         opened.append(progress)
     return opened
@@ -99,7 +99,7 @@ def _clean(progress: RunProgress) -> None:
             if key.phase == UPDATE:
                 remove_checkpoints(run.paths, key)
         for folder in {run.paths.task_folder(key) for key in progress.graph.tasks()}:
-            manifests.remove_leftovers(folder)
+            remove_leftovers(folder)
 
 
 def _drive(sweep: Sweep, start: Start, progress: list[RunProgress], driver: Driver, console: Console) -> bool:

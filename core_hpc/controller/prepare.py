@@ -14,8 +14,6 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-import polars as pl
-
 from core_hpc.common.errors import CoreHpcError, InputError
 from core_hpc.config.run import ModelSection, RunConfig
 from core_hpc.engines import has_gpu
@@ -33,6 +31,7 @@ from core_hpc.models.resolve import (
 from core_hpc.problems.splits import SPLITS, Splits, check_counts, make_splits, worked_examples
 from core_hpc.runs.folder import ModelFacts
 from core_hpc.runs.sweep import RunPlan
+from core_hpc.store import parquet
 from core_hpc.store.schema import COLD, EVALUATE
 
 FACTS_FILE = "facts.json"
@@ -140,7 +139,7 @@ def _write_splits(folder: Path, number: int, splits: Splits) -> None:
 
 def read_splits(folder: Path, number: int) -> Splits:
     """Read the problems of the run with this number in the request."""
-    return Splits(**{name: pl.read_parquet(folder / f"{number}-{name}.parquet") for name in SPLITS})
+    return Splits(**{name: parquet.read(folder / f"{number}-{name}.parquet") for name in SPLITS})
 
 
 def main(arguments: list[str]) -> int:

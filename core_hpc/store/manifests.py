@@ -12,6 +12,7 @@ import errno
 import getpass
 import hashlib
 import json
+import math
 import os
 import shutil
 import socket
@@ -229,23 +230,59 @@ def read_manifest(path: Path) -> Manifest:
 
     Raises:
         DamagedError: The manifest is torn or altered.
-        StoreError: It does not exist, or it has another schema version.
+        StoreError: It does not exist, cannot be read now, or has another schema version.
     """
     try:
         body = json.loads(path.read_bytes())
-        files = tuple(FileEntry(**f) for f in body["files"])
-        manifest = Manifest(path, files, body["stats"], body["writer"])
-        version = body["schema_version"]
+        version = _checked(body, "schema_version", int)
+        if version != SCHEMA_VERSION:
+            raise StoreError(
+                f"{path}: schema version {version}, but this core_hpc reads version {SCHEMA_VERSION}; "
+                "use the core_hpc that wrote it"
+            )
+        stats, writer = _checked(body, "stats", dict), _checked(body, "writer", dict)
+        _checked(writer, "time", float)
+        files = parse_files(body)
     except FileNotFoundError as e:
         raise StoreError(f"{path}: not published yet") from e
-    except (ValueError, KeyError, TypeError) as e:
+    except OSError as e:  # perhaps the file system is ill for a moment, so this is no damage
+        raise StoreError(f"{path}: cannot be read ({e})") from e
+    except (ValueError, RecursionError) as e:
         raise DamagedError(path, f"{path}: the manifest is torn or altered ({e})") from e
-    if version != SCHEMA_VERSION:
-        raise StoreError(
-            f"{path}: schema version {version}, but this core_hpc reads version {SCHEMA_VERSION}; "
-            "use the core_hpc that wrote it"
-        )
-    return manifest
+    name = path.name.partition(MANIFEST_SUFFIX)[0]  # also of a manifest that was set aside
+    if foreign := [f.name for f in files if not f.name.startswith(f"{name}.")]:
+        raise DamagedError(path, f"{path}: the manifest is torn or altered (it names {foreign[0]!r})")
+    return Manifest(path, files, stats, writer)
+
+
+def _checked(body: Any, name: str, kind: type) -> Any:
+    """The value of a field. ValueError if the field is missing or has another type."""
+    value = body.get(name) if isinstance(body, dict) else None
+    wanted = (int, float) if kind is float else kind
+    if not isinstance(value, wanted) or isinstance(value, bool):
+        raise ValueError(f"field {name!r} is missing or not of type {kind.__name__}")
+    if isinstance(value, float) and not math.isfinite(value):
+        raise ValueError(f"field {name!r} is not finite")
+    return value
+
+
+def parse_files(body: Any) -> tuple[FileEntry, ...]:
+    """The files that the content of a manifest names. ValueError if they are not complete."""
+    files = _checked(body, "files", list)
+    if not files:
+        raise ValueError("it names no files")
+    return tuple(_parse_file(file) for file in files)
+
+
+def _parse_file(file: Any) -> FileEntry:
+    name, num_bytes, sha256 = (_checked(file, *f) for f in (("name", str), ("bytes", int), ("sha256", str)))
+    table = None if file.get("table") is None else _checked(file, "table", str)
+    rows = None if table is None else _checked(file, "rows", int)
+    if name.startswith("/") or ".." in name.split("/"):
+        raise ValueError(f"{name!r} is not a file below its folder")
+    if num_bytes < 0 or (rows is not None and rows < 0):
+        raise ValueError(f"a negative number at {name}")
+    return FileEntry(name, num_bytes, sha256, rows, table)
 
 
 def check_files(manifest: Manifest, *, checksum: bool, tables_only: bool = False) -> None:
@@ -312,31 +349,6 @@ def list_names(folder: Path) -> set[str]:
     Reading a folder refreshes the view of a network file system. Testing for one file does not.
     """
     return {path.name for path in folder.iterdir()} if folder.is_dir() else set()
-
-
-def remove_leftovers(folder: Path) -> int:
-    """Remove what killed writers left: temporary files, and data that no manifest names.
-
-    Only the holder of the sweep's claim may call this, and only while no task is running.
-
-    Returns:
-        Number of files and folders that were removed.
-    """
-    if not folder.is_dir():
-        return 0
-    manifests = [p for p in folder.iterdir() if MANIFEST_SUFFIX in p.name and not p.name.startswith(".")]
-    kept = {p.name for p in manifests} | {entry.name.split("/")[0] for p in manifests for entry in _entries_or_none(p)}
-    leftovers = [p for p in folder.iterdir() if p.name not in kept]
-    for path in leftovers:
-        shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
-    return len(leftovers)
-
-
-def _entries_or_none(path: Path) -> tuple[FileEntry, ...]:
-    try:
-        return tuple(FileEntry(**f) for f in json.loads(path.read_bytes())["files"])
-    except (ValueError, KeyError, TypeError):
-        return ()
 
 
 def require_writable(folder: Path, *, min_free_gb: float) -> None:
