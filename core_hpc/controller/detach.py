@@ -18,7 +18,7 @@ from types import FrameType
 
 from rich.console import Console
 
-from core_hpc.common.errors import ClaimError, CoreHpcError, StoreError
+from core_hpc.common.errors import ClaimError, ClaimLostError, CoreHpcError, StoreError
 from core_hpc.common.terminal import standard_console
 from core_hpc.config.cluster import ClusterSection
 from core_hpc.controller.control import control, open_runs
@@ -194,6 +194,8 @@ def _control_patiently(sweep: Sweep, start: Start, console: Console) -> tuple[li
     while True:
         try:
             return control(sweep, start, {}, console)
+        except ClaimLostError:
+            raise  # another controller has taken the sweep from this one
         except ClaimError:
             if time.monotonic() > deadline:
                 raise

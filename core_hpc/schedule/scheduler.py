@@ -44,12 +44,22 @@ class Scheduler:
         *,
         max_attempts: int,
         stop_requested: Callable[[], bool] = lambda: False,
+        require_claim: Callable[[], None] = lambda: None,
     ) -> None:
+        """Create a scheduler.
+
+        Args:
+            max_attempts: failed attempts of a task after which its run stops.
+            stop_requested: asked in every pass of the loop.
+            require_claim: called before anything is submitted or changed in a run folder. It raises
+                ClaimLostError when another controller holds the sweep.
+        """
         self._runs = {p.run.run_id: p for p in runs}
         self._executor = executor
         self._listeners = listeners
         self._max_attempts = max_attempts
         self._stop_requested = stop_requested
+        self._require_claim = require_claim
 
     def run(self) -> bool:
         """Work until every run is finished or stopped, or until a stop is requested.
@@ -65,10 +75,13 @@ class Scheduler:
         for task, attempts in adopted.attempts.items():
             self._runs[task.run_id].attempts[task.key] = attempts
         while any(p.open or p.in_flight for p in self._runs.values()):
+            self._require_claim()
             if self._stop_requested():
                 return False
             self._submit_ready()
-            for event in self._executor.poll():
+            events = self._executor.poll()
+            self._require_claim()
+            for event in events:
                 self._handle(event)
         return True
 

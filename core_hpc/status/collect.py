@@ -19,6 +19,7 @@ from core_hpc.runs.folder import Run
 from core_hpc.slurm.commands import QueueEntry, Slurm, SlurmUnavailableError, slurm_installed
 from core_hpc.slurm.records import ENDED, FAILED, OPEN, Submission, SubmissionFolder
 from core_hpc.store import manifests
+from core_hpc.store.claims import read_holder
 from core_hpc.store.manifests import Manifest
 from core_hpc.store.paths import RunPaths, SweepPaths, TaskKey
 
@@ -33,7 +34,8 @@ class Found:
     """The contents of a sweep's folder that are read before the queue is queried.
 
     Attributes:
-        holder: the claim (claim.json), or None if nobody holds the sweep.
+        holder: the claim (claim.json), or None if nobody holds the sweep, or the claim cannot be read.
+        unreadable: why the claim cannot be read; empty if it can, or if there is none.
         heartbeat: what the last controller wrote about itself (controller.json), or None.
         controllers: submissions of detached controllers.
         runs: folder of a run -> submissions of its tasks.
@@ -44,12 +46,13 @@ class Found:
     heartbeat: dict[str, Any] | None
     controllers: Records
     runs: dict[Path, Records]
+    unreadable: str = ""
 
     @property
     def needs_queue(self) -> bool:
         """Whether jobs may be in the queue, or only the queue can tell whether the claim's holder is alive."""
         holder = self.holder
-        held_elsewhere = holder is not None and holder["job"] is not None and holder["host"] != socket.gethostname()
+        held_elsewhere = holder is not None and holder.get("job") is not None and holder["host"] != socket.gethostname()
         all_records = (self.controllers, *self.runs.values())
         return held_elsewhere or any(state == OPEN for records in all_records for state, _ in records)
 
@@ -74,7 +77,12 @@ def find_sweep(folder: Path, runs: Sequence[Path]) -> Found:
     paths = SweepPaths(folder)
     records = {run: SubmissionFolder(RunPaths(run).slurm).read_with_state(OPEN, FAILED) for run in runs}
     controllers = SubmissionFolder(paths.slurm).read_with_state(OPEN, ENDED, FAILED)
-    return Found(folder, read_or_none(paths.claim), read_or_none(paths.controller), controllers, records)
+    holder, unreadable = None, ""
+    try:
+        holder = read_holder(paths.claim)
+    except StoreError as e:
+        unreadable = str(e) if paths.claim.exists() else ""
+    return Found(folder, holder, read_or_none(paths.controller), controllers, records, unreadable)
 
 
 class Queue:

@@ -130,6 +130,7 @@ def _controller(found: Found, queue: Queue) -> ControllerStatus:
         cpu_s_per_hour = round(3600 * beat["cpu_s"] / (beat["time"] - beat["started"]), 1)
     return ControllerStatus(
         holder=found.holder,
+        unreadable_claim=found.unreadable,
         alive=_is_alive(found, queue),
         jobs=jobs,
         last_log=str(folder.log(last, 0)) if last is not None else None,
@@ -156,7 +157,7 @@ def _wrote(holder: Mapping[str, Any], heartbeat: Mapping[str, Any]) -> bool:
 
 def _view(found: Found, controller: ControllerStatus, run_id: str) -> _ControllerView:
     holder, beat = found.holder, found.heartbeat
-    works = bool(controller.jobs) or (holder is not None and controller.alive is not False)
+    works = bool(controller.jobs) or bool(found.unreadable) or (holder is not None and controller.alive is not False)
     report = beat["runs"].get(run_id) if beat is not None and beat["start_id"] == found.last_start()[0] else None
     if holder is None or not works:
         return _ControllerView(works, True, report)

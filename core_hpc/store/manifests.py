@@ -118,13 +118,21 @@ def read_json(path: Path) -> Any:
     """Parse a JSON file of a run or sweep folder. StoreError if it cannot be read."""
     try:
         return json.loads(path.read_bytes())
-    except (OSError, ValueError) as e:
+    except (OSError, ValueError, RecursionError) as e:
         raise StoreError(f"{path}: cannot be read ({e})") from e
+
+
+def user_name() -> str:
+    """The name of the user, or the id where the system has no name for it, as in some containers."""
+    try:
+        return getpass.getuser()
+    except (KeyError, OSError):  # KeyError until Python 3.12
+        return f"uid-{os.getuid()}"
 
 
 def writer_identity() -> dict[str, Any]:
     """Host, process, user and time of this process, as recorded in manifests and claims."""
-    return {"host": socket.gethostname(), "pid": os.getpid(), "user": getpass.getuser(), "time": time.time()}
+    return {"host": socket.gethostname(), "pid": os.getpid(), "user": user_name(), "time": time.time()}
 
 
 def publish(
