@@ -8,6 +8,11 @@ to the sweep if both its id and its unique name are on record.
 
 from __future__ import annotations
 
+from core_hpc.common.startup import begin_command
+
+if __name__ == "__main__":
+    begin_command()
+
 import argparse
 import contextlib
 import sys

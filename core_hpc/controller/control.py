@@ -7,6 +7,7 @@ submissions. `controller/detach.py` runs the controller in a SLURM job.
 
 from __future__ import annotations
 
+import functools
 import time
 from collections.abc import Sequence
 
@@ -48,14 +49,11 @@ def control(sweep: Sweep, start: Start, prepared: Prepared, console: Console) ->
     with claim(paths.claim, has_ended=slurm.has_ended if slurm is not None else None) as held:
         if start.by_user:
             paths.stop_request.unlink(missing_ok=True)
+        SubmissionFolder(paths.slurm).tidy()  # of earlier detached controllers
         progress = open_runs(sweep, prepared, console, verify=start.verify)
         finished = True
         if any(p.open for p in progress):
-
-            def notify(message: str) -> None:
-                console.print(f"[yellow]{escape(message)}[/yellow]", soft_wrap=True)
-
-            runs = [p.run for p in progress]
+            runs, notify = [p.run for p in progress], functools.partial(_notify, console)
             driver = make_driver(runs, slurm, start_id=start.start_id, notify=notify, require_claim=held.require)
             finished = _drive(sweep, start, progress, driver, console, held)
         else:
@@ -88,7 +86,7 @@ def open_runs(sweep: Sweep, prepared: Prepared, console: Console, *, verify: boo
             run = runfolders.create(plan, sweep.folder, *prepared[plan.run_id])
         progress, messages = inspect_run(run, checksum=verify)
         for message in messages:
-            console.print(f"[yellow]{escape(message)}[/yellow]", soft_wrap=True)
+            _notify(console, message)
         _clean(progress)
         opened.append(progress)
     return opened
@@ -105,6 +103,10 @@ def _clean(progress: RunProgress) -> None:
                 remove_checkpoints(run.paths, key)
         for folder in {run.paths.task_folder(key) for key in progress.graph.tasks()}:
             remove_leftovers(folder)
+
+
+def _notify(console: Console, message: str) -> None:
+    console.print(f"[yellow]{escape(message)}[/yellow]", soft_wrap=True)
 
 
 def _drive(
@@ -131,6 +133,7 @@ def _drive(
                 max_attempts=sweep.cluster.max_attempts,
                 stop_requested=stop_requested,
                 require_claim=held.require,
+                notify=functools.partial(_notify, console),
             ).run()
     except ClaimLostError:
         lost = True  # these files belong to another controller now

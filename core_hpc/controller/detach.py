@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import os
+import shutil
 import signal
 import time
 from dataclasses import dataclass, replace
@@ -32,6 +33,7 @@ from core_hpc.slurm.commands import Slurm, SlurmUnavailableError
 from core_hpc.slurm.records import OPEN, Submission, SubmissionFolder, new_submission
 from core_hpc.slurm.submit import RefusedError, job_parameters, submit
 from core_hpc.store import manifests
+from core_hpc.store.claims import claim
 from core_hpc.store.paths import SweepPaths
 
 QUICK_S = 60.0
@@ -169,9 +171,26 @@ def run_controller(spec: ControllerSpec) -> None:
         _note_end(OutcomeKind.DIED, str(e))
         raise
     finally:
-        if not continues and successor is not None:
-            with contextlib.suppress(SlurmUnavailableError):  # an unnecessary successor ends by itself
-                slurm.cancel([successor])
+        if not continues:
+            with contextlib.suppress(SlurmUnavailableError, ClaimError, OSError):  # the next start does it
+                _end_chain(folder, slurm, successor)
+
+
+def _end_chain(sweep_folder: Path, slurm: Slurm, successor: int | None) -> None:
+    """Cancel the successor, and close the records of the controllers: this is the last one."""
+    if successor is not None:
+        slurm.cancel([successor])
+    with claim(SweepPaths(sweep_folder).claim, has_ended=slurm.has_ended):
+        folder, mine = SubmissionFolder(SweepPaths(sweep_folder).slurm), int(os.environ["SLURM_JOB_ID"])
+        active_controllers(sweep_folder, slurm, close=True)
+        for submission in folder.read(OPEN):
+            if submission.job == successor is not None:  # it has never begun, so nothing of it is worth keeping
+                folder.discard(submission)
+                shutil.rmtree(folder.folder(submission), ignore_errors=True)
+            elif submission.job == mine:
+                folder.resolve(submission, 0, _end_of(folder, submission))
+                folder.close(submission)
+        folder.tidy()
 
 
 def _interrupt(signum: int, frame: FrameType | None) -> None:

@@ -1,7 +1,7 @@
 """The run folder: created once from a resolved configuration, opened by later starts and by tasks.
 
-`run.json` is the identity (scientific fields, model fingerprints, context sizes, provenance) and
-never changes. `config.json` holds the configuration of the last start, and `horizon.json` the
+`run.json` is the identity (scientific fields, model fingerprints, context sizes, digests of the
+problems, provenance) and never changes. `config.json` holds the configuration of the last start, and `horizon.json` the
 horizons of the learning-rate schedule. A folder that was made with other scientific fields is
 refused, and the message names the fields. Launching and scheduling are not in this module.
 """
@@ -17,7 +17,7 @@ import polars as pl
 
 from core_hpc.common.errors import InputError, RunConflictError, StoreError
 from core_hpc.config.run import RunConfig, flatten, scientific_fields
-from core_hpc.problems.splits import EVALUATION, SPLITS, Splits
+from core_hpc.problems.splits import EVALUATION, SPLITS, Splits, problems_digest
 from core_hpc.runs import provenance
 from core_hpc.runs.graph import Graph, Horizon, extend_horizon
 from core_hpc.runs.sweep import RunPlan, Sweep, load_sweep
@@ -191,19 +191,7 @@ def check_conflicts(sweep: Sweep) -> None:
     Raises:
         RunConflictError: There is such a run. The message names the fields.
     """
-    messages = []
-    wanted = {run.run_id for run in sweep.runs}
-    for plan in sweep.runs:
-        if exists(plan, sweep.folder):
-            continue
-        for found in _folders_with_label(plan.label, sweep.folder):
-            if found.name in wanted:
-                continue
-            old = flatten(read_identity(found)["scientific"])
-            new = flatten(scientific_fields(plan.config))
-            changed = [key for key in sorted({*old, *new}) if old.get(key) != new.get(key)]
-            lines = [f"      {key}: {_show(old, key)} -> {_show(new, key)}" for key in changed]
-            messages.append("\n".join([f"  - {found} was made with other values", *lines]))
+    messages = [message for of_run in conflicts(sweep).values() for message in of_run]
     if messages:
         raise RunConflictError(
             "the scientific fields of a started run cannot change; nothing was changed\n"
@@ -211,6 +199,25 @@ def check_conflicts(sweep: Sweep) -> None:
             + f"\n  Undo the change, or give the sweep another name (--set name={sweep.name}-2), or write a grid with "
             "both values."
         )
+
+
+def conflicts(sweep: Sweep) -> dict[str, list[str]]:
+    """By run id: which started runs with the same label have other values, and which fields differ."""
+    wanted = {run.run_id for run in sweep.runs}
+    found: dict[str, list[str]] = {}
+    for plan in sweep.runs:
+        if exists(plan, sweep.folder):
+            continue
+        for folder in _folders_with_label(plan.label, sweep.folder):
+            if folder.name in wanted:
+                continue
+            old = flatten(read_identity(folder)["scientific"])
+            new = flatten(scientific_fields(plan.config))
+            changed = [key for key in sorted({*old, *new}) if old.get(key) != new.get(key)]
+            lines = [f"      {key}: {_show(old, key)} -> {_show(new, key)}" for key in changed]
+            message = "\n".join([f"  - {folder} was made with other values", *lines])
+            found.setdefault(plan.run_id, []).append(message)
+    return found
 
 
 def _show(fields: Mapping[str, Any], key: str) -> str:
@@ -225,18 +232,32 @@ def create(plan: RunPlan, folder: Path, splits: Splits, facts: Mapping[str, Mode
     paths = SweepPaths(folder).run(plan.run_id)
     for path in (paths.problems, paths.logs, paths.tensorboard):
         manifests.make_folder(path)
-    for name in SPLITS:
-        if not (paths.problems / f"{name}.manifest.json").exists():
-            shards.publish_frame(paths.problems, name, getattr(splits, name), PROBLEMS)
+    frozen = {name: _freeze(paths.problems, name, getattr(splits, name)) for name in SPLITS}
     identity = {
         "run_id": plan.run_id,
         "label": plan.label,
         "scientific": scientific_fields(plan.config),
         "models": {name: asdict(f) for name, f in facts.items()},
+        "problems": {name: problems_digest(problems) for name, problems in frozen.items()},
         "provenance": provenance.collect(),
     }
     manifests.write_json(paths.identity, identity)
     return start(plan, folder)
+
+
+def _freeze(folder: Path, name: str, problems: pl.DataFrame) -> pl.DataFrame:
+    """Publish the problems of a split, and return those that are published.
+
+    An interrupted creation may have published them, perhaps before their source was changed.
+    """
+    path = folder / f"{name}.manifest.json"
+    for _ in range(2):
+        manifest = shards.publish_frame(folder, name, problems, PROBLEMS) if not path.exists() else None
+        try:
+            return shards.read_manifest_table(manifest or manifests.read_manifest(path), PROBLEMS, checksum=True)
+        except manifests.DamagedError:
+            manifests.set_aside(path)
+    raise StoreError(f"{path}: what is written here is damaged at once; check the disk")
 
 
 def start(plan: RunPlan, folder: Path) -> Run:

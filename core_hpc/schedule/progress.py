@@ -10,7 +10,9 @@ import contextlib
 from collections.abc import Collection
 from dataclasses import KW_ONLY, dataclass, field
 
+from core_hpc.runs.contents import check_counts
 from core_hpc.runs.folder import Run
+from core_hpc.runs.frozen import restore_problems
 from core_hpc.runs.graph import Graph
 from core_hpc.store import manifests, shards
 from core_hpc.store.leftovers import foreign_names
@@ -103,7 +105,8 @@ def inspect_run(run: Run, *, checksum: bool = False) -> tuple[RunProgress, list[
         The run's progress, and messages: one per damaged publication, and one about names that
         are ignored.
     """
-    graph, published, messages = run.graph(), set(), []
+    messages = restore_problems(run)
+    graph, published = run.graph(), set()
     if foreign := foreign_names(run.root):
         shown = ", ".join(str(path.relative_to(run.root)) for path in foreign[:MAX_NAMES])
         more = f" and {len(foreign) - MAX_NAMES} more" if len(foreign) > MAX_NAMES else ""
@@ -111,12 +114,12 @@ def inspect_run(run: Run, *, checksum: bool = False) -> tuple[RunProgress, list[
     for key in shards.published_keys(run.root):
         path = run.paths.task_manifest(key)
         try:
+            manifest = manifests.read_manifest(path)
             # The controller reads the steps of an update. Tasks that load its weights check those.
             manifests.check_files(
-                manifests.read_manifest(path),
-                checksum=checksum or key.phase in CONTROLLER_READS,
-                tables_only=not checksum,
+                manifest, checksum=checksum or key.phase in CONTROLLER_READS, tables_only=not checksum
             )
+            check_counts(run, key, manifest)
             published.add(key)
         except manifests.DamagedError as e:
             with contextlib.suppress(FileNotFoundError):  # a resident job may have been faster

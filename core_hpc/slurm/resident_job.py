@@ -64,6 +64,9 @@ class Reporter:
         else:
             self._status.note(now=True, running=dict(self._running), failures=tuple(self._failures))
 
+    def on_finished(self, progress: RunProgress) -> None:
+        """The job ends, and reports its end itself."""
+
 
 def run_resident(spec: ElementSpec) -> None:
     """Work on a run as long as the job's time allows."""

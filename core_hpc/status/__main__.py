@@ -9,6 +9,11 @@ status files that jobs write, one query of SLURM's queue, and the controller's h
 
 from __future__ import annotations
 
+from core_hpc.common.startup import begin_command
+
+if __name__ == "__main__":
+    begin_command()
+
 import argparse
 import contextlib
 import json

@@ -14,7 +14,6 @@ from typing import Any
 
 import polars as pl
 
-from core_hpc.common.errors import StoreError
 from core_hpc.store import manifests, parquet
 from core_hpc.store.manifests import Manifest
 from core_hpc.store.paths import MANIFEST_SUFFIX, RunPaths, TaskKey, phase_iteration
@@ -55,7 +54,8 @@ def read_manifest_table(
         checksum: Compare the checksums of the files, not only sizes and numbers of rows.
 
     Raises:
-        DamagedError: A file is missing, altered or not readable.
+        DamagedError: A file is missing, altered or not readable, or the manifest names no file of
+            this table.
         StoreError: The rows are not a table of this schema.
     """
     manifests.check_files(manifest, checksum=checksum)
@@ -75,7 +75,9 @@ def read_manifest_table(
         if columns is None:
             check_frame(frame, table, source=str(path))
         frames.append(frame)
-    return pl.concat(frames) if frames else _empty(table, columns)
+    if not frames:
+        raise manifests.DamagedError(manifest.path, f"{manifest.path}: names no {table.name} table")
+    return pl.concat(frames)
 
 
 def _read_parquet(path: Path, table: Table, columns: Sequence[str] | None) -> pl.DataFrame:
@@ -124,14 +126,6 @@ def task_of_manifest(path: Path) -> TaskKey | None:
         return None
     key = TaskKey(iteration, phase, match["model"], int(match["part"]))
     return key if path.name == RunPaths(Path()).task_manifest(key).name else None
-
-
-def key_of_manifest(path: Path) -> TaskKey:
-    """The task that a manifest belongs to. StoreError if no task has a manifest with this name."""
-    key = task_of_manifest(path)
-    if key is None:
-        raise StoreError(f"{path}: is not the manifest of a task; move this file out of the run folder")
-    return key
 
 
 def published_keys(run: Path) -> list[TaskKey]:

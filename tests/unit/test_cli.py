@@ -53,7 +53,7 @@ def test_the_version_is_printed_without_loading_the_subcommands(tmp_path: Path) 
     assert version == f"core-hpc {core_hpc.__version__}"
     loaded = {name for name in json.loads(modules) if name.startswith(("core_hpc", "analysis"))}
     assert loaded <= {"core_hpc", "core_hpc.__main__", "core_hpc.common"} | {
-        f"core_hpc.common.{name}" for name in ("packages", "terminal")
+        f"core_hpc.common.{name}" for name in ("startup", "packages", "terminal")
     }
     assert not {"polars", "pydantic", "shtab"} & set(json.loads(modules))
 
