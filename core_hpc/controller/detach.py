@@ -116,7 +116,8 @@ def active_controllers(sweep_folder: Path, slurm: Slurm, *, close: bool) -> list
 def _end_of(folder: SubmissionFolder, submission: Submission) -> Outcome:
     """How a controller ended, according to its status file (`_note_end`)."""
     try:
-        return replace(Outcome.from_json(manifests.read_json(folder.status_file(submission, 0))), counted=False)
+        ended = manifests.read_record(folder.status_file(submission, 0), Outcome.from_json)
+        return replace(ended, counted=False)
     except StoreError:
         return Outcome(OutcomeKind.DIED, "the controller ended without reporting why", counted=False)
 

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import polars as pl
+from pydantic import TypeAdapter
 
 from core_hpc.common.errors import InputError, RunConflictError, StoreError
 from core_hpc.config.run import RunConfig, flatten, scientific_fields
@@ -35,6 +36,10 @@ class ModelFacts:
     prompt_style: str
     num_weights: int = 0
     """0 if it is unknown: runs of earlier versions, or weights that are not safetensors."""
+
+
+_FACTS = TypeAdapter(dict[str, ModelFacts])
+_HORIZONS = TypeAdapter(list[Horizon])
 
 
 @dataclass(frozen=True)
@@ -67,7 +72,7 @@ class Run:
 
     def horizons(self) -> list[Horizon]:
         """The horizons of the learning-rate schedule, in the order of iterations."""
-        return [Horizon(**h) for h in manifests.read_json(self.paths.horizon)]
+        return manifests.read_record(self.paths.horizon, _HORIZONS.validate_python)
 
 
 # --- find run folders ----------------------------------------------------------------------------
@@ -123,8 +128,7 @@ def _runs_in(folder: Path) -> list[Path]:
 
 def read_identity(run: Path) -> dict[str, Any]:
     """Read the identity of a run: scientific fields, model fingerprints, provenance."""
-    identity: dict[str, Any] = manifests.read_json(RunPaths(run).identity)
-    return identity
+    return manifests.read_record(RunPaths(run).identity, _parse_identity)
 
 
 def read_run_config(run: Path) -> RunConfig:
@@ -142,7 +146,26 @@ def open_run(root: Path) -> Run:
 
 
 def _facts_in(identity: Mapping[str, Any]) -> dict[str, ModelFacts]:
-    return {name: ModelFacts(**facts) for name, facts in identity["models"].items()}
+    return _FACTS.validate_python(identity.get("models", {}))
+
+
+def _parse_identity(data: Any) -> dict[str, Any]:
+    """Check the content of `run.json`. An error if it is not the identity of a run."""
+    identity = {**data}
+    if not isinstance(identity["run_id"], str):
+        raise ValueError("run_id is no text")
+    if wrong := [name for name in ("scientific", "problems") if not isinstance(identity.get(name, {}), dict)]:
+        raise ValueError(f"{wrong[0]} is no object")
+    if "imported" not in identity:
+        _facts_in(identity)
+    return identity
+
+
+def _json_or_none(path: Path) -> Any | None:
+    try:
+        return manifests.read_json(path)
+    except StoreError:
+        return None
 
 
 def started_sweep(folder: Path, run_ids: Sequence[str]) -> Sweep:
@@ -150,7 +173,7 @@ def started_sweep(folder: Path, run_ids: Sequence[str]) -> Sweep:
     plans = []
     for run_id in run_ids:
         root = folder / run_id
-        plans.append(RunPlan(read_identity(root)["label"], run_id, read_run_config(root)))
+        plans.append(RunPlan(read_identity(root).get("label", run_id), run_id, read_run_config(root)))
     return Sweep(folder, "", plans[0].config.name, folder, tuple(plans))
 
 
@@ -176,7 +199,7 @@ def _as_started(plan: RunPlan, folder: Path) -> RunPlan:
         return plan
     fields = flatten(scientific_fields(plan.config))
     for found in _folders_with_label(plan.label, folder):
-        if flatten(read_identity(found)["scientific"]) == fields:
+        if flatten(read_identity(found).get("scientific", {})) == fields:
             return replace(plan, run_id=found.name)
     return plan
 
@@ -211,7 +234,7 @@ def conflicts(sweep: Sweep) -> dict[str, list[str]]:
         for folder in _folders_with_label(plan.label, sweep.folder):
             if folder.name in wanted:
                 continue
-            old = flatten(read_identity(folder)["scientific"])
+            old = flatten(read_identity(folder).get("scientific", {}))
             new = flatten(scientific_fields(plan.config))
             changed = [key for key in sorted({*old, *new}) if old.get(key) != new.get(key)]
             lines = [f"      {key}: {_show(old, key)} -> {_show(new, key)}" for key in changed]
@@ -263,9 +286,12 @@ def _freeze(folder: Path, name: str, problems: pl.DataFrame) -> pl.DataFrame:
 def start(plan: RunPlan, folder: Path) -> Run:
     """Open an existing run with the configuration of this start, and record that configuration."""
     paths = RunPaths(folder / plan.run_id)
-    run = Run(plan.run_id, paths, plan.config, _facts_in(manifests.read_json(paths.identity)))
+    identity = read_identity(paths.root)
+    if identity["run_id"] != plan.run_id:
+        raise StoreError(f"{paths.identity}: is the identity of {identity['run_id']}; restore this file from a backup")
+    run = Run(plan.run_id, paths, plan.config, _facts_in(identity))
     config = plan.config.model_dump(mode="json")
-    if not paths.config.exists() or manifests.read_json(paths.config) != config:
+    if _json_or_none(paths.config) != config:
         manifests.write_json(paths.config, config)
     old = run.horizons() if paths.horizon.exists() else []
     new = extend_horizon(old, plan.config.iterations, shards.published_keys(run.root))

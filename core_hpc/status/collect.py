@@ -9,12 +9,13 @@ from __future__ import annotations
 import contextlib
 import os
 import socket
-from collections.abc import Collection, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from core_hpc.common.errors import StoreError
+from core_hpc.controller.heartbeat import RunReport
 from core_hpc.runs.folder import Run
 from core_hpc.slurm.commands import QueueEntry, Slurm, SlurmUnavailableError, slurm_installed
 from core_hpc.slurm.records import ENDED, FAILED, OPEN, Submission, SubmissionFolder
@@ -22,6 +23,8 @@ from core_hpc.store import manifests
 from core_hpc.store.claims import read_holder
 from core_hpc.store.manifests import Manifest
 from core_hpc.store.paths import RunPaths, SweepPaths, TaskKey
+
+T = TypeVar("T")
 
 QUEUE_TIMEOUT_S = 20.0
 
@@ -65,11 +68,19 @@ class Found:
         return last, min((at for at, start_id in known if start_id == last), default=0.0)
 
 
-def read_or_none(path: Path) -> Any | None:
-    """The content of a JSON file, or None if it is missing or is removed while it is read."""
+def read_or_none(path: Path, parse: Callable[[Any], T]) -> T | None:
+    """A JSON file as a record, or None if it is missing, removed while it is read, or not such a record."""
     with contextlib.suppress(StoreError):
-        return manifests.read_json(path)
+        return manifests.read_record(path, parse)
     return None
+
+
+def _heartbeat(data: Any) -> dict[str, Any]:
+    """Check what a controller wrote about itself. An error if it is not such a report."""
+    known = {name: float(data[name]) for name in ("time", "started", "interval_s", "cpu_s")}
+    runs = {run_id: RunReport(int(report["failed"]), report["stopped"]) for run_id, report in data["runs"].items()}
+    checked = {"host": str(data["host"]), "pid": int(data["pid"]), "start_id": str(data["start_id"])}
+    return {**data, **known, **checked, "runs": {run_id: asdict(report) for run_id, report in runs.items()}}
 
 
 def find_sweep(folder: Path, runs: Sequence[Path]) -> Found:
@@ -82,7 +93,7 @@ def find_sweep(folder: Path, runs: Sequence[Path]) -> Found:
         holder = read_holder(paths.claim)
     except StoreError as e:
         unreadable = str(e) if paths.claim.exists() else ""
-    return Found(folder, holder, read_or_none(paths.controller), controllers, records, unreadable)
+    return Found(folder, holder, read_or_none(paths.controller, _heartbeat), controllers, records, unreadable)
 
 
 class Queue:

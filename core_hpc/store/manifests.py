@@ -21,12 +21,14 @@ import uuid
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from core_hpc.common.errors import InputError, StoreError
 from core_hpc.common.faults import fault_point
 from core_hpc.store.paths import MANIFEST_SUFFIX
 from core_hpc.store.schema import SCHEMA_VERSION
+
+T = TypeVar("T")
 
 VISIBILITY_DELAYS_S = (0.2, 1.0, 5.0, 25.0)
 VISIBILITY_WINDOW_S = 120.0
@@ -120,6 +122,16 @@ def read_json(path: Path) -> Any:
         return json.loads(path.read_bytes())
     except (OSError, ValueError, RecursionError) as e:
         raise StoreError(f"{path}: cannot be read ({e})") from e
+
+
+def read_record(path: Path, parse: Callable[[Any], T]) -> T:
+    """Read a JSON file and convert it. StoreError if it cannot be read, or is not such a record."""
+    data = read_json(path)
+    try:
+        return parse(data)
+    except (ValueError, KeyError, TypeError, AttributeError) as e:
+        what = str(e).splitlines()[0] if str(e) else type(e).__name__
+        raise StoreError(f"{path}: torn, altered or of another version ({type(e).__name__}: {what})") from e
 
 
 def user_name() -> str:
@@ -250,6 +262,7 @@ def read_manifest(path: Path) -> Manifest:
             )
         stats, writer = _checked(body, "stats", dict), _checked(body, "writer", dict)
         _checked(writer, "time", float)
+        _check_statistics(stats)
         files = parse_files(body)
     except FileNotFoundError as e:
         raise StoreError(f"{path}: not published yet") from e
@@ -272,6 +285,16 @@ def _checked(body: Any, name: str, kind: type) -> Any:
     if isinstance(value, float) and not math.isfinite(value):
         raise ValueError(f"field {name!r} is not finite")
     return value
+
+
+def _check_statistics(stats: dict[str, Any]) -> None:
+    """Check that times and numbers are numbers. ValueError otherwise."""
+    for name in stats:
+        if name == "seconds":
+            for item in _checked(stats, name, dict):
+                _checked(stats[name], item, float)
+        elif name.startswith("num_") or name.endswith(("_s", "_started", "_ready")):
+            _checked(stats, name, float)
 
 
 def parse_files(body: Any) -> tuple[FileEntry, ...]:

@@ -4,112 +4,34 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
 
 import polars as pl
 import pytest
 
-import yaml
-from core_hpc.controller.prepare import splits_of
-from core_hpc.problems.splits import problems_of_iteration
 from core_hpc.runs import contents
-from core_hpc.runs import folder as runs
-from core_hpc.runs.folder import ModelFacts, Run
-from core_hpc.runs.sweep import load_sweep
+from core_hpc.runs.folder import Run
 from core_hpc.schedule.progress import inspect_run
 from core_hpc.store import manifests, shards
 from core_hpc.store.manifests import DamagedError
 from core_hpc.store.paths import TEAM, TaskKey
-from core_hpc.store.schema import COLD, EVALUATE, HINT, HINTS, RESCUE, ROLLOUTS, SCORE, SCORES, STEPS, UPDATE
-from tests.support.analysis_data import rollout
-
-MODELS = ("a", "b")
-NUM_TRAIN, NUM_HELD_OUT, PART = 5, 3, 2
-COLD_SAMPLES, RESCUE_SAMPLES, EVALUATION_SAMPLES = 3, 2, 4
-
-
-def run_in(folder: Path, **protocol: Any) -> Run:
-    """A run with parts of two problems, of which the last part has one."""
-    sampling = {"problems_per_iteration": NUM_TRAIN, "problems_per_part": PART, "cold_samples": COLD_SAMPLES}
-    data = {
-        "name": "s",
-        "iterations": 1,
-        "output": str(folder),
-        "team": [{"name": name, "model": "x"} for name in MODELS],
-        "problems": {
-            "train": {"source": "generated", "count": 9},
-            "evaluation": {"source": "generated", "count": NUM_HELD_OUT},
-        },
-        "protocol": {**sampling, "rescue_samples": RESCUE_SAMPLES, **protocol},
-        "evaluation": {"samples": EVALUATION_SAMPLES},
-    }
-    path = folder / "s.yaml"
-    path.write_text(yaml.safe_dump(data))
-    sweep = load_sweep(path)
-    (plan,) = sweep.runs
-    facts = {m.name: ModelFacts("0" * 64, 512, "plain") for m in plan.config.team}
-    return runs.create(plan, sweep.folder, splits_of(plan), facts)
+from core_hpc.store.schema import COLD, EVALUATE, HINT, RESCUE, ROLLOUTS, SCORE, UPDATE
+from tests.support.whole_run import (
+    MODELS,
+    RESCUE_SAMPLES,
+    hints_of,
+    problem_ids,
+    publish,
+    rows_of,
+    run_in,
+    scores_of,
+    steps_of,
+    whole,
+)
 
 
 @pytest.fixture
 def run(tmp_path: Path) -> Run:
     return run_in(tmp_path)
-
-
-def problem_ids(run: Run, key: TaskKey) -> list[str]:
-    """The problems of a task, found independently of the code under test."""
-    if key.phase == EVALUATE:
-        own = run.split("evaluation")["problem_id"].to_list()
-    else:
-        train = run.split("train")["problem_id"].to_list()
-        own = [train[i] for i in problems_of_iteration(len(train), NUM_TRAIN, key.iteration, run.config.seed)]
-    return own[key.part * PART : (key.part + 1) * PART]
-
-
-def rows_of(run: Run, key: TaskKey, samples: dict[str, int]) -> pl.DataFrame:
-    """Rollouts with a number of samples per problem."""
-    own = {"run_id": run.run_id, "iteration": key.iteration, "phase": key.phase, "model": key.model}
-    rows = [rollout(**own, problem_id=p, sample_index=k) for p, num in samples.items() for k in range(num)]
-    return pl.DataFrame(rows, schema=ROLLOUTS.schema)
-
-
-def publish(run: Run, key: TaskKey, frame: pl.DataFrame) -> manifests.Manifest:
-    table = contents.TABLE_OF[key.phase]
-    return shards.publish_frame(run.paths.task_folder(key), run.paths.task_name(key), frame, table)
-
-
-def hints_of(run: Run, part: int, sampled_again: int) -> pl.DataFrame:
-    """Hints with which every model samples the first problems of a part again."""
-    key = TaskKey(1, HINT, TEAM, part)
-    rows = [
-        {
-            "run_id": run.run_id,
-            "iteration": 1,
-            "model": model,
-            "problem_id": p,
-            "cold_failed": True,
-            "num_hint_tokens": 0,
-            "reason": "no_teacher",
-            "hint_draws": [False] * RESCUE_SAMPLES if i < sampled_again else [],
-        }
-        for model in MODELS
-        for i, p in enumerate(problem_ids(run, key))
-    ]
-    return pl.DataFrame(rows, schema=HINTS.schema)
-
-
-def whole(run: Run, key: TaskKey) -> pl.DataFrame:
-    """What a task that samples must publish; half of the problems of a part are sampled again."""
-    ids = problem_ids(run, key)
-    num = {COLD: COLD_SAMPLES, RESCUE: RESCUE_SAMPLES, EVALUATE: EVALUATION_SAMPLES}[key.phase]
-    return rows_of(run, key, dict.fromkeys(ids[:1] if key.phase == RESCUE else ids, num))
-
-
-def scores_of(rollouts: list[pl.DataFrame]) -> pl.DataFrame:
-    frame = pl.concat(rollouts).select(name for name in SCORES.schema if name in ROLLOUTS.schema)
-    known = {name: pl.lit(0.0) for name, kind in SCORES.schema.items() if kind == pl.Float64}
-    flags = {"truncated": pl.lit(False), "zero_signal": pl.lit(False)}
-    return frame.with_columns(**known, **flags).select(list(SCORES.schema))
 
 
 SAMPLED = [TaskKey(1, COLD, "a", 0), TaskKey(1, COLD, "b", 2), TaskKey(1, RESCUE, "a", 0), TaskKey(0, EVALUATE, "b", 1)]
@@ -160,9 +82,8 @@ def test_lost_hints_scores_and_steps_are_found(run: Run) -> None:
     sampled = [TaskKey(1, phase, model, 0) for phase in (COLD, RESCUE) for model in MODELS]
     for key in sampled:
         publish(run, key, whole(run, key))
-    values = {name: 0 if kind == pl.Int32 else 0.0 for name, kind in STEPS.schema.items()}
-    steps = pl.DataFrame([{**values, "run_id": "r", "model": "a", "step": 1}], schema=STEPS.schema)
-    frames = {hint: hints_of(run, 0, 1), score: scores_of([whole(run, k) for k in sampled]), update: steps}
+    scores = scores_of([whole(run, k) for k in sampled])
+    frames = {hint: hints_of(run, 0, 1), score: scores, update: steps_of(run, update)}
     for key, frame in frames.items():
         publish(run, key, frame)
         contents.check_publication(run, key)
