@@ -366,6 +366,8 @@ def _filled(item: Any, *without: str) -> Json:
 
 
 Made = TypeVar("Made")
+LATEST_S = 1e11
+"""Every point in time is earlier: this is the year 5138."""
 
 
 @cache
@@ -377,4 +379,8 @@ def _made(cls: type[Made], data: Mapping[str, Any]) -> Made:
     """Make a dataclass from those entries that are its fields. ValueError if a value has another type."""
     if not isinstance(data, Mapping):
         raise ValueError(f"{data!r} is no JSON object")
-    return _adapter(cls).validate_python({f.name: data[f.name] for f in fields(cls) if f.name in data})  # type: ignore[arg-type]
+    known = {f.name: data[f.name] for f in fields(cls) if f.name in data}  # type: ignore[arg-type]
+    made = _adapter(cls).validate_python(known)
+    if absurd := [name for name, value in vars(made).items() if isinstance(value, float) and not abs(value) < LATEST_S]:
+        raise ValueError(f"{absurd[0]} is not a point in time")
+    return made

@@ -26,7 +26,7 @@ from pydantic import TypeAdapter
 
 from core_hpc.common.errors import StoreError
 from core_hpc.config.cluster import PhaseGroup
-from core_hpc.runs.messages import Outcome, OutcomeKind
+from core_hpc.runs.messages import LATEST_S, Outcome, OutcomeKind
 from core_hpc.slurm.commands import JobId
 from core_hpc.store import manifests
 from core_hpc.store.paths import TaskKey
@@ -60,6 +60,8 @@ class Submission:
         """Inverse of `to_json`. A ValueError, KeyError, TypeError or AttributeError if it is no record."""
         outcomes = {int(i): Outcome.from_json(outcome) for i, outcome in data["outcomes"].items()}
         made = _SUBMISSION.validate_python({**data, "outcomes": outcomes})
+        if not 0 <= made.submitted < LATEST_S:
+            raise ValueError("submitted is not a point in time")
         if not made.elements or not set(outcomes) <= set(range(len(made.elements))):
             raise ValueError("it has no elements, or outcomes of elements that it has not")
         for text in (text for element in made.elements for text in element):

@@ -17,6 +17,7 @@ from typing import Any, TypeVar
 from core_hpc.common.errors import StoreError
 from core_hpc.controller.heartbeat import RunReport
 from core_hpc.runs.folder import Run
+from core_hpc.runs.messages import LATEST_S
 from core_hpc.slurm.commands import QueueEntry, Slurm, SlurmUnavailableError, slurm_installed
 from core_hpc.slurm.records import ENDED, FAILED, OPEN, Submission, SubmissionFolder
 from core_hpc.store import manifests
@@ -75,9 +76,16 @@ def read_or_none(path: Path, parse: Callable[[Any], T]) -> T | None:
     return None
 
 
+def point_in_time(value: Any) -> float:
+    """Seconds since 1970, or a span of time. ValueError or TypeError for anything else."""
+    if not abs(value) < LATEST_S:
+        raise ValueError(f"{value!r} is not a point in time")
+    return float(value)
+
+
 def _heartbeat(data: Any) -> dict[str, Any]:
     """Check what a controller wrote about itself. An error if it is not such a report."""
-    known = {name: float(data[name]) for name in ("time", "started", "interval_s", "cpu_s")}
+    known = {name: point_in_time(data[name]) for name in ("time", "started", "interval_s", "cpu_s")}
     runs = {run_id: RunReport(int(report["failed"]), report["stopped"]) for run_id, report in data["runs"].items()}
     checked = {"host": str(data["host"]), "pid": int(data["pid"]), "start_id": str(data["start_id"])}
     return {**data, **known, **checked, "runs": {run_id: asdict(report) for run_id, report in runs.items()}}

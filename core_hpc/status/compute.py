@@ -21,7 +21,7 @@ from core_hpc.runs.messages import JobStatus, OutcomeKind, RunningTask
 from core_hpc.schedule.remaining import FinishedTask, TaskCosts, expected_completions
 from core_hpc.slurm.commands import QueueEntry
 from core_hpc.slurm.records import OPEN, Submission, SubmissionFolder
-from core_hpc.status.collect import Found, Manifests, Queue, Records, find_sweep, read_or_none
+from core_hpc.status.collect import Found, Manifests, Queue, Records, find_sweep, point_in_time, read_or_none
 from core_hpc.status.model import (
     FINISHED,
     NO_CONTROLLER,
@@ -149,7 +149,7 @@ def _stop_request(path: Path) -> dict[str, Any] | None:
 
 
 def _time(data: Any) -> dict[str, float]:
-    return {**data, "time": float(data["time"])}
+    return {**data, "time": point_in_time(data["time"])}
 
 
 def _is_alive(found: Found, queue: Queue) -> bool | None:

@@ -87,6 +87,8 @@ def describe_holder(holder: Mapping[str, Any]) -> str:
     return f"host {holder['host']}, process {holder['pid']}{job}, user {holder['user']}"
 
 
+LARGEST, LARGEST_PID = 2**53, 2**31
+"""Every number of a claim is smaller."""
 _FIELDS: dict[str, type | tuple[type, ...]] = {"host": str, "pid": int, "user": str, "time": (int, float)}
 _OPTIONAL: dict[str, type | tuple[type, ...]] = {
     "job": int,
@@ -113,7 +115,9 @@ def read_holder(path: Path) -> dict[str, Any]:
     for name, kind in wanted.items():
         value = holder.get(name)
         if isinstance(value, bool) or not isinstance(value, kind):
-            raise StoreError(f"{path}: is not a claim (its field {name!r} is {value!r})")
+            raise StoreError(f"{path}: is not a claim (its field {name!r} is {str(value)[:40]!r})")
+        if not isinstance(value, str) and not 0 <= value < (LARGEST_PID if name == "pid" else LARGEST):
+            raise StoreError(f"{path}: is not a claim (its field {name!r} is {str(value)[:40]})")
     return holder
 
 

@@ -12,7 +12,7 @@ import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
-from core_hpc.store.manifests import parse_files
+from core_hpc.store.manifest_body import parse_files
 from core_hpc.store.paths import MANIFEST_SUFFIX, phase_iteration
 from core_hpc.store.schema import PHASES
 from core_hpc.store.shards import task_of_manifest

@@ -12,7 +12,6 @@ import errno
 import getpass
 import hashlib
 import json
-import math
 import os
 import shutil
 import socket
@@ -25,6 +24,7 @@ from typing import Any, TypeVar
 
 from core_hpc.common.errors import InputError, StoreError
 from core_hpc.common.faults import fault_point
+from core_hpc.store.manifest_body import FileEntry, checked_field, parse_body
 from core_hpc.store.paths import MANIFEST_SUFFIX
 from core_hpc.store.schema import SCHEMA_VERSION
 
@@ -42,21 +42,6 @@ class DamagedError(StoreError):
     def __init__(self, manifest_path: Path, message: str) -> None:
         super().__init__(message)
         self.manifest_path = manifest_path
-
-
-@dataclass(frozen=True)
-class FileEntry:
-    """One file of a publication.
-
-    `name` is relative to the folder of the manifest. A Parquet file also has its number of rows,
-    and in `table` the name of its schema.
-    """
-
-    name: str
-    bytes: int
-    sha256: str
-    rows: int | None = None
-    table: str | None = None
 
 
 @dataclass(frozen=True)
@@ -254,16 +239,13 @@ def read_manifest(path: Path) -> Manifest:
     """
     try:
         body = json.loads(path.read_bytes())
-        version = _checked(body, "schema_version", int)
+        version = checked_field(body, "schema_version", int)
         if version != SCHEMA_VERSION:
             raise StoreError(
                 f"{path}: schema version {version}, but this core_hpc reads version {SCHEMA_VERSION}; "
                 "use the core_hpc that wrote it"
             )
-        stats, writer = _checked(body, "stats", dict), _checked(body, "writer", dict)
-        _checked(writer, "time", float)
-        _check_statistics(stats)
-        files = parse_files(body)
+        files, stats, writer = parse_body(body)
     except FileNotFoundError as e:
         raise StoreError(f"{path}: not published yet") from e
     except OSError as e:  # perhaps the file system is ill for a moment, so this is no damage
@@ -274,46 +256,6 @@ def read_manifest(path: Path) -> Manifest:
     if foreign := [f.name for f in files if not f.name.startswith(f"{name}.")]:
         raise DamagedError(path, f"{path}: the manifest is torn or altered (it names {foreign[0]!r})")
     return Manifest(path, files, stats, writer)
-
-
-def _checked(body: Any, name: str, kind: type) -> Any:
-    """The value of a field. ValueError if the field is missing or has another type."""
-    value = body.get(name) if isinstance(body, dict) else None
-    wanted = (int, float) if kind is float else kind
-    if not isinstance(value, wanted) or isinstance(value, bool):
-        raise ValueError(f"field {name!r} is missing or not of type {kind.__name__}")
-    if isinstance(value, float) and not math.isfinite(value):
-        raise ValueError(f"field {name!r} is not finite")
-    return value
-
-
-def _check_statistics(stats: dict[str, Any]) -> None:
-    """Check that times and numbers are numbers. ValueError otherwise."""
-    for name in stats:
-        if name == "seconds":
-            for item in _checked(stats, name, dict):
-                _checked(stats[name], item, float)
-        elif name.startswith("num_") or name.endswith(("_s", "_started", "_ready")):
-            _checked(stats, name, float)
-
-
-def parse_files(body: Any) -> tuple[FileEntry, ...]:
-    """The files that the content of a manifest names. ValueError if they are not complete."""
-    files = _checked(body, "files", list)
-    if not files:
-        raise ValueError("it names no files")
-    return tuple(_parse_file(file) for file in files)
-
-
-def _parse_file(file: Any) -> FileEntry:
-    name, num_bytes, sha256 = (_checked(file, *f) for f in (("name", str), ("bytes", int), ("sha256", str)))
-    table = None if file.get("table") is None else _checked(file, "table", str)
-    rows = None if table is None else _checked(file, "rows", int)
-    if name.startswith("/") or ".." in name.split("/"):
-        raise ValueError(f"{name!r} is not a file below its folder")
-    if num_bytes < 0 or (rows is not None and rows < 0):
-        raise ValueError(f"a negative number at {name}")
-    return FileEntry(name, num_bytes, sha256, rows, table)
 
 
 def check_files(manifest: Manifest, *, checksum: bool, tables_only: bool = False) -> None:
