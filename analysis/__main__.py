@@ -6,6 +6,11 @@ commands passk, gain, votes, rescue, overlap and curves are tidy: one estimate p
 
 from __future__ import annotations
 
+from core_hpc.common.startup import begin_command
+
+if __name__ == "__main__":
+    begin_command()
+
 import argparse
 import os
 import sys

@@ -13,7 +13,7 @@ from importlib import import_module
 from pathlib import Path
 
 import core_hpc
-from core_hpc.common.packages import require_own_analysis
+from core_hpc.common.startup import begin_command
 
 PROG = "core-hpc"
 COMMANDS = {
@@ -68,6 +68,9 @@ def _complete_paths(parser: argparse.ArgumentParser, completer: object) -> None:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run a subcommand and return its exit status."""
+    begin_command()
+    from core_hpc.common.packages import require_own_analysis  # loads more, so it comes after `begin_command`
+
     given = list(sys.argv[1:] if arguments is None else arguments)
     if given and given[0] in COMMANDS:
         require_own_analysis()

@@ -8,6 +8,11 @@ to the sweep if both its id and its unique name are on record.
 
 from __future__ import annotations
 
+from core_hpc.common.startup import begin_command
+
+if __name__ == "__main__":
+    begin_command()
+
 import argparse
 import contextlib
 import sys
@@ -30,7 +35,7 @@ from core_hpc.runs.messages import Outcome, OutcomeKind
 from core_hpc.slurm.commands import JobId, QueueEntry, Slurm, SlurmUnavailableError
 from core_hpc.slurm.records import OPEN, Submission, SubmissionFolder
 from core_hpc.store import manifests
-from core_hpc.store.claims import claim, describe_holder, holder_lives
+from core_hpc.store.claims import claim, describe_holder, holder_lives, read_holder
 from core_hpc.store.paths import RunPaths, SweepPaths
 
 PROG = "python -m core_hpc.cancel"
@@ -149,7 +154,7 @@ def cancel_sweep(sweep: Path, slurm: Slurm, console: Console) -> None:
 
     def controller() -> str | None:
         try:
-            holder = manifests.read_json(paths.claim)
+            holder = read_holder(paths.claim)
         except StoreError:
             if not paths.claim.exists():
                 return None

@@ -6,6 +6,11 @@ sweep to `controller/`, which prepares new runs, schedules their tasks and print
 
 from __future__ import annotations
 
+from core_hpc.common.startup import begin_command
+
+if __name__ == "__main__":
+    begin_command()
+
 import argparse
 import errno
 import signal

@@ -16,9 +16,10 @@ import polars as pl
 from analysis.counts.counts import ANSWERS, COUNTS, Counted
 from analysis.counts.scan import in_threads
 from core_hpc.common.errors import StoreError
-from core_hpc.store import manifests
+from core_hpc.store import manifests, parquet
+from core_hpc.store.leftovers import remove_leftovers
 from core_hpc.store.manifests import Manifest
-from core_hpc.store.paths import MANIFEST_SUFFIX, RunPaths
+from core_hpc.store.paths import MANIFEST_SUFFIX, RunPaths, phase_iteration
 from core_hpc.store.schema import GENERATION_PHASES
 
 _COUNTS_FILE = "counts.parquet"
@@ -44,25 +45,30 @@ def iterations(run: Path) -> set[int]:
 
 def _valid_manifests(run: Path) -> dict[int, Manifest]:
     def read_valid(path: Path) -> Manifest | None:
+        iteration = _iteration_of(path)
+        if iteration is None:
+            return None
         try:
             manifest = manifests.read_manifest(path)
-            return manifest if manifest.stats.get("sources") == sources(run, _iteration_of(manifest)) else None
+            return manifest if manifest.stats.get("sources") == sources(run, iteration) else None
         except (StoreError, OSError):
             return None  # the cache is optional: the shards are counted instead
 
     found = in_threads(read_valid, manifests.list_manifests(RunPaths(run).kept))
-    return {_iteration_of(manifest): manifest for manifest in found if manifest is not None}
+    valid = [(_iteration_of(manifest.path), manifest) for manifest in found if manifest is not None]
+    return {iteration: manifest for iteration, manifest in valid if iteration is not None}
 
 
-def _iteration_of(manifest: Manifest) -> int:
-    return int(manifest.path.name.removesuffix(MANIFEST_SUFFIX).partition("=")[2])
+def _iteration_of(manifest: Path) -> int | None:
+    """The iteration of cached counts; None if the name is not that of cached counts."""
+    return phase_iteration(manifest.name.removesuffix(MANIFEST_SUFFIX))
 
 
 def _frames(manifest: Manifest, *, answers: bool) -> Counted | None:
     try:
         manifests.check_files(manifest, checksum=True)
         frames = [
-            pl.read_parquet(manifest.file(f"/{name}"), n_rows=None if answers or name == _COUNTS_FILE else 0)
+            parquet.read(manifest.file(f"/{name}"), num_rows=None if answers or name == _COUNTS_FILE else 0)
             for name in _FILES
         ]
     except (StoreError, ValueError, pl.exceptions.PolarsError, OSError):
@@ -95,7 +101,7 @@ def write(run: Path, iteration: int, counted: Counted, listing: dict[str, list[l
     """
     folder, name = RunPaths(run).kept, f"iteration={iteration:04d}"
     (folder / f"{name}{MANIFEST_SUFFIX}").unlink(missing_ok=True)
-    manifests.remove_leftovers(folder)
+    remove_leftovers(folder)
 
     def fill(temporary: Path) -> dict[str, tuple[int, str]]:
         for file, frame in zip(_FILES, (counted.counts, counted.answers), strict=True):

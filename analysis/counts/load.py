@@ -24,7 +24,7 @@ from core_hpc.store import manifests
 from core_hpc.store.manifests import DamagedError
 from core_hpc.store.paths import RunPaths, TaskKey
 from core_hpc.store.schema import ATTRIBUTES, COLD, EVALUATE, GENERATION_PHASES, HINT, HINTS, PROBLEMS, RESCUE
-from core_hpc.store.shards import key_of_manifest, published_keys, read_manifest_table, read_rows
+from core_hpc.store.shards import published_keys, read_manifest_table, read_rows, task_of_manifest
 
 MAX_SHOWN = 5
 """Maximum number of incorrect rows that one error message lists."""
@@ -223,7 +223,8 @@ def keep_counts(run: Path, iteration: int) -> None:
     """
     config, listing = read_run_config(run), cache.sources(run, iteration)
     folders = [RunPaths(run).phase_folder(phase, iteration) for phase in GENERATION_PHASES]
-    keys = sorted(key_of_manifest(path) for folder in folders for path in manifests.list_manifests(folder))
+    paths = [path for folder in folders for path in manifests.list_manifests(folder)]
+    keys = sorted(key for path in paths if (key := task_of_manifest(path)) is not None)
     counted, _ = count_tasks(run, keys, problems_of(run, config), config, answers=True, lenient=False)
     cache.write(run, iteration, counted, listing)
 

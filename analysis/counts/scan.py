@@ -20,7 +20,7 @@ import polars as pl
 
 from analysis.counts.counts import ANSWER_KEYS, ANSWERS, COUNTS, FIGURES, ROW_COLUMNS
 from core_hpc.common.errors import StoreError
-from core_hpc.store import manifests
+from core_hpc.store import manifests, parquet
 from core_hpc.store.paths import RunPaths, TaskKey
 from core_hpc.store.schema import RESCUE, ROLLOUTS
 
@@ -143,7 +143,7 @@ def _scan(shards: Sequence[Shard], keys: Sequence[str], figures: dict[str, pl.Ex
     num_scans = max(1, min(NUM_SCANS, len(shards) // FILES_PER_SCAN)) if small else 1
 
     def scan(paths: list[Path]) -> pl.DataFrame:
-        rows = pl.scan_parquet(paths, hive_partitioning=False)
+        rows = parquet.scan(paths)
         return rows.group_by(keys).agg(**figures).collect(engine="streaming")
 
     batches = [[s.path for s in shards[i::num_scans]] for i in range(num_scans)]
@@ -169,7 +169,7 @@ def damage(shard: Shard) -> StoreError | None:
         The error, or None when the file is correct.
     """
     try:
-        rows = pl.read_parquet(shard.path, columns=_READ, hive_partitioning=False).height
+        rows = parquet.read(shard.path, columns=_READ).height
     except (pl.exceptions.PolarsError, OSError) as e:
         return manifests.DamagedError(shard.manifest, f"{shard.path}: not a readable shard of rollouts ({e})")
     if rows != shard.num_rows:
@@ -194,7 +194,7 @@ def find_row(shards: Sequence[Shard], where: dict[str, Any], *, twice: bool = Fa
     if twice:
         wanted &= ~pl.struct("run_id", "iteration", "phase", "model", "problem_id", "sample_index").is_first_distinct()
     for shard in shards:
-        rows = pl.read_parquet(shard.path, columns=[*TALLY_KEYS, "sample_index"], hive_partitioning=False)
+        rows = parquet.read(shard.path, columns=[*TALLY_KEYS, "sample_index"])
         at = rows.select(wanted.arg_true()).to_series()
         if at.len():
             return f"{shard.path}: row {at[0]}"

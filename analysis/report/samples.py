@@ -16,7 +16,7 @@ import polars as pl
 from analysis.counts.load import RunData, problems_of
 from analysis.stats.intervals import SEED
 from core_hpc.problems.splits import TRAIN
-from core_hpc.store import manifests
+from core_hpc.store import manifests, parquet
 from core_hpc.store.paths import RunPaths
 from core_hpc.store.schema import COLD, HINT, HINTS, RESCUE, ROLLOUTS, Table
 from core_hpc.store.shards import published_keys
@@ -83,7 +83,7 @@ def _rows(run: Path, phase: str, table: Table, cases: pl.DataFrame, columns: Seq
         manifests.check_files(manifest, checksum=False)
         for path in (manifest.path.parent / entry.name for entry in manifest.files if entry.table == table.name):
             # Polars filters by the problem first, so it reads the texts of the matching rows only.
-            rows = pl.scan_parquet(path, hive_partitioning=False).filter(pl.col("problem_id").is_in(problems))
+            rows = parquet.scan([path]).filter(pl.col("problem_id").is_in(problems))
             try:
                 frames.append(rows.select(*_CASE, *columns).collect())
             except (pl.exceptions.PolarsError, OSError) as e:

@@ -188,12 +188,12 @@ def with_submissions(tasks: Sequence[TaskTime], folder: Path) -> list[TaskTime]:
     submitted: dict[TaskKey, list[float]] = {}
     patterns = [f"*-{iteration:04d}-*.json" for iteration in sorted({t.key.iteration for t in tasks})]
     for path in [path for pattern in patterns for path in folder.glob(pattern)]:
-        record = _record(path)
-        for texts in record.get("elements", []):
-            published = [by_key[key] for key in map(TaskKey.parse, texts) if key in by_key]
+        elements, at = _record(path)
+        for keys in elements:
+            published = [by_key[key] for key in keys if key in by_key]
             if published:
                 first = min(published, key=lambda t: t.began)
-                submitted.setdefault(first.key, []).append(float(record["submitted"]))
+                submitted.setdefault(first.key, []).append(at)
     return [_submitted(t, submitted[t.key]) if t.key in submitted else t for t in tasks]
 
 
@@ -202,15 +202,18 @@ def _submitted(task: TaskTime, times: Sequence[float]) -> TaskTime:
     return replace(task, submitted=max((at for at in times if at <= task.began), default=min(times)))
 
 
-def _record(path: Path) -> dict[str, Any]:
-    """Read the record of a submission; empty when its controller has just renamed it."""
+def _record(path: Path) -> tuple[list[list[TaskKey]], float]:
+    """The tasks of each element of a submission, and its time; empty when it was just renamed."""
+
+    def parse(data: Any) -> tuple[list[list[TaskKey]], float]:
+        return [[TaskKey.parse(text) for text in texts] for texts in data["elements"]], float(data["submitted"])
+
     try:
-        record: dict[str, Any] = manifests.read_json(path)
+        return manifests.read_record(path, parse)
     except StoreError:
         if path.exists():
             raise
-        return {}
-    return record
+        return [], 0.0
 
 
 # --- frames --------------------------------------------------------------------------------------

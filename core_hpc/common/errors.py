@@ -48,6 +48,10 @@ class ClaimError(CoreHpcError):
     exit_code = 3
 
 
+class ClaimLostError(ClaimError):
+    """This controller held the claim on its sweep, and another one holds it now."""
+
+
 class StoreError(CoreHpcError):
     """A published file is missing, torn, altered, or of another schema version."""
 

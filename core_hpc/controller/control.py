@@ -7,12 +7,14 @@ submissions. `controller/detach.py` runs the controller in a SLURM job.
 
 from __future__ import annotations
 
+import functools
 import time
 from collections.abc import Sequence
 
 from rich.console import Console
 from rich.markup import escape
 
+from core_hpc.common.errors import ClaimLostError
 from core_hpc.common.terminal import duration
 from core_hpc.controller.counts_cache import CountsCache
 from core_hpc.controller.display import Display
@@ -27,8 +29,8 @@ from core_hpc.schedule.progress import RunProgress, inspect_run
 from core_hpc.schedule.scheduler import Scheduler
 from core_hpc.slurm.commands import Slurm
 from core_hpc.slurm.records import OPEN, SubmissionFolder
-from core_hpc.store import manifests
-from core_hpc.store.claims import claim
+from core_hpc.store.claims import Claim, claim
+from core_hpc.store.leftovers import remove_leftovers
 from core_hpc.store.paths import SweepPaths
 from core_hpc.store.schema import TRAINING_PHASES
 
@@ -38,21 +40,22 @@ def control(sweep: Sweep, start: Start, prepared: Prepared, console: Console) ->
 
     Returns:
         Its runs, and whether it reached its end (False: a user asked it to stop).
+
+    Raises:
+        ClaimError: another controller holds the sweep, or has taken it meanwhile (ClaimLostError).
     """
     slurm = Slurm() if sweep.cluster.uses_slurm else None
     paths = SweepPaths(sweep.folder)
-    with claim(paths.claim, has_ended=slurm.has_ended if slurm is not None else None):
+    with claim(paths.claim, has_ended=slurm.has_ended if slurm is not None else None) as held:
         if start.by_user:
             paths.stop_request.unlink(missing_ok=True)
+        SubmissionFolder(paths.slurm).tidy()  # of earlier detached controllers
         progress = open_runs(sweep, prepared, console, verify=start.verify)
         finished = True
         if any(p.open for p in progress):
-
-            def notify(message: str) -> None:
-                console.print(f"[yellow]{escape(message)}[/yellow]", soft_wrap=True)
-
-            driver = make_driver([p.run for p in progress], slurm, start_id=start.start_id, notify=notify)
-            finished = _drive(sweep, start, progress, driver, console)
+            runs, notify = [p.run for p in progress], functools.partial(_notify, console)
+            driver = make_driver(runs, slurm, start_id=start.start_id, notify=notify, require_claim=held.require)
+            finished = _drive(sweep, start, progress, driver, console, held)
         else:
             console.print(
                 f"everything is done: {len(progress)} run(s) of sweep {sweep.name} are finished; nothing was changed."
@@ -83,7 +86,7 @@ def open_runs(sweep: Sweep, prepared: Prepared, console: Console, *, verify: boo
             run = runfolders.create(plan, sweep.folder, *prepared[plan.run_id])
         progress, messages = inspect_run(run, checksum=verify)
         for message in messages:
-            console.print(f"[yellow]damaged:[/yellow] {escape(message)}", soft_wrap=True)
+            _notify(console, message)
         _clean(progress)
         opened.append(progress)
     return opened
@@ -99,10 +102,16 @@ def _clean(progress: RunProgress) -> None:
             if key.phase in TRAINING_PHASES:
                 remove_checkpoints(run.paths, key)
         for folder in {run.paths.task_folder(key) for key in progress.graph.tasks()}:
-            manifests.remove_leftovers(folder)
+            remove_leftovers(folder)
 
 
-def _drive(sweep: Sweep, start: Start, progress: list[RunProgress], driver: Driver, console: Console) -> bool:
+def _notify(console: Console, message: str) -> None:
+    console.print(f"[yellow]{escape(message)}[/yellow]", soft_wrap=True)
+
+
+def _drive(
+    sweep: Sweep, start: Start, progress: list[RunProgress], driver: Driver, console: Console, held: Claim
+) -> bool:
     """Run the scheduler with its listeners. Returns False when a user asked it to stop."""
     _print_work(sweep, progress, driver, console)
     paths, started = SweepPaths(sweep.folder), time.monotonic()
@@ -113,6 +122,7 @@ def _drive(sweep: Sweep, start: Start, progress: list[RunProgress], driver: Driv
         heartbeat.beat()  # the scheduler calls this in every iteration of its loop
         return paths.stop_request.exists()
 
+    lost = False
     display = Display(console, sweep.name, progress, refreshes_per_s=driver.refreshes_per_s, warm=driver.warm)
     try:
         with display:
@@ -122,12 +132,19 @@ def _drive(sweep: Sweep, start: Start, progress: list[RunProgress], driver: Driv
                 [display, tracking, counts],
                 max_attempts=sweep.cluster.max_attempts,
                 stop_requested=stop_requested,
+                require_claim=held.require,
+                notify=functools.partial(_notify, console),
             ).run()
+    except ClaimLostError:
+        lost = True  # these files belong to another controller now
+        raise
     finally:
-        heartbeat.beat(last=True)
+        if not lost:
+            heartbeat.beat(last=True)
         driver.executor.close()
-        tracking.close(progress)
-        counts.close(progress)
+        if not lost:
+            tracking.close(progress)
+            counts.close(progress)
     seconds, cpu_s = time.monotonic() - started, heartbeat.cpu_s
     share = f"{100 * cpu_s / seconds:.1f} % of a core"
     console.print(f"this start took {duration(seconds)}; the controller used {cpu_s:.0f} CPU-seconds ({share})")

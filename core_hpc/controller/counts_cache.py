@@ -13,6 +13,7 @@ from analysis.counts import cache, load
 from core_hpc.common.errors import CoreHpcError
 from core_hpc.runs.messages import Done, Event
 from core_hpc.schedule.progress import RunProgress
+from core_hpc.store.manifests import DamagedError
 
 
 class CountsCache:
@@ -22,10 +23,17 @@ class CountsCache:
         if isinstance(event, Done):
             self._cache(progress, {event.task.key.iteration})
 
+    def on_finished(self, progress: RunProgress) -> None:
+        self._cache_rest(progress)
+
     def close(self, runs: Sequence[RunProgress]) -> None:
         """Cache what a killed controller did not cache, and iterations with a shard made again."""
         for progress in runs:
-            self._cache(progress, {key.iteration for key in progress.published} - cache.iterations(progress.run.root))
+            with contextlib.suppress(DamagedError):  # the next start finds it
+                self._cache_rest(progress)
+
+    def _cache_rest(self, progress: RunProgress) -> None:
+        self._cache(progress, {key.iteration for key in progress.published} - cache.iterations(progress.run.root))
 
     def _cache(self, progress: RunProgress, iterations: set[int]) -> None:
         for iteration in sorted(iterations):
@@ -33,6 +41,9 @@ class CountsCache:
             # This runs after every task. Mostly a task at the end of the iteration is open.
             if any(key in progress.open_tasks for key in reversed(own)):
                 continue
-            # Analysis does not need the cache, and reports what is wrong with the rows.
-            with contextlib.suppress(CoreHpcError, OSError):
+            try:
                 load.keep_counts(progress.run.root, iteration)
+            except DamagedError:
+                raise  # the scheduler sets it aside
+            except (CoreHpcError, OSError):
+                pass  # analysis does not need the cache, and reports what is wrong with the rows

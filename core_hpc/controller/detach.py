@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import os
+import shutil
 import signal
 import time
 from dataclasses import dataclass, replace
@@ -18,7 +19,7 @@ from types import FrameType
 
 from rich.console import Console
 
-from core_hpc.common.errors import ClaimError, CoreHpcError, StoreError
+from core_hpc.common.errors import ClaimError, ClaimLostError, CoreHpcError, StoreError
 from core_hpc.common.terminal import standard_console
 from core_hpc.config.cluster import ClusterSection
 from core_hpc.controller.control import control, open_runs
@@ -32,6 +33,7 @@ from core_hpc.slurm.commands import Slurm, SlurmUnavailableError
 from core_hpc.slurm.records import OPEN, Submission, SubmissionFolder, new_submission
 from core_hpc.slurm.submit import RefusedError, job_parameters, submit
 from core_hpc.store import manifests
+from core_hpc.store.claims import claim
 from core_hpc.store.paths import SweepPaths
 
 QUICK_S = 60.0
@@ -114,7 +116,8 @@ def active_controllers(sweep_folder: Path, slurm: Slurm, *, close: bool) -> list
 def _end_of(folder: SubmissionFolder, submission: Submission) -> Outcome:
     """How a controller ended, according to its status file (`_note_end`)."""
     try:
-        return replace(Outcome.from_json(manifests.read_json(folder.status_file(submission, 0))), counted=False)
+        ended = manifests.read_record(folder.status_file(submission, 0), Outcome.from_json)
+        return replace(ended, counted=False)
     except StoreError:
         return Outcome(OutcomeKind.DIED, "the controller ended without reporting why", counted=False)
 
@@ -169,9 +172,26 @@ def run_controller(spec: ControllerSpec) -> None:
         _note_end(OutcomeKind.DIED, str(e))
         raise
     finally:
-        if not continues and successor is not None:
-            with contextlib.suppress(SlurmUnavailableError):  # an unnecessary successor ends by itself
-                slurm.cancel([successor])
+        if not continues:
+            with contextlib.suppress(SlurmUnavailableError, ClaimError, OSError):  # the next start does it
+                _end_chain(folder, slurm, successor)
+
+
+def _end_chain(sweep_folder: Path, slurm: Slurm, successor: int | None) -> None:
+    """Cancel the successor, and close the records of the controllers: this is the last one."""
+    if successor is not None:
+        slurm.cancel([successor])
+    with claim(SweepPaths(sweep_folder).claim, has_ended=slurm.has_ended):
+        folder, mine = SubmissionFolder(SweepPaths(sweep_folder).slurm), int(os.environ["SLURM_JOB_ID"])
+        active_controllers(sweep_folder, slurm, close=True)
+        for submission in folder.read(OPEN):
+            if submission.job == successor is not None:  # it has never begun, so nothing of it is worth keeping
+                folder.discard(submission)
+                shutil.rmtree(folder.folder(submission), ignore_errors=True)
+            elif submission.job == mine:
+                folder.resolve(submission, 0, _end_of(folder, submission))
+                folder.close(submission)
+        folder.tidy()
 
 
 def _interrupt(signum: int, frame: FrameType | None) -> None:
@@ -194,6 +214,8 @@ def _control_patiently(sweep: Sweep, start: Start, console: Console) -> tuple[li
     while True:
         try:
             return control(sweep, start, {}, console)
+        except ClaimLostError:
+            raise  # another controller has taken the sweep from this one
         except ClaimError:
             if time.monotonic() > deadline:
                 raise

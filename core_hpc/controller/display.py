@@ -87,6 +87,9 @@ class Display:
             if isinstance(event, Failed):
                 self._failed(progress, event)
 
+    def on_finished(self, progress: RunProgress) -> None:
+        """Nothing is left to show."""
+
     def _failed(self, progress: RunProgress, event: Failed) -> None:
         outcome = event.outcome
         if progress.stopped:

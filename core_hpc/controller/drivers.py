@@ -44,13 +44,21 @@ class Driver:
     warm: bool
 
 
-def make_driver(runs: Sequence[Run], slurm: Slurm | None, *, start_id: str, notify: Callable[[str], None]) -> Driver:
+def make_driver(
+    runs: Sequence[Run],
+    slurm: Slurm | None,
+    *,
+    start_id: str,
+    notify: Callable[[str], None],
+    require_claim: Callable[[], None] = lambda: None,
+) -> Driver:
     """The driver of a sweep's runs, which share the cluster section of the first one.
 
     Args:
         slurm: None for the driver `local`.
         start_id: names the start by the user.
         notify: shows a message to the user.
+        require_claim: called before anything is submitted to SLURM.
 
     Raises:
         InputError: this machine does not have what the cluster section asks for.
@@ -68,6 +76,6 @@ def make_driver(runs: Sequence[Run], slurm: Slurm | None, *, start_id: str, noti
         packing, description = ChainedPacking(cluster.slurm), "chained SLURM arrays"
     else:
         packing, description = ArrayPacking(cluster.slurm), "SLURM arrays"
-    on_slurm = SlurmExecutor(cluster, slurm, packing, start_id=start_id, notify=notify)
+    on_slurm = SlurmExecutor(cluster, slurm, packing, start_id=start_id, notify=notify, require_claim=require_claim)
     warm = cluster.driver == "resident"
     return Driver(on_slurm, description, cpu_seconds, SLURM_REFRESHES_PER_S, warm)

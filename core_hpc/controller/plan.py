@@ -27,7 +27,13 @@ from core_hpc.store.schema import COLD, EVALUATE
 
 
 def print_plan(sweep: Sweep, console: Console) -> None:
-    """Print the plan of a sweep."""
+    """Print the plan of a sweep.
+
+    Raises:
+        RunConflictError: a run was started with other scientific fields, so a start would be
+            refused. The plan is printed first.
+    """
+    conflicts = runfolders.conflicts(sweep)
     held_out, missing = _held_out(sweep)
     graphs = {plan.run_id: Graph.of(plan.config, num_evaluation_problems=held_out[plan.run_id]) for plan in sweep.runs}
     table = Table(title=f"sweep {sweep.name}: {len(sweep.runs)} run(s) in {sweep.folder}", title_justify="left")
@@ -37,6 +43,7 @@ def print_plan(sweep: Sweep, console: Console) -> None:
         graph = graphs[plan.run_id]
         completions, tokens, steps = most_work(plan, graph, held_out[plan.run_id])
         state = "exists: will continue" if runfolders.exists(plan, sweep.folder) else "new"
+        state = "conflict: see below" if plan.run_id in conflicts else state
         table.add_row(plan.run_id, f"{len(graph.tasks())}", f"{completions:,}", f"{tokens:,}", f"{steps:,}", state)
     console.print(table)
     console.print_json(json.dumps(sweep.runs[0].config.model_dump(mode="json")))
@@ -51,6 +58,8 @@ def print_plan(sweep: Sweep, console: Console) -> None:
             console.print(script, markup=False, soft_wrap=True)
     for message in missing:
         console.print(f"\nbefore a start: {message}", markup=False, soft_wrap=True)
+    if conflicts:
+        runfolders.check_conflicts(sweep)
 
 
 def _held_out(sweep: Sweep) -> tuple[dict[str, int], list[str]]:

@@ -33,6 +33,7 @@ from core_hpc.models.resolve import (
 from core_hpc.problems.splits import SPLITS, Splits, check_counts, make_splits, warmup_problems, worked_examples
 from core_hpc.runs.folder import ModelFacts
 from core_hpc.runs.sweep import RunPlan
+from core_hpc.store import parquet
 from core_hpc.store.schema import COLD, EVALUATE
 
 FACTS_FILE = "facts.json"
@@ -151,8 +152,8 @@ def _write_splits(folder: Path, number: int, splits: Splits) -> None:
 def read_splits(folder: Path, number: int) -> Splits:
     """Read the problems of the run with this number in the request."""
     start = f"{number}-warmup-"
-    warmups = {p.stem.removeprefix(start): pl.read_parquet(p) for p in sorted(folder.glob(f"{start}*.parquet"))}
-    train, evaluation, examples = (pl.read_parquet(folder / f"{number}-{name}.parquet") for name in SPLITS)
+    warmups = {p.stem.removeprefix(start): parquet.read(p) for p in sorted(folder.glob(f"{start}*.parquet"))}
+    train, evaluation, examples = (parquet.read(folder / f"{number}-{name}.parquet") for name in SPLITS)
     return Splits(train, evaluation, examples, warmups)
 
 

@@ -9,8 +9,10 @@ never read here.
 
 from __future__ import annotations
 
+import contextlib
 import math
 import time
+from collections.abc import Iterator
 from typing import Any
 
 import polars as pl
@@ -193,22 +195,37 @@ class Tracking:
     def on_event(self, progress: RunProgress, event: Event) -> None:
         if not isinstance(event, Done):
             return
-        if progress.run.run_id in self._trackers:
-            self._trackers[progress.run.run_id].task_published(event.task.key, progress.published)
-        else:
-            self._tracker(progress)
+        tracker = self._trackers.get(progress.run.run_id)
+        with self._discarded_after_damage(progress):
+            if tracker is not None:
+                tracker.task_published(event.task.key, progress.published)
+            else:
+                self._begin(progress)
 
-    def _tracker(self, progress: RunProgress) -> RunTracker:
+    def on_finished(self, progress: RunProgress) -> None:
+        """A finished run has complete files, also if this start has published nothing."""
         if progress.run.run_id not in self._trackers:
-            tracker = self._trackers[progress.run.run_id] = RunTracker(progress.run)
-            for key in sorted(progress.published & set(progress.graph.tasks())):
-                tracker.task_published(key, progress.published)
-        return self._trackers[progress.run.run_id]
+            with self._discarded_after_damage(progress):
+                self._begin(progress)
+
+    def _begin(self, progress: RunProgress) -> None:
+        tracker = self._trackers[progress.run.run_id] = RunTracker(progress.run)
+        for key in sorted(progress.published & set(progress.graph.tasks())):
+            tracker.task_published(key, progress.published)
+
+    @contextlib.contextmanager
+    def _discarded_after_damage(self, progress: RunProgress) -> Iterator[None]:
+        """Begin the files of a run anew after damage was found, so that every point appears once."""
+        try:
+            yield
+        except manifests.DamagedError:
+            if (tracker := self._trackers.pop(progress.run.run_id, None)) is not None:
+                tracker.close(finished=False)
+            raise
 
     def close(self, runs: list[RunProgress]) -> None:
         """Close all files."""
         for progress in runs:
-            # Without a publication in this start, a run keeps the files of an earlier one. If it is
-            # finished, they are written again, because they must be complete.
-            if progress.run.run_id in self._trackers or progress.finished:
-                self._tracker(progress).close(finished=progress.finished)
+            # Without a publication in this start, a run keeps the files of an earlier one.
+            if (tracker := self._trackers.get(progress.run.run_id)) is not None:
+                tracker.close(finished=progress.finished)

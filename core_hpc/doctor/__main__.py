@@ -7,6 +7,11 @@ do. The exit status is 1 if a check fails. The checks are in `doctor/checks.py` 
 
 from __future__ import annotations
 
+from core_hpc.common.startup import begin_command
+
+if __name__ == "__main__":
+    begin_command()
+
 import argparse
 import os
 import sys

@@ -239,7 +239,10 @@ def cache_folder() -> Path:
     """$CORE_HPC_CACHE, or core_hpc in the user's cache folder."""
     if own := os.environ.get("CORE_HPC_CACHE"):
         return Path(own).expanduser()
-    return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "core_hpc"
+    try:
+        return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "core_hpc"
+    except RuntimeError as e:  # neither HOME nor a passwd entry, as in some containers
+        raise InputError("this user has no home folder; name a folder for caches in CORE_HPC_CACHE") from e
 
 
 def _known() -> str:

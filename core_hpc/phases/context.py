@@ -259,11 +259,6 @@ class TaskContext:
             return None
         return AdapterRef(folder, f"{self.run.run_id}-{folder.name}-{iteration:04d}")
 
-    def part(self, problem_rows: Sequence[int]) -> list[int]:
-        """Those rows of an iteration's problems that belong to the task's part."""
-        size = self.run.config.protocol.problems_per_part
-        return list(problem_rows[self.key.part * size : (self.key.part + 1) * size])
-
     def stats(self, **more: Any) -> Callable[[], dict[str, Any]]:
         """A function that returns the statistics for the manifest at the time of writing."""
 

@@ -18,7 +18,7 @@ from core_hpc.common.seeds import stable_seed
 from core_hpc.config.run import SamplingSection
 from core_hpc.engines.base import Completion, GenerationRequest, SamplingSettings
 from core_hpc.phases.context import TaskContext
-from core_hpc.problems.splits import EVALUATION, TRAIN, problems_of_iteration
+from core_hpc.runs.contents import problems_of_part
 from core_hpc.store import shards
 from core_hpc.store.paths import TEAM, TaskKey
 from core_hpc.store.schema import COLD, CORRECT, EVALUATE, HINT, HINTS, RESCUE, ROLLOUTS, TIMEOUT
@@ -37,22 +37,12 @@ class _Wanted:
     teacher_sample_index: int | None = None
 
 
-def training_rows(context: TaskContext) -> pl.DataFrame:
-    """The training problems of the task's iteration and part, in the order of the iteration."""
-    run = context.run
-    train = run.split(TRAIN)
-    rows = problems_of_iteration(
-        train.height, run.config.protocol.problems_per_iteration, context.key.iteration, run.config.seed
-    )
-    return train[context.part(rows)]
-
-
 def run_cold(context: TaskContext) -> None:
     """Sample each problem K times without help (METHOD.md section 1)."""
     builder = context.prompt_builder(context.model)
     wanted = [
         _Wanted(problem=problem, sample_index=k, prompt=prompt)
-        for problem in training_rows(context).to_dicts()
+        for problem in problems_of_part(context.run, context.key).to_dicts()
         for prompt in [builder.build(problem["question"])]
         for k in range(context.run.config.protocol.cold_samples)
     ]
@@ -68,7 +58,7 @@ def run_rescue(context: TaskContext) -> None:
     """
     builder = context.prompt_builder(context.model)
     hints = shards.read_task(context.run.root, TaskKey(context.key.iteration, HINT, TEAM, context.key.part), HINTS)
-    problems = {p["problem_id"]: p for p in training_rows(context).to_dicts()}
+    problems = {p["problem_id"]: p for p in problems_of_part(context.run, context.key).to_dicts()}
     sampled_again = hints.filter(pl.col("model") == context.key.model, pl.col("hint_draws").list.len() > 0)
     wanted = []
     for row in sampled_again.iter_rows(named=True):
@@ -94,10 +84,9 @@ def run_rescue(context: TaskContext) -> None:
 def run_evaluate(context: TaskContext) -> None:
     """Sample the held-out problems with the adapter that this iteration trained."""
     builder = context.prompt_builder(context.model)
-    problems = context.run.split(EVALUATION)
     wanted = [
         _Wanted(problem=problem, sample_index=k, prompt=prompt)
-        for problem in problems[context.part(range(problems.height))].to_dicts()
+        for problem in problems_of_part(context.run, context.key).to_dicts()
         for prompt in [builder.build(problem["question"])]
         for k in range(context.run.config.evaluation.samples)
     ]

@@ -24,16 +24,17 @@ from core_hpc.protocol.failures import failed_models
 from core_hpc.protocol.hints import make_hint, treat_leak
 from core_hpc.protocol.leaks import leak_of
 from core_hpc.protocol.teacher import best_own, choose_teacher, rotated
+from core_hpc.runs.contents import read_rollouts
 from core_hpc.store import manifests, shards
 from core_hpc.store.paths import TaskKey
-from core_hpc.store.schema import COLD, HINTS, ROLLOUTS
+from core_hpc.store.schema import COLD, HINTS
 
 
 def run(context: TaskContext) -> None:
     """Choose teachers and hints for one part and publish them."""
     config, key = context.run.config, context.key
     order = [m.name for m in config.team]
-    cold = shards.read_tasks(context.run.root, [TaskKey(key.iteration, COLD, m, key.part) for m in order], ROLLOUTS)
+    cold = read_rollouts(context.run, [TaskKey(key.iteration, COLD, m, key.part) for m in order])
     context.stopwatch.lap("read")
     texts = cold["text"].to_list()
     vectors = embed_texts(context, texts)

@@ -35,6 +35,7 @@ from core_hpc.phases.rescue_context import in_context
 from core_hpc.phases.self_teacher import TokenRate, with_teacher
 from core_hpc.phases.shared_rescues import shared_rows
 from core_hpc.problems.splits import shuffle_seed
+from core_hpc.runs.contents import check_counts
 from core_hpc.runs.graph import horizon_at, steps_per_iteration
 from core_hpc.store import manifests, shards
 from core_hpc.store.paths import EARLIER_OPTIMIZER_STATE, OPTIMIZER_STATE, TEAM, TaskKey
@@ -118,6 +119,9 @@ def training_rows(context: TaskContext, rate: Rate | None = None, token_rate: To
     rollouts = shards.read_tasks(run.root, own, ROLLOUTS, columns=ROLLOUT_COLUMNS)
     scores = shards.read_tasks(run.root, [TaskKey(key.iteration, SCORE, TEAM, p) for p in parts], SCORES)
     advantages = scores.filter(pl.col("model") == key.model).select(*ROW_KEY, "advantage")
+    for p in parts:
+        score_key = TaskKey(key.iteration, SCORE, TEAM, p)
+        check_counts(run, score_key, manifests.read_manifest(run.paths.task_manifest(score_key)))
     joined = rollouts.join(advantages, on=ROW_KEY, how="left", maintain_order="left")
     if joined.height != advantages.height or joined["advantage"].null_count():
         raise StoreError(

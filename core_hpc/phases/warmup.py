@@ -39,6 +39,7 @@ from core_hpc.phases.context import TaskContext
 from core_hpc.problems.splits import HINTED
 from core_hpc.protocol.hints import make_hint
 from core_hpc.store import manifests, shards
+from core_hpc.store.leftovers import remove_leftovers
 from core_hpc.store.paths import MANIFEST_SUFFIX
 from core_hpc.store.schema import STEPS, WARMUP
 from core_hpc.training.batching import Row
@@ -175,7 +176,7 @@ def _reserved(folder: Path, should_stop: Callable[[], bool]) -> Iterator[None]:
             except OSError:
                 break
             else:
-                manifests.remove_leftovers(folder)
+                remove_leftovers(folder)
                 break
         yield
 

@@ -18,6 +18,7 @@ import polars as pl
 
 from core_hpc.answers.kinds import KINDS, LETTERS
 from core_hpc.common.errors import InputError
+from core_hpc.store import parquet
 from core_hpc.store.schema import ATTRIBUTES
 
 SHOWN_MISTAKES = 10
@@ -104,9 +105,9 @@ def _rows(path: Path, container: str) -> Iterator[tuple[int, Row | RowError]]:
     """(number, row) of a file; a RowError replaces a line that is not a row."""
     try:
         if container == "parquet":
-            yield from enumerate(pl.read_parquet(path).iter_rows(named=True), start=1)
+            yield from enumerate(parquet.read(path).iter_rows(named=True), start=1)
         elif container == "csv":
-            yield from enumerate(pl.read_csv(path, infer_schema=False).iter_rows(named=True), start=1)
+            yield from enumerate(pl.read_csv(path, infer_schema=False, glob=False).iter_rows(named=True), start=1)
         else:
             with path.open(encoding="utf-8") as f:
                 yield from ((number, _json_row(line)) for number, line in enumerate(f, start=1) if line.strip())

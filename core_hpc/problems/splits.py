@@ -8,6 +8,7 @@ near-duplicates.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import random
 from collections import Counter
@@ -231,6 +232,12 @@ def _solved(source: ProblemSource, items: list[Item]) -> list[Item]:
 def _frame(items: Sequence[Item]) -> pl.DataFrame:
     rows = [(i.problem_id, i.question, i.gold, i.answer_kind, json.dumps(i.metadata, sort_keys=True)) for i in items]
     return pl.DataFrame(rows, schema=PROBLEMS.schema, orient="row")
+
+
+def problems_digest(problems: pl.DataFrame) -> str:
+    """A digest of problems, in hex digits. It depends on their content only, not on a file format."""
+    rows = json.dumps(problems.select(list(PROBLEMS.columns)).rows(), separators=(",", ":"))
+    return hashlib.sha256(rows.encode()).hexdigest()
 
 
 def worked_examples(examples: pl.DataFrame) -> tuple[tuple[str, str], ...]:

@@ -1,7 +1,7 @@
 """The run folder: created once from a resolved configuration, opened by later starts and by tasks.
 
-`run.json` is the identity (scientific fields, model fingerprints, context sizes, provenance) and
-never changes. `config.json` holds the configuration of the last start, and `horizon.json` the
+`run.json` is the identity (scientific fields, model fingerprints, context sizes, digests of the
+problems, provenance) and never changes. `config.json` holds the configuration of the last start, and `horizon.json` the
 horizons of the learning-rate schedule. A folder that was made with other scientific fields is
 refused, and the message names the fields. Launching and scheduling are not in this module.
 """
@@ -14,10 +14,11 @@ from pathlib import Path
 from typing import Any
 
 import polars as pl
+from pydantic import TypeAdapter
 
 from core_hpc.common.errors import InputError, RunConflictError, StoreError
 from core_hpc.config.run import RunConfig, flatten, scientific_fields
-from core_hpc.problems.splits import EVALUATION, SPLITS, Splits
+from core_hpc.problems.splits import EVALUATION, SPLITS, Splits, problems_digest
 from core_hpc.runs import provenance
 from core_hpc.runs.graph import Graph, Horizon, extend_horizon
 from core_hpc.runs.sweep import RunPlan, Sweep, load_sweep
@@ -35,6 +36,10 @@ class ModelFacts:
     prompt_style: str
     num_weights: int = 0
     """0 if it is unknown: runs of earlier versions, or weights that are not safetensors."""
+
+
+_FACTS = TypeAdapter(dict[str, ModelFacts])
+_HORIZONS = TypeAdapter(list[Horizon])
 
 
 @dataclass(frozen=True)
@@ -67,7 +72,7 @@ class Run:
 
     def horizons(self) -> list[Horizon]:
         """The horizons of the learning-rate schedule, in the order of iterations."""
-        return [Horizon(**h) for h in manifests.read_json(self.paths.horizon)]
+        return manifests.read_record(self.paths.horizon, _HORIZONS.validate_python)
 
 
 # --- find run folders ----------------------------------------------------------------------------
@@ -123,8 +128,7 @@ def _runs_in(folder: Path) -> list[Path]:
 
 def read_identity(run: Path) -> dict[str, Any]:
     """Read the identity of a run: scientific fields, model fingerprints, provenance."""
-    identity: dict[str, Any] = manifests.read_json(RunPaths(run).identity)
-    return identity
+    return manifests.read_record(RunPaths(run).identity, _parse_identity)
 
 
 def read_run_config(run: Path) -> RunConfig:
@@ -142,7 +146,26 @@ def open_run(root: Path) -> Run:
 
 
 def _facts_in(identity: Mapping[str, Any]) -> dict[str, ModelFacts]:
-    return {name: ModelFacts(**facts) for name, facts in identity["models"].items()}
+    return _FACTS.validate_python(identity.get("models", {}))
+
+
+def _parse_identity(data: Any) -> dict[str, Any]:
+    """Check the content of `run.json`. An error if it is not the identity of a run."""
+    identity = {**data}
+    if not isinstance(identity["run_id"], str):
+        raise ValueError("run_id is no text")
+    if wrong := [name for name in ("scientific", "problems") if not isinstance(identity.get(name, {}), dict)]:
+        raise ValueError(f"{wrong[0]} is no object")
+    if "imported" not in identity:
+        _facts_in(identity)
+    return identity
+
+
+def _json_or_none(path: Path) -> Any | None:
+    try:
+        return manifests.read_json(path)
+    except StoreError:
+        return None
 
 
 def started_sweep(folder: Path, run_ids: Sequence[str]) -> Sweep:
@@ -150,7 +173,7 @@ def started_sweep(folder: Path, run_ids: Sequence[str]) -> Sweep:
     plans = []
     for run_id in run_ids:
         root = folder / run_id
-        plans.append(RunPlan(read_identity(root)["label"], run_id, read_run_config(root)))
+        plans.append(RunPlan(read_identity(root).get("label", run_id), run_id, read_run_config(root)))
     return Sweep(folder, "", plans[0].config.name, folder, tuple(plans))
 
 
@@ -176,7 +199,7 @@ def _as_started(plan: RunPlan, folder: Path) -> RunPlan:
         return plan
     fields = flatten(scientific_fields(plan.config))
     for found in _folders_with_label(plan.label, folder):
-        if flatten(read_identity(found)["scientific"]) == fields:
+        if flatten(read_identity(found).get("scientific", {})) == fields:
             return replace(plan, run_id=found.name)
     return plan
 
@@ -191,19 +214,7 @@ def check_conflicts(sweep: Sweep) -> None:
     Raises:
         RunConflictError: There is such a run. The message names the fields.
     """
-    messages = []
-    wanted = {run.run_id for run in sweep.runs}
-    for plan in sweep.runs:
-        if exists(plan, sweep.folder):
-            continue
-        for found in _folders_with_label(plan.label, sweep.folder):
-            if found.name in wanted:
-                continue
-            old = flatten(read_identity(found)["scientific"])
-            new = flatten(scientific_fields(plan.config))
-            changed = [key for key in sorted({*old, *new}) if old.get(key) != new.get(key)]
-            lines = [f"      {key}: {_show(old, key)} -> {_show(new, key)}" for key in changed]
-            messages.append("\n".join([f"  - {found} was made with other values", *lines]))
+    messages = [message for of_run in conflicts(sweep).values() for message in of_run]
     if messages:
         raise RunConflictError(
             "the scientific fields of a started run cannot change; nothing was changed\n"
@@ -211,6 +222,25 @@ def check_conflicts(sweep: Sweep) -> None:
             + f"\n  Undo the change, or give the sweep another name (--set name={sweep.name}-2), or write a grid with "
             "both values."
         )
+
+
+def conflicts(sweep: Sweep) -> dict[str, list[str]]:
+    """By run id: which started runs with the same label have other values, and which fields differ."""
+    wanted = {run.run_id for run in sweep.runs}
+    found: dict[str, list[str]] = {}
+    for plan in sweep.runs:
+        if exists(plan, sweep.folder):
+            continue
+        for folder in _folders_with_label(plan.label, sweep.folder):
+            if folder.name in wanted:
+                continue
+            old = flatten(read_identity(folder).get("scientific", {}))
+            new = flatten(scientific_fields(plan.config))
+            changed = [key for key in sorted({*old, *new}) if old.get(key) != new.get(key)]
+            lines = [f"      {key}: {_show(old, key)} -> {_show(new, key)}" for key in changed]
+            message = "\n".join([f"  - {folder} was made with other values", *lines])
+            found.setdefault(plan.run_id, []).append(message)
+    return found
 
 
 def _show(fields: Mapping[str, Any], key: str) -> str:
@@ -227,26 +257,43 @@ def create(plan: RunPlan, folder: Path, splits: Splits, facts: Mapping[str, Mode
         manifests.make_folder(path)
     frames = {name: getattr(splits, name) for name in SPLITS}
     frames |= {paths.warmup_problems(model): frame for model, frame in splits.warmups.items()}
-    for name, frame in frames.items():
-        if not (paths.problems / f"{name}.manifest.json").exists():
-            shards.publish_frame(paths.problems, name, frame, PROBLEMS)
+    frozen = {name: _freeze(paths.problems, name, frame) for name, frame in frames.items()}
     identity = {
         "run_id": plan.run_id,
         "label": plan.label,
         "scientific": scientific_fields(plan.config),
         "models": {name: asdict(f) for name, f in facts.items()},
+        "problems": {name: problems_digest(problems) for name, problems in frozen.items()},
         "provenance": provenance.collect(),
     }
     manifests.write_json(paths.identity, identity)
     return start(plan, folder)
 
 
+def _freeze(folder: Path, name: str, problems: pl.DataFrame) -> pl.DataFrame:
+    """Publish the problems of a split, and return those that are published.
+
+    An interrupted creation may have published them, perhaps before their source was changed.
+    """
+    path = folder / f"{name}.manifest.json"
+    for _ in range(2):
+        manifest = shards.publish_frame(folder, name, problems, PROBLEMS) if not path.exists() else None
+        try:
+            return shards.read_manifest_table(manifest or manifests.read_manifest(path), PROBLEMS, checksum=True)
+        except manifests.DamagedError:
+            manifests.set_aside(path)
+    raise StoreError(f"{path}: what is written here is damaged at once; check the disk")
+
+
 def start(plan: RunPlan, folder: Path) -> Run:
     """Open an existing run with the configuration of this start, and record that configuration."""
     paths = RunPaths(folder / plan.run_id)
-    run = Run(plan.run_id, paths, plan.config, _facts_in(manifests.read_json(paths.identity)))
+    identity = read_identity(paths.root)
+    if identity["run_id"] != plan.run_id:
+        raise StoreError(f"{paths.identity}: is the identity of {identity['run_id']}; restore this file from a backup")
+    run = Run(plan.run_id, paths, plan.config, _facts_in(identity))
     config = plan.config.model_dump(mode="json")
-    if not paths.config.exists() or manifests.read_json(paths.config) != config:
+    if _json_or_none(paths.config) != config:
         manifests.write_json(paths.config, config)
     old = run.horizons() if paths.horizon.exists() else []
     new = extend_horizon(old, plan.config.iterations, shards.published_keys(run.root))

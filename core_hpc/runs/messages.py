@@ -3,7 +3,8 @@
 A worker process writes `WorkerMessage`s to its parent. A SLURM job writes a `JobStatus` file for the
 controller. A driver reports `Event`s to the scheduler. `Outcome` describes how a task or a job ended.
 What is written to disk or to a pipe is JSON; `to_json` and `from_json` are inverse to each other, and
-`from_json` accepts files of earlier versions (missing fields take their defaults, unknown ones are ignored).
+`from_json` accepts files of earlier versions (missing fields take their defaults, unknown ones are ignored). Anything
+else is an error, which `read_record` of `store/manifests.py` turns into a message that names the file.
 Nothing here does I/O or decides what happens next.
 """
 
@@ -12,7 +13,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, replace
 from enum import StrEnum
-from typing import Any
+from functools import cache
+from typing import Any, TypeVar
+
+from pydantic import TypeAdapter
 
 from core_hpc.store.paths import TaskKey
 
@@ -109,7 +113,7 @@ class Outcome:
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> Outcome:
-        return cls(**{**_known(cls, data), "kind": OutcomeKind(data["kind"])})
+        return _made(cls, data)
 
 
 # --- from a worker process to its parent, and back -----------------------------------------------
@@ -199,8 +203,8 @@ class RunningTask:
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> RunningTask:
-        progress = Progress(**_known(Progress, data)) if "done" in data else None
-        return cls(data.get("started", 0.0), progress, data.get("time", 0.0))
+        progress = _made(Progress, data) if "done" in data else None
+        return _made(cls, {**data, "progress": progress})
 
 
 @dataclass(frozen=True)
@@ -239,13 +243,7 @@ class JobEnd:
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> JobEnd:
-        reason, left = data.get("reason"), data.get("left")
-        converted = {
-            "kind": OutcomeKind(data["kind"]),
-            "reason": StopReason(reason) if reason else None,
-            "left": tuple(left) if left is not None else None,
-        }
-        return cls(**{**_known(cls, data), **converted})
+        return _made(cls, data)
 
 
 @dataclass(frozen=True)
@@ -286,15 +284,18 @@ class JobStatus:
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> JobStatus:
-        progress, stopping, outcome = (data.get(name) for name in ("progress", "stopping", "outcome"))
+        progress, outcome = data.get("progress"), data.get("outcome")
         converted = {
             "progress": (progress["task"], RunningTask.from_json(progress)) if progress else None,
-            "stopping": StopReason(stopping) if stopping else None,
+            "stopping": data.get("stopping") or None,
             "outcome": JobEnd.from_json(outcome) if outcome else None,
             "running": {task: RunningTask.from_json(at) for task, at in data.get("running", {}).items()},
             "failures": tuple(Outcome.from_json(failure) for failure in data.get("failures", ())),
         }
-        return cls(**{**_known(cls, data), **converted})
+        status = _made(cls, {**data, **converted})
+        for task in (*status.running, *([status.progress[0]] if status.progress else [])):
+            TaskKey.parse(task)
+        return status
 
 
 # --- from a driver to the scheduler --------------------------------------------------------------
@@ -364,6 +365,22 @@ def _filled(item: Any, *without: str) -> Json:
     return {f.name: value for f in fields(item) if f.name not in without and (value := getattr(item, f.name))}
 
 
-def _known(cls: Any, data: Mapping[str, Any]) -> Json:
-    """Those entries that are fields of a dataclass."""
-    return {f.name: data[f.name] for f in fields(cls) if f.name in data}
+Made = TypeVar("Made")
+LATEST_S = 1e11
+"""Every point in time is earlier: this is the year 5138."""
+
+
+@cache
+def _adapter(cls: type[Made]) -> TypeAdapter[Made]:
+    return TypeAdapter(cls)
+
+
+def _made(cls: type[Made], data: Mapping[str, Any]) -> Made:
+    """Make a dataclass from those entries that are its fields. ValueError if a value has another type."""
+    if not isinstance(data, Mapping):
+        raise ValueError(f"{data!r} is no JSON object")
+    known = {f.name: data[f.name] for f in fields(cls) if f.name in data}  # type: ignore[arg-type]
+    made: Made = _adapter(cls).validate_python(known)
+    if absurd := [name for name, value in vars(made).items() if isinstance(value, float) and not abs(value) < LATEST_S]:
+        raise ValueError(f"{absurd[0]} is not a point in time")
+    return made

@@ -63,7 +63,14 @@ class Executor(Protocol):
 
 
 class Listener(Protocol):
-    """Is informed of every event, after the scheduler has acted on it."""
+    """Is informed of every event, after the scheduler has acted on it.
+
+    It may raise. A DamagedError makes the scheduler set the publication aside and make it again;
+    any other error is reported once, and the run continues.
+    """
 
     def on_event(self, progress: RunProgress, event: Event) -> None:
         """`progress` is the state of the event's run."""
+
+    def on_finished(self, progress: RunProgress) -> None:
+        """All tasks of a run are published: complete what is written about it."""

@@ -10,14 +10,21 @@ import contextlib
 from collections.abc import Collection
 from dataclasses import KW_ONLY, dataclass, field
 
+from core_hpc.runs.contents import check_counts
 from core_hpc.runs.folder import Run
+from core_hpc.runs.frozen import restore_problems
 from core_hpc.runs.graph import Graph
 from core_hpc.store import manifests, shards
+from core_hpc.store.leftovers import foreign_names
 from core_hpc.store.paths import TaskKey
 from core_hpc.store.schema import EVALUATE, SCORE, UPDATE
 
 CONTROLLER_READS = (SCORE, UPDATE, EVALUATE)
 """Phases whose rows the controller reads itself (for TensorBoard). No task would report damage."""
+
+
+MAX_NAMES = 5
+"""A message lists at most this many names."""
 
 
 @dataclass
@@ -95,21 +102,27 @@ def inspect_run(run: Run, *, checksum: bool = False) -> tuple[RunProgress, list[
         checksum: check the checksums of all files, not only of those that the controller reads.
 
     Returns:
-        The run's progress, and one message per damaged publication.
+        The run's progress, and messages: one per damaged publication, and one about names that
+        are ignored.
     """
-    graph, published, messages = run.graph(), set(), []
+    messages = restore_problems(run)
+    graph, published = run.graph(), set()
+    if foreign := foreign_names(run.root):
+        shown = ", ".join(str(path.relative_to(run.root)) for path in foreign[:MAX_NAMES])
+        more = f" and {len(foreign) - MAX_NAMES} more" if len(foreign) > MAX_NAMES else ""
+        messages.append(f"ignored in {run.root}, because core_hpc did not write them: {shown}{more}")
     for key in shards.published_keys(run.root):
         path = run.paths.task_manifest(key)
         try:
+            manifest = manifests.read_manifest(path)
             # The controller reads the steps of an update. Tasks that load its weights check those.
             manifests.check_files(
-                manifests.read_manifest(path),
-                checksum=checksum or key.phase in CONTROLLER_READS,
-                tables_only=not checksum,
+                manifest, checksum=checksum or key.phase in CONTROLLER_READS, tables_only=not checksum
             )
+            check_counts(run, key, manifest)
             published.add(key)
         except manifests.DamagedError as e:
             with contextlib.suppress(FileNotFoundError):  # a resident job may have been faster
                 aside = manifests.set_aside(path)
-                messages.append(f"{e}; set aside as {aside.name}, and will be made again")
+                messages.append(f"damaged: {e}; set aside as {aside.name}, and will be made again")
     return RunProgress(run, graph, published), messages

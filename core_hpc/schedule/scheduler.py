@@ -11,10 +11,13 @@ import resource
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
-from core_hpc.common.errors import StoreError
+from core_hpc.common.errors import CoreHpcError, StoreError
+from core_hpc.runs.contents import check_counts, check_publication
 from core_hpc.runs.folder import Run
+from core_hpc.runs.frozen import restore_problems
 from core_hpc.runs.messages import (
     Done,
     Event,
@@ -47,12 +50,27 @@ class Scheduler:
         *,
         max_attempts: int,
         stop_requested: Callable[[], bool] = lambda: False,
+        require_claim: Callable[[], None] = lambda: None,
+        notify: Callable[[str], None] = print,
     ) -> None:
+        """Create a scheduler.
+
+        Args:
+            max_attempts: failed attempts of a task after which its run stops.
+            stop_requested: asked in every pass of the loop.
+            require_claim: called before anything is submitted or changed in a run folder. It raises
+                ClaimLostError when another controller holds the sweep.
+            notify: shows a message to the user.
+        """
         self._runs = {p.run.run_id: p for p in runs}
         self._executor = executor
         self._listeners = listeners
         self._max_attempts = max_attempts
         self._stop_requested = stop_requested
+        self._require_claim = require_claim
+        self._notify = notify
+        self._reported: set[tuple[str, str, str]] = set()
+        """Failures of listeners that the user has seen."""
 
     def run(self) -> bool:
         """Work until every run is finished or stopped, or until a stop is requested.
@@ -67,13 +85,32 @@ class Scheduler:
                 self._take(progress, task)
         for task, attempts in adopted.attempts.items():
             self._runs[task.run_id].attempts[task.key] = attempts
-        while any(p.open or p.in_flight for p in self._runs.values()):
-            if self._stop_requested():
-                return False
-            self._submit_ready()
-            for event in self._executor.poll():
-                self._handle(event)
+        while True:
+            while any(p.open or p.in_flight for p in self._runs.values()):
+                if not self._pass():
+                    return False
+            self._finish()
+            if not any(p.open for p in self._runs.values()):
+                return True
+
+    def _pass(self) -> bool:
+        """One pass of the loop. Returns False when a stop was requested."""
+        self._require_claim()
+        if self._stop_requested():
+            return False
+        self._submit_ready()
+        events = self._executor.poll()
+        self._require_claim()
+        for event in events:
+            self._handle(event)
         return True
+
+    def _finish(self) -> None:
+        """Let the listeners complete what they write. They may find damage, so that a run is open again."""
+        for progress in self._runs.values():
+            for listener in self._listeners:
+                if progress.finished:
+                    self._inform(listener, progress, partial(listener.on_finished, progress))
 
     def _submit_ready(self) -> None:
         wanted = [(p.run, key) for p in self._runs.values() if p.open for key in p.ready() if key not in p.in_flight]
@@ -127,7 +164,29 @@ class Scheduler:
         if isinstance(event, Failed):
             self._fail(progress, key, event.outcome)
         for listener in self._listeners:
-            listener.on_event(progress, event)
+            self._inform(listener, progress, partial(listener.on_event, progress, event))
+
+    def _inform(self, listener: Listener, progress: RunProgress, call: Callable[[], None]) -> None:
+        """Call a listener. If it fails, the runs continue.
+
+        Damage that it has found is treated as if a task had found it.
+        """
+        try:
+            call()
+        except manifests.DamagedError as e:
+            self._report(listener, progress, e, "it is set aside and made again")
+            key = shards.task_of_manifest(e.manifest_path) or progress.graph.tasks()[0]  # else the frozen problems
+            self._fail(progress, key, Outcome(OutcomeKind.DAMAGED, str(e), manifest=str(e.manifest_path)))
+        except Exception as e:  # noqa: BLE001 - the boundary: a display or a curve must not end a sweep
+            self._report(listener, progress, e, "the sweep continues without it")
+
+    def _report(self, listener: Listener, progress: RunProgress, error: Exception, then: str) -> None:
+        """Report a failure of a listener once."""
+        what = str(error) if isinstance(error, CoreHpcError) else f"{type(error).__name__}: {error}"
+        failure = (type(listener).__name__, progress.run.run_id, what)
+        if failure not in self._reported:
+            self._reported.add(failure)
+            self._notify(f"{failure[0]} of {failure[1]} failed: {what}; {then}")
 
     def _drop(self, progress: RunProgress, key: TaskKey) -> None:
         progress.in_flight.pop(key, None)
@@ -138,6 +197,7 @@ class Scheduler:
         path = progress.run.paths.task_manifest(event.task.key)
         try:
             manifest = manifests.read_manifest(path)
+            check_counts(progress.run, event.task.key, manifest)
         except StoreError as e:
             damaged = isinstance(e, manifests.DamagedError)
             outcome = Outcome(
@@ -153,27 +213,41 @@ class Scheduler:
     def _fail(self, progress: RunProgress, key: TaskKey, outcome: Outcome) -> None:
         attempts = progress.attempts[key] = progress.attempts.get(key, 0) + outcome.counted
         progress.failures += outcome.counted
-        if outcome.kind == OutcomeKind.DAMAGED:
-            self._set_aside(progress, Path(outcome.manifest))
-        is_last = outcome.kind == OutcomeKind.FINAL or attempts >= self._max_attempts
+        lost = self._set_aside(progress, Path(outcome.manifest)) if outcome.kind == OutcomeKind.DAMAGED else ""
+        is_last = bool(lost) or outcome.kind == OutcomeKind.FINAL or attempts >= self._max_attempts
         if progress.stopped is None and is_last:
-            progress.stopped = (
+            progress.stopped = lost or (
                 f"{key} failed {attempts} time{'s' if attempts > 1 else ''}: {outcome.message}\n"
                 f"{outcome.traceback.rstrip()}\nlog: {outcome.log}"
             )
             for task in self._executor.abandon(progress.run):
                 self._drop(progress, task.key)
 
-    def _set_aside(self, progress: RunProgress, manifest: Path) -> None:
-        """Withdraw a damaged publication, unless it was replaced after the damage was reported."""
+    def _set_aside(self, progress: RunProgress, manifest: Path) -> str:
+        """Withdraw a damaged publication, unless it was replaced after the damage was reported.
+
+        Damaged problems are made again at once.
+
+        Returns:
+            Why the run cannot continue; empty if it can.
+        """
+        key, run = shards.task_of_manifest(manifest), progress.run
         try:
-            manifests.check_files(manifests.read_manifest(manifest), checksum=True)
-        except manifests.DamagedError:
+            if key is None:
+                restore_problems(run)
+            else:
+                check_publication(run, key)
+        except manifests.DamagedError as e:
+            if key is None or e.manifest_path != manifest:
+                return self._set_aside(progress, e.manifest_path) if key is not None else str(e)
             with contextlib.suppress(FileNotFoundError):  # a resident job may have been faster
                 manifests.set_aside(manifest)
-            progress.withdraw(shards.key_of_manifest(manifest))
-        except StoreError:
-            progress.withdraw(shards.key_of_manifest(manifest))
+            progress.withdraw(key)
+        except StoreError as e:
+            if key is None:
+                return str(e)
+            progress.withdraw(key)
+        return ""
 
 
 def cpu_seconds() -> float:

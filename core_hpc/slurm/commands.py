@@ -272,4 +272,7 @@ def _checked(done: subprocess.CompletedProcess[str]) -> str:
 
 @functools.cache
 def _user() -> str:
-    return pwd.getpwuid(os.getuid()).pw_name
+    try:
+        return pwd.getpwuid(os.getuid()).pw_name
+    except KeyError:  # no passwd entry, as in some containers; SLURM also accepts the id
+        return str(os.getuid())

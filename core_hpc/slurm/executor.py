@@ -43,6 +43,7 @@ class SlurmExecutor:
         *,
         start_id: str,
         notify: Callable[[str], None],
+        require_claim: Callable[[], None] = lambda: None,
     ) -> None:
         """Create an executor that knows no jobs.
 
@@ -50,12 +51,15 @@ class SlurmExecutor:
             packing: decides which tasks go into a job.
             start_id: names the start by the user; attempts of the same start are counted together.
             notify: shows a message to the user.
+            require_claim: called before every submission; raises ClaimLostError when another
+                controller holds the sweep.
         """
         self._cluster = cluster
         self._slurm = slurm
         self._packing = packing
         self._start_id = start_id
         self._notify = notify
+        self._require_claim = require_claim
         self._notices = Notices(notify)
         self._watch = Watch(slurm, lost_after_s=cluster.slurm.lost_after_s, notices=self._notices)
         self._remedies = Remedies(cluster.slurm, slurm, notify)
@@ -181,6 +185,7 @@ class SlurmExecutor:
 
     def _submit(self, batch: Batch) -> bool:
         """Submit an array, or a job of one element; False when sbatch refused it."""
+        self._require_claim()
         folder = SubmissionFolder(batch.run.paths.slurm)
         new = new_submission(
             batch.group,

@@ -22,9 +22,11 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from pydantic import TypeAdapter
+
 from core_hpc.common.errors import StoreError
 from core_hpc.config.cluster import PhaseGroup
-from core_hpc.runs.messages import Outcome, OutcomeKind
+from core_hpc.runs.messages import LATEST_S, Outcome, OutcomeKind
 from core_hpc.slurm.commands import JobId
 from core_hpc.store import manifests
 from core_hpc.store.paths import TaskKey
@@ -55,8 +57,16 @@ class Submission:
 
     @classmethod
     def from_json(cls, data: dict[str, Any]) -> Submission:
+        """Inverse of `to_json`. A ValueError, KeyError, TypeError or AttributeError if it is no record."""
         outcomes = {int(i): Outcome.from_json(outcome) for i, outcome in data["outcomes"].items()}
-        return cls(**{**data, "outcomes": outcomes})
+        made = _SUBMISSION.validate_python({**data, "outcomes": outcomes})
+        if not 0 <= made.submitted < LATEST_S:
+            raise ValueError("submitted is not a point in time")
+        if not made.elements or not set(outcomes) <= set(range(len(made.elements))):
+            raise ValueError("it has no elements, or outcomes of elements that it has not")
+        for text in (text for element in made.elements for text in element):
+            TaskKey.parse(text)
+        return made
 
     def keys(self, index: int) -> list[TaskKey]:
         return [TaskKey.parse(text) for text in self.elements[index]]
@@ -72,6 +82,9 @@ class Submission:
     @property
     def unresolved(self) -> list[int]:
         return [i for i in range(len(self.elements)) if i not in self.outcomes]
+
+
+_SUBMISSION = TypeAdapter(Submission)
 
 
 class SubmissionFolder:
@@ -101,10 +114,12 @@ class SubmissionFolder:
                 if name in found:
                     continue
                 try:
-                    found[name] = (state, Submission.from_json(manifests.read_json(path)))
-                except StoreError:
+                    found[name] = (state, _read(path, name))
+                except StoreError as e:
                     if attempt and path.exists():
-                        raise
+                        raise StoreError(
+                            f"{e}. Restore this record; or, if SLURM has no job with the name {name}, remove it"
+                        ) from e
                     complete = False
             if complete:
                 break
@@ -152,6 +167,13 @@ class SubmissionFolder:
         """The log of an element's rank, as submitit names it."""
         job = submission.job_id(index)
         return self.folder(submission) / (f"{job}_{rank}_log.out" if job is not None else "not-submitted.out")
+
+
+def _read(path: Path, name: str) -> Submission:
+    submission = manifests.read_record(path, Submission.from_json)
+    if submission.name != name:
+        raise StoreError(f"{path}: is a copy of the record of {submission.name}")
+    return submission
 
 
 def new_submission(

@@ -117,8 +117,8 @@ class ResidentPacking:
         for failure in self._new_failures(item, status):
             outcome = of_failure(failure, status.node, "")
             if outcome.manifest:
-                damaged = shards.key_of_manifest(Path(outcome.manifest))
-                if not item.is_left(0, damaged):
+                damaged = shards.task_of_manifest(Path(outcome.manifest))  # None: the frozen problems
+                if damaged is not None and not item.is_left(0, damaged):
                     item.withdrawn(0, damaged)
             events.append(Failed(TaskRef(item.run.run_id, TaskKey.parse(failure.task)), outcome))
         return events

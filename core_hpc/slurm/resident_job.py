@@ -64,6 +64,9 @@ class Reporter:
         else:
             self._status.note(now=True, running=dict(self._running), failures=tuple(self._failures))
 
+    def on_finished(self, progress: RunProgress) -> None:
+        """The job ends, and reports its end itself."""
+
 
 def run_resident(spec: ElementSpec) -> None:
     """Work on a run as long as the job's time allows."""
@@ -85,7 +88,7 @@ def _drive(run: Run, stop: Stop, status: StatusFile) -> JobEnd:
     """Drive the run; returns how the job ends once no task is in progress any more."""
     progress, messages = inspect_run(run)
     for message in messages:
-        print(f"damaged: {message}", flush=True)
+        print(message, flush=True)
     open_tasks, cluster = set(progress.open_tasks), run.config.cluster
     saved = steps_saved(run, open_tasks)
     cores = int(os.environ.get("SLURM_CPUS_PER_TASK") or 0) or None

@@ -109,9 +109,9 @@ class OpenSubmission:
     def status(self, index: int, rank: int = 0) -> JobStatus | None:
         """The status file of an element's rank; None if there is none yet or it is not readable."""
         path = self.folder.status_file(self.submission, index)
-        with contextlib.suppress(StoreError, ValueError, KeyError):
-            return JobStatus.from_json(
-                manifests.read_json(path if rank == 0 else path.with_suffix(f".rank{rank}.json"))
+        with contextlib.suppress(StoreError):
+            return manifests.read_record(
+                path if rank == 0 else path.with_suffix(f".rank{rank}.json"), JobStatus.from_json
             )
         return None
 

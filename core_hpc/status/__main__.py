@@ -9,6 +9,11 @@ status files that jobs write, one query of SLURM's queue, and the controller's h
 
 from __future__ import annotations
 
+from core_hpc.common.startup import begin_command
+
+if __name__ == "__main__":
+    begin_command()
+
 import argparse
 import contextlib
 import json
@@ -127,6 +132,8 @@ def _controller_line(c: ControllerStatus) -> Text:
     if c.holder is not None:
         alive = {True: "alive", None: "unknown whether it is alive", False: "dead: the next start takes over"}[c.alive]
         facts, style = [describe_holder(c.holder), alive], "" if c.alive else "yellow"
+    elif c.unreadable_claim:
+        facts = [f"unknown, because the claim cannot be read ({c.unreadable_claim})"]
     elif c.jobs:
         facts, style = ["waits as a job"], "cyan"
     if c.seen is not None:

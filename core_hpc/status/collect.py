@@ -9,18 +9,23 @@ from __future__ import annotations
 import contextlib
 import os
 import socket
-from collections.abc import Collection, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from core_hpc.common.errors import StoreError
+from core_hpc.controller.heartbeat import RunReport
 from core_hpc.runs.folder import Run
+from core_hpc.runs.messages import LATEST_S
 from core_hpc.slurm.commands import QueueEntry, Slurm, SlurmUnavailableError, slurm_installed
 from core_hpc.slurm.records import ENDED, FAILED, OPEN, Submission, SubmissionFolder
 from core_hpc.store import manifests
+from core_hpc.store.claims import read_holder
 from core_hpc.store.manifests import Manifest
 from core_hpc.store.paths import RunPaths, SweepPaths, TaskKey
+
+T = TypeVar("T")
 
 QUEUE_TIMEOUT_S = 20.0
 
@@ -33,7 +38,8 @@ class Found:
     """The contents of a sweep's folder that are read before the queue is queried.
 
     Attributes:
-        holder: the claim (claim.json), or None if nobody holds the sweep.
+        holder: the claim (claim.json), or None if nobody holds the sweep, or the claim cannot be read.
+        unreadable: why the claim cannot be read; empty if it can, or if there is none.
         heartbeat: what the last controller wrote about itself (controller.json), or None.
         controllers: submissions of detached controllers.
         runs: folder of a run -> submissions of its tasks.
@@ -44,12 +50,13 @@ class Found:
     heartbeat: dict[str, Any] | None
     controllers: Records
     runs: dict[Path, Records]
+    unreadable: str = ""
 
     @property
     def needs_queue(self) -> bool:
         """Whether jobs may be in the queue, or only the queue can tell whether the claim's holder is alive."""
         holder = self.holder
-        held_elsewhere = holder is not None and holder["job"] is not None and holder["host"] != socket.gethostname()
+        held_elsewhere = holder is not None and holder.get("job") is not None and holder["host"] != socket.gethostname()
         all_records = (self.controllers, *self.runs.values())
         return held_elsewhere or any(state == OPEN for records in all_records for state, _ in records)
 
@@ -62,11 +69,26 @@ class Found:
         return last, min((at for at, start_id in known if start_id == last), default=0.0)
 
 
-def read_or_none(path: Path) -> Any | None:
-    """The content of a JSON file, or None if it is missing or is removed while it is read."""
+def read_or_none(path: Path, parse: Callable[[Any], T]) -> T | None:
+    """A JSON file as a record, or None if it is missing, removed while it is read, or not such a record."""
     with contextlib.suppress(StoreError):
-        return manifests.read_json(path)
+        return manifests.read_record(path, parse)
     return None
+
+
+def point_in_time(value: Any) -> float:
+    """Seconds since 1970, or a span of time. ValueError or TypeError for anything else."""
+    if not abs(value) < LATEST_S:
+        raise ValueError(f"{value!r} is not a point in time")
+    return float(value)
+
+
+def _heartbeat(data: Any) -> dict[str, Any]:
+    """Check what a controller wrote about itself. An error if it is not such a report."""
+    known = {name: point_in_time(data[name]) for name in ("time", "started", "interval_s", "cpu_s")}
+    runs = {run_id: RunReport(int(report["failed"]), report["stopped"]) for run_id, report in data["runs"].items()}
+    checked = {"host": str(data["host"]), "pid": int(data["pid"]), "start_id": str(data["start_id"])}
+    return {**data, **known, **checked, "runs": {run_id: asdict(report) for run_id, report in runs.items()}}
 
 
 def find_sweep(folder: Path, runs: Sequence[Path]) -> Found:
@@ -74,7 +96,12 @@ def find_sweep(folder: Path, runs: Sequence[Path]) -> Found:
     paths = SweepPaths(folder)
     records = {run: SubmissionFolder(RunPaths(run).slurm).read_with_state(OPEN, FAILED) for run in runs}
     controllers = SubmissionFolder(paths.slurm).read_with_state(OPEN, ENDED, FAILED)
-    return Found(folder, read_or_none(paths.claim), read_or_none(paths.controller), controllers, records)
+    holder, unreadable = None, ""
+    try:
+        holder = read_holder(paths.claim)
+    except StoreError as e:
+        unreadable = str(e) if paths.claim.exists() else ""
+    return Found(folder, holder, read_or_none(paths.controller, _heartbeat), controllers, records, unreadable)
 
 
 class Queue:

@@ -21,7 +21,7 @@ from core_hpc.runs.messages import JobStatus, OutcomeKind, RunningTask
 from core_hpc.schedule.remaining import FinishedTask, TaskCosts, expected_completions
 from core_hpc.slurm.commands import QueueEntry
 from core_hpc.slurm.records import OPEN, Submission, SubmissionFolder
-from core_hpc.status.collect import Found, Manifests, Queue, Records, find_sweep, read_or_none
+from core_hpc.status.collect import Found, Manifests, Queue, Records, find_sweep, point_in_time, read_or_none
 from core_hpc.status.model import (
     FINISHED,
     NO_CONTROLLER,
@@ -130,13 +130,26 @@ def _controller(found: Found, queue: Queue) -> ControllerStatus:
         cpu_s_per_hour = round(3600 * beat["cpu_s"] / (beat["time"] - beat["started"]), 1)
     return ControllerStatus(
         holder=found.holder,
+        unreadable_claim=found.unreadable,
         alive=_is_alive(found, queue),
         jobs=jobs,
         last_log=str(folder.log(last, 0)) if last is not None else None,
         seen=beat["time"] if beat is not None else None,
         cpu_s_per_hour=cpu_s_per_hour,
-        stop_request=read_or_none(SweepPaths(found.folder).stop_request),
+        stop_request=_stop_request(SweepPaths(found.folder).stop_request),
     )
+
+
+def _stop_request(path: Path) -> dict[str, Any] | None:
+    """Who asked the sweep to stop. Controllers obey the file even if nobody can read it."""
+    request = read_or_none(path, lambda data: {"user": str(data["user"]), "host": str(data["host"]), **_time(data)})
+    if request is None and path.exists():
+        request = {"user": "?", "host": "?", "time": path.stat().st_mtime}
+    return request
+
+
+def _time(data: Any) -> dict[str, float]:
+    return {**data, "time": point_in_time(data["time"])}
 
 
 def _is_alive(found: Found, queue: Queue) -> bool | None:
@@ -156,7 +169,7 @@ def _wrote(holder: Mapping[str, Any], heartbeat: Mapping[str, Any]) -> bool:
 
 def _view(found: Found, controller: ControllerStatus, run_id: str) -> _ControllerView:
     holder, beat = found.holder, found.heartbeat
-    works = bool(controller.jobs) or (holder is not None and controller.alive is not False)
+    works = bool(controller.jobs) or bool(found.unreadable) or (holder is not None and controller.alive is not False)
     report = beat["runs"].get(run_id) if beat is not None and beat["start_id"] == found.last_start()[0] else None
     if holder is None or not works:
         return _ControllerView(works, True, report)
@@ -200,8 +213,7 @@ def _add_element(out: _Submitted, run: Run, submission: Submission, index: int, 
     """Add what an array element without a recorded outcome does."""
     folder, keys, entry = SubmissionFolder(run.paths.slurm), submission.keys(index), queue.entry(submission, index)
     is_pending = entry is not None and entry.state == "PENDING"
-    content = None if is_pending else read_or_none(folder.status_file(submission, index))
-    status = JobStatus.from_json(content) if content else None
+    status = None if is_pending else read_or_none(folder.status_file(submission, index), JobStatus.from_json)
     if status is not None:
         out.failures += _failures_inside(run, status)
     place = _place(submission, entry, status, queue_known=queue.known)
@@ -371,7 +383,7 @@ def completions_per_s(
     The completions of a task are spread evenly over its time.
     """
     pieces = [
-        (*span, published[key].stats["num_completions"])
+        (*span, published[key].stats.get("num_completions", 0))
         for key, span in _spans(published).items()
         if key.phase in GENERATION_PHASES
     ]

@@ -71,7 +71,9 @@ class ControllerStatus:
     """The controller of the sweep."""
 
     holder: dict[str, Any] | None
-    """The process that holds the claim: host, pid, user, time, job (null outside SLURM). Null: nobody."""
+    """The process that holds the claim: host, pid, user, time, job (null outside SLURM). Null: nobody, or unknown."""
+    unreadable_claim: str = ""
+    """Why the claim cannot be read. A controller may work on the sweep. Empty if it can be read, or there is none."""
     alive: bool | None
     """Whether the holder is alive; null if there is no holder, or if it is unknown."""
     jobs: list[dict[str, Any]]

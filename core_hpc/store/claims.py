@@ -1,25 +1,28 @@
 """The claim of a controller on a sweep, so that a sweep has one controller at a time.
 
 In: the path of the claim file, which names host, process, user and SLURM job (if any) of its
-holder. A claim survives a crash of its holder, and it is broken only if the holder is proven dead:
-it ran on this host and its process (by boot, id and start) is gone, or SLURM reports that its job
-has ended. Publishing is in `manifests.py`.
+holder. Out: a `Claim`, with which the holder finds out whether it still has the sweep. A claim
+survives a crash of its holder, and it is broken only if the holder is proven dead: it ran on this
+host and its process (by boot, id and start) is gone, SLURM reports that its job has ended, or its
+job is this one and was requeued since. Publishing is in `manifests.py`.
 """
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import socket
 import uuid
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import psutil
 
-from core_hpc.common.errors import ClaimError, StoreError
+from core_hpc.common.errors import ClaimError, ClaimLostError, StoreError
 from core_hpc.store.manifests import make_folder, read_json, write_synced, writer_identity
 
 HasEnded = Callable[[int], bool | None]
@@ -30,6 +33,12 @@ def own_job() -> int | None:
     """The SLURM job that this process runs in, or None."""
     job = os.environ.get("SLURM_JOB_ID")
     return int(job) if job else None
+
+
+def _restarts() -> int:
+    """How often SLURM has requeued the job of this process."""
+    count = os.environ.get("SLURM_RESTART_COUNT", "")
+    return int(count) if count.isdecimal() else 0
 
 
 def _process_start(pid: int) -> float | None:
@@ -72,10 +81,44 @@ def _own_process() -> dict[str, Any]:
         return own
 
 
-def describe_holder(holder: dict[str, Any]) -> str:
+def describe_holder(holder: Mapping[str, Any]) -> str:
     """Describe the holder of a claim for a message."""
     job = f", SLURM job {holder['job']}" if holder.get("job") else ""
     return f"host {holder['host']}, process {holder['pid']}{job}, user {holder['user']}"
+
+
+LARGEST, LARGEST_PID = 2**53, 2**31
+"""Every number of a claim is smaller."""
+_FIELDS: dict[str, type | tuple[type, ...]] = {"host": str, "pid": int, "user": str, "time": (int, float)}
+_OPTIONAL: dict[str, type | tuple[type, ...]] = {
+    "job": int,
+    "restarts": int,
+    "start_ticks": int,
+    "process_start": (int, float),
+    "boot_id": str,
+    "pid_namespace": str,
+    "token": str,
+}
+
+
+def read_holder(path: Path) -> dict[str, Any]:
+    """Read who holds a claim.
+
+    Raises:
+        StoreError: The file does not exist, cannot be read, or is not a claim.
+    """
+    holder = read_json(path)
+    if not isinstance(holder, dict):
+        raise StoreError(f"{path}: is not a claim (it holds no JSON object)")
+    optional = {name: kind for name, kind in _OPTIONAL.items() if holder.get(name) is not None}
+    wanted = {**_FIELDS, **optional, **({"boot_id": str, "pid_namespace": str} if "start_ticks" in optional else {})}
+    for name, kind in wanted.items():
+        value = holder.get(name)
+        if isinstance(value, bool) or not isinstance(value, kind):
+            raise StoreError(f"{path}: is not a claim (its field {name!r} is {str(value)[:40]!r})")
+        if isinstance(value, int | float) and not 0 <= value < (LARGEST_PID if name == "pid" else LARGEST):
+            raise StoreError(f"{path}: is not a claim (its field {name!r} is {str(value)[:40]})")
+    return holder
 
 
 def holder_lives(holder: Mapping[str, Any], has_ended: HasEnded | None) -> bool | None:
@@ -96,8 +139,8 @@ def _lives_here(holder: Mapping[str, Any]) -> bool | None:
     """Whether the process of a holder on this host is alive. None if this process cannot see it."""
     pid = holder["pid"]
     if holder.get("start_ticks") is None:  # a claim of an earlier version, or a system without /proc
-        started = _process_start(pid)
-        return started is not None and abs(started - holder["process_start"]) < 1.0
+        started, recorded = _process_start(pid), holder.get("process_start")
+        return started is not None and (recorded is None or abs(started - recorded) < 1.0)
     boot = _boot()
     if holder["boot_id"] != boot["boot_id"]:
         return False
@@ -121,8 +164,54 @@ def _is_hidden(pid: int) -> bool:
     return False
 
 
+@dataclass(frozen=True)
+class Claim:
+    """A claim that this process has taken."""
+
+    path: Path
+    content: Mapping[str, Any]
+
+    def require(self) -> None:
+        """Check that this process still holds the claim. Call it before work that only a holder may do.
+
+        A file system that does not answer proves nothing, so the holder continues.
+
+        Raises:
+            ClaimLostError: The claim was removed, or another controller has it.
+        """
+        try:
+            found = json.loads(self.path.read_bytes())
+        except FileNotFoundError:
+            self._raise_lost("its claim was removed")
+        except OSError:
+            return
+        except (ValueError, RecursionError):
+            self._raise_lost("its claim was overwritten")
+        else:
+            if found != self.content:
+                self._raise_lost(self._who())
+
+    def _who(self) -> str:
+        try:
+            return f"another controller has taken the sweep ({describe_holder(read_holder(self.path))})"
+        except StoreError:
+            return "its claim was overwritten"
+
+    def _raise_lost(self, why: str) -> NoReturn:
+        raise ClaimLostError(
+            f"{self.path}: {why}, so this controller stops and changes nothing more. Jobs that it submitted continue, "
+            "and the controller that holds the sweep takes them over"
+        )
+
+    def release(self) -> None:
+        """Remove the claim file if it is still this claim."""
+        with contextlib.suppress(OSError, ValueError, RecursionError):  # an error that ends the holder goes first
+            if json.loads(self.path.read_bytes()) == self.content:
+                self.path.unlink()
+
+
 @contextmanager
-def claim(path: Path, *, has_ended: HasEnded | None = None) -> Iterator[None]:
+def claim(path: Path, *, has_ended: HasEnded | None = None) -> Iterator[Claim]:
     """Hold the claim file while the block runs.
 
     Args:
@@ -133,8 +222,9 @@ def claim(path: Path, *, has_ended: HasEnded | None = None) -> Iterator[None]:
         ClaimError: Another controller holds the claim. The message names it.
     """
     make_folder(path.parent)
-    mine = {**writer_identity(), **_own_process(), "job": own_job()}
-    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.tmp")
+    token = uuid.uuid4().hex
+    mine = {**writer_identity(), **_own_process(), "job": own_job(), "restarts": _restarts(), "token": token}
+    temporary = path.with_name(f".{path.name}.{token[:8]}.tmp")
     write_synced(temporary, json.dumps(mine, indent=1).encode())
     try:
         for _ in range(2):
@@ -142,44 +232,39 @@ def claim(path: Path, *, has_ended: HasEnded | None = None) -> Iterator[None]:
                 os.link(temporary, path)
                 break
             except FileExistsError:
-                _break_dead_claim(path, mine["job"], has_ended)
+                _break_dead_claim(path, mine, has_ended)
         else:
             raise ClaimError(f"{path}: another controller has just taken this sweep; start again when it has ended")
     finally:
         temporary.unlink(missing_ok=True)
+    held = Claim(path, mine)
     try:
-        yield
+        yield held
     finally:
-        if path.exists() and read_json(path) == mine:
-            path.unlink()
+        held.release()
 
 
-def _break_dead_claim(path: Path, my_job: int | None, has_ended: HasEnded | None) -> None:
+def _break_dead_claim(path: Path, mine: Mapping[str, Any], has_ended: HasEnded | None) -> None:
     """Remove the claim file if its holder is dead. ClaimError otherwise."""
     try:
-        holder = read_json(path)
+        holder = read_holder(path)
     except StoreError as e:
         if not path.exists():
             return
-        raise ClaimError(
-            f"{path}: the claim cannot be read. If no controller of this sweep is running, remove this file"
-        ) from e
+        raise ClaimError(f"{e}. If no controller of this sweep is running, remove this file") from e
     who = describe_holder(holder)
-    # SLURM may have requeued this job. Then the claim is that of its earlier execution.
-    is_earlier_self = my_job is not None and holder.get("job") == my_job and holder["pid"] != os.getpid()
-    if not is_earlier_self:
-        lives = holder_lives(holder, has_ended)
-        if lives:
-            raise ClaimError(
-                f"{path}: another controller is running this sweep ({who}). Wait for it, or stop it: "
-                "python -m core_hpc.cancel"
-            )
-        if lives is None:
-            raise ClaimError(
-                f"{path}: this sweep is claimed by a controller on another machine or in another container ({who}). "
-                "Look there, or stop it: python -m core_hpc.cancel. Remove this file only if you are sure that the "
-                "process is dead"
-            )
+    lives = False if _was_requeued(holder, mine) else holder_lives(holder, has_ended)
+    if lives:
+        raise ClaimError(
+            f"{path}: another controller is running this sweep ({who}). Wait for it, or stop it: "
+            "python -m core_hpc.cancel"
+        )
+    if lives is None:
+        raise ClaimError(
+            f"{path}: this sweep is claimed by a controller on another machine or in another container ({who}). "
+            "Look there, or stop it: python -m core_hpc.cancel. Remove this file only if you are sure that the "
+            "process is dead"
+        )
     # Two controllers may see the same dead claim. Only one of them can rename it and remove it.
     aside = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.dead")
     try:
@@ -187,5 +272,18 @@ def _break_dead_claim(path: Path, my_job: int | None, has_ended: HasEnded | None
     except FileNotFoundError:
         return
     if read_json(aside) != holder:  # another controller has claimed the sweep meanwhile: undo
-        os.link(aside, path)
+        with contextlib.suppress(FileExistsError):  # a third one has claimed it; the second will notice
+            os.link(aside, path)
     aside.unlink()
+
+
+def _was_requeued(holder: Mapping[str, Any], mine: Mapping[str, Any]) -> bool:
+    """Whether the holder is an earlier execution of the job that this process runs in.
+
+    Two processes of one execution, as in two terminals of an allocation, are two controllers.
+    """
+    if mine["job"] is None or holder.get("job") != mine["job"]:
+        return False
+    if holder.get("restarts") is None:  # a claim of an earlier version: only its host can tell
+        return bool(holder["host"] != mine["host"])
+    return bool(holder["restarts"] < mine["restarts"])

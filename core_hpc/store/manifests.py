@@ -20,12 +20,15 @@ import uuid
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from core_hpc.common.errors import InputError, StoreError
 from core_hpc.common.faults import fault_point
+from core_hpc.store.manifest_body import FileEntry, checked_field, parse_body
 from core_hpc.store.paths import MANIFEST_SUFFIX
 from core_hpc.store.schema import SCHEMA_VERSION
+
+T = TypeVar("T")
 
 VISIBILITY_DELAYS_S = (0.2, 1.0, 5.0, 25.0)
 VISIBILITY_WINDOW_S = 120.0
@@ -39,21 +42,6 @@ class DamagedError(StoreError):
     def __init__(self, manifest_path: Path, message: str) -> None:
         super().__init__(message)
         self.manifest_path = manifest_path
-
-
-@dataclass(frozen=True)
-class FileEntry:
-    """One file of a publication.
-
-    `name` is relative to the folder of the manifest. A Parquet file also has its number of rows,
-    and in `table` the name of its schema.
-    """
-
-    name: str
-    bytes: int
-    sha256: str
-    rows: int | None = None
-    table: str | None = None
 
 
 @dataclass(frozen=True)
@@ -123,13 +111,31 @@ def read_json(path: Path) -> Any:
     """Parse a JSON file of a run or sweep folder. StoreError if it cannot be read."""
     try:
         return json.loads(path.read_bytes())
-    except (OSError, ValueError) as e:
+    except (OSError, ValueError, RecursionError) as e:
         raise StoreError(f"{path}: cannot be read ({e})") from e
+
+
+def read_record(path: Path, parse: Callable[[Any], T]) -> T:
+    """Read a JSON file and convert it. StoreError if it cannot be read, or is not such a record."""
+    data = read_json(path)
+    try:
+        return parse(data)
+    except (ValueError, KeyError, TypeError, AttributeError) as e:
+        what = str(e).splitlines()[0] if str(e) else type(e).__name__
+        raise StoreError(f"{path}: torn, altered or of another version ({type(e).__name__}: {what})") from e
+
+
+def user_name() -> str:
+    """The name of the user, or the id where the system has no name for it, as in some containers."""
+    try:
+        return getpass.getuser()
+    except (KeyError, OSError):  # KeyError until Python 3.12
+        return f"uid-{os.getuid()}"
 
 
 def writer_identity() -> dict[str, Any]:
     """Host, process, user and time of this process, as recorded in manifests and claims."""
-    return {"host": socket.gethostname(), "pid": os.getpid(), "user": getpass.getuser(), "time": time.time()}
+    return {"host": socket.gethostname(), "pid": os.getpid(), "user": user_name(), "time": time.time()}
 
 
 def publish(
@@ -236,23 +242,27 @@ def read_manifest(path: Path) -> Manifest:
 
     Raises:
         DamagedError: The manifest is torn or altered.
-        StoreError: It does not exist, or it has another schema version.
+        StoreError: It does not exist, cannot be read now, or has another schema version.
     """
     try:
         body = json.loads(path.read_bytes())
-        files = tuple(FileEntry(**f) for f in body["files"])
-        manifest = Manifest(path, files, body["stats"], body["writer"])
-        version = body["schema_version"]
+        version = checked_field(body, "schema_version", int)
+        if version != SCHEMA_VERSION:
+            raise StoreError(
+                f"{path}: schema version {version}, but this core_hpc reads version {SCHEMA_VERSION}; "
+                "use the core_hpc that wrote it"
+            )
+        files, stats, writer = parse_body(body)
     except FileNotFoundError as e:
         raise StoreError(f"{path}: not published yet") from e
-    except (ValueError, KeyError, TypeError) as e:
+    except OSError as e:  # perhaps the file system is ill for a moment, so this is no damage
+        raise StoreError(f"{path}: cannot be read ({e})") from e
+    except (ValueError, RecursionError) as e:
         raise DamagedError(path, f"{path}: the manifest is torn or altered ({e})") from e
-    if version != SCHEMA_VERSION:
-        raise StoreError(
-            f"{path}: schema version {version}, but this core_hpc reads version {SCHEMA_VERSION}; "
-            "use the core_hpc that wrote it"
-        )
-    return manifest
+    name = path.name.partition(MANIFEST_SUFFIX)[0]  # also of a manifest that was set aside
+    if foreign := [f.name for f in files if not f.name.startswith(f"{name}.")]:
+        raise DamagedError(path, f"{path}: the manifest is torn or altered (it names {foreign[0]!r})")
+    return Manifest(path, files, stats, writer)
 
 
 def check_files(manifest: Manifest, *, checksum: bool, tables_only: bool = False) -> None:
@@ -319,31 +329,6 @@ def list_names(folder: Path) -> set[str]:
     Reading a folder refreshes the view of a network file system. Testing for one file does not.
     """
     return {path.name for path in folder.iterdir()} if folder.is_dir() else set()
-
-
-def remove_leftovers(folder: Path) -> int:
-    """Remove what killed writers left: temporary files, and data that no manifest names.
-
-    Only the holder of the sweep's claim may call this, and only while no task is running.
-
-    Returns:
-        Number of files and folders that were removed.
-    """
-    if not folder.is_dir():
-        return 0
-    manifests = [p for p in folder.iterdir() if MANIFEST_SUFFIX in p.name and not p.name.startswith(".")]
-    kept = {p.name for p in manifests} | {entry.name.split("/")[0] for p in manifests for entry in _entries_or_none(p)}
-    leftovers = [p for p in folder.iterdir() if p.name not in kept]
-    for path in leftovers:
-        shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
-    return len(leftovers)
-
-
-def _entries_or_none(path: Path) -> tuple[FileEntry, ...]:
-    try:
-        return tuple(FileEntry(**f) for f in json.loads(path.read_bytes())["files"])
-    except (ValueError, KeyError, TypeError):
-        return ()
 
 
 def require_writable(folder: Path, *, min_free_gb: float) -> None:

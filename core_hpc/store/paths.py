@@ -22,6 +22,7 @@ A file counts only if a manifest names it (`manifests.py`). This module does no 
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -62,6 +63,17 @@ class TaskKey:
         if phase not in PHASES:
             raise ValueError(f"unknown phase in task key {text!r}")
         return cls(int(iteration), phase, model, int(part))
+
+
+def phase_iteration(folder_name: str) -> int | None:
+    """The iteration of a phase folder, or None if the folder has another name.
+
+    >>> phase_iteration("iteration=0012"), phase_iteration("iteration=0012.bak")
+    (12, None)
+    """
+    match = re.fullmatch(r"iteration=([0-9]{4,9})", folder_name)
+    iteration = int(match[1]) if match else -1
+    return iteration if folder_name == f"iteration={iteration:04d}" else None
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,18 +7,20 @@ statistics (`analysis`).
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import polars as pl
 
-from core_hpc.store import manifests
+from core_hpc.store import manifests, parquet
 from core_hpc.store.manifests import Manifest
-from core_hpc.store.paths import MANIFEST_SUFFIX, RunPaths, TaskKey
+from core_hpc.store.paths import MANIFEST_SUFFIX, RunPaths, TaskKey, phase_iteration
 from core_hpc.store.schema import PHASES, Table, check_frame
 
 ROW_GROUP_BYTES = 32 << 20
+_MANIFEST = re.compile(rf"(?P<model>[a-z0-9][a-z0-9_.-]*)-p(?P<part>[0-9]{{3,9}}){re.escape(MANIFEST_SUFFIX)}")
 
 
 def write_frame(path: Path, frame: pl.DataFrame, table: Table) -> tuple[int, str]:
@@ -52,7 +54,8 @@ def read_manifest_table(
         checksum: Compare the checksums of the files, not only sizes and numbers of rows.
 
     Raises:
-        DamagedError: A file is missing, altered or not readable.
+        DamagedError: A file is missing, altered or not readable, or the manifest names no file of
+            this table.
         StoreError: The rows are not a table of this schema.
     """
     manifests.check_files(manifest, checksum=checksum)
@@ -72,18 +75,20 @@ def read_manifest_table(
         if columns is None:
             check_frame(frame, table, source=str(path))
         frames.append(frame)
-    return pl.concat(frames) if frames else _empty(table, columns)
+    if not frames:
+        raise manifests.DamagedError(manifest.path, f"{manifest.path}: names no {table.name} table")
+    return pl.concat(frames)
 
 
 def _read_parquet(path: Path, table: Table, columns: Sequence[str] | None) -> pl.DataFrame:
     """Read a file. Columns that it does not have because they were added later are null."""
-    stored = pl.read_parquet_schema(path) if table.added else {}
+    stored = parquet.column_names(path) if table.added else []
     missing = [column for column in table.schema if column in table.added and column not in stored]
     wanted = list(columns) if columns is not None else None
     if not missing:
-        return pl.read_parquet(path, columns=wanted, hive_partitioning=False)
+        return parquet.read(path, columns=wanted)
     present = [column for column in wanted or stored if column not in missing]
-    frame = pl.read_parquet(path, columns=present, hive_partitioning=False)
+    frame = parquet.read(path, columns=present)
     frame = frame.with_columns(pl.lit(None, table.schema[column]).alias(column) for column in missing)
     # Unknown columns stay at the end, so that `check_frame` names them.
     known = [column for column in table.schema if column in frame.columns]
@@ -109,16 +114,28 @@ def read_tasks(
     return pl.concat(frames) if frames else _empty(table, columns)
 
 
-def key_of_manifest(path: Path) -> TaskKey:
-    """The task that a manifest belongs to: the inverse of `RunPaths.task_manifest`."""
-    model, _, part = path.name.removesuffix(MANIFEST_SUFFIX).rpartition("-p")
-    return TaskKey(int(path.parent.name.partition("=")[2]), path.parent.parent.name, model, int(part))
+def task_of_manifest(path: Path) -> TaskKey | None:
+    """The task that a manifest belongs to, or None if no task has a manifest with this name.
+
+    This is the inverse of `RunPaths.task_manifest`. A copy such as `m0-p000 (copy).manifest.json`
+    belongs to no task.
+    """
+    match = _MANIFEST.fullmatch(path.name)
+    iteration, phase = phase_iteration(path.parent.name), path.parent.parent.name
+    if match is None or iteration is None or phase not in PHASES:
+        return None
+    key = TaskKey(iteration, phase, match["model"], int(match["part"]))
+    return key if path.name == RunPaths(Path()).task_manifest(key).name else None
 
 
 def published_keys(run: Path) -> list[TaskKey]:
-    """Keys of all published tasks of a run, in order. Only file names are read."""
-    folders = [folder for phase in PHASES for folder in (run / phase).glob("iteration=*")]
-    return sorted(key_of_manifest(path) for folder in folders for path in manifests.list_manifests(folder))
+    """Keys of all published tasks of a run, in order.
+
+    Only file names are read. Names that core_hpc does not write are ignored (`leftovers.py`).
+    """
+    folders = [folder for phase in PHASES if (run / phase).is_dir() for folder in (run / phase).iterdir()]
+    paths = [p for f in folders if phase_iteration(f.name) is not None for p in manifests.list_manifests(f)]
+    return sorted(key for path in paths if (key := task_of_manifest(path)) is not None)
 
 
 def read_rows(run: Path, table: Table, *, phases: Sequence[str], columns: Sequence[str] | None = None) -> pl.DataFrame:

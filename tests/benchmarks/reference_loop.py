@@ -36,12 +36,12 @@ from core_hpc.answers.verifier import verify
 from core_hpc.config.update import UpdateSection
 from core_hpc.engines import worker_environment
 from core_hpc.phases.context import Stopwatch, Warm
-from core_hpc.phases.generate import training_rows
 from core_hpc.protocol.advantages import advantages
 from core_hpc.protocol.distance import operation_signature
 from core_hpc.protocol.hints import make_hint
 from core_hpc.protocol.rewards import ProblemGroup, score_problem
 from core_hpc.protocol.teacher import choose_teacher
+from core_hpc.runs.contents import problems_of_part
 from core_hpc.runs.folder import Run, open_run
 from core_hpc.store import shards
 from core_hpc.store.paths import TaskKey
@@ -110,7 +110,8 @@ class Reference:
         self.builders = {m: task.prompt_builder(task.model) for m, task in self.tasks.items()}
         self._load()
         self.stopwatch.lap("load")
-        groups = [self._problem(problem) for problem in training_rows(self.tasks[MODELS[0]]).to_dicts()]
+        problems = problems_of_part(self.run, self.tasks[MODELS[0]].key)
+        groups = [self._problem(problem) for problem in problems.to_dicts()]
         for model in MODELS:
             self._update(model, [[s for s in group if s.model == model] for group in groups])
         sampled = [s for group in groups for s in group]

@@ -1,9 +1,8 @@
 """Publications of SIMULATED tasks: the schemas and statistics of the real phases, without models.
 
 In: a run and a task. Out: its publication. The rows of a phase are made once and published for
-every task, so they name another run and iteration, and their texts are short. Scores, steps and
-evaluations, which the controller reads, have as many rows as in a real task. The other phases have
-one row.
+every task, so they name another run and iteration, and their texts are short. Every task has as
+many rows as a real one, because the controller checks their number.
 """
 
 from __future__ import annotations
@@ -18,11 +17,13 @@ from unittest import mock
 
 import polars as pl
 
+from core_hpc.problems.splits import EVALUATION
 from core_hpc.runs.folder import Run
 from core_hpc.runs.graph import steps_per_iteration
 from core_hpc.store import manifests
 from core_hpc.store.paths import TaskKey
 from core_hpc.store.schema import (
+    COLD,
     CORRECT,
     EVALUATE,
     GENERATION_PHASES,
@@ -118,21 +119,33 @@ def _table(key: TaskKey) -> Table:
 def rows_of(run: Run, key: TaskKey) -> pl.DataFrame:
     """Make the rows that a simulated task publishes."""
     config, per_part = run.config, run.config.protocol.problems_per_part
+    total = run.num_problems(EVALUATION) if key.phase == EVALUATE else config.protocol.problems_per_iteration
+    problems = range(key.part * per_part, min(total, (key.part + 1) * per_part))
     own = {"run_id": run.run_id, "iteration": key.iteration, "model": key.model}
     if key.phase == UPDATE:
         rows = [{**own, "step": s, "global_step": s, **_STEP} for s in range(1, steps_per_iteration(config) + 1)]
     elif key.phase == HINT:
-        rows = [{**own, "problem_id": "p0", **_HINT}]
+        rows = [{**own, "model": m.name, "problem_id": f"p{p}", **_HINT} for p in problems for m in config.team]
     elif key.phase == SCORE:
-        rows = _score_rows(run, own, range(key.part * per_part, (key.part + 1) * per_part))
+        rows = _score_rows(run, own, problems)
     else:
-        size, samples = (per_part, config.evaluation.samples) if key.phase == EVALUATE else (1, 1)
+        num_samples = {
+            COLD: config.protocol.cold_samples,
+            RESCUE: config.protocol.rescue_samples,
+            EVALUATE: config.evaluation.samples,
+        }
         rows = [
-            {**own, **_rollout(key.phase, k, p), "problem_id": f"{key.part}-{p}"}
-            for p in range(size)
-            for k in range(samples)
+            {**own, **_rollout(key.phase, k, p), "problem_id": f"p{p}"}
+            for p in problems
+            if key.phase != RESCUE or is_rescued(p)
+            for k in range(num_samples[key.phase])
         ]
     return pl.DataFrame(rows, schema=_table(key).schema)
+
+
+def is_rescued(problem: int) -> bool:
+    """Whether all models sample a problem again."""
+    return problem % round(1 / RESCUED_SHARE) == 0
 
 
 def _score_rows(run: Run, own: dict[str, Any], problems: range) -> list[dict[str, Any]]:
@@ -141,7 +154,7 @@ def _score_rows(run: Run, own: dict[str, Any], problems: range) -> list[dict[str
     for p in problems:
         for model in (m.name for m in run.config.team):
             cold = [("cold", k) for k in range(protocol.cold_samples)]
-            rescue = [(RESCUE, k) for k in range(protocol.rescue_samples)] if p % round(1 / RESCUED_SHARE) == 0 else []
+            rescue = [(RESCUE, k) for k in range(protocol.rescue_samples)] if is_rescued(p) else []
             rows += [
                 {**own, **_score(phase, k, p), "model": model, "problem_id": f"p{p}"} for phase, k in cold + rescue
             ]

@@ -12,7 +12,9 @@ import yaml
 from core_hpc.config.cluster import ClusterSection
 from core_hpc.controller.drivers import make_driver
 from core_hpc.controller.prepare import splits_of
+from core_hpc.problems.splits import EVALUATION
 from core_hpc.runs import folder as runs
+from core_hpc.runs.contents import TABLE_OF, expected_rows
 from core_hpc.runs.folder import ModelFacts, Run
 from core_hpc.runs.messages import Event, Failed
 from core_hpc.runs.sweep import load_sweep
@@ -21,7 +23,8 @@ from core_hpc.slurm.executor import SlurmExecutor
 from core_hpc.slurm.records import Submission, SubmissionFolder
 from core_hpc.slurm.submit import RefusedError
 from core_hpc.store import manifests
-from core_hpc.store.paths import TaskKey
+from core_hpc.store.paths import TEAM, TaskKey
+from core_hpc.store.schema import COLD, EVALUATE, RESCUE, SCORE
 
 SWEEP = {
     "name": "s",
@@ -116,11 +119,15 @@ def run_of(folder: Path, driver: str, *, protocol: dict[str, Any] | None = None,
 
 
 def publish(run: Run, key: TaskKey) -> None:
-    """Publish a task without content."""
+    """Publish a task without content. Its manifest has the number of rows of a task without rescues."""
     folder = run.paths.task_folder(key)
+    counted = TaskKey(key.iteration, COLD, TEAM, key.part) if key.phase == SCORE else key
+    total = run.num_problems(EVALUATION) if key.phase == EVALUATE else run.config.protocol.problems_per_iteration
+    rows = 0 if key.phase == RESCUE else expected_rows(run.config, counted, total) or 0
+    rows *= len(run.config.team) if key.phase == SCORE else 1
 
     def fill(temporary: Path) -> dict[str, tuple[int, str]]:
         (temporary / "shard.txt").write_text("")
-        return {}
+        return {"shard.txt": (rows, TABLE_OF[key.phase].name)}
 
     manifests.publish(folder, run.paths.task_name(key), fill, as_folder=False)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import tomllib
@@ -17,6 +18,7 @@ from core_hpc import __main__ as cli
 from core_hpc import launch
 from core_hpc.common import packages, shipped
 from core_hpc.common.errors import InputError
+from tests.support.analysis_data import evaluation_rows, make_run, publish_rollouts
 
 ROOT = Path(__file__).parents[2]
 SHIPPED_BY_NAME = {"yaml": ["**/*.yaml"], "slurm": ["*.sh", "*.sbatch", "setup/*.sh"]}
@@ -53,7 +55,7 @@ def test_the_version_is_printed_without_loading_the_subcommands(tmp_path: Path) 
     assert version == f"core-hpc {core_hpc.__version__}"
     loaded = {name for name in json.loads(modules) if name.startswith(("core_hpc", "analysis"))}
     assert loaded <= {"core_hpc", "core_hpc.__main__", "core_hpc.common"} | {
-        f"core_hpc.common.{name}" for name in ("packages", "terminal")
+        f"core_hpc.common.{name}" for name in ("startup", "packages", "terminal")
     }
     assert not {"polars", "pydantic", "shtab"} & set(json.loads(modules))
 
@@ -257,3 +259,38 @@ def test_the_console_script_ignores_the_working_directory(site: Path, hiding: Pa
         done = script(command, "--help")
         assert done.returncode == 0, done.stderr
         assert done.stdout.startswith(f"usage: core-hpc {command} ")
+
+
+# --- terminals -----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("module", [*MODULES, "analysis"])
+def test_ctrl_c_while_importing_has_no_traceback(tmp_path: Path, module: str) -> None:
+    """A package that every command loads stands for the moment at which the user gives up."""
+    (tmp_path / "rich").mkdir()
+    (tmp_path / "rich" / "__init__.py").write_text("raise KeyboardInterrupt\n")
+    found = python("-m", module, "status", cwd=tmp_path, PYTHONPATH=f"{tmp_path}{os.pathsep}{ROOT}")
+    assert found.stderr == "\ninterrupted\n"
+    assert found.returncode == -signal.SIGINT
+
+
+def test_other_errors_keep_their_traceback(tmp_path: Path) -> None:
+    (tmp_path / "rich").mkdir()
+    (tmp_path / "rich" / "__init__.py").write_text("raise RuntimeError('a bug')\n")
+    found = python("-m", "core_hpc.launch", cwd=tmp_path, PYTHONPATH=f"{tmp_path}{os.pathsep}{ROOT}")
+    assert "Traceback" in found.stderr
+    assert "RuntimeError: a bug" in found.stderr
+
+
+ASCII_TERMINAL = {"PYTHONIOENCODING": "ascii", "PYTHONUTF8": "0", "LC_ALL": "C"}
+
+
+def test_a_report_can_be_printed_on_an_ascii_terminal(tmp_path: Path) -> None:
+    run_folder = make_run(tmp_path / "r\u00e9sum\u00e9")
+    publish_rollouts(run_folder, evaluation_rows({"ada": [[True, False]], "bob": [[False, False]]}, 0))
+    found = python(
+        "-m", "analysis", "report", run_folder, "--out", tmp_path / "\u00fcbersicht", cwd=ROOT, **ASCII_TERMINAL
+    )
+    assert found.returncode == 0, found.stderr
+    assert "written: " in found.stdout
+    assert "?bersicht" in found.stdout

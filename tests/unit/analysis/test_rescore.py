@@ -17,7 +17,7 @@ from core_hpc.runs.folder import read_identity
 from core_hpc.store import manifests
 from core_hpc.store.paths import RunPaths
 from core_hpc.store.schema import COLD, EVALUATE, HINTS, PROBLEMS, RESCUE, ROLLOUTS
-from core_hpc.store.shards import key_of_manifest, publish_frame, read_manifest_table, read_rows
+from core_hpc.store.shards import publish_frame, read_manifest_table, read_rows, task_of_manifest
 from tests.support.analysis_data import make_run, pick, publish_rollouts, rollout
 
 RIGHT, OFF = "#### 2", "#### 3"
@@ -261,7 +261,7 @@ def test_files_without_a_manifest_are_not_read(tmp_path: Path) -> None:
     run = stored_run(tmp_path / "run")
     (run / "cold/iteration=0001/ada-p000.0123456789ab.parquet").write_bytes(b"torn")
     done = rescore(run, tmp_path / "out")
-    keys = {str(key_of_manifest(p)) for p in (done.path / "cold" / "iteration=0001").glob("*.manifest.json")}
+    keys = {str(task_of_manifest(p)) for p in (done.path / "cold" / "iteration=0001").glob("*.manifest.json")}
     assert keys == {"cold/0001/ada/000", "cold/0001/bob/000"}
     assert len(list((done.path / "cold" / "iteration=0001").iterdir())) == 4
 

@@ -61,10 +61,12 @@ def publish(
     """
     path = RunPaths(run).task_manifest(key)
     manifests.make_folder(path.parent)
+    data = path.with_name(f"{RunPaths(run).task_name(key)}.data")
+    data.touch()
     writer = {"host": host, "pid": pid, "user": "u", "time": T0 + clock + began + sum(laps.values())}
     body = {
         "schema_version": SCHEMA_VERSION,
-        "files": [],
+        "files": [{"name": data.name, "bytes": 0, "sha256": ""}],
         "stats": {"seconds": laps, **stats} if laps else stats,
         "writer": writer,
     }

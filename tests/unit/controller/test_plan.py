@@ -17,6 +17,7 @@ from core_hpc.controller.plan import most_work, planned_arrays, planned_scripts
 from core_hpc.controller.prepare import splits_of
 from core_hpc.runs.graph import Graph
 from core_hpc.runs.sweep import PROFILES, Sweep, load_sweep
+from tests.support.fake_slurm import run_of
 from tests.support.harness import ROOT
 
 SWEEPS = sorted((ROOT / "yaml").glob("*.yaml"))
@@ -237,3 +238,16 @@ def test_a_dry_run_without_the_data_set_uses_the_count_of_the_file_and_reports_w
     refused = dry_run(path, **offline)
     assert refused.returncode != 0
     assert "data set openai/gsm8k" in refused.stderr
+
+
+def test_a_dry_run_shows_a_conflict_with_a_started_run(tmp_path: Path) -> None:
+    """A start would be refused, so the run is not new and the status is that of the start."""
+    run_of(tmp_path, "arrays")
+    path = tmp_path / "sweep.yaml"
+    path.write_text(path.read_text() + "seed: 7\n")
+    done = dry_run(path)
+    assert done.returncode == 2
+    assert "conflict: see below" in done.stdout
+    assert " new " not in done.stdout.split("{")[0]
+    assert "seed: 42 -> 7" in done.stderr
+    assert "cannot change" in done.stderr

@@ -142,6 +142,9 @@ def test_the_successor_gets_the_open_tasks_and_a_time_limit_after_publications_d
         def on_event(self, progress: RunProgress, event: Event) -> None:
             seen.append(event)
 
+        def on_finished(self, progress: RunProgress) -> None:
+            assert progress.finished
+
     assert Scheduler([progress], executor, [Recorder()], max_attempts=1).run()
     assert progress.finished
     assert progress.stopped is None

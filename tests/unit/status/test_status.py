@@ -524,3 +524,35 @@ def test_cancel_names_the_runs_it_knows(tmp_path: Path, capsys: pytest.CaptureFi
     assert run.run_id in capsys.readouterr().err
     assert cancel.main([str(run.root)]) == 2
     assert f"--run {run.run_id}" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("content", ["{", "[]", '{"host": 3}', ""])
+def test_a_claim_that_cannot_be_read_is_not_shown_as_nobody(tmp_path: Path, no_slurm: None, content: str) -> None:
+    """A controller may be at work, so the run is not called one without a controller."""
+    run = make_run(tmp_path)
+    path = SweepPaths(run.root.parent).claim
+    path.write_text(content)
+    found = look(run)
+    assert found.controller.holder is None
+    assert str(path) in found.controller.unreadable_claim
+    assert f"controller: unknown, because the claim cannot be read ({path}" in shown(found)
+    assert found.runs[0].state == "waiting"
+    path.unlink()
+    assert "controller: none" in shown(look(run))
+    assert look(run).runs[0].state == "no controller"
+
+
+def test_cancel_names_a_claim_that_cannot_be_read(tmp_path: Path, no_slurm: None) -> None:
+    run = make_run(tmp_path)
+    path = SweepPaths(run.root.parent).claim
+    path.write_text("[]")
+    found = subprocess.run(
+        [sys.executable, "-m", "core_hpc.cancel", str(run.root.parent)],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert found.returncode == 1
+    assert f"{path}: is not a claim" in found.stderr
+    assert "Traceback" not in found.stderr

@@ -1,7 +1,11 @@
 """Claims: one holder at a time, who is named in messages; the claim of a dead holder is broken."""
 
+import errno
 import json
 import os
+import pwd
+import re
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -13,10 +17,10 @@ from typing import Any
 import psutil
 import pytest
 
-from core_hpc.common.errors import ClaimError
+from core_hpc.common.errors import ClaimError, ClaimLostError, StoreError
 from core_hpc.slurm.commands import SlurmUnavailableError
 from core_hpc.store import claims
-from core_hpc.store.claims import claim, holder_lives
+from core_hpc.store.claims import claim, holder_lives, read_holder
 
 CLAIM_AND_DIE = """
 import os, pathlib, sys
@@ -182,3 +186,157 @@ def test_a_requeued_job_takes_over_its_own_claim(tmp_path: Path, monkeypatch: py
     monkeypatch.setenv("SLURM_JOB_ID", "12")
     with claim(path):
         assert json.loads(path.read_text())["job"] == 12
+
+
+def test_two_controllers_inside_one_job_are_two(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As in two terminals of one allocation: the job alone does not tell who is alive."""
+    path = tmp_path / "claim.json"
+    monkeypatch.setenv("SLURM_JOB_ID", "12")
+    with other_holder(path) as holder:
+        assert holder["job"] == 12
+        for has_ended in (None, lambda job: False):
+            with (
+                pytest.raises(ClaimError, match=f"process {holder['pid']}, SLURM job 12"),
+                claim(path, has_ended=has_ended),
+            ):
+                pass
+        elsewhere = {**holder, "host": "elsewhere"}  # on another node of the same allocation
+        path.write_text(json.dumps(elsewhere))
+        with pytest.raises(ClaimError, match="host elsewhere"), claim(path, has_ended=lambda job: False):
+            pass
+        path.write_text(json.dumps(holder))
+    path.write_text(json.dumps(holder))  # its holder is dead now
+    with claim(path):
+        pass
+
+
+def test_a_requeued_job_knows_its_earlier_execution_by_the_number_of_restarts(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "claim.json"
+    monkeypatch.setenv("SLURM_JOB_ID", "12")
+    monkeypatch.setenv("SLURM_RESTART_COUNT", "1")
+    with claim(path):
+        holder = json.loads(path.read_text())
+    path.write_text(json.dumps({**holder, "host": "elsewhere", "restarts": 1}))
+    with pytest.raises(ClaimError, match="host elsewhere"), claim(path, has_ended=lambda job: False):
+        pass
+    path.write_text(json.dumps({**holder, "host": "elsewhere", "restarts": 0}))
+    with claim(path, has_ended=lambda job: False):
+        assert json.loads(path.read_text())["restarts"] == 1
+
+
+def test_the_holder_notices_that_it_has_lost_the_claim(tmp_path: Path) -> None:
+    path = tmp_path / "claim.json"
+    with claim(path) as held:
+        held.require()
+        path.unlink()
+        with pytest.raises(ClaimLostError, match="was removed"):
+            held.require()
+        with other_holder(path) as holder:
+            with pytest.raises(ClaimLostError, match=f"process {holder['pid']}"):
+                held.require()
+            held.release()
+            assert json.loads(path.read_text()) == holder
+        path.write_text("{")
+        with pytest.raises(ClaimLostError, match="overwritten"):
+            held.require()
+    assert path.read_text() == "{"
+
+
+def test_a_claim_by_the_same_process_is_another_claim(tmp_path: Path) -> None:
+    path = tmp_path / "claim.json"
+    with claim(path) as held:
+        earlier = path.read_text()
+    with claim(path) as second:
+        second.require()
+        with pytest.raises(ClaimLostError):
+            held.require()
+        assert path.read_text() != earlier
+
+
+def failing_read(number: int) -> Callable[[Path], bytes]:
+    def read(path: Path) -> bytes:
+        raise OSError(number, os.strerror(number))
+
+    return read
+
+
+def test_a_file_system_that_fails_proves_no_loss_and_hides_no_other_error(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "claim.json"
+
+    def work() -> None:
+        with claim(path) as held:
+            monkeypatch.setattr(Path, "read_bytes", failing_read(errno.EIO))
+            held.require()
+            raise OSError(errno.EIO, "Input/output error", "shard.parquet")
+
+    with pytest.raises(OSError, match=r"shard\.parquet"):
+        work()
+    monkeypatch.undo()
+    assert path.exists()  # it could not be proven that the claim is still the own one
+
+
+HOLDER: dict[str, Any] = {"host": "elsewhere", "pid": 1, "user": "ann", "time": 0}
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        "",
+        "{",
+        "[]",
+        "null",
+        "3",
+        "{}",
+        "[" * 3000,
+        *(json.dumps({**HOLDER, name: None}) for name in HOLDER),
+        *(json.dumps({**HOLDER, "pid": pid}) for pid in ("1", 1.5, True, [1])),
+        *(json.dumps({**HOLDER, "job": job}) for job in ("12", 1.5, True, {})),
+        json.dumps({**HOLDER, "start_ticks": 7}),
+        json.dumps({**HOLDER, "process_start": "now"}),
+    ],
+)
+def test_a_claim_of_a_wrong_shape_is_an_error_that_names_the_file(tmp_path: Path, content: str) -> None:
+    path = tmp_path / "claim.json"
+    path.write_text(content)
+    with pytest.raises(StoreError, match=re.escape(str(path))):
+        read_holder(path)
+    with pytest.raises(ClaimError, match="remove this file"), claim(path):
+        pass
+    assert path.read_text() == content
+
+
+def test_a_user_without_a_name_can_claim(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As in a container in which the user's id has no entry in /etc/passwd."""
+    for name in ("LOGNAME", "USER", "LNAME", "USERNAME"):
+        monkeypatch.delenv(name, raising=False)
+
+    def unknown(uid: int) -> None:
+        raise KeyError(f"getpwuid(): uid not found: {uid}")
+
+    monkeypatch.setattr(pwd, "getpwuid", unknown)
+    with claim(tmp_path / "claim.json"):
+        assert read_holder(tmp_path / "claim.json")["user"] == f"uid-{os.getuid()}"
+
+
+@pytest.mark.skipif(os.geteuid() != 0 or shutil.which("unshare") is None, reason="needs root and unshare")
+def test_a_holder_in_another_pid_namespace_is_neither_alive_nor_dead(tmp_path: Path) -> None:
+    path = tmp_path / "claim.json"
+    command = ["unshare", "--pid", "--fork", "--mount-proc", sys.executable, "-c", CLAIM_AND_WAIT, str(path)]
+    process = subprocess.Popen(command, stdin=PIPE, stdout=PIPE, stderr=PIPE)
+    assert process.stdout is not None
+    assert process.stderr is not None
+    if process.stdout.readline() != b"claimed\n":
+        error = process.communicate(timeout=60)[1].decode()
+        assert "Operation not permitted" in error, error
+        pytest.skip("this container may not create namespaces")
+    holder = read_holder(path)
+    assert holder["pid"] < 10  # process ids are counted anew
+    assert holder_lives(holder, None) is None
+    with pytest.raises(ClaimError, match="in another container"), claim(path):
+        pass
+    process.communicate(timeout=60)
+    assert not path.exists()

@@ -3,15 +3,18 @@
 import errno
 import json
 import os
+import re
 import threading
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import polars as pl
 import pytest
 
 from core_hpc.common.errors import InputError, StoreError
-from core_hpc.store import manifests, shards
+from core_hpc.store import leftovers, manifests, parquet, shards
+from core_hpc.store.paths import RunPaths, TaskKey
 from core_hpc.store.schema import HINTS, PROBLEMS, TABLES, Table, check_frame
 
 
@@ -226,10 +229,10 @@ def test_leftovers_are_removed_and_publications_kept(tmp_path: Path) -> None:
     manifest = publish(tmp_path)
     aside = manifests.set_aside(manifest.path)
     kept = {aside.name, manifest.files[0].name, *(f.name for f in publish(tmp_path).files), "train.manifest.json"}
-    (tmp_path / "train.abc.parquet").touch()
-    (tmp_path / ".train.abc.tmp").mkdir()
-    (tmp_path / ".train.manifest.json.abc.tmp").touch()
-    assert manifests.remove_leftovers(tmp_path) == 3
+    (tmp_path / "train.0123456789ab.parquet").touch()
+    (tmp_path / ".train.0123456789ab.tmp").mkdir()
+    (tmp_path / ".train.manifest.json.0123456789ab.tmp").touch()
+    assert leftovers.remove_leftovers(tmp_path) == 3
     assert {p.name for p in tmp_path.iterdir()} == kept
 
 
@@ -245,3 +248,105 @@ def test_an_output_folder_that_cannot_be_used_is_refused(tmp_path: Path, monkeyp
     monkeypatch.setattr(os, "access", lambda *_: False)
     with pytest.raises(InputError, match="no permission"):
         manifests.require_writable(tmp_path, min_free_gb=0)
+
+
+# --- names and manifests that core_hpc does not write --------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["a[1]", "a*", "a?b", "[ab]", "iteration=7", "{x}", "a b"])
+def test_paths_are_names_and_never_patterns(tmp_path: Path, name: str) -> None:
+    folder = tmp_path / name
+    manifest = publish(folder)
+    assert shards.read_manifest_table(manifest, PROBLEMS, checksum=True).equals(problems())
+    earlier = publish_as_before(folder, pl.DataFrame([HINT_ROW], schema=HINTS.schema).drop("leak"))
+    assert shards.read_manifest_table(earlier, HINTS)["leak"].to_list() == [None]
+    assert parquet.scan([folder / manifest.files[0].name]).collect().equals(problems())
+
+
+def test_only_one_module_opens_parquet_files() -> None:
+    """So that no reader takes a path for a pattern."""
+    root = Path(parquet.__file__).parents[2]
+    sources = [p for package in ("core_hpc", "analysis") for p in (root / package).rglob("*.py")]
+    readers = re.compile(r"\b(read|scan)_parquet\w*\(|ParquetFile\(|parquet\.read_table\(")
+    assert [p.name for p in sources if readers.search(p.read_text(encoding="utf-8"))] == ["parquet.py"]
+
+
+FOREIGN = (
+    "cold/iteration=0001/notes.manifest.json",
+    "cold/iteration=0001/m0-p000 (copy).manifest.json",
+    "cold/iteration=0001/m0-p0.manifest.json",
+    "cold/iteration=0001/README.txt",
+    "cold/iteration=0001/m0-p000.0123456789ab.parquet.bak",
+    "cold/iteration=0001.bak/m0-p000.manifest.json",
+    "cold/iteration=1/m0-p000.manifest.json",
+    "cold/notes.md",
+)
+"""Files that a user may put into a run folder."""
+
+
+def test_names_of_a_user_are_ignored_listed_and_kept(tmp_path: Path) -> None:
+    key = TaskKey(1, "cold", "m0")
+    folder = RunPaths(tmp_path).task_folder(key)
+    shards.publish_frame(folder, RunPaths(tmp_path).task_name(key), problems(), PROBLEMS)
+    for name in FOREIGN:
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text("mine")
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "elsewhere" / "precious").touch()
+    links = [folder / "link", folder / "m0-p001.0123456789ab"]
+    for link in links:
+        link.symlink_to(tmp_path / "elsewhere")
+    assert shards.published_keys(tmp_path) == [key]
+    listed = {str(path.relative_to(tmp_path)) for path in leftovers.foreign_names(tmp_path)}
+    in_folders = {name if "iteration=0001/" in name else str(Path(*Path(name).parts[:2])) for name in FOREIGN}
+    assert listed == in_folders | {"cold/iteration=0001/link"}
+    assert leftovers.remove_leftovers(folder) == 0
+    assert all((tmp_path / name).read_text() == "mine" for name in FOREIGN)
+    assert (tmp_path / "elsewhere" / "precious").exists()
+    assert all(link.is_symlink() for link in links)
+
+
+def without(name: str) -> Callable[[dict[str, Any]], Any]:
+    return lambda body: {k: v for k, v in body.items() if k != name}
+
+
+def with_file(**changes: Any) -> Callable[[dict[str, Any]], Any]:
+    return lambda body: {**body, "files": [{**body["files"][0], **changes}]}
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        *(without(name) for name in ("files", "stats", "writer", "schema_version")),
+        *(lambda body, v=value: {**body, "files": v} for value in ([], {}, None, [None], [[]], ["x"], [{}])),
+        *(lambda body, v=value: {**body, "writer": v} for value in ({}, None, [], {"time": None}, {"time": "now"})),
+        *(lambda body, v=value: {**body, "stats": v} for value in (None, [], 3)),
+        *(with_file(rows=v) for v in (None, -1, "3", 3.5, True)),
+        *(with_file(bytes=v) for v in (None, -1, "3")),
+        *(with_file(name=v) for v in ("/etc/passwd", "../train.x", "other.0123456789ab.parquet", 3)),
+        lambda body: {**body, "writer": {"time": float("nan")}},
+        lambda body: [body],
+        lambda body: None,
+        lambda body: "text",
+    ],
+)
+def test_a_manifest_of_a_wrong_shape_is_damage(tmp_path: Path, change: Callable[[dict[str, Any]], Any]) -> None:
+    manifest = publish(tmp_path)
+    manifest.path.write_text(json.dumps(change(json.loads(manifest.path.read_text()))))
+    with pytest.raises(manifests.DamagedError, match="torn or altered") as caught:
+        manifests.read_manifest(manifest.path)
+    assert caught.value.manifest_path == manifest.path
+    manifests.set_aside(manifest.path)
+    assert shards.read_manifest_table(publish(tmp_path), PROBLEMS, checksum=True).equals(problems())
+
+
+def test_a_file_system_that_fails_is_no_damage(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    manifest = publish(tmp_path)
+
+    def broken(path: Path) -> bytes:
+        raise OSError(errno.EIO, "Input/output error")
+
+    monkeypatch.setattr(Path, "read_bytes", broken)
+    with pytest.raises(StoreError, match="Input/output error") as caught:
+        manifests.read_manifest(manifest.path)
+    assert not isinstance(caught.value, manifests.DamagedError)

@@ -1,0 +1,29 @@
+"""What every command line does before its imports, which may take seconds.
+
+Only the standard library is imported here.
+"""
+
+from __future__ import annotations
+
+import io
+import sys
+from types import TracebackType
+
+
+def begin_command() -> None:
+    """Prepare this process for a user at a terminal.
+
+    Ctrl-C has no traceback, also while modules are imported. A character that the terminal does not
+    know is written as `?` instead of ending the command.
+    """
+    sys.excepthook = _show
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper) and stream.errors == "strict":
+            stream.reconfigure(errors="replace")
+
+
+def _show(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+    if issubclass(kind, KeyboardInterrupt):
+        print("\ninterrupted", file=sys.stderr)
+    else:
+        sys.__excepthook__(kind, error, trace)

@@ -1,0 +1,237 @@
+"""Every file that a controller reads, altered at random: a clear error or a repair, never a wrong result.
+
+One file of a complete run is altered, and then the sweep is read as its commands read it: the status,
+a start, the scheduler with all its listeners. What was withdrawn is published again, as its task would
+do. In the end the run is as it was, or an error for the user has named what is wrong. Answers of SLURM
+are fuzzed elsewhere.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from analysis.counts.load import load_run
+from core_hpc.common.errors import CoreHpcError
+from core_hpc.controller.counts_cache import CountsCache
+from core_hpc.controller.heartbeat import Heartbeat
+from core_hpc.controller.start import Start
+from core_hpc.controller.tracking import Tracking
+from core_hpc.runs import folder as runs
+from core_hpc.runs.contents import TABLE_OF
+from core_hpc.runs.folder import Run, locate
+from core_hpc.runs.messages import Done, Event, JobStatus, Outcome, OutcomeKind, TaskRef
+from core_hpc.runs.sweep import load_sweep
+from core_hpc.schedule.base import Adopted
+from core_hpc.schedule.progress import inspect_run
+from core_hpc.schedule.scheduler import Scheduler
+from core_hpc.slurm.records import FAILED, OPEN, SubmissionFolder, new_submission
+from core_hpc.status import __main__ as status_command
+from core_hpc.status.collect import Manifests
+from core_hpc.status.compute import read_status
+from core_hpc.store import manifests
+from core_hpc.store.claims import claim
+from core_hpc.store.paths import SweepPaths, TaskKey
+from core_hpc.store.shards import read_task
+from tests.support.whole_run import frame_of, publish_task, run_in
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
+
+
+class Repeating:
+    """An executor that publishes what its tasks have published before."""
+
+    def __init__(self) -> None:
+        self._events: list[Event] = []
+
+    def adopt(self, runs: Sequence[Run]) -> Adopted:
+        return Adopted()
+
+    def submit(self, wanted: Sequence[tuple[Run, TaskKey]]) -> list[TaskRef]:
+        for run, key in wanted:
+            publish_task(run, key)
+        tasks = [TaskRef(run.run_id, key) for run, key in wanted]
+        self._events += [Done(task) for task in tasks]
+        return tasks
+
+    def poll(self) -> list[Event]:
+        events, self._events = self._events, []
+        return events
+
+    def abandon(self, run: Run) -> list[TaskRef]:
+        return []
+
+    def close(self) -> None:
+        pass
+
+
+@pytest.fixture(scope="module")
+def original(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a sweep with a complete run, and with every kind of file that a controller reads."""
+    folder = tmp_path_factory.mktemp("original")
+    run = run_in(folder)
+    for key in run.graph().tasks():
+        publish_task(run, key)
+    progress, messages = inspect_run(run)
+    assert progress.finished
+    assert messages == []
+    load_run(run.root)
+    CountsCache().on_finished(progress)
+    paths = SweepPaths(run.root.parent)
+    Heartbeat(paths.controller, Start.new(verify=False), [progress], lambda: 1.0).beat()
+    manifests.write_json(paths.stop_request, manifests.writer_identity())
+    with claim(paths.claim):
+        content = paths.claim.read_bytes()
+    dead = {**json.loads(content), "boot_id": "of-an-earlier-boot"}
+    paths.claim.write_text(json.dumps(dead))
+    submissions = SubmissionFolder(run.paths.slurm)
+    for name, state in (("cold-0001", OPEN), ("cold-0002", FAILED)):
+        submission = new_submission("generate", name, [[TaskKey(1, "cold", "a")]], start_id="now", mem_gb=1)
+        submission.job = 70
+        submissions.write(submission)
+        status = JobStatus(job="70", node="n1", started=1.0)
+        manifests.make_folder(submissions.folder(submission))
+        manifests.write_json(submissions.status_file(submission, 0), status.to_json())
+        if state == FAILED:
+            submissions.resolve(submission, 0, Outcome(OutcomeKind.ERROR, "an error", task="cold/0001/a/000"))
+            submissions.close(submission)
+    return folder
+
+
+# --- alterations ---------------------------------------------------------------------------------
+
+SCALARS = st.one_of(
+    st.none(),
+    st.booleans(),
+    st.integers(-(10**20), 10**20),
+    st.floats(allow_nan=True),
+    st.text(max_size=12),
+    st.sampled_from(["", "../../etc/passwd", "/", "cold/0001/a/000", "NaN", "9" * 5000]),
+)
+JSON_VALUES = st.recursive(
+    SCALARS, lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=6), inner, max_size=3)
+)
+
+
+def places(value: Any, at: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
+    """The paths of all values inside a JSON value."""
+    yield at
+    items = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
+    for name, inner in items:
+        yield from places(inner, (*at, name))
+
+
+def replaced(value: Any, at: tuple[Any, ...], change: Callable[[Any, Any], None], new: Any) -> Any:
+    """A JSON value with a change at a path: of the container and the name in it."""
+    if not at:
+        return new
+    container = value
+    for name in at[:-1]:
+        container = container[name]
+    change(container, at[-1])
+    return value
+
+
+@st.composite
+def altered_json(draw: st.DrawFn, content: bytes) -> bytes:
+    """JSON with one value replaced, removed or renamed."""
+    value = json.loads(content)
+    at, new = draw(st.sampled_from(list(places(value)))), draw(JSON_VALUES)
+
+    def set_new(container: Any, name: Any) -> None:
+        container[name] = new
+
+    def remove(container: Any, name: Any) -> None:
+        del container[name]
+
+    return json.dumps(replaced(value, at, draw(st.sampled_from([set_new, remove])), new)).encode()
+
+
+@st.composite
+def altered_bytes(draw: st.DrawFn, content: bytes) -> bytes:
+    """Bytes with a flipped byte, a lost end, or an insertion."""
+    at = draw(st.integers(0, max(0, len(content) - 1)))
+    kind = draw(st.sampled_from(["flip", "cut", "insert", "zeros"]))
+    if kind == "flip" and content:
+        return content[:at] + bytes([content[at] ^ draw(st.integers(1, 255))]) + content[at + 1 :]
+    if kind == "cut":
+        return content[:at]
+    if kind == "zeros":
+        return content[:at] + bytes(len(content) - at)
+    return content[:at] + draw(st.binary(min_size=1, max_size=8)) + content[at:]
+
+
+# --- the invariant -------------------------------------------------------------------------------
+
+
+def use(sweep_file: Path) -> None:
+    """Read and drive a sweep as its commands do. CoreHpcError: an error for the user."""
+    sweep = load_sweep(sweep_file)
+    (plan,) = sweep.runs
+    paths, folder = SweepPaths(sweep.folder), SubmissionFolder(sweep.folder / plan.run_id / "slurm")
+    try:
+        for status in read_status([locate(sweep.folder)], Manifests()):
+            status_command.render(status)
+    except CoreHpcError:
+        pass
+    with claim(paths.claim):
+        run = runs.start(plan, sweep.folder)
+        progress, _ = inspect_run(run)
+        folder.read(OPEN, FAILED)
+        tracking = Tracking()
+        listeners = [tracking, CountsCache()]
+        messages: list[str] = []
+        Scheduler([progress], Repeating(), listeners, max_attempts=3, notify=messages.append).run()
+        tracking.close([progress])
+        assert not [m for m in messages if "the sweep continues without it" in m], messages
+        assert progress.finished
+        assert progress.stopped is None
+    for key in run.graph().tasks():
+        try:
+            rows = read_task(run.root, key, TABLE_OF[key.phase])
+        except manifests.DamagedError:
+            continue  # the next task that reads it makes the same discovery
+        assert rows.equals(frame_of(run, key)), f"{key} has other rows"
+
+
+def kinds_of(sweep: Path) -> dict[str, list[Path]]:
+    """The files of a sweep by kind, so that rare kinds are altered as often as frequent ones."""
+    found: dict[str, list[Path]] = {}
+    for path in sorted(p for p in sweep.rglob("*") if p.is_file() and "tensorboard" not in p.parts):
+        inside = path.relative_to(sweep).parts
+        kind = f"{inside[1] if len(inside) > 2 else ''} {path.suffix} {'manifest' in path.name}"
+        found.setdefault(kind if len(inside) > 2 else path.name, []).append(path)
+    return found
+
+
+@settings(max_examples=150, suppress_health_check=list(HealthCheck), derandomize=True)
+@given(data=st.data())
+def test_no_altered_file_gives_a_traceback_or_a_wrong_result(
+    original: Path, tmp_path_factory: pytest.TempPathFactory, data: st.DataObject
+) -> None:
+    folder = tmp_path_factory.mktemp("altered") / "copy"
+    shutil.copytree(original, folder)
+    text = (folder / "s.yaml").read_text().replace(str(original), str(folder))
+    (folder / "s.yaml").write_text(text)
+    kinds = kinds_of(folder / "s")
+    path = data.draw(st.sampled_from(kinds[data.draw(st.sampled_from(sorted(kinds)))]))
+    content = path.read_bytes()
+    is_json = path.suffix == ".json"
+    new = data.draw(altered_json(content) | altered_bytes(content) if is_json else altered_bytes(content))
+    path.write_bytes(new)
+    with mock.patch.object(manifests, "VISIBILITY_DELAYS_S", (0.001,)), mock.patch.dict("os.environ", {"PATH": ""}):
+        error = None
+        try:
+            use(folder / "s.yaml")
+        except CoreHpcError as e:
+            error = str(e)
+    assert error is None or str(folder) in error, f"the error does not name the file: {error}"
+    shutil.rmtree(folder.parent)
