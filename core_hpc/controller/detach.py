@@ -30,7 +30,8 @@ from core_hpc.runs.sweep import Sweep
 from core_hpc.schedule.progress import RunProgress
 from core_hpc.slurm.commands import Slurm, SlurmUnavailableError
 from core_hpc.slurm.records import OPEN, Submission, SubmissionFolder, new_submission
-from core_hpc.slurm.submit import RefusedError, job_parameters, submit
+from core_hpc.slurm.sbatch import RefusedError
+from core_hpc.slurm.submit import find_job, job_parameters, place_calls, submit
 from core_hpc.store import manifests
 from core_hpc.store.paths import SweepPaths
 
@@ -41,7 +42,9 @@ PATIENCE_S = 600.0
 """How long a controller attempts to submit its successor."""
 CLAIM_WAIT_S = 60.0
 """The claim of the launcher or of the previous controller may stay visible for so long."""
-RETRY_S, CLAIM_RETRY_S = 10.0, 2.0
+RETRY_S, CLAIM_RETRY_S, LOOK_RETRY_S = 10.0, 2.0, 2.0
+LOOK_S = 20.0
+"""How long to look for a job that SLURM may have taken."""
 SUBMITTING_S = 60.0
 """A submission whose job is not known after this time has failed."""
 
@@ -96,10 +99,12 @@ def active_controllers(sweep_folder: Path, slurm: Slurm, *, close: bool) -> list
     active = []
     for submission in folder.read(OPEN):
         if submission.job is None:
-            named = [e for e in slurm.queue() if e.name == submission.name and e.active]
-            submission.job = named[0].id.job if named else None
+            submission.job = find_job((entry for entry in slurm.queue() if entry.active), submission)
+            if submission.job is not None:
+                place_calls(folder.folder(submission), submission.job, 1)
         if submission.job is None:
-            if time.time() - submission.submitted < SUBMITTING_S:
+            # A record from the future proves only that a clock is wrong.
+            if abs(time.time() - submission.submitted) < SUBMITTING_S:
                 active.append(submission)
             elif close:
                 folder.discard(submission)
@@ -214,15 +219,14 @@ def _ensure_successor(spec: ControllerSpec, cluster: ClusterSection, slurm: Slur
     deadline = time.monotonic() + PATIENCE_S
     while True:
         try:
-            waiting = [
-                s.job
-                for s in active_controllers(Path(spec.sweep_folder), slurm, close=False)
-                if s.job is not None and s.job > mine
-            ]
+            active = active_controllers(Path(spec.sweep_folder), slurm, close=False)
+            waiting = [s.job for s in active if s.job is not None and s.job > mine]
             if waiting:  # SLURM has requeued this job, whose earlier start submitted the successor
                 return waiting[0]
-            following = replace(spec, quick_ends=quick_ends, submitted=time.time())
-            return _submit_controller(following, cluster, after=mine)[1].job
+            if all(s.job is not None for s in active):
+                following = replace(spec, quick_ends=quick_ends, submitted=time.time())
+                return _submit_controller(following, cluster, after=mine)[1].job
+            time.sleep(RETRY_S)  # SLURM may have taken a submission, or not: look again
         except (SlurmUnavailableError, RefusedError) as e:
             if time.monotonic() > deadline or (isinstance(e, RefusedError) and not e.passing):
                 console.print(f"no successor: {e}")
@@ -248,8 +252,24 @@ def _submit_controller(
         submission.job = submit(
             cluster, folder.folder(submission), parameters, [functools.partial(run_controller, spec)]
         )
-    except RefusedError:
-        folder.discard(submission)
-        raise
+    except RefusedError as e:
+        if not e.unsure:
+            folder.discard(submission)
+            raise
+        submission.job = _look_for(submission)
+        if submission.job is None:
+            raise
+        place_calls(folder.folder(submission), submission.job, 1)
     folder.write(submission)
     return folder, submission
+
+
+def _look_for(submission: Submission) -> int | None:
+    """The job of a submission whose fate is not known, by its name; None if it does not appear."""
+    slurm, deadline = Slurm(), time.monotonic() + LOOK_S
+    while time.monotonic() < deadline:
+        with contextlib.suppress(SlurmUnavailableError):
+            if (job := find_job(slurm.queue(), submission)) is not None:
+                return job
+        time.sleep(LOOK_RETRY_S)
+    return None

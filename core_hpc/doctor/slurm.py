@@ -120,7 +120,8 @@ def check_profile(subject: Subject) -> Iterator[Finding]:
     cluster = subject.cluster
     findings = [*_partition_findings(cluster, partitions), *_permission_findings(subject, cluster)]
     try:
-        check_accepted(cluster)
+        for message in check_accepted(cluster, subject.slurm):
+            findings.append(Finding(WARN, message, "start the sweep anyway, or ask the site when its nodes return"))
     except InputError as e:
         findings.append(Finding(FAIL, " ".join(str(e).split()), "correct these fields of the profile"))
     yield from dict.fromkeys(findings)
