@@ -18,7 +18,8 @@ from types import FrameType
 
 from rich.console import Console
 
-from core_hpc.common.errors import ClaimError, CoreHpcError, StoreError
+from core_hpc.common.environment import number_in
+from core_hpc.common.errors import ClaimError, CoreHpcError, InputError, StoreError
 from core_hpc.common.terminal import standard_console
 from core_hpc.config.cluster import ClusterSection
 from core_hpc.controller.control import control, open_runs
@@ -211,7 +212,9 @@ def _ensure_successor(spec: ControllerSpec, cluster: ClusterSection, slurm: Slur
     Returns:
         Its job; None after too many quick ends, or when SLURM does not accept it.
     """
-    mine = int(os.environ["SLURM_JOB_ID"])
+    mine = number_in("SLURM_JOB_ID")
+    if mine is None:
+        raise InputError("the controller of a detached sweep runs in a SLURM job, and SLURM_JOB_ID is not set here")
     quick_ends = spec.quick_ends + 1 if spec.quick_ends >= 0 and time.time() - spec.submitted < QUICK_S else 0
     if quick_ends > MAX_QUICK_ENDS:
         console.print(f"{MAX_QUICK_ENDS} controllers ended within {QUICK_S:.0f} s each; this one gets no successor")

@@ -172,7 +172,10 @@ def parse_queue(text: str) -> list[QueueEntry]:
     Raises:
         SlurmUnavailableError: the output has no header, is cut off, or has another format.
     """
-    header, *records = text.split(_RECORD)
+    *records, rest = text.split(_RECORD)
+    if _FIELD in rest or rest.strip()[:1].isdigit():  # a record without its end; a notice may come last
+        raise _not_understood(rest)
+    header, *records = records or [""]
     names = _queue_fields(header)
     names[0] = names[0].rpartition("\n")[2]  # a notice may come first
     if not all(_HEADER.fullmatch(name) for name in names):

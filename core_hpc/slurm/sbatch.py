@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import re
 import subprocess
-from pathlib import Path
 
 from core_hpc.common.errors import CoreHpcError
 
@@ -58,8 +57,8 @@ class RefusedError(CoreHpcError):
         return self.passing and not self.limit
 
 
-def run_sbatch(script: Path, *, limit_s: float = SBATCH_LIMIT_S) -> int:
-    """Submit a batch script in the present environment.
+def run_sbatch(script: str, *, limit_s: float = SBATCH_LIMIT_S) -> int:
+    """Submit the text of a batch script in the present environment.
 
     Returns:
         The id of the job.
@@ -69,8 +68,8 @@ def run_sbatch(script: Path, *, limit_s: float = SBATCH_LIMIT_S) -> int:
     """
     try:
         done = subprocess.run(
-            ["sbatch", str(script)],
-            stdin=subprocess.DEVNULL,
+            ["sbatch"],
+            input=script,
             capture_output=True,
             text=True,
             errors="replace",

@@ -159,8 +159,8 @@ def submit(
     """
     manifests.make_folder(folder)
     write_calls(folder, calls, time_min=parameters["time"])
-    script = folder / SCRIPT
-    script.write_text(batch_script(cluster, folder, parameters, num_elements=len(calls)))
+    script = batch_script(cluster, folder, parameters, num_elements=len(calls))
+    manifests.write_synced(folder / SCRIPT, script.encode())
     try:
         with submission_environment():
             job = run_sbatch(script)

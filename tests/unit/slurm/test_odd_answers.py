@@ -140,10 +140,10 @@ def test_a_job_id_is_read_only_from_its_own_line(fake: FakeCommands, output: str
     assert job_of(output) == job
     fake.command("sbatch", output)
     if job is not None:
-        assert run_sbatch(Path("/dev/null")) == job
+        assert run_sbatch("#!/bin/sh\n") == job
         return
     with pytest.raises(RefusedError) as caught:
-        run_sbatch(Path("/dev/null"))
+        run_sbatch("#!/bin/sh\n")
     assert caught.value.unsure
 
 
@@ -161,7 +161,7 @@ def test_a_job_id_is_read_only_from_its_own_line(fake: FakeCommands, output: str
 def test_what_a_refusal_means(fake: FakeCommands, message: str, unsure: bool, understood: bool) -> None:
     fake.command("sbatch", error=f"{message}\n", status=1)
     with pytest.raises(RefusedError) as caught:
-        run_sbatch(Path("/dev/null"))
+        run_sbatch("#!/bin/sh\n")
     assert (caught.value.unsure, caught.value.understood) == (unsure, understood)
     assert message in str(caught.value)
 
@@ -170,7 +170,7 @@ def test_sbatch_that_hangs_is_ended(fake: FakeCommands) -> None:
     fake.command("sbatch", body="exec /bin/sleep 60")
     began = time.monotonic()
     with pytest.raises(RefusedError, match="no answer within") as caught:
-        run_sbatch(Path("/dev/null"), limit_s=0.3)
+        run_sbatch("#!/bin/sh\n", limit_s=0.3)
     assert caught.value.unsure
     assert time.monotonic() - began < 30
 
