@@ -41,7 +41,7 @@ def test_the_invariants_can_fail(tmp_path: Path) -> None:
     assert chaos._started_again() == []
     assert chaos._controllers_at_once(tmp_path) == []
     with (tmp_path / "starts.log").open("a") as log:
-        log.write("150.0 9 5 cold/0001/m0/000\n")
+        log.write("150.0 7 5 cold/0001/m0/000\n")
     assert chaos._started_again() == ["cold/0001/m0/000 started again 50.0 s after it was published"]
     assert chaos._controllers_at_once(tmp_path) == ["controllers 5 and 6 worked at the same time"]
     chaos._damaged["cold/0001/m0/000"] = 120.0

@@ -35,8 +35,9 @@ PAUSE_S = (0.5, 5.0)
 FREEZE_S = (0.3, 3.0)
 RECOVERY_LIMIT_S = 240.0
 """After a fault, the next publication (or the end) comes within this time."""
-OVERLAP_S = 15.0
-"""A task may start again while another attempt of it publishes: it was started before."""
+OVERLAP_S, COLD_OVERLAP_S = 15.0, 120.0
+"""A task may start although another attempt has published it meanwhile: the decision to start it was
+made before. A worker that begins with this task must first start and load its libraries."""
 REFUSED = 3
 """Exit status of a launcher that finds another controller alive."""
 TOKEN = "CORE_HPC_CHAOS"
@@ -96,6 +97,7 @@ class Chaos:
     starts: int = 0
     _random: random.Random = field(init=False)
     _killed: bool = False
+    _deck: list[str] = field(default_factory=list)
     _frozen: list[psutil.Process] = field(default_factory=list)
     _damaged: dict[str, float] = field(default_factory=dict)
     """Time at which a publication was damaged last, by task."""
@@ -196,14 +198,19 @@ class Chaos:
     # --- faults ----------------------------------------------------------------------------------
 
     def _cause_one(self) -> None:
-        """Cause a random fault that finds a target at this moment."""
-        kinds = list(FAULTS if self.cluster is not None else LOCAL_FAULTS)
-        self._random.shuffle(kinds)
-        for kind in kinds:
+        """Cause the next fault of the shuffled kinds that finds a target at this moment.
+
+        Every kind has its turn before one of them comes again.
+        """
+        if not self._deck:
+            self._deck = list(FAULTS if self.cluster is not None else LOCAL_FAULTS)
+            self._random.shuffle(self._deck)
+        for kind in list(self._deck):
             with contextlib.suppress(psutil.Error, ClusterError, OSError):
                 target = FAULTS[kind](self)
                 if target is not None:
                     at_s = time.monotonic() - self._began
+                    self._deck.remove(kind)
                     self.faults.append(Fault(kind=kind, target=target, at_s=at_s))
                     return
 
@@ -374,12 +381,14 @@ class Chaos:
         published: dict[str, list[float]] = {}
         for when, _, _, key in self._log("published"):
             published.setdefault(key, []).append(when)
-        return [
-            f"{key} started again {when - before:.1f} s after it was published"
-            for when, _, _, key in self._log("starts")
-            if (before := max((t for t in published.get(key, ()) if t < when - OVERLAP_S), default=0.0)) > 0.0
-            and self._damaged.get(key, 0.0) < before
-        ]
+        found, warm = list[str](), set[int]()
+        for when, pid, _, key in self._log("starts"):
+            latest = when - (OVERLAP_S if pid in warm else COLD_OVERLAP_S)
+            warm.add(pid)
+            before = max((t for t in published.get(key, ()) if t < latest), default=0.0)
+            if before > self._damaged.get(key, 0.0):
+                found.append(f"{key} started again {when - before:.1f} s after it was published")
+        return found
 
     def _controllers_at_once(self, run: Path) -> list[str]:
         """Controllers whose writing overlaps in time.
