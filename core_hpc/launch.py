@@ -154,7 +154,7 @@ def launch(sweep: Sweep, console: Console, *, verify: bool = False, detached: bo
 def _check_slurm(sweep: Sweep, console: Console) -> None:
     """Raise the errors that SLURM can report before anything is prepared or submitted."""
     from core_hpc.controller.detach import require_no_other
-    from core_hpc.slurm.submit import check_accepted
+    from core_hpc.slurm.acceptance import check_accepted
 
     if not slurm_installed():
         driver = sweep.cluster.driver

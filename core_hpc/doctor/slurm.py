@@ -15,8 +15,8 @@ from typing import Any
 from core_hpc.common.errors import InputError
 from core_hpc.config.cluster import ClusterSection
 from core_hpc.doctor.checks import FAIL, OK, WARN, Check, Finding, Subject, run_checks
+from core_hpc.slurm.acceptance import check_accepted
 from core_hpc.slurm.commands import Partition
-from core_hpc.slurm.submit import check_accepted
 
 NEEDED_COMMANDS = ("sbatch", "srun", "squeue", "scancel", "scontrol", "sinfo")
 ACCOUNTING_COMMANDS = ("sacct", "sacctmgr")

@@ -17,8 +17,8 @@ from core_hpc.common.errors import InputError
 from core_hpc.config.cluster import ClusterSection
 from core_hpc.doctor import __main__ as doctor
 from core_hpc.doctor import job as doctor_job
+from core_hpc.slurm.acceptance import check_accepted
 from core_hpc.slurm.commands import FINAL, AccountingEntry, JobId, QueueEntry, Slurm, SlurmUnavailableError
-from core_hpc.slurm.submit import check_accepted
 from tests.support.harness import wait_for
 from tests.support.tiny import tiny_sweep
 

@@ -20,6 +20,7 @@ from core_hpc.config.cluster import ClusterSection
 from core_hpc.runs.folder import Run
 from core_hpc.slurm import executor as slurm_executor
 from core_hpc.slurm import submit, watch
+from core_hpc.slurm.acceptance import check_accepted
 from core_hpc.slurm.commands import AccountingEntry, JobId, Limits, QueueEntry, Slurm, SlurmUnavailableError
 from core_hpc.slurm.executor import SlurmExecutor
 from core_hpc.slurm.records import OPEN, SubmissionFolder, new_submission
@@ -338,10 +339,10 @@ def test_only_a_refusal_that_cannot_pass_stops_a_start(
     fake.command("sinfo", body=f"case \"$*\" in *-N*) printf '{nodes}';; *) echo 'gpu|gpu:4|8|1024';; esac")
     fake.command("scontrol", f"MaxArraySize = 5\nPartitionName=gpu State={partition}\n")
     if starts:
-        found = submit.check_accepted(cluster, Slurm())
+        found = check_accepted(cluster, Slurm())
         assert found
         assert message.removeprefix("allocation failure: ") in found[0]
         assert "wait in the queue" in found[0]
     else:
         with pytest.raises(InputError, match="nothing was submitted"):
-            submit.check_accepted(cluster, Slurm())
+            check_accepted(cluster, Slurm())
