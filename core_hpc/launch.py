@@ -21,6 +21,7 @@ from types import FrameType
 from typing import get_args
 
 from rich.console import Console
+from rich.markup import escape
 
 from core_hpc.common.errors import CoreHpcError, InputError
 from core_hpc.common.packages import hiding_analysis, require_own_analysis
@@ -134,7 +135,7 @@ def launch(sweep: Sweep, console: Console, *, verify: bool = False, detached: bo
     runfolders.check_conflicts(sweep)
     manifests.require_writable(sweep.folder, min_free_gb=MIN_FREE_GB)
     if _uses_slurm(sweep):
-        _check_slurm(sweep)
+        _check_slurm(sweep, console)
         if detached:
             _check_import_in_job()
     elif detached:
@@ -155,10 +156,10 @@ def launch(sweep: Sweep, console: Console, *, verify: bool = False, detached: bo
     return conclude(sweep, progress, console)
 
 
-def _check_slurm(sweep: Sweep) -> None:
+def _check_slurm(sweep: Sweep, console: Console) -> None:
     """Raise the errors that SLURM can report before anything is prepared or submitted."""
     from core_hpc.controller.detach import require_no_other
-    from core_hpc.slurm.submit import check_accepted
+    from core_hpc.slurm.acceptance import check_accepted
 
     if not slurm_installed():
         driver = sweep.cluster.driver
@@ -170,7 +171,8 @@ def _check_slurm(sweep: Sweep) -> None:
         require_no_other(sweep.folder, Slurm())
     if sweep.cluster.driver == "resident":
         check_gpus(sweep.cluster, sweep.largest_team, sweep.cluster.slurm.num_gpus("resident"))
-    check_accepted(sweep.cluster)
+    for message in check_accepted(sweep.cluster, Slurm()):
+        console.print(f"[yellow]{escape(message)}[/yellow]", soft_wrap=True)
 
 
 def _check_import_in_job() -> None:

@@ -8,6 +8,9 @@ does not exist creates FILE and acts:
 - `kill` ends the process with SIGKILL.
 - `hold` waits until `FILE.go` exists, so that the test can change something outside meanwhile.
 
+An entry with the action `log` acts at every passage: it appends a line to FILE with the time, the
+process id, that of the parent, and the detail.
+
 Without the variable nothing happens.
 """
 
@@ -32,11 +35,19 @@ def fault_point(point: str, detail: str = "") -> None:
         where, _, marker = entry.partition(":")
         action, _, place = where.partition(" ")
         name, _, text = place.partition("@")
-        if name == point and text in detail and _create_marker(Path(marker)):
+        if name == point and text in detail and action == "log":
+            _append(Path(marker), detail)
+        elif name == point and text in detail and _create_marker(Path(marker)):
             if action == "kill":
                 os.kill(os.getpid(), signal.SIGKILL)
             _hold(Path(f"{marker}.go"))
             return
+
+
+def _append(log: Path, detail: str) -> None:
+    line = f"{time.time():.3f} {os.getpid()} {os.getppid()} {detail}\n"
+    with log.open("ab", buffering=0) as file:  # one write per line, so that lines of processes do not mix
+        file.write(line.encode())
 
 
 def _create_marker(marker: Path) -> bool:

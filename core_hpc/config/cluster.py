@@ -33,7 +33,9 @@ class JobSection(Section):
     max_mem_gb: float | None = operational(
         None, gt=0, description="memory of the one retry after the job ran out of memory, in GB; null: no such retry"
     )
-    time_min: PositiveInt | None = operational(None, description="time limit of a job, in minutes; null: 240")
+    time_min: PositiveInt | None = operational(
+        None, description="time limit of a job, in whole minutes (90, not 1:30:00); null: 240"
+    )
     setup: list[str] | None = operational(None, description="shell lines before Python: modules, containers, caches")
     options: dict[str, str | int | bool] | None = operational(
         None, description="further sbatch options by their long names"

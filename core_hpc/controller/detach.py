@@ -19,7 +19,8 @@ from types import FrameType
 
 from rich.console import Console
 
-from core_hpc.common.errors import ClaimError, ClaimLostError, CoreHpcError, StoreError
+from core_hpc.common.environment import number_in
+from core_hpc.common.errors import ClaimError, ClaimLostError, CoreHpcError, InputError, StoreError
 from core_hpc.common.terminal import standard_console
 from core_hpc.config.cluster import ClusterSection
 from core_hpc.controller.control import control, open_runs
@@ -31,7 +32,8 @@ from core_hpc.runs.sweep import Sweep
 from core_hpc.schedule.progress import RunProgress
 from core_hpc.slurm.commands import Slurm, SlurmUnavailableError
 from core_hpc.slurm.records import OPEN, Submission, SubmissionFolder, new_submission
-from core_hpc.slurm.submit import RefusedError, job_parameters, submit
+from core_hpc.slurm.sbatch import RefusedError
+from core_hpc.slurm.submit import find_job, job_parameters, place_calls, submit
 from core_hpc.store import manifests
 from core_hpc.store.claims import claim
 from core_hpc.store.paths import SweepPaths
@@ -43,7 +45,9 @@ PATIENCE_S = 600.0
 """How long a controller attempts to submit its successor."""
 CLAIM_WAIT_S = 60.0
 """The claim of the launcher or of the previous controller may stay visible for so long."""
-RETRY_S, CLAIM_RETRY_S = 10.0, 2.0
+RETRY_S, CLAIM_RETRY_S, LOOK_RETRY_S = 10.0, 2.0, 2.0
+LOOK_S = 20.0
+"""How long to look for a job that SLURM may have taken."""
 SUBMITTING_S = 60.0
 """A submission whose job is not known after this time has failed."""
 
@@ -98,10 +102,12 @@ def active_controllers(sweep_folder: Path, slurm: Slurm, *, close: bool) -> list
     active = []
     for submission in folder.read(OPEN):
         if submission.job is None:
-            named = [e for e in slurm.queue() if e.name == submission.name and e.active]
-            submission.job = named[0].id.job if named else None
+            submission.job = find_job((entry for entry in slurm.queue() if entry.active), submission)
+            if submission.job is not None:
+                place_calls(folder.folder(submission), submission.job, 1)
         if submission.job is None:
-            if time.time() - submission.submitted < SUBMITTING_S:
+            # A record from the future proves only that a clock is wrong.
+            if abs(time.time() - submission.submitted) < SUBMITTING_S:
                 active.append(submission)
             elif close:
                 folder.discard(submission)
@@ -228,7 +234,9 @@ def _ensure_successor(spec: ControllerSpec, cluster: ClusterSection, slurm: Slur
     Returns:
         Its job; None after too many quick ends, or when SLURM does not accept it.
     """
-    mine = int(os.environ["SLURM_JOB_ID"])
+    mine = number_in("SLURM_JOB_ID")
+    if mine is None:
+        raise InputError("the controller of a detached sweep runs in a SLURM job, and SLURM_JOB_ID is not set here")
     quick_ends = spec.quick_ends + 1 if spec.quick_ends >= 0 and time.time() - spec.submitted < QUICK_S else 0
     if quick_ends > MAX_QUICK_ENDS:
         console.print(f"{MAX_QUICK_ENDS} controllers ended within {QUICK_S:.0f} s each; this one gets no successor")
@@ -236,15 +244,14 @@ def _ensure_successor(spec: ControllerSpec, cluster: ClusterSection, slurm: Slur
     deadline = time.monotonic() + PATIENCE_S
     while True:
         try:
-            waiting = [
-                s.job
-                for s in active_controllers(Path(spec.sweep_folder), slurm, close=False)
-                if s.job is not None and s.job > mine
-            ]
+            active = active_controllers(Path(spec.sweep_folder), slurm, close=False)
+            waiting = [s.job for s in active if s.job is not None and s.job > mine]
             if waiting:  # SLURM has requeued this job, whose earlier start submitted the successor
                 return waiting[0]
-            following = replace(spec, quick_ends=quick_ends, submitted=time.time())
-            return _submit_controller(following, cluster, after=mine)[1].job
+            if all(s.job is not None for s in active):
+                following = replace(spec, quick_ends=quick_ends, submitted=time.time())
+                return _submit_controller(following, cluster, after=mine)[1].job
+            time.sleep(RETRY_S)  # SLURM may have taken a submission, or not: look again
         except (SlurmUnavailableError, RefusedError) as e:
             if time.monotonic() > deadline or (isinstance(e, RefusedError) and not e.passing):
                 console.print(f"no successor: {e}")
@@ -270,8 +277,24 @@ def _submit_controller(
         submission.job = submit(
             cluster, folder.folder(submission), parameters, [functools.partial(run_controller, spec)]
         )
-    except RefusedError:
-        folder.discard(submission)
-        raise
+    except RefusedError as e:
+        if not e.unsure:
+            folder.discard(submission)
+            raise
+        submission.job = _look_for(submission)
+        if submission.job is None:
+            raise
+        place_calls(folder.folder(submission), submission.job, 1)
     folder.write(submission)
     return folder, submission
+
+
+def _look_for(submission: Submission) -> int | None:
+    """The job of a submission whose fate is not known, by its name; None if it does not appear."""
+    slurm, deadline = Slurm(), time.monotonic() + LOOK_S
+    while time.monotonic() < deadline:
+        with contextlib.suppress(SlurmUnavailableError):
+            if (job := find_job(slurm.queue(), submission)) is not None:
+                return job
+        time.sleep(LOOK_RETRY_S)
+    return None

@@ -22,7 +22,8 @@ from core_hpc.doctor.node import HELLO, PING, PONG, ProbeSpec, examine, report_n
 from core_hpc.doctor.storage import probe_folder
 from core_hpc.slurm.commands import JobId, QueueEntry, Slurm, SlurmUnavailableError
 from core_hpc.slurm.outcomes import OOM_WORDS
-from core_hpc.slurm.submit import RefusedError, job_parameters, submit
+from core_hpc.slurm.sbatch import RefusedError
+from core_hpc.slurm.submit import job_parameters, submit
 from core_hpc.store import manifests
 
 TIME_MIN = 10

@@ -23,6 +23,7 @@ from typing import Any
 
 import psutil
 
+from core_hpc.common.environment import number_in
 from core_hpc.doctor.checks import gpu_facts, torch_cuda
 from core_hpc.engines import worker_environment
 from core_hpc.slurm.rendezvous import resolves
@@ -48,7 +49,7 @@ def report_name(rank: int) -> str:
 
 def examine(spec: ProbeSpec) -> None:
     """Examine this node and write the report of this rank. Every rank of the test job runs this function."""
-    rank, size = int(os.environ.get("SLURM_PROCID", "0")), int(os.environ.get("SLURM_NTASKS", "1"))
+    rank, size = number_in("SLURM_PROCID") or 0, number_in("SLURM_NTASKS") or 1
     folder = Path(spec.folder)
     answered_at = _answer_ping(folder) if rank == 0 else None
     meeting = _connect_ranks(rank, size) if size > 1 else ""

@@ -15,8 +15,8 @@ from typing import Any
 from core_hpc.common.errors import InputError
 from core_hpc.config.cluster import ClusterSection
 from core_hpc.doctor.checks import FAIL, OK, WARN, Check, Finding, Subject, run_checks
+from core_hpc.slurm.acceptance import check_accepted
 from core_hpc.slurm.commands import Partition
-from core_hpc.slurm.submit import check_accepted
 
 NEEDED_COMMANDS = ("sbatch", "srun", "squeue", "scancel", "scontrol", "sinfo")
 ACCOUNTING_COMMANDS = ("sacct", "sacctmgr")
@@ -120,7 +120,8 @@ def check_profile(subject: Subject) -> Iterator[Finding]:
     cluster = subject.cluster
     findings = [*_partition_findings(cluster, partitions), *_permission_findings(subject, cluster)]
     try:
-        check_accepted(cluster)
+        for message in check_accepted(cluster, subject.slurm):
+            findings.append(Finding(WARN, message, "start the sweep anyway, or ask the site when its nodes return"))
     except InputError as e:
         findings.append(Finding(FAIL, " ".join(str(e).split()), "correct these fields of the profile"))
     yield from dict.fromkeys(findings)

@@ -371,7 +371,7 @@ LATEST_S = 1e11
 
 
 @cache
-def _adapter(cls: type[Made]) -> TypeAdapter[Made]:
+def _adapter(cls: type[Any]) -> TypeAdapter[Any]:
     return TypeAdapter(cls)
 
 

@@ -23,6 +23,7 @@ from core_hpc.common.shipped import shipped_folder
 from core_hpc.config.cluster import ClusterSection
 from core_hpc.config.problems import PROBLEM_SOURCES
 from core_hpc.config.run import SWEEP_KEYS, RunConfig, config_hash, flatten, scientific_fields
+from core_hpc.config.yaml_numbers import refuse_other_bases
 from core_hpc.problems.splits import source_mistakes
 
 MAX_RUNS = 1000
@@ -82,11 +83,16 @@ _UniqueKeyLoader.add_constructor(yaml.resolver.BaseResolver.DEFAULT_MAPPING_TAG,
 _UniqueKeyLoader.add_implicit_resolver(
     "tag:yaml.org,2002:float", re.compile(r"^[-+]?([0-9]+(\.[0-9]*)?|\.[0-9]+)[eE][-+]?[0-9]+$"), list("-+0123456789.")
 )
+refuse_other_bases(_UniqueKeyLoader)
 
 
 def parse_yaml(text: str) -> Any:
     """Parse YAML safely. Raises `yaml.YAMLError` on mistakes."""
-    return yaml.load(text, Loader=_UniqueKeyLoader)
+    try:
+        return yaml.load(text, Loader=_UniqueKeyLoader)
+    except (ValueError, TypeError, LookupError, AttributeError, OverflowError, RecursionError) as e:
+        # PyYAML's constructors raise them, for example for a date in month 13 or `!!bool 7`.
+        raise yaml.YAMLError(f"a value cannot be read ({type(e).__name__}: {e})") from e
 
 
 def load_sweep(
@@ -188,8 +194,9 @@ def _apply_override(data: dict[str, Any], override: str, mistakes: list[str]) ->
         return
     try:
         parsed = parse_yaml(value)
-    except yaml.YAMLError:
-        mistakes.append(f"--set {path}: {value!r} is not a YAML value")
+    except yaml.YAMLError as e:
+        problem = getattr(e, "problem", None)
+        mistakes.append(f"--set {path}: {value!r} is not a YAML value{f': {problem}' if problem else ''}")
         return
     changed = _with_value(data, path, parsed, f"--set {path}", mistakes)
     data.clear()

@@ -1,6 +1,6 @@
 """SLURM: its commands, submissions, what runs in a job, and the drivers `arrays` and `resident`.
 
-From the lowest module to the highest, which imports the others: `parse`, `commands`, `records`,
-`submit`; `outcomes`, `notices`, `watch`; `remedies`, `pace`, `packing`; `arrays`, `resident`;
-`executor`. Inside jobs run `element`, `resident_job` and `rendezvous`.
+From the lowest module to the highest, which imports the others: `parse`, `commands`, `records`;
+`sbatch`, `submit`, `acceptance`; `outcomes`, `notices`, `watch`; `remedies`, `pace`, `packing`;
+`arrays`, `resident`; `executor`. Inside jobs run `element`, `resident_job` and `rendezvous`.
 """

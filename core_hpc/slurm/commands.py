@@ -37,6 +37,7 @@ from core_hpc.slurm.parse import (
     Partition,
     QueueEntry,
     SlurmUnavailableError,
+    is_number,
     least,
     parse_accounting,
     parse_associations,
@@ -67,6 +68,10 @@ _KEPT_VARIABLES = ("SLURM_CONF", "SLURM_CONF_SERVER", "SLURM_JWT")
 _CLEANED_PREFIXES = ("SLURM_", "SQUEUE_", "SACCT_", "SACCTMGR_", "SCANCEL_", "SCONTROL_", "SINFO_")
 _CANCEL_CHUNK = 500
 _LIMITS_KEPT_S = 300.0
+DENIED = re.compile(r"permission denied|not authorized|not permitted", re.IGNORECASE)
+"""Messages of SLURM about what it does not show to this user."""
+DEFAULT_ARRAY_SIZE = 1001
+"""MaxArraySize of a SLURM whose configuration does not set it."""
 _SINCE_MARGIN_S = 3600.0
 """The clocks of the hosts may differ by so much."""
 
@@ -91,17 +96,25 @@ class Slurm:
 
         Every array element has an entry of its own.
         """
-        return parse_queue(self._output("squeue", "-h", "-r", "-t", "all", "-u", str(os.getuid()), "-O", QUEUE_FORMAT))
+        return parse_queue(self._output("squeue", "-r", "-t", "all", "-u", str(os.getuid()), "-O", QUEUE_FORMAT))
 
     def has_ended(self, job: int) -> bool:
         """Whether SLURM confirms that no element of the job can run any more."""
-        done = self._run("squeue", "-h", "-r", "-t", "all", "-j", str(job), "-O", QUEUE_FORMAT)
+        return not self.active_elements(job)
+
+    def active_elements(self, job: int) -> set[JobId]:
+        """The elements of a job that may still run. Runs squeue once, for this job alone.
+
+        Raises:
+            SlurmUnavailableError: SLURM neither lists the job nor denies that it exists.
+        """
+        done = self._run("squeue", "-r", "-t", "all", "-j", str(job), "-O", QUEUE_FORMAT)
         if done.returncode != 0 and "Invalid job id" in done.stderr:
-            return True
+            return set()
         entries = parse_queue(_checked(done))
         if not entries:
             raise SlurmUnavailableError(f"squeue reported nothing about job {job}")
-        return not any(entry.active for entry in entries)
+        return {entry.id for entry in entries if entry.active}
 
     def accounting(self, jobs: Collection[int], *, since: float) -> dict[JobId, AccountingEntry] | None:
         """What the accounting knows about jobs. Runs sacct once.
@@ -133,29 +146,32 @@ class Slurm:
     # --- the site --------------------------------------------------------------------------------
 
     def config(self) -> dict[str, str]:
-        """The configuration of SLURM, as `scontrol show config` prints it. Read once."""
+        """The configuration of SLURM, as `scontrol show config` prints it. Read once.
+
+        It is empty where the site does not show it to users.
+        """
         return self._config
 
     @functools.cached_property
     def _config(self) -> dict[str, str]:
-        return parse_config(self._output("scontrol", "show", "config"))
+        return parse_config(self._shown("scontrol", "show", "config"))
 
     def nodes(self, partition: str | None) -> dict[str, str]:
         """The state of every node by name, as sinfo prints it (with * if it does not respond)."""
         where = ("-p", partition) if partition is not None else ()
-        lines = self._output("sinfo", "-h", "-N", "-o", "%N|%T", *where).splitlines()
-        return dict(line.split("|", 1) for line in lines)
+        return dict(rows(self._output("sinfo", "-h", "-N", "-o", "%N|%T", *where), 2))
 
     def partitions(self) -> dict[str, Partition]:
         """The partitions that this user sees, by name. Runs two commands."""
-        described = self._output("scontrol", "-o", "show", "partition")
+        described = self._shown("scontrol", "-o", "show", "partition")
         nodes = self._output("sinfo", "-h", "-o", "%R|%G|%c|%m")
         return parse_partitions(described, nodes, self.config().get("PreemptType", ""))
 
     def associations(self) -> list[Association] | None:
         """What this user may use on this cluster; None: accounting is off or does not answer."""
         fields = "format=account,partition,qos,defaultqos,maxsubmitjobs,grpsubmitjobs"
-        where = (f"user={_user()}", f"cluster={self.config().get('ClusterName', '')}")
+        cluster = self.config().get("ClusterName")
+        where = (f"user={_user()}", *([f"cluster={cluster}"] if cluster else []))
         output = self._accounting_output("sacctmgr", "-n", "-P", "-r", "show", "assoc", "where", *where, fields)
         return None if output is None else parse_associations(output)
 
@@ -167,12 +183,13 @@ class Slurm:
         """
         fields = "format=name,maxsubmitjobsperuser,maxsubmitjobsperaccount,grpsubmitjobs"
         output = self._accounting_output("sacctmgr", "-n", "-P", "-r", "show", "qos", fields)
-        return None if output is None else {name: least(limits) for name, *limits in rows(output)}
+        return None if output is None else {name: least(limits) for name, *limits in rows(output, 4)}
 
     def default_account(self) -> str | None:
         """The account of jobs that do not name one; None when it is not known."""
-        output = self._accounting_output("sacctmgr", "-n", "-P", "-r", "show", "user", _user(), "format=defaultaccount")
-        return (output or "").strip() or None
+        fields = "format=user,defaultaccount"
+        output = self._accounting_output("sacctmgr", "-n", "-P", "-r", "show", "user", _user(), fields)
+        return next((account for user, account in rows(output or "", 2) if user == _user()), None) or None
 
     def limits(self, *, partition: str | None, qos: str | None, account: str | None) -> Limits:
         """How many jobs an array may have, and the queue. The answer is cached for some minutes.
@@ -184,10 +201,13 @@ class Slurm:
         if asked in self._limits and now - self._limits[asked][0] < _LIMITS_KEPT_S:
             return self._limits[asked][1]
         config = self.config()
-        sizes = [int(config["MaxArraySize"])]
-        sizes += map(int, re.findall(r"max_array_tasks=(\d+)", config.get("SchedulerParameters", "")))
+        # Where the configuration is not shown, SLURM's default holds. sbatch refuses what is too large.
+        size = config.get("MaxArraySize", "")
+        sizes = [int(size) if is_number(size) else DEFAULT_ARRAY_SIZE]
+        sizes += map(int, re.findall(r"max_array_tasks=(\d{1,9})", config.get("SchedulerParameters", "")))
         limits = Limits(min(sizes), None)
-        if {"limits", "safe", "all"} & set(config.get("AccountingStorageEnforce", "").lower().split(",")):
+        enforced = set(config.get("AccountingStorageEnforce", "unknown").lower().split(","))
+        if {"limits", "safe", "all", "unknown"} & enforced:
             associations, by_qos = self.associations(), self.qos()
             if associations is None or by_qos is None:
                 return limits
@@ -240,6 +260,15 @@ class Slurm:
 
     def _output(self, *command: str) -> str:
         return _checked(self._run(*command))
+
+    def _shown(self, *command: str) -> str:
+        """The output of a command; empty where the site does not show it to users."""
+        try:
+            return self._output(*command)
+        except SlurmUnavailableError as e:
+            if DENIED.search(str(e)):
+                return ""
+            raise
 
     def _accounting_output(self, *command: str) -> str | None:
         """None when accounting is off, does not answer, or is not available to users."""

@@ -23,6 +23,7 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
+from core_hpc.common.environment import number_in
 from core_hpc.common.errors import CoreHpcError
 from core_hpc.engines import worker_environment
 from core_hpc.local.gpus import visible_gpus
@@ -124,7 +125,7 @@ class StatusFile:
         self._rank = rank
         self._status = JobStatus(
             job=os.environ.get("SLURM_JOB_ID", ""),
-            restarts=int(os.environ.get("SLURM_RESTART_COUNT", "0")),
+            restarts=number_in("SLURM_RESTART_COUNT") or 0,
             node=os.environ.get("SLURMD_NODENAME", socket.gethostname()),
             pid=os.getpid(),
             started=time.time(),
@@ -169,7 +170,7 @@ class StatusFile:
 
 def run_element(spec: ElementSpec) -> None:
     """Run the tasks of an element (every rank of an update calls this)."""
-    rank, size = int(os.environ.get("SLURM_PROCID", "0")), int(os.environ.get("SLURM_NTASKS", "1"))
+    rank, size = number_in("SLURM_PROCID") or 0, number_in("SLURM_NTASKS") or 1
     stop, status = Stop(spec), StatusFile(spec, rank)
     status.write()
     run, keys = open_run(Path(spec.run)), [TaskKey.parse(text) for text in spec.tasks]
@@ -263,7 +264,7 @@ def rank_environment(rank: int, size: int) -> dict[str, str]:
     """torch.distributed's variables for this rank, from SLURM's."""
     address, port = os.environ["CORE_HPC_RENDEZVOUS"].split()
     gpus = visible_gpus()  # all GPUs of the node, or the one that SLURM gave to this rank
-    local = int(os.environ.get("SLURM_LOCALID", "0"))
+    local = number_in("SLURM_LOCALID") or 0
     return {
         "RANK": str(rank),
         "WORLD_SIZE": str(size),

@@ -24,11 +24,14 @@ from core_hpc.slurm.pace import Pace
 from core_hpc.slurm.packing import Batch, Packing, Wanted
 from core_hpc.slurm.records import FAILED, OPEN, SubmissionFolder, new_submission
 from core_hpc.slurm.remedies import Remedies
-from core_hpc.slurm.submit import RefusedError, submit_elements
+from core_hpc.slurm.sbatch import RefusedError
+from core_hpc.slurm.submit import submit_elements
 from core_hpc.slurm.watch import OpenSubmission, Sighting, SightingKind, Watch
 from core_hpc.store.paths import TaskKey
 
 REFUSED_WAIT_S = 30.0
+MAX_ODD_REFUSALS = 5
+"""After so many refusals in a row that are not understood, a run stops."""
 NO_LIMIT = 1_000_000
 
 
@@ -70,6 +73,7 @@ class SlurmExecutor:
         self._num_submitted = 0
         """Elements submitted since the last look, which the watch has not counted."""
         self._refused_until = 0.0
+        self._num_odd_refusals = 0
 
     # --- schedule.base.Executor ------------------------------------------------------------------
 
@@ -102,7 +106,7 @@ class SlurmExecutor:
         taken, events = self._packing.covered(wanted, self._watch.open)
         self._events += events
         others = [(run, key) for run, key in wanted if TaskRef(run.run_id, key) not in set(taken)]
-        if others and time.time() >= self._refused_until:
+        if others and time.monotonic() >= self._refused_until:
             taken += self._submit_batches(others)
         return taken
 
@@ -157,9 +161,11 @@ class SlurmExecutor:
                 if not accepted:
                     break
                 inside |= {key for element in elements for key in element}
+                if time.monotonic() < self._refused_until:
+                    break
             own = [key for run, key in wanted if run.run_id == batch.run.run_id and key in inside]
             taken += [TaskRef(batch.run.run_id, key) for key in own]
-            if not accepted:
+            if not accepted or time.monotonic() < self._refused_until:
                 break
             if len(batch.elements) > room:
                 self._notices.show("limit", f"the queue has room for {room} more job(s); the other tasks wait here")
@@ -184,7 +190,12 @@ class SlurmExecutor:
         return limits.max_array_size, max(0, min(allowed) - in_queue) if allowed else NO_LIMIT
 
     def _submit(self, batch: Batch) -> bool:
-        """Submit an array, or a job of one element; False when sbatch refused it."""
+        """Submit an array, or a job of one element.
+
+        Returns:
+            False when sbatch refused it. True also when SLURM may have taken it: the watch then
+            looks for it by its name, and meanwhile its tasks must not be submitted again.
+        """
         self._require_claim()
         folder = SubmissionFolder(batch.run.paths.slurm)
         new = new_submission(
@@ -198,22 +209,27 @@ class SlurmExecutor:
         try:
             submission = submit_elements(folder, new, self._cluster, batch.run.root.absolute())
         except RefusedError as e:
-            self._refused(OpenSubmission(batch.run, folder, new), e)
-            return False
+            return self._refused(OpenSubmission(batch.run, folder, new), e)
         self._num_submitted += len(batch.elements)
+        self._num_odd_refusals = 0
         self._notices.clear("sbatch")
         self._watch.open.append(OpenSubmission(batch.run, folder, submission))
         return True
 
-    def _refused(self, item: OpenSubmission, error: RefusedError) -> None:
-        if error.passing and (not error.limit or self._watch.num_active):
+    def _refused(self, item: OpenSubmission, error: RefusedError) -> bool:
+        """React to a refusal. Returns whether SLURM may have taken the submission nevertheless."""
+        is_odd = not error.understood or (error.limit and not self._watch.num_active)
+        self._num_odd_refusals = self._num_odd_refusals + 1 if is_odd else 0
+        if error.passing and self._num_odd_refusals < MAX_ODD_REFUSALS:
             self._notices.show("sbatch", f"sbatch: {error}; next attempt in {REFUSED_WAIT_S:.0f} s")
-            self._refused_until = time.time() + REFUSED_WAIT_S
-            # SLURM may have accepted it nevertheless. The watch then finds it by its name.
-            if not error.limit:
+            self._refused_until = time.monotonic() + REFUSED_WAIT_S
+            if error.unsure:
                 item.folder.write(item.submission)
                 self._watch.open.append(item)
-        elif self._remedies.excluded:
+            return error.unsure
+        self._num_odd_refusals = 0
+        item.folder.discard(item.submission)
+        if self._remedies.excluded:
             nodes = ", ".join(self._remedies.allow_all_nodes())
             self._notify(f"sbatch: {error}; using the excluded nodes {nodes} again")
         else:
@@ -221,6 +237,7 @@ class SlurmExecutor:
             for index in item.submission.unresolved:
                 task = self._packing.ended_at(item, index, outcome)
                 self._events += self._packing.ended(item, index, replace(outcome, task=task))
+        return False
 
     # --- what follows from a sighting ------------------------------------------------------------
 

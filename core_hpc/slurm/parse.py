@@ -1,7 +1,9 @@
 """Parsing of what the commands of SLURM print.
 
 In: text. Out: plain records. The functions are pure; the commands run in `slurm/commands.py`.
-Output of squeue with an unexpected format raises a SlurmUnavailableError, and nothing is guessed.
+Sites print notices before the answers of the commands (quotas, maintenance). A line that does not
+have the form of an answer is left out. Output of squeue without its header, or with an unexpected
+format, raises a SlurmUnavailableError, and nothing is guessed.
 """
 
 from __future__ import annotations
@@ -53,7 +55,13 @@ _FIELD, _RECORD = "\x1f", "\x1e\n"
 """Separators. The name of a job may contain any character, also a line break, so it comes last."""
 _QUEUE_FIELDS = ("ArrayJobID", "ArrayTaskID", "State", "Reason", "RestartCnt", "NodeList", "Name")
 QUEUE_FORMAT = ",".join(f"{name}:{_FIELD}" for name in _QUEUE_FIELDS[:-1]) + f",{_QUEUE_FIELDS[-1]}:{_RECORD[0]}"
-_JOB_ID = re.compile(r"(\d+)(?:_(\d+|\[.*\]))?")
+MOST_INDEX = 4_000_000
+"""SLURM has no array with a larger index."""
+_HEADER = re.compile(r"[A-Z_]+")
+_JOB_ID = re.compile(r"([0-9]{1,18})(?:_([0-9]{1,18}|\[.*\])|\+[0-9]+)?")
+_EXIT_CODE = re.compile(r"([0-9]{1,9})(?::([0-9]{1,9}))?")
+_STATE = re.compile(r"[A-Z_]+")
+_SETTING = re.compile(r"\w+")
 
 
 class SlurmUnavailableError(CoreHpcError):
@@ -156,40 +164,60 @@ class Partition:
 
 
 def parse_queue(text: str) -> list[QueueEntry]:
-    """Parse the output of `squeue -O` with `QUEUE_FORMAT`.
+    """Parse the output of `squeue -O` with `QUEUE_FORMAT` and its header.
+
+    The header proves that squeue listed the jobs. Without it, an empty output would look like an
+    empty queue.
 
     Raises:
-        SlurmUnavailableError: the output is cut off, or has another format.
+        SlurmUnavailableError: the output has no header, is cut off, or has another format.
     """
+    *records, rest = text.split(_RECORD)
+    if _FIELD in rest or rest.strip()[:1].isdigit():  # a record without its end; a notice may come last
+        raise _not_understood(rest)
+    header, *records = records or [""]
+    names = _queue_fields(header)
+    names[0] = names[0].rpartition("\n")[2]  # a notice may come first
+    if not all(_HEADER.fullmatch(name) for name in names):
+        raise SlurmUnavailableError(f"squeue: its output has no header: {header[:200]!r}")
     entries = []
-    for record in text.split(_RECORD):
-        if not record:
+    for record in records:
+        if not record.strip():
             continue
-        fields = record.split(_FIELD, len(_QUEUE_FIELDS) - 1)
-        if len(fields) != len(_QUEUE_FIELDS) or not fields[0].isdecimal():
-            raise SlurmUnavailableError(f"squeue: its output was not understood: {record[:200]!r}")
-        job, index, state, reason, restarts, nodes, name = fields
-        id = JobId(int(job), int(index) if index.isdecimal() else None)
-        entries.append(QueueEntry(id, name, state, reason, nodes, int(restarts) if restarts.isdecimal() else 0))
+        job, index, state, reason, restarts, nodes, name = _queue_fields(record)
+        if not is_number(job) or not _STATE.fullmatch(state):
+            raise _not_understood(record)
+        id = JobId(int(job), int(index) if is_number(index) else None)
+        entries.append(QueueEntry(id, name, state, reason, nodes, int(restarts) if is_number(restarts) else 0))
     return entries
 
 
+def _queue_fields(record: str) -> list[str]:
+    fields = record.split(_FIELD, len(_QUEUE_FIELDS) - 1)
+    if len(fields) != len(_QUEUE_FIELDS):
+        raise _not_understood(record)
+    return fields
+
+
+def _not_understood(record: str) -> SlurmUnavailableError:
+    return SlurmUnavailableError(f"squeue: its output was not understood: {record[:200]!r}")
+
+
 def parse_accounting(text: str) -> dict[JobId, AccountingEntry]:
-    """Parse the output of `sacct -X -P`.
+    """Parse the output of `sacct -X -P`. Lines of another form are left out.
 
     A row that several elements share is returned under the id of each element, and under the bare
     id.
     """
     found: dict[JobId, AccountingEntry] = {}
-    for id, state, exit_code, nodes, start, end in rows(text):
-        match = _JOB_ID.match(id)
-        if match is None:
+    for id, state, exit_code, nodes, start, end in rows(text, 6):
+        match, code, word = _JOB_ID.fullmatch(id), _EXIT_CODE.fullmatch(exit_code), _STATE.match(state)
+        if match is None or code is None or word is None:
             continue
-        code, _, signal = exit_code.partition(":")
         where = "" if nodes == "None assigned" else nodes
-        entry = AccountingEntry(state.split()[0], int(code), int(signal or 0), where, _seconds(start), _seconds(end))
+        entry = AccountingEntry(word[0], int(code[1]), int(code[2] or 0), where, _seconds(start), _seconds(end))
         job, index = int(match[1]), match[2]
-        if index is not None and index.isdecimal():
+        if index is not None and is_number(index):
             found[JobId(job, int(index))] = entry
         else:
             found[JobId(job)] = entry
@@ -205,15 +233,15 @@ def expand_indices(text: str) -> Iterator[int]:
     [0, 1, 2, 5, 10, 15, 20]
     """
     for part in text.partition("%")[0].split(","):
-        if match := re.fullmatch(r"(\d+)(?:-(\d+)(?::(\d+))?)?", part):
+        if match := re.fullmatch(r"([0-9]{1,9})(?:-([0-9]{1,9})(?::([0-9]{1,9}))?)?", part):
             first = int(match[1])
-            yield from range(first, int(match[2] or first) + 1, int(match[3] or 1))
+            yield from range(first, min(int(match[2] or first), MOST_INDEX) + 1, int(match[3] or 1) or 1)
 
 
 def parse_config(text: str) -> dict[str, str]:
-    """Parse the output of `scontrol show config`."""
+    """Parse the output of `scontrol show config`. Only lines `Name = value` are settings."""
     pairs = (line.partition("=") for line in text.splitlines())
-    return {key.strip(): value.strip() for key, equals, value in pairs if equals}
+    return {key.strip(): value.strip() for key, equals, value in pairs if equals and _SETTING.fullmatch(key.strip())}
 
 
 def parse_partitions(described: str, nodes: str, preempt_type: str) -> dict[str, Partition]:
@@ -225,7 +253,7 @@ def parse_partitions(described: str, nodes: str, preempt_type: str) -> dict[str,
         preempt_type: PreemptType of the configuration.
     """
     kinds: dict[str, list[list[str]]] = {}
-    for name, *kind in rows(nodes):
+    for name, *kind in rows(nodes, 4):
         kinds.setdefault(name, []).append(kind)
     found = {}
     for line in described.splitlines():
@@ -256,7 +284,7 @@ def parse_minutes(text: str) -> float | None:
     >>> parse_minutes("2-00:30:00"), parse_minutes("01:30:30"), parse_minutes("UNLIMITED")
     (2910.0, 90.5, None)
     """
-    match = re.fullmatch(r"(?:(\d+)-)?(\d+):(\d+):(\d+)", text)
+    match = re.fullmatch(r"(?:([0-9]{1,9})-)?([0-9]{1,9}):([0-9]{1,9}):([0-9]{1,9})", text)
     if match is None:
         return None
     days, hours, minutes, seconds = (int(x or 0) for x in match.groups())
@@ -266,24 +294,29 @@ def parse_minutes(text: str) -> float | None:
 def parse_associations(text: str) -> list[Association]:
     """Parse the output of `sacctmgr show assoc` with the fields of `Slurm.associations`."""
     found = []
-    for account, partition, qos, default_qos, *limits in rows(text):
+    for account, partition, qos, default_qos, *limits in rows(text, 6):
         names = tuple(name for name in qos.split(",") if name)
         found.append(Association(account, partition or None, names, default_qos or None, least(limits)))
     return found
 
 
-def rows(text: str) -> Iterator[list[str]]:
-    """The fields of each line that is not empty."""
-    return (line.split("|") for line in text.splitlines() if line)
+def rows(text: str, width: int) -> Iterator[list[str]]:
+    """The fields of each line that has `width` of them. Other lines are notices of the site."""
+    return (fields for line in text.splitlines() if len(fields := line.split("|")) == width)
 
 
 def least(numbers: Iterable[str]) -> int | None:
     """The smallest of these numbers; None when none of the texts is a number."""
-    return min((int(n) for n in numbers if n.isdecimal()), default=None)
+    return min((int(n) for n in numbers if is_number(n)), default=None)
+
+
+def is_number(text: str) -> bool:
+    """Whether a text is a number that SLURM may print: up to 18 digits."""
+    return re.fullmatch(r"[0-9]{1,18}", text) is not None
 
 
 def _seconds(text: str) -> float | None:
-    return float(text) if text.isdecimal() else None
+    return float(text) if is_number(text) else None
 
 
 def _given(text: str) -> str | None:
@@ -291,5 +324,5 @@ def _given(text: str) -> str | None:
 
 
 def _leading_int(text: str) -> int:
-    match = re.match(r"\d+", text)
+    match = re.match(r"[0-9]{1,18}", text)
     return int(match[0]) if match else 0

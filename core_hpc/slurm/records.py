@@ -15,6 +15,7 @@ nothing that its successor cannot find. Scripts and calls of sbatch are in `slur
 from __future__ import annotations
 
 import re
+import shutil
 import time
 import uuid
 from collections.abc import Sequence
@@ -31,6 +32,9 @@ from core_hpc.slurm.commands import JobId
 from core_hpc.store import manifests
 from core_hpc.store.paths import TaskKey
 
+CALL, SCRIPT = "call-", "submission.sh"
+"""Files in the folder of a submission: the call of an element before its job has an id, and the
+batch script."""
 OPEN, ENDED, FAILED = "open", "ended", "failed"
 """States of a record: some element is not resolved; all are published; some failed."""
 NAME = re.compile(r"(?P<name>[a-z]+-\d{4,}-[0-9a-f]{8})\.(?P<state>open|ended|failed)\.json")
@@ -149,13 +153,17 @@ class SubmissionFolder:
     def tidy(self) -> None:
         """Remove temporary files of closed submissions. Scripts, logs and records stay."""
         for name, _ in self.names(ENDED, FAILED):
-            for pattern in ("*.pkl", "element-*.json", ".submission_file_*"):
+            for pattern in ("*.pkl", "element-*.json"):
                 for path in (self.root / name).glob(pattern):
                     path.unlink(missing_ok=True)
 
     def discard(self, submission: Submission) -> None:
-        """Remove the record of a submission that SLURM did not accept."""
+        """Remove the record of a submission that SLURM did not accept, and what it would run.
+
+        If SLURM has taken the job nevertheless, the job finds nothing to do and ends.
+        """
         (self.root / f"{submission.name}.{OPEN}.json").unlink(missing_ok=True)
+        shutil.rmtree(self.folder(submission), ignore_errors=True)
 
     def folder(self, submission: Submission) -> Path:
         return self.root / submission.name

@@ -15,6 +15,7 @@ import time
 from dataclasses import replace
 from pathlib import Path
 
+from core_hpc.common.environment import number_in
 from core_hpc.common.errors import CoreHpcError
 from core_hpc.local.executor import LocalExecutor, LocalLimits
 from core_hpc.local.memory import needs_of
@@ -91,7 +92,7 @@ def _drive(run: Run, stop: Stop, status: StatusFile) -> JobEnd:
         print(message, flush=True)
     open_tasks, cluster = set(progress.open_tasks), run.config.cluster
     saved = steps_saved(run, open_tasks)
-    cores = int(os.environ.get("SLURM_CPUS_PER_TASK") or 0) or None
+    cores = number_in("SLURM_CPUS_PER_TASK") or None
     limits = LocalLimits.of(cluster, len(run.config.team), cores=cores, needs=needs_of([run]))
     print(limits.description, flush=True)
     executor = LocalExecutor(cluster, limits, ignore_signals=True)

@@ -10,21 +10,20 @@ from __future__ import annotations
 
 import contextlib
 import functools
-import io
 import os
 import re
 import shlex
-import subprocess
+import shutil
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from core_hpc.common.errors import CoreHpcError, InputError
 from core_hpc.config.cluster import ClusterSection, PhaseGroup
-from core_hpc.slurm.commands import SlurmUnavailableError
-from core_hpc.slurm.records import Submission, SubmissionFolder
+from core_hpc.slurm.commands import QueueEntry
+from core_hpc.slurm.records import CALL, SCRIPT, Submission, SubmissionFolder
+from core_hpc.slurm.sbatch import RefusedError, run_sbatch
 from core_hpc.store import manifests
 from core_hpc.store.schema import GENERATION_PHASES, TRAINING_PHASES
 
@@ -35,28 +34,6 @@ OUTER_JOB = re.compile(
 """Variables that a job has from SLURM, srun, submitit or its batch script."""
 RANK_VARIABLES = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
 """Variables of torch.distributed."""
-PASSING = re.compile(
-    r"socket timed out|unable to contact slurm|connection refused|zero bytes|temporarily|backup controller|try again"
-    r"|accounting/qos policy|submit ?job|submit limit|job limit|too many|slurmdbd",
-    re.IGNORECASE,
-)
-"""Messages of sbatch after which a later attempt may succeed."""
-LIMIT = re.compile(r"accounting/qos policy|submit ?job|submit limit|job limit|too many", re.IGNORECASE)
-"""Messages of sbatch about too many jobs of this user."""
-
-
-class RefusedError(CoreHpcError):
-    """sbatch refused a submission.
-
-    Attributes:
-        passing: a later attempt may succeed.
-        limit: this user has too many jobs.
-    """
-
-    def __init__(self, message: str) -> None:
-        super().__init__(message)
-        self.passing = bool(PASSING.search(message))
-        self.limit = bool(LIMIT.search(message))
 
 
 def group_of(phase: str) -> PhaseGroup:
@@ -171,23 +148,52 @@ def submit(
         The id of the job.
 
     Raises:
-        RefusedError: sbatch refused the submission; with its message.
+        RefusedError: sbatch refused the submission; with its message. If it is `unsure`, the folder
+            stays, because SLURM may have taken the job.
     """
-    from submitit.core.utils import FailedJobError
-    from submitit.slurm.slurm import SlurmExecutor
-
     manifests.make_folder(folder)
-    executor = SlurmExecutor(folder, python=python_command(cluster))
-    executor.update_parameters(**parameters)
+    write_calls(folder, calls, time_min=parameters["time"])
+    script = batch_script(cluster, folder, parameters, num_elements=len(calls))
+    manifests.write_synced(folder / SCRIPT, script.encode())
     try:
-        with submission_environment(), contextlib.redirect_stderr(io.StringIO()):
-            jobs = executor.submit_array(list(calls))
-    except FailedJobError as e:
-        for path in folder.glob("*"):
-            path.unlink()
-        folder.rmdir()
-        raise RefusedError(" ".join(str(e).split()) or "sbatch failed without a message") from e
-    return int(jobs[0].job_id.partition("_")[0])
+        with submission_environment():
+            job = run_sbatch(script)
+    except RefusedError as e:
+        if not e.unsure:
+            shutil.rmtree(folder, ignore_errors=True)
+        raise
+    place_calls(folder, job, len(calls))
+    return job
+
+
+def write_calls(folder: Path, calls: Sequence[Callable[[], Any]], *, time_min: int) -> None:
+    """Write what each element runs. The files get their final names when the job has an id."""
+    from submitit.core.utils import DelayedSubmission
+
+    for index, call in enumerate(calls):
+        delayed = DelayedSubmission(call)
+        delayed.set_timeout(time_min, 0)
+        delayed.dump(folder / f"{CALL}{index:04d}.pkl")
+
+
+def place_calls(folder: Path, job: int, num_elements: int) -> bool:
+    """Give the calls of a job the names under which its elements load them.
+
+    An element that has begun already waits for its call for a minute.
+
+    Returns:
+        Whether the call of each element is there.
+    """
+    for index in range(num_elements):
+        element = f"{job}_{index}" if num_elements > 1 else f"{job}"
+        with contextlib.suppress(FileNotFoundError):  # placed already
+            (folder / f"{CALL}{index:04d}.pkl").rename(folder / f"{element}_submitted.pkl")
+    return len(list(folder.glob(f"{job}*_submitted.pkl"))) == num_elements
+
+
+def find_job(entries: Iterable[QueueEntry], submission: Submission) -> int | None:
+    """The job of a submission among the entries of the queue, by its unique name."""
+    return next((entry.id.job for entry in entries if entry.name == submission.name), None)
 
 
 def submit_elements(
@@ -199,7 +205,8 @@ def submit_elements(
         The submission with its job.
 
     Raises:
-        RefusedError: sbatch refused it; the record is removed.
+        RefusedError: sbatch refused it, and the record is removed; or it is `unsure`, and the
+            record stays without a job.
     """
     from core_hpc.slurm.element import ElementSpec, run_element
     from core_hpc.slurm.resident_job import run_resident
@@ -231,41 +238,10 @@ def submit_elements(
     )
     try:
         number = submit(cluster, folder.folder(submission), parameters, calls)
-    except RefusedError:
-        folder.discard(submission)
+    except RefusedError as e:
+        if not e.unsure:
+            folder.discard(submission)
         raise
     submission = replace(submission, job=number)
     folder.write(submission)
     return submission
-
-
-def check_accepted(cluster: ClusterSection) -> None:
-    """Check with SLURM that it would accept the jobs of a cluster profile. Nothing is submitted.
-
-    Raises:
-        InputError: SLURM would refuse some of the jobs; with its messages.
-        SlurmUnavailableError: SLURM does not answer.
-    """
-    checked = set()
-    mistakes = []
-    for group in cluster.groups:
-        parameters = job_parameters(cluster, group, name="core_hpc-check", comment="")
-        script = batch_script(cluster, Path("/dev/null"), parameters, num_elements=1)
-        if script in checked:
-            continue
-        checked.add(script)
-        with submission_environment():
-            try:
-                done = subprocess.run(
-                    ["sbatch", "--test-only"], input=script, text=True, capture_output=True, timeout=60, check=False
-                )
-            except subprocess.TimeoutExpired as e:
-                message = "sbatch --test-only did not answer within 60 s; try again when SLURM answers"
-                raise SlurmUnavailableError(message) from e
-        answer = " ".join(done.stderr.split())
-        if done.returncode != 0 and not PASSING.search(answer):
-            mistakes.append(f"cluster.slurm, jobs of `{group}`: {answer.removeprefix('allocation failure: ')}")
-    if mistakes:
-        raise InputError(
-            "SLURM would refuse these jobs; nothing was submitted\n" + "\n".join(f"  - {m}" for m in mistakes)
-        )

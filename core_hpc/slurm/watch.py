@@ -23,6 +23,7 @@ from core_hpc.slurm.commands import FINAL, AccountingEntry, JobId, QueueEntry, S
 from core_hpc.slurm.notices import Notices
 from core_hpc.slurm.outcomes import explain
 from core_hpc.slurm.records import Submission, SubmissionFolder
+from core_hpc.slurm.submit import find_job, place_calls
 from core_hpc.store import manifests
 from core_hpc.store.paths import TaskKey
 from core_hpc.store.schema import OUTSIDE_ITERATIONS
@@ -58,6 +59,9 @@ class OpenSubmission:
     folder: SubmissionFolder
     submission: Submission
     _: KW_ONLY
+    missing_since: float | None = None
+    """When SLURM first answered that it has no job of this name, on the clock of this process. The
+    clock of the host that wrote the record may be hours ahead."""
     running: set[int] = field(default_factory=set)
     gone_since: dict[int, float] = field(default_factory=dict)
     status_read: dict[int, float] = field(default_factory=dict)
@@ -210,20 +214,28 @@ class Watch:
         """Find a submission without a known job in the queue, by its name."""
         if queue is None:
             return []
-        submission, folder = item.submission, item.folder
-        found = next((job.job for job, entry in queue.items() if entry.name == submission.name), None)
+        submission, folder, topic = item.submission, item.folder, f"name {item.submission.name}"
+        found = find_job(queue.values(), submission)
         if found is not None:
-            if len(list(folder.folder(submission).glob(f"{found}*_submitted.pkl"))) == len(submission.elements):
+            self._notices.clear(topic, f"job {found} is {submission.name}")
+            if place_calls(folder.folder(submission), found, len(submission.elements)):
                 submission.job = found
                 folder.write(submission)
                 return []
             self._cancel([found])  # sbatch accepted it, but the files that it reads are missing
-        elif time.time() - submission.submitted < UNSURE_WAIT_S:
-            return []
+        else:
+            now = time.monotonic()
+            if item.missing_since is None:
+                item.missing_since = now
+                why = f"it is not known whether SLURM has taken {submission.name}; looking for a job of this name"
+                self._notices.show(topic, f"{why} for {UNSURE_WAIT_S:g} s")
+            if now - item.missing_since < UNSURE_WAIT_S:
+                return []
+            self._notices.clear(topic)
         folder.discard(submission)
         self.open.remove(item)
         incomplete = "was submitted incompletely and cancelled"
-        message = incomplete if found is not None else "the controller was interrupted while it submitted this"
+        message = incomplete if found is not None else "SLURM has no job of this submission; it is submitted again"
         outcome = Outcome(OutcomeKind.INTERRUPTED, message, counted=False)
         return [Sighting(item, index, SightingKind.ENDED, outcome=outcome) for index in submission.unresolved]
 
@@ -251,7 +263,7 @@ class Watch:
         Elements that have ended or are unknown are added to `gone`.
         """
         if entry is None or not entry.active:
-            item.gone_since.setdefault(index, time.time())
+            item.gone_since.setdefault(index, time.monotonic())
             gone.append((item, index, entry))
             return []
         item.gone_since.pop(index, None)
@@ -278,6 +290,7 @@ class Watch:
     def _explained(self, gone: Sequence[tuple[OpenSubmission, int, QueueEntry | None]]) -> list[Sighting]:
         """Outcomes of incomplete elements that SLURM does not run any more, once they are clear."""
         accounting = self._accounting([item.submission for item, _, entry in gone if entry is None])
+        still: dict[int, set[JobId] | None] = {}
         seen = []
         for item, index, entry in gone:
             job = item.submission.job_id(index)
@@ -285,14 +298,23 @@ class Watch:
             known = entry if entry is not None else accounting.get(job)
             # The accounting lags behind the queue: a job that it calls active is only unknown.
             state = known.state if known is not None and known.state in FINAL else None
-            waited = time.time() - item.gone_since[index]
+            waited = time.monotonic() - item.gone_since[index]
+            lost = waited > self._lost_after_s
+            if lost and state is None:
+                if job.job not in still:
+                    still[job.job] = self._active_elements(job.job)
+                active = still[job.job]
+                if active is None or job in active:
+                    self._notices.show(f"gone {job}", f"squeue does not list job {job}, which may still run; waiting")
+                    continue
+                self._notices.clear(f"gone {job}")
             outcome = explain(
                 state,
                 item.statuses(index),
                 log_tail(item.log(index)),
                 nodes=known.nodes if known is not None else "",
                 settled=waited > SETTLE_S,
-                lost=waited > self._lost_after_s,
+                lost=lost,
                 unseen=[str(task.key) for task in item.tasks_left(index)],
             )
             if outcome is not None:
@@ -302,6 +324,13 @@ class Watch:
     def _accounting(self, unknown: Sequence[Submission]) -> dict[JobId, AccountingEntry]:
         jobs = {s.job for s in unknown if s.job is not None}
         return (self._slurm.accounting(jobs, since=min(s.submitted for s in unknown)) or {}) if jobs else {}
+
+    def _active_elements(self, job: int) -> set[JobId] | None:
+        """The elements of a job that may still run; None: SLURM does not say."""
+        try:
+            return self._slurm.active_elements(job)
+        except SlurmUnavailableError:
+            return None
 
     def _cancel(self, jobs: Sequence[JobId | int]) -> None:
         """Cancel jobs. If SLURM does not answer, the next look finds the same, or the job ends."""

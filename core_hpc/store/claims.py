@@ -22,6 +22,7 @@ from typing import Any, NoReturn
 
 import psutil
 
+from core_hpc.common.environment import number_in
 from core_hpc.common.errors import ClaimError, ClaimLostError, StoreError
 from core_hpc.store.manifests import make_folder, read_json, write_synced, writer_identity
 
@@ -31,8 +32,7 @@ HasEnded = Callable[[int], bool | None]
 
 def own_job() -> int | None:
     """The SLURM job that this process runs in, or None."""
-    job = os.environ.get("SLURM_JOB_ID")
-    return int(job) if job else None
+    return number_in("SLURM_JOB_ID")
 
 
 def _restarts() -> int:

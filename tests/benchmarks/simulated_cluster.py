@@ -29,6 +29,7 @@ from core_hpc.store import manifests
 from core_hpc.store.paths import TaskKey
 from tests.benchmarks.measure import commands_cpu_s
 from tests.benchmarks.simulated_tasks import SimulatedTasks
+from tests.support.slurm_commands import HEADER
 
 MIN_JOB_AGE_S = 300.0
 """How long squeue shows a job that has ended."""
@@ -210,7 +211,7 @@ class Simulation:
             (str(id.job), str(id.index) if id.index is not None else "N/A", e.state, e.reason, "0", e.node, e.name)
             for id, e in self.entries.items()
         )
-        (self.folder / "queue").write_text("".join(FIELD.join(row) + RECORD for row in rows))
+        (self.folder / "queue").write_text(HEADER + "".join(FIELD.join(row) + RECORD for row in rows))
 
 
 def _write_status(path: Path, node: str, key: TaskKey, share: float) -> None:

@@ -13,8 +13,11 @@ from typing import Any
 
 import pytest
 
+from core_hpc.common.errors import InputError
+from core_hpc.config.cluster import ClusterSection
 from core_hpc.doctor import __main__ as doctor
 from core_hpc.doctor import job as doctor_job
+from core_hpc.slurm.acceptance import check_accepted
 from core_hpc.slurm.commands import FINAL, AccountingEntry, JobId, QueueEntry, Slurm, SlurmUnavailableError
 from tests.support.harness import wait_for
 from tests.support.tiny import tiny_sweep
@@ -41,6 +44,30 @@ def submit(cluster: Any, script: str, *options: str) -> int:
 def entries(slurm: Slurm, job: int) -> dict[int | None, QueueEntry]:
     """The entries of a job in the queue, by array index."""
     return {e.id.index: e for e in slurm.queue() if e.id.job == job}
+
+
+def test_nodes_that_are_away_do_not_stop_a_start(slurm: Slurm, cluster: Any) -> None:
+    """`sbatch --test-only` gives the same answer to jobs that wait for a node and to impossible ones."""
+    section: dict[str, Any] = {
+        "driver": "arrays",
+        "slurm": {"mem_gb": 0.1, "cpus": 1, "partition": "main", "gres": "gpu:1"},
+    }
+    possible = ClusterSection.model_validate(section)
+    impossible = ClusterSection.model_validate({**section, "slurm": {**section["slurm"], "gres": "gpu:77"}})
+    assert check_accepted(possible, slurm) == []
+    with pytest.raises(InputError, match="Requested node configuration is not available"):
+        check_accepted(impossible, slurm)
+    nodes = f"NodeName={','.join(cluster.node_names)}"
+    for state in ("DRAIN", "DOWN"):
+        cluster.run("scontrol", "update", nodes, f"State={state}", "Reason=test")
+        try:
+            message = check_accepted(possible, slurm)[0]
+            job = submit(cluster, "true", "--gres=gpu:1")
+            cluster.run("scancel", str(job))
+        finally:
+            cluster.run("scontrol", "update", nodes, "State=RESUME")
+        assert "Requested node configuration is not available. SLURM cannot place these jobs at present" in message
+    cluster.wait_idle()
 
 
 ENDINGS = "case $SLURM_ARRAY_TASK_ID in 0) exit 0;; 1) exit 3;; 2) kill -9 $$;; *) sleep 300;; esac"

@@ -21,7 +21,7 @@ from core_hpc.runs.sweep import load_sweep
 from core_hpc.slurm.commands import AccountingEntry, JobId, Limits, QueueEntry, Slurm, SlurmUnavailableError
 from core_hpc.slurm.executor import SlurmExecutor
 from core_hpc.slurm.records import Submission, SubmissionFolder
-from core_hpc.slurm.submit import RefusedError
+from core_hpc.slurm.sbatch import RefusedError
 from core_hpc.store import manifests
 from core_hpc.store.paths import TEAM, TaskKey
 from core_hpc.store.schema import COLD, EVALUATE, RESCUE, SCORE
@@ -56,6 +56,9 @@ class FakeSlurm(Slurm):
         if not self.available:
             raise SlurmUnavailableError("squeue: Unable to contact slurm controller")
         return list(self.entries.values())
+
+    def active_elements(self, job: int) -> set[JobId]:
+        return {id for id, entry in self.entries.items() if id.job == job and entry.active}
 
     def accounting(self, jobs: Collection[int], *, since: float) -> dict[JobId, AccountingEntry] | None:
         return None

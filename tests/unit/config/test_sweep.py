@@ -8,7 +8,7 @@ import yaml
 from core_hpc.common.errors import ConfigError
 from core_hpc.config.fields import ANY, config_fields, run_config_schema
 from core_hpc.config.run import flatten, scientific_fields
-from core_hpc.runs.sweep import load_sweep
+from core_hpc.runs.sweep import load_sweep, parse_yaml
 
 MINIMAL = {
     "name": "s",
@@ -117,6 +117,12 @@ def test_mistake(tmp_path: Path, changes: dict[str, object], expected: str) -> N
         ("- 1", "must be a mapping"),
         ("name: a\nname: b", "occurs twice"),
         ("!!python/object:os.system {}", "not valid"),
+        ("cluster: {slurm: {time_min: 1:30:00}}", "1:30:00 is a number to the base 60.* minutes, here 90;.*line 1"),
+        ("cluster: {slurm: {time_min: 1:30}}", 'Write a time limit in minutes; write a text in quotes: "1:30"'),
+        ("cluster: {slurm: {time_min: 1:30:00.5}}", "base 60"),
+        ("seed: 010", "010 is a number to the base 8"),
+        ("seed: 2001-13-41", "cannot be read"),
+        ("? [a]\n: 1", "not valid YAML"),
     ],
 )
 def test_bad_yaml(tmp_path: Path, text: str, expected: str) -> None:
@@ -125,6 +131,24 @@ def test_bad_yaml(tmp_path: Path, text: str, expected: str) -> None:
     with pytest.raises(ConfigError, match=expected):
         load_sweep(path)
     assert list(tmp_path.iterdir()) == [path]
+
+
+def test_a_number_in_quotes_is_a_text_and_ordinary_numbers_are_read() -> None:
+    read = parse_yaml(
+        '{a: "1:30:00", b: 90, c: 0, d: 0.5, e: 1e-5, f: -0, g: 1_000, h: 0x10, i: [1, 2.50], j: 00:11:aa}'
+    )
+    assert read == {
+        "a": "1:30:00",
+        "b": 90,
+        "c": 0,
+        "d": 0.5,
+        "e": 1e-5,
+        "f": 0,
+        "g": 1000,
+        "h": 16,
+        "i": [1, 2.5],
+        "j": "00:11:aa",
+    }
 
 
 def test_grid_multiplies_and_names_its_points(tmp_path: Path) -> None:
@@ -177,6 +201,10 @@ def test_base_is_inherited_and_cycles_are_refused(tmp_path: Path) -> None:
         ("team.zz.model=x", "the list has no member 'zz'"),
         ("name.x=1", "is below a plain value"),
         ("update.lr=1", "update.lr: unknown key; valid here: "),
+        (
+            "cluster.slurm.time_min=1:30:00",
+            "1:30:00 is a number to the base 60 for YAML. Write a time limit in minutes",
+        ),
     ],
 )
 def test_bad_override(tmp_path: Path, override: str, expected: str) -> None:

@@ -292,7 +292,7 @@ class Site(Slurm):
 
 
 def profile_findings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, site: Site, **slurm: Any) -> list[Finding]:
-    monkeypatch.setattr(doctor_slurm, "check_accepted", lambda cluster: None)
+    monkeypatch.setattr(doctor_slurm, "check_accepted", lambda cluster, slurm: [])
     examined = subject(tmp_path, cluster={**ARRAYS, "slurm": {**ARRAYS["slurm"], **slurm}})
     return list(doctor_slurm.check_profile(Subject(examined.sweep, True, site)))
 
@@ -340,7 +340,7 @@ def test_permissions_that_slurm_does_not_enforce_are_warnings(tmp_path: Path, mo
 
 
 def test_slurm_refuses_the_jobs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def refuse(cluster: ClusterSection) -> None:
+    def refuse(cluster: ClusterSection, slurm: Slurm) -> list[str]:
         raise InputError("SLURM would refuse these jobs\n  - Requested node configuration is not available")
 
     examined = Subject(subject(tmp_path, cluster=ARRAYS).sweep, True, Site(partition("gpu")))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import pwd
 import time
 from pathlib import Path
 
@@ -29,16 +30,12 @@ from core_hpc.slurm.parse import (
     parse_partitions,
     parse_queue,
 )
-
-
-def squeue_record(*fields: str) -> str:
-    """A record as `squeue -O` prints it with `QUEUE_FORMAT`. The name comes last."""
-    return "\x1f".join(fields) + "\x1e\n"
-
+from tests.support.slurm_commands import HEADER, FakeCommands, squeue_record
 
 # Recorded on the development cluster: every way in which a job ends.
 QUEUE = "".join(
     [
+        HEADER,
         squeue_record("5439905", "2", "CANCELLED", "None", "0", "b1", 'odd|na\x1fme with "q", tab\there'),
         squeue_record("5439905", "1", "FAILED", "NonZeroExitCode", "0", "b1", "two\nlines\x1e|here"),
         squeue_record("5439905", "3", "FAILED", "JobLaunchFailure", "0", "b1", ""),
@@ -76,7 +73,7 @@ def test_queue_entries_with_any_job_name() -> None:
         True,
     )
     assert entries[JobId(5439930, 0)].nodes == "b[1-2]"
-    assert parse_queue("") == []
+    assert parse_queue(HEADER) == []
 
 
 @pytest.mark.parametrize("text", ["slurm_load_jobs: something new\n", QUEUE[:-60], QUEUE.replace("5439925", "job")])
@@ -160,42 +157,15 @@ def test_associations() -> None:
 # --- with scripts instead of the commands --------------------------------------------------------
 
 
-class FakeSlurm:
-    """NOT SLURM: a folder with scripts instead of its commands. They record their arguments."""
-
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
-        folder.mkdir()
-
-    def command(self, name: str, output: str = "", error: str = "", status: int = 0, body: str = "") -> None:
-        (self.folder / f"{name}.out").write_text(output)
-        (self.folder / f"{name}.err").write_text(error)
-        path = self.folder / name
-        path.write_text(
-            f'#!/bin/sh\nhere="{self.folder}"\n'
-            f'printf "%s\\n" "$*" >> "$here/{name}.calls"\nenv > "$here/{name}.env"\n{body}\n'
-            f'/bin/cat "$here/{name}.out"\n/bin/cat "$here/{name}.err" >&2\nexit {status}\n'
-        )
-        path.chmod(0o755)
-
-    def calls(self, name: str) -> list[str]:
-        return (self.folder / f"{name}.calls").read_text().splitlines()
-
-    def environment(self, name: str) -> dict[str, str]:
-        return dict(
-            line.split("=", 1) for line in (self.folder / f"{name}.env").read_text().splitlines() if "=" in line
-        )
-
-
 @pytest.fixture
-def fake(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> FakeSlurm:
-    fake = FakeSlurm(tmp_path / "bin")
+def fake(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> FakeCommands:
+    fake = FakeCommands(tmp_path / "bin")
     monkeypatch.setenv("PATH", f"{fake.folder}:/usr/bin:/bin")
     return fake
 
 
 def test_environment_variables_of_the_user_do_not_change_the_output(
-    fake: FakeSlurm, monkeypatch: pytest.MonkeyPatch
+    fake: FakeCommands, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("SQUEUE_FORMAT", "%i")
     monkeypatch.setenv("SLURM_TIME_FORMAT", "relative")
@@ -222,7 +192,7 @@ def test_environment_variables_of_the_user_do_not_change_the_output(
         "an unknown message",
     ],
 )
-def test_the_error_has_the_message_of_slurm(fake: FakeSlurm, message: str) -> None:
+def test_the_error_has_the_message_of_slurm(fake: FakeCommands, message: str) -> None:
     fake.command("squeue", error=f"{message}\n", status=1)
     with pytest.raises(SlurmUnavailableError) as caught:
         Slurm().queue()
@@ -231,7 +201,7 @@ def test_the_error_has_the_message_of_slurm(fake: FakeSlurm, message: str) -> No
         Slurm().has_ended(5)
 
 
-def test_a_command_that_hangs_is_ended(fake: FakeSlurm) -> None:
+def test_a_command_that_hangs_is_ended(fake: FakeCommands) -> None:
     fake.command("squeue", body="exec /bin/sleep 60")
     started = time.monotonic()
     with pytest.raises(SlurmUnavailableError, match="did not answer within"):
@@ -251,16 +221,16 @@ def test_a_machine_without_slurm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 @pytest.mark.parametrize(
     ("state", "ended"), [("RUNNING", False), ("COMPLETING", False), ("COMPLETED", True), ("A_NEW_STATE", False)]
 )
-def test_a_job_has_ended_only_if_slurm_confirms_it(fake: FakeSlurm, state: str, ended: bool) -> None:
+def test_a_job_has_ended_only_if_slurm_confirms_it(fake: FakeCommands, state: str, ended: bool) -> None:
     others = squeue_record("7", "0", "FAILED", "None", "0", "n1", "x")
-    fake.command("squeue", others + squeue_record("7", "1", state, "None", "0", "n1", "x"))
+    fake.command("squeue", HEADER + others + squeue_record("7", "1", state, "None", "0", "n1", "x"))
     assert Slurm().has_ended(7) is ended
 
 
-def test_a_job_that_slurm_does_not_know_any_more_has_ended(fake: FakeSlurm) -> None:
+def test_a_job_that_slurm_does_not_know_any_more_has_ended(fake: FakeCommands) -> None:
     fake.command("squeue", error="slurm_load_jobs error: Invalid job id specified\n", status=1)
     assert Slurm().has_ended(7)
-    fake.command("squeue")
+    fake.command("squeue", HEADER)
     with pytest.raises(SlurmUnavailableError, match="reported nothing"):
         Slurm().has_ended(7)
 
@@ -272,12 +242,12 @@ def test_a_job_that_slurm_does_not_know_any_more_has_ended(fake: FakeSlurm) -> N
         "sacct: error: Problem talking to the database: Connection refused",
     ],
 )
-def test_no_accounting(fake: FakeSlurm, message: str) -> None:
+def test_no_accounting(fake: FakeCommands, message: str) -> None:
     fake.command("sacct", error=f"{message}\n", status=1)
     assert Slurm().accounting([7], since=time.time()) is None
 
 
-def test_accounting_is_one_call(fake: FakeSlurm) -> None:
+def test_accounting_is_one_call(fake: FakeCommands) -> None:
     fake.command("sacct", ACCOUNTING)
     slurm = Slurm()
     found = slurm.accounting([5439907, 5439905], since=time.time())
@@ -288,7 +258,7 @@ def test_accounting_is_one_call(fake: FakeSlurm) -> None:
     assert "-j 5439905,5439907 " in fake.calls("sacct")[0]
 
 
-def test_jobs_are_cancelled_in_chunks_and_ended_jobs_are_no_error(fake: FakeSlurm) -> None:
+def test_jobs_are_cancelled_in_chunks_and_ended_jobs_are_no_error(fake: FakeCommands) -> None:
     ended = "scancel: error: Kill job error on job id 7_1: Job/step already completing or completed\n"
     fake.command("scancel", error=ended, status=1)
     Slurm().cancel([JobId(7, i) for i in range(1200)] + [9])
@@ -303,7 +273,9 @@ def test_jobs_are_cancelled_in_chunks_and_ended_jobs_are_no_error(fake: FakeSlur
         Slurm().cancel([7, 8])
 
 
-def _site(fake: FakeSlurm, *, enforce: str, associations: str = "", qos: str = "", parameters: str = "(null)") -> Slurm:
+def _site(
+    fake: FakeCommands, *, enforce: str, associations: str = "", qos: str = "", parameters: str = "(null)"
+) -> Slurm:
     config = (
         f"MaxArraySize = 1001\\nClusterName = c\\nAccountingStorageEnforce = {enforce}\\n"
         f"SchedulerParameters = {parameters}\\n"
@@ -311,7 +283,9 @@ def _site(fake: FakeSlurm, *, enforce: str, associations: str = "", qos: str = "
     partition = "PartitionName=gpu Default=YES QoS=part MaxTime=UNLIMITED State=UP\\n"
     fake.command("scontrol", body=f"case \"$*\" in *config*) printf '{config}';; *) printf '{partition}';; esac")
     fake.command("sinfo", "gpu|gpu:4|8|1024\n")
-    body = f"case \"$*\" in *assoc*) printf '{associations}';; *qos*) printf '{qos}';; *) printf 'proj\\n';; esac"
+    user = pwd.getpwuid(os.getuid()).pw_name
+    default = f"Welcome, {user}\\n{user}|proj\\n"
+    body = f"case \"$*\" in *assoc*) printf '{associations}';; *qos*) printf '{qos}';; *) printf '{default}';; esac"
     fake.command("sacctmgr", body=body, status=0 if associations else 1)
     return Slurm()
 
@@ -330,7 +304,7 @@ ASSOCIATIONS = "proj||normal,tight||100|\\nproj|gpu|normal||40|\\nother||normal|
     ],
 )
 def test_the_smallest_limit_applies(
-    fake: FakeSlurm, partition: str | None, qos: str | None, account: str | None, most: int
+    fake: FakeCommands, partition: str | None, qos: str | None, account: str | None, most: int
 ) -> None:
     slurm = _site(
         fake, enforce="associations,limits,qos", associations=ASSOCIATIONS, qos="normal|||\\ntight|12||\\npart||60|\\n"
@@ -341,7 +315,7 @@ def test_the_smallest_limit_applies(
     assert slurm.calls == asked
 
 
-def test_limits_that_are_not_enforced_or_not_known(fake: FakeSlurm) -> None:
+def test_limits_that_are_not_enforced_or_not_known(fake: FakeCommands) -> None:
     slurm = _site(
         fake,
         enforce="none",
@@ -355,7 +329,7 @@ def test_limits_that_are_not_enforced_or_not_known(fake: FakeSlurm) -> None:
     assert silent.limits(partition=None, qos=None, account=None) == Limits(1001, None)
 
 
-def test_nodes(fake: FakeSlurm) -> None:
+def test_nodes(fake: FakeCommands) -> None:
     fake.command("sinfo", "b1|mixed\nb2|down*\nb2|down*\n")
     assert Slurm().nodes("main") == {"b1": "mixed", "b2": "down*"}
     assert fake.calls("sinfo")[0].endswith("-p main")

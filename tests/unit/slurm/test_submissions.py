@@ -15,7 +15,8 @@ from core_hpc.slurm import element
 from core_hpc.slurm.element import ElementSpec, Stop, rank_environment
 from core_hpc.slurm.records import ENDED, FAILED, OPEN, SubmissionFolder, new_submission
 from core_hpc.slurm.rendezvous import address_of_node, port_for
-from core_hpc.slurm.submit import RefusedError, batch_script, job_parameters, submission_environment
+from core_hpc.slurm.sbatch import RefusedError
+from core_hpc.slurm.submit import batch_script, job_parameters, submission_environment
 from core_hpc.store.paths import TaskKey
 
 

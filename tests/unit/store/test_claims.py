@@ -17,7 +17,7 @@ from typing import Any
 import psutil
 import pytest
 
-from core_hpc.common.errors import ClaimError, ClaimLostError, StoreError
+from core_hpc.common.errors import ClaimError, ClaimLostError, InputError, StoreError
 from core_hpc.slurm.commands import SlurmUnavailableError
 from core_hpc.store import claims
 from core_hpc.store.claims import claim, holder_lives, read_holder
@@ -36,6 +36,18 @@ with claim(pathlib.Path(sys.argv[1])):
     print("claimed", flush=True)
     sys.stdin.read()
 """
+
+
+def test_a_job_id_that_is_not_a_number_is_an_error_that_names_the_variable(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SLURM_JOB_ID", "abc")
+    with pytest.raises(InputError, match=r"SLURM_JOB_ID is 'abc'.*unset SLURM_JOB_ID"), claim(tmp_path / "claim.json"):
+        pass
+    assert list(tmp_path.iterdir()) == []
+    monkeypatch.setenv("SLURM_JOB_ID", "")
+    with claim(tmp_path / "claim.json"):
+        assert json.loads((tmp_path / "claim.json").read_text())["job"] is None
 
 
 def test_the_claim_of_a_living_process_is_respected_and_its_holder_named(tmp_path: Path) -> None:
