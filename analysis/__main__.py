@@ -22,7 +22,7 @@ from analysis.exchange.rescore import rescore, rescore_report
 from analysis.layout.formats import FORMATS, table_text
 from analysis.layout.tables import ReportTable, render, tidy_table
 from analysis.metrics.arms import BASE, arms_of, arms_report, arms_table
-from analysis.metrics.compare import compare_report
+from analysis.metrics.compare_table import compare_report
 from analysis.metrics.curves import curves_table
 from analysis.metrics.overlap import overlap_table
 from analysis.metrics.passk import default_ks, gain_table, pass_at_k_table

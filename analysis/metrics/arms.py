@@ -24,7 +24,8 @@ import polars as pl
 from analysis.counts.counts import Panel, iterations_of, panel
 from analysis.counts.load import RunData
 from analysis.layout.tables import UNDEFINED, ReportTable, coefficient, group_starts, laid_out, note_counts, percent
-from analysis.metrics.compare import MEAN, changed_fields
+from analysis.metrics.compare import MEAN
+from analysis.metrics.compare_table import changed_fields
 from analysis.metrics.overlap import mean_phi
 from analysis.metrics.pairs import check_one_configuration, check_same_problems, evaluation_of, seed_of, when
 from analysis.metrics.passk import COVERAGE, MATCHED_PASS, PASS, TEAM, TEAM_PASS, Figure, main_figures

@@ -27,8 +27,8 @@ NUM_DRAWS = 2000
 SEED = 42
 FEW_PROBLEMS = 100
 METHOD_NOTE = (
-    f"[low, high]: {CONFIDENCE:.0%} intervals, clustered by problem; shares: Wilson with effective n; "
-    f"differences and coefficients: bootstrap over problems, {NUM_DRAWS} draws, seed {SEED}"
+    f"[low, high]: {CONFIDENCE:.0%} intervals, clustered by problem; shares: Wilson with effective n; differences: "
+    f"Student's t; gains and coefficients: bootstrap over problems, {NUM_DRAWS} draws, seed {SEED}"
 )
 _UNDEFINED_DRAWS = 0.05  # share of undefined draws above which there is no interval
 _TAILS = ((1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2)

@@ -153,8 +153,7 @@ def of_differences(values: FloatArray, groups: IntArray | None = None) -> Uncert
     """
     own = values.mean(axis=0)
     sums, sizes = grouped(own[:, None], groups)
-    estimate, num_units = float(own.mean()), len(sizes)
-    extreme = float(np.abs(sums[:, 0] / sizes).max()) or 1.0
+    estimate, num_units, extreme = float(own.mean()), len(sizes), largest_difference(own, groups)
     # Problems of a group count together, in units of the mean size of a group.
     units = estimate + (sums[:, 0] - estimate * sizes) / sizes.mean()
     with_pseudo = np.concatenate([units, [-extreme, extreme]])
@@ -164,6 +163,15 @@ def of_differences(values: FloatArray, groups: IntArray | None = None) -> Uncert
     low, high = min(estimate, centre - half), max(estimate, centre + half)
     known = of_interval(estimate, low, high, num_units=num_units)
     return known if len(values) == 1 else over_seeds(known, values, groups)
+
+
+def largest_difference(values: FloatArray, groups: IntArray | None = None) -> float:
+    """The difference of a pseudo-problem: the largest size of (P,) differences; 1, if all are 0.
+
+    With source groups, it is that of the means of the groups.
+    """
+    sums, sizes = grouped(values[:, None], groups)
+    return float(np.abs(sums[:, 0] / sizes).max()) or 1.0
 
 
 def over_seeds(known: Uncertainty, values: FloatArray, groups: IntArray | None = None) -> Uncertainty:
@@ -184,9 +192,7 @@ def over_seeds(known: Uncertainty, values: FloatArray, groups: IntArray | None =
     num_units = len(sizes)
     covariance = residuals.T @ residuals / (num_units * max(1, num_units - 1))
     rest = (np.trace(covariance) / num_seeds - covariance.mean()) / (num_seeds - 1)
-    return replace(
-        known, num_seeds=num_seeds, rest=max(0.0, float(rest)), seeds=float(means.var(ddof=1)) / num_seeds
-    )
+    return replace(known, num_seeds=num_seeds, rest=max(0.0, float(rest)), seeds=float(means.var(ddof=1)) / num_seeds)
 
 
 def grouped(columns: FloatArray, groups: IntArray | None) -> tuple[FloatArray, FloatArray]:

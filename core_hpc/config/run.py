@@ -14,6 +14,7 @@ from typing import Any, Literal
 
 from pydantic import Field, ValidationInfo, field_validator, model_validator
 
+from core_hpc.config.analysis import AnalysisSection
 from core_hpc.config.base import (
     ADDED_LATER,
     DEFAULT_BY,
@@ -196,6 +197,9 @@ class RunConfig(Section):
     reward: RewardSection = Field(RewardSection(), description="parts of the reward")
     update: UpdateSection = Field(UpdateSection(), description="loss and optimizer")
     evaluation: EvaluationSection = Field(EvaluationSection(), description="evaluation on held-out problems")
+    analysis: AnalysisSection = Field(
+        AnalysisSection(), json_schema_extra=OPERATIONAL, description="the primary comparison of the sweep"
+    )
     cluster: ClusterSection = Field(
         ClusterSection(), json_schema_extra=OPERATIONAL, description="where and how tasks run"
     )
@@ -238,6 +242,14 @@ class RunConfig(Section):
                 "update.share_rescues: this run has no rescues by hints to share (one model, no rescue samples, or no "
                 "hints); leave it out"
             )
+        return self
+
+    @model_validator(mode="after")
+    def _primary_can_be_computed(self) -> RunConfig:
+        primary = self.analysis.primary
+        mistake = primary.mistake([m.name for m in self.team], self.evaluation.samples) if primary else ""
+        if mistake:
+            raise ValueError(f"analysis.primary.{mistake}")
         return self
 
     def model(self, name: str) -> ModelSection:
