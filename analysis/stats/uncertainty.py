@@ -174,16 +174,38 @@ def largest_difference(values: FloatArray, groups: IntArray | None = None) -> fl
     return float(np.abs(sums[:, 0] / sizes).max()) or 1.0
 
 
-def over_seeds(known: Uncertainty, values: FloatArray, groups: IntArray | None = None) -> Uncertainty:
-    """Add the variation between seeds to an uncertainty over problems.
-
-    With the covariances C of the seeds' means, the rest is (mean of C_ss - mean of all C_st) / (S - 1).
-    Without source groups this is the mean square of the interaction, divided by S P.
+def with_pseudo_problems(columns: FloatArray, groups: IntArray | None) -> tuple[FloatArray, IntArray | None]:
+    """Add two pseudo-problems to values whose means are drawn by a bootstrap.
 
     Args:
-        known: the uncertainty of the mean over seeds, over problems.
-        values: (S, P) value of each of S seeds (two or more) and P problems.
-        groups: (P,) codes of source groups; default: every problem is one.
+        columns: (P, F) differences between -1 and 1. A column with a NaN keeps it.
+        groups: (P,) codes of source groups; each pseudo-problem is a group of its own.
+
+    Returns:
+        (P + 2, F) and the codes.
+    """
+    extreme = np.abs(columns).max(axis=0)
+    extreme[extreme == 0] = 1.0
+    if groups is not None:
+        groups = np.concatenate([groups, groups.max() + np.array([1, 2])])
+    return np.concatenate([columns, extreme[None], -extreme[None]]), groups
+
+
+@dataclass(frozen=True, kw_only=True)
+class Variances:
+    """Estimated variances of a mean over S seeds and P problems."""
+
+    problems: float  # over problems, for these seeds; contains `rest`
+    seeds: float  # between seeds; contains `rest`. 0 for one seed
+    rest: float  # samples, and seeds that help on different problems. 0 for one seed
+
+
+def variances(values: FloatArray, groups: IntArray | None = None) -> Variances:
+    """Estimate the variances of the mean of (S, P) values by moments.
+
+    With the covariances C of the S means over problems, `problems` is the mean of all C_st, and
+    `rest` is (mean of C_ss - mean of all C_st) / (S - 1). Without source groups these are the mean
+    squares of problems and of the interaction in a crossed analysis of variance, divided by S P.
     """
     num_seeds = len(values)
     sums, sizes = grouped(values.T, groups)
@@ -191,8 +213,23 @@ def over_seeds(known: Uncertainty, values: FloatArray, groups: IntArray | None =
     residuals = (sums - sizes[:, None] * means) / sizes.mean()
     num_units = len(sizes)
     covariance = residuals.T @ residuals / (num_units * max(1, num_units - 1))
-    rest = (np.trace(covariance) / num_seeds - covariance.mean()) / (num_seeds - 1)
-    return replace(known, num_seeds=num_seeds, rest=max(0.0, float(rest)), seeds=float(means.var(ddof=1)) / num_seeds)
+    problems = float(covariance.mean())
+    if num_seeds == 1:
+        return Variances(problems=problems, seeds=0.0, rest=0.0)
+    rest = (float(np.trace(covariance)) / num_seeds - problems) / (num_seeds - 1)
+    return Variances(problems=problems, seeds=float(means.var(ddof=1)) / num_seeds, rest=max(0.0, rest))
+
+
+def over_seeds(known: Uncertainty, values: FloatArray, groups: IntArray | None = None) -> Uncertainty:
+    """Add the variation between seeds to an uncertainty over problems.
+
+    Args:
+        known: the uncertainty of the mean over seeds, over problems.
+        values: (S, P) value of each of S seeds (two or more) and P problems.
+        groups: (P,) codes of source groups; default: every problem is one.
+    """
+    found = variances(values, groups)
+    return replace(known, num_seeds=len(values), rest=found.rest, seeds=found.seeds)
 
 
 def grouped(columns: FloatArray, groups: IntArray | None) -> tuple[FloatArray, FloatArray]:
