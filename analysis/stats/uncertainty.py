@@ -22,7 +22,7 @@ of both parts gives too wide a one (Cochran 1964). The mean of the two squared h
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -75,8 +75,9 @@ class Uncertainty:
         return max(error**2 - self.rest, error**2 * math.sqrt(2 / self.df))
 
     def interval(self, level: float = CONFIDENCE) -> tuple[float, float]:
-        """The interval over problems, and over seeds too if there are several."""
-        return (self.estimate - self._half(self.below, level), self.estimate + self._half(self.above, level))
+        """The interval over problems, and over seeds too if there are several. It lies within -1 and 1."""
+        low, high = self.estimate - self._half(self.below, level), self.estimate + self._half(self.above, level)
+        return max(-1.0, low), min(1.0, high)
 
     def _half(self, error: float, level: float) -> float:
         tail = (1 + level) / 2
@@ -230,6 +231,37 @@ def over_seeds(known: Uncertainty, values: FloatArray, groups: IntArray | None =
     """
     found = variances(values, groups)
     return replace(known, num_seeds=len(values), rest=found.rest, seeds=found.seeds)
+
+
+def mean_over_seeds(mean: Estimate, of_seeds: Sequence[Estimate]) -> Uncertainty | None:
+    """The uncertainty of a mean over seeds of a figure whose intervals over problems are known.
+
+    The rest follows from the intervals: with V_s and V for the squared standard errors of the seeds
+    and of their mean, it is (mean of V_s - V) / (S - 1). For means over problems this is the rest
+    of `variances`.
+
+    Args:
+        mean: the mean of the figures of the seeds, with its interval over problems.
+        of_seeds: the figure of each seed with its interval over problems.
+
+    Returns:
+        The uncertainty over problems and seeds; None if there is one seed, or no interval.
+    """
+    found = [_of_estimate(e) for e in (mean, *of_seeds)]
+    known = [u for u in found if u is not None]
+    if len(of_seeds) < 2 or len(known) < len(found):
+        return None
+    own, *seeds = known
+    squares = [((u.below + u.above) / 2) ** 2 for u in (own, *seeds)]
+    rest = (sum(squares[1:]) / len(seeds) - squares[0]) / (len(seeds) - 1)
+    between = float(np.var([u.estimate for u in seeds], ddof=1)) / len(seeds)
+    return replace(own, num_seeds=len(seeds), rest=max(0.0, rest), seeds=between)
+
+
+def _of_estimate(e: Estimate) -> Uncertainty | None:
+    if e.estimate is None or e.low is None or e.high is None:
+        return None
+    return of_interval(e.estimate, e.low, e.high, num_units=e.num_problems)
 
 
 def grouped(columns: FloatArray, groups: IntArray | None) -> tuple[FloatArray, FloatArray]:
