@@ -12,7 +12,6 @@ from core_hpc.config.base import Section, operational
 
 TEAM_MEASURES = ("team_pass", "gain_equal_k", "gain_matched_budget")
 MODEL_MEASURES = ("pass", "matched_pass")
-_MEASURES = "|".join((*TEAM_MEASURES, *MODEL_MEASURES))
 
 
 class PrimarySection(Section):
@@ -23,7 +22,7 @@ class PrimarySection(Section):
         "name of a sweep file in the same folder"
     )
     metric: str = operational(
-        pattern=rf"^({_MEASURES})@[1-9][0-9]*$",
+        pattern=r"^[a-z_]+@[1-9][0-9]*$",
         description="MEASURE@K, with K completions per model. MEASURE is team_pass, gain_equal_k or "
         "gain_matched_budget (of the team), or pass or matched_pass (of one model)",
     )
@@ -47,6 +46,9 @@ class PrimarySection(Section):
 
     @model_validator(mode="after")
     def _has_a_model_or_the_team(self) -> PrimarySection:
+        if self.measure not in TEAM_MEASURES + MODEL_MEASURES:
+            known = ", ".join(TEAM_MEASURES + MODEL_MEASURES)
+            raise ValueError(f"metric: unknown measure {self.measure!r}; known measures: {known}")
         if self.measure in MODEL_MEASURES and self.model is None:
             raise ValueError(f"metric: {self.metric} is of one model; add `model: NAME`, or use a measure of the team")
         if self.measure in TEAM_MEASURES and self.model is not None:

@@ -65,7 +65,8 @@ def test_a_valid_comparison_changes_no_run(tmp_path: Path, primary: dict[str, An
     [
         (declared(arms=("core", "independent")), r"primary\.arms\.1: there is no arm 'independent'.*alone, core"),
         (declared(arms=("core", "core")), r"analysis\.primary: arms: both are 'core'"),
-        (declared("team_pas@2"), r"analysis\.primary\.metric: "),
+        (declared("team_pas@2"), r"analysis\.primary: metric: unknown measure 'team_pas'; known measures: team_pass, "),
+        (declared("team_pass"), r"analysis\.primary\.metric: "),
         (declared("pass@2"), r"metric: pass@2 is of one model; add `model: NAME`"),
         (declared("team_pass@2", model="ada"), r"metric: team_pass@2 is of the team; leave `model` out"),
         (declared("pass@2", model="cy"), r"analysis\.primary\.model: 'cy' is not in the team \(ada, bob\)"),
