@@ -90,7 +90,7 @@ def contrasts_table(arms: Arms, *, ks: Sequence[int], margin: float | None = Non
         frames.append(frame.select(pl.lit(reference).alias("arm_a"), pl.lit(name).alias("arm_b"), pl.all()))
     together = pl.concat(frames)
     together = pl.concat([together.filter(pl.col("primary")), together.filter(~pl.col("primary").fill_null(False))])
-    return decided(together, margin).cast(dict(CONTRASTS_TABLE))
+    return decided(together, margin)
 
 
 def contrasts_report(arms: Arms, *, ks: Sequence[int], margin: float | None = None) -> ReportTable:
