@@ -27,12 +27,14 @@ from analysis.exchange.rescore import rescore, rescore_report
 from analysis.layout.formats import FORMATS, table_text
 from analysis.layout.tables import ReportTable, render, tidy_table
 from analysis.metrics.arms import BASE, arms_of, arms_report, arms_table
-from analysis.metrics.compare import compare_report
+from analysis.metrics.compare_table import compare_report
+from analysis.metrics.contrasts import contrasts_report
 from analysis.metrics.curves import curves_table
 from analysis.metrics.overlap import overlap_table
 from analysis.metrics.passk import default_ks, gain_table, pass_at_k_table
 from analysis.metrics.rescue import GROUPS, rescue_table
 from analysis.metrics.strata import stratified
+from analysis.metrics.variance import variance_report
 from analysis.metrics.votes import vote_table
 from analysis.report.figures import arms_figure, write
 from analysis.report.report import report_tables, warnings_of, write_reports, write_table
@@ -77,6 +79,17 @@ def _positive(text: str) -> int:
 _positive.__name__ = "positive whole number"  # shown by argparse
 
 
+def _points(text: str) -> float:
+    """A margin in percentage points as a fraction."""
+    value = float(text) / 100
+    if not 0 < value < 1:
+        raise ValueError
+    return value
+
+
+_points.__name__ = "number of points between 0 and 100"  # shown by argparse
+
+
 def build_parser(prog: str = PROG) -> argparse.ArgumentParser:
     """The parser of this command."""
     top = argparse.ArgumentParser(
@@ -106,23 +119,28 @@ def build_parser(prog: str = PROG) -> argparse.ArgumentParser:
 
 
 def _add_comparisons(command: Callable[[str, str], argparse.ArgumentParser]) -> None:
-    sub = command(
-        "compare", "B minus A, paired by problem; several runs of one side are the seeds of one configuration"
-    )
-    for side in ("a", "b"):
-        text = "run folder, or sweep folder whose runs differ in their seeds only"
-        sub.add_argument(side, type=Path, metavar=side.upper(), help=text)
-    _add_k(sub)
-    sub.add_argument(
-        "--iteration",
-        nargs="+",
-        type=int,
-        metavar="I",
-        help="evaluation after this iteration (0: the untrained models); "
-        "two numbers: one for A and one for B; default: the latest of each run",
-    )
-    _add_lenient(sub)
-    _add_format(sub)
+    texts = {
+        "compare": "B minus A, paired by problem; several runs of one side are the seeds of one configuration",
+        "variance": "where the uncertainty of B minus A comes from: problems, samples or seeds, and what to buy",
+    }
+    for name, help_text in texts.items():
+        sub = command(name, help_text)
+        for side in ("a", "b"):
+            text = "run folder, or sweep folder whose runs differ in their seeds only"
+            sub.add_argument(side, type=Path, metavar=side.upper(), help=text)
+        _add_k(sub)
+        sub.add_argument(
+            "--iteration",
+            nargs="+",
+            type=int,
+            metavar="I",
+            help="evaluation after this iteration (0: the untrained models); "
+            "two numbers: one for A and one for B; default: the latest of each run",
+        )
+        _add_lenient(sub)
+        _add_format(sub)
+        if name == "compare":
+            _add_margin(sub)
     sub = command(
         "arms", "several configurations and the untrained models side by side, mean over seeds: tables and a figure"
     )
@@ -131,6 +149,7 @@ def _add_comparisons(command: Callable[[str, str], argparse.ArgumentParser]) -> 
     sub.add_argument("--out", type=Path, metavar="DIR", required=True, help="folder for the tables and the figure")
     _add_k(sub)
     _add_lenient(sub)
+    _add_margin(sub)
 
 
 def _add_interchange(command: Callable[[str, str], argparse.ArgumentParser]) -> None:
@@ -173,6 +192,11 @@ def _add_runs(sub: argparse.ArgumentParser, *, with_k: bool = True) -> None:
 def _add_k(sub: argparse.ArgumentParser) -> None:
     text = "completions per model; default: 1, 2 and 4, as far as the run has that many"
     sub.add_argument("--k", nargs="+", type=_positive, metavar="K", help=text)
+
+
+def _add_margin(sub: argparse.ArgumentParser) -> None:
+    text = "arms are equivalent if they differ by less than this; default: analysis.margin of the sweep, else 2"
+    sub.add_argument("--margin", type=_points, metavar="POINTS", help=text)
 
 
 def _add_lenient(sub: argparse.ArgumentParser) -> None:
@@ -262,12 +286,24 @@ def _print(args: argparse.Namespace, table: ReportTable) -> None:
 
 
 def _compare(args: argparse.Namespace) -> None:
+    a, b, ks, iterations = _two_sides(args)
+    _print(args, compare_report(a, b, ks=ks, iterations=iterations, margin=args.margin))
+
+
+def _variance(args: argparse.Namespace) -> None:
+    a, b, ks, iterations = _two_sides(args)
+    _print(args, variance_report(a, b, ks=ks, iterations=iterations))
+
+
+def _two_sides(
+    args: argparse.Namespace,
+) -> tuple[list[RunData], list[RunData], list[int], tuple[int, int] | None]:
+    """The runs of A and of B, the completions per model, and the evaluations that are compared."""
     if args.iteration and len(args.iteration) > 2:
         raise InputError(f"--iteration: {len(args.iteration)} numbers; give one, or two (one for A and one for B)")
     a, b = (_load([path], answers=False, lenient=args.lenient) for path in (args.a, args.b))
     ks = args.k or default_ks(min(data.num_samples for data in (*a, *b)))
-    iterations = (args.iteration[0], args.iteration[-1]) if args.iteration else None
-    _print(args, compare_report(a, b, ks=ks, iterations=iterations))
+    return a, b, ks, (args.iteration[0], args.iteration[-1]) if args.iteration else None
 
 
 def _arms(args: argparse.Namespace) -> None:
@@ -282,6 +318,8 @@ def _arms(args: argparse.Namespace) -> None:
     arms = arms_of(named)
     frame = arms_table(arms, ks=ks)
     tables = arms_report(arms, frame)
+    if len(named) > 1:
+        tables.insert(0, contrasts_report(named, ks=ks, margin=args.margin))
     for table in tables:
         write_table(table, args.out / "tables")
     write(arms_figure(frame), args.out / "figures")
@@ -326,6 +364,7 @@ _COMMANDS: dict[str, Callable[[argparse.Namespace], None]] = {
     **dict.fromkeys(TABLES, _tidy),
     "report": _report,
     "compare": _compare,
+    "variance": _variance,
     "arms": _arms,
     "time": _time,
     "import": _import,

@@ -4,10 +4,10 @@ The input is the `RunData` of the seeds of each configuration. The seeds of one 
 arm. The output is one tidy frame of levels (`ARMS_TABLE`), for each seed and for the mean over
 seeds, and two report tables.
 
-An interval describes the uncertainty over problems: how much the figure of these runs changes with
-other problems. The uncertainty over seeds is reported as the range of the seeds. Seeds are never
-pooled as if they were problems. Differences between two configurations, paired by problem, are in
-`metrics/compare.py`.
+The interval of a seed is over problems: how much the figure of this run changes with other
+problems. The interval of the mean over seeds is over problems and seeds. Seeds are never pooled as
+if they were problems. Differences between configurations, paired by problem, are in
+`metrics/compare.py` and `metrics/contrasts.py`.
 """
 
 from __future__ import annotations
@@ -24,12 +24,14 @@ import polars as pl
 from analysis.counts.counts import Panel, iterations_of, panel
 from analysis.counts.load import RunData
 from analysis.layout.tables import UNDEFINED, ReportTable, coefficient, group_starts, laid_out, note_counts, percent
-from analysis.metrics.compare import MEAN, changed_fields
+from analysis.metrics.compare import MEAN
+from analysis.metrics.compare_table import changed_fields
 from analysis.metrics.overlap import mean_phi
 from analysis.metrics.pairs import check_one_configuration, check_same_problems, evaluation_of, seed_of, when
 from analysis.metrics.passk import COVERAGE, MATCHED_PASS, PASS, TEAM, TEAM_PASS, Figure, main_figures
 from analysis.metrics.rescue import UPLIFT, mean_uplift
 from analysis.stats.intervals import ESTIMATE_COLUMNS, METHOD_NOTE, Estimate, join_notes
+from analysis.stats.uncertainty import mean_over_seeds
 from core_hpc.common.errors import InputError
 
 BASE = "base"
@@ -46,7 +48,10 @@ ARMS_TABLE = pl.Schema(
         "model": pl.String(),  # two models for PHI
         "k": pl.Int32(),
         "candidates": pl.Int32(),
+        # low and high are over problems; for MEAN of several seeds, over problems and seeds
         **{name: dtype for name, dtype in ESTIMATE_COLUMNS.items() if name != "note"},
+        "problems_low": pl.Float64(),  # bounds over problems only, for these seeds; only for MEAN
+        "problems_high": pl.Float64(),
         "num_seeds": pl.Int64(),
         "seed_min": pl.Float64(),  # smallest figure of a seed; only for MEAN
         "seed_max": pl.Float64(),  # largest figure of a seed; only for MEAN
@@ -168,8 +173,13 @@ def _mean(own: Sequence[Figure], note: str) -> Figure:
 
 def _rows(arm: Arm, labels: dict[str, Any], of_seeds: Sequence[Estimate], mean: Estimate) -> list[dict[str, Any]]:
     known = [e.estimate for e in of_seeds if e.estimate is not None]
-    spread = {"seed_min": min(known), "seed_max": max(known)} if len(known) > 1 else {}
+    spread: dict[str, Any] = {"seed_min": min(known), "seed_max": max(known)} if len(known) > 1 else {}
     rows = [{"seed": seed_of(data), **e.row()} for data, e in zip(arm.runs, of_seeds, strict=True)]
+    both = mean_over_seeds(mean, of_seeds)
+    if both is not None:
+        lowest = -1.0 if labels["measure"] in (PHI, UPLIFT) else 0.0
+        (low, high), spread["problems_low"], spread["problems_high"] = both.interval(), mean.low, mean.high
+        mean = replace(mean, low=max(lowest, low), high=min(1.0, high))
     rows.append({"seed": MEAN, "num_seeds": len(arm.runs), **spread, **mean.row()})
     return [{"arm": arm.name, **labels, **row} for row in rows]
 
@@ -247,7 +257,9 @@ def _cell(row: Mapping[str, Any]) -> str:
 
 def _spread_notes(means: pl.DataFrame) -> list[str]:
     several = means["seed_min"].count() > 0
-    return ["mean over seeds (lowest to highest)" if several else "one run per arm: the spread over seeds is unknown"]
+    if not several:
+        return ["one run per arm: the spread over seeds is unknown"]
+    return ["mean over seeds, with its interval over problems and seeds (lowest to highest seed)"]
 
 
 def _arm_notes(arms: Sequence[Arm]) -> list[str]:

@@ -7,7 +7,7 @@ the reason. This module computes no estimates; `metrics/compare.py` does.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import polars as pl
@@ -17,8 +17,11 @@ from analysis.counts.load import RunData, problems_of
 from analysis.stats.estimators import IntArray
 from analysis.stats.intervals import join_notes
 from core_hpc.common.errors import InputError
+from core_hpc.config.analysis import PrimarySection
 from core_hpc.config.run import flatten, scientific_fields
 from core_hpc.problems.splits import EVALUATION
+from core_hpc.runs.arms import arm_of_label
+from core_hpc.store.paths import TEAM
 
 
 class Pair(NamedTuple):
@@ -91,6 +94,34 @@ def check_one_configuration(name: str, side: Sequence[RunData]) -> None:
         )
     if twice:
         raise InputError(f"{name} has several runs of seed {', '.join(twice)}; give one run per seed")
+
+
+def primary_of(a: Sequence[RunData], b: Sequence[RunData]) -> PrimarySection | None:
+    """The primary comparison that the runs declare, if A and B are its arms in any order; else None."""
+    declared = [data.config.analysis.primary for data in (*a, *b) if data.config is not None]
+    primary = next((p for p in declared if p is not None), None)
+    if primary is None or not a or not b:
+        return None
+    of_a, of_b = (set.intersection(*(arm_names(data) for data in side)) for side in (a, b))
+    first, second = primary.arms
+    is_declared = (first in of_b and second in of_a) or (first in of_a and second in of_b)
+    return primary if is_declared else None
+
+
+def is_primary(row: Mapping[str, Any], primary: PrimarySection) -> bool:
+    """Whether a row of a comparison has the measure, the k and the model of the primary comparison."""
+    return (row["measure"], row["k"], row["model"]) == (primary.measure, primary.k, primary.model or TEAM)
+
+
+def arm_names(data: RunData) -> set[str]:
+    """The names of the arm of a run (`core_hpc/runs/arms.py`): of its sweep, its label without the seed.
+
+    An imported run is known by the name of its folder.
+    """
+    if data.config is None:
+        return {data.name}
+    arm = arm_of_label(data.name.rpartition("-")[0])
+    return {data.config.name} | ({arm} if arm else set())
 
 
 def seed_of(data: RunData) -> str:

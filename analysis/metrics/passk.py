@@ -20,13 +20,13 @@ from analysis.stats.estimators import FloatArray, IntArray, coverage, first_k, p
 from analysis.stats.intervals import (
     ESTIMATE_COLUMNS,
     Estimate,
-    from_draws,
     join_notes,
     resampled_means,
     share,
     smallest_from_draws,
     undefined,
 )
+from analysis.stats.uncertainty import difference, with_pseudo_problems
 from core_hpc.store.schema import EVALUATE
 
 TEAM = "team"
@@ -253,16 +253,13 @@ def _difference_rows(before: Panel, after: Panel, ks: Sequence[int], *, iteratio
     unpaired = before.num_problems + after.num_problems - 2 * a.num_problems
     note = f"{unpaired} problems left out: in one evaluation only" if unpaired else ""
     pairs = list(zip(main_figures(a, ks), main_figures(b, ks), strict=True))
-    columns = np.stack([y.values - x.values for x, y in pairs], axis=1)
-    draws = resampled_means(columns, a.groups)
     rows = []
-    for i, (x, y) in enumerate(pairs):
+    for x, y in pairs:
         change = join_notes(x.note, y.note, note)
         if x.measure == COVERAGE and x.candidates != y.candidates:
             estimate = undefined(a.num_problems, join_notes(change, OTHER_NUMBERS))
         else:
-            mean = float(columns[:, i].mean())
-            estimate = from_draws(mean, draws[:, i], num_problems=a.num_problems, groups=a.groups, note=change)
+            estimate = difference(y.values - x.values, groups=a.groups, note=change)
         rows.append({"when": DIFFERENCE, "iteration": iteration, **y.labels(), **estimate.row()})
     return rows
 
@@ -303,7 +300,7 @@ def _gain_rows(p: Panel, ks: Sequence[int]) -> list[dict[str, Any]]:
     teams = [team_pass_at_k(p.n, p.c, k) for k, _, _ in plan]
     # One column per gain and model: the value of the team minus the value of the model.
     columns = np.stack([team - s.values for team, row in zip(teams, singles, strict=True) for s in row], axis=1)
-    values, draws = columns.mean(axis=0), resampled_means(columns, p.groups)
+    values, draws = columns.mean(axis=0), resampled_means(*with_pseudo_problems(columns, p.groups))
     rows = []
     for i, (k, baseline, spent) in enumerate(plan):
         block = slice(i * size, (i + 1) * size)
@@ -312,8 +309,7 @@ def _gain_rows(p: Panel, ks: Sequence[int]) -> list[dict[str, Any]]:
         best, estimate = _over_best(p, values[block], draws[:, block], note=join_notes(*notes))
         rows.append({**labels, "against": BEST, "best_model": best, **estimate.row()})
         for m, (model, note) in enumerate(zip(p.models, notes, strict=True)):
-            value, drawn = float(values[block][m]), draws[:, block][:, m]
-            estimate = from_draws(value, drawn, num_problems=p.num_problems, groups=p.groups, note=note)
+            estimate = difference(columns[:, block][:, m], groups=p.groups, note=note)
             rows.append({**labels, "against": model, **estimate.row()})
     return rows
 

@@ -252,7 +252,7 @@ def arms_figure(frame: pl.DataFrame) -> ReportFigure:
     )
     caption = (
         "Held-out problems solved by the team, and by each of its models alone with the same number of candidates, for "
-        "every arm: the mean over seeds with its 95 % interval, clustered by problem, and below it one dot per seed. "
+        "every arm: the mean over seeds with its 95 % interval over problems and seeds, and below it one dot per seed. "
         "Dotted line: the first arm."
     )
     return ReportFigure("arms", caption, points, lambda p: plots.arms(p, mean=MEAN))

@@ -7,8 +7,8 @@ output is `ReportTable`s, and for each run the files of `write_reports`:
     tables/NAME.csv .json .md .tex
     figures/NAME.pdf .svg .png .csv
 
-For several runs, it also writes an index.html with links to their reports, and
-runs.csv .json .md .tex.
+For several runs, it also writes an index.html with the differences between their arms and links to
+their reports, and the tables runs, contrasts and variance (.csv .json .md .tex).
 
 This module selects and orders the content of a report. Tables are made in
 `report/evaluation_tables.py` and `report/training_tables.py`, figures in `report/figures.py`, the
@@ -18,6 +18,7 @@ page in `report/page.py`.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TypeVar
 
@@ -27,8 +28,10 @@ from analysis.counts.counts import panel
 from analysis.counts.load import RunData, load_hints
 from analysis.layout.formats import table_text, to_markdown
 from analysis.layout.tables import ReportTable
+from analysis.metrics.contrasts import arms_among, contrasts_report, declared_primary
 from analysis.metrics.curves import CURVES, curves_table
 from analysis.metrics.passk import default_ks
+from analysis.metrics.variance import variance_report
 from analysis.report import evaluation_tables, figures, training_tables
 from analysis.report.facts import configuration_text, facts_of
 from analysis.report.page import Section, facts_html, folded_html, page, rescues_html
@@ -38,7 +41,7 @@ from analysis.stats.intervals import FEW_PROBLEMS, SEED
 from analysis.timing.account import RunTimes, times_of
 from analysis.timing.cost import COST_TABLE, Cost, cost_of
 from analysis.timing.tables import time_report
-from core_hpc.common.errors import StoreError
+from core_hpc.common.errors import InputError, StoreError
 from core_hpc.store.schema import EVALUATE, PHASES, RESCUE, UPDATE
 from core_hpc.store.shards import published_keys
 
@@ -137,14 +140,35 @@ def write_reports(runs: Sequence[RunData], out: Path, ks: Sequence[int] | None =
         for data, name in zip(runs, names, strict=True)
     ]
     pages = [write_report(data, out / folder, ks) for data, folder in zip(runs, folders, strict=True)]
-    table = headline_table(runs)
-    write_table(table, out)
-    index = out / "index.html"
-    lead = f"{len(runs)} runs. For differences between runs, with intervals, use: python -m analysis compare."
+    index, lead = out / "index.html", f"{len(runs)} runs."
     links = [(folder, f"{folder}/report.html") for folder in folders]
-    section = Section(name="runs", title="Runs", tables=[table], links=links)
-    index.write_text(page("Reports", lead, [], [section]), encoding="utf-8")
+    found, warnings = _comparisons(runs, ks)
+    sections = [*found, Section(name="runs", title="Runs", tables=[headline_table(runs)], links=links)]
+    for section in sections:
+        for table in (*section.tables, *section.folded):
+            write_table(table, out)
+    index.write_text(page("Reports", lead, warnings, sections), encoding="utf-8")
     return [*pages, index]
+
+
+def _comparisons(runs: Sequence[RunData], ks: Sequence[int] | None) -> tuple[list[Section], list[str]]:
+    """The section about differences between arms, and a warning if the arms cannot be compared.
+
+    Both are empty if all runs are seeds of one arm.
+    """
+    arms = arms_among(runs)
+    if len(arms) < 2:
+        return [], []
+    ks = sorted(set(ks)) if ks else default_ks(min(data.num_samples for data in runs))
+    declared = declared_primary(arms)
+    first, second = (declared[0], declared[1]) if declared else list(arms)[:2]
+    try:
+        table = contrasts_report(arms, ks=ks)
+        sources = variance_report(arms[first], arms[second], ks=ks)
+    except InputError as e:
+        return [], [f"The runs are not compared: {e}."]
+    sources = replace(sources, title=f"{sources.title} (B: {second}, A: {first})")
+    return [Section(name="arms", title="Differences between arms", tables=[table], folded=[sources])], []
 
 
 def write_report(data: RunData, out: Path, ks: Sequence[int] | None = None) -> Path:

@@ -27,8 +27,8 @@ NUM_DRAWS = 2000
 SEED = 42
 FEW_PROBLEMS = 100
 METHOD_NOTE = (
-    f"[low, high]: {CONFIDENCE:.0%} intervals, clustered by problem; shares: Wilson with effective n; "
-    f"differences and coefficients: bootstrap over problems, {NUM_DRAWS} draws, seed {SEED}"
+    f"[low, high]: {CONFIDENCE:.0%} intervals, clustered by problem; shares: Wilson with effective n; differences: "
+    f"Student's t; gains and coefficients: bootstrap over problems, {NUM_DRAWS} draws, seed {SEED}"
 )
 _UNDEFINED_DRAWS = 0.05  # share of undefined draws above which there is no interval
 _TAILS = ((1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2)
@@ -255,7 +255,8 @@ def smallest_from_draws(
 
     Args:
         values: (M,) the figures; all are defined.
-        draws: (NUM_DRAWS, M) their joint bootstrap draws.
+        draws: (NUM_DRAWS, M) their joint bootstrap draws, with pseudo-problems
+            (`stats/uncertainty.py`), so that they are never all alike.
         num_problems: number of problems.
         groups: (P,) codes of the source groups, if whole groups were drawn.
         note: note of the estimate.
@@ -264,6 +265,4 @@ def smallest_from_draws(
     value = float(values.min())
     low = float(np.quantile(draws, _TAILS[0], axis=0).min())
     high = float((values + np.quantile((draws - values).max(axis=1), _TAILS[1])).min())
-    if high - low < 1e-12:
-        return Estimate(value, None, None, num_problems, join_notes(note, _ALIKE))
     return Estimate(value, min(low, value), max(high, value), num_problems, note)

@@ -14,6 +14,7 @@ from typing import Any, Literal
 
 from pydantic import Field, JsonValue, ValidationInfo, field_validator, model_validator
 
+from core_hpc.config.analysis import AnalysisSection
 from core_hpc.config.base import (
     DEFAULT_BY,
     OPERATIONAL,
@@ -256,6 +257,9 @@ class RunConfig(Section):
     reward: RewardSection = Field(RewardSection(), description="parts of the reward")
     update: UpdateSection = Field(UpdateSection(), description="loss and optimizer")
     evaluation: EvaluationSection = Field(EvaluationSection(), description="evaluation on held-out problems")
+    analysis: AnalysisSection = Field(
+        AnalysisSection(), json_schema_extra=OPERATIONAL, description="the primary comparison of the sweep"
+    )
     cluster: ClusterSection = Field(
         ClusterSection(), json_schema_extra=OPERATIONAL, description="where and how tasks run"
     )
@@ -383,6 +387,14 @@ class RunConfig(Section):
             raise ValueError(
                 "update.teach: a team of one model has no peer to learn from; leave it out, or add a model"
             )
+        return self
+
+    @model_validator(mode="after")
+    def _primary_can_be_computed(self) -> RunConfig:
+        primary = self.analysis.primary
+        mistake = primary.mistake([m.name for m in self.team], self.evaluation.samples) if primary else ""
+        if mistake:
+            raise ValueError(f"analysis.primary.{mistake}")
         return self
 
     def model(self, name: str) -> ModelSection:

@@ -7,24 +7,24 @@ Nothing is created and no heavy package is loaded.
 
 from __future__ import annotations
 
-import difflib
 import itertools
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
-from pydantic import BaseModel, ValidationError
+from pydantic import ValidationError
 
 import yaml
 from core_hpc.common.errors import ConfigError
 from core_hpc.common.shipped import shipped_folder
 from core_hpc.config.cluster import ClusterSection
-from core_hpc.config.problems import PROBLEM_SOURCES
 from core_hpc.config.run import SWEEP_KEYS, RunConfig, config_hash, flatten, scientific_fields
 from core_hpc.config.yaml_numbers import refuse_other_bases
 from core_hpc.problems.splits import source_mistakes
+from core_hpc.runs.arms import missing_arms
+from core_hpc.runs.explain import explain
 
 MAX_RUNS = 1000
 CONSEQUENCES = ("default_factory_not_called",)
@@ -125,7 +125,8 @@ def load_sweep(
             merged = _with_value(merged, path, value, f"run {label}: {path}", mistakes)
         runs += _resolve(label, merged, mistakes)
     mistakes += _equal_runs(runs)
-    mistakes += _different_clusters(runs)
+    mistakes += _different_sections(runs)
+    mistakes += _missing_arms(source, runs)
     mistakes = list(dict.fromkeys(mistakes))  # report a mistake once, not per point of the grid
     if mistakes:
         raise ConfigError(str(source), mistakes)
@@ -279,7 +280,7 @@ def _resolve(label: str, data: dict[str, Any], mistakes: list[str]) -> list[RunP
     try:
         config = RunConfig.model_validate(data)
     except ValidationError as e:
-        mistakes += [_explain(error) for error in e.errors() if error["type"] not in CONSEQUENCES]
+        mistakes += [explain(error) for error in e.errors() if error["type"] not in CONSEQUENCES]
         return []
     for split in ("train", "evaluation"):
         source = getattr(config.problems, split)
@@ -307,57 +308,27 @@ def _equal_runs(runs: Iterable[RunPlan]) -> list[str]:
     return found
 
 
-def _different_clusters(runs: Sequence[RunPlan]) -> list[str]:
-    """Mistakes for fields of `cluster` that differ between runs, which one driver works on."""
-    sections = [flatten(run.config.cluster.model_dump(mode="json"), "cluster") for run in runs]
-    fields = sorted({path for section in sections for path in section})
-    return [
-        f"{path}: {sections[0].get(path)!r} in run {runs[0].label}, but {section.get(path)!r} in run {run.label}. The "
-        "runs of a sweep share one driver: use the same value for all, or a sweep file for each"
-        for path in fields
-        for run, section in zip(runs[1:], sections[1:], strict=True)
-        if section.get(path) != sections[0].get(path)
-    ]
+def _different_sections(runs: Sequence[RunPlan]) -> list[str]:
+    """Mistakes for fields that all runs of a sweep share, but that differ: of `cluster` and `analysis`."""
+    why = {"cluster": "share one driver", "analysis": "are analysed together"}
+    found = []
+    for name, reason in why.items():
+        sections = [flatten(getattr(run.config, name).model_dump(mode="json"), name) for run in runs]
+        fields = sorted({path for section in sections for path in section})
+        found += [
+            f"{path}: {sections[0].get(path)!r} in run {runs[0].label}, but {section.get(path)!r} in run {run.label}. "
+            f"The runs of a sweep {reason}: use the same value for all, or a sweep file for each"
+            for path in fields
+            for run, section in zip(runs[1:], sections[1:], strict=True)
+            if section.get(path) != sections[0].get(path)
+        ]
+    return found
 
 
-# --- messages for pydantic's errors --------------------------------------------------------------
-
-
-def _explain(error: Any) -> str:
-    """One line for an error of pydantic: YAML path, what is wrong, what to write."""
-    location = [
-        p for p in error["loc"] if p not in PROBLEM_SOURCES and not str(p).startswith(("constrained-", "list["))
-    ]
-    path = ".".join(str(p) for p in location) or "file"
-    kind = error["type"]
-    if kind == "extra_forbidden":
-        tag = next((p for p in error["loc"] if p in PROBLEM_SOURCES), None)
-        valid = sorted(PROBLEM_SOURCES[tag].model_fields) if tag else _valid_keys(location[:-1])
-        if len(location) == 1:
-            valid = [*valid, *SWEEP_KEYS]
-        near = difflib.get_close_matches(str(location[-1]), valid, n=1)
-        advice = f"did you mean `{near[0]}`?" if near else f"valid here: {', '.join(valid)}"
-        return f"{path}: unknown key; {advice}"
-    if kind == "missing":
-        return f"{path}: is missing"
-    message = error["msg"].removeprefix("Value error, ")
-    given = error.get("input")
-    shown = "" if isinstance(given, (dict, list)) else f" (it is {given!r})"
-    return f"{path}: {message[0].lower() + message[1:]}{shown}"
-
-
-def _valid_keys(location: Sequence[Any]) -> list[str]:
-    """The valid keys at a location of the configuration."""
-    models: list[type[BaseModel]] = [RunConfig]
-    for part in location:
-        if isinstance(part, int):
-            continue
-        fields = [model.model_fields[part] for model in models if part in model.model_fields]
-        models = [section for field in fields for section in _sections(field.annotation)]
-    return sorted({key for model in models for key in model.model_fields})
-
-
-def _sections(annotation: Any) -> list[type[BaseModel]]:
-    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
-        return [annotation]
-    return [m for a in get_args(annotation) for m in _sections(a)]
+def _missing_arms(source: Path, runs: Sequence[RunPlan]) -> list[str]:
+    """Mistakes for arms of the declared comparison that do not exist."""
+    primary = runs[0].config.analysis.primary if runs else None
+    if primary is None:
+        return []
+    labels = [run.label for run in runs]
+    return list(missing_arms(primary, source=source, sweep=runs[0].config.name, labels=labels))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 import statistics
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ from analysis.metrics.passk import pass_at_k_table
 from analysis.metrics.rescue import UPLIFT, rescue_table
 from analysis.report.figures import arms_figure
 from analysis.stats.intervals import NUM_DRAWS
+from analysis.stats.uncertainty import Uncertainty, t_quantile, variances
 from core_hpc.common.errors import InputError
 from tests.support.analysis_data import config, counts_frame, pick, rescue_counts
 
@@ -125,7 +127,9 @@ def test_uplift_bootstrap_draws_a_problem_for_all_seeds_together() -> None:
     each = uplifts(list(range(60)))
     assert row["estimate"] == pytest.approx(statistics.fmean(each))
     assert (row["seed_min"], row["seed_max"]) == pytest.approx((min(each), max(each)))
-    assert (row["low"], row["high"]) == pytest.approx(plain_interval(uplifts, list(range(60))), abs=0.01)
+    assert (row["problems_low"], row["problems_high"]) == pytest.approx(
+        plain_interval(uplifts, list(range(60))), abs=0.01
+    )
 
 
 def test_correlation_of_an_arm_is_the_mean_over_its_seeds() -> None:
@@ -147,7 +151,22 @@ def test_correlation_of_an_arm_is_the_mean_over_its_seeds() -> None:
     each = phis(list(range(120)))
     assert row["estimate"] == pytest.approx(statistics.fmean(each))
     assert (row["seed_min"], row["seed_max"]) == pytest.approx((min(each), max(each)))
-    assert (row["low"], row["high"]) == pytest.approx(plain_interval(phis, list(range(120))), abs=0.02)
+    expected = plain_interval(phis, list(range(120)))
+    assert (row["problems_low"], row["problems_high"]) == pytest.approx(expected, abs=0.02)
+
+
+def test_the_interval_of_a_mean_over_seeds_contains_the_spread_of_the_seeds() -> None:
+    """The seeds of a share: the same interval as from the values of every seed and problem."""
+    rng = np.random.default_rng(8)
+    skill = rng.beta(2, 2, 300)
+    counts = [rng.binomial(4, np.clip(skill + shift, 0, 1), (2, 300)) for shift in (-0.1, 0.0, 0.15)]
+    row = pick(table({"arm": [data(s, held_out(c, 1)) for s, c in enumerate(counts)]}), seed=MEAN, model="ada", k=1)
+    found = variances(np.stack([c[0] / 4 for c in counts]))
+    error = (row["problems_high"] - row["problems_low"]) / 2 / t_quantile(0.975, 299)
+    known = Uncertainty(estimate=row["estimate"], below=error, above=error, df=299, num_seeds=3)
+    low, high = replace(known, rest=found.rest, seeds=found.seeds).interval()
+    assert (row["low"], row["high"]) == pytest.approx((max(0, low), min(1, high)), abs=0.005)
+    assert row["low"] < row["seed_min"] < row["seed_max"] < row["high"]
 
 
 def test_equal_seeds_give_the_interval_of_one_seed() -> None:

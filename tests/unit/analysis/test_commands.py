@@ -9,6 +9,7 @@ from pathlib import Path
 
 import polars as pl
 import pytest
+from scipy import stats
 
 from analysis.__main__ import TABLES, main
 from analysis.layout.formats import FORMATS
@@ -78,6 +79,31 @@ def test_comparing_two_iterations_of_a_run(run: Path, printed: Printed, capsys: 
     assert "3 numbers; give one, or two" in capsys.readouterr().err
 
 
+def test_parts_of_the_variance_in_all_formats(run: Path, printed: Printed) -> None:
+    arguments = ("variance", run, run, "--iteration", "0", "1", "--k", "1")
+    out = {form: printed(*arguments, "--format", form)[0] for form in FORMATS}
+    rows = json.loads(out["json"])
+    assert {row["part"] for row in rows} == {"problems", "samples", "seeds"}
+    assert pl.read_csv(out["csv"].encode()).height == len(rows) == 9
+    assert out["latex"].count(r" \\") == len(rows) // 3 + 1
+    assert "what to buy" in out["table"]
+
+
+def test_the_margin_of_equivalence_is_in_points(
+    run: Path, printed: Printed, capsys: pytest.CaptureFixture[str]
+) -> None:
+    excluded = {}
+    for margin in (20, 60):
+        frame = pl.read_csv(printed("compare", run, run, "--margin", margin, "--format", "csv")[0].encode())
+        (excluded[margin],) = frame.filter(measure="pass", k=1, model="ada")["p_outside"]
+        # Three equal problems: the standard error is sqrt(2 / 5) / sqrt(5).
+        assert excluded[margin] == pytest.approx(stats.t.sf(margin / 100 / (2**0.5 / 5), 2))
+    assert "not resolved" in printed("compare", run, run)[0]
+    with pytest.raises(SystemExit):
+        main(["compare", str(run), str(run), "--margin", "0"])
+    assert "invalid number of points between 0 and 100 value: '0'" in capsys.readouterr().err
+
+
 def test_arms(run: Path, tmp_path: Path, printed: Printed) -> None:
     shutil.copytree(run.parent, tmp_path / "other" / "demo")
     out, _ = printed("arms", run.parent, tmp_path / "other" / "demo", "--out", tmp_path / "out", "--k", "1", "2")
@@ -99,7 +125,11 @@ def test_arms(run: Path, tmp_path: Path, printed: Printed) -> None:
         ("other/demo", pytest.approx(8 / 12)),
     ]
     kinds = {path.relative_to(tmp_path / "out").as_posix() for path in (tmp_path / "out").rglob("*.*")}
-    tables = {f"tables/{table}.{end}" for table in ("arms", "arms_errors") for end in ("csv", "json", "md", "tex")}
+    tables = {
+        f"tables/{table}.{end}"
+        for table in ("contrasts", "arms", "arms_errors")
+        for end in ("csv", "json", "md", "tex")
+    }
     assert kinds == tables | {f"figures/arms.{end}" for end in ("pdf", "svg", "png", "csv")}
 
 

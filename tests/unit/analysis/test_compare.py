@@ -12,10 +12,12 @@ from typing import Any
 import numpy as np
 import polars as pl
 import pytest
+from scipy import stats
 
 from analysis.counts.counts import ANSWERS
 from analysis.counts.load import RunData
-from analysis.metrics.compare import COMPARE_TABLE, MEAN, compare, compare_report
+from analysis.metrics.compare import COMPARE_TABLE, MEAN, compare
+from analysis.metrics.compare_table import compare_report
 from analysis.metrics.passk import before_after_table
 from analysis.stats.estimators import pass_at_k, team_pass_at_k
 from analysis.stats.intervals import NUM_DRAWS
@@ -126,14 +128,19 @@ def test_intervals_cover_no_effect() -> None:
     assert covered >= 43
 
 
-def test_equal_runs_have_no_interval() -> None:
+def test_equal_runs_have_an_interval_around_0() -> None:
+    """Two pseudo-problems of +1 and -1: the standard error is sqrt(2 / n) / sqrt(n), with n = 152."""
     c = np.random.default_rng(1).binomial(8, 0.5, (2, 150))
     frame = compare([data(c)], [data(c)], ks=[1, 2])
     assert set(frame["estimate"]) == {0.0}
-    # The interval of a gain includes the uncertainty about the best model.
+    # The interval of a gain also includes the uncertainty about the best model.
     certain = frame.filter(~pl.col("measure").str.starts_with("gain"))
-    assert certain["low"].null_count() == certain.height
-    assert certain["note"].str.contains("all problems have the same value").all()
+    half = stats.t.ppf(0.975, 149) * 2**0.5 / 152
+    assert certain["high"].to_list() == pytest.approx([half] * certain.height)
+    assert certain["low"].to_list() == pytest.approx([-half] * certain.height)
+    assert set(certain["p"]) == {1.0}
+    gain = frame.filter(pl.col("measure").str.starts_with("gain"))
+    assert (gain["high"] - gain["low"] > half).all()
 
 
 def test_whole_source_groups_are_drawn() -> None:
@@ -247,7 +254,7 @@ def test_which_evaluations_are_compared() -> None:
         compare([early], [both], ks=[1], iterations=(6, 6))
     imported = pick(compare([data(ones(), seed=None)], [both], ks=[1], iterations=(6, 6)), measure="pass", model="ada")
     assert imported["estimate"] == pytest.approx(3 / 8)
-    assert imported["note"] == "B after iteration 6; no interval: all problems have the same value"
+    assert imported["note"] == "B after iteration 6"
     nothing = RunData(early.path, early.config, early.models, early.counts.clear(), early.answers)
     with pytest.raises(InputError, match="no evaluation of all models is published yet"):
         compare([early], [nothing], ks=[1])
@@ -343,8 +350,8 @@ def test_pairs_of_seeds_and_their_spread_by_hand() -> None:
     spread = (statistics.stdev(values), min(values), max(values))
     assert (row["seed_sd"], row["seed_min"], row["seed_max"]) == pytest.approx(spread)
     per_problem = (sum(changes.values()) / 3).tolist()
-    assert (row["low"], row["high"]) == pytest.approx(plain_bootstrap(per_problem), abs=3e-3)
-    assert "seeds as spread, not pooled" in row["note"]
+    assert (row["problems_low"], row["problems_high"]) == pytest.approx(plain_bootstrap(per_problem), abs=3e-3)
+    assert "interval over problems and seeds" in row["note"]
 
 
 def test_equal_seeds_give_the_interval_of_one_seed() -> None:
@@ -377,7 +384,8 @@ def test_the_mean_gain_is_the_mean_of_the_gains_of_the_seeds() -> None:
     assert row["a"] == pytest.approx(gain)
     # The best models are certain, so the interval is that of the mean of their differences.
     per_problem = (gains(swapped)[1] - gains(c)[0]) / 2
-    assert (row["low"], row["high"]) == pytest.approx(plain_bootstrap(per_problem.tolist()), abs=2e-3)
+    expected = plain_bootstrap(per_problem.tolist())
+    assert (row["problems_low"], row["problems_high"]) == pytest.approx(expected, abs=2e-3)
 
 
 def test_the_interval_of_a_mean_gain_includes_the_choice_of_the_best_models() -> None:
@@ -393,7 +401,8 @@ def test_the_interval_of_a_mean_gain_includes_the_choice_of_the_best_models() ->
         for chosen in product(product(range(2), repeat=2), repeat=3)
     ]
     bounds = np.array([plain_bootstrap(choice.tolist()) for choice in choices])
-    assert (row["low"], row["high"]) == pytest.approx((bounds[:, 0].min(), bounds[:, 1].max()), abs=4e-3)
+    expected = bounds[:, 0].min(), bounds[:, 1].max()
+    assert (row["problems_low"], row["problems_high"]) == pytest.approx(expected, abs=4e-3)
 
 
 def test_the_mean_uses_the_problems_of_all_seeds() -> None:

@@ -338,6 +338,25 @@ def test_imported_predictions(tmp_path: Path) -> None:
 
 
 @pytest.mark.usefixtures("no_pictures")
+def test_the_index_begins_with_the_differences_between_arms(tmp_path: Path) -> None:
+    runs = [full_run(tmp_path / "demo" / f"{label}-0a1b2c3d") for label in ("alone", "core")]
+    for run, weight in zip(runs, (0.0, 0.1), strict=True):
+        plain = manifests.read_json(RunPaths(run).config)
+        plain["update"]["kl_weight"] = weight
+        plain["analysis"] = {"primary": {"arms": ["core", "alone"], "metric": "team_pass@2"}, "margin": 0.02}
+        manifests.write_json(RunPaths(run).config, plain)
+    *_, index = write_reports([load_run(r) for r in runs], tmp_path / "out", [1])
+    page = Page(index.read_text())
+    head, first, *_ = page.tables[0]
+    assert dict(zip(head, first, strict=True))["arms"] == "core - alone"
+    assert dict(zip(head, first, strict=True))["measure"] == "primary: team Pass@2"
+    assert "primary comparison, declared in the sweep file: core - alone, team_pass@2" in page.text
+    assert "Where the uncertainty of B - A comes from (B: core, A: alone)" in page.text
+    for table in ("contrasts", "variance", "runs"):
+        assert all((tmp_path / "out" / f"{table}.{end}").is_file() for end in ("csv", "json", "md", "tex"))
+
+
+@pytest.mark.usefixtures("no_pictures")
 def test_several_runs_get_an_index(tmp_path: Path) -> None:
     runs = [full_run(tmp_path / sweep / "run-1") for sweep in ("one", "two")] + [make_run(tmp_path / "two" / "run-2")]
     pages = write_reports([load_run(r) for r in runs], tmp_path / "out", [1])

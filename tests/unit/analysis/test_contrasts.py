@@ -1,0 +1,161 @@
+"""Differences between all arms of a study: order, correction, and the parts of the variance."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import polars as pl
+import pytest
+
+from analysis.counts.counts import ANSWERS
+from analysis.counts.load import RunData
+from analysis.metrics.compare import MEAN, compare
+from analysis.metrics.compare_table import compare_report
+from analysis.metrics.contrasts import CONTRASTS_TABLE, arms_among, contrasts_report, contrasts_table
+from analysis.metrics.variance import VARIANCE_TABLE, variance_report, variance_table
+from analysis.stats.decisions import holm
+from core_hpc.common.errors import InputError
+from tests.support.analysis_data import config, counts_frame, pick
+
+PRIMARY = {"arms": ["core", "alone"], "metric": "team_pass@2"}
+
+
+def run(label: str, seed: int, c: Any, *, primary: dict[str, Any] | None = PRIMARY, **changes: Any) -> RunData:
+    """Make a run of the sweep `demo` with the counts (2, P) of 8 completions."""
+    analysis = {"primary": primary, "margin": 0.03}
+    run_config = config(seed=seed, evaluation={"samples": 8}, analysis=analysis, **changes)
+    counts = counts_frame(8, np.asarray(c), iteration=2)
+    path = Path(f"/nowhere/demo/{label}-0a1b2c3d")
+    return RunData(path, run_config, ["ada", "bob"], counts, pl.DataFrame(schema=ANSWERS))
+
+
+def study(primary: dict[str, Any] | None = PRIMARY) -> list[RunData]:
+    """Three arms with two seeds each on 150 problems. The arm core is better than the others."""
+    rng = np.random.default_rng(1)
+    skill = rng.beta(0.5, 0.5, (2, 150))
+    arms = {"alone": (0.0, 0.04), "core": (0.15, 0.05), "twin": (0.0, 0.06)}
+    return [
+        run(
+            f"{name}-seed-{seed}",
+            seed,
+            rng.binomial(8, np.clip(skill + gain, 0, 1)),
+            primary=primary,
+            update={"kl_weight": weight},
+        )
+        for name, (gain, weight) in arms.items()
+        for seed in (1, 2)
+    ]
+
+
+def test_arms_are_runs_that_differ_in_their_seed_only() -> None:
+    arms = arms_among(study())
+    assert {name: [data.config.seed for data in runs if data.config] for name, runs in arms.items()} == {
+        "alone": [1, 2],
+        "core": [1, 2],
+        "twin": [1, 2],
+    }
+
+
+def test_the_primary_comparison_is_first_and_not_corrected() -> None:
+    frame = contrasts_table(arms_among(study()), ks=[1, 2])
+    assert frame.schema == CONTRASTS_TABLE
+    assert set(frame["arm_a"]) == {"alone"}
+    first = frame.row(0, named=True)
+    assert (first["arm_b"], first["measure"], first["k"], first["primary"]) == ("core", "team_pass", 2, True)
+    assert frame["primary"].sum() == 1
+    assert first["p_holm"] == first["p"]
+    others = frame.filter(~pl.col("primary"))
+    # Two models, the team, two matched budgets and two gains at two k, and the coverage; two arms.
+    assert others.height == 2 * (2 * 7 + 1) - 1
+    assert others["p_holm"].to_list() == holm(others["p"].to_list())
+    assert (others["p_holm"] >= others["p"]).all()
+    alone = compare(arms_among(study())["alone"], arms_among(study())["core"], ks=[1, 2])
+    own = pick(alone, seed=MEAN, measure="team_pass", k=2)
+    assert [own[name] for name in ("estimate", "low", "high", "p")] == [
+        first[name] for name in ("estimate", "low", "high", "p")
+    ]
+
+
+def test_the_k_of_the_primary_comparison_is_always_computed() -> None:
+    frame = contrasts_table(arms_among(study()), ks=[1])
+    assert frame.row(0, named=True)["k"] == 2
+    core, alone = arms_among(study())["core"], arms_among(study())["alone"]
+    swapped = compare(core, alone, ks=[1])
+    assert pick(swapped, primary=True)["estimate"] == -frame.row(0, named=True)["estimate"]
+    untrained = [RunData(d.path, d.config, d.models, counts_frame(8, [[1] * 9] * 2), d.answers) for d in core]
+    assert not compare(untrained, untrained, ks=[1], iterations=(0, 0))["primary"].any()
+
+
+def test_without_a_declaration_everything_is_corrected() -> None:
+    frame = contrasts_table(arms_among(study(None)), ks=[1])
+    assert not frame["primary"].any()
+    assert frame["p_holm"].to_list() == holm(frame["p"].to_list())
+    with pytest.raises(InputError, match="one arm only"):
+        contrasts_table({"core": study()[:2]}, ks=[1])
+
+
+def test_the_report_states_the_result_and_both_intervals() -> None:
+    arms = arms_among(study())
+    table = contrasts_report(arms, ks=[2])
+    line = table.shown.row(0, named=True)
+    assert line["arms"] == "core - alone"
+    assert line["measure"] == "primary: team Pass@2"
+    assert line["these seeds only"].startswith("[+")
+    assert {"p", "corrected p", "P(B > A)", "result"} <= set(line)
+    assert table.notes[0] == "primary comparison, declared in the sweep file: core - alone, team_pass@2"
+    assert any("Holm's correction for the 15 tests of this table (the primary" in note for note in table.notes)
+    two = compare_report(arms["alone"], arms["core"], ks=[2])
+    assert two.shown.row(0, named=True)["measure"] == "primary: team Pass@2"
+
+
+def test_verdicts_use_the_margin_of_the_sweep() -> None:
+    c = np.random.default_rng(2).binomial(8, 0.5, (2, 400))
+    equal = compare([run("core", 1, c)], [run("alone", 1, c, update={"kl_weight": 0.0})], ks=[1])
+    assert pick(equal, measure="pass", model="ada")["verdict"] == "equivalent within 3 points"
+    narrow = compare([run("core", 1, c)], [run("alone", 1, c, update={"kl_weight": 0.0})], ks=[1], margin=0.001)
+    assert pick(narrow, measure="pass", model="ada")["verdict"] == "not resolved"
+    better = compare([run("core", 1, c)], [run("alone", 1, np.minimum(8, c + 2))], ks=[1])
+    assert pick(better, measure="pass", model="ada")["verdict"] == "different"
+
+
+# --- parts of the variance -----------------------------------------------------------------------
+
+
+def test_the_parts_of_the_variance_add_up() -> None:
+    arms = arms_among(study())
+    frame = variance_table(arms["alone"], arms["core"], ks=[1, 2])
+    assert frame.schema == VARIANCE_TABLE
+    assert frame["part"].to_list()[:3] == ["problems", "samples", "seeds"]
+    for part in frame.partition_by("measure", "model", "k"):
+        assert part["share"].sum() == pytest.approx(1)
+        assert part["note"].n_unique() == 1
+    assert set(frame["num_seeds"]) == {2}
+
+
+def test_sampling_is_found_where_there_is_nothing_else() -> None:
+    rng = np.random.default_rng(3)
+    a, b = (
+        [run(name, s, rng.binomial(8, 0.5, (2, 600)), update={"kl_weight": w}) for s in (1, 2, 3)]
+        for name, w in (("alone", 0.0), ("core", 0.1))
+    )
+    frame = variance_table(a, b, ks=[1])
+    row = pick(frame, measure="pass", model="ada", part="samples")
+    # The variance of one sample is 1/4; there are 8 samples, 600 problems, 3 seeds and 2 sides.
+    assert row["variance"] == pytest.approx(2 * 0.25 / (8 * 600 * 3), rel=0.1)
+
+
+def test_one_pair_of_runs_and_too_few_samples() -> None:
+    a, b = study()[0], study()[2]
+    frame = variance_table([a], [b], ks=[1, 8])
+    assert pick(frame, measure="pass", model="ada", k=1, part="seeds")["variance"] is None
+    assert pick(frame, measure="pass", model="ada", k=8, part="samples")["note"] == (
+        "undefined: needs 16 completions per problem"
+    )
+    table = variance_report([a], [b], ks=[1, 8])
+    assert "one pair of runs: the part of seeds is unknown, and not in the standard error" in table.notes
+    line = pick(table.shown, model="team", measure="team Pass@1")
+    assert line["seeds"] == "–"
+    assert line["what to buy"].startswith("twice the problems: ")
+    assert pick(table.shown, model="team", measure="team Pass@8")["standard error"] == "–"

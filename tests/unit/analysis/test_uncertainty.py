@@ -1,0 +1,248 @@
+"""Intervals and p values of differences: against scipy, an analysis of variance, and simulated truth."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from scipy import stats
+
+from analysis.stats.decisions import holm, verdict
+from analysis.stats.estimators import pass_at_k, team_pass_at_k
+from analysis.stats.uncertainty import (
+    Uncertainty,
+    difference,
+    of_differences,
+    of_interval,
+    t_quantile,
+    variances,
+    with_pseudo_problems,
+)
+from analysis.stats.variance import PROBLEMS, SAMPLES, SEEDS, Split, advice, sampling_variance, split
+from tests.benchmarks.seed_coverage import CHOSEN, WORLDS, coverage
+from tests.benchmarks.small_samples import calibration
+from tests.benchmarks.small_samples import coverage as small_coverage
+
+
+def known(estimate: float, error: float, df: float = 1e9) -> Uncertainty:
+    return Uncertainty(estimate=estimate, below=error, above=error, df=df)
+
+
+def test_over_problems_against_scipy() -> None:
+    """With many problems, the two pseudo-problems have no weight, and the rest is the t test of one sample."""
+    values = np.random.default_rng(1).normal(0.02, 0.3, 20_000).clip(-1, 1)
+    found, expected = of_differences(values[None]), stats.ttest_1samp(values, 0)
+    interval = expected.confidence_interval(0.95)
+    assert found.interval() == pytest.approx((interval.low, interval.high), abs=3e-6)
+    few = of_differences(values[None, :400])
+    assert few.p_value() == pytest.approx(stats.ttest_1samp(values[:400], 0).pvalue, rel=0.1)
+    assert few.df == 399
+
+
+def test_the_interval_of_paired_shares_is_that_of_bonett_and_price() -> None:
+    """12 problems are solved by B only, 4 by A only, 34 by both or neither (Bonett and Price 2012, equation 6)."""
+    values = np.array([1.0] * 12 + [-1.0] * 4 + [0.0] * 34)
+    p12, p21 = 13 / 52, 5 / 52
+    half = stats.t.ppf(0.975, 49) * np.sqrt((p12 + p21 - (p12 - p21) ** 2) / 52)
+    assert of_differences(values[None]).interval() == pytest.approx((p12 - p21 - half, p12 - p21 + half))
+
+
+def test_p_values_agree_with_intervals_of_every_level() -> None:
+    rng = np.random.default_rng(2)
+    for values in (rng.normal(0.1, 0.3, (1, 40)), rng.normal(0.1, 0.3, (3, 40)), rng.normal(-0.1, 0.2, (2, 150))):
+        found = of_differences(values.clip(-1, 1))
+        for null in (0.0, 0.02, -0.05):
+            p = found.p_value(null)
+            low, high = found.interval(1 - p)
+            assert min(abs(low - null), abs(high - null)) < 1e-6
+            assert found.chance_above(null) == pytest.approx(1 - p / 2 if found.estimate > null else p / 2)
+
+
+def test_equivalence_is_two_one_sided_tests() -> None:
+    for estimate, error in ((0.004, 0.006), (0.015, 0.01), (-0.01, 0.004), (0.03, 0.01)):
+        normal = stats.norm(estimate, error)
+        expected = max(normal.cdf(-0.02), normal.sf(0.02))
+        found = known(estimate, error)
+        assert found.p_not_within(0.02) == pytest.approx(max(expected, 5e-7), abs=1e-7)
+        low, high = found.interval()
+        assert (found.p_not_within(0.02) < 0.025) == (low > -0.02 and high < 0.02)
+
+
+def test_verdicts_of_the_three_kinds() -> None:
+    assert verdict(0.3, 0.024, 0.02) == "equivalent within 2 points"
+    assert verdict(0.3, 0.026, 0.02) == verdict(0.05, 0.5, 0.02) == "not resolved"
+    assert verdict(0.049, 0.5, 0.01) == "different"
+    assert verdict(0.049, 0.001, 0.01) == "different, by less than 1 point"
+
+
+def test_holm_keeps_the_chance_of_any_false_result() -> None:
+    """Against the definition: in order, p is multiplied by the number of hypotheses that are left."""
+    p = [0.004, 0.03, 0.012, 0.9, 0.02]
+    expected = [0.02, 0.06, 0.048, 0.9, 0.06]  # 5 x .004; 4 x .012; 3 x .02; then never smaller than before
+    assert holm(p) == pytest.approx(expected)
+    rng = np.random.default_rng(3)
+    false = sum(min(holm(list(rng.random(8)))) < 0.05 for _ in range(2000))
+    assert false / 2000 == pytest.approx(0.05, abs=0.015)
+    assert holm([]) == []
+
+
+def test_variances_against_an_analysis_of_variance() -> None:
+    """Mean squares of a crossed design, computed from sums of squares."""
+    values = np.random.default_rng(4).normal(0, 0.3, (4, 60)) + np.linspace(-0.3, 0.3, 60)
+    num_seeds, num_problems = values.shape
+    grand, rows, columns = values.mean(), values.mean(axis=1, keepdims=True), values.mean(axis=0)
+    of_problems = num_seeds * ((columns - grand) ** 2).sum() / (num_problems - 1)
+    of_seeds = num_problems * ((rows - grand) ** 2).sum() / (num_seeds - 1)
+    of_rest = ((values - rows - columns + grand) ** 2).sum() / ((num_problems - 1) * (num_seeds - 1))
+    found = variances(values)
+    expected = np.array([of_problems, of_seeds, of_rest]) / values.size
+    assert (found.problems, found.seeds, found.rest) == pytest.approx(expected)
+    # Copies in source groups add no information.
+    groups = np.repeat(np.arange(60), 3)
+    copied = variances(np.repeat(values, 3, axis=1), groups)
+    assert (copied.problems, copied.seeds, copied.rest) == pytest.approx(expected)
+    one, three = of_differences(values), of_differences(np.repeat(values, 3, axis=1), groups)
+    assert three.interval() == pytest.approx(one.interval())
+
+
+def test_few_seeds_with_a_large_effect_have_the_interval_of_t_over_seeds() -> None:
+    values = np.array([[0.0], [0.1], [0.3]]) + np.random.default_rng(5).normal(0, 0.001, (3, 500))
+    means = values.mean(axis=1)
+    half = stats.t.ppf(0.975, 2) * means.std(ddof=1) / np.sqrt(3)
+    found = of_differences(values)
+    assert found.interval() == pytest.approx((means.mean() - half, means.mean() + half), rel=0.01)
+    assert np.ptp(found.given_seeds.interval()) < 0.01
+
+
+@pytest.mark.parametrize("value", [0.0, 1.0, 0.25])
+@pytest.mark.parametrize("num_seeds", [1, 2])
+def test_no_interval_has_a_width_of_0(value: float, num_seeds: int) -> None:
+    found = of_differences(np.full((num_seeds, 30), value))
+    low, high = found.interval()
+    assert low < value < high
+    assert 0 < found.p_value() <= 1
+    assert (low > 0) == (value > 0)
+
+
+def test_all_problems_alike_leave_room_for_about_three_in_n() -> None:
+    """If B equals A on n problems, a share of up to 3 / n of all problems may differ (the rule of three)."""
+    for n in (30, 100, 500):
+        low, high = of_differences(np.zeros((1, n))).interval()
+        assert 2 / n < high == -low < 3 / n
+
+
+def test_pseudo_problems_of_a_bootstrap() -> None:
+    columns, groups = with_pseudo_problems(np.array([[0.5, 0.0], [-0.25, 0.0]]), np.array([4, 4]))
+    assert columns[2:].tolist() == [[0.5, 1.0], [-0.5, -1.0]]
+    assert groups is not None
+    assert len(set(groups.tolist())) == 3
+
+
+def test_a_known_interval_keeps_its_bounds() -> None:
+    found = of_interval(0.1, 0.02, 0.3, num_units=50)
+    assert found.interval() == pytest.approx((0.02, 0.3))
+    assert t_quantile(0.975, 49) == pytest.approx(stats.t.ppf(0.975, 49))
+
+
+def test_undefined_differences_and_few_problems() -> None:
+    assert difference(np.array([np.nan, 0.1]), note="why").note == "why"
+    assert difference(np.array([0.0, 0.1])).note == "fewer than 100 problems"
+
+
+# --- parts of the variance -----------------------------------------------------------------------
+
+
+def test_sampling_variance_is_unbiased() -> None:
+    """Against the variance of many repeated evaluations of the same problems."""
+    rng = np.random.default_rng(6)
+    chance = np.array([[0.2, 0.5, 0.9], [0.1, 0.6, 0.5]])
+    n = np.full((2, 3), 8)
+    drawn = rng.binomial(8, chance, (20_000, 2, 3))
+    team = np.stack([team_pass_at_k(n, c, 2) for c in drawn])
+    single = np.stack([pass_at_k(n[0], c[0], 4) for c in drawn])
+    estimated = np.mean([sampling_variance(n, c, 2) for c in drawn], axis=0)
+    assert estimated == pytest.approx(team.var(axis=0), rel=0.06)
+    estimated = np.mean([sampling_variance(n[:1], c[:1], 4) for c in drawn], axis=0)
+    assert estimated == pytest.approx(single.var(axis=0), rel=0.06)
+    assert np.isnan(sampling_variance(n, drawn[0], 5)).all()
+
+
+def test_what_twice_as_many_buy_in_a_simulation() -> None:
+    """The standard deviation of the mean in simulated studies, with twice as many of each."""
+    rng = np.random.default_rng(8)
+
+    def deviation(num_problems: int, num_seeds: int, num_samples: int) -> float:
+        shape = (4000, num_seeds, num_problems)
+        problems = rng.normal(0, 0.2, (4000, 1, num_problems))
+        seeds = rng.normal(0, 0.05, (4000, num_seeds, 1))
+        return float((problems + seeds + rng.normal(0, 0.5 / num_samples**0.5, shape)).mean(axis=(1, 2)).std())
+
+    parts = Split(0.2**2 / 40, 0.5**2 / (40 * 2 * 2), 0.05**2 / 2)
+    before = deviation(40, 2, 2)
+    for part, after in ((PROBLEMS, deviation(80, 2, 2)), (SEEDS, deviation(40, 4, 2)), (SAMPLES, deviation(40, 2, 4))):
+        assert parts.narrower(part) == pytest.approx(1 - after / before, abs=0.03)
+
+
+def test_the_parts_are_found_again() -> None:
+    """Simulated effects of problems, seeds and samples of known size."""
+    rng = np.random.default_rng(7)
+    found = []
+    for _ in range(400):
+        problems, seeds, samples = (rng.normal(0, sd, s) for sd, s in ((0.2, 100), (0.05, (4, 1)), (0.4, (4, 100))))
+        parts = split(problems + seeds + samples, own=0.4**2 / 400)
+        found.append([parts.problems, parts.seeds, parts.samples])
+    expected = [0.2**2 / 100, 0.05**2 / 4, 0.4**2 / 400]
+    assert np.mean(found, axis=0)[0] == pytest.approx(expected[0], rel=0.1)
+    assert np.mean(found, axis=0)[1] == pytest.approx(expected[1], rel=0.15)
+    assert np.mean(found, axis=0)[2] == pytest.approx(expected[2], rel=0.1)
+    one = split(rng.normal(0, 0.2, (1, 100)), own=1e-4)
+    assert one.seeds is None
+    assert one.samples == 1e-4
+
+
+def test_what_to_buy() -> None:
+    parts = Split(0.25, 0.25, 0.5)
+    assert [parts.share(p) for p in (PROBLEMS, SAMPLES, SEEDS)] == [0.25, 0.25, 0.5]
+    # Twice the seeds: half of the parts of seeds and samples.
+    expected = [1 - 0.75**0.5, 1 - 0.875**0.5, 1 - 0.625**0.5]
+    assert [parts.narrower(p) for p in (PROBLEMS, SAMPLES, SEEDS)] == pytest.approx(expected)
+    assert advice(parts) == "twice the seeds: 21% narrower; twice the problems: 13%; twice the samples: 6%"
+    assert advice(Split(0.1, 0.9, None)) == "twice the problems: 29% narrower; twice the samples: 26%"
+    assert advice(Split(0.0, 0.0, None)) == "no variance: all differences are equal"
+
+
+# --- simulated coverage --------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("world", WORLDS)
+@pytest.mark.parametrize("num_seeds", [2, 3, 10])
+def test_intervals_over_problems_and_seeds_cover_the_truth(world: str, num_seeds: int) -> None:
+    """The short form of tests/benchmarks/seed_coverage.py: 300 studies, 3 standard errors."""
+    found = coverage(
+        WORLDS[world],
+        num_seeds=num_seeds,
+        num_problems=100,
+        num_studies=300,
+        seed=2,
+        methods=(CHOSEN, "over problems only"),
+        population=300_000,
+    )
+    assert 95 - 3 * 1.26 <= found[CHOSEN] <= 99.3
+    if world == "large seed effect":
+        assert found["over problems only"] < 75
+
+
+@pytest.mark.parametrize(("mean", "samples"), [(0.5, 8), (0.9, 1), (0.99, 8), (0.99, 1)])
+def test_intervals_of_30_problems_cover_the_truth(mean: float, samples: int) -> None:
+    """The short form of tests/benchmarks/small_samples.py."""
+    found = small_coverage(num_problems=30, mean=mean, samples=samples, effect=0.5, num_studies=300)
+    assert found["difference"] >= 95 - 3 * 1.26
+    assert found["level"] >= 88
+    if mean == 0.99:
+        assert found["bootstrap"] < 60
+        assert found["t"] < 60
+
+
+def test_the_chance_that_b_is_better_is_right() -> None:
+    for stated in calibration(num_problems=100, num_studies=1500).values():
+        error = 100 * np.sqrt(0.25 / stated["studies"])
+        assert stated["stated_percent"] == pytest.approx(stated["true_percent"], abs=3 * error)
