@@ -1,11 +1,11 @@
 """Draws of completions for selectors: which k completions of each model a team has for a problem.
 
 The input is completions (`counts/completions.py`) of one phase and iteration. The output is arrays
-of R draws per problem: class of the answer, correctness, tokens and confidence of each drawn
-completion. `metrics/selectors.py` applies the selectors to them.
+of R draws per problem: class of the answer and tokens of each drawn completion.
+`metrics/selectors.py` applies the selectors to them.
 
-A draw is an order of the completions of each model, without replacement, so the first k of it are a
-draw of k. A selector that stops early depends on the order.
+A draw has an order, because a selector that stops early depends on it. Selectors that do not stop
+early have closed forms and need no draws.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ class Stored:
 
     @property
     def num_problems(self) -> int:
-        return self.available.shape[1]
+        return len(self.groups)
 
     @property
     def note(self) -> str:
@@ -56,7 +56,6 @@ class Drawn:
 
     classes: IntArray
     tokens: FloatArray
-    confidence: FloatArray
 
 
 def stored(completions: pl.DataFrame, models: Sequence[str]) -> Stored:
@@ -97,22 +96,25 @@ def stored(completions: pl.DataFrame, models: Sequence[str]) -> Stored:
 
 
 def drawn(s: Stored, k: int, num_draws: int, *, problems: slice = slice(None)) -> Drawn:
-    """Draw k completions of each model, `num_draws` times for each problem.
+    """Draw k completions of each model, at least `num_draws` times for each problem.
 
-    Every problem has at least k completions of each model. The draws of a problem depend only on
-    the seed and on the position of the problem.
+    A random order of the n completions of a model gives n draws: it is rotated by one place after
+    another. So every completion is equally often in every place, which removes most of the noise of
+    the draws. Every problem has at least k completions of each model.
     """
-    classes, tokens, confidence = (
-        np.moveaxis(array[:, problems], 0, 1)[:, None] for array in (s.classes, s.tokens, s.confidence)
-    )
-    available = s.available[:, problems].T[:, None, :, None]
-    start = problems.indices(s.num_problems)[0]
-    rng = np.random.default_rng((SEED, start))
-    keys = rng.random((classes.shape[0], num_draws, *classes.shape[2:]))
+    classes = np.moveaxis(s.classes[:, problems], 0, 1)
+    tokens = np.moveaxis(s.tokens[:, problems], 0, 1)
+    available = s.available[:, problems].T[:, None, :, None]  # (P, 1, M, 1)
+    num_problems, num_models, most = classes.shape
+    num_orders = -(-num_draws // most)
+    rng = np.random.default_rng((SEED, problems.indices(s.num_problems)[0]))
+    keys = rng.random((num_problems, num_orders, num_models, most))
     # Completions that a problem does not have come last.
-    keys = np.where(np.arange(keys.shape[-1]) < available, keys, 2.0)
-    order = np.argsort(keys, axis=-1)[..., :k]
-    classes, tokens, confidence = (
-        np.take_along_axis(np.broadcast_to(a, keys.shape), order, axis=-1) for a in (classes, tokens, confidence)
+    order = np.argsort(np.where(np.arange(most) < available, keys, 2.0), axis=-1)
+    shift = np.tile(np.arange(most), num_orders)[None, :, None, None]
+    places = (np.arange(k) + shift) % available  # (P, R, M, k)
+    chosen = np.take_along_axis(np.repeat(order, most, axis=1), places, axis=-1)
+    return Drawn(
+        classes=np.take_along_axis(classes[:, None], chosen, axis=-1),
+        tokens=np.take_along_axis(tokens[:, None], chosen, axis=-1),
     )
-    return Drawn(classes=classes, tokens=tokens, confidence=confidence)

@@ -21,7 +21,8 @@ from analysis.stats.power import ALPHA, POWER, Design, cheapest, power_for, reso
 PROBLEMS = (100, 200, 500, 1000, 2000)
 SAMPLES = (1, 2, 4, 8, 16, 32)
 SEEDS = (1, 2, 3, 5, 8, 10, 15, 20)
-OTHER_SEEDS, THESE_RUNS = "other seeds and problems", "other problems, these runs"
+OTHER_SEEDS, THESE_RUNS = "other seeds", "these runs"
+"""What a conclusion holds for; in both cases also for other problems."""
 
 PLAN_TABLE = pl.Schema(
     {
@@ -126,7 +127,8 @@ def plan_report(pilot: Pilot, frame: pl.DataFrame, wanted: Wanted) -> ReportTabl
 
     Where no design of this number of seeds is enough, the one with the best resolution is shown.
     """
-    rows, best = [], set()
+    rows: list[list[object]] = []
+    best: set[tuple[int, str]] = set()
     for (seeds,), part in sorted(frame.partition_by("seeds", as_dict=True).items()):
         enough = part.filter(pl.col("detectable") <= wanted.effect).sort("completions", "detectable")
         row = (enough if enough.height else part.sort("detectable", "completions")).row(0, named=True)
@@ -141,7 +143,9 @@ def plan_report(pilot: Pilot, frame: pl.DataFrame, wanted: Wanted) -> ReportTabl
                 f"{row['completions']:,}",
                 f"{100 * row['detectable']:.1f}",
                 f"{100 * row['power']:.0f}",
-                *(UNDEFINED if row[f"share_{p}"] is None else f"{100 * row[f'share_{p}']:.0f}" for p in _PART_NAMES),
+                " / ".join(
+                    UNDEFINED if row[f"share_{p}"] is None else f"{100 * row[f'share_{p}']:.0f}" for p in _PARTS
+                ),
             ]
         )
     percent = f"{100 * wanted.effect:g}"
@@ -153,14 +157,45 @@ def plan_report(pilot: Pilot, frame: pl.DataFrame, wanted: Wanted) -> ReportTabl
         "completions",
         "detectable (points)",
         f"power for {percent} points (%)",
-        *(f"{name} (% of variance)" for name in _PART_NAMES.values()),
+        "% of variance",
     ]
     title = f"Designs that find a difference of {percent} points in {pilot.figure}"
     shown = laid_out(columns, rows)
     return ReportTable("plan", title, frame, shown, _notes(pilot, wanted, found=bool(best)), best=best)
 
 
-_PART_NAMES = {"problem": "problems", "sampling": "sampling", "interaction": "seed on a problem", "seed": "seeds"}
+def resolution_report(pilot: Pilot) -> ReportTable:
+    """Format what comparisons of the size of the pilot, and of larger sizes, can find.
+
+    The rows have the problems of the pilot, and twice and four times as many, with 1, 4 and 16
+    completions each. There is one seed per arm, because one run shows nothing about other seeds.
+    """
+    sizes = [pilot.num_problems * factor for factor in (1, 2, 4)] if pilot.num_problems else list(PROBLEMS)
+    numbers = sorted({max(pilot.k, n) for n in (1, 4, 16)})
+    frame = plan_table(pilot, designs_of(pilot, problems=sizes, samples=numbers, seeds=[1]), Wanted(effect=0.03))
+    shown = [
+        [
+            row["problems"],
+            row["samples"],
+            f"{100 * row['detectable']:.1f}",
+            f"{100 * row['share_problem']:.0f}",
+            f"{100 * row['share_sampling']:.0f}",
+        ]
+        for row in frame.iter_rows(named=True)
+        if row["share_problem"] is not None
+    ]
+    columns = ["problems", "completions per problem", "detectable (points)"]
+    columns += ["problems (% of variance)", "sampling (% of variance)"]
+    notes = [
+        f"smallest difference in {pilot.figure} between two runs that is found with {POWER:.0%} power at {ALPHA:.0%}",
+        "for these two runs only: one run does not show the variation over seeds; use: python -m analysis plan",
+        *pilot.notes[:-1],
+    ]
+    title = f"What a comparison of two runs can find ({pilot.figure})"
+    return ReportTable("resolution", title, frame, laid_out(columns, shown), notes)
+
+
+_PARTS = ("problem", "sampling", "interaction", "seed")
 
 
 def _notes(pilot: Pilot, wanted: Wanted, *, found: bool) -> list[str]:
@@ -180,6 +215,7 @@ def _notes(pilot: Pilot, wanted: Wanted, *, found: bool) -> list[str]:
     return [
         f"detectable: smallest difference that is found with {wanted.power:.0%} power, two-sided at {wanted.alpha:.0%}",
         *([] if found else ["no design of the table finds the wanted difference for what it has to hold for"]),
+        "% of variance: from problems / sampling / what a seed changes on a single problem / seeds",
         deviations,
         cost,
         *pilot.notes,

@@ -72,13 +72,14 @@ def style() -> AbstractContextManager[None]:
     return context
 
 
-def _figure(height_in: float) -> Figure:
+def new_figure(height_in: float) -> Figure:
+    """An empty figure with the width of a column."""
     from matplotlib.figure import Figure
 
     return Figure(figsize=(COLUMN_WIDTH_IN, height_in))
 
 
-def _looks(names: Sequence[str], *, strong: str = TEAM) -> dict[str, dict[str, Any]]:
+def looks_of(names: Sequence[str], *, strong: str = TEAM) -> dict[str, dict[str, Any]]:
     """Colour, marker and line style of each name. The total, `strong`, stands out."""
     others = [name for name in names if name != strong]
     looks = {
@@ -92,7 +93,7 @@ def _names(points: pl.DataFrame) -> list[str]:
     return points["model"].unique(maintain_order=True).to_list()
 
 
-def _legend(figure: Figure, grid: Iterable[Axes]) -> None:
+def legend_above(figure: Figure, grid: Iterable[Axes]) -> None:
     """One legend for all axes, placed above them."""
     found = [pair for axes in grid for pair in zip(*axes.get_legend_handles_labels(), strict=True)]
     _key(figure, {label: handle for handle, label in found})
@@ -122,9 +123,9 @@ def pass_at_k(points: pl.DataFrame) -> Figure:
         points: panel, model, candidates, estimate, low, high.
     """
     panels = points.partition_by("panel", maintain_order=True)
-    figure = _figure(0.5 + 1.75 * len(panels))
+    figure = new_figure(0.5 + 1.75 * len(panels))
     grid = figure.subplots(len(panels), 1, sharex=True, sharey=True, squeeze=False)[:, 0]
-    looks = _looks(_names(points))
+    looks = looks_of(_names(points))
     most = max(points["candidates"].to_list())
     for axes, panel in zip(grid, panels, strict=True):
         for name, look in looks.items():
@@ -138,7 +139,7 @@ def pass_at_k(points: pl.DataFrame) -> Figure:
         axes.set_ylabel("solved (%)")
         axes.grid()
     grid[-1].set_xlabel("candidates spent on a problem")
-    _legend(figure, grid)
+    legend_above(figure, grid)
     return figure
 
 
@@ -160,7 +161,7 @@ def heat_maps(points: pl.DataFrame, titles: Mapping[str, str]) -> Figure:
     ticks = [str(i + 1) for i in range(len(names))] if numbered else names
     margin_in = 0.3 if numbered else longest_in + 0.2
     cell_in = min(0.5, (COLUMN_WIDTH_IN - margin_in) / len(panels) / len(names) - 0.03)
-    figure = _figure(0.6 + len(measures) * (cell_in * len(names) + 0.42) + (0.14 * len(names) if numbered else 0))
+    figure = new_figure(0.6 + len(measures) * (cell_in * len(names) + 0.42) + (0.14 * len(names) if numbered else 0))
     grid = figure.subplots(len(measures), len(panels), sharex=True, sharey=True, squeeze=False)
     for measure, line in zip(measures, grid, strict=True):
         for panel, axes in zip(panels, line, strict=True):
@@ -202,7 +203,7 @@ def intervals_by_row(points: pl.DataFrame) -> Figure:
         points: row, series, estimate, low, high, label (shown at the right).
     """
     rows, series = (points[column].unique(maintain_order=True).to_list() for column in ("row", "series"))
-    figure = _figure(0.75 + 0.4 * len(rows))
+    figure = new_figure(0.75 + 0.4 * len(rows))
     axes = figure.subplots()
     for n, name in enumerate(series):
         part = points.filter(pl.col("series") == name, pl.col("estimate").is_not_null())
@@ -219,7 +220,7 @@ def intervals_by_row(points: pl.DataFrame) -> Figure:
     axes.set(xlim=(-3, 103), ylim=(len(rows), -0.1), yticks=[], xlabel="correct completions (%)")
     axes.spines["left"].set_visible(False)
     axes.grid(axis="x")
-    _legend(figure, [axes])
+    legend_above(figure, [axes])
     return figure
 
 
@@ -235,7 +236,7 @@ def arms(points: pl.DataFrame, *, mean: str) -> Figure:
     rows, names = (points[column].unique(maintain_order=True).to_list() for column in ("row", "arm"))
     step, top = 0.13, 0.2  # height in inches of an arm, and of the name above the arms
     height = top + step * len(names)
-    figure = _figure(0.6 + 0.15 * len(names) + height * len(rows))
+    figure = new_figure(0.6 + 0.15 * len(names) + height * len(rows))
     axes = figure.subplots()
     for n, name in enumerate(names):
         part = points.filter(pl.col("arm") == name).with_columns(pl.col("estimate", "low", "high") * 100)
@@ -257,7 +258,7 @@ def arms(points: pl.DataFrame, *, mean: str) -> Figure:
     axes.set(ylim=(height * len(rows), -0.02), yticks=[], xlabel="solved (%)")
     axes.spines["left"].set_visible(False)
     axes.grid(axis="x")
-    _legend(figure, [axes])
+    legend_above(figure, [axes])
     return figure
 
 
@@ -270,9 +271,9 @@ def curves(points: pl.DataFrame, titles: Mapping[str, str]) -> Figure:
     """
     measures = points["measure"].unique(maintain_order=True).to_list()
     num_lines = -(-len(measures) // 2)
-    figure = _figure(0.5 + 1.05 * num_lines)
+    figure = new_figure(0.5 + 1.05 * num_lines)
     grid = figure.subplots(num_lines, 2, sharex=True, squeeze=False)
-    looks = _looks(_names(points))
+    looks = looks_of(_names(points))
     used, unused = grid.flat[: len(measures)], grid.flat[len(measures) :]
     for axes, measure in zip(used, measures, strict=True):
         is_share = titles[measure].endswith("(%)")
@@ -286,7 +287,7 @@ def curves(points: pl.DataFrame, titles: Mapping[str, str]) -> Figure:
     for axes in used[-2:]:  # the lowest chart of each column
         axes.tick_params("x", labelbottom=True)
         axes.set_xlabel("iteration")
-    _legend(figure, used)
+    legend_above(figure, used)
     return figure
 
 
@@ -298,11 +299,11 @@ def parts(points: pl.DataFrame, *, total: str) -> Figure:
         total: value of `part` in the rows of the sum.
     """
     points = points.rename({"part": "model"})
-    figure = _figure(2.2)
+    figure = new_figure(2.2)
     axes = figure.subplots()
-    _lines(axes, points, _looks(_names(points), strong=total))
+    _lines(axes, points, looks_of(_names(points), strong=total))
     axes.set(xlabel="iteration", ylabel="mean of completions")
-    _legend(figure, [axes])
+    legend_above(figure, [axes])
     return figure
 
 
@@ -313,7 +314,7 @@ def strip(points: pl.DataFrame) -> Figure:
         points: model, phase, is_work, began_s, ended_s.
     """
     names, phases = (points[column].unique(maintain_order=True).to_list() for column in ("model", "phase"))
-    figure = _figure(0.65 + 0.28 * len(names))
+    figure = new_figure(0.65 + 0.28 * len(names))
     axes = figure.subplots()
     for i, phase in enumerate(phases):
         for is_work in (False, True):
@@ -331,7 +332,7 @@ def strip(points: pl.DataFrame) -> Figure:
     )
     axes.set_xlabel("seconds")
     axes.grid(axis="x")
-    _legend(figure, [axes])
+    legend_above(figure, [axes])
     return figure
 
 
@@ -343,6 +344,13 @@ def _lines(axes: Axes, points: pl.DataFrame, looks: Mapping[str, dict[str, Any]]
         if line.height:
             x, y = line["iteration"].to_numpy(), line["value"].to_numpy()
             axes.plot(x, y, label=name, markevery=max(1, -(-line.height // _NUM_MARKERS)), **look)
-    axes.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=5))
+    whole_numbers(axes)
     axes.yaxis.set_major_locator(MaxNLocator(nbins=4))
     axes.grid()
+
+
+def whole_numbers(axes: Axes) -> None:
+    """Label the horizontal axis with whole numbers only."""
+    from matplotlib.ticker import MaxNLocator
+
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=5))

@@ -126,7 +126,8 @@ def sampling_variance(n: IntArray, c: IntArray, k: int, num_samples: int) -> Flo
     chances = [comb(k, j) * comb(num_samples - k, k - j) / total for j in range(k + 1)]
     wrong = {i: np.stack([fail_at_k(a, b, i) for a, b in zip(n, c, strict=True)]) for i in range(k, 2 * k + 1)}
     twice: FloatArray = sum((h * wrong[2 * k - j] for j, h in enumerate(chances)), np.zeros(n.shape)).prod(axis=0)
-    return twice - wrong[2 * k].prod(axis=0)
+    variance: FloatArray = twice - wrong[2 * k].prod(axis=0)
+    return variance
 
 
 def cheapest(candidates: Sequence[tuple[float, float]], effect: float) -> int | None:

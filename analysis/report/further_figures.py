@@ -1,0 +1,102 @@
+"""The figures of selectors and of learning curves: the points that they show, and their drawing.
+
+The input is tidy frames of `metrics/selectors.py` and `metrics/learning.py`. The output is
+`ReportFigure`s, as in `report/figures.py`.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import polars as pl
+
+from analysis.metrics import selectors
+from analysis.metrics.compare import MEAN
+from analysis.metrics.learning import LEVEL
+from analysis.metrics.passk import PASS, TEAM, TEAM_PASS
+from analysis.report import plots
+from analysis.report.figures import ReportFigure
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+_INTERVAL = ("estimate", "low", "high")
+
+
+def selectors_figure(frame: pl.DataFrame) -> ReportFigure:
+    """Accuracy against tokens of every selector, at the largest k of one evaluation.
+
+    Args:
+        frame: selectors of one evaluation (`SELECTORS_OF_RUN` of `report/further_tables.py`).
+    """
+    here = frame.filter(pl.col("estimate").is_not_null())
+    team = here.filter(pl.col("model").str.contains(" > ", literal=True) | (pl.col("model") == TEAM))
+    here = team if team.height else here
+    keys = ["selector", "model", "k"]
+    accuracy = here.filter(figure=selectors.ACCURACY).select(*keys, *_INTERVAL, "num_problems")
+    tokens = here.filter(figure=selectors.TOKENS).select(*keys, tokens="estimate")
+    points = accuracy.join(tokens, on=keys, maintain_order="left")
+    name = pl.when(pl.col("selector") == selectors.GATED).then(pl.format("gated {}", "model")).otherwise("selector")
+    points = points.with_columns(series=name.str.replace_all("_", " ", literal=True))
+    caption = (
+        "Held-out problems solved against sampled tokens per problem, for ways to choose one answer of the team. The "
+        "oracle needs the gold answer; the others do not. Each line goes through the numbers of completions per model. "
+        "Bars: 95 % intervals, clustered by problem."
+    )
+    return ReportFigure("selectors", caption, points, draw_selectors)
+
+
+def learning_figure(frame: pl.DataFrame) -> ReportFigure:
+    """Held-out figures of the smallest k against the iteration: the mean over seeds, and each seed.
+
+    Args:
+        frame: a frame with the schema `LEARNING_TABLE`, of one configuration.
+    """
+    known = frame.filter(
+        pl.col("figure") == LEVEL, pl.col("estimate").is_not_null(), pl.col("measure").is_in([PASS, TEAM_PASS])
+    )
+    known = known.filter(pl.col("k") == pl.col("k").min())
+    points = known.select("model", "k", "seed", "iteration", *_INTERVAL, "num_problems")
+    if points["iteration"].n_unique() < 2:
+        points = points.clear()
+    caption = (
+        "Held-out problems solved by iteration: Pass@k of each model and team Pass@k, which spends as many completions "
+        "of each model. Bands: 95 % intervals over problems and, with several seeds, over seeds. Thin: single seeds."
+    )
+    return ReportFigure("learning", caption, points, draw_learning)
+
+
+def draw_selectors(points: pl.DataFrame) -> Figure:
+    """Draw `selectors_figure`. Points: series, k, tokens, estimate, low, high."""
+    figure = plots.new_figure(2.6)
+    axes = figure.subplots()
+    looks = plots.looks_of(points["series"].unique(maintain_order=True).to_list(), strong=selectors.ORACLE)
+    for name, look in looks.items():
+        line = points.filter(series=name).sort("k")
+        x, y, low, high = (line[c].to_numpy() for c in ("tokens", *_INTERVAL))
+        axes.errorbar(x, 100 * y, yerr=[100 * (y - low), 100 * (high - y)], label=name, elinewidth=0.7, **look)
+    axes.set(xlabel="sampled tokens per problem", ylabel="solved (%)", xlim=(0, None))
+    axes.grid()
+    plots.legend_above(figure, [axes])
+    return figure
+
+
+def draw_learning(points: pl.DataFrame) -> Figure:
+    """Draw `learning_figure`. Points: model, seed, iteration, estimate, low, high."""
+    figure = plots.new_figure(2.2)
+    axes = figure.subplots()
+    several = MEAN in set(points["seed"])
+    for name, look in plots.looks_of(points["model"].unique(maintain_order=True).to_list()).items():
+        own = points.filter(model=name).sort("iteration")
+        for (seed,), line in own.partition_by("seed", as_dict=True).items():
+            x, y, low, high = (line[c].to_numpy() for c in ("iteration", *_INTERVAL))
+            if several and seed != MEAN:
+                axes.plot(x, 100 * y, color=look["color"], linewidth=0.5, alpha=0.5)
+                continue
+            axes.plot(x, 100 * y, label=name, **look)
+            axes.fill_between(x, 100 * low, 100 * high, color=look["color"], alpha=0.13, linewidth=0)
+    axes.set(xlabel="iteration", ylabel="solved (%)")
+    axes.grid()
+    plots.whole_numbers(axes)
+    plots.legend_above(figure, [axes])
+    return figure
