@@ -20,6 +20,7 @@ from analysis.report.figures import ReportFigure
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
+_MOST_GATES = 2
 _INTERVAL = ("estimate", "low", "high")
 
 
@@ -32,6 +33,9 @@ def selectors_figure(frame: pl.DataFrame) -> ReportFigure:
     here = frame.filter(pl.col("estimate").is_not_null())
     team = here.filter(pl.col("model").str.contains(" > ", literal=True) | (pl.col("model") == TEAM))
     here = team if team.height else here
+    gates = here.filter(selector=selectors.GATED)["model"].unique(maintain_order=True).to_list()
+    if len(gates) > _MOST_GATES:  # more lines than there are colours
+        here = here.filter(~pl.col("model").is_in(gates[1:]))
     keys = ["selector", "model", "k"]
     accuracy = here.filter(figure=selectors.ACCURACY).select(*keys, *_INTERVAL, "num_problems")
     tokens = here.filter(figure=selectors.TOKENS).select(*keys, tokens="estimate")

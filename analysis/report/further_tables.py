@@ -98,19 +98,20 @@ def selectors_of_latest(data: RunData, ks: Sequence[int]) -> pl.DataFrame:
 
 
 def selectors_report(frame: pl.DataFrame) -> ReportTable:
-    """Format the selectors of one evaluation: a row per selector, sorted by the tokens it spends.
+    """Format the selectors of one evaluation: a row per selector, grouped by candidates.
 
     Args:
         frame: a frame with the columns of `SELECTORS_OF_RUN`, of one evaluation.
     """
     shown: list[list[object]] = []
-    for part in frame.partition_by("k", "selector", "model", maintain_order=True):
+    ordered = frame.sort("candidates", maintain_order=True)
+    for part in ordered.partition_by("candidates", "k", "model", "selector", maintain_order=True):
         row = part.row(0, named=True)
         cells = {r["figure"]: r for r in part.iter_rows(named=True)}
         spent, below = cells[selectors.TOKENS], cells.get(selectors.BELOW)
         shown.append(
             [
-                row["k"],
+                row["candidates"],
                 row["model"],
                 _SELECTOR_NAMES[row["selector"]],
                 _percent(cells[selectors.ACCURACY]),
@@ -122,14 +123,18 @@ def selectors_report(frame: pl.DataFrame) -> ReportTable:
     notes = ["no evaluation of all models is published yet"]
     if shown:
         notes = [
-            *(f"{_SELECTOR_NAMES[name]}: {text}" for name, text in selectors.SELECTORS.items()),
+            *(
+                f"{_SELECTOR_NAMES[name]}: {text}"
+                for name, text in selectors.SELECTORS.items()
+                if name != selectors.SINGLE
+            ),
             "below the oracle: with the same models and k, paired by problem (points); "
             "tokens: sampled, without prompts",
-            "k: completions per model, at most",
+            "candidates: completions per problem, at most",
             *note_counts(frame["note"]),
         ]
     columns = [
-        "k",
+        "candidates",
         "models",
         "selector",
         "solved",
@@ -138,7 +143,7 @@ def selectors_report(frame: pl.DataFrame) -> ReportTable:
         "tokens per solved problem",
     ]
     title = "Answers without gold: accuracy and cost (percent, tokens)"
-    starts = group_starts([row[:2] for row in shown])
+    starts = group_starts([row[0] for row in shown])
     return ReportTable("selectors", title, frame, laid_out(columns, shown), notes, starts=starts)
 
 

@@ -9,11 +9,13 @@ import numpy as np
 import polars as pl
 import pytest
 
+from analysis.__main__ import main
 from analysis.counts.load import RunData
 from analysis.metrics.learning import learning_report, learning_table
 from analysis.stats.crossed import crossed_mean, mean_variance
 from core_hpc.common.errors import InputError
 from tests.support.analysis_data import config, counts_frame, pick
+from tests.support.report_data import full_run
 from tests.support.source_groups import grouped
 
 Counts = dict[int, Any]  # iteration -> (M, P) correct of 4
@@ -85,6 +87,17 @@ def test_report_shows_mean_interval_and_range() -> None:
     assert row["iteration 5"].startswith(f"{100 * level['estimate']:.1f} [{100 * level['low']:.1f}, ")
     assert "2 seeds, interval over seeds and problems" in " ".join(table.notes)
     assert table.shown.columns == ["k", "model", "measure", "untrained", "iteration 5", "area", "area gain"]
+
+
+def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folders = [str(full_run(tmp_path / sweep / "run-1").parent) for sweep in ("one", "two")]
+    assert main(["learning", *folders, "--k", "1", "--format", "csv"]) == 0
+    frame = pl.read_csv(capsys.readouterr().out.encode())
+    assert frame["arm"].unique(maintain_order=True).to_list() == ["one", "two"]
+    row = pick(frame.filter(arm="one"), figure="area", measure="pass", model="ada")
+    assert row["estimate"] == pytest.approx((5 / 12 + 8 / 12) / 2)
+    assert main(["learning", *folders, "--format", "latex"]) == 0
+    assert "area gain" in capsys.readouterr().out
 
 
 # --- the interval over seeds and problems --------------------------------------------------------
