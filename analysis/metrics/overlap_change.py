@@ -3,8 +3,7 @@
 The input is the counts of one run, and its answer counts for `same_wrong_answer`. The output is one
 tidy frame: each measure of `metrics/overlap.py` before and after training, and the difference. The
 difference has its own interval, paired by problem: a draw of the bootstrap has the same problems
-before and after, and for both models. It cannot be
-seen from the intervals of the two levels.
+before and after, and for both models. It cannot be seen from the intervals of the two levels.
 """
 
 from __future__ import annotations

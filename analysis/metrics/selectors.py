@@ -98,15 +98,14 @@ def selector_table(
     s = stored(completions, models)
     rows: list[dict[str, Any]] = []
     if s.num_problems:
-        for k in ks:
-            for m, model in enumerate(models):
-                budgets = dict.fromkeys((k, len(models) * k))
-                for spent in budgets:
-                    if spent == k or (s.available[m] >= spent).all():
-                        rows += _rows(s, [m], model, spent, num_draws)
-            if len(models) > 1:
-                rows += _rows(s, list(range(len(models))), TEAM, k, num_draws)
-    return pl.DataFrame(rows, schema=SELECTOR_TABLE).unique(maintain_order=True)
+        wanted, budgets = sorted(set(ks)), sorted({*ks, *(len(models) * k for k in ks)})
+        for m, model in enumerate(models):
+            for spent in budgets:
+                if spent in wanted or (s.available[m] >= spent).all():
+                    rows += _rows(s, [m], model, spent, num_draws)
+        for k in wanted if len(models) > 1 else []:
+            rows += _rows(s, list(range(len(models))), TEAM, k, num_draws)
+    return pl.DataFrame(rows, schema=SELECTOR_TABLE)
 
 
 def _exact(num: int) -> dict[str, Exact]:

@@ -1,12 +1,10 @@
-"""The figures of selectors and of learning curves: the points that they show, and their drawing.
+"""The figures of selectors and of learning curves: the points that they show.
 
 The input is tidy frames of `metrics/selectors.py` and `metrics/learning.py`. The output is
-`ReportFigure`s, as in `report/figures.py`.
+`ReportFigure`s, as in `report/figures.py`. Drawing is in `report/plots.py`.
 """
 
 from __future__ import annotations
-
-from typing import TYPE_CHECKING
 
 import polars as pl
 
@@ -16,9 +14,6 @@ from analysis.metrics.learning import LEVEL
 from analysis.metrics.passk import PASS, TEAM, TEAM_PASS
 from analysis.report import plots
 from analysis.report.figures import ReportFigure
-
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
 
 _MOST_GATES = 2
 _INTERVAL = ("estimate", "low", "high")
@@ -47,7 +42,7 @@ def selectors_figure(frame: pl.DataFrame) -> ReportFigure:
         "oracle needs the gold answer; the others do not. Each line goes through the numbers of completions per model. "
         "Bars: 95 % intervals, clustered by problem."
     )
-    return ReportFigure("selectors", caption, points, draw_selectors)
+    return ReportFigure("selectors", caption, points, lambda p: plots.selectors(p, strong=selectors.ORACLE))
 
 
 def learning_figure(frame: pl.DataFrame) -> ReportFigure:
@@ -67,40 +62,4 @@ def learning_figure(frame: pl.DataFrame) -> ReportFigure:
         "Held-out problems solved by iteration: Pass@k of each model and team Pass@k, which spends as many completions "
         "of each model. Bands: 95 % intervals over problems and, with several seeds, over seeds. Thin: single seeds."
     )
-    return ReportFigure("learning", caption, points, draw_learning)
-
-
-def draw_selectors(points: pl.DataFrame) -> Figure:
-    """Draw `selectors_figure`. Points: series, k, tokens, estimate, low, high."""
-    figure = plots.new_figure(2.6)
-    axes = figure.subplots()
-    looks = plots.looks_of(points["series"].unique(maintain_order=True).to_list(), strong=selectors.ORACLE)
-    for name, look in looks.items():
-        line = points.filter(series=name).sort("k")
-        x, y, low, high = (line[c].to_numpy() for c in ("tokens", *_INTERVAL))
-        axes.errorbar(x, 100 * y, yerr=[100 * (y - low), 100 * (high - y)], label=name, elinewidth=0.7, **look)
-    axes.set(xlabel="sampled tokens per problem", ylabel="solved (%)", xlim=(0, None))
-    axes.grid()
-    plots.legend_above(figure, [axes])
-    return figure
-
-
-def draw_learning(points: pl.DataFrame) -> Figure:
-    """Draw `learning_figure`. Points: model, seed, iteration, estimate, low, high."""
-    figure = plots.new_figure(2.2)
-    axes = figure.subplots()
-    several = MEAN in set(points["seed"])
-    for name, look in plots.looks_of(points["model"].unique(maintain_order=True).to_list()).items():
-        own = points.filter(model=name).sort("iteration")
-        for (seed,), line in own.partition_by("seed", as_dict=True).items():
-            x, y, low, high = (line[c].to_numpy() for c in ("iteration", *_INTERVAL))
-            if several and seed != MEAN:
-                axes.plot(x, 100 * y, color=look["color"], linewidth=0.5, alpha=0.5)
-                continue
-            axes.plot(x, 100 * y, label=name, **look)
-            axes.fill_between(x, 100 * low, 100 * high, color=look["color"], alpha=0.13, linewidth=0)
-    axes.set(xlabel="iteration", ylabel="solved (%)")
-    axes.grid()
-    plots.whole_numbers(axes)
-    plots.legend_above(figure, [axes])
-    return figure
+    return ReportFigure("learning", caption, points, lambda p: plots.learning(p, mean=MEAN))

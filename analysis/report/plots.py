@@ -72,14 +72,13 @@ def style() -> AbstractContextManager[None]:
     return context
 
 
-def new_figure(height_in: float) -> Figure:
-    """An empty figure with the width of a column."""
+def _figure(height_in: float) -> Figure:
     from matplotlib.figure import Figure
 
     return Figure(figsize=(COLUMN_WIDTH_IN, height_in))
 
 
-def looks_of(names: Sequence[str], *, strong: str = TEAM) -> dict[str, dict[str, Any]]:
+def _looks(names: Sequence[str], *, strong: str = TEAM) -> dict[str, dict[str, Any]]:
     """Colour, marker and line style of each name. The total, `strong`, stands out."""
     others = [name for name in names if name != strong]
     looks = {
@@ -93,7 +92,7 @@ def _names(points: pl.DataFrame) -> list[str]:
     return points["model"].unique(maintain_order=True).to_list()
 
 
-def legend_above(figure: Figure, grid: Iterable[Axes]) -> None:
+def _legend(figure: Figure, grid: Iterable[Axes]) -> None:
     """One legend for all axes, placed above them."""
     found = [pair for axes in grid for pair in zip(*axes.get_legend_handles_labels(), strict=True)]
     _key(figure, {label: handle for handle, label in found})
@@ -123,9 +122,9 @@ def pass_at_k(points: pl.DataFrame) -> Figure:
         points: panel, model, candidates, estimate, low, high.
     """
     panels = points.partition_by("panel", maintain_order=True)
-    figure = new_figure(0.5 + 1.75 * len(panels))
+    figure = _figure(0.5 + 1.75 * len(panels))
     grid = figure.subplots(len(panels), 1, sharex=True, sharey=True, squeeze=False)[:, 0]
-    looks = looks_of(_names(points))
+    looks = _looks(_names(points))
     most = max(points["candidates"].to_list())
     for axes, panel in zip(grid, panels, strict=True):
         for name, look in looks.items():
@@ -139,7 +138,7 @@ def pass_at_k(points: pl.DataFrame) -> Figure:
         axes.set_ylabel("solved (%)")
         axes.grid()
     grid[-1].set_xlabel("candidates spent on a problem")
-    legend_above(figure, grid)
+    _legend(figure, grid)
     return figure
 
 
@@ -161,7 +160,7 @@ def heat_maps(points: pl.DataFrame, titles: Mapping[str, str]) -> Figure:
     ticks = [str(i + 1) for i in range(len(names))] if numbered else names
     margin_in = 0.3 if numbered else longest_in + 0.2
     cell_in = min(0.5, (COLUMN_WIDTH_IN - margin_in) / len(panels) / len(names) - 0.03)
-    figure = new_figure(0.6 + len(measures) * (cell_in * len(names) + 0.42) + (0.14 * len(names) if numbered else 0))
+    figure = _figure(0.6 + len(measures) * (cell_in * len(names) + 0.42) + (0.14 * len(names) if numbered else 0))
     grid = figure.subplots(len(measures), len(panels), sharex=True, sharey=True, squeeze=False)
     for measure, line in zip(measures, grid, strict=True):
         for panel, axes in zip(panels, line, strict=True):
@@ -203,7 +202,7 @@ def intervals_by_row(points: pl.DataFrame) -> Figure:
         points: row, series, estimate, low, high, label (shown at the right).
     """
     rows, series = (points[column].unique(maintain_order=True).to_list() for column in ("row", "series"))
-    figure = new_figure(0.75 + 0.4 * len(rows))
+    figure = _figure(0.75 + 0.4 * len(rows))
     axes = figure.subplots()
     for n, name in enumerate(series):
         part = points.filter(pl.col("series") == name, pl.col("estimate").is_not_null())
@@ -220,7 +219,7 @@ def intervals_by_row(points: pl.DataFrame) -> Figure:
     axes.set(xlim=(-3, 103), ylim=(len(rows), -0.1), yticks=[], xlabel="correct completions (%)")
     axes.spines["left"].set_visible(False)
     axes.grid(axis="x")
-    legend_above(figure, [axes])
+    _legend(figure, [axes])
     return figure
 
 
@@ -236,7 +235,7 @@ def arms(points: pl.DataFrame, *, mean: str) -> Figure:
     rows, names = (points[column].unique(maintain_order=True).to_list() for column in ("row", "arm"))
     step, top = 0.13, 0.2  # height in inches of an arm, and of the name above the arms
     height = top + step * len(names)
-    figure = new_figure(0.6 + 0.15 * len(names) + height * len(rows))
+    figure = _figure(0.6 + 0.15 * len(names) + height * len(rows))
     axes = figure.subplots()
     for n, name in enumerate(names):
         part = points.filter(pl.col("arm") == name).with_columns(pl.col("estimate", "low", "high") * 100)
@@ -258,7 +257,7 @@ def arms(points: pl.DataFrame, *, mean: str) -> Figure:
     axes.set(ylim=(height * len(rows), -0.02), yticks=[], xlabel="solved (%)")
     axes.spines["left"].set_visible(False)
     axes.grid(axis="x")
-    legend_above(figure, [axes])
+    _legend(figure, [axes])
     return figure
 
 
@@ -271,9 +270,9 @@ def curves(points: pl.DataFrame, titles: Mapping[str, str]) -> Figure:
     """
     measures = points["measure"].unique(maintain_order=True).to_list()
     num_lines = -(-len(measures) // 2)
-    figure = new_figure(0.5 + 1.05 * num_lines)
+    figure = _figure(0.5 + 1.05 * num_lines)
     grid = figure.subplots(num_lines, 2, sharex=True, squeeze=False)
-    looks = looks_of(_names(points))
+    looks = _looks(_names(points))
     used, unused = grid.flat[: len(measures)], grid.flat[len(measures) :]
     for axes, measure in zip(used, measures, strict=True):
         is_share = titles[measure].endswith("(%)")
@@ -287,7 +286,7 @@ def curves(points: pl.DataFrame, titles: Mapping[str, str]) -> Figure:
     for axes in used[-2:]:  # the lowest chart of each column
         axes.tick_params("x", labelbottom=True)
         axes.set_xlabel("iteration")
-    legend_above(figure, used)
+    _legend(figure, used)
     return figure
 
 
@@ -299,11 +298,11 @@ def parts(points: pl.DataFrame, *, total: str) -> Figure:
         total: value of `part` in the rows of the sum.
     """
     points = points.rename({"part": "model"})
-    figure = new_figure(2.2)
+    figure = _figure(2.2)
     axes = figure.subplots()
-    _lines(axes, points, looks_of(_names(points), strong=total))
+    _lines(axes, points, _looks(_names(points), strong=total))
     axes.set(xlabel="iteration", ylabel="mean of completions")
-    legend_above(figure, [axes])
+    _legend(figure, [axes])
     return figure
 
 
@@ -314,7 +313,7 @@ def strip(points: pl.DataFrame) -> Figure:
         points: model, phase, is_work, began_s, ended_s.
     """
     names, phases = (points[column].unique(maintain_order=True).to_list() for column in ("model", "phase"))
-    figure = new_figure(0.65 + 0.28 * len(names))
+    figure = _figure(0.65 + 0.28 * len(names))
     axes = figure.subplots()
     for i, phase in enumerate(phases):
         for is_work in (False, True):
@@ -332,7 +331,7 @@ def strip(points: pl.DataFrame) -> Figure:
     )
     axes.set_xlabel("seconds")
     axes.grid(axis="x")
-    legend_above(figure, [axes])
+    _legend(figure, [axes])
     return figure
 
 
@@ -344,13 +343,53 @@ def _lines(axes: Axes, points: pl.DataFrame, looks: Mapping[str, dict[str, Any]]
         if line.height:
             x, y = line["iteration"].to_numpy(), line["value"].to_numpy()
             axes.plot(x, y, label=name, markevery=max(1, -(-line.height // _NUM_MARKERS)), **look)
-    whole_numbers(axes)
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=5))
     axes.yaxis.set_major_locator(MaxNLocator(nbins=4))
     axes.grid()
 
 
-def whole_numbers(axes: Axes) -> None:
-    """Label the horizontal axis with whole numbers only."""
+def selectors(points: pl.DataFrame, *, strong: str) -> Figure:
+    """Accuracy against tokens, with one line per series through its numbers of completions.
+
+    Args:
+        points: series, k, tokens, estimate, low, high.
+        strong: the series that stands out.
+    """
+    figure = _figure(2.6)
+    axes = figure.subplots()
+    for name, look in _looks(points["series"].unique(maintain_order=True).to_list(), strong=strong).items():
+        line = points.filter(pl.col("series") == name).sort("k").with_columns(pl.col("estimate", "low", "high") * 100)
+        x, y, low, high = (line[column].to_numpy() for column in ("tokens", "estimate", "low", "high"))
+        axes.errorbar(x, y, yerr=[y - low, high - y], label=name, elinewidth=0.7, **look)
+    axes.set(xlabel="sampled tokens per problem", ylabel="solved (%)", xlim=(0, None))
+    axes.grid()
+    _legend(figure, [axes])
+    return figure
+
+
+def learning(points: pl.DataFrame, *, mean: str) -> Figure:
+    """Held-out figures against the iteration: the mean with a band, and a thin line per seed.
+
+    Args:
+        points: model, seed, iteration, estimate, low, high.
+        mean: value of `seed` in the rows of the mean. Without such rows, the only seed is drawn so.
+    """
     from matplotlib.ticker import MaxNLocator
 
+    figure = _figure(2.2)
+    axes = figure.subplots()
+    several = mean in set(points["seed"])
+    for name, look in _looks(_names(points)).items():
+        own = points.filter(pl.col("model") == name).with_columns(pl.col("estimate", "low", "high") * 100)
+        for line in own.sort("iteration").partition_by("seed", maintain_order=True):
+            x, y, low, high = (line[column].to_numpy() for column in ("iteration", "estimate", "low", "high"))
+            if several and line["seed"][0] != mean:
+                axes.plot(x, y, color=look["color"], linewidth=0.5, alpha=0.5)
+                continue
+            axes.plot(x, y, label=name, **look)
+            axes.fill_between(x, low, high, color=look["color"], alpha=0.13, linewidth=0)
+    axes.set(xlabel="iteration", ylabel="solved (%)")
     axes.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=5))
+    axes.grid()
+    _legend(figure, [axes])
+    return figure
