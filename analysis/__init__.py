@@ -9,8 +9,8 @@ In a notebook:
     pass_at_k_table(load_run(Path("outputs/demo/demo-1a2b3c4d")).counts, ks=[1, 2])
 
 The table functions of `metrics/passk.py`, `votes.py`, `rescue.py` and `overlap.py` take the counts
-or the answer counts of one run. Those of `compare.py` and `arms.py` take several runs (`RunData`),
-and `curves.curves_table` takes a run folder. They return a tidy `pl.DataFrame` with one row per
+or the answer counts of one run. Those of `compare.py`, `arms.py` and `learning.py` take several runs
+(`RunData`), and `curves.curves_table` takes a run folder. They return a tidy `pl.DataFrame` with one row per
 figure. The columns of a figure are estimate, low, high, num_problems and note. Shares are fractions
 between 0 and 1. An undefined figure is null, and its `note` gives the reason.
 

@@ -15,6 +15,7 @@ import argparse
 import os
 import sys
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 
 import polars as pl
@@ -30,13 +31,17 @@ from analysis.metrics.arms import BASE, arms_of, arms_report, arms_table
 from analysis.metrics.compare_table import compare_report
 from analysis.metrics.contrasts import contrasts_report
 from analysis.metrics.curves import curves_table
+from analysis.metrics.hints import teaching_table
 from analysis.metrics.overlap import overlap_table
+from analysis.metrics.overlap_change import overlap_change_table
 from analysis.metrics.passk import default_ks, gain_table, pass_at_k_table
 from analysis.metrics.rescue import GROUPS, rescue_table
 from analysis.metrics.strata import stratified
 from analysis.metrics.variance import variance_report
 from analysis.metrics.votes import vote_table
 from analysis.report.figures import arms_figure, write
+from analysis.report.further_tables import hints_of_run, selectors_of_run
+from analysis.report.plan_command import add_plan_options, learning, plan
 from analysis.report.report import report_tables, warnings_of, write_reports, write_table
 from analysis.report.training_tables import rows_table
 from analysis.timing.account import times_of
@@ -65,8 +70,17 @@ TABLES: dict[str, tuple[str, str]] = {
         "overlap of errors between models for every iteration, and of each model with itself",
     ),
     "curves": ("Training curves", "rewards, advantages, lengths and losses for every iteration and model"),
+    "selectors": (
+        "Selectors",
+        "accuracy and tokens of ways to choose one answer without the gold answer, with the oracle",
+    ),
+    "hints": ("Effects of hints", "uplift, leak share and reliance of hints, by how they show the gold answer"),
+    "teaching": ("Who teaches whom", "uplift and rescues of every teacher and student"),
+    "overlap-change": ("Change of the error overlap", "error overlap before and after training, and its change"),
 }
 """Commands that print one tidy table: the title of the table, and the help text."""
+_WITHOUT_K = ("rescue", "curves", "hints", "teaching")
+_WITHOUT_PHASE = (*_WITHOUT_K, "overlap-change")
 
 
 def _positive(text: str) -> int:
@@ -105,13 +119,14 @@ def build_parser(prog: str = PROG) -> argparse.ArgumentParser:
     sub.add_argument("--out", type=Path, metavar="DIR", help="folder for report.html, report.md, tables and figures")
     for name, (_, text) in TABLES.items():
         sub = command(name, text)
-        _add_runs(sub, with_k=name not in ("rescue", "curves"))
+        _add_runs(sub, with_k=name not in _WITHOUT_K)
         _add_format(sub)
-        if name not in ("rescue", "curves"):
+        if name not in _WITHOUT_PHASE:
             sub.add_argument("--phase", choices=(EVALUATE, COLD), default=EVALUATE, help="default: %(default)s")
         if name != "curves":
             sub.add_argument("--by", choices=STRATA, help="one table per value of this attribute of the problems")
     _add_comparisons(command)
+    _add_designs(command)
     sub = command("time", "the time of each iteration by what it was spent on, with a lower bound")
     _add_folders(sub)
     _add_interchange(command)
@@ -150,6 +165,21 @@ def _add_comparisons(command: Callable[[str, str], argparse.ArgumentParser]) -> 
     _add_k(sub)
     _add_lenient(sub)
     _add_margin(sub)
+
+
+def _add_designs(command: Callable[[str, str], argparse.ArgumentParser]) -> None:
+    sub = command(
+        "learning", "learning curves on held-out problems, with the area under each, over iterations and seeds"
+    )
+    text = "one per configuration: sweep folder whose runs differ in their seeds only, or run folder"
+    sub.add_argument("folders", nargs="+", type=Path, metavar="FOLDER", help=text)
+    _add_k(sub)
+    _add_lenient(sub)
+    _add_format(sub)
+    sub = command("plan", "what difference a comparison can find, and the cheapest design for a wanted one")
+    add_plan_options(sub)
+    _add_lenient(sub)
+    _add_format(sub)
 
 
 def _add_interchange(command: Callable[[str, str], argparse.ArgumentParser]) -> None:
@@ -225,6 +255,11 @@ def _load(paths: Sequence[Path], *, answers: bool, lenient: bool) -> list[RunDat
     return runs
 
 
+def _loader(args: argparse.Namespace) -> Callable[[Sequence[Path]], list[RunData]]:
+    """A function that loads runs without their answers, as the options of the command ask for."""
+    return partial(_load, answers=False, lenient=args.lenient)
+
+
 def _report(args: argparse.Namespace) -> None:
     console = _console()
     runs = _load(args.folders, answers=True, lenient=args.lenient)
@@ -244,7 +279,8 @@ def _tidy(args: argparse.Namespace) -> None:
         runs = [run for path in args.folders for run in list_runs(path)]
         frames = [(run.resolve().name, curves_table(run)) for run in dict.fromkeys(runs)]
     else:
-        loaded = _load(args.folders, answers=args.command in ("votes", "overlap"), lenient=args.lenient)
+        with_answers = args.command in ("votes", "overlap", "overlap-change")
+        loaded = _load(args.folders, answers=with_answers, lenient=args.lenient)
         frames = [(data.name, _frame(args, data)) for data in loaded]
     frame = pl.concat(frame.select(pl.lit(name).alias("run"), pl.all()) for name, frame in frames)
     if not frame.height:
@@ -270,9 +306,17 @@ def _table(args: argparse.Namespace, data: RunData, rows: pl.DataFrame) -> pl.Da
     """
     if args.command == "rescue":
         return rescue_table(rows, groups=list(GROUPS), hints=load_hints(data.path))
+    if args.command == "hints":
+        return hints_of_run(data, rows)
+    if args.command == "teaching":
+        return teaching_table(rows, models=data.models)
     ks = args.k or default_ks(data.num_samples)
+    if args.command == "selectors":
+        return selectors_of_run(data, ks=ks, phase=args.phase, counts=rows)
+    answers = data.answers.join(rows.select("phase", "problem_id").unique(), on=["phase", "problem_id"], how="semi")
+    if args.command == "overlap-change":
+        return overlap_change_table(rows, ks=ks, models=data.models, answers=answers)
     if args.command == "overlap":
-        answers = data.answers.join(rows.select("phase", "problem_id").unique(), on=["phase", "problem_id"], how="semi")
         return overlap_table(rows, ks=ks, models=data.models, phase=args.phase, answers=answers)
     table = {"passk": pass_at_k_table, "gain": gain_table, "votes": vote_table}[args.command]
     return table(rows, ks=ks, models=data.models, phase=args.phase)
@@ -366,6 +410,8 @@ _COMMANDS: dict[str, Callable[[argparse.Namespace], None]] = {
     "compare": _compare,
     "variance": _variance,
     "arms": _arms,
+    "learning": lambda args: _print(args, learning(args, _loader(args))),
+    "plan": lambda args: _print(args, plan(args, _loader(args))),
     "time": _time,
     "import": _import,
     "export": _export,

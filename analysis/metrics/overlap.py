@@ -223,19 +223,30 @@ def _corrected(p: Panel, i: int, j: int, k: int) -> dict[str, Any]:
     twice_a, twice_b = (fail_at_k(p.n[m], p.c[m], 2 * k) for m in (i, j))
     columns = np.stack([a * b, twice_a, twice_b, a, b], axis=1)
 
-    def corrected(
-        joint: FloatArray, both_a: FloatArray, both_b: FloatArray, a: FloatArray, b: FloatArray
-    ) -> FloatArray:
-        # phi_AB / sqrt(phi_AA phi_BB). The variances of single draws cancel.
-        self_a, self_b = (np.maximum(_zeroed(both - one * one), 0) for both, one in ((both_a, a), (both_b, b)))
-        return divide(joint - a * b, np.sqrt(self_a * self_b))
-
-    value = float(corrected(*columns.mean(axis=0)))
+    value = float(corrected_phi(*columns.mean(axis=0)))
     not_positive = "" if np.isfinite(value) else "undefined: a self-correlation is not positive"
     note = too_few(np.minimum(p.n[i], p.n[j]), 2 * k) or not_positive
-    draws = corrected(*resampled_means(columns, p.groups).T)
+    draws = corrected_phi(*resampled_means(columns, p.groups).T)
     estimate = from_draws(value, draws, num_problems=p.num_problems, groups=p.groups, note=join_notes(note, p.note))
     return {"measure": "phi_corrected", **estimate.row()}
+
+
+def corrected_phi(
+    joint: FloatArray, both_a: FloatArray, both_b: FloatArray, a: FloatArray, b: FloatArray
+) -> FloatArray:
+    """Compute phi_AB / sqrt(phi_AA phi_BB); NaN where a self-correlation is not positive.
+
+    The variances of single draws cancel.
+
+    Args:
+        joint: P(both fail).
+        both_a: P(A fails in both of two draws without a completion in common).
+        both_b: the same for B.
+        a: P(A fails).
+        b: P(B fails).
+    """
+    self_a, self_b = (np.maximum(_zeroed(both - one * one), 0) for both, one in ((both_a, a), (both_b, b)))
+    return divide(joint - a * b, np.sqrt(self_a * self_b))
 
 
 def _zeroed(x: FloatArray) -> FloatArray:
@@ -249,14 +260,23 @@ def same_wrong_answer(b: Ballots, i: int, j: int) -> dict[str, Any]:
     For i = j these are two different completions of the model. A completion without an answer is
     wrong, but its answer equals no other answer.
     """
+    same, both_wrong, note = same_wrong_parts(b, i, j)
+    samples = float(b.n[[i, j]].mean())
+    estimate = share(same, both_wrong, groups=b.groups, samples_per_unit=samples, note=note)
+    return {"level": SAMPLE, "k": 1, "measure": "same_wrong_answer", **estimate.row()}
+
+
+def same_wrong_parts(b: Ballots, i: int, j: int) -> tuple[FloatArray, FloatArray, str]:
+    """Chances (P,) that two completions have the same wrong answer, and that both are wrong.
+
+    They are NaN where a problem has too few completions; the last item is the note about it.
+    """
     n, wrong, answers = b.n[[i, j]], (b.n - b.correct)[[i, j]], b.wrong[[i, j]]
     own = int(i == j)  # a completion is not compared with itself
     pairs = (n[0] * (n[1] - own)).astype(np.float64)
     same = divide((answers[0] * (answers[1] - own)).sum(axis=1).astype(np.float64), pairs)
     both_wrong = divide((wrong[0] * (wrong[1] - own)).astype(np.float64), pairs)
-    note = join_notes(too_few(b.n[[i, j]].min(axis=0), 1 + own), b.note)
-    estimate = share(same, both_wrong, groups=b.groups, samples_per_unit=float(n.mean()), note=note)
-    return {"level": SAMPLE, "k": 1, "measure": "same_wrong_answer", **estimate.row()}
+    return same, both_wrong, join_notes(too_few(b.n[[i, j]].min(axis=0), 1 + own), b.note)
 
 
 def matrix(table: pl.DataFrame, measure: str, *, level: str, k: int | None, iteration: int) -> pl.DataFrame:

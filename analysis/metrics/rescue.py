@@ -212,7 +212,7 @@ def _rates(cases: pl.DataFrame, *, recovery: bool) -> list[dict[str, Any]]:
             "denominator": int(hinted_n.sum()),
             "control_numerator": int(control_c.sum()),
             "control_denominator": int(control_n.sum()),
-            **_uplift(np.stack([hinted_c, hinted_n, control_c, control_n], axis=1)[None], groups).row(),
+            **uplift_of(np.stack([hinted_c, hinted_n, control_c, control_n], axis=1)[None], groups).row(),
         },
         _row(PER_CASE, num_rescued, num_hinted, groups),
     ]
@@ -262,16 +262,17 @@ def mean_uplift(runs: Sequence[pl.DataFrame]) -> Estimate:
         per_problem = own.group_by("problem_id").agg(pl.col(sums).sum())
         joined = problems.join(per_problem, on="problem_id", how="left").sort("problem_id")
         per_run.append(joined.select(pl.col(sums).fill_null(0).cast(pl.Float64)).to_numpy())
-    return _uplift(np.stack(per_run), group_codes(problems["source_group"], problems["problem_id"]))
+    return uplift_of(np.stack(per_run), group_codes(problems["source_group"], problems["problem_id"]))
 
 
-def _uplift(sums: FloatArray, groups: IntArray) -> Estimate:
+def uplift_of(sums: FloatArray, groups: IntArray) -> Estimate:
     """Mean over runs of the uplift, with a bootstrap over source groups.
 
     The uplift of a run is sum(hinted_c)/sum(hinted_n) - sum(control_c)/sum(control_n).
 
-    sums: (R, P, 4), with hinted_c, hinted_n, control_c and control_n of each run and problem.
-    groups: (P,) codes of source groups.
+    Args:
+        sums: (R, P, 4), with hinted_c, hinted_n, control_c and control_n of each run and problem.
+        groups: (P,) codes of source groups.
     """
     sampled = sums[..., [1, 3]].sum(axis=(0, 2)) > 0
     columns, groups = np.concatenate(sums[:, sampled], axis=1), groups[sampled]

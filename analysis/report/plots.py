@@ -346,3 +346,50 @@ def _lines(axes: Axes, points: pl.DataFrame, looks: Mapping[str, dict[str, Any]]
     axes.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=5))
     axes.yaxis.set_major_locator(MaxNLocator(nbins=4))
     axes.grid()
+
+
+def selectors(points: pl.DataFrame, *, strong: str) -> Figure:
+    """Accuracy against tokens, with one line per series through its numbers of completions.
+
+    Args:
+        points: series, k, tokens, estimate, low, high.
+        strong: the series that stands out.
+    """
+    figure = _figure(2.6)
+    axes = figure.subplots()
+    for name, look in _looks(points["series"].unique(maintain_order=True).to_list(), strong=strong).items():
+        line = points.filter(pl.col("series") == name).sort("k").with_columns(pl.col("estimate", "low", "high") * 100)
+        x, y, low, high = (line[column].to_numpy() for column in ("tokens", "estimate", "low", "high"))
+        axes.errorbar(x, y, yerr=[y - low, high - y], label=name, elinewidth=0.7, **look)
+    axes.set(xlabel="sampled tokens per problem", ylabel="solved (%)", xlim=(0, None))
+    axes.grid()
+    _legend(figure, [axes])
+    return figure
+
+
+def learning(points: pl.DataFrame, *, mean: str) -> Figure:
+    """Held-out figures against the iteration: the mean with a band, and a thin line per seed.
+
+    Args:
+        points: model, seed, iteration, estimate, low, high.
+        mean: value of `seed` in the rows of the mean. Without such rows, the only seed is drawn so.
+    """
+    from matplotlib.ticker import MaxNLocator
+
+    figure = _figure(2.2)
+    axes = figure.subplots()
+    several = mean in set(points["seed"])
+    for name, look in _looks(_names(points)).items():
+        own = points.filter(pl.col("model") == name).with_columns(pl.col("estimate", "low", "high") * 100)
+        for line in own.sort("iteration").partition_by("seed", maintain_order=True):
+            x, y, low, high = (line[column].to_numpy() for column in ("iteration", "estimate", "low", "high"))
+            if several and line["seed"][0] != mean:
+                axes.plot(x, y, color=look["color"], linewidth=0.5, alpha=0.5)
+                continue
+            axes.plot(x, y, label=name, **look)
+            axes.fill_between(x, low, high, color=look["color"], alpha=0.13, linewidth=0)
+    axes.set(xlabel="iteration", ylabel="solved (%)")
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=5))
+    axes.grid()
+    _legend(figure, [axes])
+    return figure

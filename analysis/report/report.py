@@ -30,10 +30,20 @@ from analysis.layout.formats import table_text, to_markdown
 from analysis.layout.tables import ReportTable
 from analysis.metrics.contrasts import arms_among, contrasts_report, declared_primary
 from analysis.metrics.curves import CURVES, curves_table
+from analysis.metrics.learning import learning_report, learning_table
 from analysis.metrics.passk import default_ks
 from analysis.metrics.variance import variance_report
 from analysis.report import evaluation_tables, figures, training_tables
 from analysis.report.facts import configuration_text, facts_of
+from analysis.report.further_figures import learning_figure, selectors_figure
+from analysis.report.further_tables import (
+    SELECTORS_OF_RUN,
+    overlap_change_report,
+    resolution_tables,
+    selectors_of_latest,
+    selectors_report,
+    teaching_tables,
+)
 from analysis.report.page import Section, facts_html, folded_html, page, rescues_html
 from analysis.report.samples import RESCUES, sample_rescues
 from analysis.report.summary import headline_table, summary_table
@@ -216,12 +226,16 @@ def _results(data: RunData, ks: Sequence[int], folder: Path, warnings: list[str]
     hints = _read(lambda: load_hints(data.path), None, data, warnings)
     rescues, num_rescued = _read(lambda: sample_rescues(data), (pl.DataFrame(schema=RESCUES), 0), data, warnings)
     made = figures.report_figures(data, curves)
-    drawn = {figure.name: (figure.name, figure.caption, figures.write(figure, folder)) for figure in made}
 
     def of(*names: str) -> list[tuple[str, str, str]]:
         return [drawn[name] for name in names if name in drawn]
 
     team = len(data.models) > 1
+    chosen = _read(lambda: selectors_of_latest(data, ks), pl.DataFrame(schema=SELECTORS_OF_RUN), data, warnings)
+    learned = learning_table([data], ks=ks)
+    made += [figure for figure in (selectors_figure(chosen), learning_figure(learned)) if figure.points.height]
+    drawn = {figure.name: (figure.name, figure.caption, figures.write(figure, folder)) for figure in made}
+
     solved = [evaluation_tables.pass_table(data, ks)]
     if team:
         solved.append(evaluation_tables.gain_table(data, ks))
@@ -231,24 +245,35 @@ def _results(data: RunData, ks: Sequence[int], folder: Path, warnings: list[str]
     strata = evaluation_tables.strata_table(data, [ks[0]])
     if strata.shown.height:
         more_solved.append(strata)
+    more_solved += [learning_report(learned)] if data.config is not None else []
+    more_solved += resolution_tables(data, ks[0])
 
     sections = []
     if data.config is not None:
         sections.append(Section(name="summary", title="Summary", tables=[summary_table(data)]))
     sections += [
-        Section(name="passk", title="Pass@k", figures=of("pass_at_k"), tables=solved, folded=more_solved),
+        Section(name="passk", title="Pass@k", figures=of("pass_at_k", "learning"), tables=solved, folded=more_solved),
         Section(name="votes", title="Votes", tables=[evaluation_tables.votes_table(data, ks)]),
+        Section(
+            name="selectors",
+            title="Answers without gold",
+            figures=of("selectors"),
+            tables=[selectors_report(chosen)],
+        ),
         Section(
             name="rescue",
             title="Rescue",
             figures=of("rescue"),
             tables=[training_tables.rescue_table(data, hints)],
+            folded=_read(lambda: teaching_tables(data), [], data, warnings),
             further=rescues_html(rescues, num_rescued, SEED),
         ),
     ]
     if team:
         overlap = [evaluation_tables.overlap_table(data)]
-        sections.append(Section(name="overlap", title="Error overlap", figures=of("overlap"), tables=overlap))
+        changes = [overlap_change_report(data)] if data.config is not None else []
+        section = Section(name="overlap", title="Error overlap", figures=of("overlap"), tables=overlap, folded=changes)
+        sections.append(section)
     all_curves = [training_tables.curves_table(data, curves)]
     sections.append(Section(name="training", title="Training", figures=of("rewards", "training"), folded=all_curves))
     return sections

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.benchmarks import analysis_scale, array_scale, controller_cpu, interval_coverage
+from tests.benchmarks import analysis_scale, array_scale, controller_cpu, interval_coverage, team_coverage
 from tests.benchmarks.measure import report
 from tests.benchmarks.simulated_run import make_run
 from tests.support.cluster import DevCluster
@@ -73,3 +73,10 @@ def test_coverage_of_intervals() -> None:
     figures = interval_coverage.coverage(2, seed=1, population=2000)
     assert len(figures) >= 25
     assert all(0 <= figure["covered_percent"] <= 100 for figure in figures.values())
+
+
+def test_coverage_of_intervals_of_teams() -> None:
+    """As above. `tests/unit/analysis/test_power.py` runs the benchmark `power` at a small size."""
+    figures = team_coverage.coverage(2, seed=1, population=4000)
+    assert len(figures) >= 20
+    assert all(figure["no_interval_percent"] == 0 for figure in figures.values())

@@ -14,11 +14,15 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from PIL import Image
 
+from analysis.counts.completions import COMPLETIONS
 from analysis.counts.load import RunData
 from analysis.metrics.arms import arms_of, arms_table
 from analysis.metrics.curves import CURVES
+from analysis.metrics.learning import learning_table
+from analysis.metrics.selectors import selector_table
 from analysis.report import figures, plots
 from analysis.report.figures import ReportFigure, arms_figure, report_figures
+from analysis.report.further_figures import learning_figure, selectors_figure
 from tests.support.analysis_data import config, counts_frame, rescue_counts
 
 LONG = (
@@ -236,3 +240,41 @@ def test_files(of_two: dict[str, ReportFigure], tmp_path: Path) -> None:
         first, second = ((tmp_path / folder / path).read_bytes() for folder in ("a", "b"))
         assert first == second, f"{suffix}: the second file has other bytes"
     assert dict(matplotlib.rcParams) == settings, "a figure changed global settings"
+
+
+# --- selectors and learning curves ---------------------------------------------------------------
+
+
+def test_selectors_are_at_their_tokens_and_learning_curves_at_their_iterations() -> None:
+    def completion(model: str, problem: int, sample: int) -> tuple[Any, ...]:
+        right = (problem + sample + (model == "bob")) % 3 == 0
+        return model, f"p{problem}", sample, "2" if right else "3", right, 10 + sample, -0.1 * sample, None
+
+    rows = [completion(m, p, s) for m in ("ada", "bob") for p in range(12) for s in range(4)]
+    table = selector_table(pl.DataFrame(rows, schema=COMPLETIONS, orient="row"), ks=[1, 2], models=["ada", "bob"])
+    points = selectors_figure(table).points
+    assert set(points["series"]) == {
+        "oracle",
+        "majority",
+        "confidence",
+        "first agree",
+        "gated ada > bob",
+        "gated bob > ada",
+    }
+    assert only(points, series="oracle", k=2)["tokens"] == pytest.approx(4 * 11.5)
+    for name, label in (("majority", "majority"), ("gated", "gated bob > ada")):
+        row = table.filter(selector=name, figure="accuracy", k=2).filter(pl.col("model").is_in(["team", "bob > ada"]))
+        assert only(points, series=label, k=2)["estimate"] == row["estimate"][0]
+    axes = drawn(selectors_figure(table)).axes[0]
+    shown = {tuple(np.round(line.get_xydata()[-1], 6)) for line in axes.get_lines() if len(line.get_xydata())}
+    best = only(points, series="oracle", k=2)
+    assert (round(best["tokens"], 6), round(100 * best["estimate"], 6)) in shown
+
+    frame = learning_table([run_data(("ada", "bob"), iterations=(0, 2, 5))], ks=[1, 2])
+    figure = learning_figure(frame)
+    assert set(figure.points["k"]) == {1}
+    assert figure.points.filter(model="team")["iteration"].to_list() == [0, 2, 5]
+    lines = {line.get_label(): line.get_xydata() for line in drawn(figure).axes[0].get_lines()}
+    expected = frame.filter(figure="level", measure="team_pass", k=1)["estimate"] * 100
+    assert lines["team"][:, 1] == pytest.approx(expected.to_numpy())
+    assert learning_figure(frame.filter(iteration=0)).points.height == 0

@@ -42,12 +42,12 @@ def test_the_page_needs_no_other_file(out: Path) -> None:
         a["content"] for tag, a in parsed.tags if tag == "meta" and a.get("http-equiv") == "Content-Security-Policy"
     ]
     assert policy == "default-src 'none'; style-src 'unsafe-inline'; img-src data:"
-    assert sum(tag == "img" for tag, _ in parsed.tags) == 5  # the run has no recorded times
+    assert sum(tag == "img" for tag, _ in parsed.tags) == 7  # the run has no recorded times
     anchors = {a["id"] for _, a in parsed.tags if "id" in a}
     assert (
         {(a["href"] or "")[1:] for tag, a in parsed.tags if tag == "a"}
         == anchors
-        == {"summary", "passk", "votes", "rescue", "overlap", "training", "time", "run"}
+        == {"summary", "passk", "votes", "selectors", "rescue", "overlap", "training", "time", "run"}
     )
 
 

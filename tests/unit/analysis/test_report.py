@@ -43,7 +43,8 @@ from tests.support.report_data import AFTER, BEFORE, full_run, step
 
 TABLES = ["summary", "pass", "gain", "reliability", "votes", "rescue", "overlap", "curves", "cost", "rows"]
 TABLES += ["time_iterations", "time_waited", "time_speed"]
-FIGURES = ["pass_at_k", "overlap", "rescue", "rewards", "training"]
+TABLES += ["selectors", "learning", "hints", "teaching", "overlap_change", "resolution"]
+FIGURES = ["pass_at_k", "overlap", "rescue", "rewards", "training", "selectors", "learning"]
 
 
 @pytest.fixture
