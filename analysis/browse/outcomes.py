@@ -78,7 +78,7 @@ OUTCOMES = pl.Schema(
 
 
 def outcomes_of(runs: Sequence[RunData], problems: Sequence[pl.DataFrame]) -> list[pl.DataFrame]:
-    """The outcomes of each run (`OUTCOMES`), ordered by split, iteration, problem and model.
+    """The outcomes of each run (`OUTCOMES`), in no particular order.
 
     Args:
         runs: the runs, for instance all seeds of a sweep.
@@ -88,7 +88,7 @@ def outcomes_of(runs: Sequence[RunData], problems: Sequence[pl.DataFrame]) -> li
     numbers = [_numbers(data.counts) for data in runs]
     differing = _differing(numbers, problems)
     return [
-        _with_flags(frame, known, differing).sort("split", "iteration", "problem_id", "model").select(list(OUTCOMES))
+        _with_flags(frame, known, differing).select(list(OUTCOMES))
         for frame, known in zip(numbers, problems, strict=True)
     ]
 
@@ -122,19 +122,30 @@ def _differing(numbers: Sequence[pl.DataFrame], problems: Sequence[pl.DataFrame]
 
 
 def _with_flags(frame: pl.DataFrame, problems: pl.DataFrame, differing: pl.DataFrame) -> pl.DataFrame:
-    problem = ["split", "iteration", "problem_id"]
-    frame = frame.sort("split", "model", "problem_id", "iteration")
     sampled, solved = pl.col("n") > 0, pl.col("c") > 0
-    before = pl.col("solved").shift(1).over("split", "model", "problem_id")
-    frame = frame.with_columns(solved=solved).with_columns(
-        before=before, num_solvers=pl.col("solved").sum().over(problem)
+    # Sorting and grouping numbers is faster than sorting and grouping texts.
+    codes = ["split_code", "model_code", "problem_code"]
+    texts = zip(codes, ("split", "model", "problem_id"), strict=True)
+    frame = frame.with_columns(
+        solved.alias("solved"), *(pl.col(n).cast(pl.Categorical).to_physical().alias(code) for code, n in texts)
+    ).sort(*codes, "iteration")
+    # The row above is the last earlier one of the same model and problem, if it is of these.
+    same = pl.all_horizontal(pl.col(code) == pl.col(code).shift(1) for code in codes)
+    problem = ["split_code", "iteration", "problem_code"]
+    frame = frame.with_columns(
+        before=pl.when(same).then(pl.col("solved").shift(1)),
+        num_solvers=pl.col("solved").sum().over(problem),
+        num_models=pl.len().over(problem),
     )
-    differ = _same_problems(frame, problems).join(differing, on=_SHARED, how="semi").select(_ROW)
-    frame = frame.join(differ.with_columns(runs_differ=pl.lit(True)), on=_ROW, how="left", maintain_order="left")
+    rows = (
+        _same_problems(frame, problems).join(differing, on=_SHARED, how="semi") if differing.height else frame.clear()
+    )
+    differ = rows.select(_ROW).with_columns(runs_differ=pl.lit(True))
+    frame = frame.join(differ, on=_ROW, how="left", maintain_order="left")
     by_name = {
         "all_fail": pl.col("num_solvers") == 0,
         "fails": sampled & ~solved,
-        "only": solved & (pl.col("num_solvers") == 1) & (pl.col("model").n_unique().over(problem) > 1),
+        "only": solved & (pl.col("num_solvers") == 1) & (pl.col("num_models") > 1),
         "rescued": ~solved & (pl.col("hinted_c") > 0),
         "harmed": (pl.col("hinted_n") > 0) & (pl.col("hinted_c") == 0) & (solved | (pl.col("control_c") > 0)),
         "gained": solved & ~pl.col("before"),
