@@ -55,7 +55,14 @@ def page_html(title: str) -> str:
     return re.sub(r"@([A-Z]+)@", lambda match: values[match[1]], text)
 
 
-def export(content: Content, out: Path, *, title: str, num_completions: int = DEFAULT_COMPLETIONS) -> Exported:
+def export(
+    content: Content,
+    out: Path,
+    *,
+    title: str,
+    num_completions: int = DEFAULT_COMPLETIONS,
+    always: Sequence[tuple[Block, str]] = (),
+) -> Exported:
     """Write the page and its data files. An earlier page in the folder is replaced.
 
     Args:
@@ -63,6 +70,7 @@ def export(content: Content, out: Path, *, title: str, num_completions: int = DE
         out: the folder; it is created if it does not exist.
         title: the title of the page.
         num_completions: about how many completions get their texts.
+        always: problems that get their texts in any event.
 
     Raises:
         InputError: the folder cannot be written.
@@ -76,7 +84,7 @@ def export(content: Content, out: Path, *, title: str, num_completions: int = DE
             path.unlink()
     sizes = {block: content.sizes(block) for block in content.blocks}
     total = sum(frame.height for frame in sizes.values())
-    chosen = choose(content, num_completions)
+    chosen = choose(content, num_completions, always)
     for block in content.blocks:
         _write(data, f"b{block.name}", content.block(block, _write_details(content, data, block, chosen[block])))
     for run, split in dict.fromkeys((block.run, block.split) for block in content.blocks):
@@ -93,7 +101,9 @@ def _write(folder: Path, name: str, content: object) -> None:
     (folder / f"{name}.js").write_bytes(data_file(name, content))
 
 
-def choose(content: Content, num_completions: int) -> dict[Block, dict[str, int]]:
+def choose(
+    content: Content, num_completions: int, always: Sequence[tuple[Block, str]] = ()
+) -> dict[Block, dict[str, int]]:
     """Choose the problems whose texts are written.
 
     Blocks and flags take turns, and the latest iterations come first, so a small number still has
@@ -109,7 +119,11 @@ def choose(content: Content, num_completions: int) -> dict[Block, dict[str, int]
         masks = [(sizes["flags"].to_numpy() & bit) > 0 for bit in BIT.values()]
         rows = [sizes.filter(mask) for mask in masks] + [sizes]
         queues += [(block, frame.select("problem_id", "num_completions").iter_rows()) for frame in rows]
-    num = 0
+    for block, problem in always:
+        chosen[block] |= dict(
+            content.sizes(block).filter(problem_id=problem).select("problem_id", "num_completions").iter_rows()
+        )
+    num = sum(size for problems in chosen.values() for size in problems.values())
     while queues:
         for queue in list(queues):
             block, rest = queue

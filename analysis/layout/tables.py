@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 import re
 from collections import Counter
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import KW_ONLY, dataclass, field
 from string import ascii_lowercase
 
@@ -47,6 +47,7 @@ class ReportTable:
     _: KW_ONLY
     best: Collection[tuple[int, str]] = ()  # (row, column) of the best cells of `shown`
     starts: Collection[int] = ()  # rows of `shown` that begin a group
+    links: Mapping[int, str] = field(default_factory=dict)  # row of `shown` -> address of a page about it
 
 
 def percent(estimate: float | None, low: float | None, high: float | None, *, signed: bool = False) -> str:

@@ -16,6 +16,8 @@ import polars as pl
 
 from analysis.layout.formats import to_html
 from analysis.layout.tables import ReportTable
+from analysis.report.links import address
+from core_hpc.problems.splits import TRAIN
 
 _STYLE = """
 :root { color-scheme: light; }
@@ -147,8 +149,10 @@ def rescues_html(rescues: pl.DataFrame, num_cases: int, seed: int) -> str:
             f"<div><h4>{name}{'' if answer is None else f': {answer}'}</h4><pre>{content}</pre></div>"
             for name, content, answer in columns
         )
+        view = address(split=TRAIN, iteration=row["iteration"], problem=row["problem_id"])
+        link = f'<a href="{html.escape(view)}">{text["problem_id"]}</a>'
         case = (
-            f"<strong>{text['model']}</strong>, iteration {text['iteration']}, problem {text['problem_id']}; "
+            f"<strong>{text['model']}</strong>, iteration {text['iteration']}, problem {link}; "
             f"gold answer: {text['gold']}"
         )
         cards.append(

@@ -6,6 +6,7 @@ output is `ReportTable`s, and for each run the files of `write_reports`:
     report.html  report.md         the whole report; report.html is one file that needs no network
     tables/NAME.csv .json .md .tex
     figures/NAME.pdf .svg .png .csv
+    browse/index.html              what the models wrote; the rows of tables link to it
 
 For several runs, it also writes an index.html with links to their reports, and
 runs.csv .json .md .tex.
@@ -18,6 +19,7 @@ page in `report/page.py`.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TypeVar
 
@@ -29,7 +31,7 @@ from analysis.layout.formats import table_text, to_markdown
 from analysis.layout.tables import ReportTable
 from analysis.metrics.curves import CURVES, curves_table
 from analysis.metrics.passk import default_ks
-from analysis.report import evaluation_tables, figures, training_tables
+from analysis.report import evaluation_tables, figures, links, training_tables
 from analysis.report.facts import configuration_text, facts_of
 from analysis.report.page import Section, facts_html, folded_html, page, rescues_html
 from analysis.report.samples import RESCUES, sample_rescues
@@ -156,6 +158,7 @@ def write_report(data: RunData, out: Path, ks: Sequence[int] | None = None) -> P
     times = _read(lambda: times_of(data.path), RunTimes((), None), data, warnings)
     sections = [*_results(data, _ks(data, ks), out / "figures", warnings), *_time_section(data, times, out / "figures")]
     sections.append(_run_section(data, cost, facts))
+    sections = _with_links(data, sections, out, warnings)
     (out / "report.md").write_text(_markdown(data, lead, warnings, sections, facts), encoding="utf-8")
     path.write_text(page(data.name, lead, warnings, sections), encoding="utf-8")
     for section in sections:
@@ -228,6 +231,41 @@ def _results(data: RunData, ks: Sequence[int], folder: Path, warnings: list[str]
     all_curves = [training_tables.curves_table(data, curves)]
     sections.append(Section(name="training", title="Training", figures=of("rewards", "training"), folded=all_curves))
     return sections
+
+
+def _with_links(data: RunData, sections: list[Section], out: Path, warnings: list[str]) -> list[Section]:
+    """The sections, whose rows link to the page to read what the models wrote. Writes this page."""
+    if not data.counts.height:
+        return sections
+
+    def write() -> bool:
+        links.write_page(data, sample_rescues(data)[0], out)
+        return True
+
+    if not _read(write, False, data, warnings):
+        return sections
+    about = {
+        "summary",
+        "pass",
+        "gain",
+        "reliability",
+        "teams",
+        "strata",
+        "votes",
+        "rescue",
+        "overlap",
+        "curves",
+        "rows",
+    }
+
+    def linked(tables: list[ReportTable]) -> list[ReportTable]:
+        return [links.linked(table, data) if table.name in about else table for table in tables]
+
+    page = [("Read what the models wrote, problem by problem", links.address())]
+    return [
+        replace(section, tables=linked(section.tables), folded=linked(section.folded), links=page if i == 0 else [])
+        for i, section in enumerate(sections)
+    ]
 
 
 def _time_section(data: RunData, times: RunTimes, folder: Path) -> list[Section]:
