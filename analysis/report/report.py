@@ -35,7 +35,7 @@ from analysis.report import evaluation_tables, figures, links, training_tables
 from analysis.report.facts import configuration_text, facts_of
 from analysis.report.page import Section, facts_html, folded_html, page, rescues_html
 from analysis.report.samples import RESCUES, sample_rescues
-from analysis.report.summary import headline_table, summary_table
+from analysis.report.summary import MUCH_USELESS, headline_table, summary_table
 from analysis.stats.intervals import FEW_PROBLEMS, SEED
 from analysis.timing.account import RunTimes, times_of
 from analysis.timing.cost import COST_TABLE, Cost, cost_of
@@ -45,7 +45,6 @@ from core_hpc.store.schema import EVALUATE, PHASES, RESCUE, UPDATE
 from core_hpc.store.shards import published_keys
 
 _ENDS = {"csv": "csv", "json": "json", "markdown": "md", "latex": "tex"}
-_MUCH_TRUNCATED = 0.1
 
 T = TypeVar("T")
 
@@ -75,14 +74,17 @@ def _ks(data: RunData, ks: Sequence[int] | None) -> list[int]:
 def warnings_of(data: RunData) -> list[str]:
     """Messages that a reader of the tables needs to know."""
     found = [*_unfinished(data), *evaluation_tables.missing(data)]
-    total, timeouts, truncated = (int(data.counts[c].sum()) for c in ("n", "num_timeout", "num_truncated"))
+    columns = ("n", "num_timeout", "num_truncated", "num_no_answer")
+    total, timeouts, truncated, unanswered = (int(data.counts[c].sum()) for c in columns)
     if timeouts:
         found.append(
             f"verification of {timeouts} of {total} completions timed out; "
             "they count as not correct in every denominator"
         )
-    if truncated > _MUCH_TRUNCATED * total:
+    if truncated > MUCH_USELESS * total:
         found.append(f"{truncated} of {total} completions were cut at the token limit")
+    if unanswered > MUCH_USELESS * total:
+        found.append(f"no answer was found in {unanswered} of {total} completions")
     for iteration in evaluation_tables.evaluations(data):
         p = panel(data.counts, models=data.models, phase=EVALUATE, iteration=iteration)
         if p.note:

@@ -20,6 +20,10 @@ from analysis.report.training_tables import rescue_cell
 from analysis.stats.intervals import ESTIMATE_COLUMNS, FEW_PROBLEMS, METHOD_NOTE
 from core_hpc.store.schema import EVALUATE
 
+MUCH_USELESS = 0.1
+"""Share of truncated or of unanswered completions above which there is a warning."""
+_USELESS = {"num_truncated": "cut at the token limit", "num_no_answer": "without an answer"}
+
 
 def summary_table(data: RunData) -> ReportTable:
     """Pass@k before and after training, rescue rates and error overlap of a run, in percent."""
@@ -37,7 +41,7 @@ def summary_table(data: RunData) -> ReportTable:
             shown.append([passk.TEAM, measure, *_levels(scores, passk.TEAM_PASS, passk.TEAM, depth)])
         shown += _rescue_rows(rescues, None)
         shown += _overlap_rows(data)
-    notes = [*missing(data), METHOD_NOTE]
+    notes = [*missing(data), METHOD_NOTE, *_useless_notes(data)]
     num_problems = scores["num_problems"].max() if scores.height else 0
     if isinstance(num_problems, int) and 0 < num_problems < FEW_PROBLEMS:
         notes.append(
@@ -51,6 +55,21 @@ def summary_table(data: RunData) -> ReportTable:
     starts = group_starts([row[0] for row in shown])
     title = f"{data.name}: held-out problems and rescues (percent)"
     return ReportTable("summary", title, scores, table, notes, starts=starts)
+
+
+def _useless_notes(data: RunData) -> list[str]:
+    """The shares of truncated and of unanswered completions in the latest evaluation, by model."""
+    latest = next((i for i in reversed(passk.before_and_after(data.counts, data.models)) if i is not None), None)
+    rows = data.counts.filter(pl.col("phase") == EVALUATE, pl.col("iteration") == pl.lit(latest, pl.Int32))
+    sums = {row["model"]: row for row in rows.group_by("model").agg(pl.col("n", *_USELESS).sum()).iter_rows(named=True)}
+    notes = []
+    for column, what in _USELESS.items():
+        shares = {model: sums[model][column] / sums[model]["n"] for model in data.models if model in sums}
+        if shares:
+            by_model = ", ".join(f"{model} {100 * share:.1f}" for model, share in shares.items())
+            warning = "WARNING: " if max(shares.values()) > MUCH_USELESS else ""
+            notes.append(f"{warning}{what} in the latest evaluation (percent): {by_model}")
+    return notes
 
 
 def _levels(scores: pl.DataFrame, measure: str, model: str, k: int) -> list[str]:

@@ -41,6 +41,7 @@ class RunTracker:
 
         self._run = run
         self._tasks = run.graph().tasks()
+        self._published: set[TaskKey] = set()
         for old in run.paths.tensorboard.glob("*/events.out.tfevents.*"):
             old.unlink()
         names = (*(m.name for m in run.config.team), TEAM)
@@ -54,6 +55,7 @@ class RunTracker:
 
     def task_published(self, key: TaskKey, published: set[TaskKey]) -> None:
         """Write the points that this task completes."""
+        self._published = published
         manifest = manifests.read_manifest(self._run.paths.task_manifest(key))
         time_s = manifest.writer["time"]
         self._times.append(task_time(key, manifest))
@@ -90,8 +92,14 @@ class RunTracker:
     # --- points ----------------------------------------------------------------------------------
 
     def _alike(self, key: TaskKey) -> list[TaskKey]:
-        """All tasks of the same phase and iteration."""
-        return [k for k in self._tasks if (k.phase, k.iteration) == (key.phase, key.iteration)]
+        """All tasks of the same phase and iteration.
+
+        An evaluation after what was once the last iteration is not a task of a longer run. Its points stay.
+        """
+        alike = [k for k in self._tasks if (k.phase, k.iteration) == (key.phase, key.iteration)]
+        if alike:
+            return alike
+        return sorted(k for k in self._published if (k.phase, k.iteration) == (key.phase, key.iteration))
 
     def _write_speed(self, key: TaskKey, manifest: manifests.Manifest) -> None:
         stats, time_s = manifest.stats, manifest.writer["time"]
@@ -137,6 +145,11 @@ class RunTracker:
     def _write_evaluation(self, key: TaskKey, time_s: float) -> None:
         rows = shards.read_tasks(self._run.root, self._alike(key), ROLLOUTS, columns=ROW_COLUMNS)
         counts = count_rows(rows, source=str(self._run.root))
+        for model in (*(m.name for m in self._run.config.team), TEAM):
+            own = counts if model == TEAM else counts.filter(pl.col("model") == model)
+            for name in ("truncated", "no_answer"):
+                share = own[f"num_{name}"].sum() / max(own["n"].sum(), 1)
+                self._scalar(model, f"evaluation/{name}_share", share, key.iteration, time_s)
         table = pass_at_k_table(counts, ks=self._ks(), models=[m.name for m in self._run.config.team], teams=[])
         shown = table.filter(pl.col("estimate").is_not_null(), ~pl.col("measure").is_in([FIRST, PASS_HAT]))
         for row in shown.iter_rows(named=True):
@@ -201,7 +214,7 @@ class Tracking:
     def _tracker(self, progress: RunProgress) -> RunTracker:
         if progress.run.run_id not in self._trackers:
             tracker = self._trackers[progress.run.run_id] = RunTracker(progress.run)
-            for key in sorted(progress.published & set(progress.graph.tasks())):
+            for key in sorted(progress.published):
                 tracker.task_published(key, progress.published)
         return self._trackers[progress.run.run_id]
 
