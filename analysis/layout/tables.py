@@ -123,8 +123,11 @@ def note_marks(notes: Sequence[str]) -> tuple[list[str], list[str]]:
 
     >>> note_marks(["few; short", "few", "few; short", "few", "none"])
     (['a', '', 'a', '', 'b'], ['4 of 5 rows: few', 'a: short', 'b: none'])
+    >>> note_marks(["few; few", "few", ""])
+    (['', '', ''], ['2 of 3 rows: few'])
     """
-    per_row = [[part for part in note.split("; ") if part] for note in notes]
+    # A row that has a note twice, for two of its estimates, counts once.
+    per_row = [list(dict.fromkeys(part for part in note.split("; ") if part)) for note in notes]
     num = Counter(part for parts in per_row for part in parts)
     common = [part for part, n in num.items() if 2 * n > len(notes)]
     letters = {part: _letter(i) for i, part in enumerate(part for part in num if part not in common)}

@@ -25,7 +25,9 @@ from core_hpc.store.schema import GENERATION_PHASES
 FOLDER = "browse"
 NUM_COMPLETIONS = 2000
 """About how many completions have their texts in the page of a report. `browse` writes more."""
-_TRAINING = ("rescue", "rescue_rates", "curves")
+_TRAINING = ("rescue", "rescue_summary", "curves")
+LINKED = {*_TRAINING, "summary", "pass", "gain", "reliability", "teams", "strata", "votes", "overlap", "rows"}
+"""Names of the tables whose rows are about problems."""
 
 
 def address(**values: object) -> str:
@@ -70,6 +72,8 @@ def _of_row(name: str, row: Mapping[str, str], data: RunData) -> str:
     if name == "rescue":
         student = _after_arrow(cells, data)
         chosen = [f"rescued:{student}" if student else "rescued"]
+    elif name == "rescue_summary":
+        chosen = [f"rescued:{model}" for model in named] or ["rescued"]
     elif name in _TRAINING or phase:
         chosen = []
     elif row.get("measure", "").startswith("only ") and len(named) == 2:

@@ -35,7 +35,7 @@ from analysis.report import evaluation_tables, figures, links, training_tables
 from analysis.report.facts import configuration_text, facts_of
 from analysis.report.page import Section, facts_html, folded_html, page, rescues_html
 from analysis.report.samples import RESCUES, sample_rescues
-from analysis.report.summary import MUCH_USELESS, headline_table, summary_table
+from analysis.report.summary import MUCH_USELESS, headline_table, key_numbers, summary_tables
 from analysis.stats.intervals import FEW_PROBLEMS, SEED
 from analysis.timing.account import RunTimes, times_of
 from analysis.timing.cost import COST_TABLE, Cost, cost_of
@@ -162,7 +162,8 @@ def write_report(data: RunData, out: Path, ks: Sequence[int] | None = None) -> P
     sections.append(_run_section(data, cost, facts))
     sections = _with_links(data, sections, out, warnings)
     (out / "report.md").write_text(_markdown(data, lead, warnings, sections, facts), encoding="utf-8")
-    path.write_text(page(data.name, lead, warnings, sections), encoding="utf-8")
+    keys = key_numbers([table for section in sections if section.name == "summary" for table in section.tables])
+    path.write_text(page(data.name, lead, warnings, sections, keys=keys), encoding="utf-8")
     for section in sections:
         for table in (*section.tables, *section.folded):
             write_table(table, out / "tables")
@@ -215,7 +216,7 @@ def _results(data: RunData, ks: Sequence[int], folder: Path, warnings: list[str]
 
     sections = []
     if data.config is not None:
-        sections.append(Section(name="summary", title="Summary", tables=[summary_table(data)]))
+        sections.append(Section(name="summary", title="Summary", tables=summary_tables(data)))
     sections += [
         Section(name="passk", title="Pass@k", figures=of("pass_at_k"), tables=solved, folded=more_solved),
         Section(name="votes", title="Votes", tables=[evaluation_tables.votes_table(data, ks)]),
@@ -246,22 +247,9 @@ def _with_links(data: RunData, sections: list[Section], out: Path, warnings: lis
 
     if not _read(write, False, data, warnings):
         return sections
-    about = {
-        "summary",
-        "pass",
-        "gain",
-        "reliability",
-        "teams",
-        "strata",
-        "votes",
-        "rescue",
-        "overlap",
-        "curves",
-        "rows",
-    }
 
     def linked(tables: list[ReportTable]) -> list[ReportTable]:
-        return [links.linked(table, data) if table.name in about else table for table in tables]
+        return [links.linked(table, data) if table.name in links.LINKED else table for table in tables]
 
     page = [("Read what the models wrote, problem by problem", links.address())]
     return [
