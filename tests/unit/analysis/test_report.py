@@ -41,7 +41,19 @@ from tests.support.analysis_data import (
 from tests.support.parsing import Page
 from tests.support.report_data import AFTER, BEFORE, full_run, step
 
-TABLES = ["summary", "pass", "gain", "reliability", "votes", "rescue", "overlap", "curves", "cost", "rows"]
+TABLES = [
+    "summary",
+    "rescue_summary",
+    "pass",
+    "gain",
+    "reliability",
+    "votes",
+    "rescue",
+    "overlap",
+    "curves",
+    "cost",
+    "rows",
+]
 TABLES += ["time_iterations", "time_waited", "time_speed"]
 FIGURES = ["pass_at_k", "overlap", "rescue", "rewards", "training"]
 
@@ -279,7 +291,7 @@ def test_strata_of_attributes_with_several_values() -> None:
 def test_report_writes_every_table_and_figure(tmp_path: Path) -> None:
     data, out = load_run(full_run(tmp_path / "run")), tmp_path / "out"
     assert write_report(data, out, [1, 8]) == out / "report.html"
-    assert {p.name for p in out.iterdir()} == {"report.md", "report.html", "tables", "figures"}
+    assert {p.name for p in out.iterdir()} == {"report.md", "report.html", "tables", "figures", "browse"}
     assert {p.name for p in (out / "tables").iterdir()} == {
         f"{n}.{end}" for n in TABLES for end in ("csv", "json", "md", "tex")
     }
