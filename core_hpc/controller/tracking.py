@@ -33,6 +33,31 @@ FINAL = "final"
 """Group of the last evaluation's figures. TensorBoard shows them beside the hyper-parameters."""
 
 
+GROUPS = {
+    "1_evaluation": ("evaluation",),
+    "2_learning": ("correct", "loss", "policy"),
+    "3_rescue": ("rescue",),
+    "4_reward": ("reward", "advantage", "explore"),
+    "5_health": ("length", "mismatch"),
+    "6_time": ("time", "waited_s", "speed", "seconds"),
+}
+"""Groups of curves, in the order in which a reader needs them. TensorBoard sorts groups by their names."""
+_GROUP_OF = {first: group for group, firsts in GROUPS.items() for first in firsts}
+
+
+def tag_of(measure: str) -> str:
+    """The tag of a curve: its measure in its group.
+
+    >>> tag_of("evaluation/pass/k1"), tag_of("loss/kl"), tag_of("seconds_cold/load")
+    ('1_evaluation/pass/k1', '2_learning/loss/kl', '6_time/seconds_cold/load')
+    """
+    first, _, rest = measure.partition("/")
+    group = _GROUP_OF.get(first.split("_")[0] if first.startswith("seconds_") else first)
+    if group is None:
+        return measure
+    return f"{group}/{rest}" if group.partition("_")[2] == first else f"{group}/{measure}"
+
+
 class RunTracker:
     """Writes the event files of one run."""
 
@@ -182,8 +207,10 @@ class RunTracker:
         """Write the points of one step as one event: ten times cheaper than an event per point."""
         from tensorboard.compat.proto.summary_pb2 import Summary
 
-        known = {tag: float(value) for tag, value in values.items() if value is not None and not math.isnan(value)}
-        points = [Summary.Value(tag=tag, simple_value=value) for tag, value in known.items()]
+        known = {
+            measure: float(value) for measure, value in values.items() if value is not None and not math.isnan(value)
+        }
+        points = [Summary.Value(tag=tag_of(measure), simple_value=value) for measure, value in known.items()]
         if points:
             self._emit(model, Summary(value=points), step, time_s)
 

@@ -61,7 +61,7 @@ def test_the_evaluation_after_what_was_the_last_iteration_keeps_its_point(tmp_pa
     for key in sorted(published):
         tracker.task_published(key, published)
     tracker.close(finished=False)
-    assert points(run, "m0", "evaluation/pass/k1") == {0: 0.0, 2: 1.0}
+    assert points(run, "m0", "1_evaluation/pass/k1") == {0: 0.0, 2: 1.0}
 
 
 def test_useless_completions_have_curves(tmp_path: Path) -> None:
@@ -76,4 +76,4 @@ def test_useless_completions_have_curves(tmp_path: Path) -> None:
     tracker.close(finished=False)
     for model in ("m0", TEAM):
         for name in ("truncated", "no_answer"):
-            assert points(run, model, f"evaluation/{name}_share") == {0: 1 / len(keys)}
+            assert points(run, model, f"1_evaluation/{name}_share") == {0: 1 / len(keys)}
