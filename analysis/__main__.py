@@ -13,6 +13,7 @@ if __name__ == "__main__":
 
 import argparse
 import os
+import socket
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
@@ -21,8 +22,12 @@ from pathlib import Path
 import polars as pl
 from rich.console import Console
 
+from analysis.browse.content import Content
+from analysis.browse.export import DEFAULT_COMPLETIONS, export
+from analysis.browse.server import HOST, BrowseServer
+from analysis.browse.terminal import show
 from analysis.counts.load import RunData, load_hints, load_runs
-from analysis.exchange.folder import EXPORT_PHASES, FORMS, export_predictions, import_predictions
+from analysis.exchange.folder import EXPORT_PHASES, FORMS, export_predictions, import_predictions, one_run
 from analysis.exchange.lines import PER_COMPLETION
 from analysis.exchange.rescore import rescore, rescore_report
 from analysis.layout.formats import FORMATS, table_text
@@ -127,6 +132,7 @@ def build_parser(prog: str = PROG) -> argparse.ArgumentParser:
             sub.add_argument("--by", choices=STRATA, help="one table per value of this attribute of the problems")
     _add_comparisons(command)
     _add_designs(command)
+    _add_reading(command)
     sub = command("time", "the time of each iteration by what it was spent on, with a lower bound")
     _add_folders(sub)
     _add_interchange(command)
@@ -180,6 +186,24 @@ def _add_designs(command: Callable[[str, str], argparse.ArgumentParser]) -> None
     add_plan_options(sub)
     _add_lenient(sub)
     _add_format(sub)
+
+
+def _add_reading(command: Callable[[str, str], argparse.ArgumentParser]) -> None:
+    sub = command("browse", "a local web page to filter problems and to read what the models wrote")
+    _add_folders(sub)
+    text = "write the page to this folder, to open it from disk; default: serve it from this machine until Ctrl-C"
+    sub.add_argument("--out", type=Path, metavar="DIR", help=text)
+    text = "with --out: about how many completions get their texts; default: %(default)s"
+    sub.add_argument("--completions", type=_positive, default=DEFAULT_COMPLETIONS, metavar="N", help=text)
+    sub.add_argument("--port", type=int, default=0, help="without --out: port of the page; default: a free one")
+    _add_lenient(sub)
+    sub = command("show", "print what is stored about one problem: question, completions, hint, rewards")
+    sub.add_argument("run", type=Path, metavar="RUN", help="run folder")
+    sub.add_argument("--problem", required=True, metavar="ID", help="id of the problem, or a part of it that is unique")
+    text = "default: the latest that has the problem"
+    sub.add_argument("--iteration", type=int, metavar="I", help=text)
+    sub.add_argument("--colour", action="store_true", help="colour tokens by log-probability")
+    _add_lenient(sub)
 
 
 def _add_interchange(command: Callable[[str, str], argparse.ArgumentParser]) -> None:
@@ -329,6 +353,28 @@ def _print(args: argparse.Namespace, table: ReportTable) -> None:
         sys.stdout.write(table_text(table, args.format))
 
 
+def _browse(args: argparse.Namespace) -> None:
+    runs = _load(args.folders, answers=False, lenient=args.lenient)
+    title = " and ".join(dict.fromkeys(path.resolve().name for path in args.folders))
+    content = Content(runs, title=title)
+    if args.out is not None:
+        written = export(content, args.out, title=title, num_completions=args.completions)
+        print(f"written: {written.page}: {written.num_with_texts} of {written.num_problems} entries with their texts")
+        return
+    with BrowseServer(content, title=title, port=args.port) as server:
+        tunnel = f"ssh -N -L {server.port}:{HOST}:{server.port} {socket.gethostname()}"
+        print(f"open {server.address}\nfrom another machine, first: {tunnel}\nCtrl-C ends the server", flush=True)
+        try:
+            server.serve_forever()
+        except KeyboardInterrupt:
+            print()
+
+
+def _show(args: argparse.Namespace) -> None:
+    (data,) = _load([one_run(args.run)], answers=False, lenient=args.lenient)
+    show(data, args.problem, _console(), iteration=args.iteration, colour=args.colour)
+
+
 def _compare(args: argparse.Namespace) -> None:
     a, b, ks, iterations = _two_sides(args)
     _print(args, compare_report(a, b, ks=ks, iterations=iterations, margin=args.margin))
@@ -407,6 +453,8 @@ def _rescore(args: argparse.Namespace) -> None:
 _COMMANDS: dict[str, Callable[[argparse.Namespace], None]] = {
     **dict.fromkeys(TABLES, _tidy),
     "report": _report,
+    "browse": _browse,
+    "show": _show,
     "compare": _compare,
     "variance": _variance,
     "arms": _arms,

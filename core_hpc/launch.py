@@ -133,6 +133,7 @@ def launch(sweep: Sweep, console: Console, *, verify: bool = False, detached: bo
     """
     cluster = sweep.cluster
     runfolders.check_conflicts(sweep)
+    runfolders.check_iterations(sweep)
     manifests.require_writable(sweep.folder, min_free_gb=MIN_FREE_GB)
     if _uses_slurm(sweep):
         _check_slurm(sweep, console)

@@ -20,7 +20,7 @@ import polars as pl
 
 from analysis.stats.estimators import IntArray
 from core_hpc.common.errors import StoreError
-from core_hpc.store.schema import EVALUATE, RESCUE, TIMEOUT
+from core_hpc.store.schema import EVALUATE, NO_ANSWER, RESCUE, TIMEOUT
 
 NEVER = int(np.iinfo(np.int64).max)
 """Value of `Panel.first` for a problem without a correct completion."""
@@ -33,6 +33,7 @@ FIGURES: dict[str, pl.Expr] = {
     "c": pl.col("correct").sum(),
     "num_timeout": (pl.col("verdict") == TIMEOUT).sum(),
     "num_truncated": (pl.col("finish_reason") == "length").sum(),
+    "num_no_answer": (pl.col("verdict") == NO_ANSWER).sum(),
     "first_correct": pl.when("correct").then("sample_index").min(),
 }
 """The aggregated columns of `COUNTS`, computed over rollout rows with the same `KEYS`."""
@@ -53,6 +54,7 @@ COUNTS = pl.Schema(
         "c": pl.Int64(),  # correct completions
         "num_timeout": pl.Int64(),  # completions whose verification timed out; they may be correct
         "num_truncated": pl.Int64(),  # completions that were cut at the token limit
+        "num_no_answer": pl.Int64(),  # completions in which no answer was found
         "first_correct": pl.Int32(),  # smallest sample index of a correct completion; null: none
     }
 )

@@ -39,13 +39,13 @@ from core_hpc.problems.splits import EVALUATION, split_of
 from core_hpc.runs import provenance
 from core_hpc.runs.folder import list_runs
 from core_hpc.store import manifests
-from core_hpc.store.paths import MANIFEST_SUFFIX, RunPaths, TaskKey
-from core_hpc.store.schema import ATTRIBUTES, COLD, CORRECT, EVALUATE, PROBLEMS, ROLLOUTS
+from core_hpc.store.paths import MANIFEST_SUFFIX, TEAM, RunPaths, TaskKey
+from core_hpc.store.schema import ATTRIBUTES, COLD, CORRECT, EVALUATE, HINT, HINTS, PROBLEMS, RESCUE, ROLLOUTS
 from core_hpc.store.shards import publish_frame, published_keys, read_manifest_table
 
 FORMS = (PER_PROBLEM, PER_COMPLETION)
-EXPORT_PHASES = (EVALUATE, COLD)
-"""Phases that can be exported. The rescue phase is not one: neither form has a field for hints."""
+EXPORT_PHASES = (EVALUATE, COLD, RESCUE)
+"""Phases that can be exported. Lines of the rescue phase have further fields: who saw which hint."""
 
 _EXPORTED = (
     "model",
@@ -60,6 +60,7 @@ _EXPORTED = (
     "finish_reason",
 )
 _OF_PROBLEM = ("answer_kind", "question", *ATTRIBUTES)
+_OF_RESCUE = ("hint_given", "cold_failed", "teacher_model", "teacher_sample_index")
 
 
 def verifier_version() -> dict[str, Any]:
@@ -213,7 +214,9 @@ def export_predictions(
         out: the file to write.
         form: `PER_COMPLETION` contains all fields. `PER_PROBLEM` contains the texts only; an
             import numbers them by position and verifies them again.
-        phase: evaluate or cold (`EXPORT_PHASES`). The import reads evaluate only.
+        phase: one of `EXPORT_PHASES`. The import reads evaluate only. Lines of rescue also have
+            hint_given, cold_failed, teacher_model, teacher_sample_index and hint (what the student
+            could see; null if there is no hint). Only `PER_COMPLETION` has room for them.
         iteration: default: the latest iteration that every model has completions of.
 
     Raises:
@@ -224,6 +227,10 @@ def export_predictions(
         raise InputError(f"export: unknown form {form!r}; use one of {', '.join(FORMS)}")
     if phase not in EXPORT_PHASES:
         raise InputError(f"export: phase {phase!r} cannot be exported; use one of {', '.join(EXPORT_PHASES)}")
+    if phase == RESCUE and form != PER_COMPLETION:
+        raise InputError(
+            f"export: phase {phase} needs one line per completion (--form {PER_COMPLETION}): some saw a hint"
+        )
     run, out = one_run(run), Path(out).resolve()
     if out.is_dir():
         raise InputError(f"{out}: is a folder; give the name of a file as --out")
@@ -232,14 +239,18 @@ def export_predictions(
     problems = _known_problems(run, config, split_of(phase))
     lines = {PER_PROBLEM: _problem_lines, PER_COMPLETION: _completion_lines}[form]
     counts = dict.fromkeys(models, 0)
+    hints_of = {key.part: _hints(run, key) for key in keys} if phase == RESCUE else {}
     manifests.make_folder(out.parent)
     temporary = out.parent / f".{out.name}.{uuid.uuid4().hex[:8]}.tmp"
     try:
         with temporary.open("wb") as f:
             for key in keys:
                 manifest = manifests.read_manifest(RunPaths(run).task_manifest(key))
-                rows = read_manifest_table(manifest, ROLLOUTS, columns=_EXPORTED, checksum=True)
+                columns = (*_EXPORTED, *_OF_RESCUE) if phase == RESCUE else _EXPORTED
+                rows = read_manifest_table(manifest, ROLLOUTS, columns=columns, checksum=True)
                 counts[key.model] += rows.height
+                if phase == RESCUE:
+                    rows = rows.join(hints_of[key.part], on=["model", "problem_id"], how="left", maintain_order="left")
                 frame = lines(rows.sort("problem_id", "sample_index"), problems)
                 frame.with_columns(phase=pl.lit(phase)).write_ndjson(f)
         temporary.replace(out)
@@ -270,6 +281,12 @@ def _keys(run: Path, models: Sequence[str], phase: str, iteration: int | None) -
     return sorted(published[chosen], key=lambda key: (models.index(key.model), key.part))
 
 
+def _hints(run: Path, key: TaskKey) -> pl.DataFrame:
+    """The hints of the part that a task of the rescue phase belongs to."""
+    manifest = manifests.read_manifest(RunPaths(run).task_manifest(TaskKey(key.iteration, HINT, TEAM, key.part)))
+    return read_manifest_table(manifest, HINTS, columns=("model", "problem_id", "hint"), checksum=True)
+
+
 def _known_problems(run: Path, config: RunConfig | None, split: str) -> pl.DataFrame:
     """The problem's fields of a line, except the gold answer; null where unknown."""
     manifest = manifests.read_manifest(RunPaths(run).problems / f"{split}{MANIFEST_SUFFIX}")
@@ -291,6 +308,7 @@ def _completion_lines(rows: pl.DataFrame, problems: pl.DataFrame) -> pl.DataFram
         pl.col("gold").replace("", None),
         pl.col("num_completion_tokens").alias("token_count"),
         (pl.col("finish_reason") == "length").alias("truncated"),
+        *(column for column in (*_OF_RESCUE, "hint") if column in rows.columns),
         *_OF_PROBLEM,
     )
 

@@ -140,6 +140,8 @@ def to_html(table: ReportTable) -> str:
     def cell(row: int, index: int, content: str) -> str:
         value, interval, rest = map(html.escape, parts(content) if numeric[index] else (content, "", ""))
         value = f"<strong>{value}</strong>" if (row, columns[index]) in table.best else value
+        if index == 0 and row in table.links:
+            value = f'<a href="{html.escape(table.links[row])}">{value}</a>'
         return element("td", index, f"{value}{f'<small>{interval}</small>' if interval else ''}{rest}")
 
     lines = ["<table>", f"<caption>{html.escape(table.title)}</caption>"]

@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 import re
 from collections import Counter
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import KW_ONLY, dataclass, field
 from string import ascii_lowercase
 
@@ -47,6 +47,7 @@ class ReportTable:
     _: KW_ONLY
     best: Collection[tuple[int, str]] = ()  # (row, column) of the best cells of `shown`
     starts: Collection[int] = ()  # rows of `shown` that begin a group
+    links: Mapping[int, str] = field(default_factory=dict)  # row of `shown` -> address of a page about it
 
 
 def percent(estimate: float | None, low: float | None, high: float | None, *, signed: bool = False) -> str:
@@ -122,8 +123,11 @@ def note_marks(notes: Sequence[str]) -> tuple[list[str], list[str]]:
 
     >>> note_marks(["few; short", "few", "few; short", "few", "none"])
     (['a', '', 'a', '', 'b'], ['4 of 5 rows: few', 'a: short', 'b: none'])
+    >>> note_marks(["few; few", "few", ""])
+    (['', '', ''], ['2 of 3 rows: few'])
     """
-    per_row = [[part for part in note.split("; ") if part] for note in notes]
+    # A row that has a note twice, for two of its estimates, counts once.
+    per_row = [list(dict.fromkeys(part for part in note.split("; ") if part)) for note in notes]
     num = Counter(part for parts in per_row for part in parts)
     common = [part for part, n in num.items() if 2 * n > len(notes)]
     letters = {part: _letter(i) for i, part in enumerate(part for part in num if part not in common)}

@@ -18,7 +18,7 @@ import polars as pl
 
 from core_hpc.store import manifests
 from core_hpc.store.paths import TEAM, RunPaths, TaskKey
-from core_hpc.store.schema import COLD, RESCUE, REWARD_PARTS, SCORE, SCORES, STEPS, UPDATE
+from core_hpc.store.schema import COLD, NO_ANSWER, RESCUE, REWARD_PARTS, SCORE, SCORES, STEPS, UPDATE
 from core_hpc.store.shards import published_keys, read_manifest_table
 
 CURVES = pl.Schema(
@@ -65,6 +65,7 @@ SCORE_COLUMNS = (
     "model",
     "problem_id",
     "correct",
+    "verdict",
     "cold_failed",
     "hint_given",
     "teacher_model",
@@ -152,6 +153,7 @@ def _score_sums(rows: pl.DataFrame) -> _Sums:
         "length/mean": length,
         "length/max": length,
         "length/truncated_share": pl.col("truncated"),
+        "length/no_answer_share": pl.col("verdict") == NO_ANSWER,
     }
     of_rows = rows.group_by("model").agg(_sum(measure, value) for measure, value in values.items())
     all_zero = (pl.col("explore") == 0).all()

@@ -16,33 +16,56 @@ import polars as pl
 
 from analysis.layout.formats import to_html
 from analysis.layout.tables import ReportTable
+from analysis.report.links import address
+from core_hpc.problems.splits import TRAIN
 
 _STYLE = """
-:root { color-scheme: light; }
-body { font: 15px/1.45 system-ui, sans-serif; color: #1a1a1a; max-width: 68rem; margin: 0 auto; padding: 1.5rem; }
-h1 { font-size: 1.5rem; margin: 0 0 .3rem; }
-h2 { font-size: 1.2rem; margin: 2.2rem 0 .6rem; border-bottom: 1px solid #ccc; }
-nav a { margin-right: 1rem; } a { color: #0b5394; }
+:root {
+  color-scheme: light dark;
+  --back: #fff; --text: #1a1a1a; --quiet: #555; --line: #ccc; --rule: #333; --link: #0b5394; --panel: #f6f6f6;
+  --warn: #fff4e0; --edge: #d98200;
+}
+@media screen and (prefers-color-scheme: dark) {
+  :root {
+    --back: #14181d; --text: #e4e8ec; --quiet: #a3adb8; --line: #3a434d; --rule: #8b96a1; --link: #79b8ff;
+    --panel: #1d232a; --warn: #3a2d10; --edge: #f0a020;
+  }
+}
+body {
+  font: 15px/1.45 system-ui, sans-serif; color: var(--text); background: var(--back);
+  max-width: 68rem; margin: 0 auto; padding: 1.5rem;
+}
+h1 { font-size: 1.5rem; margin: 0 0 .3rem; overflow-wrap: anywhere; }
+h2 { font-size: 1.2rem; margin: 2.2rem 0 .6rem; border-bottom: 1px solid var(--line); }
+nav a { margin-right: 1rem; } a { color: var(--link); }
 .wide { overflow-x: auto; margin: .8rem 0 1.4rem; }
 table { border-collapse: collapse; font-size: .85rem; font-variant-numeric: tabular-nums; }
 caption { text-align: left; font-weight: 600; padding-bottom: .3rem; white-space: nowrap; }
 th, td { padding: .15rem .7rem .15rem 0; text-align: left; white-space: nowrap; vertical-align: baseline; }
-thead th { border-top: 1.5px solid #333; border-bottom: 1px solid #333; }
-tbody tr:last-child td { border-bottom: 1.5px solid #333; }
-tr.start td { border-top: 1px solid #ccc; } .number { text-align: right; } td small { color: #555; }
-.wide ul { color: #444; font-size: .8rem; margin: .4rem 0 0; padding-left: 1.1rem; }
+thead th { border-top: 1.5px solid var(--rule); border-bottom: 1px solid var(--rule); }
+tbody tr:last-child td { border-bottom: 1.5px solid var(--rule); }
+tr.start td { border-top: 1px solid var(--line); } .number { text-align: right; } td small { color: var(--quiet); }
+.wide ul { color: var(--quiet); font-size: .8rem; margin: .4rem 0 0; padding-left: 1.1rem; }
 .figures { display: flex; flex-wrap: wrap; gap: 0 2rem; } figure { margin: 1rem 0; flex: 0 1 32rem; }
-figure img { width: 100%; } figcaption { font-size: .85rem; color: #333; }
-.warnings { background: #fff4e0; border-left: 4px solid #d98200; padding: .5rem 1rem; margin: 1rem 0; }
-.warnings ul { margin: .2rem 0; }
+figure img { width: 100%; background: #fff; } figcaption { font-size: .85rem; color: var(--quiet); }
+.warnings { background: var(--warn); border-left: 4px solid var(--edge); padding: .5rem 1rem; margin: 1rem 0; }
+.warnings ul { margin: .2rem 0; padding-left: 1.2rem; }
 dl { display: grid; grid-template-columns: max-content 1fr; gap: .15rem 1rem; font-size: .9rem; }
-dt { color: #555; } dd { margin: 0; }
+dt { color: var(--quiet); } dd { margin: 0; }
+.keys { display: flex; flex-wrap: wrap; gap: .5rem; margin: .8rem 0; }
+.keys div { background: var(--panel); border-radius: 5px; padding: .3rem .7rem; }
+.keys dd { font-size: 1.15rem; font-weight: 600; font-variant-numeric: tabular-nums; white-space: nowrap; }
 dd, pre { overflow-wrap: anywhere; }
-pre { white-space: pre-wrap; font-size: .8rem; background: #f6f6f6; padding: .5rem; margin: .2rem 0; }
+pre { white-space: pre-wrap; font-size: .8rem; background: var(--panel); padding: .5rem; margin: .2rem 0; }
 pre { max-height: 16rem; overflow: auto; }
-.rescue { border: 1px solid #ccc; padding: .6rem .8rem; margin: .8rem 0; }
-.rescue .texts { display: grid; grid-template-columns: repeat(auto-fit, minmax(16rem, 1fr)); gap: .8rem; }
+.rescue { border: 1px solid var(--line); padding: .6rem .8rem; margin: .8rem 0; }
+.rescue .texts { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(100%, 16rem), 1fr)); gap: .8rem; }
 .rescue h4 { margin: 0 0 .2rem; font-size: .85rem; } details { margin: .8rem 0; } summary { cursor: pointer; }
+@media (max-width: 720px) {
+  body { padding: .8rem; }
+  caption, th, td { white-space: normal; } table { font-size: .78rem; } th, td { padding-right: .4rem; }
+  td small { display: block; white-space: nowrap; font-size: .68rem; }
+}
 @media print {
   body { max-width: none; } .wide, pre { overflow: visible; max-height: none; } details > * { display: block; }
 }
@@ -63,13 +86,24 @@ class Section:
     further: str = ""  # HTML of all other content, shown last
 
 
-def page(title: str, lead: str, warnings: Sequence[str], sections: Sequence[Section]) -> str:
-    """The whole page. Title, lead and warnings are plain text; the page escapes them."""
+def page(
+    title: str,
+    lead: str,
+    warnings: Sequence[str],
+    sections: Sequence[Section],
+    *,
+    keys: Sequence[tuple[str, str]] = (),
+) -> str:
+    """The whole page. Title, lead, warnings and `keys` are plain text; the page escapes them.
+
+    `keys` are the most important numbers, (name, value), which come first.
+    """
     found = "".join(f"<li>{html.escape(warning)}</li>" for warning in warnings)
     links = "".join(f'<a href="#{section.name}">{html.escape(section.title)}</a>' for section in sections)
     body = [
         f"<h1>{html.escape(title)}</h1>",
         f"<p>{html.escape(lead)}</p>",
+        _keys(keys) if keys else "",
         f'<div class="warnings"><strong>Warnings</strong><ul>{found}</ul></div>' if found else "",
         f"<nav>{links}</nav>" if len(sections) > 1 else "",
         *map(_section, sections),
@@ -94,6 +128,11 @@ def page(title: str, lead: str, warnings: Sequence[str], sections: Sequence[Sect
         "",
     ]
     return "\n".join(lines)
+
+
+def _keys(keys: Sequence[tuple[str, str]]) -> str:
+    tiles = (f"<div><dt>{html.escape(name)}</dt><dd>{html.escape(value)}</dd></div>" for name, value in keys)
+    return f'<dl class="keys">{"".join(tiles)}</dl>'
 
 
 def _section(section: Section) -> str:
@@ -147,8 +186,10 @@ def rescues_html(rescues: pl.DataFrame, num_cases: int, seed: int) -> str:
             f"<div><h4>{name}{'' if answer is None else f': {answer}'}</h4><pre>{content}</pre></div>"
             for name, content, answer in columns
         )
+        view = address(split=TRAIN, iteration=row["iteration"], problem=row["problem_id"])
+        link = f'<a href="{html.escape(view)}">{text["problem_id"]}</a>'
         case = (
-            f"<strong>{text['model']}</strong>, iteration {text['iteration']}, problem {text['problem_id']}; "
+            f"<strong>{text['model']}</strong>, iteration {text['iteration']}, problem {link}; "
             f"gold answer: {text['gold']}"
         )
         cards.append(

@@ -6,6 +6,7 @@ output is `ReportTable`s, and for each run the files of `write_reports`:
     report.html  report.md         the whole report; report.html is one file that needs no network
     tables/NAME.csv .json .md .tex
     figures/NAME.pdf .svg .png .csv
+    browse/index.html              what the models wrote; the rows of tables link to it
 
 For several runs, it also writes an index.html with the differences between their arms and links to
 their reports, and the tables runs, contrasts and variance (.csv .json .md .tex).
@@ -33,7 +34,7 @@ from analysis.metrics.curves import CURVES, curves_table
 from analysis.metrics.learning import learning_report, learning_table
 from analysis.metrics.passk import default_ks
 from analysis.metrics.variance import variance_report
-from analysis.report import evaluation_tables, figures, training_tables
+from analysis.report import evaluation_tables, figures, links, training_tables
 from analysis.report.facts import configuration_text, facts_of
 from analysis.report.further_figures import learning_figure, selectors_figure
 from analysis.report.further_tables import (
@@ -46,7 +47,7 @@ from analysis.report.further_tables import (
 )
 from analysis.report.page import Section, facts_html, folded_html, page, rescues_html
 from analysis.report.samples import RESCUES, sample_rescues
-from analysis.report.summary import headline_table, summary_table
+from analysis.report.summary import MUCH_USELESS, headline_table, key_numbers, summary_tables
 from analysis.stats.intervals import FEW_PROBLEMS, SEED
 from analysis.timing.account import RunTimes, times_of
 from analysis.timing.cost import COST_TABLE, Cost, cost_of
@@ -56,7 +57,6 @@ from core_hpc.store.schema import EVALUATE, PHASES, RESCUE, UPDATE
 from core_hpc.store.shards import published_keys
 
 _ENDS = {"csv": "csv", "json": "json", "markdown": "md", "latex": "tex"}
-_MUCH_TRUNCATED = 0.1
 
 T = TypeVar("T")
 
@@ -86,14 +86,17 @@ def _ks(data: RunData, ks: Sequence[int] | None) -> list[int]:
 def warnings_of(data: RunData) -> list[str]:
     """Messages that a reader of the tables needs to know."""
     found = [*_unfinished(data), *evaluation_tables.missing(data)]
-    total, timeouts, truncated = (int(data.counts[c].sum()) for c in ("n", "num_timeout", "num_truncated"))
+    columns = ("n", "num_timeout", "num_truncated", "num_no_answer")
+    total, timeouts, truncated, unanswered = (int(data.counts[c].sum()) for c in columns)
     if timeouts:
         found.append(
             f"verification of {timeouts} of {total} completions timed out; "
             "they count as not correct in every denominator"
         )
-    if truncated > _MUCH_TRUNCATED * total:
+    if truncated > MUCH_USELESS * total:
         found.append(f"{truncated} of {total} completions were cut at the token limit")
+    if unanswered > MUCH_USELESS * total:
+        found.append(f"no answer was found in {unanswered} of {total} completions")
     for iteration in evaluation_tables.evaluations(data):
         p = panel(data.counts, models=data.models, phase=EVALUATE, iteration=iteration)
         if p.note:
@@ -190,8 +193,10 @@ def write_report(data: RunData, out: Path, ks: Sequence[int] | None = None) -> P
     times = _read(lambda: times_of(data.path), RunTimes((), None), data, warnings)
     sections = [*_results(data, _ks(data, ks), out / "figures", warnings), *_time_section(data, times, out / "figures")]
     sections.append(_run_section(data, cost, facts))
+    sections = _with_links(data, sections, out, warnings)
     (out / "report.md").write_text(_markdown(data, lead, warnings, sections, facts), encoding="utf-8")
-    path.write_text(page(data.name, lead, warnings, sections), encoding="utf-8")
+    keys = key_numbers([table for section in sections if section.name == "summary" for table in section.tables])
+    path.write_text(page(data.name, lead, warnings, sections, keys=keys), encoding="utf-8")
     for section in sections:
         for table in (*section.tables, *section.folded):
             write_table(table, out / "tables")
@@ -250,7 +255,7 @@ def _results(data: RunData, ks: Sequence[int], folder: Path, warnings: list[str]
 
     sections = []
     if data.config is not None:
-        sections.append(Section(name="summary", title="Summary", tables=[summary_table(data)]))
+        sections.append(Section(name="summary", title="Summary", tables=summary_tables(data)))
     sections += [
         Section(name="passk", title="Pass@k", figures=of("pass_at_k", "learning"), tables=solved, folded=more_solved),
         Section(name="votes", title="Votes", tables=[evaluation_tables.votes_table(data, ks)]),
@@ -277,6 +282,28 @@ def _results(data: RunData, ks: Sequence[int], folder: Path, warnings: list[str]
     all_curves = [training_tables.curves_table(data, curves)]
     sections.append(Section(name="training", title="Training", figures=of("rewards", "training"), folded=all_curves))
     return sections
+
+
+def _with_links(data: RunData, sections: list[Section], out: Path, warnings: list[str]) -> list[Section]:
+    """The sections, whose rows link to the page to read what the models wrote. Writes this page."""
+    if not data.counts.height:
+        return sections
+
+    def write() -> bool:
+        links.write_page(data, sample_rescues(data)[0], out)
+        return True
+
+    if not _read(write, False, data, warnings):
+        return sections
+
+    def linked(tables: list[ReportTable]) -> list[ReportTable]:
+        return [links.linked(table, data) if table.name in links.LINKED else table for table in tables]
+
+    page = [("Read what the models wrote, problem by problem", links.address())]
+    return [
+        replace(section, tables=linked(section.tables), folded=linked(section.folded), links=page if i == 0 else [])
+        for i, section in enumerate(sections)
+    ]
 
 
 def _time_section(data: RunData, times: RunTimes, folder: Path) -> list[Section]:

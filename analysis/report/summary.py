@@ -20,24 +20,25 @@ from analysis.report.training_tables import rescue_cell
 from analysis.stats.intervals import ESTIMATE_COLUMNS, FEW_PROBLEMS, METHOD_NOTE
 from core_hpc.store.schema import EVALUATE
 
+MUCH_USELESS = 0.1
+"""Share of truncated or of unanswered completions above which there is a warning."""
+_USELESS = {"num_truncated": "cut at the token limit", "num_no_answer": "without an answer"}
+
 
 def summary_table(data: RunData) -> ReportTable:
-    """Pass@k before and after training, rescue rates and error overlap of a run, in percent."""
+    """Pass@k before and after training, and error overlap of a run, in percent."""
     ks = passk.default_ks(data.num_samples)
     scores = passk.before_after_table(data.counts, ks=ks, models=data.models)
-    rescues = rescue.rescue_table(data.counts)
     shown: list[list[str]] = []
     for model in data.models:
         for depth in ks:
             shown.append([model, f"Pass@{depth}", *_levels(scores, passk.PASS, model, depth)])
-        shown += _rescue_rows(rescues, model)
     if len(data.models) > 1:
         for depth in ks:
             measure = f"Pass@{depth} ({depth * len(data.models)} candidates)"
             shown.append([passk.TEAM, measure, *_levels(scores, passk.TEAM_PASS, passk.TEAM, depth)])
-        shown += _rescue_rows(rescues, None)
         shown += _overlap_rows(data)
-    notes = [*missing(data), METHOD_NOTE]
+    notes = [*missing(data), METHOD_NOTE, *_useless_notes(data)]
     num_problems = scores["num_problems"].max() if scores.height else 0
     if isinstance(num_problems, int) and 0 < num_problems < FEW_PROBLEMS:
         notes.append(
@@ -46,11 +47,58 @@ def summary_table(data: RunData) -> ReportTable:
         )
     columns = ["model", "measure", passk.BEFORE, passk.AFTER, passk.DIFFERENCE]
     table = laid_out(columns, shown)
-    if BEFORE_DISABLED in notes:  # without rescues, these columns are empty
-        table = table.drop(name for name in (passk.BEFORE, passk.DIFFERENCE) if set(table[name]) <= {UNDEFINED, ""})
+    if BEFORE_DISABLED in notes:
+        table = table.drop(passk.BEFORE, passk.DIFFERENCE)
     starts = group_starts([row[0] for row in shown])
-    title = f"{data.name}: held-out problems and rescues (percent)"
+    title = f"{data.name}: held-out problems (percent)"
     return ReportTable("summary", title, scores, table, notes, starts=starts)
+
+
+def rescue_summary_table(data: RunData) -> ReportTable:
+    """Correct rescue completions without the hint (the control), with it, and the difference, in percent."""
+    rescues = rescue.rescue_table(data.counts)
+    teams: list[str | None] = [*data.models, *([None] if len(data.models) > 1 else [])]
+    shown = [row for student in teams for row in _rescue_rows(rescues, student)]
+    starts = [len(shown) - 1] if len(shown) > 1 and shown[-1][0] == passk.TEAM else []
+    notes = ["training problems that the model failed cold; attempts without the hint are the control"]
+    columns = ["model", "without the hint", "with the hint", "uplift"]
+    table = laid_out(columns, shown)
+    title = f"{data.name}: rescue of cold-failed training problems (percent)"
+    return ReportTable("rescue_summary", title, rescues, table, notes if shown else [], starts=starts)
+
+
+def summary_tables(data: RunData) -> list[ReportTable]:
+    """The summary of a run: held-out problems and, if there are any, rescues."""
+    rescues = rescue_summary_table(data)
+    return [summary_table(data), *([rescues] if rescues.shown.height else [])]
+
+
+def key_numbers(tables: Sequence[ReportTable]) -> list[tuple[str, str]]:
+    """The most important numbers of `summary_tables`: (name, value). Intervals are in the tables."""
+    found = []
+    for table in tables:
+        for row in table.shown.iter_rows(named=True):
+            if row.get("measure", "").split(" ")[0] == "Pass@1":
+                levels = [row[name].split(" ")[0] for name in (passk.BEFORE, passk.AFTER) if name in row]
+                found.append((f"{row['model']} Pass@1", " → ".join(levels)))
+            elif "uplift" in row and row["model"] == passk.TEAM:
+                found.append(("rescue uplift", row["uplift"].split(" ")[0]))
+    return found
+
+
+def _useless_notes(data: RunData) -> list[str]:
+    """The shares of truncated and of unanswered completions in the latest evaluation, by model."""
+    latest = next((i for i in reversed(passk.before_and_after(data.counts, data.models)) if i is not None), None)
+    rows = data.counts.filter(pl.col("phase") == EVALUATE, pl.col("iteration") == pl.lit(latest, pl.Int32))
+    sums = {row["model"]: row for row in rows.group_by("model").agg(pl.col("n", *_USELESS).sum()).iter_rows(named=True)}
+    notes = []
+    for column, what in _USELESS.items():
+        shares = {model: sums[model][column] / sums[model]["n"] for model in data.models if model in sums}
+        if shares:
+            by_model = ", ".join(f"{model} {100 * share:.1f}" for model, share in shares.items())
+            warning = "WARNING: " if max(shares.values()) > MUCH_USELESS else ""
+            notes.append(f"{warning}{what} in the latest evaluation (percent): {by_model}")
+    return notes
 
 
 def _levels(scores: pl.DataFrame, measure: str, model: str, k: int) -> list[str]:
@@ -77,7 +125,7 @@ def _rescue_rows(rescues: pl.DataFrame, student: str | None) -> list[list[str]]:
     if not rows:
         return []
     cells = [rescue_cell(rows.get(rate)) for rate in (rescue.CONTROL, rescue.PER_ATTEMPT, rescue.UPLIFT)]
-    return [[student or passk.TEAM, "rescue: without -> with hint", *cells]]
+    return [[student or passk.TEAM, *cells]]
 
 
 def _overlap_rows(data: RunData) -> list[list[str]]:

@@ -23,8 +23,9 @@ from core_hpc.problems.splits import EVALUATION
 from core_hpc.runs.messages import Done, Event, Failed, Progress, Progressed, Started, TaskRef
 from core_hpc.schedule.progress import RunProgress
 from core_hpc.schedule.remaining import FinishedTask, TaskCosts, expected_completions
+from core_hpc.schedule.useless import NOTHING_USELESS, Useless
 from core_hpc.store.paths import TEAM, TaskKey
-from core_hpc.store.schema import GENERATION_PHASES, HINT, TRAINING_PHASES, UPDATE, WARMUP
+from core_hpc.store.schema import COLD, EVALUATE, GENERATION_PHASES, HINT, TRAINING_PHASES, UPDATE, WARMUP
 from core_hpc.training.guard import WARN_SHARE
 
 MAX_ROWS = 12
@@ -59,6 +60,7 @@ class Display:
         self._active: dict[TaskRef, _Active] = {}
         self._costs = TaskCosts(warm=warm)
         self._expected = {p.run.run_id: expected_completions(p.run, p.run.num_problems(EVALUATION)) for p in runs}
+        self._useless: dict[tuple[str, str], tuple[int, Useless]] = {}  # (run, phase) -> iteration, its completions
         self._started = time.monotonic()
         self._live: Live | None = None
         if console.is_terminal:
@@ -106,6 +108,7 @@ class Display:
         key, active = event.task.key, self._active.pop(event.task, None)
         seconds = time.monotonic() - active.started if active else 0.0
         self._costs.add(key, FinishedTask.of(event.stats, time.time()))
+        self._count_useless(event)
         what = f"{key.phase} {self._where(progress, key)}"
         detail = describe_stats(key, event.stats)
         left_s = self._left_s()
@@ -115,6 +118,15 @@ class Display:
             markup=False,
             soft_wrap=True,
         )
+
+    def _count_useless(self, event: Done) -> None:
+        """Add the completions of a task to those of its phase in its iteration."""
+        key = event.task.key
+        if key.phase in GENERATION_PHASES and (counted := Useless.of(event.stats)) is not None:
+            iteration, before = self._useless.get((event.task.run_id, key.phase), (key.iteration, NOTHING_USELESS))
+            if iteration == key.iteration:
+                counted = before + counted
+            self._useless[event.task.run_id, key.phase] = key.iteration, counted
 
     def _where(self, progress: RunProgress, key: TaskKey) -> str:
         part = f" part {key.part + 1}" if key.part or progress.graph.num_parts > 1 else ""
@@ -157,6 +169,9 @@ class Display:
         counts = f"{done}/{num} tasks, {len(progress.in_flight) - waiting} running"
         counts += f", {waiting} waiting" if waiting else ""
         counts += f", {progress.failures} failed attempts" if progress.failures else ""
+        for phase in (EVALUATE, COLD):
+            if found := self._useless.get((progress.run.run_id, phase)):
+                counts += f"; {phase} {found[0]}: {found[1].shares}"
         return progress.run.run_id, state, ProgressBar(total=num, completed=done, width=30), counts
 
     def _active_table(self) -> Table:
@@ -180,12 +195,20 @@ def unit_of(phase: str) -> str:
     return "steps" if phase in TRAINING_PHASES else "problems"
 
 
+def useless_text(useless: Useless | None) -> str:
+    """The shares of truncated and unanswered completions of a task, and a warning if they are large."""
+    if useless is None or not useless.num_completions:
+        return ""
+    return f", {useless.shares}" + "".join(f"; WARNING: {line}" for line in useless.warnings)
+
+
 def describe_stats(key: TaskKey, stats: Mapping[str, Any]) -> str:
     """One clause about a finished task, from its manifest's statistics."""
     seconds = stats.get("seconds", {})
     if key.phase in GENERATION_PHASES and seconds.get("generate"):
         completions, tokens, spent = stats["num_completions"], stats["num_completion_tokens"], seconds["generate"]
-        return f", {completions} completions ({completions / spent:.1f}/s, {tokens / spent:.0f} tokens/s)"
+        speed = f"{completions / spent:.1f}/s, {tokens / spent:.0f} tokens/s"
+        return f", {completions} completions ({speed}){useless_text(Useless.of(stats))}"
     if key.phase == HINT:
         return f", {stats['num_rescues']} rescues for {stats['num_cases']} cases"
     if key.phase == WARMUP and seconds:

@@ -9,7 +9,7 @@ from rich.markup import escape
 
 from analysis.counts.load import load_run
 from analysis.layout.tables import render
-from analysis.report.summary import summary_table
+from analysis.report.summary import summary_tables
 from core_hpc.runs.sweep import Sweep
 from core_hpc.schedule.progress import RunProgress
 
@@ -22,7 +22,7 @@ def conclude(sweep: Sweep, progress: Sequence[RunProgress], console: Console) ->
         if p.stopped:
             console.print(f"[red]{escape(p.run.run_id)} stopped:[/red] {escape(p.stopped)}", soft_wrap=True)
         else:
-            render([summary_table(load_run(p.run.root))], console)
+            render(summary_tables(load_run(p.run.root)), console)
     console.print("see also:")
     console.print(f"  tensorboard --logdir {sweep.folder}", soft_wrap=True)
     console.print(f"  python -m analysis report {sweep.folder} --out {sweep.folder / 'report'}", soft_wrap=True)

@@ -35,6 +35,31 @@ FINAL = "final"
 """Group of the last evaluation's figures. TensorBoard shows them beside the hyper-parameters."""
 
 
+GROUPS = {
+    "1_evaluation": ("evaluation",),
+    "2_learning": ("correct", "loss", "policy"),
+    "3_rescue": ("rescue",),
+    "4_reward": ("reward", "advantage", "explore"),
+    "5_health": ("length", "mismatch"),
+    "6_time": ("time", "waited_s", "speed", "seconds"),
+}
+"""Groups of curves, in the order in which a reader needs them. TensorBoard sorts groups by their names."""
+_GROUP_OF = {first: group for group, firsts in GROUPS.items() for first in firsts}
+
+
+def tag_of(measure: str) -> str:
+    """The tag of a curve: its measure in its group.
+
+    >>> tag_of("evaluation/pass/k1"), tag_of("loss/kl"), tag_of("seconds_cold/load")
+    ('1_evaluation/pass/k1', '2_learning/loss/kl', '6_time/seconds_cold/load')
+    """
+    first, _, rest = measure.partition("/")
+    group = _GROUP_OF.get(first.split("_")[0] if first.startswith("seconds_") else first)
+    if group is None:
+        return measure
+    return f"{group}/{rest}" if group.partition("_")[2] == first else f"{group}/{measure}"
+
+
 class RunTracker:
     """Writes the event files of one run."""
 
@@ -43,6 +68,7 @@ class RunTracker:
 
         self._run = run
         self._tasks = run.graph().tasks()
+        self._published: set[TaskKey] = set()
         for old in run.paths.tensorboard.glob("*/events.out.tfevents.*"):
             old.unlink()
         names = (*(m.name for m in run.config.team), TEAM)
@@ -56,6 +82,7 @@ class RunTracker:
 
     def task_published(self, key: TaskKey, published: set[TaskKey]) -> None:
         """Write the points that this task completes."""
+        self._published = published
         manifest = manifests.read_manifest(self._run.paths.task_manifest(key))
         time_s = manifest.writer["time"]
         self._times.append(task_time(key, manifest))
@@ -92,8 +119,14 @@ class RunTracker:
     # --- points ----------------------------------------------------------------------------------
 
     def _alike(self, key: TaskKey) -> list[TaskKey]:
-        """All tasks of the same phase and iteration."""
-        return [k for k in self._tasks if (k.phase, k.iteration) == (key.phase, key.iteration)]
+        """All tasks of the same phase and iteration.
+
+        An evaluation after what was once the last iteration is not a task of a longer run. Its points stay.
+        """
+        alike = [k for k in self._tasks if (k.phase, k.iteration) == (key.phase, key.iteration)]
+        if alike:
+            return alike
+        return sorted(k for k in self._published if (k.phase, k.iteration) == (key.phase, key.iteration))
 
     def _write_speed(self, key: TaskKey, manifest: manifests.Manifest) -> None:
         stats, time_s = manifest.stats, manifest.writer["time"]
@@ -139,6 +172,11 @@ class RunTracker:
     def _write_evaluation(self, key: TaskKey, time_s: float) -> None:
         rows = shards.read_tasks(self._run.root, self._alike(key), ROLLOUTS, columns=ROW_COLUMNS)
         counts = count_rows(rows, source=str(self._run.root))
+        for model in (*(m.name for m in self._run.config.team), TEAM):
+            own = counts if model == TEAM else counts.filter(pl.col("model") == model)
+            for name in ("truncated", "no_answer"):
+                share = own[f"num_{name}"].sum() / max(own["n"].sum(), 1)
+                self._scalar(model, f"evaluation/{name}_share", share, key.iteration, time_s)
         table = pass_at_k_table(counts, ks=self._ks(), models=[m.name for m in self._run.config.team], teams=[])
         shown = table.filter(pl.col("estimate").is_not_null(), ~pl.col("measure").is_in([FIRST, PASS_HAT]))
         for row in shown.iter_rows(named=True):
@@ -171,8 +209,10 @@ class RunTracker:
         """Write the points of one step as one event: ten times cheaper than an event per point."""
         from tensorboard.compat.proto.summary_pb2 import Summary
 
-        known = {tag: float(value) for tag, value in values.items() if value is not None and not math.isnan(value)}
-        points = [Summary.Value(tag=tag, simple_value=value) for tag, value in known.items()]
+        known = {
+            measure: float(value) for measure, value in values.items() if value is not None and not math.isnan(value)
+        }
+        points = [Summary.Value(tag=tag_of(measure), simple_value=value) for measure, value in known.items()]
         if points:
             self._emit(model, Summary(value=points), step, time_s)
 
@@ -210,7 +250,7 @@ class Tracking:
 
     def _begin(self, progress: RunProgress) -> None:
         tracker = self._trackers[progress.run.run_id] = RunTracker(progress.run)
-        for key in sorted(progress.published & set(progress.graph.tasks())):
+        for key in sorted(progress.published):
             tracker.task_published(key, progress.published)
 
     @contextlib.contextmanager

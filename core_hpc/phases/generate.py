@@ -21,7 +21,7 @@ from core_hpc.phases.context import TaskContext
 from core_hpc.runs.contents import problems_of_part
 from core_hpc.store import shards
 from core_hpc.store.paths import TEAM, TaskKey
-from core_hpc.store.schema import COLD, CORRECT, EVALUATE, HINT, HINTS, RESCUE, ROLLOUTS, TIMEOUT
+from core_hpc.store.schema import COLD, CORRECT, EVALUATE, HINT, HINTS, NO_ANSWER, RESCUE, ROLLOUTS, TIMEOUT
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -128,6 +128,8 @@ def _sample_and_publish(context: TaskContext, phase: str, wanted: Sequence[_Want
             num_prompt_tokens=frame["num_prompt_tokens"].sum(),
             num_completion_tokens=frame["num_completion_tokens"].sum(),
             num_timeouts=int((frame["verdict"] == TIMEOUT).sum()),
+            num_truncated=int((frame["finish_reason"] == "length").sum()),
+            num_no_answer=int((frame["verdict"] == NO_ANSWER).sum()),
             engine=context.model.engine,
         ),
     )

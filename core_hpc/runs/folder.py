@@ -24,7 +24,7 @@ from core_hpc.runs.graph import Graph, Horizon, extend_horizon
 from core_hpc.runs.sweep import RunPlan, Sweep, load_sweep
 from core_hpc.store import manifests, shards
 from core_hpc.store.paths import RunPaths, SweepPaths
-from core_hpc.store.schema import PROBLEMS
+from core_hpc.store.schema import PROBLEMS, UPDATE
 
 
 @dataclass(frozen=True)
@@ -241,6 +241,30 @@ def conflicts(sweep: Sweep) -> dict[str, list[str]]:
             message = "\n".join([f"  - {folder} was made with other values", *lines])
             found.setdefault(plan.run_id, []).append(message)
     return found
+
+
+def check_iterations(sweep: Sweep) -> None:
+    """Check that no run was trained for more iterations than it would have.
+
+    Its last evaluation would be another one, and the later results would be hidden.
+
+    Raises:
+        RunConflictError: `iterations` is lower than what is trained.
+    """
+    messages = []
+    for plan in sweep.runs:
+        keys = shards.published_keys(sweep.folder / plan.run_id) if exists(plan, sweep.folder) else []
+        last = max((key.iteration for key in keys if key.phase == UPDATE), default=0)
+        if last > plan.config.iterations:
+            what = f"iterations: {plan.config.iterations}, but iteration {last} is trained"
+            messages.append(f"  - {plan.run_id}: {what}")
+    if messages:
+        raise RunConflictError(
+            "a run cannot become shorter than what it has done; nothing was changed\n"
+            + "\n".join(messages)
+            + "\n  Set iterations to at least the last number. To study fewer iterations, evaluate the adapters of an "
+            f"earlier iteration, or give the sweep another name (--set name={sweep.name}-2)."
+        )
 
 
 def _show(fields: Mapping[str, Any], key: str) -> str:

@@ -54,7 +54,7 @@ WATCH_S = 10.0
 NUM_SHOWN = 10
 COLUMNS = (
     *("run", "iteration", "phase", "tasks done", "running", "waiting", "failed"),
-    *("compl./s", "overhead", "expected end", "state"),
+    *("compl./s", "cut", "no answer", "overhead", "expected end", "state"),
 )
 LEFT = {"run", "phase", "overhead", "expected end", "state"}
 """Columns that are aligned to the left."""
@@ -75,6 +75,8 @@ def render(status: SweepStatus, *, show_all: bool = False) -> Group:
         lines.append(Text(f"queue: {reasons}"))
     for run in (r for r in status.runs if r.detail):
         lines.append(Text(f"{run.run_id} {run.state}: {_brief(run.detail)}", style="red"))
+    for run in status.runs:
+        lines += [Text(f"{run.run_id}: WARNING: {warning}", style="yellow") for warning in run.warnings]
     shown = status.failures if show_all else status.failures[:NUM_SHOWN]
     if shown:
         all_shown = len(shown) == len(status.failures)
@@ -105,11 +107,17 @@ def _table(runs: Sequence[RunStatus]) -> Table:
             str(r.waiting),
             str(r.failed),
             speed,
+            _share(r.truncated_share),
+            _share(r.no_answer_share),
             _overhead(r),
             _end(r),
             Text(r.state, style=STYLES.get(r.state, "")),
         )
     return table
+
+
+def _share(share: float | None) -> str:
+    return "-" if share is None else f"{share:.0%}"
 
 
 def _overhead(run: RunStatus) -> str:

@@ -19,6 +19,7 @@ from core_hpc.runs.folder import Run, open_run
 from core_hpc.runs.graph import Graph
 from core_hpc.runs.messages import JobStatus, OutcomeKind, RunningTask
 from core_hpc.schedule.remaining import FinishedTask, TaskCosts, expected_completions
+from core_hpc.schedule.useless import NOTHING_USELESS, Useless
 from core_hpc.slurm.commands import QueueEntry
 from core_hpc.slurm.records import OPEN, Submission, SubmissionFolder
 from core_hpc.status.collect import Found, Manifests, Queue, Records, find_sweep, point_in_time, read_or_none
@@ -299,6 +300,8 @@ def _run_status(
     left_s, now = _left_s(run, rest, window, running) if rest else None, time.time()
     num_failed = sum(bool(f.counted) for f in submitted.failures)
     iteration_s, overhead, largest_item = _last_iteration(run, graph, window)
+    latest = [window[key] for key in {(k.phase, k.model): k for k in done}.values() if key in window]
+    useless = sum((found for m in latest if (found := Useless.of(m.stats)) is not None), NOTHING_USELESS)
     return RunStatus(
         run_id=run.run_id,
         state=state,
@@ -317,6 +320,9 @@ def _run_status(
         iteration_s=iteration_s,
         overhead=overhead,
         largest_item=largest_item,
+        truncated_share=useless.truncated_share,
+        no_answer_share=useless.no_answer_share,
+        warnings=useless.warnings,
     )
 
 

@@ -47,6 +47,12 @@ class RunStatus:
     (`core-hpc analysis time` uses the rates of all tasks)."""
     largest_item: str | None = None
     """The largest item of the overhead, under its name in `core-hpc analysis time`."""
+    truncated_share: float | None = None
+    """Share of completions that were cut at the token limit, in the last published task of every phase and model."""
+    no_answer_share: float | None = None
+    """Share of these completions in which no answer was found."""
+    warnings: list[str] = field(default_factory=list)
+    """Warnings about these shares, with what to do."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -179,6 +179,7 @@ def long_counts(c: IntArray, *, iteration: int, phase: str = EVALUATE, **columns
             "c": c.ravel(),
             "num_timeout": 0,
             "num_truncated": 0,
+            "num_no_answer": 0,
             **columns,
         }
     )

@@ -11,6 +11,7 @@ import pytest
 from analysis.counts import cache
 from analysis.counts.counts import ANSWER_KEYS, KEYS
 from analysis.counts.load import count_tasks, load_run, problems_of
+from core_hpc.controller.tracking import FINAL, GROUPS
 from core_hpc.runs.folder import list_runs, read_run_config
 from core_hpc.store import manifests, shards
 from core_hpc.store.paths import RunPaths, TaskKey
@@ -163,19 +164,25 @@ def test_tensorboard_has_each_point_once(finished: tuple[Path, str]) -> None:
     events = {name: EventAccumulator(str(run / "tensorboard" / name)) for name in ("m0", "m1", "team")}
     for accumulator in events.values():
         accumulator.Reload()
-    expected = {"reward/reward", "reward/explore", "correct/cold", "advantage/zero_signal_share", "evaluation/pass/k1"}
+    expected = {"4_reward/reward", "4_reward/explore", "2_learning/correct/cold", "1_evaluation/pass/k1"}
+    expected |= {"4_reward/advantage/zero_signal_share", "5_health/length/truncated_share"}
     for name, accumulator in events.items():
         missing = expected - set(accumulator.Tags()["scalars"])
         assert not missing, (name, missing)
-    assert {"loss/kl", "mismatch/mean", "policy/entropy", "speed/cold_tokens_per_s"} <= set(
-        events["m1"].Tags()["scalars"]
-    )
-    assert [e.step for e in events["team"].Scalars("reward/reward")] == [1, 2]
-    assert [e.step for e in events["m0"].Scalars("loss/total")] == [1, 2, 3, 4]
-    assert [e.step for e in events["m0"].Scalars("evaluation/pass/k1")] == [0, 2]
+    assert {
+        "2_learning/loss/kl",
+        "5_health/mismatch/mean",
+        "2_learning/policy/entropy",
+        "6_time/speed/cold_tokens_per_s",
+    } <= set(events["m1"].Tags()["scalars"])
+    groups = {tag.partition("/")[0] for accumulator in events.values() for tag in accumulator.Tags()["scalars"]}
+    assert groups == {*GROUPS, FINAL}
+    assert [e.step for e in events["team"].Scalars("4_reward/reward")] == [1, 2]
+    assert [e.step for e in events["m0"].Scalars("2_learning/loss/total")] == [1, 2, 3, 4]
+    assert [e.step for e in events["m0"].Scalars("1_evaluation/pass/k1")] == [0, 2]
     scores = shards.read_rows(run, SCORES, phases=["score"])
     means = scores.group_by("iteration").agg(pl.col("reward").mean()).sort("iteration")["reward"].to_list()
-    assert [e.value for e in events["team"].Scalars("reward/reward")] == pytest.approx(means, abs=1e-6)
+    assert [e.value for e in events["team"].Scalars("4_reward/reward")] == pytest.approx(means, abs=1e-6)
 
 
 def test_a_finished_sweep_continues_with_more_iterations(

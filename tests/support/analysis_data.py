@@ -32,6 +32,7 @@ def counts_frame(
             "c": int(c[m, p]),
             "num_timeout": 0,
             "num_truncated": 0,
+            "num_no_answer": 0,
             "first_correct": None if c[m, p] == 0 else 0,
         }
         for m, model in enumerate(models)
@@ -59,6 +60,7 @@ def rescue_counts(cases: list[dict[str, Any]], *, iteration: int = 1) -> pl.Data
             "c": case[kind][0],
             "num_timeout": 0,
             "num_truncated": 0,
+            "num_no_answer": 0,
             "first_correct": None if case[kind][0] == 0 else 0,
         }
         for case in cases

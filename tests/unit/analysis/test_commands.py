@@ -4,6 +4,10 @@ from __future__ import annotations
 
 import json
 import shutil
+import signal
+import subprocess
+import sys
+import urllib.request
 from collections.abc import Callable
 from pathlib import Path
 
@@ -16,7 +20,7 @@ from analysis.layout.formats import FORMATS
 from core_hpc.store import manifests
 from core_hpc.store.paths import RunPaths, TaskKey
 from tests.support.parsing import Page
-from tests.support.report_data import full_run
+from tests.support.report_data import MARKUP, full_run
 
 Printed = Callable[..., tuple[str, str]]
 
@@ -173,3 +177,36 @@ def test_bad_input_is_an_error(run: Path, tmp_path: Path, capsys: pytest.Capture
     with pytest.raises(SystemExit) as error:
         main(["passk", str(run), "--k", "0"])
     assert error.value.code == 2
+
+
+def test_rescue_completions_are_exported_with_their_hints(run: Path, tmp_path: Path, printed: Printed) -> None:
+    out = tmp_path / "rescues.jsonl"
+    printed("export", run, "--phase", "rescue", "--iteration", 1, "--out", out)
+    lines = [json.loads(line) for line in out.read_text().splitlines()]
+    assert [(x["problem"], x["sample"], x["hint_given"], x["correct"]) for x in lines[:3]] == [
+        ("t0", 0, True, False),
+        ("t0", 1, True, True),
+        ("t0", 2, False, False),
+    ]
+    assert {(x["phase"], x["model"], x["teacher_model"], x["cold_failed"]) for x in lines} == {
+        ("rescue", "ada", "bob", True)
+    }
+    assert [x["hint"] for x in lines] == [f"hint t{i // 3} {MARKUP}" for i in range(6)]
+
+
+def test_browse_writes_a_folder_and_show_prints_a_problem(run: Path, tmp_path: Path, printed: Printed) -> None:
+    out, _ = printed("browse", run.parent, "--out", tmp_path / "page")
+    assert f"written: {tmp_path / 'page' / 'index.html'}: 8 of 8 entries" in out
+    assert (tmp_path / "page" / "data" / "b0-train-1.js").exists()
+    assert f"cold ada t1 0 {MARKUP}" in printed("show", run, "--problem", "t1")[0]
+
+
+def test_browse_without_a_folder_serves_until_it_is_interrupted(run: Path) -> None:
+    command = [sys.executable, "-m", "analysis", "browse", str(run)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as server:
+        assert server.stdout is not None
+        address = server.stdout.readline().removeprefix("open ").strip()
+        with urllib.request.urlopen(f"{address}data/index.js", timeout=60) as answer:
+            assert answer.read().startswith(b'browse.put("index",')
+        server.send_signal(signal.SIGINT)
+        assert server.wait(timeout=60) == 0

@@ -40,6 +40,7 @@ def random_scores(seed: int, *, iteration: int, problems: range) -> list[Row]:
                             teacher_model="carl" if hint_given or (phase == RESCUE and draw.random() < 0.7) else None,
                             num_completion_tokens=draw.randrange(1, 50),
                             truncated=draw.random() < 0.2,
+                            verdict="correct" if correct else draw.choice(["wrong", "no_answer"]),
                             zero_signal=zero_signal,
                             explore=draw.choice([0.0, 0.0, 0.5]),
                             reward=draw.random(),
@@ -86,6 +87,7 @@ def reference(rows: list[Row]) -> dict[str, float | None]:
         "length/mean": of("num_completion_tokens"),
         "length/max": float(max(row["num_completion_tokens"] for row in rows)),
         "length/truncated_share": of("truncated"),
+        "length/no_answer_share": mean([float(row["verdict"] == "no_answer") for row in rows]),
         "explore/all_zero_share": mean(
             [float(all(r["explore"] == 0 for r in rows if r["problem_id"] == p)) for p in problems]
         ),

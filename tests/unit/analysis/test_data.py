@@ -75,12 +75,13 @@ def plain_counts(rows: list[dict[str, Any]]) -> pl.DataFrame:
     """Compute the counts with a loop."""
     groups: dict[tuple[Any, ...], dict[str, Any]] = {}
     for row in rows:
-        zero = {"n": 0, "c": 0, "num_timeout": 0, "num_truncated": 0, "first_correct": None}
+        zero = {"n": 0, "c": 0, "num_timeout": 0, "num_truncated": 0, "num_no_answer": 0, "first_correct": None}
         group = groups.setdefault(tuple(row[k] for k in KEYS), zero)
         group["n"] += 1
         group["c"] += row["correct"]
         group["num_timeout"] += row["verdict"] == "timeout"
         group["num_truncated"] += row["finish_reason"] == "length"
+        group["num_no_answer"] += row["verdict"] == "no_answer"
         if row["correct"] and (group["first_correct"] is None or row["sample_index"] < group["first_correct"]):
             group["first_correct"] = row["sample_index"]
     return pl.DataFrame(

@@ -566,7 +566,8 @@ def test_what_cannot_be_exported(tmp_path: Path) -> None:
     cases: list[tuple[dict[str, Any], str]] = [
         ({"iteration": 7}, f"iteration 7 of phase evaluate is not published; {known}: 0, 2"),
         ({"phase": "cold"}, f"no iteration of phase cold is published for every model; {known}: none"),
-        ({"phase": "rescue"}, "phase 'rescue' cannot be exported; use one of evaluate, cold"),
+        ({"phase": "score"}, "phase 'score' cannot be exported; use one of evaluate, cold, rescue"),
+        ({"phase": "rescue", "form": "problem"}, "phase rescue needs one line per completion"),
         ({"form": "csv"}, "unknown form 'csv'; use one of problem, completion"),
     ]
     for options, message in cases:

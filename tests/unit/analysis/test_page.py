@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
+from urllib.parse import parse_qsl
 
 import polars as pl
 import pytest
 
+from analysis.browse.outcomes import BIT
 from analysis.counts.load import load_run
 from analysis.layout.tables import ReportTable, laid_out
+from analysis.report.links import LINKED
 from analysis.report.page import Section, page
 from analysis.report.report import write_report
 from analysis.report.samples import NUM_RESCUES, RESCUES, sample_rescues
@@ -34,7 +37,8 @@ def test_the_page_needs_no_other_file(out: Path) -> None:
         assert not any(name.startswith("on") for name in attributes), tag
         for name in ("src", "href", "srcset", "action", "style"):
             value = attributes.get(name) or "#"
-            assert value.startswith(("#", "data:image/svg+xml;base64,")), f"{tag} {name}"
+            allowed = ("#", "browse/index.html#") if tag == "a" else ("data:image/svg+xml;base64,", "#")
+            assert value.startswith(allowed), f"{tag} {name}"
     assert "http://" not in text
     assert "https://" not in text
     assert "url(" not in text
@@ -44,11 +48,41 @@ def test_the_page_needs_no_other_file(out: Path) -> None:
     assert policy == "default-src 'none'; style-src 'unsafe-inline'; img-src data:"
     assert sum(tag == "img" for tag, _ in parsed.tags) == 7  # the run has no recorded times
     anchors = {a["id"] for _, a in parsed.tags if "id" in a}
+    links = {a["href"] or "" for tag, a in parsed.tags if tag == "a"}
     assert (
-        {(a["href"] or "")[1:] for tag, a in parsed.tags if tag == "a"}
+        {link[1:] for link in links if link.startswith("#")}
         == anchors
         == {"summary", "passk", "votes", "selectors", "rescue", "overlap", "training", "time", "run"}
     )
+
+
+def test_every_row_about_problems_links_to_them(out: Path) -> None:
+    text = (out / "report.html").read_text()
+    views = [
+        dict(parse_qsl((a["href"] or "").partition("#")[2]))
+        for tag, a in Page(text).tags
+        if tag == "a" and (a["href"] or "").startswith("browse/")
+    ]
+    assert (out / "browse" / "index.html").is_file()
+    # Every row of these tables has a link; the others belong to the list of rescues and to the whole page.
+    written = [path.read_text() for path in (out / "tables").glob("*.md") if path.stem in LINKED]
+    num_rows = sum(max(0, sum(line.startswith("|") for line in text.splitlines()) - 2) for text in written)
+    assert len(views) >= num_rows > 30
+    for view in views:
+        assert view.keys() <= {"split", "iteration", "filter", "problem"}
+        assert view.get("split", "train") in ("train", "evaluation")
+        for chosen in filter(None, view.get("filter", "").split(",")):
+            name, _, model = chosen.partition(":")
+            assert name in BIT
+            assert model in ("", "ada", "bob")
+        if "iteration" in view:
+            assert (out / "browse" / "data" / f"b0-{view['split']}-{view['iteration']}.js").is_file()
+    shown = [view for view in views if view]
+    assert {"split": "evaluation", "filter": "fails:ada"} in shown
+    assert {"split": "evaluation", "filter": "all_fail"} in shown
+    assert {"split": "evaluation", "filter": "only:bob"} in shown
+    assert {"split": "train", "filter": "rescued:ada"} in shown
+    assert {"split": "train", "iteration": "1", "problem": "t0"} in shown
 
 
 def test_completions_are_shown_as_text(out: Path) -> None:

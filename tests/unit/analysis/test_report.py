@@ -21,7 +21,7 @@ from analysis.layout.tables import ReportTable, render
 from analysis.report import evaluation_tables
 from analysis.report.facts import facts_of
 from analysis.report.report import report_tables, warnings_of, write_report, write_reports
-from analysis.report.summary import summary_table
+from analysis.report.summary import rescue_summary_table, summary_table
 from analysis.timing.cost import cost_of
 from core_hpc.store import manifests
 from core_hpc.store.paths import RunPaths
@@ -41,7 +41,19 @@ from tests.support.analysis_data import (
 from tests.support.parsing import Page
 from tests.support.report_data import AFTER, BEFORE, full_run, step
 
-TABLES = ["summary", "pass", "gain", "reliability", "votes", "rescue", "overlap", "curves", "cost", "rows"]
+TABLES = [
+    "summary",
+    "rescue_summary",
+    "pass",
+    "gain",
+    "reliability",
+    "votes",
+    "rescue",
+    "overlap",
+    "curves",
+    "cost",
+    "rows",
+]
 TABLES += ["time_iterations", "time_waited", "time_speed"]
 TABLES += ["selectors", "learning", "hints", "teaching", "overlap_change", "resolution"]
 FIGURES = ["pass_at_k", "overlap", "rescue", "rewards", "training", "selectors", "learning"]
@@ -188,8 +200,10 @@ def test_a_run_that_does_not_evaluate_the_untrained_models(tmp_path: Path) -> No
         pl.concat([data.counts, rescue_counts(cases)], how="diagonal"),
         data.answers,
     )
-    row = row_of(summary_table(rescued), model="ada", measure="rescue: without -> with hint")
-    assert (row["before"].split()[0], row["after"].split()[0], row["difference"].split()[0]) == ("0.0", "50.0", "+50.0")
+    row = row_of(rescue_summary_table(rescued), model="ada")
+    shown = [row[column].split()[0] for column in ("without the hint", "with the hint", "uplift")]
+    assert shown == ["0.0", "50.0", "+50.0"]
+    assert summary_table(rescued).shown.columns == ["model", "measure", "after"]
     requested = RunData(data.path, config(evaluation={"samples": 4}), data.models, data.counts, data.answers)
     assert summary_table(requested).shown.columns == ["model", "measure", "before", "after", "difference"]
     assert evaluation_tables.NO_BEFORE in summary_table(requested).notes
@@ -278,7 +292,7 @@ def test_strata_of_attributes_with_several_values() -> None:
 def test_report_writes_every_table_and_figure(tmp_path: Path) -> None:
     data, out = load_run(full_run(tmp_path / "run")), tmp_path / "out"
     assert write_report(data, out, [1, 8]) == out / "report.html"
-    assert {p.name for p in out.iterdir()} == {"report.md", "report.html", "tables", "figures"}
+    assert {p.name for p in out.iterdir()} == {"report.md", "report.html", "tables", "figures", "browse"}
     assert {p.name for p in (out / "tables").iterdir()} == {
         f"{n}.{end}" for n in TABLES for end in ("csv", "json", "md", "tex")
     }

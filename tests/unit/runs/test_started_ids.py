@@ -9,7 +9,7 @@ import pytest
 
 from core_hpc.common.errors import RunConflictError
 from core_hpc.config.run import scientific_fields
-from core_hpc.runs.folder import check_conflicts, with_started_ids
+from core_hpc.runs.folder import check_conflicts, check_iterations, with_started_ids
 from core_hpc.runs.sweep import Sweep, load_sweep
 from tests.unit.config.test_sweep import MINIMAL
 
@@ -45,3 +45,23 @@ def test_a_run_with_other_values_is_not_continued(tmp_path: Path) -> None:
     assert with_started_ids(sweep) == sweep
     with pytest.raises(RunConflictError, match=r"team\.0\.lora\.alpha: 16\.0 -> 32"):
         check_conflicts(sweep)
+
+
+def test_a_run_cannot_become_shorter_than_what_is_trained(tmp_path: Path) -> None:
+    sweep = sweep_in(tmp_path)
+    (plan,) = sweep.runs
+    start(sweep, plan.run_id, alpha=32.0)
+    last = plan.config.iterations
+
+    def publish(phase: str, iteration: int) -> None:
+        folder = sweep.folder / plan.run_id / phase / f"iteration={iteration:04d}"
+        folder.mkdir(parents=True)
+        (folder / "m-p000.manifest.json").write_text("{}")
+
+    publish("update", last)
+    publish("cold", last + 1)  # this iteration may be left unfinished
+    check_iterations(sweep)
+    publish("update", last + 1)
+    expected = f"{plan.run_id}: iterations: {last}, but iteration {last + 1} is trained"
+    with pytest.raises(RunConflictError, match=expected):
+        check_iterations(sweep)

@@ -135,6 +135,17 @@ def no_slurm(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", "/nonexistent")
 
 
+def test_shares_of_truncated_and_unanswered_completions(tmp_path: Path, no_slurm: None) -> None:
+    run = make_run(tmp_path)
+    for model, truncated in (("m0", 5), ("m1", 0)):
+        publish(run, TaskKey(0, "evaluate", model), num_truncated=truncated, num_no_answer=1)
+    (status,) = look(run).runs
+    assert (status.truncated_share, status.no_answer_share) == (5 / 12, 2 / 12)
+    text = shown(look(run))
+    assert "42%" in text
+    assert "WARNING: 5 of 12 completions were cut at the token limit" in text
+
+
 # --- what runs and waits -------------------------------------------------------------------------
 
 

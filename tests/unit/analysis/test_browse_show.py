@@ -1,0 +1,53 @@
+"""The command show prints what is stored about one problem, and refuses unclear ids."""
+
+from __future__ import annotations
+
+import io
+from pathlib import Path
+
+import pytest
+from rich.console import Console
+
+from analysis.browse.terminal import show
+from analysis.counts.load import load_run
+from core_hpc.common.errors import InputError
+from tests.support.report_data import MARKUP, full_run
+
+
+def printed(run: Path, problem: str, **options: int | bool) -> str:
+    console = Console(file=io.StringIO(), width=200)
+    show(load_run(run, answers=False), problem, console, **options)  # type: ignore[arg-type]
+    assert isinstance(console.file, io.StringIO)
+    return console.file.getvalue()
+
+
+def test_everything_about_a_problem_is_printed(tmp_path: Path) -> None:
+    text = printed(full_run(tmp_path / "run"), "t0")
+    for expected in (
+        "run run, train problem, iteration 1 (published: 1)",
+        "gold answer: 2",
+        f"cold ada t0 1 {MARKUP}",
+        f"cold bob t0 0 {MARKUP}",
+        "hint from bob #0, 5 tokens",
+        "rescue #1 with the hint: correct",
+        "rescue #2 without the hint (control): wrong",
+        f"rescue t0 2 {MARKUP}",
+    ):
+        assert expected in text
+    assert "reward 0.00, advantage +0.00, exploit 0.00" in text
+
+
+def test_the_latest_iteration_is_shown_unless_another_is_named(tmp_path: Path) -> None:
+    run = full_run(tmp_path / "run")
+    assert "iteration 1 (published: 0, 1)" in printed(run, "p0")
+    assert "iteration 0 (published: 0, 1)" in printed(run, "p0", iteration=0)
+    with pytest.raises(InputError, match="iteration 7 has no completions of p0"):
+        printed(run, "p0", iteration=7)
+
+
+def test_an_unclear_id_is_refused(tmp_path: Path) -> None:
+    run = full_run(tmp_path / "run")
+    with pytest.raises(InputError, match="2 problems have 't' in their id; give a longer part: t0, t1"):
+        printed(run, "t")
+    with pytest.raises(InputError, match="no published problem has 'zz' in its id"):
+        printed(run, "zz")
