@@ -183,14 +183,14 @@ def unit_of(phase: str) -> str:
 def describe_stats(key: TaskKey, stats: Mapping[str, Any]) -> str:
     """One clause about a finished task, from its manifest's statistics."""
     seconds = stats.get("seconds", {})
-    if key.phase in GENERATION_PHASES and seconds.get("generate"):
-        completions, tokens, spent = stats["num_completions"], stats["num_completion_tokens"], seconds["generate"]
+    completions, tokens = stats.get("num_completions", 0), stats.get("num_completion_tokens", 0)
+    if key.phase in GENERATION_PHASES and (spent := seconds.get("generate")):
         return f", {completions} completions ({completions / spent:.1f}/s, {tokens / spent:.0f} tokens/s)"
     if key.phase == HINT:
-        return f", {stats['num_rescues']} rescues for {stats['num_cases']} cases"
-    if key.phase == UPDATE and seconds:
-        speed = f"{stats['num_tokens'] / seconds['update']:.0f} tokens/s"
-        return f", {stats['num_completions']} completions ({speed}){_mismatch_warning(stats)}"
+        return f", {stats.get('num_rescues', 0)} rescues for {stats.get('num_cases', 0)} cases"
+    if key.phase == UPDATE and (spent := seconds.get("update")):
+        speed = f"{stats.get('num_tokens', 0) / spent:.0f} tokens/s"
+        return f", {completions} completions ({speed}){_mismatch_warning(stats)}"
     return ""
 
 
