@@ -58,8 +58,8 @@ def flip_a_byte(path: Path) -> None:
     path.write_bytes(bytes(content))
 
 
-def rewrite(change: Callable[[Path], object]) -> Callable[[Run, str], None]:
-    return lambda run, name: change(run.paths.problems / f"{name}.manifest.json") and None
+def rewrite(change: Callable[[Path], object]) -> Callable[[Run, str], object]:
+    return lambda run, name: change(run.paths.problems / f"{name}.manifest.json")
 
 
 DAMAGES: dict[str, Callable[[Run, str], object]] = {
