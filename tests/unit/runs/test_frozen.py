@@ -30,6 +30,7 @@ def run_in(folder: Path, *, from_file: bool = False) -> Run:
         write_problems(folder / "train.jsonl", "What is {} + {}?")
     data = {
         "name": "s",
+        "iterations": 1,
         "output": str(folder),
         "team": [{"name": "a", "model": "x"}, {"name": "b", "model": "x"}],
         "problems": {"train": source, "evaluation": {"source": "generated", "count": 3}},
@@ -44,7 +45,7 @@ def run_in(folder: Path, *, from_file: bool = False) -> Run:
 
 
 def write_problems(path: Path, question: str) -> None:
-    rows = [{"question": question.format(i, i + 1), "answer": str(2 * i + 1)} for i in range(4)]
+    rows = [{"id": f"p{i}", "question": question.format(i, i + 1), "answer": str(2 * i + 1)} for i in range(4)]
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
 
 
