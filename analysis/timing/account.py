@@ -146,8 +146,9 @@ def task_time(key: TaskKey, manifest: Manifest) -> TaskTime:
     laps = tuple(_laps(stats))
     ended = float(writer["time"])
     process = None
-    if "process_ready" in stats:
-        process = (float(stats.get("job_started", stats["process_started"])), float(stats["process_ready"]))
+    started = stats.get("job_started", stats.get("process_started"))
+    if started is not None and "process_ready" in stats:
+        process = (float(started), float(stats["process_ready"]))
     began = ended - sum(seconds for _, seconds in laps)
     return TaskTime(
         key=key,

@@ -6,6 +6,7 @@ Nothing here is needed to continue a run.
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -205,19 +206,20 @@ def useless_text(useless: Useless | None) -> str:
 def describe_stats(key: TaskKey, stats: Mapping[str, Any]) -> str:
     """One clause about a finished task, from its manifest's statistics."""
     seconds = stats.get("seconds", {})
-    if key.phase in GENERATION_PHASES and seconds.get("generate"):
-        completions, tokens, spent = stats["num_completions"], stats["num_completion_tokens"], seconds["generate"]
+    completions, tokens = stats.get("num_completions", 0), stats.get("num_completion_tokens", 0)
+    if key.phase in GENERATION_PHASES and (spent := seconds.get("generate")):
         speed = f"{completions / spent:.1f}/s, {tokens / spent:.0f} tokens/s"
         return f", {completions} completions ({speed}){useless_text(Useless.of(stats))}"
     if key.phase == HINT:
-        return f", {stats['num_rescues']} rescues for {stats['num_cases']} cases"
+        return f", {stats.get('num_rescues', 0)} rescues for {stats.get('num_cases', 0)} cases"
     if key.phase == WARMUP and seconds:
-        if stats["is_shared"]:
+        if stats.get("is_shared"):
             return ", shared with another run"
-        return f", {stats['num_completions']} examples, loss {stats['first_loss']:.2f} -> {stats['last_loss']:.2f}"
-    if key.phase == UPDATE and seconds:
-        speed = f"{stats['num_tokens'] / seconds['update']:.0f} tokens/s"
-        return f", {stats['num_completions']} completions ({speed}){_mismatch_warning(stats)}"
+        losses = f"loss {stats.get('first_loss', math.nan):.2f} -> {stats.get('last_loss', math.nan):.2f}"
+        return f", {completions} examples, {losses}"
+    if key.phase == UPDATE and (spent := seconds.get("update")):
+        speed = f"{stats.get('num_tokens', 0) / spent:.0f} tokens/s"
+        return f", {completions} completions ({speed}){_mismatch_warning(stats)}"
     return ""
 
 

@@ -133,13 +133,18 @@ class RunTracker:
         part = f"/part{key.part}" if key.part else ""
         for name, seconds in stats.get("seconds", {}).items():
             self._scalar(key.model, f"seconds_{key.phase}/{name}{part}", seconds, key.iteration, time_s)
-        speed = None
-        if key.phase in GENERATION_PHASES and stats.get("num_completion_tokens"):
-            speed = stats["num_completion_tokens"] / max(stats["seconds"]["generate"], 1e-9)
-        elif key.phase == UPDATE:
-            speed = stats["num_tokens"] / max(stats["seconds"]["update"], 1e-9)
-            padding_share = 1 - stats["num_tokens"] / max(stats["num_padded_tokens"], 1)
+        named = {
+            **dict.fromkeys(GENERATION_PHASES, ("num_completion_tokens", "generate")),
+            UPDATE: ("num_tokens", UPDATE),
+        }
+        amount, working = named.get(key.phase, ("", ""))
+        tokens, spent_s = stats.get(amount), stats.get("seconds", {}).get(working)
+        if tokens is None or spent_s is None or (key.phase != UPDATE and not tokens):
+            return
+        if key.phase == UPDATE and "num_padded_tokens" in stats:
+            padding_share = 1 - tokens / max(stats["num_padded_tokens"], 1)
             self._scalar(key.model, "speed/update_padding_share", padding_share, key.iteration, time_s)
+        speed = tokens / max(spent_s, 1e-9)
         self._scalar(key.model, f"speed/{key.phase}_tokens_per_s{part}", speed, key.iteration, time_s)
 
     def _write_time(self, key: TaskKey, time_s: float) -> None:

@@ -163,9 +163,11 @@ def remove_checkpoints(paths: RunPaths, key: TaskKey) -> None:
 def _names(paths: RunPaths, key: TaskKey) -> re.Pattern[str]:
     """Pattern of the file names of a task's checkpoints, including those left by a killed writer.
 
-    Group 1 is the number of steps.
+    Group 1 is the number of steps. A copy that a user made has another form of name, and is kept.
     """
-    return re.compile(rf"\.?{re.escape(paths.task_name(key))}-step(\d+)\..+")
+    uid = "[0-9a-f]{12}"
+    manifest = rf"{re.escape(MANIFEST_SUFFIX.removeprefix('.'))}(\.{uid}\.tmp|\.set-aside-[0-9a-f]{{8}})?"
+    return re.compile(rf"\.?{re.escape(paths.task_name(key))}-step(\d+)\.({manifest}|{uid}(\.tmp)?)")
 
 
 def _remove(paths: RunPaths, key: TaskKey, which: Callable[[int], bool]) -> None:

@@ -120,7 +120,10 @@ def locate(path: Path) -> tuple[Path, list[Path]]:
 
 
 def _runs_in(folder: Path) -> list[Path]:
-    return sorted(path.parent for path in folder.glob("*/run.json")) if folder.is_dir() else []
+    """The run folders in a folder. A link such as `latest` to one of them is not another run."""
+    found = sorted(path.parent for path in folder.glob("*/run.json")) if folder.is_dir() else []
+    own = {path.resolve() for path in found if not path.is_symlink()}
+    return [path for path in found if not path.is_symlink() or path.resolve() not in own]
 
 
 # --- read a run folder ---------------------------------------------------------------------------

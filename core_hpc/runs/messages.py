@@ -204,7 +204,7 @@ class RunningTask:
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> RunningTask:
         progress = _made(Progress, data) if "done" in data else None
-        return _made(cls, {**data, "progress": progress})
+        return _made(cls, {"started": 0.0, **data, "progress": progress})
 
 
 @dataclass(frozen=True)
@@ -292,8 +292,13 @@ class JobStatus:
             "running": {task: RunningTask.from_json(at) for task, at in data.get("running", {}).items()},
             "failures": tuple(Outcome.from_json(failure) for failure in data.get("failures", ())),
         }
-        status = _made(cls, {**data, **converted})
-        for task in (*status.running, *([status.progress[0]] if status.progress else [])):
+        return _made(cls, {**data, **converted})
+
+    @classmethod
+    def from_file(cls, data: Mapping[str, Any]) -> JobStatus:
+        """The same, and the keys of its tasks are checked: a job may have been killed, or a file altered."""
+        status = cls.from_json(data)
+        for task in (*status.running, *(failure.task for failure in status.failures if failure.task)):
             TaskKey.parse(task)
         return status
 

@@ -122,6 +122,8 @@ def inspect_run(run: Run, *, checksum: bool = False) -> tuple[RunProgress, list[
             check_counts(run, key, manifest)
             published.add(key)
         except manifests.DamagedError as e:
+            if e.manifest_path != path:  # the frozen problems, damaged since they were checked
+                raise
             with contextlib.suppress(FileNotFoundError):  # a resident job may have been faster
                 aside = manifests.set_aside(path)
                 messages.append(f"damaged: {e}; set aside as {aside.name}, and will be made again")

@@ -199,13 +199,9 @@ class Scheduler:
             manifest = manifests.read_manifest(path)
             check_counts(progress.run, event.task.key, manifest)
         except StoreError as e:
-            damaged = isinstance(e, manifests.DamagedError)
-            outcome = Outcome(
-                OutcomeKind.DAMAGED if damaged else OutcomeKind.ERROR,
-                f"ended without publishing: {e}",
-                log=event.log,
-                manifest=str(path) if damaged else "",
-            )
+            damaged = str(e.manifest_path) if isinstance(e, manifests.DamagedError) else ""
+            kind = OutcomeKind.DAMAGED if damaged else OutcomeKind.ERROR
+            outcome = Outcome(kind, f"ended without publishing: {e}", log=event.log, manifest=damaged)
             return Failed(event.task, outcome)
         progress.add_published(event.task.key)
         return replace(event, stats=manifest.stats)

@@ -115,7 +115,7 @@ class OpenSubmission:
         path = self.folder.status_file(self.submission, index)
         with contextlib.suppress(StoreError):
             return manifests.read_record(
-                path if rank == 0 else path.with_suffix(f".rank{rank}.json"), JobStatus.from_json
+                path if rank == 0 else path.with_suffix(f".rank{rank}.json"), JobStatus.from_file
             )
         return None
 

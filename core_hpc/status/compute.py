@@ -214,7 +214,7 @@ def _add_element(out: _Submitted, run: Run, submission: Submission, index: int, 
     """Add what an array element without a recorded outcome does."""
     folder, keys, entry = SubmissionFolder(run.paths.slurm), submission.keys(index), queue.entry(submission, index)
     is_pending = entry is not None and entry.state == "PENDING"
-    status = None if is_pending else read_or_none(folder.status_file(submission, index), JobStatus.from_json)
+    status = None if is_pending else read_or_none(folder.status_file(submission, index), JobStatus.from_file)
     if status is not None:
         out.failures += _failures_inside(run, status)
     place = _place(submission, entry, status, queue_known=queue.known)

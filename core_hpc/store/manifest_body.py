@@ -31,7 +31,8 @@ class FileEntry:
 def parse_body(body: Any) -> tuple[tuple[FileEntry, ...], dict[str, Any], dict[str, Any]]:
     """Files, statistics and writer of a manifest. ValueError if one of them has a wrong shape."""
     stats, writer = checked_field(body, "stats", dict), checked_field(body, "writer", dict)
-    checked_field(writer, "time", float)
+    for name, kind in (("time", float), ("host", str), ("pid", int)):
+        checked_field(writer, name, kind)
     _check_statistics(stats)
     return parse_files(body), stats, writer
 

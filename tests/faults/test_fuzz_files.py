@@ -212,7 +212,7 @@ def kinds_of(sweep: Path) -> dict[str, list[Path]]:
     return found
 
 
-@settings(max_examples=150, suppress_health_check=list(HealthCheck), derandomize=True)
+@settings(max_examples=80, suppress_health_check=list(HealthCheck), derandomize=True)
 @given(data=st.data())
 def test_no_altered_file_gives_a_traceback_or_a_wrong_result(
     original: Path, tmp_path_factory: pytest.TempPathFactory, data: st.DataObject

@@ -30,6 +30,7 @@ def run_in(folder: Path, *, from_file: bool = False) -> Run:
         write_problems(folder / "train.jsonl", "What is {} + {}?")
     data = {
         "name": "s",
+        "iterations": 1,
         "output": str(folder),
         "team": [{"name": "a", "model": "x"}, {"name": "b", "model": "x"}],
         "problems": {"train": source, "evaluation": {"source": "generated", "count": 3}},
@@ -44,7 +45,7 @@ def run_in(folder: Path, *, from_file: bool = False) -> Run:
 
 
 def write_problems(path: Path, question: str) -> None:
-    rows = [{"question": question.format(i, i + 1), "answer": str(2 * i + 1)} for i in range(4)]
+    rows = [{"id": f"p{i}", "question": question.format(i, i + 1), "answer": str(2 * i + 1)} for i in range(4)]
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
 
 
@@ -58,8 +59,8 @@ def flip_a_byte(path: Path) -> None:
     path.write_bytes(bytes(content))
 
 
-def rewrite(change: Callable[[Path], object]) -> Callable[[Run, str], None]:
-    return lambda run, name: change(run.paths.problems / f"{name}.manifest.json") and None
+def rewrite(change: Callable[[Path], object]) -> Callable[[Run, str], object]:
+    return lambda run, name: change(run.paths.problems / f"{name}.manifest.json")
 
 
 DAMAGES: dict[str, Callable[[Run, str], object]] = {

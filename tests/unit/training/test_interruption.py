@@ -175,15 +175,15 @@ def test_a_full_disk_costs_only_the_checkpoint(
 def test_files_of_killed_writers_are_removed_with_the_others(paths: RunPaths, checkpoints: CheckpointStore) -> None:
     save(checkpoints, 1)
     folder = paths.checkpoint_folder(KEY)
-    for name in (".m0-p000-step0002.abc.tmp", "m0-p000-step0002.abc"):
+    for name in (".m0-p000-step0002.0123456789ab.tmp", "m0-p000-step0002.0123456789ab"):
         (folder / name).mkdir()
         (folder / name / "optimizer.safetensors").touch()
-    (folder / ".m0-p000-step0002.manifest.json.abc.tmp").touch()
+    (folder / ".m0-p000-step0002.manifest.json.0123456789ab.tmp").touch()
     assert found_step(paths) == 1
     save(checkpoints, 3)
     save(checkpoints, 4)
     assert not [n for n in names(paths) if "step0002" in n]
-    (folder / ".m0-p000-step0009.abc.tmp").mkdir()
+    (folder / ".m0-p000-step0009.0123456789ab.tmp").mkdir()
     remove_checkpoints(paths, KEY)
     assert not folder.exists()
 
