@@ -401,7 +401,7 @@ def test_a_run_in_one_job_has_one_test_job_and_its_other_groups_are_not_checked(
     )
     asked: list[int] = []
     monkeypatch.setattr(
-        "core_hpc.slurm.submit.batch_script", lambda _, __, parameters, **___: asked.append(parameters["time"])
+        "core_hpc.slurm.acceptance.batch_script", lambda _, __, parameters, **___: asked.append(parameters["time"])
     )
     monkeypatch.setattr("subprocess.run", lambda *_, **__: SimpleNamespace(returncode=0, stderr=""))
     assert statuses(doctor_slurm.check_profile(examined)) == [OK]
