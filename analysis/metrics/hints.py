@@ -200,12 +200,12 @@ def _share_of(rows: pl.DataFrame, numerator: pl.Expr, denominator: pl.Expr) -> E
 
 
 def _reliance_row(cases: pl.DataFrame, reliance: pl.DataFrame, student: str) -> dict[str, Any] | None:
-    """Mean reliance over iterations, with the lowest and highest iteration in the note."""
+    """Mean reliance over iterations; None if the student has none."""
     own = reliance if student == TEAM else reliance.filter(model=student)
     values = own.group_by("iteration").agg(pl.col(RELIANCE).mean())[RELIANCE].to_list()
     if not values:
         return None
-    note = f"no interval: means of steps; {len(values)} iterations from {min(values):+.2f} to {max(values):+.2f}"
+    note = "reliance has no interval, because the steps record means"
     estimate = Estimate(sum(values) / len(values), None, None, cases["problem_id"].n_unique(), note)
     return {"leak": ALL, "measure": RELIANCE, "cases": cases.height, **estimate.row()}
 

@@ -85,7 +85,7 @@ def test_reliance_is_the_mean_over_iterations() -> None:
         row = pick(table, student=student, measure="reliance")
         assert row["estimate"] == pytest.approx(value)
         assert row["low"] is None
-    assert "2 iterations from -0.40 to -0.20" in pick(table, student="ada", measure="reliance")["note"]
+    assert "has no interval" in pick(table, student="ada", measure="reliance")["note"]
     assert not table.filter(student="cyd", measure="reliance").height
     assert "reliance" in hints_report(table).shown.columns
 
