@@ -81,6 +81,7 @@ def test_the_primary_comparison_is_first_and_not_corrected() -> None:
 def test_the_k_of_the_primary_comparison_is_always_computed() -> None:
     frame = contrasts_table(arms_among(study()), ks=[1])
     assert frame.row(0, named=True)["k"] == 2
+    assert frame.filter(k=2).height == 1  # nothing else that was not asked for
     core, alone = arms_among(study())["core"], arms_among(study())["alone"]
     swapped = compare(core, alone, ks=[1])
     assert pick(swapped, primary=True)["estimate"] == -frame.row(0, named=True)["estimate"]
