@@ -36,6 +36,7 @@ from analysis.stats.uncertainty import (
     of_differences,
     of_interval,
     over_seeds,
+    pseudo_groups,
 )
 from core_hpc.common.errors import InputError
 
@@ -218,12 +219,11 @@ def _drawn(f: TwoSided, extreme: float, groups: IntArray | None) -> tuple[FloatA
     `stats/uncertainty.py`. So there is an interval when all problems are alike.
     """
     sides = [side.reshape(-1, side.shape[-1]) for side in (f.a, f.b)]
-    pseudo = [np.array([0.0, extreme]), np.array([extreme, 0.0])]
+    repeats, groups = pseudo_groups(groups)
+    pseudo = [np.repeat([0.0, extreme], repeats), np.repeat([extreme, 0.0], repeats)]
     columns = np.concatenate(
         [np.hstack([side, np.tile(extra, (len(side), 1))]) for side, extra in zip(sides, pseudo, strict=True)]
     ).T
-    if groups is not None:
-        groups = np.concatenate([groups, groups.max() + np.array([1, 2])])
     flat = resampled_means(columns, groups)
     split = len(sides[0])
     return flat[:, :split].reshape(-1, *f.a.shape[:2]), flat[:, split:].reshape(-1, *f.b.shape[:2])
