@@ -168,6 +168,39 @@ def test_sampling_variance_is_unbiased() -> None:
     assert np.isnan(sampling_variance(n, c, 5)).all()
 
 
+def test_what_twice_as_many_buy_in_a_simulation() -> None:
+    """The standard deviation of the mean in simulated studies, with twice as many of each."""
+    rng = np.random.default_rng(8)
+
+    def deviation(num_problems: int, num_seeds: int, num_samples: int) -> float:
+        shape = (20_000, num_seeds, num_problems)
+        problems = rng.normal(0, 0.2, (20_000, 1, num_problems))
+        seeds = rng.normal(0, 0.05, (20_000, num_seeds, 1))
+        return float((problems + seeds + rng.normal(0, 0.5 / num_samples**0.5, shape)).mean(axis=(1, 2)).std())
+
+    parts = Split(0.2**2 / 40, 0.5**2 / (40 * 2 * 2), 0.05**2 / 2)
+    before = deviation(40, 2, 2)
+    for part, after in ((PROBLEMS, deviation(80, 2, 2)), (SEEDS, deviation(40, 4, 2)), (SAMPLES, deviation(40, 2, 4))):
+        assert parts.narrower(part) == pytest.approx(1 - after / before, abs=0.03)
+
+
+def test_the_parts_are_found_again() -> None:
+    """Simulated effects of problems, seeds and samples of known size."""
+    rng = np.random.default_rng(7)
+    found = []
+    for _ in range(400):
+        problems, seeds, samples = (rng.normal(0, sd, s) for sd, s in ((0.2, 100), (0.05, (4, 1)), (0.4, (4, 100))))
+        parts = split(problems + seeds + samples, own=0.4**2 / 400)
+        found.append([parts.problems, parts.seeds, parts.samples])
+    expected = [0.2**2 / 100, 0.05**2 / 4, 0.4**2 / 400]
+    assert np.mean(found, axis=0)[0] == pytest.approx(expected[0], rel=0.1)
+    assert np.mean(found, axis=0)[1] == pytest.approx(expected[1], rel=0.15)
+    assert np.mean(found, axis=0)[2] == pytest.approx(expected[2], rel=0.1)
+    one = split(rng.normal(0, 0.2, (1, 100)), own=1e-4)
+    assert one.seeds is None
+    assert one.samples == 1e-4
+
+
 def test_what_to_buy() -> None:
     parts = Split(0.25, 0.25, 0.5)
     assert [parts.share(p) for p in (PROBLEMS, SAMPLES, SEEDS)] == [0.25, 0.25, 0.5]
