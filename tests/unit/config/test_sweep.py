@@ -200,5 +200,5 @@ def test_only_these_sections_have_operational_fields(tmp_path: Path) -> None:
     everything, scientific = flatten(config.model_dump(mode="json")), flatten(scientific_fields(config))
     added_later = {"protocol.hint_leak"}
     operational = {path.split(".")[0] for path in set(everything) - set(scientific) - added_later}
-    assert operational == {"name", "output", "iterations", "cluster", "evaluation", "update"}
+    assert operational == {"name", "output", "iterations", "analysis", "cluster", "evaluation", "update"}
     assert "evaluation.samples" in scientific
