@@ -36,6 +36,7 @@ from analysis.stats.uncertainty import (
     of_differences,
     of_interval,
     over_seeds,
+    pseudo_groups,
 )
 from core_hpc.common.errors import InputError
 
@@ -96,7 +97,7 @@ def compare(
     Args:
         a: one run, or several seeds of one configuration (`pairs_of`).
         b: the other side, as `a`.
-        ks: completions per model. The k of the declared primary comparison is added.
+        ks: completions per model. The declared primary comparison is added if its k is another one.
         iterations: the iterations of the evaluations of A and of B; 0 is the evaluation of the
             untrained models. With the same run as both sides, the difference is the effect of
             training. Default: the latest evaluation of each run. Imported predictions have only
@@ -114,7 +115,7 @@ def compare(
         InputError: the runs cannot be compared; the message gives the reason (see `pairs_of`).
     """
     primary = None if iterations else primary_of(a, b)
-    ks = sorted({*ks, primary.k}) if primary else ks
+    asked, ks = set(ks), sorted({*ks, primary.k}) if primary else ks
     pairs = pairs_of(a, b, iterations)
     margin = margin_of([*a, *b]) if margin is None else margin
     rows: list[dict[str, Any]] = []
@@ -123,6 +124,8 @@ def compare(
         rows += [_row(pair.seed, f, context, pair.note) for f in two_sided(pair.a, pair.b, ks)]
     if len(pairs) > 1:
         rows += _mean_rows(pairs, ks, margin)
+    if primary:
+        rows = [row for row in rows if row["k"] is None or row["k"] in asked or is_primary(row, primary)]
     for row in rows:
         row["primary"] = None if row.get("p") is None else primary is not None and is_primary(row, primary)
     rows.sort(key=lambda row: not row["primary"])
@@ -216,12 +219,11 @@ def _drawn(f: TwoSided, extreme: float, groups: IntArray | None) -> tuple[FloatA
     `stats/uncertainty.py`. So there is an interval when all problems are alike.
     """
     sides = [side.reshape(-1, side.shape[-1]) for side in (f.a, f.b)]
-    pseudo = [np.array([0.0, extreme]), np.array([extreme, 0.0])]
+    repeats, groups = pseudo_groups(groups)
+    pseudo = [np.repeat([0.0, extreme], repeats), np.repeat([extreme, 0.0], repeats)]
     columns = np.concatenate(
         [np.hstack([side, np.tile(extra, (len(side), 1))]) for side, extra in zip(sides, pseudo, strict=True)]
     ).T
-    if groups is not None:
-        groups = np.concatenate([groups, groups.max() + np.array([1, 2])])
     flat = resampled_means(columns, groups)
     split = len(sides[0])
     return flat[:, :split].reshape(-1, *f.a.shape[:2]), flat[:, split:].reshape(-1, *f.b.shape[:2])

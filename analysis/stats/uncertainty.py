@@ -85,6 +85,8 @@ class Uncertainty:
         if self.num_seeds == 1:
             return error * math.sqrt(over_problems)
         problems = self.problems(error)
+        if problems + self.seeds == 0:  # the bound of a share that is 0 or 1 in every seed
+            return 0.0
         own_df = self.num_seeds - 1
         joint_df = (problems + self.seeds) ** 2 / (problems**2 / self.df + self.seeds**2 / own_df)
         narrow = t_quantile(tail, joint_df) ** 2 * (problems + self.seeds)
@@ -180,16 +182,28 @@ def with_pseudo_problems(columns: FloatArray, groups: IntArray | None) -> tuple[
 
     Args:
         columns: (P, F) differences between -1 and 1. A column with a NaN keeps it.
-        groups: (P,) codes of source groups; each pseudo-problem is a group of its own.
+        groups: (P,) codes of source groups. Each pseudo-problem is a group of mean size.
 
     Returns:
-        (P + 2, F) and the codes.
+        (P + 2, F), or more rows with source groups, and the codes.
     """
-    extreme = np.abs(columns).max(axis=0)
+    sums, sizes = grouped(columns, groups)
+    extreme = np.abs(sums / sizes[:, None]).max(axis=0)
     extreme[extreme == 0] = 1.0
-    if groups is not None:
-        groups = np.concatenate([groups, groups.max() + np.array([1, 2])])
-    return np.concatenate([columns, extreme[None], -extreme[None]]), groups
+    repeats, groups = pseudo_groups(groups)
+    return np.concatenate([columns, *[extreme[None]] * repeats, *[-extreme[None]] * repeats]), groups
+
+
+def pseudo_groups(groups: IntArray | None) -> tuple[int, IntArray | None]:
+    """Add the codes of two pseudo-problems to those of the problems.
+
+    Returns:
+        How many rows each pseudo-problem has, the mean size of a source group, and the codes.
+    """
+    if groups is None:
+        return 1, None
+    repeats = max(1, round(len(groups) / len(np.unique(groups))))
+    return repeats, np.concatenate([groups, np.repeat(groups.max() + np.array([1, 2]), repeats)])
 
 
 @dataclass(frozen=True, kw_only=True)

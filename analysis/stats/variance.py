@@ -14,6 +14,8 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
+import numpy as np
+
 from analysis.stats.estimators import FloatArray, IntArray, fail_at_k
 from analysis.stats.uncertainty import variances
 
@@ -67,7 +69,7 @@ def sampling_variance(n: IntArray, c: IntArray, k: int) -> FloatArray:
     [0.0625]
     """
     once, twice = (fail_at_k(n, c, size).prod(axis=0) for size in (k, 2 * k))
-    spread: FloatArray = once**2 - twice
+    spread: FloatArray = np.square(once) - twice
     return spread
 
 

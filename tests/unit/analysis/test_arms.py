@@ -160,7 +160,13 @@ def test_the_interval_of_a_mean_over_seeds_contains_the_spread_of_the_seeds() ->
     rng = np.random.default_rng(8)
     skill = rng.beta(2, 2, 300)
     counts = [rng.binomial(4, np.clip(skill + shift, 0, 1), (2, 300)) for shift in (-0.1, 0.0, 0.15)]
-    row = pick(table({"arm": [data(s, held_out(c, 1)) for s, c in enumerate(counts)]}), seed=MEAN, model="ada", k=1)
+    row = pick(
+        table({"arm": [data(s, held_out(c, 1)) for s, c in enumerate(counts)]}),
+        seed=MEAN,
+        measure="pass",
+        model="ada",
+        k=1,
+    )
     found = variances(np.stack([c[0] / 4 for c in counts]))
     error = (row["problems_high"] - row["problems_low"]) / 2 / t_quantile(0.975, 299)
     known = Uncertainty(estimate=row["estimate"], below=error, above=error, df=299, num_seeds=3)

@@ -508,7 +508,10 @@ def test_report_of_two_runs() -> None:
     a, b = data(ones(50)), data(ones(50) * 2, update={"kl_weight": 0.0})
     table = compare_report([a], [b], ks=[1])
     line = pick(table.shown, model="ada", measure="Pass@1")
-    assert (line["A"], line["B"], line["B - A"], line["note"]) == ("12.5", "25.0", "+12.5", "")
+    # The pseudo-problems differ by 12.5 points too: the standard deviation is 12.5 sqrt(1 - (50 / 52)^2).
+    centre, half = 12.5 * 50 / 52, stats.t.ppf(0.975, 49) * 12.5 * (1 - (50 / 52) ** 2) ** 0.5 / 52**0.5
+    difference = f"+12.5 [{centre - half:+.1f}, {centre + half:+.1f}]"
+    assert (line["A"], line["B"], line["B - A"], line["note"]) == ("12.5", "25.0", difference, "")
     assert "update.kl_weight: 0.04 in A, 0.0 in B" in table.notes
     assert "fewer than 100 problems" in table.notes  # not in every row
     assert "one pair of runs: the spread over seeds is unknown" in table.notes
@@ -520,7 +523,7 @@ def test_report_of_seeds_shows_the_mean() -> None:
     b = [data(ones() * c, seed=s) for s, c in ((1, 2), (2, 4))]
     table = compare_report(a, b, ks=[1])
     line = pick(table.shown, model="ada", measure="Pass@1")
-    assert line["B - A"] == "+25.0"
+    assert line["B - A"] == "+25.0 [-100.0, +100.0]"  # two seeds with 12.5 and 37.5: t with one degree of freedom
     assert line["sd over seeds [min, max]"] == "17.7 [+12.5, +37.5]"  # of 12.5 and 37.5
     assert "2 pairs of seeds" in table.notes
     assert "A and B have the same configuration" in table.notes

@@ -81,6 +81,7 @@ def test_the_primary_comparison_is_first_and_not_corrected() -> None:
 def test_the_k_of_the_primary_comparison_is_always_computed() -> None:
     frame = contrasts_table(arms_among(study()), ks=[1])
     assert frame.row(0, named=True)["k"] == 2
+    assert frame.filter(k=2).height == 1  # nothing else that was not asked for
     core, alone = arms_among(study())["core"], arms_among(study())["alone"]
     swapped = compare(core, alone, ks=[1])
     assert pick(swapped, primary=True)["estimate"] == -frame.row(0, named=True)["estimate"]
@@ -113,11 +114,11 @@ def test_the_report_states_the_result_and_both_intervals() -> None:
 def test_verdicts_use_the_margin_of_the_sweep() -> None:
     c = np.random.default_rng(2).binomial(8, 0.5, (2, 400))
     equal = compare([run("core", 1, c)], [run("alone", 1, c, update={"kl_weight": 0.0})], ks=[1])
-    assert pick(equal, measure="pass", model="ada")["verdict"] == "equivalent within 3 points"
+    assert pick(equal, measure="pass", model="ada", k=1)["verdict"] == "equivalent within 3 points"
     narrow = compare([run("core", 1, c)], [run("alone", 1, c, update={"kl_weight": 0.0})], ks=[1], margin=0.001)
-    assert pick(narrow, measure="pass", model="ada")["verdict"] == "not resolved"
+    assert pick(narrow, measure="pass", model="ada", k=1)["verdict"] == "not resolved"
     better = compare([run("core", 1, c)], [run("alone", 1, np.minimum(8, c + 2))], ks=[1])
-    assert pick(better, measure="pass", model="ada")["verdict"] == "different"
+    assert pick(better, measure="pass", model="ada", k=1)["verdict"] == "different"
 
 
 # --- parts of the variance -----------------------------------------------------------------------

@@ -238,5 +238,5 @@ def test_only_these_sections_have_operational_fields(tmp_path: Path) -> None:
     fields = [f for f in config_fields(run_config_schema()) if "added_later" in f.schema]
     added_later = {".".join(f.path).replace(f"team.{ANY}", f"team.{i}") for f in fields for i in range(2)}
     operational = {path.split(".")[0] for path in set(everything) - set(scientific) - added_later}
-    assert operational == {"name", "output", "iterations", "cluster", "evaluation", "update"}
+    assert operational == {"name", "output", "iterations", "analysis", "cluster", "evaluation", "update"}
     assert "evaluation.samples" in scientific
