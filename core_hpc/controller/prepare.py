@@ -151,7 +151,8 @@ def read_splits(folder: Path, number: int) -> Splits:
     """Read the problems of the run with this number in the request."""
     start = f"{number}-warmup-"
     warmups = {p.stem.removeprefix(start): pl.read_parquet(p) for p in sorted(folder.glob(f"{start}*.parquet"))}
-    return Splits(*(pl.read_parquet(folder / f"{number}-{name}.parquet") for name in SPLITS), warmups=warmups)
+    train, evaluation, examples = (pl.read_parquet(folder / f"{number}-{name}.parquet") for name in SPLITS)
+    return Splits(train=train, evaluation=evaluation, examples=examples, warmups=warmups)
 
 
 def main(arguments: list[str]) -> int:
