@@ -198,7 +198,7 @@ def test_the_run_id_depends_only_on_scientific_fields(tmp_path: Path) -> None:
 def test_only_these_sections_have_operational_fields(tmp_path: Path) -> None:
     config = load_sweep(write(tmp_path)).runs[0].config
     everything, scientific = flatten(config.model_dump(mode="json")), flatten(scientific_fields(config))
-    added_later = {"protocol.hint_leak"}
+    added_later = {"protocol.hint_leak", "team.0.warmup", "team.1.warmup"}
     operational = {path.split(".")[0] for path in set(everything) - set(scientific) - added_later}
     assert operational == {"name", "output", "iterations", "cluster", "evaluation", "update"}
     assert "evaluation.samples" in scientific
