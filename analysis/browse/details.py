@@ -21,7 +21,7 @@ import polars as pl
 from analysis.browse.pieces import TokenTexts, find_tokenizer
 from analysis.counts.load import RunData
 from core_hpc.problems.splits import TRAIN
-from core_hpc.store import manifests
+from core_hpc.store import manifests, parquet
 from core_hpc.store.paths import RunPaths
 from core_hpc.store.schema import (
     ATTRIBUTES,
@@ -201,7 +201,7 @@ class Reader:
             for file in (path.parent / entry.name for entry in manifest.files if entry.table == table.name):
                 try:
                     # Polars filters by the problem first, so it decodes the texts of these rows only.
-                    rows = pl.scan_parquet(file, hive_partitioning=False)
+                    rows = parquet.scan([file])
                     absent = set(columns) & table.added - set(rows.collect_schema())
                     rows = rows.filter(pl.col("problem_id").is_in(list(wanted)))
                     rows = rows.with_columns(pl.lit(None, table.schema[name]).alias(name) for name in absent)

@@ -14,6 +14,7 @@ import polars as pl
 from analysis.counts.load import RunData
 from analysis.counts.scan import list_shards
 from core_hpc.common.errors import StoreError
+from core_hpc.store import parquet
 from core_hpc.store.manifests import DamagedError
 from core_hpc.store.schema import EVALUATE
 from core_hpc.store.shards import published_keys
@@ -48,7 +49,7 @@ def load_completions(data: RunData, *, phase: str = EVALUATE, iteration: int) ->
     known = here.select("model", "problem_id", "source_group").unique(["model", "problem_id"])
     frames = [pl.DataFrame(schema={name: dtype for name, dtype in COMPLETIONS.items() if name != "source_group"})]
     for shard in shards:
-        rows = pl.scan_parquet(shard.path, hive_partitioning=False)
+        rows = parquet.scan([shard.path])
         try:
             frames.append(_columns(rows, list(frames[0].columns)).collect())
         except (pl.exceptions.PolarsError, OSError) as e:

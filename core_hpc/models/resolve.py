@@ -283,7 +283,7 @@ def _pypi_model(name: str) -> Path:
     target = cache_folder() / "models" / f"{name}-{GGUF_MODELS[name].sha256[:12]}-v{CONVERTER_VERSION}"
     if not target.is_dir():
         check_parts(name, find_parts(name))
-        _make_once(target, lambda folder: _run_converter(name, folder))
+        _make_once(target, name, lambda folder: _run_converter(name, folder))
     return target
 
 
@@ -293,14 +293,17 @@ def _tiny_model(name: str) -> Path:
         raise InputError(f"model {TINY}{name} is not known; known: {', '.join(TINY + known for known in TINY_MODELS)}")
     target = cache_folder() / "models" / f"tiny-{name}-v{TINY_VERSION}"
     if not target.is_dir():
-        _make_once(target, lambda folder: write_tiny_model(name, folder))
+        _make_once(target, f"tiny-{name}", lambda folder: write_tiny_model(name, folder))
     return target
 
 
-def _make_once(target: Path, make: Callable[[Path], None]) -> None:
-    """Let one process make a folder of the cache, which appears there as a whole."""
+def _make_once(target: Path, name: str, make: Callable[[Path], None]) -> None:
+    """Let one process make a folder of the cache, which appears there as a whole.
+
+    `name` is part of the name of the lock.
+    """
     target.parent.mkdir(parents=True, exist_ok=True)
-    with _lock(target.parent / f".{target.name}.lock"):
+    with _lock(target.parent / f".{name}.lock"):
         if not target.is_dir():
             temporary = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))
             try:

@@ -87,8 +87,7 @@ def make_splits(section: ProblemsSection) -> Splits:
     splits[EXAMPLES] = _examples(section, files.get(TRAIN, []), taken, near)
     if any(i.answer_kind == "latex" for items in splits.values() for i in items):
         require_algebra()
-    train, evaluation, examples = (_frame(splits[label]) for label in SPLITS)
-    return Splits(train, evaluation, examples)
+    return Splits(train=_frame(splits[TRAIN]), evaluation=_frame(splits[EVALUATION]), examples=_frame(splits[EXAMPLES]))
 
 
 def warmup_problems(warmup: WarmupSection, evaluation: pl.DataFrame) -> pl.DataFrame:

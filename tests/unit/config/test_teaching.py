@@ -1,0 +1,56 @@
+"""The arms of yaml/teaching/tier1*.yaml: the same warm-ups, problems and budget; disjoint skills."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from core_hpc.config.run import RunConfig, flatten, scientific_fields
+from core_hpc.controller.prepare import splits_of
+from core_hpc.problems.skills import FAMILIES
+from core_hpc.runs.sweep import RunPlan, load_sweep
+from tests.support.harness import ROOT
+
+FOLDER = ROOT / "yaml" / "teaching"
+CHANGES = {
+    "tier1_independent": {"protocol.cold_samples", "protocol.rescue_samples", "update.group"},
+    "tier1_without_hints": {"protocol.hint_probability"},
+    "tier1_shared_rescues": {"update.share_rescues"},
+}
+OWN = {"ann": {"plus", "times", "zib"}, "bob": {"minus", "gap", "gorp"}}
+
+
+def runs_of(name: str) -> list[RunPlan]:
+    return list(load_sweep(FOLDER / f"{name}.yaml").runs)
+
+
+def completions(config: RunConfig) -> int:
+    return config.protocol.cold_samples + config.protocol.rescue_samples
+
+
+@pytest.mark.parametrize("arm", CHANGES)
+def test_an_arm_differs_from_core_only_in_what_it_tests(arm: str) -> None:
+    core, other = runs_of("tier1"), runs_of(arm)
+    assert [run.config.seed for run in core] == [run.config.seed for run in other]
+    for a, b in zip(core, other, strict=True):
+        ours, theirs = flatten(scientific_fields(a.config)), flatten(scientific_fields(b.config))
+        assert {k for k in {*ours, *theirs} if ours.get(k) != theirs.get(k)} == CHANGES[arm]
+        assert completions(a.config) == completions(b.config) == 6
+        assert a.config.output == b.config.output  # so that they share their warm-ups
+        assert a.config.iterations == b.config.iterations
+
+
+def test_each_model_is_warmed_on_its_own_skills_and_composites_need_both() -> None:
+    splits = splits_of(runs_of("tier1")[0])
+    for model, own in OWN.items():
+        rows = [json.loads(m) for m in splits.warmups[model]["metadata"]]
+        worked = {operator for r in rows if not r.get("hinted") for operator in FAMILIES[r["subject"]]}
+        assert worked == own
+        assert {r["subject"] for r in rows if r.get("hinted")} == OWN["ann"] | OWN["bob"]
+        assert not set(splits.warmups[model]["question"]) & set(splits.evaluation["question"])
+    for frame in (splits.train, splits.evaluation):
+        families = {json.loads(m)["subject"] for m in frame["metadata"]}
+        assert families >= OWN["ann"] | OWN["bob"]
+        for family in families - OWN["ann"] - OWN["bob"]:
+            assert all(own & set(FAMILIES[family]) for own in OWN.values()), family
