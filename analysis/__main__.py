@@ -46,6 +46,7 @@ from analysis.metrics.variance import variance_report
 from analysis.metrics.votes import vote_table
 from analysis.report.figures import arms_figure, write
 from analysis.report.further_tables import hints_of_run, selectors_of_run
+from analysis.report.paper import paper_tables
 from analysis.report.plan_command import add_plan_options, learning, plan
 from analysis.report.report import report_tables, warnings_of, write_reports, write_table
 from analysis.report.training_tables import rows_table
@@ -57,7 +58,7 @@ from core_hpc.store.schema import COLD, EVALUATE
 
 PROG = "python -m analysis"
 STRATA = ("data_set", "subject", "level")
-TABLE = FORMATS[0]
+TABLE, LATEX = FORMATS[0], "latex"
 
 TABLES: dict[str, tuple[str, str]] = {
     "passk": (
@@ -299,6 +300,11 @@ def _report(args: argparse.Namespace) -> None:
 
 
 def _tidy(args: argparse.Namespace) -> None:
+    if args.format == LATEX and not getattr(args, "by", None) and getattr(args, "phase", EVALUATE) == EVALUATE:
+        runs_of = _load(args.folders, answers=args.command in ("votes", "overlap"), lenient=args.lenient)
+        for table in paper_tables(args.command, runs_of, getattr(args, "k", None)):
+            sys.stdout.write(table_text(table, LATEX))
+        return
     if args.command == "curves":
         runs = [run for path in args.folders for run in list_runs(path)]
         frames = [(run.resolve().name, curves_table(run)) for run in dict.fromkeys(runs)]

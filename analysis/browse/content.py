@@ -94,7 +94,14 @@ class Content:
             "live": live,
             "left_out": left_out,
             "flags": [
-                {"name": f.name, "label": f.label, "of_model": f.of_model, "meaning": f.meaning, "bit": BIT[f.name]}
+                {
+                    "name": f.name,
+                    "label": f.label,
+                    "of_model": f.of_model,
+                    "meaning": f.meaning,
+                    "short": f.short or f.label,
+                    "bit": BIT[f.name],
+                }
                 for f in FLAGS
             ],
             "runs": runs,

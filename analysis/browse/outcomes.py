@@ -25,13 +25,18 @@ class Flag:
     label: str  # as the name of a filter, when any model may have the flag
     of_model: str  # the same for one model, whose name replaces {}
     meaning: str
+    short: str = ""  # the label beside a choice of the model; empty: `label`
 
 
 FLAGS = (
     Flag("all_fail", "all models fail", "all models fail", "No model has a correct completion without a hint."),
-    Flag("fails", "a model fails", "{} fails", "The model has no correct completion without a hint."),
+    Flag("fails", "a model fails", "{} fails", "The model has no correct completion without a hint.", "fails"),
     Flag(
-        "only", "only one solves", "only {} solves", "The model has a correct completion, and no other model has one."
+        "only",
+        "only one solves",
+        "only {} solves",
+        "The model has a correct completion, and no other model has one.",
+        "only it solves",
     ),
     Flag("rescued", "rescued", "{} is rescued", "The model failed cold and has a correct completion with the hint."),
     Flag(

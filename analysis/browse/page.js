@@ -146,7 +146,7 @@ function chips(block) {
     const num = block.problems.filter((_, row) => holds(row)).length;
     const pressed = state.filter.includes(filter);
     const toggled = pressed ? state.filter.filter((f) => f !== filter) : [...state.filter, filter];
-    const label = of ? flag.of_model.replace("{}", state.model) : flag.label;
+    const label = of ? flag.short : flag.label;
     return element("button", {
       type: "button", class: "chip", title: flag.meaning, "aria-pressed": String(pressed), "data-filter": filter,
       disabled: !num && !pressed, onclick: () => go({ filter: toggled }),

@@ -7,7 +7,14 @@ from pathlib import Path
 
 import pytest
 
-from tests.benchmarks import analysis_scale, array_scale, controller_cpu, interval_coverage, team_coverage
+from tests.benchmarks import (
+    analysis_scale,
+    array_scale,
+    browse_scale,
+    controller_cpu,
+    interval_coverage,
+    team_coverage,
+)
 from tests.benchmarks.measure import report
 from tests.benchmarks.simulated_run import make_run
 from tests.support.cluster import DevCluster
@@ -66,6 +73,13 @@ def test_reading_a_run(tmp_path: Path) -> None:
     }
     assert found["ours"] == found["decode"] == found["decode_and_count"] == rows
     assert found["pass_table"] > 0
+
+
+def test_opening_the_page_of_a_run(tmp_path: Path) -> None:
+    make_run(tmp_path / "run", analysis_scale.SIZES["small"])
+    served, folder = (browse_scale.measure_one(way, tmp_path / "run") for way in ("served", "folder"))
+    assert 0 < served["size_mb"] < folder["size_mb"]
+    assert served["problem_s"] > 0
 
 
 def test_coverage_of_intervals() -> None:

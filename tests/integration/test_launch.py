@@ -11,6 +11,7 @@ import pytest
 from analysis.counts import cache
 from analysis.counts.counts import ANSWER_KEYS, KEYS
 from analysis.counts.load import count_tasks, load_run, problems_of
+from core_hpc.common.errors import RunConflictError
 from core_hpc.controller.tracking import FINAL, GROUPS
 from core_hpc.runs.folder import list_runs, read_run_config
 from core_hpc.store import manifests, shards
@@ -55,6 +56,8 @@ def test_it_prints_progress_results_and_the_next_commands(finished: tuple[Path, 
     for expected in (
         "40 tasks",
         "completions (",
+        "% truncated",
+        "without an answer in the latest evaluation (percent)",
         " left",
         "Pass@1",
         "tensorboard --logdir",
@@ -205,6 +208,14 @@ def test_a_finished_sweep_continues_with_more_iterations(
         {"from_iteration": 1, "iterations": 2},
         {"from_iteration": 3, "iterations": 3},
     ]
+
+
+def test_fewer_iterations_than_are_trained_are_refused(sweep: Path, finished: tuple[Path, str]) -> None:
+    before = snapshot(finished[0])
+    done = launch(sweep, "--set", "iterations=1")
+    assert done.returncode == RunConflictError.exit_code
+    assert "iterations: 1, but iteration 2 is trained" in " ".join((done.stdout + done.stderr).split())
+    assert snapshot(finished[0]) == before
 
 
 def test_the_same_sweep_in_another_folder_gives_the_same_results(

@@ -216,6 +216,7 @@ def test_an_installation_has_sweeps_profiles_and_scripts(site: Path, tmp_path: P
     assert not (site / "yaml").exists(), "it would be merged with PyYAML's folder"
     assert (site / "core_hpc" / "py.typed").exists()
     assert (site / "analysis" / "py.typed").exists()
+    assert all((site / "analysis" / "browse" / name).exists() for name in ("page.html", "page.css", "page.js"))
     (license_file,) = site.glob("core_hpc-*.dist-info/licenses/**/LICENSE")
     assert "Apache License" in license_file.read_text()
     code = "from core_hpc.common import shipped; print(shipped.checkout_folder(), shipped.shipped_folder('slurm'))"

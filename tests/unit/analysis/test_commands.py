@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 import signal
 import subprocess
@@ -50,9 +51,25 @@ def test_all_formats_have_the_same_rows(command: str, run: Path, printed: Printe
     assert {row["run"] for row in rows} == {"demo-1"}
     assert pl.read_csv(out["csv"].encode()).height == len(rows)
     assert sum(line.startswith("| ") for line in out["markdown"].splitlines()) == len(rows) + 2
-    assert out["latex"].count(r" \\") == len(rows) + 1
     assert len(Page(out["html"]).tables[0]) == len(rows) + 1
     assert TABLES[command][0] in out["table"]
+
+
+@pytest.mark.parametrize("command", TABLES)
+def test_latex_is_the_table_of_the_report(command: str, run: Path, tmp_path: Path, printed: Printed) -> None:
+    name = {"passk": "pass"}.get(command, command)
+    printed("report", run, "--out", tmp_path / "out")
+    assert printed(command, run, "--format", "latex")[0] == (tmp_path / "out" / "tables" / f"{name}.tex").read_text()
+
+
+def test_latex_of_several_runs_names_them_without_hashes(run: Path, tmp_path: Path, printed: Printed) -> None:
+    for seed in (0, 1):
+        shutil.copytree(run, tmp_path / "sweep" / f"seed-{seed}-0123abc{seed}")
+    text = printed("passk", tmp_path / "sweep", "--format", "latex")[0]
+    assert re.findall(r"caption\{(seed-\d):", text) == ["seed-0", "seed-1"]
+    assert re.findall(r"label\{([^}]*)\}", text) == ["tab:pass-seed-0", "tab:pass-seed-1"]
+    assert "0123abc" not in text
+    assert str(tmp_path) not in text
 
 
 def test_tables_by_data_set(run: Path, printed: Printed) -> None:

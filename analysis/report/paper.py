@@ -1,0 +1,59 @@
+"""Tables for a paper: what the commands print with `--format latex`.
+
+The input is the `RunData` of runs. The output is the tables of the report, with its names and in
+percent, one per run. Their captions name a run without the hash of its configuration. The tidy
+tables, with one estimate per row, are in the other formats of the commands.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+
+from analysis.counts.load import RunData, load_hints
+from analysis.layout.tables import ReportTable
+from analysis.metrics import curves
+from analysis.metrics.passk import default_ks
+from analysis.report import evaluation_tables, training_tables
+
+_HASH = re.compile(r"-[0-9a-f]{8}$")
+
+_TABLES: dict[str, Callable[[RunData, Sequence[int]], ReportTable]] = {
+    "passk": evaluation_tables.pass_table,
+    "gain": evaluation_tables.gain_table,
+    "votes": evaluation_tables.votes_table,
+    "rescue": lambda data, _: training_tables.rescue_table(data, load_hints(data.path)),
+    "overlap": lambda data, _: evaluation_tables.overlap_table(data),
+    "curves": lambda data, _: training_tables.curves_table(data, curves.curves_table(data.path)),
+}
+
+
+def paper_tables(command: str, runs: Sequence[RunData], ks: Sequence[int] | None = None) -> list[ReportTable]:
+    """The table of a command for each run.
+
+    Args:
+        command: passk, gain, votes, rescue, overlap or curves.
+        runs: the runs; votes and overlap need their answers.
+        ks: completions per model; default: 1, 2 and 4, as far as the evaluation has that many.
+    """
+    tables = [_TABLES[command](data, ks or default_ks(data.num_samples)) for data in runs]
+    if len(runs) == 1:
+        return tables
+    labels = run_labels([data.name for data in runs])
+    return [
+        replace(table, name=f"{table.name}-{label}", title=f"{label}: {table.title}")
+        for table, label in zip(tables, labels, strict=True)
+    ]
+
+
+def run_labels(names: Sequence[str]) -> list[str]:
+    """The names of runs without hashes, as far as they stay different.
+
+    >>> run_labels(["seed-0-915805fa", "seed-1-b7e4ff2a"])
+    ['seed-0', 'seed-1']
+    >>> run_labels(["run-915805fa", "run-b7e4ff2a"])
+    ['run-915805fa', 'run-b7e4ff2a']
+    """
+    short = [_HASH.sub("", name) for name in names]
+    return [label if short.count(label) == 1 else name for label, name in zip(short, names, strict=True)]

@@ -1,0 +1,45 @@
+"""The live display shows which share of the completions is useless, as a sum over the parts of a phase."""
+
+from __future__ import annotations
+
+import io
+from pathlib import Path
+
+from rich.console import Console
+
+from core_hpc.controller.display import Display
+from core_hpc.runs.messages import Done, TaskRef
+from core_hpc.schedule.progress import RunProgress
+from core_hpc.store.paths import TaskKey
+from tests.unit.controller.test_tracking import make_run
+
+
+def test_the_panel_has_the_shares_of_the_latest_evaluation_and_cold_phase(tmp_path: Path) -> None:
+    run = make_run(tmp_path)
+    progress = RunProgress(run, run.graph(), set())
+    console = Console(file=io.StringIO(), width=300)
+    display = Display(console, "tiny", [progress], refreshes_per_s=1, warm=True)
+
+    def finish(key: TaskKey, truncated: int, no_answer: int) -> None:
+        stats = {
+            "num_completions": 10,
+            "num_completion_tokens": 100,
+            "num_truncated": truncated,
+            "num_no_answer": no_answer,
+            "seconds": {"generate": 1.0},
+        }
+        display.on_event(progress, Done(TaskRef(run.run_id, key), stats=stats))
+
+    def panel() -> str:
+        console.print(display._panel())
+        assert isinstance(console.file, io.StringIO)
+        return console.file.getvalue()
+
+    finish(TaskKey(0, "evaluate", "m0"), 8, 1)
+    finish(TaskKey(0, "evaluate", "m1"), 0, 0)
+    finish(TaskKey(1, "cold", "m0"), 0, 5)
+    assert "evaluate 0: 40 % truncated, 5 % without an answer" in panel()
+    assert "cold 1: 0 % truncated, 50 % without an answer" in panel()
+    assert "WARNING: 8 of 10 completions were cut at the token limit" in panel()
+    finish(TaskKey(2, "cold", "m0"), 1, 0)
+    assert "cold 2: 10 % truncated, 0 % without an answer" in panel()
