@@ -20,7 +20,6 @@ from functools import partial
 from pathlib import Path
 
 import polars as pl
-from rich.console import Console
 
 from analysis.browse.content import Content
 from analysis.browse.export import DEFAULT_COMPLETIONS, export
@@ -53,6 +52,7 @@ from analysis.report.training_tables import rows_table
 from analysis.timing.account import times_of
 from analysis.timing.tables import time_report
 from core_hpc.common.errors import CoreHpcError, InputError
+from core_hpc.common.terminal import PlainConsole, printable
 from core_hpc.runs.folder import list_runs
 from core_hpc.store.schema import COLD, EVALUATE
 
@@ -263,13 +263,13 @@ def _add_format(sub: argparse.ArgumentParser) -> None:
     sub.add_argument("--format", choices=FORMATS, default=TABLE, help="default: %(default)s")
 
 
-def _console() -> Console:
+def _console() -> PlainConsole:
     # A pipe or a log file has no width; rich would then fold tables at 80 columns.
-    return Console() if sys.stdout.isatty() else Console(width=180)
+    return PlainConsole() if sys.stdout.isatty() else PlainConsole(width=180)
 
 
 def _warn(text: str) -> None:
-    print(text, file=sys.stderr)
+    print(printable(text), file=sys.stderr)
 
 
 def _load(paths: Sequence[Path], *, answers: bool, lenient: bool) -> list[RunData]:
@@ -356,7 +356,7 @@ def _print(args: argparse.Namespace, table: ReportTable) -> None:
     if args.format == TABLE:
         render([table], _console())
     else:
-        sys.stdout.write(table_text(table, args.format))
+        sys.stdout.write(printable(table_text(table, args.format)))
 
 
 def _browse(args: argparse.Namespace) -> None:

@@ -23,9 +23,10 @@ from pathlib import Path
 
 from rich.console import Console
 
-from core_hpc.common.errors import ClaimError, CoreHpcError, InputError, StoreError
+from core_hpc.common.errors import ClaimError, CoreHpcError, InputError
+from core_hpc.common.ownership import deny_writing_by_others
 from core_hpc.common.packages import require_own_analysis
-from core_hpc.common.terminal import show_error
+from core_hpc.common.terminal import PlainConsole, show_error
 
 require_own_analysis()  # the controller imports `analysis`
 
@@ -33,7 +34,7 @@ from core_hpc.controller.detach import active_controllers
 from core_hpc.runs.folder import locate
 from core_hpc.runs.messages import Outcome, OutcomeKind
 from core_hpc.slurm.commands import JobId, QueueEntry, Slurm, SlurmUnavailableError
-from core_hpc.slurm.records import OPEN, Submission, SubmissionFolder
+from core_hpc.slurm.records import OPEN, Submission, SubmissionFolder, sweep_of
 from core_hpc.store import manifests
 from core_hpc.store.claims import claim, describe_holder, holder_lives, read_holder
 from core_hpc.store.paths import RunPaths, SweepPaths
@@ -57,6 +58,7 @@ class Cancellation:
         self._console = console
         self._cancelled: dict[str, set[JobId]] = {}
         """Name of a submission -> its jobs and array elements that were in the queue when they were cancelled."""
+        self._reported: set[Path] = set()
 
     def report(self, message: str) -> None:
         self._console.print(message, markup=False, soft_wrap=True)
@@ -65,14 +67,46 @@ class Cancellation:
         return sum(len(ids) for ids in self._cancelled.values())
 
     def _records(self) -> list[tuple[SubmissionFolder, Submission]]:
-        """Open submissions, controllers first."""
+        """Open submissions of this folder, controllers first. Those of a copied folder belong to the original."""
         roots = [SweepPaths(self._sweep).slurm] if self._run_ids is None else []
         run_ids = [p.parent.name for p in self._sweep.glob("*/run.json")] if self._run_ids is None else self._run_ids
         folders = [
             SubmissionFolder(root)
             for root in (*roots, *(RunPaths(self._sweep / run_id).slurm for run_id in sorted(run_ids)))
         ]
-        return [(folder, submission) for folder in folders for _, submission in folder.read_with_state(OPEN)]
+        found = [(folder, submission) for folder in folders for _, submission in folder.read_with_state(OPEN)]
+        own = [(folder, submission) for folder, submission in found if folder.original(submission) is None]
+        self._report_copies([folder.original(submission) for folder, submission in found])
+        return own
+
+    def _report_copies(self, originals: Sequence[Path | None]) -> None:
+        """Report once which other sweeps the records came from that were copied with the folder."""
+        sweeps = Counter(sweep_of(path) for path in originals if path is not None)
+        for sweep, num in sorted(sweeps.items()):
+            if sweep not in self._reported:
+                self._reported.add(sweep)
+                self.report(
+                    f"{self._sweep} is a copy of {sweep}: {num} open submission(s) belong to the original and continue"
+                    f". To end their jobs: {PROG} {sweep}"
+                )
+
+    def require_own_jobs(self) -> None:
+        """Check that no job of the sweep belongs to another user. Only that user can end it.
+
+        Raises:
+            CoreHpcError: another user's jobs wait or run; the message names the user and the jobs.
+        """
+        foreign: dict[str, list[str]] = {}
+        for _, submission in self._records():
+            if submission.is_foreign and not _certainly_ended(submission, self._slurm):
+                job = f"job {submission.job}" if submission.job is not None else "a job that is being submitted"
+                foreign.setdefault(submission.owner, []).append(f"{job} ({submission.name})")
+        if foreign:
+            owners = "; ".join(f"user {owner}: {', '.join(jobs)}" for owner, jobs in sorted(foreign.items()))
+            raise CoreHpcError(
+                f"jobs of this sweep belong to another user, and nothing was cancelled. {owners}. "
+                f"Only that user can end them: {PROG} {self._sweep}"
+            )
 
     def active(self) -> list[tuple[Submission, list[QueueEntry]]]:
         """Open submissions that have jobs in the queue. The name must match too, because SLURM may reuse job ids."""
@@ -144,6 +178,16 @@ class Cancellation:
                 folder.write(submission)  # some elements ended before; the next start looks up how
 
 
+def _certainly_ended(submission: Submission, slurm: Slurm) -> bool:
+    """Whether SLURM confirms that a job of another user has ended. It may hide such jobs."""
+    if submission.job is None:
+        return False
+    try:
+        return slurm.has_ended(submission.job)
+    except SlurmUnavailableError:
+        return False
+
+
 def cancel_sweep(sweep: Path, slurm: Slurm, console: Console) -> None:
     """End all controllers and jobs of a sweep.
 
@@ -153,14 +197,12 @@ def cancel_sweep(sweep: Path, slurm: Slurm, console: Console) -> None:
     paths, work = SweepPaths(sweep), Cancellation(sweep, None, slurm, console)
 
     def controller() -> str | None:
-        try:
-            holder = read_holder(paths.claim)
-        except StoreError:
-            if not paths.claim.exists():
-                return None
-            raise
-        return None if holder_lives(holder, slurm.has_ended) is False else f"the controller ({describe_holder(holder)})"
+        holder = read_holder(paths.claim)
+        if holder is None or holder_lives(holder, slurm.has_ended) is False:
+            return None
+        return f"the controller ({describe_holder(holder)})"
 
+    work.require_own_jobs()
     if controller() is None and not work.active():
         work.report(f"nothing to cancel: no controller works on {sweep}, and SLURM has no jobs of it")
         return
@@ -202,6 +244,7 @@ def cancel_runs(sweep: Path, run_ids: Sequence[str], slurm: Slurm, console: Cons
         if jobs := [submission.job for submission in active_controllers(sweep, slurm, close=False)]:
             raise ClaimError(f"SLURM job {jobs[0]} is a controller of these runs {advice}")
         work = Cancellation(sweep, run_ids, slurm, console)
+        work.require_own_jobs()
         if not work.active():
             work.report(f"nothing to cancel: SLURM has no jobs of {', '.join(run_ids)}")
             return
@@ -232,7 +275,8 @@ def build_parser(prog: str = PROG) -> argparse.ArgumentParser:
 def main(arguments: Sequence[str], *, prog: str = PROG) -> int:
     """Run the command and return its exit status."""
     options = build_parser(prog).parse_args(arguments)
-    console = Console(highlight=False)
+    deny_writing_by_others()
+    console = PlainConsole(highlight=False)
     try:
         sweep, runs = locate(options.sweep)
         if RunPaths(options.sweep).identity.is_file():

@@ -24,7 +24,8 @@ from rich.console import Console
 from rich.markup import escape
 
 from core_hpc.common.errors import CoreHpcError, InputError
-from core_hpc.common.packages import hiding_analysis, require_own_analysis
+from core_hpc.common.ownership import deny_writing_by_others
+from core_hpc.common.packages import require_own_analysis
 from core_hpc.common.shipped import shipped_folder
 from core_hpc.common.terminal import show_error, standard_console
 
@@ -83,6 +84,7 @@ def build_parser(prog: str = PROG) -> argparse.ArgumentParser:
 def main(arguments: Sequence[str], *, prog: str = PROG) -> int:
     """Run the command and return its exit status."""
     options = build_parser(prog).parse_args(arguments)
+    deny_writing_by_others()
     console = standard_console()
     signal.signal(signal.SIGTERM, _interrupt)
     if signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:  # ignored: the command was started with nohup
@@ -136,9 +138,8 @@ def launch(sweep: Sweep, console: Console, *, verify: bool = False, detached: bo
     runfolders.check_iterations(sweep)
     manifests.require_writable(sweep.folder, min_free_gb=MIN_FREE_GB)
     if _uses_slurm(sweep):
+        runfolders.require_own_folders(sweep)
         _check_slurm(sweep, console)
-        if detached:
-            _check_import_in_job()
     elif detached:
         raise InputError(
             "--detach: needs SLURM. Name a cluster profile with `driver: arrays` or `resident` "
@@ -174,16 +175,6 @@ def _check_slurm(sweep: Sweep, console: Console) -> None:
         check_gpus(sweep.cluster, sweep.largest_team, sweep.cluster.slurm.num_gpus("resident"))
     for message in check_accepted(sweep.cluster, Slurm()):
         console.print(f"[yellow]{escape(message)}[/yellow]", soft_wrap=True)
-
-
-def _check_import_in_job() -> None:
-    """The job of a detached controller starts Python in the working directory, even if this process did not."""
-    found = hiding_analysis([str(Path.cwd()), *sys.path])
-    if found is not None:
-        raise InputError(
-            f"--detach: {found} would hide the package `analysis` of core_hpc in the controller's job, because "
-            "Python looks in the working directory first there. Start from another folder, or rename it"
-        )
 
 
 def _detach(sweep: Sweep, start: Start, prepared: Prepared, console: Console) -> int:

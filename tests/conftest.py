@@ -44,6 +44,15 @@ def cluster() -> Iterator[DevCluster]:
         yield running
 
 
+@pytest.fixture
+def project() -> Iterator[Path]:
+    """Make a project folder in which a whole group writes (`tests/support/second_user.py`)."""
+    from tests.support.second_user import project_folder
+
+    with project_folder() as folder:
+        yield folder
+
+
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--full", action="store_true", help="all cluster tests: every fault at every phase (35 minutes)")
     parser.addoption("--record", action="store_true", help="test_recorded_run.py: record the run instead of comparing")

@@ -34,6 +34,7 @@ from analysis.exchange.predictions import GIVEN, Predictions, read_predictions
 from core_hpc.answers import extract, latex, numbers, symbolic, verifier
 from core_hpc.answers import kinds as answer_kinds
 from core_hpc.common.errors import InputError
+from core_hpc.common.ownership import FOLDER_MODE
 from core_hpc.config.run import RunConfig
 from core_hpc.problems.splits import EVALUATION, split_of
 from core_hpc.runs import provenance
@@ -95,7 +96,7 @@ def new_folder(out: Path) -> Iterator[Path]:
     """A temporary folder that becomes `out` on success, and is removed on failure."""
     manifests.make_folder(out.parent)
     temporary = out.parent / f".{out.name}.{uuid.uuid4().hex[:8]}.tmp"
-    temporary.mkdir(mode=manifests.FOLDER_MODE)
+    temporary.mkdir(mode=FOLDER_MODE)
     try:
         yield temporary
         temporary.rename(out)  # replaces an empty folder only

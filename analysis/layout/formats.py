@@ -12,10 +12,15 @@ import re
 import unicodedata
 from collections.abc import Sequence
 
+import polars as pl
+
 from analysis.layout.tables import ReportTable, is_numeric, parts
 
 FORMATS = ("table", "csv", "json", "markdown", "latex", "html")
 """Values of the option --format; `table` is printed by `tables.render`."""
+
+_FORMULA = r"^([=+\-@].|[\t\r\n])"
+_NUMBER = r"^[+-]?([0-9]+(\.[0-9]*)?|\.[0-9]+)([eE][+-]?[0-9]+)?$"
 
 _LATEX = {
     "\\": r"\textbackslash{}",
@@ -44,7 +49,7 @@ def table_text(table: ReportTable, form: str) -> str:
         ValueError: unknown format.
     """
     if form == "csv":
-        return table.frame.write_csv()
+        return csv_text(table.frame)
     if form == "json":
         return table.frame.write_json() + "\n"
     if form not in ("markdown", "latex", "html"):
@@ -52,11 +57,28 @@ def table_text(table: ReportTable, form: str) -> str:
     return {"markdown": to_markdown, "latex": to_latex, "html": to_html}[form](table)
 
 
+def csv_text(frame: pl.DataFrame) -> str:
+    """A frame as CSV in which a spreadsheet takes no text for a formula.
+
+    Spreadsheets run cells that begin with one of `=+-@`, a tab or a line break. Such text gets an
+    apostrophe before it, as spreadsheets write text themselves. Numbers stay as they are, also where
+    they are text. The names of columns are treated in the same way.
+    """
+    safe = {}
+    for name in (name for name, kind in frame.schema.items() if kind == pl.String):
+        text = pl.col(name)
+        runs = text.str.contains(_FORMULA) & ~text.str.contains(_NUMBER)
+        safe[name] = pl.when(runs).then(pl.concat_str(pl.lit("'"), text)).otherwise(text)
+    names = {name: f"'{name}" for name in frame.columns if re.match(_FORMULA, name)}
+    return frame.with_columns(**safe).rename(names).write_csv()
+
+
 def to_markdown(table: ReportTable) -> str:
     """The title, a Markdown table and the notes."""
 
     def text(content: str) -> str:
-        return re.sub(r"([\\|*<`])", r"\\\1", content).replace("\n", " ")
+        # A closing bracket matters only in a link or an image; those of intervals stay readable.
+        return re.sub(r"([\\|*<`]|\](?=[(\[:]))", r"\\\1", content).replace("\n", " ")
 
     def cell(row: int, column: str, content: str) -> str:
         if (row, column) not in table.best:

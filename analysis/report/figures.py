@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 import polars as pl
 
 from analysis.counts.load import RunData
+from analysis.layout.formats import csv_text
 from analysis.metrics import overlap, passk, rescue
 from analysis.metrics.compare import MEAN
 from analysis.report import plots
@@ -61,7 +62,7 @@ class ReportFigure:
 def write(figure: ReportFigure, folder: Path) -> str:
     """Write NAME.pdf, .svg, .png and .csv. Returns the SVG. The same points give the same bytes."""
     folder.mkdir(parents=True, exist_ok=True)
-    figure.points.write_csv(folder / f"{figure.name}.csv")
+    (folder / f"{figure.name}.csv").write_text(csv_text(figure.points), encoding="utf-8")
     with plots.style():
         drawn = figure.draw(figure.points)
         # Without a date, a file depends on the points only.

@@ -7,12 +7,15 @@ change the result of a run and make up its identity. Operational fields do not. 
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 from pydantic_core import PydanticUseDefault
 
+CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]")
+"""Control characters and line breaks."""
 OPERATIONAL: dict[str, Any] = {"operational": True}
 ADDED_LATER: dict[str, Any] = {"added_later": True}
 DEFAULT_BY = "default_by"
@@ -71,6 +74,32 @@ def with_default_by(field: str, default: Callable[[Any], Any], *, later: bool = 
     """
     extra = {DEFAULT_BY: field, **(ADDED_LATER if later else {})}
     return Field(default_factory=lambda data: default(data[field]), json_schema_extra=extra, **kwargs)
+
+
+def on_one_line(value: Any) -> Any:
+    """Body of a validator: no text in a value may contain a line break or another control character.
+
+    Such a value becomes part of one line of a batch script. After a line break, the rest would be a
+    shell command of its own.
+
+    Args:
+        value: text, or a list or mapping; anything else is not checked.
+    """
+    if isinstance(value, str):
+        texts = [value]
+    elif isinstance(value, list):
+        texts = [item for item in value if isinstance(item, str)]
+    elif isinstance(value, dict):
+        texts = [item for pair in value.items() for item in pair if isinstance(item, str)]
+    else:
+        texts = []
+    for text in texts:
+        if CONTROL.search(text):
+            raise ValueError(
+                f"{text[:60]!r} has a line break or another control character, which would add lines to batch scripts; "
+                "write it on one line. Shell commands belong in setup"
+            )
+    return value
 
 
 def null_means_default(value: Any) -> Any:

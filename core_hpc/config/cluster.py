@@ -5,11 +5,14 @@ Every field is operational. Nothing here changes results beyond rounding.
 
 from __future__ import annotations
 
+import re
 from typing import Any, Literal
 
-from pydantic import field_validator, model_validator
+from pydantic import ValidationInfo, field_validator, model_validator
 
-from core_hpc.config.base import PositiveInt, Section, operational
+from core_hpc.config.base import PositiveInt, Section, on_one_line, operational
+
+OPTION_NAME = re.compile(r"[A-Za-z][A-Za-z0-9_-]*")
 
 
 class JobSection(Section):
@@ -40,6 +43,26 @@ class JobSection(Section):
     options: dict[str, str | int | bool] | None = operational(
         None, description="further sbatch options by their long names"
     )
+
+    @field_validator("*")
+    @classmethod
+    def _one_line(cls, value: Any, info: ValidationInfo) -> Any:
+        return value if info.field_name == "setup" else on_one_line(value)
+
+    @field_validator("setup")
+    @classmethod
+    def _shell_lines(cls, value: list[str] | None) -> list[str] | None:
+        for text in value or []:
+            on_one_line(text.replace("\n", "").replace("\t", ""))
+        return value
+
+    @field_validator("options")
+    @classmethod
+    def _option_names(cls, value: dict[str, str | int | bool] | None) -> dict[str, str | int | bool] | None:
+        for name in value or {}:
+            if not OPTION_NAME.fullmatch(name):
+                raise ValueError(f"{name!r} is not the long name of an sbatch option, such as mail-type")
+        return value
 
 
 class UpdateJobSection(JobSection):

@@ -17,6 +17,7 @@ AnswerKindName = Literal["number", "integer", "latex", "letter", "text"]
 _KIND = "number: exact value; integer: 0 to 999 (AIME); latex: by algebra; letter: A to J; text: same words"
 _COUNT = "problems to draw by seed; evaluation draws from what training does not use; null: all"
 _MADE = "problems to generate"
+MAX_MADE = 1_000_000
 COMMIT_PATTERN = r"^[0-9a-f]{40}$"
 ANSWER_KINDS: dict[str, AnswerKindName] = {
     "generated": "number",
@@ -34,7 +35,7 @@ class GeneratedProblems(Section):
 
     source: Literal["generated"] = Field(description="where the problems come from")
     task: str = Field("addition_chain", description="name of a generator in core_hpc/problems/generators.py")
-    count: PositiveInt = Field(description=_MADE)
+    count: PositiveInt = Field(le=MAX_MADE, description=_MADE)
     seed: int = Field(0, ge=0, description="seed of the generator")
     options: dict[str, int] = Field({}, description="parameters of the generator")
 
@@ -49,7 +50,7 @@ class GymProblems(Section):
     task: str = Field(
         min_length=1, description="name of a reasoning-gym data set, for example gsm_symbolic or chain_sum"
     )
-    count: PositiveInt = Field(description=_MADE)
+    count: PositiveInt = Field(le=MAX_MADE, description=_MADE)
     seed: int = Field(0, ge=0, description="seed of the task")
     options: dict[str, JsonValue] = Field({}, description="parameters of the task, except seed and size")
     answer_kind: AnswerKindName = Field("number", description=f"how answers are verified. {_KIND}")

@@ -22,6 +22,7 @@ from core_hpc.config.base import (
     Section,
     added_later,
     null_means_default,
+    on_one_line,
     operational,
 )
 from core_hpc.config.cluster import ClusterSection
@@ -37,6 +38,8 @@ RESERVED_TEMPLATE_OPTIONS = frozenset(
     {"messages", "tools", "documents", "add_generation_prompt", "continue_final_message", "tokenize", "return_dict"}
 )
 """Arguments of `apply_chat_template` that are not variables of a model's own template."""
+MAX_TASKS = 1_000_000
+"""Tasks of a run. A controller of more would need minutes for each look at its run."""
 SWEEP_KEYS = ("base", "grid", "runs")
 """Keys of a sweep file that are not fields of `RunConfig`."""
 
@@ -264,6 +267,12 @@ class RunConfig(Section):
         ClusterSection(), json_schema_extra=OPERATIONAL, description="where and how tasks run"
     )
 
+    @field_validator("output")
+    @classmethod
+    def _output_on_one_line(cls, output: str) -> str:
+        on_one_line(output)
+        return output
+
     @field_validator("team")
     @classmethod
     def _distinct_names(cls, team: list[ModelSection]) -> list[ModelSection]:
@@ -276,6 +285,20 @@ class RunConfig(Section):
                 f"no model may have the name `{TEAM}`, which stands for all models together in files and tables"
             )
         return team
+
+    @model_validator(mode="after")
+    def _number_of_tasks(self) -> RunConfig:
+        protocol, num_models = self.protocol, len(self.team)
+        num_parts = -(-protocol.problems_per_iteration // protocol.problems_per_part)
+        # Cold and rescue per model and part, hint and score per part, update per model.
+        num_tasks = self.iterations * (num_parts * (2 * num_models + 2) + num_models)
+        if num_tasks > MAX_TASKS:
+            raise ValueError(
+                f"iterations: {self.iterations:,} iterations of {num_parts:,} part(s) and {num_models} model(s) are "
+                f"{num_tasks:,} tasks, more than the limit of {MAX_TASKS:,} per run; lower iterations, or raise "
+                "protocol.problems_per_part"
+            )
+        return self
 
     @model_validator(mode="after")
     def _hints_need_a_peer(self) -> RunConfig:

@@ -14,6 +14,7 @@ from collections.abc import Sequence
 from rich.console import Console
 from rich.markup import escape
 
+from core_hpc.common import ownership
 from core_hpc.common.errors import ClaimLostError
 from core_hpc.common.terminal import duration
 from core_hpc.controller.counts_cache import CountsCache
@@ -29,6 +30,7 @@ from core_hpc.schedule.progress import RunProgress, inspect_run
 from core_hpc.schedule.scheduler import Scheduler
 from core_hpc.slurm.commands import Slurm
 from core_hpc.slurm.records import OPEN, SubmissionFolder
+from core_hpc.store import manifests
 from core_hpc.store.claims import Claim, claim
 from core_hpc.store.leftovers import remove_leftovers
 from core_hpc.store.paths import SweepPaths
@@ -75,9 +77,12 @@ def open_runs(sweep: Sweep, prepared: Prepared, console: Console, *, verify: boo
         prepared: what preparation found about the runs whose folder does not exist yet.
         verify: check the checksums of everything that is published.
     """
-    source = SweepPaths(sweep.folder).source
-    if not source.exists():
-        source.write_text(sweep.text, encoding="utf-8")
+    paths = SweepPaths(sweep.folder)
+    for folder in (paths.slurm, sweep.folder):
+        if folder.is_dir():
+            ownership.withdraw_from(folder)
+    if not paths.source.exists():
+        manifests.write_synced(paths.source, sweep.text.encode())
     opened = []
     for plan in sweep.runs:
         if runfolders.exists(plan, sweep.folder):

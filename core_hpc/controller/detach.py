@@ -33,7 +33,7 @@ from core_hpc.schedule.progress import RunProgress
 from core_hpc.slurm.commands import Slurm, SlurmUnavailableError
 from core_hpc.slurm.records import OPEN, Submission, SubmissionFolder, new_submission
 from core_hpc.slurm.sbatch import RefusedError
-from core_hpc.slurm.submit import find_job, job_parameters, place_calls, submit
+from core_hpc.slurm.submit import find_job, job_parameters, submit
 from core_hpc.store import manifests
 from core_hpc.store.claims import claim
 from core_hpc.store.paths import SweepPaths
@@ -54,12 +54,13 @@ SUBMITTING_S = 60.0
 
 @dataclass(frozen=True)
 class ControllerSpec:
-    """What the job of a controller needs to know. Pickled by submitit.
+    """What the job of a controller needs to know. A new field needs a default.
 
     Attributes:
         quick_ends: how many controllers before it, in a row, ended quickly; -1: it is the first
             one.
         submitted: when the previous controller submitted it, in seconds since 1970.
+        status: file in which it notes how it ends.
     """
 
     sweep_folder: str
@@ -67,6 +68,7 @@ class ControllerSpec:
     start_id: str
     quick_ends: int
     submitted: float
+    status: str = ""
 
 
 # --- outside the job -----------------------------------------------------------------------------
@@ -101,10 +103,15 @@ def active_controllers(sweep_folder: Path, slurm: Slurm, *, close: bool) -> list
     folder = SubmissionFolder(SweepPaths(sweep_folder).slurm)
     active = []
     for submission in folder.read(OPEN):
+        if folder.original(submission) is not None:  # this folder is a copy: the job controls the original
+            if close:
+                folder.discard(submission)
+            continue
+        if submission.job is None and submission.is_foreign:  # this user does not see it by its name
+            active.append(submission)
+            continue
         if submission.job is None:
             submission.job = find_job((entry for entry in slurm.queue() if entry.active), submission)
-            if submission.job is not None:
-                place_calls(folder.folder(submission), submission.job, 1)
         if submission.job is None:
             # A record from the future proves only that a clock is wrong.
             if abs(time.time() - submission.submitted) < SUBMITTING_S:
@@ -136,8 +143,9 @@ def require_no_other(sweep_folder: Path, slurm: Slurm) -> None:
     """
     for submission in active_controllers(sweep_folder, slurm, close=False):
         job = f"SLURM job {submission.job}" if submission.job is not None else "a job that is being submitted"
+        owner = f" of user {submission.owner}" if submission.is_foreign else ""
         raise ClaimError(
-            f"{sweep_folder}: {job} is the controller of this sweep. To see its state, run\n"
+            f"{sweep_folder}: {job}{owner} is the controller of this sweep. To see its state, run\n"
             f"  python -m core_hpc.status {sweep_folder}\n"
             f"To end it and all jobs of the sweep, run\n"
             f"  python -m core_hpc.cancel {sweep_folder}"
@@ -156,7 +164,7 @@ def run_controller(spec: ControllerSpec) -> None:
     stop = SweepPaths(folder).stop_request
     if stop.exists():
         console.print("this sweep was asked to stop, so this controller ends")
-        _note_end(OutcomeKind.DONE, "asked to stop before it began")
+        _note_end(spec, OutcomeKind.DONE, "asked to stop before it began")
         return
     sweep = runfolders.started_sweep(folder, spec.run_ids)
     successor, continues = None, True
@@ -166,16 +174,16 @@ def run_controller(spec: ControllerSpec) -> None:
         continues = not finished and not stop.exists()
         if finished:
             conclude(sweep, progress, console)
-        _note_end(OutcomeKind.DONE, "finished" if finished else "asked to stop")
+        _note_end(spec, OutcomeKind.DONE, "finished" if finished else "asked to stop")
     except (KeyboardInterrupt, SlurmUnavailableError) as e:
         continues = not stop.exists()
         why = "asked to end" if isinstance(e, KeyboardInterrupt) else str(e)
         then = f"the successor, job {successor}, continues" if continues else "the sweep was asked to stop"
         console.print(f"{why}; {then}")
-        _note_end(OutcomeKind.DONE, why)
+        _note_end(spec, OutcomeKind.DONE, why)
     except CoreHpcError as e:
         continues = False  # there is another controller, or a successor would fail in the same way
-        _note_end(OutcomeKind.DIED, str(e))
+        _note_end(spec, OutcomeKind.DIED, str(e))
         raise
     finally:
         if not continues:
@@ -206,12 +214,13 @@ def _interrupt(signum: int, frame: FrameType | None) -> None:
     raise KeyboardInterrupt
 
 
-def _note_end(kind: OutcomeKind, message: str) -> None:
+def _note_end(spec: ControllerSpec, kind: OutcomeKind, message: str) -> None:
     """Write how this controller ends, for the record (`active_controllers` reads it)."""
+    if not spec.status:  # submitted by an earlier version
+        return
     with contextlib.suppress(OSError):
-        path = Path(os.environ["SUBMITIT_FOLDER"], "element-0000.json")
         end = Outcome(kind, message, node=os.environ.get("SLURMD_NODENAME", ""))
-        manifests.write_json(path, end.to_json())
+        manifests.write_json(Path(spec.status), end.to_json())
 
 
 def _control_patiently(sweep: Sweep, start: Start, console: Console) -> tuple[list[RunProgress], bool]:
@@ -273,6 +282,7 @@ def _submit_controller(
         dependency=f"afterany:{after}" if after is not None else None,
     )
     folder.write(submission)
+    spec = replace(spec, status=str(folder.status_file(submission, 0)))
     try:
         submission.job = submit(
             cluster, folder.folder(submission), parameters, [functools.partial(run_controller, spec)]
@@ -284,7 +294,6 @@ def _submit_controller(
         submission.job = _look_for(submission)
         if submission.job is None:
             raise
-        place_calls(folder.folder(submission), submission.job, 1)
     folder.write(submission)
     return folder, submission
 

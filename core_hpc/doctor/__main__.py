@@ -20,12 +20,14 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import get_args
 
-from rich.console import Console
 from rich.markup import escape
 
 from core_hpc.common.errors import CoreHpcError
+from core_hpc.common.ownership import deny_writing_by_others
+from core_hpc.common.terminal import PlainConsole
 from core_hpc.config.cluster import Driver
 from core_hpc.doctor.checks import FAIL, MACHINE_CHECKS, OK, WARN, Check, Finding, Subject, run_checks
+from core_hpc.doctor.sharing import check_sharing
 from core_hpc.doctor.slurm import check_slurm
 from core_hpc.doctor.storage import check_output
 from core_hpc.runs.sweep import Sweep, load_sweep
@@ -33,7 +35,7 @@ from core_hpc.slurm.commands import Slurm
 
 PROG = "python -m core_hpc.doctor"
 STYLES = {OK: "green", WARN: "yellow", FAIL: "bold red"}
-JOB_NEEDS: tuple[Check, ...] = (check_output, check_slurm)
+JOB_NEEDS: tuple[Check, ...] = (check_output, check_sharing, check_slurm)
 STAND_IN = """\
 name: doctor
 iterations: 1
@@ -63,8 +65,9 @@ def build_parser(prog: str = PROG) -> argparse.ArgumentParser:
 def main(arguments: Sequence[str], *, prog: str = PROG) -> int:
     """Run the command and return its exit status."""
     options = build_parser(prog).parse_args(arguments)
+    deny_writing_by_others()
     os.environ["HF_HUB_OFFLINE"] = "1"  # so that nothing is downloaded; huggingface_hub reads it when it is imported
-    console = Console(highlight=False, soft_wrap=True)
+    console = PlainConsole(highlight=False, soft_wrap=True)
     statuses = []
     try:
         for finding in examine(options, report=lambda message: console.print(f"      {escape(message)}")):

@@ -1,7 +1,7 @@
 """What the doctor's test job does on a compute node.
 
 Every rank describes its node, imports the packages that tasks need, connects to the other ranks, and writes a report
-into the shared folder. In: a `ProbeSpec`, pickled by submitit. Out: report-RANK.json. The reports are judged in
+into the shared folder. In: a `ProbeSpec`. Out: report-RANK.json. The reports are judged in
 `doctor/job.py`.
 """
 

@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from core_hpc.common.errors import CoreHpcError, RepeatingError, StoppedError
+from core_hpc.common.ownership import deny_writing_by_others
 from core_hpc.runs.messages import (
     CommandKind,
     MessageKind,
@@ -32,6 +33,7 @@ from core_hpc.runs.messages import (
     WorkerCommand,
     WorkerMessage,
 )
+from core_hpc.store.claims import own_job
 from core_hpc.store.manifests import DamagedError
 from core_hpc.store.paths import TaskKey
 
@@ -129,7 +131,7 @@ def _run(command: WorkerCommand, messages: Messages, warm: Warm, stop: threading
         if stop.is_set():
             raise StoppedError(f"{command.task}: was asked to stop before it began")
         context = TaskContext(
-            run=open_run(Path(command.run)),
+            run=open_run(Path(command.run), own=own_job() is not None),
             key=TaskKey.parse(command.task),
             warm=warm,
             progress=lambda done, total, tokens: messages.progress(command, Progress(done, total, tokens)),
@@ -152,6 +154,7 @@ def main(arguments: list[str]) -> None:
     parser.add_argument("--threads", type=int, required=True)
     parser.add_argument("--shared-engine", action="store_true")
     options = parser.parse_args(arguments)
+    deny_writing_by_others()
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
     print(f"--- worker {options.role}, process {os.getpid()}, {time.strftime('%Y-%m-%d %H:%M:%S')}", flush=True)
     serve(Messages(options.events_fd), options.threads, shared=options.shared_engine)

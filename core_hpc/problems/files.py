@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,6 +23,9 @@ from core_hpc.store import parquet
 from core_hpc.store.schema import ATTRIBUTES
 
 SHOWN_MISTAKES = 10
+MAX_ROWS, MAX_ROWS_VARIABLE = 1_000_000, "CORE_HPC_MAX_ROWS"
+MAX_DEPTH = 50
+"""Lists and objects inside each other in a row."""
 _GOLD_WORDS = {
     "number": "a finite number",
     "integer": "an integer from 0 to 999",
@@ -72,14 +76,21 @@ def read_items(path: Path, container: str, parse: ParseRow) -> list[Item]:
     """
     if not path.is_file():
         raise InputError(f"{path.absolute()}: no such file (problems.*.path is relative to the current folder)")
+    limit = max_rows()
+    if container == "parquet":
+        _check_number(path, _num_rows(path), limit)
     place = "line" if container == "jsonl" else "row"
     items: list[Item] = []
     mistakes: list[str] = []
     first: dict[str, int] = {}
     for number, row in _rows(path, container):
+        if number > limit:
+            _check_number(path, None, limit)
         try:
             if isinstance(row, RowError):
                 raise row
+            if depth_of(row) > MAX_DEPTH:
+                raise RowError(f"more than {MAX_DEPTH} lists or objects inside each other")
             item = parse(row, number)
             if item.problem_id in first:
                 raise RowError(f"{place} {first[item.problem_id]} has the same id {item.problem_id!r}")
@@ -92,6 +103,39 @@ def read_items(path: Path, container: str, parse: ParseRow) -> list[Item]:
     if not items:
         raise InputError(f"{path}: the file has no problems")
     return items
+
+
+def max_rows() -> int:
+    """Rows that a file may have, from the environment or MAX_ROWS.
+
+    Raises:
+        InputError: the variable is not a positive whole number.
+    """
+    text = os.environ.get(MAX_ROWS_VARIABLE, str(MAX_ROWS))
+    if not text.isdecimal() or len(text) > 12 or int(text) == 0:
+        raise InputError(f"{MAX_ROWS_VARIABLE}: {text[:60]!r} is not a number of rows, such as {MAX_ROWS}")
+    return int(text)
+
+
+def _num_rows(path: Path) -> int:
+    """The number of rows of a Parquet file. Only its footer is read."""
+    try:
+        return int(parquet.scan([path]).select(pl.len()).collect().item())
+    except (OSError, pl.exceptions.PolarsError) as e:
+        raise InputError(f"{path}: cannot be read ({e})") from e
+
+
+def _check_number(path: Path, num_rows: int | None, limit: int) -> None:
+    """Raise InputError if a file has too many rows; `num_rows` is None if more than `limit` were read."""
+    if num_rows is not None and num_rows <= limit:
+        return
+    found = f"{num_rows:,} rows" if num_rows is not None else f"more than {limit:,} rows"
+    raise InputError(
+        f"{path}: {found}, but at most {limit:,} are read, because all problems of a file are kept in memory (about 1 "
+        "GB per million). Write the rows that you need into a file of their own, for example with "
+        f"Polars (scan {path.name}, then .head({limit}) and .sink_parquet), or raise the limit: "
+        f"export {MAX_ROWS_VARIABLE}={num_rows or 10 * limit}"
+    )
 
 
 def _bad_rows(path: Path, mistakes: Sequence[str]) -> str:
@@ -123,6 +167,19 @@ def _json_row(line: str) -> Row | RowError:
     except (ValueError, RecursionError) as e:  # an integer with thousands of digits, or thousands of brackets
         return RowError(f"JSON that cannot be parsed ({e})")
     return row if isinstance(row, dict) else RowError("not a JSON object")
+
+
+def depth_of(value: Any) -> int:
+    """How many lists and mappings lie inside each other at most; 0 for anything else.
+
+    >>> depth_of(1), depth_of({"a": []}), depth_of([[], [[1]]])
+    (0, 2, 3)
+    """
+    depth, level = 0, [value]
+    while level := [item for item in level if isinstance(item, (dict, list, tuple))]:
+        depth += 1
+        level = [inner for item in level for inner in (item.values() if isinstance(item, dict) else item)]
+    return depth
 
 
 def text_field(row: Row, field: str) -> str:

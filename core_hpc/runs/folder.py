@@ -16,6 +16,7 @@ from typing import Any
 import polars as pl
 from pydantic import TypeAdapter
 
+from core_hpc.common import ownership
 from core_hpc.common.errors import InputError, RunConflictError, StoreError
 from core_hpc.config.run import RunConfig, flatten, scientific_fields
 from core_hpc.problems.splits import EVALUATION, SPLITS, Splits, problems_digest
@@ -129,23 +130,37 @@ def _runs_in(folder: Path) -> list[Path]:
 # --- read a run folder ---------------------------------------------------------------------------
 
 
-def read_identity(run: Path) -> dict[str, Any]:
-    """Read the identity of a run: scientific fields, model fingerprints, provenance."""
-    return manifests.read_record(RunPaths(run).identity, _parse_identity)
+def read_identity(run: Path, *, own: bool = False) -> dict[str, Any]:
+    """Read the identity of a run: scientific fields, model fingerprints, provenance.
+
+    Args:
+        own: Refuse a file that somebody else may have written (OwnershipError).
+    """
+    return manifests.read_record(RunPaths(run).identity, _parse_identity, own=own)
 
 
-def read_run_config(run: Path) -> RunConfig:
-    """Read the configuration of the run's last start. StoreError if this version cannot read it."""
+def read_run_config(run: Path, *, own: bool = False) -> RunConfig:
+    """Read the configuration of the run's last start. StoreError if this version cannot read it.
+
+    Args:
+        own: Refuse a file that somebody else may have written (OwnershipError).
+    """
+    read = manifests.read_own_json if own else manifests.read_json
     try:
-        return RunConfig.model_validate(manifests.read_json(RunPaths(run).config))
+        return RunConfig.model_validate(read(RunPaths(run).config))
     except ValueError as e:
         raise StoreError(f"{RunPaths(run).config}: not a configuration of this version ({e})") from e
 
 
-def open_run(root: Path) -> Run:
-    """Open a run folder as its last start left it. Tasks use this."""
-    identity = read_identity(root)
-    return Run(identity["run_id"], RunPaths(root), read_run_config(root), _facts_in(identity))
+def open_run(root: Path, *, own: bool = False) -> Run:
+    """Open a run folder as its last start left it. Tasks use this.
+
+    Args:
+        own: Refuse files that somebody else may have written (OwnershipError). Jobs use this,
+            because the configuration names what they run.
+    """
+    identity = read_identity(root, own=own)
+    return Run(identity["run_id"], RunPaths(root), read_run_config(root, own=own), _facts_in(identity))
 
 
 def _facts_in(identity: Mapping[str, Any]) -> dict[str, ModelFacts]:
@@ -172,11 +187,16 @@ def _json_or_none(path: Path) -> Any | None:
 
 
 def started_sweep(folder: Path, run_ids: Sequence[str]) -> Sweep:
-    """Return the sweep of these runs as it was last started. The sweep file is not read."""
+    """Return the sweep of these runs as it was last started. The sweep file is not read.
+
+    Raises:
+        OwnershipError: Somebody else may have written its configuration.
+    """
     plans = []
     for run_id in run_ids:
         root = folder / run_id
-        plans.append(RunPlan(read_identity(root).get("label", run_id), run_id, read_run_config(root)))
+        label = read_identity(root, own=True).get("label", run_id)
+        plans.append(RunPlan(label, run_id, read_run_config(root, own=True)))
     return Sweep(folder, "", plans[0].config.name, folder, tuple(plans))
 
 
@@ -274,6 +294,17 @@ def _show(fields: Mapping[str, Any], key: str) -> str:
     return repr(fields[key]) if key in fields else "(absent)"
 
 
+def require_own_folders(sweep: Sweep) -> None:
+    """Check that the folders of a sweep belong to this user, so that its jobs do not refuse them.
+
+    Raises:
+        OwnershipError: One belongs to somebody else.
+    """
+    for folder in (sweep.folder, *(sweep.folder / plan.run_id for plan in sweep.runs)):
+        if folder.is_dir():
+            ownership.require_owner(folder)
+
+
 def create(plan: RunPlan, folder: Path, splits: Splits, facts: Mapping[str, ModelFacts]) -> Run:
     """Create a run folder and start the run.
 
@@ -315,6 +346,7 @@ def _freeze(folder: Path, name: str, problems: pl.DataFrame) -> pl.DataFrame:
 def start(plan: RunPlan, folder: Path) -> Run:
     """Open an existing run with the configuration of this start, and record that configuration."""
     paths = RunPaths(folder / plan.run_id)
+    ownership.withdraw_writing(paths.root)
     identity = read_identity(paths.root)
     if identity["run_id"] != plan.run_id:
         raise StoreError(f"{paths.identity}: is the identity of {identity['run_id']}; restore this file from a backup")

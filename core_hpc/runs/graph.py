@@ -51,10 +51,14 @@ class Graph:
         )
 
     def evaluated(self) -> list[int]:
-        """The iterations after which the team is evaluated. 0: before the first update."""
+        """The iterations after which the team is evaluated. 0 stands for the untrained models."""
+        return [i for i in range(self.iterations + 1) if self._is_evaluated(i)]
+
+    def _is_evaluated(self, iteration: int) -> bool:
+        if iteration == 0:
+            return self.evaluate_before
         every = self.evaluate_every
-        later = [i for i in range(1, self.iterations + 1) if i == self.iterations or (every and i % every == 0)]
-        return [0, *later] if self.evaluate_before else later
+        return iteration == self.iterations or (every > 0 and iteration % every == 0)
 
     def tasks(self) -> tuple[TaskKey, ...]:
         """All tasks, ordered so that each task comes after the tasks that it reads."""
@@ -71,7 +75,7 @@ class Graph:
                 out += [TaskKey(iteration, RESCUE, m, p) for p in parts for m in self.models]
             out += [TaskKey(iteration, SCORE, TEAM, p) for p in parts]
             out += [TaskKey(iteration, UPDATE, m) for m in self.models]
-        if iteration in self.evaluated():
+        if self._is_evaluated(iteration):
             out += self._evaluations(iteration)
         return out
 

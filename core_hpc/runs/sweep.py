@@ -8,6 +8,7 @@ Nothing is created and no heavy package is loaded.
 from __future__ import annotations
 
 import itertools
+import math
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -21,12 +22,16 @@ from core_hpc.common.errors import ConfigError
 from core_hpc.common.shipped import shipped_folder
 from core_hpc.config.cluster import ClusterSection
 from core_hpc.config.run import SWEEP_KEYS, RunConfig, config_hash, flatten, scientific_fields
-from core_hpc.config.yaml_numbers import refuse_other_bases
+from core_hpc.config.yaml_text import parse_yaml, read_text
 from core_hpc.problems.splits import source_mistakes
 from core_hpc.runs.arms import missing_arms
 from core_hpc.runs.explain import explain
 
 MAX_RUNS = 1000
+MAX_BASES = 20
+MAX_PATH_PARTS = 20
+"""Parts of a dotted path, such as `protocol.sampling.top_p`."""
+SHOWN_CHARACTERS = 200
 CONSEQUENCES = ("default_factory_not_called",)
 """Errors of pydantic that only follow from another mistake: a default could not be computed."""
 PROFILES = shipped_folder("yaml") / "cluster"
@@ -63,36 +68,6 @@ class Sweep:
     def cluster(self) -> ClusterSection:
         """The cluster section, which all runs share: a sweep has one driver."""
         return self.runs[0].config.cluster
-
-
-class _UniqueKeyLoader(yaml.SafeLoader):
-    """A safe YAML loader that refuses duplicate keys and, like YAML 1.2, reads 1e-5 as a number."""
-
-
-def _unique_mapping(loader: _UniqueKeyLoader, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-    seen: set[Any] = set()
-    for key_node, _ in node.value:
-        key = loader.construct_object(key_node, deep=True)
-        if key in seen:
-            raise yaml.constructor.ConstructorError(None, None, f"key {key!r} occurs twice", key_node.start_mark)
-        seen.add(key)
-    return yaml.SafeLoader.construct_mapping(loader, node, deep)
-
-
-_UniqueKeyLoader.add_constructor(yaml.resolver.BaseResolver.DEFAULT_MAPPING_TAG, _unique_mapping)
-_UniqueKeyLoader.add_implicit_resolver(
-    "tag:yaml.org,2002:float", re.compile(r"^[-+]?([0-9]+(\.[0-9]*)?|\.[0-9]+)[eE][-+]?[0-9]+$"), list("-+0123456789.")
-)
-refuse_other_bases(_UniqueKeyLoader)
-
-
-def parse_yaml(text: str) -> Any:
-    """Parse YAML safely. Raises `yaml.YAMLError` on mistakes."""
-    try:
-        return yaml.load(text, Loader=_UniqueKeyLoader)
-    except (ValueError, TypeError, LookupError, AttributeError, OverflowError, RecursionError) as e:
-        # PyYAML's constructors raise them, for example for a date in month 13 or `!!bool 7`.
-        raise yaml.YAMLError(f"a value cannot be read ({type(e).__name__}: {e})") from e
 
 
 def load_sweep(
@@ -139,8 +114,10 @@ def _read_with_bases(path: Path, seen: tuple[Path, ...]) -> tuple[str, dict[str,
     resolved = path.expanduser().resolve()
     if resolved in seen:
         raise ConfigError(str(path), ["base: this file inherits from itself"])
+    if len(seen) > MAX_BASES:
+        raise ConfigError(str(path), [f"base: more than {MAX_BASES} files inherit from each other"])
     try:
-        text = resolved.read_text(encoding="utf-8")
+        text = read_text(resolved)
         data = parse_yaml(text)
     except (OSError, UnicodeDecodeError) as e:
         raise ConfigError(str(path), [f"cannot be read: {e}"]) from e
@@ -210,6 +187,9 @@ def _with_value(data: Any, path: str, value: Any, where: str, mistakes: list[str
     A part of the path that leads into a list is the index of a member, or its `name`.
     """
     head, _, rest = path.partition(".")
+    if path.count(".") >= MAX_PATH_PARTS:
+        mistakes.append(f"{where[:SHOWN_CHARACTERS]}: a path of more than {MAX_PATH_PARTS} parts")
+        return data
     if isinstance(data, list):
         index = next(
             (i for i, v in enumerate(data) if str(i) == head or (isinstance(v, dict) and v.get("name") == head)), None
@@ -262,10 +242,11 @@ def _expand_grid(grid: Any, mistakes: list[str]) -> list[tuple[str, dict[str, An
     mistakes += [f"grid.{path}: must be a list with at least one value" for path in bad]
     if bad:
         return []
-    points = [dict(zip(axes, values, strict=True)) for values in itertools.product(*axes.values())]
-    if len(points) > MAX_RUNS:
-        mistakes.append(f"grid: gives {len(points)} runs, more than the limit of {MAX_RUNS}")
+    num_points = math.prod(len(values) for values in axes.values())
+    if num_points > MAX_RUNS:
+        mistakes.append(f"grid: gives {num_points} runs, more than the limit of {MAX_RUNS}")
         return []
+    points = [dict(zip(axes, values, strict=True)) for values in itertools.product(*axes.values())]
     return [
         (_slug("_".join(f"{path.rpartition('.')[2]}-{value}" for path, value in point.items())), point)
         for point in points

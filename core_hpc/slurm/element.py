@@ -1,6 +1,6 @@
 """What runs inside a SLURM job: an element of an array runs its tasks, one after the other.
 
-In: an `ElementSpec`, pickled by submitit. Out: published tasks, and a status file (`JobStatus`)
+In: an `ElementSpec` (`slurm/job.py` calls `run_element` with it). Out: published tasks, and a status file (`JobStatus`)
 with the progress and the end of the element. The tasks run in worker processes, one per role. This
 process only watches: it receives the signals of SLURM, asks the worker to stop, and ends it when
 the time is over, even if it hangs in native code. With `slurm.chain_wait_s` an element runs tasks
@@ -63,7 +63,7 @@ class ElementError(CoreHpcError):
 
 @dataclass(frozen=True)
 class ElementSpec:
-    """What an element must know. Waiting jobs hold pickles of it, so a new field needs a default.
+    """What an element must know. Waiting jobs hold older ones, so a new field needs a default.
 
     Attributes:
         run: the run folder.
@@ -173,7 +173,7 @@ def run_element(spec: ElementSpec) -> None:
     rank, size = number_in("SLURM_PROCID") or 0, number_in("SLURM_NTASKS") or 1
     stop, status = Stop(spec), StatusFile(spec, rank)
     status.write()
-    run, keys = open_run(Path(spec.run)), [TaskKey.parse(text) for text in spec.tasks]
+    run, keys = open_run(Path(spec.run), own=True), [TaskKey.parse(text) for text in spec.tasks]
     graph, saved, workers = run.graph(), steps_saved(run, keys), _Workers(run, spec.threads, rank, size)
     end = JobEnd(OutcomeKind.DONE)
     try:

@@ -12,6 +12,7 @@ import contextlib
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from pathlib import Path
 
 from core_hpc.common.errors import InputError
 from core_hpc.config.cluster import ClusterSection, PhaseGroup
@@ -22,7 +23,7 @@ from core_hpc.slurm.commands import Slurm, SlurmUnavailableError
 from core_hpc.slurm.notices import Notices
 from core_hpc.slurm.pace import Pace
 from core_hpc.slurm.packing import Batch, Packing, Wanted
-from core_hpc.slurm.records import FAILED, OPEN, SubmissionFolder, new_submission
+from core_hpc.slurm.records import FAILED, OPEN, Submission, SubmissionFolder, new_submission
 from core_hpc.slurm.remedies import Remedies
 from core_hpc.slurm.sbatch import RefusedError
 from core_hpc.slurm.submit import submit_elements
@@ -242,7 +243,12 @@ class SlurmExecutor:
     # --- what follows from a sighting ------------------------------------------------------------
 
     def _open_records(self, run: Run, folder: SubmissionFolder) -> None:
+        copied: set[Path] = set()
         for submission in folder.read(OPEN):
+            if (original := folder.original(submission)) is not None:
+                copied.add(original)
+                folder.discard(submission)
+                continue
             if submission.is_resolved:  # a controller was killed while it closed the record
                 folder.close(submission)
                 continue
@@ -251,7 +257,24 @@ class SlurmExecutor:
                     f"{run.run_id}: job {submission.job} of another driver ({submission.name}) is still with SLURM. "
                     f"Start with that driver, or end its jobs first: python -m core_hpc.cancel {run.root.parent}"
                 )
+            if submission.is_foreign and not self._certainly_ended(submission):
+                raise InputError(
+                    f"{run.run_id}: job {submission.job or '(being submitted)'} ({submission.name}) of user "
+                    f"{submission.owner} is still open. Only {submission.owner} can continue this sweep, or end its "
+                    f"jobs: python -m core_hpc.cancel {run.root.parent}. Nothing was submitted"
+                )
             self._watch.open.append(OpenSubmission(run, folder, submission))
+        for original in sorted(copied):
+            self._notify(
+                f"{run.root} is a copy of {original.parent}: the jobs of the original continue, and publish there only"
+            )
+
+    def _certainly_ended(self, submission: Submission) -> bool:
+        """Whether SLURM confirms that a job of another user has ended. It may hide such jobs."""
+        try:
+            return submission.job is not None and self._slurm.has_ended(submission.job)
+        except SlurmUnavailableError:
+            return False
 
     def _handle(self, sighting: Sighting) -> None:
         item, index = sighting.item, sighting.index

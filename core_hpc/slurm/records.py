@@ -14,6 +14,7 @@ nothing that its successor cannot find. Scripts and calls of sbatch are in `slur
 
 from __future__ import annotations
 
+import os
 import re
 import shutil
 import time
@@ -26,15 +27,16 @@ from typing import Any
 from pydantic import TypeAdapter
 
 from core_hpc.common.errors import StoreError
+from core_hpc.common.ownership import user_name
 from core_hpc.config.cluster import PhaseGroup
 from core_hpc.runs.messages import LATEST_S, Outcome, OutcomeKind
 from core_hpc.slurm.commands import JobId
 from core_hpc.store import manifests
+from core_hpc.store.claims import is_same_folder
 from core_hpc.store.paths import TaskKey
 
-CALL, SCRIPT = "call-", "submission.sh"
-"""Files in the folder of a submission: the call of an element before its job has an id, and the
-batch script."""
+CALLS, SCRIPT = "calls.json", "submission.sh"
+"""Files in the folder of a submission: what its elements call, and its batch script."""
 OPEN, ENDED, FAILED = "open", "ended", "failed"
 """States of a record: some element is not resolved; all are published; some failed."""
 NAME = re.compile(r"(?P<name>[a-z]+-\d{4,}-[0-9a-f]{8})\.(?P<state>open|ended|failed)\.json")
@@ -55,6 +57,10 @@ class Submission:
     job: int | None = None
     outcomes: dict[int, Outcome] = field(default_factory=dict)
     """By index of the element."""
+    uid: int | None = None
+    """The user who submitted it, and as whom its jobs run; None: an earlier version wrote the record."""
+    folder: str = ""
+    """The folder that the record was written into; its jobs publish beside it."""
 
     def to_json(self) -> dict[str, Any]:
         return {**asdict(self), "outcomes": {str(i): outcome.to_json() for i, outcome in self.outcomes.items()}}
@@ -78,6 +84,16 @@ class Submission:
     def job_id(self, index: int) -> JobId | None:
         """The id of an element in SLURM. A single element is an ordinary job."""
         return None if self.job is None else JobId(self.job, index if len(self.elements) > 1 else None)
+
+    @property
+    def is_foreign(self) -> bool:
+        """Whether its jobs are those of another user, which this user neither sees nor can end."""
+        return self.uid is not None and self.uid != os.getuid()
+
+    @property
+    def owner(self) -> str:
+        """The login name of the user whose jobs they are."""
+        return user_name(os.getuid() if self.uid is None else self.uid)
 
     @property
     def is_resolved(self) -> bool:
@@ -130,6 +146,7 @@ class SubmissionFolder:
         return list(found.values())
 
     def write(self, submission: Submission) -> None:
+        submission.folder = submission.folder or str(self.root)
         manifests.make_folder(self.root)
         manifests.write_json(self.root / f"{submission.name}.{OPEN}.json", submission.to_json())
 
@@ -153,7 +170,7 @@ class SubmissionFolder:
     def tidy(self) -> None:
         """Remove temporary files of closed submissions. Scripts, logs and records stay."""
         for name, _ in self.names(ENDED, FAILED):
-            for pattern in ("*.pkl", "element-*.json"):
+            for pattern in (CALLS, "*.pkl", "element-*.json", ".submission_file_*"):
                 for path in (self.root / name).glob(pattern):
                     path.unlink(missing_ok=True)
 
@@ -165,6 +182,18 @@ class SubmissionFolder:
         (self.root / f"{submission.name}.{OPEN}.json").unlink(missing_ok=True)
         shutil.rmtree(self.folder(submission), ignore_errors=True)
 
+    def original(self, submission: Submission) -> Path | None:
+        """The other folder to which a record belongs, if this folder is a copy.
+
+        The jobs of the record publish into that folder. A folder that was moved is no copy: nothing
+        is left where it was. Two paths of the same folder (links, mounts) are none either.
+        """
+        path = Path(submission.folder)
+        if not submission.folder or path == self.root or is_same_folder(path, self.root):
+            return None
+        states = (path / f"{submission.name}.{state}.json" for state in (OPEN, ENDED, FAILED))
+        return path if any(record.exists() for record in states) else None
+
     def folder(self, submission: Submission) -> Path:
         return self.root / submission.name
 
@@ -172,7 +201,7 @@ class SubmissionFolder:
         return self.folder(submission) / f"element-{index:04d}.json"
 
     def log(self, submission: Submission, index: int, rank: int = 0) -> Path:
-        """The log of an element's rank, as submitit names it."""
+        """The log of an element's rank, as the batch script names it."""
         job = submission.job_id(index)
         return self.folder(submission) / (f"{job}_{rank}_log.out" if job is not None else "not-submitted.out")
 
@@ -182,6 +211,11 @@ def _read(path: Path, name: str) -> Submission:
     if submission.name != name:
         raise StoreError(f"{path}: is a copy of the record of {submission.name}")
     return submission
+
+
+def sweep_of(folder: Path) -> Path:
+    """The sweep to which a folder of records belongs: that of a run, or of the sweep's controllers."""
+    return folder.parents[1] if (folder.parent / "run.json").exists() else folder.parent
 
 
 def new_submission(
@@ -209,4 +243,5 @@ def new_submission(
         mem_gb=mem_gb,
         submitted=time.time(),
         excluded=list(excluded),
+        uid=os.getuid(),
     )

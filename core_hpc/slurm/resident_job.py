@@ -77,7 +77,7 @@ def run_resident(spec: ElementSpec) -> None:
     os.environ.pop("CORE_HPC_JOB_START", None)
     status.write()
     try:
-        end = _drive(open_run(Path(spec.run)), stop, status)
+        end = _drive(open_run(Path(spec.run), own=True), stop, status)
     except CoreHpcError as e:
         end = JobEnd(OutcomeKind.FINAL, str(e))
     status.end(end)

@@ -15,14 +15,17 @@ import re
 import shlex
 import shutil
 import sys
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from core_hpc.common.errors import InputError
+from core_hpc.config.base import CONTROL
 from core_hpc.config.cluster import ClusterSection, PhaseGroup
 from core_hpc.slurm.commands import QueueEntry
-from core_hpc.slurm.records import CALL, SCRIPT, Submission, SubmissionFolder
+from core_hpc.slurm.job import write_calls
+from core_hpc.slurm.records import CALLS, SCRIPT, Submission, SubmissionFolder
 from core_hpc.slurm.sbatch import RefusedError, run_sbatch
 from core_hpc.store import manifests
 from core_hpc.store.schema import GENERATION_PHASES, TRAINING_PHASES
@@ -34,6 +37,8 @@ OUTER_JOB = re.compile(
 """Variables that a job has from SLURM, srun, submitit or its batch script."""
 RANK_VARIABLES = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
 """Variables of torch.distributed."""
+OWN_ROOT = Path(__file__).resolve().parents[2]
+"""The folder that contains the package core_hpc."""
 
 
 def group_of(phase: str) -> PhaseGroup:
@@ -47,6 +52,18 @@ def group_of(phase: str) -> PhaseGroup:
 def python_command(cluster: ClusterSection) -> str:
     """The Python command, as it is written into batch scripts."""
     return cluster.slurm.python or shlex.quote(sys.executable)
+
+
+def _python_path() -> list[str]:
+    """Shell lines so that Python in a job does not search the working directory for modules.
+
+    This folder may be shared, and anybody who can write into it could put a module there. If
+    core_hpc itself comes from the working directory, the folder is named.
+    """
+    lines = ["export PYTHONSAFEPATH=1"]
+    if Path.cwd().resolve() == OWN_ROOT:
+        lines.append(f'export PYTHONPATH={shlex.quote(str(Path.cwd()))}"${{PYTHONPATH:+:$PYTHONPATH}}"')
+    return lines
 
 
 def job_parameters(
@@ -71,6 +88,7 @@ def job_parameters(
     job = slurm.job(group)
     nodes, ranks = (slurm.update.nodes, cluster.update_ranks) if group == "update" else (1, 1)
     setup = ['CORE_HPC_JOB_START="$(date +%s)"', "export CORE_HPC_JOB_START", *(job["setup"] or [])]
+    setup += _python_path()
     if group == "update":
         setup.append(f'CORE_HPC_RENDEZVOUS="$({python_command(cluster)} -m core_hpc.slurm.rendezvous)" || exit 1')
         setup.append("export CORE_HPC_RENDEZVOUS")
@@ -108,12 +126,27 @@ def job_parameters(
     return {k: v for k, v in parameters.items() if v is not None or k == "wckey"}
 
 
-def batch_script(cluster: ClusterSection, folder: Path, parameters: dict[str, Any], *, num_elements: int) -> str:
-    """The script that submitit gives to sbatch. It can be made without SLURM."""
+def batch_script(
+    cluster: ClusterSection,
+    folder: Path,
+    parameters: dict[str, Any],
+    *,
+    num_elements: int,
+    checksum: str = "CHECKSUM",
+) -> str:
+    """The batch script of a job. It can be made without SLURM.
+
+    Args:
+        folder: the folder of the submission.
+        checksum: that of the file with the calls (`slurm/job.py`).
+    """
     from submitit.slurm.slurm import _make_sbatch_string
 
     folder = folder.absolute()
-    command = f"{python_command(cluster)} -u -m submitit.core._submit {shlex.quote(str(folder))}"
+    for value in (str(folder), python_command(cluster), *map(str, parameters.values())):
+        if CONTROL.search(value):
+            raise InputError(f"{value[:200]!r}: has a line break, which would add lines to the batch script; rename it")
+    command = f"{python_command(cluster)} -u -m core_hpc.slurm.job {shlex.quote(str(folder / CALLS))} {checksum}"
     map_count = num_elements if num_elements > 1 else None
     return str(_make_sbatch_string(command=command, folder=folder, map_count=map_count, **parameters))
 
@@ -136,13 +169,13 @@ def submission_environment() -> Iterator[None]:
 
 
 def submit(
-    cluster: ClusterSection, folder: Path, parameters: dict[str, Any], calls: Sequence[Callable[[], Any]]
+    cluster: ClusterSection, folder: Path, parameters: dict[str, Any], calls: Sequence[functools.partial[None]]
 ) -> int:
     """Submit one array, or an ordinary job if there is only one call.
 
     Args:
-        folder: for the script, the pickled calls and the logs.
-        calls: what each element runs.
+        folder: for the script, the calls and the logs.
+        calls: what each element runs (`slurm/job.py`).
 
     Returns:
         The id of the job.
@@ -152,43 +185,16 @@ def submit(
             stays, because SLURM may have taken the job.
     """
     manifests.make_folder(folder)
-    write_calls(folder, calls, time_min=parameters["time"])
-    script = batch_script(cluster, folder, parameters, num_elements=len(calls))
+    checksum = write_calls(folder, calls)
+    script = batch_script(cluster, folder, parameters, num_elements=len(calls), checksum=checksum)
     manifests.write_synced(folder / SCRIPT, script.encode())
     try:
         with submission_environment():
-            job = run_sbatch(script)
+            return run_sbatch(script)
     except RefusedError as e:
         if not e.unsure:
             shutil.rmtree(folder, ignore_errors=True)
         raise
-    place_calls(folder, job, len(calls))
-    return job
-
-
-def write_calls(folder: Path, calls: Sequence[Callable[[], Any]], *, time_min: int) -> None:
-    """Write what each element runs. The files get their final names when the job has an id."""
-    from submitit.core.utils import DelayedSubmission
-
-    for index, call in enumerate(calls):
-        delayed = DelayedSubmission(call)
-        delayed.set_timeout(time_min, 0)
-        delayed.dump(folder / f"{CALL}{index:04d}.pkl")
-
-
-def place_calls(folder: Path, job: int, num_elements: int) -> bool:
-    """Give the calls of a job the names under which its elements load them.
-
-    An element that has begun already waits for its call for a minute.
-
-    Returns:
-        Whether the call of each element is there.
-    """
-    for index in range(num_elements):
-        element = f"{job}_{index}" if num_elements > 1 else f"{job}"
-        with contextlib.suppress(FileNotFoundError):  # placed already
-            (folder / f"{CALL}{index:04d}.pkl").rename(folder / f"{element}_submitted.pkl")
-    return len(list(folder.glob(f"{job}*_submitted.pkl"))) == num_elements
 
 
 def find_job(entries: Iterable[QueueEntry], submission: Submission) -> int | None:

@@ -22,8 +22,8 @@ from core_hpc.runs.messages import JobStatus, Outcome, OutcomeKind, TaskRef
 from core_hpc.slurm.commands import FINAL, AccountingEntry, JobId, QueueEntry, Slurm, SlurmUnavailableError
 from core_hpc.slurm.notices import Notices
 from core_hpc.slurm.outcomes import explain
-from core_hpc.slurm.records import Submission, SubmissionFolder
-from core_hpc.slurm.submit import find_job, place_calls
+from core_hpc.slurm.records import CALLS, Submission, SubmissionFolder
+from core_hpc.slurm.submit import find_job
 from core_hpc.store import manifests
 from core_hpc.store.paths import TaskKey
 from core_hpc.store.schema import OUTSIDE_ITERATIONS
@@ -218,7 +218,7 @@ class Watch:
         found = find_job(queue.values(), submission)
         if found is not None:
             self._notices.clear(topic, f"job {found} is {submission.name}")
-            if place_calls(folder.folder(submission), found, len(submission.elements)):
+            if (folder.folder(submission) / CALLS).exists():
                 submission.job = found
                 folder.write(submission)
                 return []

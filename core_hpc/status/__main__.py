@@ -64,6 +64,8 @@ STYLES = {FINISHED: "green", WAITING: "cyan", NO_CONTROLLER: "yellow", STOPPED: 
 def render(status: SweepStatus, *, show_all: bool = False) -> Group:
     """The table of a sweep, and the lines below it: controller, queue, failures."""
     lines = [_controller_line(status.controller)]
+    if status.copy_of is not None:
+        lines.insert(0, Text(f"a copy of {status.copy_of}, whose jobs are not shown here", style="yellow"))
     for job in status.controller.jobs:
         lines.append(Text(f"  SLURM job {job['job']}: {job['state']}{_in_brackets(job['reason'])}; log: {job['log']}"))
     if status.slurm not in ("ok", "not needed"):

@@ -19,7 +19,7 @@ from core_hpc.controller.heartbeat import RunReport
 from core_hpc.runs.folder import Run
 from core_hpc.runs.messages import LATEST_S
 from core_hpc.slurm.commands import QueueEntry, Slurm, SlurmUnavailableError, slurm_installed
-from core_hpc.slurm.records import ENDED, FAILED, OPEN, Submission, SubmissionFolder
+from core_hpc.slurm.records import ENDED, FAILED, OPEN, Submission, SubmissionFolder, sweep_of
 from core_hpc.store import manifests
 from core_hpc.store.claims import read_holder
 from core_hpc.store.manifests import Manifest
@@ -43,6 +43,7 @@ class Found:
         heartbeat: what the last controller wrote about itself (controller.json), or None.
         controllers: submissions of detached controllers.
         runs: folder of a run -> submissions of its tasks.
+        copy_of: the sweep of which this folder is a copy, where its records show it; their jobs are left out.
     """
 
     folder: Path
@@ -51,6 +52,7 @@ class Found:
     controllers: Records
     runs: dict[Path, Records]
     unreadable: str = ""
+    copy_of: Path | None = None
 
     @property
     def needs_queue(self) -> bool:
@@ -94,14 +96,29 @@ def _heartbeat(data: Any) -> dict[str, Any]:
 def find_sweep(folder: Path, runs: Sequence[Path]) -> Found:
     """Read the folder of a sweep and the records of the given runs."""
     paths = SweepPaths(folder)
-    records = {run: SubmissionFolder(RunPaths(run).slurm).read_with_state(OPEN, FAILED) for run in runs}
-    controllers = SubmissionFolder(paths.slurm).read_with_state(OPEN, ENDED, FAILED)
+    originals: set[Path] = set()
+
+    def own(root: Path, *states: str) -> Records:
+        records = SubmissionFolder(root)
+        found: Records = []
+        for state, submission in records.read_with_state(*states):
+            original = records.original(submission)
+            if original is None:
+                found.append((state, submission))
+            else:
+                originals.add(sweep_of(original))
+        return found
+
+    by_run = {run: own(RunPaths(run).slurm, OPEN, FAILED) for run in runs}
+    controllers = own(paths.slurm, OPEN, ENDED, FAILED)
     holder, unreadable = None, ""
     try:
         holder = read_holder(paths.claim)
     except StoreError as e:
-        unreadable = str(e) if paths.claim.exists() else ""
-    return Found(folder, holder, read_or_none(paths.controller, _heartbeat), controllers, records, unreadable)
+        unreadable = str(e)
+    copy_of = min(originals, default=None)
+    heartbeat = read_or_none(paths.controller, _heartbeat)
+    return Found(folder, holder, heartbeat, controllers, by_run, unreadable, copy_of)
 
 
 class Queue:

@@ -103,6 +103,7 @@ def sweep_status(found: Found, queue: Queue, manifests: Manifests) -> SweepStatu
     return SweepStatus(
         sweep=found.folder.name,
         folder=str(found.folder),
+        copy_of=str(found.copy_of) if found.copy_of is not None else None,
         slurm=queue.state if found.needs_queue else "not needed",
         controller=controller,
         runs=runs,
@@ -121,8 +122,9 @@ def _controller(found: Found, queue: Queue) -> ControllerStatus:
         entry, log = queue.entry(submission, 0), str(folder.log(submission, 0))
         if entry is not None:
             jobs.append({"job": entry.id.job, "state": entry.state, "reason": entry.reason, "log": log})
-        elif not queue.known:
-            jobs.append({"job": submission.job, "state": "unknown", "reason": "", "log": log})
+        elif not queue.known or submission.is_foreign:
+            reason = f"a job of user {submission.owner}" if submission.is_foreign else ""
+            jobs.append({"job": submission.job, "state": "unknown", "reason": reason, "log": log})
     jobs.sort(key=lambda j: j["job"] or 0)
     begun = [s for _, s in found.controllers if folder.log(s, 0).exists()]
     last = max(begun, key=lambda s: s.submitted, default=None)
@@ -217,7 +219,7 @@ def _add_element(out: _Submitted, run: Run, submission: Submission, index: int, 
     status = None if is_pending else read_or_none(folder.status_file(submission, index), JobStatus.from_file)
     if status is not None:
         out.failures += _failures_inside(run, status)
-    place = _place(submission, entry, status, queue_known=queue.known)
+    place = _place(submission, entry, status, queue_known=queue.known and not submission.is_foreign)
     if place == RUNNING:
         out.running |= _running(submission, keys, status or JobStatus())
     elif place == WAITING:

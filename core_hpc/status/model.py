@@ -100,6 +100,8 @@ class SweepStatus:
 
     sweep: str
     folder: str
+    copy_of: str | None = None
+    """The folder of which this one is a copy. Jobs and controllers of the original are not shown here."""
     slurm: str
     """ok, not needed, or why the queue is not known. Tasks are then counted from the files that their jobs wrote."""
     controller: ControllerStatus

@@ -81,6 +81,20 @@ def _own_process() -> dict[str, Any]:
         return own
 
 
+def is_same_folder(one: Path, other: Path) -> bool:
+    """Whether two paths lead to the same existing folder."""
+    try:
+        return one.samefile(other)
+    except OSError:
+        return False
+
+
+def _is_of_original(path: Path, holder: Mapping[str, Any]) -> bool:
+    """Whether a claim is that of another folder, which still exists: this folder is a copy of it."""
+    folder = holder.get("folder")
+    return isinstance(folder, str) and Path(folder).is_dir() and not is_same_folder(Path(folder), path.parent)
+
+
 def describe_holder(holder: Mapping[str, Any]) -> str:
     """Describe the holder of a claim for a message."""
     job = f", SLURM job {holder['job']}" if holder.get("job") else ""
@@ -98,15 +112,29 @@ _OPTIONAL: dict[str, type | tuple[type, ...]] = {
     "boot_id": str,
     "pid_namespace": str,
     "token": str,
+    "folder": str,
 }
 
 
-def read_holder(path: Path) -> dict[str, Any]:
-    """Read who holds a claim.
+def read_holder(path: Path) -> dict[str, Any] | None:
+    """The holder of a claim; None if there is no claim, or if the file came with a copied folder.
+
+    A copied folder contains the claim of the controller that works on the original.
 
     Raises:
-        StoreError: The file does not exist, cannot be read, or is not a claim.
+        StoreError: The file cannot be read, or is not a claim.
     """
+    try:
+        holder = _read(path)
+    except StoreError:
+        if not path.exists():
+            return None
+        raise
+    return None if _is_of_original(path, holder) else holder
+
+
+def _read(path: Path) -> dict[str, Any]:
+    """Read a claim. StoreError if the file does not exist, cannot be read, or is not a claim."""
     holder = read_json(path)
     if not isinstance(holder, dict):
         raise StoreError(f"{path}: is not a claim (it holds no JSON object)")
@@ -193,7 +221,7 @@ class Claim:
 
     def _who(self) -> str:
         try:
-            return f"another controller has taken the sweep ({describe_holder(read_holder(self.path))})"
+            return f"another controller has taken the sweep ({describe_holder(_read(self.path))})"
         except StoreError:
             return "its claim was overwritten"
 
@@ -224,6 +252,7 @@ def claim(path: Path, *, has_ended: HasEnded | None = None) -> Iterator[Claim]:
     make_folder(path.parent)
     token = uuid.uuid4().hex
     mine = {**writer_identity(), **_own_process(), "job": own_job(), "restarts": _restarts(), "token": token}
+    mine["folder"] = str(path.parent.absolute())
     temporary = path.with_name(f".{path.name}.{token[:8]}.tmp")
     write_synced(temporary, json.dumps(mine, indent=1).encode())
     try:
@@ -247,24 +276,25 @@ def claim(path: Path, *, has_ended: HasEnded | None = None) -> Iterator[Claim]:
 def _break_dead_claim(path: Path, mine: Mapping[str, Any], has_ended: HasEnded | None) -> None:
     """Remove the claim file if its holder is dead. ClaimError otherwise."""
     try:
-        holder = read_holder(path)
+        holder = _read(path)
     except StoreError as e:
         if not path.exists():
             return
         raise ClaimError(f"{e}. If no controller of this sweep is running, remove this file") from e
     who = describe_holder(holder)
-    lives = False if _was_requeued(holder, mine) else holder_lives(holder, has_ended)
-    if lives:
-        raise ClaimError(
-            f"{path}: another controller is running this sweep ({who}). Wait for it, or stop it: "
-            "python -m core_hpc.cancel"
-        )
-    if lives is None:
-        raise ClaimError(
-            f"{path}: this sweep is claimed by a controller on another machine or in another container ({who}). "
-            "Look there, or stop it: python -m core_hpc.cancel. Remove this file only if you are sure that the "
-            "process is dead"
-        )
+    if not _was_requeued(holder, mine) and not _is_of_original(path, holder):
+        lives = holder_lives(holder, has_ended)
+        if lives:
+            raise ClaimError(
+                f"{path}: another controller is running this sweep ({who}). Wait for it, or stop it: "
+                "python -m core_hpc.cancel"
+            )
+        if lives is None:
+            raise ClaimError(
+                f"{path}: this sweep is claimed by a controller on another machine or in another container ({who}). "
+                "Look there, or stop it: python -m core_hpc.cancel. Remove this file only if you are sure that the "
+                "process is dead"
+            )
     # Two controllers may see the same dead claim. Only one of them can rename it and remove it.
     aside = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.dead")
     try:

@@ -9,12 +9,12 @@ check them. The content of Parquet files is in `shards.py`.
 from __future__ import annotations
 
 import errno
-import getpass
 import hashlib
 import json
 import os
 import shutil
 import socket
+import stat
 import time
 import uuid
 from collections.abc import Callable
@@ -24,6 +24,7 @@ from typing import Any, TypeVar
 
 from core_hpc.common.errors import InputError, StoreError
 from core_hpc.common.faults import fault_point
+from core_hpc.common.ownership import FILE_MODE, FOLDER_MODE, read_own, share_as, user_name
 from core_hpc.store.manifest_body import FileEntry, checked_field, parse_body
 from core_hpc.store.paths import MANIFEST_SUFFIX
 from core_hpc.store.schema import SCHEMA_VERSION
@@ -32,8 +33,6 @@ T = TypeVar("T")
 
 VISIBILITY_DELAYS_S = (0.2, 1.0, 5.0, 25.0)
 VISIBILITY_WINDOW_S = 120.0
-FOLDER_MODE = 0o750
-"""Folders are private to user and group. The user's umask may restrict them further."""
 
 
 class DamagedError(StoreError):
@@ -66,8 +65,10 @@ class Manifest:
 
 
 def make_folder(path: Path) -> None:
-    """Create a folder and its parents, private to user and group."""
-    path.mkdir(mode=FOLDER_MODE, parents=True, exist_ok=True)
+    """Create a folder and its missing parents: the user writes, the group reads, others do neither."""
+    missing = [folder for folder in (path, *path.parents) if not folder.is_dir()]
+    for folder in reversed(missing):
+        folder.mkdir(mode=FOLDER_MODE, exist_ok=True)
 
 
 def sha256_file(path: Path) -> str:
@@ -85,8 +86,8 @@ def _fsync(path: Path) -> None:
 
 
 def write_synced(path: Path, data: bytes) -> None:
-    """Write a new file, and wait until it is on disk."""
-    with path.open("xb") as f:
+    """Write a new file that only this user may change, and wait until it is on disk."""
+    with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, FILE_MODE), "wb") as f:
         f.write(data)
         f.flush()
         os.fsync(f.fileno())
@@ -115,9 +116,28 @@ def read_json(path: Path) -> Any:
         raise StoreError(f"{path}: cannot be read ({e})") from e
 
 
-def read_record(path: Path, parse: Callable[[Any], T]) -> T:
-    """Read a JSON file and convert it. StoreError if it cannot be read, or is not such a record."""
-    data = read_json(path)
+def read_own_json(path: Path) -> Any:
+    """Parse a JSON file from which a job learns what to run.
+
+    Raises:
+        OwnershipError: Somebody else owns it or may change it.
+        StoreError: It cannot be read.
+    """
+    try:
+        return json.loads(read_own(path))
+    except (OSError, ValueError, RecursionError) as e:
+        raise StoreError(f"{path}: cannot be read ({e})") from e
+
+
+def read_record(path: Path, parse: Callable[[Any], T], *, own: bool = False) -> T:
+    """Read a JSON file and convert it. StoreError if it cannot be read, or is not such a record.
+
+    Args:
+        path: The file.
+        parse: Converts the parsed JSON.
+        own: Refuse a file that somebody else may have written (OwnershipError).
+    """
+    data = read_own_json(path) if own else read_json(path)
     try:
         return parse(data)
     except (ValueError, KeyError, TypeError, AttributeError) as e:
@@ -125,17 +145,9 @@ def read_record(path: Path, parse: Callable[[Any], T]) -> T:
         raise StoreError(f"{path}: torn, altered or of another version ({type(e).__name__}: {what})") from e
 
 
-def user_name() -> str:
-    """The name of the user, or the id where the system has no name for it, as in some containers."""
-    try:
-        return getpass.getuser()
-    except (KeyError, OSError):  # KeyError until Python 3.12
-        return f"uid-{os.getuid()}"
-
-
 def writer_identity() -> dict[str, Any]:
     """Host, process, user and time of this process, as recorded in manifests and claims."""
-    return {"host": socket.gethostname(), "pid": os.getpid(), "user": user_name(), "time": time.time()}
+    return {"host": socket.gethostname(), "pid": os.getpid(), "user": user_name(os.getuid()), "time": time.time()}
 
 
 def publish(
@@ -186,6 +198,7 @@ def _move_into_place(
 ) -> list[FileEntry]:
     entries = []
     for path in sorted(p for p in temporary.rglob("*") if p.is_file()):
+        share_as(path, temporary)
         _fsync(path)
         relative = path.relative_to(temporary).as_posix()
         rows, table = tables.get(relative, (None, None))
@@ -339,7 +352,9 @@ def require_writable(folder: Path, *, min_free_gb: float) -> None:
     if not existing.is_dir():
         raise InputError(f"{existing}: is a file, not a folder; set `output` to another folder")
     if not os.access(existing, os.W_OK | os.X_OK):
-        raise InputError(f"{existing}: no permission to write here; set `output` to another folder")
+        found = existing.stat()
+        owner = f"it belongs to {user_name(found.st_uid)}, mode {stat.S_IMODE(found.st_mode):04o}"
+        raise InputError(f"{existing}: no permission to write here ({owner}); set `output` to another folder")
     free_gb = shutil.disk_usage(existing).free / 1e9
     if free_gb < min_free_gb:
         raise InputError(

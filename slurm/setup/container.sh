@@ -7,7 +7,7 @@
 # bound into the container under the same paths: the working directory, outputs/ (which is often a link to another disk),
 # the weights of $CORE_HPC_CACHE (or its default) and $HF_HOME, and the folder of node_local.sh. For other folders, such
 # as another `output` of the sweep, set Apptainer's own APPTAINER_BIND=/scratch/me in the profile's `setup`. The
-# environment (SLURM_*, SUBMITIT_*, CORE_HPC_*, MASTER_ADDR, caches) is passed on, unless the site has set --cleanenv.
+# environment (SLURM_*, PYTHON*, CORE_HPC_*, MASTER_ADDR, caches) is passed on, unless the site has set --cleanenv.
 # Slurm's commands are not needed inside, because the controller runs outside.
 set -euo pipefail
 

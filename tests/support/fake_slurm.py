@@ -60,6 +60,9 @@ class FakeSlurm(Slurm):
     def active_elements(self, job: int) -> set[JobId]:
         return {id for id, entry in self.entries.items() if id.job == job and entry.active}
 
+    def has_ended(self, job: int) -> bool:
+        return not any(entry.active for at, entry in self.entries.items() if at.job == job)
+
     def accounting(self, jobs: Collection[int], *, since: float) -> dict[JobId, AccountingEntry] | None:
         return None
 

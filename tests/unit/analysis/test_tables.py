@@ -139,6 +139,50 @@ def test_markup_in_a_table_is_escaped() -> None:
     assert "[bold]b[/bold]" in console.file.getvalue()
 
 
+def test_links_and_images_are_no_markup_in_markdown() -> None:
+    """A viewer would load an image, and thereby report who reads the table."""
+    for text in ("![x](http://example.org/x.png)", "[x](javascript:y)", "[x][y]", "[x]: http://example.org"):
+        table = ReportTable("t", text, pl.DataFrame(), laid_out(["a"], [[text]]), [text])
+        assert not re.search(r"(?<!\\)\][(\[:]", to_markdown(table))
+    interval = ReportTable("t", "", pl.DataFrame(), laid_out(["a"], [["50.0 [25.0, 75.0]"]]))
+    assert "50.0 [25.0, 75.0]" in to_markdown(interval)
+
+
+CELLS = {
+    "=1+2": "'=1+2",
+    '=HYPERLINK("http://example.org")': '\'=HYPERLINK("http://example.org")',
+    "+cmd|' /C calc'!A0": "'+cmd|' /C calc'!A0",
+    "-2+3": "'-2+3",
+    "@SUM(1)": "'@SUM(1)",
+    "\t=1": "'\t=1",
+    "\r=1": "'\r=1",
+    "\n=1": "'\n=1",
+    "-": "-",
+    "--x": "'--x",
+    "-0.5": "-0.5",
+    "+1e-5": "+1e-5",
+    "algebra = easy": "algebra = easy",
+    "": "",
+}
+"""A cell of text, and what CSV has for it."""
+
+
+def test_no_cell_of_csv_is_a_formula() -> None:
+    frame = pl.DataFrame({"=name": list(CELLS), "n": [-1.5] * len(CELLS), "i": [-3] * len(CELLS)}).with_columns(
+        empty=pl.lit(None, dtype=pl.String)
+    )
+    text = table_text(ReportTable("t", "", frame, laid_out(["a"], [])), "csv")
+    read = list(csv.DictReader(io.StringIO(text, newline="")))
+    assert [row["'=name"] for row in read] == list(CELLS.values())
+    assert {(row["n"], row["i"], row["empty"]) for row in read} == {("-1.5", "-3", "")}
+
+
+def test_only_one_function_writes_csv() -> None:
+    root = Path(__file__).parents[3]
+    calls = [p for top in ("analysis", "core_hpc") for p in (root / top).rglob("*.py") if "write_csv(" in p.read_text()]
+    assert [p.name for p in calls] == ["formats.py"]
+
+
 def test_characters_that_latex_fonts_do_not_have() -> None:
     table = ReportTable("t", "é 数 Ж → – ł", pl.DataFrame(), laid_out(["x"], [["-1.5 [-2.0, +3.0]"]]))
     text = to_latex(table)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ from core_hpc.common.errors import ClaimLostError, StoreError
 from core_hpc.controller import detach
 from core_hpc.controller.detach import ControllerSpec, run_controller
 from core_hpc.runs.messages import OutcomeKind
-from core_hpc.slurm.records import ENDED, FAILED, OPEN, Submission, SubmissionFolder, new_submission
+from core_hpc.slurm.records import CALLS, ENDED, FAILED, OPEN, Submission, SubmissionFolder, new_submission
 from core_hpc.store.claims import claim
 from core_hpc.store.paths import SweepPaths
 from tests.support.fake_slurm import FakeSlurm, run_of
@@ -30,8 +31,8 @@ class Chain:
         self.folder = SubmissionFolder(SweepPaths(self.sweep).slurm)
         self.spec = ControllerSpec(str(self.sweep), (self.run.run_id,), "start", -1, 0.0)
         self.mine = self.record(MINE, "RUNNING")
+        self.spec = replace(self.spec, status=str(self.folder.status_file(self.mine, 0)))
         monkeypatch.setenv("SLURM_JOB_ID", str(MINE))
-        monkeypatch.setenv("SUBMITIT_FOLDER", str(self.folder.folder(self.mine)))
         monkeypatch.setattr(detach, "Slurm", lambda: slurm)
         monkeypatch.setattr(detach, "submit", self._submit)
         monkeypatch.setattr(detach.signal, "signal", lambda *_: None)
@@ -47,9 +48,9 @@ class Chain:
         return submission
 
     def files_of(self, submission: Submission) -> None:
-        """What submitit and the job leave in the folder of a submission."""
+        """What a submission and its job leave in the folder."""
         self.folder.folder(submission).mkdir(exist_ok=True)
-        for name in ("submission.sh", f"{submission.job}_submitted.pkl", f"{submission.job}_0_log.out"):
+        for name in ("submission.sh", CALLS, f"{submission.job}_0_log.out"):
             (self.folder.folder(submission) / name).touch()
 
     def _submit(self, cluster: Any, folder: Path, parameters: dict[str, Any], calls: Any) -> int:

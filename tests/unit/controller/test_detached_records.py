@@ -12,7 +12,7 @@ from core_hpc.config.cluster import ClusterSection
 from core_hpc.controller import detach
 from core_hpc.controller.detach import ControllerSpec, active_controllers, require_no_other
 from core_hpc.slurm.commands import JobId, QueueEntry, Slurm
-from core_hpc.slurm.records import OPEN, Submission, SubmissionFolder, new_submission
+from core_hpc.slurm.records import CALLS, OPEN, Submission, SubmissionFolder, new_submission
 from core_hpc.slurm.sbatch import RefusedError
 from core_hpc.store import manifests
 from core_hpc.store.paths import SweepPaths
@@ -29,7 +29,7 @@ def record(sweep: Path, *, age_s: float) -> tuple[SubmissionFolder, Submission]:
     submission.submitted = time.time() - age_s
     folder.write(submission)
     manifests.make_folder(folder.folder(submission))
-    (folder.folder(submission) / "call-0000.pkl").write_text("")
+    (folder.folder(submission) / CALLS).write_text("{}")
     return folder, submission
 
 
@@ -55,7 +55,7 @@ def test_a_controller_that_slurm_took_without_naming_its_job_is_found_by_its_nam
     slurm.entries[JobId(77)] = QueueEntry(JobId(77), submission.name, "PENDING", "Resources", "", 0)
     with pytest.raises(ClaimError, match="SLURM job 77 is the controller"):
         require_no_other(tmp_path, slurm)
-    assert (folder.folder(submission) / "77_submitted.pkl").exists()
+    assert (folder.folder(submission) / CALLS).exists()
 
 
 @pytest.mark.parametrize("output", ["", "This is job 4711 of your project\n"])

@@ -47,7 +47,7 @@ def test_batch_scripts_of_every_shipped_sweep_are_valid(path: Path, profile: str
         checked = subprocess.run(["bash", "-n"], input=script, text=True, capture_output=True, check=False)
         assert checked.returncode == 0, checked.stderr
         assert "--kill-on-bad-exit=1" in script
-        assert "submitit.core._submit /" in script, "a job may start in another folder"
+        assert "core_hpc.slurm.job /" in script, "a job may start in another folder"
     # Only jobs of updates have several ranks that SLURM starts, and these need an address.
     updates = [name for name in scripts if name.startswith("update")]
     assert [name for name, script in scripts.items() if "core_hpc.slurm.rendezvous" in script] == updates
@@ -248,6 +248,7 @@ def test_a_dry_run_shows_a_conflict_with_a_started_run(tmp_path: Path) -> None:
     done = dry_run(path)
     assert done.returncode == 2
     assert "conflict: see below" in done.stdout
-    assert " new " not in done.stdout.split("{")[0]
+    (row,) = [line for line in done.stdout.splitlines() if "conflict: see below" in line]
+    assert "new" not in row
     assert "seed: 42 -> 7" in done.stderr
     assert "cannot change" in done.stderr

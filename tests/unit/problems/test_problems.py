@@ -1,6 +1,7 @@
 """The user's own problem files, and the problems that splits must not share."""
 
 import json
+import time
 from pathlib import Path
 
 import polars as pl
@@ -9,6 +10,7 @@ import pytest
 from core_hpc.answers.extract import verify
 from core_hpc.common.errors import InputError
 from core_hpc.config.problems import FileProblems, GeneratedProblems, ProblemsSection
+from core_hpc.problems.files import MAX_ROWS_VARIABLE, own_row, read_items
 from core_hpc.problems.splits import make_splits, problems_of_iteration
 from core_hpc.store.schema import CORRECT
 
@@ -34,6 +36,60 @@ def jsonl(path: Path, *rows: object, **more: object) -> FileProblems:
 
 
 GOOD = {"id": "a", "question": "1+1?", "answer": 2, "subject": "sums"}
+
+
+def test_hostile_lines_are_bad_rows(tmp_path: Path) -> None:
+    def nested(depth: int) -> str:
+        return json.dumps(GOOD)[:-1] + ', "more": ' + "[" * depth + "]" * depth + "}"
+
+    rows = [nested(40), nested(900), nested(100_000), json.dumps(GOOD)[:-1] + f', "more": {"9" * 5000}}}']
+    source = jsonl(tmp_path / "p.jsonl", *rows)
+    with pytest.raises(InputError) as caught:
+        make_splits(section(source, generated(2)))
+    _, *found = str(caught.value).splitlines()
+    assert [line.split(":")[0].strip() for line in found] == ["- line 2", "- line 3", "- line 4"]
+    assert "more than 50 lists or objects inside each other" in found[0]
+
+
+def test_a_deep_value_of_a_parquet_file_is_a_bad_row(tmp_path: Path) -> None:
+    value: object = 1
+    for _ in range(60):
+        value = [value]
+    pl.DataFrame([{**GOOD, "more": value}]).write_parquet(tmp_path / "p.parquet")
+    with pytest.raises(InputError, match="row 1: more than 50 lists"):
+        read_items(tmp_path / "p.parquet", "parquet", own_row("number"))
+
+
+def test_a_parquet_file_of_150_million_rows_is_not_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path, num_rows = tmp_path / "p.parquet", 150_000_000
+    pl.LazyFrame({"x": [1]}).select(pl.repeat(1, num_rows, dtype=pl.Int8).alias("id")).sink_parquet(path)
+    monkeypatch.setattr(pl, "read_parquet", lambda _: pytest.fail("was read"))
+    started = time.process_time()
+    with pytest.raises(InputError) as caught:
+        read_items(path, "parquet", own_row("number"))
+    assert time.process_time() - started < 5
+    assert "150,000,000 rows, but at most 1,000,000 are read" in str(caught.value)
+    assert "sink_parquet" in str(caught.value)
+    assert f"export {MAX_ROWS_VARIABLE}=150000000" in str(caught.value)
+
+
+def test_the_limit_of_rows_can_be_raised(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    rows = [{**GOOD, "id": i, "question": f"{i}+1?"} for i in range(5)]
+    pl.DataFrame(rows).write_parquet(tmp_path / "p.parquet")
+    pl.DataFrame(rows).select("id", "question", "answer").write_csv(tmp_path / "p.csv")
+    write(tmp_path / "p.jsonl", *rows)
+    for limit, accepted in (("4", False), ("5", True)):
+        monkeypatch.setenv(MAX_ROWS_VARIABLE, limit)
+        for container in ("parquet", "csv", "jsonl"):
+            path = tmp_path / f"p.{container}"
+            if accepted:
+                assert len(read_items(path, container, own_row("number"))) == 5
+                continue
+            with pytest.raises(InputError, match="at most 4 are read"):
+                read_items(path, container, own_row("number"))
+    monkeypatch.setenv(MAX_ROWS_VARIABLE, "many")
+    with pytest.raises(InputError, match="'many' is not a number of rows"):
+        read_items(tmp_path / "p.csv", "csv", own_row("number"))
 
 
 def test_jsonl(tmp_path: Path) -> None:

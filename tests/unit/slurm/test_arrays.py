@@ -16,7 +16,7 @@ from core_hpc.slurm import executor as slurm_executor
 from core_hpc.slurm import watch
 from core_hpc.slurm.commands import JobId, Limits, QueueEntry
 from core_hpc.slurm.executor import SlurmExecutor
-from core_hpc.slurm.records import ENDED, FAILED, OPEN, SubmissionFolder, new_submission
+from core_hpc.slurm.records import CALLS, ENDED, FAILED, OPEN, SubmissionFolder, new_submission
 from core_hpc.store import manifests
 from core_hpc.store.paths import TaskKey
 from tests.support.fake_slurm import FakeSlurm, executor_of, kind_of, publish, run_of
@@ -207,7 +207,7 @@ def test_a_submission_whose_controller_died_is_found_by_its_name(
     if known != "unknown":
         slurm.entries[JobId(77)] = QueueEntry(JobId(77), submission.name, "RUNNING", "None", "n1", 0)
     if known == "complete":
-        (folder.folder(submission) / "77_submitted.pkl").write_text("")
+        (folder.folder(submission) / CALLS).write_text("")
     assert [t.key for t in executor.adopt([run]).tasks] == [cold("a")]
     if known == "complete":
         assert [e.task.key for e in poll_until(executor, "started")] == [cold("a")]

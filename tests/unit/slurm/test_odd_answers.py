@@ -7,6 +7,7 @@ again.
 from __future__ import annotations
 
 import functools
+import json
 import os
 import time
 from collections.abc import Callable
@@ -22,8 +23,9 @@ from core_hpc.slurm import executor as slurm_executor
 from core_hpc.slurm import submit, watch
 from core_hpc.slurm.acceptance import check_accepted
 from core_hpc.slurm.commands import AccountingEntry, JobId, Limits, QueueEntry, Slurm, SlurmUnavailableError
+from core_hpc.slurm.element import ElementSpec, run_element
 from core_hpc.slurm.executor import SlurmExecutor
-from core_hpc.slurm.records import OPEN, SubmissionFolder, new_submission
+from core_hpc.slurm.records import CALLS, OPEN, SubmissionFolder, new_submission
 from core_hpc.slurm.sbatch import RefusedError, job_of, run_sbatch
 from core_hpc.store import manifests
 from core_hpc.store.paths import TaskKey
@@ -183,7 +185,8 @@ def test_the_calls_of_a_job_stay_until_its_fate_is_known(
 ) -> None:
     cluster = ClusterSection.model_validate({"driver": "arrays", "slurm": {"mem_gb": 1}})
     parameters = submit.job_parameters(cluster, "generate", name="x", comment="")
-    calls = [functools.partial(print, i) for i in range(num)]
+    spec = ElementSpec(run="r", tasks=(), status="s", threads=1, time_min=1, signal_delay_s=1, preemption_grace_s=1.0)
+    calls = [functools.partial(run_element, spec)] * num
     fake.command("sbatch", output)
     folder = tmp_path / "job"
     if output:
@@ -191,11 +194,7 @@ def test_the_calls_of_a_job_stay_until_its_fate_is_known(
     else:
         with pytest.raises(RefusedError):
             submit.submit(cluster, folder, parameters, calls)
-        assert submit.place_calls(folder, 77, num)
-    names = ["77_submitted.pkl"] if num == 1 else [f"77_{i}_submitted.pkl" for i in range(num)]
-    assert sorted(p.name for p in folder.glob("*.pkl")) == names
-    assert submit.place_calls(folder, 77, num)
-    assert not submit.place_calls(folder, 78, num)
+    assert len(json.loads((folder / CALLS).read_text())["specs"]) == num
     fake.command("sbatch", error="Invalid qos specification\n", status=1)
     with pytest.raises(RefusedError):
         submit.submit(cluster, tmp_path / "refused", parameters, calls)
@@ -225,12 +224,12 @@ def test_a_job_that_was_taken_without_an_id_is_found_by_its_name_and_not_submitt
     (record,) = folder.read(OPEN)
     assert record.job is None
     manifests.make_folder(folder.folder(record))
-    (folder.folder(record) / "call-0000.pkl").write_text("")
+    (folder.folder(record) / CALLS).write_text("{}")
     poll_for(executor, 0.1)
     slurm.entries[JobId(77)] = QueueEntry(JobId(77), record.name, "PENDING", "Resources", "", 0)
     assert failures(poll_for(executor, 0.3)) == []
     assert [s.job for s in folder.read(OPEN)] == [77]
-    assert (folder.folder(record) / "77_submitted.pkl").exists()
+    assert (folder.folder(record) / CALLS).exists()
     assert slurm.submitted == []
     assert slurm.cancelled == []
     assert any("looking for a job of this name" in message for message in messages)

@@ -331,7 +331,7 @@ def test_a_user_without_a_name_can_claim(tmp_path: Path, monkeypatch: pytest.Mon
 
     monkeypatch.setattr(pwd, "getpwuid", unknown)
     with claim(tmp_path / "claim.json"):
-        assert read_holder(tmp_path / "claim.json")["user"] == f"uid-{os.getuid()}"
+        assert read_holder(tmp_path / "claim.json")["user"] == f"#{os.getuid()}"
 
 
 @pytest.mark.skipif(os.geteuid() != 0 or shutil.which("unshare") is None, reason="needs root and unshare")

@@ -1,0 +1,120 @@
+"""A sweep in a project folder of a group, on a real SLURM, and a colleague in this group."""
+
+from __future__ import annotations
+
+import os
+import stat
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from core_hpc.common.errors import CoreHpcError
+from core_hpc.common.ownership import OTHERS_MAY_WRITE
+from core_hpc.runs.folder import list_runs
+from core_hpc.slurm.records import CALLS, FAILED, OPEN, SubmissionFolder
+from core_hpc.store.paths import RunPaths
+from tests.integration.test_slurm_sweep import ONE_PART, arrays
+from tests.support.cluster import DevCluster
+from tests.support.harness import ROOT, launch, wait_for
+from tests.support.second_user import COLLEAGUE_UID, as_colleague, require_root
+from tests.support.tiny import tiny_sweep
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(1200)]
+
+AS_COLLEAGUE = """
+for path in sorted(pathlib.Path(sys.argv[1]).rglob("*")):
+    if not path.is_dir():
+        path.read_bytes()
+try:
+    pathlib.Path(sys.argv[2]).write_text("{}")
+except PermissionError:
+    print("read everything, could not write")
+"""
+
+
+CANCEL = f"""
+import os, sys
+import core_hpc.cancel as cancel
+cancel.show_error("first")
+os.setuid({COLLEAGUE_UID})
+sys.exit(cancel.main([sys.argv[1]]))
+"""
+
+
+@pytest.fixture
+def loose_umask() -> Iterator[None]:
+    before = os.umask(0o002)
+    yield
+    os.umask(before)
+
+
+@pytest.mark.usefixtures("loose_umask")
+def test_a_whole_sweep_leaves_nothing_that_the_group_can_change(
+    cluster: DevCluster, tiny_models: list[Path], tmp_path: Path, project: Path
+) -> None:
+    """Files of all libraries, SLURM's logs and TensorBoard's included, with the umask 002 in a setgid folder."""
+    sweep = tiny_sweep(tmp_path / "tiny.yaml", tiny_models, project / "outputs", cluster=arrays(), **ONE_PART)
+    done = launch(sweep, env=cluster.environment())
+    assert done.returncode == 0, done.stdout + done.stderr
+    found = {path: path.stat().st_mode for path in [project / "outputs", *(project / "outputs").rglob("*")]}
+    assert len(found) > 50
+    assert [str(path) for path, mode in found.items() if mode & OTHERS_MAY_WRITE] == []
+    assert [str(path) for path, mode in found.items() if not mode & stat.S_IRGRP] == []
+    (run,) = list_runs(project / "outputs" / "tiny")
+    shown = as_colleague(AS_COLLEAGUE, project / "outputs", run / "config.json")
+    assert shown.stdout == "read everything, could not write\n", shown.stderr
+
+
+def test_a_job_whose_calls_were_changed_while_it_waited_runs_nothing(
+    cluster: DevCluster, tiny_models: list[Path], tmp_path: Path, project: Path
+) -> None:
+    """Only root and the submitter can change the file; root does it here. A colleague cannot cancel the jobs."""
+    require_root()
+    section: dict[str, Any] = arrays(generate={"options": {"begin": "now+1hour"}})
+    sweep = tiny_sweep(tmp_path / "tiny.yaml", tiny_models, project / "out", cluster=section, **ONE_PART)
+    with (tmp_path / "log").open("ab") as log:
+        controller = subprocess.Popen(
+            [sys.executable, "-m", "core_hpc.launch", str(sweep)],
+            cwd=ROOT,
+            env=cluster.environment(),
+            stdout=log,
+            stderr=log,
+        )
+    try:
+        wait_for(lambda: len(cluster.run("squeue", "-h", "-o", "%A").split()) >= 2, "jobs that wait")
+        (run,) = list_runs(project / "out" / "tiny")
+        folder = SubmissionFolder(RunPaths(run).slurm)
+        wait_for(lambda: all(s.job is not None for s in folder.read(OPEN)), "records with jobs")
+        refused = subprocess.run(
+            [sys.executable, "-c", CANCEL, project / "out" / "tiny"],
+            cwd=ROOT,
+            env=cluster.environment(),
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        assert refused.returncode == CoreHpcError.exit_code, refused.stdout + refused.stderr
+        assert "belong to another user, and nothing was cancelled. user root: job" in " ".join(refused.stderr.split())
+        changed = next(s for s in folder.read(OPEN) if s.name.startswith("cold-0001"))
+        path = folder.folder(changed) / CALLS
+        path.write_bytes(path.read_bytes().replace(b"cold/0001", b"cold/0002"))
+        cluster.run("scontrol", "update", f"JobId={changed.job}", "StartTime=now")
+        wait_for(lambda: any(s.name == changed.name for s in folder.read(FAILED)), "the record of the failed job")
+        log_text = folder.log(changed, 0).read_text()
+        assert "was changed after the job was submitted (owner root, mode 0640" in " ".join(log_text.split())
+        assert "Traceback" not in log_text
+        assert not RunPaths(run).phase_folder("cold", 2).exists()
+    finally:
+        controller.kill()
+        controller.wait()
+        done = subprocess.run(
+            [sys.executable, "-m", "core_hpc.cancel", str(project / "out" / "tiny")],
+            cwd=ROOT,
+            env=cluster.environment(),
+            check=False,
+        )
+    assert done.returncode == 0
