@@ -248,6 +248,6 @@ def test_a_dry_run_shows_a_conflict_with_a_started_run(tmp_path: Path) -> None:
     done = dry_run(path)
     assert done.returncode == 2
     assert "conflict: see below" in done.stdout
-    assert " new " not in done.stdout.split("{")[0]
+    assert "│ new" not in done.stdout
     assert "seed: 42 -> 7" in done.stderr
     assert "cannot change" in done.stderr
