@@ -376,7 +376,7 @@ LATEST_S = 1e11
 
 
 @cache
-def _adapter(cls: type[Made]) -> TypeAdapter[Made]:
+def _adapter(cls: type[Any]) -> TypeAdapter[Any]:
     return TypeAdapter(cls)
 
 
@@ -385,7 +385,7 @@ def _made(cls: type[Made], data: Mapping[str, Any]) -> Made:
     if not isinstance(data, Mapping):
         raise ValueError(f"{data!r} is no JSON object")
     known = {f.name: data[f.name] for f in fields(cls) if f.name in data}  # type: ignore[arg-type]
-    made = _adapter(cls).validate_python(known)
+    made: Made = _adapter(cls).validate_python(known)
     if absurd := [name for name, value in vars(made).items() if isinstance(value, float) and not abs(value) < LATEST_S]:
         raise ValueError(f"{absurd[0]} is not a point in time")
     return made
