@@ -30,7 +30,7 @@ from core_hpc.runs.contents import TABLE_OF
 from core_hpc.runs.folder import Run, locate
 from core_hpc.runs.messages import Done, Event, JobStatus, Outcome, OutcomeKind, TaskRef
 from core_hpc.runs.sweep import load_sweep
-from core_hpc.schedule.base import Adopted
+from core_hpc.schedule.base import Adopted, Listener
 from core_hpc.schedule.progress import inspect_run
 from core_hpc.schedule.scheduler import Scheduler
 from core_hpc.slurm.records import FAILED, OPEN, SubmissionFolder, new_submission
@@ -187,7 +187,7 @@ def use(sweep_file: Path) -> None:
         progress, _ = inspect_run(run)
         folder.read(OPEN, FAILED)
         tracking = Tracking()
-        listeners = [tracking, CountsCache()]
+        listeners: list[Listener] = [tracking, CountsCache()]
         messages: list[str] = []
         Scheduler([progress], Repeating(), listeners, max_attempts=3, notify=messages.append).run()
         tracking.close([progress])

@@ -206,7 +206,8 @@ def test_two_controllers_inside_one_job_are_two(tmp_path: Path, monkeypatch: pyt
     monkeypatch.setenv("SLURM_JOB_ID", "12")
     with other_holder(path) as holder:
         assert holder["job"] == 12
-        for has_ended in (None, lambda job: False):
+        answers: list[Callable[[int], bool] | None] = [None, lambda job: False]
+        for has_ended in answers:
             with (
                 pytest.raises(ClaimError, match=f"process {holder['pid']}, SLURM job 12"),
                 claim(path, has_ended=has_ended),
