@@ -122,7 +122,7 @@ def effective_n(numerator: FloatArray, denominator: FloatArray, *, samples_per_u
     """Number of independent observations with the same variance as these problems: p(1-p) / var(p).
 
     p is sum(numerator) / sum(denominator), and var(p) is the linearised variance of this ratio of
-    sums over problems. The result has two bounds:
+    sums over the problems and two pseudo-problems. The result has two bounds:
 
     - The lower bound is Kish's effective number of problems, (sum d)^2 / sum d^2 with the
       denominators d. It holds when all completions of a problem are equal. It is also the result
@@ -141,7 +141,10 @@ def effective_n(numerator: FloatArray, denominator: FloatArray, *, samples_per_u
     upper = max(lower, float(total) * samples_per_unit)
     if count < 2 or p <= 0 or p >= 1:
         return lower
-    variance = count / (count - 1) * float(((numerator - p * denominator) ** 2).sum()) / float(total) ** 2
+    squares = (numerator - p * denominator) ** 2
+    # Two pseudo-problems as extreme as the most extreme one, as in `stats/uncertainty.py`: where nearly
+    # all problems are solved, those that are not are seldom in the data.
+    variance = count / (count - 1) * float(squares.sum() + 2 * squares.max()) / float(total) ** 2
     return upper if variance <= p * (1 - p) / upper else max(lower, p * (1 - p) / variance)
 
 
