@@ -385,7 +385,7 @@ def _made(cls: type[Made], data: Mapping[str, Any]) -> Made:
     if not isinstance(data, Mapping):
         raise ValueError(f"{data!r} is no JSON object")
     known = {f.name: data[f.name] for f in fields(cls) if f.name in data}  # type: ignore[arg-type]
-    made: Made = _adapter(cls).validate_python(known)
+    made: Made = _adapter(cls).validate_python(known)  # type: ignore[arg-type]
     if absurd := [name for name, value in vars(made).items() if isinstance(value, float) and not abs(value) < LATEST_S]:
         raise ValueError(f"{absurd[0]} is not a point in time")
     return made
