@@ -173,7 +173,7 @@ class RunTracker:
         for model in (*(m.name for m in self._run.config.team), TEAM):
             own = counts if model == TEAM else counts.filter(pl.col("model") == model)
             for name in ("truncated", "no_answer"):
-                share = own[f"num_{name}"].sum() / max(own["n"].sum(), 1)
+                share = int(own[f"num_{name}"].sum()) / max(int(own["n"].sum()), 1)
                 self._scalar(model, f"evaluation/{name}_share", share, key.iteration, time_s)
         table = pass_at_k_table(counts, ks=self._ks(), models=[m.name for m in self._run.config.team], teams=[])
         shown = table.filter(pl.col("estimate").is_not_null(), ~pl.col("measure").is_in([FIRST, PASS_HAT]))
