@@ -41,7 +41,7 @@ def t_quantile(share: float, df: float) -> float:
     (12.706, 1.96)
     """
     # Loading scipy takes half a second, which --help and most tables do not need.
-    from scipy.special import stdtrit  # type: ignore[import-untyped]
+    from scipy.special import stdtrit
 
     return float(stdtrit(df, share))
 

@@ -303,7 +303,7 @@ def _run_status(
     num_failed = sum(bool(f.counted) for f in submitted.failures)
     iteration_s, overhead, largest_item = _last_iteration(run, graph, window)
     latest = [window[key] for key in {(k.phase, k.model): k for k in done}.values() if key in window]
-    useless = sum((share for m in latest if (share := Useless.of(m.stats)) is not None), NOTHING_USELESS)
+    useless = sum((own for m in latest if (own := Useless.of(m.stats)) is not None), NOTHING_USELESS)
     return RunStatus(
         run_id=run.run_id,
         state=state,
