@@ -36,6 +36,7 @@ SLURM = {
     "poll_s": [0.2, 1],
     "lost_after_s": 12,
     "exclude_after": 1000,
+    "resident": {"mem_gb": 7.0},  # all workers of a run at once
 }
 MAX_ATTEMPTS = 1000
 
