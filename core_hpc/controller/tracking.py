@@ -37,7 +37,7 @@ FINAL = "final"
 
 GROUPS = {
     "1_evaluation": ("evaluation",),
-    "2_learning": ("correct", "loss", "policy"),
+    "2_learning": ("correct", "loss", "policy", "source"),
     "3_rescue": ("rescue",),
     "4_reward": ("reward", "advantage", "explore"),
     "5_health": ("length", "mismatch"),
