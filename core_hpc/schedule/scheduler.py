@@ -11,6 +11,7 @@ import resource
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 from core_hpc.common.errors import CoreHpcError, StoreError
@@ -106,7 +107,7 @@ class Scheduler:
         for progress in self._runs.values():
             for listener in self._listeners:
                 if progress.finished:
-                    self._inform(listener, progress, lambda p=progress, on=listener: on.on_finished(p))
+                    self._inform(listener, progress, partial(listener.on_finished, progress))
 
     def _submit_ready(self) -> None:
         wanted = [(p.run, key) for p in self._runs.values() if p.open for key in p.ready() if key not in p.in_flight]
@@ -146,7 +147,7 @@ class Scheduler:
         if isinstance(event, Failed):
             self._fail(progress, key, event.outcome)
         for listener in self._listeners:
-            self._inform(listener, progress, lambda listener=listener: listener.on_event(progress, event))
+            self._inform(listener, progress, partial(listener.on_event, progress, event))
 
     def _inform(self, listener: Listener, progress: RunProgress, call: Callable[[], None]) -> None:
         """Call a listener. If it fails, the runs continue.

@@ -116,7 +116,7 @@ def read_holder(path: Path) -> dict[str, Any]:
         value = holder.get(name)
         if isinstance(value, bool) or not isinstance(value, kind):
             raise StoreError(f"{path}: is not a claim (its field {name!r} is {str(value)[:40]!r})")
-        if not isinstance(value, str) and not 0 <= value < (LARGEST_PID if name == "pid" else LARGEST):
+        if isinstance(value, int | float) and not 0 <= value < (LARGEST_PID if name == "pid" else LARGEST):
             raise StoreError(f"{path}: is not a claim (its field {name!r} is {str(value)[:40]})")
     return holder
 
