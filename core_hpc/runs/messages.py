@@ -384,8 +384,8 @@ def _made(cls: type[Made], data: Mapping[str, Any]) -> Made:
     """Make a dataclass from those entries that are its fields. ValueError if a value has another type."""
     if not isinstance(data, Mapping):
         raise ValueError(f"{data!r} is no JSON object")
-    known = {f.name: data[f.name] for f in fields(cls) if f.name in data}  # type: ignore[arg-type]
-    made: Made = _adapter(cls).validate_python(known)  # type: ignore[arg-type]
+    kind: Any = cls
+    made: Made = _adapter(kind).validate_python({f.name: data[f.name] for f in fields(kind) if f.name in data})
     if absurd := [name for name, value in vars(made).items() if isinstance(value, float) and not abs(value) < LATEST_S]:
         raise ValueError(f"{absurd[0]} is not a point in time")
     return made
