@@ -87,6 +87,8 @@ TABLES: dict[str, tuple[str, str]] = {
 """Commands that print one tidy table: the title of the table, and the help text."""
 _WITHOUT_K = ("rescue", "curves", "hints", "teaching")
 _WITHOUT_PHASE = (*_WITHOUT_K, "overlap-change")
+WITH_ANSWERS = ("votes", "overlap", "overlap-change")
+"""Commands that need the answers of completions, which take twice the time to read."""
 
 
 def _positive(text: str) -> int:
@@ -301,7 +303,7 @@ def _report(args: argparse.Namespace) -> None:
 
 def _tidy(args: argparse.Namespace) -> None:
     if args.format == LATEX and not getattr(args, "by", None) and getattr(args, "phase", EVALUATE) == EVALUATE:
-        runs_of = _load(args.folders, answers=args.command in ("votes", "overlap"), lenient=args.lenient)
+        runs_of = _load(args.folders, answers=args.command in WITH_ANSWERS, lenient=args.lenient)
         for table in paper_tables(args.command, runs_of, getattr(args, "k", None)):
             sys.stdout.write(table_text(table, LATEX))
         return
@@ -309,8 +311,7 @@ def _tidy(args: argparse.Namespace) -> None:
         runs = [run for path in args.folders for run in list_runs(path)]
         frames = [(run.resolve().name, curves_table(run)) for run in dict.fromkeys(runs)]
     else:
-        with_answers = args.command in ("votes", "overlap", "overlap-change")
-        loaded = _load(args.folders, answers=with_answers, lenient=args.lenient)
+        loaded = _load(args.folders, answers=args.command in WITH_ANSWERS, lenient=args.lenient)
         frames = [(data.name, _frame(args, data)) for data in loaded]
     frame = pl.concat(frame.select(pl.lit(name).alias("run"), pl.all()) for name, frame in frames)
     if not frame.height:

@@ -19,11 +19,10 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 import polars as pl
-from rich.console import Console
 
 from core_hpc.common.errors import CoreHpcError, InputError
 from core_hpc.common.packages import require_own_analysis
-from core_hpc.common.terminal import show_error
+from core_hpc.common.terminal import PlainConsole, show_error
 
 require_own_analysis()  # the card has figures of `analysis`
 
@@ -326,7 +325,7 @@ def build_parser(prog: str = PROG) -> argparse.ArgumentParser:
 def main(arguments: Sequence[str], *, prog: str = PROG) -> int:
     """Run the command and return its exit status."""
     options = build_parser(prog).parse_args(arguments)
-    console = Console(highlight=False)
+    console = PlainConsole(highlight=False)
     try:
         if options.push and not _HUB_NAME.fullmatch(options.push):
             raise InputError(f"--push {options.push}: must be OWNER/NAME")

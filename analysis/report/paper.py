@@ -14,8 +14,17 @@ from dataclasses import replace
 from analysis.counts.load import RunData, load_hints
 from analysis.layout.tables import ReportTable
 from analysis.metrics import curves
+from analysis.metrics.hints import teaching_table
 from analysis.metrics.passk import default_ks
 from analysis.report import evaluation_tables, training_tables
+from analysis.report.further_tables import (
+    hints_of_run,
+    hints_report,
+    overlap_change_report,
+    selectors_of_latest,
+    selectors_report,
+    teaching_report,
+)
 
 _HASH = re.compile(r"-[0-9a-f]{8}$")
 
@@ -25,6 +34,10 @@ _TABLES: dict[str, Callable[[RunData, Sequence[int]], ReportTable]] = {
     "votes": evaluation_tables.votes_table,
     "rescue": lambda data, _: training_tables.rescue_table(data, load_hints(data.path)),
     "overlap": lambda data, _: evaluation_tables.overlap_table(data),
+    "selectors": lambda data, ks: selectors_report(selectors_of_latest(data, ks)),
+    "hints": lambda data, _: hints_report(hints_of_run(data)),
+    "teaching": lambda data, _: teaching_report(teaching_table(data.counts, models=data.models), data.models),
+    "overlap-change": lambda data, _: overlap_change_report(data),
     "curves": lambda data, _: training_tables.curves_table(data, curves.curves_table(data.path)),
 }
 
@@ -33,8 +46,8 @@ def paper_tables(command: str, runs: Sequence[RunData], ks: Sequence[int] | None
     """The table of a command for each run.
 
     Args:
-        command: passk, gain, votes, rescue, overlap or curves.
-        runs: the runs; votes and overlap need their answers.
+        command: the name of a command that prints a tidy table.
+        runs: the runs; votes, overlap and overlap-change need their answers.
         ks: completions per model; default: 1, 2 and 4, as far as the evaluation has that many.
     """
     tables = [_TABLES[command](data, ks or default_ks(data.num_samples)) for data in runs]

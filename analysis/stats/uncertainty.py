@@ -29,21 +29,10 @@ import numpy as np
 
 from analysis.stats.estimators import FloatArray, IntArray
 from analysis.stats.intervals import CONFIDENCE, Estimate, few, join_notes, summed_by_group, undefined
+from analysis.stats.student import t_quantile
 
 SMALLEST_P = 1e-6
 """Smaller p values are given as this one: no approximation is good so far out."""
-
-
-def t_quantile(share: float, df: float) -> float:
-    """Quantile of Student's t distribution.
-
-    >>> round(t_quantile(0.975, 1), 3), round(t_quantile(0.975, 1e9), 3)
-    (12.706, 1.96)
-    """
-    # Loading scipy takes half a second, which --help and most tables do not need.
-    from scipy.special import stdtrit
-
-    return float(stdtrit(df, share))
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -153,7 +153,7 @@ def _group(
         signatures=signatures,
         embeddings=embeddings,
         texts=group["text"].to_list(),
-        length_shares=_length_shares(config, group),
+        length_shares=_length_shares(config, group) if config.reward.overlong.weight else None,
     )
 
 

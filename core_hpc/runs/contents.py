@@ -27,6 +27,7 @@ from core_hpc.store.schema import (
     SCORE,
     SCORES,
     STEPS,
+    TRAINING_PHASES,
     UPDATE,
     Table,
 )
@@ -35,7 +36,7 @@ TABLE_OF: dict[str, Table] = {
     **dict.fromkeys(GENERATION_PHASES, ROLLOUTS),
     HINT: HINTS,
     SCORE: SCORES,
-    UPDATE: STEPS,
+    **dict.fromkeys(TRAINING_PHASES, STEPS),
 }
 SAMPLE = ("problem_id", "sample_index")
 

@@ -24,7 +24,8 @@ import numpy as np
 
 from analysis.stats.estimators import FloatArray, pass_at_k
 from analysis.stats.intervals import CONFIDENCE
-from analysis.stats.uncertainty import Uncertainty, of_differences, t_quantile
+from analysis.stats.student import t_quantile
+from analysis.stats.uncertainty import Uncertainty, of_differences
 from tests.benchmarks.measure import measured, print_table, report
 
 SEEDS, PROBLEMS, SAMPLES = (2, 3, 5, 10), (100, 200, 1000), 8

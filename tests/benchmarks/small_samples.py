@@ -25,7 +25,8 @@ import numpy as np
 
 from analysis.stats.estimators import FloatArray
 from analysis.stats.intervals import CONFIDENCE, share
-from analysis.stats.uncertainty import of_differences, t_quantile
+from analysis.stats.student import t_quantile
+from analysis.stats.uncertainty import of_differences
 from tests.benchmarks.measure import measured, print_table, report
 
 PROBLEMS, MEANS, SAMPLES, EFFECTS = (30, 100, 300), (0.5, 0.9, 0.99), (1, 8), (0.0, 0.5)

@@ -21,7 +21,8 @@ from analysis.metrics.passk import pass_at_k_table
 from analysis.metrics.rescue import UPLIFT, rescue_table
 from analysis.report.figures import arms_figure
 from analysis.stats.intervals import NUM_DRAWS
-from analysis.stats.uncertainty import Uncertainty, t_quantile, variances
+from analysis.stats.student import t_quantile
+from analysis.stats.uncertainty import Uncertainty, variances
 from core_hpc.common.errors import InputError
 from tests.support.analysis_data import config, counts_frame, pick, rescue_counts
 

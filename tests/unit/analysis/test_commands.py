@@ -57,7 +57,7 @@ def test_all_formats_have_the_same_rows(command: str, run: Path, printed: Printe
 
 @pytest.mark.parametrize("command", TABLES)
 def test_latex_is_the_table_of_the_report(command: str, run: Path, tmp_path: Path, printed: Printed) -> None:
-    name = {"passk": "pass"}.get(command, command)
+    name = {"passk": "pass", "overlap-change": "overlap_change"}.get(command, command)
     printed("report", run, "--out", tmp_path / "out")
     assert printed(command, run, "--format", "latex")[0] == (tmp_path / "out" / "tables" / f"{name}.tex").read_text()
 

@@ -506,7 +506,11 @@ def test_facts_contain_the_origin_of_a_run(tmp_path: Path) -> None:
     }
     manifests.write_json(
         RunPaths(folder).identity,
-        {"run_id": "demo", "models": {"ada": {"fingerprint": "f" * 64}}, "provenance": provenance},
+        {
+            "run_id": "demo",
+            "models": {"ada": {"fingerprint": "f" * 64, "context_tokens": 64, "prompt_style": "chat"}},
+            "provenance": provenance,
+        },
     )
     text = "\n".join(": ".join(fact) for fact in facts_of(load_run(folder), cost_of(folder)))
     for part in (

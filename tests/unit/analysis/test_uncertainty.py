@@ -8,12 +8,12 @@ from scipy import stats
 
 from analysis.stats.decisions import holm, verdict
 from analysis.stats.estimators import pass_at_k, team_pass_at_k
+from analysis.stats.student import t_quantile
 from analysis.stats.uncertainty import (
     Uncertainty,
     difference,
     of_differences,
     of_interval,
-    t_quantile,
     variances,
     with_pseudo_problems,
 )

@@ -29,7 +29,7 @@ def run_task(context):
     if context.key.phase == "update":
         raise StoppedError("stopped after step 1")
 
-phases.run_task, folder.open_run = run_task, lambda root: None
+phases.run_task, folder.open_run = run_task, lambda root, **_: None
 worker.main(["--role", "update", "--threads", "1", "--events-fd", sys.argv[1]])
 """
 

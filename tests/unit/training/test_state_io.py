@@ -10,6 +10,7 @@ import torch
 from core_hpc.common.errors import StoreError
 from core_hpc.phases import update
 from core_hpc.store import manifests
+from core_hpc.store.leftovers import remove_leftovers
 from core_hpc.store.manifests import Manifest
 from core_hpc.store.paths import EARLIER_OPTIMIZER_STATE, OPTIMIZER_STATE
 from core_hpc.training.state_io import PARTS, TrainingState, read_state, write_position
@@ -73,5 +74,5 @@ def test_a_subfolder_of_an_unfinished_publication_is_removed(tmp_path: Path) -> 
     left = tmp_path / "m0-p000.0123456789ab"
     left.mkdir()
     write_position(left, state(), {})
-    assert manifests.remove_leftovers(tmp_path) == 1
+    assert remove_leftovers(tmp_path) == 1
     assert (not left.exists(), kept.folder.exists()) == (True, True)
