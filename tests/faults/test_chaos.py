@@ -19,17 +19,17 @@ def reference(tiny_models: list[Path], tmp_path_factory: pytest.TempPathFactory)
 
 
 def test_random_faults_on_one_machine(tiny_models: list[Path], reference: Path, tmp_path: Path) -> None:
-    result = disturbed(tmp_path / "s", tiny_models, reference, None, driver="local", seed=1, num_faults=5)
+    result = disturbed(tmp_path / "s", tiny_models, reference, None, driver="local", seed=1, num_faults=3)
     print(table([result]))
     assert result.violations == []
-    assert len(result.faults) >= 3
+    assert len(result.faults) >= 2
 
 
 def test_random_faults_on_slurm(tiny_models: list[Path], reference: Path, cluster: DevCluster, tmp_path: Path) -> None:
-    result = disturbed(tmp_path / "s", tiny_models, reference, cluster, driver="chained", seed=1, num_faults=6)
+    result = disturbed(tmp_path / "s", tiny_models, reference, cluster, driver="chained", seed=1, num_faults=3)
     print(table([result]))
     assert result.violations == []
-    assert len(result.faults) >= 3
+    assert len(result.faults) >= 2
 
 
 def test_the_invariants_can_fail(tmp_path: Path) -> None:
