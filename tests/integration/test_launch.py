@@ -69,7 +69,7 @@ def test_it_prints_progress_results_and_the_next_commands(finished: tuple[Path, 
 
 def test_rows_are_complete_and_consistent(finished: tuple[Path, str]) -> None:
     run = the_run(finished[0])
-    rollouts = shards.read_rows(run, ROLLOUTS, phases=PHASES)
+    rollouts = shards.read_rows(run, ROLLOUTS, phases=GENERATION_PHASES)
     # iterations x models x problems x samples
     assert rollouts.filter(phase=COLD).height == 2 * 2 * 4 * 3
     assert rollouts.filter(phase="evaluate").height == 2 * 2 * 6 * 2

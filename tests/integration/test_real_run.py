@@ -16,7 +16,7 @@ from core_hpc.runs.folder import read_run_config
 from core_hpc.runs.sweep import load_sweep
 from core_hpc.store import manifests, shards
 from core_hpc.store.paths import RunPaths, TaskKey
-from core_hpc.store.schema import COLD, PHASES, RESCUE, ROLLOUTS, SCORES, STEPS, UPDATE
+from core_hpc.store.schema import COLD, GENERATION_PHASES, RESCUE, ROLLOUTS, SCORES, STEPS, UPDATE
 from tests.support.harness import differences, launch, launch_and_kill, the_run
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1200)]
@@ -64,7 +64,7 @@ def run(sweep: Path) -> Path:
 
 
 def test_every_phase_published_real_rows(run: Path) -> None:
-    rollouts = shards.read_rows(run, ROLLOUTS, phases=PHASES)
+    rollouts = shards.read_rows(run, ROLLOUTS, phases=GENERATION_PHASES)
     assert set(rollouts["model"]) == {"smollm2", "gemma3"}
     assert rollouts.filter(phase=COLD).height == 2 * 6 * 4
     assert rollouts.filter(phase="evaluate")["iteration"].unique().sort().to_list() == [0, 1]
