@@ -19,7 +19,6 @@ import pytest
 
 from core_hpc.engines import (
     AdapterRef,
-    Engine,
     EngineSpec,
     GenerationRequest,
     SamplingSettings,
@@ -62,11 +61,14 @@ PROMPTS = [[2 + (7 * i + 3 * k * k + n) % 200 for k in range(n)] for i, n in enu
 
 
 def _engines(kind: str, root: Path) -> None:
-    """Sample with the base weights, wait for the updates, and sample with the new weights."""
+    """Sample with the base weights, wait for the updates, and sample with the new weights.
+
+    A process of vLLM can have only one engine at a time.
+    """
     out: dict[str, Any] = {}
 
-    def load(folder: Path, *, rank: int | None) -> Engine:
-        return create_engine(
+    def sample(name: str, folder: Path, *, adapter: Path | None = None, rank: int | None = 4) -> None:
+        engine = create_engine(
             EngineSpec(
                 kind=kind,  # type: ignore[arg-type]
                 model_folder=folder,
@@ -75,26 +77,21 @@ def _engines(kind: str, root: Path) -> None:
                 max_lora_rank=rank,
             )
         )
-
-    def sample(name: str, engine: Engine, *, adapter: Path | None = None) -> None:
         requests = [GenerationRequest(tuple(p), i) for i, p in enumerate(PROMPTS)]
         used = AdapterRef(adapter, name) if adapter is not None else None
         for top_p in (1.0, TOP_P):
             done = engine.generate(requests, SamplingSettings(1.0, top_p, NUM_NEW), adapter=used)
             out[name if top_p == 1 else f"{name} top-p"] = [[c.token_ids, c.logprobs] for c in done]
+        engine.close()
 
-    engines = {model: load(root / model, rank=4) for model in MODELS}
-    for model, engine in engines.items():
-        sample(model, engine)
+    for model in MODELS:
+        sample(model, root / model)
     (root / f"{kind}.json").write_text(json.dumps(out))
     print("sampled", flush=True)
     sys.stdin.readline()
     for model in MODELS:
-        sample(f"{model} lora", engines[model], adapter=root / f"{model}-lora-{kind}")
-        engines[model].close()
-        engine = load(root / f"{model}-full-{kind}", rank=None)
-        sample(f"{model} full", engine)
-        engine.close()
+        sample(f"{model} lora", root / model, adapter=root / f"{model}-lora-{kind}")
+        sample(f"{model} full", root / f"{model}-full-{kind}", rank=None)
     (root / f"{kind}.json").write_text(json.dumps(out))
 
 
