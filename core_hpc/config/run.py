@@ -25,6 +25,7 @@ from core_hpc.config.base import (
     on_one_line,
     operational,
 )
+from core_hpc.config.checks import CHECKS
 from core_hpc.config.cluster import ClusterSection
 from core_hpc.config.problems import ProblemsSection
 from core_hpc.config.reward import RewardSection
@@ -38,8 +39,6 @@ RESERVED_TEMPLATE_OPTIONS = frozenset(
     {"messages", "tools", "documents", "add_generation_prompt", "continue_final_message", "tokenize", "return_dict"}
 )
 """Arguments of `apply_chat_template` that are not variables of a model's own template."""
-MAX_TASKS = 1_000_000
-"""Tasks of a run. A controller of more would need minutes for each look at its run."""
 SWEEP_KEYS = ("base", "grid", "runs")
 """Keys of a sweep file that are not fields of `RunConfig`."""
 
@@ -287,137 +286,9 @@ class RunConfig(Section):
         return team
 
     @model_validator(mode="after")
-    def _number_of_tasks(self) -> RunConfig:
-        protocol, num_models = self.protocol, len(self.team)
-        num_parts = -(-protocol.problems_per_iteration // protocol.problems_per_part)
-        # Cold and rescue per model and part, hint and score per part, update per model.
-        num_tasks = self.iterations * (num_parts * (2 * num_models + 2) + num_models)
-        if num_tasks > MAX_TASKS:
-            raise ValueError(
-                f"iterations: {self.iterations:,} iterations of {num_parts:,} part(s) and {num_models} model(s) are "
-                f"{num_tasks:,} tasks, more than the limit of {MAX_TASKS:,} per run; lower iterations, or raise "
-                "protocol.problems_per_part"
-            )
-        return self
-
-    @model_validator(mode="after")
-    def _hints_need_a_peer(self) -> RunConfig:
-        if self.protocol.rescue_samples and len(self.team) == 1 and self.protocol.hint_probability == 1:
-            raise ValueError(
-                "a team of one model has no peer that gives hints; set protocol.rescue_samples to 0, or add a model"
-            )
-        return self
-
-    @model_validator(mode="after")
-    def _alone_without_rescues(self) -> RunConfig:
-        if self.update.group == "model" and self.protocol.rescue_samples:
-            raise ValueError(
-                "update.group: model trains each model alone, but the rescue phase depends on peers; "
-                "set protocol.rescue_samples to 0, and protocol.cold_samples to K + K' for the same budget"
-            )
-        return self
-
-    @model_validator(mode="after")
-    def _baseline_of_a_team(self) -> RunConfig:
-        if self.update.baseline != "team" and self.update.group == "model":
-            raise ValueError(
-                "update.baseline has no effect with update.group: model, where rewards and advantages know only one "
-                "model; leave baseline out, or set group to team"
-            )
-        return self
-
-    @model_validator(mode="after")
-    def _rescues_to_share(self) -> RunConfig:
-        alone = len(self.team) == 1 or not self.protocol.rescue_samples or self.protocol.hint_probability == 0
-        if self.update.share_rescues and alone:
-            raise ValueError(
-                "update.share_rescues: this run has no rescues by hints to share (one model, no rescue samples, or no "
-                "hints); leave it out"
-            )
-        return self
-
-    @model_validator(mode="after")
-    def _batches_in_one_part(self) -> RunConfig:
-        protocol = self.protocol
-        if self.update.baseline == "model_batch" and protocol.problems_per_part < protocol.problems_per_iteration:
-            raise ValueError(
-                "update.baseline: model_batch compares all problems of an optimizer step, which may be in different "
-                f"parts; set protocol.problems_per_part to {protocol.problems_per_iteration} or more"
-            )
-        return self
-
-    @model_validator(mode="after")
-    def _rescues_on_the_plain_prompt(self) -> RunConfig:
-        update, protocol = self.update, self.protocol
-        if update.rescue_context == "hinted":
-            if update.rescue_correction != "none" or update.rescue_others != "hinted":
-                raise ValueError(
-                    "update.rescue_correction and update.rescue_others have no effect with rescue_context: hinted; "
-                    "leave them out, or set rescue_context to plain"
-                )
-        elif not protocol.rescue_samples or protocol.hint_probability == 0 or len(self.team) == 1:
-            raise ValueError(
-                "update.rescue_context: plain has no effect without hinted rescue completions; leave it out"
-            )
-        return self
-
-    @model_validator(mode="after")
-    def _hints_to_rely_on(self) -> RunConfig:
-        no_hints = not self.protocol.rescue_samples or self.protocol.hint_probability == 0 or len(self.team) == 1
-        if self.update.reliance_scale is not None and no_hints:
-            raise ValueError("update.reliance_scale has no effect without hinted rescue completions; leave it out")
-        return self
-
-    @model_validator(mode="after")
-    def _hacpo_is_a_method_of_its_own(self) -> RunConfig:
-        update = self.update
-        if not update.hacpo.enabled:
-            return self
-        if update.loss != "gspo" or len(self.team) == 1 or self.protocol.rescue_samples:
-            raise ValueError(
-                "update.hacpo is defined for a team with update.loss: gspo and without a rescue phase; set the loss, "
-                "and protocol.rescue_samples to 0"
-            )
-        others = update.group != "team" or update.baseline != "team" or update.team_pass.is_on
-        if others:
-            raise ValueError(
-                "update.hacpo has advantages of its own; leave update.group, update.baseline and update.team_pass out"
-            )
-        return self
-
-    @model_validator(mode="after")
-    def _a_teacher_needs_hints(self) -> RunConfig:
-        if self.update.self_teacher.is_on and (not self.protocol.rescue_samples or len(self.team) == 1):
-            raise ValueError(
-                "update.self_teacher uses the hints of peers, which exist only in a team with a rescue phase; set "
-                "protocol.rescue_samples, or leave it out"
-            )
-        return self
-
-    @model_validator(mode="after")
-    def _samples_for_pass_at_k(self) -> RunConfig:
-        k, samples = self.update.team_pass.k, self.protocol.cold_samples
-        if self.update.team_pass.is_on and samples <= k:
-            raise ValueError(
-                f"update.team_pass.k is {k}, but protocol.cold_samples is {samples}: a completion is compared with k "
-                f"others of its model; set cold_samples to {k + 1} or more, or lower k"
-            )
-        return self
-
-    @model_validator(mode="after")
-    def _lessons_need_a_peer(self) -> RunConfig:
-        if self.update.teach.is_on and len(self.team) == 1:
-            raise ValueError(
-                "update.teach: a team of one model has no peer to learn from; leave it out, or add a model"
-            )
-        return self
-
-    @model_validator(mode="after")
-    def _primary_can_be_computed(self) -> RunConfig:
-        primary = self.analysis.primary
-        mistake = primary.mistake([m.name for m in self.team], self.evaluation.samples) if primary else ""
-        if mistake:
-            raise ValueError(f"analysis.primary.{mistake}")
+    def _fields_fit_together(self) -> RunConfig:
+        for check in CHECKS:
+            check(self)
         return self
 
     def model(self, name: str) -> ModelSection:

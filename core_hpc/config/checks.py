@@ -1,0 +1,154 @@
+"""Checks of a whole run configuration: fields of different sections that must fit together.
+
+In: a `RunConfig` whose fields are valid one by one. Out: nothing, or a ValueError that names the
+fields and what to write. `RunConfig` calls the functions of `CHECKS` in their order and reports the
+first mistake.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from core_hpc.config.run import RunConfig
+
+MAX_TASKS = 1_000_000
+"""Tasks of a run. A controller of more would need minutes for each look at its run."""
+
+
+def has_hinted_rescues(config: RunConfig) -> bool:
+    """Whether some rescue completions may see a hint of a peer."""
+    protocol = config.protocol
+    return len(config.team) > 1 and protocol.rescue_samples > 0 and protocol.hint_probability > 0
+
+
+def _number_of_tasks(config: RunConfig) -> None:
+    protocol, num_models = config.protocol, len(config.team)
+    num_parts = -(-protocol.problems_per_iteration // protocol.problems_per_part)
+    # Cold and rescue per model and part, hint and score per part, update per model.
+    num_tasks = config.iterations * (num_parts * (2 * num_models + 2) + num_models)
+    if num_tasks > MAX_TASKS:
+        raise ValueError(
+            f"iterations: {config.iterations:,} iterations of {num_parts:,} part(s) and {num_models} model(s) are "
+            f"{num_tasks:,} tasks, more than the limit of {MAX_TASKS:,} per run; lower iterations, or raise "
+            "protocol.problems_per_part"
+        )
+
+
+def _hints_need_a_peer(config: RunConfig) -> None:
+    if config.protocol.rescue_samples and len(config.team) == 1 and config.protocol.hint_probability == 1:
+        raise ValueError(
+            "a team of one model has no peer that gives hints; set protocol.rescue_samples to 0, or add a model"
+        )
+
+
+def _alone_without_rescues(config: RunConfig) -> None:
+    if config.update.group == "model" and config.protocol.rescue_samples:
+        raise ValueError(
+            "update.group: model trains each model alone, but the rescue phase depends on peers; "
+            "set protocol.rescue_samples to 0, and protocol.cold_samples to K + K' for the same budget"
+        )
+
+
+def _baseline_of_a_team(config: RunConfig) -> None:
+    if config.update.baseline != "team" and config.update.group == "model":
+        raise ValueError(
+            "update.baseline has no effect with update.group: model, where rewards and advantages know only one "
+            "model; leave baseline out, or set group to team"
+        )
+
+
+def _rescues_to_share(config: RunConfig) -> None:
+    if config.update.share_rescues and not has_hinted_rescues(config):
+        raise ValueError(
+            "update.share_rescues: this run has no rescues by hints to share (one model, no rescue samples, or no "
+            "hints); leave it out"
+        )
+
+
+def _batches_in_one_part(config: RunConfig) -> None:
+    protocol = config.protocol
+    if config.update.baseline == "model_batch" and protocol.problems_per_part < protocol.problems_per_iteration:
+        raise ValueError(
+            "update.baseline: model_batch compares all problems of an optimizer step, which may be in different "
+            f"parts; set protocol.problems_per_part to {protocol.problems_per_iteration} or more"
+        )
+
+
+def _rescues_on_the_plain_prompt(config: RunConfig) -> None:
+    update = config.update
+    if update.rescue_context == "hinted":
+        if update.rescue_correction != "none" or update.rescue_others != "hinted":
+            raise ValueError(
+                "update.rescue_correction and update.rescue_others have no effect with rescue_context: hinted; "
+                "leave them out, or set rescue_context to plain"
+            )
+    elif not has_hinted_rescues(config):
+        raise ValueError("update.rescue_context: plain has no effect without hinted rescue completions; leave it out")
+
+
+def _hints_to_rely_on(config: RunConfig) -> None:
+    if config.update.reliance_scale is not None and not has_hinted_rescues(config):
+        raise ValueError("update.reliance_scale has no effect without hinted rescue completions; leave it out")
+
+
+def _hacpo_is_a_method_of_its_own(config: RunConfig) -> None:
+    update = config.update
+    if not update.hacpo.enabled:
+        return
+    if update.loss != "gspo" or len(config.team) == 1 or config.protocol.rescue_samples:
+        raise ValueError(
+            "update.hacpo is defined for a team with update.loss: gspo and without a rescue phase; set the loss, "
+            "and protocol.rescue_samples to 0"
+        )
+    if update.group != "team" or update.baseline != "team" or update.team_pass.is_on:
+        raise ValueError(
+            "update.hacpo has advantages of its own; leave update.group, update.baseline and update.team_pass out"
+        )
+
+
+def _a_teacher_needs_hints(config: RunConfig) -> None:
+    if config.update.self_teacher.is_on and (not config.protocol.rescue_samples or len(config.team) == 1):
+        raise ValueError(
+            "update.self_teacher uses the hints of peers, which exist only in a team with a rescue phase; set "
+            "protocol.rescue_samples, or leave it out"
+        )
+
+
+def _samples_for_pass_at_k(config: RunConfig) -> None:
+    k, samples = config.update.team_pass.k, config.protocol.cold_samples
+    if config.update.team_pass.is_on and samples <= k:
+        raise ValueError(
+            f"update.team_pass.k is {k}, but protocol.cold_samples is {samples}: a completion is compared with k "
+            f"others of its model; set cold_samples to {k + 1} or more, or lower k"
+        )
+
+
+def _lessons_need_a_peer(config: RunConfig) -> None:
+    if config.update.teach.is_on and len(config.team) == 1:
+        raise ValueError("update.teach: a team of one model has no peer to learn from; leave it out, or add a model")
+
+
+def _primary_can_be_computed(config: RunConfig) -> None:
+    primary = config.analysis.primary
+    mistake = primary.mistake([m.name for m in config.team], config.evaluation.samples) if primary else ""
+    if mistake:
+        raise ValueError(f"analysis.primary.{mistake}")
+
+
+CHECKS: tuple[Callable[[RunConfig], None], ...] = (
+    _number_of_tasks,
+    _hints_need_a_peer,
+    _alone_without_rescues,
+    _baseline_of_a_team,
+    _rescues_to_share,
+    _batches_in_one_part,
+    _rescues_on_the_plain_prompt,
+    _hints_to_rely_on,
+    _hacpo_is_a_method_of_its_own,
+    _a_teacher_needs_hints,
+    _samples_for_pass_at_k,
+    _lessons_need_a_peer,
+    _primary_can_be_computed,
+)
