@@ -31,9 +31,9 @@ from core_hpc.common.terminal import PlainConsole, show_error
 require_own_analysis()  # the controller imports `analysis`
 
 from core_hpc.controller.detach import active_controllers
-from core_hpc.runs.folder import locate
+from core_hpc.runs.folder import locate, runs_in
 from core_hpc.runs.messages import Outcome, OutcomeKind
-from core_hpc.slurm.commands import JobId, QueueEntry, Slurm, SlurmUnavailableError
+from core_hpc.slurm.commands import JobId, QueueEntry, Slurm, SlurmUnavailableError, certainly_ended
 from core_hpc.slurm.records import OPEN, Submission, SubmissionFolder, sweep_of
 from core_hpc.store import manifests
 from core_hpc.store.claims import claim, describe_holder, holder_lives, read_holder
@@ -69,7 +69,7 @@ class Cancellation:
     def _records(self) -> list[tuple[SubmissionFolder, Submission]]:
         """Open submissions of this folder, controllers first. Those of a copied folder belong to the original."""
         roots = [SweepPaths(self._sweep).slurm] if self._run_ids is None else []
-        run_ids = [p.parent.name for p in self._sweep.glob("*/run.json")] if self._run_ids is None else self._run_ids
+        run_ids = [run.name for run in runs_in(self._sweep)] if self._run_ids is None else self._run_ids
         folders = [
             SubmissionFolder(root)
             for root in (*roots, *(RunPaths(self._sweep / run_id).slurm for run_id in sorted(run_ids)))
@@ -98,7 +98,7 @@ class Cancellation:
         """
         foreign: dict[str, list[str]] = {}
         for _, submission in self._records():
-            if submission.is_foreign and not _certainly_ended(submission, self._slurm):
+            if submission.is_foreign and not certainly_ended(self._slurm, submission.job):
                 job = f"job {submission.job}" if submission.job is not None else "a job that is being submitted"
                 foreign.setdefault(submission.owner, []).append(f"{job} ({submission.name})")
         if foreign:
@@ -178,16 +178,6 @@ class Cancellation:
                 folder.write(submission)  # some elements ended before; the next start looks up how
 
 
-def _certainly_ended(submission: Submission, slurm: Slurm) -> bool:
-    """Whether SLURM confirms that a job of another user has ended. It may hide such jobs."""
-    if submission.job is None:
-        return False
-    try:
-        return slurm.has_ended(submission.job)
-    except SlurmUnavailableError:
-        return False
-
-
 def cancel_sweep(sweep: Path, slurm: Slurm, console: Console) -> None:
     """End all controllers and jobs of a sweep.
 
@@ -230,7 +220,7 @@ def cancel_runs(sweep: Path, run_ids: Sequence[str], slurm: Slurm, console: Cons
     """
     unknown = [run_id for run_id in run_ids if not RunPaths(sweep / run_id).identity.is_file()]
     if unknown:
-        known = ", ".join(sorted(p.parent.name for p in sweep.glob("*/run.json")))
+        known = ", ".join(run.name for run in runs_in(sweep))
         raise InputError(f"--run {unknown[0]}: no such run in {sweep}; its runs are: {known}")
     advice = (
         "and would submit their jobs again. Wait until it ends, or cancel the whole sweep: "

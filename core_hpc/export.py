@@ -15,6 +15,7 @@ import shutil
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -35,12 +36,12 @@ from core_hpc.models.loading import load_model, published_rope
 from core_hpc.phases.context import TaskContext, Warm
 from core_hpc.runs.folder import Run, list_runs, open_run
 from core_hpc.runs.graph import Graph
-from core_hpc.store.paths import TaskKey
+from core_hpc.store.paths import EARLIER_OPTIMIZER_STATE, TaskKey
 from core_hpc.store.schema import EVALUATE, UPDATE
 
 PROG = "python -m core_hpc.export"
 CARD = "README.md"
-OWN_FILES = ("trainer_state.json", "steps.parquet")
+OWN_FILES = ("trainer_state.json", "steps.parquet", EARLIER_OPTIMIZER_STATE)
 """Files of a published update that only this project reads."""
 _HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+")
 _LICENCE = re.compile(r"^license:\s*(.+?)\s*$", re.MULTILINE)
@@ -65,7 +66,7 @@ class Export:
         """Whether the folder will hold an adapter, not a whole model."""
         return self.model.tuning != "full" and not self.merge
 
-    @property
+    @cached_property
     def base_name(self) -> str:
         """What PEFT loads the base weights from: a hub name, or a folder of this machine."""
         if _HUB_NAME.fullmatch(self.model.model) and not Path(self.model.model).is_dir() and not self.model.warmup:

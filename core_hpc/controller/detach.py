@@ -10,7 +10,6 @@ from __future__ import annotations
 import contextlib
 import functools
 import os
-import shutil
 import signal
 import time
 from dataclasses import dataclass, replace
@@ -196,13 +195,12 @@ def _end_chain(sweep_folder: Path, slurm: Slurm, successor: int | None) -> None:
     if successor is not None:
         slurm.cancel([successor])
     with claim(SweepPaths(sweep_folder).claim, has_ended=slurm.has_ended):
-        folder, mine = SubmissionFolder(SweepPaths(sweep_folder).slurm), int(os.environ["SLURM_JOB_ID"])
+        folder, mine = SubmissionFolder(SweepPaths(sweep_folder).slurm), number_in("SLURM_JOB_ID")
         active_controllers(sweep_folder, slurm, close=True)
         for submission in folder.read(OPEN):
             if submission.job == successor is not None:  # it has never begun, so nothing of it is worth keeping
                 folder.discard(submission)
-                shutil.rmtree(folder.folder(submission), ignore_errors=True)
-            elif submission.job == mine:
+            elif submission.job == mine is not None:
                 folder.resolve(submission, 0, _end_of(folder, submission))
                 folder.close(submission)
         folder.tidy()

@@ -67,7 +67,7 @@ class RunTracker:
         from tensorboard.summary.writer.event_file_writer import EventFileWriter
 
         self._run = run
-        self._tasks = run.graph().tasks()
+        self._graph = run.graph()
         self._published: set[TaskKey] = set()
         for old in run.paths.tensorboard.glob("*/events.out.tfevents.*"):
             old.unlink()
@@ -123,7 +123,8 @@ class RunTracker:
 
         An evaluation after what was once the last iteration is not a task of a longer run. Its points stay.
         """
-        alike = [k for k in self._tasks if (k.phase, k.iteration) == (key.phase, key.iteration)]
+        own = self._graph.tasks_of(key.iteration) if key.iteration <= self._graph.iterations else []
+        alike = [k for k in own if k.phase == key.phase]
         if alike:
             return alike
         return sorted(k for k in self._published if (k.phase, k.iteration) == (key.phase, key.iteration))
@@ -151,7 +152,7 @@ class RunTracker:
         """Write time, overhead and waiting of an iteration, once its updates are published."""
         # Tasks of the iteration may have waited for the previous one. Earlier ones are not needed.
         self._times = [t for t in self._times if t.key.iteration >= key.iteration - 1]
-        times = RunTimes(tuple(with_submissions(self._times, self._run.paths.slurm)), self._run.graph())
+        times = RunTimes(tuple(with_submissions(self._times, self._run.paths.slurm)), self._graph)
         row = iteration_table(times).filter(iteration=key.iteration).row(0, named=True)
         points = {f"time/{name}": row[name] for name in ("wall_s", "bound_s", "overhead", "overhead_without_queue")}
         waited = waited_table(times).filter(iteration=key.iteration).group_by("item").agg(pl.col("seconds").sum())

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from core_hpc.models.prompts import HINT_HEADING
+from core_hpc.problems.skills import WORDS
 
 TINY_VERSION = 1
 """Part of the folder's name in the cache; raise it when the folder would differ."""
@@ -25,9 +26,7 @@ _TEMPLATE = (
     "{% for m in messages %}{% if m.role == 'assistant' %}<assistant>{{ m.content }}<end>"
     "{% else %}<user>{{ m.content }}{% endif %}{% endfor %}{% if add_generation_prompt %}<assistant>{% endif %}"
 )
-_WORDS = (
-    "Digit by digit keep plus times zib minus gap gorp #### " + HINT_HEADING.replace(".", " ").replace(",", " ")
-).split()
+_WORDS = [*WORDS, "####", *HINT_HEADING.replace(".", " ").replace(",", " ").split()]
 _SPACE = "\u0120"
 """How a byte-level tokenizer writes a space."""
 

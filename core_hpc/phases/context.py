@@ -194,7 +194,7 @@ class TaskContext:
             return folder
         manifest = manifests.read_manifest(self.paths.task_manifest(TaskKey(0, WARMUP, model.name)))
         manifests.check_files(manifest, checksum=True)
-        return manifest.file("steps.parquet").parent
+        return manifest.folder
 
     def tokenizer(self, model: ModelSection) -> Any:
         """The tokenizer of a model of the team."""
@@ -218,13 +218,11 @@ class TaskContext:
         loaded.
         """
         config, model = self.run.config, self.model
-        folder = self.base_folder(model)
-        if model.tuning == "full":
-            folder = self.update_folder(iteration) or folder
+        trained = self.update_folder(iteration) if model.tuning == "full" else None
         sharing = Sharing.of_worker(config.cluster)
         return EngineSpec(
             kind=model.engine,
-            model_folder=folder,
+            model_folder=trained or self.base_folder(model),
             dtype=model.dtype,
             max_context_tokens=self.run.facts[model.name].context_tokens,
             max_lora_rank=model.lora.rank if model.lora is not None else None,

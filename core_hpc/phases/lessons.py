@@ -16,11 +16,10 @@ import polars as pl
 from core_hpc.common.seeds import stable_uniform
 from core_hpc.models.prompts import PromptBuilder
 from core_hpc.phases.context import TaskContext
+from core_hpc.phases.peers import peer_tasks, questions_of
 from core_hpc.phases.reliance import Rate
-from core_hpc.problems.splits import TRAIN
 from core_hpc.protocol.lessons import choose_lessons, scheduled_weight
 from core_hpc.store import shards
-from core_hpc.store.paths import TaskKey
 from core_hpc.store.schema import COLD, ROLLOUTS, ROW_KEY
 from core_hpc.training.batching import Row
 
@@ -39,10 +38,8 @@ def lesson_rows(context: TaskContext, scores: pl.DataFrame, own: Sequence[Row], 
     if weight == 0:
         return []
     found = successes(scores, key.model)
-    peers = [m.name for m in run.config.team if m.name != key.model]
-    tasks = [TaskKey(key.iteration, COLD, peer, part) for peer in peers for part in range(run.graph().num_parts)]
-    texts = shards.read_tasks(run.root, tasks, ROLLOUTS, columns=(*ROW_KEY, "text"))
-    questions = dict(run.split(TRAIN).select("problem_id", "question").rows())
+    texts = shards.read_tasks(run.root, peer_tasks(run, key, COLD), ROLLOUTS, columns=(*ROW_KEY, "text"))
+    questions = questions_of(run)
     found = found.join(texts, on=ROW_KEY, how="inner", maintain_order="left")
     found = found.with_columns(question=pl.col("problem_id").replace_strict(questions, return_dtype=pl.String))
     max_tokens = run.config.sampling_of(context.model, COLD).max_new_tokens

@@ -14,7 +14,7 @@ import numpy as np
 import polars as pl
 
 from core_hpc.phases.context import TaskContext
-from core_hpc.problems.splits import TRAIN
+from core_hpc.phases.peers import peer_tasks, questions_of
 from core_hpc.protocol.hacpo import capability, capability_ratio, hacpo_advantages
 from core_hpc.store import shards
 from core_hpc.store.paths import TEAM, TaskKey
@@ -34,10 +34,8 @@ def hacpo_rows(context: TaskContext, scores: pl.DataFrame, own: Sequence[Row]) -
     capabilities = _capabilities(context)
     advantages = _advantages(scores, key.model, capabilities)
     mine = [replace(row, advantage=advantages[key.model, row.problem_id, _sample(row)]) for row in own]
-    peers = [m.name for m in run.config.team if m.name != key.model]
-    tasks = [TaskKey(key.iteration, COLD, peer, part) for peer in peers for part in range(run.graph().num_parts)]
-    rollouts = shards.read_tasks(run.root, tasks, ROLLOUTS, columns=(*ROW_KEY, "text", "logprobs"))
-    questions = dict(run.split(TRAIN).select("problem_id", "question").rows())
+    rollouts = shards.read_tasks(run.root, peer_tasks(run, key, COLD), ROLLOUTS, columns=(*ROW_KEY, "text", "logprobs"))
+    questions = questions_of(run)
     builder, stops = context.prompt_builder(context.model), context.stop_strings(context.model)
     max_tokens = run.config.sampling_of(context.model, COLD).max_new_tokens
     theirs = []

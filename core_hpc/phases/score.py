@@ -23,18 +23,15 @@ from core_hpc.protocol.failures import BoolArray, cold_failed
 from core_hpc.protocol.lessons import scheduled_weight
 from core_hpc.protocol.rewards import ProblemGroup, score_problem
 from core_hpc.protocol.team_pass import team_pass_advantages
-from core_hpc.runs.contents import read_rollouts
+from core_hpc.runs.contents import read_rollouts, scored_tasks
 from core_hpc.store import shards
-from core_hpc.store.paths import TaskKey
-from core_hpc.store.schema import COLD, RESCUE, REWARD_PARTS, ROLLOUTS, SCORES
+from core_hpc.store.schema import COLD, REWARD_PARTS, ROLLOUTS, SCORES
 
 
 def run(context: TaskContext) -> None:
     """Score one part and publish the scores."""
-    config, key = context.run.config, context.key
-    phases = (COLD, RESCUE) if config.protocol.rescue_samples else (COLD,)
-    keys = [TaskKey(key.iteration, phase, m.name, key.part) for phase in phases for m in config.team]
-    rollouts = read_rollouts(context.run, keys)
+    key = context.key
+    rollouts = read_rollouts(context.run, scored_tasks(context.run.config, key))
     known = published_embeddings(context)
     context.stopwatch.lap("read")
     scored = score_rollouts(context, rollouts, embeddings=embed_texts(context, rollouts["text"].to_list(), known))

@@ -13,7 +13,7 @@ from dataclasses import replace
 import polars as pl
 
 from core_hpc.phases.context import TaskContext
-from core_hpc.problems.splits import TRAIN
+from core_hpc.phases.peers import questions_of
 from core_hpc.protocol.lessons import scheduled_weight
 from core_hpc.protocol.self_teacher import rlsd_factors
 from core_hpc.store import shards
@@ -42,7 +42,7 @@ def with_teacher(
     wanted = [r for r in own if r.key in failed and r.problem_id in hints and r.completion_token_ids]
     if not wanted or weight == 0:
         return list(own)
-    questions = dict(run.split(TRAIN).select("problem_id", "question").rows())
+    questions = questions_of(run)
     builder = context.prompt_builder(context.model)
     hinted = [
         replace(

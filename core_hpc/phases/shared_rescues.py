@@ -14,9 +14,8 @@ import polars as pl
 
 from core_hpc.models.prompts import PromptBuilder
 from core_hpc.phases.context import TaskContext
-from core_hpc.problems.splits import TRAIN
+from core_hpc.phases.peers import peer_tasks, peers_of, questions_of
 from core_hpc.store import shards
-from core_hpc.store.paths import TaskKey
 from core_hpc.store.schema import COLD, RESCUE, ROLLOUTS, ROW_KEY
 from core_hpc.training.batching import Row
 
@@ -28,11 +27,9 @@ def shared_rows(context: TaskContext, scores: pl.DataFrame) -> list[Row]:
         scores: rows of SCORES of the iteration, of all models.
     """
     run, key, model = context.run, context.key, context.model
-    peers = [m.name for m in run.config.team if m.name != key.model]
-    tasks = [TaskKey(key.iteration, RESCUE, peer, part) for peer in peers for part in range(run.graph().num_parts)]
-    texts = shards.read_tasks(run.root, tasks, ROLLOUTS, columns=(*ROW_KEY, "text"))
-    found = rescues(scores, peers).join(texts, on=ROW_KEY, how="inner")
-    questions = dict(run.split(TRAIN).select("problem_id", "question").rows())
+    texts = shards.read_tasks(run.root, peer_tasks(run, key, RESCUE), ROLLOUTS, columns=(*ROW_KEY, "text"))
+    found = rescues(scores, peers_of(run, key.model)).join(texts, on=ROW_KEY, how="inner")
+    questions = questions_of(run)
     return rows_of(
         found.with_columns(question=pl.col("problem_id").replace_strict(questions, return_dtype=pl.String)),
         context.prompt_builder(model),

@@ -117,10 +117,10 @@ def training_rows(context: TaskContext, rate: Rate | None = None, token_rate: To
     phases = (COLD, RESCUE) if graph.has_rescue else (COLD,)
     own = [TaskKey(key.iteration, phase, key.model, p) for p in parts for phase in phases]
     rollouts = shards.read_tasks(run.root, own, ROLLOUTS, columns=ROLLOUT_COLUMNS)
-    scores = shards.read_tasks(run.root, [TaskKey(key.iteration, SCORE, TEAM, p) for p in parts], SCORES)
+    scored = [TaskKey(key.iteration, SCORE, TEAM, p) for p in parts]
+    scores = shards.read_tasks(run.root, scored, SCORES)
     advantages = scores.filter(pl.col("model") == key.model).select(*ROW_KEY, "advantage")
-    for p in parts:
-        score_key = TaskKey(key.iteration, SCORE, TEAM, p)
+    for score_key in scored:
         check_counts(run, score_key, manifests.read_manifest(run.paths.task_manifest(score_key)))
     joined = rollouts.join(advantages, on=ROW_KEY, how="left", maintain_order="left")
     if joined.height != advantages.height or joined["advantage"].null_count():

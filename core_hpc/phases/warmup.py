@@ -63,7 +63,7 @@ def run(context: TaskContext) -> None:
     rows = warmup_rows(context)
     context.stopwatch.lap("read")
     identity = warmup_identity(context, rows)
-    shared = context.paths.warmups / f"{context.model.name}-{config_hash(identity)}{rows_digest(rows)[:8]}"
+    shared = context.paths.warmups / f"{context.model.name}-{config_hash(identity)}{identity['rows'][:8]}"
     with _reserved(shared, context.should_stop) if rank == 0 else contextlib.nullcontext():
         found = _find(shared, identity) if rank == 0 else None
         is_shared = bool(from_rank_zero(int(found is not None), device))
@@ -141,14 +141,14 @@ def warmup_identity(context: TaskContext, rows: list[Row]) -> dict[str, Any]:
     settings = scientific_fields(section)
     # The rows contain what these have made.
     settings = {name: value for name, value in settings.items() if name not in ("problems", "hinted", "epochs")}
-    lora = scientific_fields(model.lora) if section.tuning == "lora" and model.lora is not None else None
+    lora = _lora(model)
     return {
         "version": [IDENTITY_VERSION, STATE_VERSION],
         "base": context.resolved(model).fingerprint,
         "dtype": model.dtype,
         "rows": rows_digest(rows),
         "settings": settings,
-        "lora": lora,
+        "lora": scientific_fields(lora) if lora is not None else None,
     }
 
 
@@ -200,7 +200,7 @@ def _find(folder: Path, identity: dict[str, Any]) -> manifests.Manifest | None:
 
 def _publish_in_run(context: TaskContext, shared: manifests.Manifest, *, is_shared: bool) -> None:
     """Publish the files of a shared warm-up as those of this run's task."""
-    source = shared.file("steps.parquet").parent
+    source = shared.folder
     steps = shards.read_manifest_table(shared, STEPS, columns=["loss"])["loss"]
 
     def fill(folder: Path) -> dict[str, tuple[int, str]]:

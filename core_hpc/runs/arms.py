@@ -12,6 +12,7 @@ from pathlib import Path
 
 import yaml
 from core_hpc.config.analysis import PrimarySection
+from core_hpc.config.yaml_text import parse_yaml, read_text
 
 _SEED = re.compile(r"(^|-)seed-[0-9]+(?=-|$)")
 
@@ -56,7 +57,7 @@ def _sweeps_beside(source: Path) -> set[str]:
     found = set()
     for path in source.expanduser().resolve().parent.glob("*.yaml"):
         try:
-            data = yaml.safe_load(path.read_text(encoding="utf-8"))
+            data = parse_yaml(read_text(path))
         except (OSError, UnicodeDecodeError, yaml.YAMLError):
             continue
         if isinstance(data, dict) and isinstance(data.get("name"), str):

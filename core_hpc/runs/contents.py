@@ -13,6 +13,7 @@ from core_hpc.common.errors import StoreError
 from core_hpc.config.run import RunConfig
 from core_hpc.problems.splits import EVALUATION, TRAIN, problems_of_iteration
 from core_hpc.runs.folder import Run
+from core_hpc.runs.graph import steps_per_iteration
 from core_hpc.store import manifests, shards
 from core_hpc.store.manifests import DamagedError, Manifest
 from core_hpc.store.paths import TEAM, RunPaths, TaskKey
@@ -81,7 +82,7 @@ def expected_rows(config: RunConfig, key: TaskKey, num_problems: int) -> int | N
         HINT: len(config.team),
     }
     if key.phase == UPDATE:
-        return -(-protocol.problems_per_iteration // config.update.problems_per_step)
+        return steps_per_iteration(config)
     return here * per_problem[key.phase] if key.phase in per_problem else None
 
 
@@ -89,7 +90,8 @@ def _num_problems(run: Run, key: TaskKey) -> int:
     return run.num_problems(EVALUATION) if key.phase == EVALUATE else run.config.protocol.problems_per_iteration
 
 
-def _scored_tasks(config: RunConfig, key: TaskKey) -> list[TaskKey]:
+def scored_tasks(config: RunConfig, key: TaskKey) -> list[TaskKey]:
+    """The tasks whose completions a score task compares."""
     phases = (COLD, RESCUE) if config.protocol.rescue_samples else (COLD,)
     return [TaskKey(key.iteration, phase, model.name, key.part) for phase in phases for model in config.team]
 
@@ -97,7 +99,7 @@ def _scored_tasks(config: RunConfig, key: TaskKey) -> list[TaskKey]:
 def _num_scored(run: Run, key: TaskKey) -> int | None:
     """Completions that a score task compares; None if their manifests cannot be read now."""
     try:
-        found = [manifests.read_manifest(run.paths.task_manifest(k)) for k in _scored_tasks(run.config, key)]
+        found = [manifests.read_manifest(run.paths.task_manifest(k)) for k in scored_tasks(run.config, key)]
     except StoreError:
         return None  # an input was withdrawn, and will be made again
     return sum(entry.rows or 0 for manifest in found for entry in manifest.files if entry.table == ROLLOUTS.name)

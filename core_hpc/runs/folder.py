@@ -87,7 +87,7 @@ def list_runs(path: Path) -> list[Path]:
     """
     if RunPaths(path).identity.is_file():
         return [path]
-    runs = _runs_in(path)
+    runs = runs_in(path)
     if not runs:
         raise InputError(f"{path}: neither a run folder nor a sweep folder (no run.json in it or one level below)")
     return runs
@@ -112,7 +112,7 @@ def locate(path: Path) -> tuple[Path, list[Path]]:
             )
     if RunPaths(folder).identity.is_file():
         return folder.absolute().parent, [folder.absolute()]
-    paths, runs = SweepPaths(folder), _runs_in(folder)
+    paths, runs = SweepPaths(folder), runs_in(folder)
     if not runs and not any(p.exists() for p in (paths.claim, paths.source, paths.slurm)):
         raise InputError(
             f"{path}: neither a sweep's file nor its folder nor a run's folder (no run.json in it or one level below)"
@@ -120,7 +120,7 @@ def locate(path: Path) -> tuple[Path, list[Path]]:
     return folder.absolute(), [run.absolute() for run in runs]
 
 
-def _runs_in(folder: Path) -> list[Path]:
+def runs_in(folder: Path) -> list[Path]:
     """The run folders in a folder. A link such as `latest` to one of them is not another run."""
     found = sorted(path.parent for path in folder.glob("*/run.json")) if folder.is_dir() else []
     own = {path.resolve() for path in found if not path.is_symlink()}
@@ -276,8 +276,8 @@ def check_iterations(sweep: Sweep) -> None:
     """
     messages = []
     for plan in sweep.runs:
-        keys = shards.published_keys(sweep.folder / plan.run_id) if exists(plan, sweep.folder) else []
-        last = max((key.iteration for key in keys if key.phase == UPDATE), default=0)
+        keys = shards.published_keys(sweep.folder / plan.run_id, (UPDATE,)) if exists(plan, sweep.folder) else []
+        last = max((key.iteration for key in keys), default=0)
         if last > plan.config.iterations:
             what = f"iterations: {plan.config.iterations}, but iteration {last} is trained"
             messages.append(f"  - {plan.run_id}: {what}")
@@ -355,7 +355,7 @@ def start(plan: RunPlan, folder: Path) -> Run:
     if _json_or_none(paths.config) != config:
         manifests.write_json(paths.config, config)
     old = run.horizons() if paths.horizon.exists() else []
-    new = extend_horizon(old, plan.config.iterations, shards.published_keys(run.root))
+    new = extend_horizon(old, plan.config.iterations, shards.published_keys(run.root, (UPDATE,)))
     if new != old:
         manifests.write_json(paths.horizon, [asdict(h) for h in new])
     return run

@@ -267,9 +267,11 @@ def _resolve(label: str, data: dict[str, Any], mistakes: list[str]) -> list[RunP
         source = getattr(config.problems, split)
         mistakes += [f"problems.{split}.{field}: {message}" for field, message in source_mistakes(source)]
     for index, model in enumerate(config.team):
+        if model.warmup is None:
+            continue
         where = f"team.{index}.warmup"
-        sources = {f"{where}.problems": model.warmup.problems} if model.warmup is not None else {}
-        sources |= {f"{where}.hinted.{i}": s for i, s in enumerate(model.warmup.hinted)} if model.warmup else {}
+        sources = {f"{where}.problems": model.warmup.problems}
+        sources |= {f"{where}.hinted.{i}": s for i, s in enumerate(model.warmup.hinted)}
         mistakes += [f"{p}.{name}: {message}" for p, s in sources.items() for name, message in source_mistakes(s)]
     return [RunPlan(label, f"{label}-{config_hash(scientific_fields(config))}", config)]
 

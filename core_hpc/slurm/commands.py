@@ -58,6 +58,7 @@ __all__ = [
     "QueueEntry",
     "Slurm",
     "SlurmUnavailableError",
+    "certainly_ended",
     "clean_environment",
     "slurm_installed",
 ]
@@ -297,6 +298,14 @@ def _checked(done: subprocess.CompletedProcess[str]) -> str:
     lines = [line.strip() for line in (done.stderr + done.stdout).splitlines() if line.strip()]
     reason = lines[-1] if lines else f"exit status {done.returncode}, no output"
     raise SlurmUnavailableError(f"{done.args[0]}: {reason}")
+
+
+def certainly_ended(slurm: Slurm, job: int | None) -> bool:
+    """Whether SLURM confirms that a job of another user has ended. It may hide such jobs."""
+    try:
+        return job is not None and slurm.has_ended(job)
+    except SlurmUnavailableError:
+        return False
 
 
 @functools.cache

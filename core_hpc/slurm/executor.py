@@ -2,8 +2,9 @@
 
 In: tasks that are ready. Out: events. The drivers `arrays` and `resident` differ only in which
 tasks go into a job; this is decided by a `Packing` strategy. Records are in `slurm/records.py`,
-sbatch in `slurm/submit.py`, looking at jobs in `slurm/watch.py`, and changes before another attempt
-in `slurm/remedies.py`. If this process dies, its successor continues from the records.
+submissions in `slurm/submit.py`, sbatch in `slurm/sbatch.py`, looking at jobs in `slurm/watch.py`,
+and changes before another attempt in `slurm/remedies.py`. If this process dies, its successor
+continues from the records.
 """
 
 from __future__ import annotations
@@ -19,11 +20,11 @@ from core_hpc.config.cluster import ClusterSection, PhaseGroup
 from core_hpc.runs.folder import Run
 from core_hpc.runs.messages import Done, Event, Outcome, OutcomeKind, Progressed, TaskRef
 from core_hpc.schedule.base import Adopted
-from core_hpc.slurm.commands import Slurm, SlurmUnavailableError
+from core_hpc.slurm.commands import Slurm, SlurmUnavailableError, certainly_ended
 from core_hpc.slurm.notices import Notices
 from core_hpc.slurm.pace import Pace
 from core_hpc.slurm.packing import Batch, Packing, Wanted
-from core_hpc.slurm.records import FAILED, OPEN, Submission, SubmissionFolder, new_submission
+from core_hpc.slurm.records import FAILED, OPEN, SubmissionFolder, new_submission
 from core_hpc.slurm.remedies import Remedies
 from core_hpc.slurm.sbatch import RefusedError
 from core_hpc.slurm.submit import submit_elements
@@ -257,7 +258,7 @@ class SlurmExecutor:
                     f"{run.run_id}: job {submission.job} of another driver ({submission.name}) is still with SLURM. "
                     f"Start with that driver, or end its jobs first: python -m core_hpc.cancel {run.root.parent}"
                 )
-            if submission.is_foreign and not self._certainly_ended(submission):
+            if submission.is_foreign and not certainly_ended(self._slurm, submission.job):
                 raise InputError(
                     f"{run.run_id}: job {submission.job or '(being submitted)'} ({submission.name}) of user "
                     f"{submission.owner} is still open. Only {submission.owner} can continue this sweep, or end its "
@@ -268,13 +269,6 @@ class SlurmExecutor:
             self._notify(
                 f"{run.root} is a copy of {original.parent}: the jobs of the original continue, and publish there only"
             )
-
-    def _certainly_ended(self, submission: Submission) -> bool:
-        """Whether SLURM confirms that a job of another user has ended. It may hide such jobs."""
-        try:
-            return submission.job is not None and self._slurm.has_ended(submission.job)
-        except SlurmUnavailableError:
-            return False
 
     def _handle(self, sighting: Sighting) -> None:
         item, index = sighting.item, sighting.index

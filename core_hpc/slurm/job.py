@@ -23,6 +23,7 @@ from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any, get_type_hints
 
+from core_hpc.common.environment import number_in
 from core_hpc.common.errors import CoreHpcError
 from core_hpc.common.ownership import deny_writing_by_others, user_name
 from core_hpc.common.terminal import show_error
@@ -99,7 +100,7 @@ def main(arguments: Sequence[str]) -> int:
     print(f"job {job} on {socket.gethostname()}, rank {rank} of {size}: {path}", flush=True)
     try:
         _wait_for(path)
-        function, spec = read_call(path, checksum, int(os.environ.get("SLURM_ARRAY_TASK_ID") or 0))
+        function, spec = read_call(path, checksum, number_in("SLURM_ARRAY_TASK_ID") or 0)
         function(spec)
     except CoreHpcError as e:
         show_error(e)

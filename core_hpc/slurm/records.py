@@ -6,10 +6,11 @@ record's name is its state, so that a listing shows it without reading:
     RUN/slurm/NAME.open.json      some elements may be waiting or running
     RUN/slurm/NAME.ended.json     all elements did their tasks
     RUN/slurm/NAME.failed.json    closed, and some elements failed (see the outcomes inside)
-    RUN/slurm/NAME/               script, logs, and status files like element-0000.json
+    RUN/slurm/NAME/               script, calls, logs, and status files like element-0000.json
 
 A record is written before sbatch is called, so that a controller that dies at any moment leaves
-nothing that its successor cannot find. Scripts and calls of sbatch are in `slurm/submit.py`.
+nothing that its successor cannot find. Scripts are in `slurm/submit.py`, calls of
+sbatch in `slurm/sbatch.py`.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Submissions to SLURM: the parameters of a job, its batch script, and the call of sbatch.
+"""Submissions to SLURM: the parameters of a job, its batch script, and how it is submitted.
 
 In: a cluster section, and what a job runs. Out: batch scripts, and submitted jobs with their
 records (`slurm/records.py`). A record is written before sbatch is called. Its unique name is the

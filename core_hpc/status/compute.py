@@ -145,14 +145,15 @@ def _controller(found: Found, queue: Queue) -> ControllerStatus:
 
 def _stop_request(path: Path) -> dict[str, Any] | None:
     """Who asked the sweep to stop. Controllers obey the file even if nobody can read it."""
-    request = read_or_none(path, lambda data: {"user": str(data["user"]), "host": str(data["host"]), **_time(data)})
+
+    def parse(data: Any) -> dict[str, Any]:
+        checked = {"user": str(data["user"]), "host": str(data["host"]), "time": point_in_time(data["time"])}
+        return {**data, **checked}
+
+    request = read_or_none(path, parse)
     if request is None and path.exists():
         request = {"user": "?", "host": "?", "time": path.stat().st_mtime}
     return request
-
-
-def _time(data: Any) -> dict[str, float]:
-    return {**data, "time": point_in_time(data["time"])}
 
 
 def _is_alive(found: Found, queue: Queue) -> bool | None:

@@ -24,6 +24,7 @@ import psutil
 
 from core_hpc.common.environment import number_in
 from core_hpc.common.errors import ClaimError, ClaimLostError, StoreError
+from core_hpc.store.manifest_body import LARGEST
 from core_hpc.store.manifests import make_folder, read_json, write_synced, writer_identity
 
 HasEnded = Callable[[int], bool | None]
@@ -101,8 +102,8 @@ def describe_holder(holder: Mapping[str, Any]) -> str:
     return f"host {holder['host']}, process {holder['pid']}{job}, user {holder['user']}"
 
 
-LARGEST, LARGEST_PID = 2**53, 2**31
-"""Every number of a claim is smaller."""
+LARGEST_PID = 2**31
+"""Every process id of a claim is smaller. Other numbers are smaller than LARGEST."""
 _FIELDS: dict[str, type | tuple[type, ...]] = {"host": str, "pid": int, "user": str, "time": (int, float)}
 _OPTIONAL: dict[str, type | tuple[type, ...]] = {
     "job": int,

@@ -128,12 +128,12 @@ def task_of_manifest(path: Path) -> TaskKey | None:
     return key if path.name == RunPaths(Path()).task_manifest(key).name else None
 
 
-def published_keys(run: Path) -> list[TaskKey]:
-    """Keys of all published tasks of a run, in order.
+def published_keys(run: Path, phases: Sequence[str] = PHASES) -> list[TaskKey]:
+    """Keys of the published tasks of a run, in order: of all phases, or only of these.
 
     Only file names are read. Names that core_hpc does not write are ignored (`leftovers.py`).
     """
-    folders = [folder for phase in PHASES if (run / phase).is_dir() for folder in (run / phase).iterdir()]
+    folders = [folder for phase in phases if (run / phase).is_dir() for folder in (run / phase).iterdir()]
     paths = [p for f in folders if phase_iteration(f.name) is not None for p in manifests.list_manifests(f)]
     return sorted(key for path in paths if (key := task_of_manifest(path)) is not None)
 

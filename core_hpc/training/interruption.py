@@ -115,6 +115,6 @@ def rows_digest(rows: Sequence[Row]) -> str:
         digest.update(repr((*values, *sizes)).encode())
         digest.update(np.asarray([*row.prompt_token_ids, *row.completion_token_ids], np.int64).tobytes())
         digest.update(np.asarray(behaviour, np.float64).tobytes())
-        for values_of_tokens in (row.token_factors, row.teacher_logprobs):
+        for values_of_tokens in (row.sampled_logprobs, row.token_factors, row.teacher_logprobs):
             digest.update(np.asarray(values_of_tokens or (), np.float64).tobytes())
     return digest.hexdigest()

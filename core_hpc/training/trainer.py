@@ -107,7 +107,7 @@ class Trainer:
         found = Passes(self.policy, spec, (), rank=self.rank, num_ranks=self.num_ranks).of_rows(range(len(spec.rows)))
         lengths = [len(found[i]) for i in range(len(spec.rows))]
         values = broadcast(torch.cat([found[i].double() for i in range(len(spec.rows))]))
-        return [[float(value) for value in part] for part in values.cpu().split(lengths)]
+        return [part.tolist() for part in values.cpu().split(lengths)]
 
     def mean_log_probs(self, spec: UpdateTask) -> list[float]:
         """The mean of `token_log_probs` over the tokens of each row, [rows]. Collective."""
