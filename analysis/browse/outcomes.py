@@ -114,7 +114,7 @@ def _same_problems(frame: pl.DataFrame, problems: pl.DataFrame) -> pl.DataFrame:
     return frame.join(known, on=["split", "problem_id"], how="left", maintain_order="left")
 
 
-_SHARED = ["split", "iteration", "model", "problem_id", "question", "gold"]
+_SHARED = [*_ROW, "question", "gold"]
 
 
 def _differing(numbers: Sequence[pl.DataFrame], problems: Sequence[pl.DataFrame]) -> pl.DataFrame:

@@ -36,7 +36,6 @@ class TokenTexts:
     def __init__(self, file: Path) -> None:
         from tokenizers import Tokenizer
 
-        self.file = file
         self._tokenizer = Tokenizer.from_file(str(file))
         added: dict[int, Any] = self._tokenizer.get_added_tokens_decoder()
         self._special = {token for token, content in added.items() if content.special}

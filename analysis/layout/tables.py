@@ -59,9 +59,11 @@ def percent(estimate: float | None, low: float | None, high: float | None, *, si
     return _with_interval(estimate, low, high, scale=100, form="+.1f" if signed else ".1f")
 
 
-def coefficient(estimate: float | None, low: float | None, high: float | None) -> str:
-    """A number and its interval with two decimals; UNDEFINED when the estimate is None."""
-    return _with_interval(estimate, low, high, scale=1, form=".2f")
+def coefficient(
+    estimate: float | None, low: float | None, high: float | None, *, signed: bool = False, digits: int = 2
+) -> str:
+    """A number and its interval; UNDEFINED when the estimate is None. `signed`: a plus sign is shown."""
+    return _with_interval(estimate, low, high, scale=1, form=f"{'+' if signed else ''}.{digits}f")
 
 
 def _with_interval(estimate: float | None, low: float | None, high: float | None, *, scale: float, form: str) -> str:

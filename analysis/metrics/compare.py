@@ -15,7 +15,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from functools import reduce
 from itertools import product
 from typing import Any
 
@@ -23,7 +22,7 @@ import numpy as np
 import polars as pl
 
 from analysis.counts.load import RunData
-from analysis.metrics.pairs import Pair, is_primary, pairs_of, primary_of
+from analysis.metrics.pairs import Pair, is_primary, on_common_problems, pairs_of, primary_of
 from analysis.metrics.sides import GAIN, TwoSided, two_sided
 from analysis.stats.decisions import MARGIN, holm, verdict
 from analysis.stats.estimators import FloatArray, IntArray
@@ -38,7 +37,6 @@ from analysis.stats.uncertainty import (
     over_seeds,
     pseudo_groups,
 )
-from core_hpc.common.errors import InputError
 
 MEAN = "mean"
 OVER_BOTH = "interval over problems and seeds"
@@ -254,12 +252,9 @@ def _best(values: FloatArray, draws: FloatArray) -> list[int]:
 
 def _mean_rows(pairs: Sequence[Pair], ks: Sequence[int], margin: float) -> list[dict[str, Any]]:
     """Make the rows of the mean over seeds, with the spread, on the problems of all seeds."""
-    common = reduce(np.intersect1d, [pair.a.problem_ids for pair in pairs])
-    if not len(common):
-        raise InputError("the seeds have no held-out problem in common; compare seeds with the same held-out problems")
-    restricted = [pair._replace(a=pair.a.restricted(common), b=pair.b.restricted(common)) for pair in pairs]
+    restricted = on_common_problems(pairs)
     by_figure = list(zip(*(two_sided(pair.a, pair.b, ks) for pair in restricted), strict=True))
-    num_left_out = max(pair.a.num_problems for pair in pairs) - len(common)
+    num_left_out = max(pair.a.num_problems for pair in pairs) - restricted[0].a.num_problems
     left_out = f"{num_left_out} problems left out: not in every seed" if num_left_out else ""
     note = join_notes(OVER_BOTH, *(pair.note for pair in pairs), left_out)
     context = _Context(groups=restricted[0].groups, margin=margin, tested=True)

@@ -83,15 +83,13 @@ _KEY = ("iteration", "model", "problem_id")
 _CASE = ("iteration", "student", "problem_id")
 
 
-def load_reliance(run: Path) -> pl.DataFrame | None:
+def load_reliance(run: Path) -> pl.DataFrame:
     """Read the mean reliance of the correct hinted rescues of every iteration.
 
     Returns:
         Columns iteration, model (the student) and reliance, the mean over the optimizer steps with
-        such rescues. None: this version of the steps has no such column.
+        such rescues.
     """
-    if RELIANCE not in STEPS.schema:
-        return None
     rows = read_rows(run, STEPS, phases=[UPDATE], columns=["iteration", "model", RELIANCE])
     known = rows.with_columns(pl.col(RELIANCE).fill_nan(None)).drop_nulls(RELIANCE)
     return known.group_by("iteration", "model").agg(pl.col(RELIANCE).mean()).sort("iteration", "model")

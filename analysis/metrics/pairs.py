@@ -8,8 +8,10 @@ the reason. This module computes no estimates; `metrics/compare.py` does.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import reduce
 from typing import Any, NamedTuple
 
+import numpy as np
 import polars as pl
 
 from analysis.counts.counts import Panel, iterations_of, paired, panel
@@ -36,6 +38,18 @@ class Pair(NamedTuple):
     def groups(self) -> IntArray | None:
         """The codes of the source groups, from a side that has them."""
         return self.a.groups if self.a.groups is not None else self.b.groups
+
+
+def on_common_problems(pairs: Sequence[Pair]) -> list[Pair]:
+    """Restrict the pairs to the problems that all of them have.
+
+    Raises:
+        InputError: they have none in common.
+    """
+    common = reduce(np.intersect1d, [pair.a.problem_ids for pair in pairs])
+    if not len(common):
+        raise InputError("the seeds have no held-out problem in common; compare seeds with the same held-out problems")
+    return [pair._replace(a=pair.a.restricted(common), b=pair.b.restricted(common)) for pair in pairs]
 
 
 def pairs_of(a: Sequence[RunData], b: Sequence[RunData], iterations: tuple[int, int] | None = None) -> list[Pair]:

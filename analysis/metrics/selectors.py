@@ -13,6 +13,7 @@ the confidence they are exact. For the selectors that stop early they are means 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -129,14 +130,13 @@ def _stopping(s: Stored, name: str, k: int) -> list[tuple[str, str, Stopping]]:
 
 
 def _rows(s: Stored, members: Sequence[int], name: str, k: int, num_draws: int) -> list[dict[str, Any]]:
-    own = Stored(
+    own = replace(
+        s,
         models=tuple(s.models[m] for m in members),
         classes=s.classes[members],
         tokens=s.tokens[members],
         confidence=s.confidence[members],
         available=s.available[members],
-        groups=s.groups,
-        num_left_out=s.num_left_out,
     )
     exact, stopping = _exact(len(members) * k), _stopping(own, name, k)
     labels = [(selector, name) for selector in exact] + [(selector, label) for selector, label, _ in stopping]

@@ -8,7 +8,6 @@ variance has no unbiased estimate here.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import reduce
 from typing import Any
 
 import numpy as np
@@ -17,11 +16,10 @@ import polars as pl
 from analysis.counts.counts import Panel
 from analysis.counts.load import RunData
 from analysis.layout.tables import UNDEFINED, ReportTable, laid_out
-from analysis.metrics.pairs import Pair, pairs_of
+from analysis.metrics.pairs import Pair, on_common_problems, pairs_of
 from analysis.metrics.passk import PASS, TEAM, TEAM_PASS
-from analysis.stats.estimators import FloatArray, pass_at_k, team_pass_at_k
+from analysis.stats.estimators import team_pass_at_k
 from analysis.stats.variance import PARTS, advice, sampling_variance, split
-from core_hpc.common.errors import InputError
 
 VARIANCE_TABLE = pl.Schema(
     {
@@ -53,11 +51,7 @@ def variance_table(
         A frame with the schema `VARIANCE_TABLE`, with one row per part. The parts are null where a
         problem has fewer than 2 k completions. With one pair of runs, the part of seeds is null.
     """
-    pairs = pairs_of(a, b, iterations)
-    common = reduce(np.intersect1d, [pair.a.problem_ids for pair in pairs])
-    if not len(common):
-        raise InputError("the seeds have no held-out problem in common; compare seeds with the same held-out problems")
-    pairs = [pair._replace(a=pair.a.restricted(common), b=pair.b.restricted(common)) for pair in pairs]
+    pairs = on_common_problems(pairs_of(a, b, iterations))
     alone = [len(side) == 1 < len(pairs) for side in (a, b)]
     models = [m for m in pairs[0].a.models if m in pairs[0].b.models]
     rows: list[dict[str, Any]] = []
@@ -73,7 +67,7 @@ def _rows(pairs: Sequence[Pair], k: int, measure: str, model: str, alone: Sequen
     """The rows of one difference. `alone`: whether A (B) is one run that is compared with several seeds."""
     sides = [[_of(side, measure, model) for side in (pair.a, pair.b)] for pair in pairs]
     num_problems, num_pairs = pairs[0].a.num_problems, len(pairs)
-    values = np.stack([_level(b, k, measure) - _level(a, k, measure) for a, b in sides])
+    values = np.stack([team_pass_at_k(b.n, b.c, k) - team_pass_at_k(a.n, a.c, k) for a, b in sides])
     own = shared = 0.0
     for i, is_shared in enumerate(alone):
         spreads = np.stack([sampling_variance(pair[i].n, pair[i].c, k) for pair in sides])
@@ -92,10 +86,6 @@ def _rows(pairs: Sequence[Pair], k: int, measure: str, model: str, alone: Sequen
 
 def _of(side: Panel, measure: str, model: str) -> Panel:
     return side if measure == TEAM_PASS else side.of([side.models.index(model)])
-
-
-def _level(side: Panel, k: int, measure: str) -> FloatArray:
-    return team_pass_at_k(side.n, side.c, k) if measure == TEAM_PASS else pass_at_k(side.n[0], side.c[0], k)
 
 
 def variance_report(

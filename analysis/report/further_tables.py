@@ -153,10 +153,7 @@ def _percent(row: Mapping[str, Any], *, signed: bool = False) -> str:
 
 def _amount(row: Mapping[str, Any]) -> str:
     """Tokens with their interval, without decimals."""
-    if row["estimate"] is None:
-        return UNDEFINED
-    interval = "" if row["low"] is None else f" [{row['low']:.0f}, {row['high']:.0f}]"
-    return f"{row['estimate']:.0f}{interval}"
+    return coefficient(row["estimate"], row["low"], row["high"], digits=0)
 
 
 def hints_report(frame: pl.DataFrame) -> ReportTable:
@@ -238,9 +235,8 @@ def overlap_change_report(data: RunData) -> ReportTable:
     frame = overlap_change_table(data.counts, models=data.models, answers=data.answers)
     shown = []
     for row in frame.iter_rows(named=True):
-        is_share = row["measure"] in SHARES
-        form = percent if is_share else coefficient
-        change = percent(row["estimate"], row["low"], row["high"], signed=True) if is_share else _signed(row)
+        form = percent if row["measure"] in SHARES else coefficient
+        change = form(row["estimate"], row["low"], row["high"], signed=True)
         levels = [form(row[when], None, None) for when in ("before", "after")]
         shown.append([f"{row['model_a']}, {row['model_b']}", row["level"], row["measure"], *levels, change])
     notes = ["both evaluations, before and after training, are needed"]
@@ -254,10 +250,3 @@ def overlap_change_report(data: RunData) -> ReportTable:
     starts = group_starts([row[:2] for row in shown])
     title = "Change of the error overlap by training"
     return ReportTable("overlap_change", title, frame, laid_out(columns, shown), notes, starts=starts)
-
-
-def _signed(row: Mapping[str, Any]) -> str:
-    if row["estimate"] is None:
-        return UNDEFINED
-    interval = "" if row["low"] is None else f" [{row['low']:+.2f}, {row['high']:+.2f}]"
-    return f"{row['estimate']:+.2f}{interval}"

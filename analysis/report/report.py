@@ -191,9 +191,11 @@ def write_report(data: RunData, out: Path, ks: Sequence[int] | None = None) -> P
     cost = _read(lambda: cost_of(data.path), Cost(pl.DataFrame(schema=COST_TABLE), None, None, ()), data, warnings)
     facts, lead, path = facts_of(data, cost), _lead(data), out / "report.html"
     times = _read(lambda: times_of(data.path), RunTimes((), None), data, warnings)
-    sections = [*_results(data, _ks(data, ks), out / "figures", warnings), *_time_section(data, times, out / "figures")]
+    rescues = _read(lambda: sample_rescues(data), (pl.DataFrame(schema=RESCUES), 0), data, warnings)
+    sections = _results(data, _ks(data, ks), out / "figures", warnings, rescues)
+    sections += _time_section(data, times, out / "figures")
     sections.append(_run_section(data, cost, facts))
-    sections = _with_links(data, sections, out, warnings)
+    sections = _with_links(data, sections, out, warnings, rescues[0])
     (out / "report.md").write_text(_markdown(data, lead, warnings, sections, facts), encoding="utf-8")
     keys = key_numbers([table for section in sections if section.name == "summary" for table in section.tables])
     path.write_text(page(data.name, lead, warnings, sections, keys=keys), encoding="utf-8")
@@ -225,11 +227,12 @@ def _read(read: Callable[[], T], otherwise: T, data: RunData, warnings: list[str
         return otherwise
 
 
-def _results(data: RunData, ks: Sequence[int], folder: Path, warnings: list[str]) -> list[Section]:
+def _results(
+    data: RunData, ks: Sequence[int], folder: Path, warnings: list[str], rescues: tuple[pl.DataFrame, int]
+) -> list[Section]:
     """The sections of the report with results, in order. Writes the figures into the folder."""
     curves = _read(lambda: curves_table(data.path), pl.DataFrame(schema=CURVES), data, warnings)
     hints = _read(lambda: load_hints(data.path), None, data, warnings)
-    rescues, num_rescued = _read(lambda: sample_rescues(data), (pl.DataFrame(schema=RESCUES), 0), data, warnings)
     made = figures.report_figures(data, curves)
 
     def of(*names: str) -> list[tuple[str, str, str]]:
@@ -271,7 +274,7 @@ def _results(data: RunData, ks: Sequence[int], folder: Path, warnings: list[str]
             figures=of("rescue"),
             tables=[training_tables.rescue_table(data, hints)],
             folded=_read(lambda: teaching_tables(data), [], data, warnings),
-            further=rescues_html(rescues, num_rescued, SEED),
+            further=rescues_html(*rescues, SEED),
         ),
     ]
     if team:
@@ -284,13 +287,15 @@ def _results(data: RunData, ks: Sequence[int], folder: Path, warnings: list[str]
     return sections
 
 
-def _with_links(data: RunData, sections: list[Section], out: Path, warnings: list[str]) -> list[Section]:
+def _with_links(
+    data: RunData, sections: list[Section], out: Path, warnings: list[str], rescues: pl.DataFrame
+) -> list[Section]:
     """The sections, whose rows link to the page to read what the models wrote. Writes this page."""
     if not data.counts.height:
         return sections
 
     def write() -> bool:
-        links.write_page(data, sample_rescues(data)[0], out)
+        links.write_page(data, rescues, out)
         return True
 
     if not _read(write, False, data, warnings):

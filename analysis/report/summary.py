@@ -86,10 +86,15 @@ def key_numbers(tables: Sequence[ReportTable]) -> list[tuple[str, str]]:
     return found
 
 
+def _latest_counts(data: RunData) -> pl.DataFrame:
+    """The counts of the latest evaluation; empty if none is published."""
+    latest = next((i for i in reversed(passk.before_and_after(data.counts, data.models)) if i is not None), None)
+    return data.counts.filter(pl.col("phase") == EVALUATE, pl.col("iteration") == pl.lit(latest, pl.Int32))
+
+
 def _useless_notes(data: RunData) -> list[str]:
     """The shares of truncated and of unanswered completions in the latest evaluation, by model."""
-    latest = next((i for i in reversed(passk.before_and_after(data.counts, data.models)) if i is not None), None)
-    rows = data.counts.filter(pl.col("phase") == EVALUATE, pl.col("iteration") == pl.lit(latest, pl.Int32))
+    rows = _latest_counts(data)
     sums = {row["model"]: row for row in rows.group_by("model").agg(pl.col("n", *_USELESS).sum()).iter_rows(named=True)}
     notes = []
     for column, what in _USELESS.items():
@@ -187,8 +192,7 @@ def headline_table(runs: Sequence[RunData]) -> ReportTable:
 
 def _headline(data: RunData) -> pl.DataFrame:
     """The estimates of a run's line: figure, iteration, model and `ESTIMATE_COLUMNS`."""
-    latest = next((i for i in reversed(passk.before_and_after(data.counts, data.models)) if i is not None), None)
-    counts = data.counts.filter(pl.col("phase") == EVALUATE, pl.col("iteration") == pl.lit(latest, pl.Int32))
+    counts = _latest_counts(data)
     scores = passk.pass_at_k_table(counts, ks=[1], models=data.models, teams=[])
     singles = scores.filter(pl.col("measure") == passk.PASS).sort("estimate", descending=True, nulls_last=True).head(1)
     gains = passk.gain_table(counts, ks=[1], models=data.models)

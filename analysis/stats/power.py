@@ -3,7 +3,7 @@
 The input is the parts of the variance of a difference between two arms (`Parts`) and a design: how
 many problems, completions per problem and seeds. The output is the standard error of the
 difference, its degrees of freedom, the smallest effect that the design detects, and the power for a
-given effect. `metrics/plan.py` estimates the parts from runs or rates.
+given effect. `metrics/pilot.py` estimates the parts from runs or rates.
 
 The model: with P problems, n completions per problem and model, and S seeds per arm, the mean
 difference has the variance

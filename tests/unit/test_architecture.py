@@ -31,7 +31,14 @@ CORE = (
     ("__main__",),
 )
 """Packages of core_hpc from the bottom to the top. Those of one level do not import each other."""
-ANALYSIS = (("stats",), ("counts", "layout"), ("metrics", "timing", "browse"), ("exchange", "report"), ("__main__",))
+ANALYSIS = (
+    ("stats",),
+    ("counts", "layout"),
+    ("metrics", "timing", "browse"),
+    ("exchange", "report"),
+    ("arguments",),
+    ("__main__",),
+)
 ANALYSIS_MAY_IMPORT = {"common", "store", "config", "answers", "problems", "runs"}
 MAY_IMPORT_ANALYSIS = {"controller", "status", "export"}
 EXCEPTIONS = {"core_hpc/slurm/detach.py"}
