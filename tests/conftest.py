@@ -53,6 +53,14 @@ def project() -> Iterator[Path]:
         yield folder
 
 
+@pytest.fixture
+def loose_umask() -> Iterator[None]:
+    """Set the umask of many clusters, with which the group may change every new file."""
+    before = os.umask(0o002)
+    yield
+    os.umask(before)
+
+
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--full", action="store_true", help="all cluster tests: every fault at every phase (35 minutes)")
     parser.addoption("--record", action="store_true", help="test_recorded_run.py: record the run instead of comparing")

@@ -16,7 +16,7 @@ interval comes from the tables of a report.
 from __future__ import annotations
 
 import argparse
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -298,17 +298,22 @@ def interval(frame: pl.DataFrame, **where: Any) -> Interval:
 
 
 def coverage(num_studies: int, *, seed: int, population: int) -> dict[str, Any]:
-    """Simulate studies and compare the intervals of every figure with its true value.
+    """Simulate studies and compare the intervals of every figure with its true value; see `covered`."""
+    rng = np.random.default_rng(seed)
+    true = truth(rng, population)
+    return covered(true, (study(rng) for _ in range(num_studies)))
+
+
+def covered(true: dict[str, float], studies: Iterable[Iterable[tuple[str, Interval]]]) -> dict[str, Any]:
+    """Compare the intervals of every figure in all studies with its true value.
 
     Returns:
         For each figure the percentages of intervals that contain the true value, are above it, are
         below it, or do not exist, and the mean width.
     """
-    rng = np.random.default_rng(seed)
-    true = truth(rng, population)
     found: dict[str, list[Interval]] = {name: [] for name in true}
-    for _ in range(num_studies):
-        for name, bounds in study(rng):
+    for study_intervals in studies:
+        for name, bounds in study_intervals:
             found[name].append(bounds)
     out = {}
     for name, intervals in found.items():
@@ -319,7 +324,7 @@ def coverage(num_studies: int, *, seed: int, population: int) -> dict[str, Any]:
             "covered_percent": round(100 * float(((low <= true[name]) & (true[name] <= high)).mean()), 1),
             "above_percent": round(100 * float((low > true[name]).mean()), 1),
             "below_percent": round(100 * float((high < true[name]).mean()), 1),
-            "no_interval_percent": round(100 * (1 - len(defined) / num_studies), 1),
+            "no_interval_percent": round(100 * (1 - len(defined) / len(intervals)), 1),
             "mean_width": round(float((high - low).mean()), 4),
         }
     return out

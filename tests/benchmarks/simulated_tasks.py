@@ -18,6 +18,7 @@ from unittest import mock
 import polars as pl
 
 from core_hpc.problems.splits import EVALUATION
+from core_hpc.runs.contents import TABLE_OF
 from core_hpc.runs.folder import Run
 from core_hpc.runs.graph import steps_per_iteration
 from core_hpc.store import manifests
@@ -28,15 +29,11 @@ from core_hpc.store.schema import (
     EVALUATE,
     GENERATION_PHASES,
     HINT,
-    HINTS,
     RESCUE,
-    ROLLOUTS,
     SCORE,
-    SCORES,
     STEPS,
     UPDATE,
     WRONG,
-    Table,
     check_frame,
 )
 
@@ -64,7 +61,7 @@ class SimulatedTasks:
         def fill(folder: Path) -> dict[str, tuple[int, str]]:
             if key.phase != UPDATE:
                 (folder / "shard.parquet").write_bytes(parquet)
-                return {"shard.parquet": (rows, _table(key).name)}
+                return {"shard.parquet": (rows, TABLE_OF[key.phase].name)}
             (folder / "steps.parquet").write_bytes(parquet)
             for name, share in (("adapter_model.safetensors", 3), ("optimizer.safetensors", 1.5)):
                 (folder / name).write_bytes(os.urandom(round(self.update_bytes / share)))
@@ -83,7 +80,7 @@ class SimulatedTasks:
         kind = (key.phase, key.model, key.part)
         if kind not in self._shards:
             frame, buffer = rows_of(run, key), io.BytesIO()
-            check_frame(frame, _table(key), source=str(key))
+            check_frame(frame, TABLE_OF[key.phase], source=str(key))
             frame.write_parquet(buffer, compression="zstd")
             self._shards[kind] = buffer.getvalue(), frame.height
         return self._shards[kind]
@@ -107,10 +104,6 @@ def statistics(key: TaskKey, rows: int) -> Callable[[], dict[str, Any]]:
     working = "generate" if key.phase in GENERATION_PHASES else key.phase
     seconds = {"read": 1.5, "load": 30.0, working: 600.0, "publish": 0.2}
     return lambda: {"seconds": seconds, "rss_gb": 4.0, "threads": 4, **more}
-
-
-def _table(key: TaskKey) -> Table:
-    return {HINT: HINTS, SCORE: SCORES, UPDATE: STEPS}.get(key.phase, ROLLOUTS)
 
 
 # --- rows ----------------------------------------------------------------------------------------
@@ -140,7 +133,7 @@ def rows_of(run: Run, key: TaskKey) -> pl.DataFrame:
             if key.phase != RESCUE or is_rescued(p)
             for k in range(num_samples[key.phase])
         ]
-    return pl.DataFrame(rows, schema=_table(key).schema)
+    return pl.DataFrame(rows, schema=TABLE_OF[key.phase].schema)
 
 
 def is_rescued(problem: int) -> bool:

@@ -165,21 +165,7 @@ def coverage(num_studies: int, *, seed: int, population: int) -> dict[str, Any]:
     """Simulate studies; return coverage, misses and mean width of each figure, in percent."""
     rng, config = np.random.default_rng(seed), simulated_config()
     true = truth(rng, population)
-    found: dict[str, list[base.Interval]] = {name: [] for name in true}
-    for _ in range(num_studies):
-        for name, bounds in study(rng, config):
-            found[name].append(bounds)
-    out = {}
-    for name, intervals in found.items():
-        defined = np.array([bounds for bounds in intervals if None not in bounds], dtype=np.float64)
-        low, high = defined.T
-        out[name] = {
-            "truth": round(true[name], 4),
-            "covered_percent": round(100 * float(((low <= true[name]) & (true[name] <= high)).mean()), 1),
-            "no_interval_percent": round(100 * (1 - len(defined) / num_studies), 1),
-            "mean_width": round(float((high - low).mean()), 4),
-        }
-    return out
+    return base.covered(true, (study(rng, config) for _ in range(num_studies)))
 
 
 def main() -> None:

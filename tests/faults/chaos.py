@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from tests.support.chaos import Chaos, Fault, Result
-from tests.support.cluster import DevCluster, running_cluster
+from tests.support.cluster import SMALL_JOBS, DevCluster, running_cluster
 from tests.support.harness import launch, the_run
 from tests.support.tiny import make_tiny_model, tiny_sweep
 
@@ -28,13 +28,7 @@ DRIVERS = ("local", "arrays", "chained", "resident")
 FAULTS_PER_SWEEP = 12
 SLURM = {
     "partition": "main",
-    "cpus": 1,
-    "mem_gb": 1.8,
-    "time_min": 10,
-    "signal_delay_s": 15,
-    "preemption_grace_s": 3,
-    "poll_s": [0.2, 1],
-    "lost_after_s": 12,
+    **SMALL_JOBS,
     "exclude_after": 1000,
     "resident": {"mem_gb": 7.0},  # all workers of a run at once
 }

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from core_hpc.store.schema import PHASES
-from tests.support.cluster import DevCluster
+from tests.support.cluster import SMALL_JOBS, DevCluster
 from tests.support.cluster_faults import Disturber, Fault
 from tests.support.harness import differences, launch, leftovers, the_run
 from tests.support.tiny import tiny_sweep
@@ -22,13 +22,7 @@ pytestmark = [pytest.mark.slow, pytest.mark.timeout(3600)]
 
 SLURM = {
     "partition": "preempt",
-    "cpus": 1,
-    "mem_gb": 1.8,
-    "time_min": 10,
-    "signal_delay_s": 15,
-    "preemption_grace_s": 3,
-    "poll_s": [0.2, 1],
-    "lost_after_s": 12,
+    **SMALL_JOBS,
     "array_parallelism": 1,
     "exclude_after": 50,
 }

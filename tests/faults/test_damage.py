@@ -14,7 +14,7 @@ import pytest
 from core_hpc.store import manifests
 from core_hpc.store.paths import TEAM, RunPaths, SweepPaths, TaskKey
 from core_hpc.store.schema import SCORE, UPDATE
-from tests.support.harness import differences, launch, launched_and_held, the_run, wait_for
+from tests.support.harness import differences, flip_a_byte, launch, launched_and_held, the_run, wait_for
 from tests.support.tiny import tiny_sweep
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
@@ -28,12 +28,6 @@ def undisturbed(tiny_models: list[Path], tmp_path_factory: pytest.TempPathFactor
     done = launch(tiny_sweep(folder / "tiny.yaml", tiny_models, folder / OUTPUT, **SMALL))
     assert done.returncode == 0, done.stdout + done.stderr
     return the_run(folder / OUTPUT / "tiny")
-
-
-def flip_a_byte(path: Path) -> None:
-    content = bytearray(path.read_bytes())
-    content[len(content) // 2] ^= 255
-    path.write_bytes(bytes(content))
 
 
 def test_damaged_scores_and_problems_are_made_again_while_the_sweep_runs(

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -27,10 +27,10 @@ from core_hpc.controller.start import Start
 from core_hpc.controller.tracking import Tracking
 from core_hpc.runs import folder as runs
 from core_hpc.runs.contents import TABLE_OF
-from core_hpc.runs.folder import Run, locate
-from core_hpc.runs.messages import Done, Event, JobStatus, Outcome, OutcomeKind, TaskRef
+from core_hpc.runs.folder import locate
+from core_hpc.runs.messages import JobStatus, Outcome, OutcomeKind
 from core_hpc.runs.sweep import load_sweep
-from core_hpc.schedule.base import Adopted, Listener
+from core_hpc.schedule.base import Listener
 from core_hpc.schedule.progress import inspect_run
 from core_hpc.schedule.scheduler import Scheduler
 from core_hpc.slurm.records import FAILED, OPEN, SubmissionFolder, new_submission
@@ -41,36 +41,10 @@ from core_hpc.store import manifests
 from core_hpc.store.claims import claim
 from core_hpc.store.paths import SweepPaths, TaskKey
 from core_hpc.store.shards import read_task
+from tests.support.executors import Instant
 from tests.support.whole_run import frame_of, publish_task, run_in
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
-
-
-class Repeating:
-    """An executor that publishes what its tasks have published before."""
-
-    def __init__(self) -> None:
-        self._events: list[Event] = []
-
-    def adopt(self, runs: Sequence[Run]) -> Adopted:
-        return Adopted()
-
-    def submit(self, wanted: Sequence[tuple[Run, TaskKey]]) -> list[TaskRef]:
-        for run, key in wanted:
-            publish_task(run, key)
-        tasks = [TaskRef(run.run_id, key) for run, key in wanted]
-        self._events += [Done(task) for task in tasks]
-        return tasks
-
-    def poll(self) -> list[Event]:
-        events, self._events = self._events, []
-        return events
-
-    def abandon(self, run: Run) -> list[TaskRef]:
-        return []
-
-    def close(self) -> None:
-        pass
 
 
 @pytest.fixture(scope="module")
@@ -189,7 +163,7 @@ def use(sweep_file: Path) -> None:
         tracking = Tracking()
         listeners: list[Listener] = [tracking, CountsCache()]
         messages: list[str] = []
-        Scheduler([progress], Repeating(), listeners, max_attempts=3, notify=messages.append).run()
+        Scheduler([progress], Instant(publish_task), listeners, max_attempts=3, notify=messages.append).run()
         tracking.close([progress])
         assert not [m for m in messages if "the sweep continues without it" in m], messages
         assert progress.finished

@@ -12,7 +12,7 @@ import pytest
 from core_hpc.store import manifests, shards
 from core_hpc.store.paths import RunPaths
 from core_hpc.store.schema import COLD, EVALUATE, HINT, PHASES, RESCUE, SCORE, UPDATE
-from tests.support.harness import differences, launch, launch_and_kill, leftovers, the_run
+from tests.support.harness import differences, flip_a_byte, launch, launch_and_kill, leftovers, the_run
 from tests.support.tiny import tiny_sweep
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
@@ -74,16 +74,12 @@ def test_a_damaged_shard_is_set_aside_and_replaced(undisturbed: Path, tiny_model
     run = the_run(folder)
     keys = [k for k in shards.published_keys(run) if k.phase == COLD]
     paths = [manifests.read_manifest(RunPaths(run).task_manifest(k)).file(".parquet") for k in keys[:2]]
-    content = bytearray(paths[0].read_bytes())
-    content[len(content) // 2] ^= 255
-    paths[0].write_bytes(bytes(content))
+    flip_a_byte(paths[0])
     paths[1].unlink()
     # The controller reads evaluations, for TensorBoard.
     evaluated = next(k for k in shards.published_keys(run) if k.phase == EVALUATE)
     path = manifests.read_manifest(RunPaths(run).task_manifest(evaluated)).file(".parquet")
-    content = bytearray(path.read_bytes())
-    content[len(content) // 2] ^= 255
-    path.write_bytes(bytes(content))
+    flip_a_byte(path)
     done = launch(sweep)
     assert done.returncode == 0, done.stdout + done.stderr
     assert "damaged:" in done.stdout

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import os
 import stat
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -43,13 +41,6 @@ cancel.show_error("first")
 os.setuid({COLLEAGUE_UID})
 sys.exit(cancel.main([sys.argv[1]]))
 """
-
-
-@pytest.fixture
-def loose_umask() -> Iterator[None]:
-    before = os.umask(0o002)
-    yield
-    os.umask(before)
 
 
 @pytest.mark.usefixtures("loose_umask")

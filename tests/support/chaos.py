@@ -45,7 +45,6 @@ TOKEN = "CORE_HPC_CHAOS"
 ROLES = {
     "core_hpc.launch": "controller",
     "core_hpc.phases.worker": "worker",
-    "submitit.core._submit": "light process",
     "core_hpc.slurm.job": "light process",
 }
 

@@ -17,6 +17,7 @@ import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -28,6 +29,17 @@ USABLE = frozenset({"idle", "planned"})
 """States in which a node has no job and accepts one, as `sinfo` prints them."""
 OUTER = ("SLURM_", "SBATCH_", "SRUN_", "SQUEUE_", "SINFO_", "SACCT_", "SALLOC_", "SCANCEL_", "DEVCLUSTER_")
 """Prefixes of variables that a surrounding job or the user's own settings may define."""
+
+SMALL_JOBS: dict[str, Any] = {
+    "cpus": 1,
+    "mem_gb": 1.8,
+    "time_min": 10,
+    "signal_delay_s": 15,
+    "preemption_grace_s": 3,
+    "poll_s": [0.2, 1],
+    "lost_after_s": 12,
+}
+"""Fields of `cluster.slurm` for a tiny run on this cluster: small jobs, and faults that are noticed soon."""
 
 
 class ClusterError(RuntimeError):

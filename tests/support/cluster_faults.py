@@ -26,7 +26,7 @@ from core_hpc.slurm.records import ENDED, FAILED, OPEN, SubmissionFolder
 from core_hpc.store import manifests
 from core_hpc.store.paths import RunPaths, TaskKey
 from tests.support.cluster import DevCluster
-from tests.support.harness import ROOT
+from tests.support.harness import ROOT, flip_a_byte
 
 WAIT_S = 240.0
 """How long each step of a test may take."""
@@ -327,9 +327,7 @@ def _corrupt(d: Disturber, fault: Fault, held: Held) -> None:
         for f in manifest.files
         if f.name.endswith((".parquet", "adapter_model.safetensors"))
     )
-    content = bytearray(path.read_bytes())
-    content[len(content) // 2] ^= 255
-    path.write_bytes(bytes(content))
+    flip_a_byte(path)
     for reader in _readers(run.graph(), source):
         if reader == key or not run.paths.task_manifest(reader).exists():
             d.extra[str(reader)] += 1

@@ -146,3 +146,10 @@ def leftovers(run: Path, phases: Sequence[str]) -> list[Path]:
             named = {e.name.split("/")[0] for p in paths for e in manifests.read_manifest(p).files}
             found += [p for p in folder.iterdir() if p.name not in named and p not in paths]
     return found
+
+
+def flip_a_byte(path: Path) -> None:
+    """Damage the byte in the middle of a file."""
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 255
+    path.write_bytes(bytes(content))

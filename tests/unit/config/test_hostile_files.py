@@ -10,7 +10,6 @@ from typing import Any
 
 import pytest
 
-import yaml
 from core_hpc import launch
 from core_hpc.common.errors import ConfigError, InputError
 from core_hpc.config.cluster import ClusterSection
@@ -18,20 +17,7 @@ from core_hpc.config.yaml_text import MAX_BYTES, MAX_DEPTH, MAX_VALUES, parse_ya
 from core_hpc.runs.graph import Graph
 from core_hpc.runs.sweep import load_sweep
 from core_hpc.slurm.submit import batch_script, job_parameters
-from tests.support.fake_slurm import SWEEP as MINIMAL
-
-
-def write(tmp_path: Path, **changes: object) -> Path:
-    path = tmp_path / "sweep.yaml"
-    path.write_text(yaml.safe_dump({**MINIMAL, **changes}))
-    return path
-
-
-def mistakes(tmp_path: Path, **changes: object) -> list[str]:
-    with pytest.raises(ConfigError) as caught:
-        load_sweep(write(tmp_path, **changes))
-    return caught.value.mistakes
-
+from tests.unit.config.test_sweep import mistakes, write
 
 SOON_S = 30.0
 """Far more than any of these files needs on a busy machine (the slowest, a large file, about 5 s)."""

@@ -13,10 +13,31 @@ from core_hpc.runs.sweep import RunPlan, load_sweep
 from tests.support.harness import ROOT
 
 FOLDER = ROOT / "yaml" / "teaching"
+TEACH = {
+    f"update.teach.{n}" for n in ("max_per_problem", "objective", "rehearsal", "teacher", "weight", "weight_iterations")
+}
 CHANGES = {
     "tier1_independent": {"protocol.cold_samples", "protocol.rescue_samples", "update.group"},
     "tier1_without_hints": {"protocol.hint_probability"},
     "tier1_shared_rescues": {"update.share_rescues"},
+    "tier1_shuffled_hints": {"protocol.hint_source"},
+    "tier1_own_baseline": {"update.baseline"},
+    "tier1_plain_rescues": {"update.baseline", "update.rescue_context", "update.rescue_correction"},
+    "tier1_teach": {"update.baseline", *TEACH},
+    "tier1_teach_alone": {"protocol.cold_samples", "protocol.rescue_samples", "update.group", *TEACH},
+    "tier1_hacpo": {
+        "protocol.cold_samples",
+        "protocol.rescue_samples",
+        "reward.exploit.partial",
+        "reward.rescue.weight",
+        "reward.trace_accuracy.weight",
+        "update.loss",
+        "update.ratio",
+        "update.clip_low",
+        "update.clip_high",
+        "update.kl_weight",
+        *(f"update.hacpo.{n}" for n in ("alpha", "clip_delta", "clip_step", "enabled", "window")),
+    },
 }
 OWN = {"ann": {"plus", "times", "zib"}, "bob": {"minus", "gap", "gorp"}}
 
@@ -27,6 +48,10 @@ def runs_of(name: str) -> list[RunPlan]:
 
 def completions(config: RunConfig) -> int:
     return config.protocol.cold_samples + config.protocol.rescue_samples
+
+
+def test_every_arm_is_listed() -> None:
+    assert {path.stem for path in FOLDER.glob("tier1_*.yaml")} == set(CHANGES)
 
 
 @pytest.mark.parametrize("arm", CHANGES)

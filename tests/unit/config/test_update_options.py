@@ -8,19 +8,13 @@ from typing import Any
 
 import pytest
 
-import yaml
 from core_hpc.common.errors import ConfigError
 from core_hpc.config.run import RunConfig
 from core_hpc.config.update import IMPORTANCE_CAPS, LOSS_OPTIONS, ImportanceSection, UpdateSection
 from core_hpc.phases.update import settings_of
 from core_hpc.runs.sweep import load_sweep
+from tests.unit.config.test_sweep import mistakes, write
 
-MINIMAL = {
-    "name": "s",
-    "iterations": 1,
-    "team": [{"name": "a", "model": "x"}, {"name": "b", "model": "y"}],
-    "problems": {"train": {"source": "generated", "count": 40}, "evaluation": {"source": "generated", "count": 4}},
-}
 OPTIONS = (
     "ratio",
     "clip_low",
@@ -32,12 +26,6 @@ OPTIONS = (
     "advantage_scale",
     "kl_weight",
 )
-
-
-def write(tmp_path: Path, **changes: Any) -> Path:
-    path = tmp_path / "sweep.yaml"
-    path.write_text(yaml.safe_dump({**MINIMAL, **changes}))
-    return path
 
 
 def run_id(tmp_path: Path, *overrides: str, **update: Any) -> str:
@@ -90,9 +78,7 @@ def test_all_mistakes_are_reported_at_once_with_path_and_advice(tmp_path: Path) 
         "tau_positive": -1,
         "importance": {"kind": "none", "cap": 2.0},
     }
-    with pytest.raises(ConfigError) as caught:
-        load_sweep(write(tmp_path, update=update))
-    found = sorted(caught.value.mistakes)
+    found = sorted(mistakes(tmp_path, update=update))
     assert [m.split(":")[0] for m in found] == [
         "update.clip_low",
         "update.importance.cap",
@@ -130,9 +116,7 @@ def test_all_mistakes_are_reported_at_once_with_path_and_advice(tmp_path: Path) 
     ],
 )
 def test_mistake(tmp_path: Path, update: dict[str, Any], expected: str) -> None:
-    with pytest.raises(ConfigError) as caught:
-        load_sweep(write(tmp_path, update=update))
-    (mistake,) = caught.value.mistakes
+    (mistake,) = mistakes(tmp_path, update=update)
     assert mistake.startswith(expected)
 
 

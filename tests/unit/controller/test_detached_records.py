@@ -60,10 +60,8 @@ def test_a_controller_that_slurm_took_without_naming_its_job_is_found_by_its_nam
 
 @pytest.mark.parametrize("output", ["", "This is job 4711 of your project\n"])
 def test_a_submission_of_a_controller_without_an_id_is_looked_up(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, output: str
+    tmp_path: Path, fake: FakeCommands, monkeypatch: pytest.MonkeyPatch, output: str
 ) -> None:
-    fake = FakeCommands(tmp_path / "bin")
-    monkeypatch.setenv("PATH", f"{fake.folder}:/usr/bin:/bin")
     monkeypatch.setattr(detach, "LOOK_RETRY_S", 0.01)
     monkeypatch.setattr(detach, "LOOK_S", 0.5)
     spec = ControllerSpec(str(tmp_path), (), "start001", -1, 0.0)

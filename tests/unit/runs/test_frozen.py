@@ -20,6 +20,7 @@ from core_hpc.runs.sweep import load_sweep
 from core_hpc.schedule.progress import inspect_run
 from core_hpc.store import manifests, shards
 from core_hpc.store.schema import PROBLEMS
+from tests.support.harness import flip_a_byte
 
 
 def run_in(folder: Path, *, from_file: bool = False) -> Run:
@@ -51,12 +52,6 @@ def write_problems(path: Path, question: str) -> None:
 
 def data_file(run: Run, name: str) -> Path:
     return manifests.read_manifest(run.paths.problems / f"{name}.manifest.json").file(".parquet")
-
-
-def flip_a_byte(path: Path) -> None:
-    content = bytearray(path.read_bytes())
-    content[len(content) // 2] ^= 255
-    path.write_bytes(bytes(content))
 
 
 def rewrite(change: Callable[[Path], object]) -> Callable[[Run, str], object]:

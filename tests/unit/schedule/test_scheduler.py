@@ -2,52 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from core_hpc.common.errors import ClaimLostError
 from core_hpc.runs.folder import Run
-from core_hpc.runs.messages import Done, Event, TaskRef
-from core_hpc.schedule.base import Adopted
+from core_hpc.runs.messages import Event
 from core_hpc.schedule.progress import RunProgress, inspect_run
 from core_hpc.schedule.scheduler import Scheduler
 from core_hpc.store import manifests
 from core_hpc.store.manifests import DamagedError
 from core_hpc.store.paths import TaskKey
+from tests.support.executors import Instant
 from tests.support.fake_slurm import publish, run_of
 
 DAMAGED = TaskKey(1, "score", "team")
-
-
-class Instant:
-    """An executor that publishes every task when it is submitted."""
-
-    def __init__(self) -> None:
-        self.done: list[TaskKey] = []
-        self._events: list[Event] = []
-
-    def adopt(self, runs: Sequence[Run]) -> Adopted:
-        return Adopted()
-
-    def submit(self, wanted: Sequence[tuple[Run, TaskKey]]) -> list[TaskRef]:
-        for run, key in wanted:
-            publish(run, key)
-            self.done.append(key)
-        tasks = [TaskRef(run.run_id, key) for run, key in wanted]
-        self._events += [Done(task) for task in tasks]
-        return tasks
-
-    def poll(self) -> list[Event]:
-        events, self._events = self._events, []
-        return events
-
-    def abandon(self, run: Run) -> list[TaskRef]:
-        return []
-
-    def close(self) -> None:
-        pass
 
 
 class Reader:
@@ -87,7 +58,7 @@ def run(tmp_path: Path) -> Run:
 
 @pytest.mark.parametrize("at_end", [False, True])
 def test_a_damaged_shard_that_a_listener_finds_is_set_aside_and_made_again(run: Run, at_end: bool) -> None:
-    progress, executor, messages = inspect_run(run)[0], Instant(), list[str]()
+    progress, executor, messages = inspect_run(run)[0], Instant(publish), list[str]()
     damaged: list[int] = []
 
     def damage_once(progress: RunProgress) -> None:
@@ -119,7 +90,7 @@ def test_a_damaged_shard_that_a_listener_finds_is_set_aside_and_made_again(run: 
 
 def test_damage_that_returns_stops_the_run(run: Run) -> None:
     """As on a disk that damages what is written."""
-    progress, executor, messages = inspect_run(run)[0], Instant(), list[str]()
+    progress, executor, messages = inspect_run(run)[0], Instant(publish), list[str]()
 
     def damage_and_read(progress: RunProgress) -> None:
         damage(progress.run)
@@ -133,7 +104,7 @@ def test_damage_that_returns_stops_the_run(run: Run) -> None:
 
 
 def test_a_listener_that_fails_does_not_end_a_sweep_and_is_named_once(run: Run) -> None:
-    progress, executor, messages = inspect_run(run)[0], Instant(), list[str]()
+    progress, executor, messages = inspect_run(run)[0], Instant(publish), list[str]()
 
     def fail(progress: RunProgress) -> None:
         raise KeyError("num_tokens")
@@ -146,7 +117,7 @@ def test_a_listener_that_fails_does_not_end_a_sweep_and_is_named_once(run: Run) 
 
 
 def test_a_shard_that_was_replaced_meanwhile_is_not_set_aside(run: Run) -> None:
-    progress, executor, messages = inspect_run(run)[0], Instant(), list[str]()
+    progress, executor, messages = inspect_run(run)[0], Instant(publish), list[str]()
     path = run.paths.task_manifest(DAMAGED)
 
     def report_old_damage(progress: RunProgress) -> None:
@@ -160,7 +131,7 @@ def test_a_shard_that_was_replaced_meanwhile_is_not_set_aside(run: Run) -> None:
 
 
 def test_nothing_is_submitted_or_changed_after_the_claim_is_lost(run: Run) -> None:
-    progress, executor = inspect_run(run)[0], Instant()
+    progress, executor = inspect_run(run)[0], Instant(publish)
     seen: list[int] = []
 
     def require_claim() -> None:

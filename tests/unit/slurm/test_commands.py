@@ -157,13 +157,6 @@ def test_associations() -> None:
 # --- with scripts instead of the commands --------------------------------------------------------
 
 
-@pytest.fixture
-def fake(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> FakeCommands:
-    fake = FakeCommands(tmp_path / "bin")
-    monkeypatch.setenv("PATH", f"{fake.folder}:/usr/bin:/bin")
-    return fake
-
-
 def test_environment_variables_of_the_user_do_not_change_the_output(
     fake: FakeCommands, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -7,7 +7,7 @@ import os
 import stat
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -35,14 +35,6 @@ from tests.support.second_user import as_colleague, require_root
 PROBE = ProbeSpec(folder="f", packages=("torch", "vllm"), models=(), threads=2)
 ELEMENT = ElementSpec("run", ("cold/0001/a/000",), "status", 2, 10, 15.0, 30.0, 1.5)
 CONTROLLER = ControllerSpec("sweep", ("run-1", "run-2"), "start", -1, 12.5, "status")
-
-
-@pytest.fixture
-def loose_umask() -> Iterator[None]:
-    """The umask of many clusters, with which the group may change every new file."""
-    before = os.umask(0o002)
-    yield
-    os.umask(before)
 
 
 # --- calls ---------------------------------------------------------------------------------------

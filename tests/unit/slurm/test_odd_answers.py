@@ -37,13 +37,6 @@ Make = Callable[..., tuple[SlurmExecutor, Run, list[str]]]
 
 
 @pytest.fixture
-def fake(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> FakeCommands:
-    fake = FakeCommands(tmp_path / "bin")
-    monkeypatch.setenv("PATH", f"{fake.folder}:/usr/bin:/bin")
-    return fake
-
-
-@pytest.fixture
 def make(tmp_path: Path, slurm: FakeSlurm) -> Make:
     def build(start_id: str = "start001", **changes: Any) -> tuple[SlurmExecutor, Run, list[str]]:
         run, messages = run_of(tmp_path, "arrays", **changes), list[str]()

@@ -16,6 +16,7 @@ from core_hpc.common.errors import InputError, StoreError
 from core_hpc.store import leftovers, manifests, parquet, shards
 from core_hpc.store.paths import RunPaths, TaskKey
 from core_hpc.store.schema import HINTS, PROBLEMS, TABLES, Table, check_frame
+from tests.support.harness import flip_a_byte
 
 
 def problems(count: int = 3) -> pl.DataFrame:
@@ -99,9 +100,7 @@ def test_damage_is_found_and_set_aside(tmp_path: Path, damage: str, monkeypatch:
     if damage == "truncate":
         data.write_bytes(data.read_bytes()[:-1])
     elif damage == "alter":
-        content = bytearray(data.read_bytes())
-        content[len(content) // 2] ^= 255
-        data.write_bytes(bytes(content))
+        flip_a_byte(data)
     elif damage == "remove":
         data.unlink()
     else:

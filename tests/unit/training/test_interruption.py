@@ -19,6 +19,7 @@ from core_hpc.store.paths import RunPaths, TaskKey
 from core_hpc.store.schema import STEPS, UPDATE
 from core_hpc.training.interruption import Checkpoint
 from core_hpc.training.trainer import Trainer
+from tests.support.harness import flip_a_byte
 
 KEY = TaskKey(1, UPDATE, "m0")
 IDENTITY = {"run_id": "r", "rows": "abc", "total_steps": 40}
@@ -118,9 +119,7 @@ def alter_data(folder: Path) -> None:
 
 
 def alter_steps(folder: Path) -> None:
-    content = bytearray((folder / "steps.parquet").read_bytes())
-    content[len(content) // 2] ^= 255
-    (folder / "steps.parquet").write_bytes(bytes(content))
+    flip_a_byte(folder / "steps.parquet")
 
 
 def tear_manifest(folder: Path) -> None:
