@@ -75,7 +75,7 @@ def test_the_share_of_leaking_hints_is_written_for_students_and_team(tmp_path: P
     class Tracker(RunTracker):
         def __init__(self) -> None:
             self._run: Any = SimpleNamespace(root=tmp_path)
-            self._tasks = [key]
+            self._graph: Any = SimpleNamespace(iterations=1, tasks_of=lambda iteration: [key])
 
         def _scalar(self, model: str, tag: str, value: float | None, step: int, time_s: float | None) -> None:
             written.append((model, tag, value, step))
