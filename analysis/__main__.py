@@ -40,6 +40,7 @@ from analysis.metrics.overlap import overlap_table
 from analysis.metrics.overlap_change import overlap_change_table
 from analysis.metrics.passk import default_ks, gain_table, pass_at_k_table
 from analysis.metrics.rescue import GROUPS, rescue_table
+from analysis.metrics.skills import declared_skills, skills_reports
 from analysis.metrics.strata import stratified
 from analysis.metrics.variance import variance_report
 from analysis.metrics.votes import vote_table
@@ -212,6 +213,8 @@ def _arms(args: argparse.Namespace) -> None:
     tables = arms_report(arms, frame)
     if len(named) > 1:
         tables.insert(0, contrasts_report(named, ks=ks, margin=args.margin))
+    if declared_skills(named):
+        tables += skills_reports(named, ks=ks, margin=args.margin)
     for table in tables:
         write_table(table, args.out / "tables")
     write(arms_figure(frame), args.out / "figures")

@@ -1,4 +1,4 @@
-"""What a sweep declares about its analysis: the primary comparison, and the margin of equivalence.
+"""What a sweep declares about its analysis: the primary comparison, the margin of equivalence, and skills.
 
 Every field is operational, because nothing here changes a result of a run. The comparison is
 computed by `analysis/metrics/compare.py`; whether its arms exist is checked by `runs/arms.py`.
@@ -82,3 +82,17 @@ class AnalysisSection(Section):
         lt=1,
         description="two arms are equivalent if their difference is shown to be smaller than this; 0.02: 2 points",
     )
+    skills: dict[str, tuple[str, ...]] = operational(
+        {},
+        description="{model: [subject, ...]}: the subjects of problems that each model knows before training. With it, "
+        "`analysis arms` also reports own, foreign and other problems apart",
+    )
+
+    @model_validator(mode="after")
+    def _no_subject_twice(self) -> AnalysisSection:
+        owners: dict[str, str] = {}
+        for model, subjects in self.skills.items():
+            for subject in subjects:
+                if owners.setdefault(subject, model) != model or subjects.count(subject) > 1:
+                    raise ValueError(f"skills: the subject {subject!r} stands twice; it belongs to one model")
+        return self

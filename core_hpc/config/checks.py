@@ -137,6 +137,13 @@ def _primary_can_be_computed(config: RunConfig) -> None:
         raise ValueError(f"analysis.primary.{mistake}")
 
 
+def _skills_of_the_team(config: RunConfig) -> None:
+    unknown = sorted(set(config.analysis.skills) - {m.name for m in config.team})
+    if unknown:
+        team = ", ".join(m.name for m in config.team)
+        raise ValueError(f"analysis.skills: {', '.join(unknown)} is not in the team ({team})")
+
+
 CHECKS: tuple[Callable[[RunConfig], None], ...] = (
     _number_of_tasks,
     _hints_need_a_peer,
@@ -151,4 +158,5 @@ CHECKS: tuple[Callable[[RunConfig], None], ...] = (
     _samples_for_pass_at_k,
     _lessons_need_a_peer,
     _primary_can_be_computed,
+    _skills_of_the_team,
 )
