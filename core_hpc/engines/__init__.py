@@ -16,6 +16,7 @@ from typing import Literal
 
 from core_hpc.common.errors import InputError
 from core_hpc.engines.base import AdapterRef, Completion, Engine, GenerationRequest, ProgressCallback, SamplingSettings
+from core_hpc.models.imports import skip_unused_packages
 from core_hpc.models.quantization import require_four_bit
 
 EngineKind = Literal["vllm", "transformers", "fake"]
@@ -81,6 +82,8 @@ def create_engine(spec: EngineSpec) -> Engine:
     """
     if spec.four_bit and spec.kind != "fake":
         require_four_bit()
+    if spec.kind != "fake":
+        skip_unused_packages()
     if spec.kind == "vllm":
         from core_hpc.engines.vllm import VllmEngine
 

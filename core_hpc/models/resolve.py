@@ -28,6 +28,7 @@ from typing import Any
 
 from core_hpc.common.errors import CoreHpcError, InputError
 from core_hpc.models.gguf import CONVERTER_VERSION, GGUF_MODELS, check_parts, find_parts
+from core_hpc.models.imports import skip_unused_packages
 from core_hpc.models.loading import auto_class, linear_layers, load_config, match_targets
 from core_hpc.models.tiny import TINY_MODELS, TINY_VERSION, write_tiny_model
 
@@ -122,6 +123,7 @@ def resolve_embedder(reference: str) -> Path | str:
 
 def load_tokenizer(folder: Path, *, trust_remote_code: bool = False) -> Any:
     """The tokenizer in a model folder. The network is never used."""
+    skip_unused_packages()
     from transformers import AutoTokenizer
 
     # tokenizer.json, and not tekken.json: the engine decodes with the same tokenizer (`vllm.py`).

@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from core_hpc.common.faults import fault_point
+from core_hpc.models.imports import skip_unused_packages
 from core_hpc.phases.context import TaskContext
 from core_hpc.store import manifests
 from core_hpc.store.schema import COLD, EVALUATE, HINT, RESCUE, SCORE, UPDATE, WARMUP
@@ -42,10 +43,12 @@ def _step(phase: str) -> Callable[[TaskContext], None]:
 
         return score.run
     if phase == UPDATE:
+        skip_unused_packages()
         from core_hpc.phases import update
 
         return update.run
     if phase == WARMUP:
+        skip_unused_packages()
         from core_hpc.phases import warmup
 
         return warmup.run
