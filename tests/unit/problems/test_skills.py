@@ -21,12 +21,12 @@ from core_hpc.protocol.leaks import leak_of
 from core_hpc.store.schema import LEAK_RESULT
 
 FORMULAS = {
-    "plus": lambda a, b: (a + b) % 10,
-    "times": lambda a, b: (a * b) % 10,
-    "zib": lambda a, b: (2 * a + b) % 10,
-    "minus": lambda a, b: (a - b) % 10,
-    "gap": lambda a, b: abs(a - b),
-    "gorp": lambda a, b: abs(9 - a - b),
+    "plus": lambda a, b, base: (a + b) % base,
+    "times": lambda a, b, base: (a * b) % base,
+    "zib": lambda a, b, base: (2 * a + b) % base,
+    "minus": lambda a, b, base: (a - b) % base,
+    "gap": lambda a, b, base: abs(a - b),
+    "gorp": lambda a, b, base: abs(base - 1 - a - b),
 }
 
 
@@ -34,23 +34,26 @@ def skills(count: int, seed: int = 0, **options: int) -> GeneratedProblems:
     return GeneratedProblems(source="generated", task="skills", count=count, seed=seed, options=options)
 
 
-def gold_by_formula(question: str) -> int:
+def gold_by_formula(question: str, base: int) -> int:
     """The answer of a question, read from its text."""
     expression = re.sub(r"[()]", "", question.removeprefix("Digit by digit: ").removesuffix(" = ?")).split()
     digits, rest = [int(d) for d in expression[0]], expression[1:]
     while rest:
         name, number, *rest = rest
-        digits = [FORMULAS[name](a, int(b)) for a, b in zip(digits, number, strict=True)]
+        digits = [FORMULAS[name](a, int(b), base) for a, b in zip(digits, number, strict=True)]
     return int("".join(map(str, digits)))
 
 
-def test_solutions_and_answers_of_every_family() -> None:
-    items = generate(skills(20 * len(FAMILIES), num_digits=3, **dict.fromkeys(FAMILIES, 1)), 720, "train", set())
+@pytest.mark.parametrize("base", [10, 5])
+def test_solutions_and_answers_of_every_family(base: int) -> None:
+    source = skills(20 * len(FAMILIES), num_digits=3, base=base, **dict.fromkeys(FAMILIES, 1))
+    items = generate(source, 720, "train", set())
     assert Counter(i.metadata["subject"] for i in items) == dict.fromkeys(FAMILIES, 20)
     assert set(FORMULAS) == set(OPERATORS)
     assert len({i.question for i in items}) == len(items)
     for item in items:
-        assert int(item.gold) == gold_by_formula(item.question)
+        assert int(item.gold) == gold_by_formula(item.question, base)
+        assert not {str(digit) for digit in range(base, 10)} & set(item.question + item.gold)
         solution = str(item.metadata["solution"])
         for left, right in re.findall(r"([\d+*-]+)=(\d+)", solution):
             assert eval(left) == int(right), solution
@@ -85,7 +88,12 @@ def test_shares_seeds_and_problems_that_are_taken() -> None:
 
 @pytest.mark.parametrize(
     ("options", "field"),
-    [({"zab": 1}, "options.zab"), ({"zib": 0}, "options.zib"), ({"num_digits": 10}, "options.num_digits")],
+    [
+        ({"zab": 1}, "options.zab"),
+        ({"zib": 0}, "options.zib"),
+        ({"num_digits": 10}, "options.num_digits"),
+        ({"base": 1}, "options.base"),
+    ],
 )
 def test_wrong_options_are_named(options: dict[str, Any], field: str) -> None:
     assert [name for name, _ in source_mistakes(skills(4, **options))] == [field]
