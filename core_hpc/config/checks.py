@@ -10,6 +10,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
+from core_hpc.store.schema import COLD
+
 if TYPE_CHECKING:
     from core_hpc.config.run import RunConfig
 
@@ -137,6 +139,24 @@ def _primary_can_be_computed(config: RunConfig) -> None:
         raise ValueError(f"analysis.primary.{mistake}")
 
 
+def _engine_log_probs_to_use(config: RunConfig) -> None:
+    if config.update.old_log_probs != "engine":
+        return
+    for i, model in enumerate(config.team):
+        if model.engine == "fake":
+            raise ValueError(
+                f"update.old_log_probs: engine, but team[{i}].engine is fake, whose log-probabilities are made up; "
+                "leave old_log_probs out"
+            )
+        top_p = config.sampling_of(model, COLD).top_p
+        if top_p < 1:
+            raise ValueError(
+                f"update.old_log_probs: engine, but {model.name} samples with top_p {top_p:g}: the engine's "
+                "log-probabilities are those of the truncated distribution; set protocol.sampling.top_p to 1.0, or "
+                "leave old_log_probs out"
+            )
+
+
 def _skills_of_the_team(config: RunConfig) -> None:
     unknown = sorted(set(config.analysis.skills) - {m.name for m in config.team})
     if unknown:
@@ -158,5 +178,6 @@ CHECKS: tuple[Callable[[RunConfig], None], ...] = (
     _samples_for_pass_at_k,
     _lessons_need_a_peer,
     _primary_can_be_computed,
+    _engine_log_probs_to_use,
     _skills_of_the_team,
 )

@@ -201,6 +201,12 @@ class UpdateSection(Section):
         description="completions that were cut at max_new_tokens. keep: they are trained on like others; mask: their "
         "loss is 0, but their rewards still count in the mean of their problem",
     )
+    old_log_probs: Literal["recompute", "engine"] = added_later(
+        "recompute",
+        description="log-probabilities under the weights before the update, from which ratios are computed. recompute: "
+        "by the trainer, in a pass before training; engine: those that the engine recorded while it sampled (needs "
+        "top_p: 1). The first optimizer step is the same with both",
+    )
     problems_per_step: PositiveInt = Field(4, description="problems per optimizer step")
     learning_rate: float = Field(1e-5, gt=0, le=1, description="peak learning rate of models without one of their own")
     weight_decay: float = Field(0.01, ge=0, description="weight decay of AdamW")

@@ -42,9 +42,18 @@ class StepTotals:
     `maxima` ends with one flag per problem: the loss of one of its completions is not finite.
     """
 
-    def __init__(self, plan: StepPlan, rows: Sequence[Row], device: torch.device) -> None:
+    def __init__(
+        self, plan: StepPlan, rows: Sequence[Row], device: torch.device, *, compares_engine: bool = True
+    ) -> None:
+        """Begin with zeros.
+
+        Args:
+            compares_engine: the old log-probabilities are the trainer's own, so that a difference
+                from the engine can be measured.
+        """
         self.plan = plan
         self.rows = rows
+        self.compares_engine = compares_engine
         self.sums = torch.zeros(len(SUMS), dtype=torch.float64, device=device)
         self.maxima = torch.zeros(len(MAXIMA) + len(plan.problem_ids), dtype=torch.float64, device=device)
         self.by_source = torch.zeros(len(BY_SOURCE), len(SOURCES), dtype=torch.float64, device=device)
@@ -126,6 +135,8 @@ class StepTotals:
         num_tokens_run = sum(lengths.values())
         num_tokens_sampled = sum(length for i, length in lengths.items() if self.rows[i].behaviour_logprobs is not None)
         maxima = self.maxima.tolist() if run else [math.nan] * len(MAXIMA)
+        if not self.compares_engine:
+            num_tokens_sampled, maxima[MAXIMA.index("mismatch_max")] = 0, math.nan
         return {
             "num_completions": len(self.plan.rows),
             "num_tokens": num_tokens,

@@ -43,8 +43,13 @@ class Passes:
         """Log-probabilities under the weights before the task.
 
         Rows of the first step are left out: that step itself computes them, with the same weights.
+        With `old_log_probs: engine`, so are rows that the model's engine has sampled, unless they are
+        also those of the reference policy.
         """
-        return self._log_probs(range(1, len(self._plans)), reference=False)
+        settings = self._task.settings
+        are_reference = settings.kl_weight > 0 and self._task.previous is None
+        known = settings.old_log_probs == "engine" and not are_reference
+        return self._log_probs(range(1, len(self._plans)), reference=False, only_unsampled=known)
 
     def reference(self) -> LogProbs | None:
         """Log-probabilities under the reference policy.
@@ -64,8 +69,8 @@ class Passes:
         )
         return self._run(planned, reference=False)
 
-    def _log_probs(self, wanted: range, *, reference: bool) -> LogProbs:
-        """Compute fixed groups of steps.
+    def _log_probs(self, wanted: range, *, reference: bool, only_unsampled: bool = False) -> LogProbs:
+        """Compute fixed groups of steps, or of them only the rows that the engine has not sampled.
 
         The groups do not depend on how many steps a checkpoint holds: the last digits of a result
         depend on which rows are computed together.
@@ -77,7 +82,7 @@ class Passes:
             if not steps or steps[-1] < done:
                 continue
             for rank in range(self._num_ranks):
-                planned = self._plan(steps, rank)
+                planned = self._plan(steps, rank, only_unsampled=only_unsampled)
                 self.num_tokens += sum(batch.num_tokens for batch in planned)
                 if rank == self._rank:
                     found |= self._run(planned, reference=reference)
@@ -91,8 +96,12 @@ class Passes:
                 found.update(zip(batch.rows, logp_M.split(batch.lengths_N.tolist()), strict=True))
         return found
 
-    def _plan(self, steps: Sequence[int], rank: int) -> list[MicroBatchPlan]:
+    def _plan(self, steps: Sequence[int], rank: int, *, only_unsampled: bool) -> list[MicroBatchPlan]:
         indices = [i for step in steps for batch in self._plans[step].micro_batches[rank] for i in batch.rows]
+        if only_unsampled:
+            indices = [i for i in indices if self._task.rows[i].behaviour_logprobs is None]
+        if not indices:
+            return []
         return plan_pass(
             self._task.rows, indices, max_tokens=self._task.settings.micro_batch_tokens, layout=self._policy.layout
         )

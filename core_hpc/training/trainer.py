@@ -41,6 +41,7 @@ from core_hpc.training.lora import LoraPolicy
 from core_hpc.training.losses import StepSize, TokenBatch, importance_weights, objective
 from core_hpc.training.memory import ActivationMemory
 from core_hpc.training.metrics import StepTotals
+from core_hpc.training.micro_batch import MicroBatch
 from core_hpc.training.passes import LogProbs, Passes, micro_batches
 from core_hpc.training.policy import Policy, load_base_model
 from core_hpc.training.state_io import TrainingState, read_state, write_position
@@ -260,7 +261,8 @@ class Trainer:
         spec, plan = task.spec, task.plans[index]
         global_step = task.first_step + index
         rate = learning_rate(spec.settings, steps_done=global_step, total_steps=spec.total_steps)
-        totals = StepTotals(plan, spec.rows, self.device)
+        own_old = index == 0 or spec.settings.old_log_probs == "recompute"
+        totals = StepTotals(plan, spec.rows, self.device, compares_engine=own_old)
         task.zero.backward(self._losses(task, index, totals))
         totals.reduce()
         where = f"update: optimizer step {index + 1} of {len(task.plans)} (global step {global_step + 1})"
@@ -268,7 +270,7 @@ class Trainer:
             "nothing was written and the last good weights are kept; lower update.learning_rate, "
             "or look at the rows of these problems"
         )
-        if spec.max_mismatch is not None:
+        if spec.max_mismatch is not None and totals.compares_engine:
             differences = totals.differences(with_base=self._compares_base(spec, index))
             warning = check_mismatch(differences, spec.max_mismatch, where=where)
             if warning and self.rank == 0:
@@ -291,7 +293,7 @@ class Trainer:
         step = StepSize(len(plan.rows), plan.num_completion_tokens, task.spec.max_new_tokens, index)
         for batch in micro_batches(task.spec.rows, plan.micro_batches[self.rank], self.policy.layout, self.device):
             current_M, entropy_M = self.policy.log_probs(batch, temperature=task.spec.temperature)
-            old_M = torch.cat([task.old[i] for i in batch.rows]) if index else current_M.detach()
+            old_M = _old_log_probs(task, batch) if index else current_M.detach()
             if settings.kl_weight == 0:
                 reference_M = None
             elif task.reference is None:
@@ -358,6 +360,12 @@ class Trainer:
             "seeds": {"lora": spec.lora_seed, "shuffle": spec.shuffle_seed},
             "num_ranks": self.num_ranks,
         }
+
+
+def _old_log_probs(task: _Task, batch: MicroBatch) -> Tensor:
+    """Log-probabilities [M] before the task: those of the passes, or else those of the engine."""
+    of_engine = batch.behaviour_M.split(batch.lengths_N.tolist())
+    return torch.cat([task.old.get(i, own) for i, own in zip(batch.rows, of_engine, strict=True)])
 
 
 def _build_policy(settings: TrainerSettings, device: torch.device) -> Policy:

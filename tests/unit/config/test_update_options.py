@@ -162,3 +162,26 @@ def test_a_model_may_have_its_own_learning_rate(tmp_path: Path) -> None:
     assert theirs.model_copy(update={"learning_rate": 1e-4}) == ours
     with pytest.raises(ConfigError, match=r"team\.0\.learning_rate: input should be greater than 0"):
         load_sweep(path, ["team.a.learning_rate=0"])
+
+
+@pytest.mark.parametrize(
+    ("sections", "expected"),
+    [
+        (
+            {"team": [{"name": "a", "model": "fake:m", "engine": "fake"}], "protocol": {"rescue_samples": 0}},
+            "update.old_log_probs: engine, but team[0].engine is fake",
+        ),
+        (
+            {
+                "team": [{"name": "a", "model": "m", "engine": "transformers"}],
+                "protocol": {"sampling": {"top_p": 0.9}, "rescue_samples": 0},
+            },
+            "update.old_log_probs: engine, but a samples with top_p 0.9",
+        ),
+    ],
+)
+def test_log_probabilities_of_the_engine_must_be_those_of_the_model(
+    tmp_path: Path, sections: dict[str, Any], expected: str
+) -> None:
+    (mistake,) = mistakes(tmp_path, update={"old_log_probs": "engine"}, **sections)
+    assert expected in mistake
