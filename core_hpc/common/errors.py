@@ -60,6 +60,10 @@ class RepeatingError(CoreHpcError):
     """Every further attempt of the task would fail in the same way, so the run stops."""
 
 
+class ExtensionError(RepeatingError):
+    """A function of the user failed. The message names its file and line, so a traceback adds nothing."""
+
+
 class NonFiniteError(RepeatingError):
     """The loss or the gradients became NaN or infinite. The last good adapter is kept."""
 

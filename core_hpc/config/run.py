@@ -244,6 +244,14 @@ class EvaluationSection(Section):
     sampling: SamplingSection = Field(SamplingSection(max_new_tokens=4096), description="sampling in evaluation")
 
 
+class ExtensionsSection(Section):
+    """Functions of the user (core_hpc/README.md, Extension points)."""
+
+    time_limit_s: float = operational(
+        60, gt=0, le=86_400, description="seconds after which a call of a function is stopped, and its task has failed"
+    )
+
+
 class RunConfig(Section):
     """The resolved configuration of one run."""
 
@@ -261,6 +269,9 @@ class RunConfig(Section):
     evaluation: EvaluationSection = Field(EvaluationSection(), description="evaluation on held-out problems")
     analysis: AnalysisSection = Field(
         AnalysisSection(), json_schema_extra=OPERATIONAL, description="the primary comparison of the sweep"
+    )
+    extensions: ExtensionsSection = Field(
+        ExtensionsSection(), json_schema_extra=OPERATIONAL, description="functions of your own"
     )
     cluster: ClusterSection = Field(
         ClusterSection(), json_schema_extra=OPERATIONAL, description="where and how tasks run"
@@ -330,6 +341,8 @@ def scientific_fields(config: Section) -> dict[str, Any]:
             out[name] = scientific_fields(value)
         elif isinstance(value, (list, tuple)):
             out[name] = [scientific_fields(v) if isinstance(v, Section) else v for v in value]
+        elif isinstance(value, dict):
+            out[name] = {k: scientific_fields(v) if isinstance(v, Section) else v for k, v in value.items()}
         else:
             out[name] = value
     return out

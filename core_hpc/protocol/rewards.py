@@ -11,7 +11,7 @@ Shapes: n completions of one problem, in the same order in every array; d embedd
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -102,7 +102,7 @@ class ScoredGroup:
     trace_accuracy: FloatArray
     cross: FloatArray
     total: FloatArray
-    """Eq. 7: the weighted sum, including `EXTRA_PARTS`."""
+    """Eq. 7: the weighted sum, including `EXTRA_PARTS` and the user's own parts."""
 
 
 def peer_cold_correct(models: StrArray, phases: StrArray, correct: BoolArray) -> BoolArray:
@@ -182,13 +182,20 @@ def _partial_weight(settings: RewardSection) -> float:
     return settings.exploit.partial_weight if settings.exploit.partial == "token_f1" else 0.0
 
 
-def score_problem(group: ProblemGroup, settings: RewardSection, schedule_index: int) -> ScoredGroup:
+def score_problem(
+    group: ProblemGroup,
+    settings: RewardSection,
+    schedule_index: int,
+    *,
+    own_parts: Mapping[str, FloatArray] | None = None,
+) -> ScoredGroup:
     """All reward parts of one problem and their weighted sum (Eq. 7).
 
     Args:
         group: cold completions only (to find the teacher), or the completions of both phases.
         settings: the reward settings.
         schedule_index: 0-based epoch or iteration that selects the weights.
+        own_parts: for each name in `settings.parts`, the values of the user's function, [n].
 
     Raises:
         ValueError: an embedding is zero or not finite, or a part has no texts or lengths.
@@ -217,4 +224,6 @@ def score_problem(group: ProblemGroup, settings: RewardSection, schedule_index: 
         if group.length_shares is None:
             raise ValueError("reward part overlong needs the lengths of the completions")
         total += weight * overlong_rewards(group.length_shares, settings.overlong)
+    for name, values in (own_parts or {}).items():
+        total += weight_at(settings.parts[name].weight, schedule_index) * values
     return ScoredGroup(**parts, total=total)

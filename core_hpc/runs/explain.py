@@ -46,6 +46,8 @@ def _valid_keys(location: Sequence[Any]) -> list[str]:
         if isinstance(part, int):
             continue
         fields = [model.model_fields[part] for model in models if part in model.model_fields]
+        if not fields:  # a key of a mapping, such as the name of a reward part
+            continue
         models = [section for field in fields for section in _sections(field.annotation)]
     return sorted({key for model in models for key in model.model_fields})
 

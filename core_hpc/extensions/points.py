@@ -1,0 +1,99 @@
+"""The extension points: for each, the signature of its function, and what its result becomes.
+
+In: a configuration, or what a function returned. Out: the functions that a configuration names, or
+the result as plain data. A result of another kind is a TypeError or ValueError whose message is
+meant for the author of the function.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from core_hpc.config.base import Section
+from core_hpc.config.extensions import EXTENSION
+
+
+@dataclass(frozen=True, kw_only=True)
+class Point:
+    """One place where a function of the user can stand."""
+
+    title: str
+    parameters: tuple[str, ...]
+    """Positional arguments. Options follow as keyword arguments."""
+    returns: str
+    convert: Callable[[Any, Sequence[Any]], Any]
+    """(result, positional arguments) -> the result as plain data."""
+
+    @property
+    def signature(self) -> str:
+        """The head of such a function."""
+        return f"def NAME({', '.join(self.parameters)}, *, OPTION=...) -> {self.returns}"
+
+
+@dataclass(frozen=True)
+class Use:
+    """A function that a configuration names."""
+
+    path: str
+    """Dotted path of the field."""
+    name: str
+    """Name of the extension point."""
+    reference: str
+    options: Mapping[str, Any]
+
+    @property
+    def point(self) -> Point:
+        """The extension point."""
+        return POINTS[self.name]
+
+
+def _floats(result: Any, arguments: Sequence[Any]) -> list[float]:
+    """One finite number per element of the last positional argument."""
+    wanted = len(arguments[-1])
+    try:
+        values = [float(value) for value in result]
+    except TypeError as e:
+        raise TypeError(f"returned {_shown(result)}, not a list of numbers") from e
+    if len(values) != wanted:
+        raise ValueError(f"returned {len(values)} numbers for {wanted} completions")
+    bad = [i for i, value in enumerate(values) if not math.isfinite(value)]
+    if bad:
+        raise ValueError(f"returned {values[bad[0]]} for completion {bad[0]}, which is not a finite number")
+    return values
+
+
+def _shown(value: Any) -> str:
+    return f"{type(value).__name__} {repr(value)[:60]}"
+
+
+POINTS: dict[str, Point] = {
+    "reward_part": Point(
+        title="reward part", parameters=("problem", "completions"), returns="list[float]", convert=_floats
+    ),
+}
+"""Name -> point. The name stands in the declaration of a field (`config.extensions.function_of`)."""
+
+
+def uses(section: Section, prefix: str = "") -> Iterator[Use]:
+    """All functions that a configuration names, with the path of each field."""
+    for name, field in type(section).model_fields.items():
+        value, extra, path = getattr(section, name), field.json_schema_extra, f"{prefix}{name}"
+        if isinstance(extra, dict) and EXTENSION in extra:
+            if value is not None:
+                options = getattr(section, "options", {}) if name == "function" else {}
+                yield Use(path, str(extra[EXTENSION]), value, options)
+            continue
+        for key, member in _members(value):
+            yield from uses(member, f"{path}{key}.")
+
+
+def _members(value: Any) -> Iterator[tuple[str, Section]]:
+    if isinstance(value, Section):
+        yield "", value
+    elif isinstance(value, (list, tuple)):
+        yield from ((f".{i}", member) for i, member in enumerate(value) if isinstance(member, Section))
+    elif isinstance(value, dict):
+        yield from ((f".{key}", member) for key, member in value.items() if isinstance(member, Section))
