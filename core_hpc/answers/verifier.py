@@ -84,6 +84,7 @@ class Verifier:
             CoreHpcError: the worker processes cannot be started.
         """
         verdicts = [_verdict_by_notation(claim) for claim in claims]
+        _compare_by_own_functions(claims, verdicts)
         pairs = {
             i: (clean_latex(answer or ""), gold)
             for i, ((answer, gold, _), verdict) in enumerate(zip(claims, verdicts, strict=True))
@@ -174,6 +175,20 @@ class Verifier:
                 initargs=[MEMORY_GB],
             )
         return self._pool
+
+
+def _compare_by_own_functions(claims: Sequence[Claim], verdicts: list[str | None]) -> None:
+    """Add the verdicts on answers of kinds with a `compare_many`."""
+    by_kind: dict[str, list[int]] = {}
+    for i, (claim, verdict) in enumerate(zip(claims, verdicts, strict=True)):
+        if verdict is None and answer_kind(claim[2]).compare_many is not None:
+            by_kind.setdefault(claim[2], []).append(i)
+    for kind, rows in by_kind.items():
+        rules = answer_kind(kind)
+        assert rules.compare_many is not None
+        pairs = [(claims[i][0] or "", rules.gold(claims[i][1]) or "") for i in rows]
+        for i, verdict in zip(rows, rules.compare_many(pairs), strict=True):
+            verdicts[i] = verdict
 
 
 def _verdict_by_notation(claim: Claim) -> str | None:

@@ -10,6 +10,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
+from core_hpc.config.problems import check_kind
+
 if TYPE_CHECKING:
     from core_hpc.config.run import RunConfig
 
@@ -137,6 +139,15 @@ def _primary_can_be_computed(config: RunConfig) -> None:
         raise ValueError(f"analysis.primary.{mistake}")
 
 
+def _known_kinds_of_warmups(config: RunConfig) -> None:
+    for index, model in enumerate(config.team):
+        for source in (model.warmup.problems, *model.warmup.hinted) if model.warmup is not None else ():
+            try:
+                check_kind(source, config.problems.answer_kinds)
+            except ValueError as e:
+                raise ValueError(f"team.{index}.warmup: {e}") from e
+
+
 CHECKS: tuple[Callable[[RunConfig], None], ...] = (
     _number_of_tasks,
     _hints_need_a_peer,
@@ -151,4 +162,5 @@ CHECKS: tuple[Callable[[RunConfig], None], ...] = (
     _samples_for_pass_at_k,
     _lessons_need_a_peer,
     _primary_can_be_computed,
+    _known_kinds_of_warmups,
 )

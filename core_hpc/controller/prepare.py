@@ -60,7 +60,9 @@ def _checked_splits(config: RunConfig) -> Splits:
     for index, model in enumerate(config.team):
         if model.warmup is not None:
             try:
-                warmups[model.name] = warmup_problems(model.warmup, splits.evaluation)
+                warmups[model.name] = warmup_problems(
+                    model.warmup, splits.evaluation, config.problems.answer_kinds
+                )
             except InputError as e:
                 raise InputError(f"team.{index}.warmup: {e}") from e
     return replace(splits, warmups=warmups)

@@ -33,6 +33,8 @@ class Call:
     arguments: tuple[Any, ...]
     options: Mapping[str, Any]
     limit_s: float
+    of_cpu_time: bool = False
+    """The limit is CPU time, which does not depend on the load of the machine, instead of wall-clock time."""
 
 
 @dataclass(frozen=True)
@@ -41,6 +43,7 @@ class Failure:
 
     message: str
     is_temporary: bool = False
+    timed_out: bool = False
 
 
 class _TimeUpError(BaseException):
@@ -51,7 +54,8 @@ def initialise_worker() -> None:
     """Set up a worker process. It is called once per process."""
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
-    signal.signal(signal.SIGALRM, _time_is_up)
+    for number in (signal.SIGALRM, signal.SIGPROF):
+        signal.signal(number, _time_is_up)
 
 
 def _time_is_up(signum: int, frame: FrameType | None) -> None:
@@ -60,8 +64,8 @@ def _time_is_up(signum: int, frame: FrameType | None) -> None:
 
 def run(call: Call) -> Any:
     """The result of a call as plain data, or a `Failure`."""
-    source = call.source
-    signal.setitimer(signal.ITIMER_REAL, call.limit_s)
+    source, clock = call.source, signal.ITIMER_PROF if call.of_cpu_time else signal.ITIMER_REAL
+    signal.setitimer(clock, call.limit_s)
     try:
         function = getattr(load(source), call.function)
         _seed()
@@ -73,11 +77,12 @@ def run(call: Call) -> Any:
             return Failure(f"{source.path}, line {line}: {call.function} {e}")
     except _TimeUpError as e:
         place = where(e, source)
-        return Failure(f"{place}: did not return within {call.limit_s:g} s and was stopped", is_temporary=True)
+        message = f"{place}: did not return within {call.limit_s:g} s and was stopped"
+        return Failure(message, is_temporary=True, timed_out=True)
     except (Exception, SystemExit) as e:  # noqa: BLE001 - code of a user may raise anything
         return Failure(explain(e, source), is_temporary=isinstance(e, OSError))
     finally:
-        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.setitimer(clock, 0)
 
 
 def load(source: Source) -> ModuleType:

@@ -7,13 +7,17 @@ meant for the author of the function.
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from typing import Any
 
 from core_hpc.config.base import Section
 from core_hpc.config.extensions import EXTENSION
+
+MAX_ANSWER_CHARS = 256
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,6 +69,30 @@ def _floats(result: Any, arguments: Sequence[Any]) -> list[float]:
     return values
 
 
+def _text_or_none(result: Any, arguments: Sequence[Any]) -> str | None:
+    """Text of at most `MAX_ANSWER_CHARS` characters, or None."""
+    del arguments
+    if result is not None and not isinstance(result, str):
+        raise TypeError(f"returned {_shown(result)}, not text or None")
+    return result.strip()[:MAX_ANSWER_CHARS] or None if result is not None else None
+
+
+def _truth(result: Any, arguments: Sequence[Any]) -> bool:
+    del arguments
+    if type(result).__name__ not in ("bool", "bool_"):  # of Python or NumPy
+        raise TypeError(f"returned {_shown(result)}, not True or False")
+    return bool(result)
+
+
+def _rows(result: Any, arguments: Sequence[Any]) -> list[dict[str, Any]]:
+    """At most as many rows as were asked for, as JSON has them."""
+    rows = list(islice(iter(result), arguments[0]))
+    for number, row in enumerate(rows, start=1):
+        if not isinstance(row, dict):
+            raise TypeError(f"returned {_shown(row)} as row {number}, not a mapping with question and answer")
+    return [dict(row) for row in json.loads(json.dumps(rows, default=str))]
+
+
 def _shown(value: Any) -> str:
     return f"{type(value).__name__} {repr(value)[:60]}"
 
@@ -72,6 +100,18 @@ def _shown(value: Any) -> str:
 POINTS: dict[str, Point] = {
     "reward_part": Point(
         title="reward part", parameters=("problem", "completions"), returns="list[float]", convert=_floats
+    ),
+    "problem_source": Point(
+        title="problem source", parameters=("count", "seed", "split"), returns="list[dict]", convert=_rows
+    ),
+    "answer_normalize": Point(
+        title="function normalize of an answer kind", parameters=("text",), returns="str | None", convert=_text_or_none
+    ),
+    "answer_extract": Point(
+        title="function extract of an answer kind", parameters=("text",), returns="str | None", convert=_text_or_none
+    ),
+    "answer_verify": Point(
+        title="function verify of an answer kind", parameters=("answer", "gold"), returns="bool", convert=_truth
     ),
 }
 """Name -> point. The name stands in the declaration of a field (`config.extensions.function_of`)."""

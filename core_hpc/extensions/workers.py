@@ -28,6 +28,10 @@ TIME_LIMIT_S = 60.0
 """Wall-clock limit of one call, unless the configuration sets another one."""
 KILL_AFTER_S = 5.0
 """A call that does not end at its limit, for example in native code, is killed so much later."""
+WALL_FACTOR = 12
+"""The wall-clock limit of a call with a limit of CPU time is this multiple of it."""
+TIMED_OUT = object()
+"""The result of a call that reached its limit of CPU time."""
 _TASKS_PER_WORKER = 1000
 _MAX_POOLS = 3
 
@@ -47,6 +51,7 @@ class FunctionWorkers:
         options: Mapping[str, Any],
         *,
         limit_s: float = TIME_LIMIT_S,
+        of_cpu_time: bool = False,
     ) -> list[Any]:
         """Call a function once per element of `calls`.
 
@@ -55,7 +60,9 @@ class FunctionWorkers:
             point: name of its extension point.
             calls: the positional arguments of each call.
             options: keyword arguments of every call.
-            limit_s: wall-clock limit of one call, in seconds.
+            limit_s: limit of one call, in seconds.
+            of_cpu_time: the limit is CPU time, and a call that reaches it has the result `TIMED_OUT`;
+                otherwise the limit is wall-clock time, and it is an error to reach it.
 
         Raises:
             ExtensionError: the function failed, and would fail again.
@@ -63,7 +70,7 @@ class FunctionWorkers:
                 processes do not start.
         """
         source, name = source_of(reference), function_name(reference)
-        wanted = [child.Call(source, name, point, arguments, options, limit_s) for arguments in calls]
+        wanted = [child.Call(source, name, point, arguments, options, limit_s, of_cpu_time) for arguments in calls]
         results: list[Any] = []
         for _ in range(_MAX_POOLS):
             try:
@@ -84,18 +91,23 @@ class FunctionWorkers:
 
         pool = self._running_pool()
         left = wanted[len(results) :]
-        futures = [pool.schedule(child.run, args=[call], timeout=call.limit_s + KILL_AFTER_S) for call in left]
+        futures = [pool.schedule(child.run, args=[call], timeout=_kill_after(call)) for call in left]
         try:
             for call, future in zip(left, futures, strict=True):
                 where = f"{call.source.path}: {call.function}"
                 try:
                     result = future.result()
                 except TimeoutError as e:
+                    if call.of_cpu_time:
+                        results.append(TIMED_OUT)
+                        continue
                     raise CoreHpcError(f"{where} did not return within {call.limit_s:g} s and was killed") from e
                 except ProcessExpired as e:
                     raise ExtensionError(
                         f"{where} ended its process (exit status {e.exitcode}), perhaps for lack of memory"
                     ) from e
+                if isinstance(result, child.Failure) and result.timed_out and call.of_cpu_time:
+                    result = TIMED_OUT
                 if isinstance(result, child.Failure):
                     raise CoreHpcError(result.message) if result.is_temporary else ExtensionError(result.message)
                 results.append(result)
@@ -123,6 +135,11 @@ class FunctionWorkers:
         return self._pool
 
 
+def _kill_after(call: child.Call) -> float:
+    """Seconds of wall-clock time after which the process of a call is killed."""
+    return call.limit_s * (WALL_FACTOR if call.of_cpu_time else 1) + KILL_AFTER_S
+
+
 def require_pebble() -> None:
     """Raise InputError unless the package that kills processes is installed."""
     if find_spec("pebble") is None:
@@ -143,6 +160,9 @@ def call_many(
     options: Mapping[str, Any],
     *,
     limit_s: float = TIME_LIMIT_S,
+    of_cpu_time: bool = False,
 ) -> list[Any]:
     """The same with the shared workers of this process; see `FunctionWorkers.call_many`."""
-    return _shared().call_many(reference, point, calls, options, limit_s=limit_s) if calls else []
+    if not calls:
+        return []
+    return _shared().call_many(reference, point, calls, options, limit_s=limit_s, of_cpu_time=of_cpu_time)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -94,11 +95,9 @@ def try_functions(config: RunConfig, train: pl.DataFrame) -> None:
         InputError: a function fails. The message names the field and the line of the user's file.
     """
     problem = as_problem(train.row(0, named=True))
-    common = {"model": config.team[0].name, "phase": COLD, "hint_given": False}
-    right = Completion(**common, sample_index=0, text=problem.gold, answer=problem.gold, correct=True, num_tokens=1)
-    empty = Completion(
-        **common, sample_index=1, text="", answer=None, correct=False, num_tokens=0, truncated=True
-    )
+    completion = partial(Completion, model=config.team[0].name, phase=COLD, hint_given=False)
+    right = completion(sample_index=0, text=problem.gold, answer=problem.gold, correct=True, num_tokens=1)
+    empty = completion(sample_index=1, text="", answer=None, correct=False, num_tokens=0, truncated=True)
     for use in uses(config):
         arguments = {"reward_part": (problem, [right, empty])}.get(use.name)
         if arguments is None:
