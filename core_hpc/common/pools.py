@@ -72,9 +72,7 @@ def stop_pool(pool: ProcessPool) -> None:
     pool.join()
 
 
-_GUARD_ADVICE = (
-    "because the script calls {what} while it is imported; put the calls under `if __name__ == \"__main__\":`"
-)
+_GUARD_ADVICE = 'because the script calls {what} while it is imported; put the calls under `if __name__ == "__main__":`'
 
 
 def require_guard(what: str) -> None:

@@ -104,9 +104,11 @@ def _hacpo_is_a_method_of_its_own(config: RunConfig) -> None:
             "update.hacpo is defined for a team with update.loss: gspo and without a rescue phase; set the loss, "
             "and protocol.rescue_samples to 0"
         )
-    if update.group != "team" or update.baseline != "team" or update.team_pass.is_on:
+    own = update.advantage_function is not None or update.loss_function is not None
+    if update.group != "team" or update.baseline != "team" or update.team_pass.is_on or own:
         raise ValueError(
-            "update.hacpo has advantages of its own; leave update.group, update.baseline and update.team_pass out"
+            "update.hacpo has advantages of its own, and a gain; leave update.group, update.baseline, "
+            "update.team_pass, update.advantage_function and update.loss_function out"
         )
 
 

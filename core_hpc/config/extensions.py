@@ -44,3 +44,33 @@ class OwnFunction(Section):
     """A function of the user and its options. Subclasses declare `function`."""
 
     options: dict[str, JsonValue] = Field({}, description=OPTIONS)
+
+
+class HintFunction(OwnFunction):
+    """The text of a teacher that becomes the hint."""
+
+    function: FunctionReference = function_of("hint_maker", description=FUNCTION)
+
+
+class PromptFunction(OwnFunction):
+    """The prompt of a problem, with the hint if there is one."""
+
+    function: FunctionReference = function_of("prompt_builder", description=FUNCTION)
+
+
+class ExploreFunction(OwnFunction):
+    """The explore reward of the completions of a problem."""
+
+    function: FunctionReference = function_of("explore_rule", description=FUNCTION)
+
+
+class AdvantageFunction(OwnFunction):
+    """The advantages of completions that are compared."""
+
+    function: FunctionReference = function_of("advantage", description=FUNCTION)
+
+
+class LossFunction(OwnFunction):
+    """The gain of each token."""
+
+    function: FunctionReference = function_of("loss", description=FUNCTION)

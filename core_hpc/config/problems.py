@@ -16,7 +16,9 @@ from core_hpc.config.extensions import FUNCTION, FunctionReference, OwnFunction,
 from core_hpc.config.instructions import default_instruction
 
 AnswerKindName = Literal["number", "integer", "latex", "letter", "text"]
-_KIND = "number: exact value; integer: 0 to 999 (AIME); latex: by algebra; letter: A to J; text: same words; or a name in "
+_KIND = (
+    "number: exact value; integer: 0 to 999 (AIME); latex: by algebra; letter: A to J; text: same words; or a name in "
+)
 _KIND += "problems.answer_kinds"
 AnswerKind = Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]{0,30}$")]
 """A name of `AnswerKindName`, or a key of `problems.answer_kinds`."""
@@ -147,7 +149,7 @@ class OwnAnswerKind(Section):
     extract: FunctionReference | None = function_of(
         "answer_extract",
         None,
-        description="answer in a completion; null: the last tag, box, #### or sentence whose content `normalize` accepts",
+        description="answer in a completion; null: the last tag, box, #### or sentence that `normalize` accepts",
     )
     verify: FunctionReference | None = function_of(
         "answer_verify", None, description="whether an answer is right; null: both are the same after `normalize`"

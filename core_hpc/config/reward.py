@@ -11,7 +11,7 @@ from typing import Annotated, Literal
 from pydantic import Field, ValidationInfo, field_validator
 
 from core_hpc.config.base import Section, added_later
-from core_hpc.config.extensions import FUNCTION, FunctionReference, OwnFunction, function_of
+from core_hpc.config.extensions import FUNCTION, ExploreFunction, FunctionReference, OwnFunction, function_of
 
 Weight = Annotated[float, Field(ge=0, le=100)]
 Schedule = Weight | Annotated[list[Weight], Field(min_length=1)]
@@ -39,6 +39,9 @@ class ExploreSection(Section):
     )
     margin: float = Field(0.15, ge=0, description="delta of Eq. 3: distance that is not paid for")
     cap: int = Field(10, ge=1, description="largest chosen set of greedy_outsider, in completions")
+    rule_function: ExploreFunction | None = added_later(
+        None, description="a function of your own, instead of `rule`; null: none"
+    )
 
 
 class WeightSection(Section):

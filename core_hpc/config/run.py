@@ -27,6 +27,7 @@ from core_hpc.config.base import (
 )
 from core_hpc.config.checks import CHECKS
 from core_hpc.config.cluster import ClusterSection
+from core_hpc.config.extensions import HintFunction, PromptFunction
 from core_hpc.config.problems import ProblemsSection
 from core_hpc.config.reward import RewardSection
 from core_hpc.config.update import UpdateSection
@@ -211,6 +212,12 @@ class ProtocolSection(Section):
         "peer",
         description="whose text the hint of a case is. peer: of the teacher (the method); controls, in the same cases: "
         "shuffled: of the teacher of another problem; own: of the student's own best cold completion",
+    )
+    hint_function: HintFunction | None = added_later(
+        None, description="a function of your own that rewrites the teacher's text; null: the text as it is"
+    )
+    prompt_function: PromptFunction | None = added_later(
+        None, description="a function of your own that builds the prompts; null: question, hint and instruction"
     )
     teacher_score: Literal["total", "exploit"] = Field(
         "total", description="which reward of the cold completions chooses the teacher: the total, or exploit only"

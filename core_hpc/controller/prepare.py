@@ -2,8 +2,8 @@
 
 In: configurations and files of the user on standard input, as {"configs": [...], "sources": [...]}.
 Out: files in the folder that is named on the command line: the problems of each run as Parquet, and
-`facts.json` with {"facts": [{model: facts}]} or {"error": text}. The process loads transformers and torch, which the launcher must not
-load. It creates nothing in run folders.
+`facts.json` with {"facts": [{model: facts}]} or {"error": text}. The process loads transformers and
+torch, which the launcher must not load. It creates nothing in run folders.
 """
 
 from __future__ import annotations
@@ -60,9 +60,7 @@ def _checked_splits(config: RunConfig) -> Splits:
     for index, model in enumerate(config.team):
         if model.warmup is not None:
             try:
-                warmups[model.name] = warmup_problems(
-                    model.warmup, splits.evaluation, config.problems.answer_kinds
-                )
+                warmups[model.name] = warmup_problems(model.warmup, splits.evaluation, config.problems.answer_kinds)
             except InputError as e:
                 raise InputError(f"team.{index}.warmup: {e}") from e
     return replace(splits, warmups=warmups)
@@ -80,6 +78,10 @@ def prepare(config: RunConfig, splits: Splits | None = None) -> dict[str, ModelF
     splits = splits if splits is not None else make_splits(config.problems)
     resolve_embedder(config.reward.distance.embedder)
     try_functions(config, splits.train)
+    if config.update.loss_function is not None:
+        from core_hpc.training.own_loss import try_loss
+
+        try_loss(config.update)
     facts, mistakes = {}, []
     for index, model in enumerate(config.team):
         try:

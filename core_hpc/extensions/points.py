@@ -18,6 +18,8 @@ from core_hpc.config.base import Section
 from core_hpc.config.extensions import EXTENSION
 
 MAX_ANSWER_CHARS = 256
+ROLES = ("system", "user", "assistant")
+"""Roles of the messages that a prompt builder returns."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -77,6 +79,34 @@ def _text_or_none(result: Any, arguments: Sequence[Any]) -> str | None:
     return result.strip()[:MAX_ANSWER_CHARS] or None if result is not None else None
 
 
+def _any_text_or_none(result: Any, arguments: Sequence[Any]) -> str | None:
+    del arguments
+    if result is not None and not isinstance(result, str):
+        raise TypeError(f"returned {_shown(result)}, not text or None")
+    return result
+
+
+def _prompt(result: Any, arguments: Sequence[Any]) -> str | list[dict[str, str]]:
+    """Text, or in the style chat also messages."""
+    style = arguments[4]
+    if isinstance(result, str) and result.strip():
+        return result
+    if style != "chat" or not isinstance(result, (list, tuple)) or not result:
+        allowed = "text or a list of messages" if style == "chat" else "text, because the style is plain"
+        raise TypeError(f"returned {_shown(result)}, not {allowed}")
+    messages = []
+    for number, message in enumerate(result):
+        if (
+            not isinstance(message, dict)
+            or message.get("role") not in ROLES
+            or not isinstance(message.get("content"), str)
+        ):
+            wanted = f"a mapping with role ({', '.join(ROLES)}) and content"
+            raise TypeError(f"returned {_shown(message)} as message {number}, not {wanted}")
+        messages.append({"role": message["role"], "content": message["content"]})
+    return messages
+
+
 def _truth(result: Any, arguments: Sequence[Any]) -> bool:
     del arguments
     if type(result).__name__ not in ("bool", "bool_"):  # of Python or NumPy
@@ -112,6 +142,27 @@ POINTS: dict[str, Point] = {
     ),
     "answer_verify": Point(
         title="function verify of an answer kind", parameters=("answer", "gold"), returns="bool", convert=_truth
+    ),
+    "hint_maker": Point(
+        title="hint maker", parameters=("problem", "text"), returns="str | None", convert=_any_text_or_none
+    ),
+    "prompt_builder": Point(
+        title="prompt builder",
+        parameters=("question", "hint", "examples", "instruction", "style"),
+        returns="str | list[dict]",
+        convert=_prompt,
+    ),
+    "explore_rule": Point(
+        title="explore rule", parameters=("distances", "quality"), returns="list[float]", convert=_floats
+    ),
+    "advantage": Point(
+        title="advantage", parameters=("completions", "rewards"), returns="list[float]", convert=_floats
+    ),
+    "loss": Point(
+        title="loss",
+        parameters=("ratio", "advantage", "log_prob", "rescue"),
+        returns="Tensor",
+        convert=lambda result, arguments: result,  # `training/own_loss.py` runs it beside the model
     ),
 }
 """Name -> point. The name stands in the declaration of a field (`config.extensions.function_of`)."""

@@ -25,6 +25,7 @@ class Problem:
 class Completion:
     """One completion of a problem."""
 
+    problem_id: str
     model: str
     """Name of the model in the team."""
     phase: str

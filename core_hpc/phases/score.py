@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from core_hpc.config.run import RunConfig
 from core_hpc.phases.context import TaskContext
-from core_hpc.phases.own_functions import own_reward_parts
+from core_hpc.phases.own_functions import own_advantages, own_reward_parts
 from core_hpc.phases.text_embeddings import Vectors, embed_texts, published_embeddings
 from core_hpc.problems.splits import TRAIN, iterations_per_epoch, problems_of_steps
 from core_hpc.protocol.advantages import baseline_groups, grouped_advantages, members
@@ -119,7 +119,10 @@ def _advantages(
     share = scheduled_weight(
         update.team_pass.weight, update.team_pass.weight_end, update.team_pass.weight_iterations, context.key.iteration
     )
-    found = grouped_advantages(rewards, groups, scale=update.advantage_scale)
+    if update.advantage_function is not None:
+        found = own_advantages(context.run, rollouts, rewards, members(groups))
+    else:
+        found = grouped_advantages(rewards, groups, scale=update.advantage_scale)
     if update.team_pass.is_on:
         found = (1 - share) * found + share * np.nan_to_num(of_team_pass)
     zero_signal = np.zeros(len(found), dtype=bool)

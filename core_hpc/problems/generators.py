@@ -115,8 +115,8 @@ def generate(source: Made, count: int, label: str, taken: set[str]) -> list[Item
 
 def _too_few(source: Made, found: int, count: int, label: str) -> InputError:
     return InputError(
-        f"problems: generator {name_of(source)} with {source.options or 'its defaults'} has too few different problems: "
-        f"found {found} of {count} for {label}; ask for fewer or widen its options"
+        f"problems: generator {name_of(source)} with {source.options or 'its defaults'} has too few different "
+        f"problems: found {found} of {count} for {label}; ask for fewer or widen its options"
     )
 
 

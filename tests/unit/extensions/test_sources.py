@@ -102,7 +102,10 @@ def test_a_grid_over_functions_has_labels_without_folders(tmp_path: Path) -> Non
         (None, r"cannot be read \(.*No such file"),
         ("def brevity(problem, completions)\n", r"my_rewards\.py, line 1: expected ':'"),
         ("x = 1\n\ndef other(a, b): pass\n", r"has no function brevity at its top level \(it has other\)"),
-        ("\ndef brevity(texts): pass\n", r"my_rewards\.py, line 2: brevity takes 1 positional argument\(s\), but gets 2"),
+        (
+            "\ndef brevity(texts): pass\n",
+            r"my_rewards\.py, line 2: brevity takes 1 positional argument\(s\), but gets 2",
+        ),
         ("def brevity(a, b, c): pass\n", "takes 3 positional argument.*a reward part is `def NAME"),
         ("async def brevity(a, b): pass\n", "brevity is async"),
         ("def brevity(a, b, *, size): pass\n", r"needs the option size; write options: \{size: \.\.\.\}"),

@@ -20,8 +20,8 @@ PROBLEM = Problem(id="p", question="What is 1 + 1?", gold="2", answer_kind="numb
 
 
 def completion(text: str, **more: Any) -> Completion:
-    values = {"model": "a", "phase": "cold", "sample_index": 0, "answer": None, "correct": False, "hint_given": False}
-    return Completion(**{**values, "text": text, "num_tokens": 1, **more})
+    values = {"problem_id": "p", "model": "a", "phase": "cold", "sample_index": 0, "answer": None, "num_tokens": 1}
+    return Completion(**{**values, "correct": False, "hint_given": False, "text": text, **more})
 
 
 @pytest.fixture(scope="module")
@@ -32,7 +32,12 @@ def workers() -> Iterator[FunctionWorkers]:
 
 
 def call(
-    workers: FunctionWorkers, body: str, *calls: Sequence[Completion], limit_s: float = 20, head: str = "", **options: Any
+    workers: FunctionWorkers,
+    body: str,
+    *calls: Sequence[Completion],
+    limit_s: float = 20,
+    head: str = "",
+    **options: Any,
 ) -> list[Any]:
     """Call a reward part with this body."""
     source = Source("/home/u/my_rewards.py", f"{head}\ndef part(problem, completions, **options):\n{body}")
@@ -56,7 +61,8 @@ def test_numbers_of_numpy_and_torch_become_plain_numbers(workers: FunctionWorker
 def test_an_error_names_the_line_of_the_user(workers: FunctionWorkers) -> None:
     with pytest.raises(ExtensionError) as error:
         call(workers, "    return [ratio(c) for c in completions]", head="def ratio(c):\n    return 1 / 0\n")
-    assert str(error.value) == "/home/u/my_rewards.py, line 2, in ratio: ZeroDivisionError: division by zero\n    return 1 / 0"
+    where = "/home/u/my_rewards.py, line 2, in ratio"
+    assert str(error.value) == f"{where}: ZeroDivisionError: division by zero\n    return 1 / 0"
     assert isinstance(error.value, RepeatingError), "another attempt would fail in the same way"
 
 
@@ -66,7 +72,9 @@ def test_an_error_inside_a_library_names_the_line_that_calls_it(workers: Functio
 
 
 def test_an_error_while_the_file_is_loaded_names_its_line(workers: FunctionWorkers) -> None:
-    with pytest.raises(ExtensionError, match=r"my_rewards\.py, line 1: ModuleNotFoundError: No module named 'absent_x'"):
+    with pytest.raises(
+        ExtensionError, match=r"my_rewards\.py, line 1: ModuleNotFoundError: No module named 'absent_x'"
+    ):
         call(workers, "    return [0]", head="import absent_x")
 
 
@@ -99,7 +107,7 @@ def test_a_function_that_cannot_be_interrupted_is_killed(workers: FunctionWorker
         f"    import os, signal, time\n    open({str(tmp_path / 'pid')!r}, 'w').write(str(os.getpid()))\n"
         "    signal.signal(signal.SIGALRM, signal.SIG_IGN)\n    time.sleep(600)"
     )
-    with pytest.raises(CoreHpcError, match="my_rewards.py: part did not return within 1 s and was killed"):
+    with pytest.raises(CoreHpcError, match=r"my_rewards\.py: part did not return within 1 s and was killed"):
         call(workers, body, limit_s=1)
     assert not psutil.pid_exists(int((tmp_path / "pid").read_text()))
 
