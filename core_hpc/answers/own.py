@@ -13,22 +13,27 @@ from functools import lru_cache
 from core_hpc.answers.kinds import AnswerKind, first_sentence
 from core_hpc.answers.verifier import CPU_LIMIT_S
 from core_hpc.config.problems import OwnAnswerKind
-from core_hpc.extensions.workers import TIMED_OUT, call_many
+from core_hpc.extensions.workers import TIME_LIMIT_S, TIMED_OUT, call_many
 from core_hpc.store.schema import CORRECT, TIMEOUT, WRONG
 
 _MAX_CACHED = 10_000
 
 
-def kinds_of(section: Mapping[str, OwnAnswerKind]) -> dict[str, AnswerKind]:
-    """The kinds of a run by name."""
-    return {name: _kind(own.normalize, own.extract, own.verify) for name, own in section.items()}
+def kinds_of(section: Mapping[str, OwnAnswerKind], *, limit_s: float = TIME_LIMIT_S) -> dict[str, AnswerKind]:
+    """The kinds of a run by name.
+
+    Args:
+        section: `problems.answer_kinds`.
+        limit_s: wall-clock limit of a call of `normalize` or `extract`, in seconds.
+    """
+    return {name: _kind(own.normalize, own.extract, own.verify, limit_s) for name, own in section.items()}
 
 
 @lru_cache(maxsize=16)
-def _kind(normalize: str, extract: str | None, verify: str | None) -> AnswerKind:
+def _kind(normalize: str, extract: str | None, verify: str | None, limit_s: float) -> AnswerKind:
     @lru_cache(maxsize=_MAX_CACHED)
     def canonical(text: str) -> str | None:
-        return _text(normalize, "answer_normalize", text)
+        return _text(normalize, "answer_normalize", text, limit_s)
 
     def compare_many(pairs: Sequence[tuple[str, str]]) -> list[str]:
         assert verify is not None
@@ -47,13 +52,13 @@ def _kind(normalize: str, extract: str | None, verify: str | None) -> AnswerKind
         gold=canonical,
         compare=compare,
         compare_many=None if verify is None else compare_many,
-        extract=None if extract is None else lambda text: _text(extract, "answer_extract", text),
+        extract=None if extract is None else lambda text: _text(extract, "answer_extract", text, limit_s),
         worded=True,
         strong_first=True,
     )
 
 
-def _text(reference: str, point: str, text: str) -> str | None:
-    (result,) = call_many(reference, point, [(text,)], {})
+def _text(reference: str, point: str, text: str, limit_s: float) -> str | None:
+    (result,) = call_many(reference, point, [(text,)], {}, limit_s=limit_s)
     assert result is None or isinstance(result, str)
     return result

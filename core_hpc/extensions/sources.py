@@ -27,7 +27,7 @@ PAGE = "core_hpc/README.md, Extension points"
 
 @dataclass(frozen=True)
 class Source:
-    """The content of a file, and the path by which messages name it."""
+    """The content of a file, and the path by which messages name it: in a run, its name alone."""
 
     path: str
     text: str
@@ -245,7 +245,7 @@ def remember_copies(folder: Path, found: Iterable[Use]) -> None:
         path = folder / copy_name(use.reference)
         advice = f"Restore it, or start the sweep again where the file of {use.path} is unchanged"
         try:
-            source = Source(str(path), read_own(path).decode())
+            source = Source(use.reference.partition(":")[0], read_own(path).decode())
         except (OSError, UnicodeDecodeError) as e:
             raise StoreError(f"{path}: cannot be read ({e}). {advice}") from e
         if source.digest != digest:

@@ -27,7 +27,8 @@ def run_task(context: TaskContext) -> None:
     fault_point("task.started", str(context.key))
     if not context.paths.task_manifest(context.key).exists():
         manifests.make_folder(context.paths.task_folder(context.key))
-        with own_kinds(kinds_of(context.run.config.problems.answer_kinds)):
+        config = context.run.config
+        with own_kinds(kinds_of(config.problems.answer_kinds, limit_s=config.extensions.time_limit_s)):
             step(context)
 
 

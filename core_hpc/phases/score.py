@@ -84,6 +84,7 @@ def score_rollouts(context: TaskContext, rollouts: pl.DataFrame, *, embeddings: 
             reward,
             index,
             own_parts={name: values[done - 1] for name, values in own_parts.items()},
+            limit_s=config.extensions.time_limit_s,
         )
         for name in REWARD_PARTS:
             out[name][rows] = getattr(scored, name)

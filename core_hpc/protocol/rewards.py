@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 
 from core_hpc.answers.extract import token_f1
 from core_hpc.config.reward import RewardSection, weight_at
-from core_hpc.extensions.workers import call_many
+from core_hpc.extensions.workers import TIME_LIMIT_S, call_many
 from core_hpc.protocol import explore
 from core_hpc.protocol.distance import FloatArray, Signature, distance_matrix, similarity_matrix
 from core_hpc.protocol.failures import BoolArray, cold_failed
@@ -166,13 +166,18 @@ def cross_rewards(
 
 
 def explore_rewards(
-    group: ProblemGroup, exploit: FloatArray, distances: FloatArray, settings: RewardSection
+    group: ProblemGroup,
+    exploit: FloatArray,
+    distances: FloatArray,
+    settings: RewardSection,
+    *,
+    limit_s: float = TIME_LIMIT_S,
 ) -> FloatArray:
     """Eq. 3 with the configured rule, over all completions of the problem, [n]."""
     rule = settings.explore
     if rule.rule_function is not None:
         own = rule.rule_function
-        (values,) = call_many(own.function, "explore_rule", [(distances, exploit)], own.options)
+        (values,) = call_many(own.function, "explore_rule", [(distances, exploit)], own.options, limit_s=limit_s)
         return np.array(values)
     if rule.rule == "leave_one_out":
         return explore.leave_one_out(distances, margin=rule.margin)
@@ -193,6 +198,7 @@ def score_problem(
     schedule_index: int,
     *,
     own_parts: Mapping[str, FloatArray] | None = None,
+    limit_s: float = TIME_LIMIT_S,
 ) -> ScoredGroup:
     """All reward parts of one problem and their weighted sum (Eq. 7).
 
@@ -201,6 +207,7 @@ def score_problem(
         settings: the reward settings.
         schedule_index: 0-based epoch or iteration that selects the weights.
         own_parts: for each name in `settings.parts`, the values of the user's function, [n].
+        limit_s: wall-clock limit of the user's explore rule, in seconds.
 
     Raises:
         ValueError: an embedding is zero or not finite, or a part has no texts or lengths.
@@ -209,7 +216,7 @@ def score_problem(
     exploit = exploit_rewards(group.correct, group.answers, group.gold, partial_weight=_partial_weight(settings))
     parts = {
         "exploit": exploit,
-        "explore": explore_rewards(group, exploit, distances, settings),
+        "explore": explore_rewards(group, exploit, distances, settings, limit_s=limit_s),
         "rescue": rescue_rewards(group),
         "trace_accuracy": trace_accuracy_rewards(group.correct, group.phases),
         "cross": cross_rewards(

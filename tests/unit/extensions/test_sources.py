@@ -165,7 +165,9 @@ def test_a_task_uses_the_copy_although_the_file_is_changed(tmp_path: Path, monke
     opened = runs.open_run(run.root, own=True)
     source = sources.source_of(opened.config.reward.parts["brevity"].function)
     assert source.text == PART
-    assert Path(source.path).parent == RunPaths(run.root).extensions
+    assert source.path == "my_rewards.py", "messages name the file that the user edits"
+    (copy,) = RunPaths(run.root).extensions.iterdir()
+    assert copy.read_text() == PART
     (tmp_path / "my_rewards.py").unlink()
     assert runs.open_run(run.root).run_id == run.run_id
 
