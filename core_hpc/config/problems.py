@@ -130,13 +130,13 @@ class DataSetProblems(Section):
 
 
 ProblemSource = Annotated[
-    GeneratedProblems | GymProblems | FunctionProblems | FileProblems | DataSetProblems, Field(discriminator="source")
+    GeneratedProblems | GymProblems | FileProblems | DataSetProblems | FunctionProblems, Field(discriminator="source")
 ]
 MADE = (GeneratedProblems, GymProblems, FunctionProblems)
 """Sections of the sources that make as many problems as they are asked for."""
 PROBLEM_SOURCES: dict[str, type[Section]] = {
     name: section
-    for section in (GeneratedProblems, GymProblems, FunctionProblems, FileProblems, DataSetProblems)
+    for section in (GeneratedProblems, GymProblems, FileProblems, DataSetProblems, FunctionProblems)
     for name in get_args(section.model_fields["source"].annotation)
 }
 """Value of `source` -> its section."""

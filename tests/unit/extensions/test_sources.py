@@ -141,11 +141,20 @@ def test_options_are_checked_against_the_function(tmp_path: Path) -> None:
     ],
 )
 def test_other_forms_of_a_reference_are_refused(tmp_path: Path, text: str, expected: str) -> None:
-    assert expected in mistake(sweep_with(tmp_path), f"reward.parts.brevity.function={text}")
+    found = mistake(sweep_with(tmp_path), f"reward.parts.brevity.function={text}")
+    assert found.startswith(f"reward.parts.brevity.function: {expected}")
 
 
 def test_a_wrong_key_of_a_part_gets_advice(tmp_path: Path) -> None:
-    assert "did you mean `weight`?" in mistake(sweep_with(tmp_path, wieght=1))
+    expected = "reward.parts.brevity.wieght: unknown key; did you mean `weight`?"
+    assert mistake(sweep_with(tmp_path, wieght=1)) == expected
+
+
+def test_a_wrong_key_of_a_problem_source_gets_advice(tmp_path: Path) -> None:
+    source = "{source: function, function: my_rewards.py:brevity, count: 5, sed: 1}"
+    with pytest.raises(ConfigError) as error:
+        load_sweep(sweep_with(tmp_path), [f"problems.train={source}"])
+    assert "problems.train.sed: unknown key; did you mean `seed`?" in error.value.mistakes
 
 
 def test_a_part_cannot_have_the_name_of_another_field(tmp_path: Path) -> None:
