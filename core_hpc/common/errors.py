@@ -64,6 +64,10 @@ class ExtensionError(RepeatingError):
     """A function of the user failed. The message names its file and line, so a traceback adds nothing."""
 
 
+class ExtensionAttemptError(CoreHpcError):
+    """A function of the user failed, and another attempt may succeed: a time limit, a file, the network."""
+
+
 class NonFiniteError(RepeatingError):
     """The loss or the gradients became NaN or infinite. The last good adapter is kept."""
 

@@ -16,7 +16,7 @@ from functools import cache
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
-from core_hpc.common.errors import CoreHpcError, ExtensionError, InputError
+from core_hpc.common.errors import CoreHpcError, ExtensionAttemptError, ExtensionError, InputError
 from core_hpc.common.pools import default_num_workers, require_guard, start_pool, stop_pool
 from core_hpc.extensions import child
 from core_hpc.extensions.sources import function_name, source_of
@@ -66,8 +66,8 @@ class FunctionWorkers:
 
         Raises:
             ExtensionError: the function failed, and would fail again.
-            CoreHpcError: it did not return in time, could not read something (OSError), or the
-                processes do not start.
+            ExtensionAttemptError: it did not return in time, or could not read something (OSError).
+            CoreHpcError: the processes do not start.
         """
         source, name = source_of(reference), function_name(reference)
         wanted = [child.Call(source, name, point, arguments, options, limit_s, of_cpu_time) for arguments in calls]
@@ -101,7 +101,8 @@ class FunctionWorkers:
                     if call.of_cpu_time:
                         results.append(TIMED_OUT)
                         continue
-                    raise CoreHpcError(f"{where} did not return within {call.limit_s:g} s and was killed") from e
+                    message = f"{where} did not return within {call.limit_s:g} s and was killed"
+                    raise ExtensionAttemptError(message) from e
                 except ProcessExpired as e:
                     raise ExtensionError(
                         f"{where} ended its process (exit status {e.exitcode}), perhaps for lack of memory"
@@ -109,7 +110,7 @@ class FunctionWorkers:
                 if isinstance(result, child.Failure) and result.timed_out and call.of_cpu_time:
                     result = TIMED_OUT
                 if isinstance(result, child.Failure):
-                    raise CoreHpcError(result.message) if result.is_temporary else ExtensionError(result.message)
+                    raise (ExtensionAttemptError if result.is_temporary else ExtensionError)(result.message)
                 results.append(result)
         except CoreHpcError:
             for future in futures:
