@@ -239,6 +239,8 @@ def extract_answer(text: str, kind: str, *, last_marker: bool = False) -> str | 
     """
     rules = answer_kind(kind)
     text = after_thinking(text)
+    if rules.extract is not None:
+        return rules.extract(text)
     found = list(deque(_MARKER.finditer(text), maxlen=MAX_MARKERS))
     order = list(range(len(found) - 1, -1, -1))
     if rules.strong_first:

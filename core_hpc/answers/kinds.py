@@ -9,7 +9,9 @@ from __future__ import annotations
 
 import re
 import unicodedata
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass
 
 from core_hpc.answers.latex import (
@@ -95,9 +97,13 @@ class AnswerKind:
     """
     strong_first: bool = False
     """Whether a tag or box takes precedence over sentences, independently of the position."""
+    extract: Callable[[str], str | None] | None = None
+    """Text after the thoughts -> canonical answer, or None; instead of everything in `extract.py`."""
+    compare_many: Callable[[Sequence[tuple[str, str]]], list[str]] | None = None
+    """[(answer, canonical gold)] -> verdicts; instead of `compare`, for many at once."""
 
 
-def _first_sentence(text: str, sentence_end: re.Pattern[str] = _SENTENCE_END) -> str:
+def first_sentence(text: str, sentence_end: re.Pattern[str] = _SENTENCE_END) -> str:
     end = sentence_end.search(text)
     return text[: end.start()] if end else text
 
@@ -192,16 +198,16 @@ KINDS = {
     "number": AnswerKind(
         normalize=normalize_number,
         read=read_number,
-        read_sentence=lambda t: read_number(_first_sentence(t)),
-        is_plain=lambda t: is_plain_quantity(_first_sentence(t)),
+        read_sentence=lambda t: read_number(first_sentence(t)),
+        is_plain=lambda t: is_plain_quantity(first_sentence(t)),
         gold=normalize_number,
         compare=_same(normalize_number),
     ),
     "integer": AnswerKind(
         normalize=normalize_integer,
         read=read_number,
-        read_sentence=lambda t: read_number(_first_sentence(t)),
-        is_plain=lambda t: is_plain_quantity(_first_sentence(t)),
+        read_sentence=lambda t: read_number(first_sentence(t)),
+        is_plain=lambda t: is_plain_quantity(first_sentence(t)),
         gold=normalize_integer,
         compare=_same(normalize_integer),
     ),
@@ -217,7 +223,7 @@ KINDS = {
     "letter": AnswerKind(
         normalize=normalize_letter,
         read=read_letter,
-        read_sentence=lambda t: read_letter(_first_sentence(t, _LETTERS_END)),
+        read_sentence=lambda t: read_letter(first_sentence(t, _LETTERS_END)),
         gold=normalize_letter,
         compare=_same(normalize_letter),
         worded=True,
@@ -226,7 +232,7 @@ KINDS = {
     "text": AnswerKind(
         normalize=_bare_text,
         read=_read_text,
-        read_sentence=lambda t: _read_text(_first_sentence(t)),
+        read_sentence=lambda t: _read_text(first_sentence(t)),
         gold=_gold_text,
         compare=_same(normalize_text),
         worded=True,
@@ -236,12 +242,31 @@ KINDS = {
 """Name -> kind; these are the values of a problem's `answer_kind`."""
 
 
+_OWN: ContextVar[Mapping[str, AnswerKind]] = ContextVar("own_kinds", default={})  # noqa: B039 - never changed
+
+
+@contextmanager
+def own_kinds(kinds: Mapping[str, AnswerKind]) -> Iterator[None]:
+    """Within the block, the user's kinds of a run are known by their names (`own.py` makes them)."""
+    token = _OWN.set(kinds)
+    try:
+        yield
+    finally:
+        _OWN.reset(token)
+
+
 def answer_kind(kind: str) -> AnswerKind:
-    """The entry of `KINDS`.
+    """The entry of `KINDS`, or the user's kind of the present run.
 
     Raises:
         ValueError: the kind is unknown; the message lists the known kinds.
     """
-    if kind not in KINDS:
-        raise ValueError(f"unknown answer kind {kind!r}; known: {', '.join(sorted(KINDS))}")
-    return KINDS[kind]
+    known = known_kinds()
+    if kind not in known:
+        raise ValueError(f"unknown answer kind {kind!r}; known: {', '.join(sorted(known))}")
+    return known[kind]
+
+
+def known_kinds() -> Mapping[str, AnswerKind]:
+    """`KINDS`, and the user's kinds of the present run."""
+    return {**KINDS, **_OWN.get()}

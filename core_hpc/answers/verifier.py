@@ -12,21 +12,17 @@ from __future__ import annotations
 
 import atexit
 import logging
-import multiprocessing
-import os
-import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from concurrent.futures.process import BrokenProcessPool
-from contextlib import contextmanager
 from functools import cache
 from importlib.util import find_spec
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from core_hpc.answers import symbolic
 from core_hpc.answers.kinds import answer_kind
 from core_hpc.answers.latex import clean_latex
 from core_hpc.common.errors import CoreHpcError, InputError
+from core_hpc.common.pools import default_num_workers, require_guard, start_pool, stop_pool
 from core_hpc.store.schema import CORRECT, NO_ANSWER, TIMEOUT, WRONG
 
 if TYPE_CHECKING:
@@ -48,15 +44,10 @@ different endless expression each time would otherwise stop a task for hours: 1,
 5,000 CPU seconds.
 """
 MEMORY_GB = 2.0
-MAX_WORKERS = 4
 _TASKS_PER_WORKER = 1000
 _MAX_CACHED = 100_000
 _MAX_POOLS = 3
 _HARMLESS = ("1", "2")
-# A fixed hash seed orders sets of strings equally in every process. Warnings would report the
-# semaphores that a killed process leaves behind.
-_WORKER_ENVIRONMENT = {"PYTHONHASHSEED": "0", "PYTHONWARNINGS": "ignore"}
-
 
 _logger = logging.getLogger(__name__)
 
@@ -71,12 +62,12 @@ class Verifier:
         cpu_limit_s: float = CPU_LIMIT_S,
         timeout_budget_s: float = TIMEOUT_BUDGET_S,
     ) -> None:
-        """By default there is one worker per CPU of this process, up to `MAX_WORKERS`."""
+        """By default there are `default_num_workers()` workers."""
         self._timeout_budget_s = timeout_budget_s
         self._num_timeouts = 0  # comparisons of this call that ended at a limit
         self.num_not_compared = 0
         """Comparisons that were not made because the budget of their call was spent."""
-        self._num_workers = num_workers or min(MAX_WORKERS, len(os.sched_getaffinity(0)))
+        self._num_workers = num_workers or default_num_workers()
         self._cpu_limit_s = cpu_limit_s
         self._cache: dict[_Pair, str] = {}
         self._pool: ProcessPool | None = None
@@ -93,6 +84,7 @@ class Verifier:
             CoreHpcError: the worker processes cannot be started.
         """
         verdicts = [_verdict_by_notation(claim) for claim in claims]
+        _compare_by_own_functions(claims, verdicts)
         pairs = {
             i: (clean_latex(answer or ""), gold)
             for i, ((answer, gold, _), verdict) in enumerate(zip(claims, verdicts, strict=True))
@@ -105,8 +97,7 @@ class Verifier:
     def close(self) -> None:
         """End the worker processes; a later claim starts new ones."""
         if self._pool is not None:
-            self._pool.stop()  # type: ignore[no-untyped-call]  # pebble has no annotation here
-            self._pool.join()
+            stop_pool(self._pool)
             self._pool = None
 
     def _decide(self, pairs: list[_Pair]) -> dict[_Pair, str]:
@@ -119,7 +110,7 @@ class Verifier:
                 break
             verdicts |= self._compare(missing)
             if not verdicts:
-                _require_guard()
+                require_guard("verification")
         else:
             if not self._compare([_HARMLESS]):
                 raise CoreHpcError(
@@ -176,57 +167,28 @@ class Verifier:
     def _running_pool(self) -> ProcessPool:
         if self._pool is None:
             require_algebra()
-            # True while multiprocessing imports the main script in a new process.
-            if getattr(multiprocessing.current_process(), "_inheriting", False):
-                raise InputError(f"verification: a worker process ran the script again, {_GUARD_ADVICE}")
-            from pebble import ProcessPool
-
-            # The fork server has no threads and has loaded sympy, so forking a worker is safe and
-            # takes milliseconds.
-            context = multiprocessing.get_context("forkserver")
-            context.set_forkserver_preload(["math_verify", "core_hpc.answers.symbolic"])
-            self._pool = ProcessPool(
-                max_workers=self._num_workers,
+            self._pool = start_pool(
+                what="verification",
+                num_workers=self._num_workers,
                 max_tasks=_TASKS_PER_WORKER,
                 initializer=symbolic.initialise_worker,
                 initargs=[MEMORY_GB],
-                context=context,
             )
-            with _environment(_WORKER_ENVIRONMENT):
-                if not self._pool.active:  # reading this property starts the pool
-                    raise BrokenProcessPool("did not start")
         return self._pool
 
 
-_GUARD_ADVICE = (
-    'because the script calls verification while it is imported; put the calls under `if __name__ == "__main__":`'
-)
-
-
-def _require_guard() -> None:
-    """Raise InputError if the main script has no `__name__` check, so that each worker runs it."""
-    script = getattr(sys.modules.get("__main__"), "__file__", None)
-    try:
-        source = Path(script).read_text(encoding="utf-8", errors="replace") if script else "__name__"
-    except OSError:
-        return
-    if "__name__" not in source:
-        raise InputError(f"verification: each worker process ran the script {script} again, {_GUARD_ADVICE}")
-
-
-@contextmanager
-def _environment(changes: dict[str, str]) -> Iterator[None]:
-    """Set environment variables for processes that are started within the block."""
-    before = {name: os.environ.get(name) for name in changes}
-    os.environ.update(changes)
-    try:
-        yield
-    finally:
-        for name, value in before.items():
-            if value is None:
-                del os.environ[name]
-            else:
-                os.environ[name] = value
+def _compare_by_own_functions(claims: Sequence[Claim], verdicts: list[str | None]) -> None:
+    """Add the verdicts on answers of kinds with a `compare_many`."""
+    by_kind: dict[str, list[int]] = {}
+    for i, (claim, verdict) in enumerate(zip(claims, verdicts, strict=True)):
+        if verdict is None and answer_kind(claim[2]).compare_many is not None:
+            by_kind.setdefault(claim[2], []).append(i)
+    for kind, rows in by_kind.items():
+        rules = answer_kind(kind)
+        assert rules.compare_many is not None
+        pairs = [(claims[i][0] or "", rules.gold(claims[i][1]) or "") for i in rows]
+        for i, verdict in zip(rows, rules.compare_many(pairs), strict=True):
+            verdicts[i] = verdict
 
 
 def _verdict_by_notation(claim: Claim) -> str | None:

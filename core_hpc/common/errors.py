@@ -60,6 +60,14 @@ class RepeatingError(CoreHpcError):
     """Every further attempt of the task would fail in the same way, so the run stops."""
 
 
+class ExtensionError(RepeatingError):
+    """A function of the user failed. The message names its file and line, so a traceback adds nothing."""
+
+
+class ExtensionAttemptError(CoreHpcError):
+    """A function of the user failed, and another attempt may succeed: a time limit, a file, the network."""
+
+
 class NonFiniteError(RepeatingError):
     """The loss or the gradients became NaN or infinite. The last good adapter is kept."""
 

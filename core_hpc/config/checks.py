@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
+from core_hpc.config.problems import check_kind
 from core_hpc.store.schema import COLD
 
 if TYPE_CHECKING:
@@ -104,9 +105,11 @@ def _hacpo_is_a_method_of_its_own(config: RunConfig) -> None:
             "update.hacpo is defined for a team with update.loss: gspo and without a rescue phase; set the loss, "
             "and protocol.rescue_samples to 0"
         )
-    if update.group != "team" or update.baseline != "team" or update.team_pass.is_on:
+    own = update.advantage_function is not None or update.loss_function is not None
+    if update.group != "team" or update.baseline != "team" or update.team_pass.is_on or own:
         raise ValueError(
-            "update.hacpo has advantages of its own; leave update.group, update.baseline and update.team_pass out"
+            "update.hacpo has advantages of its own, and a gain; leave update.group, update.baseline, "
+            "update.team_pass, update.advantage_function and update.loss_function out"
         )
 
 
@@ -164,6 +167,15 @@ def _skills_of_the_team(config: RunConfig) -> None:
         raise ValueError(f"analysis.skills: {', '.join(unknown)} is not in the team ({team})")
 
 
+def _known_kinds_of_warmups(config: RunConfig) -> None:
+    for index, model in enumerate(config.team):
+        for source in (model.warmup.problems, *model.warmup.hinted) if model.warmup is not None else ():
+            try:
+                check_kind(source, config.problems.answer_kinds)
+            except ValueError as e:
+                raise ValueError(f"team.{index}.warmup: {e}") from e
+
+
 CHECKS: tuple[Callable[[RunConfig], None], ...] = (
     _number_of_tasks,
     _hints_need_a_peer,
@@ -180,4 +192,5 @@ CHECKS: tuple[Callable[[RunConfig], None], ...] = (
     _primary_can_be_computed,
     _engine_log_probs_to_use,
     _skills_of_the_team,
+    _known_kinds_of_warmups,
 )

@@ -42,12 +42,14 @@ class ConfigField:
     @property
     def is_mapping(self) -> bool:
         """Whether the keys of the value are free, as in `options`."""
-        return any("additionalProperties" in option for option in alternatives(self.schema))
+        return any(
+            {"additionalProperties", "patternProperties"} & option.keys() for option in alternatives(self.schema)
+        )
 
     @property
     def holds_sections(self) -> bool:
         """Whether the field holds sections, whose fields are listed themselves."""
-        return bool(sections_of(self.schema) or sections_of(self.schema.get("items", {})))
+        return bool(sections_of(self.schema) or member_sections(self.schema))
 
 
 def run_config_schema() -> Schema:
@@ -72,7 +74,7 @@ def _walk(
         place = (*path, name)
         is_operational = operational or bool(field.get("operational"))
         default = defaults.get(name, field.get("default", REQUIRED))
-        sections, members = sections_of(field), sections_of(field.get("items", {}))
+        sections, members = sections_of(field), member_sections(field)
         if not sections or len(alternatives(field)) > len(sections):
             yield ConfigField(path=place, section=section, schema=field, default=default, operational=is_operational)
         own = default if isinstance(default, dict) else {}
@@ -86,6 +88,14 @@ def alternatives(field: Schema) -> list[Schema]:
     """The schemas of which a value must satisfy one."""
     options: list[Schema] = field.get("anyOf") or field.get("oneOf") or [field]
     return options
+
+
+def member_sections(field: Schema) -> list[str]:
+    """Names of the sections that a list or a mapping may hold."""
+    values = field.get("additionalProperties", {})
+    patterns = field.get("patternProperties", {}).values()
+    schemas = [field.get("items", {}), values if isinstance(values, dict) else {}, *patterns]
+    return [name for schema in schemas for name in sections_of(schema)]
 
 
 def sections_of(field: Schema) -> list[str]:

@@ -33,7 +33,8 @@ def default_instruction(kinds: Collection[str], style: str) -> str | None:
     """Return the instruction for answers of these kinds, or None if no single form fits all kinds.
 
     Args:
-        kinds: Kinds of answers. Numbers, integers and LaTeX together are asked for in a box.
+        kinds: Kinds of answers. Numbers, integers and LaTeX together are asked for in a box, and a
+            kind of the user like text.
         style: `direct` asks for one solution. `strategies` asks for several, each in a `<strategy>`
             block with its own outcome.
 
@@ -47,6 +48,8 @@ def default_instruction(kinds: Collection[str], style: str) -> str | None:
     if len(kinds) > 1 and not _BOXED.issuperset(kinds):
         return None
     kind = next(iter(kinds)) if len(kinds) == 1 else "latex"
+    if kind not in _ENDS:  # a kind of the user
+        kind = "text"
     if style == DIRECT:
         return f"Solve the problem step by step. {_ENDS[kind]}"
     result = _RESULTS[kind]

@@ -6,15 +6,22 @@ data sets themselves are in `problems/splits.py` (`source_mistakes`).
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Annotated, Any, Literal, get_args
 
 from pydantic import Field, JsonValue, ValidationInfo, field_validator, model_validator
 
-from core_hpc.config.base import DEFAULT_BY, PositiveInt, Section, null_means_default
+from core_hpc.config.base import DEFAULT_BY, PositiveInt, Section, added_later, null_means_default
+from core_hpc.config.extensions import FUNCTION, FunctionReference, OwnFunction, function_of
 from core_hpc.config.instructions import default_instruction
 
 AnswerKindName = Literal["number", "integer", "latex", "letter", "text"]
-_KIND = "number: exact value; integer: 0 to 999 (AIME); latex: by algebra; letter: A to J; text: same words"
+_KIND = (
+    "number: exact value; integer: 0 to 999 (AIME); latex: by algebra; letter: A to J; text: same words; or a name in "
+)
+_KIND += "problems.answer_kinds"
+AnswerKind = Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]{0,30}$")]
+"""A name of `AnswerKindName`, or a key of `problems.answer_kinds`."""
 _COUNT = "problems to draw by seed; evaluation draws from what training does not use; null: all"
 _MADE = "problems to generate"
 MAX_MADE = 1_000_000
@@ -53,7 +60,7 @@ class GymProblems(Section):
     count: PositiveInt = Field(le=MAX_MADE, description=_MADE)
     seed: int = Field(0, ge=0, description="seed of the task")
     options: dict[str, JsonValue] = Field({}, description="parameters of the task, except seed and size")
-    answer_kind: AnswerKindName = Field("number", description=f"how answers are verified. {_KIND}")
+    answer_kind: AnswerKind = Field("number", description=f"how answers are verified. {_KIND}")
 
 
 class FileProblems(Section):
@@ -64,11 +71,21 @@ class FileProblems(Section):
 
     source: Literal["jsonl", "parquet"] = Field(description="where the problems come from: a file in this format")
     path: str = Field(min_length=1, description="the file, relative to the current folder")
-    answer_kind: AnswerKindName = Field(
+    answer_kind: AnswerKind = Field(
         "number", description=f"how answers are verified, for rows without a field answer_kind. {_KIND}"
     )
     count: PositiveInt | None = Field(None, description=_COUNT)
     seed: int = Field(0, ge=0, description="seed of the draw")
+
+
+class FunctionProblems(OwnFunction):
+    """Problems made by a function of the user."""
+
+    source: Literal["function"] = Field(description="where the problems come from: a function of your own")
+    function: FunctionReference = function_of("problem_source", description=FUNCTION)
+    count: PositiveInt = Field(le=MAX_MADE, description=_MADE)
+    seed: int = Field(0, ge=0, description="the function gets a seed that depends on this one and on the split")
+    answer_kind: AnswerKind = Field("number", description=f"how answers are verified. {_KIND}")
 
 
 class DataSetProblems(Section):
@@ -113,28 +130,51 @@ class DataSetProblems(Section):
 
 
 ProblemSource = Annotated[
-    GeneratedProblems | GymProblems | FileProblems | DataSetProblems, Field(discriminator="source")
+    GeneratedProblems | GymProblems | FileProblems | DataSetProblems | FunctionProblems, Field(discriminator="source")
 ]
+MADE = (GeneratedProblems, GymProblems, FunctionProblems)
+"""Sections of the sources that make as many problems as they are asked for."""
 PROBLEM_SOURCES: dict[str, type[Section]] = {
     name: section
-    for section in (GeneratedProblems, GymProblems, FileProblems, DataSetProblems)
+    for section in (GeneratedProblems, GymProblems, FileProblems, DataSetProblems, FunctionProblems)
     for name in get_args(section.model_fields["source"].annotation)
 }
 """Value of `source` -> its section."""
 
 
-def answer_kind_of(source: ProblemSource) -> AnswerKindName:
+class OwnAnswerKind(Section):
+    """A kind of answers of the user."""
+
+    normalize: FunctionReference = function_of("answer_normalize", description=f"canonical answer. {FUNCTION}")
+    extract: FunctionReference | None = function_of(
+        "answer_extract",
+        None,
+        description="answer in a completion; null: the last tag, box, #### or sentence that `normalize` accepts",
+    )
+    verify: FunctionReference | None = function_of(
+        "answer_verify", None, description="whether an answer is right; null: both are the same after `normalize`"
+    )
+
+
+def answer_kind_of(source: ProblemSource) -> str:
     """Kind of a source's answers. Single rows of the user's own files may have another kind."""
-    if isinstance(source, (GymProblems, FileProblems)):
+    if isinstance(source, (GymProblems, FileProblems, FunctionProblems)):
         return source.answer_kind
     return ANSWER_KINDS[source.source]
+
+
+def check_kind(source: ProblemSource, own: Mapping[str, OwnAnswerKind]) -> None:
+    """Raise ValueError unless the source's kind of answers exists. `own` are the kinds of the user."""
+    known = [*get_args(AnswerKindName), *own]
+    if answer_kind_of(source) not in known:
+        raise ValueError(f"unknown answer_kind {answer_kind_of(source)!r}; known: {', '.join(known)}")
 
 
 _NO_COMMON_FORM = "(no default)"
 """Stands for a missing default instruction until `ProblemsSection` has reported it."""
 
 
-def _kinds(data: dict[str, Any]) -> set[AnswerKindName]:
+def _kinds(data: dict[str, Any]) -> set[str]:
     return {answer_kind_of(data["train"]), answer_kind_of(data["evaluation"])}
 
 
@@ -146,6 +186,7 @@ def _instruction_by_answers(data: dict[str, Any]) -> str:
 class ProblemsSection(Section):
     """What the team trains on, and what is held out for evaluation."""
 
+    answer_kinds: dict[AnswerKind, OwnAnswerKind] = added_later({}, description="kinds of answers of your own, by name")
     train: ProblemSource = Field(description="training problems")
     evaluation: ProblemSource = Field(description="held-out problems")
     near_duplicates: Literal["error", "drop", "allow"] = Field(
@@ -167,6 +208,19 @@ class ProblemsSection(Section):
         json_schema_extra={DEFAULT_BY: "instruction_style and the kinds of answers"},
         description="text after each question (and hint); may be empty if the worked examples show the form of answers",
     )
+
+    @field_validator("answer_kinds")
+    @classmethod
+    def _names_of_their_own(cls, kinds: dict[str, OwnAnswerKind]) -> dict[str, OwnAnswerKind]:
+        if taken := sorted(set(kinds).intersection(get_args(AnswerKindName))):
+            raise ValueError(f"there is a kind {taken[0]} already; give your kind another name")
+        return kinds
+
+    @field_validator("train", "evaluation")
+    @classmethod
+    def _known_kind(cls, source: Any, info: ValidationInfo) -> Any:
+        check_kind(source, info.data.get("answer_kinds", {}))
+        return source
 
     @field_validator("instruction", mode="before")
     @classmethod

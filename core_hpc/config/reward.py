@@ -11,6 +11,7 @@ from typing import Annotated, Literal
 from pydantic import Field, ValidationInfo, field_validator
 
 from core_hpc.config.base import Section, added_later
+from core_hpc.config.extensions import FUNCTION, ExploreFunction, FunctionReference, OwnFunction, function_of
 
 Weight = Annotated[float, Field(ge=0, le=100)]
 Schedule = Weight | Annotated[list[Weight], Field(min_length=1)]
@@ -38,6 +39,9 @@ class ExploreSection(Section):
     )
     margin: float = Field(0.15, ge=0, description="delta of Eq. 3: distance that is not paid for")
     cap: int = Field(10, ge=1, description="largest chosen set of greedy_outsider, in completions")
+    rule_function: ExploreFunction | None = added_later(
+        None, description="a function of your own, instead of `rule`; null: none"
+    )
 
 
 class WeightSection(Section):
@@ -110,6 +114,16 @@ class OverlongSection(Section):
     )
 
 
+PartName = Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]{0,30}$")]
+
+
+class OwnPartSection(OwnFunction):
+    """A part of the reward that a function of the user computes. It enters the column `reward`."""
+
+    function: FunctionReference = function_of("reward_part", description=FUNCTION)
+    weight: Schedule = Field(1.0, description=_WEIGHT)
+
+
 class RewardSection(Section):
     """The reward of a completion (METHOD.md section 4), with the paper's weights.
 
@@ -131,7 +145,15 @@ class RewardSection(Section):
     format: FormatSection = Field(FormatSection(), description="form of the style strategies")
     length: LengthSection = Field(LengthSection(), description="long completions")
     overlong: OverlongSection = added_later(OverlongSection(), description="completions near the token limit")
+    parts: dict[PartName, OwnPartSection] = added_later({}, description="parts of your own, by name")
     distance: DistanceSection = Field(DistanceSection(), description="distance of two completions (Eq. 13)")
+
+    @field_validator("parts")
+    @classmethod
+    def _names_of_their_own(cls, parts: dict[str, OwnPartSection]) -> dict[str, OwnPartSection]:
+        if taken := sorted(set(parts).intersection(cls.model_fields)):
+            raise ValueError(f"{taken[0]} is the name of another field of reward; give your part another name")
+        return parts
 
 
 def weight_at(schedule: float | list[float], index: int) -> float:

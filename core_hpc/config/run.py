@@ -27,6 +27,7 @@ from core_hpc.config.base import (
 )
 from core_hpc.config.checks import CHECKS
 from core_hpc.config.cluster import ClusterSection
+from core_hpc.config.extensions import HintFunction, PromptFunction
 from core_hpc.config.problems import ProblemsSection
 from core_hpc.config.reward import RewardSection
 from core_hpc.config.update import UpdateSection
@@ -212,6 +213,12 @@ class ProtocolSection(Section):
         description="whose text the hint of a case is. peer: of the teacher (the method); controls, in the same cases: "
         "shuffled: of the teacher of another problem; own: of the student's own best cold completion",
     )
+    hint_function: HintFunction | None = added_later(
+        None, description="a function of your own that rewrites the teacher's text; null: the text as it is"
+    )
+    prompt_function: PromptFunction | None = added_later(
+        None, description="a function of your own that builds the prompts; null: question, hint and instruction"
+    )
     teacher_score: Literal["total", "exploit"] = Field(
         "total", description="which reward of the cold completions chooses the teacher: the total, or exploit only"
     )
@@ -244,6 +251,14 @@ class EvaluationSection(Section):
     sampling: SamplingSection = Field(SamplingSection(max_new_tokens=4096), description="sampling in evaluation")
 
 
+class ExtensionsSection(Section):
+    """Functions of the user (core_hpc/README.md, Extension points)."""
+
+    time_limit_s: float = operational(
+        60, gt=0, le=86_400, description="seconds after which a call of a function is stopped, and its task has failed"
+    )
+
+
 class RunConfig(Section):
     """The resolved configuration of one run."""
 
@@ -261,6 +276,9 @@ class RunConfig(Section):
     evaluation: EvaluationSection = Field(EvaluationSection(), description="evaluation on held-out problems")
     analysis: AnalysisSection = Field(
         AnalysisSection(), json_schema_extra=OPERATIONAL, description="the primary comparison of the sweep"
+    )
+    extensions: ExtensionsSection = Field(
+        ExtensionsSection(), json_schema_extra=OPERATIONAL, description="functions of your own"
     )
     cluster: ClusterSection = Field(
         ClusterSection(), json_schema_extra=OPERATIONAL, description="where and how tasks run"
@@ -330,6 +348,8 @@ def scientific_fields(config: Section) -> dict[str, Any]:
             out[name] = scientific_fields(value)
         elif isinstance(value, (list, tuple)):
             out[name] = [scientific_fields(v) if isinstance(v, Section) else v for v in value]
+        elif isinstance(value, dict):
+            out[name] = {k: scientific_fields(v) if isinstance(v, Section) else v for k, v in value.items()}
         else:
             out[name] = value
     return out

@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 
 from core_hpc.config.base import DEFAULT_BY
+from core_hpc.config.extensions import EXTENSION
 from core_hpc.config.fields import ANY, ConfigField, Schema, config_fields, run_config_schema, sections_of
 
 DRAFT = "https://json-schema.org/draft/2020-12/schema"
@@ -58,6 +59,7 @@ def _tidy(section: Schema) -> None:
         field.pop("title", None)
         field.pop("operational", None)
         field.pop("added_later", None)
+        field.pop(EXTENSION, None)
         if sections_of(field):
             field.pop("default", None)
         if field.pop("discriminator", None):  # a file may inherit `source`

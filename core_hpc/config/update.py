@@ -20,6 +20,7 @@ from core_hpc.config.base import (
     operational,
     with_default_by,
 )
+from core_hpc.config.extensions import AdvantageFunction, LossFunction
 from core_hpc.config.teach import HacpoSection, SelfTeacherSection, TeachSection, TeamPassSection
 
 Loss = Literal["grpo", "dapo", "dr_grpo", "bnpo", "gspo", "sapo", "cispo"]
@@ -118,6 +119,11 @@ class UpdateSection(Section):
     """
 
     loss: Loss = Field("grpo", description="the loss; it decides which of the following options exist")
+    loss_function: LossFunction | None = added_later(
+        None,
+        description="a function of your own for the gain of a token, instead of that of `loss`, which still has the "
+        "ratio, the KL term and the mean over tokens; null: none",
+    )
     ratio: Literal["token", "sequence", "current"] = _option(
         "ratio",
         description="policy ratio. token: of each token; sequence: exp(mean log-ratio) of the completion; current: "
@@ -155,6 +161,9 @@ class UpdateSection(Section):
         "compare as `group` has it. team: all that are compared; model: those of the model, of both phases; "
         "model_phase: those of the model in the phase; model_batch: those of the model, of all problems of the "
         "optimizer step (authors' older trainer)",
+    )
+    advantage_function: AdvantageFunction | None = added_later(
+        None, description="a function of your own for the advantages of compared completions; null: none"
     )
     team_pass: TeamPassSection = added_later(
         TeamPassSection(), description="advantages for team Pass@k, beside those of the reward (not in the paper)"

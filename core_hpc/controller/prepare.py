@@ -1,9 +1,9 @@
 """Preparation of new runs in a separate process: problems, models, and checks of both.
 
-In: configurations on standard input, as {"configs": [...]}. Out: files in the folder that is named
-on the command line: the problems of each run as Parquet, and `facts.json` with {"facts": [{model:
-facts}]} or {"error": text}. The process loads transformers and torch, which the launcher must not
-load. It creates nothing in run folders.
+In: configurations and files of the user on standard input, as {"configs": [...], "sources": [...]}.
+Out: files in the folder that is named on the command line: the problems of each run as Parquet, and
+`facts.json` with {"facts": [{model: facts}]} or {"error": text}. The process loads transformers and
+torch, which the launcher must not load. It creates nothing in run folders.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ import polars as pl
 from core_hpc.common.errors import CoreHpcError, InputError
 from core_hpc.config.run import ModelSection, RunConfig
 from core_hpc.engines import has_gpu
+from core_hpc.extensions.sources import Source, remember
 from core_hpc.models.loading import check_rope, check_vllm_packages, load_config
 from core_hpc.models.prompts import check_chat_settings, prompt_builder
 from core_hpc.models.quantization import no_gpu, require_package
@@ -30,6 +31,7 @@ from core_hpc.models.resolve import (
     resolve_embedder,
     resolve_model,
 )
+from core_hpc.phases.own_functions import try_functions
 from core_hpc.problems.splits import SPLITS, Splits, check_counts, make_splits, warmup_problems, worked_examples
 from core_hpc.runs.folder import ModelFacts
 from core_hpc.runs.sweep import RunPlan
@@ -58,7 +60,7 @@ def _checked_splits(config: RunConfig) -> Splits:
     for index, model in enumerate(config.team):
         if model.warmup is not None:
             try:
-                warmups[model.name] = warmup_problems(model.warmup, splits.evaluation)
+                warmups[model.name] = warmup_problems(model.warmup, splits.evaluation, config.problems.answer_kinds)
             except InputError as e:
                 raise InputError(f"team.{index}.warmup: {e}") from e
     return replace(splits, warmups=warmups)
@@ -75,6 +77,11 @@ def prepare(config: RunConfig, splits: Splits | None = None) -> dict[str, ModelF
     """
     splits = splits if splits is not None else make_splits(config.problems)
     resolve_embedder(config.reward.distance.embedder)
+    try_functions(config, splits.train)
+    if config.update.loss_function is not None:
+        from core_hpc.training.own_loss import try_loss
+
+        try_loss(config.update)
     facts, mistakes = {}, []
     for index, model in enumerate(config.team):
         try:
@@ -162,7 +169,9 @@ def main(arguments: list[str]) -> int:
     folder = Path(arguments[0])
     answer: dict[str, Any] = {"facts": []}
     try:
-        configs = [RunConfig.model_validate(c) for c in json.load(sys.stdin)["configs"]]
+        request = json.load(sys.stdin)
+        remember(Source(**source) for source in request["sources"])
+        configs = [RunConfig.model_validate(c) for c in request["configs"]]
         all_splits = [_checked_splits(config) for config in configs]
         for number, (config, splits) in enumerate(zip(configs, all_splits, strict=True)):
             answer["facts"].append({name: asdict(facts) for name, facts in prepare(config, splits).items()})

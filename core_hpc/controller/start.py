@@ -13,7 +13,7 @@ import subprocess
 import sys
 import tempfile
 import uuid
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from rich.console import Console
@@ -60,7 +60,13 @@ def prepare_new_runs(sweep: Sweep, console: Console) -> Prepared:
         return {}
     console.print("preparing models and problems (the first time takes a minute or two, to convert weights) ...")
     with tempfile.TemporaryDirectory() as folder:
-        request = json.dumps({"configs": [plan.config.model_dump(mode="json") for plan in new]})
+        files = {source.digest: source for plan in new for source in plan.sources.values()}
+        request = json.dumps(
+            {
+                "configs": [plan.config.model_dump(mode="json") for plan in new],
+                "sources": [asdict(source) for source in files.values()],
+            }
+        )
         done = subprocess.run(
             [sys.executable, "-m", "core_hpc.controller.prepare", folder],
             input=request.encode(),

@@ -15,7 +15,9 @@ from functools import cached_property
 from typing import Any
 
 from core_hpc.common.errors import InputError
+from core_hpc.config.extensions import PromptFunction
 from core_hpc.config.run import ModelSection, RunConfig
+from core_hpc.extensions.workers import TIME_LIMIT_S, call_many
 
 HINT_HEADING = "Here is the reasoning of another student, with the answer removed. It may help:"
 PLAIN_STOP_STRINGS = ("\nQuestion:",)
@@ -37,10 +39,15 @@ class PromptBuilder:
     examples: tuple[tuple[str, str], ...] = ()
     system_prompt: str | None = None
     template_options: Mapping[str, Any] = field(default_factory=dict)
+    function: PromptFunction | None = None
+    """The user's function that builds prompts instead of this class."""
+    time_limit_s: float = TIME_LIMIT_S
 
     def build(self, question: str, hint: str | None = None) -> tuple[int, ...]:
         """Prompt token ids of a question, with the hint section if there is a hint."""
-        if self.style == "chat":
+        if self.function is not None:
+            ids = self._own_ids(self.function, question, hint)
+        elif self.style == "chat":
             messages = []
             for example, solution in self.examples:
                 messages += [
@@ -56,6 +63,16 @@ class PromptBuilder:
             blocks.append(f"Question: {self._ask(question, hint)}\nAnswer:")
             ids = self.tokenizer("\n\n".join(blocks))["input_ids"]
         return tuple(int(i) for i in ids)
+
+    def _own_ids(self, function: PromptFunction, question: str, hint: str | None) -> Any:
+        """Token ids of what the user's function returns: the text of the prompt, or messages of a chat."""
+        arguments = (question, hint, list(self.examples), self.instruction, self.style)
+        (prompt,) = call_many(
+            function.function, "prompt_builder", [arguments], function.options, limit_s=self.time_limit_s
+        )
+        if self.style != "chat":
+            return self.tokenizer(prompt)["input_ids"]
+        return self.chat([{"role": "user", "content": prompt}] if isinstance(prompt, str) else prompt, tokenize=True)
 
     @cached_property
     def opened_thinking(self) -> str:
@@ -136,7 +153,14 @@ def prompt_builder(
 ) -> PromptBuilder:
     """The builder of a team member's prompts. `style` is chat or plain."""
     return PromptBuilder(
-        tokenizer, style, config.problems.instruction, examples, model.system_prompt, model.template_options
+        tokenizer,
+        style,
+        config.problems.instruction,
+        examples,
+        model.system_prompt,
+        model.template_options,
+        config.protocol.prompt_function,
+        config.extensions.time_limit_s,
     )
 
 

@@ -10,6 +10,8 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+from core_hpc.answers.kinds import own_kinds
+from core_hpc.answers.own import kinds_of
 from core_hpc.common.faults import fault_point
 from core_hpc.models.imports import skip_unused_packages
 from core_hpc.phases.context import TaskContext
@@ -26,7 +28,9 @@ def run_task(context: TaskContext) -> None:
     fault_point("task.started", str(context.key))
     if not context.paths.task_manifest(context.key).exists():
         manifests.make_folder(context.paths.task_folder(context.key))
-        step(context)
+        config = context.run.config
+        with own_kinds(kinds_of(config.problems.answer_kinds, limit_s=config.extensions.time_limit_s)):
+            step(context)
 
 
 def _step(phase: str) -> Callable[[TaskContext], None]:

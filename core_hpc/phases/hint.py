@@ -17,6 +17,7 @@ import polars as pl
 
 from core_hpc.common.seeds import stable_uniform
 from core_hpc.phases.context import TaskContext
+from core_hpc.phases.own_functions import own_hint_text
 from core_hpc.phases.score import score_rollouts
 from core_hpc.phases.text_embeddings import FILE, embed_texts, write_embeddings
 from core_hpc.problems.splits import TRAIN
@@ -224,8 +225,11 @@ def _shuffled(
 def _hint_text(context: TaskContext, student: str, source: _Source) -> tuple[str | None, str]:
     """(hint, rescue), or None and the reason why there is none."""
     protocol, tokenizer = context.run.config.protocol, context.tokenizer(context.run.config.model(student))
+    text = own_hint_text(context.run, source.problem_id, source.text)
+    if text is None:
+        return None, "no_hint"
     hint = make_hint(
-        source.text,
+        text,
         source.gold,
         source.answer_kind,
         tokenize=lambda text: tokenizer(text, add_special_tokens=False)["input_ids"],

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from core_hpc.config.run import RunConfig
 from core_hpc.phases.context import TaskContext
+from core_hpc.phases.own_functions import own_advantages, own_reward_parts
 from core_hpc.phases.text_embeddings import Vectors, embed_texts, published_embeddings
 from core_hpc.problems.splits import TRAIN, iterations_per_epoch, problems_of_steps
 from core_hpc.protocol.advantages import baseline_groups, grouped_advantages, members
@@ -75,9 +76,16 @@ def score_rollouts(context: TaskContext, rollouts: pl.DataFrame, *, embeddings: 
     out = {name: np.zeros(rollouts.height) for name in (*REWARD_PARTS, "reward")}
     compared = ["problem_id", "model"] if update.group == "model" else ["problem_id"]
     groups = rollouts.with_row_index("row").partition_by(compared, maintain_order=True)
+    own_parts = own_reward_parts(context.run, groups, index)
     for done, group in enumerate(groups, start=1):
         rows = group["row"].to_numpy()
-        scored = score_problem(_group(config, group, vectors[rows], [signatures[r] for r in rows]), reward, index)
+        scored = score_problem(
+            _group(config, group, vectors[rows], [signatures[r] for r in rows]),
+            reward,
+            index,
+            own_parts={name: values[done - 1] for name, values in own_parts.items()},
+            limit_s=config.extensions.time_limit_s,
+        )
         for name in REWARD_PARTS:
             out[name][rows] = getattr(scored, name)
         out["reward"][rows] = scored.total
@@ -112,7 +120,10 @@ def _advantages(
     share = scheduled_weight(
         update.team_pass.weight, update.team_pass.weight_end, update.team_pass.weight_iterations, context.key.iteration
     )
-    found = grouped_advantages(rewards, groups, scale=update.advantage_scale)
+    if update.advantage_function is not None:
+        found = own_advantages(context.run, rollouts, rewards, members(groups))
+    else:
+        found = grouped_advantages(rewards, groups, scale=update.advantage_scale)
     if update.team_pass.is_on:
         found = (1 - share) * found + share * np.nan_to_num(of_team_pass)
     zero_signal = np.zeros(len(found), dtype=bool)

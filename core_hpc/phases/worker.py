@@ -22,7 +22,7 @@ import traceback
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from core_hpc.common.errors import CoreHpcError, RepeatingError, StoppedError
+from core_hpc.common.errors import CoreHpcError, ExtensionAttemptError, ExtensionError, RepeatingError, StoppedError
 from core_hpc.common.ownership import deny_writing_by_others
 from core_hpc.runs.messages import (
     CommandKind,
@@ -76,6 +76,10 @@ def _read_commands(commands: queue.SimpleQueue[WorkerCommand], stop: threading.E
 
 def _outcome_of(error: Exception) -> Outcome:
     """What the launcher needs to know about a failure: its kind decides what is done about it."""
+    if isinstance(error, ExtensionError):
+        return Outcome(OutcomeKind.FINAL, str(error))
+    if isinstance(error, ExtensionAttemptError):
+        return Outcome(OutcomeKind.ERROR, str(error))
     trace = traceback.format_exc()
     if isinstance(error, DamagedError):
         return Outcome(OutcomeKind.DAMAGED, str(error), traceback=trace, manifest=str(error.manifest_path))

@@ -17,7 +17,7 @@ from typing import Any
 
 import polars as pl
 
-from core_hpc.answers.kinds import KINDS, LETTERS
+from core_hpc.answers.kinds import LETTERS, known_kinds
 from core_hpc.common.errors import InputError
 from core_hpc.store import parquet
 from core_hpc.store.schema import ATTRIBUTES
@@ -209,16 +209,17 @@ def gold_of(text: str, kind: str) -> str:
     Raises:
         RowError: the kind is unknown, or the text is not an answer of this kind.
     """
-    if kind not in KINDS:
-        raise RowError(f"unknown answer_kind {kind!r}; known: {', '.join(KINDS)}")
-    gold = KINDS[kind].gold(text)
+    kinds = known_kinds()
+    if kind not in kinds:
+        raise RowError(f"unknown answer_kind {kind!r}; known: {', '.join(kinds)}")
+    gold = kinds[kind].gold(text)
     if gold is None:
-        raise RowError(f"the answer {text[:60]!r} is not {_GOLD_WORDS[kind]}")
+        raise RowError(f"the answer {text[:60]!r} is not {_GOLD_WORDS.get(kind, f'an answer of the kind {kind}')}")
     return gold
 
 
 def own_row(answer_kind: str) -> ParseRow:
-    """The parser for the user's own files.
+    """The parser for the user's own files and functions. `answer_kind` is that of rows without one.
 
     Fields other than id, question, answer and answer_kind become metadata.
     """

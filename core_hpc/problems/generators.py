@@ -12,16 +12,23 @@ import random
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from importlib.util import find_spec
 from typing import Any
 
 from core_hpc.common.errors import CoreHpcError, InputError
 from core_hpc.common.seeds import stable_seed
-from core_hpc.config.problems import GeneratedProblems, GymProblems
-from core_hpc.problems.files import Item, RowError, gold_of
+from core_hpc.config.problems import FunctionProblems, GeneratedProblems, GymProblems
+from core_hpc.extensions.sources import function_name, source_of
+from core_hpc.extensions.workers import call_many
+from core_hpc.problems.files import Item, RowError, gold_of, own_row
 from core_hpc.problems.skills import SKILL_OPTIONS, skill_problem
 
 GYM_TIMEOUT_S = 600
+FUNCTION_TIMEOUT_S = 600.0
+"""Wall-clock limit of one call of a user's problem source."""
+MAX_ROUNDS = 20
+"""Calls of a user's problem source that do not return enough different problems."""
 
 
 def _addition_chain(
@@ -54,11 +61,17 @@ options. A new one needs one function and one entry.
 """
 
 
-def mistakes_in(source: GeneratedProblems | GymProblems) -> list[tuple[str, str]]:
+Made = GeneratedProblems | GymProblems | FunctionProblems
+"""A source that makes as many problems as it is asked for."""
+
+
+def mistakes_in(source: Made) -> list[tuple[str, str]]:
     """(field, message) for each mistake in the name or options of a generator.
 
-    Imports nothing heavy.
+    Imports nothing heavy. `runs/sweep.py` checks functions of the user.
     """
+    if isinstance(source, FunctionProblems):
+        return []
     if isinstance(source, GymProblems):
         return _gym_mistakes(source)
     if source.task not in GENERATORS:
@@ -73,7 +86,12 @@ def mistakes_in(source: GeneratedProblems | GymProblems) -> list[tuple[str, str]
     return mistakes
 
 
-def generate(source: GeneratedProblems | GymProblems, count: int, label: str, taken: set[str]) -> list[Item]:
+def name_of(source: Made) -> str:
+    """The name of the generator, task or function."""
+    return function_name(source.function) if isinstance(source, FunctionProblems) else source.task
+
+
+def generate(source: Made, count: int, label: str, taken: set[str]) -> list[Item]:
     """Different problems whose questions are not in `taken`.
 
     Args:
@@ -85,15 +103,20 @@ def generate(source: GeneratedProblems | GymProblems, count: int, label: str, ta
     Raises:
         InputError: the generator has too few different problems, or rejects its options.
     """
-    items = _gym(source, count, label, taken) if isinstance(source, GymProblems) else _own(source, count, label, taken)
+    if isinstance(source, FunctionProblems):
+        items = _by_function(source, count, label, taken)
+    elif isinstance(source, GymProblems):
+        items = _gym(source, count, label, taken)
+    else:
+        items = _own(source, count, label, taken)
     taken.update(item.question for item in items)
     return items
 
 
-def _too_few(source: GeneratedProblems | GymProblems, found: int, count: int, label: str) -> InputError:
+def _too_few(source: Made, found: int, count: int, label: str) -> InputError:
     return InputError(
-        f"problems: generator {source.task} with {source.options or 'its defaults'} has too few different problems: "
-        f"found {found} of {count} for {label}; ask for fewer or widen its options"
+        f"problems: generator {name_of(source)} with {source.options or 'its defaults'} has too few different "
+        f"problems: found {found} of {count} for {label}; ask for fewer or widen its options"
     )
 
 
@@ -113,6 +136,37 @@ def _own(source: GeneratedProblems, count: int, label: str, taken: set[str]) -> 
         seen.add(item.question)
         items.append(Item(f"{source.task}-{label}-{len(items):05d}", item.question, item.gold, item.metadata))
     return items
+
+
+# --- a function of the user ----------------------------------------------------------------------
+
+
+def _by_function(source: FunctionProblems, count: int, label: str, taken: set[str]) -> list[Item]:
+    """Calls the function with further seeds until there are enough different problems."""
+    parse, name, path = own_row(source.answer_kind), name_of(source), source_of(source.function).path
+    items: list[Item] = []
+    ids: set[str] = set()
+    seen = set(taken)
+    for attempt in range(MAX_ROUNDS):
+        seed = stable_seed(source.seed, "problems", name, label, *([attempt] if attempt else [])) % 2**31
+        arguments = (count, seed, label)
+        limit = FUNCTION_TIMEOUT_S
+        (rows,) = call_many(source.function, "problem_source", [arguments], source.options, limit_s=limit)
+        for number, row in enumerate(rows, start=1):
+            try:
+                item = parse({"id": f"{name}-{label}-{len(items):05d}", **row}, number)
+            except RowError as e:
+                raise InputError(f"problems.{label}: {path}: row {number} of what {name} returned: {e}") from e
+            if item.question in seen or len(items) == count:
+                continue
+            if item.problem_id in ids:
+                raise InputError(f"problems.{label}: {path}: {name} returned the id {item.problem_id!r} twice")
+            ids.add(item.problem_id)
+            seen.add(item.question)
+            items.append(replace(item, metadata={"data_set": name, **item.metadata}))
+        if len(items) == count:
+            return items
+    raise _too_few(source, len(items), count, label)
 
 
 # --- reasoning-gym -------------------------------------------------------------------------------

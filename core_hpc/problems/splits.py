@@ -18,14 +18,16 @@ from pathlib import Path
 
 import polars as pl
 
+from core_hpc.answers.kinds import own_kinds
+from core_hpc.answers.own import kinds_of
 from core_hpc.answers.verifier import require_algebra
 from core_hpc.common.errors import InputError
 from core_hpc.common.seeds import stable_seed
 from core_hpc.config.problems import (
+    MADE,
     DataSetProblems,
     FileProblems,
-    GeneratedProblems,
-    GymProblems,
+    OwnAnswerKind,
     ProblemSource,
     ProblemsSection,
 )
@@ -59,7 +61,7 @@ def split_of(phase: str) -> str:
 
 def source_mistakes(source: ProblemSource) -> list[tuple[str, str]]:
     """(field, message) for each mistake that can be found without a file and without the hub."""
-    if isinstance(source, (GeneratedProblems, GymProblems)):
+    if isinstance(source, MADE):
         return generators.mistakes_in(source)
     return datasets.mistakes_in(source) if isinstance(source, DataSetProblems) else []
 
@@ -73,6 +75,11 @@ def make_splits(section: ProblemsSection) -> Splits:
         InputError: there are bad rows or too few problems, or training and evaluation share
             (nearly) the same problems.
     """
+    with own_kinds(kinds_of(section.answer_kinds)):
+        return _make_splits(section)
+
+
+def _make_splits(section: ProblemsSection) -> Splits:
     files = {
         label: _read(source, label)
         for label, source in ((TRAIN, section.train), (EVALUATION, section.evaluation))
@@ -90,8 +97,10 @@ def make_splits(section: ProblemsSection) -> Splits:
     return Splits(train=_frame(splits[TRAIN]), evaluation=_frame(splits[EVALUATION]), examples=_frame(splits[EXAMPLES]))
 
 
-def warmup_problems(warmup: WarmupSection, evaluation: pl.DataFrame) -> pl.DataFrame:
-    """The problems of a warm-up, none of which is a held-out problem.
+def warmup_problems(
+    warmup: WarmupSection, evaluation: pl.DataFrame, kinds: Mapping[str, OwnAnswerKind] | None = None
+) -> pl.DataFrame:
+    """The problems of a warm-up, none of which is a held-out problem. `kinds` are the user's own.
 
     Raises:
         InputError: a source has too few problems, or problems without a worked solution.
@@ -100,7 +109,8 @@ def warmup_problems(warmup: WarmupSection, evaluation: pl.DataFrame) -> pl.DataF
     items: list[Item] = []
     for number, source in enumerate((warmup.problems, *warmup.hinted)):
         label = f"warmup-{number}" if number else "warmup"
-        found = _solved(source, _apart_from(source, label, held_out))
+        with own_kinds(kinds_of(kinds or {})):
+            found = _solved(source, _apart_from(source, label, held_out))
         items += [replace(i, metadata={**i.metadata, HINTED: True}) for i in found] if number else found
     if twice := [name for name, times in Counter(i.problem_id for i in items).items() if times > 1]:
         raise InputError(f"two sources of the warm-up have the id {twice[0]!r}; give their problems different ids")
@@ -109,7 +119,7 @@ def warmup_problems(warmup: WarmupSection, evaluation: pl.DataFrame) -> pl.DataF
 
 def _apart_from(source: ProblemSource, label: str, held_out: set[str]) -> list[Item]:
     """The problems of a source, without those whose question is held out."""
-    if isinstance(source, (GeneratedProblems, GymProblems)):
+    if isinstance(source, MADE):
         return generators.generate(source, source.count, label, set(held_out))
     read, folded = _read(source, label), {_folded(question) for question in held_out}
     return _draw([i for i in read if _folded(i.question) not in folded], source, label, num_read=len(read))
@@ -128,7 +138,7 @@ def _draw_all(section: ProblemsSection, files: dict[str, list[Item]]) -> dict[st
     taken: set[str] = set()
     for label in (EVALUATION, TRAIN) if drop else (TRAIN, EVALUATION):
         source: ProblemSource = getattr(section, label)
-        if isinstance(source, (GeneratedProblems, GymProblems)):
+        if isinstance(source, MADE):
             splits[label] = generators.generate(source, source.count, label, taken)
             continue
         items = files[label]
@@ -200,7 +210,7 @@ def _examples(
     source, count = section.train, section.num_examples
     if count == 0:
         return []
-    if isinstance(source, (GeneratedProblems, GymProblems)):
+    if isinstance(source, MADE):
         return _solved(source, generators.generate(source, count, EXAMPLES, taken))
     chosen = [i for i, _ in zip(_spare(read, taken, near), range(count), strict=False)]
     if len(chosen) < count:
@@ -220,7 +230,7 @@ def _spare(read: Sequence[Item], taken: set[str], near: NearDuplicates | None) -
 
 def _solved(source: ProblemSource, items: list[Item]) -> list[Item]:
     if not all(isinstance(i.metadata.get("solution"), str) for i in items):
-        name = source.task if isinstance(source, (GeneratedProblems, GymProblems)) else source.path or source.source
+        name = generators.name_of(source) if isinstance(source, MADE) else source.path or source.source
         raise InputError(
             f"problems: {name} has no worked solutions (`solution`), which problems.num_examples and a warm-up need; "
             "use another source, or leave them out"

@@ -11,7 +11,7 @@ Shapes: n completions of one problem, in the same order in every array; d embedd
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 
 from core_hpc.answers.extract import token_f1
 from core_hpc.config.reward import RewardSection, weight_at
+from core_hpc.extensions.workers import TIME_LIMIT_S, call_many
 from core_hpc.protocol import explore
 from core_hpc.protocol.distance import FloatArray, Signature, distance_matrix, similarity_matrix
 from core_hpc.protocol.failures import BoolArray, cold_failed
@@ -102,7 +103,7 @@ class ScoredGroup:
     trace_accuracy: FloatArray
     cross: FloatArray
     total: FloatArray
-    """Eq. 7: the weighted sum, including `EXTRA_PARTS`."""
+    """Eq. 7: the weighted sum, including `EXTRA_PARTS` and the user's own parts."""
 
 
 def peer_cold_correct(models: StrArray, phases: StrArray, correct: BoolArray) -> BoolArray:
@@ -165,10 +166,19 @@ def cross_rewards(
 
 
 def explore_rewards(
-    group: ProblemGroup, exploit: FloatArray, distances: FloatArray, settings: RewardSection
+    group: ProblemGroup,
+    exploit: FloatArray,
+    distances: FloatArray,
+    settings: RewardSection,
+    *,
+    limit_s: float = TIME_LIMIT_S,
 ) -> FloatArray:
     """Eq. 3 with the configured rule, over all completions of the problem, [n]."""
     rule = settings.explore
+    if rule.rule_function is not None:
+        own = rule.rule_function
+        (values,) = call_many(own.function, "explore_rule", [(distances, exploit)], own.options, limit_s=limit_s)
+        return np.array(values)
     if rule.rule == "leave_one_out":
         return explore.leave_one_out(distances, margin=rule.margin)
     if rule.rule == "greedy_outsider":
@@ -182,13 +192,22 @@ def _partial_weight(settings: RewardSection) -> float:
     return settings.exploit.partial_weight if settings.exploit.partial == "token_f1" else 0.0
 
 
-def score_problem(group: ProblemGroup, settings: RewardSection, schedule_index: int) -> ScoredGroup:
+def score_problem(
+    group: ProblemGroup,
+    settings: RewardSection,
+    schedule_index: int,
+    *,
+    own_parts: Mapping[str, FloatArray] | None = None,
+    limit_s: float = TIME_LIMIT_S,
+) -> ScoredGroup:
     """All reward parts of one problem and their weighted sum (Eq. 7).
 
     Args:
         group: cold completions only (to find the teacher), or the completions of both phases.
         settings: the reward settings.
         schedule_index: 0-based epoch or iteration that selects the weights.
+        own_parts: for each name in `settings.parts`, the values of the user's function, [n].
+        limit_s: wall-clock limit of the user's explore rule, in seconds.
 
     Raises:
         ValueError: an embedding is zero or not finite, or a part has no texts or lengths.
@@ -197,7 +216,7 @@ def score_problem(group: ProblemGroup, settings: RewardSection, schedule_index: 
     exploit = exploit_rewards(group.correct, group.answers, group.gold, partial_weight=_partial_weight(settings))
     parts = {
         "exploit": exploit,
-        "explore": explore_rewards(group, exploit, distances, settings),
+        "explore": explore_rewards(group, exploit, distances, settings, limit_s=limit_s),
         "rescue": rescue_rewards(group),
         "trace_accuracy": trace_accuracy_rewards(group.correct, group.phases),
         "cross": cross_rewards(
@@ -217,4 +236,6 @@ def score_problem(group: ProblemGroup, settings: RewardSection, schedule_index: 
         if group.length_shares is None:
             raise ValueError("reward part overlong needs the lengths of the completions")
         total += weight * overlong_rewards(group.length_shares, settings.overlong)
+    for name, values in (own_parts or {}).items():
+        total += weight_at(settings.parts[name].weight, schedule_index) * values
     return ScoredGroup(**parts, total=total)

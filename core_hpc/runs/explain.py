@@ -18,13 +18,13 @@ from core_hpc.config.run import SWEEP_KEYS, RunConfig
 
 def explain(error: Any) -> str:
     """One line for an error of pydantic: YAML path, what is wrong, what to write."""
-    location = [
-        p for p in error["loc"] if p not in PROBLEM_SOURCES and not str(p).startswith(("constrained-", "list["))
-    ]
+    parts = error["loc"]
+    tags = {i for i in range(1, len(parts)) if parts[i] in PROBLEM_SOURCES and _holds_a_source(parts[i - 1])}
+    location = [p for i, p in enumerate(parts) if i not in tags and not str(p).startswith(("constrained-", "list["))]
     path = ".".join(str(p) for p in location) or "file"
     kind = error["type"]
     if kind == "extra_forbidden":
-        tag = next((p for p in error["loc"] if p in PROBLEM_SOURCES), None)
+        tag = next((parts[i] for i in tags), None)
         valid = sorted(PROBLEM_SOURCES[tag].model_fields) if tag else _valid_keys(location[:-1])
         if len(location) == 1:
             valid = [*valid, *SWEEP_KEYS]
@@ -39,6 +39,11 @@ def explain(error: Any) -> str:
     return f"{path}: {message[0].lower() + message[1:]}{shown}"
 
 
+def _holds_a_source(part: Any) -> bool:
+    """Whether pydantic puts the kind of a problem source behind this part of a location."""
+    return isinstance(part, int) or part in ("train", "evaluation", "problems")
+
+
 def _valid_keys(location: Sequence[Any]) -> list[str]:
     """The valid keys at a location of the configuration."""
     models: list[type[BaseModel]] = [RunConfig]
@@ -46,6 +51,8 @@ def _valid_keys(location: Sequence[Any]) -> list[str]:
         if isinstance(part, int):
             continue
         fields = [model.model_fields[part] for model in models if part in model.model_fields]
+        if not fields:  # a key of a mapping, such as the name of a reward part
+            continue
         models = [section for field in fields for section in _sections(field.annotation)]
     return sorted({key for model in models for key in model.model_fields})
 

@@ -19,6 +19,8 @@ from pydantic import TypeAdapter
 from core_hpc.common import ownership
 from core_hpc.common.errors import InputError, RunConflictError, StoreError
 from core_hpc.config.run import RunConfig, flatten, scientific_fields
+from core_hpc.extensions import sources
+from core_hpc.extensions.points import uses
 from core_hpc.problems.splits import EVALUATION, SPLITS, Splits, problems_digest
 from core_hpc.runs import provenance
 from core_hpc.runs.graph import Graph, Horizon, extend_horizon
@@ -160,7 +162,9 @@ def open_run(root: Path, *, own: bool = False) -> Run:
             because the configuration names what they run.
     """
     identity = read_identity(root, own=own)
-    return Run(identity["run_id"], RunPaths(root), read_run_config(root, own=own), _facts_in(identity))
+    run = Run(identity["run_id"], RunPaths(root), read_run_config(root, own=own), _facts_in(identity))
+    sources.remember_copies(run.paths.extensions, uses(run.config))
+    return run
 
 
 def _facts_in(identity: Mapping[str, Any]) -> dict[str, ModelFacts]:
@@ -315,6 +319,7 @@ def create(plan: RunPlan, folder: Path, splits: Splits, facts: Mapping[str, Mode
         manifests.make_folder(path)
     frames = {name: getattr(splits, name) for name in SPLITS}
     frames |= {paths.warmup_problems(model): frame for model, frame in splits.warmups.items()}
+    sources.write_copies(paths.extensions, uses(plan.config), plan.sources)
     frozen = {name: _freeze(paths.problems, name, frame) for name, frame in frames.items()}
     identity = {
         "run_id": plan.run_id,
@@ -351,6 +356,8 @@ def start(plan: RunPlan, folder: Path) -> Run:
     if identity["run_id"] != plan.run_id:
         raise StoreError(f"{paths.identity}: is the identity of {identity['run_id']}; restore this file from a backup")
     run = Run(plan.run_id, paths, plan.config, _facts_in(identity))
+    sources.write_copies(paths.extensions, uses(plan.config), plan.sources)
+    sources.remember_copies(paths.extensions, uses(plan.config))
     config = plan.config.model_dump(mode="json")
     if _json_or_none(paths.config) != config:
         manifests.write_json(paths.config, config)

@@ -61,7 +61,9 @@ def _make(run: Run) -> dict[str, pl.DataFrame]:
     made: dict[str, pl.DataFrame] = {name: getattr(splits, name) for name in SPLITS}
     for model in run.config.team:
         if model.warmup is not None:
-            made[run.paths.warmup_problems(model.name)] = warmup_problems(model.warmup, splits.evaluation)
+            made[run.paths.warmup_problems(model.name)] = warmup_problems(
+                model.warmup, splits.evaluation, run.config.problems.answer_kinds
+            )
     return made
 
 

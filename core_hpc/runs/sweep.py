@@ -10,8 +10,8 @@ from __future__ import annotations
 import itertools
 import math
 import re
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -21,8 +21,12 @@ import yaml
 from core_hpc.common.errors import ConfigError
 from core_hpc.common.shipped import shipped_folder
 from core_hpc.config.cluster import ClusterSection
+from core_hpc.config.extensions import REFERENCE
 from core_hpc.config.run import SWEEP_KEYS, RunConfig, config_hash, flatten, scientific_fields
 from core_hpc.config.yaml_text import parse_yaml, read_text
+from core_hpc.extensions import sources
+from core_hpc.extensions.points import uses
+from core_hpc.extensions.sources import Source
 from core_hpc.problems.splits import source_mistakes
 from core_hpc.runs.arms import missing_arms
 from core_hpc.runs.explain import explain
@@ -44,6 +48,8 @@ class RunPlan:
     label: str
     run_id: str
     config: RunConfig
+    sources: Mapping[str, Source] = field(default_factory=dict)
+    """The files of the user's functions as they were read, by digest (`extensions/sources.py`)."""
 
 
 @dataclass(frozen=True)
@@ -125,6 +131,7 @@ def _read_with_bases(path: Path, seen: tuple[Path, ...]) -> tuple[str, dict[str,
         raise ConfigError(str(path), [f"not valid YAML: {' '.join(str(e).split())}"]) from e
     if not isinstance(data, dict):
         raise ConfigError(str(path), ["the file must be a mapping of keys, for example `name: my-sweep`"])
+    data = sources.located(data, resolved.parent)
     base = data.get("base")
     if base is None:
         return text, data
@@ -176,6 +183,7 @@ def _apply_override(data: dict[str, Any], override: str, mistakes: list[str]) ->
         problem = getattr(e, "problem", None)
         mistakes.append(f"--set {path}: {value!r} is not a YAML value{f': {problem}' if problem else ''}")
         return
+    parsed = sources.located(parsed, Path.cwd(), path)
     changed = _with_value(data, path, parsed, f"--set {path}", mistakes)
     data.clear()
     data.update(changed)
@@ -248,9 +256,14 @@ def _expand_grid(grid: Any, mistakes: list[str]) -> list[tuple[str, dict[str, An
         return []
     points = [dict(zip(axes, values, strict=True)) for values in itertools.product(*axes.values())]
     return [
-        (_slug("_".join(f"{path.rpartition('.')[2]}-{value}" for path, value in point.items())), point)
+        (_slug("_".join(f"{path.rpartition('.')[2]}-{_shown(value)}" for path, value in point.items())), point)
         for point in points
     ]
+
+
+def _shown(value: Any) -> Any:
+    """A value for a label: a function without the folder of its file."""
+    return Path(value).name if isinstance(value, str) and REFERENCE.fullmatch(value) else value
 
 
 def _slug(text: str) -> str:
@@ -258,11 +271,17 @@ def _slug(text: str) -> str:
 
 
 def _resolve(label: str, data: dict[str, Any], mistakes: list[str]) -> list[RunPlan]:
+    found: dict[str, Source] = {}
+    data = sources.with_digests(data, "", mistakes, found)
     try:
         config = RunConfig.model_validate(data)
     except ValidationError as e:
         mistakes += [explain(error) for error in e.errors() if error["type"] not in CONSEQUENCES]
         return []
+    sources.remember(found.values())
+    for use in uses(config):
+        if use.reference.rpartition("@")[2] in found:  # else the file cannot be read, which is reported above
+            mistakes += [f"{use.path}: {message}" for message in sources.mistakes_of(use)]
     for split in ("train", "evaluation"):
         source = getattr(config.problems, split)
         mistakes += [f"problems.{split}.{field}: {message}" for field, message in source_mistakes(source)]
@@ -270,10 +289,10 @@ def _resolve(label: str, data: dict[str, Any], mistakes: list[str]) -> list[RunP
         if model.warmup is None:
             continue
         where = f"team.{index}.warmup"
-        sources = {f"{where}.problems": model.warmup.problems}
-        sources |= {f"{where}.hinted.{i}": s for i, s in enumerate(model.warmup.hinted)}
-        mistakes += [f"{p}.{name}: {message}" for p, s in sources.items() for name, message in source_mistakes(s)]
-    return [RunPlan(label, f"{label}-{config_hash(scientific_fields(config))}", config)]
+        of_warmup = {f"{where}.problems": model.warmup.problems}
+        of_warmup |= {f"{where}.hinted.{i}": s for i, s in enumerate(model.warmup.hinted)}
+        mistakes += [f"{p}.{name}: {message}" for p, s in of_warmup.items() for name, message in source_mistakes(s)]
+    return [RunPlan(label, f"{label}-{config_hash(scientific_fields(config))}", config, found)]
 
 
 def _equal_runs(runs: Iterable[RunPlan]) -> list[str]:

@@ -212,9 +212,10 @@ class Scheduler:
         lost = self._set_aside(progress, Path(outcome.manifest)) if outcome.kind == OutcomeKind.DAMAGED else ""
         is_last = bool(lost) or outcome.kind == OutcomeKind.FINAL or attempts >= self._max_attempts
         if progress.stopped is None and is_last:
+            trace = f"{outcome.traceback.rstrip()}\n" if outcome.traceback else ""
             progress.stopped = lost or (
                 f"{key} failed {attempts} time{'s' if attempts > 1 else ''}: {outcome.message}\n"
-                f"{outcome.traceback.rstrip()}\nlog: {outcome.log}"
+                f"{trace}log: {outcome.log}"
             )
             for task in self._executor.abandon(progress.run):
                 self._drop(progress, task.key)

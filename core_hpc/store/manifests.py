@@ -98,9 +98,14 @@ def write_json(path: Path, data: Any) -> None:
 
     This is for files with one writer that may change. A publication never changes.
     """
+    replace_file(path, json.dumps(data, indent=1, sort_keys=False).encode())
+
+
+def replace_file(path: Path, content: bytes) -> None:
+    """Write a small file atomically, over an earlier one if there is one."""
     temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.tmp")
     try:
-        write_synced(temporary, json.dumps(data, indent=1, sort_keys=False).encode())
+        write_synced(temporary, content)
         temporary.replace(path)
     except OSError:
         temporary.unlink(missing_ok=True)

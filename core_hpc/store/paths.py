@@ -7,6 +7,7 @@
             run.json                     identity, never changed
             config.json  horizon.json    as of the last start
             problems/                    train, evaluation, examples; fixed at the start
+            extensions/                  files with functions of the user, copied at the start
             warmup/iteration=0000/       MODEL-p000.UID/: a model, which replaces the base weights
             cold/iteration=0001/         MODEL-p000.UID.parquet and MODEL-p000.manifest.json;
                                          likewise rescue, evaluate
@@ -113,6 +114,11 @@ class RunPaths:
     @property
     def problems(self) -> Path:
         return self.root / "problems"
+
+    @property
+    def extensions(self) -> Path:
+        """Copies of the files with functions of the user, which all tasks load (`extensions/sources.py`)."""
+        return self.root / "extensions"
 
     @property
     def warmups(self) -> Path:

@@ -22,6 +22,7 @@ import torch
 from torch import Tensor
 
 from core_hpc.config.update import ImportanceSection, UpdateSection
+from core_hpc.training.own_loss import own_gain
 from core_hpc.training.transfer import CROSS, POLICY, SDPO, cross_gain, cross_lower_bound, sdpo_gain, with_transfer
 
 
@@ -257,6 +258,20 @@ class LossTerms:
     clipped_M: Tensor
 
 
+def _gain(tokens: Tokens, settings: UpdateSection) -> Gain:
+    """The gain of the loss, or of the user's function."""
+    if settings.loss_function is None:
+        return LOSSES[settings.loss].gain(tokens, settings)
+    value_M = own_gain(
+        settings.loss_function,
+        ratio_M=tokens.ratio_M,
+        advantage_M=tokens.advantage_M,
+        log_prob_M=tokens.current_M,
+        rescue_M=tokens.rescue_M,
+    )
+    return Gain(value_M, torch.zeros_like(tokens.rescue_M))
+
+
 def objective(current_M: Tensor, batch: TokenBatch, settings: UpdateSection, step: StepSize) -> LossTerms:
     """The loss of this micro-batch, as a summand of the loss of the whole optimizer step.
 
@@ -280,7 +295,7 @@ def objective(current_M: Tensor, batch: TokenBatch, settings: UpdateSection, ste
     if batch.factor_M is not None:
         advantage_M = advantage_M * batch.factor_M
     tokens = Tokens(current_M, ratio_M, advantage_M, batch.rescue_N[batch.row_M])
-    gain = loss.gain(tokens, settings)
+    gain = _gain(tokens, settings)
     gain_M, clipped_M = gain.value_M, gain.clipped_M
     if objective_M is not None:
         gain_M = with_transfer(gain_M, current_M, tokens.advantage_M, objective_M)

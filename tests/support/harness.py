@@ -78,7 +78,9 @@ def wait_for(ready: Callable[[], object], what: str, timeout_s: float = 180) -> 
 
 
 @contextlib.contextmanager
-def launched_and_held(sweep: Path, step: str, hold: Path, *, env: dict[str, str]) -> Iterator[subprocess.Popen[str]]:
+def launched_and_held(
+    sweep: Path, step: str, hold: Path, *, env: dict[str, str], arguments: Sequence[str] = ()
+) -> Iterator[subprocess.Popen[str]]:
     """Start the launcher and yield it as soon as one of its tasks is held at a fault point.
 
     The task continues when the file `{hold}.go` exists. The launcher is killed at the end.
@@ -86,9 +88,10 @@ def launched_and_held(sweep: Path, step: str, hold: Path, *, env: dict[str, str]
     Args:
         step: the fault point and its detail, as in `core_hpc/common/faults.py`.
         hold: file in which the held process writes its identity.
+        arguments: further arguments of the launcher.
     """
     environment = {**os.environ, **env, "CORE_HPC_FAULT": f"hold {step}:{hold}", "COLUMNS": "200"}
-    command = [sys.executable, "-m", "core_hpc.launch", str(sweep)]
+    command = [sys.executable, "-m", "core_hpc.launch", str(sweep), *arguments]
     process = subprocess.Popen(command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, text=True)
     try:
         wait_for(hold.exists, f"a task to be held at {step}")

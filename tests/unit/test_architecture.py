@@ -15,6 +15,7 @@ CORE = (
     ("common",),
     ("store",),
     ("config",),
+    ("extensions",),
     ("answers",),
     ("problems",),
     ("models",),

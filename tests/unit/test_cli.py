@@ -21,7 +21,7 @@ from core_hpc.slurm.submit import job_parameters
 from tests.support.analysis_data import evaluation_rows, make_run, publish_rollouts
 
 ROOT = Path(__file__).parents[2]
-SHIPPED_BY_NAME = {"yaml": ["**/*.yaml"], "slurm": ["*.sh", "*.sbatch", "setup/*.sh"]}
+SHIPPED_BY_NAME = {"yaml": ["**/*.yaml", "examples/*.py"], "slurm": ["*.sh", "*.sbatch", "setup/*.sh"]}
 MODULES = ("core_hpc.launch", "core_hpc.cancel", "core_hpc.status", "core_hpc", "core_hpc.doctor")
 
 
@@ -231,7 +231,7 @@ def test_a_checkout_uses_its_own_folders() -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("sweep", ["quickstart.yaml", "replication/independent.yaml"])  # the second one has a base
+@pytest.mark.parametrize("sweep", ["quickstart.yaml", "replication/independent.yaml", "examples/reward_part.yaml"])
 def test_a_shipped_sweep_can_be_planned_with_a_shipped_profile(site: Path, tmp_path: Path, sweep: str) -> None:
     path = site / "core_hpc" / "shipped" / "yaml" / sweep
     arguments = ("-m", "core_hpc.launch", path, "--cluster", "one_node", "--dry-run")

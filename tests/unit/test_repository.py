@@ -11,7 +11,7 @@ from core_hpc.problems.splits import check_counts, make_splits
 from core_hpc.runs.sweep import load_sweep
 
 ROOT = Path(__file__).parents[2]
-SWEEPS = sorted((ROOT / "yaml").glob("*.yaml"))
+SWEEPS = sorted([*(ROOT / "yaml").glob("*.yaml"), *(ROOT / "yaml" / "examples").glob("*.yaml")])
 
 
 def python(code: str) -> str:
@@ -32,7 +32,7 @@ def test_there_are_shipped_sweeps() -> None:
 @pytest.mark.parametrize("path", SWEEPS, ids=lambda p: p.name)
 def test_every_shipped_sweep_is_valid(path: Path) -> None:
     for run in load_sweep(path).runs:
-        if run.config.problems.train.source == "generated":
+        if run.config.problems.train.source in ("generated", "function"):
             check_counts(run.config, make_splits(run.config.problems))
 
 

@@ -22,6 +22,16 @@ from tests.support.harness import ROOT
 YAML = ROOT / "yaml"
 SWEEPS = sorted(path for path in YAML.rglob("*.yaml") if path.parent.name != "cluster")
 QUICKSTART = parse_yaml((YAML / "quickstart.yaml").read_text(encoding="utf-8"))
+OPTIONAL = (
+    "team.0.warmup.",
+    "protocol.hint_function.",
+    "protocol.prompt_function.",
+    "reward.explore.rule_function.",
+    "reward.parts.",
+    "update.advantage_function.",
+    "update.loss_function.",
+)
+"""Sections that a configuration does not have unless it names them."""
 VALIDATOR = jsonschema.Draft202012Validator(json.loads(reference.schema_text()))
 
 
@@ -95,7 +105,7 @@ def test_the_tables_name_the_fields_of_the_identity() -> None:
         path = ".".join("0" if part == ANY else part for part in field.path)
         if not field.holds_sections and not path.startswith("problems."):
             # Such a field, or one of such a section, is in the identity only if it is changed or there is one.
-            at_default = "added_later" in field.schema or path.startswith((*sections, "team.0.warmup."))
+            at_default = "added_later" in field.schema or path.startswith((*sections, *OPTIONAL))
             assert (path in in_identity) == (not field.operational and not at_default), path
 
 

@@ -1,0 +1,253 @@
+"""The files of users: read once, checked without running them, and known by a digest of their content.
+
+In: paths of Python files, or their copies in a run folder. Out: a `Source` per file, which every
+function of this package finds by the digest in a reference. A file is read when the sweep file is
+read. From then on only this content counts, and run folders have a copy of it (`write_copies`), so a
+file that the user changes meanwhile changes no run. `workers.py` runs the functions.
+"""
+
+from __future__ import annotations
+
+import ast
+import hashlib
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from core_hpc.common.errors import InputError, StoreError
+from core_hpc.common.ownership import read_own
+from core_hpc.config.extensions import FUNCTION_KEYS, REFERENCE
+from core_hpc.extensions.points import Use
+from core_hpc.store import manifests
+
+MAX_BYTES = 1 << 20
+PAGE = "core_hpc/README.md, Extension points"
+
+
+@dataclass(frozen=True)
+class Source:
+    """The content of a file, and the path by which messages name it: in a run, its name alone."""
+
+    path: str
+    text: str
+
+    @property
+    def name(self) -> str:
+        """The name of the file, without its folder."""
+        return Path(self.path).name
+
+    @property
+    def digest(self) -> str:
+        """Sixteen hex digits that identify the content."""
+        return hashlib.sha256(self.text.encode()).hexdigest()[:16]
+
+
+_KNOWN: dict[str, Source] = {}
+"""Digest -> source, of all files that this process has read. Equal content has one entry."""
+
+
+def remember(sources: Iterable[Source]) -> None:
+    """Make sources known to this process, so that their functions can be called."""
+    for source in sources:
+        _KNOWN.setdefault(source.digest, source)
+
+
+def source_of(reference: str) -> Source:
+    """The source of the function that a resolved reference names."""
+    found = REFERENCE.fullmatch(reference)
+    assert found is not None, reference
+    source = _KNOWN.get(found["digest"] or "")
+    if source is None:
+        raise StoreError(f"{reference}: its source is not known to this process; load it with a sweep file or a run")
+    return source
+
+
+def function_name(reference: str) -> str:
+    """The name of the function in a reference.
+
+    >>> function_name("my_rewards.py:brevity@0123456789abcdef")
+    'brevity'
+    """
+    return reference.partition("@")[0].rpartition(":")[2]
+
+
+def read_source(path: Path) -> Source:
+    """Read a Python file of the user. InputError if it cannot be used."""
+    try:
+        with path.open("rb") as file:
+            content = file.read(MAX_BYTES + 1)
+        text = content.decode()
+    except (OSError, UnicodeDecodeError) as e:
+        raise InputError(f"{path} cannot be read ({e})") from e
+    if len(content) > MAX_BYTES:
+        raise InputError(f"{path} has more than {MAX_BYTES >> 20} MB; put data into other files")
+    return Source(str(path), text)
+
+
+# --- references in a sweep file ------------------------------------------------------------------
+
+
+def located(data: Any, folder: Path, key: str = "") -> Any:
+    """A copy of the content of a sweep file in which references have absolute paths.
+
+    Args:
+        data: the content, or a part of it.
+        folder: what relative paths are relative to.
+        key: the key of this part.
+    """
+    if isinstance(data, dict):
+        return {k: located(v, folder, str(k)) for k, v in data.items()}
+    if isinstance(data, list):
+        return [located(v, folder, key) for v in data]
+    found = REFERENCE.fullmatch(data) if isinstance(data, str) and _names_a_function(key) else None
+    if found is None or found["digest"]:
+        return data
+    return f"{(folder / Path(found['file']).expanduser()).resolve()}:{found['function']}"
+
+
+def with_digests(data: Any, path: str, mistakes: list[str], sources: dict[str, Source]) -> Any:
+    """A copy of the content of a sweep file in which references have a digest and no folder.
+
+    Args:
+        data: the content with absolute paths, or a part of it.
+        path: dotted path of this part.
+        mistakes: one line is added for each file that cannot be read.
+        sources: the files that were read, by digest; new ones are added.
+    """
+    if isinstance(data, dict):
+        return {k: with_digests(v, f"{path}.{k}" if path else str(k), mistakes, sources) for k, v in data.items()}
+    if isinstance(data, list):
+        return [with_digests(v, f"{path}.{i}", mistakes, sources) for i, v in enumerate(data)]
+    found = REFERENCE.fullmatch(data) if isinstance(data, str) and _names_a_function(path) else None
+    if found is None:
+        return data
+    if found["digest"]:
+        mistakes.append(f"{path}: the digest is added by core_hpc; write {data.partition('@')[0]}")
+        return data
+    try:
+        source = read_source(Path(found["file"]))
+    except InputError as e:
+        mistakes.append(f"{path}: {e}")
+        return data
+    sources[source.digest] = source
+    return f"{source.name}:{found['function']}@{source.digest}"
+
+
+def _names_a_function(path: str) -> bool:
+    return path.rpartition(".")[2] in FUNCTION_KEYS
+
+
+# --- checks without running anything -------------------------------------------------------------
+
+
+def mistakes_of(use: Use) -> list[str]:
+    """What is wrong with a function that a configuration names; it is not run.
+
+    Each message begins with the file and the line.
+    """
+    source, name = source_of(use.reference), function_name(use.reference)
+    try:
+        tree = ast.parse(source.text)
+    except SyntaxError as e:
+        return [f"{source.path}, line {e.lineno}: {e.msg}"]
+    except ValueError as e:  # a null byte
+        return [f"{source.path}: is not Python ({e})"]
+    beside = [f"{source.path}, line {line}: {message}" for line, message in _imports_of_neighbours(tree, source)]
+    defined = {node.name: node for node in tree.body if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef))}
+    if name not in defined:
+        known = f"it has {', '.join(defined)}" if defined else "it has none"
+        return [*beside, f"{source.path}: has no function {name} at its top level ({known})"]
+    node = defined[name]
+    found = _parameters(node, use)
+    return [*beside, *(f"{source.path}, line {node.lineno}: {message}" for message in found)]
+
+
+def _imports_of_neighbours(tree: ast.Module, source: Source) -> Iterator[tuple[int, str]]:
+    """Imports of files beside this one: they would be missing in the run folder."""
+    folder = Path(source.path).parent
+    for node in ast.walk(tree):
+        names: list[str] = []
+        if isinstance(node, ast.Import):
+            names = [alias.name.partition(".")[0] for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            names = [(node.module or "").partition(".")[0]] if node.level == 0 else ["."]
+        else:
+            continue
+        for name in names:
+            if name == "." or (folder / f"{name}.py").is_file():
+                what = "a relative import" if name == "." else f"imports {name}.py, which lies beside it"
+                yield node.lineno, f"{what}: only this file is copied into the run, so write the code into it"
+
+
+def _parameters(node: ast.FunctionDef | ast.AsyncFunctionDef, use: Use) -> list[str]:
+    """What is wrong with the parameters of a function."""
+    arguments, wanted = node.args, len(use.point.parameters)
+    advice = f"a {use.point.title} is `{use.point.signature}` ({PAGE})"
+    if isinstance(node, ast.AsyncFunctionDef):
+        return [f"{node.name} is async; {advice}"]
+    positional = [a.arg for a in (*arguments.posonlyargs, *arguments.args)]
+    required = len(positional) - len(arguments.defaults)
+    if required > wanted or (len(positional) < wanted and arguments.vararg is None):
+        return [f"{node.name} takes {required} positional argument(s), but gets {wanted}; {advice}"]
+    by_default = zip(arguments.kwonlyargs, arguments.kw_defaults, strict=True)
+    needed = [a.arg for a, default in by_default if default is None and a.arg not in use.options]
+    options = [*positional[wanted:], *(a.arg for a in arguments.kwonlyargs)]
+    unknown = [name for name in use.options if name not in options] if arguments.kwarg is None else []
+    known = ", ".join(options) or "no options"
+    return [
+        *(f"{node.name} needs the option {name}; write options: {{{name}: ...}} in the sweep file" for name in needed),
+        *(f"{node.name} has no option {name}; it has {known}" for name in unknown),
+    ]
+
+
+# --- copies in a run folder ----------------------------------------------------------------------
+
+
+def copy_name(reference: str) -> str:
+    """Name of the copy of a source in a run folder.
+
+    >>> copy_name("my_rewards.py:brevity@0123456789abcdef")
+    'my_rewards-0123456789abcdef.py'
+    """
+    found = REFERENCE.fullmatch(reference)
+    assert found is not None, reference
+    return f"{Path(found['file']).stem}-{found['digest']}.py"
+
+
+def write_copies(folder: Path, found: Iterable[Use], sources: Mapping[str, Source]) -> None:
+    """Write the sources of a run into its folder. A copy that is missing or altered is written again.
+
+    Args:
+        folder: the folder of the copies.
+        found: the functions of the run.
+        sources: by digest; what is not in it is not written.
+    """
+    for use in found:
+        path, source = folder / copy_name(use.reference), sources.get(use.reference.rpartition("@")[2])
+        if source is None or (path.is_file() and path.read_bytes() == source.text.encode()):
+            continue
+        manifests.make_folder(folder)
+        manifests.replace_file(path, source.text.encode())
+
+
+def remember_copies(folder: Path, found: Iterable[Use]) -> None:
+    """Read the sources of a run from its folder.
+
+    Raises:
+        StoreError: a copy is missing or was altered.
+        OwnershipError: somebody else may have written it.
+    """
+    for use in found:
+        digest = use.reference.rpartition("@")[2]
+        if digest in _KNOWN:
+            continue
+        path = folder / copy_name(use.reference)
+        advice = f"Restore it, or start the sweep again where the file of {use.path} is unchanged"
+        try:
+            source = Source(use.reference.partition(":")[0], read_own(path).decode())
+        except (OSError, UnicodeDecodeError) as e:
+            raise StoreError(f"{path}: cannot be read ({e}). {advice}") from e
+        if source.digest != digest:
+            raise StoreError(f"{path}: was altered after the run was started; nothing of it was run. {advice}")
+        remember([source])

@@ -1,0 +1,157 @@
+"""Calls of the user's functions in the phases: from rows of rollouts to their arguments.
+
+In: a run and rollouts. Out: what the functions return. `extensions/workers.py` runs the functions in
+processes with a time limit, and `extensions/points.py` has their signatures.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from functools import lru_cache, partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import polars as pl
+
+from core_hpc.common.errors import CoreHpcError, InputError
+from core_hpc.config.reward import weight_at
+from core_hpc.config.run import RunConfig
+from core_hpc.extensions.points import uses
+from core_hpc.extensions.values import Completion, Problem
+from core_hpc.extensions.workers import call_many
+from core_hpc.problems.splits import TRAIN
+from core_hpc.protocol.distance import FloatArray
+from core_hpc.runs.folder import Run
+from core_hpc.store import manifests, shards
+from core_hpc.store.paths import MANIFEST_SUFFIX
+from core_hpc.store.schema import COLD, PROBLEMS
+
+
+@lru_cache(maxsize=2)
+def training_problems(folder: Path) -> dict[str, Problem]:
+    """The training problems as the user's functions see them, by id.
+
+    Args:
+        folder: `RunPaths.problems`. Its content is fixed since the first start.
+    """
+    manifest = manifests.read_manifest(folder / f"{TRAIN}{MANIFEST_SUFFIX}")
+    frame = shards.read_manifest_table(manifest, PROBLEMS, checksum=True)
+    return {row["problem_id"]: as_problem(row) for row in frame.to_dicts()}
+
+
+def as_problem(row: dict[str, Any]) -> Problem:
+    """A row of schema.PROBLEMS as the user's functions see it."""
+    return Problem(
+        id=row["problem_id"],
+        question=row["question"],
+        gold=row["gold"],
+        answer_kind=row["answer_kind"],
+        metadata=json.loads(row["metadata"]),
+    )
+
+
+def as_completions(rollouts: pl.DataFrame) -> list[Completion]:
+    """Rows of schema.ROLLOUTS as the user's functions see them."""
+    return [
+        Completion(
+            problem_id=row["problem_id"],
+            model=row["model"],
+            phase=row["phase"],
+            sample_index=row["sample_index"],
+            text=row["text"],
+            answer=row["answer"],
+            correct=row["correct"],
+            hint_given=bool(row["hint_given"]),
+            num_tokens=row["num_completion_tokens"],
+            truncated=row["finish_reason"] == "length",
+        )
+        for row in rollouts.iter_rows(named=True)
+    ]
+
+
+def own_reward_parts(run: Run, groups: Sequence[pl.DataFrame], schedule_index: int) -> dict[str, list[FloatArray]]:
+    """The values of the user's reward parts, by name: [n] for each group of n completions.
+
+    A part whose weight is 0 now is not called.
+    """
+    config = run.config
+    used = {name: part for name, part in config.reward.parts.items() if weight_at(part.weight, schedule_index)}
+    if not used:
+        return {}
+    problems = training_problems(run.paths.problems)
+    calls = [(problems[group["problem_id"][0]], as_completions(group)) for group in groups]
+    limit_s = config.extensions.time_limit_s
+    return {
+        name: [
+            np.array(values) for values in call_many(part.function, "reward_part", calls, part.options, limit_s=limit_s)
+        ]
+        for name, part in used.items()
+    }
+
+
+def own_hint_text(run: Run, problem_id: str, text: str) -> str | None:
+    """The teacher's text as the user's hint maker rewrites it; as it is if there is no hint maker."""
+    maker = run.config.protocol.hint_function
+    if maker is None:
+        return text
+    problem = training_problems(run.paths.problems)[problem_id]
+    limit_s = run.config.extensions.time_limit_s
+    (hint,) = call_many(maker.function, "hint_maker", [(problem, text)], maker.options, limit_s=limit_s)
+    return None if hint is None else str(hint)
+
+
+def own_advantages(
+    run: Run, rollouts: pl.DataFrame, rewards: FloatArray, groups: Sequence[Sequence[int]]
+) -> FloatArray:
+    """The advantages by the user's function, [n].
+
+    Args:
+        run: its `update.advantage_function` is given.
+        rollouts: [n] rows of schema.ROLLOUTS.
+        rewards: [n].
+        groups: the rows of each group that is compared.
+    """
+    function = run.config.update.advantage_function
+    assert function is not None
+    completions = as_completions(rollouts)
+    calls = [([completions[i] for i in rows], [float(rewards[i]) for i in rows]) for rows in groups]
+    limit_s = run.config.extensions.time_limit_s
+    found = np.zeros(rollouts.height)
+    results = call_many(function.function, "advantage", calls, function.options, limit_s=limit_s)
+    for rows, values in zip(groups, results, strict=True):
+        found[list(rows)] = values
+    return found
+
+
+def try_functions(config: RunConfig, train: pl.DataFrame) -> None:
+    """Call the user's functions once with a training problem, before any job is submitted.
+
+    The completions of the attempt are a correct one, and one that is empty and was cut.
+
+    Args:
+        config: the run.
+        train: its training problems.
+
+    Raises:
+        InputError: a function fails. The message names the field and the line of the user's file.
+    """
+    problem = as_problem(train.row(0, named=True))
+    completion = partial(Completion, problem_id=problem.id, model=config.team[0].name, phase=COLD, hint_given=False)
+    right = completion(sample_index=0, text=problem.gold, answer=problem.gold, correct=True, num_tokens=1)
+    empty = completion(sample_index=1, text="", answer=None, correct=False, num_tokens=0, truncated=True)
+    examples: dict[str, tuple[Any, ...]] = {
+        "reward_part": (problem, [right, empty]),
+        "hint_maker": (problem, f"The answer is {problem.gold}."),
+        "explore_rule": (np.array([[0.0, 0.5], [0.5, 0.0]]), np.array([1.0, 0.0])),
+        "advantage": ([right, empty], [1.0, 0.0]),
+    }
+    for use in uses(config):
+        arguments = examples.get(use.name)
+        if arguments is None:
+            continue
+        try:
+            call_many(use.reference, use.name, [arguments], use.options, limit_s=config.extensions.time_limit_s)
+        except CoreHpcError as e:
+            raise InputError(f"{use.path}: {e}") from e

@@ -1,0 +1,107 @@
+"""Functions of the user in whole runs: a file that is changed meanwhile, and functions that fail or hang."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import pytest
+
+from core_hpc.store import shards
+from core_hpc.store.paths import TaskKey
+from core_hpc.store.schema import STEPS, UPDATE
+from tests.support.examples import overrides
+from tests.support.harness import ROOT, differences, launch, launched_and_held, the_run
+
+pytestmark = pytest.mark.slow
+SWEEP = """
+base: {folder}/training.yaml
+name: own
+reward:
+  parts:
+    brevity: {{function: {folder}/my_rewards.py:brevity, weight: 0.1}}
+"""
+FAILS_IN_RESCUES = """
+def brevity(problem, completions, *, limit=3):
+    if any(completion.phase == "rescue" for completion in completions):
+        {body}
+    return [0.0 for _ in completions]
+"""
+
+
+def sweep_in(folder: Path, models: list[Path], reward: str | None = None) -> Path:
+    """A copy of the shipped examples, and a small sweep that uses the functions of two files of it."""
+    shutil.copytree(ROOT / "yaml", folder / "yaml", ignore=shutil.ignore_patterns("*.md"))
+    examples = folder / "yaml" / "examples"
+    if reward is not None:
+        (examples / "my_rewards.py").write_text(reward)
+    path = examples / "own.yaml"
+    path.write_text(SWEEP.format(folder=examples))
+    return path
+
+
+def arguments(sweep: Path, models: list[Path], *more: str) -> list[str]:
+    values = [*overrides(models, sweep.parents[2] / "out"), *more]
+    return [argument for value in values for argument in ("--set", value)]
+
+
+def test_a_file_that_is_changed_in_the_middle_changes_no_run(tiny_models: list[Path], tmp_path: Path) -> None:
+    """The tasks that begin after the change use the copies, and the next start refuses the new content."""
+    undisturbed = sweep_in(tmp_path / "a", tiny_models)
+    done = launch(undisturbed, *arguments(undisturbed, tiny_models))
+    assert done.returncode == 0, done.stdout + done.stderr
+    sweep = sweep_in(tmp_path / "b", tiny_models)
+    files = [sweep.with_name(name) for name in ("my_rewards.py", "my_training.py")]
+    hold, given = tmp_path / "hold", arguments(sweep, tiny_models)
+    with launched_and_held(sweep, "task.started@hint/0001", hold, env={}, arguments=given) as process:
+        for file in files:
+            file.write_text("raise RuntimeError('changed')")
+        Path(f"{hold}.go").touch()
+        printed, _ = process.communicate(timeout=240)
+    assert process.returncode == 0, printed
+    first, second = the_run(tmp_path / "a" / "out" / "own"), the_run(tmp_path / "b" / "out" / "own")
+    assert first.name == second.name
+    assert differences(first, second) == []
+    assert shards.read_task(second, TaskKey(1, UPDATE, "m0"), STEPS).height > 0
+    refused = launch(sweep, *given)
+    assert refused.returncode == 2
+    assert "my_rewards.py: has no function brevity at its top level (it has none)" in refused.stderr
+    for file in files:
+        shutil.copy(ROOT / "yaml" / "examples" / file.name, file)
+    files[0].write_text(files[0].read_text() + "\n# a comment\n")
+    refused = launch(sweep, *given)
+    assert refused.returncode == 2
+    assert "reward.parts.brevity.function: 'my_rewards.py:brevity@" in refused.stderr
+
+
+@pytest.mark.parametrize(
+    ("body", "expected"),
+    [
+        ("return [1 / (limit - 3)]", "my_rewards.py, line 4, in brevity: ZeroDivisionError: division by zero"),
+        ("while limit: pass", "my_rewards.py, line 4, in brevity: did not return within 2 s and was stopped"),
+    ],
+)
+def test_a_function_that_fails_stops_the_run_with_its_line(
+    tiny_models: list[Path], tmp_path: Path, body: str, expected: str
+) -> None:
+    sweep = sweep_in(tmp_path, tiny_models, FAILS_IN_RESCUES.format(body=body))
+    done = launch(sweep, *arguments(sweep, tiny_models, "extensions.time_limit_s=2", "cluster.max_attempts=1"))
+    assert done.returncode == 1, done.stdout + done.stderr
+    assert f"failed 1 time: {expected}" in " ".join((done.stdout + done.stderr).split())
+    assert "Traceback" not in done.stdout + done.stderr
+
+
+def test_a_function_that_fails_at_once_is_reported_before_anything_is_created(
+    tiny_models: list[Path], tmp_path: Path
+) -> None:
+    sweep = sweep_in(
+        tmp_path, tiny_models, "def brevity(problem, completions):\n    return [c.txt for c in completions]\n"
+    )
+    done = launch(sweep, *arguments(sweep, tiny_models))
+    assert done.returncode == 2
+    assert "reward.parts.brevity.function: " in done.stderr
+    assert (
+        "my_rewards.py, line 2, in <listcomp>: AttributeError: 'Completion' object has no attribute 'txt'"
+        in done.stderr
+    )
+    assert not list((tmp_path / "out").rglob("run.json"))
