@@ -58,6 +58,11 @@ class RunData:
         most = self.counts.filter(pl.col("phase") == EVALUATE)["n"].max()
         return most if isinstance(most, int) else 0
 
+    @property
+    def only_evaluates(self) -> bool:
+        """Whether the run has `iterations: 0`: it evaluates models as they are, and trains none."""
+        return self.config is not None and self.config.iterations == 0
+
 
 def load_run(run: Path, *, answers: bool = True, lenient: bool = False) -> RunData:
     """Load the counts and the configuration of a run, or of imported predictions.

@@ -335,8 +335,11 @@ def _lead(data: RunData) -> str:
     if data.config is None:
         return f"Imported predictions of {', '.join(data.models)} on {max(sizes, default=0):,} problems."
     at = " and ".join("before training" if i == 0 else f"after iteration {i}" for i in named)
+    at = "without training" if data.only_evaluates else at
     evaluated = f"evaluated {at} on {max(sizes):,} held-out problems" if sizes else "not evaluated yet"
     team = ", ".join(data.models)
+    if data.only_evaluates:
+        return f"{team}: {evaluated}, with seed {data.config.seed}."
     return f"{team}: {data.config.iterations} iterations of cross teaching with seed {data.config.seed}; {evaluated}."
 
 

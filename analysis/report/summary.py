@@ -15,7 +15,7 @@ import polars as pl
 from analysis.counts.load import RunData
 from analysis.layout.tables import UNDEFINED, ReportTable, coefficient, group_starts, laid_out, percent
 from analysis.metrics import overlap, passk, rescue
-from analysis.report.evaluation_tables import BEFORE_DISABLED, missing
+from analysis.report.evaluation_tables import BEFORE_DISABLED, ONLY_EVALUATED, missing
 from analysis.report.training_tables import rescue_cell
 from analysis.stats.intervals import ESTIMATE_COLUMNS, FEW_PROBLEMS, METHOD_NOTE
 from core_hpc.store.schema import EVALUATE
@@ -26,7 +26,7 @@ _USELESS = {"num_truncated": "cut at the token limit", "num_no_answer": "without
 
 
 def summary_table(data: RunData) -> ReportTable:
-    """Pass@k before and after training, and error overlap of a run, in percent."""
+    """Pass@k before and after training (or of the only evaluation), and error overlap of a run, in percent."""
     ks = passk.default_ks(data.num_samples)
     scores = passk.before_after_table(data.counts, ks=ks, models=data.models)
     shown: list[list[str]] = []
@@ -49,6 +49,8 @@ def summary_table(data: RunData) -> ReportTable:
     table = laid_out(columns, shown)
     if BEFORE_DISABLED in notes:
         table = table.drop(passk.BEFORE, passk.DIFFERENCE)
+    if data.only_evaluates:
+        table = table.drop(passk.AFTER, passk.DIFFERENCE).rename({passk.BEFORE: ONLY_EVALUATED})
     starts = group_starts([row[0] for row in shown])
     title = f"{data.name}: held-out problems (percent)"
     return ReportTable("summary", title, scores, table, notes, starts=starts)
@@ -79,7 +81,8 @@ def key_numbers(tables: Sequence[ReportTable]) -> list[tuple[str, str]]:
     for table in tables:
         for row in table.shown.iter_rows(named=True):
             if row.get("measure", "").split(" ")[0] == "Pass@1":
-                levels = [row[name].split(" ")[0] for name in (passk.BEFORE, passk.AFTER) if name in row]
+                names = (passk.BEFORE, passk.AFTER, ONLY_EVALUATED)
+                levels = [row[name].split(" ")[0] for name in names if name in row]
                 found.append((f"{row['model']} Pass@1", " → ".join(levels)))
             elif "uplift" in row and row["model"] == passk.TEAM:
                 found.append(("rescue uplift", row["uplift"].split(" ")[0]))

@@ -36,6 +36,20 @@ def _number_of_tasks(config: RunConfig) -> None:
         )
 
 
+def _something_to_do(config: RunConfig) -> None:
+    if config.iterations == 0 and not config.evaluation.before:
+        raise ValueError(
+            "iterations: 0 only evaluates, but evaluation.before is false, so nothing is left to do; leave before out"
+        )
+
+
+def _problems_to_train_on(config: RunConfig) -> None:
+    if config.iterations > 0 and config.problems.train.source == "none":
+        raise ValueError(
+            "problems.train: its source is none, which is for a run with iterations: 0; set a source to train on"
+        )
+
+
 def _hints_need_a_peer(config: RunConfig) -> None:
     if config.protocol.rescue_samples and len(config.team) == 1 and config.protocol.hint_probability == 1:
         raise ValueError(
@@ -139,6 +153,8 @@ def _primary_can_be_computed(config: RunConfig) -> None:
 
 CHECKS: tuple[Callable[[RunConfig], None], ...] = (
     _number_of_tasks,
+    _something_to_do,
+    _problems_to_train_on,
     _hints_need_a_peer,
     _alone_without_rescues,
     _baseline_of_a_team,

@@ -112,12 +112,21 @@ class DataSetProblems(Section):
         return self
 
 
+class NoProblems(Section):
+    """No training problems. The run only evaluates."""
+
+    source: Literal["none"] = Field(description="no training problems, for a run with `iterations: 0`")
+
+
 ProblemSource = Annotated[
     GeneratedProblems | GymProblems | FileProblems | DataSetProblems, Field(discriminator="source")
 ]
+TrainingSource = Annotated[
+    GeneratedProblems | GymProblems | FileProblems | DataSetProblems | NoProblems, Field(discriminator="source")
+]
 PROBLEM_SOURCES: dict[str, type[Section]] = {
     name: section
-    for section in (GeneratedProblems, GymProblems, FileProblems, DataSetProblems)
+    for section in (GeneratedProblems, GymProblems, FileProblems, DataSetProblems, NoProblems)
     for name in get_args(section.model_fields["source"].annotation)
 }
 """Value of `source` -> its section."""
@@ -135,7 +144,8 @@ _NO_COMMON_FORM = "(no default)"
 
 
 def _kinds(data: dict[str, Any]) -> set[AnswerKindName]:
-    return {answer_kind_of(data["train"]), answer_kind_of(data["evaluation"])}
+    sources = (data["train"], data["evaluation"])
+    return {answer_kind_of(source) for source in sources if not isinstance(source, NoProblems)}
 
 
 def _instruction_by_answers(data: dict[str, Any]) -> str:
@@ -146,7 +156,7 @@ def _instruction_by_answers(data: dict[str, Any]) -> str:
 class ProblemsSection(Section):
     """What the team trains on, and what is held out for evaluation."""
 
-    train: ProblemSource = Field(description="training problems")
+    train: TrainingSource = Field(description="training problems")
     evaluation: ProblemSource = Field(description="held-out problems")
     near_duplicates: Literal["error", "drop", "allow"] = Field(
         "error",
@@ -167,6 +177,13 @@ class ProblemsSection(Section):
         json_schema_extra={DEFAULT_BY: "instruction_style and the kinds of answers"},
         description="text after each question (and hint); may be empty if the worked examples show the form of answers",
     )
+
+    @field_validator("num_examples")
+    @classmethod
+    def _examples_of_training(cls, num_examples: int, info: ValidationInfo) -> int:
+        if num_examples and isinstance(info.data.get("train"), NoProblems):
+            raise ValueError("worked examples are drawn from problems.train, whose source is none; set a source there")
+        return num_examples
 
     @field_validator("instruction", mode="before")
     @classmethod

@@ -135,6 +135,13 @@ class ModelSection(Section):
     warmup: WarmupSection | None = added_later(
         None, description="supervised fine-tuning before the first iteration; null: none"
     )
+    adapter: str | None = added_later(
+        None,
+        min_length=1,
+        description="adapter with which the model begins, with a fresh optimizer: a PEFT folder, or an update that "
+        "another run has published, as RUN_FOLDER@ITERATION (`@last`: its last one; RUN_FOLDER@ITERATION:NAME if the "
+        "model has another name there). It is copied into the run. null: none",
+    )
 
     @model_validator(mode="after")
     def _chat_settings_need_chat(self) -> ModelSection:
@@ -165,6 +172,21 @@ class ModelSection(Section):
         if warmup is not None and info.data.get("engine") == "fake":
             raise ValueError("the fake engine samples the same texts whatever the weights are; leave it out")
         return warmup
+
+    @field_validator("adapter")
+    @classmethod
+    def _adapter_to_train(cls, adapter: str | None, info: ValidationInfo) -> str | None:
+        if adapter is not None and info.data.get("tuning") == "full":
+            raise ValueError(
+                "tuning: full trains no adapter; merge the adapter into its base weights (python -m core_hpc.export "
+                "RUN_FOLDER --merge --out FOLDER), and set the merged folder as `model`"
+            )
+        if adapter is not None and info.data.get("warmup") is not None:
+            raise ValueError(
+                "an adapter fits only the weights that it was trained on, and a warm-up changes them; leave one of the "
+                "two out. After a warm-up of another run, set the folder that its warmup phase has published as `model`"
+            )
+        return adapter
 
     @field_validator("lora", mode="before")
     @classmethod
@@ -250,8 +272,8 @@ class RunConfig(Section):
     name: str = operational(pattern=NAME_PATTERN, description="name of the sweep and of its folder in output")
     output: str = operational("outputs", description="folder of all sweeps")
     seed: int = Field(42, ge=0, lt=2**31, description="seed of everything random in the run")
-    iterations: PositiveInt = operational(
-        description="repetitions of cold, hint, rescue, score, update; may be raised later"
+    iterations: int = operational(
+        ge=0, description="repetitions of cold, hint, rescue, score, update; 0: only evaluate. May be raised later"
     )
     team: list[ModelSection] = Field(min_length=1, description="the models that learn together")
     problems: ProblemsSection = Field(description="training and held-out problems")

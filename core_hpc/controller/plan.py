@@ -264,7 +264,9 @@ def planned_scripts(sweep: Sweep, graph: Graph) -> dict[str, str]:
     folder = RunPaths(sweep.folder / plan.run_id).slurm
     jobs: list[tuple[str, PhaseGroup, str, int]] = [("resident", "resident", "resident", 1)]
     if cluster.driver == "arrays":
-        one_of_each = {a.group: a for a in reversed(planned_arrays(cluster, graph)) if EVALUATE not in a.phases}
+        arrays = planned_arrays(cluster, graph)
+        shown = [a for a in arrays if EVALUATE not in a.phases] or arrays  # a run may only evaluate
+        one_of_each = {a.group: a for a in reversed(shown)}
         jobs = [
             (f"{g} (here {', '.join(a.phases)})", g, a.phases[0], a.num_elements)
             for g, a in reversed(one_of_each.items())

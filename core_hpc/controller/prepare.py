@@ -17,8 +17,10 @@ from typing import Any
 import polars as pl
 
 from core_hpc.common.errors import CoreHpcError, InputError
+from core_hpc.config.problems import NoProblems
 from core_hpc.config.run import ModelSection, RunConfig
 from core_hpc.engines import has_gpu
+from core_hpc.models.adapters import adapter_digest, check_adapter, find_adapter
 from core_hpc.models.loading import check_rope, check_vllm_packages, load_config
 from core_hpc.models.prompts import check_chat_settings, prompt_builder
 from core_hpc.models.quantization import no_gpu, require_package
@@ -74,7 +76,8 @@ def prepare(config: RunConfig, splits: Splits | None = None) -> dict[str, ModelF
         InputError: some models do not fit. It lists all mistakes.
     """
     splits = splits if splits is not None else make_splits(config.problems)
-    resolve_embedder(config.reward.distance.embedder)
+    if not isinstance(config.problems.train, NoProblems):
+        resolve_embedder(config.reward.distance.embedder)
     facts, mistakes = {}, []
     for index, model in enumerate(config.team):
         try:
@@ -106,7 +109,21 @@ def _model_facts(config: RunConfig, model: ModelSection, splits: Splits) -> Mode
     if style == "auto":
         style = "chat" if resolved.has_chat_template else "plain"
     context_tokens = _context_tokens(config, model, resolved, style, splits)
-    return ModelFacts(resolved.fingerprint, context_tokens, style, num_weights(resolved.folder))
+    adapter = _adapter_digest(model, resolved) if model.adapter is not None else ""
+    return ModelFacts(resolved.fingerprint, context_tokens, style, num_weights(resolved.folder), adapter)
+
+
+def _adapter_digest(model: ModelSection, resolved: ResolvedModel) -> str:
+    """Digest of the adapter with which a model begins, after a check that it fits the model.
+
+    Raises:
+        InputError: it does not fit, or there is none.
+    """
+    assert model.adapter is not None
+    assert model.lora is not None
+    source = find_adapter(model.adapter, name=model.name)
+    check_adapter(source, model.lora, resolved.folder, trust_remote_code=model.trust_remote_code)
+    return adapter_digest(source.folder)
 
 
 def _check_four_bit(config: RunConfig) -> None:
@@ -128,9 +145,11 @@ def _context_tokens(config: RunConfig, model: ModelSection, resolved: ResolvedMo
     protocol = config.protocol
     new, new_evaluation = (config.sampling_of(model, phase).max_new_tokens for phase in (COLD, EVALUATE))
     hint = protocol.hint_tokens + HINT_MARGIN_TOKENS if protocol.rescue_samples else 0
-    longest_train = max(len(builder.build(q, "" if hint else None)) for q in splits.train["question"])
+    longest_train = max((len(builder.build(q, "" if hint else None)) for q in splits.train["question"]), default=0)
     longest_evaluation = max(len(builder.build(q)) for q in splits.evaluation["question"])
-    needed = max(longest_train + hint + new, longest_evaluation + new_evaluation)
+    needed = longest_evaluation + new_evaluation
+    if longest_train:
+        needed = max(needed, longest_train + hint + new)
     limit = min(model.max_context_tokens or resolved.max_context_tokens, resolved.max_context_tokens)
     if needed > limit:
         raise InputError(

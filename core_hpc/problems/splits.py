@@ -26,6 +26,7 @@ from core_hpc.config.problems import (
     FileProblems,
     GeneratedProblems,
     GymProblems,
+    NoProblems,
     ProblemSource,
     ProblemsSection,
 )
@@ -57,7 +58,7 @@ def split_of(phase: str) -> str:
     return EVALUATION if phase == EVALUATE else TRAIN
 
 
-def source_mistakes(source: ProblemSource) -> list[tuple[str, str]]:
+def source_mistakes(source: ProblemSource | NoProblems) -> list[tuple[str, str]]:
     """(field, message) for each mistake that can be found without a file and without the hub."""
     if isinstance(source, (GeneratedProblems, GymProblems)):
         return generators.mistakes_in(source)
@@ -127,7 +128,10 @@ def _draw_all(section: ProblemsSection, files: dict[str, list[Item]]) -> dict[st
     splits: dict[str, list[Item]] = {}
     taken: set[str] = set()
     for label in (EVALUATION, TRAIN) if drop else (TRAIN, EVALUATION):
-        source: ProblemSource = getattr(section, label)
+        source: ProblemSource | NoProblems = getattr(section, label)
+        if isinstance(source, NoProblems):
+            splits[label] = []
+            continue
         if isinstance(source, (GeneratedProblems, GymProblems)):
             splits[label] = generators.generate(source, source.count, label, taken)
             continue
@@ -198,7 +202,7 @@ def _examples(
     They are in neither split and not near an evaluation problem.
     """
     source, count = section.train, section.num_examples
-    if count == 0:
+    if count == 0 or isinstance(source, NoProblems):
         return []
     if isinstance(source, (GeneratedProblems, GymProblems)):
         return _solved(source, generators.generate(source, count, EXAMPLES, taken))
@@ -250,6 +254,8 @@ def worked_examples(examples: pl.DataFrame) -> tuple[tuple[str, str], ...]:
 def check_counts(config: RunConfig, splits: Splits) -> None:
     """Raise InputError if an iteration needs more problems than the training split has."""
     wanted = config.protocol.problems_per_iteration
+    if isinstance(config.problems.train, NoProblems):
+        return
     if wanted > splits.train.height:
         raise InputError(
             f"protocol.problems_per_iteration is {wanted}, but problems.train has {splits.train.height} problems; "

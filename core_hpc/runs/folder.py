@@ -21,6 +21,7 @@ from core_hpc.common.errors import InputError, RunConflictError, StoreError
 from core_hpc.config.run import RunConfig, flatten, scientific_fields
 from core_hpc.problems.splits import EVALUATION, SPLITS, Splits, problems_digest
 from core_hpc.runs import provenance
+from core_hpc.runs.adapters import freeze_adapter
 from core_hpc.runs.graph import Graph, Horizon, extend_horizon
 from core_hpc.runs.sweep import RunPlan, Sweep, load_sweep
 from core_hpc.store import manifests, shards
@@ -37,6 +38,8 @@ class ModelFacts:
     prompt_style: str
     num_weights: int = 0
     """0 if it is unknown: runs of earlier versions, or weights that are not safetensors."""
+    adapter: str = ""
+    """Digest of the adapter with which the model begins (`models/adapters.py`); empty: it has none."""
 
 
 _FACTS = TypeAdapter(dict[str, ModelFacts])
@@ -316,6 +319,9 @@ def create(plan: RunPlan, folder: Path, splits: Splits, facts: Mapping[str, Mode
     frames = {name: getattr(splits, name) for name in SPLITS}
     frames |= {paths.warmup_problems(model): frame for model, frame in splits.warmups.items()}
     frozen = {name: _freeze(paths.problems, name, frame) for name, frame in frames.items()}
+    for model in plan.config.team:
+        if model.adapter is not None:
+            freeze_adapter(paths, model, facts[model.name].adapter)
     identity = {
         "run_id": plan.run_id,
         "label": plan.label,

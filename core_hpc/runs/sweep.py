@@ -85,6 +85,29 @@ def load_sweep(
         ConfigError: The file has mistakes. The message lists all of them.
     """
     text, data = _read_with_bases(source, ())
+    return resolve_sweep(source, text, data, overrides, output=output, profile=profile)
+
+
+def resolve_sweep(
+    source: Path,
+    text: str,
+    data: dict[str, Any],
+    overrides: Sequence[str] = (),
+    *,
+    output: str | None = None,
+    profile: str | None = None,
+) -> Sweep:
+    """Resolve the content of a sweep file to its runs.
+
+    Args:
+        source: The file, or what stands for it in messages.
+        text: The file as it was read.
+        data: Its content, with that of its base files.
+        overrides: As in `load_sweep`, like `output` and `profile`.
+
+    Raises:
+        ConfigError: The content has mistakes. The message lists all of them.
+    """
     _apply_profile(source, data, profile)
     mistakes: list[str] = []
     for override in overrides:

@@ -7,6 +7,7 @@
             run.json                     identity, never changed
             config.json  horizon.json    as of the last start
             problems/                    train, evaluation, examples; fixed at the start
+            adapters/                    MODEL.UID/: an adapter with which the model begins; fixed at the start
             warmup/iteration=0000/       MODEL-p000.UID/: a model, which replaces the base weights
             cold/iteration=0001/         MODEL-p000.UID.parquet and MODEL-p000.manifest.json;
                                          likewise rescue, evaluate
@@ -113,6 +114,15 @@ class RunPaths:
     @property
     def problems(self) -> Path:
         return self.root / "problems"
+
+    @property
+    def adapters(self) -> Path:
+        """Adapters with which models begin, fixed at the first start (`runs/adapters.py`)."""
+        return self.root / "adapters"
+
+    def adapter_manifest(self, model: str) -> Path:
+        """Manifest of the adapter with which a model begins."""
+        return self.adapters / f"{model}{MANIFEST_SUFFIX}"
 
     @property
     def warmups(self) -> Path:

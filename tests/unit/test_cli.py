@@ -22,7 +22,7 @@ from tests.support.analysis_data import evaluation_rows, make_run, publish_rollo
 
 ROOT = Path(__file__).parents[2]
 SHIPPED_BY_NAME = {"yaml": ["**/*.yaml"], "slurm": ["*.sh", "*.sbatch", "setup/*.sh"]}
-MODULES = ("core_hpc.launch", "core_hpc.cancel", "core_hpc.status", "core_hpc", "core_hpc.doctor")
+MODULES = ("core_hpc.launch", "core_hpc.evaluate", "core_hpc.cancel", "core_hpc.status", "core_hpc", "core_hpc.doctor")
 
 
 def run(*command: str | Path, cwd: Path, **environment: str) -> subprocess.CompletedProcess[str]:
@@ -91,7 +91,7 @@ def test_the_exit_status_is_that_of_the_subcommand(tmp_path: Path, capsys: pytes
 @pytest.mark.parametrize(
     ("words", "wanted"),
     [
-        ("core-hpc ''", {"launch", "status", "cancel", "export", "doctor", "analysis", "completion"}),
+        ("core-hpc ''", {"launch", "evaluate", "status", "cancel", "export", "doctor", "analysis", "completion"}),
         ("core-hpc launch --dr", {"--driver", "--dry-run"}),
         ("core-hpc launch --driver re", {"resident"}),
         ("core-hpc analysis pass", {"passk"}),
