@@ -288,8 +288,9 @@ def check_iterations(sweep: Sweep) -> None:
         raise RunConflictError(
             "a run cannot become shorter than what it has done; nothing was changed\n"
             + "\n".join(messages)
-            + "\n  Set iterations to at least the last number. To study fewer iterations, evaluate the adapters of an "
-            f"earlier iteration, or give the sweep another name (--set name={sweep.name}-2)."
+            + "\n  Set iterations to at least the last number. To study fewer iterations, evaluate an earlier one "
+            "(python -m core_hpc.evaluate RUN_FOLDER --iteration I), or give the sweep another name "
+            f"(--set name={sweep.name}-2)."
         )
 
 

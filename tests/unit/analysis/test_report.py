@@ -219,7 +219,7 @@ def test_a_run_that_only_evaluates(tmp_path: Path) -> None:
     assert not any(word in text for word in ("before training", "after training", "untrained"))
     assert not any("finished" in warning or "training" in warning for warning in warnings_of(data))
     shown = next(table for table in tables if table.name == "pass").shown
-    assert shown.columns == ["candidates", "model", "measure", "evaluation", "problems"]
+    assert shown.columns[:5] == ["candidates", "model", "measure", "evaluation", "problems"]
     table = summary_table(data)
     assert table.shown.columns == ["model", "measure", "evaluation"]
     assert table.shown.filter(model="ada", measure="Pass@1")["evaluation"][0].startswith("66.7 [")

@@ -3,21 +3,28 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+from safetensors.numpy import save_file
 
 import yaml
 from core_hpc.common.errors import ConfigError, InputError
 from core_hpc.config.run import RunConfig
 from core_hpc.controller.plan import planned_scripts
+from core_hpc.controller.prepare import splits_of
 from core_hpc.evaluate import build_parser, content, main, text_of
+from core_hpc.models.adapters import adapter_digest, find_adapter
 from core_hpc.runs.evaluation import parse_set
+from core_hpc.runs.folder import ModelFacts, create, open_run
 from core_hpc.runs.graph import Graph
 from core_hpc.runs.sweep import Sweep, load_sweep, resolve_sweep
-from core_hpc.store.paths import TaskKey
-from core_hpc.store.schema import EVALUATE
+from core_hpc.store.manifests import publish, read_manifest
+from core_hpc.store.paths import RunPaths, TaskKey
+from core_hpc.store.schema import EVALUATE, UPDATE, WARMUP
 from tests.unit.config.test_sweep import MINIMAL
 
 
@@ -144,3 +151,130 @@ def test_the_written_file_names_the_command(tmp_path: Path) -> None:
     assert main(["x/y", "--problems", "gsm8k", "--write", str(path)]) == 0
     assert path.read_text().startswith("# Written by: python -m core_hpc.evaluate x/y --problems gsm8k")
     assert yaml.safe_load(path.read_text())["iterations"] == 0
+
+
+# --- runs ----------------------------------------------------------------------------------------
+
+
+def small_adapter(folder: Path) -> Path:
+    """The two files of an adapter, as PEFT names them."""
+    folder.mkdir(parents=True)
+    (folder / "adapter_config.json").write_text(json.dumps({"peft_type": "LORA", "r": 2, "lora_alpha": 4}))
+    tensors = {f"base_model.model.q_proj.lora_{part}.weight": np.ones((2, 2), np.float32) for part in "AB"}
+    save_file(tensors, folder / "adapter_model.safetensors")
+    return folder
+
+
+def trained_run(folder: Path, *, num_examples: int = 0) -> Path:
+    """A run of three kinds of models. Two updates of each are published, but the third model has only one."""
+    adapter = small_adapter(folder / "start")
+    warm = {"problems": {"source": "generated", "task": "skills", "count": 8}}
+    own = {"evaluation_sampling": {"temperature": 0.5, "top_p": 0.8}, "engine": "transformers", "learning_rate": 1e-5}
+    data = {
+        "name": "first",
+        "iterations": 3,
+        "seed": 5,
+        "output": str(folder / "out"),
+        "team": [
+            {"name": "begun", "model": "org/base", "revision": "abc", "adapter": str(adapter), **own},
+            {"name": "whole", "model": "org/base", "revision": "abc", "tuning": "full"},
+            {"name": "warm", "model": "tiny:llama-1m", "lora": {"rank": 4}, "warmup": warm},
+        ],
+        "problems": {
+            "train": {"source": "generated", "count": 8, "seed": 1},
+            "evaluation": {"source": "generated", "count": 3, "seed": 2},
+            "num_examples": num_examples,
+            "instruction": "Think.",
+        },
+        "protocol": {"problems_per_iteration": 4, "problems_per_part": 2},
+        "evaluation": {"samples": 3, "sampling": {"temperature": 0.9}},
+        "cluster": {"threads": 3},
+    }
+    path = folder / "first.yaml"
+    path.write_text(yaml.safe_dump(data))
+    (plan,) = (made := load_sweep(path)).runs
+    facts = {m.name: ModelFacts("0" * 64, 512, "plain") for m in plan.config.team}
+    facts["begun"] = replace(facts["begun"], adapter=adapter_digest(adapter))
+    run = create(plan, made.folder, splits_of(plan), facts)
+
+    def fill(publication: Path) -> dict[str, tuple[int, str]]:
+        (publication / "weights").write_text("weights")
+        return {}
+
+    keys = [TaskKey(i, UPDATE, m) for i, m in ((1, "begun"), (2, "begun"), (1, "whole"), (2, "whole"), (1, "warm"))]
+    for key in [*keys, TaskKey(0, WARMUP, "warm")]:
+        publish(run.paths.task_folder(key), run.paths.task_name(key), fill, as_folder=True)
+    return run.root
+
+
+def published(run: Path, key: TaskKey) -> str:
+    return str(read_manifest(RunPaths(run).task_manifest(key)).folder)
+
+
+def test_every_kind_of_model_is_taken_as_it_was_after_an_iteration(tmp_path: Path) -> None:
+    run = trained_run(tmp_path)
+    made = sweep(str(run), "--iteration", "0", "last")
+    assert made.name == "evaluate-first"
+    assert made.folder == tmp_path / "out" / "evaluate-first"
+    before, after = (plan.config for plan in made.runs)
+    assert [plan.label for plan in made.runs] == ["iteration-0-held-out-t0.9", "iteration-1-held-out-t0.9"]
+    assert [(m.name, m.tuning) for m in before.team] == [("begun", "lora"), ("whole", "full"), ("warm", "lora")]
+    warm = published(run, TaskKey(0, WARMUP, "warm"))
+    assert [(m.model, m.revision) for m in before.team] == [("org/base", "abc"), ("org/base", "abc"), (warm, None)]
+    assert before.team[0].adapter == str(read_manifest(RunPaths(run).adapter_manifest("begun")).folder)
+    assert [m.adapter for m in before.team[1:]] == [None, None]
+    whole = published(run, TaskKey(1, UPDATE, "whole"))
+    assert [(m.model, m.revision) for m in after.team] == [("org/base", "abc"), (whole, None), (warm, None)]
+    assert [m.adapter for m in after.team] == [f"{run}@1:begun", None, f"{run}@1:warm"]
+    assert all(m.warmup is None for config in (before, after) for m in config.team)
+    assert (after.team[2].lora, after.team[0].engine) == (before.team[2].lora, "transformers")
+    assert find_adapter(after.team[2].adapter or "", name="x").base == fingerprint_of(warm)
+
+
+def fingerprint_of(folder: str) -> str:
+    """Stands for the fingerprint of a folder that has no model (see `_fingerprints`)."""
+    return f"fingerprint of {folder}"
+
+
+@pytest.fixture(autouse=True)
+def _fingerprints(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("core_hpc.models.adapters.fingerprint", lambda folder: fingerprint_of(str(folder)))
+
+
+def test_the_settings_of_the_run_are_kept(tmp_path: Path) -> None:
+    run = trained_run(tmp_path)
+    source = open_run(run).config
+    (held_out,) = (plan.config for plan in sweep(str(run), "--iteration", "1").runs)
+    assert held_out.problems == source.problems
+    assert (held_out.seed, held_out.evaluation, held_out.cluster) == (5, source.evaluation, source.cluster)
+    assert held_out.protocol.problems_per_part == 2
+    for model in held_out.team:
+        assert held_out.sampling_of(model, EVALUATE) == source.sampling_of(source.model(model.name), EVALUATE)
+    changed = ("--temperature", "0", "--max-new-tokens", "7")
+    (other,) = (plan.config for plan in sweep(str(run), *changed, "--problems", "gpqa:diamond").runs)
+    found = [other.sampling_of(model, EVALUATE) for model in other.team]
+    assert [(s.temperature, s.top_p, s.max_new_tokens) for s in found] == [(0, 0.8, 7), (0, 0.9, 7), (0, 0.9, 7)]
+    assert other.problems.train.source == "none"
+    assert other.problems.instruction != "Think."  # its answers are letters
+    (same,) = (plan.config for plan in sweep(str(run), "--problems", "gsm8k").runs)
+    assert same.problems.instruction == "Think."
+
+
+def test_worked_examples_come_from_the_training_problems_of_the_run(tmp_path: Path) -> None:
+    run = trained_run(tmp_path, num_examples=2)
+    (plan,) = sweep(str(run), "--problems", "{source: generated, task: skills, count: 2}").runs
+    assert plan.config.problems.train == open_run(run).config.problems.train
+    assert splits_of(plan).examples.equals(open_run(run).split("examples"))
+
+
+def test_another_profile_replaces_the_cluster_of_the_run(tmp_path: Path) -> None:
+    data = content(build_parser().parse_args([str(trained_run(tmp_path)), "--cluster", "one_node"]))
+    assert data["cluster"] == {"profile": "one_node"}
+
+
+def test_iterations_that_are_not_published_for_all_models(tmp_path: Path) -> None:
+    run = trained_run(tmp_path)
+    assert "--iteration 2:" in (text := mistake(str(run), "--iteration", "2"))
+    assert "there are 0, 1" in text
+    assert "a run is evaluated alone" in mistake(str(run), str(run))
+    assert "--base is for PEFT folders" in mistake(str(run), "--base", "x")
