@@ -10,6 +10,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
+from core_hpc.config.problems import answer_kind_of
+
 if TYPE_CHECKING:
     from core_hpc.config.run import RunConfig
 
@@ -48,6 +50,17 @@ def _problems_to_train_on(config: RunConfig) -> None:
         raise ValueError(
             "problems.train: its source is none, which is for a run with iterations: 0; set a source to train on"
         )
+
+
+def _instructions_of_sets(config: RunConfig) -> None:
+    main = answer_kind_of(config.problems.evaluation)
+    for index, own in enumerate(config.evaluation.sets):
+        kind = answer_kind_of(own.problems)
+        if own.instruction is None and kind != main:
+            raise ValueError(
+                f"evaluation.sets.{index}.instruction: the answers of {own.name} are of the kind {kind}, and those of "
+                f"problems.evaluation of the kind {main}; write an instruction for this set"
+            )
 
 
 def _hints_need_a_peer(config: RunConfig) -> None:
@@ -155,6 +168,7 @@ CHECKS: tuple[Callable[[RunConfig], None], ...] = (
     _number_of_tasks,
     _something_to_do,
     _problems_to_train_on,
+    _instructions_of_sets,
     _hints_need_a_peer,
     _alone_without_rescues,
     _baseline_of_a_team,

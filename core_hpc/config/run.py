@@ -27,7 +27,7 @@ from core_hpc.config.base import (
 )
 from core_hpc.config.checks import CHECKS
 from core_hpc.config.cluster import ClusterSection
-from core_hpc.config.problems import ProblemsSection
+from core_hpc.config.problems import ProblemSource, ProblemsSection
 from core_hpc.config.reward import RewardSection
 from core_hpc.config.update import UpdateSection
 from core_hpc.config.warmup import WarmupSection
@@ -253,6 +253,20 @@ class ProtocolSection(Section):
         return self
 
 
+class EvaluationSetSection(Section):
+    """A further problem set of the evaluation."""
+
+    name: str = Field(pattern=NAME_PATTERN, description="name of the set in tables and plots")
+    problems: ProblemSource = Field(description="its problems")
+    samples: PositiveInt | None = Field(None, description="completions per problem and model; null: evaluation.samples")
+    sampling: OwnSamplingSection = Field(
+        OwnSamplingSection(), description="sampling of all models; null: as in the rest of the evaluation"
+    )
+    instruction: str | None = Field(
+        None, description="text after each question; null: problems.instruction, if the answers are of the same kind"
+    )
+
+
 class EvaluationSection(Section):
     """Evaluation on held-out problems, at least after the last iteration."""
 
@@ -264,6 +278,17 @@ class EvaluationSection(Section):
     )
     samples: PositiveInt = Field(8, description="completions per held-out problem and model")
     sampling: SamplingSection = Field(SamplingSection(max_new_tokens=4096), description="sampling in evaluation")
+    sets: list[EvaluationSetSection] = added_later(
+        [], description="further problem sets, each with its own samples; `problems.evaluation` stays the main one"
+    )
+
+    @field_validator("sets")
+    @classmethod
+    def _distinct_sets(cls, sets: list[EvaluationSetSection]) -> list[EvaluationSetSection]:
+        names = [own.name for own in sets]
+        if repeated := sorted({n for n in names if names.count(n) > 1}):
+            raise ValueError(f"two sets have the name {', '.join(repeated)}; give each set its own name")
+        return sets
 
 
 class RunConfig(Section):
@@ -316,6 +341,32 @@ class RunConfig(Section):
     def model(self, name: str) -> ModelSection:
         """The team member with this name."""
         return next(m for m in self.team if m.name == name)
+
+    def for_set(self, name: str) -> RunConfig:
+        """The configuration with which a set of the evaluation is evaluated: as if it were the main one.
+
+        Args:
+            name: of a set; empty: the main one, `problems.evaluation`.
+        """
+        sets = {"sets": list[EvaluationSetSection]()}
+        if not name:
+            return self.model_copy(update={"evaluation": self.evaluation.model_copy(update=sets)})
+        own = next(s for s in self.evaluation.sets if s.name == name)
+        sampling = own.sampling.model_dump(exclude_none=True)
+        evaluation = {"samples": own.samples or self.evaluation.samples, **sets}
+        evaluation["sampling"] = self.evaluation.sampling.model_copy(update=sampling)
+        instruction = self.problems.instruction if own.instruction is None else own.instruction
+        team = [
+            m.model_copy(update={"evaluation_sampling": m.evaluation_sampling.model_copy(update=sampling)})
+            for m in self.team
+        ]
+        return self.model_copy(
+            update={
+                "evaluation": self.evaluation.model_copy(update=evaluation),
+                "problems": self.problems.model_copy(update={"evaluation": own.problems, "instruction": instruction}),
+                "team": team,
+            }
+        )
 
     def sampling_of(self, model: ModelSection, phase: str) -> SamplingSection:
         """How a model samples in a phase: its own settings, else those of the team."""

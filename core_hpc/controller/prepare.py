@@ -32,6 +32,7 @@ from core_hpc.models.resolve import (
     resolve_embedder,
     resolve_model,
 )
+from core_hpc.problems.sets import set_names, set_of, with_sets
 from core_hpc.problems.splits import SPLITS, Splits, check_counts, make_splits, warmup_problems, worked_examples
 from core_hpc.runs.folder import ModelFacts
 from core_hpc.runs.sweep import RunPlan
@@ -54,7 +55,7 @@ def splits_of(plan: RunPlan) -> Splits:
 
 
 def _checked_splits(config: RunConfig) -> Splits:
-    splits = make_splits(config.problems)
+    splits = with_sets(config, make_splits(config.problems))
     check_counts(config, splits)
     warmups: dict[str, pl.DataFrame] = {}
     for index, model in enumerate(config.team):
@@ -75,7 +76,7 @@ def prepare(config: RunConfig, splits: Splits | None = None) -> dict[str, ModelF
     Raises:
         InputError: some models do not fit. It lists all mistakes.
     """
-    splits = splits if splits is not None else make_splits(config.problems)
+    splits = splits if splits is not None else with_sets(config, make_splits(config.problems))
     if not isinstance(config.problems.train, NoProblems):
         resolve_embedder(config.reward.distance.embedder)
     facts, mistakes = {}, []
@@ -143,10 +144,11 @@ def _context_tokens(config: RunConfig, model: ModelSection, resolved: ResolvedMo
     builder = prompt_builder(config, model, tokenizer, style=style, examples=worked_examples(splits.examples))
     check_chat_settings(builder)
     protocol = config.protocol
-    new, new_evaluation = (config.sampling_of(model, phase).max_new_tokens for phase in (COLD, EVALUATE))
+    new = config.sampling_of(model, COLD).max_new_tokens
     hint = protocol.hint_tokens + HINT_MARGIN_TOKENS if protocol.rescue_samples else 0
     longest_train = max((len(builder.build(q, "" if hint else None)) for q in splits.train["question"]), default=0)
-    longest_evaluation = max(len(builder.build(q)) for q in splits.evaluation["question"])
+    by_set = _evaluation_tokens(config, model, tokenizer, style, splits)
+    longest_evaluation, new_evaluation = max(by_set, key=sum)
     needed = longest_evaluation + new_evaluation
     if longest_train:
         needed = max(needed, longest_train + hint + new)
@@ -159,6 +161,19 @@ def _context_tokens(config: RunConfig, model: ModelSection, resolved: ResolvedMo
         )
     # A round number, so that runs of a sweep with other problems can share a warm engine.
     return model.max_context_tokens or min(limit, -(-needed // CONTEXT_STEP_TOKENS) * CONTEXT_STEP_TOKENS)
+
+
+def _evaluation_tokens(
+    config: RunConfig, model: ModelSection, tokenizer: Any, style: str, splits: Splits
+) -> list[tuple[int, int]]:
+    """Tokens of the longest prompt, and the most new tokens, of each set of the evaluation."""
+    found = []
+    for name in ("", *set_names(config)):
+        own, problems = config.for_set(name), splits.evaluation.filter(set_of(set_names(config)) == name)
+        builder = prompt_builder(own, model, tokenizer, style=style, examples=worked_examples(splits.examples))
+        longest = max(len(builder.build(question)) for question in problems["question"])
+        found.append((longest, own.sampling_of(own.model(model.name), EVALUATE).max_new_tokens))
+    return found
 
 
 def _write_splits(folder: Path, number: int, splits: Splits) -> None:

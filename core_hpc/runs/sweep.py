@@ -289,6 +289,9 @@ def _resolve(label: str, data: dict[str, Any], mistakes: list[str]) -> list[RunP
     for split in ("train", "evaluation"):
         source = getattr(config.problems, split)
         mistakes += [f"problems.{split}.{field}: {message}" for field, message in source_mistakes(source)]
+    for index, own in enumerate(config.evaluation.sets):
+        where = f"evaluation.sets.{index}.problems"
+        mistakes += [f"{where}.{field}: {message}" for field, message in source_mistakes(own.problems)]
     for index, model in enumerate(config.team):
         if model.warmup is None:
             continue

@@ -107,13 +107,13 @@ def evaluate(*arguments: str | Path, env: dict[str, str] | None = None) -> subpr
 def test_an_evaluation_in_jobs_publishes_what_the_local_driver_publishes(
     cluster: DevCluster, tiny_models: list[Path], tmp_path: Path, driver: str
 ) -> None:
-    """The run begins with adapters, and both of its iterations are evaluated on several parts."""
+    """Both iterations of a trained run, on three parts. The fake engine reads the bytes of the adapters."""
     local = {"num_running": 2, "threads": 1}
     first = launch(tiny_sweep(tmp_path / "t.yaml", tiny_models, tmp_path / "out", cluster=local, iterations=1))
     assert first.returncode == 0, first.stdout + first.stderr
     (source,) = list_runs(tmp_path / "out" / "tiny")
     profile = tmp_path / "profile.yaml"
-    profile.write_text(yaml.safe_dump({**arrays(), "driver": driver}), encoding="utf-8")
+    profile.write_text(yaml.safe_dump({**arrays(), "update_ranks": 1, "driver": driver}), encoding="utf-8")
     what = [source, "--iteration", "0", "1", "--problems", "{source: generated, count: 5, seed: 9}"]
     here = evaluate(*what, "--name", "here")
     assert here.returncode == 0, here.stdout + here.stderr
