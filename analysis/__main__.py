@@ -71,8 +71,8 @@ def _warn(text: str) -> None:
     print(printable(text), file=sys.stderr)
 
 
-def _load(paths: Sequence[Path], *, answers: bool, lenient: bool) -> list[RunData]:
-    runs = load_runs(paths, answers=answers, lenient=lenient)
+def _load(paths: Sequence[Path], *, answers: bool, lenient: bool, evaluation_set: str | None = None) -> list[RunData]:
+    runs = load_runs(paths, answers=answers, lenient=lenient, evaluation_set=evaluation_set)
     for data in runs:
         for line in data.left_out:
             _warn(f"left out: {line}")
@@ -81,7 +81,13 @@ def _load(paths: Sequence[Path], *, answers: bool, lenient: bool) -> list[RunDat
 
 def _loader(args: argparse.Namespace) -> Callable[[Sequence[Path]], list[RunData]]:
     """A function that loads runs without their answers, as the options of the command ask for."""
-    return partial(_load, answers=False, lenient=args.lenient)
+    return partial(_load, answers=False, lenient=args.lenient, evaluation_set=getattr(args, "evaluation_set", None))
+
+
+def _load_answers(args: argparse.Namespace) -> list[RunData]:
+    """The runs of a table, with the answers if the table needs them."""
+    wanted = getattr(args, "evaluation_set", None)
+    return _load(args.folders, answers=args.command in WITH_ANSWERS, lenient=args.lenient, evaluation_set=wanted)
 
 
 def _report(args: argparse.Namespace) -> None:
@@ -100,7 +106,7 @@ def _report(args: argparse.Namespace) -> None:
 
 def _tidy(args: argparse.Namespace) -> None:
     if args.format == LATEX and not getattr(args, "by", None) and getattr(args, "phase", EVALUATE) == EVALUATE:
-        runs_of = _load(args.folders, answers=args.command in WITH_ANSWERS, lenient=args.lenient)
+        runs_of = _load_answers(args)
         for table in paper_tables(args.command, runs_of, getattr(args, "k", None)):
             sys.stdout.write(table_text(table, LATEX))
         return
@@ -108,7 +114,7 @@ def _tidy(args: argparse.Namespace) -> None:
         runs = [run for path in args.folders for run in list_runs(path)]
         frames = [(run.resolve().name, curves_table(run)) for run in dict.fromkeys(runs)]
     else:
-        loaded = _load(args.folders, answers=args.command in WITH_ANSWERS, lenient=args.lenient)
+        loaded = _load_answers(args)
         frames = [(data.name, _frame(args, data)) for data in loaded]
     frame = pl.concat(frame.select(pl.lit(name).alias("run"), pl.all()) for name, frame in frames)
     if not frame.height:

@@ -90,6 +90,8 @@ def build_parser(prog: str = PROG) -> argparse.ArgumentParser:
         _add_format(sub)
         if name not in _WITHOUT_PHASE:
             sub.add_argument("--phase", choices=(EVALUATE, COLD), default=EVALUATE, help="default: %(default)s")
+        if name not in _WITHOUT_K:
+            _add_set(sub)
         if name != "curves":
             sub.add_argument("--by", choices=STRATA, help="one table per value of this attribute of the problems")
     _add_comparisons(command)
@@ -120,6 +122,7 @@ def _add_comparisons(command: Callable[[str, str], argparse.ArgumentParser]) -> 
             help="evaluation after this iteration (0: the untrained models); "
             "two numbers: one for A and one for B; default: the latest of each run",
         )
+        _add_set(sub)
         _add_lenient(sub)
         _add_format(sub)
         if name == "compare":
@@ -131,6 +134,7 @@ def _add_comparisons(command: Callable[[str, str], argparse.ArgumentParser]) -> 
     sub.add_argument("folders", nargs="+", type=Path, metavar="FOLDER", help=text)
     sub.add_argument("--out", type=Path, metavar="DIR", required=True, help="folder for the tables and the figure")
     _add_k(sub)
+    _add_set(sub)
     _add_lenient(sub)
     _add_margin(sub)
 
@@ -208,6 +212,11 @@ def _add_runs(sub: argparse.ArgumentParser, *, with_k: bool = True) -> None:
 def _add_k(sub: argparse.ArgumentParser) -> None:
     text = "completions per model; default: 1, 2 and 4, as far as the run has that many"
     sub.add_argument("--k", nargs="+", type=_positive, metavar="K", help=text)
+
+
+def _add_set(sub: argparse.ArgumentParser) -> None:
+    text = "a further set of the evaluation (evaluation.sets of the sweep); default: problems.evaluation"
+    sub.add_argument("--set", metavar="NAME", dest="evaluation_set", help=text)
 
 
 def _add_margin(sub: argparse.ArgumentParser) -> None:

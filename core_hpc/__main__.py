@@ -18,6 +18,7 @@ from core_hpc.common.startup import begin_command
 PROG = "core-hpc"
 COMMANDS = {
     "launch": ("core_hpc.launch", "start a sweep, or continue it"),
+    "evaluate": ("core_hpc.evaluate", "evaluate models, or the adapters of a run, on any problems"),
     "status": ("core_hpc.status.__main__", "show how far sweeps are"),
     "cancel": ("core_hpc.cancel", "end the SLURM jobs of a sweep"),
     "export": ("core_hpc.export", "take a trained model out of a run"),

@@ -15,7 +15,7 @@ import argparse
 import errno
 import signal
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import FrameType
 from typing import get_args
@@ -60,6 +60,12 @@ def build_parser(prog: str = PROG) -> argparse.ArgumentParser:
         f"Set-up scripts for SLURM jobs: {shipped_folder('slurm')}.",
     )
     parser.add_argument("sweep", type=Path, help="YAML file")
+    add_launch_arguments(parser)
+    return parser
+
+
+def add_launch_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the arguments of every command that launches a sweep."""
     parser.add_argument(
         "--set",
         action="append",
@@ -78,12 +84,27 @@ def build_parser(prog: str = PROG) -> argparse.ArgumentParser:
     parser.add_argument(
         "--verify", action="store_true", help="check the checksums of all published files before continuing"
     )
-    return parser
 
 
 def main(arguments: Sequence[str], *, prog: str = PROG) -> int:
     """Run the command and return its exit status."""
     options = build_parser(prog).parse_args(arguments)
+    return launch_with(
+        options,
+        lambda overrides: load_sweep(options.sweep, overrides, output=options.output, profile=options.cluster),
+    )
+
+
+def launch_with(options: argparse.Namespace, read: Callable[[Sequence[str]], Sweep]) -> int:
+    """Launch a sweep as the arguments of `add_launch_arguments` ask for, with messages for the user.
+
+    Args:
+        options: The parsed arguments.
+        read: Returns the sweep, from values of `--set`.
+
+    Returns:
+        The exit status of the command.
+    """
     deny_writing_by_others()
     console = standard_console()
     signal.signal(signal.SIGTERM, _interrupt)
@@ -92,8 +113,7 @@ def main(arguments: Sequence[str], *, prog: str = PROG) -> int:
     sweep = None
     try:
         overrides = [*options.overrides, *([f"cluster.driver={options.driver}"] if options.driver else [])]
-        sweep = load_sweep(options.sweep, overrides, output=options.output, profile=options.cluster)
-        sweep = runfolders.with_started_ids(sweep)
+        sweep = runfolders.with_started_ids(read(overrides))
         if options.dry_run:
             print_plan(sweep, console)
             return 0

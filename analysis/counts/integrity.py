@@ -17,6 +17,7 @@ from typing import Any
 import polars as pl
 
 from core_hpc.config.run import RunConfig
+from core_hpc.problems.sets import set_names, set_of
 from core_hpc.problems.splits import EVALUATION, TRAIN, problems_of_iteration, split_of
 from core_hpc.store.paths import TaskKey
 from core_hpc.store.schema import COLD, EVALUATE, RESCUE
@@ -128,14 +129,15 @@ def _sample_findings(own: pl.DataFrame, config: RunConfig) -> list[Finding]:
     row changes at least one of them.
     """
     totals = [pl.col("n", "sum_index").sum(), pl.col("last_index").max()]
-    samples = {
-        COLD: config.protocol.cold_samples,
-        RESCUE: config.protocol.rescue_samples,
-        EVALUATE: config.evaluation.samples,
-    }
+    names = set_names(config)
+    samples = [
+        (COLD, pl.lit(True), config.protocol.cold_samples),
+        (RESCUE, pl.lit(True), config.protocol.rescue_samples),
+        *((EVALUATE, set_of(names) == n, config.for_set(n).evaluation.samples) for n in ("", *names)),
+    ]
     found = []
-    for phase, num_expected in samples.items():
-        rows = own.filter(pl.col("phase") == phase)
+    for phase, of_set, num_expected in samples:
+        rows = own.filter(pl.col("phase") == phase, of_set)
         # In the other phases a problem has one row in a correct tally, so nothing has to be summed.
         if phase == RESCUE or rows.height != rows.select(GROUP).n_unique():
             rows = rows.group_by(*GROUP, "part").agg(totals)

@@ -7,7 +7,7 @@ The input is a run folder. The output is `RunData`. Loading a run never writes i
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import polars as pl
@@ -17,7 +17,9 @@ from analysis.counts.counts import ANSWERS, COUNTS, RESCUE_PUBLISHED, RESCUES, C
 from analysis.counts.integrity import EXPECTED, GROUP, Finding, expected_rows, findings
 from analysis.counts.scan import Shard, count_answers, damage, find_row, list_shards, tally
 from core_hpc.common.errors import InputError, StoreError
+from core_hpc.config.problems import TrainingSource
 from core_hpc.config.run import RunConfig
+from core_hpc.problems.sets import set_names, set_of
 from core_hpc.problems.splits import EVALUATION, TRAIN, split_of
 from core_hpc.runs.folder import list_runs, read_identity, read_run_config
 from core_hpc.store import manifests
@@ -45,10 +47,12 @@ class RunData:
     counts: pl.DataFrame  # columns of COUNTS and ATTRIBUTES, and RESCUE_PUBLISHED
     answers: pl.DataFrame  # columns of ANSWERS and ATTRIBUTES
     left_out: list[str] = field(default_factory=list)  # --lenient: what was left out and why, one line per item
+    sets: dict[str, RunData] = field(default_factory=dict)  # further sets of the evaluation, each like a run
+    evaluation_set: str = ""  # the set that these data are of; empty: the main one
 
     @property
     def name(self) -> str:
-        return self.path.name
+        return f"{self.path.name}, set {self.evaluation_set}" if self.evaluation_set else self.path.name
 
     @property
     def num_samples(self) -> int:
@@ -57,6 +61,11 @@ class RunData:
             return self.config.evaluation.samples
         most = self.counts.filter(pl.col("phase") == EVALUATE)["n"].max()
         return most if isinstance(most, int) else 0
+
+    @property
+    def only_evaluates(self) -> bool:
+        """Whether the run has `iterations: 0`: it evaluates models as they are, and trains none."""
+        return self.config is not None and self.config.iterations == 0
 
 
 def load_run(run: Path, *, answers: bool = True, lenient: bool = False) -> RunData:
@@ -84,15 +93,32 @@ def load_run(run: Path, *, answers: bool = True, lenient: bool = False) -> RunDa
     parts = [*counted.values(), fresh]
     # Only complete iterations are cached, so all their rescues are published.
     complete = {(k.iteration, k.model) for k in keys if k.phase == RESCUE and k.iteration in counted}
-    counts = _with_published_rescues(pl.concat(p.counts for p in parts), fresh.rescues, complete)
-    return RunData(
-        run,
-        config,
-        models,
-        described(counts, problems),
-        described(pl.concat(p.answers for p in parts), problems),
-        left_out,
-    )
+    counts = described(_with_published_rescues(pl.concat(p.counts for p in parts), fresh.rescues, complete), problems)
+    counted_answers = described(pl.concat(p.answers for p in parts), problems)
+    return _by_set(RunData(run, config, models, counts, counted_answers, left_out))
+
+
+def of_main_set(config: RunConfig | None) -> pl.Expr:
+    """Whether a row with the columns phase and problem_id belongs to no further set of the evaluation."""
+    names = set_names(config) if config is not None else []
+    return (pl.col("phase") != EVALUATE) | (set_of(names) == "")
+
+
+def _by_set(data: RunData) -> RunData:
+    """The data of the main set of the evaluation, with those of the further sets beside them (`sets`)."""
+    if data.config is None or not data.config.evaluation.sets:
+        return data
+    names, main, sets = set_names(data.config), of_main_set(data.config), {}
+    for name in names:
+        own = (pl.col("phase") == EVALUATE) & (set_of(names) == name)
+        sets[name] = replace(
+            data,
+            config=data.config.for_set(name),
+            counts=data.counts.filter(own),
+            answers=data.answers.filter(own),
+            evaluation_set=name,
+        )
+    return replace(data, counts=data.counts.filter(main), answers=data.answers.filter(main), sets=sets)
 
 
 def _with_published_rescues(
@@ -257,15 +283,23 @@ def problems_of(run: Path, config: RunConfig | None) -> pl.DataFrame:
         metadata = frame["metadata"].str.json_decode(pl.Struct({name: pl.String() for name in ATTRIBUTES}))
         fields = frame.select(pl.lit(split).alias("split"), "problem_id", "question", "gold")
         known = fields.hstack(metadata.struct.unnest())
-        frames.append(known.with_columns(pl.col("data_set").fill_null(_source_name(config, split))))
+        frames.append(known.with_columns(pl.col("data_set").fill_null(_source_names(config, split))))
     schema = {**dict.fromkeys(("split", "problem_id", "question", "gold"), pl.String()), **ATTRIBUTES}
     return pl.concat(frames).select(list(schema)) if frames else pl.DataFrame(schema=schema)
 
 
-def _source_name(config: RunConfig | None, split: str) -> str:
+def _source_names(config: RunConfig | None, split: str) -> pl.Expr:
+    """The name of the source of a problem, as an expression on the column `problem_id`."""
     if config is None:
-        return "imported"
-    source = config.problems.train if split == TRAIN else config.problems.evaluation
+        return pl.lit("imported")
+    if split == TRAIN:
+        return pl.lit(_name_of(config.problems.train))
+    sets = set_names(config)
+    names = {name: _name_of(config.for_set(name).problems.evaluation) for name in ("", *sets)}
+    return set_of(sets).replace_strict(names, return_dtype=pl.String)
+
+
+def _name_of(source: TrainingSource) -> str:
     return source.task if source.source == "generated" else source.source
 
 
@@ -277,11 +311,26 @@ def described(rows: pl.DataFrame, problems: pl.DataFrame) -> pl.DataFrame:
     return rows.join(known, on=["split", "problem_id"], how="left", maintain_order="left").drop("split")
 
 
-def load_runs(paths: Sequence[Path], *, answers: bool = True, lenient: bool = False) -> list[RunData]:
+def load_runs(
+    paths: Sequence[Path], *, answers: bool = True, lenient: bool = False, evaluation_set: str | None = None
+) -> list[RunData]:
     """Load all runs in these run and sweep folders, each of them once.
 
+    Args:
+        paths: the folders.
+        answers: as in `load_run`, like `lenient`.
+        evaluation_set: name of a further set of the evaluation (`evaluation.sets`), instead of the
+            main one.
+
     Raises:
-        InputError: a path is neither a run nor a sweep folder.
+        InputError: a path is neither a run nor a sweep folder, or a run has no such set.
     """
     runs = dict.fromkeys(run.resolve() for path in paths for run in list_runs(Path(path)))
-    return [load_run(run, answers=answers, lenient=lenient) for run in runs]
+    loaded = [load_run(run, answers=answers, lenient=lenient) for run in runs]
+    if evaluation_set is None:
+        return loaded
+    for data in loaded:
+        if evaluation_set not in data.sets:
+            have = f"only {', '.join(data.sets)}" if data.sets else "and no other one"
+            raise InputError(f"--set {evaluation_set}: {data.path} has no such evaluation set, {have}")
+    return [data.sets[evaluation_set] for data in loaded]

@@ -28,7 +28,7 @@ from typing import Any
 import polars as pl
 
 from analysis.counts.counts import COUNTS, count_rows, panel
-from analysis.counts.load import configuration, described, problems_of
+from analysis.counts.load import configuration, described, of_main_set, problems_of
 from analysis.exchange.folder import new_folder, one_run, require_free, verifier_version
 from analysis.layout.tables import UNDEFINED, ReportTable, laid_out, percent
 from analysis.metrics.passk import AFTER, BEFORE, DIFFERENCE
@@ -97,7 +97,8 @@ def rescore(run: Path, out: Path) -> Rescored:
             manifests.write_json(RunPaths(folder).config, manifests.read_json(RunPaths(run).config))
         rescored = {"original": str(run), "verifier": verifier, "verifier_before": _verifier_before(identity)}
         manifests.write_json(RunPaths(folder).identity, {**identity, "rescored": rescored})
-        passes = _pass_changes(_joined(work.before, COUNTS), _joined(work.after, COUNTS), problems_of(folder, config))
+        before, after = (_joined(f, COUNTS).filter(of_main_set(config)) for f in (work.before, work.after))
+        passes = _pass_changes(before, after, problems_of(folder, config))
     changes = _joined(work.changes, CHANGE_TABLE).group_by("phase", "model", "before", "after").agg(pl.col("n").sum())
     return Rescored(out, changes.select(list(CHANGE_TABLE)).sort(pl.all()), passes, work.notes())
 

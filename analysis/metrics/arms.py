@@ -73,7 +73,8 @@ def arms_of(named: Mapping[str, Sequence[RunData]]) -> list[Arm]:
 
     The arm of a configuration uses the latest evaluation of its runs. The arm BASE uses evaluation
     0 of the first configuration that has one, of all its runs that have one. If no configuration
-    has one, there is no arm BASE.
+    has one, there is no arm BASE. A run that only evaluates (`iterations: 0`) has no untrained
+    models.
 
     Args:
         named: the runs of each configuration, by its name.
@@ -95,11 +96,11 @@ def arms_of(named: Mapping[str, Sequence[RunData]]) -> list[Arm]:
     for arm in arms:
         arm.iterations.extend(evaluation_of(data) for data in arm.runs)
         evaluations = zip(arm.runs, arm.iterations, strict=True)
-        untrained = [data.path for data, at in evaluations if data.config is not None and at == 0]
+        untrained = [data.path for data, at in evaluations if _trains(data) and at == 0]
         if untrained:
             raise InputError(f"{untrained[0]}: no evaluation after training is published yet")
     for arm in arms:
-        bases = [data for data in arm.runs if data.config is not None and 0 in _published(data)]
+        bases = [data for data in arm.runs if _trains(data) and 0 in _published(data)]
         if bases:
             return [Arm(BASE, bases, [0] * len(bases)), *arms]
     return arms
@@ -107,6 +108,10 @@ def arms_of(named: Mapping[str, Sequence[RunData]]) -> list[Arm]:
 
 def _order(data: RunData) -> int:
     return -1 if data.config is None else data.config.seed
+
+
+def _trains(data: RunData) -> bool:
+    return data.config is not None and not data.only_evaluates
 
 
 def _published(data: RunData) -> list[int]:
@@ -267,7 +272,8 @@ def _arm_notes(arms: Sequence[Arm]) -> list[str]:
     trained = [arm for arm in arms if arm.name != BASE]
     lines = []
     for arm in arms:
-        times = ["imported"] if arm.runs[0].config is None else [when(at) for at in arm.iterations]
+        evaluations = zip(arm.runs, arm.iterations, strict=True)
+        times = ["imported" if data.config is None else when(data, at) for data, at in evaluations]
         evaluated = " and ".join(dict.fromkeys(times))
         lines.append(f"{arm.name}: {evaluated}, seeds {', '.join(map(seed_of, arm.runs))} of {arm.runs[0].path.parent}")
     for arm in trained[1:]:

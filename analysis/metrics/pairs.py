@@ -191,15 +191,17 @@ def _pair(x: RunData, at_x: int, y: RunData, at_y: int) -> Pair:
         raise InputError(f"{x.path} and {y.path} have no held-out problem in common; problems are matched by their id")
     unpaired = whole_a.num_problems + whole_b.num_problems - 2 * a.num_problems
     sides = (("A", x, at_x), ("B", y, at_y))
-    trained = ", ".join(f"{side} {when(at)}" for side, data, at in sides if data.config is not None)
+    trained = ", ".join(f"{side} {when(data, at)}" for side, data, at in sides if data.config is not None)
     left_out = [f"{unpaired} problems left out: in A or B only"] if unpaired else []
     left_out += [f"{side}: {p.note}" for side, p in (("A", whole_a), ("B", whole_b)) if p.note]
     seeds = dict.fromkeys((seed_of(x), seed_of(y)))
     return Pair(", ".join(seeds), a, b, join_notes(trained, *left_out))
 
 
-def when(iteration: int) -> str:
-    """Describe the models that an evaluation is of."""
+def when(data: RunData, iteration: int) -> str:
+    """Describe the models that an evaluation of a run is of."""
+    if data.only_evaluates:
+        return "without training"
     return f"after iteration {iteration}" if iteration else "untrained"
 
 

@@ -33,6 +33,8 @@ from analysis.stats.intervals import METHOD_NOTE, join_notes
 from core_hpc.store.schema import EVALUATE
 
 PREDICTIONS = "predictions"
+ONLY_EVALUATED = "evaluation"
+"""Name of the only evaluation of a run without training (`iterations: 0`)."""
 NO_BEFORE = "the evaluation before training (iteration 0) is not published yet"
 BEFORE_DISABLED = "the untrained models are not evaluated in this run (evaluation.before)"
 NO_AFTER = "no evaluation after training is published yet"
@@ -79,13 +81,14 @@ def missing(data: RunData) -> list[str]:
     if data.config is None:
         return [] if (before, after) != (None, None) else [NO_PREDICTIONS]
     no_before = NO_BEFORE if data.config.evaluation.before else BEFORE_DISABLED
-    return [no_before] * (before is None) + [NO_AFTER] * (after is None)
+    return [no_before] * (before is None) + [NO_AFTER] * (after is None and not data.only_evaluates)
 
 
 def evaluations(data: RunData) -> dict[int, str]:
     """The iterations of the evaluations that are shown, with their names."""
     before, after = passk.before_and_after(data.counts, data.models)
     names = (passk.BEFORE, passk.AFTER) if data.config is not None else (PREDICTIONS, PREDICTIONS)
+    names = (ONLY_EVALUATED, passk.AFTER) if data.only_evaluates else names
     return {iteration: name for iteration, name in zip((before, after), names, strict=True) if iteration is not None}
 
 
@@ -105,7 +108,7 @@ def pass_table(data: RunData, ks: Sequence[int]) -> ReportTable:
         _, after = passk.before_and_after(data.counts, data.models)
         notes += [f"after: {after} of {data.config.iterations} iterations"] if after and data.config is not None else []
         notes += [_CANDIDATES, "coverage: solved by at least one of all completions", METHOD_NOTE]
-    if data.config is None:
+    if data.config is None or data.only_evaluates:
         when = ""
     else:
         when = " after training" if BEFORE_DISABLED in notes else ", before and after training"
@@ -227,7 +230,10 @@ def _levels(
         frame = frame.with_columns(pl.Series("when", map(evaluations(data).get, frame["iteration"]), pl.String))
     elif data.config is None:
         frame = frame.with_columns(when=pl.lit(PREDICTIONS))
-    order = [when for when in (passk.BEFORE, PREDICTIONS, passk.AFTER, passk.DIFFERENCE) if when in set(frame["when"])]
+    elif data.only_evaluates:
+        frame = frame.with_columns(when=pl.lit(ONLY_EVALUATED))
+    columns = (passk.BEFORE, PREDICTIONS, ONLY_EVALUATED, passk.AFTER, passk.DIFFERENCE)
+    order = [when for when in columns if when in set(frame["when"])]
     shown: list[list[object]] = []
     row_notes, best = [], set()
     ordered = _in_order(data, frame, names, lead)

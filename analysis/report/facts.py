@@ -12,9 +12,12 @@ from collections.abc import Mapping
 from datetime import UTC, datetime
 from typing import Any
 
+import polars as pl
+
 from analysis.counts.load import RunData, problems_of
 from analysis.timing.cost import Cost
 from core_hpc.config.run import flatten
+from core_hpc.problems.sets import set_of
 from core_hpc.problems.splits import EVALUATION, TRAIN
 from core_hpc.runs.folder import read_identity
 
@@ -52,11 +55,14 @@ def _models(data: RunData, identity: Mapping[str, Any]) -> list[tuple[str, str]]
 def _problems(data: RunData) -> list[tuple[str, str]]:
     problems = problems_of(data.path, data.config)
     facts = []
-    for split, name in ((TRAIN, "training problems"), (EVALUATION, "held-out problems")):
-        part = problems.filter(split=split)
+    sets = list(data.sets)
+    named = [(TRAIN, "", "training problems"), (EVALUATION, "", "held-out problems")]
+    named += [(EVALUATION, own, f"problems of set {own}") for own in sets]
+    for split, own, name in named:
+        part = problems.filter(pl.col("split") == split, (pl.col("split") == TRAIN) | (set_of(sets) == own))
         if part.height:
-            sets = ", ".join(part["data_set"].unique(maintain_order=True).sort().to_list())
-            facts.append((name, f"{part.height:,} from {sets}"))
+            sources = ", ".join(part["data_set"].unique(maintain_order=True).sort().to_list())
+            facts.append((name, f"{part.height:,} from {sources}"))
     return facts
 
 

@@ -268,5 +268,6 @@ def _in_order(rows: pl.DataFrame, measures: Mapping[str, str]) -> pl.DataFrame:
 def _panels(data: RunData) -> dict[int, str]:
     """The iterations of the evaluations that are shown, with the titles of their panels."""
     before, after = passk.before_and_after(data.counts, data.models)
-    named = {before: "before training" if data.config is not None else "predictions", after: f"after iteration {after}"}
+    first = "evaluation" if data.only_evaluates else "before training"
+    named = {before: first if data.config is not None else "predictions", after: f"after iteration {after}"}
     return {iteration: name for iteration, name in named.items() if iteration is not None}

@@ -72,8 +72,20 @@ def report_tables(data: RunData, ks: Sequence[int] | None = None) -> list[Report
     tables = [evaluation_tables.pass_table(data, ks)]
     if len(data.models) > 1:
         tables.append(evaluation_tables.gain_table(data, ks))
+    tables += _set_tables(data)
     tables.append(training_tables.rescue_table(data))
     return [*tables, evaluation_tables.overlap_table(data)] if len(data.models) > 1 else tables
+
+
+def _set_tables(data: RunData) -> list[ReportTable]:
+    """Pass@k, and the collaboration gain, of each further set of the evaluation."""
+    tables = []
+    for name, own in data.sets.items():
+        made = [evaluation_tables.pass_table(own, _ks(own, None))]
+        if len(data.models) > 1:
+            made.append(evaluation_tables.gain_table(own, _ks(own, None)))
+        tables += [replace(t, name=f"{t.name}_{name}", title=f"Set {name}: {t.title}") for t in made]
+    return tables
 
 
 def _ks(data: RunData, ks: Sequence[int] | None) -> list[int]:
@@ -97,6 +109,18 @@ def warnings_of(data: RunData) -> list[str]:
         found.append(f"{truncated} of {total} completions were cut at the token limit")
     if unanswered > MUCH_USELESS * total:
         found.append(f"no answer was found in {unanswered} of {total} completions")
+    found += _evaluation_warnings(data)
+    found += [f"set {name}: {w}" for name, own in data.sets.items() for w in _evaluation_warnings(own)]
+    if data.config is not None and data.config.protocol.rescue_samples and data.config.protocol.hint_probability == 1:
+        found.append(
+            f"protocol.hint_probability is 1: phase {RESCUE} has no control, so the uplift of hints is unknown"
+        )
+    return [f"{text[0].upper()}{text[1:]}." for text in [*found, *(f"left out: {line}" for line in data.left_out)]]
+
+
+def _evaluation_warnings(data: RunData) -> list[str]:
+    """Messages about problems that are left out, and about few problems, of one set of the evaluation."""
+    found = []
     for iteration in evaluation_tables.evaluations(data):
         p = panel(data.counts, models=data.models, phase=EVALUATE, iteration=iteration)
         if p.note:
@@ -106,11 +130,7 @@ def warnings_of(data: RunData) -> list[str]:
                 f"evaluation {iteration}: {p.num_problems} problems, fewer than {FEW_PROBLEMS}; "
                 "small differences are not reliable"
             )
-    if data.config is not None and data.config.protocol.rescue_samples and data.config.protocol.hint_probability == 1:
-        found.append(
-            f"protocol.hint_probability is 1: phase {RESCUE} has no control, so the uplift of hints is unknown"
-        )
-    return [f"{text[0].upper()}{text[1:]}." for text in [*found, *(f"left out: {line}" for line in data.left_out)]]
+    return found
 
 
 def _unfinished(data: RunData) -> list[str]:
@@ -261,6 +281,7 @@ def _results(
         sections.append(Section(name="summary", title="Summary", tables=summary_tables(data)))
     sections += [
         Section(name="passk", title="Pass@k", figures=of("pass_at_k", "learning"), tables=solved, folded=more_solved),
+        *([Section(name="sets", title="Further sets", tables=_set_tables(data))] if data.sets else []),
         Section(name="votes", title="Votes", tables=[evaluation_tables.votes_table(data, ks)]),
         Section(
             name="selectors",
@@ -335,8 +356,11 @@ def _lead(data: RunData) -> str:
     if data.config is None:
         return f"Imported predictions of {', '.join(data.models)} on {max(sizes, default=0):,} problems."
     at = " and ".join("before training" if i == 0 else f"after iteration {i}" for i in named)
+    at = "without training" if data.only_evaluates else at
     evaluated = f"evaluated {at} on {max(sizes):,} held-out problems" if sizes else "not evaluated yet"
     team = ", ".join(data.models)
+    if data.only_evaluates:
+        return f"{team}: {evaluated}, with seed {data.config.seed}."
     return f"{team}: {data.config.iterations} iterations of cross teaching with seed {data.config.seed}; {evaluated}."
 
 

@@ -8,6 +8,7 @@ The input is `RunData`. The output is `ReportTable`s. All numbers are computed i
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import polars as pl
@@ -15,18 +16,20 @@ import polars as pl
 from analysis.counts.load import RunData
 from analysis.layout.tables import UNDEFINED, ReportTable, coefficient, group_starts, laid_out, percent
 from analysis.metrics import overlap, passk, rescue
-from analysis.report.evaluation_tables import BEFORE_DISABLED, missing
+from analysis.report.evaluation_tables import BEFORE_DISABLED, ONLY_EVALUATED, missing
 from analysis.report.training_tables import rescue_cell
 from analysis.stats.intervals import ESTIMATE_COLUMNS, FEW_PROBLEMS, METHOD_NOTE
 from core_hpc.store.schema import EVALUATE
 
+SUMMARY = "summary"
+"""Name of the table of held-out problems."""
 MUCH_USELESS = 0.1
 """Share of truncated or of unanswered completions above which there is a warning."""
 _USELESS = {"num_truncated": "cut at the token limit", "num_no_answer": "without an answer"}
 
 
 def summary_table(data: RunData) -> ReportTable:
-    """Pass@k before and after training, and error overlap of a run, in percent."""
+    """Pass@k before and after training (or of the only evaluation), and error overlap of a run, in percent."""
     ks = passk.default_ks(data.num_samples)
     scores = passk.before_after_table(data.counts, ks=ks, models=data.models)
     shown: list[list[str]] = []
@@ -49,9 +52,11 @@ def summary_table(data: RunData) -> ReportTable:
     table = laid_out(columns, shown)
     if BEFORE_DISABLED in notes:
         table = table.drop(passk.BEFORE, passk.DIFFERENCE)
+    if data.only_evaluates:
+        table = table.drop(passk.AFTER, passk.DIFFERENCE).rename({passk.BEFORE: ONLY_EVALUATED})
     starts = group_starts([row[0] for row in shown])
     title = f"{data.name}: held-out problems (percent)"
-    return ReportTable("summary", title, scores, table, notes, starts=starts)
+    return ReportTable(SUMMARY, title, scores, table, notes, starts=starts)
 
 
 def rescue_summary_table(data: RunData) -> ReportTable:
@@ -68,18 +73,22 @@ def rescue_summary_table(data: RunData) -> ReportTable:
 
 
 def summary_tables(data: RunData) -> list[ReportTable]:
-    """The summary of a run: held-out problems and, if there are any, rescues."""
+    """The summary of a run: held-out problems of every set and, if there are any, rescues."""
     rescues = rescue_summary_table(data)
-    return [summary_table(data), *([rescues] if rescues.shown.height else [])]
+    sets = [replace(summary_table(own), name=f"{SUMMARY}_{name}") for name, own in data.sets.items()]
+    return [summary_table(data), *sets, *([rescues] if rescues.shown.height else [])]
 
 
 def key_numbers(tables: Sequence[ReportTable]) -> list[tuple[str, str]]:
     """The most important numbers of `summary_tables`: (name, value). Intervals are in the tables."""
     found = []
     for table in tables:
+        if table.name.startswith(f"{SUMMARY}_"):  # of a further set
+            continue
         for row in table.shown.iter_rows(named=True):
             if row.get("measure", "").split(" ")[0] == "Pass@1":
-                levels = [row[name].split(" ")[0] for name in (passk.BEFORE, passk.AFTER) if name in row]
+                names = (passk.BEFORE, passk.AFTER, ONLY_EVALUATED)
+                levels = [row[name].split(" ")[0] for name in names if name in row]
                 found.append((f"{row['model']} Pass@1", " → ".join(levels)))
             elif "uplift" in row and row["model"] == passk.TEAM:
                 found.append(("rescue uplift", row["uplift"].split(" ")[0]))

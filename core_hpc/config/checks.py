@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-from core_hpc.config.problems import check_kind
+from core_hpc.config.problems import answer_kind_of, check_kind
 from core_hpc.store.schema import COLD
 
 if TYPE_CHECKING:
@@ -37,6 +37,31 @@ def _number_of_tasks(config: RunConfig) -> None:
             f"{num_tasks:,} tasks, more than the limit of {MAX_TASKS:,} per run; lower iterations, or raise "
             "protocol.problems_per_part"
         )
+
+
+def _something_to_do(config: RunConfig) -> None:
+    if config.iterations == 0 and not config.evaluation.before:
+        raise ValueError(
+            "iterations: 0 only evaluates, but evaluation.before is false, so nothing is left to do; leave before out"
+        )
+
+
+def _problems_to_train_on(config: RunConfig) -> None:
+    if config.iterations > 0 and config.problems.train.source == "none":
+        raise ValueError(
+            "problems.train: its source is none, which is for a run with iterations: 0; set a source to train on"
+        )
+
+
+def _instructions_of_sets(config: RunConfig) -> None:
+    main = answer_kind_of(config.problems.evaluation)
+    for index, own in enumerate(config.evaluation.sets):
+        kind = answer_kind_of(own.problems)
+        if own.instruction is None and kind != main:
+            raise ValueError(
+                f"evaluation.sets.{index}.instruction: the answers of {own.name} are of the kind {kind}, and those of "
+                f"problems.evaluation of the kind {main}; write an instruction for this set"
+            )
 
 
 def _hints_need_a_peer(config: RunConfig) -> None:
@@ -178,6 +203,9 @@ def _known_kinds_of_warmups(config: RunConfig) -> None:
 
 CHECKS: tuple[Callable[[RunConfig], None], ...] = (
     _number_of_tasks,
+    _something_to_do,
+    _problems_to_train_on,
+    _instructions_of_sets,
     _hints_need_a_peer,
     _alone_without_rescues,
     _baseline_of_a_team,

@@ -129,14 +129,24 @@ class DataSetProblems(Section):
         return self
 
 
+class NoProblems(Section):
+    """No training problems. The run only evaluates."""
+
+    source: Literal["none"] = Field(description="no training problems, for a run with `iterations: 0`")
+
+
 ProblemSource = Annotated[
     GeneratedProblems | GymProblems | FileProblems | DataSetProblems | FunctionProblems, Field(discriminator="source")
+]
+TrainingSource = Annotated[
+    GeneratedProblems | GymProblems | FileProblems | DataSetProblems | FunctionProblems | NoProblems,
+    Field(discriminator="source"),
 ]
 MADE = (GeneratedProblems, GymProblems, FunctionProblems)
 """Sections of the sources that make as many problems as they are asked for."""
 PROBLEM_SOURCES: dict[str, type[Section]] = {
     name: section
-    for section in (GeneratedProblems, GymProblems, FileProblems, DataSetProblems, FunctionProblems)
+    for section in (GeneratedProblems, GymProblems, FileProblems, DataSetProblems, FunctionProblems, NoProblems)
     for name in get_args(section.model_fields["source"].annotation)
 }
 """Value of `source` -> its section."""
@@ -175,7 +185,8 @@ _NO_COMMON_FORM = "(no default)"
 
 
 def _kinds(data: dict[str, Any]) -> set[str]:
-    return {answer_kind_of(data["train"]), answer_kind_of(data["evaluation"])}
+    sources = (data["train"], data["evaluation"])
+    return {answer_kind_of(source) for source in sources if not isinstance(source, NoProblems)}
 
 
 def _instruction_by_answers(data: dict[str, Any]) -> str:
@@ -187,7 +198,7 @@ class ProblemsSection(Section):
     """What the team trains on, and what is held out for evaluation."""
 
     answer_kinds: dict[AnswerKind, OwnAnswerKind] = added_later({}, description="kinds of answers of your own, by name")
-    train: ProblemSource = Field(description="training problems")
+    train: TrainingSource = Field(description="training problems")
     evaluation: ProblemSource = Field(description="held-out problems")
     near_duplicates: Literal["error", "drop", "allow"] = Field(
         "error",
@@ -219,8 +230,16 @@ class ProblemsSection(Section):
     @field_validator("train", "evaluation")
     @classmethod
     def _known_kind(cls, source: Any, info: ValidationInfo) -> Any:
-        check_kind(source, info.data.get("answer_kinds", {}))
+        if not isinstance(source, NoProblems):
+            check_kind(source, info.data.get("answer_kinds", {}))
         return source
+
+    @field_validator("num_examples")
+    @classmethod
+    def _examples_of_training(cls, num_examples: int, info: ValidationInfo) -> int:
+        if num_examples and isinstance(info.data.get("train"), NoProblems):
+            raise ValueError("worked examples are drawn from problems.train, whose source is none; set a source there")
+        return num_examples
 
     @field_validator("instruction", mode="before")
     @classmethod

@@ -19,7 +19,7 @@ from typing import Any
 from core_hpc.common.errors import CoreHpcError, InputError
 from core_hpc.common.shipped import checkout_folder
 from core_hpc.common.terminal import show_error
-from core_hpc.config.fields import REQUIRED, ConfigField, Schema, alternatives, config_fields, run_config_schema
+from core_hpc.config.fields import ANY, REQUIRED, ConfigField, Schema, alternatives, config_fields, run_config_schema
 from core_hpc.config.problems import PROBLEM_SOURCES
 from core_hpc.config.sweep_schema import sweep_schema
 from core_hpc.config.update import LOSS_OPTIONS
@@ -90,7 +90,13 @@ def _json(value: Any, *, indent: int = 0, key: str = "") -> str:
 LIMITS = {"exclusiveMinimum": ">", "minimum": ">=", "exclusiveMaximum": "<", "maximum": "<="}
 WARMUP_SOURCES = (("warmup", "problems"), ("warmup", "hinted"))
 """Places of problem sources within `team.NAME`."""
+SET_SOURCE = ("evaluation", "sets", ANY, "problems")
+"""Place of the problem source of an evaluation set."""
 NOTES = {
+    "evaluation": (
+        "`evaluation.sets` is a list; in a dotted path, `NAME` is the name or the index of a set. "
+        "`evaluation.sets.NAME.problems` has the fields of `problems.evaluation`."
+    ),
     "team": (
         "A list of models. In a dotted path, `NAME` is the name or the index (from 0) of a member. "
         "`team.NAME.warmup.problems` has the fields of `problems.train`, and `team.NAME.warmup.hinted` is a list of "
@@ -138,7 +144,7 @@ def _is_repeated(field: ConfigField, schema: Schema) -> bool:
     """Whether another field has the same row: one of `problems.train`, or of `cluster.slurm`."""
     if field.path[0] == "problems" and field.path[1:2] == ("evaluation",):
         return True
-    if field.path[2:4] in WARMUP_SOURCES:
+    if field.path[2:4] in WARMUP_SOURCES or field.path[:4] == SET_SOURCE:
         return True
     if field.path[1:2] != ("slurm",) or len(field.path) < 4:
         return False

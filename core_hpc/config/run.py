@@ -28,7 +28,7 @@ from core_hpc.config.base import (
 from core_hpc.config.checks import CHECKS
 from core_hpc.config.cluster import ClusterSection
 from core_hpc.config.extensions import HintFunction, PromptFunction
-from core_hpc.config.problems import ProblemsSection
+from core_hpc.config.problems import ProblemSource, ProblemsSection
 from core_hpc.config.reward import RewardSection
 from core_hpc.config.update import UpdateSection
 from core_hpc.config.warmup import WarmupSection
@@ -136,6 +136,13 @@ class ModelSection(Section):
     warmup: WarmupSection | None = added_later(
         None, description="supervised fine-tuning before the first iteration; null: none"
     )
+    adapter: str | None = added_later(
+        None,
+        min_length=1,
+        description="adapter with which the model begins, with a fresh optimizer: a PEFT folder, or an update that "
+        "another run has published, as RUN_FOLDER@ITERATION (`@last`: its last one; RUN_FOLDER@ITERATION:NAME if the "
+        "model has another name there). It is copied into the run. null: none",
+    )
 
     @model_validator(mode="after")
     def _chat_settings_need_chat(self) -> ModelSection:
@@ -166,6 +173,21 @@ class ModelSection(Section):
         if warmup is not None and info.data.get("engine") == "fake":
             raise ValueError("the fake engine samples the same texts whatever the weights are; leave it out")
         return warmup
+
+    @field_validator("adapter")
+    @classmethod
+    def _adapter_to_train(cls, adapter: str | None, info: ValidationInfo) -> str | None:
+        if adapter is not None and info.data.get("tuning") == "full":
+            raise ValueError(
+                "tuning: full trains no adapter; merge the adapter into its base weights (python -m core_hpc.export "
+                "RUN_FOLDER --merge --out FOLDER), and set the merged folder as `model`"
+            )
+        if adapter is not None and info.data.get("warmup") is not None:
+            raise ValueError(
+                "an adapter fits only the weights that it was trained on, and a warm-up changes them; leave one of the "
+                "two out. After a warm-up of another run, set the folder that its warmup phase has published as `model`"
+            )
+        return adapter
 
     @field_validator("lora", mode="before")
     @classmethod
@@ -238,6 +260,20 @@ class ProtocolSection(Section):
         return self
 
 
+class EvaluationSetSection(Section):
+    """A further problem set of the evaluation."""
+
+    name: str = Field(pattern=NAME_PATTERN, description="name of the set in tables and plots")
+    problems: ProblemSource = Field(description="its problems")
+    samples: PositiveInt | None = Field(None, description="completions per problem and model; null: evaluation.samples")
+    sampling: OwnSamplingSection = Field(
+        OwnSamplingSection(), description="sampling of all models; null: as in the rest of the evaluation"
+    )
+    instruction: str | None = Field(
+        None, description="text after each question; null: problems.instruction, if the answers are of the same kind"
+    )
+
+
 class EvaluationSection(Section):
     """Evaluation on held-out problems, at least after the last iteration."""
 
@@ -249,6 +285,17 @@ class EvaluationSection(Section):
     )
     samples: PositiveInt = Field(8, description="completions per held-out problem and model")
     sampling: SamplingSection = Field(SamplingSection(max_new_tokens=4096), description="sampling in evaluation")
+    sets: list[EvaluationSetSection] = added_later(
+        [], description="further problem sets, each with its own samples; `problems.evaluation` stays the main one"
+    )
+
+    @field_validator("sets")
+    @classmethod
+    def _distinct_sets(cls, sets: list[EvaluationSetSection]) -> list[EvaluationSetSection]:
+        names = [own.name for own in sets]
+        if repeated := sorted({n for n in names if names.count(n) > 1}):
+            raise ValueError(f"two sets have the name {', '.join(repeated)}; give each set its own name")
+        return sets
 
 
 class ExtensionsSection(Section):
@@ -265,8 +312,8 @@ class RunConfig(Section):
     name: str = operational(pattern=NAME_PATTERN, description="name of the sweep and of its folder in output")
     output: str = operational("outputs", description="folder of all sweeps")
     seed: int = Field(42, ge=0, lt=2**31, description="seed of everything random in the run")
-    iterations: PositiveInt = operational(
-        description="repetitions of cold, hint, rescue, score, update; may be raised later"
+    iterations: int = operational(
+        ge=0, description="repetitions of cold, hint, rescue, score, update; 0: only evaluate. May be raised later"
     )
     team: list[ModelSection] = Field(min_length=1, description="the models that learn together")
     problems: ProblemsSection = Field(description="training and held-out problems")
@@ -312,6 +359,32 @@ class RunConfig(Section):
     def model(self, name: str) -> ModelSection:
         """The team member with this name."""
         return next(m for m in self.team if m.name == name)
+
+    def for_set(self, name: str) -> RunConfig:
+        """The configuration with which a set of the evaluation is evaluated: as if it were the main one.
+
+        Args:
+            name: of a set; empty: the main one, `problems.evaluation`.
+        """
+        sets = {"sets": list[EvaluationSetSection]()}
+        if not name:
+            return self.model_copy(update={"evaluation": self.evaluation.model_copy(update=sets)})
+        own = next(s for s in self.evaluation.sets if s.name == name)
+        sampling = own.sampling.model_dump(exclude_none=True)
+        evaluation = {"samples": own.samples or self.evaluation.samples, **sets}
+        evaluation["sampling"] = self.evaluation.sampling.model_copy(update=sampling)
+        instruction = self.problems.instruction if own.instruction is None else own.instruction
+        team = [
+            m.model_copy(update={"evaluation_sampling": m.evaluation_sampling.model_copy(update=sampling)})
+            for m in self.team
+        ]
+        return self.model_copy(
+            update={
+                "evaluation": self.evaluation.model_copy(update=evaluation),
+                "problems": self.problems.model_copy(update={"evaluation": own.problems, "instruction": instruction}),
+                "team": team,
+            }
+        )
 
     def sampling_of(self, model: ModelSection, phase: str) -> SamplingSection:
         """How a model samples in a phase: its own settings, else those of the team."""

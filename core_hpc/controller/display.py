@@ -133,7 +133,9 @@ class Display:
         part = f" part {key.part + 1}" if key.part or progress.graph.num_parts > 1 else ""
         run = f"{progress.run.run_id} " if len(self._runs) > 1 else ""
         model = "" if key.model == TEAM else f" {key.model}"
-        return f"{run}iteration {key.iteration}/{progress.graph.iterations}{model}{part}"
+        iterations = progress.graph.iterations
+        where = f"iteration {key.iteration}/{iterations}" if iterations else "evaluation"
+        return f"{run}{where}{model}{part}"
 
     def _left_s(self) -> float | None:
         """Estimated seconds until all runs are finished; None while that is unknown."""
@@ -165,7 +167,8 @@ class Display:
     def _run_row(self, progress: RunProgress) -> tuple[str, str, ProgressBar, str]:
         num, done, iterations = progress.num_tasks, progress.num_done, progress.graph.iterations
         current = min((k.iteration for k in progress.open_tasks), default=iterations)
-        state = "stopped" if progress.stopped else f"iteration {current}/{iterations}"
+        state = f"iteration {current}/{iterations}" if iterations else "evaluation"
+        state = "stopped" if progress.stopped else state
         waiting = len(progress.waiting)
         counts = f"{done}/{num} tasks, {len(progress.in_flight) - waiting} running"
         counts += f", {waiting} waiting" if waiting else ""

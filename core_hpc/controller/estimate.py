@@ -8,6 +8,7 @@ Loading, scoring and waiting are not included. What a run has cost is in `analys
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from core_hpc.config.run import ModelSection, RunConfig
@@ -87,11 +88,13 @@ def billions_of(reference: str) -> float | None:
     return float(number) / (1 if unit.lower() == "b" else 1000)
 
 
-def tokens_of(config: RunConfig, model: ModelSection, num_evaluations: int, share: float) -> tuple[float, float]:
+def tokens_of(
+    config: RunConfig, model: ModelSection, num_evaluations: Mapping[str, int], share: float
+) -> tuple[float, float]:
     """Tokens of one model over a run, counting every rescue that is possible.
 
     Args:
-        num_evaluations: held-out problems, in all evaluations together.
+        num_evaluations: held-out problems by set of the evaluation, in all evaluations together.
         share: mean length of a completion as a share of the greatest length.
 
     Returns:
@@ -103,12 +106,15 @@ def tokens_of(config: RunConfig, model: ModelSection, num_evaluations: int, shar
     hinted = problems * protocol.rescue_samples * protocol.hint_probability
     prompts = problems * (2 if protocol.rescue_samples else 1)
     training = completions * share * config.sampling_of(model, COLD).max_new_tokens
-    longest = config.sampling_of(model, EVALUATE).max_new_tokens
-    evaluation = num_evaluations * config.evaluation.samples * share * longest
+    evaluation = 0.0
+    for name, num in num_evaluations.items():
+        own = config.for_set(name)
+        longest = own.sampling_of(own.model(model.name), EVALUATE).max_new_tokens
+        evaluation += num * own.evaluation.samples * share * longest
     return training + evaluation, training + prompts * PROMPT_TOKENS + hinted * share * protocol.hint_tokens
 
 
-def hours(config: RunConfig, num_evaluations: int, share: float, device: Device) -> float:
+def hours(config: RunConfig, num_evaluations: Mapping[str, int], share: float, device: Device) -> float:
     """Hours of one device for a run, by `FORMULA`. The arguments are those of `tokens_of`."""
     total = 0.0
     for model in config.team:

@@ -7,6 +7,7 @@ are not on this machine, it uses the number in the sweep file and reports that t
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from rich.console import Console
@@ -17,6 +18,7 @@ from core_hpc.config.cluster import ClusterSection, PhaseGroup
 from core_hpc.config.problems import DataSetProblems
 from core_hpc.controller import estimate
 from core_hpc.controller.prepare import splits_of
+from core_hpc.problems.sets import set_sizes
 from core_hpc.runs import folder as runfolders
 from core_hpc.runs.graph import Graph, steps_per_iteration
 from core_hpc.runs.sweep import RunPlan, Sweep
@@ -35,7 +37,10 @@ def print_plan(sweep: Sweep, console: Console) -> None:
     """
     conflicts = runfolders.conflicts(sweep)
     held_out, missing = _held_out(sweep)
-    graphs = {plan.run_id: Graph.of(plan.config, num_evaluation_problems=held_out[plan.run_id]) for plan in sweep.runs}
+    graphs = {
+        plan.run_id: Graph.of(plan.config, num_evaluation_problems=sum(held_out[plan.run_id].values()))
+        for plan in sweep.runs
+    }
     table = Table(title=f"sweep {sweep.name}: {len(sweep.runs)} run(s) in {sweep.folder}", title_justify="left")
     for column in ("run", "tasks", "completions at most", "new tokens at most", "optimizer steps per model", "state"):
         table.add_column(column, justify="left" if column in ("run", "state") else "right")
@@ -49,7 +54,11 @@ def print_plan(sweep: Sweep, console: Console) -> None:
     console.print_json(json.dumps(sweep.runs[0].config.model_dump(mode="json")))
     if len(sweep.runs) > 1:
         console.print("(this is the configuration of the first run)")
-    _print_estimate(sweep, {name: len(graph.evaluated()) * held_out[name] for name, graph in graphs.items()}, console)
+    evaluated = {
+        run_id: {name: len(graph.evaluated()) * num for name, num in held_out[run_id].items()}
+        for run_id, graph in graphs.items()
+    }
+    _print_estimate(sweep, evaluated, console)
     cluster = sweep.cluster
     if cluster.uses_slurm:
         _print_arrays(sweep, graphs, console) if cluster.driver == "arrays" else _print_jobs(sweep, graphs, console)
@@ -62,36 +71,38 @@ def print_plan(sweep: Sweep, console: Console) -> None:
         runfolders.check_conflicts(sweep)
 
 
-def _held_out(sweep: Sweep) -> tuple[dict[str, int], list[str]]:
-    """Find the number of held-out problems of each run.
+def _held_out(sweep: Sweep) -> tuple[dict[str, dict[str, int]], list[str]]:
+    """Find the number of held-out problems of each run, by set of its evaluation.
 
     Returns:
-        The number by run, and messages about data sets that are missing here.
+        The numbers by run and set, and messages about data sets that are missing here.
 
     Raises:
         InputError: the problems cannot be made. A missing data set of the hub is no error if the
             sweep file has its `count`.
     """
-    found: dict[tuple[str, int], int] = {}
+    found: dict[tuple[str, str, int], dict[str, int]] = {}
     by_run, missing = {}, []
     for plan in sweep.runs:
-        problems = plan.config.problems
-        alike = problems.model_dump_json(), plan.config.protocol.problems_per_iteration
+        problems, evaluation = plan.config.problems, plan.config.evaluation
+        alike = problems.model_dump_json(), evaluation.model_dump_json(), plan.config.protocol.problems_per_iteration
         if alike not in found:  # runs of a sweep mostly have the same problems
             try:
-                found[alike] = splits_of(plan).evaluation.height
+                found[alike] = set_sizes(plan.config, splits_of(plan).evaluation)
             except InputError as e:
-                sources = (problems.train, problems.evaluation)
+                held_out = {"": problems.evaluation, **{own.name: own.problems for own in evaluation.sets}}
+                sources = (problems.train, *held_out.values())
                 from_hub = any(isinstance(s, DataSetProblems) and s.path is None for s in sources)
-                if not from_hub or problems.evaluation.count is None:
+                counts = {name: source.count for name, source in held_out.items() if source.count is not None}
+                if not from_hub or len(counts) < len(held_out):
                     raise
-                found[alike] = problems.evaluation.count
+                found[alike] = counts
                 missing.append(str(e))
         by_run[plan.run_id] = found[alike]
     return by_run, list(dict.fromkeys(missing))
 
 
-def _print_estimate(sweep: Sweep, evaluations: dict[str, int], console: Console) -> None:
+def _print_estimate(sweep: Sweep, evaluations: Mapping[str, Mapping[str, int]], console: Console) -> None:
     table = Table(title=f"estimated hours of one device, all {len(sweep.runs)} run(s)", title_justify="left")
     table.add_column("device, if completions have on average")
     for share in estimate.LENGTH_SHARES:
@@ -113,18 +124,25 @@ def _print_estimate(sweep: Sweep, evaluations: dict[str, int], console: Console)
         console.print(f"assumed to have {billions}, because the name has no size: {', '.join(unknown)}", markup=False)
 
 
-def most_work(plan: RunPlan, graph: Graph, num_evaluation: int) -> tuple[int, int, int]:
-    """The most (completions, new tokens, optimizer steps per model) that a run can have."""
+def most_work(plan: RunPlan, graph: Graph, num_evaluation: Mapping[str, int]) -> tuple[int, int, int]:
+    """The most (completions, new tokens, optimizer steps per model) that a run can have.
+
+    Args:
+        plan: the run.
+        graph: its tasks.
+        num_evaluation: held-out problems by set of the evaluation.
+    """
     config = plan.config
     protocol, models = config.protocol, len(config.team)
     rollouts = config.iterations * protocol.problems_per_iteration * (protocol.cold_samples + protocol.rescue_samples)
-    evaluations = len(graph.evaluated()) * num_evaluation * config.evaluation.samples
-    tokens = sum(
-        num * config.sampling_of(model, phase).max_new_tokens
-        for model in config.team
-        for phase, num in ((COLD, rollouts), (EVALUATE, evaluations))
-    )
-    return (rollouts + evaluations) * models, tokens, config.iterations * steps_per_iteration(config)
+    num_completions = rollouts * models
+    tokens = sum(rollouts * config.sampling_of(model, COLD).max_new_tokens for model in config.team)
+    for name, num in num_evaluation.items():
+        own = config.for_set(name)
+        evaluations = len(graph.evaluated()) * num * own.evaluation.samples
+        num_completions += evaluations * models
+        tokens += sum(evaluations * own.sampling_of(model, EVALUATE).max_new_tokens for model in own.team)
+    return num_completions, tokens, config.iterations * steps_per_iteration(config)
 
 
 # --- SLURM ---------------------------------------------------------------------------------------
@@ -264,7 +282,9 @@ def planned_scripts(sweep: Sweep, graph: Graph) -> dict[str, str]:
     folder = RunPaths(sweep.folder / plan.run_id).slurm
     jobs: list[tuple[str, PhaseGroup, str, int]] = [("resident", "resident", "resident", 1)]
     if cluster.driver == "arrays":
-        one_of_each = {a.group: a for a in reversed(planned_arrays(cluster, graph)) if EVALUATE not in a.phases}
+        arrays = planned_arrays(cluster, graph)
+        shown = [a for a in arrays if EVALUATE not in a.phases] or arrays  # a run may only evaluate
+        one_of_each = {a.group: a for a in reversed(shown)}
         jobs = [
             (f"{g} (here {', '.join(a.phases)})", g, a.phases[0], a.num_elements)
             for g, a in reversed(one_of_each.items())

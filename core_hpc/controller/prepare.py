@@ -17,9 +17,11 @@ from typing import Any
 import polars as pl
 
 from core_hpc.common.errors import CoreHpcError, InputError
+from core_hpc.config.problems import NoProblems
 from core_hpc.config.run import ModelSection, RunConfig
 from core_hpc.engines import has_gpu
 from core_hpc.extensions.sources import Source, remember
+from core_hpc.models.adapters import adapter_digest, check_adapter, find_adapter
 from core_hpc.models.loading import check_rope, check_vllm_packages, load_config
 from core_hpc.models.prompts import check_chat_settings, prompt_builder
 from core_hpc.models.quantization import no_gpu, require_package
@@ -32,6 +34,7 @@ from core_hpc.models.resolve import (
     resolve_model,
 )
 from core_hpc.phases.own_functions import try_functions
+from core_hpc.problems.sets import set_names, set_of, with_sets
 from core_hpc.problems.splits import SPLITS, Splits, check_counts, make_splits, warmup_problems, worked_examples
 from core_hpc.runs.folder import ModelFacts
 from core_hpc.runs.sweep import RunPlan
@@ -54,7 +57,7 @@ def splits_of(plan: RunPlan) -> Splits:
 
 
 def _checked_splits(config: RunConfig) -> Splits:
-    splits = make_splits(config.problems)
+    splits = with_sets(config, make_splits(config.problems))
     check_counts(config, splits)
     warmups: dict[str, pl.DataFrame] = {}
     for index, model in enumerate(config.team):
@@ -75,9 +78,10 @@ def prepare(config: RunConfig, splits: Splits | None = None) -> dict[str, ModelF
     Raises:
         InputError: some models do not fit. It lists all mistakes.
     """
-    splits = splits if splits is not None else make_splits(config.problems)
-    resolve_embedder(config.reward.distance.embedder)
-    try_functions(config, splits.train)
+    splits = splits if splits is not None else with_sets(config, make_splits(config.problems))
+    if not isinstance(config.problems.train, NoProblems):
+        resolve_embedder(config.reward.distance.embedder)
+        try_functions(config, splits.train)
     if config.update.loss_function is not None:
         from core_hpc.training.own_loss import try_loss
 
@@ -113,7 +117,21 @@ def _model_facts(config: RunConfig, model: ModelSection, splits: Splits) -> Mode
     if style == "auto":
         style = "chat" if resolved.has_chat_template else "plain"
     context_tokens = _context_tokens(config, model, resolved, style, splits)
-    return ModelFacts(resolved.fingerprint, context_tokens, style, num_weights(resolved.folder))
+    adapter = _adapter_digest(model, resolved) if model.adapter is not None else ""
+    return ModelFacts(resolved.fingerprint, context_tokens, style, num_weights(resolved.folder), adapter)
+
+
+def _adapter_digest(model: ModelSection, resolved: ResolvedModel) -> str:
+    """Digest of the adapter with which a model begins, after a check that it fits the model.
+
+    Raises:
+        InputError: it does not fit, or there is none.
+    """
+    assert model.adapter is not None
+    assert model.lora is not None
+    source = find_adapter(model.adapter, name=model.name)
+    check_adapter(source, model.lora, resolved.folder, trust_remote_code=model.trust_remote_code)
+    return adapter_digest(source.folder)
 
 
 def _check_four_bit(config: RunConfig) -> None:
@@ -133,11 +151,14 @@ def _context_tokens(config: RunConfig, model: ModelSection, resolved: ResolvedMo
     builder = prompt_builder(config, model, tokenizer, style=style, examples=worked_examples(splits.examples))
     check_chat_settings(builder)
     protocol = config.protocol
-    new, new_evaluation = (config.sampling_of(model, phase).max_new_tokens for phase in (COLD, EVALUATE))
+    new = config.sampling_of(model, COLD).max_new_tokens
     hint = protocol.hint_tokens + HINT_MARGIN_TOKENS if protocol.rescue_samples else 0
-    longest_train = max(len(builder.build(q, "" if hint else None)) for q in splits.train["question"])
-    longest_evaluation = max(len(builder.build(q)) for q in splits.evaluation["question"])
-    needed = max(longest_train + hint + new, longest_evaluation + new_evaluation)
+    longest_train = max((len(builder.build(q, "" if hint else None)) for q in splits.train["question"]), default=0)
+    by_set = _evaluation_tokens(config, model, tokenizer, style, splits)
+    longest_evaluation, new_evaluation = max(by_set, key=sum)
+    needed = longest_evaluation + new_evaluation
+    if longest_train:
+        needed = max(needed, longest_train + hint + new)
     limit = min(model.max_context_tokens or resolved.max_context_tokens, resolved.max_context_tokens)
     if needed > limit:
         raise InputError(
@@ -147,6 +168,19 @@ def _context_tokens(config: RunConfig, model: ModelSection, resolved: ResolvedMo
         )
     # A round number, so that runs of a sweep with other problems can share a warm engine.
     return model.max_context_tokens or min(limit, -(-needed // CONTEXT_STEP_TOKENS) * CONTEXT_STEP_TOKENS)
+
+
+def _evaluation_tokens(
+    config: RunConfig, model: ModelSection, tokenizer: Any, style: str, splits: Splits
+) -> list[tuple[int, int]]:
+    """Tokens of the longest prompt, and the most new tokens, of each set of the evaluation."""
+    found = []
+    for name in ("", *set_names(config)):
+        own, problems = config.for_set(name), splits.evaluation.filter(set_of(set_names(config)) == name)
+        builder = prompt_builder(own, model, tokenizer, style=style, examples=worked_examples(splits.examples))
+        longest = max(len(builder.build(question)) for question in problems["question"])
+        found.append((longest, own.sampling_of(own.model(model.name), EVALUATE).max_new_tokens))
+    return found
 
 
 def _write_splits(folder: Path, number: int, splits: Splits) -> None:

@@ -24,6 +24,7 @@ from analysis.metrics.rescue import leak_points
 from analysis.timing.account import RunTimes, iteration_table, task_time, waited_table, with_submissions
 from analysis.timing.critical_path import TaskTime
 from core_hpc.config.run import flatten, scientific_fields
+from core_hpc.problems.sets import set_names, set_of
 from core_hpc.runs.folder import Run
 from core_hpc.runs.messages import Done, Event
 from core_hpc.schedule.progress import RunProgress
@@ -178,23 +179,31 @@ class RunTracker:
     def _write_evaluation(self, key: TaskKey, time_s: float) -> None:
         rows = shards.read_tasks(self._run.root, self._alike(key), ROLLOUTS, columns=ROW_COLUMNS)
         counts = count_rows(rows, source=str(self._run.root))
+        names = set_names(self._run.config)
+        for name in ("", *names):
+            self._write_set(name, counts.filter(set_of(names) == name), key, time_s)
+
+    def _write_set(self, name: str, counts: pl.DataFrame, key: TaskKey, time_s: float) -> None:
+        """Write the points of one set of an evaluation; the main one has the empty name."""
+        group = f"evaluation/{name}" if name else "evaluation"
         for model in (*(m.name for m in self._run.config.team), TEAM):
             own = counts if model == TEAM else counts.filter(pl.col("model") == model)
-            for name in ("truncated", "no_answer"):
-                share = int(own[f"num_{name}"].sum()) / max(int(own["n"].sum()), 1)
-                self._scalar(model, f"evaluation/{name}_share", share, key.iteration, time_s)
-        table = pass_at_k_table(counts, ks=self._ks(), models=[m.name for m in self._run.config.team], teams=[])
+            for what in ("truncated", "no_answer"):
+                share = int(own[f"num_{what}"].sum()) / max(int(own["n"].sum()), 1)
+                self._scalar(model, f"{group}/{what}_share", share, key.iteration, time_s)
+        ks = self._ks(self._run.config.for_set(name).evaluation.samples)
+        table = pass_at_k_table(counts, ks=ks, models=[m.name for m in self._run.config.team], teams=[])
         shown = table.filter(pl.col("estimate").is_not_null(), ~pl.col("measure").is_in([FIRST, PASS_HAT]))
         for row in shown.iter_rows(named=True):
             # Pass@k of the team is in the same chart as Pass@k of the models.
             tag = row["measure"].removeprefix("team_") + (f"/k{row['k']}" if row["k"] is not None else "")
-            self._scalar(row["model"], f"evaluation/{tag}", row["estimate"], key.iteration, time_s)
-            if tag.startswith("pass/"):
+            self._scalar(row["model"], f"{group}/{tag}", row["estimate"], key.iteration, time_s)
+            if not name and tag.startswith("pass/"):
                 self._final[f"{tag}/{row['model']}"] = row["estimate"]
 
-    def _ks(self) -> list[int]:
-        """The k of Pass@k that is shown."""
-        return [k for k in (1, 2, 4, 8, 16) if k <= self._run.config.evaluation.samples]
+    def _ks(self, samples: int) -> list[int]:
+        """The k of Pass@k that is shown, of a set with so many completions."""
+        return [k for k in (1, 2, 4, 8, 16) if k <= samples]
 
     # --- events ----------------------------------------------------------------------------------
 
@@ -204,7 +213,8 @@ class RunTracker:
         fields = flatten(scientific_fields(self._run.config))
         values = {k: v if isinstance(v, (bool, int, float, str)) else str(v) for k, v in fields.items()}
         names = (*(m.name for m in self._run.config.team), TEAM)
-        metrics = [summary_v2.Metric(f"{FINAL}/pass/k{k}/{name}") for k in self._ks() for name in names]
+        ks = self._ks(self._run.config.evaluation.samples)
+        metrics = [summary_v2.Metric(f"{FINAL}/pass/k{k}/{name}") for k in ks for name in names]
         self._emit(TEAM, summary_v2.hparams_config_pb([summary_v2.HParam(k) for k in values], metrics), 0, None)
         self._emit(TEAM, summary_v2.hparams_pb(values, trial_id=self._run.run_id), 0, None)
 

@@ -27,6 +27,7 @@ from core_hpc.models.prompts import PromptBuilder, prompt_builder, stop_strings_
 from core_hpc.models.resolve import ResolvedModel, load_tokenizer, resolve_embedder, resolve_model
 from core_hpc.problems.splits import EXAMPLES, worked_examples
 from core_hpc.protocol.embeddings import Embedder, create_embedder
+from core_hpc.runs.adapters import frozen_adapter
 from core_hpc.runs.folder import Run
 from core_hpc.store import manifests
 from core_hpc.store.paths import RunPaths, TaskKey
@@ -250,9 +251,15 @@ class TaskContext:
         manifest = self.update_manifest(iteration)
         return manifest.folder if manifest is not None else None
 
+    def first_adapter(self) -> Path | None:
+        """Folder of the adapter with which the task's model begins, verified; None: it has none."""
+        return frozen_adapter(self.run, self.model.name) if self.model.adapter is not None else None
+
     def adapter(self, iteration: int) -> AdapterRef | None:
         """Adapter of the task's model after an iteration; None for base weights or tuning: full."""
-        folder = self.update_folder(iteration) if self.model.tuning != "full" else None
+        if self.model.tuning == "full":
+            return None
+        folder = self.update_folder(iteration) or self.first_adapter()
         if folder is None:
             return None
         return AdapterRef(folder, f"{self.run.run_id}-{folder.name}-{iteration:04d}")

@@ -8,7 +8,7 @@ hints, and the score phase computes the rewards.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import polars as pl
@@ -18,6 +18,7 @@ from core_hpc.common.seeds import stable_seed
 from core_hpc.config.run import SamplingSection
 from core_hpc.engines.base import Completion, GenerationRequest, SamplingSettings
 from core_hpc.phases.context import TaskContext
+from core_hpc.problems.sets import set_names, set_of
 from core_hpc.runs.contents import problems_of_part
 from core_hpc.store import shards
 from core_hpc.store.paths import TEAM, TaskKey
@@ -82,18 +83,34 @@ def run_rescue(context: TaskContext) -> None:
 
 
 def run_evaluate(context: TaskContext) -> None:
-    """Sample the held-out problems with the adapter that this iteration trained."""
-    builder = context.prompt_builder(context.model)
-    wanted = [
-        _Wanted(problem=problem, sample_index=k, prompt=prompt)
-        for problem in problems_of_part(context.run, context.key).to_dicts()
-        for prompt in [builder.build(problem["question"])]
-        for k in range(context.run.config.evaluation.samples)
-    ]
-    _sample_and_publish(context, EVALUATE, wanted, adapter_iteration=context.key.iteration)
+    """Sample the held-out problems with the adapter that this iteration trained.
+
+    Each set of the evaluation (`evaluation.sets`) has its own prompts, samples and sampling.
+    """
+    config, iteration = context.run.config, context.key.iteration
+    problems = problems_of_part(context.run, context.key).with_columns(evaluated=set_of(set_names(config)))
+    frames: list[pl.DataFrame] = []
+    for name in ("", *set_names(config)):
+        own = config.for_set(name)
+        of_set = replace(context, run=replace(context.run, config=own))
+        builder = of_set.prompt_builder(of_set.model)
+        wanted = [
+            _Wanted(problem=problem, sample_index=k, prompt=prompt)
+            for problem in problems.filter(pl.col("evaluated") == name).drop("evaluated").to_dicts()
+            for prompt in [builder.build(problem["question"])]
+            for k in range(own.evaluation.samples)
+        ]
+        if wanted or not frames:
+            frames.append(_sample(of_set, EVALUATE, wanted, adapter_iteration=iteration))
+    _publish(context, pl.concat(frames))
 
 
 def _sample_and_publish(context: TaskContext, phase: str, wanted: Sequence[_Wanted], *, adapter_iteration: int) -> None:
+    _publish(context, _sample(context, phase, wanted, adapter_iteration=adapter_iteration))
+
+
+def _sample(context: TaskContext, phase: str, wanted: Sequence[_Wanted], *, adapter_iteration: int) -> pl.DataFrame:
+    """The rows of the wanted completions."""
     run, key = context.run, context.key
     sampling = run.config.sampling_of(context.model, phase)
     seeds = [
@@ -118,9 +135,13 @@ def _sample_and_publish(context: TaskContext, phase: str, wanted: Sequence[_Want
     sampled = list(zip(wanted, seeds, completions, strict=True))
     frame = _rows(context, phase, sampled, sampling, adapter_iteration=adapter_iteration)
     context.stopwatch.lap("verify")
+    return frame
+
+
+def _publish(context: TaskContext, frame: pl.DataFrame) -> None:
     shards.publish_frame(
-        context.paths.task_folder(key),
-        context.paths.task_name(key),
+        context.paths.task_folder(context.key),
+        context.paths.task_name(context.key),
         frame,
         ROLLOUTS,
         stats=context.stats(

@@ -220,6 +220,7 @@ def _task(context: TaskContext, rows: Sequence[Row], previous: manifests.Manifes
         shuffle_seed=shuffle_seed(run.config.seed, key.iteration),
         lora_seed=stable_seed(run.config.seed, UPDATE, "lora", key.model),
         previous=previous.folder if previous else None,
+        adapter=None if previous else context.first_adapter(),
         on_progress=on_progress,
         max_mismatch=_max_mismatch(context),
         num_similar_tasks=_num_similar_tasks(run.config),

@@ -27,6 +27,7 @@ from core_hpc.config.problems import (
     MADE,
     DataSetProblems,
     FileProblems,
+    NoProblems,
     OwnAnswerKind,
     ProblemSource,
     ProblemsSection,
@@ -59,7 +60,7 @@ def split_of(phase: str) -> str:
     return EVALUATION if phase == EVALUATE else TRAIN
 
 
-def source_mistakes(source: ProblemSource) -> list[tuple[str, str]]:
+def source_mistakes(source: ProblemSource | NoProblems) -> list[tuple[str, str]]:
     """(field, message) for each mistake that can be found without a file and without the hub."""
     if isinstance(source, MADE):
         return generators.mistakes_in(source)
@@ -117,12 +118,21 @@ def warmup_problems(
     return _frame(items)
 
 
+def problems_apart_from(source: ProblemSource, label: str, taken: set[str]) -> pl.DataFrame:
+    """The problems of a source as `schema.PROBLEMS`, without those whose question is taken.
+
+    Raises:
+        InputError: the source cannot be read, or has too few problems.
+    """
+    return _frame(_apart_from(source, label, taken))
+
+
 def _apart_from(source: ProblemSource, label: str, held_out: set[str]) -> list[Item]:
     """The problems of a source, without those whose question is held out."""
     if isinstance(source, MADE):
         return generators.generate(source, source.count, label, set(held_out))
-    read, folded = _read(source, label), {_folded(question) for question in held_out}
-    return _draw([i for i in read if _folded(i.question) not in folded], source, label, num_read=len(read))
+    read, taken = _read(source, label), {folded(question) for question in held_out}
+    return _draw([i for i in read if folded(i.question) not in taken], source, label, num_read=len(read))
 
 
 def _read(source: FileProblems | DataSetProblems, label: str) -> list[Item]:
@@ -137,7 +147,10 @@ def _draw_all(section: ProblemsSection, files: dict[str, list[Item]]) -> dict[st
     splits: dict[str, list[Item]] = {}
     taken: set[str] = set()
     for label in (EVALUATION, TRAIN) if drop else (TRAIN, EVALUATION):
-        source: ProblemSource = getattr(section, label)
+        source: ProblemSource | NoProblems = getattr(section, label)
+        if isinstance(source, NoProblems):
+            splits[label] = []
+            continue
         if isinstance(source, MADE):
             splits[label] = generators.generate(source, source.count, label, taken)
             continue
@@ -146,8 +159,8 @@ def _draw_all(section: ProblemsSection, files: dict[str, list[Item]]) -> dict[st
             near = NearDuplicates([i.compared for i in splits[EVALUATION]])
             items = [i for i in items if near.nearest(i.compared) is None]
         if source.count is not None:
-            used = {_folded(i.compared) for other in splits.values() for i in other}
-            items = [i for i in items if _folded(i.compared) not in used]
+            used = {folded(i.compared) for other in splits.values() for i in other}
+            items = [i for i in items if folded(i.compared) not in used]
         splits[label] = _draw(items, source, label, num_read=len(files[label]))
         taken.update(i.question for i in splits[label])
     return splits
@@ -171,13 +184,14 @@ def _draw(items: list[Item], source: FileProblems | DataSetProblems, label: str,
 # --- problems that splits must not share ---------------------------------------------------------
 
 
-def _folded(question: str) -> str:
+def folded(question: str) -> str:
+    """A question without differences of case and white space, by which equal ones are found."""
     return " ".join(question.casefold().split())
 
 
 def _check_same(train: Sequence[Item], evaluation: Sequence[Item]) -> None:
-    by_text = {_folded(i.compared): i for i in evaluation}
-    shared = [(i, by_text[_folded(i.compared)]) for i in train if _folded(i.compared) in by_text]
+    by_text = {folded(i.compared): i for i in evaluation}
+    shared = [(i, by_text[folded(i.compared)]) for i in train if folded(i.compared) in by_text]
     if shared:
         trained, held_out = shared[0]
         raise InputError(
@@ -208,7 +222,7 @@ def _examples(
     They are in neither split and not near an evaluation problem.
     """
     source, count = section.train, section.num_examples
-    if count == 0:
+    if count == 0 or isinstance(source, NoProblems):
         return []
     if isinstance(source, MADE):
         return _solved(source, generators.generate(source, count, EXAMPLES, taken))
@@ -260,6 +274,8 @@ def worked_examples(examples: pl.DataFrame) -> tuple[tuple[str, str], ...]:
 def check_counts(config: RunConfig, splits: Splits) -> None:
     """Raise InputError if an iteration needs more problems than the training split has."""
     wanted = config.protocol.problems_per_iteration
+    if isinstance(config.problems.train, NoProblems):
+        return
     if wanted > splits.train.height:
         raise InputError(
             f"protocol.problems_per_iteration is {wanted}, but problems.train has {splits.train.height} problems; "

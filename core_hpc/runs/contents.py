@@ -11,6 +11,7 @@ import polars as pl
 
 from core_hpc.common.errors import StoreError
 from core_hpc.config.run import RunConfig
+from core_hpc.problems.sets import num_samples
 from core_hpc.problems.splits import EVALUATION, TRAIN, problems_of_iteration
 from core_hpc.runs.folder import Run
 from core_hpc.runs.graph import steps_per_iteration
@@ -53,7 +54,12 @@ def check_counts(run: Run, key: TaskKey, manifest: Manifest) -> None:
         raise DamagedError(
             manifest.path, f"{manifest.path}: names {len(rows)} {TABLE_OF[key.phase].name} tables, not 1"
         )
-    expected = _num_scored(run, key) if key.phase == SCORE else expected_rows(run.config, key, _num_problems(run, key))
+    if key.phase == SCORE:
+        expected = _num_scored(run, key)
+    elif key.phase == EVALUATE and run.config.evaluation.sets:
+        expected = int(_evaluated(run, key)["num"].sum())
+    else:
+        expected = expected_rows(run.config, key, _num_problems(run, key))
     fits = rows[0] == expected
     if key.phase == RESCUE and not run.config.protocol.even_budget:
         # The hints decide which problems are sampled again; `check_rows` reads them.
@@ -65,7 +71,9 @@ def check_counts(run: Run, key: TaskKey, manifest: Manifest) -> None:
 
 
 def expected_rows(config: RunConfig, key: TaskKey, num_problems: int) -> int | None:
-    """Rows of a task's publication; for rescue the most that it may have, None for scores.
+    """Rows of a task's publication, in a run without `evaluation.sets`.
+
+    For rescue it is the most that it may have, and None for scores.
 
     Args:
         config: The configuration of the run.
@@ -118,6 +126,11 @@ def problems_of_part(run: Run, key: TaskKey) -> pl.DataFrame:
     return problems[key.part * protocol.problems_per_part :][: protocol.problems_per_part]
 
 
+def _evaluated(run: Run, key: TaskKey) -> pl.DataFrame:
+    """The problems of an evaluate task, and the number of completions of each (`num`)."""
+    return problems_of_part(run, key).select("problem_id", num=num_samples(run.config))
+
+
 def expected_samples(run: Run, key: TaskKey) -> pl.DataFrame | None:
     """The columns `SAMPLE` of the rollouts that a task must publish.
 
@@ -130,8 +143,9 @@ def expected_samples(run: Run, key: TaskKey) -> pl.DataFrame | None:
             return None
         drawn = hints.filter(pl.col("model") == key.model).select("problem_id", num=pl.col("hint_draws").list.len())
     else:
-        samples = run.config.evaluation.samples if key.phase == EVALUATE else run.config.protocol.cold_samples
-        drawn = problems_of_part(run, key).select("problem_id", num=pl.lit(samples))
+        cold = pl.lit(run.config.protocol.cold_samples)
+        evaluated = key.phase == EVALUATE
+        drawn = _evaluated(run, key) if evaluated else problems_of_part(run, key).select("problem_id", num=cold)
     counted = drawn.filter(pl.col("num") > 0).with_columns(sample_index=pl.int_ranges("num", dtype=pl.Int32))
     return counted.explode("sample_index").select(SAMPLE)
 

@@ -23,6 +23,7 @@ from core_hpc.extensions import sources
 from core_hpc.extensions.points import uses
 from core_hpc.problems.splits import EVALUATION, SPLITS, Splits, problems_digest
 from core_hpc.runs import provenance
+from core_hpc.runs.adapters import freeze_adapter
 from core_hpc.runs.graph import Graph, Horizon, extend_horizon
 from core_hpc.runs.sweep import RunPlan, Sweep, load_sweep
 from core_hpc.store import manifests, shards
@@ -39,6 +40,8 @@ class ModelFacts:
     prompt_style: str
     num_weights: int = 0
     """0 if it is unknown: runs of earlier versions, or weights that are not safetensors."""
+    adapter: str = ""
+    """Digest of the adapter with which the model begins (`models/adapters.py`); empty: it has none."""
 
 
 _FACTS = TypeAdapter(dict[str, ModelFacts])
@@ -289,8 +292,9 @@ def check_iterations(sweep: Sweep) -> None:
         raise RunConflictError(
             "a run cannot become shorter than what it has done; nothing was changed\n"
             + "\n".join(messages)
-            + "\n  Set iterations to at least the last number. To study fewer iterations, evaluate the adapters of an "
-            f"earlier iteration, or give the sweep another name (--set name={sweep.name}-2)."
+            + "\n  Set iterations to at least the last number. To study fewer iterations, evaluate an earlier one "
+            "(python -m core_hpc.evaluate RUN_FOLDER --iteration I), or give the sweep another name "
+            f"(--set name={sweep.name}-2)."
         )
 
 
@@ -321,6 +325,9 @@ def create(plan: RunPlan, folder: Path, splits: Splits, facts: Mapping[str, Mode
     frames |= {paths.warmup_problems(model): frame for model, frame in splits.warmups.items()}
     sources.write_copies(paths.extensions, uses(plan.config), plan.sources)
     frozen = {name: _freeze(paths.problems, name, frame) for name, frame in frames.items()}
+    for model in plan.config.team:
+        if model.adapter is not None:
+            freeze_adapter(paths, model, facts[model.name].adapter)
     identity = {
         "run_id": plan.run_id,
         "label": plan.label,

@@ -14,6 +14,7 @@ from tempfile import TemporaryDirectory
 import polars as pl
 
 from core_hpc.common.errors import InputError, StoreError
+from core_hpc.problems.sets import with_sets
 from core_hpc.problems.splits import SPLITS, make_splits, problems_digest, warmup_problems
 from core_hpc.runs.folder import Run, read_identity
 from core_hpc.store import manifests, parquet, shards
@@ -57,7 +58,7 @@ def _names(run: Run) -> list[str]:
 
 def _make(run: Run) -> dict[str, pl.DataFrame]:
     """All problems of a run, from their sources."""
-    splits = make_splits(run.config.problems)
+    splits = with_sets(run.config, make_splits(run.config.problems))
     made: dict[str, pl.DataFrame] = {name: getattr(splits, name) for name in SPLITS}
     for model in run.config.team:
         if model.warmup is not None:

@@ -91,6 +91,29 @@ def load_sweep(
         ConfigError: The file has mistakes. The message lists all of them.
     """
     text, data = _read_with_bases(source, ())
+    return resolve_sweep(source, text, data, overrides, output=output, profile=profile)
+
+
+def resolve_sweep(
+    source: Path,
+    text: str,
+    data: dict[str, Any],
+    overrides: Sequence[str] = (),
+    *,
+    output: str | None = None,
+    profile: str | None = None,
+) -> Sweep:
+    """Resolve the content of a sweep file to its runs.
+
+    Args:
+        source: The file, or what stands for it in messages.
+        text: The file as it was read.
+        data: Its content, with that of its base files.
+        overrides: As in `load_sweep`, like `output` and `profile`.
+
+    Raises:
+        ConfigError: The content has mistakes. The message lists all of them.
+    """
     _apply_profile(source, data, profile)
     mistakes: list[str] = []
     for override in overrides:
@@ -285,6 +308,9 @@ def _resolve(label: str, data: dict[str, Any], mistakes: list[str]) -> list[RunP
     for split in ("train", "evaluation"):
         source = getattr(config.problems, split)
         mistakes += [f"problems.{split}.{field}: {message}" for field, message in source_mistakes(source)]
+    for index, own in enumerate(config.evaluation.sets):
+        where = f"evaluation.sets.{index}.problems"
+        mistakes += [f"{where}.{field}: {message}" for field, message in source_mistakes(own.problems)]
     for index, model in enumerate(config.team):
         if model.warmup is None:
             continue

@@ -10,6 +10,7 @@ import contextlib
 from collections.abc import Collection
 from dataclasses import KW_ONLY, dataclass, field
 
+from core_hpc.runs.adapters import restore_adapters
 from core_hpc.runs.contents import check_counts
 from core_hpc.runs.folder import Run
 from core_hpc.runs.frozen import restore_problems
@@ -105,7 +106,7 @@ def inspect_run(run: Run, *, checksum: bool = False) -> tuple[RunProgress, list[
         The run's progress, and messages: one per damaged publication, and one about names that
         are ignored.
     """
-    messages = restore_problems(run)
+    messages = [*restore_problems(run), *restore_adapters(run)]
     graph, published = run.graph(), set()
     if foreign := foreign_names(run.root):
         shown = ", ".join(str(path.relative_to(run.root)) for path in foreign[:MAX_NAMES])

@@ -12,6 +12,8 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from core_hpc.problems.sets import num_samples
+from core_hpc.problems.splits import EVALUATION
 from core_hpc.runs.folder import Run
 from core_hpc.runs.messages import Progress
 from core_hpc.store.paths import TEAM, TaskKey
@@ -61,7 +63,10 @@ def expected_completions(run: Run, num_evaluation_problems: int) -> dict[str, fl
     """
     config, graph = run.config, run.graph()
     cold = config.protocol.problems_per_iteration * config.protocol.cold_samples / graph.num_parts
-    evaluated = num_evaluation_problems * config.evaluation.samples / max(1, graph.num_evaluation_parts)
+    completions = num_evaluation_problems * config.evaluation.samples
+    if config.evaluation.sets:
+        completions = int(run.split(EVALUATION).select(num_samples(config)).to_series().sum())
+    evaluated = completions / max(1, graph.num_evaluation_parts)
     update = UPDATE_COST * cold * graph.num_parts
     examples = [run.num_problems(run.paths.warmup_problems(name)) for name in graph.warmed]
     warmup = UPDATE_COST * max(examples, default=0)

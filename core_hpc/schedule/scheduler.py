@@ -15,6 +15,7 @@ from functools import partial
 from pathlib import Path
 
 from core_hpc.common.errors import CoreHpcError, StoreError
+from core_hpc.runs.adapters import restore_adapters
 from core_hpc.runs.contents import check_counts, check_publication
 from core_hpc.runs.folder import Run
 from core_hpc.runs.frozen import restore_problems
@@ -223,7 +224,7 @@ class Scheduler:
     def _set_aside(self, progress: RunProgress, manifest: Path) -> str:
         """Withdraw a damaged publication, unless it was replaced after the damage was reported.
 
-        Damaged problems are made again at once.
+        Damaged problems, and copies of adapters, are made again at once.
 
         Returns:
             Why the run cannot continue; empty if it can.
@@ -232,6 +233,7 @@ class Scheduler:
         try:
             if key is None:
                 restore_problems(run)
+                restore_adapters(run)
             else:
                 check_publication(run, key)
         except manifests.DamagedError as e:

@@ -8,6 +8,7 @@
             config.json  horizon.json    as of the last start
             problems/                    train, evaluation, examples; fixed at the start
             extensions/                  files with functions of the user, copied at the start
+            adapters/                    MODEL.UID/: an adapter with which the model begins; fixed at the start
             warmup/iteration=0000/       MODEL-p000.UID/: a model, which replaces the base weights
             cold/iteration=0001/         MODEL-p000.UID.parquet and MODEL-p000.manifest.json;
                                          likewise rescue, evaluate
@@ -119,6 +120,15 @@ class RunPaths:
     def extensions(self) -> Path:
         """Copies of the files with functions of the user, which all tasks load (`extensions/sources.py`)."""
         return self.root / "extensions"
+
+    @property
+    def adapters(self) -> Path:
+        """Adapters with which models begin, fixed at the first start (`runs/adapters.py`)."""
+        return self.root / "adapters"
+
+    def adapter_manifest(self, model: str) -> Path:
+        """Manifest of the adapter with which a model begins."""
+        return self.adapters / f"{model}{MANIFEST_SUFFIX}"
 
     @property
     def warmups(self) -> Path:

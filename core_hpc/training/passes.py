@@ -56,9 +56,10 @@ class Passes:
 
         Returns:
             None if no KL term needs them, or if they equal the old ones: before the first task of a
-            run the weights are those of the reference policy (the B of a fresh adapter is 0).
+            run the weights are those of the reference policy (the B of a fresh adapter is 0), unless
+            the run begins with an adapter.
         """
-        if self._task.settings.kl_weight == 0 or self._task.previous is None:
+        if self._task.settings.kl_weight == 0 or self._task.begins_at_base:
             return None
         return self._log_probs(range(len(self._plans)), reference=True)
 

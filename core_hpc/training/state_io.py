@@ -24,7 +24,7 @@ from typing import Any
 import torch
 from peft import LoraConfig
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from core_hpc.common.errors import StoreError
@@ -92,16 +92,37 @@ def read_state(folder: Path, shapes: dict[str, torch.Size]) -> TrainingState:
             f"{folder}: the optimizer is at step {step}, but {TRAINER} at step {meta['steps_done']}, so the files are "
             "of different updates; remove the folder and run the same command again"
         )
-    expected = {f"{part}:{name}": shape for part in PARTS for name, shape in shapes.items()}
-    found = {key: tensor.shape for key, tensor in flat.items()}
+    _check_shapes(folder, flat, {f"{part}:{name}": shape for part in PARTS for name, shape in shapes.items()})
+    parts = {part: {name: flat[f"{part}:{name}"] for name in shapes} for part in PARTS}
+    return TrainingState(parts, step)
+
+
+def read_adapter(folder: Path, shapes: dict[str, torch.Size]) -> dict[str, Tensor]:
+    """Read the weights of an adapter, without an optimizer state.
+
+    Args:
+        folder: A PEFT folder.
+        shapes: The parameters, and the shapes, that the adapter must have.
+
+    Raises:
+        StoreError: It cannot be read, or does not fit `shapes`.
+    """
+    try:
+        tensors: dict[str, Tensor] = load_file(folder / ADAPTER)
+    except (OSError, ValueError, SafetensorError) as error:
+        raise StoreError(f"{folder}: the adapter cannot be read ({error})") from error
+    _check_shapes(folder, tensors, shapes)
+    return tensors
+
+
+def _check_shapes(folder: Path, tensors: Mapping[str, Tensor], expected: Mapping[str, torch.Size]) -> None:
+    found = {name: tensor.shape for name, tensor in tensors.items()}
     if found != expected:
         differing = sorted(k for k in expected.keys() | found.keys() if expected.get(k) != found.get(k))
         raise StoreError(
             f"{folder}: {len(differing)} tensors do not fit the model and its tuning, first {differing[0]}: "
             f"{found.get(differing[0])} in the file, {expected.get(differing[0])} in the model"
         )
-    parts = {part: {name: flat[f"{part}:{name}"] for name in shapes} for part in PARTS}
-    return TrainingState(parts, step)
 
 
 def _optimizer_file(folder: Path) -> Path:

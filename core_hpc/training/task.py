@@ -55,7 +55,9 @@ class UpdateTask:
     shuffle_seed: int
     lora_seed: int
     previous: Path | None
-    """Published folder of the update to continue from; None: base weights and a fresh optimizer."""
+    """Published folder of the update to continue from; None: a fresh optimizer."""
+    adapter: Path | None = None
+    """Folder of an adapter to begin with if there is no previous update; None: a fresh one."""
     on_progress: Callable[[int, int], None] | None = None
     """Called with (optimizer steps done, optimizer steps of the task)."""
     interruption: Interruption = field(default_factory=Interruption)
@@ -68,6 +70,11 @@ class UpdateTask:
 
     They share compiled layers.
     """
+
+    @property
+    def begins_at_base(self) -> bool:
+        """Whether the weights before the task compute what the base weights do."""
+        return self.previous is None and self.adapter is None
 
 
 @dataclass(frozen=True)

@@ -19,7 +19,7 @@ Shapes: N completions and M completion tokens of a micro-batch.
 from __future__ import annotations
 
 import gc
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -44,7 +44,7 @@ from core_hpc.training.metrics import StepTotals
 from core_hpc.training.micro_batch import MicroBatch
 from core_hpc.training.passes import LogProbs, Passes, micro_batches
 from core_hpc.training.policy import Policy, load_base_model
-from core_hpc.training.state_io import TrainingState, read_state, write_position
+from core_hpc.training.state_io import TrainingState, read_adapter, read_state, write_position
 from core_hpc.training.task import TrainerSettings, UpdateResult, UpdateTask
 from core_hpc.training.timings import UpdateTimings
 from core_hpc.training.transfer import prompt_weights
@@ -201,18 +201,25 @@ class Trainer:
         return plans
 
     def _reset(self, spec: UpdateTask) -> tuple[dict[str, nn.Parameter], TrainingState | None]:
-        """Trainable parameters with the base weights, or with the previously published weights."""
+        """Trainable parameters with the weights before the task, and the optimizer of the previous update."""
         parameters = self.policy.start(seed=spec.lora_seed, from_base=spec.previous is None)
-        return parameters, None if spec.previous is None else self._load_weights(spec.previous, parameters)
+        if spec.previous is not None:
+            return parameters, self._load_weights(spec.previous, parameters)
+        if spec.adapter is not None:
+            self._give(parameters, read_adapter(spec.adapter, {name: p.shape for name, p in parameters.items()}))
+        return parameters, None
 
     def _load_weights(self, folder: Path, parameters: dict[str, nn.Parameter]) -> TrainingState:
         """Give the parameters the weights of a stored state; returns that state."""
         state = read_state(folder, {name: p.shape for name, p in parameters.items()})
+        self._give(parameters, state.parts["weight"])
+        return state
+
+    def _give(self, parameters: dict[str, nn.Parameter], weights: Mapping[str, Tensor]) -> None:
         with torch.no_grad():
             for name, parameter in parameters.items():
-                parameter.copy_(state.parts["weight"][name])
+                parameter.copy_(weights[name])
         self.policy.synchronise()
-        return state
 
     def _wants_to_compile(self, spec: UpdateTask, plans: Sequence[StepPlan]) -> bool:
         """Whether to compile.
@@ -328,7 +335,7 @@ class Trainer:
 
     def _compares_base(self, spec: UpdateTask, index: int) -> bool:
         """Whether the guard also compares the engine with the base weights: once per update of an adapter."""
-        is_adapted = self.settings.lora is not None and spec.previous is not None
+        is_adapted = self.settings.lora is not None and not spec.begins_at_base
         return spec.max_mismatch is not None and is_adapted and index == 0
 
     def _write(self, task: _Task, out_folder: Path | None) -> None:

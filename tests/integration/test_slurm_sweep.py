@@ -6,18 +6,20 @@ Their results are those of the driver `local`, and each sweep has one controller
 import json
 import os
 import signal
+import subprocess
 import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+import yaml
 from core_hpc.runs.folder import list_runs
 from core_hpc.slurm.records import ENDED, FAILED, OPEN, SubmissionFolder
 from core_hpc.store import manifests
 from core_hpc.store.paths import RunPaths
 from tests.support.cluster import DevCluster
-from tests.support.harness import differences, launch, launched_and_held, wait_for
+from tests.support.harness import ROOT, differences, launch, launched_and_held, published_content, wait_for
 from tests.support.tiny import tiny_sweep
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1200)]
@@ -87,6 +89,45 @@ def test_arrays_over_several_nodes_publish_what_the_local_driver_publishes(
     again = launch(tmp_path / "arrays.yaml", env=cluster.environment())
     assert "everything is done" in again.stdout
     assert again.returncode == 0
+
+
+def evaluate(*arguments: str | Path, env: dict[str, str] | None = None) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "core_hpc.evaluate", *map(str, arguments)],
+        cwd=ROOT,
+        env={**os.environ, "COLUMNS": "200", **(env or {})},
+        capture_output=True,
+        text=True,
+        timeout=900,
+        check=False,
+    )
+
+
+@pytest.mark.parametrize("driver", ["arrays", "resident"])
+def test_an_evaluation_in_jobs_publishes_what_the_local_driver_publishes(
+    cluster: DevCluster, tiny_models: list[Path], tmp_path: Path, driver: str
+) -> None:
+    """Both iterations of a trained run, on three parts. The fake engine reads the bytes of the adapters."""
+    local = {"num_running": 2, "threads": 1}
+    first = launch(tiny_sweep(tmp_path / "t.yaml", tiny_models, tmp_path / "out", cluster=local, iterations=1))
+    assert first.returncode == 0, first.stdout + first.stderr
+    (source,) = list_runs(tmp_path / "out" / "tiny")
+    profile = tmp_path / "profile.yaml"
+    profile.write_text(yaml.safe_dump({**arrays(), "update_ranks": 1, "driver": driver}), encoding="utf-8")
+    what = [source, "--iteration", "0", "1", "--problems", "{source: generated, count: 5, seed: 9}"]
+    here = evaluate(*what, "--name", "here")
+    assert here.returncode == 0, here.stdout + here.stderr
+    there = evaluate(*what, "--name", "there", "--cluster", profile, env=cluster.environment())
+    assert there.returncode == 0, there.stdout + there.stderr
+    runs = list_runs(tmp_path / "out" / "here")
+    assert len(runs) == 2
+    for run in runs:
+        other = tmp_path / "out" / "there" / run.name
+        assert len(published_content(run)) == 6  # two models, three parts
+        assert differences(run, other) == []
+        assert records(other)
+    again = evaluate(*what, "--name", "there", "--cluster", profile, env=cluster.environment())
+    assert "everything is done" in again.stdout, again.stdout + again.stderr
 
 
 def test_jobs_continue_after_ctrl_c_and_a_second_controller_is_refused(

@@ -51,10 +51,17 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
             "interrupted",
             "failures",
             "mismatch",
+            "adapted:one.1",
         ),
     }
     seen["one_later"] = launch(
-        folder, "one_later", 1, "resume:one.1:one_later.2", "resume:two.1:two_one.2", "continues:two"
+        folder,
+        "one_later",
+        1,
+        "resume:one.1:one_later.2",
+        "resume:two.1:two_one.2",
+        "continues:two",
+        "adapted:one.1",
     )
     seen["two_later"] = launch(folder, "two_later", 2, "resume:two.1:two_later.2", "continues:one")
     return seen
@@ -79,6 +86,19 @@ def test_equals_plain_torch_on_one_and_two_ranks(runs: dict[str, Any]) -> None:
             for found, wanted in zip(steps, metrics, strict=True):
                 assert {k: found[k] for k in wanted} == pytest.approx(wanted, rel=1e-3, abs=1e-6)
                 assert found["grad_norm"] > 0.05
+
+
+def test_an_update_that_begins_with_an_adapter_equals_plain_torch(runs: dict[str, Any]) -> None:
+    """The optimizer is fresh, and the reference policy of the KL term is that of the base weights."""
+    start = weights(runs["folder"] / "one.1")
+    state, metrics = plain_adapters(runs["folder"], runs["order"], start=start)[0]
+    assert largest_difference(start, state) > 1e-3
+    for name in ("one_later", "two"):
+        found = runs[name][0]["adapted"]
+        assert largest_difference(weights(runs["folder"] / f"{name}.adapted"), state) < 1e-5
+        assert found["steps_done"] == len(found["steps"]) == len(metrics) == 3
+        for step, wanted in zip(found["steps"], metrics, strict=True):
+            assert {k: step[k] for k in wanted} == pytest.approx(wanted, rel=1e-3, abs=1e-6)
 
 
 def test_metrics_are_global_and_the_same_on_every_rank(runs: dict[str, Any]) -> None:

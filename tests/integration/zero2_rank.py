@@ -153,6 +153,11 @@ class Checks:
         """The second task from a published folder."""
         self.update(2, previous, out)
 
+    def adapted(self, adapter: str) -> dict[str, Any]:
+        """The first task, which begins with an adapter that another update has published."""
+        done = self.update(1, None, f"{self.name}.adapted", adapter=self.folder / adapter)
+        return {"steps": done.steps.to_dicts(), "steps_done": done.steps_done}
+
     def raw_resume(self) -> dict[str, float]:
         """Five steps against three steps, a resume and two steps.
 

@@ -169,11 +169,16 @@ def plain_updates(
 
 
 def plain_adapters(
-    folder: Path, order: list[list[str]]
+    folder: Path, order: list[list[str]], *, start: dict[str, torch.Tensor] | None = None
 ) -> list[tuple[dict[str, torch.Tensor], list[dict[str, float]]]]:
     """The adapters after both tasks, with the metrics of their steps.
 
     They are computed without DeepSpeed, micro-batches, or any code of core_hpc.
+
+    Args:
+        folder: has the model.
+        order: the problems of every step.
+        start: the weights of an adapter with which the first task begins; None: a fresh one.
     """
     import peft
     import transformers
@@ -183,6 +188,8 @@ def plain_adapters(
     torch.manual_seed(11)
     config = peft.LoraConfig(r=4, lora_alpha=8, target_modules=names, task_type="CAUSAL_LM")
     model = peft.get_peft_model(base, config).eval()
+    if start is not None:
+        peft.set_peft_model_state_dict(model, start)
 
     def reference(row: dict[str, Any]) -> torch.Tensor:
         with model.disable_adapter():

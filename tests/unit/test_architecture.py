@@ -29,6 +29,7 @@ CORE = (
     ("slurm",),
     ("controller",),
     ("status", "doctor", "launch", "cancel", "export"),
+    ("evaluate",),
     ("__main__",),
 )
 """Packages of core_hpc from the bottom to the top. Those of one level do not import each other."""

@@ -22,7 +22,7 @@ from tests.support.analysis_data import evaluation_rows, make_run, publish_rollo
 
 ROOT = Path(__file__).parents[2]
 SHIPPED_BY_NAME = {"yaml": ["**/*.yaml", "examples/*.py"], "slurm": ["*.sh", "*.sbatch", "setup/*.sh"]}
-MODULES = ("core_hpc.launch", "core_hpc.cancel", "core_hpc.status", "core_hpc", "core_hpc.doctor")
+MODULES = ("core_hpc.launch", "core_hpc.evaluate", "core_hpc.cancel", "core_hpc.status", "core_hpc", "core_hpc.doctor")
 
 
 def run(*command: str | Path, cwd: Path, **environment: str) -> subprocess.CompletedProcess[str]:
@@ -91,7 +91,7 @@ def test_the_exit_status_is_that_of_the_subcommand(tmp_path: Path, capsys: pytes
 @pytest.mark.parametrize(
     ("words", "wanted"),
     [
-        ("core-hpc ''", {"launch", "status", "cancel", "export", "doctor", "analysis", "completion"}),
+        ("core-hpc ''", {"launch", "evaluate", "status", "cancel", "export", "doctor", "analysis", "completion"}),
         ("core-hpc launch --dr", {"--driver", "--dry-run"}),
         ("core-hpc launch --driver re", {"resident"}),
         ("core-hpc analysis pass", {"passk"}),
@@ -209,7 +209,9 @@ def test_an_installation_has_sweeps_profiles_and_scripts(site: Path, tmp_path: P
     for name, patterns in SHIPPED_BY_NAME.items():
         wanted = {path.relative_to(ROOT / name) for pattern in patterns for path in (ROOT / name).glob(pattern)}
         root = site / "core_hpc" / "shipped" / name
-        assert {path.relative_to(root) for path in root.rglob("*") if path.suffix not in ("", ".pyc")} == wanted
+        assert {
+            path.relative_to(root) for path in root.rglob("*") if path.is_file() and path.suffix != ".pyc"
+        } == wanted
         for path in wanted:
             assert os.access(root / path, os.X_OK) == os.access(ROOT / name / path, os.X_OK), path
     assert {top.name for top in site.iterdir()} >= {"core_hpc", "analysis"}

@@ -223,6 +223,18 @@ def test_imported_predictions_are_no_base() -> None:
     assert [arm.name for arm in arms_of({"imported": [imported], "good": [good]})] == ["imported", "good"]
 
 
+def test_runs_that_only_evaluate_are_arms_and_no_base() -> None:
+    one, two = (data(1, held_out([[c], [1]], 0), iterations=0) for c in (1, 3))
+    arms = arms_of({"one": [one], "two": [two]})
+    assert [arm.name for arm in arms] == ["one", "two"]
+    frame = arms_table(arms, ks=[1])
+    assert pick(frame, arm="two", seed=MEAN, measure="pass", model="ada", k=1)["estimate"] == pytest.approx(3 / 4)
+    levels, _ = arms_report(arms, frame)
+    assert any("two: without training" in note for note in levels.notes)
+    trained = data(1, held_out([[2], [2]], 0), held_out([[4], [4]], 2))
+    assert [arm.name for arm in arms_of({"evaluated": [one], "trained": [trained]})] == [BASE, "evaluated", "trained"]
+
+
 def test_report() -> None:
     rng = np.random.default_rng(4)
     one = [

@@ -20,7 +20,7 @@ from analysis.layout.tables import ReportTable, render
 from analysis.report import evaluation_tables
 from analysis.report.facts import facts_of
 from analysis.report.report import report_tables, warnings_of, write_report, write_reports
-from analysis.report.summary import rescue_summary_table, summary_table
+from analysis.report.summary import key_numbers, rescue_summary_table, summary_table
 from analysis.timing.cost import cost_of
 from core_hpc.store import manifests
 from core_hpc.store.paths import RunPaths
@@ -206,6 +206,26 @@ def test_a_run_that_does_not_evaluate_the_untrained_models(tmp_path: Path) -> No
     requested = RunData(data.path, config(evaluation={"samples": 4}), data.models, data.counts, data.answers)
     assert summary_table(requested).shown.columns == ["model", "measure", "before", "after", "difference"]
     assert evaluation_tables.NO_BEFORE in summary_table(requested).notes
+
+
+def test_a_run_that_only_evaluates(tmp_path: Path) -> None:
+    """Its only evaluation is neither before nor after a training."""
+    folder = make_run(tmp_path / "run", config(iterations=0))
+    publish_rollouts(folder, evaluation_rows(AFTER, 0))
+    data = load_run(folder)
+    tables = report_tables(data)
+    text = " ".join(printed(tables).split())
+    assert "Held-out problems (percent), by candidates spent" in text
+    assert not any(word in text for word in ("before training", "after training", "untrained"))
+    assert not any("finished" in warning or "training" in warning for warning in warnings_of(data))
+    shown = next(table for table in tables if table.name == "pass").shown
+    assert shown.columns[:5] == ["candidates", "model", "measure", "evaluation", "problems"]
+    table = summary_table(data)
+    assert table.shown.columns == ["model", "measure", "evaluation"]
+    assert table.shown.filter(model="ada", measure="Pass@1")["evaluation"][0].startswith("66.7 [")
+    assert ("ada Pass@1", "66.7") in key_numbers([table])
+    write_report(data, tmp_path / "report")
+    assert "evaluated without training on" in (tmp_path / "report" / "report.md").read_text()
 
 
 def test_a_team_of_one_has_no_team_tables(tmp_path: Path) -> None:

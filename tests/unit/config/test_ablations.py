@@ -176,7 +176,7 @@ def test_arms_of_the_replication_have_equal_budgets_seeds_and_problems() -> None
     graphs = [
         (run, Graph.of(run.config, num_evaluation_problems=num_held_out)) for runs in arms.values() for run in runs
     ]
-    work = {most_work(run, replace(graph, evaluate_before=True), num_held_out) for run, graph in graphs}
+    work = {most_work(run, replace(graph, evaluate_before=True), {"": num_held_out}) for run, graph in graphs}
     assert len(work) == 1
     assert len({budget(run.config) for runs in arms.values() for run in runs}) == 1
     assert all(run.config.protocol.even_budget for runs in arms.values() for run in runs)
@@ -199,6 +199,6 @@ def test_a_paper_run_has_the_papers_budget_and_states_its_cost(path: Path) -> No
         r"Estimated cost: ([\d.]+) H100-hours if completions have 10 % .* ([\d.]+) if all", path.read_text()
     )
     h100 = estimate.DEVICES[0]
-    hours = [estimate.hours(config, 2 * held_out.count, share, h100) for share in (0.1, 1.0)]
+    hours = [estimate.hours(config, {"": 2 * held_out.count}, share, h100) for share in (0.1, 1.0)]
     assert stated is not None
     assert [float(x) for x in stated.groups()] == [round(x, 1) for x in hours]

@@ -79,6 +79,7 @@ def test_every_field_has_a_description_and_a_row_of_its_own() -> None:
     rows = [line for line in reference.tables().splitlines() if line.startswith("| `")]
     for prefix in ("protocol.", "reward.", "evaluation.", "problems.train.", f"team.{ANY}."):
         sources = [field for field in fields if field.path[2:4] in reference.WARMUP_SOURCES]  # as problems.train
+        sources += [field for field in fields if field.path[:4] == reference.SET_SOURCE]
         paths = [".".join(field.path) for field in fields if not field.holds_sections and field not in sources]
         expected = [path for path in paths if path.startswith(prefix)]
         assert [row.split("`")[1] for row in rows if row.startswith(f"| `{prefix}")] == expected
@@ -101,11 +102,12 @@ def test_the_tables_name_the_fields_of_the_identity() -> None:
     in_identity = {path for path in flatten(scientific_fields(config)) if not path.startswith("problems.")}
     sections = tuple(f"{path}." for path in sections_added_later(config))
     assert "update.teach." in sections
+    absent = (*sections, "team.0.warmup.", "evaluation.sets.0.")
     for field in config_fields(run_config_schema()):
         path = ".".join("0" if part == ANY else part for part in field.path)
         if not field.holds_sections and not path.startswith("problems."):
             # Such a field, or one of such a section, is in the identity only if it is changed or there is one.
-            at_default = "added_later" in field.schema or path.startswith((*sections, *OPTIONAL))
+            at_default = "added_later" in field.schema or path.startswith((*absent, *OPTIONAL))
             assert (path in in_identity) == (not field.operational and not at_default), path
 
 

@@ -188,7 +188,7 @@ def test_tokens_and_hours_by_hand(tmp_path: Path) -> None:
         )
     )
     sweep = load_sweep(path)
-    _, tokens, _ = most_work(sweep.runs[0], graph_of(sweep), 10)
+    _, tokens, _ = most_work(sweep.runs[0], graph_of(sweep), {"": 10})
     sampled = {"a": 5 * 8 * 5 * 100 + 2 * 10 * 4 * 200, "b": 5 * 8 * 5 * 50 + 2 * 10 * 4 * 200}
     assert tokens == sum(sampled.values())
     device = estimate.Device("d", sampling=10, training=8, source="")
@@ -197,7 +197,7 @@ def test_tokens_and_hours_by_hand(tmp_path: Path) -> None:
         hints, prompts = 5 * 8 * 2 * Fraction(3, 4) * 40, 5 * 8 * 2 * estimate.PROMPT_TOKENS
         trained = Fraction(1, 2) * (5 * 8 * 5 * longest + hints) + prompts
         expected += billions * (Fraction(sampled[name], 2) / 10 + trained / 8) / 3600
-    assert estimate.hours(sweep.runs[0].config, 2 * 10, 0.5, device) == pytest.approx(float(expected))
+    assert estimate.hours(sweep.runs[0].config, {"": 2 * 10}, 0.5, device) == pytest.approx(float(expected))
 
 
 @pytest.mark.parametrize(

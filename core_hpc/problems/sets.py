@@ -1,0 +1,102 @@
+"""The further problem sets of an evaluation (`evaluation.sets`): their problems and their completions.
+
+In: the configuration, and the splits of a run. Out: the problems of all sets, which follow the
+held-out problems in the frozen evaluation split. The id of a problem begins with the name of its
+set, so a row of any table shows the set that it belongs to. Problems of `problems.evaluation` belong
+to the set with the empty name.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+import polars as pl
+
+from core_hpc.common.errors import InputError
+from core_hpc.config.problems import DataSetProblems, FileProblems
+from core_hpc.config.run import EvaluationSetSection, RunConfig
+from core_hpc.problems.duplicates import NearDuplicates
+from core_hpc.problems.splits import EVALUATION, Splits, folded, problems_apart_from
+
+SEPARATOR = "/"
+
+
+def with_sets(config: RunConfig, splits: Splits) -> Splits:
+    """Add the problems of the sets to the evaluation split.
+
+    Raises:
+        InputError: a set has too few problems, or problems to train on.
+    """
+    sets = config.evaluation.sets
+    if not sets:
+        return splits
+    for own in sets:
+        taken = splits.evaluation.filter(pl.col("problem_id").str.starts_with(f"{own.name}{SEPARATOR}"))
+        if taken.height:
+            raise InputError(
+                f"evaluation.sets.{own.name}: the held-out problem {taken['problem_id'][0]!r} has an id of this set; "
+                "give the set another name"
+            )
+    frames = [_problems(config, index, splits) for index in range(len(sets))]
+    return replace(splits, evaluation=pl.concat([splits.evaluation, *frames]))
+
+
+def _problems(config: RunConfig, index: int, splits: Splits) -> pl.DataFrame:
+    """The problems of one set. Equal sources give the main set and a further one the same problems."""
+    own, trained = config.evaluation.sets[index], splits.train["question"].to_list()
+    where, source = f"evaluation.sets.{index}.problems", own.problems
+    # A whole file stays whole: problems that it shares with training are an error below.
+    taken = set(trained) if source.count is not None else set[str]()
+    try:
+        found = problems_apart_from(source, EVALUATION, taken)
+    except InputError as e:
+        raise InputError(f"{where}: {e}") from e
+    if shared := _shared(config, own, trained, found["question"].to_list()):
+        raise InputError(
+            f"{where}: {len(shared)} question(s) are (nearly) the same as training problems, for example "
+            f"{shared[0][:80]!r}; use other problems, or set problems.near_duplicates: allow if they are only similar"
+        )
+    return found.with_columns(pl.concat_str(pl.lit(f"{own.name}{SEPARATOR}"), "problem_id").alias("problem_id"))
+
+
+def _shared(config: RunConfig, own: EvaluationSetSection, trained: list[str], questions: list[str]) -> list[str]:
+    """Questions of a set that are training problems; with two files also those that are nearly the same."""
+    equal = {folded(question) for question in trained}
+    shared = [question for question in questions if folded(question) in equal]
+    files = (FileProblems, DataSetProblems)
+    if shared or config.problems.near_duplicates == "allow" or not isinstance(own.problems, files):
+        return shared
+    if not isinstance(config.problems.train, files):
+        return []
+    near = NearDuplicates(trained)
+    return [question for question in questions if near.nearest(question) is not None]
+
+
+def set_of(names: Sequence[str]) -> pl.Expr:
+    """The set of a row's problem, as an expression on the column `problem_id`.
+
+    Args:
+        names: of the further sets.
+    """
+    found = pl.lit("")
+    for name in names:
+        found = pl.when(pl.col("problem_id").str.starts_with(f"{name}{SEPARATOR}")).then(pl.lit(name)).otherwise(found)
+    return found
+
+
+def set_names(config: RunConfig) -> list[str]:
+    """The names of the further sets."""
+    return [own.name for own in config.evaluation.sets]
+
+
+def set_sizes(config: RunConfig, problems: pl.DataFrame) -> dict[str, int]:
+    """The number of problems of each set, in the order of the frozen evaluation split `problems`."""
+    found = problems.select(set_of(set_names(config)).alias("set")).to_series()
+    return {name: int((found == name).sum()) for name in ("", *set_names(config))}
+
+
+def num_samples(config: RunConfig) -> pl.Expr:
+    """Completions of a held-out problem per model, as an expression on the column `problem_id`."""
+    samples = {"": config.evaluation.samples, **{n: config.for_set(n).evaluation.samples for n in set_names(config)}}
+    return set_of(set_names(config)).replace_strict(samples, return_dtype=pl.Int64)

@@ -1,0 +1,167 @@
+"""Several evaluation sets in one run, through the real task graph: rows, tables, TensorBoard and report of each."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+import pytest
+
+from analysis.counts.load import load_run
+from analysis.metrics.passk import PASS, pass_at_k_table
+from analysis.report.report import write_report
+from core_hpc.store import shards
+from core_hpc.store.paths import TaskKey
+from core_hpc.store.schema import EVALUATE, ROLLOUTS
+from tests.support.harness import ROOT, flip_a_byte, launch, the_run
+from tests.support.tiny import tiny_sweep
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
+SAMPLING = {"max_new_tokens": 48, "temperature": 1.0, "top_p": 1.0}
+HELD_OUT = {"source": "generated", "task": "addition_chain", "count": 3, "seed": 2}
+SETS = [
+    {"name": "greedy", "problems": HELD_OUT, "samples": 1, "sampling": {"temperature": 0}},
+    {
+        "name": "long",
+        "problems": {"source": "generated", "task": "addition_chain", "count": 2, "seed": 5},
+        "samples": 3,
+        "instruction": "Write only the sum.",
+    },
+]
+MODELS = ("m0", "m1")
+
+
+def evaluate_sweep(folder: Path, models: list[Path], name: str, sets: list[dict[str, Any]]) -> Path:
+    """A sweep whose tasks have two problems each, so that one task has problems of two sets."""
+    train = {"source": "generated", "task": "addition_chain", "count": 8, "seed": 1}
+    return tiny_sweep(
+        folder / f"{name}.yaml",
+        models,
+        folder / "out",
+        name=name,
+        iterations=1,
+        problems={"train": train, "evaluation": HELD_OUT, "num_examples": 1},
+        evaluation={"samples": 2, "sampling": SAMPLING, "sets": sets},
+    )
+
+
+@pytest.fixture(scope="module")
+def folder(tiny_models: list[Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("sets")
+    for name, sets in (("with", SETS), ("without", [])):
+        done = launch(evaluate_sweep(folder, tiny_models, name, sets))
+        assert done.returncode == 0, done.stdout + done.stderr
+    return folder
+
+
+def evaluated(run: Path, iteration: int) -> pl.DataFrame:
+    keys = [k for k in shards.published_keys(run, (EVALUATE,)) if k.iteration == iteration]
+    return pl.concat(shards.read_task(run, key, ROLLOUTS) for key in keys)
+
+
+def of_set(rows: pl.DataFrame, name: str) -> pl.DataFrame:
+    inside = pl.col("problem_id").str.starts_with(f"{name}/")
+    return rows.filter(inside if name else ~pl.col("problem_id").str.contains("/"))
+
+
+def test_every_set_has_its_own_samples_sampling_and_prompts(folder: Path) -> None:
+    from tokenizers import Tokenizer
+
+    run = the_run(folder / "out" / "with")
+    assert sum(k.iteration == 0 for k in shards.published_keys(run, (EVALUATE,))) == 2 * 4  # eight problems
+    rows = evaluated(run, 1)
+    for name, num_problems, samples, temperature in (("", 3, 2, 1.0), ("greedy", 3, 1, 0.0), ("long", 2, 3, 1.0)):
+        own = of_set(rows, name)
+        counts = own.group_by("model", "problem_id").agg(pl.len().alias("n"), pl.col("sample_index").max())
+        assert counts.height == len(MODELS) * num_problems
+        assert set(counts["n"]) == {samples}
+        assert set(counts["sample_index"]) == {samples - 1}
+        assert set(own["temperature"]) == {temperature}
+    team = json.loads((run / "config.json").read_text())["team"]
+    tokenizer = Tokenizer.from_file(str(Path(team[0]["model"]) / "tokenizer.json"))
+    texts = {
+        name: [tokenizer.decode(ids) for ids in of_set(rows, name).filter(pl.col("model") == "m0")["prompt_token_ids"]]
+        for name in ("", "greedy", "long")
+    }
+    assert set(texts[""]) == set(texts["greedy"])
+    assert all("Write only the sum." in text for text in texts["long"])
+    assert not any("Write only the sum." in text for text in texts[""])
+
+
+def test_the_main_set_is_that_of_a_run_without_further_sets(folder: Path) -> None:
+    found, plain = (the_run(folder / "out" / name) for name in ("with", "without"))
+    for iteration in (0, 1):
+        order = ["model", "problem_id", "sample_index"]
+        rows, expected = (evaluated(run, iteration).drop("run_id").sort(order) for run in (found, plain))
+        assert of_set(rows, "").equals(expected)
+
+
+def test_tables_are_of_one_set_each(folder: Path) -> None:
+    run = the_run(folder / "out" / "with")
+    data, rows = load_run(run), evaluated(run, 1)
+    assert list(data.sets) == ["greedy", "long"]
+    for name, own in (("", data), *data.sets.items()):
+        table = pass_at_k_table(own.counts, ks=[1], models=own.models)
+        table = table.filter(pl.col("measure") == PASS, pl.col("iteration") == 1)
+        expected = of_set(rows, name).group_by("model").agg(pl.col("correct").mean()).rows()
+        assert dict(table.select("model", "estimate").rows()) == pytest.approx(dict(expected))
+        assert own.num_samples == {"": 2, "greedy": 1, "long": 3}[name]
+
+
+def test_the_command_line_chooses_a_set(folder: Path) -> None:
+    run = the_run(folder / "out" / "with")
+    found = {}
+    for name in ("", "greedy", "nothing"):
+        choice = ["--set", name] if name else []
+        command = [sys.executable, "-m", "analysis", "passk", str(run), "--k", "1", "--format", "csv", *choice]
+        found[name] = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert found["greedy"].returncode == found[""].returncode == 0, found["greedy"].stderr
+    assert f"{run.name}, set greedy" in found["greedy"].stdout.replace('"', "")
+    assert found["greedy"].stdout != found[""].stdout
+    assert found["nothing"].returncode == 2
+    assert "has no such evaluation set, only greedy, long" in found["nothing"].stderr
+
+
+def test_report_and_end_of_the_launch_show_every_set(folder: Path, tmp_path: Path) -> None:
+    run = the_run(folder / "out" / "with")
+    done = launch(folder / "with.yaml")
+    assert "everything is done" in done.stdout
+    assert done.returncode == 0, done.stdout + done.stderr
+    for name in ("greedy", "long"):
+        assert f"{run.name}, set {name}: held-out problems (percent)" in done.stdout
+    write_report(load_run(run), tmp_path)
+    text = (tmp_path / "report.md").read_text()
+    assert "Set greedy: Held-out problems" in text
+    assert "problems of set long" in text
+    assert {f"pass_{name}.csv" for name in ("greedy", "long")} <= {p.name for p in (tmp_path / "tables").iterdir()}
+
+
+def test_tensorboard_has_curves_of_every_set(folder: Path) -> None:
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    run = the_run(folder / "out" / "with")
+    events = EventAccumulator(str(run / "tensorboard" / "m0"))
+    events.Reload()
+    tags = set(events.Tags()["scalars"])
+    assert {f"1_evaluation/{name}pass/k1" for name in ("", "greedy/", "long/")} <= tags
+    assert "1_evaluation/long/pass/k2" in tags
+    assert "1_evaluation/greedy/pass/k2" not in tags
+    rows = of_set(evaluated(run, 1), "long").filter(pl.col("model") == "m0")
+    (point,) = [e.value for e in events.Scalars("1_evaluation/long/pass/k1") if e.step == 1]
+    assert point == pytest.approx(float(rows["correct"].mean()))  # type: ignore[arg-type]
+
+
+def test_a_damaged_shard_with_several_sets_is_made_again(folder: Path) -> None:
+    run = the_run(folder / "out" / "with")
+    before = evaluated(run, 1)
+    (path,) = (run / "evaluate" / "iteration=0001").glob("m0-p001.*.parquet")
+    flip_a_byte(path)
+    done = launch(folder / "with.yaml", "--verify")
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "will be made again" in done.stdout
+    assert TaskKey(1, EVALUATE, "m0", 1) in shards.published_keys(run)
+    assert evaluated(run, 1).equals(before)
