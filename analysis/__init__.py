@@ -17,3 +17,5 @@ between 0 and 1. An undefined figure is null, and its `note` gives the reason.
 This package reads published shards only. It imports neither torch nor submitit, and it imports
 matplotlib only when it draws.
 """
+
+import core_hpc  # noqa: F401  # refuses a Python that is too old

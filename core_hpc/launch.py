@@ -1,7 +1,9 @@
 """The command `core-hpc launch`, also `python -m core_hpc.launch`: start a sweep, or continue it.
 
 The module reads the sweep file, checks what can be checked before anything is created, and passes the
-sweep to `controller/`, which prepares new runs, schedules their tasks and prints the results.
+sweep to `controller/`, which prepares new runs, schedules their tasks and prints the results. The
+controller and what it needs are loaded after the sweep file is found to be valid, so that a mistake
+is reported at once.
 """
 
 from __future__ import annotations
@@ -18,7 +20,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 from types import FrameType
-from typing import get_args
+from typing import TYPE_CHECKING, get_args
 
 from rich.console import Console
 from rich.markup import escape
@@ -32,18 +34,10 @@ from core_hpc.common.terminal import show_error, standard_console
 require_own_analysis()  # the controller imports `analysis`
 
 from core_hpc.config.cluster import Driver
-from core_hpc.controller.control import control
-from core_hpc.controller.plan import print_plan
-from core_hpc.controller.results import conclude
-from core_hpc.controller.start import Prepared, Start, prepare_new_runs
-from core_hpc.local.executor import LocalLimits
-from core_hpc.local.gpus import check_gpus
-from core_hpc.runs import folder as runfolders
 from core_hpc.runs.sweep import Sweep, load_sweep
-from core_hpc.slurm.commands import Slurm, slurm_installed
-from core_hpc.store import manifests
-from core_hpc.store.claims import claim
-from core_hpc.store.paths import SweepPaths
+
+if TYPE_CHECKING:
+    from core_hpc.controller.start import Prepared, Start
 
 PROG = "python -m core_hpc.launch"
 MIN_FREE_GB = 1.0
@@ -93,6 +87,9 @@ def main(arguments: Sequence[str], *, prog: str = PROG) -> int:
     try:
         overrides = [*options.overrides, *([f"cluster.driver={options.driver}"] if options.driver else [])]
         sweep = load_sweep(options.sweep, overrides, output=options.output, profile=options.cluster)
+        from core_hpc.controller.plan import print_plan
+        from core_hpc.runs import folder as runfolders
+
         sweep = runfolders.with_started_ids(sweep)
         if options.dry_run:
             print_plan(sweep, console)
@@ -133,6 +130,13 @@ def launch(sweep: Sweep, console: Console, *, verify: bool = False, detached: bo
     Returns:
         0 when every run finished, or when the detached controller was submitted.
     """
+    from core_hpc.controller.control import control
+    from core_hpc.controller.results import conclude
+    from core_hpc.controller.start import Start, prepare_new_runs
+    from core_hpc.local.executor import LocalLimits
+    from core_hpc.runs import folder as runfolders
+    from core_hpc.store import manifests
+
     cluster = sweep.cluster
     runfolders.check_conflicts(sweep)
     runfolders.check_iterations(sweep)
@@ -161,7 +165,9 @@ def launch(sweep: Sweep, console: Console, *, verify: bool = False, detached: bo
 def _check_slurm(sweep: Sweep, console: Console) -> None:
     """Raise the errors that SLURM can report before anything is prepared or submitted."""
     from core_hpc.controller.detach import require_no_other
+    from core_hpc.local.gpus import check_gpus
     from core_hpc.slurm.acceptance import check_accepted
+    from core_hpc.slurm.commands import Slurm, slurm_installed
 
     if not slurm_installed():
         driver = sweep.cluster.driver
@@ -180,6 +186,9 @@ def _check_slurm(sweep: Sweep, console: Console) -> None:
 def _detach(sweep: Sweep, start: Start, prepared: Prepared, console: Console) -> int:
     """Submit a controller as a SLURM job."""
     from core_hpc.controller.detach import active_controllers, detach, require_no_other
+    from core_hpc.slurm.commands import Slurm
+    from core_hpc.store.claims import claim
+    from core_hpc.store.paths import SweepPaths
 
     slurm = Slurm()
     with claim(SweepPaths(sweep.folder).claim, has_ended=slurm.has_ended):

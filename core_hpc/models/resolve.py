@@ -27,6 +27,7 @@ from pathlib import Path
 from typing import Any
 
 from core_hpc.common.errors import CoreHpcError, InputError
+from core_hpc.common.hub import why_no_hub
 from core_hpc.models.gguf import CONVERTER_VERSION, GGUF_MODELS, check_parts, find_parts
 from core_hpc.models.loading import auto_class, linear_layers, load_config, match_targets
 from core_hpc.models.tiny import TINY_MODELS, TINY_VERSION, write_tiny_model
@@ -354,10 +355,10 @@ def _lock(path: Path) -> Iterator[None]:
 def _hub_folder(name: str, revision: str | None, *, trust_remote_code: bool, allow_pickle: bool) -> Path:
     """Snapshot of a hub repository in the cache of huggingface."""
     import huggingface_hub
-    from huggingface_hub import constants, errors
+    from huggingface_hub import errors
 
     patterns = _HUB_FILES + ["*.py"] * trust_remote_code
-    offline = bool(constants.HF_HUB_OFFLINE)
+    why = why_no_hub()
     where = f"model {name}" + (f" at revision {revision}" if revision else "")
 
     def download(patterns: list[str]) -> Path:
@@ -367,7 +368,7 @@ def _hub_folder(name: str, revision: str | None, *, trust_remote_code: bool, all
                 revision=revision,
                 allow_patterns=patterns,
                 ignore_patterns=list(MISTRAL_FILES),
-                local_files_only=offline,
+                local_files_only=why is not None,
             )
         )
 
@@ -384,9 +385,9 @@ def _hub_folder(name: str, revision: str | None, *, trust_remote_code: bool, all
             f"{where}: not found on the hub, and there is no such folder here: {str(e).splitlines()[0]}"
         ) from e
     except (errors.LocalEntryNotFoundError, errors.OfflineModeIsEnabled, errors.HfHubHTTPError, OSError) as e:
-        why = "HF_HUB_OFFLINE is set" if offline else f"the hub cannot be reached ({type(e).__name__})"
+        reason = why or f"the hub cannot be reached ({type(e).__name__})"
         raise InputError(
-            f"{where}: not in the local cache, and {why}; run `hf download {name}` on a machine with network access "
+            f"{where}: not in the local cache, and {reason}; run `hf download {name}` on a machine with network access "
             f"(and share HF_HOME), or set the path of a folder, or {_known()}"
         ) from e
     return folder
