@@ -15,6 +15,7 @@ if __name__ == "__main__":
 
 import argparse
 import errno
+import json
 import signal
 import sys
 from collections.abc import Sequence
@@ -67,8 +68,12 @@ def build_parser(prog: str = PROG) -> argparse.ArgumentParser:
     parser.add_argument("--driver", choices=get_args(Driver), help="instead of the profile's `driver` (cluster.driver)")
     parser.add_argument("--detach", action="store_true", help="run the controller as a small SLURM job, and return")
     parser.add_argument(
-        "--dry-run", action="store_true", help="print the resolved runs and what would be submitted; create nothing"
+        "--dry-run", action="store_true", help="check the sweep, print its runs, work and GPU-hours; create nothing"
     )
+    parser.add_argument(
+        "--full", action="store_true", help="with --dry-run: also the configuration, all jobs and all batch scripts"
+    )
+    parser.add_argument("--json", action="store_true", help="with --dry-run: everything as one JSON object")
     parser.add_argument(
         "--verify", action="store_true", help="check the checksums of all published files before continuing"
     )
@@ -85,15 +90,15 @@ def main(arguments: Sequence[str], *, prog: str = PROG) -> int:
         signal.signal(signal.SIGHUP, _interrupt)  # the login shell has ended: release the claim; jobs keep running
     sweep = None
     try:
+        if (options.full or options.json) and not options.dry_run:
+            raise InputError(f"{'--full' if options.full else '--json'} needs --dry-run")
         overrides = [*options.overrides, *([f"cluster.driver={options.driver}"] if options.driver else [])]
         sweep = load_sweep(options.sweep, overrides, output=options.output, profile=options.cluster)
-        from core_hpc.controller.plan import print_plan
         from core_hpc.runs import folder as runfolders
 
         sweep = runfolders.with_started_ids(sweep)
         if options.dry_run:
-            print_plan(sweep, console)
-            return 0
+            return _dry_run(sweep, console, full=options.full, as_json=options.json)
         return launch(sweep, console, verify=options.verify, detached=options.detach)
     except CoreHpcError as e:
         show_error(e)
@@ -114,6 +119,19 @@ def main(arguments: Sequence[str], *, prog: str = PROG) -> int:
                 soft_wrap=True,
             )
         return EXIT_INTERRUPTED
+
+
+def _dry_run(sweep: Sweep, console: Console, *, full: bool, as_json: bool) -> int:
+    """Print what a start would do. The exit status is that of a start that is refused, or 0."""
+    from core_hpc.controller.plan import make_plan
+    from core_hpc.controller.plan_text import print_plan
+
+    plan = make_plan(sweep)
+    if as_json:
+        print(json.dumps(plan.as_json(), indent=1))
+    else:
+        print_plan(plan, console, full=full)
+    return InputError.exit_code if plan.is_refused else 0
 
 
 def _uses_slurm(sweep: Sweep) -> bool:

@@ -91,6 +91,68 @@ def resolve_model(
     return ResolvedModel(folder, fingerprint(folder), _context_tokens(config, folder), _has_chat_template(folder))
 
 
+@dataclass(frozen=True)
+class ModelPlace:
+    """What is known about a model without downloading, converting or loading anything."""
+
+    folder: Path | None
+    """None: a start downloads or makes it."""
+    context_tokens: int | None = None
+    """None: known from the folder, if there is one."""
+    missing: str = ""
+    """What a start has to do first, as a sentence for the user."""
+
+
+def place_of_model(reference: str, *, revision: str | None = None, allow_pickle: bool = False) -> ModelPlace:
+    """Where a model is. The arguments are those of `resolve_model`, which finds or makes it.
+
+    Raises:
+        InputError: a start would be refused; the message names what is missing and what to do.
+    """
+    for prefix, known, name_of_folder in (
+        (PYPI, GGUF_MODELS, _pypi_folder_name),
+        (TINY, TINY_MODELS, lambda name: f"tiny-{name}-v{TINY_VERSION}"),
+    ):
+        if reference.startswith(prefix):
+            name = reference.removeprefix(prefix)
+            if name not in known:
+                names = ", ".join(prefix + n for n in known)
+                raise InputError(f"model {reference} is not known; known: {names}")
+            if prefix == PYPI:
+                find_parts(name)
+            folder = cache_folder() / "models" / name_of_folder(name)
+            if folder.is_dir():
+                return ModelPlace(folder)
+            config = GGUF_MODELS[name].config if prefix == PYPI else {}
+            return ModelPlace(None, config.get("max_position_embeddings"))
+    local = Path(reference).expanduser()
+    if not local.is_dir() and (reference.startswith(("/", ".", "~")) or not _HUB_NAME.fullmatch(reference)):
+        raise InputError(
+            f"model {reference}: there is no such folder; set a folder, a hub name (owner/model) or {_known()}"
+        )
+    found = local if local.is_dir() else _cached_snapshot(reference, revision)
+    if found is None:
+        return ModelPlace(
+            None,
+            missing=f"model {reference} is not in the local cache of the hub; a start downloads it, or run `hf "
+            f"download {reference}` on a machine with network access",
+        )
+    check_folder(found, allow_pickle=allow_pickle)
+    return ModelPlace(found)
+
+
+def context_of_folder(folder: Path) -> int:
+    """The context length of a model folder."""
+    return _context_tokens(json.loads((folder / "config.json").read_text()), folder)
+
+
+def _cached_snapshot(name: str, revision: str | None) -> Path | None:
+    import huggingface_hub
+
+    found = huggingface_hub.try_to_load_from_cache(name, "config.json", revision=revision)
+    return Path(found).parent if isinstance(found, str) else None
+
+
 def resolve_embedder(reference: str) -> Path | str:
     """Folder of a sentence-transformers model. A hub name or fake:hashing is returned unchanged."""
     if reference == MINILM:
@@ -274,6 +336,10 @@ def _has_chat_template(folder: Path) -> bool:
     return path.is_file() and bool(json.loads(path.read_text()).get("chat_template"))
 
 
+def _pypi_folder_name(name: str) -> str:
+    return f"{name}-{GGUF_MODELS[name].sha256[:12]}-v{CONVERTER_VERSION}"
+
+
 def _pypi_model(name: str) -> Path:
     """Folder of the converted model in the cache.
 
@@ -281,7 +347,7 @@ def _pypi_model(name: str) -> Path:
     """
     if name not in GGUF_MODELS:
         raise InputError(f"model {PYPI}{name} is not known; known: {_known()}")
-    target = cache_folder() / "models" / f"{name}-{GGUF_MODELS[name].sha256[:12]}-v{CONVERTER_VERSION}"
+    target = cache_folder() / "models" / _pypi_folder_name(name)
     if not target.is_dir():
         check_parts(name, find_parts(name))
         _make_once(target, name, lambda folder: _run_converter(name, folder))
