@@ -20,6 +20,7 @@ from core_hpc.common.errors import InputError, StoreError
 from core_hpc.config.run import RunConfig
 from core_hpc.problems.splits import EVALUATION, TRAIN, split_of
 from core_hpc.runs.folder import list_runs, read_identity, read_run_config
+from core_hpc.runs.names import title_of
 from core_hpc.store import manifests
 from core_hpc.store.manifests import DamagedError
 from core_hpc.store.paths import RunPaths, TaskKey
@@ -49,6 +50,11 @@ class RunData:
     @property
     def name(self) -> str:
         return self.path.name
+
+    @property
+    def title(self) -> str:
+        """The sweep and what varies in it, for titles; of imported predictions, the name of the folder."""
+        return self.name if self.config is None else title_of(self.config.name, self.name)
 
     @property
     def num_samples(self) -> int:

@@ -50,7 +50,7 @@ def summary_table(data: RunData) -> ReportTable:
     if BEFORE_DISABLED in notes:
         table = table.drop(passk.BEFORE, passk.DIFFERENCE)
     starts = group_starts([row[0] for row in shown])
-    title = f"{data.name}: held-out problems (percent)"
+    title = f"{data.title}: held-out problems (percent)"
     return ReportTable("summary", title, scores, table, notes, starts=starts)
 
 
@@ -63,7 +63,7 @@ def rescue_summary_table(data: RunData) -> ReportTable:
     notes = ["training problems that the model failed cold; attempts without the hint are the control"]
     columns = ["model", "without the hint", "with the hint", "uplift"]
     table = laid_out(columns, shown)
-    title = f"{data.name}: rescue of cold-failed training problems (percent)"
+    title = f"{data.title}: rescue of cold-failed training problems (percent)"
     return ReportTable("rescue_summary", title, rescues, table, notes if shown else [], starts=starts)
 
 
