@@ -35,10 +35,12 @@ from analysis.metrics.arms import BASE, arms_of, arms_report, arms_table
 from analysis.metrics.compare_table import compare_report
 from analysis.metrics.contrasts import contrasts_report
 from analysis.metrics.curves import curves_table
+from analysis.metrics.fields import grouped
 from analysis.metrics.hints import teaching_table
 from analysis.metrics.overlap import overlap_table
 from analysis.metrics.overlap_change import overlap_change_table
 from analysis.metrics.passk import default_ks, gain_table, pass_at_k_table
+from analysis.metrics.ranking import ranking_report
 from analysis.metrics.rescue import GROUPS, rescue_table
 from analysis.metrics.skills import declared_skills, skills_reports
 from analysis.metrics.strata import stratified
@@ -96,7 +98,7 @@ def _report(args: argparse.Namespace) -> None:
     # The files are written first, because the reader of the output (head, less) may stop early.
     pages = write_reports(runs, args.out, args.k) if args.out else []
     for data in runs:
-        console.rule(data.name, align="left")
+        console.rule(data.title, align="left")
         render(report_tables(data, args.k) if data.counts.height else [rows_table(data)], console)
         for warning in warnings_of(data):
             console.print(f"warning: {warning}", markup=False, highlight=False)
@@ -186,6 +188,15 @@ def _show(args: argparse.Namespace) -> None:
 
 
 def _compare(args: argparse.Namespace) -> None:
+    if args.by:
+        if args.iteration:
+            raise InputError("compare: --by compares the latest evaluations; leave --iteration out")
+        arms = grouped(_loader(args)([path for path in (args.a, args.b) if path is not None]), args.by)
+        ks = args.k or default_ks(min(data.num_samples for runs in arms.values() for data in runs))
+        _print(args, contrasts_report(arms, ks=ks, margin=args.margin))
+        return
+    if args.b is None:
+        raise InputError(f"compare: give a second folder B, or --by FIELD to compare runs of {args.a}")
     a, b, ks, iterations = _two_sides(args)
     _print(args, compare_report(a, b, ks=ks, iterations=iterations, margin=args.margin))
 
@@ -208,11 +219,7 @@ def _two_sides(
 
 
 def _arms(args: argparse.Namespace) -> None:
-    folders = [path.resolve() for path in args.folders]
-    taken = [BASE, *(path.name for path in folders)]
-    names = [path.name if taken.count(path.name) == 1 else f"{path.parent.name}/{path.name}" for path in folders]
-    load = _loader(args)
-    named = {name: load([path]) for name, path in zip(names, folders, strict=True)}
+    named = grouped(_loader(args)(args.folders), args.by) if args.by else _arms_of_folders(args)
     ks = args.k or default_ks(min(data.num_samples for runs in named.values() for data in runs))
     arms = arms_of(named)
     frame = arms_table(arms, ks=ks)
@@ -226,6 +233,19 @@ def _arms(args: argparse.Namespace) -> None:
     write(arms_figure(frame), args.out / "figures")
     render(tables, _console())
     print(f"written: {args.out / 'tables'} and {args.out / 'figures'}")
+
+
+def _arms_of_folders(args: argparse.Namespace) -> dict[str, list[RunData]]:
+    """The runs of each folder, by a name of the folder that no other has."""
+    folders = [path.resolve() for path in args.folders]
+    taken = [BASE, *(path.name for path in folders)]
+    names = [path.name if taken.count(path.name) == 1 else f"{path.parent.name}/{path.name}" for path in folders]
+    load = _loader(args)
+    return {name: load([path]) for name, path in zip(names, folders, strict=True)}
+
+
+def _rank(args: argparse.Namespace) -> None:
+    _print(args, ranking_report(_loader(args)(args.folders), k=args.k, model=args.model))
 
 
 def _time(args: argparse.Namespace) -> None:
@@ -268,6 +288,7 @@ _COMMANDS: dict[str, Callable[[argparse.Namespace], None]] = {
     "compare": _compare,
     "variance": _variance,
     "arms": _arms,
+    "rank": _rank,
     "learning": lambda args: _print(args, learning(args, _loader(args))),
     "plan": lambda args: _print(args, plan(args, _loader(args))),
     "time": _time,

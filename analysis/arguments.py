@@ -112,7 +112,8 @@ def _add_comparisons(command: Callable[[str, str], argparse.ArgumentParser]) -> 
         sub = command(name, help_text)
         for side in ("a", "b"):
             text = "run folder, or sweep folder whose runs differ in their seeds only"
-            sub.add_argument(side, type=Path, metavar=side.upper(), help=text)
+            is_optional = name == "compare" and side == "b"
+            sub.add_argument(side, type=Path, metavar=side.upper(), help=text, nargs="?" if is_optional else None)
         _add_k(sub)
         sub.add_argument(
             "--iteration",
@@ -127,6 +128,7 @@ def _add_comparisons(command: Callable[[str, str], argparse.ArgumentParser]) -> 
         _add_format(sub)
         if name == "compare":
             _add_margin(sub)
+            _add_by_field(sub)
     sub = command(
         "arms", "several configurations and the untrained models side by side, mean over seeds: tables and a figure"
     )
@@ -137,6 +139,14 @@ def _add_comparisons(command: Callable[[str, str], argparse.ArgumentParser]) -> 
     _add_set(sub)
     _add_lenient(sub)
     _add_margin(sub)
+    _add_by_field(sub)
+    sub = command("rank", "the configurations of a sweep, averaged over their seeds, best first, with what varies")
+    _add_folders(sub)
+    text = "completions per model; default: the largest of 1, 2 and 4 that the runs have"
+    sub.add_argument("--k", type=_positive, metavar="K", help=text)
+    sub.add_argument("--model", help="rank by Pass@k of this model; default: the team")
+    _add_lenient(sub)
+    _add_format(sub)
 
 
 def _add_designs(command: Callable[[str, str], argparse.ArgumentParser]) -> None:
@@ -222,6 +232,14 @@ def _add_set(sub: argparse.ArgumentParser) -> None:
 def _add_margin(sub: argparse.ArgumentParser) -> None:
     text = "arms are equivalent if they differ by less than this; default: analysis.margin of the sweep, else 2"
     sub.add_argument("--margin", type=_points, metavar="POINTS", help=text)
+
+
+def _add_by_field(sub: argparse.ArgumentParser) -> None:
+    text = (
+        "fields that vary in a sweep, for example update.loss: each of their values is an arm, and its runs are "
+        "its seeds"
+    )
+    sub.add_argument("--by", nargs="+", metavar="FIELD", help=text)
 
 
 def _add_lenient(sub: argparse.ArgumentParser) -> None:

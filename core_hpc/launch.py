@@ -1,7 +1,9 @@
 """The command `core-hpc launch`, also `python -m core_hpc.launch`: start a sweep, or continue it.
 
 The module reads the sweep file, checks what can be checked before anything is created, and passes the
-sweep to `controller/`, which prepares new runs, schedules their tasks and prints the results.
+sweep to `controller/`, which prepares new runs, schedules their tasks and prints the results. The
+controller and what it needs are loaded after the sweep file is found to be valid, so that a mistake
+is reported at once.
 """
 
 from __future__ import annotations
@@ -13,12 +15,13 @@ if __name__ == "__main__":
 
 import argparse
 import errno
+import json
 import signal
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import FrameType
-from typing import get_args
+from typing import TYPE_CHECKING, get_args
 
 from rich.console import Console
 from rich.markup import escape
@@ -32,18 +35,10 @@ from core_hpc.common.terminal import show_error, standard_console
 require_own_analysis()  # the controller imports `analysis`
 
 from core_hpc.config.cluster import Driver
-from core_hpc.controller.control import control
-from core_hpc.controller.plan import print_plan
-from core_hpc.controller.results import conclude
-from core_hpc.controller.start import Prepared, Start, prepare_new_runs
-from core_hpc.local.executor import LocalLimits
-from core_hpc.local.gpus import check_gpus
-from core_hpc.runs import folder as runfolders
 from core_hpc.runs.sweep import Sweep, load_sweep
-from core_hpc.slurm.commands import Slurm, slurm_installed
-from core_hpc.store import manifests
-from core_hpc.store.claims import claim
-from core_hpc.store.paths import SweepPaths
+
+if TYPE_CHECKING:
+    from core_hpc.controller.start import Prepared, Start
 
 PROG = "python -m core_hpc.launch"
 MIN_FREE_GB = 1.0
@@ -79,8 +74,12 @@ def add_launch_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--driver", choices=get_args(Driver), help="instead of the profile's `driver` (cluster.driver)")
     parser.add_argument("--detach", action="store_true", help="run the controller as a small SLURM job, and return")
     parser.add_argument(
-        "--dry-run", action="store_true", help="print the resolved runs and what would be submitted; create nothing"
+        "--dry-run", action="store_true", help="check the sweep, print its runs, work and GPU-hours; create nothing"
     )
+    parser.add_argument(
+        "--full", action="store_true", help="with --dry-run: also the configuration, all jobs and all batch scripts"
+    )
+    parser.add_argument("--json", action="store_true", help="with --dry-run: everything as one JSON object")
     parser.add_argument(
         "--verify", action="store_true", help="check the checksums of all published files before continuing"
     )
@@ -112,11 +111,15 @@ def launch_with(options: argparse.Namespace, read: Callable[[Sequence[str]], Swe
         signal.signal(signal.SIGHUP, _interrupt)  # the login shell has ended: release the claim; jobs keep running
     sweep = None
     try:
+        if (options.full or options.json) and not options.dry_run:
+            raise InputError(f"{'--full' if options.full else '--json'} needs --dry-run")
         overrides = [*options.overrides, *([f"cluster.driver={options.driver}"] if options.driver else [])]
-        sweep = runfolders.with_started_ids(read(overrides))
+        sweep = read(overrides)
+        from core_hpc.runs import folder as runfolders  # loads Polars, which a refused file does not need
+
+        sweep = runfolders.with_started_ids(sweep)
         if options.dry_run:
-            print_plan(sweep, console)
-            return 0
+            return _dry_run(sweep, console, full=options.full, as_json=options.json)
         return launch(sweep, console, verify=options.verify, detached=options.detach)
     except CoreHpcError as e:
         show_error(e)
@@ -139,6 +142,19 @@ def launch_with(options: argparse.Namespace, read: Callable[[Sequence[str]], Swe
         return EXIT_INTERRUPTED
 
 
+def _dry_run(sweep: Sweep, console: Console, *, full: bool, as_json: bool) -> int:
+    """Print what a start would do. The exit status is that of a start that is refused, or 0."""
+    from core_hpc.controller.plan import make_plan
+    from core_hpc.controller.plan_text import print_plan
+
+    plan = make_plan(sweep)
+    if as_json:
+        print(json.dumps(plan.as_json(), indent=1))
+    else:
+        print_plan(plan, console, full=full)
+    return InputError.exit_code if plan.is_refused else 0
+
+
 def _uses_slurm(sweep: Sweep) -> bool:
     return sweep.cluster.uses_slurm
 
@@ -153,6 +169,13 @@ def launch(sweep: Sweep, console: Console, *, verify: bool = False, detached: bo
     Returns:
         0 when every run finished, or when the detached controller was submitted.
     """
+    from core_hpc.controller.control import control
+    from core_hpc.controller.results import conclude
+    from core_hpc.controller.start import Start, prepare_new_runs
+    from core_hpc.local.executor import LocalLimits
+    from core_hpc.runs import folder as runfolders
+    from core_hpc.store import manifests
+
     cluster = sweep.cluster
     runfolders.check_conflicts(sweep)
     runfolders.check_iterations(sweep)
@@ -181,7 +204,9 @@ def launch(sweep: Sweep, console: Console, *, verify: bool = False, detached: bo
 def _check_slurm(sweep: Sweep, console: Console) -> None:
     """Raise the errors that SLURM can report before anything is prepared or submitted."""
     from core_hpc.controller.detach import require_no_other
+    from core_hpc.local.gpus import check_gpus
     from core_hpc.slurm.acceptance import check_accepted
+    from core_hpc.slurm.commands import Slurm, slurm_installed
 
     if not slurm_installed():
         driver = sweep.cluster.driver
@@ -200,6 +225,9 @@ def _check_slurm(sweep: Sweep, console: Console) -> None:
 def _detach(sweep: Sweep, start: Start, prepared: Prepared, console: Console) -> int:
     """Submit a controller as a SLURM job."""
     from core_hpc.controller.detach import active_controllers, detach, require_no_other
+    from core_hpc.slurm.commands import Slurm
+    from core_hpc.store.claims import claim
+    from core_hpc.store.paths import SweepPaths
 
     slurm = Slurm()
     with claim(SweepPaths(sweep.folder).claim, has_ended=slurm.has_ended):

@@ -22,6 +22,7 @@ from core_hpc.config.run import RunConfig
 from core_hpc.problems.sets import set_names, set_of
 from core_hpc.problems.splits import EVALUATION, TRAIN, split_of
 from core_hpc.runs.folder import list_runs, read_identity, read_run_config
+from core_hpc.runs.names import title_of
 from core_hpc.store import manifests
 from core_hpc.store.manifests import DamagedError
 from core_hpc.store.paths import RunPaths, TaskKey
@@ -53,6 +54,11 @@ class RunData:
     @property
     def name(self) -> str:
         return f"{self.path.name}, set {self.evaluation_set}" if self.evaluation_set else self.path.name
+
+    @property
+    def title(self) -> str:
+        """The sweep and what varies in it, for titles; of imported predictions, the name of the folder."""
+        return self.name if self.config is None else title_of(self.config.name, self.name)
 
     @property
     def num_samples(self) -> int:

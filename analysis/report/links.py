@@ -48,8 +48,8 @@ def write_page(data: RunData, rescues: pl.DataFrame, folder: Path) -> None:
         folder: the folder of the report.
     """
     always = [(Block(0, TRAIN, iteration), p) for iteration, p in rescues.select("iteration", "problem_id").iter_rows()]
-    content = Content([data], title=data.name)
-    export(content, folder / FOLDER, title=data.name, num_completions=NUM_COMPLETIONS, always=always)
+    content = Content([data], title=data.title)
+    export(content, folder / FOLDER, title=data.title, num_completions=NUM_COMPLETIONS, always=always)
 
 
 def linked(table: ReportTable, data: RunData) -> ReportTable:

@@ -218,7 +218,7 @@ def write_report(data: RunData, out: Path, ks: Sequence[int] | None = None) -> P
     sections = _with_links(data, sections, out, warnings, rescues[0])
     (out / "report.md").write_text(_markdown(data, lead, warnings, sections, facts), encoding="utf-8")
     keys = key_numbers([table for section in sections if section.name == "summary" for table in section.tables])
-    path.write_text(page(data.name, lead, warnings, sections, keys=keys), encoding="utf-8")
+    path.write_text(page(data.title, lead, warnings, sections, keys=keys), encoding="utf-8")
     for section in sections:
         for table in (*section.tables, *section.folded):
             write_table(table, out / "tables")
@@ -367,7 +367,7 @@ def _lead(data: RunData) -> str:
 def _markdown(
     data: RunData, lead: str, warnings: Sequence[str], sections: Sequence[Section], facts: Sequence[tuple[str, str]]
 ) -> str:
-    parts = [f"# {data.name}", lead, "## Warnings", "\n".join(f"- {warning}" for warning in warnings) or "None."]
+    parts = [f"# {data.title}", lead, "## Warnings", "\n".join(f"- {warning}" for warning in warnings) or "None."]
     for section in sections:
         parts.append(f"## {section.title}")
         parts += [to_markdown(table).strip() for table in section.tables]

@@ -55,7 +55,7 @@ def summary_table(data: RunData) -> ReportTable:
     if data.only_evaluates:
         table = table.drop(passk.AFTER, passk.DIFFERENCE).rename({passk.BEFORE: ONLY_EVALUATED})
     starts = group_starts([row[0] for row in shown])
-    title = f"{data.name}: held-out problems (percent)"
+    title = f"{data.title}: held-out problems (percent)"
     return ReportTable(SUMMARY, title, scores, table, notes, starts=starts)
 
 
@@ -68,7 +68,7 @@ def rescue_summary_table(data: RunData) -> ReportTable:
     notes = ["training problems that the model failed cold; attempts without the hint are the control"]
     columns = ["model", "without the hint", "with the hint", "uplift"]
     table = laid_out(columns, shown)
-    title = f"{data.name}: rescue of cold-failed training problems (percent)"
+    title = f"{data.title}: rescue of cold-failed training problems (percent)"
     return ReportTable("rescue_summary", title, rescues, table, notes if shown else [], starts=starts)
 
 

@@ -40,8 +40,11 @@ def _escaped(match: re.Match[str]) -> str:
 class PlainConsole(Console):
     """A console on which text from files and models cannot control the terminal.
 
-    Its own colours and cursor movements are not text, and stay.
+    Its own colours and cursor movements are not text, and stay. `:a:` is text, not the name of a picture.
     """
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(**{"emoji": False, **options})
 
     def render_str(self, text: str, **options: Any) -> Text:
         # Before the layout, so that the width of a column is that of the visible text.

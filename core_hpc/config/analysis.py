@@ -12,6 +12,7 @@ from core_hpc.config.base import Section, operational
 
 TEAM_MEASURES = ("team_pass", "gain_equal_k", "gain_matched_budget")
 MODEL_MEASURES = ("pass", "matched_pass")
+METRIC_PATTERN = r"^[a-z_]+@[1-9][0-9]*$"
 
 
 class PrimarySection(Section):
@@ -22,7 +23,7 @@ class PrimarySection(Section):
         "name of a sweep file in the same folder"
     )
     metric: str = operational(
-        pattern=r"^[a-z_]+@[1-9][0-9]*$",
+        pattern=METRIC_PATTERN,
         description="MEASURE@K, with K completions per model. MEASURE is team_pass, gain_equal_k or "
         "gain_matched_budget (of the team), or pass or matched_pass (of one model)",
     )

@@ -6,11 +6,35 @@ Every field is operational. Nothing here changes results beyond rounding.
 from __future__ import annotations
 
 import re
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import ValidationInfo, field_validator, model_validator
+from pydantic import BeforeValidator, ValidationInfo, field_validator, model_validator
 
 from core_hpc.config.base import PositiveInt, Section, on_one_line, operational
+
+_TIME = re.compile(r"(?:(?P<days>[0-9]{1,4})-)?(?P<hours>[0-9]{1,5}):(?P<minutes>[0-5]?[0-9]):(?P<seconds>[0-5]?[0-9])")
+
+
+def minutes_of(value: Any) -> Any:
+    """Minutes of a time limit as SLURM writes it, [D-]HH:MM:SS. Seconds are rounded up.
+
+    Any other value is returned as it is. SLURM reads 1:30 as minutes and seconds, and many people as hours
+    and minutes, so this form is refused.
+
+    >>> minutes_of("04:00:00"), minutes_of("1-12:30:01"), minutes_of(90)
+    (240, 2191, 90)
+    """
+    if not isinstance(value, str) or (":" not in value and "-" not in value):
+        return value
+    match = _TIME.fullmatch(value.strip())
+    if match is None:
+        raise ValueError("is no time limit; write minutes (90), hours (01:30:00) or days (1-00:00:00)")
+    days, hours, minutes, seconds = (int(part or 0) for part in match.group("days", "hours", "minutes", "seconds"))
+    return (days * 24 + hours) * 60 + minutes + (seconds > 0)
+
+
+Minutes = Annotated[PositiveInt, BeforeValidator(minutes_of, json_schema_input_type=PositiveInt | str)]
+"""Minutes, which a file may also give as SLURM writes a time limit."""
 
 OPTION_NAME = re.compile(r"[A-Za-z][A-Za-z0-9_-]*")
 
@@ -36,8 +60,8 @@ class JobSection(Section):
     max_mem_gb: float | None = operational(
         None, gt=0, description="memory of the one retry after the job ran out of memory, in GB; null: no such retry"
     )
-    time_min: PositiveInt | None = operational(
-        None, description="time limit of a job, in whole minutes (90, not 1:30:00); null: 240"
+    time_min: Minutes | None = operational(
+        None, description="time limit of a job: minutes (90), hours (1:30:00) or days (1-00:00:00); null: 240"
     )
     setup: list[str] | None = operational(None, description="shell lines before Python: modules, containers, caches")
     options: dict[str, str | int | bool] | None = operational(

@@ -33,7 +33,7 @@ from core_hpc.config.reward import RewardSection
 from core_hpc.config.update import UpdateSection
 from core_hpc.config.warmup import WarmupSection
 from core_hpc.store.paths import TEAM
-from core_hpc.store.schema import EVALUATE
+from core_hpc.store.phases import EVALUATE
 
 NAME_PATTERN = r"^[a-z0-9][a-z0-9_-]{0,62}$"
 RESERVED_TEMPLATE_OPTIONS = frozenset(

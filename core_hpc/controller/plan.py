@@ -1,24 +1,26 @@
-"""What `--dry-run` prints: the runs, their work, estimated hours, and with SLURM what is submitted.
+"""What a start would do: the runs, their work, estimated hours, checks, and with SLURM what is submitted.
 
-In: a sweep. Out: text. It creates nothing, needs no SLURM, and loads no heavy package. If problems
-are not on this machine, it uses the number in the sweep file and reports that they are missing.
+In: a sweep. Out: a `Plan`, which `plan_text.py` prints for `--dry-run`. It creates nothing, needs no
+SLURM, and loads no heavy package. If problems are not on this machine, it uses the number in the
+sweep file and reports that they are missing.
 """
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
-from dataclasses import dataclass
-
-from rich.console import Console
-from rich.table import Table
+from dataclasses import asdict, dataclass
+from typing import Any, Literal
 
 from core_hpc.common.errors import InputError
 from core_hpc.config.cluster import ClusterSection, PhaseGroup
 from core_hpc.config.problems import DataSetProblems
 from core_hpc.controller import estimate
+from core_hpc.controller.plan_checks import Check, check_sweep
+from core_hpc.controller.plan_power import Comparison, comparison_of
 from core_hpc.controller.prepare import splits_of
+from core_hpc.engines import has_gpu
 from core_hpc.problems.sets import set_sizes
+from core_hpc.problems.splits import Splits
 from core_hpc.runs import folder as runfolders
 from core_hpc.runs.graph import Graph, steps_per_iteration
 from core_hpc.runs.sweep import RunPlan, Sweep
@@ -27,101 +29,167 @@ from core_hpc.slurm.submit import batch_script, group_of, job_parameters
 from core_hpc.store.paths import RunPaths, TaskKey
 from core_hpc.store.schema import COLD, EVALUATE
 
+State = Literal["new", "exists", "conflict"]
+"""Whether a start makes a run, continues it, or is refused."""
 
-def print_plan(sweep: Sweep, console: Console) -> None:
-    """Print the plan of a sweep.
+
+@dataclass(frozen=True, kw_only=True)
+class PlannedRun:
+    """The work of one run. Completions and tokens are the most that it can have."""
+
+    run_id: str
+    label: str
+    state: State
+    tasks: int
+    completions: int
+    new_tokens: int
+    optimizer_steps: int
+    """Per model."""
+    evaluated: dict[str, int]
+    """Held-out problems by set, in all evaluations together."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Hours:
+    """Hours of one device for the whole sweep."""
+
+    device: str
+    unit: str
+    low: float
+    """If completions have the smallest of `estimate.LENGTH_SHARES` of their greatest length."""
+    high: float
+    """If all completions have their greatest length."""
+    limit: float | None
+    """GPU-hours of the jobs if each takes its whole time limit; None without SLURM, or if their number is open."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """What a start of a sweep would do."""
+
+    sweep: Sweep
+    runs: tuple[PlannedRun, ...]
+    graphs: dict[str, Graph]
+    hours: Hours
+    checks: tuple[Check, ...]
+    comparison: Comparison | None
+    scripts: dict[str, str]
+    """Batch scripts of the first run, by their purpose."""
+
+    @property
+    def is_refused(self) -> bool:
+        """Whether a start would end with an error."""
+        return any(check.refuses for check in self.checks) or any(run.state == "conflict" for run in self.runs)
+
+    def as_json(self) -> dict[str, Any]:
+        """Plain data for `--json`. The field `config` is the resolved configuration of the first run."""
+        return {
+            "sweep": self.sweep.name,
+            "folder": str(self.sweep.folder),
+            "runs": [asdict(run) for run in self.runs],
+            "hours": asdict(self.hours),
+            "checks": [asdict(check) for check in self.checks],
+            "comparison": None if self.comparison is None else asdict(self.comparison),
+            "scripts": self.scripts,
+            "config": self.sweep.runs[0].config.model_dump(mode="json"),
+        }
+
+
+def make_plan(sweep: Sweep) -> Plan:
+    """Find out what a start would do.
 
     Raises:
-        RunConflictError: a run was started with other scientific fields, so a start would be
-            refused. The plan is printed first.
+        InputError: the problems cannot be made.
     """
     conflicts = runfolders.conflicts(sweep)
-    held_out, missing = _held_out(sweep)
+    problems = _Problems(sweep)
     graphs = {
-        plan.run_id: Graph.of(plan.config, num_evaluation_problems=sum(held_out[plan.run_id].values()))
+        plan.run_id: Graph.of(plan.config, num_evaluation_problems=sum(problems.held_out[plan.run_id].values()))
         for plan in sweep.runs
     }
-    table = Table(title=f"sweep {sweep.name}: {len(sweep.runs)} run(s) in {sweep.folder}", title_justify="left")
-    for column in ("run", "tasks", "completions at most", "new tokens at most", "optimizer steps per model", "state"):
-        table.add_column(column, justify="left" if column in ("run", "state") else "right")
+    runs = []
     for plan in sweep.runs:
-        graph = graphs[plan.run_id]
-        completions, tokens, steps = most_work(plan, graph, held_out[plan.run_id])
-        state = "exists: will continue" if runfolders.exists(plan, sweep.folder) else "new"
-        state = "conflict: see below" if plan.run_id in conflicts else state
-        table.add_row(plan.run_id, f"{len(graph.tasks())}", f"{completions:,}", f"{tokens:,}", f"{steps:,}", state)
-    console.print(table)
-    console.print_json(json.dumps(sweep.runs[0].config.model_dump(mode="json")))
-    if len(sweep.runs) > 1:
-        console.print("(this is the configuration of the first run)")
-    evaluated = {
-        run_id: {name: len(graph.evaluated()) * num for name, num in held_out[run_id].items()}
-        for run_id, graph in graphs.items()
-    }
-    _print_estimate(sweep, evaluated, console)
-    cluster = sweep.cluster
-    if cluster.uses_slurm:
-        _print_arrays(sweep, graphs, console) if cluster.driver == "arrays" else _print_jobs(sweep, graphs, console)
-        for what, script in planned_scripts(sweep, graphs[sweep.runs[0].run_id]).items():
-            console.print(f"\n[bold]--- batch script: {what} ---[/bold]")
-            console.print(script, markup=False, soft_wrap=True)
-    for message in missing:
-        console.print(f"\nbefore a start: {message}", markup=False, soft_wrap=True)
-    if conflicts:
-        runfolders.check_conflicts(sweep)
+        graph, held_out = graphs[plan.run_id], problems.held_out[plan.run_id]
+        completions, tokens, steps = most_work(plan, graph, held_out)
+        state: State = "exists" if runfolders.exists(plan, sweep.folder) else "new"
+        runs.append(
+            PlannedRun(
+                run_id=plan.run_id,
+                label=plan.label,
+                state="conflict" if plan.run_id in conflicts else state,
+                tasks=len(graph.tasks()),
+                completions=completions,
+                new_tokens=tokens,
+                optimizer_steps=steps,
+                evaluated={name: len(graph.evaluated()) * num for name, num in held_out.items()},
+            )
+        )
+    return Plan(
+        sweep=sweep,
+        runs=tuple(runs),
+        graphs=graphs,
+        hours=_hours(sweep, runs, graphs),
+        checks=(*problems.missing, *check_sweep(sweep, problems.splits)),
+        comparison=comparison_of(sweep, {run_id: sizes[""] for run_id, sizes in problems.held_out.items()}),
+        scripts=planned_scripts(sweep, graphs[sweep.runs[0].run_id]) if sweep.cluster.uses_slurm else {},
+    )
 
 
-def _held_out(sweep: Sweep) -> tuple[dict[str, dict[str, int]], list[str]]:
-    """Find the number of held-out problems of each run, by set of its evaluation.
+class _Problems:
+    """The problems of all runs.
 
-    Returns:
-        The numbers by run and set, and messages about data sets that are missing here.
+    Attributes:
+        splits: by run; a run whose data set is missing here has none.
+        held_out: number of held-out problems by run and set of the evaluation.
+        missing: a check for each data set that is missing here.
 
     Raises:
         InputError: the problems cannot be made. A missing data set of the hub is no error if the
             sweep file has its `count`.
     """
-    found: dict[tuple[str, str, int], dict[str, int]] = {}
-    by_run, missing = {}, []
-    for plan in sweep.runs:
-        problems, evaluation = plan.config.problems, plan.config.evaluation
-        alike = problems.model_dump_json(), evaluation.model_dump_json(), plan.config.protocol.problems_per_iteration
-        if alike not in found:  # runs of a sweep mostly have the same problems
-            try:
-                found[alike] = set_sizes(plan.config, splits_of(plan).evaluation)
-            except InputError as e:
-                held_out = {"": problems.evaluation, **{own.name: own.problems for own in evaluation.sets}}
-                sources = (problems.train, *held_out.values())
-                from_hub = any(isinstance(s, DataSetProblems) and s.path is None for s in sources)
-                counts = {name: source.count for name, source in held_out.items() if source.count is not None}
-                if not from_hub or len(counts) < len(held_out):
-                    raise
-                found[alike] = counts
-                missing.append(str(e))
-        by_run[plan.run_id] = found[alike]
-    return by_run, list(dict.fromkeys(missing))
+
+    def __init__(self, sweep: Sweep) -> None:
+        self.splits: dict[str, Splits] = {}
+        self.held_out: dict[str, dict[str, int]] = {}
+        found: dict[tuple[str, str, int], tuple[Splits | None, dict[str, int]]] = {}
+        messages: list[str] = []
+        for plan in sweep.runs:
+            problems, evaluation = plan.config.problems, plan.config.evaluation
+            per_iteration = plan.config.protocol.problems_per_iteration
+            alike = problems.model_dump_json(), evaluation.model_dump_json(), per_iteration
+            if alike not in found:  # runs of a sweep mostly have the same problems
+                try:
+                    splits = splits_of(plan)
+                    found[alike] = splits, set_sizes(plan.config, splits.evaluation)
+                except InputError as e:
+                    held_out = {"": problems.evaluation, **{own.name: own.problems for own in evaluation.sets}}
+                    from_hub = any(
+                        isinstance(s, DataSetProblems) and s.path is None for s in (problems.train, *held_out.values())
+                    )
+                    counts = {name: source.count for name, source in held_out.items() if source.count is not None}
+                    if not from_hub or len(counts) < len(held_out):
+                        raise
+                    found[alike] = None, counts
+                    messages.append(str(e))
+            own_splits, self.held_out[plan.run_id] = found[alike]
+            if own_splits is not None:
+                self.splits[plan.run_id] = own_splits
+        self.missing = tuple(Check(what=message, refuses=False) for message in dict.fromkeys(messages))
 
 
-def _print_estimate(sweep: Sweep, evaluations: Mapping[str, Mapping[str, int]], console: Console) -> None:
-    table = Table(title=f"estimated hours of one device, all {len(sweep.runs)} run(s)", title_justify="left")
-    table.add_column("device, if completions have on average")
-    for share in estimate.LENGTH_SHARES:
-        table.add_column(f"{share:.0%} of max_new_tokens", justify="right")
-    for device in estimate.DEVICES:
-        totals = [
-            sum(estimate.hours(plan.config, evaluations[plan.run_id], share, device) for plan in sweep.runs)
-            for share in estimate.LENGTH_SHARES
-        ]
-        table.add_row(device.name, *(f"{hours:,.1f}" for hours in totals))
-    console.print(table)
-    console.print(estimate.FORMULA, markup=False)
-    for device in estimate.DEVICES:
-        rates = f"sampling {device.sampling:,g} and training {device.training:,g} billions of parameters x tokens/s"
-        console.print(f"{device.name}: {rates} ({device.source})", markup=False)
-    models = dict.fromkeys(model.model for plan in sweep.runs for model in plan.config.team)
-    if unknown := [name for name in models if estimate.billions_of(name) is None]:
-        billions = f"{estimate.UNKNOWN_BILLIONS:g} billion parameters"
-        console.print(f"assumed to have {billions}, because the name has no size: {', '.join(unknown)}", markup=False)
+def _hours(sweep: Sweep, runs: list[PlannedRun], graphs: dict[str, Graph]) -> Hours:
+    cluster = sweep.cluster
+    gpus = sum(cluster.slurm.num_gpus(group) for group in cluster.groups) if cluster.uses_slurm else int(has_gpu())
+    device = estimate.DEVICES[0 if gpus else 1]
+    totals = [
+        sum(estimate.hours(p.config, run.evaluated, share, device) for p, run in zip(sweep.runs, runs, strict=True))
+        for share in estimate.LENGTH_SHARES
+    ]
+    limit = None
+    if cluster.driver == "arrays" and gpus:
+        limit = sum(a.gpu_hours for p in sweep.runs for a in planned_arrays(p.config.cluster, graphs[p.run_id]))
+    unit = "GPU-hours" if gpus else "hours"
+    return Hours(device=device.name, unit=unit, low=min(totals), high=max(totals), limit=limit)
 
 
 def most_work(plan: RunPlan, graph: Graph, num_evaluation: Mapping[str, int]) -> tuple[int, int, int]:
@@ -205,71 +273,6 @@ def planned_arrays(cluster: ClusterSection, graph: Graph) -> list[PlannedArray]:
         )
         arrays.append(array)
     return arrays
-
-
-def _print_arrays(sweep: Sweep, graphs: dict[str, Graph], console: Console) -> None:
-    cluster = sweep.cluster
-    total = 0.0
-    for plan in sweep.runs:
-        arrays = planned_arrays(plan.config.cluster, graphs[plan.run_id])
-        hours = sum(a.gpu_hours for a in arrays)
-        total += hours
-        title = f"job arrays of {plan.run_id}: at most {hours:,.1f} GPU-hours (if every job takes its whole time limit)"
-        table = Table(title=title, title_justify="left")
-        for column in (
-            "phases",
-            "submitted",
-            "elements",
-            "tasks",
-            "nodes",
-            "ranks",
-            "GPUs",
-            "CPUs per process",
-            "memory",
-            "time limit",
-        ):
-            table.add_column(column, justify="left" if column == "phases" else "right")
-        for a in arrays:
-            job = cluster.slurm.job(a.group)
-            nodes, ranks = (cluster.slurm.update.nodes, cluster.update_ranks) if a.group == "update" else (1, 1)
-            table.add_row(
-                ", ".join(a.phases),
-                f"{a.times} times",
-                str(a.num_elements),
-                str(a.num_tasks),
-                str(nodes),
-                str(ranks),
-                str(a.gpus),
-                str(job["cpus"]),
-                f"{job['mem_gb']:g} GB",
-                f"{a.time_min} min",
-            )
-        console.print(table)
-        if plan is not sweep.runs[-1]:
-            console.print("")
-    console.print(f"all {len(sweep.runs)} run(s): at most {total:,.1f} GPU-hours")
-
-
-def _print_jobs(sweep: Sweep, graphs: dict[str, Graph], console: Console) -> None:
-    """For the driver `resident`. Its number of jobs depends on how much each job does."""
-    title = "one job per run; a successor follows when it reaches its time limit before the run is done"
-    table = Table(title=title, title_justify="left")
-    for column in ("run", "tasks", "GPUs", "ranks of an update", "CPUs", "memory", "time limit", "GPU-hours per job"):
-        table.add_column(column, justify="left" if column == "run" else "right")
-    for plan in sweep.runs:
-        cluster = plan.config.cluster
-        job, gpus = cluster.slurm.job("resident"), cluster.slurm.num_gpus("resident")
-        table.add_row(
-            plan.run_id,
-            str(len(graphs[plan.run_id].tasks())),
-            str(gpus),
-            str(cluster.update_ranks),
-            str(job["cpus"]),
-            f"{job['mem_gb']:g} GB",
-            f"{job['time_min']} min",
-            f"{gpus * job['time_min'] / 60:,.1f}",
-        )
-    console.print(table)
 
 
 def planned_scripts(sweep: Sweep, graph: Graph) -> dict[str, str]:

@@ -27,6 +27,7 @@ from core_hpc.config.run import flatten, scientific_fields
 from core_hpc.problems.sets import set_names, set_of
 from core_hpc.runs.folder import Run
 from core_hpc.runs.messages import Done, Event
+from core_hpc.runs.names import title_of
 from core_hpc.schedule.progress import RunProgress
 from core_hpc.store import manifests, shards
 from core_hpc.store.paths import TEAM, TaskKey
@@ -216,7 +217,9 @@ class RunTracker:
         ks = self._ks(self._run.config.evaluation.samples)
         metrics = [summary_v2.Metric(f"{FINAL}/pass/k{k}/{name}") for k in ks for name in names]
         self._emit(TEAM, summary_v2.hparams_config_pb([summary_v2.HParam(k) for k in values], metrics), 0, None)
-        self._emit(TEAM, summary_v2.hparams_pb(values, trial_id=self._run.run_id), 0, None)
+        self._emit(
+            TEAM, summary_v2.hparams_pb(values, trial_id=title_of(self._run.config.name, self._run.run_id)), 0, None
+        )
 
     def _scalar(self, model: str, tag: str, value: float | None, step: int, time_s: float | None) -> None:
         self._scalars(model, {tag: value}, step, time_s)

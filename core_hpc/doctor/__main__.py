@@ -22,12 +22,13 @@ from typing import get_args
 
 from rich.markup import escape
 
-from core_hpc.common.errors import CoreHpcError
+from core_hpc.common.errors import CoreHpcError, InputError
 from core_hpc.common.ownership import deny_writing_by_others
-from core_hpc.common.terminal import PlainConsole
+from core_hpc.common.terminal import PlainConsole, show_error
 from core_hpc.config.cluster import Driver
 from core_hpc.doctor.checks import FAIL, MACHINE_CHECKS, OK, WARN, Check, Finding, Subject, run_checks
 from core_hpc.doctor.sharing import check_sharing
+from core_hpc.doctor.site import write_profile
 from core_hpc.doctor.slurm import check_slurm
 from core_hpc.doctor.storage import check_output
 from core_hpc.runs.sweep import Sweep, load_sweep
@@ -59,6 +60,8 @@ def build_parser(prog: str = PROG) -> argparse.ArgumentParser:
     parser.add_argument("--cluster", metavar="PROFILE", help="cluster profile, instead of the file's `cluster.profile`")
     parser.add_argument("--driver", choices=get_args(Driver), help="instead of the profile's `driver` (cluster.driver)")
     parser.add_argument("--no-job", action="store_true", help="submit no test job")
+    text = "check nothing; write a draft of a cluster profile for this site, from what SLURM reports, to a new file"
+    parser.add_argument("--write-profile", type=Path, metavar="FILE", help=text)
     return parser
 
 
@@ -68,6 +71,8 @@ def main(arguments: Sequence[str], *, prog: str = PROG) -> int:
     deny_writing_by_others()
     os.environ["HF_HUB_OFFLINE"] = "1"  # so that nothing is downloaded; huggingface_hub reads it when it is imported
     console = PlainConsole(highlight=False, soft_wrap=True)
+    if options.write_profile is not None:
+        return _write_profile(options.write_profile, console)
     statuses = []
     try:
         for finding in examine(options, report=lambda message: console.print(f"      {escape(message)}")):
@@ -79,6 +84,26 @@ def main(arguments: Sequence[str], *, prog: str = PROG) -> int:
     counts = [f"{statuses.count(s)} {s}" for s in (OK, WARN, FAIL) if s in statuses]
     console.print(f"[bold]{', '.join(counts)}[/bold]")
     return 1 if FAIL in statuses else 0
+
+
+def _write_profile(path: Path, console: PlainConsole) -> int:
+    try:
+        text = write_profile(Slurm())
+        with path.open("x", encoding="utf-8") as file:
+            file.write(text)
+    except CoreHpcError as e:
+        show_error(e)
+        return e.exit_code
+    except FileExistsError:
+        show_error(f"--write-profile: {path} exists and is not changed; name a new file")
+        return InputError.exit_code
+    except OSError as e:
+        show_error(f"--write-profile: {path} cannot be written: {e.strerror}")
+        return InputError.exit_code
+    console.print(
+        f"written: {escape(str(path))}. Read it, then: python -m core_hpc.doctor --cluster {escape(str(path))}"
+    )
+    return 0
 
 
 def render(finding: Finding) -> str:

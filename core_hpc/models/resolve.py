@@ -27,6 +27,7 @@ from pathlib import Path
 from typing import Any
 
 from core_hpc.common.errors import CoreHpcError, InputError
+from core_hpc.common.hub import why_no_hub
 from core_hpc.models.gguf import CONVERTER_VERSION, GGUF_MODELS, check_parts, find_parts
 from core_hpc.models.imports import skip_unused_packages
 from core_hpc.models.loading import auto_class, linear_layers, load_config, match_targets
@@ -89,6 +90,68 @@ def resolve_model(
         folder = _hub_folder(reference, revision, trust_remote_code=trust_remote_code, allow_pickle=allow_pickle)
     config = check_folder(folder, allow_pickle=allow_pickle)
     return ResolvedModel(folder, fingerprint(folder), _context_tokens(config, folder), _has_chat_template(folder))
+
+
+@dataclass(frozen=True)
+class ModelPlace:
+    """What is known about a model without downloading, converting or loading anything."""
+
+    folder: Path | None
+    """None: a start downloads or makes it."""
+    context_tokens: int | None = None
+    """None: known from the folder, if there is one."""
+    missing: str = ""
+    """What a start has to do first, as a sentence for the user."""
+
+
+def place_of_model(reference: str, *, revision: str | None = None, allow_pickle: bool = False) -> ModelPlace:
+    """Where a model is. The arguments are those of `resolve_model`, which finds or makes it.
+
+    Raises:
+        InputError: a start would be refused; the message names what is missing and what to do.
+    """
+    for prefix, known, name_of_folder in (
+        (PYPI, GGUF_MODELS, _pypi_folder_name),
+        (TINY, TINY_MODELS, lambda name: f"tiny-{name}-v{TINY_VERSION}"),
+    ):
+        if reference.startswith(prefix):
+            name = reference.removeprefix(prefix)
+            if name not in known:
+                names = ", ".join(prefix + n for n in known)
+                raise InputError(f"model {reference} is not known; known: {names}")
+            if prefix == PYPI:
+                find_parts(name)
+            folder = cache_folder() / "models" / name_of_folder(name)
+            if folder.is_dir():
+                return ModelPlace(folder)
+            config = GGUF_MODELS[name].config if prefix == PYPI else {}
+            return ModelPlace(None, config.get("max_position_embeddings"))
+    local = Path(reference).expanduser()
+    if not local.is_dir() and (reference.startswith(("/", ".", "~")) or not _HUB_NAME.fullmatch(reference)):
+        raise InputError(
+            f"model {reference}: there is no such folder; set a folder, a hub name (owner/model) or {_known()}"
+        )
+    found = local if local.is_dir() else _cached_snapshot(reference, revision)
+    if found is None:
+        return ModelPlace(
+            None,
+            missing=f"model {reference} is not in the local cache of the hub; a start downloads it, or run `hf "
+            f"download {reference}` on a machine with network access",
+        )
+    check_folder(found, allow_pickle=allow_pickle)
+    return ModelPlace(found)
+
+
+def context_of_folder(folder: Path) -> int:
+    """The context length of a model folder."""
+    return _context_tokens(json.loads((folder / "config.json").read_text()), folder)
+
+
+def _cached_snapshot(name: str, revision: str | None) -> Path | None:
+    import huggingface_hub
+
+    found = huggingface_hub.try_to_load_from_cache(name, "config.json", revision=revision)
+    return Path(found).parent if isinstance(found, str) else None
 
 
 def resolve_embedder(reference: str) -> Path | str:
@@ -275,6 +338,10 @@ def _has_chat_template(folder: Path) -> bool:
     return path.is_file() and bool(json.loads(path.read_text()).get("chat_template"))
 
 
+def _pypi_folder_name(name: str) -> str:
+    return f"{name}-{GGUF_MODELS[name].sha256[:12]}-v{CONVERTER_VERSION}"
+
+
 def _pypi_model(name: str) -> Path:
     """Folder of the converted model in the cache.
 
@@ -282,7 +349,7 @@ def _pypi_model(name: str) -> Path:
     """
     if name not in GGUF_MODELS:
         raise InputError(f"model {PYPI}{name} is not known; known: {_known()}")
-    target = cache_folder() / "models" / f"{name}-{GGUF_MODELS[name].sha256[:12]}-v{CONVERTER_VERSION}"
+    target = cache_folder() / "models" / _pypi_folder_name(name)
     if not target.is_dir():
         check_parts(name, find_parts(name))
         _make_once(target, name, lambda folder: _run_converter(name, folder))
@@ -356,10 +423,10 @@ def _lock(path: Path) -> Iterator[None]:
 def _hub_folder(name: str, revision: str | None, *, trust_remote_code: bool, allow_pickle: bool) -> Path:
     """Snapshot of a hub repository in the cache of huggingface."""
     import huggingface_hub
-    from huggingface_hub import constants, errors
+    from huggingface_hub import errors
 
     patterns = _HUB_FILES + ["*.py"] * trust_remote_code
-    offline = bool(constants.HF_HUB_OFFLINE)
+    why = why_no_hub()
     where = f"model {name}" + (f" at revision {revision}" if revision else "")
 
     def download(patterns: list[str]) -> Path:
@@ -369,7 +436,7 @@ def _hub_folder(name: str, revision: str | None, *, trust_remote_code: bool, all
                 revision=revision,
                 allow_patterns=patterns,
                 ignore_patterns=list(MISTRAL_FILES),
-                local_files_only=offline,
+                local_files_only=why is not None,
             )
         )
 
@@ -386,9 +453,9 @@ def _hub_folder(name: str, revision: str | None, *, trust_remote_code: bool, all
             f"{where}: not found on the hub, and there is no such folder here: {str(e).splitlines()[0]}"
         ) from e
     except (errors.LocalEntryNotFoundError, errors.OfflineModeIsEnabled, errors.HfHubHTTPError, OSError) as e:
-        why = "HF_HUB_OFFLINE is set" if offline else f"the hub cannot be reached ({type(e).__name__})"
+        reason = why or f"the hub cannot be reached ({type(e).__name__})"
         raise InputError(
-            f"{where}: not in the local cache, and {why}; run `hf download {name}` on a machine with network access "
+            f"{where}: not in the local cache, and {reason}; run `hf download {name}` on a machine with network access "
             f"(and share HF_HOME), or set the path of a folder, or {_known()}"
         ) from e
     return folder

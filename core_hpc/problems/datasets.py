@@ -18,6 +18,7 @@ from typing import Any
 from core_hpc.answers.extract import BOX, closing_brace
 from core_hpc.answers.kinds import LETTERS
 from core_hpc.common.errors import InputError
+from core_hpc.common.hub import why_no_hub
 from core_hpc.common.seeds import stable_seed
 from core_hpc.config.problems import DataSetProblems
 from core_hpc.problems.files import Item, Row, RowError, gold_of, plain_metadata, read_items, text_field
@@ -130,15 +131,15 @@ def fetch(hub: HubFiles, file: str) -> Path:
         InputError: the file cannot be downloaded; the message contains the command to run.
     """
     import huggingface_hub
-    from huggingface_hub import constants, errors
+    from huggingface_hub import errors
 
-    offline = bool(constants.HF_HUB_OFFLINE)
+    why = why_no_hub()
     where = f"data set {hub.repository} at revision {hub.revision}"
     command = f"hf download {hub.repository} {file} --repo-type dataset --revision {hub.revision}"
     try:
         return Path(
             huggingface_hub.hf_hub_download(
-                hub.repository, file, repo_type="dataset", revision=hub.revision, local_files_only=offline
+                hub.repository, file, repo_type="dataset", revision=hub.revision, local_files_only=why is not None
             )
         )
     except errors.GatedRepoError as e:
@@ -146,10 +147,10 @@ def fetch(hub: HubFiles, file: str) -> Path:
             f"{where}: its owners require that you accept terms; do so on its hub page, then run: hf auth login"
         ) from e
     except (errors.LocalEntryNotFoundError, errors.OfflineModeIsEnabled) as e:
-        why = "HF_HUB_OFFLINE is set" if offline else "the hub cannot be reached"
         raise InputError(
-            f"{where}: {file} is not in the local cache, and {why}; run `{command}` on a machine with network access "
-            "(and share HF_HOME), or set `path:` to a file of the same format"
+            f"{where}: {file} is not in the local cache, and {why or 'the hub cannot be reached'}; "
+            f"run `{command}` on a machine with network access (and share HF_HOME), or set `path:` "
+            "to a file of the same format"
         ) from e
     except (
         errors.EntryNotFoundError,

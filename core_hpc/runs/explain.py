@@ -7,13 +7,28 @@ configuration (`config/`); `runs/sweep.py` collects the messages.
 from __future__ import annotations
 
 import difflib
+import re
 from collections.abc import Sequence
 from typing import Any, get_args
 
 from pydantic import BaseModel
 
-from core_hpc.config.problems import PROBLEM_SOURCES
-from core_hpc.config.run import SWEEP_KEYS, RunConfig
+import yaml
+from core_hpc.config.analysis import METRIC_PATTERN
+from core_hpc.config.problems import COMMIT_PATTERN, PROBLEM_SOURCES
+from core_hpc.config.run import NAME_PATTERN, SWEEP_KEYS, RunConfig
+
+MAX_LISTED = 10
+"""Values of a list that a message repeats."""
+PATTERNS = {
+    NAME_PATTERN: "is not a name for files and tables: only small letters a to z, digits, _ and -, with a letter or "
+    "digit first, and at most 63 characters",
+    COMMIT_PATTERN: "is not a commit hash: 40 digits 0 to 9 and letters a to f, so that the files never change",
+    METRIC_PATTERN: "is not a metric with its number of completions, for example team_pass@2",
+}
+"""Pattern of a field -> what a text that does not fit it is not."""
+_SCALARS = ("int_", "float_", "string_type", "bool_", "literal_error", "finite_number")
+"""Beginnings of pydantic's names for values of a wrong type, where one value is expected."""
 
 
 def explain(error: Any) -> str:
@@ -22,19 +37,23 @@ def explain(error: Any) -> str:
     tags = {i for i in range(1, len(parts)) if parts[i] in PROBLEM_SOURCES and _holds_a_source(parts[i - 1])}
     location = [p for i, p in enumerate(parts) if i not in tags and not str(p).startswith(("constrained-", "list["))]
     path = ".".join(str(p) for p in location) or "file"
-    kind = error["type"]
+    kind, given = error["type"], error.get("input")
     if kind == "extra_forbidden":
         tag = next((parts[i] for i in tags), None)
-        valid = sorted(PROBLEM_SOURCES[tag].model_fields) if tag else _valid_keys(location[:-1])
-        if len(location) == 1:
-            valid = [*valid, *SWEEP_KEYS]
-        near = difflib.get_close_matches(str(location[-1]), valid, n=1)
-        advice = f"did you mean `{near[0]}`?" if near else f"valid here: {', '.join(valid)}"
-        return f"{path}: unknown key; {advice}"
+        return f"{path}: {_unknown_key(tag, location, given)}"
+    if kind in ("union_tag_invalid", "union_tag_not_found"):
+        return f"{path}.{_source_mistake(error.get('ctx', {}).get('tag'))}"
     if kind == "missing":
         return f"{path}: is missing"
+    if kind == "model_type":
+        keys = _valid_keys(location)
+        example = f"for example `{location[-1]}: {{{keys[0]}: ...}}`; " if keys and location else ""
+        return f"{path}: needs keys of its own, {example}valid here: {', '.join(keys)}"
+    if isinstance(given, list) and kind.startswith(_SCALARS):
+        return f"{path}: {_values_of_a_grid(path, given)}"
+    if kind == "string_pattern_mismatch" and error["ctx"]["pattern"] in PATTERNS:
+        return f"{path}: {_no_match(error['ctx']['pattern'], str(given))}"
     message = error["msg"].removeprefix("Value error, ")
-    given = error.get("input")
     shown = "" if isinstance(given, (dict, list)) else f" (it is {given!r})"
     return f"{path}: {message[0].lower() + message[1:]}{shown}"
 
@@ -42,6 +61,46 @@ def explain(error: Any) -> str:
 def _holds_a_source(part: Any) -> bool:
     """Whether pydantic puts the kind of a problem source behind this part of a location."""
     return isinstance(part, int) or part in ("train", "evaluation", "problems")
+
+
+def _unknown_key(tag: str | None, location: Sequence[Any], value: Any) -> str:
+    key = str(location[-1])
+    valid = sorted(PROBLEM_SOURCES[tag].model_fields) if tag else _valid_keys(location[:-1])
+    if len(location) == 1:
+        valid = [*valid, *SWEEP_KEYS]
+    before, colon, after = key.partition(":")
+    if colon and after and value is None and before in valid:
+        return f"a space is missing after the colon; write `{before}: {after}`"
+    near = difflib.get_close_matches(key, valid, n=1)
+    advice = f"did you mean `{near[0]}`?" if near else f"valid here: {', '.join(valid)}"
+    return f"unknown key; {advice}"
+
+
+def _source_mistake(tag: Any) -> str:
+    """For a source of problems that does not exist, or is missing."""
+    known = f"known: {', '.join(PROBLEM_SOURCES)}"
+    if tag is None:
+        return f"source: is missing; {known}"
+    near = difflib.get_close_matches(str(tag).lower(), PROBLEM_SOURCES, n=1)
+    return f"source: no source {tag!r}; {f'did you mean `{near[0]}`?' if near else known}"
+
+
+def _values_of_a_grid(path: str, values: list[Any]) -> str:
+    """For a list where one value belongs: its values are mostly meant for one run each."""
+    shown = "[...]"
+    if len(values) <= MAX_LISTED:
+        shown = yaml.safe_dump(values, default_flow_style=True, width=10_000).strip()
+    return (
+        "is a list, but needs one value. For a run with each of these values, write it in grid: "
+        f"`grid: {{{path}: {shown}}}`"
+    )
+
+
+def _no_match(pattern: str, given: str) -> str:
+    """For a text that does not fit the pattern of its field."""
+    message = f"{given!r} {PATTERNS[pattern]}"
+    slug = re.sub(r"[^a-z0-9_]+", "-", given.lower()).strip("-_")[:63]
+    return f"{message}; write `{slug}`" if pattern == NAME_PATTERN and slug else message
 
 
 def _valid_keys(location: Sequence[Any]) -> list[str]:

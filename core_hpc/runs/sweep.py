@@ -19,26 +19,23 @@ from pydantic import ValidationError
 
 import yaml
 from core_hpc.common.errors import ConfigError
-from core_hpc.common.shipped import shipped_folder
 from core_hpc.config.cluster import ClusterSection
 from core_hpc.config.extensions import REFERENCE
 from core_hpc.config.run import SWEEP_KEYS, RunConfig, config_hash, flatten, scientific_fields
-from core_hpc.config.yaml_text import parse_yaml, read_text
+from core_hpc.config.yaml_text import parse_yaml
 from core_hpc.extensions import sources
 from core_hpc.extensions.points import uses
 from core_hpc.extensions.sources import Source
-from core_hpc.problems.splits import source_mistakes
 from core_hpc.runs.arms import missing_arms
+from core_hpc.runs.bases import apply_profile, read_with_bases
 from core_hpc.runs.explain import explain
 
 MAX_RUNS = 1000
-MAX_BASES = 20
 MAX_PATH_PARTS = 20
 """Parts of a dotted path, such as `protocol.sampling.top_p`."""
 SHOWN_CHARACTERS = 200
 CONSEQUENCES = ("default_factory_not_called",)
 """Errors of pydantic that only follow from another mistake: a default could not be computed."""
-PROFILES = shipped_folder("yaml") / "cluster"
 
 
 @dataclass(frozen=True)
@@ -90,7 +87,7 @@ def load_sweep(
     Raises:
         ConfigError: The file has mistakes. The message lists all of them.
     """
-    text, data = _read_with_bases(source, ())
+    text, data = read_with_bases(source)
     return resolve_sweep(source, text, data, overrides, output=output, profile=profile)
 
 
@@ -114,7 +111,7 @@ def resolve_sweep(
     Raises:
         ConfigError: The content has mistakes. The message lists all of them.
     """
-    _apply_profile(source, data, profile)
+    apply_profile(source, data, profile)
     mistakes: list[str] = []
     for override in overrides:
         _apply_override(data, override, mistakes)
@@ -136,63 +133,6 @@ def resolve_sweep(
         raise ConfigError(str(source), mistakes)
     first = runs[0].config
     return Sweep(source, text, first.name, Path(first.output).expanduser() / first.name, tuple(runs))
-
-
-def _read_with_bases(path: Path, seen: tuple[Path, ...]) -> tuple[str, dict[str, Any]]:
-    """The text of a file, and its fields merged over those of its base files."""
-    resolved = path.expanduser().resolve()
-    if resolved in seen:
-        raise ConfigError(str(path), ["base: this file inherits from itself"])
-    if len(seen) > MAX_BASES:
-        raise ConfigError(str(path), [f"base: more than {MAX_BASES} files inherit from each other"])
-    try:
-        text = read_text(resolved)
-        data = parse_yaml(text)
-    except (OSError, UnicodeDecodeError) as e:
-        raise ConfigError(str(path), [f"cannot be read: {e}"]) from e
-    except yaml.YAMLError as e:
-        raise ConfigError(str(path), [f"not valid YAML: {' '.join(str(e).split())}"]) from e
-    if not isinstance(data, dict):
-        raise ConfigError(str(path), ["the file must be a mapping of keys, for example `name: my-sweep`"])
-    data = sources.located(data, resolved.parent)
-    base = data.get("base")
-    if base is None:
-        return text, data
-    if not isinstance(base, str):
-        raise ConfigError(str(path), ["base: must be the path of another sweep file, relative to this file"])
-    _, inherited = _read_with_bases(resolved.parent / base, (*seen, resolved))
-    return text, _merge(inherited, data)
-
-
-def _apply_profile(source: Path, data: dict[str, Any], named: str | None) -> None:
-    """Merge the sweep's own `cluster` section over the cluster profile that it names."""
-    own = data.get("cluster") or {}
-    if not isinstance(own, dict):
-        return  # validation reports it
-    wanted = named or own.get("profile")
-    if not isinstance(wanted, str):
-        return
-    home = Path.cwd() if named else source.expanduser().resolve().parent
-    choices = [folder / f"{wanted}.yaml" for folder in (home / "cluster", PROFILES)]
-    if "/" in wanted or wanted.endswith((".yaml", ".yml")):
-        choices = [home / Path(wanted).expanduser()]
-    path = next((p for p in choices if p.is_file()), None)
-    if path is None:
-        shipped = ", ".join(sorted(p.stem for p in PROFILES.glob("*.yaml")))
-        looked = " and ".join(str(p) for p in choices)
-        raise ConfigError(
-            str(source), [f"cluster.profile: no profile {wanted!r} (searched {looked}); shipped profiles: {shipped}"]
-        )
-    _, profile = _read_with_bases(path, ())
-    profile.pop("base", None)
-    data["cluster"] = {**_merge(profile, own), "profile": wanted}
-
-
-def _merge(below: Any, above: Any) -> Any:
-    """Merge mappings key by key. Anything else is replaced."""
-    if isinstance(below, dict) and isinstance(above, dict):
-        return {**below, **{k: _merge(below[k], v) if k in below else v for k, v in above.items()}}
-    return above
 
 
 def _apply_override(data: dict[str, Any], override: str, mistakes: list[str]) -> None:
@@ -301,6 +241,8 @@ def _resolve(label: str, data: dict[str, Any], mistakes: list[str]) -> list[RunP
     except ValidationError as e:
         mistakes += [explain(error) for error in e.errors() if error["type"] not in CONSEQUENCES]
         return []
+    from core_hpc.problems.splits import source_mistakes  # loads Polars, which a refused file does not need
+
     sources.remember(found.values())
     for use in uses(config):
         if use.reference.rpartition("@")[2] in found:  # else the file cannot be read, which is reported above

@@ -19,7 +19,7 @@ import contextlib
 import json
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 
@@ -35,6 +35,7 @@ from core_hpc.common.terminal import duration, show_error, standard_console
 require_own_analysis()  # status/compute.py imports `analysis`
 
 from core_hpc.runs.folder import locate
+from core_hpc.runs.names import short_names
 from core_hpc.status.collect import Manifests
 from core_hpc.status.compute import read_status
 from core_hpc.status.model import (
@@ -58,11 +59,27 @@ COLUMNS = (
 )
 LEFT = {"run", "phase", "overhead", "expected end", "state"}
 """Columns that are aligned to the left."""
+DROPPED_FIRST = (
+    *("overhead", "compl./s", "no answer", "cut", "phase", "waiting", "running"),
+    *("expected end", "failed", "iteration", "tasks done"),
+)
+"""Columns that are left out where the terminal is too narrow, the least important first."""
+GAP = 2
+"""Columns of the terminal between two columns of the table."""
+WIDE = 10_000
+"""A terminal that every table fits."""
 STYLES = {FINISHED: "green", WAITING: "cyan", NO_CONTROLLER: "yellow", STOPPED: "red", UNREADABLE: "red"}
 
 
-def render(status: SweepStatus, *, show_all: bool = False) -> Group:
-    """The table of a sweep, and the lines below it: controller, queue, failures."""
+def render(status: SweepStatus, *, show_all: bool = False, width: int = WIDE) -> Group:
+    """The table of a sweep, and the lines below it: controller, queue, failures.
+
+    Args:
+        status: the sweep.
+        show_all: show all failures.
+        width: columns of the terminal. Columns of the table are left out until it fits.
+    """
+    names = short_names([run.run_id for run in status.runs])
     lines = [_controller_line(status.controller)]
     if status.copy_of is not None:
         lines.insert(0, Text(f"a copy of {status.copy_of}, whose jobs are not shown here", style="yellow"))
@@ -76,9 +93,9 @@ def render(status: SweepStatus, *, show_all: bool = False) -> Group:
         reasons = "; ".join(f"{num} waiting: {reason}" for reason, num in status.waiting_reasons.items())
         lines.append(Text(f"queue: {reasons}"))
     for run in (r for r in status.runs if r.detail):
-        lines.append(Text(f"{run.run_id} {run.state}: {_brief(run.detail)}", style="red"))
+        lines.append(Text(f"{names[run.run_id]} {run.state}: {_brief(run.detail)}", style="red"))
     for run in status.runs:
-        lines += [Text(f"{run.run_id}: WARNING: {warning}", style="yellow") for warning in run.warnings]
+        lines += [Text(f"{names[run.run_id]}: WARNING: {warning}", style="yellow") for warning in run.warnings]
     shown = status.failures if show_all else status.failures[:NUM_SHOWN]
     if shown:
         all_shown = len(shown) == len(status.failures)
@@ -90,32 +107,44 @@ def render(status: SweepStatus, *, show_all: bool = False) -> Group:
         lines.append(Text(f"  {when} {f.run_id} {f.task}: {f.kind}: {_brief(f.message)} (node {f.node or '?'}{known})"))
         lines.append(Text(f"    log: {f.log or '?'}"))
     title = Text(f"sweep {status.sweep}", style="bold").append(f"   {status.folder}", style="dim")
-    return Group(title, _table(status.runs), *lines)
+    return Group(title, _table(status.runs, names, width), *lines)
 
 
-def _table(runs: Sequence[RunStatus]) -> Table:
+def _table(runs: Sequence[RunStatus], names: Mapping[str, str], width: int) -> Table:
+    rows = [dict(zip(COLUMNS, _cells(run, names[run.run_id]), strict=True)) for run in runs]
+    needed = {name: max(len(name), *(len(row[name]) for row in rows), 0) if rows else len(name) for name in COLUMNS}
+    columns = list(COLUMNS)
+    for name in DROPPED_FIRST:
+        if sum(needed[c] + GAP for c in columns) - GAP <= width:
+            break
+        columns.remove(name)
     table = Table(box=None, pad_edge=False, header_style="dim")
-    for name in COLUMNS:
-        table.add_column(name, justify="left" if name in LEFT else "right", overflow="fold")
-    for r in runs:
-        running = "-" if r.running is None else str(r.running)
-        speed = "-" if r.completions_per_s is None else f"{r.completions_per_s:.1f}"
-        table.add_row(
-            r.run_id,
-            f"{r.iteration}/{r.iterations}",
-            ", ".join(r.phases) or "-",
-            f"{r.done}/{r.total}",
-            running,
-            str(r.waiting),
-            str(r.failed),
-            speed,
-            _share(r.truncated_share),
-            _share(r.no_answer_share),
-            _overhead(r),
-            _end(r),
-            Text(r.state, style=STYLES.get(r.state, "")),
-        )
+    for name in columns:
+        table.add_column(name, justify="left" if name in LEFT else "right", no_wrap=True, overflow="ellipsis")
+    for row in rows:
+        table.add_row(*(Text(row[c], style=STYLES.get(row[c], "") if c == "state" else "") for c in columns))
     return table
+
+
+def _cells(r: RunStatus, name: str) -> tuple[str, ...]:
+    """The cells of a run, in the order of `COLUMNS`."""
+    running = "-" if r.running is None else str(r.running)
+    speed = "-" if r.completions_per_s is None else f"{r.completions_per_s:.1f}"
+    return (
+        name,
+        f"{r.iteration}/{r.iterations}",
+        ", ".join(r.phases) or "-",
+        f"{r.done}/{r.total}",
+        running,
+        str(r.waiting),
+        str(r.failed),
+        speed,
+        _share(r.truncated_share),
+        _share(r.no_answer_share),
+        _overhead(r),
+        _end(r),
+        r.state,
+    )
 
 
 def _share(share: float | None) -> str:
@@ -202,7 +231,7 @@ def watch(paths: Sequence[Path], interval_s: float, console: Console, *, show_al
     with Live(console=console, auto_refresh=False) if console.is_terminal else contextlib.nullcontext() as live:
         while True:
             found = read_status(_sweeps(paths), manifests)
-            shown: RenderableType = Group(*(render(status, show_all=show_all) for status in found))
+            shown: RenderableType = Group(*(render(status, show_all=show_all, width=console.width) for status in found))
             if live is not None:
                 live.update(Group(shown, Text(time.strftime("%H:%M:%S"), style="dim")), refresh=True)
             else:
@@ -228,7 +257,7 @@ def main(arguments: Sequence[str], *, prog: str = PROG) -> int:
             print(json.dumps({"time": time.time(), "sweeps": [asdict(status) for status in found]}, indent=1))
         else:
             for status in found:
-                console.print(render(status, show_all=options.show_all), soft_wrap=True)
+                console.print(render(status, show_all=options.show_all, width=console.width), soft_wrap=True)
     except CoreHpcError as e:
         show_error(e)
         return e.exit_code

@@ -28,7 +28,7 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
-from core_hpc.store.schema import PHASES
+from core_hpc.store.phases import PHASES
 
 MANIFEST_SUFFIX = ".manifest.json"
 TEAM = "team"

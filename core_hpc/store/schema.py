@@ -11,17 +11,19 @@ from dataclasses import dataclass
 import polars as pl
 
 from core_hpc.common.errors import StoreError
+from core_hpc.store.phases import COLD as COLD
+from core_hpc.store.phases import EVALUATE as EVALUATE
+from core_hpc.store.phases import GENERATION_PHASES as GENERATION_PHASES
+from core_hpc.store.phases import HINT as HINT
+from core_hpc.store.phases import OUTSIDE_ITERATIONS as OUTSIDE_ITERATIONS
+from core_hpc.store.phases import PHASES as PHASES
+from core_hpc.store.phases import RESCUE as RESCUE
+from core_hpc.store.phases import SCORE as SCORE
+from core_hpc.store.phases import TRAINING_PHASES as TRAINING_PHASES
+from core_hpc.store.phases import UPDATE as UPDATE
+from core_hpc.store.phases import WARMUP as WARMUP
 
 SCHEMA_VERSION = 1
-
-WARMUP, COLD, HINT, RESCUE = "warmup", "cold", "hint", "rescue"
-SCORE, UPDATE, EVALUATE = "score", "update", "evaluate"
-PHASES = (WARMUP, COLD, HINT, RESCUE, SCORE, UPDATE, EVALUATE)
-GENERATION_PHASES = (COLD, RESCUE, EVALUATE)
-TRAINING_PHASES = (WARMUP, UPDATE)
-"""Phases whose tasks train weights, on one or several ranks."""
-OUTSIDE_ITERATIONS = (WARMUP, EVALUATE)
-"""Phases that are not steps of an iteration."""
 
 CORRECT, WRONG, NO_ANSWER, TIMEOUT = VERDICTS = ("correct", "wrong", "no_answer", "timeout")
 """Results of verifying the extracted answer of a completion. A time-out is not a wrong answer."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import json
 import os
 import shutil
@@ -116,6 +117,53 @@ def test_completion_in_zsh(capsys: pytest.CaptureFixture[str]) -> None:
     script = capsys.readouterr().out
     assert script.startswith("#compdef core-hpc")
     assert all(name in script for name in cli.COMMANDS)
+
+
+# --- an older Python -----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("module", [*MODULES, "core_hpc.export", "analysis"])
+def test_an_older_python_is_refused_with_the_version_that_is_needed(module: str, tmp_path: Path) -> None:
+    code = (
+        "import sys, runpy\n"
+        "sys.version_info = (3, 10, 12, 'final', 0)\n"
+        f"runpy.run_module({module!r}, run_name='__main__', alter_sys=True)\n"
+    )
+    done = python("-c", code, cwd=tmp_path)
+    assert done.returncode == 1
+    assert done.stderr.count("\n") == 1, "one line without a traceback"
+    assert "needs Python 3.11 or newer, but this is Python 3.10" in done.stderr
+    assert sys.executable in done.stderr
+
+
+def test_an_older_python_can_read_the_check() -> None:
+    """Nothing is imported before the check, and it has no syntax of newer versions."""
+    source = (ROOT / "core_hpc" / "__init__.py").read_text()
+    tree = ast.parse(source, feature_version=(3, 4))
+    assert {type(node) for node in tree.body} == {ast.Expr, ast.Import, ast.Assign, ast.If}
+    assert [name.name for node in tree.body if isinstance(node, ast.Import) for name in node.names] == ["sys"]
+    required = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["requires-python"]
+    assert required == ">={}.{}".format(*core_hpc.OLDEST_PYTHON)
+
+
+# --- a refused command ---------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("text", ["name: [", "nam: x"])
+def test_a_refused_sweep_loads_only_what_reads_it(text: str, tmp_path: Path) -> None:
+    (tmp_path / "sweep.yaml").write_text(text)
+    code = (
+        "import json, sys\n"
+        "from core_hpc.__main__ import main\n"
+        "assert main(['launch', 'sweep.yaml', '--dry-run']) == 2\n"
+        "print(json.dumps(sorted(sys.modules)))"
+    )
+    done = python("-c", code, cwd=tmp_path)
+    assert "mistake" in done.stderr
+    loaded = set(json.loads(done.stdout))
+    assert not loaded & {"polars", "numpy", "scipy", "analysis", "psutil", "submitit", "torch", "huggingface_hub"}
+    packages_of = {name.split(".")[1] for name in loaded if name.startswith("core_hpc.")}
+    assert packages_of == {"__main__", "common", "config", "launch", "runs", "store"}
 
 
 # --- a folder of the user with the name `analysis` -----------------------------------------------

@@ -1,5 +1,6 @@
 """The dry run: batch scripts of every shipped sweep with every profile, and estimated hours."""
 
+import json
 import os
 import shutil
 import subprocess
@@ -9,14 +10,18 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import tokenizers
+from scipy import stats
 
 import yaml
+from core_hpc import launch
 from core_hpc.common.errors import ConfigError
 from core_hpc.controller import estimate
-from core_hpc.controller.plan import most_work, planned_arrays, planned_scripts
+from core_hpc.controller.plan import make_plan, most_work, planned_arrays, planned_scripts
 from core_hpc.controller.prepare import splits_of
+from core_hpc.runs.bases import PROFILES
 from core_hpc.runs.graph import Graph
-from core_hpc.runs.sweep import PROFILES, Sweep, load_sweep
+from core_hpc.runs.sweep import Sweep, load_sweep
 from tests.support.fake_slurm import run_of
 from tests.support.harness import ROOT
 
@@ -93,7 +98,7 @@ def test_array_sizes_and_gpu_hours_by_hand() -> None:
 
 def test_dry_run_needs_no_slurm_and_creates_nothing(tmp_path: Path) -> None:
     quickstart, out = ROOT / "yaml" / "quickstart.yaml", tmp_path / "out"
-    done = dry_run(quickstart, "--cluster", "multi_node", "--output", str(out), PATH="/nonexistent")
+    done = dry_run(quickstart, "--full", "--cluster", "multi_node", "--output", str(out), PATH="/nonexistent")
     assert done.returncode == 0, done.stderr
     assert "#SBATCH --nodes=2" in done.stdout
     assert "at most 424.0 GPU-hours" in done.stdout
@@ -227,7 +232,7 @@ def test_a_dry_run_without_the_data_set_uses_the_count_of_the_file_and_reports_w
     }
     path.write_text(yaml.safe_dump(data))
     offline = {"HF_HUB_OFFLINE": "1", "HF_HOME": str(tmp_path)}
-    done = dry_run(path, **offline)
+    done = dry_run(path, "--full", **offline)
     assert done.returncode == 0, done.stderr
     assert f" {2 * 32 * 2 + 2 * 40 * 8:,} " in done.stdout, "completions"
     assert "before a start: data set openai/gsm8k" in done.stdout
@@ -252,3 +257,195 @@ def test_a_dry_run_shows_a_conflict_with_a_started_run(tmp_path: Path) -> None:
     assert "new" not in row
     assert "seed: 42 -> 7" in done.stderr
     assert "cannot change" in done.stderr
+
+
+# --- what is printed -----------------------------------------------------------------------------
+
+
+def small_sweep(tmp_path: Path, **changes: Any) -> Path:
+    """Two models that a start can use, in folders that look like models."""
+    team = [{"name": name, "model": model_folder(tmp_path / name), "engine": "fake"} for name in ("a", "b")]
+    problems = {split: {"source": "generated", "count": 32} for split in ("train", "evaluation")}
+    data: dict[str, Any] = {
+        "name": "s",
+        "iterations": 2,
+        "team": team,
+        "problems": problems,
+        "protocol": {"hint_tokens": 100, "sampling": {"max_new_tokens": 100}},
+        "evaluation": {"sampling": {"max_new_tokens": 100}},
+        "reward": {"distance": {"embedder": "fake:hashing"}},
+    }
+    path = tmp_path / "sweep.yaml"
+    path.write_text(yaml.safe_dump({**data, **changes}))
+    return path
+
+
+def model_folder(folder: Path, context_tokens: int = 512) -> str:
+    """A folder with the files of a model: one token per word."""
+    folder.mkdir(exist_ok=True)
+    (folder / "config.json").write_text(json.dumps({"max_position_embeddings": context_tokens}))
+    (folder / "model.safetensors").write_bytes(b"x")
+    words = tokenizers.Tokenizer(tokenizers.models.WordLevel({"?": 0}, unk_token="?"))
+    words.pre_tokenizer = tokenizers.pre_tokenizers.WhitespaceSplit()
+    words.save(str(folder / "tokenizer.json"))
+    return str(folder)
+
+
+def test_it_is_short_by_default(tmp_path: Path) -> None:
+    """A grid of 40 runs: one range of hours, one script, and no configuration."""
+    path = small_sweep(tmp_path, grid={"seed": list(range(40))})
+    short, full = (dry_run(path, "--cluster", "one_node", *more).stdout for more in ((), ("--full",)))
+    assert len(short.splitlines()) < 70 < 400 < len(full.splitlines())
+    assert short.count("GPU-hours: ") == 1
+    assert (short.count("#SBATCH --array"), full.count("#SBATCH --array")) == (1, 2)
+    assert "... and 28 more runs (all of them: --full)" in short
+    assert '"iterations": 2' not in short
+    assert '"iterations": 2' in full
+    assert full.count("job arrays of seed-") == 40
+
+
+def test_the_range_of_hours_is_that_of_the_estimate(tmp_path: Path) -> None:
+    sweep = load_sweep(small_sweep(tmp_path, grid={"seed": [1, 2]}), profile="one_node")
+    hours = make_plan(sweep).hours
+    device = estimate.DEVICES[0]
+    alone = [estimate.hours(sweep.runs[0].config, 2 * 32, share, device) for share in (0.1, 1.0)]
+    assert [hours.low, hours.high] == pytest.approx([2 * one for one in alone])
+    assert (hours.device, hours.unit) == ("H100", "GPU-hours")
+    arrays = planned_arrays(sweep.runs[0].config.cluster, graph_of(sweep))
+    assert hours.limit == pytest.approx(2 * sum(a.gpu_hours for a in arrays))
+
+
+def test_jobs_that_are_too_short_for_the_work_are_named(tmp_path: Path) -> None:
+    long = {"max_new_tokens": 30_000}
+    path = small_sweep(tmp_path, protocol={"hint_tokens": 10, "sampling": long}, evaluation={"sampling": long})
+    for name in ("a", "b"):
+        model_folder(tmp_path / name, 100_000)
+    options = ("--cluster", "one_node", "--set", "cluster.slurm.time_min=1", "--set", "cluster.slurm.update.time_min=1")
+    found = dry_run(path, *options).stdout
+    assert "Long completions would not fit into them: raise time_min" in found
+    assert "would not fit" not in dry_run(path, "--cluster", "one_node").stdout
+
+
+def test_json_has_everything(tmp_path: Path) -> None:
+    path = small_sweep(tmp_path, grid={"seed": [1, 2]})
+    done = dry_run(path, "--json", "--cluster", "one_node")
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout)
+    plan = make_plan(load_sweep(path, profile="one_node"))
+    assert [run["run_id"] for run in found["runs"]] == [run.run_id for run in plan.runs]
+    assert found["runs"][0]["completions"] == (2 * 32 * 3 + 2 * 32 * 8) * 2
+    assert set(found["hours"]) == {"device", "unit", "low", "high", "limit"}
+    assert found["config"]["protocol"]["hint_tokens"] == 100
+    assert len(found["scripts"]) == 3
+    assert found["comparison"] is None
+
+
+@pytest.mark.parametrize("option", ["--full", "--json"])
+def test_options_of_a_dry_run_need_one(option: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert launch.main([str(small_sweep(tmp_path)), option]) == 2
+    assert f"{option} needs --dry-run" in capsys.readouterr().err
+
+
+# --- what is checked -----------------------------------------------------------------------------
+
+
+def checks(path: Path, *overrides: str, profile: str | None = None) -> dict[str, bool]:
+    return {check.what: check.refuses for check in make_plan(load_sweep(path, overrides, profile=profile)).checks}
+
+
+def test_a_sweep_that_fits_has_no_findings(tmp_path: Path) -> None:
+    assert checks(small_sweep(tmp_path)) == {}
+
+
+def test_model_folders_are_checked(tmp_path: Path) -> None:
+    path = small_sweep(tmp_path)
+    (tmp_path / "a" / "model.safetensors").unlink()
+    absent = "./absent"
+    found = checks(path, f"team.b.model={absent}")
+    assert list(found.values()) == [True, True]
+    incomplete, missing = found
+    assert "team.0 (a): " in incomplete
+    assert "weights (*.safetensors)" in incomplete
+    assert "team.1 (b): model ./absent: there is no such folder" in missing
+    done = dry_run(path)
+    assert done.returncode == 2
+    assert "a start is refused: team.0 (a): " in done.stdout
+
+
+def test_a_model_of_the_hub_that_is_not_here_is_no_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from huggingface_hub import constants
+
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
+    (message,) = (found := checks(small_sweep(tmp_path), "team.b.model=owner/model"))
+    assert not found[message]
+    assert "hf download owner/model" in message
+
+
+def test_the_context_length_is_checked_with_the_longest_question(tmp_path: Path) -> None:
+    """One token per word: the bound is exact up to the parts of the prompt that it leaves out."""
+    path = small_sweep(tmp_path)
+    splits = splits_of(load_sweep(path).runs[0])
+    instruction = load_sweep(path).runs[0].config.problems.instruction
+    longest = max(len(f"{q} {instruction}".split()) for q in splits.train["question"])
+    for name in ("a", "b"):
+        model_folder(tmp_path / name, longest + 200)
+    assert checks(path) == {}
+    model_folder(tmp_path / "a", longest + 199)
+    (message,) = (found := checks(path))
+    assert found[message]
+    assert f"team.0 (a): needs at least {longest + 200} tokens of context" in message
+    assert f"but the model has {longest + 199}" in message
+    (message,) = checks(path, "team.0.model=" + str(tmp_path / "b"), "team.1.max_context_tokens=150")
+    assert "but max_context_tokens has 150" in message
+
+
+@pytest.mark.parametrize(
+    ("profile", "overrides", "expected"),
+    [
+        (
+            "one_node",
+            ["update_ranks=2"],
+            "2 rank(s) (cluster.update_ranks) and 4 GPU(s) (slurm.update): the others",
+        ),
+        ("one_node", ["update_ranks=8"], "8 rank(s) (cluster.update_ranks) and 4 GPU(s) (slurm.update): each rank"),
+        ("one_node", ["slurm.generate.gpus_per_node=2"], "slurm.generate asks for 2 GPUs, but an engine uses one"),
+        ("one_node", ["slurm.gpus_per_node=0", "slurm.update.gpus_per_node=0"], "the jobs ask for no GPU"),
+        ("multi_node", [], None),
+        ("one_node", [], None),
+    ],
+)
+def test_numbers_of_gpus_are_checked(profile: str, overrides: list[str], expected: str | None, tmp_path: Path) -> None:
+    found = checks(small_sweep(tmp_path), *(f"cluster.{o}" for o in overrides), profile=profile)
+    assert len(found) == (expected is not None)
+    assert all(expected is not None and expected in what for what in found)
+
+
+# --- the declared comparison ---------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("seeds", [1, 5])
+def test_the_dry_run_prints_what_the_declared_comparison_can_find(seeds: int, tmp_path: Path) -> None:
+    """Against the formula by hand, with Student quantiles of scipy."""
+    runs = [
+        {"label": f"{arm}-seed-{seed}", "seed": seed, "protocol.hint_probability": probability}
+        for arm, probability in (("core", 0.75), ("plain", 0))
+        for seed in range(seeds)
+    ]
+    primary = {"arms": ["core", "plain"], "metric": "team_pass@2"}
+    plan = make_plan(load_sweep(small_sweep(tmp_path, runs=runs, analysis={"primary": primary})))
+    assert plan.comparison is not None
+    assert (plan.comparison.seeds, plan.comparison.problems, plan.comparison.samples) == (seeds, 32, 8)
+    problem = 2 * 0.7 * 0.25 * (1 - 0.9) / 32
+    sampling = 2 * 0.3 * 0.25 / 8 / (32 * seeds)
+    seed = 2 * 0.01**2 / seeds if seeds > 1 else 0.0
+    error = (problem + sampling + seed) ** 0.5
+    df = 31.0
+    if seeds > 1:
+        rows, columns, both = (problem + sampling) ** 2 / 31, (seed + sampling) ** 2 / (seeds - 1), sampling**2
+        df = error**4 / (rows + columns + both / (31 * (seeds - 1)))
+    shift = stats.t.ppf(0.975, df) + stats.t.ppf(0.8, df)
+    assert plan.comparison.detectable == pytest.approx(error * shift, rel=0.03)
+    done = dry_run(tmp_path / "sweep.yaml")
+    assert f"finds a difference of {100 * plan.comparison.detectable:.1f} points with 80% power" in done.stdout
+    assert ("One seed per arm shows nothing about other seeds" in done.stdout) == (seeds == 1)
+    assert json.loads(dry_run(tmp_path / "sweep.yaml", "--json").stdout)["comparison"]["seeds"] == seeds

@@ -2,6 +2,7 @@
 
 import csv
 import json
+import socket
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,7 @@ import polars as pl
 import pytest
 
 from core_hpc.answers.extract import extract_answer
+from core_hpc.common import hub
 from core_hpc.common.errors import InputError
 from core_hpc.config.problems import PROBLEM_SOURCES, DataSetProblems, GeneratedProblems, ProblemsSection
 from core_hpc.problems import datasets
@@ -227,6 +229,54 @@ def test_a_file_missing_from_the_cache_is_an_error_with_the_command(offline_hub:
     assert "HF_HUB_OFFLINE is set" in message
     revision = "633f5ee89ab8ad4522a9f850766b73f62147ffdd"
     assert f"hf download Idavidrein/gpqa gpqa_diamond.csv --repo-type dataset --revision {revision}" in message
+
+
+@pytest.fixture
+def no_network(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> int:
+    """A hub whose port nobody listens to, with a client that is not set offline. The value is the port."""
+    from huggingface_hub import constants
+
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = int(free.getsockname()[1])
+    endpoint = f"http://127.0.0.1:{port}"
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(constants, "ENDPOINT", endpoint)
+    monkeypatch.setenv("HF_ENDPOINT", endpoint)
+    for name in ("http_proxy", "https_proxy", "all_proxy"):
+        monkeypatch.delenv(name, raising=False)
+        monkeypatch.delenv(name.upper(), raising=False)
+    return port
+
+
+def test_without_a_network_the_hub_is_not_asked_again_and_again(
+    no_network: int, caplog: pytest.LogCaptureFixture
+) -> None:
+    with pytest.raises(InputError) as caught:
+        make_splits(section(DataSetProblems(source="gsm8k"), generated(5)))
+    message = str(caught.value)
+    assert "is not in the local cache, and the hub cannot be reached (127.0.0.1: Connection refused)" in message
+    assert "hf download openai/gsm8k" in message
+    assert "Retry" not in caplog.text
+
+
+def test_without_a_network_the_cache_is_used(no_network: int, tmp_path: Path) -> None:
+    path = put_in_cache(tmp_path / "hub", datasets.HUB["gsm8k"]["main"], "main/train-00000-of-00001.parquet")
+    pl.DataFrame({"question": [f"q{i}" for i in range(5)], "answer": ["#### 7"] * 5}).write_parquet(path)
+    assert len(train_of(DataSetProblems(source="gsm8k"))) == 5
+
+
+def test_the_hub_is_reached_through_the_proxy(monkeypatch: pytest.MonkeyPatch) -> None:
+    """On many clusters only the proxy can be reached, and names of the internet are not known."""
+    monkeypatch.setenv("https_proxy", "http://127.0.0.1:3128")
+    monkeypatch.delenv("no_proxy", raising=False)
+    monkeypatch.delenv("NO_PROXY", raising=False)
+    assert hub._address("https://hub.example") == ("127.0.0.1", 3128)
+    monkeypatch.setenv("no_proxy", "hub.example")
+    assert hub._address("https://hub.example") == ("hub.example", 443)
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        assert hub._connection_problem("127.0.0.1", server.getsockname()[1]) is None
 
 
 def test_a_pinned_commit_is_read_from_the_cache_without_a_network(offline_hub: Path) -> None:

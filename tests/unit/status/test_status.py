@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import subprocess
@@ -17,6 +18,7 @@ import pytest
 
 from core_hpc import cancel
 from core_hpc.common.errors import ClaimError, InputError
+from core_hpc.common.terminal import PlainConsole
 from core_hpc.controller.heartbeat import HEARTBEAT_S, Heartbeat
 from core_hpc.controller.prepare import splits_of
 from core_hpc.controller.start import Start
@@ -567,3 +569,39 @@ def test_cancel_names_a_claim_that_cannot_be_read(tmp_path: Path, no_slurm: None
     assert found.returncode == 1
     assert f"{path}: is not a claim" in found.stderr
     assert "Traceback" not in found.stderr
+
+
+# --- width ---------------------------------------------------------------------------------------
+
+
+def statuses(*names: str) -> SweepStatus:
+    """A sweep with a running run of each name."""
+    at = {"iteration": 2, "iterations": 20, "phases": ["cold", "update"], "done": 10, "total": 400}
+    item = {"overhead": 0.25, "largest_item": "waiting for the longest completion"}
+    made = [RunStatus(run_id=f"{n}-1f9b2bd{i}", state="running", **at, **item) for i, n in enumerate(names)]  # type: ignore[arg-type]
+    nobody = dict.fromkeys(("holder", "alive", "last_log", "seen", "cpu_s_per_hour", "stop_request"))
+    controller = ControllerStatus(jobs=[], **nobody)  # type: ignore[arg-type]
+    return SweepStatus(
+        sweep="s", folder="/s", slurm="ok", controller=controller, runs=made, waiting_reasons={}, failures=[]
+    )
+
+
+@pytest.mark.parametrize("width", [60, 80, 100, 140, 250])
+def test_names_are_short_and_columns_are_dropped_before_anything_wraps(width: int) -> None:
+    names = ("loss-gspo-seed-1", "loss-gspo-seed-2", "learning-rate-1e-05-seed-1")
+    console = PlainConsole(width=width, record=True, file=io.StringIO(), highlight=False)
+    console.print(command.render(statuses(*names), width=width), soft_wrap=True)
+    lines = console.export_text().splitlines()
+    rows = [line for line in lines if line.startswith(names)]
+    assert [line.split()[0] for line in rows] == [*names]
+    assert all(len(line) <= width and "1f9b2bd" not in line and "running" in line for line in rows)
+    header = lines[1].rstrip()
+    assert ("overhead" in header) == (width == 250)
+    assert header.endswith("state")
+
+
+def test_runs_with_the_same_label_keep_their_ids() -> None:
+    """Two versions of a sweep file have left two runs with one label."""
+    text = shown(statuses("core", "core"))
+    assert "core-1f9b2bd0" in text
+    assert "core-1f9b2bd1" in text

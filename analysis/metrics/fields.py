@@ -1,0 +1,125 @@
+"""Configuration fields that vary between runs, and runs grouped by their values.
+
+In: the `RunData` of one or several sweeps. Out: paths of fields, values, and groups of runs. Seeds
+are never a field here: the runs of a group are the seeds of one configuration. No estimate is
+computed.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+from analysis.counts.load import RunData
+from analysis.metrics.pairs import fields_of
+from core_hpc.common.errors import InputError
+from core_hpc.config.base import DEFAULT_BY, Section
+from core_hpc.config.run import flatten
+
+ABSENT = "-"
+"""Value of a field that a run does not have."""
+
+
+def varied_fields(runs: Sequence[RunData]) -> list[str]:
+    """The scientific fields, without the seed, in which the runs differ. Models are named, not numbered.
+
+    A field that has the default of another field in every run is left out: `update.ratio` follows from
+    `update.loss`, so a grid of losses varies one field.
+    """
+    own = [_named(data, fields_of(data)) for data in runs]
+    paths = dict.fromkeys(path for fields in own for path in fields)
+    varied = [path for path in paths if len({repr(fields.get(path, ABSENT)) for fields in own}) > 1]
+    following = [set(_named(data, dict.fromkeys(_following(data.config)))) for data in runs if data.config is not None]
+    in_all = set.intersection(*following) if len(following) == len(own) and following else set()
+    return [path for path in varied if not any(path == f or path.startswith(f"{f}.") for f in in_all)]
+
+
+def _following(section: Section, prefix: str = "") -> Iterator[str]:
+    """The paths of fields that have the default which another field gives them."""
+    for name, field in type(section).model_fields.items():
+        value, path = getattr(section, name), f"{prefix}{name}"
+        extra = field.json_schema_extra
+        depends = isinstance(extra, dict) and DEFAULT_BY in extra
+        if depends and value == field.get_default(call_default_factory=True, validated_data=vars(section)):
+            yield path
+            continue
+        for key, part in enumerate(value) if isinstance(value, list) else ((None, value),):
+            if isinstance(part, Section):
+                yield from _following(part, f"{path}." if key is None else f"{path}.{key}.")
+
+
+def value_of(data: RunData, path: str) -> Any:
+    """The value of a field in a run, also where it is the default."""
+    plain = {} if data.config is None else flatten(data.config.model_dump(mode="json"))
+    return _named(data, plain).get(path, ABSENT)
+
+
+def _named(data: RunData, fields: dict[str, Any]) -> dict[str, Any]:
+    """The fields with the names of models in their paths, as in `--set`."""
+    named = {}
+    for path, value in fields.items():
+        parts = path.split(".")
+        if parts[0] == "team" and len(parts) > 1 and parts[1].isdecimal():
+            parts[1] = data.models[int(parts[1])]
+        named[".".join(parts)] = value
+    return named
+
+
+def grouped(runs: Sequence[RunData], by: Sequence[str]) -> dict[str, list[RunData]]:
+    """Group runs by the values of fields. A group is one configuration with its seeds.
+
+    Args:
+        runs: the runs.
+        by: paths of fields, for example `update.loss`.
+
+    Returns:
+        The runs by the name of their group (`loss=gspo`), in the order of the values.
+
+    Raises:
+        InputError: a field does not vary, or the runs differ in a further field.
+    """
+    varied = varied_fields(runs)
+    for path in by:
+        if path in varied:
+            continue
+        near = difflib.get_close_matches(path, [*varied, *(v.rpartition(".")[2] for v in varied)], n=1)
+        advice = f"Did you mean {next(v for v in varied if v.endswith(near[0]))}? " if near else ""
+        if path == "seed":
+            advice = "Seeds are averaged. "
+        raise InputError(f"--by {path}: the runs do not differ in it. {advice}They differ in: {_listed(varied)}")
+    if rest := [path for path in varied if path not in by]:
+        raise InputError(
+            f"--by {' '.join(by)}: the runs also differ in {_listed(rest)}, so they are not seeds of one "
+            f"configuration; write --by {' '.join([*by, *rest])}, or give fewer runs"
+        )
+    groups: dict[tuple[Any, ...], list[RunData]] = {}
+    for data in runs:
+        groups.setdefault(tuple(_key(value_of(data, path)) for path in by), []).append(data)
+    return {group_name(groups[key][0], by): groups[key] for key in sorted(groups)}
+
+
+def group_name(data: RunData, by: Sequence[str]) -> str:
+    """The name of the group of a run, from the last parts of the paths and the values."""
+    return ", ".join(f"{name}={value_of(data, path)}" for name, path in zip(column_names(by), by, strict=True))
+
+
+def column_names(by: Sequence[str]) -> list[str]:
+    """The last part of each path, or the whole path where two fields have the same last part.
+
+    >>> column_names(["update.loss", "team.a.lora.rank", "team.b.lora.rank"])
+    ['loss', 'team.a.lora.rank', 'team.b.lora.rank']
+    """
+    last = [path.rpartition(".")[2] for path in by]
+    return [name if last.count(name) == 1 else path for name, path in zip(last, by, strict=True)]
+
+
+def _key(value: Any) -> tuple[int, Any]:
+    """A key that sorts numbers by size, before texts."""
+    if isinstance(value, (int, float)) and not isinstance(value, bool):
+        return 0, value
+    return 1, str(value)
+
+
+def _listed(paths: Sequence[str]) -> str:
+    return ", ".join(paths) or "nothing but their seeds"

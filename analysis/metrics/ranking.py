@@ -1,0 +1,105 @@
+"""The runs of a sweep as a ranked table: one row per configuration, averaged over its seeds.
+
+In: the `RunData` of a sweep. Out: a tidy frame, best first, with the fields that vary as columns, and
+a report table. The levels and their intervals are those of `metrics/arms.py`. A rank is no test:
+differences with their p values are in `metrics/contrasts.py`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import polars as pl
+
+from analysis.counts.counts import iterations_of
+from analysis.counts.load import RunData
+from analysis.layout.tables import UNDEFINED, ReportTable, laid_out, percent
+from analysis.metrics.arms import BASE, arms_of, arms_table
+from analysis.metrics.compare import MEAN
+from analysis.metrics.fields import column_names, grouped, value_of, varied_fields
+from analysis.metrics.passk import PASS, TEAM, TEAM_PASS, default_ks
+from analysis.stats.intervals import METHOD_NOTE
+from core_hpc.common.errors import InputError
+
+FIGURES = ("estimate", "low", "high", "num_problems", "num_seeds", "seed_min", "seed_max", "note")
+"""Columns of `ARMS_TABLE` that the table has, after the columns of the fields."""
+
+
+def ranking_report(runs: Sequence[RunData], *, k: int | None = None, model: str | None = None) -> ReportTable:
+    """Rank the configurations of a sweep by their latest evaluation.
+
+    Args:
+        runs: the runs. Those without an evaluation after training are left out, and named.
+        k: completions per model. Default: the largest of 1, 2 and 4 that the runs have.
+        model: rank by Pass@k of this model. Default: team Pass@k, or Pass@k of the only model.
+
+    Returns:
+        The table. Its frame has `rank`, a column of text per varied field, `measure`, `model`, `k` and
+        `FIGURES`. Ranks of equal figures are equal.
+
+    Raises:
+        InputError: no run has an evaluation after training, or there is no such model.
+    """
+    done = [data for data in runs if any(i > 0 for i in iterations_of(data.counts, models=data.models))]
+    if not done:
+        raise InputError("no run has an evaluation after training yet; status shows how far they are")
+    if model is not None and model not in done[0].models:
+        raise InputError(f"--model: no model {model!r}; the runs have {', '.join(done[0].models)}")
+    fields = varied_fields(done)
+    groups = grouped(done, fields) if fields else {done[0].title: list(done)}
+    chosen = k or max(default_ks(min(data.num_samples for data in done)))
+    name = model or (TEAM if len(done[0].models) > 1 else done[0].models[0])
+    measure = TEAM_PASS if name == TEAM else PASS
+    levels = arms_table([arm for arm in arms_of(groups) if arm.name != BASE], ks=[chosen])
+    levels = levels.filter(seed=MEAN, measure=measure, model=name, k=chosen)
+    columns = column_names(fields)
+    values = {
+        arm: {column: str(value_of(own[0], path)) for column, path in zip(columns, fields, strict=True)}
+        for arm, own in groups.items()
+    }
+    schema = {"arm": pl.String, **dict.fromkeys(columns, pl.String)}
+    of_fields = pl.DataFrame([{"arm": arm, **own} for arm, own in values.items()], schema=schema)
+    frame = (
+        levels.join(of_fields, on="arm", how="left")
+        .sort("estimate", descending=True, nulls_last=True, maintain_order=True)
+        .select(
+            pl.col("estimate").rank("min", descending=True).cast(pl.Int64).alias("rank"),
+            *columns,
+            *("measure", "model", "k"),
+            *FIGURES,
+        )
+    )
+    figure = f"team Pass@{chosen}" if measure == TEAM_PASS else f"{name} Pass@{chosen}"
+    return ReportTable(
+        "rank",
+        f"{figure} on held-out problems, averaged over seeds, best first (percent)",
+        frame,
+        _shown(frame, columns, figure),
+        _notes(runs, done, fields),
+    )
+
+
+def _shown(frame: pl.DataFrame, columns: Sequence[str], figure: str) -> pl.DataFrame:
+    rows = [
+        [
+            row["rank"],
+            *(row[column] for column in columns),
+            percent(row["estimate"], row["low"], row["high"]),
+            row["num_seeds"],
+            UNDEFINED if row["seed_min"] is None else f"{100 * row['seed_min']:.1f} to {100 * row['seed_max']:.1f}",
+            row["num_problems"],
+        ]
+        for row in frame.iter_rows(named=True)
+    ]
+    return laid_out(["rank", *columns, figure, "seeds", "range of the seeds", "problems"], rows)
+
+
+def _notes(runs: Sequence[RunData], done: Sequence[RunData], fields: Sequence[str]) -> list[str]:
+    known = {data.path for data in done}
+    waiting = [data.name for data in runs if data.path not in known]
+    notes = [f"no evaluation after training yet: {', '.join(waiting)}"] if waiting else []
+    if fields:
+        notes.append(
+            f"a rank is no test, and the best of many is partly luck; differences: compare --by {' '.join(fields)}"
+        )
+    return [*notes, METHOD_NOTE]

@@ -1,0 +1,220 @@
+"""Messages for mistakes whose words come from a library: they are written for the user of a sweep file."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+
+import jsonschema
+import pytest
+
+import yaml
+from core_hpc import launch
+from core_hpc.common.errors import ConfigError
+from core_hpc.config.fields import run_config_schema
+from core_hpc.config.problems import PROBLEM_SOURCES
+from core_hpc.runs.bases import PROFILES
+from core_hpc.runs.explain import PATTERNS
+from core_hpc.runs.sweep import load_sweep
+from core_hpc.slurm.parse import parse_minutes
+from tests.unit.config.test_sweep import MINIMAL, mistakes, write
+
+PROBLEMS = MINIMAL["problems"]
+
+
+@pytest.mark.parametrize(
+    ("source", "advice"),
+    [
+        ("gms8k", "did you mean `gsm8k`?"),
+        ("GSM8K", "did you mean `gsm8k`?"),
+        ("reasoning-gym", "did you mean `reasoning_gym`?"),
+        ("csv", f"known: {', '.join(PROBLEM_SOURCES)}"),
+    ],
+)
+def test_an_unknown_source_gets_the_nearest_name(source: str, advice: str, tmp_path: Path) -> None:
+    found = mistakes(tmp_path, problems={**PROBLEMS, "train": {"source": source, "count": 4}})
+    assert found == [f"problems.train.source: no source {source!r}; {advice}"]
+
+
+def test_a_missing_source_is_named(tmp_path: Path) -> None:
+    found = mistakes(tmp_path, problems={**PROBLEMS, "train": {"count": 4}})
+    assert found == [f"problems.train.source: is missing; known: {', '.join(PROBLEM_SOURCES)}"]
+
+
+@pytest.mark.parametrize(
+    ("changes", "path", "values"),
+    [
+        ({"seed": [1, 2, 3]}, "seed", "[1, 2, 3]"),
+        ({"protocol": {"scope": ["failed", "all"]}}, "protocol.scope", "[failed, all]"),
+        ({"protocol": {"hint_probability": [0, 0.75]}}, "protocol.hint_probability", "[0, 0.75]"),
+        ({"update": {"loss": ["grpo", "gspo"]}}, "update.loss", "[grpo, gspo]"),
+        ({"protocol": {"even_budget": [True, False]}}, "protocol.even_budget", "[true, false]"),
+        ({"team": [{"name": "a", "model": ["x", "y"]}]}, "team.0.model", "[x, y]"),
+        (
+            {"problems": {**PROBLEMS, "train": {"source": "generated", "count": [4, 8]}}},
+            "problems.train.count",
+            "[4, 8]",
+        ),
+    ],
+)
+def test_a_list_of_values_is_a_grid(changes: dict[str, object], path: str, values: str, tmp_path: Path) -> None:
+    (message,) = mistakes(tmp_path, **changes)
+    assert message == (
+        f"{path}: is a list, but needs one value. For a run with each of these values, write it in grid: "
+        f"`grid: {{{path}: {values}}}`"
+    )
+    # What the message advises is a valid file, with a run for each value.
+    advised = yaml.safe_load(re.findall("`(.*)`", message)[0])
+    plain = {**MINIMAL, **{k: v for k, v in changes.items() if k == "team"}}
+    if "team" in changes:
+        plain["team"] = [{"name": "a", "model": "x"}]
+        plain["protocol"] = {"rescue_samples": 0}
+    (tmp_path / "sweep.yaml").write_text(yaml.safe_dump({**plain, **advised}))
+    assert len(load_sweep(tmp_path / "sweep.yaml").runs) == len(next(iter(advised["grid"].values())))
+
+
+def test_a_long_list_is_not_repeated_in_full(tmp_path: Path) -> None:
+    (message,) = mistakes(tmp_path, seed=list(range(10_000)))
+    assert message.startswith("seed: is a list, but needs one value.")
+    assert len(message) < 300
+
+
+@pytest.mark.parametrize(
+    ("given", "advised"), [("Qwen2.5-7B", "qwen2-5-7b"), ("A b", "a-b"), ("_x", "x"), ("ü", ""), ("a" * 99, "a" * 63)]
+)
+def test_a_name_in_capitals_gets_a_name_that_works(given: str, advised: str, tmp_path: Path) -> None:
+    team = [{"name": given, "model": "x"}, {"name": "other", "model": "y"}]
+    (message,) = mistakes(tmp_path, team=team)
+    assert message.startswith(f"team.0.name: {given!r} is not a name for files and tables")
+    assert "small letters a to z" in message
+    assert ("write `" in message) == bool(advised)
+    if advised:
+        assert f"write `{advised}`" in message
+        team[0]["name"] = advised
+        assert load_sweep(write(tmp_path, team=team)).runs
+
+
+def test_every_pattern_of_the_configuration_is_explained() -> None:
+    patterns = set(re.findall(r'"pattern": "((?:[^"\\]|\\.)*)"', json.dumps(run_config_schema())))
+    assert len(patterns) > 1
+    assert patterns <= set(PATTERNS)
+
+
+def test_a_value_where_a_section_belongs(tmp_path: Path) -> None:
+    (message,) = mistakes(tmp_path, protocol=3)
+    assert message.startswith("protocol: needs keys of its own, for example `protocol: {cold_samples: ...}`")
+
+
+def test_a_key_with_its_value_attached(tmp_path: Path) -> None:
+    path = tmp_path / "sweep.yaml"
+    path.write_text(yaml.safe_dump(MINIMAL) + "protocol: {cold_samples:4}\n")
+    with pytest.raises(ConfigError) as caught:
+        load_sweep(path)
+    assert caught.value.mistakes == [
+        "protocol.cold_samples:4: a space is missing after the colon; write `cold_samples: 4`"
+    ]
+
+
+def test_names_with_colons_are_printed_as_they_are(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """`:a:` is the name of a picture for rich."""
+    path = tmp_path / "sweep.yaml"
+    path.write_text("team: [{name:a: 1}]\n")
+    assert launch.main([str(path)]) == 2
+    assert "name:a: " in capsys.readouterr().err
+
+
+# --- base files ----------------------------------------------------------------------------------
+
+
+def test_a_missing_base_is_a_mistake_of_the_file_that_names_it(tmp_path: Path) -> None:
+    (tmp_path / "quickstart.yaml").write_text(yaml.safe_dump(MINIMAL))
+    path = write(tmp_path, base="quikstart.yaml")
+    with pytest.raises(ConfigError) as caught:
+        load_sweep(path)
+    assert caught.value.source == str(path)
+    (message,) = caught.value.mistakes
+    assert message == (
+        f"base: there is no file {tmp_path / 'quikstart.yaml'}; did you mean `quickstart.yaml`? "
+        "(base is a path relative to this file)"
+    )
+
+
+def test_a_missing_base_profile_lists_the_shipped_ones(tmp_path: Path) -> None:
+    (tmp_path / "my_site.yaml").write_text("base: one_nodes\nslurm: {account: a}\n")
+    with pytest.raises(ConfigError) as caught:
+        load_sweep(write(tmp_path, cluster={"profile": "my_site.yaml"}))
+    assert caught.value.source == str(tmp_path / "my_site.yaml")
+    (message,) = caught.value.mistakes
+    assert message.startswith("base: no profile 'one_nodes'; did you mean `one_node`?")
+    assert str(PROFILES) in message
+    assert all(path.stem in message for path in PROFILES.glob("*.yaml"))
+
+
+def test_a_profile_inherits_from_a_shipped_one_by_its_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """From any folder, and with the fields of the shipped profile below its own."""
+    site = tmp_path / "site"
+    site.mkdir()
+    (site / "mine.yaml").write_text("base: one_node\nslurm: {account: a}\n")
+    monkeypatch.chdir(tmp_path)
+    cluster = load_sweep(write(tmp_path), profile="site/mine.yaml").cluster
+    shipped = load_sweep(write(tmp_path), profile="one_node").cluster
+    assert cluster.slurm.account == "a"
+    assert cluster.model_dump(exclude={"slurm": {"account"}, "profile": True}) == shipped.model_dump(
+        exclude={"slurm": {"account"}, "profile": True}
+    )
+
+
+def test_a_profile_beside_it_has_priority_over_a_shipped_one(tmp_path: Path) -> None:
+    (tmp_path / "one_node.yaml").write_text("slurm: {account: mine}\n")
+    (tmp_path / "site.yaml").write_text("base: one_node\n")
+    assert load_sweep(write(tmp_path, cluster={"profile": "site.yaml"})).cluster.slurm.account == "mine"
+
+
+def test_a_profile_may_adapt_the_shipped_one_of_its_name(tmp_path: Path) -> None:
+    """`base: one_node` in one_node.yaml is the shipped profile, not the file itself."""
+    (tmp_path / "one_node.yaml").write_text("base: one_node\nslurm: {account: mine}\n")
+    cluster = load_sweep(write(tmp_path, cluster={"profile": "one_node.yaml"})).cluster
+    assert (cluster.driver, cluster.slurm.account) == ("arrays", "mine")
+
+
+# --- time limits ---------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("text", "minutes"),
+    [
+        ("90", 90),
+        ("04:00:00", 240),
+        ("4:00:00", 240),
+        ("1:30:00", 90),
+        ("'1:30:00'", 90),
+        ("00:00:01", 1),
+        ("100:00:00", 6000),
+        ("2-00:00:00", 2880),
+        ("1-12:30:01", 2191),
+    ],
+)
+def test_a_time_limit_is_read_as_slurm_writes_it(text: str, minutes: int, tmp_path: Path) -> None:
+    """SLURM's own reader of its times (`slurm/parse.py`) is the reference."""
+    path = write(tmp_path)
+    path.write_text(f"{path.read_text()}cluster: {{slurm: {{time_min: {text}, update: {{time_min: {text}}}}}}}\n")
+    slurm = load_sweep(path).cluster.slurm
+    assert (slurm.time_min, slurm.update.time_min) == (minutes, minutes)
+    assert load_sweep(write(tmp_path), [f"cluster.slurm.time_min={text}"]).cluster.slurm.time_min == minutes
+    if text != "90":
+        assert minutes - 1 < (parse_minutes(text.strip("'")) or 0) <= minutes
+
+
+@pytest.mark.parametrize("text", ["1:30", "1-12", "soon:1:2", "1:60:00", "0:00:00", "-5", "1:30:00.5"])
+def test_a_time_limit_that_is_not_clear_is_refused(text: str, tmp_path: Path) -> None:
+    (message,) = mistakes(tmp_path, f"cluster.slurm.time_min={text}")
+    assert message.startswith("cluster.slurm.time_min: ")
+
+
+def test_an_editor_accepts_both_forms_of_a_time_limit() -> None:
+    schema = json.loads((Path(__file__).parents[3] / "yaml" / "sweep.schema.json").read_text())
+    validator = jsonschema.Draft202012Validator(schema)
+    for value in (90, "04:00:00"):
+        assert validator.is_valid({**MINIMAL, "cluster": {"slurm": {"time_min": value}}})
+    assert not validator.is_valid({**MINIMAL, "cluster": {"slurm": {"time_min": 0}}})
