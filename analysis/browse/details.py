@@ -21,7 +21,6 @@ import polars as pl
 from analysis.browse.pieces import TokenTexts, find_tokenizer
 from analysis.counts.load import RunData
 from core_hpc.problems.splits import TRAIN
-from core_hpc.store import manifests, parquet
 from core_hpc.store.paths import RunPaths
 from core_hpc.store.schema import (
     ATTRIBUTES,
@@ -36,7 +35,7 @@ from core_hpc.store.schema import (
     SCORES,
     Table,
 )
-from core_hpc.store.shards import published_keys
+from core_hpc.store.shards import published_keys, read_problems
 
 KEPT, CUT, CHANGED = "kept", "cut", "changed"
 """Parts of a teacher's completion: in the hint, not in the hint, and only in the hint."""
@@ -195,19 +194,8 @@ class Reader:
     ) -> pl.DataFrame:
         """The rows of these problems in the published files of a phase."""
         frames = [pl.DataFrame(schema={name: table.schema[name] for name in columns})]
-        for path in self._keys.get((phase, iteration), []):
-            manifest = manifests.read_manifest(path)
-            manifests.check_files(manifest, checksum=False)
-            for file in (path.parent / entry.name for entry in manifest.files if entry.table == table.name):
-                try:
-                    # Polars filters by the problem first, so it decodes the texts of these rows only.
-                    rows = parquet.scan([file])
-                    absent = set(columns) & table.added - set(rows.collect_schema())
-                    rows = rows.filter(pl.col("problem_id").is_in(list(wanted)))
-                    rows = rows.with_columns(pl.lit(None, table.schema[name]).alias(name) for name in absent)
-                    frames.append(rows.select(columns).collect())
-                except (pl.exceptions.PolarsError, OSError) as e:
-                    raise manifests.DamagedError(path, f"{file}: not a readable Parquet file ({e})") from e
+        paths = self._keys.get((phase, iteration), [])
+        frames += [read_problems(path, table, problem_ids=wanted, columns=columns) for path in paths]
         return pl.concat(frames)
 
     def _model(self, model: str, rows: Sequence[dict[str, Any]], hint: dict[str, Any] | None) -> ModelDetail:

@@ -14,10 +14,12 @@ from __future__ import annotations
 import html
 import re
 import secrets
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.resources import files
 from pathlib import Path
+
+import polars as pl
 
 from analysis.browse.content import Block, Content, data_file
 from analysis.browse.outcomes import BIT
@@ -84,7 +86,7 @@ def export(
             path.unlink()
     sizes = {block: content.sizes(block) for block in content.blocks}
     total = sum(frame.height for frame in sizes.values())
-    chosen = choose(content, num_completions, always)
+    chosen = choose(sizes, num_completions, always)
     for block in content.blocks:
         _write(data, f"b{block.name}", content.block(block, _write_details(content, data, block, chosen[block])))
     for run, split in dict.fromkeys((block.run, block.split) for block in content.blocks):
@@ -102,27 +104,31 @@ def _write(folder: Path, name: str, content: object) -> None:
 
 
 def choose(
-    content: Content, num_completions: int, always: Sequence[tuple[Block, str]] = ()
+    sizes: Mapping[Block, pl.DataFrame], num_completions: int, always: Sequence[tuple[Block, str]] = ()
 ) -> dict[Block, dict[str, int]]:
     """Choose the problems whose texts are written.
 
     Blocks and flags take turns, and the latest iterations come first, so a small number still has
     examples of everything. At least one problem is chosen.
 
+    Args:
+        sizes: the problems of each block with completions and flags (`Content.sizes`).
+        num_completions: about how many completions get their texts.
+        always: problems that are chosen in any event.
+
     Returns:
         For each block the chosen problems, with their numbers of completions.
     """
-    chosen: dict[Block, dict[str, int]] = {block: {} for block in content.blocks}
+    chosen: dict[Block, dict[str, int]] = {block: {} for block in sizes}
     queues = []
-    for block in sorted(content.blocks, key=lambda b: (-b.iteration, b.run, b.split)):
-        sizes = content.sizes(block)
-        masks = [(sizes["flags"].to_numpy() & bit) > 0 for bit in BIT.values()]
-        rows = [sizes.filter(mask) for mask in masks] + [sizes]
+    for block in sorted(sizes, key=lambda b: (-b.iteration, b.run, b.split)):
+        problems = sizes[block]
+        masks = [(problems["flags"].to_numpy() & bit) > 0 for bit in BIT.values()]
+        rows = [problems.filter(mask) for mask in masks] + [problems]
         queues += [(block, frame.select("problem_id", "num_completions").iter_rows()) for frame in rows]
     for block, problem in always:
-        chosen[block] |= dict(
-            content.sizes(block).filter(problem_id=problem).select("problem_id", "num_completions").iter_rows()
-        )
+        own = sizes[block].filter(problem_id=problem)
+        chosen[block] |= dict(own.select("problem_id", "num_completions").iter_rows())
     num = sum(size for problems in chosen.values() for size in problems.values())
     while queues:
         for queue in list(queues):

@@ -104,7 +104,7 @@ def write(run: Path, iteration: int, counted: Counted, listing: dict[str, list[l
     remove_leftovers(folder)
 
     def fill(temporary: Path) -> dict[str, tuple[int, str]]:
-        for file, frame in zip(_FILES, (counted.counts, counted.answers), strict=True):
+        for file, frame in zip(_FILES, (counted.counts.select(list(COUNTS)), counted.answers), strict=True):
             frame.write_parquet(temporary / file)
         return {}
 

@@ -12,7 +12,7 @@ attributes of the problems (`schema.ATTRIBUTES`) to the counts as further column
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
@@ -76,17 +76,13 @@ RESCUE_PUBLISHED = "rescue_published"
 """A further column of the counts of a run: in cold rows, whether the rescue of this problem by this
 model is published. Else null."""
 
-RESCUES = pl.Schema({name: COUNTS[name] for name in ("iteration", "model", "problem_id")})
-
 
 @dataclass(frozen=True)
 class Counted:
     """The counts of a set of rollout rows."""
 
-    counts: pl.DataFrame  # schema COUNTS
+    counts: pl.DataFrame  # schema COUNTS; with RESCUE_PUBLISHED if the rows were just read
     answers: pl.DataFrame  # schema ANSWERS
-    rescues: pl.DataFrame = field(default_factory=lambda: pl.DataFrame(schema=RESCUES))
-    """Problems of published rescue tasks, sampled again or not. Empty for cached counts."""
 
 
 def count_rows(rows: pl.DataFrame, *, source: str = "rows") -> pl.DataFrame:
@@ -112,9 +108,9 @@ def count_rows(rows: pl.DataFrame, *, source: str = "rows") -> pl.DataFrame:
     return as_counts(rows.group_by(KEYS).agg(**FIGURES)).sort(KEYS)
 
 
-def as_counts(frame: pl.DataFrame) -> pl.DataFrame:
-    """Select the columns of `COUNTS` and cast them to their types."""
-    return frame.select(pl.col(name).cast(dtype) for name, dtype in COUNTS.items())
+def as_counts(frame: pl.DataFrame, *more: str) -> pl.DataFrame:
+    """Select the columns of `COUNTS`, cast to their types, and further columns."""
+    return frame.select(*(pl.col(name).cast(dtype) for name, dtype in COUNTS.items()), *more)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -10,12 +10,13 @@ This module opens no file. `scan.find_row` finds the row that a finding is about
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import polars as pl
 
+from analysis.counts.counts import RESCUE_PUBLISHED
 from core_hpc.config.run import RunConfig
 from core_hpc.problems.sets import set_names, set_of
 from core_hpc.problems.splits import EVALUATION, TRAIN, problems_of_iteration, split_of
@@ -31,6 +32,7 @@ EXPECTED = pl.Schema(
         "problem_id": pl.String(),
         "expected_gold": pl.String(),
         "part": pl.Int32(),
+        RESCUE_PUBLISHED: pl.Boolean(),
     }
 )
 """The problems that each published task may have rows of. For a rescue task these are all problems
@@ -48,47 +50,96 @@ class Finding:
     part: int | None = None  # part of the task that the problem belongs to
 
 
-def expected_rows(keys: Sequence[TaskKey], problems: pl.DataFrame, config: RunConfig | None) -> pl.DataFrame:
+class TaskProblems:
+    """The problems that each task of a run may have rows of.
+
+    Args:
+        problems: columns split, problem_id and gold, in the order of the frozen splits.
+        config: the configuration; None for imported predictions, whose tasks have all held-out
+            problems.
+        keys: keys of the published tasks.
+    """
+
+    def __init__(self, problems: pl.DataFrame, config: RunConfig | None, keys: Collection[TaskKey]) -> None:
+        self._splits = {
+            name: problems.filter(pl.col("split") == name).select("problem_id", expected_gold="gold")
+            for name in (TRAIN, EVALUATION)
+        }
+        self._config = config
+        self._keys = frozenset(keys)
+        self._orders: dict[int, pl.Series] = {}
+
+    def of(self, key: TaskKey) -> pl.DataFrame:
+        """Return the problems of a cold, rescue or evaluate task.
+
+        The columns are those of `EXPECTED` without iteration, phase and model.
+        """
+        here = self._splits[split_of(key.phase)]
+        if self._config is not None:
+            protocol = self._config.protocol
+            of_part = slice(key.part * protocol.problems_per_part, (key.part + 1) * protocol.problems_per_part)
+            here = here[of_part] if key.phase == EVALUATE else here[self._order(key.iteration)[of_part]]
+        is_rescued = replace(key, phase=RESCUE) in self._keys if key.phase == COLD else None
+        added = {"part": key.part, RESCUE_PUBLISHED: is_rescued}
+        return here.with_columns(**{name: pl.lit(value, EXPECTED[name]) for name, value in added.items()})
+
+    def _order(self, iteration: int) -> pl.Series:
+        """Row numbers of the training problems of an iteration."""
+        assert self._config is not None
+        if iteration not in self._orders:
+            count, seed = self._config.protocol.problems_per_iteration, self._config.seed
+            order = problems_of_iteration(self._splits[TRAIN].height, count, iteration, seed)
+            self._orders[iteration] = pl.Series(order, dtype=pl.UInt32)
+        return self._orders[iteration]
+
+
+def expected_rows(keys: Sequence[TaskKey], problems: TaskProblems) -> pl.DataFrame:
     """Return the problems that published tasks may have rows of.
 
     Args:
         keys: keys of cold, rescue and evaluate tasks.
-        problems: columns split, problem_id and gold, in the order of the frozen splits.
-        config: the configuration; None for imported predictions, whose tasks have all held-out
-            problems.
+        problems: the problems of every task.
 
     Returns:
         A frame with the schema `EXPECTED`.
     """
-    splits = {
-        name: problems.filter(pl.col("split") == name).select("problem_id", expected_gold="gold")
-        for name in (TRAIN, EVALUATION)
-    }
-    orders: dict[int, list[int]] = {}
     frames = []
     for key in keys:
-        here = splits[split_of(key.phase)]
-        if config is not None:
-            size = config.protocol.problems_per_part
-            of_part = slice(key.part * size, (key.part + 1) * size)
-            if key.phase == EVALUATE:
-                here = here[of_part]
-            else:
-                if key.iteration not in orders:
-                    count = config.protocol.problems_per_iteration
-                    orders[key.iteration] = problems_of_iteration(here.height, count, key.iteration, config.seed)
-                here = here[orders[key.iteration][of_part]]
-        labels = {"iteration": key.iteration, "phase": key.phase, "model": key.model, "part": key.part}
+        labels = {"iteration": key.iteration, "phase": key.phase, "model": key.model}
         columns = {name: pl.lit(value, EXPECTED.get(name)) for name, value in labels.items()}
-        frames.append(here.select(pl.all(), **columns))
+        frames.append(problems.of(key).select(pl.all(), **columns))
     return pl.concat(frames).select(list(EXPECTED)) if frames else pl.DataFrame(schema=EXPECTED)
 
 
-def findings(tally: pl.DataFrame, expected: pl.DataFrame, config: RunConfig | None, *, run_id: str) -> list[Finding]:
+def num_samples(config: RunConfig) -> dict[str, int]:
+    """The number of completions of every sampled problem, by phase."""
+    return {
+        COLD: config.protocol.cold_samples,
+        RESCUE: config.protocol.rescue_samples,
+        EVALUATE: config.evaluation.samples,
+    }
+
+
+def whole(num_expected: int) -> pl.Expr:
+    """Whether the sample indices of a problem are 0 .. n-1, with n = `num_expected`.
+
+    The expression needs the columns n, last_index and sum_index of a tally. It compares the number,
+    the maximum and the sum of the indices. A missing or duplicated row changes at least one of them.
+    """
+    right_sum = pl.col("sum_index") == num_expected * (num_expected - 1) // 2
+    return (pl.col("n") == num_expected) & (pl.col("last_index") == num_expected - 1) & right_sum
+
+
+def with_expected(tally: pl.DataFrame, expected: pl.DataFrame) -> pl.DataFrame:
+    """Add what is expected to the rows of a tally: nulls where nothing is."""
+    return tally.join(expected, on=GROUP, how="left")
+
+
+def findings(known: pl.DataFrame, expected: pl.DataFrame, config: RunConfig | None, *, run_id: str) -> list[Finding]:
     """Compare a tally with the expected rows.
 
     Args:
-        tally: the result of `scan.tally`.
+        known: the result of `with_expected`.
         expected: the result of `expected_rows`.
         config: the configuration; None for imported predictions.
         run_id: the run that all rows must belong to.
@@ -96,7 +147,6 @@ def findings(tally: pl.DataFrame, expected: pl.DataFrame, config: RunConfig | No
     Returns:
         All errors; empty when the rows are correct.
     """
-    known = tally.join(expected, on=GROUP, how="left")
     foreign = (pl.col("run_id") != run_id) | pl.col("part").is_null()
     found = []
     for row in known.filter(foreign).sort(GROUP).iter_rows(named=True):
@@ -111,7 +161,7 @@ def findings(tally: pl.DataFrame, expected: pl.DataFrame, config: RunConfig | No
         found.append(_finding("a hinted row; only the rescue phase gives hints", row, (*GROUP, "hint_given")))
     if config is not None:  # imported files choose the number of completions and their numbering
         found += _sample_findings(own, config)
-    missing = expected.filter(pl.col("phase") != RESCUE).join(tally, on=GROUP, how="anti")
+    missing = expected.filter(pl.col("phase") != RESCUE).join(known, on=GROUP, how="anti")
     for row in missing.sort(GROUP).iter_rows(named=True):
         group = {name: row[name] for name in GROUP}
         found.append(Finding("no row, although the task must sample this problem", group, {}, part=row["part"]))
@@ -123,28 +173,18 @@ def _finding(what: str, row: dict[str, Any], names: Sequence[str], *, twice: boo
 
 
 def _sample_findings(own: pl.DataFrame, config: RunConfig) -> list[Finding]:
-    """Find problems whose sample indices are not exactly 0 .. n-1, with n from the configuration.
-
-    The check compares the number, the maximum and the sum of the indices. A missing or duplicated
-    row changes at least one of them.
-    """
+    """Find problems whose sample indices are not exactly those that the configuration asks for."""
     totals = [pl.col("n", "sum_index").sum(), pl.col("last_index").max()]
     names = set_names(config)
-    samples = [
-        (COLD, pl.lit(True), config.protocol.cold_samples),
-        (RESCUE, pl.lit(True), config.protocol.rescue_samples),
-        *((EVALUATE, set_of(names) == n, config.for_set(n).evaluation.samples) for n in ("", *names)),
-    ]
+    samples = [(phase, pl.lit(True), num) for phase, num in num_samples(config).items() if phase != EVALUATE]
+    samples += [(EVALUATE, set_of(names) == n, config.for_set(n).evaluation.samples) for n in ("", *names)]
     found = []
     for phase, of_set, num_expected in samples:
         rows = own.filter(pl.col("phase") == phase, of_set)
         # In the other phases a problem has one row in a correct tally, so nothing has to be summed.
         if phase == RESCUE or rows.height != rows.select(GROUP).n_unique():
             rows = rows.group_by(*GROUP, "part").agg(totals)
-        correct_sum = num_expected * (num_expected - 1) // 2
-        right_indices = (pl.col("last_index") == num_expected - 1) & (pl.col("sum_index") == correct_sum)
-        good = (pl.col("n") == num_expected) & right_indices
-        for row in rows.filter(~good).sort(GROUP).iter_rows(named=True):
+        for row in rows.filter(~whole(num_expected)).sort(GROUP).iter_rows(named=True):
             what = f"{row['n']} completions instead of {num_expected}"
             if row["n"] == num_expected:
                 what = f"the sample indices are not 0 to {num_expected - 1}, each of them once"

@@ -13,9 +13,19 @@ from pathlib import Path
 import polars as pl
 
 from analysis.counts import cache
-from analysis.counts.counts import ANSWERS, COUNTS, RESCUE_PUBLISHED, RESCUES, Counted, as_counts
-from analysis.counts.integrity import EXPECTED, GROUP, Finding, expected_rows, findings
-from analysis.counts.scan import Shard, count_answers, damage, find_row, list_shards, tally
+from analysis.counts.counts import ANSWERS, COUNTS, RESCUE_PUBLISHED, Counted, as_counts
+from analysis.counts.integrity import (
+    EXPECTED,
+    GROUP,
+    Finding,
+    TaskProblems,
+    expected_rows,
+    findings,
+    num_samples,
+    with_expected,
+)
+from analysis.counts.scan import Shard, count_answers, damage, find_row, in_threads, list_shards, num_scans, tally
+from analysis.counts.whole import count_answers_of_whole, count_whole
 from core_hpc.common.errors import InputError, StoreError
 from core_hpc.config.problems import TrainingSource
 from core_hpc.config.run import RunConfig
@@ -35,7 +45,7 @@ MAX_SHOWN = 5
 BATCH_ROWS = 1_000_000
 """Approximate number of rows that are counted at once."""
 
-EMPTY = Counted(pl.DataFrame(schema=COUNTS), pl.DataFrame(schema=ANSWERS))
+EMPTY = Counted(pl.DataFrame(schema={**COUNTS, RESCUE_PUBLISHED: pl.Boolean()}), pl.DataFrame(schema=ANSWERS))
 
 
 @dataclass(frozen=True)
@@ -96,12 +106,11 @@ def load_run(run: Path, *, answers: bool = True, lenient: bool = False) -> RunDa
     keys = [k for k in published_keys(run) if k.phase in GENERATION_PHASES]
     new = [k for k in keys if k.iteration not in counted]
     fresh, left_out = count_tasks(run, new, problems, config, answers=answers, lenient=lenient)
-    parts = [*counted.values(), fresh]
-    # Only complete iterations are cached, so all their rescues are published.
-    complete = {(k.iteration, k.model) for k in keys if k.phase == RESCUE and k.iteration in counted}
-    counts = described(_with_published_rescues(pl.concat(p.counts for p in parts), fresh.rescues, complete), problems)
-    counted_answers = described(pl.concat(p.answers for p in parts), problems)
-    return _by_set(RunData(run, config, models, counts, counted_answers, left_out))
+    rescued = {i: {k.model for k in keys if (k.iteration, k.phase) == (i, RESCUE)} for i in counted}
+    counts = pl.concat([*(_complete(cached.counts, rescued[i]) for i, cached in counted.items()), fresh.counts])
+    answer_counts = pl.concat(part.answers for part in [*counted.values(), fresh])
+    data = RunData(run, config, models, described(counts, problems), described(answer_counts, problems), left_out)
+    return _by_set(data)
 
 
 def of_main_set(config: RunConfig | None) -> pl.Expr:
@@ -127,21 +136,14 @@ def _by_set(data: RunData) -> RunData:
     return replace(data, counts=data.counts.filter(main), answers=data.answers.filter(main), sets=sets)
 
 
-def _with_published_rescues(
-    counts: pl.DataFrame, rescues: pl.DataFrame, complete: Collection[tuple[int, str]]
-) -> pl.DataFrame:
-    """Add RESCUE_PUBLISHED to counts.
+def _complete(counts: pl.DataFrame, rescued: Collection[str]) -> pl.DataFrame:
+    """Add RESCUE_PUBLISHED to the cached counts of an iteration.
 
-    rescues: the problems of published rescue tasks (`RESCUES`). complete: iterations and models of
-    which all rescue tasks are published.
+    rescued: the models with published rescue tasks. Only complete iterations are cached, so all
+    their rescue tasks are published.
     """
-    keys = ["iteration", "model"]
-    pairs = pl.DataFrame(list(complete), schema={key: RESCUES[key] for key in keys}, orient="row")
-    whole = counts.filter(pl.col("phase") == COLD).join(pairs, on=keys).select(list(RESCUES))
-    published = pl.concat([rescues, whole]).unique().with_columns(pl.lit(COLD).alias("phase"), known=True)
-    joined = counts.join(published, on=GROUP, how="left", maintain_order="left")
-    is_published = pl.when(pl.col("phase") == COLD).then(pl.col("known").fill_null(False))
-    return joined.with_columns(is_published.alias(RESCUE_PUBLISHED)).drop("known")
+    is_published = pl.when(pl.col("phase") == COLD).then(pl.col("model").is_in(list(rescued)))
+    return counts.with_columns(is_published.alias(RESCUE_PUBLISHED))
 
 
 def configuration(run: Path) -> tuple[RunConfig | None, list[str]]:
@@ -193,24 +195,74 @@ def count_tasks(
         shards = [s for s in shards if s.manifest not in bad]
     elif errors:
         raise errors[0]
-    run_id = str(read_identity(run)["run_id"])
-    parts, left_out = [EMPTY], [f"{e}; its rows are left out" for e in errors]
-    for batch in _batches(shards):
-        rows, expected = tally(batch), expected_rows([s.key for s in batch], problems, config)
-        found = findings(rows, expected, config, run_id=run_id)
-        if found and not lenient:
-            raise _incorrect_rows(run, batch, found)
-        sampled_again = expected.filter(pl.col("phase") == RESCUE)
-        part = Counted(as_counts(rows), count_answers(batch if answers else []), sampled_again)
-        if found:
-            group_schema = {name: EXPECTED[name] for name in GROUP}
-            bad_groups = pl.DataFrame([f.group for f in found], schema=group_schema).unique()
-            frames = (part.counts, part.answers, part.rescues)
-            part = Counted(*(frame.join(bad_groups, on=GROUP, how="anti") for frame in frames))
+    run_id, expected = str(read_identity(run)["run_id"]), TaskProblems(problems, config, {s.key for s in shards})
+    parts, others = _count_whole_tasks(shards, expected, config, run_id=run_id, answers=answers)
+    found, left_out = [], [f"{e}; its rows are left out" for e in errors]
+    for batch in _batches(others):
+        part, found_here = _count_any_tasks(batch, expected, config, run_id=run_id, answers=answers)
+        if found_here and not lenient:
+            raise _incorrect_rows(run, batch, found_here)
         parts.append(part)
-        left_out += [f"{_line(batch, finding)}; the problem is left out" for finding in found]
-    counts, answer_counts = pl.concat(p.counts for p in parts), pl.concat(p.answers for p in parts)
-    return Counted(counts, answer_counts, pl.concat(p.rescues.select(list(RESCUES)) for p in parts)), left_out
+        found += found_here
+        left_out += [f"{_line(batch, finding)}; the problem is left out" for finding in found_here]
+    counted = Counted(
+        pl.concat([EMPTY.counts, *(p.counts for p in parts)]), pl.concat([EMPTY.answers, *(p.answers for p in parts)])
+    )
+    return _without(counted, found), left_out
+
+
+def _count_whole_tasks(
+    shards: Sequence[Shard], expected: TaskProblems, config: RunConfig | None, *, run_id: str, answers: bool
+) -> tuple[list[Counted], list[Shard]]:
+    """Count the tasks that are correct. Return their counts, and the shards of all other tasks."""
+    if config is None:  # imported files choose the number of completions
+        return [], list(shards)
+    has_sets = bool(config.evaluation.sets)  # each with its own number of completions
+    groups: dict[tuple[int, str, str], list[Shard]] = {}
+    for shard in shards:
+        if not (has_sets and shard.key.phase == EVALUATE):
+            groups.setdefault(_task_group(shard), []).append(shard)
+    samples = num_samples(config)
+
+    def count(group: list[Shard]) -> Counted | None:
+        of_tasks = pl.concat(expected.of(key) for key in dict.fromkeys(s.key for s in group))
+        counts = count_whole(group, of_tasks, run_id=run_id, num_samples=samples[group[0].key.phase])
+        if counts is None:
+            return None
+        votes = answers and group[0].key.phase != RESCUE
+        return Counted(counts, count_answers_of_whole(group) if votes else EMPTY.answers)
+
+    counted = in_threads(count, groups.values(), num_threads=num_scans(shards))
+    is_whole = {key for key, part in zip(groups, counted, strict=True) if part is not None}
+    others = [shard for shard in shards if _task_group(shard) not in is_whole]
+    return [part for part in counted if part is not None], others
+
+
+def _task_group(shard: Shard) -> tuple[int, str, str]:
+    return shard.key.iteration, shard.key.phase, shard.key.model
+
+
+def _count_any_tasks(
+    shards: Sequence[Shard], problems: TaskProblems, config: RunConfig | None, *, run_id: str, answers: bool
+) -> tuple[Counted, list[Finding]]:
+    """Count tasks of any phase, and find what is incorrect in them."""
+    expected = expected_rows([s.key for s in shards], problems)
+    known = with_expected(tally(shards), expected)
+    found = findings(known, expected, config, run_id=run_id)
+    return Counted(as_counts(known, RESCUE_PUBLISHED), count_answers(shards if answers else [])), found
+
+
+def _without(counted: Counted, found: Sequence[Finding]) -> Counted:
+    """Leave out problems. The rescue of a cold row is not published if it is left out."""
+    if not found:
+        return counted
+    schema = {name: EXPECTED[name] for name in GROUP}
+    bad = pl.DataFrame([f.group for f in found], schema=schema).unique()
+    counts, answers = (frame.join(bad, on=GROUP, how="anti") for frame in (counted.counts, counted.answers))
+    rescues = bad.filter(pl.col("phase") == RESCUE).with_columns(pl.lit(COLD).alias("phase"), is_bad=True)
+    counts = counts.join(rescues, on=GROUP, how="left", maintain_order="left")
+    is_published = pl.when("is_bad").then(False).otherwise(RESCUE_PUBLISHED)
+    return Counted(counts.with_columns(is_published.alias(RESCUE_PUBLISHED)).drop("is_bad"), answers)
 
 
 def _batches(shards: Sequence[Shard]) -> list[list[Shard]]:
@@ -311,10 +363,12 @@ def _name_of(source: TrainingSource) -> str:
 
 def described(rows: pl.DataFrame, problems: pl.DataFrame) -> pl.DataFrame:
     """Add the ATTRIBUTES of the problems to rows that have the columns phase and problem_id."""
-    split_of_phase = {phase: split_of(phase) for phase in GENERATION_PHASES}
-    rows = rows.with_columns(split=pl.col("phase").replace_strict(split_of_phase, return_dtype=pl.String))
-    known = problems.select("split", "problem_id", *ATTRIBUTES)
-    return rows.join(known, on=["split", "problem_id"], how="left", maintain_order="left").drop("split")
+    frames = []
+    for split in (TRAIN, EVALUATION):
+        known = problems.filter(pl.col("split") == split).select("problem_id", *ATTRIBUTES)
+        here = rows.filter(pl.col("phase").is_in([phase for phase in GENERATION_PHASES if split_of(phase) == split]))
+        frames.append(here.join(known, on="problem_id", how="left", maintain_order="left"))
+    return pl.concat(frames)
 
 
 def load_runs(

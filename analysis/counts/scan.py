@@ -48,7 +48,7 @@ TALLY_KEYS = (
     "teacher_model",
     "gold",
 )
-_TALLIED = {
+TALLIED = {
     **FIGURES,
     "last_index": pl.col("sample_index").max(),
     "sum_index": pl.col("sample_index").cast(pl.Int64).sum(),
@@ -57,7 +57,7 @@ _READ = list(dict.fromkeys((*TALLY_KEYS, *ROW_COLUMNS, *ANSWER_KEYS)))
 TALLY = pl.Schema(
     {
         **{name: ROLLOUTS.schema[name] for name in TALLY_KEYS},
-        **{name: COUNTS.get(name, pl.Int64()) for name in _TALLIED},
+        **{name: COUNTS.get(name, pl.Int64()) for name in TALLIED},
     }
 )
 
@@ -118,7 +118,7 @@ def tally(shards: Sequence[Shard]) -> pl.DataFrame:
     """
     if not shards:
         return pl.DataFrame(schema=TALLY)
-    total = pl.concat(_scan(shards, TALLY_KEYS, _TALLIED))
+    total = pl.concat(_scan(shards, TALLY_KEYS, TALLIED))
     if total["n"].sum() != sum(s.num_rows for s in shards):
         _raise_if_damaged(shards)
     return total.select(pl.col(name).cast(dtype) for name, dtype in TALLY.items())
@@ -138,17 +138,21 @@ def count_answers(shards: Sequence[Shard]) -> pl.DataFrame:
     return frame.select(pl.col(name).cast(dtype) for name, dtype in ANSWERS.items())
 
 
+def num_scans(shards: Sequence[Shard]) -> int:
+    """The number of scans that should run at the same time: several if the files are small."""
+    return NUM_SCANS if sum(s.num_rows for s in shards) < SMALL_ROWS * len(shards) else 1
+
+
 def _scan(shards: Sequence[Shard], keys: Sequence[str], figures: dict[str, pl.Expr]) -> list[pl.DataFrame]:
-    small = sum(s.num_rows for s in shards) < SMALL_ROWS * len(shards)
-    num_scans = max(1, min(NUM_SCANS, len(shards) // FILES_PER_SCAN)) if small else 1
+    num = max(1, min(num_scans(shards), len(shards) // FILES_PER_SCAN))
 
     def scan(paths: list[Path]) -> pl.DataFrame:
         rows = parquet.scan(paths)
         return rows.group_by(keys).agg(**figures).collect(engine="streaming")
 
-    batches = [[s.path for s in shards[i::num_scans]] for i in range(num_scans)]
+    batches = [[s.path for s in shards[i::num]] for i in range(num)]
     try:
-        return in_threads(scan, batches, num_threads=num_scans)
+        return in_threads(scan, batches, num_threads=num)
     except (pl.exceptions.PolarsError, OSError):
         _raise_if_damaged(shards)
         raise

@@ -23,7 +23,8 @@ from analysis.metrics.pairs import check_one_configuration, check_same_problems,
 from analysis.metrics.passk import TEAM
 from analysis.stats.crossed import mean_variance
 from analysis.stats.estimators import FloatArray, IntArray, team_pass_at_k
-from analysis.stats.power import Parts, sampling_variance
+from analysis.stats.power import Parts, planned_sampling_variance
+from analysis.stats.variance import sampling_variance
 from core_hpc.common.errors import InputError
 from core_hpc.store.schema import COLD, RESCUE
 
@@ -58,17 +59,11 @@ class _Arm(NamedTuple):
 
     def noise(self) -> float:
         """Mean over runs and problems of the variance from the sampling of the pilot."""
-        found = []
-        for p in self.panels:
-            sizes = p.n.min(axis=0)
-            for size in np.unique(sizes):
-                here = sizes == size
-                found.append(sampling_variance(p.n[:, here], p.c[:, here], self.k, int(size)))
-        return float(np.concatenate(found).mean())
+        return float(np.mean([sampling_variance(p.n, p.c, self.k) for p in self.panels]))
 
     def sampling(self, num_samples: int) -> float:
         """Mean over runs and problems of the variance from num_samples completions."""
-        found = [sampling_variance(p.n, p.c, self.k, num_samples) for p in self.panels]
+        found = [planned_sampling_variance(p.n, p.c, self.k, num_samples) for p in self.panels]
         return max(float(np.mean(found)), 0.0)
 
 

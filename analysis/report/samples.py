@@ -16,10 +16,9 @@ import polars as pl
 from analysis.counts.load import RunData, problems_of
 from analysis.stats.intervals import SEED
 from core_hpc.problems.splits import TRAIN
-from core_hpc.store import manifests, parquet
 from core_hpc.store.paths import RunPaths
 from core_hpc.store.schema import COLD, HINT, HINTS, RESCUE, ROLLOUTS, Table
-from core_hpc.store.shards import published_keys
+from core_hpc.store.shards import published_keys, read_problems
 
 NUM_RESCUES = 6
 _CASE = ["iteration", "model", "problem_id"]
@@ -74,18 +73,11 @@ def sample_rescues(data: RunData, *, num: int = NUM_RESCUES) -> tuple[pl.DataFra
 
 def _rows(run: Path, phase: str, table: Table, cases: pl.DataFrame, columns: Sequence[str]) -> pl.DataFrame:
     """The rows of the cases in one phase, with these columns."""
-    iterations, problems = set(cases["iteration"]), cases["problem_id"].unique().implode()
-    frames = [pl.DataFrame(schema={name: table.schema[name] for name in (*_CASE, *columns)})]
+    iterations, problems = set(cases["iteration"]), cases["problem_id"].unique().to_list()
+    names = (*_CASE, *columns)
+    frames = [pl.DataFrame(schema={name: table.schema[name] for name in names})]
     for key in published_keys(run):
-        if key.phase != phase or key.iteration not in iterations:
-            continue
-        manifest = manifests.read_manifest(RunPaths(run).task_manifest(key))
-        manifests.check_files(manifest, checksum=False)
-        for path in (manifest.path.parent / entry.name for entry in manifest.files if entry.table == table.name):
-            # Polars filters by the problem first, so it reads the texts of the matching rows only.
-            rows = parquet.scan([path]).filter(pl.col("problem_id").is_in(problems))
-            try:
-                frames.append(rows.select(*_CASE, *columns).collect())
-            except (pl.exceptions.PolarsError, OSError) as e:
-                raise manifests.DamagedError(manifest.path, f"{path}: not a readable Parquet file ({e})") from e
+        if key.phase == phase and key.iteration in iterations:
+            path = RunPaths(run).task_manifest(key)
+            frames.append(read_problems(path, table, problem_ids=problems, columns=names))
     return pl.concat(frames).join(cases, on=_CASE, how="semi")

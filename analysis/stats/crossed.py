@@ -2,7 +2,8 @@
 
 The input is an array of shape (seeds, problems). The output is the parts of the variance of its
 mean, and an interval of the mean that holds for other problems and other seeds. With one seed the
-interval is over problems only. This module does not know what the values are.
+interval is over problems only. The parts are estimated in `stats/uncertainty.py`. This module does
+not know what the values are.
 
 The variance of the mean is that of two crossed samples (two-way clustering: Cameron, Gelbach and
 Miller 2011, doi 10.1198/jbes.2010.07136): the part that problems share over seeds, plus the part
@@ -19,6 +20,7 @@ import numpy as np
 from analysis.stats.estimators import FloatArray, IntArray
 from analysis.stats.intervals import CONFIDENCE, Estimate, few, join_notes, undefined
 from analysis.stats.student import t_quantile
+from analysis.stats.uncertainty import variances
 
 
 @dataclass(frozen=True)
@@ -75,20 +77,9 @@ def mean_variance(values: FloatArray, groups: IntArray | None = None) -> MeanVar
         values: (S, P) values of S seeds on the same P problems; P is at least 2.
         groups: (P,) codes of source groups; default: every problem is a group of its own.
     """
-    num_seeds, num_problems = values.shape
-    size = num_seeds * num_problems
-    codes = np.arange(num_problems) if groups is None else np.unique(groups, return_inverse=True)[1]
-    num_groups = int(codes.max()) + 1
-    # (S, G): the sum of a group's deviations from the mean, for each seed.
-    sums = np.stack([np.bincount(codes, weights=row, minlength=num_groups) for row in values - values.mean()])
-    of_groups = num_groups / (num_groups - 1) * float((sums.sum(axis=0) ** 2).sum()) / size**2
-    if num_seeds == 1:
-        return MeanVariance(of_groups, 0.0, 0.0, num_groups, 1)
-    of_seeds = num_seeds / (num_seeds - 1) * float((sums.sum(axis=1) ** 2).sum()) / size**2
-    rest = sums - sums.mean(axis=0) - sums.mean(axis=1, keepdims=True) + sums.mean()
-    df = (num_seeds - 1) * (num_groups - 1)
-    of_both = num_seeds * num_groups / df * float((rest**2).sum()) / size**2
-    return MeanVariance(of_groups, of_seeds, of_both, num_groups, num_seeds)
+    found = variances(values, groups)
+    num_groups = values.shape[1] if groups is None else len(np.unique(groups))
+    return MeanVariance(found.problems, found.seeds, found.rest, num_groups, len(values))
 
 
 def crossed_mean(

@@ -11,7 +11,7 @@ difference has the variance
     problem / P + seed / S + (interaction + sampling(n)) / (S P).
 
 The first three parts are those of two crossed samples (`stats/crossed.py`). The formula of the last
-one is in `sampling_variance`. This is the power analysis of Miller 2024 (arXiv 2411.00640, section
+one is in `planned_sampling_variance`. This is the power analysis of Miller 2024 (arXiv 2411.00640, section
 5), with seeds added.
 """
 
@@ -98,7 +98,7 @@ def power_for(found: Resolution, effect: float, *, alpha: float = ALPHA) -> floa
     return power_of(abs(effect) / found.standard_error, round(found.df, 6), alpha)
 
 
-def sampling_variance(n: IntArray, c: IntArray, k: int, num_samples: int) -> FloatArray:
+def planned_sampling_variance(n: IntArray, c: IntArray, k: int, num_samples: int) -> FloatArray:
     """Unbiased estimate, per problem, of the variance of (team) Pass@k from drawing completions.
 
     Let q_m be the chance that a completion of model m is wrong. Two draws of k out of num_samples
@@ -119,7 +119,7 @@ def sampling_variance(n: IntArray, c: IntArray, k: int, num_samples: int) -> Flo
     Returns:
         (P,). An estimate for a single problem may be negative; only means are used.
 
-    >>> sampling_variance(np.array([[4]]), np.array([[2]]), 1, 10).round(6).tolist()
+    >>> planned_sampling_variance(np.array([[4]]), np.array([[2]]), 1, 10).round(6).tolist()
     [0.033333]
     """
     total = comb(num_samples, k)

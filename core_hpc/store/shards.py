@@ -80,6 +80,39 @@ def read_manifest_table(
     return pl.concat(frames)
 
 
+def read_problems(
+    manifest_path: Path, table: Table, *, problem_ids: Sequence[str], columns: Sequence[str]
+) -> pl.DataFrame:
+    """Read the rows of some problems in one publication, without decoding the texts of the others.
+
+    Sizes are checked, checksums and the key are not.
+
+    Args:
+        manifest_path: The manifest of the publication.
+        table: Which of its tables to read.
+        problem_ids: The problems.
+        columns: Decode only these columns. Those that the file does not have because they were
+            added later are null.
+
+    Raises:
+        DamagedError: A file is missing, altered or not readable.
+    """
+    manifest = manifests.read_manifest(manifest_path)
+    manifests.check_files(manifest, checksum=False)
+    frames = [pl.DataFrame(schema={name: table.schema[name] for name in columns})]
+    for path in (manifest_path.parent / entry.name for entry in manifest.files if entry.table == table.name):
+        try:
+            rows = parquet.scan([path])
+            absent = set(columns) & table.added - set(rows.collect_schema())
+            # Polars filters first, so it decodes the texts of the matching rows only.
+            rows = rows.filter(pl.col("problem_id").is_in(list(problem_ids)))
+            rows = rows.with_columns(pl.lit(None, table.schema[name]).alias(name) for name in absent)
+            frames.append(rows.select(columns).collect())
+        except (pl.exceptions.PolarsError, OSError) as e:
+            raise manifests.DamagedError(manifest_path, f"{path}: cannot be read as a Parquet file ({e})") from e
+    return pl.concat(frames)
+
+
 def _read_parquet(path: Path, table: Table, columns: Sequence[str] | None) -> pl.DataFrame:
     """Read a file. Columns that it does not have because they were added later are null."""
     stored = parquet.column_names(path) if table.added else []

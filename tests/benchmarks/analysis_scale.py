@@ -2,9 +2,9 @@
 
     python -m tests.benchmarks.analysis_scale --out FILE [--size large] [--slow-files]
 
-The benchmark measures reading from shards and from cached counts. Every way of reading runs three
-times, each time in a new process, so that its peak memory can be measured; the medians are
-reported. The alternatives are:
+The benchmark measures reading from shards and from cached counts, and a whole report. Every way
+runs several times in turns with the others, each time in a new process, so that its peak memory can
+be measured; the medians are reported. `--only` measures some of the ways. The alternatives are:
 
 - `decode_and_count`: decode the needed columns and count with numpy.bincount, which is close to the
   fastest possible.
@@ -38,7 +38,7 @@ SIZES = {
     "large": Size(cold=320, rescue=160, evaluation=260),
 }
 FILES = Size(problems=500, iterations=20, parts=8, cold=8, rescue=4, evaluation=8)
-NUM_RUNS = 3
+NUM_TURNS = 3
 LOOP_ROWS = 200_000
 OPERATION_US = 2000
 COLUMNS = [
@@ -82,6 +82,16 @@ def _report(run: Path) -> int:
     return pass_at_k_table(data.counts, ks=[1, 2, 4], models=data.models).height
 
 
+def _whole_report(run: Path) -> int:
+    """Write the report of the run, and return the size of its folder in bytes."""
+    from analysis.__main__ import main as analyse
+
+    with tempfile.TemporaryDirectory() as folder:
+        if analyse(["report", str(run), "--out", folder]):
+            raise RuntimeError("the report failed")
+        return sum(path.stat().st_size for path in Path(folder).rglob("*") if path.is_file())
+
+
 def _decode(run: Path, count: bool = False) -> int:
     import numpy as np
     import polars as pl
@@ -123,7 +133,10 @@ WAYS: dict[str, Callable[[Path], int]] = {
     "duckdb_plain": lambda run: _duckdb(run, _PLAIN),
     "python_loop": _loop,
     "pass_table": _report,
+    "report": _whole_report,
 }
+READERS = [way for way in WAYS if way != "report"]
+"""The ways that are measured by default. A report of a large run takes minutes."""
 
 
 def measure_one(way: str, run: Path) -> dict[str, float]:
@@ -144,41 +157,57 @@ def measure_one(way: str, run: Path) -> dict[str, float]:
     return {"wall_s": cost.wall_s, "cpu_s": cost.cpu_s, "result": result, "peak_mb": peak_mb(), "imports_mb": before}
 
 
-def _median(way: str, run: Path, **environment: str) -> dict[str, float]:
-    return medians(
-        [
-            in_process("analysis_scale", "--one", way, "--run", str(run), environment=environment)
-            for _ in range(NUM_RUNS)
-        ]
-    )
+def _in_turns(
+    ways: Sequence[str], run: Path, turns: int = NUM_TURNS, **environment: str
+) -> dict[str, dict[str, float]]:
+    """Return the medians of every way. The ways take turns, so that other work disturbs all of them."""
+    costs: dict[str, list[dict[str, float]]] = {way: [] for way in ways}
+    for _ in range(turns):
+        for way in ways:
+            cost = in_process("analysis_scale", "--one", way, "--run", str(run), environment=environment)
+            costs[way].append(cost)
+    return {way: medians(of_way) for way, of_way in costs.items()}
 
 
-def benchmark(folder: Path, size: Size) -> dict[str, Any]:
-    """Measure all ways on one run, then cache the counts and measure reading from them."""
+def some_ways(folder: Path, size: Size, ways: Sequence[str], turns: int) -> dict[str, Any]:
+    """Measure some ways on one run."""
+    run = folder / "run"
+    rows = make_run(run, size)
+    costs = _in_turns(ways, run, turns)
+    return {"rows": rows, "files": len(_files(run)), "turns": turns, "ways": costs, "ratios": _ratios(costs)}
+
+
+def _ratios(ways: dict[str, dict[str, float]]) -> dict[str, dict[str, float]]:
+    others = [way for way in ("decode", "decode_and_count", "duckdb_same", "duckdb_plain") if way in ways]
+    names = {"cpu": "cpu_s", "wall": "wall_s"}
+    return {
+        f"ours / {other}": {name: round(ways["ours"][key] / ways[other][key], 3) for name, key in names.items()}
+        for other in others
+        if "ours" in ways
+    }
+
+
+def benchmark(folder: Path, size: Size, turns: int = NUM_TURNS) -> dict[str, Any]:
+    """Measure all ways of reading one run, then cache the counts and measure reading from them."""
     from analysis.counts.load import keep_counts
 
     run = folder / "run"
     rows = make_run(run, size)
-    ways = {way: _median(way, run) for way in WAYS}
+    ways = _in_turns(READERS, run, turns)
     ways["python_loop"]["cpu_s"] *= rows / ways["python_loop"]["result"]
     assert ways["ours"]["result"] == ways["duckdb_same"]["result"] == ways["decode"]["result"] == rows
     with measured() as keeping:
         for iteration in range(size.iterations + 1):
             keep_counts(run, iteration)
-    for way in ("ours", "pass_table"):
-        ways[f"{way}_from_kept"] = _median(way, run)
-    cpu = {way: figures["cpu_s"] for way, figures in ways.items()}
-    wall = {way: figures["wall_s"] for way, figures in ways.items()}
+    kept = _in_turns(["ours", "pass_table"], run, turns)
+    ways |= {f"{way}_from_kept": cost for way, cost in kept.items()}
     return {
         "rows": rows,
         "files": len(_files(run)),
         "ways": ways,
         "keeping_cpu_s_per_iteration": keeping.cpu_s / (size.iterations + 1),
-        "ratios": {
-            f"ours / {other}": {"cpu": round(cpu["ours"] / cpu[other], 3), "wall": round(wall["ours"] / wall[other], 3)}
-            for other in ("decode", "decode_and_count", "duckdb_same", "duckdb_plain")
-        },
-        "python_loop / ours": round(cpu["python_loop"] / cpu["ours"], 1),
+        "ratios": _ratios(ways),
+        "python_loop / ours": round(ways["python_loop"]["cpu_s"] / ways["ours"]["cpu_s"], 1),
     }
 
 
@@ -189,7 +218,9 @@ def slow_files(folder: Path) -> dict[str, Any]:
     source = Path(__file__).with_name("slow_files.c")
     subprocess.run(["cc", "-O2", "-shared", "-fPIC", str(source), "-o", str(shim), "-ldl"], check=True)
     slow = {"LD_PRELOAD": str(shim), "SLOW_PREFIX": str(run), "SLOW_US": str(OPERATION_US)}
-    ways = {way: {"fast": _median(way, run), "slow": _median(way, run, **slow)} for way in ("ours", "duckdb_same")}
+    readers = ["ours", "duckdb_same"]
+    fast_costs, slow_costs = _in_turns(readers, run), _in_turns(readers, run, **slow)
+    ways = {way: {"fast": fast_costs[way], "slow": slow_costs[way]} for way in readers}
     wall = {way: figures["slow"]["wall_s"] for way, figures in ways.items()}
     return {
         "rows": rows,
@@ -210,12 +241,22 @@ def show(figures: dict[str, Any]) -> None:
     print_table("ratios", {name: value for name, value in figures.items() if "/" in name} | figures.get("ratios", {}))
 
 
+def _measure(folder: Path, args: argparse.Namespace) -> dict[str, Any]:
+    if args.slow_files:
+        return slow_files(folder)
+    if args.only:
+        return some_ways(folder, SIZES[args.size], args.only, args.turns)
+    return benchmark(folder, SIZES[args.size], args.turns)
+
+
 def main(arguments: Sequence[str] | None = None) -> None:
     """Command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path)
     parser.add_argument("--size", choices=SIZES, default="usual")
     parser.add_argument("--slow-files", action="store_true")
+    parser.add_argument("--only", nargs="+", choices=WAYS, help="measure these ways only")
+    parser.add_argument("--turns", type=int, default=NUM_TURNS, help="how often each way runs")
     parser.add_argument("--one", choices=WAYS, help=argparse.SUPPRESS)
     parser.add_argument("--run", type=Path, help=argparse.SUPPRESS)
     args = parser.parse_args(arguments)
@@ -224,7 +265,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         return
     with tempfile.TemporaryDirectory() as folder:
         began = time.monotonic()
-        figures = slow_files(Path(folder)) if args.slow_files else benchmark(Path(folder), SIZES[args.size])
+        figures = _measure(Path(folder), args)
     show(figures)
     print(f"in {time.monotonic() - began:.0f} s")
     if args.out:

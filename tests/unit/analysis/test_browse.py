@@ -208,7 +208,7 @@ def test_a_limited_export_has_every_flag_and_iteration(tmp_path: Path) -> None:
     correct = [[[s < p % 3 for s in range(2)] for p in range(60)] for _ in range(3)]
     data, _ = evaluated(tmp_path / "run", *({"ada": c, "bob": c[::-1]} for c in correct))
     content = Content([data], title="run")
-    chosen = choose(content, 100)
+    chosen = choose({block: content.sizes(block) for block in content.blocks}, 100)
     sizes = [size for block in chosen.values() for size in block.values()]
     assert sum(sizes) == 100
     assert set(chosen) == {Block(0, "evaluation", i) for i in range(3)}

@@ -10,7 +10,7 @@ from typing import Any
 import polars as pl
 import pytest
 
-from analysis.counts import cache
+from analysis.counts import cache, load
 from analysis.counts.counts import ANSWER_KEYS, ANSWERS, COUNTS, KEYS
 from analysis.counts.load import keep_counts, load_run
 from analysis.counts.scan import Shard, damage
@@ -99,6 +99,18 @@ def test_counts_are_those_of_a_loop(run: Path) -> None:
     assert load_run(run, answers=False).answers.height == 0
 
 
+def test_correct_tasks_are_counted_without_the_general_tally(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The fast counts of all phases are used, and they are those of the general way."""
+    fast = load_run(run)
+    with monkeypatch.context() as general:
+        general.setattr(load, "count_whole", lambda *args, **kwargs: None)
+        slow = load_run(run)
+    for name, keys in (("counts", KEYS), ("answers", ANSWER_KEYS)):
+        assert getattr(fast, name).sort(keys).equals(getattr(slow, name).sort(keys))
+    monkeypatch.setattr(load, "tally", None)
+    assert load_run(run).counts.height == fast.counts.height
+
+
 def replace_shard(run: Path, key: TaskKey, change: Any) -> Path:
     """Publish changed rows under the key of a task, as if the task had made them."""
     paths = RunPaths(run)
@@ -153,6 +165,14 @@ FAULTS = [
         RESCUE_ADA,
         with_row(5, sample_index=1),
         "row 5: rescue 1, ada, problem t1: the sample indices are not 0 to 2, each of them once",
+        "t1",
+    ),
+    (RESCUE_ADA, with_row(4, gold="3"), "row 4: rescue 1, ada, problem t1: gold answer '3', the problem has '2'", "t1"),
+    (RESCUE_ADA, with_row(4, run_id="other"), "row 4: rescue 1, ada, problem t1: a row of run other", "t1"),
+    (
+        RESCUE_ADA,
+        lambda rows: [{**row, "problem_id": "t9"} if row["problem_id"] == "t1" else row for row in rows],
+        "row 3: rescue 1, ada, problem t9: a problem that does not belong to this task",
         "t1",
     ),
 ]

@@ -118,6 +118,17 @@ def test_parts_of_the_variance_are_those_of_the_analysis_of_variance() -> None:
     assert mean_variance(values[:1]).problems == pytest.approx(values[0].var(ddof=1) / 25)
 
 
+def test_seeds_that_shift_all_problems_alike_have_no_part_in_common_with_problems() -> None:
+    """Also where the source groups have different sizes."""
+    rng = np.random.default_rng(7)
+    groups = np.repeat(np.arange(8), [1, 1, 2, 3, 5, 8, 4, 1])
+    values = rng.normal(size=25) + np.array([[-0.2], [0.1], [0.4]])
+    found = mean_variance(values, groups)
+    assert found.both == pytest.approx(0, abs=1e-12)
+    assert found.seeds == pytest.approx(0.03)  # variance of the three shifts / 3
+    assert found.num_groups == 8
+
+
 def test_copies_in_one_source_group_change_no_interval() -> None:
     rng = np.random.default_rng(5)
     runs = [run(s, {i: rng.integers(0, 5, (2, 110)) for i in (0, 3)}) for s in (1, 2)]

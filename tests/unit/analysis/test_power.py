@@ -15,7 +15,7 @@ from analysis.__main__ import main
 from analysis.counts.load import RunData
 from analysis.metrics.pilot import pilot_of_rates, pilot_of_runs
 from analysis.metrics.plan import OTHER_SEEDS, THESE_RUNS, Wanted, completions_of, designs_of, plan_report, plan_table
-from analysis.stats.power import Design, Parts, cheapest, power_for, resolution, sampling_variance
+from analysis.stats.power import Design, Parts, cheapest, planned_sampling_variance, power_for, resolution
 from analysis.stats.student import detectable_shift, power_of, t_exceeds, t_quantile
 from core_hpc.common.errors import InputError
 from tests.benchmarks.power import World, compared
@@ -65,7 +65,7 @@ def test_sampling_variance_is_unbiased(k: int, num_samples: int) -> None:
     mean = 0.0
     for a in range(pilot_n + 1):
         for b in range(pilot_n + 1):
-            found = sampling_variance(np.full((2, 1), pilot_n), np.array([[a], [b]]), k, num_samples)[0]
+            found = planned_sampling_variance(np.full((2, 1), pilot_n), np.array([[a], [b]]), k, num_samples)[0]
             mean += chance(a, pilot_n, 0) * chance(b, pilot_n, 1) * found
     assert mean == pytest.approx(variance, abs=1e-12)
 
