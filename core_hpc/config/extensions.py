@@ -19,6 +19,8 @@ EXTENSION = "extension"
 """Key in the `json_schema_extra` of a field: the extension point (`extensions.points.POINTS`)."""
 FUNCTION_KEYS = ("function", "extract", "normalize", "verify")
 """Names of all fields that name a function."""
+OWN_NAME_PATTERN = r"^[a-z][a-z0-9_]{0,30}$"
+"""Name that the user gives to a kind of answers or a reward part."""
 REFERENCE = re.compile(r"(?P<file>[^\n:@]+\.py):(?P<function>[A-Za-z_]\w*)(?:@(?P<digest>[0-9a-f]{16}))?")
 
 

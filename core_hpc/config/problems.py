@@ -12,7 +12,7 @@ from typing import Annotated, Any, Literal, get_args
 from pydantic import Field, JsonValue, ValidationInfo, field_validator, model_validator
 
 from core_hpc.config.base import DEFAULT_BY, PositiveInt, Section, added_later, null_means_default
-from core_hpc.config.extensions import FUNCTION, FunctionReference, OwnFunction, function_of
+from core_hpc.config.extensions import FUNCTION, OWN_NAME_PATTERN, FunctionReference, OwnFunction, function_of
 from core_hpc.config.instructions import default_instruction
 
 AnswerKindName = Literal["number", "integer", "latex", "letter", "text"]
@@ -20,7 +20,7 @@ _KIND = (
     "number: exact value; integer: 0 to 999 (AIME); latex: by algebra; letter: A to J; text: same words; or a name in "
 )
 _KIND += "problems.answer_kinds"
-AnswerKind = Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]{0,30}$")]
+AnswerKind = Annotated[str, Field(pattern=OWN_NAME_PATTERN)]
 """A name of `AnswerKindName`, or a key of `problems.answer_kinds`."""
 _COUNT = "problems to draw by seed; evaluation draws from what training does not use; null: all"
 _MADE = "problems to generate"

@@ -11,7 +11,14 @@ from typing import Annotated, Literal
 from pydantic import Field, ValidationInfo, field_validator
 
 from core_hpc.config.base import Section, added_later
-from core_hpc.config.extensions import FUNCTION, ExploreFunction, FunctionReference, OwnFunction, function_of
+from core_hpc.config.extensions import (
+    FUNCTION,
+    OWN_NAME_PATTERN,
+    ExploreFunction,
+    FunctionReference,
+    OwnFunction,
+    function_of,
+)
 
 Weight = Annotated[float, Field(ge=0, le=100)]
 Schedule = Weight | Annotated[list[Weight], Field(min_length=1)]
@@ -114,7 +121,7 @@ class OverlongSection(Section):
     )
 
 
-PartName = Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]{0,30}$")]
+PartName = Annotated[str, Field(pattern=OWN_NAME_PATTERN)]
 
 
 class OwnPartSection(OwnFunction):

@@ -15,6 +15,7 @@ from pydantic import BaseModel
 
 import yaml
 from core_hpc.config.analysis import METRIC_PATTERN
+from core_hpc.config.extensions import OWN_NAME_PATTERN
 from core_hpc.config.problems import COMMIT_PATTERN, PROBLEM_SOURCES
 from core_hpc.config.run import NAME_PATTERN, SWEEP_KEYS, RunConfig
 
@@ -24,6 +25,8 @@ PATTERNS = {
     NAME_PATTERN: "is not a name for files and tables: only small letters a to z, digits, _ and -, with a letter or "
     "digit first, and at most 63 characters",
     COMMIT_PATTERN: "is not a commit hash: 40 digits 0 to 9 and letters a to f, so that the files never change",
+    OWN_NAME_PATTERN: "is not a name for a function of yours: only small letters a to z, digits and _, with a letter "
+    "first, and at most 31 characters",
     METRIC_PATTERN: "is not a metric with its number of completions, for example team_pass@2",
 }
 """Pattern of a field -> what a text that does not fit it is not."""
