@@ -308,7 +308,7 @@ def test_the_range_of_hours_is_that_of_the_estimate(tmp_path: Path) -> None:
     sweep = load_sweep(small_sweep(tmp_path, grid={"seed": [1, 2]}), profile="one_node")
     hours = make_plan(sweep).hours
     device = estimate.DEVICES[0]
-    alone = [estimate.hours(sweep.runs[0].config, 2 * 32, share, device) for share in (0.1, 1.0)]
+    alone = [estimate.hours(sweep.runs[0].config, {"": 2 * 32}, share, device) for share in (0.1, 1.0)]
     assert [hours.low, hours.high] == pytest.approx([2 * one for one in alone])
     assert (hours.device, hours.unit) == ("H100", "GPU-hours")
     arrays = planned_arrays(sweep.runs[0].config.cluster, graph_of(sweep))
