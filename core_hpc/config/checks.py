@@ -130,6 +130,15 @@ def _lessons_need_a_peer(config: RunConfig) -> None:
         raise ValueError("update.teach: a team of one model has no peer to learn from; leave it out, or add a model")
 
 
+def _engines_that_split(config: RunConfig) -> None:
+    unable = [m.name for m in config.team if m.engine == "transformers"]
+    if config.cluster.engine_gpus > 1 and unable:
+        raise ValueError(
+            f"cluster.engine_gpus: only vllm can split a model, but {', '.join(unable)} has engine: transformers; set "
+            "engine: vllm, or leave engine_gpus out"
+        )
+
+
 def _primary_can_be_computed(config: RunConfig) -> None:
     primary = config.analysis.primary
     mistake = primary.mistake([m.name for m in config.team], config.evaluation.samples) if primary else ""
@@ -150,5 +159,6 @@ CHECKS: tuple[Callable[[RunConfig], None], ...] = (
     _a_teacher_needs_hints,
     _samples_for_pass_at_k,
     _lessons_need_a_peer,
+    _engines_that_split,
     _primary_can_be_computed,
 )

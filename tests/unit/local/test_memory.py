@@ -86,3 +86,17 @@ def test_needs_by_tuning() -> None:
     assert needs(tuning="full", lora=None).trainer_gb == 2 + 4 + 4 + 16 + 2
     assert needs(4, tuning="full", lora=None).trainer_gb == 2 + 4 + 4 + 4 + 2
     assert needs(tuning="qlora", lora=LoraSection()).trainer_gb < 1
+    halved = Needs.of(ModelSection(name="m", model="org/m"), 2**30, 1, engine_gpus=2)
+    assert (halved.engine_gb, halved.trainer_gb) == (1.0, 2.0)
+
+
+def test_an_engine_on_two_gpus_takes_memory_of_both() -> None:
+    """Two models on two GPUs: with two GPUs each, both engines lie on every GPU."""
+    alone, split = (
+        chosen([MIDDLE, MIDDLE], 80, num_gpus=2, **cluster) for cluster in ({}, {"engine_gpus": 2, "update_ranks": 2})
+    )
+    assert (alone.kind, split.kind) == ("split", "split")
+    assert "1 engine(s) and 1 trainer(s) on a GPU of 80 GiB" in alone.why
+    assert "2 engine(s) and 2 trainer(s) on a GPU of 80 GiB" in split.why
+    assert "GPU of its own" in chosen([MIDDLE], 24, num_gpus=3, engine_gpus=2).why
+    assert "GPU of its own" not in chosen([MIDDLE], 24, num_gpus=2, engine_gpus=2).why
