@@ -139,6 +139,19 @@ def _engines_that_split(config: RunConfig) -> None:
         )
 
 
+def _base_weights_to_divide(config: RunConfig) -> None:
+    if config.cluster.zero_stage == 2:
+        return
+    unable = [m.name for m in config.team if m.tuning != "lora" or m.warmup is not None]
+    if unable:
+        raise ValueError(
+            f"cluster.zero_stage: 3 divides only the frozen weights under an adapter, but {', '.join(unable)} has "
+            "another tuning or a warm-up; set tuning: lora without a warm-up, or leave zero_stage out"
+        )
+    if config.update.compile:
+        raise ValueError("update.compile: layers with cluster.zero_stage: 3 cannot be compiled; leave one of them out")
+
+
 def _primary_can_be_computed(config: RunConfig) -> None:
     primary = config.analysis.primary
     mistake = primary.mistake([m.name for m in config.team], config.evaluation.samples) if primary else ""
@@ -160,5 +173,6 @@ CHECKS: tuple[Callable[[RunConfig], None], ...] = (
     _samples_for_pass_at_k,
     _lessons_need_a_peer,
     _engines_that_split,
+    _base_weights_to_divide,
     _primary_can_be_computed,
 )

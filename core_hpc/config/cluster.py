@@ -248,6 +248,12 @@ class ClusterSection(Section):
         description="processes (ZeRO-2 ranks) of one update task; with resident, all on its one node. Above 1 "
         "experimental on GPUs: only CPUs have run it",
     )
+    zero_stage: Literal[2, 3] = operational(
+        2,
+        description="what the ranks of an update divide among them. 2: gradients and optimizer; 3: also the frozen "
+        "weights of the layers (tuning: lora), for a base model that does not fit on one GPU. 3 is experimental on "
+        "GPUs: only CPUs have run it",
+    )
     engine_gpus: PositiveInt = operational(
         1,
         description="GPUs of one engine (vllm), all on one node: each computes a part of every layer (tensor "
@@ -292,6 +298,15 @@ class ClusterSection(Section):
             raise ValueError(
                 f"gpu_sharing: {self.gpu_sharing} lets engines sleep between two parts, which does not work with "
                 f"parts_in_engine: {self.parts_in_engine}; remove parts_in_engine, or use gpu_sharing: split or evict"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _several_ranks_to_divide(self) -> ClusterSection:
+        if self.zero_stage == 3 and self.update_ranks == 1:
+            raise ValueError(
+                "zero_stage: 3 divides the base weights among the ranks, but update_ranks is 1; set update_ranks to 2 "
+                "or more, or leave zero_stage out"
             )
         return self
 

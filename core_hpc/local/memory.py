@@ -44,7 +44,7 @@ class Needs:
     trainer_gb: float
 
     @classmethod
-    def of(cls, model: ModelSection, num_weights: int, num_ranks: int, engine_gpus: int = 1) -> Needs:
+    def of(cls, model: ModelSection, num_weights: int, cluster: ClusterSection) -> Needs:
         """Compute the needs from the number of weights. By default a weight has 16 bits."""
         billion = num_weights / 2**30
         bytes_each = 2.0
@@ -52,8 +52,9 @@ class Needs:
             bytes_each = 0.6
         elif model.dtype == "float32":
             bytes_each = 4.0
-        full = 8 + 16 / num_ranks + 2 if model.tuning == "full" else 0.0  # training/full.py
-        return cls(billion * bytes_each / engine_gpus, billion * (bytes_each + full))
+        full = 8 + 16 / cluster.update_ranks + 2 if model.tuning == "full" else 0.0  # training/full.py
+        base = bytes_each / (cluster.update_ranks if cluster.zero_stage == 3 else 1)
+        return cls(billion * bytes_each / cluster.engine_gpus, billion * (base + full))
 
 
 def choose(
@@ -153,9 +154,5 @@ def gpu_memory(names: Sequence[str]) -> float | None:
 
 def needs_of(runs: Sequence[Run]) -> list[Needs]:
     """Return the needs of the models of the team that needs most."""
-    teams = [
-        [Needs.of(m, r.facts[m.name].num_weights, c.update_ranks, c.engine_gpus) for m in r.config.team]
-        for r in runs
-        for c in [r.config.cluster]
-    ]
+    teams = [[Needs.of(m, r.facts[m.name].num_weights, r.config.cluster) for m in r.config.team] for r in runs]
     return max(teams, key=lambda team: sum(n.engine_gb + n.trainer_gb for n in team), default=[])
