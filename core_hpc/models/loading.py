@@ -210,12 +210,14 @@ def check_split(config: Any, num_gpus: int) -> None:
         InputError: the sizes of the model do not fit; the message names the numbers of GPUs that do.
     """
     text = config.get_text_config()
-    heads = text.num_attention_heads
+    heads = getattr(text, "num_attention_heads", None) or 0
     shared = getattr(text, "num_key_value_heads", None) or heads
     inner = getattr(text, "intermediate_size", None) or 0
+    inners = [inner] if isinstance(inner, int) else inner  # some models have one per layer
 
     def fits(number: int) -> bool:
-        return not (heads % number or inner % number or (shared % number and number % shared))
+        is_even = not heads % number and not any(size % number for size in inners)
+        return is_even and (not shared % number or not number % shared)
 
     if not fits(num_gpus):
         numbers = ", ".join(str(n) for n in range(1, heads + 1) if fits(n))

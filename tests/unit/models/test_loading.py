@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -61,7 +62,7 @@ def test_a_model_that_generates_no_text_is_refused(phi3: Path) -> None:
 
 def test_an_engine_can_share_only_layers_that_divide_evenly(mistral3: Path) -> None:
     """The numbers that are allowed are those for which vLLM's own sizes per GPU are whole."""
-    from transformers import LlamaConfig
+    from transformers import LlamaConfig, MambaConfig
 
     sizes = {"hidden_size": 96, "intermediate_size": 48, "num_attention_heads": 12, "num_key_value_heads": 4}
     config = LlamaConfig(**sizes)
@@ -73,7 +74,13 @@ def test_an_engine_can_share_only_layers_that_divide_evenly(mistral3: Path) -> N
         check_split(config, 3)
     with pytest.raises(InputError, match=r"4 GPUs .* and the 50 units .* this model: 1, 2$"):
         check_split(LlamaConfig(**{**sizes, "intermediate_size": 50}), 4)
+    differing = SimpleNamespace(num_attention_heads=4, intermediate_size=[48, 50])  # one size per layer
+    differing.get_text_config = lambda: differing
+    check_split(differing, 2)
+    with pytest.raises(InputError, match="4 GPUs"):
+        check_split(differing, 4)
     check_split(load_config(mistral3), 1)
+    check_split(MambaConfig(), 1)
 
 
 def test_only_linear_layers_of_the_language_model_are_targets(mistral3: Path) -> None:
