@@ -160,6 +160,28 @@ def _lessons_need_a_peer(config: RunConfig) -> None:
         raise ValueError("update.teach: a team of one model has no peer to learn from; leave it out, or add a model")
 
 
+def _engines_that_split(config: RunConfig) -> None:
+    unable = [m.name for m in config.team if m.engine == "transformers"]
+    if config.cluster.engine_gpus > 1 and unable:
+        raise ValueError(
+            f"cluster.engine_gpus: only vllm can split a model, but {', '.join(unable)} has engine: transformers; set "
+            "engine: vllm, or leave engine_gpus out"
+        )
+
+
+def _base_weights_to_divide(config: RunConfig) -> None:
+    if config.cluster.zero_stage == 2:
+        return
+    unable = [m.name for m in config.team if m.tuning != "lora" or m.warmup is not None]
+    if unable:
+        raise ValueError(
+            f"cluster.zero_stage: 3 divides only the frozen weights under an adapter, but {', '.join(unable)} has "
+            "another tuning or a warm-up; set tuning: lora without a warm-up, or leave zero_stage out"
+        )
+    if config.update.compile:
+        raise ValueError("update.compile: layers with cluster.zero_stage: 3 cannot be compiled; leave one of them out")
+
+
 def _primary_can_be_computed(config: RunConfig) -> None:
     primary = config.analysis.primary
     mistake = primary.mistake([m.name for m in config.team], config.evaluation.samples) if primary else ""
@@ -217,6 +239,8 @@ CHECKS: tuple[Callable[[RunConfig], None], ...] = (
     _a_teacher_needs_hints,
     _samples_for_pass_at_k,
     _lessons_need_a_peer,
+    _engines_that_split,
+    _base_weights_to_divide,
     _primary_can_be_computed,
     _engine_log_probs_to_use,
     _skills_of_the_team,

@@ -272,6 +272,18 @@ class ClusterSection(Section):
         description="processes (ZeRO-2 ranks) of one update task; with resident, all on its one node. Above 1 "
         "experimental on GPUs: only CPUs have run it",
     )
+    zero_stage: Literal[2, 3] = operational(
+        2,
+        description="what the ranks of an update divide among them. 2: gradients and optimizer; 3: also the frozen "
+        "weights of the layers (tuning: lora), for a base model that does not fit on one GPU. 3 is experimental on "
+        "GPUs: only CPUs have run it",
+    )
+    engine_gpus: PositiveInt = operational(
+        1,
+        description="GPUs of one engine (vllm), all on one node: each computes a part of every layer (tensor "
+        "parallelism), for a model that does not fit on one GPU; on a CPU: processes. Above 1 experimental on GPUs: "
+        "only CPUs have run it",
+    )
     max_attempts: PositiveInt = operational(3, description="attempts of one task before its run stops")
     max_num_seqs: PositiveInt | None = operational(
         None, description="completions that an engine decodes at the same time; null: 64 on a CPU, 256 on a GPU"
@@ -310,6 +322,26 @@ class ClusterSection(Section):
             raise ValueError(
                 f"gpu_sharing: {self.gpu_sharing} lets engines sleep between two parts, which does not work with "
                 f"parts_in_engine: {self.parts_in_engine}; remove parts_in_engine, or use gpu_sharing: split or evict"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _several_ranks_to_divide(self) -> ClusterSection:
+        if self.zero_stage == 3 and self.update_ranks == 1:
+            raise ValueError(
+                "zero_stage: 3 divides the base weights among the ranks, but update_ranks is 1; set update_ranks to 2 "
+                "or more, or leave zero_stage out"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _gpus_of_an_engine(self) -> ClusterSection:
+        group: PhaseGroup = "resident" if self.driver == "resident" else "generate"
+        num_gpus = self.slurm.num_gpus(group)
+        if self.uses_slurm and 0 < num_gpus < self.engine_gpus:
+            raise ValueError(
+                f"engine_gpus ({self.engine_gpus}) must not exceed the GPUs of a job of slurm.{group} ({num_gpus}), "
+                f"because an engine runs on one node; lower engine_gpus, or raise slurm.{group}.gpus_per_node"
             )
         return self
 

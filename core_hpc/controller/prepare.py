@@ -22,7 +22,7 @@ from core_hpc.config.run import ModelSection, RunConfig
 from core_hpc.engines import has_gpu
 from core_hpc.extensions.sources import Source, remember
 from core_hpc.models.adapters import adapter_digest, check_adapter, find_adapter
-from core_hpc.models.loading import check_rope, check_vllm_packages, load_config
+from core_hpc.models.loading import check_rope, check_split, check_vllm_packages, load_config
 from core_hpc.models.prompts import check_chat_settings, prompt_builder
 from core_hpc.models.quantization import no_gpu, require_package
 from core_hpc.models.resolve import (
@@ -107,6 +107,7 @@ def _model_facts(config: RunConfig, model: ModelSection, splits: Splits) -> Mode
     check_rope(loaded)
     if model.engine == "vllm":
         check_vllm_packages(loaded)
+        check_split(loaded, config.cluster.engine_gpus)
     if model.tuning == "qlora":
         _check_four_bit(config)
     if model.lora is not None:

@@ -54,6 +54,7 @@ class EngineSpec:
             that `gpu_memory_share` allows.
         gpu_memory_share: share of the GPU memory that vLLM uses.
         max_num_seqs: number of completions that are decoded at the same time; None: `num_seqs`.
+        num_gpus: GPUs, or on a CPU processes, that vLLM splits the model among.
         sleeps: whether `Engine.sleep` releases the GPU memory.
     """
 
@@ -68,6 +69,7 @@ class EngineSpec:
     kv_cache_gb: float | None = None
     gpu_memory_share: float = 0.85
     max_num_seqs: int | None = None
+    num_gpus: int = 1
     sleeps: bool = False
 
     def num_seqs(self, *, on_cpu: bool) -> int:
@@ -148,6 +150,10 @@ def worker_environment(kind: str, threads: int) -> dict[str, str]:
         env |= {
             # A single process starts in seconds, and nothing remains when it is killed.
             "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
+            # The processes of an engine on several GPUs. A forked one would inherit the pipe to the
+            # launcher, which then would not notice that its worker has died.
+            "VLLM_WORKER_MULTIPROC_METHOD": "spawn",
+            "VLLM_WORKER_SHUTDOWN_TIMEOUT_SECONDS": "1",  # they have nothing to save
             "VLLM_NO_USAGE_STATS": "1",
             "VLLM_LOGGING_LEVEL": os.environ.get("VLLM_LOGGING_LEVEL", "WARNING"),
         }
@@ -155,6 +161,9 @@ def worker_environment(kind: str, threads: int) -> dict[str, str]:
         env["KMP_BLOCKTIME"] = "1"  # ms; idle threads must not spin if several processes share the cores
         if kind == "vllm":
             env["TORCHDYNAMO_DISABLE"] = "1"  # otherwise the first sampled request compiles for 3 to 19 s
+            # By default vLLM gives each process of an engine a NUMA node of its own, and stops if
+            # there are too few of them.
+            env["VLLM_CPU_OMP_THREADS_BIND"] = "nobind"
         if kind != "fake" and (preload := _preload()):
             env["LD_PRELOAD"] = preload
     return env

@@ -1,4 +1,7 @@
-"""Generation with vLLM in this process, on a GPU or a CPU.
+"""Generation with vLLM, on a GPU or a CPU.
+
+The engine is in this process. With `EngineSpec.num_gpus` above 1, this process only schedules, and
+one process per GPU computes with its part of every layer (`vllm_process.py`).
 
 In: prompt token ids. Out: all sampled token ids with the log-probabilities of the distribution from
 which they were drawn. vLLM permanently changes the process (environment, threads, memory binding),
@@ -21,7 +24,7 @@ from core_hpc.common.errors import CoreHpcError, InputError
 from core_hpc.engines import EngineSpec, check_requests
 from core_hpc.engines.base import AdapterRef, Completion, GenerationRequest, SamplingSettings
 from core_hpc.engines.shared import StepEngine
-from core_hpc.models.loading import check_vllm_packages, load_config, resolve_rope
+from core_hpc.models.loading import check_split, check_vllm_packages, load_config, resolve_rope
 from core_hpc.models.resolve import is_mistral_file
 from core_hpc.store.paths import EARLIER_OPTIMIZER_STATE
 
@@ -43,7 +46,9 @@ class VllmEngine(StepEngine):
 
     def __init__(self, spec: EngineSpec) -> None:
         os.environ.setdefault("VLLM_ENABLE_V1_MULTIPROCESSING", "0")
-        check_vllm_packages(load_config(spec.model_folder, trust_remote_code=spec.trust_remote_code))
+        config = load_config(spec.model_folder, trust_remote_code=spec.trust_remote_code)
+        check_vllm_packages(config)
+        check_split(config, spec.num_gpus)
         from vllm import LLM
         from vllm.platforms import current_platform
 
@@ -54,9 +59,15 @@ class VllmEngine(StepEngine):
             from core_hpc.engines import vllm_lora_cpu
 
             vllm_lora_cpu.install()
+        if spec.num_gpus > 1:
+            # The processes of the engine are children of this one, and share its cores.
+            threads = int(os.environ.get("OMP_NUM_THREADS", "1"))
+            os.environ["OMP_NUM_THREADS"] = str(max(1, threads // spec.num_gpus))
         with _without_other_tensors(spec.model_folder) as folder:
             arguments = _engine_arguments(replace(spec, model_folder=folder), on_cpu=on_cpu)
             self._llm: LLM | None = LLM(**arguments)
+        if spec.num_gpus > 1 and on_cpu:
+            self._llm.collective_rpc("unlink_shared_memory")
         self.compile_s = float(self._llm.llm_engine.vllm_config.compilation_config.compilation_time)
         self._internal_ids: dict[str, str] = {}
         """Our id -> vLLM's id of each request in progress."""
@@ -174,6 +185,12 @@ def _engine_arguments(spec: EngineSpec, *, on_cpu: bool) -> dict[str, Any]:
         "enable_prefix_caching": True,
         "disable_log_stats": True,
     }
+    if spec.num_gpus > 1:
+        arguments |= {
+            "tensor_parallel_size": spec.num_gpus,
+            "distributed_executor_backend": "mp",  # processes of this machine, never a Ray cluster
+            "worker_extension_cls": "core_hpc.engines.vllm_process.Extension",
+        }
     if spec.four_bit:
         arguments["quantization"] = "bitsandbytes"  # quantizes while loading, like the trainer
     if on_cpu:

@@ -80,6 +80,13 @@ def install() -> bool:
     return True
 
 
+def is_installed() -> bool:
+    """Whether `install` has replaced the stock functions in this process."""
+    from vllm.lora.punica_wrapper import punica_cpu
+
+    return getattr(punica_cpu.bgmv_shrink, "replaces_stock", False)
+
+
 def _refuse(why: str) -> bool:
     warnings.warn(
         f"vLLM's CPU LoRA functions are not replaced ({why}); results are correct, but slower",

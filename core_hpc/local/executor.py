@@ -106,7 +106,7 @@ class LocalLimits:
         threads = cluster.threads or max(1, cores // num_running)
         host_gb = psutil.virtual_memory().total / 2**30
         sharing = choose(cluster, needs, num_gpus=len(gpus), gpu_gb=gpu_memory(gpus) if gpus else None, host_gb=host_gb)
-        each_alone = num_models * (1 + cluster.update_ranks) <= len(gpus) or not gpus
+        each_alone = num_models * (cluster.engine_gpus + cluster.update_ranks) <= len(gpus) or not gpus
         sharing = replace(sharing, trainers_stay=sharing.kind != "evict" or each_alone)
         return cls(num_running, cluster.num_alive or 2 * num_models + 1, threads, gpus, num_models, sharing)
 
@@ -275,7 +275,8 @@ class LocalExecutor:
 
     def _start_group(self, role: str, run: Run, key: TaskKey) -> _Group | None:
         ranks = self._cluster.update_ranks if key.phase in TRAINING_PHASES else 1
-        gpus = self._take_gpus(role, ranks) if self._limits.gpus and not role.startswith("score") else ()
+        num_gpus = ranks if key.phase in TRAINING_PHASES else self._cluster.engine_gpus
+        gpus = self._take_gpus(role, num_gpus) if self._limits.gpus and not role.startswith("score") else ()
         if gpus is None:
             return None
         if len(self._groups) >= self._limits.num_alive and not self._evict():
@@ -299,7 +300,8 @@ class LocalExecutor:
                 "MASTER_PORT": port,
             }
             if self._limits.gpus:
-                rank_environment["CUDA_VISIBLE_DEVICES"] = str(gpus[rank]) if gpus else ""
+                # A rank has one GPU, an engine all of its group, and a worker for scoring none.
+                rank_environment["CUDA_VISIBLE_DEVICES"] = ",".join(gpus[rank::ranks])
             worker = WorkerProcess(
                 role,
                 log,

@@ -74,7 +74,7 @@ def most_on_a_gpu(num_models: int, num_ranks: int, num_gpus: int) -> int:
     """Return the most worker groups of one kind on a GPU, when the models are spread evenly.
 
     Args:
-        num_ranks: processes of the group of one model, each on another GPU.
+        num_ranks: GPUs of the group of one model.
 
     >>> most_on_a_gpu(2, 1, 2), most_on_a_gpu(2, 1, 1), most_on_a_gpu(3, 2, 4)
     (1, 2, 2)
@@ -83,7 +83,7 @@ def most_on_a_gpu(num_models: int, num_ranks: int, num_gpus: int) -> int:
 
 
 def check_gpus(cluster: ClusterSection, num_models: int, num_gpus: int) -> None:
-    """Check that the GPUs of one machine are enough for the ranks, and can be shared as configured.
+    """Check that the GPUs of one machine suffice for ranks and engines, and can be shared as configured.
 
     Raises:
         InputError: they are too few, or the engines would leave no memory for the trainers.
@@ -93,8 +93,13 @@ def check_gpus(cluster: ClusterSection, num_models: int, num_gpus: int) -> None:
             f"cluster.update_ranks: {cluster.update_ranks} ranks need as many GPUs, but this machine shows {num_gpus}. "
             f"Set cluster.update_ranks to {num_gpus} or less"
         )
+    if num_gpus and cluster.engine_gpus > num_gpus:
+        raise InputError(
+            f"cluster.engine_gpus: an engine needs {cluster.engine_gpus} GPUs, but this machine shows {num_gpus}. "
+            f"Set cluster.engine_gpus to {num_gpus} or less"
+        )
     if num_gpus and cluster.gpu_sharing == "split":
-        engines = most_on_a_gpu(num_models, 1, num_gpus)
+        engines = most_on_a_gpu(num_models, cluster.engine_gpus, num_gpus)
         if engines * cluster.gpu_memory_share > MOST_FOR_ENGINES:
             raise InputError(
                 f"cluster.gpu_sharing: split puts {engines} engine(s) on a GPU ({num_models} models, {num_gpus} "

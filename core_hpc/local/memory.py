@@ -36,7 +36,7 @@ class Needs:
     """GiB that one model needs.
 
     Attributes:
-        engine_gb: the weights of its engine.
+        engine_gb: the weights of its engine, on each GPU of the engine.
         trainer_gb: weights, master weights and optimizer of its trainer.
     """
 
@@ -44,7 +44,7 @@ class Needs:
     trainer_gb: float
 
     @classmethod
-    def of(cls, model: ModelSection, num_weights: int, num_ranks: int) -> Needs:
+    def of(cls, model: ModelSection, num_weights: int, cluster: ClusterSection) -> Needs:
         """Compute the needs from the number of weights. By default a weight has 16 bits."""
         billion = num_weights / 2**30
         bytes_each = 2.0
@@ -52,8 +52,9 @@ class Needs:
             bytes_each = 0.6
         elif model.dtype == "float32":
             bytes_each = 4.0
-        full = 8 + 16 / num_ranks + 2 if model.tuning == "full" else 0.0  # training/full.py
-        return cls(billion * bytes_each, billion * (bytes_each + full))
+        full = 8 + 16 / cluster.update_ranks + 2 if model.tuning == "full" else 0.0  # training/full.py
+        base = bytes_each / (cluster.update_ranks if cluster.zero_stage == 3 else 1)
+        return cls(billion * bytes_each / cluster.engine_gpus, billion * (base + full))
 
 
 def choose(
@@ -75,8 +76,9 @@ def choose(
     if asked in ("evict", "split"):
         return Sharing("evict" if asked == "evict" else "split", share)
     unknown = gpu_gb is None or not needs or not all(n.engine_gb for n in needs)
-    engines, trainers = (most_on_a_gpu(len(needs) or 1, ranks, num_gpus) for ranks in (1, cluster.update_ranks))
-    if asked == "auto" and needs and len(needs) * (1 + cluster.update_ranks) <= num_gpus:
+    sizes = (cluster.engine_gpus, cluster.update_ranks)
+    engines, trainers = (most_on_a_gpu(len(needs) or 1, size, num_gpus) for size in sizes)
+    if asked == "auto" and needs and len(needs) * sum(sizes) <= num_gpus:
         return Sharing("evict", share, "every engine and trainer has a GPU of its own")
     if unknown:
         why = "the memory of the GPU or the size of a model is not known, so workers take turns"
@@ -152,7 +154,5 @@ def gpu_memory(names: Sequence[str]) -> float | None:
 
 def needs_of(runs: Sequence[Run]) -> list[Needs]:
     """Return the needs of the models of the team that needs most."""
-    teams = [
-        [Needs.of(m, r.facts[m.name].num_weights, r.config.cluster.update_ranks) for m in r.config.team] for r in runs
-    ]
+    teams = [[Needs.of(m, r.facts[m.name].num_weights, r.config.cluster) for m in r.config.team] for r in runs]
     return max(teams, key=lambda team: sum(n.engine_gb + n.trainer_gb for n in team), default=[])

@@ -201,6 +201,32 @@ def check_vllm_packages(config: Any) -> None:
         )
 
 
+def check_split(config: Any, num_gpus: int) -> None:
+    """Refuse a model whose layers vLLM cannot divide among the GPUs of an engine.
+
+    Heads of keys and values may be fewer than the GPUs. Then vLLM gives several GPUs the same head.
+
+    Raises:
+        InputError: the sizes of the model do not fit; the message names the numbers of GPUs that do.
+    """
+    text = config.get_text_config()
+    heads = getattr(text, "num_attention_heads", None) or 0
+    shared = getattr(text, "num_key_value_heads", None) or heads
+    inner = getattr(text, "intermediate_size", None) or 0
+    inners = [inner] if isinstance(inner, int) else inner  # some models have one per layer
+
+    def fits(number: int) -> bool:
+        is_even = not heads % number and not any(size % number for size in inners)
+        return is_even and (not shared % number or not number % shared)
+
+    if not fits(num_gpus):
+        numbers = ", ".join(str(n) for n in range(1, heads + 1) if fits(n))
+        raise InputError(
+            f"cluster.engine_gpus: {num_gpus} GPUs cannot share its {heads} attention heads ({shared} for keys and "
+            f"values) and the {inner} units of its feed-forward layers evenly; possible for this model: {numbers}"
+        )
+
+
 def _class_names(mapping: Any, config: Any) -> tuple[str, ...]:
     found = mapping.get(config.model_type, ())
     return (found,) if isinstance(found, str) else tuple(found)

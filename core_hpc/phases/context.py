@@ -231,6 +231,7 @@ class TaskContext:
             trust_remote_code=model.trust_remote_code,
             kv_cache_gb=config.cluster.kv_cache_gb,
             max_num_seqs=config.cluster.max_num_seqs,
+            num_gpus=config.cluster.engine_gpus,
             gpu_memory_share=sharing.engine_share,
             sleeps=sharing.kind == "sleep",
         )
@@ -264,6 +265,12 @@ class TaskContext:
             return None
         return AdapterRef(folder, f"{self.run.run_id}-{folder.name}-{iteration:04d}")
 
+    def _num_gpus(self) -> int:
+        """GPUs of the engine or of one rank, for the cost of the run (`analysis/timing/cost.py`)."""
+        if self.key.phase in GENERATION_PHASES:
+            return self.run.config.cluster.engine_gpus if has_gpu() else 0
+        return int(self.key.phase in TRAINING_PHASES and has_gpu())
+
     def stats(self, **more: Any) -> Callable[[], dict[str, Any]]:
         """A function that returns the statistics for the manifest at the time of writing."""
 
@@ -273,8 +280,7 @@ class TaskContext:
                 "seconds": {k: round(v, 3) for k, v in self.stopwatch.seconds.items()},
                 "rss_gb": round(psutil.Process().memory_info().rss / 2**30, 2),
                 "threads": self.warm.threads,
-                # GPUs of one rank, for the cost of the run (`analysis/timing/cost.py`).
-                "num_gpus": int(self.key.phase in (*GENERATION_PHASES, *TRAINING_PHASES) and has_gpu()),
+                "num_gpus": self._num_gpus(),
                 **self.warm.take_times(),
                 **more,
             }

@@ -187,6 +187,7 @@ def _trainer(context: TaskContext) -> Trainer:
         dtype=model.dtype,
         context_tokens=context.run.facts[model.name].context_tokens,
         four_bit=model.tuning == "qlora",
+        shard_base=context.run.config.cluster.zero_stage == 3,
         with_reference=model.tuning == "full" and update.kl_weight > 0,
         gradient_checkpointing=update.gradient_checkpointing,
         compile_layers=update.compile,

@@ -6,6 +6,7 @@ make the tensors of one forward pass. Arithmetic: `losses`, `token_log_probs`, `
 
     forward        one forward pass of a transformers model
     probes         which faster ways of computing give the results of the plain one
+    sharding       base weights divided among the ranks
     policy         the model of which something is trained; `lora` and `full` are the two kinds
     memory         how many layers compute their activations again, and what then fits
     compilation    compiled layers, and their comparison with the plain ones

@@ -189,6 +189,19 @@ def plan_pass(rows: Sequence[Row], indices: Sequence[int], *, max_tokens: int, l
     return _cut(_line(rows, indices, layout), max_tokens)
 
 
+def idle_batches(planned: Sequence[Sequence[MicroBatchPlan]], rank: int) -> list[MicroBatchPlan]:
+    """What a rank computes without an effect, so that all ranks compute equally many micro-batches.
+
+    It is the smallest micro-batch of all ranks, as often as necessary.
+
+    Args:
+        planned: the micro-batches of every rank.
+    """
+    num_missing = max(map(len, planned)) - len(planned[rank])
+    smallest = min((batch for own in planned for batch in own), key=lambda b: b.num_padded_tokens, default=None)
+    return [] if smallest is None else [smallest] * num_missing
+
+
 @dataclass(frozen=True)
 class _Line:
     """Rows in an order in which neighbours go well together."""

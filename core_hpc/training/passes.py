@@ -18,7 +18,7 @@ from collections.abc import Iterator, Sequence
 import torch
 from torch import Tensor
 
-from core_hpc.training.batching import Layout, MicroBatchPlan, Row, StepPlan, plan_pass
+from core_hpc.training.batching import Layout, MicroBatchPlan, Row, StepPlan, idle_batches, plan_pass
 from core_hpc.training.micro_batch import MicroBatch, collate
 from core_hpc.training.policy import Policy
 from core_hpc.training.task import UpdateTask
@@ -82,11 +82,11 @@ class Passes:
             steps = [step for step in range(start, start + PASS_STEPS) if step in wanted]
             if not steps or steps[-1] < done:
                 continue
-            for rank in range(self._num_ranks):
-                planned = self._plan(steps, rank, only_unsampled=only_unsampled)
-                self.num_tokens += sum(batch.num_tokens for batch in planned)
-                if rank == self._rank:
-                    found |= self._run(planned, reference=reference)
+            planned = [self._plan(steps, rank, only_unsampled=only_unsampled) for rank in range(self._num_ranks)]
+            self.num_tokens += sum(batch.num_tokens for own in planned for batch in own)
+            found |= self._run(planned[self._rank], reference=reference)
+            if self._policy.is_sharded:
+                self._run(idle_batches(planned, self._rank), reference=reference)
         return found
 
     def _run(self, planned: Sequence[MicroBatchPlan], *, reference: bool) -> LogProbs:

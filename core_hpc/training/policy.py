@@ -29,6 +29,7 @@ from core_hpc.training.batching import Layout
 from core_hpc.training.forward import all_logits, head_logits, hidden_states
 from core_hpc.training.micro_batch import MicroBatch
 from core_hpc.training.probes import find_capabilities
+from core_hpc.training.sharding import is_sharded
 from core_hpc.training.token_log_probs import token_log_probs
 
 Dtype = Literal["auto", "float32", "bfloat16"]
@@ -43,6 +44,7 @@ def load_base_model(
     four_bit: bool = False,
     trust_remote_code: bool = False,
     allow_pickle: bool = False,
+    move: bool = True,
 ) -> nn.Module:
     """Load the frozen base weights of a model folder.
 
@@ -51,6 +53,7 @@ def load_base_model(
         context_tokens: context of the run; see `load_model`.
         four_bit: load weights of 4 bits; needs a GPU.
         allow_pickle: accept weight files that are not in the safetensors format.
+        move: move the model to the device; otherwise it stays on the CPU.
 
     Raises:
         InputError: 4 bits are asked for, and there is no GPU or no bitsandbytes.
@@ -66,7 +69,8 @@ def load_base_model(
     else:
         default = torch.bfloat16 if device.type == "cuda" else torch.float32
         chosen = {"float32": torch.float32, "bfloat16": torch.bfloat16}.get(dtype, default)
-        model = load_model(folder, dtype=chosen, **options).to(device)
+        model = load_model(folder, dtype=chosen, **options)
+        model = model.to(device) if move else model
     frozen: nn.Module = model.requires_grad_(False).eval()
     return frozen
 
@@ -86,6 +90,7 @@ class Policy(ABC):
         self.dtype = next(base.parameters()).dtype
         self.vocabulary: int = base.config.get_text_config().vocab_size
         self.num_weights: int = sum(p.numel() for p in base.parameters())
+        self.is_sharded = is_sharded(base)
         self.capabilities = find_capabilities(base)
         self.is_compiled = False
 

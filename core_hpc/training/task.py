@@ -30,6 +30,8 @@ class TrainerSettings:
     """Context of the run, which selects the factors of longrope; None: that of the model."""
     four_bit: bool = False
     """The base weights under the adapter have 4 bits."""
+    shard_base: bool = False
+    """The ranks divide the base weights under the adapter among them."""
     with_reference: bool = True
     """Some task has a KL term. Full tuning then keeps the base weights a second time."""
     gradient_checkpointing: bool | None = None

@@ -31,7 +31,7 @@ from torch import Tensor, nn
 
 from core_hpc.common.errors import NonFiniteError, StoppedError, StoreError
 from core_hpc.store.schema import STEPS
-from core_hpc.training.batching import StepPlan, plan_steps
+from core_hpc.training.batching import StepPlan, idle_batches, plan_steps
 from core_hpc.training.compilation import compile_policy, pays_to_compile
 from core_hpc.training.full import FullPolicy
 from core_hpc.training.guard import check_mismatch
@@ -39,11 +39,12 @@ from core_hpc.training.interruption import Boundaries, Checkpoint
 from core_hpc.training.learning_rate import learning_rate
 from core_hpc.training.lora import LoraPolicy
 from core_hpc.training.losses import StepSize, TokenBatch, importance_weights, objective
-from core_hpc.training.memory import ActivationMemory
+from core_hpc.training.memory import ActivationMemory, layers_of
 from core_hpc.training.metrics import StepTotals
 from core_hpc.training.micro_batch import MicroBatch
 from core_hpc.training.passes import LogProbs, Passes, micro_batches
 from core_hpc.training.policy import Policy, load_base_model
+from core_hpc.training.sharding import shard_layers
 from core_hpc.training.state_io import TrainingState, read_adapter, read_state, write_position
 from core_hpc.training.task import TrainerSettings, UpdateResult, UpdateTask
 from core_hpc.training.timings import UpdateTimings
@@ -227,14 +228,18 @@ class Trainer:
         The whole task decides, even if a checkpoint has some of its steps, so that all attempts
         compute the same.
         """
-        if self.settings.compile_layers is not None:
-            return self.settings.compile_layers
+        if self.settings.compile_layers is not None or self.policy.is_sharded:
+            return bool(self.settings.compile_layers)
         num_tokens = spec.num_similar_tasks * sum(p.num_tokens for p in plans)
         return pays_to_compile(self.policy.num_weights, num_tokens)
 
     def _make_room(self, plans: Sequence[StepPlan]) -> None:
-        """Make room for the largest micro-batches of this rank."""
-        mine = [batch for plan in plans for batch in plan.micro_batches[self.rank]]
+        """Make room for the largest micro-batches of this rank.
+
+        Sharded weights: of all ranks, because making room is collective.
+        """
+        ranks = range(self.num_ranks) if self.policy.is_sharded else (self.rank,)
+        mine = [batch for plan in plans for rank in ranks for batch in plan.micro_batches[rank]]
         if mine:
             num_tokens = max(batch.num_padded_tokens for batch in mine)
             self.memory.make_room(num_tokens, max(batch.num_keys for batch in mine))
@@ -332,6 +337,18 @@ class Trainer:
                     base_M, _ = self.policy.log_probs(batch, temperature=task.spec.temperature, reference=True)
             totals.add(batch, tokens, terms, entropy_M, base_M, slope_M=slope_M)
             yield terms.loss
+        if self.policy.is_sharded:
+            yield from self._idle_losses(task, index)
+
+    def _idle_losses(self, task: _Task, index: int) -> Iterator[Tensor]:
+        """Losses of 0, with the passes of a micro-batch, while other ranks have more micro-batches."""
+        planned = idle_batches(task.plans[index].micro_batches, self.rank)
+        for batch in micro_batches(task.spec.rows, planned, self.policy.layout, self.device):
+            current_M, _ = self.policy.log_probs(batch, temperature=task.spec.temperature)
+            if task.spec.settings.kl_weight == 0 and self._compares_base(task.spec, index):
+                with torch.no_grad():
+                    self.policy.log_probs(batch, temperature=task.spec.temperature, reference=True)
+            yield (current_M * 0.0).sum()
 
     def _compares_base(self, spec: UpdateTask, index: int) -> bool:
         """Whether the guard also compares the engine with the base weights: once per update of an adapter."""
@@ -389,4 +406,7 @@ def _build_policy(settings: TrainerSettings, device: torch.device) -> Policy:
     )
     if settings.lora is None:
         return FullPolicy(load, settings.model_folder, with_reference=settings.with_reference)
-    return LoraPolicy(load(), settings.lora, name=settings.model_name)
+    base = load(move=not settings.shard_base)
+    if settings.shard_base:
+        shard_layers(base, layers_of(base), device)
+    return LoraPolicy(base, settings.lora, name=settings.model_name)

@@ -4,7 +4,8 @@
 
 A CHECK is the name of a method of `Checks`, with arguments after colons. A NAME that begins with
 `full_` trains every weight in float32, one that begins with `half_` every weight in bfloat16, and
-any other NAME trains an adapter in float32.
+any other NAME trains an adapter in float32, over base weights that are divided among the ranks if
+it begins with `sharded_`.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch.distributed.tensor import DTensor
 
 from core_hpc.common.errors import MismatchError, NonFiniteError, StoppedError, StoreError
 from core_hpc.config.run import LoraSection
@@ -76,6 +78,8 @@ class Checks:
                 model_name="org/tiny",
                 lora=None if kind in DTYPES else LORA,
                 dtype=DTYPES.get(kind, "float32"),
+                shard_base=kind == "sharded",
+                gradient_checkpointing=True if name == "sharded_again" else None,
             )
         )
         self.inputs = json.loads((folder / "inputs.json").read_text())
@@ -109,8 +113,16 @@ class Checks:
         digest = hashlib.sha256()
         for name, p in sorted(self.trainer.policy.base.named_parameters()):
             if "lora_" not in name:
-                digest.update(name.replace(".base_layer", "").encode() + p.detach().float().cpu().numpy().tobytes())
+                whole = p.full_tensor() if isinstance(p, DTensor) else p
+                digest.update(name.replace(".base_layer", "").encode() + whole.detach().float().cpu().numpy().tobytes())
         return digest.hexdigest()
+
+    def base_numbers(self) -> dict[str, int]:
+        """How many numbers of the base weights this rank holds between two tasks, and how many there are."""
+        base = [p for n, p in self.trainer.policy.base.named_parameters() if "lora_" not in n]
+        held = {id(p): p.to_local() if isinstance(p, DTensor) else p for p in base}
+        storages = {t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() // 4 for t in held.values()}
+        return {"held": sum(storages.values()), "all": sum(p.numel() for p in base)}
 
     def both(self) -> dict[str, Any]:
         """Two tasks in one warm process: metrics of the steps, and log-probabilities after them."""

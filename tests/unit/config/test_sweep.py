@@ -91,6 +91,21 @@ def test_all_mistakes_are_reported_at_once_with_path_and_advice(tmp_path: Path) 
             "no source 'web'; known: generated, reasoning_gym, jsonl, parquet, gsm8k",
         ),
         ({"problems": {"train": MINIMAL["problems"]["train"]}}, "problems.evaluation: is missing"),
+        (
+            {"cluster": {"zero_stage": 3}},
+            "cluster: zero_stage: 3 divides the base weights among the ranks, but update_ranks is 1",
+        ),
+        (
+            {
+                "cluster": {"zero_stage": 3, "update_ranks": 2},
+                "team": [{"name": "a", "model": "x"}, {"name": "b", "model": "y", "tuning": "full"}],
+            },
+            "divides only the frozen weights under an adapter, but b has another tuning",
+        ),
+        (
+            {"cluster": {"zero_stage": 3, "update_ranks": 2}, "update": {"compile": True}},
+            "update.compile: layers with cluster.zero_stage: 3 cannot be compiled",
+        ),
         ({"reward": {"explore": {"weights": 1}}}, "reward.explore.weights: unknown key; did you mean `weight`?"),
         (
             {"team": [{"name": "a", "model": "x", "lora": {"rnk": 1}}]},

@@ -120,7 +120,8 @@ def test_the_section_of_the_sweep_wins_over_its_profile_and_unknown_names_are_ex
     (local / "preemptible.yaml").write_text("driver: arrays\nslurm: {partition: here}\n")
     assert load_sweep(own).runs[0].config.cluster.slurm.partition == "here"
     with pytest.raises(
-        ConfigError, match=r"no profile 'absent'.*shipped profiles: devcluster, multi_node, one_node, preemptible"
+        ConfigError,
+        match=r"no profile 'absent'.*shipped profiles: devcluster, large_models, multi_node, one_node, preemptible",
     ):
         load_sweep(own, profile="absent")
     (local / "preemptible.yaml").write_text("driver: arrays\nslurm: {partitoin: here}\n")
@@ -145,6 +146,25 @@ def test_the_driver_of_the_command_line_wins_and_its_job_comes_from_the_profile(
 def test_scientific_identity_does_not_depend_on_the_cluster() -> None:
     quickstart = ROOT / "yaml" / "quickstart.yaml"
     assert len({load_sweep(quickstart, profile=name).runs[0].run_id for name in (None, *PROFILE_NAMES)}) == 1
+
+
+def test_an_engine_on_several_gpus_needs_a_job_with_as_many(tmp_path: Path) -> None:
+    """2 models x 5 chains x 2 GPUs x 4 h + 2 models x 3 updates x 4 GPUs x 4 h."""
+    quickstart = ROOT / "yaml" / "quickstart.yaml"
+    sweep = load_sweep(quickstart, profile="large_models")
+    arrays = planned_arrays(sweep.cluster, graph_of(sweep))
+    assert sum(a.gpu_hours for a in arrays) == 2 * 5 * 2 * 4 + 2 * 3 * 4 * 4
+    script = next(s for what, s in planned_scripts(sweep, graph_of(sweep)).items() if what.startswith("generate"))
+    assert "#SBATCH --gpus-per-node=2\n" in script
+    assert "#SBATCH --ntasks-per-node=1\n" in script
+    few = r"cluster: engine_gpus \(4\) must not exceed the GPUs of a job of slurm.generate \(2\)"
+    with pytest.raises(ConfigError, match=few):
+        load_sweep(quickstart, ["cluster.engine_gpus=4"], profile="large_models")
+    few = r"engine_gpus \(8\) must not exceed the GPUs of a job of slurm.resident \(4\)"
+    with pytest.raises(ConfigError, match=few):
+        load_sweep(quickstart, ["cluster.engine_gpus=8"], profile="resident")
+    with pytest.raises(ConfigError, match=r"only vllm can split a model, but gemma3 has engine: transformers"):
+        load_sweep(quickstart, ["cluster.engine_gpus=2", "team.gemma3.engine=transformers"])
 
 
 def test_ranks_must_fill_their_nodes(tmp_path: Path) -> None:

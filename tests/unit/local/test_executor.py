@@ -126,6 +126,11 @@ def test_engines_that_share_gpus_with_trainers_must_leave_memory_for_them() -> N
         check_gpus(ClusterSection(gpu_sharing="split", gpu_memory_share=0.46), 2, 1)
     with pytest.raises(InputError, match="4 ranks need as many GPUs"):
         check_gpus(ClusterSection(update_ranks=4), 2, 2)
+    with pytest.raises(InputError, match="an engine needs 4 GPUs, but this machine shows 2"):
+        check_gpus(ClusterSection(engine_gpus=4), 2, 2)
+    # Two engines on both of two GPUs: each GPU holds a part of both.
+    with pytest.raises(InputError, match=r"2 engine\(s\) on a GPU"):
+        check_gpus(ClusterSection(gpu_sharing="split", gpu_memory_share=0.46, engine_gpus=2), 2, 2)
 
 
 SLEEP = WorkerCommand(CommandKind.SLEEP)
@@ -267,6 +272,29 @@ def test_split_keeps_engines_and_trainers_on_one_gpu_and_one_of_them_works_at_a_
     assert all(w.alive for w in FakeWorker.started), "no worker ended because of another"
     assert [c.task for c in engine_a.commands] == [str(cold_a)] * 2
     assert [w.gpus for w in (engine_b, trainer)] == ["0", "0"]
+
+
+def test_an_engine_on_two_gpus_is_one_worker_that_sees_both(pool: Any) -> None:
+    executor, run = pool(gpus=[0, 1, 2, 3], engine_gpus=2, update_ranks=2)
+    cold_a, cold_b, update_a = task("cold", "a"), task("cold", "b"), task("update", "a")
+    keys = [cold_a, task("hint", "team"), cold_b, update_a]
+    assert [t.key for t in executor.submit([(run, key) for key in keys])] == keys[:3]
+    engine_a, scorer, engine_b = FakeWorker.started
+    assert [w.gpus for w in (engine_a, scorer, engine_b)] == ["0,1", "", "2,3"]
+    finish(executor, engine_b)
+    assert [t.key for t in executor.submit([(run, update_a)])] == [update_a]
+    assert [w.gpus for w in FakeWorker.started[3:]] == ["2", "3"]
+    assert [w.alive for w in (engine_a, engine_b)] == [True, False]
+
+
+def test_engines_on_two_gpus_share_both_with_trainers(pool: Any) -> None:
+    executor, run = pool(gpus=[0, 1], engine_gpus=2, gpu_sharing="split", gpu_memory_share=0.4)
+    cold_a, cold_b, update_a = task("cold", "a"), task("cold", "b"), task("update", "a")
+    for key in (cold_a, cold_b, update_a):
+        assert [t.key for t in executor.submit([(run, key)])] == [key]
+        finish(executor, FakeWorker.started[-1])
+    assert [w.gpus for w in FakeWorker.started] == ["0,1", "0,1", "0"]
+    assert all(w.alive for w in FakeWorker.started)
 
 
 def test_engines_release_gpu_memory_before_another_worker_begins(pool: Any, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -432,14 +460,25 @@ def fail(executor: LocalExecutor, worker: FakeWorker, kind: OutcomeKind, *, task
         pass
 
 
-@pytest.mark.parametrize(("num_gpus", "sharing", "stay"), [(1, "evict", False), (4, "evict", True), (1, "split", True)])
+@pytest.mark.parametrize(
+    ("num_gpus", "engine_gpus", "sharing", "stay"),
+    [
+        (1, 1, "evict", False),
+        (4, 1, "evict", True),
+        (4, 2, "evict", False),
+        (6, 2, "evict", True),
+        (1, 1, "split", True),
+    ],
+)
 def test_workers_know_whether_trainers_stay_between_iterations(
-    num_gpus: int, sharing: str, stay: bool, monkeypatch: pytest.MonkeyPatch
+    num_gpus: int, engine_gpus: int, sharing: str, stay: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Compiling an update pays only if the same process does the next one."""
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", ",".join(map(str, range(num_gpus))))
     monkeypatch.setattr(gpus, "has_gpu", lambda: True)
-    section = ClusterSection.model_validate({"gpu_sharing": sharing, "gpu_memory_share": 0.3})
+    section = ClusterSection.model_validate(
+        {"gpu_sharing": sharing, "gpu_memory_share": 0.3, "engine_gpus": engine_gpus}
+    )
     limits = LocalLimits.of(section, 2)
     for name, value in limits.sharing.environment().items():
         monkeypatch.setenv(name, value)

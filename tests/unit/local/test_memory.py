@@ -78,11 +78,26 @@ def test_a_worker_gets_the_decision_from_its_environment(monkeypatch: pytest.Mon
 
 
 def test_needs_by_tuning() -> None:
-    def needs(num_ranks: int = 1, **model: Any) -> Needs:
-        return Needs.of(ModelSection(name="m", model="org/m", **model), 2**30, num_ranks)
+    def needs(num_ranks: int = 1, engine_gpus: int = 1, zero_stage: Any = 2, **model: Any) -> Needs:
+        cluster = ClusterSection(update_ranks=num_ranks, engine_gpus=engine_gpus, zero_stage=zero_stage)
+        return Needs.of(ModelSection(name="m", model="org/m", **model), 2**30, cluster)
 
     assert (needs().engine_gb, needs().trainer_gb) == (2.0, 2.0)
     assert needs(dtype="float32").engine_gb == 4.0
     assert needs(tuning="full", lora=None).trainer_gb == 2 + 4 + 4 + 16 + 2
     assert needs(4, tuning="full", lora=None).trainer_gb == 2 + 4 + 4 + 4 + 2
     assert needs(tuning="qlora", lora=LoraSection()).trainer_gb < 1
+    assert needs(2, engine_gpus=2) == Needs(engine_gb=1.0, trainer_gb=2.0)
+    assert needs(4, zero_stage=3) == Needs(engine_gb=2.0, trainer_gb=0.5)
+
+
+def test_an_engine_on_two_gpus_takes_memory_of_both() -> None:
+    """Two models on two GPUs: with two GPUs each, both engines lie on every GPU."""
+    alone, split = (
+        chosen([MIDDLE, MIDDLE], 80, num_gpus=2, **cluster) for cluster in ({}, {"engine_gpus": 2, "update_ranks": 2})
+    )
+    assert (alone.kind, split.kind) == ("split", "split")
+    assert "1 engine(s) and 1 trainer(s) on a GPU of 80 GiB" in alone.why
+    assert "2 engine(s) and 2 trainer(s) on a GPU of 80 GiB" in split.why
+    assert "GPU of its own" in chosen([MIDDLE], 24, num_gpus=3, engine_gpus=2).why
+    assert "GPU of its own" not in chosen([MIDDLE], 24, num_gpus=2, engine_gpus=2).why

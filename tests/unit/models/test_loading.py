@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -12,7 +13,15 @@ from core_hpc.common.errors import InputError
 from core_hpc.config.run import ModelSection
 from core_hpc.controller import prepare
 from core_hpc.models import loading, resolve
-from core_hpc.models.loading import check_rope, linear_layers, load_config, load_model, published_rope, resolve_rope
+from core_hpc.models.loading import (
+    check_rope,
+    check_split,
+    linear_layers,
+    load_config,
+    load_model,
+    published_rope,
+    resolve_rope,
+)
 from tests.support.architectures import (
     MISTRAL_TEMPLATE,
     ORIGINAL_TOKENS,
@@ -49,6 +58,29 @@ def test_a_model_that_generates_no_text_is_refused(phi3: Path) -> None:
 
     with pytest.raises(InputError, match=r"model_type pixtral \(no architecture\) is not a model"):
         auto_class(PixtralVisionConfig())
+
+
+def test_an_engine_can_share_only_layers_that_divide_evenly(mistral3: Path) -> None:
+    """The numbers that are allowed are those for which vLLM's own sizes per GPU are whole."""
+    from transformers import LlamaConfig, MambaConfig
+
+    sizes = {"hidden_size": 96, "intermediate_size": 48, "num_attention_heads": 12, "num_key_value_heads": 4}
+    config = LlamaConfig(**sizes)
+    for number in (1, 2, 4, 12):  # 12 GPUs: three have the same head of keys and values
+        check_split(config, number)
+    with pytest.raises(InputError, match=r"5 GPUs cannot share its 12 attention heads .* this model: 1, 2, 4, 12"):
+        check_split(config, 5)
+    with pytest.raises(InputError, match="3 GPUs"):
+        check_split(config, 3)
+    with pytest.raises(InputError, match=r"4 GPUs .* and the 50 units .* this model: 1, 2$"):
+        check_split(LlamaConfig(**{**sizes, "intermediate_size": 50}), 4)
+    differing = SimpleNamespace(num_attention_heads=4, intermediate_size=[48, 50])  # one size per layer
+    differing.get_text_config = lambda: differing
+    check_split(differing, 2)
+    with pytest.raises(InputError, match="4 GPUs"):
+        check_split(differing, 4)
+    check_split(load_config(mistral3), 1)
+    check_split(MambaConfig(), 1)
 
 
 def test_only_linear_layers_of_the_language_model_are_targets(mistral3: Path) -> None:

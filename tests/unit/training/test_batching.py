@@ -20,7 +20,7 @@ from core_hpc.common.errors import InputError
 from core_hpc.config.run import LoraSection
 from core_hpc.config.update import UpdateSection
 from core_hpc.training import policy as policy_module
-from core_hpc.training.batching import KEYS_PER_TOKEN, Layout, Row, StepPlan, plan_steps
+from core_hpc.training.batching import KEYS_PER_TOKEN, Layout, Row, StepPlan, idle_batches, plan_steps
 from core_hpc.training.forward import Capabilities
 from core_hpc.training.lora import LoraLinear, LoraPolicy
 from core_hpc.training.losses import LOSSES, StepSize, TokenBatch, objective
@@ -399,3 +399,15 @@ def test_base_dropout_is_never_active() -> None:
     torch.testing.assert_close(first, second, atol=0, rtol=0)
     with pytest.raises(InputError, match="no such layer"):
         policy.start(seed=0, from_base=True)
+
+
+@pytest.mark.parametrize("num_ranks", [1, 2, 5])
+def test_with_idle_batches_all_ranks_compute_equally_many(num_ranks: int) -> None:
+    plans = plan_steps(make_rows(), problems_per_step=2, seed=0, num_ranks=num_ranks, max_tokens=30, layout="tree")
+    for plan in plans:
+        ranks = plan.micro_batches
+        idle = [idle_batches(ranks, rank) for rank in range(num_ranks)]
+        assert {len(own) + len(more) for own, more in zip(ranks, idle, strict=True)} == {max(map(len, ranks))}
+        sizes = [batch.num_padded_tokens for own in ranks for batch in own]
+        assert all(batch.num_padded_tokens == min(sizes) for more in idle for batch in more)
+    assert idle_batches([(), ()], 0) == []
