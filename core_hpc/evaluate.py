@@ -31,9 +31,10 @@ from core_hpc.common.terminal import show_error
 require_own_analysis()  # the launcher imports `analysis`
 
 import yaml
-from core_hpc.config.run import EvaluationSection
+from core_hpc.config.evaluation import EvaluationSection
 from core_hpc.launch import add_launch_arguments, launch_with
-from core_hpc.runs.evaluation import parse_set, samplings, subject_of, sweep_file
+from core_hpc.runs.evaluation import subject_of, sweep_file
+from core_hpc.runs.evaluation_arguments import parse_set, samplings
 from core_hpc.runs.sweep import Sweep, resolve_sweep
 
 PROG = "python -m core_hpc.evaluate"

@@ -24,7 +24,7 @@ import polars as pl
 from analysis.exchange.lines import LINES, PER_PROBLEM, ROWS, CompletionLine, ProblemLine, checked, form_of, parsed
 from core_hpc.answers.extract import answer_kind, verify_many
 from core_hpc.common.errors import InputError
-from core_hpc.config.run import NAME_PATTERN
+from core_hpc.config.base import NAME_PATTERN
 from core_hpc.store.paths import TEAM
 from core_hpc.store.schema import ATTRIBUTES, PROBLEMS
 

@@ -16,6 +16,8 @@ from pydantic_core import PydanticUseDefault
 
 CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]")
 """Control characters and line breaks."""
+NAME_PATTERN = r"^[a-z0-9][a-z0-9_-]{0,62}$"
+"""What a name of a sweep, a model or a problem set looks like."""
 OPERATIONAL: dict[str, Any] = {"operational": True}
 ADDED_LATER: dict[str, Any] = {"added_later": True}
 DEFAULT_BY = "default_by"

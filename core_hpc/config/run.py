@@ -17,6 +17,7 @@ from pydantic import Field, JsonValue, ValidationInfo, field_validator, model_va
 from core_hpc.config.analysis import AnalysisSection
 from core_hpc.config.base import (
     DEFAULT_BY,
+    NAME_PATTERN,
     OPERATIONAL,
     PositiveInt,
     Section,
@@ -27,15 +28,15 @@ from core_hpc.config.base import (
 )
 from core_hpc.config.checks import CHECKS
 from core_hpc.config.cluster import ClusterSection
+from core_hpc.config.evaluation import EvaluationSection, EvaluationSetSection, OwnSamplingSection, SamplingSection
 from core_hpc.config.extensions import HintFunction, PromptFunction
-from core_hpc.config.problems import ProblemSource, ProblemsSection
+from core_hpc.config.problems import ProblemsSection
 from core_hpc.config.reward import RewardSection
 from core_hpc.config.update import UpdateSection
 from core_hpc.config.warmup import WarmupSection
 from core_hpc.store.paths import TEAM
 from core_hpc.store.phases import EVALUATE
 
-NAME_PATTERN = r"^[a-z0-9][a-z0-9_-]{0,62}$"
 RESERVED_TEMPLATE_OPTIONS = frozenset(
     {"messages", "tools", "documents", "add_generation_prompt", "continue_final_message", "tokenize", "return_dict"}
 )
@@ -55,27 +56,6 @@ class LoraSection(Section):
         description="last name parts of the linear layers that get an adapter. Where a model joins some of them into "
         "one layer (qkv_proj and gate_up_proj of Phi), this layer gets it",
     )
-
-
-_TEMPERATURE = "sampling temperature; 0: greedy"
-_TOP_P = "nucleus sampling: smallest set of tokens with this probability; 1: all tokens"
-_MAX_NEW_TOKENS = "most tokens per completion"
-
-
-class SamplingSection(Section):
-    """How completions are sampled."""
-
-    temperature: float = Field(0.7, ge=0, le=5, description=_TEMPERATURE)
-    top_p: float = Field(0.9, gt=0, le=1, description=_TOP_P)
-    max_new_tokens: int = Field(3072, ge=1, description=_MAX_NEW_TOKENS)
-
-
-class OwnSamplingSection(Section):
-    """How one model samples if it differs from the team. An omitted field has the team's value."""
-
-    temperature: float | None = Field(None, ge=0, le=5, description=f"{_TEMPERATURE}; null: as the team")
-    top_p: float | None = Field(None, gt=0, le=1, description=f"{_TOP_P}; null: as the team")
-    max_new_tokens: int | None = Field(None, ge=1, description=f"{_MAX_NEW_TOKENS}; null: as the team")
 
 
 class ModelSection(Section):
@@ -258,44 +238,6 @@ class ProtocolSection(Section):
                 "set hint_style to full"
             )
         return self
-
-
-class EvaluationSetSection(Section):
-    """A further problem set of the evaluation."""
-
-    name: str = Field(pattern=NAME_PATTERN, description="name of the set in tables and plots")
-    problems: ProblemSource = Field(description="its problems")
-    samples: PositiveInt | None = Field(None, description="completions per problem and model; null: evaluation.samples")
-    sampling: OwnSamplingSection = Field(
-        OwnSamplingSection(), description="sampling of all models; null: as in the rest of the evaluation"
-    )
-    instruction: str | None = Field(
-        None, description="text after each question; null: problems.instruction, if the answers are of the same kind"
-    )
-
-
-class EvaluationSection(Section):
-    """Evaluation on held-out problems, at least after the last iteration."""
-
-    before: bool = operational(
-        True, description="evaluate the untrained models too; of several arms with the same seed, one is enough"
-    )
-    every: int = operational(
-        0, ge=0, description="evaluate after every n-th iteration; 0: only after the last (and before the first)"
-    )
-    samples: PositiveInt = Field(8, description="completions per held-out problem and model")
-    sampling: SamplingSection = Field(SamplingSection(max_new_tokens=4096), description="sampling in evaluation")
-    sets: list[EvaluationSetSection] = added_later(
-        [], description="further problem sets, each with its own samples; `problems.evaluation` stays the main one"
-    )
-
-    @field_validator("sets")
-    @classmethod
-    def _distinct_sets(cls, sets: list[EvaluationSetSection]) -> list[EvaluationSetSection]:
-        names = [own.name for own in sets]
-        if repeated := sorted({n for n in names if names.count(n) > 1}):
-            raise ValueError(f"two sets have the name {', '.join(repeated)}; give each set its own name")
-        return sets
 
 
 class ExtensionsSection(Section):

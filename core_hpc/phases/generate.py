@@ -15,7 +15,7 @@ import polars as pl
 
 from core_hpc.answers.extract import extract_answer, verify_many
 from core_hpc.common.seeds import stable_seed
-from core_hpc.config.run import SamplingSection
+from core_hpc.config.evaluation import SamplingSection
 from core_hpc.engines.base import Completion, GenerationRequest, SamplingSettings
 from core_hpc.phases.context import TaskContext
 from core_hpc.problems.sets import set_names, set_of

@@ -14,8 +14,9 @@ from dataclasses import replace
 import polars as pl
 
 from core_hpc.common.errors import InputError
+from core_hpc.config.evaluation import EvaluationSetSection
 from core_hpc.config.problems import DataSetProblems, FileProblems
-from core_hpc.config.run import EvaluationSetSection, RunConfig
+from core_hpc.config.run import RunConfig
 from core_hpc.problems.duplicates import NearDuplicates
 from core_hpc.problems.splits import EVALUATION, Splits, folded, problems_apart_from
 

@@ -8,58 +8,28 @@ launched, continued and analysed like any other sweep, so nothing is evaluated h
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-from pydantic import TypeAdapter, ValidationError
-
-import yaml
 from core_hpc.common.errors import InputError
 from core_hpc.config.problems import (
-    PROBLEM_SOURCES,
-    ProblemSource,
     ProblemsSection,
     answer_kind_of,
 )
 from core_hpc.config.run import ModelSection
-from core_hpc.config.yaml_text import parse_yaml
 from core_hpc.models.adapters import ADAPTER_CONFIG, LAST, is_adapter, published_iterations, read_shape
-from core_hpc.problems.datasets import HUB
 from core_hpc.runs.adapters import frozen_adapter
+from core_hpc.runs.evaluation_arguments import SOURCE, Fields, NamedSampling, NamedSet, slug
 from core_hpc.runs.folder import Run, list_runs, open_run
 from core_hpc.store import manifests
 from core_hpc.store.paths import RunPaths, TaskKey
 from core_hpc.store.schema import UPDATE, WARMUP
 
-Fields = dict[str, Any]
-"""A part of a sweep file."""
 NOT_EVALUATED = {"warmup", "adapter", "learning_rate"}
 """Fields of a team member that matter only in training, or that `_trained` sets."""
 KEPT_PROTOCOL = {"problems_per_iteration", "problems_per_part", "sampling"}
 """Fields of `protocol` on which the evaluation of a run may depend: its parts, and the length of prompts."""
-MAX_NAME = 40
-"""Characters of a name that is made from that of a model or a sweep."""
-_SOURCE: TypeAdapter[Any] = TypeAdapter(ProblemSource)
-
-
-@dataclass(frozen=True)
-class NamedSet:
-    """A problem set: its name in labels, and the fields of `problems.evaluation`."""
-
-    name: str
-    source: Fields
-
-
-@dataclass(frozen=True)
-class NamedSampling:
-    """A way of sampling: its name in labels, the number of completions, and fields of `evaluation.sampling`."""
-
-    name: str
-    samples: int
-    sampling: Fields
 
 
 @dataclass(frozen=True)
@@ -77,85 +47,6 @@ class Subject:
     team: Mapping[str, list[Fields]]
     fields: Fields
     run: Run | None = None
-
-
-# --- problem sets and samplings ------------------------------------------------------------------
-
-
-def parse_set(text: str, *, count: int | None) -> NamedSet:
-    """Parse an argument of `--problems`.
-
-    Args:
-        text: SET or NAME=SET. SET is a source with subset and split (`gsm8k:test`,
-            `math:math-500`, `generated:skills`), a file (`held_out.jsonl`, `held_out.jsonl:latex`),
-            or the fields of `problems.evaluation` as YAML (`{source: gsm8k, count: 100}`).
-        count: Problems to draw or generate, if the set itself has no count.
-
-    Raises:
-        InputError: It is none of these.
-
-    >>> parse_set("math:math-500", count=20)
-    NamedSet(name='math-math-500', source={'source': 'math', 'subset': 'math-500', 'count': 20})
-    """
-    named = re.fullmatch(r"([A-Za-z0-9._-]+)=(.+)", text, re.DOTALL)
-    name, spec = (named[1], named[2]) if named else (None, text)
-    source = _mapping(text, spec) if spec.lstrip().startswith("{") else _source(text, spec)
-    if count is not None:
-        source = {"count": count, **source} if "count" in source else {**source, "count": count}
-    try:
-        _SOURCE.validate_python(source)
-    except ValidationError as e:
-        mistakes = "; ".join(f"{'.'.join(map(str, m['loc'][1:])) or 'source'}: {m['msg']}" for m in e.errors())
-        raise InputError(f"--problems {text}: {mistakes}") from e
-    made_up = "-".join(str(source[k]) for k in ("source", "task", "subset", "split") if source.get(k))
-    path = source.get("path")
-    return NamedSet(slug(name or (Path(path).stem if path else made_up)), source)
-
-
-def _mapping(text: str, spec: str) -> Fields:
-    try:
-        found = parse_yaml(spec)
-    except yaml.YAMLError as e:
-        raise InputError(f"--problems {text}: not valid YAML: {' '.join(str(e).split())}") from e
-    if not isinstance(found, dict):
-        raise InputError(f"--problems {text}: write the fields as {{source: gsm8k, count: 100}}")
-    return found
-
-
-def _source(text: str, spec: str) -> Fields:
-    head, *rest = spec.split(":")
-    suffix = Path(head).suffix
-    if suffix in (".jsonl", ".parquet"):
-        return {"source": suffix.removeprefix("."), "path": head, **({"answer_kind": rest[0]} if rest else {})}
-    if head in HUB:
-        fields: Fields = {"source": head}
-        for part in rest:
-            fields["subset" if part in HUB[head] and "subset" not in fields else "split"] = part
-        return fields
-    if head in ("generated", "reasoning_gym"):
-        return {"source": head, **({"task": rest[0]} if rest else {})}
-    known = ", ".join(name for name in PROBLEM_SOURCES if name in HUB or name in ("generated", "reasoning_gym"))
-    raise InputError(
-        f"--problems {text}: unknown problem set; write one of {known} (with :SUBSET, :SPLIT or :TASK after it), a "
-        "file with the suffix .jsonl or .parquet, or the fields of problems.evaluation as {source: ..., ...}"
-    )
-
-
-def samplings(temperatures: Sequence[float], *, samples: int, others: Mapping[str, Any]) -> list[NamedSampling]:
-    """The ways of sampling, one per temperature. Greedy decoding (temperature 0) has one completion.
-
-    Args:
-        temperatures: Of the ways.
-        samples: Completions per problem and model.
-        others: The other fields of `evaluation.sampling`.
-
-    >>> [(s.name, s.samples) for s in samplings([0, 0.7], samples=8, others={})]
-    [('greedy', 1), ('t0.7', 8)]
-    """
-    return [
-        NamedSampling(f"t{t:g}" if t else "greedy", samples if t else 1, {**others, "temperature": t})
-        for t in dict.fromkeys(temperatures)
-    ]
 
 
 # --- what is evaluated ---------------------------------------------------------------------------
@@ -296,15 +187,6 @@ def sweep_file(
     return {"name": name or f"evaluate-{subject.name}", "iterations": 0, **subject.fields, "team": first, "runs": runs}
 
 
-def slug(text: str) -> str:
-    """A name as `team[].name` and `name` allow it.
-
-    >>> slug("Qwen/Qwen3-0.6B")
-    'qwen-qwen3-0-6b'
-    """
-    return re.sub(r"[^a-z0-9]+", "-", text.lower()).strip("-")[:MAX_NAME].strip("-") or "model"
-
-
 def _without(member: Fields, changed: set[str]) -> Fields:
     own = {k: v for k, v in member.get("evaluation_sampling", {}).items() if k not in changed}
     rest = {k: v for k, v in member.items() if k != "evaluation_sampling"}
@@ -340,6 +222,6 @@ def _with_prompts_of(section: ProblemsSection, evaluation: Fields) -> Fields:
     if section.num_examples:
         fields["train"] = section.train.model_dump(mode="json")
         fields |= {"num_examples": section.num_examples, "near_duplicates": "drop"}
-    if answer_kind_of(_SOURCE.validate_python(evaluation)) == answer_kind_of(section.evaluation):
+    if answer_kind_of(SOURCE.validate_python(evaluation)) == answer_kind_of(section.evaluation):
         return {**fields, "instruction": section.instruction}
     return {**fields, "instruction_style": section.instruction_style}

@@ -19,7 +19,7 @@ from analysis.exchange.folder import export_predictions, import_predictions, ver
 from analysis.exchange.lines import PER_COMPLETION, PER_PROBLEM
 from analysis.exchange.predictions import valid_name
 from core_hpc.common.errors import InputError, StoreError
-from core_hpc.config.run import NAME_PATTERN
+from core_hpc.config.base import NAME_PATTERN
 from core_hpc.runs.folder import read_identity
 from core_hpc.store import manifests
 from core_hpc.store.paths import RunPaths

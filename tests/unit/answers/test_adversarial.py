@@ -17,7 +17,7 @@ from core_hpc.answers import verifier as verify_module
 from core_hpc.answers.extract import extract_answer, token_f1
 from core_hpc.answers.latex import MAX_LATEX_CHARS
 from core_hpc.answers.verifier import Verifier
-from core_hpc.config.run import SamplingSection
+from core_hpc.config.evaluation import SamplingSection
 from core_hpc.engines.base import Completion
 from core_hpc.phases import generate
 from core_hpc.protocol.distance import operation_signature
