@@ -101,7 +101,9 @@ def test_a_problem_source_gets_another_seed_for_every_split_and_call(tmp_path: P
         "    return [{'question': f'{seed} {i // 2}', 'answer': i, 'split': split} for i in range(count)]\n"
     )
     made = {"source": "function", "function": "mine.py:make", "count": 6}
-    plan = plan_in(tmp_path, source, problems={"train": made, "evaluation": made})
+    plan = plan_in(
+        tmp_path, source, problems={"train": made, "evaluation": made}, protocol={"problems_per_iteration": 2}
+    )
     splits = splits_of(plan)
     seeds = {name: {q.split()[0] for q in getattr(splits, name)["question"]} for name in ("train", "evaluation")}
     assert all(len(found) == 2 for found in seeds.values())
