@@ -146,9 +146,14 @@ def try_functions(config: RunConfig, train: pl.DataFrame) -> None:
         "hint_maker": (problem, f"The answer is {problem.gold}."),
         "explore_rule": (np.array([[0.0, 0.5], [0.5, 0.0]]), np.array([1.0, 0.0])),
         "advantage": ([right, empty], [1.0, 0.0]),
+        "answer_extract": ("",),
     }
+    golds = dict(train.select("answer_kind", "gold").rows())
     for use in uses(config):
         arguments = examples.get(use.name)
+        if use.name == "answer_verify":  # problems.answer_kinds.KIND.verify
+            gold = golds.get(use.path.split(".")[2])
+            arguments = None if gold is None else (gold, gold)
         if arguments is None:
             continue
         try:
