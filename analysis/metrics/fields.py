@@ -44,9 +44,11 @@ def _following(section: Section, prefix: str = "") -> Iterator[str]:
         if depends and value == field.get_default(call_default_factory=True, validated_data=vars(section)):
             yield path
             continue
-        for key, part in enumerate(value) if isinstance(value, list) else ((None, value),):
+        members = value if isinstance(value, list) else []
+        parts = [(f"{path}.{i}.", part) for i, part in enumerate(members)] or [(f"{path}.", value)]
+        for start, part in parts:
             if isinstance(part, Section):
-                yield from _following(part, f"{path}." if key is None else f"{path}.{key}.")
+                yield from _following(part, start)
 
 
 def value_of(data: RunData, path: str) -> Any:

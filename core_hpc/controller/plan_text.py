@@ -71,7 +71,7 @@ def _hours(plan: Plan) -> str:
     hours = plan.hours
     low, high = (f"{share:.0%}" for share in (estimate.LENGTH_SHARES[0], estimate.LENGTH_SHARES[-1]))
     text = (
-        f"{hours.unit}: {_number(hours.low)} to {_number(hours.high)} of one {hours.device}, for completions of {low} "
+        f"{hours.unit}: {_number(hours.low)} to {_number(hours.high)} on {hours.device}, for completions of {low} "
         f"to {high} of max_new_tokens (how it is computed: --full)"
     )
     if hours.limit is None:
