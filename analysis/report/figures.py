@@ -19,7 +19,7 @@ from analysis.counts.load import RunData
 from analysis.layout.formats import csv_text
 from analysis.metrics import overlap, passk, rescue
 from analysis.metrics.compare import MEAN
-from analysis.report import plots
+from analysis.report import plot_style, plots
 from analysis.report.evaluation_tables import evaluated
 from analysis.timing.account import RunTimes
 from analysis.timing.critical_path import QUEUE, WORK, tasks_of_iteration
@@ -63,7 +63,7 @@ def write(figure: ReportFigure, folder: Path) -> str:
     """Write NAME.pdf, .svg, .png and .csv. Returns the SVG. The same points give the same bytes."""
     folder.mkdir(parents=True, exist_ok=True)
     (folder / f"{figure.name}.csv").write_text(csv_text(figure.points), encoding="utf-8")
-    with plots.style():
+    with plot_style.style():
         drawn = figure.draw(figure.points)
         # Without a date, a file depends on the points only.
         for suffix, metadata in (("pdf", {"CreationDate": None}), ("svg", {"Date": None}), ("png", {})):
@@ -155,7 +155,7 @@ def rescue_figure(data: RunData) -> ReportFigure:
     """Rescue of cold-failed cases with and without the hint, for every teacher and student."""
     frame = rescue.rescue_table(data.counts, groups=["all", "pair"])
     frame = frame.filter(pl.col("rate").is_in([rescue.PER_ATTEMPT, rescue.CONTROL]))
-    pair = pl.col("teacher") + plots.ARROW + pl.col("student")
+    pair = pl.col("teacher") + plot_style.ARROW + pl.col("student")
     row = pl.when(pl.col("group") == "all").then(pl.lit("all")).otherwise(pair)
     series = pl.when(pl.col("rate") == rescue.CONTROL).then(pl.lit("without")).otherwise(pl.lit("with hint"))
     points = frame.select(

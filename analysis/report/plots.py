@@ -1,118 +1,39 @@
 """Drawing of figures: from points to matplotlib figures with the width of a paper's column.
 
 The input is frames of points, made in `report/figures.py`. The output is matplotlib figures. They
-are made with the object API inside `style()`, so global settings do not change. This module
-computes nothing and writes no file.
-
-The colours are those of Okabe and Ito (2008), which remain distinct for readers with
-colour-blindness. Every model also has its own marker, for prints in grey.
+are made with the object API inside `plot_style.style()`, so global settings do not change. This
+module computes nothing and writes no file. Colours, sizes and legends are in `report/plot_style.py`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import polars as pl
 
-from core_hpc.store.paths import TEAM
+from analysis.report.plot_style import (
+    CHARACTER_IN,
+    COLOURS,
+    COLUMN_WIDTH_IN,
+    LINE_CHARACTERS,
+    MARKERS,
+    key_above,
+    legend_above,
+    looks_of,
+    names_of,
+    new_figure,
+    shortened,
+    shortened_pair,
+)
 
 if TYPE_CHECKING:
-    from matplotlib.artist import Artist
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-COLUMN_WIDTH_IN = 3.3
-ARROW = " → "
-"""Separator between the names of teacher and student."""
-_COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00")
-_MARKERS = ("o", "s", "^", "D", "v", "P")
-_LINES = ("-", "--", ":")
-_STRONG = {"color": "#000000", "marker": "*", "markersize": 5.5, "linewidth": 1.6, "zorder": 3}
 _NUM_MARKERS = 5  # markers per training curve; more would overlap
-_CHARACTER_IN = 0.05  # mean width of a character of a legend or tick label
 _LONGEST_TICK_IN = 0.5
-_LINE_CHARACTERS = int(COLUMN_WIDTH_IN / _CHARACTER_IN)
 _ROW_CHARACTERS = 54  # room for a row's name and counts together
-_STYLE = {
-    "font.size": 7,
-    "axes.titlesize": 7.5,
-    "axes.labelsize": 7,
-    "xtick.labelsize": 6.5,
-    "ytick.labelsize": 6.5,
-    "legend.fontsize": 6.5,
-    "axes.titlelocation": "left",
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.linewidth": 0.6,
-    "axes.axisbelow": True,
-    "axes.ymargin": 0.1,
-    "xtick.major.width": 0.6,
-    "ytick.major.width": 0.6,
-    "grid.color": "#dddddd",
-    "grid.linewidth": 0.5,
-    "lines.linewidth": 1.1,
-    "lines.markersize": 3.2,
-    "legend.frameon": False,
-    "legend.handlelength": 1.8,
-    "legend.columnspacing": 1.2,
-    "figure.constrained_layout.use": True,
-    "savefig.dpi": 300,
-    "pdf.fonttype": 42,
-    "svg.hashsalt": "core_hpc",
-}
-
-
-def style() -> AbstractContextManager[None]:
-    """A context with the settings for making and writing figures."""
-    import matplotlib
-
-    context: AbstractContextManager[None] = matplotlib.rc_context(_STYLE)
-    return context
-
-
-def _figure(height_in: float) -> Figure:
-    from matplotlib.figure import Figure
-
-    return Figure(figsize=(COLUMN_WIDTH_IN, height_in))
-
-
-def _looks(names: Sequence[str], *, strong: str = TEAM) -> dict[str, dict[str, Any]]:
-    """Colour, marker and line style of each name. The total, `strong`, stands out."""
-    others = [name for name in names if name != strong]
-    looks = {
-        name: {"color": _COLOURS[i % 6], "marker": _MARKERS[i % 6], "linestyle": _LINES[i // 6 % 3]}
-        for i, name in enumerate(others)
-    }
-    return looks | ({strong: _STRONG} if strong in names else {})
-
-
-def _names(points: pl.DataFrame) -> list[str]:
-    return points["model"].unique(maintain_order=True).to_list()
-
-
-def _legend(figure: Figure, grid: Iterable[Axes]) -> None:
-    """One legend for all axes, placed above them."""
-    found = [pair for axes in grid for pair in zip(*axes.get_legend_handles_labels(), strict=True)]
-    _key(figure, {label: handle for handle, label in found})
-
-
-def _key(figure: Figure, handles: Mapping[str, Artist], **look: Any) -> None:
-    labels = [_short(label, 48) for label in handles]
-    columns = max(1, min(len(labels), _LINE_CHARACTERS // (max(map(len, labels)) + 6)))
-    figure.legend(handles.values(), labels, loc="outside upper center", ncols=columns, **look)
-
-
-def _short(name: str, most: int) -> str:
-    """The name, shortened in the middle to at most `most` characters."""
-    return name if len(name) <= most else f"{name[: most - most // 3 - 1]}…{name[-(most // 3) :]}"
-
-
-def _short_pair(names: str, most: int) -> str:
-    """Two names with an arrow between them, each shortened to half of the room."""
-    parts = names.split(ARROW)
-    return names if len(names) <= most else ARROW.join(_short(name, most // len(parts) - 1) for name in parts)
 
 
 def pass_at_k(points: pl.DataFrame) -> Figure:
@@ -122,9 +43,9 @@ def pass_at_k(points: pl.DataFrame) -> Figure:
         points: panel, model, candidates, estimate, low, high.
     """
     panels = points.partition_by("panel", maintain_order=True)
-    figure = _figure(0.5 + 1.75 * len(panels))
+    figure = new_figure(0.5 + 1.75 * len(panels))
     grid = figure.subplots(len(panels), 1, sharex=True, sharey=True, squeeze=False)[:, 0]
-    looks = _looks(_names(points))
+    looks = looks_of(names_of(points))
     most = max(points["candidates"].to_list())
     for axes, panel in zip(grid, panels, strict=True):
         for name, look in looks.items():
@@ -138,7 +59,7 @@ def pass_at_k(points: pl.DataFrame) -> Figure:
         axes.set_ylabel("solved (%)")
         axes.grid()
     grid[-1].set_xlabel("candidates spent on a problem")
-    _legend(figure, grid)
+    legend_above(figure, grid)
     return figure
 
 
@@ -155,12 +76,12 @@ def heat_maps(points: pl.DataFrame, titles: Mapping[str, str]) -> Figure:
     names = points["row"].unique(maintain_order=True).to_list()
     panels, measures = (points[column].unique(maintain_order=True).to_list() for column in ("panel", "measure"))
     # Names that are too long are replaced by numbers, with a key above the matrices.
-    longest_in = _CHARACTER_IN * max(map(len, names))
+    longest_in = CHARACTER_IN * max(map(len, names))
     numbered = len(names) > 3 or longest_in > _LONGEST_TICK_IN
     ticks = [str(i + 1) for i in range(len(names))] if numbered else names
     margin_in = 0.3 if numbered else longest_in + 0.2
     cell_in = min(0.5, (COLUMN_WIDTH_IN - margin_in) / len(panels) / len(names) - 0.03)
-    figure = _figure(0.6 + len(measures) * (cell_in * len(names) + 0.42) + (0.14 * len(names) if numbered else 0))
+    figure = new_figure(0.6 + len(measures) * (cell_in * len(names) + 0.42) + (0.14 * len(names) if numbered else 0))
     grid = figure.subplots(len(measures), len(panels), sharex=True, sharey=True, squeeze=False)
     for measure, line in zip(measures, grid, strict=True):
         for panel, axes in zip(panels, line, strict=True):
@@ -171,7 +92,7 @@ def heat_maps(points: pl.DataFrame, titles: Mapping[str, str]) -> Figure:
             axes.set(xticks=at, xticklabels=ticks, yticks=at, yticklabels=ticks)
     if numbered:
         handles = {f"{i}  {name}": Line2D([], []) for i, name in zip(ticks, names, strict=True)}
-        _key(figure, handles, handlelength=0, handletextpad=0)
+        key_above(figure, handles, handlelength=0, handletextpad=0)
     return figure
 
 
@@ -202,24 +123,25 @@ def intervals_by_row(points: pl.DataFrame) -> Figure:
         points: row, series, estimate, low, high, label (shown at the right).
     """
     rows, series = (points[column].unique(maintain_order=True).to_list() for column in ("row", "series"))
-    figure = _figure(0.75 + 0.4 * len(rows))
+    figure = new_figure(0.75 + 0.4 * len(rows))
     axes = figure.subplots()
     for n, name in enumerate(series):
         part = points.filter(pl.col("series") == name, pl.col("estimate").is_not_null())
         # A row is one unit high: its name, its intervals, and free space before the next row.
         at = [rows.index(row) + 0.45 + 0.22 * n for row in part["row"]]
         x, low, high = (part[column].to_numpy() * 100 for column in ("estimate", "low", "high"))
-        fill = "white" if n else _COLOURS[n]
-        look: dict[str, Any] = {"color": _COLOURS[n], "marker": _MARKERS[n], "markerfacecolor": fill}
+        fill = "white" if n else COLOURS[n]
+        look: dict[str, Any] = {"color": COLOURS[n], "marker": MARKERS[n], "markerfacecolor": fill}
         axes.errorbar(x, at, xerr=[x - low, high - x], label=name, linestyle="", elinewidth=0.9, **look)
     labels = points.group_by("row", maintain_order=True).agg(pl.col("label").str.join(", "))
     for i, (row, label) in enumerate(labels.iter_rows()):
-        for place, text, side in ((0, _short_pair(row, _ROW_CHARACTERS - len(label)), "left"), (100, label, "right")):
+        name = shortened_pair(row, _ROW_CHARACTERS - len(label))
+        for place, text, side in ((0, name, "left"), (100, label, "right")):
             axes.text(place, i + 0.16, text, ha=side, va="center", fontsize=6.5)
     axes.set(xlim=(-3, 103), ylim=(len(rows), -0.1), yticks=[], xlabel="correct completions (%)")
     axes.spines["left"].set_visible(False)
     axes.grid(axis="x")
-    _legend(figure, [axes])
+    legend_above(figure, [axes])
     return figure
 
 
@@ -235,14 +157,14 @@ def arms(points: pl.DataFrame, *, mean: str) -> Figure:
     rows, names = (points[column].unique(maintain_order=True).to_list() for column in ("row", "arm"))
     step, top = 0.13, 0.2  # height in inches of an arm, and of the name above the arms
     height = top + step * len(names)
-    figure = _figure(0.6 + 0.15 * len(names) + height * len(rows))
+    figure = new_figure(0.6 + 0.15 * len(names) + height * len(rows))
     axes = figure.subplots()
     for n, name in enumerate(names):
         part = points.filter(pl.col("arm") == name).with_columns(pl.col("estimate", "low", "high") * 100)
         places = {row: i * height + top + step * n for i, row in enumerate(rows)}
         part = part.with_columns(at=part["row"].replace_strict(places, return_dtype=pl.Float64))
         own, seeds = part.filter(pl.col("seed") == mean), part.filter(pl.col("seed") != mean)
-        look: dict[str, Any] = {"color": _COLOURS[n % 6], "marker": _MARKERS[n % 6], "linestyle": ""}
+        look: dict[str, Any] = {"color": COLOURS[n % 6], "marker": MARKERS[n % 6], "linestyle": ""}
         # The seeds are drawn a little lower, because the mean would cover them on its own line.
         dots: dict[str, Any] = look | {"marker": "o", "markersize": 2, "markeredgewidth": 0, "alpha": 0.6}
         axes.plot(seeds["estimate"], seeds["at"] + step / 3, **dots)
@@ -253,11 +175,11 @@ def arms(points: pl.DataFrame, *, mean: str) -> Figure:
             axes.vlines(x, own["at"].to_numpy(), down, color="#888888", linestyle=":", linewidth=0.8)
     name_look: dict[str, Any] = {"transform": axes.get_yaxis_transform(), "va": "center", "fontsize": 6.5}
     for i, row in enumerate(rows):
-        axes.text(0, i * height + 0.08, _short(row, _LINE_CHARACTERS), **name_look)
+        axes.text(0, i * height + 0.08, shortened(row, LINE_CHARACTERS), **name_look)
     axes.set(ylim=(height * len(rows), -0.02), yticks=[], xlabel="solved (%)")
     axes.spines["left"].set_visible(False)
     axes.grid(axis="x")
-    _legend(figure, [axes])
+    legend_above(figure, [axes])
     return figure
 
 
@@ -270,9 +192,9 @@ def curves(points: pl.DataFrame, titles: Mapping[str, str]) -> Figure:
     """
     measures = points["measure"].unique(maintain_order=True).to_list()
     num_lines = -(-len(measures) // 2)
-    figure = _figure(0.5 + 1.05 * num_lines)
+    figure = new_figure(0.5 + 1.05 * num_lines)
     grid = figure.subplots(num_lines, 2, sharex=True, squeeze=False)
-    looks = _looks(_names(points))
+    looks = looks_of(names_of(points))
     used, unused = grid.flat[: len(measures)], grid.flat[len(measures) :]
     for axes, measure in zip(used, measures, strict=True):
         is_share = titles[measure].endswith("(%)")
@@ -286,7 +208,7 @@ def curves(points: pl.DataFrame, titles: Mapping[str, str]) -> Figure:
     for axes in used[-2:]:  # the lowest chart of each column
         axes.tick_params("x", labelbottom=True)
         axes.set_xlabel("iteration")
-    _legend(figure, used)
+    legend_above(figure, used)
     return figure
 
 
@@ -298,11 +220,11 @@ def parts(points: pl.DataFrame, *, total: str) -> Figure:
         total: value of `part` in the rows of the sum.
     """
     points = points.rename({"part": "model"})
-    figure = _figure(2.2)
+    figure = new_figure(2.2)
     axes = figure.subplots()
-    _lines(axes, points, _looks(_names(points), strong=total))
+    _lines(axes, points, looks_of(names_of(points), strong=total))
     axes.set(xlabel="iteration", ylabel="mean of completions")
-    _legend(figure, [axes])
+    legend_above(figure, [axes])
     return figure
 
 
@@ -313,7 +235,7 @@ def strip(points: pl.DataFrame) -> Figure:
         points: model, phase, is_work, began_s, ended_s.
     """
     names, phases = (points[column].unique(maintain_order=True).to_list() for column in ("model", "phase"))
-    figure = _figure(0.65 + 0.28 * len(names))
+    figure = new_figure(0.65 + 0.28 * len(names))
     axes = figure.subplots()
     for i, phase in enumerate(phases):
         for is_work in (False, True):
@@ -321,17 +243,17 @@ def strip(points: pl.DataFrame) -> Figure:
             at = [names.index(name) for name in here["model"]]
             began, ended = (here[column].to_numpy() for column in ("began_s", "ended_s"))
             label = phase if is_work or not points.filter(phase=phase, is_work=True).height else None
-            look: dict[str, Any] = {"color": _COLOURS[i % 6], "alpha": 1 if is_work else 0.35, "linewidth": 0}
+            look: dict[str, Any] = {"color": COLOURS[i % 6], "alpha": 1 if is_work else 0.35, "linewidth": 0}
             axes.barh(at, ended - began, left=began, height=0.7, label=label, **look)
     axes.set(
         yticks=range(len(names)),
-        yticklabels=[_short(name, 14) for name in names],
+        yticklabels=[shortened(name, 14) for name in names],
         ylim=(len(names) - 0.4, -0.6),
         xlim=(0, None),
     )
     axes.set_xlabel("seconds")
     axes.grid(axis="x")
-    _legend(figure, [axes])
+    legend_above(figure, [axes])
     return figure
 
 
@@ -355,15 +277,15 @@ def selectors(points: pl.DataFrame, *, strong: str) -> Figure:
         points: series, k, tokens, estimate, low, high.
         strong: the series that stands out.
     """
-    figure = _figure(2.6)
+    figure = new_figure(2.6)
     axes = figure.subplots()
-    for name, look in _looks(points["series"].unique(maintain_order=True).to_list(), strong=strong).items():
+    for name, look in looks_of(points["series"].unique(maintain_order=True).to_list(), strong=strong).items():
         line = points.filter(pl.col("series") == name).sort("k").with_columns(pl.col("estimate", "low", "high") * 100)
         x, y, low, high = (line[column].to_numpy() for column in ("tokens", "estimate", "low", "high"))
         axes.errorbar(x, y, yerr=[y - low, high - y], label=name, elinewidth=0.7, **look)
     axes.set(xlabel="sampled tokens per problem", ylabel="solved (%)", xlim=(0, None))
     axes.grid()
-    _legend(figure, [axes])
+    legend_above(figure, [axes])
     return figure
 
 
@@ -376,10 +298,10 @@ def learning(points: pl.DataFrame, *, mean: str) -> Figure:
     """
     from matplotlib.ticker import MaxNLocator
 
-    figure = _figure(2.2)
+    figure = new_figure(2.2)
     axes = figure.subplots()
     several = mean in set(points["seed"])
-    for name, look in _looks(_names(points)).items():
+    for name, look in looks_of(names_of(points)).items():
         own = points.filter(pl.col("model") == name).with_columns(pl.col("estimate", "low", "high") * 100)
         for line in own.sort("iteration").partition_by("seed", maintain_order=True):
             x, y, low, high = (line[column].to_numpy() for column in ("iteration", "estimate", "low", "high"))
@@ -391,5 +313,5 @@ def learning(points: pl.DataFrame, *, mean: str) -> Figure:
     axes.set(xlabel="iteration", ylabel="solved (%)")
     axes.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=5))
     axes.grid()
-    _legend(figure, [axes])
+    legend_above(figure, [axes])
     return figure

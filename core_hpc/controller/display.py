@@ -27,7 +27,7 @@ from core_hpc.schedule.remaining import FinishedTask, TaskCosts, expected_comple
 from core_hpc.schedule.useless import NOTHING_USELESS, Useless
 from core_hpc.store.paths import TEAM, TaskKey
 from core_hpc.store.schema import COLD, EVALUATE, GENERATION_PHASES, HINT, TRAINING_PHASES, UPDATE, WARMUP
-from core_hpc.training.guard import WARN_SHARE
+from core_hpc.training.guard import is_near_limit
 
 MAX_ROWS = 12
 NO_PROGRESS = Progress(0, 0, 0)
@@ -227,8 +227,7 @@ def describe_stats(key: TaskKey, stats: Mapping[str, Any]) -> str:
 
 
 def _mismatch_warning(stats: Mapping[str, Any]) -> str:
-    """Shown if the trainer and the engine differ by more than half of what stops a run."""
     mismatch, limit = stats.get("mismatch"), stats.get("max_mismatch")
-    if mismatch is None or limit is None or not mismatch > WARN_SHARE * limit:
+    if mismatch is None or limit is None or not is_near_limit(mismatch, limit):
         return ""
     return f"; WARNING: trainer and engine differ by {mismatch:.2g} nats per token, above {limit:.2g} the run stops"

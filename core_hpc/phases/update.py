@@ -34,6 +34,7 @@ from core_hpc.phases.reliance import Rate, with_reliance
 from core_hpc.phases.rescue_context import in_context
 from core_hpc.phases.self_teacher import TokenRate, with_teacher
 from core_hpc.phases.shared_rescues import shared_rows
+from core_hpc.phases.trainer_settings import trainer_settings
 from core_hpc.problems.splits import shuffle_seed
 from core_hpc.runs.contents import check_counts
 from core_hpc.runs.graph import horizon_at, steps_per_iteration
@@ -44,7 +45,7 @@ from core_hpc.training.batching import Row, step_rows
 from core_hpc.training.guard import default_limit
 from core_hpc.training.interruption import Interruption, rows_digest
 from core_hpc.training.state_io import STATE_VERSION
-from core_hpc.training.task import TrainerSettings, UpdateResult, UpdateTask
+from core_hpc.training.task import UpdateResult, UpdateTask
 from core_hpc.training.trainer import Trainer
 
 ROLLOUT_COLUMNS = (
@@ -180,19 +181,15 @@ def _with_options(
 def _trainer(context: TaskContext) -> Trainer:
     model, update = context.model, context.run.config.update
     folder = context.base_folder(model)
-    settings = TrainerSettings(
-        model_folder=folder,
-        model_name=model.model if model.warmup is None else folder.relative_to(context.run.root).as_posix(),
+    settings = trainer_settings(
+        context,
+        folder=folder,
+        name=model.model if model.warmup is None else folder.relative_to(context.run.root).as_posix(),
         lora=model.lora,
-        dtype=model.dtype,
         context_tokens=context.run.facts[model.name].context_tokens,
         four_bit=model.tuning == "qlora",
         shard_base=context.run.config.cluster.zero_stage == 3,
         with_reference=model.tuning == "full" and update.kl_weight > 0,
-        gradient_checkpointing=update.gradient_checkpointing,
-        compile_layers=update.compile,
-        trust_remote_code=model.trust_remote_code,
-        allow_pickle=model.allow_pickle,
     )
     return context.warm.trainer(settings, partial(Trainer, settings))
 

@@ -36,6 +36,7 @@ from core_hpc.config.update import UpdateSection
 from core_hpc.config.warmup import WarmupSection
 from core_hpc.phases.checkpoint import CheckpointStore, remove_checkpoints, write_steps
 from core_hpc.phases.context import TaskContext
+from core_hpc.phases.trainer_settings import trainer_settings
 from core_hpc.problems.splits import HINTED
 from core_hpc.protocol.hints import make_hint
 from core_hpc.store import manifests, shards
@@ -46,7 +47,7 @@ from core_hpc.training.batching import Row
 from core_hpc.training.interruption import Interruption, rows_digest
 from core_hpc.training.state_io import STATE_VERSION
 from core_hpc.training.supervised import SupervisedTrainer
-from core_hpc.training.task import TrainerSettings, UpdateResult, UpdateTask
+from core_hpc.training.task import UpdateResult, UpdateTask
 from core_hpc.training.zero2 import all_true, from_rank_zero, rank_and_size, start_process_group
 
 IDENTITY_VERSION = 1
@@ -271,19 +272,9 @@ def _shared_name(shared: Path) -> str:
 
 
 def _trainer(context: TaskContext, longest: int) -> SupervisedTrainer:
-    model, update = context.model, context.run.config.update
-    settings = TrainerSettings(
-        model_folder=context.resolved(model).folder,
-        model_name=model.model,
-        lora=_lora(model),
-        dtype=model.dtype,
-        context_tokens=longest,
-        with_reference=False,
-        gradient_checkpointing=update.gradient_checkpointing,
-        compile_layers=update.compile,
-        trust_remote_code=model.trust_remote_code,
-        allow_pickle=model.allow_pickle,
-    )
+    model = context.model
+    folder = context.resolved(model).folder
+    settings = trainer_settings(context, folder=folder, name=model.model, lora=_lora(model), context_tokens=longest)
     trainer = context.warm.trainer((WARMUP, settings), partial(SupervisedTrainer, settings))
     assert isinstance(trainer, SupervisedTrainer)
     return trainer

@@ -38,8 +38,7 @@ def own_job() -> int | None:
 
 def _restarts() -> int:
     """How often SLURM has requeued the job of this process."""
-    count = os.environ.get("SLURM_RESTART_COUNT", "")
-    return int(count) if count.isdecimal() else 0
+    return number_in("SLURM_RESTART_COUNT") or 0
 
 
 def _process_start(pid: int) -> float | None:

@@ -56,6 +56,11 @@ def default_limit(dtype: str, tuning: Literal["lora", "full", "qlora"], top_p: f
     return (LIMIT_FOUR_BIT if tuning == "qlora" else limit) - math.log(top_p)
 
 
+def is_near_limit(mismatch: float, limit: float) -> bool:
+    """Whether the trainer and the engine differ by more than half of what stops a run."""
+    return mismatch > WARN_SHARE * limit
+
+
 def check_mismatch(found: Mismatch, limit: float, *, where: str) -> str | None:
     """Check one optimizer step.
 
@@ -84,6 +89,6 @@ def check_mismatch(found: Mismatch, limit: float, *, where: str) -> str | None:
             f"the problems {shown}. Likely causes: the engine computes in another dtype or with quantized weights; "
             "rope or context settings of the two differ; the engine did not load the last update. Nothing was published"
         )
-    if policy > WARN_SHARE * limit:
+    if is_near_limit(policy, limit):
         return f"{where}: trainer and engine differ by {policy:.3g} nats per token; above {limit:.3g} the run stops"
     return None

@@ -238,7 +238,9 @@ def show(figures: dict[str, Any]) -> None:
             peak = f"peak {one['peak_mb']:6.0f} MB ({one['imports_mb']:.0f} of it imports)"
             rows[f"{way}{name}"] = f"{one['wall_s']:8.3f} s  {one['cpu_s']:8.3f} CPU-s  {peak}"
     print_table(f"{figures['rows']:,} completions in {figures['files']:,} files", rows)
-    print_table("ratios", {name: value for name, value in figures.items() if "/" in name} | figures.get("ratios", {}))
+    ratios = {name: value for name, value in figures.items() if "/" in name} | figures.get("ratios", {})
+    if ratios:
+        print_table("ratios", ratios)
 
 
 def _measure(folder: Path, args: argparse.Namespace) -> dict[str, Any]:

@@ -20,7 +20,7 @@ from analysis.metrics.arms import arms_of, arms_table
 from analysis.metrics.curves import CURVES
 from analysis.metrics.learning import learning_table
 from analysis.metrics.selectors import selector_table
-from analysis.report import figures, plots
+from analysis.report import figures, plot_style
 from analysis.report.figures import ReportFigure, arms_figure, report_figures
 from analysis.report.further_figures import learning_figure, selectors_figure
 from tests.support.analysis_data import config, counts_frame, rescue_counts
@@ -87,7 +87,7 @@ def only(points: pl.DataFrame, **where: Any) -> dict[str, Any]:
 
 
 def drawn(figure: ReportFigure) -> Figure:
-    with plots.style():
+    with plot_style.style():
         made = figure.draw(figure.points)
         FigureCanvasAgg(made).draw()
         return made
@@ -202,7 +202,7 @@ def test_no_label_overlaps_or_leaves_its_place(models: tuple[str, ...]) -> None:
     for report_figure in made:
         figure = drawn(report_figure)
         width, height = figure.get_size_inches()
-        assert width == pytest.approx(plots.COLUMN_WIDTH_IN)
+        assert width == pytest.approx(plot_style.COLUMN_WIDTH_IN)
         tight = figure.get_tightbbox()
         assert min(tight.x0, tight.y0, width - tight.x1, height - tight.y1) > -0.01, report_figure.name
         charts = [axes.get_window_extent() for axes in figure.axes]
@@ -228,7 +228,7 @@ def test_files(of_two: dict[str, ReportFigure], tmp_path: Path) -> None:
         assert svg.startswith("<?xml")
         assert pl.read_csv(tmp_path / "a" / f"{name}.csv").rows() == figure.points.rows()
         with Image.open(tmp_path / "a" / f"{name}.png") as image:
-            assert image.width == round(plots.COLUMN_WIDTH_IN * 300)
+            assert image.width == round(plot_style.COLUMN_WIDTH_IN * 300)
             dark = sum(image.convert("L").histogram()[:200])
             assert 0.005 < dark / (image.width * image.height) < 0.6, "blank"
         pdf = (tmp_path / "a" / f"{name}.pdf").read_bytes()
