@@ -21,6 +21,7 @@ def trainer_settings(
     lora: LoraSection | None,
     context_tokens: int,
     four_bit: bool = False,
+    shard_base: bool = False,
     with_reference: bool = False,
 ) -> TrainerSettings:
     """How the trainer of the task's model is built. The arguments are those of `TrainerSettings`."""
@@ -32,6 +33,7 @@ def trainer_settings(
         dtype=model.dtype,
         context_tokens=context_tokens,
         four_bit=four_bit,
+        shard_base=shard_base,
         with_reference=with_reference,
         gradient_checkpointing=update.gradient_checkpointing,
         compile_layers=update.compile,

@@ -15,9 +15,10 @@ from pydantic import BaseModel
 
 import yaml
 from core_hpc.config.analysis import METRIC_PATTERN
+from core_hpc.config.base import NAME_PATTERN
 from core_hpc.config.extensions import OWN_NAME_PATTERN
 from core_hpc.config.problems import COMMIT_PATTERN, PROBLEM_SOURCES
-from core_hpc.config.run import NAME_PATTERN, SWEEP_KEYS, RunConfig
+from core_hpc.config.run import SWEEP_KEYS, RunConfig
 
 MAX_LISTED = 10
 """Values of a list that a message repeats."""
