@@ -29,7 +29,8 @@ FORMULA = (
     "hours = sum over models of billions of parameters x (sampled tokens / sampling rate + trained tokens / training "
     "rate) / 3600; sampled: completions x share x max_new_tokens; trained: the same without evaluation, plus "
     f"share x hint_tokens for a completion with a hint, plus {PROMPT_TOKENS} (assumption) for the prompt, once per "
-    f"problem and phase, all x {FULL_TUNING} with tuning: full"
+    "problem and phase, plus the cold completions of the peers with update.hacpo, "
+    f"all x {FULL_TUNING} with tuning: full"
 )
 
 
@@ -105,7 +106,22 @@ def tokens_of(config: RunConfig, model: ModelSection, num_evaluations: int, shar
     training = completions * share * config.sampling_of(model, COLD).max_new_tokens
     longest = config.sampling_of(model, EVALUATE).max_new_tokens
     evaluation = num_evaluations * config.evaluation.samples * share * longest
-    return training + evaluation, training + prompts * PROMPT_TOKENS + hinted * share * protocol.hint_tokens
+    trained = training + prompts * PROMPT_TOKENS + hinted * share * protocol.hint_tokens
+    return training + evaluation, trained + share * _longest_of_peers(config, model)
+
+
+def _longest_of_peers(config: RunConfig, model: ModelSection) -> int:
+    """Most tokens of the peers' completions that a model learns from over a run (`update.hacpo`).
+
+    They are cut to the greatest length of its own completions. Their prompts are those of its own
+    cold completions.
+    """
+    if not config.update.hacpo.enabled:
+        return 0
+    own = config.sampling_of(model, COLD).max_new_tokens
+    peers = [peer for peer in config.team if peer.name != model.name]
+    longest = sum(min(own, config.sampling_of(peer, COLD).max_new_tokens) for peer in peers)
+    return config.iterations * config.protocol.problems_per_iteration * config.protocol.cold_samples * longest
 
 
 def hours(config: RunConfig, num_evaluations: int, share: float, device: Device) -> float:
