@@ -11,7 +11,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from core_hpc.config.problems import answer_kind_of, check_kind
-from core_hpc.store.schema import COLD
+from core_hpc.store.phases import COLD
 
 if TYPE_CHECKING:
     from core_hpc.config.run import RunConfig

@@ -30,7 +30,8 @@ FORMULA = (
     "hours = sum over models of billions of parameters x (sampled tokens / sampling rate + trained tokens / training "
     "rate) / 3600; sampled: completions x share x max_new_tokens; trained: the same without evaluation, plus "
     f"share x hint_tokens for a completion with a hint, plus {PROMPT_TOKENS} (assumption) for the prompt, once per "
-    f"problem and phase, all x {FULL_TUNING} with tuning: full"
+    "problem and phase, plus the cold completions of the peers with update.hacpo, "
+    f"all x {FULL_TUNING} with tuning: full"
 )
 
 
@@ -111,7 +112,22 @@ def tokens_of(
         own = config.for_set(name)
         longest = own.sampling_of(own.model(model.name), EVALUATE).max_new_tokens
         evaluation += num * own.evaluation.samples * share * longest
-    return training + evaluation, training + prompts * PROMPT_TOKENS + hinted * share * protocol.hint_tokens
+    trained = training + prompts * PROMPT_TOKENS + hinted * share * protocol.hint_tokens
+    return training + evaluation, trained + share * _longest_of_peers(config, model)
+
+
+def _longest_of_peers(config: RunConfig, model: ModelSection) -> int:
+    """Most tokens of the peers' completions that a model learns from over a run (`update.hacpo`).
+
+    They are cut to the greatest length of its own completions. Their prompts are those of its own
+    cold completions.
+    """
+    if not config.update.hacpo.enabled:
+        return 0
+    own = config.sampling_of(model, COLD).max_new_tokens
+    peers = [peer for peer in config.team if peer.name != model.name]
+    longest = sum(min(own, config.sampling_of(peer, COLD).max_new_tokens) for peer in peers)
+    return config.iterations * config.protocol.problems_per_iteration * config.protocol.cold_samples * longest
 
 
 def hours(config: RunConfig, num_evaluations: Mapping[str, int], share: float, device: Device) -> float:

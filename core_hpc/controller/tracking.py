@@ -31,15 +31,28 @@ from core_hpc.runs.names import title_of
 from core_hpc.schedule.progress import RunProgress
 from core_hpc.store import manifests, shards
 from core_hpc.store.paths import TEAM, TaskKey
-from core_hpc.store.schema import EVALUATE, GENERATION_PHASES, HINT, HINTS, ROLLOUTS, SCORE, SCORES, STEPS, UPDATE
+from core_hpc.store.schema import (
+    EVALUATE,
+    GENERATION_PHASES,
+    HINT,
+    HINTS,
+    ROLLOUTS,
+    SCORE,
+    SCORES,
+    STEPS,
+    UPDATE,
+    WARMUP,
+)
 
 FINAL = "final"
 """Group of the last evaluation's figures. TensorBoard shows them beside the hyper-parameters."""
 
+_OF_WARMUP = ("loss", "grad_norm", "learning_rate")
+"""Columns of the steps of a warm-up with a curve. The other ones are of reinforcement learning."""
 
 GROUPS = {
     "1_evaluation": ("evaluation",),
-    "2_learning": ("correct", "loss", "policy", "source"),
+    "2_learning": ("correct", "loss", "policy", "source", "warmup"),
     "3_rescue": ("rescue",),
     "4_reward": ("reward", "advantage", "explore"),
     "5_health": ("length", "mismatch"),
@@ -97,6 +110,8 @@ class RunTracker:
             self._write_steps(key, manifest, time_s)
             if {t.key for t in self._times}.issuperset(self._alike(key)):
                 self._write_time(key, time_s)
+        elif key.phase == WARMUP:
+            self._write_warmup(key, manifest, time_s)
         elif key.phase == EVALUATE and published.issuperset(self._alike(key)):
             self._write_evaluation(key, time_s)
         for writer in self._writers.values():
@@ -175,6 +190,12 @@ class RunTracker:
     def _write_steps(self, key: TaskKey, manifest: manifests.Manifest, time_s: float) -> None:
         for row in shards.read_manifest_table(manifest, STEPS).iter_rows(named=True):
             points = {tag: row[column] for column, tag in STEP_MEASURES.items()}
+            self._scalars(key.model, points, row["global_step"], time_s)
+
+    def _write_warmup(self, key: TaskKey, manifest: manifests.Manifest, time_s: float) -> None:
+        steps = shards.read_manifest_table(manifest, STEPS, columns=["global_step", *_OF_WARMUP])
+        for row in steps.iter_rows(named=True):
+            points = {f"warmup/{column}": row[column] for column in _OF_WARMUP}
             self._scalars(key.model, points, row["global_step"], time_s)
 
     def _write_evaluation(self, key: TaskKey, time_s: float) -> None:

@@ -19,7 +19,6 @@ from core_hpc.common.errors import InputError, StoreError
 from core_hpc.common.ownership import read_own
 from core_hpc.config.extensions import FUNCTION_KEYS, REFERENCE
 from core_hpc.extensions.points import Use
-from core_hpc.store import manifests
 
 MAX_BYTES = 1 << 20
 PAGE = "core_hpc/README.md, Extension points"
@@ -223,6 +222,8 @@ def write_copies(folder: Path, found: Iterable[Use], sources: Mapping[str, Sourc
         found: the functions of the run.
         sources: by digest; what is not in it is not written.
     """
+    from core_hpc.store import manifests  # loads Polars, which reading a sweep file does not need
+
     for use in found:
         path, source = folder / copy_name(use.reference), sources.get(use.reference.rpartition("@")[2])
         if source is None or (path.is_file() and path.read_bytes() == source.text.encode()):

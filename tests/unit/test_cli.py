@@ -163,7 +163,7 @@ def test_a_refused_sweep_loads_only_what_reads_it(text: str, tmp_path: Path) -> 
     loaded = set(json.loads(done.stdout))
     assert not loaded & {"polars", "numpy", "scipy", "analysis", "psutil", "submitit", "torch", "huggingface_hub"}
     packages_of = {name.split(".")[1] for name in loaded if name.startswith("core_hpc.")}
-    assert packages_of == {"__main__", "common", "config", "launch", "runs", "store"}
+    assert packages_of == {"__main__", "common", "config", "extensions", "launch", "runs", "store"}
 
 
 # --- a folder of the user with the name `analysis` -----------------------------------------------

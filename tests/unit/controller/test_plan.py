@@ -225,6 +225,21 @@ def test_tokens_and_hours_by_hand(tmp_path: Path) -> None:
     assert estimate.hours(sweep.runs[0].config, {"": 2 * 10}, 0.5, device) == pytest.approx(float(expected))
 
 
+def test_with_hacpo_every_model_also_trains_on_the_cold_completions_of_its_peers() -> None:
+    independent, hacpo, _ = load_sweep(ROOT / "yaml" / "ablations" / "hacpo.yaml").runs
+    config = hacpo.config
+    share, num = 0.5, config.iterations * config.protocol.problems_per_iteration * config.protocol.cold_samples
+    for model in config.team:
+        own = config.sampling_of(model, "cold").max_new_tokens
+        peers = [min(own, config.sampling_of(p, "cold").max_new_tokens) for p in config.team if p.name != model.name]
+        (sampled, trained), (_, without) = (
+            estimate.tokens_of(c, model, 0, share) for c in (config, independent.config)
+        )
+        assert sampled == share * num * own
+        assert trained - without == pytest.approx(share * num * sum(peers))
+        assert sum(peers) > 0
+
+
 @pytest.mark.parametrize(
     ("name", "billions"),
     [

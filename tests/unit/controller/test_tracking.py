@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import polars as pl
 import pytest
 
 from core_hpc.controller.tracking import RunTracker
@@ -13,7 +14,7 @@ from core_hpc.runs import folder as runs
 from core_hpc.runs.folder import ModelFacts, Run
 from core_hpc.runs.sweep import load_sweep
 from core_hpc.store.paths import TEAM, TaskKey
-from core_hpc.store.schema import EVALUATE, ROLLOUTS
+from core_hpc.store.schema import EVALUATE, ROLLOUTS, STEPS, WARMUP
 from core_hpc.store.shards import publish_frame, published_keys
 from tests.support.analysis_data import rollout, rollouts
 from tests.support.tiny import tiny_sweep
@@ -62,6 +63,22 @@ def test_the_evaluation_after_what_was_the_last_iteration_keeps_its_point(tmp_pa
         tracker.task_published(key, published)
     tracker.close(finished=False)
     assert points(run, "m0", "1_evaluation/pass/k1") == {0: 0.0, 2: 1.0}
+
+
+def test_the_losses_of_a_warm_up_have_a_curve_of_their_own(tmp_path: Path) -> None:
+    run, key = make_run(tmp_path), TaskKey(0, WARMUP, "m0")
+    numbers = {
+        name: 0.5 if dtype == pl.Float64() else 1 for name, dtype in STEPS.schema.items() if dtype != pl.String()
+    }
+    losses = {1: 3.0, 2: 1.25}
+    names = {"run_id": run.run_id, "model": "m0", "iteration": 0}
+    rows = [{**numbers, **names, "step": s, "global_step": s, "loss": loss} for s, loss in losses.items()]
+    frame = pl.DataFrame(rows, schema=STEPS.schema)
+    publish_frame(run.paths.task_folder(key), run.paths.task_name(key), frame, STEPS)
+    tracker = RunTracker(run)
+    tracker.task_published(key, {key})
+    tracker.close(finished=False)
+    assert points(run, "m0", "2_learning/warmup/loss") == losses
 
 
 def test_useless_completions_have_curves(tmp_path: Path) -> None:

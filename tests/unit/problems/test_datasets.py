@@ -327,7 +327,7 @@ def test_every_source_has_a_format_and_every_pin_is_a_commit() -> None:
     assert (
         set(datasets.ROW_FORMATS)
         == set(datasets.HUB)
-        == set(PROBLEM_SOURCES) - {"generated", "reasoning_gym", "jsonl", "parquet", "none"}
+        == set(PROBLEM_SOURCES) - {"generated", "reasoning_gym", "function", "jsonl", "parquet", "none"}
     )
     for subsets in datasets.HUB.values():
         for files in subsets.values():
