@@ -55,7 +55,7 @@ def test_a_file_that_is_changed_in_the_middle_changes_no_run(tiny_models: list[P
     hold, given = tmp_path / "hold", arguments(sweep, tiny_models)
     with launched_and_held(sweep, "task.started@hint/0001", hold, env={}, arguments=given) as process:
         for file in files:
-            file.write_text("raise RuntimeError('changed')")
+            file.write_text(f"raise RuntimeError('changed {file.name}')")
         Path(f"{hold}.go").touch()
         printed, _ = process.communicate(timeout=240)
     assert process.returncode == 0, printed
