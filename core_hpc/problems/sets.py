@@ -93,7 +93,7 @@ def set_names(config: RunConfig) -> list[str]:
 
 def set_sizes(config: RunConfig, problems: pl.DataFrame) -> dict[str, int]:
     """The number of problems of each set, in the order of the frozen evaluation split `problems`."""
-    found = problems.select(set_of(set_names(config)).alias("set")).to_series()
+    found = problems.with_columns(set_of(set_names(config)).alias("set"))["set"]  # a literal is one row in `select`
     return {name: int((found == name).sum()) for name in ("", *set_names(config))}
 
 

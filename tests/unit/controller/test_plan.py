@@ -233,7 +233,7 @@ def test_with_hacpo_every_model_also_trains_on_the_cold_completions_of_its_peers
         own = config.sampling_of(model, "cold").max_new_tokens
         peers = [min(own, config.sampling_of(p, "cold").max_new_tokens) for p in config.team if p.name != model.name]
         (sampled, trained), (_, without) = (
-            estimate.tokens_of(c, model, 0, share) for c in (config, independent.config)
+            estimate.tokens_of(c, model, {}, share) for c in (config, independent.config)
         )
         assert sampled == share * num * own
         assert trained - without == pytest.approx(share * num * sum(peers))
