@@ -7,7 +7,6 @@ contains is decided in `runs/evaluation.py`.
 """
 
 # The import of `analysis` is checked before modules that need it are imported (common/packages.py).
-# ruff: noqa: E402
 
 from __future__ import annotations
 
