@@ -55,7 +55,7 @@ class Comparison:
 
 
 def comparison_of(sweep: Sweep, held_out: Mapping[str, int]) -> Comparison | None:
-    """The declared comparison of a sweep, or None if it declares none.
+    """The declared comparison of a sweep, or None if it declares none or both arms are other files.
 
     Args:
         sweep: the sweep.
@@ -67,7 +67,9 @@ def comparison_of(sweep: Sweep, held_out: Mapping[str, int]) -> Comparison | Non
         return None
     counts = {arm: sum(arm in names_of_arm(sweep.name, run.label) for run in sweep.runs) for arm in primary.arms}
     here = {arm: number for arm, number in counts.items() if number}
-    seeds = min(here.values(), default=1)
+    if not here:
+        return None
+    seeds = min(here.values())
     others = [arm for arm in primary.arms if arm not in here]
     problems, samples = min(held_out.values()), min(run.config.evaluation.samples for run in sweep.runs)
     pilot = pilot_of_rates(RATE, seed_sd=SEED_SD)

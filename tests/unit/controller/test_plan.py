@@ -484,3 +484,11 @@ def test_the_dry_run_prints_what_the_declared_comparison_can_find(seeds: int, tm
     assert f"finds a difference of {100 * plan.comparison.detectable:.1f} points with 80% power" in done.stdout
     assert ("One seed per arm shows nothing about other seeds" in done.stdout) == (seeds == 1)
     assert json.loads(dry_run(tmp_path / "sweep.yaml", "--json").stdout)["comparison"]["seeds"] == seeds
+
+
+def test_a_sweep_that_is_no_arm_of_the_declared_comparison_has_nothing_to_find() -> None:
+    """The arm of tier1.yaml itself is `core`; it declares the comparison of two files beside it."""
+    assert make_plan(load_sweep(ROOT / "yaml" / "teaching" / "tier1.yaml")).comparison is None
+    plan = make_plan(load_sweep(ROOT / "yaml" / "teaching" / "tier1_teach.yaml"))
+    assert plan.comparison is not None
+    assert (plan.comparison.seeds, plan.comparison.other_file) == (5, "independent")
