@@ -12,13 +12,13 @@ import torch
 
 from core_hpc.store.paths import OPTIMIZER_STATE
 from tests.support.ranks import (
-    VOCABULARY,
     largest_difference,
     launch,
     log_probs,
     make_rows,
     plain_updates,
     prepare,
+    tiny_llama,
     weights,
 )
 
@@ -32,20 +32,8 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
 
     `full_one` and `full_two` are warm processes; `full_later` only resumes.
     """
-    import transformers
-
     folder = tmp_path_factory.mktemp("full")
-    torch.manual_seed(0)
-    config = transformers.LlamaConfig(
-        hidden_size=32,
-        intermediate_size=64,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        vocab_size=VOCABULARY,
-        tie_word_embeddings=True,
-    )
-    order = prepare(folder, transformers.LlamaForCausalLM(config))
+    order = prepare(folder, tiny_llama(tie_word_embeddings=True))
     (folder / "model" / "chat_template.jinja").write_text("{{ messages }}")
     one = launch(folder, "full_one", 1, "both", "interrupted")
     two = launch(folder, "full_two", 2, "both", "interrupted")

@@ -22,7 +22,7 @@ from core_hpc.training.lora import LoraPolicy
 from core_hpc.training.memory import ActivationMemory, GpuMemoryError
 from core_hpc.training.micro_batch import collate
 from core_hpc.training.prefix_tree import build_tree
-from tests.support.ranks import VOCABULARY, largest_difference, launch, plain_adapters, prepare, weights
+from tests.support.ranks import largest_difference, launch, plain_adapters, prepare, tiny_llama, weights
 from tests.unit.training.test_batching import make_rows, tiny
 from tests.unit.training.test_prefix_tree import attention, dense, sequences
 
@@ -170,16 +170,7 @@ def test_no_more_layers_are_checkpointed_than_memory_demands(monkeypatch: pytest
 
 def test_zero2_with_nccl_equals_plain_torch(tmp_path: Path) -> None:
     """Two tasks in float32, and a resumed one."""
-    torch.manual_seed(0)
-    config = transformers.LlamaConfig(
-        hidden_size=32,
-        intermediate_size=64,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        vocab_size=VOCABULARY,
-    )
-    order = prepare(tmp_path, transformers.LlamaForCausalLM(config))
+    order = prepare(tmp_path, tiny_llama())
     gpus = os.environ.get("CUDA_VISIBLE_DEVICES") or "0"
     (seen,) = launch(tmp_path, "one", 1, "both", "interrupted", gpus=gpus)
     for number, (state, metrics) in enumerate(plain_adapters(tmp_path, order), start=1):

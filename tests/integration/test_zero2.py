@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from core_hpc.store.paths import OPTIMIZER_STATE
-from tests.support.ranks import VOCABULARY, largest_difference, launch, make_rows, plain_adapters, prepare, weights
+from tests.support.ranks import largest_difference, launch, make_rows, plain_adapters, prepare, tiny_llama, weights
 
 pytestmark = pytest.mark.slow
 
@@ -23,19 +23,8 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
 
     `one` and `two` are warm processes; `one_later` and `two_later` only resume.
     """
-    import transformers
-
     folder = tmp_path_factory.mktemp("zero2")
-    torch.manual_seed(0)
-    config = transformers.LlamaConfig(
-        hidden_size=32,
-        intermediate_size=64,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        vocab_size=VOCABULARY,
-    )
-    order = prepare(folder, transformers.LlamaForCausalLM(config))
+    order = prepare(folder, tiny_llama())
     seen = {
         "folder": folder,
         "order": order,

@@ -6,10 +6,9 @@ import itertools
 from typing import Any
 
 import pytest
-import torch
 
 from core_hpc.store.paths import OPTIMIZER_STATE
-from tests.support.ranks import VOCABULARY, largest_difference, launch, plain_adapters, prepare, weights
+from tests.support.ranks import VOCABULARY, largest_difference, launch, plain_adapters, prepare, tiny_llama, weights
 
 pytestmark = pytest.mark.slow
 FILES = ("adapter_model.safetensors", OPTIMIZER_STATE)
@@ -18,19 +17,8 @@ FILES = ("adapter_model.safetensors", OPTIMIZER_STATE)
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     """`two` is ZeRO-2; `sharded_two` and `sharded_again` (with all layers checkpointed) divide the base."""
-    import transformers
-
     folder = tmp_path_factory.mktemp("zero3")
-    torch.manual_seed(0)
-    config = transformers.LlamaConfig(
-        hidden_size=32,
-        intermediate_size=64,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        vocab_size=VOCABULARY,
-    )
-    order = prepare(folder, transformers.LlamaForCausalLM(config))
+    order = prepare(folder, tiny_llama())
     return {
         "folder": folder,
         "order": order,

@@ -87,6 +87,16 @@ def launch(folder: Path, name: str, num_ranks: int, *checks: str, gpus: str = ""
     return [json.loads((folder / f"{name}.{rank}.json").read_text()) for rank in range(num_ranks)]
 
 
+def tiny_llama(**changes: Any) -> Any:
+    """A random Llama model of two layers, the same in every call; `changes` are fields of its configuration."""
+    import transformers
+
+    torch.manual_seed(0)
+    shape = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "vocab_size": VOCABULARY}
+    heads = {"num_attention_heads": 4, "num_key_value_heads": 2}
+    return transformers.LlamaForCausalLM(transformers.LlamaConfig(**shape, **heads, **changes))
+
+
 def prepare(folder: Path, model: Any) -> list[list[str]]:
     """Write model, rows and inputs of the launches; returns the problems of every step."""
     model.save_pretrained(folder / "model")
