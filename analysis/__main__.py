@@ -27,6 +27,7 @@ from analysis.browse.export import export
 from analysis.browse.server import HOST, BrowseServer
 from analysis.browse.terminal import show
 from analysis.counts.load import RunData, load_hints, load_runs
+from analysis.exchange.bridges import Origin
 from analysis.exchange.folder import export_predictions, import_predictions, one_run
 from analysis.exchange.rescore import rescore, rescore_report
 from analysis.layout.formats import table_text
@@ -256,7 +257,8 @@ def _time(args: argparse.Namespace) -> None:
 
 
 def _import(args: argparse.Namespace) -> None:
-    imported = import_predictions(args.file, args.out, lenient=args.lenient)
+    origin = Origin(args.origin, fields=dict(args.map), where=dict(args.where), model=args.model)
+    imported = import_predictions(args.file, args.out, origin=origin, lenient=args.lenient)
     for line in imported.left_out:
         _warn(f"left out: {line}")
     for note in imported.notes:

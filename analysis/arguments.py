@@ -10,6 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from analysis.browse.export import DEFAULT_COMPLETIONS
+from analysis.exchange.bridges import FIELDS, JSONL, ORIGINS
 from analysis.exchange.folder import EXPORT_PHASES, FORMS
 from analysis.exchange.lines import PER_COMPLETION
 from analysis.layout.formats import FORMATS
@@ -69,6 +70,23 @@ def _points(text: str) -> float:
 
 
 _points.__name__ = "number of points between 0 and 100"  # shown by argparse
+
+
+def _pair(text: str) -> tuple[str, str]:
+    """A path and a value, or two fields, around the first `=`."""
+    name, equals, value = text.partition("=")
+    if not (name and equals and value):
+        raise argparse.ArgumentTypeError(f"{text!r} is not a pair such as FIELD=VALUE")
+    return name, value
+
+
+def _field_pair(text: str) -> tuple[str, str]:
+    """A field of core_hpc, and the path of the field with its value."""
+    name, value = _pair(text)
+    if name not in FIELDS:
+        known = ", ".join(FIELDS)
+        raise argparse.ArgumentTypeError(f"{name!r} is not a field of core_hpc; before the = comes one of {known}")
+    return name, value
 
 
 def build_parser(prog: str = PROG) -> argparse.ArgumentParser:
@@ -183,9 +201,19 @@ def _add_reading(command: Callable[[str, str], argparse.ArgumentParser]) -> None
 
 
 def _add_interchange(command: Callable[[str, str], argparse.ArgumentParser]) -> None:
-    sub = command("import", "write predictions of other software (JSON lines) as a folder that all commands read")
-    sub.add_argument("file", type=Path, metavar="FILE", help="JSON lines; analysis/README.md describes the two forms")
+    sub = command("import", "write predictions of other software as a folder that all commands read")
+    text = "JSON Lines or Parquet, or a log of Inspect; analysis/README.md describes the forms"
+    sub.add_argument("file", type=Path, metavar="FILE", help=text)
     _add_new_folder(sub)
+    text = "the software that wrote the file; default: %(default)s, with the fields of core_hpc or a --map"
+    sub.add_argument("--from", dest="origin", choices=ORIGINS, default=JSONL, help=text)
+    text = "a field of core_hpc, and the field of the file with its value; a.b is the field b of a"
+    sub.add_argument(
+        "--map", nargs="+", action="extend", default=[], type=_field_pair, metavar="FIELD=FIELD", help=text
+    )
+    text = "read only the records whose field has this value, for example filter=strict-match"
+    sub.add_argument("--where", nargs="+", action="extend", default=[], type=_pair, metavar="FIELD=VALUE", help=text)
+    sub.add_argument("--model", metavar="NAME", help="name of the model; needed if the file does not have it")
     sub.add_argument(
         "--lenient", action="store_true", help="leave out problems that are missing for a model, and list them"
     )

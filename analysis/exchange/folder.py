@@ -1,14 +1,15 @@
 """Import of predictions into a run folder, and export of a run's completions.
 
-The import reads a file of JSON lines in one of the two forms of `exchange/lines.py` and writes a
-run folder that all commands of this package read. The export reads a run folder and writes such
-a file. Both write under a temporary name first, so the result is complete or absent.
+The import reads a file in one of the two forms of `exchange/lines.py`, or one of other software
+(`exchange/bridges.py`), and writes a run folder that all commands of this package read. The export
+reads a run folder and writes such a file. Both write under a temporary name first, so the result is
+complete or absent.
 
-An imported folder has no config.json. Its run.json contains {"run_id", "imported": {file, sha256,
-form, lines, verifier, models, model_names}}. It has the problems of the split evaluation, and the
-phase evaluate of iteration 0. Values that the file does not have are empty, 0 or false: prompt and
-completion ids, log-probabilities, seed, temperature and top_p, and missing token counts. A missing
-question or gold answer is an empty text.
+An imported folder has no config.json. Its run.json contains {"run_id", "imported": {file, from, map,
+where, sha256, form, lines, verifier, models, model_names}}. It has the problems of the split
+evaluation, and the phase evaluate of iteration 0. Values that the file does not have are empty, 0 or
+false: prompt and completion ids, log-probabilities, seed, temperature and top_p, and missing token
+counts. A missing question or gold answer is an empty text.
 
 The fields of a line are checked in `exchange/lines.py`, the agreement of lines in
 `exchange/predictions.py`.
@@ -29,6 +30,7 @@ from typing import Any
 import polars as pl
 
 from analysis.counts.load import configuration, problems_of
+from analysis.exchange.bridges import Origin
 from analysis.exchange.lines import PER_COMPLETION, PER_PROBLEM
 from analysis.exchange.predictions import GIVEN, Predictions, read_predictions
 from core_hpc.answers import extract, latex, numbers, symbolic, verifier
@@ -119,12 +121,14 @@ class Imported:
     notes: list[str]  # messages for the user: renamed models, ignored fields
 
 
-def import_predictions(file: Path, out: Path, *, lenient: bool = False) -> Imported:
+def import_predictions(file: Path, out: Path, *, origin: Origin | None = None, lenient: bool = False) -> Imported:
     """Write a run folder from a file of predictions that other software made.
 
     Args:
-        file: JSON lines, one per model and problem or one per completion (`exchange/lines.py`).
+        file: JSON lines, one per model and problem or one per completion (`exchange/lines.py`), the
+            same as Parquet, or a file of the software that `origin` names.
         out: the new folder; it must not exist, or be empty.
+        origin: how records of the file become lines; default: they are lines already.
         lenient: leave out problems that are missing for a model, instead of rejecting the file.
 
     Raises:
@@ -133,14 +137,16 @@ def import_predictions(file: Path, out: Path, *, lenient: bool = False) -> Impor
     """
     out = Path(out).resolve()
     require_free(out)
-    predictions = read_predictions(Path(file), lenient=lenient)
+    predictions = read_predictions(Path(file), origin=origin, lenient=lenient)
     with new_folder(out) as folder:
         publish_frame(RunPaths(folder).problems, EVALUATION, predictions.problems, PROBLEMS)
         for name, rows in predictions.rows.items():
             frame = _rollouts(out.name, name, rows, predictions.problems)
             key = TaskKey(0, EVALUATE, name)
             publish_frame(RunPaths(folder).task_folder(key), RunPaths(folder).task_name(key), frame, ROLLOUTS)
-        manifests.write_json(RunPaths(folder).identity, {"run_id": out.name, "imported": _origin(predictions)})
+        manifests.write_json(
+            RunPaths(folder).identity, {"run_id": out.name, "imported": _origin(predictions, origin or Origin())}
+        )
     models = predictions.models.items()
     notes = [
         f"model {original!r} has the name `{name}` in the new folder" for name, original in models if name != original
@@ -151,9 +157,12 @@ def import_predictions(file: Path, out: Path, *, lenient: bool = False) -> Impor
     return Imported(out, predictions.problems.height, num_completions, predictions.left_out, notes)
 
 
-def _origin(predictions: Predictions) -> dict[str, Any]:
+def _origin(predictions: Predictions, origin: Origin) -> dict[str, Any]:
+    chosen = {"map": dict(origin.fields), "where": dict(origin.where)}
     return {
         "file": str(predictions.file.resolve()),
+        "from": origin.name,
+        **{name: value for name, value in chosen.items() if value},
         "sha256": predictions.sha256,
         "form": predictions.form,
         "lines": predictions.num_lines,

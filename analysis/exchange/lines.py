@@ -12,7 +12,7 @@ number), question, subject, level, data_set, source_group, and phase (only the v
 line that is marked as sampled with a hint (hint_used: true, or round: B) is a mistake, because all
 imported completions count as sampled without help.
 
-The input is the bytes of one line. The output is a checked line, which yields its completions as
+The input is the bytes of one line, or its fields. The output is a checked line, which yields its completions as
 rows of `ROWS`, or a ValueError that explains the mistakes. Checks between lines are in
 `exchange/predictions.py`.
 """

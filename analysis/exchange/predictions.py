@@ -1,27 +1,27 @@
-"""Predictions that other software made: reads and checks a whole file of JSON lines.
+"""Predictions that other software made: reads and checks a whole file.
 
-The input is a file in one of the two forms of `exchange/lines.py`; the form is recognised by the
-fields. The output is a `Predictions` object, or one error that lists the bad lines of the whole
-file: lines with mistakes, duplicates, contradictions between lines, and problems that are missing
-for a model. This module writes nothing. The run folder is made in `exchange/folder.py`.
+The input is a file. Its records (`exchange/sources.py`) become lines of one of the two forms of
+`exchange/lines.py` (`exchange/bridges.py`); the form is recognised by the fields. The output is a
+`Predictions` object, or one error that lists the bad lines of the whole file: lines with mistakes,
+duplicates, contradictions between lines, and problems that are missing for a model. This module
+writes nothing. The run folder is made in `exchange/folder.py`.
 """
 
 from __future__ import annotations
 
-import codecs
 import hashlib
 import json
 import re
 import reprlib
-from collections.abc import Iterator
 from dataclasses import dataclass
-from itertools import count
 from pathlib import Path
 from typing import Any
 
 import polars as pl
 
-from analysis.exchange.lines import LINES, PER_PROBLEM, ROWS, CompletionLine, ProblemLine, checked, form_of, parsed
+from analysis.exchange.bridges import INSPECT, Bridge, Origin
+from analysis.exchange.lines import LINES, PER_PROBLEM, ROWS, CompletionLine, ProblemLine, checked, form_of
+from analysis.exchange.sources import place_of, records
 from core_hpc.answers.extract import answer_kind, verify_many
 from core_hpc.common.errors import InputError
 from core_hpc.config.base import NAME_PATTERN
@@ -34,7 +34,6 @@ GIVEN = "given"
 The verdicts of its completions come from the file and are never recomputed.
 """
 
-MAX_LINE_BYTES = 256 << 20
 MAX_LISTED = 20
 _CHUNK_ROWS = 20_000  # completions kept as Python objects before they become columns
 
@@ -65,11 +64,12 @@ def valid_name(model: str) -> str:
     return re.sub(r"[^a-z0-9_]+", "-", model.lower()).strip("-_")[:63]
 
 
-def read_predictions(file: Path, *, lenient: bool = False) -> Predictions:
+def read_predictions(file: Path, *, origin: Origin | None = None, lenient: bool = False) -> Predictions:
     """Read and check a whole file, and verify the completions that have no verdict.
 
     Args:
-        file: JSON lines in one of the two forms.
+        file: JSON lines, Parquet or a log of Inspect.
+        origin: how its records become lines; default: they are lines in one of the two forms.
         lenient: leave out problems that are missing for a model and list them in `left_out`,
             instead of rejecting the file.
 
@@ -77,10 +77,10 @@ def read_predictions(file: Path, *, lenient: bool = False) -> Predictions:
         InputError: the file has bad lines. The message gives the line number, the mistake and the
             remedy of the first `MAX_LISTED` of them.
     """
-    reading = _Reading(Path(file))
+    reading = _Reading(Path(file), origin or Origin())
     try:
-        for number, line in reading.lines():
-            reading.take(number, line)
+        for number, record in records(reading.file, reading.digest, inspect_log=reading.is_log):
+            reading.take(number, record)
     except OSError as e:
         raise InputError(f"{file}: cannot be read ({e.strerror or e})") from e
     return reading.result(lenient=lenient)
@@ -89,8 +89,11 @@ def read_predictions(file: Path, *, lenient: bool = False) -> Predictions:
 class _Reading:
     """The state while a file is read."""
 
-    def __init__(self, file: Path) -> None:
+    def __init__(self, file: Path, origin: Origin) -> None:
         self.file = file
+        self.bridge = Bridge(origin, file)
+        self.is_log = origin.name == INSPECT
+        self.place = place_of(file, inspect_log=self.is_log)
         self.digest = hashlib.sha256()
         self.form: str | None = None
         self.num_lines = 0
@@ -104,46 +107,29 @@ class _Reading:
         self.mistakes: list[tuple[int, str]] = []
         self.num_mistakes = 0
 
-    def lines(self) -> Iterator[tuple[int, bytes | None]]:
-        """Yield number and content of the lines that are not blank; None for a too long line."""
-        with self.file.open("rb") as f:
-            for number in count(1):
-                line = f.readline(MAX_LINE_BYTES + 1)
-                if not line:
-                    return
-                self.digest.update(line)
-                rest = line
-                while len(line) > MAX_LINE_BYTES and rest and not rest.endswith(b"\n"):
-                    rest = f.readline(MAX_LINE_BYTES)
-                    self.digest.update(rest)
-                if number == 1:
-                    line = line.removeprefix(codecs.BOM_UTF8)
-                if line.strip():
-                    yield number, None if len(line) > MAX_LINE_BYTES else line
-
     def mistake(self, number: int, what: str) -> None:
         self.num_mistakes += 1
         if len(self.mistakes) < MAX_LISTED:
             self.mistakes.append((number, what))
 
-    def take(self, number: int, line: bytes | None) -> None:
-        """Check one line and keep its content."""
+    def take(self, number: int, record: dict[str, Any] | ValueError) -> None:
+        """Check the lines of one record and keep their content."""
         try:
-            row = self._checked(line)
+            if isinstance(record, ValueError):
+                raise record
+            rows = [self._checked(fields) for fields in self.bridge.lines(record)]
         except ValueError as e:
             self.mistake(number, str(e))
             return
-        name = self._name(number, row.model)
-        if self._agrees(number, row) and name is not None:
-            self.num_lines += 1
-            self.waiting.setdefault(name, []).extend(row.rows(number))
-            if len(self.waiting[name]) >= _CHUNK_ROWS:
-                self._pack(name)
+        for row in rows:
+            name = self._name(number, row.model)
+            if self._agrees(number, row) and name is not None:
+                self.num_lines += 1
+                self.waiting.setdefault(name, []).extend(row.rows(number))
+                if len(self.waiting[name]) >= _CHUNK_ROWS:
+                    self._pack(name)
 
-    def _checked(self, line: bytes | None) -> ProblemLine | CompletionLine:
-        if line is None:
-            raise ValueError(f"longer than {MAX_LINE_BYTES >> 20} MiB; write one line per completion")
-        fields = parsed(line)
+    def _checked(self, fields: dict[str, Any]) -> ProblemLine | CompletionLine:
         form = form_of(fields)
         self.form = self.form or form
         if form != self.form:
@@ -178,7 +164,10 @@ class _Reading:
             if first_value != value:
                 here, there = reprlib.repr(value), reprlib.repr(first_value)
                 where = f"'{field}' of problem {row.problem!r}"
-                self.mistake(number, f"{where} is {here}, but {there} on line {line}; use the same value on all lines")
+                self.mistake(
+                    number,
+                    f"{where} is {here}, but {there} on {self.place} {line}; use the same value on all {self.place}s",
+                )
                 return False
         return True
 
@@ -236,7 +225,7 @@ class _Reading:
         for number, problem, sample, first in again.select("line", *key, "first").head(MAX_LISTED).iter_rows():
             sampled = "" if self.form == PER_PROBLEM else f", sample {sample}"
             row = f"model {self.models[name]!r}, problem {problem!r}{sampled}"
-            self.mistake(number, f"{row} is also on line {first}; remove one of the lines")
+            self.mistake(number, f"{row} is also on {self.place} {first}; remove one of the {self.place}s")
         self.num_mistakes += max(0, again.height - MAX_LISTED)
 
     def _missing(self, rows: dict[str, pl.DataFrame]) -> dict[str, tuple[int, list[str]]]:
@@ -256,9 +245,9 @@ class _Reading:
             raise InputError(f"{self.file}: has no predictions; nothing was written")
         if not self.num_mistakes:
             return
-        num = "1 bad line" if self.num_mistakes == 1 else f"{self.num_mistakes} bad lines"
+        num = f"1 bad {self.place}" if self.num_mistakes == 1 else f"{self.num_mistakes} bad {self.place}s"
         lines = [f"{self.file}: {num}; nothing was written"]
-        lines += [f"  - {self.file}, line {number}: {what}" for number, what in sorted(self.mistakes)]
+        lines += [f"  - {self.file}, {self.place} {number}: {what}" for number, what in sorted(self.mistakes)]
         more = self.num_mistakes - len(self.mistakes)
         if more:
             lines.append(f"  - and {more} more")

@@ -7,6 +7,7 @@ data sets are in `datasets.py`.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 import os
@@ -93,7 +94,8 @@ def read_items(path: Path, container: str, parse: ParseRow) -> list[Item]:
                 raise RowError(f"more than {MAX_DEPTH} lists or objects inside each other")
             item = parse(row, number)
             if item.problem_id in first:
-                raise RowError(f"{place} {first[item.problem_id]} has the same id {item.problem_id!r}")
+                made = "" if row.get("id") is not None else ", made from the question; remove one, or give both an 'id'"
+                raise RowError(f"{place} {first[item.problem_id]} has the same id {item.problem_id!r}{made}")
             first[item.problem_id] = number
             items.append(item)
         except RowError as e:
@@ -153,7 +155,7 @@ def _rows(path: Path, container: str) -> Iterator[tuple[int, Row | RowError]]:
         elif container == "csv":
             yield from enumerate(pl.read_csv(path, infer_schema=False, glob=False).iter_rows(named=True), start=1)
         else:
-            with path.open(encoding="utf-8") as f:
+            with path.open(encoding="utf-8-sig") as f:  # a byte order mark is accepted
                 yield from ((number, _json_row(line)) for number, line in enumerate(f, start=1) if line.strip())
     except (OSError, UnicodeDecodeError, pl.exceptions.PolarsError) as e:
         raise InputError(f"{path}: cannot be read ({e})") from e
@@ -221,7 +223,8 @@ def gold_of(text: str, kind: str) -> str:
 def own_row(answer_kind: str) -> ParseRow:
     """The parser for the user's own files and functions. `answer_kind` is that of rows without one.
 
-    Fields other than id, question, answer and answer_kind become metadata.
+    Fields other than id, question, answer and answer_kind become metadata. A row without an id gets
+    one that is made from its question and its options.
     """
 
     def parse(row: Row, number: int) -> Item:
@@ -231,9 +234,21 @@ def own_row(answer_kind: str) -> ParseRow:
         if kind == "letter" and isinstance(options, list) and gold not in LETTERS[: len(options)]:
             raise RowError(f"the answer {gold} is not one of its {len(options)} options")
         rest = {k: v for k, v in row.items() if k not in ("id", "question", "answer", "answer_kind")}
-        return Item(text_field(row, "id"), text_field(row, "question"), gold, plain_metadata(rest), kind)
+        question = text_field(row, "question")
+        problem_id = text_field(row, "id") if row.get("id") is not None else id_of(question, options)
+        return Item(problem_id, question, gold, plain_metadata(rest), kind)
 
     return parse
+
+
+def id_of(question: str, options: Any = None) -> str:
+    """An id for a problem without one. The same content has the same id in every file.
+
+    >>> id_of("What is 9 * 8?")
+    'q-795aef6612cd'
+    """
+    content = question if options is None else json.dumps([question, options], default=str)
+    return "q-" + hashlib.sha256(" ".join(content.split()).encode("utf-8", "replace")).hexdigest()[:12]
 
 
 def plain_metadata(fields: Mapping[str, Any]) -> dict[str, Any]:

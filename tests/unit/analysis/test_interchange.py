@@ -14,7 +14,7 @@ import pytest
 
 from analysis.counts.counts import count_rows
 from analysis.counts.load import load_run
-from analysis.exchange import predictions
+from analysis.exchange import predictions, sources
 from analysis.exchange.folder import export_predictions, import_predictions, verifier_version
 from analysis.exchange.lines import PER_COMPLETION, PER_PROBLEM
 from analysis.exchange.predictions import valid_name
@@ -349,7 +349,7 @@ def test_a_model_name_is_rejected_once(tmp_path: Path) -> None:
 
 
 def test_a_very_long_line_is_rejected_without_reading_it_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(predictions, "MAX_LINE_BYTES", 1 << 20)
+    monkeypatch.setattr(sources, "MAX_LINE_BYTES", 1 << 20)
     huge = problem_line("q1", completions=["x" * (5 << 20)])
     text = rejected(tmp_path, [problem_line("q0"), huge, "{"])
     assert "line 2: longer than 1 MiB; write one line per completion" in text

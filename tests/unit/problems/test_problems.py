@@ -1,5 +1,7 @@
 """The user's own problem files, and the problems that splits must not share."""
 
+import codecs
+import hashlib
 import json
 import time
 from pathlib import Path
@@ -111,6 +113,24 @@ def test_parquet_gives_the_same_problems_as_jsonl(tmp_path: Path) -> None:
     assert ours.equals(make_splits(section(jsonl(tmp_path / "t.jsonl", *rows), generated(5))).train)
     assert ours["gold"].to_list() == [str(i + 1) for i in range(9)]
     assert json.loads(ours["metadata"][3]) == {"level": "3", "more": [3, None]}
+
+
+def test_rows_without_an_id_get_one_from_their_content(tmp_path: Path) -> None:
+    rows = [{"question": "1+1?", "answer": 2}, {"id": "b", "question": "2+1?", "answer": 3}]
+    rows += [{"question": "Which?", "answer": "A", "answer_kind": "letter", "options": o} for o in (["x"], ["y"])]
+    text = "".join(json.dumps(row) + "\n" for row in rows)
+    for name, mark in (("plain.jsonl", b""), ("marked.jsonl", codecs.BOM_UTF8)):
+        (tmp_path / name).write_bytes(mark + text.encode())
+    pl.DataFrame(rows[:2]).write_parquet(tmp_path / "p.parquet")
+    items = read_items(tmp_path / "plain.jsonl", "jsonl", own_row("number"))
+    ids = [item.problem_id for item in items]
+    assert (ids[0], ids[1]) == ("q-" + hashlib.sha256(b"1+1?").hexdigest()[:12], "b")
+    assert len(set(ids)) == 4
+    assert items == read_items(tmp_path / "marked.jsonl", "jsonl", own_row("number"))
+    assert [i.problem_id for i in read_items(tmp_path / "p.parquet", "parquet", own_row("number"))] == ids[:2]
+    (tmp_path / "twice.jsonl").write_text(text.splitlines(keepends=True)[0] * 2, encoding="utf-8")
+    with pytest.raises(InputError, match="line 2: line 1 has the same id .*remove one, or give both an 'id'"):
+        read_items(tmp_path / "twice.jsonl", "jsonl", own_row("number"))
 
 
 def test_answer_kinds_of_a_source_and_of_a_row(tmp_path: Path) -> None:
