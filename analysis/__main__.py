@@ -26,6 +26,7 @@ from analysis.browse.content import Content
 from analysis.browse.export import export
 from analysis.browse.server import HOST, BrowseServer
 from analysis.browse.terminal import show
+from analysis.counts.answers import with_answers
 from analysis.counts.load import RunData, load_hints, load_runs
 from analysis.exchange.bridges import Origin
 from analysis.exchange.folder import export_predictions, import_predictions, one_run
@@ -47,6 +48,7 @@ from analysis.metrics.skills import declared_skills, skills_reports
 from analysis.metrics.strata import stratified
 from analysis.metrics.variance import variance_report
 from analysis.metrics.votes import vote_table
+from analysis.report.evaluation_tables import evaluations
 from analysis.report.figures import arms_figure, write
 from analysis.report.further_tables import hints_of_run, selectors_of_run
 from analysis.report.paper import paper_tables
@@ -95,7 +97,8 @@ def _load_answers(args: argparse.Namespace) -> list[RunData]:
 
 def _report(args: argparse.Namespace) -> None:
     console = _console()
-    runs = _load(args.folders, answers=True, lenient=args.lenient)
+    loaded = _load(args.folders, answers=False, lenient=args.lenient)
+    runs = [with_answers(data, list(evaluations(data))) for data in loaded]
     # The files are written first, because the reader of the output (head, less) may stop early.
     pages = write_reports(runs, args.out, args.k) if args.out else []
     for data in runs:

@@ -8,6 +8,7 @@ cached counts are ignored; the caller then counts the shards (`counts/load.py`).
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
@@ -26,14 +27,15 @@ _COUNTS_FILE = "counts.parquet"
 _FILES = {_COUNTS_FILE: COUNTS, "answers.parquet": ANSWERS}
 
 
-def read(run: Path, *, answers: bool) -> dict[int, Counted]:
+def read(run: Path, *, answers: bool, iterations: Collection[int] | None = None) -> dict[int, Counted]:
     """Read the valid cached counts of a run, by iteration.
 
     Args:
         run: the run folder.
         answers: also read the answer counts; without it these frames are empty.
+        iterations: the iterations to read; default: all.
     """
-    valid = _valid_manifests(run)
+    valid = {i: found for i, found in _valid_manifests(run).items() if iterations is None or i in iterations}
     found = in_threads(lambda manifest: _frames(manifest, answers=answers), valid.values())
     return {iteration: counted for iteration, counted in zip(valid, found, strict=True) if counted is not None}
 

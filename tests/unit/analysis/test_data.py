@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ import polars as pl
 import pytest
 
 from analysis.counts import cache, load
+from analysis.counts.answers import with_answers
 from analysis.counts.counts import ANSWER_KEYS, ANSWERS, COUNTS, KEYS
 from analysis.counts.load import keep_counts, load_run
 from analysis.counts.scan import Shard, damage
@@ -287,6 +289,30 @@ def test_cached_counts_are_used_while_they_are_valid(run: Path, monkeypatch: pyt
     keep_counts(run, 1)
     assert cache.iterations(run) == {0, 1}
     assert len(list(RunPaths(run).kept.iterdir())) == 4, "the invalid counts are still there"
+
+
+def test_answers_of_some_evaluations_are_those_of_a_full_load(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """They are counted from the shards of these evaluations only, or read from their cached counts."""
+    more = [{**row, "iteration": 1} for row in all_rows() if row["phase"] == "evaluate"]
+    publish_rollouts(run, [{**row, "answer": f"late {row['sample_index']}"} for row in more])
+    full = load_run(run).answers.filter(pl.col("phase") == "evaluate")
+    plain = load_run(run, answers=False)
+
+    def same(iterations: list[int]) -> bool:
+        found, here = with_answers(plain, iterations).answers, full.filter(pl.col("iteration").is_in(iterations))
+        return here.height > 0 and found.sort(ANSWER_KEYS).equals(here.sort(ANSWER_KEYS))
+
+    assert full["iteration"].unique().sort().to_list() == [0, 1]
+    assert same([0, 1])
+    assert same([1])
+    assert with_answers(plain, []).answers.schema == full.schema
+    keep_counts(run, 1)
+    with monkeypatch.context() as patch:
+        patch.setattr("analysis.counts.scan._scan", fail_on_scan)
+        patch.setattr("analysis.counts.load.count_whole", fail_on_scan)
+        assert same([1])
+    unknown = replace(plain, counts=plain.counts.filter(pl.col("model") == "bob"))
+    assert with_answers(unknown, [0]).answers["model"].unique().to_list() == ["bob"]
 
 
 def test_damaged_cached_counts_are_ignored(run: Path) -> None:
