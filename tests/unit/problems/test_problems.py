@@ -129,7 +129,7 @@ def test_rows_without_an_id_get_one_from_their_content(tmp_path: Path) -> None:
     assert items == read_items(tmp_path / "marked.jsonl", "jsonl", own_row("number"))
     assert [i.problem_id for i in read_items(tmp_path / "p.parquet", "parquet", own_row("number"))] == ids[:2]
     (tmp_path / "twice.jsonl").write_text(text.splitlines(keepends=True)[0] * 2, encoding="utf-8")
-    with pytest.raises(InputError, match="line 2: line 1 has the same id .*remove one, or give both an 'id'"):
+    with pytest.raises(InputError, match=r"line 2: line 1 has the same id .*remove one, or give both an 'id'"):
         read_items(tmp_path / "twice.jsonl", "jsonl", own_row("number"))
 
 
