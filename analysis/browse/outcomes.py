@@ -12,6 +12,7 @@ from dataclasses import dataclass
 
 import polars as pl
 
+from analysis.counts.counts import in_batches
 from analysis.counts.load import RunData
 from core_hpc.problems.splits import split_of
 from core_hpc.store.schema import GENERATION_PHASES, RESCUE
@@ -92,10 +93,8 @@ def outcomes_of(runs: Sequence[RunData], problems: Sequence[pl.DataFrame]) -> li
     """
     numbers = [_numbers(data.counts) for data in runs]
     differing = _differing(numbers, problems)
-    return [
-        _with_flags(frame, known, differing).select(list(OUTCOMES))
-        for frame, known in zip(numbers, problems, strict=True)
-    ]
+    # The numbers of a run are not needed after its outcomes are made, so they are taken from the list.
+    return [_with_flags(numbers.pop(0), known, differing).select(list(OUTCOMES)) for known in problems]
 
 
 def _numbers(counts: pl.DataFrame) -> pl.DataFrame:
@@ -104,8 +103,12 @@ def _numbers(counts: pl.DataFrame) -> pl.DataFrame:
     kinds = {"": ~rescue, "hinted_": rescue & hinted, "control_": rescue & ~hinted}
     sums = {f"{kind}{name}": pl.col(name).filter(where).sum() for kind, where in kinds.items() for name in ("n", "c")}
     whole = {name: pl.col(name).sum() for name in ("num_truncated", "num_no_answer", "num_timeout")}
-    rows = counts.with_columns(split=pl.col("phase").replace_strict(splits, return_dtype=pl.String))
-    return rows.group_by(_ROW).agg(**sums, **whole)
+
+    def of(part: pl.DataFrame) -> pl.DataFrame:
+        rows = part.lazy().with_columns(split=pl.col("phase").replace_strict(splits, return_dtype=pl.String))
+        return rows.group_by(_ROW).agg(**sums, **whole).collect()
+
+    return in_batches(counts, of)
 
 
 def _same_problems(frame: pl.DataFrame, problems: pl.DataFrame) -> pl.DataFrame:
@@ -142,11 +145,12 @@ def _with_flags(frame: pl.DataFrame, problems: pl.DataFrame, differing: pl.DataF
         num_solvers=pl.col("solved").sum().over(problem),
         num_models=pl.len().over(problem),
     )
-    rows = (
-        _same_problems(frame, problems).join(differing, on=_SHARED, how="semi") if differing.height else frame.clear()
-    )
-    differ = rows.select(_ROW).with_columns(runs_differ=pl.lit(True))
-    frame = frame.join(differ, on=_ROW, how="left", maintain_order="left")
+    if differing.height:
+        rows = _same_problems(frame, problems).join(differing, on=_SHARED, how="semi")
+        differ = rows.select(_ROW).with_columns(runs_differ=pl.lit(True))
+        frame = frame.join(differ, on=_ROW, how="left", maintain_order="left")
+    else:
+        frame = frame.with_columns(runs_differ=pl.lit(None, pl.Boolean()))
     by_name = {
         "all_fail": pl.col("num_solvers") == 0,
         "fails": sampled & ~solved,

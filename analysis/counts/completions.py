@@ -47,16 +47,19 @@ def load_completions(data: RunData, *, phase: str = EVALUATE, iteration: int) ->
         raise errors[0]
     here = data.counts.filter(pl.col("phase") == phase, pl.col("iteration") == iteration)
     known = here.select("model", "problem_id", "source_group").unique(["model", "problem_id"])
-    frames = [pl.DataFrame(schema={name: dtype for name, dtype in COMPLETIONS.items() if name != "source_group"})]
+    names = [name for name in COMPLETIONS if name != "source_group"]
+    frames = [pl.DataFrame(schema=COMPLETIONS)]
     for shard in shards:
         rows = parquet.scan([shard.path])
         try:
-            frames.append(_columns(rows, list(frames[0].columns)).collect())
+            read = _columns(rows, names).collect()
         except (pl.exceptions.PolarsError, OSError) as e:
             error: StoreError = DamagedError(shard.manifest, f"{shard.path}: not a readable shard of rollouts ({e})")
             if not data.left_out:
                 raise error from e
-    return pl.concat(frames).join(known, on=["model", "problem_id"]).select(list(COMPLETIONS))
+        else:
+            frames.append(read.join(known, on=["model", "problem_id"]).select(list(COMPLETIONS)))
+    return pl.concat(frames)
 
 
 def _columns(rows: pl.LazyFrame, names: Sequence[str]) -> pl.LazyFrame:

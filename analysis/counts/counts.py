@@ -11,7 +11,7 @@ attributes of the problems (`schema.ATTRIBUTES`) to the counts as further column
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -21,6 +21,9 @@ import polars as pl
 from analysis.stats.estimators import IntArray
 from core_hpc.common.errors import StoreError
 from core_hpc.store.schema import EVALUATE, NO_ANSWER, RESCUE, TIMEOUT
+
+BATCH_ROWS = 50_000
+"""Approximate number of counts that `in_batches` uses at once."""
 
 NEVER = int(np.iinfo(np.int64).max)
 """Value of `Panel.first` for a problem without a correct completion."""
@@ -151,12 +154,16 @@ class Panel:
         return replace(self, models=tuple(self.models[m] for m in models), **arrays)
 
 
+_OF_PANEL = ("model", "problem_id", "n", "c", "first_correct", "source_group")
+
+
 def panel(counts: pl.DataFrame, *, models: Sequence[str], phase: str = EVALUATE, iteration: int) -> Panel:
     """Build the panel of one phase and iteration from counts (`COUNTS`).
 
     The panel has no problems when some model has no rows.
     """
-    here = counts.filter((pl.col("phase") == phase) & (pl.col("iteration") == iteration))
+    of_panel = [name for name in _OF_PANEL if name in counts.columns]
+    here = counts.lazy().filter(pl.col("phase") == phase, pl.col("iteration") == iteration).select(of_panel).collect()
     figures = {"n": pl.col("n").sum(), "c": pl.col("c").sum(), "first": pl.col("first_correct").min()}
     per_model = [
         here.filter(pl.col("model") == model)
@@ -217,6 +224,25 @@ def paired(a: Panel, b: Panel) -> tuple[Panel, Panel]:
     return a.restricted(common), b.restricted(common)
 
 
+def in_batches(counts: pl.DataFrame, work: Callable[[pl.DataFrame], pl.DataFrame]) -> pl.DataFrame:
+    """Apply `work` to the rows of a few iterations at a time, which limits the memory.
+
+    Args:
+        counts: counts of one run.
+        work: its result for several iterations is the results for each of them, one below the
+            other.
+
+    Returns:
+        The results, one below the other, in ascending order of the iterations.
+    """
+    sizes = counts.group_by("iteration").len().sort("iteration")
+    batch_of = sizes.with_columns(batch=pl.col("len").cum_sum() // BATCH_ROWS)
+    batches = [part["iteration"].to_list() for part in batch_of.partition_by("batch", maintain_order=True)]
+    if len(batches) < 2:
+        return work(counts)
+    return pl.concat([work(counts.filter(pl.col("iteration").is_in(batch))) for batch in batches], rechunk=True)
+
+
 def models_of(counts: pl.DataFrame) -> list[str]:
     """Return the sorted names of all models with rows. Without a configuration this is the team."""
     return sorted(counts["model"].unique().to_list())
@@ -224,6 +250,7 @@ def models_of(counts: pl.DataFrame) -> list[str]:
 
 def iterations_of(counts: pl.DataFrame, *, models: Sequence[str], phase: str = EVALUATE) -> list[int]:
     """Return the iterations in which every model has rows of this phase, in ascending order."""
-    present = counts.filter((pl.col("phase") == phase) & pl.col("model").is_in(list(models)))
-    per_iteration = present.group_by("iteration").agg(pl.col("model").n_unique())
+    present = counts.lazy().filter((pl.col("phase") == phase) & pl.col("model").is_in(list(models)))
+    # The lazy query does not copy the other columns of the rows.
+    per_iteration = present.group_by("iteration").agg(pl.col("model").n_unique()).collect()
     return sorted(per_iteration.filter(pl.col("model") == len(models))["iteration"].to_list())

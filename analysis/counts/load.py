@@ -368,7 +368,8 @@ def described(rows: pl.DataFrame, problems: pl.DataFrame) -> pl.DataFrame:
         known = problems.filter(pl.col("split") == split).select("problem_id", *ATTRIBUTES)
         here = rows.filter(pl.col("phase").is_in([phase for phase in GENERATION_PHASES if split_of(phase) == split]))
         frames.append(here.join(known, on="problem_id", how="left", maintain_order="left"))
-    return pl.concat(frames)
+    # The parts of many tasks become one piece here. Otherwise, each later group-by would copy them into one.
+    return pl.concat(frames, rechunk=True)
 
 
 def load_runs(

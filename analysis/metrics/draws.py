@@ -69,10 +69,15 @@ def stored(completions: pl.DataFrame, models: Sequence[str]) -> Stored:
     seen = here.group_by("problem_id").agg(pl.col("m").n_unique(), pl.col("source_group").first())
     problems = seen.filter(pl.col("m") == len(models)).drop("m").sort("problem_id").with_row_index("p")
     wrong = pl.when(~pl.col("correct")).then("answer")
-    rows = here.join(problems.select("problem_id", "p"), on="problem_id").with_columns(
+    rows = here.join(problems.select("problem_id", "p"), on="problem_id").select(
+        "m",
+        "p",
+        "num_tokens",
+        "mean_logprob",
         i=pl.col("sample_index").rank("ordinal").over("m", "p") - 1,
         code=pl.when("correct").then(0).otherwise(wrong.rank("dense").over("p")).fill_null(BLANK),
     )
+    del here
     most = rows["i"].max()
     shape = (len(models), problems.height, 1 + most if isinstance(most, int) else 0)
     at = tuple(rows[axis].to_numpy() for axis in ("m", "p", "i"))
@@ -113,7 +118,9 @@ def drawn(s: Stored, k: int, num_draws: int, *, problems: slice = slice(None)) -
     order = np.argsort(np.where(np.arange(most) < available, keys, 2.0), axis=-1)
     shift = np.tile(np.arange(most), num_orders)[None, :, None, None]
     places = (np.arange(k) + shift) % available  # (P, R, M, k)
-    chosen = np.take_along_axis(np.repeat(order, most, axis=1), places, axis=-1)
+    # All rotations of an order take from the same array, so the order is not copied for each of them.
+    of_orders = places.reshape(num_problems, num_orders, most, num_models, k)
+    chosen = np.take_along_axis(order[:, :, None], of_orders, axis=-1).reshape(places.shape)
     return Drawn(
         classes=np.take_along_axis(classes[:, None], chosen, axis=-1),
         tokens=np.take_along_axis(tokens[:, None], chosen, axis=-1),

@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 import polars as pl
 
-from analysis.counts.counts import RESCUE_PUBLISHED, group_codes
+from analysis.counts.counts import RESCUE_PUBLISHED, group_codes, in_batches
 from analysis.stats.estimators import FloatArray, IntArray
 from analysis.stats.intervals import ESTIMATE_COLUMNS, Estimate, divide, from_draws, resampled_means, share, undefined
 from core_hpc.store.paths import TEAM
@@ -65,6 +65,13 @@ RESCUE_TABLE = pl.Schema(
 )
 
 
+_OF_CASES = (
+    *("iteration", "phase", "model", "problem_id", "hint_given", "cold_failed", "teacher_model"),
+    *("n", "c", RESCUE_PUBLISHED, "source_group"),
+)
+"""The columns of the counts that `cases_of` uses."""
+
+
 def cases_of(counts: pl.DataFrame) -> pl.DataFrame:
     """Find the cases of a run.
 
@@ -81,11 +88,19 @@ def cases_of(counts: pl.DataFrame) -> pl.DataFrame:
         completions), source_group, and difficulty (a bin of `DIFFICULTIES`; null if the counts have
         no cold phase).
     """
-    key = ["iteration", "student", "problem_id"]
-    counts = counts.rename({"model": "student", "teacher_model": "teacher"})
-    counts = counts.filter(pl.col("phase").is_in([COLD, RESCUE]))
     if "source_group" not in counts.columns:
         counts = counts.with_columns(source_group=pl.lit(None, pl.String()))
+    if RESCUE_PUBLISHED not in counts.columns:
+        last = counts.select(pl.col("iteration").filter(pl.col("phase") == RESCUE).max()).item()
+        is_published = pl.col("iteration") <= pl.lit(last, pl.Int32)
+        counts = counts.with_columns(is_published.alias(RESCUE_PUBLISHED))
+    return in_batches(counts, _cases_of_iterations)
+
+
+def _cases_of_iterations(counts: pl.DataFrame) -> pl.DataFrame:
+    key = ["iteration", "student", "problem_id"]
+    counts = counts.lazy().filter(pl.col("phase").is_in([COLD, RESCUE])).select(_OF_CASES).collect()
+    counts = counts.rename({"model": "student", "teacher_model": "teacher"})
     rescue = counts.filter((pl.col("phase") == RESCUE) & pl.col("cold_failed"))
     hint = pl.col("hint_given")
     # With protocol.even_budget, completions of problems without any hint have no teacher. They are
@@ -99,10 +114,7 @@ def cases_of(counts: pl.DataFrame) -> pl.DataFrame:
         control_c=pl.col("c").filter(control).sum(),
     )
     cold = counts.filter(pl.col("phase") == COLD)
-    published = pl.col("iteration") <= pl.lit(counts.filter(pl.col("phase") == RESCUE)["iteration"].max(), pl.Int32)
-    if RESCUE_PUBLISHED in counts.columns:
-        published = pl.col(RESCUE_PUBLISHED)
-    failed = cold.filter(published).group_by(key).agg(pl.col("c").sum()).filter(pl.col("c") == 0).select(key)
+    failed = cold.filter(RESCUE_PUBLISHED).group_by(key).agg(pl.col("c").sum()).filter(pl.col("c") == 0).select(key)
     cases = cases.join(failed, on=key, how="full", coalesce=True)
     cases = cases.with_columns(pl.col("hinted_n", "hinted_c", "control_n", "control_c").fill_null(0))
     cases = cases.join(counts.group_by("problem_id").agg(pl.col("source_group").first()), on="problem_id", how="left")
@@ -173,7 +185,7 @@ def rescue_table(
             raise ValueError("the group hint_length needs the hints of the run")
         cases = _with_hint_length(cases, hints)
     cases = _with_leaks(cases, hints)
-    with_cold = counts.filter(pl.col("phase") == COLD).height > 0
+    with_cold = (counts["phase"] == COLD).any()
     rows = []
     for group in groups:
         keys = GROUPS[group]

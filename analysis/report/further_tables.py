@@ -69,12 +69,13 @@ def selectors_of_run(
     Returns:
         A frame with the schema `SELECTORS_OF_RUN`.
     """
-    counts = data.counts if counts is None else counts
     frames = [pl.DataFrame(schema=SELECTORS_OF_RUN)]
-    for iteration in iterations_of(counts, models=data.models, phase=phase):
+    for iteration in iterations_of(data.counts if counts is None else counts, models=data.models, phase=phase):
         if iterations is None or iteration in iterations:
-            here = counts.filter(pl.col("phase") == phase, pl.col("iteration") == iteration)
-            rows = load_completions(data, phase=phase, iteration=iteration).join(here, on="problem_id", how="semi")
+            rows = load_completions(data, phase=phase, iteration=iteration)
+            if counts is not None:
+                here = counts.filter(pl.col("phase") == phase, pl.col("iteration") == iteration)
+                rows = rows.join(here, on="problem_id", how="semi")
             frame = selectors.selector_table(rows, ks=ks, models=data.models)
             labels = [pl.lit(phase).alias("phase"), pl.lit(iteration, pl.Int32()).alias("iteration")]
             frames.append(frame.select(*labels, pl.all()))

@@ -12,6 +12,7 @@ from typing import Any
 
 import polars as pl
 
+from analysis.counts.counts import in_batches
 from analysis.counts.load import RunData
 from analysis.layout.tables import UNDEFINED, ReportTable, group_starts, laid_out, note_counts, number, percent
 from analysis.metrics import rescue
@@ -73,12 +74,9 @@ def rescue_cell(row: Mapping[str, Any] | None) -> str:
 def rows_table(data: RunData) -> ReportTable:
     """Published problems and completions by phase, iteration and model."""
     names = {"n": "completions", "c": "correct", "num_timeout": "verification time-outs", "num_truncated": "truncated"}
-    frame = (
-        data.counts.group_by("phase", "iteration", "model")
-        .agg(pl.col("problem_id").n_unique().alias("problems"), pl.col(list(names)).sum())
-        .sort("phase", "iteration", "model")
-        .rename(names)
-    )
+    groups, problems = ("phase", "iteration", "model"), pl.col("problem_id").n_unique().alias("problems")
+    frame = in_batches(data.counts, lambda part: part.group_by(groups).agg(problems, pl.col(list(names)).sum()))
+    frame = frame.sort(groups).rename(names)
     notes = [] if frame.height else ["nothing is published yet"]
     return ReportTable("rows", "Published completions", frame, laid_out(frame.columns, frame.rows()), notes)
 
