@@ -211,6 +211,9 @@ def test_damaged_files_are_named_and_can_be_left_out(run: Path, monkeypatch: pyt
     assert {torn.name in line or garbled.name in line for line in data.left_out} == {True}
     kept_rows = [r for r in all_rows() if (r["phase"], r["model"]) not in {("cold", "ada"), ("evaluate", "ada")}]
     assert data.counts.select(list(COUNTS)).sort(KEYS).equals(plain_counts(kept_rows))
+    found = with_answers(load_run(run, answers=False, lenient=True), [0]).answers
+    assert found.sort(ANSWER_KEYS).equals(data.answers.filter(pl.col("phase") == "evaluate").sort(ANSWER_KEYS))
+    assert found["model"].unique().to_list() == ["bob"]
     torn.unlink()
     with pytest.raises(StoreError, match="named by its manifest but missing"):
         load_run(run)

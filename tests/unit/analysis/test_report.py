@@ -330,6 +330,18 @@ def test_report_writes_every_table_and_figure(tmp_path: Path) -> None:
     ]
 
 
+def test_the_command_shows_what_a_full_load_shows(tmp_path: Path) -> None:
+    """The command reads the answers of two evaluations only. Its votes and overlap are those of all answers."""
+    run = full_run(tmp_path / "run")
+    write_report(load_run(run), tmp_path / "whole")
+    assert main(["report", str(run), "--out", str(tmp_path / "few")]) == 0
+    whole, few = ((tmp_path / name / "report.md").read_text() for name in ("whole", "few"))
+    assert "maj@" in few
+    assert "same wrong answer" in few
+    assert few == whole
+    assert (tmp_path / "few" / "report.html").read_text() == (tmp_path / "whole" / "report.html").read_text()
+
+
 def test_a_run_with_nothing_published(tmp_path: Path) -> None:
     data = load_run(make_run(tmp_path / "run"))
     write_report(data, tmp_path / "out")

@@ -8,8 +8,8 @@ import numpy as np
 import polars as pl
 import pytest
 
-from analysis.counts.counts import COUNTS
-from analysis.metrics.rescue import LEAK_SHARE, RATES, leak_points, rescue_table
+from analysis.counts.counts import COUNTS, in_batches
+from analysis.metrics.rescue import LEAK_SHARE, RATES, cases_of, leak_points, rescue_table
 from analysis.metrics.strata import stratified
 from tests.support.analysis_data import counts_frame, pick, rescue_counts
 from tests.support.source_groups import assert_same_figures, grouped
@@ -69,6 +69,24 @@ def test_recovery_leaves_out_iterations_without_a_rescue_phase() -> None:
     later = counts_frame(2, np.zeros((2, 50), dtype=int), phase="cold", iteration=2)
     table = rescue_table(pl.concat([small(), later]))
     assert pick(table, group="all", rate="recovery")["denominator"] == 5
+
+
+def test_cases_of_few_iterations_at_a_time_are_those_of_all(monkeypatch: pytest.MonkeyPatch) -> None:
+    later = small().with_columns(iteration=pl.col("iteration") + 1)
+    unpublished = counts_frame(2, np.zeros((2, 50), dtype=int), phase="cold", iteration=9)
+    counts = pl.concat([unpublished, later, small()])
+    whole = cases_of(counts)
+    assert whole["iteration"].n_unique() > 1
+    parts: list[pl.DataFrame] = []
+    monkeypatch.setattr("analysis.counts.counts.BATCH_ROWS", 1)
+    assert cases_of(counts).equals(whole)
+
+    def kept(part: pl.DataFrame) -> pl.DataFrame:
+        parts.append(part)
+        return part
+
+    assert in_batches(counts, kept).height == counts.height
+    assert [part["iteration"].unique().to_list() for part in parts] == [[1], [2], [9]]
 
 
 def simulated(effect: float, *, seed: int, num_problems: int = 400) -> pl.DataFrame:
