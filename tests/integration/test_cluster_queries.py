@@ -65,7 +65,9 @@ def test_nodes_that_are_away_do_not_stop_a_start(slurm: Slurm, cluster: Any) -> 
             job = submit(cluster, "true", "--gres=gpu:1")
             cluster.run("scancel", str(job))
         finally:
-            cluster.run("scontrol", "update", nodes, "State=RESUME")
+            for node in cluster.node_names:
+                if "idle" not in cluster.run("sinfo", "-h", "-n", node, "-o", "%t"):  # SLURM may be faster
+                    cluster.run("scontrol", "update", f"NodeName={node}", "State=RESUME")
         assert "Requested node configuration is not available. SLURM cannot place these jobs at present" in message
     cluster.wait_idle()
 

@@ -113,7 +113,8 @@ def test_an_evaluation_in_jobs_publishes_what_the_local_driver_publishes(
     assert first.returncode == 0, first.stdout + first.stderr
     (source,) = list_runs(tmp_path / "out" / "tiny")
     profile = tmp_path / "profile.yaml"
-    profile.write_text(yaml.safe_dump({**arrays(), "update_ranks": 1, "driver": driver}), encoding="utf-8")
+    section = arrays(update={"nodes": 1, "gpus_per_node": 1})
+    profile.write_text(yaml.safe_dump({**section, "update_ranks": 1, "driver": driver}), encoding="utf-8")
     what = [source, "--iteration", "0", "1", "--problems", "{source: generated, count: 5, seed: 9}"]
     here = evaluate(*what, "--name", "here")
     assert here.returncode == 0, here.stdout + here.stderr

@@ -65,7 +65,11 @@ class Browser:
     def close(self) -> None:
         """End the browser."""
         self._process.terminate()
-        self._process.wait(timeout=30)
+        try:
+            self._process.wait(timeout=30)
+        except subprocess.TimeoutExpired:  # on a busy machine
+            self._process.kill()
+            self._process.wait(timeout=30)
         os.close(self._read)
         os.close(self._write)
 

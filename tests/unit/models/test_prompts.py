@@ -7,6 +7,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import polars as pl
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -292,14 +293,17 @@ def test_the_update_uses_the_temperature_with_which_its_model_sampled() -> None:
     config = config_of(sampling={"temperature": 0.25, "max_new_tokens": 5}, evaluation_sampling={"temperature": 0.75})
     for name, expected in (("a", (0.25, 5)), ("b", (0.5, 20))):
         run = SimpleNamespace(config=config, horizons=lambda: [Horizon(1, 1)])
-        context: Any = SimpleNamespace(run=run, key=TaskKey(1, "update", name), model=config.model(name))
+        context: Any = SimpleNamespace(
+            run=run, key=TaskKey(1, "update", name), model=config.model(name), first_adapter=lambda: None
+        )
         task = update._task(context, [], None)
         assert (task.temperature, task.max_new_tokens) == expected
 
 
 def test_the_context_of_a_model_depends_on_its_own_number_of_new_tokens(tmp_path: Path) -> None:
     PLAIN.save_pretrained(tmp_path)
-    splits: Any = SimpleNamespace(train={"question": ["3 + 4?"]}, evaluation={"question": ["5 + 6?"]}, examples=None)
+    train, evaluation = (pl.DataFrame({"problem_id": ["p"], "question": [q]}) for q in ("3 + 4?", "5 + 6?"))
+    splits: Any = SimpleNamespace(train=train, evaluation=evaluation, examples=None)
     resolved: Any = SimpleNamespace(folder=tmp_path, max_context_tokens=10**6)
 
     def context(name: str, **own: Any) -> int:

@@ -111,7 +111,7 @@ def test_a_trainer_compiles_by_wish_or_for_all_its_tasks(
 ) -> None:
     """A warm process compiles once for all its tasks."""
     settings = SimpleNamespace(compile_layers=wish)
-    mine: Any = SimpleNamespace(settings=settings, policy=SimpleNamespace(num_weights=4 * 10**9))
+    mine: Any = SimpleNamespace(settings=settings, policy=SimpleNamespace(num_weights=4 * 10**9, is_sharded=False))
     task: Any = SimpleNamespace(num_similar_tasks=num_similar_tasks)
     plans: Any = [SimpleNamespace(num_tokens=num_tokens), SimpleNamespace(num_tokens=0)]
     assert Trainer._wants_to_compile(mine, task, plans) is compiles
