@@ -13,7 +13,7 @@ from functools import lru_cache
 from core_hpc.answers.kinds import AnswerKind, first_sentence
 from core_hpc.answers.verifier import CPU_LIMIT_S
 from core_hpc.config.problems import OwnAnswerKind
-from core_hpc.extensions.workers import TIME_LIMIT_S, TIMED_OUT, call_many
+from core_hpc.extensions.workers import TIME_LIMIT_S, TIMED_OUT, shared_workers
 from core_hpc.store.schema import CORRECT, TIMEOUT, WRONG
 
 _MAX_CACHED = 10_000
@@ -37,8 +37,15 @@ def _kind(normalize: str, extract: str | None, verify: str | None, limit_s: floa
 
     def compare_many(pairs: Sequence[tuple[str, str]]) -> list[str]:
         assert verify is not None
-        results = call_many(verify, "answer_verify", pairs, {}, limit_s=CPU_LIMIT_S, of_cpu_time=True)
-        return [TIMEOUT if result is TIMED_OUT else CORRECT if result else WRONG for result in results]
+        different = list(dict.fromkeys(pairs))
+        results = shared_workers().call_many(
+            verify, "answer_verify", different, {}, limit_s=CPU_LIMIT_S, of_cpu_time=True
+        )
+        verdicts = {
+            pair: TIMEOUT if result is TIMED_OUT else CORRECT if result else WRONG
+            for pair, result in zip(different, results, strict=True)
+        }
+        return [verdicts[pair] for pair in pairs]
 
     def compare(answer: str, gold: str) -> str | None:
         if verify is not None:
@@ -59,6 +66,6 @@ def _kind(normalize: str, extract: str | None, verify: str | None, limit_s: floa
 
 
 def _text(reference: str, point: str, text: str, limit_s: float) -> str | None:
-    (result,) = call_many(reference, point, [(text,)], {}, limit_s=limit_s)
+    (result,) = shared_workers().call_many(reference, point, [(text,)], {}, limit_s=limit_s)
     assert result is None or isinstance(result, str)
     return result

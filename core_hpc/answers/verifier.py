@@ -22,7 +22,7 @@ from core_hpc.answers import symbolic
 from core_hpc.answers.kinds import answer_kind
 from core_hpc.answers.latex import clean_latex
 from core_hpc.common.errors import CoreHpcError, InputError
-from core_hpc.common.pools import default_num_workers, require_guard, start_pool, stop_pool
+from core_hpc.common.pools import MAX_POOLS, WALL_FACTOR, default_num_workers, require_guard, start_pool, stop_pool
 from core_hpc.store.schema import CORRECT, NO_ANSWER, TIMEOUT, WRONG
 
 if TYPE_CHECKING:
@@ -34,8 +34,6 @@ _Pair = tuple[str, str]
 
 CPU_LIMIT_S = 5.0
 """CPU time limit of one comparison; a typical comparison takes 5 ms."""
-WALL_FACTOR = 12
-"""The wall-clock limit of a comparison is this multiple of its CPU time limit."""
 TIMEOUT_BUDGET_S = 300.0
 """CPU time that the comparisons of one call may lose at their limit (60 of them at 5 s).
 
@@ -44,9 +42,7 @@ different endless expression each time would otherwise stop a task for hours: 1,
 5,000 CPU seconds.
 """
 MEMORY_GB = 2.0
-_TASKS_PER_WORKER = 1000
 _MAX_CACHED = 100_000
-_MAX_POOLS = 3
 _HARMLESS = ("1", "2")
 
 _logger = logging.getLogger(__name__)
@@ -104,7 +100,7 @@ class Verifier:
         """Verdicts by algebra. A broken pool (a signal, no memory) is replaced a few times."""
         verdicts: dict[_Pair, str] = {}
         self._num_timeouts = 0
-        for _ in range(_MAX_POOLS):
+        for _ in range(MAX_POOLS):
             missing = [pair for pair in pairs if pair not in verdicts]
             if not missing or self._budget_is_spent():
                 break
@@ -170,7 +166,6 @@ class Verifier:
             self._pool = start_pool(
                 what="verification",
                 num_workers=self._num_workers,
-                max_tasks=_TASKS_PER_WORKER,
                 initializer=symbolic.initialise_worker,
                 initargs=[MEMORY_GB],
             )

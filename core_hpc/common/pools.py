@@ -22,6 +22,12 @@ if TYPE_CHECKING:
     from pebble import ProcessPool
 
 MAX_WORKERS = 4
+TASKS_PER_WORKER = 1000
+"""A process is replaced after so many tasks."""
+MAX_POOLS = 3
+"""Pools that are started, one after the other, before a caller gives up."""
+WALL_FACTOR = 12
+"""The wall-clock limit of a task with a limit of CPU time is this multiple of it."""
 # The fork server has no threads and has loaded sympy, so forking a worker is safe and takes milliseconds.
 _PRELOADED = ["math_verify", "core_hpc.answers.symbolic"]
 # A fixed hash seed orders sets of strings equally in every process. Warnings would report the
@@ -35,14 +41,13 @@ def default_num_workers() -> int:
 
 
 def start_pool(
-    *, what: str, num_workers: int, max_tasks: int, initializer: Callable[..., None], initargs: Sequence[Any]
+    *, what: str, num_workers: int, initializer: Callable[..., None], initargs: Sequence[Any] = ()
 ) -> ProcessPool:
     """Start a pool.
 
     Args:
         what: the work, for messages.
         num_workers: number of processes.
-        max_tasks: a process is replaced after so many tasks.
         initializer: called once per process with `initargs`.
         initargs: its arguments.
 
@@ -58,7 +63,11 @@ def start_pool(
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(_PRELOADED)
     pool = ProcessPool(
-        max_workers=num_workers, max_tasks=max_tasks, initializer=initializer, initargs=list(initargs), context=context
+        max_workers=num_workers,
+        max_tasks=TASKS_PER_WORKER,
+        initializer=initializer,
+        initargs=list(initargs),
+        context=context,
     )
     with _environment(_WORKER_ENVIRONMENT):
         if not pool.active:  # reading this property starts the pool

@@ -82,9 +82,9 @@ def create_engine(spec: EngineSpec) -> Engine:
 
     The process must have started with `worker_environment`.
     """
-    if spec.four_bit and spec.kind != "fake":
-        require_four_bit()
     if spec.kind != "fake":
+        if spec.four_bit:
+            require_four_bit()
         skip_unused_packages()
     if spec.kind == "vllm":
         from core_hpc.engines.vllm import VllmEngine

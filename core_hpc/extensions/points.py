@@ -71,19 +71,17 @@ def _floats(result: Any, arguments: Sequence[Any]) -> list[float]:
     return values
 
 
-def _text_or_none(result: Any, arguments: Sequence[Any]) -> str | None:
-    """Text of at most `MAX_ANSWER_CHARS` characters, or None."""
-    del arguments
-    if result is not None and not isinstance(result, str):
-        raise TypeError(f"returned {_shown(result)}, not text or None")
-    return result.strip()[:MAX_ANSWER_CHARS] or None if result is not None else None
-
-
 def _any_text_or_none(result: Any, arguments: Sequence[Any]) -> str | None:
     del arguments
     if result is not None and not isinstance(result, str):
         raise TypeError(f"returned {_shown(result)}, not text or None")
     return result
+
+
+def _text_or_none(result: Any, arguments: Sequence[Any]) -> str | None:
+    """Text of at most `MAX_ANSWER_CHARS` characters, or None."""
+    text = _any_text_or_none(result, arguments)
+    return text.strip()[:MAX_ANSWER_CHARS] or None if text is not None else None
 
 
 def _prompt(result: Any, arguments: Sequence[Any]) -> str | list[dict[str, str]]:

@@ -10,8 +10,10 @@ from __future__ import annotations
 
 import ast
 import hashlib
-from collections.abc import Iterable, Iterator, Mapping
+import re
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -36,10 +38,14 @@ class Source:
         """The name of the file, without its folder."""
         return Path(self.path).name
 
-    @property
+    @cached_property
     def digest(self) -> str:
         """Sixteen hex digits that identify the content."""
         return hashlib.sha256(self.text.encode()).hexdigest()[:16]
+
+    def reference(self, function: str) -> str:
+        """The resolved reference of a function in it."""
+        return f"{self.name}:{function}@{self.digest}"
 
 
 _KNOWN: dict[str, Source] = {}
@@ -54,12 +60,25 @@ def remember(sources: Iterable[Source]) -> None:
 
 def source_of(reference: str) -> Source:
     """The source of the function that a resolved reference names."""
-    found = REFERENCE.fullmatch(reference)
-    assert found is not None, reference
-    source = _KNOWN.get(found["digest"] or "")
+    source = _KNOWN.get(digest_of(reference))
     if source is None:
         raise StoreError(f"{reference}: its source is not known to this process; load it with a sweep file or a run")
     return source
+
+
+def _parts(reference: str) -> re.Match[str]:
+    found = REFERENCE.fullmatch(reference)
+    assert found is not None, reference
+    return found
+
+
+def digest_of(reference: str) -> str:
+    """The digest in a resolved reference; empty if it has none.
+
+    >>> digest_of("my_rewards.py:brevity@0123456789abcdef")
+    '0123456789abcdef'
+    """
+    return _parts(reference)["digest"] or ""
 
 
 def function_name(reference: str) -> str:
@@ -68,7 +87,7 @@ def function_name(reference: str) -> str:
     >>> function_name("my_rewards.py:brevity@0123456789abcdef")
     'brevity'
     """
-    return reference.partition("@")[0].rpartition(":")[2]
+    return _parts(reference)["function"]
 
 
 def read_source(path: Path) -> Source:
@@ -105,7 +124,9 @@ def located(data: Any, folder: Path, key: str = "") -> Any:
     return f"{(folder / Path(found['file']).expanduser()).resolve()}:{found['function']}"
 
 
-def with_digests(data: Any, path: str, mistakes: list[str], sources: dict[str, Source]) -> Any:
+def with_digests(
+    data: Any, path: str, mistakes: list[str], sources: dict[str, Source], *, read: Callable[[Path], Source]
+) -> Any:
     """A copy of the content of a sweep file in which references have a digest and no folder.
 
     Args:
@@ -113,11 +134,16 @@ def with_digests(data: Any, path: str, mistakes: list[str], sources: dict[str, S
         path: dotted path of this part.
         mistakes: one line is added for each file that cannot be read.
         sources: the files that were read, by digest; new ones are added.
+        read: `read_source`, or a function that reads each file once.
     """
+
+    def within(part: Any, key: str) -> Any:
+        return with_digests(part, f"{path}.{key}" if path else key, mistakes, sources, read=read)
+
     if isinstance(data, dict):
-        return {k: with_digests(v, f"{path}.{k}" if path else str(k), mistakes, sources) for k, v in data.items()}
+        return {k: within(v, str(k)) for k, v in data.items()}
     if isinstance(data, list):
-        return [with_digests(v, f"{path}.{i}", mistakes, sources) for i, v in enumerate(data)]
+        return [within(v, str(i)) for i, v in enumerate(data)]
     found = REFERENCE.fullmatch(data) if isinstance(data, str) and _names_a_function(path) else None
     if found is None:
         return data
@@ -125,12 +151,12 @@ def with_digests(data: Any, path: str, mistakes: list[str], sources: dict[str, S
         mistakes.append(f"{path}: the digest is added by core_hpc; write {data.partition('@')[0]}")
         return data
     try:
-        source = read_source(Path(found["file"]))
+        source = read(Path(found["file"]))
     except InputError as e:
         mistakes.append(f"{path}: {e}")
         return data
     sources[source.digest] = source
-    return f"{source.name}:{found['function']}@{source.digest}"
+    return source.reference(found["function"])
 
 
 def _names_a_function(path: str) -> bool:
@@ -140,6 +166,9 @@ def _names_a_function(path: str) -> bool:
 # --- checks without running anything -------------------------------------------------------------
 
 
+_tree = lru_cache(maxsize=16)(ast.parse)  # a sweep asks for the same files in every run
+
+
 def mistakes_of(use: Use) -> list[str]:
     """What is wrong with a function that a configuration names; it is not run.
 
@@ -147,7 +176,7 @@ def mistakes_of(use: Use) -> list[str]:
     """
     source, name = source_of(use.reference), function_name(use.reference)
     try:
-        tree = ast.parse(source.text)
+        tree = _tree(source.text)
     except SyntaxError as e:
         return [f"{source.path}, line {e.lineno}: {e.msg}"]
     except ValueError as e:  # a null byte
@@ -209,8 +238,7 @@ def copy_name(reference: str) -> str:
     >>> copy_name("my_rewards.py:brevity@0123456789abcdef")
     'my_rewards-0123456789abcdef.py'
     """
-    found = REFERENCE.fullmatch(reference)
-    assert found is not None, reference
+    found = _parts(reference)
     return f"{Path(found['file']).stem}-{found['digest']}.py"
 
 
@@ -225,7 +253,7 @@ def write_copies(folder: Path, found: Iterable[Use], sources: Mapping[str, Sourc
     from core_hpc.store import manifests  # loads Polars, which reading a sweep file does not need
 
     for use in found:
-        path, source = folder / copy_name(use.reference), sources.get(use.reference.rpartition("@")[2])
+        path, source = folder / copy_name(use.reference), sources.get(digest_of(use.reference))
         if source is None or (path.is_file() and path.read_bytes() == source.text.encode()):
             continue
         manifests.make_folder(folder)
@@ -240,13 +268,13 @@ def remember_copies(folder: Path, found: Iterable[Use]) -> None:
         OwnershipError: somebody else may have written it.
     """
     for use in found:
-        digest = use.reference.rpartition("@")[2]
+        digest = digest_of(use.reference)
         if digest in _KNOWN:
             continue
         path = folder / copy_name(use.reference)
         advice = f"Restore it, or start the sweep again where the file of {use.path} is unchanged"
         try:
-            source = Source(use.reference.partition(":")[0], read_own(path).decode())
+            source = Source(_parts(use.reference)["file"], read_own(path).decode())
         except (OSError, UnicodeDecodeError) as e:
             raise StoreError(f"{path}: cannot be read ({e}). {advice}") from e
         if source.digest != digest:

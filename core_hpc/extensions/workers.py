@@ -17,7 +17,7 @@ from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
 from core_hpc.common.errors import CoreHpcError, ExtensionAttemptError, ExtensionError, InputError
-from core_hpc.common.pools import default_num_workers, require_guard, start_pool, stop_pool
+from core_hpc.common.pools import MAX_POOLS, WALL_FACTOR, default_num_workers, require_guard, start_pool, stop_pool
 from core_hpc.extensions import child
 from core_hpc.extensions.sources import function_name, source_of
 
@@ -28,12 +28,8 @@ TIME_LIMIT_S = 60.0
 """Wall-clock limit of one call, unless the configuration sets another one."""
 KILL_AFTER_S = 5.0
 """A call that does not end at its limit, for example in native code, is killed so much later."""
-WALL_FACTOR = 12
-"""The wall-clock limit of a call with a limit of CPU time is this multiple of it."""
 TIMED_OUT = object()
 """The result of a call that reached its limit of CPU time."""
-_TASKS_PER_WORKER = 1000
-_MAX_POOLS = 3
 
 
 class FunctionWorkers:
@@ -69,10 +65,12 @@ class FunctionWorkers:
             ExtensionAttemptError: it did not return in time, or could not read something (OSError).
             CoreHpcError: the processes do not start.
         """
+        if not calls:
+            return []
         source, name = source_of(reference), function_name(reference)
         wanted = [child.Call(source, name, point, arguments, options, limit_s, of_cpu_time) for arguments in calls]
         results: list[Any] = []
-        for _ in range(_MAX_POOLS):
+        for _ in range(MAX_POOLS):
             try:
                 self._run(wanted, results)
             except (BrokenProcessPool, RuntimeError):
@@ -129,9 +127,7 @@ class FunctionWorkers:
             self._pool = start_pool(
                 what="functions of the user",
                 num_workers=self._num_workers,
-                max_tasks=_TASKS_PER_WORKER,
                 initializer=child.initialise_worker,
-                initargs=[],
             )
         return self._pool
 
@@ -148,22 +144,8 @@ def require_pebble() -> None:
 
 
 @cache
-def _shared() -> FunctionWorkers:
+def shared_workers() -> FunctionWorkers:
+    """The workers of this process."""
     workers = FunctionWorkers()
     atexit.register(workers.close)
     return workers
-
-
-def call_many(
-    reference: str,
-    point: str,
-    calls: Sequence[tuple[Any, ...]],
-    options: Mapping[str, Any],
-    *,
-    limit_s: float = TIME_LIMIT_S,
-    of_cpu_time: bool = False,
-) -> list[Any]:
-    """The same with the shared workers of this process; see `FunctionWorkers.call_many`."""
-    if not calls:
-        return []
-    return _shared().call_many(reference, point, calls, options, limit_s=limit_s, of_cpu_time=of_cpu_time)

@@ -21,7 +21,7 @@ import psutil
 from core_hpc.config.cluster import ClusterSection
 from core_hpc.engines import worker_environment
 from core_hpc.engines.share import Sharing
-from core_hpc.local.gpus import Holder, check_gpus, most_on_a_gpu, place_alone, place_beside, usable_gpus
+from core_hpc.local.gpus import Holder, check_gpus, have_own_gpus, most_on_a_gpu, place_alone, place_beside, usable_gpus
 from core_hpc.local.memory import Needs, choose, gpu_memory
 from core_hpc.local.process import WorkerProcess, end_workers
 from core_hpc.runs.folder import Run
@@ -106,7 +106,7 @@ class LocalLimits:
         threads = cluster.threads or max(1, cores // num_running)
         host_gb = psutil.virtual_memory().total / 2**30
         sharing = choose(cluster, needs, num_gpus=len(gpus), gpu_gb=gpu_memory(gpus) if gpus else None, host_gb=host_gb)
-        each_alone = num_models * (cluster.engine_gpus + cluster.update_ranks) <= len(gpus) or not gpus
+        each_alone = not gpus or have_own_gpus(cluster, num_models, len(gpus))
         sharing = replace(sharing, trainers_stay=sharing.kind != "evict" or each_alone)
         return cls(num_running, cluster.num_alive or 2 * num_models + 1, threads, gpus, num_models, sharing)
 

@@ -109,6 +109,11 @@ def check_gpus(cluster: ClusterSection, num_models: int, num_gpus: int) -> None:
             )
 
 
+def have_own_gpus(cluster: ClusterSection, num_models: int, num_gpus: int) -> bool:
+    """Whether every engine and every trainer can have GPUs of its own."""
+    return num_models * (cluster.engine_gpus + cluster.update_ranks) <= num_gpus
+
+
 def place_alone(count: int, gpus: Sequence[str], holders: Sequence[Holder]) -> Placement | None:
     """Choose GPUs that a new group does not share.
 

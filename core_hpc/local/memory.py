@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from core_hpc.config.cluster import ClusterSection
 from core_hpc.config.run import ModelSection
 from core_hpc.engines.share import Sharing
-from core_hpc.local.gpus import most_on_a_gpu
+from core_hpc.local.gpus import have_own_gpus, most_on_a_gpu
 from core_hpc.runs.folder import Run
 
 USABLE = 0.92
@@ -78,7 +78,7 @@ def choose(
     unknown = gpu_gb is None or not needs or not all(n.engine_gb for n in needs)
     sizes = (cluster.engine_gpus, cluster.update_ranks)
     engines, trainers = (most_on_a_gpu(len(needs) or 1, size, num_gpus) for size in sizes)
-    if asked == "auto" and needs and len(needs) * sum(sizes) <= num_gpus:
+    if asked == "auto" and needs and have_own_gpus(cluster, len(needs), num_gpus):
         return Sharing("evict", share, "every engine and trainer has a GPU of its own")
     if unknown:
         why = "the memory of the GPU or the size of a model is not known, so workers take turns"

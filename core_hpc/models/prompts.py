@@ -17,7 +17,7 @@ from typing import Any
 from core_hpc.common.errors import InputError
 from core_hpc.config.extensions import PromptFunction
 from core_hpc.config.run import ModelSection, RunConfig
-from core_hpc.extensions.workers import TIME_LIMIT_S, call_many
+from core_hpc.extensions.workers import TIME_LIMIT_S, shared_workers
 
 HINT_HEADING = "Here is the reasoning of another student, with the answer removed. It may help:"
 PLAIN_STOP_STRINGS = ("\nQuestion:",)
@@ -67,7 +67,7 @@ class PromptBuilder:
     def _own_ids(self, function: PromptFunction, question: str, hint: str | None) -> Any:
         """Token ids of what the user's function returns: the text of the prompt, or messages of a chat."""
         arguments = (question, hint, list(self.examples), self.instruction, self.style)
-        (prompt,) = call_many(
+        (prompt,) = shared_workers().call_many(
             function.function, "prompt_builder", [arguments], function.options, limit_s=self.time_limit_s
         )
         if self.style != "chat":

@@ -16,11 +16,12 @@ import numpy as np
 import polars as pl
 
 from core_hpc.common.errors import CoreHpcError, InputError
-from core_hpc.config.reward import weight_at
+from core_hpc.config.extensions import AdvantageFunction, HintFunction
+from core_hpc.config.reward import OwnPartSection, weight_at
 from core_hpc.config.run import RunConfig
 from core_hpc.extensions.points import uses
 from core_hpc.extensions.values import Completion, Problem
-from core_hpc.extensions.workers import call_many
+from core_hpc.extensions.workers import shared_workers
 from core_hpc.problems.splits import TRAIN
 from core_hpc.protocol.distance import FloatArray
 from core_hpc.runs.folder import Run
@@ -82,11 +83,8 @@ def own_reward_parts(run: Run, groups: Sequence[pl.DataFrame], schedule_index: i
         return {}
     problems = training_problems(run.paths.problems)
     calls = [(problems[group["problem_id"][0]], as_completions(group)) for group in groups]
-    limit_s = config.extensions.time_limit_s
     return {
-        name: [
-            np.array(values) for values in call_many(part.function, "reward_part", calls, part.options, limit_s=limit_s)
-        ]
+        name: [np.array(values) for values in _called(config, part, "reward_part", calls)]
         for name, part in used.items()
     }
 
@@ -97,8 +95,7 @@ def own_hint_text(run: Run, problem_id: str, text: str) -> str | None:
     if maker is None:
         return text
     problem = training_problems(run.paths.problems)[problem_id]
-    limit_s = run.config.extensions.time_limit_s
-    (hint,) = call_many(maker.function, "hint_maker", [(problem, text)], maker.options, limit_s=limit_s)
+    (hint,) = _called(run.config, maker, "hint_maker", [(problem, text)])
     return None if hint is None else str(hint)
 
 
@@ -117,12 +114,22 @@ def own_advantages(
     assert function is not None
     completions = as_completions(rollouts)
     calls = [([completions[i] for i in rows], [float(rewards[i]) for i in rows]) for rows in groups]
-    limit_s = run.config.extensions.time_limit_s
     found = np.zeros(rollouts.height)
-    results = call_many(function.function, "advantage", calls, function.options, limit_s=limit_s)
+    results = _called(run.config, function, "advantage", calls)
     for rows, values in zip(groups, results, strict=True):
         found[list(rows)] = values
     return found
+
+
+def _called(
+    config: RunConfig,
+    own: OwnPartSection | HintFunction | AdvantageFunction,
+    point: str,
+    calls: Sequence[tuple[Any, ...]],
+) -> list[Any]:
+    """The results of a function of the user within the time limit of the run."""
+    limit_s = config.extensions.time_limit_s
+    return shared_workers().call_many(own.function, point, calls, own.options, limit_s=limit_s)
 
 
 def try_functions(config: RunConfig, train: pl.DataFrame) -> None:
@@ -157,6 +164,8 @@ def try_functions(config: RunConfig, train: pl.DataFrame) -> None:
         if arguments is None:
             continue
         try:
-            call_many(use.reference, use.name, [arguments], use.options, limit_s=config.extensions.time_limit_s)
+            shared_workers().call_many(
+                use.reference, use.name, [arguments], use.options, limit_s=config.extensions.time_limit_s
+            )
         except CoreHpcError as e:
             raise InputError(f"{use.path}: {e}") from e

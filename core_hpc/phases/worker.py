@@ -76,11 +76,8 @@ def _read_commands(commands: queue.SimpleQueue[WorkerCommand], stop: threading.E
 
 def _outcome_of(error: Exception) -> Outcome:
     """What the launcher needs to know about a failure: its kind decides what is done about it."""
-    if isinstance(error, ExtensionError):
-        return Outcome(OutcomeKind.FINAL, str(error))
-    if isinstance(error, ExtensionAttemptError):
-        return Outcome(OutcomeKind.ERROR, str(error))
-    trace = traceback.format_exc()
+    # The message about a function of the user names its line; the frames of core_hpc would hide it.
+    trace = "" if isinstance(error, (ExtensionError, ExtensionAttemptError)) else traceback.format_exc()
     if isinstance(error, DamagedError):
         return Outcome(OutcomeKind.DAMAGED, str(error), traceback=trace, manifest=str(error.manifest_path))
     if isinstance(error, RepeatingError):

@@ -20,7 +20,7 @@ from core_hpc.common.errors import CoreHpcError, InputError
 from core_hpc.common.seeds import stable_seed
 from core_hpc.config.problems import FunctionProblems, GeneratedProblems, GymProblems
 from core_hpc.extensions.sources import function_name, source_of
-from core_hpc.extensions.workers import call_many
+from core_hpc.extensions.workers import shared_workers
 from core_hpc.problems.files import Item, RowError, gold_of, own_row
 from core_hpc.problems.skills import SKILL_OPTIONS, skill_problem
 
@@ -151,7 +151,9 @@ def _by_function(source: FunctionProblems, count: int, label: str, taken: set[st
         seed = stable_seed(source.seed, "problems", name, label, *([attempt] if attempt else [])) % 2**31
         arguments = (count, seed, label)
         limit = FUNCTION_TIMEOUT_S
-        (rows,) = call_many(source.function, "problem_source", [arguments], source.options, limit_s=limit)
+        (rows,) = shared_workers().call_many(
+            source.function, "problem_source", [arguments], source.options, limit_s=limit
+        )
         for number, row in enumerate(rows, start=1):
             try:
                 item = parse({"id": f"{name}-{label}-{len(items):05d}", **row}, number)

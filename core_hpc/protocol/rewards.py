@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 
 from core_hpc.answers.extract import token_f1
 from core_hpc.config.reward import RewardSection, weight_at
-from core_hpc.extensions.workers import TIME_LIMIT_S, call_many
+from core_hpc.extensions.workers import TIME_LIMIT_S, shared_workers
 from core_hpc.protocol import explore
 from core_hpc.protocol.distance import FloatArray, Signature, distance_matrix, similarity_matrix
 from core_hpc.protocol.failures import BoolArray, cold_failed
@@ -177,7 +177,9 @@ def explore_rewards(
     rule = settings.explore
     if rule.rule_function is not None:
         own = rule.rule_function
-        (values,) = call_many(own.function, "explore_rule", [(distances, exploit)], own.options, limit_s=limit_s)
+        (values,) = shared_workers().call_many(
+            own.function, "explore_rule", [(distances, exploit)], own.options, limit_s=limit_s
+        )
         return np.array(values)
     if rule.rule == "leave_one_out":
         return explore.leave_one_out(distances, margin=rule.margin)

@@ -10,8 +10,9 @@ from __future__ import annotations
 import itertools
 import math
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -120,11 +121,12 @@ def resolve_sweep(
     points = _expand(data, mistakes)
     plain = {k: v for k, v in data.items() if k not in SWEEP_KEYS}
     runs: list[RunPlan] = []
+    read = lru_cache(maxsize=None)(sources.read_source)  # all runs have the same content of a file
     for label, changes in points:
         merged = plain
         for path, value in changes.items():
             merged = _with_value(merged, path, value, f"run {label}: {path}", mistakes)
-        runs += _resolve(label, merged, mistakes)
+        runs += _resolve(label, merged, mistakes, read=read)
     mistakes += _equal_runs(runs)
     mistakes += _different_sections(runs)
     mistakes += _missing_arms(source, runs)
@@ -233,9 +235,9 @@ def _slug(text: str) -> str:
     return re.sub(r"[^a-z0-9.]+", "-", text.lower()).strip("-.")[:80] or "run"
 
 
-def _resolve(label: str, data: dict[str, Any], mistakes: list[str]) -> list[RunPlan]:
+def _resolve(label: str, data: dict[str, Any], mistakes: list[str], *, read: Callable[[Path], Source]) -> list[RunPlan]:
     found: dict[str, Source] = {}
-    data = sources.with_digests(data, "", mistakes, found)
+    data = sources.with_digests(data, "", mistakes, found, read=read)
     try:
         config = RunConfig.model_validate(data)
     except ValidationError as e:
@@ -245,7 +247,7 @@ def _resolve(label: str, data: dict[str, Any], mistakes: list[str]) -> list[RunP
 
     sources.remember(found.values())
     for use in uses(config):
-        if use.reference.rpartition("@")[2] in found:  # else the file cannot be read, which is reported above
+        if sources.digest_of(use.reference) in found:  # else the file cannot be read, which is reported above
             mistakes += [f"{use.path}: {message}" for message in sources.mistakes_of(use)]
     for split in ("train", "evaluation"):
         source = getattr(config.problems, split)

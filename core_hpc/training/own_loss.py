@@ -38,9 +38,7 @@ def own_gain(
     source, name = source_of(function.function), function_name(function.function)
     try:
         gain = getattr(load(source), name)(ratio_M, advantage_M, log_prob_M, rescue_M, **function.options)
-    except CoreHpcError:
-        raise
-    except torch.cuda.OutOfMemoryError:
+    except (CoreHpcError, torch.cuda.OutOfMemoryError):
         raise
     except Exception as e:  # code of a user may raise anything
         raise ExtensionError(explain(e, source)) from e

@@ -47,7 +47,7 @@ class Passes:
         also those of the reference policy.
         """
         settings = self._task.settings
-        are_reference = settings.kl_weight > 0 and self._task.previous is None
+        are_reference = settings.kl_weight > 0 and self._task.begins_at_base
         known = settings.old_log_probs == "engine" and not are_reference
         return self._log_probs(range(1, len(self._plans)), reference=False, only_unsampled=known)
 

@@ -331,10 +331,7 @@ class Trainer:
             )
             terms = objective(current_M, tokens, settings, step)
             (slope_M,) = torch.autograd.grad(terms.loss, current_M, retain_graph=True)
-            base_M = reference_M
-            if base_M is None and self._compares_base(task.spec, index):
-                with torch.no_grad():
-                    base_M, _ = self.policy.log_probs(batch, temperature=task.spec.temperature, reference=True)
+            base_M = self._base_log_probs(task, index, batch) if reference_M is None else reference_M
             totals.add(batch, tokens, terms, entropy_M, base_M, slope_M=slope_M)
             yield terms.loss
         if self.policy.is_sharded:
@@ -345,10 +342,19 @@ class Trainer:
         planned = idle_batches(task.plans[index].micro_batches, self.rank)
         for batch in micro_batches(task.spec.rows, planned, self.policy.layout, self.device):
             current_M, _ = self.policy.log_probs(batch, temperature=task.spec.temperature)
-            if task.spec.settings.kl_weight == 0 and self._compares_base(task.spec, index):
-                with torch.no_grad():
-                    self.policy.log_probs(batch, temperature=task.spec.temperature, reference=True)
+            self._base_log_probs(task, index, batch)
             yield (current_M * 0.0).sum()
+
+    def _base_log_probs(self, task: _Task, index: int, batch: MicroBatch) -> Tensor | None:
+        """Log-probabilities [M] under the base weights, if the guard needs them and no KL term has them.
+
+        With sharded weights this is collective: every rank calls it for equally many micro-batches.
+        """
+        if task.spec.settings.kl_weight > 0 or not self._compares_base(task.spec, index):
+            return None
+        with torch.no_grad():
+            base_M, _ = self.policy.log_probs(batch, temperature=task.spec.temperature, reference=True)
+        return base_M
 
     def _compares_base(self, spec: UpdateTask, index: int) -> bool:
         """Whether the guard also compares the engine with the base weights: once per update of an adapter."""

@@ -25,7 +25,7 @@ ROMAN = {"I": 1, "IV": 4, "IX": 9, "XIV": 14, "XL": 40, "XC": 90, "CD": 400, "MC
 
 def kind_of(source: Source, *names: str) -> OwnAnswerKind:
     sources.remember([source])
-    return OwnAnswerKind.model_validate({name: f"{source.name}:{name}@{source.digest}" for name in names})
+    return OwnAnswerKind.model_validate({name: source.reference(name) for name in names})
 
 
 def example(*names: str) -> OwnAnswerKind:

@@ -43,7 +43,7 @@ def call(
     source = Source("/home/u/my_rewards.py", f"{head}\ndef part(problem, completions, **options):\n{body}")
     sources.remember([source])
     arguments = [(PROBLEM, list(group)) for group in calls or [[completion("one")]]]
-    reference = f"{source.name}:part@{source.digest}"
+    reference = source.reference("part")
     return workers.call_many(reference, "reward_part", arguments, options, limit_s=limit_s)
 
 

@@ -22,7 +22,7 @@ STEP = StepSize(num_completions=3, num_tokens=8, max_new_tokens=16)
 
 def function_in(source: Source, name: str, **options: float) -> LossFunction:
     sources.remember([source])
-    return LossFunction(function=f"{source.name}:{name}@{source.digest}", options=dict(options))
+    return LossFunction(function=source.reference(name), options=dict(options))
 
 
 def own(body: str) -> LossFunction:
