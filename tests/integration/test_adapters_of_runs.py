@@ -6,10 +6,7 @@ transformers and PEFT, without any code of core_hpc, compute which model sampled
 from __future__ import annotations
 
 import json
-import os
 import shutil
-import subprocess
-import sys
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
@@ -25,7 +22,7 @@ from core_hpc.runs.folder import list_runs, open_run, read_identity
 from core_hpc.store import manifests, shards
 from core_hpc.store.paths import RunPaths, TaskKey
 from core_hpc.store.schema import COLD, EVALUATE, ROLLOUTS, STEPS, UPDATE
-from tests.support.harness import ROOT, flip_a_byte, launch, the_run
+from tests.support.harness import evaluate, flip_a_byte, launch, the_run
 from tests.support.ranks import largest_difference, weights
 from tests.support.tiny import tiny_sweep
 
@@ -169,12 +166,6 @@ def test_list_runs_does_not_take_the_copies_for_runs(folder: Path) -> None:
 # --- core_hpc.evaluate ---------------------------------------------------------------------------
 
 
-def evaluate(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "core_hpc.evaluate", *map(str, arguments)]
-    environment = {**os.environ, "COLUMNS": "200"}
-    return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
-
-
 @pytest.fixture(scope="module")
 def evaluated(folder: Path) -> dict[str, Path]:
     """The runs of an evaluation of the run `first`, by label: before and after its update, two sets, two samplings."""
@@ -238,7 +229,7 @@ def test_the_held_out_problems_are_asked_as_in_the_run(folder: Path, evaluated: 
 
 def test_analysis_reads_an_evaluation_like_a_run(evaluated: dict[str, Path]) -> None:
     data = load_run(evaluated["iteration-1-more-t1"])
-    rows = pl.concat(shards.read_task(data.path, TaskKey(0, EVALUATE, m), ROLLOUTS) for m in ("m0", "m1"))
+    rows = shards.read_tasks(data.path, [TaskKey(0, EVALUATE, m) for m in ("m0", "m1")], ROLLOUTS)
     table = pass_at_k_table(data.counts, ks=[1], models=data.models).filter(pl.col("measure") == PASS)
     expected = dict(rows.group_by("model").agg(pl.col("correct").mean()).rows())
     assert dict(table.select("model", "estimate").rows()) == expected

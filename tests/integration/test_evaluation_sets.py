@@ -60,7 +60,7 @@ def folder(tiny_models: list[Path], tmp_path_factory: pytest.TempPathFactory) ->
 
 def evaluated(run: Path, iteration: int) -> pl.DataFrame:
     keys = [k for k in shards.published_keys(run, (EVALUATE,)) if k.iteration == iteration]
-    return pl.concat(shards.read_task(run, key, ROLLOUTS) for key in keys)
+    return shards.read_tasks(run, keys, ROLLOUTS)
 
 
 def of_set(rows: pl.DataFrame, name: str) -> pl.DataFrame:

@@ -29,7 +29,7 @@ def brevity(problem, completions, *, limit=3):
 """
 
 
-def sweep_in(folder: Path, models: list[Path], reward: str | None = None) -> Path:
+def sweep_in(folder: Path, reward: str | None = None) -> Path:
     """A copy of the shipped examples, and a small sweep that uses the functions of two files of it."""
     shutil.copytree(ROOT / "yaml", folder / "yaml", ignore=shutil.ignore_patterns("*.md"))
     examples = folder / "yaml" / "examples"
@@ -47,10 +47,10 @@ def arguments(sweep: Path, models: list[Path], *more: str) -> list[str]:
 
 def test_a_file_that_is_changed_in_the_middle_changes_no_run(tiny_models: list[Path], tmp_path: Path) -> None:
     """The tasks that begin after the change use the copies, and the next start refuses the new content."""
-    undisturbed = sweep_in(tmp_path / "a", tiny_models)
+    undisturbed = sweep_in(tmp_path / "a")
     done = launch(undisturbed, *arguments(undisturbed, tiny_models))
     assert done.returncode == 0, done.stdout + done.stderr
-    sweep = sweep_in(tmp_path / "b", tiny_models)
+    sweep = sweep_in(tmp_path / "b")
     files = [sweep.with_name(name) for name in ("my_rewards.py", "my_training.py")]
     hold, given = tmp_path / "hold", arguments(sweep, tiny_models)
     with launched_and_held(sweep, "task.started@hint/0001", hold, env={}, arguments=given) as process:
@@ -84,7 +84,7 @@ def test_a_file_that_is_changed_in_the_middle_changes_no_run(tiny_models: list[P
 def test_a_function_that_fails_stops_the_run_with_its_line(
     tiny_models: list[Path], tmp_path: Path, body: str, expected: str
 ) -> None:
-    sweep = sweep_in(tmp_path, tiny_models, FAILS_IN_RESCUES.format(body=body))
+    sweep = sweep_in(tmp_path, FAILS_IN_RESCUES.format(body=body))
     done = launch(sweep, *arguments(sweep, tiny_models, "extensions.time_limit_s=2", "cluster.max_attempts=1"))
     assert done.returncode == 1, done.stdout + done.stderr
     assert f"failed 1 time: {expected}" in " ".join((done.stdout + done.stderr).split())
@@ -94,9 +94,7 @@ def test_a_function_that_fails_stops_the_run_with_its_line(
 def test_a_function_that_fails_at_once_is_reported_before_anything_is_created(
     tiny_models: list[Path], tmp_path: Path
 ) -> None:
-    sweep = sweep_in(
-        tmp_path, tiny_models, "def brevity(problem, completions):\n    return [c.txt for c in completions]\n"
-    )
+    sweep = sweep_in(tmp_path, "def brevity(problem, completions):\n    return [c.txt for c in completions]\n")
     done = launch(sweep, *arguments(sweep, tiny_models))
     assert done.returncode == 2
     assert "reward.parts.brevity.function: " in done.stderr

@@ -6,7 +6,6 @@ Their results are those of the driver `local`, and each sweep has one controller
 import json
 import os
 import signal
-import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -19,7 +18,7 @@ from core_hpc.slurm.records import ENDED, FAILED, OPEN, SubmissionFolder
 from core_hpc.store import manifests
 from core_hpc.store.paths import RunPaths
 from tests.support.cluster import DevCluster
-from tests.support.harness import ROOT, differences, launch, launched_and_held, published_content, wait_for
+from tests.support.harness import differences, evaluate, launch, launched_and_held, published_content, wait_for
 from tests.support.tiny import tiny_sweep
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1200)]
@@ -89,18 +88,6 @@ def test_arrays_over_several_nodes_publish_what_the_local_driver_publishes(
     again = launch(tmp_path / "arrays.yaml", env=cluster.environment())
     assert "everything is done" in again.stdout
     assert again.returncode == 0
-
-
-def evaluate(*arguments: str | Path, env: dict[str, str] | None = None) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "-m", "core_hpc.evaluate", *map(str, arguments)],
-        cwd=ROOT,
-        env={**os.environ, "COLUMNS": "200", **(env or {})},
-        capture_output=True,
-        text=True,
-        timeout=900,
-        check=False,
-    )
 
 
 @pytest.mark.parametrize("driver", ["arrays", "resident"])

@@ -25,8 +25,21 @@ def launch(
     sweep: Path, *arguments: str, env: dict[str, str] | None = None, timeout_s: float = 300
 ) -> subprocess.CompletedProcess[str]:
     """Run the launcher until it ends."""
+    return _run("core_hpc.launch", (sweep, *arguments), env, timeout_s)
+
+
+def evaluate(
+    *arguments: str | Path, env: dict[str, str] | None = None, timeout_s: float = 900
+) -> subprocess.CompletedProcess[str]:
+    """Run `core_hpc.evaluate` until it ends."""
+    return _run("core_hpc.evaluate", arguments, env, timeout_s)
+
+
+def _run(
+    module: str, arguments: Sequence[str | Path], env: dict[str, str] | None, timeout_s: float
+) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        [sys.executable, "-m", "core_hpc.launch", str(sweep), *arguments],
+        [sys.executable, "-m", module, *map(str, arguments)],
         cwd=ROOT,
         env={**os.environ, "COLUMNS": "200", **(env or {})},
         capture_output=True,

@@ -76,6 +76,15 @@ def test_a_comparison_that_hangs_is_a_timeout_and_not_an_error(monkeypatch: pyte
         assert verify_many(claims) == [CORRECT, TIMEOUT, CORRECT]
 
 
+def test_equal_answers_are_compared_once(tmp_path: Path) -> None:
+    text = "def normalize(text):\n    return text\n\ndef verify(answer, gold):\n"
+    text += f"    open({str(tmp_path / 'calls')!r}, 'a').write(answer)\n    return answer == gold"
+    with own_kinds(kinds_of({"noted": kind_of(Source("my_answers.py", text), "normalize", "verify")})):
+        claims = [("a", "a", "noted"), ("b", "a", "noted"), ("a", "a", "noted"), ("b", "a", "noted")]
+        assert verify_many(claims) == [CORRECT, WRONG, CORRECT, WRONG]
+    assert sorted((tmp_path / "calls").read_text()) == ["a", "b"]
+
+
 def section(path: Path, kind: str, **kinds: Any) -> ProblemsSection:
     train = {"source": "jsonl", "path": str(path), "answer_kind": kind}
     evaluation = {"source": "generated", "count": 2}

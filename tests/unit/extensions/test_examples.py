@@ -40,7 +40,7 @@ def example(tiny_models: list[Path], tmp_path_factory: pytest.TempPathFactory) -
 
 def rollouts_of(run: Run) -> pl.DataFrame:
     keys = [TaskKey(1, phase, m.name) for phase in (COLD, RESCUE) for m in run.config.team]
-    return pl.concat(shards.read_task(run.root, key, ROLLOUTS) for key in keys)
+    return shards.read_tasks(run.root, keys, ROLLOUTS)
 
 
 def scored(run: Run) -> pl.DataFrame:

@@ -82,6 +82,23 @@ def test_paths_are_relative_to_the_file_that_names_them(tmp_path: Path, monkeypa
     assert [source.text for source in plan.sources.values()] == [PART.replace("50", "70")]
 
 
+def test_all_runs_of_a_sweep_have_what_was_read_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A file that is changed while the sweep file is resolved does not give its runs two versions."""
+    sweep = sweep_with(tmp_path)
+    data = json.loads(sweep.read_text())
+    sweep.write_text(json.dumps({**data, "grid": {"seed": [1, 2, 3]}}))
+    read = sources.read_source
+
+    def read_and_change(path: Path) -> sources.Source:
+        found = read(path)
+        path.write_text(PART.replace("0.0", "0.5"))
+        return found
+
+    monkeypatch.setattr(sources, "read_source", read_and_change)
+    plans = load_sweep(sweep).runs
+    assert len({plan.config.reward.parts["brevity"].function for plan in plans}) == 1
+
+
 def test_a_grid_over_functions_has_labels_without_folders(tmp_path: Path) -> None:
     sweep = sweep_with(tmp_path, PART + PART.replace("brevity", "short"))
     data = json.loads(sweep.read_text())
