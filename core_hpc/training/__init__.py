@@ -11,7 +11,8 @@ make the tensors of one forward pass. Arithmetic: `losses`, `token_log_probs`, `
     memory         how many layers compute their activations again, and what then fits
     compilation    compiled layers, and their comparison with the plain ones
 
-The task: `zero2` (the optimizer over ranks), `passes`, `interruption`, `state_io`, and `trainer`,
+The task: `build` (the model from the settings), `zero2` (the optimizer over ranks), `passes`,
+`interruption`, `state_io`, and `trainer`,
 which runs one update task. This package knows nothing of phases, SLURM or publishing. This file
 imports no heavy package: import the modules themselves.
 """

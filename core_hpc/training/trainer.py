@@ -21,7 +21,6 @@ from __future__ import annotations
 import gc
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -32,19 +31,16 @@ from torch import Tensor, nn
 from core_hpc.common.errors import NonFiniteError, StoppedError, StoreError
 from core_hpc.store.schema import STEPS
 from core_hpc.training.batching import StepPlan, idle_batches, plan_steps
+from core_hpc.training.build import build_policy
 from core_hpc.training.compilation import compile_policy, pays_to_compile
-from core_hpc.training.full import FullPolicy
 from core_hpc.training.guard import check_mismatch
 from core_hpc.training.interruption import Boundaries, Checkpoint
 from core_hpc.training.learning_rate import learning_rate
-from core_hpc.training.lora import LoraPolicy
 from core_hpc.training.losses import StepSize, TokenBatch, importance_weights, objective
-from core_hpc.training.memory import ActivationMemory, layers_of
+from core_hpc.training.memory import ActivationMemory
 from core_hpc.training.metrics import StepTotals
 from core_hpc.training.micro_batch import MicroBatch
 from core_hpc.training.passes import LogProbs, Passes, micro_batches
-from core_hpc.training.policy import Policy, load_base_model
-from core_hpc.training.sharding import shard_layers
 from core_hpc.training.state_io import TrainingState, read_adapter, read_state, write_position
 from core_hpc.training.task import TrainerSettings, UpdateResult, UpdateTask
 from core_hpc.training.timings import UpdateTimings
@@ -83,7 +79,7 @@ class Trainer:
         self.settings = settings
         self.device = start_process_group()
         self.rank, self.num_ranks = rank_and_size()
-        self.policy = _build_policy(settings, self.device)
+        self.policy = build_policy(settings, self.device)
         self.memory = ActivationMemory(self.policy, checkpointing=settings.gradient_checkpointing)
         self._tried_to_compile = False
 
@@ -396,23 +392,3 @@ def _old_log_probs(task: _Task, batch: MicroBatch) -> Tensor:
     """Log-probabilities [M] before the task: those of the passes, or else those of the engine."""
     of_engine = batch.behaviour_M.split(batch.lengths_N.tolist())
     return torch.cat([task.old.get(i, own) for i, own in zip(batch.rows, of_engine, strict=True)])
-
-
-def _build_policy(settings: TrainerSettings, device: torch.device) -> Policy:
-    """Load the base model, with what is trained of it."""
-    load = partial(
-        load_base_model,
-        settings.model_folder,
-        dtype=settings.dtype,
-        device=device,
-        context_tokens=settings.context_tokens,
-        four_bit=settings.four_bit,
-        trust_remote_code=settings.trust_remote_code,
-        allow_pickle=settings.allow_pickle,
-    )
-    if settings.lora is None:
-        return FullPolicy(load, settings.model_folder, with_reference=settings.with_reference)
-    base = load(move=not settings.shard_base)
-    if settings.shard_base:
-        shard_layers(base, layers_of(base), device)
-    return LoraPolicy(base, settings.lora, name=settings.model_name)
