@@ -17,7 +17,7 @@ from safetensors.torch import load_file, save_file
 from core_hpc.store import manifests
 from core_hpc.store.paths import RunPaths, TaskKey
 from tests.support.harness import launch, the_run
-from tests.support.tiny import make_tiny_model, tiny_sweep
+from tests.support.tiny import make_tiny_model, tiny_vllm_sweep
 
 pytestmark = pytest.mark.slow
 ADAPTER = "adapter_model.safetensors"
@@ -41,17 +41,8 @@ def rename_tensors(run: Path) -> None:
 
 def test_an_adapter_that_the_engine_ignores_stops_the_run(tmp_path: Path) -> None:
     model = make_tiny_model(tmp_path / "model", hidden=256)
-    sampling = {"max_new_tokens": 24, "temperature": 1.0, "top_p": 1.0}
-    sweep = tiny_sweep(
-        tmp_path / "tiny.yaml",
-        [model],
-        tmp_path / "out",
-        iterations=1,
-        team=[{"name": "m0", "model": str(model), "engine": "vllm", "lora": {"rank": 4}}],
-        protocol={"problems_per_iteration": 4, "cold_samples": 3, "rescue_samples": 0, "sampling": sampling},
-        update={"problems_per_step": 2, "learning_rate": 0.01},
-        evaluation={"samples": 1, "sampling": sampling, "before": False},
-        cluster={"num_running": 1, "threads": 1, "kv_cache_gb": 0.1},
+    sweep = tiny_vllm_sweep(
+        tmp_path / "tiny.yaml", model, tmp_path / "out", samples=1, iterations=1, evaluation={"before": False}
     )
     done = launch(sweep)
     assert done.returncode == 0, done.stdout + done.stderr

@@ -31,7 +31,7 @@ from core_hpc.engines import (
 from core_hpc.store import manifests
 from core_hpc.store.paths import RunPaths, TaskKey
 from tests.support.harness import ROOT, launch, the_run, wait_for
-from tests.support.tiny import make_tiny_model, tiny_sweep
+from tests.support.tiny import make_tiny_model, tiny_vllm_sweep
 
 pytestmark = pytest.mark.slow
 PROMPTS = ([5, 6, 7, 8], [40, 41, 42, 43, 44, 45, 46], list(range(100, 140)), list(range(60, 90)))
@@ -140,16 +140,13 @@ def test_every_process_of_the_engine_is_changed_and_ends_with_its_worker(folder:
 def test_a_run_with_engines_on_two_processes(tmp_path: Path) -> None:
     """Workers of the driver local start such an engine, and their trainers agree with it."""
     model = make_tiny_model(tmp_path / "model", hidden=256)
-    sampling = {"max_new_tokens": 24, "temperature": 1.0, "top_p": 1.0}
-    sweep = tiny_sweep(
+    sweep = tiny_vllm_sweep(
         tmp_path / "tiny.yaml",
-        [model],
+        model,
         tmp_path / "out",
-        team=[{"name": "m0", "model": str(model), "engine": "vllm", "lora": {"rank": 4}}],
-        protocol={"problems_per_iteration": 4, "cold_samples": 3, "rescue_samples": 0, "sampling": sampling},
-        update={"problems_per_step": 2, "learning_rate": 0.01, "max_mismatch": TOLERANCE},
-        evaluation={"samples": 2, "sampling": sampling},
-        cluster={"num_running": 1, "threads": 2, "engine_gpus": 2, "kv_cache_gb": 0.1},
+        samples=2,
+        update={"max_mismatch": TOLERANCE},
+        cluster={"threads": 2, "engine_gpus": 2},
     )
     done = launch(sweep)
     assert done.returncode == 0, done.stdout + done.stderr

@@ -90,3 +90,27 @@ def tiny_sweep(path: Path, models: list[Path], output: Path, **changes: Any) -> 
     }
     path.write_text(yaml.safe_dump({**data, **changes}), encoding="utf-8")
     return path
+
+
+def tiny_vllm_sweep(path: Path, model: Path, output: Path, *, samples: int, **changes: Any) -> Path:
+    """Write the sweep file of a small run of one model with vLLM, without rescues.
+
+    Args:
+        samples: completions per held-out problem.
+        changes: as for `tiny_sweep`; those of `update`, `evaluation` and `cluster` are added to its sections.
+    """
+    sampling = {"max_new_tokens": 24, "temperature": 1.0, "top_p": 1.0}
+    sections: dict[str, dict[str, Any]] = {
+        "update": {"problems_per_step": 2, "learning_rate": 0.01},
+        "evaluation": {"samples": samples, "sampling": sampling},
+        "cluster": {"num_running": 1, "threads": 1, "kv_cache_gb": 0.1},
+    }
+    return tiny_sweep(
+        path,
+        [model],
+        output,
+        team=[{"name": "m0", "model": str(model), "engine": "vllm", "lora": {"rank": 4}}],
+        protocol={"problems_per_iteration": 4, "cold_samples": 3, "rescue_samples": 0, "sampling": sampling},
+        **{name: {**section, **changes.pop(name, {})} for name, section in sections.items()},
+        **changes,
+    )
