@@ -20,8 +20,8 @@ from analysis.counts.integrity import (
     Finding,
     TaskProblems,
     expected_rows,
+    expected_samples,
     findings,
-    num_samples,
     with_expected,
 )
 from analysis.counts.scan import Shard, count_answers, damage, find_row, in_threads, list_shards, num_scans, tally
@@ -217,12 +217,10 @@ def _count_whole_tasks(
     """Count the tasks that are correct. Return their counts, and the shards of all other tasks."""
     if config is None:  # imported files choose the number of completions
         return [], list(shards)
-    has_sets = bool(config.evaluation.sets)  # each with its own number of completions
     groups: dict[tuple[int, str, str], list[Shard]] = {}
     for shard in shards:
-        if not (has_sets and shard.key.phase == EVALUATE):
-            groups.setdefault(_task_group(shard), []).append(shard)
-    samples = num_samples(config)
+        groups.setdefault(_task_group(shard), []).append(shard)
+    samples = expected_samples(config)
 
     def count(group: list[Shard]) -> Counted | None:
         of_tasks = pl.concat(expected.of(key) for key in dict.fromkeys(s.key for s in group))

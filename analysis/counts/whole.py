@@ -27,7 +27,7 @@ _OF_HINTS = {"hint_given": False, "cold_failed": None, "teacher_model": None}
 
 
 def count_whole(
-    shards: Sequence[Shard], expected: pl.DataFrame, *, run_id: str, num_samples: int
+    shards: Sequence[Shard], expected: pl.DataFrame, *, run_id: str, num_samples: pl.Expr
 ) -> pl.DataFrame | None:
     """Count the rows of correct tasks.
 
@@ -35,7 +35,7 @@ def count_whole(
         shards: the shards of all published tasks of one model, phase and iteration.
         expected: the problems of these tasks; the results of `TaskProblems.of`.
         run_id: the run that all rows must belong to.
-        num_samples: completions per problem.
+        num_samples: completions per problem, as an expression on the column `problem_id`.
 
     Returns:
         The columns `COUNTS` and RESCUE_PUBLISHED. None if a file is not readable, or if any row is

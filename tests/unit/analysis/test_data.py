@@ -136,6 +136,55 @@ def with_row(index: int, **values: Any) -> Any:
     return lambda rows: [{**row, **values} if i == index else row for i, row in enumerate(rows)]
 
 
+HARD = {"name": "hard", "problems": {"source": "generated", "count": 2}, "samples": 3}
+"""A further set of the evaluation, with another number of completions than the main one."""
+
+
+def run_with_set(folder: Path) -> Path:
+    """Make a run of which ada has one evaluation: 2 completions of p0 to p2, and 3 of the set hard."""
+    run = make_run(folder, config(evaluation={"samples": 2, "sets": [HARD]}))
+    main = evaluation_rows({"ada": [[True, False]] * 3}, 0)
+    of_set = evaluation_rows({"ada": [[True, True, False], [False, False, True]]}, 0)
+    publish_rollouts(run, [*main, *({**row, "problem_id": f"hard/{row['problem_id']}"} for row in of_set)])
+    path = RunPaths(run).config
+    plain = manifests.read_json(path)
+    plain["evaluation"]["samples"] = 2
+    manifests.write_json(path, plain)
+    return run
+
+
+def test_sets_with_another_number_of_completions_are_counted_without_the_general_tally(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = run_with_set(tmp_path / "demo-1")
+    monkeypatch.setattr(load, "tally", None)
+    data = load_run(run)
+    main, hard = (
+        own.counts.select("problem_id", "n", "c").sort("problem_id").rows() for own in (data, data.sets["hard"])
+    )
+    assert main == [("p0", 2, 1), ("p1", 2, 1), ("p2", 2, 1)]
+    assert hard == [("hard/p0", 3, 2), ("hard/p1", 3, 1)]
+
+
+@pytest.mark.parametrize(
+    ("problem", "message"),
+    [("hard/p1", "problem hard/p1: 2 completions instead of 3"), ("p1", "problem p1: 1 completions instead of 2")],
+)
+def test_a_wrong_number_of_completions_in_a_set_is_found(tmp_path: Path, problem: str, message: str) -> None:
+    run = run_with_set(tmp_path / "demo-1")
+    last = (problem, 2 if problem.startswith("hard") else 1)
+    replace_shard(
+        run,
+        EVALUATE_ADA,
+        lambda rows: [row for row in rows if (row["problem_id"], row["sample_index"]) != last],
+    )
+    with pytest.raises(StoreError, match=message):
+        load_run(run)
+    data = load_run(run, lenient=True)
+    left = [*data.counts["problem_id"], *data.sets["hard"].counts["problem_id"]]
+    assert sorted(left) == sorted({"p0", "p1", "p2", "hard/p0", "hard/p1"} - {problem})
+
+
 FAULTS = [
     (COLD_ADA, lambda rows: [*rows, rows[3]], "row 10: cold 1, ada, problem t1: 3 completions instead of 2", "t1"),
     (
