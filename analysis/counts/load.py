@@ -227,8 +227,8 @@ def _count_whole_tasks(
         counts = count_whole(group, of_tasks, run_id=run_id, num_samples=samples[group[0].key.phase])
         if counts is None:
             return None
-        votes = answers and group[0].key.phase != RESCUE
-        return Counted(counts, count_answers_of_whole(group) if votes else EMPTY.answers)
+        votes = count_answers_of_whole(group) if answers and group[0].key.phase != RESCUE else EMPTY.answers
+        return None if votes is None else Counted(counts, votes)
 
     counted = in_threads(count, groups.values(), num_threads=num_scans(shards))
     is_whole = {key for key, part in zip(groups, counted, strict=True) if part is not None}

@@ -21,6 +21,7 @@ from core_hpc.common.errors import InputError, StoreError
 from core_hpc.problems.splits import problems_of_iteration
 from core_hpc.runs.folder import read_run_config
 from core_hpc.store import manifests, schema, shards
+from core_hpc.store.manifests import DamagedError
 from core_hpc.store.paths import RunPaths, TaskKey
 from core_hpc.store.schema import GENERATION_PHASES, ROLLOUTS
 from tests.support.analysis_data import config, evaluation_rows, make_run, pick, publish_rollouts, rollout, rollouts
@@ -296,6 +297,23 @@ def test_garbage_of_the_right_size_is_an_error(run: Path) -> None:
     path.write_bytes(b"x" * path.stat().st_size)
     with pytest.raises(StoreError, match=f"{path}: not a readable shard of rollouts"):
         load_run(run)
+
+
+def test_a_damaged_column_of_answers_is_an_error_that_names_the_file(run: Path) -> None:
+    """The counts do not read this column, so the error is found when the answers are counted."""
+    import pyarrow.parquet as pq  # type: ignore[import-untyped]
+
+    path = manifests.read_manifest(RunPaths(run).task_manifest(COLD_ADA)).file(".parquet")
+    columns = pq.read_metadata(path).row_group(0).to_dict()["columns"]
+    (column,) = (c for c in columns if c["path_in_schema"] == "answer")
+    start = column["dictionary_page_offset"] or column["data_page_offset"]
+    content = bytearray(path.read_bytes())
+    content[start : start + column["total_compressed_size"]] = b"\xff" * column["total_compressed_size"]
+    path.write_bytes(content)
+    assert load_run(run, answers=False).answers.height == 0
+    with pytest.raises(DamagedError, match=f"{path}: not a readable shard of rollouts"):
+        load_run(run)
+    assert any(str(path) in line for line in load_run(run, lenient=True).left_out)
 
 
 def test_another_schema_version_is_an_error_that_names_the_file(run: Path) -> None:
