@@ -63,12 +63,17 @@ class RunData:
 
     @property
     def name(self) -> str:
-        return f"{self.path.name}, set {self.evaluation_set}" if self.evaluation_set else self.path.name
+        return self.path.name + self._of_set
 
     @property
     def title(self) -> str:
         """The sweep and what varies in it, for titles; of imported predictions, the name of the folder."""
-        return self.name if self.config is None else title_of(self.config.name, self.name)
+        name = self.path.name
+        return (name if self.config is None else title_of(self.config.name, name)) + self._of_set
+
+    @property
+    def _of_set(self) -> str:
+        return f", set {self.evaluation_set}" if self.evaluation_set else ""
 
     @property
     def num_samples(self) -> int:

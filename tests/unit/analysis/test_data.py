@@ -168,6 +168,19 @@ def test_sets_with_another_number_of_completions_are_counted_without_the_general
 
 
 @pytest.mark.parametrize(
+    ("folder", "title", "name"),
+    [
+        ("seed-1-0a1b2c3d", "demo: seed-1", "seed-1-0a1b2c3d"),
+        ("run-0a1b2c3d", "demo", "run-0a1b2c3d"),
+    ],
+)
+def test_titles_of_sets_are_without_the_hash(tmp_path: Path, folder: str, title: str, name: str) -> None:
+    data = load_run(run_with_set(tmp_path / folder))
+    assert (data.title, data.name) == (title, name)
+    assert (data.sets["hard"].title, data.sets["hard"].name) == (f"{title}, set hard", f"{name}, set hard")
+
+
+@pytest.mark.parametrize(
     ("problem", "message"),
     [("hard/p1", "problem hard/p1: 2 completions instead of 3"), ("p1", "problem p1: 1 completions instead of 2")],
 )
