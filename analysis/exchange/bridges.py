@@ -106,9 +106,6 @@ class Bridge:
     def _complete(self, line: Fields, record: Fields) -> Fields:
         """The line with the mapped fields, the model, an id, and the number of its sample."""
         mapped = {name: looked_up(record, path) for name, path in self.origin.fields.items()}
-        if self.origin.name == JSONL:
-            taken = {path.split(".")[0] for path in self.origin.fields.values()}
-            line = {name: value for name, value in line.items() if name not in taken}
         line = {**line, **mapped}
         for name in ("text", "question"):
             if isinstance(line.get(name), list):
@@ -151,9 +148,12 @@ def looked_up(record: Fields, path: str) -> Any:
         elif isinstance(value, list) and name.isdecimal() and int(name) < len(value):
             value = value[int(name)]
         else:
-            known = ", ".join(str(key) for key in record if key != LOG)
-            raise ValueError(f"no field '{path}' (the record has {known})")
+            raise ValueError(f"no field '{path}' (the record has {_names(record)})")
     return value
+
+
+def _names(record: Fields) -> str:
+    return ", ".join(str(key) for key in record if key != LOG)
 
 
 def _as_shown(value: Any) -> str:
@@ -213,15 +213,22 @@ def final_answer(gold: Any) -> Any:
 def _required(record: Fields, names: tuple[str, ...], origin: str, written: str) -> None:
     missing = [name for name in names if name not in record]
     if missing:
-        known = ", ".join(str(key) for key in record if key != LOG) or "none"
+        known = _names(record) or "none"
         raise ValueError(f"no field '{missing[0]}', so it is not of {origin} ({written}); the record has {known}")
+
+
+def _attributes(known: Mapping[str, Any]) -> Fields:
+    """The subject and the level of a problem, as far as they are known."""
+    return {name: known[name] for name in ("subject", "level") if isinstance(known.get(name), (str, int))}
 
 
 # --- one converter per origin --------------------------------------------------------------------
 
 
 def _from_jsonl(record: Fields, bridge: Bridge) -> list[Fields]:
-    return [record]
+    """The record without the fields that are mapped to ours."""
+    taken = {path.split(".")[0] for path in bridge.origin.fields.values()}
+    return [{name: value for name, value in record.items() if name not in taken}]
 
 
 def _from_lm_eval(record: Fields, bridge: Bridge) -> list[Fields]:
@@ -243,7 +250,7 @@ def _from_lm_eval(record: Fields, bridge: Bridge) -> list[Fields]:
         "gold": final_answer(record["target"]),
         **({"question": question} if question else {}),
         **({"data_set": named["task"]} if named else {}),
-        **{name: doc[name] for name in ("subject", "level") if isinstance(doc.get(name), (str, int))},
+        **_attributes(doc),
     }
     if len(texts) > 1:
         if "correct" in bridge.origin.fields:
@@ -303,7 +310,7 @@ def _from_inspect(record: Fields, bridge: Bridge) -> list[Fields]:
         "token_count": usage.get("output_tokens", 0),
         "truncated": choice.get("stop_reason") in _TRUNCATED,
         "data_set": (spec.get("dataset") or {}).get("name") or spec.get("task"),
-        **{name: metadata[name] for name in ("subject", "level") if isinstance(metadata.get(name), (str, int))},
+        **_attributes(metadata),
     }
     if isinstance(asked, str) and resolved(asked).strip():
         line["question"] = resolved(asked)
@@ -352,7 +359,7 @@ def _from_verl(record: Fields, bridge: Bridge) -> list[Fields]:
         # Some rewards are 1 and -1, and come with the verdict under the name acc.
         name = "acc" if record.get("acc") is not None else "score"
         line["correct"] = as_verdict(record[name], name)
-    if isinstance(record.get("pred"), str) and "answer" not in bridge.origin.fields and record["pred"] != "[INVALID]":
+    if isinstance(record.get("pred"), str) and record["pred"] != "[INVALID]":
         line["answer"] = record["pred"]
     return [line]
 
