@@ -320,7 +320,7 @@ def _line(shards: Sequence[Shard], finding: Finding) -> str:
     """Describe a finding, with the file and the row that it is about."""
     group = finding.group
     at = (group["iteration"], group["phase"], group["model"])
-    of_model = [s for s in shards if (s.key.iteration, s.key.phase, s.key.model) == at]
+    of_model = [s for s in shards if _task_group(s) == at]
     own = [s for s in of_model if finding.part in (None, s.key.part)]
     where = find_row(own or shards, finding.where, twice=finding.twice) if finding.where else str(own[0].manifest)
     problem = f"{group['phase']} {group['iteration']}, {group['model']}, problem {group['problem_id']}"
