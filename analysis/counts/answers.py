@@ -16,7 +16,8 @@ import polars as pl
 from analysis.counts import cache
 from analysis.counts.counts import ANSWERS
 from analysis.counts.integrity import GROUP
-from analysis.counts.load import RunData, count_tasks, described, problems_of
+from analysis.counts.load import RunData, described, problems_of
+from analysis.counts.tasks import count_tasks
 from core_hpc.store.schema import EVALUATE
 from core_hpc.store.shards import published_keys
 

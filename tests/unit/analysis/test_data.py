@@ -11,7 +11,7 @@ from typing import Any
 import polars as pl
 import pytest
 
-from analysis.counts import cache, load
+from analysis.counts import cache, tasks
 from analysis.counts.answers import with_answers
 from analysis.counts.counts import ANSWER_KEYS, ANSWERS, COUNTS, KEYS
 from analysis.counts.load import keep_counts, load_run
@@ -106,11 +106,11 @@ def test_correct_tasks_are_counted_without_the_general_tally(run: Path, monkeypa
     """The fast counts of all phases are used, and they are those of the general way."""
     fast = load_run(run)
     with monkeypatch.context() as general:
-        general.setattr(load, "count_whole", lambda *args, **kwargs: None)
+        general.setattr(tasks, "count_whole", lambda *args, **kwargs: None)
         slow = load_run(run)
     for name, keys in (("counts", KEYS), ("answers", ANSWER_KEYS)):
         assert getattr(fast, name).sort(keys).equals(getattr(slow, name).sort(keys))
-    monkeypatch.setattr(load, "tally", None)
+    monkeypatch.setattr(tasks, "tally", None)
     assert load_run(run).counts.height == fast.counts.height
 
 
@@ -158,7 +158,7 @@ def test_sets_with_another_number_of_completions_are_counted_without_the_general
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     run = run_with_set(tmp_path / "demo-1")
-    monkeypatch.setattr(load, "tally", None)
+    monkeypatch.setattr(tasks, "tally", None)
     data = load_run(run)
     main, hard = (
         own.counts.select("problem_id", "n", "c").sort("problem_id").rows() for own in (data, data.sets["hard"])
@@ -392,7 +392,7 @@ def test_answers_of_some_evaluations_are_those_of_a_full_load(run: Path, monkeyp
     keep_counts(run, 1)
     with monkeypatch.context() as patch:
         patch.setattr("analysis.counts.scan._scan", fail_on_scan)
-        patch.setattr("analysis.counts.load.count_whole", fail_on_scan)
+        patch.setattr("analysis.counts.tasks.count_whole", fail_on_scan)
         assert same([1])
     unknown = replace(plain, counts=plain.counts.filter(pl.col("model") == "bob"))
     assert with_answers(unknown, [0]).answers["model"].unique().to_list() == ["bob"]
