@@ -29,7 +29,7 @@ from analysis.browse.server import HOST, BrowseServer
 from analysis.browse.terminal import show
 from analysis.counts.answers import with_answers
 from analysis.counts.load import RunData, load_hints, load_runs
-from analysis.exchange.bridges import Origin
+from analysis.exchange.converters import Origin
 from analysis.exchange.folder import export_predictions, import_predictions, one_run
 from analysis.exchange.rescore import rescore, rescore_report
 from analysis.layout.formats import table_text
