@@ -15,8 +15,9 @@ import argparse
 import os
 import socket
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
+from itertools import chain
 from pathlib import Path
 
 import polars as pl
@@ -28,7 +29,7 @@ from analysis.browse.server import HOST, BrowseServer
 from analysis.browse.terminal import show
 from analysis.counts.answers import with_answers
 from analysis.counts.load import RunData, load_hints, load_runs
-from analysis.exchange.bridges import Origin
+from analysis.exchange.converters import Origin
 from analysis.exchange.folder import export_predictions, import_predictions, one_run
 from analysis.exchange.rescore import rescore, rescore_report
 from analysis.layout.formats import table_text
@@ -76,7 +77,7 @@ def _warn(text: str) -> None:
     print(printable(text), file=sys.stderr)
 
 
-def _load(paths: Sequence[Path], *, answers: bool, lenient: bool, evaluation_set: str | None = None) -> list[RunData]:
+def _load(paths: Sequence[Path], *, answers: bool, lenient: bool, evaluation_set: str | None) -> list[RunData]:
     runs = load_runs(paths, answers=answers, lenient=lenient, evaluation_set=evaluation_set)
     for data in runs:
         for line in data.left_out:
@@ -85,20 +86,19 @@ def _load(paths: Sequence[Path], *, answers: bool, lenient: bool, evaluation_set
 
 
 def _loader(args: argparse.Namespace) -> Callable[[Sequence[Path]], list[RunData]]:
-    """A function that loads runs without their answers, as the options of the command ask for."""
-    return partial(_load, answers=False, lenient=args.lenient, evaluation_set=getattr(args, "evaluation_set", None))
-
-
-def _load_answers(args: argparse.Namespace) -> list[RunData]:
-    """The runs of a table, with the answers if the table needs them."""
+    """A function that loads runs as the options of the command ask for, with the answers if it needs them."""
     wanted = getattr(args, "evaluation_set", None)
-    return _load(args.folders, answers=args.command in WITH_ANSWERS, lenient=args.lenient, evaluation_set=wanted)
+    return partial(_load, answers=args.command in WITH_ANSWERS, lenient=args.lenient, evaluation_set=wanted)
+
+
+def _ks(args: argparse.Namespace, runs: Iterable[RunData]) -> list[int]:
+    """The completions per model that the command asks for, or else those that all runs have."""
+    return args.k or default_ks(min(data.num_samples for data in runs))
 
 
 def _report(args: argparse.Namespace) -> None:
     console = _console()
-    loaded = _load(args.folders, answers=False, lenient=args.lenient)
-    runs = [with_answers(data, list(evaluations(data))) for data in loaded]
+    runs = [with_answers(data, list(evaluations(data))) for data in _loader(args)(args.folders)]
     # The files are written first, because the reader of the output (head, less) may stop early.
     pages = write_reports(runs, args.out, args.k) if args.out else []
     for data in runs:
@@ -112,16 +112,14 @@ def _report(args: argparse.Namespace) -> None:
 
 def _tidy(args: argparse.Namespace) -> None:
     if args.format == LATEX and not getattr(args, "by", None) and getattr(args, "phase", EVALUATE) == EVALUATE:
-        runs_of = _load_answers(args)
-        for table in paper_tables(args.command, runs_of, getattr(args, "k", None)):
+        for table in paper_tables(args.command, _loader(args)(args.folders), getattr(args, "k", None)):
             sys.stdout.write(table_text(table, LATEX))
         return
     if args.command == "curves":
         runs = [run for path in args.folders for run in list_runs(path)]
         frames = [(run.resolve().name, curves_table(run)) for run in dict.fromkeys(runs)]
     else:
-        loaded = _load_answers(args)
-        frames = [(data.name, _frame(args, data)) for data in loaded]
+        frames = [(data.name, _frame(args, data)) for data in _loader(args)(args.folders)]
     frame = pl.concat(frame.select(pl.lit(name).alias("run"), pl.all()) for name, frame in frames)
     if not frame.height:
         by = getattr(args, "by", None)
@@ -150,7 +148,7 @@ def _table(args: argparse.Namespace, data: RunData, rows: pl.DataFrame) -> pl.Da
         return hints_of_run(data, rows)
     if args.command == "teaching":
         return teaching_table(rows, models=data.models)
-    ks = args.k or default_ks(data.num_samples)
+    ks = _ks(args, [data])
     if args.command == "selectors":
         return selectors_of_run(data, ks=ks, phase=args.phase, counts=rows)
     answers = data.answers.join(rows.select("phase", "problem_id").unique(), on=["phase", "problem_id"], how="semi")
@@ -196,8 +194,7 @@ def _compare(args: argparse.Namespace) -> None:
         if args.iteration:
             raise InputError("compare: --by compares the latest evaluations; leave --iteration out")
         arms = grouped(_loader(args)([path for path in (args.a, args.b) if path is not None]), args.by)
-        ks = args.k or default_ks(min(data.num_samples for runs in arms.values() for data in runs))
-        _print(args, contrasts_report(arms, ks=ks, margin=args.margin))
+        _print(args, contrasts_report(arms, ks=_ks(args, chain(*arms.values())), margin=args.margin))
         return
     if args.b is None:
         raise InputError(f"compare: give a second folder B, or --by FIELD to compare runs of {args.a}")
@@ -218,13 +215,12 @@ def _two_sides(
         raise InputError(f"--iteration: {len(args.iteration)} numbers; give one, or two (one for A and one for B)")
     load = _loader(args)
     a, b = (load([path]) for path in (args.a, args.b))
-    ks = args.k or default_ks(min(data.num_samples for data in (*a, *b)))
-    return a, b, ks, (args.iteration[0], args.iteration[-1]) if args.iteration else None
+    return a, b, _ks(args, (*a, *b)), (args.iteration[0], args.iteration[-1]) if args.iteration else None
 
 
 def _arms(args: argparse.Namespace) -> None:
     named = grouped(_loader(args)(args.folders), args.by) if args.by else _arms_of_folders(args)
-    ks = args.k or default_ks(min(data.num_samples for runs in named.values() for data in runs))
+    ks = _ks(args, chain(*named.values()))
     arms = arms_of(named)
     frame = arms_table(arms, ks=ks)
     tables = arms_report(arms, frame)

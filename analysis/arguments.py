@@ -10,7 +10,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 from analysis.browse.export import DEFAULT_COMPLETIONS
-from analysis.exchange.bridges import FIELDS, JSONL, ORIGINS
+from analysis.exchange.bridges import FIELDS
+from analysis.exchange.converters import JSONL, ORIGINS
 from analysis.exchange.folder import EXPORT_PHASES, FORMS
 from analysis.exchange.lines import PER_COMPLETION
 from analysis.layout.formats import FORMATS

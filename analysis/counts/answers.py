@@ -15,11 +15,11 @@ import polars as pl
 
 from analysis.counts import cache
 from analysis.counts.counts import ANSWERS
-from analysis.counts.load import RunData, count_tasks, described, problems_of
+from analysis.counts.integrity import GROUP
+from analysis.counts.load import RunData, described, problems_of
+from analysis.counts.tasks import count_tasks
 from core_hpc.store.schema import EVALUATE
 from core_hpc.store.shards import published_keys
-
-_ROW = ["iteration", "phase", "model", "problem_id"]
 
 
 def with_answers(data: RunData, iterations: Collection[int]) -> RunData:
@@ -45,7 +45,7 @@ def with_answers(data: RunData, iterations: Collection[int]) -> RunData:
 
     def of(own: RunData) -> pl.DataFrame:
         known = own.counts.filter(pl.col("phase") == EVALUATE, pl.col("iteration").is_in(list(iterations)))
-        return answers.join(known.select(_ROW).unique(), on=_ROW, how="semi")
+        return answers.join(known.select(GROUP).unique(), on=GROUP, how="semi")
 
     sets = {name: replace(own, answers=of(own)) for name, own in data.sets.items()}
     return replace(data, answers=of(data), sets=sets)

@@ -116,6 +116,11 @@ def as_counts(frame: pl.DataFrame, *more: str) -> pl.DataFrame:
     return frame.select(*(pl.col(name).cast(dtype) for name, dtype in COUNTS.items()), *more)
 
 
+def as_answers(frame: pl.DataFrame) -> pl.DataFrame:
+    """Select the columns of `ANSWERS`, cast to their types."""
+    return frame.select(pl.col(name).cast(dtype) for name, dtype in ANSWERS.items())
+
+
 @dataclass(frozen=True, kw_only=True)
 class Panel:
     """Counts of one phase and iteration, for the problems that all M models have.

@@ -18,7 +18,7 @@ import polars as pl
 
 from analysis.counts.counts import RESCUE_PUBLISHED
 from core_hpc.config.run import RunConfig
-from core_hpc.problems.sets import set_names, set_of
+from core_hpc.problems.sets import num_samples
 from core_hpc.problems.splits import EVALUATION, TRAIN, problems_of_iteration, split_of
 from core_hpc.store.paths import TaskKey
 from core_hpc.store.schema import COLD, EVALUATE, RESCUE
@@ -111,16 +111,16 @@ def expected_rows(keys: Sequence[TaskKey], problems: TaskProblems) -> pl.DataFra
     return pl.concat(frames).select(list(EXPECTED)) if frames else pl.DataFrame(schema=EXPECTED)
 
 
-def num_samples(config: RunConfig) -> dict[str, int]:
-    """The number of completions of every sampled problem, by phase."""
+def expected_samples(config: RunConfig) -> dict[str, pl.Expr]:
+    """The number of completions of every sampled problem, by phase, as expressions on `problem_id`."""
     return {
-        COLD: config.protocol.cold_samples,
-        RESCUE: config.protocol.rescue_samples,
-        EVALUATE: config.evaluation.samples,
+        COLD: pl.lit(config.protocol.cold_samples, pl.Int64),
+        RESCUE: pl.lit(config.protocol.rescue_samples, pl.Int64),
+        EVALUATE: num_samples(config),
     }
 
 
-def whole(num_expected: int) -> pl.Expr:
+def whole(num_expected: pl.Expr) -> pl.Expr:
     """Whether the sample indices of a problem are 0 .. n-1, with n = `num_expected`.
 
     The expression needs the columns n, last_index and sum_index of a tally. It compares the number,
@@ -175,18 +175,16 @@ def _finding(what: str, row: dict[str, Any], names: Sequence[str], *, twice: boo
 def _sample_findings(own: pl.DataFrame, config: RunConfig) -> list[Finding]:
     """Find problems whose sample indices are not exactly those that the configuration asks for."""
     totals = [pl.col("n", "sum_index").sum(), pl.col("last_index").max()]
-    names = set_names(config)
-    samples = [(phase, pl.lit(True), num) for phase, num in num_samples(config).items() if phase != EVALUATE]
-    samples += [(EVALUATE, set_of(names) == n, config.for_set(n).evaluation.samples) for n in ("", *names)]
     found = []
-    for phase, of_set, num_expected in samples:
-        rows = own.filter(pl.col("phase") == phase, of_set)
+    for phase, num_expected in expected_samples(config).items():
+        rows = own.filter(pl.col("phase") == phase)
         # In the other phases a problem has one row in a correct tally, so nothing has to be summed.
         if phase == RESCUE or rows.height != rows.select(GROUP).n_unique():
             rows = rows.group_by(*GROUP, "part").agg(totals)
-        for row in rows.filter(~whole(num_expected)).sort(GROUP).iter_rows(named=True):
-            what = f"{row['n']} completions instead of {num_expected}"
-            if row["n"] == num_expected:
-                what = f"the sample indices are not 0 to {num_expected - 1}, each of them once"
-            found.append(_finding(what, row, GROUP, twice=row["n"] >= num_expected))
+        rows = rows.with_columns(num_expected=num_expected).filter(~whole(pl.col("num_expected")))
+        for row in rows.sort(GROUP).iter_rows(named=True):
+            what = f"{row['n']} completions instead of {row['num_expected']}"
+            if row["n"] == row["num_expected"]:
+                what = f"the sample indices are not 0 to {row['n'] - 1}, each of them once"
+            found.append(_finding(what, row, GROUP, twice=row["n"] >= row["num_expected"]))
     return found

@@ -13,20 +13,9 @@ from pathlib import Path
 import polars as pl
 
 from analysis.counts import cache
-from analysis.counts.counts import ANSWERS, COUNTS, RESCUE_PUBLISHED, Counted, as_counts
-from analysis.counts.integrity import (
-    EXPECTED,
-    GROUP,
-    Finding,
-    TaskProblems,
-    expected_rows,
-    findings,
-    num_samples,
-    with_expected,
-)
-from analysis.counts.scan import Shard, count_answers, damage, find_row, in_threads, list_shards, num_scans, tally
-from analysis.counts.whole import count_answers_of_whole, count_whole
-from core_hpc.common.errors import InputError, StoreError
+from analysis.counts.counts import RESCUE_PUBLISHED
+from analysis.counts.tasks import count_tasks
+from core_hpc.common.errors import InputError
 from core_hpc.config.problems import TrainingSource
 from core_hpc.config.run import RunConfig
 from core_hpc.problems.sets import set_names, set_of
@@ -34,18 +23,9 @@ from core_hpc.problems.splits import EVALUATION, TRAIN, split_of
 from core_hpc.runs.folder import list_runs, read_identity, read_run_config
 from core_hpc.runs.names import title_of
 from core_hpc.store import manifests
-from core_hpc.store.manifests import DamagedError
-from core_hpc.store.paths import RunPaths, TaskKey
+from core_hpc.store.paths import RunPaths
 from core_hpc.store.schema import ATTRIBUTES, COLD, EVALUATE, GENERATION_PHASES, HINT, HINTS, PROBLEMS, RESCUE
 from core_hpc.store.shards import published_keys, read_manifest_table, read_rows, task_of_manifest
-
-MAX_SHOWN = 5
-"""Maximum number of incorrect rows that one error message lists."""
-
-BATCH_ROWS = 1_000_000
-"""Approximate number of rows that are counted at once."""
-
-EMPTY = Counted(pl.DataFrame(schema={**COUNTS, RESCUE_PUBLISHED: pl.Boolean()}), pl.DataFrame(schema=ANSWERS))
 
 
 @dataclass(frozen=True)
@@ -63,12 +43,17 @@ class RunData:
 
     @property
     def name(self) -> str:
-        return f"{self.path.name}, set {self.evaluation_set}" if self.evaluation_set else self.path.name
+        return self.path.name + self._of_set
 
     @property
     def title(self) -> str:
         """The sweep and what varies in it, for titles; of imported predictions, the name of the folder."""
-        return self.name if self.config is None else title_of(self.config.name, self.name)
+        name = self.path.name
+        return (name if self.config is None else title_of(self.config.name, name)) + self._of_set
+
+    @property
+    def _of_set(self) -> str:
+        return f", set {self.evaluation_set}" if self.evaluation_set else ""
 
     @property
     def num_samples(self) -> int:
@@ -163,128 +148,6 @@ def configuration(run: Path) -> tuple[RunConfig | None, list[str]]:
     return config, [m.name for m in config.team]
 
 
-def count_tasks(
-    run: Path,
-    keys: Sequence[TaskKey],
-    problems: pl.DataFrame,
-    config: RunConfig | None,
-    *,
-    answers: bool,
-    lenient: bool,
-) -> tuple[Counted, list[str]]:
-    """Count the rows of published tasks and check them.
-
-    Args:
-        run: the run folder.
-        keys: keys of the tasks.
-        problems: the result of `problems_of`.
-        config: the configuration; None for imported predictions.
-        answers: also count the answers.
-        lenient: leave out what cannot be used, instead of an error.
-
-    Returns:
-        The counts, and one line per item that was left out.
-
-    Raises:
-        StoreError: something is damaged or incorrect, and `lenient` is false.
-    """
-    shards, errors = list_shards(run, keys)
-    if lenient:
-        errors += [e for e in map(damage, shards) if e is not None]
-        bad = {e.manifest_path for e in errors if isinstance(e, DamagedError)}
-        shards = [s for s in shards if s.manifest not in bad]
-    elif errors:
-        raise errors[0]
-    run_id, expected = str(read_identity(run)["run_id"]), TaskProblems(problems, config, {s.key for s in shards})
-    parts, others = _count_whole_tasks(shards, expected, config, run_id=run_id, answers=answers)
-    found, left_out = [], [f"{e}; its rows are left out" for e in errors]
-    for batch in _batches(others):
-        part, found_here = _count_any_tasks(batch, expected, config, run_id=run_id, answers=answers)
-        if found_here and not lenient:
-            raise _incorrect_rows(run, batch, found_here)
-        parts.append(part)
-        found += found_here
-        left_out += [f"{_line(batch, finding)}; the problem is left out" for finding in found_here]
-    counted = Counted(
-        pl.concat([EMPTY.counts, *(p.counts for p in parts)]), pl.concat([EMPTY.answers, *(p.answers for p in parts)])
-    )
-    return _without(counted, found), left_out
-
-
-def _count_whole_tasks(
-    shards: Sequence[Shard], expected: TaskProblems, config: RunConfig | None, *, run_id: str, answers: bool
-) -> tuple[list[Counted], list[Shard]]:
-    """Count the tasks that are correct. Return their counts, and the shards of all other tasks."""
-    if config is None:  # imported files choose the number of completions
-        return [], list(shards)
-    has_sets = bool(config.evaluation.sets)  # each with its own number of completions
-    groups: dict[tuple[int, str, str], list[Shard]] = {}
-    for shard in shards:
-        if not (has_sets and shard.key.phase == EVALUATE):
-            groups.setdefault(_task_group(shard), []).append(shard)
-    samples = num_samples(config)
-
-    def count(group: list[Shard]) -> Counted | None:
-        of_tasks = pl.concat(expected.of(key) for key in dict.fromkeys(s.key for s in group))
-        counts = count_whole(group, of_tasks, run_id=run_id, num_samples=samples[group[0].key.phase])
-        if counts is None:
-            return None
-        votes = answers and group[0].key.phase != RESCUE
-        return Counted(counts, count_answers_of_whole(group) if votes else EMPTY.answers)
-
-    counted = in_threads(count, groups.values(), num_threads=num_scans(shards))
-    is_whole = {key for key, part in zip(groups, counted, strict=True) if part is not None}
-    others = [shard for shard in shards if _task_group(shard) not in is_whole]
-    return [part for part in counted if part is not None], others
-
-
-def _task_group(shard: Shard) -> tuple[int, str, str]:
-    return shard.key.iteration, shard.key.phase, shard.key.model
-
-
-def _count_any_tasks(
-    shards: Sequence[Shard], problems: TaskProblems, config: RunConfig | None, *, run_id: str, answers: bool
-) -> tuple[Counted, list[Finding]]:
-    """Count tasks of any phase, and find what is incorrect in them."""
-    expected = expected_rows([s.key for s in shards], problems)
-    known = with_expected(tally(shards), expected)
-    found = findings(known, expected, config, run_id=run_id)
-    return Counted(as_counts(known, RESCUE_PUBLISHED), count_answers(shards if answers else [])), found
-
-
-def _without(counted: Counted, found: Sequence[Finding]) -> Counted:
-    """Leave out problems. The rescue of a cold row is not published if it is left out."""
-    if not found:
-        return counted
-    schema = {name: EXPECTED[name] for name in GROUP}
-    bad = pl.DataFrame([f.group for f in found], schema=schema).unique()
-    counts, answers = (frame.join(bad, on=GROUP, how="anti") for frame in (counted.counts, counted.answers))
-    rescues = bad.filter(pl.col("phase") == RESCUE).with_columns(pl.lit(COLD).alias("phase"), is_bad=True)
-    counts = counts.join(rescues, on=GROUP, how="left", maintain_order="left")
-    is_published = pl.when("is_bad").then(False).otherwise(RESCUE_PUBLISHED)
-    return Counted(counts.with_columns(is_published.alias(RESCUE_PUBLISHED)).drop("is_bad"), answers)
-
-
-def _batches(shards: Sequence[Shard]) -> list[list[Shard]]:
-    """Split the shards into batches of about `BATCH_ROWS` rows, which limits the memory."""
-    batches: list[list[Shard]] = []
-    num_rows = BATCH_ROWS
-    for shard in shards:
-        if num_rows >= BATCH_ROWS:
-            batches.append([])
-            num_rows = 0
-        batches[-1].append(shard)
-        num_rows += shard.num_rows
-    return batches
-
-
-def _incorrect_rows(run: Path, shards: Sequence[Shard], found: Sequence[Finding]) -> StoreError:
-    lines = [_line(shards, finding) for finding in found[:MAX_SHOWN]]
-    more = [f"and {len(found) - MAX_SHOWN} more"] if len(found) > MAX_SHOWN else []
-    listed = "\n  ".join([f"{run}: some rows are incorrect:", *lines, *more])
-    return StoreError(f"{listed}\nUse --lenient to leave out and list these problems.")
-
-
 def load_hints(run: Path) -> pl.DataFrame:
     """Read the length of every published hint, and whether the gold answer stands in it.
 
@@ -311,17 +174,6 @@ def keep_counts(run: Path, iteration: int) -> None:
     keys = sorted(key for path in paths if (key := task_of_manifest(path)) is not None)
     counted, _ = count_tasks(run, keys, problems_of(run, config), config, answers=True, lenient=False)
     cache.write(run, iteration, counted, listing)
-
-
-def _line(shards: Sequence[Shard], finding: Finding) -> str:
-    """Describe a finding, with the file and the row that it is about."""
-    group = finding.group
-    at = (group["iteration"], group["phase"], group["model"])
-    of_model = [s for s in shards if (s.key.iteration, s.key.phase, s.key.model) == at]
-    own = [s for s in of_model if finding.part in (None, s.key.part)]
-    where = find_row(own or shards, finding.where, twice=finding.twice) if finding.where else str(own[0].manifest)
-    problem = f"{group['phase']} {group['iteration']}, {group['model']}, problem {group['problem_id']}"
-    return f"{where}: {problem}: {finding.what}"
 
 
 def problems_of(run: Path, config: RunConfig | None) -> pl.DataFrame:

@@ -18,7 +18,7 @@ from typing import Any, TypeVar
 
 import polars as pl
 
-from analysis.counts.counts import ANSWER_KEYS, ANSWERS, COUNTS, FIGURES, ROW_COLUMNS
+from analysis.counts.counts import ANSWER_KEYS, ANSWERS, COUNTS, FIGURES, ROW_COLUMNS, as_answers
 from core_hpc.common.errors import StoreError
 from core_hpc.store import manifests, parquet
 from core_hpc.store.paths import RunPaths, TaskKey
@@ -134,8 +134,7 @@ def count_answers(shards: Sequence[Shard]) -> pl.DataFrame:
         return pl.DataFrame(schema=ANSWERS)
     # No problem of a task is in two shards (`counts/integrity.py` checks it), so the results of the
     # scans have no key in common.
-    frame = pl.concat(_scan(unhinted, ANSWER_KEYS, {"n": pl.len()}))
-    return frame.select(pl.col(name).cast(dtype) for name, dtype in ANSWERS.items())
+    return as_answers(pl.concat(_scan(unhinted, ANSWER_KEYS, {"n": pl.len()})))
 
 
 def num_scans(shards: Sequence[Shard]) -> int:

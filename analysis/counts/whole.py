@@ -16,7 +16,7 @@ from collections.abc import Sequence
 
 import polars as pl
 
-from analysis.counts.counts import ANSWERS, COUNTS, RESCUE_PUBLISHED, as_counts
+from analysis.counts.counts import COUNTS, RESCUE_PUBLISHED, as_answers, as_counts
 from analysis.counts.integrity import whole
 from analysis.counts.scan import TALLIED, Shard
 from core_hpc.store import parquet
@@ -27,7 +27,7 @@ _OF_HINTS = {"hint_given": False, "cold_failed": None, "teacher_model": None}
 
 
 def count_whole(
-    shards: Sequence[Shard], expected: pl.DataFrame, *, run_id: str, num_samples: int
+    shards: Sequence[Shard], expected: pl.DataFrame, *, run_id: str, num_samples: pl.Expr
 ) -> pl.DataFrame | None:
     """Count the rows of correct tasks.
 
@@ -35,7 +35,7 @@ def count_whole(
         shards: the shards of all published tasks of one model, phase and iteration.
         expected: the problems of these tasks; the results of `TaskProblems.of`.
         run_id: the run that all rows must belong to.
-        num_samples: completions per problem.
+        num_samples: completions per problem, as an expression on the column `problem_id`.
 
     Returns:
         The columns `COUNTS` and RESCUE_PUBLISHED. None if a file is not readable, or if any row is
@@ -69,13 +69,19 @@ def _totals(rows: pl.DataFrame) -> pl.DataFrame:
     return rows.group_by("problem_id").agg(pl.col("n", "sum_index").sum(), pl.col("last_index").max())
 
 
-def count_answers_of_whole(shards: Sequence[Shard]) -> pl.DataFrame:
-    """Count the answers in shards for which `count_whole` has found that they are correct (schema
-    `ANSWERS`)."""
+def count_answers_of_whole(shards: Sequence[Shard]) -> pl.DataFrame | None:
+    """Count the answers in shards for which `count_whole` has found that they are correct.
+
+    Returns:
+        A frame with the schema `ANSWERS`. None if a file is not readable: `count_whole` does not
+        read the answers.
+    """
     rows = parquet.scan([s.path for s in shards])
-    frame = rows.group_by("problem_id", "answer", "correct").agg(n=pl.len()).collect(engine="streaming")
-    frame = frame.with_columns(**{name: pl.lit(value) for name, value in _labels(shards[0]).items()})
-    return frame.select(pl.col(name).cast(dtype) for name, dtype in ANSWERS.items())
+    try:
+        frame = rows.group_by("problem_id", "answer", "correct").agg(n=pl.len()).collect(engine="streaming")
+    except (pl.exceptions.PolarsError, OSError):
+        return None
+    return as_answers(frame.with_columns(**{name: pl.lit(value) for name, value in _labels(shards[0]).items()}))
 
 
 def _labels(shard: Shard) -> dict[str, str | int]:

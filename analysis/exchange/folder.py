@@ -30,7 +30,7 @@ from typing import Any
 import polars as pl
 
 from analysis.counts.load import configuration, problems_of
-from analysis.exchange.bridges import Origin
+from analysis.exchange.converters import Origin
 from analysis.exchange.lines import PER_COMPLETION, PER_PROBLEM
 from analysis.exchange.predictions import GIVEN, Predictions, read_predictions
 from core_hpc.answers import extract, latex, numbers, symbolic, verifier

@@ -19,7 +19,8 @@ from typing import Any
 
 import polars as pl
 
-from analysis.exchange.bridges import INSPECT, Bridge, Origin
+from analysis.exchange.bridges import Bridge
+from analysis.exchange.converters import INSPECT, Origin
 from analysis.exchange.lines import LINES, PER_PROBLEM, ROWS, CompletionLine, ProblemLine, checked, form_of
 from analysis.exchange.sources import place_of, records
 from core_hpc.answers.extract import answer_kind, verify_many

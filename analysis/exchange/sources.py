@@ -115,7 +115,7 @@ def _inspect_records(file: Path) -> Iterator[Record]:
         log = _json(file, file.read_bytes(), file.name)
         samples = log.pop("samples", None)
         if not isinstance(samples, list) or not samples:
-            raise InputError(f"{file}: a log of Inspect without samples; run Inspect without --no-log-samples")
+            raise _without_samples(file)
         for number, sample in enumerate(samples, start=1):
             yield number, {**sample, LOG: log} if isinstance(sample, dict) else ValueError("not a JSON object")
         return
@@ -128,11 +128,15 @@ def _inspect_records(file: Path) -> Iterator[Record]:
             log = _json(file, _content(file, archive, entries[_HEADER]), _HEADER)
             names = [name for name in entries if name.startswith(_SAMPLES) and name.endswith(".json")]
             if not names:
-                raise InputError(f"{file}: a log of Inspect without samples; run Inspect without --no-log-samples")
+                raise _without_samples(file)
             for number, name in enumerate(names, start=1):
                 yield number, {**_json(file, _content(file, archive, entries[name]), name), LOG: log}
     except (zipfile.BadZipFile, NotImplementedError) as e:
         raise InputError(f"{file}: not a readable log of Inspect ({e})") from e
+
+
+def _without_samples(file: Path) -> InputError:
+    return InputError(f"{file}: a log of Inspect without samples; run Inspect without --no-log-samples")
 
 
 def _content(file: Path, archive: zipfile.ZipFile, entry: zipfile.ZipInfo) -> bytes:

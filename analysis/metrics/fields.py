@@ -51,10 +51,11 @@ def _following(section: Section, prefix: str = "") -> Iterator[str]:
                 yield from _following(part, start)
 
 
-def value_of(data: RunData, path: str) -> Any:
-    """The value of a field in a run, also where it is the default."""
+def values_of(data: RunData, paths: Sequence[str]) -> list[Any]:
+    """The values of fields in a run, also where they are the defaults."""
     plain = {} if data.config is None else flatten(data.config.model_dump(mode="json"))
-    return _named(data, plain).get(path, ABSENT)
+    named = _named(data, plain)
+    return [named.get(path, ABSENT) for path in paths]
 
 
 def _named(data: RunData, fields: dict[str, Any]) -> dict[str, Any]:
@@ -95,15 +96,20 @@ def grouped(runs: Sequence[RunData], by: Sequence[str]) -> dict[str, list[RunDat
             f"--by {' '.join(by)}: the runs also differ in {_listed(rest)}, so they are not seeds of one "
             f"configuration; write --by {' '.join([*by, *rest])}, or give fewer runs"
         )
+    return by_values(runs, by)
+
+
+def by_values(runs: Sequence[RunData], by: Sequence[str]) -> dict[str, list[RunData]]:
+    """Group runs as `grouped` does, without a check of the fields."""
     groups: dict[tuple[Any, ...], list[RunData]] = {}
     for data in runs:
-        groups.setdefault(tuple(_key(value_of(data, path)) for path in by), []).append(data)
+        groups.setdefault(tuple(map(_key, values_of(data, by))), []).append(data)
     return {group_name(groups[key][0], by): groups[key] for key in sorted(groups)}
 
 
 def group_name(data: RunData, by: Sequence[str]) -> str:
     """The name of the group of a run, from the last parts of the paths and the values."""
-    return ", ".join(f"{name}={value_of(data, path)}" for name, path in zip(column_names(by), by, strict=True))
+    return ", ".join(f"{name}={value}" for name, value in zip(column_names(by), values_of(data, by), strict=True))
 
 
 def column_names(by: Sequence[str]) -> list[str]:

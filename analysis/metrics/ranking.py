@@ -16,7 +16,7 @@ from analysis.counts.load import RunData
 from analysis.layout.tables import UNDEFINED, ReportTable, laid_out, percent
 from analysis.metrics.arms import BASE, arms_of, arms_table
 from analysis.metrics.compare import MEAN
-from analysis.metrics.fields import column_names, grouped, value_of, varied_fields
+from analysis.metrics.fields import by_values, column_names, values_of, varied_fields
 from analysis.metrics.passk import PASS, TEAM, TEAM_PASS, default_ks
 from analysis.stats.intervals import METHOD_NOTE
 from core_hpc.common.errors import InputError
@@ -46,17 +46,14 @@ def ranking_report(runs: Sequence[RunData], *, k: int | None = None, model: str 
     if model is not None and model not in done[0].models:
         raise InputError(f"--model: no model {model!r}; the runs have {', '.join(done[0].models)}")
     fields = varied_fields(done)
-    groups = grouped(done, fields) if fields else {done[0].title: list(done)}
+    groups = by_values(done, fields) if fields else {done[0].title: list(done)}
     chosen = k or max(default_ks(min(data.num_samples for data in done)))
     name = model or (TEAM if len(done[0].models) > 1 else done[0].models[0])
     measure = TEAM_PASS if name == TEAM else PASS
     levels = arms_table([arm for arm in arms_of(groups) if arm.name != BASE], ks=[chosen])
     levels = levels.filter(seed=MEAN, measure=measure, model=name, k=chosen)
     columns = column_names(fields)
-    values = {
-        arm: {column: str(value_of(own[0], path)) for column, path in zip(columns, fields, strict=True)}
-        for arm, own in groups.items()
-    }
+    values = {arm: dict(zip(columns, map(str, values_of(own[0], fields)), strict=True)) for arm, own in groups.items()}
     schema = {"arm": pl.String, **dict.fromkeys(columns, pl.String)}
     of_fields = pl.DataFrame([{"arm": arm, **own} for arm, own in values.items()], schema=schema)
     frame = (

@@ -19,7 +19,7 @@ import polars as pl
 
 from analysis.counts.load import RunData
 from analysis.layout.tables import ReportTable, group_starts, laid_out, percent
-from analysis.metrics.arms import ARMS_TABLE, Arm, arms_of, arms_table
+from analysis.metrics.arms import ARMS_TABLE, arms_of, arms_table
 from analysis.metrics.compare import MEAN, decided, margin_of
 from analysis.metrics.compare_table import cells, reading_notes
 from analysis.metrics.contrasts import CONTRASTS_TABLE, Arms, contrasts_table
@@ -69,9 +69,11 @@ def skills_table(arms: Arms, *, ks: Sequence[int]) -> pl.DataFrame:
     Raises:
         InputError: no run declares skills, or a group has no held-out problem.
     """
-    frames = []
-    for group, own in _groups(arms).items():
-        frames.append(_of_group(arms_table([_only(arm, own) for arm in arms_of(arms)], ks=ks), group))
+    groups, frames = _groups(arms), []
+    evaluated = arms_of(arms)
+    for group, own in groups.items():
+        chosen = [arm._replace(runs=[_restricted(data, own) for data in arm.runs]) for arm in evaluated]
+        frames.append(_of_group(arms_table(chosen, ks=ks), group))
     return pl.concat(frames).select(SKILLS_TABLE.names())
 
 
@@ -108,10 +110,6 @@ def _groups(arms: Arms) -> dict[str, pl.Expr]:
     }
 
 
-def _only(arm: Arm, condition: pl.Expr) -> Arm:
-    return arm._replace(runs=[_restricted(data, condition) for data in arm.runs])
-
-
 def _restricted(data: RunData, condition: pl.Expr) -> RunData:
     return replace(data, counts=data.counts.filter(condition))
 
@@ -141,7 +139,8 @@ def _levels(frame: pl.DataFrame, skills: Mapping[str, Sequence[str]]) -> ReportT
     models = means.filter(measure=PASS)["model"].unique(maintain_order=True).to_list()
     groups = [*skills, REST]
     columns = {f"{model}, {_named(group, model)}": (model, group) for model in models for group in groups}
-    columns |= {f"team, {_named(group, TEAM)}": (TEAM, group) for group in groups}
+    if len(models) > 1:
+        columns |= {f"team, {_named(group, TEAM)}": (TEAM, group) for group in groups}
     found = {
         (row["k"], row["arm"], row["model"], row["problems"]): percent(row["estimate"], row["low"], row["high"])
         for row in means.iter_rows(named=True)
@@ -151,7 +150,7 @@ def _levels(frame: pl.DataFrame, skills: Mapping[str, Sequence[str]]) -> ReportT
     notes = [
         *(f"problems of {model}: {', '.join(subjects)}" for model, subjects in skills.items()),
         f"{REST}: all other problems",
-        "team: Pass@k of all models together, with k completions of each",
+        *(["team: Pass@k of all models together, with k completions of each"] if len(models) > 1 else []),
         METHOD_NOTE,
     ]
     title = "Held-out problems by whose skill they need (percent, Pass@k)"

@@ -7,7 +7,6 @@ tables, with one estimate per row, are in the other formats of the commands.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 
@@ -25,8 +24,7 @@ from analysis.report.further_tables import (
     selectors_report,
     teaching_report,
 )
-
-_HASH = re.compile(r"-[0-9a-f]{8}$")
+from core_hpc.runs.names import short_names
 
 _TABLES: dict[str, Callable[[RunData, Sequence[int]], ReportTable]] = {
     "passk": evaluation_tables.pass_table,
@@ -53,20 +51,8 @@ def paper_tables(command: str, runs: Sequence[RunData], ks: Sequence[int] | None
     tables = [_TABLES[command](data, ks or default_ks(data.num_samples)) for data in runs]
     if len(runs) == 1:
         return tables
-    labels = run_labels([data.name for data in runs])
+    short = short_names([data.name for data in runs])
     return [
-        replace(table, name=f"{table.name}-{label}", title=f"{label}: {table.title}")
-        for table, label in zip(tables, labels, strict=True)
+        replace(table, name=f"{table.name}-{short[data.name]}", title=f"{short[data.name]}: {table.title}")
+        for table, data in zip(tables, runs, strict=True)
     ]
-
-
-def run_labels(names: Sequence[str]) -> list[str]:
-    """The names of runs without hashes, as far as they stay different.
-
-    >>> run_labels(["seed-0-915805fa", "seed-1-b7e4ff2a"])
-    ['seed-0', 'seed-1']
-    >>> run_labels(["run-915805fa", "run-b7e4ff2a"])
-    ['run-915805fa', 'run-b7e4ff2a']
-    """
-    short = [_HASH.sub("", name) for name in names]
-    return [label if short.count(label) == 1 else name for label, name in zip(short, names, strict=True)]

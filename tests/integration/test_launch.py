@@ -10,7 +10,8 @@ import pytest
 
 from analysis.counts import cache
 from analysis.counts.counts import ANSWER_KEYS, KEYS
-from analysis.counts.load import count_tasks, load_run, problems_of
+from analysis.counts.load import load_run, problems_of
+from analysis.counts.tasks import count_tasks
 from core_hpc.common.errors import RunConflictError
 from core_hpc.controller.tracking import FINAL, GROUPS
 from core_hpc.runs.folder import list_runs, read_run_config

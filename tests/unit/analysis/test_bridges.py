@@ -21,7 +21,7 @@ import pytest
 
 from analysis.__main__ import main
 from analysis.counts.load import load_run
-from analysis.exchange.bridges import INSPECT, LM_EVAL, ORIGINS, TRL, VERL, Origin, as_verdict
+from analysis.exchange.converters import INSPECT, LM_EVAL, ORIGINS, TRL, VERL, Origin, as_verdict
 from analysis.exchange.folder import import_predictions
 from core_hpc.common.errors import InputError
 from core_hpc.problems.files import id_of

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -87,6 +88,15 @@ def test_the_k_of_the_primary_comparison_is_always_computed() -> None:
     assert pick(swapped, primary=True)["estimate"] == -frame.row(0, named=True)["estimate"]
     untrained = [RunData(d.path, d.config, d.models, counts_frame(8, [[1] * 9] * 2), d.answers) for d in core]
     assert not compare(untrained, untrained, ks=[1], iterations=(0, 0))["primary"].any()
+
+
+def test_the_primary_comparison_is_that_of_a_further_set_too() -> None:
+    """A set may have a hyphen in its name, like the labels of runs."""
+    found = contrasts_table(arms_among(study()), ks=[2])
+    for name in ("greedy", "hard-ones"):
+        arms = arms_among([replace(data, evaluation_set=name) for data in study()])
+        assert list(arms) == ["alone", "core", "twin"]
+        assert contrasts_table(arms, ks=[2]).equals(found)
 
 
 def test_without_a_declaration_everything_is_corrected() -> None:

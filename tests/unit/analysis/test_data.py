@@ -11,7 +11,7 @@ from typing import Any
 import polars as pl
 import pytest
 
-from analysis.counts import cache, load
+from analysis.counts import cache, tasks
 from analysis.counts.answers import with_answers
 from analysis.counts.counts import ANSWER_KEYS, ANSWERS, COUNTS, KEYS
 from analysis.counts.load import keep_counts, load_run
@@ -21,6 +21,7 @@ from core_hpc.common.errors import InputError, StoreError
 from core_hpc.problems.splits import problems_of_iteration
 from core_hpc.runs.folder import read_run_config
 from core_hpc.store import manifests, schema, shards
+from core_hpc.store.manifests import DamagedError
 from core_hpc.store.paths import RunPaths, TaskKey
 from core_hpc.store.schema import GENERATION_PHASES, ROLLOUTS
 from tests.support.analysis_data import config, evaluation_rows, make_run, pick, publish_rollouts, rollout, rollouts
@@ -105,11 +106,11 @@ def test_correct_tasks_are_counted_without_the_general_tally(run: Path, monkeypa
     """The fast counts of all phases are used, and they are those of the general way."""
     fast = load_run(run)
     with monkeypatch.context() as general:
-        general.setattr(load, "count_whole", lambda *args, **kwargs: None)
+        general.setattr(tasks, "count_whole", lambda *args, **kwargs: None)
         slow = load_run(run)
     for name, keys in (("counts", KEYS), ("answers", ANSWER_KEYS)):
         assert getattr(fast, name).sort(keys).equals(getattr(slow, name).sort(keys))
-    monkeypatch.setattr(load, "tally", None)
+    monkeypatch.setattr(tasks, "tally", None)
     assert load_run(run).counts.height == fast.counts.height
 
 
@@ -134,6 +135,68 @@ EVALUATE_ADA = TaskKey(0, "evaluate", "ada")
 
 def with_row(index: int, **values: Any) -> Any:
     return lambda rows: [{**row, **values} if i == index else row for i, row in enumerate(rows)]
+
+
+HARD = {"name": "hard", "problems": {"source": "generated", "count": 2}, "samples": 3}
+"""A further set of the evaluation, with another number of completions than the main one."""
+
+
+def run_with_set(folder: Path) -> Path:
+    """Make a run of which ada has one evaluation: 2 completions of p0 to p2, and 3 of the set hard."""
+    run = make_run(folder, config(evaluation={"samples": 2, "sets": [HARD]}))
+    main = evaluation_rows({"ada": [[True, False]] * 3}, 0)
+    of_set = evaluation_rows({"ada": [[True, True, False], [False, False, True]]}, 0)
+    publish_rollouts(run, [*main, *({**row, "problem_id": f"hard/{row['problem_id']}"} for row in of_set)])
+    path = RunPaths(run).config
+    plain = manifests.read_json(path)
+    plain["evaluation"]["samples"] = 2
+    manifests.write_json(path, plain)
+    return run
+
+
+def test_sets_with_another_number_of_completions_are_counted_without_the_general_tally(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = run_with_set(tmp_path / "demo-1")
+    monkeypatch.setattr(tasks, "tally", None)
+    data = load_run(run)
+    main, hard = (
+        own.counts.select("problem_id", "n", "c").sort("problem_id").rows() for own in (data, data.sets["hard"])
+    )
+    assert main == [("p0", 2, 1), ("p1", 2, 1), ("p2", 2, 1)]
+    assert hard == [("hard/p0", 3, 2), ("hard/p1", 3, 1)]
+
+
+@pytest.mark.parametrize(
+    ("folder", "title", "name"),
+    [
+        ("seed-1-0a1b2c3d", "demo: seed-1", "seed-1-0a1b2c3d"),
+        ("run-0a1b2c3d", "demo", "run-0a1b2c3d"),
+    ],
+)
+def test_titles_of_sets_are_without_the_hash(tmp_path: Path, folder: str, title: str, name: str) -> None:
+    data = load_run(run_with_set(tmp_path / folder))
+    assert (data.title, data.name) == (title, name)
+    assert (data.sets["hard"].title, data.sets["hard"].name) == (f"{title}, set hard", f"{name}, set hard")
+
+
+@pytest.mark.parametrize(
+    ("problem", "message"),
+    [("hard/p1", "problem hard/p1: 2 completions instead of 3"), ("p1", "problem p1: 1 completions instead of 2")],
+)
+def test_a_wrong_number_of_completions_in_a_set_is_found(tmp_path: Path, problem: str, message: str) -> None:
+    run = run_with_set(tmp_path / "demo-1")
+    last = (problem, 2 if problem.startswith("hard") else 1)
+    replace_shard(
+        run,
+        EVALUATE_ADA,
+        lambda rows: [row for row in rows if (row["problem_id"], row["sample_index"]) != last],
+    )
+    with pytest.raises(StoreError, match=message):
+        load_run(run)
+    data = load_run(run, lenient=True)
+    left = [*data.counts["problem_id"], *data.sets["hard"].counts["problem_id"]]
+    assert sorted(left) == sorted({"p0", "p1", "p2", "hard/p0", "hard/p1"} - {problem})
 
 
 FAULTS = [
@@ -249,6 +312,23 @@ def test_garbage_of_the_right_size_is_an_error(run: Path) -> None:
         load_run(run)
 
 
+def test_a_damaged_column_of_answers_is_an_error_that_names_the_file(run: Path) -> None:
+    """The counts do not read this column, so the error is found when the answers are counted."""
+    import pyarrow.parquet as pq  # type: ignore[import-untyped]
+
+    path = manifests.read_manifest(RunPaths(run).task_manifest(COLD_ADA)).file(".parquet")
+    columns = pq.read_metadata(path).row_group(0).to_dict()["columns"]
+    (column,) = (c for c in columns if c["path_in_schema"] == "answer")
+    start = column["dictionary_page_offset"] or column["data_page_offset"]
+    content = bytearray(path.read_bytes())
+    content[start : start + column["total_compressed_size"]] = b"\xff" * column["total_compressed_size"]
+    path.write_bytes(content)
+    assert load_run(run, answers=False).answers.height == 0
+    with pytest.raises(DamagedError, match=f"{path}: not a readable shard of rollouts"):
+        load_run(run)
+    assert any(str(path) in line for line in load_run(run, lenient=True).left_out)
+
+
 def test_another_schema_version_is_an_error_that_names_the_file(run: Path) -> None:
     manifest = RunPaths(run).task_manifest(COLD_ADA)
     manifest.write_text(json.dumps({**json.loads(manifest.read_text()), "schema_version": 99}))
@@ -312,7 +392,7 @@ def test_answers_of_some_evaluations_are_those_of_a_full_load(run: Path, monkeyp
     keep_counts(run, 1)
     with monkeypatch.context() as patch:
         patch.setattr("analysis.counts.scan._scan", fail_on_scan)
-        patch.setattr("analysis.counts.load.count_whole", fail_on_scan)
+        patch.setattr("analysis.counts.tasks.count_whole", fail_on_scan)
         assert same([1])
     unknown = replace(plain, counts=plain.counts.filter(pl.col("model") == "bob"))
     assert with_answers(unknown, [0]).answers["model"].unique().to_list() == ["bob"]

@@ -15,7 +15,7 @@ from analysis.__main__ import main
 from analysis.counts.load import RunData
 from analysis.metrics.compare import compare
 from analysis.metrics.contrasts import contrasts_table
-from analysis.metrics.fields import grouped, value_of, varied_fields
+from analysis.metrics.fields import grouped, values_of, varied_fields
 from analysis.metrics.ranking import ranking_report
 from core_hpc.common.errors import InputError
 from tests.support.analysis_data import config, evaluation_rows, make_run, publish_rollouts
@@ -72,7 +72,7 @@ def test_numbers_are_in_their_order_and_models_have_their_names() -> None:
         runs.append(RunData(one.path, own, one.models, one.counts, one.answers))
     assert varied_fields(runs) == ["team.ada.lora.rank"]
     assert list(grouped(runs, ["team.ada.lora.rank"])) == ["rank=8", "rank=16", "rank=128"]
-    assert [value_of(run, "team.ada.lora.rank") for run in runs] == [*ranks]
+    assert [values_of(run, ["team.ada.lora.rank"]) for run in runs] == [[rank] for rank in ranks]
 
 
 def test_a_field_that_was_added_later_has_its_default_as_value() -> None:

@@ -20,7 +20,7 @@ from analysis.metrics.skills import (
     skills_table,
 )
 from core_hpc.common.errors import InputError
-from tests.support.analysis_data import config, pick
+from tests.support.analysis_data import config, counts_frame, pick
 from tests.unit.analysis.test_arms import data, held_out
 
 SKILLS = {"analysis": {"skills": {"ada": ["plus"], "bob": ["gap", "gorp"]}}}
@@ -33,6 +33,10 @@ def run(seed: int, c: list[list[int]], iteration: int = 2, *, arm: float = 0.0, 
     found = data(
         seed, held_out(np.zeros((2, 5), int), 0), held_out(c, iteration), update={"kl_weight": arm}, **sections
     )
+    return _with_subjects(found)
+
+
+def _with_subjects(found: RunData) -> RunData:
     ids = found.counts["problem_id"].unique().sort().to_list()
     subjects = pl.col("problem_id").replace_strict(dict(zip(ids, SUBJECTS, strict=True)), return_dtype=pl.String)
     return replace(found, counts=found.counts.with_columns(subject=subjects))
@@ -83,6 +87,19 @@ def test_report_tables() -> None:
     assert "problems of bob: gap, gorp" in levels.notes
     assert differences.shown["skill"].unique().sort().to_list() == ["of ada", "of bob", "rest"]
     assert [table.name for table in skills_reports({"one": two_arms()["one"]}, ks=[1])] == ["skills"]
+
+
+def test_a_team_of_one_model_has_no_columns_of_the_team() -> None:
+    alone = data(
+        1,
+        counts_frame(4, [[4, 0, 2, 1, 2]], models=("ada",), iteration=2),
+        models=("ada",),
+        analysis={"skills": {"ada": ["plus", "gap"]}},
+    )
+    levels = skills_reports({"one": [_with_subjects(alone)]}, ks=[1])[0]
+    assert levels.shown.columns == ["k", "arm", "ada, own", "ada, rest"]
+    assert [row[2][:4] for row in levels.shown.rows()] == ["50.0"]
+    assert not any(note.startswith("team") for note in levels.notes)
 
 
 def test_runs_without_or_with_different_skills() -> None:
