@@ -112,18 +112,18 @@ def place_of_model(reference: str, *, revision: str | None = None, allow_pickle:
     """
     for prefix, known, name_of_folder in (
         (PYPI, GGUF_MODELS, _pypi_folder_name),
-        (TINY, TINY_MODELS, lambda name: f"tiny-{name}-v{TINY_VERSION}"),
+        (TINY, TINY_MODELS, _tiny_folder_name),
     ):
         if reference.startswith(prefix):
             name = reference.removeprefix(prefix)
             if name not in known:
                 names = ", ".join(prefix + n for n in known)
                 raise InputError(f"model {reference} is not known; known: {names}")
-            if prefix == PYPI:
-                find_parts(name)
             folder = cache_folder() / "models" / name_of_folder(name)
             if folder.is_dir():
                 return ModelPlace(folder)
+            if prefix == PYPI:
+                find_parts(name)
             config = GGUF_MODELS[name].config if prefix == PYPI else {}
             return ModelPlace(None, config.get("max_position_embeddings"))
     local = Path(reference).expanduser()
@@ -342,6 +342,10 @@ def _pypi_folder_name(name: str) -> str:
     return f"{name}-{GGUF_MODELS[name].sha256[:12]}-v{CONVERTER_VERSION}"
 
 
+def _tiny_folder_name(name: str) -> str:
+    return f"tiny-{name}-v{TINY_VERSION}"
+
+
 def _pypi_model(name: str) -> Path:
     """Folder of the converted model in the cache.
 
@@ -360,7 +364,7 @@ def _tiny_model(name: str) -> Path:
     """Folder of a tiny model in the cache; a missing one is made first."""
     if name not in TINY_MODELS:
         raise InputError(f"model {TINY}{name} is not known; known: {', '.join(TINY + known for known in TINY_MODELS)}")
-    target = cache_folder() / "models" / f"tiny-{name}-v{TINY_VERSION}"
+    target = cache_folder() / "models" / _tiny_folder_name(name)
     if not target.is_dir():
         _make_once(target, f"tiny-{name}", lambda folder: write_tiny_model(name, folder))
     return target

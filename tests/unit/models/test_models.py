@@ -223,3 +223,24 @@ def test_prompts_of_gemma_start_with_the_begin_token() -> None:
     assert resolve.adapter_targets(found.folder, ["q_proj", "qkv_proj"]) == ["qkv_proj"]
     with pytest.raises(InputError, match=r"none of lora.targets \(qkv_proj\).*it has: down_proj, gate_proj"):
         resolve.adapter_targets(found.folder, ["qkv_proj"])
+
+
+def test_a_converted_model_needs_its_package_no_more(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The dry run finds it in the cache, as a start does."""
+    name = next(iter(resolve.GGUF_MODELS))
+
+    def removed(name: str) -> None:
+        raise InputError(f"model pypi:{name}: its package is not installed")
+
+    monkeypatch.setenv("CORE_HPC_CACHE", str(tmp_path))
+    monkeypatch.setattr(resolve, "find_parts", removed)
+    with pytest.raises(InputError, match="its package is not installed"):
+        resolve.place_of_model(f"pypi:{name}")
+    with pytest.raises(InputError, match="its package is not installed"):
+        resolve.resolve_model(f"pypi:{name}")
+    (tmp_path / "models").mkdir(exist_ok=True)
+    converted = folder.rename(tmp_path / "models" / resolve._pypi_folder_name(name))
+    assert resolve.resolve_model(f"pypi:{name}").folder == converted
+    assert resolve.place_of_model(f"pypi:{name}").folder == converted
