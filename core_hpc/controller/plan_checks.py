@@ -19,7 +19,8 @@ from core_hpc.config.problems import NoProblems
 from core_hpc.config.run import ModelSection, RunConfig
 from core_hpc.local.executor import LocalLimits
 from core_hpc.local.gpus import check_gpus
-from core_hpc.models.resolve import ModelPlace, context_of_folder, place_of_model, resolve_embedder
+from core_hpc.models.folder import context_of_folder
+from core_hpc.models.resolve import ModelPlace, place_of_model, resolve_embedder
 from core_hpc.problems.sets import set_names, set_of
 from core_hpc.problems.splits import Splits
 from core_hpc.runs.sweep import Sweep

@@ -20,17 +20,11 @@ from core_hpc.config.run import ModelSection, RunConfig
 from core_hpc.engines import has_gpu
 from core_hpc.extensions.sources import Source, remember
 from core_hpc.models.adapters import adapter_digest, check_adapter, find_adapter
+from core_hpc.models.folder import adapter_targets, load_tokenizer, num_weights
 from core_hpc.models.loading import check_rope, check_split, check_vllm_packages, load_config
 from core_hpc.models.prompts import check_chat_settings, prompt_builder
 from core_hpc.models.quantization import no_gpu, require_package
-from core_hpc.models.resolve import (
-    ResolvedModel,
-    adapter_targets,
-    load_tokenizer,
-    num_weights,
-    resolve_embedder,
-    resolve_model,
-)
+from core_hpc.models.resolve import ResolvedModel, resolve_embedder, resolve_model
 from core_hpc.phases.own_functions import try_functions
 from core_hpc.problems.sets import all_problems, set_names, set_of
 from core_hpc.problems.splits import SPLITS, Splits, check_counts, worked_examples
