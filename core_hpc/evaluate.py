@@ -23,7 +23,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from core_hpc.common.errors import CoreHpcError, InputError
+from core_hpc.common.errors import CoreHpcError
+from core_hpc.common.new_file import write_new_file
 from core_hpc.common.packages import require_own_analysis
 from core_hpc.common.terminal import show_error
 
@@ -129,7 +130,8 @@ def main(arguments: Sequence[str], *, prog: str = PROG) -> int:
     if options.write is None:
         return launch_with(options, read)
     try:
-        _write(options.write, read(options.overrides).text)
+        taken = "exists already; choose another file, or remove it"
+        write_new_file(options.write, read(options.overrides).text, option="--write", taken=taken)
     except CoreHpcError as e:
         show_error(e)
         return e.exit_code
@@ -138,21 +140,6 @@ def main(arguments: Sequence[str], *, prog: str = PROG) -> int:
     command = shlex.join(["python", "-m", "core_hpc.launch", str(options.write), *more])
     print(f"{options.write}: written. Start it: {command}")
     return 0
-
-
-def _write(path: Path, text: str) -> None:
-    """Write a new file.
-
-    Raises:
-        InputError: It exists, or cannot be written.
-    """
-    try:
-        with path.open("x", encoding="utf-8") as file:
-            file.write(text)
-    except FileExistsError as e:
-        raise InputError(f"--write {path}: exists already; choose another file, or remove it") from e
-    except OSError as e:
-        raise InputError(f"--write {path}: {e.strerror}") from e
 
 
 if __name__ == "__main__":

@@ -33,12 +33,12 @@ from analysis.counts.load import load_run
 from analysis.metrics.passk import PASS, default_ks, pass_at_k_table
 from core_hpc.config.evaluation import SamplingSection
 from core_hpc.config.run import ModelSection, scientific_fields
+from core_hpc.models.adapters import published_iterations
 from core_hpc.models.loading import load_model, published_rope
 from core_hpc.phases.context import TaskContext, Warm
 from core_hpc.runs.folder import Run, list_runs, open_run
-from core_hpc.runs.graph import Graph
 from core_hpc.store.paths import EARLIER_OPTIMIZER_STATE, TaskKey
-from core_hpc.store.schema import EVALUATE, UPDATE
+from core_hpc.store.schema import EVALUATE
 
 PROG = "python -m core_hpc.export"
 CARD = "README.md"
@@ -97,7 +97,7 @@ def choose(path: Path, *, model: str | None, iteration: int | None, merge: bool)
     if model is not None and model not in names:
         raise InputError(f"--model {model}: the run has {', '.join(names)}")
     section = run.config.model(model or names[0])
-    published = _published(run, section.name)
+    published = published_iterations(run.root, section.name)
     if not published:
         raise InputError(f"{runs[0]}: no update of {section.name} is published yet; there is nothing to export")
     if iteration is not None and iteration not in published:
@@ -105,12 +105,6 @@ def choose(path: Path, *, model: str | None, iteration: int | None, merge: bool)
             f"--iteration {iteration}: no such update of {section.name} is published; there are {_ranges(published)}"
         )
     return Export(run, section, published[-1] if iteration is None else iteration, merge)
-
-
-def _published(run: Run, model: str) -> list[int]:
-    graph: Graph = run.graph()
-    keys = [TaskKey(i, UPDATE, model) for i in range(1, graph.iterations + 1)]
-    return [key.iteration for key in keys if run.paths.task_manifest(key).exists()]
 
 
 def _ranges(numbers: Sequence[int]) -> str:

@@ -214,19 +214,25 @@ def _skills_of_the_team(config: RunConfig) -> None:
         raise ValueError(f"analysis.skills: {', '.join(unknown)} is not in the team ({team})")
 
 
-def _known_kinds_of_warmups(config: RunConfig) -> None:
-    for index, model in enumerate(config.team):
-        for source in (model.warmup.problems, *model.warmup.hinted) if model.warmup is not None else ():
-            try:
-                check_kind(source, config.problems.answer_kinds)
-            except ValueError as e:
-                raise ValueError(f"team.{index}.warmup: {e}") from e
+def _known_kinds(config: RunConfig) -> None:
+    """Kinds of answers outside the section `problems`, which checks its own sources."""
+    warmups = {f"team.{i}.warmup": model.warmup for i, model in enumerate(config.team)}
+    sources = [
+        *((f"evaluation.sets.{i}.problems", own.problems) for i, own in enumerate(config.evaluation.sets)),
+        *((where, source) for where, w in warmups.items() if w is not None for source in (w.problems, *w.hinted)),
+    ]
+    for where, source in sources:
+        try:
+            check_kind(source, config.problems.answer_kinds)
+        except ValueError as e:
+            raise ValueError(f"{where}: {e}") from e
 
 
 CHECKS: tuple[Callable[[RunConfig], None], ...] = (
     _number_of_tasks,
     _something_to_do,
     _problems_to_train_on,
+    _known_kinds,
     _instructions_of_sets,
     _hints_need_a_peer,
     _alone_without_rescues,
@@ -244,5 +250,4 @@ CHECKS: tuple[Callable[[RunConfig], None], ...] = (
     _primary_can_be_computed,
     _engine_log_probs_to_use,
     _skills_of_the_team,
-    _known_kinds_of_warmups,
 )

@@ -18,8 +18,8 @@ from core_hpc.config.instructions import default_instruction
 AnswerKindName = Literal["number", "integer", "latex", "letter", "text"]
 _KIND = (
     "number: exact value; integer: 0 to 999 (AIME); latex: by algebra; letter: A to J; text: same words; or a name in "
+    "problems.answer_kinds"
 )
-_KIND += "problems.answer_kinds"
 AnswerKind = Annotated[str, Field(pattern=OWN_NAME_PATTERN)]
 """A name of `AnswerKindName`, or a key of `problems.answer_kinds`."""
 _COUNT = "problems to draw by seed; evaluation draws from what training does not use; null: all"
@@ -135,18 +135,14 @@ class NoProblems(Section):
     source: Literal["none"] = Field(description="no training problems, for a run with `iterations: 0`")
 
 
-ProblemSource = Annotated[
-    GeneratedProblems | GymProblems | FileProblems | DataSetProblems | FunctionProblems, Field(discriminator="source")
-]
-TrainingSource = Annotated[
-    GeneratedProblems | GymProblems | FileProblems | DataSetProblems | FunctionProblems | NoProblems,
-    Field(discriminator="source"),
-]
+AnySource = GeneratedProblems | GymProblems | FileProblems | DataSetProblems | FunctionProblems
+ProblemSource = Annotated[AnySource, Field(discriminator="source")]
+TrainingSource = Annotated[AnySource | NoProblems, Field(discriminator="source")]
 MADE = (GeneratedProblems, GymProblems, FunctionProblems)
 """Sections of the sources that make as many problems as they are asked for."""
 PROBLEM_SOURCES: dict[str, type[Section]] = {
     name: section
-    for section in (GeneratedProblems, GymProblems, FileProblems, DataSetProblems, FunctionProblems, NoProblems)
+    for section in (*get_args(AnySource), NoProblems)
     for name in get_args(section.model_fields["source"].annotation)
 }
 """Value of `source` -> its section."""

@@ -7,7 +7,7 @@ sweep file and reports that they are missing.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
@@ -181,15 +181,20 @@ def _hours(sweep: Sweep, runs: list[PlannedRun], graphs: dict[str, Graph]) -> Ho
     cluster = sweep.cluster
     gpus = sum(cluster.slurm.num_gpus(group) for group in cluster.groups) if cluster.uses_slurm else int(has_gpu())
     device = estimate.DEVICES[0 if gpus else 1]
-    totals = [
-        sum(estimate.hours(p.config, run.evaluated, share, device) for p, run in zip(sweep.runs, runs, strict=True))
-        for share in estimate.LENGTH_SHARES
-    ]
+    totals = sweep_hours(sweep, runs, device)
     limit = None
     if cluster.driver == "arrays" and gpus:
         limit = sum(a.gpu_hours for p in sweep.runs for a in planned_arrays(p.config.cluster, graphs[p.run_id]))
     unit = "GPU-hours" if gpus else "hours"
     return Hours(device=device.name, unit=unit, low=min(totals), high=max(totals), limit=limit)
+
+
+def sweep_hours(sweep: Sweep, runs: Sequence[PlannedRun], device: estimate.Device) -> list[float]:
+    """Hours of one device for all runs of a sweep, for each of `estimate.LENGTH_SHARES`."""
+    return [
+        sum(estimate.hours(p.config, run.evaluated, share, device) for p, run in zip(sweep.runs, runs, strict=True))
+        for share in estimate.LENGTH_SHARES
+    ]
 
 
 def most_work(plan: RunPlan, graph: Graph, num_evaluation: Mapping[str, int]) -> tuple[int, int, int]:

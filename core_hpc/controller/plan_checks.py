@@ -8,18 +8,26 @@ besides, with transformers, is in `prepare.py`.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from core_hpc.common.errors import InputError
+from core_hpc.config.problems import NoProblems
 from core_hpc.config.run import ModelSection, RunConfig
 from core_hpc.local.executor import LocalLimits
 from core_hpc.local.gpus import check_gpus
-from core_hpc.models.resolve import ModelPlace, context_of_folder, place_of_model, resolve_embedder
+from core_hpc.models.folder import context_of_folder
+from core_hpc.models.resolve import ModelPlace, place_of_model, resolve_embedder
+from core_hpc.problems.sets import set_names, set_of
 from core_hpc.problems.splits import Splits
 from core_hpc.runs.sweep import Sweep
 from core_hpc.store.phases import COLD, EVALUATE
+
+if TYPE_CHECKING:
+    from tokenizers import Tokenizer
 
 LONGEST_CHECKED = 200
 """Questions of a split whose tokens are counted: the longest ones, by characters."""
@@ -45,17 +53,26 @@ def check_sweep(sweep: Sweep, splits: Mapping[str, Splits]) -> tuple[Check, ...]
         sweep: the sweep.
         splits: the problems of its runs, as far as they are on this machine.
     """
-    found = [*_gpus(sweep)]
+    found = [*_gpus(sweep), *_embedders(sweep)]
+    lengths = _Lengths()
     for plan in sweep.runs:
-        found += _models(plan.config, splits.get(plan.run_id))
+        found += _models(plan.config, splits.get(plan.run_id), lengths)
     return tuple(dict.fromkeys(found))
 
 
-def _models(config: RunConfig, splits: Splits | None) -> Iterator[Check]:
-    try:
-        resolve_embedder(config.reward.distance.embedder)
-    except InputError as e:
-        yield Check(what=str(e), refuses=True)
+def _trains(config: RunConfig) -> bool:
+    return not isinstance(config.problems.train, NoProblems)
+
+
+def _embedders(sweep: Sweep) -> Iterator[Check]:
+    for embedder in dict.fromkeys(p.config.reward.distance.embedder for p in sweep.runs if _trains(p.config)):
+        try:
+            resolve_embedder(embedder)
+        except InputError as e:
+            yield Check(what=str(e), refuses=True)
+
+
+def _models(config: RunConfig, splits: Splits | None, lengths: _Lengths) -> Iterator[Check]:
     for index, model in enumerate(config.team):
         where = f"team.{index} ({model.name}): "
         try:
@@ -65,11 +82,13 @@ def _models(config: RunConfig, splits: Splits | None) -> Iterator[Check]:
             continue
         if place.missing:
             yield Check(what=f"{where}{place.missing}", refuses=False)
-        if problem := _context(config, model, place, splits):
+        if problem := _context(config, model, place, splits, lengths):
             yield Check(what=where + problem, refuses=True)
 
 
-def _context(config: RunConfig, model: ModelSection, place: ModelPlace, splits: Splits | None) -> str:
+def _context(
+    config: RunConfig, model: ModelSection, place: ModelPlace, splits: Splits | None, lengths: _Lengths
+) -> str:
     """What is wrong with the context length of a model, or "".
 
     The tokens that are counted are a lower bound: the longest question and the instruction, without
@@ -82,35 +101,66 @@ def _context(config: RunConfig, model: ModelSection, place: ModelPlace, splits: 
     if limit is None:
         return ""
     protocol = config.protocol
-    new, new_evaluation = (config.sampling_of(model, phase).max_new_tokens for phase in (COLD, EVALUATE))
+    new = config.sampling_of(model, COLD).max_new_tokens
     hint = protocol.hint_tokens if protocol.rescue_samples else 0
-    train = evaluation = 0
+    train = 0
     if place.folder is not None and splits is not None:
-        questions = splits.train["question"].to_list(), splits.evaluation["question"].to_list()
-        train, evaluation = (_longest(place.folder, q, config.problems.instruction) for q in questions)
-    needed = max(train + hint + new, evaluation + new_evaluation)
+        train = lengths.longest(place.folder, splits.train["question"], config.problems.instruction)
+    by_set = _evaluation_tokens(config, model, place.folder, splits, lengths)
+    evaluation, new_evaluation = max(by_set, key=sum)
+    needed = evaluation + new_evaluation
+    if _trains(config):
+        needed = max(needed, train + hint + new)
     if needed <= limit:
         return ""
+    training = f"longest question {train} + hint {hint} + new {new}; " if _trains(config) else ""
     return (
-        f"needs at least {needed} tokens of context (longest question {train} + hint {hint} + new {new}; evaluation "
-        f"{evaluation} + {new_evaluation}), but {'the model' if limit == has else 'max_context_tokens'} has {limit}; "
-        "lower max_new_tokens or protocol.hint_tokens"
+        f"needs at least {needed} tokens of context ({training}evaluation {evaluation} + {new_evaluation}), but "
+        f"{'the model' if limit == has else 'max_context_tokens'} has {limit}; "
+        f"lower max_new_tokens{' or protocol.hint_tokens' if _trains(config) else ''}"
     )
 
 
-def _longest(folder: Path, questions: list[str], instruction: str) -> int:
-    """Tokens of the longest question with the instruction; 0 if the tokenizer is not in the usual file."""
+def _evaluation_tokens(
+    config: RunConfig, model: ModelSection, folder: Path | None, splits: Splits | None, lengths: _Lengths
+) -> list[tuple[int, int]]:
+    """Tokens of the longest question, and the most new tokens, of each set of the evaluation."""
+    names, found = set_names(config), []
+    for name in ("", *names):
+        own, longest = config.for_set(name), 0
+        if folder is not None and splits is not None:
+            problems = splits.evaluation.filter(set_of(names) == name)
+            longest = lengths.longest(folder, problems["question"], own.problems.instruction)
+        found.append((longest, own.sampling_of(own.model(model.name), EVALUATE).max_new_tokens))
+    return found
+
+
+class _Lengths:
+    """Counts the tokens of questions. What several runs of a sweep share is counted once."""
+
+    def __init__(self) -> None:
+        self._tokenizer = cache(load_fast_tokenizer)
+        self._count = cache(self._count_tokens)
+
+    def longest(self, folder: Path, questions: Iterable[str], instruction: str) -> int:
+        """Tokens of the longest question with the instruction; 0 if the tokenizer is not in the usual file."""
+        return self._count(folder, tuple(sorted(questions, key=len)[-LONGEST_CHECKED:]), instruction)
+
+    def _count_tokens(self, folder: Path, questions: tuple[str, ...], instruction: str) -> int:
+        with contextlib.suppress(Exception):  # the library raises plain Exceptions; a start reports what is wrong
+            if (tokenizer := self._tokenizer(folder)) is not None:
+                texts = [f"{question}\n\n{instruction}" for question in questions]
+                tokens = tokenizer.encode_batch(texts, add_special_tokens=False)
+                return max((len(t.ids) for t in tokens), default=0)
+        return 0
+
+
+def load_fast_tokenizer(folder: Path) -> Tokenizer | None:
+    """The tokenizer of a model folder, without transformers; None if it is not in the usual file."""
     from tokenizers import Tokenizer
 
     path = folder / "tokenizer.json"
-    if not path.is_file():
-        return 0
-    with contextlib.suppress(Exception):  # the library raises plain Exceptions; a start reports what is wrong
-        tokenizer = Tokenizer.from_file(str(path))
-        texts = sorted(questions, key=len)[-LONGEST_CHECKED:]
-        tokens = tokenizer.encode_batch([f"{text}\n\n{instruction}" for text in texts], add_special_tokens=False)
-        return max((len(t.ids) for t in tokens), default=0)
-    return 0
+    return Tokenizer.from_file(str(path)) if path.is_file() else None
 
 
 def _gpus(sweep: Sweep) -> Iterator[Check]:
@@ -127,10 +177,11 @@ def _gpus(sweep: Sweep) -> Iterator[Check]:
         return
     engines, update = slurm.num_gpus("generate"), slurm.update.nodes * slurm.num_gpus("update")
     ranks = cluster.update_ranks
-    if engines > 1:
+    if engines > cluster.engine_gpus:
+        uses = "one" if cluster.engine_gpus == 1 else f"{cluster.engine_gpus} (cluster.engine_gpus)"
         yield Check(
-            what=f"slurm.generate asks for {engines} GPUs, but an engine uses one; the others are idle. Set "
-            "slurm.generate.gpus_per_node to 1",
+            what=f"slurm.generate asks for {engines} GPUs, but an engine uses {uses}; the others are idle. Set "
+            f"slurm.generate.gpus_per_node to {cluster.engine_gpus}",
             refuses=False,
         )
     if update and update != ranks:

@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.table import Table
 
 from core_hpc.controller import estimate
-from core_hpc.controller.plan import Plan, planned_arrays
+from core_hpc.controller.plan import Plan, planned_arrays, sweep_hours
 from core_hpc.runs import folder as runfolders
 from core_hpc.runs.graph import Graph
 from core_hpc.runs.sweep import Sweep
@@ -101,13 +101,7 @@ def _print_estimate(plan: Plan, console: Console) -> None:
     for share in estimate.LENGTH_SHARES:
         table.add_column(f"{share:.0%} of max_new_tokens", justify="right")
     for device in estimate.DEVICES:
-        totals = [
-            sum(
-                estimate.hours(p.config, run.evaluated, share, device)
-                for p, run in zip(sweep.runs, plan.runs, strict=True)
-            )
-            for share in estimate.LENGTH_SHARES
-        ]
+        totals = sweep_hours(sweep, plan.runs, device)
         table.add_row(device.name, *(f"{hours:,.1f}" for hours in totals))
     console.print(table)
     console.print(estimate.FORMULA, markup=False)

@@ -10,11 +10,9 @@ from __future__ import annotations
 
 import json
 import sys
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
-
-import polars as pl
 
 from core_hpc.common.errors import CoreHpcError, InputError
 from core_hpc.config.problems import NoProblems
@@ -22,20 +20,14 @@ from core_hpc.config.run import ModelSection, RunConfig
 from core_hpc.engines import has_gpu
 from core_hpc.extensions.sources import Source, remember
 from core_hpc.models.adapters import adapter_digest, check_adapter, find_adapter
+from core_hpc.models.folder import adapter_targets, load_tokenizer, num_weights
 from core_hpc.models.loading import check_rope, check_split, check_vllm_packages, load_config
 from core_hpc.models.prompts import check_chat_settings, prompt_builder
 from core_hpc.models.quantization import no_gpu, require_package
-from core_hpc.models.resolve import (
-    ResolvedModel,
-    adapter_targets,
-    load_tokenizer,
-    num_weights,
-    resolve_embedder,
-    resolve_model,
-)
+from core_hpc.models.resolve import ResolvedModel, resolve_embedder, resolve_model
 from core_hpc.phases.own_functions import try_functions
-from core_hpc.problems.sets import set_names, set_of, with_sets
-from core_hpc.problems.splits import SPLITS, Splits, check_counts, make_splits, warmup_problems, worked_examples
+from core_hpc.problems.sets import all_problems, set_names, set_of
+from core_hpc.problems.splits import SPLITS, Splits, check_counts, worked_examples
 from core_hpc.runs.folder import ModelFacts
 from core_hpc.runs.sweep import RunPlan
 from core_hpc.store import parquet
@@ -57,16 +49,9 @@ def splits_of(plan: RunPlan) -> Splits:
 
 
 def _checked_splits(config: RunConfig) -> Splits:
-    splits = with_sets(config, make_splits(config.problems))
+    splits = all_problems(config)
     check_counts(config, splits)
-    warmups: dict[str, pl.DataFrame] = {}
-    for index, model in enumerate(config.team):
-        if model.warmup is not None:
-            try:
-                warmups[model.name] = warmup_problems(model.warmup, splits.evaluation, config.problems.answer_kinds)
-            except InputError as e:
-                raise InputError(f"team.{index}.warmup: {e}") from e
-    return replace(splits, warmups=warmups)
+    return splits
 
 
 def prepare(config: RunConfig, splits: Splits | None = None) -> dict[str, ModelFacts]:
@@ -78,7 +63,7 @@ def prepare(config: RunConfig, splits: Splits | None = None) -> dict[str, ModelF
     Raises:
         InputError: some models do not fit. It lists all mistakes.
     """
-    splits = splits if splits is not None else with_sets(config, make_splits(config.problems))
+    splits = splits if splits is not None else all_problems(config)
     if not isinstance(config.problems.train, NoProblems):
         resolve_embedder(config.reward.distance.embedder)
         try_functions(config, splits.train)

@@ -22,7 +22,8 @@ from typing import get_args
 
 from rich.markup import escape
 
-from core_hpc.common.errors import CoreHpcError, InputError
+from core_hpc.common.errors import CoreHpcError
+from core_hpc.common.new_file import write_new_file
 from core_hpc.common.ownership import deny_writing_by_others
 from core_hpc.common.terminal import PlainConsole, show_error
 from core_hpc.config.cluster import Driver
@@ -88,18 +89,11 @@ def main(arguments: Sequence[str], *, prog: str = PROG) -> int:
 
 def _write_profile(path: Path, console: PlainConsole) -> int:
     try:
-        text = write_profile(Slurm())
-        with path.open("x", encoding="utf-8") as file:
-            file.write(text)
+        taken = "exists and is not changed; name a new file"
+        write_new_file(path, write_profile(Slurm()), option="--write-profile", taken=taken)
     except CoreHpcError as e:
         show_error(e)
         return e.exit_code
-    except FileExistsError:
-        show_error(f"--write-profile: {path} exists and is not changed; name a new file")
-        return InputError.exit_code
-    except OSError as e:
-        show_error(f"--write-profile: {path} cannot be written: {e.strerror}")
-        return InputError.exit_code
     console.print(
         f"written: {escape(str(path))}. Read it, then: python -m core_hpc.doctor --cluster {escape(str(path))}"
     )

@@ -244,7 +244,8 @@ def check_problems(subject: Subject) -> Iterator[Finding]:
         return
     seen = set()
     for plan in subject.sweep.runs:
-        key = plan.config.problems.model_dump_json(), plan.config.protocol.problems_per_iteration
+        problems, evaluation = plan.config.problems, plan.config.evaluation
+        key = problems.model_dump_json(), evaluation.model_dump_json(), plan.config.protocol.problems_per_iteration
         if key in seen:
             continue
         seen.add(key)

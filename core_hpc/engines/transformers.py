@@ -29,9 +29,9 @@ from core_hpc.engines.base import (
     SamplingSettings,
 )
 from core_hpc.engines.sampling import sample_tokens
+from core_hpc.models.folder import load_tokenizer
 from core_hpc.models.loading import load_model
 from core_hpc.models.quantization import four_bit_options
-from core_hpc.models.resolve import load_tokenizer
 
 if TYPE_CHECKING:
     from torch import Tensor

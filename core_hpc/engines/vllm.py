@@ -24,8 +24,8 @@ from core_hpc.common.errors import CoreHpcError, InputError
 from core_hpc.engines import EngineSpec, check_requests
 from core_hpc.engines.base import AdapterRef, Completion, GenerationRequest, SamplingSettings
 from core_hpc.engines.shared import StepEngine
+from core_hpc.models.folder import is_mistral_file
 from core_hpc.models.loading import check_split, check_vllm_packages, load_config, resolve_rope
-from core_hpc.models.resolve import is_mistral_file
 from core_hpc.store.paths import EARLIER_OPTIMIZER_STATE
 
 if TYPE_CHECKING:

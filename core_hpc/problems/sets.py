@@ -1,7 +1,7 @@
-"""The further problem sets of an evaluation (`evaluation.sets`): their problems and their completions.
+"""All problems of a run, with the further problem sets of its evaluation (`evaluation.sets`).
 
-In: the configuration, and the splits of a run. Out: the problems of all sets, which follow the
-held-out problems in the frozen evaluation split. The id of a problem begins with the name of its
+In: the configuration. Out: the splits with the problems of warm-ups, and of all sets, which follow
+the held-out problems in the frozen evaluation split. The id of a problem begins with the name of its
 set, so a row of any table shows the set that it belongs to. Problems of `problems.evaluation` belong
 to the set with the empty name.
 """
@@ -13,22 +13,38 @@ from dataclasses import replace
 
 import polars as pl
 
+from core_hpc.answers.kinds import own_kinds
+from core_hpc.answers.own import kinds_of
 from core_hpc.common.errors import InputError
 from core_hpc.config.evaluation import EvaluationSetSection
 from core_hpc.config.problems import DataSetProblems, FileProblems
 from core_hpc.config.run import RunConfig
 from core_hpc.problems.duplicates import NearDuplicates
-from core_hpc.problems.splits import EVALUATION, Splits, folded, problems_apart_from
+from core_hpc.problems.splits import EVALUATION, Splits, folded, make_splits, problems_apart_from, warmup_problems
 
 SEPARATOR = "/"
 
 
-def with_sets(config: RunConfig, splits: Splits) -> Splits:
-    """Add the problems of the sets to the evaluation split.
+def all_problems(config: RunConfig) -> Splits:
+    """Read or generate all problems of a run: the splits, the sets of its evaluation, and the warm-ups.
 
     Raises:
-        InputError: a set has too few problems, or problems to train on.
+        InputError: a source is missing or wrong, or has too few problems; or training and
+            evaluation share problems. The message names the place in the sweep file.
     """
+    with own_kinds(kinds_of(config.problems.answer_kinds)):
+        splits = _with_sets(config, make_splits(config.problems))
+        warmups: dict[str, pl.DataFrame] = {}
+        for index, model in enumerate(config.team):
+            if model.warmup is not None:
+                try:
+                    warmups[model.name] = warmup_problems(model.warmup, splits.evaluation)
+                except InputError as e:
+                    raise InputError(f"team.{index}.warmup: {e}") from e
+    return replace(splits, warmups=warmups)
+
+
+def _with_sets(config: RunConfig, splits: Splits) -> Splits:
     sets = config.evaluation.sets
     if not sets:
         return splits

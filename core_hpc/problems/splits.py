@@ -28,7 +28,6 @@ from core_hpc.config.problems import (
     DataSetProblems,
     FileProblems,
     NoProblems,
-    OwnAnswerKind,
     ProblemSource,
     ProblemsSection,
 )
@@ -98,10 +97,8 @@ def _make_splits(section: ProblemsSection) -> Splits:
     return Splits(train=_frame(splits[TRAIN]), evaluation=_frame(splits[EVALUATION]), examples=_frame(splits[EXAMPLES]))
 
 
-def warmup_problems(
-    warmup: WarmupSection, evaluation: pl.DataFrame, kinds: Mapping[str, OwnAnswerKind] | None = None
-) -> pl.DataFrame:
-    """The problems of a warm-up, none of which is a held-out problem. `kinds` are the user's own.
+def warmup_problems(warmup: WarmupSection, evaluation: pl.DataFrame) -> pl.DataFrame:
+    """The problems of a warm-up, none of which is a held-out problem.
 
     Raises:
         InputError: a source has too few problems, or problems without a worked solution.
@@ -110,8 +107,7 @@ def warmup_problems(
     items: list[Item] = []
     for number, source in enumerate((warmup.problems, *warmup.hinted)):
         label = f"warmup-{number}" if number else "warmup"
-        with own_kinds(kinds_of(kinds or {})):
-            found = _solved(source, _apart_from(source, label, held_out))
+        found = _solved(source, _apart_from(source, label, held_out))
         items += [replace(i, metadata={**i.metadata, HINTED: True}) for i in found] if number else found
     if twice := [name for name, times in Counter(i.problem_id for i in items).items() if times > 1]:
         raise InputError(f"two sources of the warm-up have the id {twice[0]!r}; give their problems different ids")

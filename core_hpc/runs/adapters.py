@@ -34,8 +34,10 @@ def freeze_adapter(paths: RunPaths, model: ModelSection, digest: str) -> None:
         InputError: The source is missing, or has another content now.
     """
     assert model.adapter is not None
-    if _damage(paths, model.name) is None and adapter_digest(_verified(paths, model.name)) == digest:
-        return
+    if _damage(paths, model.name) is None:
+        copied = manifests.read_manifest(paths.adapter_manifest(model.name)).folder
+        if adapter_digest(copied) == digest:
+            return
     source = find_adapter(model.adapter, name=model.name).folder
     if adapter_digest(source) != digest:
         raise InputError(f"team {model.name}: the adapter in {source} is not the one with which the run was started")

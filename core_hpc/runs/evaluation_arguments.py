@@ -17,6 +17,7 @@ from pydantic import TypeAdapter, ValidationError
 import yaml
 from core_hpc.common.errors import InputError
 from core_hpc.config.problems import PROBLEM_SOURCES, ProblemSource
+from core_hpc.config.yaml_mistakes import explain_yaml
 from core_hpc.config.yaml_text import parse_yaml
 from core_hpc.problems.datasets import HUB
 
@@ -78,7 +79,7 @@ def _mapping(text: str, spec: str) -> Fields:
     try:
         found = parse_yaml(spec)
     except yaml.YAMLError as e:
-        raise InputError(f"--problems {text}: not valid YAML: {' '.join(str(e).split())}") from e
+        raise InputError(f"--problems {text}: not valid YAML: {explain_yaml(e, spec)}") from e
     if not isinstance(found, dict):
         raise InputError(f"--problems {text}: write the fields as {{source: gsm8k, count: 100}}")
     return found

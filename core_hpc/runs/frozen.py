@@ -14,8 +14,8 @@ from tempfile import TemporaryDirectory
 import polars as pl
 
 from core_hpc.common.errors import InputError, StoreError
-from core_hpc.problems.sets import with_sets
-from core_hpc.problems.splits import SPLITS, make_splits, problems_digest, warmup_problems
+from core_hpc.problems.sets import all_problems
+from core_hpc.problems.splits import SPLITS, problems_digest
 from core_hpc.runs.folder import Run, read_identity
 from core_hpc.store import manifests, parquet, shards
 from core_hpc.store.manifests import DamagedError, sha256_file
@@ -58,14 +58,9 @@ def _names(run: Run) -> list[str]:
 
 def _make(run: Run) -> dict[str, pl.DataFrame]:
     """All problems of a run, from their sources."""
-    splits = with_sets(run.config, make_splits(run.config.problems))
-    made: dict[str, pl.DataFrame] = {name: getattr(splits, name) for name in SPLITS}
-    for model in run.config.team:
-        if model.warmup is not None:
-            made[run.paths.warmup_problems(model.name)] = warmup_problems(
-                model.warmup, splits.evaluation, run.config.problems.answer_kinds
-            )
-    return made
+    splits = all_problems(run.config)
+    warmups = {run.paths.warmup_problems(model): frame for model, frame in splits.warmups.items()}
+    return {name: getattr(splits, name) for name in SPLITS} | warmups
 
 
 def _damage(run: Run, name: str) -> StoreError | None:

@@ -112,7 +112,7 @@ def render(status: SweepStatus, *, show_all: bool = False, width: int = WIDE) ->
 
 def _table(runs: Sequence[RunStatus], names: Mapping[str, str], width: int) -> Table:
     rows = [dict(zip(COLUMNS, _cells(run, names[run.run_id]), strict=True)) for run in runs]
-    needed = {name: max(len(name), *(len(row[name]) for row in rows), 0) if rows else len(name) for name in COLUMNS}
+    needed = {name: max(len(cell) for cell in (name, *(row[name] for row in rows))) for name in COLUMNS}
     columns = list(COLUMNS)
     for name in DROPPED_FIRST:
         if sum(needed[c] + GAP for c in columns) - GAP <= width:

@@ -26,8 +26,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from core_hpc.models.folder import is_mistral_file
 from core_hpc.models.loading import published_rope, trained_parameters
-from core_hpc.models.resolve import is_mistral_file
 from core_hpc.training.policy import Policy
 from core_hpc.training.prefix_tree import TREE_ATTENTION
 from core_hpc.training.state_io import share_with_group

@@ -31,7 +31,8 @@ from typing import Any
 from core_hpc.config.run import LoraSection
 from core_hpc.config.update import UpdateSection
 from core_hpc.engines import worker_environment
-from core_hpc.models.resolve import load_tokenizer, resolve_model
+from core_hpc.models.folder import load_tokenizer
+from core_hpc.models.resolve import resolve_model
 from core_hpc.runs.sweep import load_sweep
 from core_hpc.training.batching import Row
 from tests.benchmarks.measure import (

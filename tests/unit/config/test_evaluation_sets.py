@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import polars as pl
 import pytest
 
 import yaml
@@ -18,6 +19,7 @@ from core_hpc.problems.sets import num_samples, set_sizes
 from core_hpc.runs.graph import Graph
 from core_hpc.runs.sweep import RunPlan, load_sweep
 from core_hpc.store.schema import EVALUATE
+from tests.support.examples import EXAMPLES
 from tests.unit.config.test_sweep import MINIMAL
 
 SAME = {"source": "generated", "count": 4}
@@ -96,6 +98,29 @@ def test_a_set_shares_no_problem_with_training(tmp_path: Path) -> None:
         splits_of(plan(problems=problems, evaluation={"sets": [{"name": "s", "problems": own}]}))
     drawn = splits_of(plan(problems=problems, evaluation={"sets": [{"name": "s", "problems": {**own, "count": 3}}]}))
     assert drawn.evaluation["problem_id"].to_list()[2:] == ["s/p5", "s/p6", "s/p7"]
+
+
+def test_a_set_may_have_answers_of_a_kind_of_the_user(tmp_path: Path) -> None:
+    """The canonical answers of the Roman numerals of the shipped example."""
+    (tmp_path / "my_answers.py").write_bytes((EXAMPLES / "my_answers.py").read_bytes())
+    numerals = {"IX": "9", "XL": "40", "CD": "400"}
+    rows = [{"id": n, "question": f"Write {v} as a numeral.", "answer": n} for n, v in numerals.items()]
+    (tmp_path / "roman.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    source = {"source": "jsonl", "path": str(tmp_path / "roman.jsonl"), "answer_kind": "roman"}
+    own = {"name": "roman", "problems": source, "instruction": "Only the numeral."}
+    kinds = {"roman": {"normalize": "my_answers.py:normalize"}}
+    data = {**MINIMAL, "problems": {**MINIMAL["problems"], "answer_kinds": kinds}, "evaluation": {"sets": [own]}}
+    data["protocol"] = {"problems_per_iteration": 4}
+    path = tmp_path / "sweep.yaml"
+    path.write_text(yaml.safe_dump(data), encoding="utf-8")
+    (run,) = load_sweep(path).runs
+    made = splits_of(run).evaluation.filter(pl.col("problem_id").str.starts_with("roman/"))
+    assert made["gold"].to_list() == list(numerals.values())
+    assert made["answer_kind"].unique().to_list() == ["roman"]
+    source["answer_kind"] = "romn"
+    path.write_text(yaml.safe_dump(data), encoding="utf-8")
+    with pytest.raises(ConfigError, match=r"evaluation.sets.0.problems: unknown answer_kind 'romn'; known: .*, roman"):
+        load_sweep(path)
 
 
 @pytest.mark.parametrize(

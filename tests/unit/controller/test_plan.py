@@ -16,7 +16,7 @@ from scipy import stats
 import yaml
 from core_hpc import launch
 from core_hpc.common.errors import ConfigError
-from core_hpc.controller import estimate
+from core_hpc.controller import estimate, plan_checks
 from core_hpc.controller.plan import make_plan, most_work, planned_arrays, planned_scripts
 from core_hpc.controller.prepare import splits_of
 from core_hpc.runs.bases import PROFILES
@@ -434,6 +434,56 @@ def test_the_context_length_is_checked_with_the_longest_question(tmp_path: Path)
     assert "but max_context_tokens has 150" in message
 
 
+def test_a_run_that_only_evaluates_needs_no_embedder_and_no_room_for_hints(tmp_path: Path) -> None:
+    """As a start, which looks at neither."""
+    problems = {"train": {"source": "none"}, "evaluation": {"source": "generated", "count": 32}}
+    changes = {"iterations": 0, "reward": {"distance": {"embedder": str(tmp_path / "absent")}}}
+    path = small_sweep(tmp_path, problems=problems, protocol={"hint_tokens": 10_000}, **changes)
+    assert checks(path) == {}
+    found = checks(path, "evaluation.sampling.max_new_tokens=512")
+    assert list(found.values()) == [True, True]
+    assert all("tokens of context (evaluation " in w and "hint" not in w for w in found)
+
+
+def test_each_set_of_the_evaluation_has_its_own_questions_and_tokens(tmp_path: Path) -> None:
+    """The longest question of the set plus the most new tokens of the main set would not fit."""
+    question = {"id": "long", "question": "word " * 300 + "?", "answer": "1"}
+    (tmp_path / "long.jsonl").write_text(json.dumps(question))
+    problems = {"source": "jsonl", "path": str(tmp_path / "long.jsonl")}
+    own = {"name": "long", "problems": problems, "sampling": {"max_new_tokens": 20}, "instruction": "one two three"}
+    path = small_sweep(tmp_path, evaluation={"sampling": {"max_new_tokens": 300}, "sets": [own]})
+    assert checks(path) == {}
+    most = 512 - 301 - 3
+    assert checks(path, f"evaluation.sets.long.sampling.max_new_tokens={most}") == {}
+    found = checks(path, f"evaluation.sets.long.sampling.max_new_tokens={most + 1}")
+    assert list(found.values()) == [True, True]
+    assert all("needs at least 513 tokens of context" in w and f"evaluation 304 + {most + 1}" in w for w in found)
+
+
+def test_what_runs_share_is_computed_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Four runs of two models with the same problems: one embedder, two tokenizers, two splits for each."""
+    sweep = load_sweep(small_sweep(tmp_path, grid={"seed": [1, 2, 3, 4]}))
+    embedders: list[str] = []
+    loaded: list[str] = []
+    encoded: list[int] = []
+
+    class Counting:
+        def __init__(self, path: str) -> None:
+            loaded.append(path)
+            self.encode = tokenizers.Tokenizer.from_file(path).encode_batch
+
+        def encode_batch(self, texts: list[str], *, add_special_tokens: bool) -> list[tokenizers.Encoding]:
+            encoded.append(len(texts))
+            return self.encode(texts, add_special_tokens=add_special_tokens)
+
+    monkeypatch.setattr(plan_checks, "load_fast_tokenizer", lambda folder: Counting(str(folder / "tokenizer.json")))
+    monkeypatch.setattr(plan_checks, "resolve_embedder", embedders.append)
+    assert make_plan(sweep).checks == ()
+    assert embedders == ["fake:hashing"]
+    assert sorted(loaded) == [str(tmp_path / name / "tokenizer.json") for name in ("a", "b")]
+    assert encoded == [32] * 4
+
+
 @pytest.mark.parametrize(
     ("profile", "overrides", "expected"),
     [
@@ -444,6 +494,13 @@ def test_the_context_length_is_checked_with_the_longest_question(tmp_path: Path)
         ),
         ("one_node", ["update_ranks=8"], "8 rank(s) (cluster.update_ranks) and 4 GPU(s) (slurm.update): each rank"),
         ("one_node", ["slurm.generate.gpus_per_node=2"], "slurm.generate asks for 2 GPUs, but an engine uses one"),
+        (
+            "large_models",
+            ["slurm.generate.gpus_per_node=4"],
+            "slurm.generate asks for 4 GPUs, but an engine uses 2 (cluster.engine_gpus); the others are idle. Set "
+            "slurm.generate.gpus_per_node to 2",
+        ),
+        ("large_models", [], None),
         ("one_node", ["slurm.gpus_per_node=0", "slurm.update.gpus_per_node=0"], "the jobs ask for no GPU"),
         ("multi_node", [], None),
         ("one_node", [], None),

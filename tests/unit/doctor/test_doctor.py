@@ -117,6 +117,16 @@ def test_problems(tmp_path: Path) -> None:
     assert "problems_per_iteration" in failure(doctor_checks.check_problems(subject(tmp_path, problems=few))).what
 
 
+def test_problems_of_sets_are_those_of_each_run(tmp_path: Path) -> None:
+    """Two runs whose only difference is the source of a set."""
+    absent = {"source": "jsonl", "path": str(tmp_path / "none.jsonl")}
+    own = {"name": "s", "problems": {"source": "generated", "count": 2}}
+    runs = [{"label": "made"}, {"label": "absent", "evaluation.sets.s.problems": absent}]
+    found = list(doctor_checks.check_problems(subject(tmp_path, evaluation={"sets": [own]}, runs=runs)))
+    assert statuses(found) == [OK, FAIL]
+    assert "run absent: evaluation.sets.0.problems: " in found[1].what
+
+
 def test_without_a_sweep_models_and_problems_are_not_checked(tmp_path: Path) -> None:
     stand_in = Subject(doctor.load_subject(None, None), False, Slurm())
     assert [*doctor_checks.check_models(stand_in), *doctor_checks.check_problems(stand_in)] == []

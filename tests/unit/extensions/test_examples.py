@@ -11,7 +11,7 @@ import numpy as np
 import polars as pl
 import pytest
 
-from core_hpc.models.resolve import load_tokenizer
+from core_hpc.models.folder import load_tokenizer
 from core_hpc.protocol.distance import distance_matrix, operation_signature
 from core_hpc.protocol.embeddings import create_embedder
 from core_hpc.protocol.hints import remove_answers

@@ -20,7 +20,7 @@ from core_hpc.models.adapters import (
     read_shape,
     split_reference,
 )
-from core_hpc.models.resolve import fingerprint
+from core_hpc.models.folder import fingerprint
 from tests.support.tiny import make_tiny_model
 
 LORA = LoraSection(rank=3, alpha=6, targets=["q_proj", "down_proj"])

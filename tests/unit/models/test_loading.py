@@ -13,6 +13,7 @@ from core_hpc.common.errors import InputError
 from core_hpc.config.run import ModelSection
 from core_hpc.controller import prepare
 from core_hpc.models import loading, resolve
+from core_hpc.models.folder import adapter_targets, load_tokenizer, num_weights, weight_files
 from core_hpc.models.loading import (
     check_rope,
     check_split,
@@ -87,11 +88,11 @@ def test_only_linear_layers_of_the_language_model_are_targets(mistral3: Path) ->
     names = set(linear_layers(load_model(mistral3, context_tokens=64)))
     assert len(names) == 2 * 7
     assert all(n.startswith("model.language_model.layers.") for n in names)
-    assert resolve.adapter_targets(mistral3, ["q_proj", "linear_1"]) == ["linear_1"], "the projector is not trained"
+    assert adapter_targets(mistral3, ["q_proj", "linear_1"]) == ["linear_1"], "the projector is not trained"
 
 
 def test_the_tokenizer_is_the_one_of_tokenizer_json(mistral3: Path) -> None:
-    tokenizer = resolve.load_tokenizer(mistral3)
+    tokenizer = load_tokenizer(mistral3)
     assert tokenizer("[THINK]", add_special_tokens=False)["input_ids"] == [tokenizer.convert_tokens_to_ids("[THINK]")]
     assert tokenizer.chat_template == MISTRAL_TEMPLATE
 
@@ -105,9 +106,9 @@ def test_a_folder_without_tokenizer_json_is_refused(mistral3: Path, tmp_path: Pa
 
 
 def test_weights_of_the_second_format_are_not_counted(mistral3: Path, tmp_path: Path) -> None:
-    assert [p.name for p in resolve.weight_files(mistral3)] == ["model.safetensors"]
+    assert [p.name for p in weight_files(mistral3)] == ["model.safetensors"]
     expected = sum(p.numel() for p in load_model(mistral3, context_tokens=64).parameters())
-    assert resolve.num_weights(mistral3) == expected
+    assert num_weights(mistral3) == expected
 
 
 def test_a_snapshot_leaves_out_the_second_format(monkeypatch: pytest.MonkeyPatch, phi3: Path) -> None:

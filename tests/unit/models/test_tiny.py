@@ -9,6 +9,7 @@ import pytest
 from core_hpc.common.errors import InputError
 from core_hpc.config.problems import GeneratedProblems
 from core_hpc.models import resolve
+from core_hpc.models.folder import load_tokenizer, num_weights
 from core_hpc.models.prompts import HINT_HEADING, PromptBuilder
 from core_hpc.models.tiny import TINY_MODELS, tiny_tokenizer
 from core_hpc.problems.generators import generate
@@ -56,9 +57,9 @@ def test_the_same_folder_in_another_process(cache: Path) -> None:
     found = {name: resolve.resolve_model(f"tiny:{name}") for name in TINY_MODELS}
     for name, model in found.items():
         millions = int(name.rpartition("-")[2].removesuffix("m"))
-        assert resolve.num_weights(model.folder) == pytest.approx(millions * 1e6, rel=0.06)
+        assert num_weights(model.folder) == pytest.approx(millions * 1e6, rel=0.06)
         assert model.has_chat_template
-        assert resolve.load_tokenizer(model.folder)(SOLUTION)["input_ids"] == tiny_tokenizer()(SOLUTION)["input_ids"]
+        assert load_tokenizer(model.folder)(SOLUTION)["input_ids"] == tiny_tokenizer()(SOLUTION)["input_ids"]
     assert len({model.fingerprint for model in found.values()}) == len(found)
     code = "import sys; from core_hpc.models.resolve import resolve_model as r; print(r(sys.argv[1]).fingerprint)"
     environment = {"CORE_HPC_CACHE": str(cache / "other"), "PATH": "/usr/bin:/bin", "PYTHONPATH": ":".join(sys.path)}
