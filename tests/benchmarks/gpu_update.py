@@ -31,7 +31,7 @@ import torch
 
 from core_hpc.config.run import LoraSection
 from core_hpc.config.update import UpdateSection
-from core_hpc.training import trainer as trainer_module
+from core_hpc.training import build
 from core_hpc.training.batching import Row
 from core_hpc.training.task import TrainerSettings, UpdateTask
 from core_hpc.training.trainer import Trainer
@@ -135,7 +135,7 @@ def make_trainer(
 ) -> tuple[Trainer, int]:
     """Make a trainer of an adapter on random weights; also return the number of parameters."""
     base = make_base(shape, device)
-    with mock.patch.object(trainer_module, "load_base_model", return_value=base):
+    with mock.patch.object(build, "load_base_model", return_value=base):
         trainer = Trainer(
             TrainerSettings(
                 model_folder=Path(),
