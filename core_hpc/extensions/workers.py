@@ -13,10 +13,9 @@ import atexit
 from collections.abc import Mapping, Sequence
 from concurrent.futures.process import BrokenProcessPool
 from functools import cache
-from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
-from core_hpc.common.errors import CoreHpcError, ExtensionAttemptError, ExtensionError, InputError
+from core_hpc.common.errors import CoreHpcError, ExtensionAttemptError, ExtensionError
 from core_hpc.common.pools import MAX_POOLS, WALL_FACTOR, default_num_workers, require_guard, start_pool, stop_pool
 from core_hpc.extensions import child
 from core_hpc.extensions.sources import function_name, source_of
@@ -123,7 +122,6 @@ class FunctionWorkers:
 
     def _running_pool(self) -> ProcessPool:
         if self._pool is None:
-            require_pebble()
             self._pool = start_pool(
                 what="functions of the user",
                 num_workers=self._num_workers,
@@ -135,12 +133,6 @@ class FunctionWorkers:
 def _kill_after(call: child.Call) -> float:
     """Seconds of wall-clock time after which the process of a call is killed."""
     return call.limit_s * (WALL_FACTOR if call.of_cpu_time else 1) + KILL_AFTER_S
-
-
-def require_pebble() -> None:
-    """Raise InputError unless the package that kills processes is installed."""
-    if find_spec("pebble") is None:
-        raise InputError("functions of your own need pebble; run: pip install 'core_hpc[latex]'")
 
 
 @cache
