@@ -37,7 +37,12 @@ def sweep_schema() -> Schema:
         "type": "object",
         "additionalProperties": False,
         "properties": {
-            "base": {"type": ["string", "null"], "description": "sweep file to inherit from, relative to this file"},
+            "base": {
+                "type": ["string", "array", "null"],
+                "items": {"type": "string"},
+                "description": "sweep file to inherit from, relative to this file, or a list: a later file replaces "
+                "fields of an earlier one",
+            },
             **properties,
             "grid": _grid([field for field in fields if not field.operational]),
             "runs": {"type": "array", "minItems": 1, "items": _run(properties, fields), "description": "list of runs"},

@@ -23,8 +23,10 @@ MAX_BASES = 20
 PROFILES = shipped_folder("yaml") / "cluster"
 
 
-def read_with_bases(path: Path, *, profile: bool = False, _seen: tuple[Path, ...] = ()) -> tuple[str, dict[str, Any]]:
+def read_with_bases(path: Path, *, profile: bool = False) -> tuple[str, dict[str, Any]]:
     """The text of a file, and its fields merged over those of its base files.
+
+    With several bases, the fields of a later one replace those of the earlier ones.
 
     Args:
         path: The file.
@@ -33,10 +35,16 @@ def read_with_bases(path: Path, *, profile: bool = False, _seen: tuple[Path, ...
     Raises:
         ConfigError: The file or one of its bases cannot be read. The message names this file.
     """
+    return _read(path, profile=profile, heirs=(), read=[])
+
+
+def _read(path: Path, *, profile: bool, heirs: tuple[Path, ...], read: list[Path]) -> tuple[str, dict[str, Any]]:
+    """`read_with_bases`, for a file that `heirs` inherit from; `read` gets every file."""
     resolved = path.expanduser().resolve()
-    if resolved in _seen:
+    if resolved in heirs:
         raise ConfigError(str(path), ["base: this file inherits from itself"])
-    if len(_seen) > MAX_BASES:
+    read.append(resolved)
+    if len(read) > MAX_BASES + 1:
         raise ConfigError(str(path), [f"base: more than {MAX_BASES} files inherit from each other"])
     text = ""
     try:
@@ -49,13 +57,16 @@ def read_with_bases(path: Path, *, profile: bool = False, _seen: tuple[Path, ...
     if not isinstance(data, dict):
         raise ConfigError(str(path), ["the file must be a mapping of keys, for example `name: my-sweep`"])
     data = located(data, resolved.parent)
-    base = data.get("base")
-    if base is None:
-        return text, data
-    if not isinstance(base, str):
-        raise ConfigError(str(path), ["base: must be the path of another file of this kind, relative to this file"])
-    below = _base_file(path, base, profile=profile)
-    _, inherited = read_with_bases(below, profile=profile, _seen=(*_seen, resolved))
+    named = data.get("base")
+    bases = named if isinstance(named, list) else [] if named is None else [named]
+    if not all(isinstance(base, str) for base in bases):
+        message = "base: must be the path of another file of this kind, relative to this file, or a list of paths"
+        raise ConfigError(str(path), [message])
+    inherited: dict[str, Any] = {}
+    for base in bases:
+        below = _base_file(path, base, profile=profile)
+        _, fields = _read(below, profile=profile, heirs=(*heirs, resolved), read=read)
+        inherited = _merge(inherited, fields)
     return text, _merge(inherited, data)
 
 

@@ -6,6 +6,7 @@ Nothing is downloaded. A sweep that needs a data set is checked as far as its fi
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -20,9 +21,10 @@ from core_hpc.runs.graph import Graph, steps_per_iteration
 from core_hpc.runs.sweep import RunPlan, load_sweep
 from tests.support.harness import ROOT
 
-FOLDERS = ("ablations", "paper", "replication")
+FOLDERS = ("ablations", "paper", "paper/readings", "replication")
 SWEEPS = [path for folder in FOLDERS for path in sorted((ROOT / "yaml" / folder).glob("*.yaml"))]
 PAPER = sorted((ROOT / "yaml" / "paper").glob("*.yaml"))
+READINGS = sorted((ROOT / "yaml" / "paper" / "readings").glob("*.yaml"))
 ARMS = ("core", "core_without_hints", "independent")
 
 
@@ -195,10 +197,48 @@ def test_a_paper_run_has_the_papers_budget_and_states_its_cost(path: Path) -> No
     assert protocol.problems_per_iteration % config.update.problems_per_step == 0, "no smaller last step"
     assert (protocol.cold_samples, protocol.rescue_samples) == (2, 1)
     assert (config.update.problems_per_step, config.seed) == (4, 42)
+    assert stated_cost(path) == cost([run])
+
+
+def cost(runs: Sequence[RunPlan]) -> tuple[float, float]:
+    """H100-hours if completions have a tenth of their greatest length on average, and if they have all of it."""
+
+    def hours(run: RunPlan, share: float) -> float:
+        held_out = run.config.problems.evaluation
+        assert isinstance(held_out, DataSetProblems)
+        return estimate.hours(run.config, {"": 2 * held_out.count}, share, estimate.DEVICES[0])
+
+    low, high = (round(sum(hours(run, share) for run in runs), 1) for share in (0.1, 1.0))
+    return low, high
+
+
+def stated_cost(path: Path) -> tuple[float, float]:
+    """The H100-hours in the comment of a sweep file."""
     stated = re.search(
         r"Estimated cost: ([\d.]+) H100-hours if completions have 10 % .* ([\d.]+) if all", path.read_text()
     )
-    h100 = estimate.DEVICES[0]
-    hours = [estimate.hours(config, {"": 2 * held_out.count}, share, h100) for share in (0.1, 1.0)]
     assert stated is not None
-    assert [float(x) for x in stated.groups()] == [round(x, 1) for x in hours]
+    return float(stated[1]), float(stated[2])
+
+
+def test_every_paper_run_has_its_readings() -> None:
+    assert [path.name for path in READINGS] == [path.name for path in PAPER]
+
+
+@pytest.mark.parametrize("path", READINGS, ids=lambda p: p.stem)
+def test_readings_are_those_of_the_papers_run_at_no_greater_budget(path: Path) -> None:
+    sweep = load_sweep(path)
+    (paper,) = load_sweep(path.parents[1] / path.name).runs
+    changes = {run.label: differing(paper.config, run.config) for run in sweep.runs}
+    cold_alone = {"protocol.cold_samples": 3, "protocol.rescue_samples": 0}
+    lessons = runs_of("ablations/teach")["lessons-and-rehearsal"].config
+    assert changes.pop("lessons") == differing(runs_of("ablations/parts")["core"].config, lessons) | cold_alone
+    assert changes == {
+        "paper": {},
+        "older-trainer": differing(
+            *(runs_of("ablations/rescue_context")[x].config for x in ("hinted", "older-trainer"))
+        ),
+        "independent": {"update.group": "model", **cold_alone},
+    }
+    assert {budget(run.config) for run in sweep.runs} == {budget(paper.config)}
+    assert stated_cost(path) == cost(sweep.runs)

@@ -108,6 +108,14 @@ def test_many_files_that_inherit_from_each_other_are_refused(tmp_path: Path) -> 
         load_sweep(tmp_path / "0.yaml")
 
 
+def test_lists_of_bases_that_double_with_every_file_are_refused(tmp_path: Path) -> None:
+    for i in range(19):
+        (tmp_path / f"{i}.yaml").write_text(f"base: [{i + 1}.yaml, {i + 1}.yaml]\n")
+    (tmp_path / "19.yaml").write_text("seed: 1\n")
+    with pytest.raises(ConfigError, match="more than 20 files inherit from each other"):
+        load_sweep(tmp_path / "0.yaml")
+
+
 def test_what_is_far_from_the_limits_is_read(tmp_path: Path) -> None:
     """Aliases, long grids and a large run are useful."""
     assert parse_yaml("a: &a {x: [1, 2]}\nb: *a\nc: [*a, *a]") == {

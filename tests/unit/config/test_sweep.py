@@ -206,6 +206,24 @@ def test_base_is_inherited_and_cycles_are_refused(tmp_path: Path) -> None:
         load_sweep(child)
 
 
+def test_a_later_base_replaces_fields_of_an_earlier_one(tmp_path: Path) -> None:
+    write(tmp_path, seed=5, update={"learning_rate": 1e-4})
+    (tmp_path / "arms.yaml").write_text(
+        "name: arms\nseed: 6\nupdate: {problems_per_step: 2}\nruns: [{label: one}, {label: two, seed: 7}]\n"
+    )
+    (tmp_path / "child.yaml").write_text("base: [sweep.yaml, arms.yaml]\nname: child\n")
+    sweep = load_sweep(tmp_path / "child.yaml")
+    assert sweep.name == "child"
+    assert [(run.label, run.config.seed) for run in sweep.runs] == [("one", 6), ("two", 7)]
+    assert {(run.config.update.learning_rate, run.config.update.problems_per_step) for run in sweep.runs} == {(1e-4, 2)}
+
+
+@pytest.mark.parametrize("base", [3, [3], ["sweep.yaml", None], {"a": 1}])
+def test_a_base_that_is_no_path_is_refused(base: object, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="base: must be the path of another file"):
+        load_sweep(write(tmp_path, base=base))
+
+
 @pytest.mark.parametrize(
     ("override", "expected"),
     [
