@@ -25,7 +25,7 @@ FOLDERS = ("ablations", "paper", "paper/readings", "replication")
 SWEEPS = [path for folder in FOLDERS for path in sorted((ROOT / "yaml" / folder).glob("*.yaml"))]
 PAPER = sorted((ROOT / "yaml" / "paper").glob("*.yaml"))
 READINGS = sorted((ROOT / "yaml" / "paper" / "readings").glob("*.yaml"))
-ARMS = ("core", "core_without_hints", "independent")
+ARMS = ("core", "core_own_baseline", "core_without_hints", "independent")
 
 
 def runs_of(name: str) -> dict[str, RunPlan]:
@@ -170,6 +170,7 @@ def test_arms_of_the_replication_have_equal_budgets_seeds_and_problems() -> None
     assert {arm: [run.config.seed for run in runs] for arm, runs in arms.items()} == {arm: [1, 2, 3] for arm in ARMS}
     first = {arm: runs[0] for arm, runs in arms.items()}
     changes = {arm: differing(first["core"].config, run.config) for arm, run in first.items()}
+    assert changes["core_own_baseline"] == {"update.baseline": "model"}
     assert changes["core_without_hints"] == {"protocol.hint_probability": 0}
     assert changes["independent"] == {"update.group": "model", "protocol.cold_samples": 6, "protocol.rescue_samples": 0}
     assert {arm: run.config.evaluation.before for arm, run in first.items()} == {arm: arm == "core" for arm in ARMS}
