@@ -5,13 +5,15 @@ the published tasks. The output is a list of `Finding`s. Each finding is about o
 task: a row that is missing, duplicated or of another run, a different gold answer, or a hinted row
 outside the rescue phase.
 
-This module opens no file. `scan.find_row` finds the row that a finding is about.
+This module opens no file, except scores that decide which problems an iteration has.
+`scan.find_row` finds the row that a finding is about.
 """
 
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import polars as pl
@@ -19,7 +21,8 @@ import polars as pl
 from analysis.counts.counts import RESCUE_PUBLISHED
 from core_hpc.config.run import RunConfig
 from core_hpc.problems.sets import num_samples
-from core_hpc.problems.splits import EVALUATION, TRAIN, problems_of_iteration, split_of
+from core_hpc.problems.splits import EVALUATION, TRAIN, split_of
+from core_hpc.runs.choice import Choice
 from core_hpc.store.paths import TaskKey
 from core_hpc.store.schema import COLD, EVALUATE, RESCUE
 
@@ -54,43 +57,38 @@ class TaskProblems:
     """The problems that each task of a run may have rows of.
 
     Args:
+        root: the run folder, whose scores may decide about the problems of an iteration.
         problems: columns split, problem_id and gold, in the order of the frozen splits.
         config: the configuration; None for imported predictions, whose tasks have all held-out
             problems.
         keys: keys of the published tasks.
     """
 
-    def __init__(self, problems: pl.DataFrame, config: RunConfig | None, keys: Collection[TaskKey]) -> None:
+    def __init__(self, root: Path, problems: pl.DataFrame, config: RunConfig | None, keys: Collection[TaskKey]) -> None:
         self._splits = {
             name: problems.filter(pl.col("split") == name).select("problem_id", expected_gold="gold")
             for name in (TRAIN, EVALUATION)
         }
         self._config = config
         self._keys = frozenset(keys)
-        self._orders: dict[int, pl.Series] = {}
+        self._choice = None if config is None else Choice(root, config, self._splits[TRAIN]["problem_id"].to_list())
 
     def of(self, key: TaskKey) -> pl.DataFrame:
         """Return the problems of a cold, rescue or evaluate task.
 
         The columns are those of `EXPECTED` without iteration, phase and model.
+
+        Raises:
+            StoreError: scores that decide about the problems of the iteration cannot be read.
         """
         here = self._splits[split_of(key.phase)]
-        if self._config is not None:
-            protocol = self._config.protocol
-            of_part = slice(key.part * protocol.problems_per_part, (key.part + 1) * protocol.problems_per_part)
-            here = here[of_part] if key.phase == EVALUATE else here[self._order(key.iteration)[of_part]]
+        if self._config is not None and self._choice is not None:
+            size = self._config.protocol.problems_per_part
+            of_part = slice(key.part * size, (key.part + 1) * size)
+            here = here[of_part if key.phase == EVALUATE else self._choice.problems(key.iteration)[of_part]]
         is_rescued = replace(key, phase=RESCUE) in self._keys if key.phase == COLD else None
         added = {"part": key.part, RESCUE_PUBLISHED: is_rescued}
         return here.with_columns(**{name: pl.lit(value, EXPECTED[name]) for name, value in added.items()})
-
-    def _order(self, iteration: int) -> pl.Series:
-        """Row numbers of the training problems of an iteration."""
-        assert self._config is not None
-        if iteration not in self._orders:
-            count, seed = self._config.protocol.problems_per_iteration, self._config.seed
-            order = problems_of_iteration(self._splits[TRAIN].height, count, iteration, seed)
-            self._orders[iteration] = pl.Series(order, dtype=pl.UInt32)
-        return self._orders[iteration]
 
 
 def expected_rows(keys: Sequence[TaskKey], problems: TaskProblems) -> pl.DataFrame:

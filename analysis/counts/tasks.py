@@ -74,7 +74,10 @@ def count_tasks(
         shards = [s for s in shards if s.manifest not in bad]
     elif errors:
         raise errors[0]
-    run_id, expected = str(read_identity(run)["run_id"]), TaskProblems(problems, config, {s.key for s in shards})
+    run_id, expected = str(read_identity(run)["run_id"]), TaskProblems(run, problems, config, {s.key for s in shards})
+    if lenient:
+        shards, undecided = _with_known_problems(shards, expected)
+        errors += undecided
     parts, others = _count_whole_tasks(shards, expected, config, run_id=run_id, answers=answers)
     found, left_out = [], [f"{e}; its rows are left out" for e in errors]
     for batch in _batches(others):
@@ -88,6 +91,17 @@ def count_tasks(
         pl.concat([EMPTY.counts, *(p.counts for p in parts)]), pl.concat([EMPTY.answers, *(p.answers for p in parts)])
     )
     return _without(counted, found), left_out
+
+
+def _with_known_problems(shards: Sequence[Shard], expected: TaskProblems) -> tuple[list[Shard], list[StoreError]]:
+    """The shards whose problems are known, and why the others' are not: earlier scores are missing."""
+    errors: dict[TaskKey, StoreError] = {}
+    for key in dict.fromkeys(s.key for s in shards):
+        try:
+            expected.of(key)
+        except StoreError as e:
+            errors[key] = StoreError(f"{key}: its problems are unknown, because {e}")
+    return [s for s in shards if s.key not in errors], list(errors.values())
 
 
 def _count_whole_tasks(

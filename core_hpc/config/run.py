@@ -225,6 +225,12 @@ class ProtocolSection(Section):
         "total", description="which reward of the cold completions chooses the teacher: the total, or exploit only"
     )
     sampling: SamplingSection = Field(SamplingSection(), description="sampling in training")
+    choose: Literal["order", "pass_rate"] = added_later(
+        "order",
+        description="training problems of an iteration. order: epoch by epoch in a seeded order; pass_rate: drawn with "
+        "a weight of 4 r (1 - r), at least 0.1, where r is the team's last share of correct cold completions; problems "
+        "without one have the weight 1",
+    )
 
     @model_validator(mode="after")
     def _hints_of_another_source(self) -> ProtocolSection:

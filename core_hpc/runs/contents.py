@@ -12,7 +12,7 @@ import polars as pl
 from core_hpc.common.errors import StoreError
 from core_hpc.config.run import RunConfig
 from core_hpc.problems.sets import num_samples
-from core_hpc.problems.splits import EVALUATION, TRAIN, problems_of_iteration
+from core_hpc.problems.splits import EVALUATION, TRAIN
 from core_hpc.runs.folder import Run
 from core_hpc.runs.graph import steps_per_iteration
 from core_hpc.store import manifests, shards
@@ -118,12 +118,9 @@ def _num_scored(run: Run, key: TaskKey) -> int | None:
 
 def problems_of_part(run: Run, key: TaskKey) -> pl.DataFrame:
     """The problems of a task, as `schema.PROBLEMS`, in the order of its iteration."""
-    protocol = run.config.protocol
-    problems = run.split(EVALUATION if key.phase == EVALUATE else TRAIN)
-    if key.phase != EVALUATE:
-        wanted = protocol.problems_per_iteration
-        problems = problems[problems_of_iteration(problems.height, wanted, key.iteration, run.config.seed)]
-    return problems[key.part * protocol.problems_per_part :][: protocol.problems_per_part]
+    size = run.config.protocol.problems_per_part
+    problems = run.split(EVALUATION) if key.phase == EVALUATE else run.split(TRAIN)[run.choice.problems(key.iteration)]
+    return problems[key.part * size :][:size]
 
 
 def _evaluated(run: Run, key: TaskKey) -> pl.DataFrame:
@@ -134,20 +131,27 @@ def _evaluated(run: Run, key: TaskKey) -> pl.DataFrame:
 def expected_samples(run: Run, key: TaskKey) -> pl.DataFrame | None:
     """The columns `SAMPLE` of the rollouts that a task must publish.
 
-    None for a rescue task whose hints cannot be read now: they were withdrawn after it.
+    None if what decides about them cannot be read now, because it was withdrawn after the task: the
+    hints of a rescue task, or the scores by which problems were chosen.
     """
-    if key.phase == RESCUE:
-        try:
-            hints = shards.read_task(run.root, TaskKey(key.iteration, HINT, TEAM, key.part), HINTS)
-        except StoreError:
+    try:
+        drawn = _drawn(run, key)
+    except StoreError:
+        if key.phase == RESCUE or (key.phase == COLD and run.config.protocol.choose == "pass_rate"):
             return None
-        drawn = hints.filter(pl.col("model") == key.model).select("problem_id", num=pl.col("hint_draws").list.len())
-    else:
-        cold = pl.lit(run.config.protocol.cold_samples)
-        evaluated = key.phase == EVALUATE
-        drawn = _evaluated(run, key) if evaluated else problems_of_part(run, key).select("problem_id", num=cold)
+        raise
     counted = drawn.filter(pl.col("num") > 0).with_columns(sample_index=pl.int_ranges("num", dtype=pl.Int32))
     return counted.explode("sample_index").select(SAMPLE)
+
+
+def _drawn(run: Run, key: TaskKey) -> pl.DataFrame:
+    """The problems that a task samples, and the number of completions of each (`num`)."""
+    if key.phase == EVALUATE:
+        return _evaluated(run, key)
+    if key.phase == RESCUE:
+        hints = shards.read_task(run.root, TaskKey(key.iteration, HINT, TEAM, key.part), HINTS)
+        return hints.filter(pl.col("model") == key.model).select("problem_id", num=pl.col("hint_draws").list.len())
+    return problems_of_part(run, key).select("problem_id", num=pl.lit(run.config.protocol.cold_samples))
 
 
 def check_rows(run: Run, key: TaskKey, rollouts: pl.DataFrame) -> None:

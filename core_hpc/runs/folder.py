@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -21,9 +22,10 @@ from core_hpc.common.errors import InputError, RunConflictError, StoreError
 from core_hpc.config.run import RunConfig, flatten, scientific_fields
 from core_hpc.extensions import sources
 from core_hpc.extensions.points import uses
-from core_hpc.problems.splits import EVALUATION, SPLITS, Splits, problems_digest
+from core_hpc.problems.splits import EVALUATION, SPLITS, TRAIN, Splits, problems_digest
 from core_hpc.runs import provenance
 from core_hpc.runs.adapters import freeze_adapter
+from core_hpc.runs.choice import Choice
 from core_hpc.runs.graph import Graph, Horizon, extend_horizon
 from core_hpc.runs.sweep import RunPlan, Sweep, load_sweep
 from core_hpc.store import manifests, shards
@@ -71,6 +73,11 @@ class Run:
         """Number of problems in a split, from its manifest alone."""
         manifest = manifests.read_manifest(self.paths.problems / f"{name}.manifest.json")
         return manifest.files[0].rows or 0
+
+    @cached_property
+    def choice(self) -> Choice:
+        """Which training problems each iteration has."""
+        return Choice(self.root, self.config, self.split(TRAIN)["problem_id"].to_list())
 
     def graph(self) -> Graph:
         """The task graph of the run."""

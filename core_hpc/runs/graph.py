@@ -7,6 +7,7 @@ I/O and does not read the clock.
     warmup (model)     -> everything of the model, if the model has a warm-up
     update i-1 (model) -> cold i (model, part) -> hint i (part) -> rescue i (model, part)
                        -> score i (part) -> update i (model)
+    score 1 .. i-1     -> cold i                          with protocol.choose: pass_rate
     update e (model)   -> evaluate e (model, part)        e = 0: base weights, reads nothing
 """
 
@@ -34,6 +35,8 @@ class Graph:
     has_rescue: bool
     warmed: tuple[str, ...] = ()
     """The models with a warm-up."""
+    chooses_by_scores: bool = False
+    """Whether earlier scores decide about the problems of an iteration."""
 
     @classmethod
     def of(cls, config: RunConfig, *, num_evaluation_problems: int) -> Graph:
@@ -48,6 +51,7 @@ class Graph:
             evaluate_before=config.evaluation.before,
             has_rescue=protocol.rescue_samples > 0,
             warmed=tuple(m.name for m in config.team if m.warmup is not None),
+            chooses_by_scores=protocol.choose == "pass_rate",
         )
 
     def evaluated(self) -> list[int]:
@@ -93,7 +97,8 @@ class Graph:
         adapter = [*base, TaskKey(i - 1, UPDATE, key.model)] if i > 1 else base
         cold = [TaskKey(i, COLD, m, p) for m in self.models]
         if key.phase == COLD:
-            return adapter
+            scored = range(1, i) if self.chooses_by_scores else ()
+            return [*adapter, *(TaskKey(j, SCORE, TEAM, q) for j in scored for q in range(self.num_parts))]
         if key.phase == HINT:
             return cold
         if key.phase == RESCUE:

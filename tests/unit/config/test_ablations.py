@@ -93,6 +93,12 @@ def test_the_arms_of_baseline_change_only_the_baseline_and_have_equal_budgets() 
     assert all(config.protocol.even_budget for config in configs)
 
 
+def test_the_arms_of_choose_change_only_the_choice() -> None:
+    order, pass_rate = (run.config for run in runs_of("ablations/choose").values())
+    assert differing(order, pass_rate) == {"protocol.choose": "pass_rate"}
+    assert budget(order) == budget(pass_rate)
+
+
 def test_the_arms_of_teach_have_equal_budgets_and_only_core_has_no_lessons() -> None:
     runs = {label: run.config for label, run in runs_of("ablations/teach").items()}
     assert {label for label, config in runs.items() if not config.update.teach.is_on} == {"core"}
