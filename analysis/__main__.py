@@ -29,8 +29,11 @@ from analysis.browse.server import HOST, BrowseServer
 from analysis.browse.terminal import show
 from analysis.counts.answers import with_answers
 from analysis.counts.load import RunData, load_hints, load_runs
-from analysis.exchange.converters import Origin
-from analysis.exchange.folder import export_predictions, import_predictions, one_run
+from analysis.exchange.converters import JSONL, Origin
+from analysis.exchange.export import export_predictions
+from analysis.exchange.folder import import_predictions, one_run
+from analysis.exchange.lines import PER_COMPLETION
+from analysis.exchange.logs import export_logs
 from analysis.exchange.rescore import rescore, rescore_report
 from analysis.layout.formats import table_text
 from analysis.layout.tables import ReportTable, render, tidy_table
@@ -266,7 +269,13 @@ def _import(args: argparse.Namespace) -> None:
 
 
 def _export(args: argparse.Namespace) -> None:
-    exported = export_predictions(args.run, args.out, args.form, phase=args.phase, iteration=args.iteration)
+    chosen = {"phase": args.phase, "iteration": args.iteration, "models": args.model}
+    if args.to == JSONL:
+        exported = export_predictions(args.run, args.out, args.form or PER_COMPLETION, **chosen)
+    elif args.form:
+        raise InputError(f"export: --form {args.form} is for JSON lines; leave --form or --to {args.to} out")
+    else:
+        exported = export_logs(args.run, args.out, args.to, **chosen)
     for note in exported.notes:
         _warn(note)
     models = _per_model(exported.num_completions)

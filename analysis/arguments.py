@@ -12,8 +12,9 @@ from pathlib import Path
 from analysis.browse.export import DEFAULT_COMPLETIONS
 from analysis.exchange.bridges import FIELDS
 from analysis.exchange.converters import JSONL, ORIGINS
-from analysis.exchange.folder import EXPORT_PHASES, FORMS
+from analysis.exchange.export import EXPORT_PHASES, FORMS
 from analysis.exchange.lines import PER_COMPLETION
+from analysis.exchange.logs import WRITERS
 from analysis.layout.formats import FORMATS
 from analysis.report.plan_command import add_plan_options
 from core_hpc.store.schema import COLD, EVALUATE
@@ -218,14 +219,17 @@ def _add_interchange(command: Callable[[str, str], argparse.ArgumentParser]) -> 
     sub.add_argument(
         "--lenient", action="store_true", help="leave out problems that are missing for a model, and list them"
     )
-    sub = command("export", "write the completions of a run as JSON lines that the command import reads")
+    sub = command("export", "write the completions of a run as JSON lines, or as logs of other software")
     sub.add_argument("run", type=Path, metavar="RUN", help="run folder")
-    sub.add_argument("--out", type=Path, metavar="FILE", required=True, help="file to write; it is replaced")
-    sub.add_argument(
-        "--form", choices=FORMS, default=PER_COMPLETION, help="content of one line; default: one %(default)s"
-    )
+    text = "file to write, which is replaced; with --to, the folder to create, which must not exist, or be empty"
+    sub.add_argument("--out", type=Path, metavar="PATH", required=True, help=text)
+    text = "the software that shall read it; default: %(default)s, which the command import reads"
+    sub.add_argument("--to", choices=(JSONL, *WRITERS), default=JSONL, help=text)
+    text = f"content of a JSON line; default: one {PER_COMPLETION}"
+    sub.add_argument("--form", choices=FORMS, help=text)
     sub.add_argument("--phase", choices=EXPORT_PHASES, default=EVALUATE, help="default: %(default)s")
-    sub.add_argument("--iteration", type=int, metavar="I", help="default: the latest that all models have")
+    sub.add_argument("--iteration", type=int, metavar="I", help="default: the latest that all these models have")
+    sub.add_argument("--model", nargs="+", default=[], metavar="NAME", help="models of the team; default: all")
     sub = command("rescore", "verify the stored completions of a run again, and write them to a new folder")
     sub.add_argument("run", type=Path, metavar="RUN", help="run folder; it does not change")
     _add_new_folder(sub)

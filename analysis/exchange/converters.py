@@ -11,7 +11,8 @@ the user maps, the name of the model, and what is missing.
     verl     `STEP.jsonl` of verl (0.8), written with trainer.rollout_data_dir or validation_data_dir
 
 The last four give one line per completion. A verdict of the other software is used. Without one, the
-completion is verified here.
+completion is verified here. Logs of Inspect and lm-evaluation-harness that core_hpc exported
+(`exchange/logs.py`) give the same completions, verdicts and problems again.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from analysis.exchange import inspect_log, lm_eval
 from analysis.exchange.sources import LOG
 from core_hpc.answers.kinds import LETTERS
 
@@ -144,6 +146,9 @@ def _from_lm_eval(record: Fields, origin: Origin, file: Path) -> list[Fields]:
             "'resps' has log-probabilities or several requests, so no completion was generated; use a task with "
             "output_type: generate_until"
         )
+    own = lm_eval.own_lines(record)
+    if own is not None and origin.needs_verdict:
+        return own
     doc = record["doc"] if isinstance(record["doc"], Mapping) else {}
     question = next((doc[name] for name in _QUESTIONS if isinstance(doc.get(name), str)), None)
     named = _LM_EVAL_FILE.fullmatch(file.stem)
@@ -222,7 +227,7 @@ def _from_inspect(record: Fields, origin: Origin, file: Path) -> list[Fields]:
     if record.get("choices") and line.get("gold") in tuple(LETTERS):
         line["answer_kind"] = "letter"
     if origin.needs_verdict:
-        line |= _inspect_score(record.get("scores") or {})
+        line |= inspect_log.own_fields(record, log) or _inspect_score(record.get("scores") or {})
     return [line]
 
 

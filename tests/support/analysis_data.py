@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -181,3 +182,43 @@ def pick(frame: pl.DataFrame, **where: Any) -> dict[str, Any]:
     rows = frame.filter(pl.all_horizontal(pl.col(column).eq_missing(pl.lit(value)) for column, value in where.items()))
     assert rows.height == 1, f"{rows.height} rows for {where}"
     return rows.row(0, named=True)
+
+
+def evaluated_run(folder: Path) -> Path:
+    """Evaluations 0 and 2 of two models, in two parts, with time-outs and truncation."""
+    run = make_run(folder)
+    rows = [
+        (f"p{i}", f"What is {i}?", str(i), "number", json.dumps({"level": str(i % 2), "subject": "sums"}))
+        for i in range(6)
+    ]
+    problems = pl.DataFrame(rows, schema=PROBLEMS.schema, orient="row")
+    publish_frame(RunPaths(run).problems, "evaluation", problems, PROBLEMS)
+    texts = {"correct": "#### {}", "wrong": "#### -1", "no_answer": "hm", "timeout": "#### {}"}
+    for iteration in (0, 2):
+        for m, model in enumerate(("ada", "bob")):
+            for part in (0, 1):
+                completions = []
+                for i in range(3 * part, 3 * part + 3):
+                    for s in range(4):
+                        num_verdicts = 4 if model == "bob" else 3
+                        verdict = list(texts)[(i * s + m + iteration) % num_verdicts]
+                        text = texts[verdict].format(i)
+                        completions.append(
+                            rollout(
+                                phase=EVALUATE,
+                                iteration=iteration,
+                                model=model,
+                                problem_id=f"p{i}",
+                                sample_index=s,
+                                verdict=verdict,
+                                correct=verdict == "correct",
+                                text=text,
+                                gold=str(i),
+                                num_completion_tokens=i + s,
+                                answer={"wrong": "-1", "no_answer": None}.get(verdict, str(i)),
+                                finish_reason="length" if s == 3 else "stop",
+                            )
+                        )
+                frame = pl.DataFrame(completions, schema=ROLLOUTS.schema)
+                publish_frame(RunPaths(run).phase_folder(EVALUATE, iteration), f"{model}-p{part:03d}", frame, ROLLOUTS)
+    return run

@@ -15,7 +15,8 @@ import pytest
 from analysis.counts.counts import count_rows
 from analysis.counts.load import load_run
 from analysis.exchange import predictions, sources
-from analysis.exchange.folder import export_predictions, import_predictions, verifier_version
+from analysis.exchange.export import export_predictions
+from analysis.exchange.folder import import_predictions, verifier_version
 from analysis.exchange.lines import PER_COMPLETION, PER_PROBLEM
 from analysis.exchange.predictions import valid_name
 from core_hpc.common.errors import InputError, StoreError
@@ -25,7 +26,7 @@ from core_hpc.store import manifests
 from core_hpc.store.paths import RunPaths
 from core_hpc.store.schema import EVALUATE, PROBLEMS, ROLLOUTS
 from core_hpc.store.shards import publish_frame, published_keys, read_manifest_table, read_rows
-from tests.support.analysis_data import evaluation_rows, make_run, publish_rollouts, rollout
+from tests.support.analysis_data import evaluated_run, evaluation_rows, make_run, publish_rollouts, rollout
 
 RIGHT, WRONG, NONE = "So it is #### 72", "The answer is 71.", "I do not know"
 
@@ -420,46 +421,6 @@ def test_a_failure_while_writing_leaves_nothing(tmp_path: Path, monkeypatch: pyt
 # --- export --------------------------------------------------------------------------------------
 
 
-def real_run(folder: Path) -> Path:
-    """Evaluations 0 and 2 of two models, in two parts, with time-outs and truncation."""
-    run = make_run(folder)
-    rows = [
-        (f"p{i}", f"What is {i}?", str(i), "number", json.dumps({"level": str(i % 2), "subject": "sums"}))
-        for i in range(6)
-    ]
-    problems = pl.DataFrame(rows, schema=PROBLEMS.schema, orient="row")
-    publish_frame(RunPaths(run).problems, "evaluation", problems, PROBLEMS)
-    texts = {"correct": "#### {}", "wrong": "#### -1", "no_answer": "hm", "timeout": "#### {}"}
-    for iteration in (0, 2):
-        for m, model in enumerate(("ada", "bob")):
-            for part in (0, 1):
-                completions = []
-                for i in range(3 * part, 3 * part + 3):
-                    for s in range(4):
-                        num_verdicts = 4 if model == "bob" else 3
-                        verdict = list(texts)[(i * s + m + iteration) % num_verdicts]
-                        text = texts[verdict].format(i)
-                        completions.append(
-                            rollout(
-                                phase=EVALUATE,
-                                iteration=iteration,
-                                model=model,
-                                problem_id=f"p{i}",
-                                sample_index=s,
-                                verdict=verdict,
-                                correct=verdict == "correct",
-                                text=text,
-                                gold=str(i),
-                                num_completion_tokens=i + s,
-                                answer={"wrong": "-1", "no_answer": None}.get(verdict, str(i)),
-                                finish_reason="length" if s == 3 else "stop",
-                            )
-                        )
-                frame = pl.DataFrame(completions, schema=ROLLOUTS.schema)
-                publish_frame(RunPaths(run).phase_folder(EVALUATE, iteration), f"{model}-p{part:03d}", frame, ROLLOUTS)
-    return run
-
-
 def lines_of(path: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
 
@@ -486,7 +447,7 @@ def counted(run: Path, iteration: int) -> list[tuple[Any, ...]]:
 
 @pytest.mark.parametrize("iteration", [None, 0])
 def test_export_and_import_give_the_same_completions(tmp_path: Path, iteration: int | None) -> None:
-    run = real_run(tmp_path / "run")
+    run = evaluated_run(tmp_path / "run")
     done = export_predictions(run, tmp_path / "out.jsonl", iteration=iteration)
     which = 2 if iteration is None else iteration
     assert (done.iteration, done.num_completions, done.notes) == (which, {"ada": 24, "bob": 24}, [])
@@ -504,7 +465,7 @@ def test_export_and_import_give_the_same_completions(tmp_path: Path, iteration: 
 
 
 def test_one_line_per_problem_gives_the_same_texts_with_new_verdicts(tmp_path: Path) -> None:
-    run = real_run(tmp_path / "run")
+    run = evaluated_run(tmp_path / "run")
     done = export_predictions(run, tmp_path / "out.jsonl", PER_PROBLEM)
     lines = lines_of(done.path)
     assert [(line["model"], line["example_id"]) for line in lines] == [
@@ -536,7 +497,7 @@ def test_given_verdicts_and_other_kinds_survive_export_and_import(tmp_path: Path
 
 
 def test_export_is_ordered_and_reproducible(tmp_path: Path) -> None:
-    run = real_run(tmp_path / "run")
+    run = evaluated_run(tmp_path / "run")
     (tmp_path / "a.jsonl").write_text("old")
     first, second = (export_predictions(run, tmp_path / name).path for name in ("a.jsonl", "b.jsonl"))
     assert first.read_bytes() == second.read_bytes()
@@ -560,7 +521,7 @@ def test_cold_completions_are_exported_but_not_imported_as_held_out(tmp_path: Pa
 
 
 def test_what_cannot_be_exported(tmp_path: Path) -> None:
-    run = real_run(tmp_path / "sweep" / "run")
+    run = evaluated_run(tmp_path / "sweep" / "run")
     out = tmp_path / "out.jsonl"
     known = "iterations that are published in part or in full"
     cases: list[tuple[dict[str, Any], str]] = [
@@ -590,7 +551,7 @@ def test_answers_without_texts_need_one_line_per_completion(tmp_path: Path) -> N
 
 
 def test_a_damaged_file_is_named_and_nothing_is_written(tmp_path: Path) -> None:
-    run = real_run(tmp_path / "run")
+    run = evaluated_run(tmp_path / "run")
     damaged = next((run / "evaluate" / "iteration=0002").glob("bob-p001.*.parquet"))
     data = bytearray(damaged.read_bytes())
     data[len(data) // 2] ^= 1
@@ -602,7 +563,7 @@ def test_a_damaged_file_is_named_and_nothing_is_written(tmp_path: Path) -> None:
 
 
 def test_the_latest_iteration_is_one_that_every_model_has(tmp_path: Path) -> None:
-    run = real_run(tmp_path / "run")
+    run = evaluated_run(tmp_path / "run")
     publish_rollouts(run, evaluation_rows({"ada": [[True]]}, 4))
     assert export_predictions(run, tmp_path / "out.jsonl").iteration == 2
     part = export_predictions(run, tmp_path / "out.jsonl", iteration=4)
