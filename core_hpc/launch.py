@@ -172,6 +172,7 @@ def launch(sweep: Sweep, console: Console, *, verify: bool = False, detached: bo
     from core_hpc.controller.control import control
     from core_hpc.controller.results import conclude
     from core_hpc.controller.start import Start, prepare_new_runs
+    from core_hpc.controller.wandb_copy import check_tracking
     from core_hpc.local.executor import LocalLimits
     from core_hpc.runs import folder as runfolders
     from core_hpc.store import manifests
@@ -179,6 +180,8 @@ def launch(sweep: Sweep, console: Console, *, verify: bool = False, detached: bo
     cluster = sweep.cluster
     runfolders.check_conflicts(sweep)
     runfolders.check_iterations(sweep)
+    for plan in sweep.runs:
+        check_tracking(plan.config)
     manifests.require_writable(sweep.folder, min_free_gb=MIN_FREE_GB)
     if _uses_slurm(sweep):
         runfolders.require_own_folders(sweep)

@@ -32,6 +32,7 @@ from core_hpc.config.evaluation import EvaluationSection, EvaluationSetSection, 
 from core_hpc.config.extensions import HintFunction, PromptFunction
 from core_hpc.config.problems import ProblemsSection
 from core_hpc.config.reward import RewardSection
+from core_hpc.config.tracking import TrackingSection
 from core_hpc.config.update import UpdateSection
 from core_hpc.config.warmup import WarmupSection
 from core_hpc.store.paths import TEAM
@@ -274,6 +275,9 @@ class RunConfig(Section):
     )
     extensions: ExtensionsSection = Field(
         ExtensionsSection(), json_schema_extra=OPERATIONAL, description="functions of your own"
+    )
+    tracking: TrackingSection = Field(
+        TrackingSection(), json_schema_extra=OPERATIONAL, description="curves in an experiment tracker"
     )
     cluster: ClusterSection = Field(
         ClusterSection(), json_schema_extra=OPERATIONAL, description="where and how tasks run"

@@ -23,6 +23,7 @@ from core_hpc.controller.drivers import Driver, make_driver
 from core_hpc.controller.heartbeat import Heartbeat
 from core_hpc.controller.start import Prepared, Start
 from core_hpc.controller.tracking import Tracking
+from core_hpc.controller.wandb_copy import WandbCopy
 from core_hpc.phases.checkpoint import remove_checkpoints
 from core_hpc.runs import folder as runfolders
 from core_hpc.runs.sweep import Sweep
@@ -120,7 +121,8 @@ def _drive(
     """Run the scheduler with its listeners. Returns False when a user asked it to stop."""
     _print_work(sweep, progress, driver, console)
     paths, started = SweepPaths(sweep.folder), time.monotonic()
-    tracking, counts = Tracking(), CountsCache()
+    tracking, counts, notify = Tracking(), CountsCache(), functools.partial(_notify, console)
+    copy = WandbCopy(tracking, notify)
     heartbeat = Heartbeat(paths.controller, start, progress, driver.cpu_s)
 
     def stop_requested() -> bool:
@@ -134,11 +136,11 @@ def _drive(
             finished = Scheduler(
                 progress,
                 driver.executor,
-                [display, tracking, counts],
+                [display, tracking, copy, counts],
                 max_attempts=sweep.cluster.max_attempts,
                 stop_requested=stop_requested,
                 require_claim=held.require,
-                notify=functools.partial(_notify, console),
+                notify=notify,
             ).run()
     except ClaimLostError:
         lost = True  # these files belong to another controller now
@@ -149,6 +151,7 @@ def _drive(
         driver.executor.close()
         if not lost:
             tracking.close(progress)
+            copy.close(progress)
             counts.close(progress)
     seconds, cpu_s = time.monotonic() - started, heartbeat.cpu_s
     share = f"{100 * cpu_s / seconds:.1f} % of a core"

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING
 from core_hpc.common.errors import InputError
 from core_hpc.config.problems import NoProblems
 from core_hpc.config.run import ModelSection, RunConfig
+from core_hpc.controller.wandb_copy import check_tracking
 from core_hpc.local.executor import LocalLimits
 from core_hpc.local.gpus import check_gpus
 from core_hpc.models.folder import context_of_folder
@@ -53,7 +54,7 @@ def check_sweep(sweep: Sweep, splits: Mapping[str, Splits]) -> tuple[Check, ...]
         sweep: the sweep.
         splits: the problems of its runs, as far as they are on this machine.
     """
-    found = [*_gpus(sweep), *_embedders(sweep)]
+    found = [*_gpus(sweep), *_embedders(sweep), *_tracking(sweep)]
     lengths = _Lengths()
     for plan in sweep.runs:
         found += _models(plan.config, splits.get(plan.run_id), lengths)
@@ -68,6 +69,14 @@ def _embedders(sweep: Sweep) -> Iterator[Check]:
     for embedder in dict.fromkeys(p.config.reward.distance.embedder for p in sweep.runs if _trains(p.config)):
         try:
             resolve_embedder(embedder)
+        except InputError as e:
+            yield Check(what=str(e), refuses=True)
+
+
+def _tracking(sweep: Sweep) -> Iterator[Check]:
+    for plan in sweep.runs:
+        try:
+            check_tracking(plan.config)
         except InputError as e:
             yield Check(what=str(e), refuses=True)
 

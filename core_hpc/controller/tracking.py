@@ -12,7 +12,8 @@ from __future__ import annotations
 import contextlib
 import math
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import polars as pl
@@ -75,15 +76,35 @@ def tag_of(measure: str) -> str:
     return f"{group}/{rest}" if group.partition("_")[2] == first else f"{group}/{measure}"
 
 
+@dataclass(frozen=True)
+class Points:
+    """What was written as one event: values by tag, of one model or the team, at one step.
+
+    Attributes:
+        time_s: when they came about (seconds since 1970); None: now.
+    """
+
+    model: str
+    step: int
+    time_s: float | None
+    values: Mapping[str, float]
+
+
 class RunTracker:
-    """Writes the event files of one run."""
+    """Writes the event files of one run.
+
+    If the run has another tracker (`tracking.wandb`), the points are also kept until they are taken.
+    """
 
     def __init__(self, run: Run) -> None:
         from tensorboard.summary.writer.event_file_writer import EventFileWriter
 
         self._run = run
+        self._kept: list[Points] = []
         self._graph = run.graph()
         self._published: set[TaskKey] = set()
+        self._written: set[tuple[str, int]] = set()
+        """Phases and iterations whose tasks have their points together."""
         for old in run.paths.tensorboard.glob("*/events.out.tfevents.*"):
             old.unlink()
         names = (*(m.name for m in run.config.team), TEAM)
@@ -102,9 +123,9 @@ class RunTracker:
         time_s = manifest.writer["time"]
         self._times.append(task_time(key, manifest))
         self._write_speed(key, manifest)
-        if key.phase == SCORE and published.issuperset(self._alike(key)):
+        if key.phase == SCORE and self._completes(key):
             self._write_scores(key, time_s)
-        elif key.phase == HINT and published.issuperset(self._alike(key)):
+        elif key.phase == HINT and self._completes(key):
             self._write_leaks(key, time_s)
         elif key.phase == UPDATE:
             self._write_steps(key, manifest, time_s)
@@ -112,7 +133,7 @@ class RunTracker:
                 self._write_time(key, time_s)
         elif key.phase == WARMUP:
             self._write_warmup(key, manifest, time_s)
-        elif key.phase == EVALUATE and published.issuperset(self._alike(key)):
+        elif key.phase == EVALUATE and self._completes(key):
             self._write_evaluation(key, time_s)
         for writer in self._writers.values():
             writer.flush()
@@ -133,7 +154,23 @@ class RunTracker:
         for writer in self._writers.values():
             writer.close()
 
+    def take_points(self) -> list[Points]:
+        """The points that were written since the last call, in their order."""
+        taken, self._kept = self._kept, []
+        return taken
+
     # --- points ----------------------------------------------------------------------------------
+
+    def _completes(self, key: TaskKey) -> bool:
+        """Whether all tasks of the same phase and iteration are published, for the first time.
+
+        A start passes all tasks that are published. Each of them would complete its iteration.
+        """
+        group = (key.phase, key.iteration)
+        if group in self._written or not self._published.issuperset(self._alike(key)):
+            return False
+        self._written.add(group)
+        return True
 
     def _alike(self, key: TaskKey) -> list[TaskKey]:
         """All tasks of the same phase and iteration.
@@ -250,11 +287,16 @@ class RunTracker:
         from tensorboard.compat.proto.summary_pb2 import Summary
 
         known = {
-            measure: float(value) for measure, value in values.items() if value is not None and not math.isnan(value)
+            tag_of(measure): float(value)
+            for measure, value in values.items()
+            if value is not None and not math.isnan(value)
         }
-        points = [Summary.Value(tag=tag_of(measure), simple_value=value) for measure, value in known.items()]
-        if points:
-            self._emit(model, Summary(value=points), step, time_s)
+        if not known:
+            return
+        points = [Summary.Value(tag=tag, simple_value=value) for tag, value in known.items()]
+        self._emit(model, Summary(value=points), step, time_s)
+        if self._run.config.tracking.wandb is not None:
+            self._kept.append(Points(model, step, time_s, known))
 
     def _emit(self, model: str, summary: Any, step: int, time_s: float | None) -> None:
         from tensorboard.compat.proto.event_pb2 import Event as TensorBoardEvent
@@ -271,6 +313,10 @@ class Tracking:
 
     def __init__(self) -> None:
         self._trackers: dict[str, RunTracker] = {}
+
+    def tracker_of(self, run: Run) -> RunTracker | None:
+        """The tracker that writes the files of a run; None before its first publication in this start."""
+        return self._trackers.get(run.run_id)
 
     def on_event(self, progress: RunProgress, event: Event) -> None:
         if not isinstance(event, Done):

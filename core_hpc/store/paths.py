@@ -6,6 +6,7 @@
         RUN_ID/
             run.json                     identity, never changed
             config.json  horizon.json    as of the last start
+            wandb.json                   the id in W&B, if points are copied to it
             problems/                    train, evaluation, examples; fixed at the start
             extensions/                  files with functions of the user, copied at the start
             adapters/                    MODEL.UID/: an adapter with which the model begins; fixed at the start
@@ -17,7 +18,7 @@
             update/iteration=0001/       MODEL-p000.UID/: adapter, optimizer/, steps.parquet
             checkpoint/iteration=0001/   MODEL-p000-step0012.UID/, while an update is running
             counts/                      iteration=0001.UID/: cached counts of its rollouts
-            slurm/  tensorboard/  logs/
+            slurm/  tensorboard/  wandb/  logs/
 
 A file counts only if a manifest names it (`manifests.py`). This module does no I/O.
 """
@@ -102,6 +103,16 @@ class RunPaths:
     @property
     def tensorboard(self) -> Path:
         return self.root / "tensorboard"
+
+    @property
+    def wandb(self) -> Path:
+        """Copies of TensorBoard's points for W&B. The package itself gives the folder its name."""
+        return self.root / "wandb"
+
+    @property
+    def wandb_id(self) -> Path:
+        """The id under which W&B knows the run."""
+        return self.root / "wandb.json"
 
     @property
     def logs(self) -> Path:

@@ -269,5 +269,15 @@ def test_only_these_sections_have_operational_fields(tmp_path: Path) -> None:
     added_later = {".".join(f.path).replace(f"team.{ANY}", f"team.{i}") for f in fields for i in range(2)}
     added_later |= {"team.0.warmup", "team.1.warmup"}
     operational = {path.split(".")[0] for path in set(everything) - set(scientific) - added_later}
-    assert operational == {"name", "output", "iterations", "analysis", "cluster", "evaluation", "update", "extensions"}
+    assert operational == {
+        "name",
+        "output",
+        "iterations",
+        "analysis",
+        "cluster",
+        "evaluation",
+        "update",
+        "extensions",
+        "tracking",
+    }
     assert "evaluation.samples" in scientific

@@ -3,43 +3,16 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 import polars as pl
 import pytest
 
 from core_hpc.controller.tracking import RunTracker
-from core_hpc.problems.splits import make_splits
-from core_hpc.runs import folder as runs
-from core_hpc.runs.folder import ModelFacts, Run
-from core_hpc.runs.sweep import load_sweep
+from core_hpc.runs.folder import Run
 from core_hpc.store.paths import TEAM, TaskKey
-from core_hpc.store.schema import EVALUATE, ROLLOUTS, STEPS, WARMUP
+from core_hpc.store.schema import EVALUATE, STEPS, WARMUP
 from core_hpc.store.shards import publish_frame, published_keys
-from tests.support.analysis_data import rollout, rollouts
-from tests.support.tiny import tiny_sweep
-
-
-def make_run(folder: Path, **changes: Any) -> Run:
-    """A run folder after a start, with nothing published."""
-    sweep = load_sweep(tiny_sweep(folder / "tiny.yaml", [Path("/m0"), Path("/m1")], folder / "out", **changes))
-    (plan,) = sweep.runs
-    facts = {m.name: ModelFacts("0" * 64, 512, "plain") for m in plan.config.team}
-    return runs.create(plan, sweep.folder, make_splits(plan.config.problems), facts)
-
-
-def publish_evaluation(run: Run, iteration: int, part: int, **values: Any) -> None:
-    """Publish one part of an evaluation: two problems with two completions per model."""
-    for model in ("m0", "m1"):
-        rows = [
-            rollout(
-                phase=EVALUATE, model=model, iteration=iteration, problem_id=f"p{part}{p}", sample_index=s, **values
-            )
-            for p in range(2)
-            for s in range(2)
-        ]
-        key = TaskKey(iteration, EVALUATE, model, part)
-        publish_frame(run.paths.task_folder(key), run.paths.task_name(key), rollouts(rows), ROLLOUTS)
+from tests.support.tracked_run import make_run, publish_evaluation, tensorboard_points
 
 
 def points(run: Run, model: str, tag: str) -> dict[int, float]:
@@ -63,6 +36,19 @@ def test_the_evaluation_after_what_was_the_last_iteration_keeps_its_point(tmp_pa
         tracker.task_published(key, published)
     tracker.close(finished=False)
     assert points(run, "m0", "1_evaluation/pass/k1") == {0: 0.0, 2: 1.0}
+
+
+def test_a_start_writes_each_point_of_several_parts_once(tmp_path: Path) -> None:
+    run = make_run(tmp_path, iterations=0)
+    keys = [k for k in run.graph().tasks() if k.phase == EVALUATE and k.model == "m0"]
+    assert len(keys) > 1
+    for part in range(len(keys)):
+        publish_evaluation(run, 0, part, correct=True)
+    tracker, published = RunTracker(run), set(published_keys(run.root))
+    for key in sorted(published):
+        tracker.task_published(key, published)
+    tracker.close(finished=True)
+    assert set(tensorboard_points(run.paths.tensorboard).values()) == {1}
 
 
 def test_the_losses_of_a_warm_up_have_a_curve_of_their_own(tmp_path: Path) -> None:

@@ -1,0 +1,60 @@
+"""A made-up run with published evaluations, and readers of the points that are written about it."""
+
+from __future__ import annotations
+
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+from core_hpc.problems.splits import make_splits
+from core_hpc.runs import folder as runs
+from core_hpc.runs.folder import ModelFacts, Run
+from core_hpc.runs.sweep import load_sweep
+from core_hpc.store.paths import TEAM, TaskKey
+from core_hpc.store.schema import EVALUATE, ROLLOUTS
+from core_hpc.store.shards import publish_frame
+from tests.support.analysis_data import rollout, rollouts
+from tests.support.tiny import tiny_sweep
+
+Point = tuple[str, str, int, float]
+"""Model or team, tag, step, value with five digits."""
+
+
+def make_run(folder: Path, **changes: Any) -> Run:
+    """Create a run folder as it is after a start, with nothing published."""
+    sweep = load_sweep(tiny_sweep(folder / "tiny.yaml", [Path("/m0"), Path("/m1")], folder / "out", **changes))
+    (plan,) = sweep.runs
+    facts = {m.name: ModelFacts("0" * 64, 512, "plain") for m in plan.config.team}
+    return runs.create(plan, sweep.folder, make_splits(plan.config.problems), facts)
+
+
+def publish_evaluation(run: Run, iteration: int, part: int, **values: Any) -> None:
+    """Publish one part of an evaluation: two problems with two completions per model."""
+    for model in ("m0", "m1"):
+        rows = [
+            rollout(
+                phase=EVALUATE, model=model, iteration=iteration, problem_id=f"p{part}{p}", sample_index=s, **values
+            )
+            for p in range(2)
+            for s in range(2)
+        ]
+        key = TaskKey(iteration, EVALUATE, model, part)
+        publish_frame(run.paths.task_folder(key), run.paths.task_name(key), rollouts(rows), ROLLOUTS)
+
+
+def point(model: str, tag: str, step: int, value: float) -> Point:
+    """A point in a form in which those of different files can be compared. TensorBoard has 32 bits per value."""
+    return model, tag, step, float(f"{value:.5g}")
+
+
+def tensorboard_points(folder: Path) -> Counter[Point]:
+    """Count all scalars in the event files of a run."""
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    found: Counter[Point] = Counter()
+    for model in ("m0", "m1", TEAM):
+        events = EventAccumulator(str(folder / model), size_guidance={"scalars": 0})
+        events.Reload()
+        for tag in events.Tags()["scalars"]:
+            found.update(point(model, tag, e.step, e.value) for e in events.Scalars(tag))
+    return found
