@@ -225,6 +225,11 @@ class ProtocolSection(Section):
         "total", description="which reward of the cold completions chooses the teacher: the total, or exploit only"
     )
     sampling: SamplingSection = Field(SamplingSection(), description="sampling in training")
+    staleness: Literal[0, 1] = added_later(
+        0,
+        description="updates by which the weights that sample are older than those that are updated. 0: an iteration "
+        "samples with the newest weights; 1: with those before, while the iteration before is scored and updated",
+    )
 
     @model_validator(mode="after")
     def _hints_of_another_source(self) -> ProtocolSection:
