@@ -44,6 +44,7 @@ ITEMS = {
     "load": "engine or trainer: weights are loaded; close to 0 if they are already loaded",
     "compile": "engine or trainer: code is compiled for the GPU; close to 0 if the compiler has it in its cache",
     "read": "published inputs are read and checked",
+    "compare": "log-probabilities of the weights that sampled, if they are older (protocol.staleness)",
     "verify": "answers are extracted and verified",
     "score": "rewards and advantages are computed, with embeddings",
     "hint": "teachers and hints are chosen",

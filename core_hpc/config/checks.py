@@ -207,6 +207,21 @@ def _engine_log_probs_to_use(config: RunConfig) -> None:
             )
 
 
+def _stale_samples_are_corrected(config: RunConfig) -> None:
+    if config.protocol.staleness == 0:
+        return
+    if config.update.old_log_probs == "engine":
+        raise ValueError(
+            "update.old_log_probs: engine, but with protocol.staleness: 1 the engine samples with older weights than "
+            "those before the update; leave old_log_probs out"
+        )
+    if config.update.importance.kind == "none":
+        raise ValueError(
+            "update.importance.kind: none, but with protocol.staleness: 1 the importance weights correct the "
+            "difference from the older weights that sampled; choose another kind, or leave kind out"
+        )
+
+
 def _skills_of_the_team(config: RunConfig) -> None:
     unknown = sorted(set(config.analysis.skills) - {m.name for m in config.team})
     if unknown:
@@ -249,5 +264,6 @@ CHECKS: tuple[Callable[[RunConfig], None], ...] = (
     _base_weights_to_divide,
     _primary_can_be_computed,
     _engine_log_probs_to_use,
+    _stale_samples_are_corrected,
     _skills_of_the_team,
 )

@@ -232,6 +232,11 @@ class ProtocolSection(Section):
         "a weight of 4 r (1 - r), at least 0.1, where r is the team's last share of correct cold completions; problems "
         "without one have the weight 1",
     )
+    staleness: Literal[0, 1] = added_later(
+        0,
+        description="updates by which the weights that sample are older than those that are updated. 0: an iteration "
+        "samples with the newest weights; 1: with those before, while the iteration before is scored and updated",
+    )
 
     @model_validator(mode="after")
     def _hints_of_another_source(self) -> ProtocolSection:

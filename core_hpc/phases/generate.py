@@ -1,7 +1,7 @@
 """The phases that sample completions: cold, rescue and evaluate (METHOD.md section 1).
 
-A task has one model and one part of the problems. In: frozen problems, the adapter of the previous
-iteration, and hints for rescue. Out: one shard of schema.ROLLOUTS. The hint phase chooses the
+A task has one model and one part of the problems. In: frozen problems, the adapter that samples in
+the iteration (`Graph.sampler`), and hints for rescue. Out: one shard of schema.ROLLOUTS. The hint phase chooses the
 hints, and the score phase computes the rewards.
 """
 
@@ -47,7 +47,7 @@ def run_cold(context: TaskContext) -> None:
         for prompt in [builder.build(problem["question"])]
         for k in range(context.run.config.protocol.cold_samples)
     ]
-    _sample_and_publish(context, COLD, wanted, adapter_iteration=context.key.iteration - 1)
+    _sample_and_publish(context, COLD, wanted)
 
 
 def run_rescue(context: TaskContext) -> None:
@@ -79,7 +79,7 @@ def run_rescue(context: TaskContext) -> None:
             )
             for k, shown in enumerate(row["hint_draws"])
         ]
-    _sample_and_publish(context, RESCUE, wanted, adapter_iteration=context.key.iteration - 1)
+    _sample_and_publish(context, RESCUE, wanted)
 
 
 def run_evaluate(context: TaskContext) -> None:
@@ -105,8 +105,9 @@ def run_evaluate(context: TaskContext) -> None:
     _publish(context, pl.concat(frames))
 
 
-def _sample_and_publish(context: TaskContext, phase: str, wanted: Sequence[_Wanted], *, adapter_iteration: int) -> None:
-    _publish(context, _sample(context, phase, wanted, adapter_iteration=adapter_iteration))
+def _sample_and_publish(context: TaskContext, phase: str, wanted: Sequence[_Wanted]) -> None:
+    sampler = context.run.graph().sampler(context.key.iteration)
+    _publish(context, _sample(context, phase, wanted, adapter_iteration=sampler))
 
 
 def _sample(context: TaskContext, phase: str, wanted: Sequence[_Wanted], *, adapter_iteration: int) -> pl.DataFrame:

@@ -26,6 +26,7 @@ from core_hpc.common.seeds import stable_seed
 from core_hpc.config.run import ModelSection, RunConfig
 from core_hpc.config.update import UpdateSection
 from core_hpc.engines.share import Sharing
+from core_hpc.phases.behaviour import check_behaviour
 from core_hpc.phases.checkpoint import CheckpointStore, remove_checkpoints, write_steps
 from core_hpc.phases.context import TaskContext
 from core_hpc.phases.lessons import lesson_rows
@@ -71,6 +72,10 @@ def run(context: TaskContext) -> None:
     )
     context.stopwatch.lap("read")
     task = _task(context, rows, previous)
+    limit, mismatch = task.max_mismatch, _compare_with_sampler(context, trainer, task)
+    if mismatch is not None:
+        context.stopwatch.lap("compare")
+        task = replace(task, max_mismatch=None)
     checkpoints = CheckpointStore(context.paths, key, _identity(context, task, previous))
     task = replace(task, resume=checkpoints.find(trainer), interruption=_interruption(context, checkpoints))
     if trainer.rank != 0:
@@ -88,8 +93,8 @@ def run(context: TaskContext) -> None:
             num_completions=len(rows),
             num_ranks=result[0].num_ranks,
             resumed_from_step=task.resume.steps.height if task.resume else 0,
-            mismatch=result[0].steps["mismatch_mean"].max(),
-            max_mismatch=task.max_mismatch,
+            mismatch=result[0].steps["mismatch_mean"].max() if mismatch is None else mismatch,
+            max_mismatch=limit,
             **vars(result[0].timings),
         )()
 
@@ -233,6 +238,18 @@ def _max_mismatch(context: TaskContext) -> float | None:
     if config.update.max_mismatch is not None:
         return config.update.max_mismatch
     return default_limit(model.dtype, model.tuning, config.sampling_of(model, COLD).top_p)
+
+
+def _compare_with_sampler(context: TaskContext, trainer: Trainer, task: UpdateTask) -> float | None:
+    """The difference between engine and trainer, if older weights have sampled; None: the steps measure it."""
+    key = context.key
+    sampler = context.run.graph().sampler(key.iteration)
+    if task.max_mismatch is None or sampler == key.iteration - 1:
+        return None
+    folder = context.update_folder(sampler)
+    adapter = None if folder else context.first_adapter()
+    where = f"{key}: weights after iteration {sampler}, which sampled"
+    return check_behaviour(trainer, task, sampler=folder, adapter=adapter, where=where)
 
 
 def _num_similar_tasks(config: RunConfig) -> int:

@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 from core_hpc.common.seeds import stable_seed
 from core_hpc.config.run import RunConfig
 from core_hpc.problems.splits import problems_of_iteration
+from core_hpc.runs.graph import sampler_of
 from core_hpc.store import shards
 from core_hpc.store.paths import TEAM, TaskKey
 from core_hpc.store.schema import COLD, SCORE, SCORES
@@ -83,7 +84,7 @@ class Choice:
         count = protocol.problems_per_iteration
         if protocol.choose == "order":
             return problems_of_iteration(len(self._row_of), count, iteration, seed)
-        weights = pass_rate_weights(self._rates_after(iteration - 1))
+        weights = pass_rate_weights(self._rates_after(sampler_of(iteration, protocol.staleness)))
         return draw(weights.tolist(), count, random.Random(stable_seed(seed, "choose", iteration)))
 
     def _rates_after(self, iteration: int) -> NDArray[np.float64]:

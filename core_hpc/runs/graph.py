@@ -7,8 +7,22 @@ I/O and does not read the clock.
     warmup (model)     -> everything of the model, if the model has a warm-up
     update i-1 (model) -> cold i (model, part) -> hint i (part) -> rescue i (model, part)
                        -> score i (part) -> update i (model)
-    score 1 .. i-1     -> cold i                          with protocol.choose: pass_rate
+    score j (part)     -> cold i                          j < i, with protocol.choose: pass_rate
     update e (model)   -> evaluate e (model, part)        e = 0: base weights, reads nothing
+
+With `protocol.staleness: 1` the first arrow comes from an earlier update:
+
+    update i-2 (model), own last sampling of i-1 -> cold i (model, part)
+    update i-1 (model), update i-2 (model)       -> update i (model)
+
+So cold, hint and rescue of iteration i run while iteration i-1 is scored and updated. Iterations 1
+and 2 both sample with the weights of the start. Cold and rescue of an iteration have the same
+weights, those of `sampler`, so an iteration has one behaviour policy. The update of iteration i
+starts from the newest weights, those after iteration i-1, and reads those that sampled only to
+compare them with the engine (`phases/behaviour.py`). Cold i waits until its model has sampled all
+of iteration i-1, although it does not read that: otherwise an engine would begin iteration i while
+a rescue of iteration i-1, for which updates wait, is about to become ready. Scores that choose
+problems are those until the iteration of the sampling weights.
 """
 
 from __future__ import annotations
@@ -20,6 +34,17 @@ from dataclasses import dataclass
 from core_hpc.config.run import RunConfig
 from core_hpc.store.paths import TEAM, TaskKey
 from core_hpc.store.schema import COLD, EVALUATE, HINT, OUTSIDE_ITERATIONS, RESCUE, SCORE, UPDATE, WARMUP
+
+
+def sampler_of(iteration: int, staleness: int) -> int:
+    """The iteration after which the weights were published that sample in an iteration.
+
+    0 stands for the weights of the start.
+
+    >>> [[sampler_of(i, staleness) for i in (1, 2, 3, 4)] for staleness in (0, 1)]
+    [[0, 1, 2, 3], [0, 0, 1, 2]]
+    """
+    return max(0, iteration - 1 - staleness)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,6 +62,8 @@ class Graph:
     """The models with a warm-up."""
     chooses_by_scores: bool = False
     """Whether earlier scores decide about the problems of an iteration."""
+    staleness: int = 0
+    """How many updates the weights that sample are behind those that are updated."""
 
     @classmethod
     def of(cls, config: RunConfig, *, num_evaluation_problems: int) -> Graph:
@@ -52,7 +79,12 @@ class Graph:
             has_rescue=protocol.rescue_samples > 0,
             warmed=tuple(m.name for m in config.team if m.warmup is not None),
             chooses_by_scores=protocol.choose == "pass_rate",
+            staleness=protocol.staleness,
         )
+
+    def sampler(self, iteration: int) -> int:
+        """`sampler_of` for an iteration of this run."""
+        return sampler_of(iteration, self.staleness)
 
     def evaluated(self) -> list[int]:
         """The iterations after which the team is evaluated. 0 stands for the untrained models."""
@@ -87,35 +119,47 @@ class Graph:
         return [TaskKey(iteration, EVALUATE, m, p) for p in range(self.num_evaluation_parts) for m in self.models]
 
     def inputs(self, key: TaskKey) -> list[TaskKey]:
-        """The tasks whose publications this task reads."""
+        """The tasks whose publications this task reads, or must wait for."""
         i, p = key.iteration, key.part
         if key.phase == WARMUP:
             return []
         base = [TaskKey(0, WARMUP, key.model)] if key.model in self.warmed else []
         if key.phase == EVALUATE:
-            return [*base, TaskKey(i, UPDATE, key.model)] if i > 0 else base
-        adapter = [*base, TaskKey(i - 1, UPDATE, key.model)] if i > 1 else base
+            return [*base, *self._update(key.model, i)]
+        sampler = [*base, *self._update(key.model, self.sampler(i))]
         cold = [TaskKey(i, COLD, m, p) for m in self.models]
         if key.phase == COLD:
-            scored = range(1, i) if self.chooses_by_scores else ()
-            return [*adapter, *(TaskKey(j, SCORE, TEAM, q) for j in scored for q in range(self.num_parts))]
+            waits = self._last_samples(key.model, i - 1) if self.staleness else []
+            scored = range(1, self.sampler(i) + 1) if self.chooses_by_scores else ()
+            return [*sampler, *waits, *(TaskKey(j, SCORE, TEAM, q) for j in scored for q in range(self.num_parts))]
         if key.phase == HINT:
             return cold
         if key.phase == RESCUE:
-            return [*adapter, TaskKey(i, HINT, TEAM, p)]
+            return [*sampler, TaskKey(i, HINT, TEAM, p)]
         rescue = [TaskKey(i, RESCUE, m, p) for m in self.models] if self.has_rescue else []
         if key.phase == SCORE:
             return cold + rescue
         parts, phases = range(self.num_parts), (COLD, RESCUE) if self.has_rescue else (COLD,)
         own = [TaskKey(i, phase, key.model, q) for phase in phases for q in parts]
-        return [*adapter, *own, *(TaskKey(i, SCORE, TEAM, q) for q in parts)]
+        newest = self._update(key.model, i - 1) if self.staleness else []
+        return [*sampler, *newest, *own, *(TaskKey(i, SCORE, TEAM, q) for q in parts)]
+
+    @staticmethod
+    def _update(model: str, iteration: int) -> list[TaskKey]:
+        """The update of a model in an iteration; none for the weights of the start."""
+        return [TaskKey(iteration, UPDATE, model)] if iteration > 0 else []
+
+    def _last_samples(self, model: str, iteration: int) -> list[TaskKey]:
+        """The tasks with which a model ends the sampling of an iteration."""
+        phase = RESCUE if self.has_rescue else COLD
+        return [TaskKey(iteration, phase, model, p) for p in range(self.num_parts)] if iteration > 0 else []
 
     def ready(self, published: Collection[TaskKey]) -> list[TaskKey]:
         """The unpublished tasks whose inputs are all published, the most urgent first."""
         done = set(published)
         rest = [key for key in self.tasks() if key not in done]
-        # A later iteration than the one after the first unfinished one lacks its adapters.
-        last = 1 + min((key.iteration for key in rest if key.phase not in OUTSIDE_ITERATIONS), default=self.iterations)
+        first = min((key.iteration for key in rest if key.phase not in OUTSIDE_ITERATIONS), default=self.iterations)
+        last = first + lookahead(self.staleness)
         return [key for key in rest if key.iteration <= last and all(k in done for k in self.inputs(key))]
 
     def finished(self, published: Collection[TaskKey]) -> bool:
@@ -131,6 +175,15 @@ def _tasks(graph: Graph) -> tuple[TaskKey, ...]:
 
 def _ceil_div(a: int, b: int) -> int:
     return -(-a // b)
+
+
+def lookahead(staleness: int) -> int:
+    """How far a ready task can be behind the first iteration that is not finished. Evaluations do not count.
+
+    Sampling in iteration i needs an own update of iteration i-1-s, with the staleness s. This update
+    needs scores of its iteration, so all models have sampled there, with updates of iteration i-2-2s.
+    """
+    return 1 + 2 * staleness
 
 
 def steps_per_iteration(config: RunConfig) -> int:

@@ -128,6 +128,8 @@ def chains_of(graph: Graph, keys: Sequence[TaskKey], published: Collection[TaskK
 
     Args:
         keys: tasks of one phase and iteration.
+        published: an update whose weights are not among it is left out, because its element would
+            wait for them with a GPU (`protocol.staleness`). The scheduler offers it later.
         size: parts of one element that samples; an element that updates needs all of them.
 
     Returns:
@@ -141,6 +143,8 @@ def chains_of(graph: Graph, keys: Sequence[TaskKey], published: Collection[TaskK
             return []
         size = len(keys)
     for number, model in enumerate(graph.models):
+        if phase == SCORE and iteration > 1 and TaskKey(iteration - 1, UPDATE, model) not in published:
+            continue
         parts = sorted(key.part for key in keys if key.model in (model, TEAM))
         for some in [parts[at : at + size] for at in range(0, len(parts), size)]:
             first = number * len(some) // len(graph.models)

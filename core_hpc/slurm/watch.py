@@ -18,6 +18,7 @@ from pathlib import Path
 from core_hpc.common.errors import StoreError
 from core_hpc.local.process import log_tail
 from core_hpc.runs.folder import Run
+from core_hpc.runs.graph import lookahead
 from core_hpc.runs.messages import JobStatus, Outcome, OutcomeKind, TaskRef
 from core_hpc.slurm.commands import FINAL, AccountingEntry, JobId, QueueEntry, Slurm, SlurmUnavailableError
 from core_hpc.slurm.notices import Notices
@@ -103,11 +104,12 @@ class OpenSubmission:
         left = self._left[index]
         if self.submission.group != "resident":
             return left.values()
-        last = 1 + min(
+        first = min(
             (key.iteration for key in left if key.phase not in OUTSIDE_ITERATIONS),
             default=max((key.iteration for key in left), default=0),
         )
         # As in `Graph.ready`: evaluations do not hold an iteration back.
+        last = first + lookahead(self.run.config.protocol.staleness)
         return [awaited for key, awaited in left.items() if key.iteration <= last]
 
     def status(self, index: int, rank: int = 0) -> JobStatus | None:

@@ -185,3 +185,18 @@ def test_log_probabilities_of_the_engine_must_be_those_of_the_model(
 ) -> None:
     (mistake,) = mistakes(tmp_path, update={"old_log_probs": "engine"}, **sections)
     assert expected in mistake
+
+
+@pytest.mark.parametrize(
+    ("update", "expected"),
+    [
+        ({"old_log_probs": "engine"}, "update.old_log_probs: engine, but with protocol.staleness: 1"),
+        ({"importance": {"kind": "none"}}, "update.importance.kind: none, but with protocol.staleness: 1"),
+    ],
+)
+def test_older_samples_must_be_corrected(tmp_path: Path, update: dict[str, Any], expected: str) -> None:
+    protocol = {"sampling": {"top_p": 1.0}, "staleness": 1}
+    (mistake,) = mistakes(tmp_path, update=update, protocol=protocol)
+    assert expected in mistake
+    load_sweep(write(tmp_path, update=update, protocol={**protocol, "staleness": 0}))
+    assert load_sweep(write(tmp_path, protocol=protocol)).runs[0].config.protocol.staleness == 1

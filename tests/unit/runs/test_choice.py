@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import random
 from collections import Counter
+from typing import Any
 
 import numpy as np
 import pytest
@@ -41,18 +42,20 @@ def test_weights_are_largest_for_problems_that_are_solved_half_of_the_time() -> 
     assert np.allclose(weights[middle], 2 * (1 - rates**2 - (1 - rates) ** 2)[middle])
 
 
+def graph_of(**changes: Any) -> Graph:
+    """Two models, three iterations and two parts."""
+    shape: dict[str, Any] = {"models": ("a", "b"), "iterations": 3, "num_parts": 2, "num_evaluation_parts": 1}
+    return Graph(**shape, evaluate_every=0, evaluate_before=False, has_rescue=True, **changes)
+
+
+def test_stale_weights_come_with_the_scores_before_them() -> None:
+    inputs = graph_of(chooses_by_scores=True, staleness=1).inputs(TaskKey(3, COLD, "a", 0))
+    assert {key for key in inputs if key.phase == SCORE} == {TaskKey(1, SCORE, TEAM, p) for p in (0, 1)}
+
+
 def test_cold_tasks_wait_for_all_earlier_scores_only_if_these_choose_problems() -> None:
     for chooses in (False, True):
-        graph = Graph(
-            models=("a", "b"),
-            iterations=3,
-            num_parts=2,
-            num_evaluation_parts=1,
-            evaluate_every=0,
-            evaluate_before=False,
-            has_rescue=True,
-            chooses_by_scores=chooses,
-        )
+        graph = graph_of(chooses_by_scores=chooses)
         scored = {TaskKey(i, SCORE, TEAM, p) for i in (1, 2) for p in (0, 1)}
         assert scored & set(graph.inputs(TaskKey(3, COLD, "a", 0))) == (scored if chooses else set())
         assert not scored & set(graph.inputs(TaskKey(3, RESCUE, "a", 0)))

@@ -1,6 +1,7 @@
 """The task graph: which tasks are ready, in which order, and how horizons are extended."""
 
-from hypothesis import given
+import pytest
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from core_hpc.runs.graph import Graph, Horizon, extend_horizon, horizon_at
@@ -88,6 +89,71 @@ def test_any_order_of_publishing_ends_with_every_task_once(
     assert g.ready(published) == []
 
 
+def read_or_awaited(key: TaskKey, staleness: int, parts: int, *, has_rescue: bool) -> set[TaskKey]:
+    """What a task reads or must wait for, written out task by task for the models a and b."""
+    i, own = key.iteration, key.model
+    sampling = {1: 0, 2: 1 - staleness, 3: 2 - staleness, 4: 3 - staleness}
+    last_phase = RESCUE if has_rescue else COLD
+    weights = {TaskKey(sampling[i], UPDATE, own)} if sampling.get(i) else set()
+    if key.phase == EVALUATE:
+        return {TaskKey(i, UPDATE, own)} if i else set()
+    if key.phase == COLD:
+        before = {TaskKey(i - 1, last_phase, own, p) for p in range(parts)} if staleness and i > 1 else set()
+        return weights | before
+    if key.phase == HINT:
+        return {TaskKey(i, COLD, "a", key.part), TaskKey(i, COLD, "b", key.part)}
+    if key.phase == RESCUE:
+        return weights | {TaskKey(i, HINT, TEAM, key.part)}
+    phases = (COLD, RESCUE) if has_rescue else (COLD,)
+    if key.phase == SCORE:
+        return {TaskKey(i, phase, m, key.part) for phase in phases for m in "ab"}
+    assert key.phase == UPDATE
+    newest = {TaskKey(i - 1, UPDATE, own)} if i > 1 else set()
+    samples = {TaskKey(i, phase, own, p) for phase in phases for p in range(parts)}
+    return weights | newest | samples | {TaskKey(i, SCORE, TEAM, p) for p in range(parts)}
+
+
+@settings(max_examples=60)
+@given(st.randoms(), st.integers(0, 1), st.integers(1, 2), st.booleans())
+def test_ready_is_what_an_enumeration_finds(rng: object, staleness: int, parts: int, has_rescue: bool) -> None:
+    g = graph(iterations=4, num_parts=parts, has_rescue=has_rescue, staleness=staleness)
+    published: set[TaskKey] = set()
+    while not g.finished(published):
+        expected = [
+            key
+            for key in g.tasks()
+            if key not in published and read_or_awaited(key, staleness, parts, has_rescue=has_rescue) <= published
+        ]
+        assert g.ready(published) == expected
+        # A greedy choice of one model and of late iterations reaches the states that are furthest apart.
+        late = sorted(expected, key=lambda key: (key.model == "a", key.iteration))
+        published.add(late[-1] if rng.random() < 0.7 else rng.choice(expected))  # type: ignore[attr-defined]
+
+
+def test_with_staleness_an_iteration_is_sampled_while_the_one_before_is_updated() -> None:
+    g = graph(iterations=3, num_parts=1, staleness=1)
+    assert [g.sampler(i) for i in (1, 2, 3)] == [0, 0, 1]
+    sampled = {k for k in g.tasks() if k.iteration == 1 and k.phase in (COLD, HINT, RESCUE)}
+    published = {k for k in g.tasks() if k.iteration == 0} | sampled
+    assert g.ready(published) == [TaskKey(1, SCORE, TEAM), TaskKey(2, COLD, "a"), TaskKey(2, COLD, "b")]
+    # Iteration 3 needs the update of iteration 1, and that of iteration 2 the same, as the weights to start from.
+    published |= {k for k in g.tasks() if k.iteration <= 2 and k.phase in (COLD, HINT, RESCUE, SCORE)}
+    assert g.ready(published) == [TaskKey(1, UPDATE, "a"), TaskKey(1, UPDATE, "b")]
+    assert set(g.ready({*published, TaskKey(1, UPDATE, "a")})) == {
+        TaskKey(1, UPDATE, "b"),
+        TaskKey(2, UPDATE, "a"),
+        TaskKey(3, COLD, "a"),
+    }
+
+
+def test_with_staleness_a_model_samples_an_iteration_to_its_end_first() -> None:
+    g = graph(iterations=2, num_parts=1, evaluate_before=False, staleness=1)
+    cold = {TaskKey(1, COLD, m) for m in "ab"}
+    assert g.ready(cold) == [TaskKey(1, HINT, TEAM)]
+    rescued = cold | {TaskKey(1, HINT, TEAM), TaskKey(1, RESCUE, "a")}
+    assert g.ready(rescued) == [TaskKey(1, RESCUE, "b"), TaskKey(2, COLD, "a")]
+
+
 @given(st.integers(1, 4), st.integers(1, 4))
 def test_a_longer_run_contains_the_shorter_one_except_its_last_evaluation(short: int, more: int) -> None:
     shorter, longer = graph(iterations=short).tasks(), set(graph(iterations=short + more).tasks())
@@ -96,8 +162,9 @@ def test_a_longer_run_contains_the_shorter_one_except_its_last_evaluation(short:
     }
 
 
-def test_tasks_come_after_what_they_read() -> None:
-    g = graph()
+@pytest.mark.parametrize("staleness", [0, 1])
+def test_tasks_come_after_what_they_read(staleness: int) -> None:
+    g = graph(iterations=4, staleness=staleness, warmed=("b",))
     seen: set[TaskKey] = set()
     for key in g.tasks():
         assert set(g.inputs(key)) <= seen

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -80,6 +81,21 @@ def left(slurm: FakeSlurm, run: Run, submission: Submission, index: int, *keys: 
     path = SubmissionFolder(run.paths.slurm).status_file(submission, index)
     manifests.write_json(path, {"node": "n1", "published": 1, "stopping": None, "outcome": body})
     slurm.set(submission, index, "COMPLETED")
+
+
+def test_a_chain_does_not_end_with_an_update_that_waits_for_the_one_before() -> None:
+    """With staleness, iteration 2 may be scored while a model is still updated in iteration 1."""
+    graph = replace(GRAPH, staleness=1)
+    open_tasks = {TaskKey(1, "update", "b"), *(TaskKey(2, p, m) for p in ("score", "update") for m in (TEAM, "a", "b"))}
+    published = {key for key in graph.tasks() if key.iteration <= 2 and replace(key, part=0) not in open_tasks}
+    ready = [key for key in graph.ready(published) if key.phase == "score"]
+    assert ready == [TaskKey(2, "score", TEAM, p) for p in range(4)]
+    (chain,) = chains_of(graph, ready, published, 1)
+    assert chain == [*ready, TaskKey(2, "update", "a")]
+    both = chains_of(graph, ready, published | {TaskKey(1, "update", "b")}, 1)
+    assert [chain[-1] for chain in both] == [TaskKey(2, "update", m) for m in "ab"]
+    # Without any such update the scores are an ordinary array.
+    assert chains_of(graph, ready, published - {TaskKey(1, "update", "a")}, 1) == []
 
 
 def test_a_chain_is_cold_hint_rescue_and_each_model_begins_with_another_part() -> None:
