@@ -2,9 +2,10 @@
 
 In: manifests, scores, steps and evaluation rollouts that are published. Out: event files.
 TensorBoard draws curves with the same tag in different folders into one chart, so a run writes
-`tensorboard/MODEL` and `tensorboard/team`. A start removes earlier event files and writes all
-published points again, so that every point of a continued run appears once. The event files are
-never read here.
+`tensorboard/MODEL` and `tensorboard/team`. A start continues the files of earlier starts
+(`event_files.py`) and adds only the points that are missing, so that every point of a continued run
+appears once. If a publication was made again, or core_hpc has another version, all points are
+written again.
 """
 
 from __future__ import annotations
@@ -24,7 +25,9 @@ from analysis.metrics.passk import FIRST, PASS_HAT, pass_at_k_table
 from analysis.metrics.rescue import leak_points
 from analysis.timing.account import RunTimes, iteration_table, task_time, waited_table, with_submissions
 from analysis.timing.critical_path import TaskTime
+from core_hpc import __version__
 from core_hpc.config.run import flatten, scientific_fields
+from core_hpc.controller.event_files import EventFiles
 from core_hpc.problems.sets import set_names, set_of
 from core_hpc.runs.folder import Run
 from core_hpc.runs.messages import Done, Event
@@ -96,63 +99,74 @@ class RunTracker:
     If the run has another tracker (`tracking.wandb`), the points are also kept until they are taken.
     """
 
-    def __init__(self, run: Run) -> None:
-        from tensorboard.summary.writer.event_file_writer import EventFileWriter
-
+    def __init__(self, run: Run, *, anew: bool = False) -> None:
+        """Open the event files. `anew`: remove what earlier starts wrote."""
         self._run = run
         self._kept: list[Points] = []
         self._graph = run.graph()
         self._published: set[TaskKey] = set()
-        self._written: set[tuple[str, int]] = set()
-        """Phases and iterations whose tasks have their points together."""
-        for old in run.paths.tensorboard.glob("*/events.out.tfevents.*"):
-            old.unlink()
         names = (*(m.name for m in run.config.team), TEAM)
-        self._writers = {
-            name: EventFileWriter(str(run.paths.tensorboard / name), flush_secs=600, max_queue_size=1000)
-            for name in names
-        }
-        self._final: dict[str, float] = {}
+        made_from = {"version": __version__, "set_aside": shards.set_aside_names(run.root)}
+        self._files = EventFiles(run.paths.tensorboard, names, made_from=made_from, anew=anew)
+        self._final: dict[str, float] = dict(self._files.final)
         self._times: list[TaskTime] = []
-        self._write_hyperparameters()
+        if self._files.is_new:
+            self._write_hyperparameters()
+
+    @property
+    def written(self) -> set[str]:
+        """Tasks whose points are in the event files."""
+        return self._files.written
+
+    def catch_up(self, published: set[TaskKey]) -> None:
+        """Write the points of all published tasks that are not in the files."""
+        missing = sorted(key for key in published if str(key) not in self.written)
+        unwritten = {*missing, *(set(self._graph.tasks()) - published)}
+        # The time of an iteration is computed from its tasks and those of the iteration before.
+        first = min((key.iteration for key in unwritten), default=0) - 1
+        for key in sorted(published - set(missing)):
+            if unwritten and key.iteration >= first:
+                self._times.append(task_time(key, manifests.read_manifest(self._run.paths.task_manifest(key))))
+        for key in missing:
+            self.task_published(key, published)
 
     def task_published(self, key: TaskKey, published: set[TaskKey]) -> None:
         """Write the points that this task completes."""
         self._published = published
+        self._files.discard()
         manifest = manifests.read_manifest(self._run.paths.task_manifest(key))
         time_s = manifest.writer["time"]
         self._times.append(task_time(key, manifest))
         self._write_speed(key, manifest)
-        if key.phase == SCORE and self._completes(key):
+        is_last = all(k == key or str(k) in self.written for k in self._alike(key))
+        if key.phase == SCORE and is_last:
             self._write_scores(key, time_s)
-        elif key.phase == HINT and self._completes(key):
+        elif key.phase == HINT and is_last:
             self._write_leaks(key, time_s)
         elif key.phase == UPDATE:
             self._write_steps(key, manifest, time_s)
-            if {t.key for t in self._times}.issuperset(self._alike(key)):
+            if is_last:
                 self._write_time(key, time_s)
         elif key.phase == WARMUP:
             self._write_warmup(key, manifest, time_s)
-        elif key.phase == EVALUATE and self._completes(key):
+        elif key.phase == EVALUATE and is_last:
             self._write_evaluation(key, time_s)
-        for writer in self._writers.values():
-            writer.flush()
+        self._files.record(str(key), final=self._final)
 
     def close(self, *, finished: bool) -> None:
-        """End the hyper-parameter session and close the file."""
+        """Write the end of the hyper-parameter session, with the figures of the last evaluation."""
+        from tensorboard.compat.proto.event_pb2 import Event as TensorBoardEvent
         from tensorboard.compat.proto.summary_pb2 import Summary
         from tensorboard.plugins.hparams import api_pb2, metadata, plugin_data_pb2
 
-        for tag, value in self._final.items():
-            self._scalar(TEAM, f"{FINAL}/{tag}", value, 0, None)
+        final = [Summary.Value(tag=f"{FINAL}/{tag}", simple_value=value) for tag, value in self._final.items()]
         status = api_pb2.STATUS_SUCCESS if finished else api_pb2.STATUS_RUNNING
         ended = plugin_data_pb2.HParamsPluginData(
             session_end_info=plugin_data_pb2.SessionEndInfo(status=status, end_time_secs=time.time())
         )
         about = metadata.create_summary_metadata(ended)
-        self._emit(TEAM, Summary(value=[Summary.Value(tag=metadata.SESSION_END_INFO_TAG, metadata=about)]), 0, None)
-        for writer in self._writers.values():
-            writer.close()
+        values = [*final, Summary.Value(tag=metadata.SESSION_END_INFO_TAG, metadata=about)]
+        self._files.end(TEAM, [TensorBoardEvent(wall_time=time.time(), step=0, summary=Summary(value=values))])
 
     def take_points(self) -> list[Points]:
         """The points that were written since the last call, in their order."""
@@ -160,17 +174,6 @@ class RunTracker:
         return taken
 
     # --- points ----------------------------------------------------------------------------------
-
-    def _completes(self, key: TaskKey) -> bool:
-        """Whether all tasks of the same phase and iteration are published, for the first time.
-
-        A start passes all tasks that are published. Each of them would complete its iteration.
-        """
-        group = (key.phase, key.iteration)
-        if group in self._written or not self._published.issuperset(self._alike(key)):
-            return False
-        self._written.add(group)
-        return True
 
     def _alike(self, key: TaskKey) -> list[TaskKey]:
         """All tasks of the same phase and iteration.
@@ -301,14 +304,14 @@ class RunTracker:
     def _emit(self, model: str, summary: Any, step: int, time_s: float | None) -> None:
         from tensorboard.compat.proto.event_pb2 import Event as TensorBoardEvent
 
-        self._writers[model].add_event(TensorBoardEvent(wall_time=time_s or time.time(), step=step, summary=summary))
+        self._files.add(model, TensorBoardEvent(wall_time=time_s or time.time(), step=step, summary=summary))
 
 
 class Tracking:
     """Listener with a RunTracker per run.
 
-    A tracker begins with the first publication of its run, so that a start does not wait for old
-    points.
+    A tracker begins with the first publication of its run, so that a start does not wait for points
+    that a killed controller left out.
     """
 
     def __init__(self) -> None:
@@ -321,12 +324,12 @@ class Tracking:
     def on_event(self, progress: RunProgress, event: Event) -> None:
         if not isinstance(event, Done):
             return
-        tracker = self._trackers.get(progress.run.run_id)
+        tracker, key = self._trackers.get(progress.run.run_id), event.task.key
         with self._discarded_after_damage(progress):
-            if tracker is not None:
-                tracker.task_published(event.task.key, progress.published)
+            if tracker is not None and str(key) not in tracker.written:
+                tracker.task_published(key, progress.published)
             else:
-                self._begin(progress)
+                self._begin(progress, done=key)
 
     def on_finished(self, progress: RunProgress) -> None:
         """A finished run has complete files, also if this start has published nothing."""
@@ -334,19 +337,27 @@ class Tracking:
             with self._discarded_after_damage(progress):
                 self._begin(progress)
 
-    def _begin(self, progress: RunProgress) -> None:
-        tracker = self._trackers[progress.run.run_id] = RunTracker(progress.run)
-        for key in sorted(progress.published):
-            tracker.task_published(key, progress.published)
+    def _begin(self, progress: RunProgress, *, done: TaskKey | None = None) -> None:
+        """Continue the files of a run, or write them anew if a task was made again after its points were written.
+
+        Args:
+            progress: the run.
+            done: the task that was published now.
+        """
+        # A copy for another tracker begins anew with each start, and needs all points.
+        tracker = RunTracker(progress.run, anew=progress.run.config.tracking.wandb is not None)
+        if not tracker.written <= {str(key) for key in progress.published if key != done}:
+            tracker = RunTracker(progress.run, anew=True)
+        self._trackers[progress.run.run_id] = tracker
+        tracker.catch_up(progress.published)
 
     @contextlib.contextmanager
     def _discarded_after_damage(self, progress: RunProgress) -> Iterator[None]:
-        """Begin the files of a run anew after damage was found, so that every point appears once."""
+        """After damage was found, write all points of the run again once the publication has been made again."""
         try:
             yield
         except manifests.DamagedError:
-            if (tracker := self._trackers.pop(progress.run.run_id, None)) is not None:
-                tracker.close(finished=False)
+            self._trackers.pop(progress.run.run_id, None)
             raise
 
     def close(self, runs: list[RunProgress]) -> None:

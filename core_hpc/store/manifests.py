@@ -31,6 +31,8 @@ from core_hpc.store.schema import SCHEMA_VERSION
 
 T = TypeVar("T")
 
+SET_ASIDE = ".set-aside-"
+"""In the name of a manifest that was withdrawn because of damage."""
 VISIBILITY_DELAYS_S = (0.2, 1.0, 5.0, 25.0)
 VISIBILITY_WINDOW_S = 120.0
 
@@ -328,7 +330,7 @@ def is_visible(path: Path, *, published_s: float) -> bool:
 
 def set_aside(manifest_path: Path) -> Path:
     """Withdraw a damaged publication. Its manifest is kept under another name for inspection."""
-    aside = manifest_path.with_name(f"{manifest_path.name}.set-aside-{uuid.uuid4().hex[:8]}")
+    aside = manifest_path.with_name(f"{manifest_path.name}{SET_ASIDE}{uuid.uuid4().hex[:8]}")
     manifest_path.rename(aside)
     _fsync(manifest_path.parent)
     return aside

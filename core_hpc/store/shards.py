@@ -171,6 +171,15 @@ def published_keys(run: Path, phases: Sequence[str] = PHASES) -> list[TaskKey]:
     return sorted(key for path in paths if (key := task_of_manifest(path)) is not None)
 
 
+def set_aside_names(run: Path) -> list[str]:
+    """Paths, relative to the run, of the manifests that were set aside because of damage, sorted."""
+    folders = [folder for phase in PHASES if (run / phase).is_dir() for folder in (run / phase).iterdir()]
+    names = [
+        f"{folder.parent.name}/{folder.name}/{name}" for folder in folders for name in manifests.list_names(folder)
+    ]
+    return sorted(name for name in names if f"{MANIFEST_SUFFIX}{manifests.SET_ASIDE}" in name)
+
+
 def read_rows(run: Path, table: Table, *, phases: Sequence[str], columns: Sequence[str] | None = None) -> pl.DataFrame:
     """Read the published rows of some phases in all iterations.
 

@@ -1,7 +1,8 @@
 """Publications of SIMULATED tasks: the schemas and statistics of the real phases, without models.
 
 In: a run and a task. Out: its publication. The rows of a phase are made once and published for
-every task, so they name another run and iteration, and their texts are short. Every task has as
+every task, so they name another run and iteration (the steps of an update have their own number),
+and their texts are short. Every task has as
 many rows as a real one, because the controller checks their number.
 """
 
@@ -52,7 +53,7 @@ class SimulatedTasks:
     """
 
     update_bytes: int = 1 << 18
-    _shards: dict[tuple[str, str, int], tuple[bytes, int]] = field(default_factory=dict)
+    _shards: dict[tuple[str, str, int, int], tuple[bytes, int]] = field(default_factory=dict)
 
     def publish(self, run: Run, key: TaskKey) -> None:
         """Publish a task without fsync, which is time of the task and not of the controller."""
@@ -77,7 +78,7 @@ class SimulatedTasks:
             )
 
     def _shard(self, run: Run, key: TaskKey) -> tuple[bytes, int]:
-        kind = (key.phase, key.model, key.part)
+        kind = (key.phase, key.model, key.part, key.iteration if key.phase == UPDATE else 0)
         if kind not in self._shards:
             frame, buffer = rows_of(run, key), io.BytesIO()
             check_frame(frame, TABLE_OF[key.phase], source=str(key))
@@ -116,7 +117,9 @@ def rows_of(run: Run, key: TaskKey) -> pl.DataFrame:
     problems = range(key.part * per_part, min(total, (key.part + 1) * per_part))
     own = {"run_id": run.run_id, "iteration": key.iteration, "model": key.model}
     if key.phase == UPDATE:
-        rows = [{**own, "step": s, "global_step": s, **_STEP} for s in range(1, steps_per_iteration(config) + 1)]
+        steps = steps_per_iteration(config)
+        before = (key.iteration - 1) * steps
+        rows = [{**own, "step": s, "global_step": before + s, **_STEP} for s in range(1, steps + 1)]
     elif key.phase == HINT:
         rows = [{**own, "model": m.name, "problem_id": f"p{p}", **_HINT} for p in problems for m in config.team]
     elif key.phase == SCORE:
