@@ -159,7 +159,9 @@ class RunTracker:
         from tensorboard.compat.proto.summary_pb2 import Summary
         from tensorboard.plugins.hparams import api_pb2, metadata, plugin_data_pb2
 
-        final = [Summary.Value(tag=f"{FINAL}/{tag}", simple_value=value) for tag, value in self._final.items()]
+        figures = {f"{FINAL}/{tag}": value for tag, value in self._final.items()}
+        final = [Summary.Value(tag=tag, simple_value=value) for tag, value in figures.items()]
+        self._keep(Points(TEAM, 0, None, figures))
         status = api_pb2.STATUS_SUCCESS if finished else api_pb2.STATUS_RUNNING
         ended = plugin_data_pb2.HParamsPluginData(
             session_end_info=plugin_data_pb2.SessionEndInfo(status=status, end_time_secs=time.time())
@@ -298,8 +300,11 @@ class RunTracker:
             return
         points = [Summary.Value(tag=tag, simple_value=value) for tag, value in known.items()]
         self._emit(model, Summary(value=points), step, time_s)
-        if self._run.config.tracking.wandb is not None:
-            self._kept.append(Points(model, step, time_s, known))
+        self._keep(Points(model, step, time_s, known))
+
+    def _keep(self, points: Points) -> None:
+        if points.values and self._run.config.tracking.wandb is not None:
+            self._kept.append(points)
 
     def _emit(self, model: str, summary: Any, step: int, time_s: float | None) -> None:
         from tensorboard.compat.proto.event_pb2 import Event as TensorBoardEvent
