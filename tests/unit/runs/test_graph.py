@@ -94,7 +94,7 @@ def read_or_awaited(key: TaskKey, staleness: int, parts: int, *, has_rescue: boo
     i, own = key.iteration, key.model
     sampling = {1: 0, 2: 1 - staleness, 3: 2 - staleness, 4: 3 - staleness}
     last_phase = RESCUE if has_rescue else COLD
-    weights = {TaskKey(sampling[i], UPDATE, own)} if i in sampling and sampling[i] else set()
+    weights = {TaskKey(sampling[i], UPDATE, own)} if sampling.get(i) else set()
     if key.phase == EVALUATE:
         return {TaskKey(i, UPDATE, own)} if i else set()
     if key.phase == COLD:
