@@ -75,6 +75,8 @@ def iterations_report(times: RunTimes) -> ReportTable:
         "overhead: share of the time, without elsewhere, that is above the lower bound",
         "largest item: the largest one that is neither work nor elsewhere",
     ]
+    if times.graph is not None and times.graph.staleness:
+        notes.append("protocol.staleness: iterations overlap, so their times add up to more than the time of the run")
     notes = notes + _doubts(times) if shown else _why_empty(times)
     return ReportTable("time_iterations", "Iterations (seconds)", frame, laid_out(columns, shown), notes)
 

@@ -186,7 +186,14 @@ class Display:
             speed = f"{at.done / elapsed:.1f} {unit_of(task.key.phase)}/s" if at.done and elapsed > 0 else "starting"
             tokens = f"{at.tokens / elapsed:.0f} tokens/s" if at.tokens and elapsed > 0 else ""
             bar = ProgressBar(total=max(at.total, 1), completed=at.done, width=30)
-            table.add_row(f"  {task.key.phase}", task.key.model, bar, f"{at.done}/{at.total or '?'}", speed, tokens)
+            table.add_row(
+                f"  {task.key.phase} {task.key.iteration}",
+                task.key.model,
+                bar,
+                f"{at.done}/{at.total or '?'}",
+                speed,
+                tokens,
+            )
         if len(longest) > MAX_ROWS:
             table.add_row(f"  and {len(longest) - MAX_ROWS} more")
         return table

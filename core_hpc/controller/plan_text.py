@@ -18,6 +18,10 @@ from core_hpc.runs.sweep import Sweep
 
 NUM_SHOWN = 12
 """Runs in the table of a short plan."""
+STALE = (
+    "an iteration is sampled with the weights before the last update, while the one before is scored and updated; this "
+    "saves most time where engines and trainers have GPUs of their own"
+)
 STATES = {"new": "new", "exists": "exists: will continue", "conflict": "conflict: see below"}
 
 
@@ -41,6 +45,9 @@ def print_plan(plan: Plan, console: Console, *, full: bool = False) -> None:
             console.print("(this is the configuration of the first run)")
         _print_estimate(plan, console)
     console.print(_hours(plan), soft_wrap=True)
+    if stale := [run for run in sweep.runs if run.config.protocol.staleness]:
+        which = "" if len(stale) == len(sweep.runs) else f" ({len(stale)} of {len(sweep.runs)} runs)"
+        console.print(f"protocol.staleness: 1{which}: {STALE}", soft_wrap=True)
     if plan.comparison is not None:
         console.print(f"comparison: {plan.comparison}", markup=False, soft_wrap=True)
     if full and sweep.cluster.driver == "arrays":

@@ -338,7 +338,7 @@ def _last_iteration(
     last = max((i for i, num in found.items() if num == wanted[i]), default=None)
     if last is None:
         return None, None, None
-    near = [task_time(k, m) for k, m in window.items() if k.iteration in (last - 1, last)]
+    near = [task_time(k, m) for k, m in window.items() if abs(k.iteration - last) <= 1]
     times = RunTimes(tuple(with_submissions(near, run.paths.slurm)), graph)
     row = iteration_table(times).filter(iteration=last).row(0, named=True)
     return row["wall_s"], row["overhead"], row["largest"]

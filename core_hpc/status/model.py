@@ -23,7 +23,7 @@ class RunStatus:
     detail: str = ""
     """Why the run stopped, or what cannot be read."""
     iteration: int = 0
-    """The first iteration with a task that is not done."""
+    """The first iteration with a task that is not done. The next one may be in progress, too."""
     iterations: int = 0
     phases: list[str] = field(default_factory=list)
     """Phases of the tasks that run or wait; if there are none, of the tasks that are ready."""
@@ -41,7 +41,7 @@ class RunStatus:
     expected_end: float | None = None
     """Now + left_s, if the run is running."""
     iteration_s: float | None = None
-    """Time of the last iteration whose training is published."""
+    """Time of the last iteration whose training is published. With protocol.staleness: 1 it overlaps others."""
     overhead: float | None = None
     """Share of iteration_s above its lower bound. The bound uses the rates of the tasks that were published last
     (`core-hpc analysis time` uses the rates of all tasks)."""

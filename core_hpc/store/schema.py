@@ -270,7 +270,11 @@ STEPS = Table(
         "entropy": (_F, "mean entropy of the policy at completion tokens, in nats"),
         "grad_norm": (_F, "global gradient norm before clipping"),
         "learning_rate": (_F, "learning rate of the step"),
-        "mismatch_mean": (_F, "mean |trainer - engine| of the log-probabilities of completion tokens"),
+        "mismatch_mean": (
+            _F,
+            "mean |trainer - engine| of the log-probabilities of completion tokens; with protocol.staleness: 1 it "
+            "includes the update in between",
+        ),
         "mismatch_max": (_F, "largest |trainer - engine| of a log-probability"),
         "importance_mean": (_F, "mean importance weight of completion tokens (update.importance)"),
         "kept_mass": (

@@ -21,7 +21,7 @@ import pytest
 from core_hpc.store import manifests, shards
 from core_hpc.store.paths import RunPaths, TaskKey
 from core_hpc.store.schema import COLD, PHASES, RESCUE, ROLLOUTS, STEPS, UPDATE
-from tests.support.cluster import free_ports
+from tests.support.cluster import DevCluster, free_ports
 from tests.support.harness import ROOT, differences, launch, launch_and_kill, leftovers, the_run
 from tests.support.tiny import tiny_sweep
 
@@ -40,14 +40,14 @@ ITERATIONS = 4
 LIMIT = 0.02
 
 
-def stale_sweep(folder: Path, models: list[Path]) -> Path:
+def stale_sweep(folder: Path, models: list[Path], cluster: dict[str, Any] | None = None) -> Path:
     return tiny_sweep(
         folder / "tiny.yaml",
         models,
         folder / "out",
         iterations=ITERATIONS,
         protocol={**PROTOCOL, "staleness": 1},
-        cluster={"num_running": 4, "threads": 1},
+        cluster=cluster or {"num_running": 4, "threads": 1},
     )
 
 
@@ -147,6 +147,18 @@ def test_a_run_that_is_killed_in_the_overlap_ends_with_the_same_rows(
     assert done.returncode == 0, done.stdout + done.stderr
     assert differences(finished, the_run(folder)) == []
     assert leftovers(the_run(folder), PHASES) == []
+
+
+@pytest.mark.timeout(1200)
+def test_chained_arrays_publish_what_the_local_driver_publishes(
+    finished: Path, cluster: DevCluster, tiny_models: list[Path], tmp_path: Path
+) -> None:
+    job = {"cpus": 1, "mem_gb": 1.8, "time_min": 10, "poll_s": [0.3, 1], "lost_after_s": 15}
+    slurm = {**job, "gpus_per_node": 1, "signal_delay_s": 15, "chain_wait_s": 60}
+    sweep = stale_sweep(tmp_path, tiny_models, {"driver": "arrays", "threads": 1, "slurm": slurm})
+    done = launch(sweep, env=cluster.environment(), timeout_s=1100)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert differences(finished, the_run(tmp_path / "out" / "tiny")) == []
 
 
 # --- the guard, with the real trainer --------------------------------------------------------------

@@ -7,6 +7,7 @@ import os
 import random
 import time
 from collections import defaultdict
+from dataclasses import replace
 from fractions import Fraction
 from itertools import pairwise, permutations
 from pathlib import Path
@@ -224,6 +225,27 @@ def test_evaluations_and_other_iterations_are_elsewhere(tmp_path: Path) -> None:
     publish(run, key(COLD, "ada", iteration=2), 60, {"generate": 5}, pid=1, num_completion_tokens=5)
     publish(run, key(COLD, "bob", iteration=2), 91, {"generate": 7}, pid=2, num_completion_tokens=7)
     assert seconds_of(times_of(run), 2) == {"another iteration": 30, "idle": 1, "generate": 7}
+
+
+def test_with_staleness_an_update_waits_for_the_one_before(tmp_path: Path) -> None:
+    """Iteration 2 is sampled from 10 to 18 and scored at 20, while iteration 1 is updated until 50."""
+    run = make_run(tmp_path / "run")
+    for model, pid in (("ada", 1), ("bob", 2)):
+        publish(run, key(COLD, model), 0, {"generate": 8}, pid=pid, num_completion_tokens=8)
+        publish(run, key(UPDATE, model), 10, {"update": 40}, pid=pid + 2, num_tokens=1)
+        publish(run, key(COLD, model, iteration=2), 10, {"generate": 8}, pid=pid, num_completion_tokens=8)
+        publish(run, key(UPDATE, model, iteration=2), 50, {"update": 40}, pid=pid + 2, num_tokens=1)
+    for iteration, at in ((1, 8), (2, 18)):
+        publish(run, key(SCORE, iteration=iteration), at, {"score": 2}, pid=5)
+    times = times_of(run)
+    assert times.graph is not None
+    stale = RunTimes(times.tasks, replace(times.graph, staleness=1, has_rescue=False))
+    assert seconds_of(stale, 1) == {"generate": 8, "score": 2, "train": 40}
+    assert seconds_of(stale, 2) == {"another iteration": 40, "train": 40}
+    frame = iteration_table(stale)
+    assert frame["wall_s"].to_list() == [pytest.approx(50, abs=1e-3), pytest.approx(80, abs=1e-3)]
+    overlapping = "iterations overlap"
+    assert [any(overlapping in note for note in time_report(t)[0].notes) for t in (times, stale)] == [False, True]
 
 
 # --- missing laps, clocks, queue, nothing --------------------------------------------------------

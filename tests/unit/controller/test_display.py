@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import io
+from dataclasses import replace
 from pathlib import Path
 
 from rich.console import Console
 
 from core_hpc.controller.display import Display
-from core_hpc.runs.messages import Done, TaskRef
+from core_hpc.runs.messages import Done, Started, TaskRef
 from core_hpc.schedule.progress import RunProgress
 from core_hpc.store.paths import TaskKey
 from tests.unit.controller.test_tracking import make_run
@@ -43,3 +44,25 @@ def test_the_panel_has_the_shares_of_the_latest_evaluation_and_cold_phase(tmp_pa
     assert "WARNING: 8 of 10 completions were cut at the token limit" in panel()
     finish(TaskKey(2, "cold", "m0"), 1, 0)
     assert "cold 2: 10 % truncated, 0 % without an answer" in panel()
+
+
+def test_a_panel_with_two_iterations_shows_to_which_one_a_task_belongs(tmp_path: Path) -> None:
+    """With staleness, cold tasks of iteration 2 run beside updates of iteration 1."""
+    run = make_run(tmp_path)
+    graph = replace(run.graph(), staleness=1)
+    sampled = {key for key in graph.tasks() if key.iteration == 0 or (key.iteration == 1 and key.phase != "update")}
+    progress = RunProgress(run, graph, sampled)
+    running = [TaskKey(1, "update", "m0"), TaskKey(2, "cold", "m1")]
+    assert set(running) <= set(progress.ready())
+    console = Console(file=io.StringIO(), width=300)
+    display = Display(console, "tiny", [progress], refreshes_per_s=1, warm=True)
+    for key in running:
+        progress.in_flight[key] = 0.0
+        display.on_event(progress, Started(TaskRef(run.run_id, key)))
+    console.print(display._panel())
+    assert isinstance(console.file, io.StringIO)
+    lines = [line.split()[:3] for line in console.file.getvalue().splitlines()]
+    assert ["update", "1", "m0"] in lines
+    assert ["cold", "2", "m1"] in lines
+    assert "iteration 1/2" in console.file.getvalue()
+    assert "2 running" in console.file.getvalue()

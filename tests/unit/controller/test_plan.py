@@ -339,6 +339,15 @@ def test_it_is_short_by_default(tmp_path: Path) -> None:
     assert full.count("job arrays of seed-") == 40
 
 
+def test_the_dry_run_names_the_runs_that_sample_with_older_weights(tmp_path: Path) -> None:
+    path = small_sweep(tmp_path)
+    assert "staleness" not in dry_run(path).stdout
+    printed = dry_run(path, "--set", "protocol.staleness=1").stdout
+    assert "protocol.staleness: 1: an iteration is sampled with the weights before the last update" in printed
+    grid = small_sweep(tmp_path, grid={"protocol.staleness": [0, 1], "seed": [1, 2]})
+    assert "protocol.staleness: 1 (2 of 4 runs): an iteration is sampled" in dry_run(grid).stdout
+
+
 def test_the_range_of_hours_is_that_of_the_estimate(tmp_path: Path) -> None:
     sweep = load_sweep(small_sweep(tmp_path, grid={"seed": [1, 2]}), profile="one_node")
     hours = make_plan(sweep).hours

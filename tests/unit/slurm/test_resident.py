@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from core_hpc.schedule.progress import RunProgress, inspect_run
 from core_hpc.schedule.scheduler import Scheduler
 from core_hpc.slurm.executor import SlurmExecutor
 from core_hpc.slurm.records import ENDED, FAILED, OPEN, SubmissionFolder, new_submission
+from core_hpc.slurm.watch import OpenSubmission
 from core_hpc.store import manifests
 from core_hpc.store.paths import TaskKey
 from tests.support.fake_slurm import FakeSlurm, executor_of, failures, kind_of, publish, run_of
@@ -314,3 +316,16 @@ def test_jobs_of_another_driver_are_not_taken_over(make: Make) -> None:
     folder.write(new_submission("generate", "cold-0001", [[A]], start_id="x", mem_gb=1))
     with pytest.raises(InputError, match=r"of another driver.*core_hpc\.cancel"):
         executor.adopt([run])
+
+
+@pytest.mark.parametrize(("staleness", "expected"), [(0, {1, 2}), (1, {1, 2, 3, 4})])
+def test_only_iterations_that_can_be_published_next_are_looked_for(
+    tmp_path: Path, staleness: int, expected: set[int]
+) -> None:
+    """Without rescues and with staleness, a model may sample iteration 4 while its peer is updated in iteration 1."""
+    run = run_of(tmp_path, "resident", protocol={"staleness": staleness, "rescue_samples": 0})
+    graph = replace(run.graph(), iterations=6)
+    left = [key for key in graph.tasks() if key.iteration > 0]
+    folder = SubmissionFolder(run.paths.slurm)
+    item = OpenSubmission(run, folder, new_submission("resident", "resident-0001", [left], start_id="s", mem_gb=1.0))
+    assert {task.key.iteration for task, _, _ in item.awaited(0)} == expected
