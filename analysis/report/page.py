@@ -46,7 +46,8 @@ thead th { border-top: 1.5px solid var(--rule); border-bottom: 1px solid var(--r
 tbody tr:last-child td { border-bottom: 1.5px solid var(--rule); }
 tr.start td { border-top: 1px solid var(--line); } .number { text-align: right; } td small { color: var(--quiet); }
 .wide ul { color: var(--quiet); font-size: .8rem; margin: .4rem 0 0; padding-left: 1.1rem; }
-.figures { display: flex; flex-wrap: wrap; gap: 0 2rem; } figure { margin: 1rem 0; flex: 0 1 32rem; }
+.figures { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(100%, 28rem), 32rem)); gap: 0 2rem; }
+.figures { align-items: start; } figure { margin: 1rem 0; min-width: 0; }
 figure img { width: 100%; background: #fff; } figcaption { font-size: .85rem; color: var(--quiet); }
 .warnings { background: var(--warn); border-left: 4px solid var(--edge); padding: .5rem 1rem; margin: 1rem 0; }
 .warnings ul { margin: .2rem 0; padding-left: 1.2rem; }
@@ -65,6 +66,10 @@ pre { max-height: 16rem; overflow: auto; }
   body { padding: .8rem; }
   caption, th, td { white-space: normal; } table { font-size: .78rem; } th, td { padding-right: .4rem; }
   td small { display: block; white-space: nowrap; font-size: .68rem; }
+}
+@media screen and (min-width: 1400px) {
+  body { max-width: 82rem; } .figures { grid-template-columns: repeat(2, minmax(0, 1fr)); }
+  figure:only-child { display: contents; } figure:only-child > * { margin: 1rem 0; }
 }
 @media print {
   body { max-width: none; } .wide, pre { overflow: visible; max-height: none; } details > * { display: block; }
