@@ -237,6 +237,7 @@ def test_the_same_sweep_in_another_folder_gives_the_same_results(
     assert second_began < first.writer["time"], "the two parts did not share the engine"
 
 
+@pytest.mark.full(reason="test_zero2.py and test_slurm_sweep.py train with two ranks")
 def test_two_ranks_give_the_same_adapters_within_rounding(
     sweep: Path, finished: tuple[Path, str], tmp_path: Path
 ) -> None:
