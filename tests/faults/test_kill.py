@@ -71,6 +71,7 @@ def test_kills_between_phases_and_while_publishing(
     assert not (tmp_path / "out" / "tiny" / "claim.json").exists()
 
 
+@pytest.mark.full(reason="test_damage.py damages files of a running and of a finished sweep")
 def test_a_damaged_shard_is_set_aside_and_replaced(
     undisturbed: Path, tiny_models: list[Path], iterations: int, tmp_path: Path
 ) -> None:

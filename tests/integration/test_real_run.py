@@ -118,6 +118,7 @@ def test_adapters_are_ordinary_peft_folders_that_changed_the_model(run: Path) ->
         assert config["peft_type"] == "LORA"
 
 
+@pytest.mark.full(reason="test_engines.py repeats calls")
 def test_a_shard_made_again_by_new_processes_is_bit_identical(run: Path, sweep: Path, tmp_path: Path) -> None:
     import shutil
 
