@@ -5,8 +5,9 @@ Tiny models and the SLURM cluster are made once per session.
 
 from __future__ import annotations
 
+import functools
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -30,6 +31,25 @@ def tiny_models(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
 
     folder = tmp_path_factory.mktemp("models")
     return [make_tiny_model(folder / "m0", seed=0), make_tiny_model(folder / "m1", seed=1, chat=True)]
+
+
+@pytest.fixture(scope="session")
+def undisturbed_run(tiny_models: list[Path], tmp_path_factory: pytest.TempPathFactory) -> Callable[[int], Path]:
+    """A function that returns the run of `tiny_sweep` with a number of iterations.
+
+    The driver `local` runs it once. Tests compare with it and do not change it.
+    """
+    from tests.support.harness import launch, the_run
+    from tests.support.tiny import tiny_sweep
+
+    @functools.cache
+    def run(iterations: int) -> Path:
+        folder = tmp_path_factory.mktemp("undisturbed")
+        done = launch(tiny_sweep(folder / "tiny.yaml", tiny_models, folder / "out", iterations=iterations))
+        assert done.returncode == 0, done.stdout + done.stderr
+        return the_run(folder / "out" / "tiny")
+
+    return run
 
 
 @pytest.fixture(scope="session")
@@ -62,5 +82,26 @@ def loose_umask() -> Iterator[None]:
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    parser.addoption("--full", action="store_true", help="all cluster tests: every fault at every phase (35 minutes)")
+    parser.addoption(
+        "--full", action="store_true", help="also the long forms and variants (tests/README.md, Two tiers)"
+    )
     parser.addoption("--record", action="store_true", help="test_recorded_run.py: record the run instead of comparing")
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Skip the tests with the mark `full` unless the option asks for them.
+
+    The reason of each mark is shown, so that no test is left out silently.
+    """
+    if config.getoption("--full"):
+        return
+    for item in items:
+        marks = list(item.iter_markers("full"))
+        if marks:
+            item.add_marker(pytest.mark.skip(reason=f"only with --full: {marks[0].kwargs['reason']}"))
+
+
+@pytest.fixture(scope="session")
+def full(request: pytest.FixtureRequest) -> bool:
+    """Whether this is the full tier (`--full`), in which some tests are longer."""
+    return bool(request.config.getoption("--full"))

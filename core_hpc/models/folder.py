@@ -33,6 +33,8 @@ MISTRAL_FILES = ("params.json", "tekken.json", "consolidated*.safetensors")
 vLLM would load it with another class, and transformers would take another tokenizer, which neither
 reads the chat template of the folder nor encodes `[THINK]` as a special token.
 """
+PLAIN_TOKENIZER = "TokenizersBackend"
+"""Class in tokenizer_config.json of a tokenizer that is all in tokenizer.json."""
 _MIB = 1 << 20
 
 
@@ -160,12 +162,34 @@ def has_chat_template(folder: Path) -> bool:
 def load_tokenizer(folder: Path, *, trust_remote_code: bool = False) -> Any:
     """The tokenizer in a model folder. The network is never used."""
     skip_unused_packages()
+    if _is_plain_tokenizer(folder):
+        # AutoTokenizer would choose the same class, but it first imports all of torch: four seconds of a core.
+        from transformers.tokenization_utils_tokenizers import TokenizersBackend
+
+        return TokenizersBackend.from_pretrained(folder, local_files_only=True)
     from transformers import AutoTokenizer
 
     # tokenizer.json, and not tekken.json: the engine decodes with the same tokenizer (`vllm.py`).
     return AutoTokenizer.from_pretrained(
         folder, trust_remote_code=trust_remote_code, local_files_only=True, mistral_format=False
     )
+
+
+def _is_plain_tokenizer(folder: Path) -> bool:
+    """Whether AutoTokenizer would use the class of all plain tokenizers, whatever the rest of the folder has.
+
+    This is so for the folders of Llama models that transformers 5 wrote. For other models
+    AutoTokenizer may replace the class.
+    """
+    files = {name: folder / name for name in ("tokenizer.json", "tokenizer_config.json", "config.json")}
+    if not all(path.is_file() for path in files.values()):
+        return False
+    try:
+        settings = json.loads(files["tokenizer_config.json"].read_text(encoding="utf-8"))
+        model_type = json.loads(files["config.json"].read_text(encoding="utf-8"))["model_type"]
+    except (ValueError, KeyError, TypeError):
+        return False  # AutoTokenizer names the mistake
+    return model_type == "llama" and settings.get("tokenizer_class") == PLAIN_TOKENIZER and "auto_map" not in settings
 
 
 def adapter_targets(folder: Path, targets: Sequence[str], *, trust_remote_code: bool = False) -> list[str]:

@@ -35,13 +35,16 @@ SLURM = {
 MAX_ATTEMPTS = 1000
 
 
-def write_sweep(path: Path, models: list[Path], output: Path, driver: str) -> Path:
-    """The sweep file of a tiny run with this driver. Its results do not depend on the driver."""
+def write_sweep(path: Path, models: list[Path], output: Path, driver: str, **changes: Any) -> Path:
+    """The sweep file of a tiny run with this driver. Its results do not depend on the driver.
+
+    `changes` replace sections of `tiny_sweep`.
+    """
     slurm = {**SLURM, **({"chain_wait_s": 20} if driver == "chained" else {})}
     section: dict[str, Any] = {"num_running": 2, "threads": 1, "max_attempts": MAX_ATTEMPTS}
     if driver != "local":
         section |= {"driver": "resident" if driver == "resident" else "arrays", "slurm": slurm}
-    return tiny_sweep(path, models, output, cluster=section)
+    return tiny_sweep(path, models, output, cluster=section, **changes)
 
 
 def undisturbed(folder: Path, models: list[Path]) -> Path:
@@ -61,14 +64,15 @@ def disturbed(
     driver: str,
     seed: int,
     num_faults: int,
+    **changes: Any,
 ) -> Result:
-    """Run one sweep with random faults in a new folder."""
+    """Run one sweep with random faults in a new folder. `changes` as for `write_sweep`."""
     folder.mkdir()
     chaos = Chaos(
         driver=driver,
         seed=seed,
         num_faults=num_faults,
-        sweep=write_sweep(folder / "tiny.yaml", models, folder / "out", driver),
+        sweep=write_sweep(folder / "tiny.yaml", models, folder / "out", driver, **changes),
         folder=folder,
         output=folder / "out" / "tiny",
         cluster=None if driver == "local" else cluster,

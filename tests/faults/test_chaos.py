@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-from tests.faults.chaos import disturbed, read_results, table, undisturbed
+from tests.faults.chaos import disturbed, read_results, table
 from tests.support.chaos import Chaos, Fault, Result
 from tests.support.cluster import DevCluster
 
@@ -14,19 +15,34 @@ pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 
 
 @pytest.fixture(scope="module")
-def reference(tiny_models: list[Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return undisturbed(tmp_path_factory.mktemp("chaos") / "undisturbed", tiny_models)
+def iterations(full: bool) -> int:
+    return 2 if full else 1
 
 
-def test_random_faults_on_one_machine(tiny_models: list[Path], reference: Path, tmp_path: Path) -> None:
-    result = disturbed(tmp_path / "s", tiny_models, reference, None, driver="local", seed=1, num_faults=3)
+@pytest.fixture(scope="module")
+def reference(undisturbed_run: Callable[[int], Path], iterations: int) -> Path:
+    return undisturbed_run(iterations)
+
+
+@pytest.mark.full(reason="the driver local; the usual run has chaos on SLURM, and kills of the driver local")
+def test_random_faults_on_one_machine(
+    tiny_models: list[Path], reference: Path, iterations: int, tmp_path: Path
+) -> None:
+    result = disturbed(
+        tmp_path / "s", tiny_models, reference, None, driver="local", seed=1, num_faults=3, iterations=iterations
+    )
     print(table([result]))
     assert result.violations == []
     assert len(result.faults) >= 2
 
 
-def test_random_faults_on_slurm(tiny_models: list[Path], reference: Path, cluster: DevCluster, tmp_path: Path) -> None:
-    result = disturbed(tmp_path / "s", tiny_models, reference, cluster, driver="chained", seed=1, num_faults=3)
+def test_random_faults_on_slurm(
+    tiny_models: list[Path], reference: Path, iterations: int, cluster: DevCluster, tmp_path: Path
+) -> None:
+    """With chained phases, of which this is also the usual run's only whole sweep."""
+    result = disturbed(
+        tmp_path / "s", tiny_models, reference, cluster, driver="chained", seed=1, num_faults=3, iterations=iterations
+    )
     print(table([result]))
     assert result.violations == []
     assert len(result.faults) >= 2

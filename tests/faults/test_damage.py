@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -23,11 +24,8 @@ OUTPUT = "out [1]*?"
 
 
 @pytest.fixture(scope="module")
-def undisturbed(tiny_models: list[Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("undisturbed")
-    done = launch(tiny_sweep(folder / "tiny.yaml", tiny_models, folder / OUTPUT, **SMALL))
-    assert done.returncode == 0, done.stdout + done.stderr
-    return the_run(folder / OUTPUT / "tiny")
+def undisturbed(undisturbed_run: Callable[[int], Path]) -> Path:
+    return undisturbed_run(SMALL["iterations"])
 
 
 def test_damaged_scores_and_problems_are_made_again_while_the_sweep_runs(

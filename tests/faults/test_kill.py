@@ -1,10 +1,11 @@
-"""Kill the launcher between phases, and tasks while they publish: no result is lost or changes.
+"""Kill the launcher between phases, tasks while they publish, and damage files: no result is lost or changes.
 
 One run is continued by a chain of starts. In each start a task of one phase is killed (SIGKILL) at
 a fault point while it publishes, and the launcher is killed as soon as that phase has published
-something. The last start is not disturbed.
+something. The last start is not disturbed. The usual run has a short chain in one iteration.
 """
 
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -17,6 +18,11 @@ from tests.support.tiny import tiny_sweep
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 
+SHORT = [
+    (COLD, 1, "publish.data_in_place"),
+    (HINT, 1, "publish.before_manifest"),
+    (UPDATE, 1, "publish.before_manifest"),
+]
 CHAIN = [
     (EVALUATE, 0, "publish.before_manifest"),
     (COLD, 1, "publish.data_in_place"),
@@ -30,17 +36,21 @@ CHAIN = [
 
 
 @pytest.fixture(scope="module")
-def undisturbed(tiny_models: list[Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("undisturbed")
-    done = launch(tiny_sweep(folder / "tiny.yaml", tiny_models, folder / "out"))
-    assert done.returncode == 0, done.stdout + done.stderr
-    return the_run(folder / "out" / "tiny")
+def iterations(full: bool) -> int:
+    return 2 if full else 1
 
 
-def test_kills_between_phases_and_while_publishing(undisturbed: Path, tiny_models: list[Path], tmp_path: Path) -> None:
-    sweep = tiny_sweep(tmp_path / "tiny.yaml", tiny_models, tmp_path / "out")
+@pytest.fixture(scope="module")
+def undisturbed(undisturbed_run: Callable[[int], Path], iterations: int) -> Path:
+    return undisturbed_run(iterations)
+
+
+def test_kills_between_phases_and_while_publishing(
+    undisturbed: Path, tiny_models: list[Path], iterations: int, full: bool, tmp_path: Path
+) -> None:
+    sweep = tiny_sweep(tmp_path / "tiny.yaml", tiny_models, tmp_path / "out", iterations=iterations)
     fired = []
-    for number, (phase, iteration, point) in enumerate(CHAIN):
+    for number, (phase, iteration, point) in enumerate(CHAIN if full else SHORT):
         marker = tmp_path / f"marker-{number}"
         where = f"/{phase}/iteration={iteration:04d}/"
 
@@ -61,12 +71,15 @@ def test_kills_between_phases_and_while_publishing(undisturbed: Path, tiny_model
     assert not (tmp_path / "out" / "tiny" / "claim.json").exists()
 
 
-def test_a_damaged_shard_is_set_aside_and_replaced(undisturbed: Path, tiny_models: list[Path], tmp_path: Path) -> None:
+@pytest.mark.full(reason="test_damage.py damages files of a running and of a finished sweep")
+def test_a_damaged_shard_is_set_aside_and_replaced(
+    undisturbed: Path, tiny_models: list[Path], iterations: int, tmp_path: Path
+) -> None:
     """The next start finds a missing file.
 
     Other damage is found by the task that reads the file.
     """
-    sweep = tiny_sweep(tmp_path / "tiny.yaml", tiny_models, tmp_path / "out")
+    sweep = tiny_sweep(tmp_path / "tiny.yaml", tiny_models, tmp_path / "out", iterations=iterations)
     folder = tmp_path / "out" / "tiny"
     assert launch_and_kill(
         sweep, lambda: len(list(folder.glob("*/cold/iteration=0001/*.manifest.json"))) == 4, tmp_path / "log"

@@ -15,8 +15,21 @@ from tests.faults.chaos import write_sweep
 from tests.support.cluster import DevCluster
 from tests.support.harness import launch, the_run
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.timeout(900),
+    pytest.mark.full(reason="tests/unit/slurm/test_odd_answers.py has these answers without a cluster"),
+]
 
+ONE_PART = {
+    "problems_per_iteration": 4,
+    "problems_per_part": 8,
+    "cold_samples": 3,
+    "rescue_samples": 2,
+    "hint_tokens": 64,
+    "hint_probability": 0.5,
+    "sampling": {"max_new_tokens": 48, "temperature": 1.0, "top_p": 1.0},
+}
 NOTICE = "echo 'Maintenance on Monday | 7 jobs of 4711 = all'"
 READERS = ("squeue", "sacct", "sacctmgr", "scontrol", "sinfo")
 # The first call fails with an unknown error. The second takes the job and prints nothing. Later ones print another
@@ -50,7 +63,7 @@ def test_a_sweep_ends_and_no_task_is_submitted_twice(
     tiny_models: list[Path], cluster: DevCluster, tmp_path: Path
 ) -> None:
     wrap(tmp_path / "bin")
-    sweep = write_sweep(tmp_path / "tiny.yaml", tiny_models, tmp_path / "out", "arrays")
+    sweep = write_sweep(tmp_path / "tiny.yaml", tiny_models, tmp_path / "out", "arrays", protocol=ONE_PART)
     environment = {**cluster.environment(), "PATH": f"{tmp_path / 'bin'}:{os.environ['PATH']}"}
     done = launch(sweep, "--set", "iterations=1", env=environment, timeout_s=800)
     assert done.returncode == 0, done.stdout + done.stderr

@@ -19,7 +19,7 @@ from core_hpc.store.paths import RunPaths, TaskKey
 from tests.support.harness import launch, the_run
 from tests.support.tiny import make_tiny_model, tiny_vllm_sweep
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.full(reason="test_zero2.py has an engine that ignores its adapter")]
 ADAPTER = "adapter_model.safetensors"
 
 

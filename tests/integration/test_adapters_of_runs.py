@@ -134,27 +134,30 @@ def test_a_damaged_copy_is_made_again_if_the_source_is_the_same(folder: Path) ->
     assert "Restore" in done.stderr
 
 
-@pytest.mark.parametrize(
-    ("member", "message"),
-    [
-        ({"adapter": "{first}@7"}, "has published no update 7 of m0, only 1"),
-        ({"adapter": "{first}@1:m3"}, "has no model m3, only m0, m1"),
-        ({"adapter": "{first}"}, "is a run; add an iteration, for example"),
-        ({"adapter": "{first}@1:m1"}, "was trained on other base weights"),
-        ({"adapter": "{first}@1", "lora": {"rank": 4}}, "write lora: {{rank: 2, alpha: 8, targets: [q_proj, v_proj]}}"),
-        ({"adapter": "{folder}/none"}, "there is no such folder"),
-    ],
-)
-def test_mistakes_are_found_before_anything_is_created(
-    folder: Path, tiny_models: list[Path], member: dict[str, Any], message: str
-) -> None:
+MISTAKES: list[tuple[dict[str, Any], str]] = [
+    ({"adapter": "{first}@7"}, "has published no update 7 of m0, only 1"),
+    ({"adapter": "{first}@1:m9"}, "has no model m9, only m0, m1"),
+    ({"adapter": "{first}"}, "is a run; add an iteration, for example"),
+    ({"adapter": "{first}@1:m1"}, "was trained on other base weights"),
+    ({"adapter": "{first}@1:m0", "lora": {"rank": 4}}, "write lora: {rank: 2, alpha: 8, targets: [q_proj, v_proj]}"),
+    ({"adapter": "{folder}/none"}, "there is no such folder"),
+]
+
+
+def test_all_mistakes_are_found_before_anything_is_created(folder: Path, tiny_models: list[Path]) -> None:
     places = {"first": the_run(folder / "out" / "first"), "folder": folder}
-    member = {**member, "adapter": member["adapter"].format(**places)}
-    path = sweep_file(folder, "wrong", [{"name": "m0", "model": str(tiny_models[0]), **member}])
-    done = launch(path)
+    team = [
+        {"name": f"m{i}", "model": str(tiny_models[0]), **member, "adapter": member["adapter"].format(**places)}
+        for i, (member, _) in enumerate(MISTAKES)
+    ]
+    done = launch(sweep_file(folder, "wrong", team))
     assert done.returncode == 2, done.stdout + done.stderr
-    assert "team.0 (m0): adapter" in done.stderr
-    assert message.format(**places).replace("{{", "{") in done.stderr.replace("\n", " ")
+    printed = done.stderr.replace("\n", " ")
+    for i, (_, message) in enumerate(MISTAKES):
+        _, found, rest = printed.partition(f"team.{i} (m{i}): adapter")
+        assert found, f"team.{i}: {done.stderr}"
+        own = rest.partition(f"team.{i + 1} ")[0]
+        assert message in own, f"team.{i}: {own}"
     assert not list((folder / "out").glob("wrong/*/run.json"))
 
 
@@ -238,6 +241,7 @@ def test_analysis_reads_an_evaluation_like_a_run(evaluated: dict[str, Path]) -> 
     assert not any("no evaluation after training" in note for note in summary.notes)
 
 
+@pytest.mark.full(reason="another input of core_hpc.evaluate")
 def test_a_peft_folder_and_its_base_are_a_team(folder: Path, tiny_models: list[Path], tmp_path: Path) -> None:
     problems = "{source: generated, count: 3, seed: 9}"
     common = ["--problems", problems, "--output", tmp_path, "--max-new-tokens", 8, "--samples", 1]

@@ -32,7 +32,7 @@ from tests.support.architectures import (
     write_torchvision_stub,
 )
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.full(reason="test_model_matrix.py compares trainer and engines")]
 KINDS = ("vllm", "transformers")
 SHORT_CONTEXT, LONG_CONTEXT = ORIGINAL_TOKENS, 192
 TOLERANCE = 1e-3

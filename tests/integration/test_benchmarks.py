@@ -19,7 +19,7 @@ from tests.benchmarks.measure import report
 from tests.benchmarks.simulated_run import make_run
 from tests.support.cluster import DevCluster
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.full(reason="benchmarks at a small size")]
 
 
 def test_a_controller_on_simulated_slurm(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -87,6 +87,7 @@ def test_slurm_goes_away_and_comes_back(cluster: DevCluster) -> None:
     wait_for(lambda: states(cluster, job) == ["COMPLETED"], "the end", timeout_s=20)
 
 
+@pytest.mark.full(reason="test_cluster_faults.py cuts the power of a node")
 def test_a_power_cut_is_noticed_and_the_node_comes_back(cluster: DevCluster) -> None:
     node = cluster.node_names[-1]
     again = submit(cluster, "--requeue", f"--nodelist={node}", "--mem=100", "--wrap", "sleep 300")

@@ -33,7 +33,7 @@ from core_hpc.store.paths import RunPaths, TaskKey
 from tests.support.harness import ROOT, launch, the_run, wait_for
 from tests.support.tiny import make_tiny_model, tiny_vllm_sweep
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.full(reason="an engine on several GPUs (cluster.engine_gpus)")]
 PROMPTS = ([5, 6, 7, 8], [40, 41, 42, 43, 44, 45, 46], list(range(100, 140)), list(range(60, 90)))
 TEMPERATURE = 0.7
 TOLERANCE = 1e-3

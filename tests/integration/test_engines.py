@@ -107,7 +107,7 @@ def _joined(engine: StepEngine, cases: dict[str, Any]) -> list[Completion]:
 
 
 def _case(
-    prompts: list[list[int]], *, seed: int = 1, max_new_tokens: int = 16, adapter: Path | None = None, **sampling: Any
+    prompts: list[list[int]], *, seed: int = 1, max_new_tokens: int = 10, adapter: Path | None = None, **sampling: Any
 ) -> dict[str, Any]:
     return {
         "requests": [(p, seed + i) for i, p in enumerate(prompts)],

@@ -6,7 +6,6 @@ import json
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
 
 import polars as pl
 import pytest
@@ -14,10 +13,11 @@ import pytest
 from analysis.counts.load import load_run
 from analysis.metrics.passk import PASS, pass_at_k_table
 from analysis.report.report import write_report
+from core_hpc.runs.folder import list_runs, read_identity
 from core_hpc.store import shards
 from core_hpc.store.paths import TaskKey
 from core_hpc.store.schema import EVALUATE, ROLLOUTS
-from tests.support.harness import ROOT, flip_a_byte, launch, the_run
+from tests.support.harness import ROOT, flip_a_byte, launch
 from tests.support.tiny import tiny_sweep
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
@@ -35,27 +35,31 @@ SETS = [
 MODELS = ("m0", "m1")
 
 
-def evaluate_sweep(folder: Path, models: list[Path], name: str, sets: list[dict[str, Any]]) -> Path:
-    """A sweep whose tasks have two problems each, so that one task has problems of two sets."""
-    train = {"source": "generated", "task": "addition_chain", "count": 8, "seed": 1}
-    return tiny_sweep(
-        folder / f"{name}.yaml",
-        models,
-        folder / "out",
-        name=name,
-        iterations=1,
-        problems={"train": train, "evaluation": HELD_OUT, "num_examples": 1},
-        evaluation={"samples": 2, "sampling": SAMPLING, "sets": sets},
-    )
-
-
 @pytest.fixture(scope="module")
 def folder(tiny_models: list[Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a sweep of two runs, with the sets and without.
+
+    Its tasks have two problems each, so that one task has problems of two sets.
+    """
     folder = tmp_path_factory.mktemp("sets")
-    for name, sets in (("with", SETS), ("without", [])):
-        done = launch(evaluate_sweep(folder, tiny_models, name, sets))
-        assert done.returncode == 0, done.stdout + done.stderr
+    train = {"source": "generated", "task": "addition_chain", "count": 8, "seed": 1}
+    sweep = tiny_sweep(
+        folder / "sets.yaml",
+        tiny_models,
+        folder / "out",
+        iterations=1,
+        problems={"train": train, "evaluation": HELD_OUT, "num_examples": 1},
+        evaluation={"samples": 2, "sampling": SAMPLING, "sets": SETS},
+        runs=[{"label": "with"}, {"label": "without", "evaluation.sets": []}],
+    )
+    done = launch(sweep)
+    assert done.returncode == 0, done.stdout + done.stderr
     return folder
+
+
+def run_of(folder: Path, label: str) -> Path:
+    (run,) = (run for run in list_runs(folder / "out" / "tiny") if read_identity(run)["label"] == label)
+    return run
 
 
 def evaluated(run: Path, iteration: int) -> pl.DataFrame:
@@ -71,7 +75,7 @@ def of_set(rows: pl.DataFrame, name: str) -> pl.DataFrame:
 def test_every_set_has_its_own_samples_sampling_and_prompts(folder: Path) -> None:
     from tokenizers import Tokenizer
 
-    run = the_run(folder / "out" / "with")
+    run = run_of(folder, "with")
     assert sum(k.iteration == 0 for k in shards.published_keys(run, (EVALUATE,))) == 2 * 4  # eight problems
     rows = evaluated(run, 1)
     for name, num_problems, samples, temperature in (("", 3, 2, 1.0), ("greedy", 3, 1, 0.0), ("long", 2, 3, 1.0)):
@@ -93,7 +97,7 @@ def test_every_set_has_its_own_samples_sampling_and_prompts(folder: Path) -> Non
 
 
 def test_the_main_set_is_that_of_a_run_without_further_sets(folder: Path) -> None:
-    found, plain = (the_run(folder / "out" / name) for name in ("with", "without"))
+    found, plain = (run_of(folder, name) for name in ("with", "without"))
     for iteration in (0, 1):
         order = ["model", "problem_id", "sample_index"]
         rows, expected = (evaluated(run, iteration).drop("run_id").sort(order) for run in (found, plain))
@@ -101,7 +105,7 @@ def test_the_main_set_is_that_of_a_run_without_further_sets(folder: Path) -> Non
 
 
 def test_tables_are_of_one_set_each(folder: Path) -> None:
-    run = the_run(folder / "out" / "with")
+    run = run_of(folder, "with")
     data, rows = load_run(run), evaluated(run, 1)
     assert list(data.sets) == ["greedy", "long"]
     for name, own in (("", data), *data.sets.items()):
@@ -113,7 +117,7 @@ def test_tables_are_of_one_set_each(folder: Path) -> None:
 
 
 def test_the_command_line_chooses_a_set(folder: Path) -> None:
-    run = the_run(folder / "out" / "with")
+    run = run_of(folder, "with")
     found = {}
     for name in ("", "greedy", "nothing"):
         choice = ["--set", name] if name else []
@@ -127,8 +131,8 @@ def test_the_command_line_chooses_a_set(folder: Path) -> None:
 
 
 def test_report_and_end_of_the_launch_show_every_set(folder: Path, tmp_path: Path) -> None:
-    run = the_run(folder / "out" / "with")
-    done = launch(folder / "with.yaml")
+    run = run_of(folder, "with")
+    done = launch(folder / "sets.yaml")
     assert "everything is done" in done.stdout
     assert done.returncode == 0, done.stdout + done.stderr
     for name in ("greedy", "long"):
@@ -143,7 +147,7 @@ def test_report_and_end_of_the_launch_show_every_set(folder: Path, tmp_path: Pat
 def test_tensorboard_has_curves_of_every_set(folder: Path) -> None:
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-    run = the_run(folder / "out" / "with")
+    run = run_of(folder, "with")
     events = EventAccumulator(str(run / "tensorboard" / "m0"))
     events.Reload()
     tags = set(events.Tags()["scalars"])
@@ -156,11 +160,11 @@ def test_tensorboard_has_curves_of_every_set(folder: Path) -> None:
 
 
 def test_a_damaged_shard_with_several_sets_is_made_again(folder: Path) -> None:
-    run = the_run(folder / "out" / "with")
+    run = run_of(folder, "with")
     before = evaluated(run, 1)
     (path,) = (run / "evaluate" / "iteration=0001").glob("m0-p001.*.parquet")
     flip_a_byte(path)
-    done = launch(folder / "with.yaml", "--verify")
+    done = launch(folder / "sets.yaml", "--verify")
     assert done.returncode == 0, done.stdout + done.stderr
     assert "will be made again" in done.stdout
     assert TaskKey(1, EVALUATE, "m0", 1) in shards.published_keys(run)

@@ -77,7 +77,11 @@ def test_a_file_that_is_changed_in_the_middle_changes_no_run(tiny_models: list[P
 @pytest.mark.parametrize(
     ("body", "expected"),
     [
-        ("return [1 / (limit - 3)]", "my_rewards.py, line 4, in brevity: ZeroDivisionError: division by zero"),
+        pytest.param(
+            "return [1 / (limit - 3)]",
+            "my_rewards.py, line 4, in brevity: ZeroDivisionError: division by zero",
+            marks=pytest.mark.full(reason="the usual run has a function that hangs, and one that fails at once"),
+        ),
         ("while limit: pass", "my_rewards.py, line 4, in brevity: did not return within 2 s and was stopped"),
     ],
 )

@@ -22,7 +22,7 @@ from core_hpc.store.paths import EARLIER_OPTIMIZER_STATE, OPTIMIZER_STATE, RunPa
 from tests.support.harness import ROOT, launch, the_run
 from tests.support.tiny import make_tiny_model, tiny_sweep
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.full(reason="test_export.py loads a model of `tuning: full` in vLLM")]
 PROMPTS = ([5, 6, 7, 8], [40, 41, 42, 43, 44, 45, 46], list(range(100, 140)))
 
 

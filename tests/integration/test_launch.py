@@ -219,6 +219,7 @@ def test_fewer_iterations_than_are_trained_are_refused(sweep: Path, finished: tu
     assert snapshot(finished[0]) == before
 
 
+@pytest.mark.full(reason="test_recorded_run.py and the grid repeat a sweep")
 def test_the_same_sweep_in_another_folder_gives_the_same_results(
     sweep: Path, finished: tuple[Path, str], tmp_path: Path
 ) -> None:
@@ -237,6 +238,7 @@ def test_the_same_sweep_in_another_folder_gives_the_same_results(
     assert second_began < first.writer["time"], "the two parts did not share the engine"
 
 
+@pytest.mark.full(reason="test_zero2.py and test_slurm_sweep.py train with two ranks")
 def test_two_ranks_give_the_same_adapters_within_rounding(
     sweep: Path, finished: tuple[Path, str], tmp_path: Path
 ) -> None:

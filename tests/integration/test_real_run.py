@@ -1,6 +1,6 @@
 """One iteration with the real components: SmolLM2-135M and Gemma-3-270M, vLLM, MiniLM, DeepSpeed.
 
-The run is a small quickstart that is killed once. The tests also compare the log-probabilities from
+The run is a small quickstart, which is killed once with --full. The tests also compare the log-probabilities from
 the engine with those of a separate forward pass on the same token ids, with and without a hint.
 """
 
@@ -51,15 +51,16 @@ def sweep(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def run(sweep: Path) -> Path:
-    """The finished run. Its launcher was killed once, after the first cold shard was published."""
+def run(sweep: Path, full: bool) -> Path:
+    """The finished run. With --full its launcher was killed once, after the first cold shard was published."""
     folder = sweep.parent / "out" / "small"
     log = sweep.parent / "log"
-    killed = launch_and_kill(sweep, lambda: bool(list(folder.glob("*/cold/*/*.manifest.json"))), log, timeout_s=600)
-    assert killed, log.read_text()
+    if full:
+        killed = launch_and_kill(sweep, lambda: bool(list(folder.glob("*/cold/*/*.manifest.json"))), log, timeout_s=600)
+        assert killed, log.read_text()
     done = launch(sweep, timeout_s=900)
     assert done.returncode == 0, done.stdout + done.stderr
-    assert "published already" in done.stdout
+    assert ("published already" in done.stdout) == full
     return the_run(folder)
 
 
@@ -117,6 +118,7 @@ def test_adapters_are_ordinary_peft_folders_that_changed_the_model(run: Path) ->
         assert config["peft_type"] == "LORA"
 
 
+@pytest.mark.full(reason="test_engines.py repeats calls")
 def test_a_shard_made_again_by_new_processes_is_bit_identical(run: Path, sweep: Path, tmp_path: Path) -> None:
     import shutil
 

@@ -60,6 +60,7 @@ def test_a_whole_sweep_leaves_nothing_that_the_group_can_change(
     assert shown.stdout == "read everything, could not write\n", shown.stderr
 
 
+@pytest.mark.full(reason="tests/unit/slurm has changed calls and jobs of another user")
 def test_a_job_whose_calls_were_changed_while_it_waited_runs_nothing(
     cluster: DevCluster, tiny_models: list[Path], tmp_path: Path, project: Path
 ) -> None:

@@ -57,27 +57,35 @@ def records(run: Path) -> list[str]:
     return [name for name, _ in SubmissionFolder(RunPaths(run).slurm).names(OPEN, ENDED, FAILED)]
 
 
-def test_arrays_over_several_nodes_publish_what_the_local_driver_publishes(
-    cluster: DevCluster, tiny_models: list[Path], tmp_path: Path, request: pytest.FixtureRequest
-) -> None:
-    """2 runs x 2 models x 3 iterations (1 without --full), with updates of 2 ranks on 2 nodes.
+@pytest.fixture(scope="module")
+def sections(full: bool) -> dict[str, Any]:
+    """Of the sweep that the driver `local` runs once for this file: one run and iteration, with --full 2 and 3."""
+    return {"iterations": 3, **GRID} if full else {"iterations": 1, "protocol": PROTOCOL}
 
-    Rows, adapters and optimizer states are identical bit by bit.
-    """
-    iterations = 3 if request.config.getoption("--full") else 1
+
+@pytest.fixture(scope="module")
+def reference(tiny_models: list[Path], sections: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of the sweep that the driver `local` has run."""
+    folder = tmp_path_factory.mktemp("reference")
     local = {"num_running": 1, "threads": 1, "update_ranks": 2}
-    sections = {"iterations": iterations, **GRID}
-    here = launch(tiny_sweep(tmp_path / "local.yaml", tiny_models, tmp_path / "local", cluster=local, **sections))
+    here = launch(tiny_sweep(folder / "local.yaml", tiny_models, folder / "local", cluster=local, **sections))
     assert here.returncode == 0, here.stdout + here.stderr
+    return folder / "local" / "tiny"
+
+
+def test_arrays_over_several_nodes_publish_what_the_local_driver_publishes(
+    cluster: DevCluster, tiny_models: list[Path], reference: Path, sections: dict[str, Any], tmp_path: Path
+) -> None:
+    """2 models, with updates of 2 ranks on 2 nodes. Rows, adapters and optimizer states are identical bit by bit."""
     sweep = tiny_sweep(tmp_path / "arrays.yaml", tiny_models, tmp_path / "arrays", cluster=arrays(), **sections)
     there = launch(sweep, env=cluster.environment(), timeout_s=900)
     assert there.returncode == 0, there.stdout + there.stderr
+    runs = list_runs(reference)
     # Per run: two evaluations of 4 tasks, and 8 tasks per iteration.
-    num_tasks = 2 * (8 + 8 * iterations)
-    assert f"2 run(s), {num_tasks} tasks; SLURM arrays" in there.stdout
+    num_tasks = len(runs) * (8 + 8 * sections["iterations"])
+    assert f"{len(runs)} run(s), {num_tasks} tasks; SLURM arrays" in there.stdout
     assert "of a core" in there.stdout
-    runs = list_runs(tmp_path / "local" / "tiny")
-    assert len(runs) == 2
+    assert len(runs) == (2 if "grid" in sections else 1)
     for run in runs:
         other = tmp_path / "arrays" / "tiny" / run.name
         assert differences(run, other) == []
@@ -90,34 +98,35 @@ def test_arrays_over_several_nodes_publish_what_the_local_driver_publishes(
     assert again.returncode == 0
 
 
-@pytest.mark.parametrize("driver", ["arrays", "resident"])
+@pytest.mark.parametrize(
+    "driver", ["arrays", pytest.param("resident", marks=pytest.mark.full(reason="evaluations with another driver"))]
+)
 def test_an_evaluation_in_jobs_publishes_what_the_local_driver_publishes(
-    cluster: DevCluster, tiny_models: list[Path], tmp_path: Path, driver: str
+    cluster: DevCluster, reference: Path, tmp_path: Path, driver: str
 ) -> None:
-    """Both iterations of a trained run, on three parts. The fake engine reads the bytes of the adapters."""
-    local = {"num_running": 2, "threads": 1}
-    first = launch(tiny_sweep(tmp_path / "t.yaml", tiny_models, tmp_path / "out", cluster=local, iterations=1))
-    assert first.returncode == 0, first.stdout + first.stderr
-    (source,) = list_runs(tmp_path / "out" / "tiny")
+    """Before and after the first update of a run, on two parts. The fake engine reads the bytes of the adapters."""
+    source = list_runs(reference)[0]
     profile = tmp_path / "profile.yaml"
     section = arrays(update={"nodes": 1, "gpus_per_node": 1})
     profile.write_text(yaml.safe_dump({**section, "update_ranks": 1, "driver": driver}), encoding="utf-8")
     what = [source, "--iteration", "0", "1", "--problems", "{source: generated, count: 5, seed: 9}"]
-    here = evaluate(*what, "--name", "here")
+    names = {place: f"{place}-{driver}" for place in ("here", "there")}
+    here = evaluate(*what, "--name", names["here"])
     assert here.returncode == 0, here.stdout + here.stderr
-    there = evaluate(*what, "--name", "there", "--cluster", profile, env=cluster.environment())
+    there = evaluate(*what, "--name", names["there"], "--cluster", profile, env=cluster.environment())
     assert there.returncode == 0, there.stdout + there.stderr
-    runs = list_runs(tmp_path / "out" / "here")
+    runs = list_runs(reference.parent / names["here"])
     assert len(runs) == 2
     for run in runs:
-        other = tmp_path / "out" / "there" / run.name
-        assert len(published_content(run)) == 6  # two models, three parts
+        other = reference.parent / names["there"] / run.name
+        assert len(published_content(run)) == 4  # two models, two parts
         assert differences(run, other) == []
         assert records(other)
-    again = evaluate(*what, "--name", "there", "--cluster", profile, env=cluster.environment())
+    again = evaluate(*what, "--name", names["there"], "--cluster", profile, env=cluster.environment())
     assert "everything is done" in again.stdout, again.stdout + again.stderr
 
 
+@pytest.mark.full(reason="the usual run has controllers that SLURM warns and kills, and a second one on one machine")
 def test_jobs_continue_after_ctrl_c_and_a_second_controller_is_refused(
     cluster: DevCluster, tiny_models: list[Path], tmp_path: Path
 ) -> None:
@@ -208,6 +217,7 @@ def test_jobs_that_slurm_would_refuse_are_reported_before_anything_is_created(
     assert "sbatch is not on PATH" in nothing.stderr
 
 
+@pytest.mark.full(reason="the usual run has one chained sweep, in tests/faults/test_chaos.py")
 def test_chained_phases_publish_the_same_with_two_arrays_per_iteration(
     cluster: DevCluster, tiny_models: list[Path], tmp_path: Path
 ) -> None:

@@ -211,6 +211,7 @@ def other_runs(tiny_models: list[Path], tmp_path_factory: pytest.TempPathFactory
     return {path.name.split("-")[0]: path for path in list_runs(folder / "out" / "tiny")}
 
 
+@pytest.mark.full(reason="other objectives; the usual run has all options that go together")
 def test_hacpo_trains_on_the_rollouts_of_all_models(other_runs: dict[str, Path]) -> None:
     steps = shards.read_rows(other_runs["hacpo"], STEPS, phases=[UPDATE])
     # 4 problems x 3 completions x 2 models, for each of the two models
@@ -220,6 +221,7 @@ def test_hacpo_trains_on_the_rollouts_of_all_models(other_runs: dict[str, Path])
     assert steps["clip_share_peer"].max() == 1.0
 
 
+@pytest.mark.full(reason="other objectives; the usual run has all options that go together")
 def test_sdpo_replaces_the_advantages_of_failures_with_a_hint(other_runs: dict[str, Path]) -> None:
     run = other_runs["sdpo"]
     hints = shards.read_rows(run, HINTS, phases=[HINT]).filter(reason="rescue")

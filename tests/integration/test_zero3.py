@@ -10,7 +10,7 @@ import pytest
 from core_hpc.store.paths import OPTIMIZER_STATE
 from tests.support.ranks import VOCABULARY, largest_difference, launch, plain_adapters, prepare, tiny_llama, weights
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.full(reason="ZeRO-3; the usual run has ZeRO-2")]
 FILES = ("adapter_model.safetensors", OPTIMIZER_STATE)
 
 

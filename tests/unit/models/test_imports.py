@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+import json
+import shutil
 import subprocess
 import sys
+from pathlib import Path
+
+ROOT = Path(__file__).parents[3]
 
 
 def test_an_update_leaves_out_what_it_does_not_use_and_others_can_still_import_it() -> None:
@@ -14,3 +19,37 @@ def test_an_update_leaves_out_what_it_does_not_use_and_others_can_still_import_i
         "import sklearn.metrics, sentence_transformers"
     )
     subprocess.run([sys.executable, "-W", "ignore", "-c", code], check=True, capture_output=True)
+
+
+def test_a_plain_tokenizer_is_loaded_without_torch_and_is_the_one_of_auto_tokenizer(
+    tiny_models: list[Path], tmp_path: Path
+) -> None:
+    """Also for a folder whose class is another one, which AutoTokenizer loads."""
+    code = """
+import sys
+from pathlib import Path
+from core_hpc.models.folder import load_tokenizer
+folders = [Path(name) for name in sys.argv[1:]]
+plain = [load_tokenizer(folder) for folder in folders[:2]]
+assert not {"torch", "sklearn"} & set(sys.modules), "a plain tokenizer needs no torch"
+other = load_tokenizer(folders[2])
+assert "torch" in sys.modules
+from transformers import AutoTokenizer
+for found, folder in zip([*plain, other], folders, strict=True):
+    expected = AutoTokenizer.from_pretrained(folder, local_files_only=True, mistral_format=False)
+    assert type(found) is type(expected), folder
+    assert found("2 + 3 = é").input_ids == expected("2 + 3 = é").input_ids
+    assert found.chat_template == expected.chat_template
+    assert found.special_tokens_map == expected.special_tokens_map
+    assert found.backend_tokenizer.to_str() == expected.backend_tokenizer.to_str()
+from transformers.models.auto import tokenization_auto
+assert "llama" not in tokenization_auto.MODELS_WITH_INCORRECT_HUB_TOKENIZER_CLASS
+"""
+    other = tmp_path / "other"
+    shutil.copytree(tiny_models[0], other)
+    config = json.loads((other / "config.json").read_text())
+    (other / "config.json").write_text(json.dumps({**config, "model_type": "qwen2"}))
+    done = subprocess.run(
+        [sys.executable, "-c", code, *map(str, [*tiny_models, other])], capture_output=True, text=True, cwd=ROOT
+    )
+    assert done.returncode == 0, done.stderr
