@@ -71,7 +71,8 @@ def score_rollouts(context: TaskContext, rollouts: pl.DataFrame, *, embeddings: 
     reward, update = config.reward, config.update
     texts = rollouts["text"].to_list()
     vectors = embed_texts(context, texts) if embeddings is None else embeddings
-    signatures = [operation_signature(text) for text in texts]
+    signature_of = {text: operation_signature(text) for text in set(texts)}
+    signatures = [signature_of[text] for text in texts]
     index = schedule_index(context)
     out = {name: np.zeros(rollouts.height) for name in (*REWARD_PARTS, "reward")}
     compared = ["problem_id", "model"] if update.group == "model" else ["problem_id"]

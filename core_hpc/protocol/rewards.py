@@ -108,8 +108,8 @@ class ScoredGroup:
 
 def peer_cold_correct(models: StrArray, phases: StrArray, correct: BoolArray) -> BoolArray:
     """Whether another model has a correct cold completion, [n]."""
-    solvers = models[(phases == COLD) & correct]
-    return np.array([bool((solvers != m).any()) for m in models], dtype=bool)
+    solvers = set(models[(phases == COLD) & correct])
+    return np.array([bool(solvers - {m}) for m in models], dtype=bool)
 
 
 def exploit_rewards(
@@ -119,9 +119,10 @@ def exploit_rewards(
 
     `partial_weight` is alpha; 0 disables it.
     """
-    partial = (
-        np.array([token_f1(a, gold) for a in answers], dtype=np.float64) if partial_weight else np.zeros(len(correct))
-    )
+    partial = np.zeros(len(correct))
+    if partial_weight:
+        scores = {answer: token_f1(answer, gold) for answer in set(answers)}
+        partial = np.array([scores[answer] for answer in answers], dtype=np.float64)
     return correct.astype(np.float64) + partial_weight * partial
 
 
@@ -155,13 +156,19 @@ def cross_rewards(
     reward is 0.
     """
     rewards = np.zeros(len(models))
-    for row, (model, phase) in enumerate(zip(models, phases, strict=True)):
-        terms = []
-        for partner in sorted(set(models[phases == phase]) - {model}):
-            theirs = (models == partner) & (phases == phase)
-            open_gate = exploit[theirs].max() >= gate
-            terms.append(max(0.0, float(distances[row, theirs].min()) - margin) if open_gate else 0.0)
-        rewards[row] = np.mean(terms) if terms else 0.0
+    for phase in set(phases):
+        here = phases == phase
+        names = sorted(set(models[here]))
+        rows = {name: np.flatnonzero(here & (models == name)) for name in names}
+        for model, own in rows.items():
+            partners = [rows[name] for name in names if name != model]
+            terms = np.zeros((len(own), len(partners)))
+            for column, theirs in enumerate(partners):
+                if exploit[theirs].max() >= gate:
+                    nearest = distances[np.ix_(own, theirs)].min(axis=1)
+                    terms[:, column] = np.maximum(0.0, nearest - margin)
+            if partners:
+                rewards[own] = terms.mean(axis=1)
     return rewards
 
 

@@ -1,6 +1,6 @@
 """CPU time of one controller of a sweep of 50 runs on SIMULATED SLURM, as a share of one core.
 
-    python -m tests.benchmarks.controller_cpu --out FILE
+    python -m tests.benchmarks.controller_cpu --out FILE [--runs 200 --iterations 100 --update-kb 1]
 
 The runs have the size of the paper: two models, and 15 iterations of 1,000 problems in 4 parts,
 with 4 problems per optimizer step. Jobs exist only in a simulated queue, and the controller's clock
@@ -95,6 +95,7 @@ class Settings:
     problems: int = 1000
     problems_per_part: int = 250
     evaluation_problems: int = 500
+    update_kb: int = 256
     idle_s: float = 20.0
     """Real seconds of measuring first the waiting threads, then a terminal."""
 
@@ -146,7 +147,10 @@ class Bench:
         self.settings = settings
         self.source = sweep_file(folder / "sweep.yaml", settings)
         self.simulation = Simulation(
-            folder=folder / "commands", wait_s=WAIT_S, duration_s=DURATION_S, tasks=SimulatedTasks()
+            folder=folder / "commands",
+            wait_s=WAIT_S,
+            duration_s=DURATION_S,
+            tasks=SimulatedTasks(settings.update_kb << 10),
         )
         self.sweep = load_sweep(self.source)
         self.paths = SweepPaths(self.sweep.folder)
@@ -395,9 +399,21 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True, help="JSON file of all figures")
     parser.add_argument("--runs", type=int, default=Settings.num_runs)
     parser.add_argument("--hours", type=float, default=Settings.hours, help="simulated hours of each start")
+    parser.add_argument(
+        "--iterations", type=int, default=Settings.iterations, help="of a run; `again` has half of them"
+    )
+    parser.add_argument("--update-kb", type=int, default=Settings.update_kb, help="size of a simulated adapter")
+    parser.add_argument("--no-commands", action="store_true", help="do not measure the real commands of SLURM")
     options = parser.parse_args()
+    settings = Settings(
+        num_runs=options.runs,
+        hours=options.hours,
+        iterations=options.iterations,
+        published_iterations=options.iterations // 2,
+        update_kb=options.update_kb,
+    )
     with tempfile.TemporaryDirectory() as folder:
-        figures = benchmark(Path(folder), Settings(num_runs=options.runs, hours=options.hours))
+        figures = benchmark(Path(folder), settings, real_commands=not options.no_commands)
     report(options.out, figures)
     show(figures)
 
