@@ -1,4 +1,4 @@
-"""TensorBoard: the curves of a run, with the models and the team in the same chart.
+"""TensorBoard: the curves of a run, with the models and the team in the same chart, and sample texts.
 
 In: manifests, scores, steps and evaluation rollouts that are published. Out: event files.
 TensorBoard draws curves with the same tag in different folders into one chart, so a run writes
@@ -13,7 +13,7 @@ import contextlib
 import math
 import time
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import polars as pl
@@ -25,6 +25,7 @@ from analysis.metrics.rescue import leak_points
 from analysis.timing.account import RunTimes, iteration_table, task_time, waited_table, with_submissions
 from analysis.timing.critical_path import TaskTime
 from core_hpc.config.run import flatten, scientific_fields
+from core_hpc.controller import samples
 from core_hpc.problems.sets import set_names, set_of
 from core_hpc.runs.folder import Run
 from core_hpc.runs.messages import Done, Event
@@ -112,6 +113,9 @@ class RunTracker:
             name: EventFileWriter(str(run.paths.tensorboard / name), flush_secs=600, max_queue_size=1000)
             for name in names
         }
+        self._samples = samples.SamplePages(run)
+        self._without_pages: dict[int, float] = {}
+        """Evaluations that are complete before the first one, which chooses the problems, with their times."""
         self._final: dict[str, float] = {}
         self._times: list[TaskTime] = []
         self._write_hyperparameters()
@@ -135,6 +139,7 @@ class RunTracker:
             self._write_warmup(key, manifest, time_s)
         elif key.phase == EVALUATE and self._completes(key):
             self._write_evaluation(key, time_s)
+            self._write_samples(key, time_s)
         for writer in self._writers.values():
             writer.flush()
 
@@ -260,9 +265,25 @@ class RunTracker:
             if not name and tag.startswith("pass/"):
                 self._final[f"{tag}/{row['model']}"] = row["estimate"]
 
-    def _ks(self, samples: int) -> list[int]:
+    def _write_samples(self, key: TaskKey, time_s: float) -> None:
+        """Write a page of sample texts per model, once the first evaluation has chosen the problems."""
+        self._without_pages[key.iteration] = time_s
+        stored = [k.iteration for k in self._published if k.phase == EVALUATE]
+        first = min((*self._graph.evaluated(), *stored))
+        if (EVALUATE, first) not in self._written:
+            return
+        if key.iteration == first:
+            self._samples.choose(self._alike(key))
+        for iteration in sorted(self._without_pages):
+            keys = self._alike(replace(key, iteration=iteration))
+            for model in dict.fromkeys(k.model for k in keys):
+                if page := self._samples.page(model, keys):
+                    self._text(model, samples.TAG, page, iteration, self._without_pages[iteration])
+        self._without_pages.clear()
+
+    def _ks(self, num_samples: int) -> list[int]:
         """The k of Pass@k that is shown, of a set with so many completions."""
-        return [k for k in (1, 2, 4, 8, 16) if k <= samples]
+        return [k for k in (1, 2, 4, 8, 16) if k <= num_samples]
 
     # --- events ----------------------------------------------------------------------------------
 
@@ -278,6 +299,11 @@ class RunTracker:
         self._emit(
             TEAM, summary_v2.hparams_pb(values, trial_id=title_of(self._run.config.name, self._run.run_id)), 0, None
         )
+
+    def _text(self, model: str, tag: str, markdown: str, step: int, time_s: float) -> None:
+        from tensorboard.plugins.text import summary_v2
+
+        self._emit(model, summary_v2.text_pb(tag, markdown), step, time_s)
 
     def _scalar(self, model: str, tag: str, value: float | None, step: int, time_s: float | None) -> None:
         self._scalars(model, {tag: value}, step, time_s)
