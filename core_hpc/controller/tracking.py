@@ -1,4 +1,4 @@
-"""TensorBoard: the curves of a run, with the models and the team in the same chart.
+"""TensorBoard: the curves of a run, with the models and the team in the same chart, and sample texts.
 
 In: manifests, scores, steps and evaluation rollouts that are published. Out: event files.
 TensorBoard draws curves with the same tag in different folders into one chart, so a run writes
@@ -14,7 +14,7 @@ import contextlib
 import math
 import time
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import polars as pl
@@ -27,6 +27,7 @@ from analysis.timing.account import RunTimes, iteration_table, task_time, waited
 from analysis.timing.critical_path import TaskTime
 from core_hpc import __version__
 from core_hpc.config.run import flatten, scientific_fields
+from core_hpc.controller import samples
 from core_hpc.controller.event_files import EventFiles
 from core_hpc.problems.sets import set_names, set_of
 from core_hpc.runs.folder import Run
@@ -109,6 +110,7 @@ class RunTracker:
         made_from = {"version": __version__, "set_aside": shards.set_aside_names(run.root)}
         self._files = EventFiles(run.paths.tensorboard, names, made_from=made_from, anew=anew)
         self._final: dict[str, float] = dict(self._files.final)
+        self._samples = samples.SamplePages(run)
         self._times: list[TaskTime] = []
         if self._files.is_new:
             self._write_hyperparameters()
@@ -151,6 +153,7 @@ class RunTracker:
             self._write_warmup(key, manifest, time_s)
         elif key.phase == EVALUATE and is_last:
             self._write_evaluation(key, time_s)
+            self._write_samples(key)
         self._files.record(str(key), final=self._final)
 
     def close(self, *, finished: bool) -> None:
@@ -265,9 +268,31 @@ class RunTracker:
             if not name and tag.startswith("pass/"):
                 self._final[f"{tag}/{row['model']}"] = row["estimate"]
 
-    def _ks(self, samples: int) -> list[int]:
+    def _write_samples(self, key: TaskKey) -> None:
+        """Write a page of sample texts per model, once the first evaluation has chosen the problems.
+
+        Args:
+            key: the last task of an evaluation.
+        """
+        stored = {k.iteration for k in self._published if k.phase == EVALUATE}
+        tasks = {i: self._alike(replace(key, iteration=i)) for i in sorted({*self._graph.evaluated(), *stored})}
+        whole = [i for i, keys in tasks.items() if all(k == key or str(k) in self.written for k in keys)]
+        first = min(tasks)
+        if first not in whole:
+            return
+        if not self._samples.are_chosen:
+            self._samples.choose(tasks[first])
+        # Evaluations that were complete before the first one have no page yet.
+        for iteration in whole if key.iteration == first else [key.iteration]:
+            keys = tasks[iteration]
+            time_s = max(manifests.read_manifest(self._run.paths.task_manifest(k)).writer["time"] for k in keys)
+            for model in dict.fromkeys(k.model for k in keys):
+                if page := self._samples.page(model, keys):
+                    self._text(model, samples.TAG, page, iteration, time_s)
+
+    def _ks(self, num_samples: int) -> list[int]:
         """The k of Pass@k that is shown, of a set with so many completions."""
-        return [k for k in (1, 2, 4, 8, 16) if k <= samples]
+        return [k for k in (1, 2, 4, 8, 16) if k <= num_samples]
 
     # --- events ----------------------------------------------------------------------------------
 
@@ -283,6 +308,11 @@ class RunTracker:
         self._emit(
             TEAM, summary_v2.hparams_pb(values, trial_id=title_of(self._run.config.name, self._run.run_id)), 0, None
         )
+
+    def _text(self, model: str, tag: str, markdown: str, step: int, time_s: float) -> None:
+        from tensorboard.plugins.text import summary_v2
+
+        self._emit(model, summary_v2.text_pb(tag, markdown), step, time_s)
 
     def _scalar(self, model: str, tag: str, value: float | None, step: int, time_s: float | None) -> None:
         self._scalars(model, {tag: value}, step, time_s)

@@ -66,6 +66,7 @@ class WandbCopy:
         self._tracking = tracking
         self._notify = notify
         self._copies: dict[str, _RunCopy] = {}
+        self._began = False
         self._failed = False
 
     def on_event(self, progress: RunProgress, event: Event) -> None:
@@ -82,6 +83,9 @@ class WandbCopy:
             self._copy(progress.run)
             if (copy := self._copies.pop(progress.run.run_id, None)) is not None:
                 self._attempt(progress.run, copy.finish)
+        if runs and self._began:
+            # Otherwise the package does it when Python ends, with a traceback if its service has ended.
+            self._attempt(runs[-1].run, _end_service, last=True)
 
     def _copy(self, run: Run) -> None:
         tracker = self._tracking.tracker_of(run)
@@ -90,6 +94,7 @@ class WandbCopy:
             self._attempt(run, lambda: self._write(run, tracker, points))
 
     def _write(self, run: Run, tracker: RunTracker, points: Sequence[Points]) -> None:
+        self._began = True
         copy = self._copies.get(run.run_id)
         if copy is not None and copy.tracker is not tracker:  # the event files began anew, after damage
             copy.finish()
@@ -98,13 +103,21 @@ class WandbCopy:
             copy = self._copies[run.run_id] = _RunCopy(run, tracker)
         copy.write(points)
 
-    def _attempt(self, run: Run, call: Callable[[], None]) -> None:
-        """Call something of W&B, unless an earlier call has failed. Report the first failure."""
-        if self._failed:
+    def _attempt(self, run: Run, call: Callable[[], None], *, last: bool = False) -> None:
+        """Call something of W&B, unless an earlier call has failed. Report the first failure.
+
+        Args:
+            run: the run that the message names.
+            call: what to call.
+            last: call it after a failure, too.
+        """
+        if self._failed and not last:
             return
         try:
             call()
         except Exception as e:  # noqa: BLE001 - the boundary: a copy of curves must not end a sweep
+            if self._failed:
+                return
             self._failed = True
             first_line = next(iter(str(e).splitlines()), "")
             what = first_line if isinstance(e, CoreHpcError) else f"{type(e).__name__}: {first_line}"
@@ -112,6 +125,13 @@ class WandbCopy:
                 f"W&B failed at {run.run_id}: {what}; the sweep continues, and W&B gets no more points in this start. "
                 "The next start writes all of them"
             )
+
+
+def _end_service() -> None:
+    """End the process of the package that writes and uploads."""
+    import wandb
+
+    wandb.teardown()
 
 
 class _RunCopy:

@@ -13,6 +13,7 @@ from analysis.counts.counts import ANSWER_KEYS, KEYS
 from analysis.counts.load import load_run, problems_of
 from analysis.counts.tasks import count_tasks
 from core_hpc.common.errors import RunConflictError
+from core_hpc.controller import samples
 from core_hpc.controller.tracking import FINAL, GROUPS
 from core_hpc.runs.folder import list_runs, read_run_config
 from core_hpc.store import manifests, shards
@@ -184,6 +185,7 @@ def test_tensorboard_has_each_point_once(finished: tuple[Path, str]) -> None:
     assert [e.step for e in events["team"].Scalars("4_reward/reward")] == [1, 2]
     assert [e.step for e in events["m0"].Scalars("2_learning/loss/total")] == [1, 2, 3, 4]
     assert [e.step for e in events["m0"].Scalars("1_evaluation/pass/k1")] == [0, 2]
+    assert [e.step for e in events["m0"].Tensors(samples.TAG)] == [0, 2]
     scores = shards.read_rows(run, SCORES, phases=["score"])
     means = scores.group_by("iteration").agg(pl.col("reward").mean()).sort("iteration")["reward"].to_list()
     assert [e.value for e in events["team"].Scalars("4_reward/reward")] == pytest.approx(means, abs=1e-6)

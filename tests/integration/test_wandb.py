@@ -30,6 +30,7 @@ pytestmark = [
 
 
 def _python(arguments: list[str], env: dict[str, str], *, cwd: Path) -> str:
+    """What a Python process prints. It must end without an error and without a traceback."""
     done = subprocess.run(
         [sys.executable, *arguments],
         cwd=cwd,
@@ -40,6 +41,7 @@ def _python(arguments: list[str], env: dict[str, str], *, cwd: Path) -> str:
         check=False,
     )
     assert done.returncode == 0, done.stdout + done.stderr
+    assert "Traceback" not in done.stderr, done.stderr
     return done.stdout
 
 
@@ -85,9 +87,9 @@ def finished_run(folder: Path, mode: str) -> Path:
     return run.root
 
 
-def start_again(run: Path, **env: str) -> list[str]:
+def start_again(run: Path, *options: str, **env: str) -> list[str]:
     """What the controller of a finished run prints when it writes all points."""
-    return _python(["-m", "tests.integration.copy_points", str(run)], env, cwd=ROOT).splitlines()
+    return _python(["-m", "tests.integration.copy_points", str(run), *options], env, cwd=ROOT).splitlines()
 
 
 def test_a_server_that_cannot_be_reached_is_reported_once_and_tensorboard_is_complete(tmp_path: Path) -> None:
@@ -95,6 +97,16 @@ def test_a_server_that_cannot_be_reached_is_reported_once_and_tensorboard_is_com
     (message,) = start_again(run, WANDB_BASE_URL="http://127.0.0.1:9", WANDB_API_KEY="0" * 40)
     assert "the sweep continues" in message
     assert set(tensorboard_points(run / "tensorboard").values()) == {1}
+
+
+def test_a_service_that_is_killed_is_reported_once_and_the_next_start_is_complete(tmp_path: Path) -> None:
+    run = finished_run(tmp_path, "offline")
+    (message,) = start_again(run, "--kill-service")
+    assert "the sweep continues" in message
+    assert start_again(run) == []
+    with recording_server() as server:
+        sync(run, server)
+    assert server.points(server.uploads[-1]) == tensorboard_points(run / "tensorboard")
 
 
 def test_the_online_mode_replaces_what_an_earlier_start_has_uploaded(tmp_path: Path) -> None:

@@ -63,10 +63,14 @@ class RecordingWandb:
 
     def __init__(self) -> None:
         self.runs: list[RecordingRun] = []
+        self.ended = False
 
     def init(self, **arguments: Any) -> RecordingRun:
         self.runs.append(RecordingRun(arguments))
         return self.runs[-1]
+
+    def teardown(self) -> None:
+        self.ended = True
 
     def Settings(self, **settings: Any) -> SimpleNamespace:
         return SimpleNamespace(**settings)
@@ -111,6 +115,7 @@ def test_the_copy_has_each_point_of_tensorboard_with_its_time(package: Recording
     (copied,) = package.runs
     assert messages == []
     assert copied.finished
+    assert package.ended
     assert copied.points() == tensorboard_points(run.paths.tensorboard)
     written = {manifests.read_manifest(run.paths.task_manifest(key)).writer["time"] for key in progress.published}
     assert {row["_timestamp"] for row in copied.rows if "_timestamp" in row} <= written
@@ -170,6 +175,7 @@ def test_a_failure_is_reported_once_and_tensorboard_is_complete(
         "no more points in this start. The next start writes all of them"
     ]
     assert len(calls) == 1
+    assert package.ended
     assert tensorboard_points(run.paths.tensorboard)
 
 
