@@ -64,9 +64,8 @@ def check_behaviour(
 def probed(rows: Sequence[Row]) -> list[Row]:
     """At most NUM_PROBED rows that the model's engine sampled, spread evenly over their order."""
     sampled = [row for row in rows if row.behaviour_logprobs is not None]
-    return (
-        [sampled[n * len(sampled) // NUM_PROBED] for n in range(NUM_PROBED)] if len(sampled) > NUM_PROBED else sampled
-    )
+    num = min(len(sampled), NUM_PROBED)
+    return [sampled[n * len(sampled) // num] for n in range(num)]
 
 
 def _differences(rows: Sequence[Row], found: Sequence[Sequence[float]]) -> dict[str, float]:

@@ -1,8 +1,8 @@
 """The phases that sample completions: cold, rescue and evaluate (METHOD.md section 1).
 
 A task has one model and one part of the problems. In: frozen problems, the adapter that samples in
-the iteration (`Graph.sampler`), and hints for rescue. Out: one shard of schema.ROLLOUTS. The hint phase chooses the
-hints, and the score phase computes the rewards.
+the iteration (`Graph.sampler`), and hints for rescue. Out: one shard of schema.ROLLOUTS. The hint
+phase chooses the hints, and the score phase computes the rewards.
 """
 
 from __future__ import annotations

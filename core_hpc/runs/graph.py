@@ -178,10 +178,11 @@ def _ceil_div(a: int, b: int) -> int:
 
 
 def lookahead(staleness: int) -> int:
-    """How far a ready task can be behind the first iteration that is not finished. Evaluations do not count.
+    """How many iterations after the first unfinished one a task can be ready; evaluations do not count.
 
-    Sampling in iteration i needs an own update of iteration i-1-s, with the staleness s. This update
-    needs scores of its iteration, so all models have sampled there, with updates of iteration i-2-2s.
+    With staleness s, sampling in iteration i needs an own update of iteration i-1-s. This update
+    needs scores of its iteration, so all models have sampled there, with updates of iteration
+    i-2-2s.
     """
     return 1 + 2 * staleness
 

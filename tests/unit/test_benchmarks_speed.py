@@ -10,8 +10,9 @@ import torch
 
 from core_hpc.config.update import UpdateSection
 from core_hpc.runs.sweep import load_sweep
+from core_hpc.store.paths import TaskKey
 from core_hpc.training.losses import StepSize, TokenBatch, objective
-from tests.benchmarks import gpu_update, hot_swap, overhead, reference_loop, scoring, update_trl
+from tests.benchmarks import gpu_update, hot_swap, overhead, reference_loop, scoring, staleness, update_trl
 from tests.benchmarks.real_run import MODELS, SWEEP, sampled_length, settings
 
 
@@ -34,6 +35,25 @@ def test_settings_give_a_sweep_of_the_wanted_size() -> None:
         assert {m.name: m.dtype for m in config.team} == dict.fromkeys(MODELS, "bfloat16")
     (alone,) = load_sweep(SWEEP, settings(problems=4, cold=1)).runs
     assert not alone.config.protocol.even_budget
+
+
+@pytest.mark.parametrize("work", staleness.WORKS.values(), ids=str)
+def test_the_simulated_iteration_by_hand(work: staleness.Work) -> None:
+    """Engines and trainers with GPUs of their own: without staleness every phase waits for the slower model."""
+
+    def slower(phase: str) -> float:
+        return max(staleness.seconds_of(TaskKey(1, phase, model), work, 1) for model in staleness.BILLIONS)
+
+    sampling, update, gpus = slower("cold") + slower("rescue"), slower("update"), staleness.placement(4, shared=False)
+    newest = staleness.simulate(staleness.graph_of(0), work, gpus)
+    assert newest == pytest.approx(sampling + update + 2 * staleness.SCORE_S)
+    # With staleness an iteration takes as long as the slower half, once the first one is sampled.
+    runs = {n: n * staleness.simulate(staleness.graph_of(1, n), work, gpus) for n in (8, 12)}
+    period = (runs[12] - runs[8]) / 4
+    assert max(sampling, update) <= period <= max(sampling + staleness.SCORE_S, update) + staleness.SCORE_S
+    # In turns on one GPU per model nothing overlaps within a model, so only the waiting gets shorter.
+    shared = staleness.simulate(staleness.graph_of(1), work, staleness.placement(2, shared=True))
+    assert sampling + update <= shared <= newest
 
 
 def test_length_of_a_padded_completion() -> None:
