@@ -30,6 +30,7 @@ from analysis.browse.terminal import show
 from analysis.counts.answers import with_answers
 from analysis.counts.load import RunData, load_hints, load_runs
 from analysis.exchange.converters import JSONL, Origin
+from analysis.exchange.curve_links import link_curves
 from analysis.exchange.export import export_predictions
 from analysis.exchange.folder import import_predictions, one_run
 from analysis.exchange.lines import PER_COMPLETION
@@ -282,6 +283,13 @@ def _export(args: argparse.Namespace) -> None:
     print(f"written: {exported.path}: phase {args.phase} of iteration {exported.iteration}; {models}")
 
 
+def _tensorboard(args: argparse.Namespace) -> None:
+    linked = link_curves(args.folders, args.out)
+    for note in linked.notes:
+        _warn(note)
+    print(f"written: {linked.path}: {', '.join(linked.runs)}\nopen with: tensorboard --logdir {linked.path}")
+
+
 def _per_model(num_completions: Mapping[str, int]) -> str:
     return ", ".join(f"{model} ({n} completions)" for model, n in num_completions.items())
 
@@ -304,6 +312,7 @@ _COMMANDS: dict[str, Callable[[argparse.Namespace], None]] = {
     "time": _time,
     "import": _import,
     "export": _export,
+    "tensorboard": _tensorboard,
     "rescore": _rescore,
 }
 
