@@ -186,10 +186,13 @@ def _is_plain_tokenizer(folder: Path) -> bool:
         return False
     try:
         settings = json.loads(files["tokenizer_config.json"].read_text(encoding="utf-8"))
-        model_type = json.loads(files["config.json"].read_text(encoding="utf-8"))["model_type"]
+        facts = (
+            json.loads(files["config.json"].read_text(encoding="utf-8"))["model_type"],
+            settings["tokenizer_class"],
+        )
     except (ValueError, KeyError, TypeError):
         return False  # AutoTokenizer names the mistake
-    return model_type == "llama" and settings.get("tokenizer_class") == PLAIN_TOKENIZER and "auto_map" not in settings
+    return facts == ("llama", PLAIN_TOKENIZER) and "auto_map" not in settings
 
 
 def adapter_targets(folder: Path, targets: Sequence[str], *, trust_remote_code: bool = False) -> list[str]:
