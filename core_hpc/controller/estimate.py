@@ -1,7 +1,8 @@
 """The cost of a run in hours of a device, estimated before it starts: tokens x parameters / rate.
 
 In: a resolved configuration, and the number of held-out problems in all its evaluations. Out:
-hours. The rates are in a table with the source of each rate; assumptions are marked as such.
+hours. The rates are in a table with the source of each rate; assumptions are marked as such. GPUs
+without a measurement have the rates of `roofline.py`.
 Loading, scoring and waiting are not included. What a run has cost is in `analysis/timing/cost.py`.
 """
 
@@ -11,7 +12,9 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from core_hpc.config.cluster import ClusterSection
 from core_hpc.config.run import ModelSection, RunConfig
+from core_hpc.controller import roofline
 from core_hpc.store.schema import COLD, EVALUATE
 
 LENGTH_SHARES = (0.1, 0.3, 1.0)
@@ -67,7 +70,40 @@ DEVICES = (
         "tokens/s, gemma3 (0.27B) 110 and 194; prompts of 150 tokens, completions of 14; twice the lower of the two",
     ),
 )
-"""The sampling rate of the H100 is an assumption. All other rates were measured."""
+"""The sampling rate of the H100 is an assumption. All other rates of these two were measured."""
+
+
+def _from_roofline(gpu: roofline.Gpu) -> Device:
+    """The rates of a GPU on which nothing was measured."""
+    shape = next(s for s in roofline.SHAPES if s.name.startswith(f"{UNKNOWN_BILLIONS:g}B"))
+    billions = shape.parameters / 1e9
+    return Device(
+        gpu.name,
+        sampling=float(f"{billions * roofline.decode_tokens_per_s(gpu, shape):.2g}"),
+        training=float(f"{billions * roofline.update_tokens_per_s(gpu, shape):.2g}"),
+        source=f"experimental: computed, not measured, for {shape.name}, by counting FLOPs and bytes (roofline.py); "
+        f"{gpu.flops_per_s / 1e12:g} TFLOP/s and {gpu.bytes_per_s / 1e12:g} TB/s ({gpu.source}), of which training "
+        f"reaches {roofline.MFU:.0%} and decoding {roofline.BANDWIDTH_SHARE:.0%}; {roofline.BATCH} completions of "
+        f"{roofline.CONTEXT} tokens are decoded together",
+    )
+
+
+COMPUTED = tuple(_from_roofline(gpu) for gpu in roofline.GPUS if gpu.name not in {d.name for d in DEVICES})
+"""GPUs on which nothing was measured."""
+
+
+def device_of(cluster: ClusterSection, *, has_gpu: bool) -> Device:
+    """The device whose rates describe a sweep's jobs.
+
+    It is the GPU that `gres` or a constraint of a job names, such as `gpu:a100:1`. Without a known
+    name it is the H100, and without a GPU the CPU.
+    """
+    if not has_gpu:
+        return DEVICES[1]
+    jobs = [cluster.slurm.job(group) for group in cluster.groups] if cluster.uses_slurm else []
+    named = " ".join(str(job.get(field) or "") for job in jobs for field in ("gres", "constraint")).lower()
+    return next((d for d in (*COMPUTED, *DEVICES) if d.name.lower() in named), DEVICES[0])
+
 
 _BILLIONS = re.compile(r"(?<![\w.])(\d+(?:\.\d+)?)([bm])(?![a-z0-9])", re.IGNORECASE)
 

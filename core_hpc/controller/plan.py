@@ -180,7 +180,7 @@ class _Problems:
 def _hours(sweep: Sweep, runs: list[PlannedRun], graphs: dict[str, Graph]) -> Hours:
     cluster = sweep.cluster
     gpus = sum(cluster.slurm.num_gpus(group) for group in cluster.groups) if cluster.uses_slurm else int(has_gpu())
-    device = estimate.DEVICES[0 if gpus else 1]
+    device = estimate.device_of(cluster, has_gpu=bool(gpus))
     totals = sweep_hours(sweep, runs, device)
     limit = None
     if cluster.driver == "arrays" and gpus:

@@ -77,8 +77,10 @@ def _hours(plan: Plan) -> str:
     """One range for the whole sweep, and how it relates to the time limits of the jobs."""
     hours = plan.hours
     low, high = (f"{share:.0%}" for share in (estimate.LENGTH_SHARES[0], estimate.LENGTH_SHARES[-1]))
+    computed = hours.device in {device.name for device in estimate.COMPUTED}
+    device = f"{hours.device} (experimental: computed, not measured)" if computed else hours.device
     text = (
-        f"{hours.unit}: {_number(hours.low)} to {_number(hours.high)} on {hours.device}, for completions of {low} "
+        f"{hours.unit}: {_number(hours.low)} to {_number(hours.high)} on {device}, for completions of {low} "
         f"to {high} of max_new_tokens (how it is computed: --full)"
     )
     if hours.limit is None:
@@ -107,12 +109,12 @@ def _print_estimate(plan: Plan, console: Console) -> None:
     table.add_column("device, if completions have on average")
     for share in estimate.LENGTH_SHARES:
         table.add_column(f"{share:.0%} of max_new_tokens", justify="right")
-    for device in estimate.DEVICES:
+    for device in (*estimate.DEVICES, *estimate.COMPUTED):
         totals = sweep_hours(sweep, plan.runs, device)
         table.add_row(device.name, *(f"{hours:,.1f}" for hours in totals))
     console.print(table)
     console.print(estimate.FORMULA, markup=False)
-    for device in estimate.DEVICES:
+    for device in (*estimate.DEVICES, *estimate.COMPUTED):
         rates = f"sampling {device.sampling:,g} and training {device.training:,g} billions of parameters x tokens/s"
         console.print(f"{device.name}: {rates} ({device.source})", markup=False)
     models = dict.fromkeys(model.model for plan in sweep.runs for model in plan.config.team)

@@ -40,6 +40,7 @@ from core_hpc.config.cluster import ClusterSection
 from core_hpc.controller import control as controller
 from core_hpc.controller import tracking
 from core_hpc.controller.control import control
+from core_hpc.controller.counts_cache import CountsCache
 from core_hpc.controller.display import Display
 from core_hpc.controller.drivers import SLURM_REFRESHES_PER_S
 from core_hpc.controller.prepare import splits_of
@@ -211,13 +212,22 @@ class Bench:
             yield
 
     def publish_ahead(self) -> None:
-        """Finish all jobs and publish some iterations of every run, without a controller."""
+        """Finish all jobs and publish some iterations of every run.
+
+        TensorBoard's points and cached counts are written as a controller of that time would have
+        written them.
+        """
         self.simulation.finish_everything()
         for run in self._runs():
             published = set(shards.published_keys(run.root))
             for key in run.graph().tasks():
                 if key.iteration <= self.settings.published_iterations and key not in published:
                     self.simulation.tasks.publish(run, key)
+            progress, _ = inspect_run(run)
+            curves, counts = tracking.Tracking(), CountsCache()
+            curves.on_finished(progress)
+            curves.close([progress])
+            counts.close([progress])
 
     def num_published(self) -> int:
         """Publications of all runs."""

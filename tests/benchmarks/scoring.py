@@ -4,11 +4,11 @@
 
 Two models have 2 + 1 completions per problem. The texts have various lengths, like solutions of
 word problems. Measured is what the phases hint and score compute: embeddings with all-MiniLM-L6-v2
-(both phases embed the cold texts), one distance matrix per problem, and the verification of all
-answers (numbers, and LaTeX, which needs algebra). The alternative embeds both texts of each PAIR
-when their distance is needed, and verifies one answer at a time. It runs on a sample of problems,
-and its time is scaled to all of them. Both use as many threads as the launcher gives to a task on
-this machine.
+(of the cold texts twice; in a run the score phase reads those of the hint phase), one distance
+matrix per problem, and the verification of all answers (numbers, and LaTeX, which needs algebra).
+The alternative embeds both texts of each PAIR when their distance is needed, and verifies one
+answer at a time. It runs on a sample of problems, and its time is scaled to all of them. Both use
+as many threads as the launcher gives to a task on this machine.
 
 The lower bound of an iteration is that of `python -m analysis time`: the maximum over models of
 cold, rescue and trained tokens, at the rates that were measured in `--run`. This must be a finished
@@ -71,17 +71,23 @@ _LATEX = (r"\frac{{{a}}}{{{b}}}", r"\frac{{{c}}}{{{bb}}}", r"\sqrt{{{aa}}}/{b}",
 """Forms of a / b. Some are equal to others only by algebra, and the last one is wrong."""
 
 
+def text_of(rng: random.Random, a: int, b: int) -> str:
+    """Make a text of 60 to 400 words."""
+    numbers = {"a": a, "b": b, "c": a * b, "d": a - b, "e": a + b}
+    words = min(400, max(60, round(rng.lognormvariate(4.9, 0.5))))
+    text = f"{rng.choice(_OPENINGS)}."
+    while len(text.split()) < words:
+        text += f" {rng.choice(_STEPS).format(**numbers)}."
+    return text
+
+
 def make_rows(num_problems: int, seed: int = 0) -> pl.DataFrame:
     """Make rollouts with the columns that scoring reads, and texts of 60 to 400 words."""
     rng, rows = random.Random(seed), []
     for p in range(num_problems):
         a, b = rng.randint(2, 90), rng.randint(2, 90)
         for model, (phase, k) in itertools.product(MODELS, [(COLD, 0), (COLD, 1), (RESCUE, 0)]):
-            numbers = {"a": a, "b": b, "c": a * b, "d": a - b, "e": a + b}
-            words = min(400, max(60, round(rng.lognormvariate(4.9, 0.5))))
-            text = f"{rng.choice(_OPENINGS)}."
-            while len(text.split()) < words:
-                text += f" {rng.choice(_STEPS).format(**numbers)}."
+            text = text_of(rng, a, b)
             correct = rng.random() < 0.5
             result = a * b if correct else a * b + rng.randint(1, 9)
             rows.append(

@@ -13,7 +13,9 @@ from tests.benchmarks import (
     browse_scale,
     controller_cpu,
     interval_coverage,
+    scoring_scale,
     team_coverage,
+    tensorboard_restart,
 )
 from tests.benchmarks.measure import report
 from tests.benchmarks.simulated_run import make_run
@@ -47,6 +49,19 @@ def test_a_controller_on_simulated_slurm(tmp_path: Path, capsys: pytest.CaptureF
     hour = figures["hour_again"]
     assert hour["percent_of_a_core"] == pytest.approx(hour["total_cpu_s"] / 36, abs=0.01)
     assert any(f["function"].endswith(" poll") for f in figures["largest_in_loop"])
+
+
+def test_continuing_tensorboard_files(tmp_path: Path) -> None:
+    """Both ways end with the same points; the benchmark checks it."""
+    settings = controller_cpu.Settings(iterations=2, problems=8, problems_per_part=4, evaluation_problems=4)
+    figures = tensorboard_restart.benchmark(tmp_path, settings)
+    assert figures["points"] > 100
+
+
+def test_scoring_at_several_sizes(tmp_path: Path) -> None:
+    """Both forms have the same scores; the benchmark checks it."""
+    figures = scoring_scale.benchmark(tmp_path, 2)
+    assert figures["128 completions"]["plain / ours"] > 0
 
 
 def test_a_large_array(cluster: DevCluster, tmp_path: Path) -> None:

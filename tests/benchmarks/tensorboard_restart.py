@@ -1,0 +1,86 @@
+"""A start that continues TensorBoard's files, against one that writes all points again.
+
+    python -m tests.benchmarks.tensorboard_restart --out FILE [--iterations 20]
+
+One run of the paper's size with SIMULATED publications. Measured in CPU seconds, in turns: all
+points are written (what every start did earlier), and the files are continued after one more task.
+Both end with the same points, each once, which is checked with TensorBoard's own reader.
+"""
+
+from __future__ import annotations
+
+import argparse
+import shutil
+import tempfile
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+from core_hpc.controller.prepare import splits_of
+from core_hpc.controller.tracking import RunTracker
+from core_hpc.runs import folder as runs
+from core_hpc.runs.folder import ModelFacts, Run
+from core_hpc.runs.sweep import load_sweep
+from core_hpc.store.shards import published_keys
+from tests.benchmarks.controller_cpu import Settings, sweep_file
+from tests.benchmarks.measure import measured, print_table, report
+from tests.benchmarks.simulated_tasks import SimulatedTasks
+
+
+def points_of(run: Run) -> Counter[tuple[str, str, int, float]]:
+    """How often every (folder, tag, step, value) is in the files."""
+    from tensorboard.backend.event_processing.event_file_loader import LegacyEventFileLoader
+
+    return Counter(
+        (path.parent.name, value.tag, event.step, value.simple_value)
+        for path in sorted(run.paths.tensorboard.glob("*/events.out.tfevents.*"))
+        for event in LegacyEventFileLoader(str(path)).Load()
+        for value in event.summary.value
+        if value.HasField("simple_value")
+    )
+
+
+def benchmark(folder: Path, settings: Settings) -> dict[str, Any]:
+    """Return CPU seconds of both ways, and their ratio."""
+    sweep = load_sweep(sweep_file(folder / "sweep.yaml", settings))
+    plan = sweep.runs[0]
+    facts = {m.name: ModelFacts("simulated", 4608, "plain") for m in plan.config.team}
+    run, tasks = runs.create(plan, sweep.folder, splits_of(plan), facts), SimulatedTasks(1 << 10)
+    *keys, last = sorted(run.graph().tasks())
+    for key in keys:
+        tasks.publish(run, key)
+    RunTracker(run).catch_up(set(keys))
+    tasks.publish(run, last)
+    published = set(published_keys(run.root))
+    with measured() as continued:
+        RunTracker(run).catch_up(published)
+    added = points_of(run)
+    shutil.rmtree(run.paths.tensorboard)
+    with measured() as anew:
+        RunTracker(run).catch_up(published)
+    assert added == points_of(run)
+    assert set(added.values()) == {1}
+    return {
+        "iterations": settings.iterations,
+        "publications": len(published),
+        "points": added.total(),
+        "all_points_cpu_s": anew.cpu_s,
+        "continued_cpu_s": continued.cpu_s,
+        "all / continued": anew.cpu_s / continued.cpu_s,
+    }
+
+
+def main() -> None:
+    """Command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out", type=Path, required=True, help="JSON file of all figures")
+    parser.add_argument("--iterations", type=int, default=20)
+    options = parser.parse_args()
+    with tempfile.TemporaryDirectory() as folder:
+        figures = benchmark(Path(folder), Settings(num_runs=1, iterations=options.iterations))
+    report(options.out, figures)
+    print_table("TensorBoard's points of one run after a restart", figures)
+
+
+if __name__ == "__main__":
+    main()
