@@ -35,7 +35,7 @@ from core_hpc.training.batching import Row
 from tests.benchmarks.measure import conclude, in_process, measured, print_table
 from tests.benchmarks.real_run import arguments
 
-SIZES = {"small": (4, 8, 1), "usual": (32, 24, 6)}
+SIZES = {"small": (4, 8, 1), "usual": (24, 16, 5)}
 """Tokens of a prompt, tokens of a completion, turns."""
 PROBLEMS = 6
 SAMPLES = 4
