@@ -23,7 +23,7 @@ from core_hpc.controller.drivers import Driver, make_driver
 from core_hpc.controller.heartbeat import Heartbeat
 from core_hpc.controller.start import Prepared, Start
 from core_hpc.controller.tracking import Tracking
-from core_hpc.controller.wandb_copy import WandbCopy
+from core_hpc.controller.wandb_copy import WandbCopy, copy_finished
 from core_hpc.phases.checkpoint import remove_checkpoints
 from core_hpc.runs import folder as runfolders
 from core_hpc.runs.sweep import Sweep
@@ -60,8 +60,11 @@ def control(sweep: Sweep, start: Start, prepared: Prepared, console: Console) ->
             driver = make_driver(runs, slurm, start_id=start.start_id, notify=notify, require_claim=held.require)
             finished = _drive(sweep, start, progress, driver, console, held)
         else:
+            num_copied = copy_finished(progress, functools.partial(_notify, console))
+            changed = f"{num_copied} were copied for W&B" if num_copied else "nothing was changed"
             console.print(
-                f"everything is done: {len(progress)} run(s) of sweep {sweep.name} are finished; nothing was changed."
+                f"everything is done: {len(progress)} run(s) of sweep {sweep.name} are finished; {changed}.",
+                soft_wrap=True,
             )
         for p in progress:
             if p.finished:

@@ -14,6 +14,7 @@ W&B is the package `wandb` (extra `wandb`). Nothing here is loaded unless `track
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import uuid
 from collections.abc import Callable, Sequence
@@ -30,6 +31,8 @@ from core_hpc.store import manifests
 
 STEP = "step"
 """The key of a point's step. W&B's own step counts calls, and calls are not in the order of the points."""
+_FOLDER = re.compile(r"(offline-)?run-[0-9]{8}_[0-9]{6}-.+")
+"""Name of a folder of the package: its mode, its time and the id of the run."""
 TIMEOUT_S = 30.0
 """How long the controller waits for W&B at the beginning and at the end of a run."""
 
@@ -127,6 +130,24 @@ class WandbCopy:
             )
 
 
+def copy_finished(runs: list[RunProgress], notify: Callable[[str], None]) -> int:
+    """Copy the finished runs that have no id in W&B, because the copy was asked for after their end.
+
+    Returns:
+        Number of runs that were copied.
+    """
+    wanted = [p for p in runs if p.run.config.tracking.wandb is not None and not p.run.paths.wandb_id.exists()]
+    if wanted:
+        tracking = Tracking()
+        copy = WandbCopy(tracking, notify)
+        for progress in wanted:
+            tracking.on_finished(progress)
+            copy.on_finished(progress)
+        tracking.close(wanted)
+        copy.close(wanted)
+    return len(wanted)
+
+
 def _end_service() -> None:
     """End the process of the package that writes and uploads."""
     import wandb
@@ -148,7 +169,7 @@ class _RunCopy:
 
         self.tracker = tracker
         config, uid = run.config, _wandb_id(run)
-        _remove_earlier(run, uid)
+        _remove_earlier(run)
         self._run = wandb.init(
             project=config.tracking.wandb,
             id=uid,
@@ -196,8 +217,8 @@ def _wandb_id(run: Run) -> str:
     return manifests.read_record(path, lambda data: str(data["id"]))
 
 
-def _remove_earlier(run: Run, uid: str) -> None:
-    """Remove the folders of earlier starts. The package names them by mode, time and id."""
-    for folder in run.paths.wandb.glob(f"*run-*-{uid}"):
-        if not folder.is_symlink():
+def _remove_earlier(run: Run) -> None:
+    """Remove the folders of earlier starts, also those under an id that the user has removed."""
+    for folder in run.paths.wandb.glob("*"):
+        if _FOLDER.fullmatch(folder.name) and not folder.is_symlink():
             shutil.rmtree(folder)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import sys
 from collections import Counter
+from dataclasses import replace
 from importlib.machinery import PathFinder
 from pathlib import Path
 from types import SimpleNamespace
@@ -17,7 +18,7 @@ import pytest
 from core_hpc.common.errors import CoreHpcError, InputError
 from core_hpc.controller import wandb_copy
 from core_hpc.controller.tracking import Tracking
-from core_hpc.controller.wandb_copy import WandbCopy, check_tracking
+from core_hpc.controller.wandb_copy import WandbCopy, check_tracking, copy_finished
 from core_hpc.runs.folder import Run
 from core_hpc.runs.messages import Done, TaskRef
 from core_hpc.runs.sweep import load_sweep
@@ -133,6 +134,22 @@ def test_another_start_begins_anew_under_the_same_id(package: RecordingWandb, tm
     assert first.points() == second.points()
     # The stand-in gives both folders one name and does not accept a folder that exists.
     assert list(run.paths.wandb.iterdir()) == [second.folder]
+
+
+def test_a_finished_run_is_copied_once_if_this_is_asked_for_later(package: RecordingWandb, tmp_path: Path) -> None:
+    run, messages = evaluated_run(tmp_path), list[str]()
+    progress, _ = inspect_run(run)
+    assert [copy_finished([progress], messages.append) for _ in range(2)] == [1, 0]
+    (copied,) = package.runs
+    assert copied.points() == tensorboard_points(run.paths.tensorboard)
+    run.paths.wandb_id.unlink()  # the user wants another id, because the run was deleted in W&B
+    assert copy_finished([progress], messages.append) == 1
+    assert package.runs[1].arguments["id"] != copied.arguments["id"]
+    assert list(run.paths.wandb.iterdir()) == [package.runs[1].folder]
+    without = replace(run, config=run.config.model_copy(update={"tracking": type(run.config.tracking)()}))
+    run.paths.wandb_id.unlink()
+    assert copy_finished([inspect_run(without)[0]], messages.append) == 0
+    assert messages == []
 
 
 def test_after_damage_the_copy_begins_anew_like_the_event_files(package: RecordingWandb, tmp_path: Path) -> None:
