@@ -13,8 +13,10 @@ reward. No activations are computed again. Every turn is a new command on one co
 What differs: TRL is one process. The launcher has one process each for the controller, the engine,
 the trainer and scoring; its phases publish files; it embeds all texts for rewards, although their
 weight is 0; and it evaluates one held-out problem after the last iteration, which is not counted.
-Both compute old log-probabilities in a pass, because an iteration has several steps: TRL for all
-rows, the launcher for those after the first step. The ways sample different completions.
+TRL pads batches and computes a prompt once per completion; the launcher computes it once. Both
+compute old log-probabilities in a pass, because an iteration has several steps: TRL for all rows,
+the launcher for those after the first step. Warm-up and schedule of the learning rate differ, which
+costs nothing. The ways sample different completions.
 
 Each turn is observed from outside: CPU seconds and memory of all processes of the command. The
 figures are those of the iterations after the first one. Start-up is the first iteration, with

@@ -35,7 +35,7 @@ from core_hpc.training.batching import Row
 from tests.benchmarks.measure import conclude, in_process, measured, print_table
 from tests.benchmarks.real_run import arguments
 
-SIZES = {"small": (4, 8, 1), "usual": (24, 16, 5)}
+SIZES = {"small": (4, 8, 1), "short": (16, 8, 5), "usual": (32, 24, 6)}
 """Tokens of a prompt, tokens of a completion, turns."""
 PROBLEMS = 6
 SAMPLES = 4
@@ -69,7 +69,7 @@ def make_rows(prompt_tokens: int, completion_tokens: int, vocabulary: int) -> li
     return rows
 
 
-def updates(reference: str, size: str, rounds: int) -> dict[str, Any]:
+def updates(reference: str, size: str, rounds: int, kl_weights: Sequence[float]) -> dict[str, Any]:
     """Measure all updates in this process. Return the turns of each KL weight."""
     import torch
 
@@ -115,7 +115,7 @@ def updates(reference: str, size: str, rounds: int) -> dict[str, Any]:
             }
 
         found = {}
-        for kl_weight in KL_WEIGHTS:
+        for kl_weight in kl_weights:
             found[str(kl_weight)] = [
                 {way: turn(way, kl_weight) for way in (WAYS if number % 2 else WAYS[::-1])} for number in range(rounds)
             ]
@@ -149,10 +149,13 @@ def compare(turns: Sequence[dict[str, Any]]) -> dict[str, Any]:
     }
 
 
-def benchmark(reference: str, size: str, rounds: int | None) -> dict[str, Any]:
+def benchmark(
+    reference: str, size: str, rounds: int | None, kl_weights: Sequence[float] = KL_WEIGHTS
+) -> dict[str, Any]:
     """Measure in a process of one thread."""
     rounds = rounds or SIZES[size][2]
     options = ["--model", reference, "--size", size, "--rounds", str(rounds), "--one", "all"]
+    options += ["--kl-weights", *map(str, kl_weights)]
     began = time.perf_counter()
     turns = in_process("old_log_probs", *options, environment=worker_environment("transformers", 1))
     return {
@@ -184,11 +187,12 @@ def main(given: Sequence[str] | None = None) -> None:
     """Command line."""
     parser = arguments(__doc__, SIZES, "rounds", "one")
     parser.add_argument("--model", default=MODEL, help="a model reference, as in a sweep file")
+    parser.add_argument("--kl-weights", nargs="+", type=float, default=KL_WEIGHTS, help="what to measure")
     options = parser.parse_args(given)
     if options.one:
-        print(json.dumps(updates(options.model, options.size, options.rounds)))
+        print(json.dumps(updates(options.model, options.size, options.rounds, options.kl_weights)))
         return
-    conclude(lambda _: benchmark(options.model, options.size, options.rounds), show, options.out)
+    conclude(lambda _: benchmark(options.model, options.size, options.rounds, options.kl_weights), show, options.out)
 
 
 if __name__ == "__main__":
