@@ -178,7 +178,9 @@ def _ceil_div(a: int, b: int) -> int:
 
 
 def lookahead(staleness: int) -> int:
-    """How many iterations after the first unfinished one a task can be ready; evaluations do not count.
+    """The number of iterations after the first unfinished one in which tasks can be ready.
+
+    Evaluations do not count.
 
     With staleness s, sampling in iteration i needs an own update of iteration i-1-s. This update
     needs scores of its iteration, so all models have sampled there, with updates of iteration
