@@ -13,6 +13,8 @@ from tests.benchmarks import (
     browse_scale,
     controller_cpu,
     interval_coverage,
+    iteration_trl,
+    old_log_probs,
     scoring_scale,
     team_coverage,
     tensorboard_restart,
@@ -109,3 +111,26 @@ def test_coverage_of_intervals_of_teams() -> None:
     figures = team_coverage.coverage(2, seed=1, population=4000)
     assert len(figures) >= 20
     assert all(figure["no_interval_percent"] == 0 for figure in figures.values())
+
+
+def test_the_pass_for_old_log_probabilities(capsys: pytest.CaptureFixture[str]) -> None:
+    figures = old_log_probs.benchmark("tiny:llama-1m", "small", rounds=1)
+    old_log_probs.show(figures)
+    assert "recompute / engine" in capsys.readouterr().out
+    (turn,) = figures["kl_weights"]["0.0"]["turns"]
+    # Five of the six steps need a pass, and the engine has sampled all their rows.
+    assert turn["engine"]["num_pass_tokens"] == 0
+    assert turn["recompute"]["num_pass_tokens"] == turn["recompute"]["num_tokens"] * 5 / 6
+
+
+def test_whole_iterations_beside_trl(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    pytest.importorskip("trl", reason="needs trl")
+    ways = ["trl-4", "transformers"]
+    figures = iteration_trl.benchmark(tmp_path, ways=ways, reference="tiny:llama-1m", size="small", rounds=1)
+    iteration_trl.show(figures)
+    assert "transformers / trl-4" in capsys.readouterr().out
+    problems, samples, new_tokens, _, _ = iteration_trl.SIZES["small"]
+    for (turn,) in figures["turns"].values():
+        assert 0 < turn["tokens"] <= problems * samples * new_tokens
+        assert 0 < turn["iteration_cpu_s"] < turn["start_cpu_s"]
+        assert turn["peak_pss_mb"] <= turn["peak_rss_mb"]

@@ -103,7 +103,7 @@ def test_every_pattern_of_the_configuration_is_explained() -> None:
 
 def test_a_value_where_a_section_belongs(tmp_path: Path) -> None:
     (message,) = mistakes(tmp_path, protocol=3)
-    assert message.startswith("protocol: needs keys of its own, for example `protocol: {cold_samples: ...}`")
+    assert message.startswith("protocol: needs keys of its own, for example `protocol: {choose: ...}`")
 
 
 def test_a_key_with_its_value_attached(tmp_path: Path) -> None:

@@ -284,7 +284,7 @@ def test_the_engine_samples_with_the_recorded_settings(
         paths=SimpleNamespace(task_folder=lambda _: None, task_name=lambda _: None),
     )
     wanted = generate._Wanted(problem=problem, sample_index=0, prompt=(3,))
-    generate._sample_and_publish(context, phase, [wanted], adapter_iteration=0)
+    generate._publish(context, generate._sample(context, phase, [wanted], adapter_iteration=0))
     assert published[0]["temperature"].to_list() == [used[0].temperature] == [recorded]
     assert used[0].max_new_tokens == (5 if phase == COLD else 30)
 
