@@ -29,8 +29,8 @@ PATTERNS = {
     COMMIT_PATTERN: "is not a commit hash: 40 digits 0 to 9 and letters a to f, so that the files never change",
     OWN_NAME_PATTERN: "is not a name for a function of yours: only small letters a to z, digits and _, with a letter "
     "first, and at most 31 characters",
-    PROJECT_PATTERN: "is not a name for a project of W&B: only letters A to Z, digits, _, -, . and blanks, not a blank or "
-    "- first, and at most 128 characters",
+    PROJECT_PATTERN: "is not a name for a project of W&B: only letters A to Z, digits, _, -, . and blanks, not a blank "
+    "or - first, and at most 128 characters",
     METRIC_PATTERN: "is not a metric with its number of completions, for example team_pass@2",
 }
 """Pattern of a field -> what a text that does not fit it is not."""
