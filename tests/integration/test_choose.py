@@ -87,10 +87,11 @@ def test_a_killed_and_damaged_run_continues_with_the_same_problems(
 ) -> None:
     sweep = tiny_sweep(tmp_path / "tiny.yaml", tiny_models, tmp_path / "out", **CHANGES)
 
-    def third_has_begun() -> bool:
-        return any((tmp_path / "out" / "tiny").glob(f"*/{COLD}/iteration=0003/*.manifest.json"))
+    def second_is_scored() -> bool:
+        return any((tmp_path / "out" / "tiny").glob(f"*/{SCORE}/iteration=0002/*.manifest.json"))
 
-    assert launch_and_kill(sweep, third_has_begun, tmp_path / "log.txt")
+    # The tasks of the third iteration, which read all scores, begin after the damage.
+    assert launch_and_kill(sweep, second_is_scored, tmp_path / "log.txt")
     killed = the_run(tmp_path / "out" / "tiny")
     flip_a_byte(manifests.read_manifest(RunPaths(killed).task_manifest(TaskKey(1, SCORE, TEAM, 1))).file(".parquet"))
     done = launch(sweep)
