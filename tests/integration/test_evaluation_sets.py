@@ -136,7 +136,7 @@ def test_report_and_end_of_the_launch_show_every_set(folder: Path, tmp_path: Pat
     assert "everything is done" in done.stdout
     assert done.returncode == 0, done.stdout + done.stderr
     for name in ("greedy", "long"):
-        assert f"{run.name}, set {name}: held-out problems (percent)" in done.stdout
+        assert f"tiny: with, set {name}: held-out problems (percent)" in done.stdout
     write_report(load_run(run), tmp_path)
     text = (tmp_path / "report.md").read_text()
     assert "Set greedy: Held-out problems" in text

@@ -150,6 +150,7 @@ def test_a_run_that_is_killed_in_the_overlap_ends_with_the_same_rows(
 
 
 @pytest.mark.timeout(1200)
+@pytest.mark.full(reason="the usual run has one chained sweep, in tests/faults/test_chaos.py")
 def test_chained_arrays_publish_what_the_local_driver_publishes(
     finished: Path, cluster: DevCluster, tiny_models: list[Path], tmp_path: Path
 ) -> None:

@@ -23,8 +23,14 @@ CHANGES = {
     "tier1_shuffled_hints": {"protocol.hint_source"},
     "tier1_own_baseline": {"update.baseline"},
     "tier1_plain_rescues": {"update.baseline", "update.rescue_context", "update.rescue_correction"},
-    "tier1_teach": {"update.baseline", *TEACH},
-    "tier1_teach_alone": {"protocol.cold_samples", "protocol.rescue_samples", "update.group", *TEACH},
+    "tier1_teach": {"update.baseline", "update.kl_weight", *TEACH},
+    "tier1_teach_alone": {
+        "protocol.cold_samples",
+        "protocol.rescue_samples",
+        "update.group",
+        "update.kl_weight",
+        *TEACH,
+    },
     "tier1_hacpo": {
         "protocol.cold_samples",
         "protocol.rescue_samples",
