@@ -5,9 +5,11 @@ The test job of `core_hpc/doctor/` is tested here as well, because it needs the 
 
 from __future__ import annotations
 
+import contextlib
 import os
 import subprocess
 import time
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +21,7 @@ from core_hpc.doctor import __main__ as doctor
 from core_hpc.doctor import job as doctor_job
 from core_hpc.slurm.acceptance import check_accepted
 from core_hpc.slurm.commands import FINAL, AccountingEntry, JobId, QueueEntry, Slurm, SlurmUnavailableError
+from tests.support.cluster import ClusterError
 from tests.support.harness import wait_for
 from tests.support.tiny import tiny_sweep
 
@@ -44,6 +47,15 @@ def submit(cluster: Any, script: str, *options: str) -> int:
 def entries(slurm: Slurm, job: int) -> dict[int | None, QueueEntry]:
     """The entries of a job in the queue, by array index."""
     return {e.id.index: e for e in slurm.queue() if e.id.job == job}
+
+
+def comes_back(cluster: Any, node: str) -> bool:
+    """Whether a node is idle; otherwise it is resumed, unless SLURM was faster, which refuses this."""
+    if cluster.run("sinfo", "-h", "-n", node, "-o", "%t").strip() == "idle":
+        return True
+    with contextlib.suppress(ClusterError):
+        cluster.run("scontrol", "update", f"NodeName={node}", "State=RESUME")
+    return False
 
 
 def test_nodes_that_are_away_do_not_stop_a_start(slurm: Slurm, cluster: Any) -> None:
@@ -73,8 +85,7 @@ def test_nodes_that_are_away_do_not_stop_a_start(slurm: Slurm, cluster: Any) -> 
             cluster.run("scancel", str(job))
         finally:
             for node in cluster.node_names:
-                if "idle" not in cluster.run("sinfo", "-h", "-n", node, "-o", "%t"):  # SLURM may be faster
-                    cluster.run("scontrol", "update", f"NodeName={node}", "State=RESUME")
+                wait_for(partial(comes_back, cluster, node), f"{node} to come back", timeout_s=60)
         assert "Requested node configuration is not available. SLURM cannot place these jobs at present" in found[0]
     cluster.wait_idle()
 
