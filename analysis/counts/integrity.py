@@ -71,7 +71,7 @@ class TaskProblems:
         }
         self._config = config
         self._keys = frozenset(keys)
-        self._choice = None if config is None else Choice(root, config, self._splits[TRAIN]["problem_id"].to_list())
+        self._choice = None if config is None else Choice(root, config)
 
     def of(self, key: TaskKey) -> pl.DataFrame:
         """Return the problems of a cold, rescue or evaluate task.
@@ -85,7 +85,9 @@ class TaskProblems:
         if self._config is not None and self._choice is not None:
             size = self._config.protocol.problems_per_part
             of_part = slice(key.part * size, (key.part + 1) * size)
-            here = here[of_part if key.phase == EVALUATE else self._choice.problems(key.iteration)[of_part]]
+            if key.phase != EVALUATE:
+                here = here[self._choice.problems(key.iteration, here["problem_id"])]
+            here = here[of_part]
         is_rescued = replace(key, phase=RESCUE) in self._keys if key.phase == COLD else None
         added = {"part": key.part, RESCUE_PUBLISHED: is_rescued}
         return here.with_columns(**{name: pl.lit(value, EXPECTED[name]) for name, value in added.items()})

@@ -13,7 +13,7 @@ from __future__ import annotations
 import contextlib
 import math
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -140,7 +140,7 @@ class RunTracker:
         time_s = manifest.writer["time"]
         self._times.append(task_time(key, manifest))
         self._write_speed(key, manifest)
-        is_last = all(k == key or str(k) in self.written for k in self._alike(key))
+        is_last = self._are_written(self._alike(key), key)
         if key.phase == SCORE and is_last:
             self._write_scores(key, time_s)
         elif key.phase == HINT and is_last:
@@ -190,6 +190,10 @@ class RunTracker:
         if alike:
             return alike
         return sorted(k for k in self._published if (k.phase, k.iteration) == (key.phase, key.iteration))
+
+    def _are_written(self, keys: Iterable[TaskKey], now: TaskKey) -> bool:
+        """Whether tasks have their points in the files, apart from the one that is written now."""
+        return all(k == now or str(k) in self.written for k in keys)
 
     def _write_speed(self, key: TaskKey, manifest: manifests.Manifest) -> None:
         stats, time_s = manifest.stats, manifest.writer["time"]
@@ -276,7 +280,7 @@ class RunTracker:
         """
         stored = {k.iteration for k in self._published if k.phase == EVALUATE}
         tasks = {i: self._alike(replace(key, iteration=i)) for i in sorted({*self._graph.evaluated(), *stored})}
-        whole = [i for i, keys in tasks.items() if all(k == key or str(k) in self.written for k in keys)]
+        whole = [i for i, keys in tasks.items() if self._are_written(keys, key)]
         first = min(tasks)
         if first not in whole:
             return

@@ -166,7 +166,8 @@ def _names(paths: RunPaths, key: TaskKey) -> re.Pattern[str]:
     Group 1 is the number of steps. A copy that a user made has another form of name, and is kept.
     """
     uid = "[0-9a-f]{12}"
-    manifest = rf"{re.escape(MANIFEST_SUFFIX.removeprefix('.'))}(\.{uid}\.tmp|\.set-aside-[0-9a-f]{{8}})?"
+    aside = rf"{re.escape(manifests.SET_ASIDE)}[0-9a-f]{{8}}"
+    manifest = rf"{re.escape(MANIFEST_SUFFIX.removeprefix('.'))}(\.{uid}\.tmp|{aside})?"
     return re.compile(rf"\.?{re.escape(paths.task_name(key))}-step(\d+)\.({manifest}|{uid}(\.tmp)?)")
 
 

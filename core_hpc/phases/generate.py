@@ -20,6 +20,7 @@ from core_hpc.engines.base import Completion, GenerationRequest, SamplingSetting
 from core_hpc.phases.context import TaskContext
 from core_hpc.problems.sets import set_names, set_of
 from core_hpc.runs.contents import problems_of_part
+from core_hpc.runs.graph import sampler_of
 from core_hpc.store import shards
 from core_hpc.store.paths import TEAM, TaskKey
 from core_hpc.store.schema import COLD, CORRECT, EVALUATE, HINT, HINTS, NO_ANSWER, RESCUE, ROLLOUTS, TIMEOUT
@@ -106,7 +107,7 @@ def run_evaluate(context: TaskContext) -> None:
 
 
 def _sample_and_publish(context: TaskContext, phase: str, wanted: Sequence[_Wanted]) -> None:
-    sampler = context.run.graph().sampler(context.key.iteration)
+    sampler = sampler_of(context.key.iteration, context.run.config.protocol.staleness)
     _publish(context, _sample(context, phase, wanted, adapter_iteration=sampler))
 
 

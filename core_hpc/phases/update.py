@@ -38,7 +38,7 @@ from core_hpc.phases.shared_rescues import shared_rows
 from core_hpc.phases.trainer_settings import trainer_settings
 from core_hpc.problems.splits import shuffle_seed
 from core_hpc.runs.contents import check_counts
-from core_hpc.runs.graph import horizon_at, steps_per_iteration
+from core_hpc.runs.graph import horizon_at, sampler_of, steps_per_iteration
 from core_hpc.store import manifests, shards
 from core_hpc.store.paths import EARLIER_OPTIMIZER_STATE, OPTIMIZER_STATE, TEAM, TaskKey
 from core_hpc.store.schema import COLD, RESCUE, ROLLOUTS, ROW_KEY, SCORE, SCORES, UPDATE
@@ -243,7 +243,7 @@ def _max_mismatch(context: TaskContext) -> float | None:
 def _compare_with_sampler(context: TaskContext, trainer: Trainer, task: UpdateTask) -> float | None:
     """The difference between engine and trainer, if older weights have sampled; None: the steps measure it."""
     key = context.key
-    sampler = context.run.graph().sampler(key.iteration)
+    sampler = sampler_of(key.iteration, context.run.config.protocol.staleness)
     if task.max_mismatch is None or sampler == key.iteration - 1:
         return None
     folder = context.update_folder(sampler)

@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from core_hpc.common.seeds import stable_seed
 from core_hpc.config.run import RunConfig
 from core_hpc.problems.splits import problems_of_iteration
-from core_hpc.runs.graph import sampler_of
+from core_hpc.runs.graph import num_parts_of, sampler_of
 from core_hpc.store import shards
 from core_hpc.store.paths import TEAM, TaskKey
 from core_hpc.store.schema import COLD, SCORE, SCORES
@@ -58,50 +58,50 @@ class Choice:
     Args:
         root: the run folder.
         config: its configuration.
-        problem_ids: ids of the training problems, in their frozen order.
     """
 
-    def __init__(self, root: Path, config: RunConfig, problem_ids: Sequence[str]) -> None:
+    def __init__(self, root: Path, config: RunConfig) -> None:
         self._root = root
         self._config = config
-        self._row_of = {problem_id: row for row, problem_id in enumerate(problem_ids)}
-        self._rates = np.full(len(problem_ids), np.nan)
+        self._rates: dict[str, float] = {}  # last pass rate of each problem that was sampled
         self._read_until = 0
         self._chosen: dict[int, list[int]] = {}
 
-    def problems(self, iteration: int) -> list[int]:
+    def problems(self, iteration: int, problem_ids: pl.Series) -> list[int]:
         """Row numbers of the training problems of a 1-based iteration.
+
+        Args:
+            iteration: the iteration.
+            problem_ids: ids of all training problems, in their frozen order.
 
         Raises:
             StoreError: scores that decide about them cannot be read.
         """
         if iteration not in self._chosen:
-            self._chosen[iteration] = self._choose(iteration)
+            self._chosen[iteration] = self._choose(iteration, problem_ids)
         return self._chosen[iteration]
 
-    def _choose(self, iteration: int) -> list[int]:
+    def _choose(self, iteration: int, problem_ids: pl.Series) -> list[int]:
         protocol, seed = self._config.protocol, self._config.seed
         count = protocol.problems_per_iteration
         if protocol.choose == "order":
-            return problems_of_iteration(len(self._row_of), count, iteration, seed)
-        weights = pass_rate_weights(self._rates_after(sampler_of(iteration, protocol.staleness)))
-        return draw(weights.tolist(), count, random.Random(stable_seed(seed, "choose", iteration)))
+            return problems_of_iteration(len(problem_ids), count, iteration, seed)
+        known = self._rates_after(sampler_of(iteration, protocol.staleness))
+        rates = np.array([known.get(problem_id, np.nan) for problem_id in problem_ids])
+        return draw(pass_rate_weights(rates).tolist(), count, random.Random(stable_seed(seed, "choose", iteration)))
 
-    def _rates_after(self, iteration: int) -> NDArray[np.float64]:
-        """The last pass rate of each problem after an iteration, [n]; NaN: not sampled yet."""
+    def _rates_after(self, iteration: int) -> dict[str, float]:
+        """The last pass rate of each problem that was sampled until an iteration."""
         if iteration < self._read_until:
-            self._rates[:] = np.nan
-            self._read_until = 0
+            self._rates, self._read_until = {}, 0
         while self._read_until < iteration:
-            found = self._pass_rates(self._read_until + 1)
-            self._rates[[self._row_of[name] for name in found["problem_id"]]] = found["correct"].to_numpy()
+            self._rates |= self._pass_rates(self._read_until + 1)
             self._read_until += 1
         return self._rates
 
-    def _pass_rates(self, iteration: int) -> pl.DataFrame:
-        """The share of correct cold completions of all models (`correct`), by problem of an iteration."""
-        protocol = self._config.protocol
-        parts = range(-(-protocol.problems_per_iteration // protocol.problems_per_part))
-        keys = [TaskKey(iteration, SCORE, TEAM, part) for part in parts]
+    def _pass_rates(self, iteration: int) -> dict[str, float]:
+        """The share of correct cold completions of all models, by problem of an iteration."""
+        keys = [TaskKey(iteration, SCORE, TEAM, part) for part in range(num_parts_of(self._config))]
         scores = shards.read_tasks(self._root, keys, SCORES, columns=["phase", "problem_id", "correct"])
-        return scores.filter(pl.col("phase") == COLD).group_by("problem_id").agg(pl.col("correct").mean())
+        cold = scores.filter(pl.col("phase") == COLD)
+        return dict(cold.group_by("problem_id").agg(pl.col("correct").mean()).iter_rows())

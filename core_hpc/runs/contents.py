@@ -119,7 +119,9 @@ def _num_scored(run: Run, key: TaskKey) -> int | None:
 def problems_of_part(run: Run, key: TaskKey) -> pl.DataFrame:
     """The problems of a task, as `schema.PROBLEMS`, in the order of its iteration."""
     size = run.config.protocol.problems_per_part
-    problems = run.split(EVALUATION) if key.phase == EVALUATE else run.split(TRAIN)[run.choice.problems(key.iteration)]
+    problems = run.split(EVALUATION if key.phase == EVALUATE else TRAIN)
+    if key.phase != EVALUATE:
+        problems = problems[run.choice.problems(key.iteration, problems["problem_id"])]
     return problems[key.part * size :][:size]
 
 

@@ -22,7 +22,7 @@ from core_hpc.common.errors import InputError, RunConflictError, StoreError
 from core_hpc.config.run import RunConfig, flatten, scientific_fields
 from core_hpc.extensions import sources
 from core_hpc.extensions.points import uses
-from core_hpc.problems.splits import EVALUATION, SPLITS, TRAIN, Splits, problems_digest
+from core_hpc.problems.splits import EVALUATION, SPLITS, Splits, problems_digest
 from core_hpc.runs import provenance
 from core_hpc.runs.adapters import freeze_adapter
 from core_hpc.runs.choice import Choice
@@ -77,7 +77,7 @@ class Run:
     @cached_property
     def choice(self) -> Choice:
         """Which training problems each iteration has."""
-        return Choice(self.root, self.config, self.split(TRAIN)["problem_id"].to_list())
+        return Choice(self.root, self.config)
 
     def graph(self) -> Graph:
         """The task graph of the run."""

@@ -72,7 +72,7 @@ class Graph:
         return cls(
             models=tuple(m.name for m in config.team),
             iterations=config.iterations,
-            num_parts=_ceil_div(protocol.problems_per_iteration, protocol.problems_per_part),
+            num_parts=num_parts_of(config),
             num_evaluation_parts=_ceil_div(num_evaluation_problems, protocol.problems_per_part),
             evaluate_every=config.evaluation.every,
             evaluate_before=config.evaluation.before,
@@ -187,6 +187,11 @@ def lookahead(staleness: int) -> int:
     i-2-2s.
     """
     return 1 + 2 * staleness
+
+
+def num_parts_of(config: RunConfig) -> int:
+    """Parts of the training problems of one iteration."""
+    return _ceil_div(config.protocol.problems_per_iteration, config.protocol.problems_per_part)
 
 
 def steps_per_iteration(config: RunConfig) -> int:

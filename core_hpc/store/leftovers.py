@@ -12,6 +12,7 @@ import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
+from core_hpc.store import manifests
 from core_hpc.store.manifest_body import parse_files
 from core_hpc.store.paths import MANIFEST_SUFFIX, phase_iteration
 from core_hpc.store.schema import PHASES
@@ -22,7 +23,7 @@ DATA = re.compile(rf".+\.{_UID}(\.[a-z]+)?")
 """A data file or a folder with data files."""
 TEMPORARY = re.compile(rf"\..+\.{_UID}\.tmp")
 """A folder that is being filled, or a manifest that is being written."""
-SET_ASIDE = re.compile(rf".+{re.escape(MANIFEST_SUFFIX)}\.set-aside-[0-9a-f]{{8}}")
+SET_ASIDE = re.compile(rf".+{re.escape(MANIFEST_SUFFIX + manifests.SET_ASIDE)}[0-9a-f]{{8}}")
 
 
 def remove_leftovers(folder: Path) -> int:

@@ -166,18 +166,25 @@ def published_keys(run: Path, phases: Sequence[str] = PHASES) -> list[TaskKey]:
 
     Only file names are read. Names that core_hpc does not write are ignored (`leftovers.py`).
     """
-    folders = [folder for phase in phases if (run / phase).is_dir() for folder in (run / phase).iterdir()]
-    paths = [p for f in folders if phase_iteration(f.name) is not None for p in manifests.list_manifests(f)]
+    folders = [folder for folder in _phase_folders(run, phases) if phase_iteration(folder.name) is not None]
+    paths = [path for folder in folders for path in manifests.list_manifests(folder)]
     return sorted(key for path in paths if (key := task_of_manifest(path)) is not None)
 
 
 def set_aside_names(run: Path) -> list[str]:
     """Paths, relative to the run, of the manifests that were set aside because of damage, sorted."""
-    folders = [folder for phase in PHASES if (run / phase).is_dir() for folder in (run / phase).iterdir()]
-    names = [
-        f"{folder.parent.name}/{folder.name}/{name}" for folder in folders for name in manifests.list_names(folder)
-    ]
-    return sorted(name for name in names if f"{MANIFEST_SUFFIX}{manifests.SET_ASIDE}" in name)
+    marked = f"{MANIFEST_SUFFIX}{manifests.SET_ASIDE}"
+    return sorted(
+        f"{folder.parent.name}/{folder.name}/{name}"
+        for folder in _phase_folders(run, PHASES)
+        for name in manifests.list_names(folder)
+        if marked in name
+    )
+
+
+def _phase_folders(run: Path, phases: Sequence[str]) -> list[Path]:
+    """What the folders of some phases contain: a folder per iteration, and perhaps what a user put there."""
+    return [folder for phase in phases if (run / phase).is_dir() for folder in (run / phase).iterdir()]
 
 
 def read_rows(run: Path, table: Table, *, phases: Sequence[str], columns: Sequence[str] | None = None) -> pl.DataFrame:
