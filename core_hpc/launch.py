@@ -180,8 +180,8 @@ def launch(sweep: Sweep, console: Console, *, verify: bool = False, detached: bo
     cluster = sweep.cluster
     runfolders.check_conflicts(sweep)
     runfolders.check_iterations(sweep)
-    for plan in sweep.runs:
-        check_tracking(plan.config)
+    for section in dict.fromkeys(plan.config.tracking for plan in sweep.runs):
+        check_tracking(section)
     manifests.require_writable(sweep.folder, min_free_gb=MIN_FREE_GB)
     if _uses_slurm(sweep):
         runfolders.require_own_folders(sweep)

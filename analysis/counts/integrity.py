@@ -54,7 +54,7 @@ class Finding:
 
 
 class TaskProblems:
-    """The problems that each task of a run may have rows of.
+    """The problems that each task of a run may have rows of. One thread may use it.
 
     Args:
         root: the run folder, whose scores may decide about the problems of an iteration.

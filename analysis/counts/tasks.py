@@ -115,15 +115,19 @@ def _count_whole_tasks(
         groups.setdefault(_task_group(shard), []).append(shard)
     samples = expected_samples(config)
 
-    def count(group: list[Shard]) -> Counted | None:
-        of_tasks = pl.concat(expected.of(key) for key in dict.fromkeys(s.key for s in group))
+    def count(work: tuple[list[Shard], pl.DataFrame]) -> Counted | None:
+        group, of_tasks = work
         counts = count_whole(group, of_tasks, run_id=run_id, num_samples=samples[group[0].key.phase])
         if counts is None:
             return None
         votes = count_answers_of_whole(group) if answers and group[0].key.phase != RESCUE else EMPTY.answers
         return None if votes is None else Counted(counts, votes)
 
-    counted = in_threads(count, groups.values(), num_threads=num_scans(shards))
+    # Not in the threads: scores that choose problems are read in their order.
+    work = [
+        (group, pl.concat(expected.of(key) for key in dict.fromkeys(s.key for s in group))) for group in groups.values()
+    ]
+    counted = in_threads(count, work, num_threads=num_scans(shards))
     is_whole = {key for key, part in zip(groups, counted, strict=True) if part is not None}
     others = [shard for shard in shards if _task_group(shard) not in is_whole]
     return [part for part in counted if part is not None], others

@@ -15,29 +15,18 @@ from pathlib import Path
 import polars as pl
 
 from analysis.exchange.lines import PER_COMPLETION, PER_PROBLEM
-from analysis.exchange.selection import OF_PROBLEM, note_of_counts, select
+from analysis.exchange.selection import OF_COMPLETION, OF_PROBLEM, note_of_counts, select
 from core_hpc.common.errors import InputError
 from core_hpc.store import manifests
-from core_hpc.store.paths import TEAM, RunPaths, TaskKey
+from core_hpc.store.paths import TEAM, TaskKey
 from core_hpc.store.schema import COLD, EVALUATE, HINT, HINTS, RESCUE
-from core_hpc.store.shards import read_manifest_table
+from core_hpc.store.shards import read_task
 
 FORMS = (PER_PROBLEM, PER_COMPLETION)
 EXPORT_PHASES = (EVALUATE, COLD, RESCUE)
 """Phases that can be exported. Lines of the rescue phase have further fields: who saw which hint."""
 
-_EXPORTED = (
-    "model",
-    "problem_id",
-    "sample_index",
-    "text",
-    "answer",
-    "verdict",
-    "correct",
-    "gold",
-    "num_completion_tokens",
-    "finish_reason",
-)
+_EXPORTED = ("model", *OF_COMPLETION)
 _OF_RESCUE = ("hint_given", "cold_failed", "teacher_model", "teacher_sample_index")
 
 
@@ -113,8 +102,8 @@ def export_predictions(
 
 def _hints(run: Path, key: TaskKey) -> pl.DataFrame:
     """The hints of the part that a task of the rescue phase belongs to."""
-    manifest = manifests.read_manifest(RunPaths(run).task_manifest(TaskKey(key.iteration, HINT, TEAM, key.part)))
-    return read_manifest_table(manifest, HINTS, columns=("model", "problem_id", "hint"), checksum=True)
+    of_part = TaskKey(key.iteration, HINT, TEAM, key.part)
+    return read_task(run, of_part, HINTS, columns=("model", "problem_id", "hint"))
 
 
 def _completion_lines(rows: pl.DataFrame, problems: pl.DataFrame) -> pl.DataFrame:

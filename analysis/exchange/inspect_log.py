@@ -26,7 +26,7 @@ from pathlib import Path
 from typing import Any
 
 from analysis.exchange.evaluation import OWN, Evaluation, Fields, utc
-from core_hpc.store.schema import CORRECT, NO_ANSWER, TIMEOUT, VERDICTS
+from core_hpc.store.schema import ATTRIBUTES, CORRECT, NO_ANSWER, TIMEOUT, VERDICTS
 
 VERSION = 2
 """Of the schema of Inspect's logs."""
@@ -252,5 +252,5 @@ def own_fields(sample: Fields, log: Fields) -> Fields:
         "answer": score.get("answer"),
         "verdict": verdict,
         "correct": verdict == CORRECT,
-        **{name: known.get(name) for name in ("answer_kind", "data_set", "subject", "level", "source_group")},
+        **{name: known.get(name) for name in ("answer_kind", *ATTRIBUTES)},
     }

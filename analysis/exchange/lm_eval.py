@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from analysis.exchange.evaluation import OWN, Evaluation, Fields, utc
-from core_hpc.store.schema import CORRECT
+from core_hpc.store.schema import ATTRIBUTES, CORRECT
 
 METRIC, FILTER = "pass@1", "none"
 _INVALID = "[invalid]"
@@ -195,11 +195,7 @@ def own_lines(record: Fields) -> list[Fields] | None:
         "model": own["model"],
         "phase": own["phase"],
         "gold": doc["answer"] or None,
-        **{
-            name: doc[name]
-            for name in ("answer_kind", "question", "data_set", "subject", "level", "source_group")
-            if name in doc
-        },
+        **{name: doc[name] for name in ("answer_kind", "question", *ATTRIBUTES) if name in doc},
     }
     columns = zip(
         record["resps"][0],

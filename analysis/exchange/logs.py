@@ -25,28 +25,17 @@ from analysis.exchange.export import Exported
 from analysis.exchange.folder import new_folder, require_free
 from analysis.exchange.inspect_log import InspectLogs
 from analysis.exchange.lm_eval import LmEvalResults
-from analysis.exchange.selection import OF_PROBLEM, Selection, note_of_counts, select
+from analysis.exchange.selection import OF_COMPLETION, OF_PROBLEM, Selection, note_of_counts, select
 from core_hpc import __version__
 from core_hpc.common.errors import InputError
-from core_hpc.problems.sets import num_samples, set_names, set_of
+from core_hpc.problems.sets import set_names, set_of
 from core_hpc.problems.splits import split_of
 from core_hpc.runs.folder import read_identity
 from core_hpc.store.schema import COLD, EVALUATE
 
 LOG_PHASES = (EVALUATE, COLD)
 """Phases that these formats have room for: completions without hints."""
-_COLUMNS = (
-    "problem_id",
-    "sample_index",
-    "text",
-    "answer",
-    "verdict",
-    "correct",
-    "gold",
-    "num_prompt_tokens",
-    "num_completion_tokens",
-    "finish_reason",
-)
+_COLUMNS = (*OF_COMPLETION, "num_prompt_tokens")
 
 
 class Logs(Protocol):
@@ -91,6 +80,9 @@ def export_logs(
     out = Path(out).resolve()
     require_free(out)
     selection = select(run, phase=phase, iteration=iteration, models=models)
+    names = set_names(selection.config) if selection.config is not None and phase == EVALUATE else []
+    # Training problems belong to the main set.
+    problems = selection.problems.with_columns(set_of(names).alias("set")).with_row_index("position")
     counts: dict[str, int] = {}
     incomplete = []
     with new_folder(out) as folder:
@@ -99,9 +91,9 @@ def export_logs(
             if not of_model.keys:  # the run is in progress
                 counts[model] = 0
                 continue
-            evaluations = _evaluations(of_model)
+            evaluations = _evaluations(of_model, problems, names)
             with closing(WRITERS[software](folder)) as logs:
-                for problem, completions in _problems(of_model):
+                for problem, completions in _problems(of_model, problems):
                     logs.add(evaluations[problem.pop("set")], problem, completions)
                 logs.finish()
             counts[model] = sum(e.figures.num_completions for e in evaluations.values())
@@ -112,15 +104,13 @@ def export_logs(
     return Exported(out, selection.iteration, counts, notes)
 
 
-def _with_sets(selection: Selection) -> pl.DataFrame:
-    """The problems with their position and their set; training problems belong to the main set."""
-    names = set_names(selection.config) if selection.config is not None and selection.phase == EVALUATE else []
-    return selection.problems.with_columns(set_of(names).alias("set")).with_row_index("position")
+def _problems(selection: Selection, problems: pl.DataFrame) -> Iterator[tuple[Fields, list[Fields]]]:
+    """Yield each problem with its completions, in the order of samples.
 
-
-def _problems(selection: Selection) -> Iterator[tuple[Fields, list[Fields]]]:
-    """Yield each problem with its completions, in the order of samples."""
-    problems = _with_sets(selection)
+    Args:
+        selection: of one model.
+        problems: those of the selection, with `position` and `set`.
+    """
     known = {row["problem_id"]: row for row in problems.iter_rows(named=True)}
     for _, rows in selection.tables(_COLUMNS):
         order = rows.join(problems.select("problem_id", "position"), on="problem_id", how="left")
@@ -131,31 +121,32 @@ def _problems(selection: Selection) -> Iterator[tuple[Fields, list[Fields]]]:
             yield {**problem, "set": fields.get("set", "")}, list(completions)
 
 
-def _evaluations(selection: Selection) -> dict[str, Evaluation]:
-    """The evaluations of a model, by the name of the set; that of the main set is empty."""
+def _evaluations(selection: Selection, problems: pl.DataFrame, names: Sequence[str]) -> dict[str, Evaluation]:
+    """The evaluations of a model, by the name of the set; that of the main set is empty.
+
+    Args:
+        selection: of one model.
+        problems: as for `_problems`.
+        names: of the other sets.
+    """
     config, (model,) = selection.config, selection.models
-    problems = _with_sets(selection)
     times = [float(selection.manifest(key).writer["time"]) for key in selection.keys]
     identity = read_identity(selection.run)
     made_with = identity.get("provenance") or identity.get("imported", {}).get("verifier") or {}
-    section = None if config is None else next(m for m in config.team if m.name == model)
-    names = set_names(config) if config is not None and selection.phase == EVALUATE else []
     found = {}
     for name in ("", *names):
         of_set = problems.filter(pl.col("set") == name)
         expected: int | None = None
         sampling: dict[str, Any] = {}
-        if config is not None and section is not None:
-            own = config.for_set(name) if selection.phase == EVALUATE else config
-            own_section = next(m for m in own.team if m.name == model)
-            sampling = own.sampling_of(own_section, selection.phase).model_dump()
+        if config is not None:
+            own = config.for_set(name)
+            sampling = own.sampling_of(own.model(model), selection.phase).model_dump()
             if selection.phase == EVALUATE:
-                # A literal is one row in `select`, so the column is added first.
-                expected = int(of_set.with_columns(num_samples(config).alias("num"))["num"].sum())
+                expected = own.evaluation.samples * of_set.height
         found[name] = Evaluation(
             run_id=str(identity["run_id"]),
             model=model,
-            source=None if section is None else section.model,
+            source=None if config is None else config.model(model).model,
             phase=selection.phase,
             iteration=selection.iteration,
             task=name or _main_task(of_set, taken=names, phase=selection.phase),

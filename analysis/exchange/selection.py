@@ -22,8 +22,20 @@ from core_hpc.store import manifests
 from core_hpc.store.manifests import Manifest
 from core_hpc.store.paths import MANIFEST_SUFFIX, RunPaths, TaskKey
 from core_hpc.store.schema import ATTRIBUTES, PROBLEMS, ROLLOUTS
-from core_hpc.store.shards import published_keys, read_manifest_table
+from core_hpc.store.shards import published_keys, read_manifest_table, read_task
 
+OF_COMPLETION = (
+    "problem_id",
+    "sample_index",
+    "text",
+    "answer",
+    "verdict",
+    "correct",
+    "gold",
+    "num_completion_tokens",
+    "finish_reason",
+)
+"""Fields of a completion that every export reads."""
 OF_PROBLEM = ("answer_kind", "question", *ATTRIBUTES)
 """Fields of a problem that an export contains; null where unknown."""
 
@@ -51,7 +63,7 @@ class Selection:
             StoreError: a published file is damaged.
         """
         for key in self.keys:
-            rows = read_manifest_table(self.manifest(key), ROLLOUTS, columns=columns, checksum=True)
+            rows = read_task(self.run, key, ROLLOUTS, columns=columns)
             yield key, rows.sort("problem_id", "sample_index")
 
 
@@ -103,6 +115,7 @@ def _keys(run: Path, models: Sequence[str], phase: str, iteration: int | None) -
 
 
 def _known_problems(run: Path, config: RunConfig | None, split: str) -> pl.DataFrame:
+    """The problems of a split with `OF_PROBLEM`."""
     manifest = manifests.read_manifest(RunPaths(run).problems / f"{split}{MANIFEST_SUFFIX}")
     kinds = read_manifest_table(manifest, PROBLEMS, checksum=True)
     problems = problems_of(run, config).filter(pl.col("split") == split).drop("split", "gold")

@@ -1,7 +1,7 @@
 """Files of predictions: the records of JSON Lines, Parquet and logs of Inspect.
 
 In: a file. Out: its records, each a number and a mapping, or a number and the ValueError that
-explains why it cannot be read. The content of a record is not checked here; `exchange/bridges.py`
+explains why it cannot be read. The content of a record is not checked here; `exchange/converters.py`
 converts records of other software.
 
 JSON Lines may begin with a byte order mark. A log of Inspect is a zip archive (`.eval`) or JSON

@@ -17,7 +17,7 @@ from core_hpc.config.problems import DataSetProblems
 from core_hpc.controller import estimate
 from core_hpc.controller.plan_checks import Check, check_sweep
 from core_hpc.controller.plan_power import Comparison, comparison_of
-from core_hpc.controller.prepare import splits_of
+from core_hpc.controller.prepare import problems_key, splits_of
 from core_hpc.engines import has_gpu
 from core_hpc.problems.sets import set_sizes
 from core_hpc.problems.splits import Splits
@@ -155,8 +155,7 @@ class _Problems:
         messages: list[str] = []
         for plan in sweep.runs:
             problems, evaluation = plan.config.problems, plan.config.evaluation
-            per_iteration = plan.config.protocol.problems_per_iteration
-            alike = problems.model_dump_json(), evaluation.model_dump_json(), per_iteration
+            alike = problems_key(plan.config)
             if alike not in found:  # runs of a sweep mostly have the same problems
                 try:
                     splits = splits_of(plan)

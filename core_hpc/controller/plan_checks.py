@@ -1,4 +1,4 @@
-"""Checks of a dry run: model folders, context lengths and numbers of GPUs.
+"""Checks of a dry run: model folders, context lengths, numbers of GPUs, and the tracker.
 
 In: a sweep and its problems. Out: `Check`s, each with what is wrong and what to do. Nothing is
 downloaded, converted or created, and neither torch nor transformers is loaded. What a start checks
@@ -17,7 +17,6 @@ from typing import TYPE_CHECKING
 from core_hpc.common.errors import InputError
 from core_hpc.config.problems import NoProblems
 from core_hpc.config.run import ModelSection, RunConfig
-from core_hpc.controller.wandb_copy import check_tracking
 from core_hpc.local.executor import LocalLimits
 from core_hpc.local.gpus import check_gpus
 from core_hpc.models.folder import context_of_folder
@@ -74,9 +73,12 @@ def _embedders(sweep: Sweep) -> Iterator[Check]:
 
 
 def _tracking(sweep: Sweep) -> Iterator[Check]:
-    for plan in sweep.runs:
+    sections = dict.fromkeys(p.config.tracking for p in sweep.runs if p.config.tracking.wandb is not None)
+    if sections:
+        from core_hpc.controller.wandb_copy import check_tracking  # loads TensorBoard's tracker, too
+    for section in sections:
         try:
-            check_tracking(plan.config)
+            check_tracking(section)
         except InputError as e:
             yield Check(what=str(e), refuses=True)
 

@@ -26,7 +26,7 @@ from core_hpc.models.prompts import check_chat_settings, prompt_builder
 from core_hpc.models.quantization import no_gpu, require_package
 from core_hpc.models.resolve import ResolvedModel, resolve_embedder, resolve_model
 from core_hpc.phases.own_functions import try_functions
-from core_hpc.problems.sets import all_problems, set_names, set_of
+from core_hpc.problems.sets import all_problems, by_set
 from core_hpc.problems.splits import SPLITS, Splits, check_counts, worked_examples
 from core_hpc.runs.folder import ModelFacts
 from core_hpc.runs.sweep import RunPlan
@@ -161,12 +161,17 @@ def _evaluation_tokens(
 ) -> list[tuple[int, int]]:
     """Tokens of the longest prompt, and the most new tokens, of each set of the evaluation."""
     found = []
-    for name in ("", *set_names(config)):
-        own, problems = config.for_set(name), splits.evaluation.filter(set_of(set_names(config)) == name)
+    for _, own, problems in by_set(config, splits.evaluation):
         builder = prompt_builder(own, model, tokenizer, style=style, examples=worked_examples(splits.examples))
         longest = max(len(builder.build(question)) for question in problems["question"])
         found.append((longest, own.sampling_of(own.model(model.name), EVALUATE).max_new_tokens))
     return found
+
+
+def problems_key(config: RunConfig) -> tuple[str, str, int]:
+    """What decides whether the problems of a run can be made: equal for most runs of a sweep."""
+    problems, evaluation = config.problems, config.evaluation
+    return problems.model_dump_json(), evaluation.model_dump_json(), config.protocol.problems_per_iteration
 
 
 def _write_splits(folder: Path, number: int, splits: Splits) -> None:

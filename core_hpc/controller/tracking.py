@@ -29,7 +29,7 @@ from core_hpc import __version__
 from core_hpc.config.run import flatten, scientific_fields
 from core_hpc.controller import samples
 from core_hpc.controller.event_files import EventFiles
-from core_hpc.problems.sets import set_names, set_of
+from core_hpc.problems.sets import by_set
 from core_hpc.runs.folder import Run
 from core_hpc.runs.messages import Done, Event
 from core_hpc.runs.names import title_of
@@ -250,11 +250,10 @@ class RunTracker:
     def _write_evaluation(self, key: TaskKey, time_s: float) -> None:
         rows = shards.read_tasks(self._run.root, self._alike(key), ROLLOUTS, columns=ROW_COLUMNS)
         counts = count_rows(rows, source=str(self._run.root))
-        names = set_names(self._run.config)
-        for name in ("", *names):
-            self._write_set(name, counts.filter(set_of(names) == name), key, time_s)
+        for name, own, of_set in by_set(self._run.config, counts):
+            self._write_set(name, of_set, own.evaluation.samples, key, time_s)
 
-    def _write_set(self, name: str, counts: pl.DataFrame, key: TaskKey, time_s: float) -> None:
+    def _write_set(self, name: str, counts: pl.DataFrame, samples: int, key: TaskKey, time_s: float) -> None:
         """Write the points of one set of an evaluation; the main one has the empty name."""
         group = f"evaluation/{name}" if name else "evaluation"
         for model in (*(m.name for m in self._run.config.team), TEAM):
@@ -262,7 +261,7 @@ class RunTracker:
             for what in ("truncated", "no_answer"):
                 share = int(own[f"num_{what}"].sum()) / max(int(own["n"].sum()), 1)
                 self._scalar(model, f"{group}/{what}_share", share, key.iteration, time_s)
-        ks = self._ks(self._run.config.for_set(name).evaluation.samples)
+        ks = self._ks(samples)
         table = pass_at_k_table(counts, ks=ks, models=[m.name for m in self._run.config.team], teams=[])
         shown = table.filter(pl.col("estimate").is_not_null(), ~pl.col("measure").is_in([FIRST, PASS_HAT]))
         for row in shown.iter_rows(named=True):

@@ -21,7 +21,8 @@ from collections.abc import Callable, Sequence
 from importlib.util import find_spec
 
 from core_hpc.common.errors import CoreHpcError, InputError
-from core_hpc.config.run import RunConfig, flatten, scientific_fields
+from core_hpc.config.run import flatten, scientific_fields
+from core_hpc.config.tracking import TrackingSection
 from core_hpc.controller.tracking import Points, RunTracker, Tracking
 from core_hpc.runs.folder import Run
 from core_hpc.runs.messages import Done, Event
@@ -37,9 +38,9 @@ TIMEOUT_S = 30.0
 """How long the controller waits for W&B at the beginning and at the end of a run."""
 
 
-def check_tracking(config: RunConfig) -> None:
+def check_tracking(section: TrackingSection) -> None:
     """Raise InputError if the points cannot be copied: a package is missing, or nobody is logged in."""
-    if config.tracking.wandb is None:
+    if section.wandb is None:
         return
     found = find_spec("wandb")
     # A folder `wandb` in the working directory, which W&B makes, is a package without an origin.
@@ -48,7 +49,7 @@ def check_tracking(config: RunConfig) -> None:
             "tracking.wandb: the package wandb is not installed; run: pip install 'core_hpc[wandb]', or leave "
             "tracking.wandb out"
         )
-    if config.tracking.wandb_mode == "online":
+    if section.wandb_mode == "online":
         import wandb
 
         if not wandb.login(prompt=False):

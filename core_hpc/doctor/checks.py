@@ -29,7 +29,7 @@ from core_hpc.common.errors import CoreHpcError, InputError
 from core_hpc.common.shipped import checkout_folder
 from core_hpc.config.cluster import ClusterSection
 from core_hpc.config.run import ModelSection
-from core_hpc.controller.prepare import splits_of
+from core_hpc.controller.prepare import problems_key, splits_of
 from core_hpc.engines import has_gpu
 from core_hpc.local.executor import LocalLimits
 from core_hpc.models.gguf import GGUF_MODELS, find_parts
@@ -244,8 +244,7 @@ def check_problems(subject: Subject) -> Iterator[Finding]:
         return
     seen = set()
     for plan in subject.sweep.runs:
-        problems, evaluation = plan.config.problems, plan.config.evaluation
-        key = problems.model_dump_json(), evaluation.model_dump_json(), plan.config.protocol.problems_per_iteration
+        key = problems_key(plan.config)
         if key in seen:
             continue
         seen.add(key)

@@ -18,7 +18,7 @@ from core_hpc.common.seeds import stable_seed
 from core_hpc.config.evaluation import SamplingSection
 from core_hpc.engines.base import Completion, GenerationRequest, SamplingSettings
 from core_hpc.phases.context import TaskContext
-from core_hpc.problems.sets import set_names, set_of
+from core_hpc.problems.sets import by_set
 from core_hpc.runs.contents import problems_of_part
 from core_hpc.runs.graph import sampler_of
 from core_hpc.store import shards
@@ -89,15 +89,14 @@ def run_evaluate(context: TaskContext) -> None:
     Each set of the evaluation (`evaluation.sets`) has its own prompts, samples and sampling.
     """
     config, iteration = context.run.config, context.key.iteration
-    problems = problems_of_part(context.run, context.key).with_columns(evaluated=set_of(set_names(config)))
+    problems = problems_of_part(context.run, context.key)
     frames: list[pl.DataFrame] = []
-    for name in ("", *set_names(config)):
-        own = config.for_set(name)
+    for _, own, own_problems in by_set(config, problems):
         of_set = replace(context, run=replace(context.run, config=own))
         builder = of_set.prompt_builder(of_set.model)
         wanted = [
             _Wanted(problem=problem, sample_index=k, prompt=prompt)
-            for problem in problems.filter(pl.col("evaluated") == name).drop("evaluated").to_dicts()
+            for problem in own_problems.to_dicts()
             for prompt in [builder.build(problem["question"])]
             for k in range(own.evaluation.samples)
         ]

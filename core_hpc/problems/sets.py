@@ -8,7 +8,7 @@ to the set with the empty name.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
 import polars as pl
@@ -105,6 +105,13 @@ def set_of(names: Sequence[str]) -> pl.Expr:
 def set_names(config: RunConfig) -> list[str]:
     """The names of the further sets."""
     return [own.name for own in config.evaluation.sets]
+
+
+def by_set(config: RunConfig, rows: pl.DataFrame) -> Iterator[tuple[str, RunConfig, pl.DataFrame]]:
+    """Yield the name of each set, its configuration (`RunConfig.for_set`), and its rows of a table by problem."""
+    names = set_names(config)
+    for name in ("", *names):
+        yield name, config.for_set(name), rows.filter(set_of(names) == name)
 
 
 def set_sizes(config: RunConfig, problems: pl.DataFrame) -> dict[str, int]:

@@ -53,7 +53,7 @@ def draw(weights: Sequence[float], count: int, stream: random.Random) -> list[in
 
 
 class Choice:
-    """The training problems of each iteration of a run.
+    """The training problems of each iteration of a run. One thread may use it.
 
     Args:
         root: the run folder.

@@ -28,7 +28,8 @@ problems are those until the iteration of the sampling weights.
 from __future__ import annotations
 
 import functools
-from collections.abc import Collection
+import math
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 
 from core_hpc.config.run import RunConfig
@@ -158,8 +159,7 @@ class Graph:
         """The unpublished tasks whose inputs are all published, the most urgent first."""
         done = set(published)
         rest = [key for key in self.tasks() if key not in done]
-        first = min((key.iteration for key in rest if key.phase not in OUTSIDE_ITERATIONS), default=self.iterations)
-        last = first + lookahead(self.staleness)
+        last = last_in_reach(rest, self.staleness)
         return [key for key in rest if key.iteration <= last and all(k in done for k in self.inputs(key))]
 
     def finished(self, published: Collection[TaskKey]) -> bool:
@@ -177,16 +177,15 @@ def _ceil_div(a: int, b: int) -> int:
     return -(-a // b)
 
 
-def lookahead(staleness: int) -> int:
-    """The number of iterations after the first unfinished one in which tasks can be ready.
+def last_in_reach(left: Iterable[TaskKey], staleness: int) -> float:
+    """The last iteration in which one of the unpublished tasks can be ready.
 
-    Evaluations do not count.
-
-    With staleness s, sampling in iteration i needs an own update of iteration i-1-s. This update
-    needs scores of its iteration, so all models have sampled there, with updates of iteration
-    i-2-2s.
+    Evaluations hold no iteration back. With staleness s, sampling in iteration i needs an own update
+    of iteration i-1-s. This update needs scores of its iteration, so all models have sampled there,
+    with updates of iteration i-2-2s.
     """
-    return 1 + 2 * staleness
+    first = min((key.iteration for key in left if key.phase not in OUTSIDE_ITERATIONS), default=math.inf)
+    return first + 1 + 2 * staleness
 
 
 def num_parts_of(config: RunConfig) -> int:

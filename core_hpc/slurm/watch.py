@@ -18,7 +18,7 @@ from pathlib import Path
 from core_hpc.common.errors import StoreError
 from core_hpc.local.process import log_tail
 from core_hpc.runs.folder import Run
-from core_hpc.runs.graph import lookahead
+from core_hpc.runs.graph import last_in_reach
 from core_hpc.runs.messages import JobStatus, Outcome, OutcomeKind, TaskRef
 from core_hpc.slurm.commands import FINAL, AccountingEntry, JobId, QueueEntry, Slurm, SlurmUnavailableError
 from core_hpc.slurm.notices import Notices
@@ -27,7 +27,6 @@ from core_hpc.slurm.records import CALLS, Submission, SubmissionFolder
 from core_hpc.slurm.submit import find_job
 from core_hpc.store import manifests
 from core_hpc.store.paths import TaskKey
-from core_hpc.store.schema import OUTSIDE_ITERATIONS
 
 UNSURE_WAIT_S = 20.0
 SETTLE_S = 8.0
@@ -104,12 +103,7 @@ class OpenSubmission:
         left = self._left[index]
         if self.submission.group != "resident":
             return left.values()
-        first = min(
-            (key.iteration for key in left if key.phase not in OUTSIDE_ITERATIONS),
-            default=max((key.iteration for key in left), default=0),
-        )
-        # As in `Graph.ready`: evaluations do not hold an iteration back.
-        last = first + lookahead(self.run.config.protocol.staleness)
+        last = last_in_reach(left, self.run.config.protocol.staleness)
         return [awaited for key, awaited in left.items() if key.iteration <= last]
 
     def status(self, index: int, rank: int = 0) -> JobStatus | None:

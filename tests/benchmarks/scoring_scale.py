@@ -11,8 +11,8 @@ from __future__ import annotations
 
 import argparse
 import random
-import tempfile
 from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -20,19 +20,15 @@ from unittest import mock
 import numpy as np
 import polars as pl
 
-from core_hpc.controller.prepare import splits_of
 from core_hpc.phases import score
 from core_hpc.phases.context import TaskContext, Warm
 from core_hpc.protocol import rewards
-from core_hpc.runs import folder as runs
-from core_hpc.runs.folder import ModelFacts
-from core_hpc.runs.sweep import load_sweep
 from core_hpc.store.paths import TEAM, TaskKey
 from core_hpc.store.schema import COLD, RESCUE, SCORE
-from tests.benchmarks.measure import measured, print_table, report
+from tests.benchmarks.measure import conclude, measured, print_table
 from tests.benchmarks.scoring import text_of
 from tests.support import plain_scoring
-from tests.support.tiny import tiny_sweep
+from tests.support.tracked_run import make_run
 
 MODELS = ("m0", "m1")
 COMPLETIONS = (32, 64, 128)
@@ -66,10 +62,7 @@ def make_rows(num_problems: int, completions: int, seed: int = 0) -> pl.DataFram
 
 def benchmark(folder: Path, num_problems: int) -> dict[str, Any]:
     """Return microseconds per completion of both forms, and how they grow."""
-    (plan,) = load_sweep(tiny_sweep(folder / "sweep.yaml", [folder / name for name in MODELS], folder / "out")).runs
-    facts = {m.name: ModelFacts("simulated", 4608, "plain") for m in plan.config.team}
-    run = runs.create(plan, folder / "out", splits_of(plan), facts)
-    context = TaskContext(run=run, key=TaskKey(1, SCORE, TEAM, 0), warm=Warm())
+    context = TaskContext(run=make_run(folder), key=TaskKey(1, SCORE, TEAM, 0), warm=Warm())
     figures: dict[str, Any] = {"problems": num_problems}
     for completions in COMPLETIONS:
         rows = make_rows(num_problems, completions)
@@ -99,10 +92,8 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True, help="JSON file of all figures")
     parser.add_argument("--problems", type=int, default=100)
     options = parser.parse_args()
-    with tempfile.TemporaryDirectory() as folder:
-        figures = benchmark(Path(folder), options.problems)
-    report(options.out, figures)
-    print_table("scoring without embeddings", figures)
+    show = partial(print_table, "scoring without embeddings")
+    conclude(lambda folder: benchmark(folder, options.problems), show, options.out)
 
 
 if __name__ == "__main__":

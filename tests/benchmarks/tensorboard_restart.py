@@ -11,33 +11,20 @@ from __future__ import annotations
 
 import argparse
 import shutil
-import tempfile
-from collections import Counter
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from core_hpc.controller.prepare import splits_of
 from core_hpc.controller.tracking import RunTracker
 from core_hpc.runs import folder as runs
-from core_hpc.runs.folder import ModelFacts, Run
+from core_hpc.runs.folder import ModelFacts
 from core_hpc.runs.sweep import load_sweep
 from core_hpc.store.shards import published_keys
 from tests.benchmarks.controller_cpu import Settings, sweep_file
-from tests.benchmarks.measure import measured, print_table, report
+from tests.benchmarks.measure import conclude, measured, print_table
 from tests.benchmarks.simulated_tasks import SimulatedTasks
-
-
-def points_of(run: Run) -> Counter[tuple[str, str, int, float]]:
-    """How often every (folder, tag, step, value) is in the files."""
-    from tensorboard.backend.event_processing.event_file_loader import LegacyEventFileLoader
-
-    return Counter(
-        (path.parent.name, value.tag, event.step, value.simple_value)
-        for path in sorted(run.paths.tensorboard.glob("*/events.out.tfevents.*"))
-        for event in LegacyEventFileLoader(str(path)).Load()
-        for value in event.summary.value
-        if value.HasField("simple_value")
-    )
+from tests.support.tracked_run import written_points
 
 
 def benchmark(folder: Path, settings: Settings) -> dict[str, Any]:
@@ -54,11 +41,11 @@ def benchmark(folder: Path, settings: Settings) -> dict[str, Any]:
     published = set(published_keys(run.root))
     with measured() as continued:
         RunTracker(run).catch_up(published)
-    added = points_of(run)
+    added = written_points(run)
     shutil.rmtree(run.paths.tensorboard)
     with measured() as anew:
         RunTracker(run).catch_up(published)
-    assert added == points_of(run)
+    assert added == written_points(run)
     assert set(added.values()) == {1}
     return {
         "iterations": settings.iterations,
@@ -76,10 +63,9 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True, help="JSON file of all figures")
     parser.add_argument("--iterations", type=int, default=20)
     options = parser.parse_args()
-    with tempfile.TemporaryDirectory() as folder:
-        figures = benchmark(Path(folder), Settings(num_runs=1, iterations=options.iterations))
-    report(options.out, figures)
-    print_table("TensorBoard's points of one run after a restart", figures)
+    settings = Settings(num_runs=1, iterations=options.iterations)
+    show = partial(print_table, "TensorBoard's points of one run after a restart")
+    conclude(lambda folder: benchmark(folder, settings), show, options.out)
 
 
 if __name__ == "__main__":

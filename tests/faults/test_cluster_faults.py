@@ -1,6 +1,6 @@
 """A sweep on a real SLURM cluster publishes the same results whatever happens to it.
 
-The usual test run does a short list of faults in one iteration: those that its chaos does not have.
+The usual test run does three faults in one iteration, which its chaos never causes.
 The full matrix has every fault at every phase:
 
     python -m pytest tests/faults/test_cluster_faults.py --full -s
@@ -17,7 +17,7 @@ from core_hpc.store.schema import PHASES
 from tests.support.cluster import SMALL_JOBS, DevCluster
 from tests.support.cluster_faults import Disturber, Fault
 from tests.support.harness import differences, launch, leftovers, the_run
-from tests.support.tiny import tiny_sweep
+from tests.support.tiny import PROTOCOL, tiny_sweep
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(3600)]
 
@@ -27,17 +27,7 @@ SLURM = {
     "array_parallelism": 1,
     "exclude_after": 50,
 }
-ONE_PART: dict[str, Any] = {
-    "protocol": {
-        "problems_per_iteration": 4,
-        "problems_per_part": 8,
-        "cold_samples": 3,
-        "rescue_samples": 2,
-        "hint_tokens": 64,
-        "hint_probability": 0.5,
-        "sampling": {"max_new_tokens": 48, "temperature": 1.0, "top_p": 1.0},
-    },
-}
+ONE_PART: dict[str, Any] = {"protocol": {**PROTOCOL, "problems_per_part": 8}}
 HOSTS = ["cold/{}/m0/000", "hint/{}/team/000", "rescue/{}/m0/000", "score/{}/team/000", "update/{}/m0/000"]
 
 SHORT = [

@@ -14,6 +14,7 @@ from core_hpc.store.paths import RunPaths
 from tests.faults.chaos import write_sweep
 from tests.support.cluster import DevCluster
 from tests.support.harness import launch, the_run
+from tests.support.tiny import PROTOCOL
 
 pytestmark = [
     pytest.mark.slow,
@@ -21,15 +22,7 @@ pytestmark = [
     pytest.mark.full(reason="tests/unit/slurm/test_odd_answers.py has these answers without a cluster"),
 ]
 
-ONE_PART = {
-    "problems_per_iteration": 4,
-    "problems_per_part": 8,
-    "cold_samples": 3,
-    "rescue_samples": 2,
-    "hint_tokens": 64,
-    "hint_probability": 0.5,
-    "sampling": {"max_new_tokens": 48, "temperature": 1.0, "top_p": 1.0},
-}
+ONE_PART = {**PROTOCOL, "problems_per_part": 8}
 NOTICE = "echo 'Maintenance on Monday | 7 jobs of 4711 = all'"
 READERS = ("squeue", "sacct", "sacctmgr", "scontrol", "sinfo")
 # The first call fails with an unknown error. The second takes the job and prints nothing. Later ones print another

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import math
 import random
+import time
 from pathlib import Path
 
 import polars as pl
 import pytest
 
-from analysis.counts.load import load_run
+from analysis.counts.load import load_run, problems_of
+from analysis.counts.tasks import count_tasks
 from core_hpc.common.seeds import stable_seed
+from core_hpc.runs.choice import Choice
 from core_hpc.runs.folder import read_run_config
 from core_hpc.store import manifests, shards
 from core_hpc.store.paths import TEAM, RunPaths, TaskKey
@@ -80,6 +83,23 @@ def test_an_iteration_has_the_problems_that_earlier_pass_rates_choose(run: Path)
 def test_the_analysis_expects_these_problems(run: Path) -> None:
     counts = load_run(run).counts
     assert counts.filter(pl.col("phase") == COLD)["n"].sum() == ITERATIONS * WANTED * 4
+
+
+def test_scores_are_read_once_and_in_their_order(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The tasks of a run are counted in several threads, and the rates of an iteration replace earlier ones."""
+    read, pass_rates = [], Choice._pass_rates
+
+    def slow(choice: Choice, iteration: int) -> dict[str, float]:
+        read.append(iteration)
+        time.sleep(0.2)
+        return pass_rates(choice, iteration)
+
+    monkeypatch.setattr(Choice, "_pass_rates", slow)
+    config, keys = read_run_config(run), shards.published_keys(run, [COLD])
+    counted, left_out = count_tasks(run, keys, problems_of(run, config), config, answers=False, lenient=False)
+    assert left_out == []
+    assert counted.counts.height == ITERATIONS * WANTED * 2
+    assert read == list(range(1, ITERATIONS))
 
 
 def test_a_killed_and_damaged_run_continues_with_the_same_problems(

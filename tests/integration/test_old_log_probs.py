@@ -7,8 +7,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
-import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -16,8 +14,7 @@ from typing import Any
 
 import pytest
 
-from tests.support.cluster import free_ports
-from tests.support.harness import ROOT
+from tests.support.ranks import found_by_one_rank
 
 pytestmark = pytest.mark.slow
 CASES = {
@@ -74,14 +71,7 @@ def _updates(model: Path, out: Path) -> None:
 
 @pytest.fixture(scope="module")
 def found(tiny_models: list[Path], tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, Any]]:
-    out = tmp_path_factory.mktemp("old")
-    ranks = {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "127.0.0.1"}
-    env = os.environ | ranks | {"MASTER_PORT": str(free_ports(1)), "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
-    command = [sys.executable, __file__, str(tiny_models[0]), str(out)]
-    done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=280)
-    assert done.returncode == 0, done.stdout + done.stderr
-    read: dict[str, dict[str, Any]] = json.loads((out / "found.json").read_text())
-    return read
+    return found_by_one_rank(__file__, tiny_models[0], tmp_path_factory.mktemp("old"))
 
 
 @pytest.mark.parametrize("suffix", ["", ", KL"])

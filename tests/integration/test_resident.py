@@ -17,7 +17,7 @@ from core_hpc.store.paths import RunPaths, TaskKey
 from core_hpc.store.schema import GENERATION_PHASES
 from tests.support.cluster import DevCluster
 from tests.support.harness import differences, launch, launched_and_held, the_run
-from tests.support.tiny import tiny_sweep
+from tests.support.tiny import PROTOCOL, tiny_sweep
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1200)]
 
@@ -29,15 +29,7 @@ SLURM: dict[str, Any] = {
     "signal_delay_s": 15,
     "resident": {"cpus": 2, "gpus_per_node": 1},
 }
-PROTOCOL = {
-    "problems_per_iteration": 4,
-    "problems_per_part": 8,
-    "cold_samples": 3,
-    "rescue_samples": 2,
-    "hint_tokens": 64,
-    "hint_probability": 0.5,
-    "sampling": {"max_new_tokens": 48, "temperature": 1.0, "top_p": 1.0},
-}
+ONE_PART = {**PROTOCOL, "problems_per_part": 8}
 
 
 def test_a_run_in_two_jobs_publishes_what_the_local_driver_publishes(
@@ -46,12 +38,12 @@ def test_a_run_in_two_jobs_publishes_what_the_local_driver_publishes(
     """SLURM preempts the first job in an update of iteration 2, and its successor continues."""
     local = {"num_running": 2, "threads": 1}
     here = launch(
-        tiny_sweep(tmp_path / "local.yaml", tiny_models, tmp_path / "local", cluster=local, protocol=PROTOCOL)
+        tiny_sweep(tmp_path / "local.yaml", tiny_models, tmp_path / "local", cluster=local, protocol=ONE_PART)
     )
     assert here.returncode == 0, here.stdout + here.stderr
     section = {"driver": "resident", **local, "slurm": SLURM}
     sweep = tiny_sweep(
-        tmp_path / "resident.yaml", tiny_models, tmp_path / "resident", cluster=section, protocol=PROTOCOL
+        tmp_path / "resident.yaml", tiny_models, tmp_path / "resident", cluster=section, protocol=ONE_PART
     )
     hold = tmp_path / "hold"
     with launched_and_held(sweep, "task.started@update/0002/m0", hold, env=cluster.environment()) as controller:

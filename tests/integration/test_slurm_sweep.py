@@ -17,6 +17,7 @@ from core_hpc.runs.folder import list_runs
 from core_hpc.slurm.records import ENDED, FAILED, OPEN, SubmissionFolder
 from core_hpc.store import manifests
 from core_hpc.store.paths import RunPaths
+from tests.support import tiny
 from tests.support.cluster import DevCluster
 from tests.support.harness import differences, evaluate, launch, launched_and_held, published_content, wait_for
 from tests.support.tiny import tiny_sweep
@@ -34,15 +35,7 @@ SLURM: dict[str, Any] = {
     "generate": {"parts_per_job": 2},
     "update": {"nodes": 2, "gpus_per_node": 1},
 }
-PROTOCOL = {
-    "problems_per_iteration": 4,
-    "problems_per_part": 4,
-    "cold_samples": 3,
-    "rescue_samples": 2,
-    "hint_tokens": 64,
-    "hint_probability": 0.5,
-    "sampling": {"max_new_tokens": 48, "temperature": 1.0, "top_p": 1.0},
-}
+PROTOCOL = {**tiny.PROTOCOL, "problems_per_part": 4}
 GRID: dict[str, Any] = {"grid": {"seed": [7, 8]}, "protocol": PROTOCOL}
 ONE_PART: dict[str, Any] = {"iterations": 1, "protocol": {**PROTOCOL, "problems_per_part": 8}}
 

@@ -8,8 +8,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
-import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -21,21 +19,13 @@ import pytest
 from core_hpc.store import manifests, shards
 from core_hpc.store.paths import RunPaths, TaskKey
 from core_hpc.store.schema import COLD, PHASES, RESCUE, ROLLOUTS, STEPS, UPDATE
-from tests.support.cluster import DevCluster, free_ports
-from tests.support.harness import ROOT, differences, launch, launch_and_kill, leftovers, the_run
-from tests.support.tiny import tiny_sweep
+from tests.support.cluster import DevCluster
+from tests.support.harness import differences, launch, launch_and_kill, leftovers, the_run
+from tests.support.ranks import found_by_one_rank
+from tests.support.tiny import PROTOCOL, tiny_sweep
 
 pytestmark = pytest.mark.slow
-PROTOCOL = {
-    "problems_per_iteration": 4,
-    "problems_per_part": 2,
-    "cold_samples": 3,
-    "rescue_samples": 2,
-    "even_budget": True,
-    "hint_tokens": 64,
-    "hint_probability": 0.5,
-    "sampling": {"max_new_tokens": 48, "temperature": 1.0, "top_p": 1.0},
-}
+STALE = {**PROTOCOL, "even_budget": True, "staleness": 1}
 ITERATIONS = 4
 LIMIT = 0.02
 
@@ -46,7 +36,7 @@ def stale_sweep(folder: Path, models: list[Path], cluster: dict[str, Any] | None
         models,
         folder / "out",
         iterations=ITERATIONS,
-        protocol={**PROTOCOL, "staleness": 1},
+        protocol=STALE,
         cluster=cluster or {"num_running": 4, "threads": 1},
     )
 
@@ -251,14 +241,7 @@ def _guard(model: Path, out: Path) -> None:
 
 @pytest.fixture(scope="module")
 def found(tiny_models: list[Path], tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
-    out = tmp_path_factory.mktemp("guard")
-    ranks = {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "127.0.0.1"}
-    env = os.environ | ranks | {"MASTER_PORT": str(free_ports(1)), "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
-    command = [sys.executable, __file__, str(tiny_models[0]), str(out)]
-    done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=280)
-    assert done.returncode == 0, done.stdout + done.stderr
-    read: dict[str, Any] = json.loads((out / "found.json").read_text())
-    return read
+    return found_by_one_rank(__file__, tiny_models[0], tmp_path_factory.mktemp("guard"))
 
 
 def test_the_guard_does_not_see_the_update_in_between(found: dict[str, Any]) -> None:

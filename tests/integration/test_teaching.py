@@ -2,7 +2,7 @@
 
 All of them are on at once: lessons, rehearsal, shuffled hints, rescues on the plain prompt, the
 baseline of the model, team Pass@k, and token weights. What was learned is counted again from the
-published rows. HACPO and sdpo exclude some of these and have runs of their own.
+published rows. HACPO and sdpo exclude some of these and have runs of their own (only with --full).
 """
 
 from __future__ import annotations

@@ -15,8 +15,22 @@ from typing import Any
 
 import torch
 
+from tests.support.cluster import free_ports
+from tests.support.harness import ROOT
+
 SCRIPT = Path(__file__).parents[1] / "integration" / "zero2_rank.py"
 VOCABULARY = 128
+
+
+def found_by_one_rank(script: str, model: Path, out: Path) -> dict[str, Any]:
+    """Run a test file as the only rank of an update; return what it has written to `found.json`."""
+    ranks = {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "127.0.0.1"}
+    env = os.environ | ranks | {"MASTER_PORT": str(free_ports(1)), "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+    command = [sys.executable, script, str(model), str(out)]
+    done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=280, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    found: dict[str, Any] = json.loads((out / "found.json").read_text())
+    return found
 
 
 def make_rows(seed: int) -> list[dict[str, Any]]:

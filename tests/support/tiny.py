@@ -55,6 +55,18 @@ def make_tiny_model(folder: Path, *, seed: int = 0, chat: bool = False, hidden: 
     return folder
 
 
+PROTOCOL: dict[str, Any] = {
+    "problems_per_iteration": 4,
+    "problems_per_part": 2,
+    "cold_samples": 3,
+    "rescue_samples": 2,
+    "hint_tokens": 64,
+    "hint_probability": 0.5,
+    "sampling": {"max_new_tokens": 48, "temperature": 1.0, "top_p": 1.0},
+}
+"""The section `protocol` of `tiny_sweep`."""
+
+
 def tiny_sweep(path: Path, models: list[Path], output: Path, **changes: Any) -> Path:
     """Write the sweep file of a small run with the fake engine.
 
@@ -74,15 +86,7 @@ def tiny_sweep(path: Path, models: list[Path], output: Path, **changes: Any) -> 
             "evaluation": {"source": "generated", "task": "addition_chain", "count": 6, "seed": 2},
             "num_examples": 1,
         },
-        "protocol": {
-            "problems_per_iteration": 4,
-            "problems_per_part": 2,
-            "cold_samples": 3,
-            "rescue_samples": 2,
-            "hint_tokens": 64,
-            "hint_probability": 0.5,
-            "sampling": {"max_new_tokens": 48, "temperature": 1.0, "top_p": 1.0},
-        },
+        "protocol": PROTOCOL,
         "reward": {"distance": {"embedder": "fake:hashing"}},
         "update": {"problems_per_step": 2, "learning_rate": 0.001},
         "evaluation": {"samples": 2, "sampling": {"max_new_tokens": 48, "temperature": 1.0, "top_p": 1.0}},

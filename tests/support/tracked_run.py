@@ -17,7 +17,7 @@ from tests.support.analysis_data import rollout, rollouts
 from tests.support.tiny import tiny_sweep
 
 Point = tuple[str, str, int, float]
-"""Model or team, tag, step, value with five digits."""
+"""Model or team, tag, step, value."""
 
 
 def make_run(folder: Path, **changes: Any) -> Run:
@@ -45,6 +45,19 @@ def publish_evaluation(run: Run, iteration: int, part: int, **values: Any) -> No
 def point(model: str, tag: str, step: int, value: float) -> Point:
     """A point in a form in which those of different files can be compared. TensorBoard has 32 bits per value."""
     return model, tag, step, float(f"{value:.5g}")
+
+
+def written_points(run: Run) -> Counter[Point]:
+    """How often every (folder, tag, step, value) is in the event files, read one after the other."""
+    from tensorboard.backend.event_processing.event_file_loader import LegacyEventFileLoader
+
+    return Counter(
+        (path.parent.name, value.tag, event.step, value.simple_value)
+        for path in sorted(run.paths.tensorboard.glob("*/events.out.tfevents.*"))
+        for event in LegacyEventFileLoader(str(path)).Load()
+        for value in event.summary.value
+        if value.HasField("simple_value")
+    )
 
 
 def tensorboard_points(folder: Path) -> Counter[Point]:

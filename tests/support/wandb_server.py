@@ -29,7 +29,6 @@ class RecordingServer:
 
     Attributes:
         history: lines of the history, by id of the run.
-        times: for each point of a run, when it came about.
         configs: the configuration of each run, as it was first sent.
         uploads: ids in the order in which uploads of a history began.
     """

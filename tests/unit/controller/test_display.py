@@ -12,7 +12,7 @@ from core_hpc.controller.display import Display
 from core_hpc.runs.messages import Done, Started, TaskRef
 from core_hpc.schedule.progress import RunProgress
 from core_hpc.store.paths import TaskKey
-from tests.unit.controller.test_tracking import make_run
+from tests.support.tracked_run import make_run
 
 
 def test_the_panel_has_the_shares_of_the_latest_evaluation_and_cold_phase(tmp_path: Path) -> None:

@@ -25,23 +25,15 @@ from core_hpc.store.paths import TEAM, TaskKey
 from core_hpc.store.schema import COLD, EVALUATE
 from core_hpc.store.shards import published_keys
 from tests.benchmarks.simulated_tasks import SimulatedTasks
-from tests.unit.controller.test_tracking import make_run, publish_evaluation
+from tests.support.tracked_run import Point, make_run, publish_evaluation, written_points
 
-Points = Counter[tuple[str, str, int, float]]
+Points = Counter[Point]
 """How often a (folder, tag, step, value) is in the files."""
 
 
 def points_of(run: Run) -> Points:
     """All points of a run, except the figures at the end of a start."""
-    from tensorboard.backend.event_processing.event_file_loader import LegacyEventFileLoader
-
-    found: Points = Counter()
-    for path in sorted(run.paths.tensorboard.glob("*/events.out.tfevents.*")):
-        for event in LegacyEventFileLoader(str(path)).Load():
-            for value in event.summary.value:
-                if value.HasField("simple_value"):
-                    found[(path.parent.name, value.tag, event.step, value.simple_value)] += 1
-    return Counter({point: n for point, n in found.items() if not point[1].startswith(FINAL)})
+    return Counter({point: n for point, n in written_points(run).items() if not point[1].startswith(FINAL)})
 
 
 def fresh(run: Run) -> RunProgress:

@@ -207,7 +207,7 @@ def test_a_torn_file_with_the_id_is_reported(package: RecordingWandb, tmp_path: 
 def test_no_package_is_an_error_before_a_start_even_beside_a_folder_of_its_name(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    config = make_run(tmp_path, tracking=WANDB).config
+    section = make_run(tmp_path, tracking=WANDB).config.tracking
     (tmp_path / "empty").mkdir()
     (tmp_path / "with_folder" / "wandb").mkdir(parents=True)
     for folder in ("empty", "with_folder"):
@@ -215,7 +215,7 @@ def test_no_package_is_an_error_before_a_start_even_beside_a_folder_of_its_name(
         assert (found is None) == (folder == "empty")
         monkeypatch.setattr(wandb_copy, "find_spec", lambda name, found=found: found)
         with pytest.raises(InputError, match=r"pip install 'core_hpc\[wandb\]'"):
-            check_tracking(config)
+            check_tracking(section)
 
 
 def test_the_section_does_not_change_the_run(tmp_path: Path) -> None:

@@ -5,15 +5,14 @@ from __future__ import annotations
 import itertools
 import random
 from collections import Counter
-from typing import Any
 
 import numpy as np
 import pytest
 
 from core_hpc.runs.choice import SMALLEST_WEIGHT, draw, pass_rate_weights
-from core_hpc.runs.graph import Graph
 from core_hpc.store.paths import TEAM, TaskKey
 from core_hpc.store.schema import COLD, RESCUE, SCORE
+from tests.unit.runs.test_graph import graph
 
 
 def test_a_draw_has_the_probabilities_of_draws_one_after_the_other() -> None:
@@ -42,23 +41,17 @@ def test_weights_are_largest_for_problems_that_are_solved_half_of_the_time() -> 
     assert np.allclose(weights[middle], 2 * (1 - rates**2 - (1 - rates) ** 2)[middle])
 
 
-def graph_of(**changes: Any) -> Graph:
-    """Two models, three iterations and two parts."""
-    shape: dict[str, Any] = {"models": ("a", "b"), "iterations": 3, "num_parts": 2, "num_evaluation_parts": 1}
-    return Graph(**shape, evaluate_every=0, evaluate_before=False, has_rescue=True, **changes)
-
-
 def test_stale_weights_come_with_the_scores_before_them() -> None:
-    inputs = graph_of(chooses_by_scores=True, staleness=1).inputs(TaskKey(3, COLD, "a", 0))
+    inputs = graph(iterations=3, chooses_by_scores=True, staleness=1).inputs(TaskKey(3, COLD, "a", 0))
     assert {key for key in inputs if key.phase == SCORE} == {TaskKey(1, SCORE, TEAM, p) for p in (0, 1)}
 
 
 def test_cold_tasks_wait_for_all_earlier_scores_only_if_these_choose_problems() -> None:
     for chooses in (False, True):
-        graph = graph_of(chooses_by_scores=chooses)
+        shape = graph(iterations=3, chooses_by_scores=chooses)
         scored = {TaskKey(i, SCORE, TEAM, p) for i in (1, 2) for p in (0, 1)}
-        assert scored & set(graph.inputs(TaskKey(3, COLD, "a", 0))) == (scored if chooses else set())
-        assert not scored & set(graph.inputs(TaskKey(3, RESCUE, "a", 0)))
-        before = set(graph.tasks_of(1)) | set(graph.tasks_of(2))
-        assert TaskKey(3, COLD, "a", 0) in graph.ready(before)
-        assert (TaskKey(3, COLD, "a", 0) in graph.ready(before - {TaskKey(2, SCORE, TEAM, 0)})) is not chooses
+        assert scored & set(shape.inputs(TaskKey(3, COLD, "a", 0))) == (scored if chooses else set())
+        assert not scored & set(shape.inputs(TaskKey(3, RESCUE, "a", 0)))
+        before = set(shape.tasks_of(1)) | set(shape.tasks_of(2))
+        assert TaskKey(3, COLD, "a", 0) in shape.ready(before)
+        assert (TaskKey(3, COLD, "a", 0) in shape.ready(before - {TaskKey(2, SCORE, TEAM, 0)})) is not chooses
