@@ -1,8 +1,9 @@
 """python -m tests.faults.chaos --faults 1000 --out FILE: random faults in many sweeps.
 
 Each sweep has another seed and another driver. FILE has one JSON object per sweep, written when the
-sweep has ended. The same command continues a run that was interrupted. It prints a table of faults
-and exits with 1 if an invariant was violated (`tests/support/chaos.py`).
+sweep has ended. The same command continues a run that was interrupted. SIGTERM ends it after the
+sweep that is running. It prints a table of faults and exits with 1 if an invariant was violated
+(`tests/support/chaos.py`).
 """
 
 from __future__ import annotations
@@ -10,9 +11,11 @@ from __future__ import annotations
 import argparse
 import contextlib
 import json
+import signal
 import statistics
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Sequence
 from dataclasses import asdict
@@ -132,6 +135,8 @@ def main(arguments: Sequence[str]) -> int:
     parser.add_argument("--minutes", type=float, default=float("inf"), help="begin no sweep after this time")
     options = parser.parse_args(arguments)
     results, began = read_results(options.out), time.monotonic()
+    stop = threading.Event()  # a sweep that is cut off would leave its cluster and its jobs running
+    signal.signal(signal.SIGTERM, lambda *_: stop.set())
     with contextlib.ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="core-hpc-chaos-")))
         models = [make_tiny_model(folder / f"m{i}", seed=i, chat=bool(i)) for i in range(2)]
@@ -139,7 +144,7 @@ def main(arguments: Sequence[str]) -> int:
         needs_slurm = set(options.drivers) != {"local"}
         cluster = stack.enter_context(running_cluster(nodes=2)) if needs_slurm else None
         while (missing := options.faults - sum(len(r.faults) for r in results)) > 0:
-            if time.monotonic() - began > 60 * options.minutes:
+            if stop.is_set() or time.monotonic() - began > 60 * options.minutes:
                 break
             number = options.seed + len(results)
             driver = options.drivers[number % len(options.drivers)]
