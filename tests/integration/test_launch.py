@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import polars as pl
@@ -35,17 +36,15 @@ pytestmark = pytest.mark.slow
 
 
 @pytest.fixture(scope="module")
-def sweep(tiny_models: list[Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("launch")
-    return tiny_sweep(folder / "tiny.yaml", tiny_models, folder / "out")
+def sweep(undisturbed_sweep: Callable[[int], Path]) -> Path:
+    """The file of a finished sweep, to which other files compare their results as well."""
+    return undisturbed_sweep(2)
 
 
 @pytest.fixture(scope="module")
 def finished(sweep: Path) -> tuple[Path, str]:
     """Return the folder of the finished sweep, and what its first start printed."""
-    done = launch(sweep)
-    assert done.returncode == 0, done.stdout + done.stderr
-    return sweep.parent / "out" / "tiny", done.stdout
+    return sweep.parent / "out" / "tiny", sweep.with_name("printed.txt").read_text()
 
 
 def snapshot(folder: Path) -> dict[Path, tuple[int, int]]:
