@@ -1,11 +1,10 @@
 """Fixtures and options that all tests share.
 
-Tiny models and the SLURM cluster are made once per session.
+Tiny models and undisturbed runs are made once per test run, the SLURM cluster once per worker.
 """
 
 from __future__ import annotations
 
-import functools
 import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -26,30 +25,47 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 @pytest.fixture(scope="session")
 def tiny_models(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
-    """Make two tiny models with different random weights; the second has a chat template."""
-    from tests.support.tiny import make_tiny_model
+    """Two tiny models with different random weights; the second has a chat template. Tests do not change them."""
+    from tests.support.once import made_once
 
-    folder = tmp_path_factory.mktemp("models")
-    return [make_tiny_model(folder / "m0", seed=0), make_tiny_model(folder / "m1", seed=1, chat=True)]
+    def make(folder: Path) -> None:
+        from tests.support.tiny import make_tiny_model
+
+        make_tiny_model(folder / "m0", seed=0)
+        make_tiny_model(folder / "m1", seed=1, chat=True)
+
+    folder = made_once(tmp_path_factory, "tiny-models", make)
+    return [folder / "m0", folder / "m1"]
 
 
 @pytest.fixture(scope="session")
-def undisturbed_run(tiny_models: list[Path], tmp_path_factory: pytest.TempPathFactory) -> Callable[[int], Path]:
-    """A function that returns the run of `tiny_sweep` with a number of iterations.
+def undisturbed_sweep(tiny_models: list[Path], tmp_path_factory: pytest.TempPathFactory) -> Callable[[int], Path]:
+    """A function that returns the file of a finished `tiny_sweep` with a number of iterations.
 
-    The driver `local` runs it once. Tests compare with it and do not change it.
+    The driver `local` has run it once for all workers. What it printed is in `printed.txt` beside the
+    file. Tests compare with it and do not change it.
     """
-    from tests.support.harness import launch, the_run
+    from tests.support.harness import launch
+    from tests.support.once import made_once
     from tests.support.tiny import tiny_sweep
 
-    @functools.cache
-    def run(iterations: int) -> Path:
-        folder = tmp_path_factory.mktemp("undisturbed")
-        done = launch(tiny_sweep(folder / "tiny.yaml", tiny_models, folder / "out", iterations=iterations))
-        assert done.returncode == 0, done.stdout + done.stderr
-        return the_run(folder / "out" / "tiny")
+    def sweep(iterations: int) -> Path:
+        def run(folder: Path) -> None:
+            done = launch(tiny_sweep(folder / "tiny.yaml", tiny_models, folder / "out", iterations=iterations))
+            assert done.returncode == 0, done.stdout + done.stderr
+            (folder / "printed.txt").write_text(done.stdout)
 
-    return run
+        return made_once(tmp_path_factory, f"undisturbed-{iterations}", run) / "tiny.yaml"
+
+    return sweep
+
+
+@pytest.fixture(scope="session")
+def undisturbed_run(undisturbed_sweep: Callable[[int], Path]) -> Callable[[int], Path]:
+    """A function that returns the run of the finished `tiny_sweep` with a number of iterations."""
+    from tests.support.harness import the_run
+
+    return lambda iterations: the_run(undisturbed_sweep(iterations).parent / "out" / "tiny")
 
 
 @pytest.fixture(scope="session")

@@ -30,6 +30,7 @@ from core_hpc.engines.base import (
 )
 from core_hpc.engines.sampling import sample_tokens
 from core_hpc.models.folder import load_tokenizer
+from core_hpc.models.imports import collector_paused
 from core_hpc.models.loading import load_model
 from core_hpc.models.quantization import four_bit_options
 
@@ -59,7 +60,8 @@ class TransformersEngine:
     compile_s = 0.0
 
     def __init__(self, spec: EngineSpec) -> None:
-        import torch
+        with collector_paused():
+            import torch
 
         self._spec = spec
         self._device = torch.device("cuda" if torch.cuda.is_available() else "cpu")

@@ -25,6 +25,7 @@ from core_hpc.engines import EngineSpec, check_requests
 from core_hpc.engines.base import AdapterRef, Completion, GenerationRequest, SamplingSettings
 from core_hpc.engines.shared import StepEngine
 from core_hpc.models.folder import is_mistral_file
+from core_hpc.models.imports import collector_paused
 from core_hpc.models.loading import check_split, check_vllm_packages, load_config, resolve_rope
 from core_hpc.store.paths import EARLIER_OPTIMIZER_STATE
 
@@ -49,8 +50,9 @@ class VllmEngine(StepEngine):
         config = load_config(spec.model_folder, trust_remote_code=spec.trust_remote_code)
         check_vllm_packages(config)
         check_split(config, spec.num_gpus)
-        from vllm import LLM
-        from vllm.platforms import current_platform
+        with collector_paused():
+            from vllm import LLM
+            from vllm.platforms import current_platform
 
         self._spec = spec
         self._on_cpu = on_cpu = current_platform.is_cpu()

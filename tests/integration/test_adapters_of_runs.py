@@ -18,6 +18,7 @@ import torch
 from analysis.counts.load import load_run
 from analysis.metrics.passk import PASS, pass_at_k_table
 from analysis.report.summary import summary_tables
+from core_hpc.models.adapters import adapter_digest
 from core_hpc.runs.folder import list_runs, open_run, read_identity
 from core_hpc.store import manifests, shards
 from core_hpc.store.paths import RunPaths, TaskKey
@@ -59,8 +60,7 @@ def folder(tiny_models: list[Path], tmp_path_factory: pytest.TempPathFactory) ->
     peft = folder / "copied"
     shutil.copytree(update_folder(first, "m1"), peft)
     begun = [
-        {"name": "m0", "model": str(tiny_models[0]), "adapter": f"{first}@last"},
-        {"name": "other", "model": str(tiny_models[1]), "adapter": f"{first}@1:m1"},
+        {"name": "other", "model": str(tiny_models[0]), "adapter": f"{first}@last:m0"},
         {"name": "copy", "model": str(tiny_models[1]), "adapter": str(peft)},
     ]
     update = {"problems_per_step": 1, "learning_rate": 1e-12, "kl_weight": 0.1}
@@ -85,7 +85,7 @@ def logprobs_of(rows: pl.DataFrame, model: Any) -> float:
     return worst
 
 
-@pytest.mark.parametrize(("name", "earlier", "index"), [("m0", "m0", 0), ("other", "m1", 1), ("copy", "m1", 1)])
+@pytest.mark.parametrize(("name", "earlier", "index"), [("other", "m0", 0), ("copy", "m1", 1)])
 def test_evaluation_0_cold_and_update_begin_with_the_adapter(
     folder: Path, tiny_models: list[Path], name: str, earlier: str, index: int
 ) -> None:
@@ -110,22 +110,23 @@ def test_evaluation_0_cold_and_update_begin_with_the_adapter(
 def test_the_run_has_a_copy_and_its_identity_the_digest(folder: Path) -> None:
     first, second = the_run(folder / "out" / "first"), the_run(folder / "out" / "second")
     identity = read_identity(second)
-    assert len(identity["models"]["m0"]["adapter"]) == 64
-    assert identity["models"]["other"]["adapter"] == identity["models"]["copy"]["adapter"]
+    digests = {name: identity["models"][name]["adapter"] for name in ("other", "copy")}
+    assert digests == {"other": adapter_digest(update_folder(first, "m0")), "copy": adapter_digest(folder / "copied")}
+    assert digests["copy"] == adapter_digest(update_folder(first, "m1"))
     assert read_identity(first)["models"]["m0"]["adapter"] == ""
-    names = {path.name for path in manifests.read_manifest(RunPaths(second).adapter_manifest("m0")).folder.iterdir()}
+    names = {path.name for path in manifests.read_manifest(RunPaths(second).adapter_manifest("other")).folder.iterdir()}
     assert names == {"adapter_config.json", "adapter_model.safetensors"}
 
 
 def test_a_damaged_copy_is_made_again_if_the_source_is_the_same(folder: Path) -> None:
     second = the_run(folder / "out" / "second")
-    copies = {name: RunPaths(second).adapter_manifest(name) for name in ("m0", "copy")}
-    before = manifests.read_manifest(copies["m0"]).files[1].sha256
-    flip_a_byte(manifests.read_manifest(copies["m0"]).file("safetensors"))
+    copies = {name: RunPaths(second).adapter_manifest(name) for name in ("other", "copy")}
+    before = manifests.read_manifest(copies["other"]).files[1].sha256
+    flip_a_byte(manifests.read_manifest(copies["other"]).file("safetensors"))
     done = launch(folder / "second.yaml")
     assert done.returncode == 0, done.stdout + done.stderr
     assert "copied again from" in done.stdout
-    assert manifests.read_manifest(copies["m0"]).files[1].sha256 == before
+    assert manifests.read_manifest(copies["other"]).files[1].sha256 == before
     flip_a_byte(manifests.read_manifest(copies["copy"]).file("safetensors"))
     flip_a_byte(folder / "copied" / "adapter_model.safetensors")
     done = launch(folder / "second.yaml")

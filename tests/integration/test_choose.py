@@ -102,6 +102,7 @@ def test_scores_are_read_once_and_in_their_order(run: Path, monkeypatch: pytest.
     assert read == list(range(1, ITERATIONS))
 
 
+@pytest.mark.full(reason="test_damage.py damages scores of a running sweep, and test_kill.py kills one")
 def test_a_killed_and_damaged_run_continues_with_the_same_problems(
     run: Path, tiny_models: list[Path], tmp_path: Path
 ) -> None:

@@ -1,6 +1,6 @@
-"""Two iterations with the local driver: one model trains all weights, the other an adapter.
+"""Two iterations of a model with `tuning: full` and the local driver; one update is killed once.
 
-One update is killed once.
+`test_export.py` has a run with such a model and one with adapters.
 """
 
 from __future__ import annotations
@@ -28,7 +28,6 @@ def run(tiny_models: list[Path], tmp_path_factory: pytest.TempPathFactory) -> Pa
     folder = tmp_path_factory.mktemp("full_run")
     team = [
         {"name": "m0", "model": str(tiny_models[0]), "engine": "transformers", "tuning": "full"},
-        {"name": "m1", "model": str(tiny_models[1]), "engine": "fake", "lora": {"rank": 4}},
     ]
     protocol = {"problems_per_iteration": 2, "cold_samples": 3, "rescue_samples": 0, "sampling": SAMPLING}
     sweep = tiny_sweep(

@@ -6,13 +6,16 @@ Their results are those of the driver `local`, and each sweep has one controller
 import json
 import os
 import signal
+import stat
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 import yaml
+from core_hpc.common.ownership import OTHERS_MAY_WRITE
 from core_hpc.runs.folder import list_runs
 from core_hpc.slurm.records import ENDED, FAILED, OPEN, SubmissionFolder
 from core_hpc.store import manifests
@@ -20,6 +23,7 @@ from core_hpc.store.paths import RunPaths
 from tests.support import tiny
 from tests.support.cluster import DevCluster
 from tests.support.harness import differences, evaluate, launch, launched_and_held, published_content, wait_for
+from tests.support.second_user import as_colleague, project_folder
 from tests.support.tiny import tiny_sweep
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1200)]
@@ -38,6 +42,17 @@ SLURM: dict[str, Any] = {
 PROTOCOL = {**tiny.PROTOCOL, "problems_per_part": 4}
 GRID: dict[str, Any] = {"grid": {"seed": [7, 8]}, "protocol": PROTOCOL}
 ONE_PART: dict[str, Any] = {"iterations": 1, "protocol": {**PROTOCOL, "problems_per_part": 8}}
+
+
+AS_COLLEAGUE = """
+for path in sorted(pathlib.Path(sys.argv[1]).rglob("*")):
+    if not path.is_dir():
+        path.read_bytes()
+try:
+    pathlib.Path(sys.argv[2]).write_text("{}")
+except PermissionError:
+    print("read everything, could not write")
+"""
 
 
 def arrays(**changes: Any) -> dict[str, Any]:
@@ -66,27 +81,62 @@ def reference(tiny_models: list[Path], sections: dict[str, Any], tmp_path_factor
     return folder / "local" / "tiny"
 
 
+@pytest.fixture(scope="module")
+def swept(
+    cluster: DevCluster, tiny_models: list[Path], sections: dict[str, Any], tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[tuple[Path, str]]:
+    """The output folder of the same sweep, which the driver `arrays` has run, and what the launcher printed.
+
+    The folder is in the project folder of a group, and the umask is 002, as on many clusters.
+    """
+    with project_folder() as project:
+        before = os.umask(0o002)
+        try:
+            path = tmp_path_factory.mktemp("swept") / "arrays.yaml"
+            sweep = tiny_sweep(path, tiny_models, project / "outputs", cluster=arrays(), **sections)
+            done = launch(sweep, env=cluster.environment(), timeout_s=900)
+        finally:
+            os.umask(before)
+        assert done.returncode == 0, done.stdout + done.stderr
+        yield project / "outputs", done.stdout
+
+
+def test_a_whole_sweep_leaves_nothing_that_the_group_can_change(swept: tuple[Path, str]) -> None:
+    """Files of all libraries, SLURM's logs and TensorBoard's included; a colleague in the group reads them."""
+    output, _ = swept
+    found = {path: path.stat().st_mode for path in [output, *output.rglob("*")]}
+    assert len(found) > 50
+    assert [str(path) for path, mode in found.items() if mode & OTHERS_MAY_WRITE] == []
+    assert [str(path) for path, mode in found.items() if not mode & stat.S_IRGRP] == []
+    shown = as_colleague(AS_COLLEAGUE, output, list_runs(output / "tiny")[0] / "config.json")
+    assert shown.stdout == "read everything, could not write\n", shown.stderr
+
+
 def test_arrays_over_several_nodes_publish_what_the_local_driver_publishes(
-    cluster: DevCluster, tiny_models: list[Path], reference: Path, sections: dict[str, Any], tmp_path: Path
+    cluster: DevCluster,
+    tiny_models: list[Path],
+    reference: Path,
+    swept: tuple[Path, str],
+    sections: dict[str, Any],
+    tmp_path: Path,
 ) -> None:
     """2 models, with updates of 2 ranks on 2 nodes. Rows, adapters and optimizer states are identical bit by bit."""
-    sweep = tiny_sweep(tmp_path / "arrays.yaml", tiny_models, tmp_path / "arrays", cluster=arrays(), **sections)
-    there = launch(sweep, env=cluster.environment(), timeout_s=900)
-    assert there.returncode == 0, there.stdout + there.stderr
+    output, printed = swept
     runs = list_runs(reference)
     # Per run: two evaluations of 4 tasks, and 8 tasks per iteration.
     num_tasks = len(runs) * (8 + 8 * sections["iterations"])
-    assert f"{len(runs)} run(s), {num_tasks} tasks; SLURM arrays" in there.stdout
-    assert "of a core" in there.stdout
+    assert f"{len(runs)} run(s), {num_tasks} tasks; SLURM arrays" in printed
+    assert "of a core" in printed
     assert len(runs) == (2 if "grid" in sections else 1)
     for run in runs:
-        other = tmp_path / "arrays" / "tiny" / run.name
+        other = output / "tiny" / run.name
         assert differences(run, other) == []
         assert not [name for name, state in SubmissionFolder(RunPaths(other).slurm).names(OPEN, FAILED) if state]
         updates = [s for s in SubmissionFolder(RunPaths(other).slurm).read(ENDED) if s.group == "update"]
         (job,) = {s.job for s in updates if s.name.startswith("update-0001")}
         assert cluster.run("sacct", "-X", "-n", "-P", "-j", str(job), "-o", "NNodes").split() == ["2", "2"]
-    again = launch(tmp_path / "arrays.yaml", env=cluster.environment())
+    sweep = tiny_sweep(tmp_path / "arrays.yaml", tiny_models, output, cluster=arrays(), **sections)
+    again = launch(sweep, env=cluster.environment())
     assert "everything is done" in again.stdout
     assert again.returncode == 0
 
@@ -151,7 +201,8 @@ def test_a_sweep_survives_the_end_of_its_detached_controllers(
 
     The third finishes, and no job remains.
     """
-    sweep = tiny_sweep(tmp_path / "tiny.yaml", tiny_models, tmp_path / "out", cluster=arrays(), **ONE_PART)
+    section = {**arrays(update={"nodes": 1, "gpus_per_node": 1}), "update_ranks": 1}
+    sweep = tiny_sweep(tmp_path / "tiny.yaml", tiny_models, tmp_path / "out", cluster=section, **ONE_PART)
     holds = [tmp_path / f"hold{i}" for i in range(2)]
     faults = ";".join(
         f"hold task.started@{t}:{m}" for t, m in zip(("cold/0001/m0", "update/0001/m0"), holds, strict=True)

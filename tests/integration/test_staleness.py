@@ -26,7 +26,7 @@ from tests.support.tiny import PROTOCOL, tiny_sweep
 
 pytestmark = pytest.mark.slow
 STALE = {**PROTOCOL, "even_budget": True, "staleness": 1}
-ITERATIONS = 4
+ITERATIONS = 3
 LIMIT = 0.02
 
 
@@ -68,7 +68,7 @@ def test_every_iteration_samples_with_the_weights_of_the_one_before_the_last(
     num_distinguished = 0
     for model, base in (("m0", tiny_models[0]), ("m1", tiny_models[1])):
         engine = FakeEngine(EngineSpec(kind="fake", model_folder=base, max_context_tokens=1024))
-        for iteration, sampler in ((1, 0), (2, 0), (3, 1), (4, 2)):
+        for iteration, sampler in ((1, 0), (2, 0), (3, 1)):
             tasks = [TaskKey(iteration, phase, model, part) for phase in (COLD, RESCUE) for part in (0, 1)]
             rows = shards.read_tasks(finished, tasks, ROLLOUTS)
             assert set(rows["phase"]) == {COLD, RESCUE}
@@ -87,7 +87,7 @@ def test_every_iteration_samples_with_the_weights_of_the_one_before_the_last(
             }
             assert found[sampler] == rows["completion_token_ids"].to_list()
             num_distinguished += sampler != iteration - 1 and found[iteration - 1] != found[sampler]
-    assert num_distinguished == 6  # the newest weights give other completions in iterations 2 to 4 of both models
+    assert num_distinguished == 4  # the newest weights give other completions in iterations 2 and 3 of both models
 
 
 def test_updates_follow_each_other_without_a_lag(finished: Path) -> None:
@@ -119,11 +119,13 @@ def test_iterations_overlap(finished: Path) -> None:
 
 
 def test_a_run_that_is_killed_in_the_overlap_ends_with_the_same_rows(
-    finished: Path, tiny_models: list[Path], tmp_path: Path
+    finished: Path, tiny_models: list[Path], tmp_path: Path, full: bool
 ) -> None:
+    """The usual run kills it once, while models sample with older weights than the update trains."""
     sweep = stale_sweep(tmp_path, tiny_models)
     folder = tmp_path / "out" / "tiny"
-    for number, (iteration, point) in enumerate(((1, "publish.before_manifest"), (2, "publish.data_in_place"))):
+    kills = [(1, "publish.before_manifest"), (2, "publish.data_in_place")]
+    for number, (iteration, point) in enumerate(kills if full else kills[1:]):
         marker = tmp_path / f"marker-{number}"
         fault = f"kill {point}@/update/iteration={iteration:04d}/:{marker}"
 

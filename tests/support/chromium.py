@@ -13,6 +13,7 @@ import json
 import os
 import select
 import shutil
+import signal
 import subprocess
 import tempfile
 import time
@@ -49,7 +50,11 @@ class Browser:
         arguments += ["--disable-dev-shm-usage", f"--user-data-dir={home}", "--hide-scrollbars", "about:blank"]
         with (home / "log").open("wb") as log:
             self._process = subprocess.Popen(
-                ["bash", "-c", command, "chromium", *arguments], pass_fds=(out_read, in_write), stdout=log, stderr=log
+                ["bash", "-c", command, "chromium", *arguments],
+                pass_fds=(out_read, in_write),
+                stdout=log,
+                stderr=log,
+                start_new_session=True,
             )
         os.close(out_read)
         os.close(in_write)
@@ -63,12 +68,18 @@ class Browser:
     _session: str | None = None
 
     def close(self) -> None:
-        """End the browser."""
-        self._process.terminate()
+        """End the browser.
+
+        It is asked over its pipe. SIGTERM would reach only the shell script by which Debian starts the
+        browser, and nothing at all if a parent of the tests ignores this signal, which is inherited.
+        """
+        self._session = None
         try:
+            with contextlib.suppress(AssertionError, OSError):  # it has ended already
+                self._call("Browser.close")
             self._process.wait(timeout=30)
         except subprocess.TimeoutExpired:  # on a busy machine
-            self._process.kill()
+            os.killpg(self._process.pid, signal.SIGKILL)
             self._process.wait(timeout=30)
         os.close(self._read)
         os.close(self._write)

@@ -1,24 +1,43 @@
-"""Packages that transformers would import and that no worker uses."""
+"""Imports of large packages: what no worker uses is left out, and the garbage collector is paused."""
 
 from __future__ import annotations
 
+import gc
 import json
 import shutil
 import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
+from core_hpc.models.imports import collector_paused
+
 ROOT = Path(__file__).parents[3]
 
 
 def test_an_update_leaves_out_what_it_does_not_use_and_others_can_still_import_it() -> None:
+    """Its packages are imported without the garbage collector, which looks at all objects in generation 2."""
     code = (
-        "import sys, core_hpc.phases; core_hpc.phases._step('update'); "
+        "import gc, sys, core_hpc.phases; before = gc.get_stats()[2]['collections']; core_hpc.phases._step('update'); "
+        "assert gc.isenabled() and gc.get_stats()[2]['collections'] == before; "
         "from transformers import AutoModelForCausalLM, AutoTokenizer; "
         "assert not {'sklearn', 'scipy', 'pandas'} & set(sys.modules); "
         "import sklearn.metrics, sentence_transformers"
     )
     subprocess.run([sys.executable, "-W", "ignore", "-c", code], check=True, capture_output=True)
+
+
+def test_the_collector_is_paused_for_the_block_and_then_as_before() -> None:
+    with collector_paused():
+        assert not gc.isenabled()
+        with collector_paused():
+            pass
+        assert not gc.isenabled(), "an inner block must leave it as it found it"
+    assert gc.isenabled()
+    with pytest.raises(ImportError), collector_paused():
+        raise ImportError
+    assert gc.isenabled()
 
 
 def test_a_plain_tokenizer_is_loaded_without_torch_and_is_the_one_of_auto_tokenizer(
