@@ -17,7 +17,7 @@ TEACH = {
     f"update.teach.{n}" for n in ("max_per_problem", "objective", "rehearsal", "teacher", "weight", "weight_iterations")
 }
 CHANGES = {
-    "tier1_independent": {"protocol.cold_samples", "protocol.rescue_samples", "update.group"},
+    "tier1_independent": {"protocol.cold_samples", "protocol.rescue_samples", "update.group", "update.learning_rate"},
     "tier1_without_hints": {"protocol.hint_probability"},
     "tier1_shared_rescues": {"update.share_rescues"},
     "tier1_shuffled_hints": {"protocol.hint_source"},
