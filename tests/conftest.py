@@ -92,9 +92,10 @@ def project() -> Iterator[Path]:
 @pytest.fixture
 def loose_umask() -> Iterator[None]:
     """Set the umask of many clusters, with which the group may change every new file."""
-    before = os.umask(0o002)
-    yield
-    os.umask(before)
+    from tests.support.second_user import under_umask
+
+    with under_umask(0o002):
+        yield
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

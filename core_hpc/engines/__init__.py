@@ -16,7 +16,6 @@ from typing import Literal
 
 from core_hpc.common.errors import InputError
 from core_hpc.engines.base import AdapterRef, Completion, Engine, GenerationRequest, ProgressCallback, SamplingSettings
-from core_hpc.models.imports import skip_unused_packages
 from core_hpc.models.quantization import require_four_bit
 
 EngineKind = Literal["vllm", "transformers", "fake"]
@@ -82,10 +81,8 @@ def create_engine(spec: EngineSpec) -> Engine:
 
     The process must have started with `worker_environment`.
     """
-    if spec.kind != "fake":
-        if spec.four_bit:
-            require_four_bit()
-        skip_unused_packages()
+    if spec.kind != "fake" and spec.four_bit:
+        require_four_bit()
     if spec.kind == "vllm":
         from core_hpc.engines.vllm import VllmEngine
 

@@ -30,7 +30,7 @@ from core_hpc.engines.base import (
 )
 from core_hpc.engines.sampling import sample_tokens
 from core_hpc.models.folder import load_tokenizer
-from core_hpc.models.imports import collector_paused
+from core_hpc.models.imports import large_imports
 from core_hpc.models.loading import load_model
 from core_hpc.models.quantization import four_bit_options
 
@@ -60,7 +60,7 @@ class TransformersEngine:
     compile_s = 0.0
 
     def __init__(self, spec: EngineSpec) -> None:
-        with collector_paused():
+        with large_imports():
             import torch
 
         self._spec = spec

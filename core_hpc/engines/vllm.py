@@ -25,7 +25,7 @@ from core_hpc.engines import EngineSpec, check_requests
 from core_hpc.engines.base import AdapterRef, Completion, GenerationRequest, SamplingSettings
 from core_hpc.engines.shared import StepEngine
 from core_hpc.models.folder import is_mistral_file
-from core_hpc.models.imports import collector_paused
+from core_hpc.models.imports import large_imports
 from core_hpc.models.loading import check_split, check_vllm_packages, load_config, resolve_rope
 from core_hpc.store.paths import EARLIER_OPTIMIZER_STATE
 
@@ -50,7 +50,7 @@ class VllmEngine(StepEngine):
         config = load_config(spec.model_folder, trust_remote_code=spec.trust_remote_code)
         check_vllm_packages(config)
         check_split(config, spec.num_gpus)
-        with collector_paused():
+        with large_imports():
             from vllm import LLM
             from vllm.platforms import current_platform
 

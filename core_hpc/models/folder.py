@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from core_hpc.common.errors import InputError
-from core_hpc.models.imports import skip_unused_packages
+from core_hpc.models.imports import large_imports
 from core_hpc.models.loading import auto_class, linear_layers, load_config, match_targets
 
 _TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "spiece.model", "tiktoken.model")
@@ -161,13 +161,14 @@ def has_chat_template(folder: Path) -> bool:
 
 def load_tokenizer(folder: Path, *, trust_remote_code: bool = False) -> Any:
     """The tokenizer in a model folder. The network is never used."""
-    skip_unused_packages()
     if _is_plain_tokenizer(folder):
         # AutoTokenizer would choose the same class, but it first imports all of torch: four seconds of a core.
-        from transformers.tokenization_utils_tokenizers import TokenizersBackend
+        with large_imports():
+            from transformers.tokenization_utils_tokenizers import TokenizersBackend
 
         return TokenizersBackend.from_pretrained(folder, local_files_only=True)
-    from transformers import AutoTokenizer
+    with large_imports():
+        from transformers import AutoTokenizer
 
     # tokenizer.json, and not tekken.json: the engine decodes with the same tokenizer (`vllm.py`).
     return AutoTokenizer.from_pretrained(

@@ -1,8 +1,9 @@
-"""Makes the imports of torch and transformers cheaper.
+"""Makes the imports of torch, transformers and vLLM cheaper.
 
 transformers imports scikit-learn and SciPy, with pandas, for assisted decoding and for the loss of
-object detection. That is a fifth of the processor time until a model can be loaded. This module keeps
-them out of a process, and it pauses the garbage collector while large packages are imported.
+object detection. That is a fifth of the processor time until a model can be loaded. Nearly all objects
+that large packages make while they are imported stay, and the garbage collector would look at them
+again and again. That is a tenth of the processor time of these imports.
 """
 
 from __future__ import annotations
@@ -14,11 +15,24 @@ from contextlib import contextmanager
 _UNUSED = ("is_sklearn_available", "is_scipy_available")
 
 
-def skip_unused_packages() -> None:
+@contextmanager
+def large_imports() -> Iterator[None]:
+    """Import large packages in the block: without scikit-learn and SciPy, and without the garbage collector."""
+    was_enabled = gc.isenabled()
+    gc.disable()
+    try:
+        _skip_unused_packages()
+        yield
+    finally:
+        if was_enabled:
+            gc.enable()
+
+
+def _skip_unused_packages() -> None:
     """Make transformers leave out scikit-learn and SciPy.
 
-    It has an effect on modules of transformers that are imported later, so call it first. Other
-    packages can still import both.
+    It has an effect on modules of transformers that are imported later. Other packages can still
+    import both.
     """
     import transformers.utils
     from transformers.utils import import_utils
@@ -27,22 +41,6 @@ def skip_unused_packages() -> None:
         for name in _UNUSED:
             if hasattr(module, name):
                 setattr(module, name, _not_available)
-
-
-@contextmanager
-def collector_paused() -> Iterator[None]:
-    """Pause the garbage collector while large packages are imported in the block.
-
-    Nearly all objects that they make stay, and the collector would look at them again and again. That
-    is a tenth of the processor time of these imports.
-    """
-    was_enabled = gc.isenabled()
-    gc.disable()
-    try:
-        yield
-    finally:
-        if was_enabled:
-            gc.enable()
 
 
 def _not_available() -> bool:

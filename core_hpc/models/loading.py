@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from core_hpc.common.errors import InputError
-from core_hpc.models.imports import collector_paused, skip_unused_packages
+from core_hpc.models.imports import large_imports
 
 if TYPE_CHECKING:
     from torch import nn
@@ -29,8 +29,7 @@ _FACTORS = (("short_factor", "long_factor"), ("short_mscale", "long_mscale"))
 
 def load_config(folder: Path, *, trust_remote_code: bool = False) -> Any:
     """The configuration of a model folder. The network is never used."""
-    with collector_paused():
-        skip_unused_packages()
+    with large_imports():
         from transformers import AutoConfig
 
     return AutoConfig.from_pretrained(folder, trust_remote_code=trust_remote_code, local_files_only=True)
@@ -42,7 +41,7 @@ def auto_class(config: Any) -> Any:
     Raises:
         InputError: the architecture does not generate text, or transformers does not know it.
     """
-    with collector_paused():
+    with large_imports():
         import transformers
         from transformers.models.auto import modeling_auto
 

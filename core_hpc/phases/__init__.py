@@ -13,7 +13,7 @@ from collections.abc import Callable
 from core_hpc.answers.kinds import own_kinds
 from core_hpc.answers.own import kinds_of
 from core_hpc.common.faults import fault_point
-from core_hpc.models.imports import collector_paused, skip_unused_packages
+from core_hpc.models.imports import large_imports
 from core_hpc.phases.context import TaskContext
 from core_hpc.store import manifests
 from core_hpc.store.schema import COLD, EVALUATE, HINT, RESCUE, SCORE, UPDATE, WARMUP
@@ -47,14 +47,12 @@ def _step(phase: str) -> Callable[[TaskContext], None]:
 
         return score.run
     if phase == UPDATE:
-        with collector_paused():
-            skip_unused_packages()
+        with large_imports():
             from core_hpc.phases import update
 
         return update.run
     if phase == WARMUP:
-        with collector_paused():
-            skip_unused_packages()
+        with large_imports():
             from core_hpc.phases import warmup
 
         return warmup.run

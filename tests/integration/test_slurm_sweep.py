@@ -23,7 +23,7 @@ from core_hpc.store.paths import RunPaths
 from tests.support import tiny
 from tests.support.cluster import DevCluster
 from tests.support.harness import differences, evaluate, launch, launched_and_held, published_content, wait_for
-from tests.support.second_user import as_colleague, project_folder
+from tests.support.second_user import as_colleague, project_folder, under_umask
 from tests.support.tiny import tiny_sweep
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1200)]
@@ -90,13 +90,10 @@ def swept(
     The folder is in the project folder of a group, and the umask is 002, as on many clusters.
     """
     with project_folder() as project:
-        before = os.umask(0o002)
-        try:
-            path = tmp_path_factory.mktemp("swept") / "arrays.yaml"
-            sweep = tiny_sweep(path, tiny_models, project / "outputs", cluster=arrays(), **sections)
+        sweep = tmp_path_factory.mktemp("swept") / "arrays.yaml"
+        tiny_sweep(sweep, tiny_models, project / "outputs", cluster=arrays(), **sections)
+        with under_umask(0o002):
             done = launch(sweep, env=cluster.environment(), timeout_s=900)
-        finally:
-            os.umask(before)
         assert done.returncode == 0, done.stdout + done.stderr
         yield project / "outputs", done.stdout
 

@@ -35,6 +35,16 @@ def require_root() -> None:
 
 
 @contextlib.contextmanager
+def under_umask(mode: int) -> Iterator[None]:
+    """Set the umask of this process, which its children inherit, in the block."""
+    before = os.umask(mode)
+    try:
+        yield
+    finally:
+        os.umask(before)
+
+
+@contextlib.contextmanager
 def project_folder() -> Iterator[Path]:
     """A project folder as on many clusters: the whole group writes, new files belong to it.
 

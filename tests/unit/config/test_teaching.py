@@ -9,6 +9,7 @@ import pytest
 from core_hpc.config.run import RunConfig, flatten, scientific_fields
 from core_hpc.controller.prepare import splits_of
 from core_hpc.problems.skills import FAMILIES
+from core_hpc.problems.splits import EVALUATION, TRAIN
 from core_hpc.runs.sweep import RunPlan, load_sweep
 from tests.support.harness import ROOT
 
@@ -44,7 +45,6 @@ CHANGES = {
         *(f"update.hacpo.{n}" for n in ("alpha", "clip_delta", "clip_step", "enabled", "window")),
     },
 }
-SPLITS = ("train", "evaluation")
 OWN = {"ann": {"plus", "times", "zib"}, "bob": {"minus", "gap", "gorp"}}
 
 
@@ -80,13 +80,15 @@ def test_each_model_is_warmed_on_its_own_skills_and_composites_need_both() -> No
         assert worked == own
         assert {r["subject"] for r in rows if r.get("hinted")} == OWN["ann"] | OWN["bob"]
         assert not set(splits.warmups[model]["question"]) & set(splits.evaluation["question"])
-    families = {name: {json.loads(m)["subject"] for m in getattr(splits, name)["metadata"]} for name in SPLITS}
+    families = {
+        name: {json.loads(m)["subject"] for m in getattr(splits, name)["metadata"]} for name in (TRAIN, EVALUATION)
+    }
     singles = OWN["ann"] | OWN["bob"]
-    composites = families["evaluation"] - singles
-    assert families["evaluation"] > singles
+    composites = families[EVALUATION] - singles
+    assert families[EVALUATION] > singles
     for family in composites:
         assert all(own & set(FAMILIES[family]) for own in OWN.values()), family
-    chains = families["train"] - families["evaluation"]
-    assert families["train"] > families["evaluation"]
+    chains = families[TRAIN] - families[EVALUATION]
+    assert families[TRAIN] > families[EVALUATION]
     for family in chains:  # they belong to one model, which the warm-up has taught them
         assert any(own >= set(FAMILIES[family]) for own in OWN.values()), family

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from core_hpc.models.imports import collector_paused
+from core_hpc.models.imports import large_imports
 
 ROOT = Path(__file__).parents[3]
 
@@ -29,13 +29,13 @@ def test_an_update_leaves_out_what_it_does_not_use_and_others_can_still_import_i
 
 
 def test_the_collector_is_paused_for_the_block_and_then_as_before() -> None:
-    with collector_paused():
+    with large_imports():
         assert not gc.isenabled()
-        with collector_paused():
+        with large_imports():
             pass
         assert not gc.isenabled(), "an inner block must leave it as it found it"
     assert gc.isenabled()
-    with pytest.raises(ImportError), collector_paused():
+    with pytest.raises(ImportError), large_imports():
         raise ImportError
     assert gc.isenabled()
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import os
 import stat
 import subprocess
 import sys
@@ -30,7 +29,7 @@ from core_hpc.store import manifests
 from core_hpc.store.paths import RunPaths
 from tests.support.fake_slurm import publish, run_of
 from tests.support.harness import ROOT
-from tests.support.second_user import as_colleague, require_root
+from tests.support.second_user import as_colleague, require_root, under_umask
 
 PROBE = ProbeSpec(folder="f", packages=("torch", "vllm"), models=(), threads=2)
 ELEMENT = ElementSpec("run", ("cold/0001/a/000",), "status", 2, 10, 15.0, 30.0, 1.5)
@@ -226,9 +225,8 @@ def test_a_published_file_is_as_readable_as_its_folder(
         (folder / "file").chmod(own_mode)
         return {}
 
-    before = os.umask(umask)
-    manifest = manifests.publish(tmp_path / "new", "name", fill, as_folder=True)
-    os.umask(before)
+    with under_umask(umask):
+        manifest = manifests.publish(tmp_path / "new", "name", fill, as_folder=True)
     assert {f"{stat.S_IMODE(path.stat().st_mode):04o}" for path in (manifest.path, manifest.file("file"))} == {expected}
 
 
