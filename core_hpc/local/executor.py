@@ -14,13 +14,15 @@ import socket
 import time
 from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Literal
 
 import psutil
 
 from core_hpc.config.cluster import ClusterSection
-from core_hpc.engines import worker_environment
+from core_hpc.engines import has_gpu, worker_environment
 from core_hpc.engines.share import Sharing
+from core_hpc.local.forking import ForkServer
 from core_hpc.local.gpus import Holder, check_gpus, have_own_gpus, most_on_a_gpu, place_alone, place_beside, usable_gpus
 from core_hpc.local.memory import Needs, choose, gpu_memory
 from core_hpc.local.process import WorkerProcess, end_workers
@@ -40,7 +42,7 @@ from core_hpc.runs.messages import (
     WorkerCommand,
     WorkerMessage,
 )
-from core_hpc.runs.roles import engine_kind, parts_at_once, role_of
+from core_hpc.runs.roles import engine_kind, parts_at_once, role_of, worker_packages
 from core_hpc.schedule.base import Adopted
 from core_hpc.store.manifests import make_folder
 from core_hpc.store.paths import TaskKey
@@ -137,6 +139,8 @@ class LocalExecutor:
         self._limits = limits
         self._ignore_signals = ignore_signals
         self._groups: dict[str, _Group] = {}
+        self._servers: dict[tuple[str, ...], ForkServer] = {}
+        """By the packages that they have imported."""
         self._selector = selectors.DefaultSelector()
         self._started: list[Event] = []
 
@@ -227,6 +231,8 @@ class LocalExecutor:
     def close(self) -> None:
         """End all workers; tasks in flight are given up."""
         self._end(list(self._groups))
+        for server in self._servers.values():
+            server.close()
         self._selector.close()
 
     # --- events ----------------------------------------------------------------------------------
@@ -290,6 +296,7 @@ class LocalExecutor:
         make_folder(run.paths.logs)
         log = run.paths.logs / f"{role}.log"
         group = _Group(role=role, workers=[], gpus=gpus, capacity=parts_at_once(self._cluster, run, key))
+        server = self._server(worker_packages(run, key), environment, log)
         port = str(_free_port())
         for rank in range(ranks):
             rank_environment = {
@@ -308,11 +315,29 @@ class LocalExecutor:
                 {**environment, **rank_environment},
                 ignore_signals=self._ignore_signals,
                 shared_engine=group.capacity > 1,
+                server=server,
             )
             self._selector.register(worker.pipe, selectors.EVENT_READ, (rank, worker))
             group.workers.append(worker)
         self._groups[role] = group
         return group
+
+    def _server(self, packages: tuple[str, ...], environment: dict[str, str], log: Path) -> ForkServer | None:
+        """The living fork server for workers with these packages; None: they start by themselves.
+
+        Packages may ask for GPUs when they are imported, and a process cannot use CUDA if its parent
+        has. So there is a server only on a machine without GPUs.
+        """
+        if not packages or self._limits.gpus or has_gpu():
+            return None
+        server = self._servers.get(packages)
+        if server is not None and not server.is_alive:
+            server.close()
+            server = None
+        if server is None:
+            with log.open("ab") as file:
+                server = self._servers[packages] = ForkServer(packages, environment, file)
+        return server
 
     def _take_gpus(self, role: str, count: int) -> tuple[str, ...] | None:
         """Return GPUs for a new group and end idle groups on them; None: too many are busy."""

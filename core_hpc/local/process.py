@@ -13,15 +13,16 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import IO
 
+from core_hpc.local.forking import ForkedProcess, ForkServer
+from core_hpc.local.stop_signals import ignored_by_child
 from core_hpc.runs.messages import WorkerCommand, WorkerMessage
 
 STOP_GRACE_S = 5.0
 LOG_TAIL_CHARACTERS = 4000
-STOP_SIGNALS = (signal.SIGUSR1, signal.SIGUSR2, signal.SIGTERM)
 
 
 class WorkerProcess:
@@ -35,6 +36,7 @@ class WorkerProcess:
         *,
         ignore_signals: bool = False,
         shared_engine: bool = False,
+        server: ForkServer | None = None,
     ) -> None:
         """Start the process.
 
@@ -45,34 +47,31 @@ class WorkerProcess:
             ignore_signals: it ignores the signals of a batch system. Its parent receives them, too,
                 and handles them.
             shared_engine: it runs all tasks that it has received at the same time.
+            server: starts it; None: it is a new program, which imports everything itself.
         """
         self.role = role
         self.log = log
         read_fd, write_fd = os.pipe()
-        command = [
-            sys.executable,
-            "-m",
-            "core_hpc.phases.worker",
-            "--role",
-            role,
-            "--events-fd",
-            str(write_fd),
-            "--threads",
-            environment["OMP_NUM_THREADS"],
-            *(["--shared-engine"] if shared_engine else []),
-        ]
+        arguments = ["--role", role, "--threads", environment["OMP_NUM_THREADS"]]
+        arguments += ["--shared-engine"] if shared_engine else []
         with contextlib.ExitStack() as stack:
             file = stack.enter_context(log.open("ab")) if log is not None else None
-            stack.enter_context(_ignored(STOP_SIGNALS if ignore_signals else ()))
-            self.process = subprocess.Popen(
-                command,
-                stdin=subprocess.PIPE,
-                stdout=file,
-                stderr=file,
-                env=dict(environment),
-                pass_fds=(write_fd,),
-                start_new_session=True,  # Ctrl-C reaches only the launcher, which then ends its workers
-            )
+            self.process: subprocess.Popen[bytes] | ForkedProcess
+            if server is not None:
+                self.process = server.start(
+                    arguments, environment, output=file, events_fd=write_fd, ignore_signals=ignore_signals
+                )
+            else:
+                stack.enter_context(ignored_by_child(when=ignore_signals))
+                self.process = subprocess.Popen(
+                    [sys.executable, "-m", "core_hpc.phases.worker", *arguments, "--events-fd", str(write_fd)],
+                    stdin=subprocess.PIPE,
+                    stdout=file,
+                    stderr=file,
+                    env=dict(environment),
+                    pass_fds=(write_fd,),
+                    start_new_session=True,  # Ctrl-C reaches only the launcher, which then ends its workers
+                )
         os.close(write_fd)
         self.pipe: IO[bytes] = os.fdopen(read_fd, "rb", buffering=0)
         self._buffer = b""
@@ -95,6 +94,8 @@ class WorkerProcess:
     def ending(self) -> str:
         """Wait until the process has ended, and describe how."""
         code = self.process.wait()
+        if code is None:
+            return "an unknown exit status, because its fork server has ended"
         return f"signal {signal.Signals(-code).name}" if code < 0 else f"exit status {code}"
 
     def log_tail(self) -> str:
@@ -129,14 +130,3 @@ def end_workers(workers: Sequence[WorkerProcess]) -> None:
         except subprocess.TimeoutExpired:
             worker.process.kill()
             worker.process.wait()
-
-
-@contextlib.contextmanager
-def _ignored(signals: Sequence[signal.Signals]) -> Iterator[None]:
-    """Ignore signals while a child process starts, which inherits that they are ignored."""
-    before = {number: signal.signal(number, signal.SIG_IGN) for number in signals}
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)

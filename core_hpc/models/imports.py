@@ -1,9 +1,11 @@
-"""Makes the imports of torch, transformers and vLLM cheaper.
+"""Makes the imports of torch, transformers, DeepSpeed and vLLM cheaper.
 
 transformers imports scikit-learn and SciPy, with pandas, for assisted decoding and for the loss of
 object detection. That is a fifth of the processor time until a model can be loaded. Nearly all objects
 that large packages make while they are imported stay, and the garbage collector would look at them
-again and again. That is a tenth of the processor time of these imports.
+again and again. That is a tenth of the processor time of these imports. DeepSpeed's optimizers import
+the optimizer Muon, which core_hpc does not use. Its functions are compiled when it is imported, and
+so torch's compiler is imported, which takes longer than DeepSpeed itself.
 """
 
 from __future__ import annotations
@@ -26,6 +28,20 @@ def large_imports() -> Iterator[None]:
     finally:
         if was_enabled:
             gc.enable()
+
+
+def import_deepspeed() -> None:
+    """Import DeepSpeed, and Muon without compiling it. Muon itself would still work, only slower."""
+    with large_imports():
+        import deepspeed.runtime.compiler as deepspeed_compiler
+
+        compile_decorator = deepspeed_compiler.compile
+        deepspeed_compiler.compile = lambda: lambda function: function
+        try:
+            import deepspeed.runtime.zero.muon.muon_optimizer as muon
+        finally:
+            deepspeed_compiler.compile = compile_decorator
+        assert muon
 
 
 def _skip_unused_packages() -> None:

@@ -13,6 +13,9 @@ from core_hpc.runs.folder import Run
 from core_hpc.store.paths import TaskKey
 from core_hpc.store.schema import GENERATION_PHASES, TRAINING_PHASES
 
+TORCH_PACKAGES = ("torch", "transformers.models.auto.modeling_auto", "peft", "deepspeed")
+VLLM_PACKAGES = ("torch", "vllm.entrypoints.llm")
+
 
 def role_of(run: Run, key: TaskKey) -> str:
     """The role of a task. A warm worker takes any task of its role, of any run of the sweep.
@@ -38,6 +41,16 @@ def warmup_group(run: Run, key: TaskKey) -> str:
 def engine_kind(run: Run, key: TaskKey) -> str:
     """The engine that a task needs. It decides the environment of the worker process."""
     return run.config.model(key.model).engine if key.phase in GENERATION_PHASES else "transformers"
+
+
+def worker_packages(run: Run, key: TaskKey) -> tuple[str, ...]:
+    """Modules that the worker of a task imports before it computes, and whose import takes seconds."""
+    kind = engine_kind(run, key)
+    if key.phase in TRAINING_PHASES or (kind == "transformers" and key.phase in GENERATION_PHASES):
+        return TORCH_PACKAGES
+    if key.phase in GENERATION_PHASES:
+        return VLLM_PACKAGES if kind == "vllm" else ()
+    return () if run.config.reward.distance.embedder.startswith("fake:") else TORCH_PACKAGES
 
 
 def parts_at_once(cluster: ClusterSection, run: Run, key: TaskKey) -> int:

@@ -45,6 +45,7 @@ TOKEN = "CORE_HPC_CHAOS"
 ROLES = {
     "core_hpc.launch": "controller",
     "core_hpc.phases.worker": "worker",
+    "core_hpc.local.fork_server": "fork server",
     "core_hpc.slurm.job": "light process",
 }
 
@@ -154,7 +155,7 @@ class Chaos:
 
     def _environment(self) -> dict[str, str]:
         environment = self.cluster.environment() if self.cluster is not None else dict(os.environ)
-        logs = {"task.started": "starts", "publish.done": "published"}
+        logs = {"task.started": "starts", "publish.done": "published", "fork_server.started": "servers"}
         entries = ";".join(f"log {point}@:{self.folder / name}.log" for point, name in logs.items())
         return {**environment, "CORE_HPC_FAULT": entries, TOKEN: self._token, "COLUMNS": "200"}
 
@@ -185,13 +186,13 @@ class Chaos:
         return " ".join((self.folder / "launcher.out").read_text(errors="replace")[-600:].split())
 
     def _log(self, name: str) -> list[tuple[float, int, int, str]]:
-        """The lines of a log: time, process, parent, and the task."""
+        """The lines of a log: time, process, parent, and the task (empty for servers)."""
         path = self.folder / f"{name}.log"
         lines = path.read_text().splitlines() if path.exists() else []
         found = []
         for line in lines:
             when, pid, parent, detail = line.split(" ", 3)
-            found.append((float(when), int(pid), int(parent), detail if name == "starts" else _key_of(detail)))
+            found.append((float(when), int(pid), int(parent), _key_of(detail) if name == "published" else detail))
         return found
 
     # --- faults ----------------------------------------------------------------------------------
@@ -218,8 +219,7 @@ class Chaos:
         found = []
         for process in psutil.process_iter():
             with contextlib.suppress(psutil.Error):
-                words = process.cmdline()
-                if ROLES.get(words[words.index("-m") + 1] if "-m" in words else "") != role:
+                if role_of(process) != role:
                     continue
                 if process.environ().get(TOKEN) == self._token and process.status() != psutil.STATUS_ZOMBIE:
                     found.append(process)
@@ -393,16 +393,18 @@ class Chaos:
         """Controllers whose writing overlaps in time.
 
         A submission carries the start that made it. With the driver `local` the parent of a worker
-        is its controller; a worker whose controller was killed has process 1 as its parent.
+        is its controller, or a fork server whose parent is. Process 1 is the parent of a worker
+        whose controller or server was killed.
         """
         wrote: dict[str, list[float]] = {}
         if self.cluster is not None:
             for record in SubmissionFolder(RunPaths(run).slurm).read(OPEN, ENDED, FAILED):
                 wrote.setdefault(record.start_id, []).append(record.submitted)
         else:
+            parents = {server: parent for _, server, parent, _ in self._log("servers")}
             for when, _, parent, _ in self._log("starts"):
                 if parent != 1:
-                    wrote.setdefault(str(parent), []).append(when)
+                    wrote.setdefault(str(parents.get(parent, parent)), []).append(when)
         spans = sorted((min(times), max(times), who) for who, times in wrote.items())
         return [
             f"controllers {a[2]} and {b[2]} worked at the same time"
@@ -419,6 +421,15 @@ class Chaos:
         self._process.wait()
 
 
+def role_of(process: psutil.Process) -> str:
+    """What a process does in a sweep; empty for one that does not belong to core_hpc."""
+    words = process.cmdline()
+    role = ROLES.get(words[words.index("-m") + 1] if "-m" in words else "", "")
+    if role == "fork server" and role_of(process.parent() or psutil.Process(1)) == role:
+        return "worker"  # a fork has the command line of its server
+    return role
+
+
 def _key_of(published: str) -> str:
     """The task of a line about a publication, whose detail is FOLDER/PHASE/iteration=NNNN/NAME."""
     *_, phase, iteration, name = published.split("/")
@@ -429,6 +440,7 @@ def _key_of(published: str) -> str:
 FAULTS: dict[str, Callable[[Chaos], str | None]] = {
     "controller killed": lambda chaos: chaos.kill("controller"),
     "worker killed": lambda chaos: chaos.kill("worker"),
+    "fork server killed": lambda chaos: chaos.kill("fork server"),
     "controller frozen": lambda chaos: chaos.freeze("controller"),
     "worker frozen": lambda chaos: chaos.freeze("worker"),
     "second controller": Chaos.second_controller,
@@ -444,4 +456,4 @@ FAULTS: dict[str, Callable[[Chaos], str | None]] = {
     "slurmctld restarted": Chaos.restart_slurmctld,
 }
 """By kind of fault: the function that causes it and returns its target; None: there is none now."""
-LOCAL_FAULTS = list(FAULTS)[:7]
+LOCAL_FAULTS = list(FAULTS)[:8]

@@ -151,8 +151,9 @@ class FakeWorker:
         *,
         ignore_signals: bool = False,
         shared_engine: bool = False,
+        server: Any = None,
     ) -> None:
-        self.role, self.log, self.environment = role, log, environment
+        self.role, self.log, self.environment, self.server = role, log, environment, server
         self.gpus = environment.get("CUDA_VISIBLE_DEVICES")
         self.ignore_signals, self.shared_engine = ignore_signals, shared_engine
         read_fd, self._messages = os.pipe()
@@ -209,10 +210,22 @@ class FakeWorker:
         return 0
 
 
+class FakeServer:
+    """NOT a process: it remembers what it was asked to import."""
+
+    def __init__(self, packages: tuple[str, ...], environment: Mapping[str, str], log: IO[bytes] | None) -> None:
+        self.packages, self.environment = packages, environment
+        self.is_alive, self.closed = True, False
+
+    def close(self) -> None:
+        self.closed = True
+
+
 @pytest.fixture
 def pool(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
     FakeWorker.started = []
     monkeypatch.setattr(executors, "WorkerProcess", FakeWorker)
+    monkeypatch.setattr(executors, "ForkServer", FakeServer)
     monkeypatch.setattr(executors, "POLL_S", 0.01)
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0,1,2,3")
     made: list[LocalExecutor] = []
@@ -483,3 +496,31 @@ def test_workers_know_whether_trainers_stay_between_iterations(
     for name, value in limits.sharing.environment().items():
         monkeypatch.setenv(name, value)
     assert Sharing.of_worker(section).trainers_stay is stay
+
+
+# --- fork servers --------------------------------------------------------------------------------
+
+
+def test_workers_with_the_same_packages_have_one_server_and_others_none(
+    pool: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    monkeypatch.setattr(executors, "has_gpu", lambda: False)
+    executor, run = pool(num_running=4)
+    executor.submit([(run, task("cold", "a")), (run, task("update", "a")), (run, task("update", "b"))])
+    engine, *trainers = FakeWorker.started
+    assert engine.server is None, "the fake engine imports nothing large"
+    assert trainers[0].server is trainers[1].server
+    assert "torch" in trainers[0].server.packages
+    assert "RANK" not in trainers[0].server.environment, "a variable of one worker would be that of all"
+    trainers[0].server.is_alive = False
+    finish(executor, trainers[0])
+    trainers[0].die()
+    executor.submit([(run, task("warmup", "a"))])
+
+
+def test_there_is_no_server_where_a_worker_may_use_a_gpu(pool: Any) -> None:
+    executor, run = pool(gpus=[0])
+    executor.submit([(run, task("update", "a"))])
+    (trainer,) = FakeWorker.started
+    assert trainer.server is None
