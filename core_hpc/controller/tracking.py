@@ -30,8 +30,8 @@ from core_hpc.config.run import flatten, scientific_fields
 from core_hpc.controller import samples
 from core_hpc.controller.event_files import EventFiles
 from core_hpc.problems.sets import by_set
+from core_hpc.runs.events import Done, Event
 from core_hpc.runs.folder import Run
-from core_hpc.runs.messages import Done, Event
 from core_hpc.runs.names import title_of
 from core_hpc.schedule.progress import RunProgress
 from core_hpc.store import manifests, shards

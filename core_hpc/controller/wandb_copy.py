@@ -24,8 +24,8 @@ from core_hpc.common.errors import CoreHpcError, InputError
 from core_hpc.config.run import flatten, scientific_fields
 from core_hpc.config.tracking import TrackingSection
 from core_hpc.controller.tracking import Points, RunTracker, Tracking
+from core_hpc.runs.events import Done, Event
 from core_hpc.runs.folder import Run
-from core_hpc.runs.messages import Done, Event
 from core_hpc.runs.names import title_of
 from core_hpc.schedule.progress import RunProgress
 from core_hpc.store import manifests

@@ -17,7 +17,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import IO
 
-from core_hpc.runs.messages import WorkerCommand, WorkerMessage
+from core_hpc.runs.worker_messages import WorkerCommand, WorkerMessage
 
 STOP_GRACE_S = 5.0
 LOG_TAIL_CHARACTERS = 4000

@@ -17,7 +17,8 @@ from core_hpc.common.errors import StoreError
 from core_hpc.problems.splits import EVALUATION
 from core_hpc.runs.folder import Run, open_run
 from core_hpc.runs.graph import Graph
-from core_hpc.runs.messages import JobStatus, OutcomeKind, RunningTask
+from core_hpc.runs.job_status import JobStatus, RunningTask
+from core_hpc.runs.outcome import OutcomeKind
 from core_hpc.schedule.remaining import FinishedTask, TaskCosts, expected_completions
 from core_hpc.schedule.useless import NOTHING_USELESS, Useless
 from core_hpc.slurm.commands import QueueEntry

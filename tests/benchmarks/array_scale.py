@@ -33,9 +33,11 @@ from core_hpc.controller.display import Display
 from core_hpc.controller.prepare import prepare, splits_of
 from core_hpc.controller.tracking import Tracking
 from core_hpc.runs import folder as runs
+from core_hpc.runs.events import Done, Event, Failed, TaskRef
 from core_hpc.runs.folder import Run
 from core_hpc.runs.graph import Graph
-from core_hpc.runs.messages import Done, Event, Failed, JobStatus, Progress, RunningTask, TaskRef
+from core_hpc.runs.job_status import JobStatus, RunningTask
+from core_hpc.runs.outcome import Progress
 from core_hpc.runs.sweep import load_sweep
 from core_hpc.schedule.base import Adopted
 from core_hpc.schedule.progress import RunProgress, inspect_run

@@ -31,8 +31,8 @@ from core_hpc.controller.prepare import prepare, splits_of
 from core_hpc.phases import run_task
 from core_hpc.phases.context import TaskContext, Warm
 from core_hpc.runs import folder as runs
+from core_hpc.runs.events import Done, Failed
 from core_hpc.runs.folder import Run, open_run
-from core_hpc.runs.messages import Done, Failed
 from core_hpc.runs.sweep import load_sweep
 from core_hpc.slurm.commands import Slurm
 from core_hpc.slurm.records import ENDED, FAILED, OPEN, SubmissionFolder

@@ -28,7 +28,8 @@ from core_hpc.controller.tracking import Tracking
 from core_hpc.runs import folder as runs
 from core_hpc.runs.contents import TABLE_OF
 from core_hpc.runs.folder import locate
-from core_hpc.runs.messages import JobStatus, Outcome, OutcomeKind
+from core_hpc.runs.job_status import JobStatus
+from core_hpc.runs.outcome import Outcome, OutcomeKind
 from core_hpc.runs.sweep import load_sweep
 from core_hpc.schedule.base import Listener
 from core_hpc.schedule.progress import inspect_run

@@ -15,8 +15,8 @@ from core_hpc.controller.prepare import splits_of
 from core_hpc.problems.splits import EVALUATION
 from core_hpc.runs import folder as runs
 from core_hpc.runs.contents import TABLE_OF, expected_rows
+from core_hpc.runs.events import Event, Failed
 from core_hpc.runs.folder import ModelFacts, Run
-from core_hpc.runs.messages import Event, Failed
 from core_hpc.runs.sweep import load_sweep
 from core_hpc.slurm.commands import AccountingEntry, JobId, Limits, QueueEntry, Slurm, SlurmUnavailableError
 from core_hpc.slurm.executor import SlurmExecutor

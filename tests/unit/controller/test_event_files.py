@@ -17,8 +17,8 @@ import pytest
 from core_hpc.controller import event_files, tracking
 from core_hpc.controller.event_files import RECORD, crc32c, framed
 from core_hpc.controller.tracking import FINAL, RunTracker, Tracking
+from core_hpc.runs.events import Done, TaskRef
 from core_hpc.runs.folder import Run
-from core_hpc.runs.messages import Done, TaskRef
 from core_hpc.schedule.progress import RunProgress
 from core_hpc.store import manifests
 from core_hpc.store.paths import TEAM, TaskKey

@@ -19,8 +19,8 @@ from core_hpc.common.errors import CoreHpcError, InputError
 from core_hpc.controller import wandb_copy
 from core_hpc.controller.tracking import Tracking
 from core_hpc.controller.wandb_copy import WandbCopy, check_tracking, copy_finished
+from core_hpc.runs.events import Done, TaskRef
 from core_hpc.runs.folder import Run
-from core_hpc.runs.messages import Done, TaskRef
 from core_hpc.runs.sweep import load_sweep
 from core_hpc.schedule.progress import RunProgress, inspect_run
 from core_hpc.store import manifests

@@ -24,7 +24,8 @@ from core_hpc.controller.prepare import splits_of
 from core_hpc.controller.start import Start
 from core_hpc.runs import folder as runs
 from core_hpc.runs.folder import ModelFacts, Run, locate
-from core_hpc.runs.messages import Outcome, OutcomeKind, Progress, RunningTask
+from core_hpc.runs.job_status import RunningTask
+from core_hpc.runs.outcome import Outcome, OutcomeKind, Progress
 from core_hpc.runs.sweep import load_sweep
 from core_hpc.schedule.progress import inspect_run
 from core_hpc.slurm.commands import JobId, QueueEntry, SlurmUnavailableError
