@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from core_hpc.controller.prepare import splits_of
-from core_hpc.controller.tracking import RunTracker
+from core_hpc.controller.run_tracker import RunTracker
 from core_hpc.runs import folder as runs
 from core_hpc.runs.folder import ModelFacts
 from core_hpc.runs.sweep import load_sweep
