@@ -32,7 +32,8 @@ from analysis.counts.counts import iterations_of
 from analysis.counts.load import load_run
 from analysis.metrics.passk import PASS, default_ks, pass_at_k_table
 from core_hpc.config.evaluation import SamplingSection
-from core_hpc.config.run import ModelSection, scientific_fields
+from core_hpc.config.identity import scientific_fields
+from core_hpc.config.model import ModelSection
 from core_hpc.models.adapters import published_iterations
 from core_hpc.models.loading import load_model, published_rope
 from core_hpc.phases.context import TaskContext, Warm

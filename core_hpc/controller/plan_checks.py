@@ -15,8 +15,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from core_hpc.common.errors import InputError
+from core_hpc.config.model import ModelSection
 from core_hpc.config.problems import NoProblems
-from core_hpc.config.run import ModelSection, RunConfig
+from core_hpc.config.run import RunConfig
 from core_hpc.local.executor import LocalLimits
 from core_hpc.local.gpus import check_gpus
 from core_hpc.models.folder import context_of_folder

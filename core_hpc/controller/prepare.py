@@ -15,8 +15,9 @@ from pathlib import Path
 from typing import Any
 
 from core_hpc.common.errors import CoreHpcError, InputError
+from core_hpc.config.model import ModelSection
 from core_hpc.config.problems import NoProblems
-from core_hpc.config.run import ModelSection, RunConfig
+from core_hpc.config.run import RunConfig
 from core_hpc.engines import has_gpu
 from core_hpc.extensions.sources import Source, remember
 from core_hpc.models.adapters import adapter_digest, check_adapter, find_adapter

@@ -19,7 +19,7 @@ from analysis.metrics.rescue import leak_points
 from analysis.timing.account import RunTimes, iteration_table, task_time, waited_table, with_submissions
 from analysis.timing.critical_path import TaskTime
 from core_hpc import __version__
-from core_hpc.config.run import flatten, scientific_fields
+from core_hpc.config.identity import flatten, scientific_fields
 from core_hpc.controller import samples
 from core_hpc.controller.event_files import EventFiles
 from core_hpc.controller.points import Points, PointWriter

@@ -21,7 +21,7 @@ from collections.abc import Callable, Sequence
 from importlib.util import find_spec
 
 from core_hpc.common.errors import CoreHpcError, InputError
-from core_hpc.config.run import flatten, scientific_fields
+from core_hpc.config.identity import flatten, scientific_fields
 from core_hpc.config.tracking import TrackingSection
 from core_hpc.controller.points import Points
 from core_hpc.controller.run_tracker import RunTracker

@@ -28,7 +28,7 @@ from packaging.specifiers import SpecifierSet
 from core_hpc.common.errors import CoreHpcError, InputError
 from core_hpc.common.shipped import checkout_folder
 from core_hpc.config.cluster import ClusterSection
-from core_hpc.config.run import ModelSection
+from core_hpc.config.model import ModelSection
 from core_hpc.controller.prepare import problems_key, splits_of
 from core_hpc.engines import has_gpu
 from core_hpc.local.executor import LocalLimits

@@ -19,7 +19,8 @@ from pydantic import TypeAdapter
 
 from core_hpc.common import ownership
 from core_hpc.common.errors import InputError, RunConflictError, StoreError
-from core_hpc.config.run import RunConfig, flatten, scientific_fields
+from core_hpc.config.identity import flatten, scientific_fields
+from core_hpc.config.run import RunConfig
 from core_hpc.extensions import sources
 from core_hpc.extensions.points import uses
 from core_hpc.problems.splits import EVALUATION, SPLITS, Splits, problems_digest

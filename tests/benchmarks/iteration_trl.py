@@ -43,7 +43,7 @@ import psutil
 import yaml
 from core_hpc.answers.extract import extract_answer
 from core_hpc.answers.verifier import verify
-from core_hpc.config.run import LoraSection
+from core_hpc.config.model import LoraSection
 from core_hpc.controller.prepare import prepare, splits_of
 from core_hpc.engines import worker_environment
 from core_hpc.phases.context import Warm
