@@ -22,6 +22,7 @@ from core_hpc.engines import has_gpu
 from core_hpc.problems.sets import set_sizes
 from core_hpc.problems.splits import Splits
 from core_hpc.runs import folder as runfolders
+from core_hpc.runs.conflicts import find_conflicts
 from core_hpc.runs.graph import Graph, steps_per_iteration
 from core_hpc.runs.sweep import RunPlan, Sweep
 from core_hpc.slurm.arrays import CHAINS
@@ -101,7 +102,7 @@ def make_plan(sweep: Sweep) -> Plan:
     Raises:
         InputError: the problems cannot be made.
     """
-    conflicts = runfolders.conflicts(sweep)
+    conflicts = find_conflicts(sweep)
     problems = _Problems(sweep)
     graphs = {
         plan.run_id: Graph.of(plan.config, num_evaluation_problems=sum(problems.held_out[plan.run_id].values()))

@@ -32,7 +32,7 @@ from rich.console import Console
 from core_hpc.controller.display import Display
 from core_hpc.controller.prepare import prepare, splits_of
 from core_hpc.controller.tracking import Tracking
-from core_hpc.runs import folder as runs
+from core_hpc.runs import creation
 from core_hpc.runs.events import Done, Event, Failed, TaskRef
 from core_hpc.runs.folder import Run
 from core_hpc.runs.graph import Graph
@@ -152,7 +152,7 @@ class Bench:
         )
         sweep = load_sweep(path)
         (plan,) = sweep.runs
-        return runs.create(plan, sweep.folder, splits_of(plan), prepare(plan.config))
+        return creation.create(plan, sweep.folder, splits_of(plan), prepare(plan.config))
 
     def executor(self, run: Run, slurm: Slurm) -> SlurmExecutor:
         """The executor of a new controller."""

@@ -47,7 +47,7 @@ from core_hpc.config.model import LoraSection
 from core_hpc.controller.prepare import prepare, splits_of
 from core_hpc.engines import worker_environment
 from core_hpc.phases.context import Warm
-from core_hpc.runs import folder as runs
+from core_hpc.runs import creation
 from core_hpc.runs.contents import problems_of_part
 from core_hpc.runs.folder import Run, open_run
 from core_hpc.runs.sweep import load_sweep
@@ -114,7 +114,7 @@ def make_run(path: Path, folder: Path) -> Run:
     """Create a run folder in which nothing is published; TRL reads its problems and prompts."""
     sweep = load_sweep(path, output=str(folder))
     (plan,) = sweep.runs
-    return runs.create(plan, sweep.folder, splits_of(plan), prepare(plan.config))
+    return creation.create(plan, sweep.folder, splits_of(plan), prepare(plan.config))
 
 
 # --- TRL -----------------------------------------------------------------------------------------

@@ -18,7 +18,7 @@ from analysis.timing.account import iteration_table, times_of, waited_table
 from analysis.timing.critical_path import GENERATE, LOG_PROBS, START, TRAIN
 from core_hpc.controller.prepare import prepare, splits_of
 from core_hpc.phases.context import TaskContext, Warm
-from core_hpc.runs import folder as runs
+from core_hpc.runs import creation
 from core_hpc.runs.folder import Run
 from core_hpc.runs.sweep import load_sweep
 from core_hpc.store.paths import TaskKey
@@ -56,7 +56,7 @@ def make_run(folder: Path, values: Sequence[str]) -> Run:
     """Create a run folder in which nothing is published yet."""
     sweep = load_sweep(SWEEP, values, output=str(folder))
     (plan,) = sweep.runs
-    return runs.create(plan, sweep.folder, splits_of(plan), prepare(plan.config))
+    return creation.create(plan, sweep.folder, splits_of(plan), prepare(plan.config))
 
 
 def cold_task(run: Run, model: str, warm: Warm) -> TaskContext:

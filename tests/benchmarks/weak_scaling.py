@@ -30,7 +30,7 @@ from analysis.timing.account import times_of
 from core_hpc.controller.prepare import prepare, splits_of
 from core_hpc.phases import run_task
 from core_hpc.phases.context import TaskContext, Warm
-from core_hpc.runs import folder as runs
+from core_hpc.runs import creation
 from core_hpc.runs.events import Done, Failed
 from core_hpc.runs.folder import Run, open_run
 from core_hpc.runs.sweep import load_sweep
@@ -112,7 +112,7 @@ def make_run(folder: Path, name: str, workers: int, parts: int, **slurm: Any) ->
     )
     sweep = load_sweep(path)
     (plan,) = sweep.runs
-    return runs.create(plan, sweep.folder, splits_of(plan), prepare(plan.config))
+    return creation.create(plan, sweep.folder, splits_of(plan), prepare(plan.config))
 
 
 def one_phase(folder: Path, workers: int, wait_s: float) -> dict[str, Any]:

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from core_hpc.problems.splits import make_splits
-from core_hpc.runs import folder as runs
+from core_hpc.runs import creation
 from core_hpc.runs.folder import ModelFacts, Run
 from core_hpc.runs.sweep import load_sweep
 from core_hpc.store.paths import TEAM, TaskKey
@@ -25,7 +25,7 @@ def make_run(folder: Path, **changes: Any) -> Run:
     sweep = load_sweep(tiny_sweep(folder / "tiny.yaml", [Path("/m0"), Path("/m1")], folder / "out", **changes))
     (plan,) = sweep.runs
     facts = {m.name: ModelFacts("0" * 64, 512, "plain") for m in plan.config.team}
-    return runs.create(plan, sweep.folder, make_splits(plan.config.problems), facts)
+    return creation.create(plan, sweep.folder, make_splits(plan.config.problems), facts)
 
 
 def publish_evaluation(run: Run, iteration: int, part: int, **values: Any) -> None:

@@ -18,8 +18,9 @@ from core_hpc.controller.plan import planned_scripts
 from core_hpc.controller.prepare import splits_of
 from core_hpc.evaluate import build_parser, content, main, text_of
 from core_hpc.models.adapters import adapter_digest, find_adapter
+from core_hpc.runs.creation import create
 from core_hpc.runs.evaluation_arguments import parse_set
-from core_hpc.runs.folder import ModelFacts, create, open_run
+from core_hpc.runs.folder import ModelFacts, open_run
 from core_hpc.runs.graph import Graph
 from core_hpc.runs.sweep import Sweep, load_sweep, resolve_sweep
 from core_hpc.store.manifests import publish, read_manifest

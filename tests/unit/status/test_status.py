@@ -22,7 +22,7 @@ from core_hpc.common.terminal import PlainConsole
 from core_hpc.controller.heartbeat import HEARTBEAT_S, Heartbeat
 from core_hpc.controller.prepare import splits_of
 from core_hpc.controller.start import Start
-from core_hpc.runs import folder as runs
+from core_hpc.runs import creation
 from core_hpc.runs.folder import ModelFacts, Run, locate
 from core_hpc.runs.job_status import RunningTask
 from core_hpc.runs.outcome import Outcome, OutcomeKind, Progress
@@ -50,7 +50,7 @@ def make_run(folder: Path, **changes: Any) -> Run:
     sweep = load_sweep(tiny_sweep(folder / "tiny.yaml", [Path("/m0"), Path("/m1")], folder / "out", **changes))
     (plan,) = sweep.runs
     facts = {m.name: ModelFacts("0" * 64, 512, "plain") for m in plan.config.team}
-    return runs.create(plan, sweep.folder, splits_of(plan), facts)
+    return creation.create(plan, sweep.folder, splits_of(plan), facts)
 
 
 def publish(run: Run, key: TaskKey, **stats: Any) -> None:
