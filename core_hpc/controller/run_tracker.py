@@ -16,8 +16,9 @@ from analysis.counts.counts import ROW_COLUMNS, count_rows
 from analysis.metrics.curves import STEP_MEASURES, score_points
 from analysis.metrics.passk import FIRST, PASS_HAT, pass_at_k_table
 from analysis.metrics.rescue import leak_points
-from analysis.timing.account import RunTimes, iteration_table, task_time, waited_table, with_submissions
+from analysis.timing.account import iteration_table, waited_table
 from analysis.timing.critical_path import TaskTime
+from analysis.timing.recorded import RunTimes, task_time, with_submissions
 from core_hpc import __version__
 from core_hpc.config.identity import flatten, scientific_fields
 from core_hpc.controller import samples

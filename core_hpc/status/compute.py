@@ -12,7 +12,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from analysis.timing.account import RunTimes, iteration_table, task_time, with_submissions
+from analysis.timing.account import iteration_table
+from analysis.timing.recorded import RunTimes, task_time, with_submissions
 from core_hpc.common.errors import StoreError
 from core_hpc.problems.splits import EVALUATION
 from core_hpc.runs.folder import Run, open_run

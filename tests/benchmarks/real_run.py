@@ -14,8 +14,9 @@ from typing import Any
 
 import polars as pl
 
-from analysis.timing.account import iteration_table, times_of, waited_table
+from analysis.timing.account import iteration_table, waited_table
 from analysis.timing.critical_path import GENERATE, LOG_PROBS, START, TRAIN
+from analysis.timing.recorded import times_of
 from core_hpc.controller.prepare import prepare, splits_of
 from core_hpc.phases.context import TaskContext, Warm
 from core_hpc.runs import creation

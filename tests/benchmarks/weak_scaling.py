@@ -26,7 +26,7 @@ from pathlib import Path
 from typing import Any
 from unittest import mock
 
-from analysis.timing.account import times_of
+from analysis.timing.recorded import times_of
 from core_hpc.controller.prepare import prepare, splits_of
 from core_hpc.phases import run_task
 from core_hpc.phases.context import TaskContext, Warm
