@@ -31,7 +31,7 @@ from core_hpc.schedule.progress import inspect_run
 from core_hpc.slurm.commands import JobId, QueueEntry, SlurmUnavailableError
 from core_hpc.slurm.records import FAILED, OPEN, Submission, SubmissionFolder, new_submission
 from core_hpc.status import __main__ as command
-from core_hpc.status import collect, compute
+from core_hpc.status import collect, compute, pace
 from core_hpc.status.model import ControllerStatus, RunStatus, SweepStatus
 from core_hpc.store import manifests
 from core_hpc.store.claims import claim
@@ -447,8 +447,8 @@ def test_completions_per_second_count_the_last_minutes() -> None:
     now = 10_000.0
     published = {COLD[0]: manifest_of(now - 50, 50.0, 100), COLD[1]: manifest_of(now - 5000, 50.0, 1000)}
     running = {COLD[2]: RunningTask(now - 100, Progress(60, 99, 0), now - 1)}
-    assert compute.completions_per_s(published, running, now) == pytest.approx(1.6)
-    assert compute.completions_per_s({COLD[1]: published[COLD[1]]}, {}, now) is None
+    assert pace.completions_per_s(published, running, now) == pytest.approx(1.6)
+    assert pace.completions_per_s({COLD[1]: published[COLD[1]]}, {}, now) is None
 
 
 # --- the command line ----------------------------------------------------------------------------
