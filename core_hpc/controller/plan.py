@@ -152,7 +152,7 @@ class _Problems:
     def __init__(self, sweep: Sweep) -> None:
         self.splits: dict[str, Splits] = {}
         self.held_out: dict[str, dict[str, int]] = {}
-        found: dict[tuple[str, str, int], tuple[Splits | None, dict[str, int]]] = {}
+        found: dict[tuple[str, ...], tuple[Splits | None, dict[str, int]]] = {}
         messages: list[str] = []
         for plan in sweep.runs:
             problems, evaluation = plan.config.problems, plan.config.evaluation
@@ -163,9 +163,9 @@ class _Problems:
                     found[alike] = splits, set_sizes(plan.config, splits.evaluation)
                 except InputError as e:
                     held_out = {"": problems.evaluation, **{own.name: own.problems for own in evaluation.sets}}
-                    from_hub = any(
-                        isinstance(s, DataSetProblems) and s.path is None for s in (problems.train, *held_out.values())
-                    )
+                    warmups = [source for m in plan.config.team if m.warmup is not None for source in m.warmup.sources]
+                    sources = (problems.train, *held_out.values(), *warmups)
+                    from_hub = any(isinstance(s, DataSetProblems) and s.path is None for s in sources)
                     counts = {name: source.count for name, source in held_out.items() if source.count is not None}
                     if not from_hub or len(counts) < len(held_out):
                         raise

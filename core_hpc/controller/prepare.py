@@ -169,10 +169,14 @@ def _evaluation_tokens(
     return found
 
 
-def problems_key(config: RunConfig) -> tuple[str, str, int]:
-    """What decides whether the problems of a run can be made: equal for most runs of a sweep."""
-    problems, evaluation = config.problems, config.evaluation
-    return problems.model_dump_json(), evaluation.model_dump_json(), config.protocol.problems_per_iteration
+def problems_key(config: RunConfig) -> tuple[str, ...]:
+    """What decides which problems a run has, and whether they can be made: equal for most runs of a sweep."""
+    warmups = [
+        (model.name, [source.model_dump_json() for source in model.warmup.sources] if model.warmup else [])
+        for model in config.team
+    ]
+    sections = (config.problems.model_dump_json(), config.evaluation.model_dump_json())
+    return *sections, json.dumps(warmups), str(config.protocol.problems_per_iteration)
 
 
 def _write_splits(folder: Path, number: int, splits: Splits) -> None:

@@ -105,7 +105,7 @@ def warmup_problems(warmup: WarmupSection, evaluation: pl.DataFrame) -> pl.DataF
     """
     held_out = set(evaluation["question"])
     items: list[Item] = []
-    for number, source in enumerate((warmup.problems, *warmup.hinted)):
+    for number, source in enumerate(warmup.sources):
         label = f"warmup-{number}" if number else "warmup"
         found = _solved(source, _apart_from(source, label, held_out))
         items += [replace(i, metadata={**i.metadata, HINTED: True}) for i in found] if number else found

@@ -129,6 +129,17 @@ def test_problems_of_sets_are_those_of_each_run(tmp_path: Path) -> None:
     assert "run absent: evaluation.sets.0.problems: " in found[1].what
 
 
+def test_problems_of_warmups_are_those_of_each_run(tmp_path: Path) -> None:
+    """Two runs whose only difference is the source of a warm-up."""
+    absent = {"source": "jsonl", "path": str(tmp_path / "none.jsonl")}
+    warmup = {"problems": {"source": "generated", "count": 4}}
+    team = [{"name": "m0", "model": str(tmp_path / "model"), "engine": "transformers", "warmup": warmup}]
+    runs = [{"label": "made"}, {"label": "absent", "team.m0.warmup.problems": absent}]
+    found = list(doctor_inputs.check_problems(subject(tmp_path, team=team, runs=runs)))
+    assert statuses(found) == [OK, FAIL]
+    assert "run absent: team.0.warmup: " in found[1].what
+
+
 def test_without_a_sweep_models_and_problems_are_not_checked(tmp_path: Path) -> None:
     stand_in = Subject(doctor.load_subject(None, None), False, Slurm())
     assert [*doctor_inputs.check_models(stand_in), *doctor_inputs.check_problems(stand_in)] == []
