@@ -30,9 +30,7 @@ from unittest import mock
 from rich.console import Console
 
 from core_hpc.controller.display import Display
-from core_hpc.controller.prepare import prepare, splits_of
 from core_hpc.controller.tracking import Tracking
-from core_hpc.runs import creation
 from core_hpc.runs.events import Done, Event, Failed, TaskRef
 from core_hpc.runs.folder import Run
 from core_hpc.runs.graph import Graph
@@ -49,6 +47,7 @@ from core_hpc.store import manifests
 from core_hpc.store.paths import TaskKey
 from core_hpc.store.schema import COLD
 from tests.benchmarks.measure import Cost, largest, measured, print_largest, print_table, report
+from tests.benchmarks.real_run import prepared_run
 from tests.benchmarks.simulated_tasks import SimulatedTasks
 from tests.support.cluster import DevCluster, running_cluster
 from tests.support.fake_slurm import executor_of
@@ -150,9 +149,7 @@ class Bench:
             evaluation={"samples": 1, "sampling": {"max_new_tokens": 16}},
             cluster={"driver": "arrays", "slurm": section},
         )
-        sweep = load_sweep(path)
-        (plan,) = sweep.runs
-        return creation.create(plan, sweep.folder, splits_of(plan), prepare(plan.config))
+        return prepared_run(load_sweep(path))
 
     def executor(self, run: Run, slurm: Slurm) -> SlurmExecutor:
         """The executor of a new controller."""
