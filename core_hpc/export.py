@@ -24,6 +24,7 @@ import polars as pl
 from core_hpc.common.errors import CoreHpcError, InputError
 from core_hpc.common.packages import require_own_analysis
 from core_hpc.common.terminal import PlainConsole, show_error
+from core_hpc.config.yaml_text import dump_yaml
 
 require_own_analysis()  # the card has figures of `analysis`
 
@@ -199,7 +200,7 @@ def card(export: Export) -> str:
         **({"license": licence} if licence else {}),
     }
     team = ", ".join(f"{m.name} ({m.model})" for m in run.config.team)
-    fields = yaml.safe_dump(scientific_fields(run.config), sort_keys=False, allow_unicode=True)
+    fields = dump_yaml(scientific_fields(run.config), sort_keys=False, allow_unicode=True)
     return "\n".join(
         [
             "---",

@@ -72,6 +72,13 @@ def test_what_is_written_is_the_same_sweep(tmp_path: Path, capsys: pytest.Captur
     assert "exists already" in capsys.readouterr().err
 
 
+def test_names_that_look_like_numbers_are_written_as_texts(tmp_path: Path) -> None:
+    path = tmp_path / "own.yaml"
+    assert main(["x/7e8", "--problems", "gsm8k", "--name", "1e5", "--write", str(path)]) == 0
+    written = load_sweep(path)
+    assert (written.name, [m.name for m in written.runs[0].config.team]) == ("1e5", ["7e8"])
+
+
 @pytest.mark.parametrize(
     ("text", "name", "source"),
     [
