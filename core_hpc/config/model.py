@@ -1,7 +1,8 @@
 """One member of the team: its weights, its engine, its prompts, and what an update trains of it.
 
-In: an entry of `team` in a sweep file. Out: a frozen `ModelSection`. Rules about several members are
-in `checks.py`. This module reads no files and loads no heavy package.
+In: an entry of `team` in a sweep file. Out: a frozen `ModelSection`. Rules about several members, and
+about other sections, are in `run.py` and `checks.py`. This module reads no files and loads no heavy
+package.
 """
 
 from __future__ import annotations
