@@ -12,8 +12,9 @@ from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
 from core_hpc.common.errors import InputError
-from core_hpc.config.cluster import ClusterSection, PhaseGroup
+from core_hpc.config.cluster import ClusterSection
 from core_hpc.config.problems import DataSetProblems
+from core_hpc.config.slurm import PhaseGroup
 from core_hpc.controller import estimate
 from core_hpc.controller.plan_checks import Check, check_sweep
 from core_hpc.controller.plan_power import Comparison, comparison_of

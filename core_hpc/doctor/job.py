@@ -16,7 +16,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from core_hpc.config.cluster import ClusterSection, PhaseGroup
+from core_hpc.config.cluster import ClusterSection
+from core_hpc.config.slurm import PhaseGroup
 from core_hpc.doctor.checks import FAIL, OK, WARN, Finding, Subject
 from core_hpc.doctor.inputs import model_folders
 from core_hpc.doctor.machine import judge_gpus

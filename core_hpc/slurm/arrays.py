@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Sequence
 
-from core_hpc.config.cluster import SlurmSection
+from core_hpc.config.slurm import SlurmSection
 from core_hpc.runs.events import Event, Failed, Progressed, Released, Started, TaskRef, Waiting
 from core_hpc.runs.folder import Run
 from core_hpc.runs.graph import Graph

@@ -16,7 +16,8 @@ from dataclasses import replace
 from pathlib import Path
 
 from core_hpc.common.errors import InputError
-from core_hpc.config.cluster import ClusterSection, PhaseGroup
+from core_hpc.config.cluster import ClusterSection
+from core_hpc.config.slurm import PhaseGroup
 from core_hpc.runs.events import Done, Event, Progressed, TaskRef
 from core_hpc.runs.folder import Run
 from core_hpc.runs.outcome import Outcome, OutcomeKind

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
-from core_hpc.config.cluster import PhaseGroup
+from core_hpc.config.slurm import PhaseGroup
 from core_hpc.runs.events import Event, TaskRef
 from core_hpc.runs.folder import Run
 from core_hpc.runs.outcome import Outcome

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from core_hpc.config.cluster import SlurmSection
+from core_hpc.config.slurm import SlurmSection
 from core_hpc.runs.events import Done, Event, Failed, Progressed, Released, Started, TaskRef, Waiting
 from core_hpc.runs.folder import Run
 from core_hpc.runs.job_status import JobStatus

@@ -13,7 +13,8 @@ from typing import Any
 import pytest
 
 from core_hpc.common.errors import InputError
-from core_hpc.config.cluster import ClusterSection, PhaseGroup
+from core_hpc.config.cluster import ClusterSection
+from core_hpc.config.slurm import PhaseGroup
 from core_hpc.doctor import __main__ as doctor
 from core_hpc.doctor import inputs as doctor_inputs
 from core_hpc.doctor import job as doctor_job
