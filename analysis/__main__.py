@@ -56,11 +56,13 @@ from analysis.metrics.votes import vote_table
 from analysis.report.evaluation_tables import evaluations
 from analysis.report.figures import arms_figure, write
 from analysis.report.further_tables import hints_of_run, selectors_of_run
+from analysis.report.main_tables import report_tables
 from analysis.report.paper import paper_tables
 from analysis.report.plan_command import learning, plan
-from analysis.report.report import report_tables, warnings_of, write_reports, write_table
+from analysis.report.reader_warnings import warnings_of
+from analysis.report.report import write_reports, write_table
 from analysis.report.training_tables import rows_table
-from analysis.timing.account import times_of
+from analysis.timing.recorded import times_of
 from analysis.timing.tables import time_report
 from core_hpc.common.errors import CoreHpcError, InputError
 from core_hpc.common.terminal import PlainConsole, printable

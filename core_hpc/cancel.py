@@ -32,7 +32,7 @@ require_own_analysis()  # the controller imports `analysis`
 
 from core_hpc.controller.detach import active_controllers
 from core_hpc.runs.folder import locate, runs_in
-from core_hpc.runs.messages import Outcome, OutcomeKind
+from core_hpc.runs.outcome import Outcome, OutcomeKind
 from core_hpc.slurm.commands import JobId, QueueEntry, Slurm, SlurmUnavailableError, certainly_ended
 from core_hpc.slurm.records import OPEN, Submission, SubmissionFolder, sweep_of
 from core_hpc.store import manifests

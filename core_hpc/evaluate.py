@@ -11,6 +11,7 @@ contains is decided in `runs/evaluation.py`.
 from __future__ import annotations
 
 from core_hpc.common.startup import begin_command
+from core_hpc.config.yaml_text import dump_yaml
 
 if __name__ == "__main__":
     begin_command()
@@ -30,7 +31,6 @@ from core_hpc.common.terminal import show_error
 
 require_own_analysis()  # the launcher imports `analysis`
 
-import yaml
 from core_hpc.config.evaluation import EvaluationSection
 from core_hpc.launch import add_launch_arguments, launch_with
 from core_hpc.runs.evaluation import subject_of, sweep_file
@@ -115,7 +115,7 @@ def text_of(data: dict[str, Any], arguments: Sequence[str]) -> str:
     """The sweep file as text."""
     command = f"# Written by: {PROG} {shlex.join(arguments)}\n".replace("\n", " ").strip()
     without_aliases = json.loads(json.dumps(data))
-    return f"{command}\n{yaml.safe_dump(without_aliases, sort_keys=False, allow_unicode=True)}"
+    return f"{command}\n{dump_yaml(without_aliases, sort_keys=False, allow_unicode=True)}"
 
 
 def main(arguments: Sequence[str], *, prog: str = PROG) -> int:

@@ -24,6 +24,7 @@ import polars as pl
 from core_hpc.common.errors import CoreHpcError, InputError
 from core_hpc.common.packages import require_own_analysis
 from core_hpc.common.terminal import PlainConsole, show_error
+from core_hpc.config.yaml_text import dump_yaml
 
 require_own_analysis()  # the card has figures of `analysis`
 
@@ -32,7 +33,8 @@ from analysis.counts.counts import iterations_of
 from analysis.counts.load import load_run
 from analysis.metrics.passk import PASS, default_ks, pass_at_k_table
 from core_hpc.config.evaluation import SamplingSection
-from core_hpc.config.run import ModelSection, scientific_fields
+from core_hpc.config.identity import scientific_fields
+from core_hpc.config.model import ModelSection
 from core_hpc.models.adapters import published_iterations
 from core_hpc.models.loading import load_model, published_rope
 from core_hpc.phases.context import TaskContext, Warm
@@ -198,7 +200,7 @@ def card(export: Export) -> str:
         **({"license": licence} if licence else {}),
     }
     team = ", ".join(f"{m.name} ({m.model})" for m in run.config.team)
-    fields = yaml.safe_dump(scientific_fields(run.config), sort_keys=False, allow_unicode=True)
+    fields = dump_yaml(scientific_fields(run.config), sort_keys=False, allow_unicode=True)
     return "\n".join(
         [
             "---",

@@ -115,9 +115,9 @@ def launch_with(options: argparse.Namespace, read: Callable[[Sequence[str]], Swe
             raise InputError(f"{'--full' if options.full else '--json'} needs --dry-run")
         overrides = [*options.overrides, *([f"cluster.driver={options.driver}"] if options.driver else [])]
         sweep = read(overrides)
-        from core_hpc.runs import folder as runfolders  # loads Polars, which a refused file does not need
+        from core_hpc.runs import conflicts  # loads Polars, which a refused file does not need
 
-        sweep = runfolders.with_started_ids(sweep)
+        sweep = conflicts.with_started_ids(sweep)
         if options.dry_run:
             return _dry_run(sweep, console, full=options.full, as_json=options.json)
         return launch(sweep, console, verify=options.verify, detached=options.detach)
@@ -174,17 +174,17 @@ def launch(sweep: Sweep, console: Console, *, verify: bool = False, detached: bo
     from core_hpc.controller.start import Start, prepare_new_runs
     from core_hpc.controller.wandb_copy import check_tracking
     from core_hpc.local.executor import LocalLimits
-    from core_hpc.runs import folder as runfolders
+    from core_hpc.runs import conflicts
     from core_hpc.store import manifests
 
     cluster = sweep.cluster
-    runfolders.check_conflicts(sweep)
-    runfolders.check_iterations(sweep)
+    conflicts.check_conflicts(sweep)
+    conflicts.check_iterations(sweep)
     for section in dict.fromkeys(plan.config.tracking for plan in sweep.runs):
         check_tracking(section)
     manifests.require_writable(sweep.folder, min_free_gb=MIN_FREE_GB)
     if _uses_slurm(sweep):
-        runfolders.require_own_folders(sweep)
+        conflicts.require_own_folders(sweep)
         _check_slurm(sweep, console)
     elif detached:
         raise InputError(

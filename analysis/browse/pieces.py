@@ -13,7 +13,8 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from core_hpc.config.run import ModelSection, RunConfig
+from core_hpc.config.model import ModelSection
+from core_hpc.config.run import RunConfig
 from core_hpc.store.paths import RunPaths
 from core_hpc.store.schema import UPDATE
 

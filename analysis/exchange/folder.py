@@ -31,7 +31,7 @@ import polars as pl
 
 from analysis.exchange.converters import Origin
 from analysis.exchange.predictions import Predictions, read_predictions
-from core_hpc.answers import extract, latex, numbers, symbolic, verifier
+from core_hpc.answers import extract, latex, latex_comparison, latex_reading, numbers, symbolic, verifier
 from core_hpc.answers import kinds as answer_kinds
 from core_hpc.common.errors import InputError
 from core_hpc.common.ownership import FOLDER_MODE
@@ -48,7 +48,8 @@ def verifier_version() -> dict[str, Any]:
     """Version of the verifier: package version, git state, checksum of the verifying code."""
     made_with = provenance.collect()
     known = {name: made_with[name] for name in ("core_hpc", "git_commit", "git_modified")}
-    code = b"".join(inspect.getsource(m).encode() for m in (extract, answer_kinds, numbers, latex, verifier, symbolic))
+    modules = (extract, answer_kinds, numbers, latex, latex_reading, latex_comparison, verifier, symbolic)
+    code = b"".join(inspect.getsource(module).encode() for module in modules)
     return {**known, "code_sha256": hashlib.sha256(code).hexdigest()}
 
 

@@ -1,7 +1,7 @@
 """Training curves of a run: one value per iteration, model and measure.
 
 The input is a run folder, of a run that is finished or in progress. The output is a tidy frame
-(`CURVES`). `core_hpc/controller/tracking.py` uses the values of single sets of rows and writes them
+(`CURVES`). `core_hpc/controller/run_tracker.py` uses the values of single sets of rows and writes them
 to TensorBoard under the same names.
 
 The published shards of scores and optimizer steps are read one after another, with the needed

@@ -15,7 +15,7 @@ from analysis.counts.load import RunData
 from analysis.metrics.pairs import fields_of
 from core_hpc.common.errors import InputError
 from core_hpc.config.base import DEFAULT_BY, Section
-from core_hpc.config.run import flatten
+from core_hpc.config.identity import flatten
 
 ABSENT = "-"
 """Value of a field that a run does not have."""

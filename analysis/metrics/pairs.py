@@ -20,7 +20,7 @@ from analysis.stats.estimators import IntArray
 from analysis.stats.intervals import join_notes
 from core_hpc.common.errors import InputError
 from core_hpc.config.analysis import PrimarySection
-from core_hpc.config.run import flatten, scientific_fields
+from core_hpc.config.identity import flatten, scientific_fields
 from core_hpc.problems.splits import EVALUATION
 from core_hpc.runs.arms import arm_of_label
 from core_hpc.runs.names import label_of

@@ -16,7 +16,7 @@ import polars as pl
 
 from analysis.counts.load import RunData, problems_of
 from analysis.timing.cost import Cost
-from core_hpc.config.run import flatten
+from core_hpc.config.identity import flatten
 from core_hpc.problems.sets import set_of
 from core_hpc.problems.splits import EVALUATION, TRAIN
 from core_hpc.runs.folder import read_identity

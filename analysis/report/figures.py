@@ -21,8 +21,8 @@ from analysis.metrics import overlap, passk, rescue
 from analysis.metrics.compare import MEAN
 from analysis.report import plot_style, plots
 from analysis.report.evaluation_tables import evaluated
-from analysis.timing.account import RunTimes
 from analysis.timing.critical_path import QUEUE, WORK, tasks_of_iteration
+from analysis.timing.recorded import RunTimes
 from core_hpc.store.paths import TEAM
 from core_hpc.store.schema import REWARD_PARTS
 

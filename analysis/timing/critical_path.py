@@ -3,7 +3,7 @@
 The input is `TaskTime`s: when each published task of a run ran, and what it did. The output is
 `Segment`s, each with the name of an item of `ITEMS`. They follow each other without a gap, from the
 first event of an iteration (a submission to SLURM, the start of a process or of a task) to its last
-publication. This module reads no file; `timing/account.py` reads the manifests.
+publication. This module reads no file; `timing/recorded.py` reads the manifests.
 
 The path is followed backwards. It starts with the task that ended last. The task before it is the
 one that it had to wait for: among the tasks whose output it reads and the earlier tasks of its

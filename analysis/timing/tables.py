@@ -12,8 +12,9 @@ from collections.abc import Mapping
 import polars as pl
 
 from analysis.layout.tables import UNDEFINED, ReportTable, group_starts, laid_out, percent
-from analysis.timing.account import RunTimes, in_order, iteration_table, time_table, waited_table
+from analysis.timing.account import in_order, iteration_table, time_table, waited_table
 from analysis.timing.critical_path import ELSEWHERE, GENERATE, ITEMS, QUEUE, START, TRAIN, WORK
+from analysis.timing.recorded import RunTimes
 from core_hpc.store.schema import PHASES
 
 MIN_SKEW_S = 0.1

@@ -14,15 +14,9 @@ from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
 
-from core_hpc.answers.latex import (
-    CUT,
-    compare_latex,
-    gold_latex,
-    is_plain_latex,
-    read_latex,
-    read_latex_sentence,
-    whole_latex,
-)
+from core_hpc.answers.latex import CUT, gold_latex
+from core_hpc.answers.latex_comparison import compare_latex
+from core_hpc.answers.latex_reading import is_plain_latex, read_latex, read_latex_sentence, whole_latex
 from core_hpc.answers.numbers import MAX_ANSWER_CHARS, is_plain_quantity, normalize_number, read_number
 from core_hpc.store.schema import CORRECT, WRONG
 

@@ -234,7 +234,7 @@ def _known_kinds(config: RunConfig) -> None:
     warmups = {f"team.{i}.warmup": model.warmup for i, model in enumerate(config.team)}
     sources = [
         *((f"evaluation.sets.{i}.problems", own.problems) for i, own in enumerate(config.evaluation.sets)),
-        *((where, source) for where, w in warmups.items() if w is not None for source in (w.problems, *w.hinted)),
+        *((where, source) for where, w in warmups.items() if w is not None for source in w.sources),
     ]
     for where, source in sources:
         try:

@@ -13,7 +13,7 @@ from typing import Annotated, Any
 
 from pydantic import AfterValidator, Field, JsonValue
 
-from core_hpc.config.base import Section
+from core_hpc.config.base import Section, operational
 
 EXTENSION = "extension"
 """Key in the `json_schema_extra` of a field: the extension point (`extensions.points.POINTS`)."""
@@ -76,3 +76,11 @@ class LossFunction(OwnFunction):
     """The gain of each token."""
 
     function: FunctionReference = function_of("loss", description=FUNCTION)
+
+
+class ExtensionsSection(Section):
+    """Functions of the user (core_hpc/README.md, Extension points)."""
+
+    time_limit_s: float = operational(
+        60, gt=0, le=86_400, description="seconds after which a call of a function is stopped, and its task has failed"
+    )

@@ -35,3 +35,8 @@ class WarmupSection(Section):
     learning_rate: float = Field(1e-4, gt=0, le=1, description="peak learning rate; warm-up and cosine as in update")
     weight_decay: float = Field(0.01, ge=0, description="weight decay of AdamW")
     seed: int = Field(0, ge=0, description="seed of the order of problems, and of a new adapter")
+
+    @property
+    def sources(self) -> tuple[ProblemSource, ...]:
+        """All sources of problems; the prompts of those after the first show the solution as a hint."""
+        return self.problems, *self.hinted

@@ -2,7 +2,8 @@
 
 In: the text of a sweep file, a profile or a value of `--set`. Out: plain data, or a
 `yaml.YAMLError` with the place of the mistake. Duplicate keys are mistakes. The limits are far above
-what a sweep of a thousand runs needs. What the data means is checked in `runs/sweep.py`.
+what a sweep of a thousand runs needs. What the data means is checked in `runs/sweep.py`. `dump_yaml`
+writes what `parse_yaml` reads.
 """
 
 from __future__ import annotations
@@ -22,6 +23,10 @@ MAX_VALUES = 200_000
 """Values in all. An alias (*NAME) counts as everything that it stands for."""
 MAX_DIGITS = 40
 """Characters of a whole number. Python refuses to print numbers of more than 4300 digits."""
+
+
+_EXPONENT = re.compile(r"^[-+]?([0-9]+(\.[0-9]*)?|\.[0-9]+)[eE][-+]?[0-9]+$")
+_FLOAT_TAG, _FLOAT_STARTS = "tag:yaml.org,2002:float", list("-+0123456789.")
 
 
 class _Loader(yaml.SafeLoader):
@@ -79,10 +84,15 @@ def _whole_number(loader: _Loader, node: yaml.ScalarNode) -> Any:
 
 _Loader.add_constructor(yaml.resolver.BaseResolver.DEFAULT_MAPPING_TAG, _mapping)
 _Loader.add_constructor("tag:yaml.org,2002:int", _whole_number)
-_Loader.add_implicit_resolver(
-    "tag:yaml.org,2002:float", re.compile(r"^[-+]?([0-9]+(\.[0-9]*)?|\.[0-9]+)[eE][-+]?[0-9]+$"), list("-+0123456789.")
-)
+_Loader.add_implicit_resolver(_FLOAT_TAG, _EXPONENT, _FLOAT_STARTS)
 refuse_other_bases(_Loader)
+
+
+class _Dumper(yaml.SafeDumper):
+    """Puts a text such as 1e5 in quotes, because `_Loader` reads it as a number."""
+
+
+_Dumper.add_implicit_resolver(_FLOAT_TAG, _EXPONENT, _FLOAT_STARTS)
 
 
 def parse_yaml(text: str) -> Any:
@@ -96,6 +106,20 @@ def parse_yaml(text: str) -> Any:
     except (ValueError, TypeError, LookupError, AttributeError, OverflowError, RecursionError) as e:
         # For example a date in month 13, whose constructor raises an ordinary ValueError.
         raise yaml.YAMLError(f"a value cannot be read: {e}") from e
+
+
+def dump_yaml(data: Any, **options: Any) -> str:
+    """Write plain data as YAML, which `parse_yaml` reads as the same data.
+
+    Args:
+        data: mappings, lists, texts, numbers, booleans and None.
+        options: further arguments of `yaml.dump`.
+
+    >>> dump_yaml({"name": "1e5", "rate": 1e-5}).splitlines()
+    ["name: '1e5'", 'rate: 1.0e-05']
+    """
+    text: str = yaml.dump(data, Dumper=_Dumper, **options)
+    return text
 
 
 def read_text(path: Path) -> str:

@@ -25,6 +25,7 @@ from core_hpc.controller.start import Prepared, Start
 from core_hpc.controller.tracking import Tracking
 from core_hpc.controller.wandb_copy import WandbCopy, copy_finished
 from core_hpc.phases.checkpoint import remove_checkpoints
+from core_hpc.runs import creation
 from core_hpc.runs import folder as runfolders
 from core_hpc.runs.sweep import Sweep
 from core_hpc.schedule.progress import RunProgress, inspect_run
@@ -90,9 +91,9 @@ def open_runs(sweep: Sweep, prepared: Prepared, console: Console, *, verify: boo
     opened = []
     for plan in sweep.runs:
         if runfolders.exists(plan, sweep.folder):
-            run = runfolders.start(plan, sweep.folder)
+            run = creation.start(plan, sweep.folder)
         else:
-            run = runfolders.create(plan, sweep.folder, *prepared[plan.run_id])
+            run = creation.create(plan, sweep.folder, *prepared[plan.run_id])
         progress, messages = inspect_run(run, checksum=verify)
         for message in messages:
             _notify(console, message)

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 
 from analysis.counts import cache, load
 from core_hpc.common.errors import CoreHpcError
-from core_hpc.runs.messages import Done, Event
+from core_hpc.runs.events import Done, Event
 from core_hpc.schedule.progress import RunProgress
 from core_hpc.store.manifests import DamagedError
 

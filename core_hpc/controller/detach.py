@@ -26,7 +26,7 @@ from core_hpc.controller.control import control, open_runs
 from core_hpc.controller.results import conclude
 from core_hpc.controller.start import Prepared, Start
 from core_hpc.runs import folder as runfolders
-from core_hpc.runs.messages import Outcome, OutcomeKind
+from core_hpc.runs.outcome import Outcome, OutcomeKind
 from core_hpc.runs.sweep import Sweep
 from core_hpc.schedule.progress import RunProgress
 from core_hpc.slurm.commands import Slurm, SlurmUnavailableError

@@ -21,7 +21,8 @@ from rich.text import Text
 
 from core_hpc.common.terminal import duration
 from core_hpc.problems.splits import EVALUATION
-from core_hpc.runs.messages import Done, Event, Failed, Progress, Progressed, Started, TaskRef
+from core_hpc.runs.events import Done, Event, Failed, Progressed, Started, TaskRef
+from core_hpc.runs.outcome import Progress
 from core_hpc.schedule.progress import RunProgress
 from core_hpc.schedule.remaining import FinishedTask, TaskCosts, expected_completions
 from core_hpc.schedule.useless import NOTHING_USELESS, Useless

@@ -13,7 +13,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from core_hpc.config.cluster import ClusterSection
-from core_hpc.config.run import ModelSection, RunConfig
+from core_hpc.config.model import ModelSection
+from core_hpc.config.run import RunConfig
 from core_hpc.controller import roofline
 from core_hpc.store.schema import COLD, EVALUATE
 

@@ -4,7 +4,7 @@ In: events, and the tasks that they are computed from. Out: one event file per f
 `tensorboard/`, and `tensorboard/written.jsonl`. The record has a line per task: its name, and size
 and checksum of what was appended for it. So a start knows which points exist without reading them.
 Event files that do not end as the record states are removed, and the caller writes all points again.
-No file stays open, and no thread is started. What the points are is decided in `tracking.py`.
+No file stays open, and no thread is started. What the points are is decided in `run_tracker.py`.
 """
 
 from __future__ import annotations

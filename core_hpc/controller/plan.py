@@ -12,8 +12,9 @@ from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
 from core_hpc.common.errors import InputError
-from core_hpc.config.cluster import ClusterSection, PhaseGroup
+from core_hpc.config.cluster import ClusterSection
 from core_hpc.config.problems import DataSetProblems
+from core_hpc.config.slurm import PhaseGroup
 from core_hpc.controller import estimate
 from core_hpc.controller.plan_checks import Check, check_sweep
 from core_hpc.controller.plan_power import Comparison, comparison_of
@@ -22,6 +23,7 @@ from core_hpc.engines import has_gpu
 from core_hpc.problems.sets import set_sizes
 from core_hpc.problems.splits import Splits
 from core_hpc.runs import folder as runfolders
+from core_hpc.runs.conflicts import find_conflicts
 from core_hpc.runs.graph import Graph, steps_per_iteration
 from core_hpc.runs.sweep import RunPlan, Sweep
 from core_hpc.slurm.arrays import CHAINS
@@ -101,7 +103,7 @@ def make_plan(sweep: Sweep) -> Plan:
     Raises:
         InputError: the problems cannot be made.
     """
-    conflicts = runfolders.conflicts(sweep)
+    conflicts = find_conflicts(sweep)
     problems = _Problems(sweep)
     graphs = {
         plan.run_id: Graph.of(plan.config, num_evaluation_problems=sum(problems.held_out[plan.run_id].values()))
@@ -151,7 +153,7 @@ class _Problems:
     def __init__(self, sweep: Sweep) -> None:
         self.splits: dict[str, Splits] = {}
         self.held_out: dict[str, dict[str, int]] = {}
-        found: dict[tuple[str, str, int], tuple[Splits | None, dict[str, int]]] = {}
+        found: dict[tuple[str, ...], tuple[Splits | None, dict[str, int]]] = {}
         messages: list[str] = []
         for plan in sweep.runs:
             problems, evaluation = plan.config.problems, plan.config.evaluation
@@ -162,9 +164,9 @@ class _Problems:
                     found[alike] = splits, set_sizes(plan.config, splits.evaluation)
                 except InputError as e:
                     held_out = {"": problems.evaluation, **{own.name: own.problems for own in evaluation.sets}}
-                    from_hub = any(
-                        isinstance(s, DataSetProblems) and s.path is None for s in (problems.train, *held_out.values())
-                    )
+                    warmups = [source for m in plan.config.team if m.warmup is not None for source in m.warmup.sources]
+                    sources = (problems.train, *held_out.values(), *warmups)
+                    from_hub = any(isinstance(s, DataSetProblems) and s.path is None for s in sources)
                     counts = {name: source.count for name, source in held_out.items() if source.count is not None}
                     if not from_hub or len(counts) < len(held_out):
                         raise

@@ -14,17 +14,21 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import polars as pl
+
 from core_hpc.common.errors import InputError
+from core_hpc.config.model import ModelSection
 from core_hpc.config.problems import NoProblems
-from core_hpc.config.run import ModelSection, RunConfig
+from core_hpc.config.run import RunConfig
 from core_hpc.local.executor import LocalLimits
 from core_hpc.local.gpus import check_gpus
 from core_hpc.models.folder import context_of_folder
 from core_hpc.models.resolve import ModelPlace, place_of_model, resolve_embedder
-from core_hpc.problems.sets import set_names, set_of
+from core_hpc.problems.sets import evaluation_tokens
 from core_hpc.problems.splits import Splits
 from core_hpc.runs.sweep import Sweep
-from core_hpc.store.phases import COLD, EVALUATE
+from core_hpc.store.phases import COLD
+from core_hpc.store.schema import PROBLEMS
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
@@ -117,8 +121,12 @@ def _context(
     train = 0
     if place.folder is not None and splits is not None:
         train = lengths.longest(place.folder, splits.train["question"], config.problems.instruction)
-    by_set = _evaluation_tokens(config, model, place.folder, splits, lengths)
-    evaluation, new_evaluation = max(by_set, key=sum)
+
+    def longest_of_set(own: RunConfig, questions: pl.Series) -> int:
+        return lengths.longest(place.folder, questions, own.problems.instruction) if place.folder is not None else 0
+
+    problems = splits.evaluation if splits is not None else pl.DataFrame(schema=PROBLEMS.schema)
+    evaluation, new_evaluation = evaluation_tokens(config, model.name, problems, longest_of_set)
     needed = evaluation + new_evaluation
     if _trains(config):
         needed = max(needed, train + hint + new)
@@ -130,20 +138,6 @@ def _context(
         f"{'the model' if limit == has else 'max_context_tokens'} has {limit}; "
         f"lower max_new_tokens{' or protocol.hint_tokens' if _trains(config) else ''}"
     )
-
-
-def _evaluation_tokens(
-    config: RunConfig, model: ModelSection, folder: Path | None, splits: Splits | None, lengths: _Lengths
-) -> list[tuple[int, int]]:
-    """Tokens of the longest question, and the most new tokens, of each set of the evaluation."""
-    names, found = set_names(config), []
-    for name in ("", *names):
-        own, longest = config.for_set(name), 0
-        if folder is not None and splits is not None:
-            problems = splits.evaluation.filter(set_of(names) == name)
-            longest = lengths.longest(folder, problems["question"], own.problems.instruction)
-        found.append((longest, own.sampling_of(own.model(model.name), EVALUATE).max_new_tokens))
-    return found
 
 
 class _Lengths:

@@ -12,7 +12,7 @@ from rich.table import Table
 
 from core_hpc.controller import estimate
 from core_hpc.controller.plan import Plan, planned_arrays, sweep_hours
-from core_hpc.runs import folder as runfolders
+from core_hpc.runs.conflicts import check_conflicts
 from core_hpc.runs.graph import Graph
 from core_hpc.runs.sweep import Sweep
 
@@ -59,7 +59,7 @@ def print_plan(plan: Plan, console: Console, *, full: bool = False) -> None:
         start = "a start is refused: " if check.refuses else "before a start: "
         console.print(f"\n{start}{check.what}", markup=False, soft_wrap=True)
     if any(run.state == "conflict" for run in plan.runs):
-        runfolders.check_conflicts(sweep)
+        check_conflicts(sweep)
 
 
 def _runs(plan: Plan, *, full: bool) -> Table:

@@ -14,9 +14,12 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+import polars as pl
+
 from core_hpc.common.errors import CoreHpcError, InputError
+from core_hpc.config.model import ModelSection
 from core_hpc.config.problems import NoProblems
-from core_hpc.config.run import ModelSection, RunConfig
+from core_hpc.config.run import RunConfig
 from core_hpc.engines import has_gpu
 from core_hpc.extensions.sources import Source, remember
 from core_hpc.models.adapters import adapter_digest, check_adapter, find_adapter
@@ -26,12 +29,12 @@ from core_hpc.models.prompts import check_chat_settings, prompt_builder
 from core_hpc.models.quantization import no_gpu, require_package
 from core_hpc.models.resolve import ResolvedModel, resolve_embedder, resolve_model
 from core_hpc.phases.own_functions import try_functions
-from core_hpc.problems.sets import all_problems, by_set
+from core_hpc.problems.sets import all_problems, evaluation_tokens
 from core_hpc.problems.splits import SPLITS, Splits, check_counts, worked_examples
 from core_hpc.runs.folder import ModelFacts
 from core_hpc.runs.sweep import RunPlan
 from core_hpc.store import parquet
-from core_hpc.store.schema import COLD, EVALUATE
+from core_hpc.store.schema import COLD
 
 FACTS_FILE = "facts.json"
 CONTEXT_STEP_TOKENS = 64
@@ -134,14 +137,19 @@ def _context_tokens(config: RunConfig, model: ModelSection, resolved: ResolvedMo
         InputError: the model has fewer.
     """
     tokenizer = load_tokenizer(resolved.folder, trust_remote_code=model.trust_remote_code)
-    builder = prompt_builder(config, model, tokenizer, style=style, examples=worked_examples(splits.examples))
+    examples = worked_examples(splits.examples)
+    builder = prompt_builder(config, model, tokenizer, style=style, examples=examples)
     check_chat_settings(builder)
     protocol = config.protocol
     new = config.sampling_of(model, COLD).max_new_tokens
     hint = protocol.hint_tokens + HINT_MARGIN_TOKENS if protocol.rescue_samples else 0
     longest_train = max((len(builder.build(q, "" if hint else None)) for q in splits.train["question"]), default=0)
-    by_set = _evaluation_tokens(config, model, tokenizer, style, splits)
-    longest_evaluation, new_evaluation = max(by_set, key=sum)
+
+    def longest_of_set(own: RunConfig, questions: pl.Series) -> int:
+        builder = prompt_builder(own, model, tokenizer, style=style, examples=examples)
+        return max(len(builder.build(question)) for question in questions)
+
+    longest_evaluation, new_evaluation = evaluation_tokens(config, model.name, splits.evaluation, longest_of_set)
     needed = longest_evaluation + new_evaluation
     if longest_train:
         needed = max(needed, longest_train + hint + new)
@@ -156,22 +164,14 @@ def _context_tokens(config: RunConfig, model: ModelSection, resolved: ResolvedMo
     return model.max_context_tokens or min(limit, -(-needed // CONTEXT_STEP_TOKENS) * CONTEXT_STEP_TOKENS)
 
 
-def _evaluation_tokens(
-    config: RunConfig, model: ModelSection, tokenizer: Any, style: str, splits: Splits
-) -> list[tuple[int, int]]:
-    """Tokens of the longest prompt, and the most new tokens, of each set of the evaluation."""
-    found = []
-    for _, own, problems in by_set(config, splits.evaluation):
-        builder = prompt_builder(own, model, tokenizer, style=style, examples=worked_examples(splits.examples))
-        longest = max(len(builder.build(question)) for question in problems["question"])
-        found.append((longest, own.sampling_of(own.model(model.name), EVALUATE).max_new_tokens))
-    return found
-
-
-def problems_key(config: RunConfig) -> tuple[str, str, int]:
-    """What decides whether the problems of a run can be made: equal for most runs of a sweep."""
-    problems, evaluation = config.problems, config.evaluation
-    return problems.model_dump_json(), evaluation.model_dump_json(), config.protocol.problems_per_iteration
+def problems_key(config: RunConfig) -> tuple[str, ...]:
+    """What decides which problems a run has, and whether they can be made: equal for most runs of a sweep."""
+    warmups = [
+        (model.name, [source.model_dump_json() for source in model.warmup.sources] if model.warmup else [])
+        for model in config.team
+    ]
+    sections = (config.problems.model_dump_json(), config.evaluation.model_dump_json())
+    return *sections, json.dumps(warmups), str(config.protocol.problems_per_iteration)
 
 
 def _write_splits(folder: Path, number: int, splits: Splits) -> None:

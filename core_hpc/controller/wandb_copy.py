@@ -1,6 +1,6 @@
 """W&B: a copy of TensorBoard's points, for people who compare runs there.
 
-In: the points that `tracking.py` writes. Out: one W&B run per run of the sweep, by default as a folder
+In: the points that `points.py` writes. Out: one W&B run per run of the sweep, by default as a folder
 without network, `RUN/wandb/offline-run-*`, which `wandb sync` uploads later. The points of a curve are
 those of TensorBoard, under the key TAG/MODEL, over the same steps.
 
@@ -21,11 +21,13 @@ from collections.abc import Callable, Sequence
 from importlib.util import find_spec
 
 from core_hpc.common.errors import CoreHpcError, InputError
-from core_hpc.config.run import flatten, scientific_fields
+from core_hpc.config.identity import flatten, scientific_fields
 from core_hpc.config.tracking import TrackingSection
-from core_hpc.controller.tracking import Points, RunTracker, Tracking
+from core_hpc.controller.points import Points
+from core_hpc.controller.run_tracker import RunTracker
+from core_hpc.controller.tracking import Tracking
+from core_hpc.runs.events import Done, Event
 from core_hpc.runs.folder import Run
-from core_hpc.runs.messages import Done, Event
 from core_hpc.runs.names import title_of
 from core_hpc.schedule.progress import RunProgress
 from core_hpc.store import manifests

@@ -1,8 +1,7 @@
 """The command `core-hpc doctor`, also `python -m core_hpc.doctor`: look for what would stop a sweep here.
 
 In: a sweep file, or nothing. Out: one line per check with its status (ok, warn or FAIL), the finding, and what to
-do. The exit status is 1 if a check fails. The checks are in `doctor/checks.py` (this machine), `doctor/storage.py`
-(the output folder), `doctor/slurm.py` (SLURM and the cluster profile) and `doctor/job.py` (compute nodes).
+do. The exit status is 1 if a check fails. `doctor/checks.py` lists the modules with the checks.
 """
 
 from __future__ import annotations
@@ -27,7 +26,10 @@ from core_hpc.common.new_file import write_new_file
 from core_hpc.common.ownership import deny_writing_by_others
 from core_hpc.common.terminal import PlainConsole, show_error
 from core_hpc.config.cluster import Driver
-from core_hpc.doctor.checks import FAIL, MACHINE_CHECKS, OK, WARN, Check, Finding, Subject, run_checks
+from core_hpc.doctor.checks import FAIL, OK, WARN, Check, Finding, Subject, run_checks
+from core_hpc.doctor.inputs import check_models, check_problems
+from core_hpc.doctor.machine import check_gpu, check_machine, check_port
+from core_hpc.doctor.packages import check_python
 from core_hpc.doctor.sharing import check_sharing
 from core_hpc.doctor.site import write_profile
 from core_hpc.doctor.slurm import check_slurm
@@ -37,6 +39,7 @@ from core_hpc.slurm.commands import Slurm
 
 PROG = "python -m core_hpc.doctor"
 STYLES = {OK: "green", WARN: "yellow", FAIL: "bold red"}
+MACHINE_CHECKS: tuple[Check, ...] = (check_python, check_machine, check_gpu, check_port, check_models, check_problems)
 JOB_NEEDS: tuple[Check, ...] = (check_output, check_sharing, check_slurm)
 STAND_IN = """\
 name: doctor

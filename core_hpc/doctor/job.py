@@ -16,8 +16,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from core_hpc.config.cluster import ClusterSection, PhaseGroup
-from core_hpc.doctor.checks import FAIL, OK, WARN, Finding, Subject, judge_gpus, model_folders
+from core_hpc.config.cluster import ClusterSection
+from core_hpc.config.slurm import PhaseGroup
+from core_hpc.doctor.checks import FAIL, OK, WARN, Finding, Subject
+from core_hpc.doctor.inputs import model_folders
+from core_hpc.doctor.machine import judge_gpus
 from core_hpc.doctor.node import HELLO, PING, PONG, ProbeSpec, examine, report_name
 from core_hpc.doctor.storage import probe_folder
 from core_hpc.slurm.commands import JobId, QueueEntry, Slurm, SlurmUnavailableError

@@ -24,7 +24,7 @@ from typing import Any
 import psutil
 
 from core_hpc.common.environment import number_in
-from core_hpc.doctor.checks import gpu_facts, torch_cuda
+from core_hpc.doctor.machine import gpu_facts, torch_cuda
 from core_hpc.engines import worker_environment
 from core_hpc.slurm.rendezvous import resolves
 from core_hpc.store import manifests

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from core_hpc.common.errors import InputError
-from core_hpc.config.cluster import gpus_of_gres
+from core_hpc.config.slurm import gpus_of_gres
 from core_hpc.slurm.commands import Partition, Slurm
 
 BASE = "one_node"

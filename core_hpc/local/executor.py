@@ -26,23 +26,11 @@ from core_hpc.local.forking import ForkServer
 from core_hpc.local.gpus import Holder, check_gpus, have_own_gpus, most_on_a_gpu, place_alone, place_beside, usable_gpus
 from core_hpc.local.memory import Needs, choose, gpu_memory
 from core_hpc.local.process import WorkerProcess, end_workers
+from core_hpc.runs.events import Done, Event, Failed, Progressed, Started, Stopped, TaskRef
 from core_hpc.runs.folder import Run
-from core_hpc.runs.messages import (
-    CommandKind,
-    Done,
-    Event,
-    Failed,
-    MessageKind,
-    Outcome,
-    OutcomeKind,
-    Progressed,
-    Started,
-    Stopped,
-    TaskRef,
-    WorkerCommand,
-    WorkerMessage,
-)
+from core_hpc.runs.outcome import Outcome, OutcomeKind
 from core_hpc.runs.roles import engine_kind, parts_at_once, role_of, worker_packages
+from core_hpc.runs.worker_messages import CommandKind, MessageKind, WorkerCommand, WorkerMessage
 from core_hpc.schedule.base import Adopted
 from core_hpc.store.manifests import make_folder
 from core_hpc.store.paths import TaskKey

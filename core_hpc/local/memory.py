@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from core_hpc.config.cluster import ClusterSection
-from core_hpc.config.run import ModelSection
+from core_hpc.config.model import ModelSection
 from core_hpc.engines.share import Sharing
 from core_hpc.local.gpus import have_own_gpus, most_on_a_gpu
 from core_hpc.runs.folder import Run

@@ -19,7 +19,7 @@ from typing import IO
 
 from core_hpc.local.forking import ForkedProcess, ForkServer
 from core_hpc.local.stop_signals import ignored_by_child
-from core_hpc.runs.messages import WorkerCommand, WorkerMessage
+from core_hpc.runs.worker_messages import WorkerCommand, WorkerMessage
 
 STOP_GRACE_S = 5.0
 LOG_TAIL_CHARACTERS = 4000

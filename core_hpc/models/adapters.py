@@ -25,7 +25,7 @@ from core_hpc.store.paths import RunPaths, TaskKey
 from core_hpc.store.schema import UPDATE, WARMUP
 
 if TYPE_CHECKING:
-    from core_hpc.config.run import LoraSection
+    from core_hpc.config.model import LoraSection
 
 ADAPTER_CONFIG, ADAPTER_WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 LAST = "last"

@@ -16,7 +16,8 @@ from typing import Any
 
 from core_hpc.common.errors import InputError
 from core_hpc.config.extensions import PromptFunction
-from core_hpc.config.run import ModelSection, RunConfig
+from core_hpc.config.model import ModelSection
+from core_hpc.config.run import RunConfig
 from core_hpc.extensions.workers import TIME_LIMIT_S, shared_workers
 
 HINT_HEADING = "Here is the reasoning of another student, with the answer removed. It may help:"

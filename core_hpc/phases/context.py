@@ -18,7 +18,7 @@ import numpy as np
 import psutil
 
 from core_hpc.common.errors import StoreError
-from core_hpc.config.run import ModelSection
+from core_hpc.config.model import ModelSection
 from core_hpc.engines import EngineSpec, create_engine, has_gpu
 from core_hpc.engines.base import AdapterRef, Engine
 from core_hpc.engines.share import Sharing

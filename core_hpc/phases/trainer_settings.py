@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from core_hpc.config.run import LoraSection
+from core_hpc.config.model import LoraSection
 from core_hpc.phases.context import TaskContext
 from core_hpc.training.task import TrainerSettings
 

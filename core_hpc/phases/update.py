@@ -23,7 +23,8 @@ import polars as pl
 from core_hpc.common.errors import StoreError
 from core_hpc.common.faults import fault_point
 from core_hpc.common.seeds import stable_seed
-from core_hpc.config.run import ModelSection, RunConfig
+from core_hpc.config.model import ModelSection
+from core_hpc.config.run import RunConfig
 from core_hpc.config.update import UpdateSection
 from core_hpc.engines.share import Sharing
 from core_hpc.phases.behaviour import check_behaviour

@@ -31,7 +31,8 @@ from typing import Any
 from core_hpc.common.errors import InputError, StoppedError, StoreError
 from core_hpc.common.faults import fault_point
 from core_hpc.common.seeds import stable_seed
-from core_hpc.config.run import LoraSection, ModelSection, config_hash, scientific_fields
+from core_hpc.config.identity import config_hash, scientific_fields
+from core_hpc.config.model import LoraSection, ModelSection
 from core_hpc.config.update import UpdateSection
 from core_hpc.config.warmup import WarmupSection
 from core_hpc.phases.checkpoint import CheckpointStore, remove_checkpoints, write_steps

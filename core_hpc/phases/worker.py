@@ -2,10 +2,10 @@
 
 It runs one task after the other, or with --shared-engine all tasks that it is given at once (`engines/shared.py`).
 
-In (standard input): `WorkerCommand`s as JSON lines. Out (the pipe --events-fd): `WorkerMessage`s as JSON lines;
-both are in `runs/messages.py`. When standard input closes, because the launcher ended or died, the worker ends at
-once: what it was writing is not published and will be made again. Standard output and standard error go to the
-worker's log.
+In (standard input): `WorkerCommand`s as JSON lines. Out (the pipe --events-fd): `WorkerMessage`s as
+JSON lines; both are in `runs/worker_messages.py`. When standard input closes, because the launcher
+ended or died, the worker ends at once: what it was writing is not published and will be made again.
+Standard output and standard error go to the worker's log.
 """
 
 from __future__ import annotations
@@ -24,15 +24,8 @@ from typing import TYPE_CHECKING
 
 from core_hpc.common.errors import CoreHpcError, ExtensionAttemptError, ExtensionError, RepeatingError, StoppedError
 from core_hpc.common.ownership import deny_writing_by_others
-from core_hpc.runs.messages import (
-    CommandKind,
-    MessageKind,
-    Outcome,
-    OutcomeKind,
-    Progress,
-    WorkerCommand,
-    WorkerMessage,
-)
+from core_hpc.runs.outcome import Outcome, OutcomeKind, Progress
+from core_hpc.runs.worker_messages import CommandKind, MessageKind, WorkerCommand, WorkerMessage
 from core_hpc.store.claims import own_job
 from core_hpc.store.manifests import DamagedError
 from core_hpc.store.paths import TaskKey

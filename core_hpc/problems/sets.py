@@ -8,7 +8,7 @@ to the set with the empty name.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 
 import polars as pl
@@ -21,6 +21,7 @@ from core_hpc.config.problems import DataSetProblems, FileProblems
 from core_hpc.config.run import RunConfig
 from core_hpc.problems.duplicates import NearDuplicates
 from core_hpc.problems.splits import EVALUATION, Splits, folded, make_splits, problems_apart_from, warmup_problems
+from core_hpc.store.phases import EVALUATE
 
 SEPARATOR = "/"
 
@@ -112,6 +113,23 @@ def by_set(config: RunConfig, rows: pl.DataFrame) -> Iterator[tuple[str, RunConf
     names = set_names(config)
     for name in ("", *names):
         yield name, config.for_set(name), rows.filter(set_of(names) == name)
+
+
+def evaluation_tokens(
+    config: RunConfig, model: str, problems: pl.DataFrame, longest: Callable[[RunConfig, pl.Series], int]
+) -> tuple[int, int]:
+    """Tokens of the longest prompt, and the most new tokens, of the set of the evaluation that needs most context.
+
+    Args:
+        config: of the run.
+        model: name of a member of the team.
+        problems: the held-out problems of all sets.
+        longest: the tokens of the longest prompt of a set, from its configuration and its questions.
+    """
+    found = []
+    for _, own, rows in by_set(config, problems):
+        found.append((longest(own, rows["question"]), own.sampling_of(own.model(model), EVALUATE).max_new_tokens))
+    return max(found, key=sum)
 
 
 def set_sizes(config: RunConfig, problems: pl.DataFrame) -> dict[str, int]:

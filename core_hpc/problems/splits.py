@@ -18,8 +18,6 @@ from pathlib import Path
 
 import polars as pl
 
-from core_hpc.answers.kinds import own_kinds
-from core_hpc.answers.own import kinds_of
 from core_hpc.answers.verifier import require_algebra
 from core_hpc.common.errors import InputError
 from core_hpc.common.seeds import stable_seed
@@ -69,17 +67,13 @@ def source_mistakes(source: ProblemSource | NoProblems) -> list[tuple[str, str]]
 def make_splits(section: ProblemsSection) -> Splits:
     """Read or generate all splits.
 
-    The result depends only on the section and the files that it names.
+    The result depends only on the section and the files that it names. Kinds of answers of the user
+    must be known already (`kinds.own_kinds`).
 
     Raises:
         InputError: there are bad rows or too few problems, or training and evaluation share
             (nearly) the same problems.
     """
-    with own_kinds(kinds_of(section.answer_kinds)):
-        return _make_splits(section)
-
-
-def _make_splits(section: ProblemsSection) -> Splits:
     files = {
         label: _read(source, label)
         for label, source in ((TRAIN, section.train), (EVALUATION, section.evaluation))
@@ -105,7 +99,7 @@ def warmup_problems(warmup: WarmupSection, evaluation: pl.DataFrame) -> pl.DataF
     """
     held_out = set(evaluation["question"])
     items: list[Item] = []
-    for number, source in enumerate((warmup.problems, *warmup.hinted)):
+    for number, source in enumerate(warmup.sources):
         label = f"warmup-{number}" if number else "warmup"
         found = _solved(source, _apart_from(source, label, held_out))
         items += [replace(i, metadata={**i.metadata, HINTED: True}) for i in found] if number else found

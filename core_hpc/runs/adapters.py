@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from core_hpc.common.errors import InputError, StoreError
-from core_hpc.config.run import ModelSection
+from core_hpc.config.model import ModelSection
 from core_hpc.models.adapters import ADAPTER_CONFIG, ADAPTER_WEIGHTS, adapter_digest, copy_adapter, find_adapter
 from core_hpc.store import manifests
 from core_hpc.store.manifests import DamagedError

@@ -13,8 +13,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from core_hpc.common.errors import InputError
+from core_hpc.config.model import ModelSection
 from core_hpc.config.problems import ProblemsSection, answer_kind_of
-from core_hpc.config.run import ModelSection
 from core_hpc.models.adapters import ADAPTER_CONFIG, LAST, is_adapter, published_iterations, read_shape
 from core_hpc.runs.adapters import frozen_adapter
 from core_hpc.runs.evaluation_arguments import SOURCE, Fields, NamedSampling, NamedSet, slug

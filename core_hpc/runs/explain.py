@@ -13,13 +13,13 @@ from typing import Any, get_args
 
 from pydantic import BaseModel
 
-import yaml
 from core_hpc.config.analysis import METRIC_PATTERN
 from core_hpc.config.base import NAME_PATTERN
 from core_hpc.config.extensions import OWN_NAME_PATTERN
 from core_hpc.config.problems import COMMIT_PATTERN, PROBLEM_SOURCES
 from core_hpc.config.run import SWEEP_KEYS, RunConfig
 from core_hpc.config.tracking import PROJECT_PATTERN
+from core_hpc.config.yaml_text import dump_yaml
 
 MAX_LISTED = 10
 """Values of a list that a message repeats."""
@@ -96,7 +96,7 @@ def _values_of_a_grid(path: str, values: list[Any]) -> str:
     """For a list where one value belongs: its values are mostly meant for one run each."""
     shown = "[...]"
     if len(values) <= MAX_LISTED:
-        shown = yaml.safe_dump(values, default_flow_style=True, width=10_000).strip()
+        shown = dump_yaml(values, default_flow_style=True, width=10_000).strip()
     return (
         "is a list, but needs one value. For a run with each of these values, write it in grid: "
         f"`grid: {{{path}: {shown}}}`"

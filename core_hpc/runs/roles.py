@@ -7,7 +7,7 @@ which environment a worker is started. Nothing is loaded or started here.
 from __future__ import annotations
 
 from core_hpc.config.cluster import ClusterSection
-from core_hpc.config.run import config_hash, scientific_fields
+from core_hpc.config.identity import config_hash, scientific_fields
 from core_hpc.engines.shared import SHARED_KINDS
 from core_hpc.runs.folder import Run
 from core_hpc.store.paths import TaskKey

@@ -22,7 +22,8 @@ import yaml
 from core_hpc.common.errors import ConfigError
 from core_hpc.config.cluster import ClusterSection
 from core_hpc.config.extensions import REFERENCE
-from core_hpc.config.run import SWEEP_KEYS, RunConfig, config_hash, flatten, scientific_fields
+from core_hpc.config.identity import config_hash, flatten, scientific_fields
+from core_hpc.config.run import SWEEP_KEYS, RunConfig
 from core_hpc.config.yaml_text import parse_yaml
 from core_hpc.extensions import sources
 from core_hpc.extensions.points import uses

@@ -1,6 +1,6 @@
 """The two interfaces of the scheduler: an executor runs tasks, a listener receives their events.
 
-The events that pass between them are in `runs/messages.py`. Executors are in `local/` and `slurm/`;
+The events that pass between them are in `runs/events.py`. Executors are in `local/` and `slurm/`;
 the listeners (display, TensorBoard, cached counts) are in `controller/`.
 """
 
@@ -10,8 +10,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
+from core_hpc.runs.events import Event, TaskRef
 from core_hpc.runs.folder import Run
-from core_hpc.runs.messages import Event, TaskRef
 from core_hpc.schedule.progress import RunProgress
 from core_hpc.store.paths import TaskKey
 

@@ -15,7 +15,7 @@ from typing import Any
 from core_hpc.problems.sets import num_samples
 from core_hpc.problems.splits import EVALUATION
 from core_hpc.runs.folder import Run
-from core_hpc.runs.messages import Progress
+from core_hpc.runs.outcome import Progress
 from core_hpc.store.paths import TEAM, TaskKey
 from core_hpc.store.schema import COLD, EVALUATE, GENERATION_PHASES, HINT, RESCUE, SCORE, UPDATE, WARMUP
 

@@ -17,21 +17,10 @@ from pathlib import Path
 from core_hpc.common.errors import CoreHpcError, StoreError
 from core_hpc.runs.adapters import restore_adapters
 from core_hpc.runs.contents import check_counts, check_publication
+from core_hpc.runs.events import Done, Event, Failed, Progressed, Released, Started, Stopped, TaskRef, Waiting
 from core_hpc.runs.folder import Run
 from core_hpc.runs.frozen import restore_problems
-from core_hpc.runs.messages import (
-    Done,
-    Event,
-    Failed,
-    Outcome,
-    OutcomeKind,
-    Progressed,
-    Released,
-    Started,
-    Stopped,
-    TaskRef,
-    Waiting,
-)
+from core_hpc.runs.outcome import Outcome, OutcomeKind
 from core_hpc.runs.roles import warmup_group
 from core_hpc.schedule.base import Executor, Listener
 from core_hpc.schedule.progress import RunProgress

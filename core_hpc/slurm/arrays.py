@@ -12,10 +12,11 @@ from __future__ import annotations
 
 from collections.abc import Collection, Sequence
 
-from core_hpc.config.cluster import SlurmSection
+from core_hpc.config.slurm import SlurmSection
+from core_hpc.runs.events import Event, Failed, Progressed, Released, Started, TaskRef, Waiting
 from core_hpc.runs.folder import Run
 from core_hpc.runs.graph import Graph
-from core_hpc.runs.messages import Event, Failed, Outcome, OutcomeKind, Progressed, Released, Started, TaskRef, Waiting
+from core_hpc.runs.outcome import Outcome, OutcomeKind
 from core_hpc.slurm.packing import Batch, Wanted
 from core_hpc.slurm.remedies import Remedies
 from core_hpc.slurm.submit import group_of

@@ -30,17 +30,10 @@ from core_hpc.local.gpus import visible_gpus
 from core_hpc.local.process import WorkerProcess, end_workers
 from core_hpc.phases.checkpoint import stored_steps
 from core_hpc.runs.folder import Run, open_run
-from core_hpc.runs.messages import (
-    CommandKind,
-    JobEnd,
-    JobStatus,
-    MessageKind,
-    OutcomeKind,
-    RunningTask,
-    StopReason,
-    WorkerCommand,
-)
+from core_hpc.runs.job_status import JobEnd, JobStatus, RunningTask, StopReason
+from core_hpc.runs.outcome import OutcomeKind
 from core_hpc.runs.roles import engine_kind, role_of
+from core_hpc.runs.worker_messages import CommandKind, MessageKind, WorkerCommand
 from core_hpc.store import manifests
 from core_hpc.store.paths import RunPaths, TaskKey
 from core_hpc.store.schema import GENERATION_PHASES, TRAINING_PHASES

@@ -16,9 +16,11 @@ from dataclasses import replace
 from pathlib import Path
 
 from core_hpc.common.errors import InputError
-from core_hpc.config.cluster import ClusterSection, PhaseGroup
+from core_hpc.config.cluster import ClusterSection
+from core_hpc.config.slurm import PhaseGroup
+from core_hpc.runs.events import Done, Event, Progressed, TaskRef
 from core_hpc.runs.folder import Run
-from core_hpc.runs.messages import Done, Event, Outcome, OutcomeKind, Progressed, TaskRef
+from core_hpc.runs.outcome import Outcome, OutcomeKind
 from core_hpc.schedule.base import Adopted
 from core_hpc.slurm.commands import Slurm, SlurmUnavailableError, certainly_ended
 from core_hpc.slurm.notices import Notices

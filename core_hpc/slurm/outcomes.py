@@ -10,7 +10,8 @@ from __future__ import annotations
 import re
 from collections.abc import Collection, Sequence
 
-from core_hpc.runs.messages import JobEnd, JobStatus, Outcome, OutcomeKind, StopReason
+from core_hpc.runs.job_status import JobEnd, JobStatus, StopReason
+from core_hpc.runs.outcome import Outcome, OutcomeKind
 
 NODE_KINDS = frozenset({OutcomeKind.NODE, OutcomeKind.DIED, OutcomeKind.ERROR})
 """Outcomes that the node may have caused."""

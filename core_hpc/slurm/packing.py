@@ -11,9 +11,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
-from core_hpc.config.cluster import PhaseGroup
+from core_hpc.config.slurm import PhaseGroup
+from core_hpc.runs.events import Event, TaskRef
 from core_hpc.runs.folder import Run
-from core_hpc.runs.messages import Event, Outcome, TaskRef
+from core_hpc.runs.outcome import Outcome
 from core_hpc.slurm.remedies import Remedies
 from core_hpc.slurm.watch import OpenSubmission, Sighting
 from core_hpc.store.paths import TaskKey

@@ -29,8 +29,9 @@ from pydantic import TypeAdapter
 
 from core_hpc.common.errors import StoreError
 from core_hpc.common.ownership import user_name
-from core_hpc.config.cluster import PhaseGroup
-from core_hpc.runs.messages import LATEST_S, Outcome, OutcomeKind
+from core_hpc.config.slurm import PhaseGroup
+from core_hpc.runs.json_fields import LATEST_S
+from core_hpc.runs.outcome import Outcome, OutcomeKind
 from core_hpc.slurm.commands import JobId
 from core_hpc.store import manifests
 from core_hpc.store.claims import is_same_folder

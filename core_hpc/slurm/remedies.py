@@ -9,8 +9,9 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable, Iterable, Sequence
 
-from core_hpc.config.cluster import SlurmSection
-from core_hpc.runs.messages import Outcome, OutcomeKind, TaskRef
+from core_hpc.config.slurm import SlurmSection
+from core_hpc.runs.events import TaskRef
+from core_hpc.runs.outcome import Outcome, OutcomeKind
 from core_hpc.slurm.commands import Slurm, SlurmUnavailableError
 from core_hpc.slurm.outcomes import NODE_KINDS
 

@@ -10,21 +10,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from core_hpc.config.cluster import SlurmSection
+from core_hpc.config.slurm import SlurmSection
+from core_hpc.runs.events import Done, Event, Failed, Progressed, Released, Started, TaskRef, Waiting
 from core_hpc.runs.folder import Run
-from core_hpc.runs.messages import (
-    Done,
-    Event,
-    Failed,
-    JobStatus,
-    Outcome,
-    OutcomeKind,
-    Progressed,
-    Released,
-    Started,
-    TaskRef,
-    Waiting,
-)
+from core_hpc.runs.job_status import JobStatus
+from core_hpc.runs.outcome import Outcome, OutcomeKind
 from core_hpc.slurm.outcomes import of_failure
 from core_hpc.slurm.packing import Batch, Wanted
 from core_hpc.slurm.remedies import Remedies

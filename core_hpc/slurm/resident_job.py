@@ -19,8 +19,10 @@ from core_hpc.common.environment import number_in
 from core_hpc.common.errors import CoreHpcError
 from core_hpc.local.executor import LocalExecutor, LocalLimits
 from core_hpc.local.memory import needs_of
+from core_hpc.runs.events import Done, Event, Failed, Progressed, Started
 from core_hpc.runs.folder import Run, open_run
-from core_hpc.runs.messages import Done, Event, Failed, JobEnd, Outcome, OutcomeKind, Progressed, RunningTask, Started
+from core_hpc.runs.job_status import JobEnd, RunningTask
+from core_hpc.runs.outcome import Outcome, OutcomeKind
 from core_hpc.schedule.progress import RunProgress, inspect_run
 from core_hpc.schedule.scheduler import Scheduler
 from core_hpc.slurm.element import ElementError, ElementSpec, StatusFile, Stop, steps_saved

@@ -22,7 +22,8 @@ from typing import Any
 
 from core_hpc.common.errors import InputError
 from core_hpc.config.base import CONTROL
-from core_hpc.config.cluster import ClusterSection, PhaseGroup
+from core_hpc.config.cluster import ClusterSection
+from core_hpc.config.slurm import PhaseGroup
 from core_hpc.slurm.commands import QueueEntry
 from core_hpc.slurm.job import write_calls
 from core_hpc.slurm.records import CALLS, SCRIPT, Submission, SubmissionFolder

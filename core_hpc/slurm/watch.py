@@ -17,9 +17,11 @@ from pathlib import Path
 
 from core_hpc.common.errors import StoreError
 from core_hpc.local.process import log_tail
+from core_hpc.runs.events import TaskRef
 from core_hpc.runs.folder import Run
 from core_hpc.runs.graph import last_in_reach
-from core_hpc.runs.messages import JobStatus, Outcome, OutcomeKind, TaskRef
+from core_hpc.runs.job_status import JobStatus
+from core_hpc.runs.outcome import Outcome, OutcomeKind
 from core_hpc.slurm.commands import FINAL, AccountingEntry, JobId, QueueEntry, Slurm, SlurmUnavailableError
 from core_hpc.slurm.notices import Notices
 from core_hpc.slurm.outcomes import explain

@@ -17,7 +17,7 @@ from typing import Any, TypeVar
 from core_hpc.common.errors import StoreError
 from core_hpc.controller.heartbeat import RunReport
 from core_hpc.runs.folder import Run
-from core_hpc.runs.messages import LATEST_S
+from core_hpc.runs.json_fields import LATEST_S
 from core_hpc.slurm.commands import QueueEntry, Slurm, SlurmUnavailableError, slurm_installed
 from core_hpc.slurm.records import ENDED, FAILED, OPEN, Submission, SubmissionFolder, sweep_of
 from core_hpc.store import manifests

@@ -31,7 +31,7 @@ from torch import Tensor, nn
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from core_hpc.common.errors import InputError
-from core_hpc.config.run import LoraSection
+from core_hpc.config.model import LoraSection
 from core_hpc.models.loading import language_model, linear_layers, match_targets
 from core_hpc.training.policy import Policy
 from core_hpc.training.state_io import write_adapter

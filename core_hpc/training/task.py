@@ -8,7 +8,7 @@ from pathlib import Path
 
 import polars as pl
 
-from core_hpc.config.run import LoraSection
+from core_hpc.config.model import LoraSection
 from core_hpc.config.update import UpdateSection
 from core_hpc.training.batching import Row
 from core_hpc.training.interruption import Interruption, ResumePoint

@@ -30,12 +30,12 @@ from unittest import mock
 from rich.console import Console
 
 from core_hpc.controller.display import Display
-from core_hpc.controller.prepare import prepare, splits_of
 from core_hpc.controller.tracking import Tracking
-from core_hpc.runs import folder as runs
+from core_hpc.runs.events import Done, Event, Failed, TaskRef
 from core_hpc.runs.folder import Run
 from core_hpc.runs.graph import Graph
-from core_hpc.runs.messages import Done, Event, Failed, JobStatus, Progress, RunningTask, TaskRef
+from core_hpc.runs.job_status import JobStatus, RunningTask
+from core_hpc.runs.outcome import Progress
 from core_hpc.runs.sweep import load_sweep
 from core_hpc.schedule.base import Adopted
 from core_hpc.schedule.progress import RunProgress, inspect_run
@@ -47,6 +47,7 @@ from core_hpc.store import manifests
 from core_hpc.store.paths import TaskKey
 from core_hpc.store.schema import COLD
 from tests.benchmarks.measure import Cost, largest, measured, print_largest, print_table, report
+from tests.benchmarks.real_run import prepared_run
 from tests.benchmarks.simulated_tasks import SimulatedTasks
 from tests.support.cluster import DevCluster, running_cluster
 from tests.support.fake_slurm import executor_of
@@ -148,9 +149,7 @@ class Bench:
             evaluation={"samples": 1, "sampling": {"max_new_tokens": 16}},
             cluster={"driver": "arrays", "slurm": section},
         )
-        sweep = load_sweep(path)
-        (plan,) = sweep.runs
-        return runs.create(plan, sweep.folder, splits_of(plan), prepare(plan.config))
+        return prepared_run(load_sweep(path))
 
     def executor(self, run: Run, slurm: Slurm) -> SlurmExecutor:
         """The executor of a new controller."""

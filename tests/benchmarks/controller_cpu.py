@@ -45,6 +45,7 @@ from core_hpc.controller.display import Display
 from core_hpc.controller.drivers import SLURM_REFRESHES_PER_S
 from core_hpc.controller.prepare import splits_of
 from core_hpc.controller.start import Prepared, Start
+from core_hpc.runs import conflicts
 from core_hpc.runs import folder as runs
 from core_hpc.runs.folder import ModelFacts, Run
 from core_hpc.runs.sweep import load_sweep
@@ -175,7 +176,7 @@ class Bench:
             profiles[0].enable()
         with self._simulated(watch.slurm):
             sweep = load_sweep(self.source)
-            runs.check_conflicts(sweep)
+            conflicts.check_conflicts(sweep)
             console = Console(file=io.StringIO(), width=120)
             self.progress, finished = control(sweep, Start.new(verify=False), self._prepared, console)
         if profiles is not None:

@@ -29,7 +29,7 @@ from unittest import mock
 
 import torch
 
-from core_hpc.config.run import LoraSection
+from core_hpc.config.model import LoraSection
 from core_hpc.config.update import UpdateSection
 from core_hpc.training import build
 from core_hpc.training.batching import Row

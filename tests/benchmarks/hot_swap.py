@@ -20,7 +20,7 @@ from typing import Any
 
 import numpy as np
 
-from core_hpc.config.run import LoraSection
+from core_hpc.config.model import LoraSection
 from core_hpc.engines import worker_environment
 from core_hpc.engines.base import AdapterRef, Engine, GenerationRequest, SamplingSettings
 from core_hpc.phases.context import Warm

@@ -43,11 +43,9 @@ import psutil
 import yaml
 from core_hpc.answers.extract import extract_answer
 from core_hpc.answers.verifier import verify
-from core_hpc.config.run import LoraSection
-from core_hpc.controller.prepare import prepare, splits_of
+from core_hpc.config.model import LoraSection
 from core_hpc.engines import worker_environment
 from core_hpc.phases.context import Warm
-from core_hpc.runs import folder as runs
 from core_hpc.runs.contents import problems_of_part
 from core_hpc.runs.folder import Run, open_run
 from core_hpc.runs.sweep import load_sweep
@@ -55,7 +53,7 @@ from core_hpc.store import shards
 from core_hpc.store.paths import TaskKey
 from core_hpc.store.schema import COLD, CORRECT, ROLLOUTS
 from tests.benchmarks.measure import conclude, print_table
-from tests.benchmarks.real_run import TIMEOUT_S, arguments, cold_task
+from tests.benchmarks.real_run import TIMEOUT_S, arguments, cold_task, prepared_run
 from tests.support.harness import ROOT, the_run
 
 SIZES = {"small": (4, 2, 8, 2, 1), "usual": (4, 4, 32, 3, 1)}
@@ -108,13 +106,6 @@ def write_sweep(path: Path, reference: str, engine: str, size: str) -> Path:
     }
     path.write_text(yaml.safe_dump(sweep), encoding="utf-8")
     return path
-
-
-def make_run(path: Path, folder: Path) -> Run:
-    """Create a run folder in which nothing is published; TRL reads its problems and prompts."""
-    sweep = load_sweep(path, output=str(folder))
-    (plan,) = sweep.runs
-    return runs.create(plan, sweep.folder, splits_of(plan), prepare(plan.config))
 
 
 # --- TRL -----------------------------------------------------------------------------------------
@@ -291,7 +282,9 @@ def turn(folder: Path, way: str, reference: str, size: str, core: int) -> dict[s
     folder.mkdir()
     iterations = SIZES[size][3]
     if way.startswith("trl"):
-        run = make_run(write_sweep(folder / "sweep.yaml", reference, "transformers", size), folder)
+        # TRL reads problems and prompts of this run.
+        sweep = load_sweep(write_sweep(folder / "sweep.yaml", reference, "transformers", size), output=str(folder))
+        run = prepared_run(sweep)
         marks = folder / "marks"
         marks.touch()
         command = [sys.executable, "-m", "tests.benchmarks.iteration_trl", "--one", way]

@@ -26,7 +26,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from core_hpc.config.run import LoraSection
+from core_hpc.config.model import LoraSection
 from core_hpc.config.update import UpdateSection
 from core_hpc.engines import worker_environment
 from core_hpc.models.folder import load_tokenizer

@@ -14,13 +14,14 @@ from typing import Any
 
 import polars as pl
 
-from analysis.timing.account import iteration_table, times_of, waited_table
+from analysis.timing.account import iteration_table, waited_table
 from analysis.timing.critical_path import GENERATE, LOG_PROBS, START, TRAIN
+from analysis.timing.recorded import times_of
 from core_hpc.controller.prepare import prepare, splits_of
 from core_hpc.phases.context import TaskContext, Warm
-from core_hpc.runs import folder as runs
+from core_hpc.runs import creation
 from core_hpc.runs.folder import Run
-from core_hpc.runs.sweep import load_sweep
+from core_hpc.runs.sweep import Sweep, load_sweep
 from core_hpc.store.paths import TaskKey
 from core_hpc.store.schema import COLD
 from tests.support.harness import ROOT, launch, the_run
@@ -53,10 +54,14 @@ def settings(*, problems: int, cold: int, rescue: int = 0, iterations: int = 1, 
 
 
 def make_run(folder: Path, values: Sequence[str]) -> Run:
-    """Create a run folder in which nothing is published yet."""
-    sweep = load_sweep(SWEEP, values, output=str(folder))
+    """Create a run folder of the quickstart in which nothing is published yet."""
+    return prepared_run(load_sweep(SWEEP, values, output=str(folder)))
+
+
+def prepared_run(sweep: Sweep) -> Run:
+    """Create the folder of the only run of a sweep, after its preparation. Nothing is published yet."""
     (plan,) = sweep.runs
-    return runs.create(plan, sweep.folder, splits_of(plan), prepare(plan.config))
+    return creation.create(plan, sweep.folder, splits_of(plan), prepare(plan.config))
 
 
 def cold_task(run: Run, model: str, warm: Warm) -> TaskContext:

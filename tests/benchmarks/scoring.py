@@ -31,8 +31,9 @@ import numpy as np
 import polars as pl
 import torch
 
-from analysis.timing.account import time_table, times_of
+from analysis.timing.account import time_table
 from analysis.timing.critical_path import GENERATE, LOG_PROBS, TRAIN
+from analysis.timing.recorded import times_of
 from core_hpc.answers.extract import extract_answer
 from core_hpc.answers.verifier import Verifier
 from core_hpc.local.executor import LocalLimits

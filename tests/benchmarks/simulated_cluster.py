@@ -22,7 +22,8 @@ from time import struct_time
 from typing import Any
 
 from core_hpc.runs.folder import Run
-from core_hpc.runs.messages import JobStatus, Progress, RunningTask
+from core_hpc.runs.job_status import JobStatus, RunningTask
+from core_hpc.runs.outcome import Progress
 from core_hpc.slurm.commands import JobId
 from core_hpc.slurm.records import Submission, SubmissionFolder
 from core_hpc.store import manifests

@@ -36,7 +36,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from analysis.timing.account import times_of
+from analysis.timing.recorded import times_of
 from core_hpc.controller.estimate import DEVICES, PROMPT_TOKENS
 from core_hpc.engines import GPU_NUM_SEQS
 from core_hpc.runs.graph import Graph

@@ -18,7 +18,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from analysis.timing.account import times_of
+from analysis.timing.recorded import times_of
 from core_hpc.store import shards
 from core_hpc.store.schema import COLD, RESCUE, ROLLOUTS
 from tests.benchmarks.measure import conclude, print_table

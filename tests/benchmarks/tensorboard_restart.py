@@ -16,8 +16,8 @@ from pathlib import Path
 from typing import Any
 
 from core_hpc.controller.prepare import splits_of
-from core_hpc.controller.tracking import RunTracker
-from core_hpc.runs import folder as runs
+from core_hpc.controller.run_tracker import RunTracker
+from core_hpc.runs import creation
 from core_hpc.runs.folder import ModelFacts
 from core_hpc.runs.sweep import load_sweep
 from core_hpc.store.shards import published_keys
@@ -32,7 +32,7 @@ def benchmark(folder: Path, settings: Settings) -> dict[str, Any]:
     sweep = load_sweep(sweep_file(folder / "sweep.yaml", settings))
     plan = sweep.runs[0]
     facts = {m.name: ModelFacts("simulated", 4608, "plain") for m in plan.config.team}
-    run, tasks = runs.create(plan, sweep.folder, splits_of(plan), facts), SimulatedTasks(1 << 10)
+    run, tasks = creation.create(plan, sweep.folder, splits_of(plan), facts), SimulatedTasks(1 << 10)
     *keys, last = sorted(run.graph().tasks())
     for key in keys:
         tasks.publish(run, key)

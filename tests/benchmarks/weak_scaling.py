@@ -26,20 +26,18 @@ from pathlib import Path
 from typing import Any
 from unittest import mock
 
-from analysis.timing.account import times_of
-from core_hpc.controller.prepare import prepare, splits_of
+from analysis.timing.recorded import times_of
 from core_hpc.phases import run_task
 from core_hpc.phases.context import TaskContext, Warm
-from core_hpc.runs import folder as runs
+from core_hpc.runs.events import Done, Failed
 from core_hpc.runs.folder import Run, open_run
-from core_hpc.runs.messages import Done, Failed
 from core_hpc.runs.sweep import load_sweep
 from core_hpc.slurm.commands import Slurm
 from core_hpc.slurm.records import ENDED, FAILED, OPEN, SubmissionFolder
 from core_hpc.store.paths import TaskKey
 from core_hpc.store.schema import COLD
 from tests.benchmarks.measure import conclude, print_table
-from tests.benchmarks.real_run import arguments
+from tests.benchmarks.real_run import arguments, prepared_run
 from tests.support.cluster import running_cluster
 from tests.support.fake_slurm import executor_of
 from tests.support.tiny import make_tiny_model, tiny_sweep
@@ -110,9 +108,7 @@ def make_run(folder: Path, name: str, workers: int, parts: int, **slurm: Any) ->
             },
         },
     )
-    sweep = load_sweep(path)
-    (plan,) = sweep.runs
-    return runs.create(plan, sweep.folder, splits_of(plan), prepare(plan.config))
+    return prepared_run(load_sweep(path))
 
 
 def one_phase(folder: Path, workers: int, wait_s: float) -> dict[str, Any]:

@@ -25,10 +25,11 @@ from core_hpc.controller.counts_cache import CountsCache
 from core_hpc.controller.heartbeat import Heartbeat
 from core_hpc.controller.start import Start
 from core_hpc.controller.tracking import Tracking
-from core_hpc.runs import folder as runs
+from core_hpc.runs import creation
 from core_hpc.runs.contents import TABLE_OF
 from core_hpc.runs.folder import locate
-from core_hpc.runs.messages import JobStatus, Outcome, OutcomeKind
+from core_hpc.runs.job_status import JobStatus
+from core_hpc.runs.outcome import Outcome, OutcomeKind
 from core_hpc.runs.sweep import load_sweep
 from core_hpc.schedule.base import Listener
 from core_hpc.schedule.progress import inspect_run
@@ -157,7 +158,7 @@ def use(sweep_file: Path) -> None:
     except CoreHpcError:
         pass
     with claim(paths.claim):
-        run = runs.start(plan, sweep.folder)
+        run = creation.start(plan, sweep.folder)
         progress, _ = inspect_run(run)
         folder.read(OPEN, FAILED)
         tracking = Tracking()

@@ -108,7 +108,7 @@ def _from_folder(case: Case, *, size: str, device: str, four_bit: bool) -> dict[
     """A trainer that loads a folder, as a run does: all weights, or an adapter on 4-bit weights."""
     import torch
 
-    from core_hpc.config.run import LoraSection
+    from core_hpc.config.model import LoraSection
     from core_hpc.training.task import TrainerSettings
     from core_hpc.training.trainer import Trainer
     from tests.benchmarks import gpu_update

@@ -78,7 +78,7 @@ class Setup:
     def __init__(self, root: Path) -> None:
         import torch
 
-        from core_hpc.config.run import LoraSection
+        from core_hpc.config.model import LoraSection
         from core_hpc.training.lora import LoraPolicy
         from core_hpc.training.policy import load_base_model
 

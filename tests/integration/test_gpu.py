@@ -14,7 +14,7 @@ import pytest
 import torch
 import transformers
 
-from core_hpc.config.run import LoraSection
+from core_hpc.config.model import LoraSection
 from core_hpc.training import memory as memory_module
 from core_hpc.training.batching import Row, plan_steps
 from core_hpc.training.compilation import compile_policy

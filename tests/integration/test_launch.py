@@ -15,7 +15,7 @@ from analysis.counts.load import load_run, problems_of
 from analysis.counts.tasks import count_tasks
 from core_hpc.common.errors import RunConflictError
 from core_hpc.controller import samples
-from core_hpc.controller.tracking import FINAL, GROUPS
+from core_hpc.controller.points import FINAL, GROUPS
 from core_hpc.runs.folder import list_runs, read_run_config
 from core_hpc.store import manifests, shards
 from core_hpc.store.paths import RunPaths, TaskKey

@@ -109,7 +109,7 @@ def _engines(kind: str, root: Path, models: Sequence[str]) -> None:
 
 def _updates(root: Path, models: Sequence[str]) -> None:
     """Update every model with the completions of every engine."""
-    from core_hpc.config.run import LoraSection
+    from core_hpc.config.model import LoraSection
     from core_hpc.config.update import UpdateSection
     from core_hpc.training.batching import Row
     from core_hpc.training.task import TrainerSettings, UpdateTask
@@ -287,7 +287,7 @@ def test_the_kept_mass_is_the_probability_of_the_nucleus(matrix: Matrix, model: 
 
 
 def test_the_default_targets_are_found_in_every_architecture(matrix: Matrix) -> None:
-    from core_hpc.config.run import LoraSection
+    from core_hpc.config.model import LoraSection
     from core_hpc.models.folder import adapter_targets
 
     for model in matrix.models:

@@ -27,7 +27,7 @@ CASES = {
 
 def _updates(model: Path, out: Path) -> None:
     """The same update in every case; the last completion of each problem is a peer's."""
-    from core_hpc.config.run import LoraSection
+    from core_hpc.config.model import LoraSection
     from core_hpc.config.update import UpdateSection
     from core_hpc.training.batching import Row
     from core_hpc.training.task import TrainerSettings, UpdateTask

@@ -160,7 +160,7 @@ def test_chained_arrays_publish_what_the_local_driver_publishes(
 def _guard(model: Path, out: Path) -> None:
     """Two updates, and then one whose completions were sampled with the weights before the second."""
     from core_hpc.common.errors import MismatchError
-    from core_hpc.config.run import LoraSection
+    from core_hpc.config.model import LoraSection
     from core_hpc.config.update import UpdateSection
     from core_hpc.phases.behaviour import NUM_PROBED, check_behaviour, probed
     from core_hpc.training.batching import Row

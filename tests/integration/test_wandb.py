@@ -17,7 +17,7 @@ import pytest
 from core_hpc.runs.folder import list_runs
 from tests.support.harness import ROOT, launch, launch_and_kill
 from tests.support.tiny import tiny_sweep
-from tests.support.tracked_run import make_run, publish_evaluation, tensorboard_points
+from tests.support.tracked_run import evaluated_run, tensorboard_points
 from tests.support.wandb_server import RecordingServer, recording_server
 
 pytestmark = [
@@ -79,28 +79,20 @@ def test_a_killed_and_continued_run_has_the_points_of_tensorboard_once(tiny_mode
     assert server.configs[uid]["seed"]["value"] == 7
 
 
-def finished_run(folder: Path, mode: str) -> Path:
-    """Make a run whose evaluation, of three parts, is published."""
-    run = make_run(folder, iterations=0, tracking={"wandb": "a-project", "wandb_mode": mode})
-    for part in range(3):
-        publish_evaluation(run, 0, part, correct=True)
-    return run.root
-
-
 def start_again(run: Path, *options: str, **env: str) -> list[str]:
     """What the controller of a finished run prints when it writes all points."""
     return _python(["-m", "tests.integration.copy_points", str(run), *options], env, cwd=ROOT).splitlines()
 
 
 def test_a_server_that_cannot_be_reached_is_reported_once_and_tensorboard_is_complete(tmp_path: Path) -> None:
-    run = finished_run(tmp_path, "online")
+    run = evaluated_run(tmp_path, wandb="a-project", wandb_mode="online").root
     (message,) = start_again(run, WANDB_BASE_URL="http://127.0.0.1:9", WANDB_API_KEY="0" * 40)
     assert "the sweep continues" in message
     assert set(tensorboard_points(run / "tensorboard").values()) == {1}
 
 
 def test_a_service_that_is_killed_is_reported_once_and_the_next_start_is_complete(tmp_path: Path) -> None:
-    run = finished_run(tmp_path, "offline")
+    run = evaluated_run(tmp_path, wandb="a-project", wandb_mode="offline").root
     (message,) = start_again(run, "--kill-service")
     assert "the sweep continues" in message
     assert start_again(run) == []
@@ -110,7 +102,7 @@ def test_a_service_that_is_killed_is_reported_once_and_the_next_start_is_complet
 
 
 def test_the_online_mode_replaces_what_an_earlier_start_has_uploaded(tmp_path: Path) -> None:
-    run = finished_run(tmp_path, "online")
+    run = evaluated_run(tmp_path, wandb="a-project", wandb_mode="online").root
     with recording_server() as server:
         assert [*start_again(run, **server.environment), *start_again(run, **server.environment)] == []
     uid = json.loads((run / "wandb.json").read_text())["id"]

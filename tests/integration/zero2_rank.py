@@ -25,7 +25,7 @@ import torch
 from torch.distributed.tensor import DTensor
 
 from core_hpc.common.errors import MismatchError, NonFiniteError, StoppedError, StoreError
-from core_hpc.config.run import LoraSection
+from core_hpc.config.model import LoraSection
 from core_hpc.config.update import UpdateSection
 from core_hpc.phases.checkpoint import CheckpointStore
 from core_hpc.store import manifests

@@ -9,6 +9,7 @@ from pathlib import Path
 from core_hpc.controller.prepare import prepare, splits_of
 from core_hpc.phases import run_task
 from core_hpc.phases.context import TaskContext, Warm
+from core_hpc.runs import creation
 from core_hpc.runs import folder as runs
 from core_hpc.runs.folder import Run
 from core_hpc.runs.sweep import load_sweep
@@ -51,7 +52,7 @@ def run_example(name: str, models: Sequence[Path], output: Path) -> Run:
     sweep = load_sweep(EXAMPLES / f"{name}.yaml", overrides(models, output))
     (plan,) = sweep.runs
     splits = splits_of(plan)
-    run = runs.create(plan, sweep.folder, splits, prepare(plan.config, splits))
+    run = creation.create(plan, sweep.folder, splits, prepare(plan.config, splits))
     team, warm = [model.name for model in plan.config.team], Warm()
     tasks = [(COLD, m) for m in team] + [(HINT, TEAM)] + [(RESCUE, m) for m in team] + [(SCORE, TEAM)]
     for phase, model in tasks:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
+from core_hpc.runs.events import Done, Event, TaskRef
 from core_hpc.runs.folder import Run
-from core_hpc.runs.messages import Done, Event, TaskRef
 from core_hpc.schedule.base import Adopted
 from core_hpc.store.paths import TaskKey
 

@@ -13,10 +13,11 @@ from core_hpc.config.cluster import ClusterSection
 from core_hpc.controller.drivers import make_driver
 from core_hpc.controller.prepare import splits_of
 from core_hpc.problems.splits import EVALUATION
+from core_hpc.runs import creation
 from core_hpc.runs import folder as runs
 from core_hpc.runs.contents import TABLE_OF, expected_rows
+from core_hpc.runs.events import Event, Failed
 from core_hpc.runs.folder import ModelFacts, Run
-from core_hpc.runs.messages import Event, Failed
 from core_hpc.runs.sweep import load_sweep
 from core_hpc.slurm.commands import AccountingEntry, JobId, Limits, QueueEntry, Slurm, SlurmUnavailableError
 from core_hpc.slurm.executor import SlurmExecutor
@@ -119,9 +120,9 @@ def run_of(folder: Path, driver: str, *, protocol: dict[str, Any] | None = None,
     sweep = load_sweep(path)
     (plan,) = sweep.runs
     if runs.exists(plan, sweep.folder):
-        return runs.start(plan, sweep.folder)
+        return creation.start(plan, sweep.folder)
     facts = {m.name: ModelFacts("0" * 64, 512, "plain") for m in plan.config.team}
-    return runs.create(plan, sweep.folder, splits_of(plan), facts)
+    return creation.create(plan, sweep.folder, splits_of(plan), facts)
 
 
 def publish(run: Run, key: TaskKey) -> None:

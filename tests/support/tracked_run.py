@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 from core_hpc.problems.splits import make_splits
-from core_hpc.runs import folder as runs
+from core_hpc.runs import creation
 from core_hpc.runs.folder import ModelFacts, Run
 from core_hpc.runs.sweep import load_sweep
 from core_hpc.store.paths import TEAM, TaskKey
@@ -18,6 +19,8 @@ from tests.support.tiny import tiny_sweep
 
 Point = tuple[str, str, int, float]
 """Model or team, tag, step, value."""
+NOT_POINTS = ("step", "_step", "_timestamp", "_runtime", "_wandb")
+"""Columns of W&B that are no points."""
 
 
 def make_run(folder: Path, **changes: Any) -> Run:
@@ -25,7 +28,7 @@ def make_run(folder: Path, **changes: Any) -> Run:
     sweep = load_sweep(tiny_sweep(folder / "tiny.yaml", [Path("/m0"), Path("/m1")], folder / "out", **changes))
     (plan,) = sweep.runs
     facts = {m.name: ModelFacts("0" * 64, 512, "plain") for m in plan.config.team}
-    return runs.create(plan, sweep.folder, make_splits(plan.config.problems), facts)
+    return creation.create(plan, sweep.folder, make_splits(plan.config.problems), facts)
 
 
 def publish_evaluation(run: Run, iteration: int, part: int, **values: Any) -> None:
@@ -42,9 +45,28 @@ def publish_evaluation(run: Run, iteration: int, part: int, **values: Any) -> No
         publish_frame(run.paths.task_folder(key), run.paths.task_name(key), rollouts(rows), ROLLOUTS)
 
 
+def evaluated_run(folder: Path, **tracking: str) -> Run:
+    """Make a run whose evaluation, of three parts, is published."""
+    run = make_run(folder, iterations=0, tracking=tracking)
+    for part in range(3):
+        publish_evaluation(run, 0, part, correct=True)
+    return run
+
+
 def point(model: str, tag: str, step: int, value: float) -> Point:
     """A point in a form in which those of different files can be compared. TensorBoard has 32 bits per value."""
     return model, tag, step, float(f"{value:.5g}")
+
+
+def copied_points(rows: Iterable[Mapping[str, Any]]) -> Counter[Point]:
+    """Count the points in rows that were written for W&B. The model is the last part of a key."""
+    found: Counter[Point] = Counter()
+    for row in rows:
+        for key, value in row.items():
+            if key not in NOT_POINTS:
+                tag, _, model = key.rpartition("/")
+                found[point(model, tag, row["step"], value)] += 1
+    return found
 
 
 def written_points(run: Run) -> Counter[Point]:

@@ -17,10 +17,9 @@ from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
-from tests.support.tracked_run import Point, point
+from tests.support.tracked_run import Point, copied_points
 
 HISTORY = "wandb-history.jsonl"
-NOT_POINTS = ("step", "_step", "_timestamp", "_runtime", "_wandb")
 
 
 @dataclass
@@ -44,14 +43,8 @@ class RecordingServer:
         return {"WANDB_BASE_URL": self.url, "WANDB_API_KEY": "0" * 40, "WANDB_ERROR_REPORTING": "false"}
 
     def points(self, uid: str) -> Counter[Point]:
-        """Count the points of a run. The model is the last part of a key."""
-        found: Counter[Point] = Counter()
-        for row in self.history[uid]:
-            for key, value in row.items():
-                if key not in NOT_POINTS:
-                    tag, _, model = key.rpartition("/")
-                    found[point(model, tag, row["step"], value)] += 1
-        return found
+        """Count the points of a run."""
+        return copied_points(self.history[uid])
 
     def answer(self, path: str, body: bytes) -> dict[str, Any]:
         """Record a request and return the answer."""

@@ -14,8 +14,7 @@ import polars as pl
 import yaml
 from core_hpc.controller.prepare import splits_of
 from core_hpc.problems.splits import problems_of_iteration
-from core_hpc.runs import contents
-from core_hpc.runs import folder as runs
+from core_hpc.runs import contents, creation
 from core_hpc.runs.folder import ModelFacts, Run
 from core_hpc.runs.sweep import load_sweep
 from core_hpc.store import manifests, shards
@@ -48,7 +47,7 @@ def run_in(folder: Path, **protocol: Any) -> Run:
     sweep = load_sweep(path)
     (plan,) = sweep.runs
     facts = {m.name: ModelFacts("0" * 64, 512, "plain") for m in plan.config.team}
-    return runs.create(plan, sweep.folder, splits_of(plan), facts)
+    return creation.create(plan, sweep.folder, splits_of(plan), facts)
 
 
 def problem_ids(run: Run, key: TaskKey) -> list[str]:

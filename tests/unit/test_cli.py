@@ -292,7 +292,7 @@ def test_a_shipped_sweep_can_be_planned_with_a_shipped_profile(site: Path, tmp_p
 
 @pytest.mark.slow
 def test_the_doctor_reads_the_requirements_of_an_installation(site: Path, tmp_path: Path) -> None:
-    code = "from core_hpc.doctor.checks import _declared; w, r = _declared(); print(w, sorted({e for e, _ in r}))"
+    code = "from core_hpc.doctor.packages import _declared; w, r = _declared(); print(w, sorted({e for e, _ in r}))"
     done = python("-c", code, cwd=tmp_path, PYTHONPATH=str(site))
     assert done.returncode == 0, done.stderr
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]

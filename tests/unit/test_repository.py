@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from core_hpc.problems.splits import check_counts, make_splits
+from core_hpc.problems.sets import all_problems
+from core_hpc.problems.splits import check_counts
 from core_hpc.runs.sweep import load_sweep
 
 ROOT = Path(__file__).parents[2]
@@ -33,7 +34,7 @@ def test_there_are_shipped_sweeps() -> None:
 def test_every_shipped_sweep_is_valid(path: Path) -> None:
     for run in load_sweep(path).runs:
         if run.config.problems.train.source in ("generated", "function"):
-            check_counts(run.config, make_splits(run.config.problems))
+            check_counts(run.config, all_problems(run.config))
 
 
 @pytest.mark.parametrize(

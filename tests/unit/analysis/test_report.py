@@ -19,7 +19,9 @@ from analysis.exchange.folder import import_predictions
 from analysis.layout.tables import ReportTable, render
 from analysis.report import evaluation_tables
 from analysis.report.facts import facts_of
-from analysis.report.report import report_tables, warnings_of, write_report, write_reports
+from analysis.report.main_tables import report_tables
+from analysis.report.reader_warnings import warnings_of
+from analysis.report.report import write_report, write_reports
 from analysis.report.summary import key_numbers, rescue_summary_table, summary_table
 from analysis.timing.cost import cost_of
 from core_hpc.store import manifests

@@ -22,8 +22,9 @@ from analysis.counts.load import load_run
 from analysis.layout.formats import FORMATS, table_text
 from analysis.layout.tables import render
 from analysis.report.figures import time_figure, write
-from analysis.timing.account import RunTimes, iteration_table, time_table, times_of, waited_table
+from analysis.timing.account import iteration_table, time_table, waited_table
 from analysis.timing.critical_path import ITEMS, Segment, TaskTime, critical_path, shared_seconds
+from analysis.timing.recorded import RunTimes, times_of
 from analysis.timing.tables import IMPORTED, NOTHING, time_report
 from core_hpc.phases.context import Warm
 from core_hpc.runs.graph import Graph

@@ -14,7 +14,8 @@ from hypothesis import strategies as st
 from core_hpc.answers import extract
 from core_hpc.answers.extract import after_thinking, extract_answer, normalize_number, token_f1, verify
 from core_hpc.answers.kinds import KINDS
-from core_hpc.answers.latex import MAX_LATEX_CHARS, clean_latex, compare_latex, gold_latex
+from core_hpc.answers.latex import MAX_LATEX_CHARS, clean_latex, gold_latex
+from core_hpc.answers.latex_comparison import compare_latex
 from core_hpc.config.problems import AnswerKindName
 from core_hpc.store.schema import CORRECT, NO_ANSWER, VERDICTS, WRONG
 

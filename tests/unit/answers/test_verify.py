@@ -18,7 +18,8 @@ import pytest
 
 from core_hpc.answers import verifier as verify_module
 from core_hpc.answers.extract import extract_answer
-from core_hpc.answers.latex import clean_latex, compare_latex, gold_latex
+from core_hpc.answers.latex import clean_latex, gold_latex
+from core_hpc.answers.latex_comparison import compare_latex
 from core_hpc.answers.symbolic import equal
 from core_hpc.answers.verifier import Verifier, require_algebra
 from core_hpc.common.errors import CoreHpcError, InputError

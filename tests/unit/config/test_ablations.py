@@ -12,8 +12,9 @@ from pathlib import Path
 
 import pytest
 
+from core_hpc.config.identity import flatten, scientific_fields
 from core_hpc.config.problems import DataSetProblems
-from core_hpc.config.run import RunConfig, flatten, scientific_fields
+from core_hpc.config.run import RunConfig
 from core_hpc.controller import estimate
 from core_hpc.controller.plan import most_work
 from core_hpc.controller.prepare import splits_of

@@ -11,7 +11,8 @@ import pytest
 
 import yaml
 from core_hpc.common.errors import ConfigError, InputError
-from core_hpc.config.run import RunConfig, scientific_fields
+from core_hpc.config.identity import scientific_fields
+from core_hpc.config.run import RunConfig
 from core_hpc.controller import estimate
 from core_hpc.controller.plan import most_work
 from core_hpc.controller.prepare import splits_of

@@ -9,10 +9,10 @@ import pytest
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
-import yaml
 from core_hpc.common.errors import ConfigError
 from core_hpc.common.shipped import shipped_folder
-from core_hpc.runs.sweep import load_sweep, parse_yaml
+from core_hpc.config.yaml_text import dump_yaml, parse_yaml
+from core_hpc.runs.sweep import load_sweep
 
 SHIPPED = (shipped_folder("yaml") / "quickstart.yaml").read_text()
 SCALARS = [
@@ -69,6 +69,8 @@ PLAIN = st.recursive(
 
 @settings(deadline=None)
 @given(PLAIN)
-def test_what_yaml_writes_is_read_as_it_was(value: Any) -> None:
-    """The refusal of numbers to other bases concerns no number and no text that YAML itself writes."""
-    assert parse_yaml(yaml.safe_dump(value)) == value
+@example({"0E0": "1e5"})
+@example(["1:30:00", "010", "1_0", 1e-5, 1e22])
+def test_what_is_written_is_read_as_it_was(value: Any) -> None:
+    """Numbers in scientific notation, and the refusal of numbers to other bases, change no text and no number."""
+    assert parse_yaml(dump_yaml(value)) == value

@@ -11,7 +11,8 @@ from typing import Any
 import pytest
 from pydantic import BaseModel
 
-from core_hpc.config.run import RunConfig, config_hash, scientific_fields
+from core_hpc.config.identity import config_hash, scientific_fields
+from core_hpc.config.run import RunConfig
 from core_hpc.runs.sweep import load_sweep
 from tests.support.harness import ROOT
 from tests.unit.config.test_sweep import MINIMAL

@@ -14,7 +14,7 @@ from core_hpc.common.errors import ConfigError, InputError
 from core_hpc.config import reference
 from core_hpc.config.base import ADDED_LATER, Section
 from core_hpc.config.fields import ANY, config_fields, run_config_schema
-from core_hpc.config.run import flatten, scientific_fields
+from core_hpc.config.identity import flatten, scientific_fields
 from core_hpc.config.yaml_text import parse_yaml
 from core_hpc.runs.sweep import load_sweep
 from tests.support.harness import ROOT

@@ -7,7 +7,7 @@ import pytest
 import yaml
 from core_hpc.common.errors import ConfigError
 from core_hpc.config.fields import ANY, config_fields, run_config_schema
-from core_hpc.config.run import flatten, scientific_fields
+from core_hpc.config.identity import flatten, scientific_fields
 from core_hpc.runs.sweep import load_sweep, parse_yaml
 
 MINIMAL = {

@@ -6,7 +6,8 @@ import json
 
 import pytest
 
-from core_hpc.config.run import RunConfig, flatten, scientific_fields
+from core_hpc.config.identity import flatten, scientific_fields
+from core_hpc.config.run import RunConfig
 from core_hpc.controller.prepare import splits_of
 from core_hpc.problems.skills import FAMILIES
 from core_hpc.problems.splits import EVALUATION, TRAIN

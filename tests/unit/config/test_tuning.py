@@ -11,7 +11,8 @@ import pytest
 
 import yaml
 from core_hpc.common.errors import ConfigError, InputError
-from core_hpc.config.run import LoraSection, ModelSection, RunConfig
+from core_hpc.config.model import LoraSection, ModelSection
+from core_hpc.config.run import RunConfig
 from core_hpc.controller.prepare import prepare
 from core_hpc.engines import EngineSpec, create_engine
 from core_hpc.engines.vllm import _engine_arguments

@@ -7,7 +7,8 @@ import pytest
 
 import yaml
 from core_hpc.common.errors import ConfigError
-from core_hpc.config.run import RunConfig, scientific_fields
+from core_hpc.config.identity import scientific_fields
+from core_hpc.config.run import RunConfig
 from core_hpc.runs.sweep import load_sweep
 from tests.unit.config.test_sweep import MINIMAL
 

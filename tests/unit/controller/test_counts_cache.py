@@ -12,8 +12,8 @@ import pytest
 
 from core_hpc.common.errors import StoreError
 from core_hpc.controller.counts_cache import CountsCache
+from core_hpc.runs.events import Done, TaskRef
 from core_hpc.runs.graph import Graph
-from core_hpc.runs.messages import Done, TaskRef
 from core_hpc.schedule.progress import RunProgress
 from core_hpc.store.paths import TEAM, TaskKey
 from core_hpc.store.schema import COLD, SCORE

@@ -13,7 +13,7 @@ import pytest
 from core_hpc.common.errors import ClaimLostError, StoreError
 from core_hpc.controller import detach
 from core_hpc.controller.detach import ControllerSpec, run_controller
-from core_hpc.runs.messages import OutcomeKind
+from core_hpc.runs.outcome import OutcomeKind
 from core_hpc.slurm.records import CALLS, ENDED, FAILED, OPEN, Submission, SubmissionFolder, new_submission
 from core_hpc.store.claims import claim
 from core_hpc.store.paths import SweepPaths

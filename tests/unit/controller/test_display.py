@@ -9,7 +9,7 @@ from pathlib import Path
 from rich.console import Console
 
 from core_hpc.controller.display import Display
-from core_hpc.runs.messages import Done, Started, TaskRef
+from core_hpc.runs.events import Done, Started, TaskRef
 from core_hpc.schedule.progress import RunProgress
 from core_hpc.store.paths import TaskKey
 from tests.support.tracked_run import make_run

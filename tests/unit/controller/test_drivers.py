@@ -12,7 +12,7 @@ from core_hpc.controller.drivers import make_driver
 from core_hpc.controller.prepare import splits_of
 from core_hpc.local import executor, gpus
 from core_hpc.local.executor import LocalExecutor
-from core_hpc.runs import folder as runfolders
+from core_hpc.runs import creation
 from core_hpc.runs.folder import ModelFacts, Run
 from core_hpc.runs.sweep import load_sweep
 from core_hpc.slurm.arrays import ArrayPacking, ChainedPacking
@@ -27,7 +27,7 @@ def run_of(folder: Path, num_weights: int = 0, **cluster: Any) -> Run:
     sweep = load_sweep(path)
     (plan,) = sweep.runs
     facts = {m.name: ModelFacts("0" * 64, 512, "plain", num_weights) for m in plan.config.team}
-    return runfolders.create(plan, sweep.folder, splits_of(plan), facts)
+    return creation.create(plan, sweep.folder, splits_of(plan), facts)
 
 
 @pytest.mark.parametrize(

@@ -14,11 +14,13 @@ from pathlib import Path
 
 import pytest
 
-from core_hpc.controller import event_files, tracking
+from core_hpc.controller import event_files, run_tracker
 from core_hpc.controller.event_files import RECORD, crc32c, framed
-from core_hpc.controller.tracking import FINAL, RunTracker, Tracking
+from core_hpc.controller.points import FINAL
+from core_hpc.controller.run_tracker import RunTracker
+from core_hpc.controller.tracking import Tracking
+from core_hpc.runs.events import Done, TaskRef
 from core_hpc.runs.folder import Run
-from core_hpc.runs.messages import Done, TaskRef
 from core_hpc.schedule.progress import RunProgress
 from core_hpc.store import manifests
 from core_hpc.store.paths import TEAM, TaskKey
@@ -218,7 +220,7 @@ def test_another_version_writes_all_points_again(
     starts.publish(keys[:-1])
     starts.end()
     before = team_file(starts.run).name
-    monkeypatch.setattr(tracking, "__version__", "another")
+    monkeypatch.setattr(run_tracker, "__version__", "another")
     monkeypatch.setattr(event_files, "_new_name", lambda: f"{event_files.PREFIX}4000000000.host.1")
     starts.publish(keys[-1:])
     assert team_file(starts.run).name != before

@@ -273,6 +273,12 @@ def test_a_dry_run_without_the_data_set_uses_the_count_of_the_file_and_reports_w
     assert "before a start: data set openai/gsm8k" in done.stdout
     assert "run `hf download openai/gsm8k" in done.stdout
     assert "assumed to have 4 billion parameters, because the name has no size: x/unnamed-size" in done.stdout
+    warmup = {"problems": data["problems"]["train"]}
+    made = {split: {"source": "generated", "count": 40} for split in ("train", "evaluation")}
+    path.write_text(yaml.safe_dump({**data, "problems": made, "team": [{**data["team"][0], "warmup": warmup}]}))
+    done = dry_run(path, **offline)
+    assert done.returncode == 0, done.stderr
+    assert "before a start: team.0.warmup: data set openai/gsm8k" in done.stdout
     del data["problems"]["evaluation"]["count"]
     path.write_text(yaml.safe_dump(data))
     refused = dry_run(path, **offline)

@@ -12,7 +12,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from core_hpc.controller import samples
-from core_hpc.controller.tracking import RunTracker
+from core_hpc.controller.run_tracker import RunTracker
 from core_hpc.runs.folder import Run
 from core_hpc.store.paths import TaskKey
 from core_hpc.store.schema import EVALUATE, ROLLOUTS

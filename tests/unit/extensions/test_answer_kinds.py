@@ -96,12 +96,15 @@ def section(path: Path, kind: str, **kinds: Any) -> ProblemsSection:
 def test_a_file_of_problems_may_name_the_kind(tmp_path: Path) -> None:
     path = tmp_path / "t.jsonl"
     path.write_text("".join(json.dumps({"id": n, "question": n, "answer": n}) + "\n" for n in ROMAN))
-    frame = make_splits(section(path, "roman", roman=example("normalize"))).train
+    problems = section(path, "roman", roman=example("normalize"))
+    with own_kinds(kinds_of(problems.answer_kinds)):
+        frame = make_splits(problems).train
     assert frame["gold"].to_list() == [str(value) for value in ROMAN.values()]
     assert frame["answer_kind"].unique().to_list() == ["roman"]
     path.write_text(json.dumps({"id": 1, "question": "q", "answer": "IIX"}))
-    with pytest.raises(InputError, match="the answer 'IIX' is not an answer of the kind roman"):
-        make_splits(section(path, "roman", roman=example("normalize")))
+    refused = pytest.raises(InputError, match="the answer 'IIX' is not an answer of the kind roman")
+    with own_kinds(kinds_of(problems.answer_kinds)), refused:
+        make_splits(problems)
 
 
 def test_wrong_names_of_kinds_are_refused(tmp_path: Path) -> None:

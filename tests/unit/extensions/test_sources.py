@@ -14,6 +14,7 @@ from core_hpc.common.errors import ConfigError, RunConflictError, StoreError
 from core_hpc.common.ownership import OwnershipError
 from core_hpc.controller.prepare import splits_of
 from core_hpc.extensions import sources
+from core_hpc.runs import conflicts, creation
 from core_hpc.runs import folder as runs
 from core_hpc.runs.folder import ModelFacts
 from core_hpc.runs.sweep import Sweep, load_sweep
@@ -49,7 +50,7 @@ def mistake(sweep: Path, *overrides: str) -> str:
 def create(sweep: Sweep) -> runs.Run:
     (plan,) = sweep.runs
     facts = {m.name: ModelFacts("0" * 64, 512, "plain") for m in plan.config.team}
-    return runs.create(plan, sweep.folder, splits_of(plan), facts)
+    return creation.create(plan, sweep.folder, splits_of(plan), facts)
 
 
 @pytest.fixture(autouse=True)
@@ -203,7 +204,7 @@ def test_a_started_run_refuses_another_source(tmp_path: Path) -> None:
     create(load_sweep(sweep))
     (tmp_path / "my_rewards.py").write_text(PART.replace("0.0", "1.0"))
     with pytest.raises(RunConflictError, match=r"reward\.parts\.brevity\.function: 'my_rewards\.py:brevity@"):
-        runs.check_conflicts(load_sweep(sweep))
+        conflicts.check_conflicts(load_sweep(sweep))
 
 
 def test_an_altered_copy_is_not_run_and_the_next_start_writes_it_again(
@@ -219,7 +220,7 @@ def test_an_altered_copy_is_not_run_and_the_next_start_writes_it_again(
     copy.unlink()
     with pytest.raises(StoreError, match="cannot be read"):
         runs.open_run(run.root)
-    runs.start(sweep.runs[0], sweep.folder)
+    creation.start(sweep.runs[0], sweep.folder)
     assert copy.read_text() == PART
 
 

@@ -22,21 +22,11 @@ from core_hpc.local import gpus
 from core_hpc.local.executor import LocalExecutor, LocalLimits
 from core_hpc.local.gpus import Holder, check_gpus, place_alone, place_beside, usable_gpus
 from core_hpc.local.memory import needs_of
+from core_hpc.runs.events import Done, Failed, Progressed, Started
 from core_hpc.runs.folder import ModelFacts, Run
-from core_hpc.runs.messages import (
-    CommandKind,
-    Done,
-    Failed,
-    MessageKind,
-    Outcome,
-    OutcomeKind,
-    Progress,
-    Progressed,
-    Started,
-    WorkerCommand,
-    WorkerMessage,
-)
+from core_hpc.runs.outcome import Outcome, OutcomeKind, Progress
 from core_hpc.runs.sweep import load_sweep
+from core_hpc.runs.worker_messages import CommandKind, MessageKind, WorkerCommand, WorkerMessage
 from core_hpc.store.paths import RunPaths, TaskKey
 from tests.support.fake_slurm import kind_of
 

@@ -17,7 +17,7 @@ from core_hpc.engines import worker_environment
 from core_hpc.local import process as processes
 from core_hpc.local.forking import ForkServer
 from core_hpc.local.process import WorkerProcess, end_workers
-from core_hpc.runs.messages import MessageKind
+from core_hpc.runs.worker_messages import MessageKind
 from tests.support.harness import ROOT
 
 IMPORTED = "imported.txt"

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from core_hpc.config.cluster import ClusterSection
-from core_hpc.config.run import LoraSection, ModelSection
+from core_hpc.config.model import LoraSection, ModelSection
 from core_hpc.engines.share import ENVIRONMENT, Sharing
 from core_hpc.local.memory import MIN_KV_CACHE_GB, UPDATE_GB, USABLE, Needs, choose
 

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from core_hpc.common.errors import InputError
-from core_hpc.config.run import LoraSection
+from core_hpc.config.model import LoraSection
 from core_hpc.models.adapters import (
     AdapterSource,
     adapter_digest,

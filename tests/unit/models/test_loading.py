@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from core_hpc.common.errors import InputError
-from core_hpc.config.run import ModelSection
+from core_hpc.config.model import ModelSection
 from core_hpc.controller import prepare
 from core_hpc.models import loading, resolve
 from core_hpc.models.folder import adapter_targets, load_tokenizer, num_weights, weight_files

@@ -14,9 +14,10 @@ from hypothesis import strategies as st
 
 from core_hpc.answers.extract import extract_answer
 from core_hpc.common.errors import InputError
+from core_hpc.config.identity import scientific_fields
 from core_hpc.config.instructions import default_instruction
 from core_hpc.config.problems import ANSWER_KINDS, ProblemsSection
-from core_hpc.config.run import RunConfig, scientific_fields
+from core_hpc.config.run import RunConfig
 from core_hpc.controller import prepare
 from core_hpc.engines.base import Completion
 from core_hpc.models.prompts import THINKING_MARKS, PromptBuilder, check_chat_settings, prompt_builder

@@ -10,7 +10,7 @@ import polars as pl
 import pytest
 
 from core_hpc.config.run import RunConfig
-from core_hpc.controller.tracking import RunTracker
+from core_hpc.controller.run_tracker import RunTracker
 from core_hpc.phases.hint import _hint_rows
 from core_hpc.store import shards
 from core_hpc.store.paths import TEAM, RunPaths, TaskKey
@@ -76,9 +76,7 @@ def test_the_share_of_leaking_hints_is_written_for_students_and_team(tmp_path: P
         def __init__(self) -> None:
             self._run: Any = SimpleNamespace(root=tmp_path)
             self._graph: Any = SimpleNamespace(iterations=1, tasks_of=lambda iteration: [key])
-
-        def _scalar(self, model: str, tag: str, value: float | None, step: int, time_s: float | None) -> None:
-            written.append((model, tag, value, step))
+            self._points: Any = SimpleNamespace(scalar=lambda *point: written.append(point[:4]))
 
     paths = RunPaths(tmp_path)
     frame = pl.DataFrame(rows, schema=HINTS.schema)

@@ -11,7 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from core_hpc.runs.messages import CommandKind, MessageKind, Outcome, OutcomeKind, WorkerCommand, WorkerMessage
+from core_hpc.runs.outcome import Outcome, OutcomeKind
+from core_hpc.runs.worker_messages import CommandKind, MessageKind, WorkerCommand, WorkerMessage
 
 pytestmark = pytest.mark.timeout(60)
 ROOT = Path(__file__).parents[3]

@@ -18,8 +18,9 @@ from core_hpc.controller.plan import planned_scripts
 from core_hpc.controller.prepare import splits_of
 from core_hpc.evaluate import build_parser, content, main, text_of
 from core_hpc.models.adapters import adapter_digest, find_adapter
+from core_hpc.runs.creation import create
 from core_hpc.runs.evaluation_arguments import parse_set
-from core_hpc.runs.folder import ModelFacts, create, open_run
+from core_hpc.runs.folder import ModelFacts, open_run
 from core_hpc.runs.graph import Graph
 from core_hpc.runs.sweep import Sweep, load_sweep, resolve_sweep
 from core_hpc.store.manifests import publish, read_manifest
@@ -69,6 +70,13 @@ def test_what_is_written_is_the_same_sweep(tmp_path: Path, capsys: pytest.Captur
     assert [m.name for m in written.runs[0].config.team] == ["x", "x-2"]
     assert main([*arguments, "--write", str(path)]) == 2
     assert "exists already" in capsys.readouterr().err
+
+
+def test_names_that_look_like_numbers_are_written_as_texts(tmp_path: Path) -> None:
+    path = tmp_path / "own.yaml"
+    assert main(["x/7e8", "--problems", "gsm8k", "--name", "1e5", "--write", str(path)]) == 0
+    written = load_sweep(path)
+    assert (written.name, [m.name for m in written.runs[0].config.team]) == ("1e5", ["7e8"])
 
 
 @pytest.mark.parametrize(

@@ -13,7 +13,7 @@ import yaml
 from core_hpc.common.errors import StoreError
 from core_hpc.controller.prepare import splits_of
 from core_hpc.problems.splits import SPLITS, problems_digest
-from core_hpc.runs import folder as runs
+from core_hpc.runs import creation
 from core_hpc.runs.folder import ModelFacts, Run
 from core_hpc.runs.frozen import restore_problems
 from core_hpc.runs.sweep import load_sweep
@@ -42,7 +42,7 @@ def run_in(folder: Path, *, from_file: bool = False) -> Run:
     sweep = load_sweep(path)
     (plan,) = sweep.runs
     facts = {m.name: ModelFacts("0" * 64, 512, "plain") for m in plan.config.team}
-    return runs.create(plan, sweep.folder, splits_of(plan), facts)
+    return creation.create(plan, sweep.folder, splits_of(plan), facts)
 
 
 def write_problems(path: Path, question: str) -> None:
@@ -142,13 +142,13 @@ def test_an_interrupted_creation_records_the_problems_that_it_has_frozen(tmp_pat
     sweep = load_sweep(tmp_path / "s.yaml")
     write_problems(tmp_path / "train.jsonl", "How much is {} plus {}?")
     (plan,) = sweep.runs
-    again = runs.create(plan, sweep.folder, splits_of(plan), run.facts)
+    again = creation.create(plan, sweep.folder, splits_of(plan), run.facts)
     assert again.split("train").equals(frozen)
     assert json.loads(run.paths.identity.read_text())["problems"]["train"] == problems_digest(frozen)
     flip_a_byte(data_file(run, "train"))
     run.paths.identity.unlink()
     new = splits_of(plan).train
-    assert runs.create(plan, sweep.folder, splits_of(plan), run.facts).split("train").equals(new)
+    assert creation.create(plan, sweep.folder, splits_of(plan), run.facts).split("train").equals(new)
     assert shards.read_manifest_table(
         manifests.read_manifest(run.paths.problems / "train.manifest.json"), PROBLEMS
     ).equals(new)

@@ -1,4 +1,4 @@
-"""Messages between processes survive JSON, and files that earlier versions wrote are still read."""
+"""Messages and status files survive JSON, and files that earlier versions wrote are still read."""
 
 from __future__ import annotations
 
@@ -11,19 +11,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from core_hpc.runs.messages import (
-    CommandKind,
-    JobEnd,
-    JobStatus,
-    MessageKind,
-    Outcome,
-    OutcomeKind,
-    Progress,
-    RunningTask,
-    StopReason,
-    WorkerCommand,
-    WorkerMessage,
-)
+from core_hpc.runs.job_status import JobEnd, JobStatus, RunningTask, StopReason
+from core_hpc.runs.outcome import Outcome, OutcomeKind, Progress
+from core_hpc.runs.worker_messages import CommandKind, MessageKind, WorkerCommand, WorkerMessage
 
 ROOT = Path(__file__).parents[3]
 TEXT, SECONDS, NUMBER = st.text(max_size=8), st.floats(0, 1e10), st.integers(0, 10**9)
@@ -101,8 +91,8 @@ def test_only_these_ends_are_no_failures(kind: OutcomeKind) -> None:
     assert kind.is_failure is (kind.value not in ("done", "stopped", "abandoned"))
 
 
-def test_kinds_are_literals_in_one_module_only() -> None:
-    """No other module compares or makes a kind as a string: `x.kind == "failed"`, `Outcome("error")`, {"kind": ...}."""
+def test_kinds_are_literals_in_the_modules_of_messages_only() -> None:
+    """No package compares or makes a kind as a string: `x.kind == "failed"`, `Outcome("error")`, {"kind": ...}."""
     packages = ("schedule", "local", "slurm", "controller", "phases")
     paths = [path for package in packages for path in sorted((ROOT / "core_hpc" / package).rglob("*.py"))]
     found = [

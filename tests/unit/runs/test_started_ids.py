@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from core_hpc.common.errors import RunConflictError
-from core_hpc.config.run import scientific_fields
-from core_hpc.runs.folder import check_conflicts, check_iterations, with_started_ids
+from core_hpc.config.identity import scientific_fields
+from core_hpc.runs.conflicts import check_conflicts, check_iterations, with_started_ids
 from core_hpc.runs.sweep import Sweep, load_sweep
 from tests.unit.config.test_sweep import MINIMAL
 

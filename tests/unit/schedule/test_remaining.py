@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from core_hpc.runs.messages import Progress
+from core_hpc.runs.outcome import Progress
 from core_hpc.schedule.remaining import FinishedTask, TaskCosts
 from core_hpc.store.paths import TEAM, TaskKey
 

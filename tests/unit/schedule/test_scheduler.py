@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from core_hpc.common.errors import ClaimLostError
+from core_hpc.runs.events import Event
 from core_hpc.runs.folder import Run
-from core_hpc.runs.messages import Event
 from core_hpc.schedule.progress import RunProgress, inspect_run
 from core_hpc.schedule.scheduler import Scheduler
 from core_hpc.store import manifests

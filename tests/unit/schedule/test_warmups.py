@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from core_hpc.config.run import RunConfig
+from core_hpc.runs.events import Done, Event, TaskRef
 from core_hpc.runs.folder import ModelFacts, Run
 from core_hpc.runs.graph import Graph
-from core_hpc.runs.messages import Done, Event, TaskRef
 from core_hpc.schedule.base import Adopted
 from core_hpc.schedule.progress import RunProgress
 from core_hpc.schedule.scheduler import Scheduler

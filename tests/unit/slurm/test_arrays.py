@@ -10,8 +10,8 @@ from typing import Any
 
 import pytest
 
+from core_hpc.runs.events import TaskRef
 from core_hpc.runs.folder import Run
-from core_hpc.runs.messages import TaskRef
 from core_hpc.slurm import executor as slurm_executor
 from core_hpc.slurm import watch
 from core_hpc.slurm.commands import JobId, Limits, QueueEntry

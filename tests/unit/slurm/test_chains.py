@@ -9,9 +9,9 @@ from typing import Any
 
 import pytest
 
+from core_hpc.runs.events import Event
 from core_hpc.runs.folder import Run
 from core_hpc.runs.graph import Graph
-from core_hpc.runs.messages import Event
 from core_hpc.slurm.arrays import chains_of
 from core_hpc.slurm.executor import SlurmExecutor
 from core_hpc.slurm.records import ENDED, OPEN, Submission, SubmissionFolder

@@ -18,6 +18,7 @@ from core_hpc.common.ownership import OwnershipError
 from core_hpc.config.cluster import ClusterSection
 from core_hpc.controller.detach import ControllerSpec, run_controller
 from core_hpc.doctor.node import ProbeSpec, examine
+from core_hpc.runs import conflicts
 from core_hpc.runs import folder as runs
 from core_hpc.runs.sweep import load_sweep
 from core_hpc.slurm import submit
@@ -178,7 +179,7 @@ shutil.copytree(sweep.with_name("aside"), sweep)
         runs.open_run(run.root, own=True)
     assert runs.open_run(run.root).run_id == run.run_id, "reading results stays possible"
     with pytest.raises(OwnershipError, match=r"/s: belongs to #64123.*Only its owner can continue"):
-        runs.require_own_folders(load_sweep(project / "sweep.yaml"))
+        conflicts.require_own_folders(load_sweep(project / "sweep.yaml"))
 
 
 def test_a_start_by_a_colleague_is_refused_with_the_name_of_the_owner(project: Path) -> None:

@@ -4,7 +4,8 @@ from typing import Any
 
 import pytest
 
-from core_hpc.runs.messages import JobStatus, Outcome, OutcomeKind, StopReason
+from core_hpc.runs.job_status import JobStatus, StopReason
+from core_hpc.runs.outcome import Outcome, OutcomeKind
 from core_hpc.slurm.outcomes import explain
 
 OOM_BY_POLLING = "slurmstepd: error: StepId=12.0 exceeded memory limit (2113929216 > 2097152000), being killed\n"

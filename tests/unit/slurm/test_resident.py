@@ -14,8 +14,9 @@ from typing import Any
 import pytest
 
 from core_hpc.common.errors import InputError
+from core_hpc.runs.events import Event, Failed, TaskRef
 from core_hpc.runs.folder import Run
-from core_hpc.runs.messages import Event, Failed, Outcome, OutcomeKind, TaskRef
+from core_hpc.runs.outcome import Outcome, OutcomeKind
 from core_hpc.schedule.progress import RunProgress, inspect_run
 from core_hpc.schedule.scheduler import Scheduler
 from core_hpc.slurm.executor import SlurmExecutor

@@ -10,7 +10,8 @@ from typing import Any
 import pytest
 
 from core_hpc.config.cluster import ClusterSection
-from core_hpc.runs.messages import Outcome, OutcomeKind, StopReason
+from core_hpc.runs.job_status import StopReason
+from core_hpc.runs.outcome import Outcome, OutcomeKind
 from core_hpc.slurm import element
 from core_hpc.slurm.element import ElementSpec, Stop, rank_environment
 from core_hpc.slurm.records import ENDED, FAILED, OPEN, SubmissionFolder, new_submission

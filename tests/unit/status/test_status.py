@@ -22,15 +22,16 @@ from core_hpc.common.terminal import PlainConsole
 from core_hpc.controller.heartbeat import HEARTBEAT_S, Heartbeat
 from core_hpc.controller.prepare import splits_of
 from core_hpc.controller.start import Start
-from core_hpc.runs import folder as runs
+from core_hpc.runs import creation
 from core_hpc.runs.folder import ModelFacts, Run, locate
-from core_hpc.runs.messages import Outcome, OutcomeKind, Progress, RunningTask
+from core_hpc.runs.job_status import RunningTask
+from core_hpc.runs.outcome import Outcome, OutcomeKind, Progress
 from core_hpc.runs.sweep import load_sweep
 from core_hpc.schedule.progress import inspect_run
 from core_hpc.slurm.commands import JobId, QueueEntry, SlurmUnavailableError
 from core_hpc.slurm.records import FAILED, OPEN, Submission, SubmissionFolder, new_submission
 from core_hpc.status import __main__ as command
-from core_hpc.status import collect, compute
+from core_hpc.status import collect, compute, pace
 from core_hpc.status.model import ControllerStatus, RunStatus, SweepStatus
 from core_hpc.store import manifests
 from core_hpc.store.claims import claim
@@ -49,7 +50,7 @@ def make_run(folder: Path, **changes: Any) -> Run:
     sweep = load_sweep(tiny_sweep(folder / "tiny.yaml", [Path("/m0"), Path("/m1")], folder / "out", **changes))
     (plan,) = sweep.runs
     facts = {m.name: ModelFacts("0" * 64, 512, "plain") for m in plan.config.team}
-    return runs.create(plan, sweep.folder, splits_of(plan), facts)
+    return creation.create(plan, sweep.folder, splits_of(plan), facts)
 
 
 def publish(run: Run, key: TaskKey, **stats: Any) -> None:
@@ -446,8 +447,8 @@ def test_completions_per_second_count_the_last_minutes() -> None:
     now = 10_000.0
     published = {COLD[0]: manifest_of(now - 50, 50.0, 100), COLD[1]: manifest_of(now - 5000, 50.0, 1000)}
     running = {COLD[2]: RunningTask(now - 100, Progress(60, 99, 0), now - 1)}
-    assert compute.completions_per_s(published, running, now) == pytest.approx(1.6)
-    assert compute.completions_per_s({COLD[1]: published[COLD[1]]}, {}, now) is None
+    assert pace.completions_per_s(published, running, now) == pytest.approx(1.6)
+    assert pace.completions_per_s({COLD[1]: published[COLD[1]]}, {}, now) is None
 
 
 # --- the command line ----------------------------------------------------------------------------

@@ -17,7 +17,7 @@ import torch
 import transformers
 
 from core_hpc.common.errors import InputError
-from core_hpc.config.run import LoraSection
+from core_hpc.config.model import LoraSection
 from core_hpc.config.update import UpdateSection
 from core_hpc.training import policy as policy_module
 from core_hpc.training.batching import KEYS_PER_TOKEN, Layout, Row, StepPlan, idle_batches, plan_steps

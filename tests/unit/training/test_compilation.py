@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import torch
 
-from core_hpc.config.run import LoraSection
+from core_hpc.config.model import LoraSection
 from core_hpc.training import compilation, prefix_tree
 from core_hpc.training.batching import plan_steps
 from core_hpc.training.compilation import compile_policy, pays_to_compile

@@ -1,0 +1,118 @@
+"""What a sweep file may not change: the scientific fields, and the iterations, of started runs.
+
+In: a sweep, and the run folders of its earlier starts. Out: the sweep with the ids of its started runs,
+or an error whose message names the fields. Nothing is written.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from core_hpc.common import ownership
+from core_hpc.common.errors import RunConflictError
+from core_hpc.config.identity import flatten, scientific_fields
+from core_hpc.runs.folder import exists, read_identity
+from core_hpc.runs.sweep import RunPlan, Sweep
+from core_hpc.store import shards
+from core_hpc.store.schema import UPDATE
+
+
+def with_started_ids(sweep: Sweep) -> Sweep:
+    """Give every run the id with which an earlier version started it.
+
+    The id was once made from the text of the numbers, so `32` and `32.0` gave two ids. A folder
+    with the same label and equal scientific fields is the folder of the run.
+    """
+    return replace(sweep, runs=tuple(_as_started(plan, sweep.folder) for plan in sweep.runs))
+
+
+def _as_started(plan: RunPlan, folder: Path) -> RunPlan:
+    if exists(plan, folder):
+        return plan
+    fields = flatten(scientific_fields(plan.config))
+    for found in _folders_with_label(plan.label, folder):
+        if flatten(read_identity(found).get("scientific", {})) == fields:
+            return replace(plan, run_id=found.name)
+    return plan
+
+
+def _folders_with_label(label: str, folder: Path) -> list[Path]:
+    return [path.parent for path in sorted(folder.glob(f"{label}-????????/run.json"))]
+
+
+def check_conflicts(sweep: Sweep) -> None:
+    """Check that no run of this sweep was started with other scientific fields.
+
+    Raises:
+        RunConflictError: There is such a run. The message names the fields.
+    """
+    messages = [message for of_run in find_conflicts(sweep).values() for message in of_run]
+    if messages:
+        raise RunConflictError(
+            "the scientific fields of a started run cannot change; nothing was changed\n"
+            + "\n".join(messages)
+            + f"\n  Undo the change, or give the sweep another name (--set name={sweep.name}-2), or write a grid with "
+            "both values."
+        )
+
+
+def find_conflicts(sweep: Sweep) -> dict[str, list[str]]:
+    """By run id: which started runs with the same label have other values, and which fields differ."""
+    wanted = {run.run_id for run in sweep.runs}
+    found: dict[str, list[str]] = {}
+    for plan in sweep.runs:
+        if exists(plan, sweep.folder):
+            continue
+        for folder in _folders_with_label(plan.label, sweep.folder):
+            if folder.name in wanted:
+                continue
+            old = flatten(read_identity(folder).get("scientific", {}))
+            new = flatten(scientific_fields(plan.config))
+            changed = [key for key in sorted({*old, *new}) if old.get(key) != new.get(key)]
+            lines = [f"      {key}: {_show(old, key)} -> {_show(new, key)}" for key in changed]
+            message = "\n".join([f"  - {folder} was made with other values", *lines])
+            found.setdefault(plan.run_id, []).append(message)
+    return found
+
+
+def check_iterations(sweep: Sweep) -> None:
+    """Check that no run was trained for more iterations than it would have.
+
+    Its last evaluation would be another one, and the later results would be hidden.
+
+    Raises:
+        RunConflictError: `iterations` is lower than what is trained.
+    """
+    messages = []
+    for plan in sweep.runs:
+        keys = shards.published_keys(sweep.folder / plan.run_id, (UPDATE,)) if exists(plan, sweep.folder) else []
+        last = max((key.iteration for key in keys), default=0)
+        if last > plan.config.iterations:
+            what = f"iterations: {plan.config.iterations}, but iteration {last} is trained"
+            messages.append(f"  - {plan.run_id}: {what}")
+    if messages:
+        raise RunConflictError(
+            "a run cannot become shorter than what it has done; nothing was changed\n"
+            + "\n".join(messages)
+            + "\n  Set iterations to at least the last number. To study fewer iterations, evaluate an earlier one "
+            "(python -m core_hpc.evaluate RUN_FOLDER --iteration I), or give the sweep another name "
+            f"(--set name={sweep.name}-2)."
+        )
+
+
+def _show(fields: Mapping[str, Any], key: str) -> str:
+    return repr(fields[key]) if key in fields else "(absent)"
+
+
+def require_own_folders(sweep: Sweep) -> None:
+    """Check that the folders of a sweep belong to this user, so that its jobs do not refuse them.
+
+    Raises:
+        OwnershipError: One belongs to somebody else.
+    """
+    for folder in (sweep.folder, *(sweep.folder / plan.run_id for plan in sweep.runs)):
+        if folder.is_dir():
+            ownership.require_owner(folder)
