@@ -25,7 +25,7 @@ from core_hpc.engines import EngineSpec, check_requests
 from core_hpc.engines.base import AdapterRef, Completion, GenerationRequest, SamplingSettings
 from core_hpc.engines.shared import StepEngine
 from core_hpc.models.folder import is_mistral_file
-from core_hpc.models.imports import large_imports
+from core_hpc.models.imports import large_imports, replaced
 from core_hpc.models.loading import check_split, check_vllm_packages, load_config, resolve_rope
 from core_hpc.store.paths import EARLIER_OPTIMIZER_STATE
 
@@ -65,7 +65,7 @@ class VllmEngine(StepEngine):
             # The processes of the engine are children of this one, and share its cores.
             threads = int(os.environ.get("OMP_NUM_THREADS", "1"))
             os.environ["OMP_NUM_THREADS"] = str(max(1, threads // spec.num_gpus))
-        with _without_other_tensors(spec.model_folder) as folder:
+        with _without_other_tensors(spec.model_folder) as folder, _one_tokenizer():
             arguments = _engine_arguments(replace(spec, model_folder=folder), on_cpu=on_cpu)
             self._llm: LLM | None = LLM(**arguments)
         if spec.num_gpus > 1 and on_cpu:
@@ -230,6 +230,23 @@ def _without_other_tensors(folder: Path) -> Iterator[Path]:
         for path in wanted:
             Path(temporary, path.name).symlink_to(path.absolute())
         yield Path(temporary)
+
+
+@contextmanager
+def _one_tokenizer() -> Iterator[None]:
+    """In the block vLLM loads the tokenizer once.
+
+    Otherwise it copies it for threads, and loads it again to render a chat as an exercise. Neither
+    is used: prompts are token ids, and one thread has the engine. Copies of a vocabulary of 262,000
+    entries take longer than the model itself.
+    """
+    from vllm.renderers import base, hf
+
+    with (
+        replaced(hf, "maybe_make_thread_pool", lambda tokenizer, copies=1: tokenizer),
+        replaced(base.BaseRenderer, "warmup", lambda renderer, parameters: None),
+    ):
+        yield
 
 
 def _with_our_rope(config: Any, *, context_tokens: int) -> Any:

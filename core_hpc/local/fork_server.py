@@ -13,7 +13,6 @@ error of an import is therefore raised where it is reported: in the task of the 
 from __future__ import annotations
 
 import contextlib
-import gc
 import importlib
 import json
 import os
@@ -127,7 +126,6 @@ def import_packages(names: Sequence[str]) -> bool:
     except Exception:  # noqa: BLE001 - any package may raise anything; the workers raise it again
         traceback.print_exc()
         return False
-    gc.freeze()  # the collector would write to these objects, and shared pages would be copied
     return bool(psutil.Process().num_threads() == 1)
 
 

@@ -14,7 +14,7 @@ from core_hpc.store.paths import TaskKey
 from core_hpc.store.schema import GENERATION_PHASES, TRAINING_PHASES
 
 TORCH_PACKAGES = ("torch", "transformers.models.auto.modeling_auto", "peft", "deepspeed")
-VLLM_PACKAGES = ("torch", "vllm.entrypoints.llm")
+VLLM_PACKAGES = ("torch", "vllm.entrypoints.llm", "vllm.v1.worker.cpu_worker")
 
 
 def role_of(run: Run, key: TaskKey) -> str:
