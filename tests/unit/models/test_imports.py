@@ -7,20 +7,29 @@ import json
 import shutil
 import subprocess
 import sys
+import types
 from pathlib import Path
 
 import pytest
 
-from core_hpc.models.imports import large_imports
+from core_hpc.models.imports import large_imports, replaced
 
 ROOT = Path(__file__).parents[3]
 
 
 def test_an_update_leaves_out_what_it_does_not_use_and_others_can_still_import_it() -> None:
-    """Its packages are imported without the garbage collector, which looks at all objects in generation 2."""
+    """Its packages are imported without the garbage collector, which looks at all objects in generation 2.
+
+    Later it does not look at them either. DeepSpeed finds its optimizer Muon imported, but not compiled.
+    """
     code = (
         "import gc, sys, core_hpc.phases; before = gc.get_stats()[2]['collections']; core_hpc.phases._step('update'); "
         "assert gc.isenabled() and gc.get_stats()[2]['collections'] == before; "
+        "assert gc.get_freeze_count() > 100_000; "
+        "from core_hpc.models.imports import import_deepspeed; import_deepspeed(); "
+        "import torch; from deepspeed.runtime import compiler; assert compiler.compile() is torch.compile; "
+        "assert {'deepspeed.runtime.zero.muon.muon_optimizer'} <= set(sys.modules); "
+        "assert 'torch._inductor.compile_fx' not in sys.modules; "
         "from transformers import AutoModelForCausalLM, AutoTokenizer; "
         "assert not {'sklearn', 'scipy', 'pandas'} & set(sys.modules); "
         "import sklearn.metrics, sentence_transformers"
@@ -40,12 +49,23 @@ def test_the_collector_is_paused_for_the_block_and_then_as_before() -> None:
     assert gc.isenabled()
 
 
+def test_an_attribute_is_replaced_for_the_block_only_and_only_if_it_exists() -> None:
+    owner = types.SimpleNamespace(present=1)
+    with replaced(owner, "present", 2), replaced(owner, "absent", 3):
+        assert vars(owner) == {"present": 2}
+    assert vars(owner) == {"present": 1}
+    with pytest.raises(ImportError), replaced(owner, "present", 2):
+        raise ImportError
+    assert vars(owner) == {"present": 1}
+
+
 def test_a_plain_tokenizer_is_loaded_without_torch_and_is_the_one_of_auto_tokenizer(
     tiny_models: list[Path], tmp_path: Path
 ) -> None:
     """Also for a folder whose class is another one, which AutoTokenizer loads."""
     code = """
 import sys
+import types
 from pathlib import Path
 from core_hpc.models.folder import load_tokenizer
 folders = [Path(name) for name in sys.argv[1:]]
