@@ -11,9 +11,9 @@ the time of embedding is linear in the texts (`tests.benchmarks.scoring` measure
   `tests/support/plain_scoring.py`. Both compute the same scores, which is checked bit by bit.
 - With `--task`: from the shards of all models to published scores, one part after the other in a new
   process, as a worker runs them. The shards have token ids and log-probabilities as long as the
-  texts, and the hint phase has published its vectors. The first parts are scored twice, in new
-  processes: as the phase does it, and with all columns of the shards decoded. Both publish the same
-  scores, which is checked. Memory is the peak of the process, imports included.
+  texts, and the hint phase has published its vectors. The first part is also scored alone, in new
+  processes: as the phase does it (narrow), and with all columns of the shards decoded (wide). Both
+  publish the same scores, which is checked. Memory is the peak of the process, imports included.
 """
 
 from __future__ import annotations
@@ -51,8 +51,6 @@ from tests.support.tracked_run import make_run
 COMPLETIONS = (32, 64, 128)
 SIZES = {"small": 8, "usual": 100}
 """Number of problems."""
-NUM_COMPARED = 2
-"""Parts that are also scored with all columns decoded."""
 
 
 def make_rows(num_problems: int, completions: int, seed: int = 0) -> pl.DataFrame:
@@ -136,7 +134,7 @@ def _scores(run: Run, num_parts: int) -> pl.DataFrame:
 
 
 def benchmark_task(folder: Path, size: Size, num_scored: int | None = None) -> dict[str, Any]:
-    """Return the costs of the score tasks: of the first parts in both ways, and of all.
+    """Return the costs of the score tasks: of the first part in both ways, and of all.
 
     Args:
         folder: where to write.
@@ -146,7 +144,7 @@ def benchmark_task(folder: Path, size: Size, num_scored: int | None = None) -> d
     root = folder / "run"
     run, num_parts = size.run(root), min(num_scored or size.num_parts, size.num_parts)
     num_bytes = make_shards(run, num_parts)
-    few, found, frames = min(NUM_COMPARED, num_parts), dict[str, dict[str, float]](), []
+    found, frames = dict[str, dict[str, float]](), list[pl.DataFrame]()
 
     def scored(way: str, num_parts: int) -> dict[str, float]:
         shutil.rmtree(root / SCORE, ignore_errors=True)
@@ -157,9 +155,9 @@ def benchmark_task(folder: Path, size: Size, num_scored: int | None = None) -> d
         return {**cost, "completions": num, "us_per_completion": 1e6 * cost["cpu_s"] / num}
 
     for way in ("wide", "narrow"):  # all columns, and those that are used
-        found[f"{few} parts, {way}"] = scored(way, few)
+        found[f"first part, {way}"] = scored(way, 1)
     assert frames[0].equals(frames[1])
-    found[f"{num_parts} parts, narrow"] = scored("narrow", num_parts)
+    found[f"{num_parts} part(s), narrow"] = scored("narrow", num_parts)
     return {**vars(size), "input_mb": num_bytes / 2**20, "tasks": found}
 
 

@@ -70,8 +70,8 @@ def test_whole_score_tasks(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -
     """Reading all columns and reading few publishes the same scores; the benchmark checks it."""
     figures = scoring_scale.benchmark_task(tmp_path, scoring_scale.Size(problems=7, completions=16, parts=4), 3)
     scoring_scale.show_task(figures)
-    assert "3 parts, narrow" in capsys.readouterr().out
-    assert [cost["completions"] for cost in figures["tasks"].values()] == [64, 64, 96]
+    assert "3 part(s), narrow" in capsys.readouterr().out
+    assert [cost["completions"] for cost in figures["tasks"].values()] == [32, 32, 96]
     assert all(0 < cost["read_cpu_s"] < cost["cpu_s"] for cost in figures["tasks"].values())
 
 
