@@ -18,7 +18,7 @@ import polars as pl
 from core_hpc.common.seeds import stable_uniform
 from core_hpc.phases.context import TaskContext
 from core_hpc.phases.own_functions import own_hint_text
-from core_hpc.phases.score import score_rollouts
+from core_hpc.phases.score import COMPARED_COLUMNS, score_rollouts
 from core_hpc.phases.text_embeddings import FILE, embed_texts, write_embeddings
 from core_hpc.problems.splits import TRAIN
 from core_hpc.protocol.failures import failed_models
@@ -35,7 +35,8 @@ def run(context: TaskContext) -> None:
     """Choose teachers and hints for one part and publish them."""
     config, key = context.run.config, context.key
     order = [m.name for m in config.team]
-    cold = read_rollouts(context.run, [TaskKey(key.iteration, COLD, m, key.part) for m in order])
+    tasks = [TaskKey(key.iteration, COLD, m, key.part) for m in order]
+    cold = read_rollouts(context.run, tasks, columns=COMPARED_COLUMNS)
     context.stopwatch.lap("read")
     texts = cold["text"].to_list()
     vectors = embed_texts(context, texts)

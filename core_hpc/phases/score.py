@@ -26,19 +26,34 @@ from core_hpc.protocol.rewards import ProblemGroup, score_problem
 from core_hpc.protocol.team_pass import team_pass_advantages
 from core_hpc.runs.contents import read_rollouts, scored_tasks
 from core_hpc.store import shards
-from core_hpc.store.schema import COLD, REWARD_PARTS, ROLLOUTS, SCORES
+from core_hpc.store.schema import COLD, REWARD_PARTS, ROLLOUTS, ROW_KEY, SCORES
+
+COMPARED_COLUMNS = (
+    *ROW_KEY,
+    "num_completion_tokens",
+    "finish_reason",
+    "text",
+    "answer",
+    "gold",
+    "correct",
+    "hint_given",
+)
+"""The columns of rollouts that `score_rollouts` reads. Token ids and log-probabilities, which are most
+of a shard, are not among them."""
+
+_COPIED = tuple(name for name in SCORES.schema if name in ROLLOUTS.schema)
 
 
 def run(context: TaskContext) -> None:
     """Score one part and publish the scores."""
     key = context.key
-    rollouts = read_rollouts(context.run, scored_tasks(context.run.config, key))
+    tasks = scored_tasks(context.run.config, key)
+    rollouts = read_rollouts(context.run, tasks, columns=(*COMPARED_COLUMNS, *_COPIED))
     known = published_embeddings(context)
     context.stopwatch.lap("read")
     scored = score_rollouts(context, rollouts, embeddings=embed_texts(context, rollouts["text"].to_list(), known))
     context.stopwatch.lap("score")
-    same = [name for name in SCORES.schema if name in ROLLOUTS.schema]
-    frame = pl.concat([rollouts.select(same), scored], how="horizontal").with_columns(
+    frame = pl.concat([rollouts.select(_COPIED), scored], how="horizontal").with_columns(
         truncated=rollouts["finish_reason"] == "length"
     )
     shards.publish_frame(
@@ -64,15 +79,12 @@ def score_rollouts(context: TaskContext, rollouts: pl.DataFrame, *, embeddings: 
 
     Args:
         context: the task; its iteration selects the reward weights.
-        rollouts: completions of whole problems, of one or both phases.
+        rollouts: completions of whole problems, of one or both phases, with `COMPARED_COLUMNS`.
         embeddings: vectors [rows, d] of the texts; None embeds them.
     """
     config = context.run.config
     reward, update = config.reward, config.update
-    texts = rollouts["text"].to_list()
-    vectors = embed_texts(context, texts) if embeddings is None else embeddings
-    signature_of = {text: operation_signature(text) for text in set(texts)}
-    signatures = [signature_of[text] for text in texts]
+    vectors = embed_texts(context, rollouts["text"].to_list()) if embeddings is None else embeddings
     index = schedule_index(context)
     out = {name: np.zeros(rollouts.height) for name in (*REWARD_PARTS, "reward")}
     compared = ["problem_id", "model"] if update.group == "model" else ["problem_id"]
@@ -81,7 +93,7 @@ def score_rollouts(context: TaskContext, rollouts: pl.DataFrame, *, embeddings: 
     for done, group in enumerate(groups, start=1):
         rows = group["row"].to_numpy()
         scored = score_problem(
-            _group(config, group, vectors[rows], [signatures[r] for r in rows]),
+            _group(config, group, vectors[rows]),
             reward,
             index,
             own_parts={name: values[done - 1] for name, values in own_parts.items()},
@@ -147,9 +159,10 @@ def _team_pass_advantages(context: TaskContext, rollouts: pl.DataFrame) -> Float
     return found
 
 
-def _group(
-    config: RunConfig, group: pl.DataFrame, embeddings: Vectors, signatures: list[frozenset[str]]
-) -> ProblemGroup:
+def _group(config: RunConfig, group: pl.DataFrame, embeddings: Vectors) -> ProblemGroup:
+    texts = group["text"].to_list()
+    # Only those of one problem are in memory. Equal texts are rare among problems.
+    signature_of = {text: operation_signature(text) for text in set(texts)}
     models, phases, correct = (group[name].to_list() for name in ("model", "phase", "correct"))
     return ProblemGroup(
         models=np.array(models),
@@ -159,9 +172,9 @@ def _group(
         gold=group["gold"][0],
         hint_given=group["hint_given"].to_numpy(),
         cold_failed=cold_failed(models, phases, correct),
-        signatures=signatures,
+        signatures=[signature_of[text] for text in texts],
         embeddings=embeddings,
-        texts=group["text"].to_list(),
+        texts=texts,
         length_shares=_length_shares(config, group) if config.reward.overlong.weight else None,
     )
 

@@ -59,6 +59,8 @@ ROLLOUT_COLUMNS = (
     "hint_given",
     "correct",
 )
+SCORE_COLUMNS = (*ROW_KEY, "correct", "cold_failed", "hint_given", "reward", "advantage")
+"""What the update and the options for lessons read of the scores of all models."""
 
 
 def run(context: TaskContext) -> None:
@@ -125,7 +127,7 @@ def training_rows(context: TaskContext, rate: Rate | None = None, token_rate: To
     own = [TaskKey(key.iteration, phase, key.model, p) for p in parts for phase in phases]
     rollouts = shards.read_tasks(run.root, own, ROLLOUTS, columns=ROLLOUT_COLUMNS)
     scored = [TaskKey(key.iteration, SCORE, TEAM, p) for p in parts]
-    scores = shards.read_tasks(run.root, scored, SCORES)
+    scores = shards.read_tasks(run.root, scored, SCORES, columns=SCORE_COLUMNS)
     advantages = scores.filter(pl.col("model") == key.model).select(*ROW_KEY, "advantage")
     for score_key in scored:
         check_counts(run, score_key, manifests.read_manifest(run.paths.task_manifest(score_key)))

@@ -7,6 +7,8 @@ missing. Files and their checksums are checked in `store/`, the whole run in `an
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import polars as pl
 
 from core_hpc.common.errors import StoreError
@@ -41,6 +43,7 @@ TABLE_OF: dict[str, Table] = {
     **dict.fromkeys(TRAINING_PHASES, STEPS),
 }
 SAMPLE = ("problem_id", "sample_index")
+_DRAWS = (*HINTS.key, "hint_draws")
 
 
 def check_counts(run: Run, key: TaskKey, manifest: Manifest) -> None:
@@ -151,7 +154,7 @@ def _drawn(run: Run, key: TaskKey) -> pl.DataFrame:
     if key.phase == EVALUATE:
         return _evaluated(run, key)
     if key.phase == RESCUE:
-        hints = shards.read_task(run.root, TaskKey(key.iteration, HINT, TEAM, key.part), HINTS)
+        hints = shards.read_task(run.root, TaskKey(key.iteration, HINT, TEAM, key.part), HINTS, columns=_DRAWS)
         return hints.filter(pl.col("model") == key.model).select("problem_id", num=pl.col("hint_draws").list.len())
     return problems_of_part(run, key).select("problem_id", num=pl.lit(run.config.protocol.cold_samples))
 
@@ -183,15 +186,22 @@ def check_rows(run: Run, key: TaskKey, rollouts: pl.DataFrame) -> None:
         raise DamagedError(path, f"{path}: the rows are not those of the task: {wrong[0]}{more}")
 
 
-def read_rollouts(run: Run, keys: list[TaskKey]) -> pl.DataFrame:
+def read_rollouts(run: Run, keys: list[TaskKey], *, columns: Sequence[str]) -> pl.DataFrame:
     """Read and check what tasks that sample have published, in the order of the keys.
+
+    Args:
+        run: The run.
+        keys: The tasks.
+        columns: Decode only these columns and those of the key, which come first.
 
     Raises:
         DamagedError: A file is damaged, or its rows are not those of its task.
+        StoreError: A column that is decoded has a forbidden null, or a key occurs twice.
     """
+    wanted = tuple(dict.fromkeys((*ROLLOUTS.key, *columns)))
     frames = []
     for key in keys:
-        frames.append(shards.read_task(run.root, key, ROLLOUTS))
+        frames.append(shards.read_task(run.root, key, ROLLOUTS, columns=wanted))
         check_rows(run, key, frames[-1])
     return pl.concat(frames)
 

@@ -6,6 +6,7 @@ written or read.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import polars as pl
@@ -293,14 +294,20 @@ STEPS = Table(
 TABLES = {t.name: t for t in (PROBLEMS, ROLLOUTS, HINTS, SCORES, STEPS)}
 
 
-def check_frame(frame: pl.DataFrame, table: Table, *, source: str) -> None:
+def check_frame(frame: pl.DataFrame, table: Table, *, source: str, columns: Sequence[str] | None = None) -> None:
     """Check a frame against the schema of a table.
 
+    Args:
+        frame: The rows.
+        table: What they must be.
+        source: Where they are from; the message begins with it.
+        columns: The frame has only these columns of the table, in this order. The key is checked if
+            all its columns are among them.
+
     Raises:
-        StoreError: The columns differ, a column has a forbidden null, or a key occurs twice. The
-            message begins with `source`.
+        StoreError: The columns differ, a column has a forbidden null, or a key occurs twice.
     """
-    expected = table.schema
+    expected = table.schema if columns is None else pl.Schema({name: table.schema[name] for name in columns})
     if frame.schema != expected:
         missing = [c for c in expected if c not in frame.schema]
         extra = [c for c in frame.schema if c not in expected]
@@ -318,6 +325,8 @@ def check_frame(frame: pl.DataFrame, table: Table, *, source: str) -> None:
     if nulls:
         row = frame.with_row_index("row").filter(pl.any_horizontal(pl.col(c).is_null() for c in nulls))["row"][0]
         raise StoreError(f"{source}: row {row}: null in {nulls}, which may not be null")
+    if not expected.keys() >= set(table.key):
+        return
     duplicated = frame.select(table.key).is_duplicated()
     if duplicated.any():
         row = duplicated.arg_true()[0]

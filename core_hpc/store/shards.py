@@ -50,7 +50,7 @@ def read_manifest_table(
     Args:
         manifest: The publication.
         table: Which of its tables to read.
-        columns: Decode only these columns. The key is then not checked.
+        columns: Decode only these columns. The key is checked if all its columns are among them.
         checksum: Compare the checksums of the files, not only sizes and numbers of rows.
 
     Raises:
@@ -72,8 +72,7 @@ def read_manifest_table(
             raise manifests.DamagedError(
                 manifest.path, f"{path}: {frame.height} rows, but its manifest records {entry.rows}"
             )
-        if columns is None:
-            check_frame(frame, table, source=str(path))
+        check_frame(frame, table, source=str(path), columns=columns)
         frames.append(frame)
     if not frames:
         raise manifests.DamagedError(manifest.path, f"{manifest.path}: names no {table.name} table")

@@ -66,6 +66,15 @@ def test_scoring_at_several_sizes(tmp_path: Path) -> None:
     assert figures["128 completions"]["plain / ours"] > 0
 
 
+def test_whole_score_tasks(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Reading all columns and reading few publishes the same scores; the benchmark checks it."""
+    figures = scoring_scale.benchmark_task(tmp_path, scoring_scale.Size(problems=7, completions=16, parts=4), 3)
+    scoring_scale.show_task(figures)
+    assert "3 part(s), narrow" in capsys.readouterr().out
+    assert [cost["completions"] for cost in figures["tasks"].values()] == [32, 32, 96]
+    assert all(0 < cost["read_cpu_s"] < cost["cpu_s"] for cost in figures["tasks"].values())
+
+
 def test_a_large_array(cluster: DevCluster, tmp_path: Path) -> None:
     settings = array_scale.Settings(num_elements=6, num_running=2, iterations=2, num_handled=6, poll_s=(0.1, 0.5))
     figures = array_scale.benchmark(tmp_path, settings, cluster)

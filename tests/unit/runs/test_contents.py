@@ -14,7 +14,7 @@ from core_hpc.schedule.progress import inspect_run
 from core_hpc.store import manifests, shards
 from core_hpc.store.manifests import DamagedError
 from core_hpc.store.paths import TEAM, TaskKey
-from core_hpc.store.schema import COLD, EVALUATE, HINT, RESCUE, ROLLOUTS, SCORE, UPDATE
+from core_hpc.store.schema import COLD, EVALUATE, HINT, RESCUE, ROLLOUTS, ROW_KEY, SCORE, UPDATE
 from tests.support.whole_run import (
     MODELS,
     RESCUE_SAMPLES,
@@ -43,7 +43,9 @@ def test_the_rows_of_a_task_are_accepted_and_a_lost_or_foreign_one_is_not(run: R
     frame = whole(run, key)
     publish(run, key, frame)
     contents.check_publication(run, key)
-    assert contents.read_rollouts(run, [key]).equals(frame)
+    assert contents.read_rollouts(run, [key], columns=list(ROLLOUTS.schema)).equals(frame)
+    few = contents.read_rollouts(run, [key], columns=["text", "model"])
+    assert few.equals(frame.select(*ROW_KEY, "text"))
     others = [
         (frame[1:], "rows are lost"),
         (frame[:-1], "rows are lost"),
@@ -62,7 +64,7 @@ def test_the_rows_of_a_task_are_accepted_and_a_lost_or_foreign_one_is_not(run: R
         assert caught.value.manifest_path == manifest.path
         if "no row" in expected or "another" in expected:
             with pytest.raises(DamagedError, match=expected):
-                contents.read_rollouts(run, [key])
+                contents.read_rollouts(run, [key], columns=["text"])
 
 
 def test_with_an_even_budget_every_problem_is_sampled_again(tmp_path: Path) -> None:

@@ -147,6 +147,34 @@ def test_frames_are_checked_when_written(tmp_path: Path, frame: pl.DataFrame, ex
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.parametrize(
+    ("change", "columns", "expected"),
+    [
+        ({"problem_id": pl.lit("p")}, ["gold", "problem_id"], "row 0: {'problem_id': 'p'} occurs twice"),
+        ({"gold": pl.lit(None, pl.String)}, ["gold"], r"row 0: null in \['gold'\]"),
+        ({"gold": pl.lit(1, pl.Int32)}, ["gold", "question"], "gold is Int32, not String"),
+        ({"problem_id": pl.lit("p")}, ["gold"], None),
+        ({"gold": pl.lit(None, pl.String)}, ["problem_id"], None),
+    ],
+)
+def test_columns_that_are_read_are_checked(
+    tmp_path: Path, change: dict[str, pl.Expr], columns: list[str], expected: str | None
+) -> None:
+    """The manifest agrees with the file. The key is checked if all its columns are read."""
+    frame = problems().with_columns(**change)
+
+    def fill(temporary: Path) -> dict[str, tuple[int, str]]:
+        frame.write_parquet(temporary / "shard.parquet")
+        return {"shard.parquet": (frame.height, PROBLEMS.name)}
+
+    manifest = manifests.publish(tmp_path, "train", fill, as_folder=False)
+    if expected is None:
+        assert shards.read_manifest_table(manifest, PROBLEMS, columns=columns).equals(frame.select(columns))
+        return
+    with pytest.raises(StoreError, match=expected):
+        shards.read_manifest_table(manifest, PROBLEMS, columns=columns)
+
+
 def test_nullable_columns_may_be_null() -> None:
     row = {
         "run_id": "r",
