@@ -69,6 +69,16 @@ def undisturbed_run(undisturbed_sweep: Callable[[int], Path]) -> Callable[[int],
 
 
 @pytest.fixture(scope="session")
+def shared_runs(tiny_models: list[Path], tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """The finished runs of `tests/support/shared_runs.py` by label, of one sweep. Tests do not change them."""
+    from tests.support.once import made_once
+    from tests.support.shared_runs import make_shared_runs, runs_by_label
+
+    folder = made_once(tmp_path_factory, "shared-runs", lambda folder: make_shared_runs(folder, tiny_models))
+    return runs_by_label(folder)
+
+
+@pytest.fixture(scope="session")
 def cluster() -> Iterator[DevCluster]:
     """Start a real SLURM cluster of four nodes on this machine (`tests/support/cluster.py`).
 

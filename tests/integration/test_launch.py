@@ -16,7 +16,7 @@ from analysis.counts.tasks import count_tasks
 from core_hpc.common.errors import RunConflictError
 from core_hpc.controller import samples
 from core_hpc.controller.tracking import FINAL, GROUPS
-from core_hpc.runs.folder import list_runs, read_run_config
+from core_hpc.runs.folder import read_run_config
 from core_hpc.store import manifests, shards
 from core_hpc.store.paths import RunPaths, TaskKey
 from core_hpc.store.schema import COLD, EVALUATE, GENERATION_PHASES, HINTS, PHASES, RESCUE, ROLLOUTS, SCORES, STEPS
@@ -30,6 +30,7 @@ from tests.support.harness import (
     the_run,
     wait_for,
 )
+from tests.support.shared_runs import NUM_WORKERS
 from tests.support.tiny import tiny_sweep
 
 pytestmark = pytest.mark.slow
@@ -328,27 +329,22 @@ def test_dry_run_creates_nothing_and_imports_no_large_package(tiny_models: list[
     assert list(tmp_path.iterdir()) == [sweep]
 
 
-def test_runs_of_a_grid_equal_the_same_runs_alone(
-    undisturbed_run: Callable[[int], Path], tiny_models: list[Path], tmp_path: Path
+def test_runs_that_share_workers_equal_the_same_runs_alone(
+    undisturbed_run: Callable[[int], Path], shared_runs: dict[str, Path]
 ) -> None:
-    """Warm workers alternate between the two runs.
-
-    The run with the seed of the single sweep has the same results.
-    """
-    sections = {"iterations": 1, "grid": {"seed": [7, 8]}}
-    both = tiny_sweep(tmp_path / "grid.yaml", tiny_models, tmp_path / "out", **sections)
-    done = launch(both)
-    assert done.returncode == 0, done.stdout + done.stderr
-    runs = {run.name.rpartition("-")[0]: run for run in list_runs(tmp_path / "out" / "tiny")}
-    assert sorted(runs) == ["seed-7", "seed-8"]
-    alone, with_another = published_content(undisturbed_run(1)), published_content(runs["seed-7"])
-    assert alone.keys() == with_another.keys()
+    """Warm workers alternate between the runs of a sweep."""
+    alone, with_others = published_content(undisturbed_run(1)), published_content(shared_runs["plain"])
+    assert alone.keys() == with_others.keys()
     for name, content in alone.items():
-        other = with_another[name]
+        other = with_others[name]
         if isinstance(content, pl.DataFrame):
             assert isinstance(other, pl.DataFrame)
             assert content.drop("run_id").equals(other.drop("run_id")), name
         else:
             assert content == other, name
-    assert published_content(runs["seed-8"]).keys() == alone.keys()
-    assert len(list(runs["seed-7"].glob("logs/*.log"))) == 5, "there must be one worker per role, shared by the runs"
+    workers = {
+        manifests.read_manifest(RunPaths(run).task_manifest(key)).writer["pid"]
+        for run in shared_runs.values()
+        for key in shards.published_keys(run)
+    }
+    assert len(workers) == NUM_WORKERS, "there must be one worker per role, shared by the runs"

@@ -1,0 +1,113 @@
+"""One sweep with runs for several test files, because a launch costs more than a tiny run.
+
+The driver `local` runs them in the same warm workers. Each run has options that need a whole run
+to be tested; the test file of these options describes and reads it. The label of the run is the
+key. An update is killed once, in the run `teaching`.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from core_hpc.runs.folder import list_runs, read_identity
+from core_hpc.store.paths import TaskKey
+from core_hpc.store.schema import UPDATE
+from tests.support.harness import launch
+from tests.support.tiny import tiny_sweep
+
+KILLED = TaskKey(2, UPDATE, "m0")
+"""The update of the run `teaching` that is killed after its third of four steps."""
+NUM_WORKERS = 8
+"""Two engines of m0 (`recorded` has one of its own), an engine of m1, trainers for the same models, one worker that
+scores, and one trainer more because of the kill."""
+
+PLAIN: dict[str, Any] = {"label": "plain", "iterations": 1}
+"""The same run as `tiny_sweep` with one iteration."""
+RECORDED: dict[str, Any] = {"label": "recorded", "team.m0.engine": "transformers"}
+SETS: list[dict[str, Any]] = [
+    {
+        "name": "greedy",
+        "problems": {"source": "generated", "task": "addition_chain", "count": 6, "seed": 2},
+        "samples": 1,
+        "sampling": {"temperature": 0},
+    },
+    {
+        "name": "long",
+        "problems": {"source": "generated", "task": "addition_chain", "count": 2, "seed": 5},
+        "samples": 3,
+        "instruction": "Write only the sum.",
+    },
+]
+WITH_SETS: dict[str, Any] = {"label": "sets", "iterations": 1, "protocol.problems_per_part": 4}
+"""The only run with the evaluation sets `SETS`. One of its tasks has problems of two sets."""
+CHOOSE: dict[str, Any] = {
+    "label": "choose",
+    "iterations": 3,
+    "protocol": {"choose": "pass_rate", "cold_samples": 2, "rescue_samples": 1, "hint_probability": 0.75},
+    "evaluation": {"samples": 1, "every": 0, "before": False},
+}
+TEACHING: dict[str, Any] = {
+    "label": "teaching",
+    "protocol": {
+        "problems_per_iteration": 8,
+        "problems_per_part": 8,
+        "cold_samples": 2,
+        "rescue_samples": 3,
+        "hint_probability": 0.75,
+        "hint_source": "shuffled",
+        "sampling.max_new_tokens": 64,
+    },
+    "update": {
+        "baseline": "model",
+        "rescue_context": "plain",
+        "rescue_correction": "importance",
+        "teach": {"weight": 2, "teacher": "likelihood", "rehearsal": 1},
+        "team_pass": {"weight": 0.5, "k": 1},
+        "self_teacher": {"kind": "rlsd"},
+        "problems_per_step": 2,
+        "learning_rate": 0.05,
+        "schedule": "constant",
+        "warmup_share": 0,
+        "checkpoint_min": 1e-9,
+    },
+}
+OTHER_OBJECTIVES: list[dict[str, Any]] = [
+    {
+        "label": "hacpo",
+        "iterations": 1,
+        "protocol.rescue_samples": 0,
+        "update": {"loss": "gspo", "hacpo": {"enabled": True}},
+    },
+    {
+        "label": "sdpo",
+        "iterations": 1,
+        "protocol": {"rescue_samples": 1, "hint_probability": 0.75},
+        "update.self_teacher.kind": "sdpo",
+    },
+]
+"""Objectives that exclude options of `teaching`."""
+
+
+def make_shared_runs(folder: Path, models: list[Path]) -> None:
+    """Launch the sweep. What it printed is in `printed.txt`."""
+    others = [PLAIN, RECORDED, CHOOSE, TEACHING, *OTHER_OBJECTIVES]
+    sampling = {"max_new_tokens": 48, "temperature": 1.0, "top_p": 1.0}
+    sweep = tiny_sweep(
+        folder / "tiny.yaml",
+        models,
+        folder / "out",
+        evaluation={"samples": 2, "sampling": sampling, "sets": SETS},
+        cluster={"num_running": 2, "threads": 1, "num_alive": NUM_WORKERS},
+        runs=[WITH_SETS, *({**run, "evaluation.sets": []} for run in others)],
+    )
+    fault = f"kill update.step@{KILLED} step 3:{folder / 'marker'}"
+    done = launch(sweep, env={"CORE_HPC_FAULT": fault}, timeout_s=600)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert (folder / "marker").exists()
+    (folder / "printed.txt").write_text(done.stdout)
+
+
+def runs_by_label(folder: Path) -> dict[str, Path]:
+    """The folders of the runs, by label."""
+    return {read_identity(run)["label"]: run for run in list_runs(folder / "out" / "tiny")}
