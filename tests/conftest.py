@@ -79,6 +79,15 @@ def shared_runs(tiny_models: list[Path], tmp_path_factory: pytest.TempPathFactor
 
 
 @pytest.fixture(scope="session")
+def updates_on_ranks(tmp_path_factory: pytest.TempPathFactory, full: bool) -> Path:
+    """The folder of `tests.support.ranks.launch_updates`: real ranks have trained adapters and all weights."""
+    from tests.support.once import made_once
+    from tests.support.ranks import launch_updates
+
+    return made_once(tmp_path_factory, "updates-on-ranks", lambda folder: launch_updates(folder, full=full))
+
+
+@pytest.fixture(scope="session")
 def cluster() -> Iterator[DevCluster]:
     """Start a real SLURM cluster of four nodes on this machine (`tests/support/cluster.py`).
 

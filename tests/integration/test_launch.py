@@ -5,6 +5,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import polars as pl
 import pytest
@@ -31,7 +32,7 @@ from tests.support.harness import (
     wait_for,
 )
 from tests.support.shared_runs import NUM_WORKERS
-from tests.support.tiny import tiny_sweep
+from tests.support.tiny import PROTOCOL, tiny_sweep
 
 pytestmark = pytest.mark.slow
 
@@ -257,8 +258,17 @@ def test_two_ranks_give_the_same_adapters_within_rounding(
     assert largest > 1e-4, "the update must change the adapter"
 
 
+ONE_MODEL: dict[str, Any] = {
+    "iterations": 1,
+    "protocol": {**PROTOCOL, "rescue_samples": 0},
+    "evaluation": {"samples": 1, "every": 0, "before": False},
+    "cluster": {"num_running": 1, "threads": 1},
+}
+"""Sections of a run of one model that begins with its cold task, so that only one worker starts."""
+
+
 def test_a_second_launcher_names_the_process_of_the_first(tiny_models: list[Path], tmp_path: Path) -> None:
-    sweep = tiny_sweep(tmp_path / "tiny.yaml", tiny_models, tmp_path / "out")
+    sweep = tiny_sweep(tmp_path / "tiny.yaml", tiny_models[:1], tmp_path / "out", **ONE_MODEL)
     command = [sys.executable, "-m", "core_hpc.launch", str(sweep)]
     first = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     try:
@@ -278,8 +288,8 @@ def test_a_second_launcher_names_the_process_of_the_first(tiny_models: list[Path
 def test_a_task_that_keeps_failing_stops_its_run_with_the_traceback(tiny_models: list[Path], tmp_path: Path) -> None:
     import shutil
 
-    models = [shutil.copytree(m, tmp_path / m.name) for m in tiny_models]
-    sweep = tiny_sweep(tmp_path / "tiny.yaml", models, tmp_path / "out")
+    models = [shutil.copytree(m, tmp_path / m.name) for m in tiny_models[:1]]
+    sweep = tiny_sweep(tmp_path / "tiny.yaml", models, tmp_path / "out", **ONE_MODEL)
     fault = {"CORE_HPC_FAULT": f"kill publish.started@/cold/:{tmp_path / 'marker'}"}
     kill = launch(sweep, "--set", "cluster.max_attempts=1", env=fault)
     assert kill.returncode == 1

@@ -8,8 +8,9 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 
 import polars as pl
 
@@ -92,7 +93,13 @@ def wait_for(ready: Callable[[], object], what: str, timeout_s: float = 180) -> 
 
 @contextlib.contextmanager
 def launched_and_held(
-    sweep: Path, step: str, hold: Path, *, env: dict[str, str], arguments: Sequence[str] = ()
+    sweep: Path,
+    step: str,
+    hold: Path,
+    *,
+    env: dict[str, str],
+    arguments: Sequence[str] = (),
+    later: Mapping[str, Path] = MappingProxyType({}),
 ) -> Iterator[subprocess.Popen[str]]:
     """Start the launcher and yield it as soon as one of its tasks is held at a fault point.
 
@@ -102,8 +109,10 @@ def launched_and_held(
         step: the fault point and its detail, as in `core_hpc/common/faults.py`.
         hold: file in which the held process writes its identity.
         arguments: further arguments of the launcher.
+        later: the file of each further fault point at which a task is held.
     """
-    environment = {**os.environ, **env, "CORE_HPC_FAULT": f"hold {step}:{hold}", "COLUMNS": "200"}
+    faults = ";".join(f"hold {place}:{file}" for place, file in ((step, hold), *later.items()))
+    environment = {**os.environ, **env, "CORE_HPC_FAULT": faults, "COLUMNS": "200"}
     command = [sys.executable, "-m", "core_hpc.launch", str(sweep), *arguments]
     process = subprocess.Popen(command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, text=True)
     try:
