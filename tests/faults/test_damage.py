@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -16,26 +15,21 @@ from core_hpc.store import manifests
 from core_hpc.store.paths import TEAM, RunPaths, SweepPaths, TaskKey
 from core_hpc.store.schema import SCORE, UPDATE
 from tests.support.harness import differences, flip_a_byte, launch, launched_and_held, the_run, wait_for
+from tests.support.shared_runs import PLAIN
 from tests.support.tiny import tiny_sweep
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
-SMALL = {"iterations": 1}
 OUTPUT = "out [1]*?"
 
 
-@pytest.fixture(scope="module")
-def undisturbed(undisturbed_run: Callable[[int], Path]) -> Path:
-    return undisturbed_run(SMALL["iterations"])
-
-
 def test_a_damaged_sweep_whose_controller_loses_its_claim_ends_with_the_same_results(
-    undisturbed: Path, tiny_models: list[Path], tmp_path: Path
+    shared_runs: dict[str, Path], tiny_models: list[Path], tmp_path: Path
 ) -> None:
     """The controller reads the scores for TensorBoard, updates train on them, and both find the damage.
 
     Then the controller loses its claim in the middle of an update and stops, and the next one finishes.
     """
-    sweep = tiny_sweep(tmp_path / "tiny.yaml", tiny_models, tmp_path / OUTPUT, **SMALL)
+    sweep = tiny_sweep(tmp_path / "tiny.yaml", tiny_models, tmp_path / OUTPUT, runs=[PLAIN])
     folder, holds = tmp_path / OUTPUT / "tiny", [tmp_path / "hold0", tmp_path / "hold1"]
     claim, heartbeat = SweepPaths(folder).claim, SweepPaths(folder).controller
     step = f"publish.before_manifest@/{SCORE}/iteration=0001/team-p001"
@@ -67,7 +61,7 @@ def test_a_damaged_sweep_whose_controller_loses_its_claim_ends_with_the_same_res
     assert done.returncode == 0, done.stdout + done.stderr
     assert "core_hpc did not write them: score/iteration=0001/README.txt, score/iteration=0001/notes" in done.stdout
     assert json.loads(heartbeat.read_text())["pid"] != left["pid"]
-    assert differences(undisturbed, run) == []
+    assert differences(shared_runs["plain"], run) == []
     flip_a_byte(manifests.read_manifest(RunPaths(run).problems / "train.manifest.json").file(".parquet"))
     repaired = launch(sweep)
     assert repaired.returncode == 0, repaired.stdout + repaired.stderr

@@ -6,8 +6,8 @@ phases has published something. The last start is not disturbed. The usual run h
 one iteration.
 """
 
-from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -15,6 +15,7 @@ from core_hpc.store import manifests, shards
 from core_hpc.store.paths import RunPaths
 from core_hpc.store.schema import COLD, EVALUATE, HINT, PHASES, RESCUE, SCORE, UPDATE
 from tests.support.harness import differences, flip_a_byte, launch, launch_and_kill, leftovers, the_run
+from tests.support.shared_runs import PLAIN
 from tests.support.tiny import tiny_sweep
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
@@ -37,19 +38,23 @@ CHAIN = [
 
 
 @pytest.fixture(scope="module")
-def iterations(full: bool) -> int:
-    return 2 if full else 1
+def sections(full: bool) -> dict[str, Any]:
+    """Of the killed sweeps: one iteration, with --full two."""
+    return {"iterations": 2} if full else {"runs": [PLAIN]}
 
 
 @pytest.fixture(scope="module")
-def undisturbed(undisturbed_run: Callable[[int], Path], iterations: int) -> Path:
-    return undisturbed_run(iterations)
+def undisturbed(request: pytest.FixtureRequest, full: bool) -> Path:
+    found: Path = (
+        request.getfixturevalue("undisturbed_run")(2) if full else request.getfixturevalue("shared_runs")["plain"]
+    )
+    return found
 
 
 def test_kills_between_phases_and_while_publishing(
-    undisturbed: Path, tiny_models: list[Path], iterations: int, full: bool, tmp_path: Path
+    undisturbed: Path, tiny_models: list[Path], sections: dict[str, Any], full: bool, tmp_path: Path
 ) -> None:
-    sweep = tiny_sweep(tmp_path / "tiny.yaml", tiny_models, tmp_path / "out", iterations=iterations)
+    sweep = tiny_sweep(tmp_path / "tiny.yaml", tiny_models, tmp_path / "out", **sections)
     fired = []
     for number, faults in enumerate(CHAIN if full else SHORT):
         markers = [tmp_path / f"marker-{number}-{phase}" for phase, _, _ in faults]
@@ -75,13 +80,13 @@ def test_kills_between_phases_and_while_publishing(
 
 @pytest.mark.full(reason="test_damage.py damages files of a running and of a finished sweep")
 def test_a_damaged_shard_is_set_aside_and_replaced(
-    undisturbed: Path, tiny_models: list[Path], iterations: int, tmp_path: Path
+    undisturbed: Path, tiny_models: list[Path], sections: dict[str, Any], tmp_path: Path
 ) -> None:
     """The next start finds a missing file.
 
     Other damage is found by the task that reads the file.
     """
-    sweep = tiny_sweep(tmp_path / "tiny.yaml", tiny_models, tmp_path / "out", iterations=iterations)
+    sweep = tiny_sweep(tmp_path / "tiny.yaml", tiny_models, tmp_path / "out", **sections)
     folder = tmp_path / "out" / "tiny"
     assert launch_and_kill(
         sweep, lambda: len(list(folder.glob("*/cold/iteration=0001/*.manifest.json"))) == 4, tmp_path / "log"

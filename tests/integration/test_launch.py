@@ -26,10 +26,11 @@ from tests.support.harness import (
     differences,
     equal_content,
     launch,
+    launched_and_held,
     leftovers,
     published_content,
+    refused,
     the_run,
-    wait_for,
 )
 from tests.support.shared_runs import NUM_WORKERS
 from tests.support.tiny import PROTOCOL, tiny_sweep
@@ -156,7 +157,7 @@ def test_no_leftovers_and_no_base_weights(finished: tuple[Path, str]) -> None:
 
 def test_a_changed_learning_rate_is_an_error_that_names_it(sweep: Path, finished: tuple[Path, str]) -> None:
     before = snapshot(finished[0])
-    done = launch(sweep, "--set", "update.learning_rate=0.002")
+    done = refused("launch", sweep, "--set", "update.learning_rate=0.002")
     assert done.returncode == 2
     assert "update.learning_rate: 0.001 -> 0.002" in done.stderr
     assert "Traceback" not in done.stderr
@@ -216,7 +217,7 @@ def test_a_finished_sweep_continues_with_more_iterations(
 
 def test_fewer_iterations_than_are_trained_are_refused(sweep: Path, finished: tuple[Path, str]) -> None:
     before = snapshot(finished[0])
-    done = launch(sweep, "--set", "iterations=1")
+    done = refused("launch", sweep, "--set", "iterations=1")
     assert done.returncode == RunConflictError.exit_code
     assert "iterations: 1, but iteration 2 is trained" in " ".join((done.stdout + done.stderr).split())
     assert snapshot(finished[0]) == before
@@ -269,20 +270,13 @@ ONE_MODEL: dict[str, Any] = {
 
 def test_a_second_launcher_names_the_process_of_the_first(tiny_models: list[Path], tmp_path: Path) -> None:
     sweep = tiny_sweep(tmp_path / "tiny.yaml", tiny_models[:1], tmp_path / "out", **ONE_MODEL)
-    command = [sys.executable, "-m", "core_hpc.launch", str(sweep)]
-    first = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    try:
-        claim = tmp_path / "out" / "tiny" / "claim.json"
-        wait_for(lambda: claim.exists() and list(claim.parent.glob("*/run.json")), "the run")
+    with launched_and_held(sweep, "task.started@cold/0001/m0", tmp_path / "hold", env={}) as first:
         second = launch(sweep)
         assert second.returncode == 3
         assert f"process {first.pid}" in second.stderr
         first.terminate()
         assert first.wait(30) == 130
-        assert not claim.exists()
-    finally:
-        first.kill()
-        first.wait()
+        assert not (tmp_path / "out" / "tiny" / "claim.json").exists()
 
 
 def test_a_task_that_keeps_failing_stops_its_run_with_the_traceback(tiny_models: list[Path], tmp_path: Path) -> None:
@@ -317,7 +311,7 @@ def test_bad_input_creates_nothing(
     """Mistakes of several models are listed together."""
     sweep = tiny_sweep(tmp_path / "tiny.yaml", tiny_models, tmp_path / "out")
     overrides = [argument for path, value in changes.items() for argument in ("--set", f"{path}={value}")]
-    done = launch(sweep, *overrides)
+    done = refused("launch", sweep, *overrides)
     assert done.returncode == 2, done.stdout + done.stderr
     assert [text for text in expected if text not in done.stderr] == []
     assert "Traceback" not in done.stderr
@@ -339,19 +333,8 @@ def test_dry_run_creates_nothing_and_imports_no_large_package(tiny_models: list[
     assert list(tmp_path.iterdir()) == [sweep]
 
 
-def test_runs_that_share_workers_equal_the_same_runs_alone(
-    undisturbed_run: Callable[[int], Path], shared_runs: dict[str, Path]
-) -> None:
-    """Warm workers alternate between the runs of a sweep."""
-    alone, with_others = published_content(undisturbed_run(1)), published_content(shared_runs["plain"])
-    assert alone.keys() == with_others.keys()
-    for name, content in alone.items():
-        other = with_others[name]
-        if isinstance(content, pl.DataFrame):
-            assert isinstance(other, pl.DataFrame)
-            assert content.drop("run_id").equals(other.drop("run_id")), name
-        else:
-            assert content == other, name
+def test_the_runs_of_a_sweep_share_their_workers(shared_runs: dict[str, Path]) -> None:
+    """`tests/faults` and `test_recorded_run.py` compare results of these runs with those of the same runs alone."""
     workers = {
         manifests.read_manifest(RunPaths(run).task_manifest(key)).writer["pid"]
         for run in shared_runs.values()

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import importlib
+import io
 import os
 import signal
 import subprocess
@@ -11,6 +13,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
+from unittest import mock
 
 import polars as pl
 
@@ -34,6 +37,36 @@ def evaluate(
 ) -> subprocess.CompletedProcess[str]:
     """Run `core_hpc.evaluate` until it ends."""
     return _run("core_hpc.evaluate", arguments, env, timeout_s)
+
+
+def refused(command: str, *arguments: str | Path) -> subprocess.CompletedProcess[str]:
+    """Run a command of core_hpc that must end before its first task, in this process.
+
+    This saves the imports of a new process. The umask and the signal handlers are restored.
+
+    Args:
+        command: name of the module, for example `launch`.
+    """
+    main: Callable[[list[str]], int] = importlib.import_module(f"core_hpc.{command}").main
+    texts = [str(argument) for argument in arguments]
+    handlers = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGHUP)}
+    umask = os.umask(0o022)
+    os.umask(umask)
+    output, errors = io.StringIO(), io.StringIO()
+    try:
+        with (
+            contextlib.redirect_stdout(output),
+            contextlib.redirect_stderr(errors),
+            mock.patch.dict(os.environ, {"COLUMNS": "200"}),
+        ):
+            status = main(texts)
+    except SystemExit as end:  # argparse
+        status = end.code if isinstance(end.code, int) else 1
+    finally:
+        os.umask(umask)
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
+    return subprocess.CompletedProcess([command, *texts], status, output.getvalue(), errors.getvalue())
 
 
 def _run(

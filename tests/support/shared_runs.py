@@ -23,7 +23,9 @@ NUM_WORKERS = 8
 scores, and one trainer more because of the kill."""
 
 PLAIN: dict[str, Any] = {"label": "plain", "iterations": 1}
-"""The same run as `tiny_sweep` with one iteration."""
+"""Tests that disturb a run of one iteration compare with it: a sweep with `runs: [PLAIN]` has the same run."""
+ONE_PART: dict[str, Any] = {"label": "one-part", "iterations": 1, "protocol.problems_per_part": 8}
+"""The same for runs with fewer tasks, for SLURM."""
 RECORDED: dict[str, Any] = {"label": "recorded", "team.m0.engine": "transformers"}
 SETS: list[dict[str, Any]] = [
     {
@@ -76,7 +78,8 @@ OTHER_OBJECTIVES: list[dict[str, Any]] = [
     {
         "label": "hacpo",
         "iterations": 1,
-        "protocol.rescue_samples": 0,
+        # As many tokens as the hints of the others, so that all models have the same context, hence the same workers.
+        "protocol": {"rescue_samples": 0, "sampling.max_new_tokens": 112},
         "update": {"loss": "gspo", "hacpo": {"enabled": True}},
     },
     {
@@ -91,7 +94,7 @@ OTHER_OBJECTIVES: list[dict[str, Any]] = [
 
 def make_shared_runs(folder: Path, models: list[Path]) -> None:
     """Launch the sweep. What it printed is in `printed.txt`."""
-    others = [PLAIN, RECORDED, CHOOSE, TEACHING, *OTHER_OBJECTIVES]
+    others = [PLAIN, ONE_PART, RECORDED, CHOOSE, TEACHING, *OTHER_OBJECTIVES]
     sampling = {"max_new_tokens": 48, "temperature": 1.0, "top_p": 1.0}
     sweep = tiny_sweep(
         folder / "tiny.yaml",
