@@ -88,6 +88,15 @@ def updates_on_ranks(tmp_path_factory: pytest.TempPathFactory, full: bool) -> Pa
 
 
 @pytest.fixture(scope="session")
+def one_rank(tiny_models: list[Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of `tests.support.ranks.run_on_one_rank`: what some test files found as the only rank of an update."""
+    from tests.support.once import made_once
+    from tests.support.ranks import run_on_one_rank
+
+    return made_once(tmp_path_factory, "one-rank", lambda folder: run_on_one_rank(tiny_models[0], folder))
+
+
+@pytest.fixture(scope="session")
 def cluster() -> Iterator[DevCluster]:
     """Start a real SLURM cluster of four nodes on this machine (`tests/support/cluster.py`).
 

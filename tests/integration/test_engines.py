@@ -156,7 +156,6 @@ class Setup:
         return {
             "greedy": _case([*short, *long], temperature=0, max_new_tokens=24),
             "sampled": _case([*short, *short, *long]),
-            "sampled_again": _case([*short, *short, *long]),
             "joined": _case([*short, *short, *long]),
             "alone": _case([short[2]], seed=3),
             "nucleus": _case([*short, *short], temperature=0.8, top_p=0.8),
@@ -279,9 +278,10 @@ def test_logprobs_equal_a_plain_forward_pass(setup: Setup, kind: str, case: str)
 @slow
 @pytest.mark.parametrize("kind", KINDS)
 def test_the_same_call_gives_the_same_completions(setup: Setup, kind: str) -> None:
-    sampled = setup.completions(kind, "sampled")
-    assert setup.completions(kind, "sampled_again") == sampled
-    assert setup.completions(kind, "base_after") == sampled, "an adapter or its cached keys affected the base model"
+    """Also if there were calls with adapters in between."""
+    assert setup.completions(kind, "base_after") == setup.completions(kind, "sampled"), (
+        "an adapter or its cached keys affected the base model, or a call cannot be repeated"
+    )
     assert setup.completions(kind, "adapter_a_again") == setup.completions(kind, "adapter_a")
 
 

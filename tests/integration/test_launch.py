@@ -223,7 +223,7 @@ def test_fewer_iterations_than_are_trained_are_refused(sweep: Path, finished: tu
     assert snapshot(finished[0]) == before
 
 
-@pytest.mark.full(reason="test_recorded_run.py and the grid repeat a sweep")
+@pytest.mark.full(reason="test_recorded_run.py repeats a sweep")
 def test_the_same_sweep_in_another_folder_gives_the_same_results(
     sweep: Path, finished: tuple[Path, str], tmp_path: Path
 ) -> None:

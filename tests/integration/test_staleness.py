@@ -21,7 +21,6 @@ from core_hpc.store.paths import RunPaths, TaskKey
 from core_hpc.store.schema import COLD, PHASES, RESCUE, ROLLOUTS, STEPS, UPDATE
 from tests.support.cluster import DevCluster
 from tests.support.harness import differences, launch, launch_and_kill, leftovers, the_run
-from tests.support.ranks import found_by_one_rank
 from tests.support.tiny import PROTOCOL, tiny_sweep
 
 pytestmark = pytest.mark.slow
@@ -257,8 +256,9 @@ def _guard(model: Path, out: Path) -> None:
 
 
 @pytest.fixture(scope="module")
-def found(tiny_models: list[Path], tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
-    return found_by_one_rank(__file__, tiny_models[0], tmp_path_factory.mktemp("guard"))
+def found(one_rank: Path) -> dict[str, Any]:
+    read: dict[str, Any] = json.loads((one_rank / Path(__file__).name / "found.json").read_text())
+    return read
 
 
 def test_the_guard_does_not_see_the_update_in_between(found: dict[str, Any]) -> None:

@@ -6,6 +6,7 @@ import json
 import math
 import os
 import random
+import runpy
 import socket
 import subprocess
 import sys
@@ -22,15 +23,26 @@ SCRIPT = Path(__file__).parents[1] / "integration" / "zero2_rank.py"
 VOCABULARY = 128
 
 
-def found_by_one_rank(script: str, model: Path, out: Path) -> dict[str, Any]:
-    """Run a test file as the only rank of an update; return what it has written to `found.json`."""
+ONE_RANK_FILES = ("test_old_log_probs.py", "test_staleness.py")
+"""Test files with updates of their own. As a script, each gets a model and a folder for its `found.json`."""
+
+
+def run_on_one_rank(model: Path, root: Path) -> None:
+    """Run the test files in one process, the only rank of their updates. Their folders in `root` have their names."""
     ranks = {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "127.0.0.1"}
     env = os.environ | ranks | {"MASTER_PORT": str(free_ports(1)), "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
-    command = [sys.executable, script, str(model), str(out)]
+    command = [sys.executable, "-m", __name__, str(model), str(root)]
     done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=280, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
-    found: dict[str, Any] = json.loads((out / "found.json").read_text())
-    return found
+
+
+def _one_rank(model: str, root: Path) -> None:
+    """The process of `run_on_one_rank`."""
+    for name in ONE_RANK_FILES:
+        out = root / name
+        out.mkdir()
+        sys.argv = [name, model, str(out)]
+        runpy.run_path(str(SCRIPT.with_name(name)), run_name="__main__")
 
 
 def make_rows(seed: int) -> list[dict[str, Any]]:
@@ -270,3 +282,7 @@ def plain_adapters(
         trained = {n: p for n, p in model.named_parameters() if p.requires_grad}
         results.append(({n.replace(".default", ""): p.detach().clone() for n, p in trained.items()}, metrics))
     return results
+
+
+if __name__ == "__main__":
+    _one_rank(sys.argv[1], Path(sys.argv[2]))

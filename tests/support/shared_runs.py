@@ -2,7 +2,7 @@
 
 The driver `local` runs them in the same warm workers. Each run has options that need a whole run
 to be tested; the test file of these options describes and reads it. The label of the run is the
-key. An update is killed once, in the run `teaching`.
+key. An update is killed once in the run `teaching`, and one in the run `full`.
 """
 
 from __future__ import annotations
@@ -11,16 +11,17 @@ from pathlib import Path
 from typing import Any
 
 from core_hpc.runs.folder import list_runs, read_identity
+from core_hpc.runs.sweep import load_sweep
 from core_hpc.store.paths import TaskKey
 from core_hpc.store.schema import UPDATE
 from tests.support.harness import launch
 from tests.support.tiny import tiny_sweep
 
 KILLED = TaskKey(2, UPDATE, "m0")
-"""The update of the run `teaching` that is killed after its third of four steps."""
-NUM_WORKERS = 8
-"""Two engines of m0 (`recorded` has one of its own), an engine of m1, trainers for the same models, one worker that
-scores, and one trainer more because of the kill."""
+"""The update of `teaching` that is killed after its third of four steps. The other runs have no third step in it."""
+NUM_WORKERS = 11
+"""Three engines of m0 (`recorded` and `full` have other settings), one of m1, trainers for the same four, one worker
+that scores, and two trainers more because of the kills."""
 
 PLAIN: dict[str, Any] = {"label": "plain", "iterations": 1}
 """Tests that disturb a run of one iteration compare with it: a sweep with `runs: [PLAIN]` has the same run."""
@@ -74,6 +75,14 @@ TEACHING: dict[str, Any] = {
         "checkpoint_min": 1e-9,
     },
 }
+FULL: dict[str, Any] = {
+    "label": "full",
+    "team.m0.engine": "transformers",
+    "team.m0.tuning": "full",
+    "team.m0.lora": None,
+    "update": {"learning_rate": 0.02, "checkpoint_min": 1e-9},
+}
+"""m0 trains all its weights. Its second update is killed after its two steps, before it publishes."""
 OTHER_OBJECTIVES: list[dict[str, Any]] = [
     {
         "label": "hacpo",
@@ -94,7 +103,7 @@ OTHER_OBJECTIVES: list[dict[str, Any]] = [
 
 def make_shared_runs(folder: Path, models: list[Path]) -> None:
     """Launch the sweep. What it printed is in `printed.txt`."""
-    others = [PLAIN, ONE_PART, RECORDED, CHOOSE, TEACHING, *OTHER_OBJECTIVES]
+    others = [PLAIN, ONE_PART, RECORDED, CHOOSE, TEACHING, FULL, *OTHER_OBJECTIVES]
     sampling = {"max_new_tokens": 48, "temperature": 1.0, "top_p": 1.0}
     sweep = tiny_sweep(
         folder / "tiny.yaml",
@@ -104,10 +113,15 @@ def make_shared_runs(folder: Path, models: list[Path]) -> None:
         cluster={"num_running": 2, "threads": 1, "num_alive": NUM_WORKERS},
         runs=[WITH_SETS, *({**run, "evaluation.sets": []} for run in others)],
     )
-    fault = f"kill update.step@{KILLED} step 3:{folder / 'marker'}"
-    done = launch(sweep, env={"CORE_HPC_FAULT": fault}, timeout_s=600)
+    ids = {plan.label: plan.run_id for plan in load_sweep(sweep).runs}
+    places = {
+        "teaching": f"update.step@{KILLED} step 3",
+        "full": f"publish.started@{ids['full']}/update/iteration=0002/m0",
+    }
+    faults = ";".join(f"kill {place}:{folder / f'killed-{label}'}" for label, place in places.items())
+    done = launch(sweep, env={"CORE_HPC_FAULT": faults}, timeout_s=600)
     assert done.returncode == 0, done.stdout + done.stderr
-    assert (folder / "marker").exists()
+    assert all((folder / f"killed-{label}").exists() for label in places)
     (folder / "printed.txt").write_text(done.stdout)
 
 
