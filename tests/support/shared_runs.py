@@ -102,7 +102,10 @@ OTHER_OBJECTIVES: list[dict[str, Any]] = [
 
 
 def make_shared_runs(folder: Path, models: list[Path]) -> None:
-    """Launch the sweep. What it printed is in `printed.txt`."""
+    """Launch the sweep. What it printed is in `printed.txt`.
+
+    The tests of `teaching` and `full` find in their updates that these were killed.
+    """
     others = [PLAIN, ONE_PART, RECORDED, CHOOSE, TEACHING, FULL, *OTHER_OBJECTIVES]
     sampling = {"max_new_tokens": 48, "temperature": 1.0, "top_p": 1.0}
     sweep = tiny_sweep(
@@ -121,7 +124,6 @@ def make_shared_runs(folder: Path, models: list[Path]) -> None:
     faults = ";".join(f"kill {place}:{folder / f'killed-{label}'}" for label, place in places.items())
     done = launch(sweep, env={"CORE_HPC_FAULT": faults}, timeout_s=600)
     assert done.returncode == 0, done.stdout + done.stderr
-    assert all((folder / f"killed-{label}").exists() for label in places)
     (folder / "printed.txt").write_text(done.stdout)
 
 
