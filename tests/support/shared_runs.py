@@ -82,7 +82,7 @@ FULL: dict[str, Any] = {
     "team.m0.lora": None,
     "update": {"learning_rate": 0.02, "checkpoint_min": 1e-9},
 }
-"""m0 trains all its weights. Its second update is killed after its two steps, before it publishes."""
+"""m0 trains all its weights. Its second update is killed after its two steps, while it publishes."""
 OTHER_OBJECTIVES: list[dict[str, Any]] = [
     {
         "label": "hacpo",
@@ -119,7 +119,7 @@ def make_shared_runs(folder: Path, models: list[Path]) -> None:
     ids = {plan.label: plan.run_id for plan in load_sweep(sweep).runs}
     places = {
         "teaching": f"update.step@{KILLED} step 3",
-        "full": f"publish.started@{ids['full']}/update/iteration=0002/m0",
+        "full": f"publish.data_in_place@{ids['full']}/update/iteration=0002/m0",
     }
     faults = ";".join(f"kill {place}:{folder / f'killed-{label}'}" for label, place in places.items())
     done = launch(sweep, env={"CORE_HPC_FAULT": faults}, timeout_s=600)
