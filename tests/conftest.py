@@ -69,6 +69,34 @@ def undisturbed_run(undisturbed_sweep: Callable[[int], Path]) -> Callable[[int],
 
 
 @pytest.fixture(scope="session")
+def shared_runs(tiny_models: list[Path], tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """The finished runs of `tests/support/shared_runs.py` by label, of one sweep. Tests do not change them."""
+    from tests.support.once import made_once
+    from tests.support.shared_runs import make_shared_runs, runs_by_label
+
+    folder = made_once(tmp_path_factory, "shared-runs", lambda folder: make_shared_runs(folder, tiny_models))
+    return runs_by_label(folder)
+
+
+@pytest.fixture(scope="session")
+def updates_on_ranks(tmp_path_factory: pytest.TempPathFactory, full: bool) -> Path:
+    """The folder of `tests.support.ranks.launch_updates`: real ranks have trained adapters and all weights."""
+    from tests.support.once import made_once
+    from tests.support.ranks import launch_updates
+
+    return made_once(tmp_path_factory, "updates-on-ranks", lambda folder: launch_updates(folder, full=full))
+
+
+@pytest.fixture(scope="session")
+def one_rank(tiny_models: list[Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of `tests.support.ranks.run_on_one_rank`: what some test files found as the only rank of an update."""
+    from tests.support.once import made_once
+    from tests.support.ranks import run_on_one_rank
+
+    return made_once(tmp_path_factory, "one-rank", lambda folder: run_on_one_rank(tiny_models[0], folder))
+
+
+@pytest.fixture(scope="session")
 def cluster() -> Iterator[DevCluster]:
     """Start a real SLURM cluster of four nodes on this machine (`tests/support/cluster.py`).
 

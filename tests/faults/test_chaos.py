@@ -2,46 +2,49 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from tests.faults.chaos import disturbed, read_results, table
 from tests.support.chaos import Chaos, Fault, Result
 from tests.support.cluster import DevCluster
+from tests.support.shared_runs import PLAIN
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 
 
 @pytest.fixture(scope="module")
-def iterations(full: bool) -> int:
-    return 2 if full else 1
+def sections(full: bool) -> dict[str, Any]:
+    """Of the disturbed sweeps: one iteration, with --full two."""
+    return {"iterations": 2} if full else {"runs": [PLAIN]}
 
 
 @pytest.fixture(scope="module")
-def reference(undisturbed_run: Callable[[int], Path], iterations: int) -> Path:
-    return undisturbed_run(iterations)
+def reference(request: pytest.FixtureRequest, full: bool) -> Path:
+    found: Path = (
+        request.getfixturevalue("undisturbed_run")(2) if full else request.getfixturevalue("shared_runs")["plain"]
+    )
+    return found
 
 
 @pytest.mark.full(reason="the driver local; the usual run has chaos on SLURM, and kills of the driver local")
 def test_random_faults_on_one_machine(
-    tiny_models: list[Path], reference: Path, iterations: int, tmp_path: Path
+    tiny_models: list[Path], reference: Path, sections: dict[str, Any], tmp_path: Path
 ) -> None:
-    result = disturbed(
-        tmp_path / "s", tiny_models, reference, None, driver="local", seed=1, num_faults=3, iterations=iterations
-    )
+    result = disturbed(tmp_path / "s", tiny_models, reference, None, driver="local", seed=1, num_faults=3, **sections)
     print(table([result]))
     assert result.violations == []
     assert len(result.faults) >= 2
 
 
 def test_random_faults_on_slurm(
-    tiny_models: list[Path], reference: Path, iterations: int, cluster: DevCluster, tmp_path: Path
+    tiny_models: list[Path], reference: Path, sections: dict[str, Any], cluster: DevCluster, tmp_path: Path
 ) -> None:
     """With chained phases, of which this is also the usual run's only whole sweep."""
     result = disturbed(
-        tmp_path / "s", tiny_models, reference, cluster, driver="chained", seed=1, num_faults=3, iterations=iterations
+        tmp_path / "s", tiny_models, reference, cluster, driver="chained", seed=1, num_faults=3, **sections
     )
     print(table([result]))
     assert result.violations == []

@@ -17,7 +17,8 @@ from core_hpc.store.schema import PHASES
 from tests.support.cluster import SMALL_JOBS, DevCluster
 from tests.support.cluster_faults import Disturber, Fault
 from tests.support.harness import differences, launch, leftovers, the_run
-from tests.support.tiny import PROTOCOL, tiny_sweep
+from tests.support.shared_runs import ONE_PART
+from tests.support.tiny import tiny_sweep
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(3600)]
 
@@ -27,7 +28,6 @@ SLURM = {
     "array_parallelism": 1,
     "exclude_after": 50,
 }
-ONE_PART: dict[str, Any] = {"protocol": {**PROTOCOL, "problems_per_part": 8}}
 HOSTS = ["cold/{}/m0/000", "hint/{}/team/000", "rescue/{}/m0/000", "score/{}/team/000", "update/{}/m0/000"]
 
 SHORT = [
@@ -66,11 +66,20 @@ One sweep has them in its first iteration, the other in its second.
 @pytest.fixture(scope="module")
 def sections(full: bool) -> dict[str, Any]:
     """What the sweeps of this file have in common. The matrix needs two iterations."""
-    return {**ONE_PART, "iterations": 2 if full else 1}
+    return {"runs": [{**ONE_PART, "iterations": 2} if full else ONE_PART]}
 
 
 @pytest.fixture(scope="module")
-def undisturbed(tiny_models: list[Path], sections: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) -> Path:
+def undisturbed(
+    request: pytest.FixtureRequest,
+    tiny_models: list[Path],
+    sections: dict[str, Any],
+    full: bool,
+    tmp_path_factory: pytest.TempPathFactory,
+) -> Path:
+    if not full:
+        found: Path = request.getfixturevalue("shared_runs")["one-part"]
+        return found
     folder = tmp_path_factory.mktemp("undisturbed")
     done = launch(tiny_sweep(folder / "tiny.yaml", tiny_models, folder / "out", **sections))
     assert done.returncode == 0, done.stdout + done.stderr

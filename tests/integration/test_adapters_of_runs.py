@@ -23,7 +23,7 @@ from core_hpc.runs.folder import list_runs, open_run, read_identity
 from core_hpc.store import manifests, shards
 from core_hpc.store.paths import RunPaths, TaskKey
 from core_hpc.store.schema import COLD, EVALUATE, ROLLOUTS, STEPS, UPDATE
-from tests.support.harness import evaluate, flip_a_byte, launch, the_run
+from tests.support.harness import evaluate, flip_a_byte, launch, refused, the_run
 from tests.support.ranks import largest_difference, weights
 from tests.support.tiny import tiny_sweep
 
@@ -151,7 +151,7 @@ def test_all_mistakes_are_found_before_anything_is_created(folder: Path, tiny_mo
         {"name": f"m{i}", "model": str(tiny_models[0]), **member, "adapter": member["adapter"].format(**places)}
         for i, (member, _) in enumerate(MISTAKES)
     ]
-    done = launch(sweep_file(folder, "wrong", team))
+    done = refused("launch", sweep_file(folder, "wrong", team))
     assert done.returncode == 2, done.stdout + done.stderr
     printed = done.stderr.replace("\n", " ")
     for i, (_, message) in enumerate(MISTAKES):
@@ -264,7 +264,7 @@ def test_wrong_arguments_end_with_a_message(folder: Path) -> None:
         ([first, first], "a run is evaluated alone"),
         ([first, "--base", "x"], "--base is for PEFT folders"),
     ):
-        done = evaluate(*arguments)
+        done = refused("evaluate", *arguments)
         assert done.returncode == 2, done.stdout + done.stderr
         assert "Traceback" not in done.stderr
         assert message in done.stderr

@@ -14,35 +14,18 @@ from typing import Any
 import pytest
 
 from core_hpc.store import manifests
-from core_hpc.store.paths import RunPaths, TaskKey
-from core_hpc.store.schema import UPDATE
-from tests.support.harness import ROOT, differences, launch, the_run
-from tests.support.tiny import tiny_sweep
+from core_hpc.store.paths import RunPaths
+from tests.support.harness import ROOT, differences
+from tests.support.shared_runs import KILLED
 
 pytestmark = pytest.mark.slow
-KEY = TaskKey(1, UPDATE, "m0")
+KEY = KILLED
 
 
 @pytest.fixture(scope="module")
-def killed(tiny_models: list[Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A run of one model and one iteration.
-
-    Its update of four steps was killed after the third step, and then continued.
-    """
-    folder = tmp_path_factory.mktemp("killed")
-    sampling = {"max_new_tokens": 48, "temperature": 1.0, "top_p": 1.0}
-    sweep = tiny_sweep(
-        folder / "tiny.yaml",
-        tiny_models[:1],
-        folder / "out",
-        iterations=1,
-        protocol={"problems_per_iteration": 4, "cold_samples": 3, "rescue_samples": 0, "sampling": sampling},
-        update={"problems_per_step": 1, "learning_rate": 0.001, "checkpoint_min": 1e-9},
-    )
-    done = launch(sweep, env={"CORE_HPC_FAULT": f"kill update.step@{KEY} step 3:{folder / 'marker'}"})
-    assert done.returncode == 0, done.stdout + done.stderr
-    assert (folder / "marker").exists()
-    return the_run(folder / "out" / "tiny")
+def killed(shared_runs: dict[str, Path]) -> Path:
+    """A run with an update of four steps that was killed after the third step, and then continued."""
+    return shared_runs["teaching"]
 
 
 @pytest.fixture(scope="module")

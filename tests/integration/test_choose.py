@@ -19,32 +19,16 @@ from core_hpc.store import manifests, shards
 from core_hpc.store.paths import TEAM, RunPaths, TaskKey
 from core_hpc.store.schema import COLD, PROBLEMS, RESCUE, ROLLOUTS, SCORE
 from tests.support.harness import differences, flip_a_byte, launch, launch_and_kill, the_run
+from tests.support.shared_runs import CHOOSE
 from tests.support.tiny import tiny_sweep
 
 pytestmark = pytest.mark.slow
 ITERATIONS, WANTED = 3, 4
-SAMPLING = {"max_new_tokens": 48, "temperature": 1.0, "top_p": 1.0}
-CHANGES = {
-    "iterations": ITERATIONS,
-    "protocol": {
-        "choose": "pass_rate",
-        "problems_per_iteration": WANTED,
-        "problems_per_part": 2,
-        "cold_samples": 2,
-        "rescue_samples": 1,
-        "hint_tokens": 64,
-        "sampling": SAMPLING,
-    },
-    "evaluation": {"samples": 1, "every": 0, "before": False, "sampling": SAMPLING},
-}
 
 
-@pytest.fixture(scope="module")
-def run(tiny_models: list[Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("choose")
-    done = launch(tiny_sweep(folder / "tiny.yaml", tiny_models, folder / "out", **CHANGES))
-    assert done.returncode == 0, done.stdout + done.stderr
-    return the_run(folder / "out" / "tiny")
+@pytest.fixture
+def run(shared_runs: dict[str, Path]) -> Path:
+    return shared_runs["choose"]
 
 
 def expected(run: Path) -> list[list[str]]:
@@ -106,7 +90,7 @@ def test_scores_are_read_once_and_in_their_order(run: Path, monkeypatch: pytest.
 def test_a_killed_and_damaged_run_continues_with_the_same_problems(
     run: Path, tiny_models: list[Path], tmp_path: Path
 ) -> None:
-    sweep = tiny_sweep(tmp_path / "tiny.yaml", tiny_models, tmp_path / "out", **CHANGES)
+    sweep = tiny_sweep(tmp_path / "tiny.yaml", tiny_models, tmp_path / "out", runs=[CHOOSE])
 
     def second_is_scored() -> bool:
         return any((tmp_path / "out" / "tiny").glob(f"*/{SCORE}/iteration=0002/*.manifest.json"))

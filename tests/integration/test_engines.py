@@ -156,7 +156,6 @@ class Setup:
         return {
             "greedy": _case([*short, *long], temperature=0, max_new_tokens=24),
             "sampled": _case([*short, *short, *long]),
-            "sampled_again": _case([*short, *short, *long]),
             "joined": _case([*short, *short, *long]),
             "alone": _case([short[2]], seed=3),
             "nucleus": _case([*short, *short], temperature=0.8, top_p=0.8),
@@ -192,14 +191,14 @@ class Setup:
     def completions(self, kind: str, case: str) -> list[Completion]:
         return [Completion(tuple(t), tuple(p), r) for t, p, r in self.results[kind][case]["completions"]]
 
-    def reference(self, kind: str, case: str) -> list[list[float]]:
-        """Log-probabilities of the engine's completions by a plain forward pass."""
+    def reference(self, kind: str, case: str, *, every: int = 1) -> list[list[float]]:
+        """Log-probabilities of every n-th completion of the engine by a plain forward pass."""
         import torch
 
         spec = self.cases[case]
         pairs = [
             (tuple(p), c.token_ids) for (p, _), c in zip(spec["requests"], self.completions(kind, case), strict=True)
-        ]
+        ][::every]
         todo = [pair for pair in dict.fromkeys(pairs) if (spec["adapter"], *pair) not in self._forwards]
         if todo:
             with torch.inference_mode(), self._adapted(spec["adapter"]) as model:
@@ -268,16 +267,21 @@ def test_greedy_tokens_of_both_engines_are_equal(setup: Setup) -> None:
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("case", COMPARED_CASES)
 def test_logprobs_equal_a_plain_forward_pass(setup: Setup, kind: str, case: str) -> None:
-    for completion, expected in zip(setup.completions(kind, case), setup.reference(kind, case), strict=True):
-        assert completion.logprobs == pytest.approx(expected, abs=TOLERANCE)
+    """Of many long prompts every fifth, because each takes a forward pass of some 250 tokens."""
+    every = 5 if case == "many_long" else 1
+    completions, expected = setup.completions(kind, case)[::every], setup.reference(kind, case, every=every)
+    assert len(completions) > 0
+    for completion, logprobs in zip(completions, expected, strict=True):
+        assert completion.logprobs == pytest.approx(logprobs, abs=TOLERANCE)
 
 
 @slow
 @pytest.mark.parametrize("kind", KINDS)
 def test_the_same_call_gives_the_same_completions(setup: Setup, kind: str) -> None:
-    sampled = setup.completions(kind, "sampled")
-    assert setup.completions(kind, "sampled_again") == sampled
-    assert setup.completions(kind, "base_after") == sampled, "an adapter or its cached keys affected the base model"
+    """Also if there were calls with adapters in between."""
+    assert setup.completions(kind, "base_after") == setup.completions(kind, "sampled"), (
+        "an adapter or its cached keys affected the base model, or a call cannot be repeated"
+    )
     assert setup.completions(kind, "adapter_a_again") == setup.completions(kind, "adapter_a")
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -13,53 +14,18 @@ import pytest
 from analysis.counts.load import load_run
 from analysis.metrics.passk import PASS, pass_at_k_table
 from analysis.report.report import write_report
-from core_hpc.runs.folder import list_runs, read_identity
 from core_hpc.store import shards
 from core_hpc.store.paths import TaskKey
 from core_hpc.store.schema import EVALUATE, ROLLOUTS
 from tests.support.harness import ROOT, flip_a_byte, launch
-from tests.support.tiny import tiny_sweep
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
-SAMPLING = {"max_new_tokens": 48, "temperature": 1.0, "top_p": 1.0}
-HELD_OUT = {"source": "generated", "task": "addition_chain", "count": 3, "seed": 2}
-SETS = [
-    {"name": "greedy", "problems": HELD_OUT, "samples": 1, "sampling": {"temperature": 0}},
-    {
-        "name": "long",
-        "problems": {"source": "generated", "task": "addition_chain", "count": 2, "seed": 5},
-        "samples": 3,
-        "instruction": "Write only the sum.",
-    },
-]
 MODELS = ("m0", "m1")
 
 
-@pytest.fixture(scope="module")
-def folder(tiny_models: list[Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The folder of a sweep of two runs, with the sets and without.
-
-    Its tasks have two problems each, so that one task has problems of two sets.
-    """
-    folder = tmp_path_factory.mktemp("sets")
-    train = {"source": "generated", "task": "addition_chain", "count": 8, "seed": 1}
-    sweep = tiny_sweep(
-        folder / "sets.yaml",
-        tiny_models,
-        folder / "out",
-        iterations=1,
-        problems={"train": train, "evaluation": HELD_OUT, "num_examples": 1},
-        evaluation={"samples": 2, "sampling": SAMPLING, "sets": SETS},
-        runs=[{"label": "with"}, {"label": "without", "evaluation.sets": []}],
-    )
-    done = launch(sweep)
-    assert done.returncode == 0, done.stdout + done.stderr
-    return folder
-
-
-def run_of(folder: Path, label: str) -> Path:
-    (run,) = (run for run in list_runs(folder / "out" / "tiny") if read_identity(run)["label"] == label)
-    return run
+@pytest.fixture
+def run(shared_runs: dict[str, Path]) -> Path:
+    return shared_runs["sets"]
 
 
 def evaluated(run: Path, iteration: int) -> pl.DataFrame:
@@ -72,13 +38,12 @@ def of_set(rows: pl.DataFrame, name: str) -> pl.DataFrame:
     return rows.filter(inside if name else ~pl.col("problem_id").str.contains("/"))
 
 
-def test_every_set_has_its_own_samples_sampling_and_prompts(folder: Path) -> None:
+def test_every_set_has_its_own_samples_sampling_and_prompts(run: Path) -> None:
     from tokenizers import Tokenizer
 
-    run = run_of(folder, "with")
-    assert sum(k.iteration == 0 for k in shards.published_keys(run, (EVALUATE,))) == 2 * 4  # eight problems
+    assert sum(k.iteration == 0 for k in shards.published_keys(run, (EVALUATE,))) == 2 * 4  # fourteen problems
     rows = evaluated(run, 1)
-    for name, num_problems, samples, temperature in (("", 3, 2, 1.0), ("greedy", 3, 1, 0.0), ("long", 2, 3, 1.0)):
+    for name, num_problems, samples, temperature in (("", 6, 2, 1.0), ("greedy", 6, 1, 0.0), ("long", 2, 3, 1.0)):
         own = of_set(rows, name)
         counts = own.group_by("model", "problem_id").agg(pl.len().alias("n"), pl.col("sample_index").max())
         assert counts.height == len(MODELS) * num_problems
@@ -96,16 +61,17 @@ def test_every_set_has_its_own_samples_sampling_and_prompts(folder: Path) -> Non
     assert not any("Write only the sum." in text for text in texts[""])
 
 
-def test_the_main_set_is_that_of_a_run_without_further_sets(folder: Path) -> None:
-    found, plain = (run_of(folder, name) for name in ("with", "without"))
+def test_the_main_set_is_that_of_a_run_without_further_sets(shared_runs: dict[str, Path]) -> None:
+    """Whatever the size of the tasks, in which the two runs differ."""
     for iteration in (0, 1):
         order = ["model", "problem_id", "sample_index"]
-        rows, expected = (evaluated(run, iteration).drop("run_id").sort(order) for run in (found, plain))
+        rows, expected = (
+            evaluated(shared_runs[label], iteration).drop("run_id").sort(order) for label in ("sets", "plain")
+        )
         assert of_set(rows, "").equals(expected)
 
 
-def test_tables_are_of_one_set_each(folder: Path) -> None:
-    run = run_of(folder, "with")
+def test_tables_are_of_one_set_each(run: Path) -> None:
     data, rows = load_run(run), evaluated(run, 1)
     assert list(data.sets) == ["greedy", "long"]
     for name, own in (("", data), *data.sets.items()):
@@ -116,8 +82,7 @@ def test_tables_are_of_one_set_each(folder: Path) -> None:
         assert own.num_samples == {"": 2, "greedy": 1, "long": 3}[name]
 
 
-def test_the_command_line_chooses_a_set(folder: Path) -> None:
-    run = run_of(folder, "with")
+def test_the_command_line_chooses_a_set(run: Path) -> None:
     found = {}
     for name in ("", "greedy", "nothing"):
         choice = ["--set", name] if name else []
@@ -130,13 +95,10 @@ def test_the_command_line_chooses_a_set(folder: Path) -> None:
     assert "has no such evaluation set, only greedy, long" in found["nothing"].stderr
 
 
-def test_report_and_end_of_the_launch_show_every_set(folder: Path, tmp_path: Path) -> None:
-    run = run_of(folder, "with")
-    done = launch(folder / "sets.yaml")
-    assert "everything is done" in done.stdout
-    assert done.returncode == 0, done.stdout + done.stderr
+def test_report_and_end_of_the_launch_show_every_set(run: Path, tmp_path: Path) -> None:
+    printed = (run.parents[2] / "printed.txt").read_text()
     for name in ("greedy", "long"):
-        assert f"tiny: with, set {name}: held-out problems (percent)" in done.stdout
+        assert f"tiny: sets, set {name}: held-out problems (percent)" in printed
     write_report(load_run(run), tmp_path)
     text = (tmp_path / "report.md").read_text()
     assert "Set greedy: Held-out problems" in text
@@ -144,10 +106,9 @@ def test_report_and_end_of_the_launch_show_every_set(folder: Path, tmp_path: Pat
     assert {f"pass_{name}.csv" for name in ("greedy", "long")} <= {p.name for p in (tmp_path / "tables").iterdir()}
 
 
-def test_tensorboard_has_curves_of_every_set(folder: Path) -> None:
+def test_tensorboard_has_curves_of_every_set(run: Path) -> None:
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-    run = run_of(folder, "with")
     events = EventAccumulator(str(run / "tensorboard" / "m0"))
     events.Reload()
     tags = set(events.Tags()["scalars"])
@@ -159,13 +120,16 @@ def test_tensorboard_has_curves_of_every_set(folder: Path) -> None:
     assert point == pytest.approx(float(rows["correct"].mean()))  # type: ignore[arg-type]
 
 
-def test_a_damaged_shard_with_several_sets_is_made_again(folder: Path) -> None:
-    run = run_of(folder, "with")
+def test_a_damaged_shard_with_several_sets_is_made_again(run: Path, tmp_path: Path) -> None:
+    """In a copy of the sweep."""
     before = evaluated(run, 1)
-    (path,) = (run / "evaluate" / "iteration=0001").glob("m0-p001.*.parquet")
+    damaged = Path(shutil.copytree(run.parent, tmp_path / "tiny")) / run.name
+    (path,) = (damaged / "evaluate" / "iteration=0001").glob("m0-p001.*.parquet")
+    sets = {problem.rpartition("/")[0] for problem in pl.read_parquet(path)["problem_id"]}
+    assert sets == {"", "greedy"}, "the task must have problems of two sets"
     flip_a_byte(path)
-    done = launch(folder / "sets.yaml", "--verify")
+    done = launch(run.parents[2] / "tiny.yaml", "--output", str(tmp_path), "--verify")
     assert done.returncode == 0, done.stdout + done.stderr
     assert "will be made again" in done.stdout
-    assert TaskKey(1, EVALUATE, "m0", 1) in shards.published_keys(run)
-    assert evaluated(run, 1).equals(before)
+    assert TaskKey(1, EVALUATE, "m0", 1) in shards.published_keys(damaged)
+    assert evaluated(damaged, 1).equals(before)

@@ -8,10 +8,10 @@ from pathlib import Path
 import pytest
 
 from core_hpc.store import shards
-from core_hpc.store.paths import TaskKey
-from core_hpc.store.schema import STEPS, UPDATE
-from tests.support.examples import overrides
-from tests.support.harness import ROOT, differences, launch, launched_and_held, the_run
+from core_hpc.store.paths import TEAM, TaskKey
+from core_hpc.store.schema import SCORE, STEPS, UPDATE
+from tests.support.examples import overrides, run_to_scores
+from tests.support.harness import ROOT, equal_content, launch, launched_and_held, published_content, the_run
 
 pytestmark = pytest.mark.slow
 SWEEP = """
@@ -46,13 +46,11 @@ def arguments(sweep: Path, models: list[Path], *more: str) -> list[str]:
 
 
 def test_a_file_that_is_changed_in_the_middle_changes_no_run(tiny_models: list[Path], tmp_path: Path) -> None:
-    """The tasks of a model alone that begin after the change use the copies.
+    """The tasks of a model alone that begin after the change use the copies, because the new content raises an error.
 
-    The next start refuses the new content.
+    The rows are those of the same tasks in this process. The next start refuses the new content.
     """
-    undisturbed = sweep_in(tmp_path / "a")
-    done = launch(undisturbed, *arguments(undisturbed, tiny_models[:1]))
-    assert done.returncode == 0, done.stdout + done.stderr
+    undisturbed = run_to_scores(sweep_in(tmp_path / "a"), tiny_models[:1], tmp_path / "a" / "out")
     sweep = sweep_in(tmp_path / "b")
     files = [sweep.with_name(name) for name in ("my_rewards.py", "my_training.py")]
     hold, given = tmp_path / "hold", arguments(sweep, tiny_models[:1])
@@ -62,9 +60,11 @@ def test_a_file_that_is_changed_in_the_middle_changes_no_run(tiny_models: list[P
         Path(f"{hold}.go").touch()
         printed, _ = process.communicate(timeout=240)
     assert process.returncode == 0, printed
-    first, second = the_run(tmp_path / "a" / "out" / "own"), the_run(tmp_path / "b" / "out" / "own")
-    assert first.name == second.name
-    assert differences(first, second) == []
+    second = the_run(tmp_path / "b" / "out" / "own")
+    assert undisturbed.run_id == second.name
+    expected, found = published_content(undisturbed.root), published_content(second)
+    assert f"{TaskKey(1, SCORE, TEAM)} scores" in expected
+    assert [name for name, rows in expected.items() if not equal_content(rows, found.get(name))] == []
     assert shards.read_task(second, TaskKey(1, UPDATE, "m0"), STEPS).height > 0
     refused = launch(sweep, *given)
     assert refused.returncode == 2

@@ -15,36 +15,15 @@ import pytest
 from core_hpc.store import manifests, shards
 from core_hpc.store.paths import RunPaths, TaskKey
 from core_hpc.store.schema import COLD, EVALUATE, PHASES, ROLLOUTS, STEPS, UPDATE
-from tests.support.harness import launch, leftovers, the_run
+from tests.support.harness import leftovers
 from tests.support.ranks import weights
-from tests.support.tiny import tiny_sweep
 
 pytestmark = pytest.mark.slow
-SAMPLING = {"max_new_tokens": 16, "temperature": 1.0, "top_p": 1.0}
 
 
-@pytest.fixture(scope="module")
-def run(tiny_models: list[Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("full_run")
-    team = [
-        {"name": "m0", "model": str(tiny_models[0]), "engine": "transformers", "tuning": "full"},
-    ]
-    protocol = {"problems_per_iteration": 2, "cold_samples": 3, "rescue_samples": 0, "sampling": SAMPLING}
-    sweep = tiny_sweep(
-        folder / "tiny.yaml",
-        [],
-        folder / "out",
-        team=team,
-        protocol=protocol,
-        evaluation={"samples": 2, "sampling": SAMPLING},
-        update={"problems_per_step": 1, "learning_rate": 0.02, "checkpoint_min": 1e-9},
-    )
-    # The second update of m0 is killed once.
-    fault = f"kill update.step@{TaskKey(2, UPDATE, 'm0')} step 2:{folder / 'marker'}"
-    done = launch(sweep, env={"CORE_HPC_FAULT": fault})
-    assert done.returncode == 0, done.stdout + done.stderr
-    assert (folder / "marker").exists()
-    return the_run(folder / "out" / "tiny")
+@pytest.fixture
+def run(shared_runs: dict[str, Path]) -> Path:
+    return shared_runs["full"]
 
 
 def folder_of(run: Path, iteration: int) -> Path:

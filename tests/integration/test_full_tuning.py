@@ -13,12 +13,11 @@ import torch
 from core_hpc.store.paths import OPTIMIZER_STATE
 from tests.support.ranks import (
     largest_difference,
-    launch,
     log_probs,
     make_rows,
     plain_updates,
-    prepare,
-    tiny_llama,
+    reports,
+    seed_and_order,
     weights,
 )
 
@@ -27,19 +26,15 @@ EMBEDDING, HEAD = "model.embed_tokens.weight", "lm_head.weight"
 
 
 @pytest.fixture(scope="module")
-def runs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
-    """All launches, once, on a model with tied embeddings.
+def runs(updates_on_ranks: Path) -> dict[str, Any]:
+    """The launches on a model with tied embeddings; `half_one` has bfloat16 weights.
 
-    `full_one` and `full_two` are warm processes; `full_later` only resumes.
+    `full_later` only resumes, in a process of its own.
     """
-    folder = tmp_path_factory.mktemp("full")
-    order = prepare(folder, tiny_llama(tie_word_embeddings=True))
-    (folder / "model" / "chat_template.jinja").write_text("{{ messages }}")
-    one = launch(folder, "full_one", 1, "both", "interrupted")
-    two = launch(folder, "full_two", 2, "both", "interrupted")
-    checks = ("resume:full_one.1:full_later.2", "continues:full_two", "other_launch:half_one")
-    (later,) = launch(folder, "full_later", 1, *checks)
-    return {"folder": folder, "order": order, "full_one": one, "full_two": two, "half_one": [later["other_launch"]]}
+    folder = updates_on_ranks / "full"
+    ranks = {"full_one": 1, "full_two": 2, "half_one": 1}
+    found = {name: reports(folder, name, num_ranks) for name, num_ranks in ranks.items()}
+    return {"folder": folder, "order": seed_and_order()[1], **found}
 
 
 def load(folder: Path, **options: Any) -> Any:

@@ -5,6 +5,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import polars as pl
 import pytest
@@ -16,7 +17,7 @@ from analysis.counts.tasks import count_tasks
 from core_hpc.common.errors import RunConflictError
 from core_hpc.controller import samples
 from core_hpc.controller.points import FINAL, GROUPS
-from core_hpc.runs.folder import list_runs, read_run_config
+from core_hpc.runs.folder import read_run_config
 from core_hpc.store import manifests, shards
 from core_hpc.store.paths import RunPaths, TaskKey
 from core_hpc.store.schema import COLD, EVALUATE, GENERATION_PHASES, HINTS, PHASES, RESCUE, ROLLOUTS, SCORES, STEPS
@@ -25,12 +26,14 @@ from tests.support.harness import (
     differences,
     equal_content,
     launch,
+    launched_and_held,
     leftovers,
     published_content,
+    refused,
     the_run,
-    wait_for,
 )
-from tests.support.tiny import tiny_sweep
+from tests.support.shared_runs import NUM_WORKERS
+from tests.support.tiny import PROTOCOL, tiny_sweep
 
 pytestmark = pytest.mark.slow
 
@@ -154,7 +157,7 @@ def test_no_leftovers_and_no_base_weights(finished: tuple[Path, str]) -> None:
 
 def test_a_changed_learning_rate_is_an_error_that_names_it(sweep: Path, finished: tuple[Path, str]) -> None:
     before = snapshot(finished[0])
-    done = launch(sweep, "--set", "update.learning_rate=0.002")
+    done = refused("launch", sweep, "--set", "update.learning_rate=0.002")
     assert done.returncode == 2
     assert "update.learning_rate: 0.001 -> 0.002" in done.stderr
     assert "Traceback" not in done.stderr
@@ -214,13 +217,13 @@ def test_a_finished_sweep_continues_with_more_iterations(
 
 def test_fewer_iterations_than_are_trained_are_refused(sweep: Path, finished: tuple[Path, str]) -> None:
     before = snapshot(finished[0])
-    done = launch(sweep, "--set", "iterations=1")
+    done = refused("launch", sweep, "--set", "iterations=1")
     assert done.returncode == RunConflictError.exit_code
     assert "iterations: 1, but iteration 2 is trained" in " ".join((done.stdout + done.stderr).split())
     assert snapshot(finished[0]) == before
 
 
-@pytest.mark.full(reason="test_recorded_run.py and the grid repeat a sweep")
+@pytest.mark.full(reason="test_recorded_run.py repeats a sweep")
 def test_the_same_sweep_in_another_folder_gives_the_same_results(
     sweep: Path, finished: tuple[Path, str], tmp_path: Path
 ) -> None:
@@ -256,29 +259,31 @@ def test_two_ranks_give_the_same_adapters_within_rounding(
     assert largest > 1e-4, "the update must change the adapter"
 
 
+ONE_MODEL: dict[str, Any] = {
+    "iterations": 1,
+    "protocol": {**PROTOCOL, "rescue_samples": 0},
+    "evaluation": {"samples": 1, "every": 0, "before": False},
+    "cluster": {"num_running": 1, "threads": 1},
+}
+"""Sections of a run of one model that begins with its cold task, so that only one worker starts."""
+
+
 def test_a_second_launcher_names_the_process_of_the_first(tiny_models: list[Path], tmp_path: Path) -> None:
-    sweep = tiny_sweep(tmp_path / "tiny.yaml", tiny_models, tmp_path / "out")
-    command = [sys.executable, "-m", "core_hpc.launch", str(sweep)]
-    first = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    try:
-        claim = tmp_path / "out" / "tiny" / "claim.json"
-        wait_for(lambda: claim.exists() and list(claim.parent.glob("*/run.json")), "the run")
+    sweep = tiny_sweep(tmp_path / "tiny.yaml", tiny_models[:1], tmp_path / "out", **ONE_MODEL)
+    with launched_and_held(sweep, "task.started@cold/0001/m0", tmp_path / "hold", env={}) as first:
         second = launch(sweep)
         assert second.returncode == 3
         assert f"process {first.pid}" in second.stderr
         first.terminate()
         assert first.wait(30) == 130
-        assert not claim.exists()
-    finally:
-        first.kill()
-        first.wait()
+        assert not (tmp_path / "out" / "tiny" / "claim.json").exists()
 
 
 def test_a_task_that_keeps_failing_stops_its_run_with_the_traceback(tiny_models: list[Path], tmp_path: Path) -> None:
     import shutil
 
-    models = [shutil.copytree(m, tmp_path / m.name) for m in tiny_models]
-    sweep = tiny_sweep(tmp_path / "tiny.yaml", models, tmp_path / "out")
+    models = [shutil.copytree(m, tmp_path / m.name) for m in tiny_models[:1]]
+    sweep = tiny_sweep(tmp_path / "tiny.yaml", models, tmp_path / "out", **ONE_MODEL)
     fault = {"CORE_HPC_FAULT": f"kill publish.started@/cold/:{tmp_path / 'marker'}"}
     kill = launch(sweep, "--set", "cluster.max_attempts=1", env=fault)
     assert kill.returncode == 1
@@ -306,7 +311,7 @@ def test_bad_input_creates_nothing(
     """Mistakes of several models are listed together."""
     sweep = tiny_sweep(tmp_path / "tiny.yaml", tiny_models, tmp_path / "out")
     overrides = [argument for path, value in changes.items() for argument in ("--set", f"{path}={value}")]
-    done = launch(sweep, *overrides)
+    done = refused("launch", sweep, *overrides)
     assert done.returncode == 2, done.stdout + done.stderr
     assert [text for text in expected if text not in done.stderr] == []
     assert "Traceback" not in done.stderr
@@ -328,27 +333,11 @@ def test_dry_run_creates_nothing_and_imports_no_large_package(tiny_models: list[
     assert list(tmp_path.iterdir()) == [sweep]
 
 
-def test_runs_of_a_grid_equal_the_same_runs_alone(
-    undisturbed_run: Callable[[int], Path], tiny_models: list[Path], tmp_path: Path
-) -> None:
-    """Warm workers alternate between the two runs.
-
-    The run with the seed of the single sweep has the same results.
-    """
-    sections = {"iterations": 1, "grid": {"seed": [7, 8]}}
-    both = tiny_sweep(tmp_path / "grid.yaml", tiny_models, tmp_path / "out", **sections)
-    done = launch(both)
-    assert done.returncode == 0, done.stdout + done.stderr
-    runs = {run.name.rpartition("-")[0]: run for run in list_runs(tmp_path / "out" / "tiny")}
-    assert sorted(runs) == ["seed-7", "seed-8"]
-    alone, with_another = published_content(undisturbed_run(1)), published_content(runs["seed-7"])
-    assert alone.keys() == with_another.keys()
-    for name, content in alone.items():
-        other = with_another[name]
-        if isinstance(content, pl.DataFrame):
-            assert isinstance(other, pl.DataFrame)
-            assert content.drop("run_id").equals(other.drop("run_id")), name
-        else:
-            assert content == other, name
-    assert published_content(runs["seed-8"]).keys() == alone.keys()
-    assert len(list(runs["seed-7"].glob("logs/*.log"))) == 5, "there must be one worker per role, shared by the runs"
+def test_the_runs_of_a_sweep_share_their_workers(shared_runs: dict[str, Path]) -> None:
+    """`tests/faults` and `test_recorded_run.py` compare results of these runs with those of the same runs alone."""
+    workers = {
+        manifests.read_manifest(RunPaths(run).task_manifest(key)).writer["pid"]
+        for run in shared_runs.values()
+        for key in shards.published_keys(run)
+    }
+    assert len(workers) == NUM_WORKERS, "there must be one worker per role, shared by the runs"

@@ -14,8 +14,6 @@ from typing import Any
 
 import pytest
 
-from tests.support.ranks import found_by_one_rank
-
 pytestmark = pytest.mark.slow
 CASES = {
     "recompute": {"old_log_probs": "recompute", "kl_weight": 0.0},
@@ -70,8 +68,9 @@ def _updates(model: Path, out: Path) -> None:
 
 
 @pytest.fixture(scope="module")
-def found(tiny_models: list[Path], tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, Any]]:
-    return found_by_one_rank(__file__, tiny_models[0], tmp_path_factory.mktemp("old"))
+def found(one_rank: Path) -> dict[str, Any]:
+    read: dict[str, Any] = json.loads((one_rank / Path(__file__).name / "found.json").read_text())
+    return read
 
 
 @pytest.mark.parametrize("suffix", ["", ", KL"])

@@ -18,8 +18,7 @@ import polars as pl
 import pytest
 
 from core_hpc.runs.sweep import load_sweep
-from tests.support.harness import ROOT, launch, published_content, the_run
-from tests.support.tiny import tiny_sweep
+from tests.support.harness import ROOT, published_content
 
 pytestmark = pytest.mark.slow
 RECORDED = Path(__file__).with_name("recorded_run.json")
@@ -51,19 +50,13 @@ def digest(text: str) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
-def test_a_small_run_equals_the_recorded_one(
-    tiny_models: list[Path], tmp_path: Path, pytestconfig: pytest.Config
-) -> None:
-    """One model samples with transformers. The other (fake engine) is often its teacher."""
-    team = [
-        {"name": "m0", "model": str(tiny_models[0]), "engine": "transformers", "lora": {"rank": 4}},
-        {"name": "m1", "model": str(tiny_models[1]), "engine": "fake", "lora": {"rank": 4}},
-    ]
-    sweep = tiny_sweep(tmp_path / "tiny.yaml", [], tmp_path / "out", team=team)
-    done = launch(sweep)
-    assert done.returncode == 0, done.stdout + done.stderr
-    run = the_run(tmp_path / "out" / "tiny")
-    found = {name: digest_and_figures(content) for name, content in sorted(published_content(run).items())}
+def test_a_small_run_equals_the_recorded_one(shared_runs: dict[str, Path], pytestconfig: pytest.Config) -> None:
+    """One model samples with transformers. The other (fake engine) is often its teacher.
+
+    The recorded run was alone. This one shares its workers with other runs.
+    """
+    content = published_content(shared_runs["recorded"])
+    found = {name: digest_and_figures(content) for name, content in sorted(content.items())}
     found["quickstart"] = {"run_id": load_sweep(ROOT / "yaml" / "quickstart.yaml").runs[0].run_id}
     if pytestconfig.getoption("--record"):
         RECORDED.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")

@@ -2,7 +2,7 @@
 
 All of them are on at once: lessons, rehearsal, shuffled hints, rescues on the plain prompt, the
 baseline of the model, team Pass@k, and token weights. What was learned is counted again from the
-published rows. HACPO and sdpo exclude some of these and have runs of their own (only with --full).
+published rows. HACPO and sdpo exclude some of these and have runs of their own.
 """
 
 from __future__ import annotations
@@ -14,47 +14,17 @@ import polars as pl
 import pytest
 
 from core_hpc.problems.splits import problems_of_steps
-from core_hpc.runs.folder import list_runs
 from core_hpc.store import manifests, shards
 from core_hpc.store.paths import RunPaths, TaskKey
 from core_hpc.store.schema import COLD, HINT, HINTS, RESCUE, ROLLOUTS, SCORE, SCORES, STEPS, UPDATE
-from tests.support.harness import launch, the_run
-from tests.support.tiny import tiny_sweep
+from tests.support.shared_runs import KILLED
 
 pytestmark = pytest.mark.slow
 
 
-@pytest.fixture(scope="module")
-def run(tiny_models: list[Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("teaching")
-    protocol = {
-        "problems_per_iteration": 8,
-        "cold_samples": 2,
-        "rescue_samples": 3,
-        "hint_source": "shuffled",
-        "hint_tokens": 64,
-        "sampling": {"max_new_tokens": 64, "temperature": 1.0, "top_p": 1.0},
-    }
-    update = {
-        "baseline": "model",
-        "rescue_context": "plain",
-        "rescue_correction": "importance",
-        "teach": {"weight": 2, "teacher": "likelihood", "rehearsal": 1},
-        "team_pass": {"weight": 0.5, "k": 1},
-        "self_teacher": {"kind": "rlsd"},
-        "problems_per_step": 2,
-        "learning_rate": 0.05,
-        "schedule": "constant",
-        "warmup_share": 0,
-        "checkpoint_min": 1e-9,
-    }
-    sweep = tiny_sweep(folder / "tiny.yaml", tiny_models, folder / "out", protocol=protocol, update=update)
-    # The second update of m0 is killed once. The next attempt must choose the same lessons.
-    fault = f"kill update.step@{TaskKey(2, UPDATE, 'm0')} step 2:{folder / 'marker'}"
-    done = launch(sweep, env={"CORE_HPC_FAULT": fault})
-    assert done.returncode == 0, done.stdout + done.stderr
-    assert (folder / "marker").exists()
-    return the_run(folder / "out" / "tiny")
+@pytest.fixture
+def run(shared_runs: dict[str, Path]) -> Path:
+    return shared_runs["teaching"]
 
 
 def scores(run: Path) -> list[dict[str, Any]]:
@@ -95,8 +65,9 @@ def test_the_steps_count_lessons_rehearsals_and_internalised_rescues(run: Path) 
 
 
 def test_an_interrupted_update_chose_the_same_lessons_again(run: Path) -> None:
-    stats = manifests.read_manifest(RunPaths(run).task_manifest(TaskKey(2, UPDATE, "m0"))).stats
-    assert stats["resumed_from_step"] == 1
+    """A checkpoint is used only if the rows of the update are the same."""
+    stats = manifests.read_manifest(RunPaths(run).task_manifest(KILLED)).stats
+    assert stats["resumed_from_step"] == 2
 
 
 def test_the_texts_of_the_peer_become_more_probable(run: Path, tiny_models: list[Path]) -> None:
@@ -189,31 +160,8 @@ def test_the_model_with_a_hint_weights_tokens_of_its_failures(run: Path) -> None
     assert all(0.9 <= factor <= 1.1 and factor != 1 for factor in factors)
 
 
-@pytest.fixture(scope="module")
-def other_runs(tiny_models: list[Path], tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    folder = tmp_path_factory.mktemp("other")
-    sampling = {"max_new_tokens": 48, "temperature": 1.0, "top_p": 1.0}
-    protocol = {"problems_per_iteration": 4, "cold_samples": 3, "rescue_samples": 1, "sampling": sampling}
-    hacpo = {"loss": "gspo", "hacpo": {"enabled": True}}
-    sweep = tiny_sweep(
-        folder / "tiny.yaml",
-        tiny_models,
-        folder / "out",
-        iterations=1,
-        protocol={**protocol, "hint_tokens": 64},
-        runs=[
-            {"label": "hacpo", "update": hacpo, "protocol": {"rescue_samples": 0}},
-            {"label": "sdpo", "update": {"self_teacher": {"kind": "sdpo"}}},
-        ],
-    )
-    done = launch(sweep)
-    assert done.returncode == 0, done.stdout + done.stderr
-    return {path.name.split("-")[0]: path for path in list_runs(folder / "out" / "tiny")}
-
-
-@pytest.mark.full(reason="other objectives; the usual run has all options that go together")
-def test_hacpo_trains_on_the_rollouts_of_all_models(other_runs: dict[str, Path]) -> None:
-    steps = shards.read_rows(other_runs["hacpo"], STEPS, phases=[UPDATE])
+def test_hacpo_trains_on_the_rollouts_of_all_models(shared_runs: dict[str, Path]) -> None:
+    steps = shards.read_rows(shared_runs["hacpo"], STEPS, phases=[UPDATE])
     # 4 problems x 3 completions x 2 models, for each of the two models
     assert steps.group_by("model").agg(pl.col("num_completions").sum())["num_completions"].to_list() == [24, 24]
     assert steps["num_lessons"].sum() == 24
@@ -221,9 +169,8 @@ def test_hacpo_trains_on_the_rollouts_of_all_models(other_runs: dict[str, Path])
     assert steps["clip_share_peer"].max() == 1.0
 
 
-@pytest.mark.full(reason="other objectives; the usual run has all options that go together")
-def test_sdpo_replaces_the_advantages_of_failures_with_a_hint(other_runs: dict[str, Path]) -> None:
-    run = other_runs["sdpo"]
+def test_sdpo_replaces_the_advantages_of_failures_with_a_hint(shared_runs: dict[str, Path]) -> None:
+    run = shared_runs["sdpo"]
     hints = shards.read_rows(run, HINTS, phases=[HINT]).filter(reason="rescue")
     steps = shards.read_rows(run, STEPS, phases=[UPDATE])
     assert hints.height

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from core_hpc.store.paths import OPTIMIZER_STATE
-from tests.support.ranks import largest_difference, launch, make_rows, plain_adapters, prepare, tiny_llama, weights
+from tests.support.ranks import largest_difference, make_rows, plain_adapters, reports, seed_and_order, weights
 
 pytestmark = pytest.mark.slow
 
@@ -20,44 +20,12 @@ FILES = ("adapter_model.safetensors", OPTIMIZER_STATE)
 
 
 @pytest.fixture(scope="module")
-def runs(tmp_path_factory: pytest.TempPathFactory, full: bool) -> dict[str, Any]:
-    """All launches, once.
-
-    `one` and `two` are warm processes; `one_later` only resumes, and with --full also `two_later`.
-    """
-    folder = tmp_path_factory.mktemp("zero2")
-    order = prepare(folder, tiny_llama())
-    seen = {
-        "folder": folder,
-        "order": order,
-        "one": launch(folder, "one", 1, "both", "raw_resume", "silent_step", "interrupted"),
-        "two": launch(
-            folder,
-            "two",
-            2,
-            "both",
-            "raw_resume",
-            "silent_step",
-            "resume:one.1:one_two.2",
-            "interrupted",
-            "failures",
-            "mismatch",
-            "adapted:one.1",
-            *([] if full else ["continues:one"]),
-        ),
-    }
-    seen["one_later"] = launch(
-        folder,
-        "one_later",
-        1,
-        "resume:one.1:one_later.2",
-        "resume:two.1:two_one.2",
-        "continues:two",
-        "adapted:one.1",
-    )
-    if full:
-        seen["two_later"] = launch(folder, "two_later", 2, "resume:two.1:two_later.2", "continues:one")
-    return seen
+def runs(updates_on_ranks: Path, full: bool) -> dict[str, Any]:
+    """The folder of the launches, the problems of every step, and the reports of the ranks."""
+    folder = updates_on_ranks / "zero2"
+    ranks = {"one": 1, "two": 2, "one_later": 1, **({"two_later": 2} if full else {})}
+    found = {name: reports(folder, name, num_ranks) for name, num_ranks in ranks.items()}
+    return {"folder": folder, "order": seed_and_order()[1], **found}
 
 
 def numbers(step: dict[str, Any]) -> dict[str, float]:

@@ -1,8 +1,11 @@
 """One rank of `test_zero2.py` and `test_full_tuning.py`: runs checks and writes a JSON report.
 
-    RANK=.. WORLD_SIZE=.. LOCAL_RANK=.. MASTER_ADDR=.. MASTER_PORT=.. python zero2_rank.py FOLDER NAME [CHECK ...]
+    RANK=.. WORLD_SIZE=.. LOCAL_RANK=.. MASTER_ADDR=.. MASTER_PORT=.. \\
+        python zero2_rank.py FOLDER NAME [CHECK ...] [+ FOLDER NAME [CHECK ...]]
 
-A CHECK is the name of a method of `Checks`, with arguments after colons. A NAME that begins with
+A CHECK is the name of a method of `Checks`, with arguments after colons. After a plus sign follow
+FOLDER, NAME and checks of another trainer, which the same process has next, because the imports of
+a process cost more than the checks. A NAME that begins with
 `full_` trains every weight in float32, one that begins with `half_` every weight in bfloat16, and
 any other NAME trains an adapter in float32, over base weights that are divided among the ranks if
 it begins with `sharded_`.
@@ -277,13 +280,6 @@ class Checks:
         root = self.folder / f"{other}.run"
         return self.attempt(root, f"{other}.by_{self.name}", previous=f"{other}.1")
 
-    def other_launch(self, name: str) -> dict[str, Any]:
-        """`both` and `interrupted` under another name, with a new trainer in the same process."""
-        self.trainer.close()
-        other = Checks(self.folder, name)
-        self.trainer = other.trainer
-        return {"both": other.both(), "interrupted": other.interrupted()}
-
     def failures(self) -> dict[str, Any]:
         """Reports on tasks with non-finite losses and gradients; a good task follows."""
         found: dict[str, Any] = {}
@@ -354,17 +350,29 @@ class Checks:
         return {"message": "", "written": True}
 
 
-def main() -> None:
+def run_checks(folder: Path, name: str, names: list[str]) -> None:
+    """The checks of one trainer, with a log and a report of their own."""
+    own = f"{name}.{os.environ['RANK']}"
+    with (folder / f"{own}.log").open("a") as log:
+        for stream in (sys.stdout, sys.stderr):
+            stream.flush()
+            os.dup2(log.fileno(), stream.fileno())
     start = time.perf_counter()
-    folder, name = Path(sys.argv[1]), sys.argv[2]
-    torch.set_num_threads(1)
     checks = Checks(folder, name)
     seen: dict[str, Any] = {"start_s": time.perf_counter() - start}
-    for check in sys.argv[3:]:
+    for check in names:
         method, *arguments = check.split(":")
         seen[method] = getattr(checks, method)(*arguments)
     checks.trainer.close()
-    (folder / f"{name}.{os.environ['RANK']}.json").write_text(json.dumps(seen))
+    (folder / f"{own}.json").write_text(json.dumps(seen))
+
+
+def main() -> None:
+    torch.set_num_threads(1)
+    for is_plus, words in itertools.groupby(sys.argv[1:], "+".__eq__):
+        if not is_plus:
+            folder, name, *checks = words
+            run_checks(Path(folder), name, checks)
 
 
 if __name__ == "__main__":

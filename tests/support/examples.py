@@ -49,7 +49,12 @@ def overrides(models: Sequence[Path], output: Path) -> list[str]:
 
 def run_example(name: str, models: Sequence[Path], output: Path) -> Run:
     """Run the first iteration of a shipped example up to its scores."""
-    sweep = load_sweep(EXAMPLES / f"{name}.yaml", overrides(models, output))
+    return run_to_scores(EXAMPLES / f"{name}.yaml", models, output)
+
+
+def run_to_scores(path: Path, models: Sequence[Path], output: Path) -> Run:
+    """Run the first iteration of a sweep file up to its scores, with the `overrides`."""
+    sweep = load_sweep(path, overrides(models, output))
     (plan,) = sweep.runs
     splits = splits_of(plan)
     run = creation.create(plan, sweep.folder, splits, prepare(plan.config, splits))

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import contextlib
+import importlib
+import io
 import os
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
+from unittest import mock
 
 import polars as pl
 
@@ -33,6 +37,36 @@ def evaluate(
 ) -> subprocess.CompletedProcess[str]:
     """Run `core_hpc.evaluate` until it ends."""
     return _run("core_hpc.evaluate", arguments, env, timeout_s)
+
+
+def refused(command: str, *arguments: str | Path) -> subprocess.CompletedProcess[str]:
+    """Run a command of core_hpc that must end before its first task, in this process.
+
+    This saves the imports of a new process. The umask and the signal handlers are restored.
+
+    Args:
+        command: name of the module, for example `launch`.
+    """
+    main: Callable[[list[str]], int] = importlib.import_module(f"core_hpc.{command}").main
+    texts = [str(argument) for argument in arguments]
+    handlers = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGHUP)}
+    umask = os.umask(0o022)
+    os.umask(umask)
+    output, errors = io.StringIO(), io.StringIO()
+    try:
+        with (
+            contextlib.redirect_stdout(output),
+            contextlib.redirect_stderr(errors),
+            mock.patch.dict(os.environ, {"COLUMNS": "200"}),
+        ):
+            status = main(texts)
+    except SystemExit as end:  # argparse
+        status = end.code if isinstance(end.code, int) else 1
+    finally:
+        os.umask(umask)
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
+    return subprocess.CompletedProcess([command, *texts], status, output.getvalue(), errors.getvalue())
 
 
 def _run(
@@ -92,7 +126,13 @@ def wait_for(ready: Callable[[], object], what: str, timeout_s: float = 180) -> 
 
 @contextlib.contextmanager
 def launched_and_held(
-    sweep: Path, step: str, hold: Path, *, env: dict[str, str], arguments: Sequence[str] = ()
+    sweep: Path,
+    step: str,
+    hold: Path,
+    *,
+    env: dict[str, str],
+    arguments: Sequence[str] = (),
+    later: Mapping[str, Path] = MappingProxyType({}),
 ) -> Iterator[subprocess.Popen[str]]:
     """Start the launcher and yield it as soon as one of its tasks is held at a fault point.
 
@@ -102,8 +142,10 @@ def launched_and_held(
         step: the fault point and its detail, as in `core_hpc/common/faults.py`.
         hold: file in which the held process writes its identity.
         arguments: further arguments of the launcher.
+        later: the file of each further fault point at which a task is held.
     """
-    environment = {**os.environ, **env, "CORE_HPC_FAULT": f"hold {step}:{hold}", "COLUMNS": "200"}
+    faults = ";".join(f"hold {place}:{file}" for place, file in ((step, hold), *later.items()))
+    environment = {**os.environ, **env, "CORE_HPC_FAULT": faults, "COLUMNS": "200"}
     command = [sys.executable, "-m", "core_hpc.launch", str(sweep), *arguments]
     process = subprocess.Popen(command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, text=True)
     try:

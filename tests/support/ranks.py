@@ -6,10 +6,11 @@ import json
 import math
 import os
 import random
+import runpy
 import socket
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,15 +23,26 @@ SCRIPT = Path(__file__).parents[1] / "integration" / "zero2_rank.py"
 VOCABULARY = 128
 
 
-def found_by_one_rank(script: str, model: Path, out: Path) -> dict[str, Any]:
-    """Run a test file as the only rank of an update; return what it has written to `found.json`."""
+ONE_RANK_FILES = ("test_old_log_probs.py", "test_staleness.py")
+"""Test files with updates of their own. As a script, each gets a model and a folder for its `found.json`."""
+
+
+def run_on_one_rank(model: Path, root: Path) -> None:
+    """Run the test files in one process, the only rank of their updates. Their folders in `root` have their names."""
     ranks = {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "127.0.0.1"}
     env = os.environ | ranks | {"MASTER_PORT": str(free_ports(1)), "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
-    command = [sys.executable, script, str(model), str(out)]
+    command = [sys.executable, "-m", __name__, str(model), str(root)]
     done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=280, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
-    found: dict[str, Any] = json.loads((out / "found.json").read_text())
-    return found
+
+
+def _one_rank(model: str, root: Path) -> None:
+    """The process of `run_on_one_rank`."""
+    for name in ONE_RANK_FILES:
+        out = root / name
+        out.mkdir()
+        sys.argv = [name, model, str(out)]
+        runpy.run_path(str(SCRIPT.with_name(name)), run_name="__main__")
 
 
 def make_rows(seed: int) -> list[dict[str, Any]]:
@@ -64,11 +76,19 @@ def step_order(rows: list[dict[str, Any]], seed: int) -> list[list[str]]:
     return [problems[i : i + 2] for i in range(0, len(problems), 2)]
 
 
-def launch(folder: Path, name: str, num_ranks: int, *checks: str, gpus: str = "") -> list[dict[str, Any]]:
+def launch(
+    folder: Path,
+    name: str,
+    num_ranks: int,
+    *checks: str,
+    then: Sequence[tuple[Path, str, Sequence[str]]] = (),
+    gpus: str = "",
+) -> list[dict[str, Any]]:
     """Run ranks until they end; returns the JSON report of each.
 
     Args:
         name: of the launch; see `zero2_rank.py`.
+        then: folder, name and checks of further trainers, which the same processes have next.
         gpus: value of CUDA_VISIBLE_DEVICES; no GPU by default.
     """
     with socket.socket() as s:
@@ -85,6 +105,8 @@ def launch(folder: Path, name: str, num_ranks: int, *checks: str, gpus: str = ""
         "PYTHONPATH": path,
     }
     command = [sys.executable, str(SCRIPT), str(folder), name, *checks]
+    for other, other_name, other_checks in then:
+        command += ["+", str(other), other_name, *other_checks]
     logs = [folder / f"{name}.{rank}.log" for rank in range(num_ranks)]
     ranks = []
     for rank, log in enumerate(logs):
@@ -97,8 +119,39 @@ def launch(folder: Path, name: str, num_ranks: int, *checks: str, gpus: str = ""
         for process in ranks:
             process.kill()
             process.wait()
-    assert codes == [0] * num_ranks, "\n".join(log.read_text()[-3000:] for log in logs)
+    if codes != [0] * num_ranks:
+        logs += [other / f"{own}.{rank}.log" for other, own, _ in then for rank in range(num_ranks)]
+        raise AssertionError("\n".join(log.read_text()[-3000:] for log in logs if log.exists()))
+    return reports(folder, name, num_ranks)
+
+
+def reports(folder: Path, name: str, num_ranks: int) -> list[dict[str, Any]]:
+    """The JSON report of each rank of a launch that has ended."""
     return [json.loads((folder / f"{name}.{rank}.json").read_text()) for rank in range(num_ranks)]
+
+
+def launch_updates(root: Path, *, full: bool) -> None:
+    """All launches of `test_zero2.py` (folder `zero2`) and `test_full_tuning.py` (folder `full`).
+
+    The same processes train first adapters and then all weights. `one`, `two`, `full_one` and
+    `full_two` are warm; `one_later`, `full_later`, and with --full `two_later` only resume.
+    """
+    adapters, whole = root / "zero2", root / "full"
+    prepare(adapters, tiny_llama())
+    prepare(whole, tiny_llama(tie_word_embeddings=True))
+    (whole / "model" / "chat_template.jinja").write_text("{{ messages }}")
+    basic = ("both", "raw_resume", "silent_step")
+    updates = ("both", "interrupted")
+    launch(adapters, "one", 1, *basic, "interrupted", then=[(whole, "full_one", updates)])
+    more = ("resume:one.1:one_two.2", "interrupted", "failures", "mismatch", "adapted:one.1")
+    continues = () if full else ("continues:one",)
+    launch(adapters, "two", 2, *basic, *more, *continues, then=[(whole, "full_two", updates)])
+    later = ("resume:one.1:one_later.2", "resume:two.1:two_one.2", "continues:two", "adapted:one.1")
+    full_later = ("resume:full_one.1:full_later.2", "continues:full_two")
+    then = [(whole, "full_later", full_later), (whole, "half_one", updates)]
+    launch(adapters, "one_later", 1, *later, then=then)
+    if full:
+        launch(adapters, "two_later", 2, "resume:two.1:two_later.2", "continues:one")
 
 
 def tiny_llama(**changes: Any) -> Any:
@@ -116,10 +169,15 @@ def prepare(folder: Path, model: Any) -> list[list[str]]:
     model.save_pretrained(folder / "model")
     for number in (1, 2):
         (folder / f"rows{number}.json").write_text(json.dumps(make_rows(number)))
-    seed = next(s for s in range(100) if step_order(make_rows(1), s)[-1] == ["p4"])
-    order = step_order(make_rows(1), seed)
+    seed, order = seed_and_order()
     (folder / "inputs.json").write_text(json.dumps({"shuffle_seed": seed, "second_step_problem": order[1][0]}))
     return order
+
+
+def seed_and_order() -> tuple[int, list[list[str]]]:
+    """The seed with which p4 is alone in the last step, and the problems of every step."""
+    seed = next(s for s in range(100) if step_order(make_rows(1), s)[-1] == ["p4"])
+    return seed, step_order(make_rows(1), seed)
 
 
 def weights(folder: Path, name: str = "adapter_model.safetensors") -> dict[str, torch.Tensor]:
@@ -224,3 +282,7 @@ def plain_adapters(
         trained = {n: p for n, p in model.named_parameters() if p.requires_grad}
         results.append(({n.replace(".default", ""): p.detach().clone() for n, p in trained.items()}, metrics))
     return results
+
+
+if __name__ == "__main__":
+    _one_rank(sys.argv[1], Path(sys.argv[2]))
