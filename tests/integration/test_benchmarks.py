@@ -16,6 +16,7 @@ from tests.benchmarks import (
     iteration_trl,
     old_log_probs,
     scoring_scale,
+    starts,
     team_coverage,
     tensorboard_restart,
 )
@@ -51,6 +52,11 @@ def test_a_controller_on_simulated_slurm(tmp_path: Path, capsys: pytest.CaptureF
     hour = figures["hour_again"]
     assert hour["percent_of_a_core"] == pytest.approx(hour["total_cpu_s"] / 36, abs=0.01)
     assert any(f["function"].endswith(" poll") for f in figures["largest_in_loop"])
+
+
+def test_starts_of_workers(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    starts.show(starts.benchmark(tmp_path, "small", 1))
+    assert "launch of two tiny models" in capsys.readouterr().out
 
 
 def test_continuing_tensorboard_files(tmp_path: Path) -> None:
