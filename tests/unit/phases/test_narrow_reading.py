@@ -76,7 +76,7 @@ def test_what_is_published_equals_that_of_reading_all_columns(
 
 
 def test_columns_that_are_not_used_are_not_decoded(tmp_path: Path) -> None:
-    """They are destroyed, so that whoever decodes them fails."""
+    """They are destroyed, so decoding them fails."""
     (tmp_path / "whole").mkdir()
     (tmp_path / "part").mkdir()
     expected = published(sampled_run(tmp_path / "whole"))
