@@ -32,7 +32,7 @@ from core_hpc.common.errors import CoreHpcError, InputError
 from core_hpc.common.packages import require_own_analysis
 from core_hpc.common.terminal import duration, show_error, standard_console
 
-require_own_analysis()  # status/compute.py imports `analysis`
+require_own_analysis()  # status/pace.py imports `analysis`
 
 from core_hpc.runs.folder import locate
 from core_hpc.runs.names import short_names
