@@ -156,6 +156,7 @@ def worker_environment(kind: str, threads: int) -> dict[str, str]:
         }
     if not has_gpu():
         env["KMP_BLOCKTIME"] = "1"  # ms; idle threads must not spin if several processes share the cores
+        env["KMP_AFFINITY"] = "none"  # otherwise Intel's OpenMP binds every forked process to the first core
         if kind == "vllm":
             env["TORCHDYNAMO_DISABLE"] = "1"  # otherwise the first sampled request compiles for 3 to 19 s
             # By default vLLM gives each process of an engine a NUMA node of its own, and stops if

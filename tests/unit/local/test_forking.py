@@ -6,6 +6,7 @@ import contextlib
 import json
 import os
 import signal
+import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -31,11 +32,11 @@ def start(tmp_path: Path) -> Iterator[Starter]:
     servers: list[ForkServer] = []
     workers: list[WorkerProcess] = []
 
-    def begin(code: str = "") -> tuple[ForkServer, Callable[..., WorkerProcess]]:
+    def begin(code: str = "", *, kind: str = "fake") -> tuple[ForkServer, Callable[..., WorkerProcess]]:
         module = f"import os\nwith open({str(tmp_path / IMPORTED)!r}, 'a') as f: print(os.getpid(), file=f)\n{code}\n"
         (tmp_path / "package_of_workers.py").write_text(module)
         paths = os.pathsep.join([str(ROOT), str(tmp_path)])
-        environment = {**os.environ, **worker_environment("fake", 1), "PYTHONPATH": paths, "CORE_HPC_OF_SERVER": "1"}
+        environment = {**os.environ, **worker_environment(kind, 1), "PYTHONPATH": paths, "CORE_HPC_OF_SERVER": "1"}
         with (tmp_path / "server.log").open("ab") as log:
             servers.append(ForkServer(["package_of_workers"], environment, log))
 
@@ -109,6 +110,15 @@ def test_the_environment_of_a_worker_is_its_own(start: Starter, tmp_path: Path) 
     assert server.is_alive
 
 
+def test_a_worker_may_use_all_cores_of_its_server(start: Starter) -> None:
+    """Intel's OpenMP, which torch then uses, would bind a forked process to the first core."""
+    _, new = start("import torch", kind="transformers")
+    process = await_ready(new("worker"))
+    maps = Path(f"/proc/{process.pid}/maps").read_text()
+    assert "libiomp5" in maps or not Path(sys.prefix, "lib", "libiomp5.so").exists()
+    assert process.cpu_affinity() == psutil.Process().cpu_affinity()
+
+
 @pytest.mark.parametrize(("ignore_signals", "expected"), [(True, "exit status 0"), (False, "signal SIGTERM")])
 def test_signals_of_a_batch_system(start: Starter, ignore_signals: bool, expected: str) -> None:
     _, new = start()
@@ -146,7 +156,8 @@ def test_a_worker_continues_when_its_server_has_ended(start: Starter) -> None:
     too_late = new("too-late")
     assert too_late.read() is None
     assert too_late.ending() == "an unknown exit status, because its fork server has ended"
-    assert not server.is_alive
+    while server.is_alive:  # its files are closed a moment before it counts as ended
+        time.sleep(0.01)
     assert process.is_running()
     worker.close_input()
     assert worker.read() is None
