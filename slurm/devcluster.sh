@@ -328,24 +328,28 @@ start_munge() {
 # The database listens only on a unix socket and has one user, the one who runs it: no password, no port.
 start_database() {
     ! runs mariadbd || return 0
-    local user tables=/usr/share/mysql
+    local user
     user=$(id -un)
     local options=(--no-defaults --user="$user" --datadir="$HOME_DIR/db" --innodb-log-file-size=8M --innodb-buffer-pool-size=64M
         --innodb-flush-log-at-trx-commit=0 --innodb-lock-wait-timeout=900 --skip-log-bin --performance-schema=OFF)
-    if [[ ! -e $HOME_DIR/db/complete ]]; then
-        rm -rf "$HOME_DIR/db"
-        mkdir -p "$HOME_DIR/db"
-        {
-            printf '%s;\n' 'CREATE DATABASE mysql' 'USE mysql' "SET @auth_root_socket='$user'"
-            cat "$tables/mysql_system_tables.sql" "$tables/mysql_system_tables_data.sql"
-        } | mariadbd "${options[@]}" --bootstrap 9>&- >"$LOG/mariadbd-bootstrap.log" 2>&1 ||
-            die "the database could not be created: see $LOG/mariadbd-bootstrap.log"
-        touch "$HOME_DIR/db/complete"
-    fi
+    # One repetition: on a busy machine it has failed once, and nothing is lost.
+    [[ -e $HOME_DIR/db/complete ]] || create_database || create_database ||
+        die "the database could not be created: $(tail -n 3 "$LOG/mariadbd-bootstrap.log")"
     rm -f "$RUN/mariadbd.pid" "$RUN/db.sock"
     setsid mariadbd "${options[@]}" --skip-networking --socket="$RUN/db.sock" --pid-file="$RUN/mariadbd.pid" \
         9>&- </dev/null >>"$LOG/mariadbd.log" 2>&1 &
     wait_until 60 database_answers || die "MariaDB did not start: see $LOG/mariadbd.log"
+}
+
+create_database() { # with `user` and `options` of start_database
+    local tables=/usr/share/mysql
+    rm -rf "$HOME_DIR/db"
+    mkdir -p "$HOME_DIR/db"
+    {
+        printf '%s;\n' 'CREATE DATABASE mysql' 'USE mysql' "SET @auth_root_socket='$user'"
+        cat "$tables/mysql_system_tables.sql" "$tables/mysql_system_tables_data.sql"
+    } | mariadbd "${options[@]}" --bootstrap 9>&- >>"$LOG/mariadbd-bootstrap.log" 2>&1 || return
+    touch "$HOME_DIR/db/complete"
 }
 
 database_answers() { runs mariadbd && [[ -S $RUN/db.sock ]]; }

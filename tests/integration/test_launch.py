@@ -32,7 +32,7 @@ from tests.support.harness import (
     refused,
     the_run,
 )
-from tests.support.shared_runs import NUM_WORKERS
+from tests.support.shared_runs import NUM_KILLED, NUM_ROLES
 from tests.support.tiny import PROTOCOL, tiny_sweep
 
 pytestmark = pytest.mark.slow
@@ -262,7 +262,7 @@ def test_two_ranks_give_the_same_adapters_within_rounding(
 ONE_MODEL: dict[str, Any] = {
     "iterations": 1,
     "protocol": {**PROTOCOL, "rescue_samples": 0},
-    "evaluation": {"samples": 1, "every": 0, "before": False},
+    "evaluation": {"samples": 1, "every": 0, "before": False, "sampling": {"max_new_tokens": 48}},
     "cluster": {"num_running": 1, "threads": 1},
 }
 """Sections of a run of one model that begins with its cold task, so that only one worker starts."""
@@ -340,4 +340,4 @@ def test_the_runs_of_a_sweep_share_their_workers(shared_runs: dict[str, Path]) -
         for run in shared_runs.values()
         for key in shards.published_keys(run)
     }
-    assert len(workers) == NUM_WORKERS, "there must be one worker per role, shared by the runs"
+    assert len(workers) == NUM_ROLES + NUM_KILLED, "there must be one worker per role, shared by the runs"

@@ -147,13 +147,12 @@ def launched_and_held(
     faults = ";".join(f"hold {place}:{file}" for place, file in ((step, hold), *later.items()))
     environment = {**os.environ, **env, "CORE_HPC_FAULT": faults, "COLUMNS": "200"}
     command = [sys.executable, "-m", "core_hpc.launch", str(sweep), *arguments]
-    process = subprocess.Popen(command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, text=True)
-    try:
-        wait_for(hold.exists, f"a task to be held at {step}")
-        yield process
-    finally:
-        process.kill()
-        process.wait()
+    with subprocess.Popen(command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, text=True) as process:
+        try:
+            wait_for(hold.exists, f"a task to be held at {step}")
+            yield process
+        finally:
+            process.kill()
 
 
 def the_run(sweep_folder: Path) -> Path:

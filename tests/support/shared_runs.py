@@ -19,9 +19,11 @@ from tests.support.tiny import tiny_sweep
 
 KILLED = TaskKey(2, UPDATE, "m0")
 """The update of `teaching` that is killed after its third of four steps. The other runs have no third step in it."""
-NUM_WORKERS = 11
-"""Three engines of m0 (`recorded` and `full` have other settings), one of m1, trainers for the same four, one worker
-that scores, and two trainers more because of the kills."""
+NUM_ROLES = 13
+"""Four engines of m0 (`recorded`, `full` and `hacpo` have other settings or another context), two of m1, as many
+trainers, and one worker that scores."""
+NUM_KILLED = 2
+"""Trainers that are killed once, after they have published."""
 
 PLAIN: dict[str, Any] = {"label": "plain", "iterations": 1}
 """Tests that disturb a run of one iteration compare with it: a sweep with `runs: [PLAIN]` has the same run."""
@@ -87,8 +89,7 @@ OTHER_OBJECTIVES: list[dict[str, Any]] = [
     {
         "label": "hacpo",
         "iterations": 1,
-        # As many tokens as the hints of the others, so that all models have the same context, hence the same workers.
-        "protocol": {"rescue_samples": 0, "sampling.max_new_tokens": 112},
+        "protocol": {"rescue_samples": 0},
         "update": {"loss": "gspo", "hacpo": {"enabled": True}},
     },
     {
@@ -113,7 +114,7 @@ def make_shared_runs(folder: Path, models: list[Path]) -> None:
         models,
         folder / "out",
         evaluation={"samples": 2, "sampling": sampling, "sets": SETS},
-        cluster={"num_running": 2, "threads": 1, "num_alive": NUM_WORKERS},
+        cluster={"num_running": 2, "threads": 1, "num_alive": NUM_ROLES},
         runs=[WITH_SETS, *({**run, "evaluation.sets": []} for run in others)],
     )
     ids = {plan.label: plan.run_id for plan in load_sweep(sweep).runs}
