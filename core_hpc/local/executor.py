@@ -22,7 +22,7 @@ import psutil
 from core_hpc.config.cluster import ClusterSection
 from core_hpc.engines import has_gpu, worker_environment
 from core_hpc.engines.share import Sharing
-from core_hpc.local.forking import ForkServer
+from core_hpc.local.forking import ForkServer, can_fork_workers
 from core_hpc.local.gpus import Holder, check_gpus, have_own_gpus, most_on_a_gpu, place_alone, place_beside, usable_gpus
 from core_hpc.local.memory import Needs, choose, gpu_memory
 from core_hpc.local.process import WorkerProcess, end_workers
@@ -316,7 +316,7 @@ class LocalExecutor:
         Packages may ask for GPUs when they are imported, and a process cannot use CUDA if its parent
         has. So there is a server only on a machine without GPUs.
         """
-        if not packages or self._limits.gpus or has_gpu():
+        if not packages or self._limits.gpus or has_gpu() or not can_fork_workers():
             return None
         server = self._servers.get(packages)
         if server is not None and not server.is_alive:

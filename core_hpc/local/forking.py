@@ -21,6 +21,15 @@ from typing import IO
 from core_hpc.local.stop_signals import STOP_SIGNALS, ignored_by_child
 
 
+def can_fork_workers() -> bool:
+    """Whether the system has the descriptors of processes that a server waits for (Linux 5.3)."""
+    try:
+        os.close(os.pidfd_open(os.getpid()))
+    except (AttributeError, OSError):
+        return False
+    return True
+
+
 class ForkedProcess:
     """A process that a fork server starts, with those parts of `subprocess.Popen` that workers need."""
 

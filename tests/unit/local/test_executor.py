@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import errno
 import json
 import os
 import random
@@ -503,14 +504,30 @@ def test_workers_with_the_same_packages_have_one_server_and_others_none(
     assert trainers[0].server is trainers[1].server
     assert "torch" in trainers[0].server.packages
     assert "RANK" not in trainers[0].server.environment, "a variable of one worker would be that of all"
-    trainers[0].server.is_alive = False
-    finish(executor, trainers[0])
+    ended = trainers[0].server
+    ended.is_alive = False
     trainers[0].die()
-    executor.submit([(run, task("warmup", "a"))])
+    while not any(isinstance(event, Failed) for event in executor.poll()):
+        pass
+    executor.submit([(run, task("update", "a"))])
+    assert FakeWorker.started[-1].server is not ended
+    assert ended.closed
 
 
 def test_there_is_no_server_where_a_worker_may_use_a_gpu(pool: Any) -> None:
     executor, run = pool(gpus=[0])
+    executor.submit([(run, task("update", "a"))])
+    (trainer,) = FakeWorker.started
+    assert trainer.server is None
+
+
+def test_there_is_no_server_on_a_system_without_process_descriptors(pool: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    def missing(_: int) -> int:
+        raise OSError(errno.ENOSYS, "Function not implemented")
+
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    executor, run = pool()
+    monkeypatch.setattr(os, "pidfd_open", missing)
     executor.submit([(run, task("update", "a"))])
     (trainer,) = FakeWorker.started
     assert trainer.server is None
