@@ -12,6 +12,8 @@ import os
 import signal
 from pathlib import Path
 
+from core_hpc.common.stop_signals import STOP_SIGNALS
+
 PR_SET_PDEATHSIG = 1
 """Number of an operation of prctl(2): the signal that a process gets when its parent has ended."""
 
@@ -43,7 +45,7 @@ def _prepare() -> None:
 
     # A batch system sends its signals to all processes of a job. The worker that started this
     # process ignores them, because its parent handles them.
-    for number in (signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2):
+    for number in STOP_SIGNALS:
         signal.signal(number, signal.SIG_IGN)
     # The worker may be killed. vLLM looks for that only between two requests, and until then
     # the memory of the GPU would be occupied.

@@ -14,7 +14,6 @@ import socket
 import time
 from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 from typing import Literal
 
 import psutil
@@ -22,7 +21,7 @@ import psutil
 from core_hpc.config.cluster import ClusterSection
 from core_hpc.engines import has_gpu, worker_environment
 from core_hpc.engines.share import Sharing
-from core_hpc.local.forking import ForkServer, can_fork_workers
+from core_hpc.local.forking import ForkServers
 from core_hpc.local.gpus import Holder, check_gpus, have_own_gpus, most_on_a_gpu, place_alone, place_beside, usable_gpus
 from core_hpc.local.memory import Needs, choose, gpu_memory
 from core_hpc.local.process import WorkerProcess, end_workers
@@ -127,8 +126,7 @@ class LocalExecutor:
         self._limits = limits
         self._ignore_signals = ignore_signals
         self._groups: dict[str, _Group] = {}
-        self._servers: dict[tuple[str, ...], ForkServer] = {}
-        """By the packages that they have imported."""
+        self._servers = ForkServers(with_gpus=bool(limits.gpus) or has_gpu())
         self._selector = selectors.DefaultSelector()
         self._started: list[Event] = []
 
@@ -219,8 +217,7 @@ class LocalExecutor:
     def close(self) -> None:
         """End all workers; tasks in flight are given up."""
         self._end(list(self._groups))
-        for server in self._servers.values():
-            server.close()
+        self._servers.close()
         self._selector.close()
 
     # --- events ----------------------------------------------------------------------------------
@@ -284,7 +281,7 @@ class LocalExecutor:
         make_folder(run.paths.logs)
         log = run.paths.logs / f"{role}.log"
         group = _Group(role=role, workers=[], gpus=gpus, capacity=parts_at_once(self._cluster, run, key))
-        server = self._server(worker_packages(run, key), environment, log)
+        server = self._servers.of(worker_packages(run, key), environment, log)
         port = str(_free_port())
         for rank in range(ranks):
             rank_environment = {
@@ -309,23 +306,6 @@ class LocalExecutor:
             group.workers.append(worker)
         self._groups[role] = group
         return group
-
-    def _server(self, packages: tuple[str, ...], environment: dict[str, str], log: Path) -> ForkServer | None:
-        """The living fork server for workers with these packages; None: they start by themselves.
-
-        Packages may ask for GPUs when they are imported, and a process cannot use CUDA if its parent
-        has. So there is a server only on a machine without GPUs.
-        """
-        if not packages or self._limits.gpus or has_gpu() or not can_fork_workers():
-            return None
-        server = self._servers.get(packages)
-        if server is not None and not server.is_alive:
-            server.close()
-            server = None
-        if server is None:
-            with log.open("ab") as file:
-                server = self._servers[packages] = ForkServer(packages, environment, file)
-        return server
 
     def _take_gpus(self, role: str, count: int) -> tuple[str, ...] | None:
         """Return GPUs for a new group and end idle groups on them; None: too many are busy."""

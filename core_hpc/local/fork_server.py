@@ -27,10 +27,9 @@ from typing import Any, NoReturn
 import psutil
 
 from core_hpc.common.faults import fault_point
-from core_hpc.models.imports import import_deepspeed, large_imports
+from core_hpc.models.imports import large_imports
 
 REQUEST_BYTES = 1 << 16
-STANDARD_INPUT, STANDARD_OUTPUT, STANDARD_ERROR = 0, 1, 2
 NUM_FILES = 5
 """Open files of a request: standard input, output and error, events, status."""
 
@@ -89,8 +88,8 @@ def _begin_worker(request: dict[str, Any], files: Sequence[int], *, forks: bool)
         os.setsid()
         for number in request["default_signals"]:
             signal.signal(number, signal.SIG_DFL)
-        stdin, stdout, stderr, events, status = files
-        for fd, standard in ((stdin, STANDARD_INPUT), (stdout, STANDARD_OUTPUT), (stderr, STANDARD_ERROR)):
+        *streams, events, status = files
+        for standard, fd in enumerate(streams):  # input, output and error have the numbers 0, 1 and 2
             os.dup2(fd, standard)
             os.close(fd)
         os.close(status)
@@ -121,8 +120,6 @@ def import_packages(names: Sequence[str]) -> bool:
         with large_imports():
             for name in names:
                 importlib.import_module(name)
-            if "deepspeed" in names:
-                import_deepspeed()
     except Exception:  # noqa: BLE001 - any package may raise anything; the workers raise it again
         traceback.print_exc()
         return False

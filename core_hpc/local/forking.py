@@ -1,7 +1,7 @@
 """The parent's end of a fork server (`local/fork_server.py`): start it, and start workers with it.
 
 In: packages and an environment. Out: `ForkedProcess`es, which are used like `subprocess.Popen`.
-Which workers share a server is decided in `local/executor.py`.
+Workers that need the same packages share a server.
 """
 
 from __future__ import annotations
@@ -16,9 +16,10 @@ import subprocess
 import sys
 import time
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import IO
 
-from core_hpc.local.stop_signals import STOP_SIGNALS, ignored_by_child
+from core_hpc.common.stop_signals import STOP_SIGNALS, ignored_by_child
 
 
 def can_fork_workers() -> bool:
@@ -154,3 +155,39 @@ class ForkServer:
         self._connection.close()
         self._process.kill()
         self._process.wait()
+
+
+class ForkServers:
+    """The fork servers of an executor, by the packages that they have imported.
+
+    Packages may ask for GPUs when they are imported, and a process cannot use CUDA if its parent has.
+    So there are servers only if no worker has a GPU.
+    """
+
+    def __init__(self, *, with_gpus: bool) -> None:
+        self._with_gpus = with_gpus
+        self._servers: dict[tuple[str, ...], ForkServer] = {}
+
+    def of(self, packages: tuple[str, ...], environment: Mapping[str, str], log: Path) -> ForkServer | None:
+        """The living server for workers with these packages; None: they start by themselves.
+
+        Args:
+            packages: names of modules.
+            environment: the whole environment of the imports, if the server must be started.
+            log: file to which a new server writes.
+        """
+        if not packages or self._with_gpus or not can_fork_workers():
+            return None
+        server = self._servers.get(packages)
+        if server is not None and not server.is_alive:
+            server.close()
+            server = None
+        if server is None:
+            with log.open("ab") as file:
+                server = self._servers[packages] = ForkServer(packages, environment, file)
+        return server
+
+    def close(self) -> None:
+        """End all servers."""
+        for server in self._servers.values():
+            server.close()

@@ -17,8 +17,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import IO
 
+from core_hpc.common.stop_signals import ignored_by_child
 from core_hpc.local.forking import ForkedProcess, ForkServer
-from core_hpc.local.stop_signals import ignored_by_child
 from core_hpc.runs.worker_messages import WorkerCommand, WorkerMessage
 
 STOP_GRACE_S = 5.0

@@ -12,6 +12,7 @@ so torch's compiler is imported, which takes longer than DeepSpeed itself.
 from __future__ import annotations
 
 import gc
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -21,29 +22,31 @@ _UNUSED = ("is_sklearn_available", "is_scipy_available")
 
 @contextmanager
 def large_imports() -> Iterator[None]:
-    """Import large packages in the block: without scikit-learn and SciPy, and without the garbage collector.
+    """Import large packages in the block: without what no worker uses, and without the garbage collector.
 
-    Later collections do not look at the objects that exist at the end of the block.
+    Later collections do not look at the objects that exist when something was imported.
     """
-    was_enabled = gc.isenabled()
+    was_enabled, num_modules = gc.isenabled(), len(sys.modules)
     gc.disable()
     try:
         _skip_unused_packages()
         yield
-        gc.freeze()
+        if "deepspeed" in sys.modules:
+            _import_muon()
+        if len(sys.modules) > num_modules:  # otherwise a warm worker would keep the garbage of its last task for ever
+            gc.freeze()
     finally:
         if was_enabled:
             gc.enable()
 
 
-def import_deepspeed() -> None:
-    """Import DeepSpeed, and Muon without compiling it. Muon itself would still work, only slower."""
-    with large_imports():
-        import deepspeed.runtime.compiler as deepspeed_compiler
+def _import_muon() -> None:
+    """Import DeepSpeed's optimizer without compiling its functions. It still works."""
+    import deepspeed.runtime.compiler as deepspeed_compiler
 
-        with replaced(deepspeed_compiler, "compile", lambda: lambda function: function):
-            import deepspeed.runtime.zero.muon.muon_optimizer as muon
-        assert muon
+    with replaced(deepspeed_compiler, "compile", lambda: lambda function: function):
+        import deepspeed.runtime.zero.muon.muon_optimizer as muon
+    assert muon
 
 
 @contextmanager

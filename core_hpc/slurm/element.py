@@ -25,6 +25,7 @@ from typing import Any
 
 from core_hpc.common.environment import number_in
 from core_hpc.common.errors import CoreHpcError
+from core_hpc.common.stop_signals import STOP_SIGNALS
 from core_hpc.engines import worker_environment
 from core_hpc.local.gpus import visible_gpus
 from core_hpc.local.process import WorkerProcess, end_workers
@@ -90,7 +91,7 @@ class Stop:
         self._end = job_end(spec.time_min)
         self.reason: StopReason | None = None
         self.deadline = float("inf")
-        for number in (signal.SIGUSR1, signal.SIGUSR2, signal.SIGTERM):
+        for number in STOP_SIGNALS:
             signal.signal(number, self._on_signal)
         signal.signal(signal.SIGCONT, signal.SIG_IGN)
 

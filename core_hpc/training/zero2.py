@@ -22,7 +22,6 @@ from torch import Tensor, nn
 
 from core_hpc.common.errors import InputError
 from core_hpc.config.update import UpdateSection
-from core_hpc.models.imports import import_deepspeed
 from core_hpc.training.state_io import PARTS, TrainingState
 
 RANK_VARIABLES = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
@@ -49,7 +48,6 @@ def start_process_group() -> torch.device:
     else:
         # Otherwise DeepSpeed compiles a C++ communication library for a minute at the first start.
         deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
-    import_deepspeed()
     deepspeed.init_distributed(dist_backend="nccl" if cuda else "gloo", auto_mpi_discovery=False, verbose=False)
     return device
 

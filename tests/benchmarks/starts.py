@@ -23,7 +23,7 @@ from unittest import mock
 
 from core_hpc import launch
 from core_hpc.engines import EngineSpec, create_engine, vllm, worker_environment
-from core_hpc.local.executor import LocalExecutor
+from core_hpc.local.forking import ForkServers
 from core_hpc.models.resolve import resolve_model
 from tests.benchmarks.measure import conclude, in_process, measured, medians, print_table
 from tests.benchmarks.real_run import arguments
@@ -59,7 +59,7 @@ def plain(stack: contextlib.ExitStack) -> None:
     for owner, name, value in (
         (vllm, "_one_tokenizer", contextlib.nullcontext),
         (gc, "freeze", lambda: None),
-        (LocalExecutor, "_server", lambda *_: None),
+        (ForkServers, "of", lambda *_: None),
     ):
         stack.enter_context(mock.patch.object(owner, name, value))
 
@@ -85,7 +85,7 @@ def benchmark(folder: Path, size: str, rounds: int) -> dict[str, Any]:
                 found = in_process("starts", *options, environment=worker_environment("vllm", 1))
                 runs.setdefault((f"engine of {name}", way), []).append(found)
     figures: dict[str, Any] = {"size": size, "rounds": rounds}
-    for what, _ in runs:
+    for what in dict.fromkeys(what for what, _ in runs):
         today, before = (medians(runs[what, way])["cpu_s"] for way in WAYS)
         all_ratios = [b["cpu_s"] / t["cpu_s"] for t, b in zip(runs[what, "today"], runs[what, "plain"], strict=True)]
         figures[what] = {"today_s": today, "plain_s": before, "ratios": all_ratios}

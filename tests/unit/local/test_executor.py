@@ -19,7 +19,7 @@ from core_hpc.common.errors import InputError
 from core_hpc.config.cluster import ClusterSection
 from core_hpc.engines.share import Sharing
 from core_hpc.local import executor as executors
-from core_hpc.local import gpus
+from core_hpc.local import forking, gpus
 from core_hpc.local.executor import LocalExecutor, LocalLimits
 from core_hpc.local.gpus import Holder, check_gpus, place_alone, place_beside, usable_gpus
 from core_hpc.local.memory import needs_of
@@ -216,7 +216,7 @@ class FakeServer:
 def pool(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
     FakeWorker.started = []
     monkeypatch.setattr(executors, "WorkerProcess", FakeWorker)
-    monkeypatch.setattr(executors, "ForkServer", FakeServer)
+    monkeypatch.setattr(forking, "ForkServer", FakeServer)
     monkeypatch.setattr(executors, "POLL_S", 0.01)
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0,1,2,3")
     made: list[LocalExecutor] = []

@@ -8,6 +8,7 @@ import shutil
 import subprocess
 import sys
 import types
+import weakref
 from pathlib import Path
 
 import pytest
@@ -26,7 +27,6 @@ def test_an_update_leaves_out_what_it_does_not_use_and_others_can_still_import_i
         "import gc, sys, core_hpc.phases; before = gc.get_stats()[2]['collections']; core_hpc.phases._step('update'); "
         "assert gc.isenabled() and gc.get_stats()[2]['collections'] == before; "
         "assert gc.get_freeze_count() > 100_000; "
-        "from core_hpc.models.imports import import_deepspeed; import_deepspeed(); "
         "import torch; from deepspeed.runtime import compiler; assert compiler.compile() is torch.compile; "
         "assert {'deepspeed.runtime.zero.muon.muon_optimizer'} <= set(sys.modules); "
         "assert 'torch._inductor.compile_fx' not in sys.modules; "
@@ -49,6 +49,20 @@ def test_the_collector_is_paused_for_the_block_and_then_as_before() -> None:
     assert gc.isenabled()
 
 
+def test_a_warm_worker_does_not_keep_its_garbage_when_everything_is_imported() -> None:
+    """It enters such blocks with every task."""
+    with large_imports():
+        pass
+    garbage = type("Garbage", (), {})()
+    garbage.itself = garbage
+    alive = weakref.ref(garbage)
+    del garbage
+    with large_imports():
+        pass
+    gc.collect()
+    assert alive() is None
+
+
 def test_an_attribute_is_replaced_for_the_block_only_and_only_if_it_exists() -> None:
     owner = types.SimpleNamespace(present=1)
     with replaced(owner, "present", 2), replaced(owner, "absent", 3):
@@ -66,6 +80,7 @@ def test_a_plain_tokenizer_is_loaded_without_torch_and_is_the_one_of_auto_tokeni
     code = """
 import sys
 import types
+import weakref
 from pathlib import Path
 from core_hpc.models.folder import load_tokenizer
 folders = [Path(name) for name in sys.argv[1:]]

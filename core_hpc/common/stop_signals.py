@@ -1,4 +1,7 @@
-"""The signals with which a batch system ends a job. Launchers handle them; their workers may ignore them."""
+"""The signals with which a batch system ends a job, or warns that it will.
+
+The process that starts workers handles them; its workers ignore them.
+"""
 
 from __future__ import annotations
 
