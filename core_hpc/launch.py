@@ -41,7 +41,6 @@ if TYPE_CHECKING:
     from core_hpc.controller.start import Prepared, Start
 
 PROG = "python -m core_hpc.launch"
-MIN_FREE_GB = 1.0
 EXIT_INTERRUPTED = 130
 FULL_DISK = (errno.ENOSPC, errno.EDQUOT)
 
@@ -134,7 +133,7 @@ def launch_with(options: argparse.Namespace, read: Callable[[Sequence[str]], Swe
         console.print(
             "\ninterrupted; published files are kept. Run the same command again to continue.", soft_wrap=True
         )
-        if sweep is not None and _uses_slurm(sweep):
+        if sweep is not None and sweep.cluster.uses_slurm:
             console.print(
                 f"SLURM jobs that were submitted continue. To end them: python -m core_hpc.cancel {sweep.folder}",
                 soft_wrap=True,
@@ -155,10 +154,6 @@ def _dry_run(sweep: Sweep, console: Console, *, full: bool, as_json: bool) -> in
     return InputError.exit_code if plan.is_refused else 0
 
 
-def _uses_slurm(sweep: Sweep) -> bool:
-    return sweep.cluster.uses_slurm
-
-
 def _interrupt(signum: int, frame: FrameType | None) -> None:
     raise KeyboardInterrupt
 
@@ -175,15 +170,15 @@ def launch(sweep: Sweep, console: Console, *, verify: bool = False, detached: bo
     from core_hpc.controller.wandb_copy import check_tracking
     from core_hpc.local.executor import LocalLimits
     from core_hpc.runs import conflicts
-    from core_hpc.store import manifests
+    from core_hpc.store import output_folder
 
     cluster = sweep.cluster
     conflicts.check_conflicts(sweep)
     conflicts.check_iterations(sweep)
     for section in dict.fromkeys(plan.config.tracking for plan in sweep.runs):
         check_tracking(section)
-    manifests.require_writable(sweep.folder, min_free_gb=MIN_FREE_GB)
-    if _uses_slurm(sweep):
+    output_folder.require_writable(sweep.folder)
+    if cluster.uses_slurm:
         conflicts.require_own_folders(sweep)
         _check_slurm(sweep, console)
     elif detached:

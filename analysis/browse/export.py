@@ -23,7 +23,7 @@ import polars as pl
 
 from analysis.browse.content import Block, Content, data_file
 from analysis.browse.outcomes import BIT
-from core_hpc.store import manifests
+from core_hpc.store import manifests, output_folder
 
 DEFAULT_COMPLETIONS = 10_000
 _CHUNK_COMPLETIONS = 200
@@ -78,7 +78,7 @@ def export(
         InputError: the folder cannot be written.
         StoreError: a published file is missing or damaged.
     """
-    manifests.require_writable(out, min_free_gb=0)
+    output_folder.require_writable(out, min_free_gb=0)
     data = out / "data"
     manifests.make_folder(data)
     for path in data.iterdir():

@@ -38,7 +38,7 @@ from core_hpc.common.ownership import FOLDER_MODE
 from core_hpc.problems.splits import EVALUATION
 from core_hpc.runs import provenance
 from core_hpc.runs.folder import list_runs
-from core_hpc.store import manifests
+from core_hpc.store import manifests, output_folder
 from core_hpc.store.paths import RunPaths, TaskKey
 from core_hpc.store.schema import CORRECT, EVALUATE, PROBLEMS, ROLLOUTS
 from core_hpc.store.shards import publish_frame
@@ -69,7 +69,7 @@ def require_free(out: Path) -> None:
     """Raise InputError when `out` exists and is not an empty folder, or cannot be written."""
     if out.is_dir() and any(out.iterdir()):
         raise InputError(f"{out}: is not empty; give another folder as --out")
-    manifests.require_writable(out, min_free_gb=0)
+    output_folder.require_writable(out, min_free_gb=0)
 
 
 @contextmanager

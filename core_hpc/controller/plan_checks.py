@@ -1,4 +1,4 @@
-"""Checks of a dry run: model folders, context lengths, numbers of GPUs, and the tracker.
+"""Checks of a dry run: output folder, model folders, context lengths, numbers of GPUs, and the tracker.
 
 In: a sweep and its problems. Out: `Check`s, each with what is wrong and what to do. Nothing is
 downloaded, converted or created, and neither torch nor transformers is loaded. What a start checks
@@ -8,15 +8,15 @@ besides, with transformers, is in `prepare.py`.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import polars as pl
 
-from core_hpc.common.errors import InputError
+from core_hpc.common.errors import CoreHpcError, InputError
 from core_hpc.config.model import ModelSection
 from core_hpc.config.problems import NoProblems
 from core_hpc.config.run import RunConfig
@@ -26,7 +26,9 @@ from core_hpc.models.folder import context_of_folder
 from core_hpc.models.resolve import ModelPlace, place_of_model, resolve_embedder
 from core_hpc.problems.sets import evaluation_tokens
 from core_hpc.problems.splits import Splits
+from core_hpc.runs import conflicts
 from core_hpc.runs.sweep import Sweep
+from core_hpc.store.output_folder import require_writable
 from core_hpc.store.phases import COLD
 from core_hpc.store.schema import PROBLEMS
 
@@ -57,11 +59,26 @@ def check_sweep(sweep: Sweep, splits: Mapping[str, Splits]) -> tuple[Check, ...]
         sweep: the sweep.
         splits: the problems of its runs, as far as they are on this machine.
     """
-    found = [*_gpus(sweep), *_embedders(sweep), *_tracking(sweep)]
+    found = [*_folder(sweep), *_gpus(sweep), *_embedders(sweep), *_tracking(sweep)]
     lengths = _Lengths()
     for plan in sweep.runs:
         found += _models(plan.config, splits.get(plan.run_id), lengths)
     return tuple(dict.fromkeys(found))
+
+
+def _passes(check: Callable[[], object]) -> Iterator[Check]:
+    """Nothing if a check of the start passes, else its message."""
+    try:
+        check()
+    except CoreHpcError as e:
+        yield Check(what=str(e), refuses=True)
+
+
+def _folder(sweep: Sweep) -> Iterator[Check]:
+    yield from _passes(lambda: conflicts.check_iterations(sweep))
+    yield from _passes(lambda: require_writable(sweep.folder))
+    if sweep.cluster.uses_slurm:
+        yield from _passes(lambda: conflicts.require_own_folders(sweep))
 
 
 def _trains(config: RunConfig) -> bool:
@@ -70,10 +87,7 @@ def _trains(config: RunConfig) -> bool:
 
 def _embedders(sweep: Sweep) -> Iterator[Check]:
     for embedder in dict.fromkeys(p.config.reward.distance.embedder for p in sweep.runs if _trains(p.config)):
-        try:
-            resolve_embedder(embedder)
-        except InputError as e:
-            yield Check(what=str(e), refuses=True)
+        yield from _passes(partial(resolve_embedder, embedder))
 
 
 def _tracking(sweep: Sweep) -> Iterator[Check]:
@@ -81,10 +95,7 @@ def _tracking(sweep: Sweep) -> Iterator[Check]:
     if sections:
         from core_hpc.controller.wandb_copy import check_tracking  # loads TensorBoard's tracker, too
     for section in sections:
-        try:
-            check_tracking(section)
-        except InputError as e:
-            yield Check(what=str(e), refuses=True)
+        yield from _passes(partial(check_tracking, section))
 
 
 def _models(config: RunConfig, splits: Splits | None, lengths: _Lengths) -> Iterator[Check]:
@@ -171,13 +182,10 @@ def load_fast_tokenizer(folder: Path) -> Tokenizer | None:
 def _gpus(sweep: Sweep) -> Iterator[Check]:
     """Whether the GPUs that jobs ask for, or this machine has, fit what uses them."""
     cluster, slurm = sweep.cluster, sweep.cluster.slurm
-    try:
-        if cluster.driver == "local":
-            LocalLimits.of(cluster, sweep.largest_team)
-        elif cluster.driver == "resident":
-            check_gpus(cluster, sweep.largest_team, slurm.num_gpus("resident"))
-    except InputError as e:
-        yield Check(what=str(e), refuses=True)
+    if cluster.driver == "local":
+        yield from _passes(lambda: LocalLimits.of(cluster, sweep.largest_team))
+    elif cluster.driver == "resident":
+        yield from _passes(lambda: check_gpus(cluster, sweep.largest_team, slurm.num_gpus("resident")))
     if cluster.driver != "arrays":
         return
     engines, update = slurm.num_gpus("generate"), slurm.update.nodes * slurm.num_gpus("update")

@@ -18,9 +18,9 @@ from pathlib import Path
 
 from core_hpc.common.errors import InputError
 from core_hpc.doctor.checks import FAIL, OK, WARN, Finding, Subject
-from core_hpc.store import manifests
+from core_hpc.store import manifests, output_folder
 
-MIN_FREE_GB, FEW_FREE_GB = 1.0, 10.0
+FEW_FREE_GB = 10.0
 MIN_FREE_FILES, FEW_FREE_FILES = 500, 20_000
 SLOW_SYNC_S = 1.0
 NUM_RENAMES = 50
@@ -52,7 +52,7 @@ def check_output(subject: Subject) -> Iterator[Finding]:
     """Run all checks of the output folder."""
     folder = subject.sweep.folder
     try:
-        manifests.require_writable(folder, min_free_gb=MIN_FREE_GB)
+        output_folder.require_writable(folder)
         with probe_folder(folder) as probe:
             yield Finding(OK, f"output folder {folder}: can be written")
             yield _kind(probe, shared=subject.submits)

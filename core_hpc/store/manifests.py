@@ -14,7 +14,6 @@ import json
 import os
 import shutil
 import socket
-import stat
 import time
 import uuid
 from collections.abc import Callable
@@ -22,7 +21,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
-from core_hpc.common.errors import InputError, StoreError
+from core_hpc.common.errors import StoreError
 from core_hpc.common.faults import fault_point
 from core_hpc.common.ownership import FILE_MODE, FOLDER_MODE, read_own, share_as, user_name
 from core_hpc.store.manifest_body import FileEntry, checked_field, parse_body
@@ -349,22 +348,3 @@ def list_names(folder: Path) -> set[str]:
     Reading a folder refreshes the view of a network file system. Testing for one file does not.
     """
     return {path.name for path in folder.iterdir()} if folder.is_dir() else set()
-
-
-def require_writable(folder: Path, *, min_free_gb: float) -> None:
-    """Raise InputError if the folder cannot be created or written, or the disk is nearly full."""
-    existing = folder
-    while not existing.exists():
-        existing = existing.parent
-    if not existing.is_dir():
-        raise InputError(f"{existing}: is a file, not a folder; set `output` to another folder")
-    if not os.access(existing, os.W_OK | os.X_OK):
-        found = existing.stat()
-        owner = f"it belongs to {user_name(found.st_uid)}, mode {stat.S_IMODE(found.st_mode):04o}"
-        raise InputError(f"{existing}: no permission to write here ({owner}); set `output` to another folder")
-    free_gb = shutil.disk_usage(existing).free / 1e9
-    if free_gb < min_free_gb:
-        raise InputError(
-            f"{existing}: only {free_gb:.1f} GB free, but {min_free_gb:.1f} GB are needed; free space, or set `output` "
-            "to another folder"
-        )

@@ -22,8 +22,10 @@ from core_hpc.controller.prepare import splits_of
 from core_hpc.runs.bases import PROFILES
 from core_hpc.runs.graph import Graph
 from core_hpc.runs.sweep import Sweep, load_sweep
-from tests.support.fake_slurm import run_of
+from core_hpc.store.paths import TaskKey
+from tests.support.fake_slurm import publish, run_of
 from tests.support.harness import ROOT
+from tests.support.second_user import COLLEAGUE_UID
 
 SWEEPS = sorted((ROOT / "yaml").glob("*.yaml"))
 PROFILE_NAMES = sorted(p.stem for p in PROFILES.glob("*.yaml"))
@@ -564,3 +566,24 @@ def test_a_sweep_that_is_no_arm_of_the_declared_comparison_has_nothing_to_find()
     plan = make_plan(load_sweep(ROOT / "yaml" / "teaching" / "tier1_teach.yaml"))
     assert plan.comparison is not None
     assert (plan.comparison.seeds, plan.comparison.other_file) == (5, "independent")
+
+
+def test_a_dry_run_finds_what_a_start_refuses_about_the_output_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run, path = run_of(tmp_path, "arrays"), tmp_path / "sweep.yaml"
+
+    def refusals(*overrides: str) -> str:
+        return "\n".join(what for what, refuses in checks(path, *overrides).items() if refuses)
+
+    assert str(tmp_path) not in refusals()
+    publish(run, TaskKey(2, "update", "a"))
+    assert "but iteration 2 is trained" in refusals("iterations=1")
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "access", lambda *_: False)  # tests may run as root, which may write everywhere
+        assert f"{run.root.parent}: no permission to write here" in refusals()
+    if os.geteuid() == 0:
+        os.chown(run.root.parent, COLLEAGUE_UID, -1)
+    else:
+        monkeypatch.setattr(os, "geteuid", lambda: COLLEAGUE_UID)
+    assert "Only its owner can continue this sweep" in refusals()

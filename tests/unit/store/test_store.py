@@ -13,7 +13,7 @@ import polars as pl
 import pytest
 
 from core_hpc.common.errors import InputError, StoreError
-from core_hpc.store import leftovers, manifests, parquet, shards
+from core_hpc.store import leftovers, manifests, output_folder, parquet, shards
 from core_hpc.store.paths import RunPaths, TaskKey
 from core_hpc.store.schema import HINTS, PROBLEMS, TABLES, Table, check_frame
 from tests.support.harness import flip_a_byte
@@ -264,17 +264,17 @@ def test_leftovers_are_removed_and_publications_kept(tmp_path: Path) -> None:
 
 
 def test_an_output_folder_that_cannot_be_used_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    manifests.require_writable(tmp_path / "new" / "deeper", min_free_gb=0)
+    output_folder.require_writable(tmp_path / "new" / "deeper", min_free_gb=0)
     assert list(tmp_path.iterdir()) == []
     (tmp_path / "file").touch()
     with pytest.raises(InputError, match="is a file"):
-        manifests.require_writable(tmp_path / "file" / "x", min_free_gb=0)
+        output_folder.require_writable(tmp_path / "file" / "x", min_free_gb=0)
     with pytest.raises(InputError, match="GB free"):
-        manifests.require_writable(tmp_path, min_free_gb=1e9)
+        output_folder.require_writable(tmp_path, min_free_gb=1e9)
     # Tests may run as root, which may write everywhere.
     monkeypatch.setattr(os, "access", lambda *_: False)
     with pytest.raises(InputError, match="no permission"):
-        manifests.require_writable(tmp_path, min_free_gb=0)
+        output_folder.require_writable(tmp_path, min_free_gb=0)
 
 
 # --- names and manifests that core_hpc does not write --------------------------------------------
