@@ -1,12 +1,14 @@
-"""Jobs of a sweep in a project folder of a group, on a real SLURM, and a colleague in this group.
+"""Waiting jobs of a sweep in a project folder, on a real SLURM: a colleague in the group, and a copy of the sweep.
 
 `test_slurm_sweep.py` has a whole sweep in such a folder.
 """
 
 from __future__ import annotations
 
+import shutil
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +20,7 @@ from core_hpc.slurm.records import CALLS, FAILED, OPEN, SubmissionFolder
 from core_hpc.store.paths import RunPaths
 from tests.integration.test_slurm_sweep import ONE_PART, arrays
 from tests.support.cluster import DevCluster
-from tests.support.harness import ROOT, wait_for
+from tests.support.harness import ROOT, launch, wait_for
 from tests.support.second_user import COLLEAGUE_UID, require_root
 from tests.support.tiny import tiny_sweep
 
@@ -33,14 +35,12 @@ sys.exit(cancel.main([sys.argv[1]]))
 """
 
 
-@pytest.mark.full(reason="tests/unit/slurm has changed calls and jobs of another user")
-def test_a_job_whose_calls_were_changed_while_it_waited_runs_nothing(
-    cluster: DevCluster, tiny_models: list[Path], tmp_path: Path, project: Path
-) -> None:
-    """Only root and the submitter can change the file; root does it here. A colleague cannot cancel the jobs."""
-    require_root()
+@pytest.fixture
+def waiting(cluster: DevCluster, tiny_models: list[Path], tmp_path: Path, project: Path) -> Iterator[Path]:
+    """The folder of a sweep whose jobs begin in an hour. Its controller works on it until the end of the test."""
     section: dict[str, Any] = arrays(generate={"options": {"begin": "now+1hour"}})
     sweep = tiny_sweep(tmp_path / "tiny.yaml", tiny_models, project / "out", cluster=section, **ONE_PART)
+    folder = project / "out" / "tiny"
     with (tmp_path / "log").open("ab") as log:
         controller = subprocess.Popen(
             [sys.executable, "-m", "core_hpc.launch", str(sweep)],
@@ -50,36 +50,73 @@ def test_a_job_whose_calls_were_changed_while_it_waited_runs_nothing(
             stderr=log,
         )
     try:
-        wait_for(lambda: len(cluster.run("squeue", "-h", "-o", "%A").split()) >= 2, "jobs that wait")
-        (run,) = list_runs(project / "out" / "tiny")
-        folder = SubmissionFolder(RunPaths(run).slurm)
-        wait_for(lambda: all(s.job is not None for s in folder.read(OPEN)), "records with jobs")
-        refused = subprocess.run(
-            [sys.executable, "-c", CANCEL, project / "out" / "tiny"],
-            cwd=ROOT,
-            env=cluster.environment(),
-            capture_output=True,
-            text=True,
-            check=False,
-        )
-        assert refused.returncode == CoreHpcError.exit_code, refused.stdout + refused.stderr
-        assert "belong to another user, and nothing was cancelled. user root: job" in " ".join(refused.stderr.split())
-        changed = next(s for s in folder.read(OPEN) if s.name.startswith("cold-0001"))
-        path = folder.folder(changed) / CALLS
-        path.write_bytes(path.read_bytes().replace(b"cold/0001", b"cold/0002"))
-        cluster.run("scontrol", "update", f"JobId={changed.job}", "StartTime=now")
-        wait_for(lambda: any(s.name == changed.name for s in folder.read(FAILED)), "the record of the failed job")
-        log_text = folder.log(changed, 0).read_text()
-        assert "was changed after the job was submitted (owner root, mode 0640" in " ".join(log_text.split())
-        assert "Traceback" not in log_text
-        assert not RunPaths(run).phase_folder("cold", 2).exists()
+        wait_for(lambda: len(queue(cluster)) >= 2, "jobs that wait")
+        (run,) = list_runs(folder)
+        submissions = SubmissionFolder(RunPaths(run).slurm)
+        wait_for(lambda: all(s.job is not None for s in submissions.read(OPEN)), "records with jobs")
+        yield folder
     finally:
         controller.kill()
         controller.wait()
-        done = subprocess.run(
-            [sys.executable, "-m", "core_hpc.cancel", str(project / "out" / "tiny")],
-            cwd=ROOT,
-            env=cluster.environment(),
-            check=False,
-        )
-    assert done.returncode == 0
+        assert cancel(folder, cluster).returncode == 0
+
+
+def queue(cluster: DevCluster) -> list[str]:
+    """The ids of all jobs in the queue."""
+    return sorted(cluster.run("squeue", "-h", "-o", "%A").split())
+
+
+def cancel(folder: Path, cluster: DevCluster) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "core_hpc.cancel", str(folder)],
+        cwd=ROOT,
+        env=cluster.environment(),
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+
+@pytest.mark.full(reason="tests/unit/slurm has changed calls and jobs of another user")
+def test_a_job_whose_calls_were_changed_while_it_waited_runs_nothing(cluster: DevCluster, waiting: Path) -> None:
+    """Only root and the submitter can change the file; root does it here. A colleague cannot cancel the jobs."""
+    require_root()
+    (run,) = list_runs(waiting)
+    folder = SubmissionFolder(RunPaths(run).slurm)
+    refused = subprocess.run(
+        [sys.executable, "-c", CANCEL, waiting],
+        cwd=ROOT,
+        env=cluster.environment(),
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert refused.returncode == CoreHpcError.exit_code, refused.stdout + refused.stderr
+    assert "belong to another user, and nothing was cancelled. user root: job" in " ".join(refused.stderr.split())
+    changed = next(s for s in folder.read(OPEN) if s.name.startswith("cold-0001"))
+    path = folder.folder(changed) / CALLS
+    path.write_bytes(path.read_bytes().replace(b"cold/0001", b"cold/0002"))
+    cluster.run("scontrol", "update", f"JobId={changed.job}", "StartTime=now")
+    wait_for(lambda: any(s.name == changed.name for s in folder.read(FAILED)), "the record of the failed job")
+    log_text = folder.log(changed, 0).read_text()
+    assert "was changed after the job was submitted (owner root, mode 0640" in " ".join(log_text.split())
+    assert "Traceback" not in log_text
+    assert not RunPaths(run).phase_folder("cold", 2).exists()
+
+
+@pytest.mark.full(reason="tests/unit/slurm has copies of a sweep with jobs in the queue")
+def test_a_copy_does_its_own_work_and_leaves_the_jobs_of_the_original(
+    cluster: DevCluster, tiny_models: list[Path], waiting: Path, project: Path, tmp_path: Path
+) -> None:
+    jobs, copy = queue(cluster), project / "copy" / "tiny"
+    shutil.copytree(waiting, copy)
+    cancelled = cancel(copy, cluster)
+    assert cancelled.returncode == 0, cancelled.stderr
+    assert f"{copy} is a copy of {waiting}" in " ".join(cancelled.stdout.split())
+    sweep = tiny_sweep(tmp_path / "copy.yaml", tiny_models, copy.parent, cluster=arrays(), **ONE_PART)
+    done = launch(sweep, env=cluster.environment(), timeout_s=600)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert queue(cluster) == jobs, "the jobs of the original still wait, and no other job is left"
+    assert not list(RunPaths(list_runs(waiting)[0]).phase_folder("cold", 1).glob("*.manifest.json"))
+    again = launch(sweep, env=cluster.environment())
+    assert "everything is done" in again.stdout, again.stdout + again.stderr
