@@ -10,11 +10,12 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
 from core_hpc.common.errors import InputError
+from core_hpc.config.model import LoraSection
 from core_hpc.engines.base import AdapterRef, Completion, Engine, GenerationRequest, ProgressCallback, SamplingSettings
 from core_hpc.models.quantization import require_four_bit
 
@@ -46,7 +47,7 @@ class EngineSpec:
     Attributes:
         max_context_tokens: largest number of prompt and completion tokens together.
         dtype: auto is bfloat16 on a GPU and float32 on a CPU.
-        max_lora_rank: None if the engine never gets an adapter (tuning: full).
+        lora: the shape of the adapters that the engine gets; None: it never gets one (tuning: full).
         four_bit: whether the base weights have 4 bits (tuning: qlora); needs a GPU.
         seed: seed of the engine itself; completions depend only on the seeds of their requests.
         kv_cache_gb: size of vLLM's KV cache in GiB; None is 0.5 on a CPU, and on a GPU the size
@@ -61,7 +62,7 @@ class EngineSpec:
     model_folder: Path
     max_context_tokens: int
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
-    max_lora_rank: int | None = 16
+    lora: LoraSection | None = field(default_factory=LoraSection)
     four_bit: bool = False
     trust_remote_code: bool = False
     seed: int = 0

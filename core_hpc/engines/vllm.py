@@ -21,12 +21,13 @@ from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
 from core_hpc.common.errors import CoreHpcError, InputError
+from core_hpc.config.model import LoraSection
 from core_hpc.engines import EngineSpec, check_requests
 from core_hpc.engines.base import AdapterRef, Completion, GenerationRequest, SamplingSettings
 from core_hpc.engines.shared import StepEngine
 from core_hpc.models.folder import is_mistral_file
 from core_hpc.models.imports import large_imports, replaced
-from core_hpc.models.loading import check_split, check_vllm_packages, load_config, resolve_rope
+from core_hpc.models.loading import JOINED_PROJECTIONS, check_split, check_vllm_packages, load_config, resolve_rope
 from core_hpc.store.paths import EARLIER_OPTIMIZER_STATE
 
 if TYPE_CHECKING:
@@ -182,7 +183,7 @@ def _engine_arguments(spec: EngineSpec, *, on_cpu: bool) -> dict[str, Any]:
         "config_format": "hf",
         "hf_overrides": partial(_with_our_rope, context_tokens=spec.max_context_tokens),
         "language_model_only": True,  # no vision tower, and no memory for images
-        **_lora_arguments(spec.max_lora_rank),
+        **_lora_arguments(spec.lora),
         "logprobs_mode": "processed_logprobs",  # those of the sampling distribution, not of temperature 1
         "enable_prefix_caching": True,
         "disable_log_stats": True,
@@ -267,13 +268,24 @@ def _with_our_rope(config: Any, *, context_tokens: int) -> Any:
     return config
 
 
-def _lora_arguments(max_rank: int | None) -> dict[str, Any]:
-    if max_rank is None:
+def _lora_arguments(lora: LoraSection | None) -> dict[str, Any]:
+    """Arguments for adapters of a shape.
+
+    Without the names of the layers vLLM would prepare adapters for the output embeddings, too, which
+    the trainer never adapts. Some models have a vocabulary for which it refuses that.
+    """
+    if lora is None:
         return {}
-    rank = next((r for r in _LORA_RANKS if r >= max_rank), None)
+    rank = next((r for r in _LORA_RANKS if r >= lora.rank), None)
     if rank is None:
-        raise InputError(f"vLLM supports adapters up to rank {_LORA_RANKS[-1]}, not {max_rank}; reduce lora.rank")
-    return {"enable_lora": True, "max_loras": 1, "max_lora_rank": rank}
+        raise InputError(f"vLLM supports adapters up to rank {_LORA_RANKS[-1]}, not {lora.rank}; reduce lora.rank")
+    joined = [name for name, parts in JOINED_PROJECTIONS.items() if set(parts) <= set(lora.targets)]
+    return {
+        "enable_lora": True,
+        "max_loras": 1,
+        "max_lora_rank": rank,
+        "lora_target_modules": [*lora.targets, *joined],
+    }
 
 
 def _sampling_parameters(sampling: SamplingSettings, seed: int) -> Any:

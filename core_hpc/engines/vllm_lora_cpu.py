@@ -1,165 +1,110 @@
 """Faster and safer LoRA arithmetic for the CPU backend of vLLM.
 
 The stock functions copy the adapter's matrix once per *token*, and they apply the last adapter to
-rows without an adapter (index -1). The functions here do one matrix product per distinct adapter in
-the batch, and nothing for index -1. `install` replaces the stock functions only if they have the
-expected parameters; otherwise it warns and changes nothing. GPU kernels are never changed.
+rows without an adapter (index -1). The function here does one matrix product per distinct adapter
+in the batch, adds it in place, and does nothing for index -1. `install` replaces the stock method
+only if it has the expected parameters; otherwise it warns and changes nothing. GPU kernels are
+never changed.
 """
 
 from __future__ import annotations
 
 import inspect
 import warnings
-from collections.abc import Callable
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-# Parameters of the stock functions (vLLM 0.32, vllm.lora.ops.torch_ops.lora_ops), in order.
-_EXPECTED = {
-    "bgmv_shrink": ("inputs", "lora_b_weights", "output_tensor", "lora_indices_tensor", "scaling"),
-    "bgmv_expand_slice": (
-        "inputs",
-        "lora_b_weights",
-        "output_tensor",
-        "lora_indices_tensor",
-        "slice_offset",
-        "slice_size",
-        "add_inputs",
-    ),
-    "sgmv_shrink": (
-        "inputs",
-        "lora_a_weights",
-        "output_tensor",
-        "b_seq_start_loc",
-        "seq_len_tensor",
-        "lora_indices_tensor",
-        "batches",
-        "max_seq_length",
-        "token_nums",
-        "scaling",
-    ),
-    "sgmv_expand_slice": (
-        "inputs",
-        "lora_b_weights",
-        "output_tensor",
-        "b_seq_start_loc",
-        "seq_len_tensor",
-        "lora_indices_tensor",
-        "batches",
-        "max_seq_length",
-        "token_nums",
-        "slice_offset",
-        "slice_size",
-        "add_inputs",
-    ),
-}
+_PARAMETERS = ["self", "y", "x", "lora_a_stacked", "lora_b_stacked", "scale", "output_slices", "buffer", "kwargs"]
+"""Parameters of `PunicaWrapperCPU.add_lora_linear` in vLLM 0.32."""
 
 
 def install() -> bool:
-    """Replace the stock functions in this process.
+    """Replace the stock method in this process.
 
     Returns:
-        False, after a warning, if the functions of this vLLM differ from the expected ones.
+        False, after a warning, if the method of this vLLM differs from the expected one.
     """
     try:
-        from vllm.lora.ops.torch_ops import lora_ops
-        from vllm.lora.punica_wrapper import punica_cpu
+        from vllm.lora.punica_wrapper.punica_cpu import PunicaWrapperCPU as Wrapper
     except ImportError as e:
         return _refuse(str(e))
-    for name, parameters in _EXPECTED.items():
-        stock = getattr(lora_ops, name, None)
-        if getattr(stock, "replaces_stock", False):
-            return True
-        found = tuple(inspect.signature(stock).parameters) if stock is not None else ()
-        if found != parameters or stock is not getattr(punica_cpu, name, None):
-            return _refuse(f"{name} differs from the expected function")
-    _replace(lora_ops, punica_cpu, "bgmv_shrink", _make_shrink(lora_ops.bgmv_shrink))
-    _replace(lora_ops, punica_cpu, "bgmv_expand_slice", _make_expand_slice(lora_ops.bgmv_expand_slice))
+    if Wrapper.add_lora_linear is add_lora_linear:
+        return True
+    if list(inspect.signature(Wrapper.add_lora_linear).parameters) != _PARAMETERS:
+        return _refuse("add_lora_linear has other parameters than expected")
+    Wrapper.add_lora_linear = add_lora_linear
     return True
 
 
 def is_installed() -> bool:
-    """Whether `install` has replaced the stock functions in this process."""
-    from vllm.lora.punica_wrapper import punica_cpu
+    """Whether `install` has replaced the stock method in this process."""
+    from vllm.lora.punica_wrapper.punica_cpu import PunicaWrapperCPU
 
-    return getattr(punica_cpu.bgmv_shrink, "replaces_stock", False)
+    return PunicaWrapperCPU.add_lora_linear is add_lora_linear
 
 
 def _refuse(why: str) -> bool:
     warnings.warn(
-        f"vLLM's CPU LoRA functions are not replaced ({why}); results are correct, but slower",
+        f"vLLM's CPU LoRA function is not replaced ({why}); results are correct, but slower",
         RuntimeWarning,
         stacklevel=3,
     )
     return False
 
 
-def _replace(lora_ops: Any, punica_cpu: Any, name: str, function: Callable[..., None]) -> None:
-    """Replace a function in both modules. sgmv_* uses the first one, decoding the second one."""
-    function.replaces_stock = True  # type: ignore[attr-defined]
-    setattr(lora_ops, name, function)
-    setattr(punica_cpu, name, function)
+def add_lora_linear(
+    self: Any,
+    y: Tensor,
+    x: Tensor,
+    lora_a_stacked: Sequence[Tensor],
+    lora_b_stacked: Sequence[Tensor],
+    scale: float,
+    output_slices: Sequence[int],
+    *,
+    buffer: Any = None,
+    **kwargs: Any,
+) -> None:
+    """Add the products of adapters to the output of a linear layer, in place.
 
-
-def _product(inputs: Tensor, weights: Tensor, indices: Tensor, dtype: Any) -> Tensor | None:
-    """The products weights[indices[i]] @ inputs[i], with zero rows for index -1.
+    Shapes: T tokens, I inputs, L loaded adapters, R rank. A layer that joins several projections
+    has a matrix A and a matrix B for each of them.
 
     Args:
-        inputs: [T, I].
-        weights: [L, O, I] or [L, 1, O, I].
-        indices: [T]; -1 means no adapter.
-        dtype: of the computation.
-
-    Returns:
-        [T, O], or None if all indices are -1.
+        self: the wrapper, which knows the adapter of each token.
+        y: [T, outputs of all projections].
+        x: [T, I].
+        lora_a_stacked: by projection: [L, 1, R, I].
+        lora_b_stacked: by projection: [L, 1, outputs of the projection, R].
+        scale: factor of the products.
+        output_slices: outputs of each projection.
+        buffer: not used.
+        kwargs: not used.
     """
-    weights = weights.squeeze(1) if weights.dim() == 4 else weights
-    inputs = inputs.to(dtype)
+    y, x = y.view(-1, y.shape[-1]), x.view(-1, x.shape[-1])
+    for index, rows in _tokens_by_adapter(self.token_lora_indices):
+        inputs, outputs = (x, y) if rows is None else (x[rows], y[rows])
+        start = 0
+        for a, b, size in zip(lora_a_stacked, lora_b_stacked, output_slices, strict=True):
+            down = inputs.float() @ a[index, 0].float().T
+            part = outputs[:, start : start + size]
+            part.addmm_(down.to(y.dtype), b[index, 0].to(y.dtype).T, alpha=scale)
+            start += size
+        if rows is not None:
+            y[rows] = outputs
+
+
+def _tokens_by_adapter(indices: Tensor) -> Iterator[tuple[int, Tensor | None]]:
+    """The distinct adapters of a batch, each with a mask of its tokens; None: all tokens."""
+    if not len(indices):
+        return
     first = int(indices[0])
     if bool((indices == first).all()):
-        return inputs @ weights[first].to(dtype).T if first >= 0 else None
-    out = inputs.new_zeros(len(inputs), weights.shape[1])
+        if first >= 0:
+            yield first, None
+        return
     for index in indices.unique().tolist():
         if index >= 0:
-            rows = indices == index
-            out[rows] = inputs[rows] @ weights[index].to(dtype).T
-    return out
-
-
-def _make_shrink(stock: Callable[..., None]) -> Callable[..., None]:
-    def bgmv_shrink(
-        inputs: Tensor, lora_b_weights: Tensor, output_tensor: Tensor, lora_indices_tensor: Tensor, scaling: float = 1.0
-    ) -> None:
-        if len(lora_indices_tensor) != len(inputs) or not len(inputs):  # only the stock function can broadcast
-            stock(inputs, lora_b_weights, output_tensor, lora_indices_tensor, scaling)
-            return
-        rank = lora_b_weights.shape[-2]
-        product = _product(inputs, lora_b_weights, lora_indices_tensor, output_tensor.dtype)
-        output_tensor[:, :rank] = 0 if product is None else product * scaling
-
-    return bgmv_shrink
-
-
-def _make_expand_slice(stock: Callable[..., None]) -> Callable[..., None]:
-    def bgmv_expand_slice(
-        inputs: Tensor,
-        lora_b_weights: Tensor,
-        output_tensor: Tensor,
-        lora_indices_tensor: Tensor,
-        slice_offset: int,
-        slice_size: int,
-        add_inputs: bool = True,
-    ) -> None:
-        if len(lora_indices_tensor) != len(inputs) or len(output_tensor) != len(inputs) or not len(inputs):
-            stock(inputs, lora_b_weights, output_tensor, lora_indices_tensor, slice_offset, slice_size, add_inputs)
-            return
-        product = _product(inputs, lora_b_weights, lora_indices_tensor, output_tensor.dtype)
-        target = output_tensor[:, slice_offset : slice_offset + slice_size]
-        if not add_inputs:
-            target.zero_()
-        if product is not None:
-            target += product
-
-    return bgmv_expand_slice
+            yield index, indices == index

@@ -227,7 +227,7 @@ class TaskContext:
             model_folder=trained or self.base_folder(model),
             dtype=model.dtype,
             max_context_tokens=self.run.facts[model.name].context_tokens,
-            max_lora_rank=model.lora.rank if model.lora is not None else None,
+            lora=model.lora,
             four_bit=model.tuning == "qlora",
             trust_remote_code=model.trust_remote_code,
             kv_cache_gb=config.cluster.kv_cache_gb,

@@ -15,6 +15,7 @@ from typing import Any
 
 import pytest
 
+from core_hpc.config.model import LoraSection
 from core_hpc.engines import (
     AdapterRef,
     Completion,
@@ -60,7 +61,7 @@ def _run_engines(kind: str, root: Path) -> None:
             model_folder=root / model,
             max_context_tokens=context,
             kv_cache_gb=0.05,
-            max_lora_rank=8,
+            lora=LoraSection(rank=8, targets=TARGETS[model]),
         )
         engine = create_engine(spec)
         requests = [GenerationRequest(tuple(p), i) for i, p in enumerate(_prompts(context))]
@@ -78,7 +79,6 @@ class Setup:
     def __init__(self, root: Path) -> None:
         import torch
 
-        from core_hpc.config.model import LoraSection
         from core_hpc.training.lora import LoraPolicy
         from core_hpc.training.policy import load_base_model
 

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from tests.benchmarks import (
+    adapter_sampling,
     analysis_scale,
     array_scale,
     browse_scale,
@@ -57,6 +58,11 @@ def test_a_controller_on_simulated_slurm(tmp_path: Path, capsys: pytest.CaptureF
 def test_starts_of_workers(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     starts.show(starts.benchmark(tmp_path, "small", 1))
     assert "launch of two tiny models" in capsys.readouterr().out
+
+
+def test_sampling_with_an_adapter(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    adapter_sampling.show(adapter_sampling.benchmark(tmp_path, "small", 1))
+    assert "today against stock" in capsys.readouterr().out
 
 
 def test_continuing_tensorboard_files(tmp_path: Path) -> None:

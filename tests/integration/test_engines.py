@@ -21,6 +21,7 @@ from typing import Any
 import pytest
 
 from core_hpc.common.errors import CoreHpcError, InputError
+from core_hpc.config.model import LoraSection
 from core_hpc.engines import (
     AdapterRef,
     Completion,
@@ -36,6 +37,8 @@ from core_hpc.engines.vllm import CPU_BLOCK_TOKENS
 KINDS = ("vllm", "transformers")
 CONTEXT = 512
 TOLERANCE = 1e-3
+TARGETS = ["q_proj", "v_proj", "up_proj", "down_proj"]
+"""Of the layers that vLLM joins, only a part is adapted, and o_proj is not."""
 EXAMPLE = "Question: What is 4 + 5?\nAnswer: 4 + 5 = 9. #### 9\n\nQuestion: What is 2 + 6 - 3?\nAnswer:"
 NOTE = "A classmate's notes, without the result: first add the two larger numbers, then take away the smallest one. "
 HINT = f"\n\n{NOTE}" * 6
@@ -48,7 +51,7 @@ def _run_cases(kind: str, cases_file: Path, out_file: Path) -> None:
         kind=kind,  # type: ignore[arg-type]
         model_folder=Path(spec_and_cases["folder"]),
         max_context_tokens=CONTEXT,
-        max_lora_rank=16,
+        lora=LoraSection(targets=TARGETS),
         kv_cache_gb=0.25,
         sleeps=True,
     )
@@ -75,15 +78,21 @@ def _run_cases(kind: str, cases_file: Path, out_file: Path) -> None:
         done = engine.generate(requests, sampling, adapter=adapter, on_progress=on_progress)
         out[name] = {"completions": [[c.token_ids, c.logprobs, c.finish_reason] for c in done], "progress": progress}
     if kind == "vllm":
-        from vllm.lora.punica_wrapper import punica_cpu
+        from core_hpc.engines import vllm_lora_cpu
 
-        out["patched"] = getattr(punica_cpu.bgmv_shrink, "replaces_stock", False)
         llm: Any = engine._require()  # type: ignore[attr-defined]
+        out["patched"] = vllm_lora_cpu.is_installed()
+        (out["adapted"],) = llm.apply_model(_adapted_layers)
         assert llm.reset_prefix_cache()
         prompt = {"prompt_token_ids": spec_and_cases["cases"]["stop"]["requests"][0][0]}
         out["cached"] = [output.num_cached_tokens for output in llm.generate([prompt] * 3, use_tqdm=False)]
     engine.close()
     out_file.write_text(json.dumps(out))
+
+
+def _adapted_layers(model: Any) -> list[str]:
+    """The last name parts of the layers of a model of vLLM that can have an adapter."""
+    return sorted({n.rpartition(".")[2] for n, m in model.named_modules() if type(m).__name__.endswith("WithLoRA")})
 
 
 def _joined(engine: StepEngine, cases: dict[str, Any]) -> list[Completion]:
@@ -175,8 +184,7 @@ class Setup:
         from peft import LoraConfig, get_peft_model
 
         torch.manual_seed(seed)
-        targets = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
-        peft = get_peft_model(self.model, LoraConfig(r=8, lora_alpha=16, target_modules=targets, task_type="CAUSAL_LM"))
+        peft = get_peft_model(self.model, LoraConfig(r=8, lora_alpha=16, target_modules=TARGETS, task_type="CAUSAL_LM"))
         for name, parameter in peft.named_parameters():
             if "lora_B" in name:
                 torch.nn.init.normal_(parameter, std=0.02)
@@ -343,8 +351,10 @@ def test_progress_counts_completions_and_tokens(setup: Setup, kind: str) -> None
 
 
 @slow
-def test_vllm_uses_our_lora_arithmetic_on_cpu(setup: Setup) -> None:
+def test_vllm_uses_our_lora_arithmetic_on_cpu_for_the_layers_that_are_trained(setup: Setup) -> None:
+    """Not for the output embeddings, whose products cost more than all others together."""
     assert setup.results["vllm"]["patched"] is True
+    assert setup.results["vllm"]["adapted"] == ["down_proj", "gate_up_proj", "qkv_proj"]
 
 
 @slow
@@ -433,46 +443,38 @@ def test_the_nucleus_of_a_flat_distribution_is_larger_than_the_candidates() -> N
 
 
 def test_lora_arithmetic_equals_a_loop_over_rows_and_skips_rows_without_adapter() -> None:
+    """A layer that joins two projections, of 7 and 3 outputs."""
     import torch
 
     from core_hpc.engines import vllm_lora_cpu
 
-    def stock(*_: Any) -> None:
-        raise AssertionError("the stock function is only for broadcasting")
-
     torch.manual_seed(0)
-    inputs, a, b = torch.randn(6, 5), torch.randn(3, 1, 4, 5), torch.randn(3, 1, 7, 4)
-    for index in ([0, 2, -1, 2, 0, -1], [1] * 6, [-1] * 6):
-        indices, middle, out = torch.tensor(index), torch.full((6, 4), 9.0), torch.ones(6, 10)
-        vllm_lora_cpu._make_shrink(stock)(inputs, a, middle, indices, 0.5)
-        vllm_lora_cpu._make_expand_slice(stock)(middle, b, out, indices, 2, 7, True)
+    sizes = (7, 3)
+    x, a, b = torch.randn(6, 5), [torch.randn(3, 1, 4, 5) for _ in sizes], [torch.randn(3, 1, n, 4) for n in sizes]
+    for index in ([0, 2, -1, 2, 0, -1], [1] * 6, [-1] * 6, []):
+        y = torch.ones(6, sum(sizes))
+        wrapper = SimpleNamespace(token_lora_indices=torch.tensor(index, dtype=torch.long))
+        vllm_lora_cpu.add_lora_linear(wrapper, y, x, a, b, 0.5, sizes)
         for row, i in enumerate(index):
-            delta = b[i, 0] @ (a[i, 0] @ inputs[row]) * 0.5 if i >= 0 else torch.zeros(7)
-            assert torch.allclose(out[row, 2:9], 1 + delta, atol=1e-5)
-    assert torch.equal(out[:, :2], torch.ones(6, 2))
+            deltas = [bs[i, 0] @ (as_[i, 0] @ x[row]) * 0.5 for as_, bs in zip(a, b, strict=True)]
+            assert torch.allclose(y[row], 1 + torch.cat(deltas) if i >= 0 else torch.ones(10), atol=1e-5)
 
 
-def test_the_lora_functions_of_an_unknown_vllm_are_not_replaced(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_lora_function_of_an_unknown_vllm_is_not_replaced(monkeypatch: pytest.MonkeyPatch) -> None:
     from core_hpc.engines import vllm_lora_cpu
 
-    def renamed(x: int, weights: int) -> None: ...
+    class PunicaWrapperCPU:
+        def add_lora_linear(self, x: int, weights: int) -> None: ...
 
-    modules = {
-        name: ModuleType(name) for name in ("vllm.lora.ops.torch_ops.lora_ops", "vllm.lora.punica_wrapper.punica_cpu")
-    }
-    for name, module in modules.items():
-        for function in vllm_lora_cpu._EXPECTED:
-            setattr(module, function, renamed)
-        package, _, leaf = name.rpartition(".")
-        parent = ModuleType(package)
-        setattr(parent, leaf, module)
-        for known in ("vllm", "vllm.lora", "vllm.lora.ops"):
-            monkeypatch.setitem(sys.modules, known, ModuleType(known))
-        monkeypatch.setitem(sys.modules, package, parent)
-        monkeypatch.setitem(sys.modules, name, module)
-    with pytest.warns(RuntimeWarning, match="are not replaced"):
+    stock = PunicaWrapperCPU.add_lora_linear
+    module = ModuleType("vllm.lora.punica_wrapper.punica_cpu")
+    module.PunicaWrapperCPU = PunicaWrapperCPU  # type: ignore[attr-defined]
+    for name in ("vllm", "vllm.lora", "vllm.lora.punica_wrapper"):
+        monkeypatch.setitem(sys.modules, name, ModuleType(name))
+    monkeypatch.setitem(sys.modules, module.__name__, module)
+    with pytest.warns(RuntimeWarning, match="is not replaced"):
         assert vllm_lora_cpu.install() is False
-    assert all(m.bgmv_shrink is renamed for m in modules.values())
+    assert PunicaWrapperCPU.add_lora_linear is stock
 
 
 @pytest.fixture(scope="module")

@@ -16,6 +16,7 @@ from typing import Any
 import pytest
 
 from core_hpc import export
+from core_hpc.config.model import LoraSection
 from core_hpc.engines import AdapterRef, EngineSpec, GenerationRequest, SamplingSettings, create_engine
 from core_hpc.engines import worker_environment as environment_of
 from core_hpc.store import manifests
@@ -181,7 +182,7 @@ def _complete(folders: dict[str, str], out_file: Path) -> None:
             kind="vllm",
             model_folder=Path(folders["base" if is_adapter else name]),
             max_context_tokens=64,
-            max_lora_rank=4 if is_adapter else None,
+            lora=LoraSection(rank=4) if is_adapter else None,
             kv_cache_gb=0.1,
         )
         engine = create_engine(spec)

@@ -28,7 +28,7 @@ PROMPTS = ([5, 6, 7, 8], [40, 41, 42, 43, 44, 45, 46], list(range(100, 140)))
 
 def _complete(folder: Path, out_file: Path) -> None:
     """The process of vLLM."""
-    spec = EngineSpec(kind="vllm", model_folder=folder, max_context_tokens=128, max_lora_rank=None, kv_cache_gb=0.25)
+    spec = EngineSpec(kind="vllm", model_folder=folder, max_context_tokens=128, lora=None, kv_cache_gb=0.25)
     engine = create_engine(spec)
     requests = [GenerationRequest(tuple(prompt), seed) for seed, prompt in enumerate(PROMPTS)]
     done = engine.generate(requests, SamplingSettings(1.0, 1.0, 12), adapter=None)

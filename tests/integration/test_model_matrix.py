@@ -19,6 +19,7 @@ from typing import IO, Any
 
 import pytest
 
+from core_hpc.config.model import LoraSection
 from core_hpc.engines import (
     AdapterRef,
     EngineSpec,
@@ -86,7 +87,7 @@ def _engines(kind: str, root: Path, models: Sequence[str]) -> None:
                 model_folder=folder,
                 max_context_tokens=CONTEXT,
                 kv_cache_gb=0.05,
-                max_lora_rank=rank,
+                lora=LoraSection(rank=rank) if rank is not None else None,
             )
         )
         requests = [GenerationRequest(tuple(p), i) for i, p in enumerate(PROMPTS)]
@@ -109,7 +110,6 @@ def _engines(kind: str, root: Path, models: Sequence[str]) -> None:
 
 def _updates(root: Path, models: Sequence[str]) -> None:
     """Update every model with the completions of every engine."""
-    from core_hpc.config.model import LoraSection
     from core_hpc.config.update import UpdateSection
     from core_hpc.training.batching import Row
     from core_hpc.training.task import TrainerSettings, UpdateTask
@@ -287,7 +287,6 @@ def test_the_kept_mass_is_the_probability_of_the_nucleus(matrix: Matrix, model: 
 
 
 def test_the_default_targets_are_found_in_every_architecture(matrix: Matrix) -> None:
-    from core_hpc.config.model import LoraSection
     from core_hpc.models.folder import adapter_targets
 
     for model in matrix.models:

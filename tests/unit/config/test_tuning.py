@@ -132,7 +132,11 @@ def test_the_tuning_decides_whether_vllm_gets_adapters_or_four_bit_weights() -> 
     spec = partial(EngineSpec, kind="vllm", model_folder=Path("/model"), max_context_tokens=64)
     plain = _engine_arguments(spec(), on_cpu=False)
     assert (plain["enable_lora"], plain["max_lora_rank"], "quantization" in plain) == (True, 16, False)
+    # The first seven are the default; a model that joins them has the last two instead.
+    assert plain["lora_target_modules"][6:] == ["down_proj", "qkv_proj", "gate_up_proj"]
+    some = _engine_arguments(spec(lora=LoraSection(targets=["q_proj", "o_proj"])), on_cpu=False)
+    assert some["lora_target_modules"] == ["q_proj", "o_proj"]
     four_bit = _engine_arguments(spec(four_bit=True), on_cpu=False)
     assert (four_bit["enable_lora"], four_bit["quantization"]) == (True, "bitsandbytes")
-    full = _engine_arguments(spec(max_lora_rank=None), on_cpu=False)
-    assert {"enable_lora", "max_lora_rank", "max_loras", "quantization"} & full.keys() == set()
+    full = _engine_arguments(spec(lora=None), on_cpu=False)
+    assert {"enable_lora", "max_lora_rank", "max_loras", "lora_target_modules", "quantization"} & full.keys() == set()
