@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import contextlib
 import itertools
+import json
 import os
 import random
 import signal
@@ -253,11 +254,13 @@ class Chaos:
     def second_controller(self) -> str | None:
         """Freeze the controller and start a second one, which must refuse to work."""
         process = self.one_of("controller")
-        if process is None or not (self.output / "claim.json").exists():
+        if process is None:
             return None
         process.suspend()
         self._frozen.append(process)
         try:
+            if not self._has_claimed(process):
+                return None
             second = launch(self.sweep, env=self._environment())
         finally:
             process.resume()
@@ -265,6 +268,12 @@ class Chaos:
             text = " ".join((second.stdout + second.stderr)[-600:].split())
             self.violations.append(f"a second controller ended with {second.returncode} instead of {REFUSED}: {text}")
         return f"controller {process.pid}"
+
+    def _has_claimed(self, process: psutil.Process) -> bool:
+        """Whether the claim is that of this process, and not yet that of a killed one before it."""
+        with contextlib.suppress(OSError, ValueError):
+            return bool(json.loads((self.output / "claim.json").read_bytes())["pid"] == process.pid)
+        return False
 
     def job(self, *states: str) -> str | None:
         """The id of a random job of this sweep in one of these states."""
