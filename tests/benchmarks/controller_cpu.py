@@ -38,7 +38,7 @@ from rich.console import Console
 import yaml
 from core_hpc.config.cluster import ClusterSection
 from core_hpc.controller import control as controller
-from core_hpc.controller import tracking
+from core_hpc.controller import event_files, tracking
 from core_hpc.controller.control import control
 from core_hpc.controller.counts_cache import CountsCache
 from core_hpc.controller.display import Display
@@ -204,7 +204,7 @@ class Bench:
                 if name.startswith("core_hpc.") and getattr(module, "cpu_seconds", None) is cpu_seconds:
                     stack.enter_context(mock.patch.object(module, "cpu_seconds", self.simulation.cpu_seconds))
             # Modules that are imported later would keep the real clock.
-            assert vars(tracking)["time"] is self.simulation
+            assert vars(event_files)["time"] is self.simulation
             stack.enter_context(mock.patch.object(executor, "submit_elements", submit))
             # The controller limits its own CPU time, without that of the simulation.
             stack.enter_context(mock.patch.object(pace, "cpu_seconds", self.simulation.controller_cpu_s))
