@@ -56,7 +56,7 @@ from tests.benchmarks.measure import conclude, print_table
 from tests.benchmarks.real_run import TIMEOUT_S, arguments, cold_task, prepared_run
 from tests.support.harness import ROOT, the_run
 
-SIZES = {"small": (4, 2, 8, 2, 1), "usual": (4, 4, 32, 3, 1)}
+SIZES = {"small": (8, 4, 32, 3, 1), "usual": (4, 4, 32, 3, 1)}
 """Problems, completions per problem, most new tokens, iterations, rounds."""
 STEPS = 2
 """Optimizer steps of an iteration."""
@@ -66,7 +66,7 @@ NAME = "policy"
 KL_WEIGHT = 0.04
 TEMPERATURE = 0.7
 LEARNING_RATE = 4e-5
-POLL_S = 0.5
+POLL_S = 0.2
 
 
 def write_sweep(path: Path, reference: str, engine: str, size: str) -> Path:
