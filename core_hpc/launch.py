@@ -170,16 +170,14 @@ def launch(sweep: Sweep, console: Console, *, verify: bool = False, detached: bo
     from core_hpc.controller.wandb_copy import check_tracking
     from core_hpc.local.executor import LocalLimits
     from core_hpc.runs import conflicts
-    from core_hpc.store import output_folder
 
     cluster = sweep.cluster
     conflicts.check_conflicts(sweep)
-    conflicts.check_iterations(sweep)
     for section in dict.fromkeys(plan.config.tracking for plan in sweep.runs):
         check_tracking(section)
-    output_folder.require_writable(sweep.folder)
+    for check in conflicts.folder_checks(sweep):
+        check()
     if cluster.uses_slurm:
-        conflicts.require_own_folders(sweep)
         _check_slurm(sweep, console)
     elif detached:
         raise InputError(

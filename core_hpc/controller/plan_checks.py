@@ -28,7 +28,6 @@ from core_hpc.problems.sets import evaluation_tokens
 from core_hpc.problems.splits import Splits
 from core_hpc.runs import conflicts
 from core_hpc.runs.sweep import Sweep
-from core_hpc.store.output_folder import require_writable
 from core_hpc.store.phases import COLD
 from core_hpc.store.schema import PROBLEMS
 
@@ -75,10 +74,8 @@ def _passes(check: Callable[[], object]) -> Iterator[Check]:
 
 
 def _folder(sweep: Sweep) -> Iterator[Check]:
-    yield from _passes(lambda: conflicts.check_iterations(sweep))
-    yield from _passes(lambda: require_writable(sweep.folder))
-    if sweep.cluster.uses_slurm:
-        yield from _passes(lambda: conflicts.require_own_folders(sweep))
+    for check in conflicts.folder_checks(sweep):
+        yield from _passes(check)
 
 
 def _trains(config: RunConfig) -> bool:

@@ -27,7 +27,14 @@ from core_hpc.engines.base import AdapterRef, Completion, GenerationRequest, Sam
 from core_hpc.engines.shared import StepEngine
 from core_hpc.models.folder import is_mistral_file
 from core_hpc.models.imports import large_imports, replaced
-from core_hpc.models.loading import JOINED_PROJECTIONS, check_split, check_vllm_packages, load_config, resolve_rope
+from core_hpc.models.loading import (
+    JOINED_PROJECTIONS,
+    check_split,
+    check_vllm_packages,
+    load_config,
+    match_targets,
+    resolve_rope,
+)
 from core_hpc.store.paths import EARLIER_OPTIMIZER_STATE
 
 if TYPE_CHECKING:
@@ -279,12 +286,12 @@ def _lora_arguments(lora: LoraSection | None) -> dict[str, Any]:
     rank = next((r for r in _LORA_RANKS if r >= lora.rank), None)
     if rank is None:
         raise InputError(f"vLLM supports adapters up to rank {_LORA_RANKS[-1]}, not {lora.rank}; reduce lora.rank")
-    joined = [name for name, parts in JOINED_PROJECTIONS.items() if set(parts) <= set(lora.targets)]
+    joined, _ = match_targets(JOINED_PROJECTIONS, lora.targets)
     return {
         "enable_lora": True,
         "max_loras": 1,
         "max_lora_rank": rank,
-        "lora_target_modules": [*lora.targets, *joined],
+        "lora_target_modules": list(dict.fromkeys([*lora.targets, *joined])),
     }
 
 

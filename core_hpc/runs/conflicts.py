@@ -6,8 +6,9 @@ or an error whose message names the fields. Nothing is written.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from core_hpc.config.identity import flatten, scientific_fields
 from core_hpc.runs.folder import exists, read_identity
 from core_hpc.runs.sweep import RunPlan, Sweep
 from core_hpc.store import shards
+from core_hpc.store.output_folder import require_writable
 from core_hpc.store.schema import UPDATE
 
 
@@ -105,6 +107,14 @@ def check_iterations(sweep: Sweep) -> None:
 
 def _show(fields: Mapping[str, Any], key: str) -> str:
     return repr(fields[key]) if key in fields else "(absent)"
+
+
+def folder_checks(sweep: Sweep) -> Iterator[Callable[[], None]]:
+    """What a start checks about the output folder. Each raises an error that names what to do."""
+    yield partial(check_iterations, sweep)
+    yield partial(require_writable, sweep.folder)
+    if sweep.cluster.uses_slurm:
+        yield partial(require_own_folders, sweep)
 
 
 def require_own_folders(sweep: Sweep) -> None:

@@ -20,7 +20,7 @@ from core_hpc.slurm.records import CALLS, FAILED, OPEN, SubmissionFolder
 from core_hpc.store.paths import RunPaths
 from tests.integration.test_slurm_sweep import ONE_PART, arrays
 from tests.support.cluster import DevCluster
-from tests.support.harness import ROOT, launch, wait_for
+from tests.support.harness import ROOT, command, launch, start_launcher, wait_for
 from tests.support.second_user import COLLEAGUE_UID, require_root
 from tests.support.tiny import tiny_sweep
 
@@ -41,14 +41,7 @@ def waiting(cluster: DevCluster, tiny_models: list[Path], tmp_path: Path, projec
     section: dict[str, Any] = arrays(generate={"options": {"begin": "now+1hour"}})
     sweep = tiny_sweep(tmp_path / "tiny.yaml", tiny_models, project / "out", cluster=section, **ONE_PART)
     folder = project / "out" / "tiny"
-    with (tmp_path / "log").open("ab") as log:
-        controller = subprocess.Popen(
-            [sys.executable, "-m", "core_hpc.launch", str(sweep)],
-            cwd=ROOT,
-            env=cluster.environment(),
-            stdout=log,
-            stderr=log,
-        )
+    controller = start_launcher(sweep, tmp_path / "log", cluster.environment())
     try:
         wait_for(lambda: len(queue(cluster)) >= 2, "jobs that wait")
         (run,) = list_runs(folder)
@@ -58,23 +51,12 @@ def waiting(cluster: DevCluster, tiny_models: list[Path], tmp_path: Path, projec
     finally:
         controller.kill()
         controller.wait()
-        assert cancel(folder, cluster).returncode == 0
+        assert command("cancel", folder, env=cluster.environment()).returncode == 0
 
 
 def queue(cluster: DevCluster) -> list[str]:
     """The ids of all jobs in the queue."""
     return sorted(cluster.run("squeue", "-h", "-o", "%A").split())
-
-
-def cancel(folder: Path, cluster: DevCluster) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "-m", "core_hpc.cancel", str(folder)],
-        cwd=ROOT,
-        env=cluster.environment(),
-        capture_output=True,
-        text=True,
-        check=False,
-    )
 
 
 @pytest.mark.full(reason="tests/unit/slurm has changed calls and jobs of another user")
@@ -110,7 +92,7 @@ def test_a_copy_does_its_own_work_and_leaves_the_jobs_of_the_original(
 ) -> None:
     jobs, copy = queue(cluster), project / "copy" / "tiny"
     shutil.copytree(waiting, copy)
-    cancelled = cancel(copy, cluster)
+    cancelled = command("cancel", copy, env=cluster.environment())
     assert cancelled.returncode == 0, cancelled.stderr
     assert f"{copy} is a copy of {waiting}" in " ".join(cancelled.stdout.split())
     sweep = tiny_sweep(tmp_path / "copy.yaml", tiny_models, copy.parent, cluster=arrays(), **ONE_PART)

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import json
 import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -21,7 +20,7 @@ from core_hpc.status.collect import Manifests
 from core_hpc.status.compute import read_status
 from core_hpc.status.model import SweepStatus
 from core_hpc.store.paths import RunPaths, SweepPaths
-from tests.support.harness import ROOT, launch, wait_for
+from tests.support.harness import command, launch, start_launcher, wait_for
 from tests.support.tiny import tiny_sweep
 
 pytestmark = pytest.mark.slow
@@ -45,7 +44,7 @@ def _environment(waiting_sweep: Path, cluster: Any, monkeypatch: pytest.MonkeyPa
     for name, value in cluster.environment().items():
         monkeypatch.setenv(name, value)
     yield
-    command(cluster, "cancel", waiting_sweep)
+    command("cancel", waiting_sweep, env=cluster.environment())
 
 
 @pytest.fixture
@@ -58,32 +57,13 @@ def foreign(cluster: Any) -> Iterator[int]:
     cluster.run("scancel", job)
 
 
-def command(cluster: Any, module: str, *arguments: str | Path) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "-m", f"core_hpc.{module}", *map(str, arguments)],
-        cwd=ROOT,
-        env=cluster.environment(),
-        capture_output=True,
-        text=True,
-        timeout=120,
-        check=False,
-    )
-
-
 def log_of(sweep: Path) -> Path:
     return sweep.with_suffix(".log")
 
 
 def attached(cluster: Any, sweep: Path) -> subprocess.Popen[bytes]:
     """A controller that runs as an ordinary process."""
-    with log_of(sweep).open("ab") as log:
-        return subprocess.Popen(
-            [sys.executable, "-m", "core_hpc.launch", str(sweep)],
-            cwd=ROOT,
-            env=cluster.environment(),
-            stdout=log,
-            stderr=log,
-        )
+    return start_launcher(sweep, log_of(sweep), cluster.environment())
 
 
 def look(sweep: Path) -> SweepStatus:
@@ -104,7 +84,7 @@ def test_a_detached_sweep_is_shown_and_cancelled(waiting_sweep: Path, cluster: A
     done = launch(waiting_sweep, "--detach", env=cluster.environment())
     assert done.returncode == 0, done.stdout + done.stderr
     wait_for(lambda: all_wait(waiting_sweep), "jobs that wait")
-    printed = command(cluster, "status", waiting_sweep, "--json")
+    printed = command("status", waiting_sweep, "--json", env=cluster.environment())
     assert printed.returncode == 0, printed.stderr
     (found,) = json.loads(printed.stdout)["sweeps"]
     assert {(run["state"], run["waiting"]) for run in found["runs"]} == {("waiting", NUM_READY // 2)}
@@ -116,12 +96,12 @@ def test_a_detached_sweep_is_shown_and_cancelled(waiting_sweep: Path, cluster: A
     assert "tasks" in Path(controller["log"]).read_text()
 
     run_id = found["runs"][0]["run_id"]
-    refused = command(cluster, "cancel", folder, "--run", run_id)
+    refused = command("cancel", folder, "--run", run_id, env=cluster.environment())
     assert refused.returncode == ClaimError.exit_code
     assert "cancel the whole sweep" in refused.stderr
     assert len(jobs_in_queue(cluster)) > 2
 
-    cancelled = command(cluster, "cancel", waiting_sweep)
+    cancelled = command("cancel", waiting_sweep, env=cluster.environment())
     assert cancelled.returncode == 0, cancelled.stdout + cancelled.stderr
     assert "22 job(s) were cancelled" in cancelled.stdout
     assert jobs_in_queue(cluster) == {foreign}
@@ -132,7 +112,7 @@ def test_a_detached_sweep_is_shown_and_cancelled(waiting_sweep: Path, cluster: A
     assert after.controller.stop_request is not None
     for root in (SweepPaths(folder).slurm, *(RunPaths(folder / run.run_id).slurm for run in after.runs)):
         assert SubmissionFolder(root).names(OPEN) == []
-    again = command(cluster, "cancel", folder)
+    again = command("cancel", folder, env=cluster.environment())
     assert (again.returncode, again.stdout.startswith("nothing to cancel")) == (0, True)
 
 
@@ -152,7 +132,7 @@ def test_jobs_of_one_run_after_its_controller_was_killed_and_then_all(
     assert found.controller.alive is False
     assert {(run.state, run.waiting) for run in found.runs} == {("no controller", NUM_READY // 2)}
     one, other = (run.run_id for run in found.runs)
-    done = command(cluster, "cancel", folder, "--run", one)
+    done = command("cancel", folder, "--run", one, env=cluster.environment())
     assert done.returncode == 0, done.stdout + done.stderr
     assert {run.run_id: run.waiting for run in look(folder).runs} == {one: 0, other: NUM_READY // 2}
     assert SubmissionFolder(RunPaths(folder / one).slurm).names(OPEN) == []
@@ -161,7 +141,7 @@ def test_jobs_of_one_run_after_its_controller_was_killed_and_then_all(
     second = attached(cluster, waiting_sweep)
     try:
         wait_for(lambda: all_wait(waiting_sweep), "jobs that wait")
-        assert command(cluster, "cancel", folder).returncode == 0
+        assert command("cancel", folder, env=cluster.environment()).returncode == 0
         assert second.wait(30) == 130
     finally:
         second.kill()

@@ -15,8 +15,6 @@ import json
 import os
 import random
 import signal
-import subprocess
-import sys
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -29,7 +27,7 @@ from core_hpc.store import manifests, shards
 from core_hpc.store.paths import RunPaths
 from core_hpc.store.schema import PHASES
 from tests.support.cluster import ClusterError, DevCluster
-from tests.support.harness import ROOT, differences, launch, leftovers
+from tests.support.harness import differences, launch, leftovers, start_launcher
 
 PAUSE_S = (0.5, 5.0)
 """Shortest and longest pause between two faults."""
@@ -161,14 +159,7 @@ class Chaos:
         return {**environment, "CORE_HPC_FAULT": entries, TOKEN: self._token, "COLUMNS": "200"}
 
     def _start(self) -> None:
-        with (self.folder / "launcher.out").open("ab") as log:
-            self._process = subprocess.Popen(
-                [sys.executable, "-m", "core_hpc.launch", str(self.sweep)],
-                cwd=ROOT,
-                env=self._environment(),
-                stdout=log,
-                stderr=log,
-            )
+        self._process = start_launcher(self.sweep, self.folder / "launcher.out", self._environment())
         self.starts += 1
         self._killed = False
 

@@ -11,7 +11,6 @@ from __future__ import annotations
 import contextlib
 import os
 import subprocess
-import sys
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -26,7 +25,7 @@ from core_hpc.slurm.records import ENDED, FAILED, OPEN, SubmissionFolder
 from core_hpc.store import manifests
 from core_hpc.store.paths import RunPaths, TaskKey
 from tests.support.cluster import DevCluster
-from tests.support.harness import ROOT, flip_a_byte
+from tests.support.harness import flip_a_byte, start_launcher
 
 WAIT_S = 240.0
 """How long each step of a test may take."""
@@ -117,14 +116,7 @@ class Disturber:
         """Start the launcher, with the fault points of all faults."""
         entries = ";".join(f"hold {f.point}@{f.place}:{self._marker(n)}" for n, f in enumerate(self.faults))
         environment = {**self.cluster.environment(), "CORE_HPC_FAULT": entries}
-        with (self.folder / "launcher.log").open("ab") as log:
-            self._process = subprocess.Popen(
-                [sys.executable, "-m", "core_hpc.launch", str(self.sweep)],
-                cwd=ROOT,
-                env=environment,
-                stdout=log,
-                stderr=log,
-            )
+        self._process = start_launcher(self.sweep, self.folder / "launcher.log", environment)
         self.starts += 1
 
     @property

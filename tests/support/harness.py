@@ -29,14 +29,14 @@ def launch(
     sweep: Path, *arguments: str, env: dict[str, str] | None = None, timeout_s: float = 300
 ) -> subprocess.CompletedProcess[str]:
     """Run the launcher until it ends."""
-    return _run("core_hpc.launch", (sweep, *arguments), env, timeout_s)
+    return command("launch", sweep, *arguments, env=env, timeout_s=timeout_s)
 
 
 def evaluate(
     *arguments: str | Path, env: dict[str, str] | None = None, timeout_s: float = 900
 ) -> subprocess.CompletedProcess[str]:
     """Run `core_hpc.evaluate` until it ends."""
-    return _run("core_hpc.evaluate", arguments, env, timeout_s)
+    return command("evaluate", *arguments, env=env, timeout_s=timeout_s)
 
 
 def refused(command: str, *arguments: str | Path) -> subprocess.CompletedProcess[str]:
@@ -69,11 +69,12 @@ def refused(command: str, *arguments: str | Path) -> subprocess.CompletedProcess
     return subprocess.CompletedProcess([command, *texts], status, output.getvalue(), errors.getvalue())
 
 
-def _run(
-    module: str, arguments: Sequence[str | Path], env: dict[str, str] | None, timeout_s: float
+def command(
+    name: str, *arguments: str | Path, env: dict[str, str] | None = None, timeout_s: float = 120
 ) -> subprocess.CompletedProcess[str]:
+    """Run a command of core_hpc, for example `cancel`, until it ends."""
     return subprocess.run(
-        [sys.executable, "-m", module, *map(str, arguments)],
+        [sys.executable, "-m", f"core_hpc.{name}", *map(str, arguments)],
         cwd=ROOT,
         env={**os.environ, "COLUMNS": "200", **(env or {})},
         capture_output=True,
@@ -81,6 +82,14 @@ def _run(
         timeout=timeout_s,
         check=False,
     )
+
+
+def start_launcher(sweep: Path, log: Path, env: Mapping[str, str]) -> subprocess.Popen[bytes]:
+    """Start the launcher with this environment. Its output is appended to `log`."""
+    with log.open("ab") as out:
+        return subprocess.Popen(
+            [sys.executable, "-m", "core_hpc.launch", str(sweep)], cwd=ROOT, env=env, stdout=out, stderr=out
+        )
 
 
 def launch_and_kill(
@@ -94,14 +103,7 @@ def launch_and_kill(
     Returns:
         False if the launcher ended by itself before.
     """
-    with log.open("ab") as out:
-        process = subprocess.Popen(
-            [sys.executable, "-m", "core_hpc.launch", str(sweep)],
-            cwd=ROOT,
-            env={**os.environ, **(env or {})},
-            stdout=out,
-            stderr=out,
-        )
+    process = start_launcher(sweep, log, {**os.environ, **(env or {})})
     deadline = time.monotonic() + timeout_s
     try:
         while process.poll() is None:
