@@ -364,6 +364,11 @@ start_dbd() {
 
 # Create the cluster, the account and its user, and the QOS with a limit, unless they exist.
 fill_accounts() {
+    wait_until 30 accounts_exist ||
+        die "the accounts could not be created: $(tail -n 3 "$LOG/accounts.log" | tr '\n' ' ')(all in $LOG/accounts.log)"
+}
+
+accounts_exist() { # makes them if needed; sacctmgr may fail while slurmdbd is starting
     local user
     user=$(id -un)
     [[ -z $(sacctmgr -nP show association user="$user" account=research format=user 2>/dev/null) ]] || return 0
@@ -373,7 +378,7 @@ fill_accounts() {
         sacctmgr -i add account research || true
         sacctmgr -i add user "$user" account=research qos=normal,small defaultqos=normal &&
             sacctmgr -i modify user "$user" set defaultaccount=research
-    } >>"$LOG/accounts.log" 2>&1 || die "the accounts could not be created: see $LOG/accounts.log"
+    } >>"$LOG/accounts.log" 2>&1
 }
 
 start_ctld() {

@@ -1,9 +1,8 @@
 """Publications of SIMULATED tasks: the schemas and statistics of the real phases, without models.
 
-In: a run and a task. Out: its publication. The rows of a phase are made once and published for
-every task, so they name another run and iteration (the steps of an update have their own number),
-and their texts are short. Every task has as
-many rows as a real one, because the controller checks their number.
+In: a run and a task. Out: its publication, with as many rows as a real one and the run, iteration
+and problems of the task, because the controller checks and counts them. Everything else of a row is
+the same in every run, and texts are short.
 """
 
 from __future__ import annotations
@@ -19,7 +18,7 @@ from unittest import mock
 import polars as pl
 
 from core_hpc.problems.splits import EVALUATION
-from core_hpc.runs.contents import TABLE_OF
+from core_hpc.runs.contents import TABLE_OF, problems_of_part
 from core_hpc.runs.folder import Run
 from core_hpc.runs.graph import steps_per_iteration
 from core_hpc.store import manifests
@@ -53,7 +52,7 @@ class SimulatedTasks:
     """
 
     update_bytes: int = 1 << 18
-    _shards: dict[tuple[str, str, int, int], tuple[bytes, int]] = field(default_factory=dict)
+    _frames: dict[tuple[str, str, int, int], pl.DataFrame] = field(default_factory=dict)
 
     def publish(self, run: Run, key: TaskKey) -> None:
         """Publish a task without fsync, which is time of the task and not of the controller."""
@@ -79,12 +78,25 @@ class SimulatedTasks:
 
     def _shard(self, run: Run, key: TaskKey) -> tuple[bytes, int]:
         kind = (key.phase, key.model, key.part, key.iteration if key.phase == UPDATE else 0)
-        if kind not in self._shards:
-            frame, buffer = rows_of(run, key), io.BytesIO()
-            check_frame(frame, TABLE_OF[key.phase], source=str(key))
-            frame.write_parquet(buffer, compression="zstd")
-            self._shards[kind] = buffer.getvalue(), frame.height
-        return self._shards[kind]
+        if kind not in self._frames:
+            self._frames[kind] = rows_of(run, key)
+        frame, buffer = of_task(self._frames[kind], run, key), io.BytesIO()
+        check_frame(frame, TABLE_OF[key.phase], source=str(key))
+        frame.write_parquet(buffer, compression="zstd")
+        return buffer.getvalue(), frame.height
+
+
+def of_task(frame: pl.DataFrame, run: Run, key: TaskKey) -> pl.DataFrame:
+    """Put the run, iteration and problems of a task into the result of `rows_of`."""
+    own = frame.with_columns(run_id=pl.lit(run.run_id), iteration=pl.lit(key.iteration, pl.Int32))
+    if key.phase == UPDATE:
+        return own
+    problems = problems_of_part(run, key)[frame["problem_id"].cast(pl.Int64)]
+    own = own.with_columns(problems["problem_id"])
+    if "gold" in frame.columns:
+        own = own.with_columns(problems["gold"])
+        own = own.with_columns(answer=pl.when("correct").then("gold").otherwise(pl.lit("?")))
+    return own
 
 
 def statistics(key: TaskKey, rows: int) -> Callable[[], dict[str, Any]]:
@@ -111,17 +123,17 @@ def statistics(key: TaskKey, rows: int) -> Callable[[], dict[str, Any]]:
 
 
 def rows_of(run: Run, key: TaskKey) -> pl.DataFrame:
-    """Make the rows that a simulated task publishes."""
+    """Make the rows that a simulated task publishes; the id of a problem is its position in the part."""
     config, per_part = run.config, run.config.protocol.problems_per_part
     total = run.num_problems(EVALUATION) if key.phase == EVALUATE else config.protocol.problems_per_iteration
-    problems = range(key.part * per_part, min(total, (key.part + 1) * per_part))
+    problems = range(min(per_part, total - key.part * per_part))
     own = {"run_id": run.run_id, "iteration": key.iteration, "model": key.model}
     if key.phase == UPDATE:
         steps = steps_per_iteration(config)
         before = (key.iteration - 1) * steps
         rows = [{**own, "step": s, "global_step": before + s, **_STEP} for s in range(1, steps + 1)]
     elif key.phase == HINT:
-        rows = [{**own, "model": m.name, "problem_id": f"p{p}", **_HINT} for p in problems for m in config.team]
+        rows = [{**own, "model": m.name, "problem_id": str(p), **_HINT} for p in problems for m in config.team]
     elif key.phase == SCORE:
         rows = _score_rows(run, own, problems)
     else:
@@ -131,7 +143,7 @@ def rows_of(run: Run, key: TaskKey) -> pl.DataFrame:
             EVALUATE: config.evaluation.samples,
         }
         rows = [
-            {**own, **_rollout(key.phase, k, p), "problem_id": f"p{p}"}
+            {**own, **_rollout(key.phase, k, p), "problem_id": str(p)}
             for p in problems
             if key.phase != RESCUE or is_rescued(p)
             for k in range(num_samples[key.phase])
@@ -151,9 +163,7 @@ def _score_rows(run: Run, own: dict[str, Any], problems: range) -> list[dict[str
         for model in (m.name for m in run.config.team):
             cold = [("cold", k) for k in range(protocol.cold_samples)]
             rescue = [(RESCUE, k) for k in range(protocol.rescue_samples)] if is_rescued(p) else []
-            rows += [
-                {**own, **_score(phase, k, p), "model": model, "problem_id": f"p{p}"} for phase, k in cold + rescue
-            ]
+            rows += [{**own, **_score(phase, k, p), "model": model, "problem_id": str(p)} for phase, k in cold + rescue]
     return rows
 
 
