@@ -15,6 +15,7 @@ if __name__ == "__main__":
 
 import argparse
 import contextlib
+import os
 import sys
 import time
 from collections import Counter
@@ -24,7 +25,7 @@ from pathlib import Path
 from rich.console import Console
 
 from core_hpc.common.errors import ClaimError, CoreHpcError, InputError
-from core_hpc.common.ownership import deny_writing_by_others
+from core_hpc.common.ownership import deny_writing_by_others, user_name
 from core_hpc.common.packages import require_own_analysis
 from core_hpc.common.terminal import PlainConsole, show_error
 
@@ -98,7 +99,7 @@ class Cancellation:
         """
         foreign: dict[str, list[str]] = {}
         for _, submission in self._records():
-            if submission.is_foreign and not certainly_ended(self._slurm, submission.job):
+            if submission.is_foreign and not certainly_ended(self._slurm, submission.job, submission.owner):
                 job = f"job {submission.job}" if submission.job is not None else "a job that is being submitted"
                 foreign.setdefault(submission.owner, []).append(f"{job} ({submission.name})")
         if foreign:
@@ -108,12 +109,38 @@ class Cancellation:
                 f"Only that user can end them: {PROG} {self._sweep}"
             )
 
+    def require_own_folder(self) -> None:
+        """Check that this user may write into the sweep, before anything is written or cancelled.
+
+        Raises:
+            CoreHpcError: The folder belongs to another user; the message names the user.
+        """
+        if not os.access(self._sweep, os.W_OK | os.X_OK):
+            owner = user_name(self._sweep.stat().st_uid)
+            raise CoreHpcError(
+                f"{self._sweep}: belongs to user {owner}, and this user may not write there, so nothing was cancelled. "
+                f"Only {owner} can end its controller and its jobs: {PROG} {self._sweep}"
+            )
+
     def active(self) -> list[tuple[Submission, list[QueueEntry]]]:
-        """Open submissions that have jobs in the queue. The name must match too, because SLURM may reuse job ids."""
+        """Open submissions that have jobs in the queue. The name must match too, because SLURM may reuse job ids.
+
+        Raises:
+            SlurmUnavailableError: Two answers of SLURM contradict each other.
+        """
         records = self._records()
-        entries = [entry for entry in self._slurm.queue() if entry.active] if records else []
+        entries = self._slurm.queue() if records else []
         found = [(s, [e for e in entries if e.name == s.name and s.job in (None, e.id.job)]) for _, s in records]
-        return [(submission, own) for submission, own in found if own]
+        for submission, own in found:
+            # One answer without jobs, although with status 0, is not believed.
+            if not own and submission.job is not None:
+                again = self._slurm.elements(submission.job) or ()
+                if any(entry.active and entry.name == submission.name for entry in again):
+                    raise SlurmUnavailableError(
+                        f"the queue has no job {submission.job} ({submission.name}), but squeue finds it by its id"
+                    )
+        active = [(submission, [entry for entry in own if entry.active]) for submission, own in found]
+        return [(submission, own) for submission, own in active if own]
 
     def cancel_new(self) -> int:
         """Cancel the jobs that are not cancelled yet, and return the number of jobs that are still in the queue."""
@@ -196,6 +223,7 @@ def cancel_sweep(sweep: Path, slurm: Slurm, console: Console) -> None:
     if controller() is None and not work.active():
         work.report(f"nothing to cancel: no controller works on {sweep}, and SLURM has no jobs of it")
         return
+    work.require_own_folder()
     if not paths.stop_request.exists():
         manifests.write_json(paths.stop_request, manifests.writer_identity())
     left = work.wait(controller)
@@ -226,6 +254,9 @@ def cancel_runs(sweep: Path, run_ids: Sequence[str], slurm: Slurm, console: Cons
         "and would submit their jobs again. Wait until it ends, or cancel the whole sweep: "
         f"python -m core_hpc.cancel {sweep}"
     )
+    work = Cancellation(sweep, run_ids, slurm, console)
+    work.require_own_jobs()
+    work.require_own_folder()
     with contextlib.ExitStack() as stack:
         try:
             stack.enter_context(claim(SweepPaths(sweep).claim, has_ended=slurm.has_ended))
@@ -233,8 +264,6 @@ def cancel_runs(sweep: Path, run_ids: Sequence[str], slurm: Slurm, console: Cons
             raise ClaimError(f"a controller works on these runs {advice}\n({e})") from e
         if jobs := [submission.job for submission in active_controllers(sweep, slurm, close=False)]:
             raise ClaimError(f"SLURM job {jobs[0]} is a controller of these runs {advice}")
-        work = Cancellation(sweep, run_ids, slurm, console)
-        work.require_own_jobs()
         if not work.active():
             work.report(f"nothing to cancel: SLURM has no jobs of {', '.join(run_ids)}")
             return

@@ -154,9 +154,12 @@ def _drive(
             heartbeat.beat(last=True)
         driver.executor.close()
         if not lost:
-            tracking.close(progress)
-            copy.close(progress)
-            counts.close(progress)
+            for listener in (tracking, copy, counts):
+                try:
+                    listener.close(progress)
+                except Exception as e:  # noqa: BLE001 - results do not need these files
+                    name, what = type(listener).__name__, f"{type(e).__name__}: {e}"
+                    notify(f"{name} could not complete its files ({what}). Nothing published is lost")
     seconds, cpu_s = time.monotonic() - started, heartbeat.cpu_s
     share = f"{100 * cpu_s / seconds:.1f} % of a core"
     console.print(f"this start took {duration(seconds)}; the controller used {cpu_s:.0f} CPU-seconds ({share})")

@@ -29,7 +29,7 @@ from core_hpc.runs import folder as runfolders
 from core_hpc.runs.outcome import Outcome, OutcomeKind
 from core_hpc.runs.sweep import Sweep
 from core_hpc.schedule.progress import RunProgress
-from core_hpc.slurm.commands import Slurm, SlurmUnavailableError
+from core_hpc.slurm.commands import Slurm, SlurmUnavailableError, certainly_ended
 from core_hpc.slurm.records import OPEN, Submission, SubmissionFolder, new_submission
 from core_hpc.slurm.sbatch import RefusedError
 from core_hpc.slurm.submit import find_job, job_parameters, submit
@@ -106,8 +106,8 @@ def active_controllers(sweep_folder: Path, slurm: Slurm, *, close: bool) -> list
             if close:
                 folder.discard(submission)
             continue
-        if submission.job is None and submission.is_foreign:  # this user does not see it by its name
-            active.append(submission)
+        if submission.is_foreign and not certainly_ended(slurm, submission.job, submission.owner):
+            active.append(submission)  # this user may not see the job
             continue
         if submission.job is None:
             submission.job = find_job((entry for entry in slurm.queue() if entry.active), submission)

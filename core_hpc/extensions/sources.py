@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from core_hpc.common.errors import InputError, StoreError
-from core_hpc.common.ownership import read_own
+from core_hpc.common.ownership import OwnershipError, read_own
 from core_hpc.config.extensions import FUNCTION_KEYS, REFERENCE
 from core_hpc.extensions.points import Use
 
@@ -50,6 +50,8 @@ class Source:
 
 _KNOWN: dict[str, Source] = {}
 """Digest -> source, of all files that this process has read. Equal content has one entry."""
+_REFUSED: dict[str, OwnershipError] = {}
+"""Digest -> why this process must not run a copy in a run folder. Other content of that run can be read."""
 
 
 def remember(sources: Iterable[Source]) -> None:
@@ -59,9 +61,17 @@ def remember(sources: Iterable[Source]) -> None:
 
 
 def source_of(reference: str) -> Source:
-    """The source of the function that a resolved reference names."""
-    source = _KNOWN.get(digest_of(reference))
+    """The source of the function that a resolved reference names.
+
+    Raises:
+        StoreError: no file of this content was read.
+        OwnershipError: somebody else may have written its copy in the run folder.
+    """
+    digest = digest_of(reference)
+    source = _KNOWN.get(digest)
     if source is None:
+        if digest in _REFUSED:
+            raise _REFUSED[digest]
         raise StoreError(f"{reference}: its source is not known to this process; load it with a sweep file or a run")
     return source
 
@@ -260,8 +270,14 @@ def write_copies(folder: Path, found: Iterable[Use], sources: Mapping[str, Sourc
         manifests.replace_file(path, source.text.encode())
 
 
-def remember_copies(folder: Path, found: Iterable[Use]) -> None:
+def remember_copies(folder: Path, found: Iterable[Use], *, own: bool) -> None:
     """Read the sources of a run from its folder.
+
+    Args:
+        folder: the folder of the copies.
+        found: the functions of the run.
+        own: refuse copies that somebody else may have written at once. Otherwise only calling their
+            functions is refused, so that a colleague can read the results of the run.
 
     Raises:
         StoreError: a copy is missing or was altered.
@@ -275,6 +291,11 @@ def remember_copies(folder: Path, found: Iterable[Use]) -> None:
         advice = f"Restore it, or start the sweep again where the file of {use.path} is unchanged"
         try:
             source = Source(_parts(use.reference)["file"], read_own(path).decode())
+        except OwnershipError as e:
+            if own:
+                raise
+            _REFUSED[digest] = e
+            continue
         except (OSError, UnicodeDecodeError) as e:
             raise StoreError(f"{path}: cannot be read ({e}). {advice}") from e
         if source.digest != digest:

@@ -88,7 +88,7 @@ def start(plan: RunPlan, folder: Path) -> Run:
         raise StoreError(f"{paths.identity}: is the identity of {identity['run_id']}; restore this file from a backup")
     run = Run(plan.run_id, paths, plan.config, facts_in(identity))
     sources.write_copies(paths.extensions, uses(plan.config), plan.sources)
-    sources.remember_copies(paths.extensions, uses(plan.config))
+    sources.remember_copies(paths.extensions, uses(plan.config), own=True)
     config = plan.config.model_dump(mode="json")
     if _json_or_none(paths.config) != config:
         manifests.write_json(paths.config, config)

@@ -175,7 +175,7 @@ def open_run(root: Path, *, own: bool = False) -> Run:
     """
     identity = read_identity(root, own=own)
     run = Run(identity["run_id"], RunPaths(root), read_run_config(root, own=own), facts_in(identity))
-    sources.remember_copies(run.paths.extensions, uses(run.config))
+    sources.remember_copies(run.paths.extensions, uses(run.config), own=own)
     return run
 
 

@@ -40,7 +40,7 @@ class Scheduler:
         *,
         max_attempts: int,
         stop_requested: Callable[[], bool] = lambda: False,
-        require_claim: Callable[[], None] = lambda: None,
+        require_claim: Callable[[], object] = lambda: None,
         notify: Callable[[str], None] = print,
     ) -> None:
         """Create a scheduler.

@@ -26,6 +26,7 @@ from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
 
 from core_hpc.common.errors import CoreHpcError
+from core_hpc.common.ownership import user_name
 from core_hpc.slurm.parse import (
     ACTIVE,
     FINAL,
@@ -99,23 +100,47 @@ class Slurm:
         """
         return parse_queue(self._output("squeue", "-r", "-t", "all", "-u", str(os.getuid()), "-O", QUEUE_FORMAT))
 
-    def has_ended(self, job: int) -> bool:
-        """Whether SLURM confirms that no element of the job can run any more."""
-        return not self.active_elements(job)
+    def has_ended(self, job: int, user: str | None = None) -> bool:
+        """Whether SLURM confirms that no element of a job can run any more.
+
+        Args:
+            job: the id of the job.
+            user: the login name of its owner; None: this user.
+
+        Raises:
+            SlurmUnavailableError: SLURM neither lists the job nor denies that it exists, or it
+                denies that although it hides the jobs of other users.
+        """
+        elements = self.elements(job)
+        if elements is None and user not in (None, user_name(os.getuid())) and not self._shows_jobs_of_others():
+            raise SlurmUnavailableError(f"SLURM may hide job {job} of user {user} (PrivateData)")
+        return not any(entry.active for entry in elements or ())
 
     def active_elements(self, job: int) -> set[JobId]:
-        """The elements of a job that may still run. Runs squeue once, for this job alone.
+        """The elements of a job of this user that may still run.
 
         Raises:
             SlurmUnavailableError: SLURM neither lists the job nor denies that it exists.
         """
+        return {entry.id for entry in self.elements(job) or () if entry.active}
+
+    def elements(self, job: int) -> list[QueueEntry] | None:
+        """The elements of a job; None: SLURM denies that it exists. Runs squeue once, for this job alone."""
         done = self._run("squeue", "-r", "-t", "all", "-j", str(job), "-O", QUEUE_FORMAT)
         if done.returncode != 0 and "Invalid job id" in done.stderr:
-            return set()
+            return None
         entries = parse_queue(_checked(done))
         if not entries:
             raise SlurmUnavailableError(f"squeue reported nothing about job {job}")
-        return {entry.id for entry in entries if entry.active}
+        return entries
+
+    def _shows_jobs_of_others(self) -> bool:
+        """Whether it is certain that this user sees the jobs of all users.
+
+        With PrivateData=jobs SLURM answers "Invalid job id" for a waiting job of another user.
+        """
+        private = self.config().get("PrivateData")
+        return private is not None and not {"jobs", "all"} & set(private.lower().split(","))
 
     def accounting(self, jobs: Collection[int], *, since: float) -> dict[JobId, AccountingEntry] | None:
         """What the accounting knows about jobs. Runs sacct once.
@@ -300,10 +325,10 @@ def _checked(done: subprocess.CompletedProcess[str]) -> str:
     raise SlurmUnavailableError(f"{done.args[0]}: {reason}")
 
 
-def certainly_ended(slurm: Slurm, job: int | None) -> bool:
+def certainly_ended(slurm: Slurm, job: int | None, user: str) -> bool:
     """Whether SLURM confirms that a job of another user has ended. It may hide such jobs."""
     try:
-        return job is not None and slurm.has_ended(job)
+        return job is not None and slurm.has_ended(job, user)
     except SlurmUnavailableError:
         return False
 

@@ -50,7 +50,7 @@ class SlurmExecutor:
         *,
         start_id: str,
         notify: Callable[[str], None],
-        require_claim: Callable[[], None] = lambda: None,
+        require_claim: Callable[[], str] = str,
     ) -> None:
         """Create an executor that knows no jobs.
 
@@ -58,8 +58,9 @@ class SlurmExecutor:
             packing: decides which tasks go into a job.
             start_id: names the start by the user; attempts of the same start are counted together.
             notify: shows a message to the user.
-            require_claim: called before every submission; raises ClaimLostError when another
-                controller holds the sweep.
+            require_claim: called before jobs are submitted, and before a look changes records or ends
+                jobs. It returns the token of the claim, for the records; it raises ClaimLostError
+                when another controller holds the sweep.
         """
         self._cluster = cluster
         self._slurm = slurm
@@ -119,6 +120,7 @@ class SlurmExecutor:
         if not self._events:
             self._pace.wait()
         if self._pace.is_due:
+            self._require_claim()  # the wait was long enough for another controller to take the sweep
             for sighting in self._watch.look():
                 self._handle(sighting)
             self._write_records()
@@ -200,7 +202,7 @@ class SlurmExecutor:
             False when sbatch refused it. True also when SLURM may have taken it: the watch then
             looks for it by its name, and meanwhile its tasks must not be submitted again.
         """
-        self._require_claim()
+        token = self._require_claim()
         folder = SubmissionFolder(batch.run.paths.slurm)
         new = new_submission(
             batch.group,
@@ -209,6 +211,7 @@ class SlurmExecutor:
             start_id=self._start_id,
             mem_gb=batch.mem_gb,
             excluded=self._remedies.excluded,
+            claim=token,
         )
         try:
             submission = submit_elements(folder, new, self._cluster, batch.run.root.absolute())
@@ -260,7 +263,7 @@ class SlurmExecutor:
                     f"{run.run_id}: job {submission.job} of another driver ({submission.name}) is still with SLURM. "
                     f"Start with that driver, or end its jobs first: python -m core_hpc.cancel {run.root.parent}"
                 )
-            if submission.is_foreign and not certainly_ended(self._slurm, submission.job):
+            if submission.is_foreign and not certainly_ended(self._slurm, submission.job, submission.owner):
                 raise InputError(
                     f"{run.run_id}: job {submission.job or '(being submitted)'} ({submission.name}) of user "
                     f"{submission.owner} is still open. Only {submission.owner} can continue this sweep, or end its "

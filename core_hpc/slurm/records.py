@@ -63,6 +63,8 @@ class Submission:
     """The user who submitted it, and as whom its jobs run; None: an earlier version wrote the record."""
     folder: str = ""
     """The folder that the record was written into; its jobs publish beside it."""
+    claim: str = ""
+    """Token of the claim under which it was submitted; empty: an earlier version wrote the record."""
 
     def to_json(self) -> dict[str, Any]:
         return {**asdict(self), "outcomes": {str(i): outcome.to_json() for i, outcome in self.outcomes.items()}}
@@ -228,6 +230,7 @@ def new_submission(
     start_id: str,
     mem_gb: float,
     excluded: Sequence[str] = (),
+    claim: str = "",
 ) -> Submission:
     """Create a submission that is not submitted yet.
 
@@ -236,6 +239,7 @@ def new_submission(
         elements: tasks of each element.
         start_id: names the start by the user.
         excluded: nodes that the job must not use.
+        claim: token of the claim of the controller that submits it.
     """
     return Submission(
         name=f"{what}-{uuid.uuid4().hex[:8]}",
@@ -246,4 +250,5 @@ def new_submission(
         submitted=time.time(),
         excluded=list(excluded),
         uid=os.getuid(),
+        claim=claim,
     )

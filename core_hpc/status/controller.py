@@ -6,12 +6,14 @@ In: what `status/collect.py` has read of the claim, the heartbeat and the jobs o
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from core_hpc.common.ownership import user_name
 from core_hpc.slurm.records import OPEN, SubmissionFolder
 from core_hpc.status.collect import Found, Queue, point_in_time, read_or_none
 from core_hpc.status.model import ControllerStatus
@@ -79,7 +81,12 @@ def _stop_request(path: Path) -> dict[str, Any] | None:
 def _is_alive(found: Found, queue: Queue) -> bool | None:
     if found.holder is None:
         return None
-    lives = holder_lives(found.holder, lambda job: None if not queue.known else not queue.has_active(job))
+
+    def has_ended(job: int, user: str) -> bool | None:
+        # The queue has only the jobs of this user.
+        return not queue.has_active(job) if queue.known and user == user_name(os.getuid()) else None
+
+    lives = holder_lives(found.holder, has_ended)
     if lives is None and found.heartbeat is not None and _wrote(found.holder, found.heartbeat):
         return True if time.time() - found.heartbeat["time"] < 2 * found.heartbeat["interval_s"] else None
     return lives

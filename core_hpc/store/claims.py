@@ -13,6 +13,7 @@ import contextlib
 import json
 import os
 import socket
+import time
 import uuid
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -25,10 +26,10 @@ import psutil
 from core_hpc.common.environment import number_in
 from core_hpc.common.errors import ClaimError, ClaimLostError, StoreError
 from core_hpc.store.manifest_body import LARGEST
-from core_hpc.store.manifests import make_folder, read_json, write_synced, writer_identity
+from core_hpc.store.manifests import NO_HARD_LINKS, make_folder, read_json, write_synced, writer_identity
 
-HasEnded = Callable[[int], bool | None]
-"""Asks SLURM whether a job has ended. None, or a CoreHpcError, means that SLURM does not know."""
+HasEnded = Callable[[int, str], bool | None]
+"""Asks SLURM whether a job of a user has ended. None, or a CoreHpcError, means that SLURM does not know."""
 
 
 def own_job() -> int | None:
@@ -101,6 +102,8 @@ def describe_holder(holder: Mapping[str, Any]) -> str:
     return f"host {holder['host']}, process {holder['pid']}{job}, user {holder['user']}"
 
 
+AWAY_S = 2.0
+"""A claim file that is away for longer was removed."""
 LARGEST_PID = 2**31
 """Every process id of a claim is smaller. Other numbers are smaller than LARGEST."""
 _FIELDS: dict[str, type | tuple[type, ...]] = {"host": str, "pid": int, "user": str, "time": (int, float)}
@@ -159,7 +162,7 @@ def holder_lives(holder: Mapping[str, Any], has_ended: HasEnded | None) -> bool 
     lives = _lives_here(holder) if holder["host"] == socket.gethostname() else None
     if lives is not None or holder.get("job") is None or has_ended is None:
         return lives
-    ended = has_ended(holder["job"])
+    ended = has_ended(holder["job"], holder["user"])
     return None if ended is None else not ended
 
 
@@ -199,25 +202,39 @@ class Claim:
     path: Path
     content: Mapping[str, Any]
 
-    def require(self) -> None:
+    def require(self) -> str:
         """Check that this process still holds the claim. Call it before work that only a holder may do.
 
         A file system that does not answer proves nothing, so the holder continues.
+
+        Returns:
+            The token of the claim. No other claim has it, so a record with it shows who wrote it.
 
         Raises:
             ClaimLostError: The claim was removed, or another controller has it.
         """
         try:
-            found = json.loads(self.path.read_bytes())
+            found = json.loads(self._content())
         except FileNotFoundError:
             self._raise_lost("its claim was removed")
         except OSError:
-            return
+            found = self.content
         except (ValueError, RecursionError):
             self._raise_lost("its claim was overwritten")
-        else:
-            if found != self.content:
-                self._raise_lost(self._who())
+        if found != self.content:
+            self._raise_lost(self._who())
+        return str(self.content["token"])
+
+    def _content(self) -> bytes:
+        """The content of the claim file. Another start may take it away for a moment (`_break_dead_claim`)."""
+        deadline = time.monotonic() + AWAY_S
+        while True:
+            try:
+                return self.path.read_bytes()
+            except FileNotFoundError:
+                if time.monotonic() > deadline:
+                    raise
+                time.sleep(AWAY_S / 20)
 
     def _who(self) -> str:
         try:
@@ -234,7 +251,7 @@ class Claim:
     def release(self) -> None:
         """Remove the claim file if it is still this claim."""
         with contextlib.suppress(OSError, ValueError, RecursionError):  # an error that ends the holder goes first
-            if json.loads(self.path.read_bytes()) == self.content:
+            if json.loads(self._content()) == self.content:
                 self.path.unlink()
 
 
@@ -262,6 +279,13 @@ def claim(path: Path, *, has_ended: HasEnded | None = None) -> Iterator[Claim]:
                 break
             except FileExistsError:
                 _break_dead_claim(path, mine, has_ended)
+            except OSError as e:
+                if e.errno not in NO_HARD_LINKS:
+                    raise
+                raise ClaimError(
+                    f"{path}: this file system has no hard links ({e.strerror}), and without them two controllers "
+                    "could work on one sweep. Set `output` to a folder on another file system"
+                ) from e
         else:
             raise ClaimError(f"{path}: another controller has just taken this sweep; start again when it has ended")
     finally:

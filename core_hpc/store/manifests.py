@@ -32,6 +32,8 @@ T = TypeVar("T")
 
 SET_ASIDE = ".set-aside-"
 """In the name of a manifest that was withdrawn because of damage."""
+NO_HARD_LINKS = (errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS)
+"""Errors of a file system that has no hard links."""
 VISIBILITY_DELAYS_S = (0.2, 1.0, 5.0, 25.0)
 VISIBILITY_WINDOW_S = 120.0
 
@@ -238,7 +240,7 @@ def _commit(manifest: Manifest, uid: str) -> bool:
     except FileExistsError:
         return False
     except OSError as e:
-        if e.errno not in (errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS):
+        if e.errno not in NO_HARD_LINKS:
             raise
         # This file system has no hard links: the last writer wins, and its files are complete too.
         temporary.replace(manifest.path)

@@ -35,6 +35,43 @@ sys.exit(cancel.main([sys.argv[1]]))
 """
 
 
+HAS_ENDED = f"""
+import os, sys
+from core_hpc.slurm.commands import Slurm, certainly_ended
+os.setuid({COLLEAGUE_UID})
+slurm, job = Slurm(), int(sys.argv[1])
+print(f"certain: {{certainly_ended(slurm, job, 'root')}}, hidden: {{slurm.has_ended(job)}}")
+"""
+
+
+def as_colleague(cluster: DevCluster, code: str, *arguments: Path | int) -> subprocess.CompletedProcess[str]:
+    """Run Python code that becomes the second user after its imports. This user can reach SLURM."""
+    for folder in (cluster.home.parent, cluster.home):
+        folder.chmod(0o755)
+    return subprocess.run(
+        [sys.executable, "-c", code, *map(str, arguments)],
+        cwd=ROOT,
+        env=cluster.environment(),
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+
+@pytest.fixture
+def hiding_cluster(cluster: DevCluster) -> Iterator[DevCluster]:
+    """The cluster, which hides the jobs of other users during the test."""
+    configuration = cluster.home / "etc" / "slurm.conf"
+    before = configuration.read_text()
+    configuration.write_text(f"{before}\nPrivateData=jobs\n")
+    cluster.run("scontrol", "reconfigure")
+    try:
+        yield cluster
+    finally:
+        configuration.write_text(before)
+        cluster.run("scontrol", "reconfigure")
+
+
 @pytest.fixture
 def waiting(cluster: DevCluster, tiny_models: list[Path], tmp_path: Path, project: Path) -> Iterator[Path]:
     """The folder of a sweep whose jobs begin in an hour. Its controller works on it until the end of the test."""
@@ -65,14 +102,7 @@ def test_a_job_whose_calls_were_changed_while_it_waited_runs_nothing(cluster: De
     require_root()
     (run,) = list_runs(waiting)
     folder = SubmissionFolder(RunPaths(run).slurm)
-    refused = subprocess.run(
-        [sys.executable, "-c", CANCEL, waiting],
-        cwd=ROOT,
-        env=cluster.environment(),
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    refused = as_colleague(cluster, CANCEL, waiting)
     assert refused.returncode == CoreHpcError.exit_code, refused.stdout + refused.stderr
     assert "belong to another user, and nothing was cancelled. user root: job" in " ".join(refused.stderr.split())
     changed = next(s for s in folder.read(OPEN) if s.name.startswith("cold-0001"))
@@ -84,6 +114,21 @@ def test_a_job_whose_calls_were_changed_while_it_waited_runs_nothing(cluster: De
     assert "was changed after the job was submitted (owner root, mode 0640" in " ".join(log_text.split())
     assert "Traceback" not in log_text
     assert not RunPaths(run).phase_folder("cold", 2).exists()
+
+
+@pytest.mark.full(reason="tests/unit/slurm has the answers of a SLURM that hides jobs")
+def test_jobs_that_slurm_hides_are_not_taken_for_ended(waiting: Path, hiding_cluster: DevCluster) -> None:
+    """With PrivateData=jobs, SLURM answers a colleague that a waiting job does not exist."""
+    require_root()
+    jobs = queue(hiding_cluster)
+    (run,) = list_runs(waiting)
+    for record in SubmissionFolder(RunPaths(run).slurm).read(OPEN):
+        assert record.job is not None
+        assert as_colleague(hiding_cluster, HAS_ENDED, record.job).stdout == "certain: False, hidden: True\n"
+    refused = as_colleague(hiding_cluster, CANCEL, waiting)
+    assert refused.returncode == CoreHpcError.exit_code, refused.stdout + refused.stderr
+    assert "belong to another user, and nothing was cancelled. user root: job" in " ".join(refused.stderr.split())
+    assert queue(hiding_cluster) == jobs
 
 
 @pytest.mark.full(reason="tests/unit/slurm has copies of a sweep with jobs in the queue")

@@ -232,7 +232,8 @@ def test_a_sweep_survives_the_end_of_its_detached_controllers(
     Path(f"{holds[1]}.go").touch()
     (run,) = list_runs(tmp_path / "out" / "tiny")
     wait_for(lambda: not claim.exists() and not cluster.run("squeue", "-h", "-o", "%i").strip(), "the end of all jobs")
-    assert len(controllers.names(OPEN, ENDED)) >= 3
+    wait_for(lambda: not controllers.names(OPEN), "the records of the controllers")
+    assert len(controllers.names(ENDED)) >= 3
     logs = "".join(p.read_text() for p in controllers.root.glob("*/*_log.out"))
     assert "asked to end; the successor" in logs
     assert "taking them over" in logs

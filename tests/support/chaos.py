@@ -392,14 +392,14 @@ class Chaos:
     def _controllers_at_once(self, run: Path) -> list[str]:
         """Controllers whose writing overlaps in time.
 
-        A submission carries the start that made it. With the driver `local` the parent of a worker
-        is its controller, or a fork server whose parent is. Process 1 is the parent of a worker
-        whose controller or server was killed.
+        A submission carries the token of the claim under which it was made. With the driver `local`
+        the parent of a worker is its controller, or a fork server whose parent is. Process 1 is the
+        parent of a worker whose controller or server was killed.
         """
         wrote: dict[str, list[float]] = {}
         if self.cluster is not None:
             for record in SubmissionFolder(RunPaths(run).slurm).read(OPEN, ENDED, FAILED):
-                wrote.setdefault(record.start_id, []).append(record.submitted)
+                wrote.setdefault(record.claim, []).append(record.submitted)
         else:
             parents = {server: parent for _, server, parent, _ in self._log("servers")}
             for when, _, parent, _ in self._log("starts"):

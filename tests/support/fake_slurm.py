@@ -58,10 +58,13 @@ class FakeSlurm(Slurm):
             raise SlurmUnavailableError("squeue: Unable to contact slurm controller")
         return list(self.entries.values())
 
+    def elements(self, job: int) -> list[QueueEntry] | None:
+        return [entry for id, entry in self.entries.items() if id.job == job] or None
+
     def active_elements(self, job: int) -> set[JobId]:
         return {id for id, entry in self.entries.items() if id.job == job and entry.active}
 
-    def has_ended(self, job: int) -> bool:
+    def has_ended(self, job: int, user: str | None = None) -> bool:
         return not any(entry.active for at, entry in self.entries.items() if at.job == job)
 
     def accounting(self, jobs: Collection[int], *, since: float) -> dict[JobId, AccountingEntry] | None:

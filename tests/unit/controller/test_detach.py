@@ -60,7 +60,7 @@ class Chain:
         self.slurm.set(submission, 0, "PENDING", reason="Dependency")
         return SUCCESSOR
 
-    def _has_ended(self, job: int) -> bool:
+    def _has_ended(self, job: int, user: str | None = None) -> bool:
         return not any(e.id.job == job and e.active for e in self.slurm.entries.values())
 
 

@@ -57,6 +57,7 @@ def create(sweep: Sweep) -> runs.Run:
 def _unknown(monkeypatch: pytest.MonkeyPatch) -> None:
     """Every test begins like a new process, which knows no source."""
     monkeypatch.setattr(sources, "_KNOWN", {})
+    monkeypatch.setattr(sources, "_REFUSED", {})
 
 
 # --- identity ------------------------------------------------------------------------------------
@@ -231,7 +232,10 @@ def test_a_copy_that_others_may_write_is_not_run(tmp_path: Path, monkeypatch: py
     copy.chmod(0o664)
     monkeypatch.setattr(sources, "_KNOWN", {})
     with pytest.raises(OwnershipError, match="the group may change it"):
-        runs.open_run(run.root)
+        runs.open_run(run.root, own=True)
+    opened = runs.open_run(run.root)  # a colleague reads the results, and runs nothing of it
+    with pytest.raises(OwnershipError, match="the group may change it"):
+        sources.source_of(opened.config.reward.parts["brevity"].function)
 
 
 def test_a_moved_run_folder_is_complete_by_itself(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

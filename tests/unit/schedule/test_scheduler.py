@@ -130,6 +130,28 @@ def test_a_shard_that_was_replaced_meanwhile_is_not_set_aside(run: Run) -> None:
     assert path.exists()
 
 
+def test_a_publication_with_a_lost_row_is_made_again_at_once(run: Run) -> None:
+    """The row was lost before the manifest was written, so only the configuration shows that it is missing."""
+    progress, messages = inspect_run(run)[0], list[str]()
+    cold, short = TaskKey(1, "cold", "a"), list[TaskKey]()
+
+    def publish_short_once(run: Run, key: TaskKey) -> None:
+        publish(run, key)
+        if key == cold and not short:
+            short.append(key)
+            path = run.paths.task_manifest(key)
+            body = manifests.read_json(path)
+            body["files"][0]["rows"] -= 1
+            manifests.write_json(path, body)
+
+    executor = Instant(publish_short_once)
+    assert Scheduler([progress], executor, [], max_attempts=3, notify=messages.append).run()
+    assert progress.finished
+    assert progress.stopped is None
+    assert executor.done.count(cold) == 2
+    assert len(list(run.paths.task_folder(cold).glob("*.set-aside-*"))) == 1
+
+
 def test_nothing_is_submitted_or_changed_after_the_claim_is_lost(run: Run) -> None:
     progress, executor = inspect_run(run)[0], Instant(publish)
     seen: list[int] = []

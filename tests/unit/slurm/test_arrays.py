@@ -10,6 +10,8 @@ from typing import Any
 
 import pytest
 
+from core_hpc.common.errors import ClaimLostError
+from core_hpc.controller.drivers import make_driver
 from core_hpc.runs.events import TaskRef
 from core_hpc.runs.folder import Run
 from core_hpc.slurm import executor as slurm_executor
@@ -18,6 +20,7 @@ from core_hpc.slurm.commands import JobId, Limits, QueueEntry
 from core_hpc.slurm.executor import SlurmExecutor
 from core_hpc.slurm.records import CALLS, ENDED, FAILED, OPEN, SubmissionFolder, new_submission
 from core_hpc.store import manifests
+from core_hpc.store.claims import claim
 from core_hpc.store.paths import TaskKey
 from tests.support.fake_slurm import FakeSlurm, executor_of, kind_of, publish, run_of
 
@@ -44,6 +47,35 @@ def poll_until(executor: SlurmExecutor, kind: str, *, polls: int = 400) -> list[
         if found := [e for e in executor.poll() if kind_of(e) == kind]:
             return found
     raise AssertionError(f"no {kind} event")
+
+
+def test_after_the_claim_was_lost_nothing_is_submitted_cancelled_or_written(make: Any, slurm: FakeSlurm) -> None:
+    """Another controller may take the sweep while this one waits for its next look at the queue."""
+    executor, run, _ = make()
+    executor.submit(wanted(run, cold("a")))
+    slurm.entries.clear()  # a look would find the job lost, and write that into its record
+    records = {path: path.read_bytes() for path in run.paths.slurm.rglob("*") if path.is_file()}
+
+    def lost() -> str:
+        raise ClaimLostError("claim.json: another controller has taken the sweep")
+
+    executor._require_claim = lost
+    with pytest.raises(ClaimLostError):
+        poll_until(executor, "failed")
+    with pytest.raises(ClaimLostError):
+        executor.submit(wanted(run, cold("b")))
+    assert len(slurm.submitted) == 1
+    assert slurm.cancelled == []
+    assert {path: path.read_bytes() for path in run.paths.slurm.rglob("*") if path.is_file()} == records
+
+
+def test_a_record_carries_the_token_of_the_claim(tmp_path: Path, slurm: FakeSlurm) -> None:
+    run = run_of(tmp_path, "arrays")
+    with claim(tmp_path / "claim.json") as held:
+        driver = make_driver([run], slurm, start_id="s", notify=print, require_claim=held.require)
+        driver.executor.submit(wanted(run, cold("a")))
+    (record,) = SubmissionFolder(run.paths.slurm).read(OPEN)
+    assert record.claim == held.content["token"]
 
 
 def test_tasks_that_are_ready_together_are_one_array_and_parts_share_an_element(make: Any, slurm: FakeSlurm) -> None:

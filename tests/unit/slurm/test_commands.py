@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from core_hpc.common.errors import CoreHpcError
+from core_hpc.common.ownership import user_name
 from core_hpc.slurm.commands import (
     ACTIVE,
     FINAL,
@@ -18,6 +19,7 @@ from core_hpc.slurm.commands import (
     Limits,
     Slurm,
     SlurmUnavailableError,
+    certainly_ended,
     clean_environment,
     slurm_installed,
 )
@@ -226,6 +228,28 @@ def test_a_job_that_slurm_does_not_know_any_more_has_ended(fake: FakeCommands) -
     fake.command("squeue", HEADER)
     with pytest.raises(SlurmUnavailableError, match="reported nothing"):
         Slurm().has_ended(7)
+
+
+@pytest.mark.parametrize(
+    ("shown", "is_certain"),
+    [
+        ("PrivateData             = none\n", True),
+        ("PrivateData             = accounts,users\n", True),
+        ("PrivateData             = accounts,jobs\n", False),
+        ("PrivateData             = all\n", False),
+        (None, False),  # the configuration is not shown to users
+    ],
+)
+def test_a_job_of_another_user_may_be_hidden(fake: FakeCommands, shown: str | None, is_certain: bool) -> None:
+    """With PrivateData=jobs, SLURM 22.05 answers "Invalid job id" for a job that another user has in the queue."""
+    fake.command("squeue", error="slurm_load_jobs error: Invalid job id specified\n", status=1)
+    if shown is None:
+        fake.command("scontrol", error="slurm_load_ctl_conf error: Access/permission denied\n", status=1)
+    else:
+        fake.command("scontrol", shown)
+    assert certainly_ended(Slurm(), 7, "ann") is is_certain
+    assert Slurm().has_ended(7), "the own jobs are never hidden"
+    assert certainly_ended(Slurm(), 7, user_name(os.getuid()))
 
 
 @pytest.mark.parametrize(

@@ -155,7 +155,7 @@ def colleagues(started: Run, slurm: FakeSlurm) -> Run:
 
 def hide_jobs(slurm: FakeSlurm, *, ended: bool) -> None:
     slurm.entries.clear()
-    slurm.has_ended = lambda job: ended  # type: ignore[method-assign]
+    slurm.has_ended = lambda job, user=None: ended  # type: ignore[method-assign]
 
 
 def test_a_record_names_its_user(started: Run) -> None:

@@ -20,7 +20,7 @@ import pytest
 from core_hpc.common.errors import ClaimError, ClaimLostError, InputError, StoreError
 from core_hpc.slurm.commands import SlurmUnavailableError
 from core_hpc.store import claims
-from core_hpc.store.claims import claim, holder_lives, read_holder
+from core_hpc.store.claims import HasEnded, claim, holder_lives, read_holder
 
 CLAIM_AND_DIE = """
 import os, pathlib, sys
@@ -140,8 +140,8 @@ def test_a_holder_before_the_last_boot_is_dead_and_one_in_another_container_is_u
         assert holder_lives({**holder, "boot_id": "of-an-earlier-boot"}, None) is False
         elsewhere = {**holder, "pid_namespace": "pid:[1]"}
         assert holder_lives(elsewhere, None) is None
-        assert holder_lives({**elsewhere, "job": 7}, lambda job: True) is False
-        assert holder_lives({**elsewhere, "job": 7}, lambda job: False) is True
+        assert holder_lives({**elsewhere, "job": 7}, lambda job, user: True) is False
+        assert holder_lives({**elsewhere, "job": 7}, lambda job, user: False) is True
 
 
 def test_a_process_that_the_system_hides_is_not_dead(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -170,18 +170,18 @@ def claim_of_another_host(job: int | None) -> str:
 def test_a_job_of_another_host_is_dead_only_if_slurm_reports_its_end(tmp_path: Path) -> None:
     path = tmp_path / "claim.json"
     path.write_text(claim_of_another_host(12))
-    asked: list[int] = []
+    asked: list[tuple[int, str]] = []
 
-    def has_ended(answer: bool) -> Callable[[int], bool]:
-        return lambda job: asked.append(job) or answer
+    def has_ended(answer: bool) -> HasEnded:
+        return lambda job, user: asked.append((job, user)) or answer
 
     with pytest.raises(ClaimError, match="SLURM job 12"), claim(path, has_ended=has_ended(False)):
         pass
     with claim(path, has_ended=has_ended(True)):
         assert json.loads(path.read_text())["pid"] == os.getpid()
-    assert asked == [12, 12]
+    assert asked == [(12, "ann")] * 2
 
-    def no_answer(job: int) -> bool:
+    def no_answer(job: int, user: str) -> bool:
         raise SlurmUnavailableError("squeue: no answer")
 
     path.write_text(claim_of_another_host(12))
@@ -206,7 +206,7 @@ def test_two_controllers_inside_one_job_are_two(tmp_path: Path, monkeypatch: pyt
     monkeypatch.setenv("SLURM_JOB_ID", "12")
     with other_holder(path) as holder:
         assert holder["job"] == 12
-        answers: list[Callable[[int], bool] | None] = [None, lambda job: False]
+        answers: list[HasEnded | None] = [None, lambda job, user: False]
         for has_ended in answers:
             with (
                 pytest.raises(ClaimError, match=f"process {holder['pid']}, SLURM job 12"),
@@ -215,7 +215,7 @@ def test_two_controllers_inside_one_job_are_two(tmp_path: Path, monkeypatch: pyt
                 pass
         elsewhere = {**holder, "host": "elsewhere"}  # on another node of the same allocation
         path.write_text(json.dumps(elsewhere))
-        with pytest.raises(ClaimError, match="host elsewhere"), claim(path, has_ended=lambda job: False):
+        with pytest.raises(ClaimError, match="host elsewhere"), claim(path, has_ended=lambda job, user: False):
             pass
         path.write_text(json.dumps(holder))
     path.write_text(json.dumps(holder))  # its holder is dead now
@@ -232,10 +232,10 @@ def test_a_requeued_job_knows_its_earlier_execution_by_the_number_of_restarts(
     with claim(path):
         holder = json.loads(path.read_text())
     path.write_text(json.dumps({**holder, "host": "elsewhere", "restarts": 1}))
-    with pytest.raises(ClaimError, match="host elsewhere"), claim(path, has_ended=lambda job: False):
+    with pytest.raises(ClaimError, match="host elsewhere"), claim(path, has_ended=lambda job, user: False):
         pass
     path.write_text(json.dumps({**holder, "host": "elsewhere", "restarts": 0}))
-    with claim(path, has_ended=lambda job: False):
+    with claim(path, has_ended=lambda job, user: False):
         assert json.loads(path.read_text())["restarts"] == 1
 
 
@@ -353,3 +353,62 @@ def test_a_holder_in_another_pid_namespace_is_neither_alive_nor_dead(tmp_path: P
         pass
     process.communicate(timeout=60)
     assert not path.exists()
+
+
+def test_a_file_system_without_hard_links_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(source: Path, target: Path) -> None:
+        raise OSError(errno.EPERM, "Operation not permitted")
+
+    monkeypatch.setattr(os, "link", refuse)
+    with pytest.raises(ClaimError, match="this file system has no hard links"), claim(tmp_path / "claim.json"):
+        pass
+    assert list(tmp_path.iterdir()) == []
+
+
+CLAIM_AT_ONCE = """
+import multiprocessing, os, pathlib, random, sys, time
+from core_hpc.common.errors import ClaimError
+from core_hpc.store import claims
+from core_hpc.store.claims import claim
+
+look = claims.holder_lives
+def slowly(holder, has_ended):  # so that another start takes the sweep between the look and what follows from it
+    lives = look(holder, has_ended)
+    time.sleep(random.Random(os.getpid()).uniform(0, 0.02))
+    return lives
+claims.holder_lives = slowly
+
+def start(path, begin, end, outcomes):
+    begin.wait()
+    try:
+        with claim(path) as held:
+            for _ in range(20):  # as a controller does before everything it changes
+                token = held.require()
+                time.sleep(0.001)
+            outcomes.put(token)
+            end.wait()
+    except ClaimError as e:  # also ClaimLostError
+        outcomes.put(f"refused: {e}")
+        end.wait()
+
+path, dead = pathlib.Path(sys.argv[1]), sys.argv[2]
+fork = multiprocessing.get_context("fork")
+for _ in range(25):
+    path.write_text(dead)
+    outcomes, begin, end = fork.Queue(), fork.Barrier(6), fork.Barrier(6)
+    starts = [fork.Process(target=start, args=(path, begin, end, outcomes)) for _ in range(6)]
+    for process in starts: process.start()
+    found = [outcomes.get(timeout=30) for _ in starts]
+    for process in starts: process.join()
+    holders = [text for text in found if not text.startswith("refused")]
+    if len(holders) != 1: sys.exit(f"{len(holders)} holders: {found}")
+    if path.exists() or list(path.parent.glob(".*")): sys.exit(f"left over: {list(path.parent.iterdir())}")
+"""
+
+
+def test_of_many_starts_over_a_dead_claim_exactly_one_has_the_sweep(tmp_path: Path) -> None:
+    path = tmp_path / "claim.json"
+    subprocess.run([sys.executable, "-c", CLAIM_AND_DIE, str(path)], check=False)
+    code = [sys.executable, "-c", CLAIM_AT_ONCE, str(path), path.read_text()]
+    done = subprocess.run(code, capture_output=True, text=True, timeout=120, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr

@@ -1,0 +1,81 @@
+"""A whole sweep under its controller, with real listeners and an executor that publishes at once."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from rich.console import Console
+
+from analysis.counts import cache
+from core_hpc.controller import control as controller
+from core_hpc.controller.control import control
+from core_hpc.controller.counts_cache import CountsCache
+from core_hpc.controller.drivers import Driver
+from core_hpc.controller.start import Start
+from core_hpc.runs.folder import Run, open_run
+from core_hpc.runs.sweep import load_sweep
+from core_hpc.store import manifests
+from core_hpc.store.paths import TaskKey
+from tests.support.executors import Instant
+from tests.support.tracked_run import written_points
+from tests.support.whole_run import publish_task, run_in
+
+LAST = TaskKey(1, "evaluate", "b", 1)
+
+
+def controlled(
+    run: Run, monkeypatch: pytest.MonkeyPatch, publish: Callable[[Run, TaskKey], None]
+) -> tuple[list[TaskKey], str]:
+    """Drive the sweep of a run to its end. Returns the tasks in their order, and what was printed."""
+    executor, out = Instant(publish), io.StringIO()
+    driver = Driver(executor, "at once", lambda: 0.0, 1.0, warm=True)
+    monkeypatch.setattr(controller, "make_driver", lambda *arguments, **named: driver)
+    sweep = load_sweep(run.root.parent.parent / "s.yaml")
+    (progress,), finished = control(sweep, Start.new(verify=False), {}, Console(file=out, width=500))
+    assert finished
+    assert progress.finished, progress.stopped
+    return executor.done, out.getvalue()
+
+
+def test_a_damaged_evaluation_that_the_controller_reads_is_made_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run, damaged = run_in(tmp_path), list[Path]()
+
+    def publish(run: Run, key: TaskKey) -> None:
+        publish_task(run, key)
+        if key == LAST and not damaged:
+            path = manifests.read_manifest(run.paths.task_manifest(key)).file(".parquet")
+            content = bytearray(path.read_bytes())
+            content[len(content) // 2] ^= 255
+            path.write_bytes(content)
+            damaged.append(path)
+
+    done, printed = controlled(run, monkeypatch, publish)
+    assert done.count(LAST) == 2
+    assert len(done) == len(run.graph().tasks()) + 1
+    assert f"{damaged[0]}: " in printed
+    assert "it is set aside and made again" in printed
+    assert cache.iterations(run.root) == {0, 1}
+    (tmp_path / "undamaged").mkdir()
+    undamaged = run_in(tmp_path / "undamaged")
+    controlled(undamaged, monkeypatch, publish_task)
+    assert {p[:3] for p in written_points(open_run(run.root))} == {p[:3] for p in written_points(undamaged)}
+
+
+def test_a_listener_that_cannot_complete_its_files_does_not_end_a_sweep_with_an_error(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(self: object, runs: object) -> None:
+        raise OSError(122, "Disk quota exceeded")
+
+    monkeypatch.setattr("core_hpc.controller.tracking.Tracking.close", fail)
+    closed: list[int] = []
+    close = CountsCache.close
+    monkeypatch.setattr(CountsCache, "close", lambda self, runs: (close(self, runs), closed.append(1)))
+    _, printed = controlled(run_in(tmp_path), monkeypatch, publish_task)
+    assert "Tracking could not complete its files (OSError: [Errno 122] Disk quota exceeded)" in printed
+    assert closed == [1]
