@@ -4,8 +4,8 @@ In: the points that `points.py` writes. Out: one W&B run per run of the sweep, b
 without network, `RUN/wandb/offline-run-*`, which `wandb sync` uploads later. The points of a curve are
 those of TensorBoard, under the key TAG/MODEL, over the same steps.
 
-A continued run keeps its id in W&B (`RUN/wandb.json`). Like the event files, the copy begins anew with
-each start, with all published points. W&B replaces what it has under an id by what is uploaded
+A continued run keeps its id in W&B (`RUN/wandb.json`). The copy begins anew with each start, and the
+event files with it, with all published points. W&B replaces what it has under an id by what is uploaded
 without `resume`. So every point is there once, whether or not an earlier folder was uploaded.
 
 W&B is the package `wandb` (extra `wandb`). Nothing here is loaded unless `tracking.wandb` is set.
