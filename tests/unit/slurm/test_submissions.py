@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from core_hpc.common.errors import StoreError
 from core_hpc.config.cluster import ClusterSection
 from core_hpc.runs.job_status import StopReason
 from core_hpc.runs.outcome import Outcome, OutcomeKind
@@ -148,6 +149,17 @@ def test_a_record_goes_from_open_to_ended_or_failed(tmp_path: Path) -> None:
         (folder.folder(submission) / name).touch()
     folder.tidy()
     assert [p.name for p in folder.folder(submission).iterdir()] == ["1_0_log.out"]
+
+
+def test_a_record_that_was_copied_under_another_name_is_named(tmp_path: Path) -> None:
+    """It would be a second submission with the job of the first."""
+    folder = SubmissionFolder(tmp_path)
+    submission = new_submission("generate", "cold-0001", [[TaskKey(1, "cold", "a")]], start_id="s", mem_gb=1)
+    folder.write(submission)
+    copy = tmp_path / "cold-0001-00000000.open.json"
+    copy.write_bytes((tmp_path / f"{submission.name}.open.json").read_bytes())
+    with pytest.raises(StoreError, match=rf"{copy.name}: is a copy of the record of {submission.name}"):
+        folder.read(OPEN)
 
 
 # --- inside the job ------------------------------------------------------------------------------

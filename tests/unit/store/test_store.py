@@ -13,6 +13,7 @@ import polars as pl
 import pytest
 
 from core_hpc.common.errors import InputError, StoreError
+from core_hpc.runs.folder import runs_in
 from core_hpc.store import leftovers, manifests, output_folder, parquet, shards
 from core_hpc.store.paths import RunPaths, TaskKey
 from core_hpc.store.schema import HINTS, PROBLEMS, TABLES, Table, check_frame
@@ -309,6 +310,19 @@ FOREIGN = (
     "cold/notes.md",
 )
 """Files that a user may put into a run folder."""
+
+
+def test_a_link_to_a_run_is_not_another_run(tmp_path: Path) -> None:
+    for name in ("a-00000000", "b-00000000"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "run.json").touch()
+    (tmp_path / "latest").symlink_to("b-00000000")
+    assert [path.name for path in runs_in(tmp_path)] == ["a-00000000", "b-00000000"]
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "b-00000000").rename(tmp_path / "elsewhere" / "b")
+    (tmp_path / "latest").unlink()
+    (tmp_path / "b-00000000").symlink_to("elsewhere/b")  # a run that was moved to another disk
+    assert [path.name for path in runs_in(tmp_path)] == ["a-00000000", "b-00000000"]
 
 
 def test_names_of_a_user_are_ignored_listed_and_kept(tmp_path: Path) -> None:
