@@ -59,6 +59,8 @@ class Cancellation:
         self._console = console
         self._cancelled: dict[str, set[JobId]] = {}
         """Name of a submission -> its jobs and array elements that were in the queue when they were cancelled."""
+        self._absent: set[str] = set()
+        """Names of submissions whose jobs are not in the queue, confirmed by a second question."""
         self._reported: set[Path] = set()
 
     def report(self, message: str) -> None:
@@ -91,11 +93,12 @@ class Cancellation:
                     f". To end their jobs: {PROG} {sweep}"
                 )
 
-    def require_own_jobs(self) -> None:
-        """Check that no job of the sweep belongs to another user. Only that user can end it.
+    def require_own(self) -> None:
+        """Check that neither the folder nor a job of the sweep belongs to another user. Only that user can end it.
 
         Raises:
-            CoreHpcError: another user's jobs wait or run; the message names the user and the jobs.
+            CoreHpcError: another user's jobs wait or run, or this user may not write into the folder.
+                The message names the user and the jobs.
         """
         foreign: dict[str, list[str]] = {}
         for _, submission in self._records():
@@ -108,13 +111,6 @@ class Cancellation:
                 f"jobs of this sweep belong to another user, and nothing was cancelled. {owners}. "
                 f"Only that user can end them: {PROG} {self._sweep}"
             )
-
-    def require_own_folder(self) -> None:
-        """Check that this user may write into the sweep, before anything is written or cancelled.
-
-        Raises:
-            CoreHpcError: The folder belongs to another user; the message names the user.
-        """
         if not os.access(self._sweep, os.W_OK | os.X_OK):
             owner = user_name(self._sweep.stat().st_uid)
             raise CoreHpcError(
@@ -132,15 +128,19 @@ class Cancellation:
         entries = self._slurm.queue() if records else []
         found = [(s, [e for e in entries if e.name == s.name and s.job in (None, e.id.job)]) for _, s in records]
         for submission, own in found:
-            # One answer without jobs, although with status 0, is not believed.
-            if not own and submission.job is not None:
-                again = self._slurm.elements(submission.job) or ()
-                if any(entry.active and entry.name == submission.name for entry in again):
-                    raise SlurmUnavailableError(
-                        f"the queue has no job {submission.job} ({submission.name}), but squeue finds it by its id"
-                    )
+            if not own and submission.name not in self._absent:
+                self._require_absent(submission)
         active = [(submission, [entry for entry in own if entry.active]) for submission, own in found]
         return [(submission, own) for submission, own in active if own]
+
+    def _require_absent(self, submission: Submission) -> None:
+        """Ask once more about a job that the queue does not list: one answer without jobs is not believed."""
+        elements = self._slurm.elements(submission.job) if submission.job is not None else None
+        if any(entry.active and entry.name == submission.name for entry in elements or ()):
+            raise SlurmUnavailableError(
+                f"the queue has no job {submission.job} ({submission.name}), but squeue finds it by its id"
+            )
+        self._absent.add(submission.name)
 
     def cancel_new(self) -> int:
         """Cancel the jobs that are not cancelled yet, and return the number of jobs that are still in the queue."""
@@ -219,11 +219,10 @@ def cancel_sweep(sweep: Path, slurm: Slurm, console: Console) -> None:
             return None
         return f"the controller ({describe_holder(holder)})"
 
-    work.require_own_jobs()
+    work.require_own()
     if controller() is None and not work.active():
         work.report(f"nothing to cancel: no controller works on {sweep}, and SLURM has no jobs of it")
         return
-    work.require_own_folder()
     if not paths.stop_request.exists():
         manifests.write_json(paths.stop_request, manifests.writer_identity())
     left = work.wait(controller)
@@ -255,8 +254,7 @@ def cancel_runs(sweep: Path, run_ids: Sequence[str], slurm: Slurm, console: Cons
         f"python -m core_hpc.cancel {sweep}"
     )
     work = Cancellation(sweep, run_ids, slurm, console)
-    work.require_own_jobs()
-    work.require_own_folder()
+    work.require_own()
     with contextlib.ExitStack() as stack:
         try:
             stack.enter_context(claim(SweepPaths(sweep).claim, has_ended=slurm.has_ended))

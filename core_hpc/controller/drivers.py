@@ -50,7 +50,7 @@ def make_driver(
     *,
     start_id: str,
     notify: Callable[[str], None],
-    require_claim: Callable[[], str] = str,
+    require_claim: Callable[[], str] = lambda: "",
 ) -> Driver:
     """The driver of a sweep's runs, which share the cluster section of the first one.
 

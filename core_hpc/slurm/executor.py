@@ -50,7 +50,7 @@ class SlurmExecutor:
         *,
         start_id: str,
         notify: Callable[[str], None],
-        require_claim: Callable[[], str] = str,
+        require_claim: Callable[[], str] = lambda: "",
     ) -> None:
         """Create an executor that knows no jobs.
 
