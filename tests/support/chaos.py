@@ -37,6 +37,8 @@ RECOVERY_LIMIT_S = 240.0
 OVERLAP_S, COLD_OVERLAP_S = 15.0, 120.0
 """A task may start although another attempt has published it meanwhile: the decision to start it was
 made before. A worker that begins with this task must first start and load its libraries."""
+END_S = 30.0
+"""The processes of a sweep have ended this time after its launcher."""
 REFUSED = 3
 """Exit status of a launcher that finds another controller alive."""
 TOKEN = "CORE_HPC_CHAOS"
@@ -103,7 +105,7 @@ class Chaos:
 
     def __post_init__(self) -> None:
         self._random = random.Random(f"{self.driver}-{self.seed}")
-        self._token = f"{self.driver}-{self.seed}-{os.getpid()}"
+        self.token = f"{self.driver}-{self.seed}-{os.getpid()}"
 
     # --- the sweep -------------------------------------------------------------------------------
 
@@ -156,7 +158,7 @@ class Chaos:
         environment = self.cluster.environment() if self.cluster is not None else dict(os.environ)
         logs = {"task.started": "starts", "publish.done": "published", "fork_server.started": "servers"}
         entries = ";".join(f"log {point}@:{self.folder / name}.log" for point, name in logs.items())
-        return {**environment, "CORE_HPC_FAULT": entries, TOKEN: self._token, "COLUMNS": "200"}
+        return {**environment, "CORE_HPC_FAULT": entries, TOKEN: self.token, "COLUMNS": "200"}
 
     def _start(self) -> None:
         self._process = start_launcher(self.sweep, self.folder / "launcher.out", self._environment())
@@ -213,7 +215,7 @@ class Chaos:
             with contextlib.suppress(psutil.Error):
                 if role_of(process) != role:
                     continue
-                if process.environ().get(TOKEN) == self._token and process.status() != psutil.STATUS_ZOMBIE:
+                if process.environ().get(TOKEN) == self.token and process.status() != psutil.STATUS_ZOMBIE:
                     found.append(process)
         return sorted(found, key=lambda process: process.pid)
 
@@ -352,25 +354,29 @@ class Chaos:
             self.violations.append(f"the sweep is not whole: {' '.join((done.stdout + done.stderr)[-600:].split())}")
             return
         (run,) = (path.parent for path in self.output.glob("*/run.json"))
-        self.violations += [f"differs from the undisturbed run: {name}" for name in differences(reference, run)]
-        self.violations += self._started_again() + self._controllers_at_once(run)
-        self.violations += [f"left over: {path}" for path in leftovers(run, PHASES)]
-        self.violations += [f"left over: {p}" for p in self.output.rglob("*.tmp")]
+        self.violations += self.violated_at_end(reference, run)
+
+    def violated_at_end(self, reference: Path, run: Path) -> Iterator[str]:
+        """The invariants that do not hold after the end of the sweep."""
+        yield from (f"differs from the undisturbed run: {name}" for name in differences(reference, run))
+        yield from self._started_again()
+        yield from self._controllers_at_once(run)
+        yield from (f"left over: {path}" for path in [*leftovers(run, PHASES), *self.output.rglob("*.tmp")])
         if (self.output / "claim.json").exists():
-            self.violations.append("left over: the claim")
+            yield "left over: the claim"
         if SubmissionFolder(RunPaths(run).slurm).names(OPEN):
-            self.violations.append("left over: an open submission")
+            yield "left over: an open submission"
         for role in set(ROLES.values()):
-            self.violations += [f"left over: {role} {p.pid}" for p in self._living_after(role)]
+            yield from (f"left over: {role} {process.pid}" for process in self._living_after(role))
         if self.cluster is not None and (job := self.job("PENDING", "RUNNING", "SUSPENDED")) is not None:
-            self.violations.append(f"left over: SLURM job {job}")
+            yield f"left over: SLURM job {job}"
         for fault in self.faults:
             if fault.recovery_s is not None and fault.recovery_s > RECOVERY_LIMIT_S:
-                self.violations.append(f"{fault.kind}: recovered only after {fault.recovery_s:.0f} s")
+                yield f"{fault.kind}: recovered only after {fault.recovery_s:.0f} s"
 
-    def _living_after(self, role: str, *, within_s: float = 30.0) -> list[psutil.Process]:
+    def _living_after(self, role: str) -> list[psutil.Process]:
         """The processes that live on although the sweep has ended."""
-        deadline = time.monotonic() + within_s
+        deadline = time.monotonic() + END_S
         while (found := self.processes(role)) and time.monotonic() < deadline:
             time.sleep(0.5)
         return found

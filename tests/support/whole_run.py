@@ -18,7 +18,7 @@ from core_hpc.runs import contents, creation
 from core_hpc.runs.folder import ModelFacts, Run
 from core_hpc.runs.sweep import load_sweep
 from core_hpc.store import manifests, shards
-from core_hpc.store.paths import TEAM, TaskKey
+from core_hpc.store.paths import OPTIMIZER_STATE, TEAM, TaskKey
 from core_hpc.store.schema import COLD, EVALUATE, HINT, HINTS, RESCUE, ROLLOUTS, SCORE, SCORES, STEPS, UPDATE
 from tests.support.analysis_data import rollout
 
@@ -137,7 +137,8 @@ def publish_task(run: Run, key: TaskKey) -> None:
 
     def fill(folder: Path) -> dict[str, tuple[int, str]]:
         if key.phase == UPDATE:
-            for name in ("adapter_model.safetensors", "optimizer.safetensors"):
+            for name in ("adapter_model.safetensors", OPTIMIZER_STATE):
+                (folder / name).parent.mkdir(exist_ok=True)
                 (folder / name).write_bytes(str(key).encode())
         return {"rows.parquet": shards.write_frame(folder / "rows.parquet", frame, table)}
 
