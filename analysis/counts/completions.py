@@ -52,7 +52,7 @@ def load_completions(data: RunData, *, phase: str = EVALUATE, iteration: int) ->
     for shard in shards:
         rows = parquet.scan([shard.path])
         try:
-            read = _columns(rows, names).collect()
+            read = parquet.collect(_columns(rows, names))
         except (pl.exceptions.PolarsError, OSError) as e:
             error: StoreError = DamagedError(shard.manifest, f"{shard.path}: not a readable shard of rollouts ({e})")
             if not data.left_out:

@@ -172,7 +172,9 @@ def keep_counts(run: Path, iteration: int) -> None:
     folders = [RunPaths(run).phase_folder(phase, iteration) for phase in GENERATION_PHASES]
     paths = [path for folder in folders for path in manifests.list_manifests(folder)]
     keys = sorted(key for path in paths if (key := task_of_manifest(path)) is not None)
-    counted, _ = count_tasks(run, keys, problems_of(run, config), config, answers=True, lenient=False)
+    # A controller runs this. Some damage ends the whole process inside Polars (store/parquet.py).
+    problems = problems_of(run, config)
+    counted, _ = count_tasks(run, keys, problems, config, answers=True, lenient=False, checksum=True)
     cache.write(run, iteration, counted, listing)
 
 

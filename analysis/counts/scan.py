@@ -78,11 +78,14 @@ def in_threads(work: Callable[[T], R], items: Iterable[T], *, num_threads: int =
         return list(pool.map(work, items))
 
 
-def list_shards(run: Path, keys: Sequence[TaskKey]) -> tuple[list[Shard], list[StoreError]]:
+def list_shards(run: Path, keys: Sequence[TaskKey], *, checksum: bool = False) -> tuple[list[Shard], list[StoreError]]:
     """List the rollout shards of published tasks.
 
-    The sizes of the files are checked. Their checksums are not, because the tasks that use the
-    shards as inputs check them.
+    Args:
+        run: the run folder.
+        keys: keys of the tasks.
+        checksum: also check the checksums of the files, not only their sizes. Analysis does not, because
+            it would read whole files for a few columns, and the tasks that use the shards check them.
 
     Returns:
         The shards, and one error per task whose shards cannot be used.
@@ -92,7 +95,7 @@ def list_shards(run: Path, keys: Sequence[TaskKey]) -> tuple[list[Shard], list[S
     def open_shard(key: TaskKey) -> list[Shard] | StoreError:
         try:
             manifest = manifests.read_manifest(paths.task_manifest(key))
-            manifests.check_files(manifest, checksum=False)
+            manifests.check_files(manifest, checksum=checksum)
         except StoreError as e:
             return e
         folder = manifest.path.parent
@@ -147,7 +150,7 @@ def _scan(shards: Sequence[Shard], keys: Sequence[str], figures: dict[str, pl.Ex
 
     def scan(paths: list[Path]) -> pl.DataFrame:
         rows = parquet.scan(paths)
-        return rows.group_by(keys).agg(**figures).collect(engine="streaming")
+        return parquet.collect(rows.group_by(keys).agg(**figures), streaming=True)
 
     batches = [[s.path for s in shards[i::num]] for i in range(num)]
     try:

@@ -50,6 +50,7 @@ def count_tasks(
     *,
     answers: bool,
     lenient: bool,
+    checksum: bool = False,
 ) -> tuple[Counted, list[str]]:
     """Count the rows of published tasks and check them.
 
@@ -60,6 +61,7 @@ def count_tasks(
         config: the configuration; None for imported predictions.
         answers: also count the answers.
         lenient: leave out what cannot be used, instead of an error.
+        checksum: check the checksums of the shards before Polars reads them.
 
     Returns:
         The counts, and one line per item that was left out.
@@ -67,7 +69,7 @@ def count_tasks(
     Raises:
         StoreError: something is damaged or incorrect, and `lenient` is false.
     """
-    shards, errors = list_shards(run, keys)
+    shards, errors = list_shards(run, keys, checksum=checksum)
     if lenient:
         errors += [e for e in map(damage, shards) if e is not None]
         bad = {e.manifest_path for e in errors if isinstance(e, DamagedError)}

@@ -48,7 +48,7 @@ def count_whole(
     golds = {"least_gold": pl.col("gold").min(), "greatest_gold": pl.col("gold").max()}
     rows = parquet.scan([s.path for s in shards]).filter(*is_right, pl.col("gold").is_not_null())
     try:
-        found = rows.group_by(keys).agg(**golds, **TALLIED).collect(engine="streaming")
+        found = parquet.collect(rows.group_by(keys).agg(**golds, **TALLIED), streaming=True)
     except (pl.exceptions.PolarsError, OSError):
         return None
     known = found.join(expected, on="problem_id")
@@ -78,7 +78,8 @@ def count_answers_of_whole(shards: Sequence[Shard]) -> pl.DataFrame | None:
     """
     rows = parquet.scan([s.path for s in shards])
     try:
-        frame = rows.group_by("problem_id", "answer", "correct").agg(n=pl.len()).collect(engine="streaming")
+        counted = rows.group_by("problem_id", "answer", "correct").agg(n=pl.len())
+        frame = parquet.collect(counted, streaming=True)
     except (pl.exceptions.PolarsError, OSError):
         return None
     return as_answers(frame.with_columns(**{name: pl.lit(value) for name, value in _labels(shards[0]).items()}))

@@ -79,7 +79,7 @@ class SamplePages:
         wanted = {c.problem_id for chosen in self._chosen.values() for c in chosen}
         path = self._run.paths.problems / f"{EVALUATION}.manifest.json"
         columns = ("problem_id", "question")
-        problems = shards.read_problems(path, PROBLEMS, problem_ids=sorted(wanted), columns=columns)
+        problems = shards.read_problems(path, PROBLEMS, problem_ids=sorted(wanted), columns=columns, checksum=True)
         self._questions = dict(problems.iter_rows())
 
     def page(self, model: str, keys: Sequence[TaskKey]) -> str:
@@ -91,7 +91,11 @@ class SamplePages:
         chosen = self._chosen.get(model, [])
         paths = [self._run.paths.task_manifest(key) for key in keys if key.model == model]
         ids = [c.problem_id for c in chosen]
-        frames = [shards.read_problems(path, ROLLOUTS, problem_ids=ids, columns=_SHOWN) for path in paths if ids]
+        frames = [
+            shards.read_problems(path, ROLLOUTS, problem_ids=ids, columns=_SHOWN, checksum=True)
+            for path in paths
+            if ids
+        ]
         if not frames:
             return ""
         rows = pl.concat(frames)

@@ -122,7 +122,7 @@ def max_rows() -> int:
 def _num_rows(path: Path) -> int:
     """The number of rows of a Parquet file. Only its footer is read."""
     try:
-        return int(parquet.scan([path]).select(pl.len()).collect().item())
+        return int(parquet.collect(parquet.scan([path]).select(pl.len())).item())
     except (OSError, pl.exceptions.PolarsError) as e:
         raise InputError(f"{path}: cannot be read ({e})") from e
 
@@ -153,7 +153,8 @@ def _rows(path: Path, container: str) -> Iterator[tuple[int, Row | RowError]]:
         if container == "parquet":
             yield from enumerate(parquet.read(path).iter_rows(named=True), start=1)
         elif container == "csv":
-            yield from enumerate(pl.read_csv(path, infer_schema=False, glob=False).iter_rows(named=True), start=1)
+            some = pl.read_csv(path, infer_schema=False, glob=False, n_rows=max_rows() + 1)  # one more than may be
+            yield from enumerate(some.iter_rows(named=True), start=1)
         else:
             with path.open(encoding="utf-8-sig") as f:  # a byte order mark is accepted
                 yield from ((number, _json_row(line)) for number, line in enumerate(f, start=1) if line.strip())

@@ -80,11 +80,16 @@ def read_manifest_table(
 
 
 def read_problems(
-    manifest_path: Path, table: Table, *, problem_ids: Sequence[str], columns: Sequence[str]
+    manifest_path: Path,
+    table: Table,
+    *,
+    problem_ids: Sequence[str],
+    columns: Sequence[str],
+    checksum: bool = False,
 ) -> pl.DataFrame:
     """Read the rows of some problems in one publication, without decoding the texts of the others.
 
-    Sizes are checked, checksums and the key are not.
+    The key is not checked.
 
     Args:
         manifest_path: The manifest of the publication.
@@ -92,21 +97,22 @@ def read_problems(
         problem_ids: The problems.
         columns: Decode only these columns. Those that the file does not have because they were
             added later are null.
+        checksum: Compare the checksums of the files, not only sizes.
 
     Raises:
         DamagedError: A file is missing, altered or not readable.
     """
     manifest = manifests.read_manifest(manifest_path)
-    manifests.check_files(manifest, checksum=False)
+    manifests.check_files(manifest, checksum=checksum)
     frames = [pl.DataFrame(schema={name: table.schema[name] for name in columns})]
     for path in (manifest_path.parent / entry.name for entry in manifest.files if entry.table == table.name):
         try:
             rows = parquet.scan([path])
-            absent = set(columns) & table.added - set(rows.collect_schema())
+            absent = set(columns) & table.added - set(parquet.column_names(path))
             # Polars filters first, so it decodes the texts of the matching rows only.
             rows = rows.filter(pl.col("problem_id").is_in(list(problem_ids)))
             rows = rows.with_columns(pl.lit(None, table.schema[name]).alias(name) for name in absent)
-            frames.append(rows.select(columns).collect())
+            frames.append(parquet.collect(rows.select(columns)))
         except (pl.exceptions.PolarsError, OSError) as e:
             raise manifests.DamagedError(manifest_path, f"{path}: cannot be read as a Parquet file ({e})") from e
     return pl.concat(frames)

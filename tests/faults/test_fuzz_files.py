@@ -8,11 +8,10 @@ are fuzzed elsewhere.
 
 from __future__ import annotations
 
+import io
 import json
 import shutil
-from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
 from unittest import mock
 
 import pytest
@@ -20,7 +19,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from analysis.counts.load import load_run
+from core_hpc import cancel
 from core_hpc.common.errors import CoreHpcError
+from core_hpc.common.terminal import PlainConsole
 from core_hpc.controller.counts_cache import CountsCache
 from core_hpc.controller.heartbeat import Heartbeat
 from core_hpc.controller.start import Start
@@ -42,7 +43,9 @@ from core_hpc.store import manifests
 from core_hpc.store.claims import claim
 from core_hpc.store.paths import SweepPaths, TaskKey
 from core_hpc.store.shards import read_task
+from tests.support.alterations import altered_bytes, altered_json
 from tests.support.executors import Instant
+from tests.support.fake_slurm import FakeSlurm
 from tests.support.whole_run import frame_of, publish_task, run_in
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
@@ -81,70 +84,18 @@ def original(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-# --- alterations ---------------------------------------------------------------------------------
-
-SCALARS = st.one_of(
-    st.none(),
-    st.booleans(),
-    st.integers(-(10**20), 10**20),
-    st.floats(allow_nan=True),
-    st.text(max_size=12),
-    st.sampled_from(["", "../../etc/passwd", "/", "cold/0001/a/000", "NaN", "9" * 5000]),
-)
-JSON_VALUES = st.recursive(
-    SCALARS, lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=6), inner, max_size=3)
-)
-
-
-def places(value: Any, at: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
-    """The paths of all values inside a JSON value."""
-    yield at
-    items = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
-    for name, inner in items:
-        yield from places(inner, (*at, name))
-
-
-def replaced(value: Any, at: tuple[Any, ...], change: Callable[[Any, Any], None], new: Any) -> Any:
-    """A JSON value with a change at a path: of the container and the name in it."""
-    if not at:
-        return new
-    container = value
-    for name in at[:-1]:
-        container = container[name]
-    change(container, at[-1])
-    return value
-
-
-@st.composite
-def altered_json(draw: st.DrawFn, content: bytes) -> bytes:
-    """JSON with one value replaced, removed or renamed."""
-    value = json.loads(content)
-    at, new = draw(st.sampled_from(list(places(value)))), draw(JSON_VALUES)
-
-    def set_new(container: Any, name: Any) -> None:
-        container[name] = new
-
-    def remove(container: Any, name: Any) -> None:
-        del container[name]
-
-    return json.dumps(replaced(value, at, draw(st.sampled_from([set_new, remove])), new)).encode()
-
-
-@st.composite
-def altered_bytes(draw: st.DrawFn, content: bytes) -> bytes:
-    """Bytes with a flipped byte, a lost end, or an insertion."""
-    at = draw(st.integers(0, max(0, len(content) - 1)))
-    kind = draw(st.sampled_from(["flip", "cut", "insert", "zeros"]))
-    if kind == "flip" and content:
-        return content[:at] + bytes([content[at] ^ draw(st.integers(1, 255))]) + content[at + 1 :]
-    if kind == "cut":
-        return content[:at]
-    if kind == "zeros":
-        return content[:at] + bytes(len(content) - at)
-    return content[:at] + draw(st.binary(min_size=1, max_size=8)) + content[at:]
-
-
 # --- the invariant -------------------------------------------------------------------------------
+
+
+def show_status(sweep: Path) -> None:
+    for status in read_status([locate(sweep)], Manifests()):
+        status_command.render(status)
+
+
+def cancel_all(sweep: Path) -> None:
+    """Cancel a sweep that has no job in the queue."""
+    with mock.patch.multiple(cancel, WAIT_S=0.0, POLL_S=0.0):
+        cancel.cancel_sweep(sweep, FakeSlurm(), PlainConsole(file=io.StringIO()))
 
 
 def use(sweep_file: Path) -> None:
@@ -152,11 +103,14 @@ def use(sweep_file: Path) -> None:
     sweep = load_sweep(sweep_file)
     (plan,) = sweep.runs
     paths, folder = SweepPaths(sweep.folder), SubmissionFolder(sweep.folder / plan.run_id / "slurm")
-    try:
-        for status in read_status([locate(sweep.folder)], Manifests()):
-            status_command.render(status)
-    except CoreHpcError:
-        pass
+    errors: list[str] = []
+    for command in (show_status, cancel_all):
+        try:
+            command(sweep.folder)
+        except CoreHpcError as e:
+            errors.append(str(e))
+    assert all(str(sweep.folder) in error for error in errors), f"an error does not name the file: {errors}"
+    paths.stop_request.unlink(missing_ok=True)
     with claim(paths.claim):
         run = creation.start(plan, sweep.folder)
         progress, _ = inspect_run(run)

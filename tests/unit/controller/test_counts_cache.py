@@ -10,13 +10,18 @@ from types import SimpleNamespace
 
 import pytest
 
+from analysis.counts import load
 from core_hpc.common.errors import StoreError
 from core_hpc.controller.counts_cache import CountsCache
 from core_hpc.runs.events import Done, TaskRef
 from core_hpc.runs.graph import Graph
 from core_hpc.schedule.progress import RunProgress
+from core_hpc.store import manifests, parquet
+from core_hpc.store.manifests import DamagedError
 from core_hpc.store.paths import TEAM, TaskKey
 from core_hpc.store.schema import COLD, SCORE
+from tests.support.harness import flip_a_byte
+from tests.support.whole_run import publish_task, run_in
 
 GRAPH = Graph(
     models=("a", "b"),
@@ -91,3 +96,14 @@ def test_damaged_rows_do_not_end_the_controller(monkeypatch: pytest.MonkeyPatch)
     listener = CountsCache()
     for key in GRAPH.tasks():
         publish(listener, of, key)
+
+
+def test_a_damaged_shard_is_found_before_polars_reads_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Some altered bytes make Polars abort the process."""
+    run = run_in(tmp_path)
+    for key in run.graph().tasks():
+        publish_task(run, key)
+    flip_a_byte(manifests.read_manifest(run.paths.task_manifest(TaskKey(1, COLD, "a", 1))).file(".parquet"))
+    monkeypatch.setattr(parquet, "scan", lambda paths: pytest.fail("the shard was read"))
+    with pytest.raises(DamagedError, match="checksum differs"):
+        load.keep_counts(run.root, 1)

@@ -291,6 +291,19 @@ def test_paths_are_names_and_never_patterns(tmp_path: Path, name: str) -> None:
     assert parquet.scan([folder / manifest.files[0].name]).collect().equals(problems())
 
 
+def test_a_panic_of_polars_is_an_error_like_other_damage(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its exception is no `Exception`, so it would end a controller. Altered files cause it (test_fuzz_problems)."""
+
+    def panic(*arguments: object, **named: object) -> None:
+        raise pl.exceptions.PanicException("assertion failed: offset + length <= self.length")
+
+    monkeypatch.setattr(pl, "read_parquet", panic)
+    monkeypatch.setattr(pl.LazyFrame, "collect", panic)
+    for read in (lambda: parquet.read(tmp_path), lambda: parquet.collect(pl.LazyFrame())):
+        with pytest.raises(pl.exceptions.ComputeError, match="Polars failed inside the file: assertion failed"):
+            read()
+
+
 def test_only_one_module_opens_parquet_files() -> None:
     """So that no reader takes a path for a pattern."""
     root = Path(parquet.__file__).parents[2]
