@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import shutil
 import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -20,42 +19,34 @@ from core_hpc.slurm.records import CALLS, FAILED, OPEN, SubmissionFolder
 from core_hpc.store.paths import RunPaths
 from tests.integration.test_slurm_sweep import ONE_PART, arrays
 from tests.support.cluster import DevCluster
-from tests.support.harness import ROOT, command, launch, start_launcher, wait_for
-from tests.support.second_user import COLLEAGUE_UID, require_root
+from tests.support.harness import command, launch, start_launcher, wait_for
+from tests.support.second_user import as_colleague_after, require_root
 from tests.support.tiny import tiny_sweep
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1200)]
 
-CANCEL = f"""
-import os, sys
+CANCEL = (
+    """
 import core_hpc.cancel as cancel
 cancel.show_error("first")
-os.setuid({COLLEAGUE_UID})
-sys.exit(cancel.main([sys.argv[1]]))
-"""
-
-
-HAS_ENDED = f"""
-import os, sys
-from core_hpc.slurm.commands import Slurm, certainly_ended
-os.setuid({COLLEAGUE_UID})
+""",
+    "sys.exit(cancel.main([sys.argv[1]]))",
+)
+HAS_ENDED = (
+    "from core_hpc.slurm.commands import Slurm, certainly_ended",
+    """
 slurm, job = Slurm(), int(sys.argv[1])
-print(f"certain: {{certainly_ended(slurm, job, 'root')}}, hidden: {{slurm.has_ended(job)}}")
-"""
+print(f"certain: {certainly_ended(slurm, job, 'root')}, hidden: {slurm.has_ended(job)}")
+""",
+)
+"""Imports, and what the second user does with them."""
 
 
-def as_colleague(cluster: DevCluster, code: str, *arguments: Path | int) -> subprocess.CompletedProcess[str]:
-    """Run Python code that becomes the second user after its imports. This user can reach SLURM."""
+def as_colleague(cluster: DevCluster, what: tuple[str, str], argument: Path | int) -> subprocess.CompletedProcess[str]:
+    """Let the second user use this cluster, whose folder is root's."""
     for folder in (cluster.home.parent, cluster.home):
         folder.chmod(0o755)
-    return subprocess.run(
-        [sys.executable, "-c", code, *map(str, arguments)],
-        cwd=ROOT,
-        env=cluster.environment(),
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    return as_colleague_after(*what, str(argument), env=cluster.environment())
 
 
 @pytest.fixture

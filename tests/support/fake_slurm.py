@@ -11,13 +11,12 @@ from typing import Any
 import yaml
 from core_hpc.config.cluster import ClusterSection
 from core_hpc.controller.drivers import make_driver
-from core_hpc.controller.prepare import splits_of
 from core_hpc.problems.splits import EVALUATION
 from core_hpc.runs import creation
 from core_hpc.runs import folder as runs
 from core_hpc.runs.contents import TABLE_OF, expected_rows
 from core_hpc.runs.events import Event, Failed
-from core_hpc.runs.folder import ModelFacts, Run
+from core_hpc.runs.folder import Run
 from core_hpc.runs.sweep import load_sweep
 from core_hpc.slurm.commands import AccountingEntry, JobId, Limits, QueueEntry, Slurm, SlurmUnavailableError
 from core_hpc.slurm.executor import SlurmExecutor
@@ -26,6 +25,7 @@ from core_hpc.slurm.sbatch import RefusedError
 from core_hpc.store import manifests
 from core_hpc.store.paths import TEAM, TaskKey
 from core_hpc.store.schema import COLD, EVALUATE, RESCUE, SCORE
+from tests.support.created_run import create_run
 
 SWEEP = {
     "name": "s",
@@ -124,8 +124,7 @@ def run_of(folder: Path, driver: str, *, protocol: dict[str, Any] | None = None,
     (plan,) = sweep.runs
     if runs.exists(plan, sweep.folder):
         return creation.start(plan, sweep.folder)
-    facts = {m.name: ModelFacts("0" * 64, 512, "plain") for m in plan.config.team}
-    return creation.create(plan, sweep.folder, splits_of(plan), facts)
+    return create_run(sweep)
 
 
 def publish(run: Run, key: TaskKey) -> None:

@@ -11,10 +11,12 @@ import os
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import pytest
+
+from tests.support.harness import ROOT
 
 COLLEAGUE_UID = 64_123
 """A user id that no system has by default."""
@@ -71,5 +73,20 @@ def as_colleague(code: str, *arguments: str | Path) -> subprocess.CompletedProce
         capture_output=True,
         text=True,
         timeout=60,
+        check=False,
+    )
+
+
+def as_colleague_after(
+    imports: str, code: str, *arguments: str | Path, env: Mapping[str, str] | None = None
+) -> subprocess.CompletedProcess[str]:
+    """Run Python code as the second user, with modules of core_hpc that are imported before, as root."""
+    return subprocess.run(
+        [sys.executable, "-c", f"import os, sys\n{imports}\nos.setuid({COLLEAGUE_UID})\n{code}", *map(str, arguments)],
+        cwd=ROOT,
+        env=env,
+        capture_output=True,
+        text=True,
+        timeout=120,
         check=False,
     )

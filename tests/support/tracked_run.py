@@ -7,14 +7,13 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from core_hpc.problems.splits import make_splits
-from core_hpc.runs import creation
-from core_hpc.runs.folder import ModelFacts, Run
+from core_hpc.runs.folder import Run
 from core_hpc.runs.sweep import load_sweep
 from core_hpc.store.paths import TEAM, TaskKey
 from core_hpc.store.schema import EVALUATE, ROLLOUTS
 from core_hpc.store.shards import publish_frame
 from tests.support.analysis_data import rollout, rollouts
+from tests.support.created_run import create_run
 from tests.support.tiny import tiny_sweep
 
 Point = tuple[str, str, int, float]
@@ -26,9 +25,7 @@ NOT_POINTS = ("step", "_step", "_timestamp", "_runtime", "_wandb")
 def make_run(folder: Path, **changes: Any) -> Run:
     """Create a run folder as it is after a start, with nothing published."""
     sweep = load_sweep(tiny_sweep(folder / "tiny.yaml", [Path("/m0"), Path("/m1")], folder / "out", **changes))
-    (plan,) = sweep.runs
-    facts = {m.name: ModelFacts("0" * 64, 512, "plain") for m in plan.config.team}
-    return creation.create(plan, sweep.folder, make_splits(plan.config.problems), facts)
+    return create_run(sweep)
 
 
 def publish_evaluation(run: Run, iteration: int, part: int, **values: Any) -> None:

@@ -12,15 +12,15 @@ from typing import Any
 import polars as pl
 
 import yaml
-from core_hpc.controller.prepare import splits_of
 from core_hpc.problems.splits import problems_of_iteration
-from core_hpc.runs import contents, creation
-from core_hpc.runs.folder import ModelFacts, Run
+from core_hpc.runs import contents
+from core_hpc.runs.folder import Run
 from core_hpc.runs.sweep import load_sweep
 from core_hpc.store import manifests, shards
 from core_hpc.store.paths import OPTIMIZER_STATE, TEAM, TaskKey
 from core_hpc.store.schema import COLD, EVALUATE, HINT, HINTS, RESCUE, ROLLOUTS, SCORE, SCORES, STEPS, UPDATE
 from tests.support.analysis_data import rollout
+from tests.support.created_run import create_run
 
 MODELS = ("a", "b")
 NUM_TRAIN, NUM_HELD_OUT, PART = 5, 3, 2
@@ -45,9 +45,7 @@ def run_in(folder: Path, **protocol: Any) -> Run:
     path = folder / "s.yaml"
     path.write_text(yaml.safe_dump(data))
     sweep = load_sweep(path)
-    (plan,) = sweep.runs
-    facts = {m.name: ModelFacts("0" * 64, 512, "plain") for m in plan.config.team}
-    return creation.create(plan, sweep.folder, splits_of(plan), facts)
+    return create_run(sweep)
 
 
 def problem_ids(run: Run, key: TaskKey) -> list[str]:

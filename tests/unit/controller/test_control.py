@@ -20,6 +20,7 @@ from core_hpc.runs.sweep import load_sweep
 from core_hpc.store import manifests
 from core_hpc.store.paths import TaskKey
 from tests.support.executors import Instant
+from tests.support.harness import flip_a_byte
 from tests.support.tracked_run import written_points
 from tests.support.whole_run import publish_task, run_in
 
@@ -54,9 +55,7 @@ def test_a_damaged_evaluation_that_the_controller_reads_is_made_again(
         publish_task(run, key)
         if key == LAST and not damaged:
             path = manifests.read_manifest(run.paths.task_manifest(key)).file(".parquet")
-            content = bytearray(path.read_bytes())
-            content[len(content) // 2] ^= 255
-            path.write_bytes(content)
+            flip_a_byte(path)
             damaged.append(path)
 
     done, printed = controlled(run, monkeypatch, publish)

@@ -9,15 +9,14 @@ import pytest
 
 import yaml
 from core_hpc.controller.drivers import make_driver
-from core_hpc.controller.prepare import splits_of
 from core_hpc.local import executor, gpus
 from core_hpc.local.executor import LocalExecutor
-from core_hpc.runs import creation
-from core_hpc.runs.folder import ModelFacts, Run
+from core_hpc.runs.folder import Run
 from core_hpc.runs.sweep import load_sweep
 from core_hpc.slurm.arrays import ArrayPacking, ChainedPacking
 from core_hpc.slurm.executor import SlurmExecutor
 from core_hpc.slurm.resident import ResidentPacking
+from tests.support.created_run import create_run
 from tests.support.fake_slurm import SWEEP, FakeSlurm
 
 
@@ -25,9 +24,7 @@ def run_of(folder: Path, num_weights: int = 0, **cluster: Any) -> Run:
     path = folder / "sweep.yaml"
     path.write_text(yaml.safe_dump({**SWEEP, "output": str(folder), "cluster": cluster}))
     sweep = load_sweep(path)
-    (plan,) = sweep.runs
-    facts = {m.name: ModelFacts("0" * 64, 512, "plain", num_weights) for m in plan.config.team}
-    return creation.create(plan, sweep.folder, splits_of(plan), facts)
+    return create_run(sweep, num_weights=num_weights)
 
 
 @pytest.mark.parametrize(

@@ -6,38 +6,17 @@ import json
 import re
 import shutil
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from core_hpc.common.errors import ConfigError, RunConflictError, StoreError
 from core_hpc.common.ownership import OwnershipError
-from core_hpc.controller.prepare import splits_of
 from core_hpc.extensions import sources
 from core_hpc.runs import conflicts, creation
 from core_hpc.runs import folder as runs
-from core_hpc.runs.folder import ModelFacts
-from core_hpc.runs.sweep import Sweep, load_sweep
+from core_hpc.runs.sweep import load_sweep
 from core_hpc.store.paths import RunPaths
-
-PART = "def brevity(problem, completions, *, max_words=50):\n    return [0.0 for _ in completions]\n"
-
-
-def sweep_with(folder: Path, source: str | None = PART, *, path: str = "my_rewards.py", **part: Any) -> Path:
-    """A sweep file with one reward part, and beside it the file with the function."""
-    folder.mkdir(exist_ok=True)
-    data = {
-        "name": "s",
-        "iterations": 1,
-        "output": str(folder / "out"),
-        "team": [{"name": name, "model": "x"} for name in ("a", "b")],
-        "problems": {name: {"source": "generated", "count": 40} for name in ("train", "evaluation")},
-        "reward": {"parts": {"brevity": {"function": f"{path}:brevity", "weight": 0.1, **part}}},
-    }
-    if source is not None:
-        (folder / "my_rewards.py").write_text(source)
-    (folder / "s.yaml").write_text(json.dumps(data))
-    return folder / "s.yaml"
+from tests.support.created_run import PART, create_run, sweep_with
 
 
 def mistake(sweep: Path, *overrides: str) -> str:
@@ -45,12 +24,6 @@ def mistake(sweep: Path, *overrides: str) -> str:
         load_sweep(sweep, overrides)
     (message,) = error.value.mistakes
     return message
-
-
-def create(sweep: Sweep) -> runs.Run:
-    (plan,) = sweep.runs
-    facts = {m.name: ModelFacts("0" * 64, 512, "plain") for m in plan.config.team}
-    return creation.create(plan, sweep.folder, splits_of(plan), facts)
 
 
 @pytest.fixture(autouse=True)
@@ -187,7 +160,7 @@ def test_a_part_cannot_have_the_name_of_another_field(tmp_path: Path) -> None:
 
 def test_a_task_uses_the_copy_although_the_file_is_changed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     sweep = load_sweep(sweep_with(tmp_path))
-    run = create(sweep)
+    run = create_run(sweep)
     (tmp_path / "my_rewards.py").write_text("raise ValueError('changed')")
     monkeypatch.setattr(sources, "_KNOWN", {})
     opened = runs.open_run(run.root, own=True)
@@ -202,7 +175,7 @@ def test_a_task_uses_the_copy_although_the_file_is_changed(tmp_path: Path, monke
 
 def test_a_started_run_refuses_another_source(tmp_path: Path) -> None:
     sweep = sweep_with(tmp_path)
-    create(load_sweep(sweep))
+    create_run(load_sweep(sweep))
     (tmp_path / "my_rewards.py").write_text(PART.replace("0.0", "1.0"))
     with pytest.raises(RunConflictError, match=r"reward\.parts\.brevity\.function: 'my_rewards\.py:brevity@"):
         conflicts.check_conflicts(load_sweep(sweep))
@@ -212,7 +185,7 @@ def test_an_altered_copy_is_not_run_and_the_next_start_writes_it_again(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     sweep = load_sweep(sweep_with(tmp_path))
-    run = create(sweep)
+    run = create_run(sweep)
     (copy,) = RunPaths(run.root).extensions.iterdir()
     copy.write_text(PART + "# altered\n")
     monkeypatch.setattr(sources, "_KNOWN", {})
@@ -226,7 +199,7 @@ def test_an_altered_copy_is_not_run_and_the_next_start_writes_it_again(
 
 
 def test_a_copy_that_others_may_write_is_not_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    run = create(load_sweep(sweep_with(tmp_path)))
+    run = create_run(load_sweep(sweep_with(tmp_path)))
     (copy,) = RunPaths(run.root).extensions.iterdir()
     assert copy.stat().st_mode & 0o022 == 0
     copy.chmod(0o664)
@@ -239,7 +212,7 @@ def test_a_copy_that_others_may_write_is_not_run(tmp_path: Path, monkeypatch: py
 
 
 def test_a_moved_run_folder_is_complete_by_itself(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    run = create(load_sweep(sweep_with(tmp_path / "a")))
+    run = create_run(load_sweep(sweep_with(tmp_path / "a")))
     shutil.copytree(run.root, tmp_path / "moved")
     shutil.rmtree(tmp_path / "a")
     monkeypatch.setattr(sources, "_KNOWN", {})

@@ -14,12 +14,13 @@ from core_hpc.common.errors import StoreError
 from core_hpc.controller.prepare import splits_of
 from core_hpc.problems.splits import SPLITS, problems_digest
 from core_hpc.runs import creation
-from core_hpc.runs.folder import ModelFacts, Run
+from core_hpc.runs.folder import Run
 from core_hpc.runs.frozen import restore_problems
 from core_hpc.runs.sweep import load_sweep
 from core_hpc.schedule.progress import inspect_run
 from core_hpc.store import manifests, shards
 from core_hpc.store.schema import PROBLEMS
+from tests.support.created_run import create_run
 from tests.support.harness import flip_a_byte
 
 
@@ -40,9 +41,7 @@ def run_in(folder: Path, *, from_file: bool = False) -> Run:
     path = folder / "s.yaml"
     path.write_text(yaml.safe_dump(data))
     sweep = load_sweep(path)
-    (plan,) = sweep.runs
-    facts = {m.name: ModelFacts("0" * 64, 512, "plain") for m in plan.config.team}
-    return creation.create(plan, sweep.folder, splits_of(plan), facts)
+    return create_run(sweep)
 
 
 def write_problems(path: Path, question: str) -> None:

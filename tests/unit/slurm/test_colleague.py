@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -13,35 +12,26 @@ import pytest
 from core_hpc.cancel import cancel_sweep
 from core_hpc.common.errors import CoreHpcError
 from core_hpc.common.terminal import PlainConsole
-from core_hpc.controller.prepare import splits_of
-from core_hpc.runs import creation
-from core_hpc.runs.folder import ModelFacts, Run
+from core_hpc.runs.folder import Run
 from core_hpc.runs.sweep import load_sweep
 from core_hpc.slurm.commands import SlurmUnavailableError
 from core_hpc.slurm.records import OPEN, SubmissionFolder
 from core_hpc.store.claims import claim
 from core_hpc.store.paths import SweepPaths, TaskKey
+from tests.support.created_run import create_run, sweep_with
 from tests.support.fake_slurm import FakeSlurm, executor_of, run_of
-from tests.support.harness import ROOT
-from tests.support.second_user import COLLEAGUE_UID, require_root, under_umask
+from tests.support.second_user import COLLEAGUE_UID, as_colleague_after, require_root, under_umask
 from tests.support.slurm_commands import HEADER, FakeCommands
 
 OWNER_UID = COLLEAGUE_UID + 1
 """A third user: files of root are accepted from everybody."""
 
 
-def as_colleague(module: str, *arguments: str | Path, path: str = "") -> subprocess.CompletedProcess[str]:
-    """Run a command of core_hpc as the second user, who reads no other module than those that are loaded."""
-    code = f"import os, sys, {module} as command\nos.setuid({COLLEAGUE_UID})\nsys.exit(command.main(sys.argv[1:]))"
-    return subprocess.run(
-        [sys.executable, "-c", code, *map(str, arguments)],
-        cwd=ROOT,
-        env={**os.environ, "PATH": f"{path}:{os.environ['PATH']}"},
-        capture_output=True,
-        text=True,
-        timeout=120,
-        check=False,
-    )
+def run_as_colleague(module: str, *arguments: str | Path, path: str = "") -> subprocess.CompletedProcess[str]:
+    """Run a command of core_hpc as the second user, with a folder of commands before those of this machine."""
+    environment = {**os.environ, "PATH": f"{path}:{os.environ['PATH']}"}
+    code = "sys.exit(command.main(sys.argv[1:]))"
+    return as_colleague_after(f"import {module} as command", code, *arguments, env=environment)
 
 
 @pytest.mark.parametrize("of_one_run", [False, True])
@@ -57,7 +47,7 @@ def test_cancel_by_a_colleague_names_the_owner_and_changes_nothing(project: Path
     with claim(SweepPaths(sweep).claim) as held:
         before = sorted(path.name for path in sweep.iterdir())
         more = ("--run", run.run_id) if of_one_run else ()
-        done = as_colleague("core_hpc.cancel", sweep, *more, path=str(commands.folder))
+        done = run_as_colleague("core_hpc.cancel", sweep, *more, path=str(commands.folder))
         assert held.require()
         assert sorted(path.name for path in sweep.iterdir()) == before
     assert done.returncode == CoreHpcError.exit_code, done.stdout + done.stderr
@@ -67,26 +57,12 @@ def test_cancel_by_a_colleague_names_the_owner_and_changes_nothing(project: Path
 
 def test_a_colleague_sees_the_status_of_a_run_with_own_functions(project: Path) -> None:
     require_root()
-    (project / "my_rewards.py").write_text(
-        "def brevity(problem, completions):\n    return [0.0 for _ in completions]\n"
-    )
-    data = {
-        "name": "s",
-        "iterations": 1,
-        "output": str(project / "out"),
-        "team": [{"name": name, "model": "x"} for name in ("a", "b")],
-        "problems": {name: {"source": "generated", "count": 40} for name in ("train", "evaluation")},
-        "reward": {"parts": {"brevity": {"function": "my_rewards.py:brevity", "weight": 0.1}}},
-    }
-    (project / "s.yaml").write_text(json.dumps(data))
     with under_umask(0o022):
-        sweep = load_sweep(project / "s.yaml")
-        (plan,) = sweep.runs
-        facts = {m.name: ModelFacts("0" * 64, 512, "plain") for m in plan.config.team}
-        run = creation.create(plan, sweep.folder, splits_of(plan), facts)
+        sweep = load_sweep(sweep_with(project))
+        run = create_run(sweep)
     for path in (sweep.folder, *sweep.folder.rglob("*")):
         os.chown(path, OWNER_UID, -1)
-    done = as_colleague("core_hpc.status.__main__", sweep.folder, "--json")
+    done = run_as_colleague("core_hpc.status.__main__", sweep.folder, "--json")
     assert done.returncode == 0, done.stdout + done.stderr
     (shown,) = json.loads(done.stdout)["sweeps"]
     assert [(r["run_id"], r["state"]) for r in shown["runs"]] == [(run.run_id, "no controller")]

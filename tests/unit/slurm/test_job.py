@@ -30,7 +30,7 @@ from core_hpc.store import manifests
 from core_hpc.store.paths import RunPaths
 from tests.support.fake_slurm import publish, run_of
 from tests.support.harness import ROOT
-from tests.support.second_user import as_colleague, require_root, under_umask
+from tests.support.second_user import as_colleague, as_colleague_after, require_root, under_umask
 
 PROBE = ProbeSpec(folder="f", packages=("torch", "vllm"), models=(), threads=2)
 ELEMENT = ElementSpec("run", ("cold/0001/a/000",), "status", 2, 10, 15.0, 30.0, 1.5)
@@ -185,18 +185,8 @@ shutil.copytree(sweep.with_name("aside"), sweep)
 def test_a_start_by_a_colleague_is_refused_with_the_name_of_the_owner(project: Path) -> None:
     require_root()
     run_of(project, "arrays")
-    code = """
-import core_hpc.launch as launch, core_hpc.runs.sweep, core_hpc.slurm.submit, core_hpc.controller.detach
-os.setuid(64123)
-sys.exit(launch.main([sys.argv[1]]))
-"""
-    done = subprocess.run(
-        [sys.executable, "-c", f"import os, sys\n{code}", str(project / "sweep.yaml")],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    imports = "import core_hpc.launch as launch, core_hpc.runs.sweep, core_hpc.slurm.submit, core_hpc.controller.detach"
+    done = as_colleague_after(imports, "sys.exit(launch.main([sys.argv[1]]))", project / "sweep.yaml")
     assert done.returncode == InputError.exit_code, done.stdout + done.stderr
     assert "no permission to write here (it belongs to root, mode 2750)" in " ".join(done.stderr.split())
 

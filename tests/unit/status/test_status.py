@@ -20,10 +20,8 @@ from core_hpc import cancel
 from core_hpc.common.errors import ClaimError, InputError
 from core_hpc.common.terminal import PlainConsole
 from core_hpc.controller.heartbeat import HEARTBEAT_S, Heartbeat
-from core_hpc.controller.prepare import splits_of
 from core_hpc.controller.start import Start
-from core_hpc.runs import creation
-from core_hpc.runs.folder import ModelFacts, Run, locate
+from core_hpc.runs.folder import Run, locate
 from core_hpc.runs.job_status import RunningTask
 from core_hpc.runs.outcome import Outcome, OutcomeKind, Progress
 from core_hpc.runs.sweep import load_sweep
@@ -37,6 +35,7 @@ from core_hpc.store import manifests
 from core_hpc.store.claims import claim
 from core_hpc.store.manifests import Manifest
 from core_hpc.store.paths import SweepPaths, TaskKey
+from tests.support.created_run import create_run
 from tests.support.harness import ROOT
 from tests.support.tiny import tiny_sweep
 
@@ -48,9 +47,7 @@ def make_run(folder: Path, **changes: Any) -> Run:
     """A run folder after a start, with nothing published."""
     folder.mkdir(parents=True, exist_ok=True)
     sweep = load_sweep(tiny_sweep(folder / "tiny.yaml", [Path("/m0"), Path("/m1")], folder / "out", **changes))
-    (plan,) = sweep.runs
-    facts = {m.name: ModelFacts("0" * 64, 512, "plain") for m in plan.config.team}
-    return creation.create(plan, sweep.folder, splits_of(plan), facts)
+    return create_run(sweep)
 
 
 def publish(run: Run, key: TaskKey, **stats: Any) -> None:
