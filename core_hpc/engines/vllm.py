@@ -66,9 +66,9 @@ class VllmEngine(StepEngine):
         self._on_cpu = on_cpu = current_platform.is_cpu()
         self._asleep = False
         if on_cpu:
-            from core_hpc.engines import vllm_lora_cpu
+            from core_hpc.engines import vllm_cpu
 
-            vllm_lora_cpu.install()
+            vllm_cpu.install()
         if spec.num_gpus > 1:
             # The processes of the engine are children of this one, and share its cores.
             threads = int(os.environ.get("OMP_NUM_THREADS", "1"))

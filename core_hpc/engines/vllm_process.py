@@ -21,11 +21,11 @@ PR_SET_PDEATHSIG = 1
 class Extension:
     """vLLM adds this base class to its class of workers."""
 
-    def replaces_lora(self) -> bool:
-        """Whether this process computes adapters with the functions of `vllm_lora_cpu`."""
-        from core_hpc.engines import vllm_lora_cpu
+    def replaces_functions(self) -> bool:
+        """Whether this process uses the functions of `vllm_cpu`."""
+        from core_hpc.engines import vllm_cpu
 
-        return vllm_lora_cpu.is_installed()
+        return vllm_cpu.is_installed()
 
     def unlink_shared_memory(self) -> None:
         """Remove the names of the memory that the processes of an engine on a CPU share.
@@ -41,7 +41,7 @@ def _prepare() -> None:
     """Change this process as described above."""
     from vllm.platforms import current_platform
 
-    from core_hpc.engines import vllm_lora_cpu
+    from core_hpc.engines import vllm_cpu
 
     # A batch system sends its signals to all processes of a job. The worker that started this
     # process ignores them, because its parent handles them.
@@ -51,7 +51,7 @@ def _prepare() -> None:
     # the memory of the GPU would be occupied.
     ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
     if current_platform.is_cpu():
-        vllm_lora_cpu.install()
+        vllm_cpu.install()
 
 
 _prepare()

@@ -20,7 +20,7 @@ from typing import Any
 from unittest import mock
 
 from core_hpc.config.model import LoraSection
-from core_hpc.engines import create_engine, vllm, vllm_lora_cpu, worker_environment
+from core_hpc.engines import create_engine, vllm, vllm_cpu, worker_environment
 from core_hpc.engines.base import AdapterRef, GenerationRequest, SamplingSettings
 from core_hpc.phases.context import Warm
 from core_hpc.runs.folder import Run, open_run
@@ -47,7 +47,7 @@ def sample(run: Run, model: str, way: str, adapter: AdapterRef, size: str) -> di
     spec = cold_task(run, model, Warm()).engine_spec()
     with contextlib.ExitStack() as stack:
         if way == "stock":
-            stack.enter_context(mock.patch.object(vllm_lora_cpu, "install", return_value=False))
+            stack.enter_context(mock.patch.object(vllm_cpu, "install", return_value=False))
             stack.enter_context(mock.patch.object(vllm, "_lora_arguments", arguments_for_every_layer))
         engine = create_engine(replace(spec, lora=None) if way == "base" else spec)
     sampling = SamplingSettings(temperature=1.0, top_p=1.0, max_new_tokens=length)

@@ -52,7 +52,7 @@ def _complete(folder: Path, num_gpus: int) -> None:
         done = engine.generate(requests, SamplingSettings(TEMPERATURE, 1.0, 12), adapter=used)
         out[name] = [[c.token_ids, c.logprobs] for c in done]
     if num_gpus > 1:
-        out["replaces_lora"] = engine._llm.collective_rpc("replaces_lora")
+        out["replaces_functions"] = engine._llm.collective_rpc("replaces_functions")
     out["processes"] = [process.pid for process in multiprocessing.active_children()]
     (folder / f"{num_gpus}.json").write_text(json.dumps(out))
     os._exit(0)
@@ -132,7 +132,7 @@ def test_the_adapter_changes_the_completions(folder: Path) -> None:
 def test_every_process_of_the_engine_is_changed_and_ends_with_its_worker(folder: Path) -> None:
     assert report(folder, 1)["processes"] == []
     found = report(folder, 2)
-    assert found["replaces_lora"] == [True, True]
+    assert found["replaces_functions"] == [True, True]
     assert len(found["processes"]) == 2
     wait_for(lambda: not running(found["processes"]), "the processes of the engine to end", timeout_s=10)
 

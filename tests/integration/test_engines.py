@@ -78,10 +78,10 @@ def _run_cases(kind: str, cases_file: Path, out_file: Path) -> None:
         done = engine.generate(requests, sampling, adapter=adapter, on_progress=on_progress)
         out[name] = {"completions": [[c.token_ids, c.logprobs, c.finish_reason] for c in done], "progress": progress}
     if kind == "vllm":
-        from core_hpc.engines import vllm_lora_cpu
+        from core_hpc.engines import vllm_cpu
 
         llm: Any = engine._require()  # type: ignore[attr-defined]
-        out["patched"] = vllm_lora_cpu.is_installed()
+        out["patched"] = vllm_cpu.is_installed()
         (out["adapted"],) = llm.apply_model(_adapted_layers)
         assert llm.reset_prefix_cache()
         prompt = {"prompt_token_ids": spec_and_cases["cases"]["stop"]["requests"][0][0]}
@@ -446,7 +446,7 @@ def test_lora_arithmetic_equals_a_loop_over_rows_and_skips_rows_without_adapter(
     """A layer that joins two projections, of 7 and 3 outputs."""
     import torch
 
-    from core_hpc.engines import vllm_lora_cpu
+    from core_hpc.engines import vllm_cpu
 
     torch.manual_seed(0)
     sizes = (7, 3)
@@ -454,14 +454,14 @@ def test_lora_arithmetic_equals_a_loop_over_rows_and_skips_rows_without_adapter(
     for index in ([0, 2, -1, 2, 0, -1], [1] * 6, [-1] * 6, []):
         y = torch.ones(6, sum(sizes))
         wrapper = SimpleNamespace(token_lora_indices=torch.tensor(index, dtype=torch.long))
-        vllm_lora_cpu.add_lora_linear(wrapper, y, x, a, b, 0.5, sizes)
+        vllm_cpu.add_lora_linear(wrapper, y, x, a, b, 0.5, sizes)
         for row, i in enumerate(index):
             deltas = [bs[i, 0] @ (as_[i, 0] @ x[row]) * 0.5 for as_, bs in zip(a, b, strict=True)]
             assert torch.allclose(y[row], 1 + torch.cat(deltas) if i >= 0 else torch.ones(10), atol=1e-5)
 
 
-def test_the_lora_function_of_an_unknown_vllm_is_not_replaced(monkeypatch: pytest.MonkeyPatch) -> None:
-    from core_hpc.engines import vllm_lora_cpu
+def test_functions_of_an_unknown_vllm_are_not_replaced(monkeypatch: pytest.MonkeyPatch) -> None:
+    from core_hpc.engines import vllm_cpu
 
     class PunicaWrapperCPU:
         def add_lora_linear(self, x: int, weights: int) -> None: ...
@@ -472,8 +472,12 @@ def test_the_lora_function_of_an_unknown_vllm_is_not_replaced(monkeypatch: pytes
     for name in ("vllm", "vllm.lora", "vllm.lora.punica_wrapper"):
         monkeypatch.setitem(sys.modules, name, ModuleType(name))
     monkeypatch.setitem(sys.modules, module.__name__, module)
-    with pytest.warns(RuntimeWarning, match="is not replaced"):
-        assert vllm_lora_cpu.install() is False
+    with pytest.warns(RuntimeWarning) as warned:
+        assert vllm_cpu.install() is False
+    assert [str(w.message).partition(" is not replaced")[0] for w in warned] == [
+        "vLLM's CPU function add_lora_linear",
+        "vLLM's CPU function batched_count_greater_than",
+    ]
     assert PunicaWrapperCPU.add_lora_linear is stock
 
 
