@@ -1,4 +1,4 @@
-"""The arms of yaml/teaching/tier1*.yaml: the same warm-ups, problems and budget; disjoint skills."""
+"""The arms of yaml/teaching/: the same warm-ups, problems and budget; disjoint skills."""
 
 from __future__ import annotations
 
@@ -45,8 +45,13 @@ CHANGES = {
         "update.kl_weight",
         *(f"update.hacpo.{n}" for n in ("alpha", "clip_delta", "clip_step", "enabled", "window")),
     },
+    "tier2_teach_alone": TEACH,
 }
-OWN = {"ann": {"plus", "times", "zib"}, "bob": {"minus", "gap", "gorp"}}
+SKILLS = ({"plus", "times", "zib"}, {"minus", "gap", "gorp"})
+OWN = {
+    "tier1": dict(zip(("ann", "bob"), SKILLS, strict=True)),
+    "tier2": dict(zip(("smollm2", "gemma3"), SKILLS, strict=True)),
+}
 
 
 def runs_of(name: str) -> list[RunPlan]:
@@ -58,14 +63,14 @@ def completions(config: RunConfig) -> int:
 
 
 def test_every_arm_is_listed() -> None:
-    assert {path.stem for path in FOLDER.glob("tier1_*.yaml")} == set(CHANGES)
+    assert {path.stem for path in FOLDER.glob("*.yaml")} == {*OWN, *CHANGES}
 
 
 @pytest.mark.parametrize("arm", CHANGES)
-def test_an_arm_differs_from_core_only_in_what_it_tests(arm: str) -> None:
-    core, other = runs_of("tier1"), runs_of(arm)
-    assert [run.config.seed for run in core] == [run.config.seed for run in other]
-    for a, b in zip(core, other, strict=True):
+def test_an_arm_differs_from_its_base_only_in_what_it_tests(arm: str) -> None:
+    base, other = runs_of(arm.partition("_")[0]), runs_of(arm)
+    assert [run.config.seed for run in base] == [run.config.seed for run in other]
+    for a, b in zip(base, other, strict=True):
         ours, theirs = flatten(scientific_fields(a.config)), flatten(scientific_fields(b.config))
         assert {k for k in {*ours, *theirs} if ours.get(k) != theirs.get(k)} == CHANGES[arm]
         assert completions(a.config) == completions(b.config) == 3
@@ -73,23 +78,25 @@ def test_an_arm_differs_from_core_only_in_what_it_tests(arm: str) -> None:
         assert a.config.iterations == b.config.iterations
 
 
-def test_each_model_is_warmed_on_its_own_skills_and_composites_need_both() -> None:
-    splits = splits_of(runs_of("tier1")[0])
-    for model, own in OWN.items():
+@pytest.mark.parametrize("tier", OWN)
+def test_each_model_is_warmed_on_its_own_skills_and_composites_need_both(tier: str) -> None:
+    splits, owners = splits_of(runs_of(tier)[0]), OWN[tier]
+    for model, own in owners.items():
         rows = [json.loads(m) for m in splits.warmups[model]["metadata"]]
         worked = {operator for r in rows if not r.get("hinted") for operator in FAMILIES[r["subject"]]}
         assert worked == own
-        assert {r["subject"] for r in rows if r.get("hinted")} == OWN["ann"] | OWN["bob"]
+        assert {r["subject"] for r in rows if r.get("hinted")} == set().union(*SKILLS)
         assert not set(splits.warmups[model]["question"]) & set(splits.evaluation["question"])
     families = {
         name: {json.loads(m)["subject"] for m in getattr(splits, name)["metadata"]} for name in (TRAIN, EVALUATION)
     }
-    singles = OWN["ann"] | OWN["bob"]
+    singles = set().union(*SKILLS)
     composites = families[EVALUATION] - singles
     assert families[EVALUATION] > singles
     for family in composites:
-        assert all(own & set(FAMILIES[family]) for own in OWN.values()), family
+        assert all(own & set(FAMILIES[family]) for own in SKILLS), family
     chains = families[TRAIN] - families[EVALUATION]
-    assert families[TRAIN] > families[EVALUATION]
+    assert families[TRAIN] >= families[EVALUATION]
+    assert bool(chains) == (tier == "tier1")
     for family in chains:  # they belong to one model, which the warm-up has taught them
-        assert any(own >= set(FAMILIES[family]) for own in OWN.values()), family
+        assert any(own >= set(FAMILIES[family]) for own in SKILLS), family
