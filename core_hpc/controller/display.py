@@ -141,11 +141,13 @@ class Display:
     def _left_s(self) -> float | None:
         """Estimated seconds until all runs are finished; None while that is unknown."""
         work = 0.0
+        running: dict[str, dict[TaskKey, Progress]] = {}
+        for task, active in self._active.items():
+            running.setdefault(task.run_id, {})[task.key] = active.progress
         for progress in self._runs:
             if progress.open:
                 run_id = progress.run.run_id
-                running = {task.key: a.progress for task, a in self._active.items() if task.run_id == run_id}
-                own = self._costs.work_s(progress.open_tasks, self._expected[run_id], running)
+                own = self._costs.work_s(progress.num_open, self._expected[run_id], running.get(run_id, {}))
                 if own is None:
                     return None
                 work += own

@@ -4,8 +4,8 @@
   last adapter to rows without an adapter (index -1). The function here does one matrix product per
   distinct adapter in the batch, adds it in place, and does nothing for index -1.
 - **Ranks.** With each log-probability vLLM counts the more likely tokens of the vocabulary.
-  `core_hpc` never reads this rank, and with a vocabulary of 262,000 tokens counting takes as long
-  as a quarter of the forward pass. Here every rank is 0.
+  `core_hpc` never reads this rank, and with a vocabulary of 262,000 tokens counting took 16 % of the
+  CPU time of sampling in a profile of gemma3 in bfloat16. Here every rank is 0.
 
 `install` replaces a stock function only if it has the expected parameters; otherwise it warns and
 leaves that function as it is. GPU kernels are never changed.

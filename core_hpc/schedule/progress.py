@@ -7,7 +7,8 @@ controller ends.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Collection
+from collections import Counter
+from collections.abc import Collection, Mapping
 from dataclasses import KW_ONLY, dataclass, field
 
 from core_hpc.runs.adapters import restore_adapters
@@ -51,9 +52,11 @@ class RunProgress:
     stopped: str | None = None
     _ready: list[TaskKey] | None = None
     _open_tasks: set[TaskKey] = field(default_factory=set)
+    _num_open: Counter[tuple[str, str]] = field(default_factory=Counter)
 
     def __post_init__(self) -> None:
         self._open_tasks = set(self.graph.tasks()) - self.published
+        self._num_open.update((key.phase, key.model) for key in self._open_tasks)
 
     @property
     def finished(self) -> bool:
@@ -76,6 +79,11 @@ class RunProgress:
         """Tasks of the graph that are not published."""
         return self._open_tasks
 
+    @property
+    def num_open(self) -> Mapping[tuple[str, str], int]:
+        """How many tasks are open, by phase and model."""
+        return self._num_open
+
     def ready(self) -> list[TaskKey]:
         """Tasks whose inputs are published. Cached until something is published or withdrawn."""
         if self._ready is None:
@@ -84,13 +92,17 @@ class RunProgress:
 
     def add_published(self, key: TaskKey) -> None:
         self.published.add(key)
-        self._open_tasks.discard(key)
+        if key in self._open_tasks:
+            self._open_tasks.remove(key)
+            self._num_open[key.phase, key.model] -= 1
         self._ready = None
 
     def withdraw(self, key: TaskKey) -> None:
         """A publication was damaged: the task must be done again."""
         self.published.discard(key)
-        self._open_tasks |= {key} & set(self.graph.tasks())
+        if key not in self._open_tasks and key in self.graph.tasks():
+            self._open_tasks.add(key)
+            self._num_open[key.phase, key.model] += 1
         self._ready = None
 
 

@@ -3,12 +3,14 @@
 In: published tasks with their times. Out: seconds. The cost of a task is the mean cost of ended
 tasks of the same phase and model, or of the same phase. If there are none, it is computed from the
 cost of a completion in other tasks. The work that is left is divided by the mean number of tasks
-that ran at the same time.
+that ran at the same time. An estimate costs the same for a sweep of any length: tasks that are
+open are counted by kind, and of those that ended only the latest are placed in time.
 """
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections import deque
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -24,10 +26,15 @@ START_UP = ("import", "prepare", "load", "compile", "read")
 PAUSE_S = 60.0
 """A gap without any task counts up to the length of the longest task plus this; a longer gap is an
 interruption."""
+RECENT_TASKS = 500
+"""How many of the tasks that ended last show how many run at the same time."""
 RESCUED_SHARE = 0.2
 UPDATE_COST = 2.0
 """Assumptions until such a task has ended: the share of completions that are rescued, and the time
 to update on a completion in units of the time to sample it."""
+
+Kind = tuple[str, str]
+"""Phase and model of a task."""
 
 
 @dataclass(frozen=True)
@@ -83,53 +90,55 @@ class TaskCosts:
     def __init__(self, *, warm: bool) -> None:
         """`warm`: workers stay warm, so that start-up is not paid again."""
         self._warm = warm
-        self._spans: list[tuple[float, float]] = []
-        self._spent: dict[tuple[str, str], list[float]] = {}
+        self._spans: deque[tuple[float, float]] = deque(maxlen=RECENT_TASKS)
+        self._spent: dict[Kind, tuple[int, float]] = {}
+        """Number of ended tasks, and their cost together; with the model "" of all models."""
         self._s_per_completion: dict[str, tuple[int, float]] = {}
 
     def add(self, key: TaskKey, task: FinishedTask) -> None:
         self._spans.append((task.begin, task.end))
         cost = task.work_s if self._warm else task.end - task.begin
         for kind in ((key.phase, key.model), (key.phase, "")):
-            self._spent.setdefault(kind, []).append(cost)
+            num_before, spent_before = self._spent.get(kind, (0, 0.0))
+            self._spent[kind] = num_before + 1, spent_before + cost
         # A few completions do not show the speed of many, so the largest task counts.
         num = task.num_completions
         if key.phase in GENERATION_PHASES and num and num >= self._s_per_completion.get(key.model, (0, 0.0))[0]:
             self._s_per_completion[key.model] = (num, task.generate_s / num)
 
-    def estimate_s(self, key: TaskKey, expected: Mapping[str, float]) -> float | None:
-        """Seconds of an open task; None while no similar task has ended."""
-        spent = self._spent.get((key.phase, key.model)) or self._spent.get((key.phase, ""))
-        if spent:
-            return sum(spent) / len(spent)
-        if key.model == TEAM:
+    def estimate_s(self, kind: Kind, expected: Mapping[str, float]) -> float | None:
+        """Seconds of an open task of a kind; None while no similar task has ended."""
+        phase, model = kind
+        if ended := self._spent.get(kind) or self._spent.get((phase, "")):
+            num, spent = ended
+            return spent / num
+        if model == TEAM:
             return 0.0
         known = {model: seconds for model, (_, seconds) in self._s_per_completion.items()}
         if not known:
             return None
-        return expected[key.phase] * known.get(key.model, max(known.values()))
+        return expected[phase] * known.get(model, max(known.values()))
 
     def work_s(
-        self, open_tasks: Collection[TaskKey], expected: Mapping[str, float], running: Mapping[TaskKey, Progress]
+        self, num_open: Mapping[Kind, int], expected: Mapping[str, float], running: Mapping[TaskKey, Progress]
     ) -> float | None:
         """Seconds of work in open tasks; None while the cost of some kind of task is not known.
 
-        The work that running tasks have done already is subtracted.
-
         Args:
+            num_open: open tasks by kind.
             expected: completions of a task by phase (`expected_completions`).
+            running: open tasks that run; the work that they have done already is subtracted.
         """
-        costs = {
-            kind: self.estimate_s(TaskKey(1, *kind), expected) for kind in {(k.phase, k.model) for k in open_tasks}
-        }
-        work = 0.0
-        for key in open_tasks:
-            cost = costs[key.phase, key.model]
+        work, costs = 0.0, {}
+        for kind, num in num_open.items():
+            if not num:
+                continue
+            cost = self.estimate_s(kind, expected)
             if cost is None:
                 return None
-            at = running.get(key)
-            work += cost * (1.0 - at.done / max(1, at.total)) if at is not None else cost
-        return work
+            costs[kind] = cost
+            work += num * cost
+        return work - sum(costs[k.phase, k.model] * at.done / max(1, at.total) for k, at in running.items())
 
     def concurrency(self) -> float:
         """Mean number of tasks that ran at the same time; 1 when nothing has ended yet."""

@@ -224,21 +224,24 @@ class Slurm:
         partition. Limits that SLURM does not enforce are ignored.
         """
         asked, now = (partition, qos, account), time.monotonic()
-        if asked in self._limits and now - self._limits[asked][0] < _LIMITS_KEPT_S:
-            return self._limits[asked][1]
+        known = self._limits.get(asked)
+        if known is not None and now - known[0] < _LIMITS_KEPT_S:
+            return known[1]
         config = self.config()
         # Where the configuration is not shown, SLURM's default holds. sbatch refuses what is too large.
         size = config.get("MaxArraySize", "")
         sizes = [int(size) if is_number(size) else DEFAULT_ARRAY_SIZE]
         sizes += map(int, re.findall(r"max_array_tasks=(\d{1,9})", config.get("SchedulerParameters", "")))
-        limits = Limits(min(sizes), None)
+        most = None
         enforced = set(config.get("AccountingStorageEnforce", "unknown").lower().split(","))
         if {"limits", "safe", "all", "unknown"} & enforced:
             associations, by_qos = self.associations(), self.qos()
-            if associations is None or by_qos is None:
-                return limits
-            account = account or self.default_account()
-            limits = Limits(min(sizes), self._max_submitted(associations, by_qos, partition, qos, account))
+            if associations is not None and by_qos is not None:
+                account = account or self.default_account()
+                most = self._max_submitted(associations, by_qos, partition, qos, account)
+            elif known is not None:
+                most = known[1].max_submitted  # accounting does not answer now
+        limits = Limits(min(sizes), most)
         self._limits[asked] = (now, limits)
         return limits
 

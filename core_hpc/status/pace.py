@@ -56,8 +56,10 @@ def seconds_left(
     costs = TaskCosts(warm=run.config.cluster.driver != "arrays")
     for key, manifest in published.items():
         costs.add(key, FinishedTask.of(manifest.stats, manifest.writer["time"]))
-    progress = {key: at.progress for key, at in running.items() if at.progress is not None}
-    work_s = costs.work_s(open_tasks, expected_completions(run, run.num_problems(EVALUATION)), progress)
+    num_open = Counter((key.phase, key.model) for key in open_tasks)
+    progress = {key: running[key].progress for key in open_tasks if key in running}
+    known = {key: at for key, at in progress.items() if at is not None}
+    work_s = costs.work_s(num_open, expected_completions(run, run.num_problems(EVALUATION)), known)
     return work_s / costs.concurrency() if work_s is not None else None
 
 

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections import Counter
+
 import pytest
 
 from core_hpc.runs.outcome import Progress
-from core_hpc.schedule.remaining import FinishedTask, TaskCosts
+from core_hpc.schedule.remaining import RECENT_TASKS, FinishedTask, TaskCosts
 from core_hpc.store.paths import TEAM, TaskKey
 
 MODELS = ("m0", "m1")
@@ -28,7 +30,8 @@ def costs_of(*tasks: tuple[TaskKey, float, float], warm: bool = False, load_s: f
 
 
 def left_s(costs: TaskCosts, open_tasks: list[TaskKey], running: dict[TaskKey, Progress] | None = None) -> float | None:
-    work_s = costs.work_s(open_tasks, EXPECTED, running or {})
+    num_open = Counter((key.phase, key.model) for key in open_tasks)
+    work_s = costs.work_s(num_open, EXPECTED, running or {})
     return work_s / costs.concurrency() if work_s is not None else None
 
 
@@ -59,14 +62,14 @@ def test_a_new_kind_of_task_is_estimated_from_its_expected_completions() -> None
     costs = costs_of((TaskKey(1, "cold", "m0"), 10.0, 10.0))
     assert left_s(costs, [TaskKey(1, "update", "m0"), TaskKey(1, "score", TEAM)]) == pytest.approx(80.0)
     costs.add(TaskKey(1, "update", "m1"), FinishedTask(20.0, 25.0, 5.0))
-    assert costs.estimate_s(TaskKey(1, "update", "m0"), EXPECTED) == pytest.approx(5.0)
+    assert costs.estimate_s(("update", "m0"), EXPECTED) == pytest.approx(5.0)
 
 
 def test_a_warm_worker_does_not_load_again() -> None:
     task = (TaskKey(1, "cold", "m0"), 100.0, 10.0)
     cold, warm = (costs_of(task, warm=warm, load_s=6.0) for warm in (False, True))
-    assert cold.estimate_s(NEXT[0], EXPECTED) == pytest.approx(10.0)
-    assert warm.estimate_s(NEXT[0], EXPECTED) == pytest.approx(4.0)
+    assert cold.estimate_s(("cold", "m0"), EXPECTED) == pytest.approx(10.0)
+    assert warm.estimate_s(("cold", "m0"), EXPECTED) == pytest.approx(4.0)
 
 
 def test_a_long_interruption_counts_only_a_little() -> None:
@@ -74,3 +77,10 @@ def test_a_long_interruption_counts_only_a_little() -> None:
     left = left_s(costs, NEXT)
     assert left is not None
     assert 30 < left < 130
+
+
+def test_only_the_latest_tasks_show_how_many_run_at_once() -> None:
+    """First two at a time, then RECENT_TASKS tasks one after the other."""
+    alone = [(TaskKey(2, "cold", "m0", part), 120.0 + 10 * part, 10.0) for part in range(RECENT_TASKS)]
+    assert costs_of(*two_at_a_time(), *alone[:-4]).concurrency() > 1.0
+    assert costs_of(*two_at_a_time(), *alone).concurrency() == pytest.approx(1.0)

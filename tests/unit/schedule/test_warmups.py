@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ from core_hpc.schedule.progress import RunProgress
 from core_hpc.schedule.scheduler import Scheduler
 from core_hpc.store import manifests
 from core_hpc.store.paths import RunPaths, TaskKey
-from core_hpc.store.schema import WARMUP
+from core_hpc.store.schema import COLD, WARMUP
 from tests.unit.config.test_sweep import MINIMAL
 
 SOURCE = {"source": "generated", "task": "skills", "count": 8}
@@ -73,3 +74,19 @@ def test_runs_with_the_same_warm_up_do_not_compute_it_at_the_same_time(tmp_path:
     assert names[:4] == [("one", "a"), ("one", "b"), ("other", "a"), ("other", "b")]
     assert sorted(names[4:]) == [("three", "a"), ("three", "b")]
     assert executor.most_open == 4
+
+
+def test_open_tasks_are_counted_by_kind(tmp_path: Path) -> None:
+    progress, key = run_of(tmp_path, "one"), TaskKey(1, COLD, "a")
+
+    def counted() -> dict[tuple[str, str], int]:
+        return dict(Counter((k.phase, k.model) for k in progress.open_tasks))
+
+    assert progress.num_open == counted()
+    before = progress.num_open[COLD, "a"]
+    for _ in range(2):
+        progress.add_published(key)
+        assert progress.num_open[COLD, "a"] == counted().get((COLD, "a"), 0) == before - 1
+    for _ in range(2):
+        progress.withdraw(key)
+        assert progress.num_open == counted()

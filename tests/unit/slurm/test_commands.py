@@ -6,6 +6,7 @@ import os
 import pwd
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -342,8 +343,25 @@ def test_limits_that_are_not_enforced_or_not_known(fake: FakeCommands) -> None:
     )
     assert slurm.limits(partition=None, qos=None, account=None) == Limits(500, None)
     assert "sacctmgr" not in slurm.calls
-    silent = _site(fake, enforce="limits")
-    assert silent.limits(partition=None, qos=None, account=None) == Limits(1001, None)
+
+
+def test_accounting_that_does_not_answer_is_asked_once_in_some_minutes_and_its_last_answer_holds(
+    fake: FakeCommands, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now = [1000.0]
+    monkeypatch.setattr("core_hpc.slurm.commands.time", SimpleNamespace(monotonic=lambda: now[0]))
+    slurm = _site(fake, enforce="limits")
+    assert slurm.limits(partition=None, qos=None, account=None) == Limits(1001, None)
+    asked = slurm.calls["sacctmgr"]
+    assert asked == 2
+    assert slurm.limits(partition=None, qos=None, account=None) == Limits(1001, None)
+    assert slurm.calls["sacctmgr"] == asked
+    answering = _site(fake, enforce="limits", associations=ASSOCIATIONS, qos="normal|||\\n")
+    known = answering.limits(partition=None, qos=None, account="other")
+    assert known == Limits(1001, 3)
+    _site(fake, enforce="limits")  # from now on it does not answer
+    now[0] += 301
+    assert answering.limits(partition=None, qos=None, account="other") == known
 
 
 def test_nodes(fake: FakeCommands) -> None:
