@@ -142,7 +142,7 @@ class Display:
         """Estimated seconds until all runs are finished; None while that is unknown."""
         work = 0.0
         running: dict[str, dict[TaskKey, Progress]] = {}
-        for task, active in self._active.items():
+        for task, active in list(self._active.items()):  # the panel is drawn by another thread
             running.setdefault(task.run_id, {})[task.key] = active.progress
         for progress in self._runs:
             if progress.open:

@@ -127,7 +127,7 @@ class TaskCosts:
         Args:
             num_open: open tasks by kind.
             expected: completions of a task by phase (`expected_completions`).
-            running: open tasks that run; the work that they have done already is subtracted.
+            running: tasks that run; the work that they have done already is subtracted.
         """
         work, costs = 0.0, {}
         for kind, num in num_open.items():
@@ -138,7 +138,9 @@ class TaskCosts:
                 return None
             costs[kind] = cost
             work += num * cost
-        return work - sum(costs[k.phase, k.model] * at.done / max(1, at.total) for k, at in running.items())
+        # A running task may have been published a moment ago, as the last one of its kind.
+        done = sum(costs.get((k.phase, k.model), 0.0) * at.done / max(1, at.total) for k, at in running.items())
+        return max(0.0, work - done)
 
     def concurrency(self) -> float:
         """Mean number of tasks that ran at the same time; 1 when nothing has ended yet."""

@@ -50,6 +50,11 @@ def test_the_finished_share_of_a_running_task_is_subtracted() -> None:
     assert left_s(costs, NEXT, {NEXT[0]: Progress(3, 6, 0)}) == pytest.approx(27.5)
 
 
+def test_a_running_task_that_was_published_a_moment_ago_has_no_work_left() -> None:
+    costs = costs_of(*two_at_a_time())
+    assert left_s(costs, [], {NEXT[0]: Progress(6, 6, 0)}) == 0.0
+
+
 def test_there_is_no_estimate_before_a_task_has_ended() -> None:
     assert left_s(TaskCosts(warm=True), NEXT) is None
 
