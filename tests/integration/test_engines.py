@@ -467,11 +467,12 @@ def test_functions_of_an_unknown_vllm_are_not_replaced(monkeypatch: pytest.Monke
         def add_lora_linear(self, x: int, weights: int) -> None: ...
 
     stock = PunicaWrapperCPU.add_lora_linear
-    module = ModuleType("vllm.lora.punica_wrapper.punica_cpu")
+    module, sampler = ModuleType("vllm.lora.punica_wrapper.punica_cpu"), ModuleType("vllm.v1.sample.sampler")
     module.PunicaWrapperCPU = PunicaWrapperCPU  # type: ignore[attr-defined]
-    for name in ("vllm", "vllm.lora", "vllm.lora.punica_wrapper"):
+    for name in ("vllm", "vllm.lora", "vllm.lora.punica_wrapper", "vllm.v1", "vllm.v1.sample"):
         monkeypatch.setitem(sys.modules, name, ModuleType(name))
-    monkeypatch.setitem(sys.modules, module.__name__, module)
+    for replacement in (module, sampler):
+        monkeypatch.setitem(sys.modules, replacement.__name__, replacement)
     with pytest.warns(RuntimeWarning) as warned:
         assert vllm_cpu.install() is False
     assert [str(w.message).partition(" is not replaced")[0] for w in warned] == [
