@@ -18,7 +18,7 @@ from core_hpc.runs.frozen import restore_problems
 from core_hpc.runs.graph import Graph
 from core_hpc.store import manifests, shards
 from core_hpc.store.leftovers import foreign_names
-from core_hpc.store.paths import TaskKey
+from core_hpc.store.paths import Kind, TaskKey
 from core_hpc.store.schema import EVALUATE, SCORE, UPDATE
 
 CONTROLLER_READS = (SCORE, UPDATE, EVALUATE)
@@ -52,11 +52,11 @@ class RunProgress:
     stopped: str | None = None
     _ready: list[TaskKey] | None = None
     _open_tasks: set[TaskKey] = field(default_factory=set)
-    _num_open: Counter[tuple[str, str]] = field(default_factory=Counter)
+    _num_open: Counter[Kind] = field(default_factory=Counter)
 
     def __post_init__(self) -> None:
         self._open_tasks = set(self.graph.tasks()) - self.published
-        self._num_open.update((key.phase, key.model) for key in self._open_tasks)
+        self._num_open.update(key.kind for key in self._open_tasks)
 
     @property
     def finished(self) -> bool:
@@ -80,7 +80,7 @@ class RunProgress:
         return self._open_tasks
 
     @property
-    def num_open(self) -> Mapping[tuple[str, str], int]:
+    def num_open(self) -> Mapping[Kind, int]:
         """How many tasks are open, by phase and model."""
         return self._num_open
 
@@ -94,7 +94,7 @@ class RunProgress:
         self.published.add(key)
         if key in self._open_tasks:
             self._open_tasks.remove(key)
-            self._num_open[key.phase, key.model] -= 1
+            self._num_open[key.kind] -= 1
         self._ready = None
 
     def withdraw(self, key: TaskKey) -> None:
@@ -102,7 +102,7 @@ class RunProgress:
         self.published.discard(key)
         if key not in self._open_tasks and key in self.graph.tasks():
             self._open_tasks.add(key)
-            self._num_open[key.phase, key.model] += 1
+            self._num_open[key.kind] += 1
         self._ready = None
 
 

@@ -18,7 +18,7 @@ from core_hpc.problems.sets import num_samples
 from core_hpc.problems.splits import EVALUATION
 from core_hpc.runs.folder import Run
 from core_hpc.runs.outcome import Progress
-from core_hpc.store.paths import TEAM, TaskKey
+from core_hpc.store.paths import TEAM, Kind, TaskKey
 from core_hpc.store.schema import COLD, EVALUATE, GENERATION_PHASES, HINT, RESCUE, SCORE, UPDATE, WARMUP
 
 START_UP = ("import", "prepare", "load", "compile", "read")
@@ -32,9 +32,6 @@ RESCUED_SHARE = 0.2
 UPDATE_COST = 2.0
 """Assumptions until such a task has ended: the share of completions that are rescued, and the time
 to update on a completion in units of the time to sample it."""
-
-Kind = tuple[str, str]
-"""Phase and model of a task."""
 
 
 @dataclass(frozen=True)
@@ -98,7 +95,7 @@ class TaskCosts:
     def add(self, key: TaskKey, task: FinishedTask) -> None:
         self._spans.append((task.begin, task.end))
         cost = task.work_s if self._warm else task.end - task.begin
-        for kind in ((key.phase, key.model), (key.phase, "")):
+        for kind in (key.kind, (key.phase, "")):
             num_before, spent_before = self._spent.get(kind, (0, 0.0))
             self._spent[kind] = num_before + 1, spent_before + cost
         # A few completions do not show the speed of many, so the largest task counts.
@@ -139,7 +136,7 @@ class TaskCosts:
             costs[kind] = cost
             work += num * cost
         # A running task may have been published a moment ago, as the last one of its kind.
-        done = sum(costs.get((k.phase, k.model), 0.0) * at.done / max(1, at.total) for k, at in running.items())
+        done = sum(costs.get(k.kind, 0.0) * at.done / max(1, at.total) for k, at in running.items())
         return max(0.0, work - done)
 
     def concurrency(self) -> float:

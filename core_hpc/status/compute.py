@@ -98,11 +98,12 @@ def _run_status(
     if state == RUNNING and not running and (waiting or controller.holder is None):
         state = WAITING
     phases = {k.phase for k in (*running, *waiting)} or {k.phase for k in ready if state in (RUNNING, WAITING)}
-    window = manifests.of(run, {*done[-WINDOW_TASKS:], *{(k.phase, k.model): k for k in done}.values()})
+    last_of_kind = {k.kind: k for k in done}.values()
+    window = manifests.of(run, {*done[-WINDOW_TASKS:], *last_of_kind})
     left_s, now = seconds_left(run, rest, window, running) if rest else None, time.time()
     num_failed = sum(bool(f.counted) for f in submitted.failures)
     iteration_s, overhead, largest_item = last_iteration(run, graph, window)
-    latest = [window[key] for key in {(k.phase, k.model): k for k in done}.values() if key in window]
+    latest = [window[key] for key in last_of_kind if key in window]
     useless = sum((own for m in latest if (own := Useless.of(m.stats)) is not None), NOTHING_USELESS)
     return RunStatus(
         run_id=run.run_id,

@@ -56,10 +56,9 @@ def seconds_left(
     costs = TaskCosts(warm=run.config.cluster.driver != "arrays")
     for key, manifest in published.items():
         costs.add(key, FinishedTask.of(manifest.stats, manifest.writer["time"]))
-    num_open = Counter((key.phase, key.model) for key in open_tasks)
-    progress = {key: running[key].progress for key in open_tasks if key in running}
-    known = {key: at for key, at in progress.items() if at is not None}
-    work_s = costs.work_s(num_open, expected_completions(run, run.num_problems(EVALUATION)), known)
+    num_open = Counter(key.kind for key in open_tasks)
+    progress = {key: at.progress for key in open_tasks if (at := running.get(key)) and at.progress}
+    work_s = costs.work_s(num_open, expected_completions(run, run.num_problems(EVALUATION)), progress)
     return work_s / costs.concurrency() if work_s is not None else None
 
 

@@ -39,6 +39,9 @@ OPTIMIZER_STATE = "optimizer/state.safetensors"
 EARLIER_OPTIMIZER_STATE = "optimizer.safetensors"
 """The name of this file in updates that earlier versions published."""
 
+Kind = tuple[str, str]
+"""Phase and model of a task."""
+
 
 @dataclass(frozen=True, order=True, slots=True)
 class TaskKey:
@@ -54,6 +57,10 @@ class TaskKey:
 
     def __str__(self) -> str:
         return f"{self.phase}/{self.iteration:04d}/{self.model}/{self.part:03d}"
+
+    @property
+    def kind(self) -> Kind:
+        return self.phase, self.model
 
     @classmethod
     def parse(cls, text: str) -> TaskKey:
