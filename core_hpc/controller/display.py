@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 import time
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -30,7 +31,10 @@ from core_hpc.store.paths import TEAM, TaskKey
 from core_hpc.store.schema import COLD, EVALUATE, GENERATION_PHASES, HINT, TRAINING_PHASES, UPDATE, WARMUP
 from core_hpc.training.guard import is_near_limit
 
+STATES = ("running", "waiting", "stopped", "finished")
+"""States of runs, in the order in which the panel prefers them."""
 MAX_ROWS = 12
+"""Runs, and tasks in progress, with a row each in the panel: both tables fit on a terminal."""
 NO_PROGRESS = Progress(0, 0, 0)
 
 
@@ -154,18 +158,27 @@ class Display:
         return work / self._costs.concurrency()
 
     def _panel(self) -> Group:
-        head = Table.grid(padding=(0, 2))
-        for progress in self._runs:
-            head.add_row(*self._run_row(progress))
         title = Text(f"sweep {self._sweep_name}   {duration(time.monotonic() - self._started)}", style="bold")
         title.append(f"   {self._outlook()}", style="dim")
-        return Group(title, head, self._active_table())
+        return Group(title, self._run_table(), self._active_table())
 
     def _outlook(self) -> str:
         if not any(p.open for p in self._runs):
             return "done"
         left_s = self._left_s()
         return f"about {duration(left_s)} left" if left_s else "estimating"
+
+    def _run_table(self) -> Group:
+        """The runs in the order of the sweep. Of many, those that come first in `STATES`, and how many others."""
+        states = [_state(progress) for progress in self._runs]
+        ranked = sorted(range(len(states)), key=lambda i: STATES.index(states[i]))
+        table = Table.grid(padding=(0, 2))
+        for i in sorted(ranked[:MAX_ROWS]):
+            table.add_row(*self._run_row(self._runs[i]))
+        if not (others := Counter(states[i] for i in ranked[MAX_ROWS:])):
+            return Group(table)
+        counts = ", ".join(f"{others[state]} {state}" for state in STATES if others[state])
+        return Group(table, Text(f"and {others.total()} more: {counts}"))
 
     def _run_row(self, progress: RunProgress) -> tuple[str, str, ProgressBar, str]:
         num, done, iterations = progress.num_tasks, progress.num_done, progress.graph.iterations
@@ -200,6 +213,15 @@ class Display:
         if len(longest) > MAX_ROWS:
             table.add_row(f"  and {len(longest) - MAX_ROWS} more")
         return table
+
+
+def _state(progress: RunProgress) -> str:
+    """One of `STATES`."""
+    if progress.finished:
+        return "finished"
+    if progress.stopped is not None:
+        return "stopped"
+    return "running" if len(progress.in_flight) > len(progress.waiting) else "waiting"
 
 
 def unit_of(phase: str) -> str:

@@ -110,7 +110,8 @@ class SlurmExecutor:
         """Submit within the limits; tasks that open jobs do in any case are taken as well."""
         taken, events = self._packing.covered(wanted, self._watch.open)
         self._events += events
-        others = [(run, key) for run, key in wanted if TaskRef(run.run_id, key) not in set(taken)]
+        covered = set(taken)
+        others = [(run, key) for run, key in wanted if TaskRef(run.run_id, key) not in covered]
         if others and time.monotonic() >= self._refused_until:
             taken += self._submit_batches(others)
         return taken

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import re
 from dataclasses import replace
 from pathlib import Path
 
@@ -66,3 +67,22 @@ def test_a_panel_with_two_iterations_shows_to_which_one_a_task_belongs(tmp_path:
     assert ["cold", "2", "m1"] in lines
     assert "iteration 1/2" in console.file.getvalue()
     assert "2 running" in console.file.getvalue()
+
+
+def test_a_panel_of_many_runs_fits_on_a_terminal_and_prefers_those_that_run(tmp_path: Path) -> None:
+    """200 rows would push the tasks and the time left out of sight."""
+    run = make_run(tmp_path)
+    graph, first = run.graph(), run.graph().tasks()[0]
+    runs = [RunProgress(replace(run, run_id=f"run{i}"), graph, set()) for i in range(40)]
+    for i in (3, 38):
+        runs[i].in_flight[first] = 0.0
+    runs[20].stopped = "no space left"
+    runs[0] = RunProgress(replace(run, run_id="run0"), graph, set(graph.tasks()))
+    console = Console(file=io.StringIO(), width=200, height=40)
+    display = Display(console, "tiny", runs, refreshes_per_s=1, warm=True)
+    console.print(display._panel())
+    assert isinstance(console.file, io.StringIO)
+    shown = [int(found) for found in re.findall(r"(?m)^run(\d+) ", console.file.getvalue())]
+    assert shown == [1, *range(2, 12), 38]  # in the order of the sweep; run0 is finished, run20 stopped
+    assert "and 28 more: 26 waiting, 1 stopped, 1 finished" in console.file.getvalue()
+    assert len(console.file.getvalue().splitlines()) < console.height
