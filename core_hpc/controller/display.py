@@ -13,7 +13,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from rich.console import Console, Group
+from rich.console import Console, Group, RenderableType
 from rich.live import Live
 from rich.markup import escape
 from rich.progress_bar import ProgressBar
@@ -24,14 +24,14 @@ from core_hpc.common.terminal import duration
 from core_hpc.problems.splits import EVALUATION
 from core_hpc.runs.events import Done, Event, Failed, Progressed, Started, TaskRef
 from core_hpc.runs.outcome import Progress
-from core_hpc.schedule.progress import RunProgress
+from core_hpc.schedule.progress import FINISHED, RUNNING, STOPPED, WAITING, RunProgress
 from core_hpc.schedule.remaining import FinishedTask, TaskCosts, expected_completions
 from core_hpc.schedule.useless import NOTHING_USELESS, Useless
 from core_hpc.store.paths import TEAM, TaskKey
 from core_hpc.store.schema import COLD, EVALUATE, GENERATION_PHASES, HINT, TRAINING_PHASES, UPDATE, WARMUP
 from core_hpc.training.guard import is_near_limit
 
-STATES = ("running", "waiting", "stopped", "finished")
+STATES = (RUNNING, WAITING, STOPPED, FINISHED)
 """States of runs, in the order in which the panel prefers them."""
 MAX_ROWS = 12
 """Runs, and tasks in progress, with a row each in the panel: both tables fit on a terminal."""
@@ -170,23 +170,25 @@ class Display:
 
     def _run_table(self) -> Group:
         """The runs in the order of the sweep. Of many, those that come first in `STATES`, and how many others."""
-        states = [_state(progress) for progress in self._runs]
+        states = [progress.state for progress in self._runs]
         ranked = sorted(range(len(states)), key=lambda i: STATES.index(states[i]))
         table = Table.grid(padding=(0, 2))
         for i in sorted(ranked[:MAX_ROWS]):
             table.add_row(*self._run_row(self._runs[i]))
-        if not (others := Counter(states[i] for i in ranked[MAX_ROWS:])):
-            return Group(table)
-        counts = ", ".join(f"{others[state]} {state}" for state in STATES if others[state])
-        return Group(table, Text(f"and {others.total()} more: {counts}"))
+        parts: list[RenderableType] = [table]
+        if others := Counter(states[i] for i in ranked[MAX_ROWS:]):
+            counts = ", ".join(f"{others[state]} {state}" for state in STATES if others[state])
+            parts.append(Text(f"and {others.total()} more: {counts}"))
+        return Group(*parts)
 
     def _run_row(self, progress: RunProgress) -> tuple[str, str, ProgressBar, str]:
         num, done, iterations = progress.num_tasks, progress.num_done, progress.graph.iterations
         current = min((k.iteration for k in progress.open_tasks), default=iterations)
         state = f"iteration {current}/{iterations}" if iterations else "evaluation"
-        state = "stopped" if progress.stopped else state
+        if progress.state == STOPPED:
+            state = STOPPED
         waiting = len(progress.waiting)
-        counts = f"{done}/{num} tasks, {len(progress.in_flight) - waiting} running"
+        counts = f"{done}/{num} tasks, {progress.num_running} running"
         counts += f", {waiting} waiting" if waiting else ""
         counts += f", {progress.failures} failed attempts" if progress.failures else ""
         for phase in (EVALUATE, COLD):
@@ -213,15 +215,6 @@ class Display:
         if len(longest) > MAX_ROWS:
             table.add_row(f"  and {len(longest) - MAX_ROWS} more")
         return table
-
-
-def _state(progress: RunProgress) -> str:
-    """One of `STATES`."""
-    if progress.finished:
-        return "finished"
-    if progress.stopped is not None:
-        return "stopped"
-    return "running" if len(progress.in_flight) > len(progress.waiting) else "waiting"
 
 
 def unit_of(phase: str) -> str:

@@ -24,6 +24,8 @@ from core_hpc.store.schema import EVALUATE, SCORE, UPDATE
 CONTROLLER_READS = (SCORE, UPDATE, EVALUATE)
 """Phases whose rows the controller reads itself (for TensorBoard). No task would report damage."""
 
+FINISHED, RUNNING, WAITING, STOPPED = "finished", "running", "waiting", "stopped"
+"""States of a run, as the launcher's panel and `core-hpc status` show them."""
 
 MAX_NAMES = 5
 """A message lists at most this many names."""
@@ -65,6 +67,20 @@ class RunProgress:
     @property
     def open(self) -> bool:
         return self.stopped is None and not self.finished
+
+    @property
+    def state(self) -> str:
+        """`FINISHED`, `STOPPED`, `RUNNING`, or `WAITING` while no task runs."""
+        if self.finished:
+            return FINISHED
+        if self.stopped is not None:
+            return STOPPED
+        return RUNNING if self.num_running else WAITING
+
+    @property
+    def num_running(self) -> int:
+        """How many tasks have started and are not published."""
+        return len(self.in_flight) - len(self.waiting)
 
     @property
     def num_tasks(self) -> int:

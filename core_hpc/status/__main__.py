@@ -36,18 +36,10 @@ require_own_analysis()  # status/pace.py imports `analysis`
 
 from core_hpc.runs.folder import locate
 from core_hpc.runs.names import short_names
+from core_hpc.schedule.progress import FINISHED, STOPPED, WAITING
 from core_hpc.status.collect import Manifests
 from core_hpc.status.compute import read_status
-from core_hpc.status.model import (
-    FINISHED,
-    NO_CONTROLLER,
-    STOPPED,
-    UNREADABLE,
-    WAITING,
-    ControllerStatus,
-    RunStatus,
-    SweepStatus,
-)
+from core_hpc.status.model import NO_CONTROLLER, UNREADABLE, ControllerStatus, RunStatus, SweepStatus
 from core_hpc.store.claims import describe_holder
 
 PROG = "python -m core_hpc.status"

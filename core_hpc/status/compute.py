@@ -16,21 +16,11 @@ from typing import Any
 from core_hpc.common.errors import StoreError
 from core_hpc.runs.folder import Run, open_run
 from core_hpc.runs.outcome import OutcomeKind
+from core_hpc.schedule.progress import FINISHED, RUNNING, STOPPED, WAITING
 from core_hpc.schedule.useless import NOTHING_USELESS, Useless
 from core_hpc.status.collect import Found, Manifests, Queue, find_sweep
 from core_hpc.status.controller import controller_status, view_of
-from core_hpc.status.model import (
-    FINISHED,
-    NO_CONTROLLER,
-    RUNNING,
-    STOPPED,
-    UNREADABLE,
-    WAITING,
-    ControllerStatus,
-    Failure,
-    RunStatus,
-    SweepStatus,
-)
+from core_hpc.status.model import NO_CONTROLLER, UNREADABLE, ControllerStatus, Failure, RunStatus, SweepStatus
 from core_hpc.status.pace import completions_per_s, last_iteration, seconds_left
 from core_hpc.status.submitted import Submitted, read_submitted
 from core_hpc.store import shards

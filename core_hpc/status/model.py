@@ -9,8 +9,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
-FINISHED, RUNNING, WAITING = "finished", "running", "waiting"
-NO_CONTROLLER, STOPPED, UNREADABLE = "no controller", "stopped", "unreadable"
+NO_CONTROLLER, UNREADABLE = "no controller", "unreadable"
+"""States of a run besides those of `schedule/progress.py`."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -12,10 +12,11 @@ from dataclasses import dataclass, field
 
 from core_hpc.runs.folder import Run
 from core_hpc.runs.job_status import JobStatus, RunningTask
+from core_hpc.schedule.progress import RUNNING, WAITING
 from core_hpc.slurm.commands import QueueEntry
 from core_hpc.slurm.records import OPEN, Submission, SubmissionFolder
 from core_hpc.status.collect import Queue, Records, read_or_none
-from core_hpc.status.model import RUNNING, WAITING, Failure
+from core_hpc.status.model import Failure
 from core_hpc.store.paths import TaskKey
 
 
