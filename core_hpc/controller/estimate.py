@@ -3,7 +3,7 @@
 In: a resolved configuration, and the number of held-out problems in all its evaluations. Out:
 hours. The rates are in a table with the source of each rate; assumptions are marked as such. GPUs
 without a measurement have the rates of `roofline.py`.
-Loading, scoring and waiting are not included. What a run has cost is in `analysis/timing/cost.py`.
+Warm-ups, loading, scoring and waiting are not included. What a run has cost is in `analysis/timing/cost.py`.
 """
 
 from __future__ import annotations
@@ -31,11 +31,12 @@ FULL_TUNING = 1.25
 gradients of the weights, so an update has 10 parts instead of 8 (see the source of the first
 device). The cost of unpacking 4-bit weights (qlora) is not known and not included."""
 FORMULA = (
-    "hours = sum over models of billions of parameters x (sampled tokens / sampling rate + trained tokens / training "
-    "rate) / 3600; sampled: completions x share x max_new_tokens; trained: the same without evaluation, plus "
+    "hours = sum over models of billions of parameters (at least the smallest of the device) x (sampled tokens / "
+    "sampling rate + trained tokens / training rate) / 3600; sampled: completions x share x max_new_tokens; "
+    "trained: the same without evaluation, plus "
     f"share x hint_tokens for a completion with a hint, plus {PROMPT_TOKENS} (assumption) for the prompt, once per "
     "problem and phase, plus the cold completions of the peers with update.hacpo, "
-    f"all x {FULL_TUNING} with tuning: full"
+    f"all x {FULL_TUNING} with tuning: full; warm-ups, loading, scoring and waiting are not included"
 )
 
 
@@ -45,12 +46,17 @@ class Device:
 
     A model with twice the parameters is assumed to be half as fast. The training rate includes the
     passes for the log-probabilities of the old and the reference policy.
+
+    Attributes:
+        smallest: billions of parameters below which a model is no faster, because the work per
+            layer and call takes longer than the arithmetic.
     """
 
     name: str
     sampling: float
     training: float
     source: str
+    smallest: float = 0.0
 
 
 DEVICES = (
@@ -68,7 +74,10 @@ DEVICES = (
         sampling=46,
         training=75,
         source="measured in the quickstart, one core for each model: smollm2 (0.135B) samples 169 and trains 280 "
-        "tokens/s, gemma3 (0.27B) 110 and 194; prompts of 150 tokens, completions of 14; twice the lower of the two",
+        "tokens/s, gemma3 (0.27B) 110 and 194; prompts of 150 tokens, completions of 14; twice the lower of the two. A "
+        "model below 0.008B takes as long as one of 0.008B: two of 0.001B (yaml/teaching/tier1.yaml), one core each, "
+        "sample 3,100 and train 4,400 tokens/s",
+        smallest=0.008,
     ),
 )
 """The sampling rate of the H100 is an assumption. All other rates of these two were measured."""
@@ -173,6 +182,6 @@ def hours(config: RunConfig, num_evaluations: Mapping[str, int], share: float, d
     for model in config.team:
         sampled, trained = tokens_of(config, model, num_evaluations, share)
         trained *= FULL_TUNING if model.tuning == "full" else 1
-        billions = billions_of(model.model) or UNKNOWN_BILLIONS
+        billions = max(billions_of(model.model) or UNKNOWN_BILLIONS, device.smallest)
         total += billions * (sampled / device.sampling + trained / device.training) / 3600
     return total

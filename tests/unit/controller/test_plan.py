@@ -183,10 +183,11 @@ def test_every_run_of_a_grid_is_checked_against_its_problems(tmp_path: Path) -> 
     assert "protocol.problems_per_iteration is 100, but problems.train has 72 problems" in message
 
 
-def test_tokens_and_hours_by_hand(tmp_path: Path) -> None:
+@pytest.mark.parametrize("smallest", [0, 1])
+def test_tokens_and_hours_by_hand(tmp_path: Path, smallest: float) -> None:
     """Two models, 5 iterations of 8 problems, K = 3, K' = 2, two evaluations of 10 problems x 4.
 
-    The smaller model may sample fewer tokens.
+    The smaller model, of half a billion parameters, may sample fewer tokens.
     """
     path = tmp_path / "sweep.yaml"
     path.write_text(
@@ -218,9 +219,10 @@ def test_tokens_and_hours_by_hand(tmp_path: Path) -> None:
     _, tokens, _ = most_work(sweep.runs[0], graph_of(sweep), {"": 10})
     sampled = {"a": 5 * 8 * 5 * 100 + 2 * 10 * 4 * 200, "b": 5 * 8 * 5 * 50 + 2 * 10 * 4 * 200}
     assert tokens == sum(sampled.values())
-    device = estimate.Device("d", sampling=10, training=8, source="")
+    device = estimate.Device("d", sampling=10, training=8, source="", smallest=smallest)
     expected = Fraction(0)
     for billions, name, longest in ((Fraction(3), "a", 100), (Fraction(1, 2), "b", 50)):
+        billions = max(billions, Fraction(smallest))
         hints, prompts = 5 * 8 * 2 * Fraction(3, 4) * 40, 5 * 8 * 2 * estimate.PROMPT_TOKENS
         trained = Fraction(1, 2) * (5 * 8 * 5 * longest + hints) + prompts
         expected += billions * (Fraction(sampled[name], 2) / 10 + trained / 8) / 3600
