@@ -1,11 +1,11 @@
 """Overhead: the share of an iteration that is not sampling, log-probabilities or training.
 
-    python -m tests.benchmarks.overhead --out FILE [--driver arrays|chained] [--size large|huge]
+    python -m tests.benchmarks.overhead --out FILE [--driver arrays|chained] [--size large]
 
 The launcher runs the models of the quickstart for three iterations of 24 problems x (4 + 2)
-completions (large: two iterations of 96 problems, huge: two of 192 problems x (8 + 4)). The driver
-is `local`, or SLURM arrays on a development cluster (`tests/support/cluster.py`) with two nodes and
-one job of one thread per node: one array per phase, or chained phases (slurm.chain_wait_s).
+completions (large: two iterations of 96 problems). The driver is `local`, or SLURM arrays on a
+development cluster (`tests/support/cluster.py`) with two nodes and one job of one thread per node:
+one array per phase, or chained phases (slurm.chain_wait_s).
 
 For each iteration after the first one, the accounting of time (`analysis/timing/account.py`) gives
 its seconds without waiting for other iterations and evaluations, its lower bound (the maximum over
@@ -27,7 +27,7 @@ from tests.benchmarks.measure import conclude, print_table
 from tests.benchmarks.real_run import account, arguments, launched, settings
 from tests.support.cluster import running_cluster
 
-SIZES = {"small": (4, 2, 1, 2), "usual": (24, 4, 2, 3), "large": (96, 4, 2, 2), "huge": (192, 8, 4, 2)}
+SIZES = {"small": (4, 2, 1, 2), "usual": (24, 4, 2, 3), "large": (96, 4, 2, 2)}
 """Problems, cold and rescue samples, iterations."""
 MEDIANS = ("own_s", "bound_s", "queue_s", "overhead", "overhead_without_queue")
 NODES = 2

@@ -45,7 +45,7 @@ CHANGES = {
         "update.kl_weight",
         *(f"update.hacpo.{n}" for n in ("alpha", "clip_delta", "clip_step", "enabled", "window")),
     },
-    "tier2_teach_alone": TEACH,
+    "tier2_teach_alone": TEACH | {"update.teach.weight_end"},
 }
 TIERS = ("tier1", "tier2")
 
