@@ -183,10 +183,13 @@ class Display:
 
     def _run_row(self, progress: RunProgress) -> tuple[str, str, ProgressBar, str]:
         num, done, iterations = progress.num_tasks, progress.num_done, progress.graph.iterations
-        current = min((k.iteration for k in progress.open_tasks), default=iterations)
-        state = f"iteration {current}/{iterations}" if iterations else "evaluation"
         if progress.state == STOPPED:
             state = STOPPED
+        elif iterations:
+            current = min((k.iteration for k in progress.open_tasks), default=iterations)
+            state = f"iteration {current}/{iterations}"
+        else:
+            state = "evaluation"
         waiting = len(progress.waiting)
         counts = f"{done}/{num} tasks, {progress.num_running} running"
         counts += f", {waiting} waiting" if waiting else ""

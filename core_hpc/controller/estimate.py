@@ -74,9 +74,9 @@ DEVICES = (
         sampling=46,
         training=75,
         source="measured in the quickstart, one core for each model: smollm2 (0.135B) samples 169 and trains 280 "
-        "tokens/s, gemma3 (0.27B) 110 and 194; prompts of 150 tokens, completions of 14; twice the lower of the two. A "
-        "model below 0.008B takes as long as one of 0.008B: two of 0.001B (yaml/teaching/tier1.yaml), one core each, "
-        "sample 3,100 and train 4,400 tokens/s",
+        "tokens/s, gemma3 (0.27B) 110 and 194; prompts of 150 tokens, completions of 14; twice the lower of the two. "
+        "Smallest: two models of 0.001B (yaml/teaching/tier1.yaml), one core each, sample 3,100 and train 4,400 "
+        "tokens/s, as 0.008B would",
         smallest=0.008,
     ),
 )

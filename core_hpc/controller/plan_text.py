@@ -116,6 +116,8 @@ def _print_estimate(plan: Plan, console: Console) -> None:
     console.print(estimate.FORMULA, markup=False)
     for device in (*estimate.DEVICES, *estimate.COMPUTED):
         rates = f"sampling {device.sampling:,g} and training {device.training:,g} billions of parameters x tokens/s"
+        if device.smallest:
+            rates += f", smallest {device.smallest:g} billion"
         console.print(f"{device.name}: {rates} ({device.source})", markup=False)
     models = dict.fromkeys(model.model for plan in sweep.runs for model in plan.config.team)
     if unknown := [name for name in models if estimate.billions_of(name) is None]:
