@@ -102,16 +102,18 @@ class PromptBuilder:
         cuts = [c for c in (text.find(s) for s in stop_strings) if c >= 0]
         return self.opened_thinking + (text[: min(cuts)] if cuts else text)
 
-    def completion_ids(self, text: str, stop_strings: Sequence[str]) -> tuple[int, ...]:
+    def completion_ids(self, text: str, stop_strings: Sequence[str], *, ends: bool = True) -> tuple[int, ...]:
         """Token ids of another model's text, in the form in which this model would have sampled it.
 
-        The ids end with this model's stop string or end token.
+        The ids end with this model's stop string or end token, if the text `ends`.
         """
         text = text.removeprefix(self.opened_thinking).strip()
         if self.style == "plain":
             text = f" {text}"  # after `Answer:`
-        ids = self.tokenizer(text + (stop_strings[0] if stop_strings else ""), add_special_tokens=False)["input_ids"]
-        end = [] if stop_strings else [self.tokenizer.eos_token_id]
+        if ends and stop_strings:
+            text += stop_strings[0]
+        ids = self.tokenizer(text, add_special_tokens=False)["input_ids"]
+        end = [self.tokenizer.eos_token_id] if ends and not stop_strings else []
         return tuple(int(i) for i in [*ids, *end])
 
     @cached_property

@@ -16,7 +16,7 @@ import polars as pl
 from core_hpc.common.seeds import stable_uniform
 from core_hpc.models.prompts import PromptBuilder
 from core_hpc.phases.context import TaskContext
-from core_hpc.phases.peers import peer_tasks, questions_of
+from core_hpc.phases.peers import peer_tasks, questions_of, row_of_peer
 from core_hpc.phases.reliance import Rate
 from core_hpc.protocol.lessons import choose_lessons, scheduled_weight
 from core_hpc.store import shards
@@ -47,19 +47,22 @@ def lesson_rows(context: TaskContext, scores: pl.DataFrame, own: Sequence[Row], 
     candidates = candidate_rows(found, builder, stops, weight=weight, max_tokens=max_tokens)
     taught = [candidates[i] for i in _chosen(context, found, candidates, rate) if candidates[i] is not None]
     lessons = [replace(row, objective=teach.objective) for row in taught if row is not None]
-    right = scores.filter(pl.col("model") == key.model, pl.col("correct")).select("problem_id", "phase", "sample_index")
+    right = scores.filter(pl.col("model") == key.model, pl.col("correct"), ~pl.col("truncated"))
+    right = right.select("problem_id", "phase", "sample_index")
     return lessons + _rehearsed(context, own, frozenset(right.iter_rows()), len(lessons), weight)
 
 
 def successes(scores: pl.DataFrame, student: str) -> pl.DataFrame:
     """The correct cold completions of the peers where all cold completions of the student failed.
 
-    They are sorted by problem, model and sample index, with their reward.
+    They are sorted by problem, model and sample index, with their reward. A completion that was cut
+    at the token limit is left out: without its end it would teach a model not to end.
     """
     cold = scores.filter(pl.col("phase") == COLD)
     own = cold.filter(pl.col("model") == student).group_by("problem_id").agg(solved=pl.col("correct").any())
     failed = own.filter(~pl.col("solved"))["problem_id"].implode()
-    wanted = (pl.col("model") != student) & pl.col("correct") & pl.col("problem_id").is_in(failed)
+    right = pl.col("correct") & ~pl.col("truncated")
+    wanted = (pl.col("model") != student) & right & pl.col("problem_id").is_in(failed)
     return cold.filter(wanted).select(*ROW_KEY, "reward").sort("problem_id", "model", "sample_index")
 
 
@@ -68,8 +71,7 @@ def candidate_rows(
 ) -> list[Row | None]:
     """Peers' completions as rows of the builder's model, in the order of `found`.
 
-    None stands for a text that is longer than `max_tokens` in the model's tokens: without its end
-    it would teach a model not to end.
+    None stands for a text that is longer than `max_tokens` in the model's tokens.
 
     Args:
         found: columns of ROW_KEY, text, question.
@@ -79,18 +81,8 @@ def candidate_rows(
     """
     rows: list[Row | None] = []
     for r in found.iter_rows(named=True):
-        ids = builder.completion_ids(r["text"], stops)
-        row = Row(
-            key=(r["problem_id"], COLD, r["sample_index"], r["model"]),
-            problem_id=r["problem_id"],
-            prompt_token_ids=builder.build(r["question"]),
-            completion_token_ids=ids,
-            behaviour_logprobs=None,
-            advantage=1.0,
-            weight=weight,
-            lesson="taught",
-        )
-        rows.append(row if len(ids) <= max_tokens else None)
+        row = row_of_peer(r, builder, stops, advantage=1.0, weight=weight, lesson="taught")
+        rows.append(row if len(row.completion_token_ids) <= max_tokens else None)
     return rows
 
 

@@ -14,7 +14,7 @@ import numpy as np
 import polars as pl
 
 from core_hpc.phases.context import TaskContext
-from core_hpc.phases.peers import peer_tasks, questions_of
+from core_hpc.phases.peers import peer_tasks, questions_of, row_of_peer
 from core_hpc.protocol.hacpo import capability, capability_ratio, hacpo_advantages
 from core_hpc.store import shards
 from core_hpc.store.paths import TEAM, TaskKey
@@ -34,29 +34,30 @@ def hacpo_rows(context: TaskContext, scores: pl.DataFrame, own: Sequence[Row]) -
     capabilities = _capabilities(context)
     advantages = _advantages(scores, key.model, capabilities)
     mine = [replace(row, advantage=advantages[key.model, row.problem_id, _sample(row)]) for row in own]
-    rollouts = shards.read_tasks(run.root, peer_tasks(run, key, COLD), ROLLOUTS, columns=(*ROW_KEY, "text", "logprobs"))
+    columns = (*ROW_KEY, "text", "logprobs", "finish_reason")
+    rollouts = shards.read_tasks(run.root, peer_tasks(run, key, COLD), ROLLOUTS, columns=columns)
     questions = questions_of(run)
     builder, stops = context.prompt_builder(context.model), context.stop_strings(context.model)
     max_tokens = run.config.sampling_of(context.model, COLD).max_new_tokens
+    masks = run.config.update.truncated == "mask"
     theirs = []
     for r in rollouts.sort("problem_id", "model", "sample_index").iter_rows(named=True):
         if not r["logprobs"]:
             continue
         ratio = capability_ratio(capabilities[r["model"]], capabilities[key.model])
-        theirs.append(
-            Row(
-                key=(r["problem_id"], COLD, r["sample_index"], r["model"]),
-                problem_id=r["problem_id"],
-                prompt_token_ids=builder.build(questions[r["problem_id"]]),
-                completion_token_ids=builder.completion_ids(r["text"], stops)[:max_tokens],
-                behaviour_logprobs=None,
-                advantage=ratio * advantages[r["model"], r["problem_id"], r["sample_index"]],
-                weight=1.0,
-                objective="cross",
-                lesson="peer",
-                peer_logprob=float(np.mean(r["logprobs"])),
-            )
+        is_cut = r["finish_reason"] == "length"
+        row = row_of_peer(
+            {**r, "question": questions[r["problem_id"]]},
+            builder,
+            stops,
+            ends=not is_cut,
+            advantage=ratio * advantages[r["model"], r["problem_id"], r["sample_index"]],
+            weight=0.0 if is_cut and masks else 1.0,
+            objective="cross",
+            lesson="peer",
+            peer_logprob=float(np.mean(r["logprobs"])),
         )
+        theirs.append(replace(row, completion_token_ids=row.completion_token_ids[:max_tokens]))
     return mine + theirs
 
 

@@ -14,7 +14,7 @@ import polars as pl
 
 from core_hpc.models.prompts import PromptBuilder
 from core_hpc.phases.context import TaskContext
-from core_hpc.phases.peers import peer_tasks, peers_of, questions_of
+from core_hpc.phases.peers import peer_tasks, peers_of, questions_of, row_of_peer
 from core_hpc.store import shards
 from core_hpc.store.schema import COLD, RESCUE, ROLLOUTS, ROW_KEY
 from core_hpc.training.batching import Row
@@ -43,12 +43,15 @@ def rescues(scores: pl.DataFrame, models: list[str]) -> pl.DataFrame:
     """The completions that rescued one of `models`.
 
     The model had failed in the cold phase, saw a hint, and is now right, with a positive advantage.
+    A completion that was cut at the token limit is left out: without its end it would teach a model
+    not to end.
     """
     rescued = (
         (pl.col("phase") == RESCUE)
         & pl.col("cold_failed")
         & pl.col("hint_given")
         & pl.col("correct")
+        & ~pl.col("truncated")
         & (pl.col("advantage") > 0)
     )
     return scores.filter(pl.col("model").is_in(models), rescued).select(*ROW_KEY, "advantage")
@@ -62,15 +65,13 @@ def rows_of(
     Args:
         found: columns of ROW_KEY, advantage, text, question.
         stops: strings that end a text of the model.
-        max_tokens: longer completions are cut.
+        max_tokens: longer completions, in the model's tokens, are left out.
     """
-    return [
-        Row(
-            key=(r["problem_id"], RESCUE, r["sample_index"], r["model"]),
-            problem_id=r["problem_id"],
-            prompt_token_ids=builder.build(r["question"]),
-            completion_token_ids=builder.completion_ids(r["text"], stops)[:max_tokens],
-            behaviour_logprobs=None,
+    rows = [
+        row_of_peer(
+            r,
+            builder,
+            stops,
             advantage=r["advantage"],
             weight=weight,
             rescue=True,
@@ -79,3 +80,4 @@ def rows_of(
         )
         for r in found.sort("problem_id", "model", "sample_index").iter_rows(named=True)
     ]
+    return [row for row in rows if len(row.completion_token_ids) <= max_tokens]

@@ -59,7 +59,7 @@ ROLLOUT_COLUMNS = (
     "hint_given",
     "correct",
 )
-SCORE_COLUMNS = (*ROW_KEY, "correct", "cold_failed", "hint_given", "reward", "advantage")
+SCORE_COLUMNS = (*ROW_KEY, "correct", "truncated", "cold_failed", "hint_given", "reward", "advantage")
 """What the update and the options for lessons read of the scores of all models."""
 
 

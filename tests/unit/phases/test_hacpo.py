@@ -165,6 +165,29 @@ def test_an_update_has_the_rows_of_all_models_with_advantages_of_the_learner(tmp
     assert table.filter(pl.col("reward") > 0).height == 4
 
 
+@pytest.mark.parametrize(("truncated", "weight"), [("keep", 1.0), ("mask", 0.0)])
+def test_a_peers_completion_that_was_cut_has_no_end(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, truncated: str, weight: float
+) -> None:
+    from tests.unit.phases import test_traps
+    from tests.unit.phases.test_lessons import cut
+
+    monkeypatch.setattr(test_traps, "rollout_rows", cut(COLD))
+    run = scored_run(
+        tmp_path, loss="gspo", hacpo={"enabled": True}, protocol={"rescue_samples": 0}, truncated=truncated
+    )
+    task = context(run, TaskKey(1, UPDATE, "a"))
+    task.model = run.config.model("a")
+    task.prompt_builder = lambda _: PromptBuilder(TOKENIZER, "chat", "")
+    task.stop_strings = lambda _: ()
+    texts = {(r["problem_id"], r["sample_index"]): r["text"] for r in rollout_rows("b", COLD)}
+    peers = [row for row in training_rows(task) if row.lesson == "peer"]
+    assert len(peers) == len(texts)
+    for row in peers:
+        assert TOKENIZER.decode(row.completion_token_ids) == texts[row.problem_id, row.key[2]]
+        assert row.weight == weight
+
+
 def test_hacpo_with_another_loss_or_rescues_is_a_configuration_error() -> None:
     good = {**DATA, "update": {"loss": "gspo", "hacpo": {"enabled": True}}, "protocol": {"rescue_samples": 0}}
     assert RunConfig.model_validate(good).update.hacpo.enabled

@@ -20,6 +20,7 @@ from core_hpc.store.paths import TaskKey
 from core_hpc.store.schema import COLD, RESCUE, UPDATE
 from core_hpc.training.batching import Row
 from tests.support.tiny import byte_tokenizer
+from tests.unit.phases import test_traps
 from tests.unit.phases.test_hint_leak import DATA
 from tests.unit.phases.test_traps import context, rollout_rows, scored_run
 
@@ -28,19 +29,20 @@ TOKENIZER = byte_tokenizer(template="{% for m in messages %}<s>{{ m.content }}</
 
 
 def test_only_cold_successes_of_peers_where_the_model_failed_are_candidates() -> None:
-    """All combinations of two cold results of the models a and b; rescues do not matter."""
+    """All combinations of two cold results of the models a and b; rescues and texts that were cut do not matter."""
     rows = []
     for number, results in enumerate(itertools.product((False, True), repeat=4)):
         for (model, sample), correct in zip(itertools.product("ab", (0, 1)), results, strict=True):
             row = {**KEY, "phase": COLD, "model": model, "problem_id": f"p{number:02}", "sample_index": sample}
-            rows.append({**row, "correct": correct, "reward": 0.5})
+            rows.append({**row, "correct": correct, "truncated": False, "reward": 0.5})
+        rows.append({**row, "sample_index": 2, "correct": results[-1], "truncated": True, "reward": 0.5})
         for model in "ab":
             rows.append({**rows[-1], "phase": RESCUE, "model": model, "correct": True})
     found = successes(pl.DataFrame(rows), "a")
     wanted = [
         (row["problem_id"], "b", row["sample_index"])
         for row in rows
-        if row["phase"] == COLD and row["model"] == "b" and row["correct"]
+        if row["phase"] == COLD and row["model"] == "b" and row["correct"] and not row["truncated"]
         if not any(
             r["correct"] for r in rows if (r["problem_id"], r["model"], r["phase"]) == (row["problem_id"], "a", COLD)
         )
@@ -86,14 +88,33 @@ def test_rehearsed_texts_are_own_correct_cold_completions(tmp_path: Path) -> Non
     assert (rehearsed[0].weight, rehearsed[0].advantage, rehearsed[0].objective) == (0.8, 1.0, "likelihood")
 
 
+def test_completions_that_were_cut_are_neither_lessons_nor_rehearsed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Their end is unknown, and an invented one would teach a model to end in the middle of a sentence."""
+    monkeypatch.setattr(test_traps, "rollout_rows", cut(COLD))
+    for model in "ab":
+        (folder := tmp_path / model).mkdir()
+        assert all(row.lesson is None for row in rows_of_model(folder, model, rehearsal=1))
+
+
+def cut(phase: str) -> Callable[[str, str], list[dict[str, Any]]]:
+    """The rollouts of the test run, all of them cut at the token limit in one phase."""
+
+    def rows(model: str, of_phase: str) -> list[dict[str, Any]]:
+        return [
+            {**row, "finish_reason": "length" if of_phase == phase else "stop"} for row in rollout_rows(model, of_phase)
+        ]
+
+    return rows
+
+
 def test_a_weight_of_zero_in_an_iteration_gives_no_lessons(tmp_path: Path) -> None:
     assert all(row.lesson is None for row in rows_of_model(tmp_path, "b", weight=0, weight_end=1, weight_iterations=2))
 
 
 def failing_b_run(folder: Path, rate: Callable[[Sequence[Row]], list[float]] | None, **teach: Any) -> list[int]:
     """Sample indices of the lessons for b, where both completions of a are correct and differ."""
-    from tests.unit.phases import test_traps
-
     before = dict(test_traps.ANSWERS)
     test_traps.ANSWERS["a", "hard"] = ([True, True], None)
     try:

@@ -31,7 +31,7 @@ TOKENIZER = byte_tokenizer(template="{% for m in messages %}<s>{{ m.content }}</
 
 def test_only_rescues_of_the_peers_are_shared() -> None:
     values = itertools.product(
-        (COLD, RESCUE), ("a", "b", "c"), (True, False, None), (True, False), (True, False), (-1.0, 0.0, 2.0)
+        (COLD, RESCUE), "abc", (True, False, None), (True, False), (True, False), (True, False), (-1.0, 0.0, 2.0)
     )
     rows = [
         {
@@ -43,9 +43,10 @@ def test_only_rescues_of_the_peers_are_shared() -> None:
             "cold_failed": failed,
             "hint_given": hint,
             "correct": correct,
+            "truncated": truncated,
             "advantage": advantage,
         }
-        for k, (phase, model, failed, hint, correct, advantage) in enumerate(values)
+        for k, (phase, model, failed, hint, correct, truncated, advantage) in enumerate(values)
     ]
     found = rescues(pl.DataFrame(rows), ["b", "c"])
     wanted = [
@@ -56,6 +57,7 @@ def test_only_rescues_of_the_peers_are_shared() -> None:
         and row["cold_failed"]
         and row["hint_given"]
         and row["correct"]
+        and not row["truncated"]
         and row["advantage"] > 0
     ]
     assert found["sample_index"].to_list() == wanted
@@ -89,7 +91,9 @@ def test_a_shared_text_has_the_ids_that_the_model_would_have_sampled(style: str,
         end = builder.tokenizer.decode(row.completion_token_ids[-1:])
         assert end == (stops[0] if stops else "</s>")
         assert (row.behaviour_logprobs, row.advantage, row.weight, row.rescue) == (None, 1.5, 0.2, True)
-    assert [len(row.completion_token_ids) for row in rows_of(found, builder, stops, weight=0.2, max_tokens=3)] == [3, 3]
+    longest = max(len(row.completion_token_ids) for row in rows)
+    fitting = rows_of(found, builder, stops, weight=0.2, max_tokens=longest - 1)
+    assert fitting == [row for row in rows if len(row.completion_token_ids) < longest] != []
 
 
 def test_shared_completions_come_after_the_models_own(tmp_path: Path) -> None:
@@ -127,13 +131,9 @@ def test_truncated_completions_are_masked_from_the_loss_but_not_from_the_rewards
     from core_hpc.store.paths import TaskKey
     from core_hpc.store.schema import UPDATE
     from tests.unit.phases import test_traps
+    from tests.unit.phases.test_lessons import cut
 
-    def cut_rescues(model: str, phase: str) -> list[dict[str, Any]]:
-        reason = "length" if phase == RESCUE else "stop"
-        return [{**row, "finish_reason": reason} for row in original(model, phase)]
-
-    original = test_traps.rollout_rows
-    monkeypatch.setattr(test_traps, "rollout_rows", cut_rescues)
+    monkeypatch.setattr(test_traps, "rollout_rows", cut(RESCUE))
     run = test_traps.scored_run(tmp_path, truncated=truncated)
     rows = training_rows(test_traps.context(run, TaskKey(1, UPDATE, "b")))
     assert {row.weight for row in rows} == weights
