@@ -65,9 +65,11 @@ def _instructions_of_sets(config: RunConfig) -> None:
 
 
 def _hints_need_a_peer(config: RunConfig) -> None:
-    if config.protocol.rescue_samples and len(config.team) == 1 and config.protocol.hint_probability == 1:
+    protocol = config.protocol
+    if config.iterations and len(config.team) == 1 and protocol.rescue_samples and not protocol.even_budget:
         raise ValueError(
-            "a team of one model has no peer that gives hints; set protocol.rescue_samples to 0, or add a model"
+            "a team of one model has no peer that gives hints, so its rescue phase would sample nothing; set "
+            "protocol.rescue_samples to 0, or add a model"
         )
 
 
@@ -131,10 +133,11 @@ def _hacpo_is_a_method_of_its_own(config: RunConfig) -> None:
             "and protocol.rescue_samples to 0"
         )
     own = update.advantage_function is not None or update.loss_function is not None
-    if update.group != "team" or update.baseline != "team" or update.team_pass.is_on or own:
+    scaled = update.advantage_scale == "std"
+    if update.group != "team" or update.baseline != "team" or update.team_pass.is_on or own or not scaled:
         raise ValueError(
             "update.hacpo has advantages of its own, and a gain; leave update.group, update.baseline, "
-            "update.team_pass, update.advantage_function and update.loss_function out"
+            "update.advantage_scale, update.team_pass, update.advantage_function and update.loss_function out"
         )
 
 

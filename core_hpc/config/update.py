@@ -8,7 +8,7 @@ METHOD.md section 5 has the formulas, and `training/losses.py` computes them.
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, ValidationInfo, field_validator
 
@@ -23,6 +23,7 @@ from core_hpc.config.base import (
 from core_hpc.config.extensions import AdvantageFunction, LossFunction
 from core_hpc.config.teach import HacpoSection, SelfTeacherSection, TeachSection, TeamPassSection
 
+Beta = Annotated[float, Field(ge=0, lt=1)]
 Loss = Literal["grpo", "dapo", "dr_grpo", "bnpo", "gspo", "sapo", "cispo"]
 ImportanceKind = Literal[
     "token_truncate", "sequence_mask", "geometric_truncate", "token_band", "geometric_reject", "none"
@@ -219,7 +220,7 @@ class UpdateSection(Section):
     problems_per_step: PositiveInt = Field(4, description="problems per optimizer step")
     learning_rate: float = Field(1e-5, gt=0, le=1, description="peak learning rate of models without one of their own")
     weight_decay: float = Field(0.01, ge=0, description="weight decay of AdamW")
-    adam_betas: tuple[float, float] = Field((0.9, 0.999), description="betas of AdamW")
+    adam_betas: tuple[Beta, Beta] = Field((0.9, 0.999), description="betas of AdamW")
     warmup_share: float = Field(0.1, ge=0, lt=1, description="share of the run's optimizer steps used for warm-up")
     schedule: Literal["cosine", "constant"] = Field("cosine", description="learning rate after the warm-up")
     max_grad_norm: float = Field(1.0, gt=0, description="gradient norm above which gradients are clipped")

@@ -32,7 +32,12 @@ class WarmupSection(Section):
     )
     epochs: PositiveInt = Field(1, description="how often every problem is used")
     examples_per_step: PositiveInt = Field(32, description="problems per optimizer step")
-    learning_rate: float = Field(1e-4, gt=0, le=1, description="peak learning rate; warm-up and cosine as in update")
+    learning_rate: float = Field(
+        1e-4,
+        gt=0,
+        le=1,
+        description="peak learning rate: it rises in the first tenth of the steps, then follows a cosine to 0",
+    )
     weight_decay: float = Field(0.01, ge=0, description="weight decay of AdamW")
     seed: int = Field(0, ge=0, description="seed of the order of problems, and of a new adapter")
 

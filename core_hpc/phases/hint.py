@@ -18,7 +18,7 @@ import polars as pl
 from core_hpc.common.seeds import stable_uniform
 from core_hpc.phases.context import TaskContext
 from core_hpc.phases.own_functions import own_hint_text
-from core_hpc.phases.score import COMPARED_COLUMNS, score_rollouts
+from core_hpc.phases.score import COMPARED_COLUMNS, reward_rollouts
 from core_hpc.phases.text_embeddings import FILE, embed_texts, write_embeddings
 from core_hpc.problems.splits import TRAIN
 from core_hpc.protocol.failures import failed_models
@@ -41,7 +41,7 @@ def run(context: TaskContext) -> None:
     texts = cold["text"].to_list()
     vectors = embed_texts(context, texts)
     part = "reward" if config.protocol.teacher_score == "total" else "exploit"
-    cold = cold.with_columns(score_rollouts(context, cold, embeddings=vectors)[part].alias("score"))
+    cold = cold.with_columns(reward_rollouts(context, cold, vectors)[part].alias("score"))
     context.stopwatch.lap("score")
     kinds: dict[str, str] = dict(context.run.split(TRAIN).select("problem_id", "answer_kind").rows())
     num_problems = cold["problem_id"].n_unique()

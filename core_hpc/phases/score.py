@@ -79,22 +79,36 @@ def score_rollouts(context: TaskContext, rollouts: pl.DataFrame, *, embeddings: 
 
     Args:
         context: the task; its iteration selects the reward weights.
-        rollouts: completions of whole problems, of one or both phases, with `COMPARED_COLUMNS`.
+        rollouts: completions of whole problems, of both phases, with `COMPARED_COLUMNS`.
         embeddings: vectors [rows, d] of the texts; None embeds them.
     """
-    config = context.run.config
-    reward, update = config.reward, config.update
     vectors = embed_texts(context, rollouts["text"].to_list()) if embeddings is None else embeddings
+    rewards = reward_rollouts(context, rollouts, vectors)
+    of_team_pass = _team_pass_advantages(context, rollouts)
+    advantage, zero_signal = _advantages(context, rollouts, rewards["reward"].to_numpy(), of_team_pass)
+    team_pass = pl.Series("team_pass_advantage", of_team_pass).fill_nan(None)
+    return rewards.with_columns(team_pass, advantage=advantage, zero_signal=zero_signal)
+
+
+def reward_rollouts(context: TaskContext, rollouts: pl.DataFrame, embeddings: Vectors) -> pl.DataFrame:
+    """Reward parts and total reward of rollouts, in their order.
+
+    Args:
+        context: the task; its iteration selects the reward weights.
+        rollouts: completions of whole problems, of one or both phases, with `COMPARED_COLUMNS`.
+        embeddings: vectors [rows, d] of the texts.
+    """
+    config = context.run.config
     index = schedule_index(context)
     out = {name: np.zeros(rollouts.height) for name in (*REWARD_PARTS, "reward")}
-    compared = ["problem_id", "model"] if update.group == "model" else ["problem_id"]
+    compared = ["problem_id", "model"] if config.update.group == "model" else ["problem_id"]
     groups = rollouts.with_row_index("row").partition_by(compared, maintain_order=True)
     own_parts = own_reward_parts(context.run, groups, index)
     for done, group in enumerate(groups, start=1):
         rows = group["row"].to_numpy()
         scored = score_problem(
-            _group(config, group, vectors[rows]),
-            reward,
+            _group(config, group, embeddings[rows]),
+            config.reward,
             index,
             own_parts={name: values[done - 1] for name, values in own_parts.items()},
             limit_s=config.extensions.time_limit_s,
@@ -103,10 +117,7 @@ def score_rollouts(context: TaskContext, rollouts: pl.DataFrame, *, embeddings: 
             out[name][rows] = getattr(scored, name)
         out["reward"][rows] = scored.total
         context.progress(done, len(groups), 0)
-    of_team_pass = _team_pass_advantages(context, rollouts)
-    out["advantage"], zero_signal = _advantages(context, rollouts, out["reward"], of_team_pass)
-    team_pass = pl.Series("team_pass_advantage", of_team_pass).fill_nan(None)
-    return pl.DataFrame({**out, "zero_signal": zero_signal}).with_columns(team_pass)
+    return pl.DataFrame(out)
 
 
 def _advantages(

@@ -78,6 +78,7 @@ def run(context: TaskContext) -> None:
     limit, mismatch = task.max_mismatch, _compare_with_sampler(context, trainer, task)
     if mismatch is not None:
         context.stopwatch.lap("compare")
+    if _has_stale_samples(context):
         task = replace(task, max_mismatch=None)
     checkpoints = CheckpointStore(context.paths, key, _identity(context, task, previous))
     task = replace(task, resume=checkpoints.find(trainer), interruption=_interruption(context, checkpoints))
@@ -243,12 +244,17 @@ def _max_mismatch(context: TaskContext) -> float | None:
     return default_limit(model.dtype, model.tuning, config.sampling_of(model, COLD).top_p)
 
 
+def _has_stale_samples(context: TaskContext) -> bool:
+    """Whether the weights that sampled are older than those before the update, so that steps cannot compare them."""
+    return sampler_of(context.key.iteration, context.run.config.protocol.staleness) != context.key.iteration - 1
+
+
 def _compare_with_sampler(context: TaskContext, trainer: Trainer, task: UpdateTask) -> float | None:
-    """The difference between engine and trainer, if older weights have sampled; None: the steps measure it."""
+    """The difference between engine and trainer, where the first step does not measure it; None: it does."""
     key = context.key
-    sampler = sampler_of(key.iteration, context.run.config.protocol.staleness)
-    if task.max_mismatch is None or sampler == key.iteration - 1:
+    if task.max_mismatch is None or (task.first_step_shows_engine and not _has_stale_samples(context)):
         return None
+    sampler = sampler_of(key.iteration, context.run.config.protocol.staleness)
     folder = context.update_folder(sampler)
     adapter = None if folder else context.first_adapter()
     where = f"{key}: weights after iteration {sampler}, which sampled"

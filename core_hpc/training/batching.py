@@ -149,13 +149,13 @@ def step_rows(
     return [(group, tuple(i for problem in group for i in by_problem[problem])) for group in groups]
 
 
-def moves_weights(row: Row, *, with_kl: bool) -> bool:
+def moves_weights(row: Row, *, with_zero_signal: bool) -> bool:
     """Whether the loss of the row has a gradient.
 
-    It needs tokens, a weight, and an advantage or a KL term. Without KL the completions of a
-    problem whose rewards are all equal (zero signal) have no gradient.
+    It needs tokens and a weight. If the rewards of a problem are all equal (zero signal), its
+    completions have no advantage, and only some losses move the weights then (`plan_steps`).
     """
-    return bool(row.completion_token_ids) and row.weight != 0 and (with_kl or row.advantage != 0)
+    return bool(row.completion_token_ids) and row.weight != 0 and (with_zero_signal or row.advantage != 0)
 
 
 def plan_steps(
@@ -166,18 +166,19 @@ def plan_steps(
     num_ranks: int,
     max_tokens: int,
     layout: Layout,
-    with_kl: bool = True,
+    with_zero_signal: bool = True,
 ) -> list[StepPlan]:
     """The optimizer steps of a task, with the micro-batches of every rank.
 
     Args:
         max_tokens: most computed tokens of a micro-batch; a longer row is a micro-batch of its own.
-        with_kl: the loss has a KL term, so completions without advantage have a gradient too.
+        with_zero_signal: completions without an advantage have a gradient, too: the loss has a KL
+            term, or its gain is a function of the user.
     """
     check_rows(rows)
     plans = []
     for problems, indices in step_rows(rows, problems_per_step=problems_per_step, seed=seed):
-        line = _line(rows, [i for i in indices if moves_weights(rows[i], with_kl=with_kl)], layout)
+        line = _line(rows, [i for i in indices if moves_weights(rows[i], with_zero_signal=with_zero_signal)], layout)
         micro_batches = tuple(tuple(_cut(mine, max_tokens)) for mine in _deal(line, num_ranks))
         num_completion_tokens = sum(len(rows[i].completion_token_ids) for i in indices)
         plans.append(StepPlan(problems, indices, num_completion_tokens, micro_batches))

@@ -14,8 +14,8 @@ Shapes: M completion tokens of a micro-batch, U distinct predictions among them.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
-from contextlib import AbstractContextManager
+from collections.abc import Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal
@@ -134,6 +134,16 @@ class Policy(ABC):
     def networks(self) -> list[nn.Module]:
         """All models that compute log-probabilities."""
         return [self.base]
+
+    @contextmanager
+    def uncompiled(self) -> Iterator[None]:
+        """Compute with the plain layers meanwhile, as before they were compiled."""
+        is_compiled, self.is_compiled = self.is_compiled, False
+        try:
+            with torch.compiler.set_stance("force_eager"):
+                yield
+        finally:
+            self.is_compiled = is_compiled
 
     def features(self, network: Any, batch: MicroBatch) -> Tensor:
         """The input of the log-probabilities: hidden states, or logits without a separate head.

@@ -10,7 +10,7 @@ import polars as pl
 
 from core_hpc.config.model import LoraSection
 from core_hpc.config.update import UpdateSection
-from core_hpc.training.batching import Row
+from core_hpc.training.batching import Row, moves_weights, step_rows
 from core_hpc.training.interruption import Interruption, ResumePoint
 from core_hpc.training.policy import Dtype
 from core_hpc.training.timings import UpdateTimings
@@ -72,6 +72,21 @@ class UpdateTask:
 
     They share compiled layers.
     """
+
+    @property
+    def trains_zero_signal(self) -> bool:
+        """Whether completions without an advantage move the weights, too: by a KL term, or a gain of the user."""
+        return self.settings.kl_weight > 0 or self.settings.loss_function is not None
+
+    @property
+    def first_step_shows_engine(self) -> bool:
+        """Whether the first step computes a completion that the engine sampled, and so compares the two."""
+        steps = step_rows(self.rows, problems_per_step=self.settings.problems_per_step, seed=self.shuffle_seed)
+        first = [self.rows[i] for _, indices in steps[:1] for i in indices]
+        return any(
+            row.behaviour_logprobs is not None and moves_weights(row, with_zero_signal=self.trains_zero_signal)
+            for row in first
+        )
 
     @property
     def begins_at_base(self) -> bool:

@@ -99,10 +99,14 @@ class Trainer:
     def token_log_probs(self, spec: UpdateTask) -> list[list[float]]:
         """Log-probability of each completion token under the weights before the task, [rows][tokens].
 
-        Collective. Every rank computes all rows and returns the values of rank 0.
+        Collective. Every rank computes all rows and returns the values of rank 0. The layers are not
+        compiled, even if an earlier task of the process has compiled them: the rows of an update
+        depend on these values, and must be the same in a process that begins with this task.
         """
         self._reset(spec)
-        found = Passes(self.policy, spec, (), rank=self.rank, num_ranks=self.num_ranks).of_rows(range(len(spec.rows)))
+        passes = Passes(self.policy, spec, (), rank=self.rank, num_ranks=self.num_ranks)
+        with self.policy.uncompiled():
+            found = passes.of_rows(range(len(spec.rows)))
         lengths = [len(found[i]) for i in range(len(spec.rows))]
         values = broadcast(torch.cat([found[i].double() for i in range(len(spec.rows))]))
         return [part.tolist() for part in values.cpu().split(lengths)]
@@ -192,7 +196,7 @@ class Trainer:
             num_ranks=self.num_ranks,
             max_tokens=spec.settings.micro_batch_tokens,
             layout=self.policy.layout,
-            with_kl=spec.settings.kl_weight > 0,
+            with_zero_signal=spec.trains_zero_signal,
         )
         timings.count_tokens(plans[spec.resume.steps.height if spec.resume else 0 :], spec.rows)
         return plans

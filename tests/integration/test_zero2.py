@@ -12,7 +12,15 @@ import pytest
 import torch
 
 from core_hpc.store.paths import OPTIMIZER_STATE
-from tests.support.ranks import largest_difference, make_rows, plain_adapters, reports, seed_and_order, weights
+from tests.support.ranks import (
+    VOCABULARY,
+    largest_difference,
+    make_rows,
+    plain_adapters,
+    reports,
+    seed_and_order,
+    weights,
+)
 
 pytestmark = pytest.mark.slow
 
@@ -82,6 +90,13 @@ def test_a_step_that_no_rank_computes_still_counts(runs: dict[str, Any]) -> None
         assert (silent["num_completions"], silent["num_tokens"]) == (6, num_tokens)
         assert math.isnan(silent["entropy"])
         assert min(first["grad_norm"], last["grad_norm"]) > 0
+
+
+def test_a_gain_of_the_user_is_applied_where_no_completion_has_an_advantage(runs: dict[str, Any]) -> None:
+    """The gain is -0.1 log p there, and a random model is nearly uniform."""
+    steps = runs["one"][0]["silent_step_of_own_loss"]
+    assert steps[0]["loss"] == pytest.approx(-0.1 * math.log(VOCABULARY), rel=0.1)
+    assert all(step["loss"] < 0 < step["grad_norm"] for step in steps)
 
 
 def test_old_log_probs_are_those_before_the_update(runs: dict[str, Any]) -> None:

@@ -28,8 +28,10 @@ import torch
 from torch.distributed.tensor import DTensor
 
 from core_hpc.common.errors import MismatchError, NonFiniteError, StoppedError, StoreError
+from core_hpc.config.extensions import LossFunction
 from core_hpc.config.model import LoraSection
 from core_hpc.config.update import UpdateSection
+from core_hpc.extensions.sources import Source, remember
 from core_hpc.phases.checkpoint import CheckpointStore
 from core_hpc.store import manifests
 from core_hpc.store.paths import OPTIMIZER_STATE, RunPaths, TaskKey
@@ -163,6 +165,16 @@ class Checks:
         rows = [replace(r, advantage=0.0) if r.problem_id in silent else r for r in rows]
         settings = UpdateSection(loss="dapo", learning_rate=3e-3, problems_per_step=2, micro_batch_tokens=40)
         return self.update(1, None, f"{self.name}.silent", rows, settings).steps.to_dicts()
+
+    def silent_step_of_own_loss(self) -> list[dict[str, Any]]:
+        """The same with a gain of the user that is not 0 without an advantage."""
+        gain = "def gain(ratio, advantage, log_prob, rescue):\n    return ratio * advantage - 0.1 * log_prob\n"
+        source = Source("gain.py", gain)
+        remember([source])
+        own = LossFunction(function=source.reference("gain"), options={})
+        rows = [replace(r, advantage=0.0) for r in read_rows(self.folder / "rows1.json")]
+        settings = UpdateSection(loss="dapo", loss_function=own, problems_per_step=2, micro_batch_tokens=40)
+        return self.update(1, None, f"{self.name}.own", rows, settings).steps.to_dicts()
 
     def resume(self, previous: str, out: str) -> None:
         """The second task from a published folder."""

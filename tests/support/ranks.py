@@ -142,7 +142,7 @@ def launch_updates(root: Path, *, full: bool) -> None:
     (whole / "model" / "chat_template.jinja").write_text("{{ messages }}")
     basic = ("both", "raw_resume", "silent_step")
     updates = ("both", "interrupted")
-    launch(adapters, "one", 1, *basic, "interrupted", then=[(whole, "full_one", updates)])
+    launch(adapters, "one", 1, *basic, "silent_step_of_own_loss", "interrupted", then=[(whole, "full_one", updates)])
     more = ("resume:one.1:one_two.2", "interrupted", "failures", "mismatch", "adapted:one.1")
     continues = () if full else ("continues:one",)
     launch(adapters, "two", 2, *basic, *more, *continues, then=[(whole, "full_two", updates)])

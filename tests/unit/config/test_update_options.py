@@ -104,6 +104,7 @@ def test_all_mistakes_are_reported_at_once_with_path_and_advice(tmp_path: Path) 
         ({"loss": "dapo", "kl_times_ratio": True}, "update.kl_times_ratio: has no effect while kl_weight is 0"),
         ({"kl_weight": 0, "kl_times_ratio": True}, "update.kl_times_ratio: has no effect while kl_weight is 0"),
         ({"loss": "cispo", "ratio_cap": 0.2}, "update.ratio_cap: input should be greater than or equal to 1"),
+        ({"adam_betas": [0.9, 1.5]}, "update.adam_betas.1: input should be less than 1"),
         (
             {"importance": {"kind": "sequence", "cap": 3.0}},
             "update.importance.kind: input should be 'token_truncate', 'sequence_mask'",

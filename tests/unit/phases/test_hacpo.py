@@ -194,5 +194,6 @@ def test_hacpo_with_another_loss_or_rescues_is_a_configuration_error() -> None:
     for change in ({"protocol": {}}, {"update": {"hacpo": {"enabled": True}}}, {"team": DATA["team"][:1]}):
         with pytest.raises(ValidationError, match=r"update\.hacpo is defined for a team"):
             RunConfig.model_validate({**good, **change})
-    with pytest.raises(ValidationError, match="advantages of its own"):
-        RunConfig.model_validate({**good, "update": {**good["update"], "baseline": "model"}})
+    for option in ({"baseline": "model"}, {"advantage_scale": "none"}):
+        with pytest.raises(ValidationError, match="advantages of its own"):
+            RunConfig.model_validate({**good, "update": {**good["update"], **option}})

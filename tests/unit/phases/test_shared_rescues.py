@@ -182,7 +182,9 @@ def test_the_gradient_of_a_shared_completion_is_that_of_its_likelihood(learned: 
     """
     settings = UpdateSection(loss="grpo", kl_weight=0.0)
     rows = [SAMPLED, SHARED]
-    (plan,) = plan_steps(rows, problems_per_step=1, seed=0, num_ranks=1, max_tokens=100, layout="tree", with_kl=False)
+    (plan,) = plan_steps(
+        rows, problems_per_step=1, seed=0, num_ranks=1, max_tokens=100, layout="tree", with_zero_signal=False
+    )
     batch = collate(rows, plan.micro_batches[0][0].rows, "tree")
     old = torch.tensor([-0.5, -0.7, -2.0, -3.0, -1.0])
     current = (old + torch.tensor([0.0, 0.0, learned, learned, learned])).requires_grad_()

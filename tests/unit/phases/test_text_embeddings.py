@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
@@ -21,6 +22,7 @@ from core_hpc.runs.folder import Run
 from core_hpc.store import manifests, shards
 from core_hpc.store.paths import TEAM, TaskKey
 from core_hpc.store.schema import COLD, HINT, HINTS, RESCUE, SCORE, SCORES
+from tests.support.examples import EXAMPLES
 from tests.support.tiny import byte_tokenizer
 from tests.unit.phases.test_traps import context, rollout_rows, sampled_run
 
@@ -54,6 +56,15 @@ def scores_of(run: Run, embedder: HashingEmbedder) -> pl.DataFrame:
 
 def texts_of(phase: str) -> set[str]:
     return {row["text"] for model in "ab" for row in rollout_rows(model, phase)}
+
+
+def test_the_hint_phase_computes_no_advantages(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It needs only rewards. A function of the user would see problems without their rescues."""
+    shutil.copy(EXAMPLES / "my_training.py", tmp_path)
+    run = sampled_run(tmp_path, advantage_function={"function": "my_training.py:leave_one_out"})
+    monkeypatch.setattr(score, "own_advantages", lambda *_: pytest.fail("called by the hint phase"))
+    hint.run(task(run, HINT_KEY, CountingEmbedder()))
+    assert shards.read_task(run.root, HINT_KEY, HINTS).height > 0
 
 
 def test_each_text_is_embedded_once_by_the_hint_and_score_phases_together(tmp_path: Path) -> None:

@@ -69,7 +69,7 @@ def make_rows(num_problems: int = 7, *, seed: int = 0) -> list[Row]:
 
 def plan(rows: list[Row], *, per_step: int = 3, **changes: Any) -> list[StepPlan]:
     """The steps of some rows, with usual options."""
-    options: dict[str, Any] = {"num_ranks": 1, "max_tokens": 100, "seed": 0, "layout": "tree", "with_kl": True}
+    options: dict[str, Any] = {"num_ranks": 1, "max_tokens": 100, "seed": 0, "layout": "tree", "with_zero_signal": True}
     return plan_steps(rows, problems_per_step=per_step, **{**options, **changes})
 
 
@@ -170,7 +170,7 @@ def zero_signal_rows() -> tuple[list[Row], list[int]]:
 def test_rows_without_gradient_are_not_computed_but_count() -> None:
     rows, moving = zero_signal_rows()
     for num_ranks in (1, 2, 3):
-        skipped, everything = (plan(rows, num_ranks=num_ranks, with_kl=with_kl) for with_kl in (False, True))
+        skipped, everything = (plan(rows, num_ranks=num_ranks, with_zero_signal=zero) for zero in (False, True))
         assert sorted(i for p in skipped for i in p.rows_run) == moving
         # The KL term needs all rows that have a weight.
         assert sorted(i for p in everything for i in p.rows_run) == [i for i in range(18) if i != 2]
@@ -179,7 +179,7 @@ def test_rows_without_gradient_are_not_computed_but_count() -> None:
             num_tokens = sum(len(rows[i].completion_token_ids) for i in ours.rows)
             assert ours.num_completion_tokens == theirs.num_completion_tokens == num_tokens
     silent = [replace(r, advantage=0.0) for r in make_rows(2)]
-    (step,) = plan(silent, num_ranks=2, with_kl=False)
+    (step,) = plan(silent, num_ranks=2, with_zero_signal=False)
     assert step.micro_batches == ((), ())
     assert len(step.rows) == 6
     means = StepTotals(step, silent, torch.device("cpu")).means(with_kl=False)
@@ -197,9 +197,9 @@ def test_leaving_rows_out_changes_neither_loss_nor_gradient(loss: str) -> None:
     policy = LoraPolicy(tiny("llama"), LoraSection(rank=4), name="m")
     parameters = policy.start(seed=3, from_base=True)
     results = []
-    for with_kl in (False, True):
+    for with_zero_signal in (False, True):
         found = []
-        for step in plan(rows, with_kl=with_kl):
+        for step in plan(rows, with_zero_signal=with_zero_signal):
             totals = StepTotals(step, rows, torch.device("cpu"))
             for planned in step.micro_batches[0]:
                 batch = collate(rows, planned.rows, policy.layout)

@@ -98,6 +98,37 @@ def test_layers_stay_as_they_are_if_compiling_fails(
         torch.testing.assert_close(found, value)
 
 
+@pytest.mark.usefixtures("gpu")
+def test_passes_before_an_update_use_plain_layers_in_a_warm_process_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The rows of an update depend on them, and the first update of a process has not compiled yet."""
+    calls = []
+
+    def compiler(graph: Any, inputs: Any) -> Any:
+        return lambda *given: calls.append(1) or graph(*given)
+
+    monkeypatch.setattr(compilation, "COMPILER", compiler)
+    policy = lora_policy()
+    policy.start(seed=3, from_base=True)
+    compile_policy(policy, ActivationMemory(policy))
+    calls.clear()
+    with torch.no_grad(), policy.uncompiled():
+        plain = learned_without_gradients(policy)
+    assert not calls
+    assert policy.is_compiled
+    with torch.no_grad():
+        torch.testing.assert_close(learned_without_gradients(policy), plain)
+    assert calls
+
+
+def learned_without_gradients(policy: Policy) -> torch.Tensor:
+    """Log-probabilities of some rows."""
+    rows = make_rows(4)
+    (step,) = plan_steps(rows, problems_per_step=4, seed=0, num_ranks=1, max_tokens=60, layout="tree")
+    return torch.cat(
+        [policy.log_probs(collate(rows, p.rows, "tree"), temperature=0.7)[0] for p in step.micro_batches[0]]
+    )
+
+
 def test_it_pays_to_compile_only_for_long_updates() -> None:
     assert [pays_to_compile(4 * 10**9, num_tokens) for num_tokens in (10**4, 10**5, 10**7)] == [False, False, True]
 

@@ -127,7 +127,9 @@ def test_metrics_are_given_for_each_source() -> None:
     """Against a loop over rows and tokens; the row without advantage has no forward pass."""
     settings = UpdateSection(kl_weight=0)
     rows = [*make_rows(), replace(ROW, key=("p", 6), advantage=0.0)]
-    (plan,) = plan_steps(rows, problems_per_step=1, seed=0, num_ranks=1, max_tokens=100, layout="tree", with_kl=False)
+    (plan,) = plan_steps(
+        rows, problems_per_step=1, seed=0, num_ranks=1, max_tokens=100, layout="tree", with_zero_signal=False
+    )
     (planned,) = plan.micro_batches[0]
     batch = collate(rows, planned.rows, "tree")
     run = [rows[i] for i in planned.rows]
