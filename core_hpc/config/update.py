@@ -231,8 +231,8 @@ class UpdateSection(Section):
         None,
         gt=0,
         description="a run stops if the trainer's log-probabilities of sampled tokens differ from the engine's by more "
-        "than this on average (nats per token in one optimizer step); null: 0.1, in float32 0.02, with qlora 0.5, and "
-        "-log(top_p) more",
+        "than this on average (nats per token in one optimizer step); null: 0.1, with dtype float32 0.02, with qlora "
+        "0.5, and -log(top_p) more",
     )
     gradient_checkpointing: bool | None = operational(
         None,

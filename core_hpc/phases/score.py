@@ -20,7 +20,7 @@ from core_hpc.phases.text_embeddings import Vectors, embed_texts, published_embe
 from core_hpc.problems.splits import TRAIN, iterations_per_epoch, problems_of_steps
 from core_hpc.protocol.advantages import baseline_groups, grouped_advantages, members
 from core_hpc.protocol.distance import FloatArray, operation_signature
-from core_hpc.protocol.failures import BoolArray, cold_failed
+from core_hpc.protocol.failures import BoolArray
 from core_hpc.protocol.lessons import scheduled_weight
 from core_hpc.protocol.rewards import ProblemGroup, score_problem
 from core_hpc.protocol.team_pass import team_pass_advantages
@@ -182,7 +182,6 @@ def _group(config: RunConfig, group: pl.DataFrame, embeddings: Vectors) -> Probl
         answers=group["answer"].to_list(),
         gold=group["gold"][0],
         hint_given=group["hint_given"].to_numpy(),
-        cold_failed=cold_failed(models, phases, correct),
         signatures=[signature_of[text] for text in texts],
         embeddings=embeddings,
         texts=texts,

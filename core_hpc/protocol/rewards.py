@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -51,8 +52,6 @@ class ProblemGroup:
         answers: [n] extracted answers.
         gold: the gold answer.
         hint_given: [n] whether the prompt contained the hint.
-        cold_failed: [n] whether the model of the completion failed the problem
-            (`failures.cold_failed`). Only the values of rescue rows are used.
         signatures: [n] operation signatures of the texts.
         embeddings: [n, d] embeddings of the texts.
         texts: [n]; needed only by `EXTRA_PARTS`.
@@ -69,7 +68,6 @@ class ProblemGroup:
     answers: Sequence[str | None]
     gold: str
     hint_given: BoolArray
-    cold_failed: BoolArray
     signatures: Sequence[Signature]
     embeddings: NDArray[np.floating]
     texts: Sequence[str] | None = None
@@ -83,14 +81,11 @@ class ProblemGroup:
         unknown = sorted(set(self.phases) - {COLD, RESCUE})
         if unknown:
             raise ValueError(f"phases {unknown} are not rewarded; only {COLD} and {RESCUE} are")
-        failed = cold_failed(list(self.models), self.phases, self.correct)
-        wrong = (self.phases == RESCUE) & (self.cold_failed != failed)
-        if wrong.any():
-            row = int(np.argmax(wrong))
-            given = bool(self.cold_failed[row])
-            raise ValueError(
-                f"row {row} ({self.models[row]}): cold_failed is {given}, but the model's cold rows show the opposite"
-            )
+
+    @cached_property
+    def cold_failed(self) -> BoolArray:
+        """Whether the model of each completion failed the problem in the cold phase, [n]."""
+        return cold_failed(list(self.models), self.phases, self.correct)
 
 
 @dataclass(frozen=True, eq=False)

@@ -277,7 +277,11 @@ STEPS = Table(
             "includes the update in between",
         ),
         "mismatch_max": (_F, "largest |trainer - engine| of a log-probability"),
-        "importance_mean": (_F, "mean importance weight of completion tokens (update.importance)"),
+        "importance_mean": (
+            _F,
+            "mean importance weight of completion tokens (update.importance); that of texts that the engine did not "
+            "sample is 1",
+        ),
         "kept_mass": (
             _F,
             "mean exp(trainer - engine) of the log-probabilities of completion tokens; with top-p below 1 the mean "

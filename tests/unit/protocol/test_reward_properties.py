@@ -12,7 +12,6 @@ from hypothesis import strategies as st
 
 from core_hpc.config.reward import FormatSection, LengthSection, RewardSection
 from core_hpc.protocol.advantages import advantages
-from core_hpc.protocol.failures import cold_failed
 from core_hpc.protocol.format_reward import format_rewards
 from core_hpc.protocol.length_reward import length_rewards
 from core_hpc.protocol.rewards import EXTRA_PARTS, ProblemGroup, ScoredGroup, score_problem
@@ -60,7 +59,6 @@ def problem_groups(draw: st.DrawFn, min_size: int = 1, max_size: int = 9, ties: 
         hint_given=hints.astype(bool),
         gold=GOLD,
         answers=answers,
-        cold_failed=cold_failed(models, phases, correct),
         signatures=[frozenset(rng.choice(list("vwxyz"), size=rng.integers(0, 5), replace=False)) for _ in rows],
         embeddings=rng.normal(size=(num, 4)),
         texts=["<strategy id=1>so</strategy> " * n + "<final_answer>12</final_answer>" * int(n % 2) for n in blocks],
@@ -75,7 +73,7 @@ def chosen(group: ProblemGroup, rows: list[int]) -> ProblemGroup:
     assert group.texts is not None
     picked = {
         name: getattr(group, name)[rows]
-        for name in ("models", "phases", "correct", "hint_given", "cold_failed", "embeddings")
+        for name in ("models", "phases", "correct", "hint_given", "embeddings")
     }
     listed = {name: [getattr(group, name)[i] for i in rows] for name in ("answers", "signatures", "texts")}
     return replace(group, **picked, **listed)
@@ -132,7 +130,6 @@ def test_a_correct_completion_can_earn_a_rescue() -> None:
         hint_given=np.array([False, False, True]),
         gold="1",
         answers=["2", "1", "1"],
-        cold_failed=cold_failed(models, phases, correct),
         signatures=[frozenset()] * 3,
         embeddings=np.eye(3),
         texts=[""] * 3,
@@ -167,7 +164,6 @@ def test_equation_3_is_positive_beyond_the_cap() -> None:
         hint_given=np.zeros(3, dtype=bool),
         gold="1",
         answers=["1", None, None],
-        cold_failed=cold_failed(models, phases, correct),
         signatures=[frozenset()] * 3,
         embeddings=np.eye(3),
         texts=[""] * 3,

@@ -35,7 +35,6 @@ def make_group(rows, *, gold="12", seed=0):
         hint_given=hints.astype(bool),
         gold=gold,
         answers=[gold if c else [None, "13", "7"][int(rng.integers(3))] for c in correct],
-        cold_failed=cold_failed(models, phases, correct),
         signatures=[frozenset(rng.choice(list("abcde"), size=rng.integers(0, 4), replace=False)) for _ in rows],
         embeddings=rng.normal(size=(len(rows), 6)),
     )
@@ -54,7 +53,6 @@ def reorder(group, order):
         phases=group.phases[order],
         correct=group.correct[order],
         hint_given=group.hint_given[order],
-        cold_failed=group.cold_failed[order],
         answers=[group.answers[i] for i in order],
         signatures=[group.signatures[i] for i in order],
         embeddings=group.embeddings[order],
@@ -187,10 +185,8 @@ def test_a_problem_with_one_completion():
         assert advantages(scored.total).tolist() == [0]
 
 
-def test_contradictory_groups_are_rejected():
+def test_groups_that_do_not_fit_are_rejected():
     group = make_group([("a", COLD, False, False), ("b", COLD, True, False), ("a", RESCUE, True, True)])
-    with pytest.raises(ValueError, match=r"row 2 \(a\): cold_failed is False"):
-        replace(group, cold_failed=np.zeros(3, dtype=bool))
     with pytest.raises(ValueError, match="differ in length"):
         replace(group, answers=["1"])
     with pytest.raises(ValueError, match="evaluate"):
