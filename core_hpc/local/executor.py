@@ -134,7 +134,7 @@ class LocalExecutor:
         """Nothing: workers end with their launcher, so every start begins with new attempts."""
         return Adopted()
 
-    def abandon(self, run: Run) -> list[TaskRef]:
+    def abandon(self, run: Run, why: str) -> list[TaskRef]:
         """Nothing: tasks in progress may end."""
         return []
 

@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
-from core_hpc.runs.events import Event, TaskRef
+from core_hpc.runs.events import Event, Failed, TaskRef
 from core_hpc.runs.folder import Run
 from core_hpc.schedule.progress import RunProgress
 from core_hpc.store.paths import TaskKey
@@ -22,11 +22,13 @@ class Adopted:
 
     Attributes:
         tasks: submitted by an earlier controller and not yet ended.
-        attempts: failures that count, by task.
+        failures: failed attempts that count, the earliest first.
+        stopped: why a run was stopped, by run id, where `failures` do not show it.
     """
 
     tasks: Sequence[TaskRef] = ()
-    attempts: Mapping[TaskRef, int] = field(default_factory=dict)
+    failures: Sequence[Failed] = ()
+    stopped: Mapping[str, str] = field(default_factory=dict)
 
 
 class Executor(Protocol):
@@ -51,8 +53,11 @@ class Executor(Protocol):
     def poll(self) -> list[Event]:
         """Report what happened since the last call; wait a while when nothing did."""
 
-    def abandon(self, run: Run) -> list[TaskRef]:
+    def abandon(self, run: Run, why: str) -> list[TaskRef]:
         """Give up the tasks of a run that has stopped.
+
+        Args:
+            why: why it has stopped, for those who read what is recorded about the tasks.
 
         Returns:
             Tasks that are given up, about which no event will come. Others may still end.

@@ -73,8 +73,12 @@ class Scheduler:
             progress = self._runs[task.run_id]
             if task.key not in progress.published:
                 self._take(progress, task)
-        for task, attempts in adopted.attempts.items():
-            self._runs[task.run_id].attempts[task.key] = attempts
+        for failed in adopted.failures:
+            progress = self._runs[failed.task.run_id]
+            why = self._count(progress, failed.task.key, failed.outcome)
+            progress.stopped = progress.stopped or why or None
+        for run_id, why in adopted.stopped.items():
+            self._runs[run_id].stopped = self._runs[run_id].stopped or why
         while True:
             while any(p.open or p.in_flight for p in self._runs.values()):
                 if not self._pass():
@@ -197,18 +201,27 @@ class Scheduler:
         return replace(event, stats=manifest.stats)
 
     def _fail(self, progress: RunProgress, key: TaskKey, outcome: Outcome) -> None:
+        lost = self._set_aside(progress, Path(outcome.manifest)) if outcome.kind == OutcomeKind.DAMAGED else ""
+        why = self._count(progress, key, outcome)
+        if progress.stopped is None and (lost or why):
+            progress.stopped = lost or why
+            for task in self._executor.abandon(progress.run, progress.stopped):
+                self._drop(progress, task.key)
+
+    def _count(self, progress: RunProgress, key: TaskKey, outcome: Outcome) -> str:
+        """Count a failed attempt.
+
+        Returns:
+            Why the run stops, if this was the last attempt; otherwise empty.
+        """
         attempts = progress.attempts[key] = progress.attempts.get(key, 0) + outcome.counted
         progress.failures += outcome.counted
-        lost = self._set_aside(progress, Path(outcome.manifest)) if outcome.kind == OutcomeKind.DAMAGED else ""
-        is_last = bool(lost) or outcome.kind == OutcomeKind.FINAL or attempts >= self._max_attempts
-        if progress.stopped is None and is_last:
-            trace = f"{outcome.traceback.rstrip()}\n" if outcome.traceback else ""
-            progress.stopped = lost or (
-                f"{key} failed {attempts} time{'s' if attempts > 1 else ''}: {outcome.message}\n"
-                f"{trace}log: {outcome.log}"
-            )
-            for task in self._executor.abandon(progress.run):
-                self._drop(progress, task.key)
+        if outcome.kind != OutcomeKind.FINAL and attempts < self._max_attempts:
+            return ""
+        trace = f"{outcome.traceback.rstrip()}\n" if outcome.traceback else ""
+        return (
+            f"{key} failed {attempts} time{'s' if attempts > 1 else ''}: {outcome.message}\n{trace}log: {outcome.log}"
+        )
 
     def _set_aside(self, progress: RunProgress, manifest: Path) -> str:
         """Withdraw a damaged publication, unless it was replaced after the damage was reported.

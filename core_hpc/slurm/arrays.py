@@ -63,9 +63,7 @@ class ArrayPacking:
             by_model.setdefault(key.model, []).append(key)
         return [own[at : at + size] for own in by_model.values() for at in range(0, len(own), size)]
 
-    def adopted(
-        self, jobs: Sequence[OpenSubmission], start_id: str
-    ) -> tuple[list[TaskRef], list[TaskRef], list[Event]]:
+    def adopted(self, jobs: Sequence[OpenSubmission], start_id: str) -> tuple[list[TaskRef], list[Failed], list[Event]]:
         tasks = [task for item in jobs for index in item.submission.unresolved for task in item.tasks_left(index)]
         return tasks, [], []
 

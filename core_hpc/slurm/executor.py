@@ -18,7 +18,7 @@ from pathlib import Path
 from core_hpc.common.errors import InputError
 from core_hpc.config.cluster import ClusterSection
 from core_hpc.config.slurm import PhaseGroup
-from core_hpc.runs.events import Done, Event, Progressed, TaskRef
+from core_hpc.runs.events import Done, Event, Failed, Progressed, TaskRef
 from core_hpc.runs.folder import Run
 from core_hpc.runs.outcome import Outcome, OutcomeKind
 from core_hpc.schedule.base import Adopted
@@ -37,6 +37,8 @@ REFUSED_WAIT_S = 30.0
 MAX_ODD_REFUSALS = 5
 """After so many refusals in a row that are not understood, a run stops."""
 NO_LIMIT = 1_000_000
+STOPPED_RUN = (OutcomeKind.ABANDONED, OutcomeKind.GAVE_UP)
+"""Outcomes of jobs whose run was stopped; the message has the reason."""
 
 
 class SlurmExecutor:
@@ -83,9 +85,10 @@ class SlurmExecutor:
     # --- schedule.base.Executor ------------------------------------------------------------------
 
     def adopt(self, runs: Sequence[Run]) -> Adopted:
-        """Take over the jobs of earlier controllers, and count failed attempts of this start."""
+        """Take over the jobs of earlier controllers, with the failures of this start and the runs that it stopped."""
         self._pace.restart()
-        attempts: dict[TaskRef, int] = {}
+        failures: list[Failed] = []
+        stopped: dict[str, str] = {}
         for run in runs:
             folder = SubmissionFolder(run.paths.slurm)
             self._open_records(run, folder)
@@ -93,18 +96,18 @@ class SlurmExecutor:
                 if submission.start_id == self._start_id:
                     self._remedies.exclude(submission.excluded)
                     for outcome in submission.outcomes.values():
-                        if outcome.counted:
-                            task = TaskRef(run.run_id, TaskKey.parse(outcome.task))
-                            attempts[task] = attempts.get(task, 0) + 1
+                        if outcome.kind in STOPPED_RUN:
+                            stopped[run.run_id] = outcome.message
+                        elif outcome.counted:
+                            failures.append(Failed(TaskRef(run.run_id, TaskKey.parse(outcome.task)), outcome))
+        failures.sort(key=lambda failed: failed.outcome.time)
         self._watch.count_jobs()
-        tasks, failed, events = self._packing.adopted(self._watch.open, self._start_id)
-        for task in failed:
-            attempts[task] = attempts.get(task, 0) + 1
+        tasks, inside, events = self._packing.adopted(self._watch.open, self._start_id)
         self._events += events
         if self._watch.open:
             num = len(self._watch.open)
             self._notify(f"{num} submission(s) of an earlier start are still with SLURM; taking them over")
-        return Adopted(tasks, attempts)
+        return Adopted(tasks, [*failures, *inside], stopped)
 
     def submit(self, wanted: Wanted) -> list[TaskRef]:
         """Submit within the limits; tasks that open jobs do in any case are taken as well."""
@@ -130,11 +133,12 @@ class SlurmExecutor:
         self._pace.adapt(moved=any(not isinstance(event, Progressed) for event in events))
         return events
 
-    def abandon(self, run: Run) -> list[TaskRef]:
+    def abandon(self, run: Run, why: str) -> list[TaskRef]:
         """Cancel elements that are useless once the run has stopped.
 
         Other elements may end, and the next start adopts them.
         """
+        outcome = Outcome(OutcomeKind.ABANDONED, why.partition("\n")[0], counted=False)
         items = [item for item in self._watch.open if item.run.run_id == run.run_id]
         given_up = [task for item in items for i in item.submission.unresolved for task in item.tasks_left(i)]
         for item in items:
@@ -142,7 +146,7 @@ class SlurmExecutor:
             with contextlib.suppress(SlurmUnavailableError):
                 self._slurm.cancel([job for i in useless if (job := item.submission.job_id(i)) is not None])
                 for index in useless:
-                    self._record(item, index, Outcome(OutcomeKind.ABANDONED, "its run was stopped", counted=False))
+                    self._record(item, index, outcome)
             self._write_records()
             if item in self._watch.open:
                 self._watch.open.remove(item)

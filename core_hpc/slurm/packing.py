@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from core_hpc.config.slurm import PhaseGroup
-from core_hpc.runs.events import Event, TaskRef
+from core_hpc.runs.events import Event, Failed, TaskRef
 from core_hpc.runs.folder import Run
 from core_hpc.runs.outcome import Outcome
 from core_hpc.slurm.remedies import Remedies
@@ -48,14 +48,11 @@ class Packing(Protocol):
     def batches(self, wanted: Wanted, jobs: Sequence[OpenSubmission], remedies: Remedies) -> list[Batch]:
         """Submissions for tasks that no open job does. `remedies` knows the memory of these."""
 
-    def adopted(
-        self, jobs: Sequence[OpenSubmission], start_id: str
-    ) -> tuple[list[TaskRef], list[TaskRef], list[Event]]:
+    def adopted(self, jobs: Sequence[OpenSubmission], start_id: str) -> tuple[list[TaskRef], list[Failed], list[Event]]:
         """What is taken over from an earlier controller.
 
         Returns:
-            Tasks in flight; tasks that failed inside the jobs of this start, once per failure;
-            events.
+            Tasks in flight; failures inside the jobs of this start; events.
         """
 
     def seen(self, sighting: Sighting) -> list[Event]:

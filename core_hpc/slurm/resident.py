@@ -64,11 +64,9 @@ class ResidentPacking:
             batches.append(Batch(run, "resident", f"resident-{left[0].iteration:04d}", [left], mem_gb))
         return batches
 
-    def adopted(
-        self, jobs: Sequence[OpenSubmission], start_id: str
-    ) -> tuple[list[TaskRef], list[TaskRef], list[Event]]:
+    def adopted(self, jobs: Sequence[OpenSubmission], start_id: str) -> tuple[list[TaskRef], list[Failed], list[Event]]:
         """No task is in flight: the scheduler offers ready tasks, and `covered` takes them."""
-        failed: list[TaskRef] = []
+        inside: list[Failed] = []
         events: list[Event] = []
         for item in jobs:
             run_id = item.run.run_id
@@ -78,8 +76,8 @@ class ResidentPacking:
             if (status := item.status(0)) is not None:
                 failures = self._new_failures(item, status)
                 if item.submission.start_id == start_id:
-                    failed += [TaskRef(run_id, TaskKey.parse(failure.task)) for failure in failures]
-        return [], failed, events
+                    inside += failures
+        return [], inside, events
 
     def seen(self, sighting: Sighting) -> list[Event]:
         item, run_id = sighting.item, sighting.item.run.run_id
@@ -102,21 +100,23 @@ class ResidentPacking:
         return events + self._failures_inside(item, sighting.status)
 
     def _failures_inside(self, item: OpenSubmission, status: JobStatus) -> list[Event]:
-        """Tasks that failed inside the job since the last time."""
-        events: list[Event] = []
-        for failure in self._new_failures(item, status):
-            outcome = of_failure(failure, status.node, "")
-            if outcome.manifest:
-                damaged = shards.task_of_manifest(Path(outcome.manifest))  # None: the frozen problems
+        """Tasks that failed inside the job since the last time. What they found damaged is made again."""
+        failures = self._new_failures(item, status)
+        for failed in failures:
+            if failed.outcome.manifest:
+                damaged = shards.task_of_manifest(Path(failed.outcome.manifest))  # None: the frozen problems
                 if damaged is not None and not item.is_left(0, damaged):
                     item.withdrawn(0, damaged)
-            events.append(Failed(TaskRef(item.run.run_id, TaskKey.parse(failure.task)), outcome))
-        return events
+        return list(failures)
 
-    def _new_failures(self, item: OpenSubmission, status: JobStatus) -> list[Outcome]:
-        job = (item.submission.name, status.started)
+    def _new_failures(self, item: OpenSubmission, status: JobStatus) -> list[Failed]:
+        """Tasks that failed inside the job since the last time."""
+        job, run_id = (item.submission.name, status.started), item.run.run_id
         known, self._num_failures[job] = self._num_failures.get(job, 0), len(status.failures)
-        return list(status.failures[known:])
+        return [
+            Failed(TaskRef(run_id, TaskKey.parse(failure.task)), of_failure(failure, status.node, ""))
+            for failure in status.failures[known:]
+        ]
 
     def ended(self, item: OpenSubmission, index: int, outcome: Outcome) -> list[Event]:
         """The task at which the job ended has failed. The others are released for the next job."""

@@ -94,7 +94,7 @@ class GivenEvents:
         events, self._events = self._events, []
         return events
 
-    def abandon(self, run: Run) -> list[TaskRef]:
+    def abandon(self, run: Run, why: str) -> list[TaskRef]:
         return []
 
     def close(self) -> None: ...

@@ -40,7 +40,7 @@ class Instant:
         events, self._events = self._events, []
         return events
 
-    def abandon(self, run: Run) -> list[TaskRef]:
+    def abandon(self, run: Run, why: str) -> list[TaskRef]:
         return []
 
     def close(self) -> None:

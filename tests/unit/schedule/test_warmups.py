@@ -51,7 +51,7 @@ class Recorder:
         manifests.publish(folder, name, fill, as_folder=False)
         return [Done(task)]
 
-    def abandon(self, run: Run) -> list[TaskRef]:
+    def abandon(self, run: Run, why: str) -> list[TaskRef]:
         return []
 
     def close(self) -> None:

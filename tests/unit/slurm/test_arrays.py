@@ -14,6 +14,8 @@ from core_hpc.common.errors import ClaimLostError
 from core_hpc.controller.drivers import make_driver
 from core_hpc.runs.events import TaskRef
 from core_hpc.runs.folder import Run
+from core_hpc.schedule.progress import inspect_run
+from core_hpc.schedule.scheduler import Scheduler
 from core_hpc.slurm import executor as slurm_executor
 from core_hpc.slurm import watch
 from core_hpc.slurm.commands import JobId, Limits, QueueEntry
@@ -130,14 +132,46 @@ def test_a_later_controller_takes_jobs_over_and_counts_failures_of_the_same_star
     later, run, messages = make()
     adopted = later.adopt([run])
     assert [t.key for t in adopted.tasks] == [cold("a")]
-    assert adopted.attempts == {TaskRef(run.run_id, cold("b")): 1}
+    assert [failed.task for failed in adopted.failures] == [TaskRef(run.run_id, cold("b"))]
     assert any("taking them over" in message for message in messages)
     publish(run, cold("a"))
     assert [e.task.key for e in poll_until(later, "done")] == [cold("a")]
     by_user, run, _ = make(start_id="start002")
     adopted = by_user.adopt([run])
-    assert (adopted.tasks, adopted.attempts) == ([], {})
+    assert (adopted.tasks, adopted.failures) == ([], [])
     assert len(slurm.submitted) == 1
+
+
+@pytest.mark.parametrize("end", [None, {"kind": "final", "message": "the loss is NaN"}])
+def test_a_run_that_was_stopped_stays_stopped_until_the_next_start_by_the_user(
+    make: Any, slurm: FakeSlurm, end: dict[str, Any] | None
+) -> None:
+    """A successor of the controller has the same `start_id`, and must not submit the task again."""
+    look = slurm.queue
+
+    def queue() -> list[QueueEntry]:
+        """Every job that waits fails, with this end in its status file."""
+        for submission in slurm.submitted:
+            for index in range(len(submission.elements)):
+                if slurm.entries[submission.job_id(index)].active:
+                    if end is not None:
+                        status = {"node": "n1", "outcome": {**end, "traceback": "Traceback"}}
+                        manifests.write_json(folder.status_file(submission, index), status)
+                    slurm.set(submission, index, "FAILED")
+        return look()
+
+    slurm.queue = queue  # type: ignore[method-assign]
+    stopped, submitted = [], []
+    for start_id in ("start001", "start001", "start002"):
+        executor, run, _ = make(start_id)
+        folder = SubmissionFolder(run.paths.slurm)
+        progress = inspect_run(run)[0]
+        assert Scheduler([progress], executor, [], max_attempts=3).run()
+        stopped.append(str(progress.stopped).replace("Traceback\n", ""))  # records have no tracebacks
+        submitted.append(len(slurm.submitted))
+    assert "failed" in stopped[0]
+    assert stopped[1] == stopped[0]
+    assert submitted[1] == submitted[0] < submitted[2]
 
 
 def test_without_an_answer_of_slurm_nothing_is_concluded_and_published_files_are_seen(
@@ -266,7 +300,7 @@ def test_a_stopped_run_cancels_waiting_elements_and_keeps_running_ones(make: Any
     executor.submit(wanted(run, cold("a"), cold("b")))
     slurm.set(slurm.submitted[0], 0, "RUNNING")
     poll_until(executor, "started")
-    assert Counter(t.key for t in executor.abandon(run)) == Counter([cold("a"), cold("b")])
+    assert Counter(t.key for t in executor.abandon(run, "it failed")) == Counter([cold("a"), cold("b")])
     assert slurm.cancelled == [JobId(100, 1)]
     later, run, _ = make(start_id="start002")
     assert [t.key for t in later.adopt([run]).tasks] == [cold("a")]

@@ -177,7 +177,7 @@ def test_a_time_limit_without_publications_counts_for_the_first_open_task(make: 
     assert len(slurm.submitted) == 2
     later, run, _ = make()
     adopted = later.adopt([run])
-    assert (adopted.tasks, adopted.attempts) == ([], {TaskRef(run.run_id, first): 1})
+    assert (adopted.tasks, [failed.task.key for failed in adopted.failures]) == ([], [first])
 
 
 def test_failures_inside_count_as_under_the_other_drivers_and_stop_the_run_with_the_same_message(
@@ -208,13 +208,44 @@ def test_failures_inside_count_as_under_the_other_drivers_and_stop_the_run_with_
     assert len(slurm.submitted) == 1
 
 
+@pytest.mark.parametrize("gives_up", [False, True])
+def test_a_run_that_was_stopped_gets_no_job_from_a_successor_of_the_controller(
+    make: Make, slurm: FakeSlurm, gives_up: bool
+) -> None:
+    """The first controller cancels the job of the run, or the job has ended before."""
+    executor, run, _ = make()
+    look, jobs = slurm.queue, list[Job]()
+
+    def queue() -> Any:
+        if slurm.submitted and not jobs:
+            jobs.append(Job(run, slurm))
+            jobs[0].fail(A, kind="final", message="the loss is NaN")
+            if gives_up:
+                message = f"{A} failed 1 time: the loss is NaN\nTraceback\nlog: /w.log"
+                jobs[0].end({"kind": "gave up", "message": message}, "FAILED")
+        return look()
+
+    slurm.queue = queue  # type: ignore[method-assign]
+    progress = state_of(run)
+    assert Scheduler([progress], executor, [], max_attempts=3).run()
+    for path in SubmissionFolder(run.paths.slurm).root.glob("*/element-*.json"):
+        path.unlink()  # a start removes them once no job is open
+    later, run, _ = make()
+    restored = state_of(run)
+    assert Scheduler([restored], later, [], max_attempts=3, stop_requested=lambda: len(slurm.submitted) > 1).run()
+    assert len(slurm.submitted) == 1
+    assert restored.stopped is not None
+    assert restored.stopped.splitlines()[0] == str(progress.stopped).splitlines()[0]
+    assert restored.stopped.splitlines()[0] == f"{A} failed 1 time: the loss is NaN"
+
+
 def test_a_full_disk_inside_a_job_is_final_and_the_job_is_cancelled(make: Make, slurm: FakeSlurm) -> None:
     executor, run, _ = make()
     assert len(executor.submit([(run, A), (run, B)])) == 2
     Job(run, slurm).fail(A, message="OSError: [Errno 28] No space left on device")
     (failed,) = failures(events(executor))
     assert failed.outcome.kind == "final"
-    assert B in [t.key for t in executor.abandon(run)]
+    assert B in [t.key for t in executor.abandon(run, "a full disk")]
     assert slurm.cancelled == [slurm.submitted[0].job_id(0)]
     events(executor)
     assert len(slurm.submitted) == 1, "a run that was stopped gets no successor"
@@ -289,12 +320,12 @@ def test_a_later_controller_takes_over_a_running_job(make: Make, slurm: FakeSlur
     job.publish(A)  # after the new controller has read the run, before it takes over the job
     later, run, messages = make()
     adopted = later.adopt([run])
-    assert (adopted.tasks, adopted.attempts) == ([], {TaskRef(run.run_id, B): 1})
+    assert (adopted.tasks, [failed.task.key for failed in adopted.failures]) == ([], [B])
     assert any("1 submission(s) of an earlier start" in message for message in messages)
     assert [t.key for t in later.submit([(run, key) for key in progress.ready() if key.phase == "cold"])] == [B]
     assert kinds(events(later)) == [("done", A)], "the failure was already counted"
     by_user, run, _ = make(start_id="start002")
-    assert by_user.adopt([run]).attempts == {}
+    assert by_user.adopt([run]).failures == []
     assert len(slurm.submitted) == 1
 
 
