@@ -16,7 +16,8 @@ from dataclasses import replace
 from pathlib import Path
 
 from core_hpc.common.environment import number_in
-from core_hpc.common.errors import CoreHpcError
+from core_hpc.common.errors import CoreHpcError, RepeatingError
+from core_hpc.common.ownership import OwnershipError
 from core_hpc.local.executor import LocalExecutor, LocalLimits
 from core_hpc.local.memory import needs_of
 from core_hpc.runs.events import Done, Event, Failed, Progressed, Started
@@ -80,8 +81,10 @@ def run_resident(spec: ElementSpec) -> None:
     status.write()
     try:
         end = _drive(open_run(Path(spec.run), own=True), stop, status)
-    except CoreHpcError as e:
+    except (RepeatingError, OwnershipError) as e:
         end = JobEnd(OutcomeKind.FINAL, str(e))
+    except CoreHpcError as e:  # a file may be readable again in a moment, and another node may have the missing GPUs
+        end = JobEnd(OutcomeKind.ERROR, str(e))
     status.end(end)
     if end.is_failure:
         raise ElementError(f"{end.message}\n{end.traceback}")

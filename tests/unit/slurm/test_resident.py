@@ -14,15 +14,19 @@ from typing import Any
 import pytest
 
 from core_hpc.common.errors import InputError
+from core_hpc.local import executor as local_executor
 from core_hpc.runs.events import Event, Failed, TaskRef
 from core_hpc.runs.folder import Run
+from core_hpc.runs.job_status import JobStatus
 from core_hpc.runs.outcome import Outcome, OutcomeKind
 from core_hpc.schedule.progress import RunProgress, inspect_run
 from core_hpc.schedule.scheduler import Scheduler
+from core_hpc.slurm import element
 from core_hpc.slurm.executor import SlurmExecutor
 from core_hpc.slurm.records import ENDED, FAILED, OPEN, SubmissionFolder, new_submission
+from core_hpc.slurm.resident_job import run_resident
 from core_hpc.slurm.watch import OpenSubmission
-from core_hpc.store import manifests
+from core_hpc.store import manifests, shards
 from core_hpc.store.paths import TaskKey
 from tests.support.fake_slurm import FakeSlurm, executor_of, failures, kind_of, publish, run_of
 
@@ -348,6 +352,60 @@ def test_jobs_of_another_driver_are_not_taken_over(make: Make) -> None:
     folder.write(new_submission("generate", "cold-0001", [[A]], start_id="x", mem_gb=1))
     with pytest.raises(InputError, match=r"of another driver.*core_hpc\.cancel"):
         executor.adopt([run])
+
+
+def unreadable_config(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As with ESTALE or EIO: reading raises an OSError."""
+    run.paths.config.unlink()
+    run.paths.config.mkdir()
+
+
+def withdrawn_manifest(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The controller sets the manifest aside after the job has listed it."""
+    monkeypatch.setattr(shards, "published_keys", lambda root: [A])
+
+
+def missing_gpus(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    def usable_gpus(cluster: object) -> tuple[str, ...]:
+        raise InputError("cluster.gpus: [0] is out of range")
+
+    monkeypatch.setattr(local_executor, "usable_gpus", usable_gpus)
+
+
+def foreign_config(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    run.paths.config.chmod(0o666)
+
+
+@pytest.mark.parametrize(
+    ("fault", "kind"),
+    [
+        (unreadable_config, "error"),
+        (withdrawn_manifest, "error"),
+        (missing_gpus, "error"),
+        (foreign_config, "final"),
+    ],
+)
+def test_a_job_that_cannot_begin_is_final_only_if_every_other_job_would_end_in_the_same_way(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fault: Callable[[Run, pytest.MonkeyPatch], None], kind: str
+) -> None:
+    run, status = run_of(tmp_path, "resident"), tmp_path / "status.json"
+    monkeypatch.setattr(element.signal, "signal", lambda *_: None)
+    monkeypatch.setenv("CORE_HPC_JOB_START", str(time.time()))
+    fault(run, monkeypatch)
+    spec = element.ElementSpec(
+        run=str(run.root),
+        tasks=(),
+        status=str(status),
+        threads=1,
+        time_min=60,
+        signal_delay_s=120,
+        preemption_grace_s=30,
+    )
+    with pytest.raises(element.ElementError):
+        run_resident(spec)
+    end = manifests.read_record(status, JobStatus.from_file).outcome
+    assert end is not None
+    assert end.kind == kind
 
 
 @pytest.mark.parametrize(("staleness", "expected"), [(0, {1, 2}), (1, {1, 2, 3, 4})])
