@@ -23,6 +23,7 @@ from core_hpc.common.errors import ClaimError, ClaimLostError, CoreHpcError, Inp
 from core_hpc.common.terminal import standard_console
 from core_hpc.config.cluster import ClusterSection
 from core_hpc.controller.control import control, open_runs
+from core_hpc.controller.heartbeat import reported_life_s
 from core_hpc.controller.results import conclude
 from core_hpc.controller.start import Prepared, Start
 from core_hpc.runs import folder as runfolders
@@ -38,7 +39,7 @@ from core_hpc.store.claims import claim
 from core_hpc.store.paths import SweepPaths
 
 QUICK_S = 60.0
-"""A controller that ends within this time has ended quickly, perhaps because it cannot run."""
+"""A controller that reported for a shorter time has ended quickly, perhaps because it cannot run."""
 MAX_QUICK_ENDS = 3
 PATIENCE_S = 600.0
 """How long a controller attempts to submit its successor."""
@@ -56,9 +57,10 @@ class ControllerSpec:
     """What the job of a controller needs to know. A new field needs a default.
 
     Attributes:
-        quick_ends: how many controllers before it, in a row, ended quickly; -1: it is the first
-            one.
-        submitted: when the previous controller submitted it, in seconds since 1970.
+        quick_ends: how many controllers before the previous one, in a row, ended quickly; -1: it is
+            the first one.
+        submitted: when the previous controller submitted it, soon after its own begin, in seconds
+            since 1970.
         status: file in which it notes how it ends.
     """
 
@@ -175,13 +177,20 @@ def run_controller(spec: ControllerSpec) -> None:
             conclude(sweep, progress, console)
         _note_end(spec, OutcomeKind.DONE, "finished" if finished else "asked to stop")
     except (KeyboardInterrupt, SlurmUnavailableError) as e:
-        continues = not stop.exists()
+        continues = successor is not None and not stop.exists()
         why = "asked to end" if isinstance(e, KeyboardInterrupt) else str(e)
-        then = f"the successor, job {successor}, continues" if continues else "the sweep was asked to stop"
+        if stop.exists():
+            then = "the sweep was asked to stop"
+        elif successor is None:
+            then = "there is no successor; start the sweep again to continue"
+        else:
+            then = f"the successor, job {successor}, continues"
         console.print(f"{why}; {then}")
         _note_end(spec, OutcomeKind.DONE, why)
     except CoreHpcError as e:
-        continues = False  # there is another controller, or a successor would fail in the same way
+        # A file that cannot be read now may be readable for the successor. After any other error there is another
+        # controller, or a successor would fail in the same way.
+        continues = successor is not None and isinstance(e, StoreError) and not isinstance(e, manifests.DamagedError)
         _note_end(spec, OutcomeKind.DIED, str(e))
         raise
     finally:
@@ -244,9 +253,11 @@ def _ensure_successor(spec: ControllerSpec, cluster: ClusterSection, slurm: Slur
     mine = number_in("SLURM_JOB_ID")
     if mine is None:
         raise InputError("the controller of a detached sweep runs in a SLURM job, and SLURM_JOB_ID is not set here")
-    quick_ends = spec.quick_ends + 1 if spec.quick_ends >= 0 and time.time() - spec.submitted < QUICK_S else 0
+    heartbeat = SweepPaths(Path(spec.sweep_folder)).controller
+    was_quick = spec.quick_ends >= 0 and reported_life_s(heartbeat, spec.start_id, since=spec.submitted) < QUICK_S
+    quick_ends = spec.quick_ends + 1 if was_quick else 0
     if quick_ends > MAX_QUICK_ENDS:
-        console.print(f"{MAX_QUICK_ENDS} controllers ended within {QUICK_S:.0f} s each; this one gets no successor")
+        console.print(f"{quick_ends} controllers ended within {QUICK_S:.0f} s each; this one gets no successor")
         return None
     deadline = time.monotonic() + PATIENCE_S
     while True:

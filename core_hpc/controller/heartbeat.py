@@ -1,7 +1,7 @@
 """The file controller.json: it shows that the controller runs, its CPU time, and its runs.
 
-In: the runs of a controller. Out: the file, written about once a minute. Only `core_hpc.status`
-reads it.
+In: the runs of a controller. Out: the file, written about once a minute. `core_hpc.status` shows it, and
+a detached controller learns from it whether the one before it ended quickly.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from core_hpc.common.errors import StoreError
 from core_hpc.controller.start import Start
 from core_hpc.schedule.progress import RunProgress
 from core_hpc.store import manifests
@@ -62,3 +63,25 @@ class Heartbeat:
         body = {**manifests.writer_identity(), **self._fixed, "cpu_s": round(self.cpu_s, 2), "runs": runs}
         with contextlib.suppress(OSError):  # a full disk must not end the controller here
             manifests.write_json(self._path, body)
+
+
+def reported_life_s(path: Path, start_id: str, *, since: float) -> float:
+    """How long the last controller of a start had worked when it last reported, in seconds.
+
+    Args:
+        path: the file.
+        start_id: names the start by the user.
+        since: a controller that began earlier does not count, in seconds since 1970.
+
+    Returns:
+        0 if no such controller has reported.
+    """
+
+    def life_s(report: Any) -> float:
+        counts = report["start_id"] == start_id and report["started"] >= since
+        return float(report["time"] - report["started"]) if counts else 0.0
+
+    try:
+        return manifests.read_record(path, life_s)
+    except StoreError:
+        return 0.0

@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
+import time
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
+from rich.console import Console
 
-from core_hpc.common.errors import ClaimLostError, StoreError
+from core_hpc.common.errors import ClaimLostError, InputError, StoreError
 from core_hpc.controller import detach
 from core_hpc.controller.detach import ControllerSpec, run_controller
+from core_hpc.controller.heartbeat import reported_life_s
 from core_hpc.runs.outcome import OutcomeKind
 from core_hpc.slurm.records import CALLS, ENDED, FAILED, OPEN, Submission, SubmissionFolder, new_submission
+from core_hpc.store import manifests
 from core_hpc.store.claims import claim
 from core_hpc.store.paths import SweepPaths
 from tests.support.fake_slurm import FakeSlurm, run_of
@@ -88,26 +93,71 @@ def test_an_error_that_would_repeat_ends_the_chain_and_is_recorded(
     chain: Chain, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def fail(*_: object) -> None:
-        raise StoreError("run.json: cannot be read")
+        raise InputError("job 7 of another driver is still with SLURM")
 
     monkeypatch.setattr(detach, "control", fail)
-    with pytest.raises(StoreError, match="cannot be read"):
+    with pytest.raises(InputError, match="another driver"):
         run_controller(chain.spec)
     assert chain.slurm.cancelled == [SUCCESSOR]
     ((_, closed),) = chain.folder.read_with_state(FAILED)
     assert (closed.name, closed.outcomes[0].kind) == (chain.mine.name, OutcomeKind.DIED)
-    assert closed.outcomes[0].message == "run.json: cannot be read"
+    assert closed.outcomes[0].message == "job 7 of another driver is still with SLURM"
 
 
-def test_an_error_that_is_a_bug_leaves_the_successor(chain: Chain, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("error", [KeyError("stats"), StoreError("run.json: cannot be read (Stale file handle)")])
+def test_an_error_that_is_a_bug_or_may_pass_leaves_the_successor(
+    chain: Chain, monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
     def fail(*_: object) -> None:
-        raise KeyError("stats")
+        raise error
 
     monkeypatch.setattr(detach, "control", fail)
-    with pytest.raises(KeyError):
+    with pytest.raises(type(error)):
         run_controller(chain.spec)
     assert chain.slurm.cancelled == []
     assert len(chain.folder.names(OPEN)) == 2
+
+
+@pytest.mark.parametrize(
+    ("lived_s", "start_id", "continues"),
+    [(None, "start", False), (5.0, "start", False), (61.0, "start", True), (61.0, "earlier", False)],
+)
+def test_after_some_controllers_that_ended_quickly_there_is_no_successor_however_long_each_waited_in_the_queue(
+    chain: Chain, monkeypatch: pytest.MonkeyPatch, lived_s: float | None, start_id: str, continues: bool
+) -> None:
+    submitted = time.time() - 3600
+    if lived_s is not None:
+        report = {"start_id": start_id, "started": submitted + 1, "time": submitted + 1 + lived_s}
+        manifests.write_json(SweepPaths(chain.sweep).controller, report)
+
+    def interrupt(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(detach, "control", interrupt)
+    printed = io.StringIO()
+    monkeypatch.setattr(detach, "standard_console", lambda: Console(file=printed, width=500))
+    run_controller(replace(chain.spec, quick_ends=detach.MAX_QUICK_ENDS, submitted=submitted))
+    waiting = [s.job for s in chain.folder.read(OPEN)]
+    assert (SUCCESSOR in waiting) == continues
+    assert chain.slurm.cancelled == []
+    if continues:
+        assert f"the successor, job {SUCCESSOR}, continues" in printed.getvalue()
+    else:
+        assert "4 controllers ended within 60 s each" in printed.getvalue()
+        assert "there is no successor; start the sweep again" in printed.getvalue()
+        assert "None" not in printed.getvalue()
+        assert waiting == [], "the record of this controller is closed"
+
+
+def test_a_controller_that_reports_from_an_earlier_life_does_not_count_for_the_predecessor(chain: Chain) -> None:
+    """The controller before the predecessor lived for hours; the predecessor has reported nothing."""
+    now = time.time()
+    path = SweepPaths(chain.sweep).controller
+    manifests.write_json(path, {"start_id": "start", "started": now - 9000, "time": now - 4000})
+    assert reported_life_s(path, "start", since=now - 3900) == 0.0
+    assert reported_life_s(path, "start", since=now - 9001) == pytest.approx(5000)
+    path.write_text("torn")
+    assert reported_life_s(path, "start", since=now - 9001) == 0.0
 
 
 def test_a_controller_that_lost_its_claim_does_not_attempt_again(chain: Chain, monkeypatch: pytest.MonkeyPatch) -> None:
