@@ -143,6 +143,8 @@ class SlurmExecutor:
         given_up = [task for item in items for i in item.submission.unresolved for task in item.tasks_left(i)]
         for item in items:
             useless = [i for i in item.submission.unresolved if self._packing.ends_with_its_run(item, i)]
+            if item.submission.job is None:  # SLURM may have taken it: the record stays open, and the next start looks
+                useless = []
             with contextlib.suppress(SlurmUnavailableError):
                 self._slurm.cancel([job for i in useless if (job := item.submission.job_id(i)) is not None])
                 for index in useless:

@@ -228,6 +228,24 @@ def test_a_job_that_was_taken_without_an_id_is_found_by_its_name_and_not_submitt
     assert any("looking for a job of this name" in message for message in messages)
 
 
+def test_a_stopped_run_keeps_the_record_of_a_job_that_slurm_may_have_taken(make: Make, slurm: FakeSlurm) -> None:
+    """Otherwise nobody could find the job when it appears."""
+    executor, run, _ = make()
+    slurm.refusals = ["Batch job submission failed: Socket timed out on send/recv operation"]
+    executor.submit([(run, cold("a"))])
+    assert [task.key for task in executor.abandon(run, "another task failed 3 times")] == [cold("a")]
+    folder = SubmissionFolder(run.paths.slurm)
+    (record,) = folder.read(OPEN)
+    assert (record.job, record.outcomes) == (None, {})
+    manifests.make_folder(folder.folder(record))
+    (folder.folder(record) / CALLS).write_text("{}")
+    slurm.entries[JobId(77)] = QueueEntry(JobId(77), record.name, "PENDING", "Resources", "", 0)
+    later, run, _ = make()
+    assert [task.key for task in later.adopt([run]).tasks] == [cold("a")]
+    poll_for(later, 0.1)
+    assert [s.job for s in folder.read(OPEN)] == [77]
+
+
 def test_one_unspecified_error_passes_and_many_stop_the_run(
     make: Make, slurm: FakeSlurm, monkeypatch: pytest.MonkeyPatch
 ) -> None:
