@@ -11,15 +11,18 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+from core_hpc.common.errors import InputError
 from core_hpc.local.executor import LocalExecutor, LocalLimits
 from core_hpc.local.memory import needs_of
 from core_hpc.runs.folder import Run
+from core_hpc.runs.outcome import Outcome, OutcomeKind
 from core_hpc.schedule.base import Executor
 from core_hpc.schedule.scheduler import cpu_seconds
 from core_hpc.slurm.arrays import ArrayPacking, ChainedPacking
-from core_hpc.slurm.commands import Slurm
+from core_hpc.slurm.commands import Slurm, certainly_ended, slurm_installed
 from core_hpc.slurm.executor import SlurmExecutor
 from core_hpc.slurm.packing import Packing
+from core_hpc.slurm.records import OPEN, SubmissionFolder
 from core_hpc.slurm.resident import ResidentPacking
 
 LOCAL_REFRESHES_PER_S, SLURM_REFRESHES_PER_S = 4.0, 0.5
@@ -61,10 +64,12 @@ def make_driver(
         require_claim: called before anything is submitted to SLURM.
 
     Raises:
-        InputError: this machine does not have what the cluster section asks for.
+        InputError: this machine does not have what the cluster section asks for, or jobs of another
+            driver may still do the same tasks.
     """
     cluster = runs[0].config.cluster
     if slurm is None:
+        _require_no_jobs(runs)
         largest_team = max(len(run.config.team) for run in runs)
         limits = LocalLimits.of(cluster, largest_team, needs=needs_of(runs))
         executor = LocalExecutor(cluster, limits)
@@ -79,3 +84,30 @@ def make_driver(
     on_slurm = SlurmExecutor(cluster, slurm, packing, start_id=start_id, notify=notify, require_claim=require_claim)
     warm = cluster.driver == "resident"
     return Driver(on_slurm, description, cpu_seconds, SLURM_REFRESHES_PER_S, warm)
+
+
+def _require_no_jobs(runs: Sequence[Run]) -> None:
+    """Check that no SLURM job of an earlier start may still do tasks of these runs, and close the records of the jobs.
+
+    Raises:
+        InputError: a job may.
+    """
+    slurm = Slurm()
+    for run in runs:
+        folder = SubmissionFolder(run.paths.slurm)
+        for submission in folder.read(OPEN):
+            if folder.original(submission) is not None:  # this folder is a copy: the job works for the original
+                folder.discard(submission)
+                continue
+            ended = slurm_installed() and certainly_ended(slurm, submission.job, submission.owner)
+            if not ended and not submission.is_resolved:
+                raise InputError(
+                    f"{run.run_id}: job {submission.job or '(being submitted)'} ({submission.name}) may still be with "
+                    f"SLURM and do the same tasks. Start with its driver, or end its jobs first: "
+                    f"python -m core_hpc.cancel {run.root.parent}. If it has certainly ended, remove "
+                    f"{folder.root / submission.name}.{OPEN}.json"
+                )
+            outcome = Outcome(OutcomeKind.ABANDONED, "ended before a start with `driver: local`", counted=False)
+            for index in submission.unresolved:
+                folder.resolve(submission, index, outcome)
+            folder.close(submission)

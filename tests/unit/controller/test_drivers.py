@@ -8,6 +8,8 @@ from typing import Any
 import pytest
 
 import yaml
+from core_hpc.common.errors import InputError
+from core_hpc.controller import drivers
 from core_hpc.controller.drivers import make_driver
 from core_hpc.local import executor, gpus
 from core_hpc.local.executor import LocalExecutor
@@ -15,7 +17,9 @@ from core_hpc.runs.folder import Run
 from core_hpc.runs.sweep import load_sweep
 from core_hpc.slurm.arrays import ArrayPacking, ChainedPacking
 from core_hpc.slurm.executor import SlurmExecutor
+from core_hpc.slurm.records import FAILED, OPEN, SubmissionFolder, new_submission
 from core_hpc.slurm.resident import ResidentPacking
+from core_hpc.store.paths import TaskKey
 from tests.support.created_run import create_run
 from tests.support.fake_slurm import SWEEP, FakeSlurm
 
@@ -55,3 +59,43 @@ def test_drivers_on_slurm_differ_in_their_packing(
     assert isinstance(made.executor, SlurmExecutor)
     assert type(made.executor._packing) is packing
     assert made.warm is (driver == "resident")
+
+
+@pytest.mark.parametrize("job", [7, None])
+def test_the_local_driver_refuses_tasks_that_a_slurm_job_may_still_do(
+    job: int | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A start with `driver: arrays` was interrupted, and its jobs wait or run."""
+    run, slurm = run_of(tmp_path), FakeSlurm()
+    folder = SubmissionFolder(run.paths.slurm)
+    submission = new_submission("generate", "cold-0001", [[TaskKey(1, "cold", "a")]], start_id="s", mem_gb=1)
+    submission.job = job
+    folder.write(submission)
+    monkeypatch.setattr(drivers, "Slurm", lambda: slurm)
+    monkeypatch.setattr(drivers, "slurm_installed", lambda: True)
+    if job is not None:
+        slurm.set(submission, 0, "PENDING")
+    with pytest.raises(InputError, match=rf"{submission.name}.*core_hpc\.cancel {run.root.parent}"):
+        make_driver([run], None, start_id="s", notify=print)
+    assert folder.names(OPEN) == [(submission.name, OPEN)]
+
+
+def test_the_local_driver_closes_the_records_of_jobs_that_have_ended(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Open records would keep leftovers of killed writers for ever."""
+    run, slurm = run_of(tmp_path), FakeSlurm()
+    folder = SubmissionFolder(run.paths.slurm)
+    submission = new_submission("generate", "cold-0001", [[TaskKey(1, "cold", "a")]], start_id="s", mem_gb=1)
+    submission.job = 7
+    folder.write(submission)
+    slurm.set(submission, 0, "FAILED")
+    monkeypatch.setattr(drivers, "Slurm", lambda: slurm)
+    monkeypatch.setattr(drivers, "slurm_installed", lambda: False)
+    with pytest.raises(InputError, match=f"If it has certainly ended, remove .*{submission.name}.open.json"):
+        make_driver([run], None, start_id="s", notify=print)
+    monkeypatch.setattr(drivers, "slurm_installed", lambda: True)
+    make_driver([run], None, start_id="s", notify=print).executor.close()
+    assert folder.names(OPEN) == []
+    ((_, closed),) = folder.read_with_state(FAILED)
+    assert (closed.outcomes[0].kind, closed.outcomes[0].counted) == ("abandoned", False)
