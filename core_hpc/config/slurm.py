@@ -172,7 +172,8 @@ class SlurmSection(JobSection):
         None, description="elements of one array that may run at the same time; null: no limit"
     )
     max_submitted: PositiveInt | None = operational(
-        None, description="most jobs of this user in the queue; null: only the limit of the site"
+        None,
+        description="most jobs of this user in the queue, under any account or QOS; null: only the limits of the site",
     )
     signal_delay_s: int = operational(120, ge=10, description="seconds before its time limit at which a job is warned")
     chain_wait_s: float | None = operational(

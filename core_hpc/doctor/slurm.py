@@ -86,7 +86,7 @@ def check_limits(subject: Subject) -> Iterator[Finding]:
 
 
 def check_queue(subject: Subject) -> Iterator[Finding]:
-    """Report the jobs of this user that count towards the limits."""
+    """Report the jobs of this user in the queue."""
     states = Counter(entry.state for entry in subject.slurm.queue() if entry.active)
     listed = ", ".join(f"{count} {state}" for state, count in sorted(states.items()))
     yield Finding(OK, f"your jobs in the queue: {listed or 'none'}")

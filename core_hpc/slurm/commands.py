@@ -36,7 +36,9 @@ from core_hpc.slurm.parse import (
     JobId,
     Limits,
     Partition,
+    Place,
     QueueEntry,
+    QueueLimit,
     SlurmUnavailableError,
     is_number,
     least,
@@ -220,8 +222,8 @@ class Slurm:
     def limits(self, *, partition: str | None, qos: str | None, account: str | None) -> Limits:
         """How many jobs an array may have, and the queue. The answer is cached for some minutes.
 
-        The limit of the queue is the smallest one of the association, its QOS, and the QOS of the
-        partition. Limits that SLURM does not enforce are ignored.
+        The limits of the queue are those of the association, its QOS, and the QOS of the
+        partition. Each counts only the jobs under it. Limits that SLURM does not enforce are ignored.
         """
         asked, now = (partition, qos, account), time.monotonic()
         known = self._limits.get(asked)
@@ -232,36 +234,37 @@ class Slurm:
         size = config.get("MaxArraySize", "")
         sizes = [int(size) if is_number(size) else DEFAULT_ARRAY_SIZE]
         sizes += map(int, re.findall(r"max_array_tasks=(\d{1,9})", config.get("SchedulerParameters", "")))
-        most = None
+        queue: tuple[QueueLimit, ...] = ()
         enforced = set(config.get("AccountingStorageEnforce", "unknown").lower().split(","))
         if {"limits", "safe", "all", "unknown"} & enforced:
             associations, by_qos = self.associations(), self.qos()
             if associations is not None and by_qos is not None:
                 account = account or self.default_account()
-                most = self._max_submitted(associations, by_qos, partition, qos, account)
+                queue = self._queue_limits(associations, by_qos, partition, qos, account)
             elif known is not None:
-                most = known[1].max_submitted  # accounting does not answer now
-        limits = Limits(min(sizes), most)
+                queue = known[1].queue  # accounting does not answer now
+        limits = Limits(min(sizes), queue)
         self._limits[asked] = (now, limits)
         return limits
 
-    def _max_submitted(
+    def _queue_limits(
         self,
         associations: list[Association],
         by_qos: dict[str, int | None],
         partition: str | None,
         qos: str | None,
         account: str | None,
-    ) -> int | None:
+    ) -> tuple[QueueLimit, ...]:
         partitions = self.partitions()
         partition = partition or next((p.name for p in partitions.values() if p.is_default), None)
         mine = [a for a in associations if a.account == account and a.partition in (partition, None)]
         mine.sort(key=lambda a: a.partition is None)  # the one with this partition comes first
-        names = [qos or (mine[0].default_qos if mine else None) or "normal"]
+        qos = qos or (mine[0].default_qos if mine else None) or "normal"
+        known = [(a.max_submitted, Place(account=account, partition=a.partition)) for a in mine[:1]]
+        known.append((by_qos.get(qos), Place(qos=qos)))
         if partition in partitions:
-            names.append(partitions[partition].qos or "")
-        known = [a.max_submitted for a in mine[:1]] + [by_qos.get(name) for name in names]
-        return min((n for n in known if n is not None), default=None)
+            known.append((by_qos.get(partitions[partition].qos or ""), Place(partition=partition)))
+        return tuple(QueueLimit(most, place) for most, place in known if most is not None)
 
     # --- running commands ------------------------------------------------------------------------
 

@@ -26,6 +26,7 @@ from core_hpc.slurm.commands import Slurm, SlurmUnavailableError, certainly_ende
 from core_hpc.slurm.notices import Notices
 from core_hpc.slurm.pace import Pace
 from core_hpc.slurm.packing import Batch, Packing, Wanted
+from core_hpc.slurm.parse import Place, QueueLimit
 from core_hpc.slurm.records import FAILED, OPEN, SubmissionFolder, new_submission
 from core_hpc.slurm.remedies import Remedies
 from core_hpc.slurm.sbatch import RefusedError
@@ -77,9 +78,7 @@ class SlurmExecutor:
         self._events: list[Event] = []
         self._changed: list[OpenSubmission] = []
         """Submissions whose records must be written."""
-        self._num_submitted = 0
-        """Elements submitted since the last look, which the watch has not counted."""
-        self._refused_until = 0.0
+        self._refused_until: dict[PhaseGroup, float] = {}
         self._num_odd_refusals = 0
 
     # --- schedule.base.Executor ------------------------------------------------------------------
@@ -115,7 +114,7 @@ class SlurmExecutor:
         self._events += events
         covered = set(taken)
         others = [(run, key) for run, key in wanted if TaskRef(run.run_id, key) not in covered]
-        if others and time.monotonic() >= self._refused_until:
+        if others and not all(map(self._is_refused, self._cluster.groups)):
             taken += self._submit_batches(others)
         return taken
 
@@ -128,7 +127,6 @@ class SlurmExecutor:
             for sighting in self._watch.look():
                 self._handle(sighting)
             self._write_records()
-            self._num_submitted = 0
         events, self._events = self._events, []
         self._pace.adapt(moved=any(not isinstance(event, Progressed) for event in events))
         return events
@@ -162,6 +160,8 @@ class SlurmExecutor:
     def _submit_batches(self, wanted: Wanted) -> list[TaskRef]:
         taken: list[TaskRef] = []
         for batch in self._packing.batches(wanted, self._watch.open, self._remedies):
+            if self._is_refused(batch.group):
+                continue
             limits = self._limits(batch.group)
             if limits is None:
                 break
@@ -174,16 +174,20 @@ class SlurmExecutor:
                 if not accepted:
                     break
                 inside |= {key for element in elements for key in element}
-                if time.monotonic() < self._refused_until:
+                if self._is_refused(batch.group):
                     break
             own = [key for run, key in wanted if run.run_id == batch.run.run_id and key in inside]
             taken += [TaskRef(batch.run.run_id, key) for key in own]
-            if not accepted or time.monotonic() < self._refused_until:
+            if not accepted and not self._is_refused(batch.group):
                 break
             if len(batch.elements) > room:
-                self._notices.show("limit", f"the queue has room for {room} more job(s); the other tasks wait here")
-                break
+                message = f"the queue has room for {room} more job(s) of `{batch.group}`; the other tasks wait here"
+                self._notices.show(f"limit {batch.group}", message)
         return taken
+
+    def _is_refused(self, group: PhaseGroup) -> bool:
+        """Whether sbatch has refused jobs of this group, and the next attempt is not due yet."""
+        return time.monotonic() < self._refused_until.get(group, 0.0)
 
     def _limits(self, group: PhaseGroup) -> tuple[int, int] | None:
         """How many elements an array may have, and how many more may be submitted.
@@ -198,9 +202,10 @@ class SlurmExecutor:
         except SlurmUnavailableError as e:
             self._watch.unavailable(e)
             return None
-        allowed = [n for n in (limits.max_submitted, settings.max_submitted) if n is not None]
-        in_queue = self._watch.num_active + self._num_submitted
-        return limits.max_array_size, max(0, min(allowed) - in_queue) if allowed else NO_LIMIT
+        all_limits = [*limits.queue, *([QueueLimit(settings.max_submitted)] if settings.max_submitted else [])]
+        active = self._watch.active
+        rooms = [limit.most - sum(active[job] for job in active if limit.counts(job)) for limit in all_limits]
+        return limits.max_array_size, max(0, min(rooms, default=NO_LIMIT))
 
     def _submit(self, batch: Batch) -> bool:
         """Submit an array, or a job of one element.
@@ -224,7 +229,8 @@ class SlurmExecutor:
             submission = submit_elements(folder, new, self._cluster, batch.run.root.absolute())
         except RefusedError as e:
             return self._refused(OpenSubmission(batch.run, folder, new), e)
-        self._num_submitted += len(batch.elements)
+        job = self._cluster.slurm.job(batch.group)
+        self._watch.active[Place(job["account"], job["partition"], job["qos"])] += len(batch.elements)
         self._num_odd_refusals = 0
         self._notices.clear("sbatch")
         self._watch.open.append(OpenSubmission(batch.run, folder, submission))
@@ -232,11 +238,12 @@ class SlurmExecutor:
 
     def _refused(self, item: OpenSubmission, error: RefusedError) -> bool:
         """React to a refusal. Returns whether SLURM may have taken the submission nevertheless."""
-        is_odd = not error.understood or (error.limit and not self._watch.num_active)
+        is_odd = not error.understood or (error.limit and not self._watch.active)
         self._num_odd_refusals = self._num_odd_refusals + 1 if is_odd else 0
         if error.passing and self._num_odd_refusals < MAX_ODD_REFUSALS:
             self._notices.show("sbatch", f"sbatch: {error}; next attempt in {REFUSED_WAIT_S:.0f} s")
-            self._refused_until = time.monotonic() + REFUSED_WAIT_S
+            groups = [item.submission.group] if error.limit else self._cluster.groups
+            self._refused_until |= dict.fromkeys(groups, time.monotonic() + REFUSED_WAIT_S)
             if error.unsure:
                 item.folder.write(item.submission)
                 self._watch.open.append(item)

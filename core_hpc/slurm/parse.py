@@ -11,6 +11,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from core_hpc.common.errors import CoreHpcError
 
@@ -53,7 +54,10 @@ FINAL = frozenset(
 
 _FIELD, _RECORD = "\x1f", "\x1e\n"
 """Separators. The name of a job may contain any character, also a line break, so it comes last."""
-_QUEUE_FIELDS = ("ArrayJobID", "ArrayTaskID", "State", "Reason", "RestartCnt", "NodeList", "Name")
+_QUEUE_FIELDS = (
+    *("ArrayJobID", "ArrayTaskID", "State", "Reason", "RestartCnt", "NodeList"),
+    *("Account", "Partition", "QOS", "Name"),
+)
 QUEUE_FORMAT = ",".join(f"{name}:{_FIELD}" for name in _QUEUE_FIELDS[:-1]) + f",{_QUEUE_FIELDS[-1]}:{_RECORD[0]}"
 MOST_INDEX = 4_000_000
 """SLURM has no array with a larger index."""
@@ -83,6 +87,20 @@ class JobId:
         return f"{self.job}" if self.index is None else f"{self.job}_{self.index}"
 
 
+class Place(NamedTuple):
+    """What the limits of the queue refer to.
+
+    Of a job: its values; None where they are not known. Of a limit: the values that it counts; None for any.
+    """
+
+    account: str | None = None
+    partition: str | None = None
+    qos: str | None = None
+
+
+ANYWHERE = Place()
+
+
 @dataclass(frozen=True)
 class QueueEntry:
     """A line of squeue. `restarts` counts the requeues. `nodes` is empty while the job waits."""
@@ -93,6 +111,7 @@ class QueueEntry:
     reason: str
     nodes: str
     restarts: int
+    place: Place = ANYWHERE
 
     @property
     def active(self) -> bool:
@@ -112,16 +131,36 @@ class AccountingEntry:
 
 
 @dataclass(frozen=True)
+class QueueLimit:
+    """At most `most` jobs of this user in the queue, among those of a place."""
+
+    most: int
+    place: Place = ANYWHERE
+
+    def counts(self, job: Place) -> bool:
+        """Whether a job at this place counts. A waiting job may name several partitions."""
+        return all(
+            wanted is None or has is None or wanted in has.split(",")
+            for wanted, has in zip(self.place, job, strict=True)
+        )
+
+
+@dataclass(frozen=True)
 class Limits:
     """Limits for the jobs of this user.
 
     Attributes:
         max_array_size: elements of one array.
-        max_submitted: jobs in the queue; None: no limit is known.
+        queue: the known limits of jobs in the queue.
     """
 
     max_array_size: int
-    max_submitted: int | None
+    queue: tuple[QueueLimit, ...] = ()
+
+    @property
+    def max_submitted(self) -> int | None:
+        """The smallest limit of jobs in the queue; None: no limit is known."""
+        return min((limit.most for limit in self.queue), default=None)
 
 
 @dataclass(frozen=True)
@@ -184,11 +223,12 @@ def parse_queue(text: str) -> list[QueueEntry]:
     for record in records:
         if not record.strip():
             continue
-        job, index, state, reason, restarts, nodes, name = _queue_fields(record)
+        job, index, state, reason, restarts, nodes, *place, name = _queue_fields(record)
         if not is_number(job) or not _STATE.fullmatch(state):
             raise _not_understood(record)
         id = JobId(int(job), int(index) if is_number(index) else None)
-        entries.append(QueueEntry(id, name, state, reason, nodes, int(restarts) if is_number(restarts) else 0))
+        num_restarts = int(restarts) if is_number(restarts) else 0
+        entries.append(QueueEntry(id, name, state, reason, nodes, num_restarts, Place(*map(_given, place))))
     return entries
 
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import re
 import time
+from collections import Counter
 from collections.abc import Collection, Sequence
 from dataclasses import KW_ONLY, dataclass, field
 from enum import StrEnum
@@ -25,6 +26,7 @@ from core_hpc.runs.outcome import Outcome, OutcomeKind
 from core_hpc.slurm.commands import FINAL, AccountingEntry, JobId, QueueEntry, Slurm, SlurmUnavailableError
 from core_hpc.slurm.notices import Notices
 from core_hpc.slurm.outcomes import explain
+from core_hpc.slurm.parse import Place
 from core_hpc.slurm.records import CALLS, Submission, SubmissionFolder
 from core_hpc.slurm.submit import find_job
 from core_hpc.store import manifests
@@ -162,11 +164,17 @@ class Sighting:
 
 
 class Watch:
-    """Looks at open submissions. `num_active`: jobs of this user in the queue at the last look."""
+    """Looks at open submissions.
+
+    Attributes:
+        open: submissions with unresolved elements.
+        active: the jobs of this user in the queue, counted by place: those of the last look, and what
+            was submitted since.
+    """
 
     def __init__(self, slurm: Slurm, *, lost_after_s: float, notices: Notices) -> None:
         self.open: list[OpenSubmission] = []
-        self.num_active = 0
+        self.active: Counter[Place] = Counter()
         self._slurm = slurm
         self._lost_after_s = lost_after_s
         self._notices = notices
@@ -191,7 +199,7 @@ class Watch:
         return seen + self._explained(gone)
 
     def count_jobs(self) -> None:
-        """Update `num_active` only: a new controller must know how much is in the queue already."""
+        """Update `active` only: a new controller must know how much is in the queue already."""
         self._queue()
 
     def unavailable(self, error: SlurmUnavailableError) -> None:
@@ -205,7 +213,7 @@ class Watch:
             self.unavailable(e)
             return None
         self._notices.clear("slurm", "SLURM answers again")
-        self.num_active = sum(e.active for e in entries)
+        self.active = Counter(e.place for e in entries if e.active)
         return {e.id: e for e in entries}
 
     def _find(self, item: OpenSubmission, queue: dict[JobId, QueueEntry] | None) -> list[Sighting]:

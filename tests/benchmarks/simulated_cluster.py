@@ -30,14 +30,13 @@ from core_hpc.store import manifests
 from core_hpc.store.paths import TaskKey
 from tests.benchmarks.measure import commands_cpu_s
 from tests.benchmarks.simulated_tasks import SimulatedTasks
-from tests.support.slurm_commands import HEADER
+from tests.support.slurm_commands import HEADER, squeue_record
 
 MIN_JOB_AGE_S = 300.0
 """How long squeue shows a job that has ended."""
 NUM_PROGRESS_WRITES = 4
 SPREAD = 0.5
 """Waits and durations are uniform between 1 - SPREAD and 1 + SPREAD times their mean."""
-FIELD, RECORD = "\x1f", "\x1e\n"
 
 COMMANDS = {
     "sbatch": 'read -r n <"{0}/jobs"; echo $((n + 1)) >"{0}/jobs"; echo "Submitted batch job $n"',
@@ -212,7 +211,7 @@ class Simulation:
             (str(id.job), str(id.index) if id.index is not None else "N/A", e.state, e.reason, "0", e.node, e.name)
             for id, e in self.entries.items()
         )
-        (self.folder / "queue").write_text(HEADER + "".join(FIELD.join(row) + RECORD for row in rows))
+        (self.folder / "queue").write_text(HEADER + "".join(squeue_record(*row) for row in rows))
 
 
 def _write_status(path: Path, node: str, key: TaskKey, share: float) -> None:

@@ -47,7 +47,7 @@ class FakeSlurm(Slurm):
     def __init__(self) -> None:
         super().__init__()
         self.entries: dict[JobId, QueueEntry] = {}
-        self.known = Limits(1000, None)
+        self.known = Limits(1000)
         self.available = True
         self.cancelled: list[JobId | int] = []
         self.submitted: list[Submission] = []

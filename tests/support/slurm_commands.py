@@ -5,12 +5,20 @@ from __future__ import annotations
 from pathlib import Path
 
 
-def squeue_record(*fields: str) -> str:
-    """A record as `squeue -O` prints it with `QUEUE_FORMAT`. The name comes last."""
-    return "\x1f".join(fields) + "\x1e\n"
+def squeue_record(*fields: str, place: tuple[str, str, str] = ("proj", "gpu", "normal")) -> str:
+    """A record as `squeue -O` prints it with `QUEUE_FORMAT`. The name comes last.
+
+    Args:
+        place: account, partition and QOS of the job.
+    """
+    *others, name = fields
+    return "\x1f".join([*others, *place, name]) + "\x1e\n"
 
 
-HEADER = squeue_record("ARRAY_JOB_ID", "ARRAY_TASK_ID", "STATE", "REASON", "RESTART_COUNT", "NODELIST", "NAME")
+HEADER = squeue_record(
+    *("ARRAY_JOB_ID", "ARRAY_TASK_ID", "STATE", "REASON", "RESTART_COUNT", "NODELIST", "NAME"),
+    place=("ACCOUNT", "PARTITION", "QOS"),
+)
 
 
 class FakeCommands:

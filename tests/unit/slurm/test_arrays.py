@@ -20,6 +20,7 @@ from core_hpc.slurm import executor as slurm_executor
 from core_hpc.slurm import watch
 from core_hpc.slurm.commands import JobId, Limits, QueueEntry
 from core_hpc.slurm.executor import SlurmExecutor
+from core_hpc.slurm.parse import Place, QueueLimit
 from core_hpc.slurm.records import CALLS, ENDED, FAILED, OPEN, SubmissionFolder, new_submission
 from core_hpc.store import manifests
 from core_hpc.store.claims import claim
@@ -109,7 +110,7 @@ def test_an_element_reports_each_of_its_tasks_when_it_is_published(make: Any, sl
 
 def test_arrays_respect_the_limits_of_site_and_user(make: Any, slurm: FakeSlurm) -> None:
     executor, run, messages = make()
-    slurm.known = Limits(max_array_size=3, max_submitted=7)
+    slurm.known = Limits(max_array_size=3, queue=(QueueLimit(7),))
     slurm.entries = {JobId(1, i): QueueEntry(JobId(1, i), "foreign", "RUNNING", "None", "n1", 0) for i in range(2)}
     executor.poll()
     keys = [cold("a", p) for p in range(9)]
@@ -120,6 +121,35 @@ def test_arrays_respect_the_limits_of_site_and_user(make: Any, slurm: FakeSlurm)
     slurm.entries.clear()
     poll_until(executor, "failed")  # the queue does not know the five any more: they are lost
     assert len(executor.submit(wanted(run, *keys[5:]))) == 4
+
+
+def test_jobs_under_another_qos_take_no_room_and_a_full_queue_holds_only_its_own_tasks(
+    make: Any, slurm: FakeSlurm
+) -> None:
+    executor, run, messages = make(generate={"qos": "gpu"}, score={"qos": "cpu"})
+    limits = {"gpu": Limits(1000, (QueueLimit(3, Place(qos="gpu")),)), "cpu": Limits(1000)}
+    slurm.limits = lambda *, partition, qos, account: limits[qos]  # type: ignore[method-assign]
+    for qos, job, number in (("cpu", 1, 100), ("gpu", 2, 1)):
+        place = Place("proj", "main", qos)
+        for id in (JobId(job, index) for index in range(number)):
+            slurm.entries[id] = QueueEntry(id, "other", "RUNNING", "None", "n1", 0, place)
+    executor.adopt([run])
+    colds, hint = [cold("a", part) for part in range(5)], TaskKey(1, "hint", "team")
+    assert [t.key for t in executor.submit(wanted(run, *colds, hint))] == [*colds[:2], hint]
+    assert executor.submit(wanted(run, *colds[2:])) == [], "what was submitted since the last look counts"
+    assert any("room for 2 more" in message for message in messages)
+
+
+def test_after_a_refusal_because_of_a_limit_the_jobs_of_other_groups_do_not_wait(make: Any, slurm: FakeSlurm) -> None:
+    """The limit of a group of users counts jobs that this user does not see."""
+    executor, run, _ = make()
+    slurm.entries[JobId(1)] = QueueEntry(JobId(1), "other", "RUNNING", "None", "n1", 0)
+    executor.adopt([run])
+    refusal = "sbatch: error: QOSGrpSubmitJobsLimit Batch job submission failed: Job violates accounting/QOS policy"
+    slurm.refusals = [refusal]
+    hint = TaskKey(1, "hint", "team")
+    assert [t.key for t in executor.submit(wanted(run, cold("a"), hint))] == [hint]
+    assert executor.submit(wanted(run, cold("a"))) == [], "it waits some time before the next attempt"
 
 
 def test_a_later_controller_takes_jobs_over_and_counts_failures_of_the_same_start(make: Any, slurm: FakeSlurm) -> None:
@@ -245,7 +275,7 @@ def test_after_a_temporary_refusal_there_is_another_attempt_and_any_other_refusa
     assert failed.outcome.kind == "final"
     assert "Invalid account" in failed.outcome.message
     slurm.entries[JobId(1)] = QueueEntry(JobId(1), "other", "RUNNING", "None", "n1", 0)
-    while executor.poll() or not executor._watch.num_active:
+    while executor.poll() or not executor._watch.active:
         pass
     slurm.refusals = [
         "sbatch: error: AssocMaxSubmitJobLimit Batch job submission failed: Job violates accounting/QOS policy"

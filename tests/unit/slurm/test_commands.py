@@ -25,6 +25,8 @@ from core_hpc.slurm.commands import (
     slurm_installed,
 )
 from core_hpc.slurm.parse import (
+    Place,
+    QueueLimit,
     expand_indices,
     parse_accounting,
     parse_associations,
@@ -76,6 +78,7 @@ def test_queue_entries_with_any_job_name() -> None:
         True,
     )
     assert entries[JobId(5439930, 0)].nodes == "b[1-2]"
+    assert entries[JobId(5439930, 0)].place == Place("proj", "gpu", "normal")
     assert parse_queue(HEADER) == []
 
 
@@ -327,10 +330,29 @@ def test_the_smallest_limit_applies(
     slurm = _site(
         fake, enforce="associations,limits,qos", associations=ASSOCIATIONS, qos="normal|||\\ntight|12||\\npart||60|\\n"
     )
-    assert slurm.limits(partition=partition, qos=qos, account=account) == Limits(1001, most)
+    limits = slurm.limits(partition=partition, qos=qos, account=account)
+    assert (limits.max_array_size, limits.max_submitted) == (1001, most)
     asked = slurm.calls.copy()
-    assert slurm.limits(partition=partition, qos=qos, account=account) == Limits(1001, most)
+    assert slurm.limits(partition=partition, qos=qos, account=account) == limits
     assert slurm.calls == asked
+
+
+def test_a_limit_counts_the_jobs_of_its_own_account_qos_or_partition(fake: FakeCommands) -> None:
+    qos = "normal|||\\ntight|12||\\npart||60|\\n"
+    slurm = _site(fake, enforce="limits", associations=ASSOCIATIONS, qos=qos)
+    limits = slurm.limits(partition="gpu", qos="tight", account="proj")
+    assert limits.queue == (
+        QueueLimit(40, Place("proj", "gpu", None)),
+        QueueLimit(12, Place(None, None, "tight")),
+        QueueLimit(60, Place(None, "gpu", None)),
+    )
+    tight = limits.queue[1]
+    assert tight.counts(Place("other", "cpu", "tight"))
+    assert not tight.counts(Place("proj", "gpu", "normal"))
+    assert tight.counts(Place("proj", "gpu", None)), "what is not known counts"
+    assert limits.queue[2].counts(Place("proj", "cpu,gpu", "normal")), (
+        "a job that waits for the first of two partitions"
+    )
 
 
 def test_limits_that_are_not_enforced_or_not_known(fake: FakeCommands) -> None:
@@ -341,7 +363,7 @@ def test_limits_that_are_not_enforced_or_not_known(fake: FakeCommands) -> None:
         qos="normal|5||\\n",
         parameters="bf_interval=1,max_array_tasks=500",
     )
-    assert slurm.limits(partition=None, qos=None, account=None) == Limits(500, None)
+    assert slurm.limits(partition=None, qos=None, account=None) == Limits(500)
     assert "sacctmgr" not in slurm.calls
 
 
@@ -351,14 +373,14 @@ def test_accounting_that_does_not_answer_is_asked_once_in_some_minutes_and_its_l
     now = [1000.0]
     monkeypatch.setattr("core_hpc.slurm.commands.time", SimpleNamespace(monotonic=lambda: now[0]))
     slurm = _site(fake, enforce="limits")
-    assert slurm.limits(partition=None, qos=None, account=None) == Limits(1001, None)
+    assert slurm.limits(partition=None, qos=None, account=None) == Limits(1001)
     asked = slurm.calls["sacctmgr"]
     assert asked == 2
-    assert slurm.limits(partition=None, qos=None, account=None) == Limits(1001, None)
+    assert slurm.limits(partition=None, qos=None, account=None) == Limits(1001)
     assert slurm.calls["sacctmgr"] == asked
     answering = _site(fake, enforce="limits", associations=ASSOCIATIONS, qos="normal|||\\n")
     known = answering.limits(partition=None, qos=None, account="other")
-    assert known == Limits(1001, 3)
+    assert (known.max_array_size, known.max_submitted) == (1001, 3)
     _site(fake, enforce="limits")  # from now on it does not answer
     now[0] += 301
     assert answering.limits(partition=None, qos=None, account="other") == known

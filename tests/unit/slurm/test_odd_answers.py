@@ -93,13 +93,13 @@ def test_a_configuration_that_is_not_shown_leaves_slurms_default(fake: FakeComma
     fake.command("scontrol", error=denied, status=1)
     fake.command("sinfo", "gpu|gpu:4|8|1024\n")
     fake.command("sacctmgr", status=1)
-    assert Slurm().limits(partition=None, qos=None, account=None) == Limits(1001, None)
+    assert Slurm().limits(partition=None, qos=None, account=None) == Limits(1001)
     assert Slurm().partitions() == {}
     # The limits of the user hold although it is not shown whether SLURM enforces them.
     fake.command(
         "sacctmgr", body='case "$*" in *assoc*) echo "proj||normal|normal|40|";; *qos*) echo "normal|||";; esac'
     )
-    assert Slurm().limits(partition=None, qos=None, account="proj") == Limits(1001, 40)
+    assert Slurm().limits(partition=None, qos=None, account="proj").max_submitted == 40
     assert "cluster=" not in " ".join(fake.calls("sacctmgr"))
 
 
