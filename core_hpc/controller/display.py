@@ -1,7 +1,8 @@
 """What the launcher shows while it works: a live panel on a terminal, plain lines elsewhere.
 
 In: events of the scheduler. Out: text. The estimate of the time left is in `schedule/remaining.py`.
-Nothing here is needed to continue a run.
+Nothing here is needed to continue a run. The panel is drawn by a thread of rich while the scheduler
+changes what it shows, so loops of the panel are over copies.
 """
 
 from __future__ import annotations
@@ -146,7 +147,7 @@ class Display:
         """Estimated seconds until all runs are finished; None while that is unknown."""
         work = 0.0
         running: dict[str, dict[TaskKey, Progress]] = {}
-        for task, active in list(self._active.items()):  # the panel is drawn by another thread
+        for task, active in list(self._active.items()):
             running.setdefault(task.run_id, {})[task.key] = active.progress
         for progress in self._runs:
             if progress.open:
@@ -186,7 +187,7 @@ class Display:
         if progress.state == STOPPED:
             state = STOPPED
         elif iterations:
-            current = min((k.iteration for k in progress.open_tasks), default=iterations)
+            current = min((k.iteration for k in tuple(progress.open_tasks)), default=iterations)
             state = f"iteration {current}/{iterations}"
         else:
             state = "evaluation"

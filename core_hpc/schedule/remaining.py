@@ -4,7 +4,8 @@ In: published tasks with their times. Out: seconds. The cost of a task is the me
 tasks of the same phase and model, or of the same phase. If there are none, it is computed from the
 cost of a completion in other tasks. The work that is left is divided by the mean number of tasks
 that ran at the same time. An estimate costs the same for a sweep of any length: tasks that are
-open are counted by kind, and of those that ended only the latest are placed in time.
+open are counted by kind, and of those that ended only the latest are placed in time. The live
+display estimates in another thread than the one that adds tasks, so loops are over copies.
 """
 
 from __future__ import annotations
@@ -111,7 +112,7 @@ class TaskCosts:
             return spent / num
         if model == TEAM:
             return 0.0
-        known = {model: seconds for model, (_, seconds) in self._s_per_completion.items()}
+        known = {model: seconds for model, (_, seconds) in tuple(self._s_per_completion.items())}
         if not known:
             return None
         return expected[phase] * known.get(model, max(known.values()))
@@ -127,7 +128,7 @@ class TaskCosts:
             running: tasks that run; the work that they have done already is subtracted.
         """
         work, costs = 0.0, {}
-        for kind, num in num_open.items():
+        for kind, num in tuple(num_open.items()):
             if not num:
                 continue
             cost = self.estimate_s(kind, expected)
@@ -141,11 +142,12 @@ class TaskCosts:
 
     def concurrency(self) -> float:
         """Mean number of tasks that ran at the same time; 1 when nothing has ended yet."""
-        if not self._spans:
+        spans = sorted(self._spans)
+        if not spans:
             return 1.0
-        longest, covered, until = max(end - begin for begin, end in self._spans), 0.0, -float("inf")
-        for begin, end in sorted(self._spans):
+        longest, covered, until = max(end - begin for begin, end in spans), 0.0, -float("inf")
+        for begin, end in spans:
             pause = min(max(0.0, begin - until), longest + PAUSE_S) if until > 0 else 0.0
             covered += max(0.0, end - max(begin, until)) + pause
             until = max(until, end)
-        return sum(end - begin for begin, end in self._spans) / max(1e-9, covered)
+        return sum(end - begin for begin, end in spans) / max(1e-9, covered)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import io
 import re
+import sys
+import threading
 from dataclasses import replace
 from pathlib import Path
 
@@ -86,3 +88,34 @@ def test_a_panel_of_many_runs_fits_on_a_terminal_and_prefers_those_that_run(tmp_
     assert shown == [1, *range(2, 12), 38]  # in the order of the sweep; run0 is finished, run20 stopped
     assert "and 28 more: 26 waiting, 1 stopped, 1 finished" in console.file.getvalue()
     assert len(console.file.getvalue().splitlines()) < console.height
+
+
+def test_the_panel_can_be_drawn_while_tasks_end(tmp_path: Path) -> None:
+    """rich draws it in a thread of its own, which an exception would end."""
+    run = make_run(tmp_path)
+    progress = RunProgress(run, replace(run.graph(), iterations=20), set())
+    display = Display(Console(file=io.StringIO()), "tiny", [progress], refreshes_per_s=1, warm=True)
+    errors: list[Exception] = []
+    ended = threading.Event()
+
+    def draw() -> None:
+        while not ended.is_set():
+            try:
+                display._panel()
+            except Exception as e:  # noqa: BLE001 - whatever it is, it ends rich's thread
+                errors.append(e)
+
+    thread = threading.Thread(target=draw)
+    interval_s = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    thread.start()
+    try:
+        for i, key in enumerate(progress.graph.tasks()):
+            progress.add_published(key)
+            stats = {"seconds": {"generate": 1.0}, "num_completions": i, "num_completion_tokens": 1}
+            display.on_event(progress, Done(TaskRef(run.run_id, key), stats=stats))
+    finally:
+        ended.set()
+        thread.join()
+        sys.setswitchinterval(interval_s)
+    assert not errors, f"{len(errors)} errors: {set(map(str, errors))}"
