@@ -36,7 +36,8 @@ UNSURE_WAIT_S = 20.0
 SETTLE_S = 8.0
 """How long an ended job may take to show its status file."""
 STATUS_S, MAX_STATUS_READS = 10.0, 30
-"""Limits for reading status files: the interval per element, and their number in one look."""
+"""Limits for reading status files: the interval per element, and their number in one look. If more are
+due, those that were read longest ago come first."""
 NEVER_REASONS = {
     "DependencyNeverSatisfied": ("waits for a job that failed", False),
     "launch_failed_requeued_held": ("could not be launched, and SLURM holds it", False),
@@ -178,25 +179,24 @@ class Watch:
         self._slurm = slurm
         self._lost_after_s = lost_after_s
         self._notices = notices
-        self._num_status_reads = 0
 
     def look(self) -> list[Sighting]:
         """Look at published files and at the queue; at the accounting for jobs not in the queue."""
         queue = self._queue()
-        self._num_status_reads = 0
         seen: list[Sighting] = []
         for item in list(self.open):
             if item.submission.job is None:
                 seen += self._find(item, queue)
         visible = self._visible()
+        running: list[tuple[OpenSubmission, int]] = []
         gone: list[tuple[OpenSubmission, int, QueueEntry | None]] = []
         for item in self.open:
             for index in item.submission.unresolved:
                 seen += self._published(item, index, visible)
                 job = item.submission.job_id(index)
                 if queue is not None and job is not None and not item.is_complete(index):
-                    seen += self._queued(item, index, queue.get(job), gone)
-        return seen + self._explained(gone)
+                    seen += self._queued(item, index, queue.get(job), running, gone)
+        return seen + _reported(running) + self._explained(gone)
 
     def count_jobs(self) -> None:
         """Update `active` only: a new controller must know how much is in the queue already."""
@@ -262,11 +262,12 @@ class Watch:
         item: OpenSubmission,
         index: int,
         entry: QueueEntry | None,
+        running: list[tuple[OpenSubmission, int]],
         gone: list[tuple[OpenSubmission, int, QueueEntry | None]],
     ) -> list[Sighting]:
         """Interpret the queue's entry of an incomplete element.
 
-        Elements that have ended or are unknown are added to `gone`.
+        Elements that still run are added to `running`, and those that have ended or are unknown to `gone`.
         """
         if entry is None or not entry.active:
             item.gone_since.setdefault(index, time.monotonic())
@@ -286,11 +287,8 @@ class Watch:
         elif index not in item.running:
             item.running.add(index)
             return [Sighting(item, index, SightingKind.STARTED)]
-        elif self._num_status_reads < MAX_STATUS_READS and time.time() - item.status_read.get(index, 0.0) > STATUS_S:
-            self._num_status_reads += 1
-            item.status_read[index] = time.time()
-            if (status := item.status(index)) is not None:
-                return [Sighting(item, index, SightingKind.STATUS, status=status)]
+        else:
+            running.append((item, index))
         return []
 
     def _explained(self, gone: Sequence[tuple[OpenSubmission, int, QueueEntry | None]]) -> list[Sighting]:
@@ -344,3 +342,16 @@ class Watch:
             self._slurm.cancel(jobs)
         except SlurmUnavailableError as e:
             self.unavailable(e)
+
+
+def _reported(running: Sequence[tuple[OpenSubmission, int]]) -> list[Sighting]:
+    """The status files of running elements that are due."""
+    now = time.time()
+    read = [(item.status_read.get(index, 0.0), item, index) for item, index in running]
+    due = sorted((entry for entry in read if now - entry[0] > STATUS_S), key=lambda entry: entry[0])
+    seen = []
+    for _, item, index in due[:MAX_STATUS_READS]:
+        item.status_read[index] = time.time()
+        if (status := item.status(index)) is not None:
+            seen.append(Sighting(item, index, SightingKind.STATUS, status=status))
+    return seen

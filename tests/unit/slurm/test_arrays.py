@@ -14,6 +14,8 @@ from core_hpc.common.errors import ClaimLostError
 from core_hpc.controller.drivers import make_driver
 from core_hpc.runs.events import TaskRef
 from core_hpc.runs.folder import Run
+from core_hpc.runs.job_status import JobStatus, RunningTask
+from core_hpc.runs.outcome import Progress
 from core_hpc.schedule.progress import inspect_run
 from core_hpc.schedule.scheduler import Scheduler
 from core_hpc.slurm import executor as slurm_executor
@@ -106,6 +108,21 @@ def test_an_element_reports_each_of_its_tasks_when_it_is_published(make: Any, sl
     assert [e.task.key for e in poll_until(executor, "done")] == [cold("a", 1)]
     folder = SubmissionFolder(run.paths.slurm)
     assert (folder.names(OPEN), len(folder.names(ENDED)), folder.names(FAILED)) == ([], 1, [])
+
+
+def test_more_running_elements_than_one_look_reads_report_their_progress_in_turn(make: Any, slurm: FakeSlurm) -> None:
+    """In a slow pace, all of them are due at every look."""
+    executor, run, _ = make()
+    keys = [cold("a", part) for part in range(watch.MAX_STATUS_READS + 10)]
+    executor.submit(wanted(run, *keys))
+    (submission,) = slurm.submitted
+    for index, key in enumerate(keys):
+        slurm.set(submission, index, "RUNNING")
+        status = JobStatus(progress=(str(key), RunningTask(1.0, Progress(1, 2, 3), 4.0)))
+        manifests.write_json(SubmissionFolder(run.paths.slurm).status_file(submission, index), status.to_json())
+    progressed = Counter(e.task.key for _ in range(9) for e in executor.poll() if kind_of(e) == "progressed")
+    assert set(progressed) == set(keys)
+    assert max(progressed.values()) - min(progressed.values()) <= 1
 
 
 def test_arrays_respect_the_limits_of_site_and_user(make: Any, slurm: FakeSlurm) -> None:
