@@ -19,7 +19,6 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import json
-import os
 import shutil
 import time
 from collections.abc import Callable, Iterator
@@ -227,7 +226,7 @@ def _publish_in_run(context: TaskContext, shared: manifests.Manifest, *, is_shar
 def _link(source: Path, target: Path) -> None:
     """A hard link to a published file, which never changes; a copy where there are no links."""
     try:
-        os.link(source, target)
+        manifests.link_new(source, target)
     except OSError:
         shutil.copyfile(source, target)
 

@@ -34,7 +34,6 @@ from core_hpc.runs.json_fields import LATEST_S
 from core_hpc.runs.outcome import Outcome, OutcomeKind
 from core_hpc.slurm.commands import JobId
 from core_hpc.store import manifests
-from core_hpc.store.claims import is_same_folder
 from core_hpc.store.paths import TaskKey
 
 CALLS, SCRIPT = "calls.json", "submission.sh"
@@ -193,7 +192,7 @@ class SubmissionFolder:
         is left where it was. Two paths of the same folder (links, mounts) are none either.
         """
         path = Path(submission.folder)
-        if not submission.folder or path == self.root or is_same_folder(path, self.root):
+        if not submission.folder or path == self.root or manifests.is_same_file(path, self.root):
             return None
         states = (path / f"{submission.name}.{state}.json" for state in (OPEN, ENDED, FAILED))
         return path if any(record.exists() for record in states) else None

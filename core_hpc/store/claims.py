@@ -26,7 +26,15 @@ import psutil
 from core_hpc.common.environment import number_in
 from core_hpc.common.errors import ClaimError, ClaimLostError, StoreError
 from core_hpc.store.manifest_body import LARGEST
-from core_hpc.store.manifests import NO_HARD_LINKS, make_folder, read_json, write_synced, writer_identity
+from core_hpc.store.manifests import (
+    NO_HARD_LINKS,
+    is_same_file,
+    link_new,
+    make_folder,
+    read_json,
+    write_synced,
+    writer_identity,
+)
 
 HasEnded = Callable[[int, str], bool | None]
 """Asks SLURM whether a job of a user has ended. None, or a CoreHpcError, means that SLURM does not know."""
@@ -82,18 +90,10 @@ def _own_process() -> dict[str, Any]:
         return own
 
 
-def is_same_folder(one: Path, other: Path) -> bool:
-    """Whether two paths lead to the same existing folder."""
-    try:
-        return one.samefile(other)
-    except OSError:
-        return False
-
-
 def _is_of_original(path: Path, holder: Mapping[str, Any]) -> bool:
     """Whether a claim is that of another folder, which still exists: this folder is a copy of it."""
     folder = holder.get("folder")
-    return isinstance(folder, str) and Path(folder).is_dir() and not is_same_folder(Path(folder), path.parent)
+    return isinstance(folder, str) and Path(folder).is_dir() and not is_same_file(Path(folder), path.parent)
 
 
 def describe_holder(holder: Mapping[str, Any]) -> str:
@@ -275,7 +275,7 @@ def claim(path: Path, *, has_ended: HasEnded | None = None) -> Iterator[Claim]:
     try:
         for _ in range(2):
             try:
-                os.link(temporary, path)
+                link_new(temporary, path)
                 break
             except FileExistsError:
                 _break_dead_claim(path, mine, has_ended)

@@ -96,6 +96,27 @@ def write_synced(path: Path, data: bytes) -> None:
         os.fsync(f.fileno())
 
 
+def link_new(source: Path, target: Path) -> None:
+    """Make a hard link. FileExistsError if the target is another file.
+
+    NFS repeats a request whose reply was lost, and then reports that the link, which the first
+    request has made, exists already.
+    """
+    try:
+        os.link(source, target)
+    except FileExistsError:
+        if not is_same_file(source, target):
+            raise
+
+
+def is_same_file(one: Path, other: Path) -> bool:
+    """Whether two paths lead to the same existing file or folder."""
+    try:
+        return one.samefile(other)
+    except OSError:
+        return False
+
+
 def write_json(path: Path, data: Any) -> None:
     """Replace a small JSON file atomically.
 
@@ -236,7 +257,7 @@ def _commit(manifest: Manifest, uid: str) -> bool:
     write_synced(temporary, json.dumps(body, indent=1).encode())
     fault_point("publish.before_manifest", str(manifest.path))
     try:
-        os.link(temporary, manifest.path)  # a link never replaces a file, so the first writer wins
+        link_new(temporary, manifest.path)  # a link never replaces a file, so the first writer wins
     except FileExistsError:
         return False
     except OSError as e:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import importlib
 import io
 import os
@@ -212,3 +213,13 @@ def flip_a_byte(path: Path) -> None:
     content = bytearray(path.read_bytes())
     content[len(content) // 2] ^= 255
     path.write_bytes(bytes(content))
+
+
+_link = os.link
+
+
+def link_with_lost_reply(source: Path, target: Path) -> None:
+    """NOT NFS: make the link, lose the reply, and report what the repeated request finds."""
+    with contextlib.suppress(FileExistsError):
+        _link(source, target)
+    raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), str(source), None, str(target))

@@ -21,6 +21,7 @@ from core_hpc.common.errors import ClaimError, ClaimLostError, InputError, Store
 from core_hpc.slurm.commands import SlurmUnavailableError
 from core_hpc.store import claims
 from core_hpc.store.claims import HasEnded, claim, holder_lives, read_holder
+from tests.support.harness import link_with_lost_reply
 
 CLAIM_AND_DIE = """
 import os, pathlib, sys
@@ -57,6 +58,16 @@ def test_the_claim_of_a_living_process_is_respected_and_its_holder_named(tmp_pat
     assert list(tmp_path.iterdir()) == []
     with claim(path):
         assert path.exists()
+
+
+def test_a_claim_whose_reply_was_lost_is_the_own_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "link", link_with_lost_reply)
+    path = tmp_path / "claim.json"
+    with claim(path) as held:
+        held.require()
+        with pytest.raises(ClaimError, match=f"process {os.getpid()}"), claim(path):
+            pass
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_the_claim_of_a_killed_process_is_broken(tmp_path: Path) -> None:

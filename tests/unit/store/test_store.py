@@ -17,7 +17,7 @@ from core_hpc.runs.folder import runs_in
 from core_hpc.store import leftovers, manifests, output_folder, parquet, shards
 from core_hpc.store.paths import RunPaths, TaskKey
 from core_hpc.store.schema import HINTS, PROBLEMS, TABLES, Table, check_frame
-from tests.support.harness import flip_a_byte
+from tests.support.harness import flip_a_byte, link_with_lost_reply
 
 
 def problems(count: int = 3) -> pl.DataFrame:
@@ -80,6 +80,14 @@ def test_without_hard_links_the_publication_is_still_complete(tmp_path: Path, mo
     publish(tmp_path)
     manifest = publish(tmp_path, problems(2))
     assert shards.read_manifest_table(manifest, PROBLEMS, checksum=True).height == 2
+
+
+def test_a_manifest_whose_reply_was_lost_is_the_own_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "link", link_with_lost_reply)
+    manifest = publish(tmp_path)
+    assert shards.read_manifest_table(manifest, PROBLEMS, checksum=True).equals(problems())
+    assert publish(tmp_path, problems(2)).files == manifest.files  # the first writer still wins
+    assert len(list(tmp_path.iterdir())) == 2
 
 
 def test_a_folder_can_be_published(tmp_path: Path) -> None:
