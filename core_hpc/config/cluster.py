@@ -134,11 +134,13 @@ class ClusterSection(Section):
         return self
 
     @model_validator(mode="after")
-    def _resident_gpus(self) -> ClusterSection:
-        num_gpus = self.slurm.num_gpus("resident")
-        if self.driver == "resident" and 0 < num_gpus < self.update_ranks:
+    def _gpus_of_the_ranks(self) -> ClusterSection:
+        group: PhaseGroup = "resident" if self.driver == "resident" else "update"
+        job, nodes = ("the resident job", 1) if group == "resident" else ("an update", self.slurm.update.nodes)
+        num_gpus = nodes * self.slurm.num_gpus(group)
+        if self.uses_slurm and 0 < num_gpus < self.update_ranks:
             raise ValueError(
-                f"update_ranks ({self.update_ranks}) must not exceed the GPUs of the resident job ({num_gpus}), "
-                "because the ranks run on its one node; lower update_ranks, or raise slurm.resident.gpus_per_node"
+                f"update_ranks ({self.update_ranks}) must not exceed the {num_gpus} GPUs of {job} (slurm.{group}), "
+                f"because each rank needs one of its own; lower update_ranks, or raise slurm.{group}.gpus_per_node"
             )
         return self

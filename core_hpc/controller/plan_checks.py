@@ -194,11 +194,10 @@ def _gpus(sweep: Sweep) -> Iterator[Check]:
             f"slurm.generate.gpus_per_node to {cluster.engine_gpus}",
             refuses=False,
         )
-    if update and update != ranks:
-        what = "each rank needs one of its own" if update < ranks else "the others are idle"
+    if update > ranks:
         yield Check(
-            what=f"an update has {ranks} rank(s) (cluster.update_ranks) and {update} GPU(s) (slurm.update): {what}. "
-            "Set both to the same number",
+            what=f"an update has {ranks} rank(s) (cluster.update_ranks) and {update} GPU(s) (slurm.update): the others "
+            "are idle. Set both to the same number",
             refuses=False,
         )
     if not engines and not update:

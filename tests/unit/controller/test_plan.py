@@ -174,6 +174,18 @@ def test_ranks_must_fill_their_nodes(tmp_path: Path) -> None:
         load_sweep(ROOT / "yaml" / "quickstart.yaml", ["cluster.update_ranks=3"], profile="multi_node")
 
 
+def test_each_rank_of_an_update_needs_a_gpu_of_its_own() -> None:
+    """Otherwise NCCL refuses two ranks on one GPU in every attempt, after the queue. Without GPUs they use cores."""
+    quickstart = ROOT / "yaml" / "quickstart.yaml"
+    few = r"update_ranks \(16\) must not exceed the 8 GPUs of an update \(slurm\.update\)"
+    with pytest.raises(ConfigError, match=few):
+        load_sweep(quickstart, ["cluster.update_ranks=16"], profile="multi_node")
+    few = r"update_ranks \(8\) must not exceed the 4 GPUs of the resident job \(slurm\.resident\)"
+    with pytest.raises(ConfigError, match=few):
+        load_sweep(quickstart, ["cluster.update_ranks=8"], profile="resident")
+    load_sweep(quickstart, ["cluster.update_ranks=8", "cluster.slurm.update.gpus_per_node=0"], profile="one_node")
+
+
 def test_every_run_of_a_grid_is_checked_against_its_problems(tmp_path: Path) -> None:
     path = tmp_path / "sweep.yaml"
     path.write_text(f"base: {ROOT}/yaml/quickstart.yaml\ngrid: {{protocol.problems_per_iteration: [24, 100]}}\n")
@@ -511,7 +523,6 @@ def test_what_runs_share_is_computed_once(tmp_path: Path, monkeypatch: pytest.Mo
             ["update_ranks=2"],
             "2 rank(s) (cluster.update_ranks) and 4 GPU(s) (slurm.update): the others",
         ),
-        ("one_node", ["update_ranks=8"], "8 rank(s) (cluster.update_ranks) and 4 GPU(s) (slurm.update): each rank"),
         ("one_node", ["slurm.generate.gpus_per_node=2"], "slurm.generate asks for 2 GPUs, but an engine uses one"),
         (
             "large_models",
