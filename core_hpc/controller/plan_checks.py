@@ -22,7 +22,7 @@ from core_hpc.config.problems import NoProblems
 from core_hpc.config.run import RunConfig
 from core_hpc.local.executor import LocalLimits
 from core_hpc.local.gpus import check_gpus
-from core_hpc.models.folder import context_of_folder
+from core_hpc.models.folder import context_of_folder, longer_context
 from core_hpc.models.resolve import ModelPlace, place_of_model, resolve_embedder
 from core_hpc.problems.sets import evaluation_tokens
 from core_hpc.problems.splits import Splits
@@ -120,6 +120,8 @@ def _context(
     has = place.context_tokens
     if has is None and place.folder is not None:
         has = context_of_folder(place.folder)
+    if mistake := longer_context(model.max_context_tokens, has):
+        return mistake
     limit = min((n for n in (has, model.max_context_tokens) if n is not None), default=None)
     if limit is None:
         return ""

@@ -23,7 +23,7 @@ from core_hpc.config.run import RunConfig
 from core_hpc.engines import has_gpu
 from core_hpc.extensions.sources import Source, remember
 from core_hpc.models.adapters import adapter_digest, check_adapter, find_adapter
-from core_hpc.models.folder import adapter_targets, load_tokenizer, num_weights
+from core_hpc.models.folder import adapter_targets, load_tokenizer, longer_context, num_weights
 from core_hpc.models.loading import check_rope, check_split, check_vllm_packages, load_config
 from core_hpc.models.prompts import check_chat_settings, prompt_builder
 from core_hpc.models.quantization import no_gpu, require_package
@@ -136,6 +136,8 @@ def _context_tokens(config: RunConfig, model: ModelSection, resolved: ResolvedMo
     Raises:
         InputError: the model has fewer.
     """
+    if mistake := longer_context(model.max_context_tokens, resolved.max_context_tokens):
+        raise InputError(mistake)
     tokenizer = load_tokenizer(resolved.folder, trust_remote_code=model.trust_remote_code)
     examples = worked_examples(splits.examples)
     builder = prompt_builder(config, model, tokenizer, style=style, examples=examples)
@@ -153,7 +155,7 @@ def _context_tokens(config: RunConfig, model: ModelSection, resolved: ResolvedMo
     needed = longest_evaluation + new_evaluation
     if longest_train:
         needed = max(needed, longest_train + hint + new)
-    limit = min(model.max_context_tokens or resolved.max_context_tokens, resolved.max_context_tokens)
+    limit = model.max_context_tokens or resolved.max_context_tokens
     if needed > limit:
         raise InputError(
             f"needs {needed} tokens of context (longest prompt {longest_train} + hint {hint} + new {new}; "

@@ -151,6 +151,13 @@ def context_of_folder(folder: Path) -> int:
     return context_tokens(json.loads((folder / "config.json").read_text()), folder)
 
 
+def longer_context(own: int | None, has: int | None) -> str:
+    """What is wrong with a model's `max_context_tokens`, or "". vLLM does not load a model with more than it has."""
+    if own is None or has is None or own <= has:
+        return ""
+    return f"max_context_tokens is {own}, but the model has {has} tokens of context; lower it, or leave it out"
+
+
 def has_chat_template(folder: Path) -> bool:
     """Whether the tokenizer of a model folder has a chat template."""
     if (folder / "chat_template.jinja").is_file() or (folder / "chat_template.json").is_file():

@@ -463,6 +463,8 @@ def test_the_context_length_is_checked_with_the_longest_question(tmp_path: Path)
     assert f"but the model has {longest + 199}" in message
     (message,) = checks(path, "team.0.model=" + str(tmp_path / "b"), "team.1.max_context_tokens=150")
     assert "but max_context_tokens has 150" in message
+    (message,) = checks(path, "team.0.model=" + str(tmp_path / "b"), "team.1.max_context_tokens=10000")
+    assert f"team.1 (b): max_context_tokens is 10000, but the model has {longest + 200} tokens of context" in message
 
 
 def test_a_run_that_only_evaluates_needs_no_embedder_and_no_room_for_hints(tmp_path: Path) -> None:
