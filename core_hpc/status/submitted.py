@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from core_hpc.runs.folder import Run
 from core_hpc.runs.job_status import JobStatus, RunningTask
@@ -128,6 +128,7 @@ def _running(submission: Submission, keys: Sequence[TaskKey], status: JobStatus)
     """Tasks of a running element. A job of the driver `resident` lists its tasks in progress itself."""
     if submission.group == "resident":
         return {TaskKey.parse(task): at for task, at in status.running.items()}
-    task, at = status.progress or ("", RunningTask(status.started))
-    own = RunningTask(status.started, at.progress, at.time)
-    return {key: own if str(key) == task else RunningTask(status.started) for key in keys}
+    other = RunningTask(status.started)
+    task, at = status.progress or ("", other)
+    own = replace(at, started=at.started or status.started)  # earlier versions did not write the start of a task
+    return {key: own if str(key) == task else other for key in keys}

@@ -216,6 +216,22 @@ def test_queue_and_records_give_counts_and_reasons(tmp_path: Path, monkeypatch: 
     assert "1 waiting: Priority; 1 waiting: Resources" in shown(found)
 
 
+@pytest.mark.parametrize(("task_s", "expected"), [({"started": 30.0}, 2.0), ({}, 0.12)])
+def test_the_speed_of_a_task_counts_from_its_own_start(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, task_s: dict[str, float], expected: float
+) -> None:
+    """An element may have done other tasks before. Earlier versions wrote only the start of its process."""
+    run, now = make_run(tmp_path, cluster=ARRAYS), time.time()
+    pair = submission_of(run, [[COLD[0], COLD[2]]])
+    at = {"task": str(COLD[2]), "done": 60, "total": 90, "tokens": 9, "time": now}
+    own = {name: now - seconds for name, seconds in task_s.items()}
+    write_status(run, pair, 0, started=now - 500, progress={**at, **own})
+    FakeQueue(monkeypatch, QueueEntry(JobId(70), pair.name, "RUNNING", "None", "n1", 0))
+    with claim(SweepPaths(run.root.parent).claim):
+        (status,) = look(run).runs
+    assert status.completions_per_s == pytest.approx(expected, rel=0.2)
+
+
 def test_the_job_of_a_whole_run_reports_its_running_tasks_and_failures(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
