@@ -282,11 +282,12 @@ def _equal_runs(runs: Iterable[RunPlan]) -> list[str]:
 
 
 def _different_sections(runs: Sequence[RunPlan]) -> list[str]:
-    """Mistakes for fields that all runs of a sweep share, but that differ: of `cluster` and `analysis`."""
-    why = {"cluster": "share one driver", "analysis": "are analysed together"}
+    """Mistakes for fields that all runs of a sweep share, but that differ."""
+    folder = "share one folder"
+    why = {"name": folder, "output": folder, "cluster": "share one driver", "analysis": "are analysed together"}
     found = []
     for name, reason in why.items():
-        sections = [flatten(getattr(run.config, name).model_dump(mode="json"), name) for run in runs]
+        sections = [flatten(run.config.model_dump(mode="json", include={name})) for run in runs]
         fields = sorted({path for section in sections for path in section})
         found += [
             f"{path}: {sections[0].get(path)!r} in run {runs[0].label}, but {section.get(path)!r} in run {run.label}. "

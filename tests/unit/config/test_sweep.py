@@ -189,6 +189,18 @@ def test_runs_with_different_cluster_sections_are_refused(tmp_path: Path) -> Non
     assert load_sweep(write(tmp_path, runs=same)).cluster.threads == 2
 
 
+@pytest.mark.parametrize("field", ["output", "name"])
+def test_runs_with_different_folders_are_refused(tmp_path: Path, field: str) -> None:
+    """The folder of the first run would be that of all."""
+    runs = [{"label": "a", "seed": 1, field: "here"}, {"label": "b", "seed": 2, field: "there"}]
+    with pytest.raises(ConfigError, match=rf"{field}: 'here' in run a, but 'there' in run b.*share one folder"):
+        load_sweep(write(tmp_path, runs=runs))
+    with pytest.raises(ConfigError, match=rf"{field}: 'here' in run a, but '.+' in run b.*share one folder"):
+        load_sweep(write(tmp_path, runs=[runs[0], {"label": "b", "seed": 2}]))
+    sweep = load_sweep(write(tmp_path, runs=[runs[0], {**runs[1], field: "here"}]))
+    assert "here" in (sweep.folder.name, sweep.folder.parent.name)
+
+
 def test_runs_may_override_team_members_by_name(tmp_path: Path) -> None:
     sweep = load_sweep(write(tmp_path, runs=[{"label": "plain"}, {"label": "Wide", "team.b.lora.rank": 32}]))
     assert [r.label for r in sweep.runs] == ["plain", "wide"]
