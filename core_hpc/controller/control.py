@@ -73,6 +73,14 @@ def control(sweep: Sweep, start: Start, prepared: Prepared, console: Console) ->
     return progress, finished
 
 
+def stop_requested(paths: SweepPaths) -> bool:
+    """Whether a user asked the sweep to stop.
+
+    The folder is listed, because a network file system may hide a file that was looked for before it existed.
+    """
+    return paths.stop_request.name in manifests.list_names(paths.root)
+
+
 def open_runs(sweep: Sweep, prepared: Prepared, console: Console, *, verify: bool) -> list[RunProgress]:
     """Create or open the folder of every run, and set damaged publications aside.
 
@@ -129,9 +137,9 @@ def _drive(
     copy = WandbCopy(tracking, notify)
     heartbeat = Heartbeat(paths.controller, start, progress, driver.cpu_s)
 
-    def stop_requested() -> bool:
+    def should_stop() -> bool:
         heartbeat.beat()  # the scheduler calls this in every iteration of its loop
-        return paths.stop_request.exists()
+        return stop_requested(paths)
 
     lost = False
     display = Display(console, sweep.name, progress, refreshes_per_s=driver.refreshes_per_s, warm=driver.warm)
@@ -142,7 +150,7 @@ def _drive(
                 driver.executor,
                 [display, tracking, copy, counts],
                 max_attempts=sweep.cluster.max_attempts,
-                stop_requested=stop_requested,
+                stop_requested=should_stop,
                 require_claim=held.require,
                 notify=notify,
             ).run()

@@ -22,7 +22,7 @@ from core_hpc.common.environment import number_in
 from core_hpc.common.errors import ClaimError, ClaimLostError, CoreHpcError, InputError, StoreError
 from core_hpc.common.terminal import standard_console
 from core_hpc.config.cluster import ClusterSection
-from core_hpc.controller.control import control, open_runs
+from core_hpc.controller.control import control, open_runs, stop_requested
 from core_hpc.controller.heartbeat import reported_life_s
 from core_hpc.controller.results import conclude
 from core_hpc.controller.start import Prepared, Start
@@ -162,8 +162,8 @@ def run_controller(spec: ControllerSpec) -> None:
     signal.signal(signal.SIGTERM, _interrupt)
     console = standard_console()
     folder, slurm = Path(spec.sweep_folder), Slurm()
-    stop = SweepPaths(folder).stop_request
-    if stop.exists():
+    paths = SweepPaths(folder)
+    if stop_requested(paths):
         console.print("this sweep was asked to stop, so this controller ends")
         _note_end(spec, OutcomeKind.DONE, "asked to stop before it began")
         return
@@ -172,14 +172,15 @@ def run_controller(spec: ControllerSpec) -> None:
     try:
         successor = _ensure_successor(spec, sweep.cluster, slurm, console)
         progress, finished = _control_patiently(sweep, Start(spec.start_id, by_user=False), console)
-        continues = not finished and not stop.exists()
+        continues = not finished and not stop_requested(paths)
         if finished:
             conclude(sweep, progress, console)
         _note_end(spec, OutcomeKind.DONE, "finished" if finished else "asked to stop")
     except (KeyboardInterrupt, SlurmUnavailableError) as e:
-        continues = successor is not None and not stop.exists()
+        is_stopped = stop_requested(paths)
+        continues = successor is not None and not is_stopped
         why = "asked to end" if isinstance(e, KeyboardInterrupt) else str(e)
-        if stop.exists():
+        if is_stopped:
             then = "the sweep was asked to stop"
         elif successor is None:
             then = "there is no successor; start the sweep again to continue"

@@ -17,6 +17,7 @@ from types import MappingProxyType
 from unittest import mock
 
 import polars as pl
+import pytest
 
 from core_hpc.runs.folder import list_runs
 from core_hpc.store import manifests, shards
@@ -223,3 +224,9 @@ def link_with_lost_reply(source: Path, target: Path) -> None:
     with contextlib.suppress(FileExistsError):
         _link(source, target)
     raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), str(source), None, str(target))
+
+
+def hide_from_lookups(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    """NOT NFS: a file of this name was looked for before it existed, so that only listings of its folder find it."""
+    exists = Path.exists
+    monkeypatch.setattr(Path, "exists", lambda path: path.name != name and exists(path))

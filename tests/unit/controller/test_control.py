@@ -18,9 +18,9 @@ from core_hpc.controller.start import Start
 from core_hpc.runs.folder import Run, open_run
 from core_hpc.runs.sweep import load_sweep
 from core_hpc.store import manifests
-from core_hpc.store.paths import TaskKey
+from core_hpc.store.paths import SweepPaths, TaskKey
 from tests.support.executors import Instant
-from tests.support.harness import flip_a_byte
+from tests.support.harness import flip_a_byte, hide_from_lookups
 from tests.support.tracked_run import written_points
 from tests.support.whole_run import publish_task, run_in
 
@@ -33,16 +33,20 @@ def curves(run: Run) -> set[tuple[str, str, int]]:
 
 
 def controlled(
-    run: Run, monkeypatch: pytest.MonkeyPatch, publish: Callable[[Run, TaskKey], None]
+    run: Run, monkeypatch: pytest.MonkeyPatch, publish: Callable[[Run, TaskKey], None], *, ends: bool = True
 ) -> tuple[list[TaskKey], str]:
-    """Drive the sweep of a run to its end. Returns the tasks in their order, and what was printed."""
+    """Drive the sweep of a run to its end, or until it is asked to stop.
+
+    Returns:
+        The tasks in their order, and what was printed.
+    """
     executor, out = Instant(publish), io.StringIO()
     driver = Driver(executor, "at once", lambda: 0.0, 1.0, warm=True)
     monkeypatch.setattr(controller, "make_driver", lambda *arguments, **named: driver)
     sweep = load_sweep(run.root.parent.parent / "s.yaml")
     (progress,), finished = control(sweep, Start.new(verify=False), {}, Console(file=out, width=500))
-    assert finished
-    assert progress.finished, progress.stopped
+    assert finished == ends
+    assert progress.finished == ends, progress.stopped
     return executor.done, out.getvalue()
 
 
@@ -68,6 +72,18 @@ def test_a_damaged_evaluation_that_the_controller_reads_is_made_again(
     undamaged = run_in(tmp_path / "undamaged")
     controlled(undamaged, monkeypatch, publish_task)
     assert curves(open_run(run.root)) == curves(undamaged)
+
+
+def test_a_stop_request_that_only_a_listing_shows_is_followed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = run_in(tmp_path)
+
+    def publish(run: Run, key: TaskKey) -> None:
+        publish_task(run, key)
+        SweepPaths(run.root.parent).stop_request.touch()
+
+    hide_from_lookups(monkeypatch, "stop.json")
+    done, _ = controlled(run, monkeypatch, publish, ends=False)
+    assert 0 < len(done) < len(run.graph().tasks())
 
 
 def test_a_listener_that_cannot_complete_its_files_does_not_end_a_sweep_with_an_error(

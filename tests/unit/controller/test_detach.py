@@ -23,6 +23,7 @@ from core_hpc.store import manifests
 from core_hpc.store.claims import claim
 from core_hpc.store.paths import SweepPaths
 from tests.support.fake_slurm import FakeSlurm, run_of
+from tests.support.harness import hide_from_lookups
 
 MINE, SUCCESSOR = 50, 51
 
@@ -102,6 +103,21 @@ def test_an_error_that_would_repeat_ends_the_chain_and_is_recorded(
     ((_, closed),) = chain.folder.read_with_state(FAILED)
     assert (closed.name, closed.outcomes[0].kind) == (chain.mine.name, OutcomeKind.DIED)
     assert closed.outcomes[0].message == "job 7 of another driver is still with SLURM"
+
+
+def test_a_stop_request_that_only_a_listing_shows_ends_the_chain(chain: Chain, monkeypatch: pytest.MonkeyPatch) -> None:
+    """SLURM ends the job while a user asks the sweep to stop."""
+    hide_from_lookups(monkeypatch, "stop.json")
+
+    def end(*_: object) -> None:
+        SweepPaths(chain.sweep).stop_request.touch()
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(detach, "control", end)
+    run_controller(chain.spec)
+    assert chain.slurm.cancelled == [SUCCESSOR]
+    monkeypatch.setattr(detach, "control", None)
+    run_controller(chain.spec)  # a successor that began in spite of it
 
 
 @pytest.mark.parametrize("error", [KeyError("stats"), StoreError("run.json: cannot be read (Stale file handle)")])
