@@ -199,8 +199,10 @@ def main(arguments: list[str]) -> int:
         request = json.load(sys.stdin)
         remember(Source(**source) for source in request["sources"])
         configs = [RunConfig.model_validate(c) for c in request["configs"]]
-        all_splits = [_checked_splits(config) for config in configs]
-        for number, (config, splits) in enumerate(zip(configs, all_splits, strict=True)):
+        distinct = {problems_key(config): config for config in configs}
+        shared = {key: _checked_splits(config) for key, config in distinct.items()}
+        for number, config in enumerate(configs):
+            splits = shared[problems_key(config)]
             answer["facts"].append({name: asdict(facts) for name, facts in prepare(config, splits).items()})
             _write_splits(folder, number, splits)
     except CoreHpcError as e:

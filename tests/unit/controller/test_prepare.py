@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
+import io
+import json
+import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from core_hpc.common.errors import InputError
-from core_hpc.controller.prepare import prepare
+from core_hpc.config.run import RunConfig
+from core_hpc.controller import prepare as preparation
+from core_hpc.controller.prepare import FACTS_FILE, main, prepare, read_splits
+from core_hpc.problems.sets import all_problems
+from core_hpc.problems.splits import Splits
 from core_hpc.runs.sweep import load_sweep
 from tests.support.tiny import tiny_sweep
 
@@ -25,3 +32,25 @@ def test_a_context_longer_than_that_of_the_model_is_refused(tiny_models: list[Pa
     with pytest.raises(InputError, match=longer):
         prepared(tmp_path, tiny_models, "team.m0.max_context_tokens=1025")
     prepared(tmp_path, tiny_models, "team.m0.max_context_tokens=1024")
+
+
+def test_problems_that_runs_share_are_made_once(
+    tiny_models: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    grid = {"seed": [1, 2], "problems.train.seed": [1, 5]}
+    sweep = load_sweep(tiny_sweep(tmp_path / "tiny.yaml", tiny_models[:1], tmp_path / "out", grid=grid))
+    expected = [all_problems(plan.config) for plan in sweep.runs]
+    made: list[int] = []
+
+    def count(config: RunConfig) -> Splits:
+        made.append(config.seed)
+        return all_problems(config)
+
+    monkeypatch.setattr(preparation, "all_problems", count)
+    request = {"configs": [plan.config.model_dump(mode="json") for plan in sweep.runs], "sources": []}
+    monkeypatch.setattr(sys, "stdin", io.StringIO(json.dumps(request)))
+    assert main([str(tmp_path)]) == 0
+    assert len(made) == 2
+    assert len(json.loads((tmp_path / FACTS_FILE).read_text())["facts"]) == 4
+    for number, splits in enumerate(expected):
+        assert read_splits(tmp_path, number).train.equals(splits.train)
