@@ -20,7 +20,18 @@ from core_hpc.config.evaluation import EvaluationSetSection
 from core_hpc.config.problems import DataSetProblems, FileProblems
 from core_hpc.config.run import RunConfig
 from core_hpc.problems.duplicates import NearDuplicates
-from core_hpc.problems.splits import EVALUATION, Splits, folded, make_splits, problems_apart_from, warmup_problems
+from core_hpc.problems.files import Item
+from core_hpc.problems.splits import (
+    EVALUATION,
+    TRAIN,
+    Splits,
+    folded,
+    frame_of,
+    identities_of,
+    make_splits,
+    problems_apart_from,
+    warmup_problems,
+)
 from core_hpc.store.phases import EVALUATE
 
 SEPARATOR = "/"
@@ -35,11 +46,12 @@ def all_problems(config: RunConfig) -> Splits:
     """
     with own_kinds(kinds_of(config.problems.answer_kinds)):
         splits = _with_sets(config, make_splits(config.problems))
+        held_out = set(splits.compared(EVALUATION))
         warmups: dict[str, pl.DataFrame] = {}
         for index, model in enumerate(config.team):
             if model.warmup is not None:
                 try:
-                    warmups[model.name] = warmup_problems(model.warmup, splits.evaluation)
+                    warmups[model.name] = warmup_problems(model.warmup, held_out)
                 except InputError as e:
                     raise InputError(f"team.{index}.warmup: {e}") from e
     return replace(splits, warmups=warmups)
@@ -56,13 +68,14 @@ def _with_sets(config: RunConfig, splits: Splits) -> Splits:
                 f"evaluation.sets.{own.name}: the held-out problem {taken['problem_id'][0]!r} has an id of this set; "
                 "give the set another name"
             )
-    frames = [_problems(config, index, splits) for index in range(len(sets))]
-    return replace(splits, evaluation=pl.concat([splits.evaluation, *frames]))
+    items = [item for index in range(len(sets)) for item in _problems(config, index, splits)]
+    evaluation = pl.concat([splits.evaluation, frame_of(items)])
+    return replace(splits, evaluation=evaluation, identities={**splits.identities, **identities_of(items)})
 
 
-def _problems(config: RunConfig, index: int, splits: Splits) -> pl.DataFrame:
+def _problems(config: RunConfig, index: int, splits: Splits) -> list[Item]:
     """The problems of one set. Equal sources give the main set and a further one the same problems."""
-    own, trained = config.evaluation.sets[index], splits.train["question"].to_list()
+    own, trained = config.evaluation.sets[index], splits.compared(TRAIN)
     where, source = f"evaluation.sets.{index}.problems", own.problems
     # A whole file stays whole: problems that it shares with training are an error below.
     taken = set(trained) if source.count is not None else set[str]()
@@ -70,25 +83,28 @@ def _problems(config: RunConfig, index: int, splits: Splits) -> pl.DataFrame:
         found = problems_apart_from(source, EVALUATION, taken)
     except InputError as e:
         raise InputError(f"{where}: {e}") from e
-    if shared := _shared(config, own, trained, found["question"].to_list()):
+    if shared := _shared(config, own, trained, [item.compared for item in found]):
         raise InputError(
             f"{where}: {len(shared)} question(s) are (nearly) the same as training problems, for example "
             f"{shared[0][:80]!r}; use other problems, or set problems.near_duplicates: allow if they are only similar"
         )
-    return found.with_columns(pl.concat_str(pl.lit(f"{own.name}{SEPARATOR}"), "problem_id").alias("problem_id"))
+    return [replace(item, problem_id=f"{own.name}{SEPARATOR}{item.problem_id}") for item in found]
 
 
-def _shared(config: RunConfig, own: EvaluationSetSection, trained: list[str], questions: list[str]) -> list[str]:
-    """Questions of a set that are training problems; with two files also those that are nearly the same."""
-    equal = {folded(question) for question in trained}
-    shared = [question for question in questions if folded(question) in equal]
+def _shared(config: RunConfig, own: EvaluationSetSection, trained: list[str], evaluated: list[str]) -> list[str]:
+    """Problems of a set that are training problems; with two files also those that are nearly the same.
+
+    Problems are given by the texts by which they are compared.
+    """
+    equal = {folded(text) for text in trained}
+    shared = [text for text in evaluated if folded(text) in equal]
     files = (FileProblems, DataSetProblems)
     if shared or config.problems.near_duplicates == "allow" or not isinstance(own.problems, files):
         return shared
     if not isinstance(config.problems.train, files):
         return []
     near = NearDuplicates(trained)
-    return [question for question in questions if near.nearest(question) is not None]
+    return [text for text in evaluated if near.nearest(text) is not None]
 
 
 def set_of(names: Sequence[str]) -> pl.Expr:

@@ -12,7 +12,7 @@ import hashlib
 import json
 import random
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -50,6 +50,12 @@ class Splits:
     examples: pl.DataFrame
     warmups: Mapping[str, pl.DataFrame] = field(default_factory=dict)
     """The problems of each model's warm-up, by the model's name; `HINTED` is a field of their metadata."""
+    identities: Mapping[str, str] = field(default_factory=dict)
+    """Question -> `Item.identity`, for the problems that have one. Frozen splits do not have it."""
+
+    def compared(self, split: str) -> list[str]:
+        """The texts by which the problems of a split are compared with others (`Item.compared`)."""
+        return [self.identities.get(question, question) for question in getattr(self, split)["question"]]
 
 
 def split_of(phase: str) -> str:
@@ -88,41 +94,54 @@ def make_splits(section: ProblemsSection) -> Splits:
     splits[EXAMPLES] = _examples(section, files.get(TRAIN, []), taken, near)
     if any(i.answer_kind == "latex" for items in splits.values() for i in items):
         require_algebra()
-    return Splits(train=_frame(splits[TRAIN]), evaluation=_frame(splits[EVALUATION]), examples=_frame(splits[EXAMPLES]))
+    return Splits(
+        train=frame_of(splits[TRAIN]),
+        evaluation=frame_of(splits[EVALUATION]),
+        examples=frame_of(splits[EXAMPLES]),
+        identities=identities_of(i for items in splits.values() for i in items),
+    )
 
 
-def warmup_problems(warmup: WarmupSection, evaluation: pl.DataFrame) -> pl.DataFrame:
+def identities_of(items: Iterable[Item]) -> dict[str, str]:
+    """Question -> identity of the problems that have one."""
+    return {i.question: i.identity for i in items if i.identity is not None}
+
+
+def warmup_problems(warmup: WarmupSection, held_out: set[str]) -> pl.DataFrame:
     """The problems of a warm-up, none of which is a held-out problem.
+
+    Args:
+        warmup: the sources.
+        held_out: the texts by which held-out problems are compared.
 
     Raises:
         InputError: a source has too few problems, or problems without a worked solution.
     """
-    held_out = set(evaluation["question"])
     items: list[Item] = []
     for number, source in enumerate(warmup.sources):
         label = f"warmup-{number}" if number else "warmup"
-        found = _solved(source, _apart_from(source, label, held_out))
+        found = _solved(source, problems_apart_from(source, label, held_out))
         items += [replace(i, metadata={**i.metadata, HINTED: True}) for i in found] if number else found
     if twice := [name for name, times in Counter(i.problem_id for i in items).items() if times > 1]:
         raise InputError(f"two sources of the warm-up have the id {twice[0]!r}; give their problems different ids")
-    return _frame(items)
+    return frame_of(items)
 
 
-def problems_apart_from(source: ProblemSource, label: str, taken: set[str]) -> pl.DataFrame:
-    """The problems of a source as `schema.PROBLEMS`, without those whose question is taken.
+def problems_apart_from(source: ProblemSource, label: str, others: set[str]) -> list[Item]:
+    """The problems of a source, without those that are among others.
+
+    Args:
+        source: the source.
+        label: name of the split; it is part of the seed.
+        others: the texts by which the other problems are compared.
 
     Raises:
         InputError: the source cannot be read, or has too few problems.
     """
-    return _frame(_apart_from(source, label, taken))
-
-
-def _apart_from(source: ProblemSource, label: str, held_out: set[str]) -> list[Item]:
-    """The problems of a source, without those whose question is held out."""
     if isinstance(source, MADE):
-        return generators.generate(source, source.count, label, set(held_out))
-    read, taken = _read(source, label), {folded(question) for question in held_out}
-    return _draw([i for i in read if folded(i.question) not in taken], source, label, num_read=len(read))
+        return generators.generate(source, source.count, label, set(others))
+    read, taken = _read(source, label), {folded(text) for text in others}
+    return _draw([i for i in read if folded(i.compared) not in taken], source, label, num_read=len(read))
 
 
 def _read(source: FileProblems | DataSetProblems, label: str) -> list[Item]:
@@ -174,9 +193,9 @@ def _draw(items: list[Item], source: FileProblems | DataSetProblems, label: str,
 # --- problems that splits must not share ---------------------------------------------------------
 
 
-def folded(question: str) -> str:
-    """A question without differences of case and white space, by which equal ones are found."""
-    return " ".join(question.casefold().split())
+def folded(text: str) -> str:
+    """A text without differences of case and white space, by which equal problems are found."""
+    return " ".join(text.casefold().split())
 
 
 def _check_same(train: Sequence[Item], evaluation: Sequence[Item]) -> None:
@@ -242,7 +261,8 @@ def _solved(source: ProblemSource, items: list[Item]) -> list[Item]:
     return items
 
 
-def _frame(items: Sequence[Item]) -> pl.DataFrame:
+def frame_of(items: Sequence[Item]) -> pl.DataFrame:
+    """The problems as `schema.PROBLEMS`."""
     rows = [(i.problem_id, i.question, i.gold, i.answer_kind, json.dumps(i.metadata, sort_keys=True)) for i in items]
     return pl.DataFrame(rows, schema=PROBLEMS.schema, orient="row")
 

@@ -13,8 +13,11 @@ from core_hpc.answers.extract import extract_answer
 from core_hpc.common import hub
 from core_hpc.common.errors import InputError
 from core_hpc.config.problems import PROBLEM_SOURCES, DataSetProblems, GeneratedProblems, ProblemsSection
+from core_hpc.config.run import RunConfig
 from core_hpc.problems import datasets
-from core_hpc.problems.splits import make_splits, source_mistakes
+from core_hpc.problems.sets import all_problems
+from core_hpc.problems.splits import Splits, make_splits, source_mistakes
+from tests.unit.config.test_sweep import MINIMAL
 
 
 def generated(count: int, seed: int = 0, **options: int) -> GeneratedProblems:
@@ -174,6 +177,39 @@ def test_the_same_options_in_another_order_are_the_same_problem(tmp_path: Path) 
     one, other = (data_set("gpqa", write_csv(tmp_path / f"{row['Record ID']}.csv", [row])) for row in (first, second))
     splits = make_splits(section(one, other))
     assert splits.train.height == splits.evaluation.height == 1
+
+
+def gpqa_source(tmp_path: Path, num_rows: int, **more: object) -> dict[str, Any]:
+    """The first problems of GPQA; another number of them has another order of the options."""
+    path = write_csv(tmp_path / f"{num_rows}.csv", [gpqa_row(i) for i in range(num_rows)])
+    return {"source": "gpqa", "path": str(path), "seed": num_rows, **more}
+
+
+def problems_of_run(problems: dict[str, Any], own_set: dict[str, Any], **model: Any) -> Splits:
+    made = {"source": "generated", "count": 2}
+    evaluation = {"sets": [{"name": "s", "problems": own_set, "instruction": "Only the letter."}]}
+    run = {
+        "team": [{"name": "a", "model": "x", **model}, {"name": "b", "model": "y"}],
+        "problems": {"train": made, "evaluation": made, "instruction": "Only the answer.", **problems},
+        "evaluation": evaluation,
+    }
+    return all_problems(RunConfig.model_validate({**MINIMAL, **run}))
+
+
+def test_a_held_out_problem_with_its_options_in_another_order_is_in_no_warm_up(tmp_path: Path) -> None:
+    whole, held_out = gpqa_source(tmp_path, 10), gpqa_source(tmp_path, 3)
+    own_set = gpqa_source(tmp_path, 5)
+    made = problems_of_run({"evaluation": held_out}, own_set, warmup={"problems": whole})
+    assert made.evaluation.height == 3 + 5
+    assert made.warmups["a"]["problem_id"].to_list() == [f"rec{i}" for i in range(5, 10)]
+
+
+def test_a_set_shares_no_problem_with_training_in_any_order_of_the_options(tmp_path: Path) -> None:
+    train = {"train": gpqa_source(tmp_path, 3), "near_duplicates": "allow"}
+    with pytest.raises(InputError, match=r"evaluation.sets.0.problems: 3 question\(s\) are"):
+        problems_of_run(train, gpqa_source(tmp_path, 10))
+    drawn = problems_of_run(train, gpqa_source(tmp_path, 10, count=7))
+    assert drawn.evaluation["problem_id"].to_list()[2:] == [f"s/rec{i}" for i in range(3, 10)]
 
 
 def test_medmcqa_format(tmp_path: Path) -> None:

@@ -6,7 +6,6 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
-import polars as pl
 import pytest
 
 from core_hpc.answers.extract import extract_answer, verify_many
@@ -103,11 +102,12 @@ def test_a_warm_up_has_no_held_out_problem_and_knows_what_is_hinted() -> None:
     # With one digit there are few questions, so a draw without care would repeat held-out ones.
     held_out = make_splits(ProblemsSection(train=skills(9, num_digits=1), evaluation=skills(60, num_digits=1, gap=1)))
     section = WarmupSection(problems=skills(20, num_digits=1, gap=1), hinted=[skills(10, num_digits=1, gap=1, zib=1)])
-    frame = warmup_problems(section, held_out.evaluation)
-    assert not set(frame["question"]) & set(held_out.evaluation["question"])
+    questions = set(held_out.evaluation["question"])
+    frame = warmup_problems(section, questions)
+    assert not set(frame["question"]) & questions
     assert frame["problem_id"].n_unique() == 30
     assert [json.loads(m).get("hinted", False) for m in frame["metadata"]] == [False] * 20 + [True] * 10
-    assert frame.equals(warmup_problems(section, held_out.evaluation))
+    assert frame.equals(warmup_problems(section, questions))
 
 
 def test_a_warm_up_from_a_file_needs_solutions(tmp_path: Path) -> None:
@@ -116,11 +116,9 @@ def test_a_warm_up_from_a_file_needs_solutions(tmp_path: Path) -> None:
     ]
     path = tmp_path / "solved.jsonl"
     path.write_text("\n".join(json.dumps(r) for r in rows), encoding="utf-8")
-    evaluation = make_splits(ProblemsSection(train=skills(1), evaluation=skills(1))).evaluation
-    held_out = evaluation.with_columns(question=pl.lit("what is 2 +  1?"))
     section = WarmupSection(problems=FileProblems(source="jsonl", path=str(path)))
-    assert warmup_problems(section, held_out)["problem_id"].to_list() == ["p0", "p1", "p3"]
+    assert warmup_problems(section, {"what is 2 +  1?"})["problem_id"].to_list() == ["p0", "p1", "p3"]
     unsolved = [{k: v for k, v in r.items() if k != "solution"} for r in rows]
     path.write_text("\n".join(json.dumps(r) for r in unsolved), encoding="utf-8")
     with pytest.raises(InputError, match="has no worked solutions"):
-        warmup_problems(section, evaluation)
+        warmup_problems(section, set())
