@@ -60,6 +60,8 @@ _MARKER = re.compile(
     rf"(?:(?P<tag>{OPEN_TAG})|(?P<box>{BOX})|(?P<stated>{STATED}|{HEADING})|(?P<hash>{HASHES}))",
     _FLAGS,
 )
+# Decoration at the beginning of the first line with content; of a block of code, the line that opens it.
+_LINE_START = re.compile(r"\s*(?:[-*] |`{3}(?:text|math|latex)?[ \t]*(?=[\r\n])|[*_`]+)?")
 _ANY_TAG = re.compile(rf"{OPEN_TAG}|{CLOSE_TAG}", _FLAGS)
 _BRACE = re.compile(r"\\[\\{}]|[{}]")
 _STRONG = frozenset({"tag", "box"})
@@ -115,7 +117,7 @@ def _line_payload(text: str, start: int) -> str:
     rest = text[start : start + MAX_PAYLOAD_CHARS]
     stripped = rest.lstrip(" \t*_:：=`\"'")
     if stripped.startswith(("\n", "\r")):
-        stripped = re.sub(r"^\s*(?:[-*] |[*_`]+)?", "", stripped)
+        stripped = _LINE_START.sub("", stripped, count=1)
     return stripped
 
 

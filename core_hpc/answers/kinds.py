@@ -26,6 +26,8 @@ MAX_BARE_TEXT_CHARS = 64
 
 # "7!" ends a sentence before a new one; "7! ways" and "$7!$" are factorials.
 _SENTENCE_END = re.compile(r"[.?;](?=\s|$)|!(?=[ \t]{0,4}(?:\n|\Z)|[ \t]{1,4}[A-Z*_(\"'])|<|\n")
+# Space before a sentence, and lines that only open display math.
+_SENTENCE_START = re.compile(r"\s*(?:(?:\\\[|\\\(|\$\$?)[ \t]*[\r\n]\s*)*")
 # A sentence about letters may contain "B; C", "B? No, C" and "B... no, C".
 _LETTERS_END = re.compile(r"(?<!\.)\.(?=\s|$)|!(?=\s|$)|<|\n")
 _OPEN = r"[\s*_`\"'$({\[\\]{0,12}(?:\\(?:text|textbf|mathrm|mathbf|mbox|boxed)\s?\{[\s(]{0,4})?"
@@ -98,6 +100,12 @@ class AnswerKind:
 
 
 def first_sentence(text: str, sentence_end: re.Pattern[str] = _SENTENCE_END) -> str:
+    """The text up to the end of its first sentence, without lines before it that only open display math.
+
+    >>> first_sentence("\\n\\\\[\\n 18 \\n\\\\] Done.")
+    '18 '
+    """
+    text = _SENTENCE_START.sub("", text, count=1)
     end = sentence_end.search(text)
     return text[: end.start()] if end else text
 
