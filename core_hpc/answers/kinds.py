@@ -45,10 +45,18 @@ _FILLER = (
     r"(?:or|and|not|no|nor|possibly|perhaps|maybe|even|also|both|either|option|choice|answer|wait|its?|is|actually|the"
     r"|then|sorry|rather|but)"
 )
-_SECOND_LETTER = re.compile(
-    rf"(?:\b(?i:or|and|vs|versus|nor|but|no|wait|to)\b|[,;/&|+?:<>=]|\s[-–—]\s|\.\.\.|…|\\(?:lor|vee|land|wedge)\b|\A\s)"
-    rf"[\s(*\"'’,.:)\]]{{0,6}}(?:(?i:{_FILLER})\b[\s(*\"'’,.:]{{1,6}}){{0,6}}"
+_JOIN = r"(?:\b(?i:or|and|vs|versus|nor|but|no|wait|to)\b|[,;/&|+?:<>=])"
+_FILLERS = rf"(?:(?i:{_FILLER})\b[\s(*\"'’,.:]{{1,6}}){{0,6}}"
+_ANOTHER = (
+    rf"[\s(*\"'’,.:)\]]{{0,6}}{_FILLERS}"
     r"(?![AI]\s[a-z])[A-J]\b(?!['’])(?!\s(?:is|are|was|would\sbe)\s(?:wrong|incorrect|not|false|too)\b)"
+)
+_SECOND_LETTER = re.compile(rf"(?:{_JOIN}|\s[-–—]\s|\.\.\.|…|\\(?:lor|vee|land|wedge)\b|\A\s){_ANOTHER}")
+# "B) Vitamin A and D": the text of an option may name letters. After a label with a text, only a letter that
+# adjoins the label ("B) or C"), a second label ("B) 5 eV or C) 6 eV") or a correction is another option.
+_LABEL = re.compile(r"[*_]{0,2}[).][*_:]{0,3}\s(?=\S)")
+_SECOND_LABEL = re.compile(
+    rf"\A{_JOIN}{_ANOTHER}|\A\(?[A-J]\)|{_JOIN}\s?{_FILLERS}[A-J](?:\)|[.:]\s\S)|\b(?i:no|wait|sorry)\b{_ANOTHER}"
 )
 _REJECTED = re.compile(
     r"\A[\W_]{0,6}(?:(?:is|was|are|seems|looks)\s(?:clearly\s|definitely\s)?(?:not|wrong|incorrect|false|impossible|eliminated|excluded"
@@ -144,6 +152,8 @@ def read_letter(payload: str) -> str | None:
     ['B', 'C', 'D', None, None, 'D']
     >>> [read_letter(t) for t in ("B or C", "B; C", "B is wrong, C is right", "B, not C", "\\\\text{Option B}")]
     [None, None, None, 'B', 'B']
+    >>> [read_letter(t) for t in ("D) Both A and B", "A) or B)", "B) 5 eV or C) 6 eV")]
+    ['D', None, None]
     """
     payload = payload.strip().replace("\n", " ; ")
     payload = " ".join(_LETTER_MARKUP.sub(" ", payload).split())[:MAX_ANSWER_CHARS]
@@ -154,7 +164,9 @@ def read_letter(payload: str) -> str | None:
     if match is None:
         return None
     rest = payload[match.start("next") :]
-    if _REJECTED.search(rest) or _SECOND_LETTER.search(_LETTER_REASON.split(rest, maxsplit=1)[0]):
+    claim, label = _LETTER_REASON.split(rest, maxsplit=1)[0], _LABEL.match(rest)
+    several = _SECOND_LABEL.search(claim[label.end() :]) if label is not None else _SECOND_LETTER.search(claim)
+    if _REJECTED.search(rest) or several:
         return None
     letter = match["letter"]
     if match["next"] not in _CLOSING and (

@@ -197,6 +197,7 @@ LETTERS = {
     "\\boxed{\\textbf{(B)}\\ 5}": "B",
     "<answer>b</answer>": "B",
     "<answer>B) 5 eV</answer>": "B",
+    "<answer>B) Both A and C</answer>": "B",
     "The answer is (B).": "B",
     "Answer: B": "B",
     "**Answer: B**": "B",
