@@ -3,7 +3,9 @@
 The input is a run folder (or imported predictions). The output is a new run folder with the same
 problems and completions but new answers and verdicts, and a summary of what changed. The original
 folder is only read. Rewards, updates and adapters depend on the original verdicts, so the new
-folder does not contain them: it can be analysed, but the run cannot continue from it.
+folder does not contain them: it can be analysed, but the run cannot continue from it. With
+`protocol.choose: pass_rate`, the scores decide which training problems an iteration has, so the new
+folder has the choice itself (`RunPaths.chosen`).
 
 The column `cold_failed` of rescue rows is recomputed from the new verdicts of the cold completions:
 
@@ -37,7 +39,8 @@ from analysis.stats.intervals import ESTIMATE_COLUMNS, METHOD_NOTE, from_draws, 
 from core_hpc.answers.extract import extract_answer, verify_many
 from core_hpc.answers.kinds import KINDS
 from core_hpc.common.errors import InputError, StoreError
-from core_hpc.problems.splits import split_of
+from core_hpc.problems.splits import TRAIN, split_of
+from core_hpc.runs.choice import Choice
 from core_hpc.runs.folder import read_identity
 from core_hpc.store import manifests
 from core_hpc.store.manifests import Manifest
@@ -94,6 +97,11 @@ def rescore(run: Path, out: Path) -> Rescored:
         for key in sorted(keys, key=lambda key: (key.iteration, _ORDER.index(key.phase), key)):
             work.take(manifests.read_manifest(RunPaths(run).task_manifest(key)), key.phase)
         if config is not None:
+            if config.protocol.choose == "pass_rate":
+                choice, problem_ids = Choice(run, config), pl.Series(list(work.kinds.get(TRAIN, {})), dtype=pl.String)
+                iterations = sorted({key.iteration for key in keys if split_of(key.phase) == TRAIN})
+                chosen = {i: choice.problems(i, problem_ids) for i in iterations}
+                manifests.write_json(RunPaths(folder).chosen, chosen)
             manifests.write_json(RunPaths(folder).config, manifests.read_json(RunPaths(run).config))
         rescored = {"original": str(run), "verifier": verifier, "verifier_before": _verifier_before(identity)}
         manifests.write_json(RunPaths(folder).identity, {**identity, "rescored": rescored})

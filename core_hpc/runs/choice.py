@@ -2,7 +2,8 @@
 
 In: the configuration, the ids of the training problems, and the scores of earlier iterations. Out:
 row numbers of training problems. The choice is a function of published files, so every task of an
-iteration finds the same problems, also after a restart.
+iteration finds the same problems, also after a restart. A copy of a run without scores (`rescore` of
+analysis) has the row numbers in `RunPaths.chosen` instead.
 
 `order` goes through a seeded order of all problems, epoch by epoch. `pass_rate` draws problems that
 the team solved sometimes more often than problems that it solved always or never, whose completions
@@ -23,8 +24,8 @@ from core_hpc.common.seeds import stable_seed
 from core_hpc.config.run import RunConfig
 from core_hpc.problems.splits import problems_of_iteration
 from core_hpc.runs.graph import num_parts_of, sampler_of
-from core_hpc.store import shards
-from core_hpc.store.paths import TEAM, TaskKey
+from core_hpc.store import manifests, shards
+from core_hpc.store.paths import TEAM, RunPaths, TaskKey
 from core_hpc.store.schema import COLD, SCORE, SCORES
 
 SMALLEST_WEIGHT = 0.1
@@ -86,6 +87,8 @@ class Choice:
         count = protocol.problems_per_iteration
         if protocol.choose == "order":
             return problems_of_iteration(len(problem_ids), count, iteration, seed)
+        if RunPaths(self._root).chosen.is_file():
+            return list(manifests.read_json(RunPaths(self._root).chosen)[str(iteration)])
         known = self._rates_after(sampler_of(iteration, protocol.staleness))
         rates = np.array([known.get(problem_id, np.nan) for problem_id in problem_ids])
         return draw(pass_rate_weights(rates).tolist(), count, random.Random(stable_seed(seed, "choose", iteration)))

@@ -8,6 +8,7 @@
             config.json  horizon.json    as of the last start
             wandb.json                   the id in W&B, if points are copied to it
             problems/                    train, evaluation, examples; fixed at the start
+                                         chosen.json: of a rescored run, the choice of training problems
             extensions/                  files with functions of the user, copied at the start
             adapters/                    MODEL.UID/: an adapter with which the model begins; fixed at the start
             warmup/iteration=0000/       MODEL-p000.UID/: a model, which replaces the base weights
@@ -133,6 +134,11 @@ class RunPaths:
     @property
     def problems(self) -> Path:
         return self.root / "problems"
+
+    @property
+    def chosen(self) -> Path:
+        """The training problems of each iteration of a rescored run, which has no scores that choose them."""
+        return self.problems / "chosen.json"
 
     @property
     def extensions(self) -> Path:

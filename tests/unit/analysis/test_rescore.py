@@ -10,15 +10,19 @@ from typing import Any
 import polars as pl
 import pytest
 
+from analysis.__main__ import main
+from analysis.counts.load import load_run
 from analysis.exchange.folder import import_predictions, verifier_version
 from analysis.exchange.rescore import CHANGE_TABLE, PASS_CHANGE_TABLE, rescore, rescore_report
 from core_hpc.common.errors import InputError, StoreError
+from core_hpc.runs.choice import Choice
 from core_hpc.runs.folder import read_identity
 from core_hpc.store import manifests
 from core_hpc.store.paths import RunPaths
-from core_hpc.store.schema import COLD, EVALUATE, HINTS, PROBLEMS, RESCUE, ROLLOUTS
+from core_hpc.store.schema import COLD, EVALUATE, HINTS, PROBLEMS, RESCUE, ROLLOUTS, SCORE, SCORES
 from core_hpc.store.shards import publish_frame, read_manifest_table, read_rows, task_of_manifest
-from tests.support.analysis_data import make_run, pick, publish_rollouts, rollout
+from tests.support.analysis_data import config, make_run, pick, publish_rollouts, rollout
+from tests.support.whole_run import scores_of
 
 RIGHT, OFF = "#### 2", "#### 3"
 
@@ -264,6 +268,40 @@ def test_files_without_a_manifest_are_not_read(tmp_path: Path) -> None:
     keys = {str(task_of_manifest(p)) for p in (done.path / "cold" / "iteration=0001").glob("*.manifest.json")}
     assert keys == {"cold/0001/ada/000", "cold/0001/bob/000"}
     assert len(list((done.path / "cold" / "iteration=0001").iterdir())) == 4
+
+
+def test_a_run_that_chooses_its_problems_by_scores_can_be_analysed_again_and_again(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The choice is that of the first verifier, by which all pass rates of iteration 1 were 0."""
+    protocol = {"choose": "pass_rate", "problems_per_iteration": 3, "cold_samples": 1, "rescue_samples": 1}
+    made = config(protocol=protocol, iterations=2)
+    run, names = make_run(tmp_path / "run", made), [f"t{i}" for i in range(9)]
+    problems = [(name, "What?", "2", "number", "{}") for name in names]
+    publish_frame(
+        RunPaths(run).problems, "train", pl.DataFrame(problems, schema=PROBLEMS.schema, orient="row"), PROBLEMS
+    )
+    choice, found = Choice(run, made), []
+    for iteration in (1, 2):
+        found.append(choice.problems(iteration, pl.Series(names)))
+        for model, text, verdict in (("ada", RIGHT, "wrong"), ("bob", OFF, "wrong")):
+            rows = [
+                row(text, verdict, iteration=iteration, problem_id=names[i], model=model, num_completion_tokens=3)
+                for i in found[-1]
+            ]
+            folder = RunPaths(run).phase_folder(COLD, iteration)
+            publish_frame(folder, f"{model}-p000", pl.DataFrame(rows, schema=ROLLOUTS.schema), ROLLOUTS)
+        scored = scores_of([rows_of(run, COLD).filter(pl.col("iteration") == iteration)])
+        publish_frame(RunPaths(run).phase_folder(SCORE, iteration), "team-p000", scored, SCORES)
+    counted = load_run(run).counts
+    for source, out in ((run, tmp_path / "out"), (tmp_path / "out", tmp_path / "twice")):
+        assert main(["rescore", str(source), "--out", str(out)]) == 0
+        assert main(["passk", str(out), "--phase", "cold", "--k", "1", "--format", "json"]) == 0
+        assert '"estimate":1.0' in capsys.readouterr().out
+        copied = Choice(out, made)
+        assert [copied.problems(i, pl.Series(names)) for i in (1, 2)] == found
+        assert load_run(out).counts.drop("c", "first_correct").equals(counted.drop("c", "first_correct"))
+    assert not RunPaths(run).chosen.exists()
 
 
 def test_report(tmp_path: Path) -> None:
