@@ -67,6 +67,7 @@ from analysis.timing.tables import time_report
 from core_hpc.common.errors import CoreHpcError, InputError
 from core_hpc.common.terminal import PlainConsole, printable
 from core_hpc.runs.folder import list_runs
+from core_hpc.runs.names import folder_names
 from core_hpc.store.schema import EVALUATE
 
 LATEX = "latex"
@@ -243,11 +244,8 @@ def _arms(args: argparse.Namespace) -> None:
 
 def _arms_of_folders(args: argparse.Namespace) -> dict[str, list[RunData]]:
     """The runs of each folder, by a name of the folder that no other has."""
-    folders = [path.resolve() for path in args.folders]
-    taken = [BASE, *(path.name for path in folders)]
-    names = [path.name if taken.count(path.name) == 1 else f"{path.parent.name}/{path.name}" for path in folders]
     load = _loader(args)
-    return {name: load([path]) for name, path in zip(names, folders, strict=True)}
+    return {name: load([path]) for name, path in folder_names(args.folders, [BASE]).items()}
 
 
 def _rank(args: argparse.Namespace) -> None:

@@ -20,6 +20,7 @@ from analysis.metrics.pilot import CORRELATION, SPREAD, pilot_of_rates, pilot_of
 from analysis.metrics.plan import Wanted, designs_of, plan_report, plan_table
 from analysis.stats.power import ALPHA, POWER
 from core_hpc.common.errors import InputError
+from core_hpc.runs.names import folder_names
 
 Load = Callable[[Sequence[Path]], list[RunData]]
 """Loads the runs of run and sweep folders."""
@@ -105,8 +106,8 @@ def plan(args: argparse.Namespace, load: Load) -> ReportTable:
 def learning(args: argparse.Namespace, load: Load) -> ReportTable:
     """Run the command `learning`: the runs of each folder are the seeds of one configuration."""
     frames = [pl.DataFrame(schema=LEARNING_TABLE)]
-    for folder in args.folders:
+    for name, folder in folder_names(args.folders).items():
         runs = load([folder])
         ks = args.k or default_ks(min((data.num_samples for data in runs), default=1))
-        frames.append(learning_table(runs, ks=ks, arm=folder.resolve().name))
+        frames.append(learning_table(runs, ks=ks, arm=name))
     return learning_report(pl.concat(frames))

@@ -1,13 +1,14 @@
 """Names of runs for people: what varies in the sweep, without the hash of the run folder.
 
-In: ids of runs, which are LABEL-HASH. Out: labels, and titles with the name of the sweep. Nothing on
-disk has these names.
+In: ids of runs, which are LABEL-HASH, or folders. Out: labels, titles with the name of the sweep, and
+names of folders. Nothing on disk has these names.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
+from pathlib import Path
 
 _HASH = re.compile(r"-[0-9a-f]{8}$")
 ONLY_RUN = "run"
@@ -33,6 +34,26 @@ def short_names(run_ids: Sequence[str]) -> dict[str, str]:
     return {
         run_id: label if labels.count(label) == 1 else run_id for run_id, label in zip(run_ids, labels, strict=True)
     }
+
+
+def folder_names(folders: Sequence[Path], taken: Collection[str] = ()) -> dict[str, Path]:
+    """The folders by name, in their order and each once: the shortest end of its path that no other one has.
+
+    Args:
+        folders: the folders.
+        taken: names that no folder may have.
+
+    >>> list(folder_names([Path("/one/core"), Path("/two/core"), Path("/two/base"), Path("/two/grid")], ["base"]))
+    ['one/core', 'two/core', 'two/base', 'grid']
+    """
+    paths = list(dict.fromkeys(path.resolve() for path in folders))
+    found = {}
+    for path in paths:
+        others = [other.parts for other in paths if other != path]
+        ends = (path.parts[-num:] for num in range(1, len(path.parts)))
+        own = ("/".join(end) for end in ends if not any(other[-len(end) :] == end for other in others))
+        found[next((name for name in own if name not in taken), str(path))] = path
+    return found
 
 
 def title_of(sweep: str, run_id: str) -> str:

@@ -100,6 +100,17 @@ def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None
     assert "area gain" in capsys.readouterr().out
 
 
+def test_two_folders_with_the_same_name_are_two_configurations(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folders = [str(full_run(tmp_path / where / "x" / "main" / "run-1").parent) for where in ("one", "two")]
+    folders.append(str(full_run(tmp_path / "grid" / "run-1").parent))
+    assert main(["learning", *folders, "--k", "1", "--format", "csv"]) == 0
+    frame = pl.read_csv(capsys.readouterr().out.encode())
+    assert frame["arm"].unique(maintain_order=True).to_list() == ["one/x/main", "two/x/main", "grid"]
+    assert frame["arm"].value_counts()["count"].n_unique() == 1
+
+
 # --- the interval over seeds and problems --------------------------------------------------------
 
 
