@@ -5,7 +5,8 @@ model knows before training. The output is two tidy frames, the levels of each a
 differences from the reference arm, per group of problems, and two report tables.
 
 A model's own problems are those of its declared subjects. Foreign problems are those of its peers,
-and the rest belongs to nobody, for example composites that need the skills of two models. On own
+and the rest belongs to nobody, for example composites that need the skills of two models. A group
+without a held-out problem is left out. On own
 problems the difference from the untrained models is retention, on foreign problems it is transfer.
 All figures are those of `metrics/arms.py` and `metrics/contrasts.py`, on the problems of one group.
 """
@@ -26,6 +27,7 @@ from analysis.metrics.contrasts import CONTRASTS_TABLE, Arms, contrasts_table
 from analysis.metrics.passk import PASS, TEAM, TEAM_PASS
 from analysis.stats.intervals import METHOD_NOTE
 from core_hpc.common.errors import InputError
+from core_hpc.store.schema import EVALUATE
 
 OWN, FOREIGN, REST = "own", "foreign", "rest"
 
@@ -67,7 +69,7 @@ def skills_table(arms: Arms, *, ks: Sequence[int]) -> pl.DataFrame:
         A frame with the schema `SKILLS_TABLE`.
 
     Raises:
-        InputError: no run declares skills, or a group has no held-out problem.
+        InputError: no run declares skills.
     """
     groups, frames = _groups(arms), []
     evaluated = arms_of(arms)
@@ -98,16 +100,24 @@ def skill_contrasts_table(arms: Arms, *, ks: Sequence[int], margin: float | None
 
 
 def _groups(arms: Arms) -> dict[str, pl.Expr]:
-    """The groups of problems by name, as conditions on their subject."""
+    """The groups that have held-out problems, by name, as conditions on the subject of a problem."""
     skills = declared_skills(arms)
     if not skills:
         raise InputError("no run declares `analysis.skills`; name the subjects that each model knows before training")
     subject = pl.col("subject")
     everybody = [name for subjects in skills.values() for name in subjects]
-    return {
+    groups = {
         **{model: subject.is_in(list(subjects)) for model, subjects in skills.items()},
         REST: subject.is_in(everybody).not_().fill_null(True),
     }
+    counts = [data.counts.filter(phase=EVALUATE) for runs in arms.values() for data in runs]
+    return {name: own for name, own in groups.items() if any(rows.filter(own).height for rows in counts)}
+
+
+def _left_out(frame: pl.DataFrame, skills: Mapping[str, Sequence[str]]) -> list[str]:
+    """A note on the groups without a held-out problem."""
+    empty = [name for name in (*skills, REST) if name not in frame["problems"]]
+    return [f"left out, because it has no held-out problem: {', '.join(empty)}"] if empty else []
 
 
 def _restricted(data: RunData, condition: pl.Expr) -> RunData:
@@ -127,9 +137,10 @@ def _of_group(frame: pl.DataFrame, group: str) -> pl.DataFrame:
 
 def skills_reports(arms: Arms, *, ks: Sequence[int], margin: float | None = None) -> list[ReportTable]:
     """Format both tables. With one arm, there is no table of differences."""
-    tables = [_levels(skills_table(arms, ks=ks), declared_skills(arms))]
+    skills = declared_skills(arms)
+    tables = [_levels(skills_table(arms, ks=ks), skills)]
     if len(arms) > 1:
-        tables.append(_differences(skill_contrasts_table(arms, ks=ks, margin=margin)))
+        tables.append(_differences(skill_contrasts_table(arms, ks=ks, margin=margin), skills))
     return tables
 
 
@@ -137,7 +148,7 @@ def _levels(frame: pl.DataFrame, skills: Mapping[str, Sequence[str]]) -> ReportT
     """One row per k and arm, one column per model and group."""
     means = frame.filter(seed=MEAN)
     models = means.filter(measure=PASS)["model"].unique(maintain_order=True).to_list()
-    groups = [*skills, REST]
+    groups = frame["problems"].unique(maintain_order=True).to_list()
     columns = {f"{model}, {_named(group, model)}": (model, group) for model in models for group in groups}
     if len(models) > 1:
         columns |= {f"team, {_named(group, TEAM)}": (TEAM, group) for group in groups}
@@ -150,6 +161,7 @@ def _levels(frame: pl.DataFrame, skills: Mapping[str, Sequence[str]]) -> ReportT
     notes = [
         *(f"problems of {model}: {', '.join(subjects)}" for model, subjects in skills.items()),
         f"{REST}: all other problems",
+        *_left_out(frame, skills),
         *(["team: Pass@k of all models together, with k completions of each"] if len(models) > 1 else []),
         METHOD_NOTE,
     ]
@@ -162,7 +174,7 @@ def _named(group: str, model: str) -> str:
     return OWN if group == model else group if group == REST else f"of {group}"
 
 
-def _differences(frame: pl.DataFrame) -> ReportTable:
+def _differences(frame: pl.DataFrame, skills: Mapping[str, Sequence[str]]) -> ReportTable:
     several = frame["seed"].eq(MEAN).any()
     shared = set.intersection(*(set(note.split("; ")) for note in frame["note"]))
     rows, groups = [], []
@@ -171,7 +183,12 @@ def _differences(frame: pl.DataFrame) -> ReportTable:
         about = REST if row["problems"] == REST else f"of {row['problems']}"
         rows.append({"arms": arms, "skill": about, **cells(row, shared=shared, several=several)})
         groups.append(arms)
-    notes = ["A: the second arm; B: the first arm", *sorted(shared - {""}), *reading_notes(frame, several=several)]
+    notes = [
+        *_left_out(frame, skills),
+        "A: the second arm; B: the first arm",
+        *sorted(shared - {""}),
+        *reading_notes(frame, several=several),
+    ]
     title = "Differences between arms by whose skill the problems need (percent, points)"
     table = laid_out(list(rows[0]), [list(row.values()) for row in rows])
     return ReportTable("skills_contrasts", title, frame, table, [*notes, METHOD_NOTE], starts=group_starts(groups))

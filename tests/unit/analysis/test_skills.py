@@ -24,7 +24,7 @@ from tests.support.analysis_data import config, counts_frame, pick
 from tests.unit.analysis.test_arms import data, held_out
 
 SKILLS = {"analysis": {"skills": {"ada": ["plus"], "bob": ["gap", "gorp"]}}}
-SUBJECTS = ["plus", "gap", "gorp", "plus_then_gap", None]
+SUBJECTS: list[str | None] = ["plus", "gap", "gorp", "plus_then_gap", None]
 """Of the five problems of a run, in the order of their ids."""
 
 
@@ -36,9 +36,9 @@ def run(seed: int, c: list[list[int]], iteration: int = 2, *, arm: float = 0.0, 
     return _with_subjects(found)
 
 
-def _with_subjects(found: RunData) -> RunData:
+def _with_subjects(found: RunData, names: list[str | None] = SUBJECTS) -> RunData:
     ids = found.counts["problem_id"].unique().sort().to_list()
-    subjects = pl.col("problem_id").replace_strict(dict(zip(ids, SUBJECTS, strict=True)), return_dtype=pl.String)
+    subjects = pl.col("problem_id").replace_strict(dict(zip(ids, names, strict=True)), return_dtype=pl.String)
     return replace(found, counts=found.counts.with_columns(subject=subjects))
 
 
@@ -87,6 +87,32 @@ def test_report_tables() -> None:
     assert "problems of bob: gap, gorp" in levels.notes
     assert differences.shown["skill"].unique().sort().to_list() == ["of ada", "of bob", "rest"]
     assert [table.name for table in skills_reports({"one": two_arms()["one"]}, ks=[1])] == ["skills"]
+
+
+@pytest.mark.parametrize(
+    ("subjects", "empty"),
+    [(["plus", "gap", "gorp", "gap", "plus"], "rest"), (["plus", "plus", "plus", "plus_then_gap", None], "bob")],
+)
+def test_a_group_without_a_held_out_problem_is_left_out(subjects: list[str | None], empty: str) -> None:
+    arms = {
+        name: [_with_subjects(run(s, [[4, 0, s, 1, 2], [0, 4, 2, 0, 0]], arm=w, **SKILLS), subjects) for s in (1, 2)]
+        for name, w in (("one", 0.1), ("two", 0.5))
+    }
+    trained = counts_frame(4, [[4], [4]], phase="cold").with_columns(problem_id=pl.lit("t"), subject=pl.lit("gorp"))
+    arms["one"][0] = replace(arms["one"][0], counts=pl.concat([arms["one"][0].counts, trained], how="diagonal"))
+    left = [name for name in ("ada", "bob", "rest") if name != empty]
+    levels = skills_table(arms, ks=[1])
+    assert levels["problems"].unique(maintain_order=True).to_list() == left
+    # The mean of ada over the problems with the subject plus.
+    expected = np.mean([[4, 2], [4, 2]] if empty == "rest" else [[4, 0, 1], [4, 0, 2]]) / 4
+    own = pick(levels, arm="one", seed=MEAN, measure="pass", model="ada", problems="ada")
+    assert own["estimate"] == pytest.approx(expected)
+    tables = skills_reports(arms, ks=[1])
+    assert len(tables) == 2
+    without = ("rest",) if empty == "rest" else ("of bob", "bob, own")
+    assert not any(name.endswith(without) for name in tables[0].shown.columns)
+    for table in tables:
+        assert f"left out, because it has no held-out problem: {empty}" in table.notes
 
 
 def test_a_team_of_one_model_has_no_columns_of_the_team() -> None:
