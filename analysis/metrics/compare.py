@@ -13,7 +13,7 @@ table for a reader.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import product
 from typing import Any
@@ -23,6 +23,7 @@ import polars as pl
 
 from analysis.counts.load import RunData
 from analysis.metrics.pairs import Pair, is_primary, on_common_problems, pairs_of, primary_of
+from analysis.metrics.passk import COVERAGE, MATCHED_PASS, PASS, TEAM_PASS
 from analysis.metrics.sides import GAIN, TwoSided, two_sided
 from analysis.stats.decisions import MARGIN, holm, verdict
 from analysis.stats.estimators import FloatArray, IntArray
@@ -140,21 +141,45 @@ def decided(frame: pl.DataFrame, margin: float) -> pl.DataFrame:
     """Add the corrected p values and the verdicts to tested rows of one report.
 
     Args:
-        frame: a frame with the columns `primary`, `p` and `p_outside`. All its tested rows but the
-            primary one are corrected together (Holm).
+        frame: a frame with the columns of `COMPARE_TABLE`, and others that distinguish comparisons.
+            All its tests but the primary one are corrected together (Holm). Rows of the same
+            quantity are one test (`tests_of`); each of them has the result of this test.
         margin: margin of equivalence, a fraction.
     """
     rows = frame.rows(named=True)
-    others = [row for row in rows if row["p"] is not None and not row["primary"]]
+    tests = tests_of(rows)
+    others = [row for row in tests.values() if not row["primary"]]
     for name in ("p", "p_outside"):
+        found = {key: row[name] for key, row in tests.items()}
+        corrected = holm([row[name] for row in others])
+        found |= {_quantity(row): p for row, p in zip(others, corrected, strict=True)}
         for row in rows:
-            row[f"{name}_holm"] = row[name]
-        for row, corrected in zip(others, holm([row[name] for row in others]), strict=True):
-            row[f"{name}_holm"] = corrected
+            row[f"{name}_holm"] = None if row["p"] is None else found[_quantity(row)]
     for row in rows:
         if row["p"] is not None:
             row["verdict"] = verdict(row["p_holm"], row["p_outside_holm"], margin)
     return pl.DataFrame(rows, schema=frame.schema)
+
+
+def tests_of(rows: Iterable[dict[str, Any]]) -> dict[tuple[Any, ...], dict[str, Any]]:
+    """The tests among the rows of a comparison: for each quantity the primary row, or else the first one.
+
+    Rows with different names can be of the same quantity, with equal values for each problem. For a
+    team of two, the matched budget of k = 1 is Pass@2 of the model. Coverage is team Pass@k of all
+    completions. Both rows are shown, because a reader looks for them in two places, but a correction
+    for two tests would be too strict.
+    """
+    tests: dict[tuple[Any, ...], dict[str, Any]] = {}
+    for row in sorted((row for row in rows if row["p"] is not None), key=lambda row: not row["primary"]):
+        tests.setdefault(_quantity(row), row)
+    return tests
+
+
+def _quantity(row: Mapping[str, Any]) -> tuple[Any, ...]:
+    """The quantity of a row: with the same number of candidates, all kinds of Pass@k of a model (team) are equal."""
+    solved = row["candidates"] is not None and row["measure"] in (PASS, MATCHED_PASS, TEAM_PASS, COVERAGE)
+    of_what = (PASS, row["candidates"]) if solved else (row["measure"], row["k"])
+    return (*(row.get(name) for name in ("arm_a", "arm_b", "problems", "seed", "model")), *of_what)
 
 
 # --- differences ---------------------------------------------------------------------------------

@@ -14,7 +14,7 @@ import polars as pl
 
 from analysis.counts.load import RunData
 from analysis.layout.tables import UNDEFINED, ReportTable, laid_out, percent
-from analysis.metrics.compare import MEAN, compare
+from analysis.metrics.compare import MEAN, compare, tests_of
 from analysis.metrics.pairs import fields_of, primary_of
 from analysis.metrics.passk import COVERAGE, EQUAL_K, MATCHED_BUDGET, MATCHED_PASS, PASS, TEAM_PASS
 from analysis.metrics.sides import GAIN
@@ -133,7 +133,7 @@ def primary_note(primary: PrimarySection | None) -> list[str]:
 
 def reading_notes(tested: pl.DataFrame, *, several: bool) -> list[str]:
     """Lines that state what the columns of a comparison mean, one column per line."""
-    num_tests = tested.filter(pl.col("p").is_not_null(), ~pl.col("primary")).height
+    num_tests = sum(not row["primary"] for row in tests_of(tested.iter_rows(named=True)).values())
     over = "other problems and other seeds" if several else "other problems; other seeds are not included"
     lines = [f"B - A: 95 % interval for {over}"]
     if several:

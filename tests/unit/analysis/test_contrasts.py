@@ -70,13 +70,43 @@ def test_the_primary_comparison_is_first_and_not_corrected() -> None:
     others = frame.filter(~pl.col("primary"))
     # Two models, the team, two matched budgets and two gains at two k, and the coverage; two arms.
     assert others.height == 2 * (2 * 7 + 1) - 1
-    assert others["p_holm"].to_list() == holm(others["p"].to_list())
+    # Pass@2 of a model is also its matched budget at k = 1: two rows, but one test.
+    twice = (pl.col("measure") == "matched_pass") & (pl.col("k") == 1)
+    tests = others.filter(~twice)
+    assert tests.height == others.height - 4
+    assert tests["p_holm"].to_list() == holm(tests["p"].to_list())
     assert (others["p_holm"] >= others["p"]).all()
+    for copy in others.filter(twice).iter_rows(named=True):
+        row = pick(others, arm_b=copy["arm_b"], measure="pass", model=copy["model"], k=2)
+        assert [copy[name] for name in ("p", "p_holm", "verdict")] == [row[name] for name in ("p", "p_holm", "verdict")]
     alone = compare(arms_among(study())["alone"], arms_among(study())["core"], ks=[1, 2])
     own = pick(alone, seed=MEAN, measure="team_pass", k=2)
     assert [own[name] for name in ("estimate", "low", "high", "p")] == [
         first[name] for name in ("estimate", "low", "high", "p")
     ]
+
+
+def test_rows_of_one_quantity_are_one_test() -> None:
+    """With 8 completions: Pass@2, 4 and 8 of two models are matched budgets too, and coverage is team Pass@8."""
+    arms = arms_among(study(None))
+    core, alone = arms["core"], arms["alone"]
+    frame = compare(core, alone, ks=[1, 2, 4, 8]).filter(pl.col("p").is_not_null(), seed=MEAN)
+    same = frame.with_columns(equal=pl.col("estimate").round(9))
+    assert same.filter(measure="coverage")["equal"].item() == same.filter(measure="team_pass", k=8)["equal"].item()
+    # Four k have Pass@k of two models and of the team, and one gain; three of them have the matched gain as well.
+    num_tests = 4 * (2 + 1 + 1) + 3
+    assert frame.height == num_tests + 3 * 2 + 1
+    assert frame["p_holm"].min() == pytest.approx(min(1, num_tests * frame["p"].min()))
+    table = compare_report(core, alone, ks=[1, 2, 4, 8])
+    assert any(f"correction for the {num_tests} tests of this table" in note for note in table.notes)
+
+
+def test_a_copy_of_the_primary_comparison_is_not_corrected() -> None:
+    primary = {"arms": ["core", "alone"], "metric": "pass@2", "model": "ada"}
+    frame = contrasts_table(arms_among(study(primary)), ks=[1, 2]).filter(arm_b="core")
+    first, copy = frame.row(0, named=True), pick(frame, measure="matched_pass", model="ada", k=1)
+    assert (first["measure"], first["primary"], copy["primary"]) == ("pass", True, False)
+    assert copy["p_holm"] == copy["p"] == first["p_holm"]
 
 
 def test_the_k_of_the_primary_comparison_is_always_computed() -> None:
