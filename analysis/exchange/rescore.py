@@ -35,7 +35,8 @@ from analysis.exchange.folder import new_folder, one_run, require_free, verifier
 from analysis.layout.tables import UNDEFINED, ReportTable, laid_out, percent
 from analysis.metrics.passk import AFTER, BEFORE, DIFFERENCE
 from analysis.stats.estimators import pass_at_k
-from analysis.stats.intervals import ESTIMATE_COLUMNS, METHOD_NOTE, from_draws, resampled_means, share
+from analysis.stats.intervals import ESTIMATE_COLUMNS, METHOD_NOTE, share
+from analysis.stats.uncertainty import difference
 from core_hpc.answers.extract import extract_answer, verify_many
 from core_hpc.answers.kinds import KINDS
 from core_hpc.common.errors import InputError, StoreError
@@ -225,9 +226,7 @@ def _pass_changes(before: pl.DataFrame, after: pl.DataFrame, problems: pl.DataFr
         a, b = (panel(counts, models=[model], phase=phase, iteration=iteration) for counts in (before, after))
         values = {when: pass_at_k(p.n[0], p.c[0], 1) for when, p in ((BEFORE, a), (AFTER, b))}
         estimates = {when: share(v, groups=a.groups, samples_per_unit=float(a.n.mean())) for when, v in values.items()}
-        change = values[AFTER] - values[BEFORE]
-        draws = resampled_means(change[:, None], a.groups)[:, 0]
-        estimates[DIFFERENCE] = from_draws(float(change.mean()), draws, num_problems=a.num_problems, groups=a.groups)
+        estimates[DIFFERENCE] = difference(values[AFTER] - values[BEFORE], groups=a.groups)
         labels = {"phase": phase, "iteration": iteration, "model": model}
         rows += [{**labels, "when": when, **estimate.row()} for when, estimate in estimates.items()]
     return pl.DataFrame(rows, schema=PASS_CHANGE_TABLE)

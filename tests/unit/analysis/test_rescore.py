@@ -7,8 +7,10 @@ import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import polars as pl
 import pytest
+from scipy import stats
 
 from analysis.__main__ import main
 from analysis.counts.load import load_run
@@ -185,8 +187,24 @@ def test_pass_at_1_before_and_after(tmp_path: Path) -> None:
     assert of["difference"]["low"] <= 1 / 6 <= of["difference"]["high"]
     assert "fewer than 100 problems" in of["difference"]["note"]
     bob = pick(passes, phase="cold", iteration=1, model="bob", when="difference")
-    assert (bob["estimate"], bob["low"]) == (0, None)
+    assert (bob["estimate"], bob["low"], bob["high"]) == (0, -1, 1)  # all problems are of one source group
     assert set(passes["phase"]) == {"cold", "evaluate"}  # not rescue, whose completions saw hints
+
+
+def test_the_interval_of_a_difference_is_that_of_its_note(tmp_path: Path) -> None:
+    """Student's t of the differences and of two pseudo-problems with the largest difference."""
+    lines = [
+        {"problem": f"q{i}", "model": "ada", "sample": 0, "text": "#### 7", "correct": i > 0, "gold": "7"}
+        for i in range(5)
+    ]
+    (tmp_path / "foreign.jsonl").write_text("\n".join(map(json.dumps, lines)))
+    done = rescore(import_predictions(tmp_path / "foreign.jsonl", tmp_path / "run").path, tmp_path / "out")
+    row = pick(done.passes, when="difference")
+    values = np.array([1, 0, 0, 0, 0, -1, 1])
+    half = stats.t.ppf(0.975, 4) * values.std() / 7**0.5
+    expected = (1 / 5, 1 / 7 - half, 1 / 7 + half)
+    assert (row["estimate"], row["low"], row["high"]) == pytest.approx(expected)
+    assert "differences: Student's t" in rescore_report(done)[1].notes[0]
 
 
 def test_the_identity_records_the_verifiers(tmp_path: Path) -> None:
