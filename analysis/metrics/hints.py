@@ -58,7 +58,7 @@ HINT_TABLE = pl.Schema(
         "student": pl.String(),  # a model, or TEAM
         "leak": pl.String(),  # a key of LEAK_NAMES
         "measure": pl.String(),  # a key of EFFECTS
-        "cases": pl.Int64(),  # cases with a hint of this leak
+        "cases": pl.Int64(),  # cases with a hint of this leak; of a difference: of both kinds
         **ESTIMATE_COLUMNS,
     }
 )
@@ -147,8 +147,8 @@ def _student_rows(cases: pl.DataFrame) -> list[dict[str, Any]]:
             found[rescue.LEAK_SHARE] = _share_of(cases, pl.col("leak") == leak, pl.col("leak").is_not_null())
         rows += [{"leak": leak, "measure": m, "cases": own.height, **e.row()} for m, e in found.items()]
     if {LEAK_NONE, LEAK_RESULT} <= set(known):
-        contrast = _contrast(cases)
-        rows.append({"leak": LEAK_CONTRAST, "measure": rescue.UPLIFT, "cases": cases.height, **contrast.row()})
+        both = cases.filter(pl.col("leak").is_in([LEAK_RESULT, LEAK_NONE]))
+        rows.append({"leak": LEAK_CONTRAST, "measure": rescue.UPLIFT, "cases": both.height, **_contrast(both).row()})
     return rows
 
 
@@ -179,9 +179,12 @@ def _difference(means: FloatArray) -> FloatArray:
 
 
 def _contrast(cases: pl.DataFrame) -> Estimate:
-    """Uplift of hints that show the answer as a result, minus that of hints without the answer."""
+    """Uplift of hints that show the answer as a result, minus that of hints without the answer.
+
+    cases: the cases with a hint of one of these two kinds.
+    """
     sums = [pl.col(name).filter(pl.col("leak") == leak).sum() for leak in (LEAK_RESULT, LEAK_NONE) for name in _SUMS]
-    columns, groups = _per_problem(cases.filter(pl.col("leak").is_in([LEAK_RESULT, LEAK_NONE])), sums)
+    columns, groups = _per_problem(cases, sums)
 
     def contrast(means: FloatArray) -> FloatArray:
         difference: FloatArray = _difference(means[..., :4]) - _difference(means[..., 4:])

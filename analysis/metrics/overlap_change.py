@@ -37,12 +37,16 @@ OVERLAP_CHANGE_TABLE = pl.Schema(
 )
 
 
+CORRECTED = "phi_corrected"
+
+
 class _Sums(NamedTuple):
     """Values per problem of one evaluation, and the measures of their means."""
 
     columns: FloatArray  # (P, F)
     measures: Callable[[FloatArray], dict[str, FloatArray]]  # (..., F) means -> measures
     note: str = ""
+    corrected_note: str = ""  # of phi_corrected, which needs more completions than the other measures
 
 
 def overlap_change_table(
@@ -88,7 +92,7 @@ def overlap_change_table(
 
 def _changes(p: Panel, before: _Sums, after: _Sums, note: str) -> list[dict[str, Any]]:
     """The rows of all measures of two evaluations of the same problems."""
-    note, size = join_notes(before.note, after.note, note), before.columns.shape[1]
+    size = before.columns.shape[1]
     columns = np.concatenate([before.columns, after.columns], axis=1)
     means, draws = columns.mean(axis=0), resampled_means(columns, p.groups)
     values = [of.measures(part) for of, part in ((before, means[:size]), (after, means[size:]))]
@@ -96,9 +100,9 @@ def _changes(p: Panel, before: _Sums, after: _Sums, note: str) -> list[dict[str,
     rows = []
     for measure in values[0]:
         old, new = (float(found[measure]) for found in values)
-        change = from_draws(
-            new - old, drawn[1][measure] - drawn[0][measure], num_problems=p.num_problems, groups=p.groups, note=note
-        )
+        notes = (of.corrected_note if measure == CORRECTED else of.note for of in (before, after))
+        draws_of_change, of_change = drawn[1][measure] - drawn[0][measure], join_notes(*notes, note)
+        change = from_draws(new - old, draws_of_change, num_problems=p.num_problems, groups=p.groups, note=of_change)
         levels = {"before": old if np.isfinite(old) else None, "after": new if np.isfinite(new) else None}
         rows.append({"measure": measure, **levels, **change.row()})
     return rows
@@ -111,8 +115,8 @@ def _failures(p: Panel, i: int, j: int, k: int | None) -> _Sums:
         return _Sums(np.stack([a * b, a, b], axis=1), _measures)
     a, b = (fail_at_k(p.n[m], p.c[m], k) for m in (i, j))
     twice = [fail_at_k(p.n[m], p.c[m], 2 * k) for m in (i, j)]
-    note = too_few(np.minimum(p.n[i], p.n[j]), k)
-    return _Sums(np.stack([a * b, a, b, *twice], axis=1), _measures, note)
+    notes = (too_few(np.minimum(p.n[i], p.n[j]), needed) for needed in (k, 2 * k))
+    return _Sums(np.stack([a * b, a, b, *twice], axis=1), _measures, *notes)
 
 
 def _measures(means: FloatArray) -> dict[str, FloatArray]:
@@ -128,7 +132,7 @@ def _measures(means: FloatArray) -> dict[str, FloatArray]:
         **coefficients(joint, a, b),
     }
     if twice:
-        found["phi_corrected"] = corrected_phi(joint, twice[0], twice[1], a, b)
+        found[CORRECTED] = corrected_phi(joint, twice[0], twice[1], a, b)
     return found
 
 

@@ -63,6 +63,7 @@ def test_uplift_and_share_by_leak() -> None:
         contrast = pick(table, student=student, leak="result - none", measure="uplift")
         of = {leak: uplift([c for c in own if c["leak"] == leak]) for leak in LEAKS}
         assert contrast["estimate"] == pytest.approx(of["result"] - of["none"])
+        assert contrast["cases"] == sum(c["leak"] in ("result", "none") for c in own) < len(own)
         assert contrast["low"] > 0, "hints with the result help more in these cases"
     rates = rescue_table(rescue_counts(cases), groups=["all"])
     same = pick(rates, rate="uplift")
@@ -180,6 +181,18 @@ def test_changes_are_differences_of_the_overlap_tables() -> None:
             assert row[name] == (None if level["estimate"] is None else pytest.approx(level["estimate"], abs=1e-9))
         if row["estimate"] is not None:
             assert row["estimate"] == pytest.approx(after["estimate"] - before["estimate"], abs=1e-9)
+
+
+def test_a_correlation_without_noise_needs_twice_the_completions_before_and_after() -> None:
+    rng = np.random.default_rng(8)
+    counts = pl.concat(counts_frame(4, rng.binomial(4, 0.5, (2, 120)), iteration=i) for i in (0, 3))
+    change, levels = overlap_change_table(counts, ks=[4, 8]), overlap_table(counts, ks=[4, 8])
+    for k, needed in ((4, 8), (8, 16)):
+        own = pick(change, level="sample", k=k, measure="phi_corrected")
+        assert own["note"] == f"undefined: 120 problems have fewer than {needed} completions"
+        pair = {"model_a": "ada", "model_b": "bob"}
+        assert own["note"] == pick(levels, level="sample", k=k, measure="phi_corrected", iteration=3, **pair)["note"]
+    assert pick(change, level="sample", k=4, measure="phi")["estimate"] is not None
 
 
 def test_the_interval_of_a_change_is_that_of_a_paired_bootstrap() -> None:
