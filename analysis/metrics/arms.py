@@ -30,6 +30,7 @@ from analysis.metrics.overlap import mean_phi
 from analysis.metrics.pairs import check_one_configuration, check_same_problems, evaluation_of, seed_of, when
 from analysis.metrics.passk import COVERAGE, MATCHED_PASS, PASS, TEAM, TEAM_PASS, Figure, main_figures
 from analysis.metrics.rescue import UPLIFT, mean_uplift
+from analysis.stats.estimators import IntArray
 from analysis.stats.intervals import ESTIMATE_COLUMNS, METHOD_NOTE, Estimate, join_notes
 from analysis.stats.uncertainty import mean_over_seeds
 from core_hpc.common.errors import InputError
@@ -163,7 +164,7 @@ def _held_out_rows(arm: Arm, panels: Sequence[Panel], ks: Sequence[int], note: s
         if own[0].measure != COVERAGE:
             noted = [replace(figure, note=join_notes(figure.note, note)) for figure in own]
             of_seeds = [figure.level(p) for figure, p in zip(noted, panels, strict=True)]
-            rows += _rows(arm, own[0].labels(), of_seeds, _mean(own, note).level(panels[0]))
+            rows += _rows(arm, own[0].labels(), of_seeds, _mean(own, note).level(panels[0]), panels[0].groups)
     for i, j in combinations(range(len(panels[0].models)), 2):
         labels = {"measure": PHI, "model": f"{panels[0].models[i]}, {panels[0].models[j]}", "k": 1, "candidates": 2}
         rows += _rows(arm, labels, [mean_phi([p], i, j) for p in panels], mean_phi(panels, i, j))
@@ -176,15 +177,17 @@ def _mean(own: Sequence[Figure], note: str) -> Figure:
     return replace(own[0], values=values, samples=samples, note=join_notes(*(figure.note for figure in own), note))
 
 
-def _rows(arm: Arm, labels: dict[str, Any], of_seeds: Sequence[Estimate], mean: Estimate) -> list[dict[str, Any]]:
+def _rows(
+    arm: Arm, labels: dict[str, Any], of_seeds: Sequence[Estimate], mean: Estimate, groups: IntArray | None = None
+) -> list[dict[str, Any]]:
     known = [e.estimate for e in of_seeds if e.estimate is not None]
     spread: dict[str, Any] = {"seed_min": min(known), "seed_max": max(known)} if len(known) > 1 else {}
     rows = [{"seed": seed_of(data), **e.row()} for data, e in zip(arm.runs, of_seeds, strict=True)]
-    both = mean_over_seeds(mean, of_seeds)
-    if both is not None:
-        lowest = -1.0 if labels["measure"] in (PHI, UPLIFT) else 0.0
-        (low, high), spread["problems_low"], spread["problems_high"] = both.interval(), mean.low, mean.high
-        mean = replace(mean, low=max(lowest, low), high=min(1.0, high))
+    lowest = -1.0 if labels["measure"] in (PHI, UPLIFT) else 0.0
+    over_both = mean_over_seeds(mean, of_seeds, groups, lowest=lowest)
+    if over_both is not None:
+        spread |= {"problems_low": mean.low, "problems_high": mean.high}
+        mean = over_both
     rows.append({"seed": MEAN, "num_seeds": len(arm.runs), **spread, **mean.row()})
     return [{"arm": arm.name, **labels, **row} for row in rows]
 

@@ -10,7 +10,8 @@ spans, so it is the mean height of the curve and has the unit of the figure:
     area = sum_i (x_i + x_(i+1)) / 2 (t_(i+1) - t_i) / (t_last - t_first)
 
 It is a weighted sum of the levels of one problem, so its interval is that of a mean over problems.
-The interval of a mean over seeds is over seeds and problems (`stats/crossed.py`).
+The interval of a mean over seeds is over seeds and problems (`stats/uncertainty.py`). For a level it is
+the same one as in `metrics/arms.py`.
 """
 
 from __future__ import annotations
@@ -28,9 +29,9 @@ from analysis.layout.tables import UNDEFINED, ReportTable, group_starts, laid_ou
 from analysis.metrics.compare import MEAN
 from analysis.metrics.pairs import check_one_configuration, check_same_problems, seed_of
 from analysis.metrics.passk import COVERAGE, TEAM_PASS, Figure, main_figures
-from analysis.stats.crossed import crossed_mean
 from analysis.stats.estimators import FloatArray, IntArray
-from analysis.stats.intervals import ESTIMATE_COLUMNS, Estimate, from_draws, join_notes, resampled_means, share
+from analysis.stats.intervals import ESTIMATE_COLUMNS, Estimate, join_notes, share
+from analysis.stats.uncertainty import difference, mean_over_seeds
 from core_hpc.common.errors import InputError
 
 LEVEL, AREA, AREA_GAIN = "level", "area", "area_gain"
@@ -123,17 +124,24 @@ def _curve_rows(
     curves: one figure per seed and evaluation. names: the seeds. p: a panel with the same problems.
     """
     values = np.array([[figure.values for figure in own] for own in curves])  # (S, T, P)
-    samples = curves[0][0].samples
+    samples = np.array([[figure.samples for figure in own] for own in curves])  # (S, T)
     note = join_notes(*(figure.note for own in curves for figure in own), note)
     rows = []
     for figure, iteration, columns in _figures(values, iterations):
         labels = {"figure": figure, "iteration": iteration}
-        bounds = (0.0, 1.0) if figure != AREA_GAIN else (-1.0, 1.0)
-        count = samples if figure == LEVEL else samples * len(iterations)
-        of_seeds = [_of_one_seed(column, figure, p.groups, count, note) for column in columns]
+        counts = samples.sum(axis=1) if iteration is None else samples[:, iterations.index(iteration)]
+        if figure == AREA_GAIN:
+            of_seeds = [difference(column, groups=p.groups, note=note) for column in columns]
+        else:
+            of_seeds = [_share(column, p.groups, count, note) for column, count in zip(columns, counts, strict=True)]
         rows += [{**labels, "seed": seed, **e.row()} for seed, e in zip(names, of_seeds, strict=True)]
         if len(names) > 1:
-            mean = crossed_mean(columns, p.groups, bounds=bounds, note=note)
+            if figure == AREA_GAIN:
+                mean = difference(columns, groups=p.groups, note=note)
+            else:
+                # The mean over seeds is taken per problem. It is computed from the completions of all seeds.
+                own = _share(columns.mean(axis=0), p.groups, counts.sum(), note)
+                mean = mean_over_seeds(own, of_seeds, p.groups) or own
             known = [e.estimate for e in of_seeds if e.estimate is not None]
             spread = {"seed_min": min(known), "seed_max": max(known)} if known else {}
             rows.append({**labels, "seed": MEAN, "num_seeds": len(names), **spread, **mean.row()})
@@ -151,11 +159,8 @@ def _figures(values: FloatArray, iterations: Sequence[int]) -> list[tuple[str, i
     return found
 
 
-def _of_one_seed(values: FloatArray, figure: str, groups: IntArray | None, samples: float, note: str) -> Estimate:
-    if figure != AREA_GAIN:
-        return share(values, groups=groups, samples_per_unit=samples, note=note)
-    draws = resampled_means(values[:, None], groups)[:, 0]
-    return from_draws(float(values.mean()), draws, num_problems=len(values), groups=groups, note=note)
+def _share(values: FloatArray, groups: IntArray | None, samples: float, note: str) -> Estimate:
+    return share(values, groups=groups, samples_per_unit=samples, note=note)
 
 
 def learning_report(

@@ -21,9 +21,9 @@ from analysis.counts.counts import Panel, iterations_of, panel
 from analysis.counts.load import RunData
 from analysis.metrics.pairs import check_one_configuration, check_same_problems, evaluation_of, pairs_of
 from analysis.metrics.passk import TEAM
-from analysis.stats.crossed import mean_variance
 from analysis.stats.estimators import FloatArray, IntArray, team_pass_at_k
 from analysis.stats.power import Parts, planned_sampling_variance
+from analysis.stats.uncertainty import variances
 from analysis.stats.variance import sampling_variance
 from core_hpc.common.errors import InputError
 from core_hpc.store.schema import COLD, RESCUE
@@ -77,13 +77,13 @@ class _Crossed(NamedTuple):
 
 def _crossed(values: FloatArray, groups: IntArray | None) -> _Crossed:
     num_seeds, num_problems = values.shape
-    mean = mean_variance(values, groups)
+    mean = variances(values, groups)
     if num_seeds == 1:
         return _Crossed(num_problems * mean.problems, None, 0.0)
     return _Crossed(
-        num_problems * max(mean.problems - mean.both, 0.0),
-        num_seeds * max(mean.seeds - mean.both, 0.0),
-        num_seeds * num_problems * mean.both,
+        num_problems * max(mean.problems - mean.rest, 0.0),
+        num_seeds * max(mean.seeds - mean.rest, 0.0),
+        num_seeds * num_problems * mean.rest,
     )
 
 

@@ -32,8 +32,7 @@ PLAN_TABLE = pl.Schema(
         "covers": pl.String(),  # what the conclusion holds for: OTHER_SEEDS or THESE_RUNS
         "completions": pl.Int64(),  # sampled in both arms, for training and evaluation
         "standard_error": pl.Float64(),
-        "df": pl.Float64(),
-        "detectable": pl.Float64(),  # smallest effect with the wanted power; a fraction
+        "detectable": pl.Float64(),  # smallest effect with the wanted power, a fraction; 1 if there is no smaller one
         "effect": pl.Float64(),  # the wanted effect; a fraction
         "power": pl.Float64(),  # for the wanted effect
         "share_problem": pl.Float64(),  # shares of the variance; null: the part is not covered
@@ -106,10 +105,9 @@ def plan_table(pilot: Pilot, designs: Sequence[Design], wanted: Wanted) -> pl.Da
                 "covers": OTHER_SEEDS if covers_seeds else THESE_RUNS,
                 "completions": completions_of(pilot, design),
                 "standard_error": found.standard_error,
-                "df": found.df,
                 "detectable": found.detectable,
                 "effect": wanted.effect,
-                "power": power_for(found, wanted.effect, alpha=wanted.alpha),
+                "power": power_for(pilot.parts, design, wanted.effect, alpha=wanted.alpha),
                 **shares,
                 **({} if covers_seeds else {"share_seed": None}),
                 "cheapest": False,

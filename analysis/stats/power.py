@@ -2,33 +2,42 @@
 
 The input is the parts of the variance of a difference between two arms (`Parts`) and a design: how
 many problems, completions per problem and seeds. The output is the standard error of the
-difference, its degrees of freedom, the smallest effect that the design detects, and the power for a
-given effect. `metrics/pilot.py` estimates the parts from runs or rates.
+difference, the smallest effect that the design detects, and the power for a given effect.
+`metrics/pilot.py` estimates the parts from runs or rates.
 
 The model: with P problems, n completions per problem and model, and S seeds per arm, the mean
 difference has the variance
 
     problem / P + seed / S + (interaction + sampling(n)) / (S P).
 
-The first three parts are those of two crossed samples (`stats/crossed.py`). The formula of the last
-one is in `planned_sampling_variance`. This is the power analysis of Miller 2024 (arXiv 2411.00640, section
-5), with seeds added.
+The formula of the last part is in `planned_sampling_variance`. This is the power analysis of Miller
+2024 (arXiv 2411.00640, section 5), with seeds added.
+
+The power is that of the p value in the tables of comparisons (`stats/uncertainty.py`): the chance
+that its interval lies above 0. The half-width of this interval depends on two estimates, the
+variance over problems and the variance between seeds. Under the model, with normal parts, they are
+independent of the mean difference and of each other, and follow chi-squared distributions. So the
+power is the mean, over both distributions, of a normal probability. It is integrated numerically,
+with the same functions that compute the interval.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cache
 from math import comb
 from typing import NamedTuple
 
 import numpy as np
 
-from analysis.stats.crossed import satterthwaite
 from analysis.stats.estimators import FloatArray, IntArray, fail_at_k
-from analysis.stats.student import detectable_shift, power_of
+from analysis.stats.student import t_quantile
+from analysis.stats.uncertainty import errors_over_problems, half_width, problems_alone
 
 ALPHA, POWER = 0.05, 0.8
+_NODES_OF_PROBLEMS, _NODES_OF_SEEDS = 5, 32  # the error of the power is below 0.001
+_TOLERANCE = 1e-3  # relative error of the smallest detectable effect
 
 
 class Design(NamedTuple):
@@ -68,12 +77,11 @@ class Resolution:
     """What a design can find."""
 
     standard_error: float
-    df: float
-    detectable: float  # smallest effect with the wanted power
+    detectable: float  # smallest effect with the wanted power; 1 if there is no smaller one
 
 
 def resolution(parts: Parts, design: Design, *, alpha: float = ALPHA, power: float = POWER) -> Resolution:
-    """Standard error, degrees of freedom and smallest detectable effect of a design.
+    """Standard error and smallest detectable effect of a design.
 
     Args:
         parts: parts of the variance.
@@ -81,21 +89,66 @@ def resolution(parts: Parts, design: Design, *, alpha: float = ALPHA, power: flo
         alpha: level of the two-sided test.
         power: chance to find the effect.
     """
-    shares = parts.shares(design)
-    total = max(sum(shares.values()), 1e-18)
-    if not parts.covers_seeds(design):
-        df = design.problems - 1.0
+    error = _standard_error(parts, design)
+    low, high = 0.0, 4 * error
+    while high < 1 and power_for(parts, design, high, alpha=alpha) < power:
+        low, high = high, 2 * high
+    high = min(high, 1.0)
+    while high - low > _TOLERANCE * high:
+        middle = (low + high) / 2
+        low, high = (middle, high) if power_for(parts, design, middle, alpha=alpha) < power else (low, middle)
+    return Resolution(error, high)
+
+
+def power_for(parts: Parts, design: Design, effect: float, *, alpha: float = ALPHA) -> float:
+    """Chance that a design finds an effect of this size, in the right direction.
+
+    Args:
+        parts: parts of the variance.
+        design: the design, with at least two problems.
+        effect: the true difference; its sign does not matter.
+        alpha: level of the two-sided test.
+    """
+    from scipy.special import ndtr
+
+    shares, df = parts.shares(design), design.problems - 1
+    rest = shares["sampling"] + shares["interaction"]
+    over_problems = max(shares["problem"] + rest, 1e-18)
+    # Estimates of the variance over problems (I, 1) and of the variance between seeds (1, J), with their weights.
+    x, weights = _chi_squared(df, _NODES_OF_PROBLEMS)
+    squares = over_problems * x[:, None] * df * design.problems
+    extreme = max(_extreme(over_problems * design.problems, design.problems), abs(effect))
+    error, _ = errors_over_problems(abs(effect), squares, extreme, design.problems)
+    if parts.covers_seeds(design):
+        y, of_seeds = _chi_squared(design.seeds - 1, _NODES_OF_SEEDS)
+        between = (shares["seed"] + rest) * y[None, :]
+        problems = problems_alone(error, rest, df)
+        half = half_width(problems, between, df=df, num_seeds=design.seeds, level=1 - alpha)
+        joint = weights[:, None] * of_seeds[None, :]
     else:
-        both = shares["sampling"] + shares["interaction"]
-        of_problems = (shares["problem"] + both) ** 2 / (design.problems - 1)
-        df = satterthwaite(total, of_problems, shares["seed"] + both, both, design.problems, design.seeds)
-    error = float(np.sqrt(total))
-    return Resolution(error, df, error * float(detectable_shift(np.array(df), alpha, power)))
+        half, joint = t_quantile(1 - alpha / 2, df) * error, weights[:, None]
+    return float((joint * ndtr((abs(effect) - half) / _standard_error(parts, design))).sum())
 
 
-def power_for(found: Resolution, effect: float, *, alpha: float = ALPHA) -> float:
-    """Chance that a design finds an effect of this size, in the right direction."""
-    return power_of(abs(effect) / found.standard_error, round(found.df, 6), alpha)
+def _standard_error(parts: Parts, design: Design) -> float:
+    return float(np.sqrt(max(sum(parts.shares(design).values()), 1e-18)))
+
+
+def _extreme(variance: float, num_problems: int) -> float:
+    """Largest difference of a problem, in the median, if they are normal with this variance; at most 1."""
+    from scipy.special import ndtri
+
+    return float(min(1.0, np.sqrt(variance) * ndtri((1 + 0.5 ** (1 / num_problems)) / 2)))
+
+
+@cache
+def _chi_squared(df: int, num_nodes: int) -> tuple[FloatArray, FloatArray]:
+    """Values of a chi-squared variable divided by its degrees of freedom, and their weights, for integrals."""
+    from scipy.special import chdtri
+
+    nodes, weights = np.polynomial.legendre.leggauss(num_nodes)
+    values: FloatArray = chdtri(df, (1 - nodes) / 2) / df
+    return values, weights / 2
 
 
 def planned_sampling_variance(n: IntArray, c: IntArray, k: int, num_samples: int) -> FloatArray:

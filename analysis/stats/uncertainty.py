@@ -1,9 +1,10 @@
-"""How uncertain a difference is: over problems, and over problems and seeds.
+"""How uncertain a figure is: over problems, and over problems and seeds.
 
 The input is one value per problem (and seed), or an interval that is known already. The output is
 an `Uncertainty`, from which intervals of any level and p values follow, so that both always agree.
-This module does not know which measure the values are of. Decisions from p values are in
-`stats/decisions.py`, the parts of the variance in `stats/variance.py`.
+All tables with a mean or a difference over seeds use this module, and `stats/power.py` computes the
+power of its p value. This module does not know which measure the values are of. Decisions from p
+values are in `stats/decisions.py`, the parts of the variance in `stats/variance.py`.
 
 Over problems, the interval is that of Student's t over the problems (or source groups) and two
 pseudo-problems: one on which B is better, one on which A is better, both by as much as on the most
@@ -16,7 +17,9 @@ value per seed and problem, the variance of the mean has three parts, estimated 
 problems, seeds, and the rest (samples, and seeds that help on different problems). With few seeds,
 Satterthwaite's degrees of freedom give too narrow an interval, and adding the squared half-widths
 of both parts gives too wide a one (Cochran 1964). The mean of the two squared half-widths covers
-(tests/benchmarks/seed_coverage.py).
+(tests/benchmarks/seed_coverage.py). A weight of 1/2 is about the smallest one of the wide interval
+with which the coverage is at least 94 %, for any number of seeds and any share of the seeds in the
+variance (tests/unit/analysis/test_uncertainty.py).
 """
 
 from __future__ import annotations
@@ -29,7 +32,7 @@ import numpy as np
 
 from analysis.stats.estimators import FloatArray, IntArray
 from analysis.stats.intervals import CONFIDENCE, Estimate, few, join_notes, summed_by_group, undefined
-from analysis.stats.student import t_quantile
+from analysis.stats.student import t_quantile, t_quantiles
 
 SMALLEST_P = 1e-6
 """Smaller p values are given as this one: no approximation is good so far out."""
@@ -56,31 +59,16 @@ class Uncertainty:
         """The same difference for these seeds, that is over problems only."""
         return replace(self, num_seeds=1, rest=0.0, seeds=0.0)
 
-    def problems(self, error: float) -> float:
-        """Variance of the estimate by problems alone, for a standard error over problems.
-
-        It is at least the standard error of its own estimate, so that no interval has a width of 0.
-        """
-        return max(error**2 - self.rest, error**2 * math.sqrt(2 / self.df))
-
     def interval(self, level: float = CONFIDENCE) -> tuple[float, float]:
         """The interval over problems, and over seeds too if there are several. It lies within -1 and 1."""
         low, high = self.estimate - self._half(self.below, level), self.estimate + self._half(self.above, level)
         return max(-1.0, low), min(1.0, high)
 
     def _half(self, error: float, level: float) -> float:
-        tail = (1 + level) / 2
-        over_problems = t_quantile(tail, self.df) ** 2
         if self.num_seeds == 1:
-            return error * math.sqrt(over_problems)
-        problems = self.problems(error)
-        if problems + self.seeds == 0:  # the bound of a share that is 0 or 1 in every seed
-            return 0.0
-        own_df = self.num_seeds - 1
-        joint_df = (problems + self.seeds) ** 2 / (problems**2 / self.df + self.seeds**2 / own_df)
-        narrow = t_quantile(tail, joint_df) ** 2 * (problems + self.seeds)
-        wide = over_problems * problems + t_quantile(tail, own_df) ** 2 * self.seeds
-        return math.sqrt((narrow + wide) / 2)
+            return error * t_quantile((1 + level) / 2, self.df)
+        problems = problems_alone(np.array(error), self.rest, self.df)
+        return float(half_width(problems, np.array(self.seeds), df=self.df, num_seeds=self.num_seeds, level=level))
 
     def p_value(self, null: float = 0.0) -> float:
         """Two-sided p value: 1 - the level of the widest interval that does not contain `null`."""
@@ -105,6 +93,66 @@ class Uncertainty:
         It is the larger one of two one-sided tests (Schuirmann 1987).
         """
         return max(1 - self.chance_above(-margin), self.chance_above(margin))
+
+
+def problems_alone(error: FloatArray, rest: float, df: float) -> FloatArray:
+    """Variance of an estimate by problems alone, for a standard error over problems.
+
+    It is at least the standard error of its own estimate, so that no interval has a width of 0.
+
+    Args:
+        error: standard errors over problems, which contain `rest`; any shape.
+        rest: variance of the estimate by samples and by seeds that help on different problems.
+        df: degrees of freedom over problems.
+    """
+    square = np.square(error)
+    alone: FloatArray = np.maximum(square - rest, square * math.sqrt(2 / df))
+    return alone
+
+
+def half_width(problems: FloatArray, seeds: FloatArray, *, df: float, num_seeds: int, level: float) -> FloatArray:
+    """Half-width of the interval over problems and seeds: the one rule of all tables and plans.
+
+    Its square is the mean of two. The narrow one is that of Satterthwaite (1946, doi
+    10.2307/3002019), the wide one is the sum of the squared half-widths of both parts.
+
+    Args:
+        problems: estimated variance by problems alone; any shape.
+        seeds: estimated variance between seeds; the same shape.
+        df: degrees of freedom over problems.
+        num_seeds: number of seeds, at least 2.
+        level: level of the interval.
+
+    >>> half_width(np.array([0.0, 1.0]), np.array([1.0, 0.0]), df=1e9, num_seeds=5, level=0.95).round(3).tolist()
+    [2.776, 1.96]
+    """
+    tail, own_df, total = (1 + level) / 2, num_seeds - 1, problems + seeds
+    # Where both parts are 0, as for the bound of a share that is 0 or 1 in every seed, any df gives 0.
+    spread = np.where(total > 0, problems**2 / df + seeds**2 / own_df, 1.0)
+    joint_df = np.maximum(total**2 / spread, min(df, own_df))
+    narrow = t_quantiles(tail, joint_df) ** 2 * total
+    wide = t_quantile(tail, df) ** 2 * problems + t_quantile(tail, own_df) ** 2 * seeds
+    half: FloatArray = np.sqrt((narrow + wide) / 2)
+    return half
+
+
+def errors_over_problems(
+    estimate: float, squares: FloatArray, extreme: float, num_units: int
+) -> tuple[FloatArray, FloatArray]:
+    """Standard errors below and above a mean difference over problems, with two pseudo-problems.
+
+    Args:
+        estimate: mean difference.
+        squares: sum of the squared deviations of the units from the mean; any shape.
+        extreme: difference of a pseudo-problem; that of the other one is -extreme.
+        num_units: number of problems, or of source groups.
+    """
+    whole = num_units + 2
+    centre = estimate * num_units / whole
+    squares = squares + 2 * extreme**2 + estimate**2 * 2 * num_units / whole
+    quantile = t_quantile((1 + CONFIDENCE) / 2, max(1, num_units - 1))
+    half = quantile * np.sqrt(squares) / whole
+    return np.maximum(0, estimate - centre + half) / quantile, np.maximum(0, centre + half - estimate) / quantile
 
 
 def _smallest_outside(contains: Callable[[float], bool]) -> float:
@@ -147,13 +195,9 @@ def of_differences(values: FloatArray, groups: IntArray | None = None) -> Uncert
     sums, sizes = grouped(own[:, None], groups)
     estimate, num_units, extreme = float(own.mean()), len(sizes), largest_difference(own, groups)
     # Problems of a group count together, in units of the mean size of a group.
-    units = estimate + (sums[:, 0] - estimate * sizes) / sizes.mean()
-    with_pseudo = np.concatenate([units, [-extreme, extreme]])
-    df = max(1, num_units - 1)
-    half = t_quantile((1 + CONFIDENCE) / 2, df) * float(with_pseudo.std()) / math.sqrt(num_units + 2)
-    centre = float(with_pseudo.mean())
-    low, high = min(estimate, centre - half), max(estimate, centre + half)
-    known = of_interval(estimate, low, high, num_units=num_units)
+    deviations = (sums[:, 0] - estimate * sizes) / sizes.mean()
+    below, above = errors_over_problems(estimate, np.square(deviations).sum(), extreme, num_units)
+    known = Uncertainty(estimate=estimate, below=float(below), above=float(above), df=max(1, num_units - 1))
     return known if len(values) == 1 else over_seeds(known, values, groups)
 
 
@@ -236,8 +280,10 @@ def over_seeds(known: Uncertainty, values: FloatArray, groups: IntArray | None =
     return replace(known, num_seeds=len(values), rest=found.rest, seeds=found.seeds)
 
 
-def mean_over_seeds(mean: Estimate, of_seeds: Sequence[Estimate]) -> Uncertainty | None:
-    """The uncertainty of a mean over seeds of a figure whose intervals over problems are known.
+def mean_over_seeds(
+    mean: Estimate, of_seeds: Sequence[Estimate], groups: IntArray | None = None, *, lowest: float = 0.0
+) -> Estimate | None:
+    """A mean over seeds of a figure whose intervals over problems are known.
 
     The rest follows from the intervals: with V_s and V for the squared standard errors of the seeds
     and of their mean, it is (mean of V_s - V) / (S - 1). For means over problems this is the rest
@@ -246,11 +292,13 @@ def mean_over_seeds(mean: Estimate, of_seeds: Sequence[Estimate]) -> Uncertainty
     Args:
         mean: the mean of the figures of the seeds, with its interval over problems.
         of_seeds: the figure of each seed with its interval over problems.
+        groups: (P,) codes of source groups; default: every problem is one.
+        lowest: smallest possible value; the largest is 1.
 
     Returns:
-        The uncertainty over problems and seeds; None if there is one seed, or no interval.
+        The mean with its interval over problems and seeds; None if there is one seed, or no interval.
     """
-    found = [_of_estimate(e) for e in (mean, *of_seeds)]
+    found = [_of_estimate(e, groups) for e in (mean, *of_seeds)]
     known = [u for u in found if u is not None]
     if len(of_seeds) < 2 or len(known) < len(found):
         return None
@@ -258,13 +306,15 @@ def mean_over_seeds(mean: Estimate, of_seeds: Sequence[Estimate]) -> Uncertainty
     squares = [((u.below + u.above) / 2) ** 2 for u in (own, *seeds)]
     rest = (sum(squares[1:]) / len(seeds) - squares[0]) / (len(seeds) - 1)
     between = float(np.var([u.estimate for u in seeds], ddof=1)) / len(seeds)
-    return replace(own, num_seeds=len(seeds), rest=max(0.0, rest), seeds=between)
+    low, high = replace(own, num_seeds=len(seeds), rest=max(0.0, rest), seeds=between).interval()
+    return replace(mean, low=max(lowest, low), high=high)
 
 
-def _of_estimate(e: Estimate) -> Uncertainty | None:
+def _of_estimate(e: Estimate, groups: IntArray | None) -> Uncertainty | None:
     if e.estimate is None or e.low is None or e.high is None:
         return None
-    return of_interval(e.estimate, e.low, e.high, num_units=e.num_problems)
+    num_units = e.num_problems if groups is None else len(np.unique(groups))
+    return of_interval(e.estimate, e.low, e.high, num_units=num_units)
 
 
 def grouped(columns: FloatArray, groups: IntArray | None) -> tuple[FloatArray, FloatArray]:
@@ -282,13 +332,17 @@ def estimate_of(known: Uncertainty, *, num_problems: int, groups: IntArray | Non
 
 
 def difference(values: FloatArray, *, groups: IntArray | None = None, note: str = "") -> Estimate:
-    """A mean difference of one pair of runs with its interval.
+    """A mean difference with its interval.
 
     Args:
-        values: (P,) differences per problem. A NaN makes the mean undefined.
+        values: (P,) differences per problem of one pair of runs, or (S, P) of several seeds, which
+            give an interval over problems and seeds. A NaN makes the mean undefined.
         groups: (P,) codes of source groups.
         note: note of the estimate.
     """
+    num_problems = values.shape[-1]
     if np.isnan(values).any():
-        return undefined(len(values), note)
-    return estimate_of(of_differences(values[None], groups), num_problems=len(values), groups=groups, note=note)
+        return undefined(num_problems, note)
+    return estimate_of(
+        of_differences(np.atleast_2d(values), groups), num_problems=num_problems, groups=groups, note=note
+    )

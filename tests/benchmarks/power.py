@@ -5,12 +5,12 @@
 A simulated comparison has two arms, S training seeds per arm, P problems and n completions per
 problem. The probability that a completion is correct is a sum: the problem, an effect of the arm
 that differs between problems, the seed of the arm, and the seed on this problem. All parts of the
-variance are therefore known in closed form. A comparison finds a difference if the 95 % interval of
-`stats/crossed.py` does not contain 0.
+variance are therefore known in closed form. A comparison finds a difference if the 95 % interval that
+`python -m analysis compare` reports (`stats/uncertainty.py`) does not contain 0, that is, if p < 0.05.
 
 For each design the benchmark compares the share of comparisons that find the smallest detectable
 effect with the wanted 80 %, and the share that find an effect of 0 with 5 %. The second figure is
-also one minus the coverage of the interval.
+also one minus the coverage of the reported interval.
 """
 
 from __future__ import annotations
@@ -22,10 +22,9 @@ from typing import Any
 
 import numpy as np
 
-from analysis.stats.crossed import mean_variance
 from analysis.stats.estimators import FloatArray, IntArray
 from analysis.stats.power import ALPHA, POWER, Design, Parts, resolution
-from analysis.stats.student import t_quantile
+from analysis.stats.uncertainty import of_differences
 from tests.benchmarks.measure import measured, print_table, report
 
 DESIGNS = [
@@ -80,10 +79,8 @@ def _uniform(rng: np.random.Generator, deviation: float, shape: Any) -> FloatArr
 
 def found(correct: IntArray, samples: int) -> tuple[bool, bool]:
     """Whether B minus A is found to be above 0, and below 0."""
-    values = (correct[1] - correct[0]) / samples
-    variance = mean_variance(values)
-    bound = t_quantile(1 - ALPHA / 2, round(variance.df, 1)) * np.sqrt(variance.total)
-    return bool(values.mean() > bound), bool(values.mean() < -bound)
+    low, high = of_differences((correct[1] - correct[0]) / samples).interval(1 - ALPHA)
+    return low > 0, high < 0
 
 
 def compared(
@@ -104,7 +101,6 @@ def compared(
         shares[name] = hits[:, 0].mean() if name == "power" else hits.sum(axis=1).mean()
     return {
         "detectable_points": round(100 * promised.detectable, 2),
-        "df": round(promised.df, 1),
         "power_percent": round(100 * shares["power"], 1),
         "false_percent": round(100 * shares["false"], 1),
     }
@@ -128,7 +124,7 @@ def main() -> None:
     report(options.out, {**settings, "cost": cost.figures(), "figures": figures})
     title = f"{options.studies} studies; promised power {POWER:.0%}, false findings {ALPHA:.0%}"
     lines = {
-        name: f"detects {f['detectable_points']:5.2f} points (df {f['df']:6.1f})   power {f['power_percent']:5.1f} %   "
+        name: f"detects {f['detectable_points']:5.2f} points   power {f['power_percent']:5.1f} %   "
         f"false {f['false_percent']:4.1f} %"
         for name, f in figures.items()
     }

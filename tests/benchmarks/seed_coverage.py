@@ -9,7 +9,8 @@ the run (its seed), plus an effect of the run on this problem. The true differen
 all problems and all seeds. A world fixes the sizes of these effects; in one of them seeds have no
 effect at all.
 
-The method of `analysis/stats/uncertainty.py` is compared with those that were not chosen.
+The method of `analysis/stats/uncertainty.py` is compared with those that were not chosen. The same
+method for the mean level of A (tables `arms`, `rank` and `learning`) is measured in the same studies.
 """
 
 from __future__ import annotations
@@ -23,15 +24,15 @@ from typing import Any
 import numpy as np
 
 from analysis.stats.estimators import FloatArray, pass_at_k
-from analysis.stats.intervals import CONFIDENCE
+from analysis.stats.intervals import CONFIDENCE, share
 from analysis.stats.student import t_quantile
-from analysis.stats.uncertainty import Uncertainty, of_differences
+from analysis.stats.uncertainty import Uncertainty, mean_over_seeds, of_differences, problems_alone
 from tests.benchmarks.measure import measured, print_table, report
 
 SEEDS, PROBLEMS, SAMPLES = (2, 3, 5, 10), (100, 200, 1000), 8
 LOWEST_PERCENT, HIGHEST_PERCENT = 93.0, 97.0
 BOOTSTRAP_DRAWS, BOOTSTRAP_STUDIES = 400, 200
-CHOSEN = "chosen"
+CHOSEN, LEVEL = "chosen", "level of A"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,20 +65,22 @@ def _chances(rng: np.random.Generator, world: World, num_seeds: int, num_problem
     return 1 / (1 + np.exp(-odds))
 
 
-def truth(rng: np.random.Generator, world: World, k: int, size: int) -> float:
-    """The true difference of Pass@k: the mean over `size` problems, each with a run of its own."""
+def truth(rng: np.random.Generator, world: World, k: int, size: int) -> tuple[float, float]:
+    """The true difference and level of A of Pass@k: means over `size` problems, each with a run of its own."""
     difficulty = rng.normal(0, world.difficulty, size)
     effect = rng.normal(world.effect, world.effect_sd, size)
     spread = float(np.hypot(world.seed_sd, world.interaction_sd))
     a, b = (1 / (1 + np.exp(-(difficulty + own + rng.normal(0, spread, size)))) for own in (0.0, effect))
-    return float(((1 - a) ** k - (1 - b) ** k).mean())
+    return float(((1 - a) ** k - (1 - b) ** k).mean()), float((1 - (1 - a) ** k).mean())
 
 
-def study(rng: np.random.Generator, world: World, k: int, num_seeds: int, num_problems: int) -> FloatArray:
-    """The differences (S, P) of one study."""
+def study(
+    rng: np.random.Generator, world: World, k: int, num_seeds: int, num_problems: int
+) -> tuple[FloatArray, FloatArray]:
+    """The Pass@k (S, P) of A and of B in one study."""
     chances = _chances(rng, world, num_seeds, num_problems)
     a, b = (pass_at_k(np.full(c.shape, SAMPLES), c, k) for c in rng.binomial(SAMPLES, chances))
-    return b - a
+    return a, b
 
 
 # --- methods -------------------------------------------------------------------------------------
@@ -90,14 +93,18 @@ def _around(u: Uncertainty, half: float) -> Interval:
     return u.estimate - half, u.estimate + half
 
 
+def _problems(u: Uncertainty) -> float:
+    return float(problems_alone(np.array((u.below + u.above) / 2), u.rest, u.df))
+
+
 def _satterthwaite(u: Uncertainty, values: FloatArray) -> Interval:
-    problems, own = u.problems((u.below + u.above) / 2), len(values) - 1
+    problems, own = _problems(u), len(values) - 1
     df = (problems + u.seeds) ** 2 / (problems**2 / u.df + u.seeds**2 / own)
     return _around(u, t_quantile(TAIL, df) * float(np.sqrt(problems + u.seeds)))
 
 
 def _sum_of_squares(u: Uncertainty, values: FloatArray) -> Interval:
-    problems = u.problems((u.below + u.above) / 2)
+    problems = _problems(u)
     square = t_quantile(TAIL, u.df) ** 2 * problems + t_quantile(TAIL, len(values) - 1) ** 2 * u.seeds
     return _around(u, float(np.sqrt(square)))
 
@@ -125,6 +132,16 @@ METHODS: dict[str, Callable[[Uncertainty, FloatArray], Interval]] = {
 }
 
 
+def level_interval(values: FloatArray) -> Interval:
+    """The interval of the mean level of (S, P) Pass@k over problems and seeds."""
+    of_seeds = [share(own, samples_per_unit=SAMPLES) for own in values]
+    whole = mean_over_seeds(share(values.mean(axis=0), samples_per_unit=SAMPLES * len(values)), of_seeds)
+    assert whole is not None
+    assert whole.low is not None
+    assert whole.high is not None
+    return whole.low, whole.high
+
+
 def coverage(
     world: World,
     *,
@@ -136,15 +153,22 @@ def coverage(
     methods: tuple[str, ...] = (CHOSEN,),
     population: int = 1_000_000,
 ) -> dict[str, float]:
-    """Percentage of simulated studies in which the interval of each method contains the truth."""
+    """Percentage of simulated studies in which the interval of each method contains the true difference.
+
+    LEVEL is a further name in `methods`: the interval of the mean level of A.
+    """
     rng = np.random.default_rng([seed, num_seeds, num_problems, k])
-    true = truth(rng, world, k, population)
+    true, true_level = truth(rng, world, k, population)
     found: dict[str, list[bool]] = {name: [] for name in methods}
     for i in range(num_studies):
-        values = study(rng, world, k, num_seeds, num_problems)
+        a, b = study(rng, world, k, num_seeds, num_problems)
+        values = b - a
         known = of_differences(values)
         for name in methods:
-            if name != "two-way bootstrap" or i < BOOTSTRAP_STUDIES:
+            if name == LEVEL:
+                low, high = level_interval(a)
+                found[name].append(low <= true_level <= high)
+            elif name != "two-way bootstrap" or i < BOOTSTRAP_STUDIES:
                 low, high = METHODS[name](known, values)
                 found[name].append(low <= true <= high)
     return {name: round(100 * float(np.mean(hits)), 1) for name, hits in found.items()}
@@ -170,7 +194,7 @@ def main() -> None:
                         num_studies=options.studies,
                         seed=options.seed,
                         k=options.k,
-                        methods=tuple(METHODS),
+                        methods=(*METHODS, LEVEL),
                     )
     error = 100 * np.sqrt(0.05 * 0.95 / options.studies)
     settings = {"studies": options.studies, "samples": SAMPLES, "k": options.k, "seed": options.seed}
@@ -178,7 +202,7 @@ def main() -> None:
     report(options.out, {**settings, **target, "cost": cost.figures(), "figures": figures})
     title = f"coverage of 95 % intervals in {options.studies} studies, in percent; standard error {error:.1f}"
     print_table(title, {name: _line(figure) for name, figure in figures.items()})
-    for method in METHODS:
+    for method in (*METHODS, LEVEL):
         shares = [figure[method] for figure in figures.values()]
         print(f"{method}: {min(shares)} to {max(shares)} %")
 

@@ -1,4 +1,4 @@
-"""Learning curves against areas in plain Python, and their intervals against simulated runs."""
+"""Learning curves against areas in plain Python, and their intervals against the tables of arms and comparisons."""
 
 from __future__ import annotations
 
@@ -11,8 +11,10 @@ import pytest
 
 from analysis.__main__ import main
 from analysis.counts.load import RunData
+from analysis.metrics.arms import arms_of, arms_table
+from analysis.metrics.compare import compare
 from analysis.metrics.learning import learning_report, learning_table
-from analysis.stats.crossed import crossed_mean, mean_variance
+from analysis.stats.uncertainty import variances
 from core_hpc.common.errors import InputError
 from tests.support.analysis_data import config, counts_frame, pick
 from tests.support.report_data import full_run
@@ -114,19 +116,33 @@ def test_two_folders_with_the_same_name_are_two_configurations(
 # --- the interval over seeds and problems --------------------------------------------------------
 
 
-def test_parts_of_the_variance_are_those_of_the_analysis_of_variance() -> None:
-    values = np.random.default_rng(4).normal(size=(4, 25))
-    of_seeds = 25 * values.mean(axis=1).var(ddof=1)  # mean squares
-    of_problems = 4 * values.mean(axis=0).var(ddof=1)
-    rest = values - values.mean(axis=0) - values.mean(axis=1, keepdims=True) + values.mean()
-    of_both = (rest**2).sum() / (3 * 24)
-    found = mean_variance(values)
-    assert (found.problems, found.seeds, found.both) == (
-        pytest.approx(of_problems / 100),
-        pytest.approx(of_seeds / 100),
-        pytest.approx(of_both / 100),
-    )
-    assert mean_variance(values[:1]).problems == pytest.approx(values[0].var(ddof=1) / 25)
+@pytest.mark.parametrize("copies", [1, 2])
+@pytest.mark.parametrize("num_seeds", [2, 3])
+def test_the_last_level_is_that_of_the_arm(num_seeds: int, copies: int) -> None:
+    """Also with source groups: the same figure has the same interval in both tables."""
+    rng = np.random.default_rng(num_seeds)
+    runs = [run(s, {i: rng.binomial(4, 0.3 + 0.1 * s, (2, 60)) for i in (0, 3)}) for s in range(num_seeds)]
+    runs = [RunData(r.path, r.config, r.models, grouped(r.counts, copies), r.answers) for r in runs]
+    learned = learning_table(runs, ks=[1, 2]).filter(figure="level", iteration=3).drop("arm", "figure", "iteration")
+    columns = learned.columns
+    of_arm = arms_table(arms_of({"arm": runs}), ks=[1, 2]).filter(pl.col("k").is_not_null(), arm="arm")
+    of_arm = of_arm.filter(pl.col("measure") != "phi").select(columns)
+    assert learned.filter(seed="mean").height == 2 * 5
+    keys = ["seed", "measure", "model", "k"]
+    seeds = pl.col("seed") == "mean"
+    for rows in (seeds, ~seeds):
+        one, other = (frame.filter(rows).sort(keys).drop("seed_min", "seed_max") for frame in (learned, of_arm))
+        assert one.equals(other)
+
+
+def test_the_gain_of_two_evaluations_is_half_the_difference_of_the_comparison() -> None:
+    """With two evaluations, the area above the untrained models is half of the last change."""
+    rng = np.random.default_rng(8)
+    runs = [run(s, {0: rng.binomial(4, 0.4, (2, 120)), 3: rng.binomial(4, 0.5 + 0.05 * s, (2, 120))}) for s in range(3)]
+    gain = pick(learning_table(runs, ks=[1]), seed="mean", measure="pass", model="ada", figure="area_gain")
+    change = pick(compare(runs, runs, ks=[1], iterations=(0, 3)), seed="mean", measure="pass", model="ada")
+    for column in ("estimate", "low", "high"):
+        assert gain[column] == pytest.approx(change[column] / 2)
 
 
 def test_seeds_that_shift_all_problems_alike_have_no_part_in_common_with_problems() -> None:
@@ -134,10 +150,9 @@ def test_seeds_that_shift_all_problems_alike_have_no_part_in_common_with_problem
     rng = np.random.default_rng(7)
     groups = np.repeat(np.arange(8), [1, 1, 2, 3, 5, 8, 4, 1])
     values = rng.normal(size=25) + np.array([[-0.2], [0.1], [0.4]])
-    found = mean_variance(values, groups)
-    assert found.both == pytest.approx(0, abs=1e-12)
+    found = variances(values, groups)
+    assert found.rest == pytest.approx(0, abs=1e-12)
     assert found.seeds == pytest.approx(0.03)  # variance of the three shifts / 3
-    assert found.num_groups == 8
 
 
 def test_copies_in_one_source_group_change_no_interval() -> None:
@@ -147,26 +162,3 @@ def test_copies_in_one_source_group_change_no_interval() -> None:
     one, other = (learning_table(side, ks=[1]).filter(seed="mean") for side in (runs, copies))
     for column in ("estimate", "low", "high"):
         assert one[column].to_list() == pytest.approx(other[column].to_list(), abs=1e-12)
-
-
-@pytest.mark.parametrize("num_seeds", [1, 2, 3, 6])
-def test_the_interval_over_seeds_and_problems_covers(num_seeds: int) -> None:
-    """600 studies of 60 problems; the standard error of the coverage is 0.9 %."""
-    rng = np.random.default_rng(num_seeds)
-    covered = 0
-    for _ in range(600):
-        of_seed = rng.normal(0, 0.02 if num_seeds > 1 else 0, (num_seeds, 1))
-        values = rng.normal(0, 0.3, 60) + of_seed + rng.normal(0, 0.2, (num_seeds, 60))
-        found = crossed_mean(values)
-        assert found.low is not None
-        assert found.high is not None
-        covered += found.low <= 0 <= found.high
-    assert 0.92 <= covered / 600 <= 0.98
-
-
-def test_values_that_are_all_alike_have_no_interval() -> None:
-    found = crossed_mean(np.ones((2, 20)))
-    assert (found.estimate, found.low) == (1.0, None)
-    assert "all problems are alike" in found.note
-    assert crossed_mean(np.full((2, 20), np.nan)).estimate is None
-    assert crossed_mean(np.ones((2, 1))).low is None

@@ -1,4 +1,7 @@
-"""Power and plans against scipy, exact enumeration, and simulated comparisons and pilots."""
+"""Power and plans against scipy, exact enumeration, and simulated comparisons and pilots.
+
+The power is that of the reported test. `analysis/stats/power.py` integrates it; the tests draw it.
+"""
 
 from __future__ import annotations
 
@@ -16,7 +19,8 @@ from analysis.counts.load import RunData
 from analysis.metrics.pilot import pilot_of_rates, pilot_of_runs
 from analysis.metrics.plan import OTHER_SEEDS, THESE_RUNS, Wanted, completions_of, designs_of, plan_report, plan_table
 from analysis.stats.power import Design, Parts, cheapest, planned_sampling_variance, power_for, resolution
-from analysis.stats.student import detectable_shift, power_of, t_exceeds, t_quantile
+from analysis.stats.student import t_quantile, t_quantiles
+from analysis.stats.uncertainty import of_differences
 from core_hpc.common.errors import InputError
 from tests.benchmarks.power import World, compared
 from tests.support.analysis_data import config, counts_frame
@@ -25,23 +29,11 @@ from tests.support.report_data import full_run
 # --- Student's t ---------------------------------------------------------------------------------
 
 
-def exceeds_by_definition(bound: float, df: float, shift: float) -> float:
-    """The chance that Z + shift > bound W, as the mean over W = sqrt(chi-squared / df)."""
-    edges = np.linspace(0, 1 + 60 / np.sqrt(df), 400_001)
-    w = (edges[1:] + edges[:-1]) / 2
-    density = stats.chi2.pdf(df * w**2, df) * 2 * df * w
-    return float((density * stats.norm.cdf(shift - bound * w)).sum() * (edges[1] - edges[0]))
-
-
 @pytest.mark.parametrize("df", [1, 1.4, 2, 3.3, 9, 60.5, 1e4])
-def test_t_against_its_definition(df: float) -> None:
-    assert exceeds_by_definition(t_quantile(0.975, df), df, 0.0) == pytest.approx(0.025, abs=1e-5)
-    for shift in (0.0, 1.0, 2.8, 6.0):
-        assert t_exceeds(2.0, df, shift) == pytest.approx(exceeds_by_definition(2.0, df, shift), abs=1e-5)
-        exact = stats.nct.sf(stats.t.ppf(0.995, df), df, shift)
-        assert power_of(shift, df, 0.01) == pytest.approx(exact, abs=1e-5)
-    shift = float(detectable_shift(np.array(df), 0.05, 0.8))
-    assert stats.nct.sf(stats.t.ppf(0.975, df), df, shift) == pytest.approx(0.8, abs=1e-3)
+def test_t_against_scipy(df: float) -> None:
+    for share in (0.5, 0.9, 0.975, 0.9995):
+        assert t_quantile(share, df) == pytest.approx(stats.t.ppf(share, df), rel=1e-9, abs=1e-12)
+        assert t_quantiles(share, np.array([df, 5.0]))[0] == t_quantile(share, df)
 
 
 # --- sampling ------------------------------------------------------------------------------------
@@ -73,25 +65,72 @@ def test_sampling_variance_is_unbiased(k: int, num_samples: int) -> None:
 # --- power ---------------------------------------------------------------------------------------
 
 
-def test_without_seeds_it_is_the_power_of_a_paired_t_test() -> None:
+def test_without_seeds_it_is_nearly_the_power_of_a_paired_t_test() -> None:
+    """With many problems, the two pseudo-problems of the reported test have no weight."""
     parts = Parts(problem=0.09, seed=None, interaction=0.0, sampling=lambda n: 0.2 / n)
-    found = resolution(parts, Design(150, 4, 1))
-    error = np.sqrt((0.09 + 0.05) / 150)
+    design = Design(20_000, 4, 1)
+    found = resolution(parts, design)
+    error = np.sqrt((0.09 + 0.05) / 20_000)
     assert found.standard_error == pytest.approx(error)
-    exact = stats.nct.sf(stats.t.ppf(0.975, 149), 149, found.detectable / error)
-    assert exact == pytest.approx(0.8, abs=1e-3)
-    assert power_for(found, 0.05) == pytest.approx(stats.nct.sf(stats.t.ppf(0.975, 149), 149, 0.05 / error), abs=1e-4)
+    for effect in (0.0, 0.004, -0.008):
+        exact = stats.nct.sf(stats.t.ppf(0.975, 19_999), 19_999, abs(effect) / error)
+        assert power_for(parts, design, effect) == pytest.approx(exact, abs=2e-3)
     # Miller 2024, section 5: n = (z_a + z_b)^2 (omega^2 + sigma^2 / K) / delta^2.
     n = (1.959964 + 0.841621) ** 2 * (0.09 + 0.05) / found.detectable**2
-    assert n == pytest.approx(150, rel=0.02)
+    assert n == pytest.approx(20_000, rel=0.005)
 
 
-@pytest.mark.parametrize("design", [Design(100, 4, 1), Design(100, 4, 3), Design(60, 2, 6)])
+def drawn_power(parts: Parts, design: Design, effect: float, num_studies: int) -> float:
+    """Share of simulated comparisons with normal parts that have p < 0.05 and the right direction."""
+    rng = np.random.default_rng(design.seeds)
+    problems, samples, seeds = design
+    on_one = np.sqrt(parts.interaction + parts.sampling(samples))
+    found = 0
+    for _ in range(num_studies):
+        values = effect + rng.normal(0, np.sqrt(parts.problem), problems)
+        values = values + rng.normal(0, np.sqrt(parts.seed or 0.0), (seeds, 1))
+        known = of_differences(values + rng.normal(0, on_one, (seeds, problems)))
+        found += known.p_value() < 0.05 and known.estimate > 0
+    return found / num_studies
+
+
+@pytest.mark.parametrize("seeds", [1, 2, 3, 5, 10])
+def test_the_power_is_that_of_the_reported_test(seeds: int) -> None:
+    """600 comparisons with normal parts; the standard error of the power is 1.6 %."""
+    parts = Parts(problem=0.02, seed=2 * 0.01**2, interaction=0.01, sampling=lambda n: 0.3 / n)
+    design = Design(100, 8, seeds)
+    if seeds == 1:
+        parts = Parts(problem=0.02, seed=None, interaction=0.01, sampling=parts.sampling)
+    detectable = resolution(parts, design).detectable
+    assert power_for(parts, design, detectable) == pytest.approx(0.8, abs=2e-3)
+    assert drawn_power(parts, design, detectable, 600) == pytest.approx(0.8, abs=0.05)
+    other = power_for(parts, design, 0.03)
+    assert drawn_power(parts, design, 0.03, 600) == pytest.approx(other, abs=0.06)
+
+
+def test_where_seeds_are_all_the_variance_it_is_the_t_test_over_seeds() -> None:
+    parts = Parts(problem=0.0, seed=0.02**2, interaction=0.0, sampling=lambda n: 1e-9)
+    for seeds in (2, 3, 8):
+        design = Design(50_000, 4, seeds)
+        for effect in (0.02, 0.06):
+            shift = effect / np.sqrt(0.02**2 / seeds)
+            exact = stats.nct.sf(stats.t.ppf(0.975, seeds - 1), seeds - 1, shift)
+            assert power_for(parts, design, effect) == pytest.approx(exact, abs=2e-3)
+
+
+def test_an_effect_that_cannot_be_found_is_1() -> None:
+    """Two problems that both get better by 1 prove nothing."""
+    parts = Parts(problem=0.01, seed=None, interaction=0.0, sampling=lambda n: 0.1 / n)
+    assert resolution(parts, Design(2, 4, 1)).detectable == 1
+    assert of_differences(np.ones((1, 2))).p_value() > 0.05
+
+
+@pytest.mark.parametrize("design", [Design(100, 4, 1), Design(100, 4, 2), Design(100, 4, 3), Design(60, 2, 6)])
 def test_promised_power_is_that_of_simulated_comparisons(design: Design) -> None:
     """500 comparisons; the standard error of the power is 1.8 %. `tests/benchmarks/power.py` has more."""
     found = compared(np.random.default_rng(design.seeds), World(), design, 500)
     assert found["power_percent"] == pytest.approx(80, abs=6)
-    assert found["false_percent"] == pytest.approx(5, abs=3)
+    assert found["false_percent"] == pytest.approx(4, abs=3)
 
 
 def test_more_of_everything_finds_smaller_effects() -> None:
@@ -188,9 +227,7 @@ def test_the_cheapest_design_is_that_of_a_search_by_hand() -> None:
         assert row["standard_error"] == pytest.approx(np.sqrt(variance))
         assert row["completions"] == 2 * seeds * problems * samples
         assert row["covers"] == (OTHER_SEEDS if seeds > 1 else THESE_RUNS)
-        exact = stats.nct.sf(stats.t.ppf(0.975, row["df"]), row["df"], 0.03 / np.sqrt(variance))
-        assert row["power"] == pytest.approx(exact, abs=1e-4)
-        if seeds > 1 and exact >= 0.8 and (best is None or row["completions"] < best["completions"]):
+        if seeds > 1 and row["power"] >= 0.8 and (best is None or row["completions"] < best["completions"]):
             best = row
     assert best is not None
     assert frame.filter("cheapest").rows(named=True) == [{**best, "cheapest": True}]

@@ -12,13 +12,14 @@ from analysis.stats.student import t_quantile
 from analysis.stats.uncertainty import (
     Uncertainty,
     difference,
+    half_width,
     of_differences,
     of_interval,
     variances,
     with_pseudo_problems,
 )
 from analysis.stats.variance import PROBLEMS, SAMPLES, SEEDS, Split, advice, sampling_variance, split
-from tests.benchmarks.seed_coverage import CHOSEN, WORLDS, coverage
+from tests.benchmarks.seed_coverage import CHOSEN, LEVEL, WORLDS, coverage
 from tests.benchmarks.small_samples import calibration
 from tests.benchmarks.small_samples import coverage as small_coverage
 
@@ -215,6 +216,18 @@ def test_what_to_buy() -> None:
 # --- simulated coverage --------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize("num_seeds", [2, 3, 5, 10])
+def test_the_half_width_covers_for_any_share_of_the_seeds(num_seeds: int) -> None:
+    """200,000 normal estimates, by the share of the variance that is between seeds. A variance of the mean of 1."""
+    rng = np.random.default_rng(num_seeds)
+    size, df = 200_000, 199
+    for share in (0.0, 0.05, 0.2, 0.4, 0.6, 0.8, 0.95):
+        problems = (1 - share) * rng.chisquare(df, size) / df
+        seeds = share * rng.chisquare(num_seeds - 1, size) / (num_seeds - 1)
+        half = half_width(problems, seeds, df=df, num_seeds=num_seeds, level=0.95)
+        assert 0.938 < (np.abs(rng.normal(size=size)) < half).mean() < (0.985 if num_seeds == 2 else 0.97)
+
+
 @pytest.mark.parametrize("world", WORLDS)
 @pytest.mark.parametrize("num_seeds", [2, 3, 10])
 def test_intervals_over_problems_and_seeds_cover_the_truth(world: str, num_seeds: int) -> None:
@@ -225,10 +238,11 @@ def test_intervals_over_problems_and_seeds_cover_the_truth(world: str, num_seeds
         num_problems=100,
         num_studies=300,
         seed=2,
-        methods=(CHOSEN, "over problems only"),
+        methods=(CHOSEN, LEVEL, "over problems only"),
         population=300_000,
     )
-    assert 95 - 3 * 1.26 <= found[CHOSEN] <= 99.3
+    for name in (CHOSEN, LEVEL):
+        assert 95 - 3 * 1.26 <= found[name] <= 99.7
     if world == "large seed effect":
         assert found["over problems only"] < 75
 
