@@ -71,10 +71,7 @@ def chosen(group: ProblemGroup, rows: list[int]) -> ProblemGroup:
     All cold rows of a model must stay.
     """
     assert group.texts is not None
-    picked = {
-        name: getattr(group, name)[rows]
-        for name in ("models", "phases", "correct", "hint_given", "embeddings")
-    }
+    picked = {name: getattr(group, name)[rows] for name in ("models", "phases", "correct", "hint_given", "embeddings")}
     listed = {name: [getattr(group, name)[i] for i in rows] for name in ("answers", "signatures", "texts")}
     return replace(group, **picked, **listed)
 
