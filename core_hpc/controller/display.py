@@ -248,7 +248,8 @@ def describe_stats(key: TaskKey, stats: Mapping[str, Any]) -> str:
         if stats.get("is_shared"):
             return ", shared with another run"
         losses = f"loss {stats.get('first_loss', math.nan):.2f} -> {stats.get('last_loss', math.nan):.2f}"
-        return f", {completions} examples, {losses}"
+        without = f" ({num} of a hinted source without a hint)" if (num := stats.get("num_without_hint")) else ""
+        return f", {completions} examples{without}, {losses}"
     if key.phase == UPDATE and (spent := seconds.get("update")):
         speed = f"{stats.get('num_tokens', 0) / spent:.0f} tokens/s"
         return f", {completions} completions ({speed}){_mismatch_warning(stats)}"

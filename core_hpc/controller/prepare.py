@@ -25,10 +25,11 @@ from core_hpc.extensions.sources import Source, remember
 from core_hpc.models.adapters import adapter_digest, check_adapter, find_adapter
 from core_hpc.models.folder import adapter_targets, load_tokenizer, longer_context, num_weights
 from core_hpc.models.loading import check_rope, check_split, check_vllm_packages, load_config
-from core_hpc.models.prompts import check_chat_settings, prompt_builder
+from core_hpc.models.prompts import check_chat_settings, prompt_builder, stop_strings_of
 from core_hpc.models.quantization import no_gpu, require_package
 from core_hpc.models.resolve import ResolvedModel, resolve_embedder, resolve_model
 from core_hpc.phases.own_functions import try_functions
+from core_hpc.phases.warmup_examples import check_longest
 from core_hpc.problems.sets import all_problems, evaluation_tokens
 from core_hpc.problems.splits import SPLITS, Splits, check_counts, worked_examples
 from core_hpc.runs.folder import ModelFacts
@@ -134,7 +135,7 @@ def _context_tokens(config: RunConfig, model: ModelSection, resolved: ResolvedMo
     """Tokens that the longest prompt, a full hint and the new tokens need.
 
     Raises:
-        InputError: the model has fewer.
+        InputError: the model has fewer, or an example of its warm-up needs more.
     """
     if mistake := longer_context(model.max_context_tokens, resolved.max_context_tokens):
         raise InputError(mistake)
@@ -142,6 +143,9 @@ def _context_tokens(config: RunConfig, model: ModelSection, resolved: ResolvedMo
     examples = worked_examples(splits.examples)
     builder = prompt_builder(config, model, tokenizer, style=style, examples=examples)
     check_chat_settings(builder)
+    if model.warmup is not None:
+        stops = stop_strings_of(style, model.stop_strings)
+        check_longest(splits.warmups[model.name], builder, stops, limit_tokens=resolved.max_context_tokens)
     protocol = config.protocol
     new = config.sampling_of(model, COLD).max_new_tokens
     hint = protocol.hint_tokens + HINT_MARGIN_TOKENS if protocol.rescue_samples else 0

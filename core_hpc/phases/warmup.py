@@ -18,16 +18,15 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
-import json
 import shutil
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-from core_hpc.common.errors import InputError, StoppedError, StoreError
+from core_hpc.common.errors import StoppedError, StoreError
 from core_hpc.common.faults import fault_point
 from core_hpc.common.seeds import stable_seed
 from core_hpc.config.identity import config_hash, scientific_fields
@@ -37,8 +36,7 @@ from core_hpc.config.warmup import WarmupSection
 from core_hpc.phases.checkpoint import CheckpointStore, remove_checkpoints, write_steps
 from core_hpc.phases.context import TaskContext
 from core_hpc.phases.trainer_settings import trainer_settings
-from core_hpc.problems.splits import HINTED
-from core_hpc.protocol.hints import make_hint
+from core_hpc.phases.warmup_examples import Example, encode_example
 from core_hpc.store import manifests, shards
 from core_hpc.store.leftovers import remove_leftovers
 from core_hpc.store.paths import MANIFEST_SUFFIX
@@ -54,14 +52,14 @@ IDENTITY_VERSION = 1
 NAME = "model"
 """Name of the publication in the folder of a shared warm-up."""
 LOOK_S = 0.5
-HINT_TOKENS = 1536
 
 
 def run(context: TaskContext) -> None:
     """Make the warm-up of one model, unless another run has made it, and publish it in this run."""
     device = start_process_group()
     rank, _ = rank_and_size()
-    rows = warmup_rows(context)
+    examples = warmup_examples(context)
+    rows = warmup_rows(examples, _section(context).epochs)
     context.stopwatch.lap("read")
     identity = warmup_identity(context, rows)
     shared = context.paths.warmups / f"{context.model.name}-{config_hash(identity)}{identity['rows'][:8]}"
@@ -69,7 +67,8 @@ def run(context: TaskContext) -> None:
         found = _find(shared, identity) if rank == 0 else None
         is_shared = bool(from_rank_zero(int(found is not None), device))
         if not is_shared:
-            found = _train(context, rows, identity, shared)
+            num_without_hint = sum(example.lacks_hint for example in examples)
+            found = _train(context, rows, identity, shared, num_without_hint=num_without_hint)
     all_true(True, device)  # no rank looks for the publication of this run before all have begun
     if rank != 0:
         return
@@ -87,53 +86,34 @@ def _section(context: TaskContext) -> WarmupSection:
 # --- examples and identity -----------------------------------------------------------------------
 
 
-def warmup_rows(context: TaskContext) -> list[Row]:
-    """The examples as token ids: the prompt of the run, and the worked solution.
+def warmup_examples(context: TaskContext) -> list[Example]:
+    """All examples of the task's model.
 
     Raises:
         InputError: an example is longer than the context of the model.
     """
-    model, section = context.model, _section(context)
+    model = context.model
     builder, stops = context.prompt_builder(model), context.stop_strings(model)
+    problems = context.run.split(context.paths.warmup_problems(model.name))
     limit = context.resolved(model).max_context_tokens
-    rows = []
-    for problem in context.run.split(context.paths.warmup_problems(model.name)).iter_rows(named=True):
-        metadata = json.loads(problem["metadata"])
-        hint = _hint(context, problem, metadata["solution"]) if metadata.get(HINTED) else None
-        prompt = builder.build(problem["question"], hint)
-        completion = builder.completion_ids(metadata["solution"], stops)
-        if len(prompt) + len(completion) > limit:
-            raise InputError(
-                f"team {model.name}: the warm-up's problem {problem['problem_id']} needs "
-                f"{len(prompt) + len(completion)} tokens with its solution, but the model has {limit}; leave it out"
-            )
-        for epoch in range(section.epochs):
-            name = f"{problem['problem_id']}-{epoch}"
-            row = Row(
-                key=(name,),
-                problem_id=name,
-                prompt_token_ids=prompt,
-                completion_token_ids=completion,
-                behaviour_logprobs=None,
-                advantage=1.0,
-                weight=1.0,
-            )
-            rows.append(row)
-    return rows
+    return [encode_example(p, builder, stops, limit_tokens=limit) for p in problems.iter_rows(named=True)]
 
 
-def _hint(context: TaskContext, problem: dict[str, Any], solution: str) -> str | None:
-    """The solution as a hint, made as in the hint phase."""
-    tokenizer = context.tokenizer(context.model)
-    return make_hint(
-        solution,
-        problem["gold"],
-        problem["answer_kind"],
-        tokenize=lambda text: tokenizer(text, add_special_tokens=False)["input_ids"],
-        detokenize=lambda ids: tokenizer.decode(ids, skip_special_tokens=True),
-        max_tokens=HINT_TOKENS,
-        style="full",
-    )
+def warmup_rows(examples: Sequence[Example], epochs: int) -> list[Row]:
+    """The examples as rows of an update: each once per epoch."""
+    return [
+        Row(
+            key=(name,),
+            problem_id=name,
+            prompt_token_ids=example.prompt_token_ids,
+            completion_token_ids=example.completion_token_ids,
+            behaviour_logprobs=None,
+            advantage=1.0,
+            weight=1.0,
+        )
+        for example in examples
+        for name in (f"{example.problem_id}-{epoch}" for epoch in range(epochs))
+    ]
 
 
 def warmup_identity(context: TaskContext, rows: list[Row]) -> dict[str, Any]:
@@ -234,7 +214,9 @@ def _link(source: Path, target: Path) -> None:
 # --- training ------------------------------------------------------------------------------------
 
 
-def _train(context: TaskContext, rows: list[Row], identity: dict[str, Any], shared: Path) -> manifests.Manifest | None:
+def _train(
+    context: TaskContext, rows: list[Row], identity: dict[str, Any], shared: Path, *, num_without_hint: int
+) -> manifests.Manifest | None:
     """Train the model. Rank 0 publishes it in the folder `shared`, and returns what won there."""
     trainer = _trainer(context, max(len(r.inputs) for r in rows) + 1)
     context.stopwatch.lap("load")
@@ -257,6 +239,7 @@ def _train(context: TaskContext, rows: list[Row], identity: dict[str, Any], shar
     def stats() -> dict[str, object]:
         return {
             "num_completions": len(rows),
+            "num_without_hint": num_without_hint,
             "num_ranks": result[0].num_ranks,
             "resumed_from_step": task.resume.steps.height if task.resume else 0,
             "identity": identity,

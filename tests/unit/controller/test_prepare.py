@@ -54,3 +54,29 @@ def test_problems_that_runs_share_are_made_once(
     assert len(json.loads((tmp_path / FACTS_FILE).read_text())["facts"]) == 4
     for number, splits in enumerate(expected):
         assert read_splits(tmp_path, number).train.equals(splits.train)
+
+
+@pytest.mark.parametrize(("source", "times"), [("problems", 1), ("hinted", 2)])
+def test_an_example_of_a_warmup_that_is_too_long_is_refused(
+    tiny_models: list[Path], tmp_path: Path, source: str, times: int
+) -> None:
+    """The tokenizer has one token per byte, and the prompt of a hinted example has the solution, too."""
+    words = 1000 // times // 5
+    rows = [{"id": f"p{i}", "question": f"{i} + 1?", "answer": str(i + 1)} for i in range(3)]
+    solutions = ["Add one.", "word " * words, "Add 1."]
+    file = tmp_path / "solved.jsonl"
+    own = {"source": "jsonl", "path": str(file)}
+    other = {"source": "generated", "task": "skills", "count": 2}
+    warmup = {"problems": own} if source == "problems" else {"problems": other, "hinted": [own]}
+    team = [{"name": "m0", "model": str(tiny_models[0]), "engine": "transformers", "warmup": warmup}]
+
+    def write(*texts: str) -> None:
+        solved = [{**row, "solution": f"{text} #### {row['answer']}"} for row, text in zip(rows, texts, strict=True)]
+        file.write_text("".join(json.dumps(row) + "\n" for row in solved), encoding="utf-8")
+
+    write(*solutions)
+    long = rf"team.0 \(m0\): warmup.{source}: the problem p1 needs 1\d\d\d tokens .* but the model has 1024 tokens"
+    with pytest.raises(InputError, match=long):
+        prepared(tmp_path, [], team=team)
+    write(*["Add one."] * 3)
+    prepared(tmp_path, [], team=team)
