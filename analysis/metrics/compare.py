@@ -41,6 +41,8 @@ from analysis.stats.uncertainty import (
 
 MEAN = "mean"
 OVER_BOTH = "interval over problems and seeds"
+OVER_PROBLEMS = "one pair of seeds: interval over problems only"
+"""Note of a row beside others with `OVER_BOTH`."""
 
 COMPARE_TABLE = pl.Schema(
     {

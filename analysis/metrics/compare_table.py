@@ -135,7 +135,12 @@ def reading_notes(tested: pl.DataFrame, *, several: bool) -> list[str]:
     """Lines that state what the columns of a comparison mean, one column per line."""
     num_tests = sum(not row["primary"] for row in tests_of(tested.iter_rows(named=True)).values())
     over = "other problems and other seeds" if several else "other problems; other seeds are not included"
-    lines = [f"B - A: 95 % interval for {over}"]
+    but = (
+        " (for other problems only, where there is one pair of seeds)"
+        if several and set(tested["seed"]) > {MEAN}
+        else ""
+    )
+    lines = [f"B - A: 95 % interval for {over}{but}"]
     if several:
         lines.append("these seeds only: 95 % interval for other problems, but the same seeds")
     uncorrected = " (the primary comparison is not one of them)" if tested["primary"].any() else ""

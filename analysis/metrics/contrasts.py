@@ -8,15 +8,16 @@ comes first and is not corrected. Each difference is computed in `metrics/compar
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import partial
 
 import polars as pl
 
 from analysis.counts.load import RunData
 from analysis.layout.tables import ReportTable, group_starts, laid_out
-from analysis.metrics.compare import COMPARE_TABLE, MEAN, compare, decided, margin_of
+from analysis.metrics.compare import COMPARE_TABLE, MEAN, OVER_PROBLEMS, compare, decided, margin_of
 from analysis.metrics.compare_table import cells, primary_note, reading_notes
 from analysis.metrics.pairs import arm_names, fields_of, primary_of
-from analysis.stats.intervals import METHOD_NOTE
+from analysis.stats.intervals import METHOD_NOTE, join_notes
 from core_hpc.common.errors import InputError
 from core_hpc.config.analysis import PrimarySection
 
@@ -70,7 +71,8 @@ def contrasts_table(arms: Arms, *, ks: Sequence[int], margin: float | None = Non
 
     Returns:
         A frame with the schema `CONTRASTS_TABLE`, without the rows of single seeds if there are
-        several. Holm's correction is for all its rows together.
+        several. If only some of the pairs of arms have several, the note of the others states that
+        their interval is over problems only. Holm's correction is for all its rows together.
 
     Raises:
         InputError: two arms cannot be compared (`pairs_of`), or there is one arm only.
@@ -89,6 +91,10 @@ def contrasts_table(arms: Arms, *, ks: Sequence[int], margin: float | None = Non
         frame = several if several.height else frame
         frames.append(frame.select(pl.lit(reference).alias("arm_a"), pl.lit(name).alias("arm_b"), pl.all()))
     together = pl.concat(frames)
+    one_seed = pl.col("seed") != MEAN
+    if together.select(one_seed.any() & ~one_seed.all()).item():
+        note = pl.col("note").map_elements(partial(join_notes, OVER_PROBLEMS), return_dtype=pl.String)
+        together = together.with_columns(note=pl.when(one_seed).then(note).otherwise("note"))
     together = pl.concat([together.filter(pl.col("primary")), together.filter(~pl.col("primary").fill_null(False))])
     return decided(together, margin)
 

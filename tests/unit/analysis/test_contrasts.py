@@ -151,6 +151,23 @@ def test_the_report_states_the_result_and_both_intervals() -> None:
     assert two.shown.row(0, named=True)["measure"] == "primary: team Pass@2"
 
 
+def test_a_pair_with_one_seed_beside_pairs_with_several_is_marked() -> None:
+    arms = arms_among(study(None))
+    mixed = {"alone": arms["alone"][:1], "core": arms["core"], "twin": arms["twin"][:1]}
+    frame = contrasts_table(mixed, ks=[1])
+    for row in frame.iter_rows(named=True):
+        one_seed = row["arm_b"] == "twin"
+        assert (row["seed"] != MEAN) is one_seed
+        assert ("one pair of seeds: interval over problems only" in row["note"].split("; ")) is one_seed
+        assert ("interval over problems and seeds" in row["note"].split("; ")) is not one_seed
+    notes = contrasts_report(mixed, ks=[1]).notes
+    both = "B - A: 95 % interval for other problems and other seeds"
+    assert f"{both} (for other problems only, where there is one pair of seeds)" in notes
+    assert both in contrasts_report(arms, ks=[1]).notes
+    for pairs in (arms, {name: runs[:1] for name, runs in arms.items()}):
+        assert not contrasts_table(pairs, ks=[1])["note"].str.contains("one pair of seeds").any()
+
+
 def test_verdicts_use_the_margin_of_the_sweep() -> None:
     c = np.random.default_rng(2).binomial(8, 0.5, (2, 400))
     equal = compare([run("core", 1, c)], [run("alone", 1, c, update={"kl_weight": 0.0})], ks=[1])
