@@ -65,11 +65,9 @@ def _instructions_of_sets(config: RunConfig) -> None:
 
 
 def _hints_need_a_peer(config: RunConfig) -> None:
-    protocol = config.protocol
-    if config.iterations and len(config.team) == 1 and protocol.rescue_samples and not protocol.even_budget:
+    if config.protocol.rescue_samples and len(config.team) == 1 and config.protocol.hint_probability == 1:
         raise ValueError(
-            "a team of one model has no peer that gives hints, so its rescue phase would sample nothing; set "
-            "protocol.rescue_samples to 0, or add a model"
+            "a team of one model has no peer that gives hints; set protocol.rescue_samples to 0, or add a model"
         )
 
 

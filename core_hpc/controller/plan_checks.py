@@ -61,7 +61,7 @@ def check_sweep(sweep: Sweep, splits: Mapping[str, Splits]) -> tuple[Check, ...]
     found = [*_folder(sweep), *_gpus(sweep), *_embedders(sweep), *_tracking(sweep)]
     lengths = _Lengths()
     for plan in sweep.runs:
-        found += _models(plan.config, splits.get(plan.run_id), lengths)
+        found += [*_rescues(plan.config), *_models(plan.config, splits.get(plan.run_id), lengths)]
     return tuple(dict.fromkeys(found))
 
 
@@ -93,6 +93,16 @@ def _tracking(sweep: Sweep) -> Iterator[Check]:
         from core_hpc.controller.wandb_copy import check_tracking  # loads TensorBoard's tracker, too
     for section in sections:
         yield from _passes(partial(check_tracking, section))
+
+
+def _rescues(config: RunConfig) -> Iterator[Check]:
+    protocol = config.protocol
+    if _trains(config) and len(config.team) == 1 and protocol.rescue_samples and not protocol.even_budget:
+        yield Check(
+            what="a team of one model has no peer that gives hints, so its rescue phase samples nothing; set "
+            "protocol.rescue_samples to 0, or add a model",
+            refuses=False,
+        )
 
 
 def _models(config: RunConfig, splits: Splits | None, lengths: _Lengths) -> Iterator[Check]:

@@ -11,7 +11,6 @@ from typing import Any
 
 import polars as pl
 import pytest
-from pydantic import ValidationError
 
 import yaml
 from analysis.metrics.rescue import CONTROL, rescue_table
@@ -79,20 +78,6 @@ def test_completions_of_a_student_that_has_no_hint_are_not_part_of_the_control()
     )
     (control,) = rescue_table(pl.concat([counts, extra]), groups=["all"]).filter(rate=CONTROL).to_dicts()
     assert (control["numerator"], control["denominator"]) == (1, 2)
-
-
-def test_a_single_model_has_no_rescue_phase_unless_it_samples_for_the_budget() -> None:
-    """Without a peer it has no hint, and its rescue tasks would sample nothing."""
-    alone = {**DATA, "team": DATA["team"][:1]}
-    with pytest.raises(ValidationError, match=r"a team of one model has no peer .* set protocol\.rescue_samples to 0"):
-        RunConfig.model_validate(alone)
-    only_evaluates = {**alone, "iterations": 0}
-    for fine in (
-        alone | {"protocol": {"rescue_samples": 0}},
-        alone | {"protocol": {"even_budget": True}},
-        only_evaluates,
-    ):
-        RunConfig.model_validate(fine)
 
 
 def test_independent_training_has_no_rescue_phase(tmp_path: Path) -> None:

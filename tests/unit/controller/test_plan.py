@@ -494,6 +494,15 @@ def test_each_set_of_the_evaluation_has_its_own_questions_and_tokens(tmp_path: P
     assert all("needs at least 513 tokens of context" in w and f"evaluation 304 + {most + 1}" in w for w in found)
 
 
+def test_a_rescue_phase_that_samples_nothing_is_reported(tmp_path: Path) -> None:
+    path = small_sweep(tmp_path)
+    alone = "team=[{name: a, model: %s}]" % (tmp_path / "a")
+    (found,) = checks(path, alone).items()
+    assert found[0].startswith("a team of one model has no peer that gives hints, so its rescue phase samples nothing")
+    assert not found[1]
+    assert checks(path, alone, "protocol.even_budget=true") == checks(path, alone, "protocol.rescue_samples=0") == {}
+
+
 def test_what_runs_share_is_computed_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Four runs of two models with the same problems: one embedder, two tokenizers, two splits for each."""
     sweep = load_sweep(small_sweep(tmp_path, grid={"seed": [1, 2, 3, 4]}))
