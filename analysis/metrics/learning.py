@@ -29,8 +29,8 @@ from analysis.layout.tables import UNDEFINED, ReportTable, group_starts, laid_ou
 from analysis.metrics.compare import MEAN
 from analysis.metrics.pairs import check_one_configuration, check_same_problems, seed_of
 from analysis.metrics.passk import COVERAGE, TEAM_PASS, Figure, main_figures
-from analysis.stats.estimators import FloatArray, IntArray
-from analysis.stats.intervals import ESTIMATE_COLUMNS, Estimate, join_notes, share
+from analysis.stats.estimators import FloatArray
+from analysis.stats.intervals import ESTIMATE_COLUMNS, join_notes, share
 from analysis.stats.uncertainty import difference, mean_over_seeds
 from core_hpc.common.errors import InputError
 
@@ -133,14 +133,17 @@ def _curve_rows(
         if figure == AREA_GAIN:
             of_seeds = [difference(column, groups=p.groups, note=note) for column in columns]
         else:
-            of_seeds = [_share(column, p.groups, count, note) for column, count in zip(columns, counts, strict=True)]
+            of_seeds = [
+                share(column, groups=p.groups, samples_per_unit=count, note=note)
+                for column, count in zip(columns, counts, strict=True)
+            ]
         rows += [{**labels, "seed": seed, **e.row()} for seed, e in zip(names, of_seeds, strict=True)]
         if len(names) > 1:
             if figure == AREA_GAIN:
                 mean = difference(columns, groups=p.groups, note=note)
             else:
                 # The mean over seeds is taken per problem. It is computed from the completions of all seeds.
-                own = _share(columns.mean(axis=0), p.groups, counts.sum(), note)
+                own = share(columns.mean(axis=0), groups=p.groups, samples_per_unit=counts.sum(), note=note)
                 mean = mean_over_seeds(own, of_seeds, p.groups) or own
             known = [e.estimate for e in of_seeds if e.estimate is not None]
             spread = {"seed_min": min(known), "seed_max": max(known)} if known else {}
@@ -157,10 +160,6 @@ def _figures(values: FloatArray, iterations: Sequence[int]) -> list[tuple[str, i
         if iterations[0] == 0:
             found.append((AREA_GAIN, None, area - values[:, 0]))
     return found
-
-
-def _share(values: FloatArray, groups: IntArray | None, samples: float, note: str) -> Estimate:
-    return share(values, groups=groups, samples_per_unit=samples, note=note)
 
 
 def learning_report(

@@ -15,14 +15,14 @@ import pwd
 import stat
 from pathlib import Path
 
-from core_hpc.common.errors import CoreHpcError
+from core_hpc.common.errors import RepeatingError
 
 FOLDER_MODE, FILE_MODE = 0o750, 0o640
 """The owner writes, the group reads. A stricter umask of the user is respected."""
 OTHERS_MAY_WRITE = 0o022
 
 
-class OwnershipError(CoreHpcError):
+class OwnershipError(RepeatingError):
     """A file or folder belongs to somebody else, or somebody else may change it."""
 
 

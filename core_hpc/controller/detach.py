@@ -167,9 +167,9 @@ def run_controller(spec: ControllerSpec) -> None:
         console.print("this sweep was asked to stop, so this controller ends")
         _note_end(spec, OutcomeKind.DONE, "asked to stop before it began")
         return
-    sweep = runfolders.started_sweep(folder, spec.run_ids)
     successor, continues = None, True
     try:
+        sweep = _read_patiently(spec, console)
         successor = _ensure_successor(spec, sweep.cluster, slurm, console)
         progress, finished = _control_patiently(sweep, Start(spec.start_id, by_user=False), console)
         continues = not finished and not stop_requested(paths)
@@ -243,6 +243,19 @@ def _control_patiently(sweep: Sweep, start: Start, console: Console) -> tuple[li
             if time.monotonic() > deadline:
                 raise
             time.sleep(CLAIM_RETRY_S)
+
+
+def _read_patiently(spec: ControllerSpec, console: Console) -> Sweep:
+    """Read the sweep. There is no successor yet, so a file that cannot be read now must not end the chain."""
+    deadline = time.monotonic() + PATIENCE_S
+    while True:
+        try:
+            return runfolders.started_sweep(Path(spec.sweep_folder), spec.run_ids)
+        except StoreError as e:
+            if time.monotonic() > deadline:
+                raise
+            console.print(f"{e}; the controller reads it again")
+            time.sleep(RETRY_S)
 
 
 def _ensure_successor(spec: ControllerSpec, cluster: ClusterSection, slurm: Slurm, console: Console) -> int | None:

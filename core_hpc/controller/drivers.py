@@ -69,7 +69,7 @@ def make_driver(
     """
     cluster = runs[0].config.cluster
     if slurm is None:
-        _require_no_jobs(runs)
+        _require_no_jobs(runs, notify)
         largest_team = max(len(run.config.team) for run in runs)
         limits = LocalLimits.of(cluster, largest_team, needs=needs_of(runs))
         executor = LocalExecutor(cluster, limits)
@@ -86,7 +86,7 @@ def make_driver(
     return Driver(on_slurm, description, cpu_seconds, SLURM_REFRESHES_PER_S, warm)
 
 
-def _require_no_jobs(runs: Sequence[Run]) -> None:
+def _require_no_jobs(runs: Sequence[Run], notify: Callable[[str], None]) -> None:
     """Check that no SLURM job of an earlier start may still do tasks of these runs, and close the records of the jobs.
 
     Raises:
@@ -95,12 +95,11 @@ def _require_no_jobs(runs: Sequence[Run]) -> None:
     slurm = Slurm()
     for run in runs:
         folder = SubmissionFolder(run.paths.slurm)
-        for submission in folder.read(OPEN):
-            if folder.original(submission) is not None:  # this folder is a copy: the job works for the original
-                folder.discard(submission)
-                continue
-            ended = slurm_installed() and certainly_ended(slurm, submission.job, submission.owner)
-            if not ended and not submission.is_resolved:
+        waiting, messages = folder.read_unresolved()
+        for message in messages:
+            notify(message)
+        for submission in waiting:
+            if not slurm_installed() or not certainly_ended(slurm, submission.job, submission.owner):
                 raise InputError(
                     f"{run.run_id}: job {submission.job or '(being submitted)'} ({submission.name}) may still be with "
                     f"SLURM and do the same tasks. Start with its driver, or end its jobs first: "

@@ -24,7 +24,7 @@ from types import FrameType
 from typing import Any
 
 from core_hpc.common.environment import number_in
-from core_hpc.common.errors import CoreHpcError
+from core_hpc.common.errors import CoreHpcError, RepeatingError
 from core_hpc.common.stop_signals import STOP_SIGNALS
 from core_hpc.engines import worker_environment
 from core_hpc.local.gpus import visible_gpus
@@ -167,7 +167,13 @@ def run_element(spec: ElementSpec) -> None:
     rank, size = number_in("SLURM_PROCID") or 0, number_in("SLURM_NTASKS") or 1
     stop, status = Stop(spec), StatusFile(spec, rank)
     status.write()
-    run, keys = open_run(Path(spec.run), own=True), [TaskKey.parse(text) for text in spec.tasks]
+    keys = [TaskKey.parse(text) for text in spec.tasks]
+    try:
+        run = open_run(Path(spec.run), own=True)
+    except CoreHpcError as e:
+        end = end_of_error(e)
+        status.end(end)
+        raise ElementError(end.message) from e
     graph, saved, workers = run.graph(), steps_saved(run, keys), _Workers(run, spec.threads, rank, size)
     end = JobEnd(OutcomeKind.DONE)
     try:
@@ -200,6 +206,14 @@ def run_element(spec: ElementSpec) -> None:
     status.end(end)
     if end.is_failure:
         raise ElementError(f"{key}: {end.message}\n{end.traceback}")
+
+
+def end_of_error(error: CoreHpcError) -> JobEnd:
+    """The end of a job that failed outside its tasks.
+
+    A file may be readable again in a moment, and another node may have the missing GPUs.
+    """
+    return JobEnd(OutcomeKind.FINAL if isinstance(error, RepeatingError) else OutcomeKind.ERROR, str(error))
 
 
 def _stopped(stop: Stop, message: str) -> JobEnd:

@@ -13,7 +13,6 @@ import contextlib
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from pathlib import Path
 
 from core_hpc.common.errors import InputError
 from core_hpc.config.cluster import ClusterSection
@@ -263,15 +262,10 @@ class SlurmExecutor:
     # --- what follows from a sighting ------------------------------------------------------------
 
     def _open_records(self, run: Run, folder: SubmissionFolder) -> None:
-        copied: set[Path] = set()
-        for submission in folder.read(OPEN):
-            if (original := folder.original(submission)) is not None:
-                copied.add(original)
-                folder.discard(submission)
-                continue
-            if submission.is_resolved:  # a controller was killed while it closed the record
-                folder.close(submission)
-                continue
+        waiting, messages = folder.read_unresolved()
+        for message in messages:
+            self._notify(message)
+        for submission in waiting:
             if submission.group not in self._cluster.groups:
                 raise InputError(
                     f"{run.run_id}: job {submission.job} of another driver ({submission.name}) is still with SLURM. "
@@ -284,10 +278,6 @@ class SlurmExecutor:
                     f"jobs: python -m core_hpc.cancel {run.root.parent}. Nothing was submitted"
                 )
             self._watch.open.append(OpenSubmission(run, folder, submission))
-        for original in sorted(copied):
-            self._notify(
-                f"{run.root} is a copy of {original.parent}: the jobs of the original continue, and publish there only"
-            )
 
     def _handle(self, sighting: Sighting) -> None:
         item, index = sighting.item, sighting.index

@@ -148,6 +148,30 @@ class SubmissionFolder:
                 break
         return list(found.values())
 
+    def read_unresolved(self) -> tuple[list[Submission], list[str]]:
+        """Read the records of submissions that this folder waits for, and clear away those which it does not.
+
+        Records of a copied folder are removed, because their jobs work for the original. A record
+        whose elements are all resolved is closed: a controller was killed before it did so.
+
+        Returns:
+            The records, and messages for the user.
+        """
+        waiting, originals = [], set()
+        for submission in self.read(OPEN):
+            if (original := self.original(submission)) is not None:
+                originals.add(original)
+                self.discard(submission)
+            elif submission.is_resolved:
+                self.close(submission)
+            else:
+                waiting.append(submission)
+        here = self.root.parent
+        return waiting, [
+            f"{here} is a copy of {original.parent}: the jobs of the original continue, and publish there only"
+            for original in sorted(originals)
+        ]
+
     def write(self, submission: Submission) -> None:
         submission.folder = submission.folder or str(self.root)
         manifests.make_folder(self.root)

@@ -16,8 +16,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from core_hpc.common.environment import number_in
-from core_hpc.common.errors import CoreHpcError, RepeatingError
-from core_hpc.common.ownership import OwnershipError
+from core_hpc.common.errors import CoreHpcError
 from core_hpc.local.executor import LocalExecutor, LocalLimits
 from core_hpc.local.memory import needs_of
 from core_hpc.runs.events import Done, Event, Failed, Progressed, Started
@@ -26,7 +25,7 @@ from core_hpc.runs.job_status import JobEnd, RunningTask
 from core_hpc.runs.outcome import Outcome, OutcomeKind
 from core_hpc.schedule.progress import RunProgress, inspect_run
 from core_hpc.schedule.scheduler import Scheduler
-from core_hpc.slurm.element import ElementError, ElementSpec, StatusFile, Stop, steps_saved
+from core_hpc.slurm.element import ElementError, ElementSpec, StatusFile, Stop, end_of_error, steps_saved
 
 
 class Reporter:
@@ -81,10 +80,8 @@ def run_resident(spec: ElementSpec) -> None:
     status.write()
     try:
         end = _drive(open_run(Path(spec.run), own=True), stop, status)
-    except (RepeatingError, OwnershipError) as e:
-        end = JobEnd(OutcomeKind.FINAL, str(e))
-    except CoreHpcError as e:  # a file may be readable again in a moment, and another node may have the missing GPUs
-        end = JobEnd(OutcomeKind.ERROR, str(e))
+    except CoreHpcError as e:
+        end = end_of_error(e)
     status.end(end)
     if end.is_failure:
         raise ElementError(f"{end.message}\n{end.traceback}")

@@ -134,6 +134,18 @@ def test_an_error_that_is_a_bug_or_may_pass_leaves_the_successor(
     assert len(chain.folder.names(OPEN)) == 2
 
 
+def test_a_file_that_cannot_be_read_at_first_does_not_end_a_chain_that_has_no_successor_yet(
+    chain: Chain, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config, hidden = chain.run.paths.config, chain.run.root / "hidden.json"
+    config.rename(hidden)
+    monkeypatch.setattr(detach.time, "sleep", lambda _: hidden.rename(config))
+    monkeypatch.setattr(detach, "control", lambda *_: ([], True))
+    run_controller(chain.spec)
+    ((_, closed),) = chain.folder.read_with_state(ENDED, FAILED)
+    assert (closed.name, closed.outcomes[0].kind) == (chain.mine.name, OutcomeKind.DONE)
+
+
 @pytest.mark.parametrize(
     ("lived_s", "start_id", "continues"),
     [(None, "start", False), (5.0, "start", False), (61.0, "start", True), (61.0, "earlier", False)],

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ from core_hpc.controller import drivers
 from core_hpc.controller.drivers import make_driver
 from core_hpc.local import executor, gpus
 from core_hpc.local.executor import LocalExecutor
-from core_hpc.runs.folder import Run
+from core_hpc.runs.folder import Run, open_run
 from core_hpc.runs.sweep import load_sweep
 from core_hpc.slurm.arrays import ArrayPacking, ChainedPacking
 from core_hpc.slurm.executor import SlurmExecutor
@@ -78,6 +79,20 @@ def test_the_local_driver_refuses_tasks_that_a_slurm_job_may_still_do(
     with pytest.raises(InputError, match=rf"{submission.name}.*core_hpc\.cancel {run.root.parent}"):
         make_driver([run], None, start_id="s", notify=print)
     assert folder.names(OPEN) == [(submission.name, OPEN)]
+
+
+def test_the_local_driver_does_the_tasks_of_a_copied_folder_itself_and_reports_it(tmp_path: Path) -> None:
+    run = run_of(tmp_path)
+    original = SubmissionFolder(run.paths.slurm)
+    original.write(new_submission("generate", "cold-0001", [[TaskKey(1, "cold", "a")]], start_id="s", mem_gb=1))
+    copy = open_run(shutil.copytree(run.root, tmp_path / "copy"))
+    messages: list[str] = []
+    make_driver([copy], None, start_id="s", notify=messages.append).executor.close()
+    assert messages == [
+        f"{copy.root} is a copy of {run.root}: the jobs of the original continue, and publish there only"
+    ]
+    assert SubmissionFolder(copy.paths.slurm).names(OPEN) == []
+    assert len(original.names(OPEN)) == 1
 
 
 def test_the_local_driver_closes_the_records_of_jobs_that_have_ended(

@@ -377,16 +377,22 @@ def foreign_config(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.parametrize(
-    ("fault", "kind"),
+    ("job", "fault", "kind"),
     [
-        (unreadable_config, "error"),
-        (withdrawn_manifest, "error"),
-        (missing_gpus, "error"),
-        (foreign_config, "final"),
+        (run_resident, unreadable_config, "error"),
+        (run_resident, withdrawn_manifest, "error"),
+        (run_resident, missing_gpus, "error"),
+        (run_resident, foreign_config, "final"),
+        (element.run_element, unreadable_config, "error"),
+        (element.run_element, foreign_config, "final"),
     ],
 )
 def test_a_job_that_cannot_begin_is_final_only_if_every_other_job_would_end_in_the_same_way(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fault: Callable[[Run, pytest.MonkeyPatch], None], kind: str
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    job: Callable[[element.ElementSpec], None],
+    fault: Callable[[Run, pytest.MonkeyPatch], None],
+    kind: str,
 ) -> None:
     run, status = run_of(tmp_path, "resident"), tmp_path / "status.json"
     monkeypatch.setattr(element.signal, "signal", lambda *_: None)
@@ -402,7 +408,7 @@ def test_a_job_that_cannot_begin_is_final_only_if_every_other_job_would_end_in_t
         preemption_grace_s=30,
     )
     with pytest.raises(element.ElementError):
-        run_resident(spec)
+        job(spec)
     end = manifests.read_record(status, JobStatus.from_file).outcome
     assert end is not None
     assert end.kind == kind
