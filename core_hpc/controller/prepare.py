@@ -58,11 +58,19 @@ def _checked_splits(config: RunConfig) -> Splits:
     return splits
 
 
-def prepare(config: RunConfig, splits: Splits | None = None) -> dict[str, ModelFacts]:
+_NOT_FOR_FACTS = {"name", "output", "seed", "iterations", "reward", "update", "analysis", "tracking"}
+"""Sections in which runs may differ whose models have the same facts."""
+
+
+def prepare(
+    config: RunConfig, splits: Splits | None = None, known: dict[str, dict[str, ModelFacts]] | None = None
+) -> dict[str, ModelFacts]:
     """Find the facts about every model of a run, by name.
 
     Args:
         splits: the problems, if they exist already.
+        known: facts of other runs, to which those of this run are added. Runs that differ only in
+            seed, reward and update share them, because encoding all questions takes seconds.
 
     Raises:
         InputError: some models do not fit. It lists all mistakes.
@@ -75,6 +83,13 @@ def prepare(config: RunConfig, splits: Splits | None = None) -> dict[str, ModelF
         from core_hpc.training.own_loss import try_loss
 
         try_loss(config.update)
+    known, key = {} if known is None else known, config.model_dump_json(exclude=_NOT_FOR_FACTS)
+    if key not in known:
+        known[key] = _facts_of_team(config, splits)
+    return known[key]
+
+
+def _facts_of_team(config: RunConfig, splits: Splits) -> dict[str, ModelFacts]:
     facts, mistakes = {}, []
     for index, model in enumerate(config.team):
         try:
@@ -205,9 +220,11 @@ def main(arguments: list[str]) -> int:
         configs = [RunConfig.model_validate(c) for c in request["configs"]]
         distinct = {problems_key(config): config for config in configs}
         shared = {key: _checked_splits(config) for key, config in distinct.items()}
+        known: dict[str, dict[str, ModelFacts]] = {}
         for number, config in enumerate(configs):
             splits = shared[problems_key(config)]
-            answer["facts"].append({name: asdict(facts) for name, facts in prepare(config, splits).items()})
+            facts = prepare(config, splits, known)
+            answer["facts"].append({name: asdict(of_model) for name, of_model in facts.items()})
             _write_splits(folder, number, splits)
     except CoreHpcError as e:
         answer = {"error": str(e)}

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import sys
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from core_hpc.common.errors import InputError
 from core_hpc.config.run import RunConfig
 from core_hpc.controller import prepare as preparation
 from core_hpc.controller.prepare import FACTS_FILE, main, prepare, read_splits
+from core_hpc.models.folder import load_tokenizer
 from core_hpc.problems.sets import all_problems
 from core_hpc.problems.splits import Splits
 from core_hpc.runs.sweep import load_sweep
@@ -54,6 +56,28 @@ def test_problems_that_runs_share_are_made_once(
     assert len(json.loads((tmp_path / FACTS_FILE).read_text())["facts"]) == 4
     for number, splits in enumerate(expected):
         assert read_splits(tmp_path, number).train.equals(splits.train)
+
+
+def test_runs_that_differ_only_in_seed_and_training_share_the_facts_about_their_models(
+    tiny_models: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Encoding the questions of a large training set takes seconds for each model."""
+    grid = {"seed": [1, 2], "update.learning_rate": [1e-4, 1e-3], "protocol.hint_tokens": [16, 256]}
+    sweep = load_sweep(tiny_sweep(tmp_path / "tiny.yaml", tiny_models[:1], tmp_path / "out", grid=grid))
+    expected = [{name: asdict(facts) for name, facts in prepare(plan.config).items()} for plan in sweep.runs]
+    assert len({facts["m0"]["context_tokens"] for facts in expected}) == 2
+    loaded: list[Path] = []
+
+    def count(folder: Path, *, trust_remote_code: bool) -> Any:
+        loaded.append(folder)
+        return load_tokenizer(folder, trust_remote_code=trust_remote_code)
+
+    monkeypatch.setattr(preparation, "load_tokenizer", count)
+    request = {"configs": [plan.config.model_dump(mode="json") for plan in sweep.runs], "sources": []}
+    monkeypatch.setattr(sys, "stdin", io.StringIO(json.dumps(request)))
+    assert main([str(tmp_path)]) == 0
+    assert json.loads((tmp_path / FACTS_FILE).read_text())["facts"] == expected
+    assert len(loaded) == 2
 
 
 @pytest.mark.parametrize(("source", "times"), [("problems", 1), ("hinted", 2)])
