@@ -90,15 +90,16 @@ def resolve_rope(config: Any, context_tokens: int | None) -> Any:
     transformers selects them by the longest sequence of a batch, and vLLM by the largest length
     that it accepts. With equal short and long factors, both compute the same.
     """
-    for rope in _ropes(config):
-        if rope.get("rope_type") == "longrope":
-            text = config.get_text_config()
-            limit = rope.get("original_max_position_embeddings") or text.original_max_position_embeddings
-            is_long = (context_tokens or text.max_position_embeddings) > limit
-            for names in _FACTORS:
-                if names[is_long] in rope:
-                    rope.update(dict.fromkeys(names, rope[names[is_long]]))
+    for rope, is_long in _longropes(config, context_tokens):
+        for names in _FACTORS:
+            if names[is_long] in rope:
+                rope.update(dict.fromkeys(names, rope[names[is_long]]))
     return config
+
+
+def uses_long_factors(config: Any, context_tokens: int | None) -> bool | None:
+    """Whether `resolve_rope` selects the factors for long contexts; None: the model has no longrope."""
+    return next((is_long for _, is_long in _longropes(config, context_tokens)), None)
 
 
 def check_rope(config: Any) -> None:
@@ -237,6 +238,15 @@ def _class_names(mapping: Any, config: Any) -> tuple[str, ...]:
 
 def _rope_settings(config: Any) -> Any:
     return copy.deepcopy(getattr(config.get_text_config(), "rope_parameters", None))
+
+
+def _longropes(config: Any, context_tokens: int | None) -> Iterator[tuple[dict[str, Any], bool]]:
+    """The settings of each longrope, and whether the context is longer than the original one of the model."""
+    text = config.get_text_config()
+    for rope in _ropes(config):
+        if rope.get("rope_type") == "longrope":
+            limit = rope.get("original_max_position_embeddings") or text.original_max_position_embeddings
+            yield rope, (context_tokens or text.max_position_embeddings) > limit
 
 
 def _ropes(config: Any) -> list[dict[str, Any]]:

@@ -33,6 +33,7 @@ from core_hpc.config.identity import config_hash, scientific_fields
 from core_hpc.config.model import LoraSection, ModelSection
 from core_hpc.config.update import UpdateSection
 from core_hpc.config.warmup import WarmupSection
+from core_hpc.models.loading import load_config, uses_long_factors
 from core_hpc.phases.checkpoint import CheckpointStore, remove_checkpoints, write_steps
 from core_hpc.phases.context import TaskContext
 from core_hpc.phases.trainer_settings import trainer_settings
@@ -122,15 +123,23 @@ def warmup_identity(context: TaskContext, rows: list[Row]) -> dict[str, Any]:
     settings = scientific_fields(section)
     # The rows contain what these have made.
     settings = {name: value for name, value in settings.items() if name not in ("problems", "hinted", "epochs")}
-    lora = _lora(model)
+    lora, resolved = _lora(model), context.resolved(model)
+    config = load_config(resolved.folder, trust_remote_code=model.trust_remote_code)
+    is_long = uses_long_factors(config, context_tokens(context, rows))
     return {
         "version": [IDENTITY_VERSION, STATE_VERSION],
-        "base": context.resolved(model).fingerprint,
+        "base": resolved.fingerprint,
         "dtype": model.dtype,
         "rows": rows_digest(rows),
         "settings": settings,
         "lora": scientific_fields(lora) if lora is not None else None,
+        **({} if is_long is None else {"long_factors": is_long}),
     }
+
+
+def context_tokens(context: TaskContext, rows: Sequence[Row]) -> int:
+    """The context of the run, so that a longrope has its factors; longer if an example needs more."""
+    return max(context.run.facts[context.model.name].context_tokens, max(len(r.inputs) for r in rows) + 1)
 
 
 # --- the shared publication ----------------------------------------------------------------------
@@ -218,7 +227,7 @@ def _train(
     context: TaskContext, rows: list[Row], identity: dict[str, Any], shared: Path, *, num_without_hint: int
 ) -> manifests.Manifest | None:
     """Train the model. Rank 0 publishes it in the folder `shared`, and returns what won there."""
-    trainer = _trainer(context, max(len(r.inputs) for r in rows) + 1)
+    trainer = _trainer(context, context_tokens(context, rows))
     context.stopwatch.lap("load")
     key, task = context.key, _task(context, rows)
     run_identity = {"run_id": context.run.run_id, "task": str(key), **identity}
@@ -254,10 +263,10 @@ def _shared_name(shared: Path) -> str:
     return f"{shared.parent.name}/{shared.name}"
 
 
-def _trainer(context: TaskContext, longest: int) -> SupervisedTrainer:
+def _trainer(context: TaskContext, num_tokens: int) -> SupervisedTrainer:
     model = context.model
     folder = context.resolved(model).folder
-    settings = trainer_settings(context, folder=folder, name=model.model, lora=_lora(model), context_tokens=longest)
+    settings = trainer_settings(context, folder=folder, name=model.model, lora=_lora(model), context_tokens=num_tokens)
     trainer = context.warm.trainer((WARMUP, settings), partial(SupervisedTrainer, settings))
     assert isinstance(trainer, SupervisedTrainer)
     return trainer

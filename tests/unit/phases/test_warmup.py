@@ -1,0 +1,50 @@
+"""What the result of a warm-up depends on. tests/integration/test_warmup.py has warm-ups that run."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from core_hpc.models.resolve import resolve_model
+from core_hpc.phases.context import TaskContext, Warm
+from core_hpc.phases.warmup import context_tokens, warmup_examples, warmup_identity, warmup_rows
+from core_hpc.runs.sweep import load_sweep
+from core_hpc.store.paths import TaskKey
+from core_hpc.store.schema import WARMUP
+from tests.support.architectures import make_tiny_phi3
+from tests.support.created_run import create_run
+from tests.support.tiny import tiny_sweep
+
+WARM = {"problems": {"source": "generated", "task": "skills", "count": 2, "options": {"num_digits": 1}}}
+
+
+@pytest.mark.parametrize("longrope", [True, False])
+def test_the_context_of_the_run_selects_the_factors_of_a_longrope_also_for_its_warm_up(
+    longrope: bool, tiny_models: list[Path], tmp_path: Path
+) -> None:
+    """A warm-up of short examples would use the factors for short contexts, and the run those for long ones."""
+    model = make_tiny_phi3(tmp_path / "phi3") if longrope else tiny_models[0]
+    if longrope:
+        config = json.loads((model / "config.json").read_text())
+        (model / "config.json").write_text(json.dumps({**config, "original_max_position_embeddings": 512}))
+    team = [{"name": "m0", "model": str(model), "engine": "transformers", "warmup": WARM}]
+    run = create_run(load_sweep(tiny_sweep(tmp_path / "tiny.yaml", [], tmp_path / "out", team=team)))
+    fingerprint = resolve_model(str(model)).fingerprint
+
+    def made(run_tokens: int) -> tuple[int, dict[str, Any]]:
+        facts = {"m0": replace(run.facts["m0"], fingerprint=fingerprint, context_tokens=run_tokens)}
+        context = TaskContext(run=replace(run, facts=facts), key=TaskKey(0, WARMUP, "m0"), warm=Warm())
+        rows = warmup_rows(warmup_examples(context), epochs=1)
+        return context_tokens(context, rows), warmup_identity(context, rows)
+
+    longest, short = made(run_tokens=1)
+    assert longest < 512
+    tokens, long = made(run_tokens=513)
+    assert tokens == 513
+    if longrope:
+        assert (short.pop("long_factors"), long.pop("long_factors")) == (False, True)
+    assert long == short
