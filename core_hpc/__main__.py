@@ -20,7 +20,7 @@ COMMANDS = {
     "launch": ("core_hpc.launch", "start a sweep, or continue it"),
     "evaluate": ("core_hpc.evaluate", "evaluate models, or the adapters of a run, on any problems"),
     "status": ("core_hpc.status.__main__", "show how far sweeps are"),
-    "cancel": ("core_hpc.cancel", "end the SLURM jobs of a sweep"),
+    "cancel": ("core_hpc.cancel", "end the controller and the SLURM jobs of a sweep"),
     "export": ("core_hpc.export", "take a trained model out of a run"),
     "doctor": ("core_hpc.doctor.__main__", "look for what would stop a sweep on this machine or cluster"),
     "analysis": ("analysis.__main__", "tables, figures and reports from published results"),

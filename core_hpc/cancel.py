@@ -281,10 +281,16 @@ def _report_end(work: Cancellation, left: Sequence[str], subject: str) -> None:
 
 def build_parser(prog: str = PROG) -> argparse.ArgumentParser:
     """The parser of this command."""
-    parser = argparse.ArgumentParser(prog=prog, description="End the SLURM jobs of a sweep. Published files stay.")
+    parser = argparse.ArgumentParser(
+        prog=prog, description="End the controller and the SLURM jobs of a sweep. Published files stay."
+    )
     parser.add_argument("sweep", type=Path, help="the sweep's folder or YAML file")
     parser.add_argument(
-        "--run", action="append", metavar="RUN_ID", dest="run_ids", help="only the jobs of this run (repeatable)"
+        "--run",
+        action="append",
+        metavar="RUN_ID",
+        dest="run_ids",
+        help="only the jobs of this run, while no controller works on the sweep (repeatable)",
     )
     return parser
 
