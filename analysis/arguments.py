@@ -94,7 +94,9 @@ def _field_pair(text: str) -> tuple[str, str]:
 def build_parser(prog: str = PROG) -> argparse.ArgumentParser:
     """The parser of this command."""
     top = argparse.ArgumentParser(
-        prog=prog, description="Tables, figures and reports from the published files of runs, finished or in progress."
+        prog=prog,
+        description="Tables, figures and reports from the published files of runs, finished or in progress.",
+        epilog="`%(prog)s COMMAND --help` lists the options of a command. analysis/README.md explains the tables.",
     )
     commands = top.add_subparsers(dest="command", required=True)
 
@@ -133,6 +135,8 @@ def _add_comparisons(command: Callable[[str, str], argparse.ArgumentParser]) -> 
         for side in ("a", "b"):
             text = "run folder, or sweep folder whose runs differ in their seeds only"
             is_optional = name == "compare" and side == "b"
+            if name == "compare":
+                text += "; with --by, any sweep folder" + (" or nothing" if is_optional else "")
             sub.add_argument(side, type=Path, metavar=side.upper(), help=text, nargs="?" if is_optional else None)
         _add_k(sub)
         sub.add_argument(
@@ -152,7 +156,7 @@ def _add_comparisons(command: Callable[[str, str], argparse.ArgumentParser]) -> 
     sub = command(
         "arms", "several configurations and the untrained models side by side, mean over seeds: tables and a figure"
     )
-    text = "one per arm: sweep folder whose runs differ in their seeds only, or run folder"
+    text = "one per arm: sweep folder whose runs differ in their seeds only, or run folder; with --by, any sweep"
     sub.add_argument("folders", nargs="+", type=Path, metavar="FOLDER", help=text)
     sub.add_argument("--out", type=Path, metavar="DIR", required=True, help="folder for the tables and the figure")
     _add_k(sub)
@@ -223,7 +227,7 @@ def _add_interchange(command: Callable[[str, str], argparse.ArgumentParser]) -> 
     sub.add_argument("run", type=Path, metavar="RUN", help="run folder")
     text = "file to write, which is replaced; with --to, the folder to create, which must not exist, or be empty"
     sub.add_argument("--out", type=Path, metavar="PATH", required=True, help=text)
-    text = "the software that shall read it; default: %(default)s, which the command import reads"
+    text = "the software that will read it; default: %(default)s, which the command import reads"
     sub.add_argument("--to", choices=(JSONL, *WRITERS), default=JSONL, help=text)
     text = f"content of a JSON line; default: one {PER_COMPLETION}"
     sub.add_argument("--form", choices=FORMS, help=text)

@@ -54,7 +54,8 @@ def build_parser(prog: str = PROG) -> argparse.ArgumentParser:
         "subjects",
         nargs="+",
         metavar="SUBJECT",
-        help="a run's folder; or models (as `team[].model`, or merged folders) and PEFT folders, which form one team",
+        help="the folder of a run, or of a sweep with one run; or models (as `team[].model`, or merged folders) and "
+        "PEFT folders, which form one team",
     )
     parser.add_argument(
         "--iteration",
@@ -62,7 +63,7 @@ def build_parser(prog: str = PROG) -> argparse.ArgumentParser:
         default=[],
         metavar="I",
         dest="iterations",
-        help="iterations of the run; 0: before its first update. Default: the last update of all models",
+        help="iterations of the run, or last; 0: before its first update. Default: the last that all models have",
     )
     parser.add_argument(
         "--problems",

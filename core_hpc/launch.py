@@ -66,7 +66,7 @@ def add_launch_arguments(parser: argparse.ArgumentParser) -> None:
         default=[],
         metavar="PATH=VALUE",
         dest="overrides",
-        help="override a field (repeatable)",
+        help="override a field, for example iterations=6 or team.gemma3.lora.rank=8 (repeatable)",
     )
     parser.add_argument("--output", help="folder of all sweeps, instead of the file's `output`")
     parser.add_argument("--cluster", metavar="PROFILE", help="cluster profile, instead of the file's `cluster.profile`")

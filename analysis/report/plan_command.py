@@ -54,8 +54,10 @@ def add_plan_options(sub: argparse.ArgumentParser) -> None:
         help="standard deviation of an arm over seeds; default: estimated if the pilot has several seeds",
     )
     wanted = sub.add_argument_group("what is wanted")
-    wanted.add_argument("--effect", type=float, default=3.0, metavar="POINTS", help="default: %(default)s")
-    wanted.add_argument("--power", type=float, default=POWER, help="default: %(default)s")
+    text = "difference that the comparison should find; default: %(default)s"
+    wanted.add_argument("--effect", type=float, default=3.0, metavar="POINTS", help=text)
+    text = "chance to find a difference of this size; default: %(default)s"
+    wanted.add_argument("--power", type=float, default=POWER, help=text)
     wanted.add_argument("--alpha", type=float, default=ALPHA, help="level of the two-sided test; default: %(default)s")
     for name, text in (
         ("problems", "numbers of held-out problems"),
