@@ -97,7 +97,9 @@ def export_predictions(
         temporary.replace(out)
     finally:
         temporary.unlink(missing_ok=True)
-    return Exported(out, selection.iteration, counts, note_of_counts(counts))
+    # Each model attempts its own failures again, so their numbers differ.
+    notes = [] if phase == RESCUE else note_of_counts(counts)
+    return Exported(out, selection.iteration, counts, notes)
 
 
 def _hints(run: Path, key: TaskKey) -> pl.DataFrame:

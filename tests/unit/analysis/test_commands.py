@@ -198,7 +198,8 @@ def test_bad_input_is_an_error(run: Path, tmp_path: Path, capsys: pytest.Capture
 
 def test_rescue_completions_are_exported_with_their_hints(run: Path, tmp_path: Path, printed: Printed) -> None:
     out = tmp_path / "rescues.jsonl"
-    printed("export", run, "--phase", "rescue", "--iteration", 1, "--out", out)
+    _, notes = printed("export", run, "--phase", "rescue", "--iteration", 1, "--out", out)
+    assert "different numbers" not in notes, "bob failed nothing, and has no rescue"
     lines = [json.loads(line) for line in out.read_text().splitlines()]
     assert [(x["problem"], x["sample"], x["hint_given"], x["correct"]) for x in lines[:3]] == [
         ("t0", 0, True, False),
