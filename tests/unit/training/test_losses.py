@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import torch
 
-from core_hpc.config.update import LOSS_OPTIONS, ImportanceSection, UpdateSection
+from core_hpc.config.update import IMPORTANCE_CAPS, LOSS_OPTIONS, ImportanceSection, UpdateSection
 from core_hpc.training.learning_rate import learning_rate
 from core_hpc.training.losses import LOSSES, LossTerms, StepSize, TokenBatch, importance_weights, k3, objective
 
@@ -212,7 +212,7 @@ def test_parts_of_a_step_add_up(name: str) -> None:
 @pytest.mark.parametrize("name", LOSSES)
 def test_a_completion_without_advantage_adds_exactly_nothing_unless_there_is_kl(name: str) -> None:
     """So the update can leave it out of its forward passes if it counts in the size of the step."""
-    (silent,) = (c for c in make_completions(1) if c.advantage == 0)
+    (silent,) = (c for c in make_completions(1, SPREAD.get(name, 2.0)) if c.advantage == 0)
     for kl_weight in (0.0, 0.04):
         settings = UpdateSection(loss=name, kl_weight=kl_weight)
         current, batch = tensors([silent], settings)
@@ -251,6 +251,7 @@ def test_gspo_clips_whole_completions() -> None:
     terms = objective(current, batch, UpdateSection(loss="gspo"), STEP)
     terms.loss.backward()
     assert terms.clipped_M.tolist() == [False, False, True, True]
+    assert terms.ratio_M.tolist() == pytest.approx([1, 1, math.exp(0.25), math.exp(0.25)])
     assert current.grad[:2].tolist() == pytest.approx([-1 / 11 / 2] * 2)
     assert current.grad[2:].tolist() == [0, 0]
 
@@ -384,6 +385,17 @@ def test_importance_does_not_hide_nan(kind: str) -> None:
         ImportanceSection(kind=kind),
     )
     assert weights.isnan().all()
+
+
+@pytest.mark.parametrize("kind", IMPORTANCE_CAPS)
+def test_a_completion_that_the_engine_did_not_sample_has_the_weight_1(kind: str) -> None:
+    """It has no behaviour log-probabilities (NaN). The weights of the other one do not depend on it."""
+    old, nan = torch.tensor([-1.0, -3.0, -2.0, -2.0]), math.nan
+    behaviour, row = torch.tensor([nan, nan, -2.5, -2.25]), torch.tensor([0, 0, 1, 1])
+    settings = ImportanceSection(kind=kind)
+    alone = importance_weights(old[2:], behaviour[2:], row[2:] - 1, torch.tensor([2]), settings)
+    weights = importance_weights(old, behaviour, row, torch.tensor([2, 2]), settings)
+    assert weights.tolist() == [1.0, 1.0, *alone.tolist()]
 
 
 @pytest.mark.parametrize("total", [1, 2, 9, 10, 500])
