@@ -72,6 +72,54 @@ def test_a_failing_writer_leaves_no_files(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
+def test_the_folder_of_a_second_writer_is_removed(tmp_path: Path) -> None:
+    def fill(folder: Path) -> dict[str, tuple[int, str]]:
+        (folder / "a.bin").write_bytes(b"abc")
+        return {}
+
+    first, second = (manifests.publish(tmp_path, "m", fill, as_folder=True) for _ in range(2))
+    assert second.folder == first.folder
+    assert sorted(tmp_path.iterdir()) == sorted([first.folder, first.path])
+
+
+def test_a_link_that_fails_for_another_reason_replaces_no_publication(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Only a file system without hard links has no other way."""
+    first = publish(tmp_path)
+
+    def broken(*_: object) -> None:
+        raise OSError(errno.EIO, "Input/output error")
+
+    monkeypatch.setattr(os, "link", broken)
+    with pytest.raises(OSError, match="Input/output error"):
+        publish(tmp_path, problems(2))
+    assert manifests.read_manifest(first.path) == first
+    assert not list(tmp_path.glob(".*"))
+
+
+def test_a_new_file_replaces_no_other_and_follows_no_link(tmp_path: Path) -> None:
+    """Somebody else may have put it there."""
+    (tmp_path / "there").write_bytes(b"mine")
+    (tmp_path / "link").symlink_to(tmp_path / "elsewhere")
+    for name in ("there", "link"):
+        with pytest.raises(FileExistsError):
+            manifests.write_synced(tmp_path / name, b"new")
+    assert (tmp_path / "there").read_bytes() == b"mine"
+    assert not (tmp_path / "elsewhere").exists()
+
+
+def test_a_file_that_cannot_be_replaced_stays_and_nothing_is_left_beside_it(tmp_path: Path) -> None:
+    path = tmp_path / "status.json"
+    manifests.write_json(path, {"n": 1})
+    manifests.write_json(path, {"n": 2})
+    assert manifests.read_json(path) == {"n": 2}
+    (tmp_path / "folder").mkdir()
+    with pytest.raises(IsADirectoryError):
+        manifests.write_json(tmp_path / "folder", {"n": 3})
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["folder", "status.json"]
+
+
 def test_without_hard_links_the_publication_is_still_complete(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def no_link(*_: object) -> None:
         raise OSError(errno.EPERM, "Operation not permitted")
@@ -93,10 +141,14 @@ def test_a_manifest_whose_reply_was_lost_is_the_own_one(tmp_path: Path, monkeypa
 def test_a_folder_can_be_published(tmp_path: Path) -> None:
     def fill(folder: Path) -> dict[str, tuple[int, str]]:
         (folder / "a.bin").write_bytes(b"abc")
+        (folder / "inner").mkdir()
+        (folder / "inner" / "b.txt").write_bytes(b"b")
         return {"t.parquet": shards.write_frame(folder / "t.parquet", problems(), PROBLEMS)}
 
     manifest = manifests.publish(tmp_path, "m", fill, as_folder=True, stats=lambda: {"x": 1})
     assert manifest.file("a.bin").read_bytes() == b"abc"
+    assert manifest.file(".txt") == manifest.folder / "inner" / "b.txt"
+    manifests.check_files(manifest, checksum=True)
     assert manifest.stats == {"x": 1}
     assert shards.read_manifest_table(manifest, PROBLEMS).height == 3
 
@@ -130,6 +182,37 @@ def test_a_file_that_becomes_visible_late_is_waited_for(tmp_path: Path) -> None:
     timer.start()
     manifests.check_files(manifest, checksum=True)
     timer.join()
+
+
+def test_a_file_that_is_missing_long_after_its_publication_is_not_waited_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def sleep(seconds: float) -> None:
+        raise AssertionError("it waits")
+
+    monkeypatch.setattr(manifests.time, "sleep", sleep)
+    published_s = manifests.time.time() - 2 * manifests.VISIBILITY_WINDOW_S
+    assert not manifests.is_visible(tmp_path / "absent", published_s=published_s)
+    with pytest.raises(AssertionError, match="it waits"):
+        manifests.is_visible(tmp_path / "absent", published_s=manifests.time.time())
+
+
+@pytest.mark.parametrize("altered", ["weights.bin", "t.parquet"])
+def test_checksums_are_compared_for_all_files_only_for_tables_or_not_at_all(tmp_path: Path, altered: str) -> None:
+    def fill(folder: Path) -> dict[str, tuple[int, str]]:
+        (folder / "weights.bin").write_bytes(bytes(100))
+        return {"t.parquet": shards.write_frame(folder / "t.parquet", problems(), PROBLEMS)}
+
+    manifest = manifests.publish(tmp_path, "m", fill, as_folder=True)
+    flip_a_byte(manifest.file(altered))
+    manifests.check_files(manifest, checksum=False)
+    with pytest.raises(manifests.DamagedError, match=f"{altered}: checksum differs"):
+        manifests.check_files(manifest, checksum=True)
+    if altered == "t.parquet":
+        with pytest.raises(manifests.DamagedError, match="checksum differs"):
+            manifests.check_files(manifest, checksum=True, tables_only=True)
+    else:
+        manifests.check_files(manifest, checksum=True, tables_only=True)
 
 
 def test_another_schema_version_is_refused(tmp_path: Path) -> None:
