@@ -1,15 +1,18 @@
-"""The scheduler with listeners that fail, and with a claim that is lost. The executor publishes at once."""
+"""The scheduler with listeners and tasks that fail, and with a claim that is lost. No executor has processes."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from core_hpc.common.errors import ClaimLostError
-from core_hpc.runs.events import Event
+from core_hpc.runs.events import Done, Event, Failed, Progressed, Released, Started, Stopped, TaskRef, Waiting
 from core_hpc.runs.folder import Run
+from core_hpc.runs.outcome import Outcome, OutcomeKind, Progress
+from core_hpc.schedule.base import Adopted
 from core_hpc.schedule.progress import RunProgress, inspect_run
 from core_hpc.schedule.scheduler import Scheduler
 from core_hpc.store import manifests
@@ -168,3 +171,160 @@ def test_nothing_is_submitted_or_changed_after_the_claim_is_lost(run: Run) -> No
     assert seen == [len(executor.done)]
     assert len(executor.done) < len(progress.graph.tasks())
     assert len(reader.seen) < len(executor.done)  # the events after the loss were not handled
+
+
+# --- failed attempts -----------------------------------------------------------------------------
+
+COLD = TaskKey(1, "cold", "a")
+
+
+class Failing(Instant):
+    """An executor in which COLD fails with the given outcomes before it is published."""
+
+    def __init__(self, *outcomes: Outcome) -> None:
+        super().__init__(publish)
+        self.outcomes = list(outcomes)
+        self.adopted = Adopted()
+        self.submitted: list[list[TaskRef]] = []
+        self.abandoned: list[str] = []
+
+    def adopt(self, runs: Sequence[Run]) -> Adopted:
+        return self.adopted
+
+    def submit(self, wanted: Sequence[tuple[Run, TaskKey]]) -> list[TaskRef]:
+        self.submitted.append([TaskRef(run.run_id, key) for run, key in wanted])
+        fails = [(run, key) for run, key in wanted if key == COLD and self.outcomes]
+        taken = super().submit([item for item in wanted if item not in fails])
+        self._events += [Failed(TaskRef(run.run_id, key), self.outcomes.pop(0)) for run, key in fails]
+        return taken + [TaskRef(run.run_id, key) for run, key in fails]
+
+    def abandon(self, run: Run, why: str) -> list[TaskRef]:
+        self.abandoned.append(why)
+        return []
+
+
+ERROR, PREEMPTED = Outcome(OutcomeKind.ERROR, "no luck", log="x.log"), Outcome(OutcomeKind.PREEMPTED, counted=False)
+FINAL = Outcome(OutcomeKind.FINAL, "no", traceback="Trace\n", log="x.log")
+"""Every further attempt would fail in the same way."""
+
+
+def test_only_failures_that_count_use_up_the_attempts_of_a_task(run: Run) -> None:
+    progress, executor = inspect_run(run)[0], Failing(ERROR, *[PREEMPTED] * 5, ERROR)
+    assert Scheduler([progress], executor, [], max_attempts=3).run()
+    assert progress.finished
+    assert (progress.attempts, progress.failures) == ({COLD: 2}, 2)
+    assert executor.abandoned == []
+
+
+@pytest.mark.parametrize(
+    ("outcomes", "max_attempts", "why"),
+    [
+        ([ERROR, PREEMPTED, ERROR], 2, f"{COLD} failed 2 times: no luck\nlog: x.log"),
+        ([ERROR], 1, f"{COLD} failed 1 time: no luck\nlog: x.log"),
+        # Every further attempt would fail in the same way.
+        (
+            [Outcome(OutcomeKind.FINAL, "no", traceback="Trace\n", log="l")],
+            9,
+            f"{COLD} failed 1 time: no\nTrace\nlog: l",
+        ),
+    ],
+)
+def test_a_run_stops_after_its_last_attempt(run: Run, outcomes: list[Outcome], max_attempts: int, why: str) -> None:
+    progress, executor = inspect_run(run)[0], Failing(*outcomes)
+    assert Scheduler([progress], executor, [], max_attempts=max_attempts).run()
+    assert progress.stopped == why
+    assert executor.abandoned == [why]
+    assert not progress.finished
+    assert executor.outcomes == []
+
+
+def test_what_an_earlier_controller_left_is_taken_over(run: Run) -> None:
+    """A task that runs is not submitted again, one that is published is over, and failures count."""
+    publish(run, TaskKey(0, "evaluate", "a"))
+    progress, executor = inspect_run(run)[0], Failing(ERROR)
+    runs, over = (TaskRef(run.run_id, TaskKey(0, "evaluate", m)) for m in "ba")
+    executor.adopted = Adopted(tasks=[over, runs], failures=[Failed(TaskRef(run.run_id, COLD), ERROR)])
+    publish(run, runs.key)
+    executor._events.append(Done(runs))
+    assert Scheduler([progress], executor, [], max_attempts=3).run()
+    assert progress.finished
+    assert progress.attempts == {COLD: 2}
+    assert not {over, runs} & {task for call in executor.submitted for task in call}
+    again, stopped = inspect_run(run)[0], Failing()
+    again.withdraw(COLD)
+    stopped.adopted = Adopted(failures=[Failed(TaskRef(run.run_id, COLD), ERROR)], stopped={run.run_id: "later"})
+    assert Scheduler([again], stopped, [], max_attempts=1).run()
+    assert again.stopped is not None
+    assert again.stopped.startswith(f"{COLD} failed 1 time"), "the first reason stays"
+    assert stopped.submitted == []
+
+
+def test_runs_advance_together(tmp_path: Path) -> None:
+    """Tasks of an earlier iteration are offered first, whichever run they belong to."""
+    for name in ("one", "two"):
+        (tmp_path / name).mkdir()
+    runs = [inspect_run(run_of(tmp_path / name, "arrays"))[0] for name in ("one", "two")]
+    runs[1].run = replace(runs[1].run, run_id="other")
+    executor = Failing()
+    assert Scheduler(runs, executor, [], max_attempts=1).run()
+    first = [(task.key.iteration, task.run_id) for task in executor.submitted[0]]
+    assert [iteration for iteration, _ in first] == sorted(iteration for iteration, _ in first)
+    assert {run_id for iteration, run_id in first if iteration == 0} == {p.run.run_id for p in runs}
+    assert {iteration for iteration, _ in first} == {0, 1}
+
+
+# --- events --------------------------------------------------------------------------------------
+
+
+class Manual(Instant):
+    """An executor that takes every task, and reports the given events."""
+
+    def __init__(self, *polls: list[Event]) -> None:
+        super().__init__(lambda run, key: None)
+        self.polls = list(polls)
+        self.seen: list[tuple[int, bool]] = []
+        self.progress: RunProgress | None = None
+
+    def poll(self) -> list[Event]:
+        super().poll()
+        assert self.progress is not None
+        self.seen.append((self.progress.num_running, COLD in self.progress.waiting))
+        return self.polls.pop(0)
+
+
+def test_a_task_waits_runs_and_may_go_back_to_the_queue(run: Run) -> None:
+    task, progress = TaskRef(run.run_id, COLD), inspect_run(run)[0]
+    foreign = TaskRef(run.run_id, TaskKey(2, "cold", "a"))
+    some = Progress(1, 2, 3)
+    executor = Manual(
+        [Started(task), Started(foreign)],
+        [Waiting(task), Waiting(foreign), Progressed(foreign, some), Released(foreign)],
+        [Progressed(task, some)],
+        [Released(task)],
+        [Stopped(task)],
+        [],
+    )
+    executor.progress, reader = progress, Reader(nothing, nothing)
+    scheduler = Scheduler([progress], executor, [reader], max_attempts=1, stop_requested=lambda: not executor.polls)
+    assert not scheduler.run()
+    assert executor.seen == [(0, True), (1, False), (0, True), (1, False), (0, True), (0, True)]
+    assert executor.done.count(COLD) == 3, "after it was released, and after it stopped"
+    assert [type(event) for event in reader.seen] == [Started, Waiting, Progressed, Released, Stopped]
+    assert progress.attempts == {}
+
+
+def test_listeners_see_each_publication_once_with_its_statistics(run: Run) -> None:
+    def publish_with_number(run: Run, key: TaskKey) -> None:
+        publish(run, key)
+        path = run.paths.task_manifest(key)
+        manifests.write_json(path, {**manifests.read_json(path), "stats": {"iteration": key.iteration}})
+
+    class Twice(Instant):
+        def poll(self) -> list[Event]:
+            return [event for event in super().poll() for _ in range(2)]
+
+    progress, reader = inspect_run(run)[0], Reader(nothing, nothing)
+    assert Scheduler([progress], Twice(publish_with_number), [reader], max_attempts=1).run()
+    seen = [(event.task.key, event.stats) for event in reader.seen if isinstance(event, Done)]
+    assert len(seen) == len(reader.seen) == len(progress.graph.tasks())
+    assert all(stats == {"iteration": key.iteration} for key, stats in seen)
