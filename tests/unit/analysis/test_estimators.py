@@ -10,6 +10,7 @@ from math import comb
 import numpy as np
 import pytest
 
+from analysis.stats import estimators
 from analysis.stats.estimators import coverage, fail_table, first_k, pass_at_k, pass_hat_k, team_pass_at_k, wins_at_k
 
 
@@ -143,6 +144,16 @@ def test_votes_stay_exact_for_many_completions(n: int, k: int) -> None:
             )
         got = wins_at_k(np.array([[target]]), np.array([[others]]), np.array([[blank]]), k)[0]
         assert got == pytest.approx(float(won / comb(n, k)), rel=1e-12, abs=1e-15)
+
+
+def test_votes_do_not_depend_on_the_size_of_a_block(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Many problems are computed in blocks that fit in the cache; here each block has one problem."""
+    counts = np.random.default_rng(4).multinomial(6, np.full(5, 0.2), (2, 30))
+    arguments = (counts[..., 0], counts[..., 2:], counts[..., 1], 3)
+    expected = wins_at_k(*arguments)
+    monkeypatch.setattr(estimators, "_CHUNK_CELLS", 1)
+    assert wins_at_k(*arguments).tolist() == expected.tolist()
+    assert len(set(expected)) > 10
 
 
 def test_a_vote_of_one_is_pass_at_1() -> None:

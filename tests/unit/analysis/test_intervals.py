@@ -11,6 +11,7 @@ from scipy.stats import binomtest
 from analysis.stats.intervals import (
     NUM_DRAWS,
     effective_n,
+    few,
     from_draws,
     resampled_means,
     share,
@@ -23,6 +24,12 @@ from analysis.stats.intervals import (
 def test_wilson_against_scipy(hits: int, n: int) -> None:
     expected = binomtest(hits, n).proportion_ci(method="wilson")
     assert wilson(hits / n, n) == pytest.approx((expected.low, expected.high), abs=1e-12)
+
+
+@pytest.mark.parametrize("n", [1, 2, 3, 7.5, 50, 123, 1e5])
+def test_one_bound_of_a_share_of_0_or_1_is_exact(n: float) -> None:
+    assert (wilson(0.0, n)[0], wilson(1.0, n)[1]) == (0.0, 1.0)
+    assert 0 < wilson(0.0, n)[1] == pytest.approx(1 - wilson(1.0, n)[0])
 
 
 def test_one_completion_per_problem_is_the_binomial_case() -> None:
@@ -48,6 +55,19 @@ def test_equal_samples_of_a_problem_add_no_information() -> None:
 
 def test_equal_problems_count_all_their_samples() -> None:
     assert effective_n(np.full(100, 0.5), np.ones(100), samples_per_unit=8) == 800
+
+
+def test_effective_n_is_that_of_the_problems_and_two_pseudo_problems() -> None:
+    """40 problems of 1, 2 or 3 completions, one problem at a time. The pseudo-problems are as extreme as the worst."""
+    dice = random.Random(9)
+    sizes = [dice.choice([1, 2, 3]) for _ in range(40)]
+    correct = [dice.randint(0, size) for size in sizes]
+    p = sum(correct) / sum(sizes)
+    squares = [(c - p * size) ** 2 for c, size in zip(correct, sizes, strict=True)]
+    variance = 40 / 39 * (sum(squares) + 2 * max(squares)) / sum(sizes) ** 2
+    found = effective_n(np.array(correct, dtype=float), np.array(sizes, dtype=float))
+    assert found == pytest.approx(p * (1 - p) / variance)
+    assert sum(sizes) ** 2 / sum(size**2 for size in sizes) < found < sum(sizes)
 
 
 @pytest.mark.parametrize("value", [0.0, 1.0])
@@ -138,6 +158,20 @@ def test_few_source_groups_get_a_note() -> None:
     assert from_draws(0.5, draws[:, 0], num_problems=200, groups=groups).note == "fewer than 100 source groups"
     smallest = smallest_from_draws(np.array([0.5]), draws, num_problems=200, groups=groups)
     assert smallest.note == "fewer than 100 source groups"
+
+
+def test_100_problems_or_source_groups_are_enough() -> None:
+    assert few(100) == ""
+    assert few(99) == "fewer than 100 problems"
+    assert few(200, np.repeat(np.arange(100), 2)) == ""
+    assert few(198, np.repeat(np.arange(99), 2)) == "fewer than 100 source groups"
+
+
+def test_source_groups_without_completions_do_not_count() -> None:
+    """Of 120 groups of two problems, half have nothing in the denominator."""
+    groups, denominator = np.repeat(np.arange(120), 2), np.repeat([1.0, 0.0], 120)
+    got = share(np.tile([1.0, 0.0], 120) * denominator, denominator, groups=groups)
+    assert (got.estimate, got.num_problems, got.note) == (0.5, 120, "fewer than 100 source groups")
 
 
 def test_bootstrap_is_repeatable_and_ignores_the_order_of_problems() -> None:

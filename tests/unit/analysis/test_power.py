@@ -72,9 +72,9 @@ def test_without_seeds_it_is_nearly_the_power_of_a_paired_t_test() -> None:
     found = resolution(parts, design)
     error = np.sqrt((0.09 + 0.05) / 20_000)
     assert found.standard_error == pytest.approx(error)
-    for effect in (0.0, 0.004, -0.008):
-        exact = stats.nct.sf(stats.t.ppf(0.975, 19_999), 19_999, abs(effect) / error)
-        assert power_for(parts, design, effect) == pytest.approx(exact, abs=2e-3)
+    for effect, alpha in ((0.0, 0.05), (0.004, 0.05), (-0.008, 0.05), (0.004, 0.2), (-0.008, 0.001)):
+        exact = stats.nct.sf(stats.t.ppf(1 - alpha / 2, 19_999), 19_999, abs(effect) / error)
+        assert power_for(parts, design, effect, alpha=alpha) == pytest.approx(exact, abs=2e-3)
     # Miller 2024, section 5: n = (z_a + z_b)^2 (omega^2 + sigma^2 / K) / delta^2.
     n = (1.959964 + 0.841621) ** 2 * (0.09 + 0.05) / found.detectable**2
     assert n == pytest.approx(20_000, rel=0.005)
@@ -112,10 +112,10 @@ def test_where_seeds_are_all_the_variance_it_is_the_t_test_over_seeds() -> None:
     parts = Parts(problem=0.0, seed=0.02**2, interaction=0.0, sampling=lambda n: 1e-9)
     for seeds in (2, 3, 8):
         design = Design(50_000, 4, seeds)
-        for effect in (0.02, 0.06):
+        for effect, alpha in ((0.02, 0.05), (0.06, 0.05), (0.06, 0.2)):
             shift = effect / np.sqrt(0.02**2 / seeds)
-            exact = stats.nct.sf(stats.t.ppf(0.975, seeds - 1), seeds - 1, shift)
-            assert power_for(parts, design, effect) == pytest.approx(exact, abs=2e-3)
+            exact = stats.nct.sf(stats.t.ppf(1 - alpha / 2, seeds - 1), seeds - 1, shift)
+            assert power_for(parts, design, effect, alpha=alpha) == pytest.approx(exact, abs=2e-3)
 
 
 def test_an_effect_that_cannot_be_found_is_1() -> None:
@@ -139,6 +139,10 @@ def test_more_of_everything_finds_smaller_effects() -> None:
     assert resolution(parts, Design(400, 4, 5)).detectable < base
     assert resolution(parts, Design(200, 8, 5)).detectable < base
     assert resolution(parts, Design(200, 4, 10)).detectable < base
+
+
+def test_of_equally_cheap_designs_the_one_that_finds_more_is_chosen() -> None:
+    assert cheapest([(20, 0.01), (10, 0.04), (10, 0.03), (5, 0.1)], 0.05) == 2
     assert cheapest([(1, 0.1)], 0.05) is None
 
 

@@ -8,13 +8,16 @@ from scipy import stats
 
 from analysis.stats.decisions import holm, verdict
 from analysis.stats.estimators import pass_at_k, team_pass_at_k
+from analysis.stats.intervals import Estimate
 from analysis.stats.student import t_quantile
 from analysis.stats.uncertainty import (
     Uncertainty,
     difference,
     half_width,
+    mean_over_seeds,
     of_differences,
     of_interval,
+    problems_alone,
     variances,
     with_pseudo_problems,
 )
@@ -84,6 +87,7 @@ def test_holm_keeps_the_chance_of_any_false_result() -> None:
     false = sum(min(holm(list(rng.random(8)))) < 0.05 for _ in range(2000))
     assert false / 2000 == pytest.approx(0.05, abs=0.015)
     assert holm([]) == []
+    assert holm([0.6, 0.9, 0.4]) == [1.0, 1.0, 1.0]  # 3 x 0.4 is above 1
 
 
 def test_variances_against_an_analysis_of_variance() -> None:
@@ -114,15 +118,38 @@ def test_few_seeds_with_a_large_effect_have_the_interval_of_t_over_seeds() -> No
     assert np.ptp(found.given_seeds.interval()) < 0.01
 
 
-@pytest.mark.parametrize("value", [0.0, 1.0, 0.25])
+@pytest.mark.parametrize("value", [0.0, 1.0, 0.25, -1.0])
 @pytest.mark.parametrize("num_seeds", [1, 2])
 def test_no_interval_has_a_width_of_0(value: float, num_seeds: int) -> None:
     found = of_differences(np.full((num_seeds, 30), value))
     low, high = found.interval()
-    assert low < value
-    assert value < high or high == 1.0  # no difference is larger than 1
+    assert low < value or low == value == -1.0  # no difference is larger than 1
+    assert value < high or high == value == 1.0
     assert 0 < found.p_value() <= 1
     assert (low > 0) == (value > 0)
+    assert (high < 0) == (value < 0)
+
+
+@pytest.mark.parametrize(
+    ("problems", "seeds", "df", "num_seeds"),
+    [(0.04, 0.01, 99, 3), (0.002, 0.09, 30, 2), (0.5, 0.0, 12, 5), (0.0, 0.2, 400, 4)],
+)
+@pytest.mark.parametrize("level", [0.95, 0.5])
+def test_the_half_width_is_between_those_of_satterthwaite_and_of_the_sum_of_the_parts(
+    problems: float, seeds: float, df: int, num_seeds: int, level: float
+) -> None:
+    """Each in its textbook form; the square of the half-width is the mean of both squares."""
+    joint = (problems + seeds) ** 2 / (problems**2 / df + seeds**2 / (num_seeds - 1))
+    at_joint, at_problems, at_seeds = (stats.t.ppf((1 + level) / 2, x) for x in (joint, df, num_seeds - 1))
+    narrow, wide = at_joint**2 * (problems + seeds), at_problems**2 * problems + at_seeds**2 * seeds
+    found = half_width(np.array([problems, 0.0]), np.array([seeds, 0.0]), df=df, num_seeds=num_seeds, level=level)
+    assert found.tolist() == pytest.approx([((narrow + wide) / 2) ** 0.5, 0.0])
+
+
+def test_the_variance_by_problems_alone_is_at_least_the_error_of_its_estimate() -> None:
+    found = problems_alone(np.array([0.1, 0.1, 0.0]), 0.004, 50)
+    assert found.tolist() == pytest.approx([0.01 - 0.004, 0.01 - 0.004, 0.0])
+    assert problems_alone(np.array([0.1]), 0.009, 50).tolist() == pytest.approx([0.01 * (2 / 50) ** 0.5])
 
 
 def test_all_problems_alike_leave_room_for_about_three_in_n() -> None:
@@ -138,6 +165,9 @@ def test_pseudo_problems_of_a_bootstrap() -> None:
     assert columns[2:].tolist() == [[0.125, 1.0]] * 2 + [[-0.125, -1.0]] * 2
     assert groups is not None
     assert groups.tolist() == [4, 4, 5, 5, 6, 6]
+    # Groups of 4 and 3 problems: the mean size of 3.5 is rounded.
+    sizes = with_pseudo_problems(np.ones((7, 1)), np.array([0, 0, 0, 0, 1, 1, 1]))[0]
+    assert len(sizes) == 7 + 2 * 4
     alone, none = with_pseudo_problems(np.array([[0.5], [-0.25]]), None)
     assert (alone[2:].tolist(), none) == ([[0.5], [-0.5]], None)
 
@@ -145,7 +175,40 @@ def test_pseudo_problems_of_a_bootstrap() -> None:
 def test_a_known_interval_keeps_its_bounds() -> None:
     found = of_interval(0.1, 0.02, 0.3, num_units=50)
     assert found.interval() == pytest.approx((0.02, 0.3))
+    assert found.df == 49
     assert t_quantile(0.975, 49) == pytest.approx(stats.t.ppf(0.975, 49))
+
+
+def from_error(estimate: float, error: float) -> Estimate:
+    """An estimate over 101 problems with Student's interval of a standard error."""
+    half = stats.t.ppf(0.975, 100) * error
+    return Estimate(estimate, estimate - half, estimate + half, 101)
+
+
+def test_a_mean_over_seeds_of_known_intervals() -> None:
+    """With V_s and V for the squared errors of the seeds and of their mean, the rest is (mean V_s - V) / (S - 1)."""
+    seeds, mean = [from_error(0.4, 0.05), from_error(0.5, 0.04), from_error(0.7, 0.06)], from_error(1.6 / 3, 0.035)
+    rest = ((0.05**2 + 0.04**2 + 0.06**2) / 3 - 0.035**2) / 2
+    between = ((0.4 - 1.6 / 3) ** 2 + (0.5 - 1.6 / 3) ** 2 + (0.7 - 1.6 / 3) ** 2) / 2 / 3
+    half = half_width(np.array(0.035**2 - rest), np.array(between), df=100, num_seeds=3, level=0.95)
+    found = mean_over_seeds(mean, seeds)
+    assert found is not None
+    assert (found.low, found.high) == pytest.approx((1.6 / 3 - half, 1.6 / 3 + half))
+    # Groups are the units of the interval over problems.
+    grouped = mean_over_seeds(mean, seeds, np.repeat(np.arange(20), 6)[:101])
+    assert grouped is not None
+    assert grouped.low < found.low
+
+
+def test_a_mean_over_seeds_is_within_the_range_of_its_figure_and_needs_all_intervals() -> None:
+    seeds = [from_error(0.05, 0.02), from_error(0.2, 0.02)]
+    of_share, of_difference = (mean_over_seeds(from_error(0.125, 0.02), seeds, lowest=lowest) for lowest in (0.0, -1.0))
+    assert of_share is not None
+    assert of_difference is not None
+    assert of_share.low == 0.0
+    assert of_difference.low < -0.5
+    assert mean_over_seeds(seeds[0], seeds[:1]) is None
+    assert mean_over_seeds(seeds[0], [seeds[0], Estimate(0.3, None, None, 101)]) is None
 
 
 def test_undefined_differences_and_few_problems() -> None:
@@ -200,6 +263,34 @@ def test_the_parts_are_found_again() -> None:
     one = split(rng.normal(0, 0.2, (1, 100)), own=1e-4)
     assert one.seeds is None
     assert one.samples == 1e-4
+
+
+@pytest.mark.parametrize("copies", [1, 3])
+def test_samples_have_at_most_what_an_analysis_of_variance_leaves_for_them(copies: int) -> None:
+    """Own samples of the seeds are part of the rest, shared ones of the problems. Copies in groups add nothing."""
+    values = np.random.default_rng(9).normal(0, 0.3, (4, 50)) + np.linspace(-0.3, 0.3, 50)
+    values += np.array([[0.0], [0.1], [0.2], [0.3]])
+    grand, rows, columns = values.mean(), values.mean(axis=1, keepdims=True), values.mean(axis=0)
+    of_problems = ((columns - grand) ** 2).sum() / 49 / 50
+    of_seeds = ((rows - grand) ** 2).sum() / 3 / 4
+    of_rest = ((values - rows - columns + grand) ** 2).sum() / (49 * 3) / values.size
+    assert 0 < of_rest < min(of_problems, of_seeds)
+    groups = np.repeat(np.arange(50), copies) if copies > 1 else None
+    low, high = 0.3 * of_rest, 10 * of_problems
+    for own, shared in ((low, 0.0), (high, 0.0), (low, low), (low, high), (high, high), (0.0, low)):
+        found = split(np.repeat(values, copies, axis=1), own=own, shared=shared, groups=groups)
+        alone, common = min(own, of_rest), min(shared, of_problems - of_rest)
+        expected = (of_problems - of_rest - common, alone + common, of_seeds - alone)
+        assert (found.problems, found.samples, found.seeds) == pytest.approx(expected, abs=1e-15)
+    one = variances(values[:1]).problems
+    for own, shared in ((0.2, 0.3), (0.2, 0.0), (0.9, 0.9)):
+        found = split(values[:1], own=own * one, shared=shared * one)
+        samples = min(own + shared, 1.0) * one
+        assert (found.problems, found.samples, found.seeds) == (
+            pytest.approx(one - samples),
+            pytest.approx(samples),
+            None,
+        )
 
 
 def test_what_to_buy() -> None:
