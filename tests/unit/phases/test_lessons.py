@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import polars as pl
@@ -14,7 +15,7 @@ from pydantic import ValidationError
 from core_hpc.config.run import RunConfig
 from core_hpc.config.teach import TeachSection
 from core_hpc.models.prompts import PromptBuilder
-from core_hpc.phases.lessons import successes
+from core_hpc.phases.lessons import _chosen, _rehearsed, candidate_rows, lesson_rows, successes
 from core_hpc.phases.update import training_rows
 from core_hpc.store.paths import TaskKey
 from core_hpc.store.schema import COLD, RESCUE, UPDATE
@@ -88,29 +89,98 @@ def test_rehearsed_texts_are_own_correct_cold_completions(tmp_path: Path) -> Non
     assert (rehearsed[0].weight, rehearsed[0].advantage, rehearsed[0].objective) == (0.8, 1.0, "likelihood")
 
 
+@pytest.mark.parametrize(("cut_models", "lessons"), [("", ["taught", "rehearsed"]), ("a", []), ("b", ["taught"])])
 def test_completions_that_were_cut_are_neither_lessons_nor_rehearsed(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, cut_models: str, lessons: list[str]
 ) -> None:
     """Their end is unknown, and an invented one would teach a model to end in the middle of a sentence."""
-    monkeypatch.setattr(test_traps, "rollout_rows", cut(COLD))
-    for model in "ab":
-        (folder := tmp_path / model).mkdir()
-        assert all(row.lesson is None for row in rows_of_model(folder, model, rehearsal=1))
+    monkeypatch.setattr(test_traps, "rollout_rows", cut(COLD, cut_models))
+    found = [row.lesson for row in rows_of_model(tmp_path, "b", rehearsal=1)]
+    assert [lesson for lesson in found if lesson] == lessons
 
 
-def cut(phase: str) -> Callable[[str, str], list[dict[str, Any]]]:
-    """The rollouts of the test run, all of them cut at the token limit in one phase."""
+def cut(phase: str, models: str = "ab") -> Callable[[str, str], list[dict[str, Any]]]:
+    """The rollouts of the test run, those of some models cut at the token limit in one phase."""
 
     def rows(model: str, of_phase: str) -> list[dict[str, Any]]:
-        return [
-            {**row, "finish_reason": "length" if of_phase == phase else "stop"} for row in rollout_rows(model, of_phase)
-        ]
+        reason = "length" if of_phase == phase and model in models else "stop"
+        return [{**row, "finish_reason": reason} for row in rollout_rows(model, of_phase)]
 
     return rows
 
 
 def test_a_weight_of_zero_in_an_iteration_gives_no_lessons(tmp_path: Path) -> None:
     assert all(row.lesson is None for row in rows_of_model(tmp_path, "b", weight=0, weight_end=1, weight_iterations=2))
+
+
+def update_of(model: str, iteration: int = 1, **teach: Any) -> Any:
+    """The context of an update in a team whose order is not that of the names."""
+    team = [{"name": name, "model": "x"} for name in ("c", "b", "a")]
+    config = RunConfig.model_validate({**DATA, "team": team, "update": {"teach": {"weight": 1, **teach}}})
+    return SimpleNamespace(run=SimpleNamespace(config=config), key=TaskKey(iteration, UPDATE, model))
+
+
+def test_the_weight_follows_the_schedule_of_iterations() -> None:
+    """It is 0 from the third iteration on, so that nothing is read."""
+    late = update_of("b", iteration=3, weight_end=0, weight_iterations=2)
+    assert lesson_rows(late, pl.DataFrame(), [], None) == []
+
+
+PROBLEMS = [f"p{n:02}" for n in range(40)]
+
+
+def chosen(iteration: int = 1, student: str = "b", **teach: Any) -> list[tuple[str, int]]:
+    """The (model, sample index) that the student learns for each of 40 problems that a and c solve twice.
+
+    In even problems the second sample of a has the highest reward, in odd ones all rewards are equal.
+    """
+    rows = [
+        {"problem_id": problem, "model": model, "sample_index": k, "text": f"{model}{k}",
+         "reward": 1.5 if (model, k) == ("a", 1) and n % 2 == 0 else 1.0}
+        for n, problem in enumerate(PROBLEMS) for model in "ac" for k in (0, 1)
+    ]  # fmt: skip
+    found = pl.DataFrame(rows)
+    candidates = [make_row(("x", n)) for n in range(found.height)]
+    indices = _chosen(update_of(student, iteration, **teach), found, candidates, None)
+    assert [found["problem_id"][i] for i in indices] == PROBLEMS
+    return [(found["model"][i], found["sample_index"][i]) for i in indices]
+
+
+def test_the_teacher_by_score_has_the_highest_reward_and_the_first_model_of_the_team_wins_ties() -> None:
+    assert chosen(teacher="score") == [("a", 1), ("c", 0)] * 20
+
+
+def test_a_random_teacher_differs_between_problems_iterations_and_students() -> None:
+    first = chosen(teacher="random")
+    assert set(first) == {("a", 0), ("a", 1), ("c", 0), ("c", 1)}
+    assert chosen(teacher="random") == first
+    assert chosen(iteration=2, teacher="random") != first
+    assert chosen(student="d", teacher="random") != first
+
+
+def make_row(key: tuple[object, ...], **changes: Any) -> Row:
+    values: dict[str, Any] = {"problem_id": str(key[0]), "behaviour_logprobs": [-0.1], "advantage": 0.4, "weight": 1.0}
+    return Row(key=key, prompt_token_ids=[1], completion_token_ids=[2], **{**values, **changes})
+
+
+def test_as_many_own_texts_are_rehearsed_as_the_share_of_lessons_asks_for() -> None:
+    """12 own completions, of which 10 are right; none is drawn twice, and their order stays."""
+    own = [make_row((f"p{n}", COLD, 0)) for n in range(12)]
+    right = frozenset(row.key for row in own[1:11])
+
+    def rehearsed(rehearsal: float, num_lessons: int, iteration: int = 1) -> list[Row]:
+        task = update_of("b", iteration, rehearsal=rehearsal, objective="shaped")
+        return _rehearsed(task, own, right, num_lessons, 0.7)
+
+    numbers = {(0.0, 5): 0, (0.5, 3): 2, (1.0, 4): 4, (1.5, 5): 8, (3.0, 9): 10, (1.0, 0): 0}
+    assert {given: len(rehearsed(*given)) for given in numbers} == numbers
+    assert [row.key for row in rehearsed(3.0, 9)] == [(*row.key, "rehearsed") for row in own[1:11]]
+    draws = [{row.key for row in rehearsed(1.0, 4, iteration)} for iteration in (1, 1, 2, 3)]
+    assert draws[0] == draws[1]
+    assert len(set(map(frozenset, draws))) == 3
+    for row in rehearsed(1.0, 4):
+        assert (row.objective, row.lesson, row.advantage, row.weight) == ("shaped", "rehearsed", 1.0, 0.7)
+        assert row.behaviour_logprobs is None
 
 
 def failing_b_run(folder: Path, rate: Callable[[Sequence[Row]], list[float]] | None, **teach: Any) -> list[int]:
@@ -146,8 +216,6 @@ def test_a_random_teacher_is_the_same_in_every_attempt(tmp_path: Path) -> None:
 
 
 def test_a_text_that_does_not_fit_is_left_out(tmp_path: Path) -> None:
-    from core_hpc.phases.lessons import candidate_rows
-
     found = pl.DataFrame(
         [{**KEY, "phase": COLD, "model": "a", "problem_id": "p", "sample_index": k, "text": t, "question": "?"}
          for k, t in enumerate(("short", "much longer"))]
