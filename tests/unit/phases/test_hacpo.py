@@ -6,6 +6,7 @@ import math
 import random
 import statistics
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import polars as pl
@@ -17,6 +18,7 @@ from core_hpc.config.run import RunConfig
 from core_hpc.config.teach import HacpoSection
 from core_hpc.config.update import UpdateSection
 from core_hpc.models.prompts import PromptBuilder
+from core_hpc.phases import peer_rollouts
 from core_hpc.phases.update import training_rows
 from core_hpc.protocol.hacpo import capability, capability_ratio, hacpo_advantages
 from core_hpc.store.paths import TaskKey
@@ -163,6 +165,46 @@ def test_an_update_has_the_rows_of_all_models_with_advantages_of_the_learner(tmp
                 assert TOKENIZER.decode(row.completion_token_ids) == f"{rollout['text']}</s>"
                 assert (row.objective, row.source, row.behaviour_logprobs) == ("cross", "peer", None)
     assert table.filter(pl.col("reward") > 0).height == 4
+
+
+@pytest.mark.parametrize(("iteration", "expected"), [(1, 0.1), (2, 0.15), (5, 0.4)])
+def test_capabilities_are_over_the_last_iterations(
+    monkeypatch: pytest.MonkeyPatch, iteration: int, expected: float
+) -> None:
+    """A window of 3. In iteration i, i of 10 rewards of a are positive; those of b never are."""
+
+    def read_tasks(root: Path, keys: list[TaskKey], table: object, columns: object) -> pl.DataFrame:
+        (at,) = {key.iteration for key in keys}
+        rewards = [0.7] * at + [0.0] * (10 - at)
+        return pl.DataFrame({"model": ["a"] * 10 + ["b"] * 10, "reward": [*rewards, *[0.0] * 10]})
+
+    monkeypatch.setattr(peer_rollouts.shards, "read_tasks", read_tasks)
+    config = RunConfig.model_validate(
+        {
+            **DATA,
+            "update": {"loss": "gspo", "hacpo": {"enabled": True, "window": 3}},
+            "protocol": {"rescue_samples": 0},
+        }
+    )
+    run = SimpleNamespace(config=config, root=Path(), graph=lambda: SimpleNamespace(num_parts=2))
+    found = peer_rollouts._capabilities(SimpleNamespace(run=run, key=TaskKey(iteration, UPDATE, "a")))  # type: ignore[arg-type]
+    assert found == pytest.approx({"a": expected, "b": 1e-8})
+
+
+def test_a_peers_completion_is_cut_at_the_token_limit_of_the_learner(tmp_path: Path) -> None:
+    """Its text may have more tokens in the vocabulary of the learner."""
+    protocol = {"rescue_samples": 0, "sampling": {"max_new_tokens": 5}}
+    task = context(
+        scored_run(tmp_path, loss="gspo", hacpo={"enabled": True}, protocol=protocol), TaskKey(1, UPDATE, "a")
+    )
+    task.model = task.run.config.model("a")
+    task.prompt_builder = lambda _: PromptBuilder(TOKENIZER, "chat", "")
+    task.stop_strings = lambda _: ()
+    peers = [row for row in training_rows(task) if row.lesson == "peer"]
+    texts = {(r["problem_id"], r["sample_index"]): r["text"] for r in rollout_rows("b", COLD)}
+    assert len(peers) == len(texts)
+    for row in peers:
+        assert TOKENIZER.decode(row.completion_token_ids) == texts[row.problem_id, row.key[2]][:5]
 
 
 @pytest.mark.parametrize(("truncated", "weight"), [("keep", 1.0), ("mask", 0.0)])

@@ -24,7 +24,9 @@ from core_hpc.store.schema import COLD, HINT, HINTS, UPDATE
 from core_hpc.training.batching import OBJECTIVES, Row
 from core_hpc.training.losses import StepSize, TokenBatch, objective
 from tests.support.tiny import byte_tokenizer
+from tests.unit.phases import test_traps
 from tests.unit.phases.test_hint_leak import DATA
+from tests.unit.phases.test_lessons import cut
 from tests.unit.phases.test_traps import context, frame, scored_run
 
 TOKENIZER = byte_tokenizer(template="{% for m in messages %}<s>{{ m.content }}</s>{% endfor %}")
@@ -107,9 +109,9 @@ def test_losses_and_slopes_equal_a_plain_loop(kind: Any, seed: int) -> None:
     assert tensor.grad.tolist() == pytest.approx(slopes, abs=1e-7)
 
 
-def rows_of_b(folder: Path, **settings: Any) -> dict[tuple[object, ...], Row]:
+def rows_of_b(folder: Path, *, truncated: str = "keep", **settings: Any) -> dict[tuple[object, ...], Row]:
     """The rows of model b, which failed `hard` and has a hint for it, and failed once on `easy`."""
-    run = scored_run(folder, self_teacher=settings)
+    run = scored_run(folder, self_teacher=settings, truncated=truncated)
     hints = [
         {"model": "b", "problem_id": "hard", "hint": "Add them.", "reason": "rescue", "hint_draws": [True]},
         {"model": "b", "problem_id": "easy", "hint": None, "reason": "solved", "hint_draws": []},
@@ -145,6 +147,15 @@ def test_only_failed_cold_completions_with_a_hint_have_a_teacher(tmp_path: Path,
             assert (row.objective, row.source, row.weight) == ("sdpo", "self_taught", 0.5)
             assert list(row.teacher_logprobs) == [-1.5] * 4
             assert row.behaviour_logprobs is not None
+
+
+def test_a_completion_that_is_masked_is_not_learned_from_the_teacher(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(test_traps, "rollout_rows", cut(COLD))
+    rows = rows_of_b(tmp_path, kind="sdpo", weight=0.5, truncated="mask")
+    taught = [row.weight for row in rows.values() if row.source == "self_taught"]
+    assert taught == [0.0, 0.0]
 
 
 def test_a_weight_of_zero_leaves_the_rows_as_they_are(tmp_path: Path) -> None:
