@@ -21,7 +21,7 @@ from pydantic import ValidationError
 
 from core_hpc.config.run import RunConfig
 from core_hpc.phases.context import Warm
-from core_hpc.phases.score import score_rollouts
+from core_hpc.phases.score import _length_shares, schedule_index, score_rollouts
 from core_hpc.protocol.advantages import advantages
 from core_hpc.store.paths import TEAM, TaskKey
 from core_hpc.store.schema import COLD, RESCUE, SCORE
@@ -137,6 +137,30 @@ def test_comparing_with_peers_changes_the_scores() -> None:
         assert not np.allclose(team[part], alone[part]), part
     assert team["exploit"].equals(alone["exploit"])
     assert alone["rescue"].to_list() == alone["cross"].to_list() == [0.0] * rollouts.height
+
+
+@pytest.mark.parametrize(
+    ("schedule_by", "expected"), [("iteration", [0, 1, 2, 3, 4, 5, 6]), ("epoch", [0, 0, 0, 1, 1, 1, 2])]
+)
+def test_the_index_of_a_schedule_counts_iterations_or_epochs(schedule_by: str, expected: list[int]) -> None:
+    """An epoch of 12 problems has three iterations of 4 problems."""
+    config = SimpleNamespace(
+        reward=SimpleNamespace(schedule_by=schedule_by), protocol=SimpleNamespace(problems_per_iteration=4)
+    )
+    run = SimpleNamespace(config=config, num_problems=lambda split: 12)
+    found = [schedule_index(SimpleNamespace(run=run, key=TaskKey(i, SCORE, TEAM))) for i in range(1, 8)]  # type: ignore[arg-type]
+    assert found == expected
+
+
+def test_lengths_are_shares_of_the_limit_of_each_model() -> None:
+    """A completion that was cut has a share of 1, however many tokens it has."""
+    config = SimpleNamespace(
+        team=[SimpleNamespace(name=name) for name in "ab"],
+        sampling_of=lambda model, phase: SimpleNamespace(max_new_tokens={"a": 10, "b": 40}[model.name]),
+    )
+    columns = {"model": ["a", "b", "b", "a"], "num_completion_tokens": [4, 4, 40, 9]}
+    group = pl.DataFrame({**columns, "finish_reason": ["stop", "stop", "stop", "length"]})
+    assert _length_shares(config, group).tolist() == [0.4, 0.1, 1.0, 1.0]  # type: ignore[arg-type]
 
 
 def test_with_group_model_advantages_are_over_the_models_own_completions() -> None:
