@@ -11,6 +11,7 @@ import pytest
 
 from core_hpc.common.errors import MismatchError
 from core_hpc.config.update import UpdateSection
+from core_hpc.phases.behaviour import check_behaviour, probed
 from core_hpc.phases.update import _compare_with_sampler
 from core_hpc.store.paths import TaskKey
 from core_hpc.store.schema import UPDATE
@@ -87,3 +88,47 @@ def test_the_first_step_compares_where_it_can() -> None:
     """No pass is spent on a comparison that the first step makes anyway. With KL it has rows without a signal, too."""
     assert compare(task(ROWS, loss="dapo"), 0.5) is None
     assert compare(task(without_signal(ROWS), kl_weight=0.04), 0.5) is None
+
+
+FORTY = [0, 2, 5, 7, 10, 12, 15, 17, 20, 22, 25, 27, 30, 32, 35, 37]
+"""16 of 40: every second or third one."""
+
+
+@pytest.mark.parametrize(("num", "expected"), [(0, []), (3, [0, 1, 2]), (16, list(range(16))), (40, FORTY)])
+def test_the_probed_completions_are_spread_evenly(num: int, expected: list[int]) -> None:
+    """Completions that the engine has not sampled are left out."""
+    rows = [replace(ROWS[0], key=("p", n)) for n in range(num)]
+    others = [replace(ROWS[0], key=("other", n), behaviour_logprobs=None) for n in range(num)]
+    found = [row.key[1] for row in probed([row for pair in zip(rows, others, strict=True) for row in pair])]
+    assert found == expected
+
+
+@pytest.mark.parametrize("engine_has_adapter", [True, False])
+@pytest.mark.parametrize("begins_at_base", [True, False])
+def test_an_engine_without_the_adapter_is_found_by_the_base_weights(
+    engine_has_adapter: bool, begins_at_base: bool
+) -> None:
+    """The adapter changes tokens by 0.01 nats in either direction, which is below the limit."""
+    seen: list[Path | None] = []
+
+    def token_log_probs(spec: UpdateTask) -> list[list[float]]:
+        seen.append(spec.previous)
+        has_adapter = not spec.begins_at_base
+        difference = 0.0 if has_adapter == engine_has_adapter else 0.01
+        signs = [1, -1, 1]
+        return [
+            [v + difference * sign for v, sign in zip(row.behaviour_logprobs or (), signs, strict=True)]
+            for row in spec.rows
+        ]
+
+    trainer: Any = SimpleNamespace(rank=0, settings=SimpleNamespace(lora="r"), token_log_probs=token_log_probs)
+    sampler = None if begins_at_base else Path("update-1")
+    update = replace(task(ROWS), max_mismatch=0.02)
+    if begins_at_base or engine_has_adapter:
+        expected = 0.01 if begins_at_base and engine_has_adapter else 0.0
+        found = check_behaviour(trainer, update, sampler=sampler, adapter=None, where="update")
+        assert found == pytest.approx(expected)
+    else:
+        with pytest.raises(MismatchError, match=r"ignore the adapter.* by 0\.01 nats .*, and by \S+ without"):
+            check_behaviour(trainer, update, sampler=sampler, adapter=None, where="update")
+    assert seen == ([None] if begins_at_base else [Path("update-1"), None])

@@ -3,12 +3,18 @@
 from __future__ import annotations
 
 from collections import Counter
+from pathlib import Path
 
 import pytest
 
+import yaml
+from core_hpc.problems.splits import EVALUATION
 from core_hpc.runs.outcome import Progress
-from core_hpc.schedule.remaining import RECENT_TASKS, FinishedTask, TaskCosts
+from core_hpc.runs.sweep import load_sweep
+from core_hpc.schedule.remaining import RECENT_TASKS, FinishedTask, TaskCosts, expected_completions
 from core_hpc.store.paths import TEAM, TaskKey
+from tests.support.created_run import create_run
+from tests.support.fake_slurm import SWEEP
 
 MODELS = ("m0", "m1")
 EXPECTED = {"cold": 8.0, "rescue": 2.0, "update": 32.0, "evaluate": 16.0, "hint": 0.0, "score": 0.0}
@@ -68,6 +74,49 @@ def test_a_new_kind_of_task_is_estimated_from_its_expected_completions() -> None
     assert left_s(costs, [TaskKey(1, "update", "m0"), TaskKey(1, "score", TEAM)]) == pytest.approx(80.0)
     costs.add(TaskKey(1, "update", "m1"), FinishedTask(20.0, 25.0, 5.0))
     assert costs.estimate_s(("update", "m0"), EXPECTED) == pytest.approx(5.0)
+
+
+def test_the_speed_of_a_model_is_that_of_its_largest_task_and_an_unknown_model_is_as_slow_as_the_slowest() -> None:
+    """A few completions do not show the speed of many."""
+    costs = TaskCosts(warm=True)
+    for model, num, seconds in (("m0", 2, 60.0), ("m0", 10, 20.0), ("m0", 3, 90.0), ("m1", 5, 5.0)):
+        costs.add(TaskKey(1, "cold", model), FinishedTask(0.0, seconds, seconds, num, seconds))
+    assert costs.estimate_s(("update", "m0"), EXPECTED) == pytest.approx(32 * 2.0)
+    assert costs.estimate_s(("update", "m1"), EXPECTED) == pytest.approx(32 * 1.0)
+    assert costs.estimate_s(("update", "m2"), EXPECTED) == pytest.approx(32 * 2.0)
+
+
+def test_more_than_everything_is_never_done() -> None:
+    """A task may report more units than it had, as after a damaged publication was made again."""
+    costs = costs_of(*two_at_a_time())
+    assert left_s(costs, NEXT[:1], {NEXT[0]: Progress(9, 6, 0)}) == 0.0
+
+
+def test_a_task_began_before_its_start_up() -> None:
+    stats = {"seconds": {"load": 6.0, "generate": 3.0, "verify": 1.0}, "num_completions": 4}
+    assert FinishedTask.of(stats, 100.0) == FinishedTask(90.0, 100.0, 4.0, 4, 3.0)
+
+
+@pytest.mark.parametrize("with_sets", [False, True])
+def test_expected_completions_of_a_task(tmp_path: Path, with_sets: bool) -> None:
+    """Two parts of 6 and 4 problems, 3 cold completions, and held-out problems in parts of 6."""
+    sets = [{"name": "extra", "problems": {"source": "generated", "count": 5}, "samples": 7}] if with_sets else []
+    data = {
+        **SWEEP,
+        "output": str(tmp_path),
+        "protocol": {"problems_per_iteration": 10, "problems_per_part": 6, "cold_samples": 3},
+        "evaluation": {"samples": 4, "sets": sets},
+    }
+    (tmp_path / "sweep.yaml").write_text(yaml.safe_dump(data))
+    run = create_run(load_sweep(tmp_path / "sweep.yaml"))
+    num_problems = run.num_problems(EVALUATION)
+    parts = run.graph().num_evaluation_parts
+    assert (num_problems, parts) == ((9, 2) if with_sets else (4, 1))
+    found = expected_completions(run, num_problems)
+    cold = 10 * 3 / 2
+    evaluated = (4 * 4 + 5 * 7) / 2 if with_sets else 4 * 4
+    expected = {"cold": cold, "rescue": 0.2 * cold, "update": 2 * 10 * 3, "evaluate": evaluated}
+    assert found == pytest.approx({**expected, "warmup": 0, "hint": 0, "score": 0})
 
 
 def test_a_warm_worker_does_not_load_again() -> None:
