@@ -26,8 +26,9 @@ def test_wilson_against_scipy(hits: int, n: int) -> None:
     assert wilson(hits / n, n) == pytest.approx((expected.low, expected.high), abs=1e-12)
 
 
-@pytest.mark.parametrize("n", [1, 2, 3, 7.5, 50, 123, 1e5])
+@pytest.mark.parametrize("n", [1, 7, 7.5, 9, 10, 13, 48, 1e5])
 def test_one_bound_of_a_share_of_0_or_1_is_exact(n: float) -> None:
+    """With most of these numbers, the formula of the interval has a rounding error there."""
     assert (wilson(0.0, n)[0], wilson(1.0, n)[1]) == (0.0, 1.0)
     assert 0 < wilson(0.0, n)[1] == pytest.approx(1 - wilson(1.0, n)[0])
 

@@ -123,7 +123,8 @@ def test_few_seeds_with_a_large_effect_have_the_interval_of_t_over_seeds() -> No
 def test_no_interval_has_a_width_of_0(value: float, num_seeds: int) -> None:
     found = of_differences(np.full((num_seeds, 30), value))
     low, high = found.interval()
-    assert low < value or low == value == -1.0  # no difference is larger than 1
+    assert -1 <= low < high <= 1  # no difference is larger than 1
+    assert low < value or low == value == -1.0
     assert value < high or high == value == 1.0
     assert 0 < found.p_value() <= 1
     assert (low > 0) == (value > 0)

@@ -14,19 +14,21 @@ STATS = {"num_completions": 40, "num_completion_tokens": 400, "seconds": {"gener
 
 
 @pytest.mark.parametrize(
-    ("truncated", "no_answer", "warnings"),
+    ("truncated", "no_answer", "shares", "warnings"),
     [
-        (0, 0, []),
-        (4, 4, []),  # a share of exactly a tenth is no warning
-        (5, 0, ["5 of 40 completions were cut at the token limit"]),
-        (0, 33, ["no answer was found in 33 of 40 completions"]),
-        (40, 40, ["40 of 40 completions were cut", "no answer was found in 40 of 40"]),
+        (0, 0, ("0", "0"), []),
+        (4, 4, ("10", "10"), []),  # a share of exactly a tenth is no warning
+        (5, 0, ("12", "0"), ["5 of 40 completions were cut at the token limit"]),
+        (0, 33, ("0", "82"), ["no answer was found in 33 of 40 completions"]),
+        (40, 40, ("100", "100"), ["40 of 40 completions were cut", "no answer was found in 40 of 40"]),
     ],
 )
-def test_a_finished_task_shows_its_shares_and_warnings(truncated: int, no_answer: int, warnings: list[str]) -> None:
+def test_a_finished_task_shows_its_shares_and_warnings(
+    truncated: int, no_answer: int, shares: tuple[str, str], warnings: list[str]
+) -> None:
     stats: dict[str, Any] = {**STATS, "num_truncated": truncated, "num_no_answer": no_answer}
     text = describe_stats(TaskKey(0, "evaluate", "m"), stats)
-    assert f"{truncated / 0.4:.2g} % truncated" in text or truncated == 40
+    assert f", {shares[0]} % truncated, {shares[1]} % without an answer" in text
     assert text.count("WARNING") == len(warnings)
     for warning in warnings:
         assert warning in text
