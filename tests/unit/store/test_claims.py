@@ -8,6 +8,7 @@ import re
 import shutil
 import subprocess
 import sys
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -224,6 +225,9 @@ def test_two_controllers_inside_one_job_are_two(tmp_path: Path, monkeypatch: pyt
                 claim(path, has_ended=has_ended),
             ):
                 pass
+        path.write_text(json.dumps({**holder, "restarts": None}))  # a claim of an earlier version
+        with pytest.raises(ClaimError, match=f"process {holder['pid']}, SLURM job 12"), claim(path):
+            pass
         elsewhere = {**holder, "host": "elsewhere"}  # on another node of the same allocation
         path.write_text(json.dumps(elsewhere))
         with pytest.raises(ClaimError, match="host elsewhere"), claim(path, has_ended=lambda job, user: False):
@@ -374,6 +378,37 @@ def test_a_file_system_without_hard_links_is_named(tmp_path: Path, monkeypatch: 
     with pytest.raises(ClaimError, match="this file system has no hard links"), claim(tmp_path / "claim.json"):
         pass
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_claim_that_was_taken_between_the_look_and_the_removal_is_put_back(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path, looks = tmp_path / "claim.json", list[int]()
+    path.write_text(json.dumps(HOLDER))
+    taken = json.dumps({**HOLDER, "pid": 2})
+
+    def look(holder: dict[str, Any], has_ended: HasEnded | None) -> bool:
+        looks.append(holder["pid"])
+        path.write_text(taken)
+        return holder["pid"] == 2
+
+    monkeypatch.setattr(claims, "holder_lives", look)
+    with pytest.raises(ClaimError, match="process 2, user ann"), claim(path):
+        pass
+    assert looks == [1, 2]
+    assert path.read_text() == taken
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_a_claim_that_is_away_for_a_moment_is_not_lost(tmp_path: Path) -> None:
+    """Another start takes it away to look whether it is that of a dead holder."""
+    path, aside = tmp_path / "claim.json", tmp_path / "aside"
+    with claim(path) as held:
+        path.rename(aside)
+        timer = threading.Timer(0.2, aside.rename, [path])
+        timer.start()
+        assert held.require() == held.content["token"]
+        timer.join()
 
 
 CLAIM_AT_ONCE = """
