@@ -187,6 +187,7 @@ class Failing(Instant):
         self.adopted = Adopted()
         self.submitted: list[list[TaskRef]] = []
         self.abandoned: list[str] = []
+        self.num_polls = 0
 
     def adopt(self, runs: Sequence[Run]) -> Adopted:
         return self.adopted
@@ -197,6 +198,11 @@ class Failing(Instant):
         taken = super().submit([item for item in wanted if item not in fails])
         self._events += [Failed(TaskRef(run.run_id, key), self.outcomes.pop(0)) for run, key in fails]
         return taken + [TaskRef(run.run_id, key) for run, key in fails]
+
+    def poll(self) -> list[Event]:
+        self.num_polls += 1
+        assert self.num_polls < 200, "the scheduler waits for a task that never ends"
+        return super().poll()
 
     def abandon(self, run: Run, why: str) -> list[TaskRef]:
         self.abandoned.append(why)
@@ -252,7 +258,9 @@ def test_what_an_earlier_controller_left_is_taken_over(run: Run) -> None:
     assert not {over, runs} & {task for call in executor.submitted for task in call}
     again, stopped = inspect_run(run)[0], Failing()
     again.withdraw(COLD)
-    stopped.adopted = Adopted(failures=[Failed(TaskRef(run.run_id, COLD), ERROR)], stopped={run.run_id: "later"})
+    other = TaskKey(1, "cold", "b")
+    failed = [Failed(TaskRef(run.run_id, key), how) for key, how in ((COLD, ERROR), (other, PREEMPTED))]
+    stopped.adopted = Adopted(failures=failed, stopped={run.run_id: "later"})
     assert Scheduler([again], stopped, [], max_attempts=1).run()
     assert again.stopped is not None
     assert again.stopped.startswith(f"{COLD} failed 1 time"), "the first reason stays"

@@ -42,4 +42,5 @@ def test_numbers_of_tasks_add_up() -> None:
     total = sum([Useless(10, 1, 2), Useless(30, 0, 10)], NOTHING_USELESS)
     assert (total.truncated_share, total.no_answer_share) == (1 / 40, 12 / 40)
     assert NOTHING_USELESS.truncated_share is None
+    assert Useless(1000, 974, 996).shares == "97 % truncated, 100 % without an answer"
     assert NOTHING_USELESS.shares == "- truncated, - without an answer"
