@@ -187,6 +187,10 @@ def test_the_answer_is_removed_before_the_cut_and_the_rest_is_checked_after_it()
     assert hint("8 eggs and more", max_tokens=1) is None
 
 
+def test_a_short_hint_may_begin_far_behind_answers_that_are_removed():
+    assert hint("\\boxed{8} " * 50 + "add both numbers", max_tokens=3) == "add both numbers"
+
+
 def test_only_a_bounded_prefix_of_a_long_text_is_tokenized():
     tokenizer = WordTokenizer()
     cut = cut_to_tokens("word " * 1_000_000, tokenizer.tokenize, tokenizer.detokenize, 100)
