@@ -149,7 +149,7 @@ def test_partial_credit_can_be_disabled():
 def test_every_setting_reaches_its_part(rule):
     """All of them differ from each other and from their defaults."""
     rows = [(m, phase, c, False) for m in "ab" for phase in (COLD, RESCUE) for c in (True, False, True)]
-    group = make_group(rows, seed=8)
+    group = replace(make_group(rows, seed=8), answers=["12", "12 apples", None] * 4)
     settings = RewardSection.model_validate(
         {
             "exploit": {"partial_weight": 0.7},
