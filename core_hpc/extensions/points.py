@@ -61,7 +61,7 @@ def _floats(result: Any, arguments: Sequence[Any]) -> list[float]:
     wanted = len(arguments[-1])
     try:
         values = [float(value) for value in result]
-    except TypeError as e:
+    except (TypeError, ValueError) as e:
         raise TypeError(f"returned {_shown(result)}, not a list of numbers") from e
     if len(values) != wanted:
         raise ValueError(f"returned {len(values)} numbers for {wanted} completions")

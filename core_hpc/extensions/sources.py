@@ -17,6 +17,7 @@ from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any
 
+from core_hpc.common.encoding import why_not_utf8
 from core_hpc.common.errors import InputError, StoreError
 from core_hpc.common.ownership import OwnershipError, read_own
 from core_hpc.config.extensions import FUNCTION_KEYS, REFERENCE
@@ -105,8 +106,10 @@ def read_source(path: Path) -> Source:
     try:
         with path.open("rb") as file:
             content = file.read(MAX_BYTES + 1)
-        text = content.decode()
-    except (OSError, UnicodeDecodeError) as e:
+        text = content.decode("utf-8-sig")  # a byte order mark is accepted
+    except UnicodeDecodeError as e:
+        raise InputError(f"{path} {why_not_utf8(path)}") from e
+    except OSError as e:
         raise InputError(f"{path} cannot be read ({e})") from e
     if len(content) > MAX_BYTES:
         raise InputError(f"{path} has more than {MAX_BYTES >> 20} MB; put data into other files")

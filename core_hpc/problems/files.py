@@ -13,12 +13,14 @@ import math
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
 import polars as pl
 
 from core_hpc.answers.kinds import LETTERS, known_kinds
+from core_hpc.common.encoding import why_not_utf8
 from core_hpc.common.errors import InputError
 from core_hpc.store import parquet
 from core_hpc.store.schema import ATTRIBUTES
@@ -158,18 +160,22 @@ def _rows(path: Path, container: str) -> Iterator[tuple[int, Row | RowError]]:
         else:
             with path.open(encoding="utf-8-sig") as f:  # a byte order mark is accepted
                 yield from ((number, _json_row(line)) for number, line in enumerate(f, start=1) if line.strip())
-    except (OSError, UnicodeDecodeError, pl.exceptions.PolarsError) as e:
+    except UnicodeDecodeError as e:
+        raise InputError(f"{path} {why_not_utf8(path)}") from e
+    except (OSError, pl.exceptions.PolarsError) as e:
         raise InputError(f"{path}: cannot be read ({e})") from e
 
 
 def _json_row(line: str) -> Row | RowError:
+    if line.strip() in ("[", "{"):
+        return RowError(f"only {line.strip()}, but JSON Lines has a whole object in each line")
     try:
-        row = json.loads(line)
+        row = json.loads(line.rstrip())
     except json.JSONDecodeError as e:
         return RowError(f"not JSON ({e.msg} at column {e.colno})")
     except (ValueError, RecursionError) as e:  # an integer with thousands of digits, or thousands of brackets
         return RowError(f"JSON that cannot be parsed ({e})")
-    return row if isinstance(row, dict) else RowError("not a JSON object")
+    return row if isinstance(row, dict) else RowError('not a JSON object, such as {"question": ..., "answer": ...}')
 
 
 def depth_of(value: Any) -> int:
@@ -194,6 +200,10 @@ def text_field(row: Row, field: str) -> str:
     if field not in row:
         raise RowError(f"no field '{field}' (the row has {', '.join(map(str, row)) or 'none'})")
     value = row[field]
+    if value is None:
+        raise RowError(f"'{field}' is null")
+    if isinstance(value, Decimal):
+        value = str(value)
     if isinstance(value, bool) or not isinstance(value, (str, int, float)):
         raise RowError(f"'{field}' must be text or a number, not {type(value).__name__}")
     if isinstance(value, float) and not math.isfinite(value):

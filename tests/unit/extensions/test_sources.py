@@ -114,6 +114,15 @@ def test_a_mistake_names_the_field_the_line_and_what_to_write(
     assert re.search(expected, found), found
 
 
+def test_a_byte_order_mark_is_accepted_and_another_encoding_is_named(tmp_path: Path) -> None:
+    sweep = sweep_with(tmp_path)
+    file = tmp_path / "my_rewards.py"
+    file.write_bytes(b"\xef\xbb\xbf" + file.read_bytes())
+    load_sweep(sweep)
+    file.write_bytes("# größe\n".encode("latin-1"))
+    assert mistake(sweep).endswith("my_rewards.py is not UTF-8 (line 1, byte 5); save it as UTF-8")
+
+
 def test_a_file_is_not_run_when_the_sweep_is_read(tmp_path: Path) -> None:
     load_sweep(sweep_with(tmp_path, f"raise SystemExit\n{PART}"))
 

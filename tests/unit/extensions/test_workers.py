@@ -84,7 +84,7 @@ def test_an_error_while_the_file_is_loaded_names_its_line(workers: FunctionWorke
         ("    return [0, 0]", r"line 2: part returned 2 numbers for 1 completions"),
         ("    return None", r"part returned NoneType None, not a list of numbers"),
         ("    return [float('nan')]", "part returned nan for completion 0, which is not a finite number"),
-        ("    return ['x']", "could not convert"),
+        ("    return ['x']", r"part returned list \['x'\], not a list of numbers"),
     ],
 )
 def test_a_wrong_result_is_an_error(workers: FunctionWorkers, body: str, expected: str) -> None:

@@ -236,7 +236,7 @@ def test_medmcqa_format(tmp_path: Path) -> None:
     pl.DataFrame(bad).write_parquet(tmp_path / "bad.parquet")
     with pytest.raises(
         InputError,
-        match=r"(?s)3 bad rows.*row 1: its answer is withheld.*row 2: 'cop' must be.*row 3: 'opb' must be text",
+        match=r"(?s)3 bad rows.*row 1: its answer is withheld.*row 2: 'cop' must be.*row 3: 'opb' is null",
     ):
         train_of(data_set("medmcqa", tmp_path / "bad.parquet"))
 

@@ -1,6 +1,7 @@
 """The user's own problem files, and the problems that splits must not share."""
 
 import codecs
+import gzip
 import hashlib
 import json
 import time
@@ -155,14 +156,16 @@ def test_answer_kinds_of_a_source_and_of_a_row(tmp_path: Path) -> None:
         ([GOOD, {"id": "b", "question": "x"}], "line 2: no field 'answer'"),
         ([GOOD, {**GOOD, "id": "b", "question": " "}], "line 2: 'question' is empty"),
         ([GOOD, {**GOOD, "id": ""}], "line 2: 'id' is empty"),
-        ([GOOD, {**GOOD, "id": "b", "answer": None}], "line 2: 'answer' must be text or a number, not NoneType"),
+        ([GOOD, {**GOOD, "id": "b", "answer": None}], "line 2: 'answer' is null"),
         ([GOOD, {**GOOD, "id": True}], "line 2: 'id' must be text or a number, not bool"),
         ([GOOD, '{"id": "b", "question": "x", "answer": NaN}'], "line 2: 'answer' is nan"),
         ([GOOD, '{"id": "b", "question": "x", "answer": 1e999}'], "line 2: 'answer' is inf"),
         ([GOOD, {**GOOD, "id": "b", "answer": "many"}], "line 2: the answer 'many' is not a finite number"),
         ([GOOD, {**GOOD, "question": "y"}], "line 2: line 1 has the same id 'a'"),
         ([GOOD, "", {**GOOD, "question": "y"}], "line 3: line 1 has the same id 'a'"),
-        ([GOOD, "{"], "line 2: not JSON"),
+        ([GOOD, '{"id": "b", '], r"line 2: not JSON \(.* at column 12\)"),
+        ([GOOD, "{"], r"line 2: only \{, but JSON Lines has a whole object in each line"),
+        (["[", "]"], r"line 1: only \[, but JSON Lines has a whole object in each line"),
         ([GOOD, "[" * 100_000], "line 2: JSON that cannot be parsed"),
         ([GOOD, '{"id": ' + "9" * 5000 + "}"], "line 2: JSON that cannot be parsed"),
         (["[1]"], "line 1: not a JSON object"),
@@ -205,13 +208,39 @@ def test_up_to_ten_bad_rows_are_reported_at_once(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("answer", "expected"), [(float("nan"), "row 2: 'answer' is nan"), (None, "row 2: 'answer' must be text")]
+    ("answer", "expected"), [(float("nan"), "row 2: 'answer' is nan"), (None, "row 2: 'answer' is null")]
 )
 def test_bad_rows_of_parquet_are_reported_by_number(tmp_path: Path, answer: float | None, expected: str) -> None:
     path = tmp_path / "t.parquet"
     pl.DataFrame({"id": ["a", "b"], "question": ["x", "y"], "answer": [1.0, answer]}).write_parquet(path)
     with pytest.raises(InputError, match=expected):
         make_splits(section(FileProblems(source="parquet", path=str(path)), generated(5)))
+
+
+def test_decimals_of_parquet_are_numbers(tmp_path: Path) -> None:
+    path = tmp_path / "t.parquet"
+    answers = pl.Series(["1.50", "-2.00"]).cast(pl.Decimal(10, 2))
+    pl.DataFrame({"question": ["x", "y"], "answer": answers}).write_parquet(path)
+    train = make_splits(section(FileProblems(source="parquet", path=str(path)), generated(5))).train
+    assert train["gold"].to_list() == ["1.5", "-2"]
+
+
+@pytest.mark.parametrize(
+    ("content", "expected"),
+    [
+        (gzip.compress(b"{}"), "is compressed with gzip; unpack it first, for example with gunzip"),
+        (
+            f"{json.dumps(GOOD)}\n{{'größe': 1}}\n".encode("latin-1"),
+            r"is not UTF-8 \(line 2, byte 5\); save it as UTF-8",
+        ),
+        (b"PAR1\xff", "is a Parquet file, not text"),
+    ],
+)
+def test_a_file_that_is_no_text_is_named(tmp_path: Path, content: bytes, expected: str) -> None:
+    path = tmp_path / "t.jsonl"
+    path.write_bytes(content)
+    with pytest.raises(InputError, match=rf"t\.jsonl {expected}"):
+        make_splits(section(FileProblems(source="jsonl", path=str(path)), generated(5)))
 
 
 def test_metadata_is_always_readable_json(tmp_path: Path) -> None:
@@ -239,7 +268,7 @@ def test_other_file_mistakes(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"bad\.parquet: cannot be read"):
         make_splits(section(FileProblems(source="parquet", path=str(tmp_path / "bad.parquet")), generated(5)))
     (tmp_path / "bad.jsonl").write_bytes(b"\xff\xfe")
-    with pytest.raises(InputError, match=r"bad\.jsonl: cannot be read"):
+    with pytest.raises(InputError, match=r"bad\.jsonl is UTF-16; save it as UTF-8"):
         make_splits(section(FileProblems(source="jsonl", path=str(tmp_path / "bad.jsonl")), generated(5)))
 
 
