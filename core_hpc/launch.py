@@ -112,6 +112,8 @@ def launch_with(options: argparse.Namespace, read: Callable[[Sequence[str]], Swe
     try:
         if (options.full or options.json) and not options.dry_run:
             raise InputError(f"{'--full' if options.full else '--json'} needs --dry-run")
+        if options.cluster == "":
+            raise InputError("--cluster: is empty; write a profile, or leave it out")
         overrides = [*options.overrides, *([f"cluster.driver={options.driver}"] if options.driver else [])]
         sweep = read(overrides)
         from core_hpc.runs import conflicts  # loads Polars, which a refused file does not need

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
-from typing import Annotated, Any
+from typing import Annotated, Any, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 from pydantic_core import PydanticUseDefault
@@ -45,7 +45,20 @@ class Section(BaseModel):
             for name, field in cls.model_fields.items()
             if isinstance(field.default, Section) and isinstance(data.get(name), dict)
         }
-        return {**data, **merged}
+        # pydantic would read true as the number 1, and yes is true in YAML. As a text it is a mistake of the field.
+        texts = {
+            name: str(data[name]).lower()
+            for name, field in cls.model_fields.items()
+            if isinstance(data.get(name), bool) and _is_number(field.annotation)
+        }
+        return {**data, **merged, **texts}
+
+
+def _is_number(annotation: Any) -> bool:
+    """Whether a field of this type takes numbers, but neither true nor false."""
+    types = {annotation, *get_args(annotation)}
+    types |= {inner for t in types for inner in get_args(t)}  # of an `Annotated` beside None
+    return bool({int, float} & types) and bool not in types
 
 
 def operational(default: Any = ..., **kwargs: Any) -> Any:

@@ -25,7 +25,7 @@ def minutes_of(value: Any) -> Any:
     >>> minutes_of("04:00:00"), minutes_of("1-12:30:01"), minutes_of(90)
     (240, 2191, 90)
     """
-    if not isinstance(value, str) or (":" not in value and "-" not in value):
+    if not isinstance(value, str) or value.strip().isdecimal():
         return value
     match = _TIME.fullmatch(value.strip())
     if match is None:
@@ -87,6 +87,8 @@ class JobSection(Section):
         for name in value or {}:
             if not OPTION_NAME.fullmatch(name):
                 raise ValueError(f"{name!r} is not the long name of an sbatch option, such as mail-type")
+            if name == "array":
+                raise ValueError("array: jobs have the array elements that their tasks need; leave it out")
         return value
 
 

@@ -110,6 +110,18 @@ def _first_character(m: _Mistake) -> _Cause:
     return None
 
 
+def _second_document(m: _Mistake) -> _Cause:
+    if "another document" not in m.problem:
+        return None
+    return m.last, "a second document begins here; a file describes one sweep, so write the other into its own file"
+
+
+def _merge_key(m: _Mistake) -> _Cause:
+    if "yaml.org,2002:merge" not in m.problem:
+        return None
+    return m.last, "the key << is not supported; write the fields out, or inherit them from a file with `base: FILE`"
+
+
 def _anchor_or_tag(m: _Mistake) -> _Cause:
     match = re.search(r"[*!&][^\s,\]}]*", m.line(m.last)[m.column :]) or re.search(r"[*!&]\S*", m.line(m.last))
     shown = match[0][:SHOWN_CHARACTERS] if match else ""
@@ -162,6 +174,8 @@ CAUSES: tuple[Callable[[_Mistake], _Cause], ...] = (
     _open_quote,
     _no_space,
     _first_character,
+    _second_document,
+    _merge_key,
     _anchor_or_tag,
     _open_bracket,
     _indentation,

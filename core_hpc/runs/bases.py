@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import yaml
+from core_hpc.common.encoding import why_not_utf8
 from core_hpc.common.errors import ConfigError
 from core_hpc.common.shipped import shipped_folder
 from core_hpc.config.yaml_mistakes import explain_yaml
@@ -50,12 +51,15 @@ def _read(path: Path, *, profile: bool, heirs: tuple[Path, ...], read: list[Path
     try:
         text = read_text(resolved)
         data = parse_yaml(text)
-    except (OSError, UnicodeDecodeError) as e:
+    except OSError as e:
         raise ConfigError(str(path), [f"cannot be read: {e}"]) from e
+    except UnicodeDecodeError as e:
+        raise ConfigError(str(path), [why_not_utf8(resolved)]) from e
     except yaml.YAMLError as e:
         raise ConfigError(str(path), [f"not valid YAML: {explain_yaml(e, text)}"]) from e
     if not isinstance(data, dict):
-        raise ConfigError(str(path), ["the file must be a mapping of keys, for example `name: my-sweep`"])
+        example = "driver: arrays" if profile else "name: my-sweep"
+        raise ConfigError(str(path), [f"the file must be a mapping of keys, for example `{example}`"])
     data = located(data, resolved.parent)
     named = data.get("base")
     bases = named if isinstance(named, list) else [] if named is None else [named]
@@ -75,7 +79,7 @@ def _base_file(path: Path, base: str, *, profile: bool) -> Path:
     own = path.expanduser().resolve()
     named = own.parent / Path(base).expanduser()
     if not (profile and _is_name(base)):
-        if named.exists():
+        if named.is_file():
             return named
         near = _nearest(base, (p.name for p in named.parent.glob("*.yaml") if p != own))
         advice = f"; did you mean `{Path(base).with_name(near)}`?" if near else ""
@@ -131,6 +135,9 @@ def apply_profile(source: Path, data: dict[str, Any], named: str | None) -> None
         raise ConfigError(str(source), [f"{where}: {_no_profile(wanted, choices)}"])
     _, profile = read_with_bases(path, profile=True)
     profile.pop("base", None)
+    if "cluster" in profile:
+        message = "cluster: a profile has the fields of the section `cluster` at its top level; leave this key out"
+        raise ConfigError(str(path), [message])
     data["cluster"] = {**_merge(profile, own), "profile": wanted}
 
 

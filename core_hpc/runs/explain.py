@@ -34,6 +34,8 @@ PATTERNS = {
     METRIC_PATTERN: "is not a metric with its number of completions, for example team_pass@2",
 }
 """Pattern of a field -> what a text that does not fit it is not."""
+SHARED = ("name", "output", "cluster.", "analysis.")
+"""Beginnings of paths that all runs of a sweep share, so that a grid cannot have them."""
 _SCALARS = ("int_", "float_", "string_type", "bool_", "literal_error", "finite_number")
 """Beginnings of pydantic's names for values of a wrong type, where one value is expected."""
 
@@ -43,25 +45,31 @@ def explain(error: Any) -> str:
     parts = error["loc"]
     tags = {i for i in range(1, len(parts)) if parts[i] in PROBLEM_SOURCES and _holds_a_source(parts[i - 1])}
     location = [p for i, p in enumerate(parts) if i not in tags and not str(p).startswith(("constrained-", "list["))]
-    path = ".".join(str(p) for p in location) or "file"
+    path = ".".join(str(p) for p in location)
     kind, given = error["type"], error.get("input")
     if kind == "extra_forbidden":
         tag = next((parts[i] for i in tags), None)
         return f"{path}: {_unknown_key(tag, location, given)}"
-    if kind in ("union_tag_invalid", "union_tag_not_found"):
+    if kind in ("union_tag_invalid", "union_tag_not_found", "model_attributes_type"):
         return f"{path}.{_source_mistake(error.get('ctx', {}).get('tag'))}"
     if kind == "missing":
         return f"{path}: is missing"
     if kind == "model_type":
         keys = _valid_keys(location)
         example = f"for example `{location[-1]}: {{{keys[0]}: ...}}`; " if keys and location else ""
+        if given is None and isinstance(location[-1], str) and location != ["problems"]:
+            example = f"but has none; remove the line `{location[-1]}:` to use the defaults; "
         return f"{path}: needs keys of its own, {example}valid here: {', '.join(keys)}"
     if isinstance(given, list) and kind.startswith(_SCALARS):
         return f"{path}: {_values_of_a_grid(path, given)}"
     if kind == "string_pattern_mismatch" and error["ctx"]["pattern"] in PATTERNS:
         return f"{path}: {_no_match(error['ctx']['pattern'], str(given))}"
-    message = error["msg"].removeprefix("Value error, ")
+    if kind in ("int_parsing", "float_parsing") and given in ("true", "false"):
+        return f"{path}: must be a number, not {given} (YAML reads yes and on as true, no and off as false)"
+    message = error["msg"].removeprefix("Value error, ").replace("a valid tuple", "a valid list")
     shown = "" if isinstance(given, (dict, list)) else f" (it is {given!r})"
+    if not path:  # a rule about several sections, whose message names them
+        return f"{message}{shown}"
     return f"{path}: {message[0].lower() + message[1:]}{shown}"
 
 
@@ -73,6 +81,8 @@ def _holds_a_source(part: Any) -> bool:
 def _unknown_key(tag: str | None, location: Sequence[Any], value: Any) -> str:
     key = str(location[-1])
     valid = sorted(PROBLEM_SOURCES[tag].model_fields) if tag else _valid_keys(location[:-1])
+    if location == [key] and key in SWEEP_KEYS:
+        return "belongs to the whole sweep file; a single run cannot have it"
     if len(location) == 1:
         valid = [*valid, *SWEEP_KEYS]
     before, colon, after = key.partition(":")
@@ -94,6 +104,8 @@ def _source_mistake(tag: Any) -> str:
 
 def _values_of_a_grid(path: str, values: list[Any]) -> str:
     """For a list where one value belongs: its values are mostly meant for one run each."""
+    if path.startswith(SHARED):
+        return "is a list, but needs one value"
     shown = "[...]"
     if len(values) <= MAX_LISTED:
         shown = dump_yaml(values, default_flow_style=True, width=10_000).strip()

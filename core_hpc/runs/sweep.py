@@ -7,6 +7,7 @@ Nothing is created and no heavy package is loaded.
 
 from __future__ import annotations
 
+import difflib
 import itertools
 import math
 import re
@@ -33,9 +34,14 @@ from core_hpc.runs.bases import apply_profile, read_with_bases
 from core_hpc.runs.explain import explain
 
 MAX_RUNS = 1000
+PROFILE = "cluster.profile"
+RUN_KEYS = ("label", *RunConfig.model_fields)
+"""Keys of a member of `runs`."""
 MAX_PATH_PARTS = 20
 """Parts of a dotted path, such as `protocol.sampling.top_p`."""
 SHOWN_CHARACTERS = 200
+READ_BEFORE = {"base": "write it in the sweep file", PROFILE: "use --cluster"}
+"""Fields that are used before `--set` is, and what to do instead."""
 CONSEQUENCES = ("default_factory_not_called",)
 """Errors of pydantic that only follow from another mistake: a default could not be computed."""
 
@@ -119,16 +125,23 @@ def resolve_sweep(
         _apply_override(data, override, mistakes)
     if output is not None:
         data["output"] = output
+    if data.get("output") == "":
+        mistakes.append("output: is empty; write a folder, or `.` for the current one")
     points = _expand(data, mistakes)
     plain = {k: v for k, v in data.items() if k not in SWEEP_KEYS}
     runs: list[RunPlan] = []
     read = lru_cache(maxsize=None)(sources.read_source)  # all runs have the same content of a file
     for label, changes in points:
         merged = plain
+        if PROFILE in changes:
+            mistakes.append(
+                f"run {label}: {PROFILE}: all runs share one profile; write it in `cluster`, or use --cluster"
+            )
         for path, value in changes.items():
             merged = _with_value(merged, path, value, f"run {label}: {path}", mistakes)
         runs += _resolve(label, merged, mistakes, read=read)
-    mistakes += _equal_runs(runs)
+    if not mistakes:  # a field that could not be set makes runs equal
+        mistakes += _equal_runs(runs)
     mistakes += _different_sections(runs)
     mistakes += _missing_arms(source, runs)
     mistakes = list(dict.fromkeys(mistakes))  # report a mistake once, not per point of the grid
@@ -140,7 +153,7 @@ def resolve_sweep(
 
 def _apply_override(data: dict[str, Any], override: str, mistakes: list[str]) -> None:
     path, equals, value = override.partition("=")
-    if not equals or not path:
+    if not equals or not all(path.split(".")):
         mistakes.append(f"--set {override}: write --set path.to.field=value")
         return
     try:
@@ -150,7 +163,13 @@ def _apply_override(data: dict[str, Any], override: str, mistakes: list[str]) ->
         mistakes.append(f"--set {path}: {value!r} is not a YAML value{f': {problem}' if problem else ''}")
         return
     parsed = sources.located(parsed, Path.cwd(), path)
-    changed = _with_value(data, path, parsed, f"--set {path}", mistakes)
+    changed = dict(_with_value(data, path, parsed, f"--set {path}", mistakes))
+    before, after = flatten(data), flatten(changed)
+    mistakes += [
+        f"--set {path}: {name} is read before --set, and so has no effect here; {advice}"
+        for name, advice in READ_BEFORE.items()
+        if after.get(name) not in (None, before.get(name))
+    ]
     data.clear()
     data.update(changed)
 
@@ -199,7 +218,9 @@ def _expand(data: dict[str, Any], mistakes: list[str]) -> list[tuple[str, dict[s
     points = []
     for i, run in enumerate(runs):
         label = str(run.get("label") or f"run{i}")
-        changes = {key: value for key, value in run.items() if key != "label"}
+        misspelled = [key for key in run if difflib.get_close_matches(str(key), RUN_KEYS, n=1) == ["label"] != [key]]
+        mistakes += [f"runs.{i}.{key}: unknown key; did you mean `label`?" for key in misspelled]
+        changes = {key: value for key, value in run.items() if key not in ("label", *misspelled)}
         points.append((_slug(label), flatten(changes) if changes else {}))
     labels = [label for label, _ in points]
     repeated = sorted({label for label in labels if labels.count(label) > 1})

@@ -184,6 +184,11 @@ def test_an_option_has_the_form_of_a_long_option(name: str, tmp_path: Path) -> N
     assert "is not the long name of an sbatch option" in found
 
 
+def test_an_option_must_not_change_the_elements_of_an_array(tmp_path: Path) -> None:
+    (found,) = mistakes(tmp_path, cluster={"driver": "arrays", "slurm": {"update": {"options": {"array": "1-3"}}}})
+    assert found.startswith("cluster.slurm.update.options: array: jobs have the array elements")
+
+
 def test_setup_may_have_several_lines_but_no_other_control_characters(tmp_path: Path) -> None:
     lines = ["module load x\nmodule load y", "if true; then\n\techo yes\nfi"]
     slurm = {"driver": "arrays", "slurm": {"setup": lines}}

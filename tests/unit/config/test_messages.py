@@ -106,6 +106,55 @@ def test_a_value_where_a_section_belongs(tmp_path: Path) -> None:
     assert message.startswith("protocol: needs keys of its own, for example `protocol: {choose: ...}`")
 
 
+def test_an_empty_section_is_taken_for_one_without_its_lines(tmp_path: Path) -> None:
+    (message,) = mistakes(tmp_path, protocol=None)
+    assert message.startswith("protocol: needs keys of its own, but has none; remove the line `protocol:` to use the ")
+    (message,) = mistakes(tmp_path, problems=None)
+    assert "remove the line" not in message, "problems has no defaults"
+
+
+@pytest.mark.parametrize(
+    ("changes", "path"),
+    [
+        ({"seed": True}, "seed"),
+        ({"protocol": {"cold_samples": True}}, "protocol.cold_samples"),
+        ({"update": {"learning_rate": True}}, "update.learning_rate"),
+        ({"cluster": {"kv_cache_gb": True}}, "cluster.kv_cache_gb"),
+    ],
+)
+def test_true_is_no_number(changes: dict[str, object], path: str, tmp_path: Path) -> None:
+    assert mistakes(tmp_path, **changes) == [
+        f"{path}: must be a number, not true (YAML reads yes and on as true, no and off as false)"
+    ]
+
+
+def test_a_list_for_a_field_that_runs_share_is_no_grid(tmp_path: Path) -> None:
+    found = mistakes(tmp_path, cluster={"slurm": {"partition": ["a", "b"]}})
+    assert found == ["cluster.slurm.partition: is a list, but needs one value"]
+
+
+def test_a_source_that_is_no_mapping(tmp_path: Path) -> None:
+    (message,) = mistakes(tmp_path, problems={**PROBLEMS, "train": "train.jsonl"})
+    assert message.startswith("problems.train.source: is missing; known: generated")
+
+
+def test_a_rule_about_several_sections_begins_with_the_field(tmp_path: Path) -> None:
+    (message,) = mistakes(tmp_path, iterations=10**12)
+    assert message.startswith("iterations: 1,000,000,000,000 iterations")
+
+
+def test_mistakes_of_single_runs(tmp_path: Path) -> None:
+    runs = [{"lable": "a"}, {"label": "b", "seed": 2}]
+    assert mistakes(tmp_path, runs=runs) == ["runs.0.lable: unknown key; did you mean `label`?"]
+    runs = [{"label": "a", "base": "x.yaml"}, {"label": "b", "seed": 2}]
+    assert mistakes(tmp_path, runs=runs) == ["base: belongs to the whole sweep file; a single run cannot have it"]
+    (message,) = mistakes(tmp_path, runs=[{"label": "a", "cluster": {"profile": "one_node"}}])
+    assert message.startswith("run a: cluster.profile: all runs share one profile")
+    found = mistakes(tmp_path, grid={"team.c.lora.rank": [4, 8]})
+    assert len(found) == 2, "not also that the runs are equal"
+    assert all("the list has no member 'c'" in message for message in found)
+
+
 def test_a_key_with_its_value_attached(tmp_path: Path) -> None:
     path = tmp_path / "sweep.yaml"
     path.write_text(yaml.safe_dump(MINIMAL) + "protocol: {cold_samples:4}\n")
@@ -138,6 +187,49 @@ def test_a_missing_base_is_a_mistake_of_the_file_that_names_it(tmp_path: Path) -
         f"base: there is no file {tmp_path / 'quikstart.yaml'}; did you mean `quickstart.yaml`? "
         "(base is a path relative to this file)"
     )
+
+
+@pytest.mark.parametrize("base", ["", "."])
+def test_a_base_that_is_a_folder_is_a_mistake_of_the_file_that_names_it(base: str, tmp_path: Path) -> None:
+    path = write(tmp_path, base=base)
+    with pytest.raises(ConfigError, match="base: there is no file") as caught:
+        load_sweep(path)
+    assert caught.value.source == str(path)
+
+
+@pytest.mark.parametrize(
+    ("content", "expected"),
+    [
+        ("name: größe\n".encode("latin-1"), r"is not UTF-8 (line 1, byte 9); save it as UTF-8"),
+        ("name: x\n".encode("utf-16"), "is UTF-16; save it as UTF-8"),
+    ],
+)
+def test_a_file_in_another_encoding(content: bytes, expected: str, tmp_path: Path) -> None:
+    (tmp_path / "sweep.yaml").write_bytes(content)
+    with pytest.raises(ConfigError) as caught:
+        load_sweep(tmp_path / "sweep.yaml")
+    assert caught.value.mistakes == [expected]
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("cluster: {driver: arrays}\n", "cluster: a profile has the fields of the section `cluster` at its top level"),
+        ("", "the file must be a mapping of keys, for example `driver: arrays`"),
+    ],
+)
+def test_a_profile_that_is_none(text: str, expected: str, tmp_path: Path) -> None:
+    (tmp_path / "site.yaml").write_text(text)
+    with pytest.raises(ConfigError) as caught:
+        load_sweep(write(tmp_path, cluster={"profile": "site.yaml"}))
+    assert caught.value.source == str(tmp_path / "site.yaml")
+    assert caught.value.mistakes[0].startswith(expected)
+
+
+def test_an_empty_name_of_a_profile_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """As from a variable of the shell that is not set. The sweep would run on this machine."""
+    assert launch.main([str(write(tmp_path)), "--dry-run", "--cluster", ""]) == 2
+    assert "--cluster: is empty" in capsys.readouterr().err
 
 
 def test_a_missing_base_profile_lists_the_shipped_ones(tmp_path: Path) -> None:
@@ -206,10 +298,11 @@ def test_a_time_limit_is_read_as_slurm_writes_it(text: str, minutes: int, tmp_pa
         assert minutes - 1 < (parse_minutes(text.strip("'")) or 0) <= minutes
 
 
-@pytest.mark.parametrize("text", ["1:30", "1-12", "soon:1:2", "1:60:00", "0:00:00", "-5", "1:30:00.5"])
+@pytest.mark.parametrize("text", ["1:30", "1-12", "2 hours", "soon:1:2", "1:60:00", "0:00:00", "-5", "1:30:00.5"])
 def test_a_time_limit_that_is_not_clear_is_refused(text: str, tmp_path: Path) -> None:
     (message,) = mistakes(tmp_path, f"cluster.slurm.time_min={text}")
     assert message.startswith("cluster.slurm.time_min: ")
+    assert text in ("-5", "0:00:00") or "write minutes (90)" in message
 
 
 def test_an_editor_accepts_both_forms_of_a_time_limit() -> None:

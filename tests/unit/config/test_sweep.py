@@ -243,6 +243,11 @@ def test_a_base_that_is_no_path_is_refused(base: object, tmp_path: Path) -> None
         ("team.zz.model=x", "the list has no member 'zz'"),
         ("name.x=1", "is below a plain value"),
         ("update.lr=1", "update.lr: unknown key; valid here: "),
+        (".seed=1", "--set .seed=1: write --set path.to.field=value"),
+        ("update..seed=1", "--set update..seed=1: write --set path.to.field=value"),
+        ("base=other.yaml", "--set base: base is read before --set, and so has no effect here; write it in the sweep"),
+        ("cluster.profile=one_node", "--set cluster.profile: cluster.profile is read before --set"),
+        ("cluster={profile: one_node}", "--set cluster: cluster.profile is read before --set"),
         (
             "cluster.slurm.time_min=1:30",
             "slurm.time_min: is no time limit; write minutes (90), hours (01:30:00)",
@@ -251,6 +256,17 @@ def test_a_base_that_is_no_path_is_refused(base: object, tmp_path: Path) -> None
 )
 def test_bad_override(tmp_path: Path, override: str, expected: str) -> None:
     assert expected in "\n".join(mistakes(tmp_path, override))
+
+
+def test_an_override_that_is_refused_causes_no_other_mistake(tmp_path: Path) -> None:
+    (message,) = mistakes(tmp_path, f"{'.'.join('a' * 30)}=1")
+    assert "a path of more than 20 parts" in message
+
+
+def test_an_empty_output_is_refused(tmp_path: Path) -> None:
+    """As from a variable of the shell that is not set."""
+    with pytest.raises(ConfigError, match=r"output: is empty; write a folder, or `\.`"):
+        load_sweep(write(tmp_path), output="")
 
 
 def test_the_run_id_depends_only_on_scientific_fields(tmp_path: Path) -> None:

@@ -46,6 +46,8 @@ MISTAKES = {
     "backslash": ("name: x", r'name: "\d"', 1, "single quotes"),
     "after a quote": ("name: x", 'name: "x" y', 1, "after the quote"),
     "nul": ("name: x", "name: x\0", 1, "the character U+0000"),
+    "merge": ("name: x", "<<: {seed: 3}\nname: x", 1, "the key << is not supported"),
+    "second document": ("iterations: 1", "---\niterations: 1", 2, "a second document begins here"),
     "twice": ("iterations: 1", "iterations: 1\nname: y", 3, "key 'name' occurs twice"),
 }
 
