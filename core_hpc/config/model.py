@@ -7,7 +7,7 @@ package.
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, JsonValue, ValidationInfo, field_validator, model_validator
 
@@ -63,7 +63,7 @@ class ModelSection(Section):
     template_options: dict[str, JsonValue] = added_later(
         {}, description="variables of the chat template, for example {enable_thinking: false} for Qwen3"
     )
-    stop_strings: list[str] | None = Field(
+    stop_strings: list[Annotated[str, Field(min_length=1)]] | None = Field(
         None, description="strings at which generation ends; null: none for chat, a new question for plain"
     )
     sampling: OwnSamplingSection = Field(

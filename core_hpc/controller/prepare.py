@@ -10,6 +10,8 @@ from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -38,6 +40,8 @@ from core_hpc.store import parquet
 from core_hpc.store.schema import COLD
 
 FACTS_FILE = "facts.json"
+SHOWN_CHARACTERS = 500
+"""Of an error of a library."""
 CONTEXT_STEP_TOKENS = 64
 HINT_MARGIN_TOKENS = 4
 """Tokens may merge differently where question, hint and instruction meet."""
@@ -107,7 +111,8 @@ def _model_facts(config: RunConfig, model: ModelSection, splits: Splits) -> Mode
     )
     if model.prompt_style == "chat" and not resolved.has_chat_template:
         raise InputError("prompt_style is chat, but its tokenizer has no chat template; write prompt_style: plain")
-    loaded = load_config(resolved.folder, trust_remote_code=model.trust_remote_code)
+    with _refused(f"model {resolved.folder}: transformers cannot read its config.json"):
+        loaded = load_config(resolved.folder, trust_remote_code=model.trust_remote_code)
     check_rope(loaded)
     if model.engine == "vllm":
         check_vllm_packages(loaded)
@@ -124,6 +129,21 @@ def _model_facts(config: RunConfig, model: ModelSection, splits: Splits) -> Mode
     context_tokens = _context_tokens(config, model, resolved, style, splits)
     adapter = _adapter_digest(model, resolved) if model.adapter is not None else ""
     return ModelFacts(resolved.fingerprint, context_tokens, style, num_weights(resolved.folder), adapter)
+
+
+@contextmanager
+def _refused(message: str) -> Iterator[None]:
+    """Turn an error of a library about a file of the user into an InputError; templates and tokenizers have any class.
+
+    Args:
+        message: what cannot be done. The error of the library follows.
+    """
+    try:
+        yield
+    except (CoreHpcError, MemoryError):
+        raise
+    except Exception as e:
+        raise InputError(f"{message} ({type(e).__name__}: {str(e)[:SHOWN_CHARACTERS]})") from e
 
 
 def _adapter_digest(model: ModelSection, resolved: ResolvedModel) -> str:
@@ -154,10 +174,14 @@ def _context_tokens(config: RunConfig, model: ModelSection, resolved: ResolvedMo
     """
     if mistake := longer_context(model.max_context_tokens, resolved.max_context_tokens):
         raise InputError(mistake)
-    tokenizer = load_tokenizer(resolved.folder, trust_remote_code=model.trust_remote_code)
+    with _refused(f"model {resolved.folder}: its tokenizer cannot be loaded"):
+        tokenizer = load_tokenizer(resolved.folder, trust_remote_code=model.trust_remote_code)
     examples = worked_examples(splits.examples)
     builder = prompt_builder(config, model, tokenizer, style=style, examples=examples)
     check_chat_settings(builder)
+    if style == "chat" and builder.function is None:
+        with _refused(f"model {resolved.folder}: its chat template fails; correct it, or write prompt_style: plain"):
+            builder.build("?")
     if model.warmup is not None:
         stops = stop_strings_of(style, model.stop_strings)
         check_longest(splits.warmups[model.name], builder, stops, limit_tokens=resolved.max_context_tokens)

@@ -46,7 +46,9 @@ def check_folder(folder: Path, *, allow_pickle: bool = False) -> dict[str, Any]:
     """
     missing = []
     if not (folder / "config.json").is_file():
-        missing.append("config.json (is this a transformers folder?)")
+        is_adapter = (folder / "adapter_config.json").is_file()
+        advice = "this is an adapter: set `model` to its base, and `adapter` to this folder"
+        missing.append(f"config.json ({advice if is_adapter else 'is this a transformers folder?'})")
     if not any((folder / n).is_file() for n in _TOKENIZER_FILES):
         found = "it has only tekken.json, Mistral's own format; " if (folder / "tekken.json").is_file() else ""
         missing.append(f"a tokenizer (tokenizer.json; {found}save it there with AutoTokenizer...save_pretrained)")
@@ -59,24 +61,54 @@ def check_folder(folder: Path, *, allow_pickle: bool = False) -> dict[str, Any]:
             )
         elif not pickles:
             missing.append("weights (*.safetensors)")
-    missing += _missing_shards(folder)
+    missing += [*_missing_shards(folder), *_torn_weights(folder)]
     if missing:
         raise InputError(
             "\n".join([f"model {folder}: the folder is not complete; missing:", *(f"  - {m}" for m in missing)])
         )
     try:
-        return dict(json.loads((folder / "config.json").read_text()))
-    except (ValueError, TypeError) as e:
+        config = json.loads((folder / "config.json").read_text())
+    except ValueError as e:
         raise InputError(f"model {folder}: config.json is not a JSON object: {e}") from e
+    if not isinstance(config, dict):
+        raise InputError(f"model {folder}: config.json is not a JSON object, but a {type(config).__name__}")
+    return config
 
 
 def _missing_shards(folder: Path) -> list[str]:
     index = folder / "model.safetensors.index.json"
     if not index.is_file():
         return []
-    names = sorted(set(json.loads(index.read_text())["weight_map"].values()))
+    try:
+        names = sorted(set(json.loads(index.read_text())["weight_map"].values()))
+    except (ValueError, LookupError, TypeError, AttributeError):
+        return [f"a readable {index.name}: copy or download it again"]
     missing = [name for name in names if not (folder / name).is_file()]
     return [f"{name} (named by {index.name}; the download or copy is incomplete)" for name in missing]
+
+
+def _torn_weights(folder: Path) -> list[str]:
+    found = ((path.name, _torn(path)) for path in weight_files(folder))
+    return [f"the content of {name}: {problem}" for name, problem in found if problem]
+
+
+def _torn(path: Path) -> str:
+    """Why a file of weights is not whole, or "". Its header has the number of bytes that follow."""
+    size = path.stat().st_size
+    with path.open("rb") as f:
+        start = f.read(8)
+        if start == b"version ":
+            return "it is a pointer of Git LFS; run `git lfs pull` in the folder"
+        length = int.from_bytes(start, "little")
+        if 8 + length > size:
+            return f"it has {size:,} bytes, fewer than its header; the download or copy is incomplete"
+        try:
+            tensors = json.loads(f.read(length))
+            ends = (t["data_offsets"][1] for name, t in tensors.items() if name != "__metadata__")
+            whole = 8 + length + max(ends, default=0)
+        except (ValueError, LookupError, TypeError, AttributeError):
+            return "its header cannot be read; copy or download it again"
+    return "" if size == whole else f"it has {size:,} of {whole:,} bytes; the download or copy is incomplete"
 
 
 def weight_files(folder: Path) -> list[Path]:

@@ -128,6 +128,13 @@ def test_true_is_no_number(changes: dict[str, object], path: str, tmp_path: Path
     ]
 
 
+def test_an_empty_stop_string_is_refused(tmp_path: Path) -> None:
+    """It would end every completion before its first token."""
+    team = [{"name": "a", "model": "x", "stop_strings": ["###", ""]}, {"name": "b", "model": "y"}]
+    (message,) = mistakes(tmp_path, team=team)
+    assert message.startswith("team.0.stop_strings.1: string should have at least 1 character")
+
+
 def test_a_list_for_a_field_that_runs_share_is_no_grid(tmp_path: Path) -> None:
     found = mistakes(tmp_path, cluster={"slurm": {"partition": ["a", "b"]}})
     assert found == ["cluster.slurm.partition: is a list, but needs one value"]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -23,6 +24,7 @@ from core_hpc.models.loading import (
     published_rope,
     resolve_rope,
 )
+from core_hpc.runs.sweep import load_sweep
 from tests.support.architectures import (
     MISTRAL_TEMPLATE,
     ORIGINAL_TOKENS,
@@ -30,6 +32,7 @@ from tests.support.architectures import (
     make_tiny_mistral3,
     make_tiny_phi3,
 )
+from tests.support.tiny import tiny_sweep
 
 TARGETS = ["q_proj", "down_proj"]
 
@@ -167,6 +170,29 @@ def test_preparation_refuses_what_would_fail_later(
     (tmp_path / "config.json").write_text(json.dumps(config))
     with pytest.raises(InputError, match="has the type dynamic"):
         prepare._model_facts(nothing, ModelSection(name="m", model=str(tmp_path), engine="vllm"), nothing)
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "expected"),
+    [
+        (
+            "config.json",
+            '{"model_type": "x", "max_position_embeddings": 64}',
+            "transformers cannot read its config.json",
+        ),
+        ("tokenizer.json", "{", r"its tokenizer cannot be loaded \(JSONDecodeError"),
+        ("chat_template.jinja", "{% for %}", r"its chat template fails; .* \(TemplateSyntaxError"),
+        ("chat_template.jinja", "{{ raise_exception('roles') }}", r"chat template fails; .* \(TemplateError: roles\)"),
+    ],
+)
+def test_a_start_names_the_file_that_a_library_refuses(
+    name: str, content: str, expected: str, tiny_models: list[Path], tmp_path: Path
+) -> None:
+    shutil.copytree(tiny_models[0], tmp_path / "m")
+    (tmp_path / "m" / name).write_text(content)
+    (plan,) = load_sweep(tiny_sweep(tmp_path / "s.yaml", [tmp_path / "m", tiny_models[1]], tmp_path / "out")).runs
+    with pytest.raises(InputError, match=rf"team\.0 \(m0\): model .*/m: {expected}"):
+        prepare.prepare(plan.config)
 
 
 @pytest.mark.parametrize("kind", ["mistral3", "phi3"])

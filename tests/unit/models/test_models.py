@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import threading
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -22,8 +23,14 @@ def folder(tmp_path: Path) -> Path:
     folder.mkdir()
     (folder / "config.json").write_text(json.dumps({"max_position_embeddings": 128, "transformers_version": "5.0"}))
     (folder / "tokenizer.json").write_text("{}")
-    (folder / "model.safetensors").write_bytes(bytes(3 << 20))
+    write_weights(folder / "model.safetensors", bytes(3 << 20))
     return folder
+
+
+def write_weights(path: Path, content: bytes) -> None:
+    """Write a safetensors file of one tensor."""
+    header = json.dumps({"a": {"dtype": "U8", "shape": [len(content)], "data_offsets": [0, len(content)]}}).encode()
+    path.write_bytes(len(header).to_bytes(8, "little") + header + content)
 
 
 def test_a_complete_folder_resolves(folder: Path) -> None:
@@ -50,6 +57,46 @@ def test_an_adapter_is_not_a_model(folder: Path) -> None:
     (folder / "model.safetensors").rename(folder / "adapter_model.safetensors")
     with pytest.raises(InputError, match=r"weights \(\*.safetensors\)"):
         resolve.resolve_model(str(folder))
+
+
+def test_an_adapter_folder_is_named_as_one(folder: Path) -> None:
+    (folder / "config.json").rename(folder / "adapter_config.json")
+    with pytest.raises(InputError, match="this is an adapter: set `model` to its base, and `adapter` to this folder"):
+        resolve.place_of_model(str(folder))
+
+
+LFS_POINTER = b"version https://git-lfs.github.com/spec/v1\noid sha256:12\nsize 3\n"
+
+
+@pytest.mark.parametrize(
+    ("change", "expected"),
+    [
+        (lambda data: data[:-5], r"it has 3,145,803 of 3,145,808 bytes; the download or copy is incomplete"),
+        (lambda data: data[:20], "it has 20 bytes, fewer than its header"),
+        (lambda data: b"", "it has 0 bytes"),
+        (lambda data: data + b"x", "it has 3,145,809 of 3,145,808 bytes"),
+        (lambda data: data[:8] + b"?" + data[9:], "its header cannot be read"),
+        (lambda data: LFS_POINTER, "it is a pointer of Git LFS; run `git lfs pull`"),
+    ],
+)
+def test_weights_that_are_not_whole_are_named_before_a_start(
+    folder: Path, change: Callable[[bytes], bytes], expected: str
+) -> None:
+    weights = folder / "model.safetensors"
+    weights.write_bytes(change(weights.read_bytes()))
+    for find in (resolve.place_of_model, resolve.resolve_model):
+        with pytest.raises(InputError, match=f"the content of model.safetensors: {expected}"):
+            find(str(folder))
+
+
+def test_files_that_are_no_objects_are_named(folder: Path) -> None:
+    (folder / "model.safetensors.index.json").write_text("[]")
+    with pytest.raises(InputError, match=r"a readable model\.safetensors\.index\.json"):
+        resolve.place_of_model(str(folder))
+    (folder / "model.safetensors.index.json").unlink()
+    (folder / "config.json").write_text("[]")
+    with pytest.raises(InputError, match=r"config\.json is not a JSON object, but a list"):
+        resolve.place_of_model(str(folder))
 
 
 def test_a_missing_shard_is_named(folder: Path) -> None:
@@ -86,9 +133,9 @@ def test_a_hub_name_offline_is_an_error_with_the_command(tmp_path: Path, monkeyp
 
 def test_the_fingerprint_depends_on_weights_tokenizer_and_configuration(folder: Path) -> None:
     seen = {fingerprint(folder)}
-    for position in (5, (3 << 20) // 2 + 7):
+    for share in (0, 0.5):
         data = bytearray((folder / "model.safetensors").read_bytes())
-        data[position] ^= 1
+        data[int(share * len(data)) + 7] ^= 1
         (folder / "model.safetensors").write_bytes(bytes(data))
         seen.add(fingerprint(folder))
     (folder / "tokenizer.json").write_text('{"a": 1}')
