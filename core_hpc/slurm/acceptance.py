@@ -18,6 +18,8 @@ from core_hpc.slurm.submit import batch_script, job_parameters, submission_envir
 
 CONFIGURATION = re.compile(r"configuration is not available", re.IGNORECASE)
 """The answer of SLURM when it finds no nodes for a job, whatever the reason."""
+NO_CLUSTER = re.compile(r"could not establish a configuration source", re.IGNORECASE)
+"""The answer of sbatch on a machine that has SLURM's commands and belongs to no cluster."""
 USABLE_NODE = re.compile(r"(idle|mixed|allocated|completing|planned)[-+]?")
 """States of nodes that run jobs, as sinfo prints them."""
 
@@ -47,6 +49,11 @@ def check_accepted(cluster: ClusterSection, slurm: Slurm) -> list[str]:
         answer = _test(script)
         if answer is None:
             continue
+        if NO_CLUSTER.search(answer):
+            raise InputError(
+                f"this machine has SLURM's commands, but belongs to no cluster ({answer}); start the sweep on a login "
+                "node, or use `driver: local`"
+            )
         message = f"cluster.slurm, jobs of `{group}`: {answer or 'sbatch refused without a message'}"
         if not RefusedError(answer).passing and not _nodes_are_away(answer, slurm, parameters.get("partition")):
             mistakes.append(message)

@@ -327,6 +327,15 @@ TEST_ONLY = "allocation failure: Requested node configuration is not available"
 (recorded on the development cluster; sbatch takes the job in the first three cases)."""
 
 
+def test_a_start_is_refused_on_a_machine_without_a_cluster(fake: FakeCommands) -> None:
+    """Recorded where SLURM is installed and not configured. Such a start waited for ever."""
+    cluster = ClusterSection.model_validate({"driver": "arrays", "slurm": {"partition": "gpu"}})
+    answer = "sbatch: error: fetch_config: lookup failed\nsbatch: fatal: Could not establish a configuration source"
+    fake.command("sbatch", error=f"{answer}\n", status=1)
+    with pytest.raises(InputError, match=r"belongs to no cluster .* start the sweep on a login node"):
+        check_accepted(cluster, Slurm())
+
+
 @pytest.mark.parametrize(
     ("message", "nodes", "partition", "starts"),
     [
