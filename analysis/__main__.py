@@ -68,6 +68,7 @@ from core_hpc.common.errors import CoreHpcError, InputError
 from core_hpc.common.terminal import PlainConsole, printable
 from core_hpc.runs.folder import list_runs
 from core_hpc.runs.names import folder_names
+from core_hpc.store import output_folder
 from core_hpc.store.schema import EVALUATE
 
 LATEX = "latex"
@@ -105,6 +106,8 @@ def _ks(args: argparse.Namespace, runs: Iterable[RunData]) -> list[int]:
 
 def _report(args: argparse.Namespace) -> None:
     console = _console()
+    if args.out:
+        output_folder.require_writable(args.out, min_free_gb=0, advice=output_folder.ANOTHER_OUT)
     runs = [with_answers(data, list(evaluations(data))) for data in _loader(args)(args.folders)]
     # The files are written first, because the reader of the output (head, less) may stop early.
     pages = write_reports(runs, args.out, args.k) if args.out else []
@@ -226,6 +229,7 @@ def _two_sides(
 
 
 def _arms(args: argparse.Namespace) -> None:
+    output_folder.require_writable(args.out, min_free_gb=0, advice=output_folder.ANOTHER_OUT)
     named = grouped(_loader(args)(args.folders), args.by) if args.by else _arms_of_folders(args)
     ks = _ks(args, chain(*named.values()))
     arms = arms_of(named)

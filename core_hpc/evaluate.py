@@ -24,7 +24,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from core_hpc.common.errors import CoreHpcError
+from core_hpc.common.errors import CoreHpcError, InputError
 from core_hpc.common.new_file import write_new_file
 from core_hpc.common.packages import require_own_analysis
 from core_hpc.common.terminal import show_error
@@ -93,6 +93,8 @@ def content(options: argparse.Namespace) -> dict[str, Any]:
     Raises:
         InputError: An argument is wrong.
     """
+    if options.count is not None and not options.problems:
+        raise InputError("--count: needs --problems; without it, the problems are those of the run")
     subject = subject_of(options.subjects, iterations=options.iterations, base=options.base)
     own = subject.run.config.evaluation if subject.run is not None else EvaluationSection()
     given = {name: value for name in SAMPLING if (value := getattr(options, name)) is not None}
@@ -102,7 +104,9 @@ def content(options: argparse.Namespace) -> dict[str, Any]:
         subject,
         name=options.name,
         sets=[parse_set(text, count=options.count) for text in options.problems],
-        ways=samplings(temperatures, samples=options.samples or own.samples, others=sampling),
+        ways=samplings(
+            temperatures, samples=own.samples if options.samples is None else options.samples, others=sampling
+        ),
         changed=set(given),
     )
     if options.cluster is not None:  # the profile replaces the section of the run

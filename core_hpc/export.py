@@ -39,6 +39,7 @@ from core_hpc.models.adapters import published_iterations
 from core_hpc.models.loading import load_model, published_rope
 from core_hpc.phases.context import TaskContext, Warm
 from core_hpc.runs.folder import Run, list_runs, open_run
+from core_hpc.store import output_folder
 from core_hpc.store.paths import EARLIER_OPTIMIZER_STATE, TaskKey
 from core_hpc.store.schema import EVALUATE
 
@@ -120,10 +121,11 @@ def write(export: Export, out: Path) -> None:
     """Write the folder.
 
     Raises:
-        InputError: `out` exists and is not empty.
+        InputError: `out` exists and is not empty, or cannot be written.
     """
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise InputError(f"--out {out}: exists already and is not empty; choose another folder, or remove it")
+    output_folder.require_writable(out.parent, min_free_gb=0, advice=output_folder.ANOTHER_OUT)
     out.parent.mkdir(parents=True, exist_ok=True)
     with TemporaryDirectory(prefix=f".{out.name}-", dir=out.parent) as temporary:
         folder = Path(temporary, "export")

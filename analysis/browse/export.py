@@ -78,7 +78,7 @@ def export(
         InputError: the folder cannot be written.
         StoreError: a published file is missing or damaged.
     """
-    output_folder.require_writable(out, min_free_gb=0)
+    output_folder.require_writable(out, min_free_gb=0, advice=output_folder.ANOTHER_OUT)
     data = out / "data"
     manifests.make_folder(data)
     for path in data.iterdir():

@@ -69,7 +69,7 @@ def require_free(out: Path) -> None:
     """Raise InputError when `out` exists and is not an empty folder, or cannot be written."""
     if out.is_dir() and any(out.iterdir()):
         raise InputError(f"{out}: is not empty; give another folder as --out")
-    output_folder.require_writable(out, min_free_gb=0)
+    output_folder.require_writable(out, min_free_gb=0, advice=output_folder.ANOTHER_OUT)
 
 
 @contextmanager

@@ -68,7 +68,11 @@ def parse_set(text: str, *, count: int | None) -> NamedSet:
     try:
         SOURCE.validate_python(source)
     except ValidationError as e:
-        mistakes = "; ".join(f"{'.'.join(map(str, m['loc'][1:])) or 'source'}: {m['msg']}" for m in e.errors())
+        paths = [".".join(map(str, m["loc"][1:])) or "source" for m in e.errors()]
+        mistakes = "; ".join(
+            "count: is missing; add --count N" if (path, m["type"]) == ("count", "missing") else f"{path}: {m['msg']}"
+            for path, m in zip(paths, e.errors(), strict=True)
+        )
         raise InputError(f"--problems {text}: {mistakes}") from e
     made_up = "-".join(str(source[k]) for k in ("source", "task", "subset", "split") if source.get(k))
     path = source.get("path")

@@ -11,12 +11,15 @@ import subprocess
 import sys
 import tomllib
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 import core_hpc
 from core_hpc import __main__ as cli
+from core_hpc import export
 from core_hpc.common import packages, shipped
+from core_hpc.common.errors import InputError
 from core_hpc.config.cluster import ClusterSection
 from core_hpc.slurm.submit import job_parameters
 from tests.support.analysis_data import evaluation_rows, make_run, publish_rollouts
@@ -40,6 +43,14 @@ def run(*command: str | Path, cwd: Path, **environment: str) -> subprocess.Compl
 
 def python(*arguments: str | Path, cwd: Path, **environment: str) -> subprocess.CompletedProcess[str]:
     return run(sys.executable, *arguments, cwd=cwd, **{"PYTHONPATH": str(ROOT), **environment})
+
+
+def test_an_export_is_refused_where_it_cannot_be_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "access", lambda *_: False)  # tests may run as root
+    nothing: Any = None
+    with pytest.raises(InputError, match=r"no permission to write here .*; choose another folder for --out"):
+        export.write(nothing, tmp_path / "new" / "m0")
+    assert not list(tmp_path.iterdir())
 
 
 # --- the console command -------------------------------------------------------------------------

@@ -586,6 +586,16 @@ def test_a_wrong_folder_gives_a_message(tmp_path: Path, capsys: pytest.CaptureFi
     assert "neither a run folder nor a sweep folder" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("command", ["report", "arms"])
+def test_an_out_that_is_a_file_is_named_at_once(
+    command: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    make_run(tmp_path / "run")
+    (tmp_path / "out").write_text("")
+    assert main([command, str(tmp_path / "run"), "--out", str(tmp_path / "out")]) == 2
+    assert f"{tmp_path / 'out'}: is a file, not a folder; choose another folder for --out" in capsys.readouterr().err
+
+
 def test_commands_on_a_run_with_nothing_published(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     make_run(tmp_path / "run")
     assert main(["report", str(tmp_path / "run"), "--out", str(tmp_path / "out")]) == 0

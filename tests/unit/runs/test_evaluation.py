@@ -105,7 +105,9 @@ def test_a_count_is_for_the_sets_without_their_own() -> None:
     [
         (["x/y"], "--problems: is missing"),
         (["x/y", "--problems", "gsm9k"], "unknown problem set; write one of"),
-        (["x/y", "--problems", "generated:skills"], "count: Field required"),
+        (["x/y", "--problems", "generated:skills"], "count: is missing; add --count N"),
+        (["x/y", "--problems", "gsm8k", "--samples", "0"], "evaluation.samples: input should be greater than 0"),
+        (["x/y", "--count", "5"], "--count: needs --problems"),
         (["x/y", "--problems", "{source: [}"], "not valid YAML: line 1: "),
         (["x/y", "--problems", "gsm8k", "gsm8k"], "two sets have the name gsm8k"),
         (["x/y", "--problems", "gsm8k", "--iteration", "3"], "x/y is not a run folder"),

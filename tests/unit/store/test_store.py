@@ -361,6 +361,11 @@ def test_an_output_folder_that_cannot_be_used_is_refused(tmp_path: Path, monkeyp
     (tmp_path / "file").touch()
     with pytest.raises(InputError, match="is a file"):
         output_folder.require_writable(tmp_path / "file" / "x", min_free_gb=0)
+    (tmp_path / "link").symlink_to(tmp_path / "scratch")
+    with pytest.raises(
+        InputError, match=r"link: is a link to .*/scratch, which does not exist; make it, or set `output`"
+    ):
+        output_folder.require_writable(tmp_path / "link" / "x", min_free_gb=0)
     with pytest.raises(InputError, match="GB free"):
         output_folder.require_writable(tmp_path, min_free_gb=1e9)
     # Tests may run as root, which may write everywhere.
