@@ -73,13 +73,26 @@ def load_model(folder: Path, *, context_tokens: int | None, trust_remote_code: b
         context_tokens: largest number of prompt and completion tokens of the run; it selects the
             factors of longrope. None: the whole context of the model.
         options: further arguments of `from_pretrained`.
+
+    Raises:
+        InputError: the folder lacks weights of the model. transformers would make them at random.
     """
     config = load_config(folder, trust_remote_code=trust_remote_code)
     original = _rope_settings(config)
     resolve_rope(config, context_tokens)
-    model = auto_class(config).from_pretrained(
-        folder, config=config, trust_remote_code=trust_remote_code, local_files_only=True, **options
+    model, found = auto_class(config).from_pretrained(
+        folder,
+        config=config,
+        trust_remote_code=trust_remote_code,
+        local_files_only=True,
+        output_loading_info=True,
+        **options,
     )
+    if missing := sorted(found["missing_keys"]):
+        raise InputError(
+            f"model {folder}: its files lack {len(missing)} weights that its config.json asks for, such as "
+            f"{missing[0]}; copy or download the folder again"
+        )
     model.core_hpc_rope = original
     return model
 

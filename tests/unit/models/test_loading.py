@@ -147,6 +147,16 @@ def test_the_context_of_the_run_selects_the_factors(phi3: Path, context: int | N
     assert model.config.rope_parameters == resolved
 
 
+def test_weights_that_are_missing_are_not_made_at_random(tiny_models: list[Path], tmp_path: Path) -> None:
+    folder = shutil.copytree(tiny_models[0], tmp_path / "model")
+    config = json.loads((folder / "config.json").read_text())
+    config["num_hidden_layers"] += 1
+    config.pop("layer_types", None)
+    (folder / "config.json").write_text(json.dumps(config))
+    with pytest.raises(InputError, match=r"lack \d+ weights .* such as model\.layers\.\d+\.input_layernorm"):
+        load_model(folder, context_tokens=None)
+
+
 def test_rotary_embeddings_that_depend_on_other_sequences_are_refused(phi3: Path, mistral3: Path) -> None:
     from transformers import LlamaConfig
 
@@ -182,7 +192,7 @@ def test_preparation_refuses_what_would_fail_later(
         ),
         ("tokenizer.json", "{", r"its tokenizer cannot be loaded \(JSONDecodeError"),
         ("chat_template.jinja", "{% for %}", r"its chat template fails; .* \(TemplateSyntaxError"),
-        ("chat_template.jinja", "{{ raise_exception('roles') }}", r"chat template fails; .* \(TemplateError: roles\)"),
+        ("chat_template.jinja", "{{ raise_exception('roles') }}", r"its chat template fails; .* \(TemplateError: r"),
     ],
 )
 def test_a_start_names_the_file_that_a_library_refuses(
