@@ -61,7 +61,8 @@ def check_sweep(sweep: Sweep, splits: Mapping[str, Splits]) -> tuple[Check, ...]
     found = [*_folder(sweep), *_gpus(sweep), *_embedders(sweep), *_tracking(sweep)]
     lengths = _Lengths()
     for plan in sweep.runs:
-        found += [*_rescues(plan.config), *_models(plan.config, splits.get(plan.run_id), lengths)]
+        found += [*_rescues(plan.config), *_equal_samples(plan.config)]
+        found += _models(plan.config, splits.get(plan.run_id), lengths)
     return tuple(dict.fromkeys(found))
 
 
@@ -103,6 +104,17 @@ def _rescues(config: RunConfig) -> Iterator[Check]:
             "protocol.rescue_samples to 0, or add a model",
             refuses=False,
         )
+
+
+def _equal_samples(config: RunConfig) -> Iterator[Check]:
+    samples = config.protocol.cold_samples
+    for model in config.team:
+        if _trains(config) and samples > 1 and config.sampling_of(model, COLD).temperature == 0:
+            yield Check(
+                what=f"{model.name} samples at temperature 0, so its {samples} completions of a problem are equal; "
+                "set protocol.sampling.temperature above 0",
+                refuses=False,
+            )
 
 
 def _models(config: RunConfig, splits: Splits | None, lengths: _Lengths) -> Iterator[Check]:

@@ -503,6 +503,16 @@ def test_a_rescue_phase_that_samples_nothing_is_reported(tmp_path: Path) -> None
     assert checks(path, alone, "protocol.even_budget=true") == checks(path, alone, "protocol.rescue_samples=0") == {}
 
 
+def test_completions_that_are_equal_are_reported(tmp_path: Path) -> None:
+    path, greedy = small_sweep(tmp_path), "protocol.sampling.temperature=0"
+    found = checks(path, greedy, "protocol.cold_samples=2", "team.b.sampling.temperature=0.5")
+    assert found == {
+        "a samples at temperature 0, so its 2 completions of a problem are equal; set "
+        "protocol.sampling.temperature above 0": False
+    }
+    assert checks(path, greedy, "protocol.cold_samples=1") == {}
+
+
 def test_what_runs_share_is_computed_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Four runs of two models with the same problems: one embedder, two tokenizers, two splits for each."""
     sweep = load_sweep(small_sweep(tmp_path, grid={"seed": [1, 2, 3, 4]}))
