@@ -7,6 +7,7 @@ import json
 import pytest
 
 from core_hpc.config.identity import flatten, scientific_fields
+from core_hpc.config.problems import GeneratedProblems
 from core_hpc.config.run import RunConfig
 from core_hpc.controller.prepare import splits_of
 from core_hpc.problems.skills import FAMILIES
@@ -48,6 +49,7 @@ CHANGES = {
     "tier2_teach_alone": TEACH | {"update.teach.weight_end"},
 }
 TIERS = ("tier1", "tier2")
+SHARED_SKILLS = ("shared_skills_independent", "shared_skills_teach_alone")
 
 
 def runs_of(name: str) -> list[RunPlan]:
@@ -59,7 +61,7 @@ def completions(config: RunConfig) -> int:
 
 
 def test_every_arm_is_listed() -> None:
-    assert {path.stem for path in FOLDER.glob("*.yaml")} == {*TIERS, *CHANGES}
+    assert {path.stem for path in FOLDER.glob("*.yaml")} == {*TIERS, *CHANGES, *SHARED_SKILLS}
 
 
 @pytest.mark.parametrize("arm", CHANGES)
@@ -72,6 +74,30 @@ def test_an_arm_differs_from_its_base_only_in_what_it_tests(arm: str) -> None:
         assert completions(a.config) == completions(b.config) == 3
         assert a.config.output == b.config.output  # so that they share their warm-ups
         assert a.config.iterations == b.config.iterations
+
+
+def problems_of_families(plan: RunPlan) -> dict[str, dict[str, float]]:
+    """How many problems of each family the warm-up of each model has."""
+    found = {}
+    for name, source in ((m.name, m.warmup.problems) for m in plan.config.team if m.warmup is not None):
+        assert isinstance(source, GeneratedProblems)
+        shares = {k: v for k, v in source.options.items() if k in FAMILIES}
+        found[name] = {k: source.count * v / sum(shares.values()) for k, v in shares.items()}
+    return found
+
+
+def test_shared_skills_are_added_to_the_warm_ups_of_tier1_and_the_arms_differ_as_there() -> None:
+    disjoint = runs_of("tier1")[0]
+    own, skills = problems_of_families(disjoint), disjoint.config.analysis.skills
+    for alone, lessons in zip(*map(runs_of, SHARED_SKILLS), strict=True):
+        ours, theirs = flatten(scientific_fields(alone.config)), flatten(scientific_fields(lessons.config))
+        changed = {k for k in {*ours, *theirs} if ours.get(k) != theirs.get(k)}
+        assert changed == {"update.learning_rate", "update.kl_weight", *TEACH}
+        num_shared = int(alone.label.removeprefix("shared-"))
+        for name, found in problems_of_families(alone).items():
+            (peer,) = (skills[other] for other in skills if other != name)
+            assert set(found) - set(own[name]) == set(peer[:num_shared])
+            assert {k: found[k] for k in own[name]} == pytest.approx(own[name], rel=1e-3)
 
 
 @pytest.mark.parametrize("tier", TIERS)
