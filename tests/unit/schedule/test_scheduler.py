@@ -227,12 +227,7 @@ def test_only_failures_that_count_use_up_the_attempts_of_a_task(run: Run) -> Non
     [
         ([ERROR, PREEMPTED, ERROR], 2, f"{COLD} failed 2 times: no luck\nlog: x.log"),
         ([ERROR], 1, f"{COLD} failed 1 time: no luck\nlog: x.log"),
-        # Every further attempt would fail in the same way.
-        (
-            [Outcome(OutcomeKind.FINAL, "no", traceback="Trace\n", log="l")],
-            9,
-            f"{COLD} failed 1 time: no\nTrace\nlog: l",
-        ),
+        ([FINAL], 9, f"{COLD} failed 1 time: no\nTrace\nlog: x.log"),
     ],
 )
 def test_a_run_stops_after_its_last_attempt(run: Run, outcomes: list[Outcome], max_attempts: int, why: str) -> None:
