@@ -228,7 +228,7 @@ def test_decimals_of_parquet_are_numbers(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("content", "expected"),
     [
-        (gzip.compress(b"{}"), "is compressed with gzip; unpack it first, for example with gunzip"),
+        (gzip.compress(b"{}", mtime=0), "is compressed with gzip; unpack it first, for example with gunzip"),
         (
             f"{json.dumps(GOOD)}\n{{'größe': 1}}\n".encode("latin-1"),
             r"is not UTF-8 \(line 2, byte 5\); save it as UTF-8",
