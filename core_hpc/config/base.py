@@ -45,7 +45,8 @@ class Section(BaseModel):
             for name, field in cls.model_fields.items()
             if isinstance(field.default, Section) and isinstance(data.get(name), dict)
         }
-        # pydantic would read true as the number 1, and yes is true in YAML. As a text it is a mistake of the field.
+        # pydantic would read true as the number 1, and yes is true in YAML. As a text it is a mistake of the field
+        # (`runs/explain.py`). A validator of every field would be refused for the discriminators of unions.
         texts = {
             name: str(data[name]).lower()
             for name, field in cls.model_fields.items()

@@ -247,12 +247,12 @@ def _control_patiently(sweep: Sweep, start: Start, console: Console) -> tuple[li
 
 def _read_patiently(spec: ControllerSpec, console: Console) -> Sweep:
     """Read the sweep. There is no successor yet, so a file that cannot be read now must not end the chain."""
-    deadline = time.monotonic() + PATIENCE_S
+    folder, deadline = Path(spec.sweep_folder), time.monotonic() + PATIENCE_S
     while True:
         try:
-            return runfolders.started_sweep(Path(spec.sweep_folder), spec.run_ids)
+            return runfolders.started_sweep(folder, spec.run_ids)
         except StoreError as e:
-            if time.monotonic() > deadline:
+            if time.monotonic() > deadline or stop_requested(SweepPaths(folder)):
                 raise
             console.print(f"{e}; the controller reads it again")
             time.sleep(RETRY_S)

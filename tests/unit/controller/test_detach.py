@@ -146,6 +146,18 @@ def test_a_file_that_cannot_be_read_at_first_does_not_end_a_chain_that_has_no_su
     assert (closed.name, closed.outcomes[0].kind) == (chain.mine.name, OutcomeKind.DONE)
 
 
+def test_a_controller_that_waits_for_a_file_ends_when_the_sweep_is_asked_to_stop(
+    chain: Chain, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    chain.run.paths.config.unlink()
+    stop = SweepPaths(chain.sweep).stop_request
+    waits: list[float] = []
+    monkeypatch.setattr(detach.time, "sleep", lambda wait: (waits.append(wait), stop.touch()))
+    with pytest.raises(StoreError):
+        run_controller(chain.spec)
+    assert len(waits) == 1
+
+
 @pytest.mark.parametrize(
     ("lived_s", "start_id", "continues"),
     [(None, "start", False), (5.0, "start", False), (61.0, "start", True), (61.0, "earlier", False)],
