@@ -146,7 +146,7 @@ def test_no_altered_file_gives_a_traceback_or_a_wrong_result(
 ) -> None:
     """The usual run has fewer alterations."""
 
-    @settings(max_examples=80 if full else 20, suppress_health_check=list(HealthCheck), derandomize=True)
+    @settings(max_examples=80 if full else 20, suppress_health_check=list(HealthCheck))
     @given(data=st.data())
     def alter_one(data: st.DataObject) -> None:
         _alter_and_use(original, tmp_path_factory, data)

@@ -37,7 +37,7 @@ def test_an_altered_file_gives_usable_problems_or_an_error_that_names_it(contain
     path = written(tmp_path, container)
     content = path.read_bytes()
 
-    @settings(max_examples=150, suppress_health_check=list(HealthCheck), derandomize=True, deadline=None)
+    @settings(max_examples=150, suppress_health_check=list(HealthCheck))
     @given(data=st.data())
     def alter(data: st.DataObject) -> None:
         if container == "jsonl" and data.draw(st.booleans()):
