@@ -199,7 +199,8 @@ class ProblemsSection(Section):
     near_duplicates: Literal["error", "drop", "allow"] = Field(
         "error",
         description="training problems that are nearly equal to held-out ones, if both come from files. error: stop; "
-        "drop: leave them out of training, equal ones too; allow: keep them (never equal ones)",
+        "drop: leave them out of training, equal ones too; allow: keep them (never equal ones). A warm-up leaves them "
+        "out, unless it is allow",
     )
     num_examples: int = Field(
         0, ge=0, le=16, description="worked examples in every prompt; they belong to neither split"

@@ -35,6 +35,8 @@ from core_hpc.problems.splits import (
 from core_hpc.store.phases import EVALUATE
 
 SEPARATOR = "/"
+FILES = (FileProblems, DataSetProblems)
+"""Sources in which problems can be nearly equal. Generated ones differ in what they ask for."""
 
 
 def all_problems(config: RunConfig) -> Splits:
@@ -47,14 +49,22 @@ def all_problems(config: RunConfig) -> Splits:
     with own_kinds(kinds_of(config.problems.answer_kinds)):
         splits = _with_sets(config, make_splits(config.problems))
         held_out = set(splits.compared(EVALUATION))
+        near = NearDuplicates(sorted(held_out)) if _compares_near(config) else None
         warmups: dict[str, pl.DataFrame] = {}
         for index, model in enumerate(config.team):
             if model.warmup is not None:
                 try:
-                    warmups[model.name] = warmup_problems(model.warmup, held_out)
+                    warmups[model.name] = warmup_problems(model.warmup, held_out, near)
                 except InputError as e:
                     raise InputError(f"team.{index}.warmup: {e}") from e
     return replace(splits, warmups=warmups)
+
+
+def _compares_near(config: RunConfig) -> bool:
+    """Whether warm-ups leave out problems that are nearly equal to held-out ones: of files, like training problems."""
+    sources = [config.problems.evaluation, *(own.problems for own in config.evaluation.sets)]
+    has_warmup = any(model.warmup is not None for model in config.team)
+    return has_warmup and config.problems.near_duplicates != "allow" and any(isinstance(s, FILES) for s in sources)
 
 
 def _with_sets(config: RunConfig, splits: Splits) -> Splits:
@@ -98,10 +108,9 @@ def _shared(config: RunConfig, own: EvaluationSetSection, trained: list[str], ev
     """
     equal = {folded(text) for text in trained}
     shared = [text for text in evaluated if folded(text) in equal]
-    files = (FileProblems, DataSetProblems)
-    if shared or config.problems.near_duplicates == "allow" or not isinstance(own.problems, files):
+    if shared or config.problems.near_duplicates == "allow" or not isinstance(own.problems, FILES):
         return shared
-    if not isinstance(config.problems.train, files):
+    if not isinstance(config.problems.train, FILES):
         return []
     near = NearDuplicates(trained)
     return [text for text in evaluated if near.nearest(text) is not None]

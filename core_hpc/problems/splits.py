@@ -107,12 +107,13 @@ def identities_of(items: Iterable[Item]) -> dict[str, str]:
     return {i.question: i.identity for i in items if i.identity is not None}
 
 
-def warmup_problems(warmup: WarmupSection, held_out: set[str]) -> pl.DataFrame:
+def warmup_problems(warmup: WarmupSection, held_out: set[str], near: NearDuplicates | None = None) -> pl.DataFrame:
     """The problems of a warm-up, none of which is a held-out problem.
 
     Args:
         warmup: the sources.
         held_out: the texts by which held-out problems are compared.
+        near: an index of the held-out problems to which no problem of a file may be nearly equal.
 
     Raises:
         InputError: a source has too few problems, or problems without a worked solution.
@@ -120,20 +121,23 @@ def warmup_problems(warmup: WarmupSection, held_out: set[str]) -> pl.DataFrame:
     items: list[Item] = []
     for number, source in enumerate(warmup.sources):
         label = f"warmup-{number}" if number else "warmup"
-        found = _solved(source, problems_apart_from(source, label, held_out))
+        found = _solved(source, problems_apart_from(source, label, held_out, near))
         items += [replace(i, metadata={**i.metadata, HINTED: True}) for i in found] if number else found
     if twice := [name for name, times in Counter(i.problem_id for i in items).items() if times > 1]:
         raise InputError(f"two sources of the warm-up have the id {twice[0]!r}; give their problems different ids")
     return frame_of(items)
 
 
-def problems_apart_from(source: ProblemSource, label: str, others: set[str]) -> list[Item]:
+def problems_apart_from(
+    source: ProblemSource, label: str, others: set[str], near: NearDuplicates | None = None
+) -> list[Item]:
     """The problems of a source, without those that are among others.
 
     Args:
         source: the source.
         label: name of the split; it is part of the seed.
         others: the texts by which the other problems are compared.
+        near: if given, the problems of a file are also not nearly equal to one of this index.
 
     Raises:
         InputError: the source cannot be read, or has too few problems.
@@ -141,7 +145,10 @@ def problems_apart_from(source: ProblemSource, label: str, others: set[str]) -> 
     if isinstance(source, MADE):
         return generators.generate(source, source.count, label, set(others))
     read, taken = _read(source, label), {folded(text) for text in others}
-    return _draw([i for i in read if folded(i.compared) not in taken], source, label, num_read=len(read))
+    apart = [i for i in read if folded(i.compared) not in taken]
+    if near is not None:
+        apart = [i for i in apart if near.nearest(i.compared) is None]
+    return _draw(apart, source, label, num_read=len(read))
 
 
 def _read(source: FileProblems | DataSetProblems, label: str) -> list[Item]:

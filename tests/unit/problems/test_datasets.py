@@ -204,6 +204,22 @@ def test_a_held_out_problem_with_its_options_in_another_order_is_in_no_warm_up(t
     assert made.warmups["a"]["problem_id"].to_list() == [f"rec{i}" for i in range(5, 10)]
 
 
+@pytest.mark.parametrize(("near_duplicates", "kept"), [("error", ["c"]), ("drop", ["c"]), ("allow", ["b", "c"])])
+def test_a_problem_of_a_file_that_is_nearly_a_held_out_one_is_in_no_warm_up(
+    tmp_path: Path, near_duplicates: str, kept: list[str]
+) -> None:
+    asked = "Tom has 3 red apples and buys 4 green apples at the market today. How many apples has he?"
+    questions = {"a": asked, "b": asked.replace("Tom", "Jim"), "c": asked.replace("3 red", "5 red")}
+    solved = [{"id": i, "question": q, "answer": 7, "solution": "#### 7"} for i, q in questions.items()]
+    whole, held_out = tmp_path / "solved.jsonl", tmp_path / "held_out.jsonl"
+    whole.write_text("\n".join(json.dumps(row) for row in solved), encoding="utf-8")
+    held_out.write_text(json.dumps(solved[0]), encoding="utf-8")
+    warmup = {"problems": {"source": "jsonl", "path": str(whole)}}
+    problems = {"evaluation": {"source": "jsonl", "path": str(held_out)}, "near_duplicates": near_duplicates}
+    made = problems_of_run(problems, gpqa_source(tmp_path, 2), warmup=warmup)
+    assert made.warmups["a"]["problem_id"].to_list() == kept
+
+
 def test_a_set_shares_no_problem_with_training_in_any_order_of_the_options(tmp_path: Path) -> None:
     train = {"train": gpqa_source(tmp_path, 3), "near_duplicates": "allow"}
     with pytest.raises(InputError, match=r"evaluation.sets.0.problems: 3 question\(s\) are"):
