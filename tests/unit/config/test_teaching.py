@@ -46,6 +46,7 @@ CHANGES = {
         "update.kl_weight",
         *(f"update.hacpo.{n}" for n in ("alpha", "clip_delta", "clip_step", "enabled", "window")),
     },
+    "tier2_independent_kl": {"update.kl_weight", "update.learning_rate"},
     "tier2_teach_alone": TEACH | {"update.teach.weight_end"},
 }
 TIERS = ("tier1", "tier2")
