@@ -47,21 +47,21 @@ def scientific_fields(config: Section) -> dict[str, Any]:
     return out
 
 
-def flatten(data: Any, prefix: str = "") -> dict[str, Any]:
+def flatten(data: Any, prefix: str = "", *, lists: bool = True) -> dict[str, Any]:
     """Turn nested plain data into {dotted path: value}.
 
-    A list of mappings is indexed. Any other list is a value.
+    A list of mappings is indexed, unless `lists` is False. Any other list is a value.
 
     >>> flatten({"seed": 1, "team": [{"name": "a"}], "reward": {"cross": {"weight": [0, 1]}}})
     {'seed': 1, 'team.0.name': 'a', 'reward.cross.weight': [0, 1]}
     """
     if isinstance(data, dict) and data:
         items = [(f"{prefix}.{key}" if prefix else str(key), value) for key, value in data.items()]
-    elif isinstance(data, list) and data and all(isinstance(v, dict) for v in data):
+    elif lists and isinstance(data, list) and data and all(isinstance(v, dict) for v in data):
         items = [(f"{prefix}.{i}", value) for i, value in enumerate(data)]
     else:
         return {prefix: data}
-    return {path: leaf for name, value in items for path, leaf in flatten(value, name).items()}
+    return {path: leaf for name, value in items for path, leaf in flatten(value, name, lists=lists).items()}
 
 
 def config_hash(fields: dict[str, Any]) -> str:

@@ -221,7 +221,7 @@ def _expand(data: dict[str, Any], mistakes: list[str]) -> list[tuple[str, dict[s
         misspelled = [key for key in run if difflib.get_close_matches(str(key), RUN_KEYS, n=1) == ["label"] != [key]]
         mistakes += [f"runs.{i}.{key}: unknown key; did you mean `label`?" for key in misspelled]
         changes = {key: value for key, value in run.items() if key not in ("label", *misspelled)}
-        points.append((_slug(label), flatten(changes) if changes else {}))
+        points.append((_slug(label), flatten(changes, lists=False) if changes else {}))  # a list replaces a list
     labels = [label for label, _ in points]
     repeated = sorted({label for label in labels if labels.count(label) > 1})
     mistakes += [f"runs: two runs have the label {label!r}" for label in repeated]

@@ -207,6 +207,19 @@ def test_runs_may_override_team_members_by_name(tmp_path: Path) -> None:
     assert [r.config.model("b").lora.rank for r in sweep.runs] == [16, 32]
 
 
+def test_a_list_of_a_run_replaces_that_of_the_file(tmp_path: Path) -> None:
+    team = [{"name": "a", "model": "x", "engine": "transformers"}, {"name": "b", "model": "y"}]
+    alone = {"label": "alone", "team": [{"name": "a", "model": "other"}]}
+    wide = {"label": "wide", "team": {"b": {"lora": {"rank": 32}}}}
+    runs = load_sweep(write(tmp_path, team=team, runs=[{"label": "both"}, alone, wide])).runs
+    found = {run.label: [(m.name, m.model, m.engine, m.lora.rank) for m in run.config.team] for run in runs}
+    assert found == {
+        "both": [("a", "x", "transformers", 16), ("b", "y", "vllm", 16)],
+        "alone": [("a", "other", "vllm", 16)],
+        "wide": [("a", "x", "transformers", 16), ("b", "y", "vllm", 32)],
+    }
+
+
 def test_base_is_inherited_and_cycles_are_refused(tmp_path: Path) -> None:
     base = write(tmp_path, seed=5)
     child = tmp_path / "child.yaml"
