@@ -255,6 +255,24 @@ def copy_name(reference: str) -> str:
     return f"{Path(found['file']).stem}-{found['digest']}.py"
 
 
+def from_copies(data: Any, folder: Path, key: str = "") -> Any:
+    """A copy of the configuration of a run, for another sweep: references name the copies in the run's folder.
+
+    Args:
+        data: the configuration as plain data, or a part of it.
+        folder: the folder of the copies.
+        key: the key of this part.
+    """
+    if isinstance(data, dict):
+        return {k: from_copies(v, folder, str(k)) for k, v in data.items()}
+    if isinstance(data, list):
+        return [from_copies(v, folder, key) for v in data]
+    found = REFERENCE.fullmatch(data) if isinstance(data, str) and _names_a_function(key) else None
+    if found is None or not found["digest"]:
+        return data
+    return f"{(folder / copy_name(data)).absolute()}:{found['function']}"
+
+
 def write_copies(folder: Path, found: Iterable[Use], sources: Mapping[str, Source]) -> None:
     """Write the sources of a run into its folder. A copy that is missing or altered is written again.
 

@@ -15,18 +15,22 @@ from pathlib import Path
 from core_hpc.common.errors import InputError
 from core_hpc.config.model import ModelSection
 from core_hpc.config.problems import ProblemsSection, answer_kind_of
+from core_hpc.extensions import sources
 from core_hpc.models.adapters import ADAPTER_CONFIG, LAST, is_adapter, published_iterations, read_shape
+from core_hpc.problems.sets import all_problems
+from core_hpc.problems.splits import EVALUATION, EXAMPLES, problems_digest
 from core_hpc.runs.adapters import frozen_adapter
 from core_hpc.runs.evaluation_arguments import SOURCE, Fields, NamedSampling, NamedSet, slug
-from core_hpc.runs.folder import Run, list_runs, open_run
+from core_hpc.runs.folder import Run, list_runs, open_run, read_identity
+from core_hpc.runs.sweep import ONLY_RUN
 from core_hpc.store import manifests
 from core_hpc.store.paths import RunPaths, TaskKey
 from core_hpc.store.schema import UPDATE, WARMUP
 
 NOT_EVALUATED = {"warmup", "adapter", "learning_rate"}
 """Fields of a team member that matter only in training, or that `_trained` sets."""
-KEPT_PROTOCOL = {"problems_per_iteration", "problems_per_part", "sampling"}
-"""Fields of `protocol` on which the evaluation of a run may depend: its parts, and the length of prompts."""
+KEPT_PROTOCOL = {"problems_per_iteration", "problems_per_part", "sampling", "prompt_function"}
+"""Fields of `protocol` on which the evaluation of a run may depend: its parts, and its prompts and their length."""
 
 
 @dataclass(frozen=True)
@@ -110,7 +114,9 @@ def _of_run(path: Path, iterations: Sequence[str]) -> Subject:
     if unknown := [i for i in wanted if not i.isdecimal() or int(i) not in available]:
         have = ", ".join(map(str, available))
         raise InputError(f"--iteration {unknown[0]}: {run.root} has no such update of every model; there are {have}")
-    team = {f"iteration-{int(i)}": [_trained(run, m, int(i)) for m in config.team] for i in wanted}
+    label = read_identity(run.root).get("label", ONLY_RUN)
+    of_run = "" if label == ONLY_RUN else f"{label}-"  # the runs of a sweep may be evaluated under one name
+    team = {f"{of_run}iteration-{int(i)}": [_trained(run, m, int(i)) for m in config.team] for i in wanted}
     cluster = config.cluster.model_dump(mode="json", exclude_defaults=True)
     cluster.pop("profile", None)  # its fields are in the section already
     fields = {
@@ -159,7 +165,8 @@ def sweep_file(
         changed: Fields of sampling that the arguments set, which no member of the team has of its own.
 
     Raises:
-        InputError: There is no problem set, or two have the same name.
+        InputError: There is no problem set, or two have the same name; or the sources of a run give other problems than
+            when it began.
     """
     if not sets and subject.run is None:
         raise InputError("--problems: is missing; name a problem set, for example --problems gsm8k:test")
@@ -181,7 +188,8 @@ def sweep_file(
                         "evaluation": {"samples": way.samples, "sampling": way.sampling},
                     }
                 )
-    return {"name": name or f"evaluate-{subject.name}", "iterations": 0, **subject.fields, "team": first, "runs": runs}
+    made = {"name": name or f"evaluate-{subject.name}", "iterations": 0, **subject.fields, "team": first, "runs": runs}
+    return made if subject.run is None else sources.from_copies(made, subject.run.paths.extensions)
 
 
 def _without(member: Fields, changed: set[str]) -> Fields:
@@ -205,9 +213,23 @@ def _problems(subject: Subject, sets: Sequence[NamedSet]) -> list[NamedSet]:
     if subject.run is None:
         return [NamedSet(s.name, {"train": {"source": "none"}, "evaluation": s.source}) for s in sets]
     section = subject.run.config.problems
+    if not sets or section.num_examples:
+        _require_same_problems(subject.run, (EXAMPLES,) if sets else (EVALUATION, EXAMPLES))
     if not sets:  # the same section, because the held-out problems can depend on the training problems
         return [NamedSet("held-out", section.model_dump(mode="json"))]
     return [NamedSet(s.name, _with_prompts_of(section, s.source)) for s in sets]
+
+
+def _require_same_problems(run: Run, splits: Sequence[str]) -> None:
+    """Check that the sources of a run, which may be files of the user, still give the problems of these splits."""
+    made, recorded = all_problems(run.config), read_identity(run.root).get("problems", {})
+    for name in splits:
+        if recorded.get(name) not in (None, problems_digest(getattr(made, name))):
+            raise InputError(
+                f"{run.root}: the sources of its problems ({name}) now give others than when the run began, because a "
+                "file or a function was changed, or the command runs in another folder. Restore it, or name a problem "
+                "set with --problems"
+            )
 
 
 def _with_prompts_of(section: ProblemsSection, evaluation: Fields) -> Fields:
@@ -216,6 +238,8 @@ def _with_prompts_of(section: ProblemsSection, evaluation: Fields) -> Fields:
     A set with answers of another kind gets the default instruction of that kind.
     """
     fields: Fields = {"train": {"source": "none"}, "evaluation": evaluation}
+    if section.answer_kinds:
+        fields["answer_kinds"] = {n: k.model_dump(mode="json") for n, k in section.answer_kinds.items()}
     if section.num_examples:
         fields["train"] = section.train.model_dump(mode="json")
         fields |= {"num_examples": section.num_examples, "near_duplicates": "drop"}

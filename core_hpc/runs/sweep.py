@@ -34,6 +34,8 @@ from core_hpc.runs.bases import apply_profile, read_with_bases
 from core_hpc.runs.explain import explain
 
 MAX_RUNS = 1000
+ONLY_RUN = "run"
+"""Label of the run of a file without `grid` and `runs`."""
 PROFILE = "cluster.profile"
 RUN_KEYS = ("label", *RunConfig.model_fields)
 """Keys of a member of `runs`."""
@@ -211,7 +213,7 @@ def _expand(data: dict[str, Any], mistakes: list[str]) -> list[tuple[str, dict[s
     if grid is not None:
         return _expand_grid(grid, mistakes)
     if runs is None:
-        return [("run", {})]
+        return [(ONLY_RUN, {})]
     if not isinstance(runs, list) or not runs or not all(isinstance(r, dict) for r in runs):
         mistakes.append("runs: must be a list of at least one mapping {label: ..., path.to.field: value}")
         return []

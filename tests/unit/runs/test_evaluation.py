@@ -17,6 +17,7 @@ from core_hpc.config.run import RunConfig
 from core_hpc.controller.plan import planned_scripts
 from core_hpc.controller.prepare import splits_of
 from core_hpc.evaluate import build_parser, content, main, text_of
+from core_hpc.extensions.sources import source_of
 from core_hpc.models.adapters import adapter_digest, find_adapter
 from core_hpc.runs.creation import create
 from core_hpc.runs.evaluation_arguments import parse_set
@@ -175,6 +176,12 @@ def small_adapter(folder: Path) -> Path:
     return folder
 
 
+def weights(publication: Path) -> dict[str, tuple[int, str]]:
+    """Fill a publication with what stands for weights."""
+    (publication / "weights").write_text("weights")
+    return {}
+
+
 def trained_run(folder: Path, *, num_examples: int = 0) -> Path:
     """A run of three kinds of models. Two updates of each are published, but the third model has only one."""
     adapter = small_adapter(folder / "start")
@@ -206,14 +213,9 @@ def trained_run(folder: Path, *, num_examples: int = 0) -> Path:
     facts = {m.name: ModelFacts("0" * 64, 512, "plain") for m in plan.config.team}
     facts["begun"] = replace(facts["begun"], adapter=adapter_digest(adapter))
     run = create(plan, made.folder, splits_of(plan), facts)
-
-    def fill(publication: Path) -> dict[str, tuple[int, str]]:
-        (publication / "weights").write_text("weights")
-        return {}
-
     keys = [TaskKey(i, UPDATE, m) for i, m in ((1, "begun"), (2, "begun"), (1, "whole"), (2, "whole"), (1, "warm"))]
     for key in [*keys, TaskKey(0, WARMUP, "warm")]:
-        publish(run.paths.task_folder(key), run.paths.task_name(key), fill, as_folder=True)
+        publish(run.paths.task_folder(key), run.paths.task_name(key), weights, as_folder=True)
     return run.root
 
 
@@ -288,3 +290,72 @@ def test_iterations_that_are_not_published_for_all_models(tmp_path: Path) -> Non
     assert "there are 0, 1" in text
     assert "a run is evaluated alone" in mistake(str(run), str(run))
     assert "--base is for PEFT folders" in mistake(str(run), "--base", "x")
+
+
+def runs_of_files(folder: Path, **changes: Any) -> list[Path]:
+    """The runs of a sweep with one model and problems from files, each with one update."""
+    for name in ("train", "test"):
+        rows = [
+            {"id": f"{name}{i}", "question": f"{name} {i}?", "answer": i, "solution": f"#### {i}"} for i in range(4)
+        ]
+        (folder / f"{name}.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    problems = {
+        "train": {"source": "jsonl", "path": str(folder / "train.jsonl"), "count": 2},
+        "evaluation": {"source": "jsonl", "path": str(folder / "test.jsonl")},
+        **changes.pop("problems", {}),
+    }
+    data = {
+        "name": "files",
+        "iterations": 1,
+        "output": str(folder / "out"),
+        "team": [{"name": "m", "model": "org/base"}],
+        "problems": problems,
+        "protocol": {"problems_per_iteration": 2, **changes.pop("protocol", {})},
+        **changes,
+    }
+    path = folder / "files.yaml"
+    path.write_text(yaml.safe_dump(data))
+    made, found = load_sweep(path), []
+    for plan in made.runs:
+        run = create(plan, made.folder, splits_of(plan), {"m": ModelFacts("0" * 64, 512, "plain")})
+        key = TaskKey(1, UPDATE, "m")
+        publish(run.paths.task_folder(key), run.paths.task_name(key), weights, as_folder=True)
+        found.append(run.root)
+    return found
+
+
+def test_functions_of_a_run_are_taken_from_its_copies(tmp_path: Path) -> None:
+    own = tmp_path / "own.py"
+    own.write_text(
+        "def prompt(question, hint, examples, instruction, style):\n    return question\n\n\n"
+        "def norm(text):\n    return text.strip()\n"
+    )
+    problems = {"answer_kinds": {"mine": {"normalize": "own.py:norm"}}}
+    protocol = {"prompt_function": {"function": "own.py:prompt"}}
+    (run,) = runs_of_files(tmp_path, problems=problems, protocol=protocol)
+    own.write_text("def prompt(question, hint, examples, instruction, style):\n    return 'changed'\n")
+    for sets in ((), ("--problems", f"{tmp_path}/test.jsonl:mine")):
+        (plan,) = sweep(str(run), *sets).runs
+        assert plan.config.protocol.prompt_function is not None
+        used = [plan.config.protocol.prompt_function.function, plan.config.problems.answer_kinds["mine"].normalize]
+        assert [source_of(reference or "").text.count("strip") for reference in used] == [1, 1]
+
+
+def test_problems_that_changed_since_the_run_began_are_refused(tmp_path: Path) -> None:
+    (run,) = runs_of_files(tmp_path, problems={"num_examples": 1})
+    test, train = tmp_path / "test.jsonl", tmp_path / "train.jsonl"
+    old = test.read_text()
+    test.write_text(old.replace("test 1?", "test 1 now?"))
+    assert "the sources of its problems (evaluation) now give others than when the run began" in mistake(str(run))
+    sweep(str(run), "--problems", str(test))  # named on purpose
+    test.write_text(old)
+    sweep(str(run))
+    train.write_text(train.read_text().replace("####", "So ####"))  # worked examples are part of the prompts
+    assert "(examples) now give others" in mistake(str(run))
+    assert "(examples) now give others" in mistake(str(run), "--problems", "gsm8k")
+
+
+def test_runs_of_a_sweep_can_be_evaluated_under_one_name(tmp_path: Path) -> None:
+    one, two = runs_of_files(tmp_path, grid={"seed": [1, 2]})
+    labels = [plan.label for run in (one, two) for plan in sweep(str(run)).runs]
+    assert labels == ["seed-1-iteration-1-held-out-t0.7", "seed-2-iteration-1-held-out-t0.7"]
