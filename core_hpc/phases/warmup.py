@@ -9,7 +9,8 @@ identity: a hash of the base model, of the token ids of all examples, and of the
 task that needs it publishes it in `.warmups`. The task of every run then publishes the same files
 in its own run folder, as hard links where the file system has them. So all arms begin with the same
 weights, and a run folder is complete by itself. Without `.warmups`, a new run would compute its
-warm-up again, and on other hardware the result could differ by rounding.
+warm-up again, and on other hardware the result could differ by rounding. So it does for every user
+of an `output` that several users share.
 
 An interrupted warm-up continues from its checkpoint, like an update.
 """
@@ -18,6 +19,7 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+import os
 import shutil
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -63,7 +65,9 @@ def run(context: TaskContext) -> None:
     rows = warmup_rows(examples, _section(context).epochs)
     context.stopwatch.lap("read")
     identity = warmup_identity(context, rows)
-    shared = context.paths.warmups / f"{context.model.name}-{config_hash(identity)}{identity['rows'][:8]}"
+    shared = (
+        folder_of_user(context.paths.warmups) / f"{context.model.name}-{config_hash(identity)}{identity['rows'][:8]}"
+    )
     with _reserved(shared, context.should_stop) if rank == 0 else contextlib.nullcontext():
         found = _find(shared, identity) if rank == 0 else None
         is_shared = bool(from_rank_zero(int(found is not None), device))
@@ -143,6 +147,16 @@ def context_tokens(context: TaskContext, rows: Sequence[Row]) -> int:
 
 
 # --- the shared publication ----------------------------------------------------------------------
+
+
+def folder_of_user(folder: Path) -> Path:
+    """The folder in which this user shares warm-ups: `folder`, or one beside it if somebody else has made that.
+
+    Only its owner can write into a folder that core_hpc makes, so the users of a common `output` have one each.
+    """
+    if folder.is_dir() and not os.access(folder, os.W_OK | os.X_OK):
+        return folder.with_name(f"{folder.name}-{os.getuid()}")
+    return folder
 
 
 @contextlib.contextmanager

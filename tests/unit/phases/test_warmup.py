@@ -11,12 +11,14 @@ import pytest
 
 from core_hpc.models.resolve import resolve_model
 from core_hpc.phases.context import TaskContext, Warm
-from core_hpc.phases.warmup import context_tokens, warmup_examples, warmup_identity, warmup_rows
+from core_hpc.phases.warmup import context_tokens, folder_of_user, warmup_examples, warmup_identity, warmup_rows
 from core_hpc.runs.sweep import load_sweep
+from core_hpc.store.manifests import make_folder
 from core_hpc.store.paths import TaskKey
 from core_hpc.store.schema import WARMUP
 from tests.support.architectures import make_tiny_phi3
 from tests.support.created_run import create_run
+from tests.support.second_user import COLLEAGUE_UID, as_colleague_after, require_root
 from tests.support.tiny import tiny_sweep
 
 WARM = {"problems": {"source": "generated", "task": "skills", "count": 2, "options": {"num_digits": 1}}}
@@ -48,3 +50,16 @@ def test_the_context_of_the_run_selects_the_factors_of_a_longrope_also_for_its_w
     if longrope:
         assert (short.pop("long_factors"), long.pop("long_factors")) == (False, True)
     assert long == short
+
+
+def test_users_of_a_common_output_have_a_folder_of_warm_ups_each(project: Path) -> None:
+    require_root()
+    folder = project / ".warmups"
+    assert folder_of_user(folder) == folder
+    make_folder(folder)
+    assert folder_of_user(folder) == folder
+    imports = "from pathlib import Path; from core_hpc.phases.warmup import folder_of_user, _reserved"
+    code = "with _reserved(folder_of_user(Path(sys.argv[1])) / 'm', lambda: False): print('made')"
+    done = as_colleague_after(imports, code, folder)
+    assert (done.stdout.splitlines()[-1:], done.stderr) == (["made"], "")
+    assert (project / f".warmups-{COLLEAGUE_UID}" / "m.lock").is_file()
