@@ -17,13 +17,14 @@ from rich.markup import escape
 from core_hpc.common import ownership
 from core_hpc.common.errors import ClaimLostError
 from core_hpc.common.terminal import duration
+from core_hpc.controller.completion import complete_curves
 from core_hpc.controller.counts_cache import CountsCache
 from core_hpc.controller.display import Display
 from core_hpc.controller.drivers import Driver, make_driver
 from core_hpc.controller.heartbeat import Heartbeat
 from core_hpc.controller.start import Prepared, Start
 from core_hpc.controller.tracking import Tracking
-from core_hpc.controller.wandb_copy import WandbCopy, copy_finished
+from core_hpc.controller.wandb_copy import WandbCopy
 from core_hpc.phases.checkpoint import remove_checkpoints
 from core_hpc.runs import creation
 from core_hpc.runs import folder as runfolders
@@ -61,8 +62,7 @@ def control(sweep: Sweep, start: Start, prepared: Prepared, console: Console) ->
             driver = make_driver(runs, slurm, start_id=start.start_id, notify=notify, require_claim=held.require)
             finished = _drive(sweep, start, progress, driver, console, held)
         else:
-            num_copied = copy_finished(progress, functools.partial(_notify, console))
-            changed = f"{num_copied} were copied for W&B" if num_copied else "nothing was changed"
+            changed = complete_curves(progress, functools.partial(_notify, console))
             console.print(
                 f"everything is done: {len(progress)} run(s) of sweep {sweep.name} are finished; {changed}.",
                 soft_wrap=True,

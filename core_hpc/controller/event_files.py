@@ -17,6 +17,7 @@ import struct
 import time
 import zlib
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -34,6 +35,64 @@ END = ".end"
 """Suffix of the event file with the end of a start. The next start replaces it."""
 _FILE_VERSION = "brain.Event:2"
 _BLOCK = 1024
+
+
+@dataclass(frozen=True)
+class Content:
+    """What event files contain, by their record.
+
+    Attributes:
+        made_from: what the points depend on besides the tasks.
+        written: tasks whose points are in the files.
+        final: the figures of the last evaluation.
+        files: the file of each folder.
+        sizes: their recorded sizes. What follows was not recorded.
+        record_size: size of the whole lines of the record.
+        is_ended: whether the end of a start was written after the last task.
+    """
+
+    made_from: Mapping[str, Any]
+    written: set[str]
+    final: dict[str, float]
+    files: dict[str, Path]
+    sizes: dict[str, int]
+    record_size: int
+    is_ended: bool
+
+
+def read_content(folder: Path, names: Sequence[str]) -> Content | None:
+    """Read the record of event files, and compare the files with it. None if they do not fit.
+
+    Args:
+        folder: `tensorboard/` of the run.
+        names: its folders.
+    """
+    try:
+        whole, _, _ = (folder / RECORD).read_bytes().rpartition(b"\n")
+        head, *lines = (json.loads(line) for line in whole.split(b"\n"))
+        ends: dict[str, tuple[int, int, int]] = {}
+        final: dict[str, float] = {}
+        for line in (head, *lines):
+            for name, (size, checksum) in line["files"].items():
+                ends[name] = ends[name][1] if name in ends else 0, int(size), int(checksum)
+            final = line.get("final", final)
+        found = {name: sorted((folder / name).glob(f"{PREFIX}*")) for name in names}
+        files = {name: [path for path in paths if path.suffix != END] for name, paths in found.items()}
+        if set(head["files"]) != set(names) or any(len(paths) != 1 for paths in files.values()):
+            return None
+        if not all(_ends_with(files[name][0], *end) for name, end in ends.items()):
+            return None
+        return Content(
+            made_from=dict(head["made_from"]),
+            written={str(line["task"]) for line in lines},
+            final=final,
+            files={name: paths[0] for name, paths in files.items()},
+            sizes={name: size for name, (_, size, _) in ends.items()},
+            record_size=len(whole) + 1,
+            is_ended=any(path.suffix == END for paths in found.values() for path in paths),
+        )
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
+        return None
 
 
 class EventFiles:
@@ -121,34 +180,21 @@ class EventFiles:
         return changed
 
     def _continue(self, made_from: Mapping[str, Any]) -> bool:
-        """Read the record and check the files against it. Returns False when they do not fit.
+        """Take over the files of an earlier start. Returns False when they do not fit.
 
         A killed controller may have appended events without recording them. They are cut off, and
         the points of their task are written again.
         """
-        path = self._folder / RECORD
+        content = read_content(self._folder, self._names)
+        if content is None or content.made_from != made_from:
+            return False
+        self.written, self.final = content.written, content.final
+        self._files, self._sizes = content.files, content.sizes
         try:
-            whole, _, _ = path.read_bytes().rpartition(b"\n")
-            head, *lines = (json.loads(line) for line in whole.split(b"\n"))
-            if head["made_from"] != made_from or set(head["files"]) != set(self._names):
-                return False
-            ends: dict[str, tuple[int, int, int]] = {}
-            for line in (head, *lines):
-                for name, (size, checksum) in line["files"].items():
-                    ends[name] = ends[name][1] if name in ends else 0, int(size), int(checksum)
-                self.final = line.get("final", self.final)
-            self.written = {str(line["task"]) for line in lines}
-            found = {name: sorted((self._folder / name).glob(f"{PREFIX}*")) for name in self._names}
-            if any(len(paths) != 1 for paths in found.values()):
-                return False
-            self._files = {name: paths[0] for name, paths in found.items()}
-            self._sizes = {name: size for name, (_, size, _) in ends.items()}
-            if not all(_ends_with(self._files[name], *end) for name, end in ends.items()):
-                return False
             for name, file in self._files.items():
                 os.truncate(file, self._sizes[name])
-            os.truncate(path, len(whole) + 1)
-        except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
+            os.truncate(self._folder / RECORD, content.record_size)
+        except OSError:
             return False
         return True
 

@@ -22,7 +22,7 @@ from analysis.timing.recorded import RunTimes, task_time, with_submissions
 from core_hpc import __version__
 from core_hpc.config.identity import flatten, scientific_fields
 from core_hpc.controller import samples
-from core_hpc.controller.event_files import EventFiles
+from core_hpc.controller.event_files import EventFiles, read_content
 from core_hpc.controller.points import Points, PointWriter
 from core_hpc.problems.sets import by_set
 from core_hpc.runs.folder import Run
@@ -46,6 +46,25 @@ _OF_WARMUP = ("loss", "grad_norm", "learning_rate")
 """Columns of the steps of a warm-up with a curve. The other ones are of reinforcement learning."""
 
 
+def has_all_points(run: Run, published: set[TaskKey]) -> bool:
+    """Whether the event files have the points of all publications, and the end of a start. This changes nothing.
+
+    Files that another version of core_hpc has completed are complete.
+    """
+    content = read_content(run.paths.tensorboard, _names(run))
+    return (
+        content is not None
+        and content.is_ended
+        and content.written == {str(key) for key in published}
+        and content.made_from.get("set_aside") == shards.set_aside_names(run.root)
+    )
+
+
+def _names(run: Run) -> tuple[str, ...]:
+    """The folders of the event files."""
+    return (*(m.name for m in run.config.team), TEAM)
+
+
 class RunTracker:
     """Writes the event files of one run.
 
@@ -57,9 +76,8 @@ class RunTracker:
         self._run = run
         self._graph = run.graph()
         self._published: set[TaskKey] = set()
-        names = (*(m.name for m in run.config.team), TEAM)
         made_from = {"version": __version__, "set_aside": shards.set_aside_names(run.root)}
-        self._files = EventFiles(run.paths.tensorboard, names, made_from=made_from, anew=anew)
+        self._files = EventFiles(run.paths.tensorboard, _names(run), made_from=made_from, anew=anew)
         self._points = PointWriter(self._files, keeps=run.config.tracking.wandb is not None)
         self._final: dict[str, float] = dict(self._files.final)
         self._samples = samples.SamplePages(run)
@@ -236,7 +254,6 @@ class RunTracker:
 
     def _write_hyperparameters(self) -> None:
         config = self._run.config
-        names = (*(m.name for m in config.team), TEAM)
-        figures = [f"pass/k{k}/{name}" for k in self._ks(config.evaluation.samples) for name in names]
+        figures = [f"pass/k{k}/{name}" for k in self._ks(config.evaluation.samples) for name in _names(self._run)]
         fields = flatten(scientific_fields(config))
         self._points.hyperparameters(fields, figures, title_of(config.name, self._run.run_id))

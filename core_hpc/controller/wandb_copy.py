@@ -6,7 +6,9 @@ those of TensorBoard, under the key TAG/MODEL, over the same steps.
 
 A continued run keeps its id in W&B (`RUN/wandb.json`). The copy begins anew with each start, and the
 event files with it, with all published points. W&B replaces what it has under an id by what is uploaded
-without `resume`. So every point is there once, whether or not an earlier folder was uploaded.
+without `resume`. So every point is there once, whether or not an earlier folder was uploaded. When a
+copy is complete, `wandb.json` also gets the checksum of the record of the event files
+(`event_files.py`). A finished run is copied again only if that record has changed since (`completion.py`).
 
 W&B is the package `wandb` (extra `wandb`). Nothing here is loaded unless `tracking.wandb` is set.
 """
@@ -20,9 +22,10 @@ import uuid
 from collections.abc import Callable, Sequence
 from importlib.util import find_spec
 
-from core_hpc.common.errors import CoreHpcError, InputError
+from core_hpc.common.errors import CoreHpcError, InputError, StoreError
 from core_hpc.config.identity import flatten, scientific_fields
 from core_hpc.config.tracking import TrackingSection
+from core_hpc.controller.event_files import RECORD
 from core_hpc.controller.points import Points
 from core_hpc.controller.run_tracker import RunTracker
 from core_hpc.controller.tracking import Tracking
@@ -88,7 +91,7 @@ class WandbCopy:
         for progress in runs:
             self._copy(progress.run)
             if (copy := self._copies.pop(progress.run.run_id, None)) is not None:
-                self._attempt(progress.run, copy.finish)
+                self._attempt(progress.run, copy.complete)
         if runs and self._began:
             # Otherwise the package does it when Python ends, with a traceback if its service has ended.
             self._attempt(runs[-1].run, _end_service, last=True)
@@ -133,22 +136,20 @@ class WandbCopy:
             )
 
 
-def copy_finished(runs: list[RunProgress], notify: Callable[[str], None]) -> int:
-    """Copy the finished runs that have no id in W&B, because the copy was asked for after their end.
+def is_copied(run: Run) -> bool:
+    """Whether W&B has all points that are in the event files, or is to have none."""
+    if run.config.tracking.wandb is None:
+        return True
+    try:
+        copied: str | None = manifests.read_record(run.paths.wandb_id, lambda data: data.get("copied"))
+        return copied == _content(run)
+    except (StoreError, OSError):  # one of both files is missing or torn
+        return False
 
-    Returns:
-        Number of runs that were copied.
-    """
-    wanted = [p for p in runs if p.run.config.tracking.wandb is not None and not p.run.paths.wandb_id.exists()]
-    if wanted:
-        tracking = Tracking()
-        copy = WandbCopy(tracking, notify)
-        for progress in wanted:
-            tracking.on_finished(progress)
-            copy.on_finished(progress)
-        tracking.close(wanted)
-        copy.close(wanted)
-    return len(wanted)
+
+def _content(run: Run) -> str:
+    """What identifies the content of the event files: the checksum of their record."""
+    return manifests.sha256_file(run.paths.tensorboard / RECORD)
 
 
 def _end_service() -> None:
@@ -171,11 +172,12 @@ class _RunCopy:
         import wandb
 
         self.tracker = tracker
-        config, uid = run.config, _wandb_id(run)
+        self._id, self._source = _wandb_id(run), run
+        config = run.config
         _remove_earlier(run)
         self._run = wandb.init(
             project=config.tracking.wandb,
-            id=uid,
+            id=self._id,
             name=title_of(config.name, run.run_id),
             group=config.name,
             config=flatten(scientific_fields(config)),
@@ -210,6 +212,11 @@ class _RunCopy:
     def finish(self) -> None:
         """Write everything to disk (online: upload it), and end the run."""
         self._run.finish()
+
+    def complete(self) -> None:
+        """End the run after its last point, and record that W&B has all points of the event files."""
+        self.finish()
+        manifests.write_json(self._source.paths.wandb_id, {"id": self._id, "copied": _content(self._source)})
 
 
 def _wandb_id(run: Run) -> str:

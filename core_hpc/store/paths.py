@@ -6,7 +6,7 @@
         RUN_ID/
             run.json                     identity, never changed
             config.json  horizon.json    as of the last start
-            wandb.json                   the id in W&B, if points are copied to it
+            wandb.json                   the id in W&B, if points are copied to it, and what was copied
             problems/                    train, evaluation, examples; fixed at the start
                                          chosen.json: of a rescored run, the choice of training problems
             extensions/                  files with functions of the user, copied at the start
@@ -119,7 +119,7 @@ class RunPaths:
 
     @property
     def wandb_id(self) -> Path:
-        """The id under which W&B knows the run."""
+        """The id under which W&B knows the run, and what was copied to it."""
         return self.root / "wandb.json"
 
     @property

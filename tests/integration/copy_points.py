@@ -1,4 +1,4 @@
-"""A start that finds a finished run: writes its event files and its copy for W&B, and prints what failed.
+"""A start that finds a finished run: writes its event files and its copy for W&B, and prints what it did.
 
     python -m tests.integration.copy_points RUN [--kill-service]
 
@@ -12,11 +12,24 @@ import argparse
 from pathlib import Path
 
 import psutil
+from rich.console import Console
 
 from core_hpc.controller import wandb_copy
-from core_hpc.controller.tracking import Tracking
-from core_hpc.runs.folder import open_run
-from core_hpc.schedule.progress import inspect_run
+from core_hpc.controller.control import control
+from core_hpc.controller.start import Start
+from core_hpc.runs.sweep import load_sweep
+
+
+def kill_the_service_before_the_end() -> None:
+    complete = wandb_copy._RunCopy.complete
+
+    def killed(copy: wandb_copy._RunCopy) -> None:
+        (service,) = psutil.Process().children()
+        service.kill()
+        service.wait()
+        complete(copy)
+
+    wandb_copy._RunCopy.complete = killed  # type: ignore[method-assign, assignment]
 
 
 def main() -> None:
@@ -25,18 +38,10 @@ def main() -> None:
     parser.add_argument("--kill-service", action="store_true")
     options = parser.parse_args()
     wandb_copy.TIMEOUT_S = 10.0
-    progress, _ = inspect_run(open_run(options.run))
-    assert progress.finished
-    tracking = Tracking()
-    copy = wandb_copy.WandbCopy(tracking, print)
-    for listener in (tracking, copy):
-        listener.on_finished(progress)
     if options.kill_service:
-        (service,) = psutil.Process().children()
-        service.kill()
-        service.wait()
-    tracking.close([progress])
-    copy.close([progress])
+        kill_the_service_before_the_end()
+    sweep = load_sweep(options.run.parents[2] / "tiny.yaml")
+    control(sweep, Start.new(verify=False), {}, Console())
 
 
 if __name__ == "__main__":

@@ -80,22 +80,26 @@ def test_a_killed_and_continued_run_has_the_points_of_tensorboard_once(tiny_mode
 
 
 def start_again(run: Path, *options: str, **env: str) -> list[str]:
-    """What the controller of a finished run prints when it writes all points."""
+    """The lines that the controller of a finished run prints."""
     return _python(["-m", "tests.integration.copy_points", str(run), *options], env, cwd=ROOT).splitlines()
 
 
 def test_a_server_that_cannot_be_reached_is_reported_once_and_tensorboard_is_complete(tmp_path: Path) -> None:
     run = evaluated_run(tmp_path, wandb="a-project", wandb_mode="online").root
-    (message,) = start_again(run, WANDB_BASE_URL="http://127.0.0.1:9", WANDB_API_KEY="0" * 40)
+    message, end = start_again(run, WANDB_BASE_URL="http://127.0.0.1:9", WANDB_API_KEY="0" * 40)
     assert "the sweep continues" in message
+    assert "W&B copies of 1 run(s) are still incomplete" in end
     assert set(tensorboard_points(run / "tensorboard").values()) == {1}
 
 
 def test_a_service_that_is_killed_is_reported_once_and_the_next_start_is_complete(tmp_path: Path) -> None:
     run = evaluated_run(tmp_path, wandb="a-project", wandb_mode="offline").root
-    (message,) = start_again(run, "--kill-service")
+    message, end = start_again(run, "--kill-service")
     assert "the sweep continues" in message
-    assert start_again(run) == []
+    assert "W&B copies of 1 run(s) are still incomplete" in end
+    for changed in ("copied 1 run(s) for W&B.", "nothing was changed."):
+        (end,) = start_again(run)
+        assert end.endswith(changed)
     with recording_server() as server:
         sync(run, server)
     assert server.points(server.uploads[-1]) == tensorboard_points(run / "tensorboard")
@@ -104,8 +108,11 @@ def test_a_service_that_is_killed_is_reported_once_and_the_next_start_is_complet
 def test_the_online_mode_replaces_what_an_earlier_start_has_uploaded(tmp_path: Path) -> None:
     run = evaluated_run(tmp_path, wandb="a-project", wandb_mode="online").root
     with recording_server() as server:
-        assert [*start_again(run, **server.environment), *start_again(run, **server.environment)] == []
-    uid = json.loads((run / "wandb.json").read_text())["id"]
+        for _ in range(2):
+            (end,) = start_again(run, **server.environment)
+            assert end.endswith("copied 1 run(s) for W&B.")
+            uid = json.loads((run / "wandb.json").read_text())["id"]
+            (run / "wandb.json").write_text(json.dumps({"id": uid}))  # as of an earlier version
     assert server.uploads == [uid, uid]
     assert server.points(uid) == tensorboard_points(run / "tensorboard")
 

@@ -68,6 +68,9 @@ def test_a_damaged_evaluation_that_the_controller_reads_is_made_again(
     assert f"{damaged[0]}: " in printed
     assert "it is set aside and made again" in printed
     assert cache.iterations(run.root) == {0, 1}
+    done, printed = controlled(run, monkeypatch, publish)
+    assert done == []
+    assert "nothing was changed" in printed
     (tmp_path / "undamaged").mkdir()
     undamaged = run_in(tmp_path / "undamaged")
     controlled(undamaged, monkeypatch, publish_task)

@@ -6,11 +6,8 @@
 from __future__ import annotations
 
 import sys
-from collections import Counter
-from dataclasses import replace
 from importlib.machinery import PathFinder
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -18,57 +15,17 @@ import pytest
 from core_hpc.common.errors import CoreHpcError, InputError
 from core_hpc.controller import wandb_copy
 from core_hpc.controller.tracking import Tracking
-from core_hpc.controller.wandb_copy import WandbCopy, check_tracking, copy_finished
+from core_hpc.controller.wandb_copy import WandbCopy, check_tracking
 from core_hpc.runs.events import Done, TaskRef
 from core_hpc.runs.folder import Run
 from core_hpc.runs.sweep import load_sweep
 from core_hpc.schedule.progress import RunProgress, inspect_run
 from core_hpc.store import manifests
 from tests.support.tiny import tiny_sweep
-from tests.support.tracked_run import Point, copied_points, evaluated_run, make_run, tensorboard_points
+from tests.support.tracked_run import evaluated_run, make_run, tensorboard_points
+from tests.support.wandb_package import RecordingRun, RecordingWandb
 
 WANDB = {"wandb": "a-project"}
-
-
-class RecordingRun:
-    """A stand-in for a run of the package wandb, which keeps the rows that are logged."""
-
-    def __init__(self, arguments: dict[str, Any]) -> None:
-        self.arguments = arguments
-        self.rows: list[dict[str, Any]] = []
-        self.finished = False
-        self.folder = Path(arguments["dir"], "wandb", f"offline-run-20260101_000000-{arguments['id']}")
-        self.folder.mkdir(parents=True)
-
-    def define_metric(self, *names: str, **options: Any) -> None:
-        """Axes are not recorded."""
-
-    def log(self, row: dict[str, Any]) -> None:
-        self.rows.append(row)
-
-    def finish(self) -> None:
-        self.finished = True
-
-    def points(self) -> Counter[Point]:
-        return copied_points(self.rows)
-
-
-class RecordingWandb:
-    """A stand-in for the package wandb, which keeps the runs that are started."""
-
-    def __init__(self) -> None:
-        self.runs: list[RecordingRun] = []
-        self.ended = False
-
-    def init(self, **arguments: Any) -> RecordingRun:
-        self.runs.append(RecordingRun(arguments))
-        return self.runs[-1]
-
-    def teardown(self) -> None:
-        self.ended = True
-
-    def Settings(self, **settings: Any) -> SimpleNamespace:
-        return SimpleNamespace(**settings)
 
 
 @pytest.fixture
@@ -120,22 +77,6 @@ def test_another_start_begins_anew_under_the_same_id(package: RecordingWandb, tm
     assert first.points() == second.points()
     # The stand-in gives both folders one name and does not accept a folder that exists.
     assert list(run.paths.wandb.iterdir()) == [second.folder]
-
-
-def test_a_finished_run_is_copied_once_if_this_is_asked_for_later(package: RecordingWandb, tmp_path: Path) -> None:
-    run, messages = evaluated_run(tmp_path, **WANDB), list[str]()
-    progress, _ = inspect_run(run)
-    assert [copy_finished([progress], messages.append) for _ in range(2)] == [1, 0]
-    (copied,) = package.runs
-    assert copied.points() == tensorboard_points(run.paths.tensorboard)
-    run.paths.wandb_id.unlink()  # the user wants another id, because the run was deleted in W&B
-    assert copy_finished([progress], messages.append) == 1
-    assert package.runs[1].arguments["id"] != copied.arguments["id"]
-    assert list(run.paths.wandb.iterdir()) == [package.runs[1].folder]
-    without = replace(run, config=run.config.model_copy(update={"tracking": type(run.config.tracking)()}))
-    run.paths.wandb_id.unlink()
-    assert copy_finished([inspect_run(without)[0]], messages.append) == 0
-    assert messages == []
 
 
 def test_after_damage_the_copy_begins_anew_like_the_event_files(package: RecordingWandb, tmp_path: Path) -> None:
