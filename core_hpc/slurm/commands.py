@@ -68,8 +68,10 @@ __all__ = [
 
 _ACCOUNTING_FIELDS = "JobID,State,ExitCode,NodeList,Start,End"
 _ENDED_WORDS = ("Invalid job id", "already completing or completed")
-_KEPT_VARIABLES = ("SLURM_CONF", "SLURM_CONF_SERVER", "SLURM_JWT")
-_CLEANED_PREFIXES = ("SLURM_", "SQUEUE_", "SACCT_", "SACCTMGR_", "SCANCEL_", "SCONTROL_", "SINFO_")
+SLURM_VARIABLE = r"SLURM_(?!(CONF|CONF_SERVER|JWT)$)"
+"""Matches variables of a job or of a user's habits, and not those that every command needs to reach SLURM: where its
+configuration is, and the user's token."""
+_CHANGES_OUTPUT = re.compile(rf"{SLURM_VARIABLE}|(SQUEUE|SACCT|SACCTMGR|SCANCEL|SCONTROL|SINFO)_")
 _CANCEL_CHUNK = 500
 _LIMITS_KEPT_S = 300.0
 DENIED = re.compile(r"permission denied|not authorized|not permitted", re.IGNORECASE)
@@ -317,7 +319,7 @@ def clean_environment(environment: Mapping[str, str]) -> dict[str, str]:
 
     Such variables choose formats, filters or other clusters.
     """
-    kept = {k: v for k, v in environment.items() if k in _KEPT_VARIABLES or not k.startswith(_CLEANED_PREFIXES)}
+    kept = {k: v for k, v in environment.items() if not _CHANGES_OUTPUT.match(k)}
     # Times are seconds since 1970. Lists of array elements are complete, not cut at 64 characters.
     return {**kept, "LC_ALL": "C", "SLURM_TIME_FORMAT": "%s", "SLURM_BITSTR_LEN": "0"}
 

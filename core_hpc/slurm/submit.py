@@ -24,7 +24,7 @@ from core_hpc.common.errors import InputError
 from core_hpc.config.base import CONTROL
 from core_hpc.config.cluster import ClusterSection
 from core_hpc.config.slurm import PhaseGroup
-from core_hpc.slurm.commands import QueueEntry
+from core_hpc.slurm.commands import SLURM_VARIABLE, QueueEntry
 from core_hpc.slurm.job import write_calls
 from core_hpc.slurm.records import CALLS, SCRIPT, Submission, SubmissionFolder
 from core_hpc.slurm.sbatch import RefusedError, run_sbatch
@@ -32,7 +32,7 @@ from core_hpc.store import manifests
 from core_hpc.store.schema import GENERATION_PHASES, TRAINING_PHASES
 
 OUTER_JOB = re.compile(
-    r"SLURM_(?!CONF$)|SLURMD_|SRUN_|PMI_|PMIX_|(CUDA|ROCR)_VISIBLE_DEVICES$|SUBMITIT_(?!PREEMPT)"
+    SLURM_VARIABLE + r"|SLURMD_|SRUN_|PMI_|PMIX_|(CUDA|ROCR)_VISIBLE_DEVICES$|SUBMITIT_(?!PREEMPT)"
     r"|CORE_HPC_(RENDEZVOUS|JOB_START)$"
 )
 """Variables that a job has from SLURM, srun, submitit or its batch script."""
@@ -160,7 +160,7 @@ def submission_environment() -> Iterator[None]:
     """An environment in which sbatch starts an independent job, also when it is called in a job.
 
     sbatch passes its environment to the new job, so the variables of the outer job are hidden.
-    SLURM_CONF stays visible.
+    Those that sbatch needs to reach SLURM stay visible.
     """
     hidden = {k: os.environ.pop(k) for k in list(os.environ) if OUTER_JOB.match(k) or k in RANK_VARIABLES}
     try:

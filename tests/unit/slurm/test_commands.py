@@ -179,7 +179,10 @@ def test_environment_variables_of_the_user_do_not_change_the_output(
     assert (seen["SLURM_CONF"], seen["SLURM_TIME_FORMAT"], seen["LC_ALL"]) == ("/etc/mine.conf", "%s", "C")
     assert slurm.calls == {"squeue": 1}
     assert f"-u {os.getuid()}" in fake.calls("squeue")[0]
-    assert clean_environment({"SLURM_JOB_ID": "1", "HOME": "/h"}).keys() >= {"HOME"}
+    connection = {"HOME": "/h", "SLURM_CONF_SERVER": "ctl:6817", "SLURM_JWT": "token"}
+    cleaned = clean_environment({**connection, "SLURM_JOB_ID": "1", "SLURM_CONFIG": "/c", "SCANCEL_QUIET": "1"})
+    assert connection.items() <= cleaned.items()
+    assert not {"SLURM_JOB_ID", "SLURM_CONFIG", "SCANCEL_QUIET"} & cleaned.keys()
 
 
 @pytest.mark.parametrize(

@@ -101,7 +101,13 @@ def test_variables_of_the_outer_job_are_hidden_from_sbatch_and_restored(monkeypa
         "CORE_HPC_JOB_START": "1",
         "SUBMITIT_EXECUTOR": "slurm",
     }
-    kept = {"SLURM_CONF": "/etc/slurm.conf", "SBATCH_ACCOUNT": "mine", "CORE_HPC_CACHE": "/cache"}
+    kept = {
+        "SLURM_CONF": "/etc/slurm.conf",
+        "SLURM_CONF_SERVER": "ctl:6817",
+        "SLURM_JWT": "token",
+        "SBATCH_ACCOUNT": "mine",
+        "CORE_HPC_CACHE": "/cache",
+    }
     for name, value in {**outer, **kept}.items():
         monkeypatch.setenv(name, value)
     before = dict(os.environ)
