@@ -41,8 +41,12 @@ HasEnded = Callable[[int, str], bool | None]
 
 
 def own_job() -> int | None:
-    """The SLURM job that this process runs in, or None."""
-    return number_in("SLURM_JOB_ID")
+    """The SLURM job that this process runs in, or None.
+
+    A shell of salloc on a login node has the job's id and is outside the job: it may outlive it, for example in tmux.
+    slurmd names the node to batch scripts and to tasks of srun only.
+    """
+    return number_in("SLURM_JOB_ID") if os.environ.get("SLURMD_NODENAME") else None
 
 
 def _restarts() -> int:

@@ -6,6 +6,7 @@ import os
 import pwd
 import re
 import shutil
+import socket
 import subprocess
 import sys
 import threading
@@ -21,8 +22,16 @@ import pytest
 from core_hpc.common.errors import ClaimError, ClaimLostError, InputError, StoreError
 from core_hpc.slurm.commands import SlurmUnavailableError
 from core_hpc.store import claims
-from core_hpc.store.claims import HasEnded, claim, holder_lives, read_holder
+from core_hpc.store.claims import HasEnded, claim, holder_lives, own_job, read_holder
 from tests.support.harness import link_with_lost_reply
+
+
+def enter_job(monkeypatch: pytest.MonkeyPatch, *, restarts: int) -> None:
+    """Set what SLURM sets in a batch script of job 12."""
+    for name, value in {"JOB_ID": "12", "RESTART_COUNT": str(restarts)}.items():
+        monkeypatch.setenv(f"SLURM_{name}", value)
+    monkeypatch.setenv("SLURMD_NODENAME", "n1")
+
 
 CLAIM_AND_DIE = """
 import os, pathlib, sys
@@ -43,6 +52,7 @@ with claim(pathlib.Path(sys.argv[1])):
 def test_a_job_id_that_is_not_a_number_is_an_error_that_names_the_variable(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setenv("SLURMD_NODENAME", "n1")
     monkeypatch.setenv("SLURM_JOB_ID", "abc")
     with pytest.raises(InputError, match=r"SLURM_JOB_ID is 'abc'.*unset SLURM_JOB_ID"), claim(tmp_path / "claim.json"):
         pass
@@ -50,6 +60,23 @@ def test_a_job_id_that_is_not_a_number_is_an_error_that_names_the_variable(
     monkeypatch.setenv("SLURM_JOB_ID", "")
     with claim(tmp_path / "claim.json"):
         assert json.loads((tmp_path / "claim.json").read_text())["job"] is None
+
+
+def test_a_shell_of_salloc_on_the_login_node_is_not_inside_its_job(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It may outlive the job, for example in tmux. The end of the job then does not prove that the holder is dead."""
+    path = tmp_path / "claim.json"
+    monkeypatch.setenv("SLURM_JOB_ID", "12")
+    with claim(path) as held:
+        assert json.loads(path.read_text())["job"] is None
+        monkeypatch.setattr(socket, "gethostname", lambda: "login2")
+        with pytest.raises(ClaimError, match="on another machine"), claim(path, has_ended=lambda job, user: True):
+            pass
+        held.require()
+    assert own_job() is None
+    monkeypatch.setenv("SLURMD_NODENAME", "n1")  # as slurmd does for batch scripts and for tasks of srun
+    assert own_job() == 12
 
 
 def test_the_claim_of_a_living_process_is_respected_and_its_holder_named(tmp_path: Path) -> None:
@@ -207,7 +234,7 @@ def test_a_job_of_another_host_is_dead_only_if_slurm_reports_its_end(tmp_path: P
 def test_a_requeued_job_takes_over_its_own_claim(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "claim.json"
     path.write_text(claim_of_another_host(12))
-    monkeypatch.setenv("SLURM_JOB_ID", "12")
+    enter_job(monkeypatch, restarts=1)
     with claim(path):
         assert json.loads(path.read_text())["job"] == 12
 
@@ -215,7 +242,7 @@ def test_a_requeued_job_takes_over_its_own_claim(tmp_path: Path, monkeypatch: py
 def test_two_controllers_inside_one_job_are_two(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """As in two terminals of one allocation: the job alone does not tell who is alive."""
     path = tmp_path / "claim.json"
-    monkeypatch.setenv("SLURM_JOB_ID", "12")
+    enter_job(monkeypatch, restarts=0)
     with other_holder(path) as holder:
         assert holder["job"] == 12
         answers: list[HasEnded | None] = [None, lambda job, user: False]
@@ -242,8 +269,7 @@ def test_a_requeued_job_knows_its_earlier_execution_by_the_number_of_restarts(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path = tmp_path / "claim.json"
-    monkeypatch.setenv("SLURM_JOB_ID", "12")
-    monkeypatch.setenv("SLURM_RESTART_COUNT", "1")
+    enter_job(monkeypatch, restarts=1)
     with claim(path):
         holder = json.loads(path.read_text())
     path.write_text(json.dumps({**holder, "host": "elsewhere", "restarts": 1}))
