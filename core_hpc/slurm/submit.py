@@ -36,6 +36,17 @@ OUTER_JOB = re.compile(
     r"|CORE_HPC_(RENDEZVOUS|JOB_START)$"
 )
 """Variables that a job has from SLURM, srun, submitit or its batch script."""
+JOB_VARIABLES = (
+    *("JOB_NAME", "TIMELIMIT", "ARRAY_INX", "SIGNAL", "DEPENDENCY", "REQUEUE", "NO_REQUEUE", "CLUSTERS", "WAIT"),
+    *("INPUT", "OUTPUT", "ERROR", "OPEN_MODE", "MEM_PER_NODE", "MEM_PER_CPU", "MEM_PER_GPU", "CPUS_PER_GPU"),
+    "TRES_PER_TASK",
+)
+"""Variables SBATCH_* of what core_hpc decides for every job, and of options that exclude those of its scripts."""
+GPU_VARIABLES = ("GRES", "GPUS", "GPUS_PER_NODE", "GPUS_PER_SOCKET", "GPUS_PER_TASK")
+"""Variables SBATCH_* that ask for GPUs. If a script has one of these options, none of the others may add to it."""
+RENAMED_VARIABLES = {"switches": "REQ_SWITCH", "cpu-freq": "CPU_FREQ_REQ"}
+"""Options of sbatch whose variable SBATCH_* has another name."""
+SCRIPT_OPTION = re.compile(r"^#SBATCH --([a-z-]+)", re.MULTILINE)
 RANK_VARIABLES = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
 """Variables of torch.distributed."""
 OWN_ROOT = Path(__file__).resolve().parents[2]
@@ -156,17 +167,26 @@ def batch_script(
 
 
 @contextlib.contextmanager
-def submission_environment() -> Iterator[None]:
-    """An environment in which sbatch starts an independent job, also when it is called in a job.
+def submission_environment(script: str = "") -> Iterator[None]:
+    """An environment in which sbatch starts an independent job as its script describes it, also when called in a job.
 
     sbatch passes its environment to the new job, so the variables of the outer job are hidden.
-    Those that sbatch needs to reach SLURM stay visible.
+    Those that sbatch needs to reach SLURM stay visible. A variable SBATCH_* has priority over the
+    script, so it stays only where the script leaves the choice to the site, such as its account.
     """
-    hidden = {k: os.environ.pop(k) for k in list(os.environ) if OUTER_JOB.match(k) or k in RANK_VARIABLES}
+    away = {*RANK_VARIABLES, *_replacing(script)}
+    hidden = {k: os.environ.pop(k) for k in list(os.environ) if OUTER_JOB.match(k) or k in away}
     try:
         yield
     finally:
         os.environ.update(hidden)
+
+
+def _replacing(script: str) -> set[str]:
+    """The variables that would replace what a batch script sets."""
+    names = {RENAMED_VARIABLES.get(o, o.upper().replace("-", "_")) for o in SCRIPT_OPTION.findall(script)}
+    more = GPU_VARIABLES if not names.isdisjoint(GPU_VARIABLES) else ()
+    return {f"SBATCH_{name}" for name in (*names, *JOB_VARIABLES, *more)}
 
 
 def submit(
@@ -190,7 +210,7 @@ def submit(
     script = batch_script(cluster, folder, parameters, num_elements=len(calls), checksum=checksum)
     manifests.write_synced(folder / SCRIPT, script.encode())
     try:
-        with submission_environment():
+        with submission_environment(script):
             return run_sbatch(script)
     except RefusedError as e:
         if not e.unsure:

@@ -117,6 +117,37 @@ def test_variables_of_the_outer_job_are_hidden_from_sbatch_and_restored(monkeypa
     assert dict(os.environ) == before
 
 
+def test_sbatch_variables_do_not_replace_what_the_script_sets(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """SLURM gives the variables priority over the lines of the script."""
+    hidden = [
+        *("JOB_NAME", "TIMELIMIT", "ARRAY_INX", "SIGNAL", "CLUSTERS", "WAIT", "OPEN_MODE", "OUTPUT", "ERROR", "INPUT"),
+        *("REQUEUE", "NO_REQUEUE", "DEPENDENCY", "MEM_PER_NODE", "MEM_PER_CPU", "MEM_PER_GPU", "CPUS_PER_GPU"),
+        *("PARTITION", "QOS", "GRES", "GPUS", "GPUS_PER_NODE", "GPUS_PER_TASK", "REQ_SWITCH", "EXCLUSIVE"),
+    ]
+    defaults = [
+        "ACCOUNT",
+        "CONSTRAINT",
+        "RESERVATION",
+        "GPU_BIND",
+        "GRES_FLAGS",
+        "EXPORT",
+        "MEM_BIND",
+        "WAIT_ALL_NODES",
+    ]
+    for name in (*hidden, *defaults):
+        monkeypatch.setenv(f"SBATCH_{name}", "1")
+    section = cluster(partition="gpu", qos="q", gpus_per_node=4, options={"switches": 1, "exclusive": True})
+    parameters = job_parameters(section, "generate", name="cold-0001-0000abcd", comment="c")
+    before = dict(os.environ)
+    with submission_environment(batch_script(section, tmp_path, parameters, num_elements=2)):
+        assert {k for k in os.environ if k.startswith("SBATCH_")} == {f"SBATCH_{name}" for name in defaults}
+    assert dict(os.environ) == before
+    parameters = job_parameters(cluster(), "score", name="score-0001-0000abcd", comment="c")
+    with submission_environment(batch_script(cluster(), tmp_path, parameters, num_elements=1)):
+        assert {"SBATCH_PARTITION", "SBATCH_QOS", "SBATCH_GRES"} <= os.environ.keys(), "defaults of the site remain"
+        assert not {"SBATCH_ARRAY_INX", "SBATCH_TIMELIMIT", "SBATCH_MEM_PER_CPU"} & os.environ.keys()
+
+
 FAILED_SUBMISSION = "sbatch: error: Batch job submission failed: "
 TEMPORARY = [
     FAILED_SUBMISSION + "Socket timed out on send/recv operation",
@@ -177,6 +208,8 @@ def stop_of(monkeypatch: pytest.MonkeyPatch) -> Any:
         number: signal.getsignal(number) for number in (signal.SIGUSR1, signal.SIGUSR2, signal.SIGTERM, signal.SIGCONT)
     }
 
+    monkeypatch.delenv("SLURM_JOB_END_TIME", raising=False)
+
     def build(*, ran_s: float, time_min: int = 60) -> Stop:
         monkeypatch.setenv("CORE_HPC_JOB_START", str(time.time() - ran_s))
         spec = ElementSpec(
@@ -210,6 +243,22 @@ def test_a_warning_long_before_the_limit_is_a_preemption(stop_of: Any) -> None:
     assert stop.deadline - time.time() < 30
     os.kill(os.getpid(), signal.SIGTERM)
     assert stop.reason == StopReason.PREEMPTED
+
+
+def test_the_end_that_slurm_names_has_priority(stop_of: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A user, an option or a slow prolog may have made the time shorter than the profile's."""
+    monkeypatch.setenv("SLURM_JOB_END_TIME", str(int(time.time()) + 120))
+    stop = stop_of(ran_s=60 * 58, time_min=240)
+    os.kill(os.getpid(), signal.SIGUSR2)
+    assert stop.reason == StopReason.TIME_LIMIT
+    assert 60 < stop.deadline - time.time() < 120
+
+
+def test_a_job_whose_limit_was_raised_has_the_time_after_the_warning(stop_of: Any) -> None:
+    stop = stop_of(ran_s=60 * 70)
+    os.kill(os.getpid(), signal.SIGUSR2)
+    assert stop.reason == StopReason.TIME_LIMIT
+    assert 60 < stop.deadline - time.time() < 120
 
 
 def test_sigterm_alone_leaves_little_time(stop_of: Any) -> None:
