@@ -79,7 +79,12 @@ class ElementSpec:
 
 
 def job_end(time_min: int) -> float:
-    """When SLURM will end this job (seconds since 1970). Its time began with its batch script."""
+    """When SLURM will end this job (seconds since 1970).
+
+    Newer versions of SLURM name it, as it was when the job began. Otherwise the job's time began with its batch script.
+    """
+    if end := number_in("SLURM_JOB_END_TIME"):
+        return float(end)
     return float(os.environ.get("CORE_HPC_JOB_START") or time.time()) + 60.0 * time_min
 
 
@@ -97,9 +102,11 @@ class Stop:
 
     def _on_signal(self, number: int, frame: FrameType | None) -> None:
         now = time.time()
-        left = self._end - now
+        # A job that runs after its end has got a new limit, of which this is the warning.
+        end = self._end if self._end > now else now + self._spec.signal_delay_s
+        left = end - now
         if left <= self._spec.signal_delay_s + EARLY_WARNING_S:
-            reason, deadline = StopReason.TIME_LIMIT, self._end - min(END_MARGIN_S, left / 4)
+            reason, deadline = StopReason.TIME_LIMIT, end - min(END_MARGIN_S, left / 4)
         else:
             reason, deadline = StopReason.PREEMPTED, now + 0.8 * self._spec.preemption_grace_s
         if number == signal.SIGTERM:
