@@ -30,7 +30,7 @@ from core_hpc.runs import folder as runfolders
 from core_hpc.runs.outcome import Outcome, OutcomeKind
 from core_hpc.runs.sweep import Sweep
 from core_hpc.schedule.progress import RunProgress
-from core_hpc.slurm.commands import Slurm, SlurmUnavailableError, certainly_ended
+from core_hpc.slurm.commands import JobId, Slurm, SlurmUnavailableError, certainly_ended
 from core_hpc.slurm.records import OPEN, Submission, SubmissionFolder, new_submission
 from core_hpc.slurm.sbatch import RefusedError
 from core_hpc.slurm.submit import find_job, job_parameters, submit
@@ -202,10 +202,11 @@ def run_controller(spec: ControllerSpec) -> None:
 
 def _end_chain(sweep_folder: Path, slurm: Slurm, successor: int | None) -> None:
     """Cancel the successor, and close the records of the controllers: this is the last one."""
-    if successor is not None:
-        slurm.cancel([successor])
+    folder, mine = SubmissionFolder(SweepPaths(sweep_folder).slurm), number_in("SLURM_JOB_ID")
+    for submission in folder.read(OPEN):
+        if submission.job == successor is not None:
+            slurm.cancel_named(submission.name, [JobId(successor)])
     with claim(SweepPaths(sweep_folder).claim, has_ended=slurm.has_ended):
-        folder, mine = SubmissionFolder(SweepPaths(sweep_folder).slurm), number_in("SLURM_JOB_ID")
         active_controllers(sweep_folder, slurm, close=True)
         for submission in folder.read(OPEN):
             if submission.job == successor is not None:  # it has never begun, so nothing of it is worth keeping

@@ -173,6 +173,12 @@ class Slurm:
             if errors and done.returncode != 0:
                 raise SlurmUnavailableError(f"scancel: {errors[-1].strip()}")
 
+    def cancel_named(self, name: str, jobs: Sequence[JobId]) -> None:
+        """Cancel those of these jobs that have this name in the queue. SLURM may have given an id again."""
+        if jobs:
+            named = {entry.id for entry in self.queue() if entry.name == name}
+            self.cancel([job for job in jobs if job in named])
+
     # --- the site --------------------------------------------------------------------------------
 
     def config(self) -> dict[str, str]:

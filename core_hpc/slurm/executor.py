@@ -143,7 +143,8 @@ class SlurmExecutor:
             if item.submission.job is None:  # SLURM may have taken it: the record stays open, and the next start looks
                 useless = []
             with contextlib.suppress(SlurmUnavailableError):
-                self._slurm.cancel([job for i in useless if (job := item.submission.job_id(i)) is not None])
+                jobs = [job for i in useless if (job := item.submission.job_id(i)) is not None]
+                self._slurm.cancel_named(item.submission.name, jobs)
                 for index in useless:
                     self._record(item, index, outcome)
             self._write_records()

@@ -269,6 +269,14 @@ class Watch:
 
         Elements that still run are added to `running`, and those that have ended or are unknown to `gone`.
         """
+        name = item.submission.name
+        if entry is not None and entry.name != name:
+            # Its user has renamed it, or SLURM has given the id again. Which of both is not known while it is there.
+            if entry.active:
+                message = f"job {entry.id.job} is in the queue with the name {entry.name!r} instead of {name}"
+                self._notices.show(f"other {name}", f"{message}; it is left alone, and its tasks wait for its end")
+                return []
+            entry = None
         if entry is None or not entry.active:
             item.gone_since.setdefault(index, time.monotonic())
             gone.append((item, index, entry))

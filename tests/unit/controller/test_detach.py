@@ -18,6 +18,8 @@ from core_hpc.controller import detach
 from core_hpc.controller.detach import ControllerSpec, run_controller
 from core_hpc.controller.heartbeat import reported_life_s
 from core_hpc.runs.outcome import OutcomeKind
+from core_hpc.schedule.progress import RunProgress
+from core_hpc.slurm.commands import JobId
 from core_hpc.slurm.records import CALLS, ENDED, FAILED, OPEN, Submission, SubmissionFolder, new_submission
 from core_hpc.store import manifests
 from core_hpc.store.claims import claim
@@ -81,13 +83,26 @@ def test_a_finished_sweep_leaves_no_open_record_and_nothing_of_its_last_successo
     earlier = chain.record(MINE - 1, "COMPLETED")
     monkeypatch.setattr(detach, "control", lambda *_: ([], True))
     run_controller(chain.spec)
-    assert chain.slurm.cancelled == [SUCCESSOR]
+    assert chain.slurm.cancelled == [JobId(SUCCESSOR)]
     assert chain.folder.names(OPEN) == []
     assert {name for name, _ in chain.folder.names(ENDED, FAILED)} == {chain.mine.name, earlier.name}
     assert not SweepPaths(chain.sweep).claim.exists()
     left = {p.name for p in chain.folder.root.rglob("*") if p.is_file() and not p.name.startswith("controller-")}
     assert left == {"submission.sh", f"{MINE}_0_log.out", f"{MINE - 1}_0_log.out"}
     assert {p.name for p in chain.folder.root.iterdir() if p.is_dir()} == {chain.mine.name, earlier.name}
+
+
+def test_a_job_of_another_name_with_the_id_of_the_successor_is_not_cancelled(
+    chain: Chain, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def give_the_id_again(*_: object) -> tuple[list[RunProgress], bool]:
+        job = JobId(SUCCESSOR)
+        chain.slurm.entries[job] = replace(chain.slurm.entries[job], name="my_simulation")
+        return [], True
+
+    monkeypatch.setattr(detach, "control", give_the_id_again)
+    run_controller(chain.spec)
+    assert chain.slurm.cancelled == []
 
 
 def test_an_error_that_would_repeat_ends_the_chain_and_is_recorded(
@@ -99,7 +114,7 @@ def test_an_error_that_would_repeat_ends_the_chain_and_is_recorded(
     monkeypatch.setattr(detach, "control", fail)
     with pytest.raises(InputError, match="another driver"):
         run_controller(chain.spec)
-    assert chain.slurm.cancelled == [SUCCESSOR]
+    assert chain.slurm.cancelled == [JobId(SUCCESSOR)]
     ((_, closed),) = chain.folder.read_with_state(FAILED)
     assert (closed.name, closed.outcomes[0].kind) == (chain.mine.name, OutcomeKind.DIED)
     assert closed.outcomes[0].message == "job 7 of another driver is still with SLURM"
@@ -115,7 +130,7 @@ def test_a_stop_request_that_only_a_listing_shows_ends_the_chain(chain: Chain, m
 
     monkeypatch.setattr(detach, "control", end)
     run_controller(chain.spec)
-    assert chain.slurm.cancelled == [SUCCESSOR]
+    assert chain.slurm.cancelled == [JobId(SUCCESSOR)]
     monkeypatch.setattr(detach, "control", None)
     run_controller(chain.spec)  # a successor that began in spite of it
 
@@ -218,4 +233,4 @@ def test_a_controller_that_lost_its_claim_does_not_attempt_again(chain: Chain, m
         assert json.loads(SweepPaths(chain.sweep).claim.read_text()) == holder
     assert calls == [1]
     assert holder["pid"] == os.getpid()
-    assert chain.slurm.cancelled == [SUCCESSOR]
+    assert chain.slurm.cancelled == [JobId(SUCCESSOR)]

@@ -3,8 +3,10 @@
 Tests with the real SLURM are in tests/integration and tests/faults.
 """
 
+import time
 from collections import Counter
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -340,6 +342,36 @@ def test_a_job_whose_dependency_is_never_satisfied_is_cancelled_and_counts(make:
     assert failed.outcome.counted
     assert "DependencyNeverSatisfied" in failed.outcome.message
     assert slurm.cancelled == [JobId(100)]
+
+
+@pytest.mark.parametrize("state", ["PENDING", "RUNNING"])
+def test_a_job_with_the_id_and_another_name_is_left_alone(make: Any, slurm: FakeSlurm, state: str) -> None:
+    """SLURM has given the id again, or the user has renamed the job: it is neither cancelled nor submitted again."""
+    executor, run, messages = make(lost_after_s=0.02)
+    executor.submit(wanted(run, cold("a"), cold("b")))
+    for index in (0, 1):
+        slurm.set(slurm.submitted[0], index, state, reason="DependencyNeverSatisfied")
+        job = JobId(100, index)
+        slurm.entries[job] = replace(slurm.entries[job], name="my_simulation")
+    for _ in range(20):
+        assert executor.poll() == []
+        time.sleep(0.005)
+    (message,) = (m for m in messages if "'my_simulation'" in m)
+    assert "job 100 " in message
+    publish(run, cold("b"))
+    assert [e.task.key for e in poll_until(executor, "done")] == [cold("b")], "it was renamed and does its work"
+    executor.abandon(run, "it failed")
+    assert slurm.cancelled == []
+    later, run, _ = make(start_id="start002", lost_after_s=0.02)
+    assert later.adopt([run]).tasks == []
+
+
+def test_the_end_of_a_job_with_another_name_explains_nothing(make: Any, slurm: FakeSlurm) -> None:
+    executor, run, _ = make(lost_after_s=0.02)
+    executor.submit(wanted(run, cold("a")))
+    slurm.entries[JobId(100)] = replace(slurm.entries[JobId(100)], name="my_simulation", state="TIMEOUT")
+    (failed,) = poll_until(executor, "failed")
+    assert failed.outcome.kind == "lost"
 
 
 def test_a_stopped_run_cancels_waiting_elements_and_keeps_running_ones(make: Any, slurm: FakeSlurm) -> None:
