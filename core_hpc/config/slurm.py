@@ -38,6 +38,8 @@ Minutes = Annotated[PositiveInt, BeforeValidator(minutes_of, json_schema_input_t
 """Minutes, which a file may also give as SLURM writes a time limit."""
 
 OPTION_NAME = re.compile(r"[A-Za-z][A-Za-z0-9_-]*")
+OTHER_CLUSTER = re.compile(r"M|cl(u(s(t(e(rs?)?)?)?)?)?")
+"""`clusters` of sbatch, its letter, and its beginnings, which sbatch also takes."""
 
 
 class JobSection(Section):
@@ -89,6 +91,11 @@ class JobSection(Section):
                 raise ValueError(f"{name!r} is not the long name of an sbatch option, such as mail-type")
             if name == "array":
                 raise ValueError("array: jobs have the array elements that their tasks need; leave it out")
+            if OTHER_CLUSTER.fullmatch(name):
+                raise ValueError(
+                    f"{name!r}: jobs run on the cluster of the machine where you start, which is the one that is asked "
+                    "about them; leave it out, and start the sweep on a login node of the other cluster"
+                )
         return value
 
 

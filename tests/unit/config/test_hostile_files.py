@@ -189,6 +189,14 @@ def test_an_option_must_not_change_the_elements_of_an_array(tmp_path: Path) -> N
     assert found.startswith("cluster.slurm.update.options: array: jobs have the array elements")
 
 
+@pytest.mark.parametrize("name", ["clusters", "cluster", "clus", "M"])
+def test_an_option_must_not_send_jobs_to_another_cluster(name: str, tmp_path: Path) -> None:
+    """sbatch takes every beginning of a long option. The other commands would ask this cluster about the jobs."""
+    (found,) = mistakes(tmp_path, cluster={"driver": "arrays", "slurm": {"options": {name: "other"}}})
+    assert found.startswith(f"cluster.slurm.options: {name!r}: jobs run on the cluster")
+    assert "start the sweep on a login node of the other cluster" in found
+
+
 def test_setup_may_have_several_lines_but_no_other_control_characters(tmp_path: Path) -> None:
     lines = ["module load x\nmodule load y", "if true; then\n\techo yes\nfi"]
     slurm = {"driver": "arrays", "slurm": {"setup": lines}}
