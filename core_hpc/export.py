@@ -13,11 +13,12 @@ import json
 import re
 import shutil
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import Any
 
 import polars as pl
 
@@ -47,6 +48,7 @@ PROG = "python -m core_hpc.export"
 CARD = "README.md"
 OWN_FILES = ("trainer_state.json", "steps.parquet", EARLIER_OPTIMIZER_STATE)
 """Files of a published update that only this project reads."""
+SPECIAL_TOKENS = ("bos_token_id", "eos_token_id", "pad_token_id")
 _HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+")
 _LICENCE = re.compile(r"^license:\s*(.+?)\s*$", re.MULTILINE)
 
@@ -173,13 +175,31 @@ def _write_merged(export: Export, update: Path, folder: Path) -> None:
 
 
 def _write_settings(export: Export, folder: Path) -> None:
-    """The sampling settings of the evaluation, as transformers and vLLM read them."""
     path = folder / "generation_config.json"
     known = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
-    sampling = _sampling(export)
-    known |= {"do_sample": sampling.temperature > 0, "max_new_tokens": sampling.max_new_tokens}
-    known |= {"temperature": sampling.temperature, "top_p": sampling.top_p} if sampling.temperature else {}
-    path.write_text(json.dumps(known, indent=2), encoding="utf-8")
+    path.write_text(json.dumps(generation_settings(known, _sampling(export)), indent=2), encoding="utf-8")
+
+
+def generation_settings(known: Mapping[str, Any], sampling: SamplingSection) -> dict[str, Any]:
+    """The sampling settings of the evaluation, as transformers and vLLM read them.
+
+    All are written, because the defaults of both differ (`top_k` is 50 in transformers). After a
+    greedy evaluation `top_k` is 1: vLLM ignores `do_sample`, and transformers neither samples with a
+    temperature of 0 nor saves one without sampling.
+
+    Args:
+        known: the settings of the base model. Only its special tokens are kept, because the
+            evaluation used nothing else.
+        sampling: of the evaluation.
+    """
+    greedy = sampling.temperature == 0
+    return {name: known[name] for name in SPECIAL_TOKENS if name in known} | {
+        "do_sample": True,
+        "temperature": 1.0 if greedy else sampling.temperature,
+        "top_p": 1.0 if greedy else sampling.top_p,
+        "top_k": 1 if greedy else 0,
+        "max_new_tokens": sampling.max_new_tokens,
+    }
 
 
 def _sampling(export: Export) -> SamplingSection:
@@ -274,12 +294,14 @@ def _results(export: Export) -> list[str]:
 
 def _loading(export: Export) -> str:
     if not export.is_adapter:
-        return (
+        text = (
             "from transformers import AutoModelForCausalLM, AutoTokenizer\n\n"
             'model = AutoModelForCausalLM.from_pretrained("FOLDER")\n'
             'tokenizer = AutoTokenizer.from_pretrained("FOLDER")\n\n'
             "# or: vllm serve FOLDER"
         )
+        greedy = "\n# Both are greedy, as in the evaluation. To sample, set top_k to 0."
+        return text if _sampling(export).temperature else text + greedy
     assert export.model.lora is not None
     return (
         "from peft import AutoPeftModelForCausalLM\n"

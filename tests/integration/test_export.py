@@ -16,6 +16,7 @@ from typing import Any
 import pytest
 
 from core_hpc import export
+from core_hpc.config.evaluation import SamplingSection
 from core_hpc.config.model import LoraSection
 from core_hpc.engines import AdapterRef, EngineSpec, GenerationRequest, SamplingSettings, create_engine
 from core_hpc.engines import worker_environment as environment_of
@@ -28,6 +29,7 @@ from tests.support.tiny import make_tiny_model, tiny_sweep
 pytestmark = pytest.mark.slow
 PROMPT = [5, 6, 7, 8, 9]
 SAMPLING = {"temperature": 0.8, "top_p": 0.9, "max_new_tokens": 16}
+OF_THE_BASE = {"do_sample": True, "temperature": 0.7, "top_p": 0.8, "top_k": 20, "repetition_penalty": 1.1}
 TOLERANCE = 1e-4
 
 
@@ -37,6 +39,9 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("export")
     models = [make_tiny_model(folder / f"model{i}", seed=i, hidden=256, chat=bool(i)) for i in range(2)]
     (models[0] / "README.md").write_text("---\nlicense: apache-2.0\n---\n# Tiny\n")
+    for model in models:
+        settings = json.loads((model / "generation_config.json").read_text())
+        (model / "generation_config.json").write_text(json.dumps(settings | OF_THE_BASE))
     sweep = tiny_sweep(
         folder / "tiny.yaml",
         models,
@@ -90,7 +95,9 @@ def test_an_adapter_loads_with_peft_from_any_folder(run: Path, tmp_path: Path, m
     assert not {"steps.parquet", "trainer_state.json", "optimizer"} & {p.name for p in folder.iterdir()}
 
 
-def test_a_merged_model_and_a_full_one_load_with_transformers_and_vllm(run: Path, tmp_path: Path) -> None:
+def test_a_merged_model_and_a_full_one_load_with_transformers_and_vllm(
+    run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     from peft import PeftModel
     from transformers import AutoModelForCausalLM, GenerationConfig
 
@@ -108,7 +115,19 @@ def test_a_merged_model_and_a_full_one_load_with_transformers_and_vllm(run: Path
         assert float((found - wanted[name]).abs().max()) < TOLERANCE, name
     settings = GenerationConfig.from_pretrained(merged)
     assert (settings.temperature, settings.top_p, settings.max_new_tokens, settings.do_sample) == (0.8, 0.9, 16, True)
-    first = _by_vllm({"merged": merged, "full": full, "adapter": adapter}, base_of(run), tmp_path)
+    assert settings.eos_token_id == base.generation_config.eos_token_id
+    monkeypatch.setattr(export, "_sampling", lambda _: SamplingSection(temperature=0, max_new_tokens=16))
+    greedy = exported(run, tmp_path / "greedy", "--model", "m0", "--merge")
+    cards = [(folder / "README.md").read_text() for folder in (merged, greedy)]
+    assert ["To sample, set top_k to 0." in card for card in cards] == [False, True]
+    folders = {"merged": merged, "full": full, "adapter": adapter, "greedy": greedy}
+    first, defaults = _by_vllm(folders, base_of(run), tmp_path)
+    sampled = {"temperature": 0.8, "top_p": 0.9, "top_k": 0, "max_tokens": 16}
+    assert defaults == {
+        "merged": sampled,
+        "full": sampled,
+        "greedy": {"temperature": 1.0, "top_p": 1.0, "top_k": 1, "max_tokens": 16},
+    }
     for name, (token, logprob) in first.items():
         assert abs(float(wanted[name][-1, token]) - logprob) < 1e-3, name
 
@@ -162,19 +181,24 @@ def test_a_mistake_leaves_nothing_behind(
 # --- vLLM ------------------------------------------------------------------------------------------
 
 
-def _by_vllm(folders: dict[str, Path], base: Path, where: Path) -> dict[str, tuple[int, float]]:
-    """The first sampled token of each export, and its log-probability."""
+def _by_vllm(
+    folders: dict[str, Path], base: Path, where: Path
+) -> tuple[dict[str, tuple[int, float]], dict[str, dict[str, float]]]:
+    """The first sampled token of each export with its log-probability, and the defaults of vLLM's server."""
     given = {name: str(folder) for name, folder in folders.items()} | {"base": str(base)}
     env = os.environ | environment_of("vllm", 1) | {"PYTHONPATH": str(ROOT)}
     command = [sys.executable, __file__, json.dumps(given), str(where / "vllm.json")]
     done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr[-4000:]
-    found: dict[str, tuple[int, float]] = json.loads((where / "vllm.json").read_text())
-    return found
+    first, defaults = json.loads((where / "vllm.json").read_text())
+    return first, defaults
 
 
 def _complete(folders: dict[str, str], out_file: Path) -> None:
     """The process of vLLM."""
+    from vllm.config import ModelConfig
+
+    defaults = {n: ModelConfig(folders[n]).get_diff_sampling_param() for n in ("merged", "full", "greedy")}
     found = {}
     for name in ("merged", "full", "adapter"):
         is_adapter = name == "adapter"
@@ -190,7 +214,7 @@ def _complete(folders: dict[str, str], out_file: Path) -> None:
         (done,) = engine.generate([GenerationRequest(tuple(PROMPT), 1)], SamplingSettings(1.0, 1.0, 1), adapter=adapter)
         engine.close()
         found[name] = (done.token_ids[0], done.logprobs[0])
-    out_file.write_text(json.dumps(found))
+    out_file.write_text(json.dumps((found, defaults)))
 
 
 if __name__ == "__main__":
