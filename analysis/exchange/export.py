@@ -14,7 +14,7 @@ from pathlib import Path
 
 import polars as pl
 
-from analysis.exchange.lines import PER_COMPLETION, PER_PROBLEM
+from analysis.exchange.lines import GIVEN, PER_COMPLETION, PER_PROBLEM
 from analysis.exchange.selection import OF_COMPLETION, OF_PROBLEM, note_of_counts, select
 from core_hpc.common.errors import InputError
 from core_hpc.store import manifests
@@ -127,12 +127,13 @@ def _completion_lines(rows: pl.DataFrame, problems: pl.DataFrame) -> pl.DataFram
 
 def _problem_lines(rows: pl.DataFrame, problems: pl.DataFrame) -> pl.DataFrame:
     without_text = (pl.col("text") == "") & (pl.col("answer").is_not_null() | pl.col("correct"))
-    lossy = rows.filter((pl.col("gold") == "") | without_text)
+    given = pl.col("problem_id").is_in(problems.filter(pl.col("answer_kind") == GIVEN)["problem_id"].implode())
+    lossy = rows.filter((pl.col("gold") == "") | without_text | given)
     if lossy.height:
         problem, model = lossy.select("problem_id", "model").row(0)
         raise InputError(
-            f"problem {problem!r}, model {model}: has no gold answer, or has answers without texts; "
-            f"export one line per completion (--form {PER_COMPLETION})"
+            f"problem {problem!r}, model {model}: has no gold answer, answers without texts, or answers that an import "
+            f"cannot verify; export one line per completion (--form {PER_COMPLETION})"
         )
     grouped = rows.group_by("problem_id", "model", maintain_order=True).agg(
         pl.col("gold").first(),

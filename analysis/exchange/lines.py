@@ -7,8 +7,8 @@
                       [, gold, verdict, token_count, truncated]
                       A line without `correct` needs `gold`; its answer is verified here.
 
-Both forms have the optional fields answer_kind (a key of `core_hpc.answers.kinds.KINDS`; default:
-number), question, subject, level, data_set, source_group, and phase (only the value evaluate). A
+Both forms have the optional fields answer_kind (a key of `core_hpc.answers.kinds.KINDS`, or `GIVEN`;
+default: number), question, subject, level, data_set, source_group, and phase (only the value evaluate). A
 line that is marked as sampled with a hint (hint_used: true, or round: B) is a mistake, because all
 imported completions count as sampled without help.
 
@@ -31,10 +31,18 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationEr
 from pydantic_core import from_json
 
 from core_hpc.answers.extract import MAX_ANSWER_CHARS, answer_kind, extract_answer
+from core_hpc.answers.kinds import KINDS
 from core_hpc.store.schema import ATTRIBUTES, CORRECT, NO_ANSWER, WRONG
 
 PER_PROBLEM, PER_COMPLETION = "problem", "completion"
 _NUMBER = "number"
+
+GIVEN = "given"
+"""`answer_kind` of a problem whose answers cannot be verified here.
+
+The verdicts of its completions come from the file and are never recomputed. Its answers and its gold
+answer are kept as they are.
+"""
 
 ROWS = pl.Schema(
     {
@@ -72,15 +80,17 @@ def _as_answer(value: Any) -> str | None:
 
 
 def _as_kind(value: Any) -> Any:
-    if isinstance(value, str):
-        answer_kind(value)
+    known = sorted({*KINDS, GIVEN})
+    if isinstance(value, str) and value not in known:
+        raise ValueError(f"unknown answer kind {value!r}; known: {', '.join(known)}")
     return value
 
 
 @lru_cache(maxsize=1 << 14)
-def _canonical_gold(kind: str, gold: str) -> str | None:
+def canonical_gold(kind: str, gold: str) -> str | None:
+    """The gold answer in the form that answers are compared with; None if nothing can be verified against it."""
     # Cached, because a file repeats the gold answer of a problem on many lines.
-    return answer_kind(kind).gold(gold)
+    return None if kind == GIVEN else answer_kind(kind).gold(gold)
 
 
 Text = Annotated[str, BeforeValidator(_as_text)]
@@ -133,7 +143,7 @@ class _Line(BaseModel):
 
         All lines of a problem must agree in them.
         """
-        gold = self.gold and (_canonical_gold(self.kind, self.gold) or self.gold)
+        gold = self.gold and (canonical_gold(self.kind, self.gold) or self.gold)
         given = {name: getattr(self, name) for name in ("question", *ATTRIBUTES)}
         fields = {"answer_kind": self.kind, "gold": gold, **given}
         return {name: value for name, value in fields.items() if value is not None}
@@ -142,7 +152,7 @@ class _Line(BaseModel):
         """Raise ValueError unless the gold answer can be verified against."""
         if self.gold is None:
             problem = "no 'gold'"
-        elif _canonical_gold(self.kind, self.gold) is None:
+        elif canonical_gold(self.kind, self.gold) is None:
             problem = f"'gold' {reprlib.repr(self.gold)} is not an answer of kind {self.kind}"
         else:
             return
@@ -213,7 +223,9 @@ class CompletionLine(_Line):
         """Yield the row of `ROWS`. A given answer or verdict is used; a missing one is computed."""
         text = self.text or ""
         answer = None
-        if self.answer is not None:
+        if self.kind == GIVEN:
+            answer = self.answer and self.answer[:MAX_ANSWER_CHARS]
+        elif self.answer is not None:
             answer = answer_kind(self.kind).normalize(self.answer) or self.answer[:MAX_ANSWER_CHARS]
         # `"answer": null` means "no answer" only when `correct` is given too.
         elif self.correct is None or "answer" not in self.model_fields_set:

@@ -21,19 +21,23 @@ import polars as pl
 
 from analysis.exchange.bridges import Bridge
 from analysis.exchange.converters import INSPECT, Origin
-from analysis.exchange.lines import LINES, PER_PROBLEM, ROWS, CompletionLine, ProblemLine, checked, form_of
+from analysis.exchange.lines import (
+    GIVEN,
+    LINES,
+    PER_PROBLEM,
+    ROWS,
+    CompletionLine,
+    ProblemLine,
+    canonical_gold,
+    checked,
+    form_of,
+)
 from analysis.exchange.sources import place_of, records
-from core_hpc.answers.extract import answer_kind, verify_many
+from core_hpc.answers.extract import verify_many
 from core_hpc.common.errors import InputError
 from core_hpc.config.base import NAME_PATTERN
 from core_hpc.store.paths import TEAM
 from core_hpc.store.schema import ATTRIBUTES, PROBLEMS
-
-GIVEN = "given"
-"""`answer_kind` of an imported problem whose gold answer cannot be verified against.
-
-The verdicts of its completions come from the file and are never recomputed.
-"""
 
 MAX_LISTED = 20
 _CHUNK_ROWS = 20_000  # completions kept as Python objects before they become columns
@@ -261,6 +265,6 @@ def _problems(known: dict[str, dict[str, tuple[str, int]]]) -> pl.DataFrame:
         values = {name: value for name, (value, _) in fields.items()}
         gold, kind = values.get("gold", ""), values["answer_kind"]
         metadata = json.dumps({name: values[name] for name in ATTRIBUTES if name in values}, sort_keys=True)
-        kind = kind if answer_kind(kind).gold(gold) is not None else GIVEN
+        kind = kind if canonical_gold(kind, gold) is not None else GIVEN
         rows.append((problem, values.get("question", ""), gold, kind, metadata))
     return pl.DataFrame(rows, schema=PROBLEMS.schema, orient="row")

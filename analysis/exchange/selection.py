@@ -14,7 +14,8 @@ import polars as pl
 
 from analysis.counts.load import configuration, problems_of
 from analysis.exchange.folder import one_run
-from analysis.exchange.predictions import GIVEN
+from analysis.exchange.lines import GIVEN
+from core_hpc.answers.kinds import KINDS
 from core_hpc.common.errors import InputError
 from core_hpc.config.run import RunConfig
 from core_hpc.problems.splits import split_of
@@ -37,7 +38,11 @@ OF_COMPLETION = (
 )
 """Fields of a completion that every export reads."""
 OF_PROBLEM = ("answer_kind", "question", *ATTRIBUTES)
-"""Fields of a problem that an export contains; null where unknown."""
+"""Fields of a problem that an export contains; null where unknown.
+
+Where the run is imported again, functions of its user are not known. Kinds of answers that they
+verify are `GIVEN`, so that the import uses the verdicts of the run.
+"""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -120,7 +125,8 @@ def _known_problems(run: Path, config: RunConfig | None, split: str) -> pl.DataF
     kinds = read_manifest_table(manifest, PROBLEMS, checksum=True)
     problems = problems_of(run, config).filter(pl.col("split") == split).drop("split", "gold")
     known = problems.join(kinds.select("problem_id", "answer_kind"), on="problem_id", how="left", maintain_order="left")
-    return known.with_columns(pl.col("question").replace("", None), pl.col("answer_kind").replace(GIVEN, None))
+    kind = pl.when(pl.col("answer_kind").is_in(list(KINDS))).then("answer_kind").otherwise(pl.lit(GIVEN))
+    return known.with_columns(pl.col("question").replace("", None), kind.alias("answer_kind"))
 
 
 def note_of_counts(num_completions: dict[str, int]) -> list[str]:

@@ -13,7 +13,17 @@ from analysis.counts.counts import COUNTS
 from core_hpc.config.run import RunConfig
 from core_hpc.store import manifests
 from core_hpc.store.paths import RunPaths
-from core_hpc.store.schema import COLD, CORRECT, EVALUATE, PROBLEMS, RESCUE, ROLLOUTS, WRONG
+from core_hpc.store.schema import (
+    COLD,
+    CORRECT,
+    EVALUATE,
+    NO_ANSWER,
+    PROBLEMS,
+    RESCUE,
+    ROLLOUTS,
+    TIMEOUT,
+    WRONG,
+)
 from core_hpc.store.shards import publish_frame
 
 
@@ -221,4 +231,35 @@ def evaluated_run(folder: Path) -> Path:
                         )
                 frame = pl.DataFrame(completions, schema=ROLLOUTS.schema)
                 publish_frame(RunPaths(run).phase_folder(EVALUATE, iteration), f"{model}-p{part:03d}", frame, ROLLOUTS)
+    return run
+
+
+def run_with_own_kind(folder: Path) -> Path:
+    """An evaluation with answers of a kind of the user, for whom 1,200 and 1200 are different answers."""
+    run = make_run(folder)
+    rows = [("p0", "How many?", "1,200", "mine", "{}"), ("p1", "Which?", "blue", "mine", "{}")]
+    publish_frame(
+        RunPaths(run).problems, "evaluation", pl.DataFrame(rows, schema=PROBLEMS.schema, orient="row"), PROBLEMS
+    )
+    answers = {"p0": ("1,200", "1200", None, "1,200"), "p1": ("blue", "007", None, "blue")}
+    verdicts = (CORRECT, WRONG, NO_ANSWER, TIMEOUT)
+    publish_rollouts(
+        run,
+        [
+            rollout(
+                phase=EVALUATE,
+                model=model,
+                problem_id=problem,
+                sample_index=i,
+                gold=gold,
+                text=f"I think {answer} #### 5",
+                answer=answer,
+                verdict=verdict,
+                correct=verdict == CORRECT,
+            )
+            for model in ("ada", "bob")
+            for problem, _, gold, *_ in rows
+            for i, (answer, verdict) in enumerate(zip(answers[problem], verdicts, strict=True))
+        ],
+    )
     return run

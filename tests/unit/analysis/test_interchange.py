@@ -26,7 +26,14 @@ from core_hpc.store import manifests
 from core_hpc.store.paths import RunPaths
 from core_hpc.store.schema import EVALUATE, PROBLEMS, ROLLOUTS
 from core_hpc.store.shards import publish_frame, published_keys, read_manifest_table, read_rows
-from tests.support.analysis_data import evaluated_run, evaluation_rows, make_run, publish_rollouts, rollout
+from tests.support.analysis_data import (
+    evaluated_run,
+    evaluation_rows,
+    make_run,
+    publish_rollouts,
+    rollout,
+    run_with_own_kind,
+)
 
 RIGHT, WRONG, NONE = "So it is #### 72", "The answer is 71.", "I do not know"
 
@@ -240,6 +247,7 @@ BAD_LINES: list[tuple[Any, str]] = [
     (problem_line(gold="x + 1"), "'gold' 'x + 1' is not an answer of kind number, so nothing can be verified"),
     (problem_line(gold=True), "'gold' must be text or a number, not True"),
     (problem_line(answer_kind="colour"), "'answer_kind' unknown answer kind 'colour'; known: "),
+    (problem_line(answer_kind="given"), "'gold' '72' is not an answer of kind given, so nothing can be verified"),
     (problem_line(example_id=["q1"]), "'example_id' must be text or a number, not ['q1']"),
     (problem_line(example_id=" "), "'example_id' is empty"),
     (problem_line(subject={}), "'subject' must be text or a number, not {}"),
@@ -285,6 +293,11 @@ BAD_COMPLETIONS: list[tuple[Any, str]] = [
     (completion_line(answer=None), "'correct' is true, but there is no answer; give 'answer' or 'text'"),
     (completion_line(correct=..., gold=...), "no 'gold', so nothing can be verified"),
     (completion_line(correct=..., gold="B"), "'gold' 'B' is not an answer of kind number"),
+    (
+        completion_line(correct=..., answer_kind="given"),
+        "'gold' '72' is not an answer of kind given, so nothing can be verified",
+    ),
+    (completion_line(answer_kind="colour"), "'answer_kind' unknown answer kind 'colour'; known: given, integer, "),
     (completion_line(verdict="timeout"), "'verdict' is timeout, so 'correct' must be false"),
     (completion_line(verdict="correct", correct=...), "'verdict' is correct, so 'correct' must be true"),
     (completion_line(verdict="maybe"), "'verdict' should be 'correct', 'wrong', 'no_answer' or 'timeout', not 'maybe'"),
@@ -496,6 +509,28 @@ def test_given_verdicts_and_other_kinds_survive_export_and_import(tmp_path: Path
     assert rows_of(twice)["answer"].to_list() == ["X", "page 3", "B", None]
 
 
+def test_verdicts_of_the_users_own_kind_survive_export_and_import(tmp_path: Path) -> None:
+    run = run_with_own_kind(tmp_path / "run")
+    once = export_predictions(run, tmp_path / "once.jsonl").path
+    back = import_predictions(once, tmp_path / "back").path
+    assert tallied(back, 0) == tallied(run, 1)
+    assert rows_of(back)["verdict"].to_list() == rows_of(run)["verdict"].to_list()
+    columns = ["problem_id", "question", "gold", "answer_kind"]
+    assert problems_in(back).select(columns).rows() == [
+        ("p0", "How many?", "1,200", "given"),
+        ("p1", "Which?", "blue", "given"),
+    ]
+    assert export_predictions(back, tmp_path / "twice.jsonl").path.read_bytes() == once.read_bytes()
+    with pytest.raises(InputError, match=r"problem 'p0', model ada: .* export one line per completion"):
+        export_predictions(run, tmp_path / "out.jsonl", PER_PROBLEM)
+
+
+def test_a_given_verdict_is_not_computed(tmp_path: Path) -> None:
+    line = completion_line(answer_kind="given", gold="72", correct=False, answer=..., text=RIGHT)
+    done = import_predictions(write(tmp_path / "foreign.jsonl", [line]), tmp_path / "out")
+    assert rows_of(done.path).select("answer", "verdict", "gold").rows() == [(None, "no_answer", "72")]
+
+
 def test_export_is_ordered_and_reproducible(tmp_path: Path) -> None:
     run = evaluated_run(tmp_path / "run")
     (tmp_path / "a.jsonl").write_text("old")
@@ -544,7 +579,7 @@ def test_what_cannot_be_exported(tmp_path: Path) -> None:
 
 def test_answers_without_texts_need_one_line_per_completion(tmp_path: Path) -> None:
     run = import_predictions(write(tmp_path / "foreign.jsonl", [completion_line()]), tmp_path / "run").path
-    with pytest.raises(InputError, match="answers without texts; export one line per completion"):
+    with pytest.raises(InputError, match=r"answers without texts, or .*; export one line per completion"):
         export_predictions(run, tmp_path / "out.jsonl", PER_PROBLEM)
     assert lines_of(export_predictions(run, tmp_path / "out.jsonl", PER_COMPLETION).path)[0]["answer"] == "72"
     assert sorted(p.name for p in tmp_path.iterdir()) == ["foreign.jsonl", "out.jsonl", "run"]

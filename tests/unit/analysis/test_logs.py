@@ -26,7 +26,15 @@ from core_hpc.store import manifests
 from core_hpc.store.paths import RunPaths
 from core_hpc.store.schema import ATTRIBUTES, EVALUATE, PROBLEMS, ROLLOUTS
 from core_hpc.store.shards import publish_frame, read_manifest_table, read_rows
-from tests.support.analysis_data import config, evaluated_run, evaluation_rows, make_run, publish_rollouts, rollout
+from tests.support.analysis_data import (
+    config,
+    evaluated_run,
+    evaluation_rows,
+    make_run,
+    publish_rollouts,
+    rollout,
+    run_with_own_kind,
+)
 
 COMPARED = [
     "model",
@@ -152,6 +160,14 @@ def test_given_verdicts_other_kinds_and_gaps_survive(tmp_path: Path, software: s
     assert rows == completions(run, 0)
     assert [row[4] for row in rows] == ["X", None, "B", None, "5"]
     assert known == problems(run)
+
+
+@pytest.mark.parametrize("software", WRITERS)
+def test_verdicts_of_the_users_own_kind_survive(tmp_path: Path, software: str) -> None:
+    run = run_with_own_kind(tmp_path / "run")
+    rows, known = back(export_logs(run, tmp_path / "logs", software).path, software)
+    assert rows == completions(run, 1)
+    assert [(row[0], row[2], row[3]) for row in known] == [("p0", "1,200", "given"), ("p1", "blue", "given")]
 
 
 @pytest.mark.parametrize("software", WRITERS)
