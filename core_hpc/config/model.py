@@ -16,9 +16,18 @@ from core_hpc.config.evaluation import OwnSamplingSection
 from core_hpc.config.warmup import WarmupSection
 
 RESERVED_TEMPLATE_OPTIONS = frozenset(
-    {"messages", "tools", "documents", "add_generation_prompt", "continue_final_message", "tokenize", "return_dict"}
+    {
+        "messages",
+        "tools",
+        "documents",
+        "add_generation_prompt",
+        "continue_final_message",
+        "tokenize",
+        "return_dict",
+        "strftime_now",
+    }
 )
-"""Arguments of `apply_chat_template` that are not variables of a model's own template."""
+"""Arguments of `apply_chat_template` that are not variables of a model's own template, and its clock."""
 
 
 class LoraSection(Section):
@@ -61,7 +70,9 @@ class ModelSection(Section):
         None, min_length=1, description="system message before every question; needs a chat template that has one"
     )
     template_options: dict[str, JsonValue] = added_later(
-        {}, description="variables of the chat template, for example {enable_thinking: false} for Qwen3"
+        {},
+        description="variables of the chat template, for example {enable_thinking: false} for Qwen3, or {date_string: "
+        "1 Jan 2026} for Llama 3.2, which otherwise gets the fixed date 26 Jul 2024",
     )
     stop_strings: list[Annotated[str, Field(min_length=1)]] | None = Field(
         None, description="strings at which generation ends; null: none for chat, a new question for plain"

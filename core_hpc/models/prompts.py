@@ -11,6 +11,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from datetime import date
 from functools import cached_property
 from typing import Any
 
@@ -24,6 +25,11 @@ HINT_HEADING = "Here is the reasoning of another student, with the answer remove
 PLAIN_STOP_STRINGS = ("\nQuestion:",)
 THINKING_MARKS = ("<think>", "</think>", "[THINK]", "[/THINK]")
 _OPENED = ("<think>", "[THINK]")
+PROMPT_DATE = date(2024, 7, 26)
+"""What chat templates get as today's date: a run samples the same prompts on every day.
+
+The templates of Llama have this date where there is no clock.
+"""
 
 
 @dataclass(frozen=True)
@@ -136,6 +142,7 @@ class PromptBuilder:
             add_generation_prompt=True,
             tokenize=tokenize,
             return_dict=False,
+            strftime_now=PROMPT_DATE.strftime,  # instead of the clock of transformers
             **self.template_options,
         )
 

@@ -112,8 +112,8 @@ def test_all_mistakes_are_reported_at_once_with_path_and_advice(tmp_path: Path) 
             "team.0.lora.rnk: unknown key; did you mean `rank`?",
         ),
         (
-            {"team": [{"name": "a", "model": "x", "template_options": {"tokenize": False}}]},
-            "team.0.template_options: tokenize: core_hpc sets this itself; leave it out",
+            {"team": [{"name": "a", "model": "x", "template_options": {"tokenize": False, "strftime_now": 1}}]},
+            "team.0.template_options: strftime_now, tokenize: core_hpc sets this itself; leave it out",
         ),
         (
             {"team": [{"name": "a", "model": "x", "system_prompt": "Hi", "prompt_style": "plain"}]},

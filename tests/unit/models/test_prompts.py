@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from datetime import datetime
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -11,6 +12,7 @@ import polars as pl
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from transformers.utils import chat_template_utils
 
 from core_hpc.answers.extract import extract_answer
 from core_hpc.common.errors import InputError
@@ -53,6 +55,11 @@ NO_SYSTEM = (
     "{% for m in messages %}{% if m.role == 'system' %}{{ raise_exception('no system') }}{% endif %}{{ m.content }}"
     "{% endfor %}"
 )
+DATED = (
+    "{% if date_string is not defined %}{% set date_string = strftime_now('%d %b %Y') %}{% endif %}"
+    "<s>system: Today Date: {{ date_string }}</s>"
+)
+"""The beginning of the templates of Llama-3.2-Instruct. Those of SmolLM3 and gpt-oss have no `date_string`."""
 IGNORES_SYSTEM = "{% for m in messages if m.role != 'system' %}{{ m.content }}{% endfor %}"
 
 
@@ -337,6 +344,18 @@ def test_the_system_prompt_comes_first_and_options_reach_the_template() -> None:
     assert shown["c"].startswith("<s>system: Think.</s><s>user: 3 + 4?")
     assert shown["c"].endswith("<s>assistant:<think>\n\n</think>")
     assert (plain.opened_thinking, changed.opened_thinking) == ("<think>\n", "")
+
+
+def test_prompts_do_not_depend_on_the_day(monkeypatch: pytest.MonkeyPatch) -> None:
+    builder, dated = builder_with(DATED + CHAT), builder_with(DATED + CHAT, template_options={"date_string": "May 1"})
+    check_chat_settings(dated)
+    found = set()
+    for day in (datetime(2025, 12, 31), datetime(2026, 1, 1)):
+        monkeypatch.setattr(chat_template_utils, "datetime", SimpleNamespace(now=lambda day=day: day))
+        found.add((builder.build("3 + 4?"), builder.build("3 + 4?", "Add."), dated.build("3 + 4?")))
+    ((plain, hinted, own),) = found
+    for ids, date in ((plain, "26 Jul 2024"), (hinted, "26 Jul 2024"), (own, "May 1")):
+        assert PLAIN.decode(ids).startswith(f"<s>system: Today Date: {date}</s><s>user: 3 + 4?")
 
 
 @pytest.mark.parametrize(
