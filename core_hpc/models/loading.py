@@ -146,6 +146,22 @@ def published_rope(model: Any) -> Iterator[None]:
         text.rope_parameters = resolved
 
 
+@contextmanager
+def published_generation(model: Any) -> Iterator[None]:
+    """Leave only the end tokens in the generation settings of a loaded model while it is written.
+
+    transformers refuses to write some settings that it reads, such as a temperature without `do_sample`.
+    """
+    from transformers import GenerationConfig
+
+    own = getattr(model, "generation_config", None)
+    model.generation_config = GenerationConfig(eos_token_id=getattr(own, "eos_token_id", None))
+    try:
+        yield
+    finally:
+        model.generation_config = own
+
+
 def language_model(model: Any) -> tuple[str, nn.Module]:
     """The part of a model that is trained, and its name in the model.
 

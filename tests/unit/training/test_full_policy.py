@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 import copy
+import json
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 import transformers
 
+from core_hpc.models.loading import load_model
 from core_hpc.training.batching import Row
 from core_hpc.training.full import FullPolicy
 from core_hpc.training.memory import ActivationMemory
 from core_hpc.training.micro_batch import MicroBatch, collate
+from tests.support.tiny import make_tiny_model
 
 VOCABULARY = 48
 
@@ -127,6 +132,30 @@ def test_a_new_task_from_the_base_starts_from_the_base_weights(with_reference: b
     assert all(torch.equal(again[name], p) for name, p in base.items())
     assert all(torch.equal(p, base[name]) for name, p in policy.base.named_parameters())
     assert all(again[name] is not first[name] and again[name].grad is None for name in base)
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"temperature": 0.9, "top_p": 0.6, "eos_token_id": [1, 5]},
+        {"do_sample": False, "temperature": 0.6, "eos_token_id": 5},
+        {"max_new_tokens": 7, "eos_token_id": 5},
+        None,
+    ],
+)
+def test_the_generation_settings_of_the_base_are_published_as_they_are(settings: Any, tmp_path: Path) -> None:
+    """Also those that transformers reads but does not write. If the base has none, its end tokens are written."""
+    base, published = make_tiny_model(tmp_path / "base"), tmp_path / "published"
+    path = base / "generation_config.json"
+    path.write_text(json.dumps(settings)) if settings else path.unlink()
+    policy = FullPolicy(partial(load_model, base, context_tokens=64), base, with_reference=False)
+    own = policy.base.generation_config
+    policy.write(published, policy.start(seed=0, from_base=True))
+    assert policy.base.generation_config is own
+    assert not settings or (published / path.name).read_bytes() == path.read_bytes()
+    found = transformers.GenerationConfig.from_pretrained(published)
+    assert (found.eos_token_id, found.temperature) == (own.eos_token_id, own.temperature)
+    assert found.eos_token_id is not None
 
 
 def _with(model: torch.nn.Module, values: dict[str, torch.nn.Parameter]) -> torch.nn.Module:
