@@ -37,7 +37,7 @@ from core_hpc.config.evaluation import SamplingSection
 from core_hpc.config.identity import scientific_fields
 from core_hpc.config.model import ModelSection
 from core_hpc.models.adapters import published_iterations
-from core_hpc.models.loading import load_model, published_rope
+from core_hpc.models.loading import GENERATION_CONFIG, load_model, save_model
 from core_hpc.phases.context import TaskContext, Warm
 from core_hpc.runs.folder import Run, list_runs, open_run
 from core_hpc.store import output_folder
@@ -162,20 +162,19 @@ def _write_merged(export: Export, update: Path, folder: Path) -> None:
     """Add the adapter to the base weights, in the dtype in which these are stored."""
     from peft import PeftModel
 
+    source = export.context.base_folder(export.model)
     base = load_model(
-        export.context.base_folder(export.model),
+        source,
         context_tokens=export.run.facts[export.model.name].context_tokens,
         trust_remote_code=export.model.trust_remote_code,
         use_safetensors=None if export.model.allow_pickle else True,
         dtype="auto",
     )
-    merged = PeftModel.from_pretrained(base, update).merge_and_unload()
-    with published_rope(merged):
-        merged.save_pretrained(folder)
+    save_model(PeftModel.from_pretrained(base, update).merge_and_unload(), folder, source=source)
 
 
 def _write_settings(export: Export, folder: Path) -> None:
-    path = folder / "generation_config.json"
+    path = folder / GENERATION_CONFIG
     known = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
     path.write_text(json.dumps(generation_settings(known, _sampling(export)), indent=2), encoding="utf-8")
 

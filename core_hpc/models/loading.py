@@ -9,7 +9,8 @@ model is trained. This module does not find or download models.
 from __future__ import annotations
 
 import copy
-from collections.abc import Collection, Iterator, Sequence
+import shutil
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path
@@ -19,10 +20,11 @@ from core_hpc.common.errors import InputError
 from core_hpc.models.imports import large_imports
 
 if TYPE_CHECKING:
-    from torch import nn
+    from torch import Tensor, nn
 
 JOINED_PROJECTIONS = {"qkv_proj": ("q_proj", "k_proj", "v_proj"), "gate_up_proj": ("gate_proj", "up_proj")}
 """Layers of some models that join projections which other models have one by one."""
+GENERATION_CONFIG = "generation_config.json"
 _FACTORS = (("short_factor", "long_factor"), ("short_mscale", "long_mscale"))
 """Settings of longrope for contexts up to the original length, and for longer ones."""
 
@@ -131,8 +133,23 @@ def check_rope(config: Any) -> None:
             )
 
 
+def save_model(model: Any, folder: Path, *, source: Path, state: Mapping[str, Tensor] | None = None) -> None:
+    """Write a loaded model, with the rotary embedding and the generation settings of its own folder.
+
+    Args:
+        model: the model.
+        folder: the new folder.
+        source: the folder that the model was loaded from.
+        state: tensors to write instead of those of the model.
+    """
+    with _published_rope(model), _published_generation(model):
+        model.save_pretrained(folder, state_dict=None if state is None else dict(state))
+    if (settings := source / GENERATION_CONFIG).is_file():
+        shutil.copyfile(settings, folder / GENERATION_CONFIG)
+
+
 @contextmanager
-def published_rope(model: Any) -> Iterator[None]:
+def _published_rope(model: Any) -> Iterator[None]:
     """Put the settings of the folder back while the configuration of a loaded model is written."""
     original = getattr(model, "core_hpc_rope", None)
     if original is None:
@@ -147,7 +164,7 @@ def published_rope(model: Any) -> Iterator[None]:
 
 
 @contextmanager
-def published_generation(model: Any) -> Iterator[None]:
+def _published_generation(model: Any) -> Iterator[None]:
     """Leave only the end tokens in the generation settings of a loaded model while it is written.
 
     transformers refuses to write some settings that it reads, such as a temperature without `do_sample`.

@@ -27,7 +27,7 @@ import torch
 from torch import Tensor, nn
 
 from core_hpc.models.folder import is_mistral_file
-from core_hpc.models.loading import published_generation, published_rope, trained_parameters
+from core_hpc.models.loading import save_model, trained_parameters
 from core_hpc.training.policy import Policy
 from core_hpc.training.prefix_tree import TREE_ATTENTION
 from core_hpc.training.state_io import share_with_group
@@ -38,10 +38,7 @@ OTHER_FILES = ("*.json", "*.jinja", "*.txt", "*.model", "*.py")
 
 def write_model(model: Any, state: Mapping[str, Tensor], folder: Path, *, source: Path) -> None:
     """Write a model folder with these tensors, and the other files of the base model in `source`."""
-    with published_rope(model), published_generation(model):
-        model.save_pretrained(folder, state_dict=dict(state))
-    if (settings := source / "generation_config.json").is_file():
-        shutil.copyfile(settings, folder / settings.name)
+    save_model(model, folder, source=source, state=state)
     for path in folder.glob("*.safetensors"):
         share_with_group(path)
     for pattern in OTHER_FILES:

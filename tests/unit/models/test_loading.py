@@ -21,8 +21,8 @@ from core_hpc.models.loading import (
     linear_layers,
     load_config,
     load_model,
-    published_rope,
     resolve_rope,
+    save_model,
 )
 from core_hpc.runs.sweep import load_sweep
 from tests.support.architectures import (
@@ -136,14 +136,16 @@ def test_a_snapshot_leaves_out_the_second_format(monkeypatch: pytest.MonkeyPatch
     ("context", "factors"),
     [(ORIGINAL_TOKENS, "short_factor"), (ORIGINAL_TOKENS + 1, "long_factor"), (None, "long_factor")],
 )
-def test_the_context_of_the_run_selects_the_factors(phi3: Path, context: int | None, factors: str) -> None:
+def test_the_context_of_the_run_selects_the_factors(
+    phi3: Path, tmp_path: Path, context: int | None, factors: str
+) -> None:
     original = load_config(phi3).rope_parameters
     resolved = resolve_rope(load_config(phi3), context).rope_parameters
     assert resolved["short_factor"] == resolved["long_factor"] == original[factors]
     model = load_model(phi3, context_tokens=context)
     assert model.config.rope_parameters == resolved
-    with published_rope(model):
-        assert model.config.rope_parameters == original
+    save_model(model, tmp_path / "saved", source=phi3)
+    assert load_config(tmp_path / "saved").rope_parameters == original
     assert model.config.rope_parameters == resolved
 
 
