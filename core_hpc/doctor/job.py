@@ -25,6 +25,7 @@ from core_hpc.doctor.node import HELLO, PING, PONG, ProbeSpec, examine, report_n
 from core_hpc.doctor.storage import probe_folder
 from core_hpc.slurm.commands import JobId, QueueEntry, Slurm, SlurmUnavailableError
 from core_hpc.slurm.outcomes import OOM_WORDS
+from core_hpc.slurm.reasons import why_never
 from core_hpc.slurm.sbatch import RefusedError
 from core_hpc.slurm.submit import job_parameters, submit
 from core_hpc.store import manifests
@@ -49,6 +50,7 @@ class Probe:
         pinged: when the file that the node answers was written.
         answered: when the answer became visible here.
         reported: messages about its state that were reported already.
+        never: why it can never start with this profile, if SLURM's reason proves that.
     """
 
     groups: list[PhaseGroup]
@@ -62,6 +64,7 @@ class Probe:
     pinged: float | None = None
     answered: float | None = None
     reported: set[str] = field(default_factory=set)
+    never: str | None = None
 
     @property
     def name(self) -> str:
@@ -91,7 +94,7 @@ def check_nodes(subject: Subject, *, report: Callable[[str], None]) -> Iterator[
                 try:
                     _submit(probe, tuple(str(p) for p in model_folders(subject)))
                 except RefusedError as e:
-                    yield Finding(FAIL, f"{probe.name}: sbatch refused it: {e}", "correct the cluster profile")
+                    yield Finding(FAIL, f"{probe.name}: sbatch refused it: {e}", e.correction)
                     continue
                 submitted.append(probe)
             for probe in _finished(submitted, subject.slurm, report):
@@ -165,7 +168,7 @@ def _finished(probes: list[Probe], slurm: Slurm, report: Callable[[str], None]) 
             patience = SILENCE_WITH_LOG_S if any(name.endswith("_log.out") for name in names) else SILENCE_S
             silent = probe.ended is not None and now - probe.ended > patience
             waited = probe.waiting_since is not None and now - probe.waiting_since > WAITING_S
-            if complete or silent or waited:
+            if complete or silent or waited or probe.never is not None:
                 left.remove(probe)
                 yield probe
         if left and time.monotonic() - asked > QUEUE_S:
@@ -188,6 +191,9 @@ def _update_states(probes: list[Probe], slurm: Slurm, report: Callable[[str], No
             probe.waiting_since = None
         elif probe.waiting_since is None:
             probe.waiting_since = time.monotonic()
+        never = why_never(entry) if entry is not None and entry.state == "PENDING" else None
+        if entry is not None and never is not None and never.is_useless_again:
+            probe.never = f"{never.why} ({entry.reason})"
         if (entry is None or not entry.active) and probe.ended is None:
             probe.ended = time.monotonic()
         reason = f" ({entry.reason})" if entry is not None and entry.state == "PENDING" else ""
@@ -211,6 +217,10 @@ def judge(probe: Probe, *, given: bool) -> Iterator[Finding]:
         path = probe.folder / report_name(rank)
         if path.exists():
             reports.append(manifests.read_json(path))
+    if probe.never is not None:
+        what = f"{probe.name}: job {probe.job} {probe.never}, and was cancelled"
+        yield Finding(FAIL, what, "correct the cluster profile")
+        return
     if not reports and probe.state == "PENDING":
         what = f"{probe.name}: job {probe.job} still waits after {WAITING_S:.0f} s, and was cancelled"
         advice = "run this again when the queue is shorter; squeue --start shows when waiting jobs may begin"

@@ -55,8 +55,9 @@ def check_accepted(cluster: ClusterSection, slurm: Slurm) -> list[str]:
                 "node, or use `driver: local`"
             )
         message = f"cluster.slurm, jobs of `{group}`: {answer or 'sbatch refused without a message'}"
-        if not RefusedError(answer).passing and not _nodes_are_away(answer, slurm, parameters.get("partition")):
-            mistakes.append(message)
+        refused = RefusedError(answer)
+        if not refused.passing and not _nodes_are_away(answer, slurm, parameters.get("partition")):
+            mistakes.append(f"{message}; {refused.correction}")
         else:
             passing.append(f"{message}. SLURM cannot place these jobs at present; they wait in the queue")
     if mistakes:

@@ -254,7 +254,7 @@ class SlurmExecutor:
             nodes = ", ".join(self._remedies.allow_all_nodes())
             self._notify(f"sbatch: {error}; using the excluded nodes {nodes} again")
         else:
-            outcome = Outcome(OutcomeKind.FINAL, f"sbatch refused the job: {error}; correct the cluster profile")
+            outcome = Outcome(OutcomeKind.FINAL, f"sbatch refused the job: {error}; {error.correction}")
             for index in item.submission.unresolved:
                 task = self._packing.ended_at(item, index, outcome)
                 self._events += self._packing.ended(item, index, replace(outcome, task=task))

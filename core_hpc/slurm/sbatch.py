@@ -12,11 +12,13 @@ import re
 import subprocess
 
 from core_hpc.common.errors import CoreHpcError
+from core_hpc.slurm.reasons import correction
 
 SBATCH_LIMIT_S = 120.0
 """How long sbatch may take. It repeats its request while slurmctld is busy."""
 LIMIT = re.compile(r"accounting/qos policy|submit ?job|submit limit|job limit|too many", re.IGNORECASE)
-"""Messages of sbatch about too many jobs of this user."""
+"""Messages of sbatch about too many jobs, of this user or of a group of users. The sentence about the policy also
+appears with a limit per job, which is recognised by its name (`correction`)."""
 PASSING = re.compile(
     r"socket timed out|unable to contact slurm|connection refused|zero bytes|temporar|backup controller|try again"
     r"|slurmdbd|partition not available|node not available|nodes are busy",
@@ -38,16 +40,19 @@ class RefusedError(CoreHpcError):
 
     Attributes:
         passing: a later attempt may succeed.
-        limit: this user has too many jobs.
+        limit: there are too many jobs, of this user or of a group of users.
         understood: the message is a known one.
+        correction: what to change in the cluster profile, if this refusal cannot pass.
     """
 
     def __init__(self, message: str, *, answered: bool = True) -> None:
         """Classify a message; `answered`: sbatch ended and reported that it failed."""
         super().__init__(message)
-        self.limit = answered and bool(LIMIT.search(message))
-        passing = self.limit or not answered or bool(PASSING.search(message))
-        permanent = not passing and bool(PERMANENT.search(message))
+        per_job = correction(message) if answered else None
+        self.correction = per_job or "correct the cluster profile"
+        self.limit = answered and per_job is None and bool(LIMIT.search(message))
+        passing = per_job is None and (self.limit or not answered or bool(PASSING.search(message)))
+        permanent = per_job is not None or (not passing and bool(PERMANENT.search(message)))
         self.understood = passing or permanent
         self.passing = not permanent
 

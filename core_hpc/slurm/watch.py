@@ -27,6 +27,7 @@ from core_hpc.slurm.commands import FINAL, AccountingEntry, JobId, QueueEntry, S
 from core_hpc.slurm.notices import Notices
 from core_hpc.slurm.outcomes import explain
 from core_hpc.slurm.parse import Place
+from core_hpc.slurm.reasons import why_never
 from core_hpc.slurm.records import CALLS, Submission, SubmissionFolder
 from core_hpc.slurm.submit import find_job
 from core_hpc.store import manifests
@@ -38,18 +39,6 @@ SETTLE_S = 8.0
 STATUS_S, MAX_STATUS_READS = 10.0, 30
 """Limits for reading status files: the interval per element, and their number in one look. If more are
 due, those that were read longest ago come first."""
-NEVER_REASONS = {
-    "DependencyNeverSatisfied": ("waits for a job that failed", False),
-    "launch_failed_requeued_held": ("could not be launched, and SLURM holds it", False),
-    "JobHoldMaxRequeue": ("was requeued too often, and SLURM holds it", False),
-    "PartitionTimeLimit": ("asks for more time than its partition allows: lower time_min in the cluster profile", True),
-    "PartitionNodeLimit": ("asks for more nodes than its partition allows: correct the cluster profile", True),
-    "BadConstraints": ("asks for what no node has: correct the cluster profile", True),
-    "InvalidAccount": ("names an account that SLURM does not know: correct the cluster profile", True),
-    "InvalidQOS": ("names a QOS that SLURM does not know: correct the cluster profile", True),
-}
-"""Reasons for which a waiting job will never begin: their meaning, and whether a further attempt is
-useless."""
 
 
 Awaited = tuple[TaskRef, Path, str]
@@ -283,11 +272,10 @@ class Watch:
             return []
         item.gone_since.pop(index, None)
         if entry.state == "PENDING":
-            if entry.reason in NEVER_REASONS:
+            if (never := why_never(entry)) is not None:
                 self._cancel([entry.id])
-                why, useless = NEVER_REASONS[entry.reason]
-                kind = OutcomeKind.FINAL if useless else OutcomeKind.CANCELLED
-                outcome = Outcome(kind, f"job {entry.id} {why} ({entry.reason}); cancelled")
+                kind = OutcomeKind.FINAL if never.is_useless_again else OutcomeKind.CANCELLED
+                outcome = Outcome(kind, f"job {entry.id} {never.why} ({entry.reason}); cancelled")
                 return [Sighting(item, index, SightingKind.ENDED, outcome=outcome)]
             if index in item.running:
                 item.running.discard(index)

@@ -25,7 +25,7 @@ from core_hpc.doctor import slurm as doctor_slurm
 from core_hpc.doctor import storage as doctor_storage
 from core_hpc.doctor.checks import FAIL, OK, WARN, Finding, Subject, run_checks
 from core_hpc.runs.sweep import load_sweep
-from core_hpc.slurm.commands import Association, Partition, Slurm, SlurmUnavailableError
+from core_hpc.slurm.commands import Association, JobId, Partition, QueueEntry, Slurm, SlurmUnavailableError
 from tests.support.tiny import tiny_sweep
 
 
@@ -518,6 +518,30 @@ def test_a_job_without_a_report(tmp_path: Path) -> None:
         found = failure(doctor_job.judge(probe, given=True))
         assert words in found.what
         assert advice in found.advice
+
+
+@pytest.mark.parametrize(
+    ("reason", "status", "advice"),
+    [
+        ("QOSMaxGRESPerJob", FAIL, "lower gpus_per_node or gres in the cluster profile"),
+        ("InvalidQOS", FAIL, "correct the cluster profile"),
+        ("Resources", WARN, "when the queue is shorter"),
+    ],
+)
+def test_a_test_job_that_waits(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, reason: str, status: str, advice: str
+) -> None:
+    """One that can never start is not waited for."""
+    entry = QueueEntry(JobId(7), "core_hpc-doctor", "PENDING", reason, "", 0)
+    monkeypatch.setattr(Slurm, "queue", lambda _: [entry])
+    monkeypatch.setattr(doctor_job, "WAITING_S", 0.3)
+    probe = probe_of("generate", ClusterSection(driver="arrays"), tmp_path)
+    began = time.monotonic()
+    (ended,) = doctor_job._finished([probe], Slurm(), lambda _: None)
+    assert (time.monotonic() - began > 0.3) == (status == WARN)
+    (finding,) = doctor_job.judge(ended, given=True)
+    assert finding.status == status
+    assert advice in f"{finding.what}; {finding.advice}"
 
 
 def test_a_file_that_the_node_does_not_see_or_sees_late(tmp_path: Path) -> None:

@@ -374,6 +374,30 @@ def test_the_end_of_a_job_with_another_name_explains_nothing(make: Any, slurm: F
     assert failed.outcome.kind == "lost"
 
 
+def test_a_job_above_a_limit_per_job_is_cancelled_and_its_run_stops(make: Any, slurm: FakeSlurm) -> None:
+    """Without DenyOnLimit, SLURM takes such a job, which then waits for ever."""
+    executor, run, _ = make(time_min=1440)
+    executor.submit(wanted(run, cold("a")))
+    slurm.set(slurm.submitted[0], 0, "PENDING", reason="QOSMaxWallDurationPerJobLimit", node="")
+    (failed,) = poll_until(executor, "failed")
+    assert failed.outcome.kind == "final"
+    assert "lower time_min in the cluster profile (QOSMaxWallDurationPerJobLimit)" in failed.outcome.message
+    assert slurm.cancelled == [JobId(100)]
+
+
+def test_a_refusal_because_of_a_limit_per_job_stops_the_run(make: Any, slurm: FakeSlurm) -> None:
+    """With DenyOnLimit, sbatch refuses it."""
+    executor, run, _ = make()
+    slurm.refusals = [
+        "sbatch: error: QOSMaxGRESPerJob Batch job submission failed: Job violates accounting/QOS policy "
+        "(job submit limit, user's size and/or time limits)"
+    ]
+    assert executor.submit(wanted(run, cold("a"))) == []
+    (failed,) = executor.poll()
+    assert failed.outcome.kind == "final"
+    assert failed.outcome.message.endswith("; lower gpus_per_node or gres in the cluster profile")
+
+
 def test_a_stopped_run_cancels_waiting_elements_and_keeps_running_ones(make: Any, slurm: FakeSlurm) -> None:
     executor, run, _ = make()
     executor.submit(wanted(run, cold("a"), cold("b")))

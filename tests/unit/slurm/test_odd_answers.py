@@ -336,6 +336,9 @@ def test_a_start_is_refused_on_a_machine_without_a_cluster(fake: FakeCommands) -
         check_accepted(cluster, Slurm())
 
 
+POLICY = "Job violates accounting/QOS policy (job submit limit, user's size and/or time limits)"
+
+
 @pytest.mark.parametrize(
     ("message", "nodes", "partition", "starts"),
     [
@@ -347,6 +350,8 @@ def test_a_start_is_refused_on_a_machine_without_a_cluster(fake: FakeCommands) -
         ("allocation failure: Required partition not available (inactive or drain)", "n1|idle\n", "DRAIN", True),
         ("allocation failure: Unspecified error", "n1|idle\n", "UP", True),
         ("allocation failure: Invalid qos specification", "n1|drained\n", "UP", False),
+        (f"QOSMaxWallDurationPerJobLimit allocation failure: {POLICY}", "n1|idle\n", "UP", False),
+        (f"QOSGrpSubmitJobsLimit allocation failure: {POLICY}", "n1|idle\n", "UP", True),
     ],
 )
 def test_only_a_refusal_that_cannot_pass_stops_a_start(
@@ -362,5 +367,6 @@ def test_only_a_refusal_that_cannot_pass_stops_a_start(
         assert message.removeprefix("allocation failure: ") in found[0]
         assert "wait in the queue" in found[0]
     else:
-        with pytest.raises(InputError, match="nothing was submitted"):
+        with pytest.raises(InputError, match="nothing was submitted") as caught:
             check_accepted(cluster, Slurm())
+        assert ("lower time_min" in str(caught.value)) == ("WallDuration" in message)
