@@ -35,7 +35,7 @@ from core_hpc.store.paths import TaskKey
 
 REFUSED_WAIT_S = 30.0
 MAX_ODD_REFUSALS = 5
-"""After so many refusals in a row that are not understood, a run stops."""
+"""After so many refusals in a row that are not understood or contradict the queue, a run stops."""
 NO_LIMIT = 1_000_000
 STOPPED_RUN = (OutcomeKind.ABANDONED, OutcomeKind.GAVE_UP)
 """Outcomes of jobs whose run was stopped; the message has the reason."""
@@ -238,7 +238,9 @@ class SlurmExecutor:
 
     def _refused(self, item: OpenSubmission, error: RefusedError) -> bool:
         """React to a refusal. Returns whether SLURM may have taken the submission nevertheless."""
-        is_odd = not error.understood or (error.limit and not self._watch.active)
+        # Without a job of this user in the queue, such a limit is smaller than this submission. Any other limit may be
+        # filled by colleagues.
+        is_odd = not error.understood or (error.own_limit and not self._watch.active)
         self._num_odd_refusals = self._num_odd_refusals + 1 if is_odd else 0
         if error.passing and self._num_odd_refusals < MAX_ODD_REFUSALS:
             self._notices.show("sbatch", f"sbatch: {error}; next attempt in {REFUSED_WAIT_S:.0f} s")

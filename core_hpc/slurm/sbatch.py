@@ -19,6 +19,8 @@ SBATCH_LIMIT_S = 120.0
 LIMIT = re.compile(r"accounting/qos policy|submit ?job|submit limit|job limit|too many", re.IGNORECASE)
 """Messages of sbatch about too many jobs, of this user or of a group of users. The sentence about the policy also
 appears with a limit per job, which is recognised by its name (`correction`)."""
+OWN_LIMIT = re.compile(r"\b(?:QOSMax(?:Submit)?Jobs?PerUser|AssocMax(?:Submit)?Jobs?)Limit\b")
+"""Limits that count only jobs of this user."""
 PASSING = re.compile(
     r"socket timed out|unable to contact slurm|connection refused|zero bytes|temporar|backup controller|try again"
     r"|slurmdbd|partition not available|node not available|nodes are busy",
@@ -41,6 +43,7 @@ class RefusedError(CoreHpcError):
     Attributes:
         passing: a later attempt may succeed.
         limit: there are too many jobs, of this user or of a group of users.
+        own_limit: there are too many jobs of this user, whatever others have in the queue.
         understood: the message is a known one.
         correction: what to change in the cluster profile, if this refusal cannot pass.
     """
@@ -51,6 +54,7 @@ class RefusedError(CoreHpcError):
         per_job = correction(message) if answered else None
         self.correction = per_job or "correct the cluster profile"
         self.limit = answered and per_job is None and bool(LIMIT.search(message))
+        self.own_limit = self.limit and bool(OWN_LIMIT.search(message))
         passing = per_job is None and (self.limit or not answered or bool(PASSING.search(message)))
         permanent = per_job is not None or (not passing and bool(PERMANENT.search(message)))
         self.understood = passing or permanent

@@ -171,6 +171,44 @@ def test_after_a_refusal_because_of_a_limit_the_jobs_of_other_groups_do_not_wait
     assert executor.submit(wanted(run, cold("a"))) == [], "it waits some time before the next attempt"
 
 
+POLICY = "Batch job submission failed: Job violates accounting/QOS policy (job submit limit, user's size and/or time)"
+
+
+@pytest.mark.parametrize(
+    "limit", ["QOSGrpSubmitJobsLimit ", "AssocGrpSubmitJobsLimit ", "MaxSubmitJobsPerAccount ", ""]
+)
+def test_a_limit_that_colleagues_have_filled_never_stops_a_run(
+    limit: str, make: Any, slurm: FakeSlurm, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Between two phases this user may have no job in the queue. An older SLURM does not name the limit."""
+    monkeypatch.setattr(slurm_executor, "REFUSED_WAIT_S", 0.0)
+    executor, run, messages = make()
+    slurm.refusals = [f"sbatch: error: {limit}{POLICY}"] * (3 * slurm_executor.MAX_ODD_REFUSALS)
+    while slurm.refusals:
+        assert executor.submit(wanted(run, cold("a"))) == []
+        assert executor.poll() == []
+    assert "next attempt" in messages[-1]
+    assert executor.submit(wanted(run, cold("a"))) == [TaskRef(run.run_id, cold("a"))]
+
+
+@pytest.mark.parametrize("others", [False, True])
+@pytest.mark.parametrize("limit", ["QOSMaxSubmitJobPerUserLimit", "AssocMaxSubmitJobLimit"])
+def test_a_limit_of_this_user_that_is_reached_without_a_job_never_passes(
+    limit: str, others: bool, make: Any, slurm: FakeSlurm, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is 0, or smaller than the array. With a job in the queue there may be room when that has ended."""
+    monkeypatch.setattr(slurm_executor, "REFUSED_WAIT_S", 0.0)
+    executor, run, _ = make()
+    if others:
+        slurm.entries[JobId(1)] = QueueEntry(JobId(1), "other", "RUNNING", "None", "n1", 0)
+    executor.adopt([run])
+    slurm.refusals = [f"sbatch: error: {limit} {POLICY}"] * slurm_executor.MAX_ODD_REFUSALS
+    while slurm.refusals:
+        assert executor.submit(wanted(run, cold("a"))) == []
+    kinds = [event.outcome.kind for event in executor.poll()]
+    assert kinds == ([] if others else ["final"])
+
+
 def test_a_later_controller_takes_jobs_over_and_counts_failures_of_the_same_start(make: Any, slurm: FakeSlurm) -> None:
     executor, run, _ = make()
     executor.submit(wanted(run, cold("a"), cold("b")))
