@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import functools
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from rich.console import Console
 from rich.markup import escape
@@ -40,8 +40,14 @@ from core_hpc.store.paths import SweepPaths
 from core_hpc.store.schema import TRAINING_PHASES
 
 
-def control(sweep: Sweep, start: Start, prepared: Prepared, console: Console) -> tuple[list[RunProgress], bool]:
+def control(
+    sweep: Sweep, start: Start, prepared: Prepared, console: Console, *, in_loop: Callable[[], None] = lambda: None
+) -> tuple[list[RunProgress], bool]:
     """Drive a sweep to its end.
+
+    Args:
+        prepared: what preparation found about the runs whose folder does not exist yet.
+        in_loop: called in every pass of the scheduler's loop while this controller holds the claim.
 
     Returns:
         Its runs, and whether it reached its end (False: a user asked it to stop).
@@ -60,7 +66,7 @@ def control(sweep: Sweep, start: Start, prepared: Prepared, console: Console) ->
         if any(p.open for p in progress):
             runs, notify = [p.run for p in progress], functools.partial(_notify, console)
             driver = make_driver(runs, slurm, start_id=start.start_id, notify=notify, require_claim=held.require)
-            finished = _drive(sweep, start, progress, driver, console, held)
+            finished = _drive(sweep, start, progress, driver, console, held, in_loop)
         else:
             changed = complete_curves(progress, functools.partial(_notify, console))
             console.print(
@@ -128,7 +134,13 @@ def _notify(console: Console, message: str) -> None:
 
 
 def _drive(
-    sweep: Sweep, start: Start, progress: list[RunProgress], driver: Driver, console: Console, held: Claim
+    sweep: Sweep,
+    start: Start,
+    progress: list[RunProgress],
+    driver: Driver,
+    console: Console,
+    held: Claim,
+    in_loop: Callable[[], None],
 ) -> bool:
     """Run the scheduler with its listeners. Returns False when a user asked it to stop."""
     _print_work(sweep, progress, driver, console)
@@ -139,7 +151,10 @@ def _drive(
 
     def should_stop() -> bool:
         heartbeat.beat()  # the scheduler calls this in every iteration of its loop
-        return stop_requested(paths)
+        if stop_requested(paths):
+            return True
+        in_loop()
+        return False
 
     lost = False
     display = Display(console, sweep.name, progress, refreshes_per_s=driver.refreshes_per_s, warm=driver.warm)

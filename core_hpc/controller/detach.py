@@ -1,7 +1,8 @@
 """The detached controller: the controller of a sweep as a small SLURM job, with a successor.
 
 In: a sweep. Out: a chain of jobs. When a controller starts, it submits its successor, which begins
-after it has ended. So the sweep continues, whatever ends a controller: its time limit, a
+after it has ended. If SLURM does not take it then, further attempts follow
+(`controller/successor.py`). So the sweep continues, whatever ends a controller: its time limit, a
 preemption, a lost node. A controller that finishes the sweep cancels its successor.
 """
 
@@ -17,6 +18,7 @@ from pathlib import Path
 from types import FrameType
 
 from rich.console import Console
+from rich.markup import escape
 
 from core_hpc.common.environment import number_in
 from core_hpc.common.errors import ClaimError, ClaimLostError, CoreHpcError, InputError, StoreError
@@ -26,6 +28,7 @@ from core_hpc.controller.control import control, open_runs, stop_requested
 from core_hpc.controller.heartbeat import reported_life_s
 from core_hpc.controller.results import conclude
 from core_hpc.controller.start import Prepared, Start
+from core_hpc.controller.successor import Successor
 from core_hpc.runs import folder as runfolders
 from core_hpc.runs.outcome import Outcome, OutcomeKind
 from core_hpc.runs.sweep import Sweep
@@ -42,7 +45,7 @@ QUICK_S = 60.0
 """A controller that reported for a shorter time has ended quickly, perhaps because it cannot run."""
 MAX_QUICK_ENDS = 3
 PATIENCE_S = 600.0
-"""How long a controller attempts to submit its successor."""
+"""How long a controller waits for files of its sweep, and for an answer of SLURM that it needs before it can work."""
 CLAIM_WAIT_S = 60.0
 """The claim of the launcher or of the previous controller may stay visible for so long."""
 RETRY_S, CLAIM_RETRY_S, LOOK_RETRY_S = 10.0, 2.0, 2.0
@@ -59,8 +62,8 @@ class ControllerSpec:
     Attributes:
         quick_ends: how many controllers before the previous one, in a row, ended quickly; -1: it is
             the first one.
-        submitted: when the previous controller submitted it, soon after its own begin, in seconds
-            since 1970.
+        submitted: when the previous controller began, before its first report, in seconds since 1970.
+            For the first controller: when the launcher submitted it.
         status: file in which it notes how it ends.
     """
 
@@ -167,37 +170,48 @@ def run_controller(spec: ControllerSpec) -> None:
         console.print("this sweep was asked to stop, so this controller ends")
         _note_end(spec, OutcomeKind.DONE, "asked to stop before it began")
         return
-    successor, continues = None, True
+    mine, began = number_in("SLURM_JOB_ID"), time.time()
+    if mine is None:
+        raise InputError("the controller of a detached sweep runs in a SLURM job, and SLURM_JOB_ID is not set here")
+    successor, continues = Successor(functools.partial(_report, console)), True
     try:
         sweep = _read_patiently(spec, console)
-        successor = _ensure_successor(spec, sweep.cluster, slurm, console)
-        progress, finished = _control_patiently(sweep, Start(spec.start_id, by_user=False), console)
+        quick_ends = _count_quick_ends(spec)
+        if quick_ends > MAX_QUICK_ENDS:
+            console.print(f"{quick_ends} controllers ended within {QUICK_S:.0f} s each; this one gets no successor")
+        else:
+            following = replace(spec, quick_ends=quick_ends, submitted=began)
+            successor.allow(functools.partial(_submit_successor, following, sweep.cluster, slurm, mine=mine))
+        progress, finished = _control_patiently(sweep, Start(spec.start_id, by_user=False), console, successor)
         continues = not finished and not stop_requested(paths)
         if finished:
             conclude(sweep, progress, console)
         _note_end(spec, OutcomeKind.DONE, "finished" if finished else "asked to stop")
     except (KeyboardInterrupt, SlurmUnavailableError) as e:
         is_stopped = stop_requested(paths)
-        continues = successor is not None and not is_stopped
+        if not is_stopped:
+            successor.ensure(now=True)
+        continues = successor.job is not None and not is_stopped
         why = "asked to end" if isinstance(e, KeyboardInterrupt) else str(e)
         if is_stopped:
             then = "the sweep was asked to stop"
-        elif successor is None:
+        elif successor.job is None:
             then = "there is no successor; start the sweep again to continue"
         else:
-            then = f"the successor, job {successor}, continues"
-        console.print(f"{why}; {then}")
+            then = f"the successor, job {successor.job}, continues"
+        _report(console, f"{why}; {then}")
         _note_end(spec, OutcomeKind.DONE, why)
     except CoreHpcError as e:
         # A file that cannot be read now may be readable for the successor. After any other error there is another
         # controller, or a successor would fail in the same way.
-        continues = successor is not None and isinstance(e, StoreError) and not isinstance(e, manifests.DamagedError)
+        may_pass = isinstance(e, StoreError) and not isinstance(e, manifests.DamagedError)
+        continues = successor.job is not None and may_pass
         _note_end(spec, OutcomeKind.DIED, str(e))
         raise
     finally:
         if not continues:
             with contextlib.suppress(SlurmUnavailableError, ClaimError, OSError):  # the next start does it
-                _end_chain(folder, slurm, successor)
+                _end_chain(folder, slurm, successor.job)
 
 
 def _end_chain(sweep_folder: Path, slurm: Slurm, successor: int | None) -> None:
@@ -232,18 +246,33 @@ def _note_end(spec: ControllerSpec, kind: OutcomeKind, message: str) -> None:
         manifests.write_json(Path(spec.status), end.to_json())
 
 
-def _control_patiently(sweep: Sweep, start: Start, console: Console) -> tuple[list[RunProgress], bool]:
-    """Call `control`; wait for the claim of the launcher or of the previous job to disappear."""
-    deadline = time.monotonic() + CLAIM_WAIT_S
+def _report(console: Console, message: str) -> None:
+    console.print(escape(message), soft_wrap=True)
+
+
+def _control_patiently(
+    sweep: Sweep, start: Start, console: Console, successor: Successor
+) -> tuple[list[RunProgress], bool]:
+    """Call `control`; wait for the claim of the launcher or of the previous job to disappear.
+
+    A claim whose job has ended counts until SLURM confirms that.
+    """
+    began = time.monotonic()
     while True:
         try:
-            return control(sweep, start, {}, console)
+            return control(sweep, start, {}, console, in_loop=successor.ensure)
         except ClaimLostError:
             raise  # another controller has taken the sweep from this one
         except ClaimError:
-            if time.monotonic() > deadline:
+            if time.monotonic() - began > CLAIM_WAIT_S:
                 raise
             time.sleep(CLAIM_RETRY_S)
+        except SlurmUnavailableError as e:
+            if time.monotonic() - began > PATIENCE_S or stop_requested(SweepPaths(sweep.folder)):
+                raise
+            _report(console, f"{e}; the controller waits for an answer")
+            successor.ensure()
+            time.sleep(RETRY_S)
 
 
 def _read_patiently(spec: ControllerSpec, console: Console) -> Sweep:
@@ -259,37 +288,30 @@ def _read_patiently(spec: ControllerSpec, console: Console) -> Sweep:
             time.sleep(RETRY_S)
 
 
-def _ensure_successor(spec: ControllerSpec, cluster: ClusterSection, slurm: Slurm, console: Console) -> int | None:
-    """Submit the next controller, if an earlier start of this job has not done it.
-
-    Returns:
-        Its job; None after too many quick ends, or when SLURM does not accept it.
-    """
-    mine = number_in("SLURM_JOB_ID")
-    if mine is None:
-        raise InputError("the controller of a detached sweep runs in a SLURM job, and SLURM_JOB_ID is not set here")
+def _count_quick_ends(spec: ControllerSpec) -> int:
+    """How many controllers before this one, in a row, ended quickly. This one has not reported yet."""
     heartbeat = SweepPaths(Path(spec.sweep_folder)).controller
     was_quick = spec.quick_ends >= 0 and reported_life_s(heartbeat, spec.start_id, since=spec.submitted) < QUICK_S
-    quick_ends = spec.quick_ends + 1 if was_quick else 0
-    if quick_ends > MAX_QUICK_ENDS:
-        console.print(f"{quick_ends} controllers ended within {QUICK_S:.0f} s each; this one gets no successor")
+    return spec.quick_ends + 1 if was_quick else 0
+
+
+def _submit_successor(following: ControllerSpec, cluster: ClusterSection, slurm: Slurm, *, mine: int) -> int | None:
+    """Submit the next controller, if an earlier attempt or an earlier start of this job has not done it.
+
+    Returns:
+        Its job; None while it is not known whether SLURM has taken an earlier attempt.
+
+    Raises:
+        RefusedError: sbatch refused it.
+        SlurmUnavailableError: SLURM does not answer.
+    """
+    active = active_controllers(Path(following.sweep_folder), slurm, close=False)
+    waiting = [s.job for s in active if s.job is not None and s.job > mine]
+    if waiting:
+        return waiting[0]
+    if any(s.job is None for s in active):
         return None
-    deadline = time.monotonic() + PATIENCE_S
-    while True:
-        try:
-            active = active_controllers(Path(spec.sweep_folder), slurm, close=False)
-            waiting = [s.job for s in active if s.job is not None and s.job > mine]
-            if waiting:  # SLURM has requeued this job, whose earlier start submitted the successor
-                return waiting[0]
-            if all(s.job is not None for s in active):
-                following = replace(spec, quick_ends=quick_ends, submitted=time.time())
-                return _submit_controller(following, cluster, after=mine)[1].job
-            time.sleep(RETRY_S)  # SLURM may have taken a submission, or not: look again
-        except (SlurmUnavailableError, RefusedError) as e:
-            if time.monotonic() > deadline or (isinstance(e, RefusedError) and not e.passing):
-                console.print(f"no successor: {e}")
-                return None
-            time.sleep(RETRY_S)
+    return _submit_controller(following, cluster, after=mine)[1].job
 
 
 def _submit_controller(

@@ -33,7 +33,12 @@ def curves(run: Run) -> set[tuple[str, str, int]]:
 
 
 def controlled(
-    run: Run, monkeypatch: pytest.MonkeyPatch, publish: Callable[[Run, TaskKey], None], *, ends: bool = True
+    run: Run,
+    monkeypatch: pytest.MonkeyPatch,
+    publish: Callable[[Run, TaskKey], None],
+    *,
+    ends: bool = True,
+    in_loop: Callable[[], None] = lambda: None,
 ) -> tuple[list[TaskKey], str]:
     """Drive the sweep of a run to its end, or until it is asked to stop.
 
@@ -44,7 +49,8 @@ def controlled(
     driver = Driver(executor, "at once", lambda: 0.0, 1.0, warm=True)
     monkeypatch.setattr(controller, "make_driver", lambda *arguments, **named: driver)
     sweep = load_sweep(run.root.parent.parent / "s.yaml")
-    (progress,), finished = control(sweep, Start.new(verify=False), {}, Console(file=out, width=500))
+    console = Console(file=out, width=500)
+    (progress,), finished = control(sweep, Start.new(verify=False), {}, console, in_loop=in_loop)
     assert finished == ends
     assert progress.finished == ends, progress.stopped
     return executor.done, out.getvalue()
@@ -75,6 +81,20 @@ def test_a_damaged_evaluation_that_the_controller_reads_is_made_again(
     undamaged = run_in(tmp_path / "undamaged")
     controlled(undamaged, monkeypatch, publish_task)
     assert curves(open_run(run.root)) == curves(undamaged)
+
+
+def test_every_pass_of_the_loop_calls_what_its_caller_asks_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A detached controller attempts to get a successor there."""
+    run, held = run_in(tmp_path), list[bool]()
+
+    def in_loop() -> None:
+        held.append(SweepPaths(run.root.parent).claim.exists())
+        if len(held) == 3:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        controlled(run, monkeypatch, publish_task, in_loop=in_loop)
+    assert held == [True] * 3
 
 
 def test_a_stop_request_that_only_a_listing_shows_is_followed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -6,6 +6,7 @@ import io
 import json
 import os
 import time
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -14,13 +15,15 @@ import pytest
 from rich.console import Console
 
 from core_hpc.common.errors import ClaimLostError, InputError, StoreError
-from core_hpc.controller import detach
+from core_hpc.controller import detach, successor
 from core_hpc.controller.detach import ControllerSpec, run_controller
 from core_hpc.controller.heartbeat import reported_life_s
+from core_hpc.controller.successor import Successor
 from core_hpc.runs.outcome import OutcomeKind
 from core_hpc.schedule.progress import RunProgress
-from core_hpc.slurm.commands import JobId
+from core_hpc.slurm.commands import JobId, SlurmUnavailableError
 from core_hpc.slurm.records import CALLS, ENDED, FAILED, OPEN, Submission, SubmissionFolder, new_submission
+from core_hpc.slurm.sbatch import RefusedError
 from core_hpc.store import manifests
 from core_hpc.store.claims import claim
 from core_hpc.store.paths import SweepPaths
@@ -35,6 +38,9 @@ class Chain:
 
     def __init__(self, folder: Path, monkeypatch: pytest.MonkeyPatch, slurm: FakeSlurm) -> None:
         self.run, self.slurm = run_of(folder, "arrays"), slurm
+        self.refusals: list[str] = []
+        self.following: list[ControllerSpec] = []
+        self.printed = io.StringIO()
         self.sweep = self.run.root.parent
         self.folder = SubmissionFolder(SweepPaths(self.sweep).slurm)
         self.spec = ControllerSpec(str(self.sweep), (self.run.run_id,), "start", -1, 0.0)
@@ -45,6 +51,7 @@ class Chain:
         monkeypatch.setattr(detach, "submit", self._submit)
         monkeypatch.setattr(detach.signal, "signal", lambda *_: None)
         monkeypatch.setattr(detach, "conclude", lambda *_: 0)
+        monkeypatch.setattr(detach, "standard_console", lambda: Console(file=self.printed, width=500))
         monkeypatch.setattr(slurm, "has_ended", self._has_ended)
 
     def record(self, job: int, state: str) -> Submission:
@@ -62,7 +69,10 @@ class Chain:
             (self.folder.folder(submission) / name).touch()
 
     def _submit(self, cluster: Any, folder: Path, parameters: dict[str, Any], calls: Any) -> int:
+        if self.refusals:
+            raise RefusedError(self.refusals.pop(0))
         (submission,) = [s for s in self.folder.read(OPEN) if s.job is None]
+        self.following += [call.args[0] for call in calls]
         submission.job = SUCCESSOR
         self.files_of(submission)
         self.slurm.set(submission, 0, "PENDING", reason="Dependency")
@@ -81,7 +91,7 @@ def test_a_finished_sweep_leaves_no_open_record_and_nothing_of_its_last_successo
     chain: Chain, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     earlier = chain.record(MINE - 1, "COMPLETED")
-    monkeypatch.setattr(detach, "control", lambda *_: ([], True))
+    monkeypatch.setattr(detach, "control", lambda *_, **__: ([], True))
     run_controller(chain.spec)
     assert chain.slurm.cancelled == [JobId(SUCCESSOR)]
     assert chain.folder.names(OPEN) == []
@@ -108,7 +118,7 @@ def test_a_job_of_another_name_with_the_id_of_the_successor_is_not_cancelled(
 def test_an_error_that_would_repeat_ends_the_chain_and_is_recorded(
     chain: Chain, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def fail(*_: object) -> None:
+    def fail(*_: object, **__: object) -> None:
         raise InputError("job 7 of another driver is still with SLURM")
 
     monkeypatch.setattr(detach, "control", fail)
@@ -124,7 +134,7 @@ def test_a_stop_request_that_only_a_listing_shows_ends_the_chain(chain: Chain, m
     """SLURM ends the job while a user asks the sweep to stop."""
     hide_from_lookups(monkeypatch, "stop.json")
 
-    def end(*_: object) -> None:
+    def end(*_: object, **__: object) -> None:
         SweepPaths(chain.sweep).stop_request.touch()
         raise KeyboardInterrupt
 
@@ -139,7 +149,7 @@ def test_a_stop_request_that_only_a_listing_shows_ends_the_chain(chain: Chain, m
 def test_an_error_that_is_a_bug_or_may_pass_leaves_the_successor(
     chain: Chain, monkeypatch: pytest.MonkeyPatch, error: Exception
 ) -> None:
-    def fail(*_: object) -> None:
+    def fail(*_: object, **__: object) -> None:
         raise error
 
     monkeypatch.setattr(detach, "control", fail)
@@ -155,7 +165,7 @@ def test_a_file_that_cannot_be_read_at_first_does_not_end_a_chain_that_has_no_su
     config, hidden = chain.run.paths.config, chain.run.root / "hidden.json"
     config.rename(hidden)
     monkeypatch.setattr(detach.time, "sleep", lambda _: hidden.rename(config))
-    monkeypatch.setattr(detach, "control", lambda *_: ([], True))
+    monkeypatch.setattr(detach, "control", lambda *_, **__: ([], True))
     run_controller(chain.spec)
     ((_, closed),) = chain.folder.read_with_state(ENDED, FAILED)
     assert (closed.name, closed.outcomes[0].kind) == (chain.mine.name, OutcomeKind.DONE)
@@ -188,16 +198,15 @@ def test_after_some_controllers_that_ended_quickly_there_is_no_successor_however
         report = {"start_id": start_id, "started": submitted + 1, "time": submitted + 1 + lived_s}
         manifests.write_json(SweepPaths(chain.sweep).controller, report)
 
-    def interrupt(*_: object) -> None:
+    def interrupt(*_: object, **__: object) -> None:
         raise KeyboardInterrupt
 
     monkeypatch.setattr(detach, "control", interrupt)
-    printed = io.StringIO()
-    monkeypatch.setattr(detach, "standard_console", lambda: Console(file=printed, width=500))
     run_controller(replace(chain.spec, quick_ends=detach.MAX_QUICK_ENDS, submitted=submitted))
     waiting = [s.job for s in chain.folder.read(OPEN)]
     assert (SUCCESSOR in waiting) == continues
     assert chain.slurm.cancelled == []
+    printed = chain.printed
     if continues:
         assert f"the successor, job {SUCCESSOR}, continues" in printed.getvalue()
     else:
@@ -221,7 +230,7 @@ def test_a_controller_that_reports_from_an_earlier_life_does_not_count_for_the_p
 def test_a_controller_that_lost_its_claim_does_not_attempt_again(chain: Chain, monkeypatch: pytest.MonkeyPatch) -> None:
     calls = []
 
-    def lose(*_: object) -> None:
+    def lose(*_: object, **__: object) -> None:
         calls.append(1)
         raise ClaimLostError("claim.json: another controller has taken the sweep")
 
@@ -234,3 +243,124 @@ def test_a_controller_that_lost_its_claim_does_not_attempt_again(chain: Chain, m
     assert calls == [1]
     assert holder["pid"] == os.getpid()
     assert chain.slurm.cancelled == [JobId(SUCCESSOR)]
+
+
+# --- a successor that SLURM does not take at first -----------------------------------------------
+
+FULL = "QOSGrpSubmitJobsLimit Batch job submission failed: Job violates accounting/QOS policy (job submit limit)"
+NO_QOS = "Batch job submission failed: Invalid qos specification"
+
+
+def working(monkeypatch: pytest.MonkeyPatch, *, passes: int) -> None:
+    """A controller that works for some passes of its loop, until its time limit."""
+
+    def work(*_: object, in_loop: Callable[[], None], **__: object) -> None:
+        for _ in range(passes):
+            in_loop()
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(detach, "control", work)
+
+
+def test_a_controller_without_a_successor_works_and_attempts_again(
+    chain: Chain, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(successor, "RETRY_S", 0.0)
+    monkeypatch.setattr(detach.time, "sleep", lambda _: pytest.fail("it waits before it works"))
+    chain.refusals = [FULL] * 20
+    working(monkeypatch, passes=30)
+    began = time.time()
+    run_controller(chain.spec)
+    printed = chain.printed.getvalue()
+    assert printed.count("no successor yet") == 1
+    assert "QOSGrpSubmitJobsLimit" in printed
+    assert f"the successor is job {SUCCESSOR}" in printed
+    assert f"the successor, job {SUCCESSOR}, continues" in printed
+    assert SUCCESSOR in [s.job for s in chain.folder.read(OPEN)]
+    # The successor counts how long this controller has reported, from its begin.
+    (following,) = chain.following
+    assert following.submitted == pytest.approx(began, abs=5)
+
+
+def test_the_life_of_a_controller_counts_from_its_begin_however_late_it_got_its_successor(
+    chain: Chain, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(successor, "RETRY_S", 0.0)
+    chain.refusals = [FULL]
+    heartbeat = SweepPaths(chain.sweep).controller
+
+    def work(*_: object, in_loop: Callable[[], None], **__: object) -> None:
+        now = time.time()
+        manifests.write_json(heartbeat, {"start_id": "start", "started": now, "time": now + 18000})
+        monkeypatch.setattr(detach.time, "time", lambda: now + 18000)
+        in_loop()
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(detach, "control", work)
+    run_controller(chain.spec)
+    (following,) = chain.following
+    assert reported_life_s(heartbeat, "start", since=following.submitted) == pytest.approx(18000, abs=5)
+
+
+@pytest.mark.parametrize("stops", [False, True])
+def test_a_controller_without_a_successor_attempts_a_last_time_before_it_ends(
+    chain: Chain, monkeypatch: pytest.MonkeyPatch, stops: bool
+) -> None:
+    chain.refusals = [FULL]
+    working(monkeypatch, passes=3)
+    answers = iter([False, *[stops] * 9])
+    monkeypatch.setattr(detach, "stop_requested", lambda _: next(answers))
+    run_controller(chain.spec)
+    assert chain.refusals == []
+    assert (f"the successor, job {SUCCESSOR}, continues" in chain.printed.getvalue()) == (not stops)
+
+
+def test_a_refusal_of_the_successor_that_cannot_pass_is_final(chain: Chain, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(successor, "RETRY_S", 0.0)
+    chain.refusals = [NO_QOS] * 2
+    working(monkeypatch, passes=3)
+    run_controller(chain.spec)
+    assert chain.refusals == [NO_QOS]
+    assert "no successor: Batch job submission failed: Invalid qos" in chain.printed.getvalue()
+    assert "there is no successor; start the sweep again" in chain.printed.getvalue()
+
+
+def test_between_two_attempts_some_minutes_pass(monkeypatch: pytest.MonkeyPatch) -> None:
+    now, attempts, reports = [0.0], list[float](), list[str]()
+    monkeypatch.setattr(successor.time, "monotonic", lambda: now[0])
+
+    def submit() -> int | None:
+        attempts.append(now[0])
+        if now[0] < 300:
+            raise SlurmUnavailableError("squeue: Unable to contact slurm controller")
+        return None if now[0] < 500 else SUCCESSOR
+
+    next_one = Successor(reports.append)
+    next_one.allow(submit)
+    for now[0] in range(0, 1000, 30):
+        next_one.ensure()
+    assert attempts == [0, 180, 360, 540]
+    assert next_one.job == SUCCESSOR
+    assert [report.partition(":")[0] for report in reports] == [
+        "no successor yet",
+        "no successor yet",
+        f"the successor is job {SUCCESSOR}",
+    ]
+
+
+def test_a_controller_waits_while_slurm_does_not_confirm_that_the_one_before_has_ended(
+    chain: Chain, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    answers = [SlurmUnavailableError("squeue: Unable to contact slurm controller")] * 3
+    monkeypatch.setattr(detach.time, "sleep", lambda _: None)
+
+    def work(*_: object, **__: object) -> tuple[list[Any], bool]:
+        if answers:
+            raise answers.pop()
+        return [], True
+
+    monkeypatch.setattr(detach, "control", work)
+    run_controller(chain.spec)
+    assert answers == []
+    ((_, closed),) = chain.folder.read_with_state(ENDED, FAILED)
+    assert closed.outcomes[0].kind == OutcomeKind.DONE
