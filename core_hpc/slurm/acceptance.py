@@ -70,7 +70,7 @@ def check_accepted(cluster: ClusterSection, slurm: Slurm) -> list[str]:
 def _test(script: str) -> str | None:
     """The answer of `sbatch --test-only`, or None if SLURM would accept the script."""
     command = ["sbatch", "--test-only"]
-    with submission_environment():
+    with submission_environment(script):
         try:
             done = subprocess.run(
                 command, input=script, text=True, errors="replace", capture_output=True, timeout=60, check=False

@@ -105,7 +105,7 @@ def test_a_finished_sweep_leaves_no_open_record_and_nothing_of_its_last_successo
 def test_a_job_of_another_name_with_the_id_of_the_successor_is_not_cancelled(
     chain: Chain, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def give_the_id_again(*_: object) -> tuple[list[RunProgress], bool]:
+    def give_the_id_again(*_: object, **__: object) -> tuple[list[RunProgress], bool]:
         job = JobId(SUCCESSOR)
         chain.slurm.entries[job] = replace(chain.slurm.entries[job], name="my_simulation")
         return [], True
