@@ -424,9 +424,12 @@ def test_a_run_in_one_job_has_one_test_job_and_its_other_groups_are_not_checked(
         subject(tmp_path, cluster={"driver": "resident", "slurm": jobs}).sweep, True, Site(partition("gpu"))
     )
     asked: list[int] = []
-    monkeypatch.setattr(
-        "core_hpc.slurm.acceptance.batch_script", lambda _, __, parameters, **___: asked.append(parameters["time"])
-    )
+
+    def script(_: object, __: object, parameters: dict[str, Any], **___: object) -> str:
+        asked.append(parameters["time"])
+        return ""
+
+    monkeypatch.setattr("core_hpc.slurm.acceptance.batch_script", script)
     monkeypatch.setattr("subprocess.run", lambda *_, **__: SimpleNamespace(returncode=0, stderr=""))
     assert statuses(doctor_slurm.check_profile(examined)) == [OK]
     assert asked == [60, 60]  # of the run's job and of the controller's
