@@ -25,9 +25,9 @@ from core_hpc.config.run import RunConfig
 from core_hpc.engines import has_gpu
 from core_hpc.extensions.sources import Source, remember
 from core_hpc.models.adapters import adapter_digest, check_adapter, find_adapter
-from core_hpc.models.folder import adapter_targets, load_tokenizer, longer_context, num_weights
+from core_hpc.models.folder import adapter_targets, end_token_ids, load_tokenizer, longer_context, num_weights
 from core_hpc.models.loading import check_rope, check_split, check_vllm_packages, load_config
-from core_hpc.models.prompts import check_chat_settings, prompt_builder, stop_strings_of
+from core_hpc.models.prompts import check_chat_settings, check_ends, prompt_builder, stop_strings_of
 from core_hpc.models.quantization import no_gpu, require_package
 from core_hpc.models.resolve import ResolvedModel, resolve_embedder, resolve_model
 from core_hpc.phases.own_functions import try_functions
@@ -177,13 +177,16 @@ def _context_tokens(config: RunConfig, model: ModelSection, resolved: ResolvedMo
     with _refused(f"model {resolved.folder}: its tokenizer cannot be loaded"):
         tokenizer = load_tokenizer(resolved.folder, trust_remote_code=model.trust_remote_code)
     examples = worked_examples(splits.examples)
-    builder = prompt_builder(config, model, tokenizer, style=style, examples=examples)
+    with _refused(f"model {resolved.folder}: its generation_config.json cannot be read"):
+        end_ids = end_token_ids(resolved.folder, tokenizer)
+    builder = prompt_builder(config, model, tokenizer, style=style, examples=examples, end_ids=end_ids)
     check_chat_settings(builder)
-    if style == "chat" and builder.function is None:
-        with _refused(f"model {resolved.folder}: its chat template fails; correct it, or write prompt_style: plain"):
+    stops = stop_strings_of(style, model.stop_strings)
+    with _refused(f"model {resolved.folder}: its chat template fails; correct it, or write prompt_style: plain"):
+        if style == "chat" and builder.function is None:
             builder.build("?")
+        check_ends(builder, stops)
     if model.warmup is not None:
-        stops = stop_strings_of(style, model.stop_strings)
         check_longest(splits.warmups[model.name], builder, stops, limit_tokens=resolved.max_context_tokens)
     protocol = config.protocol
     new = config.sampling_of(model, COLD).max_new_tokens

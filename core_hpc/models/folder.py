@@ -210,6 +210,18 @@ def load_tokenizer(folder: Path, *, trust_remote_code: bool = False) -> Any:
     )
 
 
+def end_token_ids(folder: Path, tokenizer: Any) -> frozenset[int]:
+    """The tokens at which sampling ends: those of the generation configuration, and that of the tokenizer.
+
+    The engines stop at these tokens by themselves. A model may name several, such as `<end_of_turn>`.
+    """
+    path = folder / "generation_config.json"
+    settings = json.loads((path if path.is_file() else folder / "config.json").read_text(encoding="utf-8"))
+    ids = settings.get("eos_token_id", settings.get("text_config", {}).get("eos_token_id"))
+    several = ids if isinstance(ids, list) else [ids]
+    return frozenset(i for i in [*several, tokenizer.eos_token_id] if i is not None)
+
+
 def _is_plain_tokenizer(folder: Path) -> bool:
     """Whether AutoTokenizer would use the class of all plain tokenizers, whatever the rest of the folder has.
 

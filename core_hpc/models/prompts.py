@@ -30,6 +30,8 @@ PROMPT_DATE = date(2024, 7, 26)
 
 The templates of Llama have this date where there is no clock.
 """
+_ANSWER = "Forty-two."
+"""An answer that no chat template contains."""
 
 
 @dataclass(frozen=True)
@@ -49,6 +51,8 @@ class PromptBuilder:
     function: PromptFunction | None = None
     """The user's function that builds prompts instead of this class."""
     time_limit_s: float = TIME_LIMIT_S
+    end_ids: frozenset[int] = frozenset()
+    """The tokens at which sampling ends (`folder.end_token_ids`)."""
 
     def build(self, question: str, hint: str | None = None) -> tuple[int, ...]:
         """Prompt token ids of a question, with the hint section if there is a hint."""
@@ -119,8 +123,31 @@ class PromptBuilder:
         if ends and stop_strings:
             text += stop_strings[0]
         ids = self.tokenizer(text, add_special_tokens=False)["input_ids"]
-        end = [self.tokenizer.eos_token_id] if ends and not stop_strings else []
+        end = [self.end_id] if ends and not stop_strings else []
         return tuple(int(i) for i in [*ids, *end])
+
+    @cached_property
+    def end_id(self) -> int:
+        """The token with which this model ends a text.
+
+        In a chat it is the end token that follows an answer, such as `<end_of_turn>`. It may differ
+        from the end token of the tokenizer, which is taken otherwise.
+
+        Raises:
+            InputError: there is none.
+        """
+        follows: list[int] = []
+        if self.style == "chat":
+            turns = [{"role": "user", "content": "?"}, {"role": "assistant", "content": _ANSWER}]
+            _, found, rest = self.chat(turns, tokenize=False, answered=True).rpartition(_ANSWER)
+            follows = self.tokenizer(rest, add_special_tokens=False)["input_ids"] if found else []
+        end = next((i for i in follows if i in self.end_ids), self.tokenizer.eos_token_id)
+        if end is None:
+            raise InputError(
+                "its tokenizer has no end token, so texts would have no end; set eos_token in tokenizer_config.json, "
+                "or stop_strings for this model"
+            )
+        return int(end)
 
     @cached_property
     def _special_marks(self) -> dict[int, str]:
@@ -134,12 +161,15 @@ class PromptBuilder:
         }
         return {token: mark for token, mark in known.items() if not self._decode([token])}
 
-    def chat(self, messages: Sequence[Mapping[str, str]], *, tokenize: bool) -> Any:
-        """The chat as the model sees it, up to the beginning of its answer: token ids, or text."""
+    def chat(self, messages: Sequence[Mapping[str, str]], *, tokenize: bool, answered: bool = False) -> Any:
+        """The chat as the model sees it, up to the beginning of its answer: token ids, or text.
+
+        If it is `answered`, the last message is the answer.
+        """
         system = [{"role": "system", "content": self.system_prompt}] if self.system_prompt else []
         return self.tokenizer.apply_chat_template(
             [*system, *messages],
-            add_generation_prompt=True,
+            add_generation_prompt=not answered,
             tokenize=tokenize,
             return_dict=False,
             strftime_now=PROMPT_DATE.strftime,  # instead of the clock of transformers
@@ -159,9 +189,15 @@ class PromptBuilder:
 
 
 def prompt_builder(
-    config: RunConfig, model: ModelSection, tokenizer: Any, *, style: str, examples: tuple[tuple[str, str], ...]
+    config: RunConfig,
+    model: ModelSection,
+    tokenizer: Any,
+    *,
+    style: str,
+    examples: tuple[tuple[str, str], ...],
+    end_ids: frozenset[int] = frozenset(),
 ) -> PromptBuilder:
-    """The builder of a team member's prompts. `style` is chat or plain."""
+    """The builder of a team member's prompts. `style` is chat or plain; `end_ids` are only for texts of others."""
     return PromptBuilder(
         tokenizer,
         style,
@@ -171,6 +207,7 @@ def prompt_builder(
         model.template_options,
         config.protocol.prompt_function,
         config.extensions.time_limit_s,
+        end_ids,
     )
 
 
@@ -198,6 +235,16 @@ def check_chat_settings(builder: PromptBuilder) -> None:
             raise InputError(f"system_prompt: the chat template refuses a system message ({e})") from e
         if builder.system_prompt.strip() not in shown:
             raise InputError("system_prompt: the chat template ignores a system message; put it into the instruction")
+
+
+def check_ends(builder: PromptBuilder, stop_strings: Sequence[str]) -> None:
+    """Check that texts of the model have an end.
+
+    Raises:
+        InputError: the model has neither a stop string nor an end token.
+    """
+    if not stop_strings:
+        _ = builder.end_id
 
 
 def stop_strings_of(style: str, configured: Sequence[str] | None) -> tuple[str, ...]:

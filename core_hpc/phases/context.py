@@ -23,7 +23,7 @@ from core_hpc.engines import EngineSpec, create_engine, has_gpu
 from core_hpc.engines.base import AdapterRef, Engine
 from core_hpc.engines.share import Sharing
 from core_hpc.engines.shared import EngineOwner
-from core_hpc.models.folder import load_tokenizer
+from core_hpc.models.folder import end_token_ids, load_tokenizer
 from core_hpc.models.prompts import PromptBuilder, prompt_builder, stop_strings_of
 from core_hpc.models.resolve import ResolvedModel, resolve_embedder, resolve_model
 from core_hpc.problems.splits import EXAMPLES, worked_examples
@@ -205,8 +205,9 @@ class TaskContext:
     def prompt_builder(self, model: ModelSection) -> PromptBuilder:
         """Builds the prompts of a model of the team, with the examples of this run."""
         examples = worked_examples(self.run.split(EXAMPLES))
-        style = self.run.facts[model.name].prompt_style
-        return prompt_builder(self.run.config, model, self.tokenizer(model), style=style, examples=examples)
+        style, tokenizer = self.run.facts[model.name].prompt_style, self.tokenizer(model)
+        end_ids = end_token_ids(self.resolved(model).folder, tokenizer)
+        return prompt_builder(self.run.config, model, tokenizer, style=style, examples=examples, end_ids=end_ids)
 
     def stop_strings(self, model: ModelSection) -> tuple[str, ...]:
         """The stop strings of a model of the team."""

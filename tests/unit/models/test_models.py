@@ -12,8 +12,9 @@ import pytest
 
 from core_hpc.common.errors import CoreHpcError, InputError
 from core_hpc.models import gguf, resolve
-from core_hpc.models.folder import adapter_targets, fingerprint, load_tokenizer
+from core_hpc.models.folder import adapter_targets, end_token_ids, fingerprint, load_tokenizer
 from core_hpc.models.gguf import GgufModel
+from tests.support.tiny import byte_tokenizer
 
 
 @pytest.fixture
@@ -145,6 +146,27 @@ def test_the_fingerprint_depends_on_weights_tokenizer_and_configuration(folder: 
     assert len({*seen, last}) == 5
     (folder / "config.json").write_text(json.dumps({"transformers_version": "5.1", "max_position_embeddings": 256}))
     assert fingerprint(folder) == last, "the version that wrote the file is not part of the model"
+
+
+@pytest.mark.parametrize(
+    ("generation", "config", "expected"),
+    [
+        ({"eos_token_id": [1, 5]}, {"eos_token_id": 7}, {1, 5}),
+        ({"eos_token_id": 5}, {}, {1, 5}),
+        ({}, {"eos_token_id": 7}, {1}),
+        (None, {"eos_token_id": 7}, {1, 7}),
+        (None, {"text_config": {"eos_token_id": [7, 8]}}, {1, 7, 8}),
+        (None, {}, {1}),
+    ],
+)
+def test_end_tokens_are_those_of_the_generation_configuration_and_of_the_tokenizer(
+    tmp_path: Path, generation: dict[str, Any] | None, config: dict[str, Any], expected: set[int]
+) -> None:
+    """The end token of the tokenizer is 1."""
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    if generation is not None:
+        (tmp_path / "generation_config.json").write_text(json.dumps(generation))
+    assert end_token_ids(tmp_path, byte_tokenizer()) == expected
 
 
 def test_embedders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

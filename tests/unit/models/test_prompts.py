@@ -22,7 +22,7 @@ from core_hpc.config.problems import ANSWER_KINDS, ProblemsSection
 from core_hpc.config.run import RunConfig
 from core_hpc.controller import prepare
 from core_hpc.engines.base import Completion
-from core_hpc.models.prompts import THINKING_MARKS, PromptBuilder, check_chat_settings, prompt_builder
+from core_hpc.models.prompts import THINKING_MARKS, PromptBuilder, check_chat_settings, check_ends, prompt_builder
 from core_hpc.phases import generate, update
 from core_hpc.phases.context import Stopwatch
 from core_hpc.problems import datasets, generators
@@ -126,6 +126,56 @@ def test_a_mark_of_thinking_at_the_end_of_the_prompt_is_put_before_the_text(end:
     text = PromptBuilder(tokenizer, "chat", "").completion_text(ids_of(tokenizer, "Hm.\n8"), ("\n",))
     assert text == f"{opened}Hm."
     assert PromptBuilder(tokenizer, "plain", "").completion_text(ids_of(tokenizer, "Hm."), ()) == "Hm."
+
+
+# --- texts of others, as the model would have sampled them --------------------------------------
+
+TURN_ENDS = (
+    "{% for m in messages %}[{{ m.role }}]{{ m.content | trim }}<turn_end>\n{% endfor %}"
+    "{% if add_generation_prompt %}[assistant]{% endif %}"
+)
+"""Turns of a chat end with a token that is not the end token of the tokenizer, as in Gemma 3 and Phi-4-mini."""
+
+
+def ended(tokenizer: Any, style: str = "chat", *ends: str) -> PromptBuilder:
+    """A builder of a model whose generation configuration has these end tokens besides that of the tokenizer."""
+    ids = tokenizer.convert_tokens_to_ids(["</s>", *ends])
+    return PromptBuilder(tokenizer, style, "", end_ids=frozenset(ids))
+
+
+@pytest.mark.parametrize(
+    ("template", "style", "ends", "end"),
+    [
+        (TURN_ENDS, "chat", ("<turn_end>",), "<turn_end>"),
+        (TURN_ENDS, "plain", ("<turn_end>",), "</s>"),
+        (TURN_ENDS, "chat", (), "</s>"),  # sampling does not stop at the end of the turn
+        ("{% for m in messages %}[{{ m.role }}]{{ m.content }}{% endfor %}", "chat", ("<turn_end>",), "</s>"),
+        ("<turn_end>{% for m in messages %}[{{ m.role }}]{% endfor %}", "chat", ("<turn_end>",), "</s>"),
+        (
+            TURN_ENDS.replace("<turn_end>", "{{ '<return>' if loop.last and not add_generation_prompt else '<end>' }}"),
+            "chat",
+            ("<return>", "<end>"),
+            "<return>",  # as in gpt-oss
+        ),
+    ],
+)
+def test_a_text_ends_with_the_token_that_ends_an_answer_in_the_chat_template(
+    template: str, style: str, ends: tuple[str, ...], end: str
+) -> None:
+    tokenizer = byte_tokenizer(special=("<turn_end>", "<return>", "<end>"), template=template)
+    builder = ended(tokenizer, style, *ends)
+    lead = " " if style == "plain" else ""
+    assert tokenizer.decode(builder.completion_ids("Seven.", ())) == f"{lead}Seven.{end}"
+    assert tokenizer.decode(builder.completion_ids("Seven", (), ends=False)) == f"{lead}Seven"
+
+
+def test_a_model_that_cannot_end_a_text_is_refused_unless_it_has_a_stop_string() -> None:
+    tokenizer = byte_tokenizer(template=CHAT)
+    tokenizer.eos_token = None
+    builder = PromptBuilder(tokenizer, "chat", "")
+    check_ends(builder, ("\n",))
+    with pytest.raises(InputError, match="no end token"):
+        check_ends(builder, ())
 
 
 # --- instructions --------------------------------------------------------------------------------
@@ -310,6 +360,7 @@ def test_the_update_uses_the_temperature_with_which_its_model_sampled() -> None:
 
 def test_the_context_of_a_model_depends_on_its_own_number_of_new_tokens(tmp_path: Path) -> None:
     PLAIN.save_pretrained(tmp_path)
+    (tmp_path / "config.json").write_text("{}")
     train, evaluation = (pl.DataFrame({"problem_id": ["p"], "question": [q]}) for q in ("3 + 4?", "5 + 6?"))
     splits: Any = SimpleNamespace(train=train, evaluation=evaluation, examples=None)
     resolved: Any = SimpleNamespace(folder=tmp_path, max_context_tokens=10**6)
