@@ -31,7 +31,7 @@ from core_hpc.models.prompts import check_chat_settings, check_ends, prompt_buil
 from core_hpc.models.quantization import no_gpu, require_package
 from core_hpc.models.resolve import ResolvedModel, resolve_embedder, resolve_model
 from core_hpc.phases.own_functions import try_functions
-from core_hpc.phases.warmup_examples import check_longest
+from core_hpc.phases.warmup_examples import check_examples
 from core_hpc.problems.sets import all_problems, evaluation_tokens
 from core_hpc.problems.splits import SPLITS, Splits, check_counts, worked_examples
 from core_hpc.runs.folder import ModelFacts
@@ -187,7 +187,7 @@ def _context_tokens(config: RunConfig, model: ModelSection, resolved: ResolvedMo
             builder.build("?")
         check_ends(builder, stops)
     if model.warmup is not None:
-        check_longest(splits.warmups[model.name], builder, stops, limit_tokens=resolved.max_context_tokens)
+        check_examples(splits.warmups[model.name], builder, stops, limit_tokens=resolved.max_context_tokens)
     protocol = config.protocol
     new = config.sampling_of(model, COLD).max_new_tokens
     hint = protocol.hint_tokens + HINT_MARGIN_TOKENS if protocol.rescue_samples else 0

@@ -117,14 +117,26 @@ class PromptBuilder:
 
         The ids end with this model's stop string or end token, if the text `ends`.
         """
-        text = text.removeprefix(self.opened_thinking).strip()
-        if self.style == "plain":
-            text = f" {text}"  # after `Answer:`
+        text = self._own_form(text)
         if ends and stop_strings:
             text += stop_strings[0]
         ids = self.tokenizer(text, add_special_tokens=False)["input_ids"]
         end = [self.end_id] if ends and not stop_strings else []
         return tuple(int(i) for i in [*ids, *end])
+
+    def early_end(self, text: str, stop_strings: Sequence[str]) -> str | None:
+        """The stop string or end token inside another model's text, at which this model would have ended, or None."""
+        own = self._own_form(text)
+        return next((end for end in (*stop_strings, *self._end_tokens) if end in own), None)
+
+    def _own_form(self, text: str) -> str:
+        """Another model's text as this model would have written it, without an end."""
+        text = text.removeprefix(self.opened_thinking).strip()
+        return f" {text}" if self.style == "plain" else text  # after `Answer:`
+
+    @cached_property
+    def _end_tokens(self) -> list[str]:
+        return [str(token) for token in self.tokenizer.convert_ids_to_tokens(sorted(self.end_ids))]
 
     @cached_property
     def end_id(self) -> int:

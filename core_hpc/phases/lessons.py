@@ -71,7 +71,8 @@ def candidate_rows(
 ) -> list[Row | None]:
     """Peers' completions as rows of the builder's model, in the order of `found`.
 
-    None stands for a text that is longer than `max_tokens` in the model's tokens.
+    None stands for a text in which the model would have ended, or that is longer than `max_tokens` in
+    its tokens.
 
     Args:
         found: columns of ROW_KEY, text, question.
@@ -82,7 +83,7 @@ def candidate_rows(
     rows: list[Row | None] = []
     for r in found.iter_rows(named=True):
         row = row_of_peer(r, builder, stops, advantage=1.0, weight=weight, lesson="taught")
-        rows.append(row if len(row.completion_token_ids) <= max_tokens else None)
+        rows.append(row if row is not None and len(row.completion_token_ids) <= max_tokens else None)
     return rows
 
 

@@ -57,7 +57,8 @@ def hacpo_rows(context: TaskContext, scores: pl.DataFrame, own: Sequence[Row]) -
             lesson="peer",
             peer_logprob=float(np.mean(r["logprobs"])),
         )
-        theirs.append(replace(row, completion_token_ids=row.completion_token_ids[:max_tokens]))
+        if row is not None:
+            theirs.append(replace(row, completion_token_ids=row.completion_token_ids[:max_tokens]))
     return mine + theirs
 
 

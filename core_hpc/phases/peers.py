@@ -30,10 +30,11 @@ def questions_of(run: Run) -> dict[str, str]:
 
 def row_of_peer(
     found: Mapping[str, Any], builder: PromptBuilder, stops: Sequence[str], *, ends: bool = True, **fields: Any
-) -> Row:
+) -> Row | None:
     """A peer's completion as a row of the builder's model: its plain prompt, its own token ids.
 
-    The model has not sampled it, so the row has no behaviour log-probabilities.
+    The model has not sampled it, so the row has no behaviour log-probabilities. None: the model would
+    have ended inside the text, so it could not sample all of it.
 
     Args:
         found: columns of ROW_KEY, text, question.
@@ -42,6 +43,8 @@ def row_of_peer(
         ends: False for a completion that was cut at the token limit. It stays without an end.
         fields: the other fields of the row.
     """
+    if builder.early_end(found["text"], stops) is not None:
+        return None
     return Row(
         key=(found["problem_id"], found["phase"], found["sample_index"], found["model"]),
         problem_id=found["problem_id"],

@@ -65,7 +65,8 @@ def rows_of(
     Args:
         found: columns of ROW_KEY, advantage, text, question.
         stops: strings that end a text of the model.
-        max_tokens: longer completions, in the model's tokens, are left out.
+        max_tokens: longer completions, in the model's tokens, are left out, and those in which the
+            model would have ended.
     """
     rows = [
         row_of_peer(
@@ -80,4 +81,4 @@ def rows_of(
         )
         for r in found.sort("problem_id", "model", "sample_index").iter_rows(named=True)
     ]
-    return [row for row in rows if len(row.completion_token_ids) <= max_tokens]
+    return [row for row in rows if row is not None and len(row.completion_token_ids) <= max_tokens]

@@ -95,7 +95,7 @@ def warmup_examples(context: TaskContext) -> list[Example]:
     """All examples of the task's model.
 
     Raises:
-        InputError: an example is longer than the context of the model.
+        InputError: an example is longer than the context of the model, or the model would end inside it.
     """
     model = context.model
     builder, stops = context.prompt_builder(model), context.stop_strings(model)

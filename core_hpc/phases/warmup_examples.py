@@ -1,8 +1,8 @@
 """The examples of a warm-up as token ids: the prompt of the run, and the worked solution.
 
 In: frozen problems of a warm-up, and the prompts of its model. Out: token ids, or the message about
-an example that is too long. A start checks the longest examples (`controller/prepare.py`), and the
-phase encodes all of them (`warmup.py`). Nothing heavy is loaded.
+an example that is too long, or in which the model would end. A start checks them
+(`controller/prepare.py`), and the phase encodes them (`warmup.py`). Nothing heavy is loaded.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from core_hpc.protocol.hints import make_hint
 
 HINT_TOKENS = 1536
 LONGEST_CHECKED = 200
-"""Examples that a start checks: the longest ones, by characters."""
+"""Examples whose length a start checks: the longest ones, by characters."""
 
 
 @dataclass(frozen=True)
@@ -40,31 +40,49 @@ def encode_example(
     """Encode a row of `schema.PROBLEMS`. `limit_tokens` is the context of the model.
 
     Raises:
-        InputError: the example is longer.
+        InputError: the example is longer, or the model would end inside the solution.
     """
-    metadata = json.loads(problem["metadata"])
-    is_hinted, solution = bool(metadata.get(HINTED)), metadata["solution"]
+    source, solution = _checked_solution(problem, builder, stops)
+    is_hinted = source == HINTED
     hint = _hint(problem, solution, builder.tokenizer) if is_hinted else None
     prompt = builder.build(problem["question"], hint)
     completion = builder.completion_ids(solution, stops)
     needed = len(prompt) + len(completion)
     if needed > limit_tokens:
         raise InputError(
-            f"warmup.{'hinted' if is_hinted else 'problems'}: the problem {problem['problem_id']} needs {needed} "
+            f"warmup.{source}: the problem {problem['problem_id']} needs {needed} "
             f"tokens with its solution, but the model has {limit_tokens} tokens of context; leave it out"
         )
     return Example(problem["problem_id"], prompt, completion, lacks_hint=is_hinted and hint is None)
 
 
-def check_longest(problems: pl.DataFrame, builder: PromptBuilder, stops: Sequence[str], *, limit_tokens: int) -> None:
-    """Check that the longest examples of a warm-up fit into the context of the model, longest first.
+def check_examples(problems: pl.DataFrame, builder: PromptBuilder, stops: Sequence[str], *, limit_tokens: int) -> None:
+    """Check that the model would end inside no solution, and that the longest examples fit into its context.
 
     Raises:
-        InputError: one of them is longer.
+        InputError: the first problem for which this is not so.
     """
+    for problem in problems.iter_rows(named=True):
+        _checked_solution(problem, builder, stops)
     characters = pl.col("question").str.len_chars() + pl.col("metadata").str.len_chars()
     for problem in problems.sort(characters, descending=True).head(LONGEST_CHECKED).iter_rows(named=True):
         encode_example(problem, builder, stops, limit_tokens=limit_tokens)
+
+
+def _checked_solution(problem: Mapping[str, Any], builder: PromptBuilder, stops: Sequence[str]) -> tuple[str, str]:
+    """The field of the warm-up that a problem is from, and its solution.
+
+    Raises:
+        InputError: the model would end inside the solution.
+    """
+    metadata = json.loads(problem["metadata"])
+    source, solution = HINTED if metadata.get(HINTED) else "problems", metadata["solution"]
+    if (end := builder.early_end(solution, stops)) is not None:
+        raise InputError(
+            f"warmup.{source}: the solution of the problem {problem['problem_id']} contains {end!r}, at which the "
+            "model ends its texts; leave the problem out, or set other stop_strings for the model"
+        )
+    return source, solution
 
 
 def _hint(problem: Mapping[str, Any], solution: str, tokenizer: Any) -> str | None:

@@ -169,6 +169,25 @@ def test_a_text_ends_with_the_token_that_ends_an_answer_in_the_chat_template(
     assert tokenizer.decode(builder.completion_ids("Seven", (), ends=False)) == f"{lead}Seven"
 
 
+@pytest.mark.parametrize(
+    ("text", "stops", "expected"),
+    [
+        ("3 + 4 = 7.\n#### 7", ("\n",), "\n"),
+        ("3 + 4 = 7.\n#### 7", ("\nQuestion:", "####"), "####"),
+        ("\n 3 + 4 = 7. #### 7\n", ("\n",), None),  # the text is stripped
+        ("3 + 4 = 7.\n#### 7", (), None),
+        ("It is 7.</s> Next", ("\n",), "</s>"),  # a peer with another vocabulary can write this
+        ("It is 7.<turn_end> Next", (), "<turn_end>"),
+    ],
+)
+@pytest.mark.parametrize("style", ["chat", "plain"])
+def test_a_text_in_which_the_model_would_have_ended_is_recognised(
+    text: str, stops: tuple[str, ...], expected: str | None, style: str
+) -> None:
+    tokenizer = byte_tokenizer(special=("<turn_end>",), template=TURN_ENDS)
+    assert ended(tokenizer, style, "<turn_end>").early_end(text, stops) == expected
+
+
 def test_a_model_that_cannot_end_a_text_is_refused_unless_it_has_a_stop_string() -> None:
     tokenizer = byte_tokenizer(template=CHAT)
     tokenizer.eos_token = None

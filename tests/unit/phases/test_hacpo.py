@@ -207,6 +207,18 @@ def test_a_peers_completion_is_cut_at_the_token_limit_of_the_learner(tmp_path: P
         assert TOKENIZER.decode(row.completion_token_ids) == texts[row.problem_id, row.key[2]][:5]
 
 
+def test_a_peers_completion_in_which_the_learner_would_have_ended_is_left_out(tmp_path: Path) -> None:
+    """The texts are "so 1 + 0 makes it" and "so 1 + 1 makes it"."""
+    run = scored_run(tmp_path, loss="gspo", hacpo={"enabled": True}, protocol={"rescue_samples": 0})
+    task = context(run, TaskKey(1, UPDATE, "a"))
+    task.model = run.config.model("a")
+    task.prompt_builder = lambda _: PromptBuilder(TOKENIZER, "chat", "")
+    task.stop_strings = lambda _: ("+ 1",)
+    rows = training_rows(task)
+    assert [row.key for row in rows if row.lesson == "peer"] == [(p, COLD, 0, "b") for p in ("easy", "hard")]
+    assert sum(row.lesson is None for row in rows) == 4
+
+
 @pytest.mark.parametrize(("truncated", "weight"), [("keep", 1.0), ("mask", 0.0)])
 def test_a_peers_completion_that_was_cut_has_no_end(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, truncated: str, weight: float

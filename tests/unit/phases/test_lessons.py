@@ -224,6 +224,19 @@ def test_a_text_that_does_not_fit_is_left_out(tmp_path: Path) -> None:
     assert [row is not None for row in rows] == [True, False]
 
 
+def test_a_text_in_which_the_model_would_have_ended_is_left_out(tmp_path: Path) -> None:
+    """Otherwise it would learn the first line, which has no answer, and an end after it."""
+    texts = ("3 + 4 = 7. #### 7\n", "3 + 4 = 7.\n#### 7", "7</s>")
+    found = pl.DataFrame(
+        [{**KEY, "phase": COLD, "model": "a", "problem_id": "p", "sample_index": k, "text": t, "question": "?"}
+         for k, t in enumerate(texts)]
+    )  # fmt: skip
+    builder = PromptBuilder(TOKENIZER, "chat", "", end_ids=frozenset({TOKENIZER.eos_token_id}))
+    for stops, kept in ((("\n",), [True, False, False]), ((), [True, True, False])):
+        rows = candidate_rows(found, builder, stops, weight=1.0, max_tokens=100)
+        assert [row is not None for row in rows] == kept
+
+
 def test_mistakes_in_the_configuration_are_reported() -> None:
     with pytest.raises(ValidationError, match="weight_end and weight_iterations belong together"):
         TeachSection(weight=1, weight_end=0)

@@ -79,7 +79,7 @@ def test_a_shared_text_has_the_ids_that_the_model_would_have_sampled(style: str,
                 "text": text,
                 "question": "3 + 4?",
             }
-            for k, text in enumerate((" 3 + 4 = 7.", "It is 7\n"))
+            for k, text in enumerate((" 3 + 4 = 7.", "It is 7\n", "It is\n7" if stops else "It is much longer" * 9))
         ]
     )
     rows = rows_of(found, builder, stops, weight=0.2, max_tokens=100)
