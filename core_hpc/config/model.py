@@ -75,7 +75,9 @@ class ModelSection(Section):
         "1 Jan 2026} for Llama 3.2, which otherwise gets the fixed date 26 Jul 2024",
     )
     stop_strings: list[Annotated[str, Field(min_length=1)]] | None = Field(
-        None, description="strings at which generation ends; null: none for chat, a new question for plain"
+        None,
+        description="strings at which generation ends; a special token, such as <end_of_turn>, as a string of its "
+        "own. null: none for chat, a new question for plain",
     )
     sampling: OwnSamplingSection = Field(
         OwnSamplingSection(), description="sampling of this model in training; null: as protocol.sampling"

@@ -27,12 +27,18 @@ class GenerationRequest:
 
 @dataclass(frozen=True, slots=True)
 class SamplingSettings:
-    """Sampling of all requests of one call. Temperature 0 means greedy decoding."""
+    """Sampling of all requests of one call. Temperature 0 means greedy decoding.
+
+    Attributes:
+        stop_strings: texts at which a completion ends. Special tokens are not part of the text.
+        stop_token_ids: tokens at which a completion ends, besides the end tokens of the model.
+    """
 
     temperature: float
     top_p: float
     max_new_tokens: int
     stop_strings: tuple[str, ...] = ()
+    stop_token_ids: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,12 +54,12 @@ class Completion:
     """The completion of one request.
 
     Attributes:
-        token_ids: all sampled tokens. The end-of-sequence token and the tokens of a stop string are
+        token_ids: all sampled tokens. The token at which it ended and the tokens of a stop string are
             included, because the policy chose them and they are trained on.
         logprobs: log-probability of each sampled token under the distribution from which it was
             drawn (temperature and top-p applied, renormalized). For greedy decoding it is the
             log-probability at temperature 1.
-        finish_reason: "stop" (end-of-sequence token or stop string) or "length" (limit reached).
+        finish_reason: "stop" (end token, stop token or stop string) or "length" (limit reached).
     """
 
     token_ids: tuple[int, ...]

@@ -164,7 +164,7 @@ class TransformersEngine:
             for row, token, logprob in zip(rows, tokens.tolist(), logprobs.tolist(), strict=True):
                 row.token_ids.append(token)
                 row.logprobs.append(logprob)
-                row.finish_reason = self._finish_reason(row, sampling.stop_strings)
+                row.finish_reason = self._finish_reason(row, sampling)
             keep = [i for i, r in enumerate(rows) if r.finish_reason is None]
             yield from (r for r in rows if r.finish_reason is not None)
             if not keep:
@@ -212,10 +212,10 @@ class TransformersEngine:
         )
         return out.logits[:, -1]
 
-    def _finish_reason(self, row: _Row, stop_strings: tuple[str, ...]) -> FinishReason | None:
-        if row.token_ids[-1] in self._end_ids:
+    def _finish_reason(self, row: _Row, sampling: SamplingSettings) -> FinishReason | None:
+        if row.token_ids[-1] in self._end_ids or row.token_ids[-1] in sampling.stop_token_ids:
             return "stop"
-        if stop_strings:
+        if stop_strings := sampling.stop_strings:
             # A character has at most four tokens (its bytes); the margin keeps the cut away from
             # the stop string.
             tail = row.token_ids[-4 * max(map(len, stop_strings)) - 4 :]

@@ -304,6 +304,7 @@ def _sampling_parameters(sampling: SamplingSettings, seed: int) -> Any:
         top_p=sampling.top_p if sampling.temperature > 0 else 1.0,
         max_tokens=sampling.max_new_tokens,
         stop=list(sampling.stop_strings),
+        stop_token_ids=list(sampling.stop_token_ids),
         seed=seed,
         logprobs=0,  # only that of the sampled token
         output_kind=RequestOutputKind.FINAL_ONLY,

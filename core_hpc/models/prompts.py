@@ -167,11 +167,20 @@ class PromptBuilder:
 
         Decoding removes these tokens. In other tokenizers the marks are ordinary text.
         """
-        ids = {mark: self.tokenizer(mark, add_special_tokens=False)["input_ids"] for mark in THINKING_MARKS}
-        known = {
-            i[0]: mark for mark, i in ids.items() if len(i) == 1 and self.tokenizer.convert_ids_to_tokens(i[0]) == mark
-        }
-        return {token: mark for token, mark in known.items() if not self._decode([token])}
+        return {token: mark for mark in THINKING_MARKS for token, name in self.special_tokens(mark) if name == mark}
+
+    def stop_token_ids(self, stop_strings: Sequence[str]) -> tuple[int, ...]:
+        """The tokens of the stop strings that are special tokens of this tokenizer.
+
+        Decoding removes them, so an engine would not find them in a text.
+        """
+        return tuple(token for stop in stop_strings for token, name in self.special_tokens(stop) if name == stop)
+
+    def special_tokens(self, text: str) -> list[tuple[int, str]]:
+        """The tokens of a text that decoding removes, each with its name."""
+        ids = self.tokenizer(text, add_special_tokens=False)["input_ids"]
+        names = self.tokenizer.convert_ids_to_tokens(ids)
+        return [(i, name) for i, name in zip(ids, names, strict=True) if name in text and not self._decode([i])]
 
     def chat(self, messages: Sequence[Mapping[str, str]], *, tokenize: bool, answered: bool = False) -> Any:
         """The chat as the model sees it, up to the beginning of its answer: token ids, or text.
@@ -250,11 +259,19 @@ def check_chat_settings(builder: PromptBuilder) -> None:
 
 
 def check_ends(builder: PromptBuilder, stop_strings: Sequence[str]) -> None:
-    """Check that texts of the model have an end.
+    """Check that texts of the model have an end, and that sampling can find it.
 
     Raises:
-        InputError: the model has neither a stop string nor an end token.
+        InputError: the model has neither a stop string nor an end token, or a stop string has a special
+            token besides other text.
     """
+    for stop in stop_strings:
+        for _, name in builder.special_tokens(stop):
+            if name != stop:
+                raise InputError(
+                    f"stop_strings: {stop!r} contains the special token {name}, which texts do not show, so sampling "
+                    f"would never end there; write {name} alone"
+                )
     if not stop_strings:
         _ = builder.end_id
 

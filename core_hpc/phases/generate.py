@@ -126,9 +126,10 @@ def _sample(context: TaskContext, phase: str, wanted: Sequence[_Wanted], *, adap
         context.stopwatch.split("load", "compile", context.warm.take_compile_s())
         context.progress(0, len(wanted), 0)
         stops = context.stop_strings(context.model)
+        stop_ids = context.prompt_builder(context.model).stop_token_ids(stops)
         completions = engine.generate(
             [GenerationRequest(w.prompt, seed) for w, seed in zip(wanted, seeds, strict=True)],
-            SamplingSettings(sampling.temperature, sampling.top_p, sampling.max_new_tokens, stops),
+            SamplingSettings(sampling.temperature, sampling.top_p, sampling.max_new_tokens, stops, stop_ids),
             adapter=context.adapter(adapter_iteration),
             on_progress=lambda done, tokens: context.progress(done, len(wanted), tokens),
         )

@@ -67,7 +67,11 @@ def _run_cases(kind: str, cases_file: Path, out_file: Path) -> None:
         progress: list[list[int]] = []
         requests = [GenerationRequest(tuple(p), s) for p, s in case["requests"]]
         sampling = SamplingSettings(
-            case["temperature"], case["top_p"], case["max_new_tokens"], tuple(case["stop_strings"])
+            case["temperature"],
+            case["top_p"],
+            case["max_new_tokens"],
+            tuple(case["stop_strings"]),
+            tuple(case["stop_token_ids"]),
         )
         adapter = AdapterRef(Path(case["adapter"]), case["version"]) if case["adapter"] else None
         engine.sleep()  # must not change the results
@@ -123,6 +127,7 @@ def _case(
         "temperature": sampling.get("temperature", 0.7),
         "top_p": sampling.get("top_p", 1.0),
         "stop_strings": sampling.get("stop_strings", []),
+        "stop_token_ids": sampling.get("stop_token_ids", []),
         "max_new_tokens": max_new_tokens,
         "adapter": str(adapter) if adapter else None,
         "version": sampling.get("version", adapter.name if adapter else ""),
@@ -173,6 +178,7 @@ class Setup:
             "adapter_a_again": _case([*long, *short], adapter=a, version="a, loaded once more"),
             "base_after": _case([*short, *short, *long]),
             "stop": _case([short[1]] * 12, temperature=0.8, stop_strings=["\n\n", "####"], max_new_tokens=40),
+            "stop_token": _case([short[2]] * 4, temperature=0.8, stop_token_ids=ids(",")),
             "full_context": _case([longest], temperature=1.0),
             # 12 different prompts with some 3000 tokens in total, more than an engine processes in
             # one step.
@@ -338,6 +344,12 @@ def test_completions_end_at_end_token_stop_string_or_limit(setup: Setup, kind: s
             assert (completion.finish_reason, len(completion.token_ids)) == ("length", 40)
         assert end not in completion.token_ids[:-1]
     assert kinds_seen == {"end token", "stop string"}
+    (comma,) = setup.cases["stop_token"]["stop_token_ids"]
+    found = setup.completions(kind, "stop_token")
+    assert any(c.token_ids[-1] == comma for c in found), "no completion shows the end at a token"
+    for completion in found:
+        assert comma not in completion.token_ids[:-1]
+        assert completion.finish_reason == ("stop" if completion.token_ids[-1] in (comma, end) else "length")
     (last,) = setup.completions(kind, "full_context")
     assert last.finish_reason == "stop" or len(last.token_ids) == 4, "the context is full after four tokens"
 

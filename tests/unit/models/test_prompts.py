@@ -188,6 +188,27 @@ def test_a_text_in_which_the_model_would_have_ended_is_recognised(
     assert ended(tokenizer, style, "<turn_end>").early_end(text, stops) == expected
 
 
+def test_stop_strings_that_are_special_tokens_are_end_tokens() -> None:
+    """Decoding removes them, so no engine finds them in the text. This is the usual setting for a base model."""
+    tokenizer = byte_tokenizer(special=("<turn_end>", "[/THINK]"), template=TURN_ENDS)
+    builder = PromptBuilder(tokenizer, "chat", "")
+    ids = tokenizer.convert_tokens_to_ids
+    stops = ("\n", "<turn_end>", "</s>", "[/THINK]", "<other>")
+    assert builder.stop_token_ids(stops) == (ids("<turn_end>"), ids("</s>"), ids("[/THINK]"))
+    assert builder.completion_ids("7", ("<turn_end>",)) == (*ids_of(tokenizer, "7"), ids("<turn_end>"))
+    assert builder.early_end("7<turn_end>", ("<turn_end>",)) == "<turn_end>"
+    check_ends(builder, stops)
+
+
+@pytest.mark.parametrize("stop", ["<turn_end>\n", "\n</s>"])
+def test_a_stop_string_with_a_special_token_and_more_is_refused(stop: str) -> None:
+    tokenizer = byte_tokenizer(special=("<turn_end>",), template=TURN_ENDS)
+    with pytest.raises(
+        InputError, match=rf"stop_strings: .* the special token {stop.strip()}.* write {stop.strip()} al"
+    ):
+        check_ends(PromptBuilder(tokenizer, "chat", ""), ("\n", stop))
+
+
 def test_a_model_that_cannot_end_a_text_is_refused_unless_it_has_a_stop_string() -> None:
     tokenizer = byte_tokenizer(template=CHAT)
     tokenizer.eos_token = None
@@ -334,7 +355,7 @@ def test_a_model_samples_with_its_own_settings_or_those_of_the_team() -> None:
 
 
 @pytest.mark.parametrize(("phase", "recorded"), [(COLD, 0.25), (EVALUATE, 0.75)])
-def test_the_engine_samples_with_the_recorded_settings(
+def test_the_engine_samples_with_the_recorded_settings_and_ends_of_the_model(
     phase: str, recorded: float, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     config = config_of(sampling={"temperature": 0.25, "max_new_tokens": 5}, evaluation_sampling={"temperature": 0.75})
@@ -354,7 +375,7 @@ def test_the_engine_samples_with_the_recorded_settings(
         warm=SimpleNamespace(engine=lambda _: SimpleNamespace(generate=sample), take_compile_s=lambda: 0.0),
         engine_spec=lambda _: None,
         progress=lambda *_: None,
-        stop_strings=lambda _: (),
+        stop_strings=lambda _: ("\n", "</s>"),
         adapter=lambda _: None,
         prompt_builder=lambda _: PromptBuilder(PLAIN, "plain", ""),
         stats=lambda **_: None,
@@ -363,6 +384,7 @@ def test_the_engine_samples_with_the_recorded_settings(
     wanted = generate._Wanted(problem=problem, sample_index=0, prompt=(3,))
     generate._publish(context, generate._sample(context, phase, [wanted], adapter_iteration=0))
     assert published[0]["temperature"].to_list() == [used[0].temperature] == [recorded]
+    assert (used[0].stop_strings, used[0].stop_token_ids) == (("\n", "</s>"), (PLAIN.eos_token_id,))
     assert used[0].max_new_tokens == (5 if phase == COLD else 30)
 
 
