@@ -23,8 +23,8 @@ from core_hpc.extensions.workers import TIME_LIMIT_S, shared_workers
 
 HINT_HEADING = "Here is the reasoning of another student, with the answer removed. It may help:"
 PLAIN_STOP_STRINGS = ("\nQuestion:",)
-THINKING_MARKS = ("<think>", "</think>", "[THINK]", "[/THINK]")
-_OPENED = ("<think>", "[THINK]")
+_CLOSING = {"<think>": "</think>", "[THINK]": "[/THINK]"}
+THINKING_MARKS = tuple(mark for pair in _CLOSING.items() for mark in pair)
 PROMPT_DATE = date(2024, 7, 26)
 """What chat templates get as today's date: a run samples the same prompts on every day.
 
@@ -96,7 +96,7 @@ class PromptBuilder:
             return ""
         messages = [{"role": "user", "content": "?"}]
         prompt = self.chat(messages, tokenize=False).rstrip()
-        return next((f"{mark}\n" for mark in _OPENED if prompt.endswith(mark)), "")
+        return next((f"{mark}\n" for mark in _CLOSING if prompt.endswith(mark)), "")
 
     def completion_text(self, token_ids: Sequence[int], stop_strings: Sequence[str]) -> str:
         """Sampled tokens as text, cut before the first stop string.
@@ -130,9 +130,23 @@ class PromptBuilder:
         return next((end for end in (*stop_strings, *self._end_tokens) if end in own), None)
 
     def _own_form(self, text: str) -> str:
-        """Another model's text as this model would have written it, without an end."""
-        text = text.removeprefix(self.opened_thinking).strip()
-        return f" {text}" if self.style == "plain" else text  # after `Answer:`
+        """Another model's text as this model would have written it, without an end.
+
+        If the prompt opens a thought, the thought of the text continues it. A text without a thought
+        comes after an empty one.
+        """
+        text = text.strip()
+        if self.style == "plain":
+            return f" {text}"  # after `Answer:`
+        if not self.opened_thinking:
+            return text
+        opening = self.opened_thinking.strip()
+        closing = _CLOSING[opening]
+        for other, end in _CLOSING.items():
+            text = text.replace(other, opening).replace(end, closing)
+        if text.startswith(opening):
+            return text.removeprefix(opening).strip()
+        return text if closing in text else f"\n{closing}\n\n{text}"
 
     @cached_property
     def _end_tokens(self) -> list[str]:

@@ -169,6 +169,54 @@ def test_a_text_ends_with_the_token_that_ends_an_answer_in_the_chat_template(
     assert tokenizer.decode(builder.completion_ids("Seven", (), ends=False)) == f"{lead}Seven"
 
 
+@pytest.mark.parametrize("mark", ["<think>", "[THINK]"])
+@pytest.mark.parametrize(
+    ("text", "written"),
+    [
+        ("7 it is.\n#### 7", "\n{close}\n\n7 it is.\n#### 7"),
+        ("{open}\n3 + 4\n{close}\n#### 7", "3 + 4\n{close}\n#### 7"),
+        ("{open}3 + 4{close}#### 7", "3 + 4{close}#### 7"),
+        ("3 + 4{close}#### 7", "3 + 4{close}#### 7"),
+        ("{open}3 + 4 = 7", "3 + 4 = 7"),  # HACPO also learns thoughts without an end
+    ],
+)
+@pytest.mark.parametrize("peer", ["<think>", "[THINK]"])
+def test_a_text_closes_the_thought_that_the_prompt_has_opened(mark: str, peer: str, text: str, written: str) -> None:
+    """Its marks become those of the model, if they are of the other family."""
+    closes = {"<think>": "</think>", "[THINK]": "[/THINK]"}
+    for special in ((), tuple(THINKING_MARKS)):
+        tokenizer = byte_tokenizer(special=special, template=f"{CHAT}{mark}\n")
+        builder = PromptBuilder(tokenizer, "chat", "")
+        ids = builder.completion_ids(text.format(open=peer, close=closes[peer]), ())
+        assert tokenizer.decode(ids) == written.format(close=closes[mark]) + "</s>"
+
+
+MARKS_AND_WORDS = st.lists(st.sampled_from([*THINKING_MARKS, "\n", " ", "#### 7", "#### 8", "so ", "</s>"]), max_size=8)
+
+
+@given(MARKS_AND_WORDS.map("".join), st.sampled_from(["", "<think>\n", "[THINK]"]), st.booleans(), st.booleans())
+def test_a_text_without_an_early_end_keeps_its_answer(text: str, end: str, special: bool, is_chat: bool) -> None:
+    """The answer is that of the text which the model would have sampled, whatever thoughts a peer has written."""
+    builder = BUILDERS[end, special, is_chat]
+    for stops in ((), ("\n",)):
+        written = builder.completion_text(builder.completion_ids(text, stops), stops)
+        if builder.early_end(text, stops) is None:
+            assert extract_answer(written, "number") == extract_answer(text, "number")
+
+
+BUILDERS = {
+    (end, special, is_chat): PromptBuilder(
+        byte_tokenizer(special=THINKING_MARKS if special else (), template=f"{CHAT}{end}"),
+        "chat" if is_chat else "plain",
+        "",
+        end_ids=frozenset({1}),
+    )
+    for end in ("", "<think>\n", "[THINK]")
+    for special in (False, True)
+    for is_chat in (False, True)
+}
+
+
 @pytest.mark.parametrize(
     ("text", "stops", "expected"),
     [
