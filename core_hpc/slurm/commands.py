@@ -251,7 +251,7 @@ class Slurm:
                 queue = self._queue_limits(associations, by_qos, partition, qos, account)
             elif known is not None:
                 queue = known[1].queue  # accounting does not answer now
-        limits = Limits(min(sizes), queue)
+        limits = Limits(max(1, min(sizes)), queue)  # MaxArraySize is 0 where arrays are switched off
         self._limits[asked] = (now, limits)
         return limits
 

@@ -35,7 +35,10 @@ def address_of_node(name: str) -> str:
     if resolves(name):
         return name
     command = ["scontrol", "show", "node", name]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    except (OSError, subprocess.SubprocessError):  # a container may be without SLURM's commands
+        return socket.gethostname()
     found = re.search(r"NodeAddr=(\S+)", done.stdout)
     return found[1] if found else socket.gethostname()
 

@@ -368,6 +368,8 @@ def test_limits_that_are_not_enforced_or_not_known(fake: FakeCommands) -> None:
     )
     assert slurm.limits(partition=None, qos=None, account=None) == Limits(500)
     assert "sacctmgr" not in slurm.calls
+    fake.command("scontrol", "MaxArraySize = 0\nAccountingStorageEnforce = none\n")
+    assert Slurm().limits(partition=None, qos=None, account=None) == Limits(1), "arrays are switched off"
 
 
 def test_accounting_that_does_not_answer_is_asked_once_in_some_minutes_and_its_last_answer_holds(

@@ -294,3 +294,10 @@ def test_jobs_get_different_ports_and_a_taken_port_is_skipped() -> None:
         taken.bind(("", first))
         assert port_for(4_000_000) != first
     assert address_of_node("localhost") == "localhost"
+
+
+def test_a_node_has_an_address_also_in_a_container_without_the_commands_of_slurm(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert address_of_node("node.that.does.not.resolve.invalid") == socket.gethostname()
