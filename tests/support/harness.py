@@ -13,7 +13,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from types import MappingProxyType
+from types import MappingProxyType, ModuleType, SimpleNamespace
 from unittest import mock
 
 import polars as pl
@@ -224,6 +224,11 @@ def link_with_lost_reply(source: Path, target: Path) -> None:
     with contextlib.suppress(FileExistsError):
         _link(source, target)
     raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), str(source), None, str(target))
+
+
+def replace_sleep(monkeypatch: pytest.MonkeyPatch, module: ModuleType, sleep: Callable[[float], object]) -> None:
+    """Replace `time.sleep` for one module. The other threads of this process sleep as before."""
+    monkeypatch.setattr(module, "time", SimpleNamespace(**{**vars(time), "sleep": sleep}))
 
 
 def hide_from_lookups(monkeypatch: pytest.MonkeyPatch, name: str) -> None:

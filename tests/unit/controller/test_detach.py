@@ -28,7 +28,7 @@ from core_hpc.store import manifests
 from core_hpc.store.claims import claim
 from core_hpc.store.paths import SweepPaths
 from tests.support.fake_slurm import FakeSlurm, run_of
-from tests.support.harness import hide_from_lookups
+from tests.support.harness import hide_from_lookups, replace_sleep
 
 MINE, SUCCESSOR = 50, 51
 
@@ -164,7 +164,7 @@ def test_a_file_that_cannot_be_read_at_first_does_not_end_a_chain_that_has_no_su
 ) -> None:
     config, hidden = chain.run.paths.config, chain.run.root / "hidden.json"
     config.rename(hidden)
-    monkeypatch.setattr(detach.time, "sleep", lambda _: hidden.rename(config))
+    replace_sleep(monkeypatch, detach, lambda _: hidden.rename(config))
     monkeypatch.setattr(detach, "control", lambda *_, **__: ([], True))
     run_controller(chain.spec)
     ((_, closed),) = chain.folder.read_with_state(ENDED, FAILED)
@@ -181,7 +181,7 @@ def test_a_controller_that_waits_for_a_file_ends_when_the_sweep_is_asked_to_stop
         assert not stop.exists(), "it waited again"
         stop.touch()
 
-    monkeypatch.setattr(detach.time, "sleep", wait)
+    replace_sleep(monkeypatch, detach, wait)
     with pytest.raises(StoreError):
         run_controller(chain.spec)
 
@@ -266,7 +266,7 @@ def test_a_controller_without_a_successor_works_and_attempts_again(
     chain: Chain, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(successor, "RETRY_S", 0.0)
-    monkeypatch.setattr(detach.time, "sleep", lambda _: pytest.fail("it waits before it works"))
+    replace_sleep(monkeypatch, detach, lambda _: pytest.fail("it waits before it works"))
     chain.refusals = [FULL] * 20
     working(monkeypatch, passes=30)
     began = time.time()
@@ -352,7 +352,7 @@ def test_a_controller_waits_while_slurm_does_not_confirm_that_the_one_before_has
     chain: Chain, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     answers = [SlurmUnavailableError("squeue: Unable to contact slurm controller")] * 3
-    monkeypatch.setattr(detach.time, "sleep", lambda _: None)
+    replace_sleep(monkeypatch, detach, lambda _: None)
 
     def work(*_: object, **__: object) -> tuple[list[Any], bool]:
         if answers:

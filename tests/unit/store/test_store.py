@@ -17,7 +17,7 @@ from core_hpc.runs.folder import runs_in
 from core_hpc.store import leftovers, manifests, output_folder, parquet, shards
 from core_hpc.store.paths import RunPaths, TaskKey
 from core_hpc.store.schema import HINTS, PROBLEMS, TABLES, Table, check_frame
-from tests.support.harness import flip_a_byte, link_with_lost_reply
+from tests.support.harness import flip_a_byte, link_with_lost_reply, replace_sleep
 
 
 def problems(count: int = 3) -> pl.DataFrame:
@@ -190,7 +190,7 @@ def test_a_file_that_is_missing_long_after_its_publication_is_not_waited_for(
     def sleep(seconds: float) -> None:
         raise AssertionError("it waits")
 
-    monkeypatch.setattr(manifests.time, "sleep", sleep)
+    replace_sleep(monkeypatch, manifests, sleep)
     published_s = manifests.time.time() - 2 * manifests.VISIBILITY_WINDOW_S
     assert not manifests.is_visible(tmp_path / "absent", published_s=published_s)
     with pytest.raises(AssertionError, match="it waits"):
