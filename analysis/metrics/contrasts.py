@@ -20,6 +20,8 @@ from analysis.metrics.pairs import arm_names, fields_of, primary_of
 from analysis.stats.intervals import METHOD_NOTE, join_notes
 from core_hpc.common.errors import InputError
 from core_hpc.config.analysis import PrimarySection
+from core_hpc.runs.arms import arm_of_label
+from core_hpc.runs.names import label_of
 
 CONTRASTS_TABLE = pl.Schema({"arm_a": pl.String(), "arm_b": pl.String(), **COMPARE_TABLE})
 
@@ -38,9 +40,8 @@ def arms_among(runs: Sequence[RunData]) -> dict[str, list[RunData]]:
         groups.setdefault(key, []).append(data)
     out: dict[str, list[RunData]] = {}
     for own in groups.values():
-        config = own[0].config
-        labels = sorted(arm_names(own[0]) - ({config.name} if config is not None else set()))
-        name = labels[0] if labels else own[0].path.parent.name
+        label = own[0].name if own[0].config is None else arm_of_label(label_of(own[0].path.name))
+        name = label or own[0].path.parent.name
         out[name if name not in out else f"{own[0].path.parent.name}/{own[0].name}"] = own
     return out
 
@@ -83,10 +84,12 @@ def contrasts_table(arms: Arms, *, ks: Sequence[int], margin: float | None = Non
     declared = declared_primary(arms)
     reference = declared[0] if declared else next(iter(arms))
     others = [name for name in arms if name != reference]
-    others.sort(key=lambda name: declared is None or name != declared[1])
+    first = declared[1] if declared else None
+    others.sort(key=lambda name: name != first)
     frames = []
     for name in others:
         frame = compare(arms[reference], arms[name], ks=ks, margin=margin)
+        frame = frame.with_columns(primary=pl.when("primary").then(pl.lit(name == first)).otherwise("primary"))
         several = frame.filter(seed=MEAN)
         frame = several if several.height else frame
         frames.append(frame.select(pl.lit(reference).alias("arm_a"), pl.lit(name).alias("arm_b"), pl.all()))

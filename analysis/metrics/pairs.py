@@ -22,7 +22,7 @@ from core_hpc.common.errors import InputError
 from core_hpc.config.analysis import PrimarySection
 from core_hpc.config.identity import flatten, scientific_fields
 from core_hpc.problems.splits import EVALUATION
-from core_hpc.runs.arms import arm_of_label
+from core_hpc.runs.arms import names_of_arm
 from core_hpc.runs.names import label_of
 from core_hpc.store.paths import TEAM
 
@@ -129,15 +129,12 @@ def is_primary(row: Mapping[str, Any], primary: PrimarySection) -> bool:
 
 
 def arm_names(data: RunData) -> set[str]:
-    """The names of the arm of a run (`core_hpc/runs/arms.py`): of its sweep, its label without the seed.
+    """The names of the arm of a run (`core_hpc/runs/arms.py`).
 
     An imported run is known by the name of its folder. The arm is the same for all sets of an
     evaluation.
     """
-    if data.config is None:
-        return {data.name}
-    arm = arm_of_label(label_of(data.path.name))
-    return {data.config.name} | ({arm} if arm else set())
+    return {data.name} if data.config is None else names_of_arm(data.config.name, label_of(data.path.name))
 
 
 def seed_of(data: RunData) -> str:

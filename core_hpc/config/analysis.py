@@ -20,7 +20,7 @@ class PrimarySection(Section):
 
     arms: tuple[str, str] = operational(
         description="two arms: the first minus the second. An arm is the label of a run, without `seed-N`, or the "
-        "name of a sweep file in the same folder"
+        "name of a sweep whose runs have no other label: this one or that of a file in the same folder"
     )
     metric: str = operational(
         pattern=METRIC_PATTERN,

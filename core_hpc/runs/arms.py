@@ -13,6 +13,7 @@ from pathlib import Path
 import yaml
 from core_hpc.config.analysis import PrimarySection
 from core_hpc.config.yaml_text import parse_yaml, read_text
+from core_hpc.runs.names import ONLY_RUN
 
 _SEED = re.compile(r"(^|-)seed-[0-9]+(?=-|$)")
 
@@ -27,16 +28,21 @@ def arm_of_label(label: str) -> str:
 
 
 def names_of_arm(sweep: str, label: str) -> set[str]:
-    """The names of the arm of a run: its label with and without the seed, and the name of its sweep.
+    """The names of the arm of a run: its label with and without the seed.
 
-    >>> sorted(names_of_arm("core", "seed-1"))
-    ['core', 'seed-1']
+    A run whose label has no more than the seed is known by its sweep, because the whole sweep is one arm.
+
+    >>> sorted(names_of_arm("core", "seed-1")), sorted(names_of_arm("core", "seed-1-scope-all"))
+    (['core', 'seed-1'], ['scope-all', 'seed-1-scope-all'])
     """
-    return {sweep, label, arm_of_label(label)} - {""}
+    arm = arm_of_label(label)
+    return {label, sweep if arm in ("", ONLY_RUN) else arm}
 
 
 def missing_arms(primary: PrimarySection, *, source: Path, sweep: str, labels: Collection[str]) -> Iterator[str]:
     """Yield a mistake for each arm of the primary comparison that is neither in the sweep nor beside it.
+
+    The name of the sweep is a mistake, too, if its runs have labels of their own: it could mean each of them.
 
     Args:
         primary: the declared comparison.
@@ -45,11 +51,18 @@ def missing_arms(primary: PrimarySection, *, source: Path, sweep: str, labels: C
         labels: the labels of its runs.
     """
     known = {arm for label in labels for arm in names_of_arm(sweep, label)}
-    beside = _sweeps_beside(source) if set(primary.arms) - known else set()
+    own = {arm_of_label(label) or sweep for label in labels}
+    beside = _sweeps_beside(source) - {sweep} if set(primary.arms) - known else set()
     for i, arm in enumerate(primary.arms):
-        if arm not in known | beside:
-            names = ", ".join(sorted({arm_of_label(label) for label in labels} - {""} | {sweep} | beside))
-            yield f"analysis.primary.arms.{i}: there is no arm {arm!r}; arms of this sweep and its folder: {names}"
+        where = f"analysis.primary.arms.{i}"
+        if arm in known | beside:
+            continue
+        if arm == sweep:
+            names = ", ".join(sorted(own))
+            yield f"{where}: {arm!r} is this sweep, whose runs have labels; name one of its labels: {names}"
+        else:
+            names = ", ".join(sorted(own | beside))
+            yield f"{where}: there is no arm {arm!r}; arms of this sweep and its folder: {names}"
 
 
 def _sweeps_beside(source: Path) -> set[str]:

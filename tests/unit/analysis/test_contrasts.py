@@ -23,12 +23,14 @@ from tests.support.analysis_data import config, counts_frame, pick
 PRIMARY = {"arms": ["core", "alone"], "metric": "team_pass@2"}
 
 
-def run(label: str, seed: int, c: Any, *, primary: dict[str, Any] | None = PRIMARY, **changes: Any) -> RunData:
-    """Make a run of the sweep `demo` with the counts (2, P) of 8 completions."""
+def run(
+    label: str, seed: int, c: Any, *, primary: dict[str, Any] | None = PRIMARY, name: str = "demo", **changes: Any
+) -> RunData:
+    """Make a run of the sweep `name` with the counts (2, P) of 8 completions."""
     analysis = {"primary": primary, "margin": 0.03}
-    run_config = config(seed=seed, evaluation={"samples": 8}, analysis=analysis, **changes)
+    run_config = config(name=name, seed=seed, evaluation={"samples": 8}, analysis=analysis, **changes)
     counts = counts_frame(8, np.asarray(c), iteration=2)
-    path = Path(f"/nowhere/demo/{label}-0a1b2c3d")
+    path = Path(f"/nowhere/{name}/{label}-0a1b2c3d")
     return RunData(path, run_config, ["ada", "bob"], counts, pl.DataFrame(schema=ANSWERS))
 
 
@@ -127,6 +129,37 @@ def test_the_primary_comparison_is_that_of_a_further_set_too() -> None:
         arms = arms_among([replace(data, evaluation_set=name) for data in study()])
         assert list(arms) == ["alone", "core", "twin"]
         assert contrasts_table(arms, ks=[2]).equals(found)
+
+
+def primary_arms(runs: list[RunData]) -> list[tuple[str, str]]:
+    """The arms of the primary rows, B and A."""
+    frame = contrasts_table(arms_among(runs), ks=[2]).filter("primary")
+    return list(frame.select("arm_b", "arm_a").iter_rows())
+
+
+def several(name: str, weights: dict[str, float]) -> list[RunData]:
+    """Runs of a sweep with one KL weight per label."""
+    c = np.random.default_rng(4).integers(0, 9, (2, 30))
+    return [run(label, 1, c, name=name, update={"kl_weight": weight}) for label, weight in weights.items()]
+
+
+def test_the_name_of_a_sweep_is_not_the_name_of_each_of_its_arms() -> None:
+    grid = several("core", {"seed-1-loss-grpo": 0.01, "seed-1-loss-gspo": 0.02, "seed-1-loss-dapo": 0.03})
+    alone = several("alone", {"seed-1": 0.04})
+    assert primary_arms([*grid, *alone]) == []
+    one_arm = several("core", {"seed-1": 0.01})
+    assert primary_arms([*one_arm, *alone]) == [("core", "alone")]
+    assert primary_arms([*several("core", {"run": 0.01}), *alone]) == [("run", "alone")]
+
+
+def test_a_sweep_may_have_the_name_of_one_of_its_arms() -> None:
+    runs = several("core", {"core": 0.01, "alone": 0.02, "no-hints": 0.03})
+    assert primary_arms(runs) == [("core", "alone")]
+
+
+def test_one_pair_of_arms_is_primary_if_two_sweeps_have_arms_of_the_same_names() -> None:
+    runs = several("one", {"core": 0.01, "alone": 0.02}) + several("two", {"core": 0.03, "alone": 0.04})
+    assert primary_arms(runs) == [("core", "alone")]
 
 
 def test_without_a_declaration_everything_is_corrected() -> None:

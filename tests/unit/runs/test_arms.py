@@ -96,10 +96,23 @@ def test_the_runs_of_a_sweep_share_the_comparison(tmp_path: Path) -> None:
 def test_arms_of_a_grid_and_of_the_folder(tmp_path: Path) -> None:
     grid = {"seed": [1, 2], "protocol.scope": ["failed", "all"]}
     loaded = sweep(tmp_path, declared(arms=("scope-all", "scope-failed")), runs=None, grid=grid)
-    assert names_of_arm("demo", loaded.runs[3].label) == {"demo", "seed-2-scope-all", "scope-all"}
+    assert names_of_arm("demo", loaded.runs[3].label) == {"seed-2-scope-all", "scope-all"}
     (tmp_path / "other.yaml").write_text("name: independent\n", encoding="utf-8")
     (tmp_path / "broken.yaml").write_text("a: [", encoding="utf-8")
-    sweep(tmp_path, declared(arms=("demo", "independent")))
+    for more in ({"runs": None}, {"runs": None, "grid": {"seed": [1, 2]}}):
+        sweep(tmp_path, declared(arms=("demo", "independent")), **more)
+
+
+@pytest.mark.parametrize(
+    ("more", "labels"),
+    [({}, "alone, core"), ({"runs": None, "grid": {"update.loss": ["grpo", "gspo"]}}, "loss-grpo, loss-gspo")],
+)
+def test_the_name_of_a_sweep_is_no_arm_if_its_runs_have_labels(
+    tmp_path: Path, more: dict[str, Any], labels: str
+) -> None:
+    (tmp_path / "other.yaml").write_text("name: independent\n", encoding="utf-8")
+    with pytest.raises(ConfigError, match=rf"arms\.0: 'demo' is this sweep, .*; name one of its labels: {labels}$"):
+        sweep(tmp_path, declared(arms=("demo", "independent")), **more)
 
 
 def test_the_replication_declares_its_comparison() -> None:
