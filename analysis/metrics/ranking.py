@@ -7,6 +7,7 @@ differences with their p values are in `metrics/contrasts.py`.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 
 import polars as pl
@@ -14,9 +15,10 @@ import polars as pl
 from analysis.counts.counts import iterations_of
 from analysis.counts.load import RunData
 from analysis.layout.tables import UNDEFINED, ReportTable, laid_out, percent
-from analysis.metrics.arms import BASE, arms_of, arms_table
+from analysis.metrics.arms import BASE, Arm, arms_of, arms_table
 from analysis.metrics.compare import MEAN
 from analysis.metrics.fields import by_values, column_names, values_of, varied_fields
+from analysis.metrics.pairs import seed_of, when
 from analysis.metrics.passk import PASS, TEAM, TEAM_PASS, default_ks
 from analysis.stats.intervals import METHOD_NOTE
 from core_hpc.common.errors import InputError
@@ -26,7 +28,7 @@ FIGURES = ("estimate", "low", "high", "num_problems", "num_seeds", "seed_min", "
 
 
 def ranking_report(runs: Sequence[RunData], *, k: int | None = None, model: str | None = None) -> ReportTable:
-    """Rank the configurations of a sweep by their latest evaluation.
+    """Rank the configurations of a sweep by their latest evaluation. A note names runs of another iteration.
 
     Args:
         runs: the runs. Those without an evaluation after training are left out, and named.
@@ -50,8 +52,8 @@ def ranking_report(runs: Sequence[RunData], *, k: int | None = None, model: str 
     chosen = k or max(default_ks(min(data.num_samples for data in done)))
     name = model or (TEAM if len(done[0].models) > 1 else done[0].models[0])
     measure = TEAM_PASS if name == TEAM else PASS
-    levels = arms_table([arm for arm in arms_of(groups) if arm.name != BASE], ks=[chosen])
-    levels = levels.filter(seed=MEAN, measure=measure, model=name, k=chosen)
+    arms = [arm for arm in arms_of(groups) if arm.name != BASE]
+    levels = arms_table(arms, ks=[chosen]).filter(seed=MEAN, measure=measure, model=name, k=chosen)
     columns = column_names(fields)
     values = {arm: dict(zip(columns, map(str, values_of(own[0], fields)), strict=True)) for arm, own in groups.items()}
     schema = {"arm": pl.String, **dict.fromkeys(columns, pl.String)}
@@ -72,7 +74,7 @@ def ranking_report(runs: Sequence[RunData], *, k: int | None = None, model: str 
         f"{figure} on held-out problems, averaged over seeds, best first (percent)",
         frame,
         _shown(frame, columns, figure),
-        _notes(runs, done, fields),
+        [*_iteration_notes(arms), *_notes(runs, done, fields)],
     )
 
 
@@ -89,6 +91,16 @@ def _shown(frame: pl.DataFrame, columns: Sequence[str], figure: str) -> pl.DataF
         for row in frame.iter_rows(named=True)
     ]
     return laid_out(["rank", *columns, figure, "seeds", "range of the seeds", "problems"], rows)
+
+
+def _iteration_notes(arms: Sequence[Arm]) -> list[str]:
+    """The runs whose latest evaluation is not at the iteration of most runs."""
+    evaluations = [(arm.name, *own) for arm in arms for own in zip(arm.runs, arm.iterations, strict=True)]
+    (usual, _), *others = Counter(at for _, _, at in evaluations).most_common()
+    if not others:
+        return []
+    named = [f"{name} seed {seed_of(data)} {when(data, at)}" for name, data, at in evaluations if at != usual]
+    return [f"not at the same iteration: {', '.join(named)}, all others after iteration {usual}"]
 
 
 def _notes(runs: Sequence[RunData], done: Sequence[RunData], fields: Sequence[str]) -> list[str]:

@@ -153,6 +153,13 @@ def test_runs_without_an_evaluation_after_training_are_named() -> None:
         ranking_report([early])
 
 
+def test_runs_at_different_iterations_are_named() -> None:
+    early = data(3, held_out(correct(0.5, 1), 1), update={"loss": "gspo"})
+    notes = ranking_report([*grid(1, 2), early]).notes
+    assert "not at the same iteration: loss=gspo seed 3 after iteration 1, all others after iteration 2" in notes
+    assert not any("same iteration" in note for note in ranking_report(grid(1, 2)).notes)
+
+
 @pytest.fixture
 def sweep(tmp_path: Path) -> Path:
     """The folder of a sweep: two losses with two seeds each. gspo solves every problem of ada."""
