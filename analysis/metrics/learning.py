@@ -167,10 +167,10 @@ def learning_report(
 ) -> ReportTable:
     """Format learning curves: one row per measure, one column per evaluation, and the areas.
 
-    Of several seeds the table shows the mean with the range of the seeds; the tidy frame has each.
+    Of an arm with several seeds the table shows the mean with the range of the seeds; the tidy frame has each.
     """
-    means = frame.filter(seed=MEAN)
-    visible = means if means.height else frame
+    is_mean = pl.col("seed") == MEAN
+    visible = frame.filter(is_mean | ~is_mean.any().over("arm"))
     iterations = visible["iteration"].drop_nulls().unique().sort().to_list()
     columns = [(LEVEL, i) for i in iterations] + [(AREA, None), (AREA_GAIN, None)]
     lead = ["arm", "k", "model"] if frame["arm"].n_unique() > 1 else ["k", "model"]
@@ -183,19 +183,27 @@ def learning_report(
         shown.append([*(first[c] for c in lead), name, *(cells.get(column, UNDEFINED) for column in columns)])
     names = [("untrained" if i == 0 else f"iteration {i}") for i in iterations]
     notes = ["area: area under the curve / iterations that it spans (mean height); gain: area - untrained, paired"]
-    if means.height:
-        notes.append(
-            f"mean over {means['num_seeds'][0]} seeds, interval over seeds and problems (lowest to highest seed)"
-        )
-    else:
-        notes.append("one run: intervals are over problems; the spread over seeds is unknown")
-    notes += note_counts(visible["note"])
+    notes += [*_seed_notes(visible), *note_counts(visible["note"])]
     if not frame.height:
         notes = ["no evaluation of all models is published yet"]
     table = laid_out([*lead, "measure", *names, "area", "area gain"], shown)
     return ReportTable(
         "learning", title, frame, table, notes, starts=group_starts([row[: len(lead) - 1] for row in shown])
     )
+
+
+def _seed_notes(visible: pl.DataFrame) -> list[str]:
+    """What the intervals are over: once for all arms, or for each arm if their numbers of seeds differ."""
+    num_seeds = dict(visible.select("arm", "num_seeds").unique(maintain_order=True).iter_rows())
+    if len(set(num_seeds.values())) == 1:
+        return [_seed_note(next(iter(num_seeds.values())))]
+    return [f"{arm}: {_seed_note(number)}" for arm, number in num_seeds.items()]
+
+
+def _seed_note(num_seeds: int | None) -> str:
+    if num_seeds is None:
+        return "one run, interval over problems; the spread over seeds is unknown"
+    return f"mean over {num_seeds} seeds, interval over seeds and problems (lowest to highest seed)"
 
 
 def _cell(row: dict[str, Any]) -> str:

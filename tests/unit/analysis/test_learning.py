@@ -91,6 +91,20 @@ def test_report_shows_mean_interval_and_range() -> None:
     assert table.shown.columns == ["k", "model", "measure", "untrained", "iteration 5", "area", "area gain"]
 
 
+def test_report_shows_an_arm_with_one_run_beside_one_with_several() -> None:
+    rng = np.random.default_rng(4)
+    runs = [run(s, {i: rng.integers(0, 5, (2, 20)) for i in (0, 5)}) for s in (1, 2, 3)]
+    arms = {"two": runs[:2], "one": runs[2:], "three": runs}
+    table = learning_report(pl.concat(learning_table(own, ks=[1], arm=name) for name, own in arms.items()))
+    assert table.shown["arm"].value_counts()["count"].unique().to_list() == [5]
+    over_both = "interval over seeds and problems (lowest to highest seed)"
+    assert table.notes[1:4] == [
+        f"two: mean over 2 seeds, {over_both}",
+        "one: one run, interval over problems; the spread over seeds is unknown",
+        f"three: mean over 3 seeds, {over_both}",
+    ]
+
+
 def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     folders = [str(full_run(tmp_path / sweep / "run-1").parent) for sweep in ("one", "two")]
     assert main(["learning", *folders, "--k", "1", "--format", "csv"]) == 0
