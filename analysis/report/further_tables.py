@@ -83,9 +83,12 @@ def selectors_of_run(
 
 
 def hints_of_run(data: RunData, counts: pl.DataFrame | None = None) -> pl.DataFrame:
-    """Compute the effects of the hints of a run (`HINT_TABLE`), or of the problems of `counts`."""
-    reliance = hint_effects.load_reliance(data.path)
+    """Compute the effects of the hints of a run (`HINT_TABLE`), or of the problems of `counts`.
+
+    A part of the problems has no reliance, because the steps record it for all problems together.
+    """
     counts = data.counts if counts is None else counts
+    reliance = hint_effects.load_reliance(data.path) if counts.height == data.counts.height else None
     return hint_effects.hint_table(counts, hints=load_hints(data.path), reliance=reliance, models=data.models)
 
 

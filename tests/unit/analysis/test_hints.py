@@ -10,11 +10,13 @@ import polars as pl
 import pytest
 
 from analysis.counts.counts import ANSWERS
+from analysis.counts.load import RunData
 from analysis.metrics import hints as module
 from analysis.metrics.hints import hint_table, load_reliance, teaching_matrix, teaching_table
 from analysis.metrics.overlap import overlap_table
 from analysis.metrics.overlap_change import overlap_change_table
 from analysis.metrics.rescue import rescue_table
+from analysis.report import further_tables
 from analysis.report.further_tables import hints_report, teaching_report
 from tests.support.analysis_data import counts_frame, pick, rescue_counts
 from tests.support.source_groups import grouped
@@ -87,6 +89,19 @@ def test_reliance_is_the_mean_over_iterations() -> None:
     assert "has no interval" in pick(table, student="ada", measure="reliance")["note"]
     assert not table.filter(student="cyd", measure="reliance").height
     assert "reliance" in hints_report(table).shown.columns
+
+
+def test_a_part_of_a_run_has_no_reliance(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The steps record it for all problems of an iteration together."""
+    cases = random_cases(2, 40)
+    counts, reliance = rescue_counts(cases), pl.DataFrame({"iteration": [1], "model": ["ada"], "reliance": [-0.4]})
+    monkeypatch.setattr(further_tables, "load_hints", lambda run: hints_of(cases))
+    monkeypatch.setattr(module, "load_reliance", lambda run: reliance)
+    data = RunData(Path("run"), None, list(MODELS), counts, pl.DataFrame(schema=ANSWERS))
+    for rows, expected in ((None, True), (counts, True), (counts.filter(pl.col("problem_id") < "p2"), False)):
+        measures = set(further_tables.hints_of_run(data, rows)["measure"])
+        assert "uplift" in measures
+        assert ("reliance" in measures) is expected
 
 
 def test_runs_without_the_columns(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
