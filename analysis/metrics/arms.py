@@ -267,7 +267,14 @@ def _spread_notes(means: pl.DataFrame) -> list[str]:
     several = means["seed_min"].count() > 0
     if not several:
         return ["one run per arm: the spread over seeds is unknown"]
-    return ["mean over seeds, with its interval over problems and seeds (lowest to highest seed)"]
+    over_both = "mean over seeds, with its interval over problems and seeds (lowest to highest seed)"
+    return [over_both, *one_run_notes(means)]
+
+
+def one_run_notes(frame: pl.DataFrame) -> list[str]:
+    """A note for each arm with one run, for a table or figure in which other arms have several."""
+    own = frame.filter(num_seeds=1)["arm"].unique(maintain_order=True)
+    return [f"{arm}: one run, interval over problems only" for arm in own]
 
 
 def _arm_notes(arms: Sequence[Arm]) -> list[str]:

@@ -18,6 +18,7 @@ import polars as pl
 from analysis.counts.load import RunData
 from analysis.layout.formats import csv_text
 from analysis.metrics import overlap, passk, rescue
+from analysis.metrics.arms import one_run_notes
 from analysis.metrics.compare import MEAN
 from analysis.report import plot_style, plots
 from analysis.report.evaluation_tables import evaluated
@@ -251,11 +252,15 @@ def arms_figure(frame: pl.DataFrame) -> ReportFigure:
         "high",
         "num_problems",
     )
+    several = (frame["num_seeds"] > 1).any()
+    shown = "the mean over seeds with its 95 % interval over problems"
+    shown += " and seeds" if several else ""
+    notes = [f"{note}." for note in one_run_notes(frame)] if several else []
     caption = (
         "Held-out problems solved by the team, and by each of its models alone with the same number of candidates, for "
-        "every arm: the mean over seeds with its 95 % interval over problems and seeds, and below it one dot per seed. "
-        "Dotted line: the first arm."
+        f"every arm: {shown}, and below it one dot per seed. Dotted line: the first arm."
     )
+    caption = " ".join([caption, *notes])
     return ReportFigure("arms", caption, points, lambda p: plots.arms(p, mean=MEAN))
 
 

@@ -235,6 +235,20 @@ def test_runs_that_only_evaluate_are_arms_and_no_base() -> None:
     assert [arm.name for arm in arms_of({"evaluated": [one], "trained": [trained]})] == [BASE, "evaluated", "trained"]
 
 
+def test_an_arm_with_one_run_beside_arms_with_several_is_marked() -> None:
+    rng = np.random.default_rng(5)
+    runs = [data(s, held_out(rng.integers(0, 5, (2, 20)), 2)) for s in (1, 2, 3)]
+    note = "one: one run, interval over problems only"
+    for named, expected in (({"two": runs[:2], "one": runs[2:]}, True), ({"two": runs[:2], "three": runs}, False)):
+        arms = arms_of(named)
+        frame = arms_table(arms, ks=[1])
+        for report in arms_report(arms, frame):
+            assert (note in report.notes) is expected
+        assert arms_figure(frame).caption.endswith(f"the first arm. {note}." if expected else "the first arm.")
+    single = arms_figure(arms_table(arms_of({"one": runs[:1], "other": runs[1:2]}), ks=[1]))
+    assert "and seeds" not in single.caption
+
+
 def test_report() -> None:
     rng = np.random.default_rng(4)
     one = [
