@@ -85,6 +85,7 @@ class Content:
             {
                 "name": data.name,
                 "models": data.models,
+                "sets": list(data.sets),  # further sets of the evaluation; ids of their problems begin with SET/
                 "tokenizers": {model: reader.tokenizer_note(model) for model in data.models},
             }
             for data, reader in zip(self._runs, self.readers, strict=True)

@@ -91,10 +91,15 @@ def outcomes_of(runs: Sequence[RunData], problems: Sequence[pl.DataFrame]) -> li
         problems: for each run the result of `counts.load.problems_of`. Two runs have the same
             problem when id, question and gold answer are equal.
     """
-    numbers = [_numbers(data.counts) for data in runs]
+    numbers = [_numbers(_all_counts(data)) for data in runs]
     differing = _differing(numbers, problems)
     # The numbers of a run are not needed after its outcomes are made, so they are taken from the list.
     return [_with_flags(numbers.pop(0), known, differing).select(list(OUTCOMES)) for known in problems]
+
+
+def _all_counts(data: RunData) -> pl.DataFrame:
+    """The counts of the run with those of the further sets of its evaluation, whose ids differ."""
+    return pl.concat([data.counts, *(own.counts for own in data.sets.values())])
 
 
 def _numbers(counts: pl.DataFrame) -> pl.DataFrame:

@@ -8,6 +8,7 @@ const $ = (id) => document.getElementById(id);
 const PAGE_ROWS = 200;
 const OPEN_CARDS = 4;
 const BOUNDS = [-0.1, -0.5, -1, -2, -4];
+const MAIN_SET = "problems.evaluation"; // also in report/links.py
 const SPLITS = { evaluation: "held-out problems", train: "training problems" };
 const KINDS = { file: "order of the file", hardest: "fewest correct first", easiest: "most correct first" };
 
@@ -76,11 +77,14 @@ function stateOf(hash) {
   const splits = [...new Set(own.map((b) => b.split))];
   const split = splits.includes(found.split) ? found.split : splits[0];
   const iterations = own.filter((b) => b.split === split).map((b) => b.iteration);
+  const further = split === "evaluation" && index.runs[run] ? index.runs[run].sets : [];
+  const sets = further.length ? [MAIN_SET, ...further] : [];
   const wanted = found.iteration === undefined || found.iteration === "" ? NaN : Number(found.iteration);
   return {
     run: index.runs[run] ? index.runs[run].name : "",
     number: run,
-    splits, iterations, split,
+    splits, iterations, split, sets,
+    set: sets.includes(found.set) ? found.set : "", // empty: all sets
     iteration: iterations.includes(wanted) ? wanted : iterations[iterations.length - 1],
     filter: (found.filter || "").split(",").filter(Boolean),
     model: found.model || "",
@@ -93,7 +97,7 @@ function stateOf(hash) {
 
 function hashOf(values) {
   const kept = {};
-  for (const key of ["run", "split", "iteration", "filter", "model", "q", "order", "colour", "problem"]) {
+  for (const key of ["run", "split", "iteration", "set", "filter", "model", "q", "order", "colour", "problem"]) {
     const value = Array.isArray(values[key]) ? values[key].join(",") : values[key];
     if (value !== "" && value !== undefined && !(key === "order" && value === "file")) kept[key] = value;
   }
@@ -121,6 +125,14 @@ const shareCorrect = (block, row) => {
   return all ? correct / all : 0;
 };
 
+// The rows of the block that belong to the chosen set of the evaluation.
+function rowsOfSet(block, problems) {
+  const further = state.sets.slice(1);
+  const setOf = (id) => further.find((name) => id.startsWith(`${name}/`)) || MAIN_SET;
+  const rows = block.problems.map((_, row) => row);
+  return state.set ? rows.filter((row) => setOf(problems.problem_id[block.problems[row]]) === state.set) : rows;
+}
+
 function rowsOf(block, problems) {
   const words = state.q.toLowerCase().split(/\s+/).filter(Boolean);
   const filters = state.filter.map((filter) => predicate(block, filter));
@@ -131,19 +143,20 @@ function rowsOf(block, problems) {
     const text = `${problems.problem_id[p]} ${problems.question[p]}`.toLowerCase();
     return words.every((word) => text.includes(word));
   };
-  const rows = block.problems.map((_, row) => row).filter(matches);
+  const rows = rowsOfSet(block, problems).filter(matches);
   const direction = { hardest: 1, easiest: -1 }[state.order];
   if (direction) rows.sort((a, b) => direction * (shareCorrect(block, a) - shareCorrect(block, b)) || a - b);
   return rows;
 }
 
-function chips(block) {
+function chips(block, problems) {
+  const rows = rowsOfSet(block, problems);
   const models = index.runs[state.number].models;
   const of = models.includes(state.model) ? `:${state.model}` : "";
   const shown = index.flags.map((flag) => {
     const filter = flag.name + of;
     const holds = predicate(block, filter);
-    const num = block.problems.filter((_, row) => holds(row)).length;
+    const num = rows.filter(holds).length;
     const pressed = state.filter.includes(filter);
     const toggled = pressed ? state.filter.filter((f) => f !== filter) : [...state.filter, filter];
     const label = of ? flag.short : flag.label;
@@ -357,9 +370,11 @@ async function render() {
   if (mine !== latest) return; // the reader has moved on
   document.body.classList.toggle("reading", Boolean(state.problem));
   const own = index.runs[state.number];
+  const sets = [["", "all"], ...state.sets.map((s) => [s, s])];
   $("choice").replaceChildren(
     index.runs.length > 1 ? chooser("run", "run", index.runs.map((r) => [r.name, r.name]), state.run) : "",
     state.splits.length > 1 ? chooser("", "split", state.splits.map((s) => [s, SPLITS[s]]), state.split) : SPLITS[state.split],
+    state.sets.length ? chooser("set", "set", sets, state.set) : "",
     chooser("iteration", "iteration", state.iterations.map((i) => [i, String(i)]), state.iteration));
   const models = [["", "any model"], ...own.models.map((m) => [m, m])];
   const typing = document.activeElement && document.activeElement.name === "q";
@@ -369,7 +384,7 @@ async function render() {
     element("div", { class: "line" }, search),
     element("div", { class: "line" }, chooser("filters for", "model", models, state.model),
       chooser("", "order", Object.entries(KINDS), state.order)),
-    element("div", { class: "chips" }, chips(block)));
+    element("div", { class: "chips" }, chips(block, problems)));
   if (typing) search.focus();
   const rows = rowsOf(block, problems);
   showRows(block, problems, rows);

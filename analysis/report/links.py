@@ -25,6 +25,8 @@ from core_hpc.store.schema import GENERATION_PHASES
 FOLDER = "browse"
 NUM_COMPLETIONS = 2000
 """About how many completions have their texts in the page of a report. `browse` writes more."""
+_MAIN_SET = "problems.evaluation"
+"""What `browse/page.js` calls the held-out problems that belong to no further set."""
 _TRAINING = ("rescue", "rescue_summary", "curves")
 LINKED = {*_TRAINING, "summary", "pass", "gain", "reliability", "teams", "strata", "votes", "overlap", "rows"}
 """Names of the tables whose rows are about problems."""
@@ -80,7 +82,8 @@ def _of_row(name: str, row: Mapping[str, str], data: RunData) -> str:
         chosen = [f"only:{named['B' in row['measure'].split()]}"]
     else:
         chosen = [f"fails:{model}" for model in named] or ["all_fail"]
-    return address(split=split, iteration=iteration, filter=",".join(chosen) or None)
+    own = _MAIN_SET if data.sets and split == EVALUATION else None
+    return address(split=split, iteration=iteration, set=own, filter=",".join(chosen) or None)
 
 
 def _number_after(word: str, text: str) -> str | None:

@@ -187,6 +187,19 @@ def evaluation_rows(correct: dict[str, list[list[bool]]], iteration: int) -> lis
     ]
 
 
+def run_with_set(folder: Path) -> Path:
+    """Make a run with the problems p0 and p1, and those of the further set `long`, long/p0 and long/p1.
+
+    Ada solves p0 and long/p1; bob solves nothing.
+    """
+    section = {"name": "long", "problems": {"source": "generated", "count": 2, "task": "arithmetic"}}
+    run = make_run(folder, config(evaluation={"samples": 2, "sets": [section]}))
+    own = evaluation_rows({"ada": [[True, False], [False, False]], "bob": [[False, False]] * 2}, 0)
+    further = evaluation_rows({"ada": [[False, False], [True, False]], "bob": [[False, False]] * 2}, 0)
+    publish_rollouts(run, own + [{**row, "problem_id": f"long/{row['problem_id']}"} for row in further])
+    return run
+
+
 def pick(frame: pl.DataFrame, **where: Any) -> dict[str, Any]:
     """Return the only row with these values."""
     rows = frame.filter(pl.all_horizontal(pl.col(column).eq_missing(pl.lit(value)) for column, value in where.items()))

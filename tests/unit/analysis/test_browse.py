@@ -18,9 +18,11 @@ from analysis.browse.export import choose, export
 from analysis.browse.outcomes import BIT, OUTCOMES, outcomes_of
 from analysis.browse.server import BrowseServer
 from analysis.counts.load import RunData, load_run, problems_of
+from analysis.report.evaluation_tables import pass_table
+from analysis.report.links import linked
 from core_hpc.common.errors import InputError, StoreError
 from core_hpc.store.paths import RunPaths
-from tests.support.analysis_data import evaluation_rows, make_run, publish_rollouts, rollout
+from tests.support.analysis_data import evaluation_rows, make_run, publish_rollouts, rollout, run_with_set
 from tests.support.report_data import MARKUP, full_run
 
 
@@ -71,6 +73,26 @@ def test_runs_disagree_where_one_solves_and_another_fails(tmp_path: Path) -> Non
     # The same id with another question is another problem.
     renamed = runs[1][1].with_columns(question=pl.lit("Another question?"))
     assert not any("runs_differ" in names for names in flags_of([runs[0], (runs[1][0], renamed)]).values())
+
+
+def test_further_sets_of_the_evaluation_are_problems_like_others(tmp_path: Path) -> None:
+    data, problems = loaded(run_with_set(tmp_path / "run"))
+    flags = flags_of([(data, problems)])
+    assert {problem: flags["evaluation", 0, "ada", problem] for problem in ("p0", "p1", "long/p0", "long/p1")} == {
+        "p0": {"only"},
+        "p1": {"fails", "all_fail"},
+        "long/p0": {"fails", "all_fail"},
+        "long/p1": {"only"},
+    }
+    content = Content([data], title="run")
+    index, block = content.index(live=True), Block(0, "evaluation", 0)
+    assert (index["runs"][0]["sets"], index["blocks"][0]["rows"]) == (["long"], 4)
+    shown = content.problems(0, "evaluation")["problem_id"]
+    assert [shown[position] for position in content.block(block)["problems"]] == ["long/p0", "long/p1", "p0", "p1"]
+    # The tables of a report are about the main set, so their rows link to it.
+    links = linked(pass_table(data, [1]), data).links.values()
+    assert links
+    assert all("set=problems.evaluation" in link for link in links)
 
 
 def training_run(folder: Path) -> Path:

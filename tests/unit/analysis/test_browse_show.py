@@ -11,6 +11,7 @@ from rich.console import Console
 from analysis.browse.terminal import show
 from analysis.counts.load import load_run
 from core_hpc.common.errors import InputError
+from tests.support.analysis_data import run_with_set
 from tests.support.report_data import MARKUP, full_run
 
 
@@ -51,3 +52,9 @@ def test_an_unclear_id_is_refused(tmp_path: Path) -> None:
         printed(run, "t")
     with pytest.raises(InputError, match="no published problem has 'zz' in its id"):
         printed(run, "zz")
+
+
+def test_problems_of_a_further_set_are_found(tmp_path: Path) -> None:
+    text = printed(run_with_set(tmp_path / "run"), "long/p1")
+    assert "long/p1" in text
+    assert "evaluation problem, iteration 0 (published: 0)" in text
