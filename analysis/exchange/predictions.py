@@ -203,7 +203,8 @@ class _Reading:
             raise InputError(f"{self.file}: no problem has predictions of all models; nothing was written")
         left_out = [f"problem {problem!r}: missing for {', '.join(names)}" for problem, (_, names) in missing.items()]
         kept = {problem: fields for problem, fields in self.problems.items() if problem not in missing}
-        rows = {name: frame.filter(~pl.col("problem_id").is_in(list(missing))) for name, frame in rows.items()}
+        complete = ~pl.col("problem_id").is_in(list(missing))
+        rows = {name: _numbered(frame.filter(complete)) for name, frame in rows.items()}
         assert self.form is not None  # there are lines
         return Predictions(
             file=self.file,
@@ -257,6 +258,12 @@ class _Reading:
         if more:
             lines.append(f"  - and {more} more")
         raise InputError("\n".join(lines))
+
+
+def _numbered(frame: pl.DataFrame) -> pl.DataFrame:
+    """The ordered rows of a model, with samples that count from 0 in each problem, as those of a run do."""
+    position = pl.int_range(pl.len(), dtype=pl.Int32)
+    return frame.with_columns(sample_index=position.over("problem_id"))
 
 
 def _problems(known: dict[str, dict[str, tuple[str, int]]]) -> pl.DataFrame:

@@ -146,6 +146,23 @@ def test_one_line_per_completion(tmp_path: Path) -> None:
     assert rows.select("num_completion_tokens", "finish_reason").row(0) == (9, "length")
 
 
+def test_completions_are_numbered_from_0_in_the_order_of_their_samples(tmp_path: Path) -> None:
+    found = {("ada", "q1"): (2, 1), ("ada", "q2"): (30, 7, 8), ("bob", "q1"): (0,), ("bob", "q2"): (5, 0)}
+    lines = [
+        completion_line(problem, model, sample, correct=False, answer=str(sample))
+        for (model, problem), samples in found.items()
+        for sample in samples
+    ]
+    run = import_predictions(write(tmp_path / "in.jsonl", lines), tmp_path / "out").path
+    rows = rows_of(run).sort("model", "problem_id", "sample_index")
+    assert rows.group_by("model", "problem_id", maintain_order=True).agg("sample_index", "answer").rows() == [
+        ("ada", "q1", [0, 1], ["1", "2"]),
+        ("ada", "q2", [0, 1, 2], ["7", "8", "30"]),
+        ("bob", "q1", [0], ["0"]),
+        ("bob", "q2", [0, 1], ["0", "5"]),
+    ]
+
+
 def test_lines_marked_as_sampled_without_a_hint_are_imported(tmp_path: Path) -> None:
     lines = [
         problem_line("q1", hint_used=False, round="A"),

@@ -144,7 +144,7 @@ def test_an_import_gives_the_same_completions(tmp_path: Path, software: str, ite
 
 
 @pytest.mark.parametrize("software", WRITERS)
-def test_given_verdicts_other_kinds_and_gaps_survive(tmp_path: Path, software: str) -> None:
+def test_given_verdicts_and_other_kinds_survive(tmp_path: Path, software: str) -> None:
     """Neither program has these fields, so a plain import would verify again, and differ."""
     common = {"model": "ada", "data_set": "own", "source_group": "g"}
     lines: list[dict[str, Any]] = [
