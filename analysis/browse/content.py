@@ -194,6 +194,7 @@ def _hint_content(hint: Hint) -> dict[str, Any]:
         "reason": hint.reason,
         "teacher": hint.teacher,
         "sample": hint.sample,
+        "other_problem": hint.other_problem,
         "text": hint.text,
         "tokens": hint.num_tokens,
         "leak": hint.leak,

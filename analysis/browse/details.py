@@ -91,10 +91,12 @@ class Hint:
     reason: str
     teacher: str | None
     sample: int | None  # of the teacher's completion
+    other_problem: str | None  # that the teacher's completion solves (protocol.hint_source: shuffled); None: this one
     text: str | None
     num_tokens: int
     leak: str | None
-    segments: tuple[tuple[str, str], ...]  # the teacher's completion as (KEPT, CUT or CHANGED, text)
+    # The teacher's completion as (KEPT, CUT or CHANGED, text); empty if it is not one of this problem.
+    segments: tuple[tuple[str, str], ...]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -232,12 +234,14 @@ class Reader:
 
 
 def _hint(row: dict[str, Any], rows: Sequence[dict[str, Any]]) -> Hint:
+    other = row["hint_problem_id"] if row["hint_problem_id"] != row["problem_id"] else None
     source = (COLD, row["teacher_model"], row["teacher_sample_index"])
-    texts = [r["text"] for r in rows if (r["phase"], r["model"], r["sample_index"]) == source]
+    texts = [r["text"] for r in rows if other is None and (r["phase"], r["model"], r["sample_index"]) == source]
     return Hint(
         reason=row["reason"],
         teacher=row["teacher_model"],
         sample=row["teacher_sample_index"],
+        other_problem=other,
         text=row["hint"],
         num_tokens=row["num_hint_tokens"],
         leak=row["leak"],

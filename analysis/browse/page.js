@@ -295,12 +295,14 @@ const REASONS = {
 function hintCard(hint) {
   if (hint.text === null) return element("p", { class: "quiet" }, REASONS[hint.reason] || `no hint: ${hint.reason}`);
   const leak = { anywhere: "contains the gold answer as a value", result: "contains the gold answer as a result" }[hint.leak];
+  const other = hint.other_problem;
+  const made = other === null ? null : ["made from problem ", element("a", { href: hashOf({ ...state, problem: other }) }, other), " "];
   const names = { kept: "span", cut: "del", changed: "ins" };
   const compared = hint.segments.map(([kind, text]) => element(names[kind], { class: kind }, text));
   const key = element("div", { class: "key" }, element("span", {}, element("span", { class: "kept" }, "abc"), "in the hint"),
     element("span", {}, element("del", {}, "abc"), "cut from the teacher's completion"));
   return element("details", { class: "card hint", open: true },
-    element("summary", {}, `hint from ${hint.teacher} #${hint.sample} `, tag(`${hint.tokens} tokens`), leak ? tag(leak, "warn") : null),
+    element("summary", {}, `hint from ${hint.teacher} #${hint.sample} `, made, tag(`${hint.tokens} tokens`), leak ? tag(leak, "warn") : null),
     compared.length ? [element("pre", {}, compared), key] : element("pre", {}, hint.text));
 }
 

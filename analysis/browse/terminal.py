@@ -99,7 +99,8 @@ def _hint(hint: Hint) -> Iterator[Text]:
         yield Text(f"\nno hint: {REASONS.get(hint.reason, hint.reason)}", style="dim")
         return
     leak = f", gold answer in it: {hint.leak}" if hint.leak not in (None, "none") else ""
-    yield Text(f"\nhint from {hint.teacher} #{hint.sample}, {hint.num_tokens} tokens{leak}", style="bold cyan")
+    made = f", made from problem {hint.other_problem}" if hint.other_problem is not None else ""
+    yield Text(f"\nhint from {hint.teacher} #{hint.sample}{made}, {hint.num_tokens} tokens{leak}", style="bold cyan")
     if not hint.segments:
         yield Text(clean(hint.text))
         return

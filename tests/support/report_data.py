@@ -77,8 +77,14 @@ def publish_steps(run: Path, rows: list[dict[str, Any]], *, iteration: int = 1, 
     publish_frame(RunPaths(run).phase_folder(UPDATE, iteration), f"{model}-p000", frame, STEPS)
 
 
-def full_run(folder: Path) -> Path:
-    """A run of one iteration: ada fails on t0 and t1, and is rescued by hints from bob."""
+def full_run(folder: Path, *, hint_problem: str | None = None) -> Path:
+    """A run of one iteration: ada fails on t0 and t1, and is rescued by hints from bob.
+
+    Args:
+        folder: of the run.
+        hint_problem: the problem that all hints were made from; None: not recorded, as in files of
+            an earlier version.
+    """
     run = make_run(folder)
     cold = [
         rollout(
@@ -123,6 +129,7 @@ def full_run(folder: Path) -> Path:
             "num_hint_tokens": 5,
             "reason": "rescue",
             "hint_draws": [True, True, False],
+            "hint_problem_id": hint_problem,
         }
         for problem in ("t0", "t1")
     ]

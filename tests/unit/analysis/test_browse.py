@@ -171,6 +171,18 @@ def test_details_have_everything_that_is_stored(tmp_path: Path) -> None:
     assert len(held_out.models[0].completions) == 4
 
 
+def test_a_hint_of_another_problem_is_not_compared(tmp_path: Path) -> None:
+    data, problems = loaded(full_run(tmp_path / "run", hint_problem="t1"))
+    of_other, of_own = (detail.models[0].hint for detail in Reader(data, problems).read("train", 1, ["t0", "t1"]))
+    assert of_other is not None
+    assert of_own is not None
+    assert (of_other.other_problem, of_other.segments) == ("t1", ())
+    assert of_own.other_problem is None
+    assert of_own.segments
+    ((_, content),) = Content([data], title="run").details(Block(0, "train", 1), ["t0"])
+    assert content["models"][0]["hint"]["other_problem"] == "t1"
+
+
 @pytest.mark.parametrize(
     ("source", "hint"),
     [

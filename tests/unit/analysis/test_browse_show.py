@@ -38,6 +38,14 @@ def test_everything_about_a_problem_is_printed(tmp_path: Path) -> None:
     assert "reward 0.00, advantage +0.00, exploit 0.00" in text
 
 
+def test_a_hint_of_another_problem_names_it(tmp_path: Path) -> None:
+    run = full_run(tmp_path / "run", hint_problem="t1")
+    text = printed(run, "t0")
+    assert f"hint from bob #0, made from problem t1, 5 tokens\nhint t0 {MARKUP}\n" in text
+    assert "what the hint cut" not in text
+    assert "what the hint cut" in printed(run, "t1")
+
+
 def test_the_latest_iteration_is_shown_unless_another_is_named(tmp_path: Path) -> None:
     run = full_run(tmp_path / "run")
     assert "iteration 1 (published: 0, 1)" in printed(run, "p0")
