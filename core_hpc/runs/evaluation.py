@@ -22,7 +22,7 @@ from core_hpc.problems.splits import EVALUATION, EXAMPLES, problems_digest
 from core_hpc.runs.adapters import frozen_adapter
 from core_hpc.runs.evaluation_arguments import SOURCE, Fields, NamedSampling, NamedSet, slug
 from core_hpc.runs.folder import Run, list_runs, open_run, read_identity
-from core_hpc.runs.sweep import ONLY_RUN
+from core_hpc.runs.names import ONLY_RUN
 from core_hpc.store import manifests
 from core_hpc.store.paths import RunPaths, TaskKey
 from core_hpc.store.schema import UPDATE, WARMUP

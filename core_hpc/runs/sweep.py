@@ -32,10 +32,9 @@ from core_hpc.extensions.sources import Source
 from core_hpc.runs.arms import missing_arms
 from core_hpc.runs.bases import apply_profile, read_with_bases
 from core_hpc.runs.explain import explain
+from core_hpc.runs.names import ONLY_RUN
 
 MAX_RUNS = 1000
-ONLY_RUN = "run"
-"""Label of the run of a file without `grid` and `runs`."""
 PROFILE = "cluster.profile"
 RUN_KEYS = ("label", *RunConfig.model_fields)
 """Keys of a member of `runs`."""
