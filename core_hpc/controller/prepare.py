@@ -128,7 +128,8 @@ def _model_facts(config: RunConfig, model: ModelSection, splits: Splits) -> Mode
         style = "chat" if resolved.has_chat_template else "plain"
     context_tokens = _context_tokens(config, model, resolved, style, splits)
     adapter = _adapter_digest(model, resolved) if model.adapter is not None else ""
-    return ModelFacts(resolved.fingerprint, context_tokens, style, num_weights(resolved.folder), adapter)
+    weights = num_weights(resolved.folder)
+    return ModelFacts(resolved.fingerprint, context_tokens, style, weights, adapter, resolved.commit)
 
 
 @contextmanager

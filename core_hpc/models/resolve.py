@@ -53,6 +53,8 @@ class ResolvedModel:
     """64 hex digits that identify configuration, tokenizer and weights on every machine."""
     max_context_tokens: int
     has_chat_template: bool
+    commit: str = ""
+    """Of a model of the hub: its commit, which a branch may leave at any time."""
 
 
 def resolve_model(
@@ -63,6 +65,7 @@ def resolve_model(
     Raises:
         InputError: the model cannot be used; the message names what is missing and what to do.
     """
+    commit = ""
     if reference.startswith(PYPI):
         folder = _pypi_model(reference.removeprefix(PYPI))
     elif reference.startswith(TINY):
@@ -75,8 +78,9 @@ def resolve_model(
         )
     else:
         folder = _hub_folder(reference, revision, trust_remote_code=trust_remote_code, allow_pickle=allow_pickle)
+        commit = folder.name
     config = check_folder(folder, allow_pickle=allow_pickle)
-    return ResolvedModel(folder, fingerprint(folder), context_tokens(config, folder), has_chat_template(folder))
+    return ResolvedModel(folder, fingerprint(folder), context_tokens(config, folder), has_chat_template(folder), commit)
 
 
 @dataclass(frozen=True)
@@ -122,11 +126,16 @@ def place_of_model(reference: str, *, revision: str | None = None, allow_pickle:
     if found is None:
         return ModelPlace(
             None,
-            missing=f"model {reference} is not in the local cache of the hub; a start downloads it, or run `hf "
-            f"download {reference}` on a machine with network access",
+            missing=f"model {reference} is not in the local cache of the hub; a start downloads it, or run "
+            f"`{_download(reference, revision)}` on a machine with network access",
         )
     check_folder(found, allow_pickle=allow_pickle)
     return ModelPlace(found)
+
+
+def _download(name: str, revision: str | None) -> str:
+    """The command that downloads a repository of the hub."""
+    return f"hf download {name}" + (f" --revision {revision}" if revision else "")
 
 
 def _cached_snapshot(name: str, revision: str | None) -> Path | None:
@@ -301,7 +310,7 @@ def _hub_folder(name: str, revision: str | None, *, trust_remote_code: bool, all
     except (errors.LocalEntryNotFoundError, errors.OfflineModeIsEnabled, errors.HfHubHTTPError, OSError) as e:
         reason = why or f"the hub cannot be reached ({type(e).__name__})"
         raise InputError(
-            f"{where}: not in the local cache, and {reason}; run `hf download {name}` on a machine with network access "
-            f"(and share HF_HOME), or set the path of a folder, or {_known()}"
+            f"{where}: not in the local cache, and {reason}; run `{_download(name, revision)}` on a machine with "
+            f"network access (and share HF_HOME), or set the path of a folder, or {_known()}"
         ) from e
     return folder

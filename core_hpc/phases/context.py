@@ -177,8 +177,10 @@ class TaskContext:
         Raises:
             StoreError: they differ from those with which the run was started.
         """
-        found = _resolved(model.model, model.revision, model.trust_remote_code, model.allow_pickle)
-        recorded = self.run.facts[model.name].fingerprint
+        facts = self.run.facts[model.name]
+        revision = facts.commit or model.revision  # a branch of the hub, and its copy in the cache, may move
+        found = _resolved(model.model, revision, model.trust_remote_code, model.allow_pickle)
+        recorded = facts.fingerprint
         if found.fingerprint != recorded:
             raise StoreError(
                 f"{found.folder}: the weights or tokenizer of {model.name} are not those of the run (fingerprint "

@@ -131,6 +131,8 @@ def _of_run(path: Path, iterations: Sequence[str]) -> Subject:
 def _trained(run: Run, model: ModelSection, iteration: int) -> Fields:
     """A team member as it is after an iteration of a run."""
     fields = model.model_dump(mode="json", exclude_defaults=True, exclude=NOT_EVALUATED)
+    if commit := run.facts[model.name].commit:
+        fields["revision"] = commit
     folder: Path | None = None
     if model.warmup is not None:
         folder = manifests.read_manifest(run.paths.task_manifest(TaskKey(0, WARMUP, model.name))).folder

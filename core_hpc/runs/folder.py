@@ -41,6 +41,8 @@ class ModelFacts:
     """0 if it is unknown: runs of earlier versions, or weights that are not safetensors."""
     adapter: str = ""
     """Digest of the adapter with which the model begins (`models/adapters.py`); empty: it has none."""
+    commit: str = ""
+    """Commit of a model of the hub, which all tasks load; empty: no such model, or a run of an earlier version."""
 
 
 _FACTS = TypeAdapter(dict[str, ModelFacts])

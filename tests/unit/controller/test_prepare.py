@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import shutil
 import sys
 from dataclasses import asdict
 from pathlib import Path
@@ -34,6 +35,25 @@ def test_a_context_longer_than_that_of_the_model_is_refused(tiny_models: list[Pa
     with pytest.raises(InputError, match=longer):
         prepared(tmp_path, tiny_models, "team.m0.max_context_tokens=1025")
     prepared(tmp_path, tiny_models, "team.m0.max_context_tokens=1024")
+
+
+def test_the_commit_of_a_hub_model_is_a_fact(
+    tiny_models: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from huggingface_hub import constants
+
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
+    repository, commit = tmp_path / "hub" / "models--own--toy", "a" * 40
+    shutil.copytree(tiny_models[0], repository / "snapshots" / commit)
+    (repository / "refs").mkdir()
+    (repository / "refs" / "main").write_text(commit)
+    models = {"a": "own/toy", "b": str(tiny_models[0])}
+    team = [{"name": name, "model": model, "engine": "fake"} for name, model in models.items()]
+    sweep = load_sweep(tiny_sweep(tmp_path / "tiny.yaml", [], tmp_path / "out", team=team))
+    facts = prepare(sweep.runs[0].config)
+    assert {name: of_model.commit for name, of_model in facts.items()} == {"a": commit, "b": ""}
+    assert facts["a"].fingerprint == facts["b"].fingerprint
 
 
 def test_problems_that_runs_share_are_made_once(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import threading
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,12 @@ from core_hpc.common.errors import CoreHpcError, InputError
 from core_hpc.models import gguf, resolve
 from core_hpc.models.folder import adapter_targets, end_token_ids, fingerprint, load_tokenizer
 from core_hpc.models.gguf import GgufModel
-from tests.support.tiny import byte_tokenizer
+from core_hpc.phases.context import TaskContext, Warm
+from core_hpc.runs.sweep import load_sweep
+from core_hpc.store.paths import TaskKey
+from core_hpc.store.schema import COLD
+from tests.support.created_run import create_run
+from tests.support.tiny import byte_tokenizer, tiny_sweep
 
 
 @pytest.fixture
@@ -130,6 +136,63 @@ def test_a_hub_name_offline_is_an_error_with_the_command(tmp_path: Path, monkeyp
         match=r"owner/model at revision abc: not in the local cache, and HF_HUB_OFFLINE is set; run `hf down",
     ):
         resolve.resolve_model("owner/model", revision="abc")
+
+
+@pytest.fixture
+def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The empty cache of the hub, without a network."""
+    from huggingface_hub import constants
+
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
+    return tmp_path / "hub"
+
+
+OLD, NEW = "a" * 40, "b" * 40
+
+
+def cached(hub: Path, name: str, commit: str, folder: Path, *files: str) -> Path:
+    """Put these files of a folder, or all, into the cache as a commit to which the branch main points."""
+    repository = hub / f"models--{name.replace('/', '--')}"
+    snapshot = repository / "snapshots" / commit
+    snapshot.mkdir(parents=True)
+    for path in folder.iterdir():
+        if not files or path.name in files:
+            (snapshot / path.name).write_bytes(path.read_bytes())
+    (repository / "refs").mkdir(exist_ok=True)
+    (repository / "refs" / "main").write_text(commit)
+    return snapshot
+
+
+def test_a_run_keeps_the_commit_of_its_model(hub: Path, folder: Path, tmp_path: Path) -> None:
+    """Another program has seen a newer commit, and downloaded only its configuration and tokenizer."""
+    snapshot = cached(hub, "own/toy", OLD, folder)
+    found = resolve.resolve_model("own/toy")
+    assert (found.folder, found.commit) == (snapshot, OLD)
+    assert resolve.resolve_model(str(folder)).commit == ""
+    cached(hub, "own/toy", NEW, folder, "config.json", "tokenizer.json")
+    with pytest.raises(InputError, match=f"{NEW}: the folder is not complete"):
+        resolve.resolve_model("own/toy")
+    assert resolve.resolve_model("own/toy", revision=OLD) == found
+
+    team = [{"name": "m0", "model": "own/toy", "engine": "fake"}]
+    run = create_run(load_sweep(tiny_sweep(tmp_path / "tiny.yaml", [], tmp_path / "out", team=team)))
+
+    def of_run(commit: str) -> resolve.ResolvedModel:
+        facts = {"m0": replace(run.facts["m0"], fingerprint=found.fingerprint, commit=commit)}
+        context = TaskContext(run=replace(run, facts=facts), key=TaskKey(1, COLD, "m0", 0), warm=Warm())
+        return context.resolved(context.model)
+
+    assert of_run(OLD) == found
+    with pytest.raises(InputError, match="the folder is not complete"):
+        of_run("")
+
+
+def test_the_command_for_a_download_names_the_revision(hub: Path) -> None:
+    command = f"hf download own/toy --revision {OLD}`"
+    assert command in resolve.place_of_model("own/toy", revision=OLD).missing
+    with pytest.raises(InputError, match=command):
+        resolve.resolve_model("own/toy", revision=OLD)
 
 
 def test_the_fingerprint_depends_on_weights_tokenizer_and_configuration(folder: Path) -> None:

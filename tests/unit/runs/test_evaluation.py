@@ -211,7 +211,7 @@ def trained_run(folder: Path, *, num_examples: int = 0) -> Path:
     path.write_text(yaml.safe_dump(data))
     (plan,) = (made := load_sweep(path)).runs
     facts = {m.name: ModelFacts("0" * 64, 512, "plain") for m in plan.config.team}
-    facts["begun"] = replace(facts["begun"], adapter=adapter_digest(adapter))
+    facts["begun"] = replace(facts["begun"], adapter=adapter_digest(adapter), commit="c0")
     run = create(plan, made.folder, splits_of(plan), facts)
     keys = [TaskKey(i, UPDATE, m) for i, m in ((1, "begun"), (2, "begun"), (1, "whole"), (2, "whole"), (1, "warm"))]
     for key in [*keys, TaskKey(0, WARMUP, "warm")]:
@@ -232,11 +232,11 @@ def test_every_kind_of_model_is_taken_as_it_was_after_an_iteration(tmp_path: Pat
     assert [plan.label for plan in made.runs] == ["iteration-0-held-out-t0.9", "iteration-1-held-out-t0.9"]
     assert [(m.name, m.tuning) for m in before.team] == [("begun", "lora"), ("whole", "full"), ("warm", "lora")]
     warm = published(run, TaskKey(0, WARMUP, "warm"))
-    assert [(m.model, m.revision) for m in before.team] == [("org/base", "abc"), ("org/base", "abc"), (warm, None)]
+    assert [(m.model, m.revision) for m in before.team] == [("org/base", "c0"), ("org/base", "abc"), (warm, None)]
     assert before.team[0].adapter == str(read_manifest(RunPaths(run).adapter_manifest("begun")).folder)
     assert [m.adapter for m in before.team[1:]] == [None, None]
     whole = published(run, TaskKey(1, UPDATE, "whole"))
-    assert [(m.model, m.revision) for m in after.team] == [("org/base", "abc"), (whole, None), (warm, None)]
+    assert [(m.model, m.revision) for m in after.team] == [("org/base", "c0"), (whole, None), (warm, None)]
     assert [m.adapter for m in after.team] == [f"{run}@1:begun", None, f"{run}@1:warm"]
     assert all(m.warmup is None for config in (before, after) for m in config.team)
     assert (after.team[2].lora, after.team[0].engine) == (before.team[2].lora, "transformers")
