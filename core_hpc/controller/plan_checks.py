@@ -23,7 +23,7 @@ from core_hpc.config.run import RunConfig
 from core_hpc.local.executor import LocalLimits
 from core_hpc.local.gpus import check_gpus
 from core_hpc.models.folder import context_of_folder, longer_context
-from core_hpc.models.resolve import ModelPlace, place_of_model, resolve_embedder
+from core_hpc.models.resolve import ModelPlace, missing_embedder, place_of_model
 from core_hpc.problems.sets import evaluation_tokens
 from core_hpc.problems.splits import Splits
 from core_hpc.runs import conflicts
@@ -85,7 +85,13 @@ def _trains(config: RunConfig) -> bool:
 
 def _embedders(sweep: Sweep) -> Iterator[Check]:
     for embedder in dict.fromkeys(p.config.reward.distance.embedder for p in sweep.runs if _trains(p.config)):
-        yield from _passes(partial(resolve_embedder, embedder))
+        try:
+            missing = missing_embedder(embedder)
+        except InputError as e:
+            yield Check(what=str(e), refuses=True)
+            continue
+        if missing:
+            yield Check(what=missing, refuses=False)
 
 
 def _tracking(sweep: Sweep) -> Iterator[Check]:

