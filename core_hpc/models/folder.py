@@ -38,13 +38,18 @@ PLAIN_TOKENIZER = "TokenizersBackend"
 _MIB = 1 << 20
 
 
+class IncompleteError(InputError):
+    """Files of a model folder are missing, and nothing else is wrong with it."""
+
+
 def check_folder(folder: Path, *, allow_pickle: bool = False) -> dict[str, Any]:
     """The contents of config.json, after a check that the folder is complete.
 
     Raises:
-        InputError: something is missing; the message lists all of it.
+        IncompleteError: files are missing; the message lists all of them.
+        InputError: something else is wrong, too.
     """
-    missing = []
+    missing, wrong = [], []
     if not (folder / "config.json").is_file():
         is_adapter = (folder / "adapter_config.json").is_file()
         advice = "this is an adapter: set `model` to its base, and `adapter` to this folder"
@@ -55,17 +60,17 @@ def check_folder(folder: Path, *, allow_pickle: bool = False) -> dict[str, Any]:
     if not weight_files(folder):
         pickles = sorted(p.name for p in folder.glob("*.bin"))
         if pickles and not allow_pickle:
-            missing.append(
+            wrong.append(
                 f"weights as *.safetensors: it has only pickles ({pickles[0]}), which can run code when loaded. "
                 "Convert them with save_pretrained, or set allow_pickle: true for this model if you trust its source"
             )
         elif not pickles:
             missing.append("weights (*.safetensors)")
-    missing += [*_missing_shards(folder), *_torn_weights(folder)]
-    if missing:
-        raise InputError(
-            "\n".join([f"model {folder}: the folder is not complete; missing:", *(f"  - {m}" for m in missing)])
-        )
+    missing += _missing_shards(folder)
+    wrong += _torn_weights(folder)
+    if missing or wrong:
+        lines = [f"model {folder}: the folder is not complete; missing:", *(f"  - {m}" for m in [*missing, *wrong])]
+        raise (InputError if wrong else IncompleteError)("\n".join(lines))
     try:
         config = json.loads((folder / "config.json").read_text())
     except ValueError as e:

@@ -10,6 +10,7 @@ and does not select prompts.
 from __future__ import annotations
 
 import contextlib
+import errno
 import fcntl
 import hashlib
 import os
@@ -28,6 +29,7 @@ from core_hpc.common.errors import CoreHpcError, InputError
 from core_hpc.common.hub import why_no_hub
 from core_hpc.models.folder import (
     MISTRAL_FILES,
+    IncompleteError,
     check_folder,
     context_tokens,
     fingerprint,
@@ -42,6 +44,7 @@ TINY = "tiny:"
 MINILM = "pypi:all-minilm-l6-v2"
 _MINILM_SHA256 = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"
 _HUB_NAME = re.compile(r"[\w.-]+(/[\w.-]+)?")
+_UNWRITABLE = (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EROFS)
 _HUB_FILES = ["*.json", "*.safetensors", "*.jinja", "*.txt", "*.model"]
 
 
@@ -130,7 +133,16 @@ def place_of_model(reference: str, *, revision: str | None = None, allow_pickle:
             missing=f"model {reference} is not in the local cache of the hub; a start downloads it, or run "
             f"`{_download(reference, revision)}` on a machine with network access",
         )
-    check_folder(found, allow_pickle=allow_pickle)
+    try:
+        check_folder(found, allow_pickle=allow_pickle)
+    except IncompleteError:
+        if local.is_dir():
+            raise
+        return ModelPlace(
+            None,
+            missing=f"model {reference} is only partly in the local cache of the hub; a start downloads the rest, or "
+            f"run `{_download(reference, revision)}` on a machine with network access",
+        )
     return ModelPlace(found)
 
 
@@ -268,15 +280,28 @@ def _make_once(target: Path, name: str, make: Callable[[Path], None]) -> None:
 
     `name` is part of the name of the lock.
     """
-    target.parent.mkdir(parents=True, exist_ok=True)
-    with _lock(target.parent / f".{name}.lock"):
-        if not target.is_dir():
-            temporary = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))
-            try:
-                make(temporary)
-                _publish(temporary, target)
-            finally:
-                shutil.rmtree(temporary, ignore_errors=True)
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        with _lock(target.parent / f".{name}.lock"):
+            if not target.is_dir():
+                temporary = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))
+                try:
+                    make(temporary)
+                    _publish(temporary, target)
+                finally:
+                    shutil.rmtree(temporary, ignore_errors=True)
+    except OSError as e:
+        if e.errno in _UNWRITABLE:
+            raise InputError(f"model {name}: {_unwritable(e, target.parent, 'CORE_HPC_CACHE')}") from e
+        raise
+
+
+def _unwritable(error: OSError, cache: Path | str, variable: str) -> str:
+    """What to do about a cache that is full, or in which this user may not write."""
+    return (
+        f"{error.filename or cache}: {error.strerror}; free space or correct the permissions there, or set {variable} "
+        "to another folder"
+    )
 
 
 def _run_converter(name: str, folder: Path) -> None:
@@ -309,10 +334,12 @@ def _publish(temporary: Path, target: Path) -> None:
 def _lock(path: Path) -> Iterator[None]:
     """Let only one process convert, to save memory.
 
-    On a file system without locks several processes may convert; one result is kept.
+    On a file system without locks, and where the lock belongs to another user, several processes may
+    convert; one result is kept.
     """
-    with path.open("w") as f:
+    with contextlib.ExitStack() as stack:
         with contextlib.suppress(OSError):
+            f = stack.enter_context(path.open("w"))
             fcntl.flock(f, fcntl.LOCK_EX)
         yield
 
@@ -342,7 +369,7 @@ def _snapshot(name: str, revision: str | None, patterns: list[str], *, what: str
         InputError: it is neither in the cache nor on the hub.
     """
     import huggingface_hub
-    from huggingface_hub import errors
+    from huggingface_hub import constants, errors
 
     why = why_no_hub()
     try:
@@ -364,6 +391,8 @@ def _snapshot(name: str, revision: str | None, patterns: list[str], *, what: str
             f"{what}: not found on the hub, and there is no such folder here: {str(e).splitlines()[0]}"
         ) from e
     except (errors.LocalEntryNotFoundError, errors.OfflineModeIsEnabled, errors.HfHubHTTPError, OSError) as e:
+        if isinstance(e, OSError) and e.errno in _UNWRITABLE:
+            raise InputError(f"{what}: {_unwritable(e, constants.HF_HUB_CACHE, 'HF_HOME')}") from e
         reason = why or f"the hub cannot be reached ({type(e).__name__})"
         raise InputError(
             f"{what}: not in the local cache, and {reason}; run `{_download(name, revision)}` on a machine with "

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import threading
 from collections.abc import Callable
@@ -20,6 +21,7 @@ from core_hpc.runs.sweep import load_sweep
 from core_hpc.store.paths import TaskKey
 from core_hpc.store.schema import COLD
 from tests.support.created_run import create_run
+from tests.support.second_user import as_colleague_after, require_root
 from tests.support.tiny import byte_tokenizer, tiny_sweep
 
 
@@ -274,6 +276,73 @@ def test_an_embedder_of_the_hub_in_the_cache(hub: Path, folder: Path) -> None:
     assert "hf download own/part`" in resolve.missing_embedder("own/part")
     with pytest.raises(InputError, match=r"embedder own/part: .* has no modules\.json and no \*\.safetensors"):
         resolve.resolve_embedder("own/part")
+
+
+@pytest.mark.parametrize(
+    ("error", "expected"),
+    [
+        (
+            OSError(errno.EDQUOT, "Disk quota exceeded", "/home/u/hub/x"),
+            "/home/u/hub/x: Disk quota exceeded; free space",
+        ),
+        (OSError(errno.ENOSPC, "No space left on device"), "HUB: No space left on device; free space"),
+        (PermissionError(errno.EACCES, "Permission denied", "/shared/x"), "/shared/x: Permission denied; free space"),
+        (OSError(errno.ECONNRESET, "reset"), "the hub cannot be reached"),
+    ],
+)
+def test_a_cache_of_the_hub_that_cannot_be_written_is_named(
+    hub: Path, monkeypatch: pytest.MonkeyPatch, error: OSError, expected: str
+) -> None:
+    import huggingface_hub
+
+    def download(*_: Any, **__: Any) -> str:
+        raise error
+
+    monkeypatch.setattr(resolve, "why_no_hub", lambda: None)
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", download)
+    with pytest.raises(InputError) as e:
+        resolve.resolve_model("own/toy")
+    assert expected.replace("HUB", str(hub)) in str(e.value)
+    assert ("or set HF_HOME to another folder" in str(e.value)) == ("reset" not in str(error))
+
+
+def test_a_start_downloads_the_rest_of_a_cached_model(hub: Path, folder: Path) -> None:
+    cached(hub, "own/part", OLD, folder, "config.json", "tokenizer.json")
+    place = resolve.place_of_model("own/part")
+    assert place.folder is None
+    assert place.missing.startswith("model own/part is only partly in the local cache of the hub; a start downloads")
+    (folder / "model.safetensors").rename(folder / "pytorch_model.bin")
+    cached(hub, "own/pickles", OLD, folder)
+    with pytest.raises(InputError, match="only pickles"):
+        resolve.place_of_model("own/pickles")
+    (folder / "model.safetensors").write_bytes(LFS_POINTER)
+    cached(hub, "own/torn", OLD, folder)
+    with pytest.raises(InputError, match="pointer of Git LFS"):
+        resolve.place_of_model("own/torn")
+
+
+def test_users_share_a_cache(project: Path) -> None:
+    """The first user was killed in a conversion, so the lock is there, and only this user may write it."""
+    require_root()
+    models = project / "models"
+    models.mkdir()
+    models.chmod(0o2777)
+    (models / ".toy.lock").touch(0o644)
+    imports = "from pathlib import Path\nfrom core_hpc.models import resolve"
+    code = "resolve._make_once(Path(sys.argv[1]), 'toy', lambda made: (made / 'config.json').touch())"
+    done = as_colleague_after(imports, code, models / "toy")
+    assert done.returncode == 0, done.stderr
+    assert [path.name for path in (models / "toy").iterdir()] == ["config.json"]
+
+
+def test_a_cache_that_cannot_be_written_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("tempfile.mkdtemp", _read_only)
+    with pytest.raises(InputError, match=r"/read-only: Read-only file system; free .*or set CORE_HPC_CACHE to"):
+        resolve._make_once(tmp_path / "models" / "toy", "toy", lambda _: None)
+
+
+def _read_only(**_: Any) -> str:
+    raise OSError(errno.EROFS, "Read-only file system", "/read-only")
 
 
 def _pinned(sha256: str, package: str = "some_weights") -> GgufModel:
