@@ -17,7 +17,7 @@ from core_hpc.answers.kinds import own_kinds
 from core_hpc.answers.own import kinds_of
 from core_hpc.common.errors import InputError
 from core_hpc.config.evaluation import EvaluationSetSection
-from core_hpc.config.problems import DataSetProblems, FileProblems
+from core_hpc.config.problems import DataSetProblems, FileProblems, ProblemSource
 from core_hpc.config.run import RunConfig
 from core_hpc.problems.duplicates import NearDuplicates
 from core_hpc.problems.files import Item
@@ -28,6 +28,7 @@ from core_hpc.problems.splits import (
     folded,
     frame_of,
     identities_of,
+    items_of,
     make_splits,
     problems_apart_from,
     warmup_problems,
@@ -86,19 +87,27 @@ def _with_sets(config: RunConfig, splits: Splits) -> Splits:
 def _problems(config: RunConfig, index: int, splits: Splits) -> list[Item]:
     """The problems of one set. Equal sources give the main set and a further one the same problems."""
     own, trained = config.evaluation.sets[index], splits.compared(TRAIN)
-    where, source = f"evaluation.sets.{index}.problems", own.problems
-    # A whole file stays whole: problems that it shares with training are an error below.
-    taken = set(trained) if source.count is not None else set[str]()
-    try:
-        found = problems_apart_from(source, EVALUATION, taken)
-    except InputError as e:
-        raise InputError(f"{where}: {e}") from e
+    where = f"evaluation.sets.{index}.problems"
+    if own.problems == config.problems.evaluation:
+        found = items_of(splits.evaluation, splits.identities)
+    else:
+        found = _drawn(own.problems, trained, where)
     if shared := _shared(config, own, trained, [item.compared for item in found]):
         raise InputError(
             f"{where}: {len(shared)} question(s) are (nearly) the same as training problems, for example "
             f"{shared[0][:80]!r}; use other problems, or set problems.near_duplicates: allow if they are only similar"
         )
     return [replace(item, problem_id=f"{own.name}{SEPARATOR}{item.problem_id}") for item in found]
+
+
+def _drawn(source: ProblemSource, trained: list[str], where: str) -> list[Item]:
+    """The problems of a source of its own; with a `count`, none of them is a training problem."""
+    # A whole file stays whole: problems that it shares with training are an error of the caller.
+    taken = set(trained) if source.count is not None else set[str]()
+    try:
+        return problems_apart_from(source, EVALUATION, taken)
+    except InputError as e:
+        raise InputError(f"{where}: {e}") from e
 
 
 def _shared(config: RunConfig, own: EvaluationSetSection, trained: list[str], evaluated: list[str]) -> list[str]:

@@ -274,6 +274,14 @@ def frame_of(items: Sequence[Item]) -> pl.DataFrame:
     return pl.DataFrame(rows, schema=PROBLEMS.schema, orient="row")
 
 
+def items_of(problems: pl.DataFrame, identities: Mapping[str, str]) -> list[Item]:
+    """The problems of `frame_of`, with the identities of `identities_of`."""
+    return [
+        Item(name, question, gold, json.loads(metadata), kind, identities.get(question))
+        for name, question, gold, kind, metadata in problems.select(list(PROBLEMS.columns)).iter_rows()
+    ]
+
+
 def problems_digest(problems: pl.DataFrame) -> str:
     """A digest of problems, in hex digits. It depends on their content only, not on a file format."""
     rows = json.dumps(problems.select(list(PROBLEMS.columns)).rows(), separators=(",", ":"))

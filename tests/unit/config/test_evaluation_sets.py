@@ -101,6 +101,22 @@ def test_a_set_shares_no_problem_with_training(tmp_path: Path) -> None:
     assert drawn.evaluation["problem_id"].to_list()[2:] == ["s/p5", "s/p6", "s/p7"]
 
 
+@pytest.mark.parametrize("near_duplicates", ["error", "drop", "allow"])
+def test_the_source_of_the_main_set_gives_its_problems(near_duplicates: str, tmp_path: Path) -> None:
+    """Also with `drop`, which draws held-out problems first, and with one file for everything."""
+    path = tmp_path / "all.jsonl"
+    rows = [{"id": f"p{i}", "question": " ".join(f"w{i}x{k}" for k in range(9)), "answer": str(i)} for i in range(40)]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    source = {"source": "jsonl", "path": str(path)}
+    held_out, near = {**source, "count": 10}, {"near_duplicates": near_duplicates}
+    problems = {"train": {**source, "count": 20}, "evaluation": held_out, **near}
+    made = splits_of(plan(problems=problems, evaluation={"sets": [{"name": "greedy", "problems": held_out}]}))
+    main, greedy = made.evaluation[:10], made.evaluation[10:]
+    assert greedy["problem_id"].to_list() == [f"greedy/{i}" for i in main["problem_id"]]
+    assert greedy.drop("problem_id").equals(main.drop("problem_id"))
+    assert not set(greedy["question"]) & set(made.train["question"])
+
+
 def test_a_set_may_have_answers_of_a_kind_of_the_user(tmp_path: Path) -> None:
     """The canonical answers of the Roman numerals of the shipped example."""
     (tmp_path / "my_answers.py").write_bytes((EXAMPLES / "my_answers.py").read_bytes())
