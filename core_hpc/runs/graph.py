@@ -210,12 +210,12 @@ def extend_horizon(horizons: list[Horizon], iterations: int, published: Collecti
     """Return the horizons after a start with `iterations` iterations.
 
     Updated iterations keep the schedule with which they were updated. A new horizon holds from the
-    first iteration that no model has updated. A start with fewer iterations than before changes
-    nothing.
+    first iteration that no model has updated. Once a model is updated, a start with fewer iterations
+    than before changes nothing. Before, the run is as if it had started with this number.
     """
-    if horizons and iterations <= horizons[-1].iterations:
-        return horizons
     first_open = 1 + max((k.iteration for k in published if k.phase == UPDATE), default=0)
+    if first_open > 1 and horizons and iterations <= horizons[-1].iterations:
+        return horizons
     kept = [h for h in horizons if h.from_iteration < first_open]
     return [*kept, Horizon(first_open, iterations)]
 

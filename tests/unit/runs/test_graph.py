@@ -174,11 +174,12 @@ def test_tasks_come_after_what_they_read(staleness: int) -> None:
 def test_a_new_horizon_begins_after_the_last_update() -> None:
     first = extend_horizon([], 3, set())
     assert first == [Horizon(1, 3)]
-    assert extend_horizon(first, 2, set()) == first
-    # Nothing is updated yet, so this is as if the run had started with 6 iterations.
+    # Nothing is updated yet, so this is as if the run had started with 2 or 6 iterations.
+    assert extend_horizon(first, 2, {TaskKey(1, COLD, "a")}) == [Horizon(1, 2)]
     assert extend_horizon(first, 6, set()) == [Horizon(1, 6)]
     updated = {TaskKey(i, UPDATE, "a") for i in (1, 2, 3)}
     longer = extend_horizon(first, 6, updated)
     assert longer == [Horizon(1, 3), Horizon(4, 6)]
     assert [horizon_at(longer, i) for i in (1, 3, 4, 6)] == [3, 3, 6, 6]
     assert extend_horizon(longer, 6, updated) == longer
+    assert extend_horizon(longer, 5, updated) == longer
