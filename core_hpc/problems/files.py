@@ -231,6 +231,11 @@ def gold_of(text: str, kind: str) -> str:
     return gold
 
 
+def folded(text: str) -> str:
+    """A text without differences of case and white space, by which equal problems are found."""
+    return " ".join(text.casefold().split())
+
+
 def own_row(answer_kind: str) -> ParseRow:
     """The parser for the user's own files and functions. `answer_kind` is that of rows without one.
 
@@ -244,12 +249,26 @@ def own_row(answer_kind: str) -> ParseRow:
         options = row.get("options")
         if kind == "letter" and isinstance(options, list) and gold not in LETTERS[: len(options)]:
             raise RowError(f"the answer {gold} is not one of its {len(options)} options")
-        rest = {k: v for k, v in row.items() if k not in ("id", "question", "answer", "answer_kind")}
         question = text_field(row, "question")
+        if kind == "letter" and isinstance(options, list):
+            _check_shown(question, options)
+        rest = {k: v for k, v in row.items() if k not in ("id", "question", "answer", "answer_kind")}
         problem_id = text_field(row, "id") if row.get("id") is not None else id_of(question, options)
         return Item(problem_id, question, gold, plain_metadata(rest), kind)
 
     return parse
+
+
+def _check_shown(question: str, options: list[Any]) -> None:
+    """Raise RowError if the question does not have an option: prompts show no other field."""
+    texts = [str(option).removesuffix(".0") for option in options]
+    for text in texts:
+        if folded(text) not in folded(question):
+            raise RowError(
+                f"the question does not have the option {text[:60]!r}, and prompts show the question only; write the "
+                f"options into the question, as {f'A) {texts[0]}'[:60]!r}, or remove the field 'options' if it has "
+                "them in another form"
+            )
 
 
 def id_of(question: str, options: Any = None) -> str:

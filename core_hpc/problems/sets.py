@@ -20,12 +20,11 @@ from core_hpc.config.evaluation import EvaluationSetSection
 from core_hpc.config.problems import DataSetProblems, FileProblems, ProblemSource
 from core_hpc.config.run import RunConfig
 from core_hpc.problems.duplicates import NearDuplicates
-from core_hpc.problems.files import Item
+from core_hpc.problems.files import Item, folded
 from core_hpc.problems.splits import (
     EVALUATION,
     TRAIN,
     Splits,
-    folded,
     frame_of,
     identities_of,
     items_of,

@@ -33,7 +33,7 @@ from core_hpc.config.run import RunConfig
 from core_hpc.config.warmup import WarmupSection
 from core_hpc.problems import datasets, generators
 from core_hpc.problems.duplicates import NearDuplicates
-from core_hpc.problems.files import Item, own_row, read_items
+from core_hpc.problems.files import Item, folded, own_row, read_items
 from core_hpc.store.schema import EVALUATE, PROBLEMS, UPDATE
 
 HINTED = "hinted"
@@ -198,11 +198,6 @@ def _draw(items: list[Item], source: FileProblems | DataSetProblems, label: str,
 
 
 # --- problems that splits must not share ---------------------------------------------------------
-
-
-def folded(text: str) -> str:
-    """A text without differences of case and white space, by which equal problems are found."""
-    return " ".join(text.casefold().split())
 
 
 def _check_same(train: Sequence[Item], evaluation: Sequence[Item]) -> None:

@@ -118,7 +118,7 @@ def test_parquet_gives_the_same_problems_as_jsonl(tmp_path: Path) -> None:
 
 def test_rows_without_an_id_get_one_from_their_content(tmp_path: Path) -> None:
     rows = [{"question": "1+1?", "answer": 2}, {"id": "b", "question": "2+1?", "answer": 3}]
-    rows += [{"question": "Which?", "answer": "A", "answer_kind": "letter", "options": o} for o in (["x"], ["y"])]
+    rows += [{"question": "Which?", "answer": "x", "answer_kind": "text", "options": o} for o in (["x"], ["y"])]
     text = "".join(json.dumps(row) + "\n" for row in rows)
     for name, mark in (("plain.jsonl", b""), ("marked.jsonl", codecs.BOM_UTF8)):
         (tmp_path / name).write_bytes(mark + text.encode())
@@ -139,7 +139,7 @@ def test_answer_kinds_of_a_source_and_of_a_row(tmp_path: Path) -> None:
         {"id": "l", "question": "q1", "answer": r"$\dfrac12$"},
         {"id": "n", "question": "q2", "answer": "1,000", "answer_kind": "number"},
         {"id": "i", "question": "q3", "answer": "007", "answer_kind": "integer"},
-        {"id": "c", "question": "q4", "answer": "(b)", "answer_kind": "letter", "options": ["x", "y"]},
+        {"id": "c", "question": "q4 A) X  1 B) 4", "answer": "(b)", "answer_kind": "letter", "options": ["x 1", 4.0]},
         {"id": "t", "question": "q5", "answer": " New  York ", "answer_kind": "text"},
         {"id": "d", "question": "q6", "answer": "x", "answer_kind": None},
     ]
@@ -187,6 +187,11 @@ def test_answer_kinds_of_a_source_and_of_a_row(tmp_path: Path) -> None:
         (
             [{**GOOD, "answer_kind": "letter", "answer": "C", "options": ["x", "y"]}],
             "line 1: the answer C is not one of its 2 options",
+        ),
+        (
+            [{**GOOD, "question": "Prime? A) 4", "answer_kind": "letter", "answer": "B", "options": ["4", 7, "9"]}],
+            "line 1: the question does not have the option '7', and prompts show the question only; write the options "
+            r"into the question, as 'A\) 4'",
         ),
         ([{**GOOD, "answer_kind": "text", "answer": "..."}], "line 1: the answer '...' is not text"),
         ([{**GOOD, "level": [1]}], "line 1: 'level' must be text or a number, not list"),
