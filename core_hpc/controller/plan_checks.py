@@ -27,6 +27,7 @@ from core_hpc.models.resolve import ModelPlace, missing_embedder, place_of_model
 from core_hpc.problems.sets import evaluation_tokens
 from core_hpc.problems.splits import Splits
 from core_hpc.runs import conflicts
+from core_hpc.runs.inputs import check_inputs
 from core_hpc.runs.sweep import Sweep
 from core_hpc.store.phases import COLD
 from core_hpc.store.schema import PROBLEMS
@@ -59,6 +60,7 @@ def check_sweep(sweep: Sweep, splits: Mapping[str, Splits]) -> tuple[Check, ...]
         splits: the problems of its runs, as far as they are on this machine.
     """
     found = [*_folder(sweep), *_gpus(sweep), *_embedders(sweep), *_tracking(sweep)]
+    found += _passes(partial(check_inputs, sweep, splits, {}))
     lengths = _Lengths()
     for plan in sweep.runs:
         found += [*_rescues(plan.config), *_equal_samples(plan.config)]

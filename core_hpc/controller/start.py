@@ -23,6 +23,7 @@ from core_hpc.controller.prepare import FACTS_FILE, read_splits
 from core_hpc.problems.splits import Splits
 from core_hpc.runs import folder as runfolders
 from core_hpc.runs.folder import ModelFacts
+from core_hpc.runs.inputs import check_inputs
 from core_hpc.runs.sweep import Sweep
 
 ERROR_CHARACTERS = 4000
@@ -53,7 +54,8 @@ def prepare_new_runs(sweep: Sweep, console: Console) -> Prepared:
     """Prepare the runs whose folder does not exist yet.
 
     Raises:
-        InputError: models or problems do not fit. It lists all mistakes.
+        InputError: models or problems do not fit, or are others than those of the started runs. It lists all
+            mistakes.
     """
     new = [plan for plan in sweep.runs if not runfolders.exists(plan, sweep.folder)]
     if not new:
@@ -83,4 +85,6 @@ def prepare_new_runs(sweep: Sweep, console: Console) -> Prepared:
             raise InputError(f"{sweep.source}: nothing was created\n{facts['error']}")
         found = [{name: ModelFacts(**f) for name, f in run.items()} for run in facts["facts"]]
         splits = [read_splits(Path(folder), number) for number in range(len(new))]
-    return {plan.run_id: (s, f) for plan, s, f in zip(new, splits, found, strict=True)}
+    prepared = {plan.run_id: (s, f) for plan, s, f in zip(new, splits, found, strict=True)}
+    check_inputs(sweep, {i: s for i, (s, _) in prepared.items()}, {i: f for i, (_, f) in prepared.items()})
+    return prepared
