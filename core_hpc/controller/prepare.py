@@ -33,7 +33,7 @@ from core_hpc.models.resolve import ResolvedModel, resolve_embedder, resolve_mod
 from core_hpc.phases.own_functions import try_functions
 from core_hpc.phases.warmup_examples import check_examples
 from core_hpc.problems.sets import all_problems, evaluation_tokens
-from core_hpc.problems.splits import SPLITS, Splits, check_counts, worked_examples
+from core_hpc.problems.splits import SPLITS, Splits, check_counts, warmup_split, worked_examples
 from core_hpc.runs.folder import ModelFacts
 from core_hpc.runs.sweep import RunPlan
 from core_hpc.store import parquet
@@ -224,15 +224,13 @@ def problems_key(config: RunConfig) -> tuple[str, ...]:
 
 
 def _write_splits(folder: Path, number: int, splits: Splits) -> None:
-    for name in SPLITS:
-        getattr(splits, name).write_parquet(folder / f"{number}-{name}.parquet")
-    for model, frame in splits.warmups.items():
-        frame.write_parquet(folder / f"{number}-warmup-{model}.parquet")
+    for name, frame in splits.by_name().items():
+        frame.write_parquet(folder / f"{number}-{name}.parquet")
 
 
 def read_splits(folder: Path, number: int) -> Splits:
     """Read the problems of the run with this number in the request."""
-    start = f"{number}-warmup-"
+    start = f"{number}-{warmup_split('')}"
     warmups = {p.stem.removeprefix(start): parquet.read(p) for p in sorted(folder.glob(f"{start}*.parquet"))}
     train, evaluation, examples = (parquet.read(folder / f"{number}-{name}.parquet") for name in SPLITS)
     return Splits(train, evaluation, examples, warmups)

@@ -29,7 +29,7 @@ from core_hpc.engines.base import (
     SamplingSettings,
 )
 from core_hpc.engines.sampling import sample_tokens
-from core_hpc.models.folder import load_tokenizer
+from core_hpc.models.folder import end_token_ids, load_tokenizer
 from core_hpc.models.imports import large_imports
 from core_hpc.models.loading import load_model
 from core_hpc.models.quantization import four_bit_options
@@ -81,7 +81,7 @@ class TransformersEngine:
         # PEFT freezes the model with the first adapter. Then other kernels would run and change the
         # last digits of the base model, so it is frozen from the beginning.
         self._model: Any = model.requires_grad_(False).eval()
-        self._end_ids = _end_token_ids(self._model, self._tokenizer)
+        self._end_ids = end_token_ids(spec.model_folder, self._tokenizer)
         self._batch_tokens = _BATCH_TOKENS_CPU if on_cpu else _BATCH_TOKENS_GPU
         self._peft: Any = None
         self._adapter: AdapterRef | None = None
@@ -256,10 +256,3 @@ class TransformersEngine:
             self._peft.delete_adapter(old)
         self._peft.eval()
         self._adapter = adapter
-
-
-def _end_token_ids(model: Any, tokenizer: Any) -> frozenset[int]:
-    """End tokens of the generation configuration and of the tokenizer, the same as in vLLM."""
-    ids = model.generation_config.eos_token_id
-    several = ids if isinstance(ids, list) else [ids]
-    return frozenset(i for i in [*several, tokenizer.eos_token_id] if i is not None)

@@ -119,61 +119,64 @@ def read_source(path: Path) -> Source:
 # --- references in a sweep file ------------------------------------------------------------------
 
 
-def located(data: Any, folder: Path, key: str = "") -> Any:
+def located(data: Any, folder: Path, path: str = "") -> Any:
     """A copy of the content of a sweep file in which references have absolute paths.
 
     Args:
         data: the content, or a part of it.
         folder: what relative paths are relative to.
-        key: the key of this part.
+        path: dotted path of this part.
     """
-    if isinstance(data, dict):
-        return {k: located(v, folder, str(k)) for k, v in data.items()}
-    if isinstance(data, list):
-        return [located(v, folder, key) for v in data]
-    found = REFERENCE.fullmatch(data) if isinstance(data, str) and _names_a_function(key) else None
-    if found is None or found["digest"]:
-        return data
-    return f"{(folder / Path(found['file']).expanduser()).resolve()}:{found['function']}"
+
+    def absolute(_path: str, found: re.Match[str]) -> str:
+        if found["digest"]:
+            return found[0]
+        return f"{(folder / Path(found['file']).expanduser()).resolve()}:{found['function']}"
+
+    return _with_references(data, path, absolute)
 
 
-def with_digests(
-    data: Any, path: str, mistakes: list[str], sources: dict[str, Source], *, read: Callable[[Path], Source]
-) -> Any:
+def with_digests(data: Any, mistakes: list[str], sources: dict[str, Source], *, read: Callable[[Path], Source]) -> Any:
     """A copy of the content of a sweep file in which references have a digest and no folder.
 
     Args:
-        data: the content with absolute paths, or a part of it.
-        path: dotted path of this part.
+        data: the content with absolute paths.
         mistakes: one line is added for each file that cannot be read.
         sources: the files that were read, by digest; new ones are added.
         read: `read_source`, or a function that reads each file once.
     """
 
-    def within(part: Any, key: str) -> Any:
-        return with_digests(part, f"{path}.{key}" if path else key, mistakes, sources, read=read)
+    def digested(path: str, found: re.Match[str]) -> str:
+        if found["digest"]:
+            mistakes.append(f"{path}: the digest is added by core_hpc; write {found[0].partition('@')[0]}")
+            return found[0]
+        try:
+            source = read(Path(found["file"]))
+        except InputError as e:
+            mistakes.append(f"{path}: {e}")
+            return found[0]
+        sources[source.digest] = source
+        return source.reference(found["function"])
 
-    if isinstance(data, dict):
-        return {k: within(v, str(k)) for k, v in data.items()}
-    if isinstance(data, list):
-        return [within(v, str(i)) for i, v in enumerate(data)]
-    found = REFERENCE.fullmatch(data) if isinstance(data, str) and _names_a_function(path) else None
-    if found is None:
-        return data
-    if found["digest"]:
-        mistakes.append(f"{path}: the digest is added by core_hpc; write {data.partition('@')[0]}")
-        return data
-    try:
-        source = read(Path(found["file"]))
-    except InputError as e:
-        mistakes.append(f"{path}: {e}")
-        return data
-    sources[source.digest] = source
-    return source.reference(found["function"])
+    return _with_references(data, "", digested)
 
 
-def _names_a_function(path: str) -> bool:
-    return path.rpartition(".")[2] in FUNCTION_KEYS
+def _with_references(data: Any, path: str, replace: Callable[[str, re.Match[str]], str]) -> Any:
+    """A copy of data with another text for each reference, which `replace` makes from its path and its parts.
+
+    A list below the name of a function, such as the values of a grid, has references, too.
+    """
+
+    def within(part: Any, path: str, key: str) -> Any:
+        if isinstance(part, dict):
+            return {k: within(v, f"{path}.{k}" if path else str(k), str(k)) for k, v in part.items()}
+        if isinstance(part, list):
+            return [within(v, f"{path}.{i}", key) for i, v in enumerate(part)]
+        names_a_function = isinstance(part, str) and key.rpartition(".")[2] in FUNCTION_KEYS
+        found = REFERENCE.fullmatch(part) if names_a_function else None
+        return part if found is None else replace(path, found)
+
+    return within(data, path, path)
 
 
 # --- checks without running anything -------------------------------------------------------------
@@ -255,22 +258,18 @@ def copy_name(reference: str) -> str:
     return f"{Path(found['file']).stem}-{found['digest']}.py"
 
 
-def from_copies(data: Any, folder: Path, key: str = "") -> Any:
+def from_copies(data: Any, folder: Path) -> Any:
     """A copy of the configuration of a run, for another sweep: references name the copies in the run's folder.
 
     Args:
-        data: the configuration as plain data, or a part of it.
+        data: the configuration as plain data.
         folder: the folder of the copies.
-        key: the key of this part.
     """
-    if isinstance(data, dict):
-        return {k: from_copies(v, folder, str(k)) for k, v in data.items()}
-    if isinstance(data, list):
-        return [from_copies(v, folder, key) for v in data]
-    found = REFERENCE.fullmatch(data) if isinstance(data, str) and _names_a_function(key) else None
-    if found is None or not found["digest"]:
-        return data
-    return f"{(folder / copy_name(data)).absolute()}:{found['function']}"
+
+    def copied(_path: str, found: re.Match[str]) -> str:
+        return f"{(folder / copy_name(found[0])).absolute()}:{found['function']}" if found["digest"] else found[0]
+
+    return _with_references(data, "", copied)
 
 
 def write_copies(folder: Path, found: Iterable[Use], sources: Mapping[str, Source]) -> None:

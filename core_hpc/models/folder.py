@@ -16,7 +16,7 @@ from typing import Any
 
 from core_hpc.common.errors import InputError
 from core_hpc.models.imports import large_imports
-from core_hpc.models.loading import auto_class, linear_layers, load_config, match_targets
+from core_hpc.models.loading import GENERATION_CONFIG, auto_class, linear_layers, load_config, match_targets
 
 _TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "spiece.model", "tiktoken.model")
 _FINGERPRINTED = (
@@ -220,7 +220,7 @@ def end_token_ids(folder: Path, tokenizer: Any) -> frozenset[int]:
 
     The engines stop at these tokens by themselves. A model may name several, such as `<end_of_turn>`.
     """
-    path = folder / "generation_config.json"
+    path = folder / GENERATION_CONFIG
     settings = json.loads((path if path.is_file() else folder / "config.json").read_text(encoding="utf-8"))
     ids = settings.get("eos_token_id", settings.get("text_config", {}).get("eos_token_id"))
     several = ids if isinstance(ids, list) else [ids]

@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from core_hpc.common.errors import InputError
+from core_hpc.models.loading import GENERATION_CONFIG
 
 CONVERTER_VERSION = 2
 _ROWS = 16384  # rows per block: 40 MB in float32 for these models
@@ -199,7 +200,7 @@ def convert(name: str, folder: Path) -> None:
     # Without the version, transformers warns at every load.
     config = model.config | {"transformers_version": transformers.__version__}
     (folder / "config.json").write_text(json.dumps(config, indent=1, sort_keys=True))
-    (folder / "generation_config.json").write_text(json.dumps(ids, indent=1, sort_keys=True))
+    (folder / GENERATION_CONFIG).write_text(json.dumps(ids, indent=1, sort_keys=True))
 
 
 def _save_weights(model: GgufModel, source: Path, folder: Path) -> None:

@@ -17,6 +17,7 @@ from core_hpc.answers.extract import extract_answer, verify_many
 from core_hpc.common.seeds import stable_seed
 from core_hpc.config.evaluation import SamplingSection
 from core_hpc.engines.base import Completion, GenerationRequest, SamplingSettings
+from core_hpc.models.prompts import PromptBuilder
 from core_hpc.phases.context import TaskContext
 from core_hpc.problems.sets import by_set
 from core_hpc.runs.contents import problems_of_part
@@ -48,7 +49,7 @@ def run_cold(context: TaskContext) -> None:
         for prompt in [builder.build(problem["question"])]
         for k in range(context.run.config.protocol.cold_samples)
     ]
-    _sample_and_publish(context, COLD, wanted)
+    _sample_and_publish(context, builder, COLD, wanted)
 
 
 def run_rescue(context: TaskContext) -> None:
@@ -80,7 +81,7 @@ def run_rescue(context: TaskContext) -> None:
             )
             for k, shown in enumerate(row["hint_draws"])
         ]
-    _sample_and_publish(context, RESCUE, wanted)
+    _sample_and_publish(context, builder, RESCUE, wanted)
 
 
 def run_evaluate(context: TaskContext) -> None:
@@ -101,17 +102,19 @@ def run_evaluate(context: TaskContext) -> None:
             for k in range(own.evaluation.samples)
         ]
         if wanted or not frames:
-            frames.append(_sample(of_set, EVALUATE, wanted, adapter_iteration=iteration))
+            frames.append(_sample(of_set, builder, EVALUATE, wanted, adapter_iteration=iteration))
     _publish(context, pl.concat(frames))
 
 
-def _sample_and_publish(context: TaskContext, phase: str, wanted: Sequence[_Wanted]) -> None:
+def _sample_and_publish(context: TaskContext, builder: PromptBuilder, phase: str, wanted: Sequence[_Wanted]) -> None:
     sampler = sampler_of(context.key.iteration, context.run.config.protocol.staleness)
-    _publish(context, _sample(context, phase, wanted, adapter_iteration=sampler))
+    _publish(context, _sample(context, builder, phase, wanted, adapter_iteration=sampler))
 
 
-def _sample(context: TaskContext, phase: str, wanted: Sequence[_Wanted], *, adapter_iteration: int) -> pl.DataFrame:
-    """The rows of the wanted completions."""
+def _sample(
+    context: TaskContext, builder: PromptBuilder, phase: str, wanted: Sequence[_Wanted], *, adapter_iteration: int
+) -> pl.DataFrame:
+    """The rows of the wanted completions. `builder` has made their prompts."""
     run, key = context.run, context.key
     sampling = run.config.sampling_of(context.model, phase)
     seeds = [
@@ -126,7 +129,7 @@ def _sample(context: TaskContext, phase: str, wanted: Sequence[_Wanted], *, adap
         context.stopwatch.split("load", "compile", context.warm.take_compile_s())
         context.progress(0, len(wanted), 0)
         stops = context.stop_strings(context.model)
-        stop_ids = context.prompt_builder(context.model).stop_token_ids(stops)
+        stop_ids = builder.stop_token_ids(stops)
         completions = engine.generate(
             [GenerationRequest(w.prompt, seed) for w, seed in zip(wanted, seeds, strict=True)],
             SamplingSettings(sampling.temperature, sampling.top_p, sampling.max_new_tokens, stops, stop_ids),
@@ -135,7 +138,7 @@ def _sample(context: TaskContext, phase: str, wanted: Sequence[_Wanted], *, adap
         )
         context.stopwatch.lap("generate")
     sampled = list(zip(wanted, seeds, completions, strict=True))
-    frame = _rows(context, phase, sampled, sampling, adapter_iteration=adapter_iteration)
+    frame = _rows(context, builder, phase, sampled, sampling, adapter_iteration=adapter_iteration)
     context.stopwatch.lap("verify")
     return frame
 
@@ -160,6 +163,7 @@ def _publish(context: TaskContext, frame: pl.DataFrame) -> None:
 
 def _rows(
     context: TaskContext,
+    builder: PromptBuilder,
     phase: str,
     sampled: Sequence[tuple[_Wanted, int, Completion]],
     sampling: SamplingSection,
@@ -167,7 +171,7 @@ def _rows(
     adapter_iteration: int,
 ) -> pl.DataFrame:
     """Rows of ROLLOUTS for (wanted, seed, completion). Answers are extracted and verified here."""
-    builder, stops = context.prompt_builder(context.model), context.stop_strings(context.model)
+    stops = context.stop_strings(context.model)
     texts = [builder.completion_text(completion.token_ids, stops) for _, _, completion in sampled]
     kinds = [w.problem["answer_kind"] for w, _, _ in sampled]
     answers = [extract_answer(text, kind) for text, kind in zip(texts, kinds, strict=True)]

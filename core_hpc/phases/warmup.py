@@ -40,6 +40,7 @@ from core_hpc.phases.checkpoint import CheckpointStore, remove_checkpoints, writ
 from core_hpc.phases.context import TaskContext
 from core_hpc.phases.trainer_settings import trainer_settings
 from core_hpc.phases.warmup_examples import Example, encode_example
+from core_hpc.problems.splits import warmup_split
 from core_hpc.store import manifests, shards
 from core_hpc.store.leftovers import remove_leftovers
 from core_hpc.store.paths import MANIFEST_SUFFIX
@@ -99,7 +100,7 @@ def warmup_examples(context: TaskContext) -> list[Example]:
     """
     model = context.model
     builder, stops = context.prompt_builder(model), context.stop_strings(model)
-    problems = context.run.split(context.paths.warmup_problems(model.name))
+    problems = context.run.split(warmup_split(model.name))
     limit = context.resolved(model).max_context_tokens
     return [encode_example(p, builder, stops, limit_tokens=limit) for p in problems.iter_rows(named=True)]
 

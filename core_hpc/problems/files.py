@@ -262,8 +262,9 @@ def own_row(answer_kind: str) -> ParseRow:
 def _check_shown(question: str, options: list[Any]) -> None:
     """Raise RowError if the question does not have an option: prompts show no other field."""
     texts = [str(option).removesuffix(".0") for option in options]
+    shown = folded(question)
     for text in texts:
-        if folded(text) not in folded(question):
+        if folded(text) not in shown:
             raise RowError(
                 f"the question does not have the option {text[:60]!r}, and prompts show the question only; write the "
                 f"options into the question, as {f'A) {texts[0]}'[:60]!r}, or remove the field 'options' if it has "

@@ -53,9 +53,20 @@ class Splits:
     identities: Mapping[str, str] = field(default_factory=dict)
     """Question -> `Item.identity`, for the problems that have one. Frozen splits do not have it."""
 
+    def by_name(self) -> dict[str, pl.DataFrame]:
+        """All problems, by the name under which they are frozen."""
+        return {name: getattr(self, name) for name in SPLITS} | {
+            warmup_split(model): frame for model, frame in self.warmups.items()
+        }
+
     def compared(self, split: str) -> list[str]:
         """The texts by which the problems of a split are compared with others (`Item.compared`)."""
         return [self.identities.get(question, question) for question in getattr(self, split)["question"]]
+
+
+def warmup_split(model: str) -> str:
+    """The split with the problems of a model's warm-up."""
+    return f"warmup-{model}"
 
 
 def split_of(phase: str) -> str:

@@ -19,7 +19,7 @@ from core_hpc.common.errors import StoreError
 from core_hpc.config.identity import scientific_fields
 from core_hpc.extensions import sources
 from core_hpc.extensions.points import uses
-from core_hpc.problems.splits import SPLITS, Splits, problems_digest
+from core_hpc.problems.splits import Splits, problems_digest
 from core_hpc.runs import provenance
 from core_hpc.runs.adapters import freeze_adapter
 from core_hpc.runs.folder import ModelFacts, Run, facts_in, read_identity
@@ -45,10 +45,8 @@ def create(plan: RunPlan, folder: Path, splits: Splits, facts: Mapping[str, Mode
     paths = SweepPaths(folder).run(plan.run_id)
     for path in (paths.problems, paths.logs, paths.tensorboard):
         manifests.make_folder(path)
-    frames = {name: getattr(splits, name) for name in SPLITS}
-    frames |= {paths.warmup_problems(model): frame for model, frame in splits.warmups.items()}
     sources.write_copies(paths.extensions, uses(plan.config), plan.sources)
-    frozen = {name: _freeze(paths.problems, name, frame) for name, frame in frames.items()}
+    frozen = {name: _freeze(paths.problems, name, frame) for name, frame in splits.by_name().items()}
     for model in plan.config.team:
         if model.adapter is not None:
             freeze_adapter(paths, model, facts[model.name].adapter)

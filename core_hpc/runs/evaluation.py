@@ -176,10 +176,11 @@ def sweep_file(
         raise InputError(f"--problems: two sets have the name {twice[0]}; write NAME=SET for one of them")
     teams = {label: [_without(member, changed) for member in team] for label, team in subject.team.items()}
     first = next(iter(teams.values()))
+    sections = _problems(subject, sets)
     runs = []
     for label, team in teams.items():
         changes = _changes(first, team)
-        for problems in _problems(subject, sets):
+        for problems in sections:
             for way in ways:
                 parts = [label, problems.name, way.name]
                 runs.append(

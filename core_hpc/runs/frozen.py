@@ -15,7 +15,7 @@ import polars as pl
 
 from core_hpc.common.errors import InputError, StoreError
 from core_hpc.problems.sets import all_problems
-from core_hpc.problems.splits import SPLITS, problems_digest
+from core_hpc.problems.splits import SPLITS, problems_digest, warmup_split
 from core_hpc.runs.folder import Run, read_identity
 from core_hpc.store import manifests, parquet, shards
 from core_hpc.store.manifests import DamagedError, sha256_file
@@ -39,7 +39,7 @@ def restore_problems(run: Run) -> list[str]:
     where = ", ".join(str(run.paths.problems / f"{name}.*") for name in damaged)
     advice = f"Restore {where} from a backup, or start a new run (--set name=...)"
     try:
-        made = _make(run)
+        made = all_problems(run.config).by_name()
     except InputError as e:
         raise StoreError(f"{'; '.join(map(str, damaged.values()))}. The source does not help: {e}\n{advice}") from e
     for name, error in damaged.items():
@@ -53,14 +53,7 @@ def restore_problems(run: Run) -> list[str]:
 
 def _names(run: Run) -> list[str]:
     """The splits, and the problems of warm-ups."""
-    return [*SPLITS, *(run.paths.warmup_problems(m.name) for m in run.config.team if m.warmup is not None)]
-
-
-def _make(run: Run) -> dict[str, pl.DataFrame]:
-    """All problems of a run, from their sources."""
-    splits = all_problems(run.config)
-    warmups = {run.paths.warmup_problems(model): frame for model, frame in splits.warmups.items()}
-    return {name: getattr(splits, name) for name in SPLITS} | warmups
+    return [*SPLITS, *(warmup_split(m.name) for m in run.config.team if m.warmup is not None)]
 
 
 def _damage(run: Run, name: str) -> StoreError | None:

@@ -13,7 +13,7 @@ from typing import Any
 
 from core_hpc.common.errors import RunConflictError
 from core_hpc.config.identity import scientific_fields
-from core_hpc.problems.splits import EVALUATION, EXAMPLES, SPLITS, TRAIN, Splits, problems_digest
+from core_hpc.problems.splits import EVALUATION, EXAMPLES, TRAIN, Splits, problems_digest, warmup_split
 from core_hpc.runs.folder import ModelFacts, exists, facts_in, read_identity, runs_in
 from core_hpc.runs.sweep import Sweep
 
@@ -44,9 +44,7 @@ def check_inputs(sweep: Sweep, splits: Mapping[str, Splits], facts: Mapping[str,
         return
     messages = []
     for plan in new:
-        made = splits[plan.run_id]
-        digests = {name: problems_digest(getattr(made, name)) for name in SPLITS}
-        digests |= {f"warmup-{model}": problems_digest(frame) for model, frame in made.warmups.items()}
+        digests = {name: problems_digest(problems) for name, problems in splits[plan.run_id].by_name().items()}
         found = _inputs(scientific_fields(plan.config), digests, facts.get(plan.run_id, {}))
         messages += list(_differences(plan.run_id, found, started))
     if messages:
@@ -96,7 +94,7 @@ def _inputs(
     for member in fields.get("team", []):
         name, fact = member["name"], facts.get(member["name"])
         if warmup := member.get("warmup"):
-            decisive[f"warmup-{name}"] = [held_out, warmup["problems"], warmup.get("hinted")]
+            decisive[warmup_split(name)] = [held_out, warmup["problems"], warmup.get("hinted")]
         if fact is not None:
             weights = [member.get(field) for field in WEIGHT_FIELDS]
             yield _input(f"team.{name}: the model {member['model']}", weights), fact.fingerprint

@@ -260,7 +260,7 @@ def _slug(text: str) -> str:
 
 def _resolve(label: str, data: dict[str, Any], mistakes: list[str], *, read: Callable[[Path], Source]) -> list[RunPlan]:
     found: dict[str, Source] = {}
-    data = sources.with_digests(data, "", mistakes, found, read=read)
+    data = sources.with_digests(data, mistakes, found, read=read)
     try:
         config = RunConfig.model_validate(data)
     except ValidationError as e:

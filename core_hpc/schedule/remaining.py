@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from core_hpc.problems.sets import num_samples
-from core_hpc.problems.splits import EVALUATION
+from core_hpc.problems.splits import EVALUATION, warmup_split
 from core_hpc.runs.folder import Run
 from core_hpc.runs.outcome import Progress
 from core_hpc.store.paths import TEAM, Kind, TaskKey
@@ -73,7 +73,7 @@ def expected_completions(run: Run, num_evaluation_problems: int) -> dict[str, fl
         completions = int(run.split(EVALUATION).select(num_samples(config)).to_series().sum())
     evaluated = completions / max(1, graph.num_evaluation_parts)
     update = UPDATE_COST * cold * graph.num_parts
-    examples = [run.num_problems(run.paths.warmup_problems(name)) for name in graph.warmed]
+    examples = [run.num_problems(warmup_split(name)) for name in graph.warmed]
     warmup = UPDATE_COST * max(examples, default=0)
     return {COLD: cold, RESCUE: RESCUED_SHARE * cold, UPDATE: update, EVALUATE: evaluated} | {
         WARMUP: warmup,

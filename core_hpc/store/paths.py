@@ -159,10 +159,6 @@ class RunPaths:
         """Warm-ups that all runs below the same `output` share (`phases/warmup.py`)."""
         return self.root.parent.parent / ".warmups"
 
-    def warmup_problems(self, model: str) -> str:
-        """Name of the problems of a model's warm-up in `problems`."""
-        return f"warmup-{model}"
-
     @property
     def kept(self) -> Path:
         """Cached counts of finished iterations (`analysis/counts/cache.py`)."""

@@ -425,12 +425,12 @@ def test_the_engine_samples_with_the_recorded_settings_and_ends_of_the_model(
         progress=lambda *_: None,
         stop_strings=lambda _: ("\n", "</s>"),
         adapter=lambda _: None,
-        prompt_builder=lambda _: PromptBuilder(PLAIN, "plain", ""),
         stats=lambda **_: None,
         paths=SimpleNamespace(task_folder=lambda _: None, task_name=lambda _: None),
     )
+    builder = PromptBuilder(PLAIN, "plain", "")
     wanted = generate._Wanted(problem=problem, sample_index=0, prompt=(3,))
-    generate._publish(context, generate._sample(context, phase, [wanted], adapter_iteration=0))
+    generate._publish(context, generate._sample(context, builder, phase, [wanted], adapter_iteration=0))
     assert published[0]["temperature"].to_list() == [used[0].temperature] == [recorded]
     assert (used[0].stop_strings, used[0].stop_token_ids) == (("\n", "</s>"), (PLAIN.eos_token_id,))
     assert used[0].max_new_tokens == (5 if phase == COLD else 30)
