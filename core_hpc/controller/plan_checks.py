@@ -22,8 +22,9 @@ from core_hpc.config.problems import NoProblems
 from core_hpc.config.run import RunConfig
 from core_hpc.local.executor import LocalLimits
 from core_hpc.local.gpus import check_gpus
+from core_hpc.models.embedders import missing_embedder
 from core_hpc.models.folder import context_of_folder, longer_context
-from core_hpc.models.resolve import ModelPlace, missing_embedder, place_of_model
+from core_hpc.models.resolve import ModelPlace, place_of_model
 from core_hpc.problems.sets import evaluation_tokens
 from core_hpc.problems.splits import Splits
 from core_hpc.runs import conflicts

