@@ -20,7 +20,7 @@ from analysis.metrics.pairs import arm_names, fields_of, primary_of
 from analysis.stats.intervals import METHOD_NOTE, join_notes
 from core_hpc.common.errors import InputError
 from core_hpc.config.analysis import PrimarySection
-from core_hpc.runs.arms import arm_of_label
+from core_hpc.runs.arms import arm_name
 from core_hpc.runs.names import label_of
 
 CONTRASTS_TABLE = pl.Schema({"arm_a": pl.String(), "arm_b": pl.String(), **COMPARE_TABLE})
@@ -40,8 +40,8 @@ def arms_among(runs: Sequence[RunData]) -> dict[str, list[RunData]]:
         groups.setdefault(key, []).append(data)
     out: dict[str, list[RunData]] = {}
     for own in groups.values():
-        label = own[0].name if own[0].config is None else arm_of_label(label_of(own[0].path.name))
-        name = label or own[0].path.parent.name
+        config = own[0].config
+        name = own[0].name if config is None else arm_name(config.name, label_of(own[0].path.name))
         out[name if name not in out else f"{own[0].path.parent.name}/{own[0].name}"] = own
     return out
 

@@ -27,16 +27,21 @@ def arm_of_label(label: str) -> str:
     return _SEED.sub("", label).strip("-")
 
 
-def names_of_arm(sweep: str, label: str) -> set[str]:
-    """The names of the arm of a run: its label with and without the seed.
+def arm_name(sweep: str, label: str) -> str:
+    """The name of the arm of a run: its label without the seed.
 
     A run whose label has no more than the seed is known by its sweep, because the whole sweep is one arm.
 
-    >>> sorted(names_of_arm("core", "seed-1")), sorted(names_of_arm("core", "seed-1-scope-all"))
-    (['core', 'seed-1'], ['scope-all', 'seed-1-scope-all'])
+    >>> arm_name("core", "seed-1"), arm_name("core", "run"), arm_name("core", "seed-1-scope-all")
+    ('core', 'core', 'scope-all')
     """
     arm = arm_of_label(label)
-    return {label, sweep if arm in ("", ONLY_RUN) else arm}
+    return sweep if arm in ("", ONLY_RUN) else arm
+
+
+def names_of_arm(sweep: str, label: str) -> set[str]:
+    """All names by which the arm of a run is known: the label with and without the seed."""
+    return {label, arm_name(sweep, label)}
 
 
 def missing_arms(primary: PrimarySection, *, source: Path, sweep: str, labels: Collection[str]) -> Iterator[str]:

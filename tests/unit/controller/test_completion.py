@@ -6,7 +6,6 @@ The last tasks may have been published without a controller, and a copy may have
 from __future__ import annotations
 
 import io
-import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -36,14 +35,6 @@ COMPLETED = "completed the curves of 1 run(s)"
 COPIED = "copied 1 run(s) for W&B"
 FAILED = "curves or W&B copies of 1 run(s) are still incomplete"
 PROJECT = "a-project"
-
-
-@pytest.fixture
-def package(monkeypatch: pytest.MonkeyPatch) -> RecordingWandb:
-    monkeypatch.setenv("WANDB_ERROR_REPORTING", "false")
-    package = RecordingWandb()
-    monkeypatch.setitem(sys.modules, "wandb", package)
-    return package
 
 
 def start(run: Run, **tracking: str) -> str:

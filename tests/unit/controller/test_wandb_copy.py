@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-import sys
 from importlib.machinery import PathFinder
 from pathlib import Path
 from typing import Any
@@ -26,14 +25,6 @@ from tests.support.tracked_run import evaluated_run, make_run, tensorboard_point
 from tests.support.wandb_package import RecordingRun, RecordingWandb
 
 WANDB = {"wandb": "a-project"}
-
-
-@pytest.fixture
-def package(monkeypatch: pytest.MonkeyPatch) -> RecordingWandb:
-    monkeypatch.setenv("WANDB_ERROR_REPORTING", "false")
-    package = RecordingWandb()
-    monkeypatch.setitem(sys.modules, "wandb", package)
-    return package
 
 
 def started(run: Run, messages: list[str]) -> tuple[RunProgress, Tracking, WandbCopy]:
