@@ -149,7 +149,7 @@ def test_the_name_of_a_sweep_is_not_the_name_of_each_of_its_arms() -> None:
     assert primary_arms([*grid, *alone]) == []
     one_arm = several("core", {"seed-1": 0.01})
     assert primary_arms([*one_arm, *alone]) == [("core", "alone")]
-    assert primary_arms([*several("core", {"run": 0.01}), *alone]) == [("run", "alone")]
+    assert primary_arms([*several("core", {"run": 0.01}), *alone]) == [("core", "alone")]
 
 
 def test_a_sweep_may_have_the_name_of_one_of_its_arms() -> None:
