@@ -46,6 +46,15 @@ CHANGES = {
         "update.kl_weight",
         *(f"update.hacpo.{n}" for n in ("alpha", "clip_delta", "clip_step", "enabled", "window")),
     },
+    "tier2_core": {
+        "protocol.cold_samples",
+        "protocol.rescue_samples",
+        "protocol.even_budget",
+        "protocol.hint_tokens",
+        "update.group",
+        "update.kl_weight",
+        "update.learning_rate",
+    },
     "tier2_independent_kl": {"update.kl_weight", "update.learning_rate"},
     "tier2_teach_alone": TEACH | {"update.teach.weight_end"},
 }
