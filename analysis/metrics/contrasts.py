@@ -31,19 +31,23 @@ Arms = Mapping[str, Sequence[RunData]]
 def arms_among(runs: Sequence[RunData]) -> dict[str, list[RunData]]:
     """Group runs into arms: runs that differ in their seed only.
 
-    An arm is named by the label of its runs without the seed, or else by their sweep. Imported
-    runs are arms of their own.
+    An arm is named by the label of its runs without the seed, or else by their sweep; by both, if
+    two sweeps have arms of that label. Imported runs are arms of their own.
     """
     groups: dict[str, list[RunData]] = {}
     for data in runs:
         key = repr(sorted(fields_of(data).items())) if data.config is not None else str(data.path)
         groups.setdefault(key, []).append(data)
+    names = [_arm_of(own[0]) for own in groups.values()]
     out: dict[str, list[RunData]] = {}
-    for own in groups.values():
-        config = own[0].config
-        name = own[0].name if config is None else arm_name(config.name, label_of(own[0].path.name))
-        out[name if name not in out else f"{own[0].path.parent.name}/{own[0].name}"] = own
+    for name, own in zip(names, groups.values(), strict=True):
+        full = name if names.count(name) == 1 else f"{own[0].path.parent.name}/{name}"
+        out[full if full not in out else f"{own[0].path.parent.name}/{own[0].name}"] = own
     return out
+
+
+def _arm_of(data: RunData) -> str:
+    return data.name if data.config is None else arm_name(data.config.name, label_of(data.path.name))
 
 
 def declared_primary(arms: Arms) -> tuple[str, str, PrimarySection] | None:

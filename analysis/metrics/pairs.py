@@ -7,8 +7,10 @@ the reason. This module computes no estimates; `metrics/compare.py` does.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from functools import reduce
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -22,9 +24,11 @@ from core_hpc.common.errors import InputError
 from core_hpc.config.analysis import PrimarySection
 from core_hpc.config.identity import flatten, scientific_fields
 from core_hpc.problems.splits import EVALUATION
-from core_hpc.runs.arms import names_of_arm
+from core_hpc.runs.arms import arm_name, names_of_arm
 from core_hpc.runs.names import label_of
 from core_hpc.store.paths import TEAM
+
+_WEIGHTS = re.compile(r"team\.[0-9]+\.(model|adapter)")
 
 
 class Pair(NamedTuple):
@@ -143,10 +147,23 @@ def seed_of(data: RunData) -> str:
 
 
 def fields_of(data: RunData) -> dict[str, Any]:
-    """Return the scientific fields except the seed; empty for imported predictions."""
+    """Return the scientific fields except the seed; empty for imported predictions.
+
+    A run that only evaluates has the weights of one seed of an arm, as paths. Those of all seeds are
+    the weights of the arm, so the arm is named instead.
+    """
     if data.config is None:
         return {}
-    return {key: value for key, value in flatten(scientific_fields(data.config)).items() if key != "seed"}
+    fields = {key: value for key, value in flatten(scientific_fields(data.config)).items() if key != "seed"}
+    if data.config.iterations == 0:
+        sweep = data.config.name
+        arm = f"{sweep}: {arm_name(sweep, label_of(data.path.name))}"
+        fields |= {key: arm for key, value in fields.items() if _WEIGHTS.fullmatch(key) and _is_path(value)}
+    return fields
+
+
+def _is_path(value: Any) -> bool:
+    return isinstance(value, str) and Path(value).is_absolute()
 
 
 def _partners(a: Sequence[RunData], b: Sequence[RunData]) -> list[tuple[RunData, RunData]]:

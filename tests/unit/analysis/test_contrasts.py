@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -159,7 +160,28 @@ def test_a_sweep_may_have_the_name_of_one_of_its_arms() -> None:
 
 def test_one_pair_of_arms_is_primary_if_two_sweeps_have_arms_of_the_same_names() -> None:
     runs = several("one", {"core": 0.01, "alone": 0.02}) + several("two", {"core": 0.03, "alone": 0.04})
-    assert primary_arms(runs) == [("core", "alone")]
+    assert list(arms_among(runs)) == ["one/core", "one/alone", "two/core", "two/alone"]
+    assert primary_arms(runs) == [("one/core", "one/alone")]
+
+
+def evaluations(sweep: str, seeds: Sequence[int]) -> list[RunData]:
+    """What `core_hpc.evaluate` makes of the seeds of an arm: each run has the adapters and the base of its seed."""
+    c = np.random.default_rng(5).integers(0, 9, (2, 30))
+    runs = []
+    for seed in seeds:
+        folder = f"/nowhere/{sweep}/seed-{seed}-0a1b2c3d"
+        team = [{"name": n, "model": f"{folder}/warm", "adapter": f"{folder}@40:{n}"} for n in ("ada", "bob")]
+        data = run(f"seed-{seed}-iteration-40-hard", seed, c, name=sweep, iterations=0, team=team)
+        runs.append(replace(data, counts=data.counts.with_columns(iteration=pl.lit(0, pl.Int32))))
+    return runs
+
+
+def test_evaluations_of_the_seeds_of_an_arm_are_one_arm() -> None:
+    core, alone = evaluations("core", (1, 2)), evaluations("alone", (1, 2))
+    assert arms_among([*core, *alone]) == {"core/iteration-40-hard": core, "alone/iteration-40-hard": alone}
+    assert pick(compare(alone, core, ks=[1]), seed=MEAN, measure="team_pass", k=1)["num_seeds"] == 2
+    with pytest.raises(InputError, match=r"one configuration: its runs differ in team\.0\.adapter"):
+        compare([core[0], alone[1]], [core[0]], ks=[1])
 
 
 def test_without_a_declaration_everything_is_corrected() -> None:
