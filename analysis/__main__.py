@@ -40,7 +40,7 @@ from analysis.layout.formats import table_text
 from analysis.layout.tables import ReportTable, render, tidy_table
 from analysis.metrics.arms import BASE, arms_of, arms_report, arms_table
 from analysis.metrics.compare_table import compare_report
-from analysis.metrics.contrasts import contrasts_report
+from analysis.metrics.contrasts import arms_among, contrasts_report
 from analysis.metrics.curves import curves_table
 from analysis.metrics.fields import grouped
 from analysis.metrics.hints import teaching_table
@@ -247,9 +247,17 @@ def _arms(args: argparse.Namespace) -> None:
 
 
 def _arms_of_folders(args: argparse.Namespace) -> dict[str, list[RunData]]:
-    """The runs of each folder, by a name of the folder that no other has."""
-    load = _loader(args)
-    return {name: load([path]) for name, path in folder_names(args.folders, [BASE]).items()}
+    """The arms of each folder. One arm is named by its folder, several by their labels."""
+    load, named = _loader(args), {}
+    for folder, path in folder_names(args.folders, [BASE]).items():
+        runs = load([path])
+        arms = arms_among(runs)
+        if len(arms) == 1:
+            named[folder] = runs
+        else:
+            start = f"{folder}/" if len(args.folders) > 1 else ""
+            named |= {f"{start}{label}": own for label, own in arms.items()}
+    return named
 
 
 def _rank(args: argparse.Namespace) -> None:

@@ -15,7 +15,9 @@ from typing import Any
 from core_hpc.common import ownership
 from core_hpc.common.errors import RunConflictError
 from core_hpc.config.identity import flatten, scientific_fields
+from core_hpc.runs.arms import arm_name
 from core_hpc.runs.folder import exists, read_identity
+from core_hpc.runs.names import label_of
 from core_hpc.runs.sweep import RunPlan, Sweep
 from core_hpc.store import shards
 from core_hpc.store.output_folder import require_writable
@@ -23,10 +25,11 @@ from core_hpc.store.schema import UPDATE
 
 
 def with_started_ids(sweep: Sweep) -> Sweep:
-    """Give every run the id with which an earlier version started it.
+    """Give every run the id with which it was started.
 
-    The id was once made from the text of the numbers, so `32` and `32.0` gave two ids. A folder
-    with the same label and equal scientific fields is the folder of the run.
+    A folder with equal scientific fields is the folder of the run if its label names the same arm, as
+    `run` and `seed-42` do: a grid of seeds may be added to a sweep of one run. Earlier versions made
+    the id from the text of the numbers, so `32` and `32.0` gave two ids.
     """
     return replace(sweep, runs=tuple(_as_started(plan, sweep.folder) for plan in sweep.runs))
 
@@ -34,9 +37,11 @@ def with_started_ids(sweep: Sweep) -> Sweep:
 def _as_started(plan: RunPlan, folder: Path) -> RunPlan:
     if exists(plan, folder):
         return plan
-    fields = flatten(scientific_fields(plan.config))
-    for found in _folders_with_label(plan.label, folder):
-        if flatten(read_identity(found).get("scientific", {})) == fields:
+    fields, sweep = flatten(scientific_fields(plan.config)), plan.config.name
+    same_hash = sorted(path.parent for path in folder.glob(f"*-{plan.run_id.rpartition('-')[2]}/run.json"))
+    for found in [*_folders_with_label(plan.label, folder), *same_hash]:
+        same_arm = arm_name(sweep, label_of(found.name)) == arm_name(sweep, plan.label)
+        if same_arm and flatten(read_identity(found).get("scientific", {})) == fields:
             return replace(plan, run_id=found.name)
     return plan
 

@@ -204,15 +204,31 @@ def _with_value(data: Any, path: str, value: Any, where: str, mistakes: list[str
 
 
 def _expand(data: dict[str, Any], mistakes: list[str]) -> list[tuple[str, dict[str, Any]]]:
-    """The runs of the sweep as (label, {path: value})."""
+    """The runs of the sweep as (label, {path: value}). With `grid` and `runs`, every entry at every point."""
     grid, runs = data.get("grid"), data.get("runs")
-    if grid is not None and runs is not None:
-        mistakes.append("grid, runs: give one of the two, not both")
-        return []
-    if grid is not None:
-        return _expand_grid(grid, mistakes)
-    if runs is None:
+    if grid is None and runs is None:
         return [(ONLY_RUN, {})]
+    if runs is None:
+        return _expand_grid(grid, mistakes)
+    entries = _expand_runs(runs, mistakes)
+    if grid is None:
+        return entries
+    points = _expand_grid(grid, mistakes)
+    if len(entries) * len(points) > MAX_RUNS:
+        mistakes.append(f"grid, runs: give {len(entries) * len(points)} runs, more than the limit of {MAX_RUNS}")
+        return []
+    mistakes += [
+        f"grid.{path}: the run {label} of `runs` sets it, too; leave one of them out"
+        for label, changes in entries
+        for path in (points[0][1] if points else {})
+        if path in changes
+    ]
+    return [
+        (_slug(f"{label}-{of_point}"), {**changes, **point}) for label, changes in entries for of_point, point in points
+    ]
+
+
+def _expand_runs(runs: Any, mistakes: list[str]) -> list[tuple[str, dict[str, Any]]]:
     if not isinstance(runs, list) or not runs or not all(isinstance(r, dict) for r in runs):
         mistakes.append("runs: must be a list of at least one mapping {label: ..., path.to.field: value}")
         return []

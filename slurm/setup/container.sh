@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # container.sh IMAGE COMMAND [ARGUMENT...]: run a command in an Apptainer (or Singularity) image. In a profile:
 #
-#     python: slurm/setup/container.sh /project/images/core_hpc.sif python
+#     slurm: {python: slurm/setup/container.sh /project/images/core_hpc.sif python}
 #
 # The image needs the packages of pyproject.toml; core_hpc itself comes from the working directory. These folders are
 # bound into the container under the same paths: the working directory, outputs/ (which is often a link to another disk),

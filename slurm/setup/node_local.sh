@@ -1,7 +1,7 @@
 # shellcheck shell=bash
 # Puts the caches of compilers and kernels on the node's own disk. Source it in a job before Python starts. In a profile:
 #
-#     setup: ["source slurm/setup/node_local.sh"]        (relative to the folder where the job is submitted)
+#     slurm: {setup: ["source slurm/setup/node_local.sh"]}    (relative to the folder where the job is submitted)
 #
 # These caches are many small files that all ranks write at once, which is slow on a network file system. Each job has its
 # own folder, which is removed when its script ends. After a power cut, and on the other nodes of a cancelled job, the

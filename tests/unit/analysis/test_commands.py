@@ -154,6 +154,18 @@ def test_arms(run: Path, tmp_path: Path, printed: Printed) -> None:
     assert kinds == tables | {f"figures/arms.{end}" for end in ("pdf", "svg", "png", "csv")}
 
 
+def test_the_arms_of_one_sweep(run: Path, tmp_path: Path, printed: Printed) -> None:
+    other = shutil.copytree(run, run.parent / "higher-2")
+    config = json.loads((other / "config.json").read_text())
+    config["update"]["kl_weight"] = 0.5
+    (other / "config.json").write_text(json.dumps(config))
+    printed("arms", run.parent, "--out", tmp_path / "out", "--k", "1")
+    assert set(pl.read_csv(tmp_path / "out" / "tables" / "arms.csv")["arm"]) == {"base", "demo-1", "higher-2"}
+    printed("arms", run.parent, run, "--out", tmp_path / "out", "--k", "1")
+    arms = {"base", "demo/demo-1", "demo/higher-2", "demo-1"}
+    assert set(pl.read_csv(tmp_path / "out" / "tables" / "arms.csv")["arm"]) == arms
+
+
 def test_export_import_and_rescore(run: Path, tmp_path: Path, printed: Printed) -> None:
     out, _ = printed("export", run, "--out", tmp_path / "out.jsonl")
     assert "phase evaluate of iteration 1" in out

@@ -67,7 +67,11 @@ def test_all_mistakes_are_reported_at_once_with_path_and_advice(tmp_path: Path) 
         ),
         ({"grid": {}}, "grid: must be a mapping {path.to.field: [value, value]} with at least one field"),
         ({"grid": {"seed": []}}, "grid.seed: must be a list with at least one value"),
-        ({"grid": {"seed": [1]}, "runs": [{}]}, "give one of the two, not both"),
+        (
+            {"grid": {"seed": [1]}, "runs": [{"label": "a"}, {"label": "b", "seed": 2}]},
+            "grid.seed: the run b of `runs` sets it, too; leave one of them out",
+        ),
+        ({"grid": {"seed": list(range(501))}, "runs": [{"label": "a"}, {"label": "b"}]}, "grid, runs: give 1002 runs"),
         ({"grid": {"seed": [1, 1]}}, "compute the same thing"),
         ({"grid": {"iterations": [1, 2]}}, "compute the same thing"),
         ({"runs": []}, "runs: must be a list of at least one mapping"),
@@ -178,6 +182,15 @@ def test_grid_multiplies_and_names_its_points(tmp_path: Path) -> None:
         (2, 1e-4, 3),
     }
     assert len({r.run_id for r in sweep.runs}) == 4
+
+
+def test_every_entry_of_runs_is_run_at_every_point_of_the_grid(tmp_path: Path) -> None:
+    runs = [{"label": "core"}, {"label": "Wide", "team.b.lora.rank": 32}]
+    sweep = load_sweep(write(tmp_path, runs=runs), ["grid={seed: [1, 2]}"])
+    found = {run.label: (run.config.model("b").lora.rank, run.config.seed) for run in sweep.runs}
+    assert found == {"core-seed-1": (16, 1), "core-seed-2": (16, 2), "wide-seed-1": (32, 1), "wide-seed-2": (32, 2)}
+    primary = {"arms": ["core", "wide"], "metric": "pass@1", "model": "a"}
+    assert len(load_sweep(write(tmp_path, runs=runs, grid={"seed": [1, 2]}, analysis={"primary": primary})).runs) == 4
 
 
 def test_runs_with_different_cluster_sections_are_refused(tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""A run that an earlier version started keeps its id, although the same fields give another id now."""
+"""A started run keeps its id, also if its label or its hash would be another one now."""
 
 from __future__ import annotations
 
@@ -45,6 +45,17 @@ def test_a_run_with_other_values_is_not_continued(tmp_path: Path) -> None:
     assert with_started_ids(sweep) == sweep
     with pytest.raises(RunConflictError, match=r"team\.0\.lora\.alpha: 16\.0 -> 32"):
         check_conflicts(sweep)
+
+
+def test_a_run_is_a_seed_of_a_grid_that_is_added_later(tmp_path: Path) -> None:
+    sweep = sweep_in(tmp_path)
+    (plan,) = sweep.runs
+    start(sweep, plan.run_id, alpha=32.0)
+    more = with_started_ids(load_sweep(sweep.source, [f"grid={{seed: [{plan.config.seed}, 7]}}"]))
+    assert [run.run_id.rpartition("-")[0] for run in more.runs] == ["run", "seed-7"]
+    assert more.runs[0].run_id == plan.run_id
+    renamed = load_sweep(sweep.source, ["runs=[{label: other}]"])  # another arm: its name decides what is compared
+    assert with_started_ids(renamed) == renamed
 
 
 def test_a_run_cannot_become_shorter_than_what_is_trained(tmp_path: Path) -> None:
