@@ -12,7 +12,7 @@ from __future__ import annotations
 import json
 import re
 from collections import Counter, deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from core_hpc.answers.kinds import AnswerKind, answer_kind
 from core_hpc.answers.latex import CUT
@@ -65,6 +65,7 @@ _LINE_START = re.compile(r"\s*(?:[-*] |`{3}(?:text|math|latex)?[ \t]*(?=[\r\n])|
 _ANY_TAG = re.compile(rf"{OPEN_TAG}|{CLOSE_TAG}", _FLAGS)
 _BRACE = re.compile(r"\\[\\{}]|[{}]")
 _STRONG = frozenset({"tag", "box"})
+_VERB_END = re.compile(r"(?:is|equals|be)\Z", re.IGNORECASE)  # "the answer is", not "Answer:" or a heading
 _NEGATED = re.compile(r"\s*(?:not|never)\b", re.IGNORECASE)
 _FINAL = re.compile(r"final[\s*_]{0,4}\Z", re.IGNORECASE)
 _CLAUSE_CHARS = 80
@@ -193,6 +194,15 @@ def _joined_boxes(text: str, markers: Sequence[re.Match[str]], last: int, rules:
     return (", " if rules.worded else " | ").join(content.strip() for content in distinct.values()), first
 
 
+def _reader(match: re.Match[str], rules: AnswerKind) -> Callable[[str], str | None]:
+    """The function that reads the text after a marker."""
+    if match.lastgroup != "stated":
+        return rules.read
+    if rules.read_label is None or _VERB_END.search(match.group()):
+        return rules.read_sentence
+    return rules.read_label
+
+
 def _is_aside(text: str, match: re.Match[str]) -> bool:
     """Whether the clause before "answer" announces a check, a condition or a draft."""
     clause = _CLAUSE_END.split(text[max(0, match.start() - _CLAUSE_CHARS) : match.start()])[-1]
@@ -258,7 +268,7 @@ def extract_answer(text: str, kind: str, *, last_marker: bool = False) -> str | 
         if match.lastgroup == "box":
             payload, first = _joined_boxes(text, found, i, rules)
             listed.update(range(first, i))
-        answer = rules.read_sentence(payload) if match.lastgroup == "stated" else rules.read(payload)
+        answer = _reader(match, rules)(payload)
         if answer is None and match.lastgroup in _STRONG:
             unread = unread or _as_it_stands(payload, rules)
             answer = None if rules.strong_first else unread

@@ -25,7 +25,15 @@ MAX_INTEGER = 999
 MAX_BARE_TEXT_CHARS = 64
 
 # "7!" ends a sentence before a new one; "7! ways" and "$7!$" are factorials.
-_SENTENCE_END = re.compile(r"[.?;](?=\s|$)|!(?=[ \t]{0,4}(?:\n|\Z)|[ \t]{1,4}[A-Z*_(\"'])|<|\n")
+_OTHER_ENDS = r"[?;](?=\s|$)|!(?=[ \t]{0,4}(?:\n|\Z)|[ \t]{1,4}[A-Z*_(\"'])|<|\n"
+_SENTENCE_END = re.compile(rf"\.(?=\s|$)|{_OTHER_ENDS}")
+# "Mr. Tan has 18 apples", "J. Tan has 18" and "approx. 18" go on; "18 V. Then" does not.
+_QUANTITY_END = re.compile(
+    r"(?<!\bMr)(?<!\bMs)(?<!\bDr)(?<!\bSt)(?<!\bvs)(?<!\bsq)(?<!\bMrs)(?<!\bapprox)(?<!(?<![0-9]\s)\b[A-Z])\.(?=\s|$)"
+    rf"|{_OTHER_ENDS}"
+)
+# After a label such as "Answer:", a text is the whole line: "St. Louis", "a < b", "list<int>".
+_LINE_END = re.compile(r"\n|</[A-Za-z]|<br\b|<\|")
 # Space before a sentence, and lines that only open display math.
 _SENTENCE_START = re.compile(r"\s*(?:(?:\\\[|\\\(|\$\$?)[ \t]*[\r\n]\s*)*")
 # A sentence about letters may contain "B; C", "B? No, C" and "B... no, C".
@@ -88,6 +96,8 @@ class AnswerKind:
     """Content of a box, a tag or a line after `####` -> canonical answer, or None."""
     read_sentence: Callable[[str], str | None]
     """Text after "the answer is" -> canonical answer, or None."""
+    read_label: Callable[[str], str | None] | None = None
+    """Text after "Answer:" or a heading -> canonical answer, or None; if absent, `read_sentence` reads it."""
     gold: Callable[[str], str | None]
     """Text -> canonical gold answer, or None if the text cannot be one."""
     compare: Callable[[str, str], str | None]
@@ -212,16 +222,16 @@ KINDS = {
     "number": AnswerKind(
         normalize=normalize_number,
         read=read_number,
-        read_sentence=lambda t: read_number(first_sentence(t)),
-        is_plain=lambda t: is_plain_quantity(first_sentence(t)),
+        read_sentence=lambda t: read_number(first_sentence(t, _QUANTITY_END)),
+        is_plain=lambda t: is_plain_quantity(first_sentence(t, _QUANTITY_END)),
         gold=normalize_number,
         compare=_same(normalize_number),
     ),
     "integer": AnswerKind(
         normalize=normalize_integer,
         read=read_number,
-        read_sentence=lambda t: read_number(first_sentence(t)),
-        is_plain=lambda t: is_plain_quantity(first_sentence(t)),
+        read_sentence=lambda t: read_number(first_sentence(t, _QUANTITY_END)),
+        is_plain=lambda t: is_plain_quantity(first_sentence(t, _QUANTITY_END)),
         gold=normalize_integer,
         compare=_same(normalize_integer),
     ),
@@ -247,6 +257,7 @@ KINDS = {
         normalize=_bare_text,
         read=_read_text,
         read_sentence=lambda t: _read_text(first_sentence(t)),
+        read_label=lambda t: _read_text(first_sentence(t, _LINE_END).strip().removesuffix(".")),
         gold=_gold_text,
         compare=_same(normalize_text),
         worded=True,

@@ -264,6 +264,26 @@ def test_text(text, answer, verdict):
     assert verify(answer, "New York", "text") == verdict
 
 
+@pytest.mark.parametrize(
+    ("text", "answer"),
+    [
+        ("Answer: St. Louis", "St. Louis"),
+        ("**Final Answer**\n\nJ. K. Rowling.\n", "J. K. Rowling"),
+        ("**Answer:** 10 a.m. Monday", "10 a.m. Monday"),
+        ("answer = a < b", "a < b"),
+        ("Answer: list<int>", "list<int>"),
+        ("Answer：x = 1; y = 2", "x = 1; y = 2"),
+        ("<p>Answer: St. Louis</p>", "St. Louis"),
+        ("Answer: St. Louis<br>It is a city.", "St. Louis"),
+        ("Answer: St. Louis\nIt is a city.", "St. Louis"),
+        ('{"answer": "St. Louis", "state": "Missouri"}', "St. Louis"),
+        ("The answer is Missouri. It is a state.", "Missouri"),
+    ],
+)
+def test_a_text_after_a_label_is_the_whole_line(text, answer):
+    assert extract_answer(text, "text") == answer
+
+
 def test_a_text_that_is_too_long_is_not_compared_by_its_beginning():
     answer = extract_answer(f"<answer>New York{' ' * 300}</answer>", "text")
     assert verify(answer, "New York", "text") == CORRECT

@@ -549,6 +549,11 @@ MODIFIED = [
             "The answer is that Ann has 7 apples.",
             "The answer is 7 (seven).",
             "The answer is only 7.",
+            "**Answer:** Mr. Tan has 7 apples.",
+            "The answer is approx. 7. We had 5.",
+            "The answer is that J. Tan has 7 apples. Then 5 are left.",
+            "The answer is 7 V. It was 5 V before.",
+            "The answer is 7 sq. ft. of carpet.",
         ],
         [
             "The answer is not 7.",
