@@ -79,11 +79,13 @@ _PREFIX = (
     r"[*_]{0,3}(?:\bthe[ \t]{1,4})?(?:\bfinal[ \t]{1,4})?"
 )
 _LABEL = re.compile(
-    rf"\#{{4,8}}|{extract.HEADING}"
+    # Headings come before the bare hashes of "#### 42", because their answer is below them.
+    rf"{extract.HEADING}"
     # A line that is only a heading: "### 3. **Final Answer**", "<h3>Answer</h3>".
     rf"|^(?:[ \t>\#*_`|-]{{0,16}})(?:[0-9]{{1,2}}[.)][ \t*_]{{1,4}})?(?:<\w{{1,8}}>|\\[a-z]{{4,16}}\*?\{{)?[*_]{{0,3}}"
     rf"(?:the[ \t])?{_FINAL}(?:(?:final_)?answers?|{_ANSWER}|{_ANSWER_CJK}|{_RESULT})(?:[ \t]{{1,4}}finale?)?"
     rf"(?:[ \t*_`\#:\uff1a.}}=~]|</\w{{1,8}}>){{0,12}}\r?$"
+    rf"|\#{{4,8}}(?:[ \t*_]{{0,8}}(?:final[ \t]{{1,4}})?(?:answers?|result)\b[ \t*_:]{{0,8}}\r?$)?"
     rf"|{_PREFIX}(?:{extract.STATED}"
     rf"|{_VERBAL}\b(?:final_)?answers?\b(?:[^\n.:=<]{{0,60}}?(?:[:=]|{_VERB})|{_DECORATION}(?:{_SIGN}|\|))"
     rf"|{_ANSWER}(?:[^\n.:=<]{{0,40}}?(?:[:=]|{_VERB_ELSEWHERE})|{_DECORATION}(?:{_SIGN}|\|))"
@@ -105,7 +107,9 @@ _LABEL = re.compile(
     _FLAGS,
 )
 # Without any of these parts there is no label; this makes most long texts cheap.
-_PARTS = re.compile(rf"\#{{4}}|ans|final|outcome|result|{_ANSWER_WORDS}|{_ANSWER_CJK}|{_RESULT}", re.IGNORECASE)
+_PARTS = re.compile(
+    rf"\#{{4}}|ans|final|outcome|result|option|choice|letter|{_ANSWER_WORDS}|{_ANSWER_CJK}|{_RESULT}", re.IGNORECASE
+)
 _GAP = re.compile(r"(?:[\s*_:\uff1a=\"'>\#~})-]|`(?!``)|</?(?:b|i|em|strong|u|h[1-6]|br|p)/?>){0,4096}", _FLAGS)
 _BULLET = re.compile(r"[ \t>]{0,16}[-*+\u2022][ \t]")
 _CONTINUES = re.compile(

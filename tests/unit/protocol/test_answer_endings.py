@@ -62,6 +62,12 @@ HEADINGS = [
     "\\section*{{Final Answer}}\n{m}",
     "$\\textbf{{Answer: }} {m}$",
     "# Correct Answer\n{g}",
+    "#### Final Answer\n{g}",
+    "##### Answer\n\n${m}$",
+    "#### **Final Answer**\n${m}$",
+    "######## Answer:\n\n{g}",
+    "#### 3. Final Answer\n{g}",
+    "We are done. #### Final Answer\n{g}",
 ]
 TAGS = [
     "<final answer>{g}</final answer>",
@@ -93,6 +99,8 @@ LABELS = [
     "The answer => {g}",
     "The answer $\\Rightarrow$ {g}",
     "Final answer {g}",
+    "The right choice is {g}.",
+    "The best option: {g}",
     "Final answer\uff1a{g}",
     "The answer equals {g}.",
     "The answer comes out to {g}.",
