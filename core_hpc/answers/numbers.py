@@ -26,7 +26,16 @@ _PROSE = re.compile(r"(?:[^\W\d_]|[\s.,:;'\"()!?&\u2019-])*")
 _REASON = re.compile(
     r"\b(?:because|since)\b|(?<!\bis)(?<!\bare)(?<!\bwas),?\s(?:not|rather than|instead of)\s(?=\$?[0-9])", re.I
 )
-_FRAC = re.compile(r"\\[dt]?frac\s*\{([^{}]*)\}\s*\{([^{}]*)\}")
+_ARGUMENT = r"\s*(?:\{([^{}]*)\}|([0-9]))"
+_FRAC = re.compile(rf"\\[dt]?frac(?![A-Za-z]){_ARGUMENT}{_ARGUMENT}(?=([0-9])?)")
+# "2 1/2" and "2 \frac{1}{2}", whose fraction must be less than 1.
+_MIXED = re.compile(
+    r"(?<![\w.,/^*+)}])([0-9]{1,9})(?:\s|\\[,; ]){1,4}([0-9]{1,9})\s?/\s?([0-9]{1,9})(?![\w^/*]|[.,][0-9])"
+)
+_POWER_OF_TEN = re.compile(
+    r"(?<![\w./^,*+)}])((?:[0-9]{1,3}(?:,[0-9]{3})+|[0-9]+)(?:\.[0-9]+)?)\s{0,4}(?:\\times|\\cdot|[x*\u00d7\u00b7\u22c5])"
+    r"\s{0,4}10\s?\^\s?(?:\{\s?([+-]?[0-9]{1,4})\s?\}|([+-]?[0-9]{1,4}))(?![\w.^/])"
+)
 _REPEATING = re.compile(
     r"(?<![0-9.,])([0-9]{0,32})\.([0-9]{0,32})\\(?:overline|bar)\s?(?:\{([0-9]{1,32})\}|([0-9]))(?![0-9.])"
 )
@@ -89,14 +98,29 @@ _NO_NAME = re.compile(
 _SEVERAL = re.compile(r"\bor\b|\b[a-zA-Z]\s?=[^=,;]{1,32}(?:[,;]|\band\b)[\s$]{0,4}[a-zA-Z]\s*\Z")
 
 
-def _clean(text: str) -> str:
-    """The text without decoration, currency signs and unit powers. LaTeX fractions become a/b."""
+def _clean(text: str, *, is_whole: bool = False) -> str:
+    """The text without decoration, currency signs and unit powers. LaTeX fractions become a/b.
+
+    Mixed numbers become a/b, and powers of ten become exponents. In words, "18 1/2" may be two
+    numbers, so without LaTeX it is a mixed number only if it is the whole text.
+    """
     text = _DASH.sub(", ", THOUSANDS.sub("", text)).translate(MINUS_SIGNS)
+    has_fraction = "frac" in text
     if "\\" in text:
         text = _REPEATING.sub(_repeating_fraction, text)
-        text = _FRAC.sub(r" \1/\2", text)
+        text = _FRAC.sub(lambda m: f" {m[1] or m[2] or ''}/{m[3] or m[4] or ''}{' ' * bool(m[5])}", text)
+    if "/" in text and (is_whole or has_fraction):
+        text = _MIXED.sub(_improper_fraction, text)
+    if "^" in text:
+        text = _POWER_OF_TEN.sub(r"\1e\2\3", text)
     text = _UNIT_POWER.sub("", _MARKUP.sub(" ", text))
     return text.strip().strip("\"'").strip()
+
+
+def _improper_fraction(match: re.Match[str]) -> str:
+    """`2 1/2` as the text of a fraction."""
+    whole, top, bottom = map(int, match.groups())
+    return f"{whole * bottom + top}/{bottom}" if top < bottom else match.group()
 
 
 def _repeating_fraction(match: re.Match[str]) -> str:
@@ -134,11 +158,13 @@ def normalize_number(text: str) -> str | None:
 
     Two texts have the same canonical text if and only if they have the same rational value.
     Accepted are commas between groups of three digits, currency signs, %, a trailing period, LaTeX
-    fractions and unicode minus signs. A percent sign is a unit (50 % is 50). Numbers longer than
-    `MAX_NUMBER_CHARS` are rejected.
+    fractions, mixed numbers, powers of ten and unicode minus signs. A percent sign is a unit (50 %
+    is 50). Numbers longer than `MAX_NUMBER_CHARS` are rejected.
 
     >>> [normalize_number(t) for t in ("$1,200.00", "007", "-3/4", "50%", "\u22125.", "2/3", "1e3")]
     ['1200', '7', '-0.75', '50', '-5', '2/3', '1000']
+    >>> [normalize_number(t) for t in ("2 1/2", "-2\\\\frac12", "7 \\\\times 10^{4}", "7 x 10^-1", "2 3/2")]
+    ['2.5', '-2.5', '70000', '0.7', None]
     >>> [normalize_number(t) for t in ("1,2", "3 apples")]
     [None, None]
     """
@@ -146,7 +172,7 @@ def normalize_number(text: str) -> str | None:
         text = text.strip()
     if len(text) > MAX_ANSWER_CHARS:
         return None
-    cleaned = _clean(text)
+    cleaned = _clean(text, is_whole=True)
     match = _NUMBER.fullmatch(cleaned) if len(cleaned) <= MAX_NUMBER_CHARS + 1 else None
     if match is None:
         return None
