@@ -23,6 +23,7 @@ from core_hpc.problems.duplicates import NearDuplicates
 from core_hpc.problems.files import Item, folded
 from core_hpc.problems.splits import (
     EVALUATION,
+    EXAMPLES,
     TRAIN,
     Splits,
     frame_of,
@@ -84,24 +85,28 @@ def _with_sets(config: RunConfig, splits: Splits) -> Splits:
 
 
 def _problems(config: RunConfig, index: int, splits: Splits) -> list[Item]:
-    """The problems of one set. Equal sources give the main set and a further one the same problems."""
-    own, trained = config.evaluation.sets[index], splits.compared(TRAIN)
+    """The problems of one set. Equal sources give the main set and a further one the same problems.
+
+    No problem of a set is a training problem or a worked example, which every prompt shows.
+    """
+    own, trained = config.evaluation.sets[index], [*splits.compared(TRAIN), *splits.compared(EXAMPLES)]
     where = f"evaluation.sets.{index}.problems"
     if own.problems == config.problems.evaluation:
-        found = items_of(splits.evaluation, splits.identities)
+        found = items_of(splits.evaluation, splits.identities)  # apart from training and examples already
     else:
         found = _drawn(own.problems, trained, where)
-    if shared := _shared(config, own, trained, [item.compared for item in found]):
-        raise InputError(
-            f"{where}: {len(shared)} question(s) are (nearly) the same as training problems, for example "
-            f"{shared[0][:80]!r}; use other problems, or set problems.near_duplicates: allow if they are only similar"
-        )
+        if shared := _shared(config, own, trained, [item.compared for item in found]):
+            raise InputError(
+                f"{where}: {len(shared)} question(s) are (nearly) the same as training problems or worked examples, "
+                f"for example {shared[0][:80]!r}; use other problems, or set problems.near_duplicates: allow if they "
+                "are only similar"
+            )
     return [replace(item, problem_id=f"{own.name}{SEPARATOR}{item.problem_id}") for item in found]
 
 
 def _drawn(source: ProblemSource, trained: list[str], where: str) -> list[Item]:
-    """The problems of a source of its own; with a `count`, none of them is a training problem."""
-    # A whole file stays whole: problems that it shares with training are an error of the caller.
+    """The problems of a source of its own; with a `count`, none of them is among `trained`."""
+    # A whole file stays whole: problems that it shares with training or the worked examples are an error of the caller.
     taken = set(trained) if source.count is not None else set[str]()
     try:
         return problems_apart_from(source, EVALUATION, taken)
@@ -110,7 +115,7 @@ def _drawn(source: ProblemSource, trained: list[str], where: str) -> list[Item]:
 
 
 def _shared(config: RunConfig, own: EvaluationSetSection, trained: list[str], evaluated: list[str]) -> list[str]:
-    """Problems of a set that are training problems; with two files also those that are nearly the same.
+    """Problems of a set that are among `trained`; with two files also those that are nearly the same.
 
     Problems are given by the texts by which they are compared.
     """

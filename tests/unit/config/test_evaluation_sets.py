@@ -102,6 +102,34 @@ def test_a_set_shares_no_problem_with_training(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("near_duplicates", ["error", "drop", "allow"])
+def test_a_set_has_no_worked_example(near_duplicates: str, tmp_path: Path) -> None:
+    """Every prompt shows the examples with their solutions."""
+    path = tmp_path / "all.jsonl"
+    rows = [
+        {"id": f"p{i}", "question": " ".join(f"w{i}x{k}" for k in range(9)), "answer": str(i), "solution": f"#### {i}"}
+        for i in range(10)
+    ]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    source: dict[str, Any] = {"source": "jsonl", "path": str(path)}
+    held_out = {"source": "generated", "count": 2}
+    problems = {"train": {**source, "count": 5}, "evaluation": held_out, "num_examples": 3}
+    problems["near_duplicates"] = near_duplicates
+
+    def made(own: dict[str, Any]) -> Any:
+        return splits_of(plan(problems=problems, evaluation={"sets": [{"name": "s", "problems": own}]}))
+
+    drawn = made({**source, "count": 2})
+    used = {*drawn.train["question"], *drawn.examples["question"]}
+    assert len(used) == 8
+    assert not used & set(drawn.evaluation["question"])
+    with pytest.raises(InputError, match="has 10 problems, 8 of them are used"):
+        made({**source, "count": 3})
+    (tmp_path / "some.jsonl").write_text(json.dumps(rows[int(drawn.examples["problem_id"][0][1:])]))
+    with pytest.raises(InputError, match=r"sets.0.problems: 1 question\(s\) are .* or worked examples"):
+        made({**source, "path": str(tmp_path / "some.jsonl")})
+
+
+@pytest.mark.parametrize("near_duplicates", ["error", "drop", "allow"])
 def test_the_source_of_the_main_set_gives_its_problems(near_duplicates: str, tmp_path: Path) -> None:
     """Also with `drop`, which draws held-out problems first, and with one file for everything."""
     path = tmp_path / "all.jsonl"
