@@ -80,6 +80,11 @@ _STATED_OPTION = re.compile(
     r"(?:\sis\s(?:the\s)?(?:correct|right|best)(?:\s(?:answer|option|choice|one))?)?[.*_\s]{0,4}",
     re.IGNORECASE,
 )
+# "C) 5 eV" and "(C) 5 eV" as a whole line.
+_OPTION_LINE = re.compile(r"[*_\s]{0,4}\(?[A-J]\)[*_:]{0,3}\s{0,4}[^\s*_]")
+_OPTION_MARK = re.compile(r"(?<!\w)[A-J]\)")
+# "**C** (Both A and B)": the text of the option in parentheses, which may name letters.
+_RESTATED = re.compile(r"\A[*_)]{0,4}\s\((?i:both|neither|all|none)\b[^()]{0,60}\)")
 _NOUN = re.compile(r"\s(?!because\b|since\b|as\b|is\b)[a-z]")
 _CLOSING = frozenset(")]}")
 _WRAPPED = re.compile(r"\\(?:text|textbf|mathrm|mathbf|mbox)\s?\{([^{}]{0,256})\}")
@@ -155,6 +160,21 @@ def normalize_letter(text: str) -> str | None:
     return match["letter"].upper() if match is not None else None
 
 
+def _bare_letter(text: str) -> str | None:
+    """The letter of `normalize_letter`, or of a last line that is only one option with its text.
+
+    A line after another option belongs to a list of the options, and is no answer.
+
+    >>> [_bare_letter(t) for t in ("**C) 5 eV**", "B is too small.\\n\\n(C) 5 eV", "A) 1 eV\\nB) 5 eV", "C) 5 or D) 6")]
+    ['C', 'C', None, None]
+    """
+    *before, line = [line for line in text[-2 * MAX_ANSWER_CHARS :].splitlines() if line.strip()] or [""]
+    is_option = len(line) <= MAX_BARE_TEXT_CHARS and _OPTION_LINE.match(line) and len(_OPTION_MARK.findall(line)) == 1
+    if not is_option or (before and _OPTION_LINE.match(before[-1])):
+        return normalize_letter(text)
+    return read_letter(line.strip(" \t*_"))
+
+
 def read_letter(payload: str) -> str | None:
     """The capital letter that a box, tag or sentence names, or None if it names none or several.
 
@@ -174,7 +194,7 @@ def read_letter(payload: str) -> str | None:
     if match is None:
         return None
     rest = payload[match.start("next") :]
-    claim, label = _LETTER_REASON.split(rest, maxsplit=1)[0], _LABEL.match(rest)
+    claim, label = _RESTATED.sub("", _LETTER_REASON.split(rest, maxsplit=1)[0]), _LABEL.match(rest)
     several = _SECOND_LABEL.search(claim[label.end() :]) if label is not None else _SECOND_LETTER.search(claim)
     if _REJECTED.search(rest) or several:
         return None
@@ -245,7 +265,7 @@ KINDS = {
         worded=True,
     ),
     "letter": AnswerKind(
-        normalize=normalize_letter,
+        normalize=_bare_letter,
         read=read_letter,
         read_sentence=lambda t: read_letter(first_sentence(t, _LETTERS_END)),
         gold=normalize_letter,

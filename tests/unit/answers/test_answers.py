@@ -214,6 +214,11 @@ LETTERS = {
     "B": "B",
     "(b)": "B",
     "Reasons.\n\n**B**": "B",
+    "C) 5 eV": "C",
+    "(C) 5 eV": "C",
+    "B is too small.\n\n**C) 5 eV**": "C",
+    "**(C)** 5 eV\n": "C",
+    "I compare (A) and (B).\nB) 5 eV": "B",
     "\\boxed{B} but the answer is C": "B",
     "\\boxed{A} no, \\boxed{B}": "B",
     "the answer is A. Wait, the answer is B.": "B",
@@ -235,6 +240,13 @@ NO_LETTER = [
     "Both A\nand B hold",
     "The answer is I think unclear",
     "Bee",
+    "A) 1 eV\nB) 5 eV",
+    "(A) 1 eV\n\n(B) 5 eV\n",
+    "B) 5 eV or C) 6 eV",
+    "B) 5 eV C) 6 eV",
+    "B) is wrong",
+    "B) " + "5 eV " * 20,
+    "It is one of\n**A)** 1 eV\n**B)** 5 eV",
 ]
 
 

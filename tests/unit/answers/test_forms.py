@@ -462,6 +462,9 @@ LETTERS = texts(
         "<answer>B) Both A and C</answer>",
         r"\boxed{\text{B) Hepatitis B and C}}",
         r"\boxed{\text{B. Hepatitis A, B and C.}}",
+        "The correct answer is **B** (Both A and C).",
+        "The answer is B (neither A nor C), as shown.",
+        "Answer: (B) (All of A, C and D)",
     ],
     [
         "The answer is B or C.",
@@ -472,6 +475,8 @@ LETTERS = texts(
         "The answer is B,C",
         "The answer is B or possibly C.",
         "The answer is B (or C)",
+        "The answer is B (both A and C) or D",
+        "The answer is B (maybe C)",
         "The answer is B) or C)",
         "The answer is B) C)",
         "The answer is B) and C)",
