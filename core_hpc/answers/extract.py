@@ -41,11 +41,12 @@ OPEN_TAG = rf"<{ANSWER_TAG}(?:\s[^<>]{{0,200}})?>"
 CLOSE_TAG = rf"</{ANSWER_TAG}\s{{0,8}}>"
 BOX = r"(?:boxed|fbox)\s{0,8}\{"
 HASHES = r"(?<!\#)\#{4}(?!\#)"
-# "answer: 5", "**Answer**: 5", "the answer to the question must be 5", "the correct option is B".
+# "answer: 5", "**Answer**: 5", "the answer to the question must be 5", "the correct option is B", "answer (in dollars): 5".
 # HEADING is a line "Final Answer" with the answer below it.
 STATED = (
     r"\b(?:(?:final_)?answer|(?:correct|right|best)[ \t]{1,4}(?:option|choice|letter))\b[\s*_`\"']{0,8}"
-    r"(?:(?:to|for)\b[^\n.:=<]{1,60}?)?"
+    r"(?:\([^()\d\n:=<]{2,40}\)[\s*_`\"']{0,8})?"
+    r"(?:(?:to|for)\b[^\n.:=<]{1,60}?|in(?:[ \t]{1,4}[\w/]{1,16}){1,3}[\s*_`\"']{0,8}?)?"
     r"(?::|：|=|\bis\b|\bequals\b|\b(?:must|should|would|will|has[ \t]to)[ \t]{1,4}be\b)"
 )
 HEADING = r"^[ \t\#*_]{0,16}(?:final[ \t]{1,4})?answer[ \t*_]{0,8}\r?$"

@@ -8,6 +8,7 @@ completion.
 from __future__ import annotations
 
 import re
+import unicodedata
 from fractions import Fraction
 
 MAX_ANSWER_CHARS = 256
@@ -42,7 +43,7 @@ _REPEATING = re.compile(
 # Decoration is replaced by a space, because "3*4" and "5%3" must not become the numbers 34 and 53.
 _MARKUP = re.compile(
     r"\\(?:text|textbf|textit|textrm|mathrm|mathbf|mathit|mbox)\s*\{|\\(?:left|right)(?![a-z])"
-    r"|\^\s?(?:\{\s?\\circ\s?\}|\\circ(?![a-z]))|\\degree(?![a-z])|\\[()\[\],;!: ]|\\%|\\\$|[$€£¥₹%*_`{}°~]"
+    r"|\^\s?(?:\{\s?\\circ\s?\}|\\circ(?![a-z]))|\\degree(?![a-z])|\\[()\[\],;!: ]|\\%|\\\$|[$€£¥₹%*_`{}°~“”\ufe0f]"
     r"|\b(?:USD|EUR|GBP|INR)\b"
 )
 THOUSANDS = re.compile(r"(?<=[0-9])(?:,\\!\s{0,8}|\\[,!;:]|\{,\}|[\u2009\u202f])(?=[0-9]{3}(?![0-9]))")
@@ -59,6 +60,8 @@ _MODULUS = re.compile(
 )
 _EQUALITY = re.compile(r"\\(?:approx|equiv)(?![A-Za-z])|[≈≡]")
 MINUS_SIGNS = str.maketrans({"\u2212": "-", "\u2013": "-", "\uff0d": "-", "\ufe63": "-", "\u00a0": " ", "\u202f": " "})
+
+_CROSSES = "\u274c\u274e\u2717\u2718"  # "18 ❌" does not state 18
 
 # Words that change the number next to them. `_TAIL_VERB` ends the part of a sentence in which words
 # before the number belong to the number ("half of the apples is 7" states 7).
@@ -101,7 +104,7 @@ _SEVERAL = re.compile(r"\bor\b|\b[a-zA-Z]\s?=[^=,;]{1,32}(?:[,;]|\band\b)[\s$]{0
 def _clean(text: str, *, is_whole: bool = False) -> str:
     """The text without decoration, currency signs and unit powers. LaTeX fractions become a/b.
 
-    Mixed numbers become a/b, and powers of ten become exponents. In words, "18 1/2" may be two
+    Emoji and other symbols are decoration. Mixed numbers become a/b, and powers of ten become exponents. In words, "18 1/2" may be two
     numbers, so without LaTeX it is a mixed number only if it is the whole text.
     """
     text = _DASH.sub(", ", THOUSANDS.sub("", text)).translate(MINUS_SIGNS)
@@ -113,6 +116,8 @@ def _clean(text: str, *, is_whole: bool = False) -> str:
         text = _MIXED.sub(_improper_fraction, text)
     if "^" in text:
         text = _POWER_OF_TEN.sub(r"\1e\2\3", text)
+    if not text.isascii():
+        text = "".join(" " if unicodedata.category(c) == "So" and c not in _CROSSES else c for c in text)
     text = _UNIT_POWER.sub("", _MARKUP.sub(" ", text))
     return text.strip().strip("\"'").strip()
 
