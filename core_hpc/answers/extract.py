@@ -41,8 +41,8 @@ OPEN_TAG = rf"<{ANSWER_TAG}(?:\s[^<>]{{0,200}})?>"
 CLOSE_TAG = rf"</{ANSWER_TAG}\s{{0,8}}>"
 BOX = r"(?:boxed|fbox)\s{0,8}\{"
 HASHES = r"(?<!\#)\#{4}(?!\#)"
-# "answer: 5", "**Answer**: 5", "the answer to the question must be 5", "the correct option is B", "answer (in dollars): 5".
-# HEADING is a line "Final Answer" with the answer below it.
+# "answer: 5", "**Answer**: 5", "the answer to the question must be 5", "the correct option is B",
+# "answer (in dollars): 5". HEADING is a line "Final Answer" with the answer below it.
 STATED = (
     r"\b(?:(?:final_)?answer|(?:correct|right|best)[ \t]{1,4}(?:option|choice|letter))\b[\s*_`\"']{0,8}"
     r"(?:\([^()\d\n:=<]{2,40}\)[\s*_`\"']{0,8})?"

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import re
 
-from core_hpc.answers.numbers import MINUS_SIGNS, THOUSANDS
+from core_hpc.answers.numbers import MINUS_SIGNS, SWITCHES, THOUSANDS
 from core_hpc.answers.symbolic import NAME
 
 MAX_LATEX_CHARS = 512
@@ -30,12 +30,12 @@ CHANGING_WORDS = re.compile(
 """Words that change a formula, unless the gold answer has them too."""
 
 _ARGUMENT = r"(\{[^{}]*\}|[0-9A-Za-z])"
-# Tokens without meaning. A line break of a matrix (`\\`) is a token too, so `\\[2pt]` is not read
-# as a delimiter.
+# Tokens without meaning. A line break of a matrix (`\\` or `\\[2pt]`) is a token too, and becomes `\\`.
 _LAYOUT = re.compile(
-    r"\\\\|\\(?:left|right)(?![A-Za-z])\.?|\\(?:[Bb]ig{1,2}[lrm]?|displaystyle|limits)(?![A-Za-z])|\\[()\[\]]|\\!"
-    r"|\\[,;:>~\s]|\\q?quad(?![A-Za-z])|~|\\?\$"
+    r"\\\\(?:\s?\[\s?-?[0-9.]{1,6}\s?(?:pt|em|ex|mm|cm|in|mu|bp)\s?\])?|\\(?:left|right)(?![A-Za-z])\.?|\\(?:[Bb]ig{1,2}[lrm]?|limits)(?![A-Za-z])|\\[()\[\]]|\\!"
+    rf"|\\[,;:>~\s]|\\q?quad(?![A-Za-z])|~|\\?\$|{SWITCHES}"
 )
+_COLOURED = re.compile(r"\\(?:text)?color\s?\{[A-Za-z]{1,16}\}\s?\{([^{}]*)\}")
 _FRACTION = re.compile(rf"\\[dtc]?frac\s*{_ARGUMENT}\s*{_ARGUMENT}")
 _ROOT = re.compile(r"\\sqrt\s*(?:([0-9A-Za-z])|\(([^()]*)\))")
 # "2^10" in plain text means 2^{10}, never 2^{1}0.
@@ -90,7 +90,7 @@ def clean_latex(text: str) -> str:
     text = _UNICODE_ROOT.sub(r"\\sqrt{\1}", THOUSANDS.sub("", text).translate(MINUS_SIGNS)).translate(_UNICODE)
     if "i" in text:
         text = _IMAGINARY.sub(" i", text)
-    text = _LAYOUT.sub(lambda m: m.group() if m.group() == r"\\" else ("" if m.group() == r"\!" else " "), text)
+    text = _LAYOUT.sub(_without_layout, _COLOURED.sub(r" \1 ", text) if "color" in text else text)
     text = _ROOT.sub(lambda m: rf"\sqrt{{{m[1] or m[2] or ''}}}", text)
     text = _FRACTION.sub(lambda m: "\\frac" + "".join(a if a[0] == "{" else f"{{{a}}}" for a in m.groups()), text)
     if "," in text:
@@ -101,6 +101,12 @@ def clean_latex(text: str) -> str:
     if "i" in text:
         text = _TIMES_I.sub("i", text)
     return _LAST_MARK.sub("", text).replace(_KEPT_SPACE, " ")
+
+
+def _without_layout(match: re.Match[str]) -> str:
+    if match.group().startswith("\\\\"):
+        return "\\\\"
+    return "" if match.group() == r"\!" else " "
 
 
 def gold_latex(text: str) -> str | None:

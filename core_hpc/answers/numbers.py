@@ -40,9 +40,14 @@ _POWER_OF_TEN = re.compile(
 _REPEATING = re.compile(
     r"(?<![0-9.,])([0-9]{0,32})\.([0-9]{0,32})\\(?:overline|bar)\s?(?:\{([0-9]{1,32})\}|([0-9]))(?![0-9.])"
 )
+SWITCHES = (
+    r"\\(?:displaystyle|textstyle|bf|bfseries|it|rm|tiny|small|normalsize|large|Large|LARGE|huge|Huge)(?![A-Za-z])"
+    r"|\\(?:text)?color\s?\{[A-Za-z]{1,16}\}"
+)
+"""LaTeX that changes how a formula looks, such as `\\bf` and `\\color{blue}`."""
 # Decoration is replaced by a space, because "3*4" and "5%3" must not become the numbers 34 and 53.
 _MARKUP = re.compile(
-    r"\\(?:text|textbf|textit|textrm|mathrm|mathbf|mathit|mbox)\s*\{|\\(?:left|right)(?![a-z])"
+    SWITCHES + r"|\\(?:text|textbf|textit|textrm|mathrm|mathbf|mathit|mbox|underline)\s*\{|\\(?:left|right)(?![a-z])"
     r"|\^\s?(?:\{\s?\\circ\s?\}|\\circ(?![a-z]))|\\degree(?![a-z])|\\[()\[\],;!: ]|\\%|\\\$|[$€£¥₹%*_`{}°~“”\ufe0f]"
     r"|\b(?:USD|EUR|GBP|INR)\b"
 )
@@ -104,8 +109,9 @@ _SEVERAL = re.compile(r"\bor\b|\b[a-zA-Z]\s?=[^=,;]{1,32}(?:[,;]|\band\b)[\s$]{0
 def _clean(text: str, *, is_whole: bool = False) -> str:
     """The text without decoration, currency signs and unit powers. LaTeX fractions become a/b.
 
-    Emoji and other symbols are decoration. Mixed numbers become a/b, and powers of ten become exponents. In words, "18 1/2" may be two
-    numbers, so without LaTeX it is a mixed number only if it is the whole text.
+    Emoji and other symbols are decoration. Mixed numbers become a/b, and powers of ten become
+    exponents. In words, "18 1/2" may be two numbers, so without LaTeX it is a mixed number only if
+    it is the whole text.
     """
     text = _DASH.sub(", ", THOUSANDS.sub("", text)).translate(MINUS_SIGNS)
     has_fraction = "frac" in text

@@ -334,7 +334,7 @@ FORMULAS = {
     "$\\frac{1}{2}$": "\\frac{1}{2}",
     "<think>\\boxed{1}</think>\\boxed{2}": "2",
     "\\boxed{no idea}": "no idea",
-    "\\boxed{\\begin{pmatrix} 1 \\\\[2pt] 2 \\end{pmatrix}}": "\\begin{pmatrix}1\\\\[2pt]2\\end{pmatrix}",
+    "\\boxed{\\begin{pmatrix} 1 \\\\[2pt] 2 \\end{pmatrix}}": "\\begin{pmatrix}1\\\\2\\end{pmatrix}",
     "\\boxed{√13}": "\\sqrt{13}",
 }
 NO_FORMULA = [
@@ -389,6 +389,11 @@ def test_prose_is_no_formula(text):
         ("1" * 600, "1" * 500, WRONG),
         ("2^10", "2^{10}", CORRECT),
         ("2^{1}0", "2^{10}", None),
+        ("\\begin{pmatrix} 1 \\\\[6pt] -2 \\end{pmatrix}", "\\begin{pmatrix} 1 \\\\ -2 \\end{pmatrix}", CORRECT),
+        ("\\begin{pmatrix} [1] \\\\ [2] \\end{pmatrix}", "\\begin{pmatrix} [1] \\\\ 2 \\end{pmatrix}", None),
+        ("\\large\\bf x+5", "x+5", CORRECT),
+        ("x+\\color{blue}{5}", "x+5", CORRECT),
+        ("{\\color{red} 5}", "5", CORRECT),
         ("\\{1\\}", "1", None),
     ],
 )
