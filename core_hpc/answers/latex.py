@@ -97,7 +97,8 @@ def clean_latex(text: str) -> str:
         text = _ELEMENTS.sub(lambda m: _ELEMENT_COMMA.sub("," + _KEPT_SPACE, m.group()), text)
         text = _LIST_COMMA.sub("," + _KEPT_SPACE, text)
         text = _GROUPED.sub(lambda m: m.group().replace(",", ""), text)
-    text = " ".join(_LOOSE_SPACE.sub("", _BARE_SCRIPT.sub(r"\1{\2}", text)).split())
+    # Each run of spaces becomes one first: the second of two spaces is loose, and so is the first.
+    text = _LOOSE_SPACE.sub("", " ".join(_BARE_SCRIPT.sub(r"\1{\2}", text).split()))
     if "i" in text:
         text = _TIMES_I.sub("i", text)
     return _LAST_MARK.sub("", text).replace(_KEPT_SPACE, " ")
