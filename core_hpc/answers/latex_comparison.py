@@ -90,7 +90,7 @@ def compare_latex(answer: str, gold: str) -> str | None:
     answer = clean_latex(answer[: MAX_LATEX_CHARS + 1])
     if not is_whole(answer):
         return WRONG
-    if answer == gold:
+    if answer == gold or (("=" in answer) != ("=" in gold) and _value_of(answer) == _value_of(gold)):
         return CORRECT
     if _ONLY_WORDS.fullmatch(gold):
         return CORRECT if _words(answer) == _words(gold) else WRONG

@@ -18,6 +18,7 @@ from typing import Any
 PROBE_DIGITS = 50
 _DIFFERENT = 1e-30
 _FIRST_PROBE, _PROBE_STEP = 1.37, 0.61
+_PLUS_MINUS = re.compile(r"\\pm(?![A-Za-z])\s?")
 _WRAPPED = r"\\(?:text|textbf|textit|textrm|mathrm|mathbf|mathit|mbox|operatorname)\{[^{}]{1,64}\}"
 # The left side of an assignment ("x", "a_{10}", "f(3)", "\\text{Total}", "\\angle ABC"); not "2x".
 NAME = re.compile(
@@ -68,6 +69,8 @@ def equal(answer: str, gold: str) -> bool:
     # The result must not depend on earlier comparisons in this process.
     clear_cache()
     sympy_random.seed(0)
+    if _PLUS_MINUS.search(answer + gold):
+        answer, gold = _both_signs(answer, named=gold), _both_signs(gold, named=answer)
     try:
         wanted, given = _parse(gold), _parse(answer)
         if not wanted or not given or _is_computation(answer, given[0], wanted[0]):
@@ -80,6 +83,20 @@ def equal(answer: str, gold: str) -> bool:
         raise
     except Exception:  # noqa: BLE001 - hostile input raises any error in three libraries; it equals nothing
         return False
+
+
+def _both_signs(text: str, *, named: str) -> str:
+    r"""The two values of a formula with one `\pm` as a list; without "x =" if the other side `named` has no name.
+
+    >>> _both_signs(r"x=3\pm i", named="3+i,3-i"), _both_signs(r"\{3\pm i\}", named="")
+    ('3+i,3-i', '\\{3\\pm i\\}')
+    """
+    name, equals, value = text.partition("=")
+    if equals and "=" not in named and NAME.fullmatch(name.strip()):
+        text = value
+    if "," in text or r"\{" in text or "=" in text or len(_PLUS_MINUS.findall(text)) != 1:
+        return text
+    return ",".join(_PLUS_MINUS.sub(sign, text) for sign in "+-")
 
 
 def _parse(text: str) -> list[Any]:
