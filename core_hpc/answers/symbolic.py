@@ -20,10 +20,12 @@ _DIFFERENT = 1e-30
 _FIRST_PROBE, _PROBE_STEP = 1.37, 0.61
 _PLUS_MINUS = re.compile(r"\\pm(?![A-Za-z])\s?")
 _WRAPPED = r"\\(?:text|textbf|textit|textrm|mathrm|mathbf|mathit|mbox|operatorname)\{[^{}]{1,64}\}"
-# The left side of an assignment ("x", "a_{10}", "f(3)", "\\text{Total}", "\\angle ABC"); not "2x".
+# The left side of an assignment ("x", "a_{10}", "f(3)", "\\text{Total}", "\\angle ABC", "(x,y)"); not "2x".
+_GREEK = r"\\(?:alpha|beta|gamma|delta|theta|phi|lambda|mu|sigma|rho|omega|Delta|ell|tau|varphi)"
+_ELEMENT = rf"\s?(?:[A-Za-z]|{_GREEK})(?:_\w|_\{{\w{{1,8}}\}})?\s?"
 NAME = re.compile(
-    rf"(?:{_WRAPPED}|m?\\angle\s?[A-Z]{{1,3}}|\|?\\overline\{{[A-Z]{{1,3}}\}}\|?|\|[A-Z]{{1,3}}\||[A-Z]{{2,4}}|[a-z]!"
-    r"|\\(?:alpha|beta|gamma|delta|theta|phi|lambda|mu|sigma|rho|omega|Delta|ell|tau|varphi)"
+    rf"(?:{_WRAPPED}|\({_ELEMENT}(?:,{_ELEMENT}){{1,7}}\)|\\vec\s?(?:[A-Za-z]|\{{[A-Za-z]{{1,2}}\}})|m?\\angle\s?[A-Z]{{1,3}}|\|?\\overline\{{[A-Z]{{1,3}}\}}\|?|\|[A-Z]{{1,3}}\||[A-Z]{{2,4}}|[a-z]!"
+    rf"|{_GREEK}"
     r"|[A-Za-z](?:_\w|_\{\w{1,8}\})?(?:'|\([^()=]{1,16}\))?)(?:_\w|_\{\w{1,8}\})?"
 )
 
