@@ -246,17 +246,32 @@ def own_row(answer_kind: str) -> ParseRow:
     def parse(row: Row, number: int) -> Item:
         kind = text_field(row, "answer_kind") if row.get("answer_kind") is not None else answer_kind
         gold = gold_of(text_field(row, "answer"), kind)
-        options = row.get("options")
-        if kind == "letter" and isinstance(options, list) and gold not in LETTERS[: len(options)]:
-            raise RowError(f"the answer {gold} is not one of its {len(options)} options")
-        question = text_field(row, "question")
-        if kind == "letter" and isinstance(options, list):
-            _check_shown(question, options)
+        options, question = row.get("options"), text_field(row, "question")
+        if kind == "letter" and isinstance(options, (list, dict)):
+            _check_shown(question, _options_with(gold, options))
         rest = {k: v for k, v in row.items() if k not in ("id", "question", "answer", "answer_kind")}
         problem_id = text_field(row, "id") if row.get("id") is not None else id_of(question, options)
         return Item(problem_id, question, gold, plain_metadata(rest), kind)
 
     return parse
+
+
+def _options_with(gold: str, options: list[Any] | dict[str, Any]) -> list[Any]:
+    """The texts of the options, one of which has the letter `gold`; a mapping has the letters as keys.
+
+    A Parquet file has every key in every row, with null for those that a row does not have.
+
+    Raises:
+        RowError: no option has the letter.
+    """
+    if isinstance(options, list):
+        if gold not in LETTERS[: len(options)]:
+            raise RowError(f"the answer {gold} is not one of its {len(options)} options")
+        return options
+    by_letter = {str(key).strip().upper(): option for key, option in options.items() if option is not None}
+    if gold not in by_letter:
+        raise RowError(f"the answer {gold} is not one of its options {', '.join(by_letter)}"[:200])
+    return list(by_letter.values())
 
 
 def _check_shown(question: str, options: list[Any]) -> None:

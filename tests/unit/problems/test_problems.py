@@ -134,6 +134,28 @@ def test_rows_without_an_id_get_one_from_their_content(tmp_path: Path) -> None:
         read_items(tmp_path / "twice.jsonl", "jsonl", own_row("number"))
 
 
+def test_options_may_be_a_mapping_from_letters(tmp_path: Path) -> None:
+    """Also in Parquet, where the options that a row lacks are null."""
+    question = {"id": "a", "question": "Prime? A) 4 B) 7", "answer": "B", "answer_kind": "letter"}
+    rows = [
+        {**question, "options": {"A": "4", "B": "7"}},
+        {
+            **question,
+            "id": "b",
+            "question": "Prime? a) 4 b) 6 c) 7",
+            "answer": "C",
+            "options": {"a": "4", "b": "6", "c": "7"},
+        },
+    ]
+    write(tmp_path / "t.jsonl", *rows)
+    assert [i.gold for i in read_items(tmp_path / "t.jsonl", "jsonl", own_row("number"))] == ["B", "C"]
+    same = [
+        {**row, "options": dict.fromkeys("ABC") | {k.upper(): v for k, v in row["options"].items()}} for row in rows
+    ]
+    pl.DataFrame(same).write_parquet(tmp_path / "t.parquet")
+    assert [i.gold for i in read_items(tmp_path / "t.parquet", "parquet", own_row("number"))] == ["B", "C"]
+
+
 def test_answer_kinds_of_a_source_and_of_a_row(tmp_path: Path) -> None:
     rows = [
         {"id": "l", "question": "q1", "answer": r"$\dfrac12$"},
@@ -192,6 +214,14 @@ def test_answer_kinds_of_a_source_and_of_a_row(tmp_path: Path) -> None:
             [{**GOOD, "question": "Prime? A) 4", "answer_kind": "letter", "answer": "B", "options": ["4", 7, "9"]}],
             "line 1: the question does not have the option '7', and prompts show the question only; write the options "
             r"into the question, as 'A\) 4'",
+        ),
+        (
+            [{**GOOD, "answer_kind": "letter", "answer": "C", "options": {"A": "x", "B": "y"}}],
+            "line 1: the answer C is not one of its options A, B",
+        ),
+        (
+            [{**GOOD, "question": "Prime? A) 4", "answer_kind": "letter", "answer": "B", "options": {"A": 4, "B": 7}}],
+            "line 1: the question does not have the option '7'",
         ),
         ([{**GOOD, "answer_kind": "text", "answer": "..."}], "line 1: the answer '...' is not text"),
         ([{**GOOD, "level": [1]}], "line 1: 'level' must be text or a number, not list"),
