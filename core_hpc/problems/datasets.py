@@ -73,7 +73,7 @@ HUB: dict[str, dict[str, HubFiles]] = {
 }
 """Source -> subset -> files; the first subset is the default."""
 
-_CONTAINERS = {".parquet": "parquet", ".csv": "csv"}
+_CONTAINERS = {".parquet": "parquet", ".csv": "csv", ".jsonl": "jsonl", ".ndjson": "jsonl", ".json": "jsonl"}
 
 
 def mistakes_in(source: DataSetProblems) -> list[tuple[str, str]]:
@@ -120,8 +120,11 @@ def read_data_set(source: DataSetProblems, label: str) -> list[Item]:
 
 def _read(path: Path, source: DataSetProblems, name: str) -> list[Item]:
     parse = ROW_FORMATS[source.source]
-    container = _CONTAINERS.get(path.suffix, "jsonl")
-    return read_items(path, container, lambda row, number: parse(row, f"{name}-{number:05d}", source.seed))
+    container = _CONTAINERS.get(path.suffix.lower())
+    if container is None and path.is_file():
+        known = ", ".join(_CONTAINERS)
+        raise InputError(f"{path}: the format of a file is known by the ending of its name, one of {known}")
+    return read_items(path, container or "jsonl", lambda row, number: parse(row, f"{name}-{number:05d}", source.seed))
 
 
 def fetch(hub: HubFiles, file: str) -> Path:
@@ -238,12 +241,24 @@ def _gpqa(row: Row, problem_id: str, seed: int) -> Item:
     return _choice(name, stem, shown, gold, explanation=row.get("Explanation"), metadata=metadata)
 
 
+def _whole(value: Any) -> int | None:
+    """A whole number, also as text (every field of a CSV file is text) or as a float; None for anything else.
+
+    >>> [_whole(v) for v in (2, "2", 2.0, "-1", "2.0", 2.5, "x", True, None)]
+    [2, 2, 2, -1, 2, None, None, None, None]
+    """
+    if isinstance(value, bool) or not isinstance(value, (int, float, str)):
+        return None
+    found = re.fullmatch(r"\s*(-?[0-9]{1,3})(?:\.0*)?\s*", str(value))
+    return int(found[1]) if found is not None else None
+
+
 def _medmcqa(row: Row, problem_id: str, seed: int) -> Item:
-    right = row.get("cop")
+    right = _whole(row.get("cop"))
     if right == -1:
         raise RowError("its answer is withheld (cop is -1), as in the whole test split; use train or validation")
-    if isinstance(right, bool) or not isinstance(right, int) or not 0 <= right <= 3:
-        raise RowError(f"'cop' must be the number of the correct option, 0 to 3, not {right!r}")
+    if right is None or not 0 <= right <= 3:
+        raise RowError(f"'cop' must be the number of the correct option, 0 to 3, not {row.get('cop')!r}")
     options = [text_field(row, field) for field in ("opa", "opb", "opc", "opd")]
     metadata = {"data_set": "medmcqa", "subject": row.get("subject_name"), "topic": row.get("topic_name")}
     name, stem = text_field(row, "id"), text_field(row, "question")

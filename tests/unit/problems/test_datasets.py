@@ -250,6 +250,17 @@ def test_medmcqa_format(tmp_path: Path) -> None:
     assert found["metadata"] == metadata
     bad = [{**row, "id": "t1", "cop": -1}, {**row, "id": "t2", "cop": 4}, {**row, "id": "t3", "opb": None}]
     pl.DataFrame(bad).write_parquet(tmp_path / "bad.parquet")
+    for name, cop in (("text", "2"), ("float", 2.0)):
+        pl.DataFrame([{**row, "cop": cop}]).write_csv(tmp_path / f"{name}.CSV")
+        assert train_of(data_set("medmcqa", tmp_path / f"{name}.CSV"))[0]["gold"] == "C"
+    pl.DataFrame([{**row, "cop": 2.0}]).write_parquet(tmp_path / "float.parquet")
+    assert train_of(data_set("medmcqa", tmp_path / "float.parquet"))[0]["gold"] == "C"
+    pl.DataFrame([{**row, "cop": "2.5"}]).write_csv(tmp_path / "bad.csv")
+    with pytest.raises(InputError, match=r"row 1: 'cop' must be .* not '2.5'"):
+        train_of(data_set("medmcqa", tmp_path / "bad.csv"))
+    pl.DataFrame([row]).write_csv(tmp_path / "train.tsv", separator="\t")
+    with pytest.raises(InputError, match=r"train.tsv: the format .* one of .parquet, .csv, .jsonl, .ndjson, .json"):
+        train_of(data_set("medmcqa", tmp_path / "train.tsv"))
     with pytest.raises(
         InputError,
         match=r"(?s)3 bad rows.*row 1: its answer is withheld.*row 2: 'cop' must be.*row 3: 'opb' is null",
