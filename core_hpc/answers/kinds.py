@@ -89,6 +89,7 @@ _NOUN = re.compile(r"\s(?!because\b|since\b|as\b|is\b)[a-z]")
 _CLOSING = frozenset(")]}")
 _WRAPPED = re.compile(r"\\(?:text|textbf|mathrm|mathbf|mbox)\s?\{([^{}]{0,256})\}")
 _DECORATION = " \t\n\r*_`\"'$.,;:!?()[]{}<>"
+_DECIMAL_POINT = re.compile(r"(?<!\.)\.\Z")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -209,15 +210,21 @@ def read_letter(payload: str) -> str | None:
 def normalize_text(text: str) -> str | None:
     """Text without case, decoration and repeated spaces; None if it is empty or too long.
 
+    A period before a digit is no decoration.
+
     >>> normalize_text("  **New  York.** "), normalize_text("\\\\text{yes}"), normalize_text("...")
     ('new york', 'yes', None)
+    >>> normalize_text("($.5)."), normalize_text("...5")
+    ('.5', '5')
     """
     if len(text) > MAX_ANSWER_CHARS:
         text = text.strip()
     if len(text) > MAX_ANSWER_CHARS:
         return None
     text = unicodedata.normalize("NFC", _WRAPPED.sub(r"\1", text)).casefold()
-    return " ".join(text.strip(_DECORATION).split()) or None
+    bare = text.strip(_DECORATION)
+    decimal = bare[:1].isdecimal() and _DECIMAL_POINT.search(text[: text.index(bare)]) is not None
+    return " ".join(("." * decimal + bare).split()) or None
 
 
 def _read_text(payload: str) -> str | None:

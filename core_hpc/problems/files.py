@@ -34,7 +34,7 @@ _GOLD_WORDS = {
     "integer": "an integer from 0 to 999",
     "latex": "LaTeX with matching braces and at most 512 characters",
     "letter": f"a letter from {LETTERS[0]} to {LETTERS[-1]}",
-    "text": "text of at most 256 characters",
+    "text": "text of at most 256 characters that has more than punctuation",
 }
 
 

@@ -301,6 +301,12 @@ def test_a_text_after_a_label_is_the_whole_line(text, answer):
     assert extract_answer(text, "text") == answer
 
 
+def test_a_decimal_without_a_zero_is_not_a_whole_number() -> None:
+    assert verify(".5", "5", "text") == WRONG
+    assert verify("**.5**", ".5", "text") == CORRECT
+    assert verify("5.", "5", "text") == CORRECT
+
+
 def test_a_text_that_is_too_long_is_not_compared_by_its_beginning():
     answer = extract_answer(f"<answer>New York{' ' * 300}</answer>", "text")
     assert verify(answer, "New York", "text") == CORRECT

@@ -223,7 +223,14 @@ def test_answer_kinds_of_a_source_and_of_a_row(tmp_path: Path) -> None:
             [{**GOOD, "question": "Prime? A) 4", "answer_kind": "letter", "answer": "B", "options": {"A": 4, "B": 7}}],
             "line 1: the question does not have the option '7'",
         ),
-        ([{**GOOD, "answer_kind": "text", "answer": "..."}], "line 1: the answer '...' is not text"),
+        (
+            [{**GOOD, "answer_kind": "text", "answer": "..."}],
+            "line 1: the answer '...' is not text .* more than punctuation",
+        ),
+        (
+            [{**GOOD, "answer_kind": "text", "answer": ">"}],
+            "line 1: the answer '>' is not text .* more than punctuation",
+        ),
         ([{**GOOD, "level": [1]}], "line 1: 'level' must be text or a number, not list"),
     ],
 )
