@@ -74,6 +74,7 @@ _NAMED = rf"(?:{_VERBAL}\b(?:final_)?answers?\b|{_ANSWER}|{_ANSWER_CJK})"
 
 # --- labels before the answer ----------------------------------------------------------------------
 
+_EMOJI = r"[^\x00-\u20ff\w]"
 _PREFIX = (
     r"(?:\$?\\(?:textbf|mathbf|text|textit|emph|underline|(?:sub)*section\*?|paragraph\*?)\{|<\w{1,8}>)?"
     r"[*_]{0,3}(?:\bthe[ \t]{1,4})?(?:\bfinal[ \t]{1,4})?"
@@ -81,10 +82,10 @@ _PREFIX = (
 _LABEL = re.compile(
     # Headings come before the bare hashes of "#### 42", because their answer is below them.
     rf"{extract.HEADING}"
-    # A line that is only a heading: "### 3. **Final Answer**", "<h3>Answer</h3>".
-    rf"|^(?:[ \t>\#*_`|-]{{0,16}})(?:[0-9]{{1,2}}[.)][ \t*_]{{1,4}})?(?:<\w{{1,8}}>|\\[a-z]{{4,16}}\*?\{{)?[*_]{{0,3}}"
+    # A line that is only a heading: "### Step 3: **Final Answer**", "## ✅ Answer", "<h3>Answer</h3>".
+    rf"|^(?:[ \t>\#*_`|-]{{0,16}})(?:(?:step[ \t]{{1,4}})?[0-9]{{1,2}}[.):][ \t*_]{{1,4}}|{_EMOJI}{{1,4}}[ \t*_]{{0,4}})?(?:<\w{{1,8}}>|\\[a-z]{{4,16}}\*?\{{)?[*_]{{0,3}}"
     rf"(?:the[ \t])?{_FINAL}(?:(?:final_)?answers?|{_ANSWER}|{_ANSWER_CJK}|{_RESULT})(?:[ \t]{{1,4}}finale?)?"
-    rf"(?:[ \t*_`\#:\uff1a.}}=~]|</\w{{1,8}}>){{0,12}}\r?$"
+    rf"(?:[ \t*_`\#:\uff1a.}}=~]|{_EMOJI}|</\w{{1,8}}>){{0,12}}\r?$"
     rf"|\#{{4,8}}(?:[ \t*_]{{0,8}}(?:final[ \t]{{1,4}})?(?:answers?|result)\b[ \t*_:]{{0,8}}\r?$)?"
     rf"|{_PREFIX}(?:{extract.STATED}"
     rf"|{_VERBAL}\b(?:final_)?answers?\b(?:[^\n.:=<]{{0,60}}?(?:[:=]|{_VERB})|{_DECORATION}(?:{_SIGN}|\|))"
@@ -194,9 +195,12 @@ _PRONOUN = re.compile(
     re.IGNORECASE,
 )
 _QUESTION = re.compile(r"\b(?:what|where|how|who)\s{1,4}\Z", re.IGNORECASE)
-# The last line of a text is an answer if it is only an option, or if it starts with "A:".
+# The last line of a text is an answer if it is only an option, alone or with its text ("C) 5 eV"), or
+# if it starts with "A:".
 _LAST_LINE = re.compile(
-    rf"[ \t>\#*_-]{{0,16}}(?:(?:{_OPTION}[ \t:]{{1,4}})?{_LETTER}[\s.*_]{{0,8}}\Z|A[*_]{{0,3}}[:\uff1a])", re.IGNORECASE
+    rf"[ \t>\#*_-]{{0,16}}(?:(?:{_OPTION}[ \t:]{{1,4}})?{_LETTER}[\s.*_]{{0,8}}\Z|A[*_]{{0,3}}[:\uff1a]"
+    r"|\(?(?-i:[A-J])[*_]{0,3}\)[*_:]{0,3}[ \t]{0,4}[^\s*_])",
+    re.IGNORECASE,
 )
 
 # --- tags and boxes --------------------------------------------------------------------------------
