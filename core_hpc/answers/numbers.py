@@ -66,6 +66,9 @@ _MODULUS = re.compile(
 _EQUALITY = re.compile(r"\\(?:approx|equiv)(?![A-Za-z])|[≈≡]")
 MINUS_SIGNS = str.maketrans({"\u2212": "-", "\u2013": "-", "\uff0d": "-", "\ufe63": "-", "\u00a0": " ", "\u202f": " "})
 
+_VULGAR = str.maketrans(  # "½" -> " 1/2"
+    {c: " " + unicodedata.normalize("NFKC", c).replace("\u2044", "/") for c in "½¼¾⅓⅔⅕⅖⅗⅘⅙⅚⅛⅜⅝⅞"}
+)
 _CROSSES = "\u274c\u274e\u2717\u2718"  # "18 ❌" does not state 18
 
 # Words that change the number next to them. `_TAIL_VERB` ends the part of a sentence in which words
@@ -110,11 +113,12 @@ def _clean(text: str, *, is_whole: bool = False) -> str:
     """The text without decoration, currency signs and unit powers. LaTeX fractions become a/b.
 
     Emoji and other symbols are decoration. Mixed numbers become a/b, and powers of ten become
-    exponents. In words, "18 1/2" may be two numbers, so without LaTeX it is a mixed number only if
-    it is the whole text.
+    exponents. In words, "18 1/2" may be two numbers, so it is a mixed number only if it is the whole
+    text; "18½" and LaTeX always are.
     """
     text = _DASH.sub(", ", THOUSANDS.sub("", text)).translate(MINUS_SIGNS)
-    has_fraction = "frac" in text
+    plain = text if text.isascii() else text.translate(_VULGAR)
+    has_fraction, text = "frac" in text or plain != text, plain
     if "\\" in text:
         text = _REPEATING.sub(_repeating_fraction, text)
         text = _FRAC.sub(lambda m: f" {m[1] or m[2] or ''}/{m[3] or m[4] or ''}{' ' * bool(m[5])}", text)

@@ -83,7 +83,9 @@ _LABEL = re.compile(
     # Headings come before the bare hashes of "#### 42", because their answer is below them.
     rf"{extract.HEADING}"
     # A line that is only a heading: "### Step 3: **Final Answer**", "## ✅ Answer", "<h3>Answer</h3>".
-    rf"|^(?:[ \t>\#*_`|-]{{0,16}})(?:(?:step[ \t]{{1,4}})?[0-9]{{1,2}}[.):][ \t*_]{{1,4}}|{_EMOJI}{{1,4}}[ \t*_]{{0,4}})?(?:<\w{{1,8}}>|\\[a-z]{{4,16}}\*?\{{)?[*_]{{0,3}}"
+    r"|^(?:[ \t>\#*_`|-]{0,16})"
+    rf"(?:(?:step[ \t]{{1,4}})?[0-9]{{1,2}}[.):][ \t*_]{{1,4}}|{_EMOJI}{{1,4}}[ \t*_]{{0,4}})?"
+    rf"(?:<\w{{1,8}}>|\\[a-z]{{4,16}}\*?\{{)?[*_]{{0,3}}"
     rf"(?:the[ \t])?{_FINAL}(?:(?:final_)?answers?|{_ANSWER}|{_ANSWER_CJK}|{_RESULT})(?:[ \t]{{1,4}}finale?)?"
     rf"(?:[ \t*_`\#:\uff1a.}}=~]|{_EMOJI}|</\w{{1,8}}>){{0,12}}\r?$"
     rf"|\#{{4,8}}(?:[ \t*_]{{0,8}}(?:final[ \t]{{1,4}})?(?:answers?|result)\b[ \t*_:]{{0,8}}\r?$)?"

@@ -820,6 +820,9 @@ READ = [
         "2 1/2",
         [
             "#### 2 1/2",
+            "#### 2½",
+            "The answer is 2 ½.",
+            "The answer is 2½ cups.",
             r"\boxed{2\frac{1}{2}}",
             r"\boxed{2\,\dfrac12}",
             r"\boxed{2 \frac{1}{2}\text{ cups}}",
@@ -839,7 +842,19 @@ READ = [
             "#### 1.2 1/2",
         ],
     ),
-    *texts("number", "18", [], ["The answer is 18 1/2 cups.", "#### 18 1/2", "#### 18 1/2/2024", "#### 18 10/2024"]),
+    *texts(
+        "number",
+        "18",
+        [],
+        [
+            "The answer is 18 1/2 cups.",
+            "The answer is 18 ½.",
+            "#### 18½ cups",
+            "#### 18 1/2",
+            "#### 18 1/2/2024",
+            "#### 18 10/2024",
+        ],
+    ),
     *texts(
         "number",
         "0.5",
