@@ -27,7 +27,7 @@ MAX_BARE_TEXT_CHARS = 64
 # "7!" ends a sentence before a new one; "7! ways" and "$7!$" are factorials.
 _OTHER_ENDS = r"[?;](?=\s|$)|!(?=[ \t]{0,4}(?:\n|\Z)|[ \t]{1,4}[A-Z*_(\"'])|<|\n"
 _SENTENCE_END = re.compile(rf"\.(?=\s|$)|{_OTHER_ENDS}")
-# "Mr. Tan has 18 apples", "J. Tan has 18" and "approx. 18" go on; "18 V. Then" does not.
+# "Mr. Tan has 18 apples", "J. Tan has 18" and "approx. 18" continue after the period; "18 V. Then" ends there.
 _QUANTITY_END = re.compile(
     r"(?<!\bMr)(?<!\bMs)(?<!\bDr)(?<!\bSt)(?<!\bvs)(?<!\bsq)(?<!\bMrs)(?<!\bapprox)(?<!(?<![0-9]\s)\b[A-Z])\.(?=\s|$)"
     rf"|{_OTHER_ENDS}"
