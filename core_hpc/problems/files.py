@@ -247,13 +247,18 @@ def own_row(answer_kind: str) -> ParseRow:
         kind = text_field(row, "answer_kind") if row.get("answer_kind") is not None else answer_kind
         gold = gold_of(text_field(row, "answer"), kind)
         options, question = row.get("options"), text_field(row, "question")
-        if kind == "letter" and isinstance(options, (list, dict)):
+        if kind == "letter" and (isinstance(options, list) or _has_letters(options)):
             _check_shown(question, _options_with(gold, options))
         rest = {k: v for k, v in row.items() if k not in ("id", "question", "answer", "answer_kind")}
         problem_id = text_field(row, "id") if row.get("id") is not None else id_of(question, options)
         return Item(problem_id, question, gold, plain_metadata(rest), kind)
 
     return parse
+
+
+def _has_letters(options: Any) -> bool:
+    """Whether options are a mapping from letters; one with other keys, such as `text` and `label`, is metadata."""
+    return isinstance(options, dict) and {str(key).strip().upper() for key in options} <= set(LETTERS)
 
 
 def _options_with(gold: str, options: list[Any] | dict[str, Any]) -> list[Any]:

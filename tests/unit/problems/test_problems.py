@@ -147,8 +147,9 @@ def test_options_may_be_a_mapping_from_letters(tmp_path: Path) -> None:
             "options": {"a": "4", "b": "6", "c": "7"},
         },
     ]
-    write(tmp_path / "t.jsonl", *rows)
-    assert [i.gold for i in read_items(tmp_path / "t.jsonl", "jsonl", own_row("number"))] == ["B", "C"]
+    other = {**question, "id": "c", "options": {"text": ["4", "7"], "label": ["1", "2"]}}
+    write(tmp_path / "t.jsonl", *rows, other)
+    assert [i.gold for i in read_items(tmp_path / "t.jsonl", "jsonl", own_row("number"))] == ["B", "C", "B"]
     same = [
         {**row, "options": dict.fromkeys("ABC") | {k.upper(): v for k, v in row["options"].items()}} for row in rows
     ]
