@@ -242,13 +242,13 @@ def test_a_phase_makes_a_row_of_every_output(verifier: Verifier, monkeypatch: py
         for i, problem in enumerate(problems)
     ]
     context: Any = SimpleNamespace(
-        prompt_builder=lambda model: SimpleNamespace(completion_text=lambda ids, stops: texts[ids[0]]),
         stop_strings=lambda model: (),
         model=SimpleNamespace(name="m"),
         run=SimpleNamespace(run_id="r"),
         key=TaskKey(1, COLD, "m", 0),
     )
-    frame = generate._rows(context, COLD, sampled, SamplingSection(), adapter_iteration=0)
+    builder: Any = SimpleNamespace(completion_text=lambda ids, stops: texts[ids[0]])
+    frame = generate._rows(context, builder, COLD, sampled, SamplingSection(), adapter_iteration=0)
     check_frame(frame, ROLLOUTS, source="rows")
     assert len(cases) > len(CASES) - 5
     assert dict(frame.select("problem_id", "verdict").rows()) == {name: case[-1] for name, case in cases.items()}
