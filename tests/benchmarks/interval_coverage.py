@@ -27,7 +27,7 @@ import polars as pl
 from analysis.counts.counts import ANSWERS, COUNTS
 from analysis.metrics.overlap import overlap_table
 from analysis.metrics.passk import before_after_table, gain_table, pass_at_k_table
-from analysis.metrics.rescue import rescue_table
+from analysis.metrics.rescue import rescue_table, uplift_of
 from analysis.metrics.votes import Ballots, agreement, vote_table
 from analysis.stats.estimators import FloatArray, IntArray, wins_at_k
 from core_hpc.store.schema import COLD, EVALUATE, RESCUE
@@ -42,6 +42,10 @@ SHARED = 0.6
 WRONG_ANSWERS, BLANK = 4, 0.1
 """Number of wrong answers of a problem, and the share of wrong completions without an answer."""
 LEVELS_K, VOTE_K, GROUP_SIZE = 4, 4, 4
+FEW_CORRECT = {
+    f"rescue uplift, no effect, {n} cases, {r:.0%} correct": (n, r) for n, r in ((200, 0.02), (100, 0.04), (50, 0.1))
+}
+"""Cases and the chance of a correct rescue completion, with and without the hint: few of the control are correct."""
 TARGET_PERCENT = 93.0
 Interval = tuple[float | None, float | None]
 
@@ -126,6 +130,7 @@ def truth(rng: np.random.Generator, size: int) -> dict[str, float]:
         "difference, source groups": (p.later[0] - a).mean(),
         **_votes(rng, p),
         **_rescues(rng, p),
+        **dict.fromkeys(FEW_CORRECT, 0.0),
     }
     return {name: float(value) for name, value in values.items()}
 
@@ -251,6 +256,8 @@ def study(rng: np.random.Generator) -> Iterator[tuple[str, Interval]]:
     yield "agreement", interval(votes, measure="gated_answered")
     yield "accuracy where agreed", interval(votes, measure="gated_accuracy")
     yield from rescue_intervals(rng, p, correct)
+    for name, (num_cases, rate) in FEW_CORRECT.items():
+        yield name, few_correct_uplift(rng, num_cases, rate)
     yield from group_intervals(rng)
 
 
@@ -271,6 +278,18 @@ def rescue_intervals(rng: np.random.Generator, p: Problems, cold: IntArray) -> I
     table = rescue_table(pl.concat(parts), groups=["student"]).filter(pl.col("student") == "ada")
     for name in ("per_attempt", "per_case", "recovery", "uplift"):
         yield f"rescue {name.replace('_', ' ')}", interval(table, rate=name)
+
+
+def few_correct_uplift(rng: np.random.Generator, num_cases: int, rate: float) -> Interval:
+    """Return the interval of the uplift of hints without effect, with two rescue completions per case.
+
+    Each of them sees the hint with probability 0.75, the default of core_hpc.
+    """
+    hinted = rng.binomial(2, 0.75, num_cases)
+    sides = (hinted, 2 - hinted)
+    sums = np.stack([x for n in sides for x in (rng.binomial(n, rate), n)], axis=1).astype(np.float64)
+    uplift = uplift_of(sums[None], np.arange(num_cases))
+    return uplift.low, uplift.high
 
 
 def group_intervals(rng: np.random.Generator) -> Iterator[tuple[str, Interval]]:

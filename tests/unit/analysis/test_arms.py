@@ -112,7 +112,7 @@ def plain_interval(per_seed: Any, problems: list[Any]) -> tuple[float, float]:
     return cuts[0], cuts[-1]
 
 
-def test_uplift_bootstrap_draws_a_problem_for_all_seeds_together() -> None:
+def test_uplift_of_an_arm_takes_a_problem_in_all_seeds_as_dependent() -> None:
     rng = np.random.default_rng(5)
     runs = [data(s, held_out(rng.integers(0, 5, (2, 10)), 2), cases(rng)) for s in (1, 2, 3)]
     row = pick(table({"arm": runs}), seed=MEAN, measure=UPLIFT)
@@ -128,8 +128,9 @@ def test_uplift_bootstrap_draws_a_problem_for_all_seeds_together() -> None:
     each = uplifts(list(range(60)))
     assert row["estimate"] == pytest.approx(statistics.fmean(each))
     assert (row["seed_min"], row["seed_max"]) == pytest.approx((min(each), max(each)))
+    # With rates of about a half, the interval is near that of a bootstrap of whole problems.
     assert (row["problems_low"], row["problems_high"]) == pytest.approx(
-        plain_interval(uplifts, list(range(60))), abs=0.01
+        plain_interval(uplifts, list(range(60))), abs=0.02
     )
 
 

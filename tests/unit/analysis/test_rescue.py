@@ -9,7 +9,7 @@ import polars as pl
 import pytest
 
 from analysis.counts.counts import COUNTS, in_batches
-from analysis.metrics.rescue import LEAK_SHARE, RATES, cases_of, leak_points, rescue_table
+from analysis.metrics.rescue import LEAK_SHARE, RATES, cases_of, leak_points, rescue_table, uplift_of
 from analysis.metrics.strata import stratified
 from tests.support.analysis_data import counts_frame, pick, rescue_counts
 from tests.support.source_groups import assert_same_figures, grouped
@@ -128,6 +128,44 @@ def test_uplift_intervals_cover_no_effect() -> None:
     rows = [pick(rescue_table(counts, groups=["all"]), rate="uplift") for counts in studies]
     covered = sum(row["low"] <= 0 <= row["high"] for row in rows)
     assert covered >= 52  # the expectation is 57; fewer than 52 have probability 0.02
+
+
+def test_uplift_of_independent_rates_has_the_hybrid_score_interval() -> None:
+    """56/70 minus 48/80 is the example of Newcombe 1998, method 10: 0.0524 to 0.3339."""
+    hinted, control = ([1.0] * good + [0.0] * bad for good, bad in ((56, 14), (48, 32)))
+    rows = [(c, 1.0, 0.0, 0.0) for c in hinted] + [(0.0, 0.0, c, 1.0) for c in control]
+    own = uplift_of(np.array([rows]), np.arange(150))
+    assert (own.estimate, own.low, own.high) == pytest.approx((0.2, 0.0524, 0.3339), abs=5e-5)
+    # With the first n problems of the hinted side as the first of the control, errors correlate.
+    paired = [(h, 1.0, c, 1.0) for h, c in zip(hinted, control[:70], strict=False)]
+    together = np.array([paired + [(0.0, 0.0, c, 1.0) for c in control[70:]]])
+    narrower = uplift_of(together, np.arange(80))
+    assert narrower.estimate == pytest.approx(0.2)
+    assert narrower.high - narrower.low < 0.75 * (own.high - own.low)  # type: ignore[operator]
+    thrice = uplift_of(np.repeat(together, 3, axis=0), np.arange(80))
+    assert (thrice.low, thrice.high) == pytest.approx((narrower.low, narrower.high))
+
+
+def test_a_hint_without_effect_has_no_uplift_where_the_control_is_seldom_correct() -> None:
+    """A bootstrap has an interval wholly above 0 in 6 to 14 % of these studies."""
+    rng = np.random.default_rng(5)
+    for num, rate in ((200, 0.02), (100, 0.04), (50, 0.1)):
+        above = below = 0
+        for _ in range(400):
+            hinted = rng.binomial(2, 0.75, num)
+            control = 2 - hinted
+            correct = rng.binomial(hinted, rate), rng.binomial(control, rate)
+            sums = np.stack([correct[0], hinted, correct[1], control], axis=1).astype(float)
+            own = uplift_of(sums[None], np.arange(num))
+            assert own.low is not None
+            assert own.high is not None
+            above, below = above + (own.low > 0), below + (own.high < 0)
+        assert max(above, below) <= 0.025 * 400, (num, rate, above, below)
+    never = np.array([[(1.0, 2.0, 0.0, 1.0)] + [(0.0, 2.0, 0.0, 1.0)] * 99])
+    own = uplift_of(never, np.arange(100))
+    assert own.low is not None
+    assert own.high is not None
+    assert own.low < 0 < own.high
 
 
 def test_without_a_control_there_is_no_uplift() -> None:
