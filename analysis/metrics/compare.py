@@ -192,7 +192,7 @@ def _row(seed: str, f: TwoSided, context: _Context, note: str, **spread: Any) ->
     levels = {side: None if np.isnan(level) else level for side, level in zip("ab", f.levels(), strict=True)}
     labels = {"seed": seed, "measure": f.measure, "model": f.model, "k": f.k, "candidates": f.candidates}
     row = {**labels, **levels, "num_seeds": len(f.a), **spread}
-    num_problems, note = f.a.shape[2], join_notes(f.note, note)
+    num_problems = f.a.shape[2]
     if f.why_undefined:
         return {**row, **undefined(num_problems, join_notes(f.why_undefined, note)).row()}
     known = _gain(f, context.groups) if f.measure in GAIN.values() else of_differences(_only(f), context.groups)

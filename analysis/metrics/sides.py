@@ -43,7 +43,6 @@ class TwoSided:
     a: FloatArray  # (S, I, P), with S seeds
     b: FloatArray  # (S, J, P)
     why_undefined: str  # empty if the figure is defined
-    note: str = ""
 
     def levels(self) -> tuple[float, float]:
         """Return the mean over problems and seeds in A and in B; for a gain, over the best models."""
@@ -54,7 +53,9 @@ class TwoSided:
 def two_sided(a: Panel, b: Panel, ks: Sequence[int]) -> list[TwoSided]:
     """The measures of one pair of runs: Pass@k, team Pass@k, matched budget, gains and coverage.
 
-    Models are matched by name. With teams of different sizes, there is no matched budget.
+    Models are matched by name. With teams of different sizes, models have no matched budget, and team
+    Pass@k and the gain at matched budget are undefined, because A and B spend different numbers of
+    completions.
     """
     sizes = len(a.models), len(b.models)
     models = [m for m in a.models if m in b.models]
@@ -100,13 +101,15 @@ def _why(in_a: str, in_b: str) -> str:
 
 
 def _spent(a: Panel, b: Panel, k: int) -> tuple[int | None, str]:
-    """Return the number of candidates of a team figure, and a note when A and B differ in it."""
+    """Return the number of candidates of a team figure, and why it is undefined when A and B differ in it."""
     of_a, of_b = len(a.models) * k, len(b.models) * k
-    return (of_a, "") if of_a == of_b else (None, f"A spends {of_a} candidates per problem, B spends {of_b}")
+    if of_a == of_b:
+        return of_a, ""
+    return None, f"{OTHER_NUMBERS} (A spends {of_a} candidates per problem, B spends {of_b})"
 
 
 def _team(a: Panel, b: Panel, k: int) -> TwoSided:
-    candidates, note = _spent(a, b, k)
+    candidates, why = _spent(a, b, k)
     of_a, of_b = (team_pass_at_k(p.n, p.c, k)[None, None] for p in (a, b))
     return TwoSided(
         measure=TEAM_PASS,
@@ -115,8 +118,7 @@ def _team(a: Panel, b: Panel, k: int) -> TwoSided:
         candidates=candidates,
         a=of_a,
         b=of_b,
-        why_undefined=_why(*(too_few(p.n.min(axis=0), k) for p in (a, b))),
-        note=note,
+        why_undefined=join_notes(why, _why(*(too_few(p.n.min(axis=0), k) for p in (a, b)))),
     )
 
 
@@ -124,7 +126,8 @@ def _gain(a: Panel, b: Panel, k: int, baseline: str) -> TwoSided:
     """Subtract each model from the team. The smallest difference is the gain over the best one."""
     needed = [k * len(p.models) if baseline == MATCHED_BUDGET else k for p in (a, b)]
     rows = [team_pass_at_k(p.n, p.c, k) - pass_at_k(p.n, p.c, own) for p, own in zip((a, b), needed, strict=True)]
-    candidates, note = _spent(a, b, k) if baseline == MATCHED_BUDGET else (k, "")
+    candidates, why = _spent(a, b, k) if baseline == MATCHED_BUDGET else (k, "")
+    few = _why(*(too_few(p.n.min(axis=0), own) for p, own in zip((a, b), needed, strict=True)))
     return TwoSided(
         measure=GAIN[baseline],
         model=TEAM,
@@ -132,6 +135,5 @@ def _gain(a: Panel, b: Panel, k: int, baseline: str) -> TwoSided:
         candidates=candidates,
         a=rows[0][None],
         b=rows[1][None],
-        why_undefined=_why(*(too_few(p.n.min(axis=0), own) for p, own in zip((a, b), needed, strict=True))),
-        note=note,
+        why_undefined=join_notes(why, few),
     )

@@ -306,11 +306,14 @@ def test_different_teams_are_compared_in_their_common_models() -> None:
         ("gain_matched_budget", "team"),
         ("coverage", "team"),
     }
+    tested = frame.filter(pl.col("p_holm").is_not_null())["measure"].to_list()
+    assert tested == ["pass", "gain_equal_k"]
     team = pick(frame, measure="team_pass")
-    assert team["candidates"] is None
-    assert "A spends 2 candidates per problem, B spends 3" in team["note"]
-    assert team["estimate"] == pytest.approx((1 - (6 / 8) ** 3) - (1 - (7 / 8) ** 2))
+    assert (team["candidates"], team["estimate"], team["verdict"]) == (None, None, None)
+    assert "different numbers of completions (A spends 2 candidates per problem, B spends 3)" in team["note"]
+    assert (team["a"], team["b"]) == pytest.approx((1 - (7 / 8) ** 2, 1 - (6 / 8) ** 3))
     budget = pick(frame, measure="gain_matched_budget")
+    assert (budget["estimate"], budget["note"]) == (None, team["note"])
     assert budget["a"] == pytest.approx((1 - (7 / 8) ** 2) - 2 / 8)  # against Pass@2 of 1 in 8
     assert budget["b"] == pytest.approx((1 - (6 / 8) ** 3) - (1 - comb(6, 3) / comb(8, 3)))  # against Pass@3 of 2 in 8
     alone = data(np.ones((1, 120), dtype=int), 16, models=("ada",))
