@@ -53,6 +53,7 @@ from analysis.metrics.skills import declared_skills, skills_reports
 from analysis.metrics.strata import stratified
 from analysis.metrics.variance import variance_report
 from analysis.metrics.votes import vote_table
+from analysis.report.empty_tables import why_empty
 from analysis.report.evaluation_tables import evaluations
 from analysis.report.figures import arms_figure, write
 from analysis.report.further_tables import hints_of_run, selectors_of_run
@@ -134,7 +135,8 @@ def _tidy(args: argparse.Namespace) -> None:
     if not frame.height:
         by = getattr(args, "by", None)
         reason = f", or no problem has the attribute {by}" if by else ""
-        _warn(f"the table is empty: the data that it needs are not published yet{reason}")
+        why = why_empty(args.command, _loader(args)(args.folders), phase=getattr(args, "phase", EVALUATE))
+        _warn(f"the table is empty: {why}{reason}")
     _print(args, tidy_table(frame, name=args.command, title=TABLES[args.command][0]))
 
 

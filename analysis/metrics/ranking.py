@@ -44,7 +44,7 @@ def ranking_report(runs: Sequence[RunData], *, k: int | None = None, model: str 
     """
     done = [data for data in runs if any(i > 0 for i in iterations_of(data.counts, models=data.models))]
     if not done:
-        raise InputError("no run has an evaluation after training yet; status shows how far they are")
+        raise InputError(_why_none(runs))
     if model is not None and model not in done[0].models:
         raise InputError(f"--model: no model {model!r}; the runs have {', '.join(done[0].models)}")
     fields = varied_fields(done)
@@ -76,6 +76,15 @@ def ranking_report(runs: Sequence[RunData], *, k: int | None = None, model: str 
         _shown(frame, columns, figure),
         [*_iteration_notes(arms), *_notes(runs, done, fields)],
     )
+
+
+def _why_none(runs: Sequence[RunData]) -> str:
+    """Why no run can be ranked."""
+    if all(data.config is None for data in runs):
+        return "rank: imported predictions have no training, so there are no configurations to rank; use compare"
+    if all(data.only_evaluates for data in runs):
+        return "rank: the runs have no training (iterations: 0); use compare"
+    return "no run has an evaluation after training yet; status shows how far they are"
 
 
 def _shown(frame: pl.DataFrame, columns: Sequence[str], figure: str) -> pl.DataFrame:

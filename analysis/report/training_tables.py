@@ -51,15 +51,20 @@ def rescue_table(data: RunData, hints: pl.DataFrame | None = None) -> ReportTabl
             *(f"{rate.replace('_', ' ')}: {rescue.RATES[rate]}" for rate in shown_rates),
             *note_counts(frame["note"]),
         ]
-    elif data.config is None:
-        notes = ["imported predictions have no rescue completions"]
-    elif data.config.protocol.rescue_samples == 0:
-        notes = ["the rescue phase is switched off (protocol.rescue_samples: 0)"]
     else:
-        notes = ["no rescue completions of cold-failed cases are published yet"]
+        notes = [no_rescues(data)]
     columns = ["cases", *(rate.replace("_", " ") for rate in shown_rates)]
     title = "Rescue of cold-failed cases (percent, counts)"
     return ReportTable("rescue", title, frame, laid_out(columns, shown), notes, starts=group_starts(groups_shown))
+
+
+def no_rescues(data: RunData) -> str:
+    """Return why a run without a rescue case has none."""
+    if data.config is None:
+        return "imported predictions have no rescue completions"
+    if data.config.protocol.rescue_samples == 0:
+        return "the rescue phase is switched off (protocol.rescue_samples: 0)"
+    return "no rescue completions of cold-failed cases are published yet"
 
 
 def rescue_cell(row: Mapping[str, Any] | None) -> str:
@@ -92,11 +97,17 @@ def curves_table(data: RunData, curves: pl.DataFrame) -> ReportTable:
         cells.setdefault(part["measure"][0], {})[part["model"][0]] = cell
     models = [*data.models, TEAM]
     shown = [[measure, *(row.get(model, UNDEFINED) for model in models)] for measure, row in cells.items()]
-    nothing = "imported predictions have no training" if data.config is None else "no scores are published yet"
-    notes = [] if shown else [nothing]
+    notes = [] if shown else [no_curves(data)]
     title = f"Training curves, iteration {' → '.join(map(str, ends))}" if shown else "Training curves"
     starts = group_starts([measure.split("/")[0] for measure in cells])
     return ReportTable("curves", title, curves, laid_out(["measure", *models], shown), notes, starts=starts)
+
+
+def no_curves(data: RunData) -> str:
+    """Return why a run without training curves has none."""
+    if data.config is None:
+        return "imported predictions have no training"
+    return "the run has no training (iterations: 0)" if data.only_evaluates else "no scores are published yet"
 
 
 def cost_table(cost: pl.DataFrame) -> ReportTable:

@@ -20,6 +20,7 @@ from analysis.__main__ import TABLES, main
 from analysis.layout.formats import FORMATS
 from core_hpc.store import manifests
 from core_hpc.store.paths import RunPaths, TaskKey
+from tests.support.analysis_data import config, evaluation_rows, make_run, publish_rollouts
 from tests.support.parsing import Page
 from tests.support.report_data import MARKUP, full_run
 
@@ -193,6 +194,44 @@ def test_damaged_file_is_an_error_and_can_be_left_out(
     out, error = printed("rescue", run, "--lenient", "--format", "csv")
     assert f"left out: {path}: " in error
     assert pl.read_csv(out.encode()).height > 0
+
+
+def test_an_empty_table_has_its_reason(run: Path, tmp_path: Path, printed: Printed) -> None:
+    """A run that never has the data is not described as one whose data will come."""
+    early = make_run(tmp_path / "early")
+    without = make_run(tmp_path / "without", config(protocol={"rescue_samples": 0}))
+    publish_rollouts(without, evaluation_rows({"ada": [[True]], "bob": [[False]]}, 2))
+    lines = tmp_path / "lines.jsonl"
+    printed("export", run, "--iteration", "0", "--out", lines)
+    imported, alone = tmp_path / "imported", tmp_path / "alone"
+    printed("import", lines, "--out", imported)
+    one = [line for line in lines.read_text().splitlines() if '"model": "ada"' in line or '"model":"ada"' in line]
+    (tmp_path / "one.jsonl").write_text("\n".join(one))
+    printed("import", tmp_path / "one.jsonl", "--out", alone)
+    for folder, command, reason in (
+        (early, "rescue", "no rescue completions of cold-failed cases are published yet"),
+        (early, "curves", "no scores are published yet"),
+        (early, "passk", "no evaluation after training is published yet"),
+        (without, "rescue", "the rescue phase is switched off"),
+        (without, "hints", "the rescue phase is switched off"),
+        (without, "teaching", "the rescue phase is switched off"),
+        (without, "overlap-change", "(iteration 0) is not published yet"),
+        (imported, "hints", "imported predictions have no rescue completions"),
+        (imported, "teaching", "imported predictions have no rescue completions"),
+        (imported, "overlap-change", "imported predictions have no evaluation before and after training"),
+        (imported, "curves", "imported predictions have no training"),
+        (alone, "gain", "the table needs two models or more"),
+        (alone, "teaching", "the table needs two models or more"),
+    ):
+        _, warning = printed(command, folder, "--format", "csv")
+        assert warning.startswith("the table is empty: ")
+        assert reason in warning
+    _, warning = printed("rescue", early, without, "--by", "level", "--format", "csv")
+    assert "early: no rescue completions" in warning
+    assert "without: the rescue phase is switched off" in warning
+    assert "or no problem has the attribute level" in warning
+    _, warning = printed("passk", imported, "--phase", "cold", "--format", "csv")
+    assert "imported predictions have no completions of the phase cold" in warning
 
 
 def test_bad_input_is_an_error(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from itertools import product
 from math import comb
 from pathlib import Path
@@ -151,6 +152,10 @@ def test_runs_without_an_evaluation_after_training_are_named() -> None:
     assert any(early.name in note for note in table.notes)
     with pytest.raises(InputError, match="no run has an evaluation after training yet"):
         ranking_report([early])
+    with pytest.raises(InputError, match="imported predictions have no training"):
+        ranking_report([replace(early, config=None)])
+    with pytest.raises(InputError, match="no training"):
+        ranking_report([replace(early, config=config(iterations=0))])
 
 
 def test_runs_at_different_iterations_are_named() -> None:
