@@ -28,7 +28,10 @@ PER_ATTEMPT, PER_CASE, CONTROL, UPLIFT, RECOVERY = "per_attempt", "per_case", "c
 LEAK_SHARE = "leak_share"
 RATES = {
     PER_ATTEMPT: "correct hinted rescue completions / hinted rescue completions of cold-failed cases",
-    CONTROL: "correct un-hinted rescue completions / un-hinted rescue completions of cold-failed cases",
+    CONTROL: (
+        "correct un-hinted rescue completions / un-hinted rescue completions of cold-failed cases for which a hint "
+        "existed"
+    ),
     UPLIFT: "per_attempt - control",
     PER_CASE: "cases with a correct hinted rescue completion / cases with a hinted rescue completion",
     RECOVERY: "cases with a correct hinted rescue completion / all cold-failed cases, including those without a hint",

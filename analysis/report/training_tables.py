@@ -14,8 +14,18 @@ import polars as pl
 
 from analysis.counts.counts import in_batches
 from analysis.counts.load import RunData
-from analysis.layout.tables import UNDEFINED, ReportTable, group_starts, laid_out, note_counts, number, percent
+from analysis.layout.tables import (
+    UNDEFINED,
+    ReportTable,
+    group_starts,
+    laid_out,
+    note_marks,
+    number,
+    percent,
+    with_marks,
+)
 from analysis.metrics import rescue
+from analysis.stats.intervals import join_notes
 from core_hpc.store.paths import TEAM
 
 
@@ -32,7 +42,7 @@ def rescue_table(data: RunData, hints: pl.DataFrame | None = None) -> ReportTabl
     # Without hints, or in runs of an earlier version, no leaks are known.
     known = set(frame["rate"]) | set(rescue.RATES) - {rescue.LEAK_SHARE}
     shown_rates = [rate for rate in rescue.RATES if rate in known]
-    shown, groups_shown = [], []
+    shown, groups_shown, row_notes = [], [], []
     for part in visible.partition_by("group", "teacher", "student", "iteration", "bin", maintain_order=True):
         row = part.row(0, named=True)
         who = {
@@ -46,16 +56,23 @@ def rescue_table(data: RunData, hints: pl.DataFrame | None = None) -> ReportTabl
         rates = {r["rate"]: r for r in part.iter_rows(named=True)}
         shown.append([who[row["group"]], *(rescue_cell(rates.get(rate)) for rate in shown_rates)])
         groups_shown.append(row["group"])
+        row_notes.append(join_notes(*(_rate_note(r) for r in rates.values())))
+    marks, legend = note_marks(row_notes)
     if shown:
-        notes = [
-            *(f"{rate.replace('_', ' ')}: {rescue.RATES[rate]}" for rate in shown_rates),
-            *note_counts(frame["note"]),
-        ]
+        notes = [*(f"{rate.replace('_', ' ')}: {rescue.RATES[rate]}" for rate in shown_rates), *legend]
     else:
         notes = [no_rescues(data)]
     columns = ["cases", *(rate.replace("_", " ") for rate in shown_rates)]
     title = "Rescue of cold-failed cases (percent, counts)"
-    return ReportTable("rescue", title, frame, laid_out(columns, shown), notes, starts=group_starts(groups_shown))
+    table = with_marks(laid_out(columns, shown), marks)
+    return ReportTable("rescue", title, frame, table, notes, starts=group_starts(groups_shown))
+
+
+def _rate_note(row: Mapping[str, Any]) -> str:
+    """The note of a rate. Without an estimate or an interval, the note names the rate that it is about."""
+    if row["low"] is not None:
+        return str(row["note"])
+    return join_notes(*(f"{row['rate'].replace('_', ' ')}: {part}" for part in row["note"].split("; ") if part))
 
 
 def no_rescues(data: RunData) -> str:

@@ -14,15 +14,17 @@ import pytest
 from rich.console import Console
 
 from analysis.__main__ import main
+from analysis.counts.counts import ANSWERS
 from analysis.counts.load import RunData, load_run
 from analysis.exchange.folder import import_predictions
-from analysis.layout.tables import ReportTable, render
+from analysis.layout.tables import MARK, ReportTable, render
 from analysis.report import evaluation_tables
 from analysis.report.facts import facts_of
 from analysis.report.main_tables import report_tables
 from analysis.report.reader_warnings import warnings_of
 from analysis.report.report import write_report, write_reports
 from analysis.report.summary import key_numbers, rescue_summary_table, summary_table
+from analysis.report.training_tables import rescue_table
 from analysis.timing.cost import cost_of
 from core_hpc.store import manifests
 from core_hpc.store.paths import RunPaths
@@ -212,6 +214,25 @@ def test_a_run_that_does_not_evaluate_the_untrained_models(tmp_path: Path) -> No
     requested = RunData(data.path, config(evaluation={"samples": 4}), data.models, data.counts, data.answers)
     assert summary_table(requested).shown.columns == ["model", "measure", "before", "after", "difference"]
     assert evaluation_tables.NO_BEFORE in summary_table(requested).notes
+
+
+def test_a_rescue_rate_without_an_estimate_has_its_reason_in_its_row() -> None:
+    """Ada has no control, so its row has no uplift; bob's has."""
+    cases: list[dict[str, Any]] = [
+        {"problem": "t0", "student": "ada", "teacher": "bob", "hinted": (1, 2), "control": (0, 0)},
+        {"problem": "t1", "student": "bob", "teacher": "ada", "hinted": (1, 2), "control": (0, 1)},
+    ]
+    counts = rescue_counts([{**case, "iteration": i} for i in (1, 2) for case in cases])
+    data = RunData(Path("run"), config(), ["ada", "bob"], counts, pl.DataFrame(schema=ANSWERS))
+    table = rescue_table(data)
+    without, others = row_of(table, cases="bob -> ada"), table.shown.filter(pl.col("cases") != "bob -> ada")
+    assert (without["control"], without["uplift"]) == ("– (0/0)", "–")
+    reasons = dict(note.split(": ", 1) for note in table.notes if note[:3] in ("a: ", "b: "))
+    assert [reasons[mark] for mark in without[MARK].split(", ")] == [
+        "control: denominator is 0",
+        "uplift: no control: every rescue completion saw the hint",
+    ]
+    assert set(others[MARK]) == {""}
 
 
 def test_a_run_that_only_evaluates(tmp_path: Path) -> None:
