@@ -283,7 +283,7 @@ def _arm_notes(arms: Sequence[Arm]) -> list[str]:
     lines = []
     for arm in arms:
         evaluations = zip(arm.runs, arm.iterations, strict=True)
-        times = ["imported" if data.config is None else when(data, at) for data, at in evaluations]
+        times = [when(data, at) for data, at in evaluations]
         evaluated = " and ".join(dict.fromkeys(times))
         lines.append(f"{arm.name}: {evaluated}, seeds {', '.join(map(seed_of, arm.runs))} of {arm.runs[0].path.parent}")
     for arm in trained[1:]:

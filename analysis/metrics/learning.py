@@ -163,11 +163,16 @@ def _figures(values: FloatArray, iterations: Sequence[int]) -> list[tuple[str, i
 
 
 def learning_report(
-    frame: pl.DataFrame, *, title: str = "Learning curves on held-out problems (percent)"
+    frame: pl.DataFrame, *, title: str = "Learning curves on held-out problems (percent)", at_start: str = "untrained"
 ) -> ReportTable:
     """Format learning curves: one row per measure, one column per evaluation, and the areas.
 
     Of an arm with several seeds the table shows the mean with the range of the seeds; the tidy frame has each.
+
+    Args:
+        frame: one or several results of `learning_table`.
+        title: title of the table.
+        at_start: name of the evaluation of iteration 0 (`when`), which an import also has.
     """
     is_mean = pl.col("seed") == MEAN
     visible = frame.filter(is_mean | ~is_mean.any().over("arm"))
@@ -181,7 +186,7 @@ def learning_report(
         cells = {(row["figure"], row["iteration"]): _cell(row) for row in part.iter_rows(named=True)}
         name = f"team Pass@{first['k']}" if first["measure"] == TEAM_PASS else f"Pass@{first['candidates']}"
         shown.append([*(first[c] for c in lead), name, *(cells.get(column, UNDEFINED) for column in columns)])
-    names = [("untrained" if i == 0 else f"iteration {i}") for i in iterations]
+    names = [(at_start if i == 0 else f"iteration {i}") for i in iterations]
     notes = ["area: area under the curve / iterations that it spans (mean height); gain: area - untrained, paired"]
     notes += [*_seed_notes(visible), *note_counts(visible["note"])]
     if not frame.height:

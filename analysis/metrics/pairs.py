@@ -216,6 +216,8 @@ def _pair(x: RunData, at_x: int, y: RunData, at_y: int) -> Pair:
 
 def when(data: RunData, iteration: int) -> str:
     """Describe the models that an evaluation of a run is of."""
+    if data.config is None:
+        return "imported"
     if data.only_evaluates:
         return "without training"
     return f"after iteration {iteration}" if iteration else "untrained"

@@ -18,6 +18,7 @@ from analysis.counts.load import RunData, load_hints
 from analysis.layout.tables import ReportTable
 from analysis.metrics.curves import CURVES, curves_table
 from analysis.metrics.learning import learning_report, learning_table
+from analysis.metrics.pairs import when
 from analysis.report import evaluation_tables, figures, links, training_tables
 from analysis.report.facts import configuration_text
 from analysis.report.further_figures import learning_figure, selectors_figure
@@ -82,7 +83,7 @@ def result_sections(
     strata = evaluation_tables.strata_table(data, [ks[0]])
     if strata.shown.height:
         more_solved.append(strata)
-    more_solved += [learning_report(learned)] if data.config is not None else []
+    more_solved += [learning_report(learned, at_start=when(data, 0))] if data.config is not None else []
     more_solved += resolution_tables(data, ks[0])
 
     sections = []

@@ -116,6 +116,18 @@ def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None
     assert "area gain" in capsys.readouterr().out
 
 
+def test_imported_predictions_are_not_named_untrained(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run_folder, lines = full_run(tmp_path / "trained"), tmp_path / "lines.jsonl"
+    assert main(["export", str(run_folder), "--iteration", "0", "--out", str(lines)]) == 0
+    assert main(["import", str(lines), "--out", str(tmp_path / "imported")]) == 0
+    capsys.readouterr()
+    for folders, expected in ((["imported"], "imported"), (["trained", "imported"], "untrained or imported")):
+        own = [str(tmp_path / folder) for folder in folders]
+        assert main(["learning", *own, "--format", "markdown"]) == 0
+        head = next(line for line in capsys.readouterr().out.splitlines() if "measure" in line)
+        assert f"| measure | {expected} |" in head
+
+
 def test_two_folders_with_the_same_name_are_two_configurations(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
