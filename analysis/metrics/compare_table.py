@@ -15,7 +15,8 @@ import polars as pl
 from analysis.counts.load import RunData
 from analysis.layout.tables import UNDEFINED, ReportTable, laid_out, percent
 from analysis.metrics.compare import MEAN, compare, tests_of
-from analysis.metrics.pairs import fields_of, primary_of
+from analysis.metrics.fields import ABSENT, different_fields
+from analysis.metrics.pairs import primary_of
 from analysis.metrics.passk import COVERAGE, EQUAL_K, MATCHED_BUDGET, MATCHED_PASS, PASS, TEAM_PASS
 from analysis.metrics.sides import GAIN
 from analysis.stats.decisions import ALPHA
@@ -154,18 +155,18 @@ def reading_notes(tested: pl.DataFrame, *, several: bool) -> list[str]:
 
 
 def changed_fields(a: RunData, b: RunData, name_a: str, name_b: str) -> list[str]:
-    """Describe the differences between the configurations of two runs, one line per field.
+    """Describe the differences between the configurations of two runs, one line per field, the most decisive first.
 
     `name_a` and `name_b` are the names of the runs in these lines.
     """
-    old, new = fields_of(a), fields_of(b)
-    if not old or not new:
-        sides = ((name_a, old), (name_b, new))
-        return [f"{name}: imported predictions, without a configuration" for name, fields in sides if not fields]
-    changed = [key for key in sorted({*old, *new}) if old.get(key) != new.get(key)]
-    lines = [
-        f"{key}: {old.get(key, 'absent')} in {name_a}, {new.get(key, 'absent')} in {name_b}"
-        for key in changed[:_MAX_FIELDS]
-    ]
-    more = len(changed) - len(lines)
-    return lines + [f"and {more} more fields"] * bool(more)
+    imported = [name for name, data in ((name_a, a), (name_b, b)) if data.config is None]
+    if imported:
+        return [f"{name}: imported predictions, without a configuration" for name in imported]
+    changed = different_fields(a, b)
+    lines = [f"{path}: {_value(old)} in {name_a}, {_value(new)} in {name_b}" for path, (old, new) in changed.items()]
+    lines, more = lines[:_MAX_FIELDS], len(lines) - _MAX_FIELDS
+    return lines + [f"and {more} more fields"] * (more > 0)
+
+
+def _value(value: Any) -> Any:
+    return "absent" if value == ABSENT else value

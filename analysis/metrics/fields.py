@@ -25,14 +25,50 @@ def varied_fields(runs: Sequence[RunData]) -> list[str]:
     """The scientific fields, without the seed, in which the runs differ. Models are named, not numbered.
 
     A field that has the default of another field in every run is left out: `update.ratio` follows from
-    `update.loss`, so a grid of losses varies one field.
+    `update.loss`, so a grid of losses varies one field. A field at its default, which some runs do not
+    have in their identity, has this default as its value.
     """
     own = [_named(data, fields_of(data)) for data in runs]
     paths = dict.fromkeys(path for fields in own for path in fields)
     varied = [path for path in paths if len({repr(fields.get(path, ABSENT)) for fields in own}) > 1]
+    values = dict(zip(varied, zip(*(values_of(data, varied) for data in runs), strict=True), strict=True))
+    varied = [path for path in varied if not _constant(values[path])]
     following = [set(_named(data, dict.fromkeys(_following(data.config)))) for data in runs if data.config is not None]
     in_all = set.intersection(*following) if len(following) == len(own) and following else set()
     return [path for path in varied if not any(path == f or path.startswith(f"{f}.") for f in in_all)]
+
+
+def _constant(values: Sequence[Any]) -> bool:
+    """Whether all runs have the field, with one value."""
+    return ABSENT not in values and len(set(map(repr, values))) == 1
+
+
+def different_fields(a: RunData, b: RunData) -> dict[str, tuple[Any, Any]]:
+    """The values of the scientific fields in which two runs differ, without the seed, the most decisive fields first.
+
+    That is `update.loss`, then fields by their depth, so that the options of a part of the method come
+    after the parts. Last are fields that decide nothing of their own: those that have in both runs the
+    default that another field gives them, and those of a part whose weight is 0 in both runs.
+    """
+    old, new = fields_of(a), fields_of(b)
+    paths = [path for path in {**old, **new} if old.get(path, ABSENT) != new.get(path, ABSENT)]
+    resolved_a, resolved_b = (_resolved(data) for data in (a, b))
+    values = {path: (resolved_a.get(path, ABSENT), resolved_b.get(path, ABSENT)) for path in paths}
+    follow_a, follow_b = (() if data.config is None else tuple(_following(data.config)) for data in (a, b))
+
+    def rank(path: str) -> tuple[bool, bool, int, str]:
+        section, _, name = path.rpartition(".")
+        off = all(resolved.get(f"{section}.weight") == 0 for resolved in (resolved_a, resolved_b))
+        off = off and not name.startswith("weight")
+        minor = off or (path in follow_a and path in follow_b)
+        return path != "update.loss", minor, path.count("."), path
+
+    return {path: values[path] for path in sorted(values, key=rank) if not _constant(values[path])}
+
+
+def _resolved(data: RunData) -> dict[str, Any]:
+    """All fields of a run, also those at their defaults; empty for imported predictions."""
+    return {} if data.config is None else flatten(data.config.model_dump(mode="json"))
 
 
 def _following(section: Section, prefix: str = "") -> Iterator[str]:
@@ -53,8 +89,7 @@ def _following(section: Section, prefix: str = "") -> Iterator[str]:
 
 def values_of(data: RunData, paths: Sequence[str]) -> list[Any]:
     """The values of fields in a run, also where they are the defaults."""
-    plain = {} if data.config is None else flatten(data.config.model_dump(mode="json"))
-    named = _named(data, plain)
+    named = _named(data, _resolved(data))
     return [named.get(path, ABSENT) for path in paths]
 
 

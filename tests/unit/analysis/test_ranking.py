@@ -15,8 +15,9 @@ import pytest
 from analysis.__main__ import main
 from analysis.counts.load import RunData
 from analysis.metrics.compare import compare
+from analysis.metrics.compare_table import changed_fields
 from analysis.metrics.contrasts import contrasts_table
-from analysis.metrics.fields import grouped, values_of, varied_fields
+from analysis.metrics.fields import different_fields, grouped, values_of, varied_fields
 from analysis.metrics.ranking import ranking_report
 from core_hpc.common.errors import InputError
 from tests.support.analysis_data import config, evaluation_rows, make_run, publish_rollouts
@@ -83,6 +84,33 @@ def test_a_field_that_was_added_later_has_its_default_as_value() -> None:
         data(1, held_out(correct(0.5, 2), 2), protocol={"hint_leak": "cut"}),
     ]
     assert list(grouped(runs, ["protocol.hint_leak"])) == ["hint_leak=cut", "hint_leak=keep"]
+
+
+def test_a_default_that_only_some_runs_have_in_their_identity_does_not_vary() -> None:
+    """A part of the method that is switched on brings its other options into the identity, at their defaults."""
+    runs = [
+        data(1, held_out(correct(0.5, 1), 2)),
+        data(1, held_out(correct(0.5, 2), 2), update={"teach": {"weight": 2.0}}),
+    ]
+    assert varied_fields(runs) == ["update.teach.weight"]
+    assert different_fields(*runs) == {"update.teach.weight": (0.0, 2.0)}
+    assert ranking_report(runs).shown.columns[:3] == ["rank", "weight", "team Pass@4"]
+
+
+def test_the_most_decisive_differences_are_first() -> None:
+    one = data(1, held_out(correct(0.5, 1), 2))
+    other = data(
+        1,
+        held_out(correct(0.5, 2), 2),
+        protocol={"cold_samples": 3},
+        update={"loss": "gspo", "teach": {"rehearsal": 0.5}, "importance": {"kind": "none"}},
+    )
+    paths = list(different_fields(one, other))
+    assert paths[:3] == ["update.loss", "protocol.cold_samples", "update.importance.kind"]
+    minor = {"update.clip_low", "update.clip_high", "update.ratio", "update.teach.rehearsal"}
+    assert minor < set(paths[3:])
+    assert paths[-1] == "update.teach.rehearsal"
+    assert changed_fields(one, other, "A", "B")[0] == "update.loss: grpo in A, gspo in B"
 
 
 @pytest.mark.parametrize(
