@@ -31,9 +31,11 @@ VARIANCE_TABLE = pl.Schema(
         "share": pl.Float64(),  # of the sum of the known parts
         "num_problems": pl.Int64(),
         "num_seeds": pl.Int64(),
-        "note": pl.String(),  # what to buy; the same for all parts of a difference
+        "note": pl.String(),  # the interval with twice as many; the same for all parts of a difference
     }
 )
+
+_BUY = "interval with twice as many"
 
 
 def variance_table(
@@ -104,10 +106,12 @@ def variance_report(
         shown.append([row["model"], name, error, *cells, row["note"]])
     notes = [
         "standard error: of B - A, in points",
-        "problems, samples, seeds: their shares of the variance, in percent",
+        "problems, samples, seeds: their shares of the variance (the squared standard error), in percent",
+        f"{_BUY}: how much narrower the 95 % interval of compare becomes; with few seeds it is wide even where their "
+        "share is small, because few seeds show little about others",
     ]
     if frame["num_seeds"].max() == 1:
         notes.append("one pair of runs: the part of seeds is unknown, and not in the standard error")
-    columns = ["model", "measure", "standard error", *PARTS, "what to buy"]
+    columns = ["model", "measure", "standard error", *PARTS, _BUY]
     title = "Where the uncertainty of B - A comes from"
     return ReportTable("variance", title, frame, laid_out(columns, shown), notes)

@@ -36,7 +36,7 @@ from analysis.stats.student import t_quantile
 from analysis.stats.uncertainty import errors_over_problems, half_width, problems_alone
 
 ALPHA, POWER = 0.05, 0.8
-_NODES_OF_PROBLEMS, _NODES_OF_SEEDS = 5, 32  # the error of the power is below 0.001
+_NODES_OF_PROBLEMS, NODES_OF_SEEDS = 5, 32  # the error of the power is below 0.001
 _TOLERANCE = 1e-3  # relative error of the smallest detectable effect
 
 
@@ -115,12 +115,12 @@ def power_for(parts: Parts, design: Design, effect: float, *, alpha: float = ALP
     rest = shares["sampling"] + shares["interaction"]
     over_problems = max(shares["problem"] + rest, 1e-18)
     # Estimates of the variance over problems (I, 1) and of the variance between seeds (1, J), with their weights.
-    x, weights = _chi_squared(df, _NODES_OF_PROBLEMS)
+    x, weights = chi_squared(df, _NODES_OF_PROBLEMS)
     squares = over_problems * x[:, None] * df * design.problems
     extreme = max(_extreme(over_problems * design.problems, design.problems), abs(effect))
     error, _ = errors_over_problems(abs(effect), squares, extreme, design.problems)
     if parts.covers_seeds(design):
-        y, of_seeds = _chi_squared(design.seeds - 1, _NODES_OF_SEEDS)
+        y, of_seeds = chi_squared(design.seeds - 1, NODES_OF_SEEDS)
         between = (shares["seed"] + rest) * y[None, :]
         problems = problems_alone(error, rest, df)
         half = half_width(problems, between, df=df, num_seeds=design.seeds, level=1 - alpha)
@@ -142,7 +142,7 @@ def _extreme(variance: float, num_problems: int) -> float:
 
 
 @cache
-def _chi_squared(df: int, num_nodes: int) -> tuple[FloatArray, FloatArray]:
+def chi_squared(df: int, num_nodes: int) -> tuple[FloatArray, FloatArray]:
     """Values of a chi-squared variable divided by its degrees of freedom, and their weights, for integrals."""
     from scipy.special import chdtri
 

@@ -108,7 +108,7 @@ def test_parts_of_the_variance_in_all_formats(run: Path, printed: Printed) -> No
     assert {row["part"] for row in rows} == {"problems", "samples", "seeds"}
     assert pl.read_csv(out["csv"].encode()).height == len(rows) == 9
     assert out["latex"].count(r" \\") == len(rows) // 3 + 1
-    assert "what to buy" in out["table"]
+    assert "interval with twice as many" in out["table"]
 
 
 def test_the_margin_of_equivalence_is_in_points(

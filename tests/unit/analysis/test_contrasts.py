@@ -270,5 +270,5 @@ def test_one_pair_of_runs_and_too_few_samples() -> None:
     assert "one pair of runs: the part of seeds is unknown, and not in the standard error" in table.notes
     line = pick(table.shown, model="team", measure="team Pass@1")
     assert line["seeds"] == "–"
-    assert line["what to buy"].startswith("twice the problems: ")
+    assert line["interval with twice as many"].startswith("twice the problems: ")
     assert pick(table.shown, model="team", measure="team Pass@8")["standard error"] == "–"
