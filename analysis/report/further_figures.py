@@ -58,8 +58,10 @@ def learning_figure(frame: pl.DataFrame) -> ReportFigure:
     points = known.select("model", "k", "seed", "iteration", *_INTERVAL, "num_problems")
     if points["iteration"].n_unique() < 2:
         points = points.clear()
+    k = points["k"].min() or 1
+    completions = "one completion" if k == 1 else f"{k} completions"
     caption = (
-        "Held-out problems solved by iteration: Pass@k of each model and team Pass@k, which spends as many completions "
+        f"Held-out problems solved by iteration: Pass@{k} of each model and team Pass@{k}, which spends {completions} "
         "of each model. Bands: 95 % intervals over problems and, with several seeds, over seeds. Thin: single seeds."
     )
     return ReportFigure("learning", caption, points, lambda p: plots.learning(p, mean=MEAN))

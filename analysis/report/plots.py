@@ -293,7 +293,7 @@ def learning(points: pl.DataFrame, *, mean: str) -> Figure:
     """Held-out figures against the iteration: the mean with a band, and a thin line per seed.
 
     Args:
-        points: model, seed, iteration, estimate, low, high.
+        points: model, k, seed, iteration, estimate, low, high; all rows have the same k.
         mean: value of `seed` in the rows of the mean. Without such rows, the only seed is drawn so.
     """
     from matplotlib.ticker import MaxNLocator
@@ -310,7 +310,7 @@ def learning(points: pl.DataFrame, *, mean: str) -> Figure:
                 continue
             axes.plot(x, y, label=name, **look)
             axes.fill_between(x, low, high, color=look["color"], alpha=0.13, linewidth=0)
-    axes.set(xlabel="iteration", ylabel="solved (%)")
+    axes.set(xlabel="iteration", ylabel=f"solved, Pass@{points['k'][0]} (%)")
     axes.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=5))
     axes.grid()
     legend_above(figure, [axes])

@@ -80,19 +80,40 @@ def summary_tables(data: RunData) -> list[ReportTable]:
 
 
 def key_numbers(tables: Sequence[ReportTable]) -> list[tuple[str, str]]:
-    """The most important numbers of `summary_tables`: (name, value). Intervals are in the tables."""
+    """The most important numbers of `summary_tables`: (name, value). Intervals are in the tables.
+
+    The team spends several candidates where a model spends one. So the best single model with as many
+    candidates stands beside it.
+    """
     found = []
     for table in tables:
         if table.name.startswith(f"{SUMMARY}_"):  # of a further set
             continue
         for row in table.shown.iter_rows(named=True):
             if row.get("measure", "").split(" ")[0] == "Pass@1":
-                names = (passk.BEFORE, passk.AFTER, ONLY_EVALUATED)
-                levels = [row[name].split(" ")[0] for name in names if name in row]
-                found.append((f"{row['model']} Pass@1", " → ".join(levels)))
+                names = [name for name in (passk.BEFORE, passk.AFTER, ONLY_EVALUATED) if name in row]
+                found.append(
+                    (f"{row['model']} {row['measure']}", " → ".join(row[name].split(" ")[0] for name in names))
+                )
+                if row["model"] == passk.TEAM:
+                    found += _best_single(table.frame, [passk.BEFORE if n == ONLY_EVALUATED else n for n in names])
             elif "uplift" in row and row["model"] == passk.TEAM:
                 found.append(("rescue uplift", row["uplift"].split(" ")[0]))
     return found
+
+
+def _best_single(scores: pl.DataFrame, whens: Sequence[str]) -> list[tuple[str, str]]:
+    """The key number of the best model alone, with as many candidates as the team spends at k = 1.
+
+    It may be another model before training than after it. There is none if no evaluation has enough completions.
+    """
+    matched = scores.filter(measure=passk.MATCHED_PASS, k=1)
+    best = [matched.filter(when=when)["estimate"].max() for when in whens]
+    if all(level is None for level in best):
+        return []
+    size = matched["candidates"][0]
+    levels = [UNDEFINED if level is None else f"{100 * level:.1f}" for level in best]
+    return [(f"best single model Pass@{size} ({size} candidates)", " → ".join(levels))]
 
 
 def _latest_counts(data: RunData) -> pl.DataFrame:

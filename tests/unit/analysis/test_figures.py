@@ -278,3 +278,10 @@ def test_selectors_are_at_their_tokens_and_learning_curves_at_their_iterations()
     expected = frame.filter(figure="level", measure="team_pass", k=1)["estimate"] * 100
     assert lines["team"][:, 1] == pytest.approx(expected.to_numpy())
     assert learning_figure(frame.filter(iteration=0)).points.height == 0
+
+
+@pytest.mark.parametrize("k", [1, 2])
+def test_the_figure_of_learning_curves_names_its_k(k: int) -> None:
+    figure = learning_figure(learning_table([run_data(("ada", "bob"))], ks=[k, 4]))
+    assert f"Pass@{k} of each model and team Pass@{k}" in figure.caption
+    assert drawn(figure).axes[0].get_ylabel() == f"solved, Pass@{k} (%)"

@@ -255,6 +255,22 @@ def test_a_run_that_only_evaluates(tmp_path: Path) -> None:
     assert "evaluated without training on" in (tmp_path / "report" / "report.md").read_text()
 
 
+def test_key_numbers_of_the_team_and_of_a_model_have_the_same_number_of_candidates() -> None:
+    # ada solves half of the problems always, bob the others half of the time.
+    before, after = [[4] * 3 + [0] * 3, [0] * 6], [[4] * 3 + [0] * 3, [0] * 3 + [2] * 3]
+    counts = pl.concat([counts_frame(4, c, models=("ada", "bob"), iteration=i) for i, c in ((0, before), (2, after))])
+    table = summary_table(RunData(Path("run"), config(), ["ada", "bob"], counts, pl.DataFrame()))
+    assert key_numbers([table]) == [
+        ("ada Pass@1", "50.0 → 50.0"),
+        ("bob Pass@1", "0.0 → 25.0"),
+        ("team Pass@1 (2 candidates)", "50.0 → 75.0"),
+        ("best single model Pass@2 (2 candidates)", "50.0 → 50.0"),
+    ]
+    one = [counts_frame(1, [[1, 0], [0, 1]], models=("ada", "bob"), iteration=i) for i in (0, 2)]
+    table = summary_table(RunData(Path("run"), config(), ["ada", "bob"], pl.concat(one), pl.DataFrame()))
+    assert key_numbers([table])[-1] == ("team Pass@1 (2 candidates)", "100.0 → 100.0")
+
+
 def test_a_team_of_one_has_no_team_tables(tmp_path: Path) -> None:
     single = config(team=[{"name": "ada", "model": "fake:any", "engine": "fake"}], protocol={"rescue_samples": 0})
     folder = make_run(tmp_path / "run", single)
