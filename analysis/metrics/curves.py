@@ -94,7 +94,7 @@ def score_points(rows: pl.DataFrame) -> dict[str, float | None]:
     Returns:
         The value of each measure; None where there is nothing to average.
     """
-    sums = _score_sums(rows.with_columns(model=pl.lit(TEAM)))
+    sums = _score_sums(rows, of=pl.lit(TEAM))
     return {measure: _value(measure, *of_measure) for (_, measure), of_measure in sums.items()}
 
 
@@ -104,7 +104,8 @@ def curves_table(run: Path) -> pl.DataFrame:
     Measures of scores (rewards, advantages, lengths, rescues) have rows for every model and for the
     team. Measures of optimizer steps have rows for every model. Their value is the mean over the
     steps of the iteration; `mismatch/max` and `policy/ratio_max` are the maximum. Steps without a
-    value (such as KL without a reference, which is NaN) do not count. While only some parts of an
+    value (such as KL without a reference, which is NaN) do not count. `advantage/zero_signal_share` is
+    the share of pairs of a model and a problem in which no completion has an advantage. While only some parts of an
     iteration are scored, its values are those of these parts.
 
     Args:
@@ -133,10 +134,12 @@ def _read_sums(run: Path, key: TaskKey) -> _Sums:
         sums = [_sum(name, pl.col(column)) for column, name in STEP_MEASURES.items()]
         return _by_measure(steps.group_by("model").agg(sums))
     rows = read_manifest_table(manifest, SCORES, columns=SCORE_COLUMNS)
-    return _score_sums(rows) | _score_sums(rows.with_columns(model=pl.lit(TEAM)))
+    return _score_sums(rows, of=pl.col("model")) | _score_sums(rows, of=pl.lit(TEAM))
 
 
-def _score_sums(rows: pl.DataFrame) -> _Sums:
+def _score_sums(rows: pl.DataFrame, *, of: pl.Expr) -> _Sums:
+    """The sums by `of`, which is the model of a row, or TEAM."""
+    rows = rows.with_columns(of=of)
     cold, rescue = pl.col("phase") == COLD, pl.col("phase") == RESCUE
     of_failed = rescue & pl.col("cold_failed")
     correct, length = pl.col("correct"), pl.col("num_completion_tokens")
@@ -155,21 +158,17 @@ def _score_sums(rows: pl.DataFrame) -> _Sums:
         "length/truncated_share": pl.col("truncated"),
         "length/no_answer_share": pl.col("verdict") == NO_ANSWER,
     }
-    of_rows = rows.group_by("model").agg(_sum(measure, value) for measure, value in values.items())
+    of_rows = rows.group_by(model="of").agg(_sum(measure, value) for measure, value in values.items())
     all_zero = (pl.col("explore") == 0).all()
     # A model whose completions of a problem are all pushed down learns only what not to write.
     only_negative = (pl.col("advantage") < 0).all()
-    problems = rows.group_by("model", "problem_id").agg(
-        pl.col("zero_signal").all(), all_zero=all_zero, only_negative=only_negative
-    )
-    shares = {
-        "advantage/zero_signal_share": "zero_signal",
-        "advantage/only_negative_share": "only_negative",
-        "explore/all_zero_share": "all_zero",
-    }
-    sums = [_sum(measure, pl.col(column)) for measure, column in shares.items()]
-    of_problems = problems.group_by("model").agg(sums)
-    return _by_measure(of_rows) | _by_measure(of_problems)
+    problems = rows.group_by("of", "problem_id").agg(all_zero=all_zero, only_negative=only_negative)
+    shares = {"advantage/only_negative_share": "only_negative", "explore/all_zero_share": "all_zero"}
+    of_problems = problems.group_by(model="of").agg(_sum(measure, pl.col(name)) for measure, name in shares.items())
+    # With a baseline per model, one model may have a signal where another has none. So the team has a share of pairs.
+    pairs = rows.group_by("of", "model", "problem_id").agg(pl.col("zero_signal").all())
+    of_pairs = pairs.group_by(model="of").agg(_sum("advantage/zero_signal_share", pl.col("zero_signal")))
+    return _by_measure(of_rows) | _by_measure(of_problems) | _by_measure(of_pairs)
 
 
 def _sum(measure: str, value: pl.Expr) -> pl.Expr:

@@ -192,17 +192,24 @@ def reward_figure(curves: pl.DataFrame) -> ReportFigure:
 
 def training_figure(data: RunData, curves: pl.DataFrame) -> ReportFigure:
     """Training curves of every model and of the team."""
-    # The models share the completions of a problem, so their lines would be identical.
-    curves = curves.filter((pl.col("measure") != "advantage/zero_signal_share") | (pl.col("model") == TEAM))
+    curves = _without_equal_lines(curves, "advantage/zero_signal_share")
     order = pl.DataFrame({"model": [*data.models, TEAM]})
     known = order.join(curves.filter(pl.col("value").is_not_null()), on="model", maintain_order="left_right")
     points = _in_order(known, _TRAINING_TITLES).select("measure", "model", "iteration", "value", "num")
     caption = (
-        "Training by iteration. No signal: problems whose completions all have the same reward, so that no advantage "
-        "differs from 0. Mismatch: mean difference between the log-probabilities of the trainer and of the engine "
-        "that sampled."
+        "Training by iteration. No signal: pairs of a model and a problem whose completions all have the advantage 0; "
+        "one line where it is the same for every model. Mismatch: mean difference between the log-probabilities of "
+        "the trainer and of the engine that sampled."
     )
     return ReportFigure("training", caption, points, lambda p: plots.curves(p, _TRAINING_TITLES))
+
+
+def _without_equal_lines(curves: pl.DataFrame, measure: str) -> pl.DataFrame:
+    """The curves with only the team's line of this measure, if the lines of all models are equal to it."""
+    here = curves.filter(measure=measure)
+    if here.group_by("iteration").agg(pl.col("value").n_unique())["value"].max() != 1:
+        return curves
+    return curves.filter((pl.col("measure") != measure) | (pl.col("model") == TEAM))
 
 
 def time_figure(data: RunData, times: RunTimes) -> ReportFigure:

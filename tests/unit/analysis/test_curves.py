@@ -63,6 +63,7 @@ def reference(rows: list[Row]) -> dict[str, float | None]:
         return mean([float(row[column]) for row in rows if where(row)])
 
     problems = sorted({row["problem_id"] for row in rows})
+    pairs = sorted({(row["model"], row["problem_id"]) for row in rows})
     attempts = [row for row in rows if row["phase"] == RESCUE and row["cold_failed"]]
     return {
         **{f"reward/{part}": of(part) for part in (*REWARD_PARTS, "reward")},
@@ -76,7 +77,7 @@ def reference(rows: list[Row]) -> dict[str, float | None]:
         "advantage/mean": of("advantage"),
         "advantage/mean_abs": mean([abs(row["advantage"]) for row in rows]),
         "advantage/zero_signal_share": mean(
-            [float(all(r["zero_signal"] for r in rows if r["problem_id"] == p)) for p in problems]
+            [float(all(r["zero_signal"] for r in rows if (r["model"], r["problem_id"]) == pair)) for pair in pairs]
         ),
         "advantage/team_pass_mean_abs": mean(
             [abs(row["team_pass_advantage"]) for row in rows if row["team_pass_advantage"] is not None]

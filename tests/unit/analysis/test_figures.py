@@ -134,7 +134,7 @@ def test_training_points_are_the_curves(of_two: dict[str, ReportFigure]) -> None
     curves = example_curves(("ada", "bob"), 3)
     points = of_two["training"].points
     assert points.join(curves, on=["measure", "model", "iteration", "value", "num"], how="anti").height == 0
-    assert points.filter(measure="advantage/zero_signal_share")["model"].unique().to_list() == ["team"]
+    assert set(points.filter(measure="advantage/zero_signal_share")["model"]) == {"ada", "bob", "team"}
     assert points.filter(measure="reward/reward").height == 9
     assert set(of_two["rewards"].points["part"]) == {
         "exploit",
@@ -144,6 +144,17 @@ def test_training_points_are_the_curves(of_two: dict[str, ReportFigure]) -> None
         "cross",
         "reward",
     }
+
+
+def test_equal_lines_of_problems_without_a_signal_are_one_line() -> None:
+    """With a baseline of the team, the models share the completions of a problem. With one per model, they do not."""
+    curves = example_curves(("ada", "bob"), 3)
+    equal = pl.when(pl.col("measure") == "advantage/zero_signal_share").then(0.25).otherwise("value")
+    for named, models in ((curves, ["ada", "bob", "team"]), (curves.with_columns(value=equal), ["team"])):
+        points = figures.training_figure(run_data(("ada", "bob")), named).points
+        here = points.filter(measure="advantage/zero_signal_share")
+        assert here["model"].unique(maintain_order=True).to_list() == models
+        assert set(points.filter(measure="length/mean")["model"]) == {"ada", "bob", "team"}
 
 
 def test_no_published_data_give_no_figure() -> None:
