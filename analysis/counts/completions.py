@@ -26,7 +26,7 @@ COMPLETIONS = pl.Schema(
         "sample_index": pl.Int32(),
         "answer": pl.String(),  # canonical text; null: the completion has no answer
         "correct": pl.Boolean(),
-        "num_tokens": pl.Int32(),  # sampled tokens
+        "num_tokens": pl.Int32(),  # sampled tokens; null: not recorded
         "mean_logprob": pl.Float64(),  # of the sampled tokens, in nats; null: not recorded
         "source_group": pl.String(),
     }
@@ -53,6 +53,8 @@ def load_completions(data: RunData, *, phase: str = EVALUATE, iteration: int) ->
         rows = parquet.scan([shard.path])
         try:
             read = parquet.collect(_columns(rows, names))
+            if (read["num_tokens"] == 0).any():  # as in imported predictions; texts are read in this case only
+                read = parquet.collect(_columns(rows.with_columns(num_completion_tokens=_recorded_tokens()), names))
         except (pl.exceptions.PolarsError, OSError) as e:
             error: StoreError = DamagedError(shard.manifest, f"{shard.path}: not a readable shard of rollouts ({e})")
             if not data.left_out:
@@ -65,3 +67,10 @@ def load_completions(data: RunData, *, phase: str = EVALUATE, iteration: int) ->
 def _columns(rows: pl.LazyFrame, names: Sequence[str]) -> pl.LazyFrame:
     mean = pl.col("logprobs").list.mean().cast(pl.Float64)  # null for an empty list
     return rows.with_columns(num_tokens=pl.col("num_completion_tokens"), mean_logprob=mean).select(names)
+
+
+def _recorded_tokens() -> pl.Expr:
+    """The number of sampled tokens; null where it is 0 although something was sampled."""
+    sampled = (pl.col("text") != "") | pl.col("answer").is_not_null()
+    tokens = pl.col("num_completion_tokens")
+    return pl.when(~((tokens == 0) & sampled)).then(tokens)

@@ -9,7 +9,8 @@ An imported folder has no config.json. Its run.json contains {"run_id", "importe
 where, sha256, form, lines, verifier, models, model_names}}. It has the problems of the split
 evaluation, and the phase evaluate of iteration 0. Values that the file does not have are empty, 0 or
 false: prompt and completion ids, log-probabilities, seed, temperature and top_p, and missing token
-counts. A missing question or gold answer is an empty text.
+counts. `counts/completions.py` takes 0 tokens of a completion with a text or an answer as unknown. A
+missing question or gold answer is an empty text.
 
 The fields of a line are checked in `exchange/lines.py`, the agreement of lines in
 `exchange/predictions.py`.

@@ -34,7 +34,7 @@ class Stored:
 
     models: tuple[str, ...]
     classes: IntArray  # equal answers of a problem have the same class; 0: correct; BLANK: no answer
-    tokens: FloatArray
+    tokens: FloatArray  # NaN: not recorded
     confidence: FloatArray  # mean log-probability of a token; NaN: not recorded
     available: IntArray  # (M, P) completions
     groups: IntArray  # (P,) codes of source groups
@@ -72,8 +72,8 @@ def stored(completions: pl.DataFrame, models: Sequence[str]) -> Stored:
     rows = here.join(problems.select("problem_id", "p"), on="problem_id").select(
         "m",
         "p",
-        "num_tokens",
         "mean_logprob",
+        pl.col("num_tokens").cast(pl.Float64).fill_null(np.nan),
         i=pl.col("sample_index").rank("ordinal").over("m", "p") - 1,
         code=pl.when("correct").then(0).otherwise(wrong.rank("dense").over("p")).fill_null(BLANK),
     )

@@ -63,6 +63,7 @@ SELECTOR_TABLE = pl.Schema(
 NUM_DRAWS_OF_COMPLETIONS = 128
 _CELLS = 4_000_000  # cells of the comparison of all pairs of answers that are in memory at once
 _NO_CONFIDENCE = "undefined: no log-probabilities are stored"
+_NO_TOKENS = "undefined: token counts are not recorded"
 
 
 class _Chosen(NamedTuple):
@@ -94,7 +95,8 @@ def selector_table(
 
     Returns:
         A frame with the schema `SELECTOR_TABLE`. Accuracies are fractions. Prompt tokens are not
-        counted. A figure is null where a problem has fewer than k completions.
+        counted. A figure is null where a problem has fewer than k completions. Figures of tokens are
+        null where a completion has no token count.
     """
     s = stored(completions, models)
     rows: list[dict[str, Any]] = []
@@ -181,10 +183,12 @@ def _figures(
     size = len(solved)
     draws = resampled_means(np.stack([solved, tokens, best - solved], axis=1), groups)
     settings: dict[str, Any] = {"num_problems": size, "groups": groups, "note": note}
-    spent = from_draws(float(tokens.mean()), draws[:, 1], **settings)
+    no_tokens = _NO_TOKENS if np.isnan(tokens).any() else ""
+    of_tokens = settings | {"note": join_notes(no_tokens, note)}
+    spent = from_draws(float(tokens.mean()), draws[:, 1], **of_tokens)
     ratio = float(divide(tokens.sum(), solved.sum()))
-    per_solved = from_draws(ratio, divide(draws[:, 1], draws[:, 0]), **settings)
-    if not solved.sum():
+    per_solved = from_draws(ratio, divide(draws[:, 1], draws[:, 0]), **of_tokens)
+    if not no_tokens and not solved.sum():
         per_solved = undefined(size, join_notes("undefined: no problem is solved", note))
     figures = {
         ACCURACY: share(solved, groups=groups, samples_per_unit=samples, note=note),

@@ -20,7 +20,7 @@ _INTERVAL = ("estimate", "low", "high")
 
 
 def selectors_figure(frame: pl.DataFrame) -> ReportFigure:
-    """Accuracy against tokens of every selector, at the largest k of one evaluation.
+    """Accuracy against tokens of every selector of one evaluation; no points where token counts are not recorded.
 
     Args:
         frame: selectors of one evaluation (`SELECTORS_OF_RUN` of `report/further_tables.py`).
@@ -34,7 +34,7 @@ def selectors_figure(frame: pl.DataFrame) -> ReportFigure:
     keys = ["selector", "model", "k"]
     accuracy = here.filter(figure=selectors.ACCURACY).select(*keys, *_INTERVAL, "num_problems")
     tokens = here.filter(figure=selectors.TOKENS).select(*keys, tokens="estimate")
-    points = accuracy.join(tokens, on=keys, maintain_order="left")
+    points = accuracy.join(tokens, on=keys, how="inner", maintain_order="left")
     name = pl.when(pl.col("selector") == selectors.GATED).then(pl.format("gated {}", "model")).otherwise("selector")
     points = points.with_columns(series=name.str.replace_all("_", " ", literal=True))
     caption = (

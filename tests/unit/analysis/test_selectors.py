@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from itertools import permutations, product
 from math import comb
 from pathlib import Path
@@ -15,9 +16,12 @@ import pytest
 from analysis.counts.completions import COMPLETIONS, load_completions
 from analysis.counts.counts import ANSWERS
 from analysis.counts.load import load_run
+from analysis.exchange.folder import import_predictions
 from analysis.metrics.draws import stored
 from analysis.metrics.selectors import SELECTOR_TABLE, SELECTORS, selector_table
 from analysis.metrics.votes import vote_table
+from analysis.report.further_figures import selectors_figure
+from analysis.report.further_tables import selectors_report
 from tests.support.analysis_data import make_run, pick, publish_rollouts, rollout
 
 Completion = tuple[str | None, int, float | None]  # answer (2: correct), tokens, mean log-probability
@@ -164,6 +168,35 @@ def test_missing_log_probabilities_few_completions_and_missing_problems() -> Non
     assert few["estimate"] is None
     assert "fewer than 3 completions of some model" in few["note"]
     assert selector_table(pl.DataFrame(schema=COMPLETIONS), ks=[1], models=["ada", "bob"]).schema == SELECTOR_TABLE
+
+
+def test_tokens_that_are_not_recorded_are_not_0(tmp_path: Path) -> None:
+    """An import without token counts: the costs of its model and of the team are undefined."""
+    lines = [
+        {"example_id": f"q{i}", "model": model, "gold": "2", "completions": ["2", "3"], **tokens}
+        for i in range(3)
+        for model, tokens in (("ada", {"token_counts": [4, 6]}), ("bob", {}))
+    ]
+    file = tmp_path / "foreign.jsonl"
+    file.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    data = load_run(import_predictions(file, tmp_path / "run").path)
+    frame = load_completions(data, iteration=0)
+    assert set(frame.filter(model="ada")["num_tokens"]) == {4, 6}
+    assert frame.filter(model="bob")["num_tokens"].to_list() == [None] * 6
+    table = selector_table(frame, ks=[1, 2], models=["ada", "bob"])
+    assert pick(table, model="ada", selector="single", figure="tokens")["estimate"] == 5
+    for figure in ("tokens", "tokens_per_solved"):
+        here = table.filter(pl.col("figure") == figure, pl.col("model") != "ada")
+        assert here.height > 0
+        assert set(here["estimate"]) == {None}
+        assert all(note.startswith("undefined: token counts are not recorded") for note in here["note"])
+    assert (
+        table.filter(pl.col("figure") == "accuracy", pl.col("selector") != "confidence")["estimate"].null_count() == 0
+    )
+    shown = selectors_report(table)
+    assert pick(shown.shown, models="bob", selector="one completion")["tokens per solved problem"] == "–"
+    assert any(note.endswith("token counts are not recorded") for note in shown.notes)
+    assert selectors_figure(table).points.height == 0
 
 
 def test_completions_of_a_run_have_tokens_and_mean_log_probabilities(tmp_path: Path) -> None:
