@@ -16,6 +16,7 @@ import polars as pl
 from analysis.counts.load import RunData
 from analysis.layout.tables import UNDEFINED, ReportTable, coefficient, group_starts, laid_out, percent
 from analysis.metrics import overlap, passk, rescue
+from analysis.metrics.contrasts import arms_among
 from analysis.report.evaluation_tables import BEFORE_DISABLED, ONLY_EVALUATED, missing
 from analysis.report.training_tables import rescue_cell
 from analysis.stats.intervals import ESTIMATE_COLUMNS, FEW_PROBLEMS, METHOD_NOTE
@@ -182,17 +183,22 @@ def _overlap_rows(data: RunData) -> list[list[str]]:
 
 
 def headline_table(runs: Sequence[RunData]) -> ReportTable:
-    """One line per run: its latest evaluation and its rescue uplift, in percent."""
+    """One line per run: its latest evaluation and its rescue uplift, in percent.
+
+    Runs of different arms may have similar names, such as seed-1-1a2b3c4d. So the arms are shown if there are several.
+    """
     rows, frames = [], []
+    arms = {data.path: name for name, own in arms_among(runs).items() for data in own}
     for data in runs:
         frame = _headline(data)
-        frames.append(frame.select(pl.lit(data.name).alias("run"), pl.all()))
+        frames.append(frame.select(pl.lit(data.name).alias("run"), pl.lit(arms[data.path]).alias("arm"), pl.all()))
         cells = {row["figure"]: row for row in frame.iter_rows(named=True)}
         single, gain = cells.get("best_model", {}), cells.get("gain", {})
         iteration = max((row["iteration"] for row in cells.values() if row["iteration"] is not None), default=None)
         rows.append(
             [
                 data.name,
+                arms[data.path],
                 UNDEFINED if iteration is None else f"iteration {iteration}",
                 single.get("num_problems", UNDEFINED),
                 single.get("model", UNDEFINED),
@@ -204,6 +210,7 @@ def headline_table(runs: Sequence[RunData]) -> ReportTable:
         )
     columns = [
         "run",
+        "arm",
         "evaluated",
         "problems",
         "best model",
@@ -217,7 +224,9 @@ def headline_table(runs: Sequence[RunData]) -> ReportTable:
         METHOD_NOTE,
     ]
     title = "Latest evaluation of every run (percent)"
-    return ReportTable("runs", title, pl.concat(frames), laid_out(columns, rows), notes)
+    shown = laid_out(columns, rows)
+    shown = shown if len(set(arms.values())) > 1 else shown.drop("arm")
+    return ReportTable("runs", title, pl.concat(frames), shown, notes)
 
 
 def _headline(data: RunData) -> pl.DataFrame:

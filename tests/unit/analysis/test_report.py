@@ -441,6 +441,9 @@ def test_the_index_begins_with_the_differences_between_arms(tmp_path: Path) -> N
     assert dict(zip(head, first, strict=True))["measure"] == "primary: team Pass@2"
     assert "primary comparison, declared in the sweep file: core - alone, team_pass@2" in page.text
     assert "Where the uncertainty of B - A comes from (B: core, A: alone)" in page.text
+    runs_table = page.tables[-1]
+    assert [row[:2] for row in runs_table] == [["run", "arm"], ["alone-0a1b2c3d", "alone"], ["core-0a1b2c3d", "core"]]
+    assert set(pl.read_csv(tmp_path / "out" / "runs.csv")["arm"]) == {"alone", "core"}
     for table in ("contrasts", "variance", "runs"):
         assert all((tmp_path / "out" / f"{table}.{end}").is_file() for end in ("csv", "json", "md", "tex"))
 
@@ -463,7 +466,7 @@ def test_several_runs_get_an_index(tmp_path: Path) -> None:
     # After training, both models solve 8 of 12.
     assert dict(zip(head, first, strict=True))["best model"] in ("ada", "bob")
     assert dict(zip(head, first, strict=True))["its Pass@1"].startswith("66.7 [")
-    assert empty[1:] == ["–"] * 7
+    assert empty == ["run-2", "run-2", *["–"] * 7]
     frame = pl.read_csv(tmp_path / "out" / "runs.csv")
     assert frame["run"].to_list() == ["run-1"] * 8
     assert pick(frame.head(4), figure="team")["estimate"] == pytest.approx(
