@@ -199,7 +199,7 @@ def training_figure(data: RunData, curves: pl.DataFrame) -> ReportFigure:
     caption = (
         "Training by iteration. No signal: pairs of a model and a problem whose completions all have the advantage 0; "
         "one line where it is the same for every model. Mismatch: mean difference between the log-probabilities of "
-        "the trainer and of the engine that sampled."
+        "the trainer and of the engine that sampled. Gaps: iterations without a value, for example without training."
     )
     return ReportFigure("training", caption, points, lambda p: plots.curves(p, _TRAINING_TITLES))
 

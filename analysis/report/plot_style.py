@@ -13,6 +13,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import polars as pl
 
 from core_hpc.store.paths import TEAM
@@ -30,6 +31,9 @@ MARKERS = ("o", "s", "^", "D", "v", "P")
 _LINES = ("-", "--", ":")
 _STRONG = {"color": "#000000", "marker": "*", "markersize": 5.5, "linewidth": 1.6, "zorder": 3}
 CHARACTER_IN = 0.05  # mean width of a character of a legend or tick label
+_LEGEND_LINE_IN = 0.14
+# A handle and the space after it, the space between columns, and the one around all.
+_LEGEND_HANDLE_EM, _LEGEND_SPACING_EM, _LEGEND_PADDING_EM = 2.6, 1.2, 2.0
 LINE_CHARACTERS = int(COLUMN_WIDTH_IN / CHARACTER_IN)
 _STYLE = {
     "font.size": 7,
@@ -52,7 +56,8 @@ _STYLE = {
     "lines.markersize": 3.2,
     "legend.frameon": False,
     "legend.handlelength": 1.8,
-    "legend.columnspacing": 1.2,
+    "legend.handletextpad": _LEGEND_HANDLE_EM - 1.8,
+    "legend.columnspacing": _LEGEND_SPACING_EM,
     "figure.constrained_layout.use": True,
     "savefig.dpi": 300,
     "pdf.fonttype": 42,
@@ -72,6 +77,13 @@ def new_figure(height_in: float) -> Figure:
     from matplotlib.figure import Figure
 
     return Figure(figsize=(COLUMN_WIDTH_IN, height_in))
+
+
+def arm_look(n: int) -> dict[str, Any]:
+    """Colour, marker and fill of arm n. The same pair of colour and marker returns after 36 arms."""
+    round_of_six = n // 6
+    fill = "none" if round_of_six % 2 else "full"
+    return {"color": COLOURS[n % 6], "marker": MARKERS[(n + round_of_six) % 6], "fillstyle": fill, "linestyle": ""}
 
 
 def looks_of(names: Sequence[str], *, strong: str = TEAM) -> dict[str, dict[str, Any]]:
@@ -95,9 +107,33 @@ def legend_above(figure: Figure, grid: Iterable[Axes]) -> None:
 
 
 def key_above(figure: Figure, handles: Mapping[str, Artist], **look: Any) -> None:
+    """A legend above the axes.
+
+    The figure becomes higher by each line after the first, so that the axes do not shrink.
+    """
     labels = [shortened(label, 48) for label in handles]
-    columns = max(1, min(len(labels), LINE_CHARACTERS // (max(map(len, labels)) + 6)))
+    columns = _columns(labels)
+    num_lines = -(-len(labels) // columns)
+    figure.set_figheight(figure.get_figheight() + _LEGEND_LINE_IN * (num_lines - 1))
     figure.legend(handles.values(), labels, loc="outside upper center", ncols=columns, **look)
+
+
+def _columns(labels: Sequence[str]) -> int:
+    """The largest number of columns with which a legend is not wider than the figure."""
+    from matplotlib.font_manager import FontProperties
+    from matplotlib.textpath import text_to_path
+
+    size = _STYLE["legend.fontsize"]
+    font = FontProperties(size=size)
+    widths = [text_to_path.get_text_width_height_descent(label, font, ismath=False)[0] for label in labels]
+    room = 72 * COLUMN_WIDTH_IN - _LEGEND_PADDING_EM * size
+    for columns in range(len(labels), 1, -1):
+        # As in matplotlib, the first columns have one label more if they do not all have the same number.
+        parts = np.array_split(widths, columns)
+        spaces = columns * _LEGEND_HANDLE_EM + (columns - 1) * _LEGEND_SPACING_EM
+        if sum(part.max() for part in parts) + spaces * size <= room:
+            return columns
+    return 1
 
 
 def shortened(name: str, most: int) -> str:

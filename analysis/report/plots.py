@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import polars as pl
 
 from analysis.report.plot_style import (
@@ -18,6 +19,7 @@ from analysis.report.plot_style import (
     COLUMN_WIDTH_IN,
     LINE_CHARACTERS,
     MARKERS,
+    arm_look,
     key_above,
     legend_above,
     looks_of,
@@ -30,6 +32,8 @@ from analysis.report.plot_style import (
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
+
+    from analysis.stats.estimators import FloatArray
 
 _NUM_MARKERS = 5  # markers per training curve; more would overlap
 _LONGEST_TICK_IN = 0.5
@@ -51,8 +55,8 @@ def pass_at_k(points: pl.DataFrame) -> Figure:
         for name, look in looks.items():
             line = panel.filter(pl.col("model") == name).sort("candidates")
             x, estimate, low, high = line.select("candidates", pl.col("estimate", "low", "high") * 100).to_numpy().T
-            axes.fill_between(x, low, high, color=look["color"], alpha=0.13, linewidth=0)
             axes.plot(x, estimate, label=name, **look)
+            _band(axes, x, estimate, low, high, color=look["color"])
         axes.set_xscale("log", base=2)
         axes.set_xticks(ticks := [2**i for i in range(most.bit_length())], [str(tick) for tick in ticks])
         axes.set_title(panel["panel"][0])
@@ -81,7 +85,7 @@ def heat_maps(points: pl.DataFrame, titles: Mapping[str, str]) -> Figure:
     ticks = [str(i + 1) for i in range(len(names))] if numbered else names
     margin_in = 0.3 if numbered else longest_in + 0.2
     cell_in = min(0.5, (COLUMN_WIDTH_IN - margin_in) / len(panels) / len(names) - 0.03)
-    figure = new_figure(0.6 + len(measures) * (cell_in * len(names) + 0.42) + (0.14 * len(names) if numbered else 0))
+    figure = new_figure((0.74 if numbered else 0.6) + len(measures) * (cell_in * len(names) + 0.42))
     grid = figure.subplots(len(measures), len(panels), sharex=True, sharey=True, squeeze=False)
     for measure, line in zip(measures, grid, strict=True):
         for panel, axes in zip(panels, line, strict=True):
@@ -97,7 +101,6 @@ def heat_maps(points: pl.DataFrame, titles: Mapping[str, str]) -> Figure:
 
 
 def _matrix(axes: Axes, points: pl.DataFrame, names: Sequence[str], *, is_share: bool, size_in: float) -> None:
-    import numpy as np
     from matplotlib import colormaps
 
     values = np.full((len(names), len(names)), np.nan)
@@ -157,17 +160,17 @@ def arms(points: pl.DataFrame, *, mean: str) -> Figure:
     rows, names = (points[column].unique(maintain_order=True).to_list() for column in ("row", "arm"))
     step, top = 0.13, 0.2  # height in inches of an arm, and of the name above the arms
     height = top + step * len(names)
-    figure = new_figure(0.6 + 0.15 * len(names) + height * len(rows))
+    figure = new_figure(0.75 + height * len(rows))
     axes = figure.subplots()
     for n, name in enumerate(names):
         part = points.filter(pl.col("arm") == name).with_columns(pl.col("estimate", "low", "high") * 100)
         places = {row: i * height + top + step * n for i, row in enumerate(rows)}
         part = part.with_columns(at=part["row"].replace_strict(places, return_dtype=pl.Float64))
         own, seeds = part.filter(pl.col("seed") == mean), part.filter(pl.col("seed") != mean)
-        look: dict[str, Any] = {"color": COLOURS[n % 6], "marker": MARKERS[n % 6], "linestyle": ""}
+        look = arm_look(n)
         # The seeds are drawn a little lower, because the mean would cover them on its own line.
-        dots: dict[str, Any] = look | {"marker": "o", "markersize": 2, "markeredgewidth": 0, "alpha": 0.6}
-        axes.plot(seeds["estimate"], seeds["at"] + step / 3, **dots)
+        dots: dict[str, Any] = look | {"marker": "o", "fillstyle": "full", "markersize": 2, "markeredgewidth": 0}
+        axes.plot(seeds["estimate"], seeds["at"] + step / 3, alpha=0.6, **dots)
         x, low, high = (own[column].to_numpy() for column in ("estimate", "low", "high"))
         axes.errorbar(x, own["at"].to_numpy(), xerr=[x - low, high - x], label=name, elinewidth=0.9, **look)
         if n == 0:
@@ -257,14 +260,32 @@ def strip(points: pl.DataFrame) -> Figure:
     return figure
 
 
+def _band(axes: Axes, x: FloatArray, y: FloatArray, low: FloatArray, high: FloatArray, *, color: str) -> None:
+    """The intervals of a line: a band, or an error bar where the line is one point."""
+    if len(x) > 1:
+        axes.fill_between(x, low, high, color=color, alpha=0.13, linewidth=0)
+    elif np.isfinite(low).all() and np.isfinite(high).all():
+        axes.errorbar(x, y, yerr=[y - low, high - y], color=color, linestyle="", elinewidth=0.9)
+
+
 def _lines(axes: Axes, points: pl.DataFrame, looks: Mapping[str, dict[str, Any]]) -> None:
     from matplotlib.ticker import MaxNLocator
 
+    # An iteration without a value breaks the line, for example where a model trained on nothing.
+    first, last = points.select(first=pl.col("iteration").min(), last=pl.col("iteration").max()).row(0)
+    iterations = pl.DataFrame({"iteration": range(first, last + 1)}, schema={"iteration": points.schema["iteration"]})
     for name, look in looks.items():
-        line = points.filter(pl.col("model") == name).sort("iteration")
+        line = points.filter(pl.col("model") == name)
         if line.height:
+            line = iterations.join(line, on="iteration", how="left", maintain_order="left")
             x, y = line["iteration"].to_numpy(), line["value"].to_numpy()
-            axes.plot(x, y, label=name, markevery=max(1, -(-line.height // _NUM_MARKERS)), **look)
+            known = np.isfinite(y)
+            marked = np.flatnonzero(known)[:: max(1, -(-int(known.sum()) // _NUM_MARKERS))]
+            axes.plot(x, y, label=name, markevery=marked.tolist(), **look)
+            # A value between two missing ones has no line, so it gets a dot.
+            beside = np.pad(known, 1)
+            alone = known & ~beside[:-2] & ~beside[2:]
+            axes.plot(x[alone], y[alone], linestyle="", marker=".", markersize=2, color=look["color"])
     axes.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=5))
     axes.yaxis.set_major_locator(MaxNLocator(nbins=4))
     axes.grid()
@@ -309,7 +330,7 @@ def learning(points: pl.DataFrame, *, mean: str) -> Figure:
                 axes.plot(x, y, color=look["color"], linewidth=0.5, alpha=0.5)
                 continue
             axes.plot(x, y, label=name, **look)
-            axes.fill_between(x, low, high, color=look["color"], alpha=0.13, linewidth=0)
+            _band(axes, x, y, low, high, color=look["color"])
     axes.set(xlabel="iteration", ylabel=f"solved, Pass@{points['k'][0]} (%)")
     axes.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=5))
     axes.grid()

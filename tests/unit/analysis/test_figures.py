@@ -194,6 +194,71 @@ def test_arms_are_the_points() -> None:
     assert [text.get_text() for text in axes.texts] == made.points["row"].unique(maintain_order=True).to_list()
 
 
+def test_twelve_arms_have_looks_of_their_own_and_the_legend_is_on_the_page() -> None:
+    data = run_data(("ada", "bob"), num_problems=8)
+    made = arms_figure(arms_table(arms_of({f"scope-all-weight-0.{i}": [data] for i in range(12)}), ks=[1]))
+    figure = drawn(made)
+    markers = [c.lines[0] for c in figure.axes[0].containers]
+    assert len(markers) == 13
+    looks = {(line.get_color(), line.get_marker(), line.get_fillstyle()) for line in markers}
+    assert len(looks) == 13
+    legend = figure.legends[0].get_window_extent()
+    assert figure.bbox.x0 <= legend.x0 < legend.x1 <= figure.bbox.x1
+    assert len({(look["color"], look["marker"]) for look in map(plot_style.arm_look, range(36))}) == 36
+
+
+def test_a_legend_is_never_wider_than_the_page() -> None:
+    for length in (3, 11, 16, 23, 47):
+        with plot_style.style():
+            figure = plot_style.new_figure(2)
+            axes = figure.subplots()
+            for i in range(7):
+                axes.plot([0, 1], label=f"{i}" + "n" * (length - 1))
+            plot_style.legend_above(figure, [axes])
+            FigureCanvasAgg(figure).draw()
+            legend = figure.legends[0].get_window_extent()
+        assert figure.bbox.x0 <= legend.x0 < legend.x1 <= figure.bbox.x1, length
+
+
+def test_axes_keep_their_height_below_a_legend_of_many_lines() -> None:
+    """A figure becomes higher by the lines of its legend."""
+
+    def heights(models: tuple[str, ...]) -> dict[str, list[float]]:
+        made = report_figures(run_data(models, num_problems=8), example_curves(models, 3))
+        return {f.name: [axes.get_window_extent().height for axes in drawn(f).axes] for f in made}
+
+    few, many = heights(("ada", "bob")), heights(LONG)
+    for name in ("pass_at_k", "training", "rewards"):
+        assert many[name] == pytest.approx(few[name], rel=0.05), name
+
+
+def test_one_point_of_a_line_has_the_bar_of_its_interval() -> None:
+    data = run_data(("ada",), iterations=(0,))
+    made = next(f for f in report_figures(data, pl.DataFrame(schema=CURVES)) if f.name == "pass_at_k")
+    one = ReportFigure(made.name, made.caption, made.points.filter(candidates=1), made.draw)
+    (bars,) = drawn(one).axes[0].containers
+    ((low, high),) = [segment[:, 1] for segment in bars[2][0].get_segments()]
+    row = one.points.row(0, named=True)
+    assert (low, high) == (pytest.approx(100 * row["low"]), pytest.approx(100 * row["high"]))
+    assert not drawn(made).axes[0].containers
+
+
+def test_iterations_without_a_value_break_a_line() -> None:
+    curves = example_curves(("ada", "bob"), 9)
+    missing = (pl.col("measure") == "mismatch/mean") & pl.col("iteration").is_in([3, 4, 6])
+    made = figures.training_figure(run_data(("ada", "bob")), curves.filter(~missing | (pl.col("model") == "bob")))
+    axes = next(a for a in drawn(made).axes if a.get_title(loc="left").startswith("mismatch"))
+    ada, alone, bob, *_ = axes.get_lines()
+    assert np.flatnonzero(np.isnan(ada.get_ydata())).tolist() == [2, 3, 5]
+    assert ada.get_xdata().tolist() == list(range(1, 10))
+    assert not set(ada.get_markevery()) & {2, 3, 5}
+    assert alone.get_xdata().tolist() == [5]
+    assert not np.isnan(bob.get_ydata()).any()
+    both = figures.training_figure(run_data(("ada", "bob")), curves.filter(~missing))
+    axes = next(a for a in drawn(both).axes if a.get_title(loc="left").startswith("mismatch"))
+    assert np.isnan(axes.get_lines()[0].get_ydata()).sum() == 3
+
+
 def test_cells_are_the_points(of_two: dict[str, ReportFigure]) -> None:
     figure = drawn(of_two["overlap"])
     texts = [text.get_text() for text in figure.axes[0].texts]
