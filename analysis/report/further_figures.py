@@ -58,7 +58,7 @@ def learning_figure(frame: pl.DataFrame) -> ReportFigure:
     points = known.select("model", "k", "seed", "iteration", *_INTERVAL, "num_problems")
     if points["iteration"].n_unique() < 2:
         points = points.clear()
-    k = points["k"].min() or 1
+    k = min(points["k"], default=1)
     completions = "one completion" if k == 1 else f"{k} completions"
     caption = (
         f"Held-out problems solved by iteration: Pass@{k} of each model and team Pass@{k}, which spends {completions} "

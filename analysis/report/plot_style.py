@@ -31,7 +31,7 @@ MARKERS = ("o", "s", "^", "D", "v", "P")
 _LINES = ("-", "--", ":")
 _STRONG = {"color": "#000000", "marker": "*", "markersize": 5.5, "linewidth": 1.6, "zorder": 3}
 CHARACTER_IN = 0.05  # mean width of a character of a legend or tick label
-_LEGEND_LINE_IN = 0.14
+_LEGEND_LINE_IN, _LEGEND_FONT_PT = 0.14, 6.5
 # A handle and the space after it, the space between columns, and the one around all.
 _LEGEND_HANDLE_EM, _LEGEND_SPACING_EM, _LEGEND_PADDING_EM = 2.6, 1.2, 2.0
 LINE_CHARACTERS = int(COLUMN_WIDTH_IN / CHARACTER_IN)
@@ -41,7 +41,7 @@ _STYLE = {
     "axes.labelsize": 7,
     "xtick.labelsize": 6.5,
     "ytick.labelsize": 6.5,
-    "legend.fontsize": 6.5,
+    "legend.fontsize": _LEGEND_FONT_PT,
     "axes.titlelocation": "left",
     "axes.spines.top": False,
     "axes.spines.right": False,
@@ -123,7 +123,7 @@ def _columns(labels: Sequence[str]) -> int:
     from matplotlib.font_manager import FontProperties
     from matplotlib.textpath import text_to_path
 
-    size = _STYLE["legend.fontsize"]
+    size = _LEGEND_FONT_PT
     font = FontProperties(size=size)
     widths = [text_to_path.get_text_width_height_descent(label, font, ismath=False)[0] for label in labels]
     room = 72 * COLUMN_WIDTH_IN - _LEGEND_PADDING_EM * size

@@ -109,11 +109,11 @@ def _best_single(scores: pl.DataFrame, whens: Sequence[str]) -> list[tuple[str, 
     It may be another model before training than after it. There is none if no evaluation has enough completions.
     """
     matched = scores.filter(measure=passk.MATCHED_PASS, k=1)
-    best = [matched.filter(when=when)["estimate"].max() for when in whens]
+    best = [max(matched.filter(when=when)["estimate"].drop_nulls().to_list(), default=None) for when in whens]
     if all(level is None for level in best):
         return []
     size = matched["candidates"][0]
-    levels = [UNDEFINED if level is None else f"{100 * level:.1f}" for level in best]
+    levels = [percent(level, None, None) for level in best]
     return [(f"best single model Pass@{size} ({size} candidates)", " → ".join(levels))]
 
 
