@@ -28,12 +28,13 @@ MAX_BARE_TEXT_CHARS = 64
 _OTHER_ENDS = r"[?;](?=\s|$)|!(?=[ \t]{0,4}(?:\n|\Z)|[ \t]{1,4}[A-Z*_(\"'])|<|\n"
 _SENTENCE_END = re.compile(rf"\.(?=\s|$)|{_OTHER_ENDS}")
 # "Mr. Tan has 18 apples", "J. Tan has 18" and "approx. 18" continue after the period; "18 V. Then" ends there.
-_QUANTITY_END = re.compile(
-    r"(?<!\bMr)(?<!\bMs)(?<!\bDr)(?<!\bSt)(?<!\bvs)(?<!\bsq)(?<!\bMrs)(?<!\bapprox)(?<!(?<![0-9]\s)\b[A-Z])\.(?=\s|$)"
-    rf"|{_OTHER_ENDS}"
+_NO_ABBREVIATION = (
+    r"(?<!\bMr)(?<!\bMs)(?<!\bDr)(?<!\bSt)(?<!\bvs)(?<!\bsq)(?<!\bMrs)(?<!\bapprox)(?<!(?<![0-9]\s)\b[A-Z])"
 )
-# After a label such as "Answer:", a text is the whole line: "St. Louis", "a < b", "list<int>".
-_LINE_END = re.compile(r"\n|</[A-Za-z]|<br\b|<\|")
+_QUANTITY_END = re.compile(rf"{_NO_ABBREVIATION}\.(?=\s|$)|{_OTHER_ENDS}")
+# After a label such as "Answer:", a text is the whole line ("St. Louis", "a < b", "list<int>"), without
+# a sentence after it ("Paris. It is the capital.").
+_LINE_END = re.compile(rf"{_NO_ABBREVIATION}\.(?=\s+[A-Z][a-z]*\s+[a-z]+\s+\S)|\n|</[A-Za-z]|<br\b|<\|")
 # Space before a sentence, and lines that only open display math.
 _SENTENCE_START = re.compile(r"\s*(?:(?:\\\[|\\\(|\$\$?)[ \t]*[\r\n]\s*)*")
 # A sentence about letters may contain "B; C", "B? No, C" and "B... no, C".

@@ -285,6 +285,8 @@ def test_text(text, answer, verdict):
     ("text", "answer"),
     [
         ("Answer: St. Louis", "St. Louis"),
+        ("Answer: Paris. It is the capital of France.", "Paris"),
+        ("Answer: J. K. Rowling. She wrote it in 1997.", "J. K. Rowling"),
         ("**Final Answer**\n\nJ. K. Rowling.\n", "J. K. Rowling"),
         ("**Answer:** 10 a.m. Monday", "10 a.m. Monday"),
         ("answer = a < b", "a < b"),
