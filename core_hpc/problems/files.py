@@ -247,7 +247,7 @@ def own_row(answer_kind: str) -> ParseRow:
         kind = text_field(row, "answer_kind") if row.get("answer_kind") is not None else answer_kind
         gold = gold_of(text_field(row, "answer"), kind)
         options, question = row.get("options"), text_field(row, "question")
-        if kind == "letter" and (isinstance(options, list) or _has_letters(options)):
+        if kind == "letter":
             _check_shown(question, _options_with(gold, options))
         rest = {k: v for k, v in row.items() if k not in ("id", "question", "answer", "answer_kind")}
         problem_id = text_field(row, "id") if row.get("id") is not None else id_of(question, options)
@@ -256,15 +256,12 @@ def own_row(answer_kind: str) -> ParseRow:
     return parse
 
 
-def _has_letters(options: Any) -> bool:
-    """Whether options are a mapping from letters; one with other keys, such as `text` and `label`, is metadata."""
-    return isinstance(options, dict) and {str(key).strip().upper() for key in options} <= set(LETTERS)
+def _options_with(gold: str, options: Any) -> list[Any]:
+    """The texts of the options, one of which has the letter `gold`.
 
-
-def _options_with(gold: str, options: list[Any] | dict[str, Any]) -> list[Any]:
-    """The texts of the options, one of which has the letter `gold`; a mapping has the letters as keys.
-
-    A Parquet file has every key in every row, with null for those that a row does not have.
+    They are a list, or a mapping from letters. In a Parquet file every row has every key, with null
+    for those that it does not have. Anything else, such as a mapping with the keys `text` and `label`,
+    is metadata and has no texts.
 
     Raises:
         RowError: no option has the letter.
@@ -273,6 +270,8 @@ def _options_with(gold: str, options: list[Any] | dict[str, Any]) -> list[Any]:
         if gold not in LETTERS[: len(options)]:
             raise RowError(f"the answer {gold} is not one of its {len(options)} options")
         return options
+    if not isinstance(options, dict) or not {str(key).strip().upper() for key in options} <= set(LETTERS):
+        return []
     by_letter = {str(key).strip().upper(): option for key, option in options.items() if option is not None}
     if gold not in by_letter:
         raise RowError(f"the answer {gold} is not one of its options {', '.join(by_letter)}"[:200])
