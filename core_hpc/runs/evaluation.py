@@ -119,11 +119,13 @@ def _of_run(path: Path, iterations: Sequence[str]) -> Subject:
     team = {f"{of_run}iteration-{int(i)}": [_trained(run, m, int(i)) for m in config.team] for i in wanted}
     cluster = config.cluster.model_dump(mode="json", exclude_defaults=True)
     cluster.pop("profile", None)  # its fields are in the section already
+    analysis = config.analysis.model_dump(mode="json", include={"skills", "margin"}, exclude_defaults=True)
     fields = {
         "seed": config.seed,
         "output": str(run.root.absolute().parents[1]),
         "protocol": {**config.protocol.model_dump(mode="json", include=KEPT_PROTOCOL), "rescue_samples": 0},
         **({"cluster": cluster} if cluster else {}),
+        **({"analysis": analysis} if analysis else {}),
     }
     return Subject(slug(config.name), team, fields, run)
 

@@ -206,6 +206,7 @@ def trained_run(folder: Path, *, num_examples: int = 0) -> Path:
         "protocol": {"problems_per_iteration": 4, "problems_per_part": 2},
         "evaluation": {"samples": 3, "sampling": {"temperature": 0.9}},
         "cluster": {"threads": 3},
+        "analysis": {"skills": {"warm": ["plus"]}},
     }
     path = folder / "first.yaml"
     path.write_text(yaml.safe_dump(data))
@@ -260,6 +261,7 @@ def test_the_settings_of_the_run_are_kept(tmp_path: Path) -> None:
     assert held_out.problems == source.problems
     assert (held_out.seed, held_out.evaluation, held_out.cluster) == (5, source.evaluation, source.cluster)
     assert held_out.protocol.problems_per_part == 2
+    assert held_out.analysis == source.analysis
     for model in held_out.team:
         assert held_out.sampling_of(model, EVALUATE) == source.sampling_of(source.model(model.name), EVALUATE)
     changed = ("--temperature", "0", "--max-new-tokens", "7")
