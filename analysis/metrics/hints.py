@@ -182,7 +182,7 @@ def _contrast(cases: pl.DataFrame) -> Estimate:
     """Uplift of hints that show the answer as a result, minus that of hints without the answer.
 
     The interval is a bootstrap. In simulated studies in which few completions are correct it covers in 90 to 95 %;
-    one made from the intervals of the two uplifts covers in 96 to 100 %, and is up to twice as wide.
+    one made from the intervals of the two uplifts covers in 96 to 100 %, and is up to four times as wide.
 
     cases: the cases with a hint of one of these two kinds.
     """
