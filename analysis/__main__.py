@@ -257,8 +257,8 @@ def _arms_of_folders(args: argparse.Namespace) -> dict[str, list[RunData]]:
         if len(arms) == 1:
             named[folder] = runs
         else:
-            start = f"{folder}/" if len(args.folders) > 1 else ""
-            named |= {f"{start}{label}": own for label, own in arms.items()}
+            with_folder = len(args.folders) > 1 or BASE in arms
+            named |= {f"{folder}/{label}" if with_folder else label: own for label, own in arms.items()}
     return named
 
 

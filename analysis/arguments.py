@@ -156,7 +156,7 @@ def _add_comparisons(command: Callable[[str, str], argparse.ArgumentParser]) -> 
     sub = command(
         "arms", "several configurations and the untrained models side by side, mean over seeds: tables and a figure"
     )
-    text = "sweep and run folders; runs that differ in their seeds only are one arm"
+    text = "sweep and run folders; runs of a folder that differ in their seeds only are one arm"
     sub.add_argument("folders", nargs="+", type=Path, metavar="FOLDER", help=text)
     sub.add_argument("--out", type=Path, metavar="DIR", required=True, help="folder for the tables and the figure")
     _add_k(sub)

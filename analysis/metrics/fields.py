@@ -12,7 +12,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from analysis.counts.load import RunData
-from analysis.metrics.pairs import fields_of
+from analysis.metrics.pairs import fields_of, weights_of_arm
 from core_hpc.common.errors import InputError
 from core_hpc.config.base import DEFAULT_BY, Section
 from core_hpc.config.identity import flatten
@@ -89,7 +89,7 @@ def _following(section: Section, prefix: str = "") -> Iterator[str]:
 
 def values_of(data: RunData, paths: Sequence[str]) -> list[Any]:
     """The values of fields in a run, also where they are the defaults."""
-    named = _named(data, _resolved(data))
+    named = _named(data, _resolved(data) | weights_of_arm(data))
     return [named.get(path, ABSENT) for path in paths]
 
 

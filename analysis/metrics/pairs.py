@@ -10,7 +10,6 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 from functools import reduce
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -29,6 +28,8 @@ from core_hpc.runs.names import label_of
 from core_hpc.store.paths import TEAM
 
 _WEIGHTS = re.compile(r"team\.[0-9]+\.(model|adapter)")
+_OF_A_RUN = re.compile(r"/.*(?:@[0-9]+:[^/]+|/(?:update|warmup)/iteration=[0-9]+/[^/]+|/adapters/[^/]+)")
+"""An update in the form of `team[].adapter`, or a folder that a run has published."""
 
 
 class Pair(NamedTuple):
@@ -149,21 +150,29 @@ def seed_of(data: RunData) -> str:
 def fields_of(data: RunData) -> dict[str, Any]:
     """Return the scientific fields except the seed; empty for imported predictions.
 
-    A run that only evaluates has the weights of one seed of an arm, as paths. Those of all seeds are
-    the weights of the arm, so the arm is named instead.
+    Weights of trained runs are named by their arm (`weights_of_arm`).
     """
     if data.config is None:
         return {}
     fields = {key: value for key, value in flatten(scientific_fields(data.config)).items() if key != "seed"}
-    if data.config.iterations == 0:
-        sweep = data.config.name
-        arm = f"{sweep}: {arm_name(sweep, label_of(data.path.name))}"
-        fields |= {key: arm for key, value in fields.items() if _WEIGHTS.fullmatch(key) and _is_path(value)}
-    return fields
+    return fields | weights_of_arm(data)
 
 
-def _is_path(value: Any) -> bool:
-    return isinstance(value, str) and Path(value).is_absolute()
+def weights_of_arm(data: RunData) -> dict[str, str]:
+    """The fields of an evaluation that name weights of a trained run, with the arm of the evaluation instead.
+
+    Each seed of an arm has weights of its own, which are files of its run. Together they are the
+    weights of the arm.
+    """
+    if data.config is None or not data.only_evaluates:
+        return {}
+    arm = arm_name(data.config.name, label_of(data.path.name))
+    fields = flatten({"team": data.config.model_dump(mode="json")["team"]})
+    return {
+        key: f"weights of {data.path.parent.absolute()}: {arm}"
+        for key, value in fields.items()
+        if _WEIGHTS.fullmatch(key) and isinstance(value, str) and _OF_A_RUN.fullmatch(value)
+    }
 
 
 def _partners(a: Sequence[RunData], b: Sequence[RunData]) -> list[tuple[RunData, RunData]]:

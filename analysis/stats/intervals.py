@@ -210,12 +210,18 @@ def difference_of_shares(
     """
     a, errors_a = _mean_share(correct_a, sampled_a, groups)
     b, errors_b = _mean_share(correct_b, sampled_b, groups)
-    scale = math.sqrt(float(errors_a @ errors_a) * float(errors_b @ errors_b))
+    scale = math.sqrt(_with_pseudo_problems(errors_a) * _with_pseudo_problems(errors_b))
     correlation = float(errors_a @ errors_b) / scale if scale > 0 else 0.0
     d = a.value - b.value
     low = d - _joint_width(a.value - a.low, b.high - b.value, correlation)
     high = d + _joint_width(a.high - a.value, b.value - b.low, correlation)
     return Estimate(d, low, high, len(groups), few(len(groups), groups))
+
+
+def _with_pseudo_problems(errors: FloatArray) -> float:
+    """The sum of the squared errors with two more that are as large as the largest, as in the interval of a share."""
+    squares = errors**2
+    return float(squares.sum() + 2 * squares.max(initial=0.0))
 
 
 class _Share(NamedTuple):

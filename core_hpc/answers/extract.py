@@ -46,7 +46,8 @@ HASHES = r"(?<!\#)\#{4}(?!\#)"
 STATED = (
     r"\b(?:(?:final_)?answer|(?:correct|right|best)[ \t]{1,4}(?:option|choice|letter))\b[\s*_`\"']{0,8}"
     r"(?:\([^()\d\n:=<]{2,40}\)[\s*_`\"']{0,8})?"
-    r"(?:(?:to|for)\b[^\n.:=<]{1,60}?|in(?:[ \t]{1,4}[\w/]{1,16}){1,3}[\s*_`\"']{0,8}?)?"
+    r"(?:(?:to|for)\b[^\n.:=<]{1,60}?"
+    r"|in(?![ \t]{1,4}(?:the|this|that|an?|one|your)\b)(?:[ \t]{1,4}[\w/]{1,16}){1,3}[\s*_`\"']{0,8}?)?"
     r"(?::|：|=|\bis\b|\bequals\b|\b(?:must|should|would|will|has[ \t]to)[ \t]{1,4}be\b)"
 )
 HEADING = r"^[ \t\#*_]{0,16}(?:final[ \t]{1,4})?answer[ \t*_]{0,8}\r?$"

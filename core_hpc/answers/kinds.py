@@ -34,7 +34,10 @@ _NO_ABBREVIATION = (
 _QUANTITY_END = re.compile(rf"{_NO_ABBREVIATION}\.(?=\s|$)|{_OTHER_ENDS}")
 # After a label such as "Answer:", a text is the whole line ("St. Louis", "a < b", "list<int>"), without
 # a sentence after it ("Paris. It is the capital.").
-_LINE_END = re.compile(rf"{_NO_ABBREVIATION}\.(?=\s+[A-Z][a-z]*\s+[a-z]+\s+\S)|\n|</[A-Za-z]|<br\b|<\|")
+_LINE_END = re.compile(
+    rf"{_NO_ABBREVIATION}\.(?=\s+[A-Z][\w'’]*[,:]?\s+\S)|[!?](?=\s+[A-Z])|;(?=\s+(?:because|since|as|so)\b)"
+    r"|\n|</[A-Za-z]|<br\b|<\|"
+)
 # Space before a sentence, and lines that only open display math.
 _SENTENCE_START = re.compile(r"\s*(?:(?:\\\[|\\\(|\$\$?)[ \t]*[\r\n]\s*)*")
 # A sentence about letters may contain "B; C", "B? No, C" and "B... no, C".
@@ -165,16 +168,23 @@ def normalize_letter(text: str) -> str | None:
 def _bare_letter(text: str) -> str | None:
     """The letter of `normalize_letter`, or of a last line that is only one option with its text.
 
-    A line after another option belongs to a list of the options, and is no answer.
+    A line after another option, or the option that follows the last one before, belongs to a list of
+    the options, and is no answer.
 
     >>> [_bare_letter(t) for t in ("**C) 5 eV**", "B is too small.\\n\\n(C) 5 eV", "A) 1 eV\\nB) 5 eV", "C) 5 or D) 6")]
     ['C', 'C', None, None]
+    >>> [_bare_letter("A) 1 eV\\nToo small.\\nB) 5 eV" + end) for end in ("", "\\nIt fits.\\n**B) 5 eV**")]
+    [None, 'B']
     """
     *before, line = [line for line in text[-2 * MAX_ANSWER_CHARS :].splitlines() if line.strip()] or [""]
     is_option = len(line) <= MAX_BARE_TEXT_CHARS and _OPTION_LINE.match(line) and len(_OPTION_MARK.findall(line)) == 1
     if not is_option or (before and _OPTION_LINE.match(before[-1])):
         return normalize_letter(text)
-    return read_letter(line.strip(" \t*_"))
+    letter = read_letter(line.strip(" \t*_"))
+    earlier = [read_letter(option.strip(" \t*_")) for option in before if _OPTION_LINE.match(option)]
+    if letter is not None and earlier and earlier[-1] is not None and ord(letter) == ord(earlier[-1]) + 1:
+        return None  # the next option of a discussion that was cut
+    return letter
 
 
 def read_letter(payload: str) -> str | None:
@@ -246,20 +256,26 @@ def _bare_text(text: str) -> str | None:
     return _read_text(text) if bare else None
 
 
+def _quantity(text: str) -> str:
+    """The first sentence; where it has no digit, also what follows an abbreviation ("Mr. Tan has 18 apples")."""
+    sentence = first_sentence(text)
+    return sentence if re.search(r"[0-9]", sentence) else first_sentence(text, _QUANTITY_END)
+
+
 KINDS = {
     "number": AnswerKind(
         normalize=normalize_number,
         read=read_number,
-        read_sentence=lambda t: read_number(first_sentence(t, _QUANTITY_END)),
-        is_plain=lambda t: is_plain_quantity(first_sentence(t, _QUANTITY_END)),
+        read_sentence=lambda t: read_number(_quantity(t)),
+        is_plain=lambda t: is_plain_quantity(_quantity(t)),
         gold=normalize_number,
         compare=_same(normalize_number),
     ),
     "integer": AnswerKind(
         normalize=normalize_integer,
         read=read_number,
-        read_sentence=lambda t: read_number(first_sentence(t, _QUANTITY_END)),
-        is_plain=lambda t: is_plain_quantity(first_sentence(t, _QUANTITY_END)),
+        read_sentence=lambda t: read_number(_quantity(t)),
+        is_plain=lambda t: is_plain_quantity(_quantity(t)),
         gold=normalize_integer,
         compare=_same(normalize_integer),
     ),

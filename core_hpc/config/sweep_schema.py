@@ -45,7 +45,12 @@ def sweep_schema() -> Schema:
             },
             **properties,
             "grid": _grid([field for field in fields if not field.operational]),
-            "runs": {"type": "array", "minItems": 1, "items": _run(properties, fields), "description": "list of runs"},
+            "runs": {
+                "type": ["array", "null"],
+                "minItems": 1,
+                "items": _run(properties, fields),
+                "description": "list of runs; with grid: each of them at every point of the grid",
+            },
         },
         # Only a file that stands alone must have these keys.
         "if": {"not": {"anyOf": [{"required": [key]} for key in ("base", "grid", "runs")]}},
@@ -105,7 +110,7 @@ def _grid(fields: Iterable[ConfigField]) -> Schema:
     nested, dotted = _nested(places, ()), _by_dotted_path(places)
     return {
         "type": ["object", "null"],
-        "description": "lists of values; the runs are all combinations",
+        "description": "lists of values; the runs are all combinations, with runs: of every entry",
         "minProperties": 1,
         "additionalProperties": False,
         "properties": {**nested["properties"], **dotted["properties"]},

@@ -11,6 +11,7 @@ import difflib
 import itertools
 import math
 import re
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
@@ -35,6 +36,7 @@ from core_hpc.runs.explain import explain
 from core_hpc.runs.names import ONLY_RUN
 
 MAX_RUNS = 1000
+MAX_LABEL_CHARS = 80
 PROFILE = "cluster.profile"
 RUN_KEYS = ("label", *RunConfig.model_fields)
 """Keys of a member of `runs`."""
@@ -223,9 +225,11 @@ def _expand(data: dict[str, Any], mistakes: list[str]) -> list[tuple[str, dict[s
         for path in (points[0][1] if points else {})
         if path in changes
     ]
-    return [
+    both = [
         (_slug(f"{label}-{of_point}"), {**changes, **point}) for label, changes in entries for of_point, point in points
     ]
+    mistakes += _repeated_labels(both)
+    return both
 
 
 def _expand_runs(runs: Any, mistakes: list[str]) -> list[tuple[str, dict[str, Any]]]:
@@ -239,10 +243,18 @@ def _expand_runs(runs: Any, mistakes: list[str]) -> list[tuple[str, dict[str, An
         mistakes += [f"runs.{i}.{key}: unknown key; did you mean `label`?" for key in misspelled]
         changes = {key: value for key, value in run.items() if key not in ("label", *misspelled)}
         points.append((_slug(label), flatten(changes, lists=False) if changes else {}))  # a list replaces a list
-    labels = [label for label, _ in points]
-    repeated = sorted({label for label in labels if labels.count(label) > 1})
-    mistakes += [f"runs: two runs have the label {label!r}" for label in repeated]
+    mistakes += _repeated_labels(points)
     return points
+
+
+def _repeated_labels(points: Sequence[tuple[str, Any]]) -> list[str]:
+    counts = Counter(label for label, _ in points)
+    advice = f" (labels have at most {MAX_LABEL_CHARS} characters)"
+    return [
+        f"runs: two runs have the label {label!r}{advice * (len(label) == MAX_LABEL_CHARS)}"
+        for label, count in counts.items()
+        if count > 1
+    ]
 
 
 def _expand_grid(grid: Any, mistakes: list[str]) -> list[tuple[str, dict[str, Any]]]:
@@ -271,7 +283,7 @@ def _shown(value: Any) -> Any:
 
 
 def _slug(text: str) -> str:
-    return re.sub(r"[^a-z0-9.]+", "-", text.lower()).strip("-.")[:80] or "run"
+    return re.sub(r"[^a-z0-9.]+", "-", text.lower()).strip("-.")[:MAX_LABEL_CHARS] or "run"
 
 
 def _resolve(label: str, data: dict[str, Any], mistakes: list[str], *, read: Callable[[Path], Source]) -> list[RunPlan]:

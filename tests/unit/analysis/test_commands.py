@@ -162,6 +162,11 @@ def test_the_arms_of_one_sweep(run: Path, tmp_path: Path, printed: Printed) -> N
     (other / "config.json").write_text(json.dumps(config))
     printed("arms", run.parent, "--out", tmp_path / "out", "--k", "1")
     assert set(pl.read_csv(tmp_path / "out" / "tables" / "arms.csv")["arm"]) == {"base", "demo-1", "higher-2"}
+    other.rename(run.parent / "base-00000000")
+    printed("arms", run.parent, "--out", tmp_path / "out", "--k", "1")
+    levels = pl.read_csv(tmp_path / "out" / "tables" / "arms.csv")["arm"]
+    assert set(levels) == {"base", "demo/demo-1", "demo/base"}
+    (run.parent / "base-00000000").rename(other)
     printed("arms", run.parent, run, "--out", tmp_path / "out", "--k", "1")
     arms = {"base", "demo/demo-1", "demo/higher-2", "demo-1"}
     assert set(pl.read_csv(tmp_path / "out" / "tables" / "arms.csv")["arm"]) == arms

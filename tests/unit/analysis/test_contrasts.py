@@ -16,6 +16,7 @@ from analysis.counts.load import RunData
 from analysis.metrics.compare import MEAN, compare
 from analysis.metrics.compare_table import compare_report
 from analysis.metrics.contrasts import CONTRASTS_TABLE, arms_among, contrasts_report, contrasts_table
+from analysis.metrics.fields import grouped, varied_fields
 from analysis.metrics.variance import VARIANCE_TABLE, variance_report, variance_table
 from analysis.stats.decisions import holm
 from core_hpc.common.errors import InputError
@@ -170,7 +171,10 @@ def evaluations(sweep: str, seeds: Sequence[int]) -> list[RunData]:
     runs = []
     for seed in seeds:
         folder = f"/nowhere/{sweep}/seed-{seed}-0a1b2c3d"
-        team = [{"name": n, "model": f"{folder}/warm", "adapter": f"{folder}@40:{n}"} for n in ("ada", "bob")]
+        team = [
+            {"name": n, "model": f"{folder}/warmup/iteration=0000/{n}", "adapter": f"{folder}@40:{n}"}
+            for n in ("ada", "bob")
+        ]
         data = run(f"seed-{seed}-iteration-40-hard", seed, c, name=sweep, iterations=0, team=team)
         runs.append(replace(data, counts=data.counts.with_columns(iteration=pl.lit(0, pl.Int32))))
     return runs
@@ -182,6 +186,11 @@ def test_evaluations_of_the_seeds_of_an_arm_are_one_arm() -> None:
     assert pick(compare(alone, core, ks=[1]), seed=MEAN, measure="team_pass", k=1)["num_seeds"] == 2
     with pytest.raises(InputError, match=r"one configuration: its runs differ in team\.0\.adapter"):
         compare([core[0], alone[1]], [core[0]], ks=[1])
+    elsewhere = [replace(data, path=Path("/elsewhere", *data.path.parts[2:])) for data in evaluations("core", (3, 4))]
+    assert len(arms_among([*core, *elsewhere])) == 2
+    by = varied_fields([*core, *alone])
+    assert by == [f"team.{model}.{field}" for model in ("ada", "bob") for field in ("model", "adapter")]
+    assert list(grouped([*core, *alone], by).values()) == [alone, core]
 
 
 def test_without_a_declaration_everything_is_corrected() -> None:

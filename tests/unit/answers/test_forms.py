@@ -559,6 +559,8 @@ MODIFIED = [
             "The answer is that J. Tan has 7 apples. Then 5 are left.",
             "The answer is 7 V. It was 5 V before.",
             "The answer is 7 sq. ft. of carpet.",
+            "The answer is 7 for Plan A. Plan B costs 5.",
+            "The answer is 7 km for car X. Car Y drives 5 km.",
         ],
         [
             "The answer is not 7.",

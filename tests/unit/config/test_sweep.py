@@ -71,6 +71,10 @@ def test_all_mistakes_are_reported_at_once_with_path_and_advice(tmp_path: Path) 
             {"grid": {"seed": [1]}, "runs": [{"label": "a"}, {"label": "b", "seed": 2}]},
             "grid.seed: the run b of `runs` sets it, too; leave one of them out",
         ),
+        (
+            {"grid": {"seed": [1, 2], "update.learning_rate": [1e-4]}, "runs": [{"label": "x" * 78}]},
+            "(labels have at most 80 characters)",
+        ),
         ({"grid": {"seed": list(range(501))}, "runs": [{"label": "a"}, {"label": "b"}]}, "grid, runs: give 1002 runs"),
         ({"grid": {"seed": [1, 1]}}, "compute the same thing"),
         ({"grid": {"iterations": [1, 2]}}, "compute the same thing"),
