@@ -16,12 +16,10 @@ from analysis.counts.load import RunData
 from analysis.layout.tables import ReportTable, group_starts, laid_out
 from analysis.metrics.compare import COMPARE_TABLE, MEAN, OVER_PROBLEMS, compare, decided, margin_of
 from analysis.metrics.compare_table import cells, primary_note, reading_notes
-from analysis.metrics.pairs import arm_names, fields_of, primary_of
+from analysis.metrics.pairs import arm_names, arm_of, fields_of, primary_of
 from analysis.stats.intervals import METHOD_NOTE, join_notes
 from core_hpc.common.errors import InputError
 from core_hpc.config.analysis import PrimarySection
-from core_hpc.runs.arms import arm_name
-from core_hpc.runs.names import label_of
 
 CONTRASTS_TABLE = pl.Schema({"arm_a": pl.String(), "arm_b": pl.String(), **COMPARE_TABLE})
 
@@ -38,16 +36,12 @@ def arms_among(runs: Sequence[RunData]) -> dict[str, list[RunData]]:
     for data in runs:
         key = repr(sorted(fields_of(data).items())) if data.config is not None else str(data.path)
         groups.setdefault(key, []).append(data)
-    names = [_arm_of(own[0]) for own in groups.values()]
+    names = [arm_of(own[0]) for own in groups.values()]
     out: dict[str, list[RunData]] = {}
     for name, own in zip(names, groups.values(), strict=True):
         full = name if names.count(name) == 1 else f"{own[0].path.parent.name}/{name}"
         out[full if full not in out else f"{own[0].path.parent.name}/{own[0].name}"] = own
     return out
-
-
-def _arm_of(data: RunData) -> str:
-    return data.name if data.config is None else arm_name(data.config.name, label_of(data.path.name))
 
 
 def declared_primary(arms: Arms) -> tuple[str, str, PrimarySection] | None:

@@ -142,6 +142,11 @@ def arm_names(data: RunData) -> set[str]:
     return {data.name} if data.config is None else names_of_arm(data.config.name, label_of(data.path.name))
 
 
+def arm_of(data: RunData) -> str:
+    """The name of the arm of a run: its label without the seed, or its sweep. An imported run is its own arm."""
+    return data.name if data.config is None else arm_name(data.config.name, label_of(data.path.name))
+
+
 def seed_of(data: RunData) -> str:
     """Return the seed of a run as text."""
     return "imported" if data.config is None else str(data.config.seed)
@@ -166,10 +171,9 @@ def weights_of_arm(data: RunData) -> dict[str, str]:
     """
     if data.config is None or not data.only_evaluates:
         return {}
-    arm = arm_name(data.config.name, label_of(data.path.name))
     fields = flatten({"team": data.config.model_dump(mode="json")["team"]})
     return {
-        key: f"weights of {data.path.parent.absolute()}: {arm}"
+        key: f"weights of {data.path.parent.absolute()}: {arm_of(data)}"
         for key, value in fields.items()
         if _WEIGHTS.fullmatch(key) and isinstance(value, str) and _OF_A_RUN.fullmatch(value)
     }

@@ -6,7 +6,8 @@ or an error whose message names the fields. Nothing is written.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -17,7 +18,7 @@ from core_hpc.common.errors import RunConflictError
 from core_hpc.config.identity import flatten, scientific_fields
 from core_hpc.runs.arms import arm_name
 from core_hpc.runs.folder import exists, read_identity
-from core_hpc.runs.names import label_of
+from core_hpc.runs.names import hash_of, label_of
 from core_hpc.runs.sweep import RunPlan, Sweep
 from core_hpc.store import shards
 from core_hpc.store.output_folder import require_writable
@@ -31,23 +32,28 @@ def with_started_ids(sweep: Sweep) -> Sweep:
     `run` and `seed-42` do: a grid of seeds may be added to a sweep of one run. Earlier versions made
     the id from the text of the numbers, so `32` and `32.0` gave two ids.
     """
-    return replace(sweep, runs=tuple(_as_started(plan, sweep.folder) for plan in sweep.runs))
+    by_label, by_hash = _started(sweep.folder, label_of), _started(sweep.folder, hash_of)
+    found = ((plan, [*by_label[plan.label], *by_hash[hash_of(plan.run_id)]]) for plan in sweep.runs)
+    return replace(sweep, runs=tuple(_as_started(plan, sweep.folder, folders) for plan, folders in found))
 
 
-def _as_started(plan: RunPlan, folder: Path) -> RunPlan:
-    if exists(plan, folder):
+def _as_started(plan: RunPlan, sweep: Path, candidates: Sequence[Path]) -> RunPlan:
+    if exists(plan, sweep):
         return plan
-    fields, sweep = flatten(scientific_fields(plan.config)), plan.config.name
-    same_hash = sorted(path.parent for path in folder.glob(f"*-{plan.run_id.rpartition('-')[2]}/run.json"))
-    for found in [*_folders_with_label(plan.label, folder), *same_hash]:
-        same_arm = arm_name(sweep, label_of(found.name)) == arm_name(sweep, plan.label)
+    fields, arm = flatten(scientific_fields(plan.config)), arm_name(plan.config.name, plan.label)
+    for found in candidates:
+        same_arm = arm_name(plan.config.name, label_of(found.name)) == arm
         if same_arm and flatten(read_identity(found).get("scientific", {})) == fields:
             return replace(plan, run_id=found.name)
     return plan
 
 
-def _folders_with_label(label: str, folder: Path) -> list[Path]:
-    return [path.parent for path in sorted(folder.glob(f"{label}-????????/run.json"))]
+def _started(sweep: Path, part: Callable[[str], str]) -> Mapping[str, Sequence[Path]]:
+    """The folders of the started runs of a sweep, by a part of their id, in the order of their ids."""
+    found = defaultdict(list)
+    for path in sorted(sweep.glob("*/run.json")):
+        found[part(path.parent.name)].append(path.parent)
+    return found
 
 
 def check_conflicts(sweep: Sweep) -> None:
@@ -69,11 +75,12 @@ def check_conflicts(sweep: Sweep) -> None:
 def find_conflicts(sweep: Sweep) -> dict[str, list[str]]:
     """By run id: which started runs with the same label have other values, and which fields differ."""
     wanted = {run.run_id for run in sweep.runs}
+    started = _started(sweep.folder, label_of)
     found: dict[str, list[str]] = {}
     for plan in sweep.runs:
         if exists(plan, sweep.folder):
             continue
-        for folder in _folders_with_label(plan.label, sweep.folder):
+        for folder in started[plan.label]:
             if folder.name in wanted:
                 continue
             old = flatten(read_identity(folder).get("scientific", {}))

@@ -24,6 +24,15 @@ def label_of(run_id: str) -> str:
     return _HASH.sub("", run_id)
 
 
+def hash_of(run_id: str) -> str:
+    """The hash of the scientific fields of a run.
+
+    >>> hash_of("seed-1-loss-gspo-1f9b2bd0")
+    '1f9b2bd0'
+    """
+    return run_id.rpartition("-")[2]
+
+
 def short_names(run_ids: Sequence[str]) -> dict[str, str]:
     """The label of each run of a sweep. Two runs with one label, of two versions of a file, keep their ids.
 

@@ -7,11 +7,6 @@ Nothing is created and no heavy package is loaded.
 
 from __future__ import annotations
 
-import difflib
-import itertools
-import math
-import re
-from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
@@ -23,7 +18,6 @@ from pydantic import ValidationError
 import yaml
 from core_hpc.common.errors import ConfigError
 from core_hpc.config.cluster import ClusterSection
-from core_hpc.config.extensions import REFERENCE
 from core_hpc.config.identity import config_hash, flatten, scientific_fields
 from core_hpc.config.run import SWEEP_KEYS, RunConfig
 from core_hpc.config.yaml_text import parse_yaml
@@ -33,13 +27,10 @@ from core_hpc.extensions.sources import Source
 from core_hpc.runs.arms import missing_arms
 from core_hpc.runs.bases import apply_profile, read_with_bases
 from core_hpc.runs.explain import explain
-from core_hpc.runs.names import ONLY_RUN
+from core_hpc.runs.grid import expand
+from core_hpc.runs.names import hash_of
 
-MAX_RUNS = 1000
-MAX_LABEL_CHARS = 80
 PROFILE = "cluster.profile"
-RUN_KEYS = ("label", *RunConfig.model_fields)
-"""Keys of a member of `runs`."""
 MAX_PATH_PARTS = 20
 """Parts of a dotted path, such as `protocol.sampling.top_p`."""
 SHOWN_CHARACTERS = 200
@@ -130,7 +121,7 @@ def resolve_sweep(
         data["output"] = output
     if data.get("output") == "":
         mistakes.append("output: is empty; write a folder, or `.` for the current one")
-    points = _expand(data, mistakes)
+    points = expand(data, mistakes)
     plain = {k: v for k, v in data.items() if k not in SWEEP_KEYS}
     runs: list[RunPlan] = []
     read = lru_cache(maxsize=None)(sources.read_source)  # all runs have the same content of a file
@@ -205,87 +196,6 @@ def _with_value(data: Any, path: str, value: Any, where: str, mistakes: list[str
     return {**data, head: _with_value(data.get(head, {}), rest, value, where, mistakes) if rest else value}
 
 
-def _expand(data: dict[str, Any], mistakes: list[str]) -> list[tuple[str, dict[str, Any]]]:
-    """The runs of the sweep as (label, {path: value}). With `grid` and `runs`, every entry at every point."""
-    grid, runs = data.get("grid"), data.get("runs")
-    if grid is None and runs is None:
-        return [(ONLY_RUN, {})]
-    if runs is None:
-        return _expand_grid(grid, mistakes)
-    entries = _expand_runs(runs, mistakes)
-    if grid is None:
-        return entries
-    points = _expand_grid(grid, mistakes)
-    if len(entries) * len(points) > MAX_RUNS:
-        mistakes.append(f"grid, runs: give {len(entries) * len(points)} runs, more than the limit of {MAX_RUNS}")
-        return []
-    mistakes += [
-        f"grid.{path}: the run {label} of `runs` sets it, too; leave one of them out"
-        for label, changes in entries
-        for path in (points[0][1] if points else {})
-        if path in changes
-    ]
-    both = [
-        (_slug(f"{label}-{of_point}"), {**changes, **point}) for label, changes in entries for of_point, point in points
-    ]
-    mistakes += _repeated_labels(both)
-    return both
-
-
-def _expand_runs(runs: Any, mistakes: list[str]) -> list[tuple[str, dict[str, Any]]]:
-    if not isinstance(runs, list) or not runs or not all(isinstance(r, dict) for r in runs):
-        mistakes.append("runs: must be a list of at least one mapping {label: ..., path.to.field: value}")
-        return []
-    points = []
-    for i, run in enumerate(runs):
-        label = str(run.get("label") or f"run{i}")
-        misspelled = [key for key in run if difflib.get_close_matches(str(key), RUN_KEYS, n=1) == ["label"] != [key]]
-        mistakes += [f"runs.{i}.{key}: unknown key; did you mean `label`?" for key in misspelled]
-        changes = {key: value for key, value in run.items() if key not in ("label", *misspelled)}
-        points.append((_slug(label), flatten(changes, lists=False) if changes else {}))  # a list replaces a list
-    mistakes += _repeated_labels(points)
-    return points
-
-
-def _repeated_labels(points: Sequence[tuple[str, Any]]) -> list[str]:
-    counts = Counter(label for label, _ in points)
-    advice = f" (labels have at most {MAX_LABEL_CHARS} characters)"
-    return [
-        f"runs: two runs have the label {label!r}{advice * (len(label) == MAX_LABEL_CHARS)}"
-        for label, count in counts.items()
-        if count > 1
-    ]
-
-
-def _expand_grid(grid: Any, mistakes: list[str]) -> list[tuple[str, dict[str, Any]]]:
-    if not isinstance(grid, dict) or not grid:
-        mistakes.append("grid: must be a mapping {path.to.field: [value, value]} with at least one field")
-        return []
-    axes = flatten(grid)
-    bad = [path for path, values in axes.items() if not isinstance(values, list) or not values]
-    mistakes += [f"grid.{path}: must be a list with at least one value" for path in bad]
-    if bad:
-        return []
-    num_points = math.prod(len(values) for values in axes.values())
-    if num_points > MAX_RUNS:
-        mistakes.append(f"grid: gives {num_points} runs, more than the limit of {MAX_RUNS}")
-        return []
-    points = [dict(zip(axes, values, strict=True)) for values in itertools.product(*axes.values())]
-    return [
-        (_slug("_".join(f"{path.rpartition('.')[2]}-{_shown(value)}" for path, value in point.items())), point)
-        for point in points
-    ]
-
-
-def _shown(value: Any) -> Any:
-    """A value for a label: a function without the folder of its file."""
-    return Path(value).name if isinstance(value, str) and REFERENCE.fullmatch(value) else value
-
-
-def _slug(text: str) -> str:
-    return re.sub(r"[^a-z0-9.]+", "-", text.lower()).strip("-.")[:MAX_LABEL_CHARS] or "run"
-
-
 def _resolve(label: str, data: dict[str, Any], mistakes: list[str], *, read: Callable[[Path], Source]) -> list[RunPlan]:
     found: dict[str, Source] = {}
     data = sources.with_digests(data, mistakes, found, read=read)
@@ -321,7 +231,7 @@ def _equal_runs(runs: Iterable[RunPlan]) -> list[str]:
     by_hash: dict[str, str] = {}
     found = []
     for run in runs:
-        identity = run.run_id.rpartition("-")[2]
+        identity = hash_of(run.run_id)
         if identity in by_hash:
             found.append(
                 f"grid/runs: {run.label} and {by_hash[identity]} compute the same thing, because they differ in no "
