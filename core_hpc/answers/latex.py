@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import re
 
-from core_hpc.answers.numbers import MINUS_SIGNS, SWITCHES, THOUSANDS
+from core_hpc.answers.numbers import COLOUR, MINUS_SIGNS, SWITCHES, THOUSANDS
 from core_hpc.answers.symbolic import NAME
 
 MAX_LATEX_CHARS = 512
@@ -35,7 +35,7 @@ _LAYOUT = re.compile(
     r"\\\\(?:\s?\[\s?-?[0-9.]{1,6}\s?(?:pt|em|ex|mm|cm|in|mu|bp)\s?\])?|\\(?:left|right)(?![A-Za-z])\.?|\\(?:[Bb]ig{1,2}[lrm]?|limits)(?![A-Za-z])|\\[()\[\]]|\\!"
     rf"|\\[,;:>~\s]|\\q?quad(?![A-Za-z])|~|\\?\$|{SWITCHES}"
 )
-_COLOURED = re.compile(r"\\(?:text)?color\s?\{[A-Za-z]{1,16}\}\s?\{([^{}]*)\}")
+_COLOURED = re.compile(rf"{COLOUR}\s?\{{([^{{}}]*)\}}")
 _FRACTION = re.compile(rf"\\[dtc]?frac\s*{_ARGUMENT}\s*{_ARGUMENT}")
 _ROOT = re.compile(r"\\sqrt\s*(?:([0-9A-Za-z])|\(([^()]*)\))")
 # "2^10" in plain text means 2^{10}, never 2^{1}0.

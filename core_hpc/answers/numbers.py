@@ -40,9 +40,10 @@ _POWER_OF_TEN = re.compile(
 _REPEATING = re.compile(
     r"(?<![0-9.,])([0-9]{0,32})\.([0-9]{0,32})\\(?:overline|bar)\s?(?:\{([0-9]{1,32})\}|([0-9]))(?![0-9.])"
 )
+COLOUR = r"\\(?:text)?color\s?\{[A-Za-z]{1,16}\}"
 SWITCHES = (
     r"\\(?:displaystyle|textstyle|bf|bfseries|it|rm|tiny|small|normalsize|large|Large|LARGE|huge|Huge)(?![A-Za-z])"
-    r"|\\(?:text)?color\s?\{[A-Za-z]{1,16}\}"
+    rf"|{COLOUR}"
 )
 """LaTeX that changes how a formula looks, such as `\\bf` and `\\color{blue}`."""
 # Decoration is replaced by a space, because "3*4" and "5%3" must not become the numbers 34 and 53.
