@@ -139,6 +139,19 @@ def _hacpo_is_a_method_of_its_own(config: RunConfig) -> None:
         )
 
 
+def _ratios_of_peers_in_every_step(config: RunConfig) -> None:
+    hacpo, problems = config.update.hacpo, config.protocol.problems_per_iteration
+    steps = -(-problems // config.update.problems_per_step)
+    if hacpo.enabled and (steps - 1) * hacpo.clip_step >= hacpo.clip_delta:
+        # The authors make four steps of 0.025, so that their bound ends at 0.875.
+        highest = 3 * 0.025 / (steps - 1)
+        raise ValueError(
+            f"update.hacpo.clip_step: {hacpo.clip_step:g} closes the range of ratios of a peer's completion, "
+            f"[1 - clip_delta + step * clip_step, 1], before the last of the {steps} optimizer steps of an iteration; "
+            f"from then on peers teach nothing. Set it to {highest:.2g}, or make fewer steps"
+        )
+
+
 def _a_teacher_needs_hints(config: RunConfig) -> None:
     if config.update.self_teacher.is_on and (not config.protocol.rescue_samples or len(config.team) == 1):
         raise ValueError(
@@ -258,6 +271,7 @@ CHECKS: tuple[Callable[[RunConfig], None], ...] = (
     _rescues_on_the_plain_prompt,
     _hints_to_rely_on,
     _hacpo_is_a_method_of_its_own,
+    _ratios_of_peers_in_every_step,
     _a_teacher_needs_hints,
     _samples_for_pass_at_k,
     _lessons_need_a_peer,

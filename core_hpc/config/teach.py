@@ -93,10 +93,12 @@ class HacpoSection(Section):
     )
     alpha: float = Field(1.0, ge=0, description="exponent of the weight sg(ratio)^alpha of a peer's completion")
     clip_delta: float = Field(
-        0.2, ge=0, le=1, description="ratios of a peer's completion below 1 - clip_delta are clipped"
+        0.2, gt=0, le=1, description="ratios of a peer's completion below 1 - clip_delta are clipped"
     )
     clip_step: float = Field(
-        0.025, ge=0, description="by how much this bound rises with each optimizer step of an iteration"
+        0.025,
+        ge=0,
+        description="by how much this bound rises with each optimizer step of an iteration; below 1 until the last one",
     )
 
 

@@ -265,7 +265,8 @@ STEPS = Table(
         "policy_loss": (_F, "its clipped-surrogate part"),
         "kl": (
             _F,
-            "k3 estimate against the reference policy: mean over completions of their token means; NaN without KL term",
+            "k3 estimate against the reference policy: mean over completions of their token means, without peers' "
+            "completions of HACPO; NaN without KL term",
         ),
         "clip_share": (_F, "share of completion tokens with a clipped ratio"),
         "entropy": (_F, "mean entropy of the policy at completion tokens, in nats"),

@@ -319,6 +319,8 @@ def objective(current_M: Tensor, batch: TokenBatch, settings: UpdateSection, ste
     loss_N, k3_N = policy_N, torch.zeros_like(policy_N)
     if batch.reference_M is not None:
         k3_M = k3(current_M, batch.reference_M)
+        if objective_M is not None:  # on a peer's completion this is no estimate of the divergence (HACPO's code)
+            k3_M = k3_M.masked_fill(objective_M == CROSS, 0.0)
         k3_N = batch.sum(k3_M) / batch.lengths_N
         # The ratio of the token, even if the loss uses that of the completion: only then is the
         # gradient that of the reverse KL (DeepSeek-V3.2, arXiv 2512.02556).

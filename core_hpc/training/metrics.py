@@ -142,7 +142,7 @@ class StepTotals:
             "num_tokens": num_tokens,
             "loss": sums["loss"],
             "policy_loss": sums["policy_loss"],
-            "kl": _mean(sums["kl"], len(run)) if with_kl else math.nan,
+            "kl": _mean(sums["kl"], sum(self.rows[i].objective != "cross" for i in run)) if with_kl else math.nan,
             "clip_share": _mean(sums["clipped"], num_tokens),
             "entropy": _mean(sums["entropy"], num_tokens_run),
             "mismatch_mean": _mean(sums["mismatch"], num_tokens_sampled),

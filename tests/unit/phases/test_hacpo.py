@@ -242,6 +242,42 @@ def test_a_peers_completion_that_was_cut_has_no_end(
         assert row.weight == weight
 
 
+def test_the_kl_term_covers_own_completions_only() -> None:
+    current = torch.tensor([-0.5, -1.0, -0.3, -2.0], dtype=torch.float64)
+    reference = torch.tensor([-0.7, -0.4, -1.3, -0.1], dtype=torch.float64)
+    batch = TokenBatch(
+        old_M=current,
+        reference_M=reference,
+        importance_M=torch.ones(4, dtype=torch.float64),
+        row_M=torch.tensor([0, 0, 1, 1]),
+        lengths_N=torch.tensor([2, 2]),
+        advantage_N=torch.zeros(2, dtype=torch.float64),
+        weight_N=torch.ones(2, dtype=torch.float64),
+        rescue_N=torch.zeros(2, dtype=torch.bool),
+        objective_N=torch.tensor([OBJECTIVES.index("policy"), OBJECTIVES.index("cross")]),
+        peer_N=torch.tensor([math.nan, -1.0], dtype=torch.float64),
+    )
+    settings = UpdateSection(loss="gspo", kl_weight=1, hacpo=HacpoSection(enabled=True))
+    terms = objective(current, batch, settings, StepSize(2, 4, 4, 0))
+    own = sum(math.exp(gap) - gap - 1 for gap in (-0.2, 0.6)) / 2
+    assert terms.k3_N.tolist() == pytest.approx([own, 0.0])
+    assert terms.loss.item() == pytest.approx(own / 2)
+
+
+def test_a_range_of_ratios_that_closes_within_an_iteration_is_a_configuration_error() -> None:
+    def config(problems: int, **hacpo: float) -> RunConfig:
+        update = {"loss": "gspo", "problems_per_step": 4, "hacpo": {"enabled": True, **hacpo}}
+        protocol = {"rescue_samples": 0, "problems_per_iteration": problems}
+        return RunConfig.model_validate({**DATA, "update": update, "protocol": protocol})
+
+    config(32)  # in the last of 8 steps the bound is 0.8 + 7 * 0.025 = 0.975
+    for problems in (33, 40):
+        with pytest.raises(ValidationError, match=r"update\.hacpo\.clip_step: 0\.025 .* Set it to 0\.00(94|83)"):
+            config(problems)
+    config(40, clip_step=0.0083)
+    config(4, clip_step=1)
+
+
 def test_hacpo_with_another_loss_or_rescues_is_a_configuration_error() -> None:
     good = {**DATA, "update": {"loss": "gspo", "hacpo": {"enabled": True}}, "protocol": {"rescue_samples": 0}}
     assert RunConfig.model_validate(good).update.hacpo.enabled
