@@ -87,6 +87,15 @@ def _baseline_of_a_team(config: RunConfig) -> None:
         )
 
 
+def _rescues_to_compare(config: RunConfig) -> None:
+    if config.update.baseline == "model_phase" and config.protocol.rescue_samples == 1:
+        raise ValueError(
+            "update.baseline: model_phase compares a rescue completion with the other ones of its model and problem, "
+            "but protocol.rescue_samples is 1, so all their advantages are 0; set rescue_samples to 2 or more, or "
+            "choose another baseline"
+        )
+
+
 def _rescues_to_share(config: RunConfig) -> None:
     if config.update.share_rescues and not has_hinted_rescues(config):
         raise ValueError(
@@ -266,6 +275,7 @@ CHECKS: tuple[Callable[[RunConfig], None], ...] = (
     _hints_need_a_peer,
     _alone_without_rescues,
     _baseline_of_a_team,
+    _rescues_to_compare,
     _rescues_to_share,
     _batches_in_one_part,
     _rescues_on_the_plain_prompt,

@@ -8,6 +8,7 @@ does not have this option.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import replace
 
@@ -132,7 +133,7 @@ def _rehearsed(
         assert isinstance(sample_index, int)
         return stable_uniform(run.config.seed, "rehearse", key.iteration, key.model, row.problem_id, sample_index)
 
-    wanted = {row.key for row in sorted(known, key=draw)[: round(teach.rehearsal * num_lessons)]}
+    wanted = {row.key for row in sorted(known, key=draw)[: math.floor(teach.rehearsal * num_lessons + 0.5)]}
     return [
         replace(
             row,

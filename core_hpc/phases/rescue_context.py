@@ -34,18 +34,23 @@ def in_context(own: Sequence[Row], hinted: Mapping[tuple[object, ...], bool], se
         elif settings.rescue_others == "hinted":
             found.append(row)
         elif settings.rescue_others == "plain":
-            # The engine sampled it from another prompt, so its log-probabilities do not belong to the row.
-            found.append(replace(row, prompt_token_ids=plain[row.problem_id], behaviour_logprobs=None))
+            found.append(_on_plain_prompt(row, plain[row.problem_id], settings))
     return found
 
 
-def _internalised(row: Row, prompt_token_ids: Sequence[int], settings: UpdateSection) -> Row:
-    correction = settings.rescue_correction
+def _on_plain_prompt(row: Row, prompt_token_ids: Sequence[int], settings: UpdateSection) -> Row:
+    """The engine sampled the row from another prompt, so its log-probabilities are those of the correction only."""
     return replace(
         row,
         prompt_token_ids=prompt_token_ids,
         behaviour_logprobs=None,
-        objective="shaped" if correction == "shaped" else "policy",
+        sampled_logprobs=row.behaviour_logprobs if settings.rescue_correction == "importance" else None,
+    )
+
+
+def _internalised(row: Row, prompt_token_ids: Sequence[int], settings: UpdateSection) -> Row:
+    return replace(
+        _on_plain_prompt(row, prompt_token_ids, settings),
+        objective="shaped" if settings.rescue_correction == "shaped" else "policy",
         lesson="internalised",
-        sampled_logprobs=row.behaviour_logprobs if correction == "importance" else None,
     )

@@ -40,8 +40,11 @@ def with_teacher(
     weight = scheduled_weight(settings.weight, settings.weight_end, settings.weight_iterations, key.iteration)
     hints = _hints(context)
     wanted = [r for r in own if r.key in failed and r.problem_id in hints and r.completion_token_ids]
-    if not wanted or weight == 0:
+    if not wanted or (weight == 0 and settings.kind == "rlsd"):
         return list(own)
+    if weight == 0:  # as with any other weight, these rows have no policy term
+        keys = {row.key for row in wanted}
+        return [replace(row, weight=0.0) if row.key in keys else row for row in own]
     questions = questions_of(run)
     builder = context.prompt_builder(context.model)
     hinted = [

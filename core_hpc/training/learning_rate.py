@@ -23,7 +23,7 @@ def learning_rate(settings: UpdateSection, *, steps_done: int, total_steps: int)
     >>> [round(learning_rate(s, steps_done=k, total_steps=10), 3) for k in (0, 1, 2, 6, 9, 30)]
     [0.5, 1.0, 1.0, 0.5, 0.038, 0.038]
     """
-    warmup = math.ceil(settings.warmup_share * total_steps)
+    warmup = math.ceil(settings.warmup_share * total_steps - 1e-9)  # 0.07 * 100 is slightly above 7
     position = min(steps_done, max(total_steps - 1, 0))
     if position < warmup:
         return settings.learning_rate * (position + 1) / warmup

@@ -5,8 +5,9 @@ the whole model). Out: a folder with the new weights (rank 0) and metrics of eve
 (all ranks).
 
 A `Trainer` keeps the base model between tasks. Trained weights and optimizer always start from the
-published state, so a warm process and a restarted one compute the same. A task that was interrupted
-between two steps continues from its checkpoint, and its result is that of an uninterrupted task.
+published state, so a warm process and a restarted one compute the same, up to the rounding of layers
+that a warm process on a GPU has compiled. A task that was interrupted between two steps continues
+from its checkpoint, and its result is that of an uninterrupted task.
 The only random draws are the initial adapter and the order of problems, both from seeds in the
 task. This module publishes nothing and knows no paths except the folders that it is given.
 

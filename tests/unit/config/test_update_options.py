@@ -188,6 +188,13 @@ def test_log_probabilities_of_the_engine_must_be_those_of_the_model(
     assert expected in mistake
 
 
+def test_a_single_rescue_completion_has_nothing_to_be_compared_with_in_its_phase(tmp_path: Path) -> None:
+    update = {"baseline": "model_phase"}
+    (mistake,) = mistakes(tmp_path, update=update, protocol={"rescue_samples": 1})
+    assert "model_phase compares a rescue completion with the other ones" in mistake
+    load_sweep(write(tmp_path, update=update, protocol={"rescue_samples": 2}))
+
+
 @pytest.mark.parametrize(
     ("update", "expected"),
     [

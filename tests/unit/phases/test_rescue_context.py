@@ -73,6 +73,8 @@ def test_only_correct_hinted_rescues_with_a_positive_advantage_are_internalised(
             wanted = HINTED if others == "hinted" else PLAIN
             assert (found[row.key].prompt_token_ids, found[row.key].source) == (wanted, "rescue")
             assert (found[row.key].behaviour_logprobs is None) == (others == "plain")
+            is_corrected = (others, correction) == ("plain", "importance")
+            assert found[row.key].sampled_logprobs == (row.behaviour_logprobs if is_corrected else None)
     assert num_internalised == 1
     assert in_context(rows, hinted, UpdateSection()) == rows
 

@@ -158,9 +158,20 @@ def test_a_completion_that_is_masked_is_not_learned_from_the_teacher(
     assert taught == [0.0, 0.0]
 
 
-def test_a_weight_of_zero_leaves_the_rows_as_they_are(tmp_path: Path) -> None:
-    rows = rows_of_b(tmp_path, kind="sdpo", weight=0)
+def test_a_weight_of_zero_leaves_the_rows_of_rlsd_as_they_are(tmp_path: Path) -> None:
+    rows = rows_of_b(tmp_path, kind="rlsd", weight=0)
     assert all(row.lesson is None and row.token_factors is None for row in rows.values())
+    assert all(row.weight > 0 for row in rows.values())
+
+
+def test_a_weight_of_zero_is_the_limit_of_small_weights_with_sdpo(tmp_path: Path) -> None:
+    for name in ("small", "none"):
+        (tmp_path / name).mkdir()
+    small = {key for key, row in rows_of_b(tmp_path / "small", kind="sdpo", weight=1e-9).items() if row.weight < 1e-6}
+    none = rows_of_b(tmp_path / "none", kind="sdpo", weight=0)
+    assert small == {key for key, row in none.items() if row.weight == 0}
+    assert small
+    assert all(row.lesson is None for row in none.values())
 
 
 def test_mistakes_in_the_configuration_are_reported() -> None:

@@ -398,6 +398,11 @@ def test_a_completion_that_the_engine_did_not_sample_has_the_weight_1(kind: str)
     assert weights.tolist() == [1.0, 1.0, *alone.tolist()]
 
 
+def test_the_warm_up_has_no_step_more_because_of_rounding() -> None:
+    settings = UpdateSection(learning_rate=1.0, warmup_share=0.07)  # 0.07 * 100 is 7.000000000000001
+    assert [learning_rate(settings, steps_done=done, total_steps=100) for done in (5, 6, 7)] == [6 / 7, 1.0, 1.0]
+
+
 @pytest.mark.parametrize("total", [1, 2, 9, 10, 500])
 @pytest.mark.parametrize("share", [0.0, 0.1, 0.5])
 def test_learning_rate_closed_form(total: int, share: float) -> None:
