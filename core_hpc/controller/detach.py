@@ -202,10 +202,11 @@ def run_controller(spec: ControllerSpec) -> None:
         _report(console, f"{why}; {then}")
         _note_end(spec, OutcomeKind.DONE, why)
     except CoreHpcError as e:
-        # A file that cannot be read now may be readable for the successor. After any other error there is another
-        # controller, or a successor would fail in the same way.
+        # The controller that has taken the sweep may be the successor, or need it: SLURM may have started this job
+        # again elsewhere. A file that cannot be read now may be readable for the successor. After any other error
+        # there is another controller, or a successor would fail in the same way.
         may_pass = isinstance(e, StoreError) and not isinstance(e, manifests.DamagedError)
-        continues = successor.job is not None and may_pass
+        continues = isinstance(e, ClaimLostError) or (successor.job is not None and may_pass)
         _note_end(spec, OutcomeKind.DIED, str(e))
         raise
     finally:

@@ -36,20 +36,26 @@ class Successor:
         """Make the first attempt, and allow further ones.
 
         Args:
-            submit: returns the job; None while it is not known whether SLURM has taken an earlier attempt.
+            submit: returns the job, that of an earlier attempt if it still waits or runs; None while it is not
+                known whether SLURM has taken an earlier attempt.
         """
         self._submit = submit
         self.ensure(now=True)
 
     def ensure(self, *, now: bool = False) -> None:
-        """Submit it, if it is allowed, missing, and the next attempt is due (`now`: in any case)."""
-        if self._submit is None or self.job is not None or (time.monotonic() < self._next and not now):
+        """Submit it, if it is allowed, missing, and the next attempt is due.
+
+        Args:
+            now: in any case; a job that was submitted earlier may have been cancelled, and is replaced then.
+        """
+        if self._submit is None or (not now and (self.job is not None or time.monotonic() < self._next)):
             return
         self._next = time.monotonic() + RETRY_S
         why = "it is not known whether SLURM has taken it"
         try:
             self.job = self._submit()
         except RefusedError as e:
+            self.job = None  # otherwise nothing would have been submitted
             if not e.passing:
                 self._submit = None
                 self._report(f"no successor: {e}; {e.correction}")

@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from core_hpc.common.errors import ClaimLostError, InputError, StoreError
+from core_hpc.common.errors import ClaimError, ClaimLostError, InputError, StoreError
 from core_hpc.controller import detach, successor
 from core_hpc.controller.detach import ControllerSpec, run_controller
 from core_hpc.controller.heartbeat import reported_life_s
@@ -73,10 +73,10 @@ class Chain:
             raise RefusedError(self.refusals.pop(0))
         (submission,) = [s for s in self.folder.read(OPEN) if s.job is None]
         self.following += [call.args[0] for call in calls]
-        submission.job = SUCCESSOR
+        submission.job = SUCCESSOR + len(self.following) - 1
         self.files_of(submission)
         self.slurm.set(submission, 0, "PENDING", reason="Dependency")
-        return SUCCESSOR
+        return submission.job
 
     def _has_ended(self, job: int, user: str | None = None) -> bool:
         return not any(e.id.job == job and e.active for e in self.slurm.entries.values())
@@ -227,7 +227,10 @@ def test_a_controller_that_reports_from_an_earlier_life_does_not_count_for_the_p
     assert reported_life_s(path, "start", since=now - 9001) == 0.0
 
 
-def test_a_controller_that_lost_its_claim_does_not_attempt_again(chain: Chain, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_controller_that_lost_its_claim_does_not_attempt_again_and_leaves_the_successor(
+    chain: Chain, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The successor may be the new holder, or that of the new holder: SLURM has started this job again elsewhere."""
     calls = []
 
     def lose(*_: object, **__: object) -> None:
@@ -242,7 +245,29 @@ def test_a_controller_that_lost_its_claim_does_not_attempt_again(chain: Chain, m
         assert json.loads(SweepPaths(chain.sweep).claim.read_text()) == holder
     assert calls == [1]
     assert holder["pid"] == os.getpid()
-    assert chain.slurm.cancelled == [JobId(SUCCESSOR)]
+    assert chain.slurm.cancelled == []
+    assert {s.job for s in chain.folder.read(OPEN)} == {MINE, SUCCESSOR}
+
+
+def test_the_successor_of_a_controller_that_lost_its_claim_ends_the_chain_if_another_controller_works(
+    chain: Chain, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def lose(*_: object, **__: object) -> None:
+        raise ClaimLostError("claim.json: another controller has taken the sweep")
+
+    monkeypatch.setattr(detach, "CLAIM_WAIT_S", 0.0)
+    with claim(SweepPaths(chain.sweep).claim):
+        with monkeypatch.context() as first:
+            first.setattr(detach, "control", lose)
+            with pytest.raises(ClaimLostError):
+                run_controller(chain.spec)
+        (waiting,) = [s for s in chain.folder.read(OPEN) if s.job == SUCCESSOR]
+        chain.slurm.set(chain.mine, 0, "COMPLETED")
+        chain.slurm.set(waiting, 0, "RUNNING")
+        monkeypatch.setenv("SLURM_JOB_ID", str(SUCCESSOR))
+        with pytest.raises(ClaimError, match="another controller is running"):
+            run_controller(chain.following[0])
+    assert chain.slurm.cancelled == [JobId(SUCCESSOR + 1)]
 
 
 # --- a successor that SLURM does not take at first -----------------------------------------------
@@ -313,6 +338,37 @@ def test_a_controller_without_a_successor_attempts_a_last_time_before_it_ends(
     run_controller(chain.spec)
     assert chain.refusals == []
     assert (f"the successor, job {SUCCESSOR}, continues" in chain.printed.getvalue()) == (not stops)
+
+
+@pytest.mark.parametrize("refused", [False, True])
+def test_a_successor_that_was_cancelled_meanwhile_is_replaced_before_the_controller_ends(
+    chain: Chain, monkeypatch: pytest.MonkeyPatch, refused: bool
+) -> None:
+    def work(*_: object, **__: object) -> None:
+        (waiting,) = [s for s in chain.folder.read(OPEN) if s.job == SUCCESSOR]
+        chain.slurm.set(waiting, 0, "CANCELLED")
+        chain.refusals = [NO_QOS] if refused else []
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(detach, "control", work)
+    run_controller(chain.spec)
+    end = "there is no successor" if refused else f"the successor, job {SUCCESSOR + 1}, continues"
+    assert end in chain.printed.getvalue()
+    assert len(chain.following) == 2 - refused
+
+
+def test_a_successor_stays_known_while_slurm_does_not_answer() -> None:
+    answers: list[int | None] = [SUCCESSOR]
+
+    def submit() -> int | None:
+        if not answers:
+            raise SlurmUnavailableError("squeue: Unable to contact slurm controller")
+        return answers.pop()
+
+    next_one = Successor(lambda _: None)
+    next_one.allow(submit)
+    next_one.ensure(now=True)
+    assert next_one.job == SUCCESSOR
 
 
 def test_a_refusal_of_the_successor_that_cannot_pass_is_final(chain: Chain, monkeypatch: pytest.MonkeyPatch) -> None:
