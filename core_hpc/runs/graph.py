@@ -155,10 +155,14 @@ class Graph:
         phase = RESCUE if self.has_rescue else COLD
         return [TaskKey(iteration, phase, model, p) for p in range(self.num_parts)] if iteration > 0 else []
 
-    def ready(self, published: Collection[TaskKey]) -> list[TaskKey]:
-        """The unpublished tasks whose inputs are all published, the most urgent first."""
+    def ready(self, published: Collection[TaskKey], tasks: Collection[TaskKey] = ()) -> list[TaskKey]:
+        """The unpublished tasks whose inputs are all published, the most urgent first.
+
+        Args:
+            tasks: those to choose from, the most urgent first; all of the graph unless given.
+        """
         done = set(published)
-        rest = [key for key in self.tasks() if key not in done]
+        rest = [key for key in tasks or self.tasks() if key not in done]
         last = last_in_reach(rest, self.staleness)
         return [key for key in rest if key.iteration <= last and all(k in done for k in self.inputs(key))]
 

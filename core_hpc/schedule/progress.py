@@ -36,6 +36,7 @@ class RunProgress:
     """Which tasks of a run are published, in progress, waiting or still open.
 
     Attributes:
+        tasks: those that count, in the order of the graph; all of the graph unless given.
         in_flight: submitted tasks, with the time of submission (monotonic clock, seconds).
         waiting: tasks in flight that have not started, because they are in SLURM's queue.
         attempts: failed attempts that count, by task.
@@ -47,6 +48,7 @@ class RunProgress:
     graph: Graph
     published: set[TaskKey]
     _: KW_ONLY
+    tasks: Collection[TaskKey] = ()
     in_flight: dict[TaskKey, float] = field(default_factory=dict)
     waiting: set[TaskKey] = field(default_factory=set)
     attempts: dict[TaskKey, int] = field(default_factory=dict)
@@ -57,7 +59,8 @@ class RunProgress:
     _num_open: Counter[Kind] = field(default_factory=Counter)
 
     def __post_init__(self) -> None:
-        self._open_tasks = set(self.graph.tasks()) - self.published
+        self.tasks = self.tasks or self.graph.tasks()
+        self._open_tasks = set(self.tasks) - self.published
         self._num_open.update(key.kind for key in self._open_tasks)
 
     @property
@@ -84,7 +87,7 @@ class RunProgress:
 
     @property
     def num_tasks(self) -> int:
-        return len(self.graph.tasks())
+        return len(self.tasks)
 
     @property
     def num_done(self) -> int:
@@ -92,7 +95,7 @@ class RunProgress:
 
     @property
     def open_tasks(self) -> Collection[TaskKey]:
-        """Tasks of the graph that are not published."""
+        """Tasks that are not published."""
         return self._open_tasks
 
     @property
@@ -103,7 +106,7 @@ class RunProgress:
     def ready(self) -> list[TaskKey]:
         """Tasks whose inputs are published. Cached until something is published or withdrawn."""
         if self._ready is None:
-            self._ready = self.graph.ready(self.published)
+            self._ready = self.graph.ready(self.published, self.tasks)
         return self._ready
 
     def add_published(self, key: TaskKey) -> None:
@@ -116,7 +119,7 @@ class RunProgress:
     def withdraw(self, key: TaskKey) -> None:
         """A publication was damaged: the task must be done again."""
         self.published.discard(key)
-        if key not in self._open_tasks and key in self.graph.tasks():
+        if key not in self._open_tasks and key in self.tasks:
             self._open_tasks.add(key)
             self._num_open[key.kind] += 1
         self._ready = None

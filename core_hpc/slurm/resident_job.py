@@ -2,16 +2,17 @@
 
 In: an `ElementSpec` with the unpublished tasks of a run. Out: published tasks, and a status file
 (`JobStatus`) with the tasks in progress, the failures, and how the job ended. It is the driver
-`local` for one run, until SLURM wants the job to end. Then no further task begins, updates save
-their positions, and tasks that do not end in time are given up. The scheduler handles attempts,
-damaged publications and the order of tasks, as on one machine. The controller outside the job
-submits the successor (`slurm/resident.py`).
+`local` for one run, until these tasks are published or SLURM wants the job to end. Then no further
+task begins, updates save their positions, and tasks that do not end in time are given up. The
+scheduler handles attempts, damaged publications and the order of tasks, as on one machine. The
+controller outside the job submits the successor (`slurm/resident.py`).
 """
 
 from __future__ import annotations
 
 import os
 import time
+from collections.abc import Collection, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -26,6 +27,9 @@ from core_hpc.runs.outcome import Outcome, OutcomeKind
 from core_hpc.schedule.progress import RunProgress, inspect_run
 from core_hpc.schedule.scheduler import Scheduler
 from core_hpc.slurm.element import ElementError, ElementSpec, StatusFile, Stop, end_of_error, steps_saved
+from core_hpc.store import shards
+from core_hpc.store.paths import TaskKey
+from core_hpc.store.schema import EVALUATE
 
 
 class Reporter:
@@ -79,7 +83,7 @@ def run_resident(spec: ElementSpec) -> None:
     os.environ.pop("CORE_HPC_JOB_START", None)
     status.write()
     try:
-        end = _drive(open_run(Path(spec.run), own=True), stop, status)
+        end = _drive(open_run(Path(spec.run), own=True), spec.tasks, stop, status)
     except CoreHpcError as e:
         end = end_of_error(e)
     status.end(end)
@@ -87,9 +91,25 @@ def run_resident(spec: ElementSpec) -> None:
         raise ElementError(f"{end.message}\n{end.traceback}")
 
 
-def _drive(run: Run, stop: Stop, status: StatusFile) -> JobEnd:
+def _tasks(run: Run, own: Collection[TaskKey]) -> tuple[TaskKey, ...]:
+    """The job's own tasks, and those that it makes again if their publications are damaged.
+
+    The run may have been continued with more iterations or evaluations while the job waited in the
+    queue. They belong to another job.
+    """
+    last, published = max((key.iteration for key in own), default=0), set(shards.published_keys(run.root))
+
+    def counts(key: TaskKey) -> bool:
+        return key in own or key in published or (key.iteration <= last and key.phase != EVALUATE)
+
+    return tuple(dict.fromkeys([*filter(counts, run.graph().tasks()), *own]))
+
+
+def _drive(run: Run, own: Sequence[str], stop: Stop, status: StatusFile) -> JobEnd:
     """Drive the run; returns how the job ends once no task is in progress any more."""
+    tasks = _tasks(run, dict.fromkeys(map(TaskKey.parse, own)))
     progress, messages = inspect_run(run)
+    progress = RunProgress(run, progress.graph, progress.published, tasks=tasks)
     for message in messages:
         print(message, flush=True)
     open_tasks, cluster = set(progress.open_tasks), run.config.cluster

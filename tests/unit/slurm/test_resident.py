@@ -6,7 +6,7 @@ tests/integration/test_resident.py has a real job.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -15,20 +15,21 @@ import pytest
 
 from core_hpc.common.errors import InputError
 from core_hpc.local import executor as local_executor
-from core_hpc.runs.events import Event, Failed, TaskRef
+from core_hpc.runs.events import Done, Event, Failed, TaskRef
 from core_hpc.runs.folder import Run
 from core_hpc.runs.job_status import JobStatus
 from core_hpc.runs.outcome import Outcome, OutcomeKind
+from core_hpc.schedule.base import Adopted
 from core_hpc.schedule.progress import RunProgress, inspect_run
 from core_hpc.schedule.scheduler import Scheduler
-from core_hpc.slurm import element
+from core_hpc.slurm import element, resident_job
 from core_hpc.slurm.executor import SlurmExecutor
-from core_hpc.slurm.records import ENDED, FAILED, OPEN, SubmissionFolder, new_submission
+from core_hpc.slurm.records import ENDED, FAILED, OPEN, Submission, SubmissionFolder, new_submission
 from core_hpc.slurm.resident_job import run_resident
 from core_hpc.slurm.watch import OpenSubmission
 from core_hpc.store import manifests, shards
 from core_hpc.store.paths import TaskKey
-from tests.support.fake_slurm import FakeSlurm, executor_of, failures, kind_of, publish, run_of
+from tests.support.fake_slurm import SWEEP, FakeSlurm, executor_of, failures, kind_of, publish, run_of
 
 A, B = (TaskKey(1, "cold", model, 0) for model in "ab")
 TIME_LIMIT = {"kind": "stopped", "reason": "time limit", "message": "between two tasks"}
@@ -352,6 +353,86 @@ def test_jobs_of_another_driver_are_not_taken_over(make: Make) -> None:
     folder.write(new_submission("generate", "cold-0001", [[A]], start_id="x", mem_gb=1))
     with pytest.raises(InputError, match=r"of another driver.*core_hpc\.cancel"):
         executor.adopt([run])
+
+
+class Publishing:
+    """An executor inside a job: a task is published as soon as it begins."""
+
+    def __init__(self, *_: object, **__: object) -> None:
+        self.done: list[Event] = []
+
+    def adopt(self, runs: object) -> Adopted:
+        return Adopted()
+
+    def submit(self, wanted: Sequence[tuple[Run, TaskKey]]) -> list[TaskRef]:
+        for run, key in wanted:
+            publish(run, key)
+        taken = [TaskRef(run.run_id, key) for run, key in wanted]
+        self.done += [Done(task) for task in taken]
+        return taken
+
+    def poll(self) -> list[Event]:
+        events, self.done = self.done, []
+        return events
+
+    def close(self) -> None:
+        pass
+
+
+def spec_of(run: Run, submission: Submission, status: Path) -> element.ElementSpec:
+    return element.ElementSpec(
+        run=str(run.root),
+        tasks=tuple(submission.elements[0]),
+        status=str(status),
+        threads=1,
+        time_min=60,
+        signal_delay_s=120,
+        preemption_grace_s=30,
+    )
+
+
+@pytest.mark.parametrize("every", [0, 1])
+def test_a_job_that_waited_while_the_run_was_continued_with_more_iterations_does_its_own_tasks(
+    make: Make, slurm: FakeSlurm, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, every: int
+) -> None:
+    """Its record is closed when they are published, and then another job does the others."""
+    executor, run, _ = make()
+    executor.submit([(run, A)])
+    (submission,) = slurm.submitted
+    for field, value in (("iterations", 4), ("evaluation", {"every": every})):
+        monkeypatch.setitem(SWEEP, field, value)
+    executor, run, _ = make()
+    executor.adopt([run])
+    monkeypatch.setattr(resident_job, "LocalExecutor", Publishing)
+    monkeypatch.setattr(element.signal, "signal", lambda *_: None)
+    run_resident(spec_of(run, submission, tmp_path / "status.json"))
+    done = submission.keys(0)
+    assert set(shards.published_keys(run.root)) == set(done)
+    end = manifests.read_record(tmp_path / "status.json", JobStatus.from_file).outcome
+    assert end is not None
+    assert end.kind == OutcomeKind.DONE
+    events(executor)
+    executor.submit([(run, TaskKey(3, "cold", "a", 0))])
+    assert slurm.submitted[1].keys(0) == [key for key in run.graph().tasks() if key not in done]
+
+
+def test_a_job_makes_publications_again_that_were_damaged_when_it_began(
+    make: Make, slurm: FakeSlurm, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The controller, or the job when it begins, has set them aside after the submission."""
+    executor, run, _ = make()
+    evaluation = TaskKey(0, "evaluate", "a", 0)
+    for key in (evaluation, A):
+        publish(run, key)
+    executor.submit([(run, B)])
+    (submission,) = slurm.submitted
+    manifests.set_aside(run.paths.task_manifest(A))
+    manifests.read_manifest(run.paths.task_manifest(evaluation)).file(".txt").write_text("changed")
+    monkeypatch.setattr(resident_job, "LocalExecutor", Publishing)
+    monkeypatch.setattr(element.signal, "signal", lambda *_: None)
+    run_resident(spec_of(run, submission, tmp_path / "status.json"))
+    assert not {evaluation, A} & set(submission.keys(0))
+    assert set(shards.published_keys(run.root)) == {evaluation, A, *submission.keys(0)}
 
 
 def unreadable_config(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
