@@ -41,8 +41,8 @@ from core_hpc.store.schema import GENERATION_PHASES, TRAINING_PHASES
 
 STATUS_INTERVAL_S = 10.0
 TERM_GRACE_S = 20.0
-"""After SIGTERM (scancel, or a preemption without another signal). By default SLURM kills the job
-30 s later."""
+"""After SIGTERM (scancel, or the time limit). By default SLURM kills the job 30 s later. A preemption may send this
+signal alone, and leaves the grace time of the partition if that is longer."""
 END_MARGIN_S = 8.0
 """Time between the end of the worker and the end of the job, for writing the status."""
 EARLY_WARNING_S = 65.0
@@ -106,11 +106,12 @@ class Stop:
         end = self._end if self._end > now else now + self._spec.signal_delay_s
         left = end - now
         if left <= self._spec.signal_delay_s + EARLY_WARNING_S:
-            reason, deadline = StopReason.TIME_LIMIT, end - min(END_MARGIN_S, left / 4)
+            reason, deadline, grace_s = StopReason.TIME_LIMIT, end - min(END_MARGIN_S, left / 4), TERM_GRACE_S
         else:
-            reason, deadline = StopReason.PREEMPTED, now + 0.8 * self._spec.preemption_grace_s
-        if number == signal.SIGTERM:
-            reason, deadline = self.reason or StopReason.TERMINATED, now + TERM_GRACE_S
+            preempted_s = 0.8 * self._spec.preemption_grace_s
+            reason, deadline, grace_s = StopReason.PREEMPTED, now + preempted_s, max(TERM_GRACE_S, preempted_s)
+        if number == signal.SIGTERM:  # if it is scancel, SLURM kills the job earlier; `stopping` is written by then
+            reason, deadline = self.reason or StopReason.TERMINATED, now + grace_s
         self.reason, self.deadline = reason, min(self.deadline, deadline)
 
 

@@ -210,7 +210,7 @@ def stop_of(monkeypatch: pytest.MonkeyPatch) -> Any:
 
     monkeypatch.delenv("SLURM_JOB_END_TIME", raising=False)
 
-    def build(*, ran_s: float, time_min: int = 60) -> Stop:
+    def build(*, ran_s: float, time_min: int = 60, grace_s: float = 30) -> Stop:
         monkeypatch.setenv("CORE_HPC_JOB_START", str(time.time() - ran_s))
         spec = ElementSpec(
             run="",
@@ -219,7 +219,7 @@ def stop_of(monkeypatch: pytest.MonkeyPatch) -> Any:
             threads=1,
             time_min=time_min,
             signal_delay_s=120,
-            preemption_grace_s=30,
+            preemption_grace_s=grace_s,
         )
         return Stop(spec)
 
@@ -261,11 +261,21 @@ def test_a_job_whose_limit_was_raised_has_the_time_after_the_warning(stop_of: An
     assert 60 < stop.deadline - time.time() < 120
 
 
-def test_sigterm_alone_leaves_little_time(stop_of: Any) -> None:
-    stop = stop_of(ran_s=60)
+@pytest.mark.parametrize(
+    ("ran_s", "grace_s", "left_s"),
+    [
+        (60, 300, 240),  # SLURM's default: a preemption without another signal
+        (60, 5, element.TERM_GRACE_S),  # it may be scancel
+        (60 * 59, 300, element.TERM_GRACE_S),  # the time limit: the grace time of preemptions does not hold
+    ],
+)
+def test_sigterm_alone_leaves_the_grace_time_of_a_preemption(
+    stop_of: Any, ran_s: float, grace_s: float, left_s: float
+) -> None:
+    stop = stop_of(ran_s=ran_s, grace_s=grace_s)
     os.kill(os.getpid(), signal.SIGTERM)
     assert stop.reason == StopReason.TERMINATED
-    assert stop.deadline - time.time() <= element.TERM_GRACE_S
+    assert stop.deadline - time.time() == pytest.approx(left_s, abs=2)
 
 
 def test_a_rank_takes_its_own_gpu_of_the_visible_ones(monkeypatch: pytest.MonkeyPatch) -> None:
