@@ -23,10 +23,12 @@ OWN_LIMIT = re.compile(r"\b(?:QOSMax(?:Submit)?Jobs?PerUser|AssocMax(?:Submit)?J
 """Limits that count only jobs of this user."""
 PASSING = re.compile(
     r"socket timed out|unable to contact slurm|connection refused|zero bytes|temporar|backup controller|try again"
-    r"|slurmdbd|partition not available|node not available|nodes are busy",
+    r"|slurmdbd|partition not available|node not available|nodes are busy"
+    r"|munge|authentication|(?:unable to status|cannot stat) file|invalid user id",
     re.IGNORECASE,
 )
-"""Messages of sbatch after which a later attempt may succeed."""
+"""Messages of sbatch after which a later attempt may succeed. Those of the last line are about the node of the
+controller or that of slurmctld: munged or the directory of users does not answer, or slurm.conf is being replaced."""
 PERMANENT = re.compile(
     r"invalid|unrecognized|unknown option|not permitted|permission denied|not allowed|does not exist|exceed|too long"
     r"|can ?not be satisfied|node configuration is not available|script is empty|no such file|unable to open"

@@ -152,6 +152,12 @@ FAILED_SUBMISSION = "sbatch: error: Batch job submission failed: "
 TEMPORARY = [
     FAILED_SUBMISSION + "Socket timed out on send/recv operation",
     FAILED_SUBMISSION + "Unable to contact slurm controller (connect failure)",
+    'sbatch: error: Munge encode failed: Failed to access "/run/munge/munge.socket.2": No such file or directory '
+    "sbatch: error: slurm_send_node_msg: auth_g_create: REQUEST_SUBMIT_BATCH_JOB has authentication error "
+    f"{FAILED_SUBMISSION}Protocol authentication error",
+    "sbatch: error: s_p_parse_file: unable to status file /etc/slurm/slurm.conf: No such file or directory, retrying",
+    "sbatch: error: s_p_parse_file: cannot stat file /etc/slurm/slurm.conf: No such file or directory, retrying",
+    FAILED_SUBMISSION + "Invalid user id",
 ]
 QUEUE_LIMIT = (
     f"sbatch: error: QOSMaxSubmitJobPerUserLimit {FAILED_SUBMISSION}Job violates accounting/QOS policy "
@@ -161,6 +167,7 @@ PERMANENT = [
     "sbatch: error: invalid partition specified: nowhere",
     FAILED_SUBMISSION + "Requested node configuration is not available",
     FAILED_SUBMISSION + "Invalid qos specification",
+    "sbatch: error: /etc/slurm/slurm.conf: ignoring obsolete option 'X' sbatch: error: invalid partition specified: y",
     FAILED_SUBMISSION + "Invalid account or account/partition combination specified",
 ]
 
