@@ -25,19 +25,20 @@ from core_hpc.controller.heartbeat import Heartbeat
 from core_hpc.controller.start import Prepared, Start
 from core_hpc.controller.tracking import Tracking
 from core_hpc.controller.wandb_copy import WandbCopy
-from core_hpc.phases.checkpoint import remove_checkpoints
+from core_hpc.phases.checkpoint import remove_checkpoints, stored_steps
 from core_hpc.runs import creation
 from core_hpc.runs import folder as runfolders
-from core_hpc.runs.sweep import Sweep
+from core_hpc.runs.graph import Graph
+from core_hpc.runs.sweep import RunPlan, Sweep
 from core_hpc.schedule.progress import RunProgress, inspect_run
 from core_hpc.schedule.scheduler import Scheduler
 from core_hpc.slurm.commands import Slurm
 from core_hpc.slurm.records import OPEN, SubmissionFolder
-from core_hpc.store import manifests
+from core_hpc.store import manifests, shards
 from core_hpc.store.claims import Claim, claim
 from core_hpc.store.leftovers import remove_leftovers
-from core_hpc.store.paths import SweepPaths
-from core_hpc.store.schema import TRAINING_PHASES
+from core_hpc.store.paths import RunPaths, SweepPaths, TaskKey
+from core_hpc.store.schema import TRAINING_PHASES, UPDATE
 
 
 def control(
@@ -105,7 +106,7 @@ def open_runs(sweep: Sweep, prepared: Prepared, console: Console, *, verify: boo
     opened = []
     for plan in sweep.runs:
         if runfolders.exists(plan, sweep.folder):
-            run = creation.start(plan, sweep.folder)
+            run = creation.start(plan, sweep.folder, begun=_begun_updates(plan, paths.run(plan.run_id)))
         else:
             run = creation.create(plan, sweep.folder, *prepared[plan.run_id])
         progress, messages = inspect_run(run, checksum=verify)
@@ -114,6 +115,19 @@ def open_runs(sweep: Sweep, prepared: Prepared, console: Console, *, verify: boo
         _clean(progress)
         opened.append(progress)
     return opened
+
+
+def _begun_updates(plan: RunPlan, paths: RunPaths) -> set[TaskKey]:
+    """Updates that are not published and have a checkpoint, or that an open submission may have begun.
+
+    An update begins when its inputs are published, also within a job that makes them itself.
+    """
+    graph, published = Graph.of(plan.config, num_evaluation_problems=0), set(shards.published_keys(paths.root))
+    updates = [key for key in graph.tasks() if key.phase == UPDATE and key not in published]
+    ready = [key for key in updates if published.issuperset(graph.inputs(key))]
+    open_submissions = SubmissionFolder(paths.slurm).read(OPEN) if ready else []
+    submitted = {key for s in open_submissions for index in s.unresolved for key in s.keys(index)}
+    return {key for key in ready if key in submitted or stored_steps(paths, key)}
 
 
 def _clean(progress: RunProgress) -> None:

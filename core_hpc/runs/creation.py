@@ -7,7 +7,7 @@ Whether the run may be started is checked in `conflicts.py`, and its tasks are r
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -26,7 +26,7 @@ from core_hpc.runs.folder import ModelFacts, Run, facts_in, read_identity
 from core_hpc.runs.graph import extend_horizon
 from core_hpc.runs.sweep import RunPlan
 from core_hpc.store import manifests, shards
-from core_hpc.store.paths import RunPaths, SweepPaths
+from core_hpc.store.paths import RunPaths, SweepPaths, TaskKey
 from core_hpc.store.schema import PROBLEMS, UPDATE
 
 
@@ -77,8 +77,12 @@ def _freeze(folder: Path, name: str, problems: pl.DataFrame) -> pl.DataFrame:
     raise StoreError(f"{path}: what is written here is damaged at once; check the disk")
 
 
-def start(plan: RunPlan, folder: Path) -> Run:
-    """Open an existing run with the configuration of this start, and record that configuration."""
+def start(plan: RunPlan, folder: Path, *, begun: Collection[TaskKey] = ()) -> Run:
+    """Open an existing run with the configuration of this start, and record that configuration.
+
+    Args:
+        begun: updates that are not published and that an earlier start has begun, or may have.
+    """
     paths = RunPaths(folder / plan.run_id)
     ownership.withdraw_writing(paths.root)
     identity = read_identity(paths.root)
@@ -91,7 +95,7 @@ def start(plan: RunPlan, folder: Path) -> Run:
     if _json_or_none(paths.config) != config:
         manifests.write_json(paths.config, config)
     old = run.horizons() if paths.horizon.exists() else []
-    new = extend_horizon(old, plan.config.iterations, shards.published_keys(run.root, (UPDATE,)))
+    new = extend_horizon(old, plan.config.iterations, [*shards.published_keys(run.root, (UPDATE,)), *begun])
     if new != old:
         manifests.write_json(paths.horizon, [asdict(h) for h in new])
     return run

@@ -210,14 +210,18 @@ class Horizon:
     iterations: int
 
 
-def extend_horizon(horizons: list[Horizon], iterations: int, published: Collection[TaskKey]) -> list[Horizon]:
+def extend_horizon(horizons: list[Horizon], iterations: int, begun: Collection[TaskKey]) -> list[Horizon]:
     """Return the horizons after a start with `iterations` iterations.
 
-    Updated iterations keep the schedule with which they were updated. A new horizon holds from the
-    first iteration that no model has updated. Once a model is updated, a start with fewer iterations
-    than before changes nothing. Before, the run is as if it had started with this number.
+    All models of an iteration have the same schedule, so an iteration keeps it once the update of one
+    model has begun. A new horizon holds from the first iteration without such an update. Once an
+    update has begun, a start with fewer iterations than before changes nothing. Before, the run is
+    as if it had started with this number.
+
+    Args:
+        begun: tasks that are published or may have read the horizons.
     """
-    first_open = 1 + max((k.iteration for k in published if k.phase == UPDATE), default=0)
+    first_open = 1 + max((k.iteration for k in begun if k.phase == UPDATE), default=0)
     if first_open > 1 and horizons and iterations <= horizons[-1].iterations:
         return horizons
     kept = [h for h in horizons if h.from_iteration < first_open]

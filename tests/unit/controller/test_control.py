@@ -11,12 +11,14 @@ from rich.console import Console
 
 from analysis.counts import cache
 from core_hpc.controller import control as controller
-from core_hpc.controller.control import control
+from core_hpc.controller.control import control, open_runs
 from core_hpc.controller.counts_cache import CountsCache
 from core_hpc.controller.drivers import Driver
 from core_hpc.controller.start import Start
 from core_hpc.runs.folder import Run, open_run
+from core_hpc.runs.graph import Horizon
 from core_hpc.runs.sweep import load_sweep
+from core_hpc.slurm.records import SubmissionFolder, new_submission
 from core_hpc.store import manifests
 from core_hpc.store.paths import SweepPaths, TaskKey
 from tests.support.executors import Instant
@@ -122,3 +124,36 @@ def test_a_listener_that_cannot_complete_its_files_does_not_end_a_sweep_with_an_
     _, printed = controlled(run_in(tmp_path), monkeypatch, publish_task)
     assert "Tracking could not complete its files (OSError: [Errno 122] Disk quota exceeded)" in printed
     assert closed == [1]
+
+
+@pytest.mark.parametrize(
+    ("scored", "left", "horizons"),
+    [
+        (True, "job", [Horizon(1, 1), Horizon(2, 3)]),
+        (True, "checkpoint", [Horizon(1, 1), Horizon(2, 3)]),
+        (True, None, [Horizon(1, 3)]),
+        (False, "job", [Horizon(1, 3)]),
+    ],
+)
+def test_an_iteration_keeps_its_learning_rates_once_an_update_has_begun(
+    scored: bool, left: str | None, horizons: list[Horizon], tmp_path: Path
+) -> None:
+    """Otherwise the models of an iteration would differ in their learning rates."""
+
+    def a_file(folder: Path) -> dict[str, tuple[int, str]]:
+        (folder / "state").touch()
+        return {}
+
+    run, update = run_in(tmp_path), TaskKey(1, "update", "a")
+    for key in run.graph().tasks():
+        if key.iteration == 1 and key.phase not in ("update", "evaluate") and (scored or key.phase != "score"):
+            publish_task(run, key)
+    if left == "job":
+        submissions = SubmissionFolder(run.paths.slurm)
+        submissions.write(new_submission("update", "update-0001", [[update]], start_id="s", mem_gb=1))
+    elif left == "checkpoint":
+        folder, name = run.paths.checkpoint_folder(update), run.paths.checkpoint_name(update, 2)
+        manifests.publish(folder, name, a_file, as_folder=True)
+    sweep = load_sweep(tmp_path / "s.yaml", ["iterations=3"])
+    (progress,) = open_runs(sweep, {}, Console(file=io.StringIO()), verify=False)
+    assert progress.run.horizons() == horizons

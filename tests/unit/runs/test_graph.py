@@ -183,3 +183,4 @@ def test_a_new_horizon_begins_after_the_last_update() -> None:
     assert [horizon_at(longer, i) for i in (1, 3, 4, 6)] == [3, 3, 6, 6]
     assert extend_horizon(longer, 6, updated) == longer
     assert extend_horizon(longer, 5, updated) == longer
+    assert extend_horizon(longer, 9, {*updated, TaskKey(4, UPDATE, "b")}) == [*longer, Horizon(5, 9)]
