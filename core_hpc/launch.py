@@ -14,7 +14,6 @@ if __name__ == "__main__":
     begin_command()
 
 import argparse
-import errno
 import json
 import signal
 import sys
@@ -26,7 +25,7 @@ from typing import TYPE_CHECKING, get_args
 from rich.console import Console
 from rich.markup import escape
 
-from core_hpc.common.errors import CoreHpcError, InputError
+from core_hpc.common.errors import FULL_DISK, CoreHpcError, InputError
 from core_hpc.common.ownership import deny_writing_by_others
 from core_hpc.common.packages import require_own_analysis
 from core_hpc.common.shipped import shipped_folder
@@ -42,7 +41,6 @@ if TYPE_CHECKING:
 
 PROG = "python -m core_hpc.launch"
 EXIT_INTERRUPTED = 130
-FULL_DISK = (errno.ENOSPC, errno.EDQUOT)
 
 
 def build_parser(prog: str = PROG) -> argparse.ArgumentParser:

@@ -7,7 +7,11 @@ Every other exception is a bug in this software and keeps its traceback.
 
 from __future__ import annotations
 
+import errno
 from collections.abc import Sequence
+
+FULL_DISK = (errno.ENOSPC, errno.EDQUOT)
+"""Error numbers of a full disk and of a used-up quota, which do not pass by themselves."""
 
 
 class CoreHpcError(Exception):

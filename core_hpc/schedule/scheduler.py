@@ -14,7 +14,7 @@ from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
-from core_hpc.common.errors import CoreHpcError, StoreError
+from core_hpc.common.errors import FULL_DISK, CoreHpcError, StoreError
 from core_hpc.runs.adapters import restore_adapters
 from core_hpc.runs.contents import check_counts, check_publication
 from core_hpc.runs.events import Done, Event, Failed, Progressed, Released, Started, Stopped, TaskRef, Waiting
@@ -27,6 +27,10 @@ from core_hpc.schedule.progress import RunProgress
 from core_hpc.store import manifests, shards
 from core_hpc.store.paths import TaskKey
 from core_hpc.store.schema import WARMUP
+
+FILES_PATIENCE_S = 600.0
+"""How long a pass of the loop is repeated while the file system reports errors, for example after a failover."""
+FILES_RETRY_S = 5.0
 
 
 class Scheduler:
@@ -59,6 +63,8 @@ class Scheduler:
         self._stop_requested = stop_requested
         self._require_claim = require_claim
         self._notify = notify
+        self._events: list[Event] = []
+        """Events that are not handled yet."""
         self._reported: set[tuple[str, str, str]] = set()
         """Failures of listeners that the user has seen."""
 
@@ -67,6 +73,9 @@ class Scheduler:
 
         Returns:
             False when a stop was requested.
+
+        Raises:
+            StoreError: the file system reported errors for `FILES_PATIENCE_S`.
         """
         adopted = self._executor.adopt([p.run for p in self._runs.values()])
         for task in adopted.tasks:
@@ -81,11 +90,35 @@ class Scheduler:
             self._runs[run_id].stopped = self._runs[run_id].stopped or why
         while True:
             while any(p.open or p.in_flight for p in self._runs.values()):
-                if not self._pass():
+                if not self._patient_pass():
                     return False
             self._finish()
             if not any(p.open for p in self._runs.values()):
                 return True
+
+    def _patient_pass(self) -> bool:
+        """A pass, repeated while the file system reports errors. A full disk ends it at once."""
+        failing_since = None
+        while True:
+            try:
+                goes_on = self._pass()
+            except OSError as e:
+                if e.errno in FULL_DISK:
+                    raise
+                now, minutes = time.monotonic(), f"{FILES_PATIENCE_S / 60:.0f} min"
+                if failing_since is None:
+                    failing_since = now
+                    self._notify(f"{e}; waiting for the file system for up to {minutes}")
+                elif now - failing_since > FILES_PATIENCE_S:
+                    raise StoreError(
+                        f"{e}. The file system has reported errors for {minutes}. Published files are kept. "
+                        "Start again when it works"
+                    ) from e
+                time.sleep(FILES_RETRY_S)
+            else:
+                if failing_since is not None:
+                    self._notify("the file system works again")
+                return goes_on
 
     def _pass(self) -> bool:
         """One pass of the loop. Returns False when a stop was requested."""
@@ -93,10 +126,10 @@ class Scheduler:
         if self._stop_requested():
             return False
         self._submit_ready()
-        events = self._executor.poll()
+        self._events += self._executor.poll()
         self._require_claim()
-        for event in events:
-            self._handle(event)
+        while self._events:
+            self._handle(self._events.pop(0))
         return True
 
     def _finish(self) -> None:

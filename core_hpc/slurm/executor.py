@@ -14,7 +14,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 
-from core_hpc.common.errors import InputError
+from core_hpc.common.errors import FULL_DISK, InputError
 from core_hpc.config.cluster import ClusterSection
 from core_hpc.config.slurm import PhaseGroup
 from core_hpc.runs.events import Done, Event, Failed, Progressed, TaskRef
@@ -229,6 +229,10 @@ class SlurmExecutor:
             submission = submit_elements(folder, new, self._cluster, batch.run.root.absolute())
         except RefusedError as e:
             return self._refused(OpenSubmission(batch.run, folder, new), e)
+        except OSError as e:  # of the files of the submission, perhaps after sbatch
+            if e.errno in FULL_DISK:
+                raise
+            return self._refused(OpenSubmission(batch.run, folder, new), RefusedError(str(e), answered=False))
         job = self._cluster.slurm.job(batch.group)
         self._watch.active[Place(job["account"], job["partition"], job["qos"])] += len(batch.elements)
         self._num_odd_refusals = 0
@@ -247,7 +251,8 @@ class SlurmExecutor:
             groups = [item.submission.group] if error.limit else self._cluster.groups
             self._refused_until |= dict.fromkeys(groups, time.monotonic() + REFUSED_WAIT_S)
             if error.unsure:
-                item.folder.write(item.submission)
+                with contextlib.suppress(OSError):  # without its record, sbatch was not called
+                    item.folder.write(item.submission)
                 self._watch.open.append(item)
             return error.unsure
         self._num_odd_refusals = 0
@@ -293,7 +298,8 @@ class SlurmExecutor:
             self._record(item, index, Outcome(OutcomeKind.DONE, counted=False))
         elif sighting.kind == SightingKind.ENDED:
             assert sighting.outcome is not None
-            self._fail(item, index, sighting.outcome)
+            if index not in item.submission.outcomes:  # a look that was repeated sees it again
+                self._fail(item, index, sighting.outcome)
         else:
             self._events += self._packing.seen(sighting)
 
@@ -322,5 +328,6 @@ class SlurmExecutor:
                 item.folder.write(item.submission)
             else:
                 item.folder.close(item.submission)
-                self._watch.open.remove(item)
+                if item in self._watch.open:  # not, if another record failed after this one was closed
+                    self._watch.open.remove(item)
         self._changed = []

@@ -168,15 +168,15 @@ class Watch:
         self._slurm = slurm
         self._lost_after_s = lost_after_s
         self._notices = notices
+        self._seen: list[Sighting] = []
+        """Sightings of a look that did not end. The next one returns them."""
 
     def look(self) -> list[Sighting]:
         """Look at published files and at the queue; at the accounting for jobs not in the queue."""
-        queue = self._queue()
-        seen: list[Sighting] = []
+        queue, visible, seen = self._queue(), self._visible(), self._seen
         for item in list(self.open):
             if item.submission.job is None:
                 seen += self._find(item, queue)
-        visible = self._visible()
         running: list[tuple[OpenSubmission, int]] = []
         gone: list[tuple[OpenSubmission, int, QueueEntry | None]] = []
         for item in self.open:
@@ -185,7 +185,9 @@ class Watch:
                 job = item.submission.job_id(index)
                 if queue is not None and job is not None and not item.is_complete(index):
                     seen += self._queued(item, index, queue.get(job), running, gone)
-        return seen + _reported(running) + self._explained(gone)
+        seen += [*_reported(running), *self._explained(gone)]
+        self._seen = []
+        return seen
 
     def count_jobs(self) -> None:
         """Update `active` only: a new controller must know how much is in the queue already."""

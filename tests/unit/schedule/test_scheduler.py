@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import errno
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from core_hpc.common.errors import ClaimLostError
+from core_hpc.common.errors import ClaimLostError, StoreError
 from core_hpc.runs.events import Done, Event, Failed, Progressed, Released, Started, Stopped, TaskRef, Waiting
 from core_hpc.runs.folder import Run
 from core_hpc.runs.outcome import Outcome, OutcomeKind, Progress
+from core_hpc.schedule import scheduler
 from core_hpc.schedule.base import Adopted
 from core_hpc.schedule.progress import RunProgress, inspect_run
 from core_hpc.schedule.scheduler import Scheduler
@@ -171,6 +173,60 @@ def test_nothing_is_submitted_or_changed_after_the_claim_is_lost(run: Run) -> No
     assert seen == [len(executor.done)]
     assert len(executor.done) < len(progress.graph.tasks())
     assert len(reader.seen) < len(executor.done)  # the events after the loss were not handled
+
+
+# --- errors of the file system -------------------------------------------------------------------
+
+
+class Shaky(Instant):
+    """An executor whose polls fail with the given errors, each once; None: the poll succeeds."""
+
+    def __init__(self, *errors: OSError | None) -> None:
+        super().__init__(publish)
+        self.errors = list(errors)
+
+    def poll(self) -> list[Event]:
+        if self.errors and (error := self.errors.pop(0)) is not None:
+            raise error
+        return super().poll()
+
+
+STALE = OSError(errno.ESTALE, "Stale file handle", "/x")
+
+
+def test_a_pass_with_an_error_of_the_file_system_is_repeated(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(scheduler, "FILES_RETRY_S", 0.0)
+    progress, executor, messages = inspect_run(run)[0], Shaky(STALE, STALE, None, STALE), list[str]()
+    failing = [OSError(errno.EIO, "Input/output error")]
+
+    def stop_requested() -> bool:
+        if failing:
+            raise failing.pop()
+        return False
+
+    work = Scheduler([progress], executor, [], max_attempts=1, stop_requested=stop_requested, notify=messages.append)
+    assert work.run()
+    assert progress.finished
+    assert len(executor.done) == len(progress.graph.tasks())
+    first, again, *second = messages
+    assert first.startswith("[Errno 5] Input/output error; waiting for the file system"), "errors in a row: one message"
+    assert again == "the file system works again"
+    assert second == ["[Errno 116] Stale file handle: '/x'; waiting for the file system for up to 10 min", again]
+
+
+def test_a_file_system_that_does_not_recover_ends_the_controller(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(scheduler, "FILES_RETRY_S", 0.0)
+    monkeypatch.setattr(scheduler, "FILES_PATIENCE_S", 0.05)
+    executor = Shaky(*[STALE] * 100_000)
+    with pytest.raises(StoreError, match=r"Stale file handle: '/x'\. The file system has reported errors"):
+        Scheduler([inspect_run(run)[0]], executor, [], max_attempts=1).run()
+
+
+def test_a_full_disk_ends_the_controller_at_once(run: Run) -> None:
+    with pytest.raises(OSError, match="No space left"):
+        Scheduler(
+            [inspect_run(run)[0]], Shaky(OSError(errno.ENOSPC, "No space left on device")), [], max_attempts=1
+        ).run()
 
 
 # --- failed attempts -----------------------------------------------------------------------------

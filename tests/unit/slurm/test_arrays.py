@@ -3,6 +3,7 @@
 Tests with the real SLURM are in tests/integration and tests/faults.
 """
 
+import errno
 import time
 from collections import Counter
 from collections.abc import Callable
@@ -25,7 +26,7 @@ from core_hpc.slurm import watch
 from core_hpc.slurm.commands import JobId, Limits, QueueEntry
 from core_hpc.slurm.executor import SlurmExecutor
 from core_hpc.slurm.parse import Place, QueueLimit
-from core_hpc.slurm.records import CALLS, ENDED, FAILED, OPEN, SubmissionFolder, new_submission
+from core_hpc.slurm.records import CALLS, ENDED, FAILED, OPEN, Submission, SubmissionFolder, new_submission
 from core_hpc.store import manifests
 from core_hpc.store.claims import claim
 from core_hpc.store.paths import TaskKey
@@ -370,6 +371,66 @@ def test_a_submission_whose_controller_died_is_found_by_its_name(
     assert (failed.outcome.kind, failed.outcome.counted) == ("interrupted", False)
     assert slurm.cancelled == ([77] if known == "incomplete" else [])
     assert folder.names(OPEN, FAILED) == []
+
+
+@pytest.mark.parametrize("taken", [True, False])
+def test_a_submission_whose_files_fail_is_found_by_its_name(
+    taken: bool, make: Any, slurm: FakeSlurm, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whether sbatch was called before the error is not known."""
+    monkeypatch.setattr(watch, "UNSURE_WAIT_S", 0.02)
+    monkeypatch.setattr(slurm_executor, "REFUSED_WAIT_S", 0.0)
+
+    def submit(folder: SubmissionFolder, submission: Submission, *others: Any) -> Submission:
+        if taken:
+            made = slurm.submit(folder, submission, *others)
+            (folder.folder(made) / CALLS).touch()
+            folder.write(submission)  # the id of the job could not be written
+        raise OSError(errno.ESTALE, "Stale file handle")
+
+    monkeypatch.setattr(slurm_executor, "submit_elements", submit)
+    executor, run, messages = make()
+    assert [t.key for t in executor.submit(wanted(run, cold("a")))] == [cold("a")]
+    assert "Stale file handle" in messages[-1]
+    if taken:
+        slurm.set(slurm.submitted[0], 0, "RUNNING")
+        poll_until(executor, "started")
+        assert SubmissionFolder(run.paths.slurm).read(OPEN)[0].job == 100
+    else:
+        (failed,) = poll_until(executor, "failed")
+        assert (failed.outcome.kind, failed.outcome.counted) == ("interrupted", False)
+
+
+@pytest.mark.parametrize("failing", ["listing", "later", "record"])
+def test_an_error_of_the_file_system_loses_no_event(failing: str, make: Any, slurm: FakeSlurm) -> None:
+    executor, run, _ = make()
+    executor.submit(wanted(run, cold("a"), TaskKey(0, "evaluate", "a")))
+    one, other = slurm.submitted
+    publish(run, cold("a"))
+    slurm.set(other, 0, "FAILED")
+    faults = pytest.MonkeyPatch()
+
+    def fail(*arguments: Any) -> Any:
+        faults.undo()
+        raise OSError(errno.ESTALE, "Stale file handle")
+
+    if failing == "listing":
+        faults.setattr(manifests, "list_names", fail)
+    elif failing == "later":
+        faults.setattr(executor._watch, "_explained", fail)
+    else:
+        close = SubmissionFolder.close
+        faults.setattr(SubmissionFolder, "close", lambda s, x: close(s, x) if x.name == one.name else fail())
+    found, errors = list[Any](), 0
+    for _ in range(400):
+        try:
+            found += executor.poll()
+        except OSError:
+            errors += 1
+    assert errors == 1
+    assert [(kind_of(e), e.task.key.phase) for e in found] == [("done", "cold"), ("failed", "evaluate")]
+    assert SubmissionFolder(run.paths.slurm).names(OPEN) == []
+    assert executor._watch.open == []
 
 
 def test_a_job_whose_dependency_is_never_satisfied_is_cancelled_and_counts(make: Any, slurm: FakeSlurm) -> None:
