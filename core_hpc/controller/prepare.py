@@ -29,7 +29,7 @@ from core_hpc.models.embedders import resolve_embedder
 from core_hpc.models.folder import adapter_targets, end_token_ids, load_tokenizer, longer_context, num_weights
 from core_hpc.models.loading import check_rope, check_split, check_vllm_packages, load_config
 from core_hpc.models.prompts import check_chat_settings, check_ends, prompt_builder, stop_strings_of
-from core_hpc.models.quantization import no_gpu, require_package
+from core_hpc.models.quantization import no_gpu, require_packages
 from core_hpc.models.resolve import ResolvedModel, resolve_model
 from core_hpc.phases.own_functions import try_functions
 from core_hpc.phases.warmup_examples import check_examples
@@ -119,7 +119,7 @@ def _model_facts(config: RunConfig, model: ModelSection, splits: Splits) -> Mode
         check_vllm_packages(loaded)
         check_split(loaded, config.cluster.engine_gpus)
     if model.tuning == "qlora":
-        _check_four_bit(config)
+        _check_four_bit(config, model)
     if model.lora is not None:
         missing = adapter_targets(resolved.folder, model.lora.targets, trust_remote_code=model.trust_remote_code)
         if missing:
@@ -161,11 +161,11 @@ def _adapter_digest(model: ModelSection, resolved: ResolvedModel) -> str:
     return adapter_digest(source.folder)
 
 
-def _check_four_bit(config: RunConfig) -> None:
+def _check_four_bit(config: RunConfig, model: ModelSection) -> None:
     """Check what `tuning: qlora` needs. Jobs have other GPUs than this machine, but its Python."""
     if not config.cluster.uses_slurm and not has_gpu():
         raise no_gpu()
-    require_package()
+    require_packages(vllm=model.engine == "vllm")
 
 
 def _context_tokens(config: RunConfig, model: ModelSection, resolved: ResolvedModel, style: str, splits: Splits) -> int:

@@ -83,7 +83,7 @@ def create_engine(spec: EngineSpec) -> Engine:
     The process must have started with `worker_environment`.
     """
     if spec.kind != "fake" and spec.four_bit:
-        require_four_bit()
+        require_four_bit(vllm=spec.kind == "vllm")
     if spec.kind == "vllm":
         from core_hpc.engines.vllm import VllmEngine
 

@@ -202,7 +202,7 @@ def _engine_arguments(spec: EngineSpec, *, on_cpu: bool) -> dict[str, Any]:
             "worker_extension_cls": "core_hpc.engines.vllm_process.Extension",
         }
     if spec.four_bit:
-        arguments["quantization"] = "bitsandbytes"  # quantizes while loading, like the trainer
+        arguments["quantization"] = "bitsandbytes"  # vllm-bnb-plugin quantizes while loading, like the trainer
     if on_cpu:
         cache_gb = spec.kv_cache_gb or _CPU_KV_CACHE_GB  # vLLM's default is 92 % of the memory
         arguments |= {

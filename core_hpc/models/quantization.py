@@ -2,9 +2,9 @@
 
 In: the environment of this process. Out: options for `from_pretrained` of transformers, or an
 InputError that names what is missing. Engine and trainer use the same quantization (NF4 with double
-quantization, like vLLM), so they compute with the same base weights. A GPU is required because the
-CPU kernels of bitsandbytes give no gradients (seen in 0.50.2, outside of training mode). This
-module loads no weights.
+quantization, like the plugin of vLLM), so they compute with the same base weights. A GPU is required
+because the CPU kernels of bitsandbytes give no gradients (seen in 0.50.2, outside of training mode).
+This module loads no weights.
 """
 
 from __future__ import annotations
@@ -20,13 +20,14 @@ if TYPE_CHECKING:
 _ALTERNATIVE = "or train with tuning: lora"
 
 
-def require_package() -> None:
-    """Raise InputError if bitsandbytes is not installed."""
-    if find_spec("bitsandbytes") is None:
-        raise InputError(
-            "tuning: qlora needs bitsandbytes, which is not installed; "
-            f"run: pip install 'core_hpc[qlora]', {_ALTERNATIVE}"
-        )
+def require_packages(*, vllm: bool = False) -> None:
+    """Raise InputError if bitsandbytes is not installed, or for vLLM the plugin that adds it to vLLM."""
+    for package in ("bitsandbytes", *(["vllm-bnb-plugin"] if vllm else [])):
+        if find_spec(package.replace("-", "_")) is None:
+            raise InputError(
+                f"tuning: qlora needs {package}, which is not installed; "
+                f"run: pip install 'core_hpc[qlora]', {_ALTERNATIVE}"
+            )
 
 
 def no_gpu() -> InputError:
@@ -37,13 +38,13 @@ def no_gpu() -> InputError:
     )
 
 
-def require_four_bit() -> None:
-    """Raise InputError without a usable GPU or without bitsandbytes."""
+def require_four_bit(*, vllm: bool = False) -> None:
+    """Raise InputError without a usable GPU or without the packages (see `require_packages`)."""
     import torch
 
     if not torch.cuda.is_available():
         raise no_gpu()
-    require_package()
+    require_packages(vllm=vllm)
 
 
 def four_bit_options(device: torch.device) -> dict[str, Any]:

@@ -67,8 +67,8 @@ def test_mistake(tmp_path: Path, changes: dict[str, Any], expected: str) -> None
     assert mistake.startswith(expected)
 
 
-def qlora_config(model: Path, driver: str) -> RunConfig:
-    team = [{"name": "a", "model": str(model), "engine": "fake", "tuning": "qlora"}]
+def qlora_config(model: Path, driver: str, engine: str = "fake") -> RunConfig:
+    team = [{"name": "a", "model": str(model), "engine": engine, "tuning": "qlora"}]
     sizes = {"hint_tokens": 8, "sampling": {"max_new_tokens": 8}, "rescue_samples": 0}
     other = {"evaluation": {"sampling": {"max_new_tokens": 8}}, "reward": {"distance": {"embedder": "fake:hashing"}}}
     return RunConfig.model_validate({**DATA, **other, "team": team, "protocol": sizes, "cluster": {"driver": driver}})
@@ -90,6 +90,20 @@ def test_preparation_refuses_qlora_where_it_cannot_run(
         prepare(qlora_config(tiny_models[0], "arrays"))
     monkeypatch.setattr(quantization, "find_spec", lambda name: object())
     assert set(prepare(qlora_config(tiny_models[0], "arrays"))) == {"a"}
+
+
+def test_four_bits_in_vllm_need_its_plugin(tiny_models: list[Path], monkeypatch: pytest.MonkeyPatch) -> None:
+    """vLLM 0.32 itself has no 4-bit weights of bitsandbytes."""
+    import torch
+
+    monkeypatch.setattr(quantization, "find_spec", lambda name: None if name == "vllm_bnb_plugin" else object())
+    expected = r"needs vllm-bnb-plugin, which is not installed; run: pip install 'core_hpc\[qlora\]'"
+    with pytest.raises(InputError, match=expected):
+        prepare(qlora_config(tiny_models[0], "arrays", "vllm"))
+    assert set(prepare(qlora_config(tiny_models[0], "arrays", "transformers"))) == {"a"}
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    with pytest.raises(InputError, match=expected):
+        create_engine(EngineSpec(kind="vllm", model_folder=tiny_models[0], max_context_tokens=64, four_bit=True))
 
 
 def test_engine_and_trainer_refuse_four_bits_without_a_gpu(
