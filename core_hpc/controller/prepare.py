@@ -19,6 +19,7 @@ from typing import Any
 import polars as pl
 
 from core_hpc.common.errors import CoreHpcError, InputError
+from core_hpc.config.cluster import ClusterSection
 from core_hpc.config.model import ModelSection
 from core_hpc.config.problems import NoProblems
 from core_hpc.config.run import RunConfig
@@ -27,7 +28,7 @@ from core_hpc.extensions.sources import Source, remember
 from core_hpc.models.adapters import adapter_digest, check_adapter, find_adapter
 from core_hpc.models.embedders import resolve_embedder
 from core_hpc.models.folder import adapter_targets, end_token_ids, load_tokenizer, longer_context, num_weights
-from core_hpc.models.loading import check_rope, check_split, check_vllm_packages, load_config
+from core_hpc.models.loading import check_rope, check_split, check_vllm_dtype, check_vllm_packages, load_config
 from core_hpc.models.prompts import check_chat_settings, check_ends, prompt_builder, stop_strings_of
 from core_hpc.models.quantization import no_gpu, require_packages
 from core_hpc.models.resolve import ResolvedModel, resolve_model
@@ -118,6 +119,8 @@ def _model_facts(config: RunConfig, model: ModelSection, splits: Splits) -> Mode
     if model.engine == "vllm":
         check_vllm_packages(loaded)
         check_split(loaded, config.cluster.engine_gpus)
+        if _engines_have_gpus(config.cluster):
+            check_vllm_dtype(model.dtype, has_adapter=model.lora is not None)
     if model.tuning == "qlora":
         _check_four_bit(config, model)
     if model.lora is not None:
@@ -159,6 +162,11 @@ def _adapter_digest(model: ModelSection, resolved: ResolvedModel) -> str:
     source = find_adapter(model.adapter, name=model.name)
     check_adapter(source, model.lora, resolved.folder, trust_remote_code=model.trust_remote_code)
     return adapter_digest(source.folder)
+
+
+def _engines_have_gpus(cluster: ClusterSection) -> bool:
+    """Whether the profile gives GPUs to the jobs of engines. With the driver local each engine checks this itself."""
+    return cluster.uses_slurm and cluster.slurm.num_gpus("resident" if cluster.driver == "resident" else "generate") > 0
 
 
 def _check_four_bit(config: RunConfig, model: ModelSection) -> None:

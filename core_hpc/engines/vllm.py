@@ -30,6 +30,7 @@ from core_hpc.models.imports import large_imports, replaced
 from core_hpc.models.loading import (
     JOINED_PROJECTIONS,
     check_split,
+    check_vllm_dtype,
     check_vllm_packages,
     load_config,
     match_targets,
@@ -178,7 +179,13 @@ class VllmEngine(StepEngine):
 
 
 def _engine_arguments(spec: EngineSpec, *, on_cpu: bool) -> dict[str, Any]:
-    """Arguments of vllm.LLM."""
+    """Arguments of vllm.LLM.
+
+    Raises:
+        InputError: vLLM does not have what the spec asks for on this kind of device.
+    """
+    if not on_cpu:
+        check_vllm_dtype(spec.dtype, has_adapter=spec.lora is not None)
     arguments: dict[str, Any] = {
         "model": str(spec.model_folder),
         "dtype": spec.dtype if spec.dtype != "auto" else ("float32" if on_cpu else "bfloat16"),

@@ -251,6 +251,19 @@ def check_vllm_packages(config: Any) -> None:
         )
 
 
+def check_vllm_dtype(dtype: str, *, has_adapter: bool) -> None:
+    """Refuse an adapter on float32 weights for vLLM on a GPU, whose kernels for adapters need 16 bits.
+
+    Raises:
+        InputError: the engine would end with an assertion.
+    """
+    if dtype == "float32" and has_adapter:
+        raise InputError(
+            "dtype float32 with an adapter does not work in vLLM on a GPU, whose kernels for adapters need 16 bits; "
+            "set dtype: bfloat16 (or leave dtype out), or engine: transformers"
+        )
+
+
 def check_split(config: Any, num_gpus: int) -> None:
     """Refuse a model whose layers vLLM cannot divide among the GPUs of an engine.
 

@@ -154,3 +154,27 @@ def test_the_tuning_decides_whether_vllm_gets_adapters_or_four_bit_weights() -> 
     assert (four_bit["enable_lora"], four_bit["quantization"]) == (True, "bitsandbytes")
     full = _engine_arguments(spec(lora=None), on_cpu=False)
     assert {"enable_lora", "max_lora_rank", "max_loras", "lora_target_modules", "quantization"} & full.keys() == set()
+
+
+def test_vllm_on_a_gpu_has_no_adapter_on_float32_weights(tiny_models: list[Path]) -> None:
+    """Its kernels assert 16 bits. Jobs without GPUs, other engines and `tuning: full` may have float32."""
+    message = r"dtype float32.*vLLM on a GPU.*dtype: bfloat16.*engine: transformers"
+    spec = partial(EngineSpec, kind="vllm", model_folder=Path("/model"), max_context_tokens=64, dtype="float32")
+    with pytest.raises(InputError, match=message):
+        _engine_arguments(spec(), on_cpu=False)
+    assert _engine_arguments(spec(), on_cpu=True)["dtype"] == "float32"
+    assert _engine_arguments(spec(lora=None), on_cpu=False)["dtype"] == "float32"
+
+    def facts(driver: str, gpus: int, **model: Any) -> Any:
+        config = qlora_config(tiny_models[0], driver, "vllm").model_dump()
+        slurm = {"gpus_per_node": gpus, "max_mem_gb": 1}
+        config["team"][0] |= {"tuning": "lora", "dtype": "float32", **model}
+        return prepare(RunConfig.model_validate({**config, "cluster": {"driver": driver, "slurm": slurm}}))
+
+    for driver in ("arrays", "resident"):
+        with pytest.raises(InputError, match=rf"team.0 \(a\): .*{message}"):
+            facts(driver, 1)
+        assert facts(driver, 0)
+    assert facts("arrays", 1, engine="transformers")
+    assert facts("arrays", 1, tuning="full", lora=None)
+    assert facts("local", 0)
