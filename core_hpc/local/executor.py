@@ -8,9 +8,10 @@ trainer of one model (one process per rank), or scoring. Which GPUs a group gets
 
 from __future__ import annotations
 
+import itertools
 import os
+import secrets
 import selectors
-import socket
 import time
 from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass, field, replace
@@ -18,6 +19,7 @@ from typing import Literal
 
 import psutil
 
+from core_hpc.common.ports import NUM_PORTS, port_for
 from core_hpc.config.cluster import ClusterSection
 from core_hpc.engines import has_gpu, worker_environment
 from core_hpc.engines.share import Sharing
@@ -36,6 +38,8 @@ from core_hpc.store.paths import TaskKey
 from core_hpc.store.schema import TRAINING_PHASES
 
 POLL_S = 0.5
+PORT_SEEDS = itertools.count(secrets.randbelow(NUM_PORTS))
+"""Of the worker groups of this process. Several processes of a node begin at different numbers."""
 
 
 @dataclass
@@ -104,12 +108,6 @@ class LocalLimits:
         """For the user: how many tasks run at once, and how GPUs are shared."""
         how = f"{self.num_running} task(s) at a time, {self.threads} thread(s) each, {len(self.gpus) or 'no'} GPU(s)"
         return f"{how}; sharing: {self.sharing.kind} ({self.sharing.why})" if self.sharing.why else how
-
-
-def _free_port() -> int:
-    with socket.socket() as s:
-        s.bind(("127.0.0.1", 0))
-        return int(s.getsockname()[1])
 
 
 class LocalExecutor:
@@ -282,7 +280,7 @@ class LocalExecutor:
         log = run.paths.logs / f"{role}.log"
         group = _Group(role=role, workers=[], gpus=gpus, capacity=parts_at_once(self._cluster, run, key))
         server = self._servers.of(worker_packages(run, key), environment, log)
-        port = str(_free_port())
+        port = str(port_for(next(PORT_SEEDS)))
         for rank in range(ranks):
             rank_environment = {
                 "RANK": str(rank),

@@ -2,8 +2,7 @@
 
 The batch script runs it on the first node of the job and passes the output to every rank in an
 environment variable. The port is computed from the id of the job, so that two jobs on one node use
-different ports. If it is taken nevertheless, the next port of the sequence is used. All ports are
-below the range from which systems assign ports to programs.
+different ports (`common/ports.py`).
 """
 
 from __future__ import annotations
@@ -13,21 +12,7 @@ import re
 import socket
 import subprocess
 
-FIRST_PORT, NUM_PORTS = 15000, 15000
-STRIDE = 7
-
-
-def port_for(job: int) -> int:
-    """The first free port of this node in the sequence of a job."""
-    for attempt in range(100):
-        port = FIRST_PORT + (job * STRIDE + attempt * 1009) % NUM_PORTS
-        with socket.socket() as s:
-            try:
-                s.bind(("", port))
-            except OSError:
-                continue
-            return port
-    raise OSError("no free port: the first 100 ports of this job's sequence are taken on this node")
+from core_hpc.common.ports import port_for
 
 
 def address_of_node(name: str) -> str:

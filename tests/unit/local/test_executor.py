@@ -291,6 +291,17 @@ def test_an_engine_on_two_gpus_is_one_worker_that_sees_both(pool: Any) -> None:
     assert [w.alive for w in (engine_a, engine_b)] == [True, False]
 
 
+def test_the_ranks_of_each_group_meet_at_a_port_that_systems_do_not_assign(pool: Any) -> None:
+    executor, run = pool(num_running=2, update_ranks=2)
+    other, other_run = pool(num_running=2, update_ranks=2)
+    for one, its_run in ((executor, run), (other, other_run)):
+        one.submit([(its_run, task("update", name)) for name in "ab"])
+    ports = [worker.environment["MASTER_PORT"] for worker in FakeWorker.started]
+    assert ports[::2] == ports[1::2]
+    assert len(set(ports)) == 4
+    assert all(15_000 <= int(port) < 30_000 for port in ports)
+
+
 def test_engines_on_two_gpus_share_both_with_trainers(pool: Any) -> None:
     executor, run = pool(gpus=[0, 1], engine_gpus=2, gpu_sharing="split", gpu_memory_share=0.4)
     cold_a, cold_b, update_a = task("cold", "a"), task("cold", "b"), task("update", "a")
