@@ -31,7 +31,7 @@ from core_hpc.common.terminal import PlainConsole, show_error
 
 require_own_analysis()  # the controller imports `analysis`
 
-from core_hpc.controller.detach import active_controllers
+from core_hpc.controller.detach import SUBMITTING_S, active_controllers
 from core_hpc.runs.folder import locate, runs_in
 from core_hpc.runs.outcome import Outcome, OutcomeKind
 from core_hpc.slurm.commands import JobId, QueueEntry, Slurm, SlurmUnavailableError, certainly_ended
@@ -182,12 +182,19 @@ class Cancellation:
                 self.report(f"waiting for {current} ...")
             time.sleep(POLL_S)
 
-    def close_records(self) -> None:
-        """Write to the records which cancelled jobs have left the queue. The caller must hold the sweep's claim."""
-        active = {submission.name for submission, _ in self.active()}
+    def close_records(self) -> int:
+        """Write to the records which jobs have left the queue. The caller must hold the sweep's claim.
+
+        Returns:
+            Number of closed records whose jobs had ended before.
+        """
+        active, num_ended = {submission.name for submission, _ in self.active()}, 0
         for folder, submission in self._records():
             ids = self._cancelled.get(submission.name, set())
-            if not ids or submission.group == "controller" or submission.name in active:
+            if submission.group == "controller" or submission.name in active:
+                continue
+            if not ids:
+                num_ended += self._close_ended(folder, submission)
                 continue
             submission.job = next(iter(ids)).job
             paths = RunPaths(folder.root.parent)
@@ -203,6 +210,20 @@ class Cancellation:
                 folder.close(submission)
             else:
                 folder.write(submission)  # some elements ended before; the next start looks up how
+        return num_ended
+
+    def _close_ended(self, folder: SubmissionFolder, submission: Submission) -> bool:
+        """Close the record of a submission that is not in the queue, if it is certain that nothing of it can run."""
+        if submission.job is None:
+            # SLURM did not take it. A record from the future proves only that a clock is wrong.
+            if abs(time.time() - submission.submitted) < SUBMITTING_S:
+                return False
+            folder.discard(submission)
+            return True
+        if not certainly_ended(self._slurm, submission.job, submission.owner):
+            return False
+        folder.abandon(submission, "ended before core_hpc.cancel")
+        return True
 
 
 def cancel_sweep(sweep: Path, slurm: Slurm, console: Console) -> None:
@@ -221,7 +242,9 @@ def cancel_sweep(sweep: Path, slurm: Slurm, console: Console) -> None:
 
     work.require_own()
     if controller() is None and not work.active():
-        work.report(f"nothing to cancel: no controller works on {sweep}, and SLURM has no jobs of it")
+        with claim(paths.claim, has_ended=slurm.has_ended):
+            closed = _closed(work.close_records())
+        work.report(f"nothing to cancel: no controller works on {sweep}, and SLURM has no jobs of it{closed}")
         return
     if not paths.stop_request.exists():
         manifests.write_json(paths.stop_request, manifests.writer_identity())
@@ -263,11 +286,17 @@ def cancel_runs(sweep: Path, run_ids: Sequence[str], slurm: Slurm, console: Cons
         if jobs := [submission.job for submission in active_controllers(sweep, slurm, close=False)]:
             raise ClaimError(f"SLURM job {jobs[0]} is a controller of these runs {advice}")
         if not work.active():
-            work.report(f"nothing to cancel: SLURM has no jobs of {', '.join(run_ids)}")
+            closed = _closed(work.close_records())
+            work.report(f"nothing to cancel: SLURM has no jobs of {', '.join(run_ids)}{closed}")
             return
         left = work.wait(lambda: None)
         work.close_records()
     _report_end(work, left, f"{sweep}: {', '.join(run_ids)}")
+
+
+def _closed(num: int) -> str:
+    """The end of a message about records that were closed."""
+    return f". Closed {num} record(s) of jobs that had ended" if num else ""
 
 
 def _report_end(work: Cancellation, left: Sequence[str], subject: str) -> None:

@@ -15,7 +15,6 @@ from core_hpc.common.errors import InputError
 from core_hpc.local.executor import LocalExecutor, LocalLimits
 from core_hpc.local.memory import needs_of
 from core_hpc.runs.folder import Run
-from core_hpc.runs.outcome import Outcome, OutcomeKind
 from core_hpc.schedule.base import Executor
 from core_hpc.schedule.scheduler import cpu_seconds
 from core_hpc.slurm.arrays import ArrayPacking, ChainedPacking
@@ -106,7 +105,4 @@ def _require_no_jobs(runs: Sequence[Run], notify: Callable[[str], None]) -> None
                     f"python -m core_hpc.cancel {run.root.parent}. If it has certainly ended, remove "
                     f"{folder.root / submission.name}.{OPEN}.json"
                 )
-            outcome = Outcome(OutcomeKind.ABANDONED, "ended before a start with `driver: local`", counted=False)
-            for index in submission.unresolved:
-                folder.resolve(submission, index, outcome)
-            folder.close(submission)
+            folder.abandon(submission, "ended before a start with `driver: local`")

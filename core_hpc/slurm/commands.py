@@ -340,7 +340,7 @@ def _checked(done: subprocess.CompletedProcess[str]) -> str:
 
 
 def certainly_ended(slurm: Slurm, job: int | None, user: str) -> bool:
-    """Whether SLURM confirms that a job of another user has ended. It may hide such jobs."""
+    """Whether SLURM confirms that a job has ended. It may hide those of another user."""
     try:
         return job is not None and slurm.has_ended(job, user)
     except SlurmUnavailableError:

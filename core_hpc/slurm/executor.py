@@ -274,14 +274,18 @@ class SlurmExecutor:
         for message in messages:
             self._notify(message)
         for submission in waiting:
+            job = submission.job or "(being submitted)"
             if submission.group not in self._cluster.groups:
+                if certainly_ended(self._slurm, submission.job, submission.owner):
+                    folder.abandon(submission, "ended before a start with another driver")
+                    continue
                 raise InputError(
-                    f"{run.run_id}: job {submission.job} of another driver ({submission.name}) is still with SLURM. "
+                    f"{run.run_id}: job {job} of another driver ({submission.name}) may still be with SLURM. "
                     f"Start with that driver, or end its jobs first: python -m core_hpc.cancel {run.root.parent}"
                 )
             if submission.is_foreign and not certainly_ended(self._slurm, submission.job, submission.owner):
                 raise InputError(
-                    f"{run.run_id}: job {submission.job or '(being submitted)'} ({submission.name}) of user "
+                    f"{run.run_id}: job {job} ({submission.name}) of user "
                     f"{submission.owner} is still open. Only {submission.owner} can continue this sweep, or end its "
                     f"jobs: python -m core_hpc.cancel {run.root.parent}. Nothing was submitted"
                 )

@@ -194,6 +194,12 @@ class SubmissionFolder:
             log = str(self.log(submission, index))
             submission.outcomes[index] = replace(outcome, log=log, time=time.time(), traceback="", manifest="")
 
+    def abandon(self, submission: Submission, why: str) -> None:
+        """Close the record of a submission whose jobs have ended and whose end nobody will look up."""
+        for index in submission.unresolved:
+            self.resolve(submission, index, Outcome(OutcomeKind.ABANDONED, why, counted=False))
+        self.close(submission)
+
     def tidy(self) -> None:
         """Remove temporary files of closed submissions. Scripts, logs and records stay."""
         for name, _ in self.names(ENDED, FAILED):

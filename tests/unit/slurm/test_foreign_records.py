@@ -52,6 +52,31 @@ def adopted(run: Run, slurm: FakeSlurm) -> tuple[list[TaskKey], list[str]]:
     return [task.key for task in executor.adopt([run]).tasks], messages
 
 
+# --- jobs that have ended ------------------------------------------------------------------------
+
+
+def test_cancel_closes_the_records_of_jobs_that_have_ended(started: Run, slurm: FakeSlurm) -> None:
+    """Otherwise a start with another driver would refuse them for ever."""
+    folder = SubmissionFolder(started.paths.slurm)
+    lost = new_submission("generate", "cold-0002", [[KEY]], start_id="s", mem_gb=1)
+    folder.write(replace(lost, submitted=0.0))
+    recent = new_submission("generate", "cold-0003", [[KEY]], start_id="s", mem_gb=1)
+    folder.write(recent)
+    slurm.entries.clear()
+    printed = cancelled(sweep_of(started), slurm)
+    assert "nothing to cancel" in printed
+    assert "Closed 2 record(s) of jobs that had ended" in printed
+    assert [name for name, _ in folder.names(OPEN)] == [recent.name], "sbatch may be submitting it"
+    assert adopted(started, slurm)[0] == [KEY]
+
+
+def test_cancel_keeps_the_record_of_a_job_that_may_run_under_another_name(started: Run, slurm: FakeSlurm) -> None:
+    ((id, entry),) = slurm.entries.items()
+    slurm.entries[id] = replace(entry, name="renamed")
+    cancel_runs(sweep_of(started), [started.run_id], slurm, Console(file=io.StringIO()))
+    assert len(SubmissionFolder(started.paths.slurm).names(OPEN)) == 1
+
+
 # --- a copied sweep ------------------------------------------------------------------------------
 
 

@@ -435,6 +435,22 @@ def test_a_job_makes_publications_again_that_were_damaged_when_it_began(
     assert set(shards.published_keys(run.root)) == {evaluation, A, *submission.keys(0)}
 
 
+def test_jobs_of_another_driver_that_have_ended_do_not_refuse_a_start(make: Make, slurm: FakeSlurm) -> None:
+    """A controller was killed, and its jobs ended without one."""
+    executor, run, _ = make()
+    folder = SubmissionFolder(run.paths.slurm)
+    submission = new_submission("generate", "cold-0001", [[A], [B]], start_id="x", mem_gb=1)
+    submission.job = 7
+    folder.write(submission)
+    slurm.set(submission, 1, "RUNNING")
+    with pytest.raises(InputError, match="job 7 of another driver"):
+        executor.adopt([run])
+    slurm.set(submission, 1, "FAILED")
+    assert executor.adopt([run]).tasks == []
+    ((_, closed),) = folder.read_with_state(OPEN, FAILED)
+    assert {(outcome.kind, outcome.counted) for outcome in closed.outcomes.values()} == {("abandoned", False)}
+
+
 def unreadable_config(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     """As with ESTALE or EIO: reading raises an OSError."""
     run.paths.config.unlink()
