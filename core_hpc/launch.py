@@ -25,7 +25,7 @@ from typing import TYPE_CHECKING, get_args
 from rich.console import Console
 from rich.markup import escape
 
-from core_hpc.common.errors import FULL_DISK, CoreHpcError, InputError
+from core_hpc.common.errors import FULL_DISK, CoreHpcError, InputError, full_disk_message
 from core_hpc.common.ownership import deny_writing_by_others
 from core_hpc.common.packages import require_own_analysis
 from core_hpc.common.shipped import shipped_folder
@@ -126,8 +126,7 @@ def launch_with(options: argparse.Namespace, read: Callable[[Sequence[str]], Swe
     except OSError as e:
         if e.errno not in FULL_DISK:
             raise
-        where = e.filename or (sweep.folder if sweep is not None else options.output or "output folder")
-        show_error(f"{where}: {e.strerror}; published files are kept. Free space (or raise the quota) and start again")
+        show_error(full_disk_message(e, sweep.folder if sweep is not None else options.output or "output folder"))
         return CoreHpcError.exit_code
     except KeyboardInterrupt:
         console.print(

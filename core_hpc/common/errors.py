@@ -82,3 +82,9 @@ class MismatchError(RepeatingError):
 
 class StoppedError(CoreHpcError):
     """A task stopped early because it was asked to stop. The next attempt uses what it saved."""
+
+
+def full_disk_message(error: OSError, where: object) -> str:
+    """What to do about one of the errors of `FULL_DISK`; `where` is named if the error names no file."""
+    what = f"{error.filename or where}: {error.strerror}"
+    return f"{what}; published files are kept. Free space (or raise the quota) and start again"

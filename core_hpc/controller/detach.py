@@ -21,7 +21,15 @@ from rich.console import Console
 from rich.markup import escape
 
 from core_hpc.common.environment import number_in
-from core_hpc.common.errors import ClaimError, ClaimLostError, CoreHpcError, InputError, StoreError
+from core_hpc.common.errors import (
+    FULL_DISK,
+    ClaimError,
+    ClaimLostError,
+    CoreHpcError,
+    InputError,
+    StoreError,
+    full_disk_message,
+)
 from core_hpc.common.terminal import standard_console
 from core_hpc.config.cluster import ClusterSection
 from core_hpc.controller.control import control, open_runs, stop_requested
@@ -208,6 +216,14 @@ def run_controller(spec: ControllerSpec) -> None:
         may_pass = isinstance(e, StoreError) and not isinstance(e, manifests.DamagedError)
         continues = isinstance(e, ClaimLostError) or (successor.job is not None and may_pass)
         _note_end(spec, OutcomeKind.DIED, str(e))
+        raise
+    except OSError as e:
+        is_full = e.errno in FULL_DISK
+        continues = successor.job is not None and not is_full
+        message = full_disk_message(e, folder) if is_full else f"{type(e).__name__}: {e}"
+        _note_end(spec, OutcomeKind.DIED, message)
+        if is_full:
+            raise CoreHpcError(message) from e
         raise
     finally:
         if not continues:

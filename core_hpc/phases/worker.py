@@ -11,6 +11,7 @@ Standard output and standard error go to the worker's log.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import logging
 import os
@@ -24,7 +25,7 @@ from typing import TYPE_CHECKING
 
 from core_hpc.common.errors import CoreHpcError, ExtensionAttemptError, ExtensionError, RepeatingError, StoppedError
 from core_hpc.common.ownership import deny_writing_by_others
-from core_hpc.runs.outcome import Outcome, OutcomeKind, Progress
+from core_hpc.runs.outcome import Outcome, OutcomeKind, Progress, final_on_full_disk
 from core_hpc.runs.worker_messages import CommandKind, MessageKind, WorkerCommand, WorkerMessage
 from core_hpc.store.claims import own_job
 from core_hpc.store.manifests import DamagedError
@@ -135,8 +136,9 @@ def _run(command: WorkerCommand, messages: Messages, warm: Warm, stop: threading
     except StoppedError as error:
         report(MessageKind.STOPPED, Outcome(OutcomeKind.STOPPED, str(error)))
     except Exception as error:  # noqa: BLE001 - the boundary: every failure is reported to the launcher
-        traceback.print_exc()
-        report(MessageKind.FAILED, _outcome_of(error))
+        report(MessageKind.FAILED, final_on_full_disk(_outcome_of(error)))
+        with contextlib.suppress(OSError):  # the log may be on the full disk
+            traceback.print_exc()
     else:
         report(MessageKind.DONE)
 
@@ -150,7 +152,8 @@ def main(arguments: list[str]) -> None:
     options = parser.parse_args(arguments)
     deny_writing_by_others()
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
-    print(f"--- worker {options.role}, process {os.getpid()}, {time.strftime('%Y-%m-%d %H:%M:%S')}", flush=True)
+    with contextlib.suppress(OSError):  # a full disk; a task then reports it
+        print(f"--- worker {options.role}, process {os.getpid()}, {time.strftime('%Y-%m-%d %H:%M:%S')}", flush=True)
     serve(Messages(options.events_fd), options.threads, shared=options.shared_engine)
 
 

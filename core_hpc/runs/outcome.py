@@ -7,12 +7,15 @@ happens next.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from enum import StrEnum
 from typing import Any
 
 from core_hpc.runs.json_fields import Json, filled_fields, from_fields
+
+_FULL_DISK = re.compile(r"No space left on device|Disk quota exceeded", re.IGNORECASE)
 
 
 class OutcomeKind(StrEnum):
@@ -90,3 +93,11 @@ class Outcome:
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> Outcome:
         return from_fields(cls, data)
+
+
+def final_on_full_disk(outcome: Outcome) -> Outcome:
+    """The outcome of a failure; with a full disk or quota every further attempt would fail in the same way."""
+    if outcome.kind == OutcomeKind.FINAL or not _FULL_DISK.search(outcome.message):
+        return outcome
+    message = f"{outcome.message}. Free space (or raise the quota) and start again"
+    return replace(outcome, kind=OutcomeKind.FINAL, message=message)

@@ -12,6 +12,7 @@ tasks an element has is decided in `slurm/arrays.py`. Jobs of the driver `reside
 
 from __future__ import annotations
 
+import contextlib
 import os
 import selectors
 import signal
@@ -166,8 +167,9 @@ class StatusFile:
             self._written = time.time()
             try:
                 manifests.write_json(self._path, self._status.to_json())
-            except OSError as e:  # for example a full disk; the log then has the status
-                print(f"the status could not be written ({e}): {self._status}", flush=True)
+            except OSError as e:  # for example a full disk; the log then has the status, unless it is there too
+                with contextlib.suppress(OSError):
+                    print(f"the status could not be written ({e}): {self._status}", flush=True)
 
 
 def run_element(spec: ElementSpec) -> None:

@@ -9,6 +9,7 @@ nothing is unpickled.
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import hashlib
 import importlib
@@ -97,13 +98,15 @@ def main(arguments: Sequence[str]) -> int:
     path, checksum = Path(arguments[0]), arguments[1]
     deny_writing_by_others()
     job, rank, size = (os.environ.get(f"SLURM_{name}", "") for name in ("JOB_ID", "PROCID", "NTASKS"))
-    print(f"job {job} on {socket.gethostname()}, rank {rank} of {size}: {path}", flush=True)
+    with contextlib.suppress(OSError):  # the log may be on a full disk
+        print(f"job {job} on {socket.gethostname()}, rank {rank} of {size}: {path}", flush=True)
     try:
         _wait_for(path)
         function, spec = read_call(path, checksum, number_in("SLURM_ARRAY_TASK_ID") or 0)
         function(spec)
     except CoreHpcError as e:
-        show_error(e)
+        with contextlib.suppress(OSError):
+            show_error(e)
         return e.exit_code
     except FileNotFoundError as e:
         if e.filename != str(path):

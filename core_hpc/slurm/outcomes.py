@@ -11,7 +11,7 @@ import re
 from collections.abc import Collection, Sequence
 
 from core_hpc.runs.job_status import JobEnd, JobStatus, StopReason
-from core_hpc.runs.outcome import Outcome, OutcomeKind
+from core_hpc.runs.outcome import Outcome, OutcomeKind, final_on_full_disk
 
 NODE_KINDS = frozenset({OutcomeKind.NODE, OutcomeKind.DIED, OutcomeKind.ERROR})
 """Outcomes that the node may have caused."""
@@ -21,7 +21,6 @@ OOM_WORDS = re.compile(
     r"exceeded (job|step|its)? ?memory limit|memory limit \(.*being killed",
     re.IGNORECASE,
 )
-FULL_DISK = re.compile(r"No space left on device|Disk quota exceeded", re.IGNORECASE)
 OOM_MESSAGE = "used more memory than the job asked for (mem_gb)"
 STATE_OUTCOMES = {
     "NODE_FAIL": (OutcomeKind.NODE, "SLURM lost the node", False),
@@ -99,18 +98,16 @@ def of_failure(failure: JobEnd | Outcome, node: str, log: str) -> Outcome:
     Args:
         log: shown when a worker died without reporting anything.
     """
-    kind, message = failure.kind, failure.message
-    if FULL_DISK.search(message):
-        kind, message = OutcomeKind.FINAL, f"{message}. Free space (or raise the quota) and start again"
-    return Outcome(
-        kind,
-        message,
+    outcome = Outcome(
+        failure.kind,
+        failure.message,
         node=node,
-        traceback=failure.traceback or (log if kind == OutcomeKind.DIED else ""),
+        traceback=failure.traceback or (log if failure.kind == OutcomeKind.DIED else ""),
         log=failure.log,
         manifest=failure.manifest,
         task=failure.task,
     )
+    return final_on_full_disk(outcome)
 
 
 def _of_state(state: str, node: str, log: str) -> Outcome:

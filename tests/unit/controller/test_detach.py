@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import io
 import json
 import os
@@ -14,7 +15,7 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from core_hpc.common.errors import ClaimError, ClaimLostError, InputError, StoreError
+from core_hpc.common.errors import ClaimError, ClaimLostError, CoreHpcError, InputError, StoreError
 from core_hpc.controller import detach, successor
 from core_hpc.controller.detach import ControllerSpec, run_controller
 from core_hpc.controller.heartbeat import reported_life_s
@@ -130,6 +131,20 @@ def test_an_error_that_would_repeat_ends_the_chain_and_is_recorded(
     assert closed.outcomes[0].message == "job 7 of another driver is still with SLURM"
 
 
+def test_a_full_disk_ends_the_chain_with_a_message(chain: Chain, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: object, **__: object) -> None:
+        raise OSError(errno.EDQUOT, "Disk quota exceeded", "/project/x.json")
+
+    monkeypatch.setattr(detach, "control", fail)
+    with pytest.raises(
+        CoreHpcError, match=r"/project/x\.json: Disk quota exceeded; published files are kept\. Free space"
+    ):
+        run_controller(chain.spec)
+    assert chain.slurm.cancelled == [JobId(SUCCESSOR)]
+    ((_, closed),) = chain.folder.read_with_state(FAILED)
+    assert closed.outcomes[0].message.startswith("/project/x.json: Disk quota exceeded")
+
+
 def test_a_stop_request_that_only_a_listing_shows_ends_the_chain(chain: Chain, monkeypatch: pytest.MonkeyPatch) -> None:
     """SLURM ends the job while a user asks the sweep to stop."""
     hide_from_lookups(monkeypatch, "stop.json")
@@ -145,7 +160,9 @@ def test_a_stop_request_that_only_a_listing_shows_ends_the_chain(chain: Chain, m
     run_controller(chain.spec)  # a successor that began in spite of it
 
 
-@pytest.mark.parametrize("error", [KeyError("stats"), StoreError("run.json: cannot be read (Stale file handle)")])
+@pytest.mark.parametrize(
+    "error", [KeyError("stats"), OSError("odd"), StoreError("run.json: cannot be read (Stale file handle)")]
+)
 def test_an_error_that_is_a_bug_or_may_pass_leaves_the_successor(
     chain: Chain, monkeypatch: pytest.MonkeyPatch, error: Exception
 ) -> None:

@@ -87,3 +87,47 @@ def test_only_an_update_imports_the_packages_for_training() -> None:
         assert "deepspeed" in sys.modules
     """
     subprocess.run([sys.executable, "-c", textwrap.dedent(code)], cwd=ROOT, check=True)
+
+
+FULL = """
+import sys
+from core_hpc import phases
+from core_hpc.phases import worker
+from core_hpc.runs import folder
+
+def run_task(context):
+    raise OSError(28, "No space left on device", "/run/x.parquet")
+
+phases.run_task, folder.open_run = run_task, lambda root, **_: None
+worker.main(["--role", "update", "--threads", "1", "--events-fd", sys.argv[1]])
+"""
+
+
+def test_a_worker_whose_log_is_on_the_full_disk_reports_its_failure() -> None:
+    """The failure is final, so no further attempt follows."""
+    read_fd, write_fd = os.pipe()
+    with Path("/dev/full").open("wb") as log:
+        worker = subprocess.Popen(
+            [sys.executable, "-c", FULL, str(write_fd)],
+            cwd=ROOT,
+            stdin=subprocess.PIPE,
+            stdout=log,
+            stderr=log,
+            pass_fds=(write_fd,),
+        )
+    os.close(write_fd)
+    assert worker.stdin is not None
+    with os.fdopen(read_fd) as messages:
+        for part in range(2):
+            command = WorkerCommand(CommandKind.RUN, "r", f"cold/0001/m0/00{part}")
+            worker.stdin.write((json.dumps(command.to_json()) + "\n").encode())
+            worker.stdin.flush()
+        received = [WorkerMessage.from_json(json.loads(messages.readline())) for _ in range(3)]
+        worker.stdin.close()
+        worker.wait(10)
+    assert [message.kind for message in received] == ["ready", "failed", "failed"]
+    outcome = received[1].outcome
+    assert outcome is not None
+    assert outcome.kind == OutcomeKind.FINAL
+    assert outcome.message.endswith("'/run/x.parquet'. Free space (or raise the quota) and start again")
+    assert "Traceback" in outcome.traceback

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import errno
 import functools
 import stat
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +23,7 @@ from core_hpc.doctor.node import ProbeSpec, examine
 from core_hpc.runs import conflicts
 from core_hpc.runs import folder as runs
 from core_hpc.runs.sweep import load_sweep
-from core_hpc.slurm import submit
+from core_hpc.slurm import job, submit
 from core_hpc.slurm.element import ElementSpec, run_element
 from core_hpc.slurm.job import ChangedError, read_call, write_calls
 from core_hpc.slurm.records import CALLS, SubmissionFolder
@@ -50,6 +52,21 @@ def test_a_call_is_the_same_after_writing_and_reading(
     checksum = write_calls(tmp_path, [functools.partial(function, spec) for spec in specs])
     for index, spec in enumerate(specs):
         assert read_call(tmp_path / CALLS, checksum, index) == (function, spec)
+
+
+def test_a_job_whose_log_is_on_a_full_disk_does_its_work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*arguments: object, **named: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    spec = replace(ELEMENT, status=str(tmp_path / "status.json"), run=str(tmp_path / "none"))
+    checksum = write_calls(tmp_path, [functools.partial(run_element, spec)])
+    monkeypatch.setattr("core_hpc.slurm.element.Stop", lambda spec: None)
+    for module in ("core_hpc.slurm.job.print", "core_hpc.slurm.element.print", "core_hpc.slurm.job.show_error"):
+        monkeypatch.setattr(module, full, raising=False)
+    assert job.main([str(tmp_path / CALLS), checksum]) == 1
+    assert "none/run.json: cannot be read" in manifests.read_json(tmp_path / "status.json")["outcome"]["message"]
+    monkeypatch.setattr(manifests, "write_json", full)
+    assert job.main([str(tmp_path / CALLS), checksum]) == 1
 
 
 def test_a_changed_call_is_refused_and_not_run(tmp_path: Path) -> None:

@@ -121,7 +121,10 @@ def test_a_full_disk_is_final() -> None:
     outcome = explained("FAILED", status(failed))
     assert outcome is not None
     assert outcome.kind == "final"
-    assert "Free space" in outcome.message
+    assert outcome.message.count("Free space") == 1
+    again = explained("FAILED", status({**failed, "kind": "final", "message": outcome.message}))
+    assert again is not None
+    assert again.message == outcome.message, "a worker has added the advice already"
 
 
 def test_a_damaged_input_is_passed_on_with_its_manifest() -> None:
