@@ -78,6 +78,9 @@ class SlurmExecutor:
         self._changed: list[OpenSubmission] = []
         """Submissions whose records must be written."""
         self._refused_until: dict[PhaseGroup, float] = {}
+        self._most: dict[PhaseGroup, int] = {}
+        """How many elements the next array may have, after a refusal because of a limit. How much room is left under a
+        limit that others fill is not known, so it is halved then, and doubled when sbatch takes an array."""
         self._num_odd_refusals = 0
 
     # --- schedule.base.Executor ------------------------------------------------------------------
@@ -167,9 +170,10 @@ class SlurmExecutor:
                 break
             max_array, room = limits
             inside: set[TaskKey] = set()
-            accepted = True
-            for first in range(0, min(len(batch.elements), room), max_array):
-                elements = batch.elements[first : min(first + max_array, room)]
+            accepted, rest = True, batch.elements[:room]
+            while rest:
+                size = min(max_array, self._most.get(batch.group, NO_LIMIT))
+                elements, rest = rest[:size], rest[size:]
                 accepted = self._submit(replace(batch, elements=elements))
                 if not accepted:
                     break
@@ -235,6 +239,8 @@ class SlurmExecutor:
             return self._refused(OpenSubmission(batch.run, folder, new), RefusedError(str(e), answered=False))
         job = self._cluster.slurm.job(batch.group)
         self._watch.active[Place(job["account"], job["partition"], job["qos"])] += len(batch.elements)
+        if batch.group in self._most:
+            self._most[batch.group] = max(self._most[batch.group], 2 * len(batch.elements))
         self._num_odd_refusals = 0
         self._notices.clear("sbatch")
         self._watch.open.append(OpenSubmission(batch.run, folder, submission))
@@ -242,13 +248,15 @@ class SlurmExecutor:
 
     def _refused(self, item: OpenSubmission, error: RefusedError) -> bool:
         """React to a refusal. Returns whether SLURM may have taken the submission nevertheless."""
-        # Without a job of this user in the queue, such a limit is smaller than this submission. Any other limit may be
-        # filled by colleagues.
-        is_odd = not error.understood or (error.own_limit and not self._watch.active)
+        # Without a job of this user in the queue, an own limit allows none. Others may have filled any other limit.
+        num = len(item.submission.elements)
+        is_odd = not error.understood or (error.own_limit and not self._watch.active and num == 1)
         self._num_odd_refusals = self._num_odd_refusals + 1 if is_odd else 0
         if error.passing and self._num_odd_refusals < MAX_ODD_REFUSALS:
             self._notices.show("sbatch", f"sbatch: {error}; next attempt in {REFUSED_WAIT_S:.0f} s")
             groups = [item.submission.group] if error.limit else self._cluster.groups
+            if error.limit:
+                self._most[item.submission.group] = max(1, num // 2)
             self._refused_until |= dict.fromkeys(groups, time.monotonic() + REFUSED_WAIT_S)
             if error.unsure:
                 with contextlib.suppress(OSError):  # without its record, sbatch was not called

@@ -27,6 +27,7 @@ from core_hpc.slurm.commands import JobId, Limits, QueueEntry
 from core_hpc.slurm.executor import SlurmExecutor
 from core_hpc.slurm.parse import Place, QueueLimit
 from core_hpc.slurm.records import CALLS, ENDED, FAILED, OPEN, Submission, SubmissionFolder, new_submission
+from core_hpc.slurm.sbatch import RefusedError
 from core_hpc.store import manifests
 from core_hpc.store.claims import claim
 from core_hpc.store.paths import TaskKey
@@ -192,12 +193,41 @@ def test_a_limit_that_colleagues_have_filled_never_stops_a_run(
     assert executor.submit(wanted(run, cold("a"))) == [TaskRef(run.run_id, cold("a"))]
 
 
+@pytest.mark.parametrize("limit", ["QOSGrpSubmitJobsLimit", "QOSMaxSubmitJobPerUserLimit"])
+def test_an_array_for_which_a_limit_has_no_room_is_submitted_in_smaller_ones(
+    limit: str, make: Any, slurm: FakeSlurm, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Only refusals of sbatch show how much room others leave, or a limit that the accounting does not show."""
+    monkeypatch.setattr(slurm_executor, "REFUSED_WAIT_S", 0.0)
+    executor, run, _ = make()
+    keys, rooms, asked = [cold("a", part) for part in range(100)], [2, 3, 200], list[int]()
+    accept = slurm.submit
+
+    def submit(folder: SubmissionFolder, new: Submission, *more: Any) -> Submission:
+        asked.append(len(new.elements))
+        if len(new.elements) > rooms[0]:
+            raise RefusedError(f"sbatch: error: {limit} {POLICY}")
+        rooms[0] -= len(new.elements)
+        return accept(folder, new, *more)
+
+    monkeypatch.setattr(slurm_executor, "submit_elements", submit)
+    left = list(keys)
+    for _ in range(30):
+        taken = {task.key for task in executor.submit(wanted(run, *left))}
+        left = [key for key in left if key not in taken]
+        if not rooms[0]:  # others' jobs have ended
+            del rooms[0]
+    assert asked == [100, 50, 25, 12, 6, 3, 1, 2, 1, 2, 1, 2, 4, 2, 4, 8, 16, 32, 33]
+    assert executor.poll() == [], "no run stops"
+    assert [key for new in slurm.submitted for element in new.elements for key in element] == list(map(str, keys))
+
+
 @pytest.mark.parametrize("others", [False, True])
 @pytest.mark.parametrize("limit", ["QOSMaxSubmitJobPerUserLimit", "AssocMaxSubmitJobLimit"])
 def test_a_limit_of_this_user_that_is_reached_without_a_job_never_passes(
     limit: str, others: bool, make: Any, slurm: FakeSlurm, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """It is 0, or smaller than the array. With a job in the queue there may be room when that has ended."""
+    """It is 0. With a job in the queue there may be room when that has ended."""
     monkeypatch.setattr(slurm_executor, "REFUSED_WAIT_S", 0.0)
     executor, run, _ = make()
     if others:
