@@ -26,7 +26,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 from core_hpc.common.errors import StoppedError, StoreError
 from core_hpc.common.faults import fault_point
@@ -56,6 +56,9 @@ IDENTITY_VERSION = 1
 NAME = "model"
 """Name of the publication in the folder of a shared warm-up."""
 LOOK_S = 0.5
+ABANDONED_S = 48 * 3600.0
+"""An unfinished warm-up that was not written for so long belongs to no living task. A living task holds the lock, but
+on some file systems (BeeGFS, or Lustre with localflock) only its own node sees that."""
 
 
 def run(context: TaskContext) -> None:
@@ -181,9 +184,15 @@ def _reserved(folder: Path, should_stop: Callable[[], bool]) -> Iterator[None]:
             except OSError:
                 break
             else:
-                remove_leftovers(folder)
+                remove_leftovers(folder, unchanged_since=_clock(f) - ABANDONED_S)
                 break
         yield
+
+
+def _clock(file: TextIO) -> float:
+    """The time on the clock of the file system, in seconds since 1970."""
+    os.utime(file.fileno())
+    return os.fstat(file.fileno()).st_mtime
 
 
 def _find(folder: Path, identity: dict[str, Any]) -> manifests.Manifest | None:

@@ -7,6 +7,7 @@ is ours if its name has the form that `manifests.py` writes; everything else is 
 from __future__ import annotations
 
 import json
+import math
 import re
 import shutil
 from collections.abc import Iterator
@@ -26,10 +27,15 @@ TEMPORARY = re.compile(rf"\..+\.{_UID}\.tmp")
 SET_ASIDE = re.compile(rf".+{re.escape(MANIFEST_SUFFIX + manifests.SET_ASIDE)}[0-9a-f]{{8}}")
 
 
-def remove_leftovers(folder: Path) -> int:
+def remove_leftovers(folder: Path, *, unchanged_since: float = math.inf) -> int:
     """Remove what killed writers left: temporary files, and data that no manifest names.
 
     Only the holder of the sweep's claim may call this, and only while no task is running.
+
+    Args:
+        folder: Where they are.
+        unchanged_since: Keep what was written later, because its writer may be alive. In seconds
+            since 1970 on the clock of the file system.
 
     Returns:
         Number of files and folders that were removed.
@@ -38,10 +44,19 @@ def remove_leftovers(folder: Path) -> int:
         return 0
     paths = list(folder.iterdir())
     named = {name for path in paths if MANIFEST_SUFFIX in path.name for name in _names_in(path)}
-    leftovers = [p for p in paths if p.name not in named and not p.is_symlink() and _may_be_removed(p.name)]
+    unnamed = [p for p in paths if p.name not in named and not p.is_symlink() and _may_be_removed(p.name)]
+    leftovers = [p for p in unnamed if unchanged_since == math.inf or _last_written(p) < unchanged_since]
     for path in leftovers:
         shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
     return len(leftovers)
+
+
+def _last_written(path: Path) -> float:
+    """When a file, or anything in a folder, was written last; infinity if its writer has just moved it."""
+    try:
+        return max(p.lstat().st_mtime for p in (path, *path.rglob("*")))
+    except FileNotFoundError:
+        return math.inf
 
 
 def _may_be_removed(name: str) -> bool:

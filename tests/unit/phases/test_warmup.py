@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import time
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -11,7 +13,14 @@ import pytest
 
 from core_hpc.models.resolve import resolve_model
 from core_hpc.phases.context import TaskContext, Warm
-from core_hpc.phases.warmup import context_tokens, folder_of_user, warmup_examples, warmup_identity, warmup_rows
+from core_hpc.phases.warmup import (
+    _reserved,
+    context_tokens,
+    folder_of_user,
+    warmup_examples,
+    warmup_identity,
+    warmup_rows,
+)
 from core_hpc.runs.sweep import load_sweep
 from core_hpc.store.manifests import make_folder
 from core_hpc.store.paths import TaskKey
@@ -63,3 +72,14 @@ def test_users_of_a_common_output_have_a_folder_of_warm_ups_each(project: Path) 
     done = as_colleague_after(imports, code, folder)
     assert (done.stdout.splitlines()[-1:], done.stderr) == (["made"], "")
     assert (project / f".warmups-{COLLEAGUE_UID}" / "m.lock").is_file()
+
+
+@pytest.mark.parametrize("age_s", [3600.0, 1e6])
+def test_a_warm_up_whose_lock_is_not_seen_on_this_node_is_not_removed(age_s: float, tmp_path: Path) -> None:
+    """It trains on another node, and writes its folder at the end."""
+    folder = tmp_path / "m"
+    training = folder / ".model.0123456789ab.tmp"
+    make_folder(training)
+    os.utime(training, (time.time() - age_s,) * 2)
+    with _reserved(folder, lambda: False):
+        assert training.exists() == (age_s == 3600.0)

@@ -355,6 +355,17 @@ def test_leftovers_are_removed_and_publications_kept(tmp_path: Path) -> None:
     assert {p.name for p in tmp_path.iterdir()} == kept
 
 
+def test_leftovers_that_were_written_lately_are_kept_where_their_writer_may_be_alive(tmp_path: Path) -> None:
+    for uid, written in (("0" * 12, 10.0), ("1" * 12, 30.0)):
+        folder = tmp_path / f".model.{uid}.tmp"
+        (folder / "inner").mkdir(parents=True)
+        (folder / "inner" / "state").touch()
+        for path in (folder / "inner" / "state", folder / "inner", folder):
+            os.utime(path, (written, 20.0 if path.is_dir() and written > 20.0 else written))
+    assert leftovers.remove_leftovers(tmp_path, unchanged_since=25.0) == 1
+    assert [path.name for path in tmp_path.iterdir()] == [f".model.{'1' * 12}.tmp"]
+
+
 def test_an_output_folder_that_cannot_be_used_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     output_folder.require_writable(tmp_path / "new" / "deeper", min_free_gb=0)
     assert list(tmp_path.iterdir()) == []
