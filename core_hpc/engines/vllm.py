@@ -96,9 +96,7 @@ class VllmEngine(StepEngine):
         """
         check_requests(requests, self._spec.max_context_tokens)
         llm = self._require()
-        if self._asleep:
-            llm.wake_up()
-            self._asleep = False
+        self._wake()
         if not self._internal_ids and not llm.reset_prefix_cache():
             raise CoreHpcError("vLLM could not empty its prefix cache; requests of an earlier call are still running")
         internal = llm.enqueue(
@@ -136,14 +134,26 @@ class VllmEngine(StepEngine):
         self._asleep = True
 
     def close(self) -> None:
-        """Release the engine. Some GPU memory is released only when the process ends."""
+        """Release the engine. Some GPU memory is released only when the process ends.
+
+        A sleeping engine is woken first, because vLLM would release memory again that is released
+        already, and the next allocation of the process would fail. This needs the memory that the
+        engine had, which is also what the next engine of the process needs. If it does not fit, the
+        task fails, and the executor ends this process before it attempts the task again.
+        """
         if self._llm is None:
             return
+        self._wake()
         core: Any = getattr(self._llm.llm_engine, "engine_core", None)
         if hasattr(core, "shutdown"):
             core.shutdown()
         self._llm, self._adapter = None, None
         gc.collect()
+
+    def _wake(self) -> None:
+        if self._asleep:
+            self._require().wake_up()
+            self._asleep = False
 
     def _require(self) -> LLM:
         if self._llm is None:

@@ -385,7 +385,10 @@ def test_vllm_releases_its_memory_and_loads_the_adapter_again(tmp_path: Path) ->
     calls: list[Any] = []
 
     class Llm:
-        llm_engine = SimpleNamespace(remove_lora=lambda number: calls.append(("remove", number)))
+        llm_engine = SimpleNamespace(
+            remove_lora=lambda number: calls.append(("remove", number)),
+            engine_core=SimpleNamespace(shutdown=lambda: calls.append("shut down")),
+        )
 
         def sleep(self, *, level: int) -> None:
             calls.append(("sleep", level))
@@ -416,6 +419,8 @@ def test_vllm_releases_its_memory_and_loads_the_adapter_again(tmp_path: Path) ->
         engine._internal_ids.clear()
         engine.sleep()
         engine.sleep()
+    engine.close()
+    engine.close()
     assert calls == [
         ("enqueue", 1, "one#1"),
         ("remove", 1),
@@ -424,6 +429,8 @@ def test_vllm_releases_its_memory_and_loads_the_adapter_again(tmp_path: Path) ->
         ("enqueue", 2, "one#2"),
         ("remove", 2),
         ("sleep", 1),
+        "wake up",  # vLLM must not release memory again that is released already
+        "shut down",
     ]
 
 
