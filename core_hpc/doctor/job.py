@@ -16,6 +16,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from core_hpc.common.errors import InputError
 from core_hpc.config.cluster import ClusterSection
 from core_hpc.config.slurm import PhaseGroup
 from core_hpc.doctor.checks import FAIL, OK, WARN, Finding, Subject
@@ -23,6 +24,7 @@ from core_hpc.doctor.inputs import model_folders
 from core_hpc.doctor.machine import judge_gpus
 from core_hpc.doctor.node import HELLO, PING, PONG, ProbeSpec, examine, report_name
 from core_hpc.doctor.storage import probe_folder
+from core_hpc.local.gpus import check_slices
 from core_hpc.slurm.commands import JobId, QueueEntry, Slurm, SlurmUnavailableError
 from core_hpc.slurm.outcomes import OOM_WORDS
 from core_hpc.slurm.reasons import why_never
@@ -230,7 +232,21 @@ def judge(probe: Probe, *, given: bool) -> Iterator[Finding]:
         yield _no_report(probe, len(reports))
     if reports:
         yield from judge_reports(probe.name, reports, cluster=probe.cluster, group=probe.group, given=given)
+        yield from _slices(probe, reports)
         yield _visibility(probe, reports[0])
+
+
+def _slices(probe: Probe, reports: list[dict[str, Any]]) -> Iterator[Finding]:
+    """Whether what runs in this job can use the GPUs that were granted, if they are slices (MIG)."""
+    cluster, groups = probe.cluster, set(probe.groups)
+    try:
+        check_slices(
+            [name for report in reports for name in report["gpu_names"]],
+            update_ranks=cluster.update_ranks if groups & {"update", "resident"} else 1,
+            engine_gpus=cluster.engine_gpus if groups & {"generate", "resident"} else 1,
+        )
+    except InputError as e:
+        yield Finding(FAIL, f"{probe.name}: {e}")
 
 
 def _no_report(probe: Probe, count: int) -> Finding:

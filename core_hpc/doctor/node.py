@@ -97,6 +97,7 @@ def _node() -> dict[str, Any]:
         "cpus": len(os.sched_getaffinity(0)),
         "mem_gb": psutil.virtual_memory().total / 2**30,
         "mem_limit_gb": memory_limit_gb(Path("/proc/self/cgroup").read_text(encoding="utf-8"), Path("/sys/fs/cgroup")),
+        "gpu_names": visible,
         "gpus_visible": len(visible) or len((gpu or {"gpus": []})["gpus"]),
         "gpu": gpu,
         "torch_cuda": torch_cuda(),

@@ -94,7 +94,7 @@ class LocalLimits:
         """
         cores = cores or len(os.sched_getaffinity(0))
         gpus = usable_gpus(cluster)
-        check_gpus(cluster, num_models, len(gpus))
+        check_gpus(cluster, num_models, len(gpus), names=gpus)
         num_running = cluster.num_running or (len(gpus) + 1 if gpus else max(1, min(num_models, cores)))
         threads = cluster.threads or max(1, cores // num_running)
         host_gb = psutil.virtual_memory().total / 2**30

@@ -82,12 +82,41 @@ def most_on_a_gpu(num_models: int, num_ranks: int, num_gpus: int) -> int:
     return -(-num_models * num_ranks // num_gpus)
 
 
-def check_gpus(cluster: ClusterSection, num_models: int, num_gpus: int) -> None:
-    """Check that the GPUs of one machine suffice for ranks and engines, and can be shared as configured.
+def check_slices(names: Sequence[str], *, update_ranks: int, engine_gpus: int) -> None:
+    """Refuse slices of GPUs (MIG) for processes that NCCL connects.
+
+    Only the newest versions of NCCL support slices, as an experiment.
+
+    Args:
+        names: those of the GPUs, as in CUDA_VISIBLE_DEVICES.
 
     Raises:
-        InputError: they are too few, or the engines would leave no memory for the trainers.
+        InputError: an update has several ranks, or an engine several GPUs, and one of them is a slice.
     """
+    found = next((name for name in names if name.startswith("MIG-")), None)
+    if found is None:
+        return
+    for field, count, what in (
+        ("update_ranks", update_ranks, "the ranks of an update"),
+        ("engine_gpus", engine_gpus, "the processes of an engine"),
+    ):
+        if count > 1:
+            raise InputError(
+                f"cluster.{field}: {count}, but CUDA_VISIBLE_DEVICES shows slices of GPUs ({found}), and NCCL, which "
+                f"connects {what}, needs whole GPUs. Set cluster.{field} to 1, or use GPUs without MIG"
+            )
+
+
+def check_gpus(cluster: ClusterSection, num_models: int, num_gpus: int, *, names: Sequence[str] = ()) -> None:
+    """Check that the GPUs of one machine suffice for ranks and engines, and can be shared as configured.
+
+    Args:
+        names: those of the GPUs, where they are known.
+
+    Raises:
+        InputError: they are too few or unfit, or the engines would leave no memory for the trainers.
+    """
+    check_slices(names, update_ranks=cluster.update_ranks, engine_gpus=cluster.engine_gpus)
     if num_gpus and cluster.update_ranks > num_gpus:
         raise InputError(
             f"cluster.update_ranks: {cluster.update_ranks} ranks need as many GPUs, but this machine shows {num_gpus}. "

@@ -445,6 +445,7 @@ def report(**changes: Any) -> dict[str, Any]:
         "cpus": 8,
         "mem_gb": 64.0,
         "mem_limit_gb": 32.0,
+        "gpu_names": ["0"],
         "gpus_visible": 1,
         "gpu": {"gpus": ["H100"], "mem_gb": [80], "driver": "550", "cuda": "12.4"},
         "torch_cuda": "12.8",
@@ -506,6 +507,32 @@ def test_without_a_sweep_a_missing_package_is_no_failure() -> None:
 
 def probe_of(group: PhaseGroup, cluster: ClusterSection, folder: Path, **changes: Any) -> doctor_job.Probe:
     return doctor_job.Probe(groups=[group], cluster=cluster, packages=(), folder=folder, job=7, **changes)
+
+
+@pytest.mark.parametrize(
+    ("groups", "cluster", "field"),
+    [
+        (["update"], {"update_ranks": 2}, "update_ranks"),
+        (["generate"], {"engine_gpus": 2}, "engine_gpus"),
+        (["generate", "update"], {"engine_gpus": 2}, "engine_gpus"),
+        (["resident"], {"engine_gpus": 2}, "engine_gpus"),
+        (["resident"], {"update_ranks": 2}, "update_ranks"),
+        (["generate"], {"update_ranks": 2}, None),  # the update may have whole GPUs
+        (["generate", "update"], {}, None),
+    ],
+)
+def test_slices_of_a_gpu_that_would_work_together_fail(
+    groups: list[PhaseGroup], cluster: dict[str, Any], field: str | None, tmp_path: Path
+) -> None:
+    jobs = {"cpus": 1, "mem_gb": 1, "max_mem_gb": 1}
+    section = ClusterSection(driver="resident" if "resident" in groups else "arrays", slurm=jobs, **cluster)
+    probe = doctor_job.Probe(groups=groups, cluster=section, packages=(), folder=tmp_path, job=7)
+    for rank in range(probe.num_ranks):
+        reported = report(rank=rank, gpu_names=["MIG-1a"])
+        (tmp_path / doctor_node.report_name(rank)).write_text(json.dumps(reported))
+    found = [f.what for f in doctor_job.judge(probe, given=True) if "MIG-1a" in f.what and f.status == FAIL]
+    assert len(found) == (field is not None)
+    assert all(f"cluster.{field}: 2, but CUDA_VISIBLE_DEVICES shows slices" in what for what in found)
 
 
 def test_a_job_without_a_report(tmp_path: Path) -> None:

@@ -124,6 +124,19 @@ def test_engines_that_share_gpus_with_trainers_must_leave_memory_for_them() -> N
         check_gpus(ClusterSection(gpu_sharing="split", gpu_memory_share=0.46, engine_gpus=2), 2, 2)
 
 
+@pytest.mark.parametrize("field", ["update_ranks", "engine_gpus"])
+def test_slices_of_a_gpu_do_not_work_together(field: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """NCCL needs whole GPUs. Workers with one slice each need no NCCL."""
+    monkeypatch.setattr(gpus, "has_gpu", lambda: True)
+    several = ClusterSection(**{field: 2})
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "MIG-1a,MIG-2b")
+    assert LocalLimits.of(ClusterSection(), 2).gpus == ("MIG-1a", "MIG-2b")
+    with pytest.raises(InputError, match=rf"cluster.{field}: 2, .*MIG-1a.*Set cluster.{field} to 1"):
+        LocalLimits.of(several, 2)
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "GPU-1a,GPU-2b")
+    assert LocalLimits.of(several, 2).gpus == ("GPU-1a", "GPU-2b")
+
+
 SLEEP = WorkerCommand(CommandKind.SLEEP)
 
 # --- the executor --------------------------------------------------------------------------------
