@@ -123,7 +123,7 @@ class VllmEngine(StepEngine):
         self._require().llm_engine.abort_request(internal, internal=True)
 
     def sleep(self) -> None:
-        """Move the weights to the host memory and drop the KV cache.
+        """Move the weights and captured CUDA graphs to the host memory and drop the KV cache.
 
         The adapter is in neither, so it is removed and loaded again with the next request.
         """
@@ -233,7 +233,11 @@ def _engine_arguments(spec: EngineSpec, *, on_cpu: bool) -> dict[str, Any]:
             "block_size": CPU_BLOCK_TOKENS,
         }
     else:
-        arguments |= {"gpu_memory_utilization": spec.gpu_memory_share, "enable_sleep_mode": spec.sleeps}
+        arguments |= {
+            "gpu_memory_utilization": spec.gpu_memory_share,
+            "enable_sleep_mode": spec.sleeps,
+            "sleep_mode_offload_cudagraph": spec.sleeps,  # otherwise captured graphs stay in the GPU's memory
+        }
         if spec.kv_cache_gb is not None:
             arguments["kv_cache_memory_bytes"] = int(spec.kv_cache_gb * 2**30)
     return arguments

@@ -156,6 +156,15 @@ def test_the_tuning_decides_whether_vllm_gets_adapters_or_four_bit_weights() -> 
     assert {"enable_lora", "max_lora_rank", "max_loras", "lora_target_modules", "quantization"} & full.keys() == set()
 
 
+def test_a_sleeping_engine_keeps_no_cuda_graphs_on_the_gpu() -> None:
+    spec = partial(EngineSpec, kind="vllm", model_folder=Path("/model"), max_context_tokens=64)
+    names = ("enable_sleep_mode", "sleep_mode_offload_cudagraph")
+    for sleeps in (True, False):
+        arguments = _engine_arguments(spec(sleeps=sleeps), on_cpu=False)
+        assert [arguments[name] for name in names] == [sleeps, sleeps]
+    assert not set(names) & _engine_arguments(spec(sleeps=True), on_cpu=True).keys()
+
+
 def test_vllm_on_a_gpu_has_no_adapter_on_float32_weights(tiny_models: list[Path]) -> None:
     """Its kernels assert 16 bits. Jobs without GPUs, other engines and `tuning: full` may have float32."""
     message = r"dtype float32.*vLLM on a GPU.*dtype: bfloat16.*engine: transformers"
