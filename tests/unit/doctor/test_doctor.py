@@ -66,6 +66,14 @@ def test_the_ranges_are_those_of_the_repository_not_of_an_old_installation(monke
     assert {"", "cpu", "gpu", "test"} <= {extra for extra, _ in requirements}
 
 
+def test_the_vllm_for_gpus_has_the_tested_minor_version() -> None:
+    ranges = {extra: r.specifier for extra, r in doctor_packages._declared()[1] if extra in ("cpu", "gpu")}
+    (tested,) = (s.version for s in ranges["cpu"])
+    major, minor, _ = map(int, tested.split("."))
+    assert ranges["gpu"].contains(tested)
+    assert not ranges["gpu"].contains(f"{major}.{minor + 1}.0")
+
+
 def test_this_environment_passes(tmp_path: Path) -> None:
     assert FAIL not in statuses(doctor_packages.check_python(subject(tmp_path)))
 
