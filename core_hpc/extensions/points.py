@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass
 from itertools import islice
 from typing import Any
@@ -59,6 +59,8 @@ class Use:
 def _floats(result: Any, arguments: Sequence[Any]) -> list[float]:
     """One finite number per element of the last positional argument."""
     wanted = len(arguments[-1])
+    if isinstance(result, (Mapping, Set, str, bytes)):  # their elements are keys or characters, or have no order
+        raise TypeError(f"returned {_shown(result)}, not a list of numbers in the order of the completions")
     try:
         values = [float(value) for value in result]
     except (TypeError, ValueError) as e:

@@ -146,6 +146,8 @@ def save_model(model: Any, folder: Path, *, source: Path, state: Mapping[str, Te
         model.save_pretrained(folder, state_dict=None if state is None else dict(state))
     if (settings := source / GENERATION_CONFIG).is_file():
         shutil.copyfile(settings, folder / GENERATION_CONFIG)
+    for path in folder.glob("*.safetensors"):  # written readable for the owner only, unlike all other files
+        path.chmod(folder.stat().st_mode & 0o666)
 
 
 @contextmanager

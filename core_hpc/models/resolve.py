@@ -107,8 +107,8 @@ def place_of_model(reference: str, *, revision: str | None = None, allow_pickle:
     if found is None:
         return ModelPlace(
             None,
-            missing=f"model {reference} is not in the local cache of the hub; a start downloads it, or run "
-            f"`{download_command(reference, revision)}` on a machine with network access",
+            missing=f"model {reference} is neither a folder nor in the local cache of the hub; a start downloads it, "
+            f"or run `{download_command(reference, revision)}` on a machine with network access",
         )
     try:
         check_folder(found, allow_pickle=allow_pickle)

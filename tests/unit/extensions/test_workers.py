@@ -84,6 +84,8 @@ def test_an_error_while_the_file_is_loaded_names_its_line(workers: FunctionWorke
         ("    return [0, 0]", r"line 2: part returned 2 numbers for 1 completions"),
         ("    return None", r"part returned NoneType None, not a list of numbers"),
         ("    return [float('nan')]", "part returned nan for completion 0, which is not a finite number"),
+        ("    return {0: 0.9, 1: 0.1, 2: 0.5}", r"part returned dict .*, not a list of numbers in the order"),
+        ("    return '012'", r"part returned str '012', not a list of numbers in the order"),
         ("    return ['x']", r"part returned list \['x'\], not a list of numbers"),
     ],
 )

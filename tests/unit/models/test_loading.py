@@ -145,6 +145,8 @@ def test_the_context_of_the_run_selects_the_factors(
     model = load_model(phi3, context_tokens=context)
     assert model.config.rope_parameters == resolved
     save_model(model, tmp_path / "saved", source=phi3)
+    modes = {path.stat().st_mode & 0o777 for path in (tmp_path / "saved").iterdir()}
+    assert len(modes) == 1  # a colleague who may read one file may read all
     assert load_config(tmp_path / "saved").rope_parameters == original
     assert model.config.rope_parameters == resolved
 
