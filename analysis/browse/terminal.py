@@ -59,11 +59,15 @@ def show(data: RunData, problem: str, console: Console, *, iteration: int | None
 def _found(data: RunData, rows: pl.DataFrame, problem: str) -> tuple[str, str]:
     """The split and the id of the only problem that has this id or part."""
     known = rows.select("split", "problem_id").unique().sort("split", "problem_id")
-    exact = known.filter(pl.col("problem_id") == problem)
+    with_split = pl.col("split") + "/" + pl.col("problem_id")
+    exact = known.filter((pl.col("problem_id") == problem) | (with_split == problem))
     found = exact if exact.height else known.filter(pl.col("problem_id").str.contains(problem, literal=True))
     if found.height == 1:
         split, problem_id = found.row(0)
         return split, problem_id
+    if exact.height:
+        both = " or ".join("/".join(row) for row in exact.rows())
+        raise InputError(f"{data.path}: problems of both splits have the id {problem!r}; give {both}")
     some = (found if found.height else known)["problem_id"].unique(maintain_order=True)
     listed = ", ".join(some.head(_MAX_LISTED)) + (", .." if some.len() > _MAX_LISTED else "")
     if not found.height:

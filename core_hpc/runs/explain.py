@@ -89,7 +89,10 @@ def _unknown_key(tag: str | None, location: Sequence[Any], value: Any) -> str:
     if colon and after and value is None and before in valid:
         return f"a space is missing after the colon; write `{before}: {after}`"
     near = difflib.get_close_matches(key, valid, n=1)
-    advice = f"did you mean `{near[0]}`?" if near else f"valid here: {', '.join(valid)}"
+    if below := _paths_below(location[:-1], key):
+        advice = f"did you mean {' or '.join(f'`{path}`' for path in below)}?"
+    else:
+        advice = f"did you mean `{near[0]}`?" if near else f"valid here: {', '.join(valid)}"
     return f"unknown key; {advice}"
 
 
@@ -124,6 +127,21 @@ def _no_match(pattern: str, given: str) -> str:
 
 def _valid_keys(location: Sequence[Any]) -> list[str]:
     """The valid keys at a location of the configuration."""
+    return sorted({key for model in _models_at(location) for key in model.model_fields})
+
+
+def _paths_below(location: Sequence[Any], key: str) -> list[str]:
+    """The paths of the fields with this name in the sections of a location."""
+    return [
+        ".".join(str(part) for part in (*location, name, key))
+        for model in _models_at(location)
+        for name, field in model.model_fields.items()
+        if any(key in section.model_fields for section in _sections(field.annotation))
+    ]
+
+
+def _models_at(location: Sequence[Any]) -> list[type[BaseModel]]:
+    """The sections that can stand at a location of the configuration."""
     models: list[type[BaseModel]] = [RunConfig]
     for part in location:
         if isinstance(part, int):
@@ -132,7 +150,7 @@ def _valid_keys(location: Sequence[Any]) -> list[str]:
         if not fields:  # a key of a mapping, such as the name of a reward part
             continue
         models = [section for field in fields for section in _sections(field.annotation)]
-    return sorted({key for model in models for key in model.model_fields})
+    return models
 
 
 def _sections(annotation: Any) -> list[type[BaseModel]]:

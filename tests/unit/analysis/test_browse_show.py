@@ -5,10 +5,11 @@ from __future__ import annotations
 import io
 from pathlib import Path
 
+import polars as pl
 import pytest
 from rich.console import Console
 
-from analysis.browse.terminal import show
+from analysis.browse.terminal import _found, show
 from analysis.counts.load import load_run
 from core_hpc.common.errors import InputError
 from tests.support.analysis_data import run_with_set
@@ -60,6 +61,17 @@ def test_an_unclear_id_is_refused(tmp_path: Path) -> None:
         printed(run, "t")
     with pytest.raises(InputError, match="no published problem has 'zz' in its id"):
         printed(run, "zz")
+
+
+def test_an_id_of_both_splits_is_found_with_its_split(tmp_path: Path) -> None:
+    """Ids of files are often counted from 1 in each."""
+    run = full_run(tmp_path / "run")
+    rows = pl.DataFrame({"split": ["train", "evaluation", "train"], "problem_id": ["1", "1", "11"]})
+    data = load_run(run)
+    with pytest.raises(InputError, match="both splits have the id '1'; give evaluation/1 or train/1"):
+        _found(data, rows, "1")
+    assert _found(data, rows, "train/1") == ("train", "1")
+    assert _found(data, rows, "11") == ("train", "11")
 
 
 def test_problems_of_a_further_set_are_found(tmp_path: Path) -> None:

@@ -114,6 +114,14 @@ def test_all_mistakes_are_reported_at_once_with_path_and_advice(tmp_path: Path) 
             {"cluster": {"zero_stage": 3, "update_ranks": 2}, "update": {"compile": True}},
             "update.compile: layers with cluster.zero_stage: 3 cannot be compiled",
         ),
+        (
+            {"protocol": {"max_new_tokens": 512}},
+            "protocol.max_new_tokens: unknown key; did you mean `protocol.sampling.max_new_tokens`?",
+        ),
+        (
+            {"learning_rate": 1e-5},
+            "learning_rate: unknown key; did you mean `team.learning_rate` or `update.learning_rate`?",
+        ),
         ({"reward": {"explore": {"weights": 1}}}, "reward.explore.weights: unknown key; did you mean `weight`?"),
         (
             {"team": [{"name": "a", "model": "x", "lora": {"rnk": 1}}]},
