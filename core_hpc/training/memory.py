@@ -2,8 +2,8 @@
 
 In: a policy and the size of its largest micro-batch. Out: the number of checkpointed layers (their
 activations are not kept, but computed again in the backward pass), which is as small as the free
-memory allows. A micro-batch that does not fit even so is refused. On a CPU nothing is checkpointed
-unless the user asks for it.
+memory allows, without what gradients and the optimizer will use. A micro-batch that does not fit
+even so is refused. On a CPU nothing is checkpointed unless the user asks for it.
 """
 
 from __future__ import annotations
@@ -125,7 +125,7 @@ class ActivationMemory:
         """The fewest and the most checkpointed layers that `make_room` may choose."""
         return sorted({0, len(self._layers)}) if self._adapts else [self.num_checkpointed]
 
-    def make_room(self, num_tokens: int, num_keys: int) -> None:
+    def make_room(self, num_tokens: int, num_keys: int, *, reserved: int) -> None:
         """Checkpoint as many layers as a micro-batch of this size needs.
 
         It does nothing if the user has decided the number, and on a CPU.
@@ -133,6 +133,7 @@ class ActivationMemory:
         Args:
             num_tokens: tokens of the largest micro-batch, with padding.
             num_keys: the largest number of keys of a micro-batch.
+            reserved: bytes that are free now, and that gradients and the optimizer will use.
 
         Raises:
             GpuMemoryError: it does not fit with all layers checkpointed.
@@ -141,15 +142,15 @@ class ActivationMemory:
             return
         if self._size is None:
             self._size = self._measure()
-        free = free_memory(self._policy.device)
+        free = max(0.0, free_memory(self._policy.device) - reserved)
         count = layers_to_checkpoint(
             self._size, num_layers=len(self._layers), num_tokens=num_tokens, num_keys=num_keys, free=free
         )
         if count is None:
             raise GpuMemoryError(
-                f"update: a micro-batch of {num_tokens} tokens does not fit into the {free / 2**30:.1f} GiB that are "
-                "free on the GPU, even when all activations are computed again; lower update.micro_batch_tokens, or "
-                "leave the update more of the GPU"
+                f"update: a micro-batch of {num_tokens} tokens does not fit into the {free / 2**30:.1f} GiB that "
+                "gradients and the optimizer leave free on the GPU, even when all activations are computed again; "
+                "lower update.micro_batch_tokens, or leave the update more of the GPU"
             )
         self.checkpoint(count)
 

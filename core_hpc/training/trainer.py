@@ -137,7 +137,7 @@ class Trainer:
         task = self._prepare(spec, timings)
         try:
             with timings.clock("prepare_s"):
-                self._make_room(task.plans)
+                self._make_room(task.plans, task.zero.bytes_to_come)
             with timings.clock("train_s"):
                 self._train(task)
             with timings.clock("save_s"):
@@ -234,8 +234,8 @@ class Trainer:
         num_tokens = spec.num_similar_tasks * sum(p.num_tokens for p in plans)
         return pays_to_compile(self.policy.num_weights, num_tokens)
 
-    def _make_room(self, plans: Sequence[StepPlan]) -> None:
-        """Make room for the largest micro-batches of this rank.
+    def _make_room(self, plans: Sequence[StepPlan], reserved: int) -> None:
+        """Make room for the largest micro-batches of this rank, beside `reserved` bytes.
 
         Sharded weights: of all ranks, because making room is collective.
         """
@@ -243,7 +243,7 @@ class Trainer:
         mine = [batch for plan in plans for rank in ranks for batch in plan.micro_batches[rank]]
         if mine:
             num_tokens = max(batch.num_padded_tokens for batch in mine)
-            self.memory.make_room(num_tokens, max(batch.num_keys for batch in mine))
+            self.memory.make_room(num_tokens, max(batch.num_keys for batch in mine), reserved=reserved)
 
     def _train(self, task: _Task) -> None:
         """Run the remaining steps; between two of them the task can stop, or save its position."""

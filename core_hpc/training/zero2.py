@@ -97,6 +97,18 @@ class Zero2:
         if state is not None:
             self._load_moments(state)
 
+    @property
+    def bytes_to_come(self) -> int:
+        """Memory of this rank that is not allocated yet, and in use while later micro-batches are computed.
+
+        Gradients of all parameters stay whole until the micro-batches of a step are done. DeepSpeed
+        makes the moments of a fresh optimizer in the first step.
+        """
+        partitions, state = self.optimizer.single_partition_of_fp32_groups, self.optimizer.optimizer.state
+        gradients: int = sum(parameter.nbytes for parameter in self.parameters.values())
+        moments: int = sum(2 * partition.nbytes for partition in partitions if partition not in state)
+        return gradients + moments
+
     def backward(self, losses: Iterable[Tensor]) -> None:
         """Sum the gradients of this rank's losses (there may be none), then those of all ranks."""
         with self.engine.coalesce_grad_reduction():

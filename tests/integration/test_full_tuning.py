@@ -77,6 +77,15 @@ def test_equals_plain_adamw_on_one_and_two_ranks(runs: dict[str, Any]) -> None:
     assert runs["full_two"][0]["both"]["steps"] == runs["full_two"][1]["both"]["steps"]
 
 
+def test_gradients_and_moments_have_a_place_in_the_plan_of_the_memory(runs: dict[str, Any]) -> None:
+    """DeepSpeed makes the moments of a fresh optimizer in the first step, and gradients are whole on every rank."""
+    num_bytes = sum(t.nbytes for t in masters(runs["folder"] / "full_one.1").values())
+    for name, num_ranks in (("full_one", 1), ("full_two", 2)):
+        for rank in runs[name]:
+            for task in rank["memory"]:
+                assert task["held"] == task["planned"] == pytest.approx(num_bytes * (1 + 2 / num_ranks), rel=0.01)
+
+
 def test_kl_is_to_the_base_weights(runs: dict[str, Any]) -> None:
     for name in ("full_one", "full_two", "half_one"):
         first, second = runs[name][0]["both"]["steps"]

@@ -23,6 +23,7 @@ import time
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import torch
 from torch.distributed.tensor import DTensor
@@ -35,7 +36,7 @@ from core_hpc.extensions.sources import Source, remember
 from core_hpc.phases.checkpoint import CheckpointStore
 from core_hpc.store import manifests
 from core_hpc.store.paths import OPTIMIZER_STATE, RunPaths, TaskKey
-from core_hpc.training import passes
+from core_hpc.training import passes, trainer
 from core_hpc.training.batching import Row, plan_steps, step_rows
 from core_hpc.training.interruption import Interruption
 from core_hpc.training.micro_batch import collate
@@ -291,6 +292,43 @@ class Checks:
         """The second task of another launch, from the checkpoint of its interrupted attempt."""
         root = self.folder / f"{other}.run"
         return self.attempt(root, f"{other}.by_{self.name}", previous=f"{other}.1")
+
+    def memory(self) -> list[dict[str, int]]:
+        """Bytes of gradients and moments: as planned before the first step, and the most during a micro-batch.
+
+        The first of two tasks has a fresh optimizer, the second the moments of the first.
+        """
+        made: list[Zero2] = []
+        found: list[dict[str, int]] = []
+
+        def make(*arguments: Any) -> Zero2:
+            made.append(Zero2(*arguments))
+            return made[-1]
+
+        def held() -> int:
+            state = made[-1].optimizer.optimizer.state.values()
+            moments = sum(t.nbytes for own in state for name, t in own.items() if name != "step")
+            return moments + sum(p.grad.nbytes for p in made[-1].parameters.values() if p.grad is not None)
+
+        def make_room(num_tokens: int, num_keys: int, *, reserved: int) -> None:
+            found.append({"planned": held() + reserved, "held": 0})
+
+        def log_probs(*arguments: Any, **options: Any) -> Any:
+            if made:  # the passes before training are over
+                found[-1]["held"] = max(found[-1]["held"], held())
+            return policy_log_probs(*arguments, **options)
+
+        policy_log_probs = self.trainer.policy.log_probs
+        with (
+            patch.object(trainer, "Zero2", make),
+            patch.object(self.trainer.memory, "make_room", make_room),
+            patch.object(self.trainer.policy, "log_probs", log_probs),
+        ):
+            one_row = SETTINGS.model_copy(update={"micro_batch_tokens": 1})
+            self.update(1, None, f"{self.name}.memory1", settings=one_row)
+            made.clear()
+            self.update(2, f"{self.name}.memory1", f"{self.name}.memory2", settings=one_row)
+        return found
 
     def failures(self) -> dict[str, Any]:
         """Reports on tasks with non-finite losses and gradients; a good task follows."""

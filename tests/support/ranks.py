@@ -141,7 +141,7 @@ def launch_updates(root: Path, *, full: bool) -> None:
     prepare(whole, tiny_llama(tie_word_embeddings=True))
     (whole / "model" / "chat_template.jinja").write_text("{{ messages }}")
     basic = ("both", "raw_resume", "silent_step")
-    updates = ("both", "interrupted")
+    updates = ("both", "interrupted", "memory")
     launch(adapters, "one", 1, *basic, "silent_step_of_own_loss", "interrupted", then=[(whole, "full_one", updates)])
     more = ("resume:one.1:one_two.2", "interrupted", "failures", "mismatch", "adapted:one.1")
     continues = () if full else ("continues:one",)
@@ -161,7 +161,7 @@ def tiny_llama(**changes: Any) -> Any:
     torch.manual_seed(0)
     shape = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "vocab_size": VOCABULARY}
     heads = {"num_attention_heads": 4, "num_key_value_heads": 2}
-    return transformers.LlamaForCausalLM(transformers.LlamaConfig(**shape, **heads, **changes))
+    return transformers.LlamaForCausalLM(transformers.LlamaConfig(**{**shape, **heads, **changes}))
 
 
 def prepare(folder: Path, model: Any) -> list[list[str]]:
