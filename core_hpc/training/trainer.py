@@ -253,10 +253,11 @@ class Trainer:
         )
         for index in range(done, num_steps):
             stop, save = boundaries.decide(index)
-            saved = not save or self._save(task)
+            # The ranks wait for rank 0 here, since DeepSpeed's own groups wait for ten minutes only.
+            saved = not save or all_true(self._save(task), self.device)
             if stop:
                 message = f"update: stopped on request after {index} of {num_steps} optimizer steps"
-                if not all_true(saved, self.device):
+                if not saved:
                     message += "; its position could not be stored, see the log of rank 0"
                 raise StoppedError(message)
             task.records.append(self._step(task, index))

@@ -12,6 +12,7 @@ from __future__ import annotations
 import gc
 import os
 from collections.abc import Iterable, Sequence
+from datetime import timedelta
 from typing import Any
 
 import deepspeed
@@ -25,6 +26,9 @@ from core_hpc.config.update import UpdateSection
 from core_hpc.training.state_io import PARTS, TrainingState
 
 RANK_VARIABLES = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
+LONGEST_WAIT = timedelta(hours=4)
+"""How long a rank waits for another one. Rank 0 alone writes and hashes weights and moments, which may be hundreds of
+GiB. A rank that dies or fails is noticed earlier: all executors then end the whole group."""
 
 
 def start_process_group() -> torch.device:
@@ -48,7 +52,9 @@ def start_process_group() -> torch.device:
     else:
         # Otherwise DeepSpeed compiles a C++ communication library for a minute at the first start.
         deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
-    deepspeed.init_distributed(dist_backend="nccl" if cuda else "gloo", auto_mpi_discovery=False, verbose=False)
+    deepspeed.init_distributed(
+        dist_backend="nccl" if cuda else "gloo", auto_mpi_discovery=False, verbose=False, timeout=LONGEST_WAIT
+    )
     return device
 
 

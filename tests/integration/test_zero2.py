@@ -152,6 +152,16 @@ def test_an_interrupted_update_goes_on_where_it_was_and_gives_the_same(runs: dic
     assert "does not see it" in runs["two"][1]["interrupted"]["unseen"]
 
 
+def test_ranks_wait_for_rank_zero_as_long_as_large_files_take(runs: dict[str, Any]) -> None:
+    """Also while it stores a checkpoint: the groups of DeepSpeed, in which a step would wait, wait for 10 minutes."""
+    first, second = (rank["waits"] for rank in runs["two"])
+    assert first["limit_s"] == second["limit_s"] >= 3600
+    waits = list(zip(second["ended"], first["stored"], strict=True))
+    assert len(waits) == 2
+    assert max(second["computed"]) > waits[0][1]
+    assert not [t for t in second["computed"] for ended, stored in waits if ended < t < stored]
+
+
 def test_an_interrupted_update_continues_with_another_number_of_ranks(runs: dict[str, Any]) -> None:
     for name, by in (("one", "two_later" if "two_later" in runs else "two"), ("two", "one_later")):
         for rank in runs[by]:

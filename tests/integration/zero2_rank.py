@@ -38,7 +38,7 @@ from core_hpc.store import manifests
 from core_hpc.store.paths import OPTIMIZER_STATE, RunPaths, TaskKey
 from core_hpc.training import passes, trainer
 from core_hpc.training.batching import Row, plan_steps, step_rows
-from core_hpc.training.interruption import Interruption
+from core_hpc.training.interruption import Checkpoint, Interruption
 from core_hpc.training.micro_batch import collate
 from core_hpc.training.policy import Dtype
 from core_hpc.training.task import TrainerSettings, UpdateResult, UpdateTask
@@ -329,6 +329,38 @@ class Checks:
             made.clear()
             self.update(2, f"{self.name}.memory1", f"{self.name}.memory2", settings=one_row)
         return found
+
+    def waits(self) -> dict[str, Any]:
+        """An update in which rank 0 takes long to store its positions.
+
+        Returns:
+            The seconds that a rank waits for another one at most, when this rank ended a step, when rank 0
+            had stored a position, and when this rank began to compute micro-batches.
+        """
+        ended: list[float] = []
+        stored: list[float] = []
+        computed: list[float] = []
+
+        def should_stop() -> bool:
+            ended.append(time.monotonic())
+            return False
+
+        def save(checkpoint: Checkpoint) -> bool:
+            time.sleep(0.5)
+            stored.append(time.monotonic())
+            return True
+
+        def log_probs(*arguments: Any, **options: Any) -> Any:
+            computed.append(time.monotonic())
+            return policy_log_probs(*arguments, **options)
+
+        policy_log_probs = self.trainer.policy.log_probs
+        with patch.object(self.trainer.policy, "log_probs", log_probs):
+            interruption = Interruption(should_stop=should_stop, interval_s=1e-9, save=save)
+            self.update(1, None, f"{self.name}.waits", interruption=interruption)
+        group = torch.distributed.group.WORLD._get_backend(self.trainer.device)
+        limit_s = group.options._timeout.total_seconds()
+        return {"limit_s": limit_s, "ended": ended[1:], "stored": stored, "computed": computed}
 
     def failures(self) -> dict[str, Any]:
         """Reports on tasks with non-finite losses and gradients; a good task follows."""
