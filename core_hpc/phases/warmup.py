@@ -28,6 +28,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any, TextIO
 
+import torch
+
 from core_hpc.common.errors import StoppedError, StoreError
 from core_hpc.common.faults import fault_point
 from core_hpc.common.seeds import stable_seed
@@ -50,7 +52,7 @@ from core_hpc.training.interruption import Interruption, rows_digest
 from core_hpc.training.state_io import STATE_VERSION
 from core_hpc.training.supervised import SupervisedTrainer
 from core_hpc.training.task import UpdateResult, UpdateTask
-from core_hpc.training.zero2 import all_true, from_rank_zero, rank_and_size, start_process_group
+from core_hpc.training.zero2 import all_true, any_true, from_rank_zero, rank_and_size, start_process_group
 
 IDENTITY_VERSION = 1
 NAME = "model"
@@ -72,7 +74,8 @@ def run(context: TaskContext) -> None:
     shared = (
         folder_of_user(context.paths.warmups) / f"{context.model.name}-{config_hash(identity)}{identity['rows'][:8]}"
     )
-    with _reserved(shared, context.should_stop) if rank == 0 else contextlib.nullcontext():
+    with _lock(shared) if rank == 0 else contextlib.nullcontext(lambda: False) as take:
+        _wait_for(take, context.should_stop, device)
         found = _find(shared, identity) if rank == 0 else None
         is_shared = bool(from_rank_zero(int(found is not None), device))
         if not is_shared:
@@ -164,29 +167,42 @@ def folder_of_user(folder: Path) -> Path:
 
 
 @contextlib.contextmanager
-def _reserved(folder: Path, should_stop: Callable[[], bool]) -> Iterator[None]:
+def _lock(folder: Path) -> Iterator[Callable[[], bool]]:
     """Let one process at a time look for a shared warm-up and make it.
 
-    On a file system without locks several may make it. The first publication wins, for all.
-
-    Raises:
-        StoppedError: the task was asked to stop while it waited.
+    Yields:
+        A function that takes the lock, and returns whether this process has it. On a file system
+        without locks several processes may have it. The first publication wins, for all.
     """
     manifests.make_folder(folder)
     with (folder.parent / f"{folder.name}.lock").open("w") as f:
-        while True:
+
+        def take() -> bool:
             try:
                 fcntl.flock(f, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
-                if should_stop():
-                    raise StoppedError("warm-up: stopped on request while another run made it") from None
-                time.sleep(LOOK_S)
+                return False
             except OSError:
-                break
-            else:
-                remove_leftovers(folder, unchanged_since=_clock(f) - ABANDONED_S)
-                break
-        yield
+                return True
+            remove_leftovers(folder, unchanged_since=_clock(f) - ABANDONED_S)
+            return True
+
+        yield take
+
+
+def _wait_for(take: Callable[[], bool], should_stop: Callable[[], bool], device: torch.device) -> None:
+    """Wait until rank 0 has the lock. Collective.
+
+    Raises:
+        StoppedError: a rank was asked to stop meanwhile. It is raised on every rank.
+    """
+    while True:
+        is_taken, stop = any_true([take(), should_stop()], device)
+        if is_taken:
+            return
+        if stop:
+            raise StoppedError("warm-up: stopped on request while another run made it")
+        time.sleep(LOOK_S)
 
 
 def _clock(file: TextIO) -> float:

@@ -6,22 +6,34 @@ The published weights are compared with a plain training loop of torch.
 from __future__ import annotations
 
 import json
+import os
 import random
+import subprocess
+import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import polars as pl
 import pytest
 
+from core_hpc.common.errors import StoppedError
 from core_hpc.common.seeds import stable_seed
 from core_hpc.config.update import UpdateSection
 from core_hpc.models.prompts import PromptBuilder
+from core_hpc.models.resolve import resolve_model
+from core_hpc.phases import warmup
+from core_hpc.phases.context import TaskContext, Warm
 from core_hpc.runs.folder import list_runs
+from core_hpc.runs.sweep import load_sweep
 from core_hpc.store import manifests, shards
 from core_hpc.store.paths import RunPaths, TaskKey
 from core_hpc.store.schema import EVALUATE, PHASES, PROBLEMS, ROLLOUTS, STEPS, UPDATE, WARMUP
 from core_hpc.training.learning_rate import learning_rate
-from tests.support.harness import launch, leftovers
+from tests.support.cluster import free_ports
+from tests.support.created_run import create_run
+from tests.support.harness import ROOT, launch, leftovers
 from tests.support.ranks import weights
 from tests.support.tiny import tiny_sweep
 
@@ -69,6 +81,46 @@ def runs(tiny_models: list[Path], tmp_path_factory: pytest.TempPathFactory) -> l
     assert done.returncode == 0, done.stdout + done.stderr
     assert (folder / "marker").exists()
     return list_runs(folder / "out" / "tiny")
+
+
+def test_a_request_to_one_rank_ends_the_wait_of_all_for_another_run(tiny_models: list[Path], tmp_path: Path) -> None:
+    ranks = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_ports(1))}
+    env = {**os.environ, **ranks, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", "PYTHONPATH": str(ROOT)}
+    started = [
+        subprocess.Popen(
+            [sys.executable, __file__, str(tiny_models[0]), str(tmp_path / rank)],
+            env={**env, "RANK": rank, "LOCAL_RANK": rank},
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        for rank in ("0", "1")
+    ]
+    try:
+        found = [process.communicate(timeout=300)[0] for process in started]
+    finally:
+        for process in started:
+            process.kill()
+            process.wait()
+    assert all("stopped on request while another run made it" in output for output in found), found
+
+
+def _wait_as_rank(model: Path, folder: Path) -> None:
+    """One of two ranks of a warm-up that another run makes. Only rank 1 is asked to stop."""
+    team = [{"name": "m0", "model": str(model), "engine": "transformers", "warmup": WARM}]
+    folder.mkdir()
+    run = create_run(load_sweep(tiny_sweep(folder / "tiny.yaml", [], folder / "out", team=team)))
+    facts = {"m0": replace(run.facts["m0"], fingerprint=resolve_model(str(model)).fingerprint)}
+    context = TaskContext(
+        run=replace(run, facts=facts),
+        key=TaskKey(0, WARMUP, "m0"),
+        warm=Warm(),
+        should_stop=lambda: os.environ["RANK"] == "1",
+    )
+    with patch("fcntl.flock", side_effect=BlockingIOError):
+        try:
+            warmup.run(context)
+        except StoppedError as error:
+            print(error)
 
 
 def manifest_of(run: Path, model: str) -> manifests.Manifest:
@@ -197,3 +249,7 @@ def test_held_out_problems_are_not_in_a_warm_up(runs: list[Path]) -> None:
 
 def test_a_killed_warm_up_continued_from_its_checkpoint(runs: list[Path]) -> None:
     assert {manifest_of(run, "m0").stats["resumed_from_step"] for run in runs} == {2}
+
+
+if __name__ == "__main__":
+    _wait_as_rank(Path(sys.argv[1]), Path(sys.argv[2]))

@@ -14,7 +14,7 @@ import pytest
 from core_hpc.models.resolve import resolve_model
 from core_hpc.phases.context import TaskContext, Warm
 from core_hpc.phases.warmup import (
-    _reserved,
+    _lock,
     context_tokens,
     folder_of_user,
     warmup_examples,
@@ -67,8 +67,8 @@ def test_users_of_a_common_output_have_a_folder_of_warm_ups_each(project: Path) 
     assert folder_of_user(folder) == folder
     make_folder(folder)
     assert folder_of_user(folder) == folder
-    imports = "from pathlib import Path; from core_hpc.phases.warmup import folder_of_user, _reserved"
-    code = "with _reserved(folder_of_user(Path(sys.argv[1])) / 'm', lambda: False): print('made')"
+    imports = "from pathlib import Path; from core_hpc.phases.warmup import folder_of_user, _lock"
+    code = "with _lock(folder_of_user(Path(sys.argv[1])) / 'm') as take: print('made' if take() else 'busy')"
     done = as_colleague_after(imports, code, folder)
     assert (done.stdout.splitlines()[-1:], done.stderr) == (["made"], "")
     assert (project / f".warmups-{COLLEAGUE_UID}" / "m.lock").is_file()
@@ -81,5 +81,6 @@ def test_a_warm_up_whose_lock_is_not_seen_on_this_node_is_not_removed(age_s: flo
     training = folder / ".model.0123456789ab.tmp"
     make_folder(training)
     os.utime(training, (time.time() - age_s,) * 2)
-    with _reserved(folder, lambda: False):
+    with _lock(folder) as take:
+        take()
         assert training.exists() == (age_s == 3600.0)
