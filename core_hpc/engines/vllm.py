@@ -25,6 +25,7 @@ from core_hpc.config.model import LoraSection
 from core_hpc.engines import EngineSpec, check_requests
 from core_hpc.engines.base import AdapterRef, Completion, GenerationRequest, SamplingSettings
 from core_hpc.engines.shared import StepEngine
+from core_hpc.engines.vllm_compiled import share_compiled_code
 from core_hpc.models.folder import is_mistral_file
 from core_hpc.models.imports import large_imports, replaced
 from core_hpc.models.loading import (
@@ -66,6 +67,7 @@ class VllmEngine(StepEngine):
         self._spec = spec
         self._on_cpu = on_cpu = current_platform.is_cpu()
         self._asleep = False
+        share_compiled_code()
         if on_cpu:
             from core_hpc.engines import vllm_cpu
 

@@ -41,7 +41,7 @@ def _prepare() -> None:
     """Change this process as described above."""
     from vllm.platforms import current_platform
 
-    from core_hpc.engines import vllm_cpu
+    from core_hpc.engines import vllm_compiled, vllm_cpu
 
     # A batch system sends its signals to all processes of a job. The worker that started this
     # process ignores them, because its parent handles them.
@@ -50,6 +50,7 @@ def _prepare() -> None:
     # The worker may be killed. vLLM looks for that only between two requests, and until then
     # the memory of the GPU would be occupied.
     ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+    vllm_compiled.share_compiled_code()
     if current_platform.is_cpu():
         vllm_cpu.install()
 
