@@ -106,7 +106,8 @@ def open_runs(sweep: Sweep, prepared: Prepared, console: Console, *, verify: boo
     opened = []
     for plan in sweep.runs:
         if runfolders.exists(plan, sweep.folder):
-            run = creation.start(plan, sweep.folder, begun=_begun_updates(plan, paths.run(plan.run_id)))
+            begun = functools.partial(_begun_updates, plan, paths.run(plan.run_id))
+            run = creation.start(plan, sweep.folder, begun=begun)
         else:
             run = creation.create(plan, sweep.folder, *prepared[plan.run_id])
         progress, messages = inspect_run(run, checksum=verify)

@@ -7,7 +7,7 @@ Whether the run may be started is checked in `conflicts.py`, and its tasks are r
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -77,11 +77,12 @@ def _freeze(folder: Path, name: str, problems: pl.DataFrame) -> pl.DataFrame:
     raise StoreError(f"{path}: what is written here is damaged at once; check the disk")
 
 
-def start(plan: RunPlan, folder: Path, *, begun: Collection[TaskKey] = ()) -> Run:
+def start(plan: RunPlan, folder: Path, *, begun: Callable[[], Collection[TaskKey]] = tuple) -> Run:
     """Open an existing run with the configuration of this start, and record that configuration.
 
     Args:
-        begun: updates that are not published and that an earlier start has begun, or may have.
+        begun: returns the updates that are not published and that an earlier start has begun, or may have. It is
+            called only if the horizons would change without them.
     """
     paths = RunPaths(folder / plan.run_id)
     ownership.withdraw_writing(paths.root)
@@ -95,7 +96,10 @@ def start(plan: RunPlan, folder: Path, *, begun: Collection[TaskKey] = ()) -> Ru
     if _json_or_none(paths.config) != config:
         manifests.write_json(paths.config, config)
     old = run.horizons() if paths.horizon.exists() else []
-    new = extend_horizon(old, plan.config.iterations, [*shards.published_keys(run.root, (UPDATE,)), *begun])
+    published = shards.published_keys(run.root, (UPDATE,))
+    new = extend_horizon(old, plan.config.iterations, published)
+    if new != old:
+        new = extend_horizon(old, plan.config.iterations, [*published, *begun()])
     if new != old:
         manifests.write_json(paths.horizon, [asdict(h) for h in new])
     return run

@@ -157,3 +157,16 @@ def test_an_iteration_keeps_its_learning_rates_once_an_update_has_begun(
     sweep = load_sweep(tmp_path / "s.yaml", ["iterations=3"])
     (progress,) = open_runs(sweep, {}, Console(file=io.StringIO()), verify=False)
     assert progress.run.horizons() == horizons
+
+
+def test_a_start_with_the_same_iterations_looks_for_no_begun_updates(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Their search lists everything that is published, which takes long in a large sweep on a network file system."""
+    searched: list[object] = []
+    monkeypatch.setattr(controller, "_begun_updates", lambda plan, paths: searched.append(plan) or ())
+    run_in(tmp_path)
+    for iterations, num_searches in ((1, 0), (3, 1), (3, 1)):
+        sweep = load_sweep(tmp_path / "s.yaml", [f"iterations={iterations}"])
+        open_runs(sweep, {}, Console(file=io.StringIO()), verify=False)
+        assert len(searched) == num_searches
