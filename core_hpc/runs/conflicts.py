@@ -32,14 +32,20 @@ def with_started_ids(sweep: Sweep) -> Sweep:
     `run` and `seed-42` do: a grid of seeds may be added to a sweep of one run. Earlier versions made
     the id from the text of the numbers, so `32` and `32.0` gave two ids.
     """
-    by_label, by_hash = _started(sweep.folder, label_of), _started(sweep.folder, hash_of)
-    found = ((plan, [*by_label[plan.label], *by_hash[hash_of(plan.run_id)]]) for plan in sweep.runs)
-    return replace(sweep, runs=tuple(_as_started(plan, sweep.folder, folders) for plan, folders in found))
+    new = _new_runs(sweep)
+    if not new:
+        return sweep  # its folder need not be listed
+    started = _started(sweep.folder)
+    by_label, by_hash = _by_part(started, label_of), _by_part(started, hash_of)
+    found = {p.run_id: _as_started(p, [*by_label[p.label], *by_hash[hash_of(p.run_id)]]) for p in new}
+    return replace(sweep, runs=tuple(found.get(plan.run_id, plan) for plan in sweep.runs))
 
 
-def _as_started(plan: RunPlan, sweep: Path, candidates: Sequence[Path]) -> RunPlan:
-    if exists(plan, sweep):
-        return plan
+def _new_runs(sweep: Sweep) -> list[RunPlan]:
+    return [plan for plan in sweep.runs if not exists(plan, sweep.folder)]
+
+
+def _as_started(plan: RunPlan, candidates: Sequence[Path]) -> RunPlan:
     fields, arm = flatten(scientific_fields(plan.config)), arm_name(plan.config.name, plan.label)
     for found in candidates:
         same_arm = arm_name(plan.config.name, label_of(found.name)) == arm
@@ -48,11 +54,16 @@ def _as_started(plan: RunPlan, sweep: Path, candidates: Sequence[Path]) -> RunPl
     return plan
 
 
-def _started(sweep: Path, part: Callable[[str], str]) -> Mapping[str, Sequence[Path]]:
-    """The folders of the started runs of a sweep, by a part of their id, in the order of their ids."""
+def _started(sweep: Path) -> list[Path]:
+    """The folders of the started runs of a sweep, in the order of their ids."""
+    return [path.parent for path in sorted(sweep.glob("*/run.json"))]
+
+
+def _by_part(folders: Sequence[Path], part: Callable[[str], str]) -> Mapping[str, Sequence[Path]]:
+    """Folders of runs by a part of their ids."""
     found = defaultdict(list)
-    for path in sorted(sweep.glob("*/run.json")):
-        found[part(path.parent.name)].append(path.parent)
+    for folder in folders:
+        found[part(folder.name)].append(folder)
     return found
 
 
@@ -74,12 +85,10 @@ def check_conflicts(sweep: Sweep) -> None:
 
 def find_conflicts(sweep: Sweep) -> dict[str, list[str]]:
     """By run id: which started runs with the same label have other values, and which fields differ."""
-    wanted = {run.run_id for run in sweep.runs}
-    started = _started(sweep.folder, label_of)
+    wanted, new_runs = {run.run_id for run in sweep.runs}, _new_runs(sweep)
+    started = _by_part(_started(sweep.folder), label_of) if new_runs else {}
     found: dict[str, list[str]] = {}
-    for plan in sweep.runs:
-        if exists(plan, sweep.folder):
-            continue
+    for plan in new_runs:
         for folder in started[plan.label]:
             if folder.name in wanted:
                 continue
