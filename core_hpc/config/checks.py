@@ -27,8 +27,7 @@ def has_hinted_rescues(config: RunConfig) -> bool:
 
 
 def _number_of_tasks(config: RunConfig) -> None:
-    protocol, num_models = config.protocol, len(config.team)
-    num_parts = -(-protocol.problems_per_iteration // protocol.problems_per_part)
+    num_parts, num_models = config.num_parts, len(config.team)
     # Cold and rescue per model and part, hint and score per part, update per model.
     num_tasks = config.iterations * (num_parts * (2 * num_models + 2) + num_models)
     if num_tasks > MAX_TASKS:
@@ -149,15 +148,14 @@ def _hacpo_is_a_method_of_its_own(config: RunConfig) -> None:
 
 
 def _ratios_of_peers_in_every_step(config: RunConfig) -> None:
-    hacpo, problems = config.update.hacpo, config.protocol.problems_per_iteration
-    steps = -(-problems // config.update.problems_per_step)
+    hacpo, steps = config.update.hacpo, config.steps_per_iteration
     if hacpo.enabled and (steps - 1) * hacpo.clip_step >= hacpo.clip_delta:
         # The authors make four steps of 0.025, so that their bound ends at 0.875.
-        highest = 3 * 0.025 / (steps - 1)
+        suggested = 3 * 0.025 / (steps - 1)
         raise ValueError(
             f"update.hacpo.clip_step: {hacpo.clip_step:g} closes the range of ratios of a peer's completion, "
             f"[1 - clip_delta + step * clip_step, 1], before the last of the {steps} optimizer steps of an iteration; "
-            f"from then on peers teach nothing. Set it to {highest:.2g}, or make fewer steps"
+            f"from then on peers teach nothing. Set it to {suggested:.2g}, or make fewer steps"
         )
 
 

@@ -83,6 +83,16 @@ class RunConfig(Section):
             check(self)
         return self
 
+    @property
+    def num_parts(self) -> int:
+        """Parts of the training problems of one iteration."""
+        return -(-self.protocol.problems_per_iteration // self.protocol.problems_per_part)
+
+    @property
+    def steps_per_iteration(self) -> int:
+        """Optimizer steps of one model in one iteration."""
+        return -(-self.protocol.problems_per_iteration // self.update.problems_per_step)
+
     def model(self, name: str) -> ModelSection:
         """The team member with this name."""
         return next(m for m in self.team if m.name == name)

@@ -24,7 +24,7 @@ from core_hpc.problems.sets import set_sizes
 from core_hpc.problems.splits import Splits
 from core_hpc.runs import folder as runfolders
 from core_hpc.runs.conflicts import find_conflicts
-from core_hpc.runs.graph import Graph, steps_per_iteration
+from core_hpc.runs.graph import Graph
 from core_hpc.runs.sweep import RunPlan, Sweep
 from core_hpc.slurm.arrays import CHAINS
 from core_hpc.slurm.submit import batch_script, group_of, job_parameters
@@ -216,7 +216,7 @@ def most_work(plan: RunPlan, graph: Graph, num_evaluation: Mapping[str, int]) ->
         evaluations = len(graph.evaluated()) * num * own.evaluation.samples
         num_completions += evaluations * models
         tokens += sum(evaluations * own.sampling_of(model, EVALUATE).max_new_tokens for model in own.team)
-    return num_completions, tokens, config.iterations * steps_per_iteration(config)
+    return num_completions, tokens, config.iterations * config.steps_per_iteration
 
 
 # --- SLURM ---------------------------------------------------------------------------------------

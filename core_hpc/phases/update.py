@@ -39,7 +39,7 @@ from core_hpc.phases.shared_rescues import shared_rows
 from core_hpc.phases.trainer_settings import trainer_settings
 from core_hpc.problems.splits import shuffle_seed
 from core_hpc.runs.contents import check_counts
-from core_hpc.runs.graph import horizon_at, sampler_of, steps_per_iteration
+from core_hpc.runs.graph import horizon_at, sampler_of
 from core_hpc.store import manifests, shards
 from core_hpc.store.paths import EARLIER_OPTIMIZER_STATE, OPTIMIZER_STATE, TEAM, TaskKey
 from core_hpc.store.schema import COLD, RESCUE, ROLLOUTS, ROW_KEY, SCORE, SCORES, UPDATE
@@ -223,7 +223,7 @@ def _task(context: TaskContext, rows: Sequence[Row], previous: manifests.Manifes
         settings=settings_of(run.config, context.model),
         temperature=run.config.sampling_of(context.model, COLD).temperature,
         max_new_tokens=run.config.sampling_of(context.model, COLD).max_new_tokens,
-        total_steps=horizon * steps_per_iteration(run.config),
+        total_steps=horizon * run.config.steps_per_iteration,
         shuffle_seed=shuffle_seed(run.config.seed, key.iteration),
         lora_seed=stable_seed(run.config.seed, UPDATE, "lora", key.model),
         previous=previous.folder if previous else None,

@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 from core_hpc.common.seeds import stable_seed
 from core_hpc.config.run import RunConfig
 from core_hpc.problems.splits import problems_of_iteration
-from core_hpc.runs.graph import num_parts_of, sampler_of
+from core_hpc.runs.graph import sampler_of
 from core_hpc.store import manifests, shards
 from core_hpc.store.paths import TEAM, RunPaths, TaskKey
 from core_hpc.store.schema import COLD, SCORE, SCORES
@@ -104,7 +104,7 @@ class Choice:
 
     def _pass_rates(self, iteration: int) -> dict[str, float]:
         """The share of correct cold completions of all models, by problem of an iteration."""
-        keys = [TaskKey(iteration, SCORE, TEAM, part) for part in range(num_parts_of(self._config))]
+        keys = [TaskKey(iteration, SCORE, TEAM, part) for part in range(self._config.num_parts)]
         scores = shards.read_tasks(self._root, keys, SCORES, columns=["phase", "problem_id", "correct"])
         cold = scores.filter(pl.col("phase") == COLD)
         return dict(cold.group_by("problem_id").agg(pl.col("correct").mean()).iter_rows())

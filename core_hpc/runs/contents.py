@@ -16,7 +16,6 @@ from core_hpc.config.run import RunConfig
 from core_hpc.problems.sets import num_samples
 from core_hpc.problems.splits import EVALUATION, TRAIN
 from core_hpc.runs.folder import Run
-from core_hpc.runs.graph import steps_per_iteration
 from core_hpc.store import manifests, shards
 from core_hpc.store.manifests import DamagedError, Manifest
 from core_hpc.store.paths import TEAM, RunPaths, TaskKey
@@ -93,7 +92,7 @@ def expected_rows(config: RunConfig, key: TaskKey, num_problems: int) -> int | N
         HINT: len(config.team),
     }
     if key.phase == UPDATE:
-        return steps_per_iteration(config)
+        return config.steps_per_iteration
     return here * per_problem[key.phase] if key.phase in per_problem else None
 
 

@@ -73,8 +73,8 @@ class Graph:
         return cls(
             models=tuple(m.name for m in config.team),
             iterations=config.iterations,
-            num_parts=num_parts_of(config),
-            num_evaluation_parts=_ceil_div(num_evaluation_problems, protocol.problems_per_part),
+            num_parts=config.num_parts,
+            num_evaluation_parts=-(-num_evaluation_problems // protocol.problems_per_part),
             evaluate_every=config.evaluation.every,
             evaluate_before=config.evaluation.before,
             has_rescue=protocol.rescue_samples > 0,
@@ -177,10 +177,6 @@ def _tasks(graph: Graph) -> tuple[TaskKey, ...]:
     return tuple(key for i in range(graph.iterations + 1) for key in graph.tasks_of(i))
 
 
-def _ceil_div(a: int, b: int) -> int:
-    return -(-a // b)
-
-
 def last_in_reach(left: Iterable[TaskKey], staleness: int) -> float:
     """The last iteration in which one of the unpublished tasks can be ready.
 
@@ -190,16 +186,6 @@ def last_in_reach(left: Iterable[TaskKey], staleness: int) -> float:
     """
     first = min((key.iteration for key in left if key.phase not in OUTSIDE_ITERATIONS), default=math.inf)
     return first + 1 + 2 * staleness
-
-
-def num_parts_of(config: RunConfig) -> int:
-    """Parts of the training problems of one iteration."""
-    return _ceil_div(config.protocol.problems_per_iteration, config.protocol.problems_per_part)
-
-
-def steps_per_iteration(config: RunConfig) -> int:
-    """Optimizer steps of one model in one iteration."""
-    return _ceil_div(config.protocol.problems_per_iteration, config.update.problems_per_step)
 
 
 @dataclass(frozen=True)

@@ -20,7 +20,6 @@ import polars as pl
 from core_hpc.problems.splits import EVALUATION
 from core_hpc.runs.contents import TABLE_OF, problems_of_part
 from core_hpc.runs.folder import Run
-from core_hpc.runs.graph import steps_per_iteration
 from core_hpc.store import manifests
 from core_hpc.store.paths import TaskKey
 from core_hpc.store.schema import (
@@ -129,7 +128,7 @@ def rows_of(run: Run, key: TaskKey) -> pl.DataFrame:
     problems = range(min(per_part, total - key.part * per_part))
     own = {"run_id": run.run_id, "iteration": key.iteration, "model": key.model}
     if key.phase == UPDATE:
-        steps = steps_per_iteration(config)
+        steps = config.steps_per_iteration
         before = (key.iteration - 1) * steps
         rows = [{**own, "step": s, "global_step": before + s, **_STEP} for s in range(1, steps + 1)]
     elif key.phase == HINT:

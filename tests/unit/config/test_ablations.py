@@ -18,7 +18,7 @@ from core_hpc.config.run import RunConfig
 from core_hpc.controller import estimate
 from core_hpc.controller.plan import most_work
 from core_hpc.controller.prepare import splits_of
-from core_hpc.runs.graph import Graph, steps_per_iteration
+from core_hpc.runs.graph import Graph
 from core_hpc.runs.sweep import RunPlan, load_sweep
 from tests.support.harness import ROOT
 
@@ -42,7 +42,7 @@ def differing(a: RunConfig, b: RunConfig) -> dict[str, object]:
 def budget(config: RunConfig) -> tuple[int, ...]:
     """(most completions per problem and model, problems, optimizer steps)."""
     protocol = config.protocol
-    steps = config.iterations * steps_per_iteration(config)
+    steps = config.iterations * config.steps_per_iteration
     return protocol.cold_samples + protocol.rescue_samples, config.iterations * protocol.problems_per_iteration, steps
 
 
