@@ -199,7 +199,7 @@ def run_controller(spec: ControllerSpec) -> None:
         is_stopped = stop_requested(paths)
         if not is_stopped:
             successor.ensure(now=True)
-        continues = successor.job is not None and not is_stopped
+        continues = _chain_continues(e, successor, is_stopped=is_stopped)
         why = "asked to end" if isinstance(e, KeyboardInterrupt) else str(e)
         if is_stopped:
             then = "the sweep was asked to stop"
@@ -210,25 +210,43 @@ def run_controller(spec: ControllerSpec) -> None:
         _report(console, f"{why}; {then}")
         _note_end(spec, OutcomeKind.DONE, why)
     except CoreHpcError as e:
-        # The controller that has taken the sweep may be the successor, or need it: SLURM may have started this job
-        # again elsewhere. A file that cannot be read now may be readable for the successor. After any other error
-        # there is another controller, or a successor would fail in the same way.
-        may_pass = isinstance(e, StoreError) and not isinstance(e, manifests.DamagedError)
-        continues = isinstance(e, ClaimLostError) or (successor.job is not None and may_pass)
+        continues = _chain_continues(e, successor)
         _note_end(spec, OutcomeKind.DIED, str(e))
         raise
     except OSError as e:
-        is_full = e.errno in FULL_DISK
-        continues = successor.job is not None and not is_full
-        message = full_disk_message(e, folder) if is_full else f"{type(e).__name__}: {e}"
+        continues = _chain_continues(e, successor)
+        if e.errno not in FULL_DISK:
+            _note_end(spec, OutcomeKind.DIED, f"{type(e).__name__}: {e}")
+            raise
+        message = full_disk_message(e, folder)
         _note_end(spec, OutcomeKind.DIED, message)
-        if is_full:
-            raise CoreHpcError(message) from e
-        raise
+        raise CoreHpcError(message) from e
     finally:
         if not continues:
             with contextlib.suppress(SlurmUnavailableError, ClaimError, OSError):  # the next start does it
                 _end_chain(folder, slurm, successor.job)
+
+
+def _chain_continues(
+    error: KeyboardInterrupt | CoreHpcError | OSError, successor: Successor, *, is_stopped: bool = False
+) -> bool:
+    """Whether another controller of the chain continues the sweep after this error.
+
+    Args:
+        is_stopped: whether a user asked the sweep to stop.
+    """
+    if isinstance(error, ClaimLostError):
+        # The new holder may be the successor, or need it: SLURM may have started this job again elsewhere.
+        return True
+    if successor.job is None or is_stopped:
+        return False
+    if isinstance(error, KeyboardInterrupt | SlurmUnavailableError):
+        return True
+    if isinstance(error, CoreHpcError):
+        # A file that cannot be read now may be readable for the successor. After any other error there is another
+        # controller, or a successor would fail in the same way.
+        return isinstance(error, StoreError) and not isinstance(error, manifests.DamagedError)
+    return error.errno not in FULL_DISK
 
 
 def _end_chain(sweep_folder: Path, slurm: Slurm, successor: int | None) -> None:
