@@ -24,7 +24,7 @@ def _leave_it_idle(cluster: DevCluster) -> Iterator[None]:
 
 
 def submit(cluster: DevCluster, *arguments: str) -> str:
-    return cluster.run("sbatch", "--parsable", *arguments).strip()
+    return cluster.run("sbatch", "--parsable", "--output=/dev/null", *arguments).strip()
 
 
 def states(cluster: DevCluster, job: str) -> list[str]:
