@@ -16,7 +16,7 @@ from analysis.counts.load import RunData
 from analysis.layout.tables import ReportTable, group_starts, laid_out
 from analysis.metrics.compare import COMPARE_TABLE, MEAN, OVER_PROBLEMS, compare, decided, margin_of
 from analysis.metrics.compare_table import cells, primary_note, reading_notes
-from analysis.metrics.pairs import arm_names, arm_of, fields_of, primary_of
+from analysis.metrics.pairs import arm_of, common_names, fields_of, primary_of
 from analysis.stats.intervals import METHOD_NOTE, join_notes
 from core_hpc.common.errors import InputError
 from core_hpc.config.analysis import PrimarySection
@@ -49,13 +49,9 @@ def declared_primary(arms: Arms) -> tuple[str, str, PrimarySection] | None:
     for first in arms:
         for second in arms:
             primary = primary_of(arms[first], arms[second]) if first != second else None
-            if primary is not None and primary.arms[1] in {first, *_common_names(arms[first])}:
+            if primary is not None and primary.arms[1] in common_names(arms[first]):
                 return first, second, primary
     return None
-
-
-def _common_names(runs: Sequence[RunData]) -> set[str]:
-    return set.intersection(*(arm_names(data) for data in runs))
 
 
 def contrasts_table(arms: Arms, *, ks: Sequence[int], margin: float | None = None) -> pl.DataFrame:

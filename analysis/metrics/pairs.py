@@ -122,7 +122,7 @@ def primary_of(a: Sequence[RunData], b: Sequence[RunData]) -> PrimarySection | N
     primary = next((p for p in declared if p is not None), None)
     if primary is None or not a or not b:
         return None
-    of_a, of_b = (set.intersection(*(arm_names(data) for data in side)) for side in (a, b))
+    of_a, of_b = common_names(a), common_names(b)
     first, second = primary.arms
     is_declared = (first in of_b and second in of_a) or (first in of_a and second in of_b)
     return primary if is_declared else None
@@ -140,6 +140,11 @@ def arm_names(data: RunData) -> set[str]:
     evaluation.
     """
     return {data.name} if data.config is None else names_of_arm(data.config.name, label_of(data.path.name))
+
+
+def common_names(runs: Sequence[RunData]) -> set[str]:
+    """The names by which all these runs are known (`arm_names`)."""
+    return set.intersection(*(arm_names(data) for data in runs))
 
 
 def arm_of(data: RunData) -> str:
