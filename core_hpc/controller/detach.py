@@ -174,7 +174,7 @@ def run_controller(spec: ControllerSpec) -> None:
     console = standard_console()
     folder, slurm = Path(spec.sweep_folder), Slurm()
     paths = SweepPaths(folder)
-    if stop_requested(paths):
+    if _is_known_to_stop(paths):
         console.print("this sweep was asked to stop, so this controller ends")
         _note_end(spec, OutcomeKind.DONE, "asked to stop before it began")
         return
@@ -196,7 +196,7 @@ def run_controller(spec: ControllerSpec) -> None:
             conclude(sweep, progress, console)
         _note_end(spec, OutcomeKind.DONE, "finished" if finished else "asked to stop")
     except (KeyboardInterrupt, SlurmUnavailableError) as e:
-        is_stopped = stop_requested(paths)
+        is_stopped = _is_known_to_stop(paths)
         if not is_stopped:
             successor.ensure(now=True)
         continues = _chain_continues(e, successor, is_stopped=is_stopped)
@@ -225,6 +225,14 @@ def run_controller(spec: ControllerSpec) -> None:
         if not continues:
             with contextlib.suppress(SlurmUnavailableError, ClaimError, OSError):  # the next start does it
                 _end_chain(folder, slurm, successor.job)
+
+
+def _is_known_to_stop(paths: SweepPaths) -> bool:
+    """Whether a user asked the sweep to stop. No, if the folder cannot be listed now: that must not end the chain."""
+    try:
+        return stop_requested(paths)
+    except OSError:
+        return False
 
 
 def _chain_continues(
@@ -303,7 +311,7 @@ def _control_patiently(
                 raise
             time.sleep(CLAIM_RETRY_S)
         except SlurmUnavailableError as e:
-            if time.monotonic() - began > PATIENCE_S or stop_requested(SweepPaths(sweep.folder)):
+            if time.monotonic() - began > PATIENCE_S or _is_known_to_stop(SweepPaths(sweep.folder)):
                 raise
             _report(console, f"{e}; the controller waits for an answer")
             successor.ensure()
@@ -316,8 +324,8 @@ def _read_patiently(spec: ControllerSpec, console: Console) -> Sweep:
     while True:
         try:
             return runfolders.started_sweep(folder, spec.run_ids)
-        except StoreError as e:
-            if time.monotonic() > deadline or stop_requested(SweepPaths(folder)):
+        except (StoreError, OSError) as e:
+            if time.monotonic() > deadline or _is_known_to_stop(SweepPaths(folder)):
                 raise
             console.print(f"{e}; the controller reads it again")
             time.sleep(RETRY_S)

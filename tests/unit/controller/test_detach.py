@@ -188,6 +188,50 @@ def test_a_file_that_cannot_be_read_at_first_does_not_end_a_chain_that_has_no_su
     assert (closed.name, closed.outcomes[0].kind) == (chain.mine.name, OutcomeKind.DONE)
 
 
+def test_a_file_system_that_fails_for_a_moment_does_not_end_a_chain_that_has_no_successor_yet(
+    chain: Chain, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Neither files nor the listing that shows a stop request can be read. NOT a real failure: the listing raises."""
+    list_names, is_sick = manifests.list_names, True
+    config, hidden = chain.run.paths.config, chain.run.root / "hidden.json"
+    config.rename(hidden)
+
+    def fail_at_first(folder: Path) -> set[str]:
+        if is_sick:
+            raise OSError(errno.EIO, "Input/output error", str(folder))
+        return list_names(folder)
+
+    def recover(_: float) -> None:
+        nonlocal is_sick
+        is_sick = False
+        hidden.rename(config)
+
+    monkeypatch.setattr(manifests, "list_names", fail_at_first)
+    replace_sleep(monkeypatch, detach, recover)
+    monkeypatch.setattr(detach, "control", lambda *_, **__: ([], True))
+    run_controller(chain.spec)
+    ((_, closed),) = chain.folder.read_with_state(ENDED, FAILED)
+    assert (closed.name, closed.outcomes[0].kind) == (chain.mine.name, OutcomeKind.DONE)
+
+
+def test_a_signal_while_the_file_system_fails_leaves_a_successor(chain: Chain, monkeypatch: pytest.MonkeyPatch) -> None:
+    """NOT a real failure: the listing raises while the controller handles the signal."""
+    list_names = manifests.list_names
+
+    def end(*_: object, **__: object) -> None:
+        monkeypatch.setattr(manifests, "list_names", fail)
+        raise KeyboardInterrupt
+
+    def fail(folder: Path) -> set[str]:
+        monkeypatch.setattr(manifests, "list_names", list_names)
+        raise OSError(errno.ESTALE, "Stale file handle", str(folder))
+
+    monkeypatch.setattr(detach, "control", end)
+    run_controller(chain.spec)
+    assert chain.slurm.cancelled == []
+    assert len(chain.folder.names(OPEN)) == 2
+
+
 def test_a_controller_that_waits_for_a_file_ends_when_the_sweep_is_asked_to_stop(
     chain: Chain, monkeypatch: pytest.MonkeyPatch
 ) -> None:
