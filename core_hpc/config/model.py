@@ -88,7 +88,10 @@ class ModelSection(Section):
         OwnSamplingSection(), description="sampling of this model in evaluation; null: as evaluation.sampling"
     )
     max_context_tokens: int | None = Field(
-        None, ge=16, description="longest prompt + hint + completion, in tokens; null: what the run needs"
+        None,
+        ge=16,
+        description="longest prompt + hint + completion, in tokens; null: what the run needs, and for a model with "
+        "longrope (Phi-4-mini) enough for its factors for long contexts",
     )
     tuning: Literal["lora", "qlora", "full"] = Field(
         "lora",

@@ -28,7 +28,14 @@ from core_hpc.extensions.sources import Source, remember
 from core_hpc.models.adapters import adapter_digest, check_adapter, find_adapter
 from core_hpc.models.embedders import resolve_embedder
 from core_hpc.models.folder import adapter_targets, end_token_ids, load_tokenizer, longer_context, num_weights
-from core_hpc.models.loading import check_rope, check_split, check_vllm_dtype, check_vllm_packages, load_config
+from core_hpc.models.loading import (
+    check_rope,
+    check_split,
+    check_vllm_dtype,
+    check_vllm_packages,
+    load_config,
+    original_context,
+)
 from core_hpc.models.prompts import check_chat_settings, check_ends, prompt_builder, stop_strings_of
 from core_hpc.models.quantization import no_gpu, require_packages
 from core_hpc.models.resolve import ResolvedModel, resolve_model
@@ -177,7 +184,7 @@ def _check_four_bit(config: RunConfig, model: ModelSection) -> None:
 
 
 def _context_tokens(config: RunConfig, model: ModelSection, resolved: ResolvedModel, style: str, splits: Splits) -> int:
-    """Tokens that the longest prompt, a full hint and the new tokens need.
+    """Tokens that the longest prompt, a full hint and the new tokens need; for longrope, enough for its long factors.
 
     Raises:
         InputError: the model has fewer, or an example of its warm-up needs more.
@@ -218,8 +225,14 @@ def _context_tokens(config: RunConfig, model: ModelSection, resolved: ResolvedMo
             f"evaluation {longest_evaluation} + {new_evaluation}), but the model has {limit}; "
             "lower max_new_tokens or protocol.hint_tokens"
         )
+    if model.max_context_tokens:
+        return model.max_context_tokens
+    # The context selects the factors of longrope. Arms with other lengths, and an evaluation of the run, need the same.
+    original = original_context(load_config(resolved.folder, trust_remote_code=model.trust_remote_code))
+    if original is not None:
+        needed = max(needed, original + 1)
     # A round number, so that runs of a sweep with other problems can share a warm engine.
-    return model.max_context_tokens or min(limit, -(-needed // CONTEXT_STEP_TOKENS) * CONTEXT_STEP_TOKENS)
+    return min(limit, -(-needed // CONTEXT_STEP_TOKENS) * CONTEXT_STEP_TOKENS)
 
 
 def problems_key(config: RunConfig) -> tuple[str, ...]:

@@ -117,6 +117,11 @@ def uses_long_factors(config: Any, context_tokens: int | None) -> bool | None:
     return next((is_long for _, is_long in _longropes(config, context_tokens)), None)
 
 
+def original_context(config: Any) -> int | None:
+    """The longest context in tokens with which longrope has its short factors; None: the model has no longrope."""
+    return next((_original_context(config, rope) for rope in _ropes(config) if _is_longrope(rope)), None)
+
+
 def check_rope(config: Any) -> None:
     """Refuse a rotary embedding that would depend on the length of other sequences of a batch.
 
@@ -303,11 +308,19 @@ def _rope_settings(config: Any) -> Any:
 
 def _longropes(config: Any, context_tokens: int | None) -> Iterator[tuple[dict[str, Any], bool]]:
     """The settings of each longrope, and whether the context is longer than the original one of the model."""
-    text = config.get_text_config()
+    context = context_tokens or config.get_text_config().max_position_embeddings
     for rope in _ropes(config):
-        if rope.get("rope_type") == "longrope":
-            limit = rope.get("original_max_position_embeddings") or text.original_max_position_embeddings
-            yield rope, (context_tokens or text.max_position_embeddings) > limit
+        if _is_longrope(rope):
+            yield rope, context > _original_context(config, rope)
+
+
+def _is_longrope(rope: dict[str, Any]) -> bool:
+    return rope.get("rope_type") == "longrope"
+
+
+def _original_context(config: Any, rope: dict[str, Any]) -> int:
+    in_rope: int | None = rope.get("original_max_position_embeddings")
+    return in_rope or int(config.get_text_config().original_max_position_embeddings)
 
 
 def _ropes(config: Any) -> list[dict[str, Any]]:

@@ -20,6 +20,7 @@ from core_hpc.models.folder import load_tokenizer
 from core_hpc.problems.sets import all_problems
 from core_hpc.problems.splits import Splits
 from core_hpc.runs.sweep import load_sweep
+from tests.support.architectures import make_tiny_phi3
 from tests.support.tiny import tiny_sweep
 
 
@@ -35,6 +36,24 @@ def test_a_context_longer_than_that_of_the_model_is_refused(tiny_models: list[Pa
     with pytest.raises(InputError, match=longer):
         prepared(tmp_path, tiny_models, "team.m0.max_context_tokens=1025")
     prepared(tmp_path, tiny_models, "team.m0.max_context_tokens=1024")
+
+
+def test_the_factors_of_a_longrope_do_not_depend_on_the_arm(tiny_models: list[Path], tmp_path: Path) -> None:
+    """An arm without hints needs fewer tokens, and would be another base model. The user can choose short factors."""
+    model = make_tiny_phi3(tmp_path / "phi3")
+    config = json.loads((model / "config.json").read_text())
+    (model / "config.json").write_text(json.dumps({**config, "original_max_position_embeddings": 768}))
+    grid = {"protocol.rescue_samples": [0, 1], "protocol.hint_tokens": [256]}
+
+    def contexts(models: list[Path], *overrides: str) -> list[int]:
+        sweep = load_sweep(tiny_sweep(tmp_path / "tiny.yaml", models, tmp_path / "out", grid=grid), overrides)
+        return [prepare(plan.config)["m0"].context_tokens for plan in sweep.runs]
+
+    without_hints, with_hints = contexts(tiny_models[:1])
+    assert without_hints < with_hints < 768
+    first, second = contexts([model])
+    assert first == second > 768
+    assert contexts([model], f"team.m0.max_context_tokens={with_hints}") == [with_hints, with_hints]
 
 
 def test_the_commit_of_a_hub_model_is_a_fact(
