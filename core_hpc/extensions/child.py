@@ -19,8 +19,10 @@ from typing import Any
 
 from core_hpc.extensions.points import POINTS
 from core_hpc.extensions.sources import Source
+from core_hpc.extensions.values import Completion, Problem
 
 _MODULES: dict[str, ModuleType] = {}
+_MAX_SHOWN, _MAX_SHOWN_CHARS = 4, 60
 
 
 @dataclass(frozen=True)
@@ -65,22 +67,28 @@ def _time_is_up(signum: int, frame: FrameType | None) -> None:
 def run(call: Call) -> Any:
     """The result of a call as plain data, or a `Failure`."""
     source, clock = call.source, signal.ITIMER_PROF if call.of_cpu_time else signal.ITIMER_REAL
+    loaded = False  # arguments explain no error in the file itself
+
+    def arguments() -> str:
+        return called_with(call) if loaded else ""
+
     signal.setitimer(clock, call.limit_s)
     try:
         function = getattr(load(source), call.function)
+        loaded = True
         _seed()
         result = function(*call.arguments, **call.options)
         try:
             return POINTS[call.point].convert(result, call.arguments)
         except (TypeError, ValueError) as e:
             line = function.__code__.co_firstlineno if hasattr(function, "__code__") else 1
-            return Failure(f"{source.path}, line {line}: {call.function} {e}")
+            return Failure(f"{source.path}, line {line}: {call.function} {e}{arguments()}")
     except _TimeUpError as e:
         place = where(e, source)
-        message = f"{place}: did not return within {call.limit_s:g} s and was stopped"
+        message = f"{place}: did not return within {call.limit_s:g} s and was stopped{arguments()}"
         return Failure(message, is_temporary=True, timed_out=True)
     except (Exception, SystemExit) as e:  # noqa: BLE001 - code of a user may raise anything
-        return Failure(explain(e, source), is_temporary=isinstance(e, OSError))
+        return Failure(explain(e, source) + arguments(), is_temporary=isinstance(e, OSError))
     finally:
         signal.setitimer(clock, 0)
 
@@ -101,6 +109,32 @@ def load(source: Source) -> ModuleType:
             raise
         _MODULES[source.digest] = module
     return _MODULES[source.digest]
+
+
+def called_with(call: Call) -> str:
+    """A line for messages: the positional arguments of a call in short form."""
+    named = zip(POINTS[call.point].parameters, call.arguments, strict=True)
+    return "\n    called with " + ", ".join(f"{name} = {_short(value)}" for name, value in named)
+
+
+def _short(value: Any) -> str:
+    """An argument in a few words. A completion is shown by its text, and a problem by its id.
+
+    >>> _short(["", "three words here"]), _short("word " * 100)
+    ("[empty text, 'three words here']", "'word word word word word word word word ...' (500 characters)")
+    """
+    if isinstance(value, Completion):
+        return _short(value.text)
+    if isinstance(value, Problem):
+        return repr(value.id)
+    if isinstance(value, str):
+        if len(value) > _MAX_SHOWN_CHARS:
+            return f"{value[: _MAX_SHOWN_CHARS - 20] + '...'!r} ({len(value):,} characters)"
+        return repr(value) if value else "empty text"
+    if isinstance(value, (list, tuple)):
+        more = [f"{len(value) - _MAX_SHOWN} more"] if len(value) > _MAX_SHOWN else []
+        return f"[{', '.join([*map(_short, value[:_MAX_SHOWN]), *more])}]"
+    return " ".join(repr(value).split())[:_MAX_SHOWN_CHARS]
 
 
 def _seed() -> None:

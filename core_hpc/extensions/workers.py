@@ -99,10 +99,12 @@ class FunctionWorkers:
                         results.append(TIMED_OUT)
                         continue
                     message = f"{where} did not return within {call.limit_s:g} s and was killed"
+                    message += child.called_with(call)
                     raise ExtensionAttemptError(message) from e
                 except ProcessExpired as e:
                     raise ExtensionError(
                         f"{where} ended its process (exit status {e.exitcode}), perhaps for lack of memory"
+                        + child.called_with(call)
                     ) from e
                 if isinstance(result, child.Failure) and result.timed_out and call.of_cpu_time:
                     result = TIMED_OUT

@@ -7,7 +7,7 @@ processes with a time limit, and `extensions/points.py` has their signatures.
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
@@ -19,7 +19,7 @@ from core_hpc.common.errors import CoreHpcError, InputError
 from core_hpc.config.extensions import AdvantageFunction, HintFunction
 from core_hpc.config.reward import OwnPartSection, weight_at
 from core_hpc.config.run import RunConfig
-from core_hpc.extensions.points import uses
+from core_hpc.extensions.points import MAX_ANSWER_CHARS, Use, uses
 from core_hpc.extensions.values import Completion, Problem
 from core_hpc.extensions.workers import shared_workers
 from core_hpc.problems.splits import TRAIN
@@ -127,45 +127,73 @@ def _called(
     point: str,
     calls: Sequence[tuple[Any, ...]],
 ) -> list[Any]:
-    """The results of a function of the user within the time limit of the run."""
-    limit_s = config.extensions.time_limit_s
-    return shared_workers().call_many(own.function, point, calls, own.options, limit_s=limit_s)
+    return _call_all(config, own.function, point, calls, own.options)
+
+
+ODD_TEXTS = ("", " \n\t ", "I do not know.", "Größe ≈ 5 €, 数学, 🙂", "word " * 4000)
+"""Texts of models as they occur in a run: empty, without an answer, with other alphabets, and very long."""
 
 
 def try_functions(config: RunConfig, train: pl.DataFrame) -> None:
-    """Call the user's functions once with a training problem, before any job is submitted.
+    """Call the user's functions with a training problem and odd texts, before any job is submitted.
 
-    The completions of the attempt are a correct one, and one that is empty and was cut.
+    The completions of an attempt are a correct one, and one with an odd text. The first one is empty and was cut.
 
     Args:
         config: the run.
         train: its training problems.
 
     Raises:
-        InputError: a function fails. The message names the field and the line of the user's file.
+        InputError: a function fails. The message names the field, the line of the user's file and the arguments.
     """
-    problem = as_problem(train.row(0, named=True))
-    completion = partial(Completion, problem_id=problem.id, model=config.team[0].name, phase=COLD, hint_given=False)
-    right = completion(sample_index=0, text=problem.gold, answer=problem.gold, correct=True, num_tokens=1)
-    empty = completion(sample_index=1, text="", answer=None, correct=False, num_tokens=0, truncated=True)
-    examples: dict[str, tuple[Any, ...]] = {
-        "reward_part": (problem, [right, empty]),
-        "hint_maker": (problem, f"The answer is {problem.gold}."),
-        "explore_rule": (np.array([[0.0, 0.5], [0.5, 0.0]]), np.array([1.0, 0.0])),
-        "advantage": ([right, empty], [1.0, 0.0]),
-        "answer_extract": ("",),
-    }
     golds = dict(train.select("answer_kind", "gold").rows())
     for use in uses(config):
-        arguments = examples.get(use.name)
-        if use.name == "answer_verify":  # problems.answer_kinds.KIND.verify
-            gold = golds.get(use.path.split(".")[2])
-            arguments = None if gold is None else (gold, gold)
-        if arguments is None:
-            continue
         try:
-            shared_workers().call_many(
-                use.reference, use.name, [arguments], use.options, limit_s=config.extensions.time_limit_s
-            )
+            calls = _trial_calls(config, use, as_problem(train.row(0, named=True)), golds)
+            _call_all(config, use.reference, use.name, calls, use.options)
         except CoreHpcError as e:
             raise InputError(f"{use.path}: {e}") from e
+
+
+def _trial_calls(config: RunConfig, use: Use, problem: Problem, golds: dict[str, str]) -> list[tuple[Any, ...]]:
+    """The positional arguments of each call of a function at the preparation."""
+    completion = partial(Completion, problem_id=problem.id, model=config.team[0].name, phase=COLD, hint_given=False)
+    right = completion(sample_index=0, text=problem.gold, answer=problem.gold, correct=True, num_tokens=1)
+    pairs = [
+        [right, completion(sample_index=1, text=t, answer=None, correct=False, num_tokens=len(t) // 4, truncated=not t)]
+        for t in ODD_TEXTS
+    ]
+    if use.name == "reward_part":
+        return [(problem, pair) for pair in pairs]
+    if use.name == "advantage":
+        return [(pairs[0], [1.0, 0.0]), (pairs[0], [0.0, 0.0])]
+    if use.name == "explore_rule":
+        distances = np.array([[0.0, 0.5], [0.5, 0.0]])
+        return [(distances, np.array([1.0, 0.0])), (0 * distances, np.array([0.0, 0.0]))]
+    if use.name == "hint_maker":  # the text of a teacher is correct, but that of the student itself may be any
+        correct = [f"{text} The answer is {problem.gold}.".strip() for text in ODD_TEXTS]
+        return [(problem, text) for text in (*correct, *(ODD_TEXTS if config.protocol.hint_source == "own" else ()))]
+    if use.name in ("answer_extract", "answer_normalize"):
+        return [(text,) for text in ODD_TEXTS]
+    if use.name == "answer_verify":
+        kind = use.path.split(".")[2]  # problems.answer_kinds.KIND.verify
+        return [(answer, golds[kind]) for answer in _odd_answers(config, kind, golds[kind])] if kind in golds else []
+    return []
+
+
+def _odd_answers(config: RunConfig, kind: str, gold: str) -> list[str]:
+    """Answers that `verify` of a kind may get: the gold answer, and what is found in odd texts."""
+    extract = config.problems.answer_kinds[kind].extract
+    if extract is None:  # the content of a tag is an answer, also if `normalize` cannot read it
+        found = [text.strip()[:MAX_ANSWER_CHARS] for text in ODD_TEXTS]
+    else:
+        found = _call_all(config, extract, "answer_extract", [(text,) for text in ODD_TEXTS], {})
+    return [gold, *filter(None, found)]
+
+
+def _call_all(
+    config: RunConfig, reference: str, point: str, calls: Sequence[tuple[Any, ...]], options: Mapping[str, Any]
+) -> list[Any]:
+    """The results of a function of the user within the time limit of the run."""
+    limit_s = config.extensions.time_limit_s
+    return shared_workers().call_many(reference, point, calls, options, limit_s=limit_s)

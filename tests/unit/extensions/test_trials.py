@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -64,7 +65,49 @@ def test_a_function_that_fails_at_once_is_reported_with_its_field_and_line(tmp_p
     with pytest.raises(InputError) as error:
         try_functions(plan.config, splits_of(plan).train)
     where = f"{tmp_path}/mine.py, line 5, in wrong"
-    assert str(error.value) == f"{path}: {where}: NameError: name 'absent' is not defined\n    return absent"
+    expected = f"{path}: {where}: NameError: name 'absent' is not defined\n    return absent\n    called with "
+    assert str(error.value).startswith(expected)
+
+
+@pytest.mark.parametrize(
+    ("point", "body", "expected"),
+    [
+        (
+            "reward_part",
+            "[len(c.text) / len(c.text.split()) for c in completions]",
+            "ZeroDivisionError: .*called with problem = '.*', completions = \\['0', empty text\\]",
+        ),
+        ("reward_part", "[len(c.text.encode('latin-1')) for c in completions]", r"UnicodeEncodeError: .* 'Größe ≈"),
+        ("reward_part", "[1 / (len(c.text) < 9999) for c in completions]", r"word \.\.\.' \(20,000 characters\)\]"),
+        ("hint_maker", "text.encode('ascii').decode()", "called with problem = '.*', text = 'Größe ≈ .* is 0.'"),
+        ("advantage", "[r / sum(rewards) for r in rewards]", r"rewards = \[0\.0, 0\.0\]"),
+        ("explore_rule", "distances.sum(axis=1) / distances.sum()", r"returned nan .* called with distances = array"),
+        ("answer_extract", "text.split()[0]", "IndexError: .*called with text = empty text"),
+        ("answer_verify", "float(answer) == float(gold)", "called with answer = 'I do not know.', gold = '"),
+    ],
+)
+def test_a_function_that_fails_on_an_odd_text_only_is_reported_with_the_text(
+    tmp_path: Path, point: str, body: str, expected: str
+) -> None:
+    path, changes = PLACES[point]
+    source = f"{GOOD}def wrong({', '.join(POINTS[point].parameters)}):\n    return {body}\n"
+    plan = plan_in(tmp_path, source, **changes)
+    with pytest.raises(InputError) as error:
+        try_functions(plan.config, splits_of(plan).train)
+    found = " ".join(str(error.value).split())
+    assert found.startswith(f"{path}: {tmp_path}/mine.py, line "), found
+    assert re.search(expected, found), found
+
+
+def test_verify_is_called_with_answers_that_the_own_extract_finds(tmp_path: Path) -> None:
+    """It is not called with the odd texts themselves, which it never gets in a run."""
+    source = (
+        f"{GOOD}def extract(text):\n    return '5' if '5' in text else None\n\n"
+        "def verify(answer, gold):\n    return float(answer) == float(gold)\n"
+    )
+    kind = {**NORMALIZE, "extract": "mine.py:extract", "verify": "mine.py:verify"}
+    plan = plan_in(tmp_path, source, kinds={"x": kind})
+    try_functions(plan.config, splits_of(plan).train)
 
 
 def test_every_point_has_an_example_and_every_example_passes() -> None:

@@ -62,7 +62,9 @@ def test_an_error_names_the_line_of_the_user(workers: FunctionWorkers) -> None:
     with pytest.raises(ExtensionError) as error:
         call(workers, "    return [ratio(c) for c in completions]", head="def ratio(c):\n    return 1 / 0\n")
     where = "/home/u/my_rewards.py, line 2, in ratio"
-    assert str(error.value) == f"{where}: ZeroDivisionError: division by zero\n    return 1 / 0"
+    assert str(error.value) == f"{where}: ZeroDivisionError: division by zero\n    return 1 / 0\n" + (
+        "    called with problem = 'p', completions = ['one']"
+    )
     assert isinstance(error.value, RepeatingError), "another attempt would fail in the same way"
 
 
