@@ -7,6 +7,7 @@ or a `Failure` whose message names the line of the user's file. A module is load
 from __future__ import annotations
 
 import linecache
+import os
 import random
 import resource
 import signal
@@ -14,6 +15,7 @@ import sys
 import traceback
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from types import FrameType, ModuleType
 from typing import Any
 
@@ -21,6 +23,7 @@ from core_hpc.extensions.points import POINTS
 from core_hpc.extensions.sources import Source
 from core_hpc.extensions.values import Completion, Problem
 
+_OWN_ROOT = Path(__file__).resolve().parents[2]
 _MODULES: dict[str, ModuleType] = {}
 _MAX_SHOWN, _MAX_SHOWN_CHARS = 4, 60
 
@@ -55,9 +58,25 @@ class _TimeUpError(BaseException):
 def initialise_worker() -> None:
     """Set up a worker process. It is called once per process."""
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    _without_working_directory()
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     for number in (signal.SIGALRM, signal.SIGPROF):
         signal.signal(number, _time_is_up)
+
+
+def _without_working_directory() -> list[str]:
+    """Search modules as Python in a job does: not in the working directory (slurm/submit.py).
+
+    Returns:
+        What was removed from `sys.path`.
+    """
+    here = Path.cwd()
+    if here.resolve() == _OWN_ROOT:
+        return []
+    named = [Path(folder).resolve() for folder in os.environ.get("PYTHONPATH", "").split(os.pathsep) if folder]
+    removed = [] if here.resolve() in named else [p for p in sys.path if Path(p).resolve() == here.resolve()]
+    sys.path[:] = [p for p in sys.path if p not in removed]
+    return removed
 
 
 def _time_is_up(signum: int, frame: FrameType | None) -> None:
@@ -102,11 +121,14 @@ def load(source: Source) -> ModuleType:
         # Tracebacks show these lines, even if the file is changed meanwhile or lies on another machine.
         linecache.cache[source.path] = (len(source.text), None, source.text.splitlines(keepends=True), source.path)
         sys.modules[name] = module  # dataclasses look up the module of a class
+        removed = _without_working_directory()  # a loss runs in the process of the trainer
         try:
             exec(compile(source.text, source.path, "exec", dont_inherit=True), module.__dict__)
         except BaseException:
             del sys.modules[name]
             raise
+        finally:
+            sys.path[:0] = removed
         _MODULES[source.digest] = module
     return _MODULES[source.digest]
 

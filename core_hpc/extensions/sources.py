@@ -14,6 +14,8 @@ import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
+from importlib.machinery import ModuleSpec
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +26,7 @@ from core_hpc.config.extensions import FUNCTION_KEYS, REFERENCE
 from core_hpc.extensions.points import Use
 
 MAX_BYTES = 1 << 20
+_OWN_PACKAGES = [Path(__file__).resolve().parents[2] / name for name in ("core_hpc", "analysis")]
 PAGE = "core_hpc/README.md, Extension points"
 
 
@@ -208,8 +211,7 @@ def mistakes_of(use: Use) -> list[str]:
 
 
 def _imports_of_neighbours(tree: ast.Module, source: Source) -> Iterator[tuple[int, str]]:
-    """Imports of files beside this one: they would be missing in the run folder."""
-    folder = Path(source.path).parent
+    """Imports of files and packages beside this one: they would be missing in the run folder."""
     for node in ast.walk(tree):
         names: list[str] = []
         if isinstance(node, ast.Import):
@@ -219,9 +221,30 @@ def _imports_of_neighbours(tree: ast.Module, source: Source) -> Iterator[tuple[i
         else:
             continue
         for name in names:
-            if name == "." or (folder / f"{name}.py").is_file():
-                what = "a relative import" if name == "." else f"imports {name}.py, which lies beside it"
-                yield node.lineno, f"{what}: only this file is copied into the run, so write the code into it"
+            beside = "a relative import" if name == "." else _neighbour(Path(source.path).parent, name)
+            if beside:
+                yield (
+                    node.lineno,
+                    f"{beside}: only this file is copied into the run, so write the code into it, or install it",
+                )
+
+
+def _neighbour(folder: Path, name: str) -> str:
+    """What is imported if a module lies in the folder of the user's file; empty if it does not."""
+    package = folder / name
+    if (folder / f"{name}.py").is_file():
+        return f"imports {name}.py, which lies beside it"
+    if package.resolve() in _OWN_PACKAGES or not package.is_dir():
+        return ""
+    # A folder without __init__.py, for example one with data, does not hide an installed package.
+    is_found = (package / "__init__.py").is_file() or (any(package.glob("*.py")) and _searched(name) is None)
+    return f"imports {name}/, which lies beside it" if is_found else ""
+
+
+def _searched(name: str) -> ModuleSpec | None:
+    """The installed module or package of this name, if it has a file."""
+    spec = find_spec(name)
+    return spec if spec is not None and spec.origin is not None else None
 
 
 def _parameters(node: ast.FunctionDef | ast.AsyncFunctionDef, use: Use) -> list[str]:

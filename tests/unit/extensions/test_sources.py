@@ -102,6 +102,8 @@ def test_a_grid_over_functions_has_labels_without_folders(tmp_path: Path) -> Non
         ("async def brevity(a, b): pass\n", "brevity is async"),
         ("def brevity(a, b, *, size): pass\n", r"needs the option size; write options: \{size: \.\.\.\}"),
         (f"import helper\n{PART}", r"line 1: imports helper\.py, which lies beside it"),
+        (f"from helpers.texts import x\n{PART}", r"line 1: imports helpers/, which lies beside it: only this file"),
+        (f"import plain.texts\n{PART}", r"line 1: imports plain/, which lies beside it"),
         (f"from .x import y\n{PART}", "line 1: a relative import"),
     ],
 )
@@ -109,9 +111,21 @@ def test_a_mistake_names_the_field_the_line_and_what_to_write(
     tmp_path: Path, source: str | None, expected: str
 ) -> None:
     (tmp_path / "helper.py").write_text("")
+    for file in ("helpers/__init__.py", "helpers/texts.py", "plain/texts.py"):
+        (tmp_path / file).parent.mkdir(exist_ok=True)
+        (tmp_path / file).write_text("x = 1")
     found = mistake(sweep_with(tmp_path, source))
     assert found.startswith("reward.parts.brevity.function: ")
     assert re.search(expected, found), found
+
+
+def test_a_folder_that_no_import_finds_beside_the_file_is_no_mistake(tmp_path: Path) -> None:
+    """Folders may have the name of an installed package, and the file may lie in the folder of core_hpc itself."""
+    sweep = sweep_with(tmp_path, f"import numpy\nimport core_hpc.answers\n{PART}")
+    (tmp_path / "numpy").mkdir()
+    (tmp_path / "numpy" / "convert.py").write_text("")
+    (tmp_path / "core_hpc").symlink_to(Path(sources.__file__).parents[1])
+    load_sweep(sweep)
 
 
 def test_a_byte_order_mark_is_accepted_and_another_encoding_is_named(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -11,7 +12,7 @@ import psutil
 import pytest
 
 from core_hpc.common.errors import CoreHpcError, ExtensionError, RepeatingError
-from core_hpc.extensions import sources
+from core_hpc.extensions import child, sources
 from core_hpc.extensions.sources import Source
 from core_hpc.extensions.values import Completion, Problem
 from core_hpc.extensions.workers import FunctionWorkers
@@ -78,6 +79,27 @@ def test_an_error_while_the_file_is_loaded_names_its_line(workers: FunctionWorke
         ExtensionError, match=r"my_rewards\.py, line 1: ModuleNotFoundError: No module named 'absent_x'"
     ):
         call(workers, "    return [0]", head="import absent_x")
+
+
+def test_modules_of_the_working_directory_are_not_found_as_in_a_job(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "mine_here.py").write_text("x = 1")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", [str(tmp_path), *sys.path])  # as `python -m` does
+    workers = FunctionWorkers(num_workers=1)
+    try:
+        for head, body in [("import mine_here", ""), ("", "    import mine_here\n")]:
+            with pytest.raises(ExtensionError, match="ModuleNotFoundError: No module named 'mine_here'"):
+                call(workers, f"{body}    return [0]", head=head)
+    finally:
+        workers.close()
+    source = Source("mine.py", "import mine_here")
+    with pytest.raises(ModuleNotFoundError):
+        child.load(source)
+    assert sys.path[0] == str(tmp_path), "the path of this process is as before"
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    assert child.load(source).mine_here.x == 1
 
 
 @pytest.mark.parametrize(
