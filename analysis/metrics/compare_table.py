@@ -16,12 +16,13 @@ from analysis.counts.load import RunData
 from analysis.layout.tables import UNDEFINED, ReportTable, laid_out, percent
 from analysis.metrics.compare import MEAN, compare, tests_of
 from analysis.metrics.fields import ABSENT, different_fields
-from analysis.metrics.pairs import primary_of
+from analysis.metrics.pairs import arm_of, primary_of
 from analysis.metrics.passk import COVERAGE, EQUAL_K, MATCHED_BUDGET, MATCHED_PASS, PASS, TEAM_PASS
 from analysis.metrics.sides import GAIN
 from analysis.stats.decisions import ALPHA
 from analysis.stats.intervals import METHOD_NOTE, join_notes
 from core_hpc.config.analysis import PrimarySection
+from core_hpc.runs.names import folder_names
 
 _MEASURE_NAMES = {
     PASS: "Pass@{k}",
@@ -56,7 +57,7 @@ def compare_report(
     shown = [[*cells(row, shared=shared, several=several).values()] for row in visible.iter_rows(named=True)]
     columns = list(cells(visible.row(0, named=True), shared=shared, several=several))
     notes = [*primary_note(primary_of(a, b) if iterations is None else None)]
-    notes += [f"{side}: {', '.join(str(data.path) for data in runs)}" for side, runs in (("A", a), ("B", b))]
+    notes += _sides(a, b)
     notes += changed_fields(a[0], b[0], "A", "B") or ["A and B have the same configuration"]
     notes += sorted(shared - {""})
     pairs = f"{int(visible['num_seeds'][0])} pairs of seeds"
@@ -64,6 +65,16 @@ def compare_report(
     notes += [*reading_notes(visible, several=several), METHOD_NOTE]
     title = "B against A on held-out problems, paired by problem (percent, points)"
     return ReportTable("compare", title, frame, laid_out(columns, shown), notes)
+
+
+def _sides(a: Sequence[RunData], b: Sequence[RunData]) -> list[str]:
+    """The arms and run folders of A and of B. No folder of this machine is named, because papers show the table."""
+    names = {path: name for name, path in folder_names([data.path for data in (*a, *b)]).items()}
+    notes = []
+    for side, runs in (("A", a), ("B", b)):
+        arms, folders = dict.fromkeys(map(arm_of, runs)), [names[data.path.resolve()] for data in runs]
+        notes.append(f"{side}: {', '.join(arms)} ({', '.join(folders)})")
+    return notes
 
 
 def cells(row: Mapping[str, Any], *, shared: set[str], several: bool) -> dict[str, str]:

@@ -1,12 +1,14 @@
 """Tables for a paper: what the commands print with `--format latex`.
 
 The input is the `RunData` of runs. The output is the tables of the report, with its names and in
-percent, one per run. Their captions name a run without the hash of its configuration. The tidy
+percent, one per run. Their captions name a run without the hash of its configuration, and its sweep if
+there are several. The tidy
 tables, with one estimate per row, are in the other formats of the commands.
 """
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 
@@ -51,8 +53,15 @@ def paper_tables(command: str, runs: Sequence[RunData], ks: Sequence[int] | None
     tables = [_TABLES[command](data, ks or default_ks(data.num_samples)) for data in runs]
     if len(runs) == 1:
         return tables
-    short = short_names([data.name for data in runs])
     return [
-        replace(table, name=f"{table.name}-{short[data.name]}", title=f"{short[data.name]}: {table.title}")
-        for table, data in zip(tables, runs, strict=True)
+        replace(table, name=f"{table.name}-{re.sub('[^A-Za-z0-9.-]+', '-', name)}", title=f"{name}: {table.title}")
+        for table, name in zip(tables, _names(runs), strict=True)
     ]
+
+
+def _names(runs: Sequence[RunData]) -> list[str]:
+    """A name of each run: its label, and before it that of its sweep if there are several sweeps."""
+    several = len({None if data.config is None else data.config.name for data in runs}) > 1
+    short = short_names([data.path.name for data in runs])
+    names = [data.title if several else short[data.path.name] for data in runs]
+    return [name if names.count(name) == 1 else f"{name} ({data.name})" for name, data in zip(names, runs, strict=True)]

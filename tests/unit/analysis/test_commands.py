@@ -73,6 +73,20 @@ def test_latex_of_several_runs_names_them_without_hashes(run: Path, tmp_path: Pa
     assert str(tmp_path) not in text
 
 
+def test_latex_of_several_sweeps_names_each_run_by_its_sweep(run: Path, tmp_path: Path, printed: Printed) -> None:
+    """Their labels, for example the seeds, are often the same."""
+    for arm in ("alone", "core"):
+        copy = shutil.copytree(run, tmp_path / arm / f"seed-1-{'0' * 7}{len(arm)}")
+        content = json.loads((copy / "config.json").read_text())
+        (copy / "config.json").write_text(json.dumps({**content, "name": arm}))
+    text = printed("passk", tmp_path / "alone", tmp_path / "core", "--format", "latex")[0]
+    assert re.findall(r"caption\{(.*?): Held", text) == ["alone: seed-1", "core: seed-1"]
+    assert re.findall(r"label\{([^}]*)\}", text) == ["tab:pass-alone-seed-1", "tab:pass-core-seed-1"]
+    compared = printed("compare", tmp_path / "alone", tmp_path / "core", "--format", "latex")[0]
+    assert "A: alone (seed-1-00000005)" in compared
+    assert str(tmp_path) not in compared
+
+
 def test_tables_by_data_set(run: Path, printed: Printed) -> None:
     for command in ("passk", "gain", "votes", "rescue", "overlap"):
         out, _ = printed(command, run, "--by", "data_set", "--format", "csv")
