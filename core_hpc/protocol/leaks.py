@@ -26,6 +26,12 @@ _NUMBER = re.compile(
     r"(?!\.?[0-9])(?![A-Za-z_](?![A-Za-z]))(?:/(?P<bottom>[1-9][0-9]{0,31})(?![\w/]))?"
     r"|\\[dt]?frac\s?\{(?P<over>[0-9]{1,32})\}\s?\{(?P<under>[0-9]{1,32})\}"
 )
+# "1 1/2", "1\\frac{1}{2}", "1½" and "½", as `normalize_number` reads them.
+_MIXED = re.compile(
+    r"(?<![\w.,/^*+])(?:[0-9]{1,9}(?:[ \t\u00a0]|\\[,; ]){1,4}[0-9]{1,9}/[1-9][0-9]{0,8}(?![\w/^*]|[.,][0-9])"
+    r"|[0-9]{1,9}(?:[ \t\u00a0]|\\[,; ]){0,4}\\[dt]?frac\s?(?:[0-9]|\{[0-9]{1,9}\})\s?(?:[0-9]|\{[0-9]{1,9}\})"
+    r"|[0-9]{0,9}[ \t\u00a0]?[½¼¾⅓⅔⅕⅖⅗⅘⅙⅚⅛⅜⅝⅞])"
+)
 _NEGATIVE = re.compile(r"(?:^|[^\s\w)}\].])\s{0,4}[-\u2212]\s{0,2}\Z|(?:^|[\s(\[{=])[-\u2212]\Z")
 _BEFORE_RESULT = re.compile(
     r"(?:[=\uff1d\u2248\u2192]|\\(?:approx|equiv|to|rightarrow|Rightarrow)(?![a-z])"
@@ -128,20 +134,31 @@ def values_of(hint: str, gold: str, kind: str) -> list[Value]:
 
 
 def _numbers(hint: str, gold: str) -> list[Value]:
-    found = []
+    found, ends = [], {}
+    for match in _MIXED.finditer(hint) if not gold.lstrip("-").isdecimal() else ():
+        if normalize_number(_sign(hint, match.start()) + match[0].strip()) == gold:  # "1 1/2" may also be two numbers
+            ends[match.start()] = match.end()
+            found.append(Value(match.start(), True, _is_stated(hint, match.start(), match.end())))
     for match in _NUMBER.finditer(hint):
+        if any(start <= match.start() < end for start, end in ends.items()):
+            continue
         if match["over"]:
             readings = [f"{match['over']}/{match['under']}"]
         elif match["bottom"] and not gold.lstrip("-").isdecimal():
             readings = [match["top"], f"{match['top']}/{match['bottom']}"]
         else:  # "16/2" is a computation, not the number 8
             readings = [match["top"]]
-        sign = "-" if _NEGATIVE.search(hint[max(0, match.start() - 8) : match.start()]) else ""
+        sign = _sign(hint, match.start())
         equal = [reading for reading in readings if normalize_number(sign + reading) == gold]
         whole = bool(equal) and (match["bottom"] is None or "/" in equal[-1])
         stated = whole and _is_stated(hint, match.start(), match.end())
         found.append(Value(match.start(), bool(equal), stated))
-    return found
+    return sorted(found)
+
+
+def _sign(hint: str, start: int) -> str:
+    """The sign of the number that begins at `start`."""
+    return "-" if _NEGATIVE.search(hint[max(0, start - 8) : start]) else ""
 
 
 def _occurrences(hint: str, gold: re.Pattern[str] | None, other: re.Pattern[str]) -> list[Value]:

@@ -54,6 +54,36 @@ def test_numbers_are_compared_by_value(hint: str, gold: str, expected: str, kind
     assert leak_of(hint, gold, kind) == expected
 
 
+@pytest.mark.parametrize("kind", ["number", "latex"])
+@pytest.mark.parametrize("gold", ["3/2", "1.5"])
+@pytest.mark.parametrize(
+    ("hint", "expected"),
+    [
+        ("So we get 1 1/2.", "result"),
+        ("The total is 1 1/2 cups. Add the 5 cups.", "result"),
+        (r"It is $1\frac{1}{2}$. Then take 4.", "result"),
+        (r"It is 1 \dfrac12 of 4.", "result"),
+        ("It is 1½. Then take 4.", "result"),
+        ("Take 1 1/2 cups. Add 5.", "anywhere"),
+        ("It is 1 1/2 + 2 = 7/2", "anywhere"),
+        ("It is 1 2/2.", "none"),
+        ("It is -1 1/2.", "none"),
+        ("It is 11 1/2.", "none"),
+        ("There is 1 1/20.", "none"),
+        ("Take 1\n1/2 of it.", "none"),
+    ],
+)
+def test_mixed_numbers_have_their_value(hint: str, gold: str, kind: str, expected: str) -> None:
+    assert leak_of(hint, gold, kind) == expected
+
+
+def test_a_mixed_number_is_also_its_two_numbers() -> None:
+    assert leak_of("Take 1 1/2 cups. Add 5.", "1/2", "number") == "anywhere"
+    assert leak_of("Take 1 1/2 cups. Add 5.", "1", "number") == "anywhere"
+    assert leak_of("It is -1 1/2.", "-3/2", "number") == "result"
+    assert cut_before_result("Add both. It is 1½. So take 1½ cups.", "3/2", "number") == "Add both."
+
+
 @pytest.mark.parametrize(
     ("hint", "gold", "kind", "expected"),
     [
