@@ -72,7 +72,7 @@ class Completion:
     verdict: str
     truncated: bool
     hinted: bool
-    num_tokens: int
+    num_tokens: int | None  # None: not recorded
     adapter_iteration: int
     temperature: float
     logprobs: tuple[float, ...]  # one per token
@@ -212,6 +212,8 @@ class Reader:
     def _completion(self, row: dict[str, Any]) -> Completion:
         tokenizer = self._tokenizer(row["model"])
         pieces = tokenizer.pieces(row["completion_token_ids"], row["text"]) if tokenizer is not None else None
+        num_tokens = row["num_completion_tokens"]
+        is_recorded = num_tokens > 0 or (not row["text"] and row["answer"] is None)  # imported predictions may have 0
         return Completion(
             phase=row["phase"],
             sample=row["sample_index"],
@@ -220,7 +222,7 @@ class Reader:
             verdict=row["verdict"],
             truncated=row["finish_reason"] == "length",
             hinted=row["hint_given"],
-            num_tokens=row["num_completion_tokens"],
+            num_tokens=num_tokens if is_recorded else None,
             adapter_iteration=row["adapter_iteration"],
             temperature=row["temperature"],
             logprobs=tuple(row["logprobs"]),

@@ -264,7 +264,7 @@ function numbersOf(completion) {
   const total = completion.reward === null ? [] : [["reward", completion.reward.toFixed(2)], ["advantage", number(completion.advantage)]];
   const sum = completion.logprobs.reduce((a, b) => a + (b === null ? 0 : b), 0);
   const mean = completion.logprobs.length ? [["mean log-prob", (sum / completion.logprobs.length).toFixed(2)]] : [];
-  const facts = [...total, ...parts, ["tokens", completion.tokens], ...mean];
+  const facts = [...total, ...parts, ["tokens", completion.tokens ?? "–"], ...mean];
   return element("div", { class: "numbers" },
     facts.map(([name, value]) => element("span", {}, `${name} `, element("b", {}, String(value)))),
     completion.zero_signal ? element("span", { title: "all compared completions have the same reward" }, "no training signal") : null);

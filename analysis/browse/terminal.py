@@ -122,7 +122,8 @@ def _completion(completion: Completion, *, colour: bool) -> Iterator[Text]:
     head = Text("\n" + " ".join(kinds) + ": ")
     head.append(completion.verdict.replace("_", " "), style=_VERDICTS.get(completion.verdict, "yellow"))
     facts = [f"answer {clean(completion.answer)}"] if completion.answer is not None else []
-    facts += [f"{completion.num_tokens} tokens"] + ["truncated"] * completion.truncated
+    facts += [f"{completion.num_tokens} tokens"] if completion.num_tokens is not None else []
+    facts += ["truncated"] * completion.truncated
     if completion.reward is not None and completion.advantage is not None:
         facts += [f"reward {completion.reward:.2f}", f"advantage {completion.advantage:+.2f}"]
         facts += [f"{part.replace('_', ' ')} {value:.2f}" for part, value in completion.parts.items()]

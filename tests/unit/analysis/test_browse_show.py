@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import json
 from pathlib import Path
 
 import polars as pl
@@ -11,6 +12,7 @@ from rich.console import Console
 
 from analysis.browse.terminal import _found, show
 from analysis.counts.load import load_run
+from analysis.exchange.folder import import_predictions
 from core_hpc.common.errors import InputError
 from tests.support.analysis_data import run_with_set
 from tests.support.report_data import MARKUP, full_run
@@ -53,6 +55,19 @@ def test_the_latest_iteration_is_shown_unless_another_is_named(tmp_path: Path) -
     assert "iteration 0 (published: 0, 1)" in printed(run, "p0", iteration=0)
     with pytest.raises(InputError, match="iteration 7 has no completions of p0"):
         printed(run, "p0", iteration=7)
+
+
+def test_a_token_count_that_is_not_recorded_is_not_shown_as_0(tmp_path: Path) -> None:
+    lines = [
+        {"example_id": "q1", "model": "m", "gold": "7", "completions": ["#### 7", ""]},
+        {"example_id": "q2", "model": "m", "gold": "7", "completions": ["#### 7", "8"], "token_counts": [5, 3]},
+    ]
+    (tmp_path / "in.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    run = import_predictions(tmp_path / "in.jsonl", tmp_path / "run").path
+    unknown, known = printed(run, "q1"), printed(run, "q2")
+    assert "evaluate #0: correct, answer 7\n" in unknown
+    assert "evaluate #1: no answer, 0 tokens\n" in unknown, "an empty completion has none"
+    assert "evaluate #0: correct, answer 7, 5 tokens\n" in known
 
 
 def test_an_unclear_id_is_refused(tmp_path: Path) -> None:
