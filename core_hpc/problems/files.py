@@ -20,10 +20,11 @@ from typing import Any
 import polars as pl
 
 from core_hpc.answers.kinds import LETTERS, known_kinds
+from core_hpc.answers.verifier import verify
 from core_hpc.common.encoding import why_not_utf8
 from core_hpc.common.errors import InputError
 from core_hpc.store import parquet
-from core_hpc.store.schema import ATTRIBUTES
+from core_hpc.store.schema import ATTRIBUTES, WRONG
 
 SHOWN_MISTAKES = 10
 MAX_ROWS, MAX_ROWS_VARIABLE = 1_000_000, "CORE_HPC_MAX_ROWS"
@@ -65,13 +66,15 @@ ParseRow = Callable[[Row, int], Item]
 """Converts a row and its 1-based number to a problem; raises RowError."""
 
 
-def read_items(path: Path, container: str, parse: ParseRow) -> list[Item]:
+def read_items(path: Path, container: str, parse: ParseRow, *, one_answer: bool = False) -> list[Item]:
     """The problems of a file.
 
     Args:
         path: the file.
         container: jsonl, parquet or csv.
         parse: converts a row to a problem.
+        one_answer: whether a question that stands there again with another answer makes a bad row. A
+            published data set has such rows, and its user cannot correct them.
 
     Raises:
         InputError: the file cannot be read or has bad rows; the message lists the first bad rows by
@@ -86,6 +89,7 @@ def read_items(path: Path, container: str, parse: ParseRow) -> list[Item]:
     items: list[Item] = []
     mistakes: list[str] = []
     first: dict[str, int] = {}
+    asked: dict[str, tuple[int, Item]] = {}
     for number, row in _rows(path, container):
         if number > limit:
             _check_number(path, None, limit)
@@ -95,6 +99,9 @@ def read_items(path: Path, container: str, parse: ParseRow) -> list[Item]:
             if depth_of(row) > MAX_DEPTH:
                 raise RowError(f"more than {MAX_DEPTH} lists or objects inside each other")
             item = parse(row, number)
+            if one_answer:
+                earlier, same = asked.setdefault(id_of(item.question, item.metadata.get("options")), (number, item))
+                _check_answer(item, same, f"{place} {earlier}")
             if item.problem_id in first:
                 made = "" if row.get("id") is not None else ", made from the question; remove one, or give both an 'id'"
                 raise RowError(f"{place} {first[item.problem_id]} has the same id {item.problem_id!r}{made}")
@@ -107,6 +114,16 @@ def read_items(path: Path, container: str, parse: ParseRow) -> list[Item]:
     if not items:
         raise InputError(f"{path}: the file has no problems")
     return items
+
+
+def _check_answer(item: Item, earlier: Item, where: str) -> None:
+    """Raise RowError if a problem contradicts an earlier one with the same question."""
+    if item.gold == earlier.gold or verify(earlier.gold, item.gold, item.answer_kind) != WRONG:
+        return
+    raise RowError(
+        f"the answer is {item.gold[:60]!r}, but {where} has the same question with the answer {earlier.gold[:60]!r}, "
+        "and at most one of them can be right; correct the wrong answer, or remove its row"
+    )
 
 
 def max_rows() -> int:

@@ -165,7 +165,7 @@ def problems_apart_from(
 def _read(source: FileProblems | DataSetProblems, label: str) -> list[Item]:
     if isinstance(source, DataSetProblems):
         return datasets.read_data_set(source, label)
-    return read_items(Path(source.path).expanduser(), source.source, own_row(source.answer_kind))
+    return read_items(Path(source.path).expanduser(), source.source, own_row(source.answer_kind), one_answer=True)
 
 
 def _draw_all(section: ProblemsSection, files: dict[str, list[Item]]) -> dict[str, list[Item]]:

@@ -134,6 +134,41 @@ def test_rows_without_an_id_get_one_from_their_content(tmp_path: Path) -> None:
         read_items(tmp_path / "twice.jsonl", "jsonl", own_row("number"))
 
 
+@pytest.mark.parametrize(
+    ("kind", "first", "again", "accepted"),
+    [
+        ("number", "4", "5", False),
+        ("number", "1/2", "0.50", True),
+        ("text", "New York", "new  york", True),
+        ("text", "Paris", "Rome", False),
+        ("latex", "(x+1)^2", "x^2+2x+1", True),
+        ("latex", "x+1", "x+2", False),
+    ],
+)
+def test_a_question_has_one_answer_in_a_file(kind: str, first: str, again: str, accepted: bool, tmp_path: Path) -> None:
+    rows = [
+        {"id": "a", "question": "How much?", "answer": first},
+        {"id": "b", "question": "How many?", "answer": "7"},
+        {"id": "c", "question": " How  much?", "answer": again},
+    ]
+    source = jsonl(tmp_path / "p.jsonl", *rows, answer_kind=kind)
+    if accepted:
+        assert make_splits(section(source, generated(2), instruction="Solve.")).train.height == 3
+        return
+    with pytest.raises(InputError) as caught:
+        make_splits(section(source, generated(2), instruction="Solve."))
+    assert str(caught.value) == (
+        f"{source.path}, line 3: the answer is {again!r}, but line 1 has the same question with the answer {first!r}, "
+        "and at most one of them can be right; correct the wrong answer, or remove its row"
+    )
+
+
+def test_a_question_without_an_id_is_no_reason_to_keep_two_answers(tmp_path: Path) -> None:
+    source = jsonl(tmp_path / "p.jsonl", *({"question": "1+1?", "answer": a} for a in (2, 3)))
+    with pytest.raises(InputError, match="line 2: the answer is '3', but line 1 has the same question"):
+        make_splits(section(source, generated(2)))
+
+
 def test_options_may_be_a_mapping_from_letters(tmp_path: Path) -> None:
     """Also in Parquet, where the options that a row lacks are null."""
     question = {"id": "a", "question": "Prime? A) 4 B) 7", "answer": "B", "answer_kind": "letter"}
