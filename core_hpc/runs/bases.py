@@ -19,13 +19,14 @@ from core_hpc.common.shipped import shipped_folder
 from core_hpc.config.yaml_mistakes import explain_yaml
 from core_hpc.config.yaml_text import parse_yaml, read_text
 from core_hpc.extensions.sources import located
+from core_hpc.runs.origins import Layer
 
 MAX_BASES = 20
 PROFILES = shipped_folder("yaml") / "cluster"
 
 
-def read_with_bases(path: Path, *, profile: bool = False) -> tuple[str, dict[str, Any]]:
-    """The text of a file, and its fields merged over those of its base files.
+def read_with_bases(path: Path, *, profile: bool = False) -> tuple[str, dict[str, Any], list[Layer]]:
+    """The text of a file, its fields merged over those of its base files, and the files from which they come.
 
     With several bases, the fields of a later one replace those of the earlier ones.
 
@@ -39,7 +40,9 @@ def read_with_bases(path: Path, *, profile: bool = False) -> tuple[str, dict[str
     return _read(path, profile=profile, heirs=(), read=[])
 
 
-def _read(path: Path, *, profile: bool, heirs: tuple[Path, ...], read: list[Path]) -> tuple[str, dict[str, Any]]:
+def _read(
+    path: Path, *, profile: bool, heirs: tuple[Path, ...], read: list[Path]
+) -> tuple[str, dict[str, Any], list[Layer]]:
     """`read_with_bases`, for a file that `heirs` inherit from; `read` gets every file."""
     resolved = path.expanduser().resolve()
     if resolved in heirs:
@@ -67,11 +70,13 @@ def _read(path: Path, *, profile: bool, heirs: tuple[Path, ...], read: list[Path
         message = "base: must be the path of another file of this kind, relative to this file, or a list of paths"
         raise ConfigError(str(path), [message])
     inherited: dict[str, Any] = {}
+    layers: list[Layer] = []
     for base in bases:
         below = _base_file(path, base, profile=profile)
-        _, fields = _read(below, profile=profile, heirs=(*heirs, resolved), read=read)
-        inherited = _merge(inherited, fields)
-    return text, _merge(inherited, data)
+        _, fields, of_base = _read(below, profile=profile, heirs=(*heirs, resolved), read=read)
+        inherited, layers = _merge(inherited, fields), of_base + layers
+    own = Layer(resolved, data, "cluster" if profile else "")
+    return text, _merge(inherited, data), [own, *layers]
 
 
 def _base_file(path: Path, base: str, *, profile: bool) -> Path:
@@ -111,8 +116,8 @@ def _no_profile(name: str, looked: Iterable[Path]) -> str:
     )
 
 
-def apply_profile(source: Path, data: dict[str, Any], named: str | None) -> None:
-    """Merge the sweep's own `cluster` section over the cluster profile that it names.
+def apply_profile(source: Path, data: dict[str, Any], named: str | None) -> list[Layer]:
+    """Merge the sweep's own `cluster` section over the cluster profile that it names. Returns the profile's files.
 
     Args:
         source: The sweep file.
@@ -121,10 +126,10 @@ def apply_profile(source: Path, data: dict[str, Any], named: str | None) -> None
     """
     own = data.get("cluster") or {}
     if not isinstance(own, dict):
-        return  # validation reports it
+        return []  # validation reports it
     wanted = named or own.get("profile")
     if not isinstance(wanted, str):
-        return
+        return []
     home = Path.cwd() if named else source.expanduser().resolve().parent
     choices = [folder / f"{wanted}.yaml" for folder in (home / "cluster", PROFILES)]
     if not _is_name(wanted):
@@ -133,12 +138,13 @@ def apply_profile(source: Path, data: dict[str, Any], named: str | None) -> None
     if path is None:
         where = "--cluster" if named else "cluster.profile"
         raise ConfigError(str(source), [f"{where}: {_no_profile(wanted, choices)}"])
-    _, profile = read_with_bases(path, profile=True)
+    _, profile, layers = read_with_bases(path, profile=True)
     profile.pop("base", None)
     if "cluster" in profile:
         message = "cluster: a profile has the fields of the section `cluster` at its top level; leave this key out"
         raise ConfigError(str(path), [message])
     data["cluster"] = {**_merge(profile, own), "profile": wanted}
+    return layers
 
 
 def _merge(below: Any, above: Any) -> Any:

@@ -29,6 +29,7 @@ from core_hpc.runs.bases import apply_profile, read_with_bases
 from core_hpc.runs.explain import explain
 from core_hpc.runs.grid import expand
 from core_hpc.runs.names import hash_of
+from core_hpc.runs.origins import Layer, with_origins
 
 PROFILE = "cluster.profile"
 MAX_PATH_PARTS = 20
@@ -89,8 +90,8 @@ def load_sweep(
     Raises:
         ConfigError: The file has mistakes. The message lists all of them.
     """
-    text, data = read_with_bases(source)
-    return resolve_sweep(source, text, data, overrides, output=output, profile=profile)
+    text, data, layers = read_with_bases(source)
+    return resolve_sweep(source, text, data, overrides, output=output, profile=profile, layers=layers)
 
 
 def resolve_sweep(
@@ -101,6 +102,7 @@ def resolve_sweep(
     *,
     output: str | None = None,
     profile: str | None = None,
+    layers: Sequence[Layer] = (),
 ) -> Sweep:
     """Resolve the content of a sweep file to its runs.
 
@@ -109,11 +111,12 @@ def resolve_sweep(
         text: The file as it was read.
         data: Its content, with that of its base files.
         overrides: As in `load_sweep`, like `output` and `profile`.
+        layers: The file and its base files, if the content was merged from several.
 
     Raises:
         ConfigError: The content has mistakes. The message lists all of them.
     """
-    apply_profile(source, data, profile)
+    layers = [*(layers or [Layer(source, dict(data))]), *apply_profile(source, data, profile)]
     mistakes: list[str] = []
     for override in overrides:
         _apply_override(data, override, mistakes)
@@ -121,7 +124,9 @@ def resolve_sweep(
         data["output"] = output
     if data.get("output") == "":
         mistakes.append("output: is empty; write a folder, or `.` for the current one")
-    points = expand(data, mistakes)
+    of_points: list[str] = []
+    points = expand(data, of_points)
+    mistakes += with_origins(of_points, data, layers)
     plain = {k: v for k, v in data.items() if k not in SWEEP_KEYS}
     runs: list[RunPlan] = []
     read = lru_cache(maxsize=None)(sources.read_source)  # all runs have the same content of a file
@@ -133,7 +138,9 @@ def resolve_sweep(
             )
         for path, value in changes.items():
             merged = _with_value(merged, path, value, f"run {label}: {path}", mistakes)
-        runs += _resolve(label, merged, mistakes, read=read)
+        of_run: list[str] = []
+        runs += _resolve(label, merged, of_run, read=read)
+        mistakes += with_origins(of_run, merged, layers)
     if not mistakes:  # a field that could not be set makes runs equal
         mistakes += _equal_runs(runs)
     mistakes += _different_sections(runs)
