@@ -7,7 +7,7 @@ asks for. Every field is operational. This module calls no command of SLURM.
 from __future__ import annotations
 
 import re
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args
 
 from pydantic import BeforeValidator, ValidationInfo, field_validator
 
@@ -220,17 +220,31 @@ class SlurmSection(JobSection):
         """Resolve the fields of `JobSection` for a phase group.
 
         A value of the group has priority over that of this section, which has priority over the
-        default. GPUs are inherited only if the group sets neither gres nor gpus_per_node.
+        default. GPUs are inherited only if the group asks for none itself, by gres or gpus_per_node; its gres
+        replaces that of this section.
         """
         own: JobSection = getattr(self, group)
-        inherits_gpus = own.gpus_per_node is None and own.gres is None
+        inherits = {
+            "gpus_per_node": not gpus_of_gres(own.gres),
+            "gres": own.gpus_per_node is None,
+        }
         out = {}
         for name in JobSection.model_fields:
             value = getattr(own, name)
-            if value is None and (name not in ("gpus_per_node", "gres") or inherits_gpus):
+            if value is None and inherits.get(name, True):
                 value = getattr(self, name)
             out[name] = JOB_DEFAULTS.get(name) if value is None else value
         return out
+
+    def gpu_mistakes(self) -> list[str]:
+        """Mistakes for two requests for GPUs beside each other. A run of an earlier version may have them."""
+        groups: dict[str, JobSection] = {f"slurm.{group}": getattr(self, group) for group in get_args(PhaseGroup)}
+        return [
+            f"{path}: gres ({job.gres}) and gpus_per_node ({job.gpus_per_node}) both ask for GPUs; keep one of them. "
+            "null turns off that of a profile: gpus_per_node: null"
+            for path, job in {"slurm": self, **groups}.items()
+            if job.gpus_per_node and gpus_of_gres(job.gres)
+        ]
 
     def num_gpus(self, group: PhaseGroup) -> int:
         """GPUs per node of a job of this phase group."""

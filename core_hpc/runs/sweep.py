@@ -217,6 +217,7 @@ def _resolve(label: str, data: dict[str, Any], mistakes: list[str], *, read: Cal
     for use in uses(config):
         if sources.digest_of(use.reference) in found:  # else the file cannot be read, which is reported above
             mistakes += [f"{use.path}: {message}" for message in sources.mistakes_of(use)]
+    mistakes += [f"cluster.{message}" for message in config.cluster.slurm.gpu_mistakes()]
     for split in ("train", "evaluation"):
         source = getattr(config.problems, split)
         mistakes += [f"problems.{split}.{field}: {message}" for field, message in source_mistakes(source)]

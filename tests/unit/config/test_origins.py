@@ -4,9 +4,13 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import pytest
+
 import yaml
+from core_hpc.config.slurm import SlurmSection
 from core_hpc.runs.origins import Layer, with_origins
-from tests.unit.config.test_sweep import mistakes
+from core_hpc.runs.sweep import load_sweep
+from tests.unit.config.test_sweep import mistakes, write
 
 
 def other(path: Path, **content: object) -> Path:
@@ -60,10 +64,41 @@ def test_a_rule_about_several_fields_names_the_files_of_those_in_its_message(tmp
     assert message.endswith(f" [slurm.update.nodes in {own}]")
 
 
+@pytest.mark.parametrize("group", ["", "update"])
+def test_gpus_of_the_sweep_beside_those_of_a_profile(group: str, tmp_path: Path) -> None:
+    def within(**fields: object) -> dict[str, object]:
+        return {group: fields} if group else fields
+
+    site = other(tmp_path / "site.yaml", driver="arrays", slurm=within(gpus_per_node=4))
+    (message,) = mistakes(tmp_path, cluster={"profile": "site.yaml", "slurm": within(gres="tmp:5,gpu:a100:2")})
+    path = f"slurm.{group}".rstrip(".")
+    assert message == (
+        f"cluster.{path}: gres (tmp:5,gpu:a100:2) and gpus_per_node (4) both ask for GPUs; keep one of them. "
+        f"null turns off that of a profile: gpus_per_node: null [{path}.gpus_per_node in {site}]"
+    )
+    # What the message advises is a valid file.
+    for fields in ({"gres": "gpu:a100:2", "gpus_per_node": None}, {"gres": "tmp:5"}):
+        cluster = {"profile": "site.yaml", "slurm": within(**fields)}
+        slurm = load_sweep(write(tmp_path, cluster=cluster)).cluster.slurm
+        assert slurm.num_gpus("update") == (2 if "gpus_per_node" in fields else 4)
+
+
+def test_a_resource_of_a_group_that_is_no_gpu_leaves_the_inherited_gpus() -> None:
+    slurm = SlurmSection(gpus_per_node=2, generate={"gres": "tmp:5"}, update={"gres": "gpu:a100:4"})  # type: ignore[arg-type]
+    jobs = [slurm.job(group) for group in ("generate", "update", "score")]
+    assert [(job["gres"], job["gpus_per_node"]) for job in jobs] == [("tmp:5", 2), ("gpu:a100:4", None), (None, 0)]
+
+
 def test_a_mistake_of_a_grid_in_a_base_file(tmp_path: Path) -> None:
     below = other(tmp_path / "first.yaml", grid={"seed": []})
     (message,) = mistakes(tmp_path, base="first.yaml")
     assert message == f"grid.seed: must be a list with at least one value [grid.seed in {below}]"
+
+
+def test_a_mapping_over_a_list_is_not_that_of_the_base(tmp_path: Path) -> None:
+    other(tmp_path / "first.yaml", team=[{"name": "a", "model": "x"}])
+    (message,) = mistakes(tmp_path, base="first.yaml", team={"name": "a", "model": "x"})
+    assert "first.yaml" not in message
 
 
 def test_a_list_is_replaced_as_a_whole() -> None:
