@@ -1,6 +1,6 @@
 """The message for a mistake in a sweep file: YAML path, what is wrong, what to write instead.
 
-In: an error of pydantic. Out: one line of text. Which rules there are is decided by the
+In: errors of pydantic. Out: one line of text for each mistake. Which rules there are is decided by the
 configuration (`config/`); `runs/sweep.py` collects the messages.
 """
 
@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import difflib
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any, get_args
 
 from pydantic import BaseModel
@@ -38,30 +38,68 @@ SHARED = ("name", "output", "cluster.", "analysis.")
 """Beginnings of paths that all runs of a sweep share, so that a grid cannot have them."""
 _SCALARS = ("int_", "float_", "string_type", "bool_", "literal_error", "finite_number")
 """Beginnings of pydantic's names for values of a wrong type, where one value is expected."""
+_BRANCHES = ("constrained-", "list[")
+"""Beginnings of the parts of a location by which pydantic names the form of a field that takes a value or a list."""
+_SCALAR_BRANCHES = (("str", "string_type"), ("int", "int_type"), ("bool", "bool_type"))
+"""Last part of such a location, and the error, where a mapping takes values of several types."""
+CONSEQUENCES = ("default_factory_not_called",)
+"""Errors of pydantic that only follow from another mistake: a default could not be computed."""
+COMMAS = ("partition", "reservation", "gres")
+"""Fields in which SLURM takes several values with commas between them."""
+
+
+def explain_all(errors: Iterable[Any]) -> list[str]:
+    """One line for each mistake, from the errors of pydantic.
+
+    Where a field takes one value or a list, pydantic reports errors for both. Those for the given form remain.
+    """
+    lines = []
+    for error in errors:
+        branch = next((str(part) for part in error["loc"] if str(part).startswith(_BRANCHES)), "")
+        other_form = "list_type" if branch.startswith("list[") else f"{branch.removeprefix('constrained-')}_type"
+        is_list = isinstance(error["input"], list)
+        if error["type"] in CONSEQUENCES or (error["type"] == other_form and is_list != branch.startswith("list[")):
+            continue
+        lines.append(explain(error))
+        if branch.startswith("list[") and not is_list:
+            field = ".".join(str(part) for part in error["loc"][: error["loc"].index(branch)])
+            lines[-1] += (
+                "; a list has one value per epoch or iteration. For a run with each value, write it in grid: "
+                f"`grid: {{{field}: [...]}}`"
+            )
+    return lines
 
 
 def explain(error: Any) -> str:
     """One line for an error of pydantic: YAML path, what is wrong, what to write."""
     parts = error["loc"]
     tags = {i for i in range(1, len(parts)) if parts[i] in PROBLEM_SOURCES and _holds_a_source(parts[i - 1])}
-    location = [p for i, p in enumerate(parts) if i not in tags and not str(p).startswith(("constrained-", "list["))]
-    path = ".".join(str(p) for p in location)
+    location = [p for i, p in enumerate(parts) if i not in tags and not str(p).startswith(_BRANCHES)]
     kind, given = error["type"], error.get("input")
+    if location and (location[-1], kind) in _SCALAR_BRANCHES:
+        del location[-1]
+    path = ".".join(str(p) for p in location)
     if kind == "extra_forbidden":
         tag = next((parts[i] for i in tags), None)
         return f"{path}: {_unknown_key(tag, location, given)}"
+    if kind == "model_attributes_type" and isinstance(given, list):
+        return f"{path}: is a list, but needs one source; write `{location[-1]}: {{source: ...}}`"
     if kind in ("union_tag_invalid", "union_tag_not_found", "model_attributes_type"):
         return f"{path}.{_source_mistake(error.get('ctx', {}).get('tag'))}"
     if kind == "missing":
         return f"{path}: is missing"
     if kind == "model_type":
         keys = _valid_keys(location)
-        example = f"for example `{location[-1]}: {{{keys[0]}: ...}}`; " if keys and location else ""
+        example = f"for example `{_example(location, keys, given)}`; " if keys and location else ""
         if given is None and isinstance(location[-1], str) and location != ["problems"]:
             example = f"but has none; remove the line `{location[-1]}:` to use the defaults; "
         return f"{path}: needs keys of its own, {example}valid here: {', '.join(keys)}"
     if isinstance(given, list) and kind.startswith(_SCALARS):
         return f"{path}: {_values_of_a_grid(path, given)}"
+    if isinstance(given, dict) and kind.startswith(_SCALARS):
+        return f"{path}: is a mapping of keys, but needs one value"
+    if kind in ("list_type", "tuple_type", "dict_type"):
+        return f"{path}: {_wrong_form(location, given, is_mapping=kind == 'dict_type')}"
     if kind == "string_pattern_mismatch" and error["ctx"]["pattern"] in PATTERNS:
         return f"{path}: {_no_match(error['ctx']['pattern'], str(given))}"
     if kind in ("int_parsing", "float_parsing") and given in ("true", "false"):
@@ -108,7 +146,9 @@ def _source_mistake(tag: Any) -> str:
 def _values_of_a_grid(path: str, values: list[Any]) -> str:
     """For a list where one value belongs: its values are mostly meant for one run each."""
     if path.startswith(SHARED):
-        return "is a list, but needs one value"
+        name = path.rpartition(".")[2]
+        is_joined = name in COMMAS and all(isinstance(value, str) for value in values)
+        return "is a list, but needs one value" + (f": `{name}: {','.join(values)}`" if is_joined else "")
     shown = "[...]"
     if len(values) <= MAX_LISTED:
         shown = dump_yaml(values, default_flow_style=True, width=10_000).strip()
@@ -116,6 +156,27 @@ def _values_of_a_grid(path: str, values: list[Any]) -> str:
         "is a list, but needs one value. For a run with each of these values, write it in grid: "
         f"`grid: {{{path}: {shown}}}`"
     )
+
+
+def _wrong_form(location: Sequence[Any], given: Any, *, is_mapping: bool) -> str:
+    """For a value where a list, or a mapping of any keys, belongs."""
+    if is_mapping:
+        return f"must be a mapping, such as `{location[-1]}: {{key: value}}`"
+    if keys := _valid_keys(location):
+        return f"must be a list: begin each member with a hyphen, as `{_example([0], keys, given)}`"
+    if isinstance(given, str):
+        written = dump_yaml([given], default_flow_style=True, width=10_000).strip()
+        return f"must be a list: `{location[-1]}: {written}`"
+    return "must be a list" + ("" if isinstance(given, dict) else f" (it is {given!r})")
+
+
+def _example(location: Sequence[Any], keys: Sequence[str], given: Any) -> str:
+    """How to write keys where none are."""
+    if location == ["cluster"] and isinstance(given, str):
+        return f"cluster: {{profile: {given}}}"
+    if isinstance(location[-1], int):
+        return f"- {'name' if 'name' in keys else keys[0]}: ..."
+    return f"{location[-1]}: {{{keys[0]}: ...}}"
 
 
 def _no_match(pattern: str, given: str) -> str:

@@ -26,7 +26,7 @@ from core_hpc.extensions.points import uses
 from core_hpc.extensions.sources import Source
 from core_hpc.runs.arms import missing_arms
 from core_hpc.runs.bases import apply_profile, read_with_bases
-from core_hpc.runs.explain import explain
+from core_hpc.runs.explain import explain_all
 from core_hpc.runs.grid import expand
 from core_hpc.runs.names import hash_of
 from core_hpc.runs.origins import Layer, with_origins
@@ -37,8 +37,6 @@ MAX_PATH_PARTS = 20
 SHOWN_CHARACTERS = 200
 READ_BEFORE = {"base": "write it in the sweep file", PROFILE: "use --cluster"}
 """Fields that are used before `--set` is, and what to do instead."""
-CONSEQUENCES = ("default_factory_not_called",)
-"""Errors of pydantic that only follow from another mistake: a default could not be computed."""
 
 
 @dataclass(frozen=True)
@@ -209,7 +207,7 @@ def _resolve(label: str, data: dict[str, Any], mistakes: list[str], *, read: Cal
     try:
         config = RunConfig.model_validate(data)
     except ValidationError as e:
-        mistakes += [explain(error) for error in e.errors() if error["type"] not in CONSEQUENCES]
+        mistakes += explain_all(e.errors())
         return []
     from core_hpc.problems.splits import source_mistakes  # loads Polars, which a refused file does not need
 

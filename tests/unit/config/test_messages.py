@@ -137,7 +137,57 @@ def test_an_empty_stop_string_is_refused(tmp_path: Path) -> None:
 
 def test_a_list_for_a_field_that_runs_share_is_no_grid(tmp_path: Path) -> None:
     found = mistakes(tmp_path, cluster={"slurm": {"partition": ["a", "b"]}})
-    assert found == ["cluster.slurm.partition: is a list, but needs one value"]
+    assert found == ["cluster.slurm.partition: is a list, but needs one value: `partition: a,b`"]
+    assert mistakes(tmp_path, cluster={"update_ranks": [1, 2]}) == [
+        "cluster.update_ranks: is a list, but needs one value"
+    ]
+
+
+PER_EPOCH = (
+    "; a list has one value per epoch or iteration. For a run with each value, write it in grid: "
+    "`grid: {reward.cross.weight: [...]}`"
+)
+
+
+@pytest.mark.parametrize(
+    ("changes", "expected"),
+    [
+        (
+            {"reward": {"cross": {"weight": -1}}},
+            "reward.cross.weight: input should be greater than or equal to 0 (it is -1)",
+        ),
+        (
+            {"reward": {"cross": {"weight": [0, -0.1]}}},
+            f"reward.cross.weight.1: input should be greater than or equal to 0 (it is -0.1){PER_EPOCH}",
+        ),
+        ({"reward": {"cross": {"weight": {"a": 1}}}}, "reward.cross.weight: is a mapping of keys, but needs one value"),
+        ({"seed": {"a": 1}}, "seed: is a mapping of keys, but needs one value"),
+        ({"team": MINIMAL["team"][0]}, "team: must be a list: begin each member with a hyphen, as `- name: ...`"),  # type: ignore[index]
+        ({"cluster": {"slurm": {"setup": "a: b"}}}, "cluster.slurm.setup: must be a list: `setup: ['a: b']`"),
+        ({"cluster": {"slurm": {"exclude": {"a": 1}}}}, "cluster.slurm.exclude: must be a list"),
+        ({"cluster": {"slurm": {"poll_s": 3}}}, "cluster.slurm.poll_s: must be a list (it is 3)"),
+        (
+            {"cluster": {"slurm": {"options": ["a"]}}},
+            "cluster.slurm.options: must be a mapping, such as `options: {key: value}`",
+        ),
+        ({"cluster": {"slurm": {"options": {"a": [1]}}}}, "cluster.slurm.options.a: is a list, but needs one value"),
+        (
+            {"problems": {**PROBLEMS, "train": [{"source": "generated", "count": 4}]}},
+            "problems.train: is a list, but needs one source; write `train: {source: ...}`",
+        ),
+    ],
+)
+def test_a_list_or_a_mapping_in_the_wrong_place(changes: dict[str, object], expected: str, tmp_path: Path) -> None:
+    assert mistakes(tmp_path, **changes) == [expected]
+
+
+def test_an_example_of_a_section_is_one_for_its_place(tmp_path: Path) -> None:
+    (message,) = mistakes(tmp_path, cluster="one_node")
+    assert message.startswith("cluster: needs keys of its own, for example `cluster: {profile: one_node}`; ")
+    found = mistakes(tmp_path, team=["a", "b"])
+    assert [m.partition(";")[0] for m in found] == [
+        f"team.{i}: needs keys of its own, for example `- name: ...`" for i in (0, 1)
+    ]
 
 
 def test_a_source_that_is_no_mapping(tmp_path: Path) -> None:
