@@ -9,7 +9,7 @@ from __future__ import annotations
 import difflib
 import re
 from collections.abc import Iterable, Sequence
-from typing import Any, get_args
+from typing import Any, get_args, get_origin
 
 from pydantic import BaseModel
 
@@ -42,6 +42,8 @@ _BRANCHES = ("constrained-", "list[")
 """Beginnings of the parts of a location by which pydantic names the form of a field that takes a value or a list."""
 _SCALAR_BRANCHES = (("str", "string_type"), ("int", "int_type"), ("bool", "bool_type"))
 """Last part of such a location, and the error, where a mapping takes values of several types."""
+_MEMBERS: dict[Any, tuple[str, ...]] = {list: ("0",), dict: ("NAME",)}
+"""What stands in a path for a member of a field with several sections."""
 CONSEQUENCES = ("default_factory_not_called",)
 """Errors of pydantic that only follow from another mistake: a default could not be computed."""
 COMMAS = ("partition", "reservation", "gres")
@@ -192,9 +194,9 @@ def _valid_keys(location: Sequence[Any]) -> list[str]:
 
 
 def _paths_below(location: Sequence[Any], key: str) -> list[str]:
-    """The paths of the fields with this name in the sections of a location."""
+    """The paths of the fields with this name in the sections of a location; in a list, that of the first member."""
     return [
-        ".".join(str(part) for part in (*location, name, key))
+        ".".join(str(part) for part in (*location, name, *_MEMBERS.get(get_origin(field.annotation), ()), key))
         for model in _models_at(location)
         for name, field in model.model_fields.items()
         if any(key in section.model_fields for section in _sections(field.annotation))

@@ -187,7 +187,8 @@ def _with_value(data: Any, path: str, value: Any, where: str, mistakes: list[str
             (i for i, v in enumerate(data) if str(i) == head or (isinstance(v, dict) and v.get("name") == head)), None
         )
         if index is None:
-            mistakes.append(f"{where}: the list has no member {head!r}")
+            names = ", ".join(str(v["name"]) for v in data if isinstance(v, dict) and "name" in v)[:SHOWN_CHARACTERS]
+            mistakes.append(f"{where}: the list has no member {head!r}{f' (its members: {names})' if names else ''}")
             return data
         return [
             (_with_value(v, rest, value, where, mistakes) if rest else value) if i == index else v

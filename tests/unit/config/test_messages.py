@@ -190,6 +190,16 @@ def test_an_example_of_a_section_is_one_for_its_place(tmp_path: Path) -> None:
     ]
 
 
+def test_a_path_into_a_list_has_a_member(tmp_path: Path) -> None:
+    (message,) = mistakes(tmp_path, lora={"rank": 4})
+    assert message == "lora: unknown key; did you mean `team.0.lora`?"
+    assert load_sweep(write(tmp_path), ["team.0.lora.rank=4"]).runs[0].config.team[0].lora.rank == 4
+    (message,) = mistakes(tmp_path, "team.lora.rank=4")
+    assert message == "--set team.lora.rank: the list has no member 'lora' (its members: a, b)"
+    (message,) = mistakes(tmp_path, reward={"weight": 1})
+    assert "`reward.parts.NAME.weight`" in message
+
+
 def test_a_source_that_is_no_mapping(tmp_path: Path) -> None:
     (message,) = mistakes(tmp_path, problems={**PROBLEMS, "train": "train.jsonl"})
     assert message.startswith("problems.train.source: is missing; known: generated")

@@ -120,7 +120,7 @@ def test_all_mistakes_are_reported_at_once_with_path_and_advice(tmp_path: Path) 
         ),
         (
             {"learning_rate": 1e-5},
-            "learning_rate: unknown key; did you mean `team.learning_rate` or `update.learning_rate`?",
+            "learning_rate: unknown key; did you mean `team.0.learning_rate` or `update.learning_rate`?",
         ),
         ({"reward": {"explore": {"weights": 1}}}, "reward.explore.weights: unknown key; did you mean `weight`?"),
         (
