@@ -18,6 +18,7 @@ import json
 import signal
 import sys
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, get_args
@@ -143,9 +144,11 @@ def launch_with(options: argparse.Namespace, read: Callable[[Sequence[str]], Swe
 def _dry_run(sweep: Sweep, console: Console, *, full: bool, as_json: bool) -> int:
     """Print what a start would do. The exit status is that of a start that is refused, or 0."""
     from core_hpc.controller.plan import make_plan
+    from core_hpc.controller.plan_checks import slurm_checks
     from core_hpc.controller.plan_text import print_plan
 
     plan = make_plan(sweep)
+    plan = replace(plan, checks=(*plan.checks, *slurm_checks(sweep.cluster)))
     if as_json:
         print(json.dumps(plan.as_json(), indent=1))
     else:

@@ -1,4 +1,4 @@
-"""Checks of a dry run: output folder, model folders, context lengths, numbers of GPUs, and the tracker.
+"""Checks of a dry run: output folder, model folders, context lengths, numbers of GPUs, the tracker, and SLURM's answer.
 
 In: a sweep and its problems. Out: `Check`s, each with what is wrong and what to do. Nothing is
 downloaded, converted or created, and neither torch nor transformers is loaded. What a start checks
@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING
 import polars as pl
 
 from core_hpc.common.errors import CoreHpcError, InputError
+from core_hpc.config.cluster import ClusterSection
 from core_hpc.config.model import ModelSection
 from core_hpc.config.problems import NoProblems
 from core_hpc.config.run import RunConfig
@@ -30,6 +31,8 @@ from core_hpc.problems.splits import Splits
 from core_hpc.runs import conflicts
 from core_hpc.runs.inputs import check_inputs
 from core_hpc.runs.sweep import Sweep
+from core_hpc.slurm.acceptance import NoClusterError, check_accepted
+from core_hpc.slurm.commands import Slurm, SlurmUnavailableError, slurm_installed
 from core_hpc.store.phases import COLD
 from core_hpc.store.schema import PROBLEMS
 
@@ -67,6 +70,20 @@ def check_sweep(sweep: Sweep, splits: Mapping[str, Splits]) -> tuple[Check, ...]
         found += [*_rescues(plan.config), *_equal_samples(plan.config)]
         found += _models(plan.config, splits.get(plan.run_id), lengths)
     return tuple(dict.fromkeys(found))
+
+
+def slurm_checks(cluster: ClusterSection) -> tuple[Check, ...]:
+    """What SLURM answers about the jobs of a sweep; nothing on a machine that belongs to no cluster."""
+    if not (cluster.uses_slurm and slurm_installed()):
+        return ()
+    try:
+        return tuple(Check(what=message, refuses=False) for message in check_accepted(cluster, Slurm()))
+    except NoClusterError:
+        return ()
+    except InputError as e:
+        return (Check(what=str(e), refuses=True),)
+    except SlurmUnavailableError as e:
+        return (Check(what=str(e), refuses=False),)
 
 
 def _passes(check: Callable[[], object]) -> Iterator[Check]:

@@ -24,6 +24,10 @@ USABLE_NODE = re.compile(r"(idle|mixed|allocated|completing|planned)[-+]?")
 """States of nodes that run jobs, as sinfo prints them."""
 
 
+class NoClusterError(InputError):
+    """This machine has SLURM's commands, but belongs to no cluster."""
+
+
 def check_accepted(cluster: ClusterSection, slurm: Slurm) -> list[str]:
     """Check with SLURM that it would accept the jobs of a cluster profile. Nothing is submitted.
 
@@ -35,7 +39,8 @@ def check_accepted(cluster: ClusterSection, slurm: Slurm) -> list[str]:
         Other refusals, as messages for the user.
 
     Raises:
-        InputError: SLURM would refuse some of the jobs at any time; with its messages.
+        InputError: SLURM would refuse some of the jobs at any time; with its messages. Or there is no
+            cluster (`NoClusterError`).
         SlurmUnavailableError: SLURM does not answer.
     """
     checked = set()
@@ -50,7 +55,7 @@ def check_accepted(cluster: ClusterSection, slurm: Slurm) -> list[str]:
         if answer is None:
             continue
         if NO_CLUSTER.search(answer):
-            raise InputError(
+            raise NoClusterError(
                 f"this machine has SLURM's commands, but belongs to no cluster ({answer}); start the sweep on a login "
                 "node, or use `driver: local`"
             )

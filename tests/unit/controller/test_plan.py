@@ -27,6 +27,7 @@ from core_hpc.store.paths import TaskKey
 from tests.support.fake_slurm import publish, run_of
 from tests.support.harness import ROOT
 from tests.support.second_user import COLLEAGUE_UID
+from tests.support.slurm_commands import FakeCommands
 
 SWEEPS = sorted((ROOT / "yaml").glob("*.yaml"))
 PROFILE_NAMES = sorted(p.stem for p in PROFILES.glob("*.yaml"))
@@ -411,6 +412,41 @@ def test_json_has_everything(tmp_path: Path) -> None:
 def test_options_of_a_dry_run_need_one(option: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert launch.main([str(small_sweep(tmp_path)), option]) == 2
     assert f"{option} needs --dry-run" in capsys.readouterr().err
+
+
+REFUSED = "allocation failure: Invalid qos specification"
+
+
+@pytest.mark.parametrize(
+    ("error", "status", "shown"),
+    [
+        (REFUSED, 2, "a start is refused: SLURM would refuse these jobs"),
+        (
+            "allocation failure: Unspecified error",
+            0,
+            "before a start: cluster.slurm, jobs of `generate`: Unspecified error",
+        ),
+        ("sbatch: fatal: Could not establish a configuration source", 0, ""),
+        ("", 0, ""),
+    ],
+)
+def test_a_dry_run_has_the_answer_of_slurm(
+    error: str, status: int, shown: str, fake: FakeCommands, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Where this machine belongs to a cluster. A start with this answer ends with the same status."""
+    fake.command("sbatch", error=f"{error}\n", status=1 if error else 0)
+    fake.command("sinfo", body="case \"$*\" in *-N*) echo 'n1|idle';; *) echo 'gpu|gpu:4|8|1024';; esac")
+    fake.command("scontrol", "PartitionName=gpu State=UP\n")
+    path = small_sweep(tmp_path)
+    assert launch.main([str(path), "--dry-run", "--cluster", "one_node"]) == status
+    out = capsys.readouterr().out
+    assert shown in out
+    assert ("Invalid qos" in out) == (error == REFUSED)
+    assert set(fake.calls("sbatch")) == {"--test-only"}
+    launch.main([str(path), "--dry-run", "--json", "--cluster", "one_node"])
+    found = json.loads(capsys.readouterr().out)["checks"]
+    assert any(check["refuses"] for check in found) == (status == 2)
+    assert launch.main([str(path), "--dry-run", "--driver", "local"]) == 0
 
 
 # --- what is checked -----------------------------------------------------------------------------
