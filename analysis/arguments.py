@@ -270,7 +270,10 @@ def _add_set(sub: argparse.ArgumentParser) -> None:
 
 
 def _add_margin(sub: argparse.ArgumentParser) -> None:
-    text = "arms are equivalent if they differ by less than this; default: analysis.margin of the sweep, else 2"
+    text = (
+        "arms are equivalent if they differ by less than this, in percentage points (2 is `analysis.margin: 0.02`); "
+        "default: analysis.margin of the sweep, else 2"
+    )
     sub.add_argument("--margin", type=_points, metavar="POINTS", help=text)
 
 

@@ -14,12 +14,12 @@ import polars as pl
 
 from analysis.counts.load import RunData
 from analysis.layout.tables import UNDEFINED, ReportTable, laid_out, percent
-from analysis.metrics.compare import MEAN, compare, tests_of
+from analysis.metrics.compare import MEAN, compare, margin_of, tests_of
 from analysis.metrics.fields import ABSENT, different_fields
 from analysis.metrics.pairs import arm_of, primary_of
 from analysis.metrics.passk import COVERAGE, EQUAL_K, MATCHED_BUDGET, MATCHED_PASS, PASS, TEAM_PASS
 from analysis.metrics.sides import GAIN
-from analysis.stats.decisions import ALPHA
+from analysis.stats.decisions import ALPHA, in_points
 from analysis.stats.intervals import METHOD_NOTE, join_notes
 from core_hpc.config.analysis import PrimarySection
 from core_hpc.runs.names import folder_names
@@ -49,6 +49,7 @@ def compare_report(
 
     With several seeds the table shows their mean; the tidy frame also has every seed.
     """
+    margin = margin_of([*a, *b]) if margin is None else margin
     frame = compare(a, b, ks=ks, iterations=iterations, margin=margin)
     means = frame.filter(pl.col("seed") == MEAN)
     visible = means if means.height else frame
@@ -62,7 +63,7 @@ def compare_report(
     notes += sorted(shared - {""})
     pairs = f"{int(visible['num_seeds'][0])} pairs of seeds"
     notes.append(pairs if several else "one pair of runs: the spread over seeds is unknown")
-    notes += [*reading_notes(visible, several=several), METHOD_NOTE]
+    notes += [*reading_notes(visible, several=several, margin=margin), METHOD_NOTE]
     title = "B against A on held-out problems, paired by problem (percent, points)"
     return ReportTable("compare", title, frame, laid_out(columns, shown), notes)
 
@@ -143,8 +144,8 @@ def primary_note(primary: PrimarySection | None) -> list[str]:
     return [f"primary comparison, declared in the sweep file: {arms}, {primary.metric}{model}"]
 
 
-def reading_notes(tested: pl.DataFrame, *, several: bool) -> list[str]:
-    """Lines that state what the columns of a comparison mean, one column per line."""
+def reading_notes(tested: pl.DataFrame, *, several: bool, margin: float) -> list[str]:
+    """Lines that state what the columns of a comparison mean, one column per line. `margin` is a fraction."""
     num_tests = sum(not row["primary"] for row in tests_of(tested.iter_rows(named=True)).values())
     over = "other problems and other seeds" if several else "other problems; other seeds are not included"
     but = (
@@ -161,7 +162,7 @@ def reading_notes(tested: pl.DataFrame, *, several: bool) -> list[str]:
         f"corrected p: Holm's correction for the {num_tests} tests of this table{uncorrected}",
         "P(B > A): chance in percent that B is better, if all differences were equally likely before",
         f"result: different if the corrected p is below {ALPHA:g}; equivalent if a difference as large as the margin "
-        f"is excluded at {ALPHA / 2:g}, also corrected; else not resolved",
+        f"of {in_points(margin)} is excluded at {ALPHA / 2:g}, also corrected; else not resolved",
     ]
 
 

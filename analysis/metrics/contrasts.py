@@ -98,6 +98,7 @@ def contrasts_table(arms: Arms, *, ks: Sequence[int], margin: float | None = Non
 
 def contrasts_report(arms: Arms, *, ks: Sequence[int], margin: float | None = None) -> ReportTable:
     """Format the result of `contrasts_table` as a report table."""
+    margin = margin_of([data for runs in arms.values() for data in runs]) if margin is None else margin
     frame = contrasts_table(arms, ks=ks, margin=margin)
     several = frame["seed"].eq(MEAN).any()
     shared = set.intersection(*(set(note.split("; ")) for note in frame["note"]))
@@ -111,7 +112,7 @@ def contrasts_report(arms: Arms, *, ks: Sequence[int], margin: float | None = No
         *primary_note(declared[2] if declared else None),
         "A: the second arm; B: the first arm",
         *sorted(shared - {""}),
-        *reading_notes(frame, several=several),
+        *reading_notes(frame, several=several, margin=margin),
         METHOD_NOTE,
     ]
     title = "Differences between arms on held-out problems, paired by problem (percent, points)"

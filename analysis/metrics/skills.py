@@ -140,7 +140,8 @@ def skills_reports(arms: Arms, *, ks: Sequence[int], margin: float | None = None
     skills = declared_skills(arms)
     tables = [_levels(skills_table(arms, ks=ks), skills)]
     if len(arms) > 1:
-        tables.append(_differences(skill_contrasts_table(arms, ks=ks, margin=margin), skills))
+        margin = margin_of([data for runs in arms.values() for data in runs]) if margin is None else margin
+        tables.append(_differences(skill_contrasts_table(arms, ks=ks, margin=margin), skills, margin))
     return tables
 
 
@@ -174,7 +175,7 @@ def _named(group: str, model: str) -> str:
     return OWN if group == model else group if group == REST else f"of {group}"
 
 
-def _differences(frame: pl.DataFrame, skills: Mapping[str, Sequence[str]]) -> ReportTable:
+def _differences(frame: pl.DataFrame, skills: Mapping[str, Sequence[str]], margin: float) -> ReportTable:
     several = frame["seed"].eq(MEAN).any()
     shared = set.intersection(*(set(note.split("; ")) for note in frame["note"]))
     rows, groups = [], []
@@ -187,7 +188,7 @@ def _differences(frame: pl.DataFrame, skills: Mapping[str, Sequence[str]]) -> Re
         *_left_out(frame, skills),
         "A: the second arm; B: the first arm",
         *sorted(shared - {""}),
-        *reading_notes(frame, several=several),
+        *reading_notes(frame, several=several, margin=margin),
     ]
     title = "Differences between arms by whose skill the problems need (percent, points)"
     table = laid_out(list(rows[0]), [list(row.values()) for row in rows])

@@ -34,6 +34,15 @@ def holm(p_values: Sequence[float]) -> list[float]:
     return corrected
 
 
+def in_points(margin: float) -> str:
+    """A margin, a fraction, in percentage points.
+
+    >>> in_points(0.02), in_points(0.01), in_points(0.0002)
+    ('2 points', '1 point', '0.02 points')
+    """
+    return f"{100 * margin:g} points" if margin != 0.01 else "1 point"
+
+
 def verdict(p_different: float, p_not_within: float, margin: float) -> str:
     """State whether A and B are different, equivalent within the margin, or neither is shown.
 
@@ -45,7 +54,7 @@ def verdict(p_different: float, p_not_within: float, margin: float) -> str:
     >>> verdict(0.4, 0.01, 0.02), verdict(0.01, 0.3, 0.02), verdict(0.4, 0.3, 0.02), verdict(0.01, 0.01, 0.02)
     ('equivalent within 2 points', 'different', 'not resolved', 'different, by less than 2 points')
     """
-    points = f"{100 * margin:g} points" if margin != 0.01 else "1 point"
+    points = in_points(margin)
     within = p_not_within < ALPHA / 2
     if p_different < ALPHA:
         return f"{DIFFERENT}, by less than {points}" if within else DIFFERENT

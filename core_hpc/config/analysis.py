@@ -81,7 +81,8 @@ class AnalysisSection(Section):
         0.02,
         gt=0,
         lt=1,
-        description="two arms are equivalent if their difference is shown to be smaller than this; 0.02: 2 points",
+        description="two arms are equivalent if their difference is shown to be smaller than this, a fraction; 0.02: 2 "
+        "points (--margin 2)",
     )
     skills: dict[str, tuple[str, ...]] = operational(
         {},

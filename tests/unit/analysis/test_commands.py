@@ -134,7 +134,10 @@ def test_the_margin_of_equivalence_is_in_points(
         (excluded[margin],) = frame.filter(measure="pass", k=1, model="ada")["p_outside"]
         # Three equal problems: the standard error is sqrt(2 / 5) / sqrt(5).
         assert excluded[margin] == pytest.approx(stats.t.sf(margin / 100 / (2**0.5 / 5), 2))
-    assert "not resolved" in printed("compare", run, run)[0]
+    assert "margin of 20 points is" in " ".join(printed("compare", run, run, "--margin", 20)[0].split())
+    of_the_sweep = " ".join(printed("compare", run, run)[0].split())
+    assert "not resolved" in of_the_sweep
+    assert "margin of 2 points is" in of_the_sweep
     with pytest.raises(SystemExit):
         main(["compare", str(run), str(run), "--margin", "0"])
     assert "invalid number of points between 0 and 100 value: '0'" in capsys.readouterr().err
