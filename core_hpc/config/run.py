@@ -23,6 +23,7 @@ from core_hpc.config.protocol import ProtocolSection
 from core_hpc.config.reward import RewardSection
 from core_hpc.config.tracking import TrackingSection
 from core_hpc.config.update import UpdateSection
+from core_hpc.config.warmup import WarmupSection
 from core_hpc.store.paths import TEAM
 from core_hpc.store.phases import EVALUATE
 
@@ -121,6 +122,13 @@ class RunConfig(Section):
                 "problems": self.problems.model_copy(update={"evaluation": own.problems, "instruction": instruction}),
                 "team": team,
             }
+        )
+
+    def warmup_of(self, model: ModelSection) -> WarmupSection | None:
+        """The warm-up of a model, with the seed that it has in this run."""
+        section = model.warmup
+        return (
+            section if section is None or section.seed is not None else section.model_copy(update={"seed": self.seed})
         )
 
     def sampling_of(self, model: ModelSection, phase: str) -> SamplingSection:

@@ -39,7 +39,12 @@ class WarmupSection(Section):
         description="peak learning rate: it rises in the first tenth of the steps, then follows a cosine to 0",
     )
     weight_decay: float = Field(0.01, ge=0, description="weight decay of AdamW")
-    seed: int = Field(0, ge=0, description="seed of the order of problems, and of a new adapter")
+    seed: int | None = Field(
+        0,
+        ge=0,
+        description="seed of the order of problems, and of a new adapter; null: `seed` of the run, so every seed of a "
+        "grid has a warm-up of its own",
+    )
 
     @property
     def sources(self) -> tuple[ProblemSource, ...]:

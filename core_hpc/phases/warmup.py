@@ -90,7 +90,7 @@ def run(context: TaskContext) -> None:
 
 
 def _section(context: TaskContext) -> WarmupSection:
-    section = context.model.warmup
+    section = context.run.config.warmup_of(context.model)
     assert section is not None, f"{context.key.model} has no warm-up"
     return section
 
@@ -318,6 +318,7 @@ def _lora(model: ModelSection) -> LoraSection | None:
 
 def _task(context: TaskContext, rows: list[Row]) -> UpdateTask:
     section, update = _section(context), context.run.config.update
+    assert section.seed is not None, "warmup_of sets it"
     tokens = sum(len(r.completion_token_ids) for r in rows)
 
     def on_progress(done: int, total: int) -> None:

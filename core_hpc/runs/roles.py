@@ -6,6 +6,8 @@ which environment a worker is started. Nothing is loaded or started here.
 
 from __future__ import annotations
 
+from typing import Any
+
 from core_hpc.config.cluster import ClusterSection
 from core_hpc.config.identity import config_hash, scientific_fields
 from core_hpc.engines.shared import SHARED_KINDS
@@ -26,16 +28,19 @@ def role_of(run: Run, key: TaskKey) -> str:
     """
     if key.phase not in (*GENERATION_PHASES, *TRAINING_PHASES):
         return "score"
-    model, facts = run.config.model(key.model), run.facts[key.model]
-    digest = config_hash({"model": scientific_fields(model), "context_tokens": facts.context_tokens})
+    digest = config_hash({"model": _fields_of(run, key), "context_tokens": run.facts[key.model].context_tokens})
     return f"{'update' if key.phase in TRAINING_PHASES else 'generate'}-{key.model}-{digest}"
 
 
 def warmup_group(run: Run, key: TaskKey) -> str:
     """Equal for the warm-ups of two runs only if they share one computation (`phases/warmup.py`)."""
-    config = run.config
-    fields = {"model": scientific_fields(config.model(key.model)), "problems": scientific_fields(config.problems)}
-    return config_hash(fields)
+    return config_hash({"model": _fields_of(run, key), "problems": scientific_fields(run.config.problems)})
+
+
+def _fields_of(run: Run, key: TaskKey) -> dict[str, Any]:
+    """The settings of the model of a task. Its warm-up may have the seed of the run."""
+    model = run.config.model(key.model)
+    return scientific_fields(model.model_copy(update={"warmup": run.config.warmup_of(model)}))
 
 
 def engine_kind(run: Run, key: TaskKey) -> str:

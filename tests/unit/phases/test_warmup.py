@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from core_hpc.config.identity import config_hash
 from core_hpc.models.resolve import resolve_model
 from core_hpc.phases.context import TaskContext, Warm
 from core_hpc.phases.warmup import (
@@ -21,6 +22,7 @@ from core_hpc.phases.warmup import (
     warmup_identity,
     warmup_rows,
 )
+from core_hpc.runs.roles import role_of, warmup_group
 from core_hpc.runs.sweep import load_sweep
 from core_hpc.store.manifests import make_folder
 from core_hpc.store.paths import TaskKey
@@ -59,6 +61,27 @@ def test_the_context_of_the_run_selects_the_factors_of_a_longrope_also_for_its_w
     if longrope:
         assert (short.pop("long_factors"), long.pop("long_factors")) == (False, True)
     assert long == short
+
+
+def test_a_warm_up_can_have_the_seed_of_its_run(tiny_models: list[Path], tmp_path: Path) -> None:
+    """Runs of a grid then differ in the warm-up, too. With a number of its own they share one."""
+    fingerprint = resolve_model(str(tiny_models[0])).fingerprint
+
+    def identities(seed: int, warmup_seed: int | None) -> tuple[str, str, str]:
+        warmup = {**WARM, "seed": warmup_seed}
+        team = [{"name": "m0", "model": str(tiny_models[0]), "engine": "transformers", "warmup": warmup}]
+        folder = tmp_path / f"{seed}-{warmup_seed}"
+        folder.mkdir()
+        run = create_run(load_sweep(tiny_sweep(folder / "tiny.yaml", [], folder / "out", team=team, seed=seed)))
+        run = replace(run, facts={"m0": replace(run.facts["m0"], fingerprint=fingerprint)})
+        key = TaskKey(0, WARMUP, "m0")
+        context = TaskContext(run=run, key=key, warm=Warm())
+        identity = warmup_identity(context, warmup_rows(warmup_examples(context), epochs=1))
+        return config_hash(identity), warmup_group(run, key), role_of(run, key)
+
+    first, second = identities(1, None), identities(2, None)
+    assert all(one != other for one, other in zip(first, second, strict=True))
+    assert identities(1, 2) == identities(3, 2) == second
 
 
 def test_users_of_a_common_output_have_a_folder_of_warm_ups_each(project: Path) -> None:
