@@ -2,7 +2,7 @@
 
 Every rank describes its node, imports the packages that tasks need, connects to the other ranks, and writes a report
 into the shared folder. In: a `ProbeSpec`. Out: report-RANK.json. The reports are judged in
-`doctor/job.py`.
+`doctor/probe.py`.
 """
 
 from __future__ import annotations

@@ -21,6 +21,7 @@ from core_hpc.doctor import job as doctor_job
 from core_hpc.doctor import machine as doctor_machine
 from core_hpc.doctor import node as doctor_node
 from core_hpc.doctor import packages as doctor_packages
+from core_hpc.doctor import probe as doctor_probe
 from core_hpc.doctor import slurm as doctor_slurm
 from core_hpc.doctor import storage as doctor_storage
 from core_hpc.doctor.checks import FAIL, OK, WARN, Finding, Subject, run_checks
@@ -491,7 +492,7 @@ def test_what_a_node_reports_is_judged(changes: dict[str, Any], status: str, wor
         update_ranks=2,
         slurm={"cpus": 4, "mem_gb": 32, "gres": "gpu:h100:1,tmp:5", "update": {"nodes": 2}},
     )
-    judge = doctor_job.judge_reports
+    judge = doctor_probe.judge_reports
     good = list(judge("test job", [report(), report(rank=1)], cluster=cluster, group="update", given=True))
     assert set(statuses(good)) == {OK}
     bad = [
@@ -506,15 +507,15 @@ def test_without_a_sweep_a_missing_package_is_no_failure() -> None:
     reported = report(imports={"vllm": [1.0, "ModuleNotFoundError: vllm"]})
     cluster = ClusterSection(driver="arrays", slurm={"cpus": 1, "mem_gb": 1})
     assert WARN in statuses(
-        doctor_job.judge_reports("test job", [reported], cluster=cluster, group="generate", given=False)
+        doctor_probe.judge_reports("test job", [reported], cluster=cluster, group="generate", given=False)
     )
     assert FAIL not in statuses(
-        doctor_job.judge_reports("test job", [reported], cluster=cluster, group="generate", given=False)
+        doctor_probe.judge_reports("test job", [reported], cluster=cluster, group="generate", given=False)
     )
 
 
-def probe_of(group: PhaseGroup, cluster: ClusterSection, folder: Path, **changes: Any) -> doctor_job.Probe:
-    return doctor_job.Probe(groups=[group], cluster=cluster, packages=(), folder=folder, job=7, **changes)
+def probe_of(group: PhaseGroup, cluster: ClusterSection, folder: Path, **changes: Any) -> doctor_probe.Probe:
+    return doctor_probe.Probe(groups=[group], cluster=cluster, packages=(), folder=folder, job=7, **changes)
 
 
 @pytest.mark.parametrize(
@@ -534,11 +535,11 @@ def test_slices_of_a_gpu_that_would_work_together_fail(
 ) -> None:
     jobs = {"cpus": 1, "mem_gb": 1, "max_mem_gb": 1}
     section = ClusterSection(driver="resident" if "resident" in groups else "arrays", slurm=jobs, **cluster)
-    probe = doctor_job.Probe(groups=groups, cluster=section, packages=(), folder=tmp_path, job=7)
+    probe = doctor_probe.Probe(groups=groups, cluster=section, packages=(), folder=tmp_path, job=7)
     for rank in range(probe.num_ranks):
         reported = report(rank=rank, gpu_names=["MIG-1a"])
         (tmp_path / doctor_node.report_name(rank)).write_text(json.dumps(reported))
-    found = [f.what for f in doctor_job.judge(probe, given=True) if "MIG-1a" in f.what and f.status == FAIL]
+    found = [f.what for f in doctor_probe.judge(probe, given=True) if "MIG-1a" in f.what and f.status == FAIL]
     assert len(found) == (field is not None)
     assert all(f"cluster.{field}: 2, but CUDA_VISIBLE_DEVICES shows slices" in what for what in found)
 
@@ -546,14 +547,14 @@ def test_slices_of_a_gpu_that_would_work_together_fail(
 def test_a_job_without_a_report(tmp_path: Path) -> None:
     cluster = ClusterSection(driver="arrays")
     probe = probe_of("generate", cluster, tmp_path, state="FAILED")
-    assert "shared file system" in failure(doctor_job.judge(probe, given=True)).advice
+    assert "shared file system" in failure(doctor_probe.judge(probe, given=True)).advice
     for words, advice in {
         "module: command not found": "cluster.slurm.setup",
         "slurmstepd: error: exceeded memory limit (2 > 1), being killed": "raise mem_gb",
         "ModuleNotFoundError: No module named 'core_hpc'": "pip install",
     }.items():
         (tmp_path / "7_0_log.out").write_text(f"{words}\n")
-        found = failure(doctor_job.judge(probe, given=True))
+        found = failure(doctor_probe.judge(probe, given=True))
         assert words in found.what
         assert advice in found.advice
 
@@ -577,7 +578,7 @@ def test_a_test_job_that_waits(
     began = time.monotonic()
     (ended,) = doctor_job._finished([probe], Slurm(), lambda _: None)
     assert (time.monotonic() - began > 0.3) == (status == WARN)
-    (finding,) = doctor_job.judge(ended, given=True)
+    (finding,) = doctor_probe.judge(ended, given=True)
     assert finding.status == status
     assert advice in f"{finding.what}; {finding.advice}"
 
@@ -588,7 +589,7 @@ def test_a_file_that_the_node_does_not_see_or_sees_late(tmp_path: Path) -> None:
         probe = probe_of("score", cluster, tmp_path, pinged=100.0, answered=answered)
         seen_at = time.time() - (time.monotonic() - (answered or 0))
         reported = report(answered_at=seen_at + offset)
-        assert doctor_job._visibility(probe, reported).status == status
+        assert doctor_probe._visibility(probe, reported).status == status
 
 
 def test_memory_limits_of_both_kinds_of_cgroups(tmp_path: Path) -> None:
