@@ -17,11 +17,10 @@ import polars as pl
 from core_hpc.common.seeds import stable_uniform
 from core_hpc.models.prompts import PromptBuilder
 from core_hpc.phases.context import TaskContext
-from core_hpc.phases.peers import peer_tasks, questions_of, row_of_peer
+from core_hpc.phases.peers import row_of_peer, with_texts
 from core_hpc.phases.reliance import Rate
 from core_hpc.protocol.lessons import choose_lessons, scheduled_weight
-from core_hpc.store import shards
-from core_hpc.store.schema import COLD, ROLLOUTS, ROW_KEY
+from core_hpc.store.schema import COLD, ROW_KEY
 from core_hpc.training.batching import Row
 
 
@@ -38,11 +37,7 @@ def lesson_rows(context: TaskContext, scores: pl.DataFrame, own: Sequence[Row], 
     weight = scheduled_weight(teach.weight, teach.weight_end, teach.weight_iterations, key.iteration)
     if weight == 0:
         return []
-    found = successes(scores, key.model)
-    texts = shards.read_tasks(run.root, peer_tasks(run, key, COLD), ROLLOUTS, columns=(*ROW_KEY, "text"))
-    questions = questions_of(run)
-    found = found.join(texts, on=ROW_KEY, how="inner", maintain_order="left")
-    found = found.with_columns(question=pl.col("problem_id").replace_strict(questions, return_dtype=pl.String))
+    found = with_texts(run, key, COLD, successes(scores, key.model))
     max_tokens = run.config.sampling_of(context.model, COLD).max_new_tokens
     builder, stops = context.prompt_builder(context.model), context.stop_strings(context.model)
     candidates = candidate_rows(found, builder, stops, weight=weight, max_tokens=max_tokens)
@@ -81,11 +76,10 @@ def candidate_rows(
         weight: weight in the loss.
         max_tokens: most tokens of a completion.
     """
-    rows: list[Row | None] = []
-    for r in found.iter_rows(named=True):
-        row = row_of_peer(r, builder, stops, advantage=1.0, weight=weight, lesson="taught")
-        rows.append(row if row is not None and len(row.completion_token_ids) <= max_tokens else None)
-    return rows
+    return [
+        row_of_peer(r, builder, stops, max_tokens=max_tokens, advantage=1.0, weight=weight, lesson="taught")
+        for r in found.iter_rows(named=True)
+    ]
 
 
 def _chosen(context: TaskContext, found: pl.DataFrame, candidates: list[Row | None], rate: Rate | None) -> list[int]:

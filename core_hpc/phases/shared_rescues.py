@@ -14,9 +14,8 @@ import polars as pl
 
 from core_hpc.models.prompts import PromptBuilder
 from core_hpc.phases.context import TaskContext
-from core_hpc.phases.peers import peer_tasks, peers_of, questions_of, row_of_peer
-from core_hpc.store import shards
-from core_hpc.store.schema import COLD, RESCUE, ROLLOUTS, ROW_KEY
+from core_hpc.phases.peers import peers_of, row_of_peer, with_texts
+from core_hpc.store.schema import COLD, RESCUE, ROW_KEY
 from core_hpc.training.batching import Row
 
 
@@ -27,11 +26,8 @@ def shared_rows(context: TaskContext, scores: pl.DataFrame) -> list[Row]:
         scores: rows of SCORES of the iteration, of all models.
     """
     run, key, model = context.run, context.key, context.model
-    texts = shards.read_tasks(run.root, peer_tasks(run, key, RESCUE), ROLLOUTS, columns=(*ROW_KEY, "text"))
-    found = rescues(scores, peers_of(run, key.model)).join(texts, on=ROW_KEY, how="inner")
-    questions = questions_of(run)
     return rows_of(
-        found.with_columns(question=pl.col("problem_id").replace_strict(questions, return_dtype=pl.String)),
+        with_texts(run, key, RESCUE, rescues(scores, peers_of(run, key.model))),
         context.prompt_builder(model),
         context.stop_strings(model),
         weight=run.config.update.share_rescues,
@@ -73,6 +69,7 @@ def rows_of(
             r,
             builder,
             stops,
+            max_tokens=max_tokens,
             advantage=r["advantage"],
             weight=weight,
             rescue=True,
@@ -81,4 +78,4 @@ def rows_of(
         )
         for r in found.sort("problem_id", "model", "sample_index").iter_rows(named=True)
     ]
-    return [row for row in rows if row is not None and len(row.completion_token_ids) <= max_tokens]
+    return [row for row in rows if row is not None]
