@@ -21,18 +21,17 @@ import threading
 import time
 import traceback
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from core_hpc.common.errors import CoreHpcError, ExtensionAttemptError, ExtensionError, RepeatingError, StoppedError
 from core_hpc.common.ownership import deny_writing_by_others
+from core_hpc.phases import TaskContext, run_task
+from core_hpc.phases.context import Warm
+from core_hpc.runs.folder import open_run
 from core_hpc.runs.outcome import Outcome, OutcomeKind, Progress, final_on_full_disk
 from core_hpc.runs.worker_messages import CommandKind, MessageKind, WorkerCommand, WorkerMessage
 from core_hpc.store.claims import own_job
 from core_hpc.store.manifests import DamagedError
 from core_hpc.store.paths import TaskKey
-
-if TYPE_CHECKING:
-    from core_hpc.phases.context import Warm
 
 PROGRESS_INTERVAL_S = 0.25
 
@@ -85,10 +84,6 @@ def serve(messages: Messages, threads: int, *, shared: bool) -> None:
     commands: queue.SimpleQueue[WorkerCommand] = queue.SimpleQueue()
     stop = threading.Event()
     threading.Thread(target=_read_commands, args=(commands, stop), daemon=True).start()
-    from core_hpc import phases  # imported here, so that tasks which begin together do not import it at once
-    from core_hpc.phases.context import Warm
-
-    assert phases
     warm = Warm(threads=threads)
     if shared:
         owner = warm.share_engine()
@@ -116,8 +111,6 @@ def serve(messages: Messages, threads: int, *, shared: bool) -> None:
 
 def _run(command: WorkerCommand, messages: Messages, warm: Warm, stop: threading.Event) -> None:
     """Run one task and report how it ended."""
-    from core_hpc.phases import TaskContext, run_task
-    from core_hpc.runs.folder import open_run
 
     def report(kind: MessageKind, outcome: Outcome | None = None) -> None:
         messages.send(WorkerMessage(kind, command.run, command.task, outcome=outcome))

@@ -18,9 +18,7 @@ pytestmark = pytest.mark.timeout(60)
 ROOT = Path(__file__).parents[3]
 WORKER = """
 import sys, time
-from core_hpc import phases
 from core_hpc.phases import worker
-from core_hpc.runs import folder
 from core_hpc.common.errors import StoppedError
 
 def run_task(context):
@@ -30,7 +28,7 @@ def run_task(context):
     if context.key.phase == "update":
         raise StoppedError("stopped after step 1")
 
-phases.run_task, folder.open_run = run_task, lambda root, **_: None
+worker.run_task, worker.open_run = run_task, lambda root, **_: None
 worker.main(["--role", "update", "--threads", "1", "--events-fd", sys.argv[1]])
 """
 
@@ -91,14 +89,12 @@ def test_only_an_update_imports_the_packages_for_training() -> None:
 
 FULL = """
 import sys
-from core_hpc import phases
 from core_hpc.phases import worker
-from core_hpc.runs import folder
 
 def run_task(context):
     raise OSError(28, "No space left on device", "/run/x.parquet")
 
-phases.run_task, folder.open_run = run_task, lambda root, **_: None
+worker.run_task, worker.open_run = run_task, lambda root, **_: None
 worker.main(["--role", "update", "--threads", "1", "--events-fd", sys.argv[1]])
 """
 
