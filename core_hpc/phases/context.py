@@ -253,7 +253,7 @@ class TaskContext:
         return manifest
 
     def update_folder(self, iteration: int) -> Path | None:
-        """Folder of this update: an adapter, or a model if tuning is full."""
+        """Folder of the weights after an iteration: an adapter, or a model if tuning is full; None: iteration 0."""
         manifest = self.update_manifest(iteration)
         return manifest.folder if manifest is not None else None
 

@@ -1,9 +1,9 @@
 """The update phase: one model learns from its own completions (METHOD.md section 5).
 
-In: scores of all parts, the model's cold and rescue rollouts, its previous weights; with some
-options (`shared_rescues.py`, `lessons.py`) rollouts of its peers. Out: a
-published folder with an ordinary PEFT adapter (with `tuning: full`, an ordinary model), the
-optimizer state, and one row of schema.STEPS per optimizer step. The computation is in `training/`.
+In: scores of all parts, the model's cold and rescue rollouts, and its previous weights; with some
+options also rollouts of its peers (`peers.py`). Out: a published folder with an ordinary PEFT
+adapter (with `tuning: full`, an ordinary model), the optimizer state, and one row of schema.STEPS
+per optimizer step. The computation is in `training/`.
 
 With several ranks every rank runs this module, and rank 0 publishes. A request to stop makes it
 raise StoppedError between two optimizer steps. The next attempt of a task that stopped or died
@@ -121,6 +121,22 @@ def training_rows(context: TaskContext, rate: Rate | None = None, token_rate: To
     Raises:
         StoreError: a rollout has no score, or a score no rollout.
     """
+    rollouts, scores = _scored_rollouts(context)
+    update = context.run.config.update
+    own = _with_options(context, rollouts, _own_rows(rollouts, update), rate, token_rate)
+    if update.hacpo.enabled:
+        own = hacpo_rows(context, scores, own)
+    shared = shared_rows(context, scores) if update.share_rescues else []
+    lessons = lesson_rows(context, scores, own, rate) if update.teach.is_on else []
+    return own + shared + lessons
+
+
+def _scored_rollouts(context: TaskContext) -> tuple[pl.DataFrame, pl.DataFrame]:
+    """The model's own rollouts of the iteration with their advantages, and the scores of all models.
+
+    Raises:
+        StoreError: a rollout has no score, or a score no rollout.
+    """
     run, key = context.run, context.key
     graph = run.graph()
     parts = range(graph.num_parts)
@@ -138,10 +154,14 @@ def training_rows(context: TaskContext, rate: Rate | None = None, token_rate: To
             f"{key}: there are {rollouts.height} rollouts but {advantages.height} scores of {key.model}; remove the "
             f"score manifests of iteration {key.iteration} in {run.root} and run the same command again"
         )
-    weights = {COLD: 1.0, RESCUE: run.config.update.rescue_weight}
-    masked = "length" if run.config.update.truncated == "mask" else None
-    shared = shared_rows(context, scores) if run.config.update.share_rescues else []
-    own_rows = [
+    return joined, scores
+
+
+def _own_rows(rollouts: pl.DataFrame, update: UpdateSection) -> list[Row]:
+    """The model's own rollouts as rows, in a fixed order."""
+    weights = {COLD: 1.0, RESCUE: update.rescue_weight}
+    masked = "length" if update.truncated == "mask" else None
+    return [
         Row(
             key=(r["problem_id"], r["phase"], r["sample_index"]),
             problem_id=r["problem_id"],
@@ -152,37 +172,32 @@ def training_rows(context: TaskContext, rate: Rate | None = None, token_rate: To
             weight=0.0 if r["finish_reason"] == masked else weights[r["phase"]],
             rescue=r["phase"] == RESCUE,
         )
-        for r in joined.sort("problem_id", "phase", "sample_index").iter_rows(named=True)
+        for r in rollouts.sort("problem_id", "phase", "sample_index").iter_rows(named=True)
     ]
-    own_rows = _with_options(context, joined, own_rows, rate, token_rate)
-    if run.config.update.hacpo.enabled:
-        own_rows = hacpo_rows(context, scores, own_rows)
-    lessons = lesson_rows(context, scores, own_rows, rate) if run.config.update.teach.is_on else []
-    return own_rows + shared + lessons
 
 
 def _with_options(
-    context: TaskContext, joined: pl.DataFrame, own: list[Row], rate: Rate | None, token_rate: TokenRate | None
+    context: TaskContext, rollouts: pl.DataFrame, own: list[Row], rate: Rate | None, token_rate: TokenRate | None
 ) -> list[Row]:
     """The own rows as the options of METHOD.md sections 9.5, 9.6 and 9.8 have them.
 
     Args:
         context: the update task.
-        joined: the own rollouts.
+        rollouts: the own rollouts.
         own: their rows.
         rate: see `training_rows`.
         token_rate: see `training_rows`.
     """
     update = context.run.config.update
     key = ("problem_id", "phase", "sample_index")
-    given = joined.filter(pl.col("phase") == RESCUE, pl.col("hint_given"))
+    given = rollouts.filter(pl.col("phase") == RESCUE, pl.col("hint_given"))
     hinted: dict[tuple[object, ...], bool] = {(*row,): right for *row, right in given.select(*key, "correct").rows()}
     if rate is not None:
         own = with_reliance(own, hinted, rate, scale=update.reliance_scale)
     own = in_context(own, hinted, update)
     if update.self_teacher.is_on:
         assert token_rate is not None
-        wrong = joined.filter(pl.col("phase") == COLD, ~pl.col("correct"))
+        wrong = rollouts.filter(pl.col("phase") == COLD, ~pl.col("correct"))
         own = with_teacher(context, own, frozenset(wrong.select(key).rows()), token_rate)
     return own
 
