@@ -44,13 +44,12 @@ def run(context: TaskContext) -> None:
     cold = cold.with_columns(reward_rollouts(context, cold, vectors)[part].alias("score"))
     context.stopwatch.lap("score")
     kinds: dict[str, str] = dict(context.run.split(TRAIN).select("problem_id", "answer_kind").rows())
-    num_problems = cold["problem_id"].n_unique()
     rows: list[dict[str, Any]] = []
     groups = [group for _, group in cold.group_by("problem_id", maintain_order=True)]
     others = _sources(groups, order, kinds) if config.protocol.hint_source == "shuffled" else {}
     for done, group in enumerate(groups, start=1):
         rows += _hint_rows(context, group, order, kinds[group["problem_id"][0]], others)
-        context.progress(done, num_problems, 0)
+        context.progress(done, len(groups), 0)
     frame = pl.DataFrame(rows, schema=HINTS.schema)
     context.stopwatch.lap("hint")
 

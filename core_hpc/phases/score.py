@@ -101,8 +101,7 @@ def reward_rollouts(context: TaskContext, rollouts: pl.DataFrame, embeddings: Ve
     config = context.run.config
     index = schedule_index(context)
     out = {name: np.zeros(rollouts.height) for name in (*REWARD_PARTS, "reward")}
-    compared = ["problem_id", "model"] if config.update.group == "model" else ["problem_id"]
-    groups = rollouts.with_row_index("row").partition_by(compared, maintain_order=True)
+    groups = rollouts.with_row_index("row").partition_by(_compared(config), maintain_order=True)
     own_parts = own_reward_parts(context.run, groups, index)
     for done, group in enumerate(groups, start=1):
         rows = group["row"].to_numpy()
@@ -118,6 +117,11 @@ def reward_rollouts(context: TaskContext, rollouts: pl.DataFrame, embeddings: Ve
         out["reward"][rows] = scored.total
         context.progress(done, len(groups), 0)
     return pl.DataFrame(out)
+
+
+def _compared(config: RunConfig) -> list[str]:
+    """The columns in which completions agree that are compared with each other."""
+    return ["problem_id", "model"] if config.update.group == "model" else ["problem_id"]
 
 
 def _advantages(
@@ -141,14 +145,13 @@ def _advantages(
         models=models,
         phases=rollouts["phase"].to_list(),
     )
-    share = scheduled_weight(
-        update.team_pass.weight, update.team_pass.weight_end, update.team_pass.weight_iterations, context.key.iteration
-    )
     if update.advantage_function is not None:
         found = own_advantages(context.run, rollouts, rewards, members(groups))
     else:
         found = grouped_advantages(rewards, groups, scale=update.advantage_scale)
     if update.team_pass.is_on:
+        own = update.team_pass
+        share = scheduled_weight(own.weight, own.weight_end, own.weight_iterations, context.key.iteration)
         found = (1 - share) * found + share * np.nan_to_num(of_team_pass)
     zero_signal = np.zeros(len(found), dtype=bool)
     for rows in members(groups):
@@ -163,8 +166,7 @@ def _team_pass_advantages(context: TaskContext, rollouts: pl.DataFrame) -> Float
     if not update.team_pass.is_on:
         return found
     cold = rollouts.with_row_index("row").filter(pl.col("phase") == COLD)
-    compared = ["problem_id", "model"] if update.group == "model" else ["problem_id"]
-    for group in cold.partition_by(compared, maintain_order=True):
+    for group in cold.partition_by(_compared(context.run.config), maintain_order=True):
         right = group["correct"].to_numpy()
         found[group["row"].to_numpy()] = team_pass_advantages(group["model"].to_list(), right, k=update.team_pass.k)
     return found
