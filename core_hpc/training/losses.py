@@ -272,35 +272,27 @@ def _gain(tokens: Tokens, settings: UpdateSection) -> Gain:
     return Gain(value_M, torch.zeros_like(tokens.rescue_M))
 
 
-def objective(current_M: Tensor, batch: TokenBatch, settings: UpdateSection, step: StepSize) -> LossTerms:
-    """The loss of this micro-batch, as a summand of the loss of the whole optimizer step.
-
-    Args:
-        current_M: log-probabilities under the weights to train, with gradient.
-        settings: the loss and its options.
-    """
-    loss = LOSSES[settings.loss]
-    log_ratio_M = current_M - batch.old_M
-    objective_M = None if batch.objective_N is None else batch.objective_N[batch.row_M]
-    if settings.ratio == "current":
-        log_ratio_M = current_M - current_M.detach()
+def _ratios(
+    current_M: Tensor, batch: TokenBatch, objective_M: Tensor | None, settings: UpdateSection
+) -> tuple[Tensor, Tensor]:
+    """The ratio of each token, and the ratio that the loss uses, [M] each."""
+    log_ratio_M = current_M - (current_M.detach() if settings.ratio == "current" else batch.old_M)
     if objective_M is not None:  # other objectives have no ratio
         log_ratio_M = log_ratio_M.masked_fill(objective_M != POLICY, 0.0)
     token_ratio_M = log_ratio_M.exp()
     if settings.ratio == "sequence":
-        ratio_M = (batch.sum(log_ratio_M) / batch.lengths_N).exp()[batch.row_M]
-    else:
-        ratio_M = token_ratio_M
-    advantage_M = batch.advantage_N[batch.row_M]
-    if batch.factor_M is not None:
-        advantage_M = advantage_M * batch.factor_M
-    tokens = Tokens(current_M, ratio_M, advantage_M, batch.rescue_N[batch.row_M])
-    gain = _gain(tokens, settings)
-    gain_M, clipped_M = gain.value_M, gain.clipped_M
-    if objective_M is not None:
-        gain_M = with_transfer(gain_M, current_M, tokens.advantage_M, objective_M)
-        clipped_M = clipped_M & (objective_M == POLICY)
-    if objective_M is not None and batch.peer_N is not None and settings.hacpo.enabled:
+        return token_ratio_M, (batch.sum(log_ratio_M) / batch.lengths_N).exp()[batch.row_M]
+    return token_ratio_M, token_ratio_M
+
+
+def _with_other_objectives(
+    gain: Gain, tokens: Tokens, batch: TokenBatch, objective_M: Tensor, settings: UpdateSection, step: StepSize
+) -> Gain:
+    """The gain of the loss, except for tokens with another objective (`transfer.py`)."""
+    current_M = tokens.current_M
+    gain_M = with_transfer(gain.value_M, current_M, tokens.advantage_M, objective_M)
+    clipped_M = gain.clipped_M & (objective_M == POLICY)
+    if batch.peer_N is not None and settings.hacpo.enabled:
         cross = cross_gain(
             batch.sum(current_M) / batch.lengths_N,
             batch.peer_N,
@@ -311,11 +303,30 @@ def objective(current_M: Tensor, batch: TokenBatch, settings: UpdateSection, ste
         is_cross_M = objective_M == CROSS
         gain_M = cross.value_N[batch.row_M].where(is_cross_M, gain_M)
         clipped_M = cross.clipped_N[batch.row_M].where(is_cross_M, clipped_M)
-    if objective_M is not None and batch.teacher_M is not None and settings.self_teacher.kind == "sdpo":
+    if batch.teacher_M is not None and settings.self_teacher.kind == "sdpo":
         of_teacher_M = sdpo_gain(current_M, batch.old_M, batch.teacher_M, cap=settings.self_teacher.cap)
         gain_M = of_teacher_M.where(objective_M == SDPO, gain_M)
-    share_N = loss.share(batch, step)
-    policy_N = -batch.sum(gain_M * batch.importance_M) * share_N
+    return Gain(gain_M, clipped_M)
+
+
+def objective(current_M: Tensor, batch: TokenBatch, settings: UpdateSection, step: StepSize) -> LossTerms:
+    """The loss of this micro-batch, as a summand of the loss of the whole optimizer step.
+
+    Args:
+        current_M: log-probabilities under the weights to train, with gradient.
+        settings: the loss and its options.
+    """
+    objective_M = None if batch.objective_N is None else batch.objective_N[batch.row_M]
+    token_ratio_M, ratio_M = _ratios(current_M, batch, objective_M, settings)
+    advantage_M = batch.advantage_N[batch.row_M]
+    if batch.factor_M is not None:
+        advantage_M = advantage_M * batch.factor_M
+    tokens = Tokens(current_M, ratio_M, advantage_M, batch.rescue_N[batch.row_M])
+    gain = _gain(tokens, settings)
+    if objective_M is not None:
+        gain = _with_other_objectives(gain, tokens, batch, objective_M, settings, step)
+    share_N = LOSSES[settings.loss].share(batch, step)
+    policy_N = -batch.sum(gain.value_M * batch.importance_M) * share_N
     loss_N, k3_N = policy_N, torch.zeros_like(policy_N)
     if batch.reference_M is not None:
         k3_M = k3(current_M, batch.reference_M)
@@ -332,5 +343,5 @@ def objective(current_M: Tensor, batch: TokenBatch, settings: UpdateSection, ste
         loss_N=loss_N.detach(),
         k3_N=k3_N.detach(),
         ratio_M=ratio_M.detach(),
-        clipped_M=clipped_M,
+        clipped_M=gain.clipped_M,
     )
