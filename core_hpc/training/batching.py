@@ -57,7 +57,6 @@ class Row:
     """None: the model sampled it in this iteration and learns it as such."""
     sampled_logprobs: Sequence[float] | None = None
     """Of the engine, on the other prompt from which it was sampled; None: no correction for that."""
-
     peer_logprob: float | None = None
     """Mean log-probability per token of the peer that sampled it, in the peer's tokens (cross)."""
     token_factors: Sequence[float] | None = None

@@ -3,9 +3,8 @@
 In: the loss terms of each micro-batch. Out: one row of metrics. KL, entropy, mismatch, importance
 and ratio are over the completions that had a forward pass, and NaN if none had one. Losses and
 clip_share are of the whole step, to which the other completions add 0. Some metrics are also given
-for each source of completions. The totals also hold which
-problems had a loss that is not finite, so that every rank stops with the same message. This module
-computes no loss.
+for each source of completions. The totals also hold which problems had a loss that is not finite,
+so that every rank stops with the same message. This module computes no loss.
 
 Shapes: N completions and M completion tokens of a micro-batch.
 """

@@ -96,16 +96,16 @@ def collate(rows: Sequence[Row], members: Sequence[int], layout: Layout) -> Micr
         targets_U=pairs_U % base,
         distinct_M=distinct_M,
         row_M=torch.repeat_interleave(torch.arange(len(members)), lengths_N),
-        behaviour_M=torch.cat([_logprobs(rows[i], rows[i].behaviour_logprobs) for i in members]),
-        sampled_M=torch.cat([_logprobs(rows[i], rows[i].sampled_logprobs) for i in members]),
+        behaviour_M=torch.cat([_of_tokens(rows[i], rows[i].behaviour_logprobs) for i in members]),
+        sampled_M=torch.cat([_of_tokens(rows[i], rows[i].sampled_logprobs) for i in members]),
         lengths_N=lengths_N,
         advantage_N=torch.tensor([rows[i].advantage for i in members], dtype=torch.float32),
         weight_N=torch.tensor([rows[i].weight for i in members], dtype=torch.float32),
         rescue_N=torch.tensor([rows[i].rescue for i in members]),
         objective_N=torch.tensor([OBJECTIVES.index(rows[i].objective) for i in members]),
         peer_N=torch.tensor([_or_nan(rows[i].peer_logprob) for i in members], dtype=torch.float32),
-        factor_M=torch.cat([_logprobs(rows[i], rows[i].token_factors) for i in members]).nan_to_num(1.0),
-        teacher_M=torch.cat([_logprobs(rows[i], rows[i].teacher_logprobs) for i in members]),
+        factor_M=torch.cat([_of_tokens(rows[i], rows[i].token_factors) for i in members]).nan_to_num(1.0),
+        teacher_M=torch.cat([_of_tokens(rows[i], rows[i].teacher_logprobs) for i in members]),
         rows=tuple(members),
     )
 
@@ -121,10 +121,11 @@ def _padded(inputs: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor, Tensor]:
     return ids_BL, torch.arange(size[1]) * mask_BL, mask_BL
 
 
-def _logprobs(row: Row, logprobs: Sequence[float] | None) -> Tensor:
-    if logprobs is None:
+def _of_tokens(row: Row, values: Sequence[float] | None) -> Tensor:
+    """Values of the completion tokens of a row; NaN if it has none."""
+    if values is None:
         return torch.full((len(row.completion_token_ids),), torch.nan)
-    return torch.as_tensor(logprobs, dtype=torch.float32)
+    return torch.as_tensor(values, dtype=torch.float32)
 
 
 def _or_nan(value: float | None) -> float:

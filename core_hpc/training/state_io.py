@@ -8,8 +8,7 @@
 No random state is kept, since there is none: dropout is 0, and the order of problems and the
 initial adapter come from seeds. The optimizer state is in a subfolder, because vLLM loads every
 safetensors file beside the weights; earlier versions wrote it there. Frozen base weights are never
-written. This module reads and writes
-files of one rank, and it knows no process group.
+written. This module reads and writes files of one rank, and it knows no process group.
 """
 
 from __future__ import annotations
