@@ -19,17 +19,16 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from core_hpc.common.errors import StoreError
 from core_hpc.training.batching import StepPlan
 from core_hpc.training.full import write_model
 from core_hpc.training.lora import LoraPolicy
 from core_hpc.training.losses import LossTerms, TokenBatch, completion_sum
 from core_hpc.training.metrics import StepTotals
 from core_hpc.training.passes import LogProbs, micro_batches
+from core_hpc.training.state_io import TrainingState
 from core_hpc.training.task import UpdateTask
 from core_hpc.training.timings import UpdateTimings
-from core_hpc.training.trainer import Trainer, _Task
-from core_hpc.training.zero2 import all_true
+from core_hpc.training.trainer import RunningTask, Trainer
 
 
 class SupervisedTrainer(Trainer):
@@ -41,7 +40,7 @@ class SupervisedTrainer(Trainer):
         """None: a likelihood is compared with no other policy."""
         return {}, None
 
-    def _losses(self, task: _Task, index: int, totals: StepTotals) -> Iterator[Tensor]:
+    def _losses(self, task: RunningTask, index: int, totals: StepTotals) -> Iterator[Tensor]:
         """Negative log-likelihood of each of this rank's micro-batches, per token of the whole step."""
         plan = task.plans[index]
         for batch in micro_batches(task.spec.rows, plan.micro_batches[self.rank], self.policy.layout, self.device):
@@ -69,20 +68,9 @@ class SupervisedTrainer(Trainer):
             totals.add(batch, tokens, terms, entropy_M)
             yield terms.loss
 
-    def _write(self, task: _Task, out_folder: Path | None) -> None:
-        """Write the model on rank 0, without the optimizer, which nothing continues from."""
-        state = task.zero.state(task.steps_done, keep=self.rank == 0)
-        written = False
-        try:
-            if self.rank == 0:
-                assert out_folder is not None
-                if isinstance(self.policy, LoraPolicy):
-                    weights = self.policy.merged()
-                    write_model(self.policy.base, weights, out_folder, source=self.settings.model_folder)
-                else:
-                    self.policy.write(out_folder, state.parts["weight"])
-            written = True
-        finally:
-            agreed = all_true(written, self.device)
-        if not agreed:
-            raise StoreError("warm-up: rank 0 could not write the model; see its log")
+    def _write_files(self, task: RunningTask, state: TrainingState, folder: Path) -> None:
+        """Write the model, without the optimizer, which nothing continues from."""
+        if isinstance(self.policy, LoraPolicy):
+            write_model(self.policy.base, self.policy.merged(), folder, source=self.settings.model_folder)
+        else:
+            self.policy.write(folder, state.parts["weight"])

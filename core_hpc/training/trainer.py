@@ -7,9 +7,9 @@ the whole model). Out: a folder with the new weights (rank 0) and metrics of eve
 A `Trainer` keeps the base model between tasks. Trained weights and optimizer always start from the
 published state, so a warm process and a restarted one compute the same, up to the rounding of layers
 that a warm process on a GPU has compiled. A task that was interrupted between two steps continues
-from its checkpoint, and its result is that of an uninterrupted task.
-The only random draws are the initial adapter and the order of problems, both from seeds in the
-task. This module publishes nothing and knows no paths except the folders that it is given.
+from its checkpoint, and its result is that of an uninterrupted task. The only random draws are the
+initial adapter and the order of problems, both from seeds in the task. This module publishes nothing
+and knows no paths except the folders that it is given.
 
 Shapes: N completions and M completion tokens of a micro-batch.
 """
@@ -52,7 +52,7 @@ STEP_COLUMNS = {name: dtype for name, dtype in STEPS.schema.items() if name not 
 
 
 @dataclass(frozen=True, kw_only=True)
-class _Task:
+class RunningTask:
     """What an update holds while it runs."""
 
     spec: UpdateTask
@@ -151,7 +151,7 @@ class Trainer:
         steps = pl.DataFrame(task.records, schema=STEP_COLUMNS)
         return UpdateResult(steps, task.steps_done, self.num_ranks, timings)
 
-    def _prepare(self, spec: UpdateTask, timings: UpdateTimings) -> _Task:
+    def _prepare(self, spec: UpdateTask, timings: UpdateTimings) -> RunningTask:
         """Everything before the first optimizer step: plan, weights, passes, optimizer."""
         with timings.clock("prepare_s"):
             plans = self._plan(spec, timings)
@@ -167,7 +167,7 @@ class Trainer:
                 state = self._load_weights(spec.resume.folder, parameters)
                 assert state.steps_done == first_step + spec.resume.steps.height
             zero = Zero2(parameters, spec.settings, state)
-        return _Task(
+        return RunningTask(
             spec=spec,
             plans=plans,
             zero=zero,
@@ -245,7 +245,7 @@ class Trainer:
             num_tokens = max(batch.num_padded_tokens for batch in mine)
             self.memory.make_room(num_tokens, max(batch.num_keys for batch in mine), reserved=reserved)
 
-    def _train(self, task: _Task) -> None:
+    def _train(self, task: RunningTask) -> None:
         """Run the remaining steps; between two of them the task can stop, or save its position."""
         done, num_steps = len(task.records), len(task.plans)
         boundaries = Boundaries(
@@ -262,7 +262,7 @@ class Trainer:
                 raise StoppedError(message)
             task.records.append(self._step(task, index))
 
-    def _save(self, task: _Task) -> bool:
+    def _save(self, task: RunningTask) -> bool:
         """Gather the position, and store it on rank 0; returns False on rank 0 if that fails."""
         state = task.zero.state(task.steps_done, keep=self.rank == 0)
         if self.rank != 0:
@@ -270,7 +270,7 @@ class Trainer:
         steps = pl.DataFrame(task.records, schema=STEP_COLUMNS)
         return task.spec.interruption.save(Checkpoint(state, steps, self._details(task.spec, state.steps_done)))
 
-    def _step(self, task: _Task, index: int) -> dict[str, Any]:
+    def _step(self, task: RunningTask, index: int) -> dict[str, Any]:
         """One optimizer step; returns its row of metrics, global over ranks."""
         spec, plan = task.spec, task.plans[index]
         global_step = task.first_step + index
@@ -301,7 +301,7 @@ class Trainer:
         values = totals.means(with_kl=spec.settings.kl_weight > 0)
         return {**values, "step": index + 1, "global_step": global_step + 1, "grad_norm": norm, "learning_rate": rate}
 
-    def _losses(self, task: _Task, index: int, totals: StepTotals) -> Iterator[Tensor]:
+    def _losses(self, task: RunningTask, index: int, totals: StepTotals) -> Iterator[Tensor]:
         """Loss of each of this rank's micro-batches; only one graph exists at a time."""
         settings, plan = task.spec.settings, task.plans[index]
         step = StepSize(len(plan.rows), plan.num_completion_tokens, task.spec.max_new_tokens, index)
@@ -339,7 +339,7 @@ class Trainer:
         if self.policy.is_sharded:
             yield from self._idle_losses(task, index)
 
-    def _idle_losses(self, task: _Task, index: int) -> Iterator[Tensor]:
+    def _idle_losses(self, task: RunningTask, index: int) -> Iterator[Tensor]:
         """Losses of 0, with the passes of a micro-batch, while other ranks have more micro-batches."""
         planned = idle_batches(task.plans[index].micro_batches, self.rank)
         for batch in micro_batches(task.spec.rows, planned, self.policy.layout, self.device):
@@ -347,7 +347,7 @@ class Trainer:
             self._base_log_probs(task, index, batch)
             yield (current_M * 0.0).sum()
 
-    def _base_log_probs(self, task: _Task, index: int, batch: MicroBatch) -> Tensor | None:
+    def _base_log_probs(self, task: RunningTask, index: int, batch: MicroBatch) -> Tensor | None:
         """Log-probabilities [M] under the base weights, if the guard needs them and no KL term has them.
 
         With sharded weights this is collective: every rank calls it for equally many micro-batches.
@@ -363,8 +363,8 @@ class Trainer:
         is_adapted = self.settings.lora is not None and not spec.begins_at_base
         return spec.max_mismatch is not None and is_adapted and index == 0
 
-    def _write(self, task: _Task, out_folder: Path | None) -> None:
-        """Write the new weights on rank 0.
+    def _write(self, task: RunningTask, out_folder: Path | None) -> None:
+        """Let rank 0 write the new weights. Collective.
 
         No rank returns before the files are complete. If writing fails, all ranks fail.
         """
@@ -373,13 +373,17 @@ class Trainer:
         try:
             if self.rank == 0:
                 assert out_folder is not None
-                self.policy.write(out_folder, state.parts["weight"])
-                write_position(out_folder, state, self._details(task.spec, state.steps_done))
+                self._write_files(task, state, out_folder)
             written = True
         finally:
             agreed = all_true(written, self.device)
         if not agreed:
-            raise StoreError("update: rank 0 could not write the new weights; see its log")
+            raise StoreError("rank 0 could not write the new weights; see its log")
+
+    def _write_files(self, task: RunningTask, state: TrainingState, folder: Path) -> None:
+        """Write the weights and the optimizer."""
+        self.policy.write(folder, state.parts["weight"])
+        write_position(folder, state, self._details(task.spec, state.steps_done))
 
     def _details(self, spec: UpdateTask, steps_done: int) -> dict[str, Any]:
         """Further content of trainer_state.json, which a resumed update does not need."""
@@ -394,7 +398,7 @@ class Trainer:
         }
 
 
-def _old_log_probs(task: _Task, batch: MicroBatch) -> Tensor:
+def _old_log_probs(task: RunningTask, batch: MicroBatch) -> Tensor:
     """Log-probabilities [M] before the task: those of the passes, or else those of the engine."""
     of_engine = batch.behaviour_M.split(batch.lengths_N.tolist())
     return torch.cat([task.old.get(i, own) for i, own in zip(batch.rows, of_engine, strict=True)])
