@@ -166,17 +166,10 @@ def _hint_row(
     }
     if protocol.scope == "failed" and not cold_failed:
         return {**row, "reason": "solved"}
-    source = _teacher(group, order, answer_kind, student)
-    if source is None:
+    teacher = _teacher(group, order, answer_kind, student)
+    if teacher is None:
         return {**row, "reason": "no_teacher"}
-    # The controls have hints in the same cases, so the teacher's hint is made for them, too.
-    hint, reason = _hint_text(context, student, source)
-    if hint is not None and protocol.hint_source == "own":
-        source = _own_source(group, answer_kind, student)
-        hint, reason = _hint_text(context, student, source)
-    elif hint is not None and protocol.hint_source == "shuffled":
-        source, hint = _shuffled(context, student, source, others)
-        reason = "no_hint"
+    source, hint, reason = _chosen_hint(context, group, student, teacher, others)
     row |= {"teacher_model": source.model, "teacher_sample_index": source.sample_index}
     if hint is None:
         return {**row, "reason": reason}
@@ -197,6 +190,22 @@ def _hint_row(
         "leak": leak_of(hint, group["gold"][0], answer_kind),
         "hint_problem_id": source.problem_id,
     }
+
+
+def _chosen_hint(
+    context: TaskContext, group: pl.DataFrame, student: str, teacher: _Source, others: dict[str, _Source]
+) -> tuple[_Source, str | None, str]:
+    """(source, hint, reason) by `protocol.hint_source`; the hint is None if there is none."""
+    hint_source = context.run.config.protocol.hint_source
+    # The controls have hints in the same cases, so the teacher's hint is made for them, too.
+    hint, reason = _hint_text(context, student, teacher)
+    if hint is None or hint_source == "peer":
+        return teacher, hint, reason
+    if hint_source == "own":
+        own = _own_source(group, teacher.answer_kind, student)
+        return own, *_hint_text(context, student, own)
+    source, hint = _shuffled(context, student, teacher, others)
+    return source, hint, "no_hint" if hint is None else "rescue"
 
 
 def _own_source(group: pl.DataFrame, answer_kind: str, student: str) -> _Source:
