@@ -43,12 +43,8 @@ class _Wanted:
 def run_cold(context: TaskContext) -> None:
     """Sample each problem K times without help (METHOD.md section 1)."""
     builder = context.prompt_builder(context.model)
-    wanted = [
-        _Wanted(problem=problem, sample_index=k, prompt=prompt)
-        for problem in problems_of_part(context.run, context.key).to_dicts()
-        for prompt in [builder.build(problem["question"])]
-        for k in range(context.run.config.protocol.cold_samples)
-    ]
+    problems = problems_of_part(context.run, context.key)
+    wanted = _without_hints(builder, problems, context.run.config.protocol.cold_samples)
     _sample_and_publish(context, builder, COLD, wanted)
 
 
@@ -95,15 +91,19 @@ def run_evaluate(context: TaskContext) -> None:
     for _, own, own_problems in by_set(config, problems):
         of_set = replace(context, run=replace(context.run, config=own))
         builder = of_set.prompt_builder(of_set.model)
-        wanted = [
-            _Wanted(problem=problem, sample_index=k, prompt=prompt)
-            for problem in own_problems.to_dicts()
-            for prompt in [builder.build(problem["question"])]
-            for k in range(own.evaluation.samples)
-        ]
+        wanted = _without_hints(builder, own_problems, own.evaluation.samples)
         if wanted or not frames:
             frames.append(_sample(of_set, builder, EVALUATE, wanted, adapter_iteration=iteration))
     _publish(context, pl.concat(frames))
+
+
+def _without_hints(builder: PromptBuilder, problems: pl.DataFrame, num_samples: int) -> list[_Wanted]:
+    """The completions of problems, each sampled equally often from its plain prompt."""
+    wanted = []
+    for problem in problems.to_dicts():
+        prompt = builder.build(problem["question"])
+        wanted += [_Wanted(problem=problem, sample_index=k, prompt=prompt) for k in range(num_samples)]
+    return wanted
 
 
 def _sample_and_publish(context: TaskContext, builder: PromptBuilder, phase: str, wanted: Sequence[_Wanted]) -> None:
