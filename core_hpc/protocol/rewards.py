@@ -227,7 +227,18 @@ def score_problem(
             distances, group.models, group.phases, exploit, margin=settings.cross.margin, gate=settings.cross.gate
         ),
     }
-    total = np.zeros(len(exploit))
+    return ScoredGroup(**parts, total=_total(parts, group, settings, schedule_index, own_parts or {}))
+
+
+def _total(
+    parts: Mapping[str, FloatArray],
+    group: ProblemGroup,
+    settings: RewardSection,
+    schedule_index: int,
+    own_parts: Mapping[str, FloatArray],
+) -> FloatArray:
+    """The weighted sum of `parts`, `EXTRA_PARTS`, the part `overlong` and the user's own parts, [n]."""
+    total = np.zeros(len(group.correct))
     for name, values in parts.items():
         total += weight_at(getattr(settings, name).weight, schedule_index) * values
     for name, part in EXTRA_PARTS.items():
@@ -240,6 +251,6 @@ def score_problem(
         if group.length_shares is None:
             raise ValueError("reward part overlong needs the lengths of the completions")
         total += weight * overlong_rewards(group.length_shares, settings.overlong)
-    for name, values in (own_parts or {}).items():
+    for name, values in own_parts.items():
         total += weight_at(settings.parts[name].weight, schedule_index) * values
-    return ScoredGroup(**parts, total=total)
+    return total
