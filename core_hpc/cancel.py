@@ -29,7 +29,7 @@ from core_hpc.common.terminal import PlainConsole, show_error
 require_own_analysis()  # the controller imports `analysis`
 
 from core_hpc.controller.cancellation import PROG, WAIT_S, Cancellation
-from core_hpc.controller.detach import active_controllers
+from core_hpc.controller.detached_records import active_controllers
 from core_hpc.runs.folder import locate, runs_in
 from core_hpc.slurm.commands import Slurm
 from core_hpc.store import manifests

@@ -201,7 +201,7 @@ def launch(sweep: Sweep, console: Console, *, verify: bool = False, detached: bo
 
 def _check_slurm(sweep: Sweep, console: Console) -> None:
     """Raise the errors that SLURM can report before anything is prepared or submitted."""
-    from core_hpc.controller.detach import require_no_other
+    from core_hpc.controller.detached_records import require_no_other
     from core_hpc.local.gpus import check_gpus
     from core_hpc.slurm.acceptance import check_accepted
     from core_hpc.slurm.commands import Slurm, slurm_installed
@@ -222,7 +222,8 @@ def _check_slurm(sweep: Sweep, console: Console) -> None:
 
 def _detach(sweep: Sweep, start: Start, prepared: Prepared, console: Console) -> int:
     """Submit a controller as a SLURM job."""
-    from core_hpc.controller.detach import active_controllers, detach, require_no_other
+    from core_hpc.controller.detach import detach
+    from core_hpc.controller.detached_records import active_controllers, require_no_other
     from core_hpc.slurm.commands import Slurm
     from core_hpc.store.claims import claim
     from core_hpc.store.paths import SweepPaths

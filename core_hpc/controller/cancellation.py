@@ -17,7 +17,7 @@ from rich.console import Console
 
 from core_hpc.common.errors import CoreHpcError
 from core_hpc.common.ownership import user_name
-from core_hpc.controller.detach import SUBMITTING_S
+from core_hpc.controller.detached_records import SUBMITTING_S
 from core_hpc.runs.folder import runs_in
 from core_hpc.runs.outcome import Outcome, OutcomeKind
 from core_hpc.slurm.commands import JobId, QueueEntry, Slurm, SlurmUnavailableError, certainly_ended

@@ -33,6 +33,7 @@ from core_hpc.common.errors import (
 from core_hpc.common.terminal import standard_console
 from core_hpc.config.cluster import ClusterSection
 from core_hpc.controller.control import control, open_runs, stop_requested
+from core_hpc.controller.detached_records import active_controllers, end_of
 from core_hpc.controller.heartbeat import reported_life_s
 from core_hpc.controller.results import conclude
 from core_hpc.controller.start import Prepared, Start
@@ -41,7 +42,7 @@ from core_hpc.runs import folder as runfolders
 from core_hpc.runs.outcome import Outcome, OutcomeKind
 from core_hpc.runs.sweep import Sweep
 from core_hpc.schedule.progress import RunProgress
-from core_hpc.slurm.commands import JobId, Slurm, SlurmUnavailableError, certainly_ended
+from core_hpc.slurm.commands import JobId, Slurm, SlurmUnavailableError
 from core_hpc.slurm.records import OPEN, Submission, SubmissionFolder, new_submission
 from core_hpc.slurm.sbatch import RefusedError
 from core_hpc.slurm.submit import find_job, job_parameters, submit
@@ -59,8 +60,6 @@ CLAIM_WAIT_S = 60.0
 RETRY_S, CLAIM_RETRY_S, LOOK_RETRY_S = 10.0, 2.0, 2.0
 LOOK_S = 20.0
 """How long to look for a job that SLURM may have taken."""
-SUBMITTING_S = 60.0
-"""A submission whose job is not known after this time has failed."""
 
 
 @dataclass(frozen=True)
@@ -104,64 +103,6 @@ def detach(sweep: Sweep, start: Start, prepared: Prepared, console: Console) -> 
     folder, submission = _submit_controller(spec, sweep.cluster, after=None)
     console.print(f"sweep {sweep.name}: its controller is SLURM job {submission.job}")
     return folder.log(submission, 0)
-
-
-def active_controllers(sweep_folder: Path, slurm: Slurm, *, close: bool) -> list[Submission]:
-    """Return the controllers of a sweep that wait or run as jobs.
-
-    Args:
-        close: close the records of controllers that have ended. Only for the holder of the claim.
-    """
-    folder = SubmissionFolder(SweepPaths(sweep_folder).slurm)
-    active = []
-    for submission in folder.read(OPEN):
-        if folder.original(submission) is not None:  # this folder is a copy: the job controls the original
-            if close:
-                folder.discard(submission)
-            continue
-        if submission.is_foreign and not certainly_ended(slurm, submission.job, submission.owner):
-            active.append(submission)  # this user may not see the job
-            continue
-        if submission.job is None:
-            submission.job = find_job((entry for entry in slurm.queue() if entry.active), submission)
-        if submission.job is None:
-            # A record from the future proves only that a clock is wrong.
-            if abs(time.time() - submission.submitted) < SUBMITTING_S:
-                active.append(submission)
-            elif close:
-                folder.discard(submission)
-        elif not slurm.has_ended(submission.job):
-            active.append(submission)
-        elif close:
-            folder.resolve(submission, 0, _end_of(folder, submission))
-            folder.close(submission)
-    return active
-
-
-def _end_of(folder: SubmissionFolder, submission: Submission) -> Outcome:
-    """How a controller ended, according to its status file (`_note_end`)."""
-    try:
-        ended = manifests.read_record(folder.status_file(submission, 0), Outcome.from_json)
-        return replace(ended, counted=False)
-    except StoreError:
-        return Outcome(OutcomeKind.DIED, "the controller ended without reporting why", counted=False)
-
-
-def require_no_other(sweep_folder: Path, slurm: Slurm) -> None:
-    """Check that no detached controller of this sweep waits or runs.
-
-    Raises:
-        ClaimError: there is one.
-    """
-    for submission in active_controllers(sweep_folder, slurm, close=False):
-        job = f"SLURM job {submission.job}" if submission.job is not None else "a job that is being submitted"
-        owner = f" of user {submission.owner}" if submission.is_foreign else ""
-        raise ClaimError(
-            f"{sweep_folder}: {job}{owner} is the controller of this sweep. To see its state, run\n"
-            f"  python -m core_hpc.status {sweep_folder}\n"
-            f"To end it and all jobs of the sweep, run\n"
-            f"  python -m core_hpc.cancel {sweep_folder}"
-        )
 
 
 # --- inside the job ------------------------------------------------------------------------------
@@ -269,7 +210,7 @@ def _end_chain(sweep_folder: Path, slurm: Slurm, successor: int | None) -> None:
             if submission.job == successor is not None:  # it has never begun, so nothing of it is worth keeping
                 folder.discard(submission)
             elif submission.job == mine is not None:
-                folder.resolve(submission, 0, _end_of(folder, submission))
+                folder.resolve(submission, 0, end_of(folder, submission))
                 folder.close(submission)
         folder.tidy()
 
@@ -281,7 +222,7 @@ def _interrupt(signum: int, frame: FrameType | None) -> None:
 
 
 def _note_end(spec: ControllerSpec, kind: OutcomeKind, message: str) -> None:
-    """Write how this controller ends, for the record (`active_controllers` reads it)."""
+    """Write how this controller ends, for its record (`detached_records.end_of` reads it)."""
     if not spec.status:  # submitted by an earlier version
         return
     with contextlib.suppress(OSError):

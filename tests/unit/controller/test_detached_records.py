@@ -10,7 +10,8 @@ import pytest
 from core_hpc.common.errors import ClaimError
 from core_hpc.config.cluster import ClusterSection
 from core_hpc.controller import detach
-from core_hpc.controller.detach import ControllerSpec, active_controllers, require_no_other
+from core_hpc.controller.detach import ControllerSpec
+from core_hpc.controller.detached_records import active_controllers, require_no_other
 from core_hpc.slurm.commands import JobId, QueueEntry, Slurm
 from core_hpc.slurm.records import CALLS, OPEN, Submission, SubmissionFolder, new_submission
 from core_hpc.slurm.sbatch import RefusedError

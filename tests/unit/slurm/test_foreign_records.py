@@ -14,7 +14,7 @@ from rich.console import Console
 
 from core_hpc.cancel import cancel_runs, cancel_sweep
 from core_hpc.common.errors import ClaimError, CoreHpcError, InputError
-from core_hpc.controller import detach
+from core_hpc.controller.detached_records import require_no_other
 from core_hpc.runs.folder import Run, locate, open_run
 from core_hpc.slurm.records import ENDED, OPEN, SubmissionFolder, new_submission
 from core_hpc.status.collect import Manifests
@@ -148,8 +148,8 @@ def test_a_copied_claim_and_controller_do_not_hold_the_copy(started: Run, slurm:
     with claim(SweepPaths(original).claim):
         shutil.copytree(original, copy)
         with pytest.raises(ClaimError, match="SLURM job 77 is the controller"):
-            detach.require_no_other(original, slurm)
-        detach.require_no_other(copy, slurm)
+            require_no_other(original, slurm)
+        require_no_other(copy, slurm)
         with pytest.raises(ClaimError, match="another controller is running"), claim(SweepPaths(original).claim):
             pass
         with claim(SweepPaths(copy).claim):
@@ -221,7 +221,7 @@ def test_the_controller_of_another_user_is_named(tmp_path: Path, slurm: FakeSlur
         folder.write(replace(controller, job=job, uid=COLLEAGUE_UID, submitted=0.0))
         hide_jobs(slurm, ended=False)
         with pytest.raises(ClaimError, match=f"of user #{COLLEAGUE_UID} is the controller"):
-            detach.require_no_other(sweep, slurm)
+            require_no_other(sweep, slurm)
         manifests.write_json(folder.root / f"{controller.name}.{ENDED}.json", {})
         (folder.root / f"{controller.name}.{OPEN}.json").unlink()
 
