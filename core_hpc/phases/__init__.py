@@ -12,11 +12,12 @@ from collections.abc import Callable
 
 from core_hpc.answers.kinds import own_kinds
 from core_hpc.answers.own import kinds_of
+from core_hpc.common.environment import number_in
 from core_hpc.common.faults import fault_point
 from core_hpc.models.imports import large_imports
 from core_hpc.phases.context import TaskContext
 from core_hpc.store import manifests
-from core_hpc.store.schema import COLD, EVALUATE, HINT, RESCUE, SCORE, UPDATE, WARMUP
+from core_hpc.store.schema import COLD, EVALUATE, HINT, RESCUE, SCORE, TRAINING_PHASES, UPDATE, WARMUP
 
 __all__ = ["TaskContext", "run_task"]
 
@@ -26,11 +27,24 @@ def run_task(context: TaskContext) -> None:
     step = _step(context.key.phase)
     context.stopwatch.lap("import")
     fault_point("task.started", str(context.key))
-    if not context.paths.task_manifest(context.key).exists():
+    if not _is_published(context):
         manifests.make_folder(context.paths.task_folder(context.key))
         config = context.run.config
         with own_kinds(kinds_of(config.problems.answer_kinds, limit_s=config.extensions.time_limit_s)):
             step(context)
+
+
+def _is_published(context: TaskContext) -> bool:
+    """Whether a task is published; if it has several ranks, the answer of rank 0.
+
+    A rank that found another answer would leave the others waiting for it.
+    """
+    here = context.paths.task_manifest(context.key).exists()
+    if context.key.phase not in TRAINING_PHASES or (number_in("WORLD_SIZE") or 1) == 1:
+        return here
+    from core_hpc.training.zero2 import from_rank_zero, start_process_group
+
+    return bool(from_rank_zero(int(here), start_process_group()))
 
 
 def _step(phase: str) -> Callable[[TaskContext], None]:

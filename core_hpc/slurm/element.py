@@ -194,7 +194,8 @@ def run_element(spec: ElementSpec) -> None:
                 inputs = graph.inputs(key)
                 # All inputs were published at the submission, unless the element makes some itself.
                 own = inputs if set(inputs) & set(keys) else ()
-                early = _begin(key, own, run.paths, stop, spec.chain_wait_s)
+                together = size > 1 and key.phase in TRAINING_PHASES  # its ranks look for it in `phases/__init__.py`
+                early = _begin(key, own, run.paths, stop, spec.chain_wait_s, look=not together)
             end = early or _serve(workers.of(key), run, key, stop, status)
             if early is None and end.kind == OutcomeKind.DONE:
                 status.published()
@@ -255,8 +256,13 @@ class _Workers:
         end_workers(list(self._workers.values()))
 
 
-def _begin(key: TaskKey, inputs: Collection[TaskKey], paths: RunPaths, stop: Stop, wait_s: float) -> JobEnd | None:
+def _begin(
+    key: TaskKey, inputs: Collection[TaskKey], paths: RunPaths, stop: Stop, wait_s: float, *, look: bool = True
+) -> JobEnd | None:
     """Wait until a task's inputs are published.
+
+    Args:
+        look: look whether the task itself is published.
 
     Returns:
         None when the task can begin; its end if waiting ends it, or if the task itself is published
@@ -269,7 +275,7 @@ def _begin(key: TaskKey, inputs: Collection[TaskKey], paths: RunPaths, stop: Sto
         if time.time() >= deadline:
             return JobEnd(OutcomeKind.DONE, f"{missing[0]} was not published within {wait_s:g} s", left=())
         time.sleep(CHAIN_LOOK_S)
-    return None if _missing(paths, [key]) else JobEnd(OutcomeKind.DONE)
+    return JobEnd(OutcomeKind.DONE) if look and not _missing(paths, [key]) else None
 
 
 def _missing(paths: RunPaths, keys: Collection[TaskKey]) -> list[TaskKey]:

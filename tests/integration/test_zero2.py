@@ -162,6 +162,12 @@ def test_ranks_wait_for_rank_zero_as_long_as_large_files_take(runs: dict[str, An
     assert not [t for t in second["computed"] for ended, stored in waits if ended < t < stored]
 
 
+def test_rank_zero_decides_for_all_ranks_whether_an_update_is_published(runs: dict[str, Any]) -> None:
+    """A file system may show a new file to one node later than to another."""
+    for rank in runs["two"]:
+        assert rank["published"] == [[], [0, 1]]
+
+
 def test_an_interrupted_update_continues_with_another_number_of_ranks(runs: dict[str, Any]) -> None:
     for name, by in (("one", "two_later" if "two_later" in runs else "two"), ("two", "one_later")):
         for rank in runs[by]:

@@ -22,18 +22,21 @@ import sys
 import time
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 from unittest.mock import patch
 
 import torch
 from torch.distributed.tensor import DTensor
 
+from core_hpc import phases
 from core_hpc.common.errors import MismatchError, NonFiniteError, StoppedError, StoreError
 from core_hpc.config.extensions import LossFunction
 from core_hpc.config.model import LoraSection
 from core_hpc.config.update import UpdateSection
 from core_hpc.extensions.sources import Source, remember
 from core_hpc.phases.checkpoint import CheckpointStore
+from core_hpc.phases.context import Stopwatch
 from core_hpc.store import manifests
 from core_hpc.store.paths import OPTIMIZER_STATE, RunPaths, TaskKey
 from core_hpc.training import passes, trainer
@@ -43,7 +46,7 @@ from core_hpc.training.micro_batch import collate
 from core_hpc.training.policy import Dtype
 from core_hpc.training.task import TrainerSettings, UpdateResult, UpdateTask
 from core_hpc.training.trainer import Trainer
-from core_hpc.training.zero2 import Zero2
+from core_hpc.training.zero2 import Zero2, any_true
 
 SETTINGS = UpdateSection(
     learning_rate=3e-3,
@@ -361,6 +364,27 @@ class Checks:
         group = torch.distributed.group.WORLD._get_backend(self.trainer.device)
         limit_s = group.options._timeout.total_seconds()
         return {"limit_s": limit_s, "ended": ended[1:], "stored": stored, "computed": computed}
+
+    def published(self) -> list[list[int]]:
+        """For each rank that alone sees an update as published, the ranks that begin it, as known to all ranks."""
+        began = []
+        for seeing in range(self.trainer.num_ranks):
+            paths = RunPaths(self.folder / f"{self.name}.seen_by_{seeing}.{self.trainer.rank}")
+            if self.trainer.rank == seeing:
+                manifests.make_folder(paths.task_folder(KEY))
+                paths.task_manifest(KEY).touch()
+            config = SimpleNamespace(
+                problems=SimpleNamespace(answer_kinds={}), extensions=SimpleNamespace(time_limit_s=1.0)
+            )
+            context: Any = SimpleNamespace(
+                key=KEY, paths=paths, run=SimpleNamespace(config=config), stopwatch=Stopwatch()
+            )
+            steps: list[Any] = []
+            with patch.object(phases, "_step", lambda phase, steps=steps: steps.append):
+                phases.run_task(context)
+            flags = [bool(steps) and rank == self.trainer.rank for rank in range(self.trainer.num_ranks)]
+            began.append([rank for rank, flag in enumerate(any_true(flags, self.trainer.device)) if flag])
+        return began
 
     def failures(self) -> dict[str, Any]:
         """Reports on tasks with non-finite losses and gradients; a good task follows."""

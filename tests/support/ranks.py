@@ -143,7 +143,7 @@ def launch_updates(root: Path, *, full: bool) -> None:
     basic = ("both", "raw_resume", "silent_step")
     updates = ("both", "interrupted", "memory")
     launch(adapters, "one", 1, *basic, "silent_step_of_own_loss", "interrupted", then=[(whole, "full_one", updates)])
-    more = ("resume:one.1:one_two.2", "interrupted", "failures", "mismatch", "adapted:one.1", "waits")
+    more = ("resume:one.1:one_two.2", "interrupted", "failures", "mismatch", "adapted:one.1", "waits", "published")
     continues = () if full else ("continues:one",)
     launch(adapters, "two", 2, *basic, *more, *continues, then=[(whole, "full_two", updates)])
     later = ("resume:one.1:one_later.2", "resume:two.1:two_one.2", "continues:two", "adapted:one.1")
