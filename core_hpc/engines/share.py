@@ -10,10 +10,19 @@ import os
 from dataclasses import dataclass
 from typing import Literal, cast
 
+from core_hpc.common.environment import number_in
 from core_hpc.config.cluster import ClusterSection
 
 Kind = Literal["evict", "split", "sleep"]
 ENVIRONMENT = "CORE_HPC_GPU_SHARING"
+ENGINE_GPUS = "CORE_HPC_ENGINE_GPUS"
+"""Variable of a worker: the GPUs of its engine. A SLURM job has those that it was submitted for, although the
+configuration may have changed while it waited."""
+
+
+def engine_gpus(cluster: ClusterSection) -> int:
+    """The GPUs of an engine in this worker, or as configured."""
+    return number_in(ENGINE_GPUS) or cluster.engine_gpus
 
 
 @dataclass(frozen=True)

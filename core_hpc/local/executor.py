@@ -22,7 +22,7 @@ import psutil
 from core_hpc.common.ports import NUM_PORTS, port_for
 from core_hpc.config.cluster import ClusterSection
 from core_hpc.engines import has_gpu, worker_environment
-from core_hpc.engines.share import Sharing
+from core_hpc.engines.share import ENGINE_GPUS, Sharing
 from core_hpc.local.forking import ForkServers
 from core_hpc.local.gpus import Holder, check_gpus, have_own_gpus, most_on_a_gpu, place_alone, place_beside, usable_gpus
 from core_hpc.local.memory import Needs, choose, gpu_memory
@@ -275,6 +275,7 @@ class LocalExecutor:
             **os.environ,
             **worker_environment(engine_kind(run, key), self._limits.threads),
             **sharing.environment(),
+            ENGINE_GPUS: str(self._cluster.engine_gpus),
         }
         make_folder(run.paths.logs)
         log = run.paths.logs / f"{role}.log"

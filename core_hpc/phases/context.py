@@ -21,7 +21,7 @@ from core_hpc.common.errors import StoreError
 from core_hpc.config.model import ModelSection
 from core_hpc.engines import EngineSpec, create_engine, has_gpu
 from core_hpc.engines.base import AdapterRef, Engine
-from core_hpc.engines.share import Sharing
+from core_hpc.engines.share import Sharing, engine_gpus
 from core_hpc.engines.shared import EngineOwner
 from core_hpc.models.embedders import resolve_embedder
 from core_hpc.models.folder import end_token_ids, load_tokenizer
@@ -236,7 +236,7 @@ class TaskContext:
             trust_remote_code=model.trust_remote_code,
             kv_cache_gb=config.cluster.kv_cache_gb,
             max_num_seqs=config.cluster.max_num_seqs,
-            num_gpus=config.cluster.engine_gpus,
+            num_gpus=engine_gpus(config.cluster),
             gpu_memory_share=sharing.engine_share,
             sleeps=sharing.kind == "sleep",
         )
@@ -273,7 +273,7 @@ class TaskContext:
     def _num_gpus(self) -> int:
         """GPUs of the engine or of one rank, for the cost of the run (`analysis/timing/cost.py`)."""
         if self.key.phase in GENERATION_PHASES:
-            return self.run.config.cluster.engine_gpus if has_gpu() else 0
+            return engine_gpus(self.run.config.cluster) if has_gpu() else 0
         return int(self.key.phase in TRAINING_PHASES and has_gpu())
 
     def stats(self, **more: Any) -> Callable[[], dict[str, Any]]:

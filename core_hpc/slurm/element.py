@@ -28,6 +28,7 @@ from core_hpc.common.environment import number_in
 from core_hpc.common.errors import CoreHpcError, RepeatingError
 from core_hpc.common.stop_signals import STOP_SIGNALS
 from core_hpc.engines import worker_environment
+from core_hpc.engines.share import ENGINE_GPUS
 from core_hpc.local.gpus import visible_gpus
 from core_hpc.local.process import WorkerProcess, end_workers
 from core_hpc.phases.checkpoint import stored_steps
@@ -67,6 +68,7 @@ class ElementSpec:
         signal_delay_s: how long before the time limit SLURM sends its warning.
         preemption_grace_s: how long a preempted job may continue.
         chain_wait_s: how long a task waits for inputs that other elements make.
+        engine_gpus: the GPUs of an engine; 0: as configured, because an earlier version submitted the job.
     """
 
     run: str
@@ -77,6 +79,7 @@ class ElementSpec:
     signal_delay_s: float
     preemption_grace_s: float
     chain_wait_s: float = 0.0
+    engine_gpus: int = 0
 
 
 def job_end(time_min: int) -> float:
@@ -179,7 +182,7 @@ def run_element(spec: ElementSpec) -> None:
     status.write()
     keys = [TaskKey.parse(text) for text in spec.tasks]
     try:
-        run = open_run(Path(spec.run), own=True)
+        run = run_of(spec)
     except CoreHpcError as e:
         end = end_of_error(e)
         status.end(end)
@@ -219,6 +222,14 @@ def run_element(spec: ElementSpec) -> None:
         raise ElementError(f"{key}: {end.message}\n{end.traceback}")
 
 
+def run_of(spec: ElementSpec) -> Run:
+    """The run of a job, as its last start configured it, with the GPUs of an engine that the job was submitted for."""
+    run = open_run(Path(spec.run), own=True)
+    gpus = spec.engine_gpus or run.config.cluster.engine_gpus
+    cluster = run.config.cluster.model_copy(update={"engine_gpus": gpus})
+    return replace(run, config=run.config.model_copy(update={"cluster": cluster}))
+
+
 def end_of_error(error: CoreHpcError) -> JobEnd:
     """The end of a job that failed outside its tasks.
 
@@ -242,6 +253,7 @@ class _Workers:
         role = role_of(self._run, key)
         if role not in self._workers:
             environment = {**os.environ, **worker_environment(engine_kind(self._run, key), self._threads)}
+            environment[ENGINE_GPUS] = str(self._run.config.cluster.engine_gpus)
             if self._workers:
                 # Only the first worker has waited since the job began (statistics of first tasks).
                 environment.pop("CORE_HPC_JOB_START", None)

@@ -14,19 +14,18 @@ import os
 import time
 from collections.abc import Collection, Sequence
 from dataclasses import replace
-from pathlib import Path
 
 from core_hpc.common.environment import number_in
 from core_hpc.common.errors import CoreHpcError
 from core_hpc.local.executor import LocalExecutor, LocalLimits
 from core_hpc.local.memory import needs_of
 from core_hpc.runs.events import Done, Event, Failed, Progressed, Started
-from core_hpc.runs.folder import Run, open_run
+from core_hpc.runs.folder import Run
 from core_hpc.runs.job_status import JobEnd, RunningTask
 from core_hpc.runs.outcome import Outcome, OutcomeKind
 from core_hpc.schedule.progress import RunProgress, inspect_run
 from core_hpc.schedule.scheduler import Scheduler
-from core_hpc.slurm.element import ElementError, ElementSpec, StatusFile, Stop, end_of_error, steps_saved
+from core_hpc.slurm.element import ElementError, ElementSpec, StatusFile, Stop, end_of_error, run_of, steps_saved
 from core_hpc.store import shards
 from core_hpc.store.paths import TaskKey
 from core_hpc.store.schema import EVALUATE
@@ -83,7 +82,7 @@ def run_resident(spec: ElementSpec) -> None:
     os.environ.pop("CORE_HPC_JOB_START", None)
     status.write()
     try:
-        end = _drive(open_run(Path(spec.run), own=True), spec.tasks, stop, status)
+        end = _drive(run_of(spec), spec.tasks, stop, status)
     except CoreHpcError as e:
         end = end_of_error(e)
     status.end(end)

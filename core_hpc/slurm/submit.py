@@ -253,6 +253,7 @@ def submit_elements(
             signal_delay_s=slurm.signal_delay_s,
             preemption_grace_s=slurm.preemption_grace_s,
             chain_wait_s=slurm.chain_wait_s or 0.0,
+            engine_gpus=cluster.engine_gpus,
         )
         calls.append(functools.partial(in_job, spec))
     parameters = job_parameters(

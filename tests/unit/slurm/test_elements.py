@@ -8,11 +8,17 @@ from typing import Any
 
 import pytest
 
-from core_hpc.runs.folder import Run
+from core_hpc.common.errors import InputError
+from core_hpc.config.slurm import PhaseGroup
+from core_hpc.engines.share import engine_gpus
+from core_hpc.local.executor import LocalLimits
+from core_hpc.runs.folder import Run, open_run
 from core_hpc.runs.job_status import JobEnd, JobStatus
 from core_hpc.runs.outcome import OutcomeKind
-from core_hpc.slurm import element
+from core_hpc.slurm import element, resident_job, submit
 from core_hpc.slurm.element import ElementSpec, run_element
+from core_hpc.slurm.job import read_call
+from core_hpc.slurm.records import CALLS, SubmissionFolder, new_submission
 from core_hpc.store import manifests
 from core_hpc.store.paths import TaskKey
 from tests.support.fake_slurm import publish, run_of
@@ -71,3 +77,56 @@ def test_only_all_ranks_together_find_that_an_update_is_published(
         served.clear()
         run_element(spec_of(run, UPDATE))
         assert served == expected
+
+
+class Environments:
+    """NOT a process: keeps the environment that it would have."""
+
+    seen: list[dict[str, str]]
+
+    def __init__(self, role: str, log: object, environment: dict[str, str], **more: object) -> None:
+        self.seen.append(environment)
+
+
+def with_engine_gpus(run: Run, number: int) -> Run:
+    """The run after a start with other `cluster.engine_gpus`."""
+    config = manifests.read_json(run.paths.config)
+    config["cluster"]["engine_gpus"] = number
+    config["cluster"]["slurm"]["gpus_per_node"] = number
+    manifests.write_json(run.paths.config, config)
+    return open_run(run.root)
+
+
+@pytest.mark.parametrize("group", ["generate", "resident"])
+def test_a_job_that_waited_while_the_run_got_larger_engines_uses_the_gpus_that_it_asked_for(
+    run: Run, monkeypatch: pytest.MonkeyPatch, group: PhaseGroup
+) -> None:
+    run = with_engine_gpus(run, 2)
+    submission = new_submission(group, "cold-0001", [[TaskKey(1, "cold", "a", 0)]], start_id="x", mem_gb=1)
+    folder = SubmissionFolder(run.paths.slurm)
+    monkeypatch.setattr(submit, "run_sbatch", lambda script: 7)
+    submit.submit_elements(folder, submission, run.config.cluster, run.root)
+    calls = folder.folder(submission) / CALLS
+    _, spec = read_call(calls, manifests.sha256_file(calls), 0)
+    run = with_engine_gpus(run, 4)
+
+    used = []
+    if group == "resident":
+
+        def limits_of(cluster: Any, *_: object, **__: object) -> None:
+            used.append(cluster.engine_gpus)
+            raise InputError("enough")
+
+        monkeypatch.setattr(LocalLimits, "of", limits_of)
+        with pytest.raises(element.ElementError, match="enough"):
+            resident_job.run_resident(spec)
+    else:
+        Environments.seen = []
+        monkeypatch.setattr(element, "WorkerProcess", Environments)
+        monkeypatch.setattr(element, "_serve", lambda *_: JobEnd(OutcomeKind.DONE))
+        monkeypatch.setattr(element, "end_workers", lambda workers: None)
+        run_element(spec)
+        for name, value in Environments.seen[0].items():
+            monkeypatch.setenv(name, value)
+        used.append(engine_gpus(run.config.cluster))
+    assert used == [2]
