@@ -18,14 +18,14 @@ import selectors
 import signal
 import socket
 import time
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import FrameType
-from typing import Any
+from typing import Any, TypeVar
 
 from core_hpc.common.environment import number_in
-from core_hpc.common.errors import CoreHpcError, RepeatingError
+from core_hpc.common.errors import FULL_DISK, CoreHpcError, RepeatingError, StoreError
 from core_hpc.common.stop_signals import STOP_SIGNALS
 from core_hpc.engines import worker_environment
 from core_hpc.engines.share import ENGINE_GPUS
@@ -41,6 +41,8 @@ from core_hpc.store import manifests
 from core_hpc.store.paths import RunPaths, TaskKey
 from core_hpc.store.schema import GENERATION_PHASES, TRAINING_PHASES
 
+T = TypeVar("T")
+
 STATUS_INTERVAL_S = 10.0
 TERM_GRACE_S = 20.0
 """After SIGTERM (scancel, or the time limit). By default SLURM kills the job 30 s later. A preemption may send this
@@ -49,6 +51,8 @@ END_MARGIN_S = 8.0
 """Time between the end of the worker and the end of the job, for writing the status."""
 EARLY_WARNING_S = 65.0
 """SLURM may send the warning signal up to a minute early."""
+FILES_PATIENCE_S, FILES_RETRY_S = 300.0, 5.0
+"""How long a job waits for a file system that reports errors, and how often it repeats what failed."""
 CHAIN_LOOK_S = 1.0
 """Interval at which an element of a chain looks for what other elements publish."""
 
@@ -180,15 +184,20 @@ def run_element(spec: ElementSpec) -> None:
     rank, size = number_in("SLURM_PROCID") or 0, number_in("SLURM_NTASKS") or 1
     stop, status = Stop(spec), StatusFile(spec, rank)
     status.write()
-    keys = [TaskKey.parse(text) for text in spec.tasks]
     try:
-        run = run_of(spec)
-    except CoreHpcError as e:
+        end = _run_tasks(spec, rank, size, stop, status)
+    except (CoreHpcError, OSError) as e:
         end = end_of_error(e)
-        status.end(end)
-        raise ElementError(end.message) from e
-    graph, saved, workers = run.graph(), steps_saved(run, keys), _Workers(run, spec.threads, rank, size)
-    end = JobEnd(OutcomeKind.DONE)
+    status.end(end)
+    if end.is_failure:
+        raise ElementError(f"{end.task}: {end.message}\n{end.traceback}" if end.task else end.message)
+
+
+def _run_tasks(spec: ElementSpec, rank: int, size: int, stop: Stop, status: StatusFile) -> JobEnd:
+    keys = [TaskKey.parse(text) for text in spec.tasks]
+    run = patient(lambda: run_of(spec), stop)
+    graph, saved = patient(run.graph, stop), patient(lambda: steps_saved(run, keys), stop)
+    workers, end = _Workers(run, spec.threads, rank, size), JobEnd(OutcomeKind.DONE)
     try:
         for key in keys:
             if rank and key.phase not in TRAINING_PHASES:  # what comes before an update is done by rank 0
@@ -215,11 +224,7 @@ def run_element(spec: ElementSpec) -> None:
         end = JobEnd(OutcomeKind.DONE)
     if end.kind == OutcomeKind.STOPPED:
         end = replace(end, gained=steps_saved(run, keys) > saved)
-    if end.is_failure:
-        end = replace(end, task=str(key))
-    status.end(end)
-    if end.is_failure:
-        raise ElementError(f"{key}: {end.message}\n{end.traceback}")
+    return replace(end, task=str(key)) if end.is_failure else end
 
 
 def run_of(spec: ElementSpec) -> Run:
@@ -230,7 +235,28 @@ def run_of(spec: ElementSpec) -> Run:
     return replace(run, config=run.config.model_copy(update={"cluster": cluster}))
 
 
-def end_of_error(error: CoreHpcError) -> JobEnd:
+def patient(read: Callable[[], T], stop: Stop) -> T:
+    """Call `read` until the file system works, for some minutes, unless SLURM wants the job to end.
+
+    Raises:
+        OSError: The file system still reports errors, or the error does not pass.
+        StoreError: The same, or something else is wrong.
+    """
+    began = time.monotonic()
+    while True:
+        try:
+            return read()
+        except (OSError, StoreError) as e:
+            error = e.__cause__ if isinstance(e, StoreError) else e
+            lasts = isinstance(error, FileNotFoundError) or getattr(error, "errno", None) in (None, *FULL_DISK)
+            if lasts or stop.reason is not None or time.monotonic() - began >= FILES_PATIENCE_S:
+                raise
+            with contextlib.suppress(OSError):
+                print(f"{e}; waiting for the file system", flush=True)
+        time.sleep(FILES_RETRY_S)
+
+
+def end_of_error(error: CoreHpcError | OSError) -> JobEnd:
     """The end of a job that failed outside its tasks.
 
     A file may be readable again in a moment, and another node may have the missing GPUs.
@@ -281,13 +307,13 @@ def _begin(
         already.
     """
     deadline = time.time() + wait_s
-    while missing := _missing(paths, inputs):
+    while missing := patient(lambda: _missing(paths, inputs), stop):
         if stop.reason is not None:
             return _stopped(stop, f"while it waited for {missing[0]}")
         if time.time() >= deadline:
             return JobEnd(OutcomeKind.DONE, f"{missing[0]} was not published within {wait_s:g} s", left=())
         time.sleep(CHAIN_LOOK_S)
-    return JobEnd(OutcomeKind.DONE) if look and not _missing(paths, [key]) else None
+    return JobEnd(OutcomeKind.DONE) if look and not patient(lambda: _missing(paths, [key]), stop) else None
 
 
 def _missing(paths: RunPaths, keys: Collection[TaskKey]) -> list[TaskKey]:

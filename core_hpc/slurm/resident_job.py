@@ -25,7 +25,16 @@ from core_hpc.runs.job_status import JobEnd, RunningTask
 from core_hpc.runs.outcome import Outcome, OutcomeKind
 from core_hpc.schedule.progress import RunProgress, inspect_run
 from core_hpc.schedule.scheduler import Scheduler
-from core_hpc.slurm.element import ElementError, ElementSpec, StatusFile, Stop, end_of_error, run_of, steps_saved
+from core_hpc.slurm.element import (
+    ElementError,
+    ElementSpec,
+    StatusFile,
+    Stop,
+    end_of_error,
+    patient,
+    run_of,
+    steps_saved,
+)
 from core_hpc.store import shards
 from core_hpc.store.paths import TaskKey
 from core_hpc.store.schema import EVALUATE
@@ -82,8 +91,8 @@ def run_resident(spec: ElementSpec) -> None:
     os.environ.pop("CORE_HPC_JOB_START", None)
     status.write()
     try:
-        end = _drive(run_of(spec), spec.tasks, stop, status)
-    except CoreHpcError as e:
+        end = _drive(patient(lambda: run_of(spec), stop), spec.tasks, stop, status)
+    except (CoreHpcError, OSError) as e:
         end = end_of_error(e)
     status.end(end)
     if end.is_failure:
@@ -106,13 +115,13 @@ def _tasks(run: Run, own: Collection[TaskKey]) -> tuple[TaskKey, ...]:
 
 def _drive(run: Run, own: Sequence[str], stop: Stop, status: StatusFile) -> JobEnd:
     """Drive the run; returns how the job ends once no task is in progress any more."""
-    tasks = _tasks(run, dict.fromkeys(map(TaskKey.parse, own)))
-    progress, messages = inspect_run(run)
+    tasks = patient(lambda: _tasks(run, dict.fromkeys(map(TaskKey.parse, own))), stop)
+    progress, messages = patient(lambda: inspect_run(run), stop)
     progress = RunProgress(run, progress.graph, progress.published, tasks=tasks)
     for message in messages:
         print(message, flush=True)
     open_tasks, cluster = set(progress.open_tasks), run.config.cluster
-    saved = steps_saved(run, open_tasks)
+    saved = patient(lambda: steps_saved(run, open_tasks), stop)
     cores = number_in("SLURM_CPUS_PER_TASK") or None
     limits = LocalLimits.of(cluster, len(run.config.team), cores=cores, needs=needs_of([run]))
     print(limits.description, flush=True)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +21,7 @@ from core_hpc.slurm import element, resident_job, submit
 from core_hpc.slurm.element import ElementSpec, run_element
 from core_hpc.slurm.job import read_call
 from core_hpc.slurm.records import CALLS, SubmissionFolder, new_submission
-from core_hpc.store import manifests
+from core_hpc.store import manifests, shards
 from core_hpc.store.paths import TaskKey
 from tests.support.fake_slurm import publish, run_of
 
@@ -130,3 +132,65 @@ def test_a_job_that_waited_while_the_run_got_larger_engines_uses_the_gpus_that_i
             monkeypatch.setenv(name, value)
         used.append(engine_gpus(run.config.cluster))
     assert used == [2]
+
+
+def failing(times: int, function: Callable[..., Any]) -> Callable[..., Any]:
+    """The function, which fails `times` times before it works."""
+    left = [errno.ESTALE] * times
+
+    def call(*arguments: Any, **named: Any) -> Any:
+        if left:
+            raise OSError(left.pop(), "Stale file handle")
+        return function(*arguments, **named)
+
+    return call
+
+
+FILES = [(element, "open_run"), (Run, "graph"), (element, "stored_steps"), (element.manifests, "list_names")]
+FILES_OF_A_RESIDENT_JOB = [(Run, "graph"), (shards, "published_keys"), (resident_job, "inspect_run")]
+
+
+@pytest.mark.parametrize(("owner", "name"), FILES)
+def test_an_element_waits_for_a_file_system_that_reports_errors(
+    run: Run, served: list[TaskKey], monkeypatch: pytest.MonkeyPatch, owner: Any, name: str
+) -> None:
+    monkeypatch.setattr(element, "FILES_RETRY_S", 0.01)
+    monkeypatch.setattr(owner, name, failing(2, getattr(owner, name)))
+    run_element(spec_of(run, UPDATE))
+    assert served == [UPDATE]
+    assert end_of(run) == JobEnd(OutcomeKind.DONE)
+
+
+@pytest.mark.parametrize(("owner", "name"), FILES)
+def test_an_element_reports_a_file_system_that_goes_on_to_fail(
+    run: Run, served: list[TaskKey], monkeypatch: pytest.MonkeyPatch, owner: Any, name: str
+) -> None:
+    monkeypatch.setattr(element, "FILES_PATIENCE_S", 0.0)
+    monkeypatch.setattr(owner, name, failing(9, getattr(owner, name)))
+    with pytest.raises(element.ElementError, match="Stale"):
+        run_element(spec_of(run, UPDATE))
+    end = end_of(run)
+    assert end is not None
+    assert (end.kind, served) == (OutcomeKind.ERROR, [])
+    assert "Stale file handle" in end.message
+
+
+@pytest.mark.parametrize("patience_s", [10.0, 0.0])
+@pytest.mark.parametrize(("owner", "name"), FILES_OF_A_RESIDENT_JOB)
+def test_a_resident_job_waits_for_a_file_system_that_reports_errors(
+    run: Run, monkeypatch: pytest.MonkeyPatch, owner: Any, name: str, patience_s: float
+) -> None:
+    """And reports the error if it lasts."""
+
+    def limits_of(*_: object, **__: object) -> None:
+        raise InputError("as far as it should come")
+
+    monkeypatch.setattr(LocalLimits, "of", limits_of)
+    monkeypatch.setattr(element, "FILES_RETRY_S", 0.01)
+    monkeypatch.setattr(element, "FILES_PATIENCE_S", patience_s)
+    monkeypatch.setattr(owner, name, failing(2, getattr(owner, name)))
+    with pytest.raises(element.ElementError, match="as far as it should come" if patience_s else "Stale"):
+        resident_job.run_resident(spec_of(run, UPDATE))
+    end = end_of(run)
+    assert end is not None
+    assert end.kind == OutcomeKind.ERROR

@@ -493,6 +493,7 @@ def test_a_job_that_cannot_begin_is_final_only_if_every_other_job_would_end_in_t
 ) -> None:
     run, status = run_of(tmp_path, "resident"), tmp_path / "status.json"
     monkeypatch.setattr(element.signal, "signal", lambda *_: None)
+    monkeypatch.setattr(element, "FILES_PATIENCE_S", 0.0)
     monkeypatch.setenv("CORE_HPC_JOB_START", str(time.time()))
     fault(run, monkeypatch)
     spec = element.ElementSpec(
