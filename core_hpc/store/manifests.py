@@ -215,8 +215,13 @@ def publish(
         shutil.rmtree(temporary, ignore_errors=True)
         raise
     fault_point("publish.data_in_place", f"{folder}/{name}")
-    manifest = Manifest(folder / f"{name}{MANIFEST_SUFFIX}", tuple(entries), stats(), writer_identity())
-    if not _commit(manifest, uid):
+    try:
+        manifest = Manifest(folder / f"{name}{MANIFEST_SUFFIX}", tuple(entries), stats(), writer_identity())
+        written = _write_manifest(manifest, uid)
+    except BaseException:
+        _discard(folder, f"{name}.{uid}", entries, as_folder=as_folder)
+        raise
+    if not _commit(written, manifest.path):
         _discard(folder, f"{name}.{uid}", entries, as_folder=as_folder)
     fault_point("publish.done", f"{folder}/{name}")
     return read_manifest(manifest.path)
@@ -245,8 +250,8 @@ def _move_into_place(
     return entries
 
 
-def _commit(manifest: Manifest, uid: str) -> bool:
-    """Put the manifest in place. False if another writer was first."""
+def _write_manifest(manifest: Manifest, uid: str) -> Path:
+    """Write a manifest under a temporary name. On an error nothing is left."""
     body = {
         "schema_version": SCHEMA_VERSION,
         "files": [asdict(f) for f in manifest.files],
@@ -254,21 +259,30 @@ def _commit(manifest: Manifest, uid: str) -> bool:
         "writer": manifest.writer,
     }
     temporary = manifest.path.with_name(f".{manifest.path.name}.{uid}.tmp")
-    write_synced(temporary, json.dumps(body, indent=1).encode())
-    fault_point("publish.before_manifest", str(manifest.path))
     try:
-        link_new(temporary, manifest.path)  # a link never replaces a file, so the first writer wins
+        write_synced(temporary, json.dumps(body, indent=1).encode())
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+    return temporary
+
+
+def _commit(temporary: Path, path: Path) -> bool:
+    """Put a manifest in place. False if another writer was first."""
+    fault_point("publish.before_manifest", str(path))
+    try:
+        link_new(temporary, path)  # a link never replaces a file, so the first writer wins
     except FileExistsError:
         return False
     except OSError as e:
         if e.errno not in NO_HARD_LINKS:
             raise
         # This file system has no hard links: the last writer wins, and its files are complete too.
-        temporary.replace(manifest.path)
+        temporary.replace(path)
         return True
     finally:
         temporary.unlink(missing_ok=True)
-        _fsync(manifest.path.parent)
+        _fsync(path.parent)
     return True
 
 

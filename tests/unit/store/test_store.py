@@ -7,6 +7,7 @@ import re
 import threading
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import polars as pl
@@ -69,6 +70,26 @@ def test_a_failing_writer_leaves_no_files(tmp_path: Path) -> None:
 
     with pytest.raises(OSError, match="No space left"):
         manifests.publish(tmp_path, "train", full_disk, as_folder=True)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("as_folder", [True, False])
+def test_a_manifest_that_does_not_fit_on_the_disk_leaves_no_files(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, as_folder: bool
+) -> None:
+    def full_disk(fd: int) -> None:
+        if f"manifest.json.{uid}" in str(Path(f"/proc/self/fd/{fd}").readlink()):
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+    def fill(folder: Path) -> dict[str, tuple[int, str]]:
+        (folder / "a.bin").write_bytes(b"abc")
+        return {}
+
+    uid = "0123456789ab"
+    monkeypatch.setattr(manifests.uuid, "uuid4", lambda: SimpleNamespace(hex=uid))
+    monkeypatch.setattr(os, "fsync", full_disk)
+    with pytest.raises(OSError, match="No space left"):
+        manifests.publish(tmp_path, "train", fill, as_folder=as_folder)
     assert list(tmp_path.iterdir()) == []
 
 
