@@ -137,8 +137,20 @@ class LocalExecutor:
         return []
 
     def submit(self, wanted: Sequence[tuple[Run, TaskKey]]) -> list[TaskRef]:
-        """Start what fits now, in this order, and return it."""
-        taken = [TaskRef(run.run_id, key) for run, key in wanted if self._try_submit(run, key)]
+        """Start what fits now, in this order, and return it.
+
+        Raises:
+            OSError: the first of them cannot start. After another one, what has started is returned.
+        """
+        taken: list[TaskRef] = []
+        for run, key in wanted:
+            try:
+                if self._try_submit(run, key):
+                    taken.append(TaskRef(run.run_id, key))
+            except OSError:
+                if not taken:
+                    raise
+                break
         self._started += [Started(task) for task in taken]
         return taken
 
@@ -282,6 +294,7 @@ class LocalExecutor:
         group = _Group(role=role, workers=[], gpus=gpus, capacity=parts_at_once(self._cluster, run, key))
         server = self._servers.of(worker_packages(run, key), environment, log)
         port = str(port_for(next(PORT_SEEDS)))
+        self._groups[role] = group
         for rank in range(ranks):
             rank_environment = {
                 "RANK": str(rank),
@@ -293,17 +306,20 @@ class LocalExecutor:
             if self._limits.gpus:
                 # A rank has one GPU, an engine all of its group, and a worker for scoring none.
                 rank_environment["CUDA_VISIBLE_DEVICES"] = ",".join(gpus[rank::ranks])
-            worker = WorkerProcess(
-                role,
-                log,
-                {**environment, **rank_environment},
-                ignore_signals=self._ignore_signals,
-                shared_engine=group.capacity > 1,
-                server=server,
-            )
+            try:
+                worker = WorkerProcess(
+                    role,
+                    log,
+                    {**environment, **rank_environment},
+                    ignore_signals=self._ignore_signals,
+                    shared_engine=group.capacity > 1,
+                    server=server,
+                )
+            except OSError:  # the ranks that have started would wait for this one, with their GPUs
+                self._end([role])
+                raise
             self._selector.register(worker.pipe, selectors.EVENT_READ, (rank, worker))
             group.workers.append(worker)
-        self._groups[role] = group
         return group
 
     def _take_gpus(self, role: str, count: int) -> tuple[str, ...] | None:

@@ -55,6 +55,9 @@ class WorkerProcess:
         arguments = ["--role", role, "--threads", environment["OMP_NUM_THREADS"]]
         arguments += ["--shared-engine"] if shared_engine else []
         with contextlib.ExitStack() as stack:
+            stack.callback(os.close, write_fd)
+            on_error = stack.enter_context(contextlib.ExitStack())
+            on_error.callback(os.close, read_fd)
             file = stack.enter_context(log.open("ab")) if log is not None else None
             self.process: subprocess.Popen[bytes] | ForkedProcess
             if server is not None:
@@ -72,7 +75,7 @@ class WorkerProcess:
                     pass_fds=(write_fd,),
                     start_new_session=True,  # Ctrl-C reaches only the launcher, which then ends its workers
                 )
-        os.close(write_fd)
+            on_error.pop_all()
         self.pipe: IO[bytes] = os.fdopen(read_fd, "rb", buffering=0)
         self._buffer = b""
 

@@ -19,7 +19,7 @@ from core_hpc.common.errors import InputError
 from core_hpc.config.cluster import ClusterSection
 from core_hpc.engines.share import Sharing
 from core_hpc.local import executor as executors
-from core_hpc.local import forking, gpus
+from core_hpc.local import forking, gpus, process
 from core_hpc.local.executor import LocalExecutor, LocalLimits
 from core_hpc.local.gpus import Holder, check_gpus, place_alone, place_beside, usable_gpus
 from core_hpc.local.memory import needs_of
@@ -313,6 +313,41 @@ def test_the_ranks_of_each_group_meet_at_a_port_that_systems_do_not_assign(pool:
     assert ports[::2] == ports[1::2]
     assert len(set(ports)) == 4
     assert all(15_000 <= int(port) < 30_000 for port in ports)
+
+
+def no_process(*_: object, **__: object) -> None:
+    raise BlockingIOError(errno.EAGAIN, "Resource temporarily unavailable")
+
+
+@pytest.mark.parametrize("num_before", [0, 1])
+def test_ranks_whose_last_one_cannot_start_are_ended_and_started_again_later(
+    pool: Any, monkeypatch: pytest.MonkeyPatch, num_before: int
+) -> None:
+    """A task that began just before is known to the caller, who gets the error in the next pass."""
+    executor, run = pool(gpus=[0, 1, 2, 3], update_ranks=2)
+    others, update = [(run, task("hint", "team"))][:num_before], (run, task("update", "a"))
+
+    def only_some(*arguments: Any, **named: Any) -> Any:
+        return (no_process if len(FakeWorker.started) == num_before + 1 else FakeWorker)(*arguments, **named)
+
+    monkeypatch.setattr(executors, "WorkerProcess", only_some)
+    if num_before:
+        assert [t.key for t in executor.submit([*others, update])] == [others[0][1]]
+    else:
+        with pytest.raises(BlockingIOError):
+            executor.submit([update])
+    assert [w.alive for w in FakeWorker.started] == [True] * num_before + [False]
+    monkeypatch.setattr(executors, "WorkerProcess", FakeWorker)
+    assert [t.key for t in executor.submit([update])] == [update[1]]
+    assert [w.environment["RANK"] for w in FakeWorker.started if w.alive][num_before:] == ["0", "1"]
+
+
+def test_a_worker_that_cannot_start_leaves_no_open_pipe(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(process.subprocess, "Popen", no_process)
+    before = len(list(Path("/proc/self/fd").iterdir()))
+    with pytest.raises(BlockingIOError):
+        process.WorkerProcess("score", tmp_path / "log", {"OMP_NUM_THREADS": "1"})
+    assert len(list(Path("/proc/self/fd").iterdir())) == before
 
 
 def test_engines_on_two_gpus_share_both_with_trainers(pool: Any) -> None:
