@@ -3,13 +3,14 @@
 In: the path of the claim file, which names host, process, user and SLURM job (if any) of its
 holder. Out: a `Claim`, with which the holder finds out whether it still has the sweep. A claim
 survives a crash of its holder, and it is broken only if the holder is proven dead: it ran on this
-host and its process (by boot, id and start) is gone, SLURM reports that its job has ended, or its
-job is this one and was requeued since. Publishing is in `manifests.py`.
+host and its process (by machine, boot, id and start) is gone, SLURM reports that its job has ended,
+or its job is this one and was requeued since. Publishing is in `manifests.py`.
 """
 
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import json
 import os
 import socket
@@ -75,9 +76,18 @@ def _start_ticks(pid: int) -> int | None:
 
 
 def _boot() -> dict[str, str]:
-    """The boot of this machine, and the PID namespace in which this process counts process ids."""
+    """This machine, its boot, and the PID namespace in which this process counts process ids."""
     boot_id = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
-    return {"boot_id": boot_id, "pid_namespace": str(Path("/proc/self/ns/pid").readlink())}
+    return {"machine": _machine(), "boot_id": boot_id, "pid_namespace": str(Path("/proc/self/ns/pid").readlink())}
+
+
+def _machine() -> str:
+    """A digest of the machine's id, which is confidential (machine-id(5)); empty if it has none."""
+    try:
+        machine_id = MACHINE_ID.read_bytes().strip()
+    except OSError:
+        return ""
+    return hashlib.sha256(b"core_hpc" + machine_id).hexdigest()[:16] if machine_id else ""
 
 
 def _own_process() -> dict[str, Any]:
@@ -106,6 +116,7 @@ def describe_holder(holder: Mapping[str, Any]) -> str:
     return f"host {holder['host']}, process {holder['pid']}{job}, user {holder['user']}"
 
 
+MACHINE_ID = Path("/etc/machine-id")
 AWAY_S = 2.0
 """A claim file that is away for longer was removed."""
 LARGEST_PID = 2**31
@@ -116,6 +127,7 @@ _OPTIONAL: dict[str, type | tuple[type, ...]] = {
     "restarts": int,
     "start_ticks": int,
     "process_start": (int, float),
+    "machine": str,
     "boot_id": str,
     "pid_namespace": str,
     "token": str,
@@ -178,7 +190,8 @@ def _lives_here(holder: Mapping[str, Any]) -> bool | None:
         return started is not None and (recorded is None or abs(started - recorded) < 1.0)
     boot = _boot()
     if holder["boot_id"] != boot["boot_id"]:
-        return False
+        # Another machine or container may have the same name. A claim of an earlier version names no machine.
+        return False if holder.get("machine") in (None, boot["machine"]) else None
     if holder["pid_namespace"] != boot["pid_namespace"]:
         return None
     try:

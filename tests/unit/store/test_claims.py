@@ -183,6 +183,25 @@ def test_a_holder_before_the_last_boot_is_dead_and_one_in_another_container_is_u
         assert holder_lives({**elsewhere, "job": 7}, lambda job, user: False) is True
 
 
+def test_a_holder_on_another_machine_of_the_same_name_is_not_dead(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It has another boot, too. A claim of an earlier version does not name its machine."""
+    machine_id, path = tmp_path / "machine-id", tmp_path / "claim.json"
+    monkeypatch.setattr(claims, "MACHINE_ID", machine_id)
+    for there, here in (("0123abcd\n", "4567ef89\n"), ("0123abcd\n", ""), ("", "4567ef89\n")):
+        machine_id.write_text(there)
+        with claim(path):
+            holder = json.loads(path.read_text()) | {"boot_id": "of-another-machine"}
+        assert "0123abcd" not in json.dumps(holder)  # it is confidential
+        assert holder_lives(holder, None) is False
+        machine_id.write_text(here)
+        assert holder_lives(holder, None) is None
+        assert holder_lives({k: v for k, v in holder.items() if k != "machine"}, None) is False
+    machine_id.unlink()
+    assert holder_lives({**holder, "machine": ""}, None) is False
+
+
 def test_a_process_that_the_system_hides_is_not_dead(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """With the mount option hidepid, /proc shows only the processes of the own user."""
     path = tmp_path / "claim.json"
