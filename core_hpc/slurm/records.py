@@ -118,9 +118,7 @@ class SubmissionFolder:
 
     def names(self, *states: str) -> list[tuple[str, str]]:
         """(name, state) of the records in these states."""
-        if not self.root.is_dir():
-            return []
-        found = [m for p in self.root.iterdir() if (m := NAME.fullmatch(p.name))]
+        found = [m for name in manifests.list_names(self.root) if (m := NAME.fullmatch(name))]
         return sorted((m["name"], m["state"]) for m in found if m["state"] in states)
 
     def read(self, *states: str) -> list[Submission]:
@@ -139,7 +137,7 @@ class SubmissionFolder:
                 try:
                     found[name] = (state, _read(path, name))
                 except StoreError as e:
-                    if attempt and path.exists():
+                    if attempt and not isinstance(e.__cause__, FileNotFoundError):
                         raise StoreError(
                             f"{e}. Restore this record; or, if SLURM has no job with the name {name}, remove it"
                         ) from e
@@ -225,7 +223,7 @@ class SubmissionFolder:
         if not submission.folder or path == self.root or manifests.is_same_file(path, self.root):
             return None
         states = (path / f"{submission.name}.{state}.json" for state in (OPEN, ENDED, FAILED))
-        return path if any(record.exists() for record in states) else None
+        return path if any(manifests.is_file(record) for record in states) else None
 
     def folder(self, submission: Submission) -> Path:
         return self.root / submission.name

@@ -145,8 +145,8 @@ def read_holder(path: Path) -> dict[str, Any] | None:
     """
     try:
         holder = _read(path)
-    except StoreError:
-        if not path.exists():
+    except StoreError as e:
+        if isinstance(e.__cause__, FileNotFoundError):
             return None
         raise
     return None if _is_of_original(path, holder) else holder
@@ -319,7 +319,7 @@ def _break_dead_claim(path: Path, mine: Mapping[str, Any], has_ended: HasEnded |
     try:
         holder = _read(path)
     except StoreError as e:
-        if not path.exists():
+        if isinstance(e.__cause__, FileNotFoundError):
             return
         raise ClaimError(f"{e}. If no controller of this sweep is running, remove this file") from e
     who = describe_holder(holder)

@@ -40,9 +40,7 @@ def remove_leftovers(folder: Path, *, unchanged_since: float = math.inf) -> int:
     Returns:
         Number of files and folders that were removed.
     """
-    if not folder.is_dir():
-        return 0
-    paths = list(folder.iterdir())
+    paths = manifests.list_folder(folder)
     named = {name for path in paths if MANIFEST_SUFFIX in path.name for name in _names_in(path)}
     unnamed = [p for p in paths if p.name not in named and not p.is_symlink() and _may_be_removed(p.name)]
     leftovers = [p for p in unnamed if unchanged_since == math.inf or _last_written(p) < unchanged_since]
@@ -66,7 +64,7 @@ def _may_be_removed(name: str) -> bool:
 
 def _names_in(manifest: Path) -> set[str]:
     """First parts of the paths that a manifest names; empty if it cannot be read."""
-    if manifest.name.startswith(".") or not manifest.is_file():
+    if manifest.name.startswith(".") or not manifests.is_file(manifest):
         return set()
     try:
         files = parse_files(json.loads(manifest.read_bytes()))
@@ -81,7 +79,7 @@ def foreign_names(run: Path) -> list[Path]:
 
 
 def _foreign_in(phase_folder: Path) -> Iterator[Path]:
-    for folder in phase_folder.iterdir() if phase_folder.is_dir() else ():
+    for folder in manifests.list_folder(phase_folder):
         if phase_iteration(folder.name) is None or not folder.is_dir():
             yield folder
             continue

@@ -14,6 +14,7 @@ import json
 import os
 import shutil
 import socket
+import stat
 import time
 import uuid
 from collections.abc import Callable
@@ -354,14 +355,13 @@ def is_visible(path: Path, *, published_s: float) -> bool:
         published_s: When it was published, in seconds since the epoch.
     """
     for delay_s in VISIBILITY_DELAYS_S:
-        if path.is_file():
+        if is_file(path):
             return True
         if time.time() - published_s > VISIBILITY_WINDOW_S:
             return False
         time.sleep(delay_s)
-        if path.parent.is_dir():
-            list(path.parent.iterdir())
-    return path.is_file()
+        list_folder(path.parent)
+    return is_file(path)
 
 
 def set_aside(manifest_path: Path) -> Path:
@@ -374,9 +374,7 @@ def set_aside(manifest_path: Path) -> Path:
 
 def list_manifests(folder: Path) -> list[Path]:
     """Manifests directly in a folder, sorted by name. Empty if the folder does not exist."""
-    if not folder.is_dir():
-        return []
-    return sorted(p for p in folder.iterdir() if p.name.endswith(MANIFEST_SUFFIX) and not p.name.startswith("."))
+    return sorted(p for p in list_folder(folder) if p.name.endswith(MANIFEST_SUFFIX) and not p.name.startswith("."))
 
 
 def list_names(folder: Path) -> set[str]:
@@ -384,4 +382,25 @@ def list_names(folder: Path) -> set[str]:
 
     Reading a folder refreshes the view of a network file system. Testing for one file does not.
     """
-    return {path.name for path in folder.iterdir()} if folder.is_dir() else set()
+    return {path.name for path in list_folder(folder)}
+
+
+def list_folder(folder: Path) -> list[Path]:
+    """What is in a folder; nothing if it does not exist, or is none.
+
+    An error of the file system is raised. `Path.is_dir` and `Path.exists` hide it since Python 3.14.
+    """
+    try:
+        return list(folder.iterdir())
+    except (FileNotFoundError, NotADirectoryError):
+        return []
+
+
+def is_file(path: Path) -> bool:
+    """Whether a file exists. An error of the file system is raised, as by `list_folder`."""
+    try:
+        return stat.S_ISREG(path.stat().st_mode)
+    except OSError as e:
+        if e.errno in (errno.ENOENT, errno.ENOTDIR, errno.ELOOP):
+            return False
+        raise

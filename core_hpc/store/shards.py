@@ -189,7 +189,7 @@ def set_aside_names(run: Path) -> list[str]:
 
 def _phase_folders(run: Path, phases: Sequence[str]) -> list[Path]:
     """What the folders of some phases contain: a folder per iteration, and perhaps what a user put there."""
-    return [folder for phase in phases if (run / phase).is_dir() for folder in (run / phase).iterdir()]
+    return [folder for phase in phases for folder in manifests.list_folder(run / phase)]
 
 
 def read_rows(run: Path, table: Table, *, phases: Sequence[str], columns: Sequence[str] | None = None) -> pl.DataFrame:

@@ -14,6 +14,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType, ModuleType, SimpleNamespace
+from typing import Any
 from unittest import mock
 
 import polars as pl
@@ -235,3 +236,21 @@ def hide_from_lookups(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
     """NOT NFS: a file of this name was looked for before it existed, so that only listings of its folder find it."""
     exists = Path.exists
     monkeypatch.setattr(Path, "exists", lambda path: path.name != name and exists(path))
+
+
+def fail_below(monkeypatch: pytest.MonkeyPatch, folder: Path) -> None:
+    """The file system reports errors for this folder, and tests of its files hide them, as those of Python 3.14 do."""
+
+    def failing(function: Callable[..., Any]) -> Callable[..., Any]:
+        def call(path: Any = ".", *arguments: Any, **named: Any) -> Any:
+            if not isinstance(path, int) and Path(os.fsdecode(path)).is_relative_to(folder):
+                raise OSError(errno.EIO, "Input/output error", str(path))
+            return function(path, *arguments, **named)
+
+        return call
+
+    for name in ("stat", "listdir", "scandir", "open"):
+        monkeypatch.setattr(os, name, failing(getattr(os, name)))
+    monkeypatch.setattr(io, "open", failing(io.open))
+    for method, test in (("exists", os.path.exists), ("is_dir", os.path.isdir), ("is_file", os.path.isfile)):
+        monkeypatch.setattr(Path, method, lambda path, test=test: test(path))

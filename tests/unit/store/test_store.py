@@ -15,10 +15,11 @@ import pytest
 
 from core_hpc.common.errors import InputError, StoreError
 from core_hpc.runs.folder import runs_in
-from core_hpc.store import leftovers, manifests, output_folder, parquet, shards
+from core_hpc.slurm.records import OPEN, SubmissionFolder
+from core_hpc.store import claims, leftovers, manifests, output_folder, parquet, shards
 from core_hpc.store.paths import RunPaths, TaskKey
 from core_hpc.store.schema import HINTS, PROBLEMS, TABLES, Table, check_frame
-from tests.support.harness import flip_a_byte, link_with_lost_reply, replace_sleep
+from tests.support.harness import fail_below, flip_a_byte, link_with_lost_reply, replace_sleep
 
 
 def problems(count: int = 3) -> pl.DataFrame:
@@ -520,6 +521,27 @@ def test_a_manifest_of_a_wrong_shape_is_damage(tmp_path: Path, change: Callable[
     assert caught.value.manifest_path == manifest.path
     manifests.set_aside(manifest.path)
     assert shards.read_manifest_table(publish(tmp_path), PROBLEMS, checksum=True).equals(problems())
+
+
+@pytest.mark.parametrize(
+    "look",
+    [
+        lambda root: manifests.list_names(root),
+        lambda root: manifests.list_manifests(root),
+        lambda root: manifests.is_visible(root / "train.manifest.json", published_s=0.0),
+        lambda root: shards.published_keys(root),
+        lambda root: leftovers.remove_leftovers(root),
+        lambda root: leftovers.foreign_names(root),
+        lambda root: SubmissionFolder(root).names(OPEN),
+        lambda root: claims.read_holder(root / "claim.json"),
+    ],
+)
+def test_what_a_file_system_that_fails_does_not_show_is_not_absent(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, look: Callable[[Path], object]
+) -> None:
+    fail_below(monkeypatch, tmp_path)
+    with pytest.raises((OSError, StoreError), match="Input/output error"):
+        look(tmp_path)
 
 
 def test_a_file_system_that_fails_is_no_damage(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
