@@ -1,8 +1,9 @@
 """Preparation of new runs in a separate process: problems, models, and checks of both.
 
 In: configurations and files of the user on standard input, as {"configs": [...], "sources": [...]}.
-Out: files in the folder that is named on the command line: the problems of each run as Parquet, and
-`facts.json` with {"facts": [{model: facts}]} or {"error": text}. The process loads transformers and
+Out: files in the folder that is named on the command line: the problems as Parquet, once for all runs
+that share them, and `facts.json` with {"facts": [{model: facts}], "splits": [number]}, both by run, or
+{"error": text}. The process loads transformers and
 torch, which the launcher must not load. It creates nothing in run folders.
 """
 
@@ -251,7 +252,7 @@ def _write_splits(folder: Path, number: int, splits: Splits) -> None:
 
 
 def read_splits(folder: Path, number: int) -> Splits:
-    """Read the problems of the run with this number in the request."""
+    """Read the problems with this number, which the answer gives for each run."""
     start = f"{number}-{warmup_split('')}"
     warmups = {p.stem.removeprefix(start): parquet.read(p) for p in sorted(folder.glob(f"{start}*.parquet"))}
     train, evaluation, examples = (parquet.read(folder / f"{number}-{name}.parquet") for name in SPLITS)
@@ -261,19 +262,22 @@ def read_splits(folder: Path, number: int) -> Splits:
 def main(arguments: list[str]) -> int:
     """Read configurations from standard input; write problems and facts into the named folder."""
     folder = Path(arguments[0])
-    answer: dict[str, Any] = {"facts": []}
+    answer: dict[str, Any] = {"facts": [], "splits": []}
     try:
         request = json.load(sys.stdin)
         remember(Source(**source) for source in request["sources"])
         configs = [RunConfig.model_validate(c) for c in request["configs"]]
         distinct = {problems_key(config): config for config in configs}
         shared = {key: _checked_splits(config) for key, config in distinct.items()}
+        numbers = {key: number for number, key in enumerate(shared)}
         known: dict[str, dict[str, ModelFacts]] = {}
-        for number, config in enumerate(configs):
-            splits = shared[problems_key(config)]
-            facts = prepare(config, splits, known)
+        for config in configs:
+            key = problems_key(config)
+            facts = prepare(config, shared[key], known)
             answer["facts"].append({name: asdict(of_model) for name, of_model in facts.items()})
-            _write_splits(folder, number, splits)
+            answer["splits"].append(numbers[key])
+        for key, splits in shared.items():
+            _write_splits(folder, numbers[key], splits)
     except CoreHpcError as e:
         answer = {"error": str(e)}
     (folder / FACTS_FILE).write_text(json.dumps(answer), encoding="utf-8")

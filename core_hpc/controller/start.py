@@ -84,7 +84,7 @@ def prepare_new_runs(sweep: Sweep, console: Console) -> Prepared:
         if "error" in facts:
             raise InputError(f"{sweep.source}: nothing was created\n{facts['error']}")
         found = [{name: ModelFacts(**f) for name, f in run.items()} for run in facts["facts"]]
-        splits = [read_splits(Path(folder), number) for number in range(len(new))]
-    prepared = {plan.run_id: (s, f) for plan, s, f in zip(new, splits, found, strict=True)}
+        splits = {number: read_splits(Path(folder), number) for number in set(facts["splits"])}
+    prepared = {plan.run_id: (splits[n], f) for plan, n, f in zip(new, facts["splits"], found, strict=True)}
     check_inputs(sweep, {i: s for i, (s, _) in prepared.items()}, {i: f for i, (_, f) in prepared.items()})
     return prepared

@@ -11,10 +11,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from rich.console import Console
 
 from core_hpc.common.errors import InputError
 from core_hpc.config.run import RunConfig
 from core_hpc.controller import prepare as preparation
+from core_hpc.controller import start
 from core_hpc.controller.prepare import FACTS_FILE, main, prepare, read_splits
 from core_hpc.models.folder import load_tokenizer
 from core_hpc.problems.sets import all_problems
@@ -92,9 +94,34 @@ def test_problems_that_runs_share_are_made_once(
     monkeypatch.setattr(sys, "stdin", io.StringIO(json.dumps(request)))
     assert main([str(tmp_path)]) == 0
     assert len(made) == 2
-    assert len(json.loads((tmp_path / FACTS_FILE).read_text())["facts"]) == 4
-    for number, splits in enumerate(expected):
+    answer = json.loads((tmp_path / FACTS_FILE).read_text())
+    assert len(answer["facts"]) == 4
+    assert len(list(tmp_path.glob("*-train.parquet"))) == 2
+    for number, splits in zip(answer["splits"], expected, strict=True):
         assert read_splits(tmp_path, number).train.equals(splits.train)
+
+
+def test_the_launcher_reads_problems_that_runs_share_once(
+    tiny_models: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    grid = {"seed": [1, 2], "problems.train.seed": [1, 5]}
+    sweep = load_sweep(tiny_sweep(tmp_path / "tiny.yaml", tiny_models[:1], tmp_path / "out", grid=grid))
+    read: list[int] = []
+
+    def count(folder: Path, number: int) -> Splits:
+        read.append(number)
+        return read_splits(folder, number)
+
+    def run_here(command: list[str], **process: Any) -> None:
+        monkeypatch.setattr(sys, "stdin", io.StringIO(process["input"].decode()))
+        main(command[-1:])
+
+    monkeypatch.setattr(start, "read_splits", count)
+    monkeypatch.setattr(start.subprocess, "run", run_here)
+    found = start.prepare_new_runs(sweep, Console(quiet=True))
+    assert sorted(read) == [0, 1]
+    for plan in sweep.runs:
+        assert found[plan.run_id][0].train.equals(all_problems(plan.config).train)
 
 
 def test_runs_that_differ_only_in_seed_and_training_share_the_facts_about_their_models(

@@ -59,7 +59,8 @@ class Study:
         for number, config in enumerate(configs):
             _write_splits(Path(command[-1]), number, all_problems(config))
         facts = asdict(ModelFacts(self.weights * 64, 64, "plain"))
-        answer = {"facts": [{m.name: facts for m in config.team} for config in configs]}
+        names = [{m.name: facts for m in config.team} for config in configs]
+        answer = {"facts": names, "splits": list(range(len(configs)))}
         Path(command[-1], FACTS_FILE).write_text(json.dumps(answer))
 
     def refusals(self) -> list[str]:
