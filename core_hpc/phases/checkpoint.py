@@ -4,7 +4,8 @@ In: positions of an update between two optimizer steps (`training/interruption.p
 publications in the run's folder of checkpoints, which only the next attempt of the same task reads.
 The newest two are kept, and none after the update itself is published. They are no results: a
 checkpoint that is damaged or belongs to another update is removed, and at worst the update starts
-from the beginning. This module does not decide when a checkpoint is taken.
+from the beginning. One that cannot be read now stays. This module does not decide when a checkpoint
+is taken.
 """
 
 from __future__ import annotations
@@ -33,6 +34,8 @@ if TYPE_CHECKING:
     from core_hpc.training.trainer import Trainer
 
 NUM_KEPT = 2
+READ_RETRIES_S = (1.0, 5.0, 15.0, 40.0)
+"""Waits between attempts to read a checkpoint while the file system reports errors."""
 log = logging.getLogger(__name__)
 
 
@@ -54,7 +57,7 @@ class CheckpointStore:
         Collective: rank 0 chooses for all ranks.
 
         Raises:
-            StoreError: this rank cannot read the checkpoint that rank 0 chose.
+            StoreError: a checkpoint cannot be read now, or this rank cannot read the one that rank 0 chose.
         """
         if trainer.rank == 0:
             found = self._newest()
@@ -96,6 +99,8 @@ class CheckpointStore:
         for num_steps in self._stored():
             try:
                 found = self._load(num_steps)
+            except manifests.UnreadableError:
+                raise  # no proof of damage: the next attempt may continue from it
             except StoreError as e:
                 # If it stayed, the new checkpoint after the same step could not be published.
                 log.warning("%s: removed a checkpoint that cannot be used: %s", self._key, e)
@@ -123,6 +128,19 @@ class CheckpointStore:
             ) from e
 
     def _load(self, num_steps: int) -> ResumePoint:
+        """Read a checkpoint, with some patience for the file system."""
+        for delay_s in READ_RETRIES_S:
+            try:
+                return self._read(num_steps)
+            except (OSError, manifests.UnreadableError) as e:
+                log.warning("%s: %s; reading the checkpoint again in %g s", self._key, e, delay_s)
+                time.sleep(delay_s)
+        try:
+            return self._read(num_steps)
+        except OSError as e:
+            raise manifests.UnreadableError(f"{self._manifest_path(num_steps)}: cannot be read ({e})") from e
+
+    def _read(self, num_steps: int) -> ResumePoint:
         from core_hpc.training.interruption import ResumePoint
 
         manifest = manifests.read_manifest(self._manifest_path(num_steps))

@@ -47,6 +47,10 @@ class DamagedError(StoreError):
         self.manifest_path = manifest_path
 
 
+class UnreadableError(StoreError):
+    """A file cannot be read now. The file system may be ill for a moment, so this is no damage."""
+
+
 @dataclass(frozen=True)
 class Manifest:
     """What was published under one name."""
@@ -299,7 +303,8 @@ def read_manifest(path: Path) -> Manifest:
 
     Raises:
         DamagedError: The manifest is torn or altered.
-        StoreError: It does not exist, cannot be read now, or has another schema version.
+        UnreadableError: It cannot be read now.
+        StoreError: It does not exist, or has another schema version.
     """
     try:
         body = json.loads(path.read_bytes())
@@ -312,8 +317,8 @@ def read_manifest(path: Path) -> Manifest:
         files, stats, writer = parse_body(body)
     except FileNotFoundError as e:
         raise StoreError(f"{path}: not published yet") from e
-    except OSError as e:  # perhaps the file system is ill for a moment, so this is no damage
-        raise StoreError(f"{path}: cannot be read ({e})") from e
+    except OSError as e:
+        raise UnreadableError(f"{path}: cannot be read ({e})") from e
     except (ValueError, RecursionError) as e:
         raise DamagedError(path, f"{path}: the manifest is torn or altered ({e})") from e
     name = path.name.partition(MANIFEST_SUFFIX)[0]  # also of a manifest that was set aside

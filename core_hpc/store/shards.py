@@ -54,8 +54,8 @@ def read_manifest_table(
         checksum: Compare the checksums of the files, not only sizes and numbers of rows.
 
     Raises:
-        DamagedError: A file is missing, altered or not readable, or the manifest names no file of
-            this table.
+        DamagedError: A file is missing or altered, or the manifest names no file of this table.
+        UnreadableError: A file cannot be read now.
         StoreError: The rows are not a table of this schema.
     """
     manifests.check_files(manifest, checksum=checksum)
@@ -66,8 +66,10 @@ def read_manifest_table(
         path = manifest.path.parent / entry.name
         try:
             frame = _read_parquet(path, table, columns)
-        except (pl.exceptions.PolarsError, OSError) as e:
+        except pl.exceptions.PolarsError as e:
             raise manifests.DamagedError(manifest.path, f"{path}: cannot be read as a Parquet file ({e})") from e
+        except OSError as e:
+            raise manifests.UnreadableError(f"{path}: cannot be read ({e})") from e
         if frame.height != entry.rows:
             raise manifests.DamagedError(
                 manifest.path, f"{path}: {frame.height} rows, but its manifest records {entry.rows}"
@@ -100,7 +102,8 @@ def read_problems(
         checksum: Compare the checksums of the files, not only sizes.
 
     Raises:
-        DamagedError: A file is missing, altered or not readable.
+        DamagedError: A file is missing or altered.
+        UnreadableError: A file cannot be read now.
     """
     manifest = manifests.read_manifest(manifest_path)
     manifests.check_files(manifest, checksum=checksum)
@@ -113,8 +116,10 @@ def read_problems(
             rows = rows.filter(pl.col("problem_id").is_in(list(problem_ids)))
             rows = rows.with_columns(pl.lit(None, table.schema[name]).alias(name) for name in absent)
             frames.append(parquet.collect(rows.select(columns)))
-        except (pl.exceptions.PolarsError, OSError) as e:
+        except pl.exceptions.PolarsError as e:
             raise manifests.DamagedError(manifest_path, f"{path}: cannot be read as a Parquet file ({e})") from e
+        except OSError as e:
+            raise manifests.UnreadableError(f"{path}: cannot be read ({e})") from e
     return pl.concat(frames)
 
 

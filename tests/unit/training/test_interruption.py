@@ -13,8 +13,9 @@ from typing import Any, cast
 import polars as pl
 import pytest
 
+from core_hpc.phases import checkpoint
 from core_hpc.phases.checkpoint import CheckpointStore, remove_checkpoints
-from core_hpc.store import manifests, shards
+from core_hpc.store import manifests, parquet, shards
 from core_hpc.store.paths import RunPaths, TaskKey
 from core_hpc.store.schema import STEPS, UPDATE
 from core_hpc.training.interruption import Checkpoint
@@ -160,6 +161,59 @@ def test_a_checkpoint_of_another_update_is_refused(
     assert found_step(paths, rows="abd", seed=1) == 0
     assert caplog.text.count("they differ in rows, seed") == 2
     assert names(paths) == []
+
+
+def unreadable_manifest(monkeypatch: pytest.MonkeyPatch, errors: list[OSError]) -> None:
+    read_bytes = Path.read_bytes
+
+    def read(path: Path) -> bytes:
+        if path.name.endswith(".manifest.json") and errors:
+            raise errors.pop()
+        return read_bytes(path)
+
+    monkeypatch.setattr(Path, "read_bytes", read)
+
+
+def unreadable_table(monkeypatch: pytest.MonkeyPatch, errors: list[OSError]) -> None:
+    read_parquet = parquet.read
+
+    def read(path: Path, **options: Any) -> pl.DataFrame:
+        if errors:
+            raise errors.pop()
+        return read_parquet(path, **options)
+
+    monkeypatch.setattr(parquet, "read", read)
+
+
+def unreadable_data(monkeypatch: pytest.MonkeyPatch, errors: list[OSError]) -> None:
+    sha256_file = manifests.sha256_file
+
+    def read(path: Path) -> str:
+        if errors:
+            raise errors.pop()
+        return sha256_file(path)
+
+    monkeypatch.setattr(manifests, "sha256_file", read)
+
+
+@pytest.mark.parametrize("unreadable", [unreadable_manifest, unreadable_table, unreadable_data])
+def test_a_checkpoint_that_cannot_be_read_for_a_moment_is_kept(
+    paths: RunPaths,
+    checkpoints: CheckpointStore,
+    unreadable: Callable[[pytest.MonkeyPatch, list[OSError]], None],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(checkpoint, "READ_RETRIES_S", (0.0, 0.0))
+    save(checkpoints, 1)
+    save(checkpoints, 2)
+    before = names(paths)
+    errors = [OSError(errno.EIO, "Input/output error")] * 9
+    unreadable(monkeypatch, errors)
+    with pytest.raises(manifests.UnreadableError, match="Input/output error"):
+        found_step(paths)
+    assert names(paths) == before
+    del errors[1:]
+    assert found_step(paths) == 2
 
 
 def test_a_full_disk_costs_only_the_checkpoint(
