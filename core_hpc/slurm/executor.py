@@ -90,12 +90,14 @@ class SlurmExecutor:
         self._pace.restart()
         failures: list[Failed] = []
         stopped: dict[str, str] = {}
+        newest = 0.0
         for run in runs:
             folder = SubmissionFolder(run.paths.slurm)
             self._open_records(run, folder)
             for submission in folder.read(OPEN, FAILED):
                 if submission.start_id == self._start_id:
-                    self._remedies.exclude(submission.excluded)
+                    if submission.submitted > newest:  # a node that is not in the newest list is used again
+                        newest, self._remedies.excluded = submission.submitted, list(submission.excluded)
                     for outcome in submission.outcomes.values():
                         if outcome.kind in STOPPED_RUN:
                             stopped[run.run_id] = outcome.message
@@ -322,7 +324,7 @@ class SlurmExecutor:
         outcome = self._remedies.raise_memory(outcome, tasks, had_gb=item.submission.mem_gb, max_gb=max_gb)
         task = self._packing.ended_at(item, index, outcome)
         outcome = replace(outcome, task=task, log=str(item.log(index)))
-        self._remedies.failed(outcome)
+        self._remedies.failed(TaskRef(item.run.run_id, TaskKey.parse(task)) if task else None, outcome)
         self._events += self._packing.ended(item, index, outcome)
         if item in self._watch.open:
             self._record(item, index, outcome)

@@ -7,6 +7,8 @@ submissions.
 from __future__ import annotations
 
 import contextlib
+import errno
+import re
 from collections.abc import Callable, Iterable, Sequence
 
 from core_hpc.config.slurm import SlurmSection
@@ -14,6 +16,13 @@ from core_hpc.runs.events import TaskRef
 from core_hpc.runs.outcome import Outcome, OutcomeKind
 from core_hpc.slurm.commands import Slurm, SlurmUnavailableError
 from core_hpc.slurm.outcomes import NODE_KINDS
+
+SEVERAL_NODES = re.compile(r"[\[,]")
+"""In what SLURM writes instead of the name of one node."""
+SHARED_FILES = tuple(
+    f"[Errno {e}]" for e in (errno.EIO, errno.ESTALE, errno.ENOTCONN, errno.ESHUTDOWN, errno.ETIMEDOUT)
+)
+"""Errors of a shared file system, which all nodes may see at the same time."""
 
 
 class Remedies:
@@ -25,7 +34,10 @@ class Remedies:
         self._slurm = slurm
         self._notify = notify
         self._mem_gb: dict[TaskRef, float] = {}
-        self._failures_in_a_row: dict[str, int] = {}
+        self._failures_in_a_row: dict[str, list[TaskRef | None]] = {}
+        """By node: the tasks that failed there; None if the task cannot be the cause."""
+        self._fail_anywhere: set[TaskRef] = set()
+        """Tasks that failed on several nodes."""
 
     def memory_gb(self, tasks: Iterable[TaskRef], default: float) -> float:
         """What a job of these tasks asks for: the most that one of them needs."""
@@ -44,10 +56,6 @@ class Remedies:
         self._mem_gb |= dict.fromkeys(tasks, max_gb)
         return outcome.with_note(f"one more attempt with {max_gb:g} GB instead of {had_gb:g} GB", counted=False)
 
-    def exclude(self, nodes: Iterable[str]) -> None:
-        """Exclude nodes that an earlier controller excluded."""
-        self.excluded += [node for node in nodes if node not in self.excluded]
-
     def succeeded(self, node: str) -> None:
         self._failures_in_a_row.pop(node, None)
 
@@ -56,18 +64,40 @@ class Remedies:
         """Whether any node has failed since it last succeeded."""
         return bool(self._failures_in_a_row)
 
-    def failed(self, outcome: Outcome) -> None:
-        """Exclude a node that failed several times in a row, as long as most nodes remain."""
+    def failed(self, task: TaskRef | None, outcome: Outcome) -> None:
+        """Exclude a node that failed several times in a row, as long as most nodes remain.
+
+        A task that fails on several nodes counts for none of them.
+        """
         node = outcome.node
-        if outcome.kind not in NODE_KINDS or not node:
+        if outcome.kind not in NODE_KINDS or not node or SEVERAL_NODES.search(node):
             return
-        num = self._failures_in_a_row[node] = self._failures_in_a_row.get(node, 0) + 1
+        if outcome.kind == OutcomeKind.NODE:
+            task = None
+        elif any(e in outcome.message for e in SHARED_FILES) or (task is not None and self._fails_anywhere(task, node)):
+            return
+        self._failures_in_a_row.setdefault(node, []).append(task)
+        num = len(self._failures_in_a_row[node])
         if num < self._settings.exclude_after or node in self.excluded:
             return
         with contextlib.suppress(SlurmUnavailableError):
             if 2 * (len(self.excluded) + 1) <= len(self._slurm.nodes(self._settings.partition)):
                 self.excluded.append(node)
                 self._notify(f"node {node} failed {num} times in a row and is excluded from now on")
+
+    def _fails_anywhere(self, task: TaskRef, node: str) -> bool:
+        """Whether a task that has failed on `node` failed on another node too; then none of them is the cause."""
+        others = [n for n, tasks in self._failures_in_a_row.items() if n != node and task in tasks]
+        if others:
+            self._fail_anywhere.add(task)
+        for other in others:
+            left = [at for at in self._failures_in_a_row.pop(other) if at != task]
+            if left:
+                self._failures_in_a_row[other] = left
+            if other in self.excluded and len(left) < self._settings.exclude_after:
+                self.excluded.remove(other)
+                self._notify(f"node {other} is used again, because {task.key} failed on {node} too")
+        return task in self._fail_anywhere
 
     def allow_all_nodes(self) -> list[str]:
         """Use the excluded nodes again; returns which these were."""

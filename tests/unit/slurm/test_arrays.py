@@ -17,8 +17,8 @@ from core_hpc.common.errors import ClaimLostError
 from core_hpc.controller.drivers import make_driver
 from core_hpc.runs.events import TaskRef
 from core_hpc.runs.folder import Run
-from core_hpc.runs.job_status import JobStatus, RunningTask
-from core_hpc.runs.outcome import Progress
+from core_hpc.runs.job_status import JobEnd, JobStatus, RunningTask
+from core_hpc.runs.outcome import OutcomeKind, Progress
 from core_hpc.schedule.progress import inspect_run
 from core_hpc.schedule.scheduler import Scheduler
 from core_hpc.slurm import executor as slurm_executor
@@ -331,6 +331,53 @@ def test_a_node_that_fails_twice_in_a_row_is_excluded_but_most_nodes_remain(make
     executor.submit(wanted(run, cold("a")))
     assert [s.excluded for s in slurm.submitted] == [[], [], ["n1"], ["n1"], ["n1", "n2"], ["n1", "n2"], ["n1", "n2"]]
     assert sum("excluded from now on" in message for message in messages) == 2
+
+
+def fail_with_error(executor: SlurmExecutor, run: Run, slurm: FakeSlurm, key: TaskKey, node: str, message: str) -> None:
+    executor.submit(wanted(run, key))
+    submission = slurm.submitted[-1]
+    status = JobStatus(node=node, outcome=JobEnd(OutcomeKind.ERROR, message))
+    manifests.write_json(SubmissionFolder(run.paths.slurm).status_file(submission, 0), status.to_json())
+    slurm.set(submission, 0, "FAILED", node=node)
+    poll_until(executor, "failed")
+
+
+def test_a_task_that_fails_on_several_nodes_excludes_none_of_them(make: Any, slurm: FakeSlurm) -> None:
+    executor, run, messages = make()
+    for part in range(2):
+        fail_with_error(executor, run, slurm, cold("a", part), "n1", "ValueError: no")
+    assert executor._remedies.excluded == ["n1"], "so far only this node has failed"
+    for part in range(2):
+        fail_with_error(executor, run, slurm, cold("a", part), "n2", "ValueError: no")
+    assert executor._remedies.excluded == []
+    assert "node n1 is used again, because cold/0001/a/000 failed on n2 too" in messages
+    for node in ("n2", "n3", "n3"):
+        fail_with_error(executor, run, slurm, cold("a"), node, "ValueError: no")
+    assert executor._remedies.excluded == []
+    for part in (2, 3):
+        fail_with_error(executor, run, slurm, cold("a", part), "n3", "RuntimeError: CUDA error")
+    assert executor._remedies.excluded == ["n3"]
+    executor.submit(wanted(run, cold("a", 4)))
+    successor, _, _ = make()
+    successor.adopt([run])
+    assert successor._remedies.excluded == ["n3"]
+
+
+def test_errors_of_a_shared_file_system_exclude_no_node(make: Any, slurm: FakeSlurm) -> None:
+    executor, run, _ = make()
+    for part in range(4):
+        fail_with_error(executor, run, slurm, cold("a", part), "n1", "OSError: [Errno 116] Stale file handle: '/x'")
+    assert executor._remedies.excluded == []
+
+
+def test_the_nodes_of_a_job_of_several_nodes_are_not_excluded_as_one(make: Any, slurm: FakeSlurm) -> None:
+    executor, run, messages = make()
+    for part in range(3):
+        executor.submit(wanted(run, cold("a", part)))
+        slurm.set(slurm.submitted[-1], 0, "NODE_FAIL", node="n[0-1]")
+        poll_until(executor, "failed")
+    assert executor._remedies.excluded == []
+    assert not any("excluded" in message for message in messages)
 
 
 def test_after_a_success_the_failures_of_a_node_count_from_zero(make: Any, slurm: FakeSlurm) -> None:
