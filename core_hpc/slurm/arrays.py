@@ -46,12 +46,11 @@ class ArrayPacking:
             alike = (run.run_id, key.phase, key.iteration, remedies.memory_gb([task], default))
             together.setdefault(alike, (run, []))[1].append(key)
         batches = []
-        for (_, phase, iteration, mem_gb), (run, keys) in together.items():
+        for (_, phase, iteration, _), (run, keys) in together.items():
             elements = self._elements(run, keys)
             group = group_of(elements[0][-1].phase)
-            if group != group_of(phase):  # the chain ends in another group, with another memory
-                tasks = [TaskRef(run.run_id, key) for key in keys]
-                mem_gb = remedies.memory_gb(tasks, self._settings.job(group)["mem_gb"])
+            tasks = [TaskRef(run.run_id, key) for element in elements for key in element]  # more than `keys` in chains
+            mem_gb = remedies.memory_gb(tasks, self._settings.job(group)["mem_gb"])
             batches.append(Batch(run, group, f"{phase}-{iteration:04d}", elements, mem_gb))
         return batches
 

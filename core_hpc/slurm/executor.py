@@ -26,7 +26,7 @@ from core_hpc.slurm.notices import Notices
 from core_hpc.slurm.pace import Pace
 from core_hpc.slurm.packing import Batch, Packing, Wanted
 from core_hpc.slurm.parse import Place, QueueLimit
-from core_hpc.slurm.records import FAILED, OPEN, SubmissionFolder, new_submission
+from core_hpc.slurm.records import FAILED, OPEN, Submission, SubmissionFolder, new_submission
 from core_hpc.slurm.remedies import Remedies
 from core_hpc.slurm.sbatch import RefusedError
 from core_hpc.slurm.submit import submit_elements
@@ -98,7 +98,8 @@ class SlurmExecutor:
                 if submission.start_id == self._start_id:
                     if submission.submitted > newest:  # a node that is not in the newest list is used again
                         newest, self._remedies.excluded = submission.submitted, list(submission.excluded)
-                    for outcome in submission.outcomes.values():
+                    for index, outcome in submission.outcomes.items():
+                        self._learn_memory(run, submission, index, outcome)
                         if outcome.kind in STOPPED_RUN:
                             stopped[run.run_id] = outcome.message
                         elif outcome.counted:
@@ -300,6 +301,13 @@ class SlurmExecutor:
                     f"jobs: python -m core_hpc.cancel {run.root.parent}. Nothing was submitted"
                 )
             self._watch.open.append(OpenSubmission(run, folder, submission))
+
+    def _learn_memory(self, run: Run, submission: Submission, index: int, outcome: Outcome) -> None:
+        """Raise the memory after an outcome that an earlier controller recorded, as that one did."""
+        max_gb = self._cluster.slurm.job(submission.group)["max_mem_gb"]
+        at = submission.elements[index].index(outcome.task) if outcome.task in submission.elements[index] else 0
+        tasks = [TaskRef(run.run_id, key) for key in submission.keys(index)[at:]]
+        self._remedies.raise_memory(outcome, tasks, had_gb=submission.mem_gb, max_gb=max_gb)
 
     def _handle(self, sighting: Sighting) -> None:
         item, index = sighting.item, sighting.index

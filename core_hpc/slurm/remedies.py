@@ -1,7 +1,7 @@
 """What changes after a failure before the next attempt: memory of tasks, and excluded nodes.
 
-In: outcomes of elements. Out: memory per task and the list of excluded nodes, for the next
-submissions.
+In: outcomes of elements. Out: memory per run, phase and model, and the list of excluded nodes, for
+the next submissions.
 """
 
 from __future__ import annotations
@@ -25,6 +25,11 @@ SHARED_FILES = tuple(
 """Errors of a shared file system, which all nodes may see at the same time."""
 
 
+def _alike(task: TaskRef) -> tuple[str, str, str]:
+    """What tasks have in common that need the same memory."""
+    return task.run_id, task.key.phase, task.key.model
+
+
 class Remedies:
     """Memory of tasks that ran out of it, and nodes that failed several times in a row."""
 
@@ -33,7 +38,8 @@ class Remedies:
         self._settings = settings
         self._slurm = slurm
         self._notify = notify
-        self._mem_gb: dict[TaskRef, float] = {}
+        self._mem_gb: dict[tuple[str, str, str], float] = {}
+        """By run, phase and model."""
         self._failures_in_a_row: dict[str, list[TaskRef | None]] = {}
         """By node: the tasks that failed there; None if the task cannot be the cause."""
         self._fail_anywhere: set[TaskRef] = set()
@@ -41,19 +47,28 @@ class Remedies:
 
     def memory_gb(self, tasks: Iterable[TaskRef], default: float) -> float:
         """What a job of these tasks asks for: the most that one of them needs."""
-        return max((self._mem_gb[task] for task in tasks if task in self._mem_gb), default=default)
+        raised = (self._mem_gb.get(_alike(task), 0.0) for task in tasks)
+        return max(default, max(raised, default=0.0))
 
     def raise_memory(
         self, outcome: Outcome, tasks: Sequence[TaskRef], *, had_gb: float, max_gb: float | None
     ) -> Outcome:
         """Give tasks that ran out of memory `max_gb` in one more attempt, if the profile allows it.
 
+        The same phases of the same models get it in later iterations too.
+
         Returns:
             The outcome, which then does not count as a failed attempt.
         """
         if outcome.kind != OutcomeKind.OUT_OF_MEMORY or max_gb is None or had_gb >= max_gb:
             return outcome
-        self._mem_gb |= dict.fromkeys(tasks, max_gb)
+        for run_id, phase, model in dict.fromkeys(map(_alike, tasks)):
+            if not any(known[1:] == (phase, model) for known in self._mem_gb):
+                self._notify(
+                    f"{phase} of {model} ran out of {had_gb:g} GB; its jobs ask for {max_gb:g} GB from now on. "
+                    "Raise mem_gb in the cluster profile"
+                )
+            self._mem_gb[run_id, phase, model] = max_gb
         return outcome.with_note(f"one more attempt with {max_gb:g} GB instead of {had_gb:g} GB", counted=False)
 
     def succeeded(self, node: str) -> None:

@@ -321,6 +321,26 @@ def test_out_of_memory_gets_one_attempt_with_more_memory(make: Any, slurm: FakeS
         assert failed.outcome.counted is counted
 
 
+def test_later_iterations_and_a_successor_know_the_memory_that_a_phase_of_a_model_needs(
+    make: Any, slurm: FakeSlurm
+) -> None:
+    executor, run, messages = make(max_mem_gb=25)
+    for part in range(2):
+        executor.submit(wanted(run, cold("a", part)))
+        slurm.set(slurm.submitted[-1], 0, "OUT_OF_MEMORY")
+        poll_until(executor, "failed")
+    assert [s.mem_gb for s in slurm.submitted] == [10, 25]
+    (notice,) = (message for message in messages if "ran out" in message)
+    assert (
+        notice == "cold of a ran out of 10 GB; its jobs ask for 25 GB from now on. Raise mem_gb in the cluster profile"
+    )
+    successor, _, _ = make(max_mem_gb=25)
+    successor.adopt([run])
+    for later in (executor, successor):
+        later.submit(wanted(run, TaskKey(2, "cold", "a"), TaskKey(2, "cold", "b")))
+        assert [s.mem_gb for s in slurm.submitted[-2:]] == [25, 10]
+
+
 def test_a_node_that_fails_twice_in_a_row_is_excluded_but_most_nodes_remain(make: Any, slurm: FakeSlurm) -> None:
     executor, run, messages = make()
     for node in ("n1", "n1", "n2", "n2", "n3", "n3"):
