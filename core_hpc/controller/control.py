@@ -66,7 +66,14 @@ def control(
         finished = True
         if any(p.open for p in progress):
             runs, notify = [p.run for p in progress], functools.partial(_notify, console)
-            driver = make_driver(runs, slurm, start_id=start.start_id, notify=notify, require_claim=held.require)
+            driver = make_driver(
+                runs,
+                slurm,
+                start_id=start.start_id,
+                notify=notify,
+                require_claim=held.require,
+                stop_requested=functools.partial(stop_requested, paths),
+            )
             finished = _drive(sweep, start, progress, driver, console, held, in_loop)
         else:
             changed = complete_curves(progress, functools.partial(_notify, console))

@@ -53,6 +53,7 @@ def make_driver(
     start_id: str,
     notify: Callable[[str], None],
     require_claim: Callable[[], str] = lambda: "",
+    stop_requested: Callable[[], bool] = lambda: False,
 ) -> Driver:
     """The driver of a sweep's runs, which share the cluster section of the first one.
 
@@ -61,6 +62,7 @@ def make_driver(
         start_id: names the start by the user.
         notify: shows a message to the user.
         require_claim: called before anything is submitted to SLURM.
+        stop_requested: asked before each submission to SLURM.
 
     Raises:
         InputError: this machine does not have what the cluster section asks for, or jobs of another
@@ -80,7 +82,15 @@ def make_driver(
         packing, description = ChainedPacking(cluster.slurm), "chained SLURM arrays"
     else:
         packing, description = ArrayPacking(cluster.slurm), "SLURM arrays"
-    on_slurm = SlurmExecutor(cluster, slurm, packing, start_id=start_id, notify=notify, require_claim=require_claim)
+    on_slurm = SlurmExecutor(
+        cluster,
+        slurm,
+        packing,
+        start_id=start_id,
+        notify=notify,
+        require_claim=require_claim,
+        stop_requested=stop_requested,
+    )
     warm = cluster.driver == "resident"
     return Driver(on_slurm, description, cpu_seconds, SLURM_REFRESHES_PER_S, warm)
 

@@ -53,6 +53,7 @@ class SlurmExecutor:
         start_id: str,
         notify: Callable[[str], None],
         require_claim: Callable[[], str] = lambda: "",
+        stop_requested: Callable[[], bool] = lambda: False,
     ) -> None:
         """Create an executor that knows no jobs.
 
@@ -63,6 +64,7 @@ class SlurmExecutor:
             require_claim: called before jobs are submitted, and before a look changes records or ends
                 jobs. It returns the token of the claim, for the records; it raises ClaimLostError
                 when another controller holds the sweep.
+            stop_requested: asked before each submission, because many of them take minutes.
         """
         self._cluster = cluster
         self._slurm = slurm
@@ -70,6 +72,7 @@ class SlurmExecutor:
         self._start_id = start_id
         self._notify = notify
         self._require_claim = require_claim
+        self._stop_requested = stop_requested
         self._notices = Notices(notify)
         self._watch = Watch(slurm, lost_after_s=cluster.slurm.lost_after_s, notices=self._notices)
         self._remedies = Remedies(cluster.slurm, slurm, notify)
@@ -177,7 +180,7 @@ class SlurmExecutor:
             while rest:
                 size = min(max_array, self._most.get(batch.group, NO_LIMIT))
                 elements, rest = rest[:size], rest[size:]
-                accepted = self._submit(replace(batch, elements=elements))
+                accepted = not self._must_stop() and self._submit(replace(batch, elements=elements))
                 if not accepted:
                     break
                 inside |= {key for element in elements for key in element}
@@ -191,6 +194,13 @@ class SlurmExecutor:
                 message = f"the queue has room for {room} more job(s) of `{batch.group}`; the other tasks wait here"
                 self._notices.show(f"limit {batch.group}", message)
         return taken
+
+    def _must_stop(self) -> bool:
+        """Whether a stop was requested. If the file system reports an error, the scheduler asks again."""
+        try:
+            return self._stop_requested()
+        except OSError:
+            return True
 
     def _is_refused(self, group: PhaseGroup) -> bool:
         """Whether sbatch has refused jobs of this group, and the next attempt is not due yet."""

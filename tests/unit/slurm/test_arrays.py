@@ -87,6 +87,26 @@ def test_a_record_carries_the_token_of_the_claim(tmp_path: Path, slurm: FakeSlur
     assert record.claim == held.content["token"]
 
 
+@pytest.mark.parametrize("error", [None, OSError(errno.EIO, "Input/output error")])
+def test_after_a_request_to_stop_a_pass_submits_nothing_more(
+    error: OSError | None, tmp_path: Path, slurm: FakeSlurm
+) -> None:
+    """With hundreds of runs, a pass of submissions takes minutes."""
+
+    def stop_requested() -> bool:
+        if slurm.submitted and error is not None:
+            raise error
+        return bool(slurm.submitted)
+
+    slurm.known = Limits(max_array_size=2)
+    run = run_of(tmp_path, "arrays")
+    executor = make_driver([run], slurm, start_id="s", notify=print, stop_requested=stop_requested).executor
+    keys = [cold("a", part) for part in range(5)]
+    taken = executor.submit(wanted(run, *keys, TaskKey(1, "hint", "team")))
+    assert [task.key for task in taken] == keys[:2]
+    assert [s.elements for s in slurm.submitted] == [[[str(key)] for key in keys[:2]]]
+
+
 def test_tasks_that_are_ready_together_are_one_array_and_parts_share_an_element(make: Any, slurm: FakeSlurm) -> None:
     executor, run, _ = make(generate={"parts_per_job": 2})
     keys = [cold(m, p) for p in range(3) for m in ("a", "b")]
