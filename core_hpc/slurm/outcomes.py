@@ -21,6 +21,8 @@ OOM_WORDS = re.compile(
     r"exceeded (job|step|its)? ?memory limit|memory limit \(.*being killed",
     re.IGNORECASE,
 )
+JOB_BEGINS = re.compile(r"^job \S* on \S+, rank ", re.MULTILINE)
+"""The first line of a job in its log (`slurm/job.py`). If SLURM starts the job again, the log continues."""
 OOM_MESSAGE = "used more memory than the job asked for (mem_gb)"
 STATE_OUTCOMES = {
     "NODE_FAIL": (OutcomeKind.NODE, "SLURM lost the node", False),
@@ -62,7 +64,7 @@ def explain(
     ended = [(status, status.outcome) for status in statuses if status.outcome is not None]
     node = next((status.node for status, end in ended if end.is_failure), "")
     node = node or (statuses[0].node if statuses else nodes)
-    if OOM_WORDS.search(log) and not any(end.kind in DECIDED for _, end in ended):
+    if OOM_WORDS.search(JOB_BEGINS.split(log)[-1]) and not any(end.kind in DECIDED for _, end in ended):
         return Outcome(OutcomeKind.OUT_OF_MEMORY, OOM_MESSAGE, node=node, traceback=log)
     failure = next((end for _, end in ended if end.is_failure), None)
     if failure is not None:

@@ -110,14 +110,19 @@ class OpenSubmission:
         return None
 
     def statuses(self, index: int) -> list[JobStatus]:
-        """The status files of all ranks of an element, rank 0 first."""
+        """The status files of all ranks of an element, rank 0 first.
+
+        SLURM may start a job again, and then files of ranks that failed before are left.
+        """
         ranks = [0]
         # Other groups have one rank, so their folders (a thousand files) need not be listed.
         if self.submission.group == "update":
             path = self.folder.status_file(self.submission, index)
             named = [re.fullmatch(rf"{path.stem}\.rank(\d+)\.json", p.name) for p in path.parent.glob("*.rank*.json")]
             ranks += sorted(int(match[1]) for match in named if match)
-        return [status for rank in ranks if (status := self.status(index, rank)) is not None]
+        found = [status for rank in ranks if (status := self.status(index, rank)) is not None]
+        newest = max((status.restarts for status in found), default=0)
+        return [status for status in found if status.restarts == newest]
 
     def log(self, index: int) -> Path:
         return self.folder.log(self.submission, index)

@@ -17,7 +17,7 @@ from core_hpc.common.errors import ClaimLostError
 from core_hpc.controller.drivers import make_driver
 from core_hpc.runs.events import TaskRef
 from core_hpc.runs.folder import Run
-from core_hpc.runs.job_status import JobEnd, JobStatus, RunningTask
+from core_hpc.runs.job_status import JobEnd, JobStatus, RunningTask, StopReason
 from core_hpc.runs.outcome import OutcomeKind, Progress
 from core_hpc.schedule.progress import inspect_run
 from core_hpc.schedule.scheduler import Scheduler
@@ -418,6 +418,20 @@ def test_the_nodes_of_a_job_of_several_nodes_are_not_excluded_as_one(make: Any, 
         poll_until(executor, "failed")
     assert executor._remedies.excluded == []
     assert not any("excluded" in message for message in messages)
+
+
+def test_what_a_rank_reported_before_slurm_started_the_job_again_is_not_its_end(make: Any, slurm: FakeSlurm) -> None:
+    executor, run, _ = make()
+    executor.submit(wanted(run, TaskKey(1, "update", "a")))
+    (submission,) = slurm.submitted
+    path = SubmissionFolder(run.paths.slurm).status_file(submission, 0)
+    lost = JobStatus(node="n2", outcome=JobEnd(OutcomeKind.ERROR, "RuntimeError: Connection closed by peer"))
+    manifests.write_json(path.with_suffix(".rank1.json"), lost.to_json())
+    stopped = JobEnd(OutcomeKind.STOPPED, reason=StopReason.TIME_LIMIT, gained=True)
+    manifests.write_json(path, JobStatus(node="n1", restarts=1, outcome=stopped).to_json())
+    slurm.set(submission, 0, "COMPLETED")
+    (failed,) = poll_until(executor, "failed")
+    assert (failed.outcome.kind, failed.outcome.counted) == (OutcomeKind.TIME_LIMIT, False)
 
 
 def test_after_a_success_the_failures_of_a_node_count_from_zero(make: Any, slurm: FakeSlurm) -> None:

@@ -26,6 +26,7 @@ from core_hpc.runs.sweep import load_sweep
 from core_hpc.slurm import job, submit
 from core_hpc.slurm.element import ElementSpec, run_element
 from core_hpc.slurm.job import ChangedError, read_call, write_calls
+from core_hpc.slurm.outcomes import JOB_BEGINS
 from core_hpc.slurm.records import CALLS, SubmissionFolder
 from core_hpc.slurm.resident_job import run_resident
 from core_hpc.store import manifests
@@ -67,6 +68,15 @@ def test_a_job_whose_log_is_on_a_full_disk_does_its_work(tmp_path: Path, monkeyp
     assert "none/run.json: cannot be read" in manifests.read_json(tmp_path / "status.json")["outcome"]["message"]
     monkeypatch.setattr(manifests, "write_json", full)
     assert job.main([str(tmp_path / CALLS), checksum]) == 1
+
+
+def test_the_first_line_of_a_log_is_known_as_such(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(job, "VISIBLE_WAIT_S", 0.0)
+    monkeypatch.setenv("SLURM_JOB_ID", "12")
+    assert job.main([str(tmp_path / CALLS), "0"]) == 1
+    assert JOB_BEGINS.match(capsys.readouterr().out)
 
 
 def test_a_changed_call_is_refused_and_not_run(tmp_path: Path) -> None:

@@ -74,6 +74,16 @@ def test_out_of_memory_is_found_in_the_log_if_the_state_is_failed(log: str) -> N
         assert outcome.kind == OutcomeKind.OUT_OF_MEMORY
 
 
+def test_the_log_of_a_job_before_slurm_started_it_again_explains_nothing() -> None:
+    begins = "job 12 on n7, rank 0 of 1: /runs/calls.json\n"
+    outcome = explained("FAILED", status(), log=begins + OOM_BY_CGROUP + begins + "Traceback ...")
+    assert outcome is not None
+    assert outcome.kind == OutcomeKind.DIED
+    outcome = explained("FAILED", status(), log=begins + begins + OOM_BY_CGROUP)
+    assert outcome is not None
+    assert outcome.kind == OutcomeKind.OUT_OF_MEMORY
+
+
 def test_a_time_limit_counts_only_when_nothing_was_gained() -> None:
     stopped = {"kind": "stopped", "reason": StopReason.TIME_LIMIT, "message": "had to be ended in the middle of a task"}
     nothing = explained("COMPLETED", status(stopped))
