@@ -34,8 +34,9 @@ from core_hpc.store import manifests
 from core_hpc.store.paths import TaskKey
 
 UNSURE_WAIT_S = 20.0
-SETTLE_S = 8.0
-"""How long an ended job may take to show its status file."""
+SETTLE_S, UNSEEN_S = 8.0, 65.0
+"""How long an ended job may take to show the last version of its status file, and any version of it. A network
+file system may hide a file for a minute after it was looked for before it existed."""
 STATUS_S, MAX_STATUS_READS = 10.0, 30
 """Limits for reading status files: the interval per element, and their number in one look. If more are
 due, those that were read longest ago come first."""
@@ -298,6 +299,8 @@ class Watch:
         """Outcomes of incomplete elements that SLURM does not run any more, once they are clear."""
         accounting = self._accounting([item.submission for item, _, entry in gone if entry is None])
         still: dict[int, set[JobId] | None] = {}
+        for folder in {item.folder.folder(item.submission) for item, _, _ in gone}:
+            manifests.list_names(folder)  # shows status files that a network file system has hidden
         seen = []
         for item, index, entry in gone:
             job = item.submission.job_id(index)
@@ -315,12 +318,13 @@ class Watch:
                     self._notices.show(f"gone {job}", f"squeue does not list job {job}, which may still run; waiting")
                     continue
                 self._notices.clear(f"gone {job}")
+            statuses = item.statuses(index)
             outcome = explain(
                 state,
-                item.statuses(index),
+                statuses,
                 log_tail(item.log(index)),
                 nodes=known.nodes if known is not None else "",
-                settled=waited > SETTLE_S,
+                settled=waited > (SETTLE_S if statuses else UNSEEN_S),
                 lost=lost,
                 unseen=[str(task.key) for task in item.tasks_left(index)],
             )

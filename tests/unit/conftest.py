@@ -15,6 +15,7 @@ def slurm(monkeypatch: pytest.MonkeyPatch) -> FakeSlurm:
     fake = FakeSlurm()
     monkeypatch.setattr(executor, "submit_elements", fake.submit)
     monkeypatch.setattr(watch, "SETTLE_S", 0.0)
+    monkeypatch.setattr(watch, "UNSEEN_S", 0.0)
     monkeypatch.setattr(watch, "STATUS_S", 0.0)
     return fake
 

@@ -434,6 +434,40 @@ def test_what_a_rank_reported_before_slurm_started_the_job_again_is_not_its_end(
     assert (failed.outcome.kind, failed.outcome.counted) == (OutcomeKind.TIME_LIMIT, False)
 
 
+def test_a_status_file_that_a_network_file_system_hides_for_a_while_explains_the_end(
+    make: Any, slurm: FakeSlurm, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A file that was looked for before it existed appears when its folder is listed, or after a minute."""
+    executor, run, _ = make()
+    executor.submit(wanted(run, cold("a"), cold("b")))
+    (submission,) = slurm.submitted
+    path = SubmissionFolder(run.paths.slurm).status_file(submission, 0)
+    read_bytes, list_names, listed = Path.read_bytes, manifests.list_names, set[Path]()
+
+    def read(at: Path) -> bytes:
+        if at == path and at.parent not in listed:
+            raise FileNotFoundError(at)
+        return read_bytes(at)
+
+    def names(folder: Path) -> set[str]:
+        listed.add(folder)
+        return list_names(folder)
+
+    monkeypatch.setattr(Path, "read_bytes", read)
+    monkeypatch.setattr(manifests, "list_names", names)
+    for index in (0, 1):
+        slurm.set(submission, index, "FAILED")
+    monkeypatch.setattr(watch, "UNSEEN_S", 0.3)
+    status = JobStatus(node="n1", outcome=JobEnd(OutcomeKind.FINAL, "no such model"))
+    manifests.write_json(path, status.to_json())
+    began = time.monotonic()
+    (final,) = poll_until(executor, "failed")
+    assert (final.outcome.kind, final.outcome.message) == (OutcomeKind.FINAL, "no such model")
+    (died,) = poll_until(executor, "failed")
+    assert (died.task.key, died.outcome.kind) == (cold("b"), OutcomeKind.DIED)
+    assert time.monotonic() - began > 0.3
+
+
 def test_after_a_success_the_failures_of_a_node_count_from_zero(make: Any, slurm: FakeSlurm) -> None:
     executor, run, _ = make()
     for part, fails in enumerate((True, False, True, True)):
