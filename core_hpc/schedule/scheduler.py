@@ -88,6 +88,9 @@ class Scheduler:
             progress.stopped = progress.stopped or why or None
         for run_id, why in adopted.stopped.items():
             self._runs[run_id].stopped = self._runs[run_id].stopped or why
+        for progress in self._runs.values():
+            if progress.stopped is not None:
+                self._abandon(progress, progress.stopped)
         while True:
             while any(p.open or p.in_flight for p in self._runs.values()):
                 if not self._patient_pass():
@@ -238,8 +241,11 @@ class Scheduler:
         why = self._count(progress, key, outcome)
         if progress.stopped is None and (lost or why):
             progress.stopped = lost or why
-            for task in self._executor.abandon(progress.run, progress.stopped):
-                self._drop(progress, task.key)
+            self._abandon(progress, progress.stopped)
+
+    def _abandon(self, progress: RunProgress, why: str) -> None:
+        for task in self._executor.abandon(progress.run, why):
+            self._drop(progress, task.key)
 
     def _count(self, progress: RunProgress, key: TaskKey, outcome: Outcome) -> str:
         """Count a failed attempt.

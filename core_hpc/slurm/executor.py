@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 
 from core_hpc.common.errors import FULL_DISK, InputError
@@ -21,7 +21,7 @@ from core_hpc.runs.events import Done, Event, Failed, Progressed, TaskRef
 from core_hpc.runs.folder import Run
 from core_hpc.runs.outcome import Outcome, OutcomeKind
 from core_hpc.schedule.base import Adopted
-from core_hpc.slurm.commands import Slurm, SlurmUnavailableError, certainly_ended
+from core_hpc.slurm.commands import JobId, QueueEntry, Slurm, SlurmUnavailableError, certainly_ended
 from core_hpc.slurm.notices import Notices
 from core_hpc.slurm.pace import Pace
 from core_hpc.slurm.packing import Batch, Packing, Wanted
@@ -85,6 +85,8 @@ class SlurmExecutor:
         """How many elements the next array may have, after a refusal because of a limit. How much room is left under a
         limit that others fill is not known, so it is halved then, and doubled when sbatch takes an array."""
         self._num_odd_refusals = 0
+        self._unwanted: list[tuple[OpenSubmission, Outcome]] = []
+        """Submissions of stopped runs with elements that may have to be cancelled, and the outcome of these."""
 
     # --- schedule.base.Executor ------------------------------------------------------------------
 
@@ -134,7 +136,7 @@ class SlurmExecutor:
             self._require_claim()  # the wait was long enough for another controller to take the sweep
             for sighting in self._watch.look():
                 self._handle(sighting)
-            self._write_records()
+            self._end_unwanted()
         events, self._events = self._events, []
         self._pace.adapt(moved=any(not isinstance(event, Progressed) for event in events))
         return events
@@ -142,24 +144,41 @@ class SlurmExecutor:
     def abandon(self, run: Run, why: str) -> list[TaskRef]:
         """Cancel elements that are useless once the run has stopped.
 
-        Other elements may end, and the next start adopts them.
+        Other elements may end, and the next start adopts them. If SLURM does not answer, a later look cancels.
         """
         outcome = Outcome(OutcomeKind.ABANDONED, why.partition("\n")[0], counted=False)
         items = [item for item in self._watch.open if item.run.run_id == run.run_id]
         given_up = [task for item in items for i in item.submission.unresolved for task in item.tasks_left(i)]
         for item in items:
-            useless = [i for i in item.submission.unresolved if self._packing.ends_with_its_run(item, i)]
-            if item.submission.job is None:  # SLURM may have taken it: the record stays open, and the next start looks
-                useless = []
-            with contextlib.suppress(SlurmUnavailableError):
-                jobs = [job for i in useless if (job := item.submission.job_id(i)) is not None]
-                self._slurm.cancel_named(item.submission.name, jobs)
-                for index in useless:
-                    self._record(item, index, outcome)
-            self._write_records()
-            if item in self._watch.open:
-                self._watch.open.remove(item)
+            self._watch.open.remove(item)
+            if item.submission.job is not None:  # else SLURM may have taken it: the next start looks at its record
+                self._unwanted.append((item, outcome))
+        with contextlib.suppress(OSError):  # the next look writes the records
+            self._end_unwanted()
         return given_up
+
+    def _end_unwanted(self) -> None:
+        """Cancel what stopped runs left with SLURM, and write the changed records."""
+        if self._unwanted:
+            with contextlib.suppress(SlurmUnavailableError):
+                queue = {entry.id: entry for entry in self._slurm.queue()}
+                while self._unwanted:
+                    self._end(*self._unwanted[-1], queue)
+                    self._unwanted.pop()
+        self._write_records()
+
+    def _end(self, item: OpenSubmission, outcome: Outcome, queue: Mapping[JobId, QueueEntry]) -> None:
+        submission = item.submission
+        jobs = {index: submission.job_id(index) for index in submission.unresolved}
+        # SLURM may have given an id again.
+        found = {i: e for i, job in jobs.items() if job is not None and (e := queue.get(job)) is not None}
+        active = {i: e for i, e in found.items() if e.name == submission.name and e.active}
+        item.running = {i for i, e in active.items() if e.state != "PENDING"}
+        useless = [index for index in jobs if self._packing.ends_with_its_run(item, index)]
+        if cancelled := [active[index].id for index in useless if index in active]:
+            self._slurm.cancel(cancelled)
+        for index in useless:
+            self._record(item, index, outcome)
 
     def close(self) -> None:
         """Jobs continue without a controller."""

@@ -51,6 +51,12 @@ def wanted(run: Run, *keys: TaskKey) -> list[tuple[Run, TaskKey]]:
     return [(run, key) for key in keys]
 
 
+def poll_for(executor: SlurmExecutor, seconds: float) -> None:
+    deadline = time.monotonic() + seconds
+    while time.monotonic() < deadline:
+        assert executor.poll() == []
+
+
 def poll_until(executor: SlurmExecutor, kind: str, *, polls: int = 400) -> list[Any]:
     for _ in range(polls):
         if found := [e for e in executor.poll() if kind_of(e) == kind]:
@@ -636,6 +642,39 @@ def test_the_end_of_a_job_with_another_name_explains_nothing(make: Any, slurm: F
     slurm.entries[JobId(100)] = replace(slurm.entries[JobId(100)], name="my_simulation", state="TIMEOUT")
     (failed,) = poll_until(executor, "failed")
     assert failed.outcome.kind == "lost"
+
+
+def test_waiting_jobs_of_a_stopped_run_are_cancelled_when_slurm_answers_again(make: Any, slurm: FakeSlurm) -> None:
+    executor, run, _ = make()
+    executor.submit(wanted(run, cold("a"), cold("b")))
+    poll_for(executor, 0.02)
+    slurm.available = False
+    executor.abandon(run, "it failed")
+    poll_for(executor, 0.02)
+    assert slurm.cancelled == []
+    slurm.set(slurm.submitted[0], 0, "RUNNING")
+    slurm.available = True
+    poll_for(executor, 0.05)
+    assert slurm.cancelled == [JobId(100, 1)], "an element that runs may end"
+    (record,) = SubmissionFolder(run.paths.slurm).read(OPEN)
+    assert {index: outcome.kind for index, outcome in record.outcomes.items()} == {1: OutcomeKind.ABANDONED}
+
+
+def test_waiting_jobs_of_a_run_that_is_stopped_at_a_handover_are_cancelled(make: Any, slurm: FakeSlurm) -> None:
+    """The first controller was killed before it could cancel them."""
+    executor, run, _ = make()
+    executor.submit(wanted(run, cold("a"), cold("b")))
+    slurm.set(slurm.submitted[0], 0, "RUNNING")
+    executor.submit(wanted(run, TaskKey(1, "hint", "team")))
+    status = JobStatus(node="n1", outcome=JobEnd(OutcomeKind.FINAL, "no"))
+    manifests.write_json(SubmissionFolder(run.paths.slurm).status_file(slurm.submitted[1], 0), status.to_json())
+    slurm.set(slurm.submitted[1], 0, "FAILED")
+    poll_until(executor, "failed")
+    successor, _, _ = make()
+    progress = inspect_run(run)[0]
+    assert Scheduler([progress], successor, [], max_attempts=3).run()
+    assert progress.stopped is not None
+    assert slurm.cancelled == [JobId(100, 1)]
 
 
 def test_a_job_above_a_limit_per_job_is_cancelled_and_its_run_stops(make: Any, slurm: FakeSlurm) -> None:
