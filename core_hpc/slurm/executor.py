@@ -360,8 +360,9 @@ class SlurmExecutor:
         tasks = item.tasks_left(index)
         outcome = self._remedies.raise_memory(outcome, tasks, had_gb=item.submission.mem_gb, max_gb=max_gb)
         task = self._packing.ended_at(item, index, outcome)
-        outcome = replace(outcome, task=task, log=str(item.log(index)))
-        self._remedies.failed(TaskRef(item.run.run_id, TaskKey.parse(task)) if task else None, outcome)
+        ref = TaskRef(item.run.run_id, TaskKey.parse(task)) if task else None
+        outcome = self._remedies.count_lost_node(ref, replace(outcome, task=task, log=str(item.log(index))))
+        self._remedies.failed(ref, outcome)
         self._events += self._packing.ended(item, index, outcome)
         if item in self._watch.open:
             self._record(item, index, outcome)

@@ -17,6 +17,8 @@ from core_hpc.runs.outcome import Outcome, OutcomeKind
 from core_hpc.slurm.commands import Slurm, SlurmUnavailableError
 from core_hpc.slurm.outcomes import NODE_KINDS
 
+MAX_LOST_NODES = 5
+"""How often a task may lose its node in a row. Then each time counts as its failure, because it may crash nodes."""
 SEVERAL_NODES = re.compile(r"[\[,]")
 """In what SLURM writes instead of the name of one node."""
 SHARED_FILES = tuple(
@@ -44,6 +46,8 @@ class Remedies:
         """By node: the tasks that failed there; None if the task cannot be the cause."""
         self._fail_anywhere: set[TaskRef] = set()
         """Tasks that failed on several nodes."""
+        self._lost_nodes: dict[TaskRef, int] = {}
+        """How often each task has lost its node in a row."""
 
     def memory_gb(self, tasks: Iterable[TaskRef], default: float) -> float:
         """What a job of these tasks asks for: the most that one of them needs."""
@@ -70,6 +74,15 @@ class Remedies:
                 )
             self._mem_gb[run_id, phase, model] = max_gb
         return outcome.with_note(f"one more attempt with {max_gb:g} GB instead of {had_gb:g} GB", counted=False)
+
+    def count_lost_node(self, task: TaskRef | None, outcome: Outcome) -> Outcome:
+        """The outcome, which counts as a failed attempt if the task has lost too many nodes in a row."""
+        if task is None:
+            return outcome
+        num = self._lost_nodes[task] = self._lost_nodes.get(task, 0) + 1 if outcome.kind == OutcomeKind.NODE else 0
+        if num <= MAX_LOST_NODES:
+            return outcome
+        return outcome.with_note(f"{num} times in a row at this task, which may be the cause", counted=True)
 
     def succeeded(self, node: str) -> None:
         self._failures_in_a_row.pop(node, None)

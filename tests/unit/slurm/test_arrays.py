@@ -369,14 +369,29 @@ def test_later_iterations_and_a_successor_know_the_memory_that_a_phase_of_a_mode
 
 def test_a_node_that_fails_twice_in_a_row_is_excluded_but_most_nodes_remain(make: Any, slurm: FakeSlurm) -> None:
     executor, run, messages = make()
-    for node in ("n1", "n1", "n2", "n2", "n3", "n3"):
-        executor.submit(wanted(run, cold("a")))
+    for part, node in enumerate(("n1", "n1", "n2", "n2", "n3", "n3")):
+        executor.submit(wanted(run, cold("a", part)))
         slurm.set(slurm.submitted[-1], 0, "NODE_FAIL", node=node)
         (failed,) = poll_until(executor, "failed")
         assert failed.outcome.counted is False
     executor.submit(wanted(run, cold("a")))
     assert [s.excluded for s in slurm.submitted] == [[], [], ["n1"], ["n1"], ["n1", "n2"], ["n1", "n2"], ["n1", "n2"]]
     assert sum("excluded from now on" in message for message in messages) == 2
+
+
+def test_a_task_that_loses_its_node_again_and_again_stops_its_run(make: Any, slurm: FakeSlurm) -> None:
+    executor, run, _ = make()
+    queue = slurm.queue
+
+    def lose_nodes() -> list[QueueEntry]:
+        for id in list(slurm.entries):
+            slurm.set(slurm.submitted[id.job - 100], id.index or 0, "NODE_FAIL", node=f"n{id.job}")
+        return queue()
+
+    slurm.queue = lose_nodes  # type: ignore[method-assign]
+    progress = inspect_run(run)[0]
+    assert Scheduler([progress], executor, [], max_attempts=2).run()
+    assert "SLURM lost the node; 7 times in a row at this task, which may be the cause" in str(progress.stopped)
 
 
 def fail_with_error(executor: SlurmExecutor, run: Run, slurm: FakeSlurm, key: TaskKey, node: str, message: str) -> None:
