@@ -28,21 +28,21 @@ class Pace:
 
     def restart(self) -> None:
         """Count CPU time from now on."""
-        self._began, self._cpu_before = time.time(), cpu_seconds()
+        self._began, self._cpu_before = time.monotonic(), cpu_seconds()
 
     @property
     def is_due(self) -> bool:
-        return time.time() >= self._next_look
+        return time.monotonic() >= self._next_look
 
     def wait(self) -> None:
         """Sleep until the next look is due."""
-        time.sleep(max(0.0, min(self._next_look - time.time(), self._longest)))
+        time.sleep(max(0.0, min(self._next_look - time.monotonic(), self._longest)))
 
     def adapt(self, *, moved: bool) -> None:
         """Set the time of the next look; `moved`: something happened since the last one."""
-        used, elapsed = cpu_seconds() - self._cpu_before, time.time() - self._began
+        used, elapsed = cpu_seconds() - self._cpu_before, time.monotonic() - self._began
         # After this time the CPU time that was used is within the share again.
         repaid_s = (used - CPU_CREDIT_S) / CPU_SHARE - elapsed
         slower = 0.0 if moved else self._interval * BACK_OFF
         self._interval = min(self._longest, max(self._shortest, repaid_s, slower))
-        self._next_look = time.time() + self._interval
+        self._next_look = time.monotonic() + self._interval

@@ -8,6 +8,7 @@ not answer, nothing is concluded. What follows from a sighting is decided in `sl
 from __future__ import annotations
 
 import contextlib
+import math
 import re
 import time
 from collections import Counter
@@ -353,12 +354,12 @@ class Watch:
 
 def _reported(running: Sequence[tuple[OpenSubmission, int]]) -> list[Sighting]:
     """The status files of running elements that are due."""
-    now = time.time()
-    read = [(item.status_read.get(index, 0.0), item, index) for item, index in running]
+    now = time.monotonic()
+    read = [(item.status_read.get(index, -math.inf), item, index) for item, index in running]
     due = sorted((entry for entry in read if now - entry[0] > STATUS_S), key=lambda entry: entry[0])
     seen = []
     for _, item, index in due[:MAX_STATUS_READS]:
-        item.status_read[index] = time.time()
+        item.status_read[index] = time.monotonic()
         if (status := item.status(index)) is not None:
             seen.append(Sighting(item, index, SightingKind.STATUS, status=status))
     return seen

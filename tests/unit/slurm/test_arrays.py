@@ -155,6 +155,15 @@ def test_more_running_elements_than_one_look_reads_report_their_progress_in_turn
     assert max(progressed.values()) - min(progressed.values()) <= 1
 
 
+def test_a_clock_that_is_set_back_delays_no_look(make: Any, slurm: FakeSlurm, monkeypatch: pytest.MonkeyPatch) -> None:
+    executor, run, _ = make()
+    executor.submit(wanted(run, cold("a")))
+    poll_for(executor, 0.01)
+    monkeypatch.setattr(time, "time", lambda: 1_000.0)
+    publish(run, cold("a"))
+    assert [e.task.key for e in poll_until(executor, "done")] == [cold("a")]
+
+
 def test_arrays_respect_the_limits_of_site_and_user(make: Any, slurm: FakeSlurm) -> None:
     executor, run, messages = make()
     slurm.known = Limits(max_array_size=3, queue=(QueueLimit(7),))
