@@ -88,8 +88,9 @@ def _spec(kind: Any, data: dict[str, Any]) -> Any:
 
 
 def _wait_for(path: Path) -> None:
+    """Wait until a file is visible. A network file system may hide a file that was looked for too early."""
     deadline = time.monotonic() + VISIBLE_WAIT_S
-    while not path.exists() and time.monotonic() < deadline:
+    while path.name not in manifests.list_names(path.parent) and time.monotonic() < deadline:
         time.sleep(1)
 
 

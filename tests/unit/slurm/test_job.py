@@ -7,6 +7,7 @@ import functools
 import stat
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -77,6 +78,17 @@ def test_the_first_line_of_a_log_is_known_as_such(
     monkeypatch.setenv("SLURM_JOB_ID", "12")
     assert job.main([str(tmp_path / CALLS), "0"]) == 1
     assert JOB_BEGINS.match(capsys.readouterr().out)
+
+
+def test_a_job_finds_its_call_when_the_folder_is_listed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a network file system, looking for the name itself may fail for a minute after a first look."""
+    path = tmp_path / CALLS
+    monkeypatch.setattr(Path, "exists", lambda path: False)
+    monkeypatch.setattr(job, "VISIBLE_WAIT_S", 20.0)
+    monkeypatch.setattr("core_hpc.slurm.job.time.sleep", lambda seconds: path.touch())
+    began = time.monotonic()
+    job._wait_for(path)
+    assert time.monotonic() - began < 10.0
 
 
 def test_a_changed_call_is_refused_and_not_run(tmp_path: Path) -> None:
