@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import contextlib
 import time
+from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 
@@ -34,6 +35,8 @@ from core_hpc.slurm.watch import OpenSubmission, Sighting, SightingKind, Watch
 from core_hpc.store.paths import TaskKey
 
 REFUSED_WAIT_S = 30.0
+TIDY_AFTER_S = 600.0
+"""How long after the end of a submission its jobs may still write their last status."""
 MAX_ODD_REFUSALS = 5
 """After so many refusals in a row that are not understood or contradict the queue, a run stops."""
 NO_LIMIT = 1_000_000
@@ -85,6 +88,8 @@ class SlurmExecutor:
         """How many elements the next array may have, after a refusal because of a limit. How much room is left under a
         limit that others fill is not known, so it is halved then, and doubled when sbatch takes an array."""
         self._num_odd_refusals = 0
+        self._closed: deque[tuple[float, OpenSubmission]] = deque()
+        """Submissions that this process has closed, with the time, until their temporary files are removed."""
         self._unwanted: list[tuple[OpenSubmission, Outcome]] = []
         """Submissions of stopped runs with elements that may have to be cancelled, and the outcome of these."""
 
@@ -137,6 +142,7 @@ class SlurmExecutor:
             for sighting in self._watch.look():
                 self._handle(sighting)
             self._end_unwanted()
+            self._tidy()
         events, self._events = self._events, []
         self._pace.adapt(moved=any(not isinstance(event, Progressed) for event in events))
         return events
@@ -380,6 +386,14 @@ class SlurmExecutor:
                 item.folder.write(item.submission)
             else:
                 item.folder.close(item.submission)
+                self._closed.append((time.monotonic(), item))
                 if item in self._watch.open:  # not, if another record failed after this one was closed
                     self._watch.open.remove(item)
         self._changed = []
+
+    def _tidy(self) -> None:
+        """Remove temporary files of ended submissions. A long sweep would collect more than one per job."""
+        while self._closed and time.monotonic() - self._closed[0][0] > TIDY_AFTER_S:
+            _, item = self._closed.popleft()
+            with contextlib.suppress(OSError):  # the next start removes them
+                item.folder.tidy_one(item.submission.name)

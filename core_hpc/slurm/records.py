@@ -201,9 +201,13 @@ class SubmissionFolder:
     def tidy(self) -> None:
         """Remove temporary files of closed submissions. Scripts, logs and records stay."""
         for name, _ in self.names(ENDED, FAILED):
-            for pattern in (CALLS, "*.pkl", "element-*.json", ".submission_file_*"):
-                for path in (self.root / name).glob(pattern):
-                    path.unlink(missing_ok=True)
+            self.tidy_one(name)
+
+    def tidy_one(self, name: str) -> None:
+        """The same for one submission."""
+        for pattern in (CALLS, "*.pkl", "element-*.json", ".submission_file_*"):
+            for path in (self.root / name).glob(pattern):
+                path.unlink(missing_ok=True)
 
     def discard(self, submission: Submission) -> None:
         """Remove the record of a submission that SLURM did not accept, and what it would run.

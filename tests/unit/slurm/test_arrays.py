@@ -26,7 +26,7 @@ from core_hpc.slurm import watch
 from core_hpc.slurm.commands import JobId, Limits, QueueEntry
 from core_hpc.slurm.executor import SlurmExecutor
 from core_hpc.slurm.parse import Place, QueueLimit
-from core_hpc.slurm.records import CALLS, ENDED, FAILED, OPEN, Submission, SubmissionFolder, new_submission
+from core_hpc.slurm.records import CALLS, ENDED, FAILED, OPEN, SCRIPT, Submission, SubmissionFolder, new_submission
 from core_hpc.slurm.sbatch import RefusedError
 from core_hpc.store import manifests
 from core_hpc.store.claims import claim
@@ -138,6 +138,28 @@ def test_an_element_reports_each_of_its_tasks_when_it_is_published(make: Any, sl
     assert [e.task.key for e in poll_until(executor, "done")] == [cold("a", 1)]
     folder = SubmissionFolder(run.paths.slurm)
     assert (folder.names(OPEN), len(folder.names(ENDED)), folder.names(FAILED)) == ([], 1, [])
+
+
+def test_temporary_files_of_an_ended_submission_are_removed_after_a_while(
+    make: Any, slurm: FakeSlurm, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its jobs may write their last status after their last publication."""
+    executor, run, _ = make()
+    for key in (cold("a"), cold("b")):
+        executor.submit(wanted(run, key))
+    ended, waiting = slurm.submitted
+    folder = SubmissionFolder(run.paths.slurm)
+    for submission in (ended, waiting):
+        for name in (CALLS, SCRIPT, "element-0000.json", "100_0_log.out"):
+            (folder.folder(submission) / name).write_text("{}")
+    publish(run, cold("a"))
+    poll_until(executor, "done")
+    poll_for(executor, 0.02)
+    assert len(list(folder.folder(ended).iterdir())) == 4
+    monkeypatch.setattr(slurm_executor, "TIDY_AFTER_S", 0.0)
+    poll_for(executor, 0.02)
+    assert sorted(path.name for path in folder.folder(ended).iterdir()) == ["100_0_log.out", SCRIPT]
+    assert len(list(folder.folder(waiting).iterdir())) == 4
 
 
 def test_more_running_elements_than_one_look_reads_report_their_progress_in_turn(make: Any, slurm: FakeSlurm) -> None:
