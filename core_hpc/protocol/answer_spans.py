@@ -1,7 +1,8 @@
 r"""Positions of explicit answers in a teacher's text (METHOD.md section 1.3).
 
 In: text (untrusted, of any size). Out: spans that show an answer: answer tags, boxes, labels with
-what follows them, sentences such as "42 is the answer" or "option B is correct", and thinking tags.
+what follows them, sentences such as "42 is the answer" or "option B is correct", and thinking tags;
+where answers are letters, also sentences such as "so (B)" or "B fits".
 The patterns match everything that `answers/extract.py` reads and more, because losing one more line
 of a hint is better than showing an answer. They do not know the gold answer; results inside the
 computation are the task of `leaks.py`. The work is linear in the length of the text: every
@@ -189,6 +190,49 @@ _STATEMENTS = (
     _CHOICE_CJK,
 )
 _STATEMENT = re.compile("|".join(_STATEMENTS), _FLAGS)
+
+# --- statements of a letter, only where answers are letters -----------------------------------------
+
+_ENDS = r"(?=[\s*_)$]{0,8}(?:[.!;:](?:\s|\Z)|$))"
+CHECK_MARK = r"[\u2713\u2714\u2705\u2611]"
+FITS = (
+    r"(?:(?:fits?|match(?:es)?|agrees?|works?|corresponds|is[ \t](?:the[ \t])?(?:consistent|closest|nearest))\b"
+    rf"|{CHECK_MARK})"
+)
+CONCLUSION = (
+    r"(?:\b(?:therefore|thus|so|hence|conclude|conclusion|leav(?:es?|ing)(?:[ \t]us[ \t]with)?"
+    r"|(?:this|that|it|which)[ \t](?:is|must[ \t]be))\b"
+    rf"|(?<![A-Z][ ]){_ARROW})[ \t]{{0,4}}[,:]?[ \t]{{0,4}}"
+)
+# No bond (C-H), no equation (C = 5), and no second letter (A and B).
+_ALONE = r"(?![\w'\u2019\u2013-]|[ \t]{0,4}(?:[=&/]|(?:and|or|nor)\b))"
+_OPTION_LETTER = rf"{_LETTER}{_ALONE}"
+_OPTION_STATEMENTS = (
+    # "we get option B.", "5 eV (option B)", "option (B) agrees with it", "B fits".
+    rf"(?<=[^\s#*>_-][ ]){_OPTION}[ \t]{{1,4}}{_OPTION_LETTER}{_ENDS}",
+    rf"\({_OPTION}[ \t]{{1,4}}{_OPTION_LETTER}",
+    rf"(?:{_OPTION}[ \t]{{1,4}}|\((?=[A-J]\))|^|[,:][ \t]|\b(?:that|so|only|then|thus|hence|therefore)[ \t])"
+    rf"{_OPTION_LETTER}[ \t]{{1,4}}{FITS}",
+    # "therefore B.", "so B) 5 eV", "only B is possible", "the best match is **B) 5 eV**".
+    rf"{CONCLUSION}(?:{_OPTION_LETTER}{_ENDS}|[*_(]{{0,4}}(?-i:[A-J])[*_]{{0,3}}\))",
+    r"\b(?:match(?:es|ing)?|corresponds?[ \t]to|agrees?[ \t]with|only"
+    r"|(?:match(?:ing)?|closest|nearest)(?:[ \t]\w{1,16})?[ \t](?:is|:))[ \t]{1,4}(?:the[ \t])?"
+    rf"(?:{_OPTION}[ \t]{{1,4}})?{_OPTION_LETTER}(?![ \t](?:atoms?|bonds?|ions?|rings?|groups?)\b)",
+    # "B) 5 eV \u2713".
+    rf"^[ \t>*_-]{{0,16}}\(?(?-i:[A-J])[*_]{{0,3}}\)[^\n]{{0,80}}{CHECK_MARK}",
+)
+_OPTION_STATEMENT = re.compile("|".join(_OPTION_STATEMENTS), _FLAGS)
+# A sentence that rejects or only examines an option.
+_EXAMINED = re.compile(
+    r"\b(?:not|never|rul(?:es?|ed|ing)[ ]out|exclud\w{1,3}|eliminat\w{1,3}|reject\w{0,3}|discard\w{0,3}|check|consider"
+    r"|examine|test|try|look[ ]at|compare)\b[^,;.:\n]{0,24}\Z",
+    re.IGNORECASE,
+)
+_REFUTED = re.compile(
+    r"[^.\n]{0,80}?(?:n['\u2019]t\b"
+    r"|\b(?:wrong|incorrect|false|not|cannot|fails?|impossible|excluded|eliminated|too[ ]\w{1,16}|contradicts?)\b)",
+    re.IGNORECASE,
+)
 _SENTENCE_END = re.compile(r"[.!?;](?=\s)|[\n\u3002\uff01\uff1f]")
 _PRONOUN = re.compile(
     r"[\W_]{0,8}(?:(?:so|thus|hence|therefore|and)\b[\W_]{1,4}){0,2}"
@@ -223,11 +267,15 @@ _BARE_BOX = re.compile(r"\\(?:boxed|fbox|framebox)\s{0,8}[^\s{\[]{1,64}", _FLAGS
 _THINK_TAG = re.compile(r"</?think>|\[/?THINK\]", _FLAGS)
 
 
-def answer_spans(text: str) -> list[Span]:
-    """Every span of the text that must not be in a hint, sorted; spans may overlap."""
+def answer_spans(text: str, *, letters: bool = False) -> list[Span]:
+    """Every span of the text that must not be in a hint, sorted; spans may overlap.
+
+    `letters`: whether answers are letters of options. In other texts a letter may be a name ("A works alone").
+    """
     thinking = (match.span() for match in _THINK_TAG.finditer(text))
     labelled = [*_label_spans(text), *_statement_spans(text), *_last_line(text)]
-    return sorted([*_tag_spans(text), *_box_spans(text), *labelled, *thinking])
+    options = _option_spans(text) if letters else ()
+    return sorted([*_tag_spans(text), *_box_spans(text), *labelled, *options, *thinking])
 
 
 def _tag_spans(text: str) -> Iterator[Span]:
@@ -343,6 +391,18 @@ def _statement_spans(text: str) -> Iterator[Span]:
         if _PRONOUN.match(before[-64:]) and len(before) <= 64:  # "42. This is the answer."
             start = _start_of_previous(text, start, done)
         done = _end_of_line(text, match.end())
+        yield start, done
+
+
+def _option_spans(text: str) -> Iterator[Span]:
+    """Sentences that name an option as the answer ("so (B)", "B fits"), to the end of the line."""
+    done = 0
+    for match in _OPTION_STATEMENT.finditer(text):
+        if match.start() < done or _EXAMINED.search(text, max(done, match.start() - 48), match.start()):
+            continue
+        if _REFUTED.match(text, match.end()):
+            continue
+        start, done = _start_of_sentence(text, match.start(), done), _end_of_line(text, match.end())
         yield start, done
 
 

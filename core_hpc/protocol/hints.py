@@ -59,8 +59,10 @@ def _source(text: str, gold: str, kind: str, style: str) -> str | None:
     return None
 
 
-def remove_answers(text: str) -> str:
+def remove_answers(text: str, *, letters: bool = False) -> str:
     r"""The text without answers (tags, boxes, `####`, labelled lines) and without thinking tags.
+
+    `letters`: whether answers are letters of options, so that "so (B)" and "B fits" state one.
 
     >>> remove_answers("4 + 7 = 11. 11 - 3 = 8. #### 8")
     '4 + 7 = 11. 11 - 3 = 8.'
@@ -68,7 +70,7 @@ def remove_answers(text: str) -> str:
     'Add them:  .\n\nCheck it.'
     """
     kept, position = [], 0
-    for start, end in answer_spans(text):
+    for start, end in answer_spans(text, letters=letters):
         if start > position:
             kept.append(text[position:start])
         position = max(position, end)
@@ -145,7 +147,7 @@ def make_hint(
     source = _source(extract.after_thinking(text), gold, kind, style)
     if source is None:
         return None
-    stripped = remove_answers(source[: max(MAX_SOURCE_CHARS, 16 * max_tokens)])
+    stripped = remove_answers(source[: max(MAX_SOURCE_CHARS, 16 * max_tokens)], letters=kind == "letter")
     hint = cut_to_tokens(compress(stripped) if style == "compressed" else stripped, tokenize, detokenize, max_tokens)
     return hint if _is_usable(hint, gold, kind) else None
 

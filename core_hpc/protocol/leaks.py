@@ -6,7 +6,7 @@ pure functions. `protocol.hint_leak` decides what happens with such a hint.
 
 The gold answer stands in a hint as a *result* if it follows "=", "is" or a similar word, or if it
 is the last value of the hint. Numbers are compared by value, formulas and words by their notation.
-A letter is no value: `answer_spans.py` removes the sentences that state one.
+A letter is a value where it names an option; `answer_spans.py` removes most sentences that state one.
 """
 
 from __future__ import annotations
@@ -15,8 +15,10 @@ import re
 from bisect import bisect_right
 from typing import NamedTuple
 
+from core_hpc.answers.kinds import normalize_letter
 from core_hpc.answers.latex import clean_latex
 from core_hpc.answers.numbers import normalize_number
+from core_hpc.protocol.answer_spans import CHECK_MARK, CONCLUSION, FITS
 from core_hpc.protocol.compression import step_starts
 from core_hpc.store.schema import LEAK_ANYWHERE, LEAK_NONE, LEAK_RESULT
 
@@ -53,6 +55,17 @@ _OPEN_END = re.compile(
     r"(?:\A|\n)[^\n]{0,8}(?:\\begin\{[a-z*]{1,16}\}|\\\[|\$\$|```\w{0,16})\Z|(?:\A|\n)[^\w\n]{1,64}\Z"
 )
 _MAX_OPEN_CHARS = 96
+# Letters of options: "option B", "so (B).", "B fits", "(B)", and "B) 5 eV" at the beginning of a line.
+_LETTER = re.compile(r"(?<![\w'\u2019\\-])[A-J](?![\w'\u2019\u2013-]|\s?=)")
+_NAMED = re.compile(
+    r"(?:\bthe\s)?\b(?:(?:option|choice|answer|letter|statement|alternative)s?|only)[\s:*_($`\[{]{1,8}\Z", re.IGNORECASE
+)
+_CONCLUDED = re.compile(rf"{CONCLUSION}[\s*_($`\[{{]{{0,8}}\Z", re.IGNORECASE)
+_LETTER_END = re.compile(r"[*_)$`\]}]{0,8}(?:[.,;:!?]|\s*\Z|[ \t]*\n)|[*_]{0,3}\)")
+_LETTER_FITS = re.compile(rf"[*_)$`\]}}.]{{0,8}}\s{{0,4}}{FITS}", re.IGNORECASE)
+_CHECKED = re.compile(rf"[^\n]{{0,80}}{CHECK_MARK}")
+_LABEL = re.compile(r"(?:\A|\n)[\s>*_(-]{0,16}\Z")
+_PARENTHESIS = re.compile(r"(?<!\w)\(\Z")
 
 
 class Value(NamedTuple):
@@ -121,8 +134,10 @@ def _without_space(text: str, end: int) -> int:
 def values_of(hint: str, gold: str, kind: str) -> list[Value]:
     """The values of a hint in order: numbers, parts of formulas, or words, depending on the kind.
 
-    The list is empty for letters.
+    The list is empty for the user's own kinds.
     """
+    if kind == "letter":
+        return _letters(hint, normalize_letter(gold))
     number = normalize_number(clean_latex(gold) if kind == "latex" else gold) if kind != "text" else None
     if number is not None:
         return _numbers(hint, number)
@@ -159,6 +174,28 @@ def _numbers(hint: str, gold: str) -> list[Value]:
 def _sign(hint: str, start: int) -> str:
     """The sign of the number that begins at `start`."""
     return "-" if _NEGATIVE.search(hint[max(0, start - 8) : start]) else ""
+
+
+def _letters(hint: str, gold: str | None) -> list[Value]:
+    """The letters that name an option; not a list of options, "A) .. B) ..", of which none is stated."""
+    found: list[tuple[Value, str, bool]] = []
+    for match in _LETTER.finditer(hint):
+        before = hint[max(0, match.start() - 48) : match.start()]
+        named = _NAMED.search(before)
+        ends = _LETTER_END.match(hint, match.end()) is not None
+        result = _BEFORE_RESULT.search(before[: named.start()] if named else before)
+        closed = hint[match.end() : match.end() + 4].lstrip("*_").startswith(")")
+        label = closed and _LABEL.search(before) is not None
+        fits = _LETTER_FITS.match(hint, match.end()) or (label and _CHECKED.match(hint, match.end()))
+        stated = bool(fits or (ends and (result or _CONCLUDED.search(before))))
+        if stated or named or label or (closed and _PARENTHESIS.search(before)):
+            found.append((Value(match.start(), match.group() == gold, stated), match.group(), label and not stated))
+    letters = [ord(letter) if label else 0 for _, letter, label in found]
+    return [
+        value
+        for i, (value, _, label) in enumerate(found)
+        if not (label and (letters[i] - 1 in letters[max(0, i - 1) : i] or letters[i] + 1 in letters[i + 1 : i + 2]))
+    ]
 
 
 def _occurrences(hint: str, gold: re.Pattern[str] | None, other: re.Pattern[str]) -> list[Value]:

@@ -306,6 +306,69 @@ def test_nothing_of_an_innocent_text_is_removed(text: str, frame: str) -> None:
     assert remove_answers(whole) == whole
 
 
+OPTION_SENTENCES = [
+    "So we get option D.",
+    "Therefore D.",
+    "So D) 5 eV is what we need.",
+    "It must be (D).",
+    "Eliminating A, B and C leaves us with D.",
+    "D is closest.",
+    "So (D).",
+    "Thus, **D**.",
+    "\u2192 D",
+    "Hence the matching option is D.",
+    "This corresponds to choice D.",
+    "Comparing with the options, D fits.",
+    "Comparing with the options, only D is consistent.",
+    "The energy matches (D).",
+    "The best match is **D) 5 eV**.",
+    "The closest value is D.",
+    "Option (D) agrees with our result.",
+    "Statement D works here.",
+    "The energy is 5 eV (option D).",
+    "D) 5 eV \u2713",
+    "**D) 5 eV** \u2705",
+]
+OTHER_OPTIONS = [
+    "Option A is wrong because it ignores the mass.",
+    "Option D is possible, so we look at the others.",
+    "We rule out option A.",
+    "So it is not option A.",
+    "Let us check choice C.",
+    "Next we consider (option B).",
+    "The first possibility (option A) is too small.",
+    "Option A matches the first condition but not the second.",
+    "The peak matches C-H stretches.",
+    "Therefore C = 5 holds.",
+    "Only C atoms are left.",
+    "Only A and B have this mass.",
+    "So A proton is emitted.",
+    "A) 1 eV\nB) 5 eV\nC) 6 eV",
+    "### Option B\nIts energy is larger.",
+    "Compound B works as an acid.",
+    "The map f: A \u2192 B is continuous.",
+]
+
+
+@pytest.mark.parametrize("sentence", OPTION_SENTENCES)
+@pytest.mark.parametrize("after", ["", "\nThe energy is then known."])
+def test_a_sentence_that_names_the_option_is_removed_where_answers_are_letters(sentence: str, after: str) -> None:
+    rest = remove_answers(f"{REASONING}\n{sentence}{after}", letters=True)
+    assert not re.search(TRACES["letter"], rest), rest
+    assert rest.replace("\n\n", "\n") == REASONING + after
+
+
+@pytest.mark.parametrize("sentence", OTHER_OPTIONS)
+def test_a_sentence_about_other_options_stays(sentence: str) -> None:
+    whole = f"{REASONING}\n{sentence}\nThen we continue."
+    assert remove_answers(whole, letters=True) == whole
+
+
+@pytest.mark.parametrize("text", ["If A works alone, it takes 4 hours.", "So only A.", "Thus A corresponds to B."])
+def test_letters_of_other_answers_are_no_options(text: str) -> None:
+    assert remove_answers(f"{text}\nThen we add 4.") == f"{text}\nThen we add 4."
+
+
 LONG = [
     "answer ",
     "the answer is:\n",
@@ -322,6 +385,12 @@ LONG = [
     "(answer) ",
     "option ",
     "option D is ",
+    "option D ",
+    "So (D). ",
+    "matches D ",
+    "D) 5 ",
+    "D fits ",
+    "option D. not ",
     "D is correct ",
     "correct option ",
     "I choose ",
@@ -358,5 +427,5 @@ LONG = [
 @pytest.mark.parametrize("piece", LONG)
 def test_a_long_text_of_repeated_markers_takes_linear_time(piece: str) -> None:
     start = time.process_time()
-    remove_answers(piece * (100_000 // len(piece)) + "x")
+    remove_answers(piece * (100_000 // len(piece)) + "x", letters=True)
     assert time.process_time() - start < 1.5

@@ -104,6 +104,36 @@ def test_formulas_and_words_are_compared_by_notation(hint: str, gold: str, kind:
     assert leak_of(hint, gold, kind) == expected
 
 
+@pytest.mark.parametrize(
+    ("hint", "expected"),
+    [
+        ("So we get option B. Stop.", "result"),
+        ("Therefore B. Option C is next.", "result"),
+        ("Add both. So (B). Then option C.", "result"),
+        ("Option B matches it. Option C is next.", "result"),
+        ("So it is B. Option C is next.", "result"),
+        ("We look at A, and then B fits, not option C.", "result"),
+        ("Option B is large. Option C is small.", "anywhere"),
+        ("Option C is small. Option B is large.", "result"),
+        ("The energy (B) is large, and (C) is small.", "anywhere"),
+        ("A) 1 eV\nB) 5 eV\nWe add both.", "none"),
+        ("A) 1 eV\nB) 5 eV \u2713\nWe add both.", "result"),
+        ("f(B) is C-B, B = 5 and vitamin B.", "none"),
+        ("Option A is wrong.", "none"),
+    ],
+)
+def test_letters_count_where_they_name_an_option(hint: str, expected: str) -> None:
+    assert leak_of(hint, "B", "letter") == expected
+    assert leak_of(hint, "D", "letter") == "none"
+
+
+def test_treatments_of_a_hint_with_the_letter() -> None:
+    hint = "Add both. This looks like option (B). Stop."
+    assert treat_leak(hint, "B", "letter", "cut") == "Add both."
+    assert treat_leak(hint, "B", "letter", "reject") is None
+    assert treat_leak(hint, "C", "letter", "reject") == hint
+
+
 CUTS = [
     ("Add both. 4 + 7 = 11. So she has 11 eggs.", "Add both."),
     ("Add both.\n4 + 7 = 11 eggs\nThen 3 more.", "Add both."),
@@ -150,9 +180,27 @@ def test_a_cut_hint_is_a_beginning_without_the_result(hint: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "piece", ["11 ", "= 11\n", "11/", "1,111", "-", "\\frac{11}", "is ", "$$\n", " ", "a b ", "x\n$$\n", "$$\n= 11\n"]
+    "piece",
+    [
+        "11 ",
+        "= 11\n",
+        "11/",
+        "1,111",
+        "-",
+        "\\frac{11}",
+        "is ",
+        "$$\n",
+        " ",
+        "a b ",
+        "x\n$$\n",
+        "$$\n= 11\n",
+        "B) ",
+        "so (B) ",
+    ],
 )
-@pytest.mark.parametrize(("gold", "kind"), [("11", "number"), ("\\frac{11}{x}", "latex"), ("a b", "text")])
+@pytest.mark.parametrize(
+    ("gold", "kind"), [("11", "number"), ("\\frac{11}{x}", "latex"), ("a b", "text"), ("B", "letter")]
+)
 def test_long_hints_take_linear_time(piece: str, gold: str, kind: str) -> None:
     start = time.process_time()
     cut_before_result(piece * (100_000 // len(piece)) + "x", gold, kind)
