@@ -40,15 +40,21 @@ _LINE_END = re.compile(
 )
 # Space before a sentence, and lines that only open display math.
 _SENTENCE_START = re.compile(r"\s*(?:(?:\\\[|\\\(|\$\$?)[ \t]*[\r\n]\s*)*")
-# A sentence about letters may contain "B; C", "B? No, C" and "B... no, C".
-_LETTERS_END = re.compile(r"(?<!\.)\.(?=\s|$)|!(?=\s|$)|<|\n")
+# "E. coli" is a name, but the text of an option may also begin with a small letter: "B. increases".
+_SPECIES = (
+    r"(?:albicans|anthracis|aureus|botulinum|burgdorferi|cerevisiae|cereus|coli|difficile|diphtheriae|elegans|faecalis"
+    r"|fragilis|histolytica|influenzae|jejuni|melanogaster|neoformans|perfringens|pertussis|pylori|subtilis|tetani"
+    r"|trachomatis)\b"
+)
+# A sentence about letters may contain "B; C", "B? No, C", "B... no, C" and "E. coli".
+_LETTERS_END = re.compile(rf"(?<!\.)\.(?=\s|$)(?!(?<=\b[A-J]\.)\s{_SPECIES})|!(?=\s|$)|<|\n")
 _OPEN = r"[\s*_`\"'$({\[\\]{0,12}(?:\\(?:text|textbf|mathrm|mathbf|mbox|boxed)\s?\{[\s(]{0,4})?"
 _CLOSE = r"[\s*_`\"'$)}\]\\.:,;]{0,12}"
 _LONE_LETTER = re.compile(rf"{_OPEN}(?P<letter>[A-Ja-j]){_CLOSE}")
 # "B", "(B) 5 eV", "option B because ..", "the correct choice is B"; never the article in "a proton"
 # or "A proton".
 _NAMED_LETTER = re.compile(
-    r"(?:the\s)?(?:correct\s|best\s|right\s)?(?:(?:option|choice|answer|letter)\s(?:is\s)?:?)?"
+    r"(?:the\s)?(?:correct\s|best\s|right\s)?(?P<named>(?:option|choice|answer|letter)\s(?:is\s)?:?)?"
     rf"{_OPEN}(?P<letter>[A-J])(?P<next>[^\w']|$)",
     re.IGNORECASE,
 )
@@ -89,7 +95,13 @@ _OPTION_LINE = re.compile(r"[*_\s]{0,4}\(?[A-J]\)[*_:]{0,3}\s{0,4}[^\s*_]")
 _OPTION_MARK = re.compile(r"(?<!\w)[A-J]\)")
 # "**C** (Both A and B)": the text of the option in parentheses, which may name letters.
 _RESTATED = re.compile(r"\A[*_)]{0,4}\s\((?i:both|neither|all|none)\b[^()]{0,60}\)")
-_NOUN = re.compile(r"\s(?!because\b|since\b|as\b|is\b)[a-z]")
+# After the letter: the rest of a name ("B cells", "C-peptide", "C=O stretch"), and no reason or remark.
+_NAME = re.compile(
+    r"\s(?!(?:because|since|as|is|are|was|and|or|nor|not|no|but|to|versus|vs|rather|instead|with|by|given|due|for|at|from"
+    r"|which|if|unless|so|when|while|where|although|via|per|using|in|on|wait|option|choice|answer|both|only"
+    r"|of|after|under|among|then|here|indeed|overall|fits|matches|works)\b)[a-z]{2}"
+    rf"|\.\s?{_SPECIES}|[-\u2010\u2011\u2013=][A-Za-z]"
+)
 _CLOSING = frozenset(")]}")
 _WRAPPED = re.compile(r"\\(?:text|textbf|mathrm|mathbf|mbox)\s?\{([^{}]{0,256})\}")
 _DECORATION = " \t\n\r*_`\"'$.,;:!?()[]{}<>"
@@ -211,9 +223,8 @@ def read_letter(payload: str) -> str | None:
     if _REJECTED.search(rest) or several:
         return None
     letter = match["letter"]
-    if match["next"] not in _CLOSING and (
-        letter.islower() or (letter in "AI" and _NOUN.match(payload, match.start("next")))
-    ):
+    is_name = match["named"] is None and _NAME.match(rest)
+    if match["next"] not in _CLOSING and (letter.islower() or is_name):
         return None
     return letter.upper()
 
