@@ -50,7 +50,7 @@ STATED = (
     r"|in(?![ \t]{1,4}(?:the|this|that|an?|one|your)\b)(?:[ \t]{1,4}[\w/]{1,16}){1,3}[\s*_`\"']{0,8}?)?"
     r"(?::|：|=|\bis\b|\bequals\b|\b(?:must|should|would|will|has[ \t]to)[ \t]{1,4}be\b)"
 )
-HEADING = r"^[ \t\#*_]{0,16}(?:final[ \t]{1,4})?answer[ \t*_]{0,8}\r?$"
+HEADING = r"^[ \t\#*_]{0,16}(?:final[ \t]{1,4})?answer[ \t*_\#]{0,8}\r?$"
 
 MAX_MARKERS = 64
 MAX_PAYLOAD_CHARS = 4096
@@ -92,6 +92,11 @@ _MAX_LISTED_BOXES = 8
 # do not. "N = 5" and "USD 5" are no headings.
 _NUMBERED_HEADING = re.compile(r"\s*(?:step\s)?[0-9]+[.):]\s+\S", re.IGNORECASE)
 _HEADING_TEXT = re.compile(rf"{_NUMBERED_HEADING.pattern}|\s*(?!\w{{1,16}}\s?=|(?:USD|EUR|GBP)\b)[^\W\d]")
+# "#### 42 ####" and "#### <42>".
+_CLOSED_HASHES = re.compile(r"\#{4}[^\n]{0,256}\w[^\n]{0,256}\Z")
+_CLOSING_HASHES = re.compile(r"(?:[ \t]\#+|\#{2,})\s*\Z")
+_ENCLOSED = re.compile(r"\A\s*[<\[]\s{0,4}([-+]?[$€£]?[0-9]{1,128}(?:\.[0-9]{1,64})?)\s{0,4}[>\]]")
+_NEW_SENTENCE = re.compile(r"\.\s+(?=[A-Z])")
 _TOKEN = re.compile(r"-?[0-9]+(?:\.[0-9]+)?|[^\W\d_]+|[^\w\s]|_")
 
 
@@ -144,7 +149,10 @@ def _payload(text: str, match: re.Match[str], heading: re.Pattern[str]) -> str |
             return None if _NEGATED.match(value) else value
     line = _line_payload(text, start)
     if match.lastgroup == "hash":
-        line = re.split(r"[\n<]", line, maxsplit=1)[0]
+        before = text[text.rfind("\n", 0, match.start()) + 1 : match.start()][-MAX_ANSWER_CHARS:]
+        if _CLOSED_HASHES.search(before) and not text[start : start + MAX_PAYLOAD_CHARS].split("\n", 1)[0].strip():
+            return None
+        line = _CLOSING_HASHES.sub("", re.split(r"[\n<]", _ENCLOSED.sub(r"\1", line), maxsplit=1)[0])
         return None if heading.match(line) else line
     return None if _NEGATED.match(line) else line
 
@@ -198,6 +206,8 @@ def _joined_boxes(text: str, markers: Sequence[re.Match[str]], last: int, rules:
 
 def _reader(match: re.Match[str], rules: AnswerKind) -> Callable[[str], str | None]:
     """The function that reads the text after a marker."""
+    if match.lastgroup == "hash" and not rules.worded:
+        return lambda line: rules.read(line) or rules.read(_NEW_SENTENCE.split(line, maxsplit=1)[0])
     if match.lastgroup != "stated":
         return rules.read
     if rules.read_label is None or _VERB_END.search(match.group()):
