@@ -22,7 +22,7 @@ from core_hpc.answers.numbers import normalize_number, read_quantity
 from core_hpc.answers.symbolic import NAME
 from core_hpc.store.schema import CORRECT, WRONG
 
-_ONLY_WORDS = re.compile(rf"(?:{WORD_COMMANDS}\{{[^{{}}]*\}}\s*)+|[A-Za-z]{{4,}}(?:\s[A-Za-z]+)*")
+ONLY_WORDS = re.compile(rf"(?:{WORD_COMMANDS}\{{[^{{}}]*\}}\s*)+|[A-Za-z]{{4,}}(?:\s[A-Za-z]+)*")
 _SEPARATOR = re.compile(r",|\\text\{\s*(?:and|or)\s*\}")
 _DEGREES = re.compile(r"\^\s*(?:\{\s*\\circ\s*\}|\\circ(?![A-Za-z]))|\\degree(?![A-Za-z])")
 _REAL = r"\\frac\{-?[0-9.]+\}\{[0-9.]+\}|[0-9]+(?:\.[0-9]*)?(?:/[0-9]+)?"
@@ -92,7 +92,7 @@ def compare_latex(answer: str, gold: str) -> str | None:
         return WRONG
     if answer == gold or (("=" in answer) != ("=" in gold) and _value_of(answer) == _value_of(gold)):
         return CORRECT
-    if _ONLY_WORDS.fullmatch(gold):
+    if ONLY_WORDS.fullmatch(gold):
         return CORRECT if _words(answer) == _words(gold) else WRONG
     if "mod" in answer or "mod" in gold:
         given, wanted = _without_modulus(answer), _without_modulus(gold)

@@ -16,7 +16,8 @@ from bisect import bisect_right
 from typing import NamedTuple
 
 from core_hpc.answers.kinds import normalize_letter
-from core_hpc.answers.latex import clean_latex
+from core_hpc.answers.latex import ASSIGNED, WORDS, clean_latex
+from core_hpc.answers.latex_comparison import ONLY_WORDS
 from core_hpc.answers.numbers import normalize_number
 from core_hpc.protocol.answer_spans import CHECK_MARK, CONCLUSION, FITS
 from core_hpc.protocol.compression import step_starts
@@ -138,7 +139,16 @@ def values_of(hint: str, gold: str, kind: str) -> list[Value]:
     """
     if kind == "letter":
         return _letters(hint, normalize_letter(gold))
-    number = normalize_number(clean_latex(gold) if kind == "latex" else gold) if kind != "text" else None
+    if kind == "latex":
+        gold = clean_latex(gold)
+        if ONLY_WORDS.fullmatch(gold):  # \text{even}, and \text{(B)}
+            words = WORDS.sub(r" \1 ", gold)
+            letter = normalize_letter(words) if words.isupper() else None
+            return _letters(hint, letter) if letter else _occurrences(hint, _word_pattern(words), _WORD)
+        assigned = ASSIGNED.fullmatch(gold)
+        if assigned is not None and not (len(assigned[1]) == 1 and assigned[1].isalpha()):  # x = 3, but not y = x
+            gold = assigned[1]
+    number = normalize_number(gold) if kind != "text" else None
     if number is not None:
         return _numbers(hint, number)
     if kind == "latex":
@@ -214,12 +224,11 @@ def _is_stated(hint: str, start: int, end: int) -> bool:
 
 
 def _latex_pattern(gold: str) -> re.Pattern[str] | None:
-    """A pattern of the gold formula with any spacing, sizes of brackets and kind of fraction."""
-    cleaned = clean_latex(gold)
-    if not cleaned:
+    """A pattern of the gold formula, of `clean_latex`, with any spacing, sizes of brackets and kind of fraction."""
+    if not gold:
         return None
     parts = []
-    for token in re.findall(r"\\[A-Za-z]+|\\.|\S", cleaned):
+    for token in re.findall(r"\\[A-Za-z]+|\\.|\S", gold):
         if token == r"\frac":
             parts.append(r"\\[dtc]?frac")
         elif token in "{}":  # \frac12, x^2
